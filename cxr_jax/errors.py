@@ -1,0 +1,8 @@
+"""The one error that means "your input is wrong": printed as one line, exit code 2."""
+
+
+class UserError(Exception):
+    """Bad usage or bad input. The message is one line that names the file or flag and the reason.
+
+    It must never hold a DICOM header value: patient data does not reach a log.
+    """
