@@ -1,0 +1,123 @@
+"""A Qwen-style tokenizer: byte-level BPE in Hugging Face format, with Qwen2.5-VL's special tokens and chat format.
+
+Real checkpoints bring their own tokenizer; `train` makes the small one of the phantom model. The tags of the answer
+format are added (not special) tokens: one id each, and still part of the decoded text, as the rewards need.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+
+from cxr_jax.errors import UserError
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+FORMAT_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+IMAGE_PAD = "<|image_pad|>"
+SYSTEM_PROMPT = "You are a helpful assistant."
+FIND_PROMPT = "Find abnormalities and support devices."
+
+# Splits text into words with their leading space, numbers digit by digit, punctuation and white space: the behaviour
+# of the Qwen2 pre-tokenizer for the text this model writes.
+_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+CHAT_TEMPLATE = (
+    "{%- if messages[0]['role'] != 'system' -%}<|im_start|>system\n" + SYSTEM_PROMPT + "<|im_end|>\n{% endif -%}"
+    "{%- for message in messages -%}<|im_start|>{{ message['role'] }}\n"
+    "{%- if message['content'] is string -%}{{ message['content'] }}"
+    "{%- else -%}{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'image' or 'image' in part -%}<|vision_start|><|image_pad|><|vision_end|>"
+    "{%- else -%}{{ part['text'] }}{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}<|im_end|>\n{% endfor -%}"
+    "{%- if add_generation_prompt -%}<|im_start|>assistant\n{% endif -%}"
+)
+
+
+def train(corpus: Iterable[str], folder: str, vocab_size: int = 1024) -> int:
+    """Trains a byte-level BPE on `corpus` and writes a tokenizer folder that `transformers` loads.
+
+    Returns the number of ids in use (<= vocab_size). The same corpus gives the same files.
+    """
+    import tokenizers as tk
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    tok = tk.Tokenizer(models.BPE())
+    tok.normalizer = normalizers.NFC()
+    tok.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tk.Regex(_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tok.decoder = decoders.ByteLevel()
+    tok.post_processor = processors.ByteLevel(trim_offsets=False)
+    n_added = len(SPECIAL_TOKENS) + len(FORMAT_TAGS)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - n_added,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tok.train_from_iterator(corpus, trainer)
+    tok.add_special_tokens([tk.AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
+    tok.add_tokens([tk.AddedToken(t, special=False, normalized=False) for t in FORMAT_TAGS])
+    os.makedirs(folder, exist_ok=True)
+    tok.save(os.path.join(folder, "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": 32768,
+        "clean_up_tokenization_spaces": False,
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": None,
+    }
+    with open(os.path.join(folder, "tokenizer_config.json"), "w") as f:
+        json.dump(config, f, indent=2)
+    with open(os.path.join(folder, "chat_template.jinja"), "w") as f:
+        f.write(CHAT_TEMPLATE)
+    return tok.get_vocab_size()
+
+
+def load(folder: str):
+    """The folder's tokenizer (a `transformers` fast tokenizer). UserError when it lacks what the answer format needs."""
+    from transformers import AutoTokenizer
+
+    if not os.path.isfile(os.path.join(folder, "tokenizer.json")):
+        raise UserError(f"{folder}: no tokenizer.json in this folder")
+    try:
+        tok = AutoTokenizer.from_pretrained(folder)
+    except Exception as e:
+        raise UserError(f"{folder}: the tokenizer does not load ({type(e).__name__})") from e
+    vocab = tok.get_vocab()
+    missing = [t for t in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", IMAGE_PAD) if t not in vocab]
+    if missing:
+        raise UserError(f"{folder}: the tokenizer lacks the special tokens {', '.join(missing)}")
+    return tok
+
+
+def prompt_ids(tok, text: str, n_image_tokens: int, *, history: tuple = ()) -> list[int]:
+    """Ids of one chat prompt: the image (if n_image_tokens > 0), then `text`, up to the assistant's turn.
+
+    The template writes one image pad; it is repeated here, as the Qwen processor does.
+    """
+    content = ([{"type": "image"}] if n_image_tokens else []) + [{"type": "text", "text": text}]
+    messages = [*history, {"role": "user", "content": content}]
+    rendered = tok.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    rendered = rendered.replace(IMAGE_PAD, IMAGE_PAD * n_image_tokens)
+    return tok(rendered, add_special_tokens=False)["input_ids"]
+
+
+def special_ids(tok) -> dict:
+    """Ids that sampling needs: `stop` (end of turn, end of text), `pad`, and `suppress` (never sampled)."""
+    vocab = tok.get_vocab()
+    stop = tuple(vocab[t] for t in ("<|im_end|>", "<|endoftext|>") if t in vocab)
+    never = [t for t in vocab if t.startswith(("<|vision", "<|image", "<|video", "<|im_start", "<|object", "<|box", "<|quad"))]
+    return {"stop": stop, "pad": vocab["<|endoftext|>"], "suppress": tuple(sorted(vocab[t] for t in never))}

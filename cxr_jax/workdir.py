@@ -1,0 +1,143 @@
+"""A run's folder: the lock, the resolved config, completion, and signals that ask the run to save and stop."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import signal
+import subprocess
+import time
+
+from cxr_jax.errors import UserError
+
+
+class Stop:
+    """Set by SIGTERM or SIGINT; loops poll `requested` between steps. A second signal ends the process at once."""
+
+    def __init__(self):
+        self.requested = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(ValueError):  # not in the main thread (tests)
+                signal.signal(number, self._handle)
+
+    def _handle(self, number, frame):
+        if self.requested:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.requested = signal.Signals(number).name
+        print(f"\n{self.requested}: saving after this step (again to stop at once)", flush=True)
+
+
+class Workdir:
+    """Opens (or creates) a run's folder and holds its lock until `close`.
+
+    Raises UserError when the folder cannot be written, is in use by another run, or belongs to another config.
+    """
+
+    def __init__(self, path: str, config: dict):
+        self.path = os.path.abspath(path)
+        created = _missing_parents(self.path)
+        try:
+            os.makedirs(self.path, exist_ok=True)
+            self._lock = open(os.path.join(self.path, "lock"), "a")
+        except OSError as e:
+            _remove_empty(created)
+            raise UserError(f"--workdir={path}: cannot be written ({e.strerror})") from e
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            raise UserError(f"--workdir={path}: another run is using it") from e
+        self._check_config(path, config)
+
+    def _check_config(self, path, config):
+        file = os.path.join(self.path, "config.json")
+        if os.path.exists(file):
+            with open(file) as f:
+                old = json.load(f)
+            changed = _differences(old["config"], json.loads(json.dumps(config)))
+            if changed:
+                raise UserError(
+                    f"--workdir={path}: holds a run with another config ({changed[0]}); use another --workdir or the same flags"
+                )
+        else:
+            write_json(file, {"config": config, **environment()})
+
+    @property
+    def status(self) -> dict:
+        """{} while the run is unfinished, else what `finish` wrote."""
+        file = os.path.join(self.path, "done.json")
+        if not os.path.exists(file):
+            return {}
+        with open(file) as f:
+            return json.load(f)
+
+    def finish(self, **facts) -> None:
+        write_json(os.path.join(self.path, "done.json"), {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **facts})
+
+    def file(self, *names: str) -> str:
+        return os.path.join(self.path, *names)
+
+    def close(self) -> None:
+        self._lock.close()
+
+
+def write_json(path: str, obj) -> None:
+    """Writes JSON by a temporary file and a rename: never half a file."""
+    tmp = f"{path}.tmp{os.getpid()}"
+    with open(tmp, "w") as f:
+        json.dump(obj, f, indent=2)
+        f.write("\n")
+    os.replace(tmp, path)
+
+
+def environment() -> dict:
+    """What a result depends on besides the config: code version, libraries, machine."""
+    import flax
+    import jax
+    import numpy
+    import optax
+
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+    def git(*args):
+        try:
+            return subprocess.run(["git", "-C", root, *args], capture_output=True, text=True, timeout=10).stdout.strip()
+        except (OSError, subprocess.TimeoutExpired):
+            return ""
+
+    diff = git("diff", "HEAD")
+    return {
+        "git_sha": git("rev-parse", "HEAD") or None,
+        "git_dirty": hashlib.sha256(diff.encode()).hexdigest()[:12] if diff else None,
+        "versions": {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+            "optax": optax.__version__,
+            "numpy": numpy.__version__,
+        },
+        "devices": [str(d.device_kind) for d in jax.devices()],
+        "cpu_count": os.cpu_count(),
+    }
+
+
+def _differences(a, b, prefix="") -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [d for k in sorted({*a, *b}) for d in _differences(a.get(k), b.get(k), f"{prefix}.{k}" if prefix else k)]
+    return [] if a == b else [f"{prefix} was {a!r}, now {b!r}"]
+
+
+def _missing_parents(path):
+    missing = []
+    while not os.path.exists(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    return missing
+
+
+def _remove_empty(paths):
+    for p in paths:
+        with contextlib.suppress(OSError):
+            os.rmdir(p)
