@@ -120,7 +120,7 @@ def _by_group(rows, groups):
 
 
 def _resampled(units, n_boot, seed):
-    """Counts of `n_boot` resamples of the units, with replacement (multinomial weights): float64 [n_boot, K]."""
+    """Counts of `n_boot` resamples of the units with replacement: [n_boot, K] (multinomial weights)."""
     n, rng, out = len(units), np.random.default_rng(seed), []
     for start in range(0, n_boot, max(1, _CHUNK // n)):
         b = min(max(1, _CHUNK // n), n_boot - start)
