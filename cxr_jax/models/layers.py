@@ -1,0 +1,129 @@
+"""Building blocks shared by the vision tower and the decoder, as flax NNX modules.
+
+They are used functionally: `graph(cls, cfg)` gives the static structure once, `apply(graph, params, ...)`
+runs it on a plain nested dict. Nothing is mutated, and no NNX object crosses a `jax.jit` border. Weights are
+cast to the dtype of the activations where they are used.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+NEG = -1e30  # finite, so that a fully masked row gives no NaN
+
+
+class Linear(nnx.Module):
+    """x [..., din] -> [..., dout]; kernel [din, dout]."""
+
+    def __init__(self, din: int, dout: int, *, bias: bool, rngs: nnx.Rngs, scale: float = 1.0):
+        init = jax.nn.initializers.truncated_normal(scale * din**-0.5)
+        self.kernel = nnx.Param(init(rngs.params(), (din, dout), jnp.float32))
+        if bias:
+            self.bias = nnx.Param(jnp.zeros((dout,), jnp.float32))
+        self.use_bias = bias
+
+    def __call__(self, x):
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y + self.bias[...].astype(x.dtype) if self.use_bias else y
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation, statistics in float32."""
+
+    def __init__(self, dim: int, eps: float):
+        self.scale = nnx.Param(jnp.ones((dim,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x):
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + self.eps)
+        return x32.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+class MLP(nnx.Module):
+    """SwiGLU: down(silu(gate x) * up x)."""
+
+    def __init__(self, dim: int, hidden: int, *, bias: bool, rngs: nnx.Rngs, out_scale: float = 1.0):
+        self.gate = Linear(dim, hidden, bias=bias, rngs=rngs)
+        self.up = Linear(dim, hidden, bias=bias, rngs=rngs)
+        self.down = Linear(hidden, dim, bias=bias, rngs=rngs, scale=out_scale)
+
+    def __call__(self, x):
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+def attention(q, k, v, bias=None):
+    """Softmax attention in plain XLA. q [B, T, H, d], k and v [B, S, K, d] with H a multiple of K.
+
+    bias: float32 added to the scores, broadcastable to [B, K, H/K, T, S]. Softmax in float32.
+    The query heads that share a key head are folded into the rows of one matrix product, so that keys are
+    never repeated. Returns [B, T, H, d].
+    """
+    B, T, H, d = q.shape
+    K = k.shape[2]
+    G = H // K
+    q = (q * d**-0.5).reshape(B, T, K, G, d).transpose(0, 2, 3, 1, 4).reshape(B * K, G * T, d)
+    k = k.transpose(0, 2, 1, 3).reshape(B * K, -1, d)
+    v = v.transpose(0, 2, 1, 3).reshape(B * K, -1, d)
+    s = jnp.einsum("btd,bsd->bts", q, k, preferred_element_type=jnp.float32)
+    if bias is not None:
+        s = (s.reshape(B, K, G, T, -1) + bias).reshape(s.shape)
+    p = jax.nn.softmax(s, axis=-1).astype(v.dtype)
+    o = jnp.einsum("bts,bsd->btd", p, v)
+    return o.reshape(B, K, G, T, d).transpose(0, 3, 1, 2, 4).reshape(B, T, H, d)
+
+
+@functools.lru_cache(maxsize=256)
+def graph(cls, *args):
+    """The static structure of module `cls(*args, rngs=...)`; no array is made."""
+    return nnx.split(nnx.eval_shape(lambda: cls(*args, rngs=nnx.Rngs(0))))[0]
+
+
+def apply(graphdef, params, *args, method: str = "__call__"):
+    """Run a module on a plain nested dict of arrays."""
+    return getattr(nnx.merge(graphdef, nnx.State(params)), method)(*args)
+
+
+def init(cls, *args, key):
+    """Fresh parameters of `cls(*args)` as a plain nested dict."""
+    return nnx.to_pure_dict(nnx.state(cls(*args, rngs=nnx.Rngs(key)), nnx.Param))
+
+
+def init_stacked(cls, *args, key, n: int):
+    """Parameters of n such modules, stacked along axis 0."""
+    return jax.vmap(lambda k: init(cls, *args, key=k))(jax.random.split(key, n))
+
+
+def unstack(tree, n: int) -> list:
+    """The n layers of a stacked tree. One `lax.split` a leaf: its gradient is one concatenation, where n
+    slices would each pad a full-size array."""
+    leaves, treedef = jax.tree.flatten(tree)
+    parts = [jax.lax.split(x, (1,) * n, 0) for x in leaves]
+    return [treedef.unflatten([p[i][0] for p in parts]) for i in range(n)]
+
+
+def checkpointed(fn, remat: str):
+    """Wrap a layer for rematerialisation: "none" keeps all activations, "full" none, "dots" the products."""
+    if remat == "none":
+        return fn
+    if remat == "full":
+        return jax.checkpoint(fn)
+    if remat == "dots":
+        return jax.checkpoint(fn, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+    raise ValueError(f"remat must be 'none', 'full' or 'dots', got {remat!r}")
+
+
+UNROLL_UP_TO = 8
+"""Stacks of at most this many layers are unrolled: a scan costs small CPU models more than it saves."""
+
+
+def run_layers(layer, stacked, x, n: int, remat: str = "none"):
+    """x -> layer(params_i, x) for i in 0..n-1 over parameters stacked on axis 0; unrolled when shallow."""
+    layer = checkpointed(layer, remat)
+    if n <= UNROLL_UP_TO:
+        for p in unstack(stacked, n):
+            x = layer(p, x)
+        return x
+    return jax.lax.scan(lambda h, p: (layer(p, h), None), x, stacked)[0]

@@ -1,0 +1,73 @@
+"""Qwen2.5-VL as pure functions of a plain nested dict of parameters: {"vision": ..., "text": ...}."""
+
+import jax
+import jax.numpy as jnp
+
+from cxr_jax.models import decoder
+from cxr_jax.models import vision as tower
+from cxr_jax.models.config import Config
+from cxr_jax.models.rope import positions
+
+__all__ = ["init_params", "vision", "embed", "positions", "decode_full", "unembed", "hidden_states", "count"]
+
+
+def init_params(cfg: Config, key) -> dict:
+    """Fresh float32 parameters."""
+    a, b = jax.random.split(key)
+    return {
+        "vision": tower.init_params(cfg.vision, a),
+        "text": decoder.init_params(cfg.text, b, cfg.tie_word_embeddings),
+    }
+
+
+def count(params: dict) -> int:
+    """Number of parameters."""
+    return sum(x.size for x in jax.tree.leaves(params))
+
+
+def vision(params: dict, cfg: Config, pixels, grid: tuple[int, int, int] = (1, 16, 16), *,
+           remat: str = "none", dtype=jnp.float32):
+    """pixels [N, P, 1176] in the processor's patch order, one static grid -> image tokens [N, P/4, D]."""
+    return tower.forward(params["vision"], cfg.vision, pixels, grid, remat=remat, dtype=dtype)
+
+
+def embed(params: dict, cfg: Config, input_ids, image_features=None, *, dtype=jnp.float32):
+    """Token embeddings [B, T, D]; the i-th image placeholder of a row takes image_features[row, i].
+
+    image_features [B, I, D] or None. A row may have fewer placeholders than I; the rest is not used.
+    """
+    h = jnp.take(params["text"]["embed"]["embedding"], input_ids, axis=0, mode="clip").astype(dtype)
+    if image_features is None:
+        return h
+    is_image = input_ids == cfg.image_token_id
+    slot = jnp.clip(jnp.cumsum(is_image, 1) - 1, 0, image_features.shape[1] - 1)
+    placed = jnp.take_along_axis(image_features.astype(dtype), slot[..., None], axis=1, mode="clip")
+    return jnp.where(is_image[..., None], placed, h)
+
+
+def decode_full(params: dict, cfg: Config, h, positions, mask, *, remat: str = "none"):
+    """h [B, T, D], positions int [3, B, T], mask bool [B, T] -> hidden [B, T, D] after the final norm."""
+    return decoder.forward(params["text"], cfg.text, h, positions, mask, remat=remat)
+
+
+def unembed(params: dict, cfg: Config, hidden):
+    """hidden [..., D] -> float32 logits [..., V]."""
+    text = params["text"]
+    kernel = text["embed"]["embedding"].T if cfg.tie_word_embeddings else text["head"]["kernel"]
+    return jnp.dot(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+
+def hidden_states(params: dict, cfg: Config, input_ids, mask, positions, pixels=None, features=None, *,
+                  grid: tuple[int, int, int] = (1, 16, 16), remat: str = "none", dtype=jnp.float32):
+    """The training forward: [B, T] ids -> hidden [B, T, D].
+
+    pixels: [B, n_img, P, 1176] or [B, P, 1176], all of the static `grid`; or features [B, I, D] computed
+    before; or neither for text only.
+    """
+    if pixels is not None:
+        B = input_ids.shape[0]
+        flat = pixels.reshape(-1, *pixels.shape[-2:])
+        features = vision(params, cfg, flat, grid, remat=remat, dtype=dtype)
+        features = features.reshape(B, -1, cfg.text.hidden_size)
+    h = embed(params, cfg, input_ids, features, dtype=dtype)
+    return decode_full(params, cfg, h, positions, mask, remat=remat)
