@@ -1,4 +1,4 @@
-"""A run's numbers: metrics.jsonl (the truth), TensorBoard beside it, and a progress line every few seconds."""
+"""A run's numbers: metrics.jsonl (the truth), TensorBoard beside it, and a progress line now and then."""
 
 import json
 import logging

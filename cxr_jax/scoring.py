@@ -332,6 +332,18 @@ def _per_label(total, boot):
     }
 
 
+def _over_constant(pred, truth, valid, constants, options):
+    """Paired gain over the best constant policy (chosen on these very rows, which favours the policy)."""
+    out = {}
+    for metric in ("jaccard", "macro_f1"):
+        best = constants[f"best_{metric}"]
+        constant = np.tile(np.isin(CHEXPERT_14, best["labels"]), (len(truth), 1))
+        diff = paired_bootstrap(metric, constant, pred, truth, valid_b=valid, **options)
+        values = dict(zip(("value", "lo", "hi"), map(_number, diff), strict=True))
+        out[metric] = {"policy": best["policy"], **values}
+    return out
+
+
 def summary(
     pred,
     truth,
@@ -351,8 +363,8 @@ def summary(
     Keys: `n`, `n_units` and `unit` (what the bootstrap draws), `n_boot`, `seed`, `parse_failure_rate`;
     `jaccard` {value, lo, hi}; `macro_f1` and `micro_f1`, each {subset: {value, lo, hi, labels}} for the
     SUBSETS (`labels`: those that enter the number); `per_label`; `constants` (see constant_policies, with
-    `prior`); `audit` where other-image predictions {name: bool [N, 14]} are given; `calibration` where
-    `probabilities` are.
+    `prior`); `over_constant` (paired gain over the best of them); `audit` where other-image predictions
+    {name: bool [N, 14]} are given; `calibration` where `probabilities` are.
     """
     pred, truth, known, valid = _checked(pred, truth, known, valid)
     units = _by_group(_row_counts(pred, truth, known, valid), groups)
@@ -380,6 +392,7 @@ def summary(
     out["per_label"] = _per_label(total, boot)
     options = {"known": known, "groups": groups, "n_boot": n_boot, "seed": seed}
     out["constants"] = constant_policies(truth, prior=prior, **options)
+    out["over_constant"] = _over_constant(pred, truth, valid, out["constants"], options)
     if audit:
         out["audit"] = image_use_audit(
             {"real": pred, **audit}, truth, valid={"real": valid, **(audit_valid or {})}, **options

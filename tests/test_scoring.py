@@ -163,6 +163,15 @@ def test_image_use_audit():
         scoring.image_use_audit({"blank": truth}, truth)
 
 
+def test_gain_over_the_best_constant():
+    pred, truth, known, valid = make(6, 150, 0.1, 0.05)
+    out = scoring.summary(pred, truth, known=known, valid=valid, n_boot=30)
+    for metric, value in (("jaccard", out["jaccard"]), ("macro_f1", out["macro_f1"]["all"])):
+        gain, best = out["over_constant"][metric], out["constants"][f"best_{metric}"]
+        assert gain["policy"] == best["policy"] and gain["lo"] <= gain["value"] <= gain["hi"]
+        assert same(gain["value"], value["value"] - best[metric]["value"])
+
+
 def test_edges():
     none = np.zeros((3, 14), bool)
     out = scoring.summary(none, none, n_boot=5)
