@@ -1,0 +1,67 @@
+"""The phantom world: an infinite, seeded set of synthetic chest radiographs (never a claim about patients)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .constants import DEVICES, FINDINGS, POSITIVE_AT, SIZE
+from .render import render
+from .scene import labels, regions, sample_scenes
+
+SPLITS = ("train", "select", "test")
+HOSPITALS = ("A", "B")
+
+
+def example_keys(seed: int, split: str, hospital: str, index) -> jax.Array:
+    """Typed PRNG keys [B] of examples; streams of other splits, hospitals or seeds share no key.
+
+    Raises ValueError for an unknown split or hospital.
+    """
+    if split not in SPLITS or hospital not in HOSPITALS:
+        raise ValueError(f"unknown split or hospital: {split!r}, {hospital!r}")
+    return _keys(seed, 1 + SPLITS.index(split) + 16 * HOSPITALS.index(hospital), jnp.asarray(index, jnp.uint32))
+
+
+@jax.jit
+def _keys(seed, stream, index):
+    base = jax.random.fold_in(jax.random.key(seed), stream)
+    return jax.vmap(lambda i: jax.random.fold_in(base, i))(index)
+
+
+@functools.partial(jax.jit, static_argnames="hospital")
+def _batch(keys, hospital):
+    scene = sample_scenes(keys, hospital)
+    return {"image": render(scene), "labels": labels(scene), "scene": scene, "regions": regions(scene)}
+
+
+def make_batch(seed: int, split: str, hospital: str, indices) -> dict:
+    """Examples `indices` of one stream, on the host.
+
+    Returns image float32 [B,224,224] in 0..1, labels int8 [B,14] (CheXpert order), scene (dict of numpy arrays, see
+    `sample_scenes`) and regions float32 [B,12,8,8]. Compiled once per batch size and hospital.
+    """
+    return jax.tree.map(np.asarray, _batch(example_keys(seed, split, hospital, indices), hospital))
+
+
+def scene_row(scene: dict, i: int) -> dict:
+    """Row i of a scene dict."""
+    return {name: value[i] for name, value in scene.items()}
+
+
+__all__ = [
+    "DEVICES",
+    "FINDINGS",
+    "HOSPITALS",
+    "POSITIVE_AT",
+    "SIZE",
+    "SPLITS",
+    "example_keys",
+    "labels",
+    "make_batch",
+    "regions",
+    "render",
+    "sample_scenes",
+    "scene_row",
+]

@@ -1,0 +1,219 @@
+"""Sample phantom scenes: what a patient has, how the picture was taken, and the labels that follow.
+
+A scene is a plain dict of arrays with a leading batch axis (see `sample_scenes`). Everything is a pure function
+of a PRNG key and jittable; hospital "A" is the training world, "B" the shifted one.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from .constants import (
+    ACQ_AP,
+    ACQ_LOW_INSPIRATION,
+    ACQ_ROTATION,
+    ATEL,
+    BOTH,
+    CARD,
+    CONS,
+    DEV,
+    DEVICES,
+    EDEMA,
+    EFF,
+    FINDINGS,
+    FRAC,
+    LEFT,
+    LESION,
+    LOWER,
+    MED,
+    OPACITIES,
+    PLEU,
+    PNEU,
+    POSITIVE_AT,
+    PTX,
+    UPPER,
+)
+
+# chance that a finding is present (subtle included) in a patient who is not healthy; order of FINDINGS
+PRESENT = {
+    "A": (0.135, 0.190, 0.185, 0.170, 0.165, 0.170, 0.215, 0.170, 0.230, 0.145, 0.150),
+    "B": (0.120, 0.240, 0.115, 0.240, 0.185, 0.190, 0.260, 0.155, 0.290, 0.100, 0.120),
+}
+HEALTHY = {"A": 0.17, "B": 0.06}  # patients drawn with nothing at all; others may also come out clean
+SUBTLE = 0.135  # of the findings present, how many are drawn faintly
+DEVICE_RATE = {"A": (0.045, 0.09, 0.065, 0.06, 0.06), "B": (0.20, 0.27, 0.10, 0.20, 0.09)}
+
+# loadings on (congestion, infection, trauma): why findings come together; the rest is independent
+_LOADING = {
+    CARD: (0.55, 0.0, 0.0),
+    EDEMA: (0.65, 0.0, 0.0),
+    EFF: (0.50, 0.25, 0.10),
+    CONS: (0.0, 0.45, 0.0),
+    PNEU: (0.0, 0.45, 0.0),
+    ATEL: (0.15, 0.25, 0.15),
+    PTX: (0.0, 0.0, 0.45),
+    FRAC: (0.0, 0.0, 0.45),
+    MED: (0.15, 0.0, 0.20),
+}
+
+
+def sample_scenes(keys: jax.Array, hospital: str) -> dict:
+    """Draw one scene a key.
+
+    keys: [B] typed keys or uint32 [B, 2]. hospital: "A" or "B" (static). Returns severity float32 [B,12] (0 absent,
+    else 0.15..1), side and zone int32 [B,12], device bool [B,5], variant float32 [B,12,4] in 0..1, anatomy float32
+    [B,16] in -1..1, acq float32 [B,16] (ACQ_* of constants.py), quality int32 [B,3] = (AP, rotated, low
+    inspiration), noise_key uint32 [B,2].
+    """
+    if hospital not in PRESENT:
+        raise ValueError(f"hospital must be 'A' or 'B', not {hospital!r}")
+    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        keys = jax.random.wrap_key_data(keys)
+    return jax.vmap(lambda key: _sample_one(key, hospital))(keys)
+
+
+def _sample_one(key, hospital):
+    k_find, k_place, k_dev, k_var, k_anat, k_acq, k_noise = jax.random.split(key, 7)
+    device = jax.random.uniform(k_dev, (len(DEVICES),)) < jnp.array(DEVICE_RATE[hospital])
+    severity = jnp.append(_severity(k_find, hospital), jnp.any(device).astype(jnp.float32))
+    side, zone = _place(k_place, severity)
+    # the sum of two uniforms: most people are near the mean
+    anatomy = jax.random.uniform(k_anat, (2, 16), minval=-1.0).mean(0) * 1.25
+    acq = _acquisition(k_acq, hospital)
+    quality = jnp.stack([acq[ACQ_AP] > 0.5, jnp.abs(acq[ACQ_ROTATION]) > 2.5, acq[ACQ_LOW_INSPIRATION] > 0.5])
+    return {
+        "severity": severity,
+        "side": side,
+        "zone": zone,
+        "device": device,
+        "variant": jax.random.uniform(k_var, (len(FINDINGS), 4)),
+        "anatomy": jnp.clip(anatomy, -1.0, 1.0),
+        "acq": acq,
+        "quality": quality.astype(jnp.int32),
+        "noise_key": jax.random.key_data(k_noise).astype(jnp.uint32),
+    }
+
+
+def _severity(key, hospital):
+    """Severity of the 11 pathologies: a Gaussian copula with three shared causes decides who is present."""
+    k_cause, k_own, k_healthy, k_subtle, k_size = jax.random.split(key, 5)
+    load = jnp.array([_LOADING.get(i, (0.0, 0.0, 0.0)) for i in range(DEV)])
+    own = jax.random.normal(k_own, (DEV,)) * jnp.sqrt(1.0 - (load**2).sum(1))
+    score = load @ jax.random.normal(k_cause, (3,)) + own
+    present = score > jax.scipy.stats.norm.ppf(1.0 - jnp.array(PRESENT[hospital]))
+    present &= jax.random.uniform(k_healthy) >= HEALTHY[hospital]
+    subtle = jax.random.uniform(k_subtle, (DEV,)) < SUBTLE
+    u = jax.random.uniform(k_size, (DEV,))
+    # the empty band 0.30-0.40 keeps "subtle" and "positive" apart for the eye too
+    return jnp.where(present, jnp.where(subtle, 0.15 + 0.15 * u, 0.40 + 0.60 * u), 0.0)
+
+
+def _pick(key, logits):
+    cell = jax.random.categorical(key, logits)
+    return cell // 3, cell % 3
+
+
+def _place(key, severity):
+    """Side and zone of every finding, so that no finding is drawn where another would hide it."""
+    keys = jax.random.split(key, 10)
+    here = severity > 0
+    side = jnp.full((len(FINDINGS),), BOTH, jnp.int32)
+    zone = jnp.ones((len(FINDINGS),), jnp.int32)
+    table = lambda up, mid, low: jnp.log(jnp.array([[up, mid, low]] * 2))  # [side, zone]
+    sides = jnp.arange(2)
+
+    side = side.at[EFF].set(jax.random.categorical(keys[0], jnp.log(jnp.array([0.36, 0.34, 0.30]))))
+    side = side.at[PTX].set(jax.random.bernoulli(keys[1]).astype(jnp.int32))
+    zone = zone.at[PTX].set(jax.random.categorical(keys[2], jnp.log(jnp.array([0.7, 0.2, 0.1]))))
+    side = side.at[ATEL].set(jax.random.categorical(keys[3], jnp.log(jnp.array([0.35, 0.35, 0.30]))))
+    zone = zone.at[ATEL].set(LOWER).at[EFF].set(LOWER)
+
+    wet = here[EFF] & ((side[EFF] == sides) | (side[EFF] == BOTH))  # [2]: fluid on that side
+    fluid = jnp.where(wet[:, None] & (jnp.arange(3) == LOWER), -6.0, 0.0)
+    air = jnp.where(here[PTX] & (side[PTX] == sides), -2.0, 0.0)[:, None]
+    taken = fluid + air
+    for i, prior, k in (
+        (CONS, table(0.3, 0.3, 0.4), keys[4]),
+        (PNEU, table(0.25, 0.35, 0.4), keys[5]),
+        (LESION, table(0.4, 0.35, 0.25), keys[6]),
+    ):
+        s, z = _pick(k, (prior + taken).reshape(-1))
+        side, zone = side.at[i].set(s), zone.at[i].set(z)
+        taken = taken + jnp.where(here[i] & (s == sides)[:, None] & (z == jnp.arange(3)), -6.0, 0.0)
+
+    s, z = _pick(keys[7], (table(0.35, 0.40, 0.25) + 2 * fluid + 2 * air).reshape(-1))
+    side, zone = side.at[PLEU].set(s), zone.at[PLEU].set(z)
+    s, z = _pick(keys[8], (table(0.25, 0.45, 0.30) + fluid).reshape(-1))
+    side, zone = side.at[FRAC].set(s), zone.at[FRAC].set(z)
+    return side.astype(jnp.int32), zone.astype(jnp.int32)
+
+
+def _acquisition(key, hospital):
+    u = jax.random.uniform(key, (20,))
+    lin = lambda i, lo, hi: lo + (hi - lo) * u[i]
+    if hospital == "A":
+        ap = u[0] < 0.20
+        low = u[1] < 0.12
+        contrast, gamma = lin(2, 0.82, 1.12), lin(3, -0.30, 0.35)
+        noise, scatter = lin(4, 0.008, 0.026), lin(5, 0.06, 0.20)
+        magnification, veil = lin(6, 0.95, 1.05), lin(7, 0.0, 0.05)
+        straight = u[8] < 0.75
+        angle = jnp.where(straight, lin(9, 0.0, 1.6), lin(9, 2.8, 3.6))
+    else:
+        ap = u[0] < 0.85
+        low = u[1] < 0.35
+        contrast, gamma = lin(2, 0.62, 0.88), lin(3, 0.10, 0.75)
+        noise, scatter = lin(4, 0.022, 0.048), lin(5, 0.14, 0.34)
+        magnification, veil = lin(6, 0.98, 1.12), lin(7, 0.02, 0.10)
+        straight = u[8] < 0.50
+        angle = jnp.where(straight, lin(9, 0.0, 2.0), lin(9, 3.0, 7.0))
+    rotation = jnp.where(u[10] < 0.5, angle, -angle)
+    depth = jnp.where(low, lin(11, 0.75, 1.0), lin(11, 0.0, 0.25))
+    values = [
+        contrast,
+        gamma,
+        noise,
+        scatter,
+        magnification,
+        rotation,
+        lin(12, -0.05, 0.05),
+        lin(13, -0.05, 0.05),
+        ap.astype(jnp.float32),
+        depth,
+        lin(14, -0.06, 0.06),
+        u[15],
+        u[16],
+        lin(17, -1.0, 1.0),
+        veil,
+        u[18],
+    ]
+    return jnp.stack(values).astype(jnp.float32)
+
+
+def labels(scene: dict) -> jax.Array:
+    """int8 [B,14] in CheXpert order: 1 positive, 0 negative, -1 uncertain (subtle). Pure function of severity.
+
+    Lung Opacity is the parent of lesion, edema, consolidation, pneumonia and atelectasis. No Finding is 1 iff no
+    pathology is positive; devices are not pathology. Cardiomegaly does not imply Enlarged Cardiomediastinum here.
+    """
+    s = scene["severity"]
+    state = jnp.where(s >= POSITIVE_AT, 1, jnp.where(s > 0, -1, 0))
+    parts = state[:, jnp.array(OPACITIES)]
+    opacity = jnp.where((parts == 1).any(1), 1, jnp.where((parts == -1).any(1), -1, 0))
+    clean = 1 - (state[:, :DEV] == 1).any(1).astype(state.dtype)
+    out = [clean, state[:, MED], state[:, CARD], opacity]
+    out += [state[:, i] for i in (LESION, EDEMA, CONS, PNEU, ATEL, PTX, EFF, PLEU, FRAC, DEV)]
+    return jnp.stack(out, 1).astype(jnp.int8)
+
+
+def regions(scene: dict) -> jax.Array:
+    """float32 [B,12,8,8]: how much of each 28 px cell is inside a finding's drawn region (row 0 = top).
+
+    0 when absent; a subtle finding counts half. Thin things are counted with a margin, see `findings.region_masks`.
+    """
+    from .findings import region_maps
+
+    weight = jnp.where(scene["severity"] >= POSITIVE_AT, 1.0, jnp.where(scene["severity"] > 0, 0.5, 0.0))
+    return jax.vmap(region_maps)(scene) * weight[:, :, None, None]
+
+
+__all__ = ["FINDINGS", "DEVICES", "POSITIVE_AT", "LEFT", "UPPER", "sample_scenes", "labels", "regions"]
