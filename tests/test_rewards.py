@@ -1,0 +1,263 @@
+"""Reward terms: equal to plain Python strings on every text, from text bytes and from token ids."""
+
+import functools
+import os
+
+import fuzz_texts
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle_rewards as oracle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cxr_jax import rewards
+from cxr_jax.errors import UserError
+from cxr_jax.labels import CHEXPERT_14, parser
+
+N_FUZZ = int(os.environ.get("CXR_JAX_FUZZ", "24000"))  # texts in each of the two big runs
+TERMS = ("accuracy", "format", "tag_count", "accuracy_hard", "overshort", "invented")
+BATCH, WIDTH, MAX_TOKENS = 512, 640, 640
+
+
+def good(answer, think="clear"):
+    return f"<think>{think}</think><answer>{answer}</answer>"
+
+
+def expected(texts, solutions, lengths):
+    rows = [oracle.score(*row) for row in zip(texts, solutions, lengths, strict=True)]
+    return {term: np.array([row[term] for row in rows], np.float32) for term in TERMS}
+
+
+def assert_same(got, texts, solutions, lengths):
+    want = expected(texts, solutions, lengths)
+    for term in TERMS:
+        wrong = np.flatnonzero(np.asarray(got[term]) != want[term])
+        shown = [(texts[i], solutions[i], got[term][i], want[term][i]) for i in wrong[:3]]
+        assert not len(wrong), f"{term}: {len(wrong)} differences, such as {shown}"
+
+
+@jax.jit
+def _terms_of_bytes(stream, sizes, solution, lengths):
+    return rewards.reward_terms(parser.parse_bytes(stream, sizes), solution, lengths)
+
+
+@jax.jit
+def _terms_of_tokens(tokens, sizes, table, solution, lengths):
+    parsed = parser.parse_tokens(tokens, sizes, table, WIDTH)
+    return rewards.reward_terms(parsed, solution, lengths) | {"overflow": parsed["overflow"]}
+
+
+def check_bytes(coded, solutions, lengths):
+    """One call of fixed shape, so that the whole fuzz run compiles once."""
+    stream = np.zeros((BATCH, WIDTH), np.uint8)
+    sizes = np.zeros(BATCH, np.int32)
+    for i, data in enumerate(coded):
+        stream[i, : len(data)] = np.frombuffer(data, np.uint8)
+        sizes[i] = len(data)
+    stream[np.arange(WIDTH) >= sizes[:, None]] = ord(">")  # what lies past the end must not count
+    got = jax.device_get(_terms_of_bytes(stream, sizes, rewards.solution_mask(solutions), lengths))
+    assert_same(got, [d.decode("utf-8", "replace") for d in coded], solutions, lengths)
+
+
+# --- differential fuzzing ----------------------------------------
+
+
+def test_fuzz_bytes():
+    """Half valid text, half with broken UTF-8."""
+    rng = np.random.default_rng(int(os.environ.get("CXR_JAX_FUZZ_SEED", "1")))
+    for _ in range(0, N_FUZZ, BATCH):
+        coded = []
+        while len(coded) < BATCH:
+            data = fuzz_texts.text(rng).encode() if rng.random() < 0.5 else fuzz_texts.raw_bytes(rng)
+            if len(data) <= WIDTH:
+                coded.append(data)
+        check_bytes(
+            coded, [fuzz_texts.solution(rng) for _ in coded], rng.integers(0, 900, BATCH).astype(np.int32)
+        )
+
+
+@functools.cache
+def small_tokenizer():
+    """A byte-level BPE whose merges cross tags and split characters; two tags are added tokens."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    rng = np.random.default_rng(0)
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tok.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        initial_alphabet=sorted(alphabet),
+        special_tokens=["<|im_end|>", "<|image_pad|>"],
+        show_progress=False,
+    )
+    tok.train_from_iterator([fuzz_texts.near_miss(rng) for _ in range(400)], trainer)
+    # Added tokens that decode in unusual ways: a tag, text outside the byte alphabet, and a letter inside it.
+    tok.add_tokens(
+        [AddedToken(t, normalized=False) for t in ("<think>", "</answer>", "edema \u3000", "\u0120x")]
+    )
+    return tok
+
+
+def check_tokens(tok, rows, solutions, table=None):
+    ids = np.zeros((BATCH, MAX_TOKENS), np.int32)
+    sizes = np.array([len(r) for r in rows], np.int32)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+    table = table or parser.TokenBytes.from_tokenizer(tok)
+    got = jax.device_get(_terms_of_tokens(ids, sizes, table, rewards.solution_mask(solutions), sizes))
+    texts = [tok.decode(row, skip_special_tokens=True) for row in rows]
+    assert not got["overflow"].any()
+    assert_same(got, texts, solutions, sizes)
+
+
+def mutated(rng, ids, vocab):
+    """Random ids put in, doubled or dropped: cuts inside characters, special tokens anywhere."""
+    for _ in range(rng.integers(4)):
+        at = int(rng.integers(len(ids) + 1))
+        if rng.random() < 0.6:
+            ids = [*ids[:at], int(rng.integers(vocab)), *ids[at:]]
+        else:
+            ids = ids[:at] + ids[at + 1 :]
+    return ids
+
+
+def test_fuzz_tokens():
+    rng = np.random.default_rng(int(os.environ.get("CXR_JAX_FUZZ_SEED", "2")))
+    tok = small_tokenizer()
+    vocab = tok.get_vocab_size(with_added_tokens=True)
+    table = parser.TokenBytes.from_tokenizer(tok)
+    for _ in range(0, N_FUZZ, BATCH):
+        rows = []
+        while len(rows) < BATCH:
+            ids = mutated(rng, tok.encode(fuzz_texts.text(rng)).ids, vocab)
+            if len(ids) <= MAX_TOKENS and int(table.length[ids].sum()) <= WIDTH:
+                rows.append(ids)
+        check_tokens(tok, rows, [fuzz_texts.solution(rng) for _ in rows], table)
+
+
+_PIECES = [
+    *oracle.TAGS,
+    *oracle.NAMES,
+    *fuzz_texts.SPACES,
+    *fuzz_texts.LOOKALIKES,
+    *fuzz_texts.BROKEN_TAGS,
+    ",",
+    "\n",
+]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.lists(st.one_of(st.sampled_from(_PIECES), st.text(max_size=3)), max_size=16), st.integers(0, 1000))
+def test_hypothesis_finds_no_difference(pieces, length):
+    """The same comparison, where a failing text is shrunk to its core."""
+    text = "".join(pieces)
+    got = rewards.score([text, good(text)], ["edema, lung opacity"] * 2, [length] * 2)
+    assert_same(got, [text, good(text)], ["edema, lung opacity"] * 2, [length] * 2)
+
+
+# --- the definition, case by case ----------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, solution, accuracy, form, tags",
+    [
+        (good("Edema, Lung Opacity"), "lung opacity,edema", 1.0, 1.0, 1.0),
+        (good("Edema"), "Edema, Pneumonia", 0.5, 1.0, 1.0),
+        (good(""), "", 1.0, 1.0, 1.0),
+        (good(" , ,"), "unknown name", 1.0, 1.0, 1.0),
+        ("no element", "", 0.0, 0.0, 0.0),
+        ("<answer>edema", "edema", 0.0, 0.0, 0.25),
+        ("</answer><answer>edema", "edema", 0.0, 0.0, 0.5),
+        (good("EDEMA\u3000") + "\n", "edema", 1.0, 1.0, 1.0),
+        (good("edema") + "\n\n", "edema", 1.0, 0.0, 1.0),
+        (good("edema") + " ", "edema", 1.0, 0.0, 1.0),
+        (" " + good("edema"), "edema", 1.0, 0.0, 1.0),
+        ("<think></think>\x1c\u2029<answer>edema</answer>", "edema", 1.0, 1.0, 1.0),
+        ("<think></think>\u200b<answer>edema</answer>", "edema", 1.0, 0.0, 1.0),
+        (good("edema") + good("fracture"), "edema", 1.0, 1.0, 0.0),
+        ("<think><answer>fracture</answer></think><answer>edema</answer>", "edema", 0.0, 1.0, 0.5),
+        ("<answer><answer>edema,fracture</answer>", "edema,fracture", 0.5, 0.0, 0.25),
+        (good("edema</answer,fracture"), "fracture", 1.0, 1.0, 1.0),
+        (good("edema<"), "edema", 0.0, 1.0, 1.0),
+    ],
+)
+def test_cases(text, solution, accuracy, form, tags):
+    got = rewards.score([text], [solution], [400])
+    assert (got["accuracy"][0], got["format"][0], got["tag_count"][0]) == (accuracy, form, tags)
+    assert got["accuracy_hard"][0] == accuracy * form * (tags == 1)
+    assert_same(got, [text], [solution], [400])
+
+
+def test_overshort():
+    got = rewards.score(["x"] * 5, [""] * 5, [0, 1, 200, 399, 5000])["overshort"]
+    np.testing.assert_array_equal(got, np.array([-1, -399 / 400, -0.5, -1 / 400, 0], np.float32))
+    assert rewards.score(["x"], [""], [50], min_length=100)["overshort"][0] == -0.5
+    assert "overshort" not in rewards.score(["x"], [""])
+
+
+def test_score_is_float32_and_keeps_order():
+    texts = [good("edema") + "x" * (i * 37 % 900) for i in range(700)] + [good("edema")]
+    got = rewards.score(texts, ["edema"] * len(texts))
+    assert all(v.dtype == np.float32 and v.shape == (701,) for v in got.values())
+    assert_same(rewards.score(texts, ["edema"] * 701, [3] * 701), texts, ["edema"] * 701, [3] * 701)
+    assert rewards.score([], [])["accuracy"].shape == (0,)
+
+
+def test_bad_arguments():
+    with pytest.raises(UserError, match="1 texts, 2 solutions"):
+        rewards.score(["a"], ["b", "c"])
+    with pytest.raises(UserError, match="min_length"):
+        rewards.score(["a"], ["b"], [1], min_length=0)
+    with pytest.raises(UserError, match="'Oedema'"):
+        rewards.strict_solution_mask(["Edema", "Edema, Oedema"])
+    terms = {"accuracy": jnp.ones(2), "format": jnp.ones(2)}
+    with pytest.raises(UserError, match="'acuracy'.*accuracy, format"):
+        rewards.combine(terms, {"acuracy": 1.0})
+    np.testing.assert_allclose(rewards.combine(terms, {"accuracy": 1.0, "format": 0.5}), [1.5, 1.5])
+
+
+def test_solution_masks():
+    mask = rewards.solution_mask([" Edema,\tNO FINDING ,junk,", ""])
+    assert [CHEXPERT_14[i] for i in np.flatnonzero(mask[0])] == ["No Finding", "Edema"] and not mask[1].any()
+    np.testing.assert_array_equal(rewards.strict_solution_mask(["edema, no finding"]), mask[:1])
+
+
+# --- exploits of the reference reward ----------------------------------------
+
+
+def test_junk_names_are_free_in_accuracy_but_counted():
+    got = rewards.score([good("Edema, Pleural_Thickening, cardio, ,")], ["Edema"])
+    assert got["accuracy_hard"][0] == 1.0 and got["invented"][0] == 2.0
+
+
+def test_no_finding_beside_a_finding_is_flagged():
+    got = rewards.score([good("No Finding, Edema"), good("No Finding, Support Devices")], ["Edema"] * 2)
+    np.testing.assert_array_equal(got["no_finding_conflict"], [1.0, 0.0])
+
+
+def test_padding_to_the_floor_pays():
+    """Length alone moves overshort and nothing else: why it has an alarm."""
+    short, long = (rewards.score([good("Edema", "a " * n)], ["Edema"], [n]) for n in (10, 400))
+    assert short["overshort"][0] < long["overshort"][0] == 0.0
+    assert short["accuracy_hard"][0] == long["accuracy_hard"][0]
+
+
+def test_constant_policies():
+    labels = np.zeros((4, 14), bool)
+    labels[0, 0] = labels[1, 0] = True
+    labels[2, [3, 10]] = labels[3, [3, 13]] = True
+    got = rewards.constant_policies(labels)
+    assert set(got) == {"always_no_finding", "all_labels", *(f"prior_top_{k}" for k in range(1, 9))}
+    assert got["always_no_finding"]["jaccard"] == 0.5
+    assert got["always_no_finding"]["macro_f1"] == pytest.approx(2 * 2 / (2 + 4) / 14)
+    assert got["all_labels"]["jaccard"] == pytest.approx((1 / 14 + 1 / 14 + 2 / 14 + 2 / 14) / 4)
+    assert got["prior_top_2"]["jaccard"] == pytest.approx((0.5 + 0.5 + 1 / 3 + 1 / 3) / 4)
+    texts = [good(", ".join(CHEXPERT_14))] * 4
+    solutions = [", ".join(np.array(CHEXPERT_14)[row]) for row in labels]
+    assert rewards.score(texts, solutions)["accuracy"].mean() == pytest.approx(got["all_labels"]["jaccard"])
+    with pytest.raises(UserError, match="shape"):
+        rewards.constant_policies(np.zeros((0, 14)))
