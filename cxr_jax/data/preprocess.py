@@ -106,3 +106,12 @@ def fit(pixels, size):
         image = PilImage.fromarray(pixels, mode="F").resize((size, size), PilImage.Resampling.BICUBIC)
         pixels = np.clip(np.asarray(image, np.float32), 0, 1)  # bicubic overshoots at edges
     return np.ascontiguousarray(pixels)
+
+
+def fit_to_model(pixels, pixel_limits):
+    """`fit`, if the model takes one size only (min_pixels == max_pixels in its settings); else the array as it is.
+
+    Such a model was trained on squares: the processor's own resize would give it a grid that it has never seen.
+    """
+    low, high = pixel_limits
+    return fit(pixels, math.isqrt(high)) if low == high else np.asarray(pixels, np.float32)

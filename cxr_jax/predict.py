@@ -1,0 +1,215 @@
+"""Reads chest radiographs: `python -m cxr_jax.predict IMAGE... [--model=NAME_OR_DIR] [--json]`.
+
+For each PNG, JPEG or DICOM file: the reasoning, the answer list, and for each of the 14 labels the share of
+`--samples` answers (temperature 1, drawn beside the greedy reading that is shown) that name it. A share of 8 samples
+is a coarse number, and no calibrated risk. With `--samples=0` it is 1 for the labels of the answer and 0 for the rest.
+
+A file that cannot be read, or that is visibly no frontal chest radiograph (lateral, other body part, blank, colour),
+gets one line on stderr and no report; `--read_anyway` reads the latter kind. Research use only. Not for diagnosis.
+"""
+
+import argparse
+import functools
+import hashlib
+import json
+import re
+import sys
+import traceback
+from pathlib import Path
+
+from cxr_jax.data import images, preprocess
+from cxr_jax.data.tokenizer import FIND_PROMPT
+from cxr_jax.errors import UserError
+from cxr_jax.labels.taxonomy import CHEXPERT_14
+
+NOTICE = "Research use only. Not for diagnosis."
+_FORMAT = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_BY_LOWER = {name.lower(): name for name in CHEXPERT_14}
+
+
+# One completion -> its parts --------------------------------------------------------------------------------------
+
+
+def split_answer(text):
+    """-> (labels named in the first <answer>, in the order written, other names in it); None without an answer.
+
+    The semantics of the accuracy reward: split at commas, strip, compare in lower case.
+    """
+    found = _ANSWER.search(text)
+    if not found:
+        return None
+    items = [item.strip() for item in found.group(1).split(",")]
+    labels = [_BY_LOWER[item.lower()] for item in items if item.lower() in _BY_LOWER]
+    return list(dict.fromkeys(labels)), [item for item in items if item and item.lower() not in _BY_LOWER]
+
+
+def reasoning_of(text):
+    """The text inside the first <think> element, as far as it goes; without the tag, all that precedes <answer>."""
+    start = text.partition("<think>")
+    body = start[2] if start[1] else start[0]
+    return re.split(r"</think>|<answer>", body, maxsplit=1)[0].strip()
+
+
+def answer_warnings(text, finish_reason):
+    """What is wrong with a completion, in plain words."""
+    notes = []
+    if finish_reason == "length":
+        notes.append("the answer was cut at the length limit")
+    split = split_answer(text)
+    if split is None:
+        return [*notes, "the model gave no answer list"]
+    labels, others = split
+    if others:
+        notes.append(f"{len(others)} names in the answer are none of the 14 labels and were dropped")
+    if "No Finding" in labels and set(labels) - {"No Finding", "Support Devices"}:
+        notes.append("the answer contradicts itself: No Finding beside a finding")
+    return notes
+
+
+def shares(texts):
+    """For each of the 14 labels, the share of the texts whose answer names it. A text without an answer names none."""
+    named = [set((split_answer(text) or ([], []))[0]) for text in texts]
+    return {label: sum(label in names for names in named) / len(named) for label in CHEXPERT_14}
+
+
+# One image -> its report ------------------------------------------------------------------------------------------
+
+
+def usable(path, renderer, read_anyway=False):
+    """Read one file. Raises UserError also for a picture that is visibly no frontal chest radiograph."""
+    image = images.read_image(path, renderer)
+    if image.meta["unusable"] and not read_anyway:
+        reasons = "; ".join(image.meta["unusable"])
+        raise UserError(f"{path}: not read: {reasons} (--read_anyway reads it all the same)")
+    return image
+
+
+def report(model, path, image, args):
+    """The record of one image: exactly the keys of `--json`."""
+    pixels = preprocess.fit_to_model(image.pixels, model.pixel_limits)
+    common = {"max_new_tokens": args.max_new_tokens, "seed": args.seed}
+    [[reading]] = model.generate([pixels], [args.prompt], temperature=0.0, n=1, **common)
+    texts = [reading.text]
+    if args.samples:
+        [drawn] = model.generate([pixels], [args.prompt], temperature=1.0, n=args.samples, **common)
+        texts = [completion.text for completion in drawn]
+    labels, _ = split_answer(reading.text) or ([], [])
+    return {
+        "image": str(path),
+        "model": args.model,
+        "weights_sha256": weights_sha256(model.folder),
+        "renderer": image.meta["renderer"],
+        "prompt": args.prompt,
+        "seed": args.seed,
+        "reasoning": reasoning_of(reading.text),
+        "answer": labels,
+        "probabilities": shares(texts),
+        "valid_format": _FORMAT.fullmatch(reading.text) is not None,
+        "warnings": [*image.meta["warnings"], *answer_warnings(reading.text, reading.finish_reason)],
+    }
+
+
+@functools.cache
+def weights_sha256(folder):
+    """SHA-256 over the folder's *.safetensors files in the order of their names; None if there are none."""
+    files = sorted(Path(folder).glob("*.safetensors")) if folder is not None else []
+    digest = hashlib.sha256()
+    for name in files:
+        with open(name, "rb") as file:
+            while block := file.read(2**22):
+                digest.update(block)
+    return digest.hexdigest() if files else None
+
+
+def as_text(record, samples):
+    """The record for a reader. Control characters in model text are dropped: they could rewrite a terminal."""
+    clean = lambda text: re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
+    likely = sorted(record["probabilities"].items(), key=lambda item: -item[1])
+    lines = [
+        record["image"],
+        f"  model {record['model']}, renderer {record['renderer']}, seed {record['seed']}",
+        f"  Reasoning: {clean(record['reasoning']) or '(none)'}",
+        f"  Answer: {', '.join(record['answer']) or '(none)'}",
+        f"  Share of {samples} sampled answers:" if samples else "  Labels of the answer:",
+        *(f"    {share:5.0%}  {label}" for label, share in likely if share > 0),
+    ]
+    if not record["valid_format"]:
+        lines.append("  Warning: the model did not keep to its answer format")
+    lines += [f"  Warning: {note}" for note in record["warnings"]]
+    return "\n".join(lines)
+
+
+# Command line -----------------------------------------------------------------------------------------------------
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(
+        prog="python -m cxr_jax.predict", description=f"Reads chest radiographs. {NOTICE}", allow_abbrev=False
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG, JPEG or DICOM file")
+    parser.add_argument("--model", default="phantom", help="embedded model, Hugging Face folder or workdir of a run")
+    parser.add_argument("--prompt", default=FIND_PROMPT)
+    parser.add_argument("--samples", type=_count(0), default=8, help="sampled answers behind the shares (default 8)")
+    parser.add_argument("--max_new_tokens", type=_count(1), default=512)
+    parser.add_argument("--seed", type=_count(0), default=0)
+    parser.add_argument("--renderer", default="voi", choices=images.RENDERERS)
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--read_anyway", action="store_true", help="also read what is no frontal chest radiograph")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser.parse_args(argv)
+
+
+def _count(least):
+    def parse(text):
+        value = int(text)
+        if not least <= value < 2**31:
+            raise ValueError
+        return value
+
+    parse.__name__ = f"whole number of at least {least}"  # argparse puts it in its message
+    return parse
+
+
+def main(argv=None) -> int:
+    args = parse_args(argv)
+    model, failed = None, False
+    for path in args.images:
+        try:
+            image = usable(path, args.renderer, args.read_anyway)
+        except UserError as error:
+            if args.debug:
+                traceback.print_exc()
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            failed = True
+            continue
+        if model is None:  # only now: a call without one usable image answers at once
+            import cxr_jax
+
+            model = cxr_jax.load(args.model)
+            if not args.json:
+                print(NOTICE)
+        record = report(model, path, image, args)
+        print(json.dumps(record) if args.json else "\n" + as_text(record, args.samples), flush=True)
+    return 2 if failed else 0
+
+
+def run(argv=None) -> int:
+    """`main` with every failure turned into one line and an exit code: 2 for bad input, 1 for the rest."""
+    debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+    try:
+        return main(argv)
+    except UserError as error:
+        code, line = 2, str(error)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        code, line = 1, f"the reading failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    if debug:
+        traceback.print_exc()
+    print(f"error: {line}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(run())
