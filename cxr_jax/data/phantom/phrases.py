@@ -15,7 +15,7 @@ SIDES = ("right", "left", "bilateral")
 ON_SIDE = ("on the right", "on the left", "on both sides")
 ZONES = ("upper", "mid", "lower")
 # Pleural air is described by where the lung edge comes away, not by a lung zone.
-PLEURAL_PLACES = ("at the apex", "in the mid zone", "at the base")
+PLEURAL_PLACES = ("at the apex", "along the wall", "at the base")
 
 # A fact's severity is always one of SEVERITIES; things without a size are graded with words of degree.
 SEVERITIES = ("small", "moderate", "large")
@@ -67,20 +67,43 @@ SHORT_NAMES = {
 
 # Causes, most likely first. None is itself one of the 14 labels, so a cause cannot be taken for a finding.
 CAUSES = {
-    "lung_lesion": ("tumor", "granuloma", "metastasis"),
-    "consolidation": ("infection", "aspiration", "hemorrhage"),
-    "pneumonia": ("bacterial infection", "viral infection", "aspiration"),
-    "edema": ("heart failure", "fluid overload", "kidney failure"),
     "pneumothorax": ("ruptured bleb", "trauma", "line placement"),
+    "edema": ("heart failure", "fluid overload", "kidney failure"),
+    "pneumonia": ("bacterial infection", "aspiration", "viral infection"),
+    "consolidation": ("infection", "aspiration", "hemorrhage"),
+    "lung_lesion": ("tumor", "granuloma", "metastasis"),
     "pleural_effusion": ("heart failure", "infection", "tumor"),
-    "atelectasis": ("mucus plug", "shallow breathing", "compression"),
     "enlarged_cardiomediastinum": ("aortic disease", "enlarged nodes", "tumor"),
     "cardiomegaly": ("heart failure", "valve disease", "pericardial fluid"),
-    "pleural_other": ("old infection", "asbestos exposure", "old trauma"),
+    "atelectasis": ("mucus plug", "shallow breathing", "compression"),
     "fracture": ("trauma", "weak bone", "tumor"),
+    "pleural_other": ("old infection", "asbestos exposure", "old trauma"),
 }
-# Which finding's causes the summary gives when there are several: the ones that change what is done next.
-CAUSE_ORDER = tuple(CAUSES)
+URGENCY = tuple(CAUSES)  # what changes most what is done next comes first
+
+# What else in the picture makes a cause the likeliest: (sign, cause), the last one that applies wins. A sign
+# counts only on the same side.
+EVIDENCE = {
+    "pneumothorax": (("central_line", "line placement"), ("fracture", "trauma")),
+    "pneumonia": (("nasogastric_tube", "aspiration"),),
+    "consolidation": (("nasogastric_tube", "aspiration"), ("fracture", "hemorrhage")),
+    "pleural_effusion": (
+        ("pneumonia", "infection"),
+        ("consolidation", "infection"),
+        ("cardiomegaly", "heart failure"),
+        ("edema", "heart failure"),
+    ),
+    "enlarged_cardiomediastinum": (("sternal_wires", "prior surgery"),),
+    "cardiomegaly": (("sternal_wires", "valve disease"), ("edema", "heart failure")),
+    "atelectasis": (
+        ("quality:low_inspiration", "shallow breathing"),
+        ("endotracheal_tube", "mucus plug"),
+        ("pleural_effusion", "compression"),
+        ("pneumothorax", "compression"),
+    ),
+    "fracture": (("lung_lesion", "tumor"),),
+    "pleural_other": (("fracture", "old trauma"),),
+}
 
 _A = {
     "quality": ("{view} view, {rotation}, {inspiration}", "{view} projection, {rotation}, {inspiration}"),
@@ -89,8 +112,9 @@ _A = {
     "no_devices": ("no support devices", "no devices"),
     "devices": ("{list}", "{list} present"),
     "airways": ("trachea midline", "trachea in the midline"),
-    "airways_rotated": ("trachea midline for rotation", "trachea midline, allowing for rotation"),
+    "airways_rotated": ("trachea midline despite rotation", "trachea midline, allowing for rotation"),
     "clear": ("clear", "clear, no opacity"),
+    "clear_above": ("clear above the effusion", "clear above the effusion, no opacity"),
     "rest": ("otherwise clear", "rest clear"),
     "hila": ("normal", "normal size"),
     "hila_edema": ("blurred by edema", "hazy with edema"),
@@ -100,7 +124,7 @@ _A = {
         "round lesion in the {zone} zone, {severity}",
         "lung lesion in the {zone} zone, {severity}",
     ),
-    "edema": ("interstitial edema, {severity}", "edema, {severity}"),
+    "edema": ("perihilar edema, {severity}", "edema, {severity}"),
     "consolidation": (
         "dense consolidation in the {zone} zone, {severity}",
         "consolidation in the {zone} zone, {severity}",
@@ -126,6 +150,7 @@ _A = {
     "no_enlarged_cardiomediastinum": ("no widening", "normal width"),
     "cardiomegaly": ("cardiomegaly, {severity}", "enlarged, {severity} cardiomegaly"),
     "no_cardiomegaly": ("normal size", "no cardiomegaly"),
+    "ap_heart": ("AP view magnifies the heart", "magnified by AP view"),
     "fracture": ("{side} rib fracture in the {zone} zone", "{side} rib fracture, {zone} zone"),
     "no_fracture": ("no fracture", "no rib fracture"),
     "causes": ("{name} from {causes}", "{name} likely from {causes}"),
@@ -134,32 +159,33 @@ _A = {
 
 _B = {
     "quality": ("{view} film, {rotation}, {inspiration}", "{view} radiograph, {rotation}, {inspiration}"),
-    "rotation": ("patient straight", "patient rotated"),
+    "rotation": ("not rotated", "patient rotated"),
     "inspiration": ("full inspiration", "shallow inspiration"),
     "no_devices": ("no support devices seen", "no lines, tubes or devices"),
     "devices": ("{list} in place", "{list} seen"),
     "airways": ("midline trachea", "trachea central"),
-    "airways_rotated": ("midline trachea given the rotation", "trachea central, given the rotation"),
+    "airways_rotated": ("midline trachea despite rotation", "trachea central, allowing for rotation"),
     "clear": ("no opacity", "no focal opacity"),
+    "clear_above": ("no opacity above the effusion", "no opacity over the effusion"),
     "rest": ("elsewhere clear", "no other opacity"),
     "hila": ("not enlarged", "no enlargement"),
     "hila_edema": ("indistinct with edema", "edema blurs the vessels"),
     "abdomen": ("no air under the diaphragm", "no free abdominal air"),
     "hedge": ("questionable faint {noun}", "cannot rule out {noun}"),
     "lung_lesion": ("{severity} {zone} zone lesion", "{severity} nodular lesion in the {zone} zone"),
-    "edema": ("{severity} edema", "{severity} pulmonary edema"),
+    "edema": ("{severity} pulmonary edema", "{severity} edema"),
     "consolidation": ("{severity} {zone} zone consolidation", "{severity} consolidation in the {zone} zone"),
     "pneumonia": ("{severity} {zone} zone pneumonia", "{severity} pneumonia in the {zone} zone"),
     "atelectasis": ("{severity} {zone} zone atelectasis", "{severity} atelectasis in the {zone} zone"),
     "pleural_effusion": ("{severity} {side} effusion", "{severity} pleural effusion {on_side}"),
     "no_pleural_effusion": ("no effusion seen", "no pleural fluid"),
     "pneumothorax": ("{severity} {side} pneumothorax {place}", "{severity} pneumothorax {on_side} {place}"),
-    "no_pneumothorax": ("no pneumothorax seen", "pneumothorax absent"),
+    "no_pneumothorax": ("no pneumothorax seen", "without pneumothorax"),
     "pleural_other": (
         "{severity} {side} pleural thickening in the {zone} zone",
         "{severity} {zone} zone pleural thickening {on_side}",
     ),
-    "no_pleural_other": ("no pleural thickening seen", "pleural thickening absent"),
+    "no_pleural_other": ("no pleural thickening seen", "without pleural thickening"),
     "enlarged_cardiomediastinum": (
         "{severity} mediastinal widening",
         "{severity} widening of the mediastinum",
@@ -167,7 +193,8 @@ _B = {
     "no_enlarged_cardiomediastinum": ("no mediastinal widening", "not widened"),
     "cardiomegaly": ("{severity} cardiomegaly", "{severity} enlargement of the heart"),
     "no_cardiomegaly": ("not enlarged", "normal heart size"),
-    "fracture": ("{zone} zone rib fracture {on_side}", "fracture of a {side} rib in the {zone} zone"),
+    "ap_heart": ("AP film magnifies the heart", "magnified on AP film"),
+    "fracture": ("{zone} zone rib fracture {on_side}", "{side} {zone} zone rib fracture"),
     "no_fracture": ("no fracture seen", "no broken rib"),
     "causes": ("consider {causes} for {name}", "{name} due to {causes}"),
     "recheck": ("questionable {names}, repeat film", "review questionable {names}"),

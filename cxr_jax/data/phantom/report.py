@@ -33,7 +33,7 @@ ORDER = (
 # A scene's severities are float32: compare with the float32 border, as the scene's own labels do.
 _POSITIVE_AT = float(np.float32(POSITIVE_AT))
 MODERATE_AT, LARGE_AT = 0.6, 0.8  # thirds of what a scene draws as positive
-_MAX_CAUSES = 2
+_MANY = 2  # findings; with more of them the summary explains only the first, to stay short
 _NAME_OF = {label: name for name, label in P.LABEL_OF.items()}
 
 
@@ -89,22 +89,22 @@ def write(scene_row: dict, hospital: str, rng: np.random.Generator) -> Report:
     """
     if hospital not in P.PHRASES:
         raise UserError(f"hospital: {hospital!r} is unknown, use one of {', '.join(P.PHRASES)}")
-    writer = _Writer(scene_row, P.PHRASES[hospital], rng)
+    w = _Writer(scene_row, P.PHRASES[hospital], rng)
     body = [
-        writer.quality(),
-        writer.devices(),
-        writer.airways(),
-        writer.lung(0),
-        writer.lung(1),
-        writer.slots("Pleura", "pleural_effusion", "pneumothorax", "pleural_other"),
-        writer.slots("Mediastinum", "enlarged_cardiomediastinum"),
-        writer.hila(),
-        writer.slots("Heart", "cardiomegaly"),
-        writer.plain("Abdomen", "abdomen", _fact("abdomen", 0)),
-        writer.slots("Bones", "fracture"),
+        w.quality(),
+        w.devices(),
+        w.airways(),
+        w.lung(0),
+        w.lung(1),
+        w.slots("Pleura", "pleural_effusion", "pneumothorax", "pleural_other"),
+        w.slots("Mediastinum", "enlarged_cardiomediastinum"),
+        w.hila(),
+        w.heart(),
+        w.plain("Abdomen", "abdomen", _fact("abdomen", 0)),
+        w.slots("Bones", "fracture"),
     ]
     answer = _answer(body)
-    return Report([*body, writer.summary(answer)], answer)
+    return Report([*body, w.summary(answer, _found(body))], answer)
 
 
 def target(report: Report) -> str:
@@ -137,11 +137,12 @@ def structured_report(report: Report) -> str:
 
 def differentials(report: Report) -> str:
     """The answer to "Provide differentials": the causes of each finding, sure or hedged, likeliest first."""
-    lines = []
+    lines, found = [], _found(report.sentences[:-1])
     for fact in _findings(report):
         name = _NAME_OF[fact.finding]
-        text = ("possible " if fact.state < 0 else "") + P.SHORT_NAMES[name]
-        lines.append(f"{text[0].upper()}{text[1:]}: {_join(P.CAUSES[name], 'or')}.")
+        possible = "possible " if fact.state < 0 else ""
+        found_here = found | {name: fact.side}
+        lines.append(_sentence(f"{possible}{P.SHORT_NAMES[name]}: {_join(_causes(name, found_here), 'or')}"))
     return "\n".join(lines) or "No Finding: no differentials."
 
 
@@ -156,7 +157,7 @@ class _Writer:
 
     def __init__(self, row: dict, words: dict, rng: np.random.Generator):
         self.words = words
-        self.draws = rng.random(64).tolist()
+        self.draws = rng.random(32).tolist()
         self.used = 0
         self.severity = np.asarray(row["severity"]).tolist()
         self.side = np.asarray(row["side"]).tolist()
@@ -231,7 +232,11 @@ class _Writer:
             facts.append(fact)
         opacity = max((f.state for f in facts), key=lambda s: (s > 0, s < 0))
         facts.append(_fact("Lung Opacity", opacity, side))
-        texts.append(self.pick("rest" if texts else "clear"))
+        clear = "rest" if texts else "clear"
+        if not texts and self.state("pleural_effusion") > 0 and self.side[F["pleural_effusion"]] in (side, 2):
+            clear = "clear_above"
+            facts.append(_fact("Pleural Effusion", 1, side))
+        texts.append(self.pick(clear))
         return Sentence(f"{ORDER[3 + side]}: {'; '.join(texts)}.", tuple(facts))
 
     def slots(self, head: str, *names: str) -> Sentence:
@@ -241,21 +246,29 @@ class _Writer:
         ]
         return Sentence(f"{head}: {'; '.join(t for t, _ in pairs)}.", tuple(f for _, f in pairs))
 
+    def heart(self) -> Sentence:
+        sentence = self.slots("Heart", "cardiomegaly")
+        if self.state("cardiomegaly") >= 0 or not self.quality_[0]:
+            return sentence
+        text = f"{sentence.text[:-1]}; {self.pick('ap_heart')}."  # why a borderline heart stays uncertain
+        return Sentence(text, (*sentence.facts, _fact("quality:ap", 1)))
+
     def hila(self) -> Sentence:
         if self.state("edema") > 0:
             return self.plain("Hila", "hila_edema", _fact("hila", 1), _fact("Edema", 1, 2))
         return self.plain("Hila", "hila", _fact("hila", 0))
 
-    def summary(self, answer: str) -> Sentence:
+    def summary(self, answer: str, found: dict) -> Sentence:
+        """The answer's names, the causes of the most urgent findings, what has to be looked at again."""
         names = answer.split(", ")
         clauses, facts = [answer], [_fact(name, 1) for name in names]
         if "No Finding" not in names:
             facts.append(_fact("No Finding", 0))
-        sure = [n for n in P.CAUSE_ORDER if self.state(n) > 0][:_MAX_CAUSES]
-        for name in sure:
-            causes = _join(P.CAUSES[name][:2], "or")
+        sure = [n for n in P.URGENCY if n in found]
+        for name in sure[: 1 if len(sure) > _MANY else 2]:
+            causes = _join(_causes(name, found)[:2], "or")
             clauses.append(self.pick("causes").format(name=P.SHORT_NAMES[name], causes=causes))
-        hedged = [n for n in P.CAUSE_ORDER if self.state(n) < 0]
+        hedged = [n for n in P.URGENCY if self.state(n) < 0]
         if hedged:
             clauses.append(self.pick("recheck").format(names=_join([P.SHORT_NAMES[n] for n in hedged], "or")))
             facts.extend(_fact(P.LABEL_OF[n], -1) for n in hedged)
@@ -275,27 +288,58 @@ def _answer(body: list[Sentence]) -> str:
     return ", ".join(positive)
 
 
+def _found(body: list[Sentence]) -> dict[str, int]:
+    """Name -> side of everything that the sentences affirm; devices and quality count for both sides."""
+    found: dict[str, int] = {}
+    for fact in (f for s in body for f in s.facts if f.state > 0):
+        name = _NAME_OF.get(fact.finding, fact.finding.removeprefix("device:"))
+        side = 2 if fact.side is None else fact.side
+        found[name] = side if found.get(name, side) == side else 2
+    return found
+
+
+def _causes(name: str, found: dict[str, int]) -> list[str]:
+    """Causes of a finding, likeliest first, in the light of what else was found on its side."""
+    causes = list(P.CAUSES[name])
+    side = found.get(name, 2)
+    for sign, cause in P.EVIDENCE.get(name, ()):
+        if sign in found and (found[sign] == side or 2 in (found[sign], side)):
+            causes = [cause, *(c for c in causes if c != cause)]
+    return causes
+
+
 def _findings(report: Report) -> list[Fact]:
-    """Affirmed, then hedged findings of the organ sentences, one fact each: right and left make both."""
+    """Affirmed, then hedged findings of the organ sentences, urgent ones first; right and left make both."""
     merged: dict[str, Fact] = {}
     for fact in (f for s in report.sentences[:-1] for f in s.facts):
         if fact.state == 0 or fact.finding not in _NAME_OF or fact.finding == "Support Devices":
             continue
-        first = merged.setdefault(fact.finding, fact)
-        if first.side != fact.side:
-            merged[fact.finding] = replace(first, side=2)
-    return sorted(merged.values(), key=lambda f: f.state, reverse=True)
+        first = merged.get(fact.finding, fact)
+        side = fact.side if fact.side == first.side else 2
+        merged[fact.finding] = replace(fact if fact.severity else first, side=side)
+    return sorted(merged.values(), key=lambda f: (-f.state, P.URGENCY.index(_NAME_OF[f.finding])))
 
 
 def _impression(fact: Fact) -> str:
-    """One numbered line: "Moderate pleural effusion on the right." """
+    """One line of the impression: "Moderate consolidation in the right lower zone." """
     name = _NAME_OF[fact.finding]
-    words = [P.SHORT_NAMES[name]]
+    words = [P.SHORT_NAMES[name], _place(name, fact)]
     if fact.state < 0:
         words.insert(0, "possible")
     elif fact.severity:
         words.insert(0, P.SEVERITY_WORDS[name][P.SEVERITIES.index(fact.severity)])
-    if name not in ("enlarged_cardiomediastinum", "cardiomegaly"):
-        words.append(P.ON_SIDE[fact.side])
-    text = " ".join(words)
-    return f"{text[0].upper()}{text[1:]}{', follow up' if fact.state < 0 else ''}."
+    return _sentence(" ".join(filter(None, words)) + (", follow up" if fact.state < 0 else ""))
+
+
+def _place(name: str, fact: Fact) -> str:
+    if name in ("enlarged_cardiomediastinum", "cardiomegaly"):
+        return ""
+    if fact.zone is None or name == "pneumothorax":
+        place = "" if fact.zone is None else f" {P.PLEURAL_PLACES[fact.zone]}"
+        return P.ON_SIDE[fact.side] + place
+    zone = P.ZONES[fact.zone]
+    return f"in both {zone} zones" if fact.side == 2 else f"in the {P.SIDES[fact.side]} {zone} zone"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
