@@ -195,7 +195,7 @@ _B = {
     "no_cardiomegaly": ("not enlarged", "normal heart size"),
     "ap_heart": ("AP film magnifies the heart", "magnified on AP film"),
     "fracture": ("{zone} zone rib fracture {on_side}", "{side} {zone} zone rib fracture"),
-    "no_fracture": ("no fracture seen", "no broken rib"),
+    "no_fracture": ("no fracture seen", "no rib fracture seen"),
     "causes": ("consider {causes} for {name}", "{name} due to {causes}"),
     "recheck": ("questionable {names}, repeat film", "review questionable {names}"),
 }

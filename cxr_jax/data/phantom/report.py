@@ -33,7 +33,7 @@ ORDER = (
 # A scene's severities are float32: compare with the float32 border, as the scene's own labels do.
 _POSITIVE_AT = float(np.float32(POSITIVE_AT))
 MODERATE_AT, LARGE_AT = 0.6, 0.8  # thirds of what a scene draws as positive
-_MANY = 2  # findings; with more of them the summary explains only the first, to stay short
+_FEW, _MANY = 2, 5  # up to so many findings the summary explains two, or one, of them: it has to stay short
 _NAME_OF = {label: name for name, label in P.LABEL_OF.items()}
 
 
@@ -265,7 +265,7 @@ class _Writer:
         if "No Finding" not in names:
             facts.append(_fact("No Finding", 0))
         sure = [n for n in P.URGENCY if n in found]
-        for name in sure[: 1 if len(sure) > _MANY else 2]:
+        for name in sure[: (len(sure) <= _FEW) + (len(sure) <= _MANY)]:
             causes = _join(_causes(name, found)[:2], "or")
             clauses.append(self.pick("causes").format(name=P.SHORT_NAMES[name], causes=causes))
         hedged = [n for n in P.URGENCY if self.state(n) < 0]
@@ -334,6 +334,8 @@ def _impression(fact: Fact) -> str:
 def _place(name: str, fact: Fact) -> str:
     if name in ("enlarged_cardiomediastinum", "cardiomegaly"):
         return ""
+    if name == "edema":
+        return "in both lungs" if fact.side == 2 else f"in the {P.SIDES[fact.side]} lung"
     if fact.zone is None or name == "pneumothorax":
         place = "" if fact.zone is None else f" {P.PLEURAL_PLACES[fact.zone]}"
         return P.ON_SIDE[fact.side] + place
