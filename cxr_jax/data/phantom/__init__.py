@@ -1,4 +1,4 @@
-"""The phantom world: an infinite, seeded set of synthetic chest radiographs (never a claim about patients)."""
+"""The phantom world: infinite seeded synthetic chest radiographs (never a claim about patients)."""
 
 import functools
 
@@ -21,7 +21,9 @@ def example_keys(seed: int, split: str, hospital: str, index) -> jax.Array:
     """
     if split not in SPLITS or hospital not in HOSPITALS:
         raise ValueError(f"unknown split or hospital: {split!r}, {hospital!r}")
-    return _keys(seed, 1 + SPLITS.index(split) + 16 * HOSPITALS.index(hospital), jnp.asarray(index, jnp.uint32))
+    return _keys(
+        seed, 1 + SPLITS.index(split) + 16 * HOSPITALS.index(hospital), jnp.asarray(index, jnp.uint32)
+    )
 
 
 @jax.jit
@@ -39,7 +41,7 @@ def _batch(keys, hospital):
 def make_batch(seed: int, split: str, hospital: str, indices) -> dict:
     """Examples `indices` of one stream, on the host.
 
-    Returns image float32 [B,224,224] in 0..1, labels int8 [B,14] (CheXpert order), scene (dict of numpy arrays, see
+    Returns image float32 [B,224,224] in 0..1, labels int8 [B,14] (CheXpert order), scene (numpy arrays, see
     `sample_scenes`) and regions float32 [B,12,8,8]. Compiled once per batch size and hospital.
     """
     return jax.tree.map(np.asarray, _batch(example_keys(seed, split, hospital, indices), hospital))

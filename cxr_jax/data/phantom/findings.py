@@ -50,7 +50,9 @@ def lesion(scene, g):
     """Chord of a round nodule, 10-30 px across."""
     w = scene["variant"][LESION]
     r = (5.0 + 2.0 * w[0] + 8.0 * scene["severity"][LESION]) * PX
-    cx, cv = 0.27 + 0.20 * w[1], zone_height(g, scene["zone"][LESION]) + 0.10 * (w[2] - 0.5)
+    behind = (scene["zone"][LESION] == 2) & (scene["side"][LESION] == LEFT)
+    cx = 0.27 + 0.22 * w[1] + jnp.where(behind, 0.16 - 0.12 * w[1], 0.0)  # not behind the heart
+    cv = zone_height(g, scene["zone"][LESION]) + 0.10 * (w[2] - 0.5)
     dx, dv = g.x - cx, g.v - cv
     d2 = (dx * dx * (0.9 + 0.3 * w[3]) + dv * dv) * (1 / (r * r))
     return chord(d2) * (on_side(scene, g, LESION) > 0)
@@ -104,20 +106,22 @@ def fluid_level(scene, g):
 
 
 def effusion(scene, g):
-    return ramp(g.v - fluid_level(scene, g), 2.0 * PX) * ramp(g.e, PX) * ramp(0.85 - g.v, 0.05)
+    return ramp(g.v - fluid_level(scene, g), 2.0 * PX) * ramp(g.e, PX) * ramp(g.x - 0.09, 0.05)
 
 
 def atelectasis(scene, g, margin=0.0):
     """Two or three plate-like bands at the base, above any fluid."""
     w, s = scene["variant"][ATEL], on_side(scene, g, ATEL)
-    floor = jnp.minimum(g.dome, jnp.where(on_side(scene, g, EFF) > 0, g.dome + 0.08 - 0.42 * on_side(scene, g, EFF) ** 2, 9.0))
+    floor = jnp.minimum(
+        g.dome, jnp.where(on_side(scene, g, EFF) > 0, g.dome + 0.08 - 0.42 * on_side(scene, g, EFF) ** 2, 9.0)
+    )
     tilt = 0.30 * (w[0] - 0.5) * (g.x - 0.35)
     reach = 0.14 + 0.09 * w[1]
     out = 0.0
     for k in range(3):
         centre = floor - 0.055 - 0.085 * k - 0.03 * w[2] + tilt * (1 + 0.5 * k)
         half = (1.3 + 0.9 * s - 0.25 * k) * PX + margin
-        length = ramp(reach + 0.03 * s + margin - jnp.abs(g.x - 0.34 - 0.05 * ((k * 0.6 + w[3]) % 1.0)), 0.04)
+        length = ramp(reach + 0.03 * s + margin - jnp.abs(g.x - 0.38 - 0.06 * ((k * 0.6 + w[3]) % 1.0)), 0.04)
         on = 1.0 if k < 2 else jnp.where(s > 0.75, 1.0, 0.0)
         out = jnp.maximum(out, ramp(half - jnp.abs(g.v - centre), 1.0 * PX) * length * on)
     return out * ramp(g.e, PX) * (s > 0)
@@ -129,11 +133,13 @@ def pneumothorax(scene, g):
     height = (g.v - g.p.top) / (g.dome - g.p.top)  # 0 apex, 1 dome
     # how wide the gap is along the wall: from the apex, all along, or at the base
     down = jnp.clip(1.12 - height * (1.35 - 0.45 * s), 0.0, 1.0)
-    shape = jnp.where(zone == 0, down, jnp.where(zone == 1, 0.62 - 0.15 * height, jnp.clip(height * 1.5 - 0.5, 0.0, 0.9)))
+    shape = jnp.where(
+        zone == 0, down, jnp.where(zone == 1, 0.62 - 0.15 * height, jnp.clip(height * 1.5 - 0.5, 0.0, 0.9))
+    )
     gap = s * (0.24 + 0.06 * w[0]) * shape
     # the apex of the lung drops away from the dome of the chest
     drop = jnp.where(zone == 0, s * (0.24 + 0.10 * w[1]), 0.04 * s)
-    d = jnp.minimum(g.e - gap, (g.v - g.p.top - drop - 0.4 * (g.x - 0.25) ** 2) * 0.8)
+    d = jnp.minimum(g.e - gap, (g.v - g.p.top - drop - 1.3 * (g.x - 0.20) ** 2) * 0.8)
     air = ramp(-d, PX) * g.in_lung * (s > 0)
     line = ramp(1.5 * PX - jnp.abs(d), 1.0 * PX) * g.in_lung * (s > 0) * ramp(gap + drop - 0.02, 0.01)
     return air, line
@@ -142,11 +148,11 @@ def pneumothorax(scene, g):
 def pleural_other(scene, g):
     """Thickened pleura: a lumpy band along the chest wall, or a cap over the apex. Returns (band, plaque)."""
     w, zone, s = scene["variant"][PLEU], scene["zone"][PLEU], on_side(scene, g, PLEU)
-    centre = zone_height(g, zone)
+    centre = zone_height(g, zone) - jnp.where(zone == 2, 0.14, 0.0)
     wave = (g.v - centre) * 9.0 + 6.28 * w[0]
     wave = wave - 6.2832 * jnp.round(wave * (1 / 6.2832))
     lumps = 0.8 + 0.25 * (1.0 - wave * wave * 0.2)
-    thick = (0.045 + 0.065 * s) * lumps
+    thick = (0.045 + 0.060 * s) * lumps
     along = ramp(0.20 + 0.10 * w[1] - jnp.abs(g.v - centre), 0.05)
     wall_band = ramp(thick - g.e, 1.3 * PX) * along
     cap = ramp(g.p.top + 0.10 + 0.09 * s + 0.6 * (g.x - 0.27) ** 2 - g.v, 1.3 * PX)
@@ -168,17 +174,17 @@ def fracture_site(scene, g):
 
 
 def fracture(scene, g):
-    """(shift, gap, callus, near): rib displacement beyond the break, dark cleft, bright ends, the whole site."""
+    """(shift, gap, ends, near): rib displacement at the break, dark cleft, bright ends, the whole site."""
     s = on_side(scene, g, FRAC)
     x0, v0 = fracture_site(scene, g)
     dx = g.x - x0
     dv = g.v - v0 - (rib_curve(g, g.x) - rib_curve(g, x0))
-    near = ramp(0.078 - jnp.abs(dv), 0.02) * ramp(0.13 - jnp.abs(dx), 0.02) * (s > 0)
+    near = ramp(0.080 - jnp.abs(dv), 0.02) * ramp(0.17 - jnp.abs(dx), 0.03) * (s > 0)
     up = jnp.where(scene["variant"][FRAC][1] < 0.5, 1.0, -1.0)
-    shift = up * 0.042 * s * near * jnp.where(dx > 0, 1.0, -0.45)
+    shift = up * s * near * jnp.where(dx > 0, 0.050 - 0.10 * dx, -0.024)
     cut = dx + 0.35 * dv
-    gap = ramp(1.7 * PX - jnp.abs(cut), 1.0 * PX) * near
-    ends = ramp(5.0 * PX - jnp.abs(cut), 2.0 * PX) * near
+    gap = ramp(1.9 * PX - jnp.abs(cut), 1.0 * PX) * near
+    ends = ramp(7.0 * PX - jnp.abs(cut), 3.0 * PX) * near
     return shift, gap, ends, near
 
 
@@ -211,7 +217,11 @@ def devices(scene, g, margin=0.0):
     vein = _line(v - (box_v + 0.03 - 0.28 * t * (1.0 - t) + 0.10 * (1.0 - t)), 1.3 * PX, margin)
     vein *= soft(box_u - out, 0.02) * soft(out + 0.06, PX)
     turn = jnp.clip((v + 0.36) * (1 / 0.62), 0.0, 1.0)
-    lead = _line(um + 0.06 + 0.055 * (4 * turn * (1 - turn)), 1.3 * PX, margin) * soft(v + 0.41, PX) * soft(0.24 - v, PX)
+    lead = (
+        _line(um + 0.06 + 0.055 * (4 * turn * (1 - turn)), 1.3 * PX, margin)
+        * soft(v + 0.41, PX)
+        * soft(0.24 - v, PX)
+    )
     last = _line(v - 0.235 - 0.55 * (um + 0.06) + 0.5 * (um + 0.06) * (um - 0.2), 1.3 * PX, margin)
     last *= soft(um + 0.07, PX) * soft(0.22 - um, PX)
     tip2 = bump(((um - 0.22) ** 2 + (v - 0.39) ** 2) * (1 / 0.0012))
@@ -219,13 +229,17 @@ def devices(scene, g, margin=0.0):
 
     bend = jnp.maximum(v - 0.30, 0.0)
     course = 0.028 + 1.5 * bend * bend
-    ngt = _line((um - course) / jnp.sqrt(1.0 + 9.0 * bend * bend), 1.2 * PX, margin) * soft(0.68 + 0.06 * w[3] - v, PX)
+    ngt = _line((um - course) / jnp.sqrt(1.0 + 9.0 * bend * bend), 1.2 * PX, margin) * soft(
+        0.68 + 0.06 * w[3] - v, PX
+    )
 
     q = (v + 0.05 * w[2]) * (1 / 0.125)
     d = (q - jnp.round(q)) * 0.125
     loop = (um * (1 / 0.046)) ** 2 + (d * (1 / 0.026)) ** 2
     wires = ramp(0.55 + 25 * margin - jnp.abs(loop - 1.0), 0.30) * ramp(0.38 - v, 0.01) * ramp(v + 0.42, 0.01)
-    return [m * on[i] for i, m in zip((ETT, CVC, PACER, NGT, WIRES), (ett, cvc, pacer, ngt, wires), strict=True)]
+    return [
+        m * on[i] for i, m in zip((ETT, CVC, PACER, NGT, WIRES), (ett, cvc, pacer, ngt, wires), strict=True)
+    ]
 
 
 def region_masks(scene, n=CELLS * 7):

@@ -1,7 +1,7 @@
 """The normal chest as analytic functions over a pixel grid: frame, lungs, diaphragm, heart, ribs.
 
-Body units: half the image is 1; u grows to the image's right (the patient's left), v grows downwards. Both lungs are
-evaluated at once: x is the distance from the spine, `left` says which side a pixel is on.
+Body units: half the image is 1; u grows to the image's right (the patient's left), v grows downwards. Both
+lungs are evaluated at once: x is the distance from the spine, `left` says which side a pixel is on.
 """
 
 from types import SimpleNamespace
@@ -69,7 +69,7 @@ def by_side(scene, i):
 
 
 def cardiothoracic_ratio(scene) -> jax.Array:
-    """Heart width / inner chest width of one scene: below 0.5 when normal, 0.5 + 0.2 severity in cardiomegaly.
+    """Heart width / inner chest width of one scene: under 0.5 if normal, 0.5 + 0.2 severity in cardiomegaly.
 
     An AP film shows the heart 4 % larger, a nuisance that stays below 0.5 for a normal heart.
     """
@@ -84,7 +84,7 @@ def thorax_shape(scene):
     low = 0.15 * q[ACQ_LOW_INSPIRATION]
     up_r, up_l = by_side(scene, ATEL)
     p = SimpleNamespace()
-    p.width = 0.655 + 0.03 * a[ANAT_WIDTH]
+    p.width = 0.725 + 0.03 * a[ANAT_WIDTH]
     p.top = -0.80 + 0.03 * a[ANAT_APEX]
     p.dome_r = 0.42 + 0.04 * a[ANAT_DIAPHRAGM_R] - low - 0.13 * up_r
     p.dome_l = 0.48 + 0.04 * a[ANAT_DIAPHRAGM_L] - low - 0.13 * up_l
@@ -107,7 +107,7 @@ def zone_height(g, zone):
 
 
 def chest(scene, n=SIZE):
-    """Fields of the normal chest on an n x n grid covering the whole image (see module docstring for units)."""
+    """Fields of the normal chest on an n x n grid covering the image (units: module docstring)."""
     q, p = scene["acq"], thorax_shape(scene)
     grid = (jnp.arange(n, dtype=jnp.float32) + 0.5) * (2.0 / n) - 1.0
     col, row = (grid - q[ACQ_SHIFT_X])[None, :], (grid - q[ACQ_SHIFT_Y])[:, None]
@@ -127,13 +127,15 @@ def chest(scene, n=SIZE):
     g.e = g.wall - g.x  # depth inside the chest wall, negative outside
     inside = jnp.minimum(g.e, (g.x - inner))
     # diaphragm: a dome that falls steeply into the lateral costophrenic angle
-    off = g.x - 0.30
-    fall = jnp.where(off > 0, 1.9, 0.35)
-    g.dia = g.dome + fall * off * off + 1.2 * jnp.maximum(off - 0.22, 0.0) ** 2 * 4.0
+    off = g.x - 0.32
+    fall = jnp.where(off > 0, 0.75, 0.35)
+    g.dia = g.dome + fall * off * off + 3.0 * jnp.maximum(off - 0.22, 0.0) ** 2
     g.above = g.dia - g.v  # height above the diaphragm
     # lung depth along the ray: a solid rounded at its sides
     edge = jnp.clip(inside * (1 / 0.22), 0.0, 1.0)
-    g.lung = jnp.sqrt(edge * (2.0 - edge)) * ramp(g.above, 0.9 * PX) * (0.88 + 0.12 * ramp(g.above - 0.1, 0.12))
+    g.lung = (
+        jnp.sqrt(edge * (2.0 - edge)) * ramp(g.above, 0.9 * PX) * (0.88 + 0.12 * ramp(g.above - 0.1, 0.12))
+    )
     g.in_lung = ramp(inside, PX) * ramp(g.above, PX)
     return g
 
@@ -143,13 +145,13 @@ def heart(scene, g):
     a = scene["anatomy"]
     half = cardiothoracic_ratio(scene) * g.p.width
     tilt = 0.30 + 0.08 * a[ANAT_HEART_TILT]
-    tall = 0.27 + 0.22 * (half - 0.28)
+    tall = 0.30 + 0.22 * (half - 0.30)
     across = jnp.sqrt(half * half - (tilt * tall) ** 2)
     centre_v = jnp.minimum(g.p.dome_r, g.p.dome_l) - 0.21
     du, dv = g.um - 0.34 * half, g.v - centre_v
     # sheared ellipse: its widest points are at du = +-half
     d2 = ((du - tilt * dv) / across) ** 2 + (dv / tall) ** 2
-    return chord(d2)
+    return chord(d2 * d2)
 
 
 def mediastinum(scene, g):
@@ -157,9 +159,10 @@ def mediastinum(scene, g):
     a = scene["anatomy"]
     s = scene["severity"][MED]
     more = jnp.where(s > 0, 0.19 * strength(s), 0.0)
-    flare = jnp.clip(g.v + 0.62, 0.0, 0.45)
-    half = 0.115 + 0.012 * a[ANAT_MEDIASTINUM] + 0.10 * flare * flare + more * (1.0 + 0.5 * flare)
-    waist = ramp(0.22 - g.v, 0.20) * ramp(g.v + 0.98, 0.06)
+    flare = jnp.clip(g.v + 0.62, 0.0, 0.62)
+    more = more * (1.0 + 0.5 * flare) * ramp(0.02 - g.v, 0.16)
+    half = 0.115 + 0.012 * a[ANAT_MEDIASTINUM] + 0.22 * flare * flare * ramp(0.22 - g.v, 0.10) + more
+    waist = ramp(0.60 - g.v, 0.10) * ramp(g.v + 0.98, 0.06)
     band = jnp.clip((half - jnp.abs(g.um)) * (1 / 0.05), 0.0, 1.0)
     column = jnp.sqrt(band * (2.0 - band)) * waist
     r = 0.085 + 0.012 * a[ANAT_AORTA]
@@ -183,16 +186,26 @@ def posterior_ribs(g, v, x):
     """Attenuation 0..~1 of the posterior ribs; v may already be displaced by a fracture."""
     q = (v - rib_curve(g, x)) * (1.0 / g.p.pitch) - g.p.phase
     d = (q - jnp.round(q)) * g.p.pitch
-    reach = ramp(x - 0.07, 0.03) * ramp(g.wall + 0.025 - x, 0.012) * ramp(g.v + 0.84, 0.05) * ramp(0.66 - g.v, 0.1)
+    reach = (
+        ramp(x - 0.07, 0.03)
+        * ramp(g.wall + 0.025 - x, 0.012)
+        * ramp(g.v + 0.84, 0.05)
+        * ramp(0.66 - g.v, 0.1)
+    )
     return tube_profile(d, 0.034) * reach
 
 
 def anterior_ribs(g):
-    """Attenuation of the anterior ribs: wider, fainter, falling towards the midline and ending in cartilage."""
+    """Attenuation of the anterior ribs: wider, fainter, falling to the midline and ending in cartilage."""
     t = g.p.width - g.x
     q = (g.v - 0.62 * t - 0.15 * t * t) * (1.0 / (g.p.pitch * 1.12)) - g.p.phase * 0.7
     d = (q - jnp.round(q)) * (g.p.pitch * 1.12)
-    reach = ramp(g.x - 0.32, 0.07) * ramp(g.wall + 0.02 - g.x, 0.012) * ramp(g.v + 0.62, 0.06) * ramp(0.42 - g.v, 0.1)
+    reach = (
+        ramp(g.x - 0.32, 0.07)
+        * ramp(g.wall + 0.02 - g.x, 0.012)
+        * ramp(g.v + 0.62, 0.06)
+        * ramp(0.42 - g.v, 0.1)
+    )
     return tube_profile(d, 0.040) * reach
 
 

@@ -6,7 +6,6 @@ import numpy as np
 
 from . import findings as fi
 from .constants import (
-    ACQ_AP,
     ACQ_CONTRAST,
     ACQ_GAMMA,
     ACQ_MAGNIFICATION,
@@ -52,27 +51,29 @@ from .texture import TREE, TREE_V, TREE_X, TREES, hat, pixel_noise, smooth_noise
 
 
 def render(scene: dict) -> jax.Array:
-    """Images float32 [B,224,224] in 0..1 of a batch of scenes; opacity and bone bright, air dark. Jittable."""
+    """Images float32 [B,224,224] in 0..1 of scenes; opacity and bone bright, air dark. Jittable."""
     return jax.vmap(_render_one)(scene)
 
 
 def _trees(scene):
-    """Vessel map [SIZE,SIZE]: one tree of the bank for each lung, resampled into place by two small matmuls."""
+    """Vessel map [SIZE,SIZE]: a tree of the bank for each lung, resampled into place by small matmuls."""
     q = scene["acq"]
     bank = jnp.asarray(tree_bank())
     grid = (jnp.arange(SIZE, dtype=jnp.float32) + 0.5) * PX - 1.0
     u, v = (grid - q[ACQ_SHIFT_X]) / q[ACQ_MAGNIFICATION], (grid - q[ACQ_SHIFT_Y]) / q[ACQ_MAGNIFICATION]
     cols = hat((jnp.abs(u) - TREE_X[0]) * ((TREE - 1) / (TREE_X[1] - TREE_X[0])), TREE)
     rows = hat((v - TREE_V[0]) * ((TREE - 1) / (TREE_V[1] - TREE_V[0])), TREE)
-    half = rows @ jnp.concatenate([bank[(q[ACQ_TREE_R] * TREES).astype(jnp.int32)],
-                                   bank[(q[ACQ_TREE_L] * TREES).astype(jnp.int32)]], axis=1)
+    half = rows @ jnp.concatenate(
+        [bank[(q[ACQ_TREE_R] * TREES).astype(jnp.int32)], bank[(q[ACQ_TREE_L] * TREES).astype(jnp.int32)]],
+        axis=1,
+    )
     right = half[:, :TREE] @ (cols * (u <= 0)[:, None]).T
     return right + half[:, TREE:] @ (cols * (u > 0)[:, None]).T
 
 
 def _attenuation(scene):
     """Line integral of attenuation at every pixel (about 0 in free air, 0.6 in lung, 3 in the abdomen)."""
-    a, q = scene["anatomy"], scene["acq"]
+    a = scene["anatomy"]
     g = chest(scene)
     key = jax.random.wrap_key_data(scene["noise_key"])
     fluff = smooth_noise(key, 30)
@@ -85,7 +86,7 @@ def _attenuation(scene):
     # air left in the lung once heart, mediastinum and disease have taken their share
     wet = fi.edema(scene, g) * on[EDEMA]
     patches = fi.pneumonia(scene, g)
-    patches = ramp(patches * 1.5 - 0.75 + 0.42 * fluff, 0.45) * ramp(patches - 0.05, 0.05) * on[PNEU]
+    patches = ramp(patches * 1.5 - 0.75 + 0.42 * fluff, 0.60) * ramp(patches - 0.05, 0.05) * on[PNEU]
     lobe = fi.consolidation(scene, g)
     bronchi = lobe * ramp(tree - 0.30, 0.18)
     gas, pleura = fi.pneumothorax(scene, g)
@@ -98,7 +99,7 @@ def _attenuation(scene):
         * (1.0 - 0.85 * wet * (0.85 + 0.18 * fluff))
         * (1.0 - 0.80 * patches)
         * (1.0 - 0.90 * lobe * on[CONS] + 0.55 * bronchi * on[CONS])
-        * (1.0 - 0.80 * peel * on[PLEU])
+        * (1.0 - 0.95 * peel * jnp.minimum(1.35 * on[PLEU], 1.0))
         * (1.0 - 0.96 * fluid)
     )
     lung = g.lung * (1.0 + 0.02 * cloud)
@@ -109,9 +110,10 @@ def _attenuation(scene):
     shoulder = g.v + 0.93 - 0.30 * jnp.maximum(g.x - 0.22, 0.0)
     body = body * jnp.maximum(ramp(shoulder, 0.05), ramp(0.26 - g.x, 0.03) * 0.9)
     thick = 2.05 + 0.22 * a[ANAT_HABITUS]
-    m = thick * body - 1.62 * air
+    m = thick * body - 1.55 * air
     m += 0.34 * cor + 0.30 * med * ramp(0.3 - g.v, 0.3)
-    m += 0.45 * ramp(-g.above, 0.05) * ramp(g.e + 0.15, 0.15)
+    belly = jnp.maximum(ramp(-g.above, 0.05), fluid) * ramp(g.e + 0.02, 0.02)
+    m += 0.45 * jnp.maximum(belly, ramp(g.v - 0.55, 0.22) * ramp(g.e + 0.25, 0.25))
 
     # vessels need air around them to be seen
     vessels = (0.50 + 0.10 * a[ANAT_VESSELS]) * (1.0 + on[EDEMA] * (0.6 + 0.7 * ramp(-0.05 - g.v, 0.2)))
@@ -124,14 +126,16 @@ def _attenuation(scene):
     m += 0.45 * on[EDEMA] * fi.septal_lines(scene, g)
     m += 0.95 * on[ATEL] * collapse * ramp(g.e, 0.02)
     m += 0.75 * (0.4 + 0.6 * on[PTX]) * pleura
-    m += 0.22 * fluid + 0.55 * plaque * on[PLEU]
-    m += _bones(scene, g, a)
+    m += (0.85 * plaque + 0.15 * peel) * on[PLEU]
+    m += _bones(scene, g, a, 1.0 - 0.65 * jnp.maximum(cor, med))
 
     throat = ramp(0.032 - jnp.abs(g.um - 0.008), 0.016) * ramp(-0.28 - g.v, 0.02)
     fork = jnp.abs(jnp.abs(g.um) - 0.55 * (g.v + 0.31)) - 0.016
     throat = jnp.maximum(throat, ramp(-fork, 0.012) * ramp(g.v + 0.31, 0.01) * ramp(-0.14 - g.v, 0.04))
     m -= 0.42 * throat
-    bubble = chord(((g.u - 0.30 - 0.06 * a[ANAT_STOMACH]) / 0.13) ** 2 + ((g.v - g.p.dome_l - 0.15) / 0.085) ** 2)
+    bubble = chord(
+        ((g.u - 0.30 - 0.06 * a[ANAT_STOMACH]) / 0.13) ** 2 + ((g.v - g.p.dome_l - 0.15) / 0.085) ** 2
+    )
     m -= 0.75 * (0.6 + 0.4 * a[ANAT_STOMACH]) * bubble
     breast = bump(((g.x - 0.42) * (1 / 0.34)) ** 2 + ((g.v - 0.30) * (1 / 0.30)) ** 2)
     m += 0.26 * jnp.maximum(a[ANAT_BREAST], 0.0) * breast
@@ -140,13 +144,18 @@ def _attenuation(scene):
     return m + 0.85 * metal[0] + 0.85 * metal[1] + 1.0 * metal[2] + 0.80 * metal[3] + 1.1 * metal[4]
 
 
-def _bones(scene, g, a):
+def _bones(scene, g, a, clear):
     """Spine, ribs (with a fracture where there is one), clavicles and shoulder blades."""
     broken = fi.on_side(scene, g, FRAC)
-    shift, gap, ends, _ = fi.fracture(scene, g)
+    shift, gap, ends, near = fi.fracture(scene, g)
     front = posterior_ribs(g, g.v - shift, g.x)
-    ribs = 0.44 * front * (1.0 - 0.95 * gap * ramp(broken - 0.1, 0.1)) * (1.0 + 1.3 * broken * ends)
-    ribs = ribs - 0.30 * broken * gap * ramp(front, 0.2) + 0.20 * broken * ends * ramp(front - 0.05, 0.1)
+    ribs = (
+        0.44
+        * front
+        * (1.0 - 0.95 * gap * ramp(broken - 0.1, 0.1))
+        * (1.0 + 1.4 * broken * ends + 0.5 * broken * near)
+    )
+    ribs = ribs - 0.30 * broken * gap * ramp(front, 0.2) + 0.28 * broken * ends * ramp(front - 0.05, 0.1)
     ribs = ribs * (1.0 + 0.5 * ramp(0.05 - g.e, 0.05)) + 0.24 * anterior_ribs(g)
 
     disc = (g.v + 0.02) * (1 / 0.118)
@@ -155,11 +164,15 @@ def _bones(scene, g, a):
     spine += 0.10 * ramp(2.0 * PX - jnp.abs(g.x - 0.075), 1.5 * PX)
 
     t = g.x - 0.09
-    axis = -0.58 + 0.03 * a[ANAT_CLAVICLE] - 0.50 * t + 0.42 * t * t
+    axis = -0.56 + 0.03 * a[ANAT_CLAVICLE] - 0.72 * t + 0.55 * t * t
     clavicle = tube_profile(g.v - axis, 0.036) * ramp(t, 0.012) * ramp(0.80 - g.x, 0.02)
-    blade = ramp(2.2 * PX - jnp.abs(g.x - 0.74 + 0.20 * (g.v + 0.2)), 1.5 * PX) * ramp(0.15 - g.v, 0.1) * ramp(g.v + 0.6, 0.1)
+    blade = (
+        ramp(2.2 * PX - jnp.abs(g.x - 0.74 + 0.20 * (g.v + 0.2)), 1.5 * PX)
+        * ramp(0.15 - g.v, 0.1)
+        * ramp(g.v + 0.6, 0.1)
+    )
     plate = ramp(g.x - 0.74 + 0.20 * (g.v + 0.2), 0.05) * ramp(0.1 - g.v, 0.2) * ramp(g.v + 0.7, 0.1)
-    return ribs + spine + 0.52 * clavicle + 0.14 * blade + 0.10 * plate
+    return clear * ribs + spine + 0.58 * clavicle + 0.14 * blade + 0.10 * plate
 
 
 def _blur_matrices():
@@ -179,12 +192,12 @@ def _render_one(scene):
     scatter = up @ (down @ primary @ down.T) @ up.T
     # log detector: what it reports is the attenuation it believes in
     seen = -jnp.log(primary + q[ACQ_SCATTER] * scatter + 0.012)
-    t = (seen - 0.45 + q[ACQ_WINDOW]) * (1.0 / 2.45)
+    t = (seen - 0.27 + q[ACQ_WINDOW]) * (1.0 / 2.5)
     grid = (jnp.arange(SIZE, dtype=jnp.float32) + 0.5) * PX - 1.0
     t = 0.5 + (t - 0.5) * q[ACQ_CONTRAST] + 0.04 * q[ACQ_VIGNETTE] * grid[None, :]
     key = jax.random.wrap_key_data(scene["noise_key"])
     noise = pixel_noise(jax.random.bits(jax.random.fold_in(key, 2), (), jnp.uint32))
-    t = jnp.clip(t + q[ACQ_NOISE] * (1.25 - 0.5 * q[ACQ_AP] * 0.0) * noise * (0.6 + 0.6 * t), 0.0, 1.0)
+    t = jnp.clip(t + q[ACQ_NOISE] * 1.25 * noise * (0.6 + 0.6 * t), 0.0, 1.0)
     # tone curve t -> t (1+k) / (1 + k t), a cheap stand-in for gamma with fixed ends
     k = q[ACQ_GAMMA]
     t = t * (1.0 + k) / (1.0 + k * t)

@@ -1,7 +1,7 @@
 """Sample phantom scenes: what a patient has, how the picture was taken, and the labels that follow.
 
-A scene is a plain dict of arrays with a leading batch axis (see `sample_scenes`). Everything is a pure function
-of a PRNG key and jittable; hospital "A" is the training world, "B" the shifted one.
+A scene is a plain dict of arrays with a leading batch axis (see `sample_scenes`). Everything is a pure
+function of a PRNG key and jittable; hospital "A" is the training world, "B" the shifted one.
 """
 
 import jax
@@ -38,9 +38,9 @@ PRESENT = {
     "A": (0.135, 0.190, 0.185, 0.170, 0.165, 0.170, 0.215, 0.170, 0.230, 0.145, 0.150),
     "B": (0.120, 0.240, 0.115, 0.240, 0.185, 0.190, 0.260, 0.155, 0.290, 0.100, 0.120),
 }
-HEALTHY = {"A": 0.17, "B": 0.06}  # patients drawn with nothing at all; others may also come out clean
+HEALTHY = {"A": 0.11, "B": 0.0}  # drawn with nothing at all; many others come out clean as well
 SUBTLE = 0.135  # of the findings present, how many are drawn faintly
-DEVICE_RATE = {"A": (0.045, 0.09, 0.065, 0.06, 0.06), "B": (0.20, 0.27, 0.10, 0.20, 0.09)}
+DEVICE_RATE = {"A": (0.04, 0.08, 0.058, 0.053, 0.053), "B": (0.165, 0.225, 0.085, 0.165, 0.075)}
 
 # loadings on (congestion, infection, trauma): why findings come together; the rest is independent
 _LOADING = {
@@ -59,10 +59,10 @@ _LOADING = {
 def sample_scenes(keys: jax.Array, hospital: str) -> dict:
     """Draw one scene a key.
 
-    keys: [B] typed keys or uint32 [B, 2]. hospital: "A" or "B" (static). Returns severity float32 [B,12] (0 absent,
-    else 0.15..1), side and zone int32 [B,12], device bool [B,5], variant float32 [B,12,4] in 0..1, anatomy float32
-    [B,16] in -1..1, acq float32 [B,16] (ACQ_* of constants.py), quality int32 [B,3] = (AP, rotated, low
-    inspiration), noise_key uint32 [B,2].
+    keys: [B] typed keys or uint32 [B, 2]. hospital: "A" or "B" (static). Returns severity float32 [B,12] (0
+    absent, else 0.15..1), side and zone int32 [B,12], device bool [B,5], variant float32 [B,12,4] in 0..1,
+    anatomy float32 [B,16] in -1..1, acq float32 [B,16] (ACQ_* of constants.py), quality int32 [B,3] = (AP,
+    rotated, low inspiration), noise_key uint32 [B,2]. Raises ValueError for another hospital.
     """
     if hospital not in PRESENT:
         raise ValueError(f"hospital must be 'A' or 'B', not {hospital!r}")
@@ -190,10 +190,10 @@ def _acquisition(key, hospital):
 
 
 def labels(scene: dict) -> jax.Array:
-    """int8 [B,14] in CheXpert order: 1 positive, 0 negative, -1 uncertain (subtle). Pure function of severity.
+    """int8 [B,14] in CheXpert order: 1 positive, 0 negative, -1 uncertain (subtle); from severity alone.
 
-    Lung Opacity is the parent of lesion, edema, consolidation, pneumonia and atelectasis. No Finding is 1 iff no
-    pathology is positive; devices are not pathology. Cardiomegaly does not imply Enlarged Cardiomediastinum here.
+    Lung Opacity is the parent of lesion, edema, consolidation, pneumonia and atelectasis. No Finding is 1 iff
+    no pathology is positive; devices are not pathology. Cardiomegaly implies no Enlarged Cardiomediastinum.
     """
     s = scene["severity"]
     state = jnp.where(s >= POSITIVE_AT, 1, jnp.where(s > 0, -1, 0))
@@ -208,7 +208,7 @@ def labels(scene: dict) -> jax.Array:
 def regions(scene: dict) -> jax.Array:
     """float32 [B,12,8,8]: how much of each 28 px cell is inside a finding's drawn region (row 0 = top).
 
-    0 when absent; a subtle finding counts half. Thin things are counted with a margin, see `findings.region_masks`.
+    0 when absent; a subtle finding counts half. Thin things get a margin, see `findings.region_masks`.
     """
     from .findings import region_maps
 

@@ -47,7 +47,7 @@ def _raster(segments):
 
 @functools.lru_cache(maxsize=1)
 def tree_bank() -> np.ndarray:
-    """float32 [TREES, TREE, TREE]: vessel trees of one lung, hilum near the midline. Same on every machine."""
+    """float32 [TREES, TREE, TREE]: vessel trees of one lung, hilum near the midline; always the same."""
     bank = []
     for i in range(TREES):
         rng = np.random.default_rng(7000 + i)

@@ -1,0 +1,76 @@
+"""Draw the contact sheet: for each label four phantoms, clear, moderate, subtle and from hospital B.
+
+Use: python -m cxr_jax.data.phantom.sheet [--out docs/phantom_contact_sheet.png]
+"""
+
+import argparse
+
+import jax
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ...labels.taxonomy import CHEXPERT_14
+from . import FINDINGS, POSITIVE_AT, example_keys, labels, render, sample_scenes
+
+POOL, TILE, BAR = 4000, 448, 26
+
+
+def _pool(hospital):
+    scene = jax.tree.map(
+        np.asarray, sample_scenes(example_keys(11, "test", hospital, np.arange(POOL)), hospital)
+    )
+    return scene, np.asarray(labels(scene))
+
+
+def _choose(scene, state, label, wanted):
+    """Index of a scene that shows the label at the wanted level with as little else as possible."""
+    severity = scene["severity"]
+    others = (severity > 0).sum(1)
+    column = state[:, CHEXPERT_14.index(label)]
+    name = label.lower().replace(" ", "_")
+    own = severity[:, FINDINGS.index(name)] if name in FINDINGS else severity[:, 2:7].max(1)
+    if label in ("No Finding", "Support Devices"):
+        fits = (column == 1) & (others == (label == "Support Devices"))
+        if label == "Support Devices":  # a different device in each tile
+            fits &= scene["device"][:, {"clear": 0, "moderate": 2, "subtle": 4, "B": 3}[wanted]]
+        return int(np.flatnonzero(fits)[{"moderate": 1, "subtle": 2}.get(wanted, 0)])
+    level = {
+        "clear": (own > 0.8) & (column == 1),
+        "moderate": (own >= POSITIVE_AT) & (own < 0.6) & (column == 1),
+        "subtle": column == -1,
+        "B": column == 1,
+    }[wanted]
+    return int(np.argmin(np.where(level, others, 99)))
+
+
+def contact_sheet() -> Image.Image:
+    """The sheet as an image: 14 rows of 4 captioned phantoms, each enlarged twice."""
+    pools = {h: _pool(h) for h in "AB"}
+    columns = (("clear", "A"), ("moderate", "A"), ("subtle", "A"), ("B", "B"))
+    sheet = Image.new("L", (len(columns) * TILE, len(CHEXPERT_14) * (TILE + BAR)), 255)
+    pen = ImageDraw.Draw(sheet)
+    draw = jax.jit(render)
+    for row, label in enumerate(CHEXPERT_14):
+        for col, (wanted, hospital) in enumerate(columns):
+            scene, state = pools[hospital]
+            i = _choose(scene, state, label, wanted)
+            image = np.asarray(draw({k: v[i : i + 1] for k, v in scene.items()}))[0]
+            tile = Image.fromarray((image * 255).astype(np.uint8)).resize((TILE, TILE), Image.BICUBIC)
+            sheet.paste(tile, (col * TILE, row * (TILE + BAR) + BAR))
+            level = "" if wanted == "B" or label in ("No Finding", "Support Devices") else wanted
+            pen.text(
+                (col * TILE + 8, row * (TILE + BAR) + 6), f"{label} {level} (hospital {hospital})", fill=0
+            )
+    return sheet
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", default="docs/phantom_contact_sheet.png")
+    out = parser.parse_args().out
+    contact_sheet().save(out, optimize=True)
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    main()
