@@ -1,0 +1,25 @@
+"""cxr_jax: chest-X-ray reasoning models in JAX. Importing it is light: submodules load on first use."""
+
+import importlib
+
+__all__ = ["load"]
+
+_SUBMODULES = ("data", "labels", "losses", "models", "rewards", "sampling")
+
+
+def load(name_or_dir, dtype=None):
+    """A model to read with: `cxr_jax.models.loaded.Model`, with `.logits(...)` and `.generate(...)`.
+
+    name_or_dir: "phantom" (the embedded one), a Hugging Face folder, or a run's workdir. dtype: compute and
+    weight type; None is float32 on a CPU, whatever the file stores, and bfloat16 on accelerators. Raises
+    UserError when there is no such model, or its weights do not fit its config.
+    """
+    from cxr_jax.models import loaded
+
+    return loaded.load(name_or_dir, dtype)
+
+
+def __getattr__(name: str):
+    if name in _SUBMODULES:
+        return importlib.import_module(f"cxr_jax.{name}")
+    raise AttributeError(f"module 'cxr_jax' has no attribute {name!r}")

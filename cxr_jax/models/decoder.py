@@ -1,6 +1,7 @@
 """The Qwen2.5 decoder: grouped-query attention with qkv bias, SwiGLU, M-RoPE; full pass and KV cache.
 
-Right padding everywhere: row b's tokens are the first lengths[b].
+Right padding everywhere: row b's tokens are the first lengths[b]. A prompt's keys are computed and stored
+once, however many completions share it.
 """
 
 import jax
@@ -12,6 +13,7 @@ from cxr_jax.models.config import TextConfig
 from cxr_jax.models.layers import (
     MLP,
     NEG,
+    FusedMLP,
     Linear,
     RMSNorm,
     apply,
@@ -19,39 +21,50 @@ from cxr_jax.models.layers import (
     graph,
     init_stacked,
     run_layers,
+    two_part_attention,
+    unstack,
 )
 
 
 class Attention(nnx.Module):
-    """Projections around `attend`; `attend(q [B,T,H,d], k, v [B,T,K,d]) -> [B,T,H,d]` picks the keys."""
+    """Projections around `attend(q [B,T,H,d], k, v [B,T,K,d]) -> ([B,T,H,d], aux)`, which picks the keys."""
 
-    def __init__(self, cfg: TextConfig, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: TextConfig, *, rngs: nnx.Rngs, fused: bool = False):
         D, hd = cfg.hidden_size, cfg.head_dim
-        self.q = Linear(D, cfg.num_attention_heads * hd, bias=True, rngs=rngs)
-        self.k = Linear(D, cfg.num_key_value_heads * hd, bias=True, rngs=rngs)
-        self.v = Linear(D, cfg.num_key_value_heads * hd, bias=True, rngs=rngs)
-        self.o = Linear(cfg.num_attention_heads * hd, D, bias=False, rngs=rngs,
-                        scale=(2 * cfg.num_hidden_layers) ** -0.5)
-        self.head_dim = hd
+        self.widths = [n * hd for n in (cfg.num_attention_heads, *[cfg.num_key_value_heads] * 2)]
+        if fused:
+            self.qkv = Linear(D, sum(self.widths), bias=True, rngs=rngs)
+        else:
+            self.q, self.k, self.v = (Linear(D, w, bias=True, rngs=rngs) for w in self.widths)
+        self.o = Linear(self.widths[0], D, bias=False, rngs=rngs, scale=(2 * cfg.num_hidden_layers) ** -0.5)
+        self.head_dim, self.fused = hd, fused
 
     def __call__(self, x, cos, sin, attend):
         B, T, _ = x.shape
-        q, k, v = (f(x).reshape(B, T, -1, self.head_dim) for f in (self.q, self.k, self.v))
-        o = attend(rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v)
-        return self.o(o.reshape(B, T, -1))
+        a, b = self.widths[0], sum(self.widths[:2])
+        parts = jnp.split(self.qkv(x), (a, b), -1) if self.fused else [f(x) for f in (self.q, self.k, self.v)]
+        q, k, v = (y.reshape(B, T, -1, self.head_dim) for y in parts)
+        o, aux = attend(rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v)
+        return self.o(o.reshape(B, T, -1)), aux
 
 
 class Block(nnx.Module):
-    def __init__(self, cfg: TextConfig, *, rngs: nnx.Rngs):
-        self.norm1 = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
-        self.attn = Attention(cfg, rngs=rngs)
-        self.norm2 = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
-        self.mlp = MLP(cfg.hidden_size, cfg.intermediate_size, bias=False, rngs=rngs,
-                       out_scale=(2 * cfg.num_hidden_layers) ** -0.5)
+    """One layer. `fused`: for parameters from `fuse`, with q, k, v and gate, up in one kernel each."""
+
+    def __init__(self, cfg: TextConfig, fused: bool = False, *, rngs: nnx.Rngs):
+        D, F = cfg.hidden_size, cfg.intermediate_size
+        self.norm1 = RMSNorm(D, cfg.rms_norm_eps)
+        self.attn = Attention(cfg, rngs=rngs, fused=fused)
+        self.norm2 = RMSNorm(D, cfg.rms_norm_eps)
+        if fused:
+            self.mlp = FusedMLP(D, F, rngs=rngs)
+        else:
+            self.mlp = MLP(D, F, bias=False, rngs=rngs, out_scale=(2 * cfg.num_hidden_layers) ** -0.5)
 
     def __call__(self, x, cos, sin, attend):
-        x = x + self.attn(self.norm1(x), cos, sin, attend)
-        return x + self.mlp(self.norm2(x))
+        y, aux = self.attn(self.norm1(x), cos, sin, attend)
+        x = x + y
+        return x + self.mlp(self.norm2(x)), aux
 
 
 class Final(nnx.Module):
@@ -79,11 +92,23 @@ def init_params(cfg: TextConfig, key, tied: bool) -> dict:
     return params
 
 
+def fuse(layers: dict) -> dict:
+    """Layer parameters with q, k, v and gate, up concatenated: fewer, larger products in the decode loop."""
+    attn, mlp = layers["attn"], layers["mlp"]
+    join = lambda *parts: jax.tree.map(lambda *x: jnp.concatenate(x, -1), *parts)
+    return {**layers, "attn": {"qkv": join(attn["q"], attn["k"], attn["v"]), "o": attn["o"]},
+            "mlp": {"gate_up": join(mlp["gate"], mlp["up"]), "down": mlp["down"]}}
+
+
+def key_bias(mask):
+    """float32: 0 where a key may be seen, else very negative; shape as mask."""
+    return jnp.where(mask, 0.0, NEG).astype(jnp.float32)
+
+
 def causal_bias(mask):
-    """float32 [B, 1, 1, T, T]: 0 where query t may see key s (s <= t and mask[b, s]), else very negative."""
+    """[B, 1, 1, T, T] bias: query t sees key s if s <= t and mask[b, s]."""
     T = mask.shape[1]
-    allowed = jnp.tril(jnp.ones((T, T), bool))[None] & mask.astype(bool)[:, None, :]
-    return jnp.where(allowed, 0.0, NEG).astype(jnp.float32)[:, None, None]
+    return key_bias(jnp.tril(jnp.ones((T, T), bool)) & mask.astype(bool)[:, None, :])[:, None, None]
 
 
 def final_norm(params: dict, cfg: TextConfig, h):
@@ -95,7 +120,65 @@ def forward(params: dict, cfg: TextConfig, h, positions, mask, *, remat: str = "
     cos, sin = rope.text_cos_sin(cfg, positions)
     bias = causal_bias(mask)
     block = graph(Block, cfg)
-    attend = lambda q, k, v: attention(q, k, v, bias)
+    attend = lambda q, k, v: (attention(q, k, v, bias), None)
     layer = lambda p, x: apply(block, p, x, cos, sin, attend)
-    h = run_layers(layer, params["layers"], h, cfg.num_hidden_layers, remat)
+    h, _ = run_layers(layer, params["layers"], h, cfg.num_hidden_layers, remat)
     return final_norm(params, cfg, h)
+
+
+def prefill(params: dict, cfg: TextConfig, h, positions, lengths):
+    """Run prompts h [B, S, D] once.
+
+    Returns (hidden [B, D] of each prompt's last token after the final norm, cache {"k", "v"}: [L, B, S, K, d]
+    each).
+    """
+    mask = jnp.arange(h.shape[1]) < lengths[:, None]
+    cos, sin = rope.text_cos_sin(cfg, positions)
+    bias = causal_bias(mask)
+    block = graph(Block, cfg)
+    attend = lambda q, k, v: (attention(q, k, v, bias), {"k": k, "v": v})
+    layer = lambda p, x: apply(block, p, x, cos, sin, attend)
+    h, cache = run_layers(layer, params["layers"], h, cfg.num_hidden_layers)
+    last = jnp.take_along_axis(h, (lengths - 1)[:, None, None], axis=1, mode="clip")[:, 0]
+    return final_norm(params, cfg, last), cache
+
+
+def decode_layers(params: dict, cfg: TextConfig) -> list[dict]:
+    """The fused, unstacked layers that `decode_step` takes: made once, outside the loop."""
+    return unstack(fuse(params["layers"]), cfg.num_hidden_layers)
+
+
+def prompt_keys(cache: dict) -> list[tuple]:
+    """[(k, v)] a layer, [B, K, S, d]: the layout in which keys are read, made once, outside the loop."""
+    return [tuple(cache[x][i].transpose(0, 2, 1, 3) for x in "kv") for i in range(len(cache["k"]))]
+
+
+def empty_own(cfg: TextConfig, rows: int, length: int, dtype) -> list[tuple]:
+    """[(k, v)] a layer, zeros [R, K, length, d]: room for the keys of generated tokens."""
+    shape = (rows, cfg.num_key_value_heads, length, cfg.head_dim)
+    return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(cfg.num_hidden_layers)]
+
+
+def decode_step(layers: list[dict], final: dict, cfg: TextConfig, h, positions, prompt: list[tuple],
+                prompt_lengths, own: list[tuple], step):
+    """One token for each row. h [R, 1, D], positions int [3, R, 1], rows in prompt order (R = B * n).
+
+    layers from `decode_layers`, final = params["final"], prompt from `prompt_keys`, own from `empty_own` with
+    slots < step filled. Each row attends to its prompt's keys and its own in one softmax.
+    Returns (hidden [R, D] after the final norm, own with slot `step` filled).
+    """
+    cos, sin = rope.text_cos_sin(cfg, positions)
+    seen = key_bias(jnp.arange(prompt[0][0].shape[2]) < prompt_lengths[:, None])[:, None, None, None, None]
+    mine = key_bias(jnp.arange(own[0][0].shape[2]) <= step)
+    block = graph(Block, cfg, True)
+    out = []
+    for p, shared, (ko, vo) in zip(layers, prompt, own, strict=True):
+
+        def attend(q, k, v, shared=shared, ko=ko, vo=vo):
+            kv = tuple(jax.lax.dynamic_update_slice_in_dim(old, new.transpose(0, 2, 1, 3), step, 2)
+                       for old, new in ((ko, k), (vo, v)))
+            return two_part_attention(q, shared, kv, seen, mine), kv
+
+        h, kv = apply(block, p, h, cos, sin, attend)
+        out.append(kv)
+    return apply(graph(Final, cfg), final, h[:, 0]), out

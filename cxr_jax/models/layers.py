@@ -54,6 +54,18 @@ class MLP(nnx.Module):
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
 
 
+class FusedMLP(nnx.Module):
+    """MLP without biases whose gate and up kernels lie side by side (see `decoder.fuse`)."""
+
+    def __init__(self, dim: int, hidden: int, *, rngs: nnx.Rngs):
+        self.gate_up = Linear(dim, 2 * hidden, bias=False, rngs=rngs)
+        self.down = Linear(hidden, dim, bias=False, rngs=rngs)
+
+    def __call__(self, x):
+        gate, up = jnp.split(self.gate_up(x), 2, axis=-1)
+        return self.down(jax.nn.silu(gate) * up)
+
+
 def attention(q, k, v, bias=None):
     """Softmax attention in plain XLA. q [B, T, H, d], k and v [B, S, K, d] with H a multiple of K.
 
@@ -73,6 +85,36 @@ def attention(q, k, v, bias=None):
     p = jax.nn.softmax(s, axis=-1).astype(v.dtype)
     o = jnp.einsum("bts,bsd->btd", p, v)
     return o.reshape(B, K, G, T, d).transpose(0, 3, 1, 2, 4).reshape(B, T, H, d)
+
+
+def two_part_attention(q, first, second, first_bias, second_bias):
+    """Attention of each row over keys shared by its group and keys of its own, in a single softmax.
+
+    q [R, T, H, d]; first = (k, v) [B, K, S, d] for R = B * n rows in group order, stored once a group;
+    second = (k, v) [R, K, N, d]. Biases float32: first broadcastable to [B, K, n, G, T, S], second to
+    [R, K, G, T, N], with G = H / K. Returns [R, T, H, d]. Differentiable.
+    """
+    R, T, H, d = q.shape
+    B, K, S, _ = first[0].shape
+    n, G = R // B, H // K
+    q = (q * d**-0.5).reshape(R, T, K, G, d).transpose(0, 2, 3, 1, 4)  # [R, K, G, T, d]
+    grouped = q.reshape(B, n, K, G * T, d).transpose(0, 2, 1, 3, 4).reshape(B, K, n * G * T, d)
+    dot = lambda a, b, spec: jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+    s1 = dot(grouped, first[0], "bkqd,bksd->bkqs").reshape(B, K, n, G, T, S) + first_bias
+    s2 = dot(q.reshape(R, K, G * T, d), second[0], "rkqd,rksd->rkqs").reshape(R, K, G, T, -1) + second_bias
+
+    by_row = lambda x: x.transpose(0, 2, 1, 3, 4, 5).reshape(R, K, G, T, x.shape[-1])
+    by_group = lambda x: x.reshape(B, n, K, G, T, x.shape[-1]).transpose(0, 2, 1, 3, 4, 5)
+    top = jnp.maximum(by_row(s1.max(-1, keepdims=True)), s2.max(-1, keepdims=True))
+    top = jax.lax.stop_gradient(top)
+    e1, e2 = jnp.exp(s1 - by_group(top)), jnp.exp(s2 - top)
+    total = by_row(e1.sum(-1, keepdims=True)) + e2.sum(-1, keepdims=True)
+
+    dtype = first[1].dtype
+    o1 = dot(e1.astype(dtype).reshape(B, K, n * G * T, S), first[1], "bkqs,bksd->bkqd")
+    o2 = dot(e2.astype(dtype).reshape(R, K, G * T, -1), second[1], "rkqs,rksd->rkqd")
+    o = (by_row(o1.reshape(B, K, n, G, T, d)) + o2.reshape(R, K, G, T, d)) / total
+    return o.astype(q.dtype).transpose(0, 3, 1, 2, 4).reshape(R, T, H, d)
 
 
 @functools.lru_cache(maxsize=256)
@@ -120,10 +162,15 @@ UNROLL_UP_TO = 8
 
 
 def run_layers(layer, stacked, x, n: int, remat: str = "none"):
-    """x -> layer(params_i, x) for i in 0..n-1 over parameters stacked on axis 0; unrolled when shallow."""
+    """(x, aux) = layer(params_i, x) for i in 0..n-1 over trees stacked on axis 0; unrolled when shallow.
+
+    Returns the last x and the aux outputs stacked on axis 0 (None if layers give None).
+    """
     layer = checkpointed(layer, remat)
-    if n <= UNROLL_UP_TO:
-        for p in unstack(stacked, n):
-            x = layer(p, x)
-        return x
-    return jax.lax.scan(lambda h, p: (layer(p, h), None), x, stacked)[0]
+    if n > UNROLL_UP_TO:
+        return jax.lax.scan(lambda h, p: layer(p, h), x, stacked)
+    aux = []
+    for p in unstack(stacked, n):
+        x, a = layer(p, x)
+        aux.append(a)
+    return x, jax.tree.map(lambda *a: jnp.stack(a), *aux)

@@ -163,8 +163,8 @@ def forward(params: dict, cfg: VisionConfig, pixels, grid: tuple[int, int, int],
     block = graph(Block, cfg)
     for full, first, last in _runs(cfg):
         segments = ((1, h * w),) if full else windows
-        layer = lambda p, x, segments=segments: apply(block, p, x, cos, sin, segments)
+        layer = lambda p, x, segments=segments: (apply(block, p, x, cos, sin, segments), None)
         part = jax.tree.map(lambda a, i=first, j=last: a[i:j], params["blocks"])
-        x = run_layers(layer, part, x, last - first, remat)
+        x, _ = run_layers(layer, part, x, last - first, remat)
     x = apply(graph(Merger, cfg), params["merger"], x)
     return _permute(x, inverse, order).reshape(N, P // unit, -1)
