@@ -18,6 +18,7 @@ def copy(tmp_path):
     root = tmp_path / "a copy"
     shutil.copytree(ROOT / "launch", root / "launch")
     (root / "cxr_jax").mkdir()
+    (root / "cxr_jax" / "__init__.py").touch()
     (root / "cxr_jax" / "main.py").write_text("import sys\nprint(*sys.argv[1:], sep='\\n')\n")
     (root / "experiments").mkdir()
     (root / "experiments" / "sft.py").touch()
