@@ -1,0 +1,254 @@
+"""report.html of a run: one self-contained page, a pure function of the run's folder.
+
+The folder's format (what `write_report` saves, and all that the page is made from):
+- `metrics.jsonl`: see metrics.py. Curves are drawn for the TRL names (`reward`, `rewards/<term>/mean`,
+  `completions/mean_length`, `entropy`, `loss`, ...) of kind "train" and for `eval/<set>/jaccard` and
+  `eval/<set>/macro_f1` (the prefix `eval/` may be left out) of kind "eval".
+- `evaluation.json`: {"format": 1, "title", "kind": "phantom" | "files", "notes": [str], "config": {...} or
+null
+  (null: config.json is shown), "models": {model: {set: scoring.summary(...)}}, "comparisons": [{"a", "b",
+  "set", "metric", "diff", "lo", "hi"}]}; diff is metric(b) - metric(a), as `scoring.paired_bootstrap` gives
+  it.
+- `samples.jsonl`: one object a line. Those with an "image" are the cases: {"id", "hospital", "model",
+"prompt",
+  "completion", "answer": [label], "truth": [label], "known": [label] or null, "score": float or null,
+  "image": "cases/0000.png"}; other lines are left alone.
+- `cases/*.png`: 8-bit grey, the longer side at most 256 px.
+
+`python -m cxr_jax.report WORKDIR` draws the page again.
+"""
+
+import argparse
+import base64
+import io
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cxr_jax import metrics, report_html
+from cxr_jax.errors import UserError
+from cxr_jax.labels.taxonomy import CHEXPERT_14
+
+FORMAT = 1
+KINDS = ("phantom", "files")
+IMAGE_SIDE = 256
+
+
+@dataclass
+class Case:
+    """One image with the model's completion. `image`: float [H, W] in 0..1 (ignored where `png` is given).
+
+    `answer`, `truth`: label names (or bool [14]); `known`: the labels the reference decides (None: all);
+    `score`: Jaccard of this case, 0..1 (None: not scored).
+    """
+
+    image: np.ndarray | None
+    prompt: str
+    completion: str
+    answer: Sequence
+    truth: Sequence
+    score: float | None
+    id: str
+    hospital: str
+    known: Sequence | None = None
+    model: str = ""
+    png: bytes | None = None
+
+    def __post_init__(self):
+        self.answer, self.truth = label_names(self.answer), label_names(self.truth)
+        self.known = None if self.known is None else label_names(self.known)
+
+
+def label_names(labels) -> list[str]:
+    """Names from names or from bool [14]."""
+    labels = np.asarray(labels).tolist() if hasattr(labels, "dtype") else list(labels)
+    if len(labels) == len(CHEXPERT_14) and all(isinstance(x, (bool, int)) for x in labels):
+        return [name for name, on in zip(CHEXPERT_14, labels, strict=True) if on]
+    return [str(x) for x in labels]
+
+
+def png(image) -> bytes:
+    """8-bit grey PNG of float [H, W] in 0..1, the longer side at most IMAGE_SIDE px."""
+    from PIL import Image
+
+    image = np.clip(np.nan_to_num(np.asarray(image, np.float32)), 0.0, 1.0)
+    if image.ndim != 2:
+        raise ValueError(f"a case image must be [H, W], got {list(image.shape)}")
+    picture = Image.fromarray(np.round(image * 255).astype(np.uint8))
+    scale = IMAGE_SIDE / max(picture.size)
+    if scale < 1:
+        picture = picture.resize([max(1, round(s * scale)) for s in picture.size], Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    picture.save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
+# Saving --------------------------------------------------------------------------------------------
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def _finite(value):
+    """The same object with non-finite floats as None: the files are strict JSON."""
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    if hasattr(value, "dtype"):
+        return _finite(np.asarray(value).tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def save_evaluation(workdir, *, title, tables, kind="phantom", config=None, comparisons=(), notes=()) -> None:
+    """Write evaluation.json."""
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
+    data = {
+        "format": FORMAT,
+        "title": title,
+        "kind": kind,
+        "models": tables,
+        "comparisons": list(comparisons),
+        "notes": list(notes),
+        "config": config,
+    }
+    text = json.dumps(_finite(data), indent=1, allow_nan=False)
+    _replace(Path(workdir) / "evaluation.json", text.encode())
+
+
+def save_cases(workdir, cases: Iterable[Case]) -> None:
+    """Write cases/*.png and their lines in samples.jsonl, in place of an earlier report's."""
+    workdir = Path(workdir)
+    folder, path = workdir / "cases", workdir / "samples.jsonl"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    lines = [line for line, row in _samples(path) if "image" not in row] if path.exists() else []
+    for i, case in enumerate(cases):
+        name = f"cases/{i:04d}.png"  # never the id: ids are other people's text
+        (workdir / name).write_bytes(case.png or png(case.image))
+        row = {k: getattr(case, k) for k in ("id", "hospital", "model", "prompt", "completion")}
+        row |= {k: getattr(case, k) for k in ("answer", "truth", "known")}
+        score = None if case.score is None else float(case.score)
+        lines.append(json.dumps(_finite({**row, "score": score, "image": name})))
+    _replace(path, "".join(line + "\n" for line in lines).encode())
+
+
+# Loading -------------------------------------------------------------------------------------------
+
+
+def _json(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise UserError(f"{path}: no such file; the run has not been evaluated") from e
+    except ValueError as e:
+        raise UserError(f"{path}: not JSON") from e
+
+
+def _samples(path: Path):
+    """(line, object) of each line of samples.jsonl."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as e:
+            raise UserError(f"{path}: line {number} is not JSON") from e
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: line {number} is not an object")
+        yield line, row
+
+
+def load_cases(workdir) -> list[Case]:
+    """The cases of samples.jsonl, with their PNG bytes."""
+    workdir = Path(workdir)
+    path, cases = workdir / "samples.jsonl", []
+    for _, row in _samples(path) if path.exists() else ():
+        if "image" not in row:
+            continue
+        file = (workdir / row["image"]).resolve()
+        if not file.is_relative_to((workdir / "cases").resolve()) or not file.is_file():
+            raise UserError(f"{path}: case image {row['image']} is not a file of the folder cases/")
+        try:
+            fields = {
+                k: row[k] for k in ("prompt", "completion", "answer", "truth", "score", "id", "hospital")
+            }
+        except KeyError as e:
+            raise UserError(f"{path}: a case has no {e}") from e
+        cases.append(
+            Case(None, known=row.get("known"), model=row.get("model", ""), png=file.read_bytes(), **fields)
+        )
+    return cases
+
+
+def render(workdir) -> Path:
+    """Draw WORKDIR/report.html from the files of the folder. Returns its path."""
+    workdir = Path(workdir)
+    evaluation = _json(workdir / "evaluation.json")
+    if not isinstance(evaluation, dict) or evaluation.get("format") != FORMAT:
+        raise UserError(f"{workdir / 'evaluation.json'}: not an evaluation of format {FORMAT}")
+    if evaluation.get("config") is None and (workdir / "config.json").exists():
+        evaluation["config"] = _json(workdir / "config.json")
+    cases = [(case, data_uri(case.png)) for case in load_cases(workdir)]
+    page = report_html.page(evaluation, metrics.read(workdir), cases)
+    path = workdir / "report.html"
+    _replace(path, page.encode("utf-8", errors="replace"))
+    return path
+
+
+def data_uri(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def write_report(
+    workdir, *, title, config=None, curves=None, tables, cases=(), notes=(), kind="phantom", comparisons=()
+) -> Path:
+    """Save the evaluation and the cases in `workdir` and draw report.html from the folder. Returns its path.
+
+    `tables`: {model: {set: scoring.summary(...)}}, models in the order base, SFT, RL (the last one is the
+    result); sets are usually "A" and "B". `config`: None shows config.json. `curves`: lines as `metrics.read`
+    gives them; None, or a folder that has its own metrics.jsonl: that file is the truth. `comparisons`: see
+    the module's docstring. `kind`: "phantom", or "files" for real radiographs (the page then says what the
+    embedded model has seen).
+    """
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    if curves and not (workdir / metrics.FILE).exists():
+        lines = "".join(json.dumps(_finite(row)) + "\n" for row in curves)
+        _replace(workdir / metrics.FILE, lines.encode())
+    save_evaluation(
+        workdir, title=title, tables=tables, kind=kind, config=config, comparisons=comparisons, notes=notes
+    )
+    save_cases(workdir, cases)
+    return render(workdir)
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m cxr_jax.report", description="Draw a run's report.html again."
+    )
+    parser.add_argument("workdir", help="the run's folder")
+    args = parser.parse_args(argv)
+    try:
+        print(render(args.workdir))
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
