@@ -1,11 +1,13 @@
 """Reads chest radiographs: `python -m cxr_jax.predict IMAGE... [--model=NAME_OR_DIR] [--json]`.
 
 For each PNG, JPEG or DICOM file: the reasoning, the answer list, and for each of the 14 labels the share of
-`--samples` answers (temperature 1, drawn beside the greedy reading that is shown) that name it. A share of 8 samples
-is a coarse number, and no calibrated risk. With `--samples=0` it is 1 for the labels of the answer and 0 for the rest.
+`--samples` answers (temperature 1, drawn beside the greedy reading that is shown) that name it. A share of 8
+samples is a coarse number, and no calibrated risk. With `--samples=0` it is 1 for the labels of the answer
+and 0 for the rest.
 
-A file that cannot be read, or that is visibly no frontal chest radiograph (lateral, other body part, blank, colour),
-gets one line on stderr and no report; `--read_anyway` reads the latter kind. Research use only. Not for diagnosis.
+A file that cannot be read, or that is visibly no frontal chest radiograph (lateral, other body part, blank,
+colour), gets one line on stderr and no report; `--read_anyway` reads the latter kind. Research use only. Not
+for diagnosis.
 """
 
 import argparse
@@ -23,16 +25,16 @@ from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 
 NOTICE = "Research use only. Not for diagnosis."
-_FORMAT = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
+_FORMAT = re.compile(r"^<think>.*?</think>\s*<answer>.*?</answer>$", re.DOTALL)  # the reward's own pattern
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _BY_LOWER = {name.lower(): name for name in CHEXPERT_14}
 
 
-# One completion -> its parts --------------------------------------------------------------------------------------
+# One completion -> its parts
 
 
 def split_answer(text):
-    """-> (labels named in the first <answer>, in the order written, other names in it); None without an answer.
+    """-> (labels of the first <answer>, in the order written; other names in it), or None without an answer.
 
     The semantics of the accuracy reward: split at commas, strip, compare in lower case.
     """
@@ -45,7 +47,7 @@ def split_answer(text):
 
 
 def reasoning_of(text):
-    """The text inside the first <think> element, as far as it goes; without the tag, all that precedes <answer>."""
+    """The text of the first <think> element, as far as it goes; without the tag, what precedes <answer>."""
     start = text.partition("<think>")
     body = start[2] if start[1] else start[0]
     return re.split(r"</think>|<answer>", body, maxsplit=1)[0].strip()
@@ -68,12 +70,12 @@ def answer_warnings(text, finish_reason):
 
 
 def shares(texts):
-    """For each of the 14 labels, the share of the texts whose answer names it. A text without an answer names none."""
+    """For each of the 14 labels, the share of the texts whose answer names it; no answer names none."""
     named = [set((split_answer(text) or ([], []))[0]) for text in texts]
     return {label: sum(label in names for names in named) / len(named) for label in CHEXPERT_14}
 
 
-# One image -> its report ------------------------------------------------------------------------------------------
+# One image -> its report
 
 
 def usable(path, renderer, read_anyway=False):
@@ -105,7 +107,7 @@ def report(model, path, image, args):
         "reasoning": reasoning_of(reading.text),
         "answer": labels,
         "probabilities": shares(texts),
-        "valid_format": _FORMAT.fullmatch(reading.text) is not None,
+        "valid_format": _FORMAT.match(reading.text) is not None,
         "warnings": [*image.meta["warnings"], *answer_warnings(reading.text, reading.finish_reason)],
     }
 
@@ -123,7 +125,7 @@ def weights_sha256(folder):
 
 
 def as_text(record, samples):
-    """The record for a reader. Control characters in model text are dropped: they could rewrite a terminal."""
+    """The record for a reader, without the control characters in model text: they could rewrite a terminal."""
     clean = lambda text: re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
     likely = sorted(record["probabilities"].items(), key=lambda item: -item[1])
     lines = [
@@ -140,7 +142,7 @@ def as_text(record, samples):
     return "\n".join(lines)
 
 
-# Command line -----------------------------------------------------------------------------------------------------
+# Command line
 
 
 def parse_args(argv):
@@ -148,14 +150,20 @@ def parse_args(argv):
         prog="python -m cxr_jax.predict", description=f"Reads chest radiographs. {NOTICE}", allow_abbrev=False
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG, JPEG or DICOM file")
-    parser.add_argument("--model", default="phantom", help="embedded model, Hugging Face folder or workdir of a run")
+    parser.add_argument(
+        "--model", default="phantom", help="embedded model, Hugging Face folder or workdir of a run"
+    )
     parser.add_argument("--prompt", default=FIND_PROMPT)
-    parser.add_argument("--samples", type=_count(0), default=8, help="sampled answers behind the shares (default 8)")
+    parser.add_argument(
+        "--samples", type=_count(0), default=8, help="sampled answers behind the shares (default 8)"
+    )
     parser.add_argument("--max_new_tokens", type=_count(1), default=512)
     parser.add_argument("--seed", type=_count(0), default=0)
     parser.add_argument("--renderer", default="voi", choices=images.RENDERERS)
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    parser.add_argument("--read_anyway", action="store_true", help="also read what is no frontal chest radiograph")
+    parser.add_argument(
+        "--read_anyway", action="store_true", help="also read what is no frontal chest radiograph"
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser.parse_args(argv)
 
@@ -171,8 +179,8 @@ def _count(least):
     return parse
 
 
-def main(argv=None) -> int:
-    args = parse_args(argv)
+def read_all(args) -> int:
+    """Read and print every image in the order given; 2 if one could not be read, else 0."""
     model, failed = None, False
     for path in args.images:
         try:
@@ -194,22 +202,21 @@ def main(argv=None) -> int:
     return 2 if failed else 0
 
 
-def run(argv=None) -> int:
-    """`main` with every failure turned into one line and an exit code: 2 for bad input, 1 for the rest."""
-    debug = "--debug" in (sys.argv[1:] if argv is None else argv)
+def main(argv=None) -> int:
+    """Exit code: 0 all read, 2 bad usage or bad input, 1 the reading failed. No traceback unless --debug."""
+    args = parse_args(argv)
     try:
-        return main(argv)
+        return read_all(args)
     except UserError as error:
         code, line = 2, str(error)
-    except KeyboardInterrupt:
-        return 130
     except Exception as error:
-        code, line = 1, f"the reading failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    if debug:
+        reason = (str(error).splitlines() or [""])[0]
+        code, line = 1, f"the reading failed ({type(error).__name__}): {reason}"
+    if args.debug:
         traceback.print_exc()
     print(f"error: {line}", file=sys.stderr)
     return code
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    sys.exit(main())

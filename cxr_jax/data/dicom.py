@@ -447,5 +447,5 @@ def _square_pixels(ds, pixels, meta):
         meta["warnings"].append("the pixel aspect ratio is implausible and was ignored")
         return pixels
     meta["warnings"].append("pixels are not square: resampled")
-    image = PilImage.fromarray(pixels, mode="F").resize(size, PilImage.Resampling.BICUBIC)
+    image = PilImage.fromarray(pixels).resize(size, PilImage.Resampling.BICUBIC)
     return np.clip(np.asarray(image, np.float32), 0, 1)

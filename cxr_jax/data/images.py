@@ -28,9 +28,7 @@ PNG_MAGIC, JPEG_MAGIC, DICOM_MAGIC = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"DI
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """`pixels`: float32 [H, W] in 0..1. `meta`: view, renderer, photometric, window, bits, warnings,
-    unusable, size.
-    """
+    """`pixels`: float32 [H, W] in 0..1. `meta`: the keys of `new_meta`, `size` being [H, W]."""
 
     pixels: np.ndarray
     meta: dict

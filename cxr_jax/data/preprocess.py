@@ -90,8 +90,7 @@ def _patches(gray, xp):
 
 
 def fit(pixels, size):
-    """Gray float [H, W] in 0..1 of any shape -> float32 [size, size]: padded with black to a square, then
-    resized.
+    """Gray float [H, W] in 0..1 -> float32 [size, size]: padded with black to a square, then resized.
 
     Padding, not cropping: a crop of a portrait film cuts off the costophrenic angles. The resize is bicubic
     with antialiasing, in float, so 12-bit data keeps its depth until `quantise`.
@@ -103,15 +102,15 @@ def fit(pixels, size):
         top, left = (side - h) // 2, (side - w) // 2
         pixels = np.pad(pixels, ((top, side - h - top), (left, side - w - left)))
     if side != size:
-        image = PilImage.fromarray(pixels, mode="F").resize((size, size), PilImage.Resampling.BICUBIC)
+        image = PilImage.fromarray(pixels).resize((size, size), PilImage.Resampling.BICUBIC)
         pixels = np.clip(np.asarray(image, np.float32), 0, 1)  # bicubic overshoots at edges
     return np.ascontiguousarray(pixels)
 
 
 def fit_to_model(pixels, pixel_limits):
-    """`fit`, if the model takes one size only (min_pixels == max_pixels in its settings); else the array as it is.
+    """`fit`, if the model takes one size only (min_pixels == max_pixels); else the array as it is.
 
-    Such a model was trained on squares: the processor's own resize would give it a grid that it has never seen.
+    Such a model was trained on squares: the processor's own resize would give it grids it has never seen.
     """
     low, high = pixel_limits
     return fit(pixels, math.isqrt(high)) if low == high else np.asarray(pixels, np.float32)

@@ -1,0 +1,239 @@
+"""Reading PNG and JPEG files, and turning pixels into the patches of the Qwen2-VL image processor."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image as PilImage
+
+from cxr_jax.data import images, preprocess
+from cxr_jax.errors import UserError
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def picture(h=97, w=61, seed=0):
+    """A smooth uint8 picture with some noise: resizing it is not trivial."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:h, :w]
+    smooth = 120 + 80 * np.sin(x / 9) * np.cos(y / 13)
+    return np.clip(smooth + rng.normal(0, 15, (h, w)), 0, 255).astype(np.uint8)
+
+
+def save(path, array, mode=None, **options):
+    image = PilImage.fromarray(array)
+    (image if mode is None else image.convert(mode)).save(path, **options)
+    return path
+
+
+# --- patches
+
+
+@pytest.mark.parametrize("h, w", [(224, 224), (97, 61), (300, 517), (40, 900), (56, 84)])
+def test_prepare_equals_the_hugging_face_processor(h, w):
+    from transformers import Qwen2VLImageProcessorPil
+
+    processor = Qwen2VLImageProcessorPil()
+    low, high = 80 * 80, 400 * 400
+    gray = picture(h, w)
+    want = processor([PilImage.fromarray(gray)], size={"shortest_edge": low, "longest_edge": high})
+    patches, grid = preprocess.prepare(gray / np.float32(255), min_pixels=low, max_pixels=high)
+    assert grid == tuple(want["image_grid_thw"][0])
+    assert patches.dtype == np.float32
+    np.testing.assert_allclose(patches, want["pixel_values"], atol=1e-6)
+
+
+def test_default_limits_are_those_of_the_processor():
+    from transformers import Qwen2VLImageProcessorPil
+
+    size = Qwen2VLImageProcessorPil().size
+    assert (size["shortest_edge"], size["longest_edge"]) == (preprocess.MIN_PIXELS, preprocess.MAX_PIXELS)
+
+
+def test_patchify_equals_prepare_of_the_same_picture_as_png(tmp_path):
+    floats = np.random.default_rng(1).random((2, 224, 224), np.float32)
+    got = jax.jit(preprocess.patchify)(floats)
+    assert got.shape == (2, 256, 1176)
+    np.testing.assert_allclose(preprocess.patchify(floats, np), got, atol=1e-6)
+    for row, pixels in zip(np.asarray(got), floats, strict=True):
+        path = save(tmp_path / "x.png", preprocess.quantise(pixels))
+        patches, grid = preprocess.prepare(images.read_image(path).pixels)
+        assert grid == (1, 16, 16)
+        np.testing.assert_allclose(row, patches, atol=1e-6)
+
+
+def test_patchify_refuses_sizes_off_the_grid():
+    with pytest.raises(UserError, match="28"):
+        preprocess.patchify(np.zeros((1, 224, 230)))
+
+
+def test_smart_resize_refuses_strips():
+    with pytest.raises(UserError, match="aspect"):
+        preprocess.smart_resize(1, 20_000)
+
+
+def test_fit_pads_to_a_square_and_keeps_depth():
+    tall = np.full((300, 100), 0.5, np.float32)
+    out = preprocess.fit(tall, 60)
+    assert out.shape == (60, 60) and out.dtype == np.float32
+    assert out[30, 30] == pytest.approx(0.5) and out[30, 5] == 0 and out[30, -5] == 0
+    ramp = np.tile(np.linspace(0, 1, 1024, dtype=np.float32), (1024, 1))
+    assert len(np.unique(preprocess.fit(ramp, 512))) > 400  # more levels than 8 bits would leave
+    np.testing.assert_array_equal(preprocess.fit(ramp, 1024), ramp)
+
+
+def test_fit_to_model_only_for_fixed_sizes():
+    gray = picture(90, 60) / np.float32(255)
+    assert preprocess.fit_to_model(gray, (224 * 224, 224 * 224)).shape == (224, 224)
+    np.testing.assert_array_equal(preprocess.fit_to_model(gray, (3136, 10**6)), gray)
+
+
+# --- formats that must load
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P"])
+def test_every_png_mode_gives_the_same_gray(tmp_path, mode):
+    gray = picture()
+    image = images.read_image(save(tmp_path / "x.png", gray, mode))
+    np.testing.assert_allclose(image.pixels * 255, gray, atol=0.01)
+    assert image.pixels.dtype == np.float32 and image.meta["warnings"] == [] and image.meta["bits"] == 8
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_jpeg_modes(tmp_path, mode):
+    gray = picture(seed=2)
+    image = images.read_image(save(tmp_path / "x.jpg", gray, mode, quality=95))
+    assert np.abs(image.pixels * 255 - gray).mean() < 6
+
+
+@pytest.mark.parametrize("bits", [10, 12, 16])
+def test_16_bit_png_is_not_clipped_to_white(tmp_path, bits):
+    deep = (picture().astype(np.uint32) * (2**bits - 1) // 255).astype(np.uint16)
+    image = images.read_image(save(tmp_path / "x.png", deep))
+    assert image.meta["bits"] == bits
+    np.testing.assert_allclose(image.pixels, deep / (2**bits - 1), atol=1e-6)
+
+
+def test_interlaced_one_bit_and_animated(tmp_path):
+    bilevel = (picture() > 120).astype(np.uint8) * 255
+    image = images.read_image(save(tmp_path / "x.png", bilevel, "1"))
+    np.testing.assert_array_equal(image.pixels, bilevel / np.float32(255))
+    frames = [PilImage.fromarray(picture(seed=s)) for s in (1, 2)]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
+    image = images.read_image(tmp_path / "a.png")
+    assert any("first was read" in note for note in image.meta["warnings"])
+
+
+def test_exif_rotation_is_applied_and_said(tmp_path):
+    gray = picture(96, 64)
+    exif = PilImage.Exif()
+    exif[0x0112] = 6
+    image = images.read_image(save(tmp_path / "x.jpg", gray, quality=95, exif=exif))
+    assert image.pixels.shape == (64, 96)
+    assert np.abs(image.pixels * 255 - np.rot90(gray, -1)).mean() < 4
+    assert any("EXIF" in note for note in image.meta["warnings"])
+
+
+def test_told_by_content_not_by_name(tmp_path):
+    save(tmp_path / "x.png", picture())
+    (tmp_path / "x.png").rename(tmp_path / "x.dcm")
+    assert images.read_image(tmp_path / "x.dcm").meta["kind"] == "PNG"
+
+
+def test_renderers_differ_and_are_recorded(tmp_path):
+    path = save(tmp_path / "x.png", (picture() // 4 + 40).astype(np.uint8))
+    out = {name: images.read_image(path, name) for name in images.RENDERERS}
+    assert all(image.meta["renderer"] == name for name, image in out.items())
+    assert out["voi"].pixels.max() < 0.5
+    assert out["percentile"].pixels.max() == 1 and out["percentile"].pixels.min() == 0
+    shares = np.histogram(out["mimic_jpg"].pixels, 4, (0, 1))[0] / out["mimic_jpg"].pixels.size
+    assert shares.min() > 0.15  # equalised
+
+
+def test_constant_and_colour_pictures_are_flagged(tmp_path):
+    blank = images.read_image(save(tmp_path / "x.png", np.full((64, 64), 90, np.uint8)))
+    assert "blank: the image is constant" in blank.meta["unusable"]
+    rgb = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    assert images.read_image(save(tmp_path / "y.png", rgb)).meta["unusable"]
+
+
+# --- files that must be refused, each with one clear line
+
+
+def png_header(w, h):
+    """A PNG that claims a size and holds next to nothing: a decompression bomb's outside."""
+    word = lambda number: struct.pack(">I", number)
+    chunk = lambda kind, body: word(len(body)) + kind + body + word(zlib.crc32(kind + body))
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 8, 0, 0, 0, 0))
+    return images.PNG_MAGIC + head + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+def png_bytes(array):
+    out = io.BytesIO()
+    PilImage.fromarray(array).save(out, "PNG")
+    return out.getvalue()
+
+
+REFUSED = {
+    "empty": (b"", "empty"),
+    "text.dcm": (b"PatientName: SECRET", "not a PNG, JPEG or DICOM"),
+    "gif.png": (b"GIF89a" + bytes(200), "not a PNG, JPEG or DICOM"),
+    "one.png": (png_bytes(np.zeros((1, 1), np.uint8)), "too small"),
+    "small.png": (png_bytes(picture(31, 200)), "too small"),
+    "strip.png": (png_bytes(picture(40, 1000)), "strip"),
+    "cut.png": (png_bytes(picture())[:-2000], "damaged or cut short"),
+    "magic.png": (images.PNG_MAGIC, "damaged or cut short"),
+    "magic.jpg": (images.JPEG_MAGIC, "damaged or cut short"),
+    "bomb.png": (png_header(65_535, 65_535), "megapixels"),
+    "large.png": (png_header(9_000, 9_000), "megapixels"),
+    "short.png": (png_header(400, 400), "damaged or cut short"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(tmp_path, name):
+    data, reason = REFUSED[name]
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=reason) as caught:
+        images.read_image(path)
+    line = str(caught.value)
+    assert name in line and "\n" not in line and "SECRET" not in line
+
+
+def test_missing_directory_and_bad_names(tmp_path):
+    for path, reason in [(tmp_path / "no.png", "no such file"), (tmp_path, "not a regular file")]:
+        with pytest.raises(UserError, match=reason):
+            images.read_image(path)
+    with pytest.raises(UserError):
+        images.read_image("a\0b")
+    with pytest.raises(UserError, match="renderer"):
+        images.read_image(tmp_path / "no.png", "bright")
+
+
+def test_random_damage_never_escapes_as_another_error(tmp_path):
+    rng = np.random.default_rng(0)
+    out = io.BytesIO()
+    PilImage.fromarray(picture()).save(out, "JPEG")
+    for base in (png_bytes(picture()), out.getvalue()):
+        for _ in range(60):
+            data = bytearray(base)
+            for at in rng.integers(3, len(data), 6):
+                data[at] = rng.integers(256)
+            try:
+                image = images.image_from_bytes("x", bytes(data))
+            except UserError:
+                continue
+            assert np.isfinite(image.pixels).all() and 0 <= image.pixels.min() and image.pixels.max() <= 1
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the shared data folder is absent")
+def test_real_radiographs_load():
+    for path in sorted((DATA / "images").glob("*.[pj][np]g")):
+        image = images.read_image(path)
+        assert min(image.pixels.shape) >= 200 and image.pixels.std() > 0.05, path.name
+        assert image.meta["unusable"] == [], path.name
