@@ -125,7 +125,7 @@ def weights_sha256(folder):
 
 
 def as_text(record, samples):
-    """The record for a reader, without the control characters in model text: they could rewrite a terminal."""
+    """The record for a reader. Control characters of model text are dropped: they can rewrite a screen."""
     clean = lambda text: re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
     likely = sorted(record["probabilities"].items(), key=lambda item: -item[1])
     lines = [

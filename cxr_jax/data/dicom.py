@@ -57,8 +57,8 @@ VIEW_CODES = {  # SNOMED CT and the older SNOMED RT codes of DICOM CID 4010
 def read(path, renderer="voi") -> Image:
     """Read one single-frame radiograph -> Image(pixels float32 [H, W] in 0..1, meta).
 
-    `renderer`: `voi`, `mimic_jpg` or `percentile`, see `images.read_image`. Raises UserError for anything else;
-    its message never holds a header value.
+    `renderer`: `voi`, `mimic_jpg` or `percentile`, see `images.read_image`. Raises UserError for all else, in
+    a message that never holds a header value.
     """
     images.check_renderer(renderer)
     data = images.read_bytes(path)
