@@ -36,11 +36,16 @@ class Checkpoints:
         """(state, meta, step) of the newest checkpoint that loads, or None. A damaged one is passed over, aloud."""
         for step in sorted(self.last.all_steps(), reverse=True):
             try:
-                args = ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(like)), meta=ocp.args.JsonRestore())
+                args = ocp.args.Composite(
+                    state=ocp.args.StandardRestore(_abstract(like)), meta=ocp.args.JsonRestore()
+                )
                 got = self.last.restore(step, args=args)
                 return _own(got["state"]), got["meta"], step
             except Exception as e:  # noqa: BLE001 - whatever is wrong with it, the one before may be good
-                print(f"checkpoint of step {step} does not load ({type(e).__name__}); trying the one before", flush=True)
+                print(
+                    f"checkpoint of step {step} does not load ({type(e).__name__}); trying the one before",
+                    flush=True,
+                )
         return None
 
     def save_best(self, step: int, params: dict, meta: dict) -> None:
@@ -55,7 +60,9 @@ class Checkpoints:
         step = self.best.latest_step()
         if step is None:
             return None
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(like)), meta=ocp.args.JsonRestore())
+        args = ocp.args.Composite(
+            params=ocp.args.StandardRestore(_abstract(like)), meta=ocp.args.JsonRestore()
+        )
         got = self.best.restore(step, args=args)
         return _own(got["params"]), got["meta"], step
 
@@ -65,7 +72,9 @@ class Checkpoints:
 
 
 def _abstract(tree):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=getattr(x, "sharding", None)), tree)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=getattr(x, "sharding", None)), tree
+    )
 
 
 def _own(tree):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 def token_logprobs(hidden, head, targets, *, temperature=1.0, suppress=None, chunk: int = 2048):
     """Log-probability of `targets` and the entropy of each next-token distribution.
 
-    hidden [N, D]; head [V, D]; targets int [N] -> (logp float32 [N], entropy float32 [N]).
+    hidden [N, D]; head [D, V]; targets int [N] -> (logp float32 [N], entropy float32 [N]).
     Works through the N tokens in chunks and recomputes a chunk's logits in the backward pass, so no [N, V] array
     outlives a chunk. `suppress` bool [V]: ids that the sampler never emits, excluded here too, or the two sides
     would disagree.
@@ -22,7 +22,7 @@ def token_logprobs(hidden, head, targets, *, temperature=1.0, suppress=None, chu
     @jax.checkpoint
     def one(args):
         h, t = args
-        logits = jnp.einsum("nd,vd->nv", h, head, preferred_element_type=jnp.float32) / temperature
+        logits = jnp.dot(h, head.astype(h.dtype), preferred_element_type=jnp.float32) / temperature
         if suppress is not None:
             logits = jnp.where(suppress, -1e30, logits)
         logz = jax.nn.logsumexp(logits, axis=-1)
@@ -61,7 +61,17 @@ def group_advantages(rewards, *, scale: str = "group", eps: float = 1e-4):
     raise ValueError(f"scale_rewards must be group, batch or none, got {scale!r}")
 
 
-def policy_loss(logp, old_logp, advantages, mask, *, loss_type: str = "dapo", epsilon=0.2, epsilon_high=None, max_tokens=None):
+def policy_loss(
+    logp,
+    old_logp,
+    advantages,
+    mask,
+    *,
+    loss_type: str = "dapo",
+    epsilon=0.2,
+    epsilon_high=None,
+    max_tokens=None,
+):
     """Clipped policy-gradient loss over completions.
 
     logp, old_logp [R, N]; advantages [R]; mask [R, N] (1 on tokens that train). On-policy, pass

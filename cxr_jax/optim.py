@@ -12,32 +12,43 @@ def path_string(path) -> str:
     return "/".join(str(getattr(p, "key", p)) for p in path)
 
 
-def learning_rate(config):
-    """Schedule: linear warm-up, then cosine to `final_fraction` of the peak."""
+def learning_rate(config, steps: int):
+    """Schedule over `steps`: linear warm-up, then cosine to `final_fraction` of the peak."""
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.lr,
         warmup_steps=max(1, config.warmup_steps),
-        decay_steps=max(config.decay_steps, config.warmup_steps + 1),
+        decay_steps=max(steps, config.warmup_steps + 1),
         end_value=config.lr * config.final_fraction,
     )
 
 
 def decay_mask(params):
     """True on leaves that weight decay applies to: not norms, not biases."""
-    return jax.tree_util.tree_map_with_path(lambda p, x: not re.search(r"(norm|bias|ln_q)", path_string(p)), params)
+    return jax.tree_util.tree_map_with_path(
+        lambda p, x: not re.search(r"(norm|bias|ln_q)", path_string(p)), params
+    )
 
 
-def make(config, params):
-    """optax transformation for `params`. `config.frozen`: regexes of paths that do not train."""
+def make(config, params, steps: int):
+    """optax transformation for `params` over `steps`. `config.frozen`: regexes of paths that do not train."""
     tx = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(learning_rate(config), b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay, mask=decay_mask),
+        optax.adamw(
+            learning_rate(config, steps),
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=decay_mask,
+        ),
     )
     if not config.frozen:
         return tx
     label = lambda p, x: "frozen" if any(re.search(f, path_string(p)) for f in config.frozen) else "train"
-    return optax.multi_transform({"train": tx, "frozen": optax.set_to_zero()}, jax.tree_util.tree_map_with_path(label, params))
+    return optax.multi_transform(
+        {"train": tx, "frozen": optax.set_to_zero()}, jax.tree_util.tree_map_with_path(label, params)
+    )
 
 
 def guarded_update(tx, state, grads):

@@ -74,7 +74,9 @@ class Workdir:
             return json.load(f)
 
     def finish(self, **facts) -> None:
-        write_json(os.path.join(self.path, "done.json"), {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **facts})
+        write_json(
+            os.path.join(self.path, "done.json"), {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **facts}
+        )
 
     def file(self, *names: str) -> str:
         return os.path.join(self.path, *names)
@@ -103,7 +105,9 @@ def environment() -> dict:
 
     def git(*args):
         try:
-            return subprocess.run(["git", "-C", root, *args], capture_output=True, text=True, timeout=10).stdout.strip()
+            return subprocess.run(
+                ["git", "-C", root, *args], capture_output=True, text=True, timeout=10
+            ).stdout.strip()
         except (OSError, subprocess.TimeoutExpired):
             return ""
 
@@ -125,7 +129,11 @@ def environment() -> dict:
 
 def _differences(a, b, prefix="") -> list[str]:
     if isinstance(a, dict) and isinstance(b, dict):
-        return [d for k in sorted({*a, *b}) for d in _differences(a.get(k), b.get(k), f"{prefix}.{k}" if prefix else k)]
+        return [
+            d
+            for k in sorted({*a, *b})
+            for d in _differences(a.get(k), b.get(k), f"{prefix}.{k}" if prefix else k)
+        ]
     return [] if a == b else [f"{prefix} was {a!r}, now {b!r}"]
 
 

@@ -6,6 +6,7 @@ format are added (not special) tokens: one id each, and still part of the decode
 
 import json
 import os
+import re
 from collections.abc import Iterable
 
 from cxr_jax.errors import UserError
@@ -30,7 +31,9 @@ FIND_PROMPT = "Find abnormalities and support devices."
 _SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 CHAT_TEMPLATE = (
-    "{%- if messages[0]['role'] != 'system' -%}<|im_start|>system\n" + SYSTEM_PROMPT + "<|im_end|>\n{% endif -%}"
+    "{%- if messages[0]['role'] != 'system' -%}<|im_start|>system\n"
+    + SYSTEM_PROMPT
+    + "<|im_end|>\n{% endif -%}"
     "{%- for message in messages -%}<|im_start|>{{ message['role'] }}\n"
     "{%- if message['content'] is string -%}{{ message['content'] }}"
     "{%- else -%}{%- for part in message['content'] -%}"
@@ -65,7 +68,9 @@ def train(corpus: Iterable[str], folder: str, vocab_size: int = 1024) -> int:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tok.train_from_iterator(corpus, trainer)
+    # The tags become tokens of their own afterwards; words beside them must not be learned glued to them.
+    tags = re.compile("|".join(map(re.escape, FORMAT_TAGS)))
+    tok.train_from_iterator((part for text in corpus for part in tags.split(text) if part), trainer)
     tok.add_special_tokens([tk.AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
     tok.add_tokens([tk.AddedToken(t, special=False, normalized=False) for t in FORMAT_TAGS])
     os.makedirs(folder, exist_ok=True)
@@ -97,7 +102,11 @@ def load(folder: str):
     except Exception as e:
         raise UserError(f"{folder}: the tokenizer does not load ({type(e).__name__})") from e
     vocab = tok.get_vocab()
-    missing = [t for t in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", IMAGE_PAD) if t not in vocab]
+    missing = [
+        t
+        for t in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", IMAGE_PAD)
+        if t not in vocab
+    ]
     if missing:
         raise UserError(f"{folder}: the tokenizer lacks the special tokens {', '.join(missing)}")
     return tok
@@ -119,5 +128,23 @@ def special_ids(tok) -> dict:
     """Ids that sampling needs: `stop` (end of turn, end of text), `pad`, and `suppress` (never sampled)."""
     vocab = tok.get_vocab()
     stop = tuple(vocab[t] for t in ("<|im_end|>", "<|endoftext|>") if t in vocab)
-    never = [t for t in vocab if t.startswith(("<|vision", "<|image", "<|video", "<|im_start", "<|object", "<|box", "<|quad"))]
+    never = [
+        t
+        for t in vocab
+        if t.startswith(("<|vision", "<|image", "<|video", "<|im_start", "<|object", "<|box", "<|quad"))
+    ]
     return {"stop": stop, "pad": vocab["<|endoftext|>"], "suppress": tuple(sorted(vocab[t] for t in never))}
+
+
+def config_ids(tok) -> dict:
+    """The token ids that a model config holds, from the tokenizer."""
+    vocab = tok.get_vocab()
+    return {
+        "image_token_id": vocab[IMAGE_PAD],
+        "video_token_id": vocab["<|video_pad|>"],
+        "vision_start_token_id": vocab["<|vision_start|>"],
+        "vision_end_token_id": vocab["<|vision_end|>"],
+        "pad_token_id": vocab["<|endoftext|>"],
+        "bos_token_id": vocab["<|endoftext|>"],
+        "eos_token_id": (vocab["<|im_end|>"], vocab["<|endoftext|>"]),
+    }

@@ -1,0 +1,94 @@
+"""Batches as a function of the step: phantoms (rendered on the fly) and files, behind one small interface.
+
+A source has `size` (pixels a side), `prompts()` (its prompt texts), `len`, and `batch(indices) -> dict` with image float32 [B, S, S] in 0..1,
+solution bool [B, 14], known bool [B, 14]; phantoms add labels int8 [B, 14], regions [B, 12, 8, 8] and the scene.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from cxr_jax.data import phantom
+from cxr_jax.data.phantom import report as phantom_report
+from cxr_jax.data.tokenizer import FIND_PROMPT
+from cxr_jax.errors import UserError
+
+ENDLESS = 2**31 - 1
+
+
+class PhantomSource:
+    """An endless, seeded stream of phantom radiographs of one hospital and split; example i never changes."""
+
+    size = 224
+    prompt = FIND_PROMPT
+
+    def __init__(self, hospital: str, split: str, seed: int = 0):
+        self.hospital, self.split, self.seed = hospital, split, seed
+        self.name = f"phantom {hospital}"
+
+    def __len__(self):
+        return ENDLESS
+
+    def prompts(self) -> tuple[str, ...]:
+        """Every prompt text that batches can hold."""
+        return (self.prompt,)
+
+    def batch(self, indices) -> dict:
+        out = dict(phantom.make_batch(self.seed, self.split, self.hospital, np.asarray(indices)))
+        out["solution"] = np.asarray(out["labels"]) == 1
+        out["known"] = np.ones_like(out["solution"])
+        return out
+
+    def reports(self, batch: dict, indices) -> list:
+        """The written Report of each scene; wording drawn from (seed, example index) alone."""
+        rows = len(indices)
+        scenes = [
+            {k: np.asarray(v)[i] for k, v in batch["scene"].items() if k != "noise_key"} for i in range(rows)
+        ]
+        rngs = [np.random.default_rng([self.seed, 7, int(i)]) for i in indices]
+        return [phantom_report.write(s, self.hospital, r) for s, r in zip(scenes, rngs, strict=True)]
+
+
+class Completions:
+    """Target texts to fixed-shape ids, ending in the end-of-turn token: what SFT trains on."""
+
+    def __init__(self, tok, max_completion: int):
+        self.tok, self.max_completion = tok, max_completion
+        self.stop = tok.get_vocab()["<|im_end|>"]
+        self.pad = tok.get_vocab()["<|endoftext|>"]
+
+    def encode(self, texts: list[str]) -> dict:
+        """completions int32 [B, C], mask bool [B, C]. UserError for a text longer than C."""
+        ids = np.full((len(texts), self.max_completion), self.pad, np.int32)
+        mask = np.zeros(ids.shape, bool)
+        for i, row in enumerate(self.tok(texts, add_special_tokens=False)["input_ids"]):
+            row = [*row, self.stop]
+            if len(row) > self.max_completion:
+                raise UserError(
+                    f"a target text has {len(row)} tokens, more than config.max_completion={self.max_completion}"
+                )
+            ids[i, : len(row)] = row
+            mask[i, : len(row)] = True
+        return {"completions": ids, "mask": mask}
+
+
+def step_loader(make: Callable[[int], dict], start: int, stop: int, prefetch: int = 2):
+    """Iterates make(step) for step in [start, stop) through grain, prepared ahead in a thread.
+
+    The position is the step itself, so resuming reads nothing twice and replays nothing.
+    """
+    import grain
+
+    ds = grain.MapDataset.range(start, stop).map(make)
+    return iter(ds.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)))
+
+
+def indices_of(step: int, batch_size: int, length: int) -> np.ndarray:
+    """Example indices of a step; a finite source is walked in a fresh seeded order each epoch."""
+    flat = step * batch_size + np.arange(batch_size)
+    if length >= ENDLESS:
+        return flat
+    orders = {
+        int(e): np.random.default_rng([int(e), 11]).permutation(length) for e in np.unique(flat // length)
+    }
+    return np.array([orders[int(i // length)][i % length] for i in flat])

@@ -1,0 +1,338 @@
+"""Evaluation: greedy reading of held-out images, the image-use audit, the out-of-distribution guard, final results.
+
+`python -m cxr_jax.main --config=experiments/eval.py` runs `run` alone; SFT and RL call the pieces.
+"""
+
+import os
+import types
+
+import jax
+import numpy as np
+
+from cxr_jax import policy, report, sampling, scoring
+from cxr_jax.data import batching, tokenizer
+from cxr_jax.data.preprocess import patchify
+from cxr_jax.labels import parser
+from cxr_jax.models import qwen2_5_vl as qwen
+
+
+BYTES_PER_TOKEN = 12  # byte budget of the reward parser; a longer text is cut there and counted as overflow
+
+
+def grid_of(size: int, cfg) -> tuple[int, int, int]:
+    """Patch grid (t, h, w) of a square image of `size` pixels."""
+    return (1, size // cfg.vision.patch_size, size // cfg.vision.patch_size)
+
+
+def sources(config):
+    """Namespace of train, select (checkpoint choice, dict) and test (reported, dict) sources by display name.
+
+    Phantoms: disjoint streams of hospitals A and B. Files: a seeded tenth (at least one row) of the rows is held out.
+    """
+    d = config.data
+    if d.source == "phantom":
+        held = lambda split: {h: batching.PhantomSource(h, split, 0) for h in (d.hospital, d.ood_hospital)}
+        train = batching.PhantomSource(d.hospital, "train", d.seed)
+        return types.SimpleNamespace(
+            train=train, select=held("select"), test=held("test"), ood=d.ood_hospital
+        )
+    from cxr_jax.data import files
+
+    train, test = files.open_split(d.manifest, d.image_root, size=d.size, seed=d.seed)
+    return types.SimpleNamespace(train=train, select={"files": test}, test={"files": test}, ood="files")
+
+
+class Reader:
+    """Greedy reading in fixed shapes: one compiled program for any number of images."""
+
+    def __init__(self, cfg, tok, prompts: policy.Prompts, batch_size: int):
+        self.tok, self.prompts, self.batch_size = tok, prompts, batch_size
+        special = tokenizer.special_ids(tok)
+        table = parser.TokenBytes.from_tokenizer(tok)
+        c = prompts.max_completion
+
+        @jax.jit
+        def read(params, images, encoded):
+            features = qwen.vision(params, cfg, patchify(images), prompts.grid)
+            width = encoded["ids"].shape[1]
+            out = sampling.generate(
+                params,
+                cfg,
+                encoded["ids"],
+                encoded["lengths"],
+                encoded["positions"][:, :, :width],
+                features,
+                n=1,
+                max_new_tokens=c,
+                temperature=0.0,
+                keys=jax.random.split(jax.random.key(0), images.shape[0]),
+                stop_ids=special["stop"],
+                suppress_ids=special["suppress"],
+            )
+            parsed = parser.parse_tokens(out["tokens"], out["lengths"], table, c * BYTES_PER_TOKEN)
+            return out["tokens"], out["lengths"], parsed["answer"], parsed["format"]
+
+        self._read = read
+
+    def read(self, params, images, texts) -> dict:
+        """images [N, S, S], prompt texts [N] -> tokens [N, C], lengths [N], pred bool [N, 14], valid bool [N]."""
+        n, b, parts = len(images), self.batch_size, []
+        for start in range(0, n, b):
+            rows = np.minimum(np.arange(start, start + b), n - 1)  # the last batch is filled with repeats
+            got = self._read(params, np.asarray(images)[rows], self.prompts.encode([texts[i] for i in rows]))
+            parts.append([np.asarray(x)[: n - start] for x in got])
+        tokens, lengths, pred, valid = (np.concatenate(x) for x in zip(*parts, strict=True))
+        return {"tokens": tokens, "lengths": lengths, "pred": pred.astype(bool), "valid": valid.astype(bool)}
+
+    def texts(self, read: dict, rows) -> list[str]:
+        """Decoded completions of the given rows."""
+        return [
+            self.tok.decode(read["tokens"][i][: read["lengths"][i]], skip_special_tokens=True) for i in rows
+        ]
+
+
+def held_out(source, n: int) -> dict:
+    """The first n examples of a source, in order (all of a smaller one)."""
+    n = min(n, len(source))
+    parts = [source.batch(np.arange(s, min(s + 64, n))) for s in range(0, n, 64)]
+    out = {k: np.concatenate([np.asarray(p[k]) for p in parts]) for k in ("image", "solution", "known")}
+    out["texts"] = [t for p in parts for t in (p.get("prompts") or [source.prompts()[0]] * len(p["image"]))]
+    if "ids" in parts[0]:
+        out["ids"] = [i for p in parts for i in p["ids"]]
+    return out
+
+
+class Guard:
+    """Looks at the selection splits every K steps, logs per-label scores, keeps the best-by-OOD parameters."""
+
+    def __init__(self, config, reader, sources, metrics, checkpoints, best=None):
+        self.config, self.reader, self.metrics, self.checkpoints, self.best = (
+            config,
+            reader,
+            metrics,
+            checkpoints,
+            best,
+        )
+        self.data = {name: held_out(s, config.eval.n) for name, s in sources.select.items()}
+        self.ood = sources.ood
+
+    def look(self, step: int, params) -> dict:
+        """Scores `params` on the selection splits at `step`; saves them if the best so far out of distribution."""
+        row = {}
+        for name, data in self.data.items():
+            got = self.reader.read(params, data["image"], data["texts"])
+            s = scoring.summary(
+                got["pred"], data["solution"], known=data["known"], valid=got["valid"], n_boot=20
+            )
+            row[f"eval/{name}/jaccard"] = s["jaccard"]["value"]
+            row |= {f"eval/{name}/{m}": s[m]["all"]["value"] for m in ("macro_f1", "micro_f1")}
+            row[f"eval/{name}/valid_format"] = float(got["valid"].mean())
+            row[f"eval/{name}/mean_length"] = float(got["lengths"].mean())
+            for label, v in s["per_label"].items():
+                row |= {
+                    f"eval/{name}/{label}/{m}": v[m]
+                    for m in ("precision", "recall", "f1")
+                    if v[m] is not None
+                }
+        self.metrics.write(step, row, kind="eval")
+        score = row[f"eval/{self.ood}/{self.config.eval.select_by}"]
+        shown = ", ".join(
+            f"{n} Jaccard {row[f'eval/{n}/jaccard']:.3f} macro-F1 {row[f'eval/{n}/macro_f1']:.3f}"
+            for n in self.data
+        )
+        print(f"  step {step} on the selection splits: {shown}", flush=True)
+        if self.best is None or score > self.best["score"]:
+            self.best = {"score": score, "step": step}
+            self.checkpoints.save_best(step, params, self.best)
+        return row
+
+
+def constant_baselines(sources, n: int = 2000) -> dict:
+    """Jaccard of the constant policies on the training stream: what a reward must beat to mean anything."""
+    n = min(n, len(sources.train))
+    truth = np.concatenate(
+        [np.asarray(sources.train.batch(np.arange(s, min(s + 64, n)))["solution"]) for s in range(0, n, 64)]
+    )
+    p = scoring.constant_policies(truth, n_boot=20)["policies"]
+    best = max(p, key=lambda k: p[k]["jaccard"])
+    return {
+        "no_finding": p["No Finding"]["jaccard"],
+        "all_labels": p["all labels"]["jaccard"],
+        "best": p[best]["jaccard"],
+    }
+
+
+def export(workdir, cfg, params, tok, config) -> None:
+    """Writes `hf/`: weights, configs, tokenizer and a model card, in the Hugging Face layout."""
+    from cxr_jax.models import hf
+
+    size = config.data.get("size", 224)
+    hf.save_hf(workdir.file("hf"), cfg, params, tokenizer=tok, min_pixels=size**2, max_pixels=size**2)
+    card = (
+        "---\nlicense: apache-2.0\n---\n# cxr_jax export\n\nQwen2.5-VL structure. "
+        f"Task: {config.task}; started from `{config.model}`; data: {config.data.source}.\n\n"
+        "Research use only. Not for diagnosis. Results on phantoms are phantom results and say nothing about patients.\n"
+    )
+    with open(os.path.join(workdir.file("hf"), "README.md"), "w") as f:
+        f.write(card)
+
+
+def predictions(reader, params, data) -> dict:
+    """The model's answers for real, blank (mid-grey) and swapped images, and the real reading itself.
+
+    Swapped: each case is answered from the image of the next one, which is the real reading moved by one.
+    """
+    real = reader.read(params, data["image"], data["texts"])
+    blank = reader.read(params, np.full_like(data["image"][:1], 0.5), data["texts"][:1])
+    n = len(data["image"])
+    repeat = lambda k: np.repeat(blank[k], n, axis=0)
+    return {
+        "real": real,
+        "audit": {"blank": repeat("pred"), "swapped": np.roll(real["pred"], 1, axis=0)},
+        "audit_valid": {"blank": repeat("valid"), "swapped": np.roll(real["valid"], 1)},
+    }
+
+
+def full(workdir, config, models: dict, reader, sources, notes=()) -> dict:
+    """Scores every model on every test set, compares the last two, writes the report. Returns {"table": str}."""
+    e = config.eval
+    tables, comparisons, cases = {m: {} for m in models}, [], []
+    names = list(models)
+    for set_name, source in sources.test.items():
+        data = held_out(source, e.n_final)
+        read = {}
+        for m, params in models.items():
+            print(f"evaluating {m} on {len(data['image'])} images of {set_name}", flush=True)
+            p = predictions(reader, params, data)
+            read[m] = p["real"]
+            tables[m][set_name] = scoring.summary(
+                p["real"]["pred"], data["solution"], known=data["known"], valid=p["real"]["valid"],
+                audit=p["audit"], audit_valid=p["audit_valid"], n_boot=e.bootstrap,
+            )  # fmt: skip
+        if len(names) > 1:
+            comparisons += compare(set_name, names[-2], names[-1], read, data, e.bootstrap)
+        cases += worst_cases(set_name, names[-1], read[names[-1]], data, reader, e.cases)
+    kind = "phantom" if config.data.source == "phantom" else "files"
+    report.write_report(
+        workdir.path, title=f"cxr_jax {config.task}: {config.model}", tables=tables, cases=cases,
+        notes=list(notes), kind=kind, comparisons=comparisons,
+    )  # fmt: skip
+    return {"table": text_table(tables, comparisons, kind)}
+
+
+def compare(set_name, a, b, read, data, n_boot) -> list[dict]:
+    """Paired differences b - a of Jaccard and macro-F1, with 95 % bootstrap intervals."""
+    out = []
+    for metric in ("jaccard", "macro_f1"):
+        diff, lo, hi = scoring.paired_bootstrap(
+            metric, read[a]["pred"], read[b]["pred"], data["solution"], known=data["known"],
+            valid_a=read[a]["valid"], valid_b=read[b]["valid"], n_boot=n_boot,
+        )  # fmt: skip
+        out.append({"a": a, "b": b, "set": set_name, "metric": metric, "diff": diff, "lo": lo, "hi": hi})
+    return out
+
+
+def worst_cases(set_name, model, read, data, reader, n: int) -> list:
+    """Cases for the report: the worst half, the best quarter and a quarter from between."""
+    score = scoring.jaccard_rows(read["pred"], data["solution"], data["known"], read["valid"])
+    order = np.argsort(np.nan_to_num(score, nan=2.0), kind="stable")
+    n = min(n, len(order))
+    middle = order[n // 2 : len(order) - n // 4]
+    picked = [
+        *order[: n // 2],
+        *middle[:: max(1, len(middle) // max(1, n // 4))][: n // 4],
+        *order[len(order) - n // 4 :],
+    ]
+    texts = reader.texts(read, picked)
+    return [
+        report.Case(
+            image=np.asarray(data["image"][i]),
+            prompt=data["texts"][i],
+            completion=text,
+            answer=read["pred"][i],
+            truth=data["solution"][i],
+            known=data["known"][i],
+            hospital=set_name,
+            model=model,
+            score=None if np.isnan(score[i]) else float(score[i]),
+            id=str(data["ids"][i]) if "ids" in data else f"{set_name}-{i}",
+        )  # fmt: skip
+        for i, text in zip(picked, texts, strict=True)
+    ]
+
+
+def text_table(tables, comparisons, kind) -> str:
+    """The results as a plain table for the terminal."""
+    ci = lambda v: "-" if v["value"] is None else f"{v['value']:.3f} [{v['lo']:.3f}, {v['hi']:.3f}]"
+    rows = [
+        (
+            "model",
+            "set",
+            "n",
+            "Jaccard [95 % CI]",
+            "macro-F1 [95 % CI]",
+            "micro-F1",
+            "swapped macro-F1",
+            "parse failures",
+        )
+    ]
+    for m, sets in tables.items():
+        for s, t in sets.items():
+            swapped = t["audit"]["swapped"]["macro_f1"]
+            rows.append(
+                (m, s, str(t["n"]), ci(t["jaccard"]), ci(t["macro_f1"]["all"]), f"{t['micro_f1']['all']['value'] or 0:.3f}",
+                 f"{swapped['value'] or 0:.3f}", f"{t['parse_failure_rate']:.3f}")
+            )  # fmt: skip
+    for s, t in next(iter(tables.values())).items():
+        best_j, best_f = t["constants"]["best_jaccard"], t["constants"]["best_macro_f1"]
+        rows.append(
+            (
+                f"constant: {best_j['policy']}",
+                s,
+                str(t["n"]),
+                ci(best_j["jaccard"]),
+                ci(best_j["macro_f1"]),
+                "",
+                "",
+                "",
+            )
+        )
+        rows.append(
+            (
+                f"constant: {best_f['policy']}",
+                s,
+                str(t["n"]),
+                ci(best_f["jaccard"]),
+                ci(best_f["macro_f1"]),
+                "",
+                "",
+                "",
+            )
+        )
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+    lines += [
+        f"{c['b']} - {c['a']} on {c['set']}: {c['metric']} {c['diff']:+.3f} [{c['lo']:+.3f}, {c['hi']:+.3f}] (paired)"
+        for c in comparisons
+    ]
+    lines.append(
+        "Phantom results: they say nothing about patients."
+        if kind == "phantom"
+        else "Real films read by a model trained on phantoms: these numbers say nothing about patients."
+    )
+    return "\n".join(lines)
+
+
+def run(config, workdir, stop) -> dict:
+    """The `evaluate` task: one model on every test set."""
+    from cxr_jax import pretrained
+
+    start = pretrained.start(config)
+    found = sources(config)
+    texts = tuple(dict.fromkeys(t for s in found.test.values() for t in s.prompts()))
+    size = next(iter(found.test.values())).size
+    prompts = policy.Prompts(
+        start.tokenizer, start.cfg, grid_of(size, start.cfg), config.max_completion, texts=texts
+    )
+    reader = Reader(start.cfg, start.tokenizer, prompts, config.eval.batch_size)
+    return {"step": 0, "results": full(workdir, config, {config.model: start.params}, reader, found)}

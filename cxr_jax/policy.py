@@ -1,0 +1,101 @@
+"""The model as a policy: prompts in fixed shapes, and log-probs of completions. One program for SFT and RL."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from cxr_jax import losses
+from cxr_jax.data import tokenizer
+from cxr_jax.errors import UserError
+from cxr_jax.models import qwen2_5_vl as qwen
+
+
+class Prompts:
+    """Encodes prompt texts (one image each) to right-padded ids of one static width.
+
+    `encode(texts)` -> dict(ids int32 [B, T], lengths int32 [B], positions int32 [3, B, T + C]): M-RoPE positions of
+    the prompt and of any C completion tokens that follow it directly, computed once and used by prefill, decode and
+    training alike. Raises UserError for a prompt longer than `width`.
+    """
+
+    def __init__(
+        self,
+        tok,
+        cfg,
+        grid: tuple,
+        max_completion: int,
+        width: int | None = None,
+        texts=(tokenizer.FIND_PROMPT,),
+    ):
+        self.tok, self.cfg, self.grid, self.max_completion = tok, cfg, grid, max_completion
+        self.n_image = int(np.prod(grid)) // cfg.vision.spatial_merge_size**2
+        self.pad = tok.get_vocab()["<|endoftext|>"]
+        self._cache = {}
+        self.width = width or max(len(self._one(t)[0]) for t in texts)
+
+    def _one(self, text):
+        if text not in self._cache:
+            ids = tokenizer.prompt_ids(self.tok, text, self.n_image)
+            row = np.asarray([*ids, *[self.pad] * self.max_completion], np.int32)[None]
+            self._cache[text] = ids, qwen.positions(self.cfg, row, [self.grid])[:, 0]
+        return self._cache[text]
+
+    def encode(self, texts: list[str]) -> dict:
+        n, t = len(texts), self.width
+        ids = np.full((n, t), self.pad, np.int32)
+        positions = np.ones((3, n, t + self.max_completion), np.int32)
+        lengths = np.zeros(n, np.int32)
+        for i, text in enumerate(texts):
+            row, pos = self._one(text)
+            if len(row) > t:
+                raise UserError(f"a prompt of {len(row)} tokens does not fit config.prompt_width={t}")
+            ids[i, : len(row)], lengths[i] = row, len(row)
+            positions[:, i, : pos.shape[1]] = pos
+        return {"ids": ids, "lengths": lengths, "positions": positions}
+
+
+def output_head(params, cfg):
+    """The output matrix [D, V], tied or not."""
+    text = params["text"]
+    return text["embed"]["embedding"].T if cfg.tie_word_embeddings else text["head"]["kernel"]
+
+
+def completion_logprobs(
+    params,
+    cfg,
+    features,
+    prompts,
+    completions,
+    mask,
+    *,
+    temperature=1.0,
+    suppress=None,
+    remat="none",
+    chunk=2048,
+):
+    """Log-probs and entropies of completions under the model.
+
+    features [P, I, D] image tokens, one image a prompt; prompts as from `Prompts.encode`; completions int [P, G, C],
+    mask bool [P, G, C] (False after the end) -> (logp, entropy), float32 [P, G, C]. The image is encoded once a
+    prompt, by the caller; its gradient sums over the G completions.
+    """
+    p, g, c = completions.shape
+    t = prompts["ids"].shape[1]
+    each = lambda x, axis=0: jnp.repeat(x, g, axis=axis)
+    lengths = each(prompts["lengths"])
+    place = lengths[:, None] + jnp.arange(c)
+    ids = jnp.pad(each(prompts["ids"]), ((0, 0), (0, c)))
+    ids = jnp.put_along_axis(ids, place, completions.reshape(p * g, c), axis=1, inplace=False)
+    flat_mask = mask.reshape(p * g, c)
+    valid = jnp.arange(t + c)[None] < (lengths + flat_mask.sum(axis=1))[:, None]
+    hidden = qwen.embed(params, cfg, ids, each(features))
+    hidden = qwen.decode_full(params, cfg, hidden, each(prompts["positions"], 1), valid, remat=remat)
+    hidden = jnp.take_along_axis(hidden, (place - 1)[:, :, None], axis=1)
+    logp, entropy = losses.token_logprobs(
+        hidden.reshape(p * g * c, -1),
+        output_head(params, cfg),
+        completions.reshape(-1),
+        temperature=temperature,
+        suppress=suppress,
+        chunk=chunk,
+    )
+    return logp.reshape(p, g, c), entropy.reshape(p, g, c)

@@ -1,0 +1,268 @@
+"""On-policy GRPO with rewards parsed on the device: sample -> reward -> advantage -> update, top to bottom.
+
+One model program samples and learns. Per prompt the image is encoded once and the prompt prefilled once for its G
+completions. The ratio is 1 by construction (old log-probs are the new ones, stop-gradient); what the sampler recorded
+is compared with what the learner computes and logged at every step.
+"""
+
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cxr_jax import evaluate, losses, optim, policy, rewards, sampling
+from cxr_jax.checkpoint import Checkpoints
+from cxr_jax.data import batching, tokenizer
+from cxr_jax.data.preprocess import patchify
+from cxr_jax.errors import UserError
+from cxr_jax.labels import parser
+from cxr_jax.metrics import MetricsWriter, Progress
+from cxr_jax.models import qwen2_5_vl as qwen
+
+
+def check(config) -> None:
+    """Refuses settings that cannot work, before anything compiles. Raises UserError."""
+    r = config.rl
+    if r.group_size < 2 and r.scale_rewards == "group":
+        raise UserError("config.rl.group_size must be at least 2 with config.rl.scale_rewards='group'")
+    if r.scale_rewards not in ("group", "batch", "none"):
+        raise UserError(f"config.rl.scale_rewards={r.scale_rewards!r} is not one of group, batch, none")
+    if r.loss_type not in ("grpo", "dapo", "dr_grpo"):
+        raise UserError(f"config.rl.loss_type={r.loss_type!r} is not one of grpo, dapo, dr_grpo")
+    unknown = sorted(set(r.reward_weights) - set(rewards.TERMS))
+    if unknown:
+        raise UserError(
+            f"config.rl.reward_weights names {unknown[0]!r}; known terms: {', '.join(rewards.TERMS)}"
+        )
+    if r.temperature <= 0:
+        raise UserError("config.rl.temperature must be above 0")
+
+
+def sampling_keys(seed: int, step, prompts: int, group: int):
+    """Keys [P * G] folded from (seed, step, prompt, sample): a completion depends on nothing else that is sampled."""
+    base = jax.random.fold_in(jax.random.key(seed), step)
+    fold = lambda p, g: jax.random.fold_in(jax.random.fold_in(base, p), g)
+    p, g = jnp.meshgrid(jnp.arange(prompts), jnp.arange(group), indexing="ij")
+    return jax.vmap(fold)(p.reshape(-1), g.reshape(-1))
+
+
+def make_rollout(config, cfg, grid, special, table):
+    """Jitted (params, batch, step) -> dict of tokens, mask, sampler log-probs, reward terms, advantages."""
+    r = config.rl
+    weights = dict(r.reward_weights)
+
+    @jax.jit
+    def rollout(params, batch, step):
+        p, g = batch["image"].shape[0], r.group_size
+        features = qwen.vision(params, cfg, patchify(batch["image"]), grid)
+        prompts = batch["prompts"]
+        width = prompts["ids"].shape[1]
+        out = sampling.generate(
+            params,
+            cfg,
+            prompts["ids"],
+            prompts["lengths"],
+            prompts["positions"][:, :, :width],
+            features,
+            n=g,
+            max_new_tokens=config.max_completion,
+            temperature=r.temperature,
+            keys=sampling_keys(config.seed, step, p, g),
+            stop_ids=special["stop"],
+            suppress_ids=special["suppress"],
+        )
+        parsed = parser.parse_tokens(
+            out["tokens"], out["lengths"], table, config.max_completion * evaluate.BYTES_PER_TOKEN
+        )
+        solution = jnp.repeat(batch["solution"], g, axis=0)
+        terms = rewards.reward_terms(parsed, solution, out["lengths"], min_length=r.min_length)
+        reward = rewards.combine(terms, weights).reshape(p, g)
+        mask = jnp.arange(config.max_completion)[None] < out["lengths"][:, None]
+        if r.mask_truncated:
+            train_mask = mask & out["finished"][:, None]
+        else:
+            train_mask = mask
+        shape = (p, g, config.max_completion)
+        return {
+            "tokens": out["tokens"].reshape(shape),
+            "mask": mask.reshape(shape),
+            "train_mask": train_mask.reshape(shape),
+            "sampler_logp": out["logprobs"].reshape(shape),
+            "lengths": out["lengths"].reshape(p, g),
+            "finished": out["finished"].reshape(p, g),
+            "terms": {k: v.reshape(p, g) for k, v in terms.items()},
+            "answer": parsed["answer"].reshape(p, g, -1),
+            "reward": reward,
+            "advantages": losses.group_advantages(reward, scale=r.scale_rewards),
+        }
+
+    return rollout
+
+
+def make_learn(config, cfg, grid, special, tx):
+    """Jitted (state, batch, rollout) -> (state, metrics), state donated. One optimizer step a rollout."""
+    r = config.rl
+    suppress = np.zeros(cfg.text.vocab_size, bool)
+    suppress[list(special["suppress"])] = True
+
+    def loss_fn(params, batch, ro):
+        features = qwen.vision(params, cfg, patchify(batch["image"]), grid)
+        logp, entropy = policy.completion_logprobs(
+            params, cfg, features, batch["prompts"], ro["tokens"], ro["mask"],
+            temperature=r.temperature, suppress=suppress, remat=config.remat,
+        )  # fmt: skip
+        rows = lambda x: x.reshape(-1, x.shape[-1])
+        loss, stats = losses.policy_loss(
+            rows(logp), jax.lax.stop_gradient(rows(logp)), ro["advantages"].reshape(-1), rows(ro["train_mask"]),
+            loss_type=r.loss_type, epsilon=r.epsilon, epsilon_high=r.epsilon_high, max_tokens=config.max_completion,
+        )  # fmt: skip
+        gap = jnp.where(ro["mask"], jax.lax.stop_gradient(logp) - ro["sampler_logp"], 0.0)
+        ratio = jnp.exp(gap)
+        return loss, {
+            "loss": loss,
+            "entropy": losses.masked_mean(entropy, ro["mask"]),
+            "sampling/sampling_logp_difference/mean": losses.masked_mean(jnp.abs(gap), ro["mask"]),
+            "sampling/sampling_logp_difference/max": jnp.max(jnp.abs(gap)),
+            "sampling/outside_0.9_1.1": losses.masked_mean(
+                ((ratio < 0.9) | (ratio > 1.1)).astype(jnp.float32), ro["mask"]
+            ),
+            **stats,
+        }
+
+    def learn(state, batch, ro):
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(state["params"], batch, ro)
+        state, norm = optim.guarded_update(tx, state, grads)
+        return state, {**metrics, "grad_norm": norm, "skipped_steps": state["skipped"]}
+
+    return jax.jit(learn, donate_argnums=0)
+
+
+@jax.jit
+def rollout_metrics(ro) -> dict:
+    """TRL's metric names from one rollout."""
+    std = jnp.std(ro["reward"], axis=1, ddof=1)
+    lengths = ro["lengths"].astype(jnp.float32)
+    out = {
+        "reward": ro["reward"].mean(),
+        "reward_std": std.mean(),
+        "frac_reward_zero_std": (std < 1e-6).mean(),
+        "completions/mean_length": lengths.mean(),
+        "completions/min_length": lengths.min(),
+        "completions/max_length": lengths.max(),
+        "completions/clipped_ratio": 1.0 - ro["finished"].mean(),
+        "completions/mean_terminated_length": losses.masked_mean(lengths, ro["finished"]),
+        "answers/labels_per_answer": ro["answer"].sum(-1).mean(),
+    }
+    for name, value in ro["terms"].items():
+        out |= {f"rewards/{name}/mean": value.mean(), f"rewards/{name}/std": value.std()}
+    return out
+
+
+def make_batch_fn(config, source, prompts):
+    """step -> numpy batch of one RL step: images, solutions, encoded prompts."""
+
+    def make(step: int) -> dict:
+        indices = batching.indices_of(step, config.rl.prompts_per_step, len(source))
+        batch = source.batch(indices)
+        texts = batch.get("prompts") or [source.prompt] * len(indices)
+        return {
+            "image": np.asarray(batch["image"]),
+            "solution": np.asarray(batch["solution"]),
+            "prompts": prompts.encode(texts),
+        }
+
+    return make
+
+
+def run(config, workdir, stop) -> dict:
+    """RL until `config.steps`, evaluating out of distribution as it goes; resumes from the workdir."""
+    from cxr_jax import pretrained
+
+    check(config)
+    start_model = pretrained.start(config)
+    cfg, tok = start_model.cfg, start_model.tokenizer
+    special = tokenizer.special_ids(tok)
+    table = parser.TokenBytes.from_tokenizer(tok)
+    sources = evaluate.sources(config)
+    train_source = sources.train
+    grid = evaluate.grid_of(train_source.size, cfg)
+    prompts = policy.Prompts(tok, cfg, grid, config.max_completion, texts=train_source.prompts())
+
+    params = start_model.params
+    tx = optim.make(config.optim, params, config.steps)
+    state = optim.init_state(tx, jax.tree.map(jnp.array, params))
+    checkpoints = Checkpoints(workdir.path)
+    start, meta = 0, {"seconds": 0.0, "best": None, "num_tokens": 0}
+    if resumed := checkpoints.restore(state):
+        state, meta, start = resumed
+        print(f"resuming at step {start}", flush=True)
+    metrics = MetricsWriter(workdir.path, resume_step=start)
+    progress = Progress(
+        config.steps,
+        start=start,
+        show=("reward", "rewards/accuracy/mean"),
+        unit="completions",
+        stream=sys.stdout,
+    )
+    reader = evaluate.Reader(cfg, tok, prompts, batch_size=config.eval.batch_size)
+    guard = evaluate.Guard(config, reader, sources, metrics, checkpoints, best=meta["best"])
+    baselines = evaluate.constant_baselines(sources)
+
+    rollout = make_rollout(config, cfg, grid, special, table)
+    learn = make_learn(config, cfg, grid, special, tx)
+    loader = batching.step_loader(make_batch_fn(config, train_source, prompts), start, config.steps)
+    if start == 0:
+        guard.look(0, state["params"])
+    seconds = meta["seconds"]
+    for step in range(start, config.steps):
+        began = time.monotonic()
+        batch = next(loader)
+        ro = rollout(state["params"], batch, step)
+        jax.block_until_ready(ro["reward"])
+        sampled = time.monotonic()
+        row = rollout_metrics(ro)
+        state, learned = learn(state, batch, ro)
+        row = {k: float(v) for k, v in {**row, **learned}.items()}
+        done = step + 1
+        meta["num_tokens"] += int(row["completions/mean_length"] * ro["reward"].size + 0.5)
+        row |= {
+            "num_tokens": meta["num_tokens"],
+            "learning_rate": float(optim.learning_rate(config.optim, config.steps)(step)),
+            "step_time": time.monotonic() - began,
+            "perf/rollout_seconds": sampled - began,
+            **{f"constant/{k}": v for k, v in baselines.items()},
+        }
+        metrics.write(done, row, kind="train")
+        progress.update(done, row, items=ro["reward"].size)
+        seconds += time.monotonic() - began
+        if done % config.eval.every == 0 or done == config.steps:
+            guard.look(done, state["params"])
+        if done % config.save_every == 0 or stop.requested or done == config.steps:
+            checkpoints.save(done, state, {**meta, "seconds": seconds, "best": guard.best})
+        if stop.requested and done < config.steps:
+            checkpoints.close()
+            return {"stopped": stop.requested, "step": done}
+
+    best = checkpoints.restore_best(state["params"])
+    chosen, chosen_step = (best[0], best[2]) if best else (state["params"], config.steps)
+    evaluate.export(workdir, cfg, chosen, tok, config)
+    models = {"SFT": params, "RL": chosen}
+    results = evaluate.full(
+        workdir,
+        config,
+        models,
+        reader,
+        sources,
+        notes=[
+            f"RL model: step {chosen_step} of {config.steps}, the best on the selection split of the out-of-distribution set."
+        ],
+    )
+    checkpoints.close()
+    return {
+        "step": config.steps,
+        "best_step": chosen_step,
+        "train_seconds": round(seconds),
+        "results": results,
+    }

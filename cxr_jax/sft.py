@@ -1,0 +1,172 @@
+"""Supervised fine-tuning: located-finding warm-up of the vision tower, then cross-entropy on the completion.
+
+The warm-up asks each of the merged image tokens which findings lie under it (targets: the phantom's own region maps)
+through a linear head that is thrown away afterwards; it teaches the tower to look before the decoder can distract it
+with the prior. The joint phase keeps that loss at a small weight. Prompt tokens are never trained on.
+"""
+
+import functools
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cxr_jax import evaluate, losses, optim, policy
+from cxr_jax.checkpoint import Checkpoints
+from cxr_jax.data import batching
+from cxr_jax.data.phantom import report as phantom_report
+from cxr_jax.data.preprocess import patchify
+from cxr_jax.metrics import MetricsWriter, Progress
+from cxr_jax.models import qwen2_5_vl as qwen
+
+
+def init_locate_head(key, width: int, findings: int) -> dict:
+    """Linear head on image tokens [.., width] -> findings, and the scale that turns its pooled logit into a label."""
+    kernel = jax.random.normal(key, (width, findings), jnp.float32) * width**-0.5
+    return {
+        "kernel": kernel,
+        "bias": jnp.full((findings,), -3.0),
+        "pool_scale": jnp.ones(()),
+        "pool_bias": jnp.zeros((findings,)),
+    }
+
+
+def locate_loss(head, features, regions, severity):
+    """features [B, I, D]; regions [B, F, R, C] with R*C = I; severity [B, F] -> scalar.
+
+    Per-token cross-entropy (positives weighted up: they cover a few per cent of the tokens) plus an image-level one
+    on the smooth maximum over tokens.
+    """
+    b, i, _ = features.shape
+    logits = features @ head["kernel"] + head["bias"]
+    targets = regions.reshape(b, regions.shape[1], i).transpose(0, 2, 1)
+    token = losses.binary_cross_entropy(logits, targets, 1.0 + 4.0 * targets)
+    pooled = jax.nn.logsumexp(logits * 2.0, axis=1) / 2.0
+    present = jnp.where(severity >= 0.35, 1.0, jnp.where(severity > 0, 0.5, 0.0))
+    image = losses.binary_cross_entropy(pooled * head["pool_scale"] + head["pool_bias"], present)
+    return token + 0.5 * image
+
+
+def completion_loss(params, cfg, features, batch, *, remat="none"):
+    """Mean cross-entropy over completion tokens, and the mean probability given to the right token."""
+    logp, _ = policy.completion_logprobs(
+        params,
+        cfg,
+        features,
+        batch["prompts"],
+        batch["completions"][:, None],
+        batch["mask"][:, None],
+        remat=remat,
+    )
+    mask = batch["mask"][:, None]
+    return -losses.masked_mean(logp, mask), losses.masked_mean(jnp.exp(logp), mask)
+
+
+def make_steps(config, cfg, tx, grid):
+    """The two jitted updates: (state, batch) -> (state, metrics), state donated."""
+
+    def locate_only(params, batch):
+        features = qwen.vision(params["model"], cfg, patchify(batch["image"]), grid)
+        loss = locate_loss(params["locate"], features, batch["regions"], batch["severity"])
+        return loss, {"locate_loss": loss}
+
+    def joint(params, batch):
+        features = qwen.vision(params["model"], cfg, patchify(batch["image"]), grid)
+        ce, p_mean = completion_loss(params["model"], cfg, features, batch, remat=config.remat)
+        locate = locate_loss(params["locate"], features, batch["regions"], batch["severity"])
+        return ce + config.locate_weight * locate, {
+            "loss": ce,
+            "locate_loss": locate,
+            "mean_token_probability": p_mean,
+        }
+
+    def update(loss_fn, state, batch):
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(state["params"], batch)
+        state, norm = optim.guarded_update(tx, state, grads)
+        return state, {**metrics, "grad_norm": norm, "skipped": state["skipped"]}
+
+    jit = lambda f: jax.jit(functools.partial(update, f), donate_argnums=0)
+    return jit(locate_only), jit(joint)
+
+
+def make_batch_fn(config, source, prompts, completions):
+    """step -> numpy batch of one SFT step. Raises UserError if a target text does not fit max_completion."""
+
+    def make(step: int) -> dict:
+        indices = batching.indices_of(step, config.batch_size, len(source))
+        batch = source.batch(indices)
+        out = {"image": np.asarray(batch["image"]), "regions": np.asarray(batch["regions"])}
+        out["severity"] = np.asarray(batch["scene"]["severity"])
+        if step >= config.locate_steps:
+            texts = [phantom_report.target(r) for r in source.reports(batch, indices)]
+            out |= completions.encode(texts)
+            out["prompts"] = prompts.encode([source.prompt] * len(texts))
+        return out
+
+    return make
+
+
+def run(config, workdir, stop) -> dict:
+    """Trains until `config.steps`, saving as it goes; resumes from the workdir. Returns facts about the finished run."""
+    from cxr_jax import pretrained
+
+    loaded = pretrained.start(config)
+    cfg, tok = loaded.cfg, loaded.tokenizer
+    sources = evaluate.sources(config)
+    source = sources.train
+    grid = evaluate.grid_of(source.size, cfg)
+    prompts = policy.Prompts(tok, cfg, grid, config.max_completion, texts=source.prompts())
+    completions = batching.Completions(tok, config.max_completion)
+
+    params = {
+        "model": loaded.params,
+        "locate": init_locate_head(jax.random.key(config.seed), cfg.text.hidden_size, 12),
+    }
+    tx = optim.make(config.optim, params, config.steps)
+    state = optim.init_state(tx, params)
+    checkpoints = Checkpoints(workdir.path)
+    start, meta = 0, {"seconds": 0.0, "best": None}
+    if resumed := checkpoints.restore(state):
+        state, meta, start = resumed
+        print(f"resuming at step {start}", flush=True)
+    locate_step, joint_step = make_steps(config, cfg, tx, grid)
+    metrics = MetricsWriter(workdir.path, resume_step=start)
+    progress = Progress(
+        config.steps, start=start, show=("loss", "locate_loss"), unit="samples", stream=sys.stdout
+    )
+    reader = evaluate.Reader(cfg, tok, prompts, batch_size=config.eval.batch_size)
+    guard = evaluate.Guard(config, reader, sources, metrics, checkpoints, best=meta["best"])
+
+    loader = batching.step_loader(make_batch_fn(config, source, prompts, completions), start, config.steps)
+    began, evaluating, window = time.monotonic(), 0.0, []
+    for step in range(start, config.steps):
+        batch = next(loader)
+        state, m = (locate_step if step < config.locate_steps else joint_step)(state, batch)
+        window.append(m)
+        done = step + 1
+        if done % config.log_every == 0 or done == config.steps:
+            row = {k: float(np.mean([float(w[k]) for w in window if k in w])) for k in window[-1]}
+            row["samples_per_second"] = (
+                config.batch_size * (done - start) / (time.monotonic() - began - evaluating)
+            )
+            row["learning_rate"] = float(optim.learning_rate(config.optim, config.steps)(step))
+            metrics.write(done, row, kind="train")
+            progress.update(done, row, items=config.batch_size * config.log_every)
+            window = []
+        if done > config.locate_steps and (done % config.eval.every == 0 or done == config.steps):
+            pause = time.monotonic()
+            guard.look(done, state["params"]["model"])
+            evaluating += time.monotonic() - pause
+        if done % config.save_every == 0 or stop.requested or done == config.steps:
+            seconds = meta["seconds"] + time.monotonic() - began
+            checkpoints.save(done, state, {"seconds": seconds, "best": guard.best})
+        if stop.requested and done < config.steps:
+            checkpoints.close()
+            return {"stopped": stop.requested, "step": done}
+    seconds = meta["seconds"] + time.monotonic() - began
+    evaluate.export(workdir, cfg, state["params"]["model"], tok, config)
+    results = evaluate.full(workdir, config, {"SFT": state["params"]["model"]}, reader, sources)
+    checkpoints.close()
+    return {"step": config.steps, "train_seconds": round(seconds), "results": results}

@@ -1,0 +1,42 @@
+"""Trains the phantom model's tokenizer: `python -m cxr_jax.tools.train_tokenizer OUT_DIR [--examples=4000]`.
+
+The corpus is phantom targets of both hospitals, the chat frame and the prompts in use. Same arguments, same files.
+"""
+
+import argparse
+
+import numpy as np
+
+from cxr_jax.data import batching, tokenizer
+from cxr_jax.data.phantom import report
+
+PROMPTS = (
+    "Find abnormalities and support devices.",
+    "Examine the chest X-ray.",
+    "Provide differentials.",
+    "Write a structured report.",
+)
+
+
+def corpus(examples: int):
+    """Target texts (half a hospital each), then the prompts and the label names often enough to become tokens."""
+    for hospital in ("A", "B"):
+        source = batching.PhantomSource(hospital, "train", seed=99)
+        for start in range(0, examples // 2, 64):
+            indices = np.arange(start, start + 64)
+            yield from (report.target(r) for r in source.reports(source.batch(indices), indices))
+    for prompt in (*PROMPTS, tokenizer.SYSTEM_PROMPT, "system\n", "user\n", "assistant\n"):
+        yield from [prompt] * examples
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("out")
+    p.add_argument("--examples", type=int, default=4000)
+    p.add_argument("--vocab_size", type=int, default=1024)
+    args = p.parse_args()
+    print(tokenizer.train(corpus(args.examples), args.out, args.vocab_size), "ids")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Images per second of the phantom renderer, batch 32: render alone, and a whole make_batch.
+
+Use: python experiments/bench/phantom.py [--batch 32] [--seconds 5]
+"""
+
+import argparse
+import os
+import time
+
+import jax
+import numpy as np
+
+from cxr_jax.data import phantom
+
+
+def rate(step, batch: int, seconds: float) -> float:
+    """Images per second of step(i) after one warm-up call (which compiles)."""
+    step(0)
+    start, n = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        n += 1
+        step(n)
+    return n * batch / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    args = parser.parse_args()
+    b = args.batch
+    keys = phantom.example_keys(0, "train", "A", np.arange(b))
+    scene = jax.jit(phantom.sample_scenes, static_argnums=1)(keys, "A")
+    draw = jax.jit(phantom.render)
+    device = jax.devices()[0]
+    print(f"device {device.platform}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, batch {b}")
+    print(f"render     {rate(lambda i: draw(scene).block_until_ready(), b, args.seconds):8.0f} images/s")
+    batch = lambda i: phantom.make_batch(0, "train", "A", np.arange(i * b, i * b + b))
+    print(f"make_batch {rate(batch, b, args.seconds):8.0f} images/s")
+
+
+if __name__ == "__main__":
+    main()
