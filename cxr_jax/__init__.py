@@ -1,8 +1,9 @@
 """cxr_jax: chest-X-ray reasoning models in JAX. Importing it is light: submodules load on first use."""
 
 import importlib
+import pathlib
 
-__all__ = ["load"]
+__all__ = ["asset", "load"]
 
 _SUBMODULES = ("data", "labels", "losses", "models", "rewards", "sampling")
 
@@ -17,6 +18,11 @@ def load(name_or_dir, dtype=None):
     from cxr_jax.models import loaded
 
     return loaded.load(name_or_dir, dtype)
+
+
+def asset(name: str):
+    """Path of a file or folder that ships inside the package, e.g. asset("phantom")."""
+    return pathlib.Path(__file__).parent / "assets" / name
 
 
 def __getattr__(name: str):

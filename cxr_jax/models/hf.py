@@ -328,9 +328,9 @@ def preprocessor_config(cfg: Config, min_pixels: int, max_pixels: int) -> dict:
 
 
 def save_hf(folder: str | os.PathLike, cfg: Config, params: dict, *, dtype=None, min_pixels: int = 3136,
-            max_pixels: int = 12845056, tokenizer_dir: str | os.PathLike | None = None) -> None:
+            max_pixels: int = 12845056, tokenizer=None) -> None:
     """Write a model folder that transformers and vLLM load: config, generation and preprocessor settings,
-    one model.safetensors; and the tokenizer files of `tokenizer_dir` if given.
+    one model.safetensors; and the tokenizer, if given as an object or a folder.
 
     dtype: stored type (None: that of the arrays). The folder appears whole or not at all; an existing one is
     replaced only after the new one is complete.
@@ -346,8 +346,8 @@ def save_hf(folder: str | os.PathLike, cfg: Config, params: dict, *, dtype=None,
                  "preprocessor_config.json": preprocessor_config(cfg, min_pixels, max_pixels)}
         for name, d in files.items():
             (temp / name).write_text(json.dumps(d, indent=2) + "\n")
-        if tokenizer_dir is not None:
-            _copy_tokenizer(Path(tokenizer_dir), temp)
+        if tokenizer is not None:
+            _add_tokenizer(tokenizer, temp)
         write_safetensors(temp / "model.safetensors", hf_tensors(cfg, params, dtype))
         os.chmod(temp, 0o755)
         _swap(temp, folder)
@@ -360,10 +360,14 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
                    "chat_template.jinja", "vocab.json", "merges.txt", "added_tokens.json")
 
 
-def _copy_tokenizer(src: Path, dst: Path) -> None:
+def _add_tokenizer(source, dst: Path) -> None:
+    """Copy the tokenizer files of a folder, or let a tokenizer object write its own."""
+    if hasattr(source, "save_pretrained"):
+        source.save_pretrained(str(dst))
+        return
     for name in TOKENIZER_FILES:
-        if (src / name).is_file():
-            shutil.copyfile(src / name, dst / name)
+        if (Path(source) / name).is_file():
+            shutil.copyfile(Path(source) / name, dst / name)
 
 
 def _swap(temp: Path, folder: Path) -> None:

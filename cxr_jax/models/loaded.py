@@ -51,11 +51,11 @@ class Model:
     @functools.cached_property
     def tokenizer(self):
         """The folder's tokenizer. Raises UserError if it has none."""
-        if self.folder is None or not (self.folder / "tokenizer_config.json").is_file():
-            raise UserError(f"{self.folder}: the model has no tokenizer, so it cannot take or give text")
-        from transformers import AutoTokenizer
+        if self.folder is None:
+            raise UserError("the model has no tokenizer, so it cannot take or give text")
+        from cxr_jax.data import tokenizer
 
-        return AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
+        return tokenizer.load(str(self.folder))
 
     @functools.cached_property
     def pixel_limits(self) -> tuple[int, int]:
@@ -116,17 +116,13 @@ class Model:
 
     def render(self, prompt: str, grid: tuple[int, int, int] | None) -> list[int]:
         """Token ids of one user turn, with the image (if any) before the text."""
-        content = [{"type": "text", "text": prompt}]
-        if grid is not None:
-            content.insert(0, {"type": "image"})
-        text = self.tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False,
-                                                  add_generation_prompt=True)
-        pad = self.tokenizer.convert_ids_to_tokens(self.cfg.image_token_id)
-        if text.count(pad) != (grid is not None):
-            raise UserError(f"a prompt must hold {pad} once for its image, and not at all without one")
-        if grid is not None:
-            text = text.replace(pad, pad * (int(np.prod(grid)) // self.cfg.vision.merge_unit))
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        from cxr_jax.data import tokenizer
+
+        n = 0 if grid is None else int(np.prod(grid)) // self.cfg.vision.merge_unit
+        ids = list(tokenizer.prompt_ids(self.tokenizer, prompt, n))
+        if ids.count(self.cfg.image_token_id) != n:
+            raise UserError("a prompt must not hold image placeholders of its own")
+        return ids
 
     def prepare(self, image):
         """An image (path, PIL image, or [H, W] floats in 0..1) -> (patches, grid); (None, None) for None."""
@@ -135,7 +131,8 @@ class Model:
         from cxr_jax.data import preprocess
 
         low, high = self.pixel_limits
-        return preprocess.prepare(_pixels(image), min_pixels=low, max_pixels=high)
+        pixels = preprocess.fit_to_model(_pixels(image), (low, high))
+        return preprocess.prepare(pixels, min_pixels=low, max_pixels=high)
 
     def generate(self, images, prompts, max_new_tokens: int = 512, temperature: float = 0.0, n: int = 1,
                  seed: int = 0, **options) -> list[list[Completion]]:
@@ -156,6 +153,8 @@ class Model:
         return out
 
     def _complete(self, ready, rows, max_new_tokens, temperature, n, seed, options):
+        from cxr_jax.data import tokenizer
+
         cfg, lengths = self.cfg, np.array([len(r) for r in rows])
         T = -(-lengths.max() // BUCKET) * BUCKET
         ids = np.array([r + [cfg.pad_token_id] * (T - len(r)) for r in rows], np.int32)
@@ -165,11 +164,15 @@ class Model:
         features = []
         if with_image:
             features = self.image_features(np.concatenate([p for p, _ in with_image]), grids)
+        special = tokenizer.special_ids(self.tokenizer)
+        # Embedding tables are padded beyond the tokenizer: such ids have no text.
+        unused = range(len(self.tokenizer), cfg.text.vocab_size)
         marks = [_fingerprint(r, p) for r, (p, _) in zip(rows, ready, strict=True)]
+        where, placed = qwen2_5_vl.positions(cfg, ids, grids, mask), self._place(ids, features)
         got = sampling.generate(
-            self.params, cfg, ids, lengths, qwen2_5_vl.positions(cfg, ids, grids, mask),
-            self._place(ids, features), n=n, max_new_tokens=max_new_tokens, temperature=temperature,
-            keys=_keys(seed, marks, n), dtype=self.dtype, **options)
+            self.params, cfg, ids, lengths, where, placed, n=n, max_new_tokens=max_new_tokens,
+            temperature=temperature, keys=_keys(seed, marks, n), stop_ids=special["stop"],
+            suppress_ids=(*special["suppress"], *unused), dtype=self.dtype, **options)
         got = {k: np.asarray(v) for k, v in got.items()}
         return [[self._completion(got, b * n + j) for j in range(n)] for b in range(len(rows))]
 
