@@ -14,6 +14,7 @@ import argparse
 import functools
 import hashlib
 import json
+import os
 import re
 import sys
 import traceback
@@ -194,6 +195,8 @@ def read_all(args) -> int:
         if model is None:  # only now: a call without one usable image answers at once
             import cxr_jax
 
+            # stderr is for our own lines; transformers would say there that torch is missing, which is intended.
+            os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
             model = cxr_jax.load(args.model)
             if not args.json:
                 print(NOTICE)
@@ -207,15 +210,15 @@ def main(argv=None) -> int:
     args = parse_args(argv)
     try:
         return read_all(args)
-    except UserError as error:
-        code, line = 2, str(error)
     except Exception as error:
+        if args.debug:
+            traceback.print_exc()
         reason = (str(error).splitlines() or [""])[0]
-        code, line = 1, f"the reading failed ({type(error).__name__}): {reason}"
-    if args.debug:
-        traceback.print_exc()
-    print(f"error: {line}", file=sys.stderr)
-    return code
+        if isinstance(error, UserError):
+            print(f"error: {reason}", file=sys.stderr)
+            return 2
+        print(f"error: the reading failed ({type(error).__name__}): {reason}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -1,0 +1,174 @@
+"""The predict command: JSON, plain text, refusals and exit codes, with a model that answers by rote."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as PilImage
+
+import cxr_jax
+from cxr_jax import predict
+from cxr_jax.errors import UserError
+from cxr_jax.labels.taxonomy import CHEXPERT_14
+
+KEYS = ["image", "model", "weights_sha256", "renderer", "prompt", "seed"]
+KEYS += ["reasoning", "answer", "probabilities", "valid_format", "warnings"]
+GOOD = "<think>Large heart. No effusion.</think><answer>Cardiomegaly, Support Devices</answer>"
+
+
+class RoteModel:
+    """Greedy: `text`. Sampled: `text` and "No Finding" in turn."""
+
+    pixel_limits = (224 * 224, 224 * 224)
+
+    def __init__(self, folder, text=GOOD, finish="stop"):
+        self.folder, self.text, self.finish, self.calls = folder, text, finish, []
+
+    def generate(self, images, prompts, max_new_tokens=512, temperature=0.0, n=1, seed=0):
+        call = {"images": images, "prompts": prompts, "temperature": temperature, "n": n, "seed": seed}
+        self.calls.append(call)
+        other = "<think>x</think><answer>No Finding</answer>"
+        texts = [self.text if temperature == 0 or i % 2 else other for i in range(n)]
+        return [[types.SimpleNamespace(text=t, finish_reason=self.finish) for t in texts] for _ in images]
+
+
+@pytest.fixture
+def film(tmp_path):
+    path = tmp_path / "film.png"
+    PilImage.fromarray(np.random.default_rng(0).integers(0, 255, (90, 60), np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    rote = RoteModel(tmp_path)
+    monkeypatch.setattr(cxr_jax, "load", lambda name: rote)
+    return rote
+
+
+def test_json_has_exactly_the_promised_keys(film, model, capsys):
+    assert predict.main([str(film), "--json", "--samples=4", "--seed=3", "--prompt=Read this."]) == 0
+    out, err = capsys.readouterr()
+    record = json.loads(out)
+    assert out.count("\n") == 1 and err == "" and list(record) == KEYS
+    assert record["image"] == str(film) and record["model"] == "phantom" and record["renderer"] == "voi"
+    assert record["weights_sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert record["prompt"] == "Read this." and record["seed"] == 3
+    assert record["reasoning"] == "Large heart. No effusion."
+    assert record["answer"] == ["Cardiomegaly", "Support Devices"] and record["valid_format"] is True
+    half = ("Cardiomegaly", "Support Devices", "No Finding")
+    shares = {name: 0.5 if name in half else 0.0 for name in CHEXPERT_14}
+    assert record["probabilities"] == shares and record["warnings"] == []
+    greedy, drawn = model.calls
+    assert (greedy["temperature"], greedy["n"], drawn["temperature"], drawn["n"]) == (0, 1, 1, 4)
+    assert greedy["images"][0].shape == (224, 224)
+    assert greedy["seed"] == 3 and greedy["prompts"] == ["Read this."]
+
+
+def test_without_samples_the_answer_itself_counts(film, model, capsys):
+    assert predict.main([str(film), "--json", "--samples=0"]) == 0
+    shares = json.loads(capsys.readouterr().out)["probabilities"]
+    assert [name for name, share in shares.items() if share == 1] == ["Cardiomegaly", "Support Devices"]
+    assert len(model.calls) == 1
+
+
+def test_a_bad_image_costs_one_line_and_nothing_else(film, model, tmp_path, capsys):
+    bad, blank = tmp_path / "bad.dcm", tmp_path / "blank.png"
+    bad.write_text("PatientName: SECRET")
+    PilImage.fromarray(np.full((64, 64), 50, np.uint8)).save(blank)
+    names = [str(bad), str(film), str(tmp_path / "missing.png"), str(blank), str(film)]
+    assert predict.main([*names, "--json", "--samples=1"]) == 2
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["image"] for line in out.splitlines()] == [str(film), str(film)]
+    lines = err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
+    assert "bad.dcm" in lines[0] and "missing.png" in lines[1] and "blank" in lines[2]
+    assert "SECRET" not in err and "Traceback" not in err
+
+
+def test_read_anyway(model, tmp_path, capsys):
+    blank = tmp_path / "blank.png"
+    PilImage.fromarray(np.full((64, 64), 50, np.uint8)).save(blank)
+    assert predict.main([str(blank), "--json", "--read_anyway"]) == 0
+    assert any("blank" in note for note in json.loads(capsys.readouterr().out)["warnings"])
+
+
+def test_without_a_usable_image_the_model_is_not_even_loaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cxr_jax, "load", lambda name: pytest.fail("loaded"))
+    assert predict.main([str(tmp_path / "no.png")]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_plain_text(film, model, capsys):
+    model.text = "<think>\x1b[2Jclear</think><answer>Cardiomegaly, Bananas</answer>"
+    assert predict.main([str(film)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Research use only. Not for diagnosis.") and "Answer: Cardiomegaly" in out
+    assert "50%  Cardiomegaly" in out and "1 names in the answer are none" in out and "\x1b" not in out
+
+
+BOTH = ["No Finding", "Edema"]
+
+
+@pytest.mark.parametrize(
+    "text, finish, reasoning, answer, valid, warning",
+    [
+        ("<think>a</think>\n<answer></answer>", "stop", "a", [], True, None),
+        ("no tags at all", "stop", "no tags at all", [], False, "no answer list"),
+        ("<think>never closed", "length", "never closed", [], False, "cut at the length limit"),
+        ("<think>a</think><answer>no finding, EDEMA</answer>", "stop", "a", BOTH, True, "contradicts"),
+        ("<think>a</think><answer>Edema, edema</answer> tail", "stop", "a", ["Edema"], False, None),
+        ("x <think>a</think><answer>Fracture</answer>", "stop", "a", ["Fracture"], False, None),
+    ],
+)  # fmt: skip
+def test_odd_completions(film, model, capsys, text, finish, reasoning, answer, valid, warning):
+    model.text, model.finish = text, finish
+    assert predict.main([str(film), "--json", "--samples=0"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["reasoning"], record["answer"], record["valid_format"]) == (reasoning, answer, valid)
+    assert any(warning in note for note in record["warnings"]) if warning else record["warnings"] == []
+
+
+def test_failures_are_one_line(film, monkeypatch, capsys):
+    def broken(error):
+        def load(name):
+            raise error
+
+        return load
+
+    for error, code in [(UserError("no-such-model: not a model folder"), 2), (RuntimeError("boom\nmore"), 1)]:
+        monkeypatch.setattr(cxr_jax, "load", broken(error))
+        assert predict.main([str(film)]) == code
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1
+        assert predict.main([str(film), "--debug"]) == code
+        assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", ["", "x.png --samples=-1", "x.png --renderer=bright", "x.png --nope"])
+def test_bad_usage(flags, capsys):
+    with pytest.raises(SystemExit) as caught:
+        predict.main(flags.split())
+    assert caught.value.code == 2 and "Traceback" not in capsys.readouterr().err
+
+
+def test_as_a_command(tmp_path):
+    """A bad file from the shell: exit code 2, nothing on stdout, and fast, because no model is loaded."""
+    (tmp_path / "x.dcm").write_text("not an image")
+    repo = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "cxr_jax.predict", "x.dcm"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(repo)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: x.dcm: not a PNG, JPEG or DICOM file (told by its content, not its name)\n"
