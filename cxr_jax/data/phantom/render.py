@@ -1,5 +1,7 @@
 """Render phantom scenes: attenuation along each ray, Beer-Lambert, scatter, detector, display."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +57,16 @@ def render(scene: dict) -> jax.Array:
     return jax.vmap(_render_one)(scene)
 
 
+def _seed(scene, stream):
+    """uint32 seed of one noise field; the renderer needs no PRNG calls, which keeps it quick to compile."""
+    key = scene["noise_key"]
+    return (
+        key[0] * jnp.uint32(0x9E3779B1)
+        + key[1] * jnp.uint32(0x85EBCA6B)
+        + jnp.uint32(stream * 0xC2B2AE35 % 2**32)
+    )
+
+
 def _trees(scene):
     """Vessel map [SIZE,SIZE]: a tree of the bank for each lung, resampled into place by small matmuls."""
     q = scene["acq"]
@@ -72,12 +84,11 @@ def _trees(scene):
 
 
 def _attenuation(scene):
-    """Line integral of attenuation at every pixel (about 0 in free air, 0.6 in lung, 3 in the abdomen)."""
+    """(attenuation along each ray: about 0 in free air, 0.6 in lung, 3 in the abdomen; metal in 0..1)."""
     a = scene["anatomy"]
     g = chest(scene)
-    key = jax.random.wrap_key_data(scene["noise_key"])
-    fluff = smooth_noise(key, 30)
-    cloud = smooth_noise(jax.random.fold_in(key, 1), 11)
+    fluff = smooth_noise(_seed(scene, 1), 30)
+    cloud = smooth_noise(_seed(scene, 2), 11)
     tree = _trees(scene)
 
     cor, med = heart(scene, g), mediastinum(scene, g)
@@ -132,7 +143,7 @@ def _attenuation(scene):
     throat = ramp(0.032 - jnp.abs(g.um - 0.008), 0.016) * ramp(-0.28 - g.v, 0.02)
     fork = jnp.abs(jnp.abs(g.um) - 0.55 * (g.v + 0.31)) - 0.016
     throat = jnp.maximum(throat, ramp(-fork, 0.012) * ramp(g.v + 0.31, 0.01) * ramp(-0.14 - g.v, 0.04))
-    m -= 0.42 * throat
+    m -= 0.50 * throat
     bubble = chord(
         ((g.u - 0.30 - 0.06 * a[ANAT_STOMACH]) / 0.13) ** 2 + ((g.v - g.p.dome_l - 0.15) / 0.085) ** 2
     )
@@ -141,7 +152,8 @@ def _attenuation(scene):
     m += 0.26 * jnp.maximum(a[ANAT_BREAST], 0.0) * breast
 
     metal = fi.devices(scene, g)
-    return m + 0.85 * metal[0] + 0.85 * metal[1] + 1.0 * metal[2] + 0.80 * metal[3] + 1.1 * metal[4]
+    m += 0.85 * metal[0] + 0.85 * metal[1] + 1.0 * metal[2] + 0.85 * metal[3] + 1.1 * metal[4]
+    return m, jnp.minimum(functools.reduce(jnp.maximum, metal), 1.0)
 
 
 def _bones(scene, g, a, clear):
@@ -155,12 +167,12 @@ def _bones(scene, g, a, clear):
         * (1.0 - 0.95 * gap * ramp(broken - 0.1, 0.1))
         * (1.0 + 1.4 * broken * ends + 0.5 * broken * near)
     )
-    ribs = ribs - 0.30 * broken * gap * ramp(front, 0.2) + 0.28 * broken * ends * ramp(front - 0.05, 0.1)
+    ribs = ribs - 0.30 * broken * gap * ramp(front, 0.2) + 0.42 * broken * ends * ramp(front - 0.05, 0.1)
     ribs = ribs * (1.0 + 0.5 * ramp(0.05 - g.e, 0.05)) + 0.24 * anterior_ribs(g)
 
     disc = (g.v + 0.02) * (1 / 0.118)
     disc = jnp.abs(disc - jnp.round(disc))
-    spine = ramp(0.078 - g.x, 0.012) * (0.30 + 0.12 * ramp(0.36 - disc, 0.06))
+    spine = ramp(0.078 - g.x, 0.012) * (0.20 + 0.10 * ramp(0.36 - disc, 0.06))
     spine += 0.10 * ramp(2.0 * PX - jnp.abs(g.x - 0.075), 1.5 * PX)
 
     t = g.x - 0.09
@@ -186,7 +198,7 @@ def _blur_matrices():
 
 def _render_one(scene):
     q = scene["acq"]
-    m = _attenuation(scene)
+    m, metal = _attenuation(scene)
     primary = jnp.exp(-m)
     down, up = (jnp.asarray(x) for x in _blur_matrices())
     scatter = up @ (down @ primary @ down.T) @ up.T
@@ -194,9 +206,10 @@ def _render_one(scene):
     seen = -jnp.log(primary + q[ACQ_SCATTER] * scatter + 0.012)
     t = (seen - 0.27 + q[ACQ_WINDOW]) * (1.0 / 2.5)
     grid = (jnp.arange(SIZE, dtype=jnp.float32) + 0.5) * PX - 1.0
+    t -= 0.45 * jnp.maximum(t - 0.70, 0.0)  # shoulder: leaves room above bone
+    t += 0.20 * metal  # edge enhancement of the console; scatter would drown metal over the spine
     t = 0.5 + (t - 0.5) * q[ACQ_CONTRAST] + 0.04 * q[ACQ_VIGNETTE] * grid[None, :]
-    key = jax.random.wrap_key_data(scene["noise_key"])
-    noise = pixel_noise(jax.random.bits(jax.random.fold_in(key, 2), (), jnp.uint32))
+    noise = pixel_noise(_seed(scene, 3))
     t = jnp.clip(t + q[ACQ_NOISE] * 1.25 * noise * (0.6 + 0.6 * t), 0.0, 1.0)
     # tone curve t -> t (1+k) / (1 + k t), a cheap stand-in for gamma with fixed ends
     k = q[ACQ_GAMMA]

@@ -6,6 +6,7 @@ function of a PRNG key and jittable; hospital "A" is the training world, "B" the
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import ndtri
 
 from .constants import (
     ACQ_AP,
@@ -21,16 +22,15 @@ from .constants import (
     EFF,
     FINDINGS,
     FRAC,
-    LEFT,
     LESION,
     LOWER,
     MED,
+    MID,
     OPACITIES,
     PLEU,
     PNEU,
     POSITIVE_AT,
     PTX,
-    UPPER,
 )
 
 # chance that a finding is present (subtle included) in a patient who is not healthy; order of FINDINGS
@@ -72,83 +72,84 @@ def sample_scenes(keys: jax.Array, hospital: str) -> dict:
 
 
 def _sample_one(key, hospital):
-    k_find, k_place, k_dev, k_var, k_anat, k_acq, k_noise = jax.random.split(key, 7)
-    device = jax.random.uniform(k_dev, (len(DEVICES),)) < jnp.array(DEVICE_RATE[hospital])
-    severity = jnp.append(_severity(k_find, hospital), jnp.any(device).astype(jnp.float32))
-    side, zone = _place(k_place, severity)
-    # the sum of two uniforms: most people are near the mean
-    anatomy = jax.random.uniform(k_anat, (2, 16), minval=-1.0).mean(0) * 1.25
-    acq = _acquisition(k_acq, hospital)
+    # one draw for everything: many small draws would each be compiled, which takes longer than all the rest
+    u = jax.random.uniform(key, (_DRAWS,), minval=1e-6, maxval=1.0)
+    own, cause, subtle, size, place, acq, anatomy, variant, device, tail = jnp.split(u, _CUTS)
+    device = device < jnp.array(DEVICE_RATE[hospital])
+    severity = _severity(own, cause, tail[0], subtle, size, hospital)
+    severity = jnp.append(severity, jnp.any(device).astype(jnp.float32))
+    side, zone = _place(place, severity)
+    acq = _acquisition(acq, hospital)
     quality = jnp.stack([acq[ACQ_AP] > 0.5, jnp.abs(acq[ACQ_ROTATION]) > 2.5, acq[ACQ_LOW_INSPIRATION] > 0.5])
     return {
         "severity": severity,
         "side": side,
         "zone": zone,
         "device": device,
-        "variant": jax.random.uniform(k_var, (len(FINDINGS), 4)),
-        "anatomy": jnp.clip(anatomy, -1.0, 1.0),
+        "variant": variant.reshape(len(FINDINGS), 4),
+        # the sum of two uniforms: most people are near the mean
+        "anatomy": jnp.clip((anatomy[:16] + anatomy[16:] - 1.0) * 1.25, -1.0, 1.0),
         "acq": acq,
         "quality": quality.astype(jnp.int32),
-        "noise_key": jax.random.key_data(k_noise).astype(jnp.uint32),
+        "noise_key": (tail[1:3] * 2.0**24).astype(jnp.uint32),
     }
 
 
-def _severity(key, hospital):
+# how many uniform numbers each part of a scene takes, in the order they are split in _sample_one
+_SIZES = (DEV, 3, DEV, DEV, 64, 20, 32, 48, len(DEVICES), 3)
+_DRAWS, _CUTS = sum(_SIZES), [sum(_SIZES[: i + 1]) for i in range(len(_SIZES) - 1)]
+
+
+def _severity(own, cause, healthy, subtle, size, hospital):
     """Severity of the 11 pathologies: a Gaussian copula with three shared causes decides who is present."""
-    k_cause, k_own, k_healthy, k_subtle, k_size = jax.random.split(key, 5)
     load = jnp.array([_LOADING.get(i, (0.0, 0.0, 0.0)) for i in range(DEV)])
-    own = jax.random.normal(k_own, (DEV,)) * jnp.sqrt(1.0 - (load**2).sum(1))
-    score = load @ jax.random.normal(k_cause, (3,)) + own
-    present = score > jax.scipy.stats.norm.ppf(1.0 - jnp.array(PRESENT[hospital]))
-    present &= jax.random.uniform(k_healthy) >= HEALTHY[hospital]
-    subtle = jax.random.uniform(k_subtle, (DEV,)) < SUBTLE
-    u = jax.random.uniform(k_size, (DEV,))
+    score = load @ ndtri(cause) + ndtri(own) * jnp.sqrt(1.0 - (load**2).sum(1))
+    present = score > ndtri(1.0 - jnp.array(PRESENT[hospital]))
+    present &= healthy >= HEALTHY[hospital]
     # the empty band 0.30-0.40 keeps "subtle" and "positive" apart for the eye too
-    return jnp.where(present, jnp.where(subtle, 0.15 + 0.15 * u, 0.40 + 0.60 * u), 0.0)
+    return jnp.where(present, jnp.where(subtle < SUBTLE, 0.15 + 0.15 * size, 0.40 + 0.60 * size), 0.0)
 
 
-def _pick(key, logits):
-    cell = jax.random.categorical(key, logits)
-    return cell // 3, cell % 3
+def _choice(u, logits):
+    """Index drawn with softmax(logits), from len(logits) uniform numbers (Gumbel trick)."""
+    logits = logits.reshape(-1)
+    return jnp.argmax(logits - jnp.log(-jnp.log(jnp.minimum(u[: logits.size], 0.999999))))
 
 
-def _place(key, severity):
+def _place(u, severity):
     """Side and zone of every finding, so that no finding is drawn where another would hide it."""
-    keys = jax.random.split(key, 10)
+    u = u.reshape(8, 8)
     here = severity > 0
-    side = jnp.full((len(FINDINGS),), BOTH, jnp.int32)
-    zone = jnp.ones((len(FINDINGS),), jnp.int32)
+    side = [jnp.int32(BOTH)] * len(FINDINGS)
+    zone = [jnp.int32(MID)] * len(FINDINGS)
     table = lambda up, mid, low: jnp.log(jnp.array([[up, mid, low]] * 2))  # [side, zone]
-    sides = jnp.arange(2)
+    sides, zones = jnp.arange(2), jnp.arange(3)
 
-    side = side.at[EFF].set(jax.random.categorical(keys[0], jnp.log(jnp.array([0.36, 0.34, 0.30]))))
-    side = side.at[PTX].set(jax.random.bernoulli(keys[1]).astype(jnp.int32))
-    zone = zone.at[PTX].set(jax.random.categorical(keys[2], jnp.log(jnp.array([0.7, 0.2, 0.1]))))
-    side = side.at[ATEL].set(jax.random.categorical(keys[3], jnp.log(jnp.array([0.35, 0.35, 0.30]))))
-    zone = zone.at[ATEL].set(LOWER).at[EFF].set(LOWER)
+    side[EFF] = _choice(u[0], jnp.log(jnp.array([0.36, 0.34, 0.30])))
+    side[ATEL] = _choice(u[1], jnp.log(jnp.array([0.35, 0.35, 0.30])))
+    zone[EFF] = zone[ATEL] = jnp.int32(LOWER)
+    side[PTX] = (u[2, 0] < 0.5).astype(jnp.int32)
+    zone[PTX] = _choice(u[2, 1:], jnp.log(jnp.array([0.7, 0.2, 0.1])))
 
     wet = here[EFF] & ((side[EFF] == sides) | (side[EFF] == BOTH))  # [2]: fluid on that side
-    fluid = jnp.where(wet[:, None] & (jnp.arange(3) == LOWER), -6.0, 0.0)
+    fluid = jnp.where(wet[:, None] & (zones == LOWER), -6.0, 0.0)
     air = jnp.where(here[PTX] & (side[PTX] == sides), -2.0, 0.0)[:, None]
     taken = fluid + air
-    for i, prior, k in (
-        (CONS, table(0.3, 0.3, 0.4), keys[4]),
-        (PNEU, table(0.25, 0.35, 0.4), keys[5]),
-        (LESION, table(0.4, 0.35, 0.25), keys[6]),
+    for row, (i, prior) in enumerate(
+        ((CONS, table(0.3, 0.3, 0.4)), (PNEU, table(0.25, 0.35, 0.4)), (LESION, table(0.4, 0.35, 0.25)))
     ):
-        s, z = _pick(k, (prior + taken).reshape(-1))
-        side, zone = side.at[i].set(s), zone.at[i].set(z)
-        taken = taken + jnp.where(here[i] & (s == sides)[:, None] & (z == jnp.arange(3)), -6.0, 0.0)
+        cell = _choice(u[3 + row], prior + taken)
+        side[i], zone[i] = cell // 3, cell % 3
+        taken = taken + jnp.where(here[i] & (side[i] == sides)[:, None] & (zone[i] == zones), -6.0, 0.0)
+    cell = _choice(u[6], table(0.35, 0.40, 0.25) + 2 * fluid + 2 * air)
+    side[PLEU], zone[PLEU] = cell // 3, cell % 3
+    cell = _choice(u[7], table(0.25, 0.45, 0.30) + fluid)
+    side[FRAC], zone[FRAC] = cell // 3, cell % 3
+    return jnp.stack(side).astype(jnp.int32), jnp.stack(zone).astype(jnp.int32)
 
-    s, z = _pick(keys[7], (table(0.35, 0.40, 0.25) + 2 * fluid + 2 * air).reshape(-1))
-    side, zone = side.at[PLEU].set(s), zone.at[PLEU].set(z)
-    s, z = _pick(keys[8], (table(0.25, 0.45, 0.30) + fluid).reshape(-1))
-    side, zone = side.at[FRAC].set(s), zone.at[FRAC].set(z)
-    return side.astype(jnp.int32), zone.astype(jnp.int32)
 
-
-def _acquisition(key, hospital):
-    u = jax.random.uniform(key, (20,))
+def _acquisition(u, hospital):
+    """How the picture was taken (ACQ_* order) from 20 uniform numbers."""
     lin = lambda i, lo, hi: lo + (hi - lo) * u[i]
     if hospital == "A":
         ap = u[0] < 0.20
@@ -216,4 +217,4 @@ def regions(scene: dict) -> jax.Array:
     return jax.vmap(region_maps)(scene) * weight[:, :, None, None]
 
 
-__all__ = ["FINDINGS", "DEVICES", "POSITIVE_AT", "LEFT", "UPPER", "sample_scenes", "labels", "regions"]
+__all__ = ["FINDINGS", "DEVICES", "POSITIVE_AT", "sample_scenes", "labels", "regions"]

@@ -73,15 +73,17 @@ def _upsampler(n: int) -> np.ndarray:
     return (w / np.sqrt((w**2).sum(1, keepdims=True).mean())).astype(np.float32)
 
 
-def smooth_noise(key: jax.Array, n: int) -> jax.Array:
+def smooth_noise(seed: jax.Array, n: int) -> jax.Array:
     """Smooth unit-variance noise float32 [SIZE, SIZE] from an n x n grid of normal numbers."""
     up = jnp.asarray(_upsampler(n))
-    return up @ jax.random.normal(key, (n, n), jnp.float32) @ up.T
+    return up @ pixel_noise(seed, n) @ up.T
 
 
-def pixel_noise(seed: jax.Array) -> jax.Array:
-    """About normal, unit-variance white noise [SIZE, SIZE] from a uint32 seed: one integer hash a pixel."""
-    h = jnp.arange(SIZE * SIZE, dtype=jnp.uint32).reshape(SIZE, SIZE) * jnp.uint32(0x9E3779B1) + seed
+def pixel_noise(seed: jax.Array, n: int = SIZE) -> jax.Array:
+    """About normal, unit-variance white noise [n, n] from a uint32 seed: one integer hash a pixel."""
+    h = jnp.arange(n * n, dtype=jnp.uint32).reshape(n, n) * jnp.uint32(0x9E3779B1)
+    h = (h ^ seed) * jnp.uint32(0x7FEB352D) + (seed >> 7)
+    h = h ^ (h >> 15)
     h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
     h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
     h = h ^ (h >> 16)
