@@ -183,14 +183,10 @@ def load_cases(workdir) -> list[Case]:
         if not file.is_relative_to((workdir / "cases").resolve()) or not file.is_file():
             raise UserError(f"{path}: case image {row['image']} is not a file of the folder cases/")
         try:
-            fields = {
-                k: row[k] for k in ("prompt", "completion", "answer", "truth", "score", "id", "hospital")
-            }
+            fields = {k: row[k] for k in ("prompt", "completion", "answer", "truth", "score", "id", "hospital")}
         except KeyError as e:
             raise UserError(f"{path}: a case has no {e}") from e
-        cases.append(
-            Case(None, known=row.get("known"), model=row.get("model", ""), png=file.read_bytes(), **fields)
-        )
+        cases.append(Case(None, known=row.get("known"), model=row.get("model", ""), png=file.read_bytes(), **fields))
     return cases
 
 
@@ -198,8 +194,11 @@ def render(workdir) -> Path:
     """Draw WORKDIR/report.html from the files of the folder. Returns its path."""
     workdir = Path(workdir)
     evaluation = _json(workdir / "evaluation.json")
-    if not isinstance(evaluation, dict) or evaluation.get("format") != FORMAT:
+    keys = {"title", "kind", "models"}
+    if not isinstance(evaluation, dict) or evaluation.get("format") != FORMAT or not keys <= evaluation.keys():
         raise UserError(f"{workdir / 'evaluation.json'}: not an evaluation of format {FORMAT}")
+    if evaluation["kind"] not in KINDS:
+        raise UserError(f"{workdir / 'evaluation.json'}: kind is not one of {', '.join(KINDS)}")
     if evaluation.get("config") is None and (workdir / "config.json").exists():
         evaluation["config"] = _json(workdir / "config.json")
     cases = [(case, data_uri(case.png)) for case in load_cases(workdir)]
@@ -229,17 +228,13 @@ def write_report(
     if curves and not (workdir / metrics.FILE).exists():
         lines = "".join(json.dumps(_finite(row)) + "\n" for row in curves)
         _replace(workdir / metrics.FILE, lines.encode())
-    save_evaluation(
-        workdir, title=title, tables=tables, kind=kind, config=config, comparisons=comparisons, notes=notes
-    )
+    save_evaluation(workdir, title=title, tables=tables, kind=kind, config=config, comparisons=comparisons, notes=notes)
     save_cases(workdir, cases)
     return render(workdir)
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(
-        "python -m cxr_jax.report", description="Draw a run's report.html again."
-    )
+    parser = argparse.ArgumentParser("python -m cxr_jax.report", description="Draw a run's report.html again.")
     parser.add_argument("workdir", help="the run's folder")
     args = parser.parse_args(argv)
     try:

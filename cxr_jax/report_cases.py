@@ -3,16 +3,16 @@
 import re
 
 from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.report_tables import esc, set_name
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)")
-_THINK = re.compile(r"<think>(.*?)(?:</think>|<answer>|$)", re.DOTALL)
-LEGEND = (
-    '<ul class="chips"><li class="chip correct"><b>✓</b> named and true</li><li class="chip '
-    'missed"><b>missed</b> true, not '
-    'named</li><li class="chip false"><b>false</b> named, not true</li><li class="chip '
-    'open"><b>?</b> named, the reference '
-    "does not say</li></ul>"
-)
+_FORMAT = re.compile(r"^<think>(.*?)</think>\s*<answer>(.*?)</answer>$", re.DOTALL)
+UNSCORED = 2.0  # sorts after every score
+SIDES = '<div class="side"><span>R (patient’s right)</span><span>L</span></div>'
+LEGEND = """<ul class="chips"><li class="chip correct"><b>✓</b> named and true</li>
+<li class="chip missed"><b>missed</b> true, not named</li>
+<li class="chip false"><b>false</b> named, not true</li>
+<li class="chip open"><b>?</b> named, the reference does not say</li></ul>"""
 
 
 def marks(case) -> list[tuple[str, str]]:
@@ -29,7 +29,7 @@ def marks(case) -> list[tuple[str, str]]:
     return out
 
 
-def _chips(found, esc):
+def _chips(found):
     text = {"correct": "✓", "missed": "missed", "false": "false", "open": "?"}
     if not found:
         return '<p class="muted small">No label named, none true.</p>'
@@ -37,23 +37,25 @@ def _chips(found, esc):
     return f'<ul class="chips">{items}</ul>'
 
 
-def _trace(case, esc, valid_format):
-    """Sentences of the reasoning; the raw text as well where the format is broken."""
-    valid = valid_format.match(case.completion)
-    think = _THINK.search(case.completion)
-    text = think[1].strip() if think else ""
-    items = "".join(f"<li>{esc(s)}</li>" for s in _SENTENCE.split(text) if s.strip())
-    out = f'<ol class="trace">{items}</ol>' if items else '<p class="muted small">No reasoning found.</p>'
-    if not valid:
-        out = f'<p class="invalid small">Invalid format</p><pre>{esc(case.completion)}</pre>' + (
-            out if items else ""
-        )
-    return bool(valid), out
+def _trace(case):
+    """(valid format, HTML): the sentences of the reasoning and the answer as written, or the raw text."""
+    found = _FORMAT.match(case.completion)
+    if not found:
+        raw = f"<pre>{esc(case.completion)}</pre>"
+        return False, f'<p class="invalid small">Invalid format. The raw text:</p>{raw}'
+    sentences = [s for s in _SENTENCE.split(found[1].strip()) if s.strip()]
+    items = "".join(f"<li>{esc(s)}</li>" for s in sentences)
+    trace = f'<ol class="trace">{items}</ol>' if items else '<p class="muted small">Empty reasoning.</p>'
+    return True, trace + f'<p class="answer"><b>Answer:</b> {esc(found[2].strip()) or "(empty)"}</p>'
 
 
-def _card(i, case, uri, esc, set_name, valid_format, show_prompt):
+def _score(case):
+    return UNSCORED if case.score is None else float(case.score)
+
+
+def _card(i, case, uri, show_prompt, sides):
     found = marks(case)
-    valid, trace = _trace(case, esc, valid_format)
+    valid, trace = _trace(case)
     kinds = " ".join(dict.fromkeys([k for k, _ in found] + ([] if valid else ["invalid"])))
     names = "|".join(dict.fromkeys(n for _, n in found))
     score = "–" if case.score is None else f"{case.score:.2f}"
@@ -63,49 +65,50 @@ def _card(i, case, uri, esc, set_name, valid_format, show_prompt):
         if show_prompt
         else ""
     )
+    attributes = (
+        f'data-order="{i}" data-score="{_score(case)}" data-set="{esc(case.hospital)}" '
+        f'data-labels="{esc(names)}" data-kinds="{kinds}"'
+    )
+    head = f'{esc(case.id)} <span class="muted">{esc(where)}</span>'
+    image = f'<img src="{uri}" alt="Radiograph of case {esc(case.id)}">{SIDES if sides else ""}'
     return (
-        f'<article class="case" data-order="{i}" '
-        f'data-score="{0 if case.score is None else float(case.score)}" '
-        f'data-set="{esc(case.hospital)}" data-labels="{esc(names)}" data-kinds="{kinds}">'
-        f'<div class="head"><span>{esc(case.id)} <span class="muted">{esc(where)}</span></span>'
-        f'<span class="score">Jaccard {score}</span></div>'
-        f'<div><img src="{uri}" alt="Radiograph of case {esc(case.id)}" loading="lazy">'
-        '<div class="side"><span>R (patient’s right)</span><span>L</span></div></div>'
-        f"<div>{_chips(found, esc)}{trace}</div>{prompt}</article>"
+        f'<article class="case" {attributes}>'
+        f'<div class="head"><span>{head}</span><span class="score">Jaccard {score}</span></div>'
+        f"<div>{image}</div><div>{_chips(found)}{trace}</div>{prompt}</article>"
     )
 
 
-def _select(id, title, options, esc):
+def _select(id, title, options):
     items = "".join(f'<option value="{esc(value)}">{esc(name)}</option>' for value, name in options)
     return f'<label>{title} <select id="{id}"><option value="">all</option>{items}</select></label>'
 
 
-def _controls(cases, esc, set_name):
+def _controls(cases):
     labels = [(n, n) for n in CHEXPERT_14 if any(n in c.answer or n in c.truth for c, _ in cases)]
     sets = [(s, set_name(s)) for s in dict.fromkeys(c.hospital for c, _ in cases)]
     kinds = [("missed", "something missed"), ("false", "something false"), ("invalid", "invalid format")]
-    return (
-        '<div class="controls"><button type="button" data-sort="worst" aria-pressed="true">Worst '
-        "first</button>"
-        '<button type="button" data-sort="best" aria-pressed="false">Best first</button>'
-        + _select("by-label", "Label", labels, esc)
-        + (_select("by-set", "Set", sets, esc) if len(sets) > 1 else "")
-        + _select("by-kind", "With", kinds, esc)
-        + '<span id="shown" class="muted" aria-live="polite"></span></div>'
+    sort = "".join(
+        f'<button type="button" data-sort="{key}" aria-pressed="{pressed}">{text}</button>'
+        for key, pressed, text in (("worst", "true", "Worst first"), ("best", "false", "Best first"))
     )
+    selects = [_select("by-label", "Label", labels), _select("by-kind", "With", kinds)]
+    if len(sets) > 1:
+        selects.insert(1, _select("by-set", "Set", sets))
+    shown = '<span id="shown" class="muted" aria-live="polite"></span>'
+    return f'<div class="controls">{sort}{"".join(selects)}{shown}</div>'
 
 
-def section(cases, esc, set_name, valid_format) -> str:
-    """HTML of [(Case, PNG data URI)]. Works without its script: all cases, worst first."""
+def section(cases, *, sides: bool = True) -> str:
+    """HTML of [(Case, PNG data URI)]. Works without its script: all cases, worst first.
+
+    `sides`: mark the patient's right and left (the image is known to be in the usual orientation).
+    """
     if not cases:
         return '<p class="muted">No case was recorded.</p>'
-    cases = sorted(cases, key=lambda pair: 0.0 if pair[0].score is None else pair[0].score)
+    cases = sorted(cases, key=lambda pair: _score(pair[0]))
     prompts = list(dict.fromkeys(c.prompt for c, _ in cases))
     shared = (
         f"<p>Every case has the same prompt:</p><pre>{esc(prompts[0])}</pre>" if len(prompts) == 1 else ""
     )
-    cards = "".join(
-        _card(i, case, uri, esc, set_name, valid_format, len(prompts) > 1)
-        for i, (case, uri) in enumerate(cases)
-    )
-    return f'{shared}{LEGEND}{_controls(cases, esc, set_name)}<div class="cases">{cards}</div>'
+    cards = "".join(_card(i, case, uri, len(prompts) > 1, sides) for i, (case, uri) in enumerate(cases))
+    return f'{shared}{LEGEND}{_controls(cases)}<div class="cases">{cards}</div>'

@@ -3,6 +3,7 @@
 import re
 
 from cxr_jax.report_svg import PALETTE, Reference, Series, legend, line_chart, smooth
+from cxr_jax.report_tables import esc, set_name
 
 _EVAL = re.compile(r"^(?:eval/)?([^/]+)/(jaccard|macro_f1)$")
 _TERM = re.compile(r"^rewards/([^/]+)/mean$")
@@ -37,7 +38,7 @@ def _figure(title, series, references=(), floor_zero=False):
         return ""
     note = "faint: each step; line: running mean" if any(s.faint for s in series) else ""
     chart = line_chart(title, series, references, floor_zero=floor_zero)
-    return f"<figure><h3>{title}</h3>{chart}{legend(series, references, note)}</figure>"
+    return f"<figure><h3>{esc(title)}</h3>{chart}{legend(series, references, note)}</figure>"
 
 
 def _names(rows, kind):
@@ -51,14 +52,12 @@ def _constant(models, name, metric):
     return None
 
 
-def _eval_figures(rows, models, set_name):
+def _eval_figures(rows, models):
     found = [(n, m) for n in _names(rows, "eval") if (m := _EVAL.match(n))]
     sets = list(dict.fromkeys(m[1] for _, m in found))
     out = []
-    for metric, title in (
-        ("macro_f1", "macro-F1 on held-out images"),
-        ("jaccard", "Jaccard on held-out images"),
-    ):
+    for metric, name in (("macro_f1", "macro-F1"), ("jaccard", "Jaccard")):
+        title = f"{name} on held-out images"
         series, references = [], []
         for name, m in found:
             if m[2] != metric:
@@ -77,18 +76,14 @@ def _train_figures(rows):
     level = points(rows, "train", "constant/best")
     constant = [Reference("best constant answer (accuracy)", level[-1][1], "#6b6b6b")] if level else []
     terms = [(m[1], points(rows, "train", n)) for n in names if (m := _TERM.match(n))]
+    reward = _series("reward", points(rows, "train", "reward"), PALETTE[2])
     out = [
-        _figure(
-            "Reward of sampled completions",
-            [_series("reward", points(rows, "train", "reward"), PALETTE[2])],
-            constant,
-        ),
+        _figure("Reward of sampled completions", [reward], constant),
         _figure("Reward terms", [_series(n, p, PALETTE[i % len(PALETTE)]) for i, (n, p) in enumerate(terms)]),
     ]
     for name, (title, floor) in MAIN.items():
-        out.append(
-            _figure(title, [_series(name.split("/")[-1], points(rows, "train", name), PALETTE[6])], (), floor)
-        )
+        series = _series(name.split("/")[-1], points(rows, "train", name), PALETTE[6])
+        out.append(_figure(title, [series], floor_zero=floor))
     return out
 
 
@@ -101,17 +96,13 @@ def _other_figures(rows):
             continue
         data = points(rows, "train", name)
         if len(data) > 1:
-            out.append(_figure(_safe(name), [_series(_safe(name), data, PALETTE[4])]))
+            out.append(_figure(name, [_series(name, data, PALETTE[4])]))
     return out
 
 
-def _safe(name):
-    return re.sub(r"[<>&\"']", "", name)
-
-
-def section(rows, models, set_name) -> str:
+def section(rows, models) -> str:
     """HTML of all curves of metrics.jsonl lines; `models` give the constant answers' dashed lines."""
-    main = [f for f in _eval_figures(rows, models, set_name) + _train_figures(rows) if f]
+    main = [f for f in _eval_figures(rows, models) + _train_figures(rows) if f]
     if not main:
         return '<p class="muted">No training curve was recorded.</p>'
     others = [f for f in _other_figures(rows) if f]
@@ -119,7 +110,7 @@ def section(rows, models, set_name) -> str:
     more = f"<details><summary>{len(others)} more curves</summary>{folded}</details>"
     return (
         "<p>Held-out curves use a selection set that is disjoint from the test images of the tables "
-        "above. Dashed: what "
-        "the best constant answer would score. Move over a chart to read its values.</p>"
+        "above. Dashed: what the best constant answer would score. Move over a chart to read its "
+        "values.</p>"
         f'<div class="two">{"".join(main)}</div>{more if others else ""}'
     )

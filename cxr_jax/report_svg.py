@@ -47,8 +47,10 @@ def nice_ticks(lo: float, hi: float, n: int = 5) -> list[float]:
 def number(x: float) -> str:
     """A short tick or readout label."""
     if x and (abs(x) >= 1e5 or abs(x) < 1e-3):
-        return f"{x:.3g}"
-    return f"{x:.4f}".rstrip("0").rstrip(".") if abs(x) < 100 else f"{x:.0f}"
+        text = f"{x:.3g}"
+    else:
+        text = f"{x:.4f}".rstrip("0").rstrip(".") if abs(x) < 100 else f"{x:.0f}"
+    return text.replace("-", "−", 1) if text.startswith("-") else text
 
 
 def smooth(points: list, window: int) -> list:
@@ -76,10 +78,10 @@ def _limits(values, floor_zero):
 
 
 def line_chart(
-    title: str, series: list[Series], references=(), *, floor_zero=False, width=520, height=250
+    title: str, series: list[Series], references=(), *, floor_zero=False, width=520, height=256
 ) -> str:
     """<svg> with axes, labelled ticks and a polyline a series; its points go along for the readout."""
-    left, right, top, bottom = 50, 12, 10, 36
+    left, right, top, bottom = 50, 12, 10, 42
     series = [s for s in series if s.points]
     xs = [x for s in series for x, _ in s.points]
     ys = [y for s in series for _, y in s.points + (s.faint or [])] + [r.value for r in references]
