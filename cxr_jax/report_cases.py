@@ -61,9 +61,7 @@ def _card(i, case, uri, show_prompt, sides):
     score = "–" if case.score is None else f"{case.score:.2f}"
     where = ", ".join(x for x in (set_name(case.hospital), case.model) if x)
     prompt = (
-        f"<details><summary class=small>Prompt</summary><pre>{esc(case.prompt)}</pre></details>"
-        if show_prompt
-        else ""
+        f"<details><summary class=small>Prompt</summary><pre>{esc(case.prompt)}</pre></details>" if show_prompt else ""
     )
     attributes = (
         f'data-order="{i}" data-score="{_score(case)}" data-set="{esc(case.hospital)}" '
@@ -107,8 +105,6 @@ def section(cases, *, sides: bool = True) -> str:
         return '<p class="muted">No case was recorded.</p>'
     cases = sorted(cases, key=lambda pair: _score(pair[0]))
     prompts = list(dict.fromkeys(c.prompt for c, _ in cases))
-    shared = (
-        f"<p>Every case has the same prompt:</p><pre>{esc(prompts[0])}</pre>" if len(prompts) == 1 else ""
-    )
+    shared = f"<p>Every case has the same prompt:</p><pre>{esc(prompts[0])}</pre>" if len(prompts) == 1 else ""
     cards = "".join(_card(i, case, uri, len(prompts) > 1, sides) for i, (case, uri) in enumerate(cases))
     return f'{shared}{LEGEND}{_controls(cases)}<div class="cases">{cards}</div>'

@@ -13,6 +13,10 @@ MAIN = {  # name -> (title, floor at zero)
     "entropy": ("Entropy (nats a token)", True),
     "loss": ("Loss", False),
 }
+SETS = {  # which images the held-out curves show: they are used to choose a step
+    "phantom": "Held-out curves use selection images, disjoint from the test images of the tables above.",
+    "files": "Held-out curves use the same held-out files as the tables above.",
+}
 HIDDEN = {"step", "time", "step_time", "num_tokens"}
 
 
@@ -100,7 +104,7 @@ def _other_figures(rows):
     return out
 
 
-def section(rows, models) -> str:
+def section(rows, models, kind="phantom") -> str:
     """HTML of all curves of metrics.jsonl lines; `models` give the constant answers' dashed lines."""
     main = [f for f in _eval_figures(rows, models) + _train_figures(rows) if f]
     if not main:
@@ -108,9 +112,5 @@ def section(rows, models) -> str:
     others = [f for f in _other_figures(rows) if f]
     folded = f'<div class="two">{"".join(others)}</div>'
     more = f"<details><summary>{len(others)} more curves</summary>{folded}</details>"
-    return (
-        "<p>Held-out curves use a selection set that is disjoint from the test images of the tables "
-        "above. Dashed: what the best constant answer would score. Move over a chart to read its "
-        "values.</p>"
-        f'<div class="two">{"".join(main)}</div>{more if others else ""}'
-    )
+    text = "Dashed: what the best constant answer would score. Move over a chart to read its values."
+    return f'<p>{SETS[kind]} {text}</p><div class="two">{"".join(main)}</div>{more if others else ""}'

@@ -88,7 +88,7 @@ def page(evaluation: dict, curves: list, cases: list) -> str:
             "Label by label",
             tables.label_table(models) + tables.label_details(models),
         ),
-        ("curves", "Training", report_curves.section(curves, models)),
+        ("curves", "Training", report_curves.section(curves, models, kind)),
         ("cases", "Cases", report_cases.section(cases, sides=kind == "phantom")),
         ("config", "Configuration", f"<details><summary>Show</summary><pre>{esc(config)}</pre></details>"),
     ]

@@ -73,15 +73,14 @@ def _limits(values, floor_zero):
     lo, hi = min(values), max(values)
     if floor_zero and lo >= 0:
         lo = 0.0
-    pad = (hi - lo) * 0.06 or max(abs(hi) * 0.1, 0.1)
+    flat = hi - lo <= 1e-9 * max(abs(hi), abs(lo))  # a constant, up to the rounding of a running mean
+    pad = max(abs(hi) * 0.1, 1e-3) if flat else (hi - lo) * 0.06
     return (lo if floor_zero and lo == 0 else lo - pad), hi + pad
 
 
-def line_chart(
-    title: str, series: list[Series], references=(), *, floor_zero=False, width=520, height=256
-) -> str:
+def line_chart(title: str, series: list[Series], references=(), *, floor_zero=False, width=520, height=256) -> str:
     """<svg> with axes, labelled ticks and a polyline a series; its points go along for the readout."""
-    left, right, top, bottom = 50, 12, 10, 42
+    left, right, top, bottom = 56, 12, 10, 42
     series = [s for s in series if s.points]
     xs = [x for s in series for x, _ in s.points]
     ys = [y for s in series for _, y in s.points + (s.faint or [])] + [r.value for r in references]
@@ -102,12 +101,8 @@ def line_chart(
                 f'<line class="tick" x1="{px(x):.1f}" x2="{px(x):.1f}" y1="{height - bottom}" '
                 f'y2="{height - bottom + 4}"/>'
             )
-            out.append(
-                f'<text x="{px(x):.1f}" y="{height - bottom + 17}" text-anchor="middle">{number(x)}</text>'
-            )
-    out.append(
-        f'<line class="axis" x1="{left}" x2="{width - right}" y1="{height - bottom}" y2="{height - bottom}"/>'
-    )
+            out.append(f'<text x="{px(x):.1f}" y="{height - bottom + 17}" text-anchor="middle">{number(x)}</text>')
+    out.append(f'<line class="axis" x1="{left}" x2="{width - right}" y1="{height - bottom}" y2="{height - bottom}"/>')
     out.append(f'<text x="{(left + width - right) / 2}" y="{height - 3}" text-anchor="middle">step</text>')
     for r in references:
         out.append(
@@ -116,9 +111,7 @@ def line_chart(
         )
     for i, s in enumerate(series):
         if s.faint:
-            out.append(
-                f'<polyline points="{path(thin(s.faint))}" fill="none" stroke="{s.color}" opacity=".25"/>'
-            )
+            out.append(f'<polyline points="{path(thin(s.faint))}" fill="none" stroke="{s.color}" opacity=".25"/>')
         out.append(
             f'<polyline points="{path(thin(s.points))}" fill="none" stroke="{s.color}" stroke-width="2" '
             'stroke-linejoin="round"/>'
@@ -153,24 +146,19 @@ def legend(series, references=(), note="") -> str:
     items = []
     for i, s in enumerate(series):
         mark = _mark(i, 11, 6, s.color) if s.marks else ""
-        items.append(
-            (s.name, f'<line x1="0" x2="22" y1="6" y2="6" stroke="{s.color}" stroke-width="2.5"/>{mark}')
-        )
+        items.append((s.name, f'<line x1="0" x2="22" y1="6" y2="6" stroke="{s.color}" stroke-width="2.5"/>{mark}'))
     for r in references:
         items.append(
             (
                 r.name,
-                f'<line x1="0" x2="22" y1="6" y2="6" stroke="{r.color}" stroke-width="1.5" '
-                'stroke-dasharray="6 4"/>',
+                f'<line x1="0" x2="22" y1="6" y2="6" stroke="{r.color}" stroke-width="1.5" stroke-dasharray="6 4"/>',
             )
         )
     cells = "".join(
         f'<span><svg width="22" height="12" aria-hidden="true">{draw}</svg>{html.escape(name)}</span>'
         for name, draw in items
     )
-    return (
-        f'<div class="legend">{cells}{f"<span class=muted>{html.escape(note)}</span>" if note else ""}</div>'
-    )
+    return f'<div class="legend">{cells}{f"<span class=muted>{html.escape(note)}</span>" if note else ""}</div>'
 
 
 def forest(title: str, groups: list, *, width=520) -> str:

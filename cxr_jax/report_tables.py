@@ -88,9 +88,7 @@ def sets_of(models) -> list[str]:
 
 def _set_heads(models, span) -> str:
     """One spanning head a set, in the set's colour."""
-    return "".join(
-        head(esc(set_name(s)), f"group sep {'ab'[i % 2]}", span(s)) for i, s in enumerate(sets_of(models))
-    )
+    return "".join(head(esc(set_name(s)), f"group sep {'ab'[i % 2]}", span(s)) for i, s in enumerate(sets_of(models)))
 
 
 def _first(models, name):

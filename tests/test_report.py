@@ -212,7 +212,7 @@ def test_real_radiographs_carry_the_warning(tmp_path):
     path = report.write_report(tmp_path, title="Films", tables={}, kind="files")
     text = " ".join(Page(path.read_text()).text.split())
     assert "was trained on synthetic phantoms only: its numbers on real films say nothing about patients" in text
-    assert "Phantom results" not in text and "No evaluation was recorded" in text
+    assert "R (patient’s right)" not in text and "Phantom results" not in text and "No evaluation was recorded" in text
     with pytest.raises(ValueError, match="kind"):
         report.write_report(tmp_path, title="Films", tables={}, kind="other")
 
@@ -262,6 +262,7 @@ def test_ticks_and_smoothing():
         "2e+06",
     ]
     assert report_svg.smooth([(i, float(i)) for i in range(5)], 3) == [(0, 0.5), (1, 1), (2, 2), (3, 3), (4, 3.5)]
+    assert report_svg._limits([0.2, 0.2 + 1e-17], False) == pytest.approx((0.18, 0.22))
     assert report_svg.thin([(i, i) for i in range(1000)], 10)[-1] == (999, 999)
     rows = [
         {"step": 1, "kind": "eval", "x": 1},
