@@ -195,7 +195,7 @@ def read_all(args) -> int:
         if model is None:  # only now: a call without one usable image answers at once
             import cxr_jax
 
-            # stderr is for our own lines; transformers would say there that torch is missing, which is intended.
+            # Keep stderr for our own lines: transformers would say there that torch is missing.
             os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
             model = cxr_jax.load(args.model)
             if not args.json:

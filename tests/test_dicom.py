@@ -211,6 +211,18 @@ def test_renderers():
     assert levels[0] == 0 and levels[-1] == 255
 
 
+def test_phantom_films_come_back(tmp_path):
+    from cxr_jax.data.phantom import dicom as phantom_dicom
+
+    picture = np.random.default_rng(0).random((64, 80), np.float32)
+    for photometric, ap in [("MONOCHROME1", False), ("MONOCHROME2", True)]:
+        path = tmp_path / "film.dcm"
+        phantom_dicom.write_dicom(path, picture, hospital="A", photometric=photometric, ap=ap, seed=0)
+        image = dicom.read(path)
+        assert np.abs(image.pixels - picture).max() < 1 / 1000
+        assert image.meta["view"] == ("AP" if ap else "PA") and image.meta["warnings"] == []
+
+
 # --- what is read with a warning
 
 
@@ -323,6 +335,18 @@ def test_a_worker_without_memory_or_codec_says_so(monkeypatch):
         monkeypatch.setattr(dicom.subprocess, "run", lambda *a, done=done, **k: done)
         with pytest.raises(UserError, match=reason):
             read(data)
+
+
+def test_streams_that_ask_for_too_much(monkeypatch):
+    """A JPEG stream of 81 megapixels behind a header of 64 x 80, and a decoder that takes too long."""
+    jpeg = io.BytesIO()
+    PilImage.fromarray(np.zeros((9000, 9000), np.uint8)).save(jpeg, "JPEG")
+    stream = pydicom.encaps.encapsulate([jpeg.getvalue()])
+    with pytest.raises(UserError):
+        read(build(np.zeros((64, 80), np.uint8), bits=8, syntax=JPEGBaseline8Bit, PixelData=stream))
+    monkeypatch.setattr(dicom, "WORKER_SECONDS", 0.01)
+    with pytest.raises(UserError, match="longer than"):
+        read(build(np.zeros((64, 80), np.uint8), bits=8, syntax=JPEGBaseline8Bit, PixelData=stream))
 
 
 def test_random_damage_ends_in_an_image_or_one_line(capfd, caplog):

@@ -49,6 +49,8 @@ def main(max_bytes, max_seconds):
         if not available:
             return NO_CODEC
         pixels = dataset.pixel_array
+        if pixels.nbytes > int(max_bytes) // 8:  # the parent has to hold it too
+            return TOO_BIG
         np.save(sys.stdout.buffer, np.ascontiguousarray(pixels), allow_pickle=False)
         sys.stdout.buffer.flush()
     except MemoryError:
