@@ -67,9 +67,9 @@ class Case:
 
 
 def label_names(labels) -> list[str]:
-    """Names from names or from bool [14]."""
-    labels = np.asarray(labels).tolist() if hasattr(labels, "dtype") else list(labels)
-    if len(labels) == len(CHEXPERT_14) and all(isinstance(x, (bool, int)) for x in labels):
+    """Names from names or from numbers or bool [14] (non-zero: named)."""
+    labels = list(labels)
+    if labels and all(not isinstance(x, str) for x in labels):
         return [name for name, on in zip(CHEXPERT_14, labels, strict=True) if on]
     return [str(x) for x in labels]
 

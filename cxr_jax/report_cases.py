@@ -16,12 +16,16 @@ LEGEND = """<ul class="chips"><li class="chip correct"><b>✓</b> named and true
 
 
 def marks(case) -> list[tuple[str, str]]:
-    """[(kind, label)] with kind correct, missed, false or open, in the labels' order, unknown names last."""
+    """[(kind, label)] with kind correct, missed, false or open, in the labels' order, unknown names last.
+
+    A completion of invalid format names nothing, as in the score, even if an answer can be made out in it.
+    """
+    answer = case.answer if _FORMAT.match(case.completion) else []
     known = set(CHEXPERT_14 if case.known is None else case.known)
-    order = list(CHEXPERT_14) + [n for n in case.answer if n not in CHEXPERT_14]
+    order = list(CHEXPERT_14) + [n for n in answer if n not in CHEXPERT_14]
     out = []
     for name in order:
-        said, true = name in case.answer, name in case.truth
+        said, true = name in answer, name in case.truth
         if said and name in CHEXPERT_14 and name not in known:
             out.append(("open", name))
         elif said or (true and name in known):

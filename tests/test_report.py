@@ -234,7 +234,9 @@ def test_marks_of_a_case():
         ("false", "Fracture"),
         ("false", "Foo"),
     ]
-    flags = np.zeros(14, bool)
+    c.completion = "no tags"
+    assert report_cases.marks(c) == [("missed", "Cardiomegaly"), ("missed", "Edema")]
+    flags = np.zeros(14, np.float32)
     flags[[2, 5]] = True
     assert report.label_names(flags) == ["Cardiomegaly", "Edema"] == report.label_names(("Cardiomegaly", "Edema"))
 
