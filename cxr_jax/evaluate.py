@@ -15,7 +15,10 @@ from cxr_jax.data.preprocess import patchify
 from cxr_jax.labels import parser
 from cxr_jax.models import qwen2_5_vl as qwen
 
-
+CAVEAT = {
+    "phantom": "Phantom results: they say nothing about patients.",
+    "files": "Real films read by a model trained on phantoms only: these numbers say nothing about patients.",
+}
 BYTES_PER_TOKEN = 12  # byte budget of the reward parser; a longer text is cut there and counted as overflow
 
 
@@ -27,7 +30,7 @@ def grid_of(size: int, cfg) -> tuple[int, int, int]:
 def sources(config):
     """Namespace of train, select (checkpoint choice, dict) and test (reported, dict) sources by display name.
 
-    Phantoms: disjoint streams of hospitals A and B. Files: a seeded tenth (at least one row) of the rows is held out.
+    Phantoms: disjoint streams of hospitals A and B. Files: a seeded tenth of the patients is held out, a third of it for selection.
     """
     d = config.data
     if d.source == "phantom":
@@ -38,8 +41,11 @@ def sources(config):
         )
     from cxr_jax.data import files
 
-    train, test = files.open_split(d.manifest, d.image_root, size=d.size, seed=d.seed)
-    return types.SimpleNamespace(train=train, select={"files": test}, test={"files": test}, ood="files")
+    train, held = files.open_split(d.manifest, d.image_root, size=d.size, seed=d.seed)
+    half = max(1, len(held.rows) // 3)
+    part = lambda rows, name: files.FilesSource(rows or held.rows, d.size, name=name)
+    select, test = part(held.rows[:half], "files (selection)"), part(held.rows[half:], "files (test)")
+    return types.SimpleNamespace(train=train, select={"files": select}, test={"files": test}, ood="files")
 
 
 class Reader:
@@ -171,7 +177,7 @@ def export(workdir, cfg, params, tok, config) -> None:
     card = (
         "---\nlicense: apache-2.0\n---\n# cxr_jax export\n\nQwen2.5-VL structure. "
         f"Task: {config.task}; started from `{config.model}`; data: {config.data.source}.\n\n"
-        "Research use only. Not for diagnosis. Results on phantoms are phantom results and say nothing about patients.\n"
+        "Research use only. Not for diagnosis. Phantom results say nothing about patients.\n"
     )
     with open(os.path.join(workdir.file("hf"), "README.md"), "w") as f:
         f.write(card)
@@ -278,11 +284,10 @@ def text_table(tables, comparisons, kind) -> str:
     ]
     for m, sets in tables.items():
         for s, t in sets.items():
-            swapped = t["audit"]["swapped"]["macro_f1"]
-            rows.append(
-                (m, s, str(t["n"]), ci(t["jaccard"]), ci(t["macro_f1"]["all"]), f"{t['micro_f1']['all']['value'] or 0:.3f}",
-                 f"{swapped['value'] or 0:.3f}", f"{t['parse_failure_rate']:.3f}")
-            )  # fmt: skip
+            swapped = t["audit"]["swapped"]["macro_f1"] or 0.0
+            micro = t["micro_f1"]["all"]["value"] or 0.0
+            scores = (ci(t["jaccard"]), ci(t["macro_f1"]["all"]), f"{micro:.3f}", f"{swapped:.3f}")
+            rows.append((m, s, str(t["n"]), *scores, f"{t['parse_failure_rate']:.3f}"))
     for s, t in next(iter(tables.values())).items():
         best_j, best_f = t["constants"]["best_jaccard"], t["constants"]["best_macro_f1"]
         rows.append(
@@ -311,15 +316,10 @@ def text_table(tables, comparisons, kind) -> str:
         )
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
-    lines += [
-        f"{c['b']} - {c['a']} on {c['set']}: {c['metric']} {c['diff']:+.3f} [{c['lo']:+.3f}, {c['hi']:+.3f}] (paired)"
-        for c in comparisons
-    ]
-    lines.append(
-        "Phantom results: they say nothing about patients."
-        if kind == "phantom"
-        else "Real films read by a model trained on phantoms: these numbers say nothing about patients."
-    )
+    for c in comparisons:
+        interval = f"{c['diff']:+.3f} [{c['lo']:+.3f}, {c['hi']:+.3f}]"
+        lines.append(f"{c['b']} - {c['a']} on {c['set']}: {c['metric']} {interval} (paired)")
+    lines.append(CAVEAT[kind])
     return "\n".join(lines)
 
 

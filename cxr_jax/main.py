@@ -12,6 +12,7 @@ from ml_collections import config_flags
 
 from cxr_jax.errors import UserError
 
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would announce that torch is absent
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment file, with an optional :preset.", lock_config=True
 )
@@ -53,10 +54,8 @@ def run() -> int:
             return 0
         stop = wd.Stop()
         devices = jax.devices()
-        print(
-            f"{config.task} on {len(devices)} {devices[0].platform} device(s), {os.cpu_count()} cores; workdir {folder.path}",
-            flush=True,
-        )
+        where = f"{len(devices)} {devices[0].platform} device(s), {os.cpu_count()} cores"
+        print(f"{config.task} on {where}; workdir {folder.path}", flush=True)
         result = _task(config.task).run(config, folder, stop)
         if "stopped" in result:
             print(f"saved at step {result['step']}; the same command continues from there")

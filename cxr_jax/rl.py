@@ -198,7 +198,7 @@ def run(config, workdir, stop) -> dict:
     if resumed := checkpoints.restore(state):
         state, meta, start = resumed
         print(f"resuming at step {start}", flush=True)
-    metrics = MetricsWriter(workdir.path, resume_step=start)
+    metrics = MetricsWriter(workdir.path, resume_step=start if resumed else -1)
     progress = Progress(
         config.steps,
         start=start,
@@ -255,9 +255,7 @@ def run(config, workdir, stop) -> dict:
         models,
         reader,
         sources,
-        notes=[
-            f"RL model: step {chosen_step} of {config.steps}, the best on the selection split of the out-of-distribution set."
-        ],
+        notes=[f"RL model: step {chosen_step} of {config.steps}, the best on the out-of-distribution selection split."],
     )
     checkpoints.close()
     return {

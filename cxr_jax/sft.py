@@ -109,7 +109,7 @@ def make_batch_fn(config, source, prompts, completions):
 
 
 def run(config, workdir, stop) -> dict:
-    """Trains until `config.steps`, saving as it goes; resumes from the workdir. Returns facts about the finished run."""
+    """Trains until `config.steps`, saving as it goes; resumes from the workdir. Returns facts about the run."""
     from cxr_jax import pretrained
 
     loaded = pretrained.start(config)
@@ -132,7 +132,7 @@ def run(config, workdir, stop) -> dict:
         state, meta, start = resumed
         print(f"resuming at step {start}", flush=True)
     locate_step, joint_step = make_steps(config, cfg, tx, grid)
-    metrics = MetricsWriter(workdir.path, resume_step=start)
+    metrics = MetricsWriter(workdir.path, resume_step=start if resumed else -1)
     progress = Progress(
         config.steps, start=start, show=("loss", "locate_loss"), unit="samples", stream=sys.stdout
     )

@@ -59,7 +59,8 @@ class Workdir:
             changed = _differences(old["config"], json.loads(json.dumps(config)))
             if changed:
                 raise UserError(
-                    f"--workdir={path}: holds a run with another config ({changed[0]}); use another --workdir or the same flags"
+                    f"--workdir={path}: holds a run with another config ({changed[0]}); "
+                    "use another --workdir or the same flags"
                 )
         else:
             write_json(file, {"config": config, **environment()})

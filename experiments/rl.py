@@ -31,7 +31,9 @@ def get_config(preset: str = "phantom") -> ConfigDict:
             b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.0, clip_norm=0.2, frozen=(),
         )
     )  # fmt: skip
-    c.eval = ConfigDict(dict(every=20, n=256, n_final=512, batch_size=64, select_by="jaccard", bootstrap=1000, cases=24))
+    c.eval = ConfigDict(
+        dict(every=20, n=256, n_final=512, batch_size=64, select_by="jaccard", bootstrap=1000, cases=24)
+    )
     if preset == "files":
         c.data = ConfigDict(dict(source="files", manifest="", image_root="", size=224, seed=1))
         c.steps = 5

@@ -28,5 +28,7 @@ def get_config(preset: str = "phantom") -> ConfigDict:
             b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.05, clip_norm=1.0, frozen=(),
         )
     )  # fmt: skip
-    c.eval = ConfigDict(dict(every=1000, n=256, n_final=2000, batch_size=64, select_by="jaccard", bootstrap=1000, cases=24))
+    c.eval = ConfigDict(
+        dict(every=500, n=256, n_final=2000, batch_size=64, select_by="jaccard", bootstrap=1000, cases=24)
+    )
     return c

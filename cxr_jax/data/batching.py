@@ -1,7 +1,8 @@
 """Batches as a function of the step: phantoms (rendered on the fly) and files, behind one small interface.
 
-A source has `size` (pixels a side), `prompts()` (its prompt texts), `len`, and `batch(indices) -> dict` with image float32 [B, S, S] in 0..1,
-solution bool [B, 14], known bool [B, 14]; phantoms add labels int8 [B, 14], regions [B, 12, 8, 8] and the scene.
+A source has `size` (pixels a side), `prompts()` (its prompt texts), `len`, and `batch(indices) -> dict` with
+image float32 [B, S, S] in 0..1, solution bool [B, 14], known bool [B, 14]; phantoms add labels int8 [B, 14],
+regions [B, 12, 8, 8] and the scene.
 """
 
 from collections.abc import Callable

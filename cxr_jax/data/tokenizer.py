@@ -28,7 +28,10 @@ FIND_PROMPT = "Find abnormalities and support devices."
 
 # Splits text into words with their leading space, numbers digit by digit, punctuation and white space: the behaviour
 # of the Qwen2 pre-tokenizer for the text this model writes.
-_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 CHAT_TEMPLATE = (
     "{%- if messages[0]['role'] != 'system' -%}<|im_start|>system\n"
@@ -92,7 +95,7 @@ def train(corpus: Iterable[str], folder: str, vocab_size: int = 1024) -> int:
 
 
 def load(folder: str):
-    """The folder's tokenizer (a `transformers` fast tokenizer). UserError when it lacks what the answer format needs."""
+    """The folder's `transformers` fast tokenizer. UserError when it does not load or lacks the special tokens."""
     from transformers import AutoTokenizer
 
     if not os.path.isfile(os.path.join(folder, "tokenizer.json")):
