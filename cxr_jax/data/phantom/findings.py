@@ -26,6 +26,7 @@ from .constants import (
 )
 from .geometry import (
     PX,
+    RISE,
     bump,
     by_side,
     chest,
@@ -250,6 +251,7 @@ def region_masks(scene, n=CELLS * 7):
     s = on_side(scene, g, EDEMA) > 0
     near = fracture(scene, g)[3]
     upper = ramp(0.10 - g.v, 0.05)
+    risen = (g.above < 0) & (g.above > -RISE * on_side(scene, g, ATEL)) & (g.e > 0)
     masks = {
         MED: (mediastinum(scene, g) > 0.05) * upper,
         CARD: (heart(scene, g) > 0.0) * ramp(g.above + 0.08, 0.05),
@@ -257,7 +259,7 @@ def region_masks(scene, n=CELLS * 7):
         EDEMA: jnp.maximum(ramp(edema(scene, g) - 0.2, 0.1), septal_lines(scene, g)) * s,
         CONS: consolidation(scene, g),
         PNEU: ramp(pneumonia(scene, g) - 0.3, 0.1),
-        ATEL: atelectasis(scene, g, margin),
+        ATEL: jnp.maximum(atelectasis(scene, g, margin), risen),
         PTX: jnp.maximum(air, line),
         EFF: effusion(scene, g) * (g.above > -0.25),
         PLEU: pleural_other(scene, g)[0],

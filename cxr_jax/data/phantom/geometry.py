@@ -37,6 +37,7 @@ from .constants import (
 )
 
 PX = 2.0 / SIZE  # one pixel in body units
+RISE = 0.13  # how far full atelectasis lifts its hemidiaphragm
 
 
 def ramp(d, w):
@@ -86,8 +87,10 @@ def thorax_shape(scene):
     p = SimpleNamespace()
     p.width = 0.725 + 0.03 * a[ANAT_WIDTH]
     p.top = -0.80 + 0.03 * a[ANAT_APEX]
-    p.dome_r = 0.42 + 0.04 * a[ANAT_DIAPHRAGM_R] - low - 0.13 * up_r
-    p.dome_l = 0.48 + 0.04 * a[ANAT_DIAPHRAGM_L] - low - 0.13 * up_l
+    rest_r = 0.42 + 0.04 * a[ANAT_DIAPHRAGM_R] - low
+    rest_l = 0.48 + 0.04 * a[ANAT_DIAPHRAGM_L] - low
+    p.rest = jnp.minimum(rest_r, rest_l)  # where the heart lies; lost lung volume lifts the dome beside it
+    p.dome_r, p.dome_l = rest_r - RISE * up_r, rest_l - RISE * up_l
     p.turn = 0.011 * q[ACQ_ROTATION]  # a turned chest moves heart and trachea off the spine
     p.pitch = 0.150 + 0.012 * a[ANAT_RIB_SPACING]
     p.phase = 0.5 * a[ANAT_RIB_PHASE]
@@ -147,7 +150,7 @@ def heart(scene, g):
     tilt = 0.30 + 0.08 * a[ANAT_HEART_TILT]
     tall = 0.30 + 0.22 * (half - 0.30)
     across = jnp.sqrt(half * half - (tilt * tall) ** 2)
-    centre_v = jnp.minimum(g.p.dome_r, g.p.dome_l) - 0.21
+    centre_v = g.p.rest - 0.20
     du, dv = g.um - 0.34 * half, g.v - centre_v
     # sheared ellipse: its widest points are at du = +-half
     d2 = ((du - tilt * dv) / across) ** 2 + (dv / tall) ** 2
@@ -160,7 +163,7 @@ def mediastinum(scene, g):
     s = scene["severity"][MED]
     more = jnp.where(s > 0, 0.19 * strength(s), 0.0)
     flare = jnp.clip(g.v + 0.62, 0.0, 0.62)
-    more = more * (1.0 + 0.5 * flare) * ramp(0.02 - g.v, 0.16)
+    more = more * (1.0 + 0.5 * flare) * ramp(0.05 - g.v, 0.25)
     half = 0.115 + 0.012 * a[ANAT_MEDIASTINUM] + 0.22 * flare * flare * ramp(0.22 - g.v, 0.10) + more
     waist = ramp(0.60 - g.v, 0.10) * ramp(g.v + 0.98, 0.06)
     band = jnp.clip((half - jnp.abs(g.um)) * (1 / 0.05), 0.0, 1.0)

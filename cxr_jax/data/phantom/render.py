@@ -158,7 +158,7 @@ def _attenuation(scene):
 
 def _bones(scene, g, a, clear):
     """Spine, ribs (with a fracture where there is one), clavicles and shoulder blades."""
-    broken = fi.on_side(scene, g, FRAC)
+    broken = jnp.minimum(1.3 * fi.on_side(scene, g, FRAC), 1.0)  # small, so drawn strongly
     shift, gap, ends, near = fi.fracture(scene, g)
     front = posterior_ribs(g, g.v - shift, g.x)
     ribs = (
@@ -209,6 +209,7 @@ def _render_one(scene):
     t -= 0.45 * jnp.maximum(t - 0.70, 0.0)  # shoulder: leaves room above bone
     t += 0.20 * metal  # edge enhancement of the console; scatter would drown metal over the spine
     t = 0.5 + (t - 0.5) * q[ACQ_CONTRAST] + 0.04 * q[ACQ_VIGNETTE] * grid[None, :]
+    t += 0.55 * jnp.maximum(0.20 - t, 0.0)  # toe: an exposed lung keeps its markings
     noise = pixel_noise(_seed(scene, 3))
     t = jnp.clip(t + q[ACQ_NOISE] * 1.25 * noise * (0.6 + 0.6 * t), 0.0, 1.0)
     # tone curve t -> t (1+k) / (1 + k t), a cheap stand-in for gamma with fixed ends

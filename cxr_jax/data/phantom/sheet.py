@@ -55,13 +55,13 @@ def contact_sheet() -> Image.Image:
             scene, state = pools[hospital]
             i = _choose(scene, state, label, wanted)
             image = np.asarray(draw({k: v[i : i + 1] for k, v in scene.items()}))[0]
-            tile = Image.fromarray((image * 255).astype(np.uint8)).resize((TILE, TILE), Image.BICUBIC)
+            tile = Image.fromarray((image * 255).astype(np.uint8)).resize((TILE, TILE), Image.NEAREST)
             sheet.paste(tile, (col * TILE, row * (TILE + BAR) + BAR))
             level = "" if wanted == "B" or label in ("No Finding", "Support Devices") else wanted
             pen.text(
                 (col * TILE + 8, row * (TILE + BAR) + 6), f"{label} {level} (hospital {hospital})", fill=0
             )
-    return sheet
+    return sheet.quantize(64)  # 64 greys keep the file small
 
 
 def main() -> None:
