@@ -270,11 +270,13 @@ def region_masks(scene, n=CELLS * 7):
 
 
 def region_maps(scene):
-    """float32 [12,8,8] of one scene: coverage of each cell; a cell covered by half or more counts as 1."""
+    """float32 [12,8,8] of one scene: coverage of each cell; half covered counts as 1, and so does the fullest cell."""
     m = region_masks(scene)
     n = m.shape[-1] // CELLS
     cover = m.reshape(m.shape[0], CELLS, n, CELLS, n).mean((2, 4))
-    return jnp.minimum(2.0 * cover, 1.0)
+    # a small thing that straddles cells, or a thin tube, still has one cell that is wholly "here"
+    fullest = cover.max((1, 2), keepdims=True)
+    return jnp.minimum(cover / jnp.clip(fullest, 1e-3, 0.5), 1.0)
 
 
 __all__ = ["BOTH", "region_maps", "region_masks"]
