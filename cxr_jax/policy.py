@@ -79,17 +79,8 @@ def completion_logprobs(
     prompt, by the caller; its gradient sums over the G completions.
     """
     p, g, c = completions.shape
-    t = prompts["ids"].shape[1]
-    each = lambda x, axis=0: jnp.repeat(x, g, axis=axis)
-    lengths = each(prompts["lengths"])
-    place = lengths[:, None] + jnp.arange(c)
-    ids = jnp.pad(each(prompts["ids"]), ((0, 0), (0, c)))
-    ids = jnp.put_along_axis(ids, place, completions.reshape(p * g, c), axis=1, inplace=False)
-    flat_mask = mask.reshape(p * g, c)
-    valid = jnp.arange(t + c)[None] < (lengths + flat_mask.sum(axis=1))[:, None]
-    hidden = qwen.embed(params, cfg, ids, each(features))
-    hidden = qwen.decode_full(params, cfg, hidden, each(prompts["positions"], 1), valid, remat=remat)
-    hidden = jnp.take_along_axis(hidden, (place - 1)[:, :, None], axis=1)
+    hidden = _plain if g == 1 else _shared
+    hidden = hidden(params, cfg, features, prompts, completions, mask, remat)
     logp, entropy = losses.token_logprobs(
         hidden.reshape(p * g * c, -1),
         output_head(params, cfg),
@@ -99,3 +90,40 @@ def completion_logprobs(
         chunk=chunk,
     )
     return logp.reshape(p, g, c), entropy.reshape(p, g, c)
+
+
+def _plain(params, cfg, features, prompts, completions, mask, remat):
+    """hidden [P * G, C, D] that predict the completion tokens: prompt and completion in one pass a row."""
+    p, g, c = completions.shape
+    t = prompts["ids"].shape[1]
+    each = lambda x, axis=0: jnp.repeat(x, g, axis=axis)
+    lengths = each(prompts["lengths"])
+    place = lengths[:, None] + jnp.arange(c)
+    ids = jnp.pad(each(prompts["ids"]), ((0, 0), (0, c)))
+    ids = jnp.put_along_axis(ids, place, completions.reshape(p * g, c), axis=1, inplace=False)
+    valid = jnp.arange(t + c)[None] < (lengths + mask.reshape(p * g, c).sum(axis=1))[:, None]
+    hidden = qwen.embed(params, cfg, ids, each(features))
+    hidden = qwen.decode_full(params, cfg, hidden, each(prompts["positions"], 1), valid, remat=remat)
+    return jnp.take_along_axis(hidden, (place - 1)[:, :, None], axis=1)
+
+
+def _shared(params, cfg, features, prompts, completions, mask, remat):
+    """The same, with each prompt computed once; its gradient sums over the G completions that attend to it."""
+    p, g, c = completions.shape
+    t = prompts["ids"].shape[1]
+    each = lambda x, axis=0: jnp.repeat(x, g, axis=axis)
+    lengths = prompts["lengths"]
+    place = lengths[:, None] + jnp.arange(c - 1)
+    positions = each(jnp.take_along_axis(prompts["positions"], place[None], axis=2), 1)
+    prompt, own = qwen.decode_group(
+        params,
+        cfg,
+        qwen.embed(params, cfg, prompts["ids"], features),
+        prompts["positions"][:, :, :t],
+        lengths,
+        qwen.embed(params, cfg, completions.reshape(p * g, c)[:, :-1]),  # the last token predicts nothing
+        positions,
+        remat=remat,
+    )
+    last = jnp.take_along_axis(prompt, (lengths - 1)[:, None, None], axis=1)
+    return jnp.concatenate([each(last), own], axis=1)

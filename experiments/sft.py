@@ -13,13 +13,13 @@ def get_config(preset: str = "phantom") -> ConfigDict:
     c.model = "random:phantom"
     c.seed = 0
     c.batch_size = 16
-    c.steps = 20_000
-    c.locate_steps = 3_000
+    c.steps = 4500
+    c.locate_steps = 1200
     c.locate_weight = 0.3
     c.max_completion = 208
     c.remat = "none"
     c.log_every = 20
-    c.save_every = 500
+    c.save_every = 250
 
     c.data = ConfigDict(dict(source="phantom", hospital="A", ood_hospital="B", seed=0))
     c.optim = ConfigDict(
@@ -29,6 +29,6 @@ def get_config(preset: str = "phantom") -> ConfigDict:
         )
     )  # fmt: skip
     c.eval = ConfigDict(
-        dict(every=500, n=256, n_final=2000, batch_size=64, select_by="jaccard", bootstrap=1000, cases=24)
+        dict(every=750, n=256, n_final=2000, batch_size=64, select_by="jaccard", bootstrap=1000, cases=24)
     )
     return c
