@@ -126,6 +126,35 @@ def forward(params: dict, cfg: TextConfig, h, positions, mask, *, remat: str = "
     return final_norm(params, cfg, h)
 
 
+def forward_group(params: dict, cfg: TextConfig, h_prompt, positions, lengths, h_own, own_positions, *,
+                  remat: str = "none"):
+    """`forward` for prompts that several completions share: each prompt is computed once.
+
+    h_prompt [B, S, D], positions int [3, B, S], lengths int [B]; completions h_own [B*n, C, D] in prompt order
+    with own_positions int [3, B*n, C], right-padded (causality hides the padding). Returns the hidden states
+    after the final norm of both, [B, S, D] and [B*n, C, D]; the gradient of a prompt sums over its n.
+    """
+    S, C = h_prompt.shape[1], h_own.shape[1]
+    mask = jnp.arange(S) < lengths[:, None]
+    angles, own_angles = rope.text_cos_sin(cfg, positions), rope.text_cos_sin(cfg, own_positions)
+    bias, seen = causal_bias(mask), key_bias(mask)[:, None, None, None, None]
+    causal = key_bias(jnp.tril(jnp.ones((C, C), bool)))
+    block = graph(Block, cfg)
+
+    def layer(p, x):
+        attend = lambda q, k, v: (attention(q, k, v, bias), (k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)))
+        prompt, shared = apply(block, p, x[0], *angles, attend)
+
+        def attend_own(q, k, v):
+            kv = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+            return two_part_attention(q, shared, kv, seen, causal), None
+
+        return (prompt, apply(block, p, x[1], *own_angles, attend_own)[0]), None
+
+    x, _ = run_layers(layer, params["layers"], (h_prompt, h_own), cfg.num_hidden_layers, remat)
+    return final_norm(params, cfg, x[0]), final_norm(params, cfg, x[1])
+
+
 def prefill(params: dict, cfg: TextConfig, h, positions, lengths):
     """Run prompts h [B, S, D] once.
 

@@ -82,7 +82,7 @@ class Model:
         for grid in dict.fromkeys(grids):
             which = [i for i, g in enumerate(grids) if g == grid]
             found = _vision(self.params, self.cfg, np.stack([parts[i] for i in which]), grid, self.dtype)
-            for i, f in zip(which, found, strict=True):
+            for i, f in zip(which, np.asarray(found), strict=True):  # eager slices would each compile
                 out[i] = f
         return out
 
@@ -91,7 +91,7 @@ class Model:
         if not features:
             return None
         counts = (input_ids == self.cfg.image_token_id).sum(1)
-        joined = jnp.concatenate(features)
+        joined = np.concatenate(features)
         if counts.sum() != len(joined):
             raise UserError(f"input_ids has {counts.sum()} image tokens, the images give {len(joined)}")
         first = np.cumsum(counts) - counts

@@ -1,5 +1,7 @@
 """Qwen2.5-VL as pure functions of a plain nested dict of parameters: {"vision": ..., "text": ...}."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -8,9 +10,11 @@ from cxr_jax.models import vision as tower
 from cxr_jax.models.config import Config
 from cxr_jax.models.rope import positions
 
-__all__ = ["init_params", "vision", "embed", "positions", "decode_full", "unembed", "hidden_states", "count"]
+__all__ = ["init_params", "vision", "embed", "positions", "decode_full", "decode_group", "unembed",
+           "hidden_states", "count"]
 
 
+@functools.partial(jax.jit, static_argnames="cfg")
 def init_params(cfg: Config, key) -> dict:
     """Fresh float32 parameters."""
     a, b = jax.random.split(key)
@@ -48,6 +52,17 @@ def embed(params: dict, cfg: Config, input_ids, image_features=None, *, dtype=jn
 def decode_full(params: dict, cfg: Config, h, positions, mask, *, remat: str = "none"):
     """h [B, T, D], positions int [3, B, T], mask bool [B, T] -> hidden [B, T, D] after the final norm."""
     return decoder.forward(params["text"], cfg.text, h, positions, mask, remat=remat)
+
+
+def decode_group(params: dict, cfg: Config, h_prompt, positions, lengths, h_own, own_positions, *,
+                 remat: str = "none"):
+    """`decode_full` for B prompts and n completions of each, every prompt computed once.
+
+    h_prompt [B, S, D], positions int [3, B, S], lengths int [B]; h_own [B*n, C, D] and own_positions int
+    [3, B*n, C] right-padded, in prompt order. Returns hidden [B, S, D] and [B*n, C, D].
+    """
+    return decoder.forward_group(params["text"], cfg.text, h_prompt, positions, lengths, h_own, own_positions,
+                                 remat=remat)
 
 
 def unembed(params: dict, cfg: Config, hidden):

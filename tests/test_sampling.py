@@ -1,0 +1,240 @@
+"""Sampling: equal to recomputing from scratch, independent of the batch, reproducible, with true log-probs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cxr_jax import sampling
+from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models.config import Config, TextConfig, VisionConfig
+
+V = 60
+CFG = Config(
+    vision=VisionConfig(depth=1, hidden_size=16, num_heads=2, intermediate_size=16, out_hidden_size=32,
+                        fullatt_block_indexes=(), patch_size=2, window_size=8),
+    text=TextConfig(vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                    num_attention_heads=4, num_key_value_heads=2, mrope_section=(1, 1, 2), rope_theta=1e4),
+    image_token_id=5, video_token_id=6, vision_start_token_id=3, vision_end_token_id=4,
+    pad_token_id=0, bos_token_id=0, eos_token_id=(2,), tie_word_embeddings=True,
+)  # fmt: skip
+GRID, N_IMAGE, T, N = (1, 4, 4), 4, 16, 12
+
+
+@pytest.fixture(scope="module")
+def params():
+    p = qwen.init_params(CFG, jax.random.key(0))
+    # Larger embeddings: a peaked distribution, so that a wrong key or position changes tokens.
+    p["text"]["embed"]["embedding"] = p["text"]["embed"]["embedding"] * 25
+    return p
+
+
+def batch(rows: int):
+    """Rows of different lengths, each with an image."""
+    rng = np.random.default_rng(3)
+    ids, lengths = np.zeros((rows, T), np.int32), np.zeros(rows, np.int32)
+    for b in range(rows):
+        text = rng.integers(7, V, 3 + b % 5)
+        row = [3, *[5] * N_IMAGE, 4, *text]
+        ids[b, : len(row)], lengths[b] = row, len(row)
+    mask = np.arange(T) < lengths[:, None]
+    features = rng.standard_normal((rows, N_IMAGE, 32)).astype(np.float32)
+    return {"input_ids": ids, "lengths": lengths, "image_features": features,
+            "positions": qwen.positions(CFG, ids, GRID, mask)}
+
+
+def pick(b, rows):
+    return {k: v[:, rows] if k == "positions" else v[rows] for k, v in b.items()}
+
+
+def run(params, b, **kw):
+    kw = {"n": 1, "max_new_tokens": N, "temperature": 1.0, **kw}
+    out = sampling.generate(params, CFG, b["input_ids"], b["lengths"], b["positions"], b["image_features"], **kw)
+    return {k: np.asarray(v) for k, v in out.items()}
+
+
+@jax.jit
+def all_logits(params, ids, positions, mask, features):
+    return qwen.unembed(params, CFG, qwen.hidden_states(params, CFG, ids, mask, positions, features=features))
+
+
+def rescored(params, b, out, n: int):
+    """Raw logits [R, N, V] of the sampled tokens by a full forward without a cache."""
+    tokens, R = out["tokens"], len(out["tokens"])
+    lengths = np.repeat(b["lengths"], n)
+    ids = np.concatenate([np.repeat(b["input_ids"], n, 0), np.zeros((R, N), np.int32)], 1)
+    where = lengths[:, None] + np.arange(N)
+    np.put_along_axis(ids, where, tokens, 1)
+    mask = np.arange(T + N) < (lengths + out["lengths"])[:, None]
+    # Padding after the end reads as text; grids are as in the prompt.
+    positions = qwen.positions(CFG, ids, GRID, mask)
+    logits = np.asarray(all_logits(params, ids, positions, mask, np.repeat(b["image_features"], n, 0)))
+    return np.take_along_axis(logits, where[..., None] - 1, 1)
+
+
+def log_softmax(x):
+    return np.asarray(jax.nn.log_softmax(jnp.asarray(x), -1))
+
+
+def suppressed(logits, ids):
+    logits = logits.copy()
+    logits[..., list(ids)] = -np.inf
+    return logits
+
+
+def test_sampled_logprobs_equal_a_full_forward(params):
+    b, n, temperature = batch(3), 4, 0.7
+    out = run(params, b, n=n, temperature=temperature, keys=sampling.row_keys(1, 12))
+    want = log_softmax(suppressed(rescored(params, b, out, n), CFG.media_token_ids) / temperature)
+    want = np.take_along_axis(want, out["tokens"][..., None], -1)[..., 0]
+    live = np.arange(N) < out["lengths"][:, None]
+    np.testing.assert_allclose(out["logprobs"][live], want[live], atol=2e-5)
+    assert (out["logprobs"][~live] == 0).all() and (out["tokens"][~live] == CFG.pad_token_id).all()
+
+
+def test_tokens_are_gumbel_argmax_of_their_own_key(params):
+    """The documented recipe, recomputed: token t of row r draws with fold_in(keys[r], t)."""
+    b, n = batch(2), 2
+    keys = sampling.row_keys(5, 4)
+    out = run(params, b, n=n, keys=keys)
+    logits = suppressed(rescored(params, b, out, n), CFG.media_token_ids)
+    for r in range(4):
+        for t in range(out["lengths"][r]):
+            noise = np.asarray(jax.random.gumbel(jax.random.fold_in(keys[r], t), (V,)))
+            assert out["tokens"][r, t] == (logits[r, t] + noise).argmax()
+
+
+def test_a_row_does_not_depend_on_its_company(params):
+    b = batch(5)
+    keys = sampling.row_keys(2, 5)
+    together = run(params, b, keys=keys)
+    for r in (0, 3):
+        alone = run(params, pick(b, [r]), keys=keys[r : r + 1])
+        np.testing.assert_array_equal(alone["tokens"][0], together["tokens"][r])
+        np.testing.assert_allclose(alone["logprobs"][0], together["logprobs"][r], atol=1e-5)
+    order = [4, 2, 0, 1, 3]
+    shuffled = run(params, pick(b, order), keys=keys[np.array(order)])
+    np.testing.assert_array_equal(shuffled["tokens"], together["tokens"][order])
+
+
+def test_padding_of_the_prompt_changes_nothing(params):
+    b = batch(2)
+    keys = sampling.row_keys(2, 2)
+    wide = {**b, "input_ids": np.pad(b["input_ids"], ((0, 0), (0, 9))),
+            "positions": np.pad(b["positions"], ((0, 0), (0, 0), (0, 9)))}
+    np.testing.assert_array_equal(run(params, b, keys=keys)["tokens"], run(params, wide, keys=keys)["tokens"])
+
+
+def test_more_room_continues_the_same_text(params):
+    b, keys = batch(3), sampling.row_keys(4, 3)
+    short, long = (run(params, b, keys=keys, max_new_tokens=k) for k in (5, N))
+    np.testing.assert_array_equal(short["tokens"], long["tokens"][:, :5])
+
+
+def test_same_keys_same_tokens_and_samples_differ(params):
+    b = batch(2)
+    first, again, other = (run(params, b, n=3, keys=sampling.row_keys(s, 6))["tokens"] for s in (7, 7, 8))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    assert len({tuple(row) for row in first[:3].tolist()}) == 3
+
+
+def test_stop_ends_a_row_and_the_loop(params):
+    b = batch(2)
+    free = run(params, b, temperature=0, stop_ids=())
+    assert (free["lengths"] == N).all() and not free["finished"].any()
+    stop = int(free["tokens"][0, 3])
+    first = [int(np.flatnonzero(row == stop)[0]) + 1 if stop in row else N for row in free["tokens"]]
+    out = run(params, b, temperature=0, stop_ids=(stop, 2))
+    assert out["lengths"][0] == first[0] and out["finished"][0]
+    for row, length in enumerate(first):
+        np.testing.assert_array_equal(out["tokens"][row, :length], free["tokens"][row, :length])
+        assert (out["tokens"][row, length:] == CFG.pad_token_id).all()
+    assert out["finished"].tolist() == [stop in row for row in free["tokens"]]
+
+
+def test_media_tokens_are_never_sampled(params):
+    # An embedding that all hidden states like: without suppression the image token would win every time.
+    hot = jax.tree.map(lambda x: x, params)
+    table = hot["text"]["embed"]["embedding"]
+    hot["text"] = {**hot["text"], "embed": {"embedding": table.at[5].set(table[7:].mean(0) * 40)}}
+    b = batch(3)
+    free = run(hot, b, temperature=0, suppress_ids=(), stop_ids=())
+    kept = run(hot, b, temperature=0, stop_ids=())
+    assert not np.isin(kept["tokens"], CFG.media_token_ids).any()
+    assert free["tokens"].shape == kept["tokens"].shape
+    banned = tuple(range(V - 2))
+    out = run(params, b, keys=sampling.row_keys(0, 3), suppress_ids=banned, stop_ids=())
+    assert set(np.unique(out["tokens"])) <= {V - 2, V - 1}
+
+
+def test_greedy_logprob_is_of_the_raw_logits(params):
+    b = batch(2)
+    out = run(params, b, temperature=0.0, suppress_ids=())
+    logits = rescored(params, b, out, 1)
+    live = np.arange(N) < out["lengths"][:, None]
+    np.testing.assert_array_equal(logits.argmax(-1)[live], out["tokens"][live])
+    np.testing.assert_allclose(log_softmax(logits).max(-1)[live], out["logprobs"][live], atol=2e-5)
+
+
+def test_sampled_frequencies_follow_the_distribution(params):
+    """First tokens of 4000 samples against the exact probabilities: chi-square with a wide margin."""
+    b, n = pick(batch(1), [0]), 4000
+    out = run(params, b, n=n, max_new_tokens=1, keys=sampling.row_keys(11, n), temperature=2.0, stop_ids=())
+    one = {**out, "tokens": np.pad(out["tokens"][:1], ((0, 0), (0, N - 1))), "lengths": np.array([1])}
+    p = np.exp(log_softmax(suppressed(rescored(params, b, one, 1)[0, 0], CFG.media_token_ids) / 2.0))
+    seen = np.bincount(out["tokens"][:, 0], minlength=V)
+    likely = p * n >= 5
+    chi2 = (((seen - n * p) ** 2)[likely] / (n * p[likely])).sum()
+    assert seen[p == 0].sum() == 0
+    assert chi2 < likely.sum() + 5 * np.sqrt(2 * likely.sum())
+
+
+@pytest.mark.parametrize(("k", "p"), [(3, None), (None, 0.6)])
+def test_top_k_and_top_p_cut_the_tail(k, p):
+    logits = jax.random.normal(jax.random.key(0), (1, V)) * 2
+    order = np.argsort(-np.asarray(logits[0]))
+    probs = np.exp(log_softmax(logits))[0, order]
+    inside = order[:k] if k else order[: int((np.cumsum(probs) - probs < p).sum())]
+    draw = jax.jit(lambda key: sampling.pick(jnp.repeat(logits, 500, 0), jax.random.split(key, 500), 0,
+                                             temperature=1.0, greedy=False, top_k=k, top_p=p))
+    tokens, logprobs = draw(jax.random.key(1))
+    assert set(np.unique(tokens)) == set(inside.tolist())
+    np.testing.assert_allclose(logprobs, log_softmax(logits)[0][np.asarray(tokens)], atol=1e-5)
+
+
+def test_group_forward_equals_separate_rows(params):
+    """decode_group: values and gradients of prompts computed once equal those of repeated rows."""
+    b, n, C = batch(2), 3, 5
+    rng = np.random.default_rng(0)
+    own = rng.standard_normal((2 * n, C, 32)).astype(np.float32)
+    lengths = np.repeat(b["lengths"], n)
+    where = lengths[:, None] + np.arange(C)
+    start = np.repeat(np.asarray(sampling.next_positions(jnp.asarray(b["positions"]), b["lengths"])), n)
+    own_positions = np.broadcast_to((start[:, None] + np.arange(C))[None], (3, 2 * n, C))
+    positions = np.zeros((3, 2 * n, T + C), np.int32)
+    positions[:, :, :T] = np.repeat(b["positions"], n, 1)
+    for axis in range(3):
+        np.put_along_axis(positions[axis], where, own_positions[axis], 1)
+    weight = rng.standard_normal((2 * n, C, 32)).astype(np.float32)
+
+    def group(p, x):
+        h = qwen.embed(p, CFG, b["input_ids"], b["image_features"])
+        return qwen.decode_group(p, CFG, h, b["positions"], b["lengths"], x, own_positions)[1]
+
+    def flat(p, x):
+        h = jnp.repeat(qwen.embed(p, CFG, b["input_ids"], b["image_features"]), n, 0)
+        h = jnp.pad(h, ((0, 0), (0, C), (0, 0)))
+        h = jax.vmap(lambda a, i, v: a.at[i].set(v))(h, where, x)
+        mask = np.arange(T + C) < (lengths + C)[:, None]
+        return jnp.take_along_axis(qwen.decode_full(p, CFG, h, positions, mask), where[..., None], 1)
+
+    values, grads = [], []
+    for f in (group, flat):
+        v, g = jax.jit(lambda p, x, f=f: jax.value_and_grad(
+            lambda p, x: ((y := f(p, x)) * weight).sum() + 0 * y.sum(), argnums=(0, 1))(p, x))(params, own)
+        values.append(v)
+        grads.append(g)
+    np.testing.assert_allclose(values[0], values[1], rtol=1e-5)
+    for x, y in zip(jax.tree.leaves(grads[0]), jax.tree.leaves(grads[1]), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-4 * max(1.0, float(jnp.abs(y).max())))
