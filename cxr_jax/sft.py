@@ -16,7 +16,6 @@ import numpy as np
 from cxr_jax import evaluate, losses, optim, policy
 from cxr_jax.checkpoint import Checkpoints
 from cxr_jax.data import batching
-from cxr_jax.data.phantom import report as phantom_report
 from cxr_jax.data.preprocess import patchify
 from cxr_jax.metrics import MetricsWriter, Progress
 from cxr_jax.models import qwen2_5_vl as qwen
@@ -75,12 +74,11 @@ def make_steps(config, cfg, tx, grid):
     def joint(params, batch):
         features = qwen.vision(params["model"], cfg, patchify(batch["image"]), grid)
         ce, p_mean = completion_loss(params["model"], cfg, features, batch, remat=config.remat)
+        metrics = {"loss": ce, "mean_token_probability": p_mean}
+        if not config.locate_weight:
+            return ce, metrics
         locate = locate_loss(params["locate"], features, batch["regions"], batch["severity"])
-        return ce + config.locate_weight * locate, {
-            "loss": ce,
-            "locate_loss": locate,
-            "mean_token_probability": p_mean,
-        }
+        return ce + config.locate_weight * locate, {**metrics, "locate_loss": locate}
 
     def update(loss_fn, state, batch):
         grads, metrics = jax.grad(loss_fn, has_aux=True)(state["params"], batch)
@@ -97,12 +95,13 @@ def make_batch_fn(config, source, prompts, completions):
     def make(step: int) -> dict:
         indices = batching.indices_of(step, config.batch_size, len(source))
         batch = source.batch(indices)
-        out = {"image": np.asarray(batch["image"]), "regions": np.asarray(batch["regions"])}
-        out["severity"] = np.asarray(batch["scene"]["severity"])
+        out = {"image": np.asarray(batch["image"])}
+        if config.locate_steps or config.locate_weight:
+            out["regions"] = np.asarray(batch["regions"])
+            out["severity"] = np.asarray(batch["scene"]["severity"])
         if step >= config.locate_steps:
-            texts = [phantom_report.target(r) for r in source.reports(batch, indices)]
-            out |= completions.encode(texts)
-            out["prompts"] = prompts.encode([source.prompt] * len(texts))
+            out |= completions.encode(source.targets(batch, indices))
+            out["prompts"] = prompts.encode(batch.get("prompts") or [source.prompt] * len(indices))
         return out
 
     return make

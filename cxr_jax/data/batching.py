@@ -5,6 +5,8 @@ image float32 [B, S, S] in 0..1, solution bool [B, 14], known bool [B, 14]; phan
 regions [B, 12, 8, 8] and the scene.
 """
 
+import queue
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -40,14 +42,11 @@ class PhantomSource:
         out["known"] = np.ones_like(out["solution"])
         return out
 
-    def reports(self, batch: dict, indices) -> list:
-        """The written Report of each scene; wording drawn from (seed, example index) alone."""
-        rows = len(indices)
-        scenes = [
-            {k: np.asarray(v)[i] for k, v in batch["scene"].items() if k != "noise_key"} for i in range(rows)
-        ]
+    def targets(self, batch: dict, indices) -> list[str]:
+        """The written target text of each scene; wording drawn from (seed, example index) alone."""
+        rows = [phantom.scene_row(batch["scene"], i) for i in range(len(indices))]
         rngs = [np.random.default_rng([self.seed, 7, int(i)]) for i in indices]
-        return [phantom_report.write(s, self.hospital, r) for s, r in zip(scenes, rngs, strict=True)]
+        return [phantom_report.target(phantom_report.write(s, self.hospital, r)) for s, r in zip(rows, rngs, strict=True)]
 
 
 class Completions:
@@ -73,15 +72,54 @@ class Completions:
         return {"completions": ids, "mask": mask}
 
 
-def step_loader(make: Callable[[int], dict], start: int, stop: int, prefetch: int = 2):
+def step_loader(make: Callable[[int], dict], start: int, stop: int, *, prefetch: int = 2, poll=lambda: None):
     """Iterates make(step) for step in [start, stop) through grain, prepared ahead in a thread.
 
-    The position is the step itself, so resuming reads nothing twice and replays nothing.
+    The position is the step itself, so resuming reads nothing twice and replays nothing. `poll` is called several
+    times a second while waiting for data; what it raises ends the iteration.
     """
     import grain
 
-    ds = grain.MapDataset.range(start, stop).map(make)
-    return iter(ds.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)))
+    steps = grain.MapDataset.range(start, stop).map(make) if start < stop else ()
+    ready, ended = queue.Queue(prefetch), threading.Event()
+
+    def put(item):
+        while not ended.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def prepare():
+        try:
+            for i in range(len(steps)):
+                put((steps[i], None))
+                if ended.is_set():
+                    return
+        except Exception as e:  # noqa: BLE001 - raised again where the batch is wanted
+            put((None, e))
+
+    # A daemon: a read that hangs must not keep the process alive.
+    thread = threading.Thread(target=prepare, daemon=True)
+    thread.start()
+    try:
+        for _ in range(len(steps)):
+            batch, error = _wait(ready, poll)
+            if error is not None:
+                raise error
+            yield batch
+    finally:
+        ended.set()
+        thread.join(timeout=5.0)
+
+
+def _wait(ready, poll):
+    while True:
+        poll()
+        try:
+            return ready.get(timeout=0.2)
+        except queue.Empty:
+            continue
 
 
 def indices_of(step: int, batch_size: int, length: int) -> np.ndarray:

@@ -250,6 +250,13 @@ class FilesSource:
             "ids": [row.id for row in rows],
         }
 
+    def targets(self, batch: dict, indices) -> list[str]:
+        """The assistant's text of each row, to train on. UserError for a row that has none."""
+        for i, target in zip(indices, batch["targets"], strict=True):
+            if not target:
+                raise UserError(f"{self.name}: row {self.rows[int(i)].id} has no assistant text to train on")
+        return batch["targets"]
+
 
 def open_split(manifest, image_root, size=224, seed=0, *, renderer="voi"):
     """-> (train, held-out) sources of one manifest. A tenth of the patients, at least one, is held out.

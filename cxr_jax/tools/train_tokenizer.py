@@ -8,7 +8,6 @@ import argparse
 import numpy as np
 
 from cxr_jax.data import batching, tokenizer
-from cxr_jax.data.phantom import report
 
 PROMPTS = (
     "Find abnormalities and support devices.",
@@ -24,7 +23,7 @@ def corpus(examples: int):
         source = batching.PhantomSource(hospital, "train", seed=99)
         for start in range(0, examples // 2, 64):
             indices = np.arange(start, start + 64)
-            yield from (report.target(r) for r in source.reports(source.batch(indices), indices))
+            yield from source.targets(source.batch(indices), indices)
     for prompt in (*PROMPTS, tokenizer.SYSTEM_PROMPT, "system\n", "user\n", "assistant\n"):
         yield from [prompt] * examples
 
