@@ -46,7 +46,8 @@ class PhantomSource:
         """The written target text of each scene; wording drawn from (seed, example index) alone."""
         rows = [phantom.scene_row(batch["scene"], i) for i in range(len(indices))]
         rngs = [np.random.default_rng([self.seed, 7, int(i)]) for i in indices]
-        return [phantom_report.target(phantom_report.write(s, self.hospital, r)) for s, r in zip(rows, rngs, strict=True)]
+        reports = [phantom_report.write(s, self.hospital, r) for s, r in zip(rows, rngs, strict=True)]
+        return [phantom_report.target(r) for r in reports]
 
 
 class Completions:
