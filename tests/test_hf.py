@@ -1,5 +1,6 @@
 """Hugging Face folders: both ways bit for bit, both layouts, shards, and a clear refusal of anything else."""
 
+import dataclasses
 import json
 import shutil
 
@@ -152,7 +153,10 @@ def test_configs_that_are_not_supported(key, value, message):
         Config.from_hf(d)
 
 
-@pytest.mark.parametrize("cfg", [PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B])
+OTHER_ROPE = dataclasses.replace(PHANTOM, vision=dataclasses.replace(PHANTOM.vision, rope_theta=500.0))
+
+
+@pytest.mark.parametrize("cfg", [PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B, OTHER_ROPE])
 def test_config_round_trip(cfg):
     assert Config.from_hf(json.loads(json.dumps(cfg.to_hf()))) == cfg
     hash(cfg)

@@ -241,6 +241,9 @@ def _to_hf(c: Config) -> dict:
             "temporal_patch_size": v.temporal_patch_size,
             "tokens_per_second": v.tokens_per_second,
             "window_size": v.window_size,
+            # Only newer writers know it; every published model has the default.
+            **({} if v.rope_theta == 10000.0 else
+               {"rope_parameters": {"rope_type": "axial", "rope_theta": v.rope_theta}}),
         },
     }
 
