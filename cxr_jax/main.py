@@ -26,8 +26,6 @@ _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of a bad input, t
 def run() -> int:
     """Runs what the flags say and returns the exit code."""
     config = _CONFIG.value
-    if config is None:
-        raise UserError("--config is missing, for example --config=experiments/rl.py")
     tasks = {"sft", "rl", "evaluate"}
     if config.get("task") not in tasks:
         raise UserError(f"config.task={config.get('task')!r} is not one of {', '.join(sorted(tasks))}")
@@ -42,10 +40,11 @@ def run() -> int:
     if not _WORKDIR.value:
         raise UserError("--workdir is missing: the folder to write the run to")
 
+    from cxr_jax import checks
     from cxr_jax import workdir as wd
 
     _check(config)
-    folder = wd.Workdir(_WORKDIR.value, config.to_dict())
+    folder = wd.Workdir(_WORKDIR.value, config.to_dict(), data=checks.fingerprint(config))
     try:
         if folder.status:
             print(f"this run is complete ({folder.status['time']}); report: {folder.file('report.html')}")
@@ -65,6 +64,9 @@ def run() -> int:
         print(table)
         print(f"done; report: {folder.file('report.html')}\nResearch use only. Not for diagnosis.")
         return 0
+    except UserError:
+        folder.abandon()
+        raise
     finally:
         folder.close()
 
@@ -76,9 +78,7 @@ def _task(name):
 
 
 def _check(config):
-    module = _task(config.task)
-    if hasattr(module, "check"):
-        module.check(config)
+    _task(config.task).check(config)
 
 
 def _use_compilation_cache(jax):
@@ -91,15 +91,19 @@ def _use_compilation_cache(jax):
 
 def main(argv=None) -> int:
     argv = list(sys.argv if argv is None else argv)
+    if {"--help", "-help", "-h"} & set(argv[1:]):
+        print(__doc__ + flags.FLAGS.module_help(sys.modules[__name__]))
+        return 0
     debug = any(a in ("--debug", "--debug=true") for a in argv)
     try:
+        _check_config_file(argv)
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f"unknown argument {rest[1]!r}")
     except UserError as e:
         return _bad(e, debug)
     except Exception as e:  # noqa: BLE001 - absl, ml_collections and the config file itself raise many kinds
-        return _bad(UserError(f"flags: {_first_line(e)}"), debug)
+        return _bad(UserError(_flag_error(e, argv)), debug)
     try:
         return run()
     except UserError as e:
@@ -108,14 +112,36 @@ def main(argv=None) -> int:
         return 1
 
 
-def _first_line(e) -> str:
-    return (str(e).strip() or type(e).__name__).splitlines()[0]
+def _check_config_file(argv):
+    # Looked at first: config_flags reports a missing file late and over many lines.
+    value = None
+    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, text = arg.lstrip("-").partition("=")
+        if arg.startswith("-") and name == "config":
+            value = text if equals else following
+    if not value:
+        raise UserError("--config is missing, for example --config=experiments/rl.py")
+    if not os.path.isfile(value.split(":")[0]):
+        raise UserError(f"--config={value}: there is no such file")
+
+
+def _flag_error(e, argv) -> str:
+    """One line that names the flag, whatever absl, ml_collections or a config file raised."""
+    text = (str(e).strip() or type(e).__name__).splitlines()[0]
+    if isinstance(e, flags.Error):
+        return f"flags: {text}"
+    key = text.strip("\"'")
+    for arg in argv[1:]:
+        path = arg.lstrip("-").split("=")[0].split(".")
+        if path[0] == "config" and key in path[1:]:
+            return f"{arg}: the config has no key {key!r}"
+    return f"--config: {type(e).__name__}: {text}"
 
 
 def _bad(e, debug) -> int:
     if debug:
         traceback.print_exc()
-    print(f"error: {e}", file=sys.stderr)
+    print("error: " + " ".join(str(e).split()), file=sys.stderr)
     return 2
 
 

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cxr_jax.errors import UserError
+
 
 def path_string(path) -> str:
     """('text', 'layers', 'q') -> 'text/layers/q'."""
@@ -31,7 +33,14 @@ def decay_mask(params):
 
 
 def make(config, params, steps: int):
-    """optax transformation for `params` over `steps`. `config.frozen`: regexes of paths that do not train."""
+    """optax transformation for `params` over `steps`. `config.frozen`: regexes of paths that do not train.
+
+    Raises UserError for a pattern that matches no path: what was meant to be frozen would train.
+    """
+    paths = [path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for pattern in config.frozen:
+        if not any(re.search(pattern, p) for p in paths):
+            raise UserError(f"config.optim.frozen: {pattern!r} matches no parameter")
     tx = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(

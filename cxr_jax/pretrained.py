@@ -11,7 +11,7 @@ PHANTOM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "ph
 
 
 class Start:
-    """cfg, params (float32 on CPU) and tokenizer that a run begins with."""
+    """cfg, params (float32) and tokenizer that a run begins with."""
 
     def __init__(self, cfg, params, tokenizer):
         self.cfg, self.params, self.tokenizer = cfg, params, tokenizer
@@ -20,21 +20,47 @@ class Start:
 def start(config) -> Start:
     """`config.model`: "random:phantom" (fresh weights, the embedded tokenizer), "phantom", or a folder."""
     import cxr_jax
-    from cxr_jax.data import tokenizer
-    from cxr_jax.models import config as sizes
+    from cxr_jax.data import tokenizer as tokenizers
     from cxr_jax.models import qwen2_5_vl as qwen
 
-    name = config.model
-    if name.startswith("random:"):
-        size = name.split(":", 1)[1]
-        known = {"phantom": sizes.PHANTOM}
-        if size not in known:
-            raise UserError(f"config.model={name!r}: no such size; known: {', '.join(known)}")
-        cfg = known[size]
-        tok = tokenizer.load(PHANTOM)
-        cfg = dataclasses.replace(cfg, **tokenizer.config_ids(tok))
+    check(config)
+    if config.model.startswith("random:"):
+        tok = tokenizer(config)
+        cfg = dataclasses.replace(_random_sizes()[config.model], **tokenizers.config_ids(tok))
         return Start(cfg, qwen.init_params(cfg, jax.random.key(config.seed)), tok)
-    model = cxr_jax.load(name)
-    if model.tokenizer is None:
-        raise UserError(f"config.model={name!r}: the folder has no tokenizer")
+    # float32 on every device: steps of a small learning rate vanish in bfloat16 parameters.
+    model = cxr_jax.load(config.model, dtype="float32")
     return Start(model.cfg, model.params, model.tokenizer)
+
+
+def check(config) -> None:
+    """Refuses a `config.model` that names nothing, before anything is loaded. Raises UserError."""
+    name = config.model
+    if not name:
+        raise UserError("config.model is empty; give it with --config.model=FOLDER")
+    if not name.startswith("random:"):
+        _folder(config)
+    elif name not in _random_sizes():
+        raise UserError(f"config.model={name!r}: no such size; known: {', '.join(_random_sizes())}")
+
+
+def tokenizer(config):
+    """The tokenizer that `config.model` brings. Raises UserError if it has none."""
+    from cxr_jax.data import tokenizer as tokenizers
+
+    return tokenizers.load(PHANTOM if config.model.startswith("random:") else str(_folder(config)))
+
+
+def _folder(config):
+    from cxr_jax.models import loaded
+
+    try:
+        return loaded.find_folder(config.model)
+    except UserError as e:
+        raise UserError(f"config.model={config.model!r}: {e}") from None
+
+
+def _random_sizes() -> dict:
+    from cxr_jax.models import config as sizes
+
+    return {"random:phantom": sizes.PHANTOM}

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import time
@@ -13,8 +14,12 @@ import time
 from cxr_jax.errors import UserError
 
 
+class Stopped(Exception):
+    """Raised out of a loop that was asked to stop; the program saves and returns."""
+
+
 class Stop:
-    """Set by SIGTERM or SIGINT; loops poll `requested` between steps. A second signal ends the process at once."""
+    """Set by SIGTERM or SIGINT; loops call `check` between steps. A second signal ends the process at once."""
 
     def __init__(self):
         self.requested = None
@@ -27,43 +32,63 @@ class Stop:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.requested = signal.Signals(number).name
-        print(f"\n{self.requested}: saving after this step (again to stop at once)", flush=True)
+        # Not print: the signal may have come while the main thread was inside print, which is not reentrant.
+        message = f"\n{self.requested}: saving after this step (again to stop at once)\n"
+        with contextlib.suppress(OSError):
+            os.write(1, message.encode())
+
+    def check(self) -> None:
+        """Raises Stopped if a signal has come."""
+        if self.requested:
+            raise Stopped(self.requested)
 
 
 class Workdir:
     """Opens (or creates) a run's folder and holds its lock until `close`.
 
-    Raises UserError when the folder cannot be written, is in use by another run, or belongs to another config.
+    `data`: the fingerprint of the run's data, kept beside the config. Raises UserError when the folder cannot be
+    written, is in use by another run, or belongs to another config or other data.
     """
 
-    def __init__(self, path: str, config: dict):
+    def __init__(self, path: str, config: dict, data: dict | None = None):
         self.path = os.path.abspath(path)
-        created = _missing_parents(self.path)
+        self._created = _missing_parents(self.path)
         try:
             os.makedirs(self.path, exist_ok=True)
+            self._before = set(os.listdir(self.path))
             self._lock = open(os.path.join(self.path, "lock"), "a")
         except OSError as e:
-            _remove_empty(created)
+            _remove_empty(self._created)
             raise UserError(f"--workdir={path}: cannot be written ({e.strerror})") from e
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            raise UserError(f"--workdir={path}: another run is using it") from e
-        self._check_config(path, config)
+            _lock(self._lock, path)
+            self._check_config(path, {"config": config, "data": data or {}})
+        except BaseException:
+            self.close()
+            raise
 
-    def _check_config(self, path, config):
-        file = os.path.join(self.path, "config.json")
-        if os.path.exists(file):
+    def _check_config(self, path, wanted):
+        file = self.file("config.json")
+        if not os.path.exists(file):
+            try:
+                write_json(file, {**wanted, **environment()})
+            except OSError as e:
+                self.abandon()
+                raise UserError(f"--workdir={path}: cannot be written ({e.strerror})") from e
+            return
+        try:
             with open(file) as f:
                 old = json.load(f)
-            changed = _differences(old["config"], json.loads(json.dumps(config)))
-            if changed:
-                raise UserError(
-                    f"--workdir={path}: holds a run with another config ({changed[0]}); "
-                    "use another --workdir or the same flags"
-                )
-        else:
-            write_json(file, {"config": config, **environment()})
+            changed = _differences(old["config"], json.loads(json.dumps(wanted["config"])))
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise UserError(f"{file}: is not the config of a run; use another --workdir") from e
+        if changed:
+            raise UserError(
+                f"--workdir={path}: holds a run with another config ({changed[0]}); "
+                "use another --workdir or the same flags"
+            )
+        if _differences(old.get("data") or wanted["data"], wanted["data"]):
+            raise UserError(f"--workdir={path}: holds a run on other data: the manifest has changed since")
 
     @property
     def status(self) -> dict:
@@ -71,8 +96,25 @@ class Workdir:
         file = os.path.join(self.path, "done.json")
         if not os.path.exists(file):
             return {}
-        with open(file) as f:
-            return json.load(f)
+        try:
+            with open(file) as f:
+                return dict(json.load(f))
+        except (OSError, ValueError, TypeError) as e:
+            raise UserError(f"{file}: cannot be read; remove it to let the run finish again") from e
+
+    def abandon(self) -> None:
+        """Takes back a new run that failed before its first checkpoint: bad input leaves nothing behind."""
+        last = self.file("checkpoints", "last")
+        if "config.json" in self._before or (os.path.isdir(last) and os.listdir(last)):
+            return
+        for name in {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "lock"} - self._before:
+            path = self.file(name)
+            if os.path.isdir(path):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    os.remove(path)
+        _remove_empty(self._created)
 
     def finish(self, **facts) -> None:
         write_json(
@@ -86,13 +128,27 @@ class Workdir:
         self._lock.close()
 
 
+def _lock(file, path):
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        raise UserError(f"--workdir={path}: another run is using it") from e
+    except OSError as e:
+        raise UserError(f"--workdir={path}: cannot be locked ({e.strerror})") from e
+
+
 def write_json(path: str, obj) -> None:
     """Writes JSON by a temporary file and a rename: never half a file."""
     tmp = f"{path}.tmp{os.getpid()}"
-    with open(tmp, "w") as f:
-        json.dump(obj, f, indent=2)
-        f.write("\n")
-    os.replace(tmp, path)
+    try:
+        with open(tmp, "w") as f:
+            json.dump(obj, f, indent=2)
+            f.write("\n")
+        os.replace(tmp, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(tmp)
+        raise
 
 
 def environment() -> dict:

@@ -1,0 +1,94 @@
+"""Config mistakes caught before anything compiles or is written: one clear line that names the key."""
+
+import hashlib
+import re
+
+from cxr_jax import pretrained
+from cxr_jax.data import batching, phantom
+from cxr_jax.errors import UserError
+
+AT_LEAST_ONE = (
+    "steps", "batch_size", "max_completion", "log_every", "save_every", "rl.prompts_per_step", "rl.group_size",
+    "rl.min_length", "eval.every", "eval.n", "eval.n_final", "eval.batch_size", "eval.bootstrap",
+)  # fmt: skip
+NOT_NEGATIVE = ("locate_steps", "locate_weight", "optim.warmup_steps", "optim.weight_decay", "eval.cases")
+POSITIVE = ("optim.lr", "optim.clip_norm", "optim.eps", "rl.temperature")
+ONE_OF = {
+    "remat": ("none", "full", "dots"),
+    "rl.loss_type": ("grpo", "dapo", "dr_grpo"),
+    "rl.scale_rewards": ("group", "batch", "none"),
+    "eval.select_by": ("jaccard", "macro_f1", "micro_f1", "valid_format"),
+    "data.source": ("phantom", "files"),
+    "data.hospital": phantom.HOSPITALS,
+    "data.ood_hospital": phantom.HOSPITALS,
+}
+
+
+def common(config):
+    """What every task needs. Reads the manifest of files, if there is one. Returns the training source.
+
+    Raises UserError.
+    """
+    for name in AT_LEAST_ONE:
+        _require(config, name, lambda v: v >= 1, "must be at least 1")
+    for name in NOT_NEGATIVE:
+        _require(config, name, lambda v: v >= 0, "must not be negative")
+    for name in POSITIVE:
+        _require(config, name, lambda v: v > 0, "must be above 0")
+    for name, known in ONE_OF.items():
+        _require(config, name, lambda v, k=known: v in k, f"is not one of {', '.join(known)}")
+    _require(config, "optim.frozen", lambda v: all(map(_is_pattern, v)), "holds a bad regular expression")
+    pretrained.check(config)
+    if config.data.source == "phantom":
+        return batching.PhantomSource(config.data.hospital, "train", config.data.seed)
+    for name in ("manifest", "image_root"):
+        if not config.data[name]:
+            raise UserError(f"config.data.{name} is empty; give it with --config.data.{name}=PATH")
+    _require(config, "data.size", lambda v: v >= 28 and v % 28 == 0, "must be a multiple of 28")
+    from cxr_jax.data import files
+
+    d = config.data
+    return files.open_split(d.manifest, d.image_root, size=d.size, seed=d.seed)[0]
+
+
+def targets_fit(config, train) -> None:
+    """Refuses a `max_completion` that target texts do not fit: all of files, the first 128 of phantoms."""
+    if config.data.source == "files":
+        texts = train.targets({"targets": [r.target for r in train.rows]}, range(len(train.rows)))
+    else:
+        texts = []
+        for step in range(-(-128 // config.batch_size)):  # the batch size of training: compiled once
+            indices = batching.indices_of(step, config.batch_size, len(train))
+            texts += train.targets(train.batch(indices), indices)
+    ids = pretrained.tokenizer(config)(texts, add_special_tokens=False)["input_ids"]
+    longest = 1 + max(map(len, ids))  # and the end of the turn
+    if longest > config.max_completion:
+        raise UserError(
+            f"config.max_completion={config.max_completion} is too small: target texts have up to {longest} tokens"
+        )
+
+
+def fingerprint(config) -> dict:
+    """What the data of a run are, beyond its config: a run is never resumed on a manifest that has changed."""
+    if config.data.source != "files":
+        return {"source": config.data.source}
+    with open(config.data.manifest, "rb") as f:
+        return {"source": "files", "manifest_sha256": hashlib.sha256(f.read()).hexdigest()}
+
+
+def _require(config, name, good, what):
+    value = config
+    for key in name.split("."):
+        if key not in value:
+            return
+        value = value[key]
+    if not good(value):
+        raise UserError(f"config.{name}={value!r} {what}")
+
+
+def _is_pattern(text) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
