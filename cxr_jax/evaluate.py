@@ -9,11 +9,12 @@ import types
 import jax
 import numpy as np
 
-from cxr_jax import policy, report, sampling, scoring
+from cxr_jax import checks, policy, pretrained, report, sampling, scoring
 from cxr_jax.data import batching, tokenizer
 from cxr_jax.data.preprocess import patchify
 from cxr_jax.labels import parser
 from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.workdir import Stopped
 
 CAVEAT = {
     "phantom": "Phantom results: they say nothing about patients.",
@@ -30,7 +31,8 @@ def grid_of(size: int, cfg) -> tuple[int, int, int]:
 def sources(config):
     """Namespace of train, select (checkpoint choice, dict) and test (reported, dict) sources by display name.
 
-    Phantoms: disjoint streams of hospitals A and B. Files: a seeded tenth of the patients is held out, a third of it for selection.
+    Phantoms: disjoint streams of hospitals A and B. Files: a seeded tenth of the patients is held out, a third of
+    them for selection.
     """
     d = config.data
     if d.source == "phantom":
@@ -42,18 +44,24 @@ def sources(config):
     from cxr_jax.data import files
 
     train, held = files.open_split(d.manifest, d.image_root, size=d.size, seed=d.seed)
-    half = max(1, len(held.rows) // 3)
-    part = lambda rows, name: files.FilesSource(rows or held.rows, d.size, name=name)
-    select, test = part(held.rows[:half], "files (selection)"), part(held.rows[half:], "files (test)")
+    patients = list(dict.fromkeys(r.group for r in held.rows))
+    chosen = set(patients[: max(1, len(patients) // 3)])
+    rows = [[r for r in held.rows if (r.group in chosen) == side] or held.rows for side in (True, False)]
+    select, test = (
+        files.FilesSource(r, d.size, name=f"files ({n})") for r, n in zip(rows, ("selection", "test"), strict=True)
+    )
     return types.SimpleNamespace(train=train, select={"files": select}, test={"files": test}, ood="files")
 
 
 class Reader:
-    """Greedy reading in fixed shapes: one compiled program for any number of images."""
+    """Greedy reading in fixed shapes: one compiled program for any number of images.
 
-    def __init__(self, cfg, tok, prompts: policy.Prompts, batch_size: int):
-        self.tok, self.prompts, self.batch_size = tok, prompts, batch_size
-        special = tokenizer.special_ids(tok)
+    `poll` is called before each batch; what it raises ends the reading.
+    """
+
+    def __init__(self, cfg, tok, prompts: policy.Prompts, batch_size: int, poll=lambda: None):
+        self.tok, self.prompts, self.batch_size, self.poll = tok, prompts, batch_size, poll
+        special = tokenizer.special_ids(tok, cfg.text.vocab_size)
         table = parser.TokenBytes.from_tokenizer(tok)
         c = prompts.max_completion
 
@@ -84,6 +92,7 @@ class Reader:
         """images [N, S, S], prompt texts [N] -> tokens [N, C], lengths [N], pred bool [N, 14], valid bool [N]."""
         n, b, parts = len(images), self.batch_size, []
         for start in range(0, n, b):
+            self.poll()
             rows = np.minimum(np.arange(start, start + b), n - 1)  # the last batch is filled with repeats
             got = self._read(params, np.asarray(images)[rows], self.prompts.encode([texts[i] for i in rows]))
             parts.append([np.asarray(x)[: n - start] for x in got])
@@ -141,10 +150,10 @@ class Guard:
                     if v[m] is not None
                 }
         self.metrics.write(step, row, kind="eval")
-        score = row[f"eval/{self.ood}/{self.config.eval.select_by}"]
+        score = row[f"eval/{self.ood}/{self.config.eval.select_by}"] or 0.0  # None: undefined on so few examples
+        value = lambda name: "-" if row[name] is None else f"{row[name]:.3f}"
         shown = ", ".join(
-            f"{n} Jaccard {row[f'eval/{n}/jaccard']:.3f} macro-F1 {row[f'eval/{n}/macro_f1']:.3f}"
-            for n in self.data
+            f"{n} Jaccard {value(f'eval/{n}/jaccard')} macro-F1 {value(f'eval/{n}/macro_f1')}" for n in self.data
         )
         print(f"  step {step} on the selection splits: {shown}", flush=True)
         if self.best is None or score > self.best["score"]:
@@ -323,16 +332,27 @@ def text_table(tables, comparisons, kind) -> str:
     return "\n".join(lines)
 
 
+def all_prompts(found) -> tuple[str, ...]:
+    """Every prompt text of a namespace of `sources`, each once: held-out rows may ask what training rows do not."""
+    groups = [found.train, *found.select.values(), *found.test.values()]
+    return tuple(dict.fromkeys(t for source in groups for t in source.prompts()))
+
+
+def check(config) -> None:
+    """Refuses settings that cannot work, before anything is written. Raises UserError."""
+    checks.common(config)
+
+
 def run(config, workdir, stop) -> dict:
     """The `evaluate` task: one model on every test set."""
-    from cxr_jax import pretrained
-
     start = pretrained.start(config)
     found = sources(config)
-    texts = tuple(dict.fromkeys(t for s in found.test.values() for t in s.prompts()))
     size = next(iter(found.test.values())).size
     prompts = policy.Prompts(
-        start.tokenizer, start.cfg, grid_of(size, start.cfg), config.max_completion, texts=texts
+        start.tokenizer, start.cfg, grid_of(size, start.cfg), config.max_completion, texts=all_prompts(found)
     )
-    reader = Reader(start.cfg, start.tokenizer, prompts, config.eval.batch_size)
-    return {"step": 0, "results": full(workdir, config, {config.model: start.params}, reader, found)}
+    reader = Reader(start.cfg, start.tokenizer, prompts, config.eval.batch_size, poll=stop.check)
+    try:
+        return {"step": 0, "results": full(workdir, config, {config.model: start.params}, reader, found)}
+    except Stopped:
+        return {"stopped": stop.requested, "step": 0}

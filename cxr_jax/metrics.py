@@ -68,11 +68,18 @@ class MetricsWriter:
 
     `resume_step`: the step of the restored checkpoint. Lines with a later step are removed (the run will
     write them again), and TensorBoard hides its own. None: keep what is there; -1: start over.
+    `redo`: a kind whose lines at `resume_step` itself are removed as well: the run repeats them first.
     `tensorboard`: False leaves it out. `enabled`: False on every process but the first: writes nothing.
     """
 
     def __init__(
-        self, workdir, *, resume_step: int | None = None, tensorboard: bool = True, enabled: bool = True
+        self,
+        workdir,
+        *,
+        resume_step: int | None = None,
+        redo: str | None = None,
+        tensorboard: bool = True,
+        enabled: bool = True,
     ):
         self._fd, self._board = None, None
         if not enabled:
@@ -81,7 +88,7 @@ class MetricsWriter:
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / FILE
         if path.exists():
-            _truncate(path, resume_step)
+            _truncate(path, resume_step, redo)
         # O_APPEND and one write a line: a reader never sees half a line in the middle of the file.
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         if tensorboard:
@@ -125,9 +132,15 @@ class MetricsWriter:
         self.close()
 
 
-def _truncate(path, resume_step):
+def _truncate(path, resume_step, redo):
     """Rewrite the file without torn or later lines, by an atomic rename, only if there are any."""
-    kept = b"".join(raw for raw, row in _lines(path) if resume_step is None or row["step"] <= resume_step)
+
+    def stays(row):
+        if resume_step is None or row["step"] < resume_step:
+            return True
+        return row["step"] == resume_step and row.get("kind") != redo
+
+    kept = b"".join(raw for raw, row in _lines(path) if stays(row))
     if len(kept) != path.stat().st_size:
         temporary = path.with_suffix(".jsonl.tmp")
         temporary.write_bytes(kept)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import evaluate, losses, optim, policy, rewards, sampling
+from cxr_jax import checks, evaluate, losses, optim, policy, pretrained, rewards, sampling
 from cxr_jax.checkpoint import Checkpoints
 from cxr_jax.data import batching, tokenizer
 from cxr_jax.data.preprocess import patchify
@@ -20,24 +20,24 @@ from cxr_jax.errors import UserError
 from cxr_jax.labels import parser
 from cxr_jax.metrics import MetricsWriter, Progress
 from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.workdir import Stopped
 
 
 def check(config) -> None:
-    """Refuses settings that cannot work, before anything compiles. Raises UserError."""
+    """Refuses settings that cannot work, before anything is written. Raises UserError."""
+    checks.common(config)
     r = config.rl
     if r.group_size < 2 and r.scale_rewards == "group":
         raise UserError("config.rl.group_size must be at least 2 with config.rl.scale_rewards='group'")
-    if r.scale_rewards not in ("group", "batch", "none"):
-        raise UserError(f"config.rl.scale_rewards={r.scale_rewards!r} is not one of group, batch, none")
-    if r.loss_type not in ("grpo", "dapo", "dr_grpo"):
-        raise UserError(f"config.rl.loss_type={r.loss_type!r} is not one of grpo, dapo, dr_grpo")
+    if r.group_size * r.prompts_per_step < 2 and r.scale_rewards == "batch":
+        raise UserError("config.rl.scale_rewards='batch' needs at least 2 completions a step")
     unknown = sorted(set(r.reward_weights) - set(rewards.TERMS))
     if unknown:
         raise UserError(
             f"config.rl.reward_weights names {unknown[0]!r}; known terms: {', '.join(rewards.TERMS)}"
         )
-    if r.temperature <= 0:
-        raise UserError("config.rl.temperature must be above 0")
+    if not r.reward_weights:
+        raise UserError(f"config.rl.reward_weights is empty; known terms: {', '.join(rewards.TERMS)}")
 
 
 def sampling_keys(seed: int, step, prompts: int, group: int):
@@ -76,8 +76,10 @@ def make_rollout(config, cfg, grid, special, table):
         parsed = parser.parse_tokens(
             out["tokens"], out["lengths"], table, config.max_completion * evaluate.BYTES_PER_TOKEN
         )
-        solution = jnp.repeat(batch["solution"], g, axis=0)
-        terms = rewards.reward_terms(parsed, solution, out["lengths"], min_length=r.min_length)
+        # Uncertain and blank labels of a manifest are neither right nor wrong: they leave both sides.
+        solution, known = (jnp.repeat(batch[k], g, axis=0) for k in ("solution", "known"))
+        scored = {**parsed, "answer": parsed["answer"] & known}
+        terms = rewards.reward_terms(scored, solution & known, out["lengths"], min_length=r.min_length)
         reward = rewards.combine(terms, weights).reshape(p, g)
         mask = jnp.arange(config.max_completion)[None] < out["lengths"][:, None]
         if r.mask_truncated:
@@ -170,6 +172,7 @@ def make_batch_fn(config, source, prompts):
         return {
             "image": np.asarray(batch["image"]),
             "solution": np.asarray(batch["solution"]),
+            "known": np.asarray(batch["known"]),
             "prompts": prompts.encode(texts),
         }
 
@@ -178,17 +181,14 @@ def make_batch_fn(config, source, prompts):
 
 def run(config, workdir, stop) -> dict:
     """RL until `config.steps`, evaluating out of distribution as it goes; resumes from the workdir."""
-    from cxr_jax import pretrained
-
-    check(config)
     start_model = pretrained.start(config)
     cfg, tok = start_model.cfg, start_model.tokenizer
-    special = tokenizer.special_ids(tok)
+    special = tokenizer.special_ids(tok, cfg.text.vocab_size)
     table = parser.TokenBytes.from_tokenizer(tok)
     sources = evaluate.sources(config)
     train_source = sources.train
     grid = evaluate.grid_of(train_source.size, cfg)
-    prompts = policy.Prompts(tok, cfg, grid, config.max_completion, texts=train_source.prompts())
+    prompts = policy.Prompts(tok, cfg, grid, config.max_completion, texts=evaluate.all_prompts(sources))
 
     params = start_model.params
     tx = optim.make(config.optim, params, config.steps)
@@ -198,7 +198,7 @@ def run(config, workdir, stop) -> dict:
     if resumed := checkpoints.restore(state):
         state, meta, start = resumed
         print(f"resuming at step {start}", flush=True)
-    metrics = MetricsWriter(workdir.path, resume_step=start if resumed else -1)
+    metrics = MetricsWriter(workdir.path, resume_step=start if resumed else -1, redo="eval")
     progress = Progress(
         config.steps,
         start=start,
@@ -206,61 +206,65 @@ def run(config, workdir, stop) -> dict:
         unit="completions",
         stream=sys.stdout,
     )
-    reader = evaluate.Reader(cfg, tok, prompts, batch_size=config.eval.batch_size)
+    reader = evaluate.Reader(cfg, tok, prompts, batch_size=config.eval.batch_size, poll=stop.check)
     guard = evaluate.Guard(config, reader, sources, metrics, checkpoints, best=meta["best"])
     baselines = evaluate.constant_baselines(sources)
 
     rollout = make_rollout(config, cfg, grid, special, table)
     learn = make_learn(config, cfg, grid, special, tx)
-    loader = batching.step_loader(make_batch_fn(config, train_source, prompts), start, config.steps)
-    if start == 0:
-        guard.look(0, state["params"])
-    seconds = meta["seconds"]
-    for step in range(start, config.steps):
-        began = time.monotonic()
-        batch = next(loader)
-        ro = rollout(state["params"], batch, step)
-        jax.block_until_ready(ro["reward"])
-        sampled = time.monotonic()
-        row = rollout_metrics(ro)
-        state, learned = learn(state, batch, ro)
-        row = {k: float(v) for k, v in {**row, **learned}.items()}
-        done = step + 1
-        meta["num_tokens"] += int(row["completions/mean_length"] * ro["reward"].size + 0.5)
-        row |= {
-            "num_tokens": meta["num_tokens"],
-            "learning_rate": float(optim.learning_rate(config.optim, config.steps)(step)),
-            "step_time": time.monotonic() - began,
-            "perf/rollout_seconds": sampled - began,
-            **{f"constant/{k}": v for k, v in baselines.items()},
-        }
-        metrics.write(done, row, kind="train")
-        progress.update(done, row, items=ro["reward"].size)
-        seconds += time.monotonic() - began
-        if done % config.eval.every == 0 or done == config.steps:
-            guard.look(done, state["params"])
-        if done % config.save_every == 0 or stop.requested or done == config.steps:
-            checkpoints.save(done, state, {**meta, "seconds": seconds, "best": guard.best})
-        if stop.requested and done < config.steps:
-            checkpoints.close()
-            return {"stopped": stop.requested, "step": done}
+    make = make_batch_fn(config, train_source, prompts)
+    loader = batching.step_loader(make, start, config.steps, poll=stop.check)
+    look_due = lambda step: step % config.eval.every == 0 or step == config.steps
+    seconds, done = meta["seconds"], start
+    save = lambda: checkpoints.save(done, state, {**meta, "seconds": seconds, "best": guard.best})
+    try:
+        if look_due(start):
+            guard.look(start, state["params"])  # before the first step; or the checkpoint is older than its look
+        for step in range(start, config.steps):
+            began = time.monotonic()
+            batch = next(loader)
+            ro = rollout(state["params"], batch, step)
+            jax.block_until_ready(ro["reward"])
+            stop.check()  # the same step samples the same completions again
+            sampled = time.monotonic()
+            row = rollout_metrics(ro)
+            state, learned = learn(state, batch, ro)
+            row = {k: float(v) for k, v in {**row, **learned}.items()}
+            done = step + 1
+            meta["num_tokens"] += int(ro["lengths"].sum())
+            row |= {
+                "num_tokens": meta["num_tokens"],
+                "learning_rate": float(optim.learning_rate(config.optim, config.steps)(step)),
+                "step_time": time.monotonic() - began,
+                "perf/rollout_seconds": sampled - began,
+                **{f"constant/{k}": v for k, v in baselines.items()},
+            }
+            metrics.write(done, row, kind="train")
+            progress.update(done, row, items=ro["reward"].size)
+            seconds += time.monotonic() - began
+            if done % config.save_every == 0 or done == config.steps:
+                save()
+            if look_due(done):
+                guard.look(done, state["params"])
+        results = finish(config, workdir, cfg, tok, params, state["params"], checkpoints, reader, sources)
+    except Stopped:
+        if done > 0:
+            save()
+        return {"stopped": stop.requested, "step": done}
+    finally:
+        loader.close()
+        metrics.close()
+        checkpoints.close()
+    return {"step": config.steps, "train_seconds": round(seconds), **results}
 
-    best = checkpoints.restore_best(state["params"])
-    chosen, chosen_step = (best[0], best[2]) if best else (state["params"], config.steps)
+
+def finish(config, workdir, cfg, tok, sft_params, last_params, checkpoints, reader, sources) -> dict:
+    """Exports the parameters that were best out of distribution, and scores them beside where RL started."""
+    best = checkpoints.restore_best(last_params)
+    chosen, step = (best[0], best[2]) if best else (last_params, config.steps)
     evaluate.export(workdir, cfg, chosen, tok, config)
-    models = {"SFT": params, "RL": chosen}
-    results = evaluate.full(
-        workdir,
-        config,
-        models,
-        reader,
-        sources,
-        notes=[f"RL model: step {chosen_step} of {config.steps}, the best on the out-of-distribution selection split."],
-    )
-    checkpoints.close()
-    return {
-        "step": config.steps,
-        "best_step": chosen_step,
-        "train_seconds": round(seconds),
-        "results": results,
-    }
+    note = f"RL model: step {step} of {config.steps}"
+    if best:
+        note += ", the best on the out-of-distribution selection split."
+    models = {"SFT": sft_params, "RL": chosen}
+    return {"best_step": step, "results": evaluate.full(workdir, config, models, reader, sources, notes=[note])}

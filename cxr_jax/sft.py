@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import evaluate, losses, optim, policy
+from cxr_jax import checks, evaluate, losses, optim, policy, pretrained
 from cxr_jax.checkpoint import Checkpoints
 from cxr_jax.data import batching
 from cxr_jax.data.preprocess import patchify
+from cxr_jax.errors import UserError
 from cxr_jax.metrics import MetricsWriter, Progress
 from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.workdir import Stopped
 
 
 def init_locate_head(key, width: int, findings: int) -> dict:
@@ -107,16 +109,23 @@ def make_batch_fn(config, source, prompts, completions):
     return make
 
 
+def check(config) -> None:
+    """Refuses settings that cannot work, before anything is written. Raises UserError."""
+    train = checks.common(config)
+    if config.data.source == "files" and (config.locate_steps or config.locate_weight):
+        raise UserError("config.locate_steps and config.locate_weight must be 0 for files: only phantoms know regions")
+    if config.locate_steps < config.steps:
+        checks.targets_fit(config, train)
+
+
 def run(config, workdir, stop) -> dict:
     """Trains until `config.steps`, saving as it goes; resumes from the workdir. Returns facts about the run."""
-    from cxr_jax import pretrained
-
     loaded = pretrained.start(config)
     cfg, tok = loaded.cfg, loaded.tokenizer
     sources = evaluate.sources(config)
     source = sources.train
     grid = evaluate.grid_of(source.size, cfg)
-    prompts = policy.Prompts(tok, cfg, grid, config.max_completion, texts=source.prompts())
+    prompts = policy.Prompts(tok, cfg, grid, config.max_completion, texts=evaluate.all_prompts(sources))
     completions = batching.Completions(tok, config.max_completion)
 
     params = {
@@ -126,46 +135,61 @@ def run(config, workdir, stop) -> dict:
     tx = optim.make(config.optim, params, config.steps)
     state = optim.init_state(tx, params)
     checkpoints = Checkpoints(workdir.path)
-    start, meta = 0, {"seconds": 0.0, "best": None}
+    start, meta = 0, {"seconds": 0.0, "best": None, "window": []}
     if resumed := checkpoints.restore(state):
         state, meta, start = resumed
         print(f"resuming at step {start}", flush=True)
     locate_step, joint_step = make_steps(config, cfg, tx, grid)
-    metrics = MetricsWriter(workdir.path, resume_step=start if resumed else -1)
+    metrics = MetricsWriter(workdir.path, resume_step=start if resumed else -1, redo="eval")
     progress = Progress(
         config.steps, start=start, show=("loss", "locate_loss"), unit="samples", stream=sys.stdout
     )
-    reader = evaluate.Reader(cfg, tok, prompts, batch_size=config.eval.batch_size)
+    reader = evaluate.Reader(cfg, tok, prompts, batch_size=config.eval.batch_size, poll=stop.check)
     guard = evaluate.Guard(config, reader, sources, metrics, checkpoints, best=meta["best"])
 
-    loader = batching.step_loader(make_batch_fn(config, source, prompts, completions), start, config.steps)
-    began, evaluating, window = time.monotonic(), 0.0, []
-    for step in range(start, config.steps):
-        batch = next(loader)
-        state, m = (locate_step if step < config.locate_steps else joint_step)(state, batch)
-        window.append(m)
-        done = step + 1
-        if done % config.log_every == 0 or done == config.steps:
-            row = {k: float(np.mean([float(w[k]) for w in window if k in w])) for k in window[-1]}
-            row["samples_per_second"] = (
-                config.batch_size * (done - start) / (time.monotonic() - began - evaluating)
-            )
-            row["learning_rate"] = float(optim.learning_rate(config.optim, config.steps)(step))
-            metrics.write(done, row, kind="train")
-            progress.update(done, row, items=config.batch_size * config.log_every)
-            window = []
-        if done > config.locate_steps and (done % config.eval.every == 0 or done == config.steps):
-            pause = time.monotonic()
-            guard.look(done, state["params"]["model"])
-            evaluating += time.monotonic() - pause
-        if done % config.save_every == 0 or stop.requested or done == config.steps:
-            seconds = meta["seconds"] + time.monotonic() - began
-            checkpoints.save(done, state, {"seconds": seconds, "best": guard.best})
-        if stop.requested and done < config.steps:
-            checkpoints.close()
-            return {"stopped": stop.requested, "step": done}
-    seconds = meta["seconds"] + time.monotonic() - began
-    evaluate.export(workdir, cfg, state["params"]["model"], tok, config)
-    results = evaluate.full(workdir, config, {"SFT": state["params"]["model"]}, reader, sources)
-    checkpoints.close()
-    return {"step": config.steps, "train_seconds": round(seconds), "results": results}
+    make = make_batch_fn(config, source, prompts, completions)
+    loader = batching.step_loader(make, start, config.steps, poll=stop.check)
+    began, evaluating, window, done = time.monotonic(), 0.0, list(meta.get("window", [])), start
+    seconds = lambda: meta["seconds"] + time.monotonic() - began
+    look_due = lambda step: step > config.locate_steps and (step % config.eval.every == 0 or step == config.steps)
+
+    def save():
+        # `window`: the metrics since the last line, so that a resumed run writes the same lines.
+        floats = [{k: float(v) for k, v in w.items()} for w in window]
+        checkpoints.save(done, state, {"seconds": seconds(), "best": guard.best, "window": floats})
+
+    try:
+        if look_due(start):
+            guard.look(start, state["params"]["model"])  # the checkpoint is older than its own look
+        for step in range(start, config.steps):
+            batch = next(loader)
+            state, m = (locate_step if step < config.locate_steps else joint_step)(state, batch)
+            window.append(m)
+            done = step + 1
+            if done % config.log_every == 0 or done == config.steps:
+                row = {k: float(np.mean([float(w[k]) for w in window if k in w])) for k in window[-1]}
+                row["samples_per_second"] = (
+                    config.batch_size * (done - start) / (time.monotonic() - began - evaluating)
+                )
+                row["learning_rate"] = float(optim.learning_rate(config.optim, config.steps)(step))
+                metrics.write(done, row, kind="train")
+                progress.update(done, row, items=config.batch_size * config.log_every)
+                window = []
+            if done % config.save_every == 0 or done == config.steps:
+                save()
+            if look_due(done):
+                pause = time.monotonic()
+                guard.look(done, state["params"]["model"])
+                evaluating += time.monotonic() - pause
+        train_seconds = round(seconds())
+        evaluate.export(workdir, cfg, state["params"]["model"], tok, config)
+        results = evaluate.full(workdir, config, {"SFT": state["params"]["model"]}, reader, sources)
+    except Stopped:
+        if done > 0:
+            save()
+        return {"stopped": stop.requested, "step": done}
+    finally:
+        loader.close()
+        metrics.close()
+        checkpoints.close()
+    return {"step": config.steps, "train_seconds": train_seconds, "results": results}

@@ -127,8 +127,12 @@ def prompt_ids(tok, text: str, n_image_tokens: int, *, history: tuple = ()) -> l
     return tok(rendered, add_special_tokens=False)["input_ids"]
 
 
-def special_ids(tok) -> dict:
-    """Ids that sampling needs: `stop` (end of turn, end of text), `pad`, and `suppress` (never sampled)."""
+def special_ids(tok, vocab_size: int = 0) -> dict:
+    """Ids that sampling needs: `stop` (end of turn, end of text), `pad`, and `suppress` (never sampled).
+
+    vocab_size: rows of the model's embedding. Those beyond the tokenizer have no text, so a policy could pad its
+    answers with them unseen; they are suppressed, too.
+    """
     vocab = tok.get_vocab()
     stop = tuple(vocab[t] for t in ("<|im_end|>", "<|endoftext|>") if t in vocab)
     never = [
@@ -136,7 +140,9 @@ def special_ids(tok) -> dict:
         for t in vocab
         if t.startswith(("<|vision", "<|image", "<|video", "<|im_start", "<|object", "<|box", "<|quad"))
     ]
-    return {"stop": stop, "pad": vocab["<|endoftext|>"], "suppress": tuple(sorted(vocab[t] for t in never))}
+    unused = set(range(vocab_size)) - set(vocab.values())
+    suppress = tuple(sorted({vocab[t] for t in never} | unused))
+    return {"stop": stop, "pad": vocab["<|endoftext|>"], "suppress": suppress}
 
 
 def config_ids(tok) -> dict:
