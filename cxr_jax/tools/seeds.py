@@ -22,6 +22,10 @@ def load(folder: str) -> dict:
         raise UserError(f"{path}: not a finished run's evaluation") from e
 
 
+def _value(summary: dict, metric: str) -> float:
+    return (summary[metric] if metric == "jaccard" else summary[metric]["all"])["value"]
+
+
 def lines(folders: list[str]) -> list[str]:
     """The table, one string a line."""
     runs = {f: load(f) for f in folders}
@@ -32,8 +36,7 @@ def lines(folders: list[str]) -> list[str]:
             out.append(f"{set_name} {metric}")
             diffs = []
             for folder, run in runs.items():
-                value = lambda t: (t[metric] if metric == "jaccard" else t[metric]["all"])["value"]
-                scores = {m: value(sets[set_name]) for m, sets in run["models"].items()}
+                scores = {m: _value(sets[set_name], metric) for m, sets in run["models"].items()}
                 row = "  ".join(f"{m} {v:.3f}" for m, v in scores.items())
                 for c in run["comparisons"]:
                     if (c["set"], c["metric"]) == (set_name, metric):
