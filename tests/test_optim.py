@@ -1,0 +1,95 @@
+"""optim.py: which leaves decay, which are frozen, and updates that are skipped."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cxr_jax import optim
+from cxr_jax.errors import UserError
+
+CONFIG = dict(
+    lr=0.1, warmup_steps=1, final_fraction=0.1, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.5, clip_norm=1.0, frozen=()
+)
+
+
+def config(**changes):
+    return types.SimpleNamespace(**CONFIG | changes)
+
+
+@pytest.fixture
+def params():
+    return {
+        "vision": {"patch": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}},
+        "text": {"layers": {"norm1": {"scale": jnp.ones(2)}, "q": {"kernel": jnp.ones((2, 2))}}},
+        "merger": {"ln_q": {"scale": jnp.ones(2)}},
+    }
+
+
+def leaves(tree):
+    return {optim.path_string(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def two_steps(params, grads, **changes):
+    """After one step, whose warm-up rate is 0, and one at the full rate."""
+    tx = optim.make(config(**changes), params, steps=10)
+    state = optim.init_state(tx, params)
+    step = jax.jit(lambda s, g: optim.guarded_update(tx, s, g)[0])
+    return step(step(state, grads), grads)
+
+
+def test_decay_mask(params):
+    assert {k: bool(v) for k, v in leaves(optim.decay_mask(params)).items()} == {
+        "vision/patch/kernel": True,
+        "vision/patch/bias": False,
+        "text/layers/norm1/scale": False,
+        "text/layers/q/kernel": True,
+        "merger/ln_q/scale": False,
+    }
+
+
+def test_decay_reaches_matrices_only(params):
+    after = leaves(two_steps(params, jax.tree.map(jnp.zeros_like, params))["params"])
+    for name, value in after.items():
+        np.testing.assert_allclose(value, 1 - 0.1 * 0.5 if name.endswith("kernel") else 1, rtol=1e-6)
+
+
+def test_frozen_parameters_do_not_move(params):
+    state = two_steps(params, jax.tree.map(jnp.ones_like, params), frozen=("^vision/", r"norm1"))
+    for name, value in leaves(state["params"]).items():
+        moved = not np.array_equal(value, np.ones_like(value))
+        assert moved == (not name.startswith("vision") and "norm1" not in name), name
+    assert not any("vision" in name for name in leaves(state["opt_state"]))  # and need no moments
+
+
+def test_a_frozen_pattern_that_matches_nothing_is_refused(params):
+    with pytest.raises(UserError, match="config.optim.frozen: 'visoin' matches no parameter"):
+        optim.make(config(frozen=("visoin",)), params, steps=10)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
+def test_non_finite_gradients_are_skipped_and_counted(params, bad):
+    tx = optim.make(config(), params, steps=10)
+    good = jax.tree.map(jnp.ones_like, params)
+    poisoned = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(bad), good)
+    step = jax.jit(lambda s, g: optim.guarded_update(tx, s, g))
+    state = step(step(optim.init_state(tx, params), good)[0], good)[0]
+    after, norm = step(state, poisoned)
+    assert not np.isfinite(norm)
+    assert (int(after["step"]), int(after["skipped"])) == (3, 1)  # the position in the data moves on
+    for part in ("params", "opt_state"):
+        before, now = leaves(state[part]), leaves(after[part])
+        assert all(np.array_equal(before[k], now[k]) for k in before)
+    again, _ = step(after, good)
+    assert int(again["skipped"]) == 1 and not np.array_equal(
+        again["params"]["text"]["layers"]["q"]["kernel"], after["params"]["text"]["layers"]["q"]["kernel"]
+    )
+
+
+def test_learning_rate():
+    rate = optim.learning_rate(config(warmup_steps=4), 20)
+    np.testing.assert_allclose([rate(0), rate(2), rate(4), rate(20), rate(99)], [0, 0.05, 0.1, 0.01, 0.01], rtol=1e-6)
+    short = optim.learning_rate(config(warmup_steps=200), 1)  # a run shorter than its warm-up
+    assert 0 <= float(short(1)) < 0.1
