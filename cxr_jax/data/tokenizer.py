@@ -33,17 +33,18 @@ _SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+# "\n" inside expressions: "{%-" strips literal white space before it, line ends of the frame included.
 CHAT_TEMPLATE = (
-    "{%- if messages[0]['role'] != 'system' -%}<|im_start|>system\n"
+    "{%- if messages[0]['role'] != 'system' -%}{{ '<|im_start|>system\\n"
     + SYSTEM_PROMPT
-    + "<|im_end|>\n{% endif -%}"
-    "{%- for message in messages -%}<|im_start|>{{ message['role'] }}\n"
+    + "<|im_end|>\\n' }}{%- endif -%}"
+    "{%- for message in messages -%}{{ '<|im_start|>' + message['role'] + '\\n' }}"
     "{%- if message['content'] is string -%}{{ message['content'] }}"
     "{%- else -%}{%- for part in message['content'] -%}"
     "{%- if part['type'] == 'image' or 'image' in part -%}<|vision_start|><|image_pad|><|vision_end|>"
     "{%- else -%}{{ part['text'] }}{%- endif -%}"
-    "{%- endfor -%}{%- endif -%}<|im_end|>\n{% endfor -%}"
-    "{%- if add_generation_prompt -%}<|im_start|>assistant\n{% endif -%}"
+    "{%- endfor -%}{%- endif -%}{{ '<|im_end|>\\n' }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
 )
 
 

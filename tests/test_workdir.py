@@ -1,0 +1,158 @@
+"""workdir.py: one run a folder, one config a run, and nothing left behind by a run that could not start."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from cxr_jax.errors import UserError
+from cxr_jax.workdir import Stop, Stopped, Workdir, write_json
+
+CONFIG = {"task": "rl", "steps": 3, "optim": {"lr": 1e-4, "frozen": ()}, "data": {"source": "phantom"}}
+
+
+def tree(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
+    first = Workdir(str(tmp_path / "run"), CONFIG)
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match="run: another run is using it"):
+        Workdir(str(tmp_path / "run"), CONFIG)
+    assert tree(tmp_path) == before
+    first.close()
+    Workdir(str(tmp_path / "run"), CONFIG).close()
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
+    code = f"import os, cxr_jax.workdir as w; d = w.Workdir({str(tmp_path)!r}, {CONFIG!r}); os.kill(os.getpid(), 9)"
+    done = subprocess.run([sys.executable, "-c", code], timeout=120)
+    assert done.returncode == -signal.SIGKILL and (tmp_path / "config.json").exists()
+    Workdir(str(tmp_path), CONFIG).close()
+
+
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        (CONFIG | {"steps": 4}, "steps was 3, now 4"),
+        (CONFIG | {"optim": {"lr": 1e-3, "frozen": ()}}, "optim.lr was 0.0001, now 0.001"),
+        (CONFIG | {"seed": 1}, "seed was None, now 1"),
+        ({k: v for k, v in CONFIG.items() if k != "task"}, "task was 'rl', now None"),
+    ],
+)
+def test_a_changed_config_is_refused_and_named(tmp_path, changed, said):
+    Workdir(str(tmp_path), CONFIG).close()
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(UserError) as e:
+        Workdir(str(tmp_path), changed)
+    assert said in str(e.value) and "\n" not in str(e.value)
+    assert (tmp_path / "config.json").read_bytes() == before
+    Workdir(str(tmp_path), CONFIG).close()  # and the lock was let go
+
+
+def test_changed_data_are_refused(tmp_path):
+    Workdir(str(tmp_path), CONFIG, data={"manifest_sha256": "a"}).close()
+    Workdir(str(tmp_path), CONFIG, data={"manifest_sha256": "a"}).close()
+    with pytest.raises(UserError, match="the manifest has changed"):
+        Workdir(str(tmp_path), CONFIG, data={"manifest_sha256": "b"})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"config": 3}'])
+def test_a_config_that_is_none_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError):
+        Workdir(str(tmp_path), CONFIG)
+    assert (tmp_path / "config.json").read_text() == text
+
+
+@pytest.mark.parametrize("below", ["file", "file/run", "file/a/b"])
+def test_an_unwritable_workdir_leaves_nothing_behind(tmp_path, below):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="cannot be written"):
+        Workdir(str(tmp_path / below), CONFIG)
+    assert tree(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "mine"
+
+
+def test_folders_made_on_the_way_to_a_failure_go_again(tmp_path):
+    name = "x" * 300  # longer than a file name may be
+    with pytest.raises(UserError, match="cannot be written"):
+        Workdir(str(tmp_path / "a" / "b" / name), CONFIG)
+    assert tree(tmp_path) == []
+
+
+def test_config_json_says_what_a_result_depends_on(tmp_path):
+    Workdir(str(tmp_path), CONFIG, data={"source": "phantom"}).close()
+    facts = json.loads((tmp_path / "config.json").read_text())
+    assert facts["config"] == json.loads(json.dumps(CONFIG)) and facts["data"] == {"source": "phantom"}
+    assert {"jax", "flax", "optax", "numpy", "python"} <= set(facts["versions"])
+    assert {"git_sha", "git_dirty", "devices", "cpu_count"} <= set(facts)
+
+
+def test_done(tmp_path):
+    run = Workdir(str(tmp_path), CONFIG)
+    assert run.status == {}
+    run.finish(step=3, table="a table")
+    assert run.status["step"] == 3 and run.status["table"] == "a table" and run.status["time"]
+    run.close()
+    (tmp_path / "done.json").write_text("{")
+    again = Workdir(str(tmp_path), CONFIG)
+    with pytest.raises(UserError, match="done.json"):
+        _ = again.status
+    again.close()
+
+
+def test_abandon_takes_back_what_a_new_run_made(tmp_path):
+    run = Workdir(str(tmp_path / "a" / "run"), CONFIG)
+    (tmp_path / "a" / "run" / "metrics.jsonl").touch()
+    (tmp_path / "a" / "run" / "checkpoints" / "last").mkdir(parents=True)
+    run.abandon()
+    run.close()
+    assert tree(tmp_path) == []
+
+
+def test_abandon_keeps_what_was_there_and_what_can_be_resumed(tmp_path):
+    (tmp_path / "checkpoints").mkdir()  # not ours
+    (tmp_path / "notes.txt").touch()
+    run = Workdir(str(tmp_path), CONFIG)
+    run.abandon()
+    run.close()
+    assert tree(tmp_path) == ["checkpoints", "notes.txt"]
+
+    begun = tmp_path / "begun"
+    run = Workdir(str(begun), CONFIG)
+    (begun / "checkpoints" / "last" / "5").mkdir(parents=True)
+    run.abandon()
+    run.close()
+    assert (begun / "config.json").exists() and (begun / "checkpoints" / "last" / "5").exists()
+
+    old = Workdir(str(begun), CONFIG)  # a second start is not a new run
+    (begun / "checkpoints" / "last" / "5").rmdir()
+    old.abandon()
+    old.close()
+    assert (begun / "config.json").exists()
+
+
+def test_write_json_leaves_the_old_file_when_it_fails(tmp_path):
+    file = tmp_path / "x.json"
+    write_json(str(file), {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(str(file), {"a": object()})
+    assert json.loads(file.read_text()) == {"a": 1} and tree(tmp_path) == ["x.json"]
+
+
+def test_stop():
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        stop = Stop()
+        stop.check()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested == "SIGTERM"
+        with pytest.raises(Stopped):
+            stop.check()
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
