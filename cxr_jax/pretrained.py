@@ -27,7 +27,7 @@ def start(config) -> Start:
     if config.model.startswith("random:"):
         tok = tokenizer(config)
         cfg = dataclasses.replace(_random_sizes()[config.model], **tokenizers.config_ids(tok))
-        return Start(cfg, qwen.init_params(cfg, jax.random.key(config.seed)), tok)
+        return Start(cfg, fresh(cfg, config.seed), tok)
     # float32 on every device: steps of a small learning rate vanish in bfloat16 parameters.
     model = cxr_jax.load(config.model, dtype="float32")
     return Start(model.cfg, model.params, model.tokenizer)
@@ -64,3 +64,10 @@ def _random_sizes() -> dict:
     from cxr_jax.models import config as sizes
 
     return {"random:phantom": sizes.PHANTOM}
+
+
+def fresh(cfg, seed: int):
+    """Untrained weights of the same size: the "base" row of a phantom table."""
+    from cxr_jax.models import qwen2_5_vl as qwen
+
+    return qwen.init_params(cfg, jax.random.key(seed))

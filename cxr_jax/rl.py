@@ -266,5 +266,7 @@ def finish(config, workdir, cfg, tok, sft_params, last_params, checkpoints, read
     note = f"RL model: step {step} of {config.steps}"
     if best:
         note += ", the best on the out-of-distribution selection split."
-    models = {"SFT": sft_params, "RL": chosen}
+    models = {"base": pretrained.fresh(cfg, config.seed), "SFT": sft_params, "RL": chosen}
+    if config.data.source == "files":
+        models.pop("base")  # untrained weights tell nothing more there, and a large model's take minutes
     return {"best_step": step, "results": evaluate.full(workdir, config, models, reader, sources, notes=[note])}

@@ -183,7 +183,9 @@ def run(config, workdir, stop) -> dict:
                 evaluating += time.monotonic() - pause
         train_seconds = round(seconds())
         evaluate.export(workdir, cfg, state["params"]["model"], tok, config)
-        results = evaluate.full(workdir, config, {"SFT": state["params"]["model"]}, reader, sources)
+        before = "base" if config.model.startswith("random:") else "start"
+        models = {before: pretrained.start(config).params, "SFT": state["params"]["model"]}
+        results = evaluate.full(workdir, config, models, reader, sources)
     except Stopped:
         if done > 0:
             save()

@@ -9,7 +9,7 @@ from cxr_jax.errors import UserError
 
 
 def get_config(preset: str = "phantom") -> ConfigDict:
-    """Presets: phantom, and nv_reason_3b (the published recipe; needs a model folder and sft.jsonl rows)."""
+    """Presets: phantom; continued (more SFT of the embedded model); nv_reason_3b (the published recipe; needs a model folder and sft.jsonl rows)."""
     c = ConfigDict()
     c.task = "sft"
     c.model = "random:phantom"
@@ -33,7 +33,13 @@ def get_config(preset: str = "phantom") -> ConfigDict:
     c.eval = ConfigDict(
         dict(every=750, n=256, n_final=2000, batch_size=64, select_by="jaccard", bootstrap=1000, cases=24)
     )
-    if preset == "nv_reason_3b":
+    if preset == "continued":
+        # What more SFT gives in the minutes of one RL run: the fair companion of experiments/rl.py.
+        c.model, c.steps, c.locate_steps, c.locate_weight = "phantom", 400, 0, 0.0
+        c.data.seed = 1
+        c.optim.update(dict(lr=3e-4, warmup_steps=20))
+        c.eval.update(dict(every=100))
+    elif preset == "nv_reason_3b":
         # configs/sft_config.yaml of the published code: lr 2e-5 cosine, warm-up 3 %, batch 64, clip 0.3, 2 epochs.
         c.model, c.batch_size, c.steps, c.remat = "", 64, 3000, "full"
         c.locate_steps, c.locate_weight, c.max_completion = 0, 0.0, 1800
@@ -41,5 +47,5 @@ def get_config(preset: str = "phantom") -> ConfigDict:
         c.seed = 123
         c.optim.update(dict(lr=2e-5, warmup_steps=90, final_fraction=0.0, b2=0.999, weight_decay=0.0, clip_norm=0.3))
     elif preset != "phantom":
-        raise UserError(f"experiments/sft.py has no preset {preset!r}; it has: phantom, nv_reason_3b")
+        raise UserError(f"experiments/sft.py has no preset {preset!r}; it has: phantom, continued, nv_reason_3b")
     return c
