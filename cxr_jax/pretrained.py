@@ -21,7 +21,6 @@ def start(config) -> Start:
     """`config.model`: "random:phantom" (fresh weights, the embedded tokenizer), "phantom", or a folder."""
     import cxr_jax
     from cxr_jax.data import tokenizer as tokenizers
-    from cxr_jax.models import qwen2_5_vl as qwen
 
     check(config)
     if config.model.startswith("random:"):

@@ -9,7 +9,8 @@ from cxr_jax.errors import UserError
 
 
 def get_config(preset: str = "phantom") -> ConfigDict:
-    """Presets: phantom; continued (more SFT of the embedded model); nv_reason_3b (the published recipe; needs a model folder and sft.jsonl rows)."""
+    """Presets: phantom; continued (more SFT of the embedded model); nv_reason_3b (the published recipe; needs a
+    model folder and sft.jsonl rows)."""
     c = ConfigDict()
     c.task = "sft"
     c.model = "random:phantom"
