@@ -84,8 +84,9 @@ def test_chat_frame_with_a_system_turn_and_history(tok):
 @pytest.mark.parametrize(
     "text",
     [
-        "", " ", "  two  spaces ", "\n\n\ttab\r\n", "it's 12.5 cm (3/4)", "naïve café — “quoted”", "日本語のテキスト", "العربية",
-        "🫁👩🏽‍⚕️ X", "\u200b\ufeff\u00a0", "\x00\x07\x7f", "<think><think></answer>", "<|im_", "a" * 500, "\U0010ffff",
+        "", " ", "  two  spaces ", "\n\n\ttab\r\n", "it's 12.5 cm (3/4)", "naïve café — “quoted”", "日本語のテキスト",
+        "العربية", "🫁👩🏽‍⚕️ X", "\u200b\ufeff\u00a0", "\x00\x07\x7f", "<think><think></answer>", "<|im_",
+        "a" * 500, "\U0010ffff",
     ],
 )  # fmt: skip
 def test_round_trip(tok, text):

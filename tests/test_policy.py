@@ -1,0 +1,178 @@
+"""policy.py: the learner's log-probabilities are the sampler's; rows do not see each other or their padding."""
+
+import dataclasses
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cxr_jax import losses, policy, pretrained, sampling, sft
+from cxr_jax.data import batching, tokenizer
+from cxr_jax.errors import UserError
+from cxr_jax.models import config as sizes
+from cxr_jax.models import qwen2_5_vl as qwen
+
+GRID, C = (1, 4, 4), 12
+TEXTS = ["Find abnormalities and support devices.", "Edema?", "Find abnormalities."]
+
+
+@pytest.fixture(scope="module")
+def world():
+    """A small untrained model on prompts of three lengths, with sharp logits so that tokens differ in probability."""
+    tok = tokenizer.load(pretrained.PHANTOM)
+    text = dataclasses.replace(sizes.PHANTOM.text, num_hidden_layers=2)
+    cfg = dataclasses.replace(sizes.PHANTOM, text=text, **tokenizer.config_ids(tok))
+    params = qwen.init_params(cfg, jax.random.key(0))
+    params["text"]["embed"]["embedding"] *= 5.0
+    features = jax.random.normal(jax.random.key(1), (len(TEXTS), 4, cfg.text.hidden_size))
+    prompts = policy.Prompts(tok, cfg, GRID, C, texts=TEXTS)
+    special = tokenizer.special_ids(tok, cfg.text.vocab_size)
+    return types.SimpleNamespace(
+        tok=tok, cfg=cfg, params=params, features=features, prompts=prompts, special=special
+    )
+
+
+def suppress(w):
+    return np.isin(np.arange(w.cfg.text.vocab_size), w.special["suppress"])
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "temperature"))
+def learner(params, cfg, features, prompts, tokens, mask, banned=None, temperature=1.0):
+    return policy.completion_logprobs(
+        params, cfg, features, prompts, tokens, mask, temperature=temperature, suppress=banned, chunk=16
+    )
+
+
+def sample(w, n, temperature, stop=None):
+    encoded = w.prompts.encode(TEXTS)
+    out = sampling.generate(
+        w.params, w.cfg, encoded["ids"], encoded["lengths"], encoded["positions"][:, :, : w.prompts.width],
+        w.features, n=n, max_new_tokens=C, temperature=temperature,
+        keys=sampling.row_keys(3, len(TEXTS) * n), stop_ids=stop or w.special["stop"],
+        suppress_ids=w.special["suppress"],
+    )  # fmt: skip
+    out = {k: np.asarray(v).reshape(len(TEXTS), n, *v.shape[1:]) for k, v in out.items()}
+    return encoded, out, np.arange(C) < out["lengths"][:, :, None]
+
+
+@pytest.mark.parametrize("n", [1, 3])  # 1: prompt and completion in one pass; 3: the prompt computed once
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_learner_agrees_with_the_sampler(world, n, temperature):
+    stop = (*world.special["stop"], *range(200, 300))  # many, so that rows end early
+    encoded, out, mask = sample(world, n, temperature, stop)
+    assert len(set(out["lengths"].ravel())) > 1 and set(encoded["lengths"]) != {world.prompts.width}
+    logp, entropy = learner(
+        world.params, world.cfg, world.features, encoded, out["tokens"], mask, suppress(world), temperature
+    )
+    assert logp.shape == entropy.shape == mask.shape
+    np.testing.assert_allclose(np.where(mask, logp, 0), np.where(mask, out["logprobs"], 0), atol=1e-4)
+    assert np.ptp(out["logprobs"][mask]) > 0.5 and (np.asarray(entropy)[mask] > 0).all()
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_prompt_reads_the_same_alone(world, n):
+    encoded, out, mask = sample(world, n, 1.0)
+    together, _ = learner(world.params, world.cfg, world.features, encoded, out["tokens"], mask)
+    for i, text in enumerate(TEXTS):
+        alone = policy.Prompts(world.tok, world.cfg, GRID, C, texts=[text])
+        got, _ = learner(
+            world.params, world.cfg, world.features[i : i + 1], alone.encode([text]), out["tokens"][i : i + 1],
+            mask[i : i + 1],
+        )  # fmt: skip
+        np.testing.assert_allclose(np.where(mask[i], got[0], 0), np.where(mask[i], together[i], 0), atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_tokens_after_the_end_and_prompt_padding_do_not_matter(world, n):
+    encoded, out, _ = sample(world, n, 1.0)
+    mask = np.broadcast_to(np.arange(C) < 5, out["tokens"].shape)
+    other = np.where(mask, out["tokens"], 77)
+    inside = np.arange(world.prompts.width) < encoded["lengths"][:, None]
+    padded = {**encoded, "ids": np.where(inside, encoded["ids"], 9)}
+    a, _ = learner(world.params, world.cfg, world.features, encoded, out["tokens"], mask)
+    b, _ = learner(world.params, world.cfg, world.features, padded, other, mask)
+    assert np.array_equal(np.asarray(a)[mask], np.asarray(b)[mask])
+
+
+def test_sharing_a_prompt_changes_neither_values_nor_gradients(world):
+    encoded, out, mask = sample(world, 2, 1.0)
+
+    def loss(params, features, encoded, tokens, mask):
+        logp, entropy = policy.completion_logprobs(params, world.cfg, features, encoded, tokens, mask)
+        return jnp.sum(jnp.where(mask, logp + 0.1 * entropy, 0.0))
+
+    grad = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    shared, shared_grad = grad(world.params, world.features, encoded, out["tokens"], mask)
+    rows = {k: np.repeat(v, 2, axis=1 if k == "positions" else 0) for k, v in encoded.items()}
+    flat = lambda x: x.reshape(-1, 1, C)
+    plain, plain_grad = grad(world.params, jnp.repeat(world.features, 2, 0), rows, flat(out["tokens"]), flat(mask))
+    assert shared == pytest.approx(float(plain), rel=1e-5)
+    scale = lambda x: 1e-4 * float(jnp.abs(x).max()) + 1e-7
+    for a, b in zip(jax.tree.leaves(shared_grad[0]), jax.tree.leaves(plain_grad[0]), strict=True):
+        np.testing.assert_allclose(a, b, atol=scale(b))
+    summed = plain_grad[1].reshape(len(TEXTS), 2, *world.features.shape[1:]).sum(1)
+    np.testing.assert_allclose(shared_grad[1], summed, atol=scale(summed))
+
+
+def sft_batch(world):
+    answers = ["<answer>Edema</answer>", "No.", "<answer>No Finding</answer>"]
+    made = batching.Completions(world.tok, C).encode(answers)
+    return {**made, "prompts": world.prompts.encode(TEXTS)}
+
+
+def test_sft_trains_on_completion_tokens_only(world, monkeypatch):
+    """The targets that reach the loss are the completions: no prompt token is ever a target."""
+    batch, seen = sft_batch(world), []
+    real = losses.token_logprobs
+
+    def spy(hidden, head, targets, **options):
+        seen.append(np.asarray(targets))
+        return real(hidden, head, targets, **options)
+
+    monkeypatch.setattr(losses, "token_logprobs", spy)
+    run = jax.jit(lambda params: sft.completion_loss(params, world.cfg, world.features, batch))
+    loss, probability = run(world.params)
+    assert len(seen) == 1 and np.array_equal(seen[0], batch["completions"].ravel())
+
+    # The same by the plain way: logits of whole rows, only those that precede a completion token.
+    lengths, own = batch["prompts"]["lengths"], batch["mask"].sum(1)
+    ids = np.full((3, world.prompts.width + C), world.prompts.pad)
+    for i, (n, m) in enumerate(zip(lengths, own, strict=True)):
+        ids[i, : n + m] = [*batch["prompts"]["ids"][i, :n], *batch["completions"][i, :m]]
+    mask = np.arange(ids.shape[1]) < (lengths + own)[:, None]
+    where = qwen.positions(world.cfg, ids, [GRID] * 3, mask)
+    hidden = jax.jit(qwen.hidden_states, static_argnums=1)(
+        world.params, world.cfg, ids, mask, where, features=world.features
+    )
+    logp = jax.nn.log_softmax(qwen.unembed(world.params, world.cfg, hidden))
+    chosen = np.take_along_axis(np.asarray(logp)[:, :-1], ids[:, 1:, None], axis=2)[:, :, 0]
+    trained = mask[:, 1:] & (np.arange(1, ids.shape[1]) >= lengths[:, None])
+    assert float(loss) == pytest.approx(-chosen[trained].mean(), abs=1e-4) and 0 < float(probability) < 1
+
+
+def test_sft_ends_with_the_end_of_the_turn(world):
+    batch = sft_batch(world)
+    last = batch["completions"][np.arange(3), batch["mask"].sum(1) - 1]
+    assert (last == world.tok.get_vocab()["<|im_end|>"]).all()
+
+
+def test_prompts(world):
+    encoded = world.prompts.encode(TEXTS)
+    assert encoded["ids"].dtype == encoded["positions"].dtype == np.int32
+    assert encoded["positions"].shape == (3, len(TEXTS), world.prompts.width + C)
+    for i, n in enumerate(encoded["lengths"]):
+        ids = encoded["ids"][i]
+        assert (ids == world.cfg.image_token_id).sum() == 4 and (ids[n:] == world.prompts.pad).all()
+        # Completion tokens go on one by one from the largest prompt position, the same on all three axes.
+        where = encoded["positions"][:, i]
+        assert np.array_equal(where[:, n : n + C], where[:, :n].max() + 1 + np.broadcast_to(np.arange(C), (3, C)))
+    with pytest.raises(UserError, match="does not fit"):
+        world.prompts.encode(["A much longer prompt than the others. " * 5])
+
+
+def test_a_prompt_that_holds_an_image_mark_of_its_own_is_refused(world):
+    with pytest.raises(UserError, match="image placeholder"):
+        policy.Prompts(world.tok, world.cfg, GRID, C, texts=["What is <|image_pad|>?"])
