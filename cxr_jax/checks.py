@@ -38,6 +38,10 @@ def common(config):
     for name, known in ONE_OF.items():
         _require(config, name, lambda v, k=known: v in k, f"is not one of {', '.join(known)}")
     _require(config, "optim.frozen", lambda v: all(map(_is_pattern, v)), "holds a bad regular expression")
+    needed = {"phantom": ("hospital", "ood_hospital"), "files": ("manifest", "image_root", "size")}[config.data.source]
+    for name in needed:
+        if name not in config.data:
+            raise UserError(f"config.data.source={config.data.source!r} needs config.data.{name}: use another preset")
     pretrained.check(config)
     if config.data.source == "phantom":
         return batching.PhantomSource(config.data.hospital, "train", config.data.seed)
@@ -89,6 +93,6 @@ def _require(config, name, good, what):
 def _is_pattern(text) -> bool:
     try:
         re.compile(text)
-    except re.error:
+    except (re.error, TypeError):
         return False
     return True

@@ -4,6 +4,7 @@ Exit codes: 0 done (or saved on SIGTERM), 1 the run failed, 2 bad usage or bad i
 """
 
 import os
+import re
 import sys
 import traceback
 
@@ -127,14 +128,16 @@ def _check_config_file(argv):
 
 def _flag_error(e, argv) -> str:
     """One line that names the flag, whatever absl, ml_collections or a config file raised."""
-    text = (str(e).strip() or type(e).__name__).splitlines()[0]
+    lines = [line.strip() for line in str(e).splitlines() if line.strip()] or [type(e).__name__]
+    text = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
     if isinstance(e, flags.Error):
-        return f"flags: {text}"
-    key = text.strip("\"'")
+        return text
+    key = re.search(r"\w+", text)  # ml_collections says "'stepz'" and perhaps 'Did you mean "steps" ..?'
+    hint = re.search(r'Did you mean "(\w+)"', text)
     for arg in argv[1:]:
         path = arg.lstrip("-").split("=")[0].split(".")
-        if path[0] == "config" and key in path[1:]:
-            return f"{arg}: the config has no key {key!r}"
+        if path[0] == "config" and key and key[0] in path[1:]:
+            return f"{arg}: the config has no key {key[0]!r}" + (f"; did you mean {hint[1]!r}?" if hint else "")
     return f"--config: {type(e).__name__}: {text}"
 
 
