@@ -1,0 +1,179 @@
+"""Whole runs in processes of their own: they finish, resume bit for bit after kill -9, and save on SIGTERM."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from forked import ROOT
+
+import cxr_jax
+from cxr_jax import metrics
+from cxr_jax.checkpoint import Checkpoints
+from cxr_jax.models import hf
+
+pytestmark = pytest.mark.slow
+
+SMALL = [
+    "--config.model=random:phantom", "--config.eval.n=2", "--config.eval.n_final=2", "--config.eval.batch_size=2",
+    "--config.eval.bootstrap=10", "--config.eval.cases=2",
+]  # fmt: skip
+# log_every 3 with save_every 1: a resumed run begins inside a logging window.
+ARGUMENTS = {
+    "sft": ["--config=experiments/sft.py", "--config.steps=4", "--config.locate_steps=2", "--config.batch_size=2",
+            "--config.log_every=3", "--config.save_every=1", "--config.eval.every=3"],
+    "rl": ["--config=experiments/rl.py", "--config.steps=3", "--config.rl.prompts_per_step=2",
+           "--config.rl.group_size=2", "--config.max_completion=12", "--config.save_every=1", "--config.eval.every=2"],
+}  # fmt: skip
+STEPS = {"sft": 4, "rl": 3}
+TIMES = {"time", "samples_per_second", "step_time", "perf/rollout_seconds"}
+TASKS = pytest.mark.parametrize("task", ["sft", "rl"])
+
+
+def start(task, folder, **options):
+    command = [sys.executable, "-m", "cxr_jax.main", *ARGUMENTS[task], *SMALL, f"--workdir={folder}"]
+    return subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ), **options
+    )
+
+
+def finish(process, code=0):
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == code, out + err
+    assert "Traceback" not in err
+    return out
+
+
+def wait_for(condition, process):
+    while not condition():
+        assert process.poll() is None, "".join(process.communicate())
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """{task: (folder, stdout)} of runs that nothing interrupted."""
+    done = {}
+    for task in ARGUMENTS:
+        folder = tmp_path_factory.mktemp("whole") / task
+        done[task] = folder, finish(start(task, folder))
+    return done
+
+
+def rows(folder):
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in metrics.read(folder)]
+
+
+def arrays(folder):
+    """Every array of the last checkpoint and of the export, by name."""
+    manager = Checkpoints(str(folder)).last
+    state = manager.restore(manager.latest_step())["state"]
+    named = {jax.tree_util.keystr(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(state)}
+    _, params = hf.load_hf(folder / "hf", np.float32)
+    return named | {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def assert_same_run(a, b):
+    assert rows(a) == rows(b)
+    ours, theirs = arrays(a), arrays(b)
+    assert ours.keys() == theirs.keys() and len(ours) > 100
+    assert not [k for k in ours if not np.array_equal(ours[k], theirs[k])]
+    assert _best(a) == _best(b)
+    drop_times = lambda d: {k: v for k, v in d.items() if k not in ("time", "train_seconds")}
+    assert drop_times(_json(a, "done.json")) == drop_times(_json(b, "done.json"))
+    assert _json(a, "evaluation.json") == _json(b, "evaluation.json")
+
+
+def _best(folder):
+    """Step and score of the checkpoint that was best out of distribution."""
+    manager = Checkpoints(str(folder)).best
+    return sorted(manager.all_steps()), dict(manager.restore(manager.latest_step())["meta"])
+
+
+def _json(folder, name):
+    return json.loads((Path(folder) / name).read_text())
+
+
+@TASKS
+def test_a_run_finishes_and_leaves_its_files(whole, task):
+    folder, out = whole[task]
+    names = {p.name for p in folder.iterdir()}
+    assert names >= {"config.json", "metrics.jsonl", "checkpoints", "samples.jsonl", "report.html", "hf", "done.json"}
+    assert "Research use only. Not for diagnosis." in out and "Phantom results" in out
+    config = _json(folder, "config.json")
+    assert config["config"]["task"] == task and config["data"] == {"source": "phantom"}
+    train = [r["step"] for r in rows(folder) if r["kind"] == "train"]
+    looks = [r["step"] for r in rows(folder) if r["kind"] == "eval"]
+    assert (train, looks) == {"sft": ([3, 4], [3, 4]), "rl": ([1, 2, 3], [0, 2, 3])}[task]
+    assert not any("damaged" in p.name for p in (folder / "checkpoints").iterdir())
+
+
+def test_rl_logs_what_trl_logs(whole):
+    row = next(r for r in rows(whole["rl"][0]) if r["kind"] == "train")
+    assert row.keys() >= {
+        "reward", "reward_std", "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio",
+        "rewards/accuracy_hard/mean", "rewards/overshort/std", "entropy", "loss", "grad_norm", "learning_rate",
+        "num_tokens", "clip_ratio/region_mean", "sampling/sampling_logp_difference/mean", "constant/no_finding",
+    }  # fmt: skip
+    assert row["sampling/sampling_logp_difference/max"] < 1e-3
+    last = [r for r in rows(whole["rl"][0]) if r["kind"] == "train"][-1]
+    lengths = [r["completions/mean_length"] for r in rows(whole["rl"][0]) if r["kind"] == "train"]
+    assert last["num_tokens"] == 4 * sum(lengths)
+
+
+@TASKS
+def test_the_second_call_says_that_the_run_is_complete(whole, task):
+    folder, out = whole[task]
+    before = (folder / "metrics.jsonl").read_bytes()
+    again = finish(start(task, folder))
+    assert "this run is complete" in again and _json(folder, "done.json")["table"] in again
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+@TASKS
+def test_killed_and_stopped_it_resumes_bit_for_bit(whole, task, tmp_path):
+    """kill -9 after the first checkpoint; then SIGTERM to the resumed run; then to the end."""
+    folder = tmp_path / "run"
+    process = start(task, folder)
+    wait_for((folder / "checkpoints" / "last" / "1").exists, process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and not (folder / "done.json").exists()
+
+    process = start(task, folder)
+    wait_for((folder / "checkpoints" / "last" / "2").exists, process)
+    process.send_signal(signal.SIGTERM)
+    out = finish(process)
+    assert "resuming at step" in out and "SIGTERM: saving after this step" in out
+    assert "the same command continues from there" in out and not (folder / "done.json").exists()
+
+    out = finish(start(task, folder))
+    assert "resuming at step" in out and "done; report" in out
+    assert_same_run(whole[task][0], folder)
+
+
+def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(whole, tmp_path):
+    """The newest checkpoint of a finished run is torn and the end forgotten: the run repeats its last step."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole["rl"][0], folder)
+    (folder / "done.json").unlink()
+    newest = folder / "checkpoints" / "last" / str(STEPS["rl"])
+    for file in newest.rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(file.read_bytes()[:1000])
+    out = finish(start("rl", folder))
+    assert f"last/{STEPS['rl']} does not load" in out and f"resuming at step {STEPS['rl'] - 1}" in out
+    assert_same_run(whole["rl"][0], folder)
+
+
+def test_the_export_is_a_model(whole):
+    model = cxr_jax.load(whole["sft"][0])  # the run's folder itself
+    assert model.tokenizer.get_vocab().keys() >= {"<think>", "</answer>"}
+    assert "Not for diagnosis" in (whole["sft"][0] / "hf" / "README.md").read_text()
