@@ -164,10 +164,7 @@ class Guard:
 
 def constant_baselines(sources, n: int = 2000) -> dict:
     """Jaccard of the constant policies on the training stream: what a reward must beat to mean anything."""
-    n = min(n, len(sources.train))
-    truth = np.concatenate(
-        [np.asarray(sources.train.batch(np.arange(s, min(s + 64, n)))["solution"]) for s in range(0, n, 64)]
-    )
+    truth = sources.train.solutions(np.arange(min(n, len(sources.train))))
     p = scoring.constant_policies(truth, n_boot=20)["policies"]
     best = max(p, key=lambda k: p[k]["jaccard"])
     return {

@@ -1,5 +1,6 @@
 """Whole runs in processes of their own: they finish, resume bit for bit after kill -9, and save on SIGTERM."""
 
+import concurrent.futures
 import json
 import os
 import shutil
@@ -59,12 +60,10 @@ def wait_for(condition, process):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """{task: (folder, stdout)} of runs that nothing interrupted."""
-    done = {}
-    for task in ARGUMENTS:
-        folder = tmp_path_factory.mktemp("whole") / task
-        done[task] = folder, finish(start(task, folder))
-    return done
+    """{task: (folder, stdout)} of runs that nothing interrupted. The two share the machine: half the wait."""
+    folders = {task: tmp_path_factory.mktemp("whole") / task for task in ARGUMENTS}
+    processes = {task: start(task, folder) for task, folder in folders.items()}
+    return {task: (folders[task], finish(process)) for task, process in processes.items()}
 
 
 def rows(folder):
@@ -137,10 +136,8 @@ def test_the_second_call_says_that_the_run_is_complete(whole, task):
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
-@TASKS
-def test_killed_and_stopped_it_resumes_bit_for_bit(whole, task, tmp_path):
-    """kill -9 after the first checkpoint; then SIGTERM to the resumed run; then to the end."""
-    folder = tmp_path / "run"
+def interrupt(task, folder):
+    """kill -9 after the first checkpoint; SIGTERM to the resumed run after its own; then to the end. -> outputs"""
     process = start(task, folder)
     wait_for((folder / "checkpoints" / "last" / "1").exists, process)
     process.kill()
@@ -150,12 +147,25 @@ def test_killed_and_stopped_it_resumes_bit_for_bit(whole, task, tmp_path):
     process = start(task, folder)
     wait_for((folder / "checkpoints" / "last" / "2").exists, process)
     process.send_signal(signal.SIGTERM)
-    out = finish(process)
-    assert "resuming at step" in out and "SIGTERM: saving after this step" in out
-    assert "the same command continues from there" in out and not (folder / "done.json").exists()
+    stopped = finish(process)
+    assert not (folder / "done.json").exists()
+    return stopped, finish(start(task, folder))
 
-    out = finish(start(task, folder))
-    assert "resuming at step" in out and "done; report" in out
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    folders = {task: tmp_path_factory.mktemp("interrupted") / task for task in ARGUMENTS}
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        outputs = dict(zip(folders, pool.map(interrupt, folders, folders.values()), strict=True))
+    return {task: (folders[task], *outputs[task]) for task in folders}
+
+
+@TASKS
+def test_killed_and_stopped_it_resumes_bit_for_bit(whole, interrupted, task):
+    folder, stopped, finished = interrupted[task]
+    assert "resuming at step" in stopped and "SIGTERM: saving after this step" in stopped
+    assert "the same command continues from there" in stopped
+    assert "resuming at step" in finished and "done; report" in finished
     assert_same_run(whole[task][0], folder)
 
 

@@ -1,14 +1,17 @@
 """Batches as a function of the step: phantoms (rendered on the fly) and files, behind one small interface.
 
-A source has `size` (pixels a side), `prompts()` (its prompt texts), `len`, and `batch(indices) -> dict` with
-image float32 [B, S, S] in 0..1, solution bool [B, 14], known bool [B, 14]; phantoms add labels int8 [B, 14],
+A source has `size` (pixels a side), `prompts()` (its prompt texts), `len`, `solutions(indices)` (bool [B, 14]),
+`targets(batch, indices)` (the texts that SFT imitates) and `batch(indices) -> dict` with image float32 [B, S, S] in
+0..1, solution bool [B, 14], known bool [B, 14]; phantoms add labels int8 [B, 14],
 regions [B, 12, 8, 8] and the scene.
 """
 
+import functools
 import queue
 import threading
 from collections.abc import Callable
 
+import jax
 import numpy as np
 
 from cxr_jax.data import phantom
@@ -42,12 +45,22 @@ class PhantomSource:
         out["known"] = np.ones_like(out["solution"])
         return out
 
+    def solutions(self, indices) -> np.ndarray:
+        """bool [B, 14]: the solutions of `batch`, without drawing the images."""
+        keys = phantom.example_keys(self.seed, self.split, self.hospital, np.asarray(indices))
+        return np.asarray(_labels(keys, self.hospital)) == 1
+
     def targets(self, batch: dict, indices) -> list[str]:
         """The written target text of each scene; wording drawn from (seed, example index) alone."""
         rows = [phantom.scene_row(batch["scene"], i) for i in range(len(indices))]
         rngs = [np.random.default_rng([self.seed, 7, int(i)]) for i in indices]
         reports = [phantom_report.write(s, self.hospital, r) for s, r in zip(rows, rngs, strict=True)]
         return [phantom_report.target(r) for r in reports]
+
+
+@functools.partial(jax.jit, static_argnames="hospital")
+def _labels(keys, hospital):
+    return phantom.labels(phantom.sample_scenes(keys, hospital))
 
 
 class Completions:

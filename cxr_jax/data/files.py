@@ -238,17 +238,21 @@ class FilesSource:
         if any(not 0 <= i < len(self.rows) for i in indices):
             raise IndexError(f"{self.name}: index outside 0..{len(self.rows) - 1}")
         rows = [self.rows[i] for i in indices]
-        solution = np.zeros((len(rows), len(CHEXPERT_14)), bool)
-        for hit, row in zip(solution, rows, strict=True):
-            hit[[INDEX[name] for name in row.solution.split(", ")]] = True
         return {
             "image": np.stack([self.image(i) for i in indices]),
-            "solution": solution,
+            "solution": self.solutions(indices),
             "known": np.array([row.known for row in rows], bool),
             "prompts": [row.prompt for row in rows],
             "targets": [row.target for row in rows],
             "ids": [row.id for row in rows],
         }
+
+    def solutions(self, indices) -> np.ndarray:
+        """bool [B, 14]: the solutions of `batch`, without reading the images."""
+        solution = np.zeros((len(indices), len(CHEXPERT_14)), bool)
+        for hit, i in zip(solution, indices, strict=True):
+            hit[[INDEX[name] for name in self.rows[int(i)].solution.split(", ")]] = True
+        return solution
 
     def targets(self, batch: dict, indices) -> list[str]:
         """The assistant's text of each row, to train on. UserError for a row that has none."""
