@@ -1,6 +1,7 @@
 """Config mistakes caught before anything compiles or is written: one clear line that names the key."""
 
 import hashlib
+import pathlib
 import re
 
 from cxr_jax import pretrained
@@ -73,11 +74,18 @@ def targets_fit(config, train) -> None:
 
 
 def fingerprint(config) -> dict:
-    """What the data of a run are, beyond its config: a run is never resumed on a manifest that has changed."""
-    if config.data.source != "files":
-        return {"source": config.data.source}
-    with open(config.data.manifest, "rb") as f:
-        return {"source": "files", "manifest_sha256": hashlib.sha256(f.read()).hexdigest()}
+    """What the data of a run are, beyond its config: the bytes of the manifest, or of the code that draws phantoms.
+
+    A run is never resumed on another manifest; the code is for the record.
+    """
+    digest = hashlib.sha256()
+    if config.data.source == "files":
+        with open(config.data.manifest, "rb") as f:
+            digest.update(f.read())
+        return {"source": "files", "manifest_sha256": digest.hexdigest()}
+    for path in sorted(pathlib.Path(phantom.__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return {"source": config.data.source, "code_sha256": digest.hexdigest()}
 
 
 def _require(config, name, good, what):

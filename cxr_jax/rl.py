@@ -48,6 +48,13 @@ def sampling_keys(seed: int, step, prompts: int, group: int):
     return jax.vmap(fold)(p.reshape(-1), g.reshape(-1))
 
 
+def known_terms(parsed, solution, known, lengths, min_length) -> dict:
+    """Reward terms on the labels that are known, bool [B, 14]: a manifest's uncertain and blank labels are neither
+    right nor wrong, so they leave both the answer and the solution."""
+    scored = {**parsed, "answer": parsed["answer"] & known}
+    return rewards.reward_terms(scored, solution & known, lengths, min_length=min_length)
+
+
 def make_rollout(config, cfg, grid, special, table):
     """Jitted (params, batch, step) -> dict of tokens, mask, sampler log-probs, reward terms, advantages."""
     r = config.rl
@@ -76,10 +83,8 @@ def make_rollout(config, cfg, grid, special, table):
         parsed = parser.parse_tokens(
             out["tokens"], out["lengths"], table, config.max_completion * evaluate.BYTES_PER_TOKEN
         )
-        # Uncertain and blank labels of a manifest are neither right nor wrong: they leave both sides.
         solution, known = (jnp.repeat(batch[k], g, axis=0) for k in ("solution", "known"))
-        scored = {**parsed, "answer": parsed["answer"] & known}
-        terms = rewards.reward_terms(scored, solution & known, out["lengths"], min_length=r.min_length)
+        terms = known_terms(parsed, solution, known, out["lengths"], r.min_length)
         reward = rewards.combine(terms, weights).reshape(p, g)
         mask = jnp.arange(config.max_completion)[None] < out["lengths"][:, None]
         if r.mask_truncated:

@@ -87,7 +87,8 @@ class Workdir:
                 f"--workdir={path}: holds a run with another config ({changed[0]}); "
                 "use another --workdir or the same flags"
             )
-        if _differences(old.get("data") or wanted["data"], wanted["data"]):
+        before, now = ((x.get("data") or {}).get("manifest_sha256") for x in (old, wanted))
+        if before and before != now:
             raise UserError(f"--workdir={path}: holds a run on other data: the manifest has changed since")
 
     @property

@@ -107,7 +107,7 @@ def test_a_run_finishes_and_leaves_its_files(whole, task):
     assert names >= {"config.json", "metrics.jsonl", "checkpoints", "samples.jsonl", "report.html", "hf", "done.json"}
     assert "Research use only. Not for diagnosis." in out and "Phantom results" in out
     config = _json(folder, "config.json")
-    assert config["config"]["task"] == task and config["data"] == {"source": "phantom"}
+    assert config["config"]["task"] == task and config["data"].keys() == {"source", "code_sha256"}
     train = [r["step"] for r in rows(folder) if r["kind"] == "train"]
     looks = [r["step"] for r in rows(folder) if r["kind"] == "eval"]
     assert (train, looks) == {"sft": ([3, 4], [3, 4]), "rl": ([1, 2, 3], [0, 2, 3])}[task]

@@ -1,0 +1,116 @@
+"""Batches: the position is the step, waiting can be interrupted, unknown labels count for nothing."""
+
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from cxr_jax import evaluate, rewards, rl
+from cxr_jax.data import batching
+from cxr_jax.errors import UserError
+from cxr_jax.labels import parser
+from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
+from cxr_jax.workdir import Stopped
+
+
+def test_steps_come_in_order_from_any_start():
+    made = lambda a, b: [x["step"] for x in batching.step_loader(lambda s: {"step": s}, a, b)]
+    assert made(0, 7) == [*range(7)] and made(3, 7) == [3, 4, 5, 6] and made(7, 7) == []
+
+
+def test_an_error_arrives_at_its_step():
+    def make(step):
+        if step == 2:
+            raise UserError("a.png: is torn")
+        return step
+
+    loader = batching.step_loader(make, 0, 5)
+    assert [next(loader), next(loader)] == [0, 1]
+    with pytest.raises(UserError, match="a.png: is torn"):
+        next(loader)
+
+
+def test_waiting_for_data_that_never_come_can_be_interrupted():
+    never, asked = threading.Event(), []
+
+    def poll():
+        asked.append(1)
+        if len(asked) > 1:
+            raise Stopped("SIGTERM")
+
+    loader = batching.step_loader(lambda step: never.wait(), 0, 5, poll=poll)
+    began = time.monotonic()
+    threading.Timer(1.5, never.set).start()  # so that the test's thread ends, too
+    with pytest.raises(Stopped):
+        next(loader)
+    assert time.monotonic() - began < 4
+
+
+def test_leaving_early_ends_the_thread():
+    before = threading.active_count()
+    loader = batching.step_loader(lambda step: step, 0, 10**6)
+    next(loader)
+    assert threading.active_count() == before + 1
+    loader.close()
+    assert threading.active_count() == before
+
+
+def test_a_finite_source_is_walked_once_an_epoch():
+    flat = np.concatenate([batching.indices_of(step, 4, 10) for step in range(10)])
+    for epoch in flat.reshape(4, 10):
+        assert sorted(epoch) == [*range(10)]
+    assert list(flat[:10]) != list(flat[10:20])
+    assert list(batching.indices_of(7, 4, batching.ENDLESS)) == [28, 29, 30, 31]
+
+
+@pytest.mark.parametrize("hospital", "AB")
+def test_solutions_need_no_images(hospital):
+    source, indices = batching.PhantomSource(hospital, "select", 5), np.arange(40, 44)
+    batch = source.batch(indices)
+    assert np.array_equal(source.solutions(indices), batch["solution"]) and batch["known"].all()
+    assert source.targets(batch, indices) == source.targets(source.batch(indices), indices)
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """20 patients of two images and prompts of different lengths."""
+    rows = []
+    for i in range(40):
+        Image.fromarray(np.full((60, 60), i, np.uint8)).save(tmp_path / f"{i}.png")
+        talk = [{"from": "human", "value": "What is wrong" + " here" * (i % 7) + "?"}]
+        row = {"id": str(i), "image": f"{i}.png", "patient_id": i // 2, "conversations": talk, "solution": "Edema"}
+        rows.append(row)
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return ConfigDict(
+        {"data": dict(source="files", manifest=str(tmp_path / "m.jsonl"), image_root=str(tmp_path), size=56, seed=0)}
+    )
+
+
+def test_no_patient_is_in_two_splits(manifest):
+    found = evaluate.sources(manifest)
+    parts = [found.train, *found.select.values(), *found.test.values()]
+    patients = [{r.group for r in p.rows} for p in parts]
+    assert all(patients) and sum(map(len, patients)) == len(set.union(*patients)) == 20
+    assert set(evaluate.all_prompts(found)) == {r.prompt for p in parts for r in p.rows}
+    assert np.array_equal(found.train.solutions([0, 1]), found.train.batch([0, 1])["solution"])
+
+
+def _mask(*names):
+    return np.isin(np.arange(14), [INDEX[n] for n in names])[None]
+
+
+def test_unknown_labels_count_for_nothing():
+    parsed = parser.parse_texts(["<think>x</think><answer>Edema, Fracture</answer>"])
+    score = lambda solution, known: float(rl.known_terms(parsed, solution, known, None, 60)["accuracy"][0])
+    everything = np.ones((1, len(CHEXPERT_14)), bool)
+    assert score(_mask("Edema"), everything) == 0.5
+    assert score(_mask("Edema"), ~_mask("Fracture")) == 1.0  # Fracture is uncertain: saying it costs nothing
+    assert score(_mask("Edema", "Fracture"), ~_mask("Fracture")) == 1.0  # and earns nothing
+    assert score(_mask("Pneumonia"), ~_mask("Edema", "Fracture")) == 0.0
+    plain = rewards.reward_terms(parsed, _mask("Edema"))
+    full = rl.known_terms(parsed, _mask("Edema"), everything, None, 60)
+    assert {k: float(v[0]) for k, v in plain.items()} == {k: float(v[0]) for k, v in full.items()}
