@@ -1,0 +1,41 @@
+"""Ships a finished SFT run's model inside the package: `python -m cxr_jax.tools.embed RUN_DIR`.
+
+Weights are stored in float16 (half the size; its 11 bits keep more of a trained weight than bfloat16's 8) and read
+back as float32 on a CPU. The folder is the Hugging Face layout that `cxr_jax.load("phantom")` and vLLM read.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from cxr_jax.errors import UserError
+from cxr_jax.models import hf
+from cxr_jax.pretrained import PHANTOM
+
+
+def embed(run_dir: str, folder: str = PHANTOM) -> None:
+    """Replaces the embedded model by `run_dir`/hf. UserError if the run has no export, or a weight overflows."""
+    source = Path(run_dir) / "hf"
+    if not (source / "config.json").is_file():
+        raise UserError(f"{run_dir}: no finished run (it has no hf/)")
+    cfg, params = hf.load_hf(source, np.float32)
+    largest = max(float(np.abs(np.asarray(x)).max()) for _, x in hf.flatten(params))
+    if largest > np.finfo(np.float16).max:
+        raise UserError(f"{run_dir}: a weight of {largest:g} does not fit float16")
+    hf.save_hf(folder, cfg, params, dtype=np.float16, min_pixels=224**2, max_pixels=224**2, tokenizer=source)
+
+
+def main() -> int:
+    try:
+        if len(sys.argv) != 2:
+            raise UserError("name the run folder")
+        embed(sys.argv[1])
+        return 0
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
