@@ -1,0 +1,43 @@
+"""The embedded model: it loads, writes the format, and really reads images."""
+
+import io
+import json
+from contextlib import redirect_stdout
+
+import numpy as np
+
+import cxr_jax
+from cxr_jax import predict, scoring
+from cxr_jax.data import batching, phantom, tokenizer
+from cxr_jax.data.phantom import dicom
+from cxr_jax.labels import parse_answers
+from cxr_jax.rewards import score
+
+N = 48
+
+
+def test_reads_phantoms_far_above_chance_and_in_format():
+    model = cxr_jax.load("phantom")
+    source = batching.PhantomSource("A", "test", 0)
+    batch = source.batch(np.arange(N))
+    got = model.generate(list(batch["image"]), [tokenizer.FIND_PROMPT] * N, max_new_tokens=208)
+    texts = [c[0].text for c in got]
+    pred, truth = parse_answers(texts), batch["solution"]
+    real = scoring.jaccard_rows(pred, truth).mean()
+    swapped = scoring.jaccard_rows(np.roll(pred, 1, axis=0), truth).mean()
+    assert score(texts, ["No Finding"] * N)["format"].mean() > 0.95
+    assert real > 0.6 and real > swapped + 0.3
+    assert all(c[0].finish_reason == "stop" for c in got)
+
+
+def test_predict_reads_a_phantom_dicom(tmp_path):
+    batch = phantom.make_batch(0, "test", "A", np.arange(1))
+    path = tmp_path / "phantom.dcm"
+    dicom.write_dicom(path, np.asarray(batch["image"][0]), hospital="A", ap=False, seed=1)
+    out = io.StringIO()
+    with redirect_stdout(out):
+        code = predict.main(["--json", "--samples=2", str(path)])
+    row = json.loads(out.getvalue())
+    keys = "image model weights_sha256 renderer prompt seed reasoning answer probabilities valid_format warnings"
+    assert code == 0 and set(row) == set(keys.split())
+    assert row["valid_format"] and len(row["probabilities"]) == 14
