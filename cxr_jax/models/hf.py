@@ -364,10 +364,20 @@ def _add_tokenizer(source, dst: Path) -> None:
     """Copy the tokenizer files of a folder, or let a tokenizer object write its own."""
     if hasattr(source, "save_pretrained"):
         source.save_pretrained(str(dst))
+        _name_tokenizer_class(dst / "tokenizer_config.json")
         return
     for name in TOKENIZER_FILES:
         if (Path(source) / name).is_file():
             shutil.copyfile(Path(source) / name, dst / name)
+
+
+def _name_tokenizer_class(path: Path) -> None:
+    """transformers 5 writes a class name that transformers 4 and vLLM do not know; both read this one."""
+    d = json.loads(path.read_text())
+    if d.get("tokenizer_class") == "TokenizersBackend":
+        d["tokenizer_class"] = "PreTrainedTokenizerFast"
+        d = {k: v for k, v in d.items() if k not in ("backend", "is_local", "local_files_only")}
+        path.write_text(json.dumps(d, indent=2) + "\n")
 
 
 def _swap(temp: Path, folder: Path) -> None:
