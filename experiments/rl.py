@@ -1,6 +1,8 @@
-"""GRPO on phantoms from the embedded SFT model, evaluated out of distribution.
+"""GRPO on phantoms of hospital A from the embedded SFT model, evaluated on A and out of distribution on B.
 
-HEADER
+    bash launch/local.sh                      # = --config=experiments/rl.py --workdir=runs/rl_phantom
+
+RLHEADER
 """
 
 from ml_collections import ConfigDict
