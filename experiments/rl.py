@@ -16,10 +16,10 @@ Time: 9 min 48 s for `bash launch/local.sh` from an empty folder on 2 cores of a
 80 steps of 5.6 s (1.7 s of it sampling), 5 looks, final evaluation.
 
 So far RL raises B and costs a little on A: the aim (up on both, three seeds, 2,000 images) is NOT reached. The likely
-cause: about 75 % of the groups have zero variance (SFT answers most phantoms of A perfectly), so a step learns from some
-four prompts. A 100-step schedule with 1,024 selection images looked the same: A 0.975 -> 0.974, B 0.908 -> 0.929 at step
-40 and 0.928 at 60. Not tried: a smaller learning rate, more prompts a step, dynamic sampling, other seeds; continued SFT
-in the same minutes (experiments/sft.py:continued) has not been run yet.
+cause: about 75 % of the groups have zero variance (SFT answers most phantoms of A perfectly), so a step learns from
+some four prompts. A 100-step schedule with 1,024 selection images looked the same: A 0.975 -> 0.974, B 0.908 -> 0.929
+at step 40 and 0.928 at 60. Not tried: a smaller learning rate, more prompts a step, dynamic sampling, other seeds;
+continued SFT in the same minutes (experiments/sft.py:continued) has not been run yet.
 """
 
 from ml_collections import ConfigDict
