@@ -249,12 +249,10 @@ def worst_cases(set_name, model, read, data, reader, n: int) -> list:
     score = scoring.jaccard_rows(read["pred"], data["solution"], data["known"], read["valid"])
     order = np.argsort(np.nan_to_num(score, nan=2.0), kind="stable")
     n = min(n, len(order))
-    middle = order[n // 2 : len(order) - n // 4]
-    picked = [
-        *order[: n // 2],
-        *middle[:: max(1, len(middle) // max(1, n // 4))][: n // 4],
-        *order[len(order) - n // 4 :],
-    ]
+    worst, best = n // 2, n // 4
+    between = order[worst : len(order) - best]
+    spread = np.linspace(0, len(between) - 1, n - worst - best).astype(int)
+    picked = [*order[:worst], *between[spread], *order[len(order) - best :]]
     texts = reader.texts(read, picked)
     return [
         report.Case(

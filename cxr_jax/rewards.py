@@ -119,31 +119,3 @@ def strict_solution_mask(solutions: Sequence[str]) -> np.ndarray:
             if item.strip().lower() not in _LOWER:
                 raise UserError(f"solution {number}: {item.strip()!r} is none of the 14 labels")
     return solution_mask(solutions)
-
-
-def constant_policies(labels: np.ndarray) -> dict[str, dict[str, float]]:
-    """What answers that ignore the image earn on labels bool [N, 14]: the floor beside every reported reward.
-
-    Policies: always_no_finding, all_labels, and prior_top_1 .. prior_top_8 (the k commonest labels; ties in
-    CheXpert order). For each: "jaccard", the mean accuracy term, and "macro_f1" over the 14 labels, where a
-    label that is neither present nor answered counts 0. Raises UserError for an empty or wrongly shaped
-    matrix.
-    """
-    labels = np.asarray(labels, bool)
-    if labels.ndim != 2 or labels.shape[1] != len(CHEXPERT_14) or not len(labels):
-        raise UserError(f"constant_policies needs a non-empty [N, 14] label matrix, got shape {labels.shape}")
-    commonest = np.argsort(-labels.sum(axis=0), kind="stable")
-    policies = {"always_no_finding": [0], "all_labels": list(range(len(CHEXPERT_14)))}
-    policies |= {f"prior_top_{k}": list(commonest[:k]) for k in range(1, 9)}
-    return {name: _constant_policy(labels, np.isin(np.arange(14), k)) for name, k in policies.items()}
-
-
-def _constant_policy(labels: np.ndarray, answer: np.ndarray) -> dict[str, float]:
-    both = (labels & answer).sum(axis=1)
-    either = (labels | answer).sum(axis=1)
-    hits = (labels & answer).sum(axis=0)
-    total = labels.sum(axis=0) + len(labels) * answer
-    return {
-        "jaccard": float(np.mean(both / either)),  # no policy is empty, so neither is a union
-        "macro_f1": float(np.mean(2 * hits / np.maximum(total, 1))),
-    }

@@ -19,6 +19,7 @@ Time: 64 minutes on 2 cores of an AMD EPYC (Zen 4) that other jobs shared, jax 0
 15-20 afterwards. One seed. Selection streams (256 images) over the run, macro-F1 on A / B: step 1,500 0.712 / 0.631;
 2,250 0.875 / 0.784; 3,000 0.890 / 0.770; 3,750 0.957 / 0.898; 4,500 0.971 / 0.903. The last 750 steps still gained
 0.014 / 0.005, at a learning rate near its floor: close to a plateau, not shown to be one.
+The figures are those of that run's own evaluation, before the weights were rounded to float16 for shipping.
 Caveat on exact repetition: up to step 1,760 this run's chat frame lacked the line end after a role's name (fixed
 since); a fresh run has it from the start.
 

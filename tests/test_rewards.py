@@ -244,20 +244,3 @@ def test_padding_to_the_floor_pays():
     short, long = (rewards.score([good("Edema", "a " * n)], ["Edema"], [n]) for n in (10, 400))
     assert short["overshort"][0] < long["overshort"][0] == 0.0
     assert short["accuracy_hard"][0] == long["accuracy_hard"][0]
-
-
-def test_constant_policies():
-    labels = np.zeros((4, 14), bool)
-    labels[0, 0] = labels[1, 0] = True
-    labels[2, [3, 10]] = labels[3, [3, 13]] = True
-    got = rewards.constant_policies(labels)
-    assert set(got) == {"always_no_finding", "all_labels", *(f"prior_top_{k}" for k in range(1, 9))}
-    assert got["always_no_finding"]["jaccard"] == 0.5
-    assert got["always_no_finding"]["macro_f1"] == pytest.approx(2 * 2 / (2 + 4) / 14)
-    assert got["all_labels"]["jaccard"] == pytest.approx((1 / 14 + 1 / 14 + 2 / 14 + 2 / 14) / 4)
-    assert got["prior_top_2"]["jaccard"] == pytest.approx((0.5 + 0.5 + 1 / 3 + 1 / 3) / 4)
-    texts = [good(", ".join(CHEXPERT_14))] * 4
-    solutions = [", ".join(np.array(CHEXPERT_14)[row]) for row in labels]
-    assert rewards.score(texts, solutions)["accuracy"].mean() == pytest.approx(got["all_labels"]["jaccard"])
-    with pytest.raises(UserError, match="shape"):
-        rewards.constant_policies(np.zeros((0, 14)))
