@@ -9,7 +9,7 @@ import types
 import jax
 import numpy as np
 
-from cxr_jax import checks, policy, pretrained, report, sampling, scoring
+from cxr_jax import checks, policy, pretrained, report, scoring
 from cxr_jax.data import batching, tokenizer
 from cxr_jax.data.preprocess import patchify
 from cxr_jax.labels import parser
@@ -68,20 +68,8 @@ class Reader:
         @jax.jit
         def read(params, images, encoded):
             features = qwen.vision(params, cfg, patchify(images), prompts.grid)
-            width = encoded["ids"].shape[1]
-            out = sampling.generate(
-                params,
-                cfg,
-                encoded["ids"],
-                encoded["lengths"],
-                encoded["positions"][:, :, :width],
-                features,
-                n=1,
-                max_new_tokens=c,
-                temperature=0.0,
-                keys=jax.random.split(jax.random.key(0), images.shape[0]),
-                stop_ids=special["stop"],
-                suppress_ids=special["suppress"],
+            out = policy.sample(
+                params, cfg, features, encoded, special, n=1, max_new_tokens=c, temperature=0.0
             )
             parsed = parser.parse_tokens(out["tokens"], out["lengths"], table, c * BYTES_PER_TOKEN)
             return out["tokens"], out["lengths"], parsed["answer"], parsed["format"]

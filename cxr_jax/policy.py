@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import losses
+from cxr_jax import losses, sampling
 from cxr_jax.data import tokenizer
 from cxr_jax.errors import UserError
 from cxr_jax.models import qwen2_5_vl as qwen
@@ -51,6 +51,25 @@ class Prompts:
             ids[i, : len(row)], lengths[i] = row, len(row)
             positions[:, i, : pos.shape[1]] = pos
         return {"ids": ids, "lengths": lengths, "positions": positions}
+
+
+def sample(params, cfg, features, prompts, special, *, n: int, max_new_tokens: int, temperature: float, keys=None):
+    """`sampling.generate` for prompts as from `Prompts.encode`, one image each; `special` from `special_ids`."""
+    width = prompts["ids"].shape[1]
+    return sampling.generate(
+        params,
+        cfg,
+        prompts["ids"],
+        prompts["lengths"],
+        prompts["positions"][:, :, :width],
+        features,
+        n=n,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        keys=keys,
+        stop_ids=special["stop"],
+        suppress_ids=special["suppress"],
+    )
 
 
 def output_head(params, cfg):

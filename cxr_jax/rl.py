@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import checks, evaluate, losses, optim, policy, pretrained, rewards, sampling
+from cxr_jax import checks, evaluate, losses, optim, policy, pretrained, rewards
 from cxr_jax.checkpoint import Checkpoints
 from cxr_jax.data import batching, tokenizer
 from cxr_jax.data.preprocess import patchify
@@ -64,21 +64,16 @@ def make_rollout(config, cfg, grid, special, table):
     def rollout(params, batch, step):
         p, g = batch["image"].shape[0], r.group_size
         features = qwen.vision(params, cfg, patchify(batch["image"]), grid)
-        prompts = batch["prompts"]
-        width = prompts["ids"].shape[1]
-        out = sampling.generate(
+        out = policy.sample(
             params,
             cfg,
-            prompts["ids"],
-            prompts["lengths"],
-            prompts["positions"][:, :, :width],
             features,
+            batch["prompts"],
+            special,
             n=g,
             max_new_tokens=config.max_completion,
             temperature=r.temperature,
             keys=sampling_keys(config.seed, step, p, g),
-            stop_ids=special["stop"],
-            suppress_ids=special["suppress"],
         )
         parsed = parser.parse_tokens(
             out["tokens"], out["lengths"], table, config.max_completion * evaluate.BYTES_PER_TOKEN
