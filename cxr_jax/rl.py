@@ -1,8 +1,12 @@
-"""On-policy GRPO with rewards parsed on the device: sample -> reward -> advantage -> update, top to bottom.
+"""On-policy GRPO with rewards parsed on the device: sample -> reward -> advantage -> select -> update, top to bottom.
 
 One model program samples and learns. Per prompt the image is encoded once and the prompt prefilled once for its G
 completions. The ratio is 1 by construction (old log-probs are the new ones, stop-gradient); what the sampler recorded
 is compared with what the learner computes and logged at every step.
+
+Groups whose completions all earned the same reward have no advantage and teach nothing. `config.rl.oversample` draws
+that many times `prompts_per_step` prompts, and the learner, by far the dearer half, takes the groups that vary first:
+DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) in one pass of static shapes instead of a loop.
 """
 
 import sys
@@ -21,6 +25,8 @@ from cxr_jax.labels import parser
 from cxr_jax.metrics import MetricsWriter, Progress
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.workdir import Stopped
+
+ZERO_STD = 1e-6  # a group's rewards that spread less are the same
 
 
 def check(config) -> None:
@@ -56,7 +62,11 @@ def known_terms(parsed, solution, known, lengths, min_length) -> dict:
 
 
 def make_rollout(config, cfg, grid, special, table):
-    """Jitted (params, batch, step) -> dict of tokens, mask, sampler log-probs, reward terms, advantages."""
+    """Jitted (params, batch, step) -> dict of tokens, mask, sampler log-probs, reward terms, advantages, kept.
+
+    All leaves are [P, G, ..], P = prompts_per_step * oversample, but kept: int [prompts_per_step], the groups to learn
+    from.
+    """
     r = config.rl
     weights = dict(r.reward_weights)
 
@@ -98,9 +108,25 @@ def make_rollout(config, cfg, grid, special, table):
             "answer": parsed["answer"].reshape(p, g, -1),
             "reward": reward,
             "advantages": losses.group_advantages(reward, scale=r.scale_rewards),
+            "kept": groups_to_learn(reward, r.prompts_per_step),
         }
 
     return rollout
+
+
+def groups_to_learn(reward, n: int):
+    """int [n]: the first n groups of reward [P, G] whose rewards vary, in order, filled up with groups that do not."""
+    flat = jnp.std(reward, axis=1) < ZERO_STD
+    return jnp.argsort(flat, stable=True)[:n]
+
+
+def take_groups(batch, ro) -> tuple[dict, dict]:
+    """The batch and the rollout of the groups to learn from."""
+    kept = ro["kept"]
+    prompts = {k: jnp.take(v, kept, axis=1 if k == "positions" else 0) for k, v in batch["prompts"].items()}
+    pick = lambda tree: jax.tree.map(lambda x: x[kept], tree)
+    ro = pick({k: v for k, v in ro.items() if k != "kept"})
+    return {"image": batch["image"][kept], "prompts": prompts}, ro
 
 
 def make_learn(config, cfg, grid, special, tx):
@@ -134,6 +160,7 @@ def make_learn(config, cfg, grid, special, tx):
         }
 
     def learn(state, batch, ro):
+        batch, ro = take_groups(batch, ro)
         grads, metrics = jax.grad(loss_fn, has_aux=True)(state["params"], batch, ro)
         state, norm = optim.guarded_update(tx, state, grads)
         return state, {**metrics, "grad_norm": norm, "skipped_steps": state["skipped"]}
@@ -149,7 +176,8 @@ def rollout_metrics(ro) -> dict:
     out = {
         "reward": ro["reward"].mean(),
         "reward_std": std.mean(),
-        "frac_reward_zero_std": (std < 1e-6).mean(),
+        "frac_reward_zero_std": (std < ZERO_STD).mean(),
+        "groups/learned": (std[ro["kept"]] >= ZERO_STD).sum(),
         "completions/mean_length": lengths.mean(),
         "completions/min_length": lengths.min(),
         "completions/max_length": lengths.max(),
@@ -166,7 +194,7 @@ def make_batch_fn(config, source, prompts):
     """step -> numpy batch of one RL step: images, solutions, encoded prompts."""
 
     def make(step: int) -> dict:
-        indices = batching.indices_of(step, config.rl.prompts_per_step, len(source))
+        indices = batching.indices_of(step, config.rl.prompts_per_step * config.rl.oversample, len(source))
         batch = source.batch(indices)
         texts = batch.get("prompts") or [source.prompt] * len(indices)
         return {
