@@ -9,8 +9,8 @@ from cxr_jax.data import batching, phantom
 from cxr_jax.errors import UserError
 
 AT_LEAST_ONE = (
-    "steps", "batch_size", "max_completion", "log_every", "save_every", "rl.prompts_per_step", "rl.group_size",
-    "rl.min_length", "eval.every", "eval.n", "eval.n_final", "eval.batch_size", "eval.bootstrap",
+    "steps", "batch_size", "max_completion", "log_every", "save_every", "rl.prompts_per_step", "rl.oversample",
+    "rl.group_size", "rl.min_length", "eval.every", "eval.n", "eval.n_final", "eval.batch_size", "eval.bootstrap",
 )  # fmt: skip
 NOT_NEGATIVE = ("locate_steps", "locate_weight", "optim.warmup_steps", "optim.weight_decay", "eval.cases")
 POSITIVE = ("optim.lr", "optim.clip_norm", "optim.eps", "rl.temperature")
@@ -45,7 +45,9 @@ def common(config):
             raise UserError(f"config.data.source={config.data.source!r} needs config.data.{name}: use another preset")
     pretrained.check(config)
     if config.data.source == "phantom":
-        return batching.PhantomSource(config.data.hospital, "train", config.data.seed)
+        miss = config.data.get("reader_miss", 0.0)
+        _require(config, "data.reader_miss", lambda v: 0 <= v <= 1, "is not a probability")
+        return batching.PhantomSource(config.data.hospital, "train", config.data.seed, miss)
     for name in ("manifest", "image_root"):
         if not config.data[name]:
             raise UserError(f"config.data.{name} is empty; give it with --config.data.{name}=PATH")

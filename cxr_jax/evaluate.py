@@ -37,7 +37,7 @@ def sources(config):
     d = config.data
     if d.source == "phantom":
         held = lambda split: {h: batching.PhantomSource(h, split, 0) for h in (d.hospital, d.ood_hospital)}
-        train = batching.PhantomSource(d.hospital, "train", d.seed)
+        train = batching.PhantomSource(d.hospital, "train", d.seed, d.get("reader_miss", 0.0))
         return types.SimpleNamespace(
             train=train, select=held("select"), test=held("test"), ood=d.ood_hospital
         )

@@ -41,7 +41,7 @@ def get_config(preset: str = "phantom") -> ConfigDict:
     c.model = "random:phantom"
     c.seed = 0
     c.batch_size = 16
-    c.steps = 4500
+    c.steps = 5000
     c.locate_steps = 1200  # located-label warm-up of the vision tower
     c.locate_weight = 0.3  # its weight beside the cross-entropy afterwards
     c.max_completion = 208
@@ -49,7 +49,7 @@ def get_config(preset: str = "phantom") -> ConfigDict:
     c.log_every = 20
     c.save_every = 250
 
-    c.data = ConfigDict(dict(source="phantom", hospital="A", ood_hospital="B", seed=0))
+    c.data = ConfigDict(dict(source="phantom", hospital="A", ood_hospital="B", seed=0, reader_miss=0.75))
     c.optim = ConfigDict(
         dict(
             lr=1.5e-3, warmup_steps=200, final_fraction=0.05,
@@ -57,7 +57,7 @@ def get_config(preset: str = "phantom") -> ConfigDict:
         )
     )  # fmt: skip
     c.eval = ConfigDict(
-        dict(every=750, n=256, n_final=2000, batch_size=64, select_by="jaccard", bootstrap=1000, cases=24)
+        dict(every=500, n=256, n_final=2000, batch_size=64, select_by="jaccard", bootstrap=1000, cases=24)
     )
     if preset == "continued":
         # What more SFT gives in the minutes of one RL run: the fair companion of experiments/rl.py.

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from cxr_jax.data import phantom
+from cxr_jax.data.phantom import readers
 from cxr_jax.data.phantom import report as phantom_report
 from cxr_jax.data.tokenizer import FIND_PROMPT
 from cxr_jax.errors import UserError
@@ -23,13 +24,16 @@ ENDLESS = 2**31 - 1
 
 
 class PhantomSource:
-    """An endless, seeded stream of phantom radiographs of one hospital and split; example i never changes."""
+    """An endless, seeded stream of phantom radiographs of one hospital and split; example i never changes.
+
+    reader_miss: the probability with which its readers leave out what `readers.as_read` says they can (0: never).
+    """
 
     size = 224
     prompt = FIND_PROMPT
 
-    def __init__(self, hospital: str, split: str, seed: int = 0):
-        self.hospital, self.split, self.seed = hospital, split, seed
+    def __init__(self, hospital: str, split: str, seed: int = 0, reader_miss: float = 0.0):
+        self.hospital, self.split, self.seed, self.reader_miss = hospital, split, seed, reader_miss
         self.name = f"phantom {hospital}"
 
     def __len__(self):
@@ -51,9 +55,11 @@ class PhantomSource:
         return np.asarray(_labels(keys, self.hospital)) == 1
 
     def targets(self, batch: dict, indices) -> list[str]:
-        """The written target text of each scene; wording drawn from (seed, example index) alone."""
+        """The text that each scene's reader wrote; misses and wording are drawn from (seed, example index) alone."""
+        rng = lambda purpose: [np.random.default_rng([self.seed, purpose, int(i)]) for i in indices]
         rows = [phantom.scene_row(batch["scene"], i) for i in range(len(indices))]
-        rngs = [np.random.default_rng([self.seed, 7, int(i)]) for i in indices]
+        rows = [readers.as_read(s, self.reader_miss, r) for s, r in zip(rows, rng(8), strict=True)]
+        rngs = rng(7)
         reports = [phantom_report.write(s, self.hospital, r) for s, r in zip(rows, rngs, strict=True)]
         return [phantom_report.target(r) for r in reports]
 
