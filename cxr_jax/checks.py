@@ -65,7 +65,7 @@ def targets_fit(config, train) -> None:
     else:
         texts = []
         for step in range(-(-128 // config.batch_size)):  # the batch size of training: compiled once
-            indices = batching.indices_of(step, config.batch_size, len(train))
+            indices = batching.indices_of(step, config.batch_size, len(train), config.data.seed)
             texts += train.targets(train.batch(indices), indices)
     ids = pretrained.tokenizer(config)(texts, add_special_tokens=False)["input_ids"]
     longest = 1 + max(map(len, ids))  # and the end of the turn

@@ -31,8 +31,8 @@ def grid_of(size: int, cfg) -> tuple[int, int, int]:
 def sources(config):
     """Namespace of train, select (checkpoint choice, dict) and test (reported, dict) sources by display name.
 
-    Phantoms: disjoint streams of hospitals A and B. Files: a seeded tenth of the patients is held out, a third of
-    them for selection.
+    Phantoms: disjoint streams of hospitals A and B. Files: some patients are held out (`files.open_split`), a
+    third of them for selection.
     """
     d = config.data
     if d.source == "phantom":

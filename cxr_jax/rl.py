@@ -194,7 +194,8 @@ def make_batch_fn(config, source, prompts):
     """step -> numpy batch of one RL step: images, solutions, encoded prompts."""
 
     def make(step: int) -> dict:
-        indices = batching.indices_of(step, config.rl.prompts_per_step * config.rl.oversample, len(source))
+        prompts_sampled = config.rl.prompts_per_step * config.rl.oversample
+        indices = batching.indices_of(step, prompts_sampled, len(source), config.data.seed)
         batch = source.batch(indices)
         texts = batch.get("prompts") or [source.prompt] * len(indices)
         return {

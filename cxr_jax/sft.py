@@ -95,7 +95,7 @@ def make_batch_fn(config, source, prompts, completions):
     """step -> numpy batch of one SFT step. Raises UserError if a target text does not fit max_completion."""
 
     def make(step: int) -> dict:
-        indices = batching.indices_of(step, config.batch_size, len(source))
+        indices = batching.indices_of(step, config.batch_size, len(source), config.data.seed)
         batch = source.batch(indices)
         out = {"image": np.asarray(batch["image"])}
         if config.locate_steps or config.locate_weight:

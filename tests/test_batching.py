@@ -11,6 +11,8 @@ from PIL import Image
 
 from cxr_jax import evaluate, rewards, rl
 from cxr_jax.data import batching
+from cxr_jax.data.phantom import readers
+from cxr_jax.data.phantom.constants import F
 from cxr_jax.errors import UserError
 from cxr_jax.labels import parser
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
@@ -64,6 +66,8 @@ def test_a_finite_source_is_walked_once_an_epoch():
     for epoch in flat.reshape(4, 10):
         assert sorted(epoch) == [*range(10)]
     assert list(flat[:10]) != list(flat[10:20])
+    other = np.concatenate([batching.indices_of(step, 4, 10, seed=1) for step in range(10)])
+    assert sorted(other[:10]) == [*range(10)] and list(other[:10]) != list(flat[:10])
     assert list(batching.indices_of(7, 4, batching.ENDLESS)) == [28, 29, 30, 31]
 
 
@@ -73,6 +77,36 @@ def test_solutions_need_no_images(hospital):
     batch = source.batch(indices)
     assert np.array_equal(source.solutions(indices), batch["solution"]) and batch["known"].all()
     assert source.targets(batch, indices) == source.targets(source.batch(indices), indices)
+
+
+def test_readers_miss_small_findings_and_never_invent():
+    source, indices = batching.PhantomSource("A", "train", 5), np.arange(64)
+    batch = source.batch(indices)
+    answers = {}
+    for miss in (0.0, 0.75, 1.0):
+        texts = batching.PhantomSource("A", "train", 5, miss).targets(batch, indices)
+        answers[miss] = np.asarray(parser.parse_texts(texts)["answer"])
+    assert np.array_equal(answers[0.0], batch["solution"])
+    findings = np.arange(14) != INDEX["No Finding"]
+    for few, many in ((1.0, 0.75), (0.75, 0.0)):
+        assert not (answers[few] & ~answers[many]).any()  # who misses more says less, and nothing else
+        assert answers[few][:, findings].sum() < answers[many][:, findings].sum()
+
+
+def test_what_a_reader_misses():
+    severity = np.zeros(12, np.float32)
+    read = lambda s, miss=1.0: readers.as_read({"severity": s}, miss, np.random.default_rng(0))["severity"]
+    severity[F["fracture"]] = 0.45
+    assert np.array_equal(read(severity), severity)  # it is all there is
+    severity[[F["edema"], F["support_devices"], F["lung_lesion"]]] = 0.9, 1.0, 0.2
+    without = np.where(np.arange(12) == F["fracture"], np.float32(0), severity)
+    assert np.array_equal(read(severity), without)
+    assert np.array_equal(read(severity, 0.0), severity)
+    severity[F["fracture"]] = 0.6
+    assert np.array_equal(read(severity), severity)  # not small
+    severity[F["fracture"]] = 0.45
+    reads = [readers.as_read({"severity": severity}, 0.75, np.random.default_rng(i)) for i in range(2000)]
+    assert abs(np.mean([r["severity"][F["fracture"]] == 0 for r in reads]) - 0.75) < 0.04
 
 
 @pytest.fixture

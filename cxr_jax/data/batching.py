@@ -142,12 +142,12 @@ def _wait(ready, poll):
             continue
 
 
-def indices_of(step: int, batch_size: int, length: int) -> np.ndarray:
+def indices_of(step: int, batch_size: int, length: int, seed: int = 0) -> np.ndarray:
     """Example indices of a step; a finite source is walked in a fresh seeded order each epoch."""
     flat = step * batch_size + np.arange(batch_size)
     if length >= ENDLESS:
         return flat
     orders = {
-        int(e): np.random.default_rng([int(e), 11]).permutation(length) for e in np.unique(flat // length)
+        int(e): np.random.default_rng([int(e), 11, seed]).permutation(length) for e in np.unique(flat // length)
     }
     return np.array([orders[int(i // length)][i % length] for i in flat])

@@ -263,16 +263,18 @@ class FilesSource:
 
 
 def open_split(manifest, image_root, size=224, seed=0, *, renderer="voi"):
-    """-> (train, held-out) sources of one manifest. A tenth of the patients, at least one, is held out.
+    """-> (train, held-out) sources of one manifest, split by patient.
 
-    Which patients depends on `seed` and on their own id alone, so adding rows moves few of them. Raises
-    UserError for a bad manifest, or one of a single patient.
+    A tenth of the patients is held out, or 30 where that is more and no more than a third. Which ones depends on
+    `seed` and on their own id alone, so adding rows moves few of them. Raises UserError for a bad manifest, or one of
+    a single patient.
     """
     rows = load_rows(manifest, image_root)
     groups = sorted({r.group for r in rows}, key=lambda g: hashlib.sha256(f"{seed}:{g}".encode()).digest())
     if len(groups) < 2:
         raise UserError(f"{manifest}: rows of at least two patients are needed, to hold some out")
-    held = set(groups[: max(1, round(len(groups) / 10))])
+    few = min(30, len(groups) // 3)
+    held = set(groups[: max(1, few, round(len(groups) / 10))])
     parts = [[r for r in rows if (r.group in held) == side] for side in (False, True)]
     names = ("files (train)", "files (held out)")
     return tuple(FilesSource(p, size, renderer=renderer, name=n) for p, n in zip(parts, names, strict=True))

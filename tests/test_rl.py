@@ -1,0 +1,60 @@
+"""rl.py: which groups a step learns from, and that it learns from those alone."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from cxr_jax import evaluate, optim, policy, pretrained, rl
+from cxr_jax.data import batching, tokenizer
+from cxr_jax.labels import parser
+from experiments import rl as experiment
+
+
+def test_groups_that_vary_come_first_in_order():
+    reward = np.zeros((6, 4), np.float32)
+    reward[[1, 4, 5], 2] = 1.0
+    assert rl.groups_to_learn(reward, 2).tolist() == [1, 4]
+    assert rl.groups_to_learn(reward, 4).tolist() == [1, 4, 5, 0]  # filled up, so that shapes stay
+    assert rl.groups_to_learn(reward * 0, 3).tolist() == [0, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def step():
+    """One rollout of four prompts x 3 by the embedded model, of which a step learns from two."""
+    config = experiment.get_config()
+    config.max_completion = 16
+    config.rl.update(dict(prompts_per_step=2, oversample=2, group_size=3, mask_truncated=False, temperature=2.0))
+    m = pretrained.start(config)
+    source = batching.PhantomSource("A", "train", 3)
+    grid = evaluate.grid_of(source.size, m.cfg)
+    prompts = policy.Prompts(m.tokenizer, m.cfg, grid, config.max_completion)
+    special = tokenizer.special_ids(m.tokenizer, m.cfg.text.vocab_size)
+    tx = optax.sgd(1.0)  # the config's schedule starts at a learning rate of 0
+    batch = rl.make_batch_fn(config, source, prompts)(0)
+    table = parser.TokenBytes.from_tokenizer(m.tokenizer)
+    ro = rl.make_rollout(config, m.cfg, grid, special, table)(m.params, batch, 0)
+    learn = rl.make_learn(config, m.cfg, grid, special, tx)
+    new_state = lambda: optim.init_state(tx, jax.tree.map(jax.numpy.array, m.params))
+    return config, batch, ro, learn, new_state
+
+
+def test_a_step_samples_more_prompts_than_it_learns_from(step):
+    config, batch, ro, _, _ = step
+    assert batch["image"].shape[0] == ro["reward"].shape[0] == 4 and ro["kept"].shape == (2,)
+    assert rl.rollout_metrics(ro)["groups/learned"] <= 2
+
+
+def test_a_step_learns_from_the_kept_groups_alone(step):
+    _, batch, ro, learn, new_state = step
+    advantages = np.asarray(jax.random.normal(jax.random.key(0), ro["advantages"].shape))
+    update = lambda ro, batch: learn(new_state(), batch, ro)[0]["params"]
+    ro = {**ro, "kept": np.array([3, 1]), "advantages": advantages}
+    got = update(ro, batch)
+    scrambled = {**ro, "advantages": advantages + np.array([[5.0], [0.0], [-5.0], [0.0]], np.float32)}
+    noise = {**batch, "image": np.where(np.array([1, 0, 1, 0], bool)[:, None, None], 0.3, batch["image"])}
+    other = update(scrambled, noise)
+    changed = update({**ro, "kept": np.array([0, 2])}, batch)
+    same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), got, other)
+    assert all(jax.tree.leaves(same))
+    assert not all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), got, changed)))
