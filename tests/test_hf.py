@@ -14,12 +14,17 @@ import cxr_jax
 from cxr_jax.errors import UserError
 from cxr_jax.models import hf
 from cxr_jax.models.config import PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B, Config
+from cxr_jax.models.safetensors_file import Tensors
 
 NESTED = {"visual.": "model.visual.", "model.": "model.language_model."}
 
 
 def nested(key):
     return next((new + key[len(old):] for old, new in NESTED.items() if key.startswith(old)), key)
+
+
+def open_tensors(folder):
+    return Tensors(folder, hf.canonical_key)
 
 
 @pytest.fixture
@@ -29,7 +34,7 @@ def folder(tmp_path):
 
 def rewrite(folder, change):
     """Apply `change` to the dict of all tensors of a folder."""
-    tensors = hf.Tensors(folder)
+    tensors = open_tensors(folder)
     arrays = {k: np.array(tensors[k]) for k in tensors.where}
     change(arrays)
     hf.write_safetensors(folder / "model.safetensors",
@@ -51,7 +56,7 @@ def test_round_trip_bit_for_bit(name, dtype, tmp_path):
     cfg2, params2 = hf.load_hf(tmp_path / "b")
     assert cfg2 == cfg
     same(params, params2)
-    tensors, weights = hf.Tensors(tmp_path / "b"), golden_cases.case(name)["weights"]
+    tensors, weights = open_tensors(tmp_path / "b"), golden_cases.case(name)["weights"]
     assert set(tensors.where) == {hf.canonical_key(k) for k in weights}
     for key, value in weights.items():  # HF -> ours -> HF
         np.testing.assert_array_equal(tensors[hf.canonical_key(key)], value.astype(dtype))
@@ -77,7 +82,7 @@ def test_both_key_layouts_give_the_same_parameters(tmp_path):
 
 def test_shards(folder, tmp_path):
     whole = hf.load_hf(folder)
-    tensors = hf.Tensors(folder)
+    tensors = open_tensors(folder)
     shards = tmp_path / "shards"
     shards.mkdir()
     shutil.copy(folder / "config.json", shards)
@@ -175,7 +180,7 @@ def test_saving_replaces_whole_folders_only(tmp_path, monkeypatch):
     cfg, params = hf.load_hf(golden_cases.write_folder(tmp_path / "a", "text"))
     hf.save_hf(tmp_path / "out", cfg, params)
     (tmp_path / "out" / "old.txt").write_text("x")
-    monkeypatch.setattr(hf, "write_safetensors", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(hf, "write_folder", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         hf.save_hf(tmp_path / "out", cfg, params)
     monkeypatch.undo()

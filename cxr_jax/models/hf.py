@@ -2,14 +2,16 @@
 
 Reads single-file and sharded safetensors, in the key layout of the published weights (`visual.*`,
 `model.layers.*`) and in the nested one (`model.visual.*`, `model.language_model.*`). The mapping is a
-bijection or an error: a missing, unexpected or mis-shaped tensor is never passed over.
+bijection or an error: a missing, unexpected or mis-shaped tensor is never passed over. Writes the published
+layout, which transformers and vLLM load.
 """
 
+import contextlib
+import dataclasses
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +20,12 @@ import numpy as np
 
 from cxr_jax.errors import UserError
 from cxr_jax.models.config import Config
+from cxr_jax.models.safetensors_file import NAMES, Tensors, shown, write_folder, write_safetensors
 
-DTYPES = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
-    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
-}  # fmt: skip
-NAMES = {np.dtype(v): k for k, v in DTYPES.items()}
+__all__ = ["load_hf", "read_config", "rules", "save_hf", "write_safetensors"]
+
+WEIGHT_TYPES = tuple(np.dtype(t) for t in (np.float32, ml_dtypes.bfloat16, np.float16))
+_TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 # --- the table -----------------------------------------------------------------------------------------
@@ -143,95 +145,18 @@ def canonical_key(key: str) -> str:
     return key
 
 
-# --- safetensors files ---------------------------------------------------------------------------------
+# --- reading a folder ----------------------------------------------------------------------------------
 
 
-def read_header(path: Path) -> tuple[dict, int]:
-    """(header, offset of the data) of a safetensors file, bounds checked. Raises UserError if damaged."""
-    size = path.stat().st_size
-    with open(path, "rb") as f:
-        length = int.from_bytes(f.read(8), "little")
-        if size < 8 or length > min(size - 8, 100_000_000):
-            raise UserError(f"{path}: not a safetensors file, or cut short")
-        try:
-            header = json.loads(f.read(length))
-        except ValueError as e:
-            raise UserError(f"{path}: damaged safetensors header") from e
-    header.pop("__metadata__", None)
-    for key, info in header.items():
-        start, end = info["data_offsets"]
-        dtype = DTYPES.get(info["dtype"])
-        if dtype is None:
-            raise UserError(f"{path}: tensor {key} has unsupported type {info['dtype']}")
-        want = int(np.prod(info["shape"], dtype=np.int64)) * np.dtype(dtype).itemsize
-        if not 0 <= start <= end <= size - 8 - length or end - start != want:
-            raise UserError(f"{path}: tensor {key} lies outside the file: the file is cut short or damaged")
-    return header, 8 + length
-
-
-class Tensors:
-    """All tensors of a model folder by canonical key; memory-mapped, read one at a time."""
-
-    def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
-        self.where: dict[str, tuple[Path, int, dict]] = {}
-        for path in self._files():
-            header, base = read_header(path)
-            for key, info in header.items():
-                name = canonical_key(key)
-                if name in self.where:
-                    raise UserError(f"{self.folder}: tensor {name} occurs twice")
-                self.where[name] = (path, base, info)
-
-    def _files(self) -> list[Path]:
-        index = self.folder / "model.safetensors.index.json"
-        if index.exists():
-            try:
-                names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError) as e:
-                raise UserError(f"{index}: not a safetensors index") from e
-            if any(Path(n).name != n for n in names):
-                raise UserError(f"{index}: shard names must be plain file names")
-            files = [self.folder / n for n in names]
-        else:
-            files = [self.folder / "model.safetensors"]
-        for f in files:
-            if not f.is_file():
-                raise UserError(f"{self.folder}: {f.name} is missing")
-        return files
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        return tuple(self.where[key][2]["shape"])
-
-    def __getitem__(self, key: str) -> np.ndarray:
-        path, base, info = self.where[key]
-        start, end = info["data_offsets"]
-        if end == start:  # an empty file region cannot be mapped
-            return np.zeros(info["shape"], DTYPES[info["dtype"]])
-        raw = np.memmap(path, np.uint8, "r", base + start, (end - start,))
-        return raw.view(DTYPES[info["dtype"]]).reshape(info["shape"])
-
-
-def write_safetensors(path: Path, tensors: list[tuple[str, tuple[int, ...], np.dtype, Callable]]) -> None:
-    """Write (key, shape, dtype, function returning the array) one tensor at a time: memory stays flat."""
-    header, at = {"__metadata__": {"format": "pt"}}, 0
-    for key, shape, dtype, _ in tensors:
-        end = at + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        header[key] = {"dtype": NAMES[np.dtype(dtype)], "shape": list(shape), "data_offsets": [at, end]}
-        at = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as f:
-        f.write(len(text).to_bytes(8, "little") + text)
-        for _key, shape, dtype, make in tensors:
-            x = np.ascontiguousarray(make(), dtype=dtype)
-            assert x.shape == tuple(shape)
-            f.write(x.tobytes())
-        f.flush()
-        os.fsync(f.fileno())
-
-
-# --- folders -------------------------------------------------------------------------------------------
+def read_json(path: Path) -> dict:
+    """The JSON object in a file. Raises UserError for anything else."""
+    try:
+        d = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{path}: not valid JSON") from e
+    if not isinstance(d, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return d
 
 
 def read_config(folder: str | os.PathLike) -> Config:
@@ -239,74 +164,137 @@ def read_config(folder: str | os.PathLike) -> Config:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(f"{folder}: no config.json; not a Hugging Face model folder")
-    try:
-        d = json.loads(path.read_text())
-    except ValueError as e:
-        raise UserError(f"{path}: not valid JSON") from e
+    d = read_json(path)
     generation = Path(folder) / "generation_config.json"
     if generation.is_file():
         # The stop ids that generation uses live here in the published folders (config.json names only one).
-        try:
-            extra = json.loads(generation.read_text())
-        except ValueError as e:
-            raise UserError(f"{generation}: not valid JSON") from e
+        extra = read_json(generation)
         d = {**d, **{k: extra[k] for k in ("eos_token_id", "pad_token_id") if extra.get(k) is not None}}
-    return Config.from_hf(d)
+    try:
+        cfg = Config.from_hf(d)
+    except UserError as e:
+        raise UserError(f"{folder}: {e}") from e
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+        raise UserError(f"{path}: a value is not of its type: {shown(e)}") from e
+    _check_sizes(path, cfg)
+    return cfg
 
 
-def _check(folder, table: list[Rule], tensors: Tensors, tied: bool) -> None:
+def _check_sizes(path: Path, cfg: Config) -> None:
+    """Refuses sizes that no model has, before anything is allocated for them."""
+    limits = {"depth": 1000, "num_hidden_layers": 1000}
+    for part in (cfg.vision, cfg.text):
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            if isinstance(value, int) and not 1 <= value <= limits.get(field.name, 2**24):
+                raise UserError(f"{path}: {field.name} is {value}")
+
+
+def open_hf(folder: str | os.PathLike) -> tuple[Config, list[Rule], Tensors]:
+    """(config, rules, tensors) of a model folder whose headers fit its config exactly; no weight is read yet.
+
+    Raises UserError that names what is missing, unexpected or of another shape or type.
+    """
+    cfg = read_config(folder)
+    table, tensors = rules(cfg), Tensors(folder, canonical_key)
     want = {r.key: r.shape for r in table}
     have = set(tensors.where)
-    if tied:
+    if cfg.tie_word_embeddings:
         have.discard("lm_head.weight")  # some writers store the tied head once more
     have = {k for k in have if not k.endswith("rotary_emb.inv_freq")}  # a buffer of old files, not a weight
     problems = []
     for title, keys in (("missing", sorted(set(want) - have)), ("unexpected", sorted(have - set(want)))):
         if keys:
             more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
-            problems.append(f"{title}: {', '.join(keys[:4])}{more}")
-    wrong = [k for k in sorted(set(want) & have) if tensors.shape(k) != want[k]]
-    if wrong:
+            problems.append(f"{title}: {', '.join(map(shown, keys[:4]))}{more}")
+    both = sorted(set(want) & have)
+    if wrong := [k for k in both if tensors.shape(k) != want[k]]:
         k = wrong[0]
         problems.append(f"wrong shape: {k} is {list(tensors.shape(k))}, config.json says {list(want[k])}"
                         + (f" ({len(wrong)} such)" if len(wrong) > 1 else ""))
+    if odd := [k for k in both if tensors.dtype(k) not in WEIGHT_TYPES]:
+        problems.append(f"{odd[0]} is {NAMES[tensors.dtype(odd[0])]}; weights are F32, BF16 or F16")
     if problems:
         raise UserError(f"{folder}: weights do not fit config.json; " + "; ".join(problems))
+    _check_tied_head(folder, cfg, tensors)
+    return cfg, table, tensors
+
+
+def head_is_stored_twice(cfg: Config, tensors: Tensors) -> bool:
+    return cfg.tie_word_embeddings and "lm_head.weight" in tensors.where
+
+
+def _check_tied_head(folder, cfg: Config, tensors: Tensors) -> None:
+    if not head_is_stored_twice(cfg, tensors):
+        return
+    head, embedding = tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]
+    same = head.dtype == embedding.dtype and head.shape == embedding.shape and all(
+        head[i : i + 4096].tobytes() == embedding[i : i + 4096].tobytes() for i in range(0, len(head), 4096))
+    if not same:
+        raise UserError(f"{folder}: config.json ties the head to the embedding, but lm_head.weight differs from it")
+
+
+def leaf_types(table: list[Rule], tensors: Tensors) -> dict[tuple[str, ...], np.dtype]:
+    """Our path -> the type that holds all its layers exactly: theirs, or float32 where layers differ."""
+    found: dict[tuple[str, ...], set] = {}
+    for r in table:
+        found.setdefault(r.path, set()).add(tensors.dtype(r.key))
+    return {path: kinds.pop() if len(kinds) == 1 else np.dtype(np.float32) for path, kinds in found.items()}
 
 
 def load_hf(folder: str | os.PathLike, dtype=None) -> tuple[Config, dict]:
     """(config, parameters as nested dict of numpy arrays) of a model folder.
 
-    dtype: what the arrays are converted to; None keeps the file's. Raises UserError, naming the tensors,
-    unless files and config fit exactly.
+    dtype: what the arrays are converted to; None keeps the file's. Shards are read one after the other, front
+    to back; beside the arrays, memory holds one tensor. Raises UserError, naming the tensors, unless files and
+    config fit exactly, or if a weight is NaN or infinite.
     """
-    cfg = read_config(folder)
-    table, tensors = rules(cfg), Tensors(folder)
-    _check(folder, table, tensors, cfg.tie_word_embeddings)
+    cfg, table, tensors = open_hf(folder)
+    return cfg, read_params(cfg, table, tensors, dtype)
+
+
+def read_params(cfg: Config, table: list[Rule], tensors: Tensors, dtype=None) -> dict:
+    """The arrays of a folder that `open_hf` has checked."""
+    shapes, types = our_shapes(cfg), leaf_types(table, tensors)
     params: dict = {}
-    shapes = our_shapes(cfg)
-    for r in table:
+    for r in sorted(table, key=lambda r: tensors.place(r.key)):
         node = params
         for name in r.path[:-1]:
             node = node.setdefault(name, {})
         raw = tensors[r.key]
+        if not is_finite(raw):
+            raise UserError(f"{tensors.where[r.key][0]}: {r.key} holds NaN or infinity")
         if r.path[-1] not in node:
-            node[r.path[-1]] = np.empty(shapes[r.path], dtype or raw.dtype)
+            node[r.path[-1]] = np.empty(shapes[r.path], dtype or types[r.path])
         node[r.path[-1]][... if r.layer is None else r.layer] = r.to_ours(raw)
-    return cfg, params
+    return params
 
 
-def hf_tensors(cfg: Config, params: dict, dtype=None):
-    """(key, shape, dtype, function returning the array) for every tensor, for `write_safetensors`."""
+def is_finite(x: np.ndarray) -> bool:
+    """No NaN and no infinity, by the exponent's bits, a piece at a time: weights are large."""
+    kind, exponent = {4: (np.uint32, 0x7F800000), 2: (np.uint16, 0x7C00)}[x.itemsize]
+    if x.dtype == ml_dtypes.bfloat16:
+        exponent = 0x7F80
+    bits = x.reshape(-1).view(kind)
+    return not any(((bits[i : i + 2**22] & exponent) == exponent).any() for i in range(0, bits.size, 2**22))
+
+
+# --- writing a folder ----------------------------------------------------------------------------------
+
+
+def hf_tensors(cfg: Config, params: dict, dtype=None) -> list:
+    """(key, shape, dtype, function returning the array) for every tensor, for `write_folder`."""
     flat = dict(flatten(params))
-    out = []
-    for r in rules(cfg):
-        leaf = flat[r.path]
-        kind = np.dtype(dtype or leaf.dtype)
-        make = lambda r=r, leaf=leaf, kind=kind: r.to_hf(
-            np.asarray(leaf if r.layer is None else leaf[r.layer]).astype(kind))
-        out.append((r.key, r.shape, kind, make))
-    return out
+    return [entry(r, lambda path: flat[path], np.dtype(dtype or flat[r.path].dtype)) for r in rules(cfg)]
+
+
+def entry(r: Rule, leaf, kind: np.dtype):
+    """What `write_folder` takes, for one rule. leaf: function from our path to the array."""
+    def make():
+        x = leaf(r.path)
+        return r.to_hf(np.asarray(x if r.layer is None else x[r.layer]).astype(kind, copy=False))
+
+    return r.key, r.shape, kind, make
 
 
 def generation_config(cfg: Config) -> dict:
@@ -314,7 +302,7 @@ def generation_config(cfg: Config) -> dict:
             "pad_token_id": cfg.pad_token_id, "do_sample": False}
 
 
-def preprocessor_config(cfg: Config, min_pixels: int, max_pixels: int) -> dict:
+def preprocessor_config(cfg: Config, min_pixels: int = 3136, max_pixels: int = 12845056) -> dict:
     """The image arithmetic of Qwen2-VL (mean and standard deviation are CLIP's)."""
     v = cfg.vision
     return {
@@ -328,36 +316,40 @@ def preprocessor_config(cfg: Config, min_pixels: int, max_pixels: int) -> dict:
 
 
 def save_hf(folder: str | os.PathLike, cfg: Config, params: dict, *, dtype=None, min_pixels: int = 3136,
-            max_pixels: int = 12845056, tokenizer=None) -> None:
+            max_pixels: int = 12845056, tokenizer=None, max_shard_gb: float = 5.0) -> None:
     """Write a model folder that transformers and vLLM load: config, generation and preprocessor settings,
-    one model.safetensors; and the tokenizer, if given as an object or a folder.
+    safetensors (shards and an index above `max_shard_gb`); and the tokenizer, if given as an object or a folder.
 
     dtype: stored type (None: that of the arrays). The folder appears whole or not at all; an existing one is
     replaced only after the new one is complete.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temp = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        config = cfg.to_hf()
-        config["torch_dtype"] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}[
-            NAMES[np.dtype(dtype or params["text"]["embed"]["embedding"].dtype)]]
-        files = {"config.json": config, "generation_config.json": generation_config(cfg),
-                 "preprocessor_config.json": preprocessor_config(cfg, min_pixels, max_pixels)}
-        for name, d in files.items():
-            (temp / name).write_text(json.dumps(d, indent=2) + "\n")
+    config = cfg.to_hf()
+    config["torch_dtype"] = _TORCH_NAMES[NAMES[np.dtype(dtype or params["text"]["embed"]["embedding"].dtype)]]
+    with whole_folder(folder) as temp:
+        write_json(temp / "config.json", config)
+        write_json(temp / "generation_config.json", generation_config(cfg))
+        write_json(temp / "preprocessor_config.json", preprocessor_config(cfg, min_pixels, max_pixels))
         if tokenizer is not None:
             _add_tokenizer(tokenizer, temp)
-        write_safetensors(temp / "model.safetensors", hf_tensors(cfg, params, dtype))
-        os.chmod(temp, 0o755)
-        _swap(temp, folder)
-    except BaseException:
-        shutil.rmtree(temp, ignore_errors=True)
-        raise
+        write_folder(temp, hf_tensors(cfg, params, dtype), max_shard_gb)
+
+
+def write_json(path: Path, d: dict) -> None:
+    path.write_text(json.dumps(d, indent=2) + "\n")
 
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.json",
                    "chat_template.jinja", "vocab.json", "merges.txt", "added_tokens.json")
+SETTINGS_FILES = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+                  "video_preprocessor_config.json", "README.md", "LICENSE", "LICENSE.md", "NOTICE")
+
+
+def copy_files(source: Path, dst: Path, names: tuple[str, ...]) -> None:
+    """Copy those of the files that `source` has, byte for byte."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, dst / name)
 
 
 def _add_tokenizer(source, dst: Path) -> None:
@@ -365,10 +357,8 @@ def _add_tokenizer(source, dst: Path) -> None:
     if hasattr(source, "save_pretrained"):
         source.save_pretrained(str(dst))
         _name_tokenizer_class(dst / "tokenizer_config.json")
-        return
-    for name in TOKENIZER_FILES:
-        if (Path(source) / name).is_file():
-            shutil.copyfile(Path(source) / name, dst / name)
+    else:
+        copy_files(Path(source), dst, TOKENIZER_FILES)
 
 
 def _name_tokenizer_class(path: Path) -> None:
@@ -377,16 +367,40 @@ def _name_tokenizer_class(path: Path) -> None:
     if d.get("tokenizer_class") == "TokenizersBackend":
         d["tokenizer_class"] = "PreTrainedTokenizerFast"
         d = {k: v for k, v in d.items() if k not in ("backend", "is_local", "local_files_only")}
-        path.write_text(json.dumps(d, indent=2) + "\n")
+        write_json(path, d)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path):
+    """A new, empty folder beside `folder`, which takes its place at the end of the block, or vanishes.
+
+    On any exception nothing is left, and what stood at `folder` still stands. Missing parents are made.
+    """
+    made = [p for p in (folder.parent, *folder.parent.parents) if not p.exists()]
+    temp = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(temp, ignore_errors=True)  # of a killed process that had this number
+    try:
+        temp.mkdir(parents=True)
+        yield temp
+        _swap(temp, folder)
+    except BaseException:
+        shutil.rmtree(temp, ignore_errors=True)
+        with contextlib.suppress(OSError):  # one that another program has filled by now stays
+            for parent in made:
+                parent.rmdir()
+        raise
 
 
 def _swap(temp: Path, folder: Path) -> None:
     """Put a complete folder in place; the old one steps aside first, so no moment mixes the two."""
-    old = None
-    if folder.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-        os.rmdir(old)
-        os.rename(folder, old)
-    os.rename(temp, folder)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        os.rename(temp, folder)  # replaces an empty folder, too
+        return
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    os.rename(folder, old)
+    try:
+        os.rename(temp, folder)
+    except BaseException:
+        os.rename(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

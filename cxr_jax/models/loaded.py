@@ -13,8 +13,9 @@ import numpy as np
 
 from cxr_jax import sampling
 from cxr_jax.errors import UserError
-from cxr_jax.models import hf, qwen2_5_vl
+from cxr_jax.models import hf, native, qwen2_5_vl
 from cxr_jax.models.config import Config
+from cxr_jax.models.safetensors_file import PICKLES
 
 ROWS = 64  # completions in flight; more prompts are read in turns
 BUCKET = 64  # prompt lengths are padded to a multiple, so that few programs are compiled
@@ -222,15 +223,21 @@ def _pixels(image) -> np.ndarray:
 
 
 def find_folder(name: str | os.PathLike) -> Path:
-    """The model folder behind a name: "phantom", a Hugging Face folder, or a run's workdir (its `hf/`)."""
+    """The model folder behind a name: "phantom", a Hugging Face folder, a checkpoint of `cxr_jax.convert`, or a
+    run's workdir (its `hf/`). Raises UserError when there is none."""
     if str(name) == "phantom":
         folder = Path(__file__).parent.parent / "assets" / "phantom"
         if not (folder / "config.json").is_file():
             raise UserError("the embedded model 'phantom' is missing from this installation")
         return folder
+    if not Path(name).is_dir():
+        raise UserError(f"{name}: no model there: not a folder")
     for folder in (Path(name), Path(name) / "hf"):
-        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        if (folder / "config.json").is_file() and (native.is_native(folder) or any(folder.glob("*.safetensors*"))):
             return folder
+    if any(f for p in PICKLES for f in Path(name).glob(p)):
+        raise UserError(f"{name}: its weights are pickle files, which can run code when they are read; "
+                        "only safetensors are read")
     raise UserError(f"{name}: no model there (config.json and *.safetensors, or a run with hf/)")
 
 
@@ -239,5 +246,6 @@ def load(name: str | os.PathLike, dtype=None) -> Model:
     folder = find_folder(name)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    cfg, params = hf.load_hf(folder, np.dtype(dtype))
+    read = native.load if native.is_native(folder) else hf.load_hf
+    cfg, params = read(folder, np.dtype(dtype))
     return Model(cfg, params, folder=folder, dtype=dtype)
