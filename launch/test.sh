@@ -2,13 +2,29 @@
 # The same set-up as local.sh, then lint and the whole test suite, or pytest with the arguments given.
 #   bash launch/test.sh
 #   bash launch/test.sh tests/test_rewards.py -k overshort
+# The whole suite compares with transformers on torch, which live in an environment of their own, .venv-oracle.
 set -euo pipefail
 # shellcheck source=launch/_setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/_setup.sh"
+
+set_up_oracle() {
+    local venv="$root/.venv-oracle" list="$root/tests/oracle/requirements.txt" stamp want
+    stamp="$venv/.requirements-stamp"
+    want="$(root="$root/tests/oracle" stamp_text)" || return
+    if [ "$want" != "$(cat "$stamp" 2>/dev/null)" ]; then
+        echo "installing tests/oracle/requirements.txt into .venv-oracle (once, about a minute)" >&2
+        # torch for the CPU only: the usual build brings gigabytes of GPU libraries.
+        "$python" -m venv --clear "$venv" &&
+            UV_TORCH_BACKEND=cpu python="$venv/bin/python" install "$list" &&
+            echo "$want" >"$stamp" || { rm -rf "$venv"; return 1; }
+    fi
+}
+
 set_up
 cd "$root"
 
 if [ $# -eq 0 ]; then
     "$python" -m ruff check .
+    set_up_oracle || echo "warning: no .venv-oracle, so tests/test_parity.py is skipped; the lines above say why" >&2
 fi
 exec "$python" -m pytest "$@"

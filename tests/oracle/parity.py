@@ -1,0 +1,208 @@
+"""Compare our model with transformers on random configs (cases.py). Needs .venv-oracle (requirements.txt).
+
+    .venv/bin/python tests/oracle/parity.py --seeds 0:3000
+
+Prints every seed that is past a bar, then the worst of each measure; exits 1 if there is such a seed.
+"""
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+# Programs are compiled to run once: unoptimised code is reached sooner. `--optimise` compiles as in production.
+FAST_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+if __name__ == "__main__":
+    if "--optimise" not in sys.argv:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILE}"
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # thousands of programs, none of which is needed again
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+import cases  # noqa: E402
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from cxr_jax import sampling  # noqa: E402
+from cxr_jax.models import hf, layers, loaded, qwen2_5_vl  # noqa: E402
+from cxr_jax.models.config import Config  # noqa: E402
+
+BAR = 1e-4  # of the standard deviation of what is compared
+ORACLE = ROOT / ".venv-oracle" / "bin" / "python"
+CHUNK = 20  # seeds between two clearings of JAX's caches
+
+
+@dataclasses.dataclass
+class Result:
+    """features, logits: max abs difference over the reference's standard deviation. positions: entries that
+    differ. tokens: rows whose greedy tokens differ; gap: how much the reference prefers its token to ours where
+    they part, over the standard deviation of its logits, at most. config: transformers' own spelling of the
+    config reads the same. generate: the reference's `generate` agrees with its forward passes (where tried)."""
+
+    seed: int
+    features: float
+    logits: float
+    positions: int
+    tokens: int
+    gap: float
+    config: bool
+    generate: bool
+
+    @property
+    def good(self) -> bool:
+        exact = not self.positions and not self.tokens and self.config and self.generate
+        return exact and max(self.features, self.logits) <= BAR
+
+
+def load(case: cases.Case, folder: pathlib.Path) -> loaded.Model:
+    """Our model from a Hugging Face folder that holds the case."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(case.config))
+    rename = cases.nested_key if case.nested_keys else str
+    tensors = [(rename(k), w.shape, w.dtype, lambda w=w: w) for k, w in cases.weights(case).items()]
+    hf.write_safetensors(folder / "model.safetensors", tensors)
+    return loaded.Model(*hf.load_hf(folder), folder=folder)
+
+
+def ratio(got, want) -> float:
+    return float(np.abs(got - want).max() / want.std())
+
+
+def decoded(case: cases.Case, m: loaded.Model, positions, features) -> np.ndarray:
+    """Greedy tokens [B, N] of the sampling loop with its cache, -1 after a stop."""
+    ids = case.input_ids
+    if case.attention_mask is not None:
+        ids = np.where(case.attention_mask, ids, m.cfg.pad_token_id)
+    out = sampling.generate(m.params, m.cfg, ids, case.lengths, positions, m._place(ids, features),
+                            max_new_tokens=cases.NEW_TOKENS, temperature=0)
+    return np.where(np.arange(cases.NEW_TOKENS) < out["lengths"][:, None], out["tokens"], -1)
+
+
+def argmaxes(case: cases.Case, logits, tokens) -> np.ndarray:
+    """Our choice after each prefix of the reference's tokens, from one full pass over all of them. If every
+    choice is the reference's, then by induction so are the greedy tokens of full passes without a cache."""
+    at = case.lengths[:, None] - 1 + np.arange(cases.NEW_TOKENS)
+    picked = np.take_along_axis(logits, at[..., None], 1)
+    picked[..., case.media_ids] = -np.inf
+    return np.where(tokens < 0, -1, picked.argmax(-1))
+
+
+def compare(case: cases.Case, m: loaded.Model, ref: dict, loop: bool) -> Result:
+    """loop: decode with the cache as well, which costs as much compilation as all the rest."""
+    images = (case.pixel_values, case.grids) if len(case.grids) else (None, None)
+    place = functools.partial(qwen2_5_vl.positions, m.cfg, grids=images[1])
+    positions = place(case.input_ids, mask=case.attention_mask)
+    ids, mask, tokens = ref["input_ids"], ref["attention_mask"], ref["tokens"]  # prompts and the reference's tokens
+    grown = place(ids, mask=mask)
+    moved = (positions != ref["positions"]).sum() + (grown != ref["grown_positions"]).sum()
+
+    features = m.image_features(*images) if len(case.grids) else []
+    seen = ratio(np.concatenate(features), ref["features"]) if features else 0.0
+    logits, keep = m.logits(ids, *images, attention_mask=mask), mask.astype(bool)
+    spread = ref["logits"][keep].std()
+
+    # More frames than rows and columns: the largest position of a prompt may lie in its image, and then the tokens
+    # that `generate` adds stand elsewhere than the same tokens in a prompt. The choices below are not theirs.
+    first = np.where(case.lengths[:, None] > np.arange(positions.shape[2]), positions, -1).max((0, 2)) + 1
+    same = (np.take_along_axis(grown, case.lengths[None, :, None], 2)[0, :, 0] == first).all()
+    choices = [argmaxes(case, logits, tokens)] if same else []
+    if loop or not same:
+        choices.append(decoded(case, m, positions, features))
+    differ, gap = np.zeros(len(ids), bool), 0.0
+    for got in choices:
+        for b in np.flatnonzero((got != tokens).any(1)):
+            differ[b] = True
+            j = int((got[b] != tokens[b]).argmax())
+            pair = ref["scores"][b, j, [tokens[b, j], got[b, j]]]
+            gap = max(gap, np.inf if min(tokens[b, j], got[b, j]) < 0 else float(pair[0] - pair[1]) / float(spread))
+    same_config = Config.from_hf(json.loads(str(ref["config"]))) == m.cfg
+    return Result(case.seed, seen, ratio(logits[keep], ref["logits"][keep]), int(moved), int(differ.sum()), gap,
+                  same_config, bool(ref.get("generate_agrees", True)))
+
+
+def references(seeds: range, folder: pathlib.Path):
+    """(seed, arrays) in order, from a process of its own that works ahead."""
+    command = [ORACLE, ROOT / "tests/oracle/reference.py", folder, "--seeds", f"{seeds.start}:{seeds.stop}",
+               "--ahead", 4 * CHUNK]  # fmt: skip
+    process = subprocess.Popen([str(c) for c in command])
+    try:
+        for seed in seeds:
+            path = folder / f"{seed}.npz"
+            while not path.exists():
+                if process.poll() is not None and not path.exists():
+                    raise SystemExit(f"error: the reference ended with code {process.returncode} before seed {seed}")
+                time.sleep(0.01)
+            with np.load(path) as f:
+                yield seed, {k: f[k] for k in f.files}
+            path.unlink()
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def run(seeds: range, loop_every: int, jobs: int):
+    """The Result of every seed, in order."""
+    with tempfile.TemporaryDirectory() as temp, ThreadPoolExecutor(jobs) as pool:
+        folder = pathlib.Path(temp)
+
+        def one(item):
+            seed, ref = item
+            case = cases.draw(seed)
+            return compare(case, load(case, folder / str(seed)), ref, seed % loop_every == 0)
+
+        source = references(seeds, folder / "reference")
+        for i in itertools.count():
+            part = list(itertools.islice(source, CHUNK))
+            if not part:
+                return
+            # Models of real depth take the scanned path, tiny ones the unrolled path: every other chunk each.
+            layers.UNROLL_UP_TO = 0 if i % 2 else 8
+            yield from pool.map(one, part)
+            jax.clear_caches()
+
+
+def summary(results: list[Result], seconds: float) -> str:
+    top = lambda name: max(getattr(r, name) for r in results)
+    bad = lambda name, good: sum(getattr(r, name) != good for r in results)
+    return (f"{len(results)} configs in {seconds:.0f} s\n"
+            f"worst |d logit| / std {top('logits'):.2e}, worst |d image feature| / std {top('features'):.2e}\n"
+            f"configs with other positions: {bad('positions', 0)}\n"
+            f"configs with other greedy tokens: {bad('tokens', 0)}, preferred by at most {top('gap'):.1e} std\n"
+            f"configs read otherwise from transformers' own config.json: {bad('config', True)}\n"
+            f"configs where the reference's generate() differs from its forward pass: {bad('generate', True)}")
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--seeds", default="0:200", help="FIRST:LAST, the last excluded")
+    p.add_argument("--loop_every", type=int, default=1, help="decode with the cache for seeds divisible by this")
+    p.add_argument("--jobs", type=int, default=os.cpu_count(), help="cases compiled at a time")
+    p.add_argument("--jsonl", type=pathlib.Path, help="write one line a seed here")
+    p.add_argument("--optimise", action="store_true", help="compile as in production, which takes longer")
+    args = p.parse_args()
+    if not ORACLE.exists():
+        print("error: .venv-oracle is missing: `bash launch/test.sh` without arguments makes it", file=sys.stderr)
+        return 2
+    results, start = [], time.time()
+    with open(args.jsonl or os.devnull, "w") as out:
+        for r in run(range(*map(int, args.seeds.split(":"))), args.loop_every, args.jobs):
+            results.append(r)
+            print(json.dumps(dataclasses.asdict(r)), file=out, flush=True)
+            if not r.good:
+                print(r, flush=True)
+    print(summary(results, time.time() - start))
+    return 0 if all(r.good for r in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
