@@ -183,7 +183,9 @@ def _in_child(work, debug: bool) -> None:
     if pid == 0:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to both; the parent answers it
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
-        code = 1
+        code, stderr = 1, os.dup(2)
+        if not debug:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # Orbax prints tracebacks of its own
         try:
             import jax
 
@@ -191,6 +193,7 @@ def _in_child(work, debug: bool) -> None:
             work()
             code = 0
         except BaseException as e:  # noqa: BLE001
+            os.dup2(stderr, 2)
             code = _report(e, debug)
         finally:
             sys.stdout.flush()

@@ -149,9 +149,9 @@ class Tensors:
         if pickles := sorted(f.name for p in PICKLES for f in self.folder.glob(p)):
             return (f"{shown(pickles[0])} is a pickle file, which can run code when it is read; "
                     "only safetensors are read")
-        if any(self.folder.glob("*.safetensors")):
-            return f"{INDEX} is missing"
-        return f"{single.name} is missing" + (" (a broken link)" if single.is_symlink() else "")
+        if single.is_symlink():
+            return f"{single.name} is a broken link"
+        return f"{INDEX if any(self.folder.glob('*.safetensors')) else single.name} is missing"
 
     def shape(self, key: str) -> tuple[int, ...]:
         return tuple(self.where[key][2]["shape"])
