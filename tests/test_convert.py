@@ -528,14 +528,14 @@ def large(tmp_path_factory):
     return folder, size
 
 
-# Peak memory of a conversion, beside that of the imports: KiB of each are printed.
+# Peak memory before and after a conversion, in KiB. Not ru_maxrss: a child inherits it from a larger parent.
 MEASURE = """
-import resource, sys
+import sys
 from cxr_jax import convert
 import jax, orbax.checkpoint, ml_dtypes
 import numpy as np
 jax.random.key(0)
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+peak = lambda: next(int(x.split()[1]) for x in open("/proc/self/status") if x.startswith("VmHWM"))
 before = peak()
 assert convert.main(sys.argv[1:]) == 0
 print(before, peak())
@@ -543,6 +543,7 @@ print(before, peak())
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux")
 def test_memory_stays_low(tmp_path, large):
     folder, size = large
     shards = sorted(folder.glob("*.safetensors"))
@@ -557,7 +558,7 @@ def test_memory_stays_low(tmp_path, large):
         extra = (peak - before) * 1024 - arrays
         print(f"{argv[0]}: {arrays / 2**20:.0f} MiB of arrays, {extra / 2**20:.0f} MiB beyond them")
         # A shard is 100 MB. All else than arrays: one tensor, its pages in the file, and what libraries keep.
-        assert extra < 300 * 2**20
+        assert -0.2 * arrays < extra < 300 * 2**20  # and the measure did see the arrays
     assert stored(tmp_path / "back") == stored(folder)
 
 
