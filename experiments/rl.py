@@ -37,27 +37,27 @@ def get_config(preset: str = "phantom") -> ConfigDict:
     c.task = "rl"
     c.model = "phantom"
     c.seed = 0
-    c.steps = 80
+    c.steps = 40
     c.max_completion = 208
     c.remat = "none"
-    c.save_every = 20
+    c.save_every = 10
 
     c.data = ConfigDict(dict(source="phantom", hospital="A", ood_hospital="B", seed=1))
     c.rl = ConfigDict(
         dict(
-            prompts_per_step=16, oversample=3, group_size=8, temperature=1.0, loss_type="dapo", scale_rewards="group",
+            prompts_per_step=16, oversample=2, group_size=8, temperature=1.0, loss_type="dapo", scale_rewards="group",
             epsilon=0.2, epsilon_high=0.2, mask_truncated=True, min_length=60,
             reward_weights=ConfigDict(dict(accuracy_hard=1.0, overshort=1.0)),
         )
     )  # fmt: skip
     c.optim = ConfigDict(
         dict(
-            lr=1e-4, warmup_steps=5, final_fraction=0.1,
+            lr=2e-4, warmup_steps=5, final_fraction=0.1,
             b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.0, clip_norm=0.2, frozen=(),
         )
     )  # fmt: skip
     c.eval = ConfigDict(
-        dict(every=20, n=256, n_final=512, batch_size=64, select_by="jaccard", bootstrap=1000, cases=24)
+        dict(every=10, n=256, n_final=512, batch_size=64, select_by="jaccard", bootstrap=1000, cases=24)
     )
     if preset == "files":
         c.data = ConfigDict(dict(source="files", manifest="", image_root="", size=224, seed=1))

@@ -61,10 +61,10 @@ def get_config(preset: str = "phantom") -> ConfigDict:
     )
     if preset == "continued":
         # What more SFT gives in the minutes of one RL run: the fair companion of experiments/rl.py.
-        c.model, c.steps, c.locate_steps, c.locate_weight = "phantom", 400, 0, 0.0
+        c.model, c.steps, c.locate_steps, c.locate_weight = "phantom", 480, 0, 0.0
         c.data.seed = 1
         c.optim.update(dict(lr=3e-4, warmup_steps=20))
-        c.eval.update(dict(every=100))
+        c.eval.update(dict(every=120))
     elif preset == "nv_reason_3b":
         # configs/sft_config.yaml of the published code: lr 2e-5 cosine, warm-up 3 %, batch 64, clip 0.3, 2 epochs.
         c.model, c.batch_size, c.steps, c.remat = "", 64, 3000, "full"

@@ -23,7 +23,10 @@ def embed(run_dir: str, folder: str = PHANTOM) -> None:
     largest = max(float(np.abs(np.asarray(x)).max()) for _, x in hf.flatten(params))
     if largest > np.finfo(np.float16).max:
         raise UserError(f"{run_dir}: a weight of {largest:g} does not fit float16")
+    card = Path(folder) / "README.md"
+    text = card.read_text() if card.is_file() else ""
     hf.save_hf(folder, cfg, params, dtype=np.float16, min_pixels=224**2, max_pixels=224**2, tokenizer=source)
+    card.write_text(text)  # the embedded model keeps its own card
 
 
 def main() -> int:
