@@ -122,8 +122,10 @@ def test_logits(results):
 
 @pytest.mark.slow
 def test_greedy_tokens_are_identical(results):
-    """The choice after every prefix in all configs; the decode loop with its cache in every fourth."""
-    assert not failing(results, lambda r: r["tokens"])
+    """The choice after every prefix in all configs; the decode loop with its cache in every fourth. Where the two
+    best tokens tie to within rounding, either may come out on another processor; thousands of choices hold few."""
+    assert not failing(results, lambda r: r["tokens"] and not r["gap"] <= BAR)
+    assert len(failing(results, lambda r: r["tokens"])) <= 2
 
 
 @pytest.mark.slow
