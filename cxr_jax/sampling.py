@@ -1,7 +1,18 @@
 """Sampling: prompts prefilled once, one compiled loop for all their completions.
 
+`generate` is one program, for rollouts and evaluation. The same loop in pieces, whose state stays on the device
+between calls, serves streaming and chat: `prefill` or `extend` -> `begin` -> `decode` (any number of times) ->
+`append`. `cxr_jax.generation` drives them in fixed shapes.
+
 The randomness of token t of row r is `fold_in(keys[r], t)`: a completion depends neither on the rows beside
 it nor on how rows are batched.
+
+A constraint rules tokens out as the text grows. It is None, or a pytree (arrays as leaves, the rest static and
+hashable) with pure methods
+    init(rows) -> state, a pytree
+    allowed(state) -> bool [rows, V], False for a token that may not come next (at least one True a row)
+    advance(state, token int32 [rows]) -> state; rows that have stopped are given padding
+Log-probs are those of the distribution that it leaves.
 """
 
 import functools
@@ -26,12 +37,16 @@ def next_positions(positions, lengths):
     return jnp.where(valid, positions, -1).max((0, 2)) + 1
 
 
-def keep_top_k(logits, k: int):
-    """Logits with all but the k largest of each row ruled out."""
-    return jnp.where(logits < jax.lax.top_k(logits, k)[0][..., -1:], NEG, logits)
+def keep_top_k(logits, k):
+    """Logits with all but the k largest of each row ruled out. k: int, or a traced int32 (a program for any k)."""
+    if isinstance(k, int):
+        smallest = jax.lax.top_k(logits, k)[0][..., -1:]
+    else:
+        smallest = jax.lax.dynamic_index_in_dim(jnp.sort(logits, -1, descending=True), k - 1, -1)
+    return jnp.where(logits < smallest, NEG, logits)
 
 
-def keep_top_p(logits, p: float):
+def keep_top_p(logits, p):
     """Logits with everything outside the smallest set of probability >= p ruled out; the largest stays."""
     ordered = jnp.sort(logits, -1, descending=True)
     probs = jax.nn.softmax(ordered, -1)
@@ -58,26 +73,24 @@ def pick(logits, keys, step, *, temperature, greedy: bool, top_k: int | None, to
     return token.astype(jnp.int32), chosen - jax.nn.logsumexp(scaled, -1)
 
 
-_STATIC = ("cfg", "n", "max_new_tokens", "greedy", "stop_ids", "suppress_ids", "top_k", "top_p", "dtype")
+def _loop(params, layers, cfg: Config, prompt, lengths, start, keys, temperature, state, until, *, greedy,
+          stop_ids, suppress_ids, top_k, top_p, constraint, dtype):
+    """Draws tokens until step `until` or until all rows are done. The state, a tuple:
 
-
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def _generate(params, cfg: Config, input_ids, lengths, positions, features, keys, temperature, *, n,
-              max_new_tokens, greedy, stop_ids, suppress_ids, top_k, top_p, dtype):
-    R, N = input_ids.shape[0] * n, max_new_tokens
-    text, tcfg = params["text"], cfg.text
-    h = qwen2_5_vl.embed(params, cfg, input_ids, features, dtype=dtype)
-    last, cache = decoder.prefill(text, tcfg, h, positions, lengths)
-    prompt, layers = decoder.prompt_keys(cache), decoder.decode_layers(text, tcfg)
-    start = jnp.repeat(next_positions(positions, lengths), n)
+    step int32, hidden [R, D] that the next token is drawn from, own keys (`decoder.empty_own`), tokens [R, N],
+    log-probs [R, N], lengths [R], done [R], the constraint's state.
+    """
+    tcfg, R = cfg.text, start.shape[0]
     banned = np.zeros(tcfg.vocab_size, np.float32)
     banned[list(suppress_ids)] = NEG
     stops = jnp.asarray(stop_ids, jnp.int32)
     choose = functools.partial(pick, temperature=temperature, greedy=greedy, top_k=top_k, top_p=top_p)
 
     def body(state):
-        t, h, own, tokens, logprobs, count, done = state
+        t, h, own, tokens, logprobs, count, done, bound = state
         logits = qwen2_5_vl.unembed(params, cfg, h) + banned
+        if constraint is not None:
+            logits = jnp.where(constraint.allowed(bound), logits, NEG)
         token, logprob = choose(logits, keys, t)
         token = jnp.where(done, cfg.pad_token_id, token)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], t, 1)
@@ -86,38 +99,137 @@ def _generate(params, cfg: Config, input_ids, lengths, positions, features, keys
         done = done | (token[:, None] == stops).any(-1)
         x = qwen2_5_vl.embed(params, cfg, token[:, None], dtype=dtype)
         where = jnp.broadcast_to((start + t)[None, :, None], (3, R, 1))
-        h, own = decoder.decode_step(layers, text["final"], tcfg, x, where, prompt, lengths, own, t)
-        return t + 1, h, own, tokens, logprobs, count, done
+        h, own = decoder.decode_step(layers, params["text"]["final"], tcfg, x, where, prompt, lengths, own, t)
+        if constraint is not None:
+            bound = constraint.advance(bound, token)
+        return t + 1, h, own, tokens, logprobs, count, done, bound
 
-    state = (jnp.int32(0), jnp.repeat(last, n, 0), decoder.empty_own(tcfg, R, N, dtype),
-             jnp.full((R, N), cfg.pad_token_id, jnp.int32), jnp.zeros((R, N), jnp.float32),
-             jnp.zeros(R, jnp.int32), jnp.zeros(R, bool))
-    state = jax.lax.while_loop(lambda s: (s[0] < N) & ~s[6].all(), body, state)
+    return jax.lax.while_loop(lambda s: (s[0] < until) & ~s[6].all(), body, state)
+
+
+def _fresh(cfg: Config, last, N: int, constraint, dtype):
+    """The state of `_loop` before the first token; last [R, D]."""
+    R = len(last)
+    return (jnp.int32(0), last, decoder.empty_own(cfg.text, R, N, dtype),
+            jnp.full((R, N), cfg.pad_token_id, jnp.int32), jnp.zeros((R, N), jnp.float32),
+            jnp.zeros(R, jnp.int32), jnp.zeros(R, bool), None if constraint is None else constraint.init(R))
+
+
+_STATIC = ("cfg", "greedy", "stop_ids", "suppress_ids", "dtype")
+
+
+@functools.partial(jax.jit, static_argnames=(*_STATIC, "n", "max_new_tokens", "top_k", "top_p"))
+def _generate(params, cfg: Config, input_ids, lengths, positions, features, keys, temperature, *, n,
+              max_new_tokens, constraint, dtype, **choice):
+    text, tcfg = params["text"], cfg.text
+    h = qwen2_5_vl.embed(params, cfg, input_ids, features, dtype=dtype)
+    last, cache = decoder.prefill(text, tcfg, h, positions, lengths)
+    prompt, layers = decoder.prompt_keys(cache), decoder.decode_layers(text, tcfg)
+    start = jnp.repeat(next_positions(positions, lengths), n)
+    state = _fresh(cfg, jnp.repeat(last, n, 0), max_new_tokens, constraint, dtype)
+    state = _loop(params, layers, cfg, prompt, lengths, start, keys, temperature, state, max_new_tokens,
+                  constraint=constraint, dtype=dtype, **choice)
     return {"tokens": state[3], "logprobs": state[4], "lengths": state[5], "finished": state[6]}
+
+
+def _ids(x, default) -> tuple:
+    return tuple(int(i) for i in (default if x is None else x))
 
 
 def generate(params: dict, cfg: Config, input_ids, lengths, positions, image_features=None, *, n: int = 1,
              max_new_tokens: int, temperature: float = 1.0, keys=None, stop_ids=None, suppress_ids=None,
-             top_k: int | None = None, top_p: float | None = None, dtype=jnp.float32) -> dict:
+             top_k: int | None = None, top_p: float | None = None, constraint=None, dtype=jnp.float32) -> dict:
     """n completions of each prompt.
 
     input_ids int [B, T] right-padded, lengths int [B], positions int [3, B, T] (`qwen2_5_vl.positions`),
     image_features [B, I, D] or None; keys: typed keys [B * n], row b * n + j for sample j of prompt b (not
     needed when greedy). temperature 0 is greedy. stop_ids default to the config's, suppress_ids to its media
-    tokens.
+    tokens. constraint: see the module's text.
 
     Returns tokens int32 [B*n, N] (after the stop token: padding), logprobs float32 [B*n, N] of the sampled
-    tokens under the temperature-scaled, suppressed distribution, lengths int32 [B*n] with the stop token,
-    finished bool [B*n] (False: cut at max_new_tokens).
+    tokens under the temperature-scaled, suppressed, constrained distribution (before top_k and top_p), lengths
+    int32 [B*n] with the stop token, finished bool [B*n] (False: cut at max_new_tokens).
     """
     greedy = not isinstance(temperature, jax.Array) and temperature == 0
     if keys is None:
         if not greedy:
             raise ValueError("sampling at a temperature needs keys")
         keys = row_keys(0, input_ids.shape[0] * n)
-    ids = lambda x, default: tuple(int(i) for i in (default if x is None else x))
     return _generate(
         params, cfg, jnp.asarray(input_ids), jnp.asarray(lengths, jnp.int32), jnp.asarray(positions),
         image_features, keys, jnp.float32(1.0 if greedy else temperature), n=n, max_new_tokens=max_new_tokens,
-        greedy=greedy, stop_ids=ids(stop_ids, cfg.eos_token_id),
-        suppress_ids=ids(suppress_ids, cfg.media_token_ids), top_k=top_k, top_p=top_p, dtype=dtype)
+        greedy=greedy, stop_ids=_ids(stop_ids, cfg.eos_token_id),
+        suppress_ids=_ids(suppress_ids, cfg.media_token_ids), top_k=top_k, top_p=top_p, constraint=constraint,
+        dtype=dtype)
+
+
+# The same in pieces. A prefix is what the device keeps of one prompt: {"keys": [(k, v)] a layer, [1, K, S, d] each,
+# "last": [1, D]}. No piece changes its inputs, but for `decode`, which takes over `own`.
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "dtype"))
+def prefill(params, cfg: Config, input_ids, lengths, positions, image_features, *, dtype) -> dict:
+    """The prefix of one prompt: input_ids int [1, S], lengths int [1], positions int [3, 1, S], image_features
+    [1, I, D] or None."""
+    h = qwen2_5_vl.embed(params, cfg, input_ids, image_features, dtype=dtype)
+    last, cache = decoder.prefill(params["text"], cfg.text, h, positions, lengths)
+    return {"keys": decoder.prompt_keys(cache), "last": last}
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "room", "dtype"))
+def extend(params, cfg: Config, keys, used, input_ids, lengths, positions, *, room: int, dtype) -> dict:
+    """The prefix that has `lengths` more tokens after the first `used` of `keys`, in `room` slots.
+
+    input_ids int [1, E] without images, lengths and used int [1], positions int [3, 1, E]. Computes the new
+    tokens only; used + lengths <= room.
+    """
+    h = qwen2_5_vl.embed(params, cfg, input_ids, dtype=dtype)
+    last, new = decoder.extend(params["text"], cfg.text, h, positions, lengths, keys, used)
+    return {"keys": _join(keys, used, new, room), "last": last}
+
+
+def _join(old, used, new, room: int):
+    """Keys [1, K, room, d]: the first `used` of old, then those of new."""
+    slot = jnp.arange(room)
+
+    def one(a, b):
+        a, b = (jnp.take(x, at, axis=2, mode="clip") for x, at in ((a, slot), (b, slot - used[0])))
+        return jnp.where((slot < used[0])[:, None], a, b)
+
+    return jax.tree.map(one, old, new)
+
+
+@functools.partial(jax.jit, static_argnames="room")
+def append(keys, used, own, *, room: int):
+    """The keys of a prompt, the first `used`, and after them those that row 0 has drawn (`own` of `decode`)."""
+    return _join(keys, used, jax.tree.map(lambda x: x[:1], own), room)
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def decode_layers(params, cfg: Config) -> list:
+    """`decoder.decode_layers`, made once for many calls of `decode`."""
+    return decoder.decode_layers(params["text"], cfg.text)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "room", "dtype"))
+def begin(prefixes: list[dict], live, constraint, *, cfg: Config, room: int, dtype):
+    """(prompt keys, own, rest) for `decode`: one row a prefix (all of equal S), the first `live` of them drawn;
+    at most `room` tokens."""
+    prompt = jax.tree.map(lambda *x: jnp.concatenate(x), *[p["keys"] for p in prefixes])
+    state = _fresh(cfg, jnp.concatenate([p["last"] for p in prefixes]), room, constraint, dtype)
+    done = jnp.arange(len(prefixes)) >= live
+    return prompt, state[2], (*state[:2], *state[3:6], done, state[7])
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="own")
+def decode(params, layers, cfg: Config, prompt, lengths, start, keys, temperature, own, rest, until, constraint, *,
+           dtype, **choice):
+    """Goes on to step `until` or to where all rows are done: (own, rest) -> (own, rest), of `begin`.
+
+    lengths int [R] of the prompts, start int [R] the position of each first token, keys typed keys [R]. choice:
+    static greedy, stop_ids, suppress_ids; top_k int32 and top_p float32, or None.
+    rest: (step, hidden, tokens [R, room], log-probs [R, room], lengths [R], done [R], the constraint's state).
+    """
+    state = _loop(params, layers, cfg, prompt, lengths, start, keys, temperature, (*rest[:2], own, *rest[2:]), until,
+                  constraint=constraint, dtype=dtype, **choice)
+    return state[2], (*state[:2], *state[3:])

@@ -1,5 +1,7 @@
 """Sampling: equal to recomputing from scratch, independent of the batch, reproducible, with true log-probs."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -201,6 +203,10 @@ def test_top_k_and_top_p_cut_the_tail(k, p):
     tokens, logprobs = draw(jax.random.key(1))
     assert set(np.unique(tokens)) == set(inside.tolist())
     np.testing.assert_allclose(logprobs, log_softmax(logits)[0][np.asarray(tokens)], atol=1e-5)
+    cut = sampling.keep_top_k(logits, k) if k else sampling.keep_top_p(logits, p)
+    traced = jax.jit(sampling.keep_top_k if k else sampling.keep_top_p)(logits, k or np.float32(p))
+    np.testing.assert_array_equal(cut, traced)
+    assert set(np.flatnonzero(np.asarray(cut[0]) > -1e29)) == set(inside.tolist())
 
 
 def test_group_forward_equals_separate_rows(params):
@@ -238,3 +244,91 @@ def test_group_forward_equals_separate_rows(params):
     np.testing.assert_allclose(values[0], values[1], rtol=1e-5)
     for x, y in zip(jax.tree.leaves(grads[0]), jax.tree.leaves(grads[1]), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-4 * max(1.0, float(jnp.abs(y).max())))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class NoRepeat:
+    """A constraint with a state: no token of `table` may follow itself."""
+
+    table: jax.Array  # bool [V]
+
+    def init(self, rows):
+        return jnp.full(rows, V, jnp.int32)
+
+    def allowed(self, state):
+        return ~(self.table & (jnp.arange(V) == state[:, None]))
+
+    def advance(self, state, token):
+        return token
+
+
+def test_a_constraint_rules_out_and_logprobs_are_of_what_is_left(params):
+    b, n, keys = batch(3), 4, sampling.row_keys(1, 12)
+    hot = jnp.zeros(V, bool).at[jnp.arange(7, 12)].set(True)
+    only = jnp.where(hot, 0.0, -jnp.inf)
+    suppress = tuple(np.flatnonzero(~np.asarray(hot)).tolist())  # five tokens left: repeats are certain
+    free = run(params, b, n=n, keys=keys, suppress_ids=suppress, stop_ids=())
+    out = run(params, b, n=n, keys=keys, suppress_ids=suppress, stop_ids=(), constraint=NoRepeat(hot))
+    repeats = lambda x: x[:, 1:] == x[:, :-1]
+    assert repeats(free["tokens"]).any() and not repeats(out["tokens"]).any()
+    logits = rescored(params, b, out, n) + np.asarray(only)
+    np.put_along_axis(logits[:, 1:], out["tokens"][:, :-1, None], -np.inf, 2)
+    want = np.take_along_axis(log_softmax(logits), out["tokens"][..., None], -1)[..., 0]
+    np.testing.assert_allclose(out["logprobs"], want, atol=2e-5)
+    none = run(params, b, n=n, keys=keys, suppress_ids=suppress, stop_ids=(), constraint=NoRepeat(~hot))
+    np.testing.assert_array_equal(none["tokens"], free["tokens"])
+
+
+def test_no_constraint_is_the_program_without_one(params):
+    b = batch(2)
+    run(params, b, temperature=0)
+    size = sampling._generate._cache_size()
+    run(params, b, temperature=0, constraint=None)
+    assert sampling._generate._cache_size() == size
+    run(params, b, temperature=0, constraint=NoRepeat(jnp.zeros(V, bool)))
+    run(params, b, temperature=0, constraint=NoRepeat(jnp.ones(V, bool)))  # arrays are no part of the program
+    assert sampling._generate._cache_size() == size + 1
+
+
+def test_pieces_equal_the_one_program(params):
+    """prefill, begin, and decode in steps of 5 give what `generate` gives; a row that is not live stays empty."""
+    b, keys = batch(2), sampling.row_keys(3, 3)
+    want = run(params, pick(b, [0, 0, 1]), keys=keys)
+    made = []
+    for r in (0, 1):
+        one = pick(b, [r])
+        made.append(sampling.prefill(params, CFG, one["input_ids"], one["lengths"], one["positions"],
+                                     one["image_features"], dtype=jnp.float32))
+    order = [0, 0, 1, 1]
+    prompt, own, rest = sampling.begin([made[r] for r in order], 3, None, cfg=CFG, room=16, dtype=jnp.float32)
+    start = sampling.next_positions(jnp.asarray(b["positions"]), b["lengths"])[np.array(order)]
+    layers, four = sampling.decode_layers(params, CFG), keys[np.array([0, 1, 2, 2])]
+    for until in (5, 10, N):
+        own, rest = sampling.decode(params, layers, CFG, prompt, b["lengths"][order], start, four, np.float32(1), own,
+                                    rest, np.int32(until), None, greedy=False, stop_ids=CFG.eos_token_id,
+                                    suppress_ids=CFG.media_token_ids, top_k=None, top_p=None, dtype=jnp.float32)
+        assert int(rest[0]) <= until
+    np.testing.assert_array_equal(rest[2][:3, :N], want["tokens"])
+    np.testing.assert_allclose(rest[3][:3, :N], want["logprobs"], atol=1e-5)
+    np.testing.assert_array_equal(rest[4], [*want["lengths"], 0])
+
+
+def test_extending_a_prefix_equals_computing_the_whole(params):
+    """The kept keys and the new ones, in slots of another count, are those of one prefill; so is the last hidden."""
+    b = pick(batch(4), [3])  # 12 tokens
+    length = int(b["lengths"][0])
+    whole = sampling.prefill(params, CFG, b["input_ids"], b["lengths"], b["positions"], b["image_features"],
+                             dtype=jnp.float32)
+    for used in (6, 9, length - 1):
+        first = sampling.prefill(params, CFG, b["input_ids"], np.array([used], np.int32), b["positions"],
+                                 b["image_features"], dtype=jnp.float32)
+        ids, where = np.full((1, 8), 9, np.int32), np.zeros((3, 1, 8), np.int32)
+        ids[:, : length - used] = b["input_ids"][:, used:length]
+        where[:, :, : length - used] = b["positions"][:, :, used:length]
+        got = sampling.extend(params, CFG, first["keys"], np.array([used], np.int32), ids,
+                              np.array([length - used], np.int32), where, room=14, dtype=jnp.float32)
+        np.testing.assert_allclose(got["last"], whole["last"], atol=1e-5)
+        for x, y in zip(jax.tree.leaves(got["keys"]), jax.tree.leaves(whole["keys"]), strict=True):
+            assert x.shape[2] == 14
+            np.testing.assert_allclose(x[:, :, :length], y[:, :, :length], atol=1e-5)

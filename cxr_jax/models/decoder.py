@@ -172,6 +172,30 @@ def prefill(params: dict, cfg: TextConfig, h, positions, lengths):
     return final_norm(params, cfg, last), cache
 
 
+def extend(params: dict, cfg: TextConfig, h, positions, lengths, keys: list[tuple], used):
+    """`prefill` of h [B, E, D] on top of keys that are kept: `prompt_keys` of S slots, the first used [B] filled.
+
+    positions int [3, B, E], lengths int [B] of the new tokens. Returns (hidden [B, D] of each last token after
+    the final norm, the new tokens' [(k, v)] a layer, [B, K, E, d]).
+    """
+    seen = key_bias(jnp.arange(keys[0][0].shape[2]) < used[:, None])[:, None, None, None, None]
+    causal = key_bias(jnp.tril(jnp.ones((h.shape[1], h.shape[1]), bool)))
+    angles = rope.text_cos_sin(cfg, positions)
+    block = graph(Block, cfg)
+
+    def layer(x, h):
+        def attend(q, k, v):
+            new = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+            return two_part_attention(q, x["kept"], new, seen, causal), new
+
+        return apply(block, x["params"], h, *angles, attend)
+
+    kept = jax.tree.map(lambda *k: jnp.stack(k), *keys)
+    h, new = run_layers(layer, {"params": params["layers"], "kept": kept}, h, cfg.num_hidden_layers)
+    last = jnp.take_along_axis(h, (lengths - 1)[:, None, None], axis=1, mode="clip")[:, 0]
+    return final_norm(params, cfg, last), [tuple(x[i] for x in new) for i in range(len(keys))]
+
+
 def decode_layers(params: dict, cfg: TextConfig) -> list[dict]:
     """The fused, unstacked layers that `decode_step` takes: made once, outside the loop."""
     return unstack(fuse(params["layers"]), cfg.num_hidden_layers)
