@@ -115,8 +115,12 @@ def report(model, path, image, args):
 
 @functools.cache
 def weights_sha256(folder):
-    """SHA-256 over the folder's *.safetensors files in the order of their names; None if there are none."""
-    files = sorted(Path(folder).glob("*.safetensors")) if folder is not None else []
+    """SHA-256 over the folder's *.safetensors files in the order of their names; None if there are none.
+
+    Of a converted checkpoint: over its manifest, which holds the SHA-256 of every array.
+    """
+    folder = None if folder is None else Path(folder)
+    files = [] if folder is None else sorted(folder.glob("*.safetensors")) or sorted(folder.glob("cxr_jax.json"))
     digest = hashlib.sha256()
     for name in files:
         with open(name, "rb") as file:

@@ -15,7 +15,7 @@ MAIN = {  # name -> (title, floor at zero)
 }
 SETS = {  # which images the held-out curves show: they are used to choose a step
     "phantom": "Held-out curves use selection images, disjoint from the test images of the tables above.",
-    "files": "Held-out curves use the same held-out files as the tables above.",
+    "files": "Held-out curves use selection files, of other patients than the tables above (unless they are too few).",
 }
 HIDDEN = {"step", "time", "step_time", "num_tokens"}
 

@@ -294,7 +294,7 @@ def finish(config, workdir, cfg, tok, sft_params, last_params, checkpoints, read
     evaluate.export(workdir, cfg, chosen, tok, config)
     note = f"RL model: step {step} of {config.steps}"
     if best:
-        note += ", the best on the out-of-distribution selection split."
+        note += f", the best on the selection split of {sources.ood}."
     models = {"base": pretrained.fresh(cfg, config.seed), "SFT": sft_params, "RL": chosen}
     if config.data.source == "files":
         models.pop("base")  # untrained weights tell nothing more there, and a large model's take minutes
