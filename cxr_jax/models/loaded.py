@@ -3,32 +3,19 @@
 import functools
 import json
 import os
-import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import sampling
+from cxr_jax import generation
 from cxr_jax.errors import UserError
+from cxr_jax.generation import Completion, Request, Settings
+from cxr_jax.models import chat as chats
 from cxr_jax.models import hf, native, qwen2_5_vl
 from cxr_jax.models.config import Config
 from cxr_jax.models.safetensors_file import PICKLES
-
-ROWS = 64  # completions in flight; more prompts are read in turns
-BUCKET = 64  # prompt lengths are padded to a multiple, so that few programs are compiled
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One generated answer. token_ids and logprobs include the stop token; text does not show it."""
-
-    text: str
-    token_ids: list[int]
-    logprobs: list[float]
-    finish_reason: str  # "stop" or "length"
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "grid", "dtype"))
@@ -43,11 +30,15 @@ def _logits(params, cfg, input_ids, mask, positions, features, dtype):
 
 
 class Model:
-    """Config, parameters (nested dict) and, on first use, the tokenizer of a model folder."""
+    """Config, parameters (nested dict) and, on first use, the tokenizer of a model folder.
+
+    rows: row counts of the decode programs, see `generation.row_counts`; a longer list of prompts is read in turns.
+    """
 
     def __init__(self, cfg: Config, params: dict, *, folder=None, dtype=jnp.float32):
         self.cfg, self.dtype, self.folder = cfg, jnp.dtype(dtype), None if folder is None else Path(folder)
         self.params = jax.tree.map(lambda x: jnp.asarray(x, self.dtype), params)
+        self.rows = generation.row_counts()
 
     @functools.cached_property
     def tokenizer(self):
@@ -57,6 +48,15 @@ class Model:
         from cxr_jax.data import tokenizer
 
         return tokenizer.load(str(self.folder))
+
+    @functools.cached_property
+    def special(self) -> dict:
+        """Ids that end an answer ("stop") and ids that are never drawn ("suppress"): media tokens, and those
+        without a text (embedding tables are padded beyond the tokenizer)."""
+        from cxr_jax.data import tokenizer
+
+        ids = tokenizer.special_ids(self.tokenizer, self.cfg.text.vocab_size)
+        return {"stop": ids["stop"], "suppress": tuple(sorted({*ids["suppress"], *self.cfg.media_token_ids}))}
 
     @functools.cached_property
     def pixel_limits(self) -> tuple[int, int]:
@@ -115,15 +115,9 @@ class Model:
         placed = self._place(np.where(mask, ids, self.cfg.pad_token_id), features)
         return np.asarray(_logits(self.params, self.cfg, ids, mask, positions, placed, self.dtype))
 
-    def render(self, prompt: str, grid: tuple[int, int, int] | None) -> list[int]:
-        """Token ids of one user turn, with the image (if any) before the text."""
-        from cxr_jax.data import tokenizer
-
-        n = 0 if grid is None else int(np.prod(grid)) // self.cfg.vision.merge_unit
-        ids = list(tokenizer.prompt_ids(self.tokenizer, prompt, n))
-        if ids.count(self.cfg.image_token_id) != n:
-            raise UserError("a prompt must not hold image placeholders of its own")
-        return ids
+    def render(self, prompt, grid: tuple[int, int, int] | None) -> list[int]:
+        """Token ids of one user turn (or a conversation), with the image (if any) before the first user's text."""
+        return chats.render(self.tokenizer, self.cfg, prompt, grid)
 
     def prepare(self, image):
         """An image (path, PIL image, or [H, W] floats in 0..1) -> (patches, grid); (None, None) for None."""
@@ -136,67 +130,53 @@ class Model:
         return preprocess.prepare(pixels, min_pixels=low, max_pixels=high)
 
     def generate(self, images, prompts, max_new_tokens: int = 512, temperature: float = 0.0, n: int = 1,
-                 seed: int = 0, **options) -> list[list[Completion]]:
-        """n completions for each (image, prompt).
+                 seed: int = 0, *, top_p: float | None = None, top_k: int | None = None, stream=None,
+                 constraint=None) -> list[list[Completion]]:
+        """n completions for each (image, prompt). An image is encoded and a prompt computed once for all n.
 
-        images: list of path | PIL image | [H, W] floats in 0..1 | None; prompts: list, or one text for all.
-        A completion depends on its own image, prompt, seed and number only, not on the others in the call.
-        options: top_k, top_p. Raises UserError for an unusable image or a model without a tokenizer.
+        images: list of path | PIL image | [H, W] floats in 0..1 | None. prompts: one text for all, or a list of
+        texts or conversations ([{"role", "content"}, ...], ending with the user; the image goes to the first user
+        turn). A completion depends on its own image, prompt, settings, seed and number only, not on the others in
+        the call. temperature 0 is greedy (top_p and top_k then change nothing). Log-probs are at the temperature,
+        under constraint (see `sampling`), before top_p and top_k.
+        stream: called with (prompt index, sample index, new text) every few tokens; the pieces of a completion add
+        up to its text. Raises UserError for arguments out of range, an unusable image, a prompt that does not leave
+        room for max_new_tokens, or a model without a tokenizer; nothing is computed then.
         """
-        prompts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
-        if len(prompts) != len(images):
-            raise UserError(f"{len(images)} images but {len(prompts)} prompts")
-        out, per_turn = [], max(1, ROWS // n)
-        for i in range(0, len(prompts), per_turn):
-            ready = [self.prepare(x) for x in images[i : i + per_turn]]
-            ids = [self.render(p, g) for p, (_, g) in zip(prompts[i : i + per_turn], ready, strict=True)]
-            out += self._complete(ready, ids, max_new_tokens, temperature, n, seed, options)
-        return out
+        settings = Settings(max_new_tokens, temperature, n, seed, top_p, top_k)
+        images, prompts = _pairs(images, prompts)
+        requests = []
+        for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
+            patches, grid = self.prepare(image)
+            requests.append(Request(self.render(prompt, grid), patches, grid))
+            what = "the prompt" if len(prompts) == 1 else f"prompt {i}"
+            generation.check_room(self.cfg, len(requests[-1].ids), settings.max_new_tokens, what)
+        return generation.complete(self, requests, settings, stream, constraint)
 
-    def _complete(self, ready, rows, max_new_tokens, temperature, n, seed, options):
-        from cxr_jax.data import tokenizer
-
-        cfg, lengths = self.cfg, np.array([len(r) for r in rows])
-        T = -(-lengths.max() // BUCKET) * BUCKET
-        ids = np.array([r + [cfg.pad_token_id] * (T - len(r)) for r in rows], np.int32)
-        mask = np.arange(T) < lengths[:, None]
-        with_image = [(p, g) for p, g in ready if p is not None]
-        grids = np.array([g for _, g in with_image]) if with_image else None
-        features = []
-        if with_image:
-            features = self.image_features(np.concatenate([p for p, _ in with_image]), grids)
-        special = tokenizer.special_ids(self.tokenizer)
-        # Embedding tables are padded beyond the tokenizer: such ids have no text.
-        unused = range(len(self.tokenizer), cfg.text.vocab_size)
-        marks = [_fingerprint(r, p) for r, (p, _) in zip(rows, ready, strict=True)]
-        where, placed = qwen2_5_vl.positions(cfg, ids, grids, mask), self._place(ids, features)
-        got = sampling.generate(
-            self.params, cfg, ids, lengths, where, placed, n=n, max_new_tokens=max_new_tokens,
-            temperature=temperature, keys=_keys(seed, marks, n), stop_ids=special["stop"],
-            suppress_ids=(*special["suppress"], *unused), dtype=self.dtype, **options)
-        got = {k: np.asarray(v) for k, v in got.items()}
-        return [[self._completion(got, b * n + j) for j in range(n)] for b in range(len(rows))]
-
-    def _completion(self, got: dict, row: int) -> Completion:
-        length, stopped = int(got["lengths"][row]), bool(got["finished"][row])
-        ids = got["tokens"][row, :length].tolist()
-        shown = ids[:-1] if stopped else ids
-        return Completion(self.tokenizer.decode(shown, skip_special_tokens=False), ids,
-                          got["logprobs"][row, :length].tolist(), "stop" if stopped else "length")
+    def chat(self, image=None, system: str | None = None) -> chats.Chat:
+        """A conversation about an image (as for `generate`, or None); system replaces the template's own prompt."""
+        return chats.Chat(self, image, system)
 
 
-def _fingerprint(ids: list[int], patches) -> int:
-    """A number for the content of one prompt: equal prompts draw equal noise, wherever they stand."""
-    image = b"" if patches is None else np.ascontiguousarray(patches, np.float32).tobytes()
-    return zlib.crc32(np.asarray(ids, np.int32).tobytes(), zlib.crc32(image))
-
-
-def _keys(seed: int, marks: list[int], n: int):
-    """Typed keys [B * n] folded from (seed, content of the prompt, sample)."""
-    fold = jax.random.fold_in
-    one = lambda mark, j: fold(fold(jax.random.key(seed), mark), j)
-    marks = jnp.asarray(np.array(marks, np.uint32))
-    return jax.vmap(one)(jnp.repeat(marks, n), jnp.tile(jnp.arange(n), len(marks)))
+def _pairs(images, prompts) -> tuple[list, list]:
+    """Images and prompts as two lists of one length >= 1."""
+    try:
+        if isinstance(images, (str, bytes, os.PathLike)) or getattr(images, "ndim", 3) == 2:
+            raise TypeError
+        images = list(images)
+    except TypeError:
+        raise UserError("images must be a list, one for each prompt (None where there is none)") from None
+    if isinstance(prompts, str):
+        prompts = [prompts] * len(images)
+    elif isinstance(prompts, (list, tuple)):
+        prompts = list(prompts)
+    else:
+        raise UserError("prompts must be a text or a list of texts or conversations")
+    if not images or not prompts:
+        raise UserError("nothing to read: images and prompts must not be empty")
+    if len(prompts) != len(images):
+        raise UserError(f"{len(images)} images but {len(prompts)} prompts")
+    return images, prompts
 
 
 def _check_ids(ids: np.ndarray, mask: np.ndarray, cfg: Config) -> None:

@@ -1,0 +1,100 @@
+"""Conversations: rendering by the chat template, and turns that keep what is computed.
+
+The conversation that the model sees is always what its chat template makes of the messages. Of its tokens, those
+that lead the tokens already on the device keep their keys; only the rest is computed. So a turn costs its own
+tokens, and equals reading the whole conversation afresh, whatever a template does to earlier turns.
+"""
+
+import numpy as np
+
+from cxr_jax import generation, sampling
+from cxr_jax.errors import UserError
+from cxr_jax.generation import Completion, Request, Settings
+
+ROLES = ("system", "user", "assistant")
+
+
+def messages_of(prompt) -> list[dict]:
+    """A prompt text, or a conversation [{"role", "content"}, ...] that ends with a user's turn, as messages."""
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    known = isinstance(prompt, (list, tuple)) and all(
+        isinstance(m, dict) and m.get("role") in ROLES and isinstance(m.get("content"), str) for m in prompt)
+    if not known:
+        raise UserError('a prompt must be a text, or messages {"role": system|user|assistant, "content": text}')
+    if not prompt or prompt[-1]["role"] != "user":
+        raise UserError("a conversation must end with a user's message")
+    return [{"role": m["role"], "content": m["content"]} for m in prompt]
+
+
+def render(tokenizer, cfg, prompt, grid) -> list[int]:
+    """Token ids up to the assistant's next turn; the image (if any) stands before the first user's text."""
+    from cxr_jax.data.tokenizer import IMAGE_PAD
+
+    messages, n = messages_of(prompt), 0 if grid is None else int(np.prod(grid)) // cfg.vision.merge_unit
+    first = next(i for i, m in enumerate(messages) if m["role"] == "user")
+    image = [{"type": "image"}] if n else []
+    messages[first]["content"] = [*image, {"type": "text", "text": messages[first]["content"]}]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer(text.replace(IMAGE_PAD, IMAGE_PAD * n), add_special_tokens=False)["input_ids"]
+    if ids.count(cfg.image_token_id) != n or cfg.video_token_id in ids:
+        raise UserError("a prompt must not hold image or video placeholders of its own")
+    return list(ids)
+
+
+class Chat:
+    """A conversation about one image (or none): `ask` as often as wanted. Made by `Model.chat`.
+
+    messages: what was said, without the image. computed: tokens that each answer's prompt had to compute; the first
+    counts the image. A turn that raises leaves the conversation as it was.
+    """
+
+    def __init__(self, model, image=None, system: str | None = None):
+        self.model = model
+        self.patches, self.grid = model.prepare(image)
+        self.messages = [] if system is None else [{"role": "system", "content": system}]
+        self.computed: list[int] = []
+        self._features = None
+        self._ids: list[int] = []  # the tokens whose keys are on the device
+        self._keys = None
+
+    def ask(self, text: str, max_new_tokens: int = 512, temperature: float = 0.0, seed: int = 0, *, top_p=None,
+            top_k=None, stream=None, constraint=None) -> Completion:
+        """The model's answer to `text`, which becomes part of the conversation.
+
+        Arguments and errors as for `Model.generate`; stream is called with (0, 0, new text).
+        """
+        if not isinstance(text, str):
+            raise UserError("a question must be a text")
+        model = self.model
+        settings = Settings(max_new_tokens, temperature, 1, seed, top_p, top_k)
+        messages = [*self.messages, {"role": "user", "content": text}]
+        request = Request(render(model.tokenizer, model.cfg, messages, self.grid), self.patches, self.grid)
+        generation.check_room(model.cfg, len(request.ids), settings.max_new_tokens, "the conversation")
+        prefix, kept = self._prefix(request)
+        tell = None if stream is None else (lambda _, piece: stream(0, 0, piece))
+        layers = sampling.decode_layers(model.params, model.cfg)
+        [answer], own = generation.decode(model, layers, [(prefix, 0)], settings, tell, constraint)
+        ids = request.ids + answer.token_ids
+        self._keys = sampling.append(prefix.device["keys"], np.array([prefix.length], np.int32), own,
+                                     room=generation.bucket(len(ids)))
+        self._ids = ids
+        self.messages = [*messages, {"role": "assistant", "content": answer.text}]
+        self.computed.append(len(request.ids) - kept)
+        return answer
+
+    def _prefix(self, request: Request):
+        """(the prefix of the conversation so far, how many of its tokens had their keys already)."""
+        ids, cfg = request.ids, self.model.cfg
+        kept = _common(ids[:-1], self._ids)  # the last token is always computed: the answer is drawn from it
+        if cfg.image_token_id not in ids[kept:] and kept:
+            return generation.extend(self.model, self._keys, kept, request), kept
+        if self.patches is not None and self._features is None:
+            [self._features] = self.model.image_features(self.patches, [self.grid])
+        return generation.prefill(self.model, request, self._features), 0
+
+
+def _common(a: list[int], b: list[int]) -> int:
+    """How many leading items two lists share."""
+    differ = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    return next(differ, min(len(a), len(b)))

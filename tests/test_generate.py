@@ -1,0 +1,360 @@
+"""Model.generate and Model.chat: checked arguments, streaming, turns that keep their keys, few programs, and
+completions that do not depend on their company. A tiny random model with the phantom tokenizer; slow: the phantom."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cxr_jax
+from cxr_jax import generation, sampling
+from cxr_jax.data import batching, tokenizer
+from cxr_jax.errors import UserError
+from cxr_jax.models import chat as chats
+from cxr_jax.models import loaded, qwen2_5_vl
+from cxr_jax.models.config import PHANTOM, TextConfig, VisionConfig
+
+V, N_IMAGE = 960, 64  # more ids than the tokenizer has; 224 px are 8 x 8 image tokens
+TOKENIZER = tokenizer.load(str(cxr_jax.asset("phantom")))
+CFG = dataclasses.replace(
+    PHANTOM, **tokenizer.config_ids(TOKENIZER),
+    vision=VisionConfig(depth=1, hidden_size=16, num_heads=2, intermediate_size=16, out_hidden_size=32,
+                        fullatt_block_indexes=(0,)),
+    text=TextConfig(vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                    num_attention_heads=4, num_key_value_heads=2, mrope_section=(1, 1, 2), rope_theta=1e4,
+                    max_position_embeddings=400))  # fmt: skip
+FIND = tokenizer.FIND_PROMPT
+STOP = CFG.eos_token_id[0]
+
+
+def image(i: int) -> np.ndarray:
+    return np.random.default_rng(i).random((224, 224), np.float32)
+
+
+@pytest.fixture(scope="module")
+def model():
+    params = qwen2_5_vl.init_params(CFG, jax.random.key(0))
+    # Larger embeddings: a peaked distribution, so that a wrong key or position changes tokens.
+    params["text"]["embed"]["embedding"] = params["text"]["embed"]["embedding"] * 25
+    made = loaded.Model(CFG, params, folder=cxr_jax.asset("phantom"))
+    made.rows = (4, 16)  # fewer programs to compile than by default
+    return made
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What is computed, in order: ("vision", patches), ("prefill", tokens), ("extend", tokens), ("decode", until)."""
+    seen = []
+
+    def watch(module, name, label, what):
+        inner = getattr(module, name)
+
+        def wrapped(*args, **kw):
+            seen.append((label, int(what(*args))))
+            return inner(*args, **kw)
+
+        monkeypatch.setattr(module, name, wrapped)
+
+    watch(loaded, "_vision", "vision", lambda p, c, pixels, *_: len(pixels))
+    watch(sampling, "prefill", "prefill", lambda p, c, ids, lengths, *_: lengths[0])
+    watch(sampling, "extend", "extend", lambda p, c, keys, used, ids, lengths, *_: lengths[0])
+    watch(sampling, "decode", "decode", lambda *args: args[10])
+    return seen
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """A constraint: `first` holds the tokens that may come at even steps, `second` those at odd ones."""
+
+    first: jax.Array  # bool [V]
+    second: jax.Array
+
+    def init(self, rows):
+        return jnp.zeros(rows, jnp.int32)
+
+    def allowed(self, state):
+        return jnp.where((state % 2 == 0)[:, None], self.first, self.second)
+
+    def advance(self, state, token):
+        return state + 1
+
+
+def words(first, second):
+    """The constraint that alternates between words of one token each."""
+    ids = lambda texts: [i for t in texts for i in TOKENIZER(t, add_special_tokens=False)["input_ids"]]
+    assert len(ids(first)) == len(first) and len(ids(second)) == len(second)
+    return Words(*(jnp.zeros(V, bool).at[jnp.array(ids(texts))].set(True) for texts in (first, second)))
+
+
+def close(a, b):
+    """Equal completions, but for the rounding of log-probs."""
+    assert a.token_ids == b.token_ids and a.text == b.text and a.finish_reason == b.finish_reason
+    np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-4)
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (dict(temperature=-0.1), "temperature"), (dict(temperature=float("nan")), "temperature"),
+    (dict(temperature=float("inf")), "temperature"), (dict(temperature="1"), "temperature"),
+    (dict(temperature=1e-30), "temperature"), (dict(temperature=True), "temperature"),
+    (dict(top_p=0.0), "top_p"), (dict(top_p=1.1), "top_p"), (dict(top_p=float("nan")), "top_p"),
+    (dict(top_k=0), "top_k"), (dict(top_k=1.5), "top_k"), (dict(n=0), "n must"), (dict(n=True), "n must"),
+    (dict(max_new_tokens=0), "max_new_tokens"), (dict(max_new_tokens=8.0), "max_new_tokens"),
+    (dict(seed=-1), "seed"), (dict(seed=2**32), "seed"),
+    (dict(max_new_tokens=330), "400 positions"), (dict(prompts="no finding " * 400), "400 positions"),
+    (dict(images=[]), "empty"), (dict(prompts=[]), "empty"), (dict(prompts=["a", "b"]), "1 images but 2 prompts"),
+    (dict(images="scan.png"), "list"), (dict(images=np.zeros((28, 28))), "list"), (dict(images=None), "list"),
+    (dict(prompts=None), "prompts must"), (dict(prompts=[7]), "a prompt must be a text"),
+    (dict(prompts=[[]]), "must end with a user"), (dict(prompts=[[{"role": "robot", "content": "x"}]]), "role"),
+    (dict(prompts=[[{"role": "assistant", "content": "x"}]]), "must end with a user"),
+    (dict(prompts="<|image_pad|>"), "placeholders"), (dict(prompts="<|video_pad|>"), "placeholders"),
+    (dict(images=[np.full((28, 28), np.nan)]), "0..1"), (dict(images=["/no/such/file.png"]), "no/such"),
+])  # fmt: skip
+def test_bad_arguments_are_one_clear_line_before_anything_is_computed(model, calls, change, message):
+    call = dict(images=[image(0)], prompts=FIND, max_new_tokens=4) | change
+    with pytest.raises(UserError, match=message) as error:
+        model.generate(**call)
+    assert "\n" not in str(error.value) and not calls
+
+
+def test_a_bad_turn_leaves_the_conversation_as_it_was(model):
+    chat = model.chat(image(0))
+    for bad in (dict(text=3), dict(text="x", max_new_tokens=400), dict(text="x", temperature=-1)):
+        with pytest.raises(UserError):
+            chat.ask(**bad)
+    first = chat.ask(FIND, max_new_tokens=4)
+
+    def fails(*_):
+        raise RuntimeError("reader left")
+
+    with pytest.raises(RuntimeError, match="reader left"):
+        chat.ask("Provide differentials.", max_new_tokens=16, stream=fails)
+    assert len(chat.messages) == 2 and len(chat.computed) == 1
+    again = model.chat(image(0))
+    close(again.ask(FIND, max_new_tokens=4), first)
+    close(again.ask("More.", max_new_tokens=4), chat.ask("More.", max_new_tokens=4))
+
+
+# Sampling
+
+
+def test_buckets_are_few_and_hold_what_they_must():
+    sizes = sorted({generation.bucket(n) for n in range(1, 2000)})
+    assert sizes == [64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048]
+    assert all(generation.bucket(n) >= n for n in range(1, 2000)) and all(generation.bucket(s) == s for s in sizes)
+
+
+def test_one_vision_pass_an_image_and_one_prefill_a_prompt(model, calls):
+    got = model.generate([image(0), image(0), None], [FIND, "Examine the chest X-ray.", "Hello"], n=3,
+                         max_new_tokens=4, temperature=1.0)
+    assert [len(g) for g in got] == [3, 3, 3] and len({tuple(c.token_ids) for c in got[0]}) > 1
+    kinds = [kind for kind, _ in calls]
+    assert kinds.count("vision") == 1 and kinds.count("prefill") == 3
+    assert [c for c in calls if c[0] == "decode"] == [("decode", 4)] * 2  # one call for each length bucket
+
+
+def test_logprobs_are_those_of_a_full_forward(model):
+    [[c]] = model.generate([image(1)], [FIND], max_new_tokens=12, temperature=0.7, seed=3)
+    patches, grid = model.prepare(image(1))
+    ids = model.render(FIND, grid)
+    logits = model.logits([ids + c.token_ids], patches, [grid])[0, len(ids) - 1 : -1].copy()
+    logits[:, list(model.special["suppress"])] = -np.inf
+    want = np.asarray(jax.nn.log_softmax(logits / 0.7))[np.arange(len(c.token_ids)), c.token_ids]
+    np.testing.assert_allclose(c.logprobs, want, atol=1e-4)
+
+
+def test_media_tokens_and_ids_without_text_are_never_drawn(model):
+    assert len(TOKENIZER) < V and {*CFG.media_token_ids, *range(len(TOKENIZER), V)} <= set(model.special["suppress"])
+    [got] = model.generate([image(0)], FIND, n=16, max_new_tokens=60, temperature=1e6)
+    drawn = np.concatenate([c.token_ids for c in got])
+    assert len(drawn) > 500 and not np.isin(drawn, model.special["suppress"]).any()
+
+
+def test_top_k_one_and_a_tiny_top_p_are_greedy(model):
+    [[greedy]] = model.generate([image(0)], FIND, max_new_tokens=8)
+    for cut in (dict(top_k=1), dict(top_p=1e-6), dict(top_k=10**9, top_p=1e-6)):
+        [[c]] = model.generate([image(0)], FIND, max_new_tokens=8, temperature=1.0, **cut)
+        assert c.token_ids == greedy.token_ids
+    assert greedy == model.generate([image(0)], [FIND], 8, 0.0, 1, 0)[0][0]
+
+
+def test_a_stop_token_ends_the_text_and_a_constraint_is_obeyed(model):
+    only = Words(jnp.zeros(V, bool).at[jnp.array([300, 301, 302])].set(True), jnp.zeros(V, bool).at[STOP].set(True))
+    [got] = model.generate([image(0)], FIND, n=3, max_new_tokens=9, temperature=1.0, constraint=only)
+    for c in got:
+        assert c.finish_reason == "stop" and c.token_ids[0] in (300, 301, 302) and c.token_ids[1:] == [STOP]
+        assert c.text == TOKENIZER.decode(c.token_ids[:1]) and c.logprobs[1] == 0
+    [[cut]] = model.generate([image(0)], FIND, max_new_tokens=1, constraint=only)
+    assert cut.finish_reason == "length" and len(cut.token_ids) == 1 and cut.text
+
+
+# Company and programs
+
+
+def test_a_completion_does_not_depend_on_its_company(model):
+    prompts = [FIND, "Examine the chest X-ray.", "Hello", FIND + " Look at the bones." * 9, "Name the devices."]
+    images = [image(0), image(1), None, image(2), image(0)]
+    together = model.generate(images, prompts, max_new_tokens=20, temperature=1.0, n=2, seed=5)
+    for i in (0, 2, 3):
+        [alone] = model.generate(images[i : i + 1], prompts[i : i + 1], max_new_tokens=20, temperature=1.0, seed=5)
+        assert alone[0].token_ids == together[i][0].token_ids
+        np.testing.assert_allclose(alone[0].logprobs, together[i][0].logprobs, atol=1e-6)
+    backward = model.generate(images[::-1], prompts[::-1], max_new_tokens=20, temperature=1.0, n=2, seed=5)
+    assert [[c.token_ids for c in row] for row in backward[::-1]] == [[c.token_ids for c in r] for r in together]
+
+
+def test_few_programs_are_compiled(model):
+    """One prefill for each length bucket, one decode for each (bucket, rows, room, kind of choice), no more."""
+    size = lambda: {f.__name__: f._cache_size() for f in (sampling.prefill, sampling.begin, sampling.decode)}
+    model.generate([image(0)] * 2, FIND, max_new_tokens=3, temperature=0.5)
+    before = size()
+    for i, (text, tokens) in enumerate([("Hello", 5), ("How large is the heart?", 60), (FIND, 64), ("Where?", 1)]):
+        model.generate([image(i)], text, max_new_tokens=tokens, temperature=0.3 + i, seed=i)
+        model.generate([image(i)], [text], max_new_tokens=tokens, temperature=1.0, n=2, stream=lambda *_: None)
+    assert size() == before
+    model.generate([image(0)], FIND, max_new_tokens=65, temperature=1.0)  # more room
+    after = size()
+    assert after == {"prefill": before["prefill"], "begin": before["begin"] + 1, "decode": before["decode"] + 1}
+    model.generate([image(0)], FIND, max_new_tokens=65, temperature=1.0, n=5)  # more rows
+    assert size() == after | {"begin": after["begin"] + 1, "decode": after["decode"] + 1}
+    model.generate([image(0)], FIND, max_new_tokens=9, temperature=1.0, top_p=0.5, top_k=3)
+    after = size()
+    for i in (1, 2, 3):  # any top_p and top_k
+        model.generate([image(0)], FIND, max_new_tokens=9, temperature=1.0, top_p=0.2 * i, top_k=10 * i)
+    assert size() == after
+
+
+# Streaming
+
+
+def test_streamed_pieces_add_up_to_the_same_completions(model, calls):
+    """Random weights write broken UTF-8 by the dozen."""
+    kw = dict(max_new_tokens=30, temperature=1.5, n=2, seed=1)
+    plain = model.generate([image(0), None], [FIND, "Hello"], **kw)
+    assert len([c for c in calls if c[0] == "decode"]) == 2
+    calls.clear()
+    pieces = {}
+    streamed = model.generate([image(0), None], [FIND, "Hello"],
+                              stream=lambda b, j, text: pieces.setdefault((b, j), []).append(text), **kw)
+    assert streamed == plain
+    for b in range(2):
+        for j in range(2):
+            assert "".join(pieces[b, j]) == plain[b][j].text and len(pieces[b, j]) > 1
+    assert [c for c in calls if c[0] == "decode"][:4] == [("decode", until) for until in (8, 16, 24, 30)]
+    assert any("\ufffd" in c.text for row in plain for c in row)
+
+
+def test_characters_split_over_tokens_come_out_whole(model):
+    text = "Größe 漢字 😀👩‍⚕️ – é"
+    ids = TOKENIZER(text, add_special_tokens=False)["input_ids"]
+    assert len(ids) > len(text)
+    growing, pieces = generation._Pieces(TOKENIZER), []
+    for k in range(1, len(ids) + 1):
+        pieces.append(growing.add(ids[:k], last=k == len(ids)))
+    assert "".join(pieces) == text and "" in pieces and not any("\ufffd" in p for p in pieces)
+    cut = generation._Pieces(TOKENIZER)  # an answer that ends inside a character
+    assert cut.add(ids[:3], False) + cut.add(ids[:3], True) == TOKENIZER.decode(ids[:3])
+
+
+# Conversations
+
+QUESTIONS = (FIND, "Provide differentials.", "Write a structured report.")
+
+
+def from_scratch(model, picture, chat, **kw):
+    [[c]] = model.generate([picture], [chat.messages[:-1]], **kw)
+    return c
+
+
+def test_a_turn_computes_its_own_tokens_only_and_equals_the_whole_conversation(model, calls):
+    # Whole words, so that the answer's text has the same tokens again.
+    only = words((" heart", " lung"), (" no", " clear"))
+    chat, said = model.chat(image(0)), []
+    for question in QUESTIONS:
+        calls.clear()
+        answer = chat.ask(question, max_new_tokens=6, constraint=only)
+        said.append([c for c in calls if c[0] != "decode"])
+        assert len(answer.token_ids) == 6 and answer.finish_reason == "length"
+        close(answer, from_scratch(model, image(0), chat, max_new_tokens=6, constraint=only))
+    lengths = [len(model.render(chat.messages[: 2 * i + 1], (1, 16, 16))) for i in range(3)]
+    own = [b - a - 6 for a, b in zip(lengths, lengths[1:], strict=False)]
+    assert said[0] == [("vision", 1), ("prefill", lengths[0])]
+    assert said[1:] == [[("extend", own[0])], [("extend", own[1])]]
+    assert chat.computed == [lengths[0], *own] and max(own) < 30
+
+
+def test_an_answer_whose_text_has_other_tokens_is_read_as_the_template_writes_it(model, calls):
+    chat = model.chat(image(1), system="Answer briefly.")
+    for question in QUESTIONS[:2]:
+        answer = chat.ask(question, max_new_tokens=10, temperature=1.0, seed=4)
+        close(answer, from_scratch(model, image(1), chat, max_new_tokens=10, temperature=1.0, seed=4))
+    again = model.render(chat.messages[:-1], (1, 16, 16))
+    assert chat._ids[: len(again)] == again
+    assert [c[0] for c in calls].count("vision") == 3 and chat.computed[1] < len(again)  # 1 of them the chat's
+
+
+def test_rendering_equals_the_prompts_of_training(model):
+    assert model.render(FIND, (1, 16, 16)) == tokenizer.prompt_ids(TOKENIZER, FIND, N_IMAGE)
+    assert model.render(FIND, None) == tokenizer.prompt_ids(TOKENIZER, FIND, 0)
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    ids = chats.render(TOKENIZER, CFG, talk, (1, 4, 4))
+    text = TOKENIZER.decode(ids)
+    pads = "<|vision_start|>" + "<|image_pad|>" * 4 + "<|vision_end|>"
+    frame = "<|im_start|>user\n%s<|im_end|>\n<|im_start|>assistant\n"
+    assert text.endswith(frame % (pads + "a") + "b<|im_end|>\n" + frame % "c")
+
+
+# The phantom
+
+
+def tie(model, picture, seed: int, ids: list[int]) -> float:
+    """The gap between the two largest perturbed logits where the token after `ids` is drawn at temperature 1."""
+    patches, grid = model.prepare(picture)
+    request = generation.Request(model.render(FIND, grid), patches, grid)
+    logits = model.logits([request.ids + ids], patches, [grid])[0, -1].copy()
+    logits[list(model.special["suppress"])] = -np.inf
+    [key] = generation._keys(np.uint32(seed), np.array([request.mark()], np.uint32), np.array([0], np.int32))
+    low, high = np.sort(logits + np.asarray(jax.random.gumbel(jax.random.fold_in(key, len(ids)), logits.shape)))[-2:]
+    return float(high - low)
+
+
+def company(model, seeds, pictures) -> tuple[int, int]:
+    """(completions, those whose log-probs differ in a bit) of pictures read together and alone; asserts that tokens
+    differ at rounding ties only."""
+    n = bits = 0
+    for seed in seeds:
+        together = model.generate(pictures, FIND, max_new_tokens=208, temperature=1.0, seed=seed)
+        for picture, [want] in zip(pictures, together, strict=True):
+            [[got]] = model.generate([picture], FIND, max_new_tokens=208, temperature=1.0, seed=seed)
+            n, bits = n + 1, bits + (got.logprobs != want.logprobs)
+            if got.token_ids != want.token_ids:
+                pairs = zip(got.token_ids, want.token_ids, strict=False)
+                at = next(t for t, (a, b) in enumerate(pairs) if a != b)
+                gap = tie(model, picture, seed, got.token_ids[:at])
+                print(f"seed {seed}, token {at}: the two largest perturbed logits differ by {gap:.2e}")
+                assert gap < 1e-4
+    return n, bits
+
+
+@pytest.mark.slow
+def test_alone_and_in_a_batch_of_16_the_same_tokens():
+    model = cxr_jax.load("phantom")
+    pictures = list(batching.PhantomSource("A", "test", 0).batch(np.arange(16))["image"])
+    n, _ = company(model, range(13), pictures)
+    assert n == 208
+
+
+@pytest.mark.slow
+def test_the_phantom_model_talks_in_turns():
+    model = cxr_jax.load("phantom")
+    [picture] = batching.PhantomSource("B", "test", 0).batch(np.arange(1))["image"]
+    chat = model.chat(picture)
+    for question in QUESTIONS:
+        answer = chat.ask(question, max_new_tokens=160)
+        close(answer, from_scratch(model, picture, chat, max_new_tokens=160))
+    assert chat.computed[0] == 91 and max(chat.computed[1:]) < 20
