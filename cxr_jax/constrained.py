@@ -362,8 +362,8 @@ def _spelling(text: bytes, pieces: set[bytes]) -> int:
 
 
 def finding_probabilities(params: dict, cfg: Config, input_ids, lengths, positions, image_features, tokens,
-                          token_lengths, constraint: Constraint, *, width: int = 16, answer_tokens: int = 64,
-                          temperature: float = 1.0, keys=None, dtype=jnp.float32) -> dict:
+                          token_lengths, constraint: Constraint, *, width: int = 8, answer_tokens: int = 64,
+                          tolerance: float = 1e-4, temperature: float = 1.0, keys=None, dtype=jnp.float32) -> dict:
     """The probability that the answer names each finding, given each trace, and its mean over the traces.
 
     input_ids [B, T], lengths [B], positions [3, B, T], image_features as for `sampling.generate`; tokens int
@@ -375,9 +375,11 @@ def finding_probabilities(params: dict, cfg: Config, input_ids, lengths, positio
     `width` branches are open, those above a threshold c are kept with their exact probability, and each of the
     others survives with probability w / c and then has weight c, where c makes `width` survive (Fearnhead and
     Clifford 2003, "On-line inference for hidden Markov models via particle filters", J. R. Stat. Soc. B 65).
-    So the estimate is unbiased, its total mass is 1, it is exact as long as `width` branches suffice, and its
-    error is at most 1 - exact_mass. One trace mostly decides its answer: the mean over traces is what tells how
-    sure the model is. keys: typed keys [B*n] for the survivors; default: `sampling.row_keys(0, B*n)`.
+    So the estimate is unbiased, it is exact as long as `width` branches suffice, and its error is at most
+    1 - exact_mass. Expansion ends when no trace has more than `tolerance` of its mass in open branches; what is
+    left is spread like the rest, a bias of at most that. One trace mostly decides its answer: the mean over
+    traces is what tells how sure the model is. keys: typed keys [B*n] for the survivors; default:
+    `sampling.row_keys(0, B*n)`.
 
     Returns float32 trace [B, n, names] and mean [B, names], both in [0, 1], and exact_mass [B, n]. The logits of
     one step take B * n * width * V floats. Raises UserError if no answer fits answer_tokens.
@@ -392,15 +394,15 @@ def finding_probabilities(params: dict, cfg: Config, input_ids, lengths, positio
     got = _expand(
         params, cfg, jnp.asarray(input_ids), jnp.asarray(lengths, jnp.int32), jnp.asarray(positions),
         image_features, jnp.asarray(tokens, jnp.int32), jnp.asarray(token_lengths, jnp.int32), constraint,
-        sampling.row_keys(0, rows) if keys is None else keys, jnp.float32(temperature), n=n, width=width,
-        depth=answer_tokens, dtype=dtype)
+        sampling.row_keys(0, rows) if keys is None else keys, jnp.float32(temperature), jnp.float32(tolerance),
+        n=n, width=width, depth=answer_tokens, dtype=dtype)
     probability, exact = (x.reshape(-1, n, *x.shape[1:]) for x in got)
     return {"trace": probability, "mean": probability.mean(1), "exact_mass": exact}
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "n", "width", "depth", "dtype"))
 def _expand(params, cfg, input_ids, lengths, positions, features, tokens, token_lengths, constraint, keys,
-            temperature, *, n, width, depth, dtype):
+            temperature, tolerance, *, n, width, depth, dtype):
     R, W, text, tcfg = tokens.shape[0], width, params["text"], cfg.text
     count, state = constraint.trace(tokens, token_lengths)
     state = jax.tree.map(lambda x: jnp.repeat(x, W), state._replace(left=jnp.full(R, depth, jnp.int32)))
@@ -437,9 +439,9 @@ def _expand(params, cfg, input_ids, lengths, positions, features, tokens, token_
     first = jnp.zeros((R, W), jnp.float32).at[:, 0].set(1.0)
     carry = (jnp.int32(0), jnp.repeat(hidden, W, 0), decoder.empty_own(tcfg, R * W, depth, dtype), state, first,
              jnp.ones((R, W), bool), jnp.zeros((R, len(names)), jnp.float32), jnp.zeros((2, R), jnp.float32))
-    carry = jax.lax.while_loop(lambda c: (c[0] < depth) & (c[4] > 0).any(), body, carry)
+    carry = jax.lax.while_loop(lambda c: (c[0] < depth) & (c[4].sum(1) > tolerance).any(), body, carry)
     total, sure = carry[7]
-    return jnp.clip(carry[6] / total[:, None], 0, 1), jnp.clip(sure, 0, 1)  # the total is 1, up to rounding
+    return jnp.clip(carry[6] / total[:, None], 0, 1), jnp.clip(sure, 0, 1)  # the total is 1, but for the tolerance
 
 
 def _read(params, cfg, input_ids, lengths, positions, features, tokens, count, n, dtype):

@@ -1,7 +1,6 @@
 """Constrained answers against a plain-Python oracle; finding probabilities against enumeration and counting."""
 
 import functools
-import inspect
 import itertools
 import re
 from typing import NamedTuple
@@ -25,8 +24,6 @@ from cxr_jax.pretrained import PHANTOM
 NAMES = ("No Finding", "Edema", "Eddy", "Support Devices")
 TAGS = (b"<think>", b"</think>", b"<answer>", b"</answer>")
 FORMAT = re.compile(r"^<think>.*?</think>\s*<answer>(.*?)</answer>$", re.DOTALL)
-HOOK = "constraint" in inspect.signature(sampling.generate).parameters
-needs_hook = pytest.mark.skipif(not HOOK, reason="sampling.generate takes no constraint")
 STOP, SILENT = 0, 1  # in every tokenizer below; SILENT is a special token without text
 
 
@@ -259,26 +256,27 @@ def phantom():
     """(tokenizer, byte table, special ids, compiled rules)."""
     tok = tokenizer.load(PHANTOM)
     table, special = TokenBytes.from_tokenizer(tok), tokenizer.special_ids(tok, V)
-    c = constrained.compile_answers(table, V, special["stop"], max_new_tokens=72, suppress_ids=special["suppress"])
+    c = constrained.compile_answers(table, V, special["stop"], max_new_tokens=40, answer_tokens=24,
+                                    suppress_ids=special["suppress"])  # fmt: skip
     return tok, table, special, c
 
 
-@needs_hook
 @pytest.mark.parametrize("temperature", [1.0, pytest.param(0.0, marks=pytest.mark.slow)])
 def test_an_untrained_model_writes_only_valid_answers(phantom, temperature):
-    """1,000 of 1,000 samples, within 72 tokens, read by the rewards' own parser and by a regular expression."""
+    """1,000 of 1,000 samples, within 40 tokens, read by the rewards' own parser and by a regular expression."""
     tok, table, special, c = phantom
     params = qwen.init_params(PHANTOM_CFG, jax.random.key(0))
     params["text"]["embed"]["embedding"] *= 20  # peaked and different everywhere: nothing like a list of findings
-    n, N = (1000, 72) if temperature else (1, 72)
+    n, N = (1000, 40) if temperature else (1, 40)
     ids = np.arange(10, 14, dtype=np.int32)[None]
     out = sampling.generate(
         params, PHANTOM_CFG, ids, [4], qwen.positions(PHANTOM_CFG, ids, None), n=n, max_new_tokens=N,
         temperature=temperature, keys=sampling.row_keys(0, n), stop_ids=special["stop"],
         suppress_ids=special["suppress"], constraint=c)  # fmt: skip
     assert np.asarray(out["finished"]).all()
-    parsed = parser.parse_tokens(out["tokens"], out["lengths"], table, 4096)
+    parsed = parser.parse_tokens(out["tokens"], out["lengths"], table, 1024)
     parsed = {k: np.asarray(v) for k, v in parsed.items()}
+    assert not parsed["overflow"].any()
     assert parsed["format"].all() and (parsed["tag_counts"] == 1).all() and parsed["answer"].any(1).all()
     assert not parsed["n_unknown"].any() and not parsed["no_finding_conflict"].any()
     lengths = np.asarray(out["lengths"])
@@ -341,7 +339,7 @@ def probabilities(small, **kw):
     tokens, lengths = padded(TRACES)
     out = constrained.finding_probabilities(
         params, CFG, PROMPTS, LENGTHS, qwen.positions(CFG, PROMPTS, None, np.arange(5) < LENGTHS[:, None]), None,
-        tokens, lengths, c, **{"answer_tokens": DEPTH, **kw})  # fmt: skip
+        tokens, lengths, c, **{"answer_tokens": DEPTH, "tolerance": 1e-7, **kw})  # fmt: skip
     return {k: np.asarray(v) for k, v in out.items()}
 
 
@@ -434,6 +432,10 @@ def test_probabilities_equal_the_enumeration_of_all_answers(small, truth):
     np.testing.assert_allclose(got["trace"].reshape(4, -1), truth, atol=2e-5)
     np.testing.assert_allclose(got["exact_mass"], 1, atol=1e-5)
     np.testing.assert_allclose(got["mean"], truth.reshape(2, 2, -1).mean(1), atol=2e-5)
+    early = probabilities(small, width=256, tolerance=0.02)
+    assert (early["exact_mass"] < got["exact_mass"]).all() and (early["exact_mass"] >= 0.98 - 1e-6).all()
+    error = np.abs(early["trace"].reshape(4, -1) - truth).max(1)
+    assert (error <= 1 - early["exact_mass"].reshape(-1) + 1e-5).all()
     assert truth.std(0).max() > 0.05 and 0.05 < truth.mean() < 0.95  # traces differ, nothing is decided
 
 
@@ -469,7 +471,6 @@ class Started(NamedTuple):
         return self.rules.advance(state, token)
 
 
-@needs_hook
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_probabilities_match_counts_of_sampled_answers(small, temperature):
     params, c = small
@@ -495,17 +496,18 @@ def test_resampling_keeps_mass_and_expectation():
     w = rng.exponential(size=(3, 40)).astype(np.float32) ** 4
     w[1, 6:] = 0
     w /= w.sum(1, keepdims=True)
-    u = np.linspace(0, 1, 4001, dtype=np.float32)[:-1]
+    draw = jax.jit(constrained.resample, static_argnums=1)
+    u = np.linspace(0, 1, 1001, dtype=np.float32)[:-1]
     for row in w:
-        index, weight, kept = map(np.asarray, constrained.resample(jnp.tile(row, (len(u), 1)), 8, jnp.asarray(u)))
+        index, weight, kept = map(np.asarray, draw(np.tile(row, (len(u), 1)), 8, u))
         np.testing.assert_allclose(weight.sum(1), 1, atol=1e-5)
         dense = np.zeros((len(u), 40))
         np.put_along_axis(dense, index, weight, 1)
-        np.testing.assert_allclose(dense.mean(0), row, atol=1e-3)
+        np.testing.assert_allclose(dense.mean(0), row, atol=3e-3)
         held = np.where(kept, np.take(row, index), weight)
         np.testing.assert_array_equal(held, weight)
     assert kept.any() and not kept.all()
-    index, weight, kept = map(np.asarray, constrained.resample(jnp.asarray(w[1:2]), 8, jnp.zeros(1)))
+    index, weight, kept = map(np.asarray, draw(w[1:2], 8, u[:1]))
     np.testing.assert_array_equal(np.sort(weight[0])[2:], np.sort(w[1, :6]))  # six branches: all kept as they are
     assert kept[0][weight[0] > 0].all()
 
