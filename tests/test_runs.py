@@ -124,7 +124,7 @@ def test_rl_logs_what_trl_logs(whole):
     assert row["sampling/sampling_logp_difference/max"] < 1e-3
     last = [r for r in rows(whole["rl"][0]) if r["kind"] == "train"][-1]
     lengths = [r["completions/mean_length"] for r in rows(whole["rl"][0]) if r["kind"] == "train"]
-    assert last["num_tokens"] == 4 * sum(lengths)
+    assert last["num_tokens"] == 8 * sum(lengths)  # 2 prompts, sampled twice over, 2 completions of each
 
 
 @TASKS
