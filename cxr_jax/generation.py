@@ -3,7 +3,7 @@
 A completion is to depend on its own prompt, settings, seed and number only. The noise does by its keys
 (`sampling`); for the logits to do so to the last bit, every program that a prompt meets has a shape that follows
 from the prompt and the settings alone: images and prompts are computed one by one, prompts of one length bucket
-are decoded together, in a row count of `row_counts`. So few programs are compiled, too.
+are decoded together, always in the same number of rows (`rows_at_once`). So few programs are compiled, too.
 """
 
 import hashlib
@@ -43,13 +43,14 @@ def bucket(n: int) -> int:
     return size
 
 
-def row_counts() -> tuple[int, ...]:
-    """Rows of a decode program; the smallest that suffices is taken, and more rows than the last go in turns.
+def rows_at_once() -> int:
+    """Rows of every decode program; more rows go in turns, fewer are filled up.
 
-    On a CPU, XLA's products give a row the same bits among 2 to 32 rows (measured on x86; not for 1, not for
-    64), so small calls can stay fast. Elsewhere nothing of the sort is promised, and one count serves all.
+    One count for all calls, because XLA rounds a row differently among 2, 4 or 16 rows (a few 1e-6 in a log-prob).
+    Few on a CPU, where an idle row costs time: one answer takes twice as long among 8 rows as among 2. An
+    accelerator reads the same weights for one row as for 16.
     """
-    return (2, 4, 8, 16, 32) if jax.default_backend() == "cpu" else (16,)
+    return 8 if jax.default_backend() == "cpu" else 16
 
 
 # Settings
@@ -208,10 +209,10 @@ class _Pieces:
 def decode(model, layers, rows: list[tuple[Prefix, int]], settings: Settings, stream=None, constraint=None):
     """(a Completion for each (prefix, number of the sample), the keys of the drawn tokens).
 
-    All prefixes of one bucket; at most max(model.rows) rows. stream: called with (row, piece of text).
+    All prefixes of one bucket; at most model.rows rows. stream: called with (row, piece of text).
     """
     cfg, live = model.cfg, len(rows)
-    R, N = next(r for r in sorted(model.rows) if r >= live), settings.max_new_tokens
+    R, N = model.rows, settings.max_new_tokens
     full = rows + rows[:1] * (R - live)
     ints = lambda values, dtype=np.int32: np.array(list(values), dtype)
     prompt, own, rest = sampling.begin([p.device for p, _ in full], live, constraint, cfg=cfg, room=bucket(N),
@@ -264,8 +265,8 @@ def complete(model, requests: list[Request], settings: Settings, stream=None, co
     for b, request in enumerate(requests):
         groups.setdefault(bucket(len(request.ids)), []).extend((b, j) for j in range(settings.n))
     for jobs in groups.values():
-        for i in range(0, len(jobs), max(model.rows)):
-            turn = jobs[i : i + max(model.rows)]
+        for i in range(0, len(jobs), model.rows):
+            turn = jobs[i : i + model.rows]
             prefixes = {b: prefixes.get(b) or prefix_of(b) for b in dict(turn)}
             tell = None if stream is None else (lambda row, piece, turn=turn: stream(*turn[row], piece))
             got, _ = decode(model, layers, [(prefixes[b], j) for b, j in turn], settings, tell, constraint)

@@ -32,13 +32,14 @@ def _logits(params, cfg, input_ids, mask, positions, features, dtype):
 class Model:
     """Config, parameters (nested dict) and, on first use, the tokenizer of a model folder.
 
-    rows: row counts of the decode programs, see `generation.row_counts`; a longer list of prompts is read in turns.
+    rows: completions decoded at once, see `generation.rows_at_once`. More go in turns; raise it to read many prompts
+    faster (another number rounds differently: log-probs change by some 1e-6).
     """
 
     def __init__(self, cfg: Config, params: dict, *, folder=None, dtype=jnp.float32):
         self.cfg, self.dtype, self.folder = cfg, jnp.dtype(dtype), None if folder is None else Path(folder)
         self.params = jax.tree.map(lambda x: jnp.asarray(x, self.dtype), params)
-        self.rows = generation.row_counts()
+        self.rows = generation.rows_at_once()
 
     @functools.cached_property
     def tokenizer(self):
