@@ -5,7 +5,7 @@ completions. The ratio is 1 by construction (old log-probs are the new ones, sto
 is compared with what the learner computes and logged at every step.
 
 Groups whose completions all earned the same reward have no advantage and teach nothing. `config.rl.oversample` draws
-that many times `prompts_per_step` prompts, and the learner, by far the dearer half, takes the groups that vary first:
+that many times `prompts_per_step` prompts, and the learner, which is dearer a prompt, takes the groups that vary first:
 DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) in one pass of static shapes instead of a loop.
 """
 

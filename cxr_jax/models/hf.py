@@ -20,7 +20,7 @@ import numpy as np
 
 from cxr_jax.errors import UserError
 from cxr_jax.models.config import Config
-from cxr_jax.models.safetensors_file import NAMES, Tensors, shown, write_folder, write_safetensors
+from cxr_jax.models.safetensors_file import NAMES, Tensors, parse_json, shown, write_folder, write_safetensors
 
 __all__ = ["load_hf", "read_config", "rules", "save_hf", "write_safetensors"]
 
@@ -150,13 +150,7 @@ def canonical_key(key: str) -> str:
 
 def read_json(path: Path) -> dict:
     """The JSON object in a file. Raises UserError for anything else."""
-    try:
-        d = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{path}: not valid JSON") from e
-    if not isinstance(d, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return d
+    return parse_json(path.read_bytes(), path)
 
 
 def read_config(folder: str | os.PathLike) -> Config:
