@@ -4,18 +4,21 @@ import hashlib
 import pathlib
 import re
 
-from cxr_jax import pretrained
+from cxr_jax import pretrained, trainable
 from cxr_jax.data import batching, phantom
 from cxr_jax.errors import UserError
 
 AT_LEAST_ONE = (
-    "steps", "batch_size", "max_completion", "log_every", "save_every", "rl.prompts_per_step", "rl.oversample",
-    "rl.group_size", "rl.min_length", "eval.every", "eval.n", "eval.n_final", "eval.batch_size", "eval.bootstrap",
+    "steps", "batch_size", "micro_batches", "max_completion", "log_every", "save_every", "rl.prompts_per_step",
+    "rl.micro_batches", "rl.oversample", "rl.group_size", "rl.min_length", "eval.every", "eval.n", "eval.n_final",
+    "eval.batch_size", "eval.bootstrap",
 )  # fmt: skip
-NOT_NEGATIVE = ("locate_steps", "locate_weight", "optim.warmup_steps", "optim.weight_decay", "eval.cases")
+NOT_NEGATIVE = ("locate_steps", "locate_weight", "optim.warmup_steps", "optim.weight_decay", "eval.cases", "lora.rank")
 POSITIVE = ("optim.lr", "optim.clip_norm", "optim.eps", "rl.temperature")
 ONE_OF = {
     "remat": ("none", "full", "dots"),
+    "dtype": tuple(trainable.DTYPES),
+    "param_dtype": tuple(trainable.DTYPES),
     "rl.loss_type": ("grpo", "dapo", "dr_grpo"),
     "rl.scale_rewards": ("group", "batch", "none"),
     "eval.select_by": ("jaccard", "macro_f1", "micro_f1", "valid_format"),
@@ -36,6 +39,8 @@ def common(config):
         _require(config, name, lambda v: v >= 0, "must not be negative")
     for name in POSITIVE:
         _require(config, name, lambda v: v > 0, "must be above 0")
+    for name in ("seed", "data.seed"):
+        _require(config, name, lambda v: 0 <= v < 2**32, "must be from 0 to 2^32 - 1: keys know no more bits")
     for name, known in ONE_OF.items():
         _require(config, name, lambda v, k=known: v in k, f"is not one of {', '.join(known)}")
     _require(config, "optim.frozen", lambda v: all(map(_is_pattern, v)), "holds a bad regular expression")
@@ -44,6 +49,8 @@ def common(config):
         if name not in config.data:
             raise UserError(f"config.data.source={config.data.source!r} needs config.data.{name}: use another preset")
     pretrained.check(config)
+    if "lora" in config:
+        trainable.Trainable.of(config)
     if config.data.source == "phantom":
         miss = config.data.get("reader_miss", 0.0)
         _require(config, "data.reader_miss", lambda v: 0 <= v <= 1, "is not a probability")

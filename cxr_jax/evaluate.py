@@ -7,9 +7,10 @@ import os
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import checks, policy, pretrained, report, scoring
+from cxr_jax import checks, policy, pretrained, report, scoring, trainable
 from cxr_jax.data import batching, tokenizer
 from cxr_jax.data.preprocess import patchify
 from cxr_jax.labels import parser
@@ -59,7 +60,7 @@ class Reader:
     `poll` is called before each batch; what it raises ends the reading.
     """
 
-    def __init__(self, cfg, tok, prompts: policy.Prompts, batch_size: int, poll=lambda: None):
+    def __init__(self, cfg, tok, prompts: policy.Prompts, batch_size: int, dtype=jnp.float32, poll=lambda: None):
         self.tok, self.prompts, self.batch_size, self.poll = tok, prompts, batch_size, poll
         special = tokenizer.special_ids(tok, cfg.text.vocab_size)
         table = parser.TokenBytes.from_tokenizer(tok)
@@ -67,7 +68,7 @@ class Reader:
 
         @jax.jit
         def read(params, images, encoded):
-            features = qwen.vision(params, cfg, patchify(images), prompts.grid)
+            features = qwen.vision(params, cfg, patchify(images), prompts.grid, dtype=dtype)
             out = policy.sample(
                 params, cfg, features, encoded, special, n=1, max_new_tokens=c, temperature=0.0
             )
@@ -106,22 +107,20 @@ def held_out(source, n: int) -> dict:
 
 
 class Guard:
-    """Looks at the selection splits every K steps, logs per-label scores, keeps the best-by-OOD parameters."""
+    """Looks at the selection splits every K steps, logs per-label scores, keeps the best-by-OOD parameters.
 
-    def __init__(self, config, reader, sources, metrics, checkpoints, best=None):
-        self.config, self.reader, self.metrics, self.checkpoints, self.best = (
-            config,
-            reader,
-            metrics,
-            checkpoints,
-            best,
-        )
+    model_of: from what trains to the parameters of the whole model.
+    """
+
+    def __init__(self, config, reader, sources, metrics, checkpoints, model_of, best=None):
+        self.config, self.reader, self.metrics, self.checkpoints = config, reader, metrics, checkpoints
+        self.model_of, self.best = model_of, best
         self.data = {name: held_out(s, config.eval.n) for name, s in sources.select.items()}
         self.ood = sources.ood
 
-    def look(self, step: int, params) -> dict:
-        """Scores `params` on the selection splits at `step`; saves them if the best so far out of distribution."""
-        row = {}
+    def look(self, step: int, train) -> dict:
+        """Scores what trains at `step` on the selection splits; saves it if the best so far out of distribution."""
+        row, params = {}, self.model_of(train)
         for name, data in self.data.items():
             got = self.reader.read(params, data["image"], data["texts"])
             s = scoring.summary(
@@ -146,7 +145,7 @@ class Guard:
         print(f"  step {step} on the selection splits: {shown}", flush=True)
         if self.best is None or score > self.best["score"]:
             self.best = {"score": score, "step": step}
-            self.checkpoints.save_best(step, params, self.best)
+            self.checkpoints.save_best(step, train, self.best)
         return row
 
 
@@ -162,12 +161,16 @@ def constant_baselines(sources, n: int = 2000) -> dict:
     }
 
 
-def export(workdir, cfg, params, tok, config) -> None:
-    """Writes `hf/`: weights, configs, tokenizer and a model card, in the Hugging Face layout."""
-    from cxr_jax.models import hf
+def export(workdir, cfg, what, train, fixed, tok, config) -> None:
+    """Writes `hf/`: weights (in the type of the computation), configs, tokenizer and a model card, in the Hugging Face
+    layout; with LoRA, the adapters merged there, and alone in PEFT's format in `adapter/`."""
+    from cxr_jax.models import hf, peft
 
     size = config.data.get("size", 224)
-    hf.save_hf(workdir.file("hf"), cfg, params, tokenizer=tok, min_pixels=size**2, max_pixels=size**2)
+    hf.save_hf(workdir.file("hf"), cfg, what.merged(train, fixed), tokenizer=tok, min_pixels=size**2,
+               max_pixels=size**2, dtype=what.dtype)
+    if what.adapters:
+        peft.save(workdir.file("adapter"), cfg, train["lora"], what.adapters, config.model)
     card = (
         "---\nlicense: apache-2.0\n---\n# cxr_jax export\n\nQwen2.5-VL structure. "
         f"Task: {config.task}; started from `{config.model}`; data: {config.data.source}.\n\n"
@@ -334,8 +337,10 @@ def run(config, workdir, stop) -> dict:
     prompts = policy.Prompts(
         start.tokenizer, start.cfg, grid_of(size, start.cfg), config.max_completion, texts=all_prompts(found)
     )
-    reader = Reader(start.cfg, start.tokenizer, prompts, config.eval.batch_size, poll=stop.check)
+    dtype = trainable.DTYPES[config.dtype]
+    reader = Reader(start.cfg, start.tokenizer, prompts, config.eval.batch_size, dtype, poll=stop.check)
     try:
-        return {"step": 0, "results": full(workdir, config, {config.model: start.params}, reader, found)}
+        models = {config.model: pretrained.on_device(config)}
+        return {"step": 0, "results": full(workdir, config, models, reader, found)}
     except Stopped:
         return {"stopped": stop.requested, "step": 0}

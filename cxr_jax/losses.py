@@ -11,15 +11,14 @@ def token_logprobs(hidden, head, targets, *, temperature=1.0, suppress=None, chu
     """Log-probability of `targets` and the entropy of each next-token distribution.
 
     hidden [N, D]; head [D, V]; targets int [N] -> (logp float32 [N], entropy float32 [N]).
-    Works through the N tokens in chunks and recomputes a chunk's logits in the backward pass, so no [N, V] array
-    outlives a chunk. `suppress` bool [V]: ids that the sampler never emits, excluded here too, or the two sides
-    would disagree.
+    Works through the N tokens in chunks; if there are several, a chunk's logits are recomputed in the backward pass, so
+    no [N, V] array outlives a chunk. `suppress` bool [V]: ids that the sampler never emits, excluded here too, or the
+    two sides would disagree.
     """
     n, d = hidden.shape
     pad = -n % chunk if n > chunk else 0
     size = min(chunk, n)
 
-    @jax.checkpoint
     def one(args):
         h, t = args
         logits = jnp.dot(h, head.astype(h.dtype), preferred_element_type=jnp.float32) / temperature
@@ -33,10 +32,11 @@ def token_logprobs(hidden, head, targets, *, temperature=1.0, suppress=None, chu
 
     if n <= chunk:
         return one((hidden, targets))
-    hidden = jnp.pad(hidden, ((0, pad), (0, 0))).reshape(-1, size, d)
-    targets = jnp.pad(targets, (0, pad)).reshape(-1, size)
-    logp, entropy = jax.lax.map(one, (hidden, targets))
-    return logp.reshape(-1)[:n], entropy.reshape(-1)[:n]
+    # Chunk i has tokens i, i + chunks, ...: where rows are spread over devices, each device has some in every chunk.
+    hidden = jnp.pad(hidden, ((0, pad), (0, 0))).reshape(size, -1, d).swapaxes(0, 1)
+    targets = jnp.pad(targets, (0, pad)).reshape(size, -1).T
+    logp, entropy = jax.lax.map(jax.checkpoint(one), (hidden, targets))
+    return logp.T.reshape(-1)[:n], entropy.T.reshape(-1)[:n]
 
 
 def masked_mean(x, mask):
@@ -71,6 +71,8 @@ def policy_loss(
     epsilon=0.2,
     epsilon_high=None,
     max_tokens=None,
+    rows=None,
+    tokens=None,
 ):
     """Clipped policy-gradient loss over completions.
 
@@ -80,7 +82,8 @@ def policy_loss(
       grpo     mean over rows of each row's token mean
       dapo     sum over tokens / tokens in the batch
       dr_grpo  sum over tokens / (rows * max_tokens)
-    Returns (loss, dict of clip statistics).
+    For a part of a batch, rows and tokens (where mask is 1) are those of the whole batch: the parts then sum to its
+    loss. Returns (loss, bool [R, N]: where the clip acts).
     """
     log_ratio = jnp.clip(logp - old_logp, -20.0, 20.0)
     ratio = jnp.exp(log_ratio)
@@ -89,16 +92,17 @@ def policy_loss(
     per_token = -jnp.minimum(ratio * a, jnp.clip(ratio, low, high) * a)
     mask = mask.astype(jnp.float32)
     per_token = jnp.where(mask > 0, per_token, 0.0)
+    rows = len(mask) if rows is None else rows
+    tokens = jnp.sum(mask) if tokens is None else tokens
     if loss_type == "grpo":
-        loss = jnp.mean(jnp.sum(per_token, axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1.0))
+        loss = jnp.sum(jnp.sum(per_token, axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1.0)) / rows
     elif loss_type == "dapo":
-        loss = jnp.sum(per_token) / jnp.maximum(jnp.sum(mask), 1.0)
+        loss = jnp.sum(per_token) / jnp.maximum(tokens, 1.0)
     elif loss_type == "dr_grpo":
-        loss = jnp.sum(per_token) / (per_token.shape[0] * max_tokens)
+        loss = jnp.sum(per_token) / (rows * max_tokens)
     else:
         raise ValueError(f"loss_type must be grpo, dapo or dr_grpo, got {loss_type!r}")
-    clipped = jnp.logical_or((ratio < low) & (a < 0), (ratio > high) & (a > 0))
-    return loss, {"clip_ratio/region_mean": masked_mean(clipped.astype(jnp.float32), mask)}
+    return loss, jnp.logical_or((ratio < low) & (a < 0), (ratio > high) & (a > 0))
 
 
 def binary_cross_entropy(logits, targets, weight=None):

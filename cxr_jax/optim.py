@@ -1,12 +1,10 @@
-"""AdamW with warm-up and cosine, decay on matrices only, frozen parts by pattern, and the guarded update."""
+"""AdamW with warm-up and cosine, decay on matrices only, float32 masters, and the guarded update."""
 
 import re
 
 import jax
 import jax.numpy as jnp
 import optax
-
-from cxr_jax.errors import UserError
 
 
 def path_string(path) -> str:
@@ -32,16 +30,9 @@ def decay_mask(params):
     )
 
 
-def make(config, params, steps: int):
-    """optax transformation for `params` over `steps`. `config.frozen`: regexes of paths that do not train.
-
-    Raises UserError for a pattern that matches no path: what was meant to be frozen would train.
-    """
-    paths = [path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
-    for pattern in config.frozen:
-        if not any(re.search(pattern, p) for p in paths):
-            raise UserError(f"config.optim.frozen: {pattern!r} matches no parameter")
-    tx = optax.chain(
+def make(config, steps: int):
+    """optax transformation over `steps` for all that trains (see `trainable`)."""
+    return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
             learning_rate(config, steps),
@@ -52,39 +43,70 @@ def make(config, params, steps: int):
             mask=decay_mask,
         ),
     )
-    if not config.frozen:
-        return tx
-    label = lambda p, x: "frozen" if any(re.search(f, path_string(p)) for f in config.frozen) else "train"
-    return optax.multi_transform(
-        {"train": tx, "frozen": optax.set_to_zero()}, jax.tree_util.tree_map_with_path(label, params)
-    )
+
+
+def accumulate(grad_fn, params, parts):
+    """Gradients of a batch in parts: grad_fn(params, part) -> (grads, aux), for the parts stacked on axis 0.
+
+    Returns the sum of the gradients, in float32 if there is more than one part, and aux stacked on axis 0. One part
+    is in memory at a time.
+    """
+    part = lambda i: jax.tree.map(lambda x: x[i], parts)
+    if jax.tree.leaves(parts)[0].shape[0] == 1:
+        grads, aux = grad_fn(params, part(0))
+        return grads, jax.tree.map(lambda x: x[None], aux)
+    shapes = jax.eval_shape(grad_fn, params, part(0))[0]
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+
+    def add(total, part):
+        grads, aux = grad_fn(params, part)
+        return jax.tree.map(jnp.add, total, float32(grads)), aux
+
+    return jax.lax.scan(add, zero, parts)
 
 
 def guarded_update(tx, state, grads):
     """One optimizer step, skipped and counted if any gradient is not finite.
 
-    state: dict(params, opt_state, step, skipped). Returns (state, grad_norm). The step counter always advances: it is
-    the position in the data.
+    state: dict(params, opt_state, step, skipped and, for narrow parameters, master). Returns (state, grad_norm). The
+    step counter always advances: it is the position in the data.
     """
+    grads = float32(grads)
     norm = optax.global_norm(grads)
     ok = jnp.isfinite(norm)
     safe = jax.tree.map(lambda g: jnp.where(ok, g, 0.0), grads)
-    updates, opt_state = tx.update(safe, state["opt_state"], state["params"])
-    params = optax.apply_updates(state["params"], updates)
+    master = state.get("master", state["params"])
+    updates, opt_state = tx.update(safe, state["opt_state"], master)
     keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
-    return {
-        "params": keep(params, state["params"]),
+    new = {
+        "params": keep(optax.apply_updates(master, updates), master),
         "opt_state": keep(opt_state, state["opt_state"]),
         "step": state["step"] + 1,
         "skipped": state["skipped"] + jnp.where(ok, 0, 1),
-    }, norm
+    }
+    if "master" in state:
+        new["master"] = new["params"]
+        new["params"] = jax.tree.map(lambda m, p: m.astype(p.dtype), new["master"], state["params"])
+    return new, norm
 
 
 def init_state(tx, params):
-    """Train state: plain nested dict of params, opt_state, step, skipped."""
-    return {
+    """Train state: plain nested dict of params, opt_state, step, skipped.
+
+    If parameters are narrower than float32, also of their float32 masters, which the optimizer updates: steps of a
+    small learning rate vanish in bfloat16. The moments are float32 always.
+    """
+    master = float32(params)
+    state = {
         "params": params,
-        "opt_state": tx.init(params),
+        "opt_state": tx.init(master),
         "step": jnp.zeros((), jnp.int32),
         "skipped": jnp.zeros((), jnp.int32),
     }
+    narrow = any(x.dtype != jnp.float32 for x in jax.tree.leaves(params))
+    return {**state, "master": master} if narrow else state
+
+
+def float32(tree):
+    """The same leaves in float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)

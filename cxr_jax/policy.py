@@ -1,5 +1,6 @@
 """The model as a policy: prompts in fixed shapes, and log-probs of completions. One program for SFT and RL."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -53,8 +54,39 @@ class Prompts:
         return {"ids": ids, "lengths": lengths, "positions": positions}
 
 
+def cut(batch: dict, parts: int) -> dict:
+    """The rows of a batch in equal parts, stacked on a new axis 0. Rows lie on axis 0, but for the prompts' positions
+    [3, B, T]. Part i has rows i, i + parts, ...: of rows that are spread over devices, each device has some in each.
+    """
+
+    def one(x, axis=0):
+        shape = (*x.shape[:axis], x.shape[axis] // parts, parts, *x.shape[axis + 1 :])
+        return jnp.moveaxis(jnp.reshape(x, shape), axis + 1, 0)
+
+    out = {k: jax.tree.map(one, v) for k, v in batch.items() if k != "prompts"}
+    if "prompts" in batch:
+        out["prompts"] = {k: one(v, int(k == "positions")) for k, v in batch["prompts"].items()}
+    return out
+
+
+def joined(parts):
+    """The rows of a tree of parts in the order before `cut`."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
+
+
+def in_turns(fn, parts: dict):
+    """fn of each part of `cut`, one at a time, the rows of its results joined again."""
+    one = lambda i: jax.tree.map(lambda x: x[i], parts)
+    if jax.tree.leaves(parts)[0].shape[0] == 1:
+        return fn(one(0))
+    return joined(jax.lax.map(fn, parts))
+
+
 def sample(params, cfg, features, prompts, special, *, n: int, max_new_tokens: int, temperature: float, keys=None):
-    """`sampling.generate` for prompts as from `Prompts.encode`, one image each; `special` from `special_ids`."""
+    """`sampling.generate` for prompts as from `Prompts.encode`, one image each; `special` from `special_ids`.
+
+    Computed in the type of `features`, here and in `completion_logprobs`.
+    """
     width = prompts["ids"].shape[1]
     return sampling.generate(
         params,
@@ -69,6 +101,7 @@ def sample(params, cfg, features, prompts, special, *, n: int, max_new_tokens: i
         keys=keys,
         stop_ids=special["stop"],
         suppress_ids=special["suppress"],
+        dtype=features.dtype,
     )
 
 
@@ -121,7 +154,7 @@ def _plain(params, cfg, features, prompts, completions, mask, remat):
     ids = jnp.pad(each(prompts["ids"]), ((0, 0), (0, c)))
     ids = jnp.put_along_axis(ids, place, completions.reshape(p * g, c), axis=1, inplace=False)
     valid = jnp.arange(t + c)[None] < (lengths + mask.reshape(p * g, c).sum(axis=1))[:, None]
-    hidden = qwen.embed(params, cfg, ids, each(features))
+    hidden = qwen.embed(params, cfg, ids, each(features), dtype=features.dtype)
     hidden = qwen.decode_full(params, cfg, hidden, each(prompts["positions"], 1), valid, remat=remat)
     return jnp.take_along_axis(hidden, (place - 1)[:, :, None], axis=1)
 
@@ -137,10 +170,10 @@ def _shared(params, cfg, features, prompts, completions, mask, remat):
     prompt, own = qwen.decode_group(
         params,
         cfg,
-        qwen.embed(params, cfg, prompts["ids"], features),
+        qwen.embed(params, cfg, prompts["ids"], features, dtype=features.dtype),
         prompts["positions"][:, :, :t],
         lengths,
-        qwen.embed(params, cfg, completions.reshape(p * g, c)[:, :-1]),  # the last token predicts nothing
+        qwen.embed(params, cfg, completions.reshape(p * g, c)[:, :-1], dtype=features.dtype),  # the last predicts none
         positions,
         remat=remat,
     )

@@ -6,30 +6,44 @@ import os
 import jax
 
 from cxr_jax.errors import UserError
+from cxr_jax.models import hf, native
 
 PHANTOM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "phantom")
 
 
 class Start:
-    """cfg, params (float32) and tokenizer that a run begins with."""
+    """cfg, params and tokenizer that a run begins with. params lie on the host, in the type in which they are stored:
+    `trainable` decides what goes to the device in which type."""
 
     def __init__(self, cfg, params, tokenizer):
         self.cfg, self.params, self.tokenizer = cfg, params, tokenizer
 
 
 def start(config) -> Start:
-    """`config.model`: "random:phantom" (fresh weights, the embedded tokenizer), "phantom", or a folder."""
-    import cxr_jax
+    """`config.model`: "random:SIZE" (fresh weights, the embedded tokenizer), "phantom", or a folder."""
+    check(config)
+    tok = tokenizer(config)
+    if config.model.startswith("random:"):
+        cfg = random_config(config.model, tok)
+        return Start(cfg, fresh(cfg, config.seed), tok)
+    folder = _folder(config)
+    cfg, params = native.load(folder) if native.is_native(folder) else hf.load_hf(folder)
+    return Start(cfg, params, tok)
+
+
+def on_device(config) -> dict:
+    """The parameters that `start` gives, on the device, in the type of the computation."""
+    from cxr_jax.trainable import DTYPES
+
+    dtype = DTYPES[config.dtype]
+    return jax.tree.map(lambda x: jax.numpy.asarray(x, dtype), start(config).params)
+
+
+def random_config(name: str, tok):
+    """The Config of "random:SIZE" with the token ids of a tokenizer."""
     from cxr_jax.data import tokenizer as tokenizers
 
-    check(config)
-    if config.model.startswith("random:"):
-        tok = tokenizer(config)
-        cfg = dataclasses.replace(_random_sizes()[config.model], **tokenizers.config_ids(tok))
-        return Start(cfg, fresh(cfg, config.seed), tok)
-    # float32 on every device: steps of a small learning rate vanish in bfloat16 parameters.
-    model = cxr_jax.load(config.model, dtype="float32")
-    return Start(model.cfg, model.params, model.tokenizer)
+    return dataclasses.replace(_random_sizes()[name], **tokenizers.config_ids(tok))
 
 
 def check(config) -> None:
@@ -62,7 +76,8 @@ def _folder(config):
 def _random_sizes() -> dict:
     from cxr_jax.models import config as sizes
 
-    return {"random:phantom": sizes.PHANTOM}
+    return {"random:phantom": sizes.PHANTOM, "random:qwen2.5-vl-3b": sizes.QWEN2_5_VL_3B,
+            "random:qwen2.5-vl-7b": sizes.QWEN2_5_VL_7B}
 
 
 def fresh(cfg, seed: int):

@@ -1,8 +1,9 @@
 """On-policy GRPO with rewards parsed on the device: sample -> reward -> advantage -> select -> update, top to bottom.
 
 One model program samples and learns. Per prompt the image is encoded once and the prompt prefilled once for its G
-completions. The ratio is 1 by construction (old log-probs are the new ones, stop-gradient); what the sampler recorded
-is compared with what the learner computes and logged at every step.
+completions. `config.rl.micro_batches` bounds the memory: the prompts of a step are sampled, and the groups learned
+from, in that many turns, which changes nothing but rounding. The ratio is 1 by construction (old log-probs are the new
+ones, stop-gradient); what the sampler recorded is compared with what the learner computes and logged at every step.
 
 Groups whose completions all earned the same reward have no advantage and teach nothing. `config.rl.oversample` draws
 that many times `prompts_per_step` prompts, and the learner, which is dearer a prompt, takes the groups that vary first:
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import checks, evaluate, losses, optim, policy, pretrained, rewards
+from cxr_jax import checks, evaluate, losses, optim, policy, pretrained, rewards, trainable
 from cxr_jax.checkpoint import Checkpoints
 from cxr_jax.data import batching, tokenizer
 from cxr_jax.data.preprocess import patchify
@@ -42,6 +43,10 @@ def check(config) -> None:
         raise UserError(
             f"config.rl.reward_weights names {unknown[0]!r}; known terms: {', '.join(rewards.TERMS)}"
         )
+    if r.prompts_per_step % r.micro_batches:
+        raise UserError(
+            f"config.rl.prompts_per_step={r.prompts_per_step} does not divide into {r.micro_batches} micro-batches"
+        )
     if not r.reward_weights:
         raise UserError(f"config.rl.reward_weights is empty; known terms: {', '.join(rewards.TERMS)}")
 
@@ -61,8 +66,8 @@ def known_terms(parsed, solution, known, lengths, min_length) -> dict:
     return rewards.reward_terms(scored, solution & known, lengths, min_length=min_length)
 
 
-def make_rollout(config, cfg, grid, special, table):
-    """Jitted (params, batch, step) -> dict of tokens, mask, sampler log-probs, reward terms, advantages, kept.
+def make_rollout(config, cfg, grid, special, table, what):
+    """Jitted (train, fixed, batch, step) -> dict of tokens, mask, sampler log-probs, reward terms, advantages, kept.
 
     All leaves are [P, G, ..], P = prompts_per_step * oversample, but kept: int [prompts_per_step], the groups to learn
     from.
@@ -71,20 +76,22 @@ def make_rollout(config, cfg, grid, special, table):
     weights = dict(r.reward_weights)
 
     @jax.jit
-    def rollout(params, batch, step):
+    def rollout(train, fixed, batch, step):
+        params = what.whole(train, fixed)["model"]
         p, g = batch["image"].shape[0], r.group_size
-        features = qwen.vision(params, cfg, patchify(batch["image"]), grid)
-        out = policy.sample(
-            params,
-            cfg,
-            features,
-            batch["prompts"],
-            special,
-            n=g,
-            max_new_tokens=config.max_completion,
-            temperature=r.temperature,
-            keys=sampling_keys(config.seed, step, p, g),
-        )
+
+        def complete(part):
+            features = qwen.vision(params, cfg, patchify(part["image"]), grid, dtype=what.dtype)
+            out = policy.sample(
+                params, cfg, features, part["prompts"], special, n=g, max_new_tokens=config.max_completion,
+                temperature=r.temperature, keys=part["keys"].reshape(-1),
+            )  # fmt: skip
+            return jax.tree.map(lambda x: x.reshape(-1, g, *x.shape[1:]), out)  # a row is a group
+
+        keys = sampling_keys(config.seed, step, p, g).reshape(p, g)
+        parts = policy.cut({"image": batch["image"], "prompts": batch["prompts"], "keys": keys}, r.micro_batches)
+        out = policy.in_turns(complete, parts)
+        out = jax.tree.map(lambda x: x.reshape(p * g, *x.shape[2:]), out)
         parsed = parser.parse_tokens(
             out["tokens"], out["lengths"], table, config.max_completion * evaluate.BYTES_PER_TOKEN
         )
@@ -129,43 +136,54 @@ def take_groups(batch, ro) -> tuple[dict, dict]:
     return {"image": batch["image"][kept], "prompts": prompts}, ro
 
 
-def make_learn(config, cfg, grid, special, tx):
-    """Jitted (state, batch, rollout) -> (state, metrics), state donated. One optimizer step a rollout."""
+def make_learn(config, cfg, grid, special, tx, what):
+    """Jitted (state, fixed, batch, rollout) -> (state, metrics), state donated. One optimizer step a rollout."""
     r = config.rl
     suppress = np.zeros(cfg.text.vocab_size, bool)
     suppress[list(special["suppress"])] = True
 
-    def loss_fn(params, batch, ro):
-        features = qwen.vision(params, cfg, patchify(batch["image"]), grid)
+    def loss_fn(train, fixed, batch, ro, totals):
+        params = what.whole(train, fixed)["model"]
+        features = qwen.vision(
+            params, cfg, patchify(batch["image"]), grid, remat=config.remat, dtype=what.dtype
+        )
         logp, entropy = policy.completion_logprobs(
             params, cfg, features, batch["prompts"], ro["tokens"], ro["mask"],
             temperature=r.temperature, suppress=suppress, remat=config.remat,
         )  # fmt: skip
         rows = lambda x: x.reshape(-1, x.shape[-1])
-        loss, stats = losses.policy_loss(
+        loss, clipped = losses.policy_loss(
             rows(logp), jax.lax.stop_gradient(rows(logp)), ro["advantages"].reshape(-1), rows(ro["train_mask"]),
             loss_type=r.loss_type, epsilon=r.epsilon, epsilon_high=r.epsilon_high, max_tokens=config.max_completion,
+            **totals,
         )  # fmt: skip
-        gap = jnp.where(ro["mask"], jax.lax.stop_gradient(logp) - ro["sampler_logp"], 0.0)
-        ratio = jnp.exp(gap)
-        return loss, {
-            "loss": loss,
-            "entropy": losses.masked_mean(entropy, ro["mask"]),
-            "sampling/sampling_logp_difference/mean": losses.masked_mean(jnp.abs(gap), ro["mask"]),
-            "sampling/sampling_logp_difference/max": jnp.max(jnp.abs(gap)),
-            "sampling/outside_0.9_1.1": losses.masked_mean(
-                ((ratio < 0.9) | (ratio > 1.1)).astype(jnp.float32), ro["mask"]
-            ),
-            **stats,
-        }
+        return loss, {"loss": loss, "logp": logp, "entropy": entropy, "clipped": clipped.reshape(logp.shape)}
 
-    def learn(state, batch, ro):
+    def learn(state, fixed, batch, ro):
         batch, ro = take_groups(batch, ro)
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(state["params"], batch, ro)
+        totals = {"rows": ro["reward"].size, "tokens": ro["train_mask"].sum().astype(jnp.float32)}
+        parts = policy.cut({**batch, "ro": ro}, r.micro_batches)
+        part_loss = lambda train, part: loss_fn(train, fixed, part, part["ro"], totals)
+        grads, aux = optim.accumulate(jax.grad(part_loss, has_aux=True), state["params"], parts)
         state, norm = optim.guarded_update(tx, state, grads)
-        return state, {**metrics, "grad_norm": norm, "skipped_steps": state["skipped"]}
+        metrics = {"loss": aux.pop("loss").sum(), "grad_norm": norm, "skipped_steps": state["skipped"]}
+        return state, metrics | learn_metrics(ro, **policy.joined(aux))
 
     return jax.jit(learn, donate_argnums=0)
+
+
+def learn_metrics(ro, logp, entropy, clipped) -> dict:
+    """How far sampler and learner are apart, and entropy, over all completion tokens. Arrays [P, G, C]."""
+    mean = lambda x: losses.masked_mean(x.astype(jnp.float32), ro["mask"])
+    gap = jnp.where(ro["mask"], logp - ro["sampler_logp"], 0.0)
+    ratio = jnp.exp(gap)
+    return {
+        "entropy": mean(entropy),
+        "sampling/sampling_logp_difference/mean": mean(jnp.abs(gap)),
+        "sampling/sampling_logp_difference/max": jnp.max(jnp.abs(gap)),
+        "sampling/outside_0.9_1.1": mean((ratio < 0.9) | (ratio > 1.1)),
+        "clip_ratio/region_mean": losses.masked_mean(clipped.astype(jnp.float32), ro["train_mask"]),
+    }
 
 
 @jax.jit
@@ -219,9 +237,11 @@ def run(config, workdir, stop) -> dict:
     grid = evaluate.grid_of(train_source.size, cfg)
     prompts = policy.Prompts(tok, cfg, grid, config.max_completion, texts=evaluate.all_prompts(sources))
 
-    params = start_model.params
-    tx = optim.make(config.optim, params, config.steps)
-    state = optim.init_state(tx, jax.tree.map(jnp.array, params))
+    what = trainable.Trainable.of(config)
+    train, fixed = what.split({"model": start_model.params}, jax.random.key(config.seed))
+    tx = optim.make(config.optim, config.steps)
+    state = optim.init_state(tx, train)
+    del start_model, train  # host copies, and what the first step takes over
     checkpoints = Checkpoints(workdir.path)
     start, meta = 0, {"seconds": 0.0, "best": None, "num_tokens": 0}
     if resumed := checkpoints.restore(state):
@@ -235,12 +255,14 @@ def run(config, workdir, stop) -> dict:
         unit="completions",
         stream=sys.stdout,
     )
-    reader = evaluate.Reader(cfg, tok, prompts, batch_size=config.eval.batch_size, poll=stop.check)
-    guard = evaluate.Guard(config, reader, sources, metrics, checkpoints, best=meta["best"])
+    reader = evaluate.Reader(cfg, tok, prompts, batch_size=config.eval.batch_size,
+                             dtype=what.dtype, poll=stop.check)
+    model_of = lambda train: what.whole(train, fixed)["model"]
+    guard = evaluate.Guard(config, reader, sources, metrics, checkpoints, model_of, best=meta["best"])
     baselines = evaluate.constant_baselines(sources)
 
-    rollout = make_rollout(config, cfg, grid, special, table)
-    learn = make_learn(config, cfg, grid, special, tx)
+    rollout = make_rollout(config, cfg, grid, special, table, what)
+    learn = make_learn(config, cfg, grid, special, tx, what)
     make = make_batch_fn(config, train_source, prompts)
     loader = batching.step_loader(make, start, config.steps, poll=stop.check)
     look_due = lambda step: step % config.eval.every == 0 or step == config.steps
@@ -252,12 +274,12 @@ def run(config, workdir, stop) -> dict:
         for step in range(start, config.steps):
             began = time.monotonic()
             batch = next(loader)
-            ro = rollout(state["params"], batch, step)
+            ro = rollout(state["params"], fixed, batch, step)
             jax.block_until_ready(ro["reward"])
             stop.check()  # the same step samples the same completions again
             sampled = time.monotonic()
             row = rollout_metrics(ro)
-            state, learned = learn(state, batch, ro)
+            state, learned = learn(state, fixed, batch, ro)
             row = {k: float(v) for k, v in {**row, **learned}.items()}
             done = step + 1
             meta["num_tokens"] += int(ro["lengths"].sum())
@@ -275,7 +297,7 @@ def run(config, workdir, stop) -> dict:
                 save()
             if look_due(done):
                 guard.look(done, state["params"])
-        results = finish(config, workdir, cfg, tok, params, state["params"], checkpoints, reader, sources)
+        results = finish(config, workdir, cfg, tok, what, state["params"], fixed, checkpoints, reader, sources)
     except Stopped:
         if done > 0:
             save()
@@ -287,15 +309,16 @@ def run(config, workdir, stop) -> dict:
     return {"step": config.steps, "train_seconds": round(seconds), **results}
 
 
-def finish(config, workdir, cfg, tok, sft_params, last_params, checkpoints, reader, sources) -> dict:
+def finish(config, workdir, cfg, tok, what, last, fixed, checkpoints, reader, sources) -> dict:
     """Exports the parameters that were best out of distribution, and scores them beside where RL started."""
-    best = checkpoints.restore_best(last_params)
-    chosen, step = (best[0], best[2]) if best else (last_params, config.steps)
-    evaluate.export(workdir, cfg, chosen, tok, config)
+    best = checkpoints.restore_best(last)
+    chosen, step = (best[0], best[2]) if best else (last, config.steps)
+    evaluate.export(workdir, cfg, what, chosen, fixed, tok, config)
     note = f"RL model: step {step} of {config.steps}"
     if best:
         note += f", the best on the selection split of {sources.ood}."
-    models = {"base": pretrained.fresh(cfg, config.seed), "SFT": sft_params, "RL": chosen}
+    chosen = what.whole(chosen, fixed)["model"]
+    models = {"base": pretrained.fresh(cfg, config.seed), "SFT": pretrained.on_device(config), "RL": chosen}
     if config.data.source == "files":
         models.pop("base")  # untrained weights tell nothing more there, and a large model's take minutes
     return {"best_step": step, "results": evaluate.full(workdir, config, models, reader, sources, notes=[note])}

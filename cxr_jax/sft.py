@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import checks, evaluate, losses, optim, policy, pretrained
+from cxr_jax import checks, evaluate, losses, optim, policy, pretrained, trainable
 from cxr_jax.checkpoint import Checkpoints
 from cxr_jax.data import batching
 from cxr_jax.data.preprocess import patchify
@@ -50,8 +50,9 @@ def locate_loss(head, features, regions, severity):
     return token + 0.5 * image
 
 
-def completion_loss(params, cfg, features, batch, *, remat="none"):
-    """Mean cross-entropy over completion tokens, and the mean probability given to the right token."""
+def completion_loss(params, cfg, features, batch, total, *, remat="none"):
+    """Cross-entropy and the probability given to the right token, both summed over completion tokens and divided by
+    `total`: with the number of such tokens, their means."""
     logp, _ = policy.completion_logprobs(
         params,
         cfg,
@@ -61,30 +62,44 @@ def completion_loss(params, cfg, features, batch, *, remat="none"):
         batch["mask"][:, None],
         remat=remat,
     )
-    mask = batch["mask"][:, None]
-    return -losses.masked_mean(logp, mask), losses.masked_mean(jnp.exp(logp), mask)
+    mask = batch["mask"][:, None].astype(logp.dtype)
+    return -jnp.sum(logp * mask) / total, jnp.sum(jnp.exp(logp) * mask) / total
 
 
-def make_steps(config, cfg, tx, grid):
-    """The two jitted updates: (state, batch) -> (state, metrics), state donated."""
+def make_steps(config, cfg, tx, grid, what):
+    """The two jitted updates: (state, fixed, batch) -> (state, metrics), state donated; what: a `Trainable`.
 
-    def locate_only(params, batch):
-        features = qwen.vision(params["model"], cfg, patchify(batch["image"]), grid)
-        loss = locate_loss(params["locate"], features, batch["regions"], batch["severity"])
+    A batch is worked through in `config.micro_batches` parts whose gradients are summed; every completion token of
+    the batch weighs the same, whichever part it is in.
+    """
+    parts = config.micro_batches
+    see = lambda params, batch: qwen.vision(
+        params["model"], cfg, patchify(batch["image"]), grid, remat=config.remat, dtype=what.dtype
+    )
+
+    # Losses and metrics of a part, such that those of all parts sum to those of the batch.
+    def locate_only(params, batch, total):
+        features = see(params, batch)
+        loss = locate_loss(params["locate"], features, batch["regions"], batch["severity"]) / parts
         return loss, {"locate_loss": loss}
 
-    def joint(params, batch):
-        features = qwen.vision(params["model"], cfg, patchify(batch["image"]), grid)
-        ce, p_mean = completion_loss(params["model"], cfg, features, batch, remat=config.remat)
+    def joint(params, batch, total):
+        features = see(params, batch)
+        ce, p_mean = completion_loss(params["model"], cfg, features, batch, total, remat=config.remat)
         metrics = {"loss": ce, "mean_token_probability": p_mean}
         if not config.locate_weight:
             return ce, metrics
-        locate = locate_loss(params["locate"], features, batch["regions"], batch["severity"])
+        locate = locate_loss(params["locate"], features, batch["regions"], batch["severity"]) / parts
         return ce + config.locate_weight * locate, {**metrics, "locate_loss": locate}
 
-    def update(loss_fn, state, batch):
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(state["params"], batch)
+    def update(loss_fn, state, fixed, batch):
+        total = jnp.maximum(jnp.sum(batch["mask"].astype(jnp.float32)), 1.0) if "mask" in batch else None
+        part_loss = lambda train, part: loss_fn(what.whole(train, fixed), part, total)
+        grads, metrics = optim.accumulate(
+            jax.grad(part_loss, has_aux=True), state["params"], policy.cut(batch, parts)
+        )
         state, norm = optim.guarded_update(tx, state, grads)
+        metrics = {k: v.sum() for k, v in metrics.items()}
         return state, {**metrics, "grad_norm": norm, "skipped": state["skipped"]}
 
     jit = lambda f: jax.jit(functools.partial(update, f), donate_argnums=0)
@@ -112,6 +127,10 @@ def make_batch_fn(config, source, prompts, completions):
 def check(config) -> None:
     """Refuses settings that cannot work, before anything is written. Raises UserError."""
     train = checks.common(config)
+    if config.batch_size % config.micro_batches:
+        raise UserError(
+            f"config.batch_size={config.batch_size} does not divide into {config.micro_batches} micro-batches"
+        )
     if config.data.source == "files" and (config.locate_steps or config.locate_weight):
         raise UserError("config.locate_steps and config.locate_weight must be 0 for files: only phantoms know regions")
     if config.locate_steps < config.steps:
@@ -128,24 +147,26 @@ def run(config, workdir, stop) -> dict:
     prompts = policy.Prompts(tok, cfg, grid, config.max_completion, texts=evaluate.all_prompts(sources))
     completions = batching.Completions(tok, config.max_completion)
 
-    params = {
-        "model": loaded.params,
-        "locate": init_locate_head(jax.random.key(config.seed), cfg.text.hidden_size, 12),
-    }
-    tx = optim.make(config.optim, params, config.steps)
-    state = optim.init_state(tx, params)
+    what = trainable.Trainable.of(config)
+    head = init_locate_head(jax.random.key(config.seed), cfg.text.hidden_size, 12)
+    train, fixed = what.split({"model": loaded.params, "locate": head}, jax.random.key(config.seed))
+    model_of = lambda train: what.whole(train, fixed)["model"]
+    tx = optim.make(config.optim, config.steps)
+    state = optim.init_state(tx, train)
+    del loaded, train  # host copies, and what the first step takes over
     checkpoints = Checkpoints(workdir.path)
     start, meta = 0, {"seconds": 0.0, "best": None, "window": []}
     if resumed := checkpoints.restore(state):
         state, meta, start = resumed
         print(f"resuming at step {start}", flush=True)
-    locate_step, joint_step = make_steps(config, cfg, tx, grid)
+    locate_step, joint_step = make_steps(config, cfg, tx, grid, what)
     metrics = MetricsWriter(workdir.path, resume_step=start if resumed else -1, redo="eval")
     progress = Progress(
         config.steps, start=start, show=("loss", "locate_loss"), unit="samples", stream=sys.stdout
     )
-    reader = evaluate.Reader(cfg, tok, prompts, batch_size=config.eval.batch_size, poll=stop.check)
-    guard = evaluate.Guard(config, reader, sources, metrics, checkpoints, best=meta["best"])
+    reader = evaluate.Reader(cfg, tok, prompts, batch_size=config.eval.batch_size,
+                             dtype=what.dtype, poll=stop.check)
+    guard = evaluate.Guard(config, reader, sources, metrics, checkpoints, model_of, best=meta["best"])
 
     make = make_batch_fn(config, source, prompts, completions)
     loader = batching.step_loader(make, start, config.steps, poll=stop.check)
@@ -160,10 +181,10 @@ def run(config, workdir, stop) -> dict:
 
     try:
         if look_due(start):
-            guard.look(start, state["params"]["model"])  # the checkpoint is older than its own look
+            guard.look(start, state["params"])  # the checkpoint is older than its own look
         for step in range(start, config.steps):
             batch = next(loader)
-            state, m = (locate_step if step < config.locate_steps else joint_step)(state, batch)
+            state, m = (locate_step if step < config.locate_steps else joint_step)(state, fixed, batch)
             window.append(m)
             done = step + 1
             if done % config.log_every == 0 or done == config.steps:
@@ -179,12 +200,12 @@ def run(config, workdir, stop) -> dict:
                 save()
             if look_due(done):
                 pause = time.monotonic()
-                guard.look(done, state["params"]["model"])
+                guard.look(done, state["params"])
                 evaluating += time.monotonic() - pause
         train_seconds = round(seconds())
-        evaluate.export(workdir, cfg, state["params"]["model"], tok, config)
+        evaluate.export(workdir, cfg, what, state["params"], fixed, tok, config)
         before = "base" if config.model.startswith("random:") else "start"
-        models = {before: pretrained.start(config).params, "SFT": state["params"]["model"]}
+        models = {before: pretrained.on_device(config), "SFT": model_of(state["params"])}
         results = evaluate.full(workdir, config, models, reader, sources)
     except Stopped:
         if done > 0:

@@ -16,6 +16,7 @@ def get_config(preset: str = "phantom") -> ConfigDict:
     c.model = "phantom"
     c.seed = 0
     c.max_completion = 208
+    c.dtype = "float32"  # of the computation
     c.data = ConfigDict(dict(source="phantom", hospital="A", ood_hospital="B", seed=0))
     c.eval = ConfigDict(dict(n_final=2000, batch_size=64, bootstrap=1000, cases=24))
     if preset == "files":

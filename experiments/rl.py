@@ -61,14 +61,17 @@ def get_config(preset: str = "phantom") -> ConfigDict:
     c.seed = 0
     c.steps = 40
     c.max_completion = 208
-    c.remat = "none"
+    c.remat = "none"  # activations kept for the backward pass: "none" recomputes nothing, "dots", "full"
+    c.dtype = "float32"  # of the computation
+    c.param_dtype = "float32"  # of what trains; with "bfloat16" the optimizer holds float32 masters
     c.save_every = 10
 
+    c.lora = ConfigDict(dict(rank=0, alpha=32.0, targets=("decoder",)))  # rank 0: the model itself trains
     c.data = ConfigDict(dict(source="phantom", hospital="A", ood_hospital="B", seed=1))
     c.rl = ConfigDict(
         dict(
-            prompts_per_step=16, oversample=2, group_size=8, temperature=1.0, loss_type="dapo", scale_rewards="group",
-            epsilon=0.2, epsilon_high=0.2, mask_truncated=True, min_length=60,
+            prompts_per_step=16, oversample=2, group_size=8, micro_batches=1, temperature=1.0, loss_type="dapo",
+            scale_rewards="group", epsilon=0.2, epsilon_high=0.2, mask_truncated=True, min_length=60,
             reward_weights=ConfigDict(dict(accuracy_hard=1.0, overshort=1.0)),
         )
     )  # fmt: skip
@@ -88,7 +91,7 @@ def get_config(preset: str = "phantom") -> ConfigDict:
         c.eval.update(dict(every=5, n=64, n_final=1000))
     if preset == "nv_reason_3b":
         # configs/grpo_config.yaml of the published code: 64 prompts x 16, lr 1e-6 with a 5 % floor, clip 0.2.
-        c.model, c.seed, c.remat, c.max_completion, c.steps = "", 123, "full", 1800, 128
+        c.model, c.seed, c.remat, c.dtype, c.max_completion, c.steps = "", 123, "full", "bfloat16", 1800, 128
         c.data = ConfigDict(dict(source="files", manifest="", image_root="", size=476, seed=123))
         c.rl.update(dict(prompts_per_step=64, oversample=1, group_size=16, loss_type="grpo", min_length=400))
         c.optim.update(dict(lr=1e-6, final_fraction=0.05, b2=0.999))

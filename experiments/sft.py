@@ -53,10 +53,14 @@ def get_config(preset: str = "phantom") -> ConfigDict:
     c.locate_steps = 1200  # located-label warm-up of the vision tower
     c.locate_weight = 0.3  # its weight beside the cross-entropy afterwards
     c.max_completion = 208
-    c.remat = "none"
+    c.remat = "none"  # activations kept for the backward pass: "none" recomputes nothing, "dots", "full"
+    c.dtype = "float32"  # of the computation
+    c.param_dtype = "float32"  # of what trains; with "bfloat16" the optimizer holds float32 masters
+    c.micro_batches = 1  # parts of a batch whose gradients are summed
     c.log_every = 20
     c.save_every = 250
 
+    c.lora = ConfigDict(dict(rank=0, alpha=32.0, targets=("decoder",)))  # rank 0: the model itself trains
     c.data = ConfigDict(dict(source="phantom", hospital="A", ood_hospital="B", seed=0, reader_miss=0.75))
     c.optim = ConfigDict(
         dict(
@@ -75,7 +79,7 @@ def get_config(preset: str = "phantom") -> ConfigDict:
         c.eval.update(dict(every=120))
     elif preset == "nv_reason_3b":
         # configs/sft_config.yaml of the published code: lr 2e-5 cosine, warm-up 3 %, batch 64, clip 0.3, 2 epochs.
-        c.model, c.batch_size, c.steps, c.remat = "", 64, 3000, "full"
+        c.model, c.batch_size, c.steps, c.remat, c.dtype = "", 64, 3000, "full", "bfloat16"
         c.locate_steps, c.locate_weight, c.max_completion = 0, 0.0, 1800
         c.data = ConfigDict(dict(source="files", manifest="", image_root="", size=476, seed=123))
         c.seed = 123

@@ -107,13 +107,15 @@ def test_policy_loss(loss_type, high):
     logp, old = rng.normal(-1, 0.3, (2, 6, 7))
     advantages = rng.normal(size=6)
     mask = np.arange(7) < np.array([7, 3, 0, 1, 5, 7])[:, None]  # one row does not train at all
-    loss, stats = losses.policy_loss(
-        jnp.float32(logp), jnp.float32(old), jnp.float32(advantages), mask,
-        loss_type=loss_type, epsilon=0.2, epsilon_high=high, max_tokens=10,
-    )  # fmt: skip
+    args = [jnp.float32(logp), jnp.float32(old), jnp.float32(advantages), mask]
+    kwargs = dict(loss_type=loss_type, epsilon=0.2, epsilon_high=high, max_tokens=10)
+    loss, acts = losses.policy_loss(*args, **kwargs)
     want, clipped = python_loss(logp, old, advantages, mask, loss_type, 0.2, high or 0.2, 10)
     assert loss == pytest.approx(want, abs=1e-5)
-    assert stats["clip_ratio/region_mean"] == pytest.approx(clipped, abs=1e-6) and clipped > 0
+    assert (np.asarray(acts) & mask).sum() / mask.sum() == pytest.approx(clipped, abs=1e-6) and clipped > 0
+    totals = dict(rows=6, tokens=mask.sum())
+    parts = [losses.policy_loss(*(x[s] for x in args), **kwargs, **totals)[0] for s in (slice(4), slice(4, 6))]
+    assert sum(parts) == pytest.approx(want, abs=1e-5)  # parts of unequal length sum to the loss of the whole
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
@@ -137,8 +139,8 @@ def test_nothing_to_learn_is_zero_and_not_nan(loss_type, what):
     f = lambda x: losses.policy_loss(
         x, jax.lax.stop_gradient(x), advantages, mask, loss_type=loss_type, max_tokens=3
     )
-    (loss, stats), grad = jax.value_and_grad(f, has_aux=True)(logp)
-    assert loss == 0 and stats["clip_ratio/region_mean"] == 0 and not np.asarray(grad).any()
+    (loss, clipped), grad = jax.value_and_grad(f, has_aux=True)(logp)
+    assert loss == 0 and not np.asarray(clipped).any() and not np.asarray(grad).any()
 
 
 def test_masked_positions_cannot_poison_the_gradient():

@@ -133,7 +133,7 @@ def test_sft_trains_on_completion_tokens_only(world, monkeypatch):
         return real(hidden, head, targets, **options)
 
     monkeypatch.setattr(losses, "token_logprobs", spy)
-    run = jax.jit(lambda params: sft.completion_loss(params, world.cfg, world.features, batch))
+    run = jax.jit(lambda params: sft.completion_loss(params, world.cfg, world.features, batch, batch["mask"].sum()))
     loss, probability = run(world.params)
     assert len(seen) == 1 and np.array_equal(seen[0], batch["completions"].ravel())
 

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from cxr_jax import evaluate, optim, policy, pretrained, rl
+from cxr_jax import evaluate, optim, policy, pretrained, rl, trainable
 from cxr_jax.data import batching, tokenizer
 from cxr_jax.labels import parser
 from experiments import rl as experiment
@@ -33,20 +33,28 @@ def step():
     tx = optax.sgd(1.0)  # the config's schedule starts at a learning rate of 0
     batch = rl.make_batch_fn(config, source, prompts)(0)
     table = parser.TokenBytes.from_tokenizer(m.tokenizer)
-    ro = rl.make_rollout(config, m.cfg, grid, special, table)(m.params, batch, 0)
-    learn = rl.make_learn(config, m.cfg, grid, special, tx)
-    new_state = lambda: optim.init_state(tx, jax.tree.map(jax.numpy.array, m.params))
-    return config, batch, ro, learn, new_state
+    what = trainable.Trainable.of(config)
+    train, fixed = what.split({"model": m.params}, None)
+
+    def programs(parts):
+        config.rl.micro_batches = parts
+        roll = rl.make_rollout(config, m.cfg, grid, special, table, what)
+        learn = rl.make_learn(config, m.cfg, grid, special, tx, what)
+        return roll(train, fixed, batch, 0), lambda state, batch, ro: learn(state, fixed, batch, ro)
+
+    new_state = lambda: optim.init_state(tx, jax.tree.map(jax.numpy.array, train))
+    ro, learn = programs(1)
+    return config, batch, ro, learn, new_state, programs
 
 
 def test_a_step_samples_more_prompts_than_it_learns_from(step):
-    config, batch, ro, _, _ = step
+    config, batch, ro, *_ = step
     assert batch["image"].shape[0] == ro["reward"].shape[0] == 4 and ro["kept"].shape == (2,)
     assert rl.rollout_metrics(ro)["groups/learned"] <= 2
 
 
 def test_a_step_learns_from_the_kept_groups_alone(step):
-    _, batch, ro, learn, new_state = step
+    _, batch, ro, learn, new_state, _ = step
     advantages = np.asarray(jax.random.normal(jax.random.key(0), ro["advantages"].shape))
     update = lambda ro, batch: learn(new_state(), batch, ro)[0]["params"]
     ro = {**ro, "kept": np.array([3, 1]), "advantages": advantages}
@@ -58,3 +66,19 @@ def test_a_step_learns_from_the_kept_groups_alone(step):
     same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), got, other)
     assert all(jax.tree.leaves(same))
     assert not all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), got, changed)))
+
+
+def test_a_step_in_turns_is_the_same_step(step):
+    _, batch, ro, learn, new_state, programs = step
+    in_turns, learn_in_turns = programs(2)
+    assert ro["mask"].sum(-1).std() > 0  # rows of unequal weight
+    np.testing.assert_array_equal(in_turns["tokens"], ro["tokens"])
+    np.testing.assert_allclose(in_turns["sampler_logp"], ro["sampler_logp"], atol=1e-4)
+    advantages = np.asarray(jax.random.normal(jax.random.key(0), ro["advantages"].shape))
+    ro = {**ro, "advantages": advantages}
+    (want, metrics), (got, metrics_in_turns) = learn(new_state(), batch, ro), learn_in_turns(new_state(), batch, ro)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(metrics_in_turns[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+    start = new_state()["params"]
+    for a, b, c in zip(*(jax.tree.leaves(x) for x in (got["params"], want["params"], start)), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6 + 1e-4 * np.abs(np.asarray(b) - c).max())

@@ -20,6 +20,7 @@ from cxr_jax.models.layers import (
     attention,
     graph,
     init_stacked,
+    merge_adapters,
     run_layers,
     two_part_attention,
     unstack,
@@ -93,8 +94,11 @@ def init_params(cfg: TextConfig, key, tied: bool) -> dict:
 
 
 def fuse(layers: dict) -> dict:
-    """Layer parameters with q, k, v and gate, up concatenated: fewer, larger products in the decode loop."""
-    attn, mlp = layers["attn"], layers["mlp"]
+    """Layer parameters with q, k, v and gate, up concatenated: fewer, larger products in the decode loop.
+
+    Adapters are added to their kernels: a step then costs what it costs without them.
+    """
+    attn, mlp = ({name: merge_adapters(p) for name, p in layers[part].items()} for part in ("attn", "mlp"))
     join = lambda *parts: jax.tree.map(lambda *x: jnp.concatenate(x, -1), *parts)
     return {**layers, "attn": {"qkv": join(attn["q"], attn["k"], attn["v"]), "o": attn["o"]},
             "mlp": {"gate_up": join(mlp["gate"], mlp["up"]), "down": mlp["down"]}}
@@ -190,15 +194,19 @@ def extend(params: dict, cfg: TextConfig, h, positions, lengths, keys: list[tupl
 
         return apply(block, x["params"], h, *angles, attend)
 
-    kept = jax.tree.map(lambda *k: jnp.stack(k), *keys)
-    h, new = run_layers(layer, {"params": params["layers"], "kept": kept}, h, cfg.num_hidden_layers)
+    if isinstance(params["layers"], list):
+        both = [{"params": p, "kept": k} for p, k in zip(params["layers"], keys, strict=True)]
+    else:
+        both = {"params": params["layers"], "kept": jax.tree.map(lambda *k: jnp.stack(k), *keys)}
+    h, new = run_layers(layer, both, h, cfg.num_hidden_layers)
     last = jnp.take_along_axis(h, (lengths - 1)[:, None, None], axis=1, mode="clip")[:, 0]
     return final_norm(params, cfg, last), [tuple(x[i] for x in new) for i in range(len(keys))]
 
 
 def decode_layers(params: dict, cfg: TextConfig) -> list[dict]:
-    """The fused, unstacked layers that `decode_step` takes: made once, outside the loop."""
-    return unstack(fuse(params["layers"]), cfg.num_hidden_layers)
+    """The unstacked layers that `decode_step` takes, fused: made once, outside the loop. A list is taken as it is."""
+    layers = params["layers"]
+    return layers if isinstance(layers, list) else unstack(fuse(layers), cfg.num_hidden_layers)
 
 
 def prompt_keys(cache: dict) -> list[tuple]:
@@ -223,7 +231,7 @@ def decode_step(layers: list[dict], final: dict, cfg: TextConfig, h, positions, 
     cos, sin = rope.text_cos_sin(cfg, positions)
     seen = key_bias(jnp.arange(prompt[0][0].shape[2]) < prompt_lengths[:, None])[:, None, None, None, None]
     mine = key_bias(jnp.arange(own[0][0].shape[2]) <= step)
-    block = graph(Block, cfg, True)
+    block = graph(Block, cfg, "qkv" in layers[0]["attn"])
     out = []
     for p, shared, (ko, vo) in zip(layers, prompt, own, strict=True):
 

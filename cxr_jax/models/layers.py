@@ -31,7 +31,12 @@ matmul.defvjp(lambda x, w: (x @ w, (x, w)), _matmul_bwd)
 
 
 class Linear(nnx.Module):
-    """x [..., din] -> [..., dout]; kernel [din, dout]."""
+    """x [..., din] -> [..., dout]; kernel [din, dout].
+
+    With `lora_a` [din, r] and `lora_b` [r, dout] beside the kernel (see `lora.join`): x kernel + x lora_a lora_b.
+    """
+
+    lora_a = lora_b = None  # `apply` sets them, on the module of one call
 
     def __init__(self, din: int, dout: int, *, bias: bool, rngs: nnx.Rngs, scale: float = 1.0):
         init = jax.nn.initializers.truncated_normal(scale * din**-0.5)
@@ -41,7 +46,11 @@ class Linear(nnx.Module):
         self.use_bias = bias
 
     def __call__(self, x):
-        y = matmul(x, self.kernel[...].astype(x.dtype))
+        kernel = self.kernel[...].astype(x.dtype)
+        if self.lora_a is None:
+            y = matmul(x, kernel)
+        else:  # a plain product: `matmul` would write out the gradient of a kernel that is frozen
+            y = x @ kernel + matmul(matmul(x, self.lora_a.astype(x.dtype)), self.lora_b.astype(x.dtype))
         return y + self.bias[...].astype(x.dtype) if self.use_bias else y
 
 
@@ -165,9 +174,50 @@ def graph(cls, *args):
     return nnx.split(nnx.eval_shape(lambda: cls(*args, rngs=nnx.Rngs(0))))[0]
 
 
+LORA = ("lora_a", "lora_b")
+
+
+def split_adapters(params: dict, path: tuple[str, ...] = ()) -> tuple[dict, list]:
+    """(params without the LORA leaves, [(path of their module, {name: leaf})]). The tree is not changed."""
+    rest, found = {}, []
+    for name, value in params.items():
+        if isinstance(value, dict):
+            rest[name], inner = split_adapters(value, (*path, name))
+            found += inner
+        elif name not in LORA:
+            rest[name] = value
+    if len(rest) < len(params):
+        found.append((path, {name: params[name] for name in LORA}))
+    return rest, found
+
+
+def merge_adapters(linear: dict) -> dict:
+    """A Linear's parameters, maybe stacked, with its adapters, if any, added to the kernel.
+
+    The sum is formed in float32 and rounded once to the kernel's type; stacks go layer by layer, so that memory
+    holds one float32 kernel.
+    """
+    if "lora_a" not in linear:
+        return linear
+    rest, [(_, adapters)] = split_adapters(linear)
+
+    def add(w, a, b):
+        delta = jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32), precision="highest")
+        return (w.astype(jnp.float32) + delta).astype(w.dtype)
+
+    args = (rest["kernel"], *(adapters[name] for name in LORA))
+    kernel = add(*args) if args[0].ndim == 2 else jax.lax.map(lambda x: add(*x), args)
+    return {**rest, "kernel": kernel}
+
+
 def apply(graphdef, params, *args, method: str = "__call__"):
     """Run a module on a plain nested dict of arrays."""
-    return getattr(nnx.merge(graphdef, nnx.State(params)), method)(*args)
+    params, adapters = split_adapters(params)
+    module = nnx.merge(graphdef, nnx.State(params))
+    for path, leaves in adapters:
+        linear = functools.reduce(getattr, path, module)
+        linear.lora_a, linear.lora_b = (leaves[name] for name in LORA)
+    return getattr(module, method)(*args)
 
 
 def init(cls, *args, key):
@@ -199,20 +249,37 @@ def checkpointed(fn, remat: str):
     raise ValueError(f"remat must be 'none', 'full' or 'dots', got {remat!r}")
 
 
+BATCH_AXES = ("data", "fsdp")
+"""Mesh axes that divide the rows of a batch."""
+
 UNROLL_UP_TO = 8
 """Stacks of at most this many layers are unrolled: a scan costs small CPU models more than it saves."""
 
 
 def run_layers(layer, stacked, x, n: int, remat: str = "none"):
-    """(x, aux) = layer(params_i, x) for i in 0..n-1 over trees stacked on axis 0; unrolled when shallow.
+    """(x, aux) = layer(params_i, x) for i in 0..n-1 over trees stacked on axis 0; unrolled when shallow, or when
+    `stacked` is a list of n trees.
 
     Returns the last x and the aux outputs stacked on axis 0 (None if layers give None).
     """
-    layer = checkpointed(layer, remat)
-    if n > UNROLL_UP_TO:
-        return jax.lax.scan(lambda h, p: layer(p, h), x, stacked)
+    layer, apart = checkpointed(layer, remat), isinstance(stacked, list)
+    step = lambda h, p: layer(p, rows_apart(h))
+    if n > UNROLL_UP_TO and not apart:
+        return jax.lax.scan(step, x, stacked)
     aux = []
-    for p in unstack(stacked, n):
-        x, a = layer(p, x)
+    for p in stacked if apart else unstack(stacked, n):
+        x, a = step(x, p)
         aux.append(a)
     return x, jax.tree.map(lambda *a: jnp.stack(a), *aux)
+
+
+def rows_apart(x):
+    """x, rows on axis 0, divided by rows over the batch axes of the mesh that `jax.set_mesh` has set, if any.
+
+    Said between layers, so that the compiler gathers weights (FSDP) and does not divide activations by features.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(a for a in BATCH_AXES if a in mesh.axis_names)
+    if not axes:
+        return x
+    return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, jax.sharding.PartitionSpec(axes)), x)

@@ -67,9 +67,10 @@ def decode_group(params: dict, cfg: Config, h_prompt, positions, lengths, h_own,
 
 def unembed(params: dict, cfg: Config, hidden):
     """hidden [..., D] -> float32 logits [..., V]."""
-    text = params["text"]
-    kernel = text["embed"]["embedding"].T if cfg.tie_word_embeddings else text["head"]["kernel"]
-    return jnp.dot(hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    text, product = params["text"], functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    if cfg.tie_word_embeddings:  # not by the transpose: of one row, XLA for CPUs would copy it at every step
+        return product("...d,vd->...v", hidden, text["embed"]["embedding"].astype(hidden.dtype))
+    return product("...d,dv->...v", hidden, text["head"]["kernel"].astype(hidden.dtype))
 
 
 def hidden_states(params: dict, cfg: Config, input_ids, mask, positions, pixels=None, features=None, *,

@@ -1,0 +1,90 @@
+"""What of a model trains: everything, all but frozen patterns, or LoRA adapters on a frozen base.
+
+A run's train state holds only what trains. The rest, `fixed`, goes to each step beside the state: it has no gradient,
+no optimizer moments and no copy in a checkpoint (it comes from `config.model` again), and it lies in the compute type,
+in which it is used anyway.
+"""
+
+import re
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from cxr_jax.errors import UserError
+from cxr_jax.models import lora
+from cxr_jax.optim import path_string
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """frozen: regexes of parameter paths that do not train. adapters: LoRA in place of all of "model", or None.
+
+    dtype: of the computation and of what is fixed; param_dtype: of what trains (with bfloat16 the optimizer keeps
+    float32 masters, see `optim.init_state`). Adapters are always float32: they are small.
+    """
+
+    frozen: tuple[str, ...] = ()
+    adapters: lora.Lora | None = None
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+
+    @classmethod
+    def of(cls, config) -> "Trainable":
+        """From a run's config. Raises UserError for LoRA settings that mean nothing."""
+        c = config.lora
+        adapters = lora.Lora(c.rank, c.alpha, tuple(c.targets)) if c.rank else None
+        if adapters and config.optim.frozen:
+            raise UserError("config.optim.frozen must be empty with LoRA: the whole model is frozen then")
+        return cls(tuple(config.optim.frozen), adapters, DTYPES[config.dtype], DTYPES[config.param_dtype])
+
+    def split(self, params: dict, key) -> tuple[dict, dict]:
+        """(train, fixed) of params {"model": ..., ...}, all on the device; key: for fresh adapters.
+
+        Raises UserError for a pattern that matches no parameter: what was meant to be frozen would train.
+        """
+        paths = [path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
+        for pattern in self.frozen:
+            if not any(re.search(pattern, p) for p in paths):
+                raise UserError(f"config.optim.frozen: {pattern!r} matches no parameter")
+        is_fixed = lambda p: any(re.search(f, p) for f in self.frozen) or (self.adapters and p.startswith("model/"))
+        train = _pick(params, lambda p: not is_fixed(p), self.param_dtype)
+        fixed = _pick(params, is_fixed, self.dtype)
+        if self.adapters:
+            train["lora"] = lora.init(params["model"], self.adapters, key)
+        return train, fixed
+
+    def whole(self, train: dict, fixed: dict) -> dict:
+        """The parameters that a forward pass takes, {"model": ..., ...}: both halves as one tree, no array copied."""
+        params = _join({k: v for k, v in train.items() if k != "lora"}, fixed)
+        if self.adapters:
+            params["model"] = lora.join(params["model"], train["lora"], self.adapters)
+        return params
+
+    def merged(self, train: dict, fixed: dict) -> dict:
+        """The model alone, adapters folded into its kernels: for export."""
+        params = _join({k: v for k, v in train.items() if k != "lora"}, fixed)["model"]
+        return lora.merge(params, train["lora"], self.adapters) if self.adapters else params
+
+
+def _pick(tree: dict, wanted, dtype, prefix: str = "") -> dict:
+    """The leaves whose path is wanted, as arrays of their own of type dtype; a dict without any is left out."""
+    out = {}
+    for name, value in tree.items():
+        path = prefix + name
+        if isinstance(value, dict):
+            if inner := _pick(value, wanted, dtype, path + "/"):
+                out[name] = inner
+        elif wanted(path):
+            out[name] = jnp.array(value, dtype)  # a copy: steps take over what trains
+    return out
+
+
+def _join(a: dict, b: dict) -> dict:
+    """Two nested dicts without a common leaf as one."""
+    out = {**a, **b}
+    for name in a.keys() & b.keys():
+        out[name] = _join(a[name], b[name])
+    return out

@@ -1,0 +1,125 @@
+"""trainable.py: what trains, what stays, in which type; and that parts of a batch sum to the whole."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cxr_jax import evaluate, optim, policy, pretrained, sft, trainable
+from cxr_jax.data import batching
+from cxr_jax.errors import UserError
+from cxr_jax.models import lora
+from cxr_jax.models import qwen2_5_vl as qwen
+from experiments import sft as experiment
+
+
+def leaves(tree):
+    return {optim.path_string(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@pytest.fixture(scope="module")
+def world():
+    """The embedded model and a batch of four phantoms."""
+    config = experiment.get_config("continued")
+    config.update(dict(batch_size=4, max_completion=160, locate_weight=0.3))
+    m = pretrained.start(config)
+    source = batching.PhantomSource("A", "train", 3)
+    grid = evaluate.grid_of(source.size, m.cfg)
+    prompts = policy.Prompts(m.tokenizer, m.cfg, grid, config.max_completion)
+    batch = sft.make_batch_fn(config, source, prompts, batching.Completions(m.tokenizer, config.max_completion))(0)
+    head = sft.init_locate_head(jax.random.key(0), m.cfg.text.hidden_size, 12)
+    return config, m, grid, batch, {"model": m.params, "locate": head}
+
+
+def run(world, tx=None, steps=1, **changes):
+    """(train before, fixed, state after, metrics, what) of some steps on one batch."""
+    config, m, grid, batch, params = world
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(changes)
+    what = trainable.Trainable.of(config)
+    train, fixed = what.split(params, jax.random.key(1))
+    tx = tx or optax.sgd(1.0)
+    state = optim.init_state(tx, train)
+    before = jax.tree.map(np.array, train)
+    step = sft.make_steps(config, m.cfg, tx, grid, what)[1]
+    for _ in range(steps):
+        state, metrics = step(state, fixed, batch)
+    return before, fixed, state, metrics, what
+
+
+@pytest.fixture(scope="module")
+def plain(world):
+    return run(world)
+
+
+def test_frozen_parameters_neither_move_nor_cost(world, plain):
+    frozen = ("^model/vision/", "norm1", "embedding")
+    before, fixed, state, _, what = run(world, **{"optim.frozen": frozen})
+    all_before, _, all_after, _, _ = plain
+    kept = leaves(fixed)
+    assert all("vision" in k or "norm1" in k or "embedding" in k for k in kept)
+    assert not any("vision" in k or "norm1" in k for k in leaves(state["params"]))
+    whole = leaves(what.whole(state["params"], fixed))
+    assert whole.keys() == leaves(all_before).keys()
+    for name, value in whole.items():
+        if name in kept:
+            np.testing.assert_array_equal(value, leaves(all_before)[name])
+        else:  # what trains gets the gradient that it gets when all train
+            want = leaves(all_after["params"])[name]
+            np.testing.assert_allclose(value, want, atol=2e-6 + 1e-4 * np.abs(want - leaves(all_before)[name]).max())
+
+
+def test_a_frozen_pattern_that_matches_nothing_is_refused(world):
+    what = trainable.Trainable(frozen=("visoin",))
+    with pytest.raises(UserError, match="config.optim.frozen: 'visoin' matches no parameter"):
+        what.split(world[4], None)
+
+
+def test_lora_trains_adapters_alone(world):
+    config, m, grid, batch, params = world
+    before, fixed, state, metrics, what = run(
+        world, optax.adam(3e-3), 3, **{"lora.rank": 4, "lora.targets": ("decoder", "merger")}
+    )
+    assert state["params"].keys() == {"locate", "lora"}
+    moved = {k: not np.array_equal(x, leaves(before)[k]) for k, x in leaves(state["params"]).items()}
+    assert all(moved.values())
+    size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+    assert size(state["params"]) < 0.1 * size(fixed)
+    merged = what.merged(state["params"], fixed)
+    want = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), m.params)
+    changed = {k for k, x in leaves(merged).items() if not np.array_equal(x, leaves(want)[k])}
+    assert changed == {f"{p}/kernel" for p in lora.Lora(4, 32.0, ("decoder", "merger")).paths}
+    see = lambda p: qwen.vision(p, m.cfg, sft.patchify(batch["image"]), grid)
+    joined = what.whole(state["params"], fixed)["model"]
+    np.testing.assert_allclose(see(joined), see(merged), atol=1e-4)
+
+
+def test_lora_with_frozen_patterns_is_refused(world):
+    config = world[0].copy_and_resolve_references()
+    config.lora.rank, config.optim.frozen = 4, ("vision",)
+    with pytest.raises(UserError, match="must be empty with LoRA"):
+        trainable.Trainable.of(config)
+
+
+def test_parts_of_a_batch_sum_to_the_whole(world, plain):
+    """Completions differ in length, so a mean of the parts' means would be something else. Nor does it matter that
+    activations are recomputed."""
+    lengths = world[3]["mask"].sum(1)
+    assert len(set(lengths.tolist())) > 1
+    before, _, state, metrics, _ = run(world, micro_batches=2, remat="full")
+    _, _, want, want_metrics, _ = plain
+    for name in want_metrics:
+        np.testing.assert_allclose(metrics[name], want_metrics[name], rtol=2e-4, err_msg=name)
+    for name, value in leaves(state["params"]).items():
+        other, start = leaves(want["params"])[name], leaves(before)[name]
+        np.testing.assert_allclose(value, other, atol=2e-6 + 1e-4 * np.abs(other - start).max(), err_msg=name)
+
+
+def test_bfloat16(world, plain):
+    """The computation and what trains in bfloat16: about the same loss and gradient, masters in float32."""
+    _, _, state, metrics, _ = run(world, dtype="bfloat16", param_dtype="bfloat16")
+    assert {x.dtype for x in jax.tree.leaves(state["params"])} == {np.dtype(jnp.bfloat16)}
+    assert {x.dtype for x in jax.tree.leaves(state["master"])} == {np.dtype(np.float32)}
+    for name in ("loss", "locate_loss", "grad_norm"):
+        np.testing.assert_allclose(metrics[name], plain[3][name], rtol=0.05, err_msg=name)
