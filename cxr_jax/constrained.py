@@ -1,12 +1,11 @@
-"""Answers that are valid whatever the model, and the probability of each finding given a trace.
+"""Answers that are valid whatever the model.
 
 `compile_answers` turns byte rules into tables over token ids, once per tokenizer: a `Constraint` for
 `sampling.generate`. The rules are about text: every tokenisation of a valid text is allowed, also with tokens
-that reach over a border ("><", ", E"), and nothing else. `finding_probabilities` expands the tree of all
-answers after a trace, under the same rules.
+that reach over a border ("><", ", E"), and nothing else. `answer_tree` weighs all answers after a trace, under the
+same rules.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,14 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import sampling
 from cxr_jax.errors import UserError
 from cxr_jax.labels.parser import TokenBytes
 from cxr_jax.labels.readers import ANSWER, END_ANSWER, END_THINK, TAGS, THINK
 from cxr_jax.labels.taxonomy import CHEXPERT_14
-from cxr_jax.models import decoder, qwen2_5_vl
-from cxr_jax.models.config import Config
-from cxr_jax.models.layers import NEG
 
 SEPARATORS = (b"", b"\n", b"\n\n")  # what may stand between </think> and <answer>
 NO_FINDING = {"devices": ("Support Devices",), "alone": (), "any": None}  # what may stand beside No Finding
@@ -356,135 +351,3 @@ def _spelling(text: bytes, pieces: set[bytes]) -> int:
     for end in range(1, len(text) + 1):
         best[end] = min([best[a] + 1 for a in range(end) if text[a:end] in pieces], default=len(text))
     return best[-1]
-
-
-# The probability of each finding
-
-
-def finding_probabilities(params: dict, cfg: Config, input_ids, lengths, positions, image_features, tokens,
-                          token_lengths, constraint: Constraint, *, width: int = 8, answer_tokens: int = 64,
-                          tolerance: float = 1e-4, temperature: float = 1.0, keys=None, dtype=jnp.float32) -> dict:
-    """The probability that the answer names each finding, given each trace, and its mean over the traces.
-
-    input_ids [B, T], lengths [B], positions [3, B, T], image_features as for `sampling.generate`; tokens int
-    [B*n, N] and token_lengths [B*n]: n completions of each prompt, of which only the trace is used
-    (`Constraint.trace`). Answers follow the constraint, within answer_tokens from the end of the trace on, and
-    the model at the given temperature: the distribution that constrained sampling draws from.
-
-    The tree of answers is expanded a token at a time, with one cache for prompt and trace. When more than
-    `width` branches are open, those above a threshold c are kept with their exact probability, and each of the
-    others survives with probability w / c and then has weight c, where c makes `width` survive (Fearnhead and
-    Clifford 2003, "On-line inference for hidden Markov models via particle filters", J. R. Stat. Soc. B 65).
-    So the estimate is unbiased, it is exact as long as `width` branches suffice, and its error is at most
-    1 - exact_mass. Expansion ends when no trace has more than `tolerance` of its mass in open branches; what is
-    left is spread like the rest, a bias of at most that. One trace mostly decides its answer: the mean over
-    traces is what tells how sure the model is. keys: typed keys [B*n] for the survivors; default:
-    `sampling.row_keys(0, B*n)`.
-
-    Returns float32 trace [B, n, names] and mean [B, names], both in [0, 1], and exact_mass [B, n]. The logits of
-    one step take B * n * width * V floats. Raises UserError if no answer fits answer_tokens.
-    """
-    rows = tokens.shape[0]
-    n = rows // input_ids.shape[0]
-    if n * input_ids.shape[0] != rows:
-        raise ValueError(f"{rows} completions of {input_ids.shape[0]} prompts")
-    lead = np.asarray(constraint.fits)[np.asarray(constraint.locked)[0]]
-    if not lead[min(answer_tokens, len(lead) - 1)]:
-        raise UserError(f"no answer fits answer_tokens={answer_tokens}")
-    got = _expand(
-        params, cfg, jnp.asarray(input_ids), jnp.asarray(lengths, jnp.int32), jnp.asarray(positions),
-        image_features, jnp.asarray(tokens, jnp.int32), jnp.asarray(token_lengths, jnp.int32), constraint,
-        sampling.row_keys(0, rows) if keys is None else keys, jnp.float32(temperature), jnp.float32(tolerance),
-        n=n, width=width, depth=answer_tokens, dtype=dtype)
-    probability, exact = (x.reshape(-1, n, *x.shape[1:]) for x in got)
-    return {"trace": probability, "mean": probability.mean(1), "exact_mass": exact}
-
-
-@functools.partial(jax.jit, static_argnames=("cfg", "n", "width", "depth", "dtype"))
-def _expand(params, cfg, input_ids, lengths, positions, features, tokens, token_lengths, constraint, keys,
-            temperature, tolerance, *, n, width, depth, dtype):
-    R, W, text, tcfg = tokens.shape[0], width, params["text"], cfg.text
-    count, state = constraint.trace(tokens, token_lengths)
-    state = jax.tree.map(lambda x: jnp.repeat(x, W), state._replace(left=jnp.full(R, depth, jnp.int32)))
-    hidden, cache, lengths, start = _read(params, cfg, input_ids, lengths, positions, features, tokens, count, n, dtype)
-    prompt, layers = decoder.prompt_keys(cache), decoder.decode_layers(text, tcfg)
-    names = jnp.arange(len(constraint.conflicts))
-
-    def body(carry):
-        t, h, own, state, weight, exact, mass, settled_mass = carry
-        logits = qwen2_5_vl.unembed(params, cfg, h)
-        options = jnp.asarray(constraint.options)[state.at]
-        after, named, ok = constraint._moves(state, jnp.asarray(constraint.classes)[options])
-        chance = _softmax(jnp.take_along_axis(logits, options, -1, mode="clip") / temperature, ok & (options >= 0))
-        child = (weight.reshape(R * W, 1) * chance).reshape(R, -1)
-        settled = jnp.asarray(constraint.settled)[after].reshape(R, -1)
-        done = jnp.where(settled, child, 0)
-        bits = (named.reshape(R, -1)[..., None] >> names & 1).astype(jnp.float32)
-        mass = mass + (done[..., None] * bits).sum(1)
-        sure = jnp.where(jnp.repeat(exact, options.shape[1], axis=1), done, 0)
-        settled_mass = settled_mass + jnp.stack([done.sum(1), sure.sum(1)])
-        u = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t)))(keys)
-        pick, weight, kept = resample(jnp.where(settled, 0, child), W, u)
-        parent = pick // options.shape[1]
-        exact = kept & jnp.take_along_axis(exact, parent, 1)
-        flat = lambda x: jnp.take_along_axis(x.reshape(R, -1), pick, 1).reshape(-1)
-        rows = (parent + jnp.arange(R)[:, None] * W).reshape(-1)
-        state = State(flat(after), flat(named), state.left - 1)
-        x = qwen2_5_vl.embed(params, cfg, flat(options)[:, None], dtype=dtype)
-        own = jax.tree.map(lambda cached: cached[rows], own)
-        where = jnp.broadcast_to(jnp.repeat(start + t, W)[None, :, None], (3, R * W, 1))
-        h, own = decoder.decode_step(layers, text["final"], tcfg, x, where, prompt, lengths, own, t)
-        return t + 1, h, own, state, weight, exact, mass, settled_mass
-
-    first = jnp.zeros((R, W), jnp.float32).at[:, 0].set(1.0)
-    carry = (jnp.int32(0), jnp.repeat(hidden, W, 0), decoder.empty_own(tcfg, R * W, depth, dtype), state, first,
-             jnp.ones((R, W), bool), jnp.zeros((R, len(names)), jnp.float32), jnp.zeros((2, R), jnp.float32))
-    carry = jax.lax.while_loop(lambda c: (c[0] < depth) & (c[4].sum(1) > tolerance).any(), body, carry)
-    total, sure = carry[7]
-    return jnp.clip(carry[6] / total[:, None], 0, 1), jnp.clip(sure, 0, 1)  # the total is 1, but for the tolerance
-
-
-def _read(params, cfg, input_ids, lengths, positions, features, tokens, count, n, dtype):
-    """Prefill of each prompt with the first count[r] tokens of each of its n completions.
-
-    Returns (hidden [R, D] of the last token, cache, tokens in the cache [R], position of the next token [R]).
-    """
-    N = tokens.shape[1]
-    each = lambda x, axis=0: jnp.repeat(x, n, axis=axis)
-    start, place = each(sampling.next_positions(positions, lengths)), each(lengths)[:, None] + jnp.arange(N)
-    put = lambda x, v: jnp.put_along_axis(jnp.pad(x, ((0, 0), (0, N))), place, v, axis=1, inplace=False)
-    ids = put(each(input_ids), tokens)
-    own = start[:, None] + jnp.arange(N)
-    where = jax.vmap(lambda x: put(x, own.astype(x.dtype)))(each(positions, 1))
-    h = qwen2_5_vl.embed(params, cfg, ids, None if features is None else each(jnp.asarray(features)), dtype=dtype)
-    lengths = each(lengths) + count
-    hidden, cache = decoder.prefill(params["text"], cfg.text, h, where, lengths)
-    return hidden, cache, lengths, start + count
-
-
-def _softmax(scores, ok):
-    """Over the last axis, of the entries that are ok; all zero if there are none."""
-    scores = jnp.where(ok, scores, NEG)
-    e = jnp.where(ok, jnp.exp(scores - scores.max(-1, keepdims=True)), 0)
-    return e / jnp.maximum(e.sum(-1, keepdims=True), 1e-30)
-
-
-def resample(weights, width: int, u):
-    """At most `width` of the weights float32 [R, K] (K >= width), unbiased: (index [R, W], weight [R, W], kept).
-
-    A weight of at least c is kept as it is (kept: True), a smaller one becomes c with probability w / c, else
-    0; c is such that the sum stays the same. u float32 [R], uniform in [0, 1): one draw a row (systematic).
-    """
-    ordered = jnp.sort(weights, -1, descending=True)[:, :width]
-    tail = weights.sum(-1, keepdims=True) - jnp.cumsum(ordered, -1) + ordered
-    tail = jnp.maximum(tail, ordered)
-    c = tail / (width - jnp.arange(width))
-    c = jnp.take_along_axis(c, jnp.argmax(ordered <= c, -1)[:, None], -1)
-    c = jnp.where((weights > 0).sum(-1, keepdims=True) <= width, 0, c)  # exactly, whatever the rounding
-    keep = weights >= c
-    parts = jnp.cumsum(jnp.where(keep, 0, weights / jnp.maximum(c, 1e-37)), -1)
-    places = parts[:, -1:]  # a whole number, but for rounding: make it one, or a survivor may go missing
-    parts = jnp.floor(parts * (jnp.round(places) / jnp.maximum(places, 0.5)) + u[:, None])
-    hit = jnp.diff(parts, axis=-1, prepend=0) >= 1
-    weight, index = jax.lax.top_k(jnp.where(keep, weights, jnp.where(hit, c, 0)), width)
-    return index, weight, jnp.take_along_axis(keep, index, 1)

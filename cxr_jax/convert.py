@@ -40,6 +40,7 @@ _PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EI
 def from_hf(source: Path, temp: Path) -> None:
     """Fill the empty folder `temp` with our checkpoint of the Hugging Face folder `source`."""
     cfg, table, tensors = hf.open_hf(source)
+    hf.pixel_limits(*hf.image_settings(source))  # refused now, and not by whoever opens the checkpoint
     types = hf.leaf_types(table, tensors)
     _need_space(temp, sum(math.prod(r.shape) * types[r.path].itemsize for r in table))
     extra = {
@@ -69,10 +70,12 @@ def to_hf(source: Path, temp: Path, max_shard_gb: float = 5.0) -> None:
         entries.append(("lm_head.weight", *embedding[1:]))
     _need_space(temp, sum(map(nbytes, entries)))
     hf.copy_files(source, temp, _FILES)
-    for name, make in (("generation_config.json", hf.generation_config),
-                       ("preprocessor_config.json", hf.preprocessor_config)):
+    # Readers older than transformers 5 do not know image settings in processor_config.json: they get a file of theirs.
+    limits = hf.pixel_limits(*hf.image_settings(source))
+    for name, settings in (("generation_config.json", hf.generation_config(arrays.cfg)),
+                           ("preprocessor_config.json", hf.preprocessor_config(arrays.cfg, *limits))):
         if not (temp / name).exists():
-            hf.write_json(temp / name, make(arrays.cfg))
+            hf.write_json(temp / name, settings)
     write_folder(temp, entries, max_shard_gb)
 
 

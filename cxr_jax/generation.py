@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from cxr_jax import sampling
+from cxr_jax import answer_tree, sampling
 from cxr_jax.errors import UserError
+from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.models import qwen2_5_vl
 
 STREAM_EVERY = 8  # tokens between two calls of a stream's callback
@@ -154,6 +155,7 @@ def prefill(model, request: Request, features) -> Prefix:
     """Compute a whole prompt; features [I, D] of its image or None."""
     cfg, length = model.cfg, len(request.ids)
     room = bucket(length)
+    model.note("prefill", room)
     where = request.positions(cfg)
     # As many slots as tokens, with an image or without: one program a bucket.
     image = np.zeros((1, room, cfg.text.hidden_size), model.dtype)
@@ -165,11 +167,19 @@ def prefill(model, request: Request, features) -> Prefix:
     return Prefix(device, length, int(where.max()) + 1, request.mark())
 
 
+def prefix_of(model, request: Request) -> Prefix:
+    """One prompt and its image, computed."""
+    if request.patches is None:
+        return prefill(model, request, None)
+    return prefill(model, request, model.image_features(request.patches, [request.grid])[0])
+
+
 def extend(model, keys, used: int, request: Request) -> Prefix:
     """The prefix of a prompt whose first `used` tokens have their keys already; the rest must hold no image."""
     cfg, length = model.cfg, len(request.ids)
     where, new = request.positions(cfg), np.array([request.ids[used:]], np.int32)
     width = bucket(new.shape[1])
+    model.note("extend", (keys[0][0].shape[2], width, bucket(length)))
     device = sampling.extend(
         model.params, cfg, keys, np.array([used], np.int32), _padded(new, width, 1, cfg.pad_token_id),
         np.array([new.shape[1]], np.int32), _padded(where[:, :, used:], width, 2), room=bucket(length),
@@ -224,6 +234,8 @@ def decode(model, layers, rows: list[tuple[Prefix, int]], settings: Settings, st
     choice = {"greedy": greedy, "stop_ids": model.special["stop"], "suppress_ids": model.special["suppress"],
               "top_k": None if k is None else np.int32(min(k, cfg.text.vocab_size)),
               "top_p": None if p in (None, 1) else np.float32(p)}
+    rules = jax.tree.structure(constraint), tuple(np.shape(x) for x in jax.tree.leaves(constraint))
+    model.note("decode", (bucket(full[0][0].length), bucket(N), greedy, k is None, p in (None, 1), rules))
     pieces, until = [_Pieces(model.tokenizer) for _ in rows], 0
     ended = np.zeros(live, bool)
     while until < N and not ended.all():
@@ -273,3 +285,55 @@ def complete(model, requests: list[Request], settings: Settings, stream=None, co
             for (b, j), completion in zip(turn, got, strict=True):
                 out[b][j] = completion
     return out
+
+
+# Readings with probabilities
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One image read: the greedy completion, the samples drawn beside it, and the mean over their traces (without
+    samples: over the greedy one) of the probability that the answer names each of the 14 labels, or None."""
+
+    shown: Completion
+    samples: list[Completion]
+    probabilities: dict[str, float] | None
+
+
+def read(model, request: Request, greedy: Settings, drawn: Settings | None, constraint, answers) -> Reading:
+    """See `Model.read`. drawn: settings of the samples, answers: the rules for probabilities; each None without."""
+    prefix, layers = prefix_of(model, request), sampling.decode_layers(model.params, model.cfg)
+    [shown], own = decode(model, layers, [(prefix, 0)], greedy, None, constraint)
+    samples, found = [], []
+    if drawn is None and answers is not None:
+        found.append(after(model, layers, prefix, [shown], answers, greedy.seed, own)["trace"][0])
+    for i in range(0, 0 if drawn is None else drawn.n, model.rows):
+        got, own = decode(model, layers, [(prefix, j) for j in range(i, min(i + model.rows, drawn.n))], drawn)
+        samples += got
+        if answers is not None:
+            found.append(after(model, layers, prefix, got, answers, drawn.seed, own, i)["trace"][0])
+    return Reading(shown, samples, by_label(np.concatenate(found).mean(0)) if found else None)
+
+
+def after(model, layers, prefix: Prefix, completions: list[Completion], answers, seed: int, own=None,
+          first: int = 0) -> dict:
+    """`answer_tree.probabilities_after` of one prompt, at temperature 1, as numpy arrays.
+
+    own: the keys that `decode` returned with the completions, or None; first: the number of the first completion.
+    """
+    rows, longest = len(completions), max(len(c.token_ids) for c in completions)
+    room = bucket(longest) if own is None else own[0][0].shape[2]
+    tokens = np.stack([_padded(np.array(c.token_ids, np.int32), room, 0) for c in completions])
+    # Other numbers than those of the samples: the survivors must not depend on the noise that drew a trace.
+    keys = _keys(np.uint32(seed), np.full(rows, prefix.mark, np.uint32), -1 - first - np.arange(rows, dtype=np.int32))
+    model.note("probabilities", (bucket(prefix.length), room, rows, own is None))
+    got = answer_tree.probabilities_after(
+        model.params, model.cfg, prefix.device, np.array([prefix.length]), np.array([prefix.start]), tokens,
+        np.array([len(c.token_ids) for c in completions]), answers, keys=keys, own=own, layers=layers,
+        dtype=model.dtype)
+    return {name: np.asarray(x) for name, x in got.items()}
+
+
+def by_label(row: np.ndarray) -> dict[str, float]:
+    """A row [14] -> {label: value}."""
+    return {label: float(x) for label, x in zip(CHEXPERT_14, row, strict=True)}

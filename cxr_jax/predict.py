@@ -1,9 +1,14 @@
 """Reads chest radiographs: `python -m cxr_jax.predict IMAGE... [--model=NAME_OR_DIR] [--json]`.
 
-For each PNG, JPEG or DICOM file: the reasoning, the answer list, and for each of the 14 labels the share of
-`--samples` answers (temperature 1, drawn beside the greedy reading that is shown) that name it. A share of 8
-samples is a coarse number, and no calibrated risk. With `--samples=0` it is 1 for the labels of the answer
-and 0 for the rest.
+For each PNG, JPEG or DICOM file: the reasoning, the answer list, and a probability for each of the 14 labels.
+The model reasons `--samples` times (temperature 1) beside the greedy reading that is shown; after each of these
+traces, its own probability that the answer names the label is computed over all valid answers, and the mean over the
+traces is given (with `--samples=0`: after the greedy trace). It says how sure the model is, and is no calibrated
+risk. For a tokenizer that cannot express valid answers it is the share of the samples whose answer names the label
+(without samples: 1 for the labels of the answer), and a warning says so.
+
+`--constrained` forces the reading that is shown to end with a valid answer list. `--grids=bucket` pads images to few
+shapes, see `cxr_jax.models.loaded.Model`.
 
 A file that cannot be read, or that is visibly no frontal chest radiograph (lateral, other body part, blank,
 colour), gets one line on stderr and no report; `--read_anyway` reads the latter kind. Research use only. Not
@@ -20,7 +25,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from cxr_jax.data import images, preprocess
+from cxr_jax.data import images
 from cxr_jax.data.tokenizer import FIND_PROMPT
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
@@ -88,15 +93,22 @@ def usable(path, renderer, read_anyway=False):
     return image
 
 
-def report(model, path, image, args):
-    """The record of one image: exactly the keys of `--json`."""
-    pixels = preprocess.fit_to_model(image.pixels, model.pixel_limits)
-    common = {"max_new_tokens": args.max_new_tokens, "seed": args.seed}
-    [[reading]] = model.generate([pixels], [args.prompt], temperature=0.0, n=1, **common)
-    texts = [reading.text]
-    if args.samples:
-        [drawn] = model.generate([pixels], [args.prompt], temperature=1.0, n=args.samples, **common)
-        texts = [completion.text for completion in drawn]
+def why_no_probabilities(model):
+    """Why the model's tokenizer cannot express valid answers; None if it can. Takes seconds, once."""
+    try:
+        model.answers  # noqa: B018  compiled on first use
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def report(model, path, image, args, unable=None):
+    """The record of one image: exactly the keys of `--json`. unable: see `why_no_probabilities`."""
+    read = model.read(image.pixels, args.prompt, args.samples, args.max_new_tokens, args.seed,
+                      constraint="answers" if args.constrained else None, probabilities=unable is None)
+    reading, notes = read.shown, []
+    if unable is not None:
+        notes = [f"the probabilities are shares of sampled answers: {unable}"]
     labels, _ = split_answer(reading.text) or ([], [])
     return {
         "image": str(path),
@@ -107,9 +119,9 @@ def report(model, path, image, args):
         "seed": args.seed,
         "reasoning": reasoning_of(reading.text),
         "answer": labels,
-        "probabilities": shares(texts),
+        "probabilities": read.probabilities or shares([c.text for c in read.samples or [reading]]),
         "valid_format": _FORMAT.match(reading.text) is not None,
-        "warnings": [*image.meta["warnings"], *answer_warnings(reading.text, reading.finish_reason)],
+        "warnings": [*image.meta["warnings"], *answer_warnings(reading.text, reading.finish_reason), *notes],
     }
 
 
@@ -129,17 +141,23 @@ def weights_sha256(folder):
     return digest.hexdigest() if files else None
 
 
-def as_text(record, samples):
-    """The record for a reader. Control characters of model text are dropped: they can rewrite a screen."""
+def as_text(record, samples, unable=None):
+    """The record for a reader; unable as for `report`.
+
+    Control characters of model text are dropped: they can rewrite a screen.
+    """
     clean = lambda text: re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", text)
     likely = sorted(record["probabilities"].items(), key=lambda item: -item[1])
+    traces = f"mean over {samples} sampled traces" if samples else "after the trace above"
+    if unable is not None:
+        traces = f"share of {samples} sampled answers" if samples else "1 for the labels of the answer"
     lines = [
         record["image"],
         f"  model {record['model']}, renderer {record['renderer']}, seed {record['seed']}",
         f"  Reasoning: {clean(record['reasoning']) or '(none)'}",
         f"  Answer: {', '.join(record['answer']) or '(none)'}",
-        f"  Share of {samples} sampled answers:" if samples else "  Labels of the answer:",
-        *(f"    {share:5.0%}  {label}" for label, share in likely if share > 0),
+        f"  Probability that the answer names it ({traces}; no calibrated risk):",
+        *(f"    {p:5.0%}  {label}" for label, p in likely if p >= 0.005),
     ]
     if not record["valid_format"]:
         lines.append("  Warning: the model did not keep to its answer format")
@@ -160,11 +178,17 @@ def parse_args(argv):
     )
     parser.add_argument("--prompt", default=FIND_PROMPT)
     parser.add_argument(
-        "--samples", type=_count(0), default=8, help="sampled answers behind the shares (default 8)"
+        "--samples", type=_count(0), default=8, help="sampled traces behind the probabilities (default 8)"
     )
     parser.add_argument("--max_new_tokens", type=_count(1), default=512)
     parser.add_argument("--seed", type=_count(0), default=0)
     parser.add_argument("--renderer", default="voi", choices=images.RENDERERS)
+    parser.add_argument(
+        "--constrained", action="store_true", help="the reading shown ends with a valid answer list"
+    )
+    parser.add_argument(
+        "--grids", default="exact", choices=("exact", "bucket"), help="shapes of images: the processor's, or few"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument(
         "--read_anyway", action="store_true", help="also read what is no frontal chest radiograph"
@@ -186,7 +210,7 @@ def _count(least):
 
 def read_all(args) -> int:
     """Read and print every image in the order given; 2 if one could not be read, else 0."""
-    model, failed = None, False
+    model, unable, failed = None, None, False
     for path in args.images:
         try:
             image = usable(path, args.renderer, args.read_anyway)
@@ -201,11 +225,15 @@ def read_all(args) -> int:
 
             # Keep stderr for our own lines: transformers would say there that torch is missing.
             os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-            model = cxr_jax.load(args.model)
+            model = cxr_jax.load(args.model, grids=args.grids)
+            unable = why_no_probabilities(model)
             if not args.json:
                 print(NOTICE)
-        record = report(model, path, image, args)
-        print(json.dumps(record) if args.json else "\n" + as_text(record, args.samples), flush=True)
+        record = report(model, path, image, args, unable)
+        print(json.dumps(record) if args.json else "\n" + as_text(record, args.samples, unable), flush=True)
+    if model is not None and not args.json:
+        counts = ", ".join(f"{kind} {count}" for kind, count in model.programs().items())
+        print(f"compiled programs: {counts}", file=sys.stderr)
     return 2 if failed else 0
 
 

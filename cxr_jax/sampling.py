@@ -205,10 +205,15 @@ def append(keys, used, own, *, room: int):
     return _join(keys, used, jax.tree.map(lambda x: x[:1], own), room)
 
 
-@functools.partial(jax.jit, static_argnames="cfg")
 def decode_layers(params, cfg: Config) -> list:
     """`decoder.decode_layers`, made once for many calls of `decode`."""
-    return decoder.decode_layers(params["text"], cfg.text)
+    layers = params["text"]["layers"]
+    return layers if isinstance(layers, list) else _decode_layers(params["text"], cfg)
+
+
+@functools.partial(jax.jit, static_argnames="cfg")
+def _decode_layers(text, cfg: Config) -> list:
+    return decoder.decode_layers(text, cfg.text)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "room", "dtype"))

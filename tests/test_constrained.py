@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxr_jax import constrained, sampling
+from cxr_jax import answer_tree, constrained, sampling
 from cxr_jax.data import tokenizer
 from cxr_jax.data.phantom import report
 from cxr_jax.errors import UserError
@@ -337,7 +337,7 @@ def padded(rows):
 def probabilities(small, **kw):
     params, c = small
     tokens, lengths = padded(TRACES)
-    out = constrained.finding_probabilities(
+    out = answer_tree.finding_probabilities(
         params, CFG, PROMPTS, LENGTHS, qwen.positions(CFG, PROMPTS, None, np.arange(5) < LENGTHS[:, None]), None,
         tokens, lengths, c, **{"answer_tokens": DEPTH, "tolerance": 1e-7, **kw})  # fmt: skip
     return {k: np.asarray(v) for k, v in out.items()}
@@ -496,7 +496,7 @@ def test_resampling_keeps_mass_and_expectation():
     w = rng.exponential(size=(3, 40)).astype(np.float32) ** 4
     w[1, 6:] = 0
     w /= w.sum(1, keepdims=True)
-    draw = jax.jit(constrained.resample, static_argnums=1)
+    draw = jax.jit(answer_tree.resample, static_argnums=1)
     u = np.linspace(0, 1, 1001, dtype=np.float32)[:-1]
     for row in w:
         index, weight, kept = map(np.asarray, draw(np.tile(row, (len(u), 1)), 8, u))

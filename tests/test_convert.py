@@ -89,6 +89,22 @@ def test_shards_are_those_of_transformers(tmp_path):
     assert all(size <= 50_000 or len(read[name]) == 1 for name, size in sizes.items())
 
 
+def test_image_settings_of_transformers_5(tmp_path, capsys):
+    """Kept byte for byte; older readers get the same limits in the file that they know; damaged ones are refused."""
+    src = make(tmp_path / "src")
+    text = '{"image_processor": {"size": {"shortest_edge":  3136, "longest_edge": 226576}}}'
+    (src / "processor_config.json").write_text(text)
+    assert call("from-hf", src, tmp_path / "ours") == 0
+    assert call("to-hf", tmp_path / "ours", tmp_path / "back") == 0
+    assert (tmp_path / "back" / "processor_config.json").read_text() == text
+    old = json.loads((tmp_path / "back" / "preprocessor_config.json").read_text())
+    assert (old["min_pixels"], old["max_pixels"]) == (3136, 226576)
+    capsys.readouterr()
+    for bad, message in ("{", "not valid JSON"), (text.replace("3136", "null"), "processor_config.json: min_pixels"):
+        (src / "processor_config.json").write_text(bad)
+        refuses(tmp_path, capsys, ["from-hf", src, tmp_path / "dst"], message)
+
+
 def test_orbax_alone_reads_our_arrays(tmp_path):
     import orbax.checkpoint as ocp
 

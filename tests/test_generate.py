@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import cxr_jax
-from cxr_jax import generation, sampling
+from cxr_jax import answer_tree, generation, predict, sampling
 from cxr_jax.data import batching, tokenizer
 from cxr_jax.errors import UserError
+from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.models import chat as chats
 from cxr_jax.models import loaded, qwen2_5_vl
 from cxr_jax.models.config import PHANTOM, TextConfig, VisionConfig
@@ -113,6 +114,7 @@ def close(a, b):
     (dict(prompts=[[]]), "must end with a user"), (dict(prompts=[[{"role": "robot", "content": "x"}]]), "role"),
     (dict(prompts=[[{"role": "assistant", "content": "x"}]]), "must end with a user"),
     (dict(prompts="<|image_pad|>"), "placeholders"), (dict(prompts="<|video_pad|>"), "placeholders"),
+    (dict(constraint="anything"), "constraint='anything'"), (dict(constraint="answers"), "max_new_tokens=4: they need"),
     (dict(images=[np.full((28, 28), np.nan)]), "0..1"), (dict(images=["/no/such/file.png"]), "no/such"),
 ])  # fmt: skip
 def test_bad_arguments_are_one_clear_line_before_anything_is_computed(model, calls, change, message):
@@ -212,8 +214,9 @@ def test_a_completion_does_not_depend_on_its_company(model):
 def test_few_programs_are_compiled(model):
     """One prefill for each length bucket, one decode for each (bucket, room, kind of choice), no more."""
     size = lambda: {f.__name__: f._cache_size() for f in (sampling.prefill, sampling.begin, sampling.decode)}
+    noted = lambda: model.programs()["decode"] - counted
     model.generate([image(0)] * 2, FIND, max_new_tokens=3, temperature=0.5)
-    before = size()
+    before, counted = size(), model.programs()["decode"]
     for i, (text, tokens) in enumerate([("Hello", 5), ("How large is the heart?", 60), (FIND, 64), ("Where?", 1)]):
         model.generate([image(i)], text, max_new_tokens=tokens, temperature=0.3 + i, seed=i)
         model.generate([image(i)], [text], max_new_tokens=tokens, temperature=1.0, n=2 * i + 1, stream=lambda *_: None)
@@ -225,7 +228,81 @@ def test_few_programs_are_compiled(model):
     after = size()
     for i in (1, 2, 3):  # any top_p and top_k
         model.generate([image(0)], FIND, max_new_tokens=9, temperature=1.0, top_p=0.2 * i, top_k=10 * i)
-    assert size() == after
+    assert size() == after and noted() == after["decode"] - before["decode"]
+
+
+def test_buckets_bound_the_vision_programs(model, monkeypatch):
+    """200 image sizes: at most 9 programs with grids="bucket", counted by jit and by `Model.programs`."""
+    rng = np.random.default_rng(0)
+    pictures = [np.zeros(rng.integers(40, 400, 2), np.float32) for _ in range(200)]
+    found = {}
+    for grids in loaded.GRIDS:
+        made = loaded.Model(CFG, {}, grids=grids)
+        made.pixel_limits = (3136, 200 * 200)
+        blind = lambda params, cfg, pixels, grid, dtype: jnp.zeros((1, np.prod(grid) // 4, 32))
+        monkeypatch.setattr(loaded, "_vision", jax.jit(blind, static_argnums=(1, 3, 4)))
+        for picture in pictures:
+            patches, grid = made.prepare(picture)
+            made.image_features(patches, [grid])
+        found[grids] = made.programs()["vision"]
+        assert loaded._vision._cache_size() == found[grids]
+    assert found["bucket"] <= 9 and found["exact"] > 30
+    with pytest.raises(UserError, match="grids='some'"):
+        loaded.Model(CFG, {}, grids="some")
+    fixed = loaded.Model(CFG, {}, folder=cxr_jax.asset("phantom"), grids="bucket")  # one size: buckets change nothing
+    np.testing.assert_array_equal(fixed.prepare(pictures[0])[0], model.prepare(pictures[0])[0])
+
+
+# Readings
+
+JITS = loaded._vision, sampling.prefill, sampling.begin, sampling.decode, answer_tree._expand  # jits
+
+
+def test_a_reading_is_one_vision_pass_one_prefill_and_no_new_program(model, calls):
+    sizes = []
+    for i in range(3):
+        calls.clear()
+        read = model.read(image(i), FIND, samples=3, max_new_tokens=20 + 10 * i, seed=i)
+        assert [kind for kind, _ in calls] == ["vision", "prefill", "decode", "decode"]
+        sizes.append([f._cache_size() for f in JITS])
+    assert sizes[1] == sizes[2] == sizes[0] and model.programs()["probabilities"] == 1
+    [[shown]] = model.generate([image(2)], FIND, max_new_tokens=40, seed=2)
+    [samples] = model.generate([image(2)], FIND, max_new_tokens=40, temperature=1.0, n=3, seed=2)
+    assert (read.shown, read.samples) == (shown, samples)
+    assert list(read.probabilities) == list(CHEXPERT_14) and all(0 <= p <= 1 for p in read.probabilities.values())
+    assert sum(read.probabilities.values()) >= 1  # an answer names a label
+    assert model.read(image(2), FIND, 1, 40, probabilities=False).probabilities is None
+
+
+def test_probabilities_after_drawn_keys_and_after_a_full_pass_agree(model):
+    """Traces of an untrained model that must keep to the format."""
+    patches, grid = model.prepare(image(0))
+    prefix = generation.prefix_of(model, generation.Request(model.render(FIND, grid), patches, grid))
+    layers, settings = sampling.decode_layers(model.params, model.cfg), generation.Settings(64, 1.0, 3)
+    rules = model.constraint("answers", 64)
+    got, own = generation.decode(model, layers, [(prefix, j) for j in range(3)], settings, None, rules)
+    assert all("</think>" in c.text and c.finish_reason == "stop" for c in got)
+    kept = generation.after(model, layers, prefix, got, model.answers, 0, own)
+    traces = kept["trace"][0]
+    assert len({len(c.token_ids) for c in got}) > 1 and np.ptp(traces, axis=0).max() > 0.01
+    before = answer_tree._expand._cache_size()
+    full = model.finding_probabilities(image(0), FIND, got)
+    np.testing.assert_allclose([list(p.values()) for p in full["each"]], traces, atol=2e-4)
+    np.testing.assert_allclose(list(full["mean"].values()), traces.mean(0), atol=2e-4)
+    np.testing.assert_allclose(full["exact_mass"], kept["exact_mass"][0], atol=2e-4)
+    for i in (1, 2):  # other images and lengths
+        cut = [dataclasses.replace(c, token_ids=c.token_ids[: 9 * i + j]) for j, c in enumerate(got)]
+        other = model.finding_probabilities(image(i), FIND, cut)
+        assert other["mean"] != full["mean"]
+    assert answer_tree._expand._cache_size() == before + 1
+    with pytest.raises(UserError, match="at least one"):
+        model.finding_probabilities(image(0), FIND, [])
+
+
+def test_answers_are_valid_on_demand(model):
+    [got] = model.generate([image(0)], FIND, 64, 1.0, n=3, constraint="answers")
+    answers = [predict.split_answer(c.text) for c in [*got, model.chat(image(0)).ask(FIND, 64, constraint="answers")]]
+    assert all(labels and not others for labels, others in answers)
 
 
 # Streaming

@@ -1,6 +1,7 @@
 """Reading PNG and JPEG files, and turning pixels into the patches of the Qwen2-VL image processor."""
 
 import io
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -12,6 +13,8 @@ from PIL import Image as PilImage
 
 from cxr_jax.data import images, preprocess
 from cxr_jax.errors import UserError
+from cxr_jax.models import hf, loaded
+from cxr_jax.models.config import PHANTOM
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -90,6 +93,90 @@ def test_fit_to_model_only_for_fixed_sizes():
     gray = picture(90, 60) / np.float32(255)
     assert preprocess.fit_to_model(gray, (224 * 224, 224 * 224)).shape == (224, 224)
     np.testing.assert_array_equal(preprocess.fit_to_model(gray, (3136, 10**6)), gray)
+
+
+def test_buckets_pad_and_neither_stretch_nor_crop():
+    rng, limit = np.random.default_rng(0), 476 * 476
+    shapes = preprocess.bucket_shapes(limit)
+    assert len(shapes) == 9 and (476, 476) in shapes
+    assert all(h % 28 == w % 28 == 0 and 0.9 * limit < h * w <= limit and 1 / 2.1 < h / w < 2.1 for h, w in shapes)
+    for limit_ in (784, 3136, 12845056):
+        assert 1 <= len(preprocess.bucket_shapes(limit_)) <= 9
+    for _ in range(6):
+        side = rng.integers(300, 700)
+        h, w = side, int(side * rng.uniform(0.55, 1.8))
+        white = np.ones((h, w), np.float32)
+        patches, grid = preprocess.prepare_in_buckets(white, limit)
+        shape = grid[1] * 14, grid[2] * 14
+        padded = preprocess.fit(white, shape)
+        want, same = preprocess.prepare(padded, 784, limit)  # the processor's arithmetic, with nothing to resize
+        np.testing.assert_allclose(patches, want, atol=1e-6)
+        shown = padded > 0.5
+        assert shape in shapes and grid == same
+        tall, wide = shown.any(1).sum(), shown.any(0).sum()
+        assert abs(tall / wide / (h / w) - 1) < 0.01 and (tall == shape[0] or wide == shape[1])
+        assert shown.mean() > 0.87  # what is padded
+    with pytest.raises(UserError, match="aspect"):
+        preprocess.prepare_in_buckets(np.zeros((1, 300)), limit)
+
+
+# --- settings of a folder
+
+
+def settings(folder, **files):
+    for name, value in files.items():
+        (folder / f"{name}.json").write_text(value if isinstance(value, str) else json.dumps(value))
+    return folder
+
+
+NESTED = {"min_pixels": 6400, "max_pixels": 90000}
+FLAT = {"image_processor_type": "Qwen2VLImageProcessor", "size": {"shortest_edge": 3200, "longest_edge": 50000}}
+OURS = hf.preprocessor_config(PHANTOM, 3136, 226576)
+
+
+@pytest.mark.parametrize("files", [
+    dict(preprocessor_config=FLAT), dict(preprocessor_config=OURS), dict(preprocessor_config={}),
+    dict(preprocessor_config={**FLAT, "max_pixels": 40000, "min_pixels": None}),
+    dict(preprocessor_config={"min_pixels": 5000}),
+    dict(preprocessor_config=FLAT, processor_config={"processor_class": "Qwen2_5_VLProcessor"}),
+    dict(preprocessor_config=FLAT, processor_config={"image_processor": {**FLAT, **NESTED}}),
+    dict(processor_config={"image_processor": {"size": {"shortest_edge": 3200, "longest_edge": 60000}}}),
+    dict(preprocessor_config=FLAT, processor_config={"image_processor": None}),
+])  # fmt: skip
+def test_limits_are_those_that_transformers_reads(tmp_path, files):
+    from transformers import Qwen2VLImageProcessorPil
+
+    want = Qwen2VLImageProcessorPil.from_pretrained(settings(tmp_path, **files)).size
+    model = loaded.Model(PHANTOM, {}, folder=tmp_path)
+    assert model.pixel_limits == (want["shortest_edge"], want["longest_edge"])
+
+
+def test_without_settings_the_published_limits():
+    assert loaded.Model(PHANTOM, {}).pixel_limits == hf.PIXEL_LIMITS == (3136, 12845056)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ("{", "not valid JSON"), ("[1]", "not a JSON object"), ({"size": 3}, "size is not a JSON object"),
+    ({"max_pixels": "many"}, "max_pixels .* is many"), ({"max_pixels": 1e6}, "whole numbers"),
+    ({"min_pixels": True}, "whole numbers"), ({"min_pixels": 783}, "is 783"),
+    ({"min_pixels": 5000, "max_pixels": 4999}, "is 5000 and .* is 4999"), ({"size": {"height": 5}}, "whole numbers"),
+    ({"patch_size": 16}, "patch_size is 16: .* 14 only"), ({"merge_size": 1}, "merge_size"),
+    ({"temporal_patch_size": 1}, "temporal_patch_size"), ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean is"),
+    ({"image_std": [0.5]}, "image_std is"), ({"image_std": {"a": 1}}, "image_std is"),
+    ({"resample": 2}, "resample is 2"), ({"rescale_factor": 1.0}, "rescale_factor is 1.0"),
+    ({"do_resize": False}, "do_resize is False"),
+    ({"do_convert_rgb": False}, "do_convert_rgb"), ({"do_normalize": "no\n"}, "do_normalize is no"),
+    ({"image_processor_type": "CLIPImageProcessor"}, "CLIPImageProcessor"),
+])  # fmt: skip
+def test_settings_that_we_do_not_follow_are_refused(tmp_path, change, message):
+    for name in ("preprocessor_config", "processor_config"):
+        whole = change if isinstance(change, str) else change if "size" in change else {**OURS, **change}
+        nested = name == "processor_config" and isinstance(change, dict)
+        settings(tmp_path, **{"preprocessor_config": OURS, name: {"image_processor": whole} if nested else whole})
+        with pytest.raises(UserError, match=message) as caught:
+            loaded.Model(PHANTOM, {}, folder=tmp_path).prepare(np.zeros((64, 64)))
+        assert f"{name}.json" in str(caught.value) and "\n" not in str(caught.value)
+        (tmp_path / f"{name}.json").unlink()
 
 
 # --- formats that must load

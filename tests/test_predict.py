@@ -23,19 +23,33 @@ GOOD = "<think>Large heart. No effusion.</think><answer>Cardiomegaly, Support De
 
 
 class RoteModel:
-    """Greedy: `text`. Sampled: `text` and "No Finding" in turn."""
-
-    pixel_limits = (224 * 224, 224 * 224)
+    """Shown: `text`. Samples: `text` and "No Finding" in turn. Probabilities: 0.25 for Edema, 0.001 for the rest."""
 
     def __init__(self, folder, text=GOOD, finish="stop"):
         self.folder, self.text, self.finish, self.calls = folder, text, finish, []
+        self.answers = "rules"
 
-    def generate(self, images, prompts, max_new_tokens=512, temperature=0.0, n=1, seed=0):
-        call = {"images": images, "prompts": prompts, "temperature": temperature, "n": n, "seed": seed}
-        self.calls.append(call)
+    def read(self, image, prompt, samples=8, max_new_tokens=512, seed=0, *, constraint=None, probabilities=True):
+        self.calls.append({"image": image, "prompt": prompt, "samples": samples, "max_new_tokens": max_new_tokens,
+                           "seed": seed, "constraint": constraint})  # fmt: skip
         other = "<think>x</think><answer>No Finding</answer>"
-        texts = [self.text if temperature == 0 or i % 2 else other for i in range(n)]
-        return [[types.SimpleNamespace(text=t, finish_reason=self.finish) for t in texts] for _ in images]
+        made = lambda text: types.SimpleNamespace(text=text, finish_reason=self.finish)
+        found = {name: 0.25 if name == "Edema" else 0.001 for name in CHEXPERT_14} if probabilities else None
+        drawn = [made(self.text if i % 2 else other) for i in range(samples)]
+        return types.SimpleNamespace(shown=made(self.text), samples=drawn, probabilities=found)
+
+    def programs(self):
+        return {"vision": 1, "decode": 2}
+
+
+class Wordless(RoteModel):
+    """A model whose tokenizer cannot express answers."""
+
+    answers = property(lambda self: raises("no byte-level decoder"), lambda self, value: None)
+
+
+def raises(message):
+    raise UserError(message)
 
 
 @pytest.fixture
@@ -49,7 +63,7 @@ def film(tmp_path):
 def model(tmp_path, monkeypatch):
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     rote = RoteModel(tmp_path)
-    monkeypatch.setattr(cxr_jax, "load", lambda name: rote)
+    monkeypatch.setattr(cxr_jax, "load", lambda name, grids: rote)
     return rote
 
 
@@ -63,20 +77,26 @@ def test_json_has_exactly_the_promised_keys(film, model, capsys):
     assert record["prompt"] == "Read this." and record["seed"] == 3
     assert record["reasoning"] == "Large heart. No effusion."
     assert record["answer"] == ["Cardiomegaly", "Support Devices"] and record["valid_format"] is True
+    assert set(record["probabilities"]) == set(CHEXPERT_14) and record["probabilities"]["Edema"] == 0.25
+    assert record["warnings"] == []
+    [call] = model.calls
+    assert call.pop("image").shape == (90, 60)
+    assert call == {"prompt": "Read this.", "samples": 4, "max_new_tokens": 512, "seed": 3, "constraint": None}
+    assert predict.main([str(film), "--json", "--constrained", "--max_new_tokens=99", "--samples=0"]) == 0
+    call = model.calls[1]
+    assert (call["constraint"], call["max_new_tokens"], call["samples"]) == ("answers", 99, 0)
+
+
+def test_shares_of_samples_where_the_tokenizer_knows_no_answers(film, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cxr_jax, "load", lambda name, grids: Wordless(tmp_path))
     half = ("Cardiomegaly", "Support Devices", "No Finding")
-    shares = {name: 0.5 if name in half else 0.0 for name in CHEXPERT_14}
-    assert record["probabilities"] == shares and record["warnings"] == []
-    greedy, drawn = model.calls
-    assert (greedy["temperature"], greedy["n"], drawn["temperature"], drawn["n"]) == (0, 1, 1, 4)
-    assert greedy["images"][0].shape == (224, 224)
-    assert greedy["seed"] == 3 and greedy["prompts"] == ["Read this."]
-
-
-def test_without_samples_the_answer_itself_counts(film, model, capsys):
-    assert predict.main([str(film), "--json", "--samples=0"]) == 0
-    shares = json.loads(capsys.readouterr().out)["probabilities"]
-    assert [name for name, share in shares.items() if share == 1] == ["Cardiomegaly", "Support Devices"]
-    assert len(model.calls) == 1
+    for samples, named, value in (4, half, 0.5), (0, half[:2], 1):
+        assert predict.main([str(film), "--json", f"--samples={samples}"]) == 0
+        record = json.loads(capsys.readouterr().out)
+        assert record["probabilities"] == {name: value if name in named else 0 for name in CHEXPERT_14}
+        assert record["warnings"] == ["the probabilities are shares of sampled answers: no byte-level decoder"]
+    assert predict.main([str(film), "--samples=4"]) == 0
+    assert "share of 4 sampled answers" in capsys.readouterr().out
 
 
 def test_a_bad_image_costs_one_line_and_nothing_else(film, model, tmp_path, capsys):
@@ -101,7 +121,7 @@ def test_read_anyway(model, tmp_path, capsys):
 
 
 def test_without_a_usable_image_the_model_is_not_even_loaded(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cxr_jax, "load", lambda name: pytest.fail("loaded"))
+    monkeypatch.setattr(cxr_jax, "load", lambda name, grids: pytest.fail("loaded"))
     assert predict.main([str(tmp_path / "no.png")]) == 2
     assert "no such file" in capsys.readouterr().err
 
@@ -109,9 +129,11 @@ def test_without_a_usable_image_the_model_is_not_even_loaded(tmp_path, monkeypat
 def test_plain_text(film, model, capsys):
     model.text = "<think>\x1b[2Jclear</think><answer>Cardiomegaly, Bananas</answer>"
     assert predict.main([str(film)]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert out.startswith("Research use only. Not for diagnosis.") and "Answer: Cardiomegaly" in out
-    assert "50%  Cardiomegaly" in out and "1 names in the answer are none" in out and "\x1b" not in out
+    assert "mean over 8 sampled traces" in out and "25%  Edema" in out and out.count("%  ") == 1
+    assert err == "compiled programs: vision 1, decode 2\n" and "\x1b" not in out
+    assert "1 names in the answer are none" in out
 
 
 BOTH = ["No Finding", "Edema"]
@@ -138,7 +160,7 @@ def test_odd_completions(film, model, capsys, text, finish, reasoning, answer, v
 
 def test_failures_are_one_line(film, monkeypatch, capsys):
     def broken(error):
-        def load(name):
+        def load(name, grids):
             raise error
 
         return load
@@ -152,7 +174,7 @@ def test_failures_are_one_line(film, monkeypatch, capsys):
         assert "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flags", ["", "x.png --samples=-1", "x.png --renderer=bright", "x.png --nope"])
+@pytest.mark.parametrize("flags", ["", "x.png --samples=-1", "x.png --renderer=bright", "--grids=a x.png", "--nope x"])
 def test_bad_usage(flags, capsys):
     with pytest.raises(SystemExit) as caught:
         predict.main(flags.split())

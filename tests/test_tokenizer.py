@@ -1,5 +1,6 @@
 """The phantom tokenizer: Qwen2.5's special tokens and chat frame, tags of one id, and nothing lost on the way."""
 
+import dataclasses
 import functools
 import unicodedata
 
@@ -47,6 +48,7 @@ def test_special_ids(tok):
 
 def test_config_ids(tok):
     vocab, ids = tok.get_vocab(), tokenizer.config_ids(tok)
+    assert dataclasses.replace(PHANTOM, **ids) == PHANTOM
     assert ids["image_token_id"] == vocab["<|image_pad|>"] and ids["pad_token_id"] == vocab["<|endoftext|>"]
     assert ids["eos_token_id"] == (vocab["<|im_end|>"], vocab["<|endoftext|>"])
 

@@ -26,13 +26,44 @@ MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
+# Settings of a processor whose arithmetic is the one below.
+_FIXED = {
+    "patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": TEMPORAL, "image_mean": MEAN, "image_std": STD,
+    "rescale_factor": 1 / 255, "resample": 3, "do_resize": True, "do_rescale": True, "do_normalize": True,
+    "do_convert_rgb": True,
+}  # fmt: skip
+_TYPES = ("Qwen2VL", "Qwen2_5_VL")
+
+
+def check_settings(settings: dict, path) -> None:
+    """Raises UserError if a folder's image settings ask for other arithmetic than `prepare` does.
+
+    settings: of the image processor, without null values (`hf.image_settings`); only keys that are there count.
+    """
+    kind = str(settings.get("image_processor_type", _TYPES[0]))
+    if not kind.startswith(_TYPES):
+        raise UserError(f"{path}: image_processor_type is {kind[:60]!r}: images are prepared as Qwen2-VL's only")
+    for name, want in _FIXED.items():
+        if name in settings and not _same(settings[name], want):
+            given = " ".join(str(settings[name]).split())[:80]
+            need = [round(float(x), 8) for x in want] if np.ndim(want) else want
+            raise UserError(f"{path}: {name} is {given}: images are prepared with {need} only")
+
+
+def _same(value, want) -> bool:
+    try:
+        value = np.asarray(value, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return value.shape == np.shape(want) and np.allclose(value, want, rtol=1e-6, atol=0)
+
+
 def smart_resize(height, width, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS, factor=FACTOR):
     """Size (h, w), multiples of `factor`, nearest to height x width with min_pixels <= h * w <= max_pixels.
 
     Raises UserError for an aspect ratio above 200. Source: the Qwen2-VL image processor in transformers.
     """
-    if max(height, width) > MAX_ASPECT * min(height, width):
-        raise UserError(f"the picture is {width} x {height}: its aspect ratio is above {MAX_ASPECT}")
+    _check_aspect(height, width)
     h, w = (round(side / factor) * factor for side in (height, width))
     if h * w > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
@@ -41,6 +72,11 @@ def smart_resize(height, width, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS, fa
         grow = math.sqrt(min_pixels / (height * width))
         h, w = (math.ceil(side * grow / factor) * factor for side in (height, width))
     return h, w
+
+
+def _check_aspect(height, width):
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise UserError(f"the picture is {width} x {height}: its aspect ratio is above {MAX_ASPECT}")
 
 
 def quantise(pixels):
@@ -90,19 +126,21 @@ def _patches(gray, xp):
 
 
 def fit(pixels, size):
-    """Gray float [H, W] in 0..1 -> float32 [size, size]: padded with black to a square, then resized.
+    """Gray float [H, W] in 0..1 -> float32 [size, size], or [h, w] for a pair: padded with black, evenly on both
+    sides, to the shape's aspect ratio, then resized.
 
     Padding, not cropping: a crop of a portrait film cuts off the costophrenic angles. The resize is bicubic
     with antialiasing, in float, so 12-bit data keeps its depth until `quantise`.
     """
     pixels = np.asarray(pixels, np.float32)
+    shape = (size, size) if np.ndim(size) == 0 else tuple(size)
     h, w = pixels.shape
-    side = max(h, w)
-    if h != w:
-        top, left = (side - h) // 2, (side - w) // 2
-        pixels = np.pad(pixels, ((top, side - h - top), (left, side - w - left)))
-    if side != size:
-        image = PilImage.fromarray(pixels).resize((size, size), PilImage.Resampling.BICUBIC)
+    tall, wide = max(h, -(-w * shape[0] // shape[1])), max(w, -(-h * shape[1] // shape[0]))
+    if (tall, wide) != (h, w):
+        top, left = (tall - h) // 2, (wide - w) // 2
+        pixels = np.pad(pixels, ((top, tall - h - top), (left, wide - w - left)))
+    if pixels.shape != shape:
+        image = PilImage.fromarray(pixels).resize(shape[::-1], PilImage.Resampling.BICUBIC)
         pixels = np.clip(np.asarray(image, np.float32), 0, 1)  # bicubic overshoots at edges
     return np.ascontiguousarray(pixels)
 
@@ -114,3 +152,29 @@ def fit_to_model(pixels, pixel_limits):
     """
     low, high = pixel_limits
     return fit(pixels, math.isqrt(high)) if low == high else np.asarray(pixels, np.float32)
+
+
+# Few shapes
+
+
+def bucket_shapes(max_pixels: int) -> list[tuple[int, int]]:
+    """At most 9 image shapes (h, w), multiples of 28 with h * w <= max_pixels: h / w from 1/2 to 2 in steps of about
+    2 ** 0.25, each as large as max_pixels allows."""
+    side = lambda length: max(FACTOR, math.floor(length / FACTOR) * FACTOR)
+    ratios = [2 ** (k / 4) for k in range(-4, 5)]
+    shapes = [(side(math.sqrt(max_pixels * r)), side(math.sqrt(max_pixels / r))) for r in ratios]
+    return sorted({shape for shape in shapes if shape[0] * shape[1] <= max_pixels})
+
+
+def prepare_in_buckets(pixels, max_pixels: int):
+    """`prepare` into the one of `bucket_shapes` whose aspect ratio is nearest.
+
+    The picture is padded with black, not stretched and not cropped: stretching changes the ratio of heart to chest.
+    Padding takes up to about a tenth of the shape for aspect ratios from 1/2 to 2 (more where max_pixels is so small
+    that the shapes are coarse). Unlike `prepare`, a picture smaller than max_pixels is enlarged to it. Raises
+    UserError for an aspect ratio above 200.
+    """
+    h, w = np.shape(pixels)
+    _check_aspect(h, w)
+    shape = min(bucket_shapes(max_pixels), key=lambda s: abs(math.log(s[0] / s[1] / (h / w))))
+    return patchify(fit(pixels, shape)[None], np)[0], (1, shape[0] // PATCH, shape[1] // PATCH)

@@ -62,19 +62,21 @@ class Chat:
             top_k=None, stream=None, constraint=None) -> Completion:
         """The model's answer to `text`, which becomes part of the conversation.
 
-        Arguments and errors as for `Model.generate`; stream is called with (0, 0, new text).
+        Arguments (constraint="answers" among them) and errors as for `Model.generate`; stream is called with
+        (0, 0, new text).
         """
         if not isinstance(text, str):
             raise UserError("a question must be a text")
         model = self.model
         settings = Settings(max_new_tokens, temperature, 1, seed, top_p, top_k)
+        rules = model.constraint(constraint, settings.max_new_tokens)
         messages = [*self.messages, {"role": "user", "content": text}]
         request = Request(render(model.tokenizer, model.cfg, messages, self.grid), self.patches, self.grid)
         generation.check_room(model.cfg, len(request.ids), settings.max_new_tokens, "the conversation")
         prefix, kept = self._prefix(request)
         tell = None if stream is None else (lambda _, piece: stream(0, 0, piece))
         layers = sampling.decode_layers(model.params, model.cfg)
-        [answer], own = generation.decode(model, layers, [(prefix, 0)], settings, tell, constraint)
+        [answer], own = generation.decode(model, layers, [(prefix, 0)], settings, tell, rules)
         ids = request.ids + answer.token_ids
         self._keys = sampling.append(prefix.device["keys"], np.array([prefix.length], np.int32), own,
                                      room=generation.bucket(len(ids)))

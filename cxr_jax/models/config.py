@@ -254,11 +254,10 @@ PHANTOM = Config(
     text=TextConfig(vocab_size=1024, hidden_size=192, intermediate_size=512, num_hidden_layers=3,
                     num_attention_heads=6, num_key_value_heads=2, mrope_section=(4, 6, 6), rope_theta=1e4,
                     max_position_embeddings=4096),
-    image_token_id=5, video_token_id=6, vision_start_token_id=3, vision_end_token_id=4,
-    pad_token_id=0, bos_token_id=0, eos_token_id=(2, 0), tie_word_embeddings=True,
+    image_token_id=921, video_token_id=922, vision_start_token_id=918, vision_end_token_id=919,
+    pad_token_id=915, bos_token_id=915, eos_token_id=(917, 915), tie_word_embeddings=True,
 )  # fmt: skip
-"""The embedded model; special ids are the first of its tokenizer: <|endoftext|> 0, <|im_start|> 1,
-<|im_end|> 2, <|vision_start|> 3, <|vision_end|> 4, <|image_pad|> 5, <|video_pad|> 6."""
+"""The embedded model, with the ids of its tokenizer (`tokenizer.config_ids`; tests/test_tokenizer.py)."""
 
 QWEN2_5_VL_3B = Config(
     vision=VisionConfig(depth=32, hidden_size=1280, num_heads=16, intermediate_size=3420,

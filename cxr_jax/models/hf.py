@@ -296,7 +296,49 @@ def generation_config(cfg: Config) -> dict:
             "pad_token_id": cfg.pad_token_id, "do_sample": False}
 
 
-def preprocessor_config(cfg: Config, min_pixels: int = 3136, max_pixels: int = 12845056) -> dict:
+PIXEL_LIMITS = 3136, 12845056  # min_pixels and max_pixels of the published Qwen2.5-VL folders
+_DEFAULT_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}  # the processor's, for a file without
+
+
+def image_settings(folder: str | os.PathLike) -> tuple[dict, Path | None]:
+    """(settings of the image processor without those that are null, their file), or ({}, None).
+
+    As transformers 5 finds them: "image_processor" of processor_config.json, or else preprocessor_config.json.
+    Raises UserError for a file that is no JSON object.
+    """
+    for name, part in (("processor_config.json", "image_processor"), ("preprocessor_config.json", None)):
+        path = Path(folder) / name
+        found = read_json(path) if path.is_file() else None
+        if found is not None and part is not None:
+            found = found.get(part)
+        if found is None:
+            continue
+        if not isinstance(found, dict):
+            raise UserError(f"{path}: {part} is not a JSON object")
+        return {k: v for k, v in found.items() if v is not None}, path
+    return {}, None
+
+
+def pixel_limits(settings: dict, path: Path | None) -> tuple[int, int]:
+    """(min_pixels, max_pixels) of `image_settings`, or those of the published folders where there is no file.
+
+    min_pixels and max_pixels go before size. Raises UserError, naming the file, for limits that no image meets.
+    """
+    if path is None:
+        return PIXEL_LIMITS
+    size = settings.get("size", _DEFAULT_SIZE)
+    if not isinstance(size, dict):
+        raise UserError(f"{path}: size is not a JSON object")
+    limits = tuple(settings.get(a, size.get(b)) for a, b in (("min_pixels", "shortest_edge"),
+                                                             ("max_pixels", "longest_edge")))
+    if not all(type(x) is int and x >= 28 * 28 for x in limits) or limits[0] > limits[1]:
+        low, high = (shown(str(x)) for x in limits)
+        raise UserError(f"{path}: min_pixels (or size.shortest_edge) is {low} and max_pixels (or size.longest_edge) is "
+                        f"{high}: they must be whole numbers of at least 784, in this order")
+    return limits
+
+
+def preprocessor_config(cfg: Config, min_pixels: int = PIXEL_LIMITS[0], max_pixels: int = PIXEL_LIMITS[1]) -> dict:
     """The image arithmetic of Qwen2-VL (mean and standard deviation are CLIP's)."""
     v = cfg.vision
     return {
@@ -309,8 +351,8 @@ def preprocessor_config(cfg: Config, min_pixels: int = 3136, max_pixels: int = 1
     }  # fmt: skip
 
 
-def save_hf(folder: str | os.PathLike, cfg: Config, params: dict, *, dtype=None, min_pixels: int = 3136,
-            max_pixels: int = 12845056, tokenizer=None, max_shard_gb: float = 5.0) -> None:
+def save_hf(folder: str | os.PathLike, cfg: Config, params: dict, *, dtype=None, min_pixels: int = PIXEL_LIMITS[0],
+            max_pixels: int = PIXEL_LIMITS[1], tokenizer=None, max_shard_gb: float = 5.0) -> None:
     """Write a model folder that transformers and vLLM load: config, generation and preprocessor settings,
     safetensors (shards and an index above `max_shard_gb`); and the tokenizer, if given as an object or a folder.
 

@@ -1,7 +1,7 @@
 """A model ready to read with: what `cxr_jax.load` returns."""
 
 import functools
-import json
+import logging
 import os
 from pathlib import Path
 
@@ -9,13 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import generation
+from cxr_jax import constrained, generation, sampling
 from cxr_jax.errors import UserError
-from cxr_jax.generation import Completion, Request, Settings
+from cxr_jax.generation import Completion, Reading, Request, Settings
 from cxr_jax.models import chat as chats
 from cxr_jax.models import hf, native, qwen2_5_vl
 from cxr_jax.models.config import Config
+from cxr_jax.models.layers import UNROLL_UP_TO
 from cxr_jax.models.safetensors_file import PICKLES
+
+_LOG = logging.getLogger(__name__)
+GRIDS = ("exact", "bucket")
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "grid", "dtype"))
@@ -34,9 +38,16 @@ class Model:
 
     rows: completions decoded at once, see `generation.rows_at_once`. More go in turns; raise it to read many prompts
     faster (another number rounds differently: log-probs change by some 1e-6).
+    grids: "exact" gives each image the shape that the Hugging Face processor gives it, so every other shape compiles
+    a vision program of its own (and a prefill program for every other length bucket). "bucket" pads images to at
+    most 9 shapes (`preprocess.prepare_in_buckets`): few programs for many sizes, but other pixels than the
+    processor's, so not the published model's exact answers. A model of one image size has one shape either way.
     """
 
-    def __init__(self, cfg: Config, params: dict, *, folder=None, dtype=jnp.float32):
+    def __init__(self, cfg: Config, params: dict, *, folder=None, dtype=jnp.float32, grids: str = "exact"):
+        if grids not in GRIDS:
+            raise UserError(f"grids={grids!r}: use one of {', '.join(GRIDS)}")
+        self.grids, self._programs = grids, {}
         self.cfg, self.dtype, self.folder = cfg, jnp.dtype(dtype), None if folder is None else Path(folder)
         self.params = jax.tree.map(lambda x: jnp.asarray(x, self.dtype), params)
         self.rows = generation.rows_at_once()
@@ -61,12 +72,47 @@ class Model:
 
     @functools.cached_property
     def pixel_limits(self) -> tuple[int, int]:
-        """(min_pixels, max_pixels) of the folder's preprocessor settings, or the processor's defaults."""
-        path = None if self.folder is None else self.folder / "preprocessor_config.json"
-        d = json.loads(path.read_text()) if path is not None and path.is_file() else {}
-        size = d.get("size") or {}
-        return (int(d.get("min_pixels") or size.get("shortest_edge") or 3136),
-                int(d.get("max_pixels") or size.get("longest_edge") or 12845056))
+        """(min_pixels, max_pixels) of the folder's image settings (`hf.image_settings`), or the published ones.
+
+        Raises UserError, naming the file, for settings that are damaged or ask for other arithmetic than ours.
+        """
+        from cxr_jax.data import preprocess
+
+        settings, path = ({}, None) if self.folder is None else hf.image_settings(self.folder)
+        preprocess.check_settings(settings, path)
+        return hf.pixel_limits(settings, path)
+
+    @functools.cached_property
+    def answers(self) -> constrained.Constraint:
+        """The rules of valid answers for this tokenizer: <think>, free text, </think>, <answer>, a list of the 14
+        names, </answer>. Takes seconds once. Raises UserError for a tokenizer that cannot express them."""
+        from cxr_jax.labels.parser import TokenBytes
+
+        rules = constrained.compile_answers(
+            TokenBytes.from_tokenizer(self.tokenizer), self.cfg.text.vocab_size, self.special["stop"],
+            suppress_ids=self.special["suppress"], max_new_tokens=512)
+        return jax.tree.map(jnp.asarray, rules)
+
+    def constraint(self, constraint, max_new_tokens: int):
+        """What `sampling` takes: "answers" -> `answers` within max_new_tokens; anything else but a text as it is.
+
+        Raises UserError for another text, or if no valid answer is as short as max_new_tokens.
+        """
+        if isinstance(constraint, str) and constraint != "answers":
+            raise UserError(f'constraint={constraint!r}: use "answers"')
+        return self.answers.within(max_new_tokens) if isinstance(constraint, str) else constraint
+
+    def note(self, kind: str, shape) -> None:
+        """Counts a program by what makes it another one; logs a new one (INFO)."""
+        seen = self._programs.setdefault(kind, set())
+        if shape not in seen:
+            seen.add(shape)
+            _LOG.info("%s program %d: %s", kind, len(seen), shape)
+
+    def programs(self) -> dict[str, int]:
+        """Programs that generate, chat, read and finding_probabilities have needed so far, by kind: vision (one for
+        each image shape), prefill (length bucket), extend (a later turn), decode, probabilities."""
+        return {kind: len(seen) for kind, seen in self._programs.items()}
 
     def image_features(self, pixel_values, image_grid_thw) -> list:
         """Image tokens [t*h*w/4, D] of each image; images of one grid run together.
@@ -83,6 +129,7 @@ class Model:
         out: list = [None] * len(grids)
         for grid in dict.fromkeys(grids):
             which = [i for i, g in enumerate(grids) if g == grid]
+            self.note("vision", (grid, len(which)))
             found = _vision(self.params, self.cfg, np.stack([parts[i] for i in which]), grid, self.dtype)
             for i, f in zip(which, np.asarray(found), strict=True):  # eager slices would each compile
                 out[i] = f
@@ -127,6 +174,8 @@ class Model:
         from cxr_jax.data import preprocess
 
         low, high = self.pixel_limits
+        if self.grids == "bucket" and low != high:
+            return preprocess.prepare_in_buckets(_pixels(image), high)
         pixels = preprocess.fit_to_model(_pixels(image), (low, high))
         return preprocess.prepare(pixels, min_pixels=low, max_pixels=high)
 
@@ -140,19 +189,62 @@ class Model:
         turn). A completion depends on its own image, prompt, settings, seed and number only, not on the others in
         the call. temperature 0 is greedy (top_p and top_k then change nothing). Log-probs are at the temperature,
         under constraint (see `sampling`), before top_p and top_k.
-        stream: called with (prompt index, sample index, new text) every few tokens; the pieces of a completion add
-        up to its text. Raises UserError for arguments out of range, an unusable image, a prompt that does not leave
-        room for max_new_tokens, or a model without a tokenizer; nothing is computed then.
+        constraint: None, "answers" (the completion ends with a valid answer list, see `answers`), or what `sampling`
+        takes. stream: called with (prompt index, sample index, new text) every few tokens; the pieces of a completion
+        add up to its text. Raises UserError for arguments out of range, an unusable image, a prompt that does not
+        leave room for max_new_tokens, a max_new_tokens that is too small for any valid answer, or a model without a
+        tokenizer; nothing is computed then.
         """
         settings = Settings(max_new_tokens, temperature, n, seed, top_p, top_k)
         images, prompts = _pairs(images, prompts)
-        requests = []
-        for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
-            patches, grid = self.prepare(image)
-            requests.append(Request(self.render(prompt, grid), patches, grid))
-            what = "the prompt" if len(prompts) == 1 else f"prompt {i}"
-            generation.check_room(self.cfg, len(requests[-1].ids), settings.max_new_tokens, what)
-        return generation.complete(self, requests, settings, stream, constraint)
+        rules = self.constraint(constraint, settings.max_new_tokens)
+        name = lambda i: "the prompt" if len(prompts) == 1 else f"prompt {i}"
+        pairs = zip(images, prompts, strict=True)
+        requests = [self._request(*pair, settings.max_new_tokens, name(i)) for i, pair in enumerate(pairs)]
+        return generation.complete(self, requests, settings, stream, rules)
+
+    def _request(self, image, prompt, new_tokens: int, what: str = "the prompt") -> Request:
+        patches, grid = self.prepare(image)
+        request = Request(self.render(prompt, grid), patches, grid)
+        generation.check_room(self.cfg, len(request.ids), new_tokens, what)
+        return request
+
+    def read(self, image, prompt, samples: int = 8, max_new_tokens: int = 512, seed: int = 0, *, constraint=None,
+             probabilities: bool = True) -> Reading:
+        """One image read greedily, `samples` completions at temperature 1, and the probability of each finding.
+
+        The image is encoded and the prompt computed once for all of it. shown and samples are what `generate` gives
+        for temperature 0 and 1; constraint, as there, is for what is shown only. probabilities: the mean over the
+        samples' traces (without samples: after the trace shown) of the probability that the answer names each of the
+        14 labels, see `finding_probabilities`; False leaves them out. Errors as for `generate`, and those of
+        `answers` if there are to be probabilities.
+        """
+        greedy = Settings(max_new_tokens, seed=seed)
+        drawn = None if samples == 0 else Settings(max_new_tokens, 1.0, samples, seed)
+        rules = self.constraint(constraint, greedy.max_new_tokens)
+        answers = self.answers if probabilities else None
+        request = self._request(image, prompt, greedy.max_new_tokens)
+        return generation.read(self, request, greedy, drawn, rules, answers)
+
+    def finding_probabilities(self, image, prompt, completions: list[Completion], seed: int = 0) -> dict:
+        """The model's own probability that the answer names each label, after the trace of each completion.
+
+        Of a completion (of `generate` for this image and prompt) only the trace counts: what precedes the answer
+        list. All valid answers after it are weighed at temperature 1 (`answer_tree.probabilities_after`); seed
+        matters where they are too many. Returns {"each": [{label: probability}], "mean": {label: probability},
+        "exact_mass": [the error of each is at most 1 minus this]}. A probability is what the model would say, and no
+        calibrated risk. Raises UserError as `generate` and `answers` do, and without completions.
+        """
+        if not completions:
+            raise UserError("finding_probabilities needs at least one completion")
+        answers, longest = self.answers, max(len(c.token_ids) for c in completions)
+        prefix = generation.prefix_of(self, self._request(image, prompt, longest))
+        layers = sampling.decode_layers(self.params, self.cfg)
+        found = [generation.after(self, layers, prefix, completions[i : i + self.rows], answers, seed, first=i)
+                 for i in range(0, len(completions), self.rows)]
+        trace, exact = (np.concatenate([f[name][0] for f in found]) for name in ("trace", "exact_mass"))
+        return {"each": [generation.by_label(row) for row in trace], "mean": generation.by_label(trace.mean(0)),
+                "exact_mass": exact.tolist()}
 
     def chat(self, image=None, system: str | None = None) -> chats.Chat:
         """A conversation about an image (as for `generate`, or None); system replaces the template's own prompt."""
@@ -222,11 +314,36 @@ def find_folder(name: str | os.PathLike) -> Path:
     raise UserError(f"{name}: no model there (config.json and *.safetensors, or a run with hf/)")
 
 
-def load(name: str | os.PathLike, dtype=None) -> Model:
+def _to_device(tree: dict) -> dict:
+    """A tree of host arrays, which is emptied on the way: at no time are there two copies of more than one leaf."""
+    return {name: _to_device(x) if isinstance(x, dict) else jnp.asarray(x) for name in list(tree)
+            for x in [tree.pop(name)]}
+
+
+def _layers_apart(stacked: dict, n: int) -> list[dict]:
+    """`_to_device` of stacked layers, as a list of n trees.
+
+    Decoding needs layers apart, and a CPU reads stacked ones at a fraction of its memory's speed. An accelerator keeps
+    both; here a second copy of a 3B model would not fit 24 GB, and one serves prompts and decoding alike.
+    """
+    layers: list[dict] = [{} for _ in range(n)]
+    for name in list(stacked):
+        x = stacked.pop(name)
+        parts = _layers_apart(x, n) if isinstance(x, dict) else [jnp.array(x[i]) for i in range(n)]
+        for layer, part in zip(layers, parts, strict=True):
+            layer[name] = part
+    return layers
+
+
+def load(name: str | os.PathLike, dtype=None, grids: str = "exact") -> Model:
     """See `cxr_jax.load`."""
     folder = find_folder(name)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     read = native.load if native.is_native(folder) else hf.load_hf
     cfg, params = read(folder, np.dtype(dtype))
-    return Model(cfg, params, folder=folder, dtype=dtype)
+    layers, n = params["text"].pop("layers"), cfg.text.num_hidden_layers
+    params = _to_device(params)
+    deep = jax.default_backend() == "cpu" and n > UNROLL_UP_TO
+    params["text"]["layers"] = _layers_apart(layers, n) if deep else _to_device(layers)
+    return Model(cfg, params, folder=folder, dtype=dtype, grids=grids)
