@@ -1,0 +1,253 @@
+"""What a run needs, before there is a machine: `python -m cxr_jax.plan --config=experiments/sft.py:nv_reason_3b`.
+
+Compiles the steps of the config for N devices that need not exist, from shapes alone, and prints for each program:
+bytes on each device by what they hold, floating-point operations of a step, and what each device receives from others.
+With --hbm_gib it says whether that fits, and exits 1 if it does not. Nothing is read but the config and, if
+config.model names a folder, its config.json and tokenizer; an empty config.model stands for the 3B shape.
+
+What the arrays of a step's arguments take is exact. Temporary memory and what devices receive are those of the same
+program computed in float32 and compiled for CPUs, with plain attention: upper bounds for bfloat16 on an accelerator.
+(Compiled in bfloat16, XLA for CPUs keeps float32 copies of all weights, which no accelerator needs.)
+
+Exit codes: 0 printed, and it fits if asked; 1 it does not fit; 2 bad usage.
+"""
+
+import contextlib
+import os
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from cxr_jax import commandline
+from cxr_jax.errors import UserError
+
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+GIB = 2**30
+
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Experiment file, with an optional :preset.", lock_config=True
+)
+_DEVICES = flags.DEFINE_integer("devices", 1, "Devices to plan for.", lower_bound=1)
+_MESH = flags.DEFINE_list("mesh", [], "data,fsdp,tensor; the default divides everything over fsdp.")
+_HBM = flags.DEFINE_float("hbm_gib", None, "Memory of a device in GiB: makes it a verdict.", lower_bound=0.0)
+_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of a bad input, too.")
+
+
+class Shapes:
+    """The config, model and abstract arguments of the steps that a config runs."""
+
+    def __init__(self, config):
+        import jax
+
+        from cxr_jax import evaluate, optim, policy, trainable
+        from cxr_jax.data.tokenizer import special_ids
+        from cxr_jax.models import qwen2_5_vl as qwen
+
+        self.config, self.what = config, trainable.Trainable.of(config)
+        self.cfg, tok = _model(config)
+        # The ids that a sampler must not draw do not change what it costs.
+        self.special = {**special_ids(tok), "suppress": self.cfg.media_token_ids}
+        self.tok, self.grid = tok, evaluate.grid_of(config.data.get("size", 224), self.cfg)
+        self.prompt_width = policy.Prompts(tok, self.cfg, self.grid, config.max_completion).width
+        self.tx = optim.make(config.optim, config.steps)
+        self.key = jax.random.key(0)
+        self.params = jax.eval_shape(lambda: qwen.init_params(self.cfg, self.key))
+
+    def state(self, extra: dict):
+        """(train state, fixed) of {"model": ..., **extra}, abstract."""
+        import jax
+
+        from cxr_jax import optim
+
+        def make(params):
+            train, fixed = self.what.split(params, self.key)
+            return optim.init_state(self.tx, train), fixed
+
+        return jax.eval_shape(make, {"model": self.params, **extra})
+
+    def batch(self, rows: int) -> dict:
+        """Images and prompts."""
+        size = self.config.data.get("size", 224)
+        width, room = self.prompt_width, self.prompt_width + self.config.max_completion
+        return {
+            "image": _array((rows, size, size)),
+            "prompts": {"ids": _array((rows, width), "int32"), "lengths": _array((rows,), "int32"),
+                        "positions": _array((3, rows, room), "int32")},
+        }  # fmt: skip
+
+
+def _array(shape, dtype="float32"):
+    import jax
+
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _model(config):
+    """(Config, tokenizer) of config.model; the 3B shape and the embedded tokenizer if it is empty."""
+    from cxr_jax import pretrained
+    from cxr_jax.data import tokenizer
+    from cxr_jax.models import hf, loaded
+
+    name = config.model or "random:qwen2.5-vl-3b"
+    if name.startswith("random:"):
+        tok = tokenizer.load(pretrained.PHANTOM)
+        return pretrained.random_config(name, tok), tok
+    folder = loaded.find_folder(name)
+    return hf.read_config(folder), tokenizer.load(str(folder))
+
+
+def programs(config):
+    """[(name, jitted step, abstract arguments by what they hold, turns of its decode loop, tokens of a step)]."""
+    s = Shapes(config)
+    return {"sft": _sft, "rl": _rl}[config.task](config, s)
+
+
+def _sft(config, s):
+    import jax
+
+    from cxr_jax import sft
+
+    b, c = config.batch_size, config.max_completion
+    head = jax.eval_shape(lambda: sft.init_locate_head(s.key, s.cfg.text.hidden_size, 12))
+    state, fixed = s.state({"locate": head})
+    batch = {**s.batch(b), "completions": _array((b, c), "int32"), "mask": _array((b, c), "bool")}
+    if config.locate_weight:
+        side = s.grid[1] // s.cfg.vision.spatial_merge_size
+        batch |= {"regions": _array((b, 12, side, side)), "severity": _array((b, 12))}
+    step = sft.make_steps(config, s.cfg, s.tx, s.grid, s.what)[1]
+    return [("SFT step", step, {"state": state, "fixed": fixed, "batch": batch}, 1, b * (s.prompt_width + c))]
+
+
+def _rl(config, s):
+    import jax
+
+    from cxr_jax import rl
+    from cxr_jax.labels import parser
+
+    r, c = config.rl, config.max_completion
+    state, fixed = s.state({})
+    table = parser.TokenBytes.from_tokenizer(s.tok)
+    drawn = r.prompts_per_step * r.oversample
+    labels = {k: _array((drawn, 14), "bool") for k in ("solution", "known")}
+    batch = {**s.batch(drawn), **labels}
+    rollout = rl.make_rollout(config, s.cfg, s.grid, s.special, table, s.what)
+    learn = rl.make_learn(config, s.cfg, s.grid, s.special, s.tx, s.what)
+    sampled = {"parameters": state["params"], "fixed": fixed, "batch": batch, "step": _array((), "int32")}
+    ro = jax.eval_shape(rollout, *sampled.values())
+    learned = {"state": state, "fixed": fixed, "batch": batch, "rollout": ro}
+    count = lambda prompts: prompts * (s.prompt_width + r.group_size * c)
+    return [("RL rollout", rollout, sampled, c, count(drawn)),
+            ("RL update", learn, learned, 1, count(r.prompts_per_step))]
+
+
+def place(arguments: dict, mesh) -> dict:
+    """The abstract arguments with the sharding of each array on a mesh; as they are without one."""
+    import jax
+
+    from cxr_jax import sharding
+
+    if mesh is None:
+        return arguments
+
+    def placed(name, tree):
+        rows = name in ("batch", "rollout", "step")
+        where = sharding.batch_shardings(tree, mesh) if rows else sharding.shardings(tree, mesh)
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where)
+
+    return {name: placed(name, tree) for name, tree in arguments.items()}
+
+
+def parts(arguments: dict, mesh) -> dict[str, int]:
+    """Bytes on a device of what trains, its optimizer state (with masters), what is fixed, and the batch."""
+    import math
+
+    import jax
+
+    from cxr_jax.optim import path_string
+
+    out = dict.fromkeys(("parameters", "optimizer", "fixed", "batch"), 0)
+    for path, x in jax.tree_util.tree_leaves_with_path(arguments):
+        shape = x.shape if mesh is None else x.sharding.shard_shape(x.shape)
+        first, second = (path_string(path) + "/").split("/")[:2]
+        kind = {"state": "parameters" if second == "params" else "optimizer", "parameters": "parameters",
+                "fixed": "fixed"}.get(first, "batch")
+        out[kind] += math.prod(shape) * x.dtype.itemsize
+    return out
+
+
+def report(program, in_float32, mesh) -> dict:
+    """Compiles one program and prints what it needs. Returns its bytes on a device, by what they hold.
+
+    in_float32: the same program, computed in float32.
+    """
+    import jax
+
+    from cxr_jax import costs
+
+    name, step, arguments, trips, tokens = program
+    held = {k: v for k, v in parts(place(arguments, mesh), mesh).items() if v}
+    count = costs.flops(step, *arguments.values(), while_trips=trips)
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        compiled = in_float32[1].lower(*place(in_float32[2], mesh).values()).compile()
+    memory = compiled.memory_analysis()
+    held["temporary"] = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    print(f"\n{name}: {tokens:,} tokens, {count / 1e12:,.1f} TFLOP a step")
+    for kind, size in held.items():
+        print(f"  {'<=' if kind == 'temporary' else '  '} {size / GIB:9.2f} GiB  {kind}")
+    print(f"  <= {sum(held.values()) / GIB:9.2f} GiB  in all, a device")
+    if mesh is not None:
+        moved = costs.collectives(compiled.as_text(), trips)
+        print("  received a step: " + ", ".join(f"{k} <= {v / GIB:.2f} GiB" for k, v in moved.items() if v))
+    return held
+
+
+ADVICE = {
+    "parameters": "train adapters (--config.lora.rank=16), or take more devices",
+    "optimizer": "train adapters (--config.lora.rank=16), or take more devices",
+    "fixed": "take more devices, or --config.dtype=bfloat16",
+    "batch": "a smaller batch",
+    "temporary": "raise config.micro_batches (RL: config.rl.micro_batches), --config.remat=full, or a smaller batch",
+}
+
+
+def run() -> int:
+    """Prints the plan that the flags ask for and returns the exit code."""
+    config, devices, hbm_gib = _CONFIG.value, _DEVICES.value, _HBM.value
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+    from cxr_jax import sharding
+
+    if config.get("task") not in ("sft", "rl"):
+        raise UserError(f"config.task={config.get('task')!r}: only sft and rl have steps to plan")
+    try:
+        data, fsdp, tensor = map(int, _MESH.value or (1, devices, 1))
+    except ValueError:
+        raise UserError(f"--mesh={','.join(_MESH.value)}: three numbers are needed: data,fsdp,tensor") from None
+    mesh = sharding.mesh(data, fsdp, tensor) if devices > 1 else None
+    print(f"{config.model or 'the 3B shape'}, {config.task}, computed in {config.dtype}, on {devices} device(s)"
+          + (f": data {data} x fsdp {fsdp} x tensor {tensor}" if mesh else ""))
+    wide = config.copy_and_resolve_references()
+    wide.dtype = "float32"
+    needs = {p[0]: report(p, f, mesh) for p, f in zip(programs(config), programs(wide), strict=True)}
+    if hbm_gib is None:
+        return 0
+    name = max(needs, key=lambda n: sum(needs[n].values()))
+    total, largest = sum(needs[name].values()) / GIB, max(needs[name], key=needs[name].get)
+    if total <= hbm_gib:
+        print(f"\nfits: {total:.1f} of {hbm_gib:g} GiB ({name})")
+        return 0
+    print(f"\ndoes not fit: {name} needs {total:.1f} GiB, a device has {hbm_gib:g}. Most of it: {largest}, "
+          f"{needs[name][largest] / GIB:.1f} GiB. To change: {ADVICE[largest]}")
+    return 1
+
+
+def main(argv=None) -> int:
+    return commandline.main(argv, __name__, run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

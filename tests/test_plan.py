@@ -1,0 +1,111 @@
+"""plan.py, costs.py, sharding.py: counts against hand arithmetic, and the command as a user calls it."""
+
+import math
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from forked import ROOT
+from jax.sharding import PartitionSpec as P
+
+from cxr_jax import costs, optim, sharding, trainable
+from cxr_jax.errors import UserError
+from cxr_jax.models import lora
+from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models.config import QWEN2_5_VL_3B, QWEN2_5_VL_7B
+
+
+def test_flops_count_loops_as_often_as_they_run():
+    x, w = jax.ShapeDtypeStruct((8, 16), "float32"), jax.ShapeDtypeStruct((5, 16, 16), "float32")
+    one = 2 * 8 * 16 * 16
+    scanned = lambda x, w: jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, w)[0].sum()
+    assert costs.flops(scanned, x, w) == 5 * one
+    assert costs.flops(jax.grad(scanned, argnums=1), x, w) == 3 * 5 * one  # forward, and one product for each operand
+    remat = lambda x, w: jax.lax.scan(jax.checkpoint(lambda h, w: (jnp.tanh(h @ w), None)), x, w)[0].sum()
+    assert costs.flops(jax.grad(remat, argnums=1), x, w) == 4 * 5 * one
+    until = lambda x, w: jax.lax.while_loop(lambda h: h.sum() < 1, lambda h: h @ w[0], x)
+    assert costs.flops(jax.jit(until), x, w, while_trips=9) == 9 * one
+    batched = lambda a, b: jnp.einsum("bij,bjk->bik", a, b)
+    assert costs.flops(batched, jnp.zeros((3, 4, 5)), jnp.zeros((3, 5, 6))) == 2 * 3 * 4 * 5 * 6
+
+
+def abstract_state(cfg, adapters=None):
+    """The train state and what is fixed, of a whole model or of adapters."""
+    what = trainable.Trainable(adapters=adapters)
+    params = {"model": jax.eval_shape(lambda: qwen.init_params(cfg, jax.random.key(0)))}
+    tx = optim.make(_Optim, 10)
+    return jax.eval_shape(lambda p: [f(x) for f, x in zip((lambda t: optim.init_state(tx, t), lambda x: x),
+                                                          what.split(p, jax.random.key(0)), strict=True)], params)
+
+
+class _Optim:
+    lr, warmup_steps, final_fraction, b1, b2, eps, weight_decay, clip_norm = 1e-3, 1, 0.1, 0.9, 0.99, 1e-8, 0.1, 1.0
+
+
+@pytest.mark.parametrize("cfg", [QWEN2_5_VL_3B, QWEN2_5_VL_7B], ids=["3B", "7B"])
+@pytest.mark.parametrize("adapters", [None, lora.Lora(16, 32.0, tuple(lora.TARGETS))], ids=["full", "LoRA"])
+def test_every_array_has_a_place_on_published_meshes(cfg, adapters):
+    state, fixed = abstract_state(cfg, adapters)
+    for fsdp, tensor in ((8, 1), (64, 1), (256, 1), (16, 4)):
+        sizes = {"data": 1, "fsdp": fsdp, "tensor": tensor}
+        held = 0
+        for path, x in jax.tree_util.tree_leaves_with_path(fixed if adapters else state["params"]):
+            spec = sharding.spec("model/" + optim.path_string(path), x.shape, sizes)
+            held += x.size / math.prod(sizes[axis] for axis in spec if axis)
+        # All but norms, biases and, over `tensor`, the vision tower is divided by all devices.
+        ideal = qwen.count(jax.eval_shape(lambda: qwen.init_params(cfg, jax.random.key(0)))) / (fsdp * tensor)
+        assert ideal <= held < ideal * (1.6 if tensor > 1 else 1.06), (fsdp, tensor)
+        for path, x in jax.tree_util.tree_leaves_with_path(state):
+            sharding.spec(optim.path_string(path), x.shape, sizes)
+
+
+def test_moments_follow_their_parameters():
+    state = abstract_state(QWEN2_5_VL_3B)[0]
+    sizes = {"data": 1, "fsdp": 8, "tensor": 2}
+    specs = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(state):
+        name = optim.path_string(path)
+        if name.endswith("text/layers/mlp/down/kernel"):
+            specs[name] = sharding.spec(name, x.shape, sizes)
+    assert len(specs) == 3 and set(specs.values()) == {P(None, "tensor", "fsdp")}
+
+
+def test_what_has_no_place_is_refused():
+    sizes = {"data": 1, "fsdp": 8, "tensor": 3}
+    with pytest.raises(UserError, match=r"layers/attn/q/kernel \[36, 2048, 2048\]: 2048 does not divide by tensor=3"):
+        sharding.spec("text/layers/attn/q/kernel", (36, 2048, 2048), sizes)
+    with pytest.raises(UserError, match="no rule covers the parameter text/new/kernel"):
+        sharding.spec("text/new/kernel", (2, 2), sizes)
+
+
+def plan(*args):
+    env = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    command = [sys.executable, "-m", "cxr_jax.plan", *args]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_plan_on_devices_that_are_not_there():
+    """Two of the embedded model's three rollout steps, small; argument bytes are exact, and halve on two devices."""
+    code, out, err = plan("--config=experiments/sft.py", "--devices=2", "--hbm_gib=0.001")
+    assert (code, err) == (1, "")
+    assert "random:phantom, sft, computed in float32, on 2 device(s): data 1 x fsdp 2 x tensor 1" in out
+    assert "SFT step: 4,784 tokens" in out and "received a step: all-gather" in out
+    assert out.splitlines()[-1].startswith("does not fit: SFT step needs ")
+
+
+@pytest.mark.parametrize("args, line", [
+    (["--config=experiments/eval.py"], "config.task='evaluate': only sft and rl have steps to plan"),
+    (["--config=experiments/sft.py", "--mesh=2,x,1"], "--mesh=2,x,1: three numbers are needed: data,fsdp,tensor"),
+    (["--config=experiments/sft.py", "--mesh=1,3,1", "--devices=2"],
+     "a mesh of 1 x 3 x 1 (data x fsdp x tensor) is not 2 devices"),
+    (["--config=experiments/sft.py", "--devices=0"], None),
+    ([], "--config is missing, for example --config=experiments/rl.py"),
+])  # fmt: skip
+def test_bad_usage_is_one_line(args, line):
+    code, out, err = plan(*args)
+    assert code == 2 and out == "" and err.count("\n") == 1 and err.startswith("error: ")
+    assert line is None or err == f"error: {line}\n"
