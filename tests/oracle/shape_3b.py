@@ -1,0 +1,155 @@
+"""Qwen2.5-VL-3B's shape on one machine: random weights in Hugging Face format, ours against transformers.
+
+    PYTHONPATH=. .venv/bin/python tests/oracle/shape_3b.py --folder /tmp/shape_3b
+
+By hand: 8 GB of disk, 20 GiB of memory, some minutes. Writes 3.75 billion random weights in bfloat16, in shards; then,
+one process after the other, both sides load them for float32, read one 476 x 476 image and a prompt, and go on
+greedily. Prints times, peak memory, and the largest difference of the logits of every step; exits 1 if it is past
+1e-4 of their standard deviation, or if a token differs.
+"""
+
+import argparse
+import json
+import pathlib
+import resource
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+BAR = 1e-4
+GRID = np.array([[1, 34, 34]])
+
+
+def inputs():
+    """(input_ids int [1, T], pixel_values [1156, 1176]) with Qwen's token ids."""
+    rng = np.random.default_rng(0)
+    text = rng.integers(0, 150_000, 64)
+    ids = np.concatenate([text[:4], [151652], np.full(GRID.prod() // 4, 151655), [151653], text[4:]])
+    return ids[None].astype(np.int64), rng.normal(size=(int(GRID.prod()), 1176)).astype(np.float32)
+
+
+def write(folder: pathlib.Path) -> None:
+    """A Hugging Face folder of random weights, one tensor in memory at a time."""
+    import ml_dtypes
+
+    from cxr_jax.models import hf
+    from cxr_jax.models.config import QWEN2_5_VL_3B
+    from cxr_jax.models.safetensors_file import write_folder
+
+    def entry(i, rule):
+        def make():
+            x = np.random.default_rng(i).standard_normal(rule.shape, np.float32)
+            # Norms around 1, matrices such that activations keep their size, the rest small.
+            x = 1 + 0.1 * x if "norm" in rule.key or "ln_q" in rule.key else x * (
+                0.02 if len(rule.shape) == 1 or "embed_tokens" in rule.key else np.prod(rule.shape[1:]) ** -0.5)
+            return x.astype(ml_dtypes.bfloat16)
+
+        return rule.key, rule.shape, np.dtype(ml_dtypes.bfloat16), make
+
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({**QWEN2_5_VL_3B.to_hf(), "torch_dtype": "bfloat16"}))
+    write_folder(folder, [entry(i, r) for i, r in enumerate(hf.rules(QWEN2_5_VL_3B))], 4.0)
+
+
+def timed(name, fn, times):
+    start = time.monotonic()
+    out = fn()
+    times[name] = round(time.monotonic() - start, 2)
+    return out
+
+
+def ours(folder: pathlib.Path, new: int):
+    """(tokens [new], logits [new, V], seconds by what took them)."""
+    import jax
+
+    import cxr_jax
+    from cxr_jax import generation, sampling
+
+    times: dict = {}
+    m = timed("load", lambda: cxr_jax.load(folder), times)
+    ids, pixels = inputs()
+    request = generation.Request(ids[0].tolist(), pixels, tuple(GRID[0].tolist()))
+    for run in ("first ", ""):  # with and without compilation
+        [seen] = timed(run + "vision", lambda: m.image_features(pixels, GRID), times)
+
+        def prefill(seen=seen):
+            prefix = generation.prefill(m, request, seen)
+            jax.block_until_ready(prefix.device)
+            return prefix
+
+        prefix = timed(run + "prefill", prefill, times)
+        layers = sampling.decode_layers(m.params, m.cfg)
+        prompt, own, rest = sampling.begin([prefix.device], 1, None, cfg=m.cfg, room=new, dtype=m.dtype)
+
+        def decode(prompt=prompt, own=own, rest=rest, prefix=prefix, layers=layers):
+            whole = np.array([prefix.length], np.int32), np.array([prefix.start], np.int32)
+            return jax.block_until_ready(sampling.decode(
+                m.params, layers, m.cfg, prompt, *whole, sampling.row_keys(0, 1), np.float32(1), own, rest,
+                np.int32(new), None, dtype=m.dtype, greedy=True, stop_ids=(-1,), suppress_ids=m.cfg.media_token_ids,
+                top_k=None, top_p=None))
+
+        tokens = np.asarray(timed(run + "decode", decode, times)[1][2])[0]
+    whole = np.concatenate([ids, tokens[None, :-1]], 1)
+    logits = timed("first whole pass", lambda: m.logits(whole, pixels, GRID), times)
+    return tokens, logits[0, -new:], times
+
+
+def reference(folder: pathlib.Path, new: int):
+    """The same by transformers on torch."""
+    import torch
+    from transformers import Qwen2_5_VLForConditionalGeneration as Qwen
+    from transformers import utils
+
+    utils.logging.disable_progress_bar()
+    times: dict = {}
+    m = timed("load", lambda: Qwen.from_pretrained(folder, dtype=torch.float32).eval(), times)
+    ids, pixels = (torch.from_numpy(x) for x in inputs())
+    given = {"pixel_values": pixels, "image_grid_thw": torch.from_numpy(GRID),
+             "mm_token_type_ids": (ids == m.config.image_token_id).int()}
+    media = [m.config.image_token_id, m.config.video_token_id, 151652, 151653]
+    run = lambda n: m.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, min_new_tokens=n,
+                               do_sample=False, suppress_tokens=media, eos_token_id=None, output_logits=True,
+                               return_dict_in_generate=True, **given)
+    with torch.no_grad():
+        timed("vision", lambda: m.model.get_image_features(pixels, given["image_grid_thw"]), times)
+        timed("vision, prefill, 1 token", lambda: run(1), times)
+        out = timed(f"vision, prefill, {new} tokens", lambda: run(new), times)
+    tokens = out.sequences[0, ids.shape[1] :].numpy()
+    return tokens, torch.cat(out.logits).float().numpy(), times
+
+
+def side(name: str, folder: pathlib.Path, new: int) -> None:
+    tokens, logits, times = {"ours": ours, "reference": reference}[name](folder, new)
+    np.savez(folder / f"{name}.npz", tokens=tokens, logits=logits)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{name}: peak {peak:.1f} GiB; seconds: {json.dumps(times)}", flush=True)
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--folder", type=pathlib.Path, required=True, help="made, and kept; an existing one is used again")
+    p.add_argument("--new_tokens", type=int, default=16)
+    p.add_argument("--side", choices=("ours", "reference"), help="only one side, in this process")
+    args = p.parse_args()
+    if args.side:
+        side(args.side, args.folder, args.new_tokens)
+        return 0
+    if not (args.folder / "config.json").exists():
+        start = time.monotonic()
+        write(args.folder)
+        print(f"written in {time.monotonic() - start:.0f} s", flush=True)
+    for name, venv in (("ours", ".venv"), ("reference", ".venv-oracle")):
+        command = [ROOT / venv / "bin/python", __file__, "--folder", args.folder, "--side", name]
+        subprocess.run([str(c) for c in [*command, "--new_tokens", args.new_tokens]], check=True)
+    a, b = (np.load(args.folder / f"{name}.npz") for name in ("ours", "reference"))
+    worst = np.abs(a["logits"] - b["logits"]).max() / b["logits"].std()
+    same = np.array_equal(a["tokens"], b["tokens"])
+    print(f"worst |d logit| / std {worst:.2e}; greedy tokens {'identical' if same else 'DIFFER'}: {a['tokens']}")
+    return 0 if worst <= BAR and same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
