@@ -7,16 +7,16 @@ step of `cxr_jax.sft` without the located loss, with patch preparation, clipping
 gradients; the peer has none of these. On an accelerator: --shape 3b --dtype bfloat16 --remat full --no_peer
 --peak_tflops N.
 
-Measured 2026-11-26, 2 cores of an AMD EPYC (Zen 5), jax 0.10.2, torch 2.13.0, transformers 5.23.0, load average 8 to 10
-from other jobs of lower priority; medians, 8 rows of 264 tokens with a 224 px image, 128 of them labelled:
+Measured 2026-11-26, 2 cores of an AMD EPYC (Zen 5), jax 0.10.2, torch 2.13.0, transformers 5.23.0, load average below
+2.2; medians, 8 rows of 264 tokens with a 224 px image, 128 of them labelled:
 
                                   step, s    against    GFLOP/s    of our 2048^3 product    peak GiB
-    tiny (4.7 M), 9 rounds
-      cxr_jax                       0.281       1.8x        205      46% of 447              1.51
-      transformers                  0.500                            (its product: 204)      0.83
+    tiny (4.7 M), 7 rounds
+      cxr_jax                       0.242       1.7x        238      50% of 473              1.52
+      transformers                  0.417                            (its product: 218)      0.81
     small (124 M), 3 rounds
-      cxr_jax                       4.04        2.5x        341      78% of 436              5.26
-      transformers                 10.12                             (its product: 201)      4.04
+      cxr_jax                       3.71        2.4x        372      79% of 469              5.30
+      transformers                  8.96                             (its product: 219)      4.02
 
 Goals: 1x the peer, 70 % of the product's rate. Losses of the first step agree to 1e-7, gradient norms to 1e-5. tiny
 misses the second goal: its products run at the full rate, but with 256 features all that lies between them (softmax,
