@@ -3,7 +3,7 @@
 from-hf: SRC is a Hugging Face Qwen2.5-VL folder (safetensors, one file or shards, either key layout); DST becomes
 a checkpoint that `cxr_jax.load(DST)` and `--config.model=DST` open. to-hf: the way back, in the published layout,
 for transformers and vLLM. Weights keep their type: HF -> ours -> HF gives every tensor back bit for bit, and the
-settings files byte for byte.
+settings files byte for byte. With --adapter=DIR, LoRA adapters in PEFT's format are merged on the way in.
 
 DST must not exist, or be empty. It appears whole or not at all. Shards are read and written one after the other;
 from-hf holds the model's arrays and one tensor in memory, to-hf one stacked array and one tensor.
@@ -37,8 +37,9 @@ _PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EI
                 errno.EROFS}
 
 
-def from_hf(source: Path, temp: Path) -> None:
-    """Fill the empty folder `temp` with our checkpoint of the Hugging Face folder `source`."""
+def from_hf(source: Path, temp: Path, adapter: str | None = None) -> None:
+    """Fill the empty folder `temp` with our checkpoint of the Hugging Face folder `source`; adapter: a PEFT folder,
+    merged on the way."""
     cfg, table, tensors = hf.open_hf(source)
     hf.pixel_limits(*hf.image_settings(source))  # refused now, and not by whoever opens the checkpoint
     types = hf.leaf_types(table, tensors)
@@ -48,7 +49,14 @@ def from_hf(source: Path, temp: Path) -> None:
         # Layers of one stacked array that are stored in another type than the array has.
         "tensor_types": {r.key: NAMES[tensors.dtype(r.key)] for r in table if tensors.dtype(r.key) != types[r.path]},
     }
-    native.save(temp, hf.read_params(cfg, table, tensors), extra)
+    params = hf.read_params(cfg, table, tensors)
+    if adapter is not None:
+        import jax
+
+        from cxr_jax.models import peft
+
+        params = jax.tree.map(np.asarray, peft.merge(params, cfg, adapter))
+    native.save(temp, params, extra)
     hf.copy_files(source, temp, _FILES)
 
 
@@ -95,6 +103,7 @@ def parse_args(argv):
     parser.add_argument("source", metavar="SRC", help="folder to read")
     parser.add_argument("destination", metavar="DST", help="folder to write; must not exist, or be empty")
     parser.add_argument("--max_shard_gb", type=float, default=5.0, help="to-hf: 10^9 bytes a file (default 5)")
+    parser.add_argument("--adapter", metavar="DIR", help="from-hf: LoRA adapters in PEFT's format, merged")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
 
     def bad_usage(message):
@@ -108,6 +117,8 @@ def check_paths(args) -> tuple[Path, Path]:
     """(source, destination), links resolved. Raises UserError for a pair that cannot be converted."""
     if not args.max_shard_gb > 0:
         raise UserError(f"--max_shard_gb={args.max_shard_gb}: must be above 0")
+    if args.adapter and args.direction == "to-hf":
+        raise UserError("--adapter is for from-hf: adapters are merged when the base is read")
     source = find_folder(args.source)
     if native.is_native(source) != (args.direction == "to-hf"):
         has = "one of our checkpoints" if native.is_native(source) else "a Hugging Face folder"
@@ -137,7 +148,7 @@ def main(argv=None, apart: bool = False) -> int:
 
         def work():
             if args.direction == "from-hf":
-                from_hf(source, temp)
+                from_hf(source, temp, args.adapter)
             else:
                 to_hf(source, temp, args.max_shard_gb)
 

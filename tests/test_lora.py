@@ -14,7 +14,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from cxr_jax import sampling
+import cxr_jax
+from cxr_jax import convert, sampling
 from cxr_jax.errors import UserError
 from cxr_jax.models import hf, layers, loaded, lora, peft
 from cxr_jax.models import qwen2_5_vl as qwen
@@ -306,6 +307,23 @@ def test_export_and_import_bit_for_bit(adapters, exported, tmp_path):
     with pytest.raises(ValueError, match="not those of"):
         peft.save(tmp_path / "bad", CFG, own, ALL, "x")
     assert [p.name for p in tmp_path.iterdir()] == ["one"]
+
+
+def test_a_model_with_an_adapter_folder(params, adapters, exported, tmp_path, capsys):
+    """Read with adapters, and converted with them: both are the merged model. A foreign folder is one line."""
+    base = tmp_path / "base"
+    hf.save_hf(base, CFG, params)
+    want = lora.merge(params, adapters, ALL)
+    same(cxr_jax.load(base, adapter=exported).params, want)
+    assert convert.main(["from-hf", str(base), str(tmp_path / "merged"), "--adapter", str(exported)]) == 0
+    same(cxr_jax.load(tmp_path / "merged").params, want)
+    capsys.readouterr()
+    for args, line in ((["from-hf", base, tmp_path / "x", "--adapter", tmp_path / "none"], "none"),
+                       (["to-hf", tmp_path / "merged", tmp_path / "x", "--adapter", exported], "--adapter is for")):
+        assert convert.main([str(a) for a in args]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1 and line in err
+        assert not (tmp_path / "x").exists()
 
 
 def test_names_are_those_of_transformers(exported):

@@ -13,7 +13,7 @@ from cxr_jax import constrained, generation, sampling
 from cxr_jax.errors import UserError
 from cxr_jax.generation import Completion, Reading, Request, Settings
 from cxr_jax.models import chat as chats
-from cxr_jax.models import hf, native, qwen2_5_vl
+from cxr_jax.models import hf, native, peft, qwen2_5_vl
 from cxr_jax.models.config import Config
 from cxr_jax.models.layers import UNROLL_UP_TO
 from cxr_jax.models.safetensors_file import PICKLES
@@ -335,13 +335,15 @@ def _layers_apart(stacked: dict, n: int) -> list[dict]:
     return layers
 
 
-def load(name: str | os.PathLike, dtype=None, grids: str = "exact") -> Model:
+def load(name: str | os.PathLike, dtype=None, grids: str = "exact", adapter=None) -> Model:
     """See `cxr_jax.load`."""
     folder = find_folder(name)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     read = native.load if native.is_native(folder) else hf.load_hf
     cfg, params = read(folder, np.dtype(dtype))
+    if adapter is not None:
+        params = peft.merge(params, cfg, adapter)
     layers, n = params["text"].pop("layers"), cfg.text.num_hidden_layers
     params = _to_device(params)
     deep = jax.default_backend() == "cpu" and n > UNROLL_UP_TO

@@ -16,9 +16,10 @@ from cxr_jax.errors import UserError
 from cxr_jax.models import hf
 from cxr_jax.models.config import Config
 from cxr_jax.models.lora import PATHS, TARGETS, Lora
+from cxr_jax.models.lora import merge as lora_merge
 from cxr_jax.models.safetensors_file import NAMES, Tensors, shown, write_safetensors
 
-__all__ = ["load", "save"]
+__all__ = ["load", "merge", "save"]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -46,6 +47,11 @@ def _nested(name: str) -> str:
     if name.startswith("visual."):
         return f"model.{name}"
     return re.sub(r"^model\.", "model.language_model.", name)
+
+
+def merge(params: dict, cfg: Config, folder: str | os.PathLike) -> dict:
+    """Parameters with the adapters of a PEFT folder merged into their kernels, types kept. Errors: those of `load`."""
+    return lora_merge(params, *load(folder, cfg))
 
 
 # --- writing -------------------------------------------------------------------------------------------
