@@ -13,6 +13,7 @@ AT_LEAST_ONE = (
     "rl.micro_batches", "rl.oversample", "rl.group_size", "rl.min_length", "eval.every", "eval.n", "eval.n_final",
     "eval.batch_size", "eval.bootstrap",
 )  # fmt: skip
+MICRO_BATCHES = (("batch_size", "micro_batches"), ("rl.prompts_per_step", "rl.micro_batches"))  # rows, parts
 NOT_NEGATIVE = ("locate_steps", "locate_weight", "optim.warmup_steps", "optim.weight_decay", "eval.cases", "lora.rank")
 POSITIVE = ("optim.lr", "optim.clip_norm", "optim.eps", "rl.temperature")
 ONE_OF = {
@@ -28,11 +29,8 @@ ONE_OF = {
 }
 
 
-def common(config):
-    """What every task needs. Reads the manifest of files, if there is one. Returns the training source.
-
-    Raises UserError.
-    """
+def values(config) -> None:
+    """Refuses values that mean nothing, by the config alone. Raises UserError."""
     for name in AT_LEAST_ONE:
         _require(config, name, lambda v: v >= 1, "must be at least 1")
     for name in NOT_NEGATIVE:
@@ -44,13 +42,24 @@ def common(config):
     for name, known in ONE_OF.items():
         _require(config, name, lambda v, k=known: v in k, f"is not one of {', '.join(known)}")
     _require(config, "optim.frozen", lambda v: all(map(_is_pattern, v)), "holds a bad regular expression")
+    for rows, parts in MICRO_BATCHES:
+        if (n := _get(config, parts)) is not None and _get(config, rows) % n:
+            raise UserError(f"config.{rows}={_get(config, rows)} does not divide into {n} micro-batches")
+    if "lora" in config:
+        trainable.Trainable.of(config)
+
+
+def common(config):
+    """What every task needs. Reads the manifest of files, if there is one. Returns the training source.
+
+    Raises UserError.
+    """
+    values(config)
     needed = {"phantom": ("hospital", "ood_hospital"), "files": ("manifest", "image_root", "size")}[config.data.source]
     for name in needed:
         if name not in config.data:
             raise UserError(f"config.data.source={config.data.source!r} needs config.data.{name}: use another preset")
     pretrained.check(config)
-    if "lora" in config:
-        trainable.Trainable.of(config)
     if config.data.source == "phantom":
         miss = config.data.get("reader_miss", 0.0)
         _require(config, "data.reader_miss", lambda v: 0 <= v <= 1, "is not a probability")
@@ -83,27 +92,34 @@ def targets_fit(config, train) -> None:
 
 
 def fingerprint(config) -> dict:
-    """What the data of a run are, beyond its config: the bytes of the manifest, or of the code that draws phantoms.
+    """What a run is made from, beyond its config: the bytes of the manifest, or of the code that draws phantoms; and of
+    the weights, if it starts from a folder.
 
-    A run is never resumed on another manifest; the code is for the record.
+    A run is never resumed on another manifest or from other weights; the code is for the record.
     """
-    digest = hashlib.sha256()
+    digest, start = hashlib.sha256(), pretrained.fingerprint(config)
     if config.data.source == "files":
         with open(config.data.manifest, "rb") as f:
             digest.update(f.read())
-        return {"source": "files", "manifest_sha256": digest.hexdigest()}
+        return {"source": "files", "manifest_sha256": digest.hexdigest(), **start}
     for path in sorted(pathlib.Path(phantom.__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
-    return {"source": config.data.source, "code_sha256": digest.hexdigest()}
+    return {"source": config.data.source, "code_sha256": digest.hexdigest(), **start}
 
 
-def _require(config, name, good, what):
+def _get(config, name):
+    """The value at a dotted name, None if the config has no such key."""
     value = config
     for key in name.split("."):
         if key not in value:
-            return
+            return None
         value = value[key]
-    if not good(value):
+    return value
+
+
+def _require(config, name, good, what):
+    value = _get(config, name)
+    if value is not None and not good(value):
         raise UserError(f"config.{name}={value!r} {what}")
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from cxr_jax.errors import UserError
-from cxr_jax.models import hf, native
+from cxr_jax.models import hf, native, peft
 from cxr_jax.models.loaded import find_folder
 from cxr_jax.models.safetensors_file import DTYPES, NAMES, nbytes, write_folder
 
@@ -49,13 +49,10 @@ def from_hf(source: Path, temp: Path, adapter: str | None = None) -> None:
         # Layers of one stacked array that are stored in another type than the array has.
         "tensor_types": {r.key: NAMES[tensors.dtype(r.key)] for r in table if tensors.dtype(r.key) != types[r.path]},
     }
+    found = None if adapter is None else peft.load(adapter, cfg)
     params = hf.read_params(cfg, table, tensors)
-    if adapter is not None:
-        import jax
-
-        from cxr_jax.models import peft
-
-        params = jax.tree.map(np.asarray, peft.merge(params, cfg, adapter))
+    if found:
+        peft.merge(params, *found)
     native.save(temp, params, extra)
     hf.copy_files(source, temp, _FILES)
 

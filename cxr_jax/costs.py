@@ -11,7 +11,8 @@ import jax
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8,
           "s64": 8, "u64": 8}
-_CALLEE = re.compile(r"(?:body|calls|to_apply|true_computation|false_computation)=%?([\w.-]+)")
+_CALLEE = re.compile(r"(?:body|calls|to_apply|(?:true|false)_computation|branch_computations)="
+                     r"\{?%?([\w.-]+(?:, %[\w.-]+)*)")
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -48,11 +49,14 @@ def _inner(params: dict):
                 yield v.jaxpr
 
 
-def collectives(hlo: str, while_trips: int = 1) -> dict[str, int]:
-    """Bytes that each kind of collective gives a device, in one run of a compiled program (`compiled.as_text()`).
+def collectives(hlo: str, devices: int, while_trips: int = 1) -> dict[str, int]:
+    """Bytes that a device sends for each kind of collective, in one run of a compiled program (`compiled.as_text()`).
 
-    while_trips: for loops whose number of turns the compiler does not know.
+    Counted as rings move them, among all devices: an all-gather and an all-to-all their result, a reduce-scatter its
+    operand, an all-reduce (both of these) twice its result. while_trips: for loops whose number of turns the compiler
+    does not know.
     """
+    weight = {"all-reduce": 2, "reduce-scatter": devices}
     bodies, entry = _computations(hlo)
     known: dict[str, dict] = {}
 
@@ -62,12 +66,13 @@ def collectives(hlo: str, while_trips: int = 1) -> dict[str, int]:
             for line in bodies.get(name, ()):
                 if m := re.search(r"= (.*?) ([a-z-]+?)(?:-start)?\(", line):
                     if m[2] in total:
-                        total[m[2]] += _size(m[1])
+                        kind = m[1].rsplit(", ", 1)[-1] if "-start(" in line else m[1]  # (operand, result)
+                        total[m[2]] += weight.get(m[2], 1) * _size(kind)
                 turns = 1
                 if re.search(r"\bwhile\(", line):
                     n = re.search(r'known_trip_count[^0-9]*"?n"?[^0-9]*(\d+)', line)
                     turns = int(n[1]) if n else while_trips
-                for callee in _CALLEE.findall(line):
+                for callee in re.split(r", %", ", %".join(_CALLEE.findall(line))):
                     for kind, size in of(callee).items():
                         total[kind] += turns * size
         return known[name]

@@ -170,7 +170,8 @@ def export(workdir, cfg, what, train, fixed, tok, config) -> None:
     hf.save_hf(workdir.file("hf"), cfg, what.merged(train, fixed), tokenizer=tok, min_pixels=size**2,
                max_pixels=size**2, dtype=what.dtype)
     if what.adapters:
-        peft.save(workdir.file("adapter"), cfg, train["lora"], what.adapters, config.model)
+        base = config.model if pretrained.is_name(config.model) else os.path.abspath(config.model)
+        peft.save(workdir.file("adapter"), cfg, train["lora"], what.adapters, base)
     card = (
         "---\nlicense: apache-2.0\n---\n# cxr_jax export\n\nQwen2.5-VL structure. "
         f"Task: {config.task}; started from `{config.model}`; data: {config.data.source}.\n\n"
@@ -340,7 +341,7 @@ def run(config, workdir, stop) -> dict:
     dtype = trainable.DTYPES[config.dtype]
     reader = Reader(start.cfg, start.tokenizer, prompts, config.eval.batch_size, dtype, poll=stop.check)
     try:
-        models = {config.model: pretrained.on_device(config)}
+        models = {config.model: pretrained.on_device(config, start.params)}
         return {"step": 0, "results": full(workdir, config, models, reader, found)}
     except Stopped:
         return {"stopped": stop.requested, "step": 0}

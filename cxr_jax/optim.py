@@ -96,15 +96,15 @@ def init_state(tx, params):
     If parameters are narrower than float32, also of their float32 masters, which the optimizer updates: steps of a
     small learning rate vanish in bfloat16. The moments are float32 always.
     """
-    master = float32(params)
     state = {
         "params": params,
-        "opt_state": tx.init(master),
+        "opt_state": tx.init(float32(params)),
         "step": jnp.zeros((), jnp.int32),
         "skipped": jnp.zeros((), jnp.int32),
     }
     narrow = any(x.dtype != jnp.float32 for x in jax.tree.leaves(params))
-    return {**state, "master": master} if narrow else state
+    # Copies: of what is float32 already, too, for a step takes over both.
+    return {**state, "master": jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)} if narrow else state
 
 
 def float32(tree):

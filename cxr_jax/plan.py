@@ -2,12 +2,14 @@
 
 Compiles the steps of the config for N devices that need not exist, from shapes alone, and prints for each program:
 bytes on each device by what they hold, floating-point operations of a step, and what each device receives from others.
+Runs do not use several devices yet; the plan says what they will need.
 With --hbm_gib it says whether that fits, and exits 1 if it does not. Nothing is read but the config and, if
 config.model names a folder, its config.json and tokenizer; an empty config.model stands for the 3B shape.
 
 What the arrays of a step's arguments take is exact. Temporary memory and what devices receive are those of the same
-program computed in float32 and compiled for CPUs, with plain attention: upper bounds for bfloat16 on an accelerator.
-(Compiled in bfloat16, XLA for CPUs keeps float32 copies of all weights, which no accelerator needs.)
+program computed in float32 and compiled for CPUs, with plain attention: estimates, for bfloat16 from above. (Compiled
+in bfloat16, XLA for CPUs keeps float32 copies of all weights, which no accelerator needs.) What the runtime, its
+libraries and the evaluations between steps take is not counted: leave a share of the memory free.
 
 Exit codes: 0 printed, and it fits if asked; 1 it does not fit; 2 bad usage.
 """
@@ -99,7 +101,8 @@ def _model(config):
 
 
 def programs(config):
-    """[(name, jitted step, abstract arguments by what they hold, turns of its decode loop, tokens of a step)]."""
+    """[(name, jitted step, abstract arguments by what they hold, turns of its decode loop, tokens of a step, what else
+    of the train state lies on the device meanwhile)]."""
     s = Shapes(config)
     return {"sft": _sft, "rl": _rl}[config.task](config, s)
 
@@ -117,7 +120,7 @@ def _sft(config, s):
         side = s.grid[1] // s.cfg.vision.spatial_merge_size
         batch |= {"regions": _array((b, 12, side, side)), "severity": _array((b, 12))}
     step = sft.make_steps(config, s.cfg, s.tx, s.grid, s.what)[1]
-    return [("SFT step", step, {"state": state, "fixed": fixed, "batch": batch}, 1, b * (s.prompt_width + c))]
+    return [("SFT step", step, {"state": state, "fixed": fixed, "batch": batch}, 1, b * (s.prompt_width + c), {})]
 
 
 def _rl(config, s):
@@ -136,10 +139,11 @@ def _rl(config, s):
     learn = rl.make_learn(config, s.cfg, s.grid, s.special, s.tx, s.what)
     sampled = {"parameters": state["params"], "fixed": fixed, "batch": batch, "step": _array((), "int32")}
     ro = jax.eval_shape(rollout, *sampled.values())
+    waiting = {k: v for k, v in state.items() if k in ("opt_state", "master")}  # they lie there during the rollout
     learned = {"state": state, "fixed": fixed, "batch": batch, "rollout": ro}
     count = lambda prompts: prompts * (s.prompt_width + r.group_size * c)
-    return [("RL rollout", rollout, sampled, c, count(drawn)),
-            ("RL update", learn, learned, 1, count(r.prompts_per_step))]
+    return [("RL rollout", rollout, sampled, c, count(drawn), waiting),
+            ("RL update", learn, learned, 1, count(r.prompts_per_step), {})]
 
 
 def place(arguments: dict, mesh) -> dict:
@@ -172,7 +176,7 @@ def parts(arguments: dict, mesh) -> dict[str, int]:
         shape = x.shape if mesh is None else x.sharding.shard_shape(x.shape)
         first, second = (path_string(path) + "/").split("/")[:2]
         kind = {"state": "parameters" if second == "params" else "optimizer", "parameters": "parameters",
-                "fixed": "fixed"}.get(first, "batch")
+                "fixed": "fixed", "waiting": "optimizer"}.get(first, "batch")
         out[kind] += math.prod(shape) * x.dtype.itemsize
     return out
 
@@ -186,8 +190,8 @@ def report(program, in_float32, mesh) -> dict:
 
     from cxr_jax import costs
 
-    name, step, arguments, trips, tokens = program
-    held = {k: v for k, v in parts(place(arguments, mesh), mesh).items() if v}
+    name, step, arguments, trips, tokens, waiting = program
+    held = {k: v for k, v in parts(place({**arguments, "waiting": waiting}, mesh), mesh).items() if v}
     count = costs.flops(step, *arguments.values(), while_trips=trips)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         compiled = in_float32[1].lower(*place(in_float32[2], mesh).values()).compile()
@@ -198,8 +202,8 @@ def report(program, in_float32, mesh) -> dict:
         print(f"  {'<=' if kind == 'temporary' else '  '} {size / GIB:9.2f} GiB  {kind}")
     print(f"  <= {sum(held.values()) / GIB:9.2f} GiB  in all, a device")
     if mesh is not None:
-        moved = costs.collectives(compiled.as_text(), trips)
-        print("  received a step: " + ", ".join(f"{k} <= {v / GIB:.2f} GiB" for k, v in moved.items() if v))
+        moved = costs.collectives(compiled.as_text(), mesh.size, trips)
+        print("  moved a step: " + ", ".join(f"{k} {v / GIB:.2f} GiB" for k, v in moved.items() if v))
     return held
 
 
@@ -208,7 +212,8 @@ ADVICE = {
     "optimizer": "train adapters (--config.lora.rank=16), or take more devices",
     "fixed": "take more devices, or --config.dtype=bfloat16",
     "batch": "a smaller batch",
-    "temporary": "raise config.micro_batches (RL: config.rl.micro_batches), --config.remat=full, or a smaller batch",
+    "temporary": "more micro-batches (config.micro_batches; RL: config.rl.micro_batches), --config.remat=full, or "
+                 "smaller config.batch_size, config.rl.group_size or config.max_completion",
 }
 
 
@@ -219,14 +224,22 @@ def run() -> int:
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
-    from cxr_jax import sharding
+    from cxr_jax import checks, sharding
 
     if config.get("task") not in ("sft", "rl"):
         raise UserError(f"config.task={config.get('task')!r}: only sft and rl have steps to plan")
+    checks.values(config)
     try:
         data, fsdp, tensor = map(int, _MESH.value or (1, devices, 1))
     except ValueError:
         raise UserError(f"--mesh={','.join(_MESH.value)}: three numbers are needed: data,fsdp,tensor") from None
+    if data < 1 or fsdp < 1 or tensor < 1 or data * fsdp * tensor != devices:
+        raise UserError(f"a mesh of {data} x {fsdp} x {tensor} (data x fsdp x tensor) is not {devices} devices")
+    rows, turns = ((config.batch_size, config.micro_batches) if config.task == "sft" else
+                   (config.rl.prompts_per_step, config.rl.micro_batches))
+    if rows // turns % (data * fsdp):
+        raise UserError(f"{rows} rows a step in {turns} micro-batches are {rows // turns} at a time, which do not "
+                        f"divide over {data * fsdp} devices (data x fsdp)")
     mesh = sharding.mesh(data, fsdp, tensor) if devices > 1 else None
     print(f"{config.model or 'the 3B shape'}, {config.task}, computed in {config.dtype}, on {devices} device(s)"
           + (f": data {data} x fsdp {fsdp} x tensor {tensor}" if mesh else ""))

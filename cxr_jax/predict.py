@@ -16,19 +16,17 @@ for diagnosis.
 """
 
 import argparse
-import functools
-import hashlib
 import json
 import os
 import re
 import sys
 import traceback
-from pathlib import Path
 
 from cxr_jax.data import images
 from cxr_jax.data.tokenizer import FIND_PROMPT
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.models import hf
 
 NOTICE = "Research use only. Not for diagnosis."
 _FORMAT = re.compile(r"^<think>.*?</think>\s*<answer>.*?</answer>$", re.DOTALL)  # the reward's own pattern
@@ -113,7 +111,7 @@ def report(model, path, image, args, unable=None):
     return {
         "image": str(path),
         "model": args.model,
-        "weights_sha256": weights_sha256(model.folder),
+        "weights_sha256": hf.weights_sha256(model.folder),
         "renderer": image.meta["renderer"],
         "prompt": args.prompt,
         "seed": args.seed,
@@ -123,22 +121,6 @@ def report(model, path, image, args, unable=None):
         "valid_format": _FORMAT.match(reading.text) is not None,
         "warnings": [*image.meta["warnings"], *answer_warnings(reading.text, reading.finish_reason), *notes],
     }
-
-
-@functools.cache
-def weights_sha256(folder):
-    """SHA-256 over the folder's *.safetensors files in the order of their names; None if there are none.
-
-    Of a converted checkpoint: over its manifest, which holds the SHA-256 of every array.
-    """
-    folder = None if folder is None else Path(folder)
-    files = [] if folder is None else sorted(folder.glob("*.safetensors")) or sorted(folder.glob("cxr_jax.json"))
-    digest = hashlib.sha256()
-    for name in files:
-        with open(name, "rb") as file:
-            while block := file.read(2**22):
-                digest.update(block)
-    return digest.hexdigest() if files else None
 
 
 def as_text(record, samples, unable=None):

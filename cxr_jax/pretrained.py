@@ -12,8 +12,8 @@ PHANTOM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "ph
 
 
 class Start:
-    """cfg, params and tokenizer that a run begins with. params lie on the host, in the type in which they are stored:
-    `trainable` decides what goes to the device in which type."""
+    """cfg, params and tokenizer that a run begins with. params of a folder lie on the host, in the type in which they
+    are stored: `trainable` decides what goes to the device in which type."""
 
     def __init__(self, cfg, params, tokenizer):
         self.cfg, self.params, self.tokenizer = cfg, params, tokenizer
@@ -31,12 +31,22 @@ def start(config) -> Start:
     return Start(cfg, params, tok)
 
 
-def on_device(config) -> dict:
-    """The parameters that `start` gives, on the device, in the type of the computation."""
+def on_device(config, params: dict | None = None) -> dict:
+    """The parameters that `start` gives (or gave), on the device, in the type of the computation."""
     from cxr_jax.trainable import DTYPES
 
     dtype = DTYPES[config.dtype]
-    return jax.tree.map(lambda x: jax.numpy.asarray(x, dtype), start(config).params)
+    return jax.tree.map(lambda x: jax.numpy.asarray(x, dtype), start(config).params if params is None else params)
+
+
+def is_name(model: str) -> bool:
+    """Whether `config.model` is a name of ours and no folder."""
+    return model == "phantom" or model.startswith("random:")
+
+
+def fingerprint(config) -> dict:
+    """The weights that a run starts from, if they are a folder's: a resumed run takes what is frozen from there."""
+    return {} if is_name(config.model) else {"weights_sha256": hf.weights_sha256(_folder(config))}
 
 
 def random_config(name: str, tok):

@@ -43,10 +43,6 @@ def check(config) -> None:
         raise UserError(
             f"config.rl.reward_weights names {unknown[0]!r}; known terms: {', '.join(rewards.TERMS)}"
         )
-    if r.prompts_per_step % r.micro_batches:
-        raise UserError(
-            f"config.rl.prompts_per_step={r.prompts_per_step} does not divide into {r.micro_batches} micro-batches"
-        )
     if not r.reward_weights:
         raise UserError(f"config.rl.reward_weights is empty; known terms: {', '.join(rewards.TERMS)}")
 
@@ -317,8 +313,7 @@ def finish(config, workdir, cfg, tok, what, last, fixed, checkpoints, reader, so
     note = f"RL model: step {step} of {config.steps}"
     if best:
         note += f", the best on the selection split of {sources.ood}."
-    chosen = what.whole(chosen, fixed)["model"]
-    models = {"base": pretrained.fresh(cfg, config.seed), "SFT": pretrained.on_device(config), "RL": chosen}
-    if config.data.source == "files":
-        models.pop("base")  # untrained weights tell nothing more there, and a large model's take minutes
+    models = {"SFT": what.base(fixed) or pretrained.on_device(config), "RL": what.whole(chosen, fixed)["model"]}
+    if config.data.source == "phantom":  # of films, untrained weights tell nothing more, and large ones take minutes
+        models = {"base": pretrained.fresh(cfg, config.seed), **models}
     return {"best_step": step, "results": evaluate.full(workdir, config, models, reader, sources, notes=[note])}

@@ -127,10 +127,6 @@ def make_batch_fn(config, source, prompts, completions):
 def check(config) -> None:
     """Refuses settings that cannot work, before anything is written. Raises UserError."""
     train = checks.common(config)
-    if config.batch_size % config.micro_batches:
-        raise UserError(
-            f"config.batch_size={config.batch_size} does not divide into {config.micro_batches} micro-batches"
-        )
     if config.data.source == "files" and (config.locate_steps or config.locate_weight):
         raise UserError("config.locate_steps and config.locate_weight must be 0 for files: only phantoms know regions")
     if config.locate_steps < config.steps:
@@ -205,7 +201,7 @@ def run(config, workdir, stop) -> dict:
         train_seconds = round(seconds())
         evaluate.export(workdir, cfg, what, state["params"], fixed, tok, config)
         before = "base" if config.model.startswith("random:") else "start"
-        models = {before: pretrained.on_device(config), "SFT": model_of(state["params"])}
+        models = {before: what.base(fixed) or pretrained.on_device(config), "SFT": model_of(state["params"])}
         results = evaluate.full(workdir, config, models, reader, sources)
     except Stopped:
         if done > 0:

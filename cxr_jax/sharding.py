@@ -78,6 +78,6 @@ def batch_shardings(batch, on: jax.sharding.Mesh):
 
     def one(path, x):
         rows_on = 1 if path_string(path).endswith("prompts/positions") else 0
-        return NamedSharding(on, PartitionSpec(*[None] * rows_on, BATCH_AXES if np.ndim(x) else None))
+        return NamedSharding(on, PartitionSpec(*[None] * rows_on, BATCH_AXES) if x.ndim else PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(one, batch)

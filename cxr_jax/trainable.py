@@ -50,6 +50,8 @@ class Trainable:
             if not any(re.search(pattern, p) for p in paths):
                 raise UserError(f"config.optim.frozen: {pattern!r} matches no parameter")
         is_fixed = lambda p: any(re.search(f, p) for f in self.frozen) or (self.adapters and p.startswith("model/"))
+        if all(map(is_fixed, paths)) and not self.adapters:
+            raise UserError("config.optim.frozen: the patterns match all parameters, so nothing would train")
         train = _pick(params, lambda p: not is_fixed(p), self.param_dtype)
         fixed = _pick(params, is_fixed, self.dtype)
         if self.adapters:
@@ -62,6 +64,10 @@ class Trainable:
         if self.adapters:
             params["model"] = lora.join(params["model"], train["lora"], self.adapters)
         return params
+
+    def base(self, fixed: dict) -> dict | None:
+        """The model that adapters started from; None without adapters, when what it was has been trained on."""
+        return fixed["model"] if self.adapters else None
 
     def merged(self, train: dict, fixed: dict) -> dict:
         """The model alone, adapters folded into its kernels: for export."""

@@ -87,9 +87,10 @@ class Workdir:
                 f"--workdir={path}: holds a run with another config ({changed[0]}); "
                 "use another --workdir or the same flags"
             )
-        before, now = ((x.get("data") or {}).get("manifest_sha256") for x in (old, wanted))
-        if before and before != now:
-            raise UserError(f"--workdir={path}: holds a run on other data: the manifest has changed since")
+        for key, what in (("manifest_sha256", "data: the manifest"), ("weights_sha256", "weights: config.model")):
+            before, now = ((x.get("data") or {}).get(key) for x in (old, wanted))
+            if before and before != now:
+                raise UserError(f"--workdir={path}: holds a run on other {what} has changed since")
 
     @property
     def status(self) -> dict:

@@ -17,7 +17,7 @@ import pytest
 import cxr_jax
 from cxr_jax import convert, sampling
 from cxr_jax.errors import UserError
-from cxr_jax.models import hf, layers, loaded, lora, peft
+from cxr_jax.models import decoder, hf, layers, loaded, lora, peft
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.config import Config, TextConfig, VisionConfig
 from cxr_jax.models.lora import Lora
@@ -244,6 +244,16 @@ def test_decoding_with_adapters(params, adapters):
     np.testing.assert_array_equal(out["tokens"], merged["tokens"])
     np.testing.assert_allclose(out["logprobs"], merged["logprobs"], atol=1e-4)
     assert (np.asarray(out["tokens"]) != base["tokens"]).any()
+
+
+def test_decoding_does_not_round_adapters_into_narrow_kernels(params, adapters):
+    """A step of 1e-6 would vanish in a bfloat16 kernel: the sampler would not be the learner."""
+    tiny = jax.tree.map(lambda x: 1e-3 * x, adapters)
+    narrow = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params)
+    layers_ = decoder.decode_layers(lora.join(narrow, tiny, ALL)["text"], CFG.text)
+    assert "lora_b" in layers_[0]["attn"]["q"] and "lora_b" in layers_[-1]["mlp"]["down"]
+    assert "qkv" in decoder.decode_layers(narrow["text"], CFG.text)[0]["attn"]
+    assert "qkv" in decoder.decode_layers(lora.join(params, tiny, ALL)["text"], CFG.text)[0]["attn"]
 
 
 # --- PEFT's format -------------------------------------------------------------------------------------

@@ -11,11 +11,13 @@ import pytest
 from forked import ROOT
 from jax.sharding import PartitionSpec as P
 
-from cxr_jax import costs, optim, sharding, trainable
+from cxr_jax import costs, optim, plan, sharding, trainable
 from cxr_jax.errors import UserError
 from cxr_jax.models import lora
 from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.models.config import QWEN2_5_VL_3B, QWEN2_5_VL_7B
+from cxr_jax.models.config import PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B
+from experiments import rl as rl_config
+from experiments import sft as sft_config
 
 
 def test_flops_count_loops_as_often_as_they_run():
@@ -30,6 +32,44 @@ def test_flops_count_loops_as_often_as_they_run():
     assert costs.flops(jax.jit(until), x, w, while_trips=9) == 9 * one
     batched = lambda a, b: jnp.einsum("bij,bjk->bik", a, b)
     assert costs.flops(batched, jnp.zeros((3, 4, 5)), jnp.zeros((3, 5, 6))) == 2 * 3 * 4 * 5 * 6
+
+
+HLO = """HloModule jit_f
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %s = f32[] add(%a, %b)
+}
+
+%body (p: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
+  %g = f32[16,8]{1,0} all-gather(%x), dimensions={0}
+  %r = bf16[4,8]{1,0} all-reduce(%y), to_apply=%add
+}
+
+%yes (p: f32[4]) -> f32[4] {
+  ROOT %t = f32[4]{0} all-to-all(%p)
+}
+
+%no (p: f32[4]) -> f32[4] {
+  ROOT %n = f32[4]{0} negate(%p)
+}
+
+ENTRY %main (q: f32[4,8]) -> f32[4,8] {
+  %w = (s32[], f32[4,8]) while(%q), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"7"}}
+  %v = (s32[], f32[4,8]) while(%w), condition=%cond, body=%body
+  %c = f32[4]{0} conditional(%i, %a, %b), branch_computations={%no, %yes}
+  %k = (f32[4,8]{1,0}, f32[16,8]{1,0}) all-gather-start(%z), dimensions={0}
+  ROOT %d = f32[1,8]{1,0} reduce-scatter(%z), to_apply=%add
+}
+"""
+
+
+def test_collectives_in_loops_and_branches():
+    gather, reduce = 16 * 8 * 4, 2 * 4 * 8 * 2
+    turns = 7 + 3  # the compiler knows 7 of the first loop; the caller says 3 of the second
+    assert costs.collectives(HLO, 4, while_trips=3) == {
+        "all-gather": turns * gather + gather, "all-reduce": turns * reduce, "reduce-scatter": 4 * 8 * 4,
+        "all-to-all": 16, "collective-permute": 0,
+    }  # fmt: skip
 
 
 def abstract_state(cfg, adapters=None):
@@ -81,19 +121,36 @@ def test_what_has_no_place_is_refused():
         sharding.spec("text/new/kernel", (2, 2), sizes)
 
 
-def plan(*args):
+@pytest.mark.parametrize("experiment", [sft_config, rl_config], ids=["sft", "rl"])
+def test_all_arguments_of_all_programs_are_placed(experiment):
+    """On a mesh of one device, which every machine has. Bytes by what they hold add up to the arguments."""
+    mesh = sharding.mesh(1, 1, 1, jax.devices()[:1])
+    for config in (experiment.get_config(), experiment.get_config("nv_reason_3b")):
+        for name, _, arguments, _, tokens, waiting in plan.programs(config):
+            placed = plan.place(arguments, mesh)
+            held, leaves = plan.parts(placed, mesh), jax.tree.leaves(placed)
+            assert sum(held.values()) == sum(x.size * x.dtype.itemsize for x in leaves) and tokens > 0, name
+            held = plan.parts(plan.place({**placed, "waiting": waiting}, mesh), mesh)
+            if config.model == "":  # the published shape
+                assert 4 * 3_754_622_976 <= held["parameters"] < 4.001 * 3_754_622_976
+            assert held["optimizer"] == pytest.approx(2 * held["parameters"], rel=1e-3), name  # in every program
+
+
+def command(*args):
     env = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
-    command = [sys.executable, "-m", "cxr_jax.plan", *args]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    line = [sys.executable, "-m", "cxr_jax.plan", *args]
+    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr
 
 
 def test_a_plan_on_devices_that_are_not_there():
-    """Two of the embedded model's three rollout steps, small; argument bytes are exact, and halve on two devices."""
-    code, out, err = plan("--config=experiments/sft.py", "--devices=2", "--hbm_gib=0.001")
+    """Argument bytes are exact: half of the matrices, and all of the rest, on each of two devices."""
+    code, out, err = command("--config=experiments/sft.py", "--devices=2", "--hbm_gib=0.001")
     assert (code, err) == (1, "")
     assert "random:phantom, sft, computed in float32, on 2 device(s): data 1 x fsdp 2 x tensor 1" in out
-    assert "SFT step: 4,784 tokens" in out and "received a step: all-gather" in out
+    assert "SFT step: 4,784 tokens" in out and "moved a step: all-gather" in out
+    model = qwen.count(jax.eval_shape(lambda: qwen.init_params(PHANTOM, jax.random.key(0))))
+    assert f"{model * 4 / 2 / 2**30:.2f} GiB  parameters" in out and f"{model * 4 / 2**30:.2f} GiB  optimizer" in out
     assert out.splitlines()[-1].startswith("does not fit: SFT step needs ")
 
 
@@ -103,9 +160,13 @@ def test_a_plan_on_devices_that_are_not_there():
     (["--config=experiments/sft.py", "--mesh=1,3,1", "--devices=2"],
      "a mesh of 1 x 3 x 1 (data x fsdp x tensor) is not 2 devices"),
     (["--config=experiments/sft.py", "--devices=0"], None),
+    (["--config=experiments/sft.py", "--config.dtype=float16"],
+     "config.dtype='float16' is not one of float32, bfloat16"),
+    (["--config=experiments/sft.py", "--devices=32"],
+     "16 rows a step in 1 micro-batches are 16 at a time, which do not divide over 32 devices (data x fsdp)"),
     ([], "--config is missing, for example --config=experiments/rl.py"),
 ])  # fmt: skip
 def test_bad_usage_is_one_line(args, line):
-    code, out, err = plan(*args)
+    code, out, err = command(*args)
     assert code == 2 and out == "" and err.count("\n") == 1 and err.startswith("error: ")
     assert line is None or err == f"error: {line}\n"

@@ -16,9 +16,9 @@ import pytest
 from forked import ROOT
 
 import cxr_jax
-from cxr_jax import metrics
+from cxr_jax import metrics, pretrained
 from cxr_jax.checkpoint import Checkpoints
-from cxr_jax.models import hf
+from cxr_jax.models import hf, peft
 
 pytestmark = pytest.mark.slow
 
@@ -28,8 +28,10 @@ SMALL = [
 ]  # fmt: skip
 # log_every 3 with save_every 1: a resumed run begins inside a logging window.
 ARGUMENTS = {
+    # Adapters with float32 masters for the rest, in turns: what could be lost on the way to a checkpoint.
     "sft": ["--config=experiments/sft.py", "--config.steps=4", "--config.locate_steps=2", "--config.batch_size=2",
-            "--config.log_every=3", "--config.save_every=1", "--config.eval.every=3"],
+            "--config.log_every=3", "--config.save_every=1", "--config.eval.every=3", "--config.micro_batches=2",
+            "--config.lora.rank=2", "--config.lora.targets=('decoder','vision')", "--config.param_dtype=bfloat16"],
     "rl": ["--config=experiments/rl.py", "--config.steps=3", "--config.rl.prompts_per_step=2",
            "--config.rl.group_size=2", "--config.max_completion=12", "--config.save_every=1", "--config.eval.every=2"],
 }  # fmt: skip
@@ -112,6 +114,17 @@ def test_a_run_finishes_and_leaves_its_files(whole, task):
     looks = [r["step"] for r in rows(folder) if r["kind"] == "eval"]
     assert (train, looks) == {"sft": ([3, 4], [3, 4]), "rl": ([1, 2, 3], [0, 2, 3])}[task]
     assert not any("damaged" in p.name for p in (folder / "checkpoints").iterdir())
+
+
+def test_adapters_are_exported_alone_and_merged(whole):
+    folder, _ = whole["sft"]
+    cfg, merged = hf.load_hf(folder / "hf")
+    base = jax.tree.map(np.array, pretrained.fresh(cfg, 0))
+    adapters, spec = peft.load(folder / "adapter", cfg)
+    assert spec.rank == 2 and all(np.abs(x).max() > 0 for x in jax.tree.leaves(adapters))
+    peft.merge(base, adapters, spec)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+    jax.tree.map(close, merged, base)
 
 
 def test_rl_logs_what_trl_logs(whole):

@@ -123,3 +123,9 @@ def test_bfloat16(world, plain):
     assert {x.dtype for x in jax.tree.leaves(state["master"])} == {np.dtype(np.float32)}
     for name in ("loss", "locate_loss", "grad_norm"):
         np.testing.assert_allclose(metrics[name], plain[3][name], rtol=0.05, err_msg=name)
+    assert abs(metrics["loss"] / plain[3]["loss"] - 1) > 1e-6  # and it is not float32 after all
+
+
+def test_nothing_to_train_is_refused(world):
+    with pytest.raises(UserError, match="nothing would train"):
+        trainable.Trainable(frozen=("",)).split(world[4], None)

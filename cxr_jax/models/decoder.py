@@ -22,6 +22,7 @@ from cxr_jax.models.layers import (
     init_stacked,
     merge_adapters,
     run_layers,
+    split_adapters,
     two_part_attention,
     unstack,
 )
@@ -204,9 +205,19 @@ def extend(params: dict, cfg: TextConfig, h, positions, lengths, keys: list[tupl
 
 
 def decode_layers(params: dict, cfg: TextConfig) -> list[dict]:
-    """The unstacked layers that `decode_step` takes, fused: made once, outside the loop. A list is taken as it is."""
+    """The unstacked layers that `decode_step` takes, fused: made once, outside the loop, layer by layer, so that there
+    is no second whole copy. A list is taken as it is.
+
+    Adapters on kernels narrower than float32 stay beside them: their sum would be rounded to the kernel's type, and
+    what adapters add in their first steps is less than that. The learner, which keeps them apart, would then not be
+    the sampler.
+    """
     layers = params["layers"]
-    return layers if isinstance(layers, list) else unstack(fuse(layers), cfg.num_hidden_layers)
+    if isinstance(layers, list):
+        return layers
+    apart = unstack(layers, cfg.num_hidden_layers)
+    q = layers["attn"]["q"]["kernel"]
+    return apart if q.dtype != jnp.float32 and split_adapters(layers)[1] else [fuse(p) for p in apart]
 
 
 def prompt_keys(cache: dict) -> list[tuple]:

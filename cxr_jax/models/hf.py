@@ -8,6 +8,8 @@ layout, which transformers and vLLM load.
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import json
 import os
 import shutil
@@ -271,6 +273,22 @@ def is_finite(x: np.ndarray) -> bool:
         exponent = 0x7F80
     bits = x.reshape(-1).view(kind)
     return not any(((bits[i : i + 2**22] & exponent) == exponent).any() for i in range(0, bits.size, 2**22))
+
+
+@functools.cache
+def weights_sha256(folder):
+    """SHA-256 over the folder's *.safetensors files in the order of their names; None if there are none.
+
+    Of a converted checkpoint: over its manifest, which holds the SHA-256 of every array.
+    """
+    folder = None if folder is None else Path(folder)
+    files = [] if folder is None else sorted(folder.glob("*.safetensors")) or sorted(folder.glob("cxr_jax.json"))
+    digest = hashlib.sha256()
+    for name in files:
+        with open(name, "rb") as file:
+            while block := file.read(2**22):
+                digest.update(block)
+    return digest.hexdigest() if files else None
 
 
 # --- writing a folder ----------------------------------------------------------------------------------

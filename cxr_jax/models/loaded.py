@@ -341,9 +341,11 @@ def load(name: str | os.PathLike, dtype=None, grids: str = "exact", adapter=None
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     read = native.load if native.is_native(folder) else hf.load_hf
+    found = None if adapter is None else peft.load(adapter, native.Arrays(folder).cfg if native.is_native(folder)
+                                                   else hf.read_config(folder))
     cfg, params = read(folder, np.dtype(dtype))
-    if adapter is not None:
-        params = peft.merge(params, cfg, adapter)
+    if found:
+        peft.merge(params, *found)
     layers, n = params["text"].pop("layers"), cfg.text.num_hidden_layers
     params = _to_device(params)
     deep = jax.default_backend() == "cpu" and n > UNROLL_UP_TO

@@ -15,8 +15,8 @@ import numpy as np
 from cxr_jax.errors import UserError
 from cxr_jax.models import hf
 from cxr_jax.models.config import Config
+from cxr_jax.models.layers import merge_adapters
 from cxr_jax.models.lora import PATHS, TARGETS, Lora
-from cxr_jax.models.lora import merge as lora_merge
 from cxr_jax.models.safetensors_file import NAMES, Tensors, shown, write_safetensors
 
 __all__ = ["load", "merge", "save"]
@@ -49,9 +49,14 @@ def _nested(name: str) -> str:
     return re.sub(r"^model\.", "model.language_model.", name)
 
 
-def merge(params: dict, cfg: Config, folder: str | os.PathLike) -> dict:
-    """Parameters with the adapters of a PEFT folder merged into their kernels, types kept. Errors: those of `load`."""
-    return lora_merge(params, *load(folder, cfg))
+def merge(params: dict, adapters: dict, lora: Lora) -> None:
+    """Add adapters to the kernels of host parameters, in place and one module after the other; types are kept."""
+    for path in lora.paths:
+        module, own = params, adapters
+        for name in path.split("/"):
+            module, own = module[name], own[name]
+        joined = {"kernel": module["kernel"], "lora_a": lora.scale * own["a"], "lora_b": own["b"]}
+        module["kernel"] = np.asarray(merge_adapters(joined)["kernel"])
 
 
 # --- writing -------------------------------------------------------------------------------------------

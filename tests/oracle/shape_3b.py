@@ -61,9 +61,9 @@ def write(folder: pathlib.Path) -> None:
 
         return rule.key, rule.shape, np.dtype(ml_dtypes.bfloat16), make
 
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({**QWEN2_5_VL_3B.to_hf(), "torch_dtype": "bfloat16"}))
+    folder.mkdir(parents=True, exist_ok=True)
     write_folder(folder, [entry(i, r) for i, r in enumerate(hf.rules(QWEN2_5_VL_3B))], 4.0)
+    (folder / "config.json").write_text(json.dumps({**QWEN2_5_VL_3B.to_hf(), "torch_dtype": "bfloat16"}))
 
 
 def timed(name, fn, times):
