@@ -93,6 +93,8 @@ def _model(config):
     from cxr_jax.models import hf, loaded
 
     name = config.model or "random:qwen2.5-vl-3b"
+    if config.model:
+        pretrained.check(config)
     if name.startswith("random:"):
         tok = tokenizer.load(pretrained.PHANTOM)
         return pretrained.random_config(name, tok), tok
@@ -241,11 +243,12 @@ def run() -> int:
         raise UserError(f"{rows} rows a step in {turns} micro-batches are {rows // turns} at a time, which do not "
                         f"divide over {data * fsdp} devices (data x fsdp)")
     mesh = sharding.mesh(data, fsdp, tensor) if devices > 1 else None
-    print(f"{config.model or 'the 3B shape'}, {config.task}, computed in {config.dtype}, on {devices} device(s)"
-          + (f": data {data} x fsdp {fsdp} x tensor {tensor}" if mesh else ""))
     wide = config.copy_and_resolve_references()
     wide.dtype = "float32"
-    needs = {p[0]: report(p, f, mesh) for p, f in zip(programs(config), programs(wide), strict=True)}
+    pairs = list(zip(programs(config), programs(wide), strict=True))
+    print(f"{config.model or 'the 3B shape'}, {config.task}, computed in {config.dtype}, on {devices} device(s)"
+          + (f": data {data} x fsdp {fsdp} x tensor {tensor}" if mesh else ""))
+    needs = {p[0]: report(p, f, mesh) for p, f in pairs}
     if hbm_gib is None:
         return 0
     name = max(needs, key=lambda n: sum(needs[n].values()))

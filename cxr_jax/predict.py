@@ -176,6 +176,11 @@ def parse_args(argv):
         "--read_anyway", action="store_true", help="also read what is no frontal chest radiograph"
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
+
+    def bad_usage(message):
+        raise UserError(message)
+
+    parser.error = bad_usage  # one line, like every other error
     return parser.parse_args(argv)
 
 
@@ -186,7 +191,7 @@ def _count(least):
             raise ValueError
         return value
 
-    parse.__name__ = f"whole number of at least {least}"  # argparse puts it in its message
+    parse.__name__ = f"whole number from {least} to 2^31 - 1"  # argparse puts it in its message
     return parse
 
 
@@ -221,11 +226,11 @@ def read_all(args) -> int:
 
 def main(argv=None) -> int:
     """Exit code: 0 all read, 2 bad usage or bad input, 1 the reading failed. No traceback unless --debug."""
-    args = parse_args(argv)
+    debug = "--debug" in (sys.argv if argv is None else argv)
     try:
-        return read_all(args)
+        return read_all(parse_args(argv))
     except Exception as error:
-        if args.debug:
+        if debug:
             traceback.print_exc()
         reason = (str(error).splitlines() or [""])[0]
         if isinstance(error, UserError):

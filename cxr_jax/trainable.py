@@ -50,8 +50,8 @@ class Trainable:
             if not any(re.search(pattern, p) for p in paths):
                 raise UserError(f"config.optim.frozen: {pattern!r} matches no parameter")
         is_fixed = lambda p: any(re.search(f, p) for f in self.frozen) or (self.adapters and p.startswith("model/"))
-        if all(map(is_fixed, paths)) and not self.adapters:
-            raise UserError("config.optim.frozen: the patterns match all parameters, so nothing would train")
+        if not self.adapters and all(is_fixed(p) for p in paths if p.startswith("model/")):
+            raise UserError("config.optim.frozen: the patterns match all of the model, so nothing would train")
         train = _pick(params, lambda p: not is_fixed(p), self.param_dtype)
         fixed = _pick(params, is_fixed, self.dtype)
         if self.adapters:

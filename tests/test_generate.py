@@ -295,8 +295,12 @@ def test_probabilities_after_drawn_keys_and_after_a_full_pass_agree(model):
         other = model.finding_probabilities(image(i), FIND, cut)
         assert other["mean"] != full["mean"]
     assert answer_tree._expand._cache_size() == before + 1
-    with pytest.raises(UserError, match="at least one"):
-        model.finding_probabilities(image(0), FIND, [])
+    for bad, line in (([], "at least one"), (got[0], "a list of completions"), (["text"], "a list of completions")):
+        with pytest.raises(UserError, match=line):
+            model.finding_probabilities(image(0), FIND, bad)
+    for bad in (5, True, b"answers", "answer"):
+        with pytest.raises(UserError, match='use "answers"'):
+            model.generate([image(0)], FIND, constraint=bad)
 
 
 def test_answers_are_valid_on_demand(model):

@@ -328,7 +328,10 @@ def test_a_model_with_an_adapter_folder(params, adapters, exported, tmp_path, ca
     assert convert.main(["from-hf", str(base), str(tmp_path / "merged"), "--adapter", str(exported)]) == 0
     same(cxr_jax.load(tmp_path / "merged").params, want)
     capsys.readouterr()
+    huge = tmp_path / "huge"
+    peft.save(huge, CFG, adapters, dataclasses.replace(ALL, alpha=1e300), "base")
     for args, line in ((["from-hf", base, tmp_path / "x", "--adapter", tmp_path / "none"], "none"),
+                       (["from-hf", base, tmp_path / "x", "--adapter", huge], "is infinite or NaN with them"),
                        (["to-hf", tmp_path / "merged", tmp_path / "x", "--adapter", exported], "--adapter is for")):
         assert convert.main([str(a) for a in args]) == 2
         err = capsys.readouterr().err

@@ -160,6 +160,7 @@ def test_a_plan_on_devices_that_are_not_there():
     (["--config=experiments/sft.py", "--mesh=1,3,1", "--devices=2"],
      "a mesh of 1 x 3 x 1 (data x fsdp x tensor) is not 2 devices"),
     (["--config=experiments/sft.py", "--devices=0"], None),
+    (["--config=experiments/sft.py", "--config.model=random:9b"], None),
     (["--config=experiments/sft.py", "--config.dtype=float16"],
      "config.dtype='float16' is not one of float32, bfloat16"),
     (["--config=experiments/sft.py", "--devices=32"],

@@ -129,3 +129,8 @@ def test_bfloat16(world, plain):
 def test_nothing_to_train_is_refused(world):
     with pytest.raises(UserError, match="nothing would train"):
         trainable.Trainable(frozen=("",)).split(world[4], None)
+
+
+def test_a_rank_that_no_matrix_has_is_refused(world):
+    with pytest.raises(UserError, match=r"lora rank 300 is more than text/layers/attn/q \[192, 192\] can have"):
+        trainable.Trainable(adapters=lora.Lora(300, 1.0)).split(world[4], jax.random.key(0))

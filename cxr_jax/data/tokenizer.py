@@ -96,7 +96,8 @@ def train(corpus: Iterable[str], folder: str, vocab_size: int = 1024) -> int:
 
 
 def load(folder: str):
-    """The folder's `transformers` fast tokenizer. UserError when it does not load or lacks the special tokens."""
+    """The folder's `transformers` fast tokenizer. UserError when it does not load, or lacks the special tokens or a
+    chat template that works."""
     from transformers import AutoTokenizer
 
     if not os.path.isfile(os.path.join(folder, "tokenizer.json")):
@@ -113,6 +114,10 @@ def load(folder: str):
     ]
     if missing:
         raise UserError(f"{folder}: the tokenizer lacks the special tokens {', '.join(missing)}")
+    try:
+        tok.apply_chat_template([{"role": "user", "content": "?"}], add_generation_prompt=True, tokenize=False)
+    except Exception as e:  # noqa: BLE001 - jinja2 and templates themselves raise many kinds
+        raise UserError(f"{folder}: the chat template is missing or does not work ({type(e).__name__})") from e
     return tok
 
 

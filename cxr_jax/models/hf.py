@@ -337,6 +337,9 @@ def image_settings(folder: str | os.PathLike) -> tuple[dict, Path | None]:
     return {}, None
 
 
+MOST_PIXELS = 2**28  # some gigabytes of patches: more is a mistake
+
+
 def pixel_limits(settings: dict, path: Path | None) -> tuple[int, int]:
     """(min_pixels, max_pixels) of `image_settings`, or those of the published folders where there is no file.
 
@@ -349,10 +352,10 @@ def pixel_limits(settings: dict, path: Path | None) -> tuple[int, int]:
         raise UserError(f"{path}: size is not a JSON object")
     limits = tuple(settings.get(a, size.get(b)) for a, b in (("min_pixels", "shortest_edge"),
                                                              ("max_pixels", "longest_edge")))
-    if not all(type(x) is int and x >= 28 * 28 for x in limits) or limits[0] > limits[1]:
+    if not all(type(x) is int and 28 * 28 <= x <= MOST_PIXELS for x in limits) or limits[0] > limits[1]:
         low, high = (shown(str(x)) for x in limits)
         raise UserError(f"{path}: min_pixels (or size.shortest_edge) is {low} and max_pixels (or size.longest_edge) is "
-                        f"{high}: they must be whole numbers of at least 784, in this order")
+                        f"{high}: they must be whole numbers from 784 to {MOST_PIXELS}, in this order")
     return limits
 
 

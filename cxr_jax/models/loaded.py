@@ -98,7 +98,8 @@ class Model:
 
         Raises UserError for another text, or if no valid answer is as short as max_new_tokens.
         """
-        if isinstance(constraint, str) and constraint != "answers":
+        known = constraint is None or hasattr(constraint, "allowed")
+        if not known and not (isinstance(constraint, str) and constraint == "answers"):
             raise UserError(f'constraint={constraint!r}: use "answers"')
         return self.answers.within(max_new_tokens) if isinstance(constraint, str) else constraint
 
@@ -235,6 +236,9 @@ class Model:
         "exact_mass": [the error of each is at most 1 minus this]}. A probability is what the model would say, and no
         calibrated risk. Raises UserError as `generate` and `answers` do, and without completions.
         """
+        Settings(1, seed=seed)
+        if not isinstance(completions, (list, tuple)) or not all(isinstance(c, Completion) for c in completions):
+            raise UserError("finding_probabilities needs a list of completions, as generate gives them")
         if not completions:
             raise UserError("finding_probabilities needs at least one completion")
         answers, longest = self.answers, max(len(c.token_ids) for c in completions)
@@ -275,7 +279,9 @@ def _pairs(images, prompts) -> tuple[list, list]:
 def _check_ids(ids: np.ndarray, mask: np.ndarray, cfg: Config) -> None:
     if ids.ndim != 2 or ids.shape != mask.shape:
         raise UserError(f"input_ids {list(ids.shape)} and mask {list(mask.shape)} must both be [B, T]")
-    if ids.size and (ids.min() < 0 or ids.max() >= cfg.text.vocab_size):
+    if not ids.size or ids.dtype.kind not in "iu":
+        raise UserError(f"input_ids must be whole numbers, at least one, not {ids.dtype} {list(ids.shape)}")
+    if (ids.min() < 0 or ids.max() >= cfg.text.vocab_size):
         raise UserError(f"input_ids must lie in 0..{cfg.text.vocab_size - 1}")
     if (np.diff(mask.astype(np.int8), axis=1) > 0).any():
         raise UserError("attention_mask must be right padding: ones, then zeros")
@@ -289,8 +295,12 @@ def _pixels(image) -> np.ndarray:
         return images.read_image(image).pixels
     if hasattr(image, "convert"):
         return np.asarray(image.convert("L"), np.float32) / 255
-    pixels = np.asarray(image, np.float32)
-    if pixels.ndim != 2 or not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > 1:
+    try:
+        pixels = np.asarray(image, np.float32)
+    except (TypeError, ValueError):
+        raise UserError("an image must be a path, a PIL image, an array [H, W] with values in 0..1, or None, not "
+                        f"{type(image).__name__}") from None
+    if pixels.ndim != 2 or not pixels.size or not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > 1:
         raise UserError(f"an image array must be [H, W] with values in 0..1, got shape {list(pixels.shape)}")
     return pixels
 
@@ -337,9 +347,17 @@ def _layers_apart(stacked: dict, n: int) -> list[dict]:
 
 def load(name: str | os.PathLike, dtype=None, grids: str = "exact", adapter=None) -> Model:
     """See `cxr_jax.load`."""
+    if not all(isinstance(x, (str, os.PathLike)) for x in (name, adapter or "")):
+        raise UserError(f"a model or an adapter must be a name or a folder, not {name!r}, {adapter!r}")
     folder = find_folder(name)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    try:
+        known = jnp.issubdtype(np.dtype(dtype), jnp.floating)
+    except TypeError:
+        known = False
+    if not known:
+        raise UserError(f"dtype={dtype!r}: use float32, bfloat16 or float16")
     read = native.load if native.is_native(folder) else hf.load_hf
     found = None if adapter is None else peft.load(adapter, native.Arrays(folder).cfg if native.is_native(folder)
                                                    else hf.read_config(folder))

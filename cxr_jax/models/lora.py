@@ -66,7 +66,8 @@ class Lora:
 def init(params: dict, lora: Lora, key) -> dict:
     """Fresh adapters for params (arrays or shapes): a uniform in +-1/sqrt(din), as in PEFT, and b zero.
 
-    A module's a depends on the key, its own shape and the rank only, not on the other targets.
+    A module's a depends on the key, its own shape and the rank only, not on the other targets. Raises UserError for a
+    rank that a target cannot have.
     """
     adapters: dict = {}
     for path in lora.paths:
@@ -74,6 +75,8 @@ def init(params: dict, lora: Lora, key) -> dict:
         for name in path.split("/"):
             node, out = node[name], out.setdefault(name, {})
         *stack, din, dout = node["kernel"].shape
+        if lora.rank > min(din, dout):
+            raise UserError(f"lora rank {lora.rank} is more than {path} [{din}, {dout}] can have")
         own = jax.random.fold_in(key, PATHS.index(path))
         bound = din**-0.5
         out["a"] = jax.random.uniform(own, (*stack, din, lora.rank), jnp.float32, -bound, bound)

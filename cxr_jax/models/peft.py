@@ -50,13 +50,20 @@ def _nested(name: str) -> str:
 
 
 def merge(params: dict, adapters: dict, lora: Lora) -> None:
-    """Add adapters to the kernels of host parameters, in place and one module after the other; types are kept."""
+    """Add adapters to the kernels of host parameters, in place and one module after the other; types are kept.
+
+    Raises UserError if a kernel is not finite with them.
+    """
     for path in lora.paths:
         module, own = params, adapters
         for name in path.split("/"):
             module, own = module[name], own[name]
-        joined = {"kernel": module["kernel"], "lora_a": lora.scale * own["a"], "lora_b": own["b"]}
+        with np.errstate(over="ignore"):  # looked at below
+            scaled = own["a"] * np.float32(lora.scale)
+        joined = {"kernel": module["kernel"], "lora_a": scaled, "lora_b": own["b"]}
         module["kernel"] = np.asarray(merge_adapters(joined)["kernel"])
+        if not hf.is_finite(module["kernel"]):
+            raise UserError(f"the adapters do not fit this model: {path} is infinite or NaN with them")
 
 
 # --- writing -------------------------------------------------------------------------------------------
