@@ -3,6 +3,7 @@
 import csv
 import io
 import struct
+import subprocess
 import warnings
 import zlib
 from pathlib import Path
@@ -344,7 +345,12 @@ def test_streams_that_ask_for_too_much(monkeypatch):
     stream = pydicom.encaps.encapsulate([jpeg.getvalue()])
     with pytest.raises(UserError):
         read(build(np.zeros((64, 80), np.uint8), bits=8, syntax=JPEGBaseline8Bit, PixelData=stream))
-    monkeypatch.setattr(dicom, "WORKER_SECONDS", 0.01)
+
+    def never_ends(*command, timeout, **options):
+        assert timeout == dicom.WORKER_SECONDS
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(dicom.subprocess, "run", never_ends)
     with pytest.raises(UserError, match="longer than"):
         read(build(np.zeros((64, 80), np.uint8), bits=8, syntax=JPEGBaseline8Bit, PixelData=stream))
 
