@@ -5,8 +5,8 @@
 Prints every seed that is past a bar, then the worst of each measure; exits 1 if there is such a seed.
 
 Seeds 200 to 2201 (2026-11-26, --loop_every 3, 2 cores): no position and no greedy token differs; all logits within
-4.6e-5 of their standard deviation but for seed 1173, 1.3e-4 (8.9e-5 with --optimise). Its vision tower is 4 features wide
-and ill-conditioned: torch's own float32 features are 3.6e-4 from its float64 ones, ours 1.9e-4.
+4.6e-5 of their standard deviation but for seed 1173, 1.3e-4 (8.9e-5 with --optimise). Its vision tower is 4 features
+wide and ill-conditioned: torch's own float32 features are 3.6e-4 from its float64 ones, ours 1.9e-4.
 """
 
 import argparse
