@@ -265,7 +265,7 @@ def complete(model, requests: list[Request], settings: Settings, stream=None, co
     image_keys = [r.image_key() for r in requests]
     to_come, features, prefixes = Counter(image_keys), {}, {}
 
-    def prefix_of(b):
+    def computed(b):
         """Each prompt is computed once, and each image once for all its prompts."""
         key = image_keys[b]
         if key is not None and key not in features:
@@ -279,7 +279,7 @@ def complete(model, requests: list[Request], settings: Settings, stream=None, co
     for jobs in groups.values():
         for i in range(0, len(jobs), model.rows):
             turn = jobs[i : i + model.rows]
-            prefixes = {b: prefixes.get(b) or prefix_of(b) for b in dict(turn)}
+            prefixes = {b: prefixes.get(b) or computed(b) for b in dict(turn)}
             tell = None if stream is None else (lambda row, piece, turn=turn: stream(*turn[row], piece))
             got, _ = decode(model, layers, [(prefixes[b], j) for b, j in turn], settings, tell, constraint)
             for (b, j), completion in zip(turn, got, strict=True):

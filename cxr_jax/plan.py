@@ -235,14 +235,13 @@ def run() -> int:
         data, fsdp, tensor = map(int, _MESH.value or (1, devices, 1))
     except ValueError:
         raise UserError(f"--mesh={','.join(_MESH.value)}: three numbers are needed: data,fsdp,tensor") from None
-    if data < 1 or fsdp < 1 or tensor < 1 or data * fsdp * tensor != devices:
-        raise UserError(f"a mesh of {data} x {fsdp} x {tensor} (data x fsdp x tensor) is not {devices} devices")
+    mesh = sharding.mesh(data, fsdp, tensor)
     rows, turns = ((config.batch_size, config.micro_batches) if config.task == "sft" else
                    (config.rl.prompts_per_step, config.rl.micro_batches))
     if rows // turns % (data * fsdp):
         raise UserError(f"{rows} rows a step in {turns} micro-batches are {rows // turns} at a time, which do not "
                         f"divide over {data * fsdp} devices (data x fsdp)")
-    mesh = sharding.mesh(data, fsdp, tensor) if devices > 1 else None
+    mesh = mesh if devices > 1 else None
     wide = config.copy_and_resolve_references()
     wide.dtype = "float32"
     pairs = list(zip(programs(config), programs(wide), strict=True))

@@ -40,7 +40,7 @@ def mesh(data: int, fsdp: int, tensor: int, devices=None) -> jax.sharding.Mesh:
     """A mesh of data x fsdp x tensor devices. Raises UserError if they are not there."""
     devices = jax.devices() if devices is None else devices
     shape = (data, fsdp, tensor)
-    if int(np.prod(shape)) != len(devices):
+    if min(shape) < 1 or int(np.prod(shape)) != len(devices):
         raise UserError(f"a mesh of {data} x {fsdp} x {tensor} (data x fsdp x tensor) is not {len(devices)} devices")
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)
     return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices)

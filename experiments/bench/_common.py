@@ -5,6 +5,8 @@ object a line; the other one sleeps at its stdin meanwhile. This file needs the 
 which has no jax, uses it (`serve`, `peak`).
 """
 
+import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,6 +16,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -57,6 +60,36 @@ class Worker:
     def close(self) -> None:
         self.process.stdin.close()
         self.process.wait()
+
+
+def arguments(parser) -> None:
+    """The flags that both benches have."""
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--no_peer", action="store_true")
+    parser.add_argument("--peer_python", default=ROOT / ".venv-oracle/bin/python")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+
+
+@contextlib.contextmanager
+def workers(parser, args):
+    """(our worker, the peer's or None, facts of both): two processes with the same weights and inputs."""
+    if args.dtype != "float32" and not args.no_peer:
+        parser.error("the peer is compared in float32; give --no_peer")
+    ours, peer = Worker(sys.executable, sys.argv[0], "--worker", *sys.argv[1:]), None
+    try:
+        known = [ours("facts")]
+        if not args.no_peer:
+            with tempfile.TemporaryDirectory() as temp:
+                folder = pathlib.Path(temp) / "model"
+                ours("save", folder=str(folder))
+                peer = Worker(args.peer_python, pathlib.Path(__file__).with_name("_peer.py"), folder)
+                known.append(peer("facts"))
+        yield ours, peer, known
+    finally:
+        ours.close()
+        if peer:
+            peer.close()
 
 
 # Our side

@@ -34,10 +34,7 @@ its company to the last bit.
 """
 
 import argparse
-import pathlib
 import statistics
-import sys
-import tempfile
 
 import _common as common
 import numpy as np
@@ -186,39 +183,20 @@ def measure(args, ours, peer) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=NEW_TOKENS, default="tiny")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--new_tokens", type=int)
-    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peak_gbps", type=float, help="memory bandwidth; on a CPU it is measured")
-    parser.add_argument("--no_peer", action="store_true")
-    parser.add_argument("--peer_python", default=common.ROOT / ".venv-oracle/bin/python")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    common.arguments(parser)
     args = parser.parse_args()
     args.new_tokens = args.new_tokens or NEW_TOKENS[args.shape]
     if args.worker:
         return serve(args)
-    if args.dtype != "float32" and not args.no_peer:
-        parser.error("the peer is compared in float32; give --no_peer")
-    ours = common.Worker(sys.executable, __file__, "--worker", *sys.argv[1:])
-    peer = None
-    try:
-        known = [ours("facts")]
-        with tempfile.TemporaryDirectory() as temp:
-            if not args.no_peer:
-                folder = pathlib.Path(temp) / "model"
-                ours("save", folder=str(folder))
-                peer = common.Worker(args.peer_python, pathlib.Path(__file__).with_name("_peer.py"), folder)
-                known.append(peer("facts"))
+    with common.workers(parser, args) as (ours, peer, known):
         args.gbps = args.peak_gbps or (ours("bandwidth")["gbps"] if "cpu" in known[0]["device"].lower() else None)
         print(common.header(*known))
         print(f"{args.shape}, {args.dtype}, prompts of {common.PROMPT} tokens with an image of {common.SIDE} px, "
               f"{args.new_tokens} new tokens, median (least-most) of {args.rounds} rounds")
         measure(args, ours, peer)
-    finally:
-        ours.close()
-        if peer:
-            peer.close()
 
 
 if __name__ == "__main__":

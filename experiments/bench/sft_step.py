@@ -24,10 +24,7 @@ norms, rotary, transposes for attention and for weight gradients) takes as long 
 """
 
 import argparse
-import pathlib
 import statistics
-import sys
-import tempfile
 
 import _common as common
 import numpy as np
@@ -168,40 +165,21 @@ def measure(args, ours, peer) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=("tiny", "small", "3b"), default="tiny")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--completion", type=int, default=128, help="labelled tokens a row")
     parser.add_argument("--remat", choices=("none", "dots", "full"), default="none")
     parser.add_argument("--micro_batches", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peak_tflops", type=float, help="the device's; without: the product measured in the run")
-    parser.add_argument("--no_peer", action="store_true")
-    parser.add_argument("--peer_python", default=common.ROOT / ".venv-oracle/bin/python")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    common.arguments(parser)
     args = parser.parse_args()
     if args.worker:
         return serve(args)
-    if args.dtype != "float32" and not args.no_peer:
-        parser.error("the peer is compared in float32; give --no_peer")
-    ours = common.Worker(sys.executable, __file__, "--worker", *sys.argv[1:])
-    peer = None
-    try:
-        known = [ours("facts")]
-        with tempfile.TemporaryDirectory() as temp:
-            if not args.no_peer:
-                folder = pathlib.Path(temp) / "model"
-                ours("save", folder=str(folder))
-                peer = common.Worker(args.peer_python, pathlib.Path(__file__).with_name("_peer.py"), folder)
-                known.append(peer("facts"))
+    with common.workers(parser, args) as (ours, peer, known):
         print(common.header(*known))
         print(f"{args.shape}, {args.dtype}, {args.batch} rows of {common.PROMPT} + {args.completion} tokens with an "
               f"image of {common.SIDE} px, labels on the last {args.completion}; median (least-most) of "
               f"{args.rounds} rounds")
         measure(args, ours, peer)
-    finally:
-        ours.close()
-        if peer:
-            peer.close()
 
 
 if __name__ == "__main__":
