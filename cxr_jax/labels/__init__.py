@@ -1,6 +1,10 @@
-"""The 14 labels, and the parser that reads them from a completion, on the device."""
+"""The 14 labels, and the parsers that read them on the device: from a completion's answer, and from free text."""
 
 from cxr_jax.labels.parser import TokenBytes, parse_answers, parse_bytes, parse_texts, parse_tokens
+from cxr_jax.labels.reports import parse_reports, read_reports
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 
-__all__ = ["CHEXPERT_14", "TokenBytes", "parse_answers", "parse_bytes", "parse_texts", "parse_tokens"]
+__all__ = [
+    "CHEXPERT_14", "TokenBytes", "parse_answers", "parse_bytes", "parse_reports", "parse_texts", "parse_tokens",
+    "read_reports",
+]  # fmt: skip

@@ -15,6 +15,7 @@ import numpy as np
 from cxr_jax.errors import UserError
 from cxr_jax.labels import automaton, readers
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
+from cxr_jax.labels.texts import map_texts
 
 Parsed = dict[str, jax.Array]
 
@@ -140,55 +141,11 @@ def parse_tokens(tokens, lengths, table: TokenBytes, max_bytes: int) -> Parsed:
 
 
 _parse = jax.jit(parse_bytes)
-_CELLS = 1 << 18  # bytes in one call: bounds the memory of the event arrays
 
 
 def parse_texts(texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """`parse_bytes` of Python strings, as numpy arrays with one row a text, in order.
-
-    Texts are grouped by length, and shapes rounded up to powers of two, so that few programs are compiled.
-    """
-    # A lone surrogate is no Unicode text, but JSON can produce one: it passes as three bytes that match
-    # nothing.
-    coded = [t.encode("utf-8", "surrogatepass") for t in texts]
-    order = sorted(range(len(coded)), key=lambda i: len(coded[i]))
-    out = {key: np.zeros((len(coded), *s.shape[1:]), s.dtype) for key, s in _shapes().items()}
-    at = 0
-    while at < len(order):
-        rows = _rows(coded, order, at)
-        stream = np.zeros((_pow2(len(rows)), _width(coded[rows[-1]])), np.uint8)
-        lengths = np.zeros(len(stream), np.int32)
-        for r, i in enumerate(rows):
-            stream[r, : len(coded[i])] = np.frombuffer(coded[i], np.uint8)
-            lengths[r] = len(coded[i])
-        for key, value in jax.device_get(_parse(stream, lengths)).items():
-            out[key][rows] = value[: len(rows)]
-        at += len(rows)
-    return out
-
-
-@functools.cache
-def _shapes():
-    """What `parse_bytes` returns, for one row."""
-    return jax.eval_shape(parse_bytes, jnp.zeros((1, 64), jnp.uint8), jnp.zeros(1, jnp.int32))
-
-
-def _rows(coded, order, at) -> list[int]:
-    """The next texts, shortest first, that fit one call together."""
-    stop = at + 1
-    while stop < len(order) and (stop - at) < 512:
-        if _pow2(stop + 1 - at) * _width(coded[order[stop]]) > _CELLS:
-            break
-        stop += 1
-    return order[at:stop]
-
-
-def _width(text: bytes) -> int:
-    return _pow2(max(64, len(text)))
-
-
-def _pow2(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()
+    """`parse_bytes` of Python strings, as numpy arrays with one row a text, in order."""
+    return map_texts(_parse, texts)
 
 
 def parse_answers(texts: Sequence[str]) -> np.ndarray:

@@ -19,3 +19,9 @@ CHEXPERT_14 = (
 INDEX = {name: i for i, name in enumerate(CHEXPERT_14)}
 
 POSITIVE, NEGATIVE, UNCERTAIN, NOT_MENTIONED = 1, 0, -1, -2
+
+# CheXpert's hierarchy (Irvin et al., AAAI 2019, figure 1): a child is also its parent.
+PARENTS = {
+    "Enlarged Cardiomediastinum": ("Cardiomegaly",),
+    "Lung Opacity": ("Lung Lesion", "Edema", "Consolidation", "Pneumonia", "Atelectasis"),
+}

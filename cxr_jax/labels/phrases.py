@@ -1,0 +1,135 @@
+"""Phrases compiled to two tables: one that reads words letter by letter, one that finds phrases word by word.
+
+Words: an automaton over the 37 symbols a word has (a-z, 0-9 and the point of a decimal), whose state says which of the
+lexicon's words, stems and classes the letters so far could be. Words that the lexicon never tells apart share a word
+class. Phrases: the subset construction of Aho-Corasick with word classes as the alphabet; a state knows the
+longest phrase that ends at it. Nothing here runs on a device.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from cxr_jax.errors import UserError
+from cxr_jax.labels import lexicon as lx
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789."  # "." is a decimal point inside a number
+TOKENS = ".?!;:,/"  # punctuation that is a token of its own
+BREAK = "\n"  # a blank line or a bullet
+MAX_STATES = 32_767
+
+
+class Tables(NamedTuple):
+    """word_next int16 [W, 37]: next state of a word (0: start). word_class int16 [W]: its class, if it ends there.
+    token_class int16 [8]: the classes of TOKENS and BREAK. Class 0: no word of the lexicon.
+
+    phrase_next int16 [P, C]; phrase int16 [P]: 1 + index into `meanings` of the longest phrase that ends in the state,
+    0 for none; phrase_words int16 [P]: how many tokens it has.
+    """
+
+    word_next: np.ndarray
+    word_class: np.ndarray
+    token_class: np.ndarray
+    phrase_next: np.ndarray
+    phrase: np.ndarray
+    phrase_words: np.ndarray
+    meanings: tuple[lx.Meaning, ...]
+
+
+def compile_lexicon(lexicon: lx.Lexicon) -> Tables:
+    """Raises UserError for a clash that only shows when phrases meet: two that fit the same words equally well."""
+    words, stems, member = _vocabulary(lexicon)
+    word_next, ends = _word_table(words, stems)
+    classes: dict[frozenset[str], int] = {frozenset(): 0}
+    word_class = np.zeros(len(ends), np.int16)
+    for state, (word, held) in enumerate(ends):
+        patterns = {f"{s}*" for s in held} | ({word, *member.get(word, ())} if word in words else set())
+        word_class[state] = classes.setdefault(frozenset(patterns), len(classes))
+    token_class = np.zeros(len(TOKENS) + 1, np.int16)
+    for i, token in enumerate(TOKENS + BREAK):
+        if token in words or token == BREAK:
+            token_class[i] = classes.setdefault(frozenset({token}), len(classes))
+    meanings = tuple(dict.fromkeys([*lexicon.phrases.values(), lx.Meaning("stops", "sentence")]))
+    phrases = {**lexicon.phrases, (BREAK,): lx.Meaning("stops", "sentence")}
+    tables = _phrase_table(lexicon.name, phrases, list(classes), meanings)
+    return Tables(word_next, word_class, token_class, *tables, meanings)
+
+
+def _vocabulary(lexicon):
+    """The plain words, the stems, and for each word the classes it is in ("<name>")."""
+    words, stems, member = set(), set(), {}
+    for pattern in {p for phrase in lexicon.phrases for p in phrase}:
+        if pattern[0] == "<":
+            for word in lexicon.classes[pattern[1:-1]]:
+                words.add(word)
+                member.setdefault(word, set()).add(pattern)
+        elif pattern[-1] == "*":
+            stems.add(pattern[:-1])
+        else:
+            words.add(pattern)
+    return words, stems, member
+
+
+def _word_table(words, stems):
+    """Next states int16 [W, 37], and what each state has read: (the letters, or None off the trie; stems of them)."""
+    prefixes = {w[:i] for w in words | stems for i in range(len(w) + 1)}
+    number, ends, rows = {("", frozenset()): 0}, [("", frozenset())], []
+    for word, held in ends:  # grows while we walk it
+        row = []
+        for letter in LETTERS:
+            longer = None if word is None or word + letter not in prefixes else word + letter
+            state = (longer, held | {longer} if longer in stems else held)
+            if state not in number:
+                number[state] = len(ends)
+                ends.append(state)
+            row.append(number[state])
+        rows.append(row)
+    return np.array(rows, np.int16), ends
+
+
+def _phrase_table(name, phrases, classes, meanings):
+    children: list[dict[str, int]] = [{}]  # a trie over patterns
+    at_end: dict[int, tuple] = {}  # node -> (words, specificity from the last word on, meaning)
+    for words, meaning in phrases.items():
+        node = 0
+        for word in words:
+            if word not in children[node]:
+                children[node][word] = len(children)
+                children.append({})
+            node = children[node][word]
+        at_end[node] = (len(words), tuple(_specific(w) for w in reversed(words)), meaning, words)
+    containing: dict[str, list[int]] = {}
+    for number, patterns in enumerate(classes):
+        for pattern in patterns:
+            containing.setdefault(pattern, []).append(number)
+    start = frozenset({0})
+    number, states, rows = {start: 0}, [start], []
+    for state in states:  # grows while we walk it
+        targets: dict[int, set[int]] = {}
+        for node in state:
+            for pattern, child in children[node].items():
+                for c in containing.get(pattern, ()):
+                    targets.setdefault(c, {0}).add(child)
+        row = np.zeros(len(classes), np.int16)
+        for c, nodes in targets.items():
+            target = frozenset(nodes)
+            if target not in number:
+                number[target] = len(states)
+                states.append(target)
+            row[c] = number[target]
+        rows.append(row)
+        if len(states) > MAX_STATES:
+            raise UserError(f"{name}: the lexicon is too large: more than {MAX_STATES} states")
+    phrase, phrase_words = np.zeros(len(states), np.int16), np.zeros(len(states), np.int16)
+    for i, state in enumerate(states):
+        ended = sorted((at_end[n] for n in state if n in at_end), key=lambda e: e[:2], reverse=True)
+        if len(ended) > 1 and ended[0][:2] == ended[1][:2] and ended[0][2] != ended[1][2]:
+            raise lx.clash(name, ended[0][3], ended[0][2], ended[1][2])
+        if ended:
+            phrase_words[i], phrase[i] = ended[0][0], 1 + meanings.index(ended[0][2])
+    return np.stack(rows), phrase, phrase_words
+
+
+def _specific(pattern: str) -> int:
+    """A word beats one of several (a class or a group), which beats a stem; a longer stem beats a shorter one."""
+    return len(pattern) if pattern[-1] == "*" else 900 if pattern[0] == "<" else 1_000

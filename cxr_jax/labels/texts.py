@@ -1,0 +1,53 @@
+"""Python strings through a jitted parser of bytes: few shapes, so few programs are compiled."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_ROWS = 1024  # texts in one call
+_CELLS = 1 << 20  # bytes in one call: bounds the memory of what a parser keeps per byte
+
+
+def map_texts(program: Callable, texts: Sequence[str | bytes]) -> dict[str, np.ndarray]:
+    """program(stream uint8 [B, L], lengths int32 [B]) -> dict of arrays [B, ..], for texts: numpy arrays, a row a text.
+
+    Texts are grouped by length, and shapes rounded up to powers of two.
+    """
+    # A lone surrogate is no Unicode text, but JSON can produce one: it passes as three bytes that match
+    # nothing.
+    coded = [t if isinstance(t, bytes) else t.encode("utf-8", "surrogatepass") for t in texts]
+    order = sorted(range(len(coded)), key=lambda i: len(coded[i]))
+    shapes = jax.eval_shape(program, jnp.zeros((1, 64), jnp.uint8), jnp.zeros(1, jnp.int32))
+    out = {key: np.zeros((len(coded), *s.shape[1:]), s.dtype) for key, s in shapes.items()}
+    at = 0
+    while at < len(order):
+        rows = _rows(coded, order, at)
+        stream = np.zeros((_pow2(len(rows)), _width(coded[rows[-1]])), np.uint8)
+        lengths = np.zeros(len(stream), np.int32)
+        for r, i in enumerate(rows):
+            stream[r, : len(coded[i])] = np.frombuffer(coded[i], np.uint8)
+            lengths[r] = len(coded[i])
+        for key, value in jax.device_get(program(stream, lengths)).items():
+            out[key][rows] = value[: len(rows)]
+        at += len(rows)
+    return out
+
+
+def _rows(coded, order, at) -> list[int]:
+    """The next texts, shortest first, that fit one call together."""
+    stop = at + 1
+    while stop < len(order) and (stop - at) < _ROWS:
+        if _pow2(stop + 1 - at) * _width(coded[order[stop]]) > _CELLS:
+            break
+        stop += 1
+    return order[at:stop]
+
+
+def _width(text: bytes) -> int:
+    return _pow2(max(64, len(text)))
+
+
+def _pow2(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
