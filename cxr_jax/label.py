@@ -1,0 +1,281 @@
+"""Labels free-text chest X-ray reports: `python -m cxr_jax.label IN... -o OUT.csv`.
+
+IN, one or several:
+  table    .csv, .tsv or .jsonl (also .gz): one report a row. Read are findings and impression (also section_findings,
+           section_impression), else report or text (also reports, report_text, full_report), or --text-column.
+  IN.txt   one report a line, a blank line is an empty report; with --one-report the file is one report
+  folder   one report a file, below it too: all *.xml (Open-i); without any, all *.txt (as in MIMIC-CXR)
+  IN.xml   one Open-i report
+
+OUT.csv has a row a report: id (file stem, --id-column or row number), then the 14 labels in CheXpert's order: 1
+affirmed, 0 denied, -1 uncertain, blank not mentioned. Report text is patient data: it is never in a message, and in OUT
+only with --with-text.
+
+Of a text with headings, findings and impression are read, and not the indication or comparison: see --sections. Bytes
+that are not UTF-8 are read as U+FFFD and counted. A bad row (no text, over 1,000,000 bytes, torn) costs that row only:
+OUT has the others, OUT.errors.csv (beside OUT.csv) says which and why, and the exit code is 2.
+
+Exit codes: 0 done; 1 the run failed (disk full, interrupted); 2 bad usage, bad input or bad rows. OUT appears whole or
+not at all. How a report is read: docs/report_parser.md. Research use only. Not for diagnosis.
+"""
+
+import argparse
+import contextlib
+import csv
+import errno
+import os
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+
+from cxr_jax.data import reports
+from cxr_jax.errors import UserError
+
+CHUNK = 4096  # reports labelled at a time,
+CHUNK_BYTES = 1 << 23  # or fewer, if they are long
+NOTICE = "Research use only. Not for diagnosis."
+_CELLS = {1: "1", 0: "0", -1: "-1", -2: ""}
+_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(prog="python -m cxr_jax.label", description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="table, .txt, .xml or folder")
+    parser.add_argument("-o", "--out", required=True, metavar="OUT.csv")
+    parser.add_argument("--text-column", metavar="NAME",
+                        help="column of the report (with --no-header its number, from 1)")
+    parser.add_argument("--id-column", metavar="NAME", help="column of the id, kept as text (default: study_id, study, "
+                        "report_id, uid, id, path, path_to_image, .. or the row number)")
+    parser.add_argument("--no-header", action="store_true", help="the first line of a CSV is a report")
+    parser.add_argument("--one-report", action="store_true", help="IN.txt is one report, as in a folder")
+    parser.add_argument("--sections", type=_sections, default=reports.SECTIONS, metavar="LIST",
+                        help="findings,impression (default), one of them, or all: the whole text. Where a report has "
+                        "none of those asked for, the other is read, else its last paragraphs, else all of it")
+    parser.add_argument("--parents", action="store_true", help="a label also counts as a mention of its parent")
+    parser.add_argument("--lexicon", metavar="FILE", help="other phrases than the built-in ones (TOML)")
+    parser.add_argument("--sides", action="store_true", help="add '<Label> side': right, left, both or blank")
+    parser.add_argument("--with-text", action="store_true", help="add the text that was read, as column Reports")
+    parser.add_argument("--force", action="store_true", help="replace OUT")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+
+    def bad_usage(message):
+        raise UserError(message)
+
+    parser.error = bad_usage  # one line, like every other error
+    return parser.parse_args(argv)
+
+
+def _sections(text):
+    names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",")))
+    if names == ("all",):
+        return ()
+    if not set(names) <= set(reports.SECTIONS):
+        raise ValueError
+    return names
+
+
+_sections.__name__ = "list (findings, impression, or all)"  # argparse puts it in its message
+
+
+def check_out(args) -> tuple[Path, Path]:
+    """(OUT, its errors file), links resolved. Raises UserError for a pair that must not be written."""
+    if not args.out.lower().endswith(".csv"):
+        raise UserError(f"{args.out}: OUT must be named .csv")
+    out = Path(os.path.realpath(args.out))
+    errors = out.with_suffix(".errors.csv")
+    if not out.parent.is_dir():
+        raise UserError(f"{args.out}: there is no such folder")
+    for path in (out, errors):
+        if any(os.path.realpath(name) == str(path) or _same(name, path) for name in [*args.inputs, args.lexicon or ""]):
+            raise UserError(f"{path}: is an input, and would be overwritten")
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: exists and is not a file")
+        if path.exists() and not args.force:
+            raise UserError(f"{path}: exists; --force replaces it")
+    return out, errors
+
+
+def _same(a, b):
+    with contextlib.suppress(OSError, ValueError):
+        return os.path.samefile(a, b)
+    return False
+
+
+# --- labelling -------------------------------------------------------------------------------------------
+
+
+def chunks(rows, bad):
+    """Gather good rows into lists of at most CHUNK reports and about CHUNK_BYTES; call bad(row) for each other one."""
+    held, size = [], 0
+    for row in rows:
+        if row.text is None:
+            bad(row)
+            continue
+        held.append(row)
+        size += len(row.text)
+        if len(held) == CHUNK or size >= CHUNK_BYTES:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+
+
+def side_names(right, left):
+    return "both" if right and left else "right" if right else "left" if left else ""
+
+
+class Table:
+    """OUT and its errors file, written beside them under other names until `finish`."""
+
+    def __init__(self, out, errors, columns):
+        self.out, self.errors = out, errors
+        self.parts = [p.with_name(f".{p.name}.{os.getpid()}.partial") for p in (errors, out)]
+        self.files, self.writers = [], []
+        try:
+            for part, header in zip(self.parts, (("source", "row", "reason"), columns), strict=True):
+                # Names of files may hold bytes that are not UTF-8; they are written as they are.
+                self.files.append(open(part, "w", encoding="utf-8", errors="surrogateescape", newline=""))
+                self.writers.append(csv.writer(self.files[-1], lineterminator="\n"))
+                self.writers[-1].writerow(header)
+        except OSError as error:
+            self.discard()
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG):
+                raise
+            raise UserError(f"{out}: cannot be written ({error.strerror})") from None
+
+    def finish(self, any_bad):
+        for file in self.files:
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        if any_bad:
+            os.replace(self.parts[0], self.errors)
+        else:  # what an earlier run left there is not of this OUT
+            self.errors.unlink(missing_ok=True)
+            self.parts[0].unlink()
+        os.replace(self.parts[1], self.out)
+
+    def discard(self):
+        for file in self.files:
+            with contextlib.suppress(OSError):
+                file.close()
+        for part in self.parts:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+def label_all(args, inputs, table, counts):
+    """Write a row for each report of `inputs`. counts: filled on the way, keys (label, state) and kinds of rows."""
+    from cxr_jax import labels
+
+    error_rows, rows = table.writers
+    start = shown = time.monotonic()
+
+    def bad(row):
+        error_rows.writerow((row.source, row.row, row.reason))
+        counts.setdefault("first bad", f"{row.source}: row {row.row}: {row.reason}")
+        counts["bad"] += 1
+
+    for chunk in chunks(reports.read(inputs), bad):
+        read = labels.read_reports([row.text for row in chunk], lexicon=args.lexicon, parents=args.parents)
+        states, right, left = (read[key].tolist() for key in ("state", "right", "left"))
+        for i, row in enumerate(chunk):
+            cells = [row.id, row.text] if args.with_text else [row.id]
+            cells += [_CELLS[state] for state in states[i]]
+            if args.sides:
+                cells += [side_names(*pair) for pair in list(zip(right[i], left[i], strict=True))[_FIRST_SIDED:]]
+            rows.writerow(cells)
+            counts.update(zip(labels.CHEXPERT_14, states[i], strict=True))
+            counts["empty"] += not row.text.strip()
+            counts["replaced"] += row.replaced
+            counts["whole"] += row.whole
+        counts["reports"] += len(chunk)
+        if sys.stderr.isatty() and time.monotonic() - shown > 10:
+            shown = time.monotonic()
+            print(f"{counts['reports']:,} reports, {counts['reports'] / (shown - start):,.0f}/s", file=sys.stderr)
+    counts["seconds"] = time.monotonic() - start
+
+
+_FIRST_SIDED = 3  # No Finding, Enlarged Cardiomediastinum and Cardiomegaly have no side
+
+
+def columns_of(args):
+    from cxr_jax.labels import CHEXPERT_14
+
+    sides = [f"{label} side" for label in CHEXPERT_14[_FIRST_SIDED:]] if args.sides else []
+    return ["id", *(["Reports"] if args.with_text else []), *CHEXPERT_14, *sides]
+
+
+def summary(args, counts):
+    """The table for stdout: counts of states, and what was unusual."""
+    from cxr_jax.labels import CHEXPERT_14
+
+    n, seconds = counts["reports"], counts["seconds"]
+    lines = [f"{args.out}: {n:,} reports in {seconds:.1f} s ({n / max(seconds, 1e-9):,.0f}/s)",
+             f"{'label':<28}{'positive':>12}{'negative':>12}{'uncertain':>12}{'not mentioned':>16}"]
+    for label in CHEXPERT_14:
+        positive, negative, uncertain, nothing = (counts[label, state] for state in (1, 0, -1, -2))
+        lines.append(f"{label:<28}{positive:>12,}{negative:>12,}{uncertain:>12,}{nothing:>16,}")
+    lines.append(f"empty reports: {counts['empty']:,}; bad rows: {counts['bad']:,}")
+    if counts["replaced"]:
+        lines.append(f"Warning: {counts['replaced']:,} reports hold bytes that are not UTF-8, read as U+FFFD")
+    if counts["whole"] and args.sections:
+        lines.append(f"{counts['whole']:,} reports have no heading of these sections: {', '.join(args.sections)}")
+    return "\n".join([*lines, NOTICE])
+
+
+def run(args) -> int:
+    out, errors = check_out(args)
+    options = reports.Options(args.text_column, args.id_column, not args.no_header, args.sections,
+                              args.one_report)
+    inputs = reports.open_inputs(args.inputs, options)
+    counts = Counter()
+    table = Table(out, errors, columns_of(args))
+    try:
+        label_all(args, inputs, table, counts)
+        if not counts["reports"]:
+            raise UserError(f"{counts['first bad']} (none of {counts['bad']:,} rows can be used)")
+        table.finish(counts["bad"])
+    except BaseException:
+        table.discard()
+        raise
+    print(summary(args, counts).encode(errors="backslashreplace").decode(), flush=True)  # OUT may be an odd name
+    if counts["bad"]:
+        total = counts["bad"] + counts["reports"]
+        print(f"error: {counts['bad']:,} of {total:,} rows are bad and left out; {errors} lists them", file=sys.stderr)
+    return 2 if counts["bad"] else 0
+
+
+def main(argv=None) -> int:
+    """Exit code: 0 done, 2 bad usage, input or rows, 1 the run failed. No traceback unless --debug."""
+    debug = "--debug" in (sys.argv if argv is None else argv)
+    try:
+        return run(parse_args(argv))
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        if isinstance(error, UserError):
+            reason = " ".join(str(error).split())
+        elif isinstance(error, KeyboardInterrupt):
+            reason = "stopped before the end; OUT was not written"
+        else:  # the message of an error of no known kind could hold report text
+            known = error.strerror if isinstance(error, OSError) else None
+            reason = f"the run failed ({type(error).__name__})" + (f": {known}" if known else "")
+        print(f"error: {reason}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+
+
+def _stop(*_):
+    for number in _STOP:
+        signal.signal(number, signal.SIG_IGN)  # the clean-up is not to be interrupted
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    for _number in _STOP:
+        signal.signal(_number, _stop)
+    sys.exit(main())
