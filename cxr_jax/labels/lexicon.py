@@ -60,15 +60,25 @@ class Lexicon(NamedTuple):
 
 
 @functools.cache
-def load(path: str | Path | None = None) -> Lexicon:
-    """The lexicon in a TOML file, the built-in one by default.
+def load(path: str | Path | None = None, more: str | Path | None = None) -> Lexicon:
+    """The lexicon in a TOML file, the built-in one by default, and the phrases of a second file, which win over its own.
 
     Raises UserError, one line that names the file and the phrase, for a file that cannot be read, an unknown table, key
     or label, a malformed phrase, and a clash (one expansion with two meanings).
     """
-    file = Path(path or DEFAULT)
-    name, data = str(file), _read(file)
-    classes = _classes(name, data.pop("classes", {}))
+    classes: dict[str, frozenset[str]] = {}
+    phrases: dict[tuple[str, ...], Meaning] = {}
+    for file in (Path(path or DEFAULT), *([Path(more)] if more else ())):
+        phrases |= _phrases(str(file), _read(file), classes)
+    name = str(more or path or DEFAULT)
+    if not phrases:
+        raise UserError(f"{name}: the lexicon has no phrases")
+    return Lexicon(name, classes, phrases)
+
+
+def _phrases(name: str, data: dict, classes: dict[str, frozenset[str]]) -> dict[tuple[str, ...], Meaning]:
+    """The phrases of one file; its classes are added to `classes`."""
+    classes |= _classes(name, data.pop("classes", {}))
     phrases: dict[tuple[str, ...], Meaning] = {}
     for table, entries in data.items():
         if table not in KEYS:
@@ -81,9 +91,7 @@ def load(path: str | Path | None = None) -> Lexicon:
                 for words in expand(name, text, classes):
                     if (other := phrases.setdefault(words, meaning)) != meaning:
                         raise clash(name, words, other, meaning)
-    if not phrases:
-        raise UserError(f"{name}: the lexicon has no phrases")
-    return Lexicon(name, classes, phrases)
+    return phrases
 
 
 def clash(name: str, words: Sequence[str], a: Meaning, b: Meaning) -> UserError:

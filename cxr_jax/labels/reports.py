@@ -55,9 +55,9 @@ class Bank(NamedTuple):
 
 
 @functools.cache
-def bank(path: str | None = None) -> Bank:
-    """The compiled lexicon in a file, the built-in one by default. Raises UserError."""
-    return make_bank(ph.compile_lexicon(lx.load(path)))
+def bank(path: str | None = None, more: str | None = None) -> Bank:
+    """The compiled `lexicon.load(path, more)`. Raises UserError."""
+    return make_bank(ph.compile_lexicon(lx.load(path, more)))
 
 
 def make_bank(t: ph.Tables) -> Bank:
@@ -285,7 +285,9 @@ def _is_wrong(said, plain, sided, truth: Truth):
     wrong |= (sided[POS] | sided[UNC]) & ~truth.sides
     wrong |= plain[NEG] & truth.present
     wrong |= sided[NEG] & both & truth.sides
-    return (wrong & ((1 << N) - 1 | ((1 << N) - 1) << 16)) != 0
+    labels = (1 << N) - 2  # not No Finding, which is wrong where any finding is present
+    sick = truth.present & labels & ~(1 << INDEX["Support Devices"])
+    return ((wrong & (labels | labels << 16)) != 0) | ((said[POS] & 1 == 1) & (sick != 0))
 
 
 def read_bytes(stream: jax.Array, lengths: jax.Array, bank: Bank, truth: Truth | None = None) -> dict[str, jax.Array]:
@@ -294,7 +296,7 @@ def read_bytes(stream: jax.Array, lengths: jax.Array, bank: Bank, truth: Truth |
     Returns state int8 [B, 14] (1 affirmed, 0 denied, -1 hedged, -2 not mentioned), right and left bool [B, 14] (the
     sides of the mentions that won), other int8 [B] (the state of any abnormality that is none of the 14) and, with a
     truth, claims and wrong int32 [B]: sentences that claim something, and those that claim what is not so (affirm or
-    hedge what is not there, or on a side where it is not; deny what is there).
+    hedge what is not there, or on a side where it is not; deny what is there; call a film normal that is not).
     """
     width = stream.shape[1]
     inside = jnp.arange(width)[:, None] < lengths[None, :]

@@ -8,7 +8,7 @@ import numpy as np
 
 from .constants import DEVICES, FINDINGS, POSITIVE_AT, SIZE
 from .render import render
-from .scene import labels, regions, sample_scenes
+from .scene import labels, regions, sample_scenes, sides
 
 SPLITS = ("train", "select", "test")
 HOSPITALS = ("A", "B")
@@ -35,14 +35,15 @@ def _keys(seed, stream, index):
 @functools.partial(jax.jit, static_argnames="hospital")
 def _batch(keys, hospital):
     scene = sample_scenes(keys, hospital)
-    return {"image": render(scene), "labels": labels(scene), "scene": scene, "regions": regions(scene)}
+    out = {"image": render(scene), "labels": labels(scene), "sides": sides(scene), "scene": scene}
+    return out | {"regions": regions(scene)}
 
 
 def make_batch(seed: int, split: str, hospital: str, indices) -> dict:
     """Examples `indices` of one stream, on the host.
 
-    Returns image float32 [B,224,224] in 0..1, labels int8 [B,14] (CheXpert order), scene (numpy arrays, see
-    `sample_scenes`) and regions float32 [B,12,8,8]. Compiled once per batch size and hospital.
+    Returns image float32 [B,224,224] in 0..1, labels int8 [B,14] and sides bool [B,14,2] (CheXpert order), scene
+    (numpy arrays, see `sample_scenes`) and regions float32 [B,12,8,8]. Compiled once per batch size and hospital.
     """
     return jax.tree.map(np.asarray, _batch(example_keys(seed, split, hospital, indices), hospital))
 
@@ -66,4 +67,5 @@ __all__ = [
     "render",
     "sample_scenes",
     "scene_row",
+    "sides",
 ]

@@ -22,6 +22,7 @@ from .constants import (
     EFF,
     FINDINGS,
     FRAC,
+    LEFT,
     LESION,
     LOWER,
     MED,
@@ -31,6 +32,7 @@ from .constants import (
     PNEU,
     POSITIVE_AT,
     PTX,
+    RIGHT,
 )
 
 # chance that a finding is present (subtle included) in a patient who is not healthy; order of FINDINGS
@@ -206,6 +208,21 @@ def labels(scene: dict) -> jax.Array:
     return jnp.stack(out, 1).astype(jnp.int8)
 
 
+def sides(scene: dict) -> jax.Array:
+    """bool [B,14,2] in CheXpert order: is the finding, sure or subtle, on the patient's right, and on the left?
+
+    Both for what has no side (No Finding, the mediastinum, the heart, devices). Lung Opacity is where its parts are.
+    """
+    side = scene["side"]
+    own = jnp.stack([side != LEFT, side != RIGHT], -1)  # BOTH is neither
+    has = (scene["severity"] > 0)[:, jnp.array(OPACITIES), None]
+    opacity = (own[:, jnp.array(OPACITIES)] & has).any(1)
+    both = jnp.ones_like(opacity)
+    out = [both, both, both, opacity]
+    out += [own[:, i] for i in (LESION, EDEMA, CONS, PNEU, ATEL, PTX, EFF, PLEU, FRAC)] + [both]
+    return jnp.stack(out, 1)
+
+
 def regions(scene: dict) -> jax.Array:
     """float32 [B,12,8,8]: how much of each 28 px cell is inside a finding's drawn region (row 0 = top).
 
@@ -217,4 +234,4 @@ def regions(scene: dict) -> jax.Array:
     return jax.vmap(region_maps)(scene) * weight[:, :, None, None]
 
 
-__all__ = ["FINDINGS", "DEVICES", "POSITIVE_AT", "sample_scenes", "labels", "regions"]
+__all__ = ["FINDINGS", "DEVICES", "POSITIVE_AT", "sample_scenes", "labels", "regions", "sides"]
