@@ -45,6 +45,7 @@ def values(config) -> None:
     for rows, parts in MICRO_BATCHES:
         if (n := _get(config, parts)) is not None and _get(config, rows) % n:
             raise UserError(f"config.{rows}={_get(config, rows)} does not divide into {n} micro-batches")
+    _require(config, "rl.overlong_from", lambda v: 0 < v < 1, "must be a share of max_completion above 0 and below 1")
     if "lora" in config:
         trainable.Trainable.of(config)
 

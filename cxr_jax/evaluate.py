@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import checks, policy, pretrained, report, scoring, trainable
+from cxr_jax import checks, policy, pretrained, report, rewards, scoring, trainable
 from cxr_jax.data import batching, tokenizer
 from cxr_jax.data.preprocess import patchify
-from cxr_jax.labels import parser
+from cxr_jax.labels import parser, reports
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.workdir import Stopped
 
@@ -21,6 +21,7 @@ CAVEAT = {
     "phantom": "Phantom results: they say nothing about patients.",
     "files": "Real films read by a model trained on phantoms only: these numbers say nothing about patients.",
 }
+TRACE_TERMS = ("trace_answer", "trace_findings", "trace_truth", "trace_false", "repetition")
 BYTES_PER_TOKEN = 12  # byte budget of the reward parser; a longer text is cut there and counted as overflow
 
 
@@ -57,10 +58,13 @@ def sources(config):
 class Reader:
     """Greedy reading in fixed shapes: one compiled program for any number of images.
 
-    `poll` is called before each batch; what it raises ends the reading.
+    `lexicon`: words of the traces beyond labels/lexicon.toml. `poll` is called before each batch; what it raises ends
+    the reading.
     """
 
-    def __init__(self, cfg, tok, prompts: policy.Prompts, batch_size: int, dtype=jnp.float32, poll=lambda: None):
+    def __init__(
+        self, cfg, tok, prompts: policy.Prompts, batch_size: int, dtype=jnp.float32, lexicon=None, poll=lambda: None
+    ):
         self.tok, self.prompts, self.batch_size, self.poll = tok, prompts, batch_size, poll
         special = tokenizer.special_ids(tok, cfg.text.vocab_size)
         table = parser.TokenBytes.from_tokenizer(tok)
@@ -75,7 +79,16 @@ class Reader:
             parsed = parser.parse_tokens(out["tokens"], out["lengths"], table, c * BYTES_PER_TOKEN)
             return out["tokens"], out["lengths"], parsed["answer"], parsed["format"]
 
-        self._read = read
+        bank = reports.bank(None, lexicon)
+
+        @jax.jit
+        def trace(tokens, lengths, data):
+            truth = reports.Truth.of(data["solution"] & ~data["hedged"], data["hedged"], data["sides"])
+            parsed = rewards.read_tokens(tokens, lengths, table, c * BYTES_PER_TOKEN, bank, truth)
+            terms = rewards.reward_terms(parsed, data["solution"])
+            return {name: terms[name] for name in TRACE_TERMS}
+
+        self._read, self._trace = read, trace
 
     def read(self, params, images, texts) -> dict:
         """images [N, S, S], prompt texts [N] -> tokens [N, C], lengths [N], pred bool [N, 14], valid bool [N]."""
@@ -88,6 +101,17 @@ class Reader:
         tokens, lengths, pred, valid = (np.concatenate(x) for x in zip(*parts, strict=True))
         return {"tokens": tokens, "lengths": lengths, "pred": pred.astype(bool), "valid": valid.astype(bool)}
 
+    def trace(self, read: dict, data: dict) -> dict:
+        """How the traces of `read` agree with the answers and with what is so: TRACE_TERMS -> float32 [N]."""
+        n, b, parts = len(read["tokens"]), self.batch_size, []
+        for start in range(0, n, b):
+            self.poll()
+            rows = np.minimum(np.arange(start, start + b), n - 1)
+            truth = {k: data[k][rows] for k in ("solution", "hedged", "sides")}
+            got = self._trace(read["tokens"][rows], read["lengths"][rows], truth)
+            parts.append({k: np.asarray(v)[: n - start] for k, v in got.items()})
+        return {k: np.concatenate([p[k] for p in parts]) for k in TRACE_TERMS}
+
     def texts(self, read: dict, rows) -> list[str]:
         """Decoded completions of the given rows."""
         return [
@@ -99,7 +123,8 @@ def held_out(source, n: int) -> dict:
     """The first n examples of a source, in order (all of a smaller one)."""
     n = min(n, len(source))
     parts = [source.batch(np.arange(s, min(s + 64, n))) for s in range(0, n, 64)]
-    out = {k: np.concatenate([np.asarray(p[k]) for p in parts]) for k in ("image", "solution", "known")}
+    keys = ("image", "solution", "known", "hedged", "sides")
+    out = {k: np.concatenate([np.asarray(p[k]) for p in parts]) for k in keys}
     out["texts"] = [t for p in parts for t in (p.get("prompts") or [source.prompts()[0]] * len(p["image"]))]
     if "ids" in parts[0]:
         out["ids"] = [i for p in parts for i in p["ids"]]
@@ -130,6 +155,7 @@ class Guard:
             row |= {f"eval/{name}/{m}": s[m]["all"]["value"] for m in ("macro_f1", "micro_f1")}
             row[f"eval/{name}/valid_format"] = float(got["valid"].mean())
             row[f"eval/{name}/mean_length"] = float(got["lengths"].mean())
+            row |= {f"eval/{name}/{k}": float(v.mean()) for k, v in self.reader.trace(got, data).items()}
             for label, v in s["per_label"].items():
                 row |= {
                     f"eval/{name}/{label}/{m}": v[m]
@@ -158,6 +184,7 @@ def constant_baselines(sources, n: int = 2000) -> dict:
         "no_finding": p["No Finding"]["jaccard"],
         "all_labels": p["all labels"]["jaccard"],
         "best": p[best]["jaccard"],
+        "modal_share": float(rewards.modal_share(truth)),
     }
 
 
@@ -212,6 +239,7 @@ def full(workdir, config, models: dict, reader, sources, notes=()) -> dict:
             tables[m][set_name] = scoring.summary(
                 p["real"]["pred"], data["solution"], known=data["known"], valid=p["real"]["valid"],
                 audit=p["audit"], audit_valid=p["audit_valid"], n_boot=e.bootstrap,
+                trace=reader.trace(p["real"], data),
             )  # fmt: skip
         if len(names) > 1:
             comparisons += compare(set_name, names[-2], names[-1], read, data, e.bootstrap)
@@ -276,6 +304,8 @@ def text_table(tables, comparisons, kind) -> str:
             "micro-F1",
             "swapped macro-F1",
             "parse failures",
+            "trace = answer",
+            "trace = truth",
         )
     ]
     for m, sets in tables.items():
@@ -283,7 +313,8 @@ def text_table(tables, comparisons, kind) -> str:
             swapped = t["audit"]["swapped"]["macro_f1"] or 0.0
             micro = t["micro_f1"]["all"]["value"] or 0.0
             scores = (ci(t["jaccard"]), ci(t["macro_f1"]["all"]), f"{micro:.3f}", f"{swapped:.3f}")
-            rows.append((m, s, str(t["n"]), *scores, f"{t['parse_failure_rate']:.3f}"))
+            trace = (f"{t['trace'][k]['value']:.3f}" for k in ("trace_answer", "trace_findings"))
+            rows.append((m, s, str(t["n"]), *scores, f"{t['parse_failure_rate']:.3f}", *trace))
     for s, t in next(iter(tables.values())).items():
         best_j, best_f = t["constants"]["best_jaccard"], t["constants"]["best_macro_f1"]
         rows.append(
@@ -296,6 +327,8 @@ def text_table(tables, comparisons, kind) -> str:
                 "",
                 "",
                 "",
+                "",
+                "",
             )
         )
         rows.append(
@@ -305,6 +338,8 @@ def text_table(tables, comparisons, kind) -> str:
                 str(t["n"]),
                 ci(best_f["jaccard"]),
                 ci(best_f["macro_f1"]),
+                "",
+                "",
                 "",
                 "",
                 "",
@@ -339,7 +374,9 @@ def run(config, workdir, stop) -> dict:
         start.tokenizer, start.cfg, grid_of(size, start.cfg), config.max_completion, texts=all_prompts(found)
     )
     dtype = trainable.DTYPES[config.dtype]
-    reader = Reader(start.cfg, start.tokenizer, prompts, config.eval.batch_size, dtype, poll=stop.check)
+    reader = Reader(
+        start.cfg, start.tokenizer, prompts, config.eval.batch_size, dtype, found.train.lexicon, poll=stop.check
+    )
     try:
         models = {config.model: pretrained.on_device(config, start.params)}
         return {"step": 0, "results": full(workdir, config, models, reader, found)}

@@ -129,15 +129,16 @@ def _rl(config, s):
     import jax
 
     from cxr_jax import rl
-    from cxr_jax.labels import parser
+    from cxr_jax.labels import parser, reports
 
     r, c = config.rl, config.max_completion
     state, fixed = s.state({})
     table = parser.TokenBytes.from_tokenizer(s.tok)
     drawn = r.prompts_per_step * r.oversample
-    labels = {k: _array((drawn, 14), "bool") for k in ("solution", "known")}
+    labels = {k: _array((drawn, 14), "bool") for k in ("solution", "known", "hedged")}
+    labels["sides"] = _array((drawn, 14, 2), "bool")
     batch = {**s.batch(drawn), **labels}
-    rollout = rl.make_rollout(config, s.cfg, s.grid, s.special, table, s.what)
+    rollout = rl.make_rollout(config, s.cfg, s.grid, s.special, table, s.what, reports.bank())
     learn = rl.make_learn(config, s.cfg, s.grid, s.special, s.tx, s.what)
     sampled = {"parameters": state["params"], "fixed": fixed, "batch": batch, "step": _array((), "int32")}
     ro = jax.eval_shape(rollout, *sampled.values())

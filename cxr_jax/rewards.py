@@ -1,9 +1,11 @@
-"""Reward terms from parser outputs, and the baselines every reward is read against.
+"""Reward terms from parser outputs: of the answer, of the reasoning trace, of the length; and alarms for exploits.
 
 The five terms of the reference recipe (accuracy, format, tag_count, accuracy_hard, overshort) are computed on
-the device from token ids and equal Python's string semantics on every text.
+the device from token ids and equal Python's string semantics on every text. The trace is what stands before the first
+<answer>; docs/report_parser.md says how it is read, docs/rewards.md what each term is worth against each exploit.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -11,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax.errors import UserError
-from cxr_jax.labels import parser
-from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.labels import parser, reports
+from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, NOT_MENTIONED, PARENTS
+from cxr_jax.labels.texts import map_texts
 
 TERMS = (
     "accuracy",
@@ -22,8 +25,27 @@ TERMS = (
     "overshort",
     "invented",
     "no_finding_conflict",
+    "overlong",
+    "repetition",
+    "trace_answer",
+    "trace_findings",
+    "trace_truth",
+    "trace_false",
 )
+PUBLISHED = {"accuracy_hard": 1.0, "overshort": 1.0}  # the reference run's sum
+CHECKED = {  # the trace has to say what the answer says, and what is so
+    "accuracy_hard": 1.0,
+    "trace_answer": 0.25,
+    "trace_findings": 1.0,
+    "trace_false": -0.02,
+    "invented": -0.1,
+    "no_finding_conflict": -0.25,
+    "repetition": -0.5,
+    "overshort": 1.0,
+    "overlong": 1.0,
+}
 MIN_LENGTH = 400  # tokens, as in the reference run
+NGRAM = 8  # tokens: shorter ones repeat in honest reports ("in the lower zone")
 
 # Quotients come from tables made on the host: compilers turn a division by a constant into a product with its
 # rounded reciprocal, and some accelerators divide inexactly; either would differ from Python in the last bit.
@@ -32,13 +54,34 @@ _JACCARD = np.array([[min(1.0, i / u) if u else 1.0 for u in range(15)] for i in
 _LOWER = {name.lower(): i for i, name in enumerate(CHEXPERT_14)}
 
 
+def read_bytes(stream, sizes, bank: reports.Bank, truth: reports.Truth | None = None) -> parser.Parsed:
+    """`parser.parse_bytes`, and under "trace" what `labels.reports.read_bytes` makes of the text before the answer."""
+    parsed = parser.parse_bytes(stream, sizes)
+    trace = reports.read_bytes(stream, parsed["trace_length"], bank, truth)
+    return parsed | {"trace": trace if truth is None else trace | {"truth": truth}}
+
+
+def read_tokens(tokens, lengths, table: parser.TokenBytes, max_bytes: int, bank, truth=None) -> parser.Parsed:
+    """`read_bytes` of the decoded tokens int [B, N], of which the first lengths [B] count, and "repeated" float32 [B],
+    see `repeated`. max_bytes is static."""
+    parsed = read_bytes(*parser.tokens_to_bytes(tokens, lengths, table, max_bytes), bank, truth)
+    return parsed | {"repeated": repeated(tokens, lengths)}
+
+
 def reward_terms(
-    parsed: parser.Parsed, solution, lengths=None, *, min_length: int = MIN_LENGTH
+    parsed: parser.Parsed,
+    solution,
+    lengths=None,
+    *,
+    min_length: int = MIN_LENGTH,
+    max_length: int | None = None,
+    limit: int | None = None,
 ) -> dict[str, jax.Array]:
     """Every term as float32 [B]. Pure; runs inside jit.
 
-    parsed: from `parse_tokens` or `parse_bytes`; solution bool [B, 14]; lengths int [B] in tokens, or None to
-    leave out overshort.
+    parsed: from `read_tokens` or `read_bytes`, or from `parser.parse_bytes` to leave out the terms of the trace;
+    solution bool [B, 14]; lengths int [B] in tokens, or None to leave out overshort and overlong; max_length, limit:
+    tokens, see overlong, which is left out without them.
       accuracy: |gold & answer| / |gold | answer|; 1 if both are empty; 0 without an answer element.
       format: 1 if the text is <think>..</think>, white space, <answer>..</answer>.
       tag_count: 0.25 for each of the four tags that occurs exactly once.
@@ -46,7 +89,16 @@ def reward_terms(
       overshort: 0 from min_length tokens on, else max(-1, (tokens - min_length) / min_length).
       invented: how many items of the answer are no label. A count: weigh it negatively.
       no_finding_conflict: 1 if No Finding stands beside a finding. Weigh it negatively.
-    Raises UserError for min_length < 1.
+      overlong: 0 up to max_length tokens, then down to -1 at the limit (DAPO's soft punishment, arXiv 2503.14476).
+      repetition: share of the n-grams of tokens that stand there again. Weigh it negatively.
+      trace_answer: |answer & supported| / |answer | affirmed|; 0 without an answer, or if the trace says nothing.
+        Supported is what the trace affirms or hedges, and its parents.
+      trace_findings: what the trace affirms against what is there, for certain: credits of the labels that are there /
+        (how many they are + what is affirmed and not there + half of what is hedged and not there). Credit: 1 affirmed
+        and, where the truth is one-sided, on that side alone; 1/4 with another side or none; 1/2 hedged. Needs a truth.
+      trace_truth: share of the trace's sentences with a claim that claim nothing false; 0 if none claims anything.
+      trace_false: how many claim something false. A count: weigh it negatively.
+    Raises UserError for min_length < 1, or a limit not above max_length.
     """
     if min_length < 1:
         raise UserError(f"min_length must be at least 1 token, got {min_length}")
@@ -65,10 +117,69 @@ def reward_terms(
         "invented": parsed["n_unknown"].astype(f32),
         "no_finding_conflict": parsed["no_finding_conflict"].astype(f32),
     }
+    if "trace" in parsed:
+        terms |= _trace_terms(parsed)
+    if "repeated" in parsed:
+        terms["repetition"] = parsed["repeated"]
+    if lengths is not None and max_length is not None and limit is not None:
+        if limit <= max_length:
+            raise UserError(f"max_length must be below the limit of {limit} tokens, got {max_length}")
+        terms["overlong"] = -jnp.clip((lengths - max_length) / f32(limit - max_length), 0, 1).astype(f32)
     if lengths is not None:
         short = np.float32((np.arange(min_length + 1) - min_length) / min_length)
         terms["overshort"] = jnp.asarray(short)[jnp.clip(lengths, 0, min_length)]
     return terms
+
+
+_DISEASE = np.array([name not in ("No Finding", "Support Devices") for name in CHEXPERT_14])
+_NO_FINDING = np.arange(len(CHEXPERT_14)) == INDEX["No Finding"]
+_IS_PARENT = np.array([[c in PARENTS.get(p, ()) for p in CHEXPERT_14] for c in CHEXPERT_14], np.int32)
+
+
+def _trace_terms(parsed) -> dict[str, jax.Array]:
+    trace, answer = parsed["trace"], parsed["answer"]
+    state, f32 = trace["state"], jnp.float32
+    affirmed = state == 1  # No Finding is affirmed by the report's rule: nothing else is affirmed or hedged
+    said = (affirmed | (state == -1)) & ~_NO_FINDING
+    sound = ~jnp.any(affirmed & _DISEASE, axis=-1, keepdims=True)
+    supported = jnp.where(_NO_FINDING, sound, said | (said.astype(jnp.int32) @ _IS_PARENT > 0))
+    both, either = jnp.sum(answer & supported, axis=-1), jnp.sum(answer | affirmed, axis=-1)
+    speaks = jnp.any(state != NOT_MENTIONED, axis=-1) | (trace["other"] != NOT_MENTIONED)
+    terms = {"trace_answer": jnp.where(parsed["has_answer"] & speaks, jnp.asarray(_JACCARD)[both, either], f32(0))}
+    if "truth" in trace:
+        terms["trace_findings"] = _findings(trace, affirmed)
+        claims, wrong = trace["claims"].astype(f32), trace["wrong"].astype(f32)
+        terms |= {"trace_truth": (claims - wrong) / jnp.maximum(claims, 1), "trace_false": wrong}
+    return terms
+
+
+def _findings(trace, affirmed) -> jax.Array:
+    bits = lambda mask: (mask[:, None] >> jnp.arange(len(CHEXPERT_14))) & 1 == 1
+    truth: reports.Truth = trace["truth"]
+    present, absent = bits(truth.present), ~bits(truth.present | truth.hedged)
+    right, left = bits(truth.sides >> 16), bits(truth.sides)
+    no_side = (right & left) | np.any(_IS_PARENT, axis=0)  # a parent is named in summaries, and placed by its children
+    placed = no_side | ((trace["right"] == right) & (trace["left"] == left))
+    hedged = (trace["state"] == -1) & ~_NO_FINDING
+    credit = jnp.where(affirmed, jnp.where(placed, 1.0, 0.25), jnp.where(hedged, 0.5, 0.0))
+    false = jnp.where(affirmed, 1.0, jnp.where(hedged, 0.5, 0.0))
+    total = jnp.sum(present, axis=1) + jnp.sum(jnp.where(absent, false, 0), axis=1)
+    earned = jnp.sum(jnp.where(present, credit, 0), axis=1)
+    return jnp.where(total > 0, earned / jnp.maximum(total, 0.5), 1.0).astype(jnp.float32)
+
+
+def repeated(tokens, lengths, n: int = NGRAM) -> jax.Array:
+    """float32 [B]: of the n-grams in tokens int [B, N], of which the first lengths [B] count, the share that has stood
+    there before; 0 for a text with none. Exact: n-grams are sorted, not hashed."""
+    windows = tokens.shape[1] - n + 1
+    if windows < 1:
+        return jnp.zeros(tokens.shape[0], jnp.float32)
+    count = jnp.maximum(lengths - n + 1, 0)
+    inside = jnp.arange(windows) < count[:, None]
+    keys = [jnp.where(inside, tokens[:, i : windows + i], -1) for i in range(n)]
+    keys = jax.lax.sort(keys, dimension=1, num_keys=n)
+    same = functools.reduce(jnp.logical_and, [k[:, 1:] == k[:, :-1] for k in keys]) & (keys[0][:, 1:] >= 0)
+    return jnp.sum(same, axis=1) / jnp.maximum(count, 1).astype(jnp.float32)
 
 
 def combine(terms: Mapping[str, jax.Array], weights: Mapping[str, float]) -> jax.Array:
@@ -81,24 +192,89 @@ def combine(terms: Mapping[str, jax.Array], weights: Mapping[str, float]) -> jax
     return sum(terms[name] * jnp.float32(weight) for name, weight in sorted(weights.items()))
 
 
+def modal_share(answers) -> jax.Array:
+    """The share of rows of bool [N, 14] that are the most frequent row: 1 for a policy that always says the same."""
+    codes = jnp.sort(jnp.sum(jnp.where(answers, 1 << jnp.arange(len(CHEXPERT_14)), 0), axis=-1))
+    last = jnp.searchsorted(codes, codes, side="right")
+    return jnp.max(last - jnp.searchsorted(codes, codes, side="left")) / codes.shape[0]
+
+
+# What a run's metrics look like when its policy learns the reward's weakness and not the task. Each is a mean over a
+# step's completions, so one of them on one step is a hint; the run prints the first, and logs all as alarms/<name>.
+ALARMS = {
+    "constant_answers": lambda m: m["answers/modal_share"] > max(0.5, 2 * m["constant/modal_share"]),
+    "no_better_than_constant": lambda m: m["rewards/accuracy/mean"] <= m["constant/best"],
+    "invented_labels": lambda m: m["rewards/invented/mean"] > 0.5,
+    "no_finding_beside_findings": lambda m: m["rewards/no_finding_conflict/mean"] > 0.1,
+    "repetition": lambda m: m["rewards/repetition/mean"] > 0.2,
+    "trace_contradicts_answer": lambda m: m["rewards/trace_answer/mean"] < 0.5 * m["rewards/format/mean"],
+    "trace_contradicts_truth": lambda m: m["rewards/trace_truth/mean"] < 0.5 * m["rewards/format/mean"],
+}
+
+
+class Alarms:
+    """alarms(row of metrics) -> {"alarms/<name>": 0.0 or 1.0}; prints each alarm once, when it first goes off."""
+
+    def __init__(self, out=print):
+        self._out, self._seen = out, set()
+
+    def __call__(self, row: Mapping[str, float]) -> dict[str, float]:
+        on = {name: bool(test(row)) for name, test in ALARMS.items()}
+        for name in sorted(n for n, ringing in on.items() if ringing and n not in self._seen):
+            self._seen.add(name)
+            self._out(f"  alarm: {name.replace('_', ' ')} (docs/rewards.md)")
+        return {f"alarms/{name}": float(ringing) for name, ringing in on.items()}
+
+
 def score(
     texts: Sequence[str],
     solutions: Sequence[str],
     lengths: Sequence[int] | None = None,
     min_length: int = MIN_LENGTH,
 ) -> dict[str, np.ndarray]:
-    """The terms of `reward_terms` for Python strings, as np.float32 [N].
+    """The terms of `reward_terms` for Python strings, as np.float32 [N]; no "overlong".
 
-    solutions: comma-separated labels; names that are none of the 14 are dropped, as in the reference.
-    lengths: completion tokens; without it there is no "overshort". Raises UserError if the numbers of rows
-    differ.
+    solutions: comma-separated labels; names that are none of the 14 are dropped, as in the reference. The trace is held
+    against them, without sides. lengths: completion tokens; without it there is no "overshort". "repetition" is that of
+    words. Raises UserError if the numbers of rows differ.
     """
     if len(texts) != len(solutions) or (lengths is not None and len(lengths) != len(texts)):
         counts = f"{len(texts)} texts, {len(solutions)} solutions"
         raise UserError(f"score: {counts}" + (f", {len(lengths)} lengths" if lengths is not None else ""))
+    mask = solution_mask(solutions)
+    parsed = map_texts(_read_for_score(), texts, mask)
+    trace = {key[6:]: parsed.pop(key) for key in list(parsed) if key.startswith("trace/")}
+    trace["truth"] = _truth_of(mask)
     tokens = None if lengths is None else jnp.asarray(np.asarray(lengths, np.int32))
-    terms = reward_terms(parser.parse_texts(texts), solution_mask(solutions), tokens, min_length=min_length)
+    terms = reward_terms(parsed | {"trace": trace}, mask, tokens, min_length=min_length)
+    terms["repetition"] = _repeated_words(texts)
     return {name: np.asarray(value, np.float32) for name, value in terms.items()}
+
+
+def _truth_of(solution) -> reports.Truth:
+    """A solution of which no side is known."""
+    return reports.Truth.of(solution, jnp.zeros_like(solution), jnp.ones((*solution.shape, 2), bool))
+
+
+@functools.cache
+def _read_for_score():
+    @jax.jit
+    def program(stream, sizes, solution, bank):
+        parsed = read_bytes(stream, sizes, bank, _truth_of(solution))
+        return parsed | {f"trace/{key}": value for key, value in parsed.pop("trace").items() if key != "truth"}
+
+    bank = jax.device_put(reports.bank())
+    return lambda stream, sizes, solution: program(stream, sizes, solution, bank)
+
+
+def _repeated_words(texts: Sequence[str], n: int = NGRAM) -> np.ndarray:
+    """`repeated` of the words of texts, on the host."""
+    shares = np.zeros(len(texts), np.float32)
+    for i, text in enumerate(texts):
+        words = text.split()
+        grams = [tuple(words[j : j + n]) for j in range(len(words) - n + 1)]
+        shares[i] = (len(grams) - len(set(grams))) / max(len(grams), 1)
+    return shares
 
 
 def solution_mask(solutions: Sequence[str]) -> np.ndarray:

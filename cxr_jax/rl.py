@@ -22,7 +22,7 @@ from cxr_jax.checkpoint import Checkpoints
 from cxr_jax.data import batching, tokenizer
 from cxr_jax.data.preprocess import patchify
 from cxr_jax.errors import UserError
-from cxr_jax.labels import parser
+from cxr_jax.labels import parser, reports
 from cxr_jax.metrics import MetricsWriter, Progress
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.workdir import Stopped
@@ -55,15 +55,17 @@ def sampling_keys(seed: int, step, prompts: int, group: int):
     return jax.vmap(fold)(p.reshape(-1), g.reshape(-1))
 
 
-def known_terms(parsed, solution, known, lengths, min_length) -> dict:
+def known_terms(parsed, solution, known, lengths, min_length, **longest) -> dict:
     """Reward terms on the labels that are known, bool [B, 14]: a manifest's uncertain and blank labels are neither
     right nor wrong, so they leave both the answer and the solution."""
     scored = {**parsed, "answer": parsed["answer"] & known}
-    return rewards.reward_terms(scored, solution & known, lengths, min_length=min_length)
+    return rewards.reward_terms(scored, solution & known, lengths, min_length=min_length, **longest)
 
 
-def make_rollout(config, cfg, grid, special, table, what):
+def make_rollout(config, cfg, grid, special, table, what, bank):
     """Jitted (train, fixed, batch, step) -> dict of tokens, mask, sampler log-probs, reward terms, advantages, kept.
+
+    table: `parser.TokenBytes`; bank: `labels.reports.Bank`, the words of the trace.
 
     All leaves are [P, G, ..], P = prompts_per_step * oversample, but kept: int [prompts_per_step], the groups to learn
     from.
@@ -88,11 +90,16 @@ def make_rollout(config, cfg, grid, special, table, what):
         parts = policy.cut({"image": batch["image"], "prompts": batch["prompts"], "keys": keys}, r.micro_batches)
         out = policy.in_turns(complete, parts)
         out = jax.tree.map(lambda x: x.reshape(p * g, *x.shape[2:]), out)
-        parsed = parser.parse_tokens(
-            out["tokens"], out["lengths"], table, config.max_completion * evaluate.BYTES_PER_TOKEN
-        )
-        solution, known = (jnp.repeat(batch[k], g, axis=0) for k in ("solution", "known"))
-        terms = known_terms(parsed, solution, known, out["lengths"], r.min_length)
+        of_each = lambda key: jnp.repeat(batch[key], g, axis=0)
+        solution, known, hedged = of_each("solution"), of_each("known"), of_each("hedged")
+        parsed = rewards.read_tokens(
+            out["tokens"], out["lengths"], table, config.max_completion * evaluate.BYTES_PER_TOKEN, bank,
+            reports.Truth.of(solution & ~hedged, hedged, of_each("sides")),
+        )  # fmt: skip
+        terms = known_terms(
+            parsed, solution, known, out["lengths"], r.min_length,
+            max_length=int(r.overlong_from * config.max_completion), limit=config.max_completion,
+        )  # fmt: skip
         reward = rewards.combine(terms, weights).reshape(p, g)
         mask = jnp.arange(config.max_completion)[None] < out["lengths"][:, None]
         if r.mask_truncated:
@@ -198,6 +205,7 @@ def rollout_metrics(ro) -> dict:
         "completions/clipped_ratio": 1.0 - ro["finished"].mean(),
         "completions/mean_terminated_length": losses.masked_mean(lengths, ro["finished"]),
         "answers/labels_per_answer": ro["answer"].sum(-1).mean(),
+        "answers/modal_share": rewards.modal_share(ro["answer"].reshape(-1, ro["answer"].shape[-1])),
     }
     for name, value in ro["terms"].items():
         out |= {f"rewards/{name}/mean": value.mean(), f"rewards/{name}/std": value.std()}
@@ -214,8 +222,7 @@ def make_batch_fn(config, source, prompts):
         texts = batch.get("prompts") or [source.prompt] * len(indices)
         return {
             "image": np.asarray(batch["image"]),
-            "solution": np.asarray(batch["solution"]),
-            "known": np.asarray(batch["known"]),
+            **{k: np.asarray(batch[k]) for k in ("solution", "known", "hedged", "sides")},
             "prompts": prompts.encode(texts),
         }
 
@@ -252,12 +259,14 @@ def run(config, workdir, stop) -> dict:
         stream=sys.stdout,
     )
     reader = evaluate.Reader(cfg, tok, prompts, batch_size=config.eval.batch_size,
-                             dtype=what.dtype, poll=stop.check)
+                             dtype=what.dtype, lexicon=train_source.lexicon, poll=stop.check)
     model_of = lambda train: what.whole(train, fixed)["model"]
     guard = evaluate.Guard(config, reader, sources, metrics, checkpoints, model_of, best=meta["best"])
     baselines = evaluate.constant_baselines(sources)
+    alarms = rewards.Alarms()
 
-    rollout = make_rollout(config, cfg, grid, special, table, what)
+    bank = reports.bank(None, train_source.lexicon)
+    rollout = make_rollout(config, cfg, grid, special, table, what, bank)
     learn = make_learn(config, cfg, grid, special, tx, what)
     make = make_batch_fn(config, train_source, prompts)
     loader = batching.step_loader(make, start, config.steps, poll=stop.check)
@@ -286,6 +295,7 @@ def run(config, workdir, stop) -> dict:
                 "perf/rollout_seconds": sampled - began,
                 **{f"constant/{k}": v for k, v in baselines.items()},
             }
+            row |= alarms(row)
             metrics.write(done, row, kind="train")
             progress.update(done, row, items=ro["reward"].size)
             seconds += time.monotonic() - began

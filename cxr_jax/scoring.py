@@ -145,6 +145,13 @@ def _estimate(point, samples):
     return {"value": _number(point), "lo": _number(lo), "hi": _number(hi)}
 
 
+def _mean(values, groups, n_boot, seed):
+    rows = np.stack([np.asarray(values, float), np.ones(len(values))], axis=1)
+    units = _by_group(rows, groups)
+    boot = _resampled(units, n_boot, seed)
+    return _estimate(units[:, 0].sum() / units[:, 1].sum(), boot[:, 0] / boot[:, 1])
+
+
 def paired_bootstrap(
     metric,
     pred_a,
@@ -355,6 +362,7 @@ def summary(
     audit=None,
     audit_valid=None,
     probabilities=None,
+    trace=None,
     n_boot=1000,
     seed=0,
 ) -> dict:
@@ -364,7 +372,8 @@ def summary(
     `jaccard` {value, lo, hi}; `macro_f1` and `micro_f1`, each {subset: {value, lo, hi, labels}} for the
     SUBSETS (`labels`: those that enter the number); `per_label`; `constants` (see constant_policies, with
     `prior`); `over_constant` (paired gain over the best of them); `audit` where other-image predictions
-    {name: bool [N, 14]} are given; `calibration` where `probabilities` are.
+    {name: bool [N, 14]} are given; `calibration` where `probabilities` are; `trace` where values of the traces
+    {term: float [N]} are: {term: {value, lo, hi}} of the mean.
     """
     pred, truth, known, valid = _checked(pred, truth, known, valid)
     units = _by_group(_row_counts(pred, truth, known, valid), groups)
@@ -397,6 +406,8 @@ def summary(
         out["audit"] = image_use_audit(
             {"real": pred, **audit}, truth, valid={"real": valid, **(audit_valid or {})}, **options
         )
+    if trace is not None:
+        out["trace"] = {term: _mean(values, groups, n_boot, seed) for term, values in trace.items()}
     if probabilities is not None:
         out["calibration"] = calibration(probabilities, truth, known=known)
     return out

@@ -161,7 +161,7 @@ def run(config, workdir, stop) -> dict:
         config.steps, start=start, show=("loss", "locate_loss"), unit="samples", stream=sys.stdout
     )
     reader = evaluate.Reader(cfg, tok, prompts, batch_size=config.eval.batch_size,
-                             dtype=what.dtype, poll=stop.check)
+                             dtype=what.dtype, lexicon=sources.train.lexicon, poll=stop.check)
     guard = evaluate.Guard(config, reader, sources, metrics, checkpoints, model_of, best=meta["best"])
 
     make = make_batch_fn(config, source, prompts, completions)

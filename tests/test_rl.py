@@ -7,7 +7,7 @@ import pytest
 
 from cxr_jax import evaluate, optim, policy, pretrained, rl, trainable
 from cxr_jax.data import batching, tokenizer
-from cxr_jax.labels import parser
+from cxr_jax.labels import parser, reports
 from experiments import rl as experiment
 
 
@@ -38,7 +38,7 @@ def step():
 
     def programs(parts):
         config.rl.micro_batches = parts
-        roll = rl.make_rollout(config, m.cfg, grid, special, table, what)
+        roll = rl.make_rollout(config, m.cfg, grid, special, table, what, reports.bank(None, source.lexicon))
         learn = rl.make_learn(config, m.cfg, grid, special, tx, what)
         return roll(train, fixed, batch, 0), lambda state, batch, ro: learn(state, fixed, batch, ro)
 

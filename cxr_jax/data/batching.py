@@ -2,8 +2,9 @@
 
 A source has `size` (pixels a side), `prompts()` (its prompt texts), `len`, `solutions(indices)` (bool [B, 14]),
 `targets(batch, indices)` (the texts that SFT imitates) and `batch(indices) -> dict` with image float32 [B, S, S] in
-0..1, solution bool [B, 14], known bool [B, 14]; phantoms add labels int8 [B, 14],
-regions [B, 12, 8, 8] and the scene.
+0..1; solution, known and hedged bool [B, 14] (a label that is not known counts neither way; a hedged one may be there
+or not) and sides bool [B, 14, 2] (right, left; both where unknown); phantoms add labels int8 [B, 14], regions
+[B, 12, 8, 8] and the scene. `lexicon`: phrases of its reports beyond labels/lexicon.toml, or None.
 """
 
 import functools
@@ -31,6 +32,7 @@ class PhantomSource:
 
     size = 224
     prompt = FIND_PROMPT
+    lexicon = phantom.LEXICON
 
     def __init__(self, hospital: str, split: str, seed: int = 0, reader_miss: float = 0.0):
         self.hospital, self.split, self.seed, self.reader_miss = hospital, split, seed, reader_miss
@@ -47,6 +49,7 @@ class PhantomSource:
         out = dict(phantom.make_batch(self.seed, self.split, self.hospital, np.asarray(indices)))
         out["solution"] = np.asarray(out["labels"]) == 1
         out["known"] = np.ones_like(out["solution"])
+        out["hedged"] = np.asarray(out["labels"]) == -1
         return out
 
     def solutions(self, indices) -> np.ndarray:

@@ -198,6 +198,8 @@ class FilesSource:
     threads.
     """
 
+    lexicon = None  # reports of films have no words of their own: see labels/lexicon.toml
+
     def __init__(self, rows, size=224, *, renderer="voi", name="files", cache_bytes=CACHE_BYTES):
         self.rows, self.size, self.renderer, self.name = list(rows), size, renderer, name
         if not self.rows:
@@ -230,7 +232,8 @@ class FilesSource:
         return pixels
 
     def batch(self, indices) -> dict:
-        """-> image float32 [B, size, size], solution and known bool [B, 14]; lists prompts, targets and ids.
+        """-> image float32 [B, size, size], solution, known and hedged bool [B, 14], sides bool [B, 14, 2]; lists
+        prompts, targets and ids. What is not known may be there, on either side.
 
         A target is None where the manifest has none. Indices must lie in 0..len-1 (IndexError otherwise).
         """
@@ -238,10 +241,13 @@ class FilesSource:
         if any(not 0 <= i < len(self.rows) for i in indices):
             raise IndexError(f"{self.name}: index outside 0..{len(self.rows) - 1}")
         rows = [self.rows[i] for i in indices]
+        known = np.array([row.known for row in rows], bool)
         return {
             "image": np.stack([self.image(i) for i in indices]),
             "solution": self.solutions(indices),
-            "known": np.array([row.known for row in rows], bool),
+            "known": known,
+            "hedged": ~known,
+            "sides": np.ones((*known.shape, 2), bool),
             "prompts": [row.prompt for row in rows],
             "targets": [row.target for row in rows],
             "ids": [row.id for row in rows],

@@ -18,6 +18,7 @@ from cxr_jax.labels.taxonomy import CHEXPERT_14
 DEFAULT = Path(__file__).with_name("lexicon.toml")
 OTHER = "Other"
 LABELS = (*CHEXPERT_14, OTHER)
+SIDELESS = ("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", OTHER)
 
 MODES = ("negative", "uncertain", "ignore")
 KEYS = {  # table -> the keys it may have; None: label names
@@ -37,7 +38,7 @@ KEYS = {  # table -> the keys it may have; None: label names
 }
 MAX_EXPANSIONS = 1_000  # of one phrase, classes not counted
 _WORD = re.compile(r"[a-z0-9]+\*?|[.?!;:,/]")
-_TERM = re.compile(r"\(([^()]*)\)|(\S+)")
+_TERM = re.compile(r"\(([^()]*)\)(?!\S)|(\S+)")
 
 
 class Meaning(NamedTuple):
@@ -61,7 +62,7 @@ class Lexicon(NamedTuple):
 
 @functools.cache
 def load(path: str | Path | None = None, more: str | Path | None = None) -> Lexicon:
-    """The lexicon in a TOML file, the built-in one by default, and the phrases of a second file, which win over its own.
+    """The lexicon in a TOML file, the built-in one by default, and the phrases of a second file, which win over it.
 
     Raises UserError, one line that names the file and the phrase, for a file that cannot be read, an unknown table, key
     or label, a malformed phrase, and a clash (one expansion with two meanings).
@@ -82,7 +83,7 @@ def _phrases(name: str, data: dict, classes: dict[str, frozenset[str]]) -> dict[
     phrases: dict[tuple[str, ...], Meaning] = {}
     for table, entries in data.items():
         if table not in KEYS:
-            raise UserError(f"{name}: unknown table [{table}]; there are: {', '.join(KEYS)}")
+            raise UserError(f"{name}: unknown table {table!r}; there are: {', '.join(KEYS)}")
         if not isinstance(entries, dict):
             raise UserError(f"{name}: [{table}] is not a table")
         for key, texts in entries.items():
@@ -95,7 +96,7 @@ def _phrases(name: str, data: dict, classes: dict[str, frozenset[str]]) -> dict[
 
 
 def clash(name: str, words: Sequence[str], a: Meaning, b: Meaning) -> UserError:
-    return UserError(f"{name}: clash: {' '.join(words)!r} is both [{a.table}] {a.key} and [{b.table}] {b.key}")
+    return UserError(f"{name}: clash: {' '.join(words)!r} is both [{a.table}] {a.key!r} and [{b.table}] {b.key!r}")
 
 
 def _read(path: Path) -> dict:
@@ -111,6 +112,8 @@ def _classes(name: str, table) -> dict[str, frozenset[str]]:
     if not isinstance(table, dict):
         raise UserError(f"{name}: [classes] is not a table")
     for key, words in table.items():
+        if not re.fullmatch(r"\w+", key):
+            raise UserError(f"{name}: [classes] {key!r} is not a name")
         for word in _strings(name, "classes", key, words):
             if not re.fullmatch(r"[a-z0-9]+", word):
                 raise UserError(f"{name}: [classes] {key}: {word!r} is not one word of lower-case letters and digits")
@@ -119,7 +122,7 @@ def _classes(name: str, table) -> dict[str, frozenset[str]]:
 
 def _strings(name: str, table: str, key: str, texts) -> Sequence[str]:
     if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-        raise UserError(f"{name}: [{table}] {key} is not a list of phrases in quotes")
+        raise UserError(f"{name}: [{table}] {key!r} is not a list of phrases in quotes")
     return texts
 
 
@@ -161,6 +164,6 @@ def _options(options: list[str], classes: dict[str, frozenset[str]]) -> list[str
     words = sorted({o for o in options if re.fullmatch(r"[a-z0-9]+", o)})
     if len(words) < 2:
         return options
-    key = "|".join(words)
+    key = f"({'|'.join(words)})"
     classes[key] = frozenset(words)
     return [*(o for o in options if o not in words), f"<{key}>"]

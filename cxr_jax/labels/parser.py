@@ -14,6 +14,7 @@ import numpy as np
 
 from cxr_jax.errors import UserError
 from cxr_jax.labels import automaton, readers
+from cxr_jax.labels.readers import ANSWER, TAGS
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
 from cxr_jax.labels.texts import map_texts
 
@@ -37,6 +38,7 @@ def parse_bytes(stream: jax.Array, lengths: jax.Array) -> Parsed:
       tag_counts int32 [B, 4]: occurrences of <think>, </think>, <answer>, </answer>.
       n_unknown int32 [B]: items of the answer that are no label (empty items are not counted).
       no_finding_conflict bool [B]: No Finding together with a finding (Support Devices is none).
+      trace_length int32 [B]: bytes before the first <answer> tag; all of them without one.
       overflow bool [B]: lengths > L, so the end of the text was not seen.
     """
     width = stream.shape[1]
@@ -44,6 +46,9 @@ def parse_bytes(stream: jax.Array, lengths: jax.Array) -> Parsed:
     tags, items = events
     counts = jnp.stack([jnp.sum(tags == i + 1, axis=0, dtype=jnp.int32) for i in range(4)], axis=-1)
     has_answer = final[1] == 1
+    opens = tags == TAGS.index(ANSWER) + 1
+    before_answer = jnp.argmax(opens, axis=0) + 1 - len(ANSWER)
+    trace_length = jnp.where(opens.any(axis=0), before_answer, jnp.minimum(lengths, width))
     items = jnp.where(items > _CLOSE, items - _CLOSE, items)
     bits = jnp.where((items >= 1) & (items <= _N), 1 << jnp.clip(items - 1, 0, _N), 0)
     found = jax.lax.reduce(bits, jnp.int32(0), jax.lax.bitwise_or, (0,))
@@ -56,6 +61,7 @@ def parse_bytes(stream: jax.Array, lengths: jax.Array) -> Parsed:
         "tag_counts": counts,
         "n_unknown": jnp.where(has_answer, jnp.sum(items == _UNKNOWN, axis=0, dtype=jnp.int32), 0),
         "no_finding_conflict": answer[:, INDEX["No Finding"]] & jnp.any(answer & pathology, axis=-1),
+        "trace_length": trace_length.astype(jnp.int32),
         "overflow": lengths > width,
     }
 
@@ -75,7 +81,8 @@ class TokenBytes(NamedTuple):
         """The table of a byte-level BPE tokenizer, as decode(ids, skip_special_tokens=True) reads it.
 
         Takes a `tokenizers.Tokenizer` or a fast Hugging Face tokenizer. Special tokens stand for nothing,
-        other added tokens for their text. Raises UserError for a tokenizer whose decoder is not byte-level.
+        other added tokens for their text. Raises UserError for a tokenizer whose decoder is not byte-level, or that
+        cannot write the four tags.
         """
         backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
         if type(getattr(backend, "decoder", None)).__name__ != "ByteLevel":
@@ -86,6 +93,10 @@ class TokenBytes(NamedTuple):
         for token, i in vocab.items():
             if i not in special:
                 pieces[i] = _token_bytes(token)
+        for tag in TAGS:  # one that is a special token, or out of the alphabet, would never be read
+            ids = backend.encode(tag.decode(), add_special_tokens=False).ids
+            if b"".join(pieces[i] for i in ids) != tag:
+                raise UserError(f"the tokenizer cannot write {tag.decode()} as plain text: rewards need it")
         return cls.from_pieces(pieces)
 
     @classmethod

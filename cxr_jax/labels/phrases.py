@@ -39,7 +39,7 @@ class Tables(NamedTuple):
 def compile_lexicon(lexicon: lx.Lexicon) -> Tables:
     """Raises UserError for a clash that only shows when phrases meet: two that fit the same words equally well."""
     words, stems, member = _vocabulary(lexicon)
-    word_next, ends = _word_table(words, stems)
+    word_next, ends = _word_table(lexicon.name, words, stems)
     classes: dict[frozenset[str], int] = {frozenset(): 0}
     word_class = np.zeros(len(ends), np.int16)
     for state, (word, held) in enumerate(ends):
@@ -70,7 +70,7 @@ def _vocabulary(lexicon):
     return words, stems, member
 
 
-def _word_table(words, stems):
+def _word_table(name, words, stems):
     """Next states int16 [W, 37], and what each state has read: (the letters, or None off the trie; stems of them)."""
     prefixes = {w[:i] for w in words | stems for i in range(len(w) + 1)}
     number, ends, rows = {("", frozenset()): 0}, [("", frozenset())], []
@@ -84,6 +84,8 @@ def _word_table(words, stems):
                 ends.append(state)
             row.append(number[state])
         rows.append(row)
+    if len(ends) > MAX_STATES:
+        raise UserError(f"{name}: the lexicon is too large: its words take more than {MAX_STATES} states")
     return np.array(rows, np.int16), ends
 
 

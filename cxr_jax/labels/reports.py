@@ -23,6 +23,7 @@ N = len(CHEXPERT_14)
 POS, NEG, UNC = 0, 1, 2  # the three states a mention can have: rows of state arrays
 IGNORE = 3
 _ALL = (1 << len(lx.LABELS)) - 1
+_SIDED = _ALL & ~sum(1 << lx.LABELS.index(name) for name in lx.SIDELESS)
 _RIGHT, _LEFT = 1 << 16, 1  # multiply a mask by one of them, or their sum, to make a pair
 
 # Codes of bytes in context, the alphabet of the word table: a letter inside a word, a word's last letter, tokens, rest.
@@ -156,6 +157,12 @@ class Truth(NamedTuple):
     hedged: jax.Array
     sides: jax.Array
 
+    @classmethod
+    def of(cls, present, hedged, sides) -> "Truth":
+        """From bool present and hedged [B, 14], and sides [B, 14, 2]: is it on the right, and on the left?"""
+        mask = lambda x: jnp.sum(jnp.where(x, jnp.int32(1) << jnp.arange(N), 0), axis=-1)
+        return cls(mask(present), mask(hedged), mask(sides[..., 0]) << 16 | mask(sides[..., 1]))
+
 
 class _Reader(NamedTuple):
     """The registers of the backward pass, int32 [.., B]."""
@@ -215,9 +222,9 @@ def _say(r: _Reader, item, truth) -> _Reader:
     # Sides go to what has none on their right; else they wait for what comes on their left.
     pair = lambda mask, s: mask * ((s >> 1) * _RIGHT + (s & 1) * _LEFT)
     here = (side > 0) & ~heading
-    gives = here & jnp.any(r.open != 0, axis=0)
-    sided = r.sided | pair(on(gives, r.open), side)
-    open_ = on(~gives, r.open)
+    gives = here & jnp.any(r.open & _SIDED != 0, axis=0)
+    sided = r.sided | pair(on(gives, r.open & _SIDED), side)
+    open_ = jnp.where(gives, r.open & ~_SIDED, r.open)
     current = jnp.where(here, on(~gives, side), r.side)
     clause &= gives | ~here
 
@@ -239,8 +246,8 @@ def _say(r: _Reader, item, truth) -> _Reader:
     close = jnp.where(flag("after"), 1, on(~comma, r.close))
     current = on(~(flush | (comma & (r.taken == 1))), current)
     taken = on(~here & (current > 0), r.taken)
-    s_sided |= pair(on(heading, s_open), side)
-    s_open = on(~heading, s_open)
+    s_sided |= pair(on(heading, s_open & _SIDED), side)
+    s_open = jnp.where(heading, s_open & ~_SIDED, s_open)
 
     # A mention.
     cue = after & 3
@@ -248,9 +255,9 @@ def _say(r: _Reader, item, truth) -> _Reader:
     own = jnp.where(cue > 0, cue, jnp.where(mention == 2, UNC, POS))
     row = jnp.where(fixed == 0, own, jnp.where(fixed == IGNORE, -1, fixed + 2))
     rows = jnp.where((jnp.arange(5)[:, None] == row) & (mention > 0), labels, 0)
-    open_ |= on(current == 0, rows)
-    sided |= pair(rows, current)
-    taken = jnp.where((mention > 0) & (current > 0), 1, taken)
+    open_ |= jnp.where(current == 0, rows, rows & ~_SIDED)
+    sided |= pair(rows & _SIDED, current)
+    taken = jnp.where((mention > 0) & (row >= 0) & (labels & _SIDED > 0) & (current > 0), 1, taken)
 
     # Subjects and qualities.
     quality, subject = field("quality"), flag("subject")
@@ -306,8 +313,7 @@ def read_bytes(stream: jax.Array, lengths: jax.Array, bank: Bank, truth: Truth |
     pos, neg, unc = (bits(m) for m in r.any)
     state = jnp.where(pos, POSITIVE, jnp.where(unc, UNCERTAIN, jnp.where(neg, NEGATIVE, NOT_MENTIONED)))
     sides = [[bits(m >> shift) for m in r.d_sided] for shift in (16, 0)]
-    sided = np.arange(N + 1) != INDEX["No Finding"]
-    won = [sided & jnp.where(pos, s[POS], jnp.where(unc, s[UNC], s[NEG])) for s in sides]
+    won = [jnp.where(pos, s[POS], jnp.where(unc, s[UNC], s[NEG])) for s in sides]
     anything = jnp.any(state != NOT_MENTIONED, axis=1)
     counts = np.arange(N + 1) != INDEX["Support Devices"]
     counts[INDEX["No Finding"]] = False

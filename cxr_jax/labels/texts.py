@@ -10,8 +10,9 @@ _ROWS = 1024  # texts in one call
 _CELLS = 1 << 20  # bytes in one call: bounds the memory of what a parser keeps per byte
 
 
-def map_texts(program: Callable, texts: Sequence[str | bytes]) -> dict[str, np.ndarray]:
-    """program(stream uint8 [B, L], lengths int32 [B]) -> dict of arrays [B, ..], for texts: numpy arrays, a row a text.
+def map_texts(program: Callable, texts: Sequence[str | bytes], *columns: np.ndarray) -> dict[str, np.ndarray]:
+    """program(stream uint8 [B, L], lengths [B], *columns) -> dict of arrays [B, ..], for texts: numpy arrays, a row
+    a text. columns: what else the program needs of each text, [N, ..].
 
     Texts are grouped by length, and shapes rounded up to powers of two.
     """
@@ -19,7 +20,8 @@ def map_texts(program: Callable, texts: Sequence[str | bytes]) -> dict[str, np.n
     # nothing.
     coded = [t if isinstance(t, bytes) else t.encode("utf-8", "surrogatepass") for t in texts]
     order = sorted(range(len(coded)), key=lambda i: len(coded[i]))
-    shapes = jax.eval_shape(program, jnp.zeros((1, 64), jnp.uint8), jnp.zeros(1, jnp.int32))
+    one = [jnp.zeros((1, *c.shape[1:]), c.dtype) for c in columns]
+    shapes = jax.eval_shape(program, jnp.zeros((1, 64), jnp.uint8), jnp.zeros(1, jnp.int32), *one)
     out = {key: np.zeros((len(coded), *s.shape[1:]), s.dtype) for key, s in shapes.items()}
     at = 0
     while at < len(order):
@@ -29,7 +31,8 @@ def map_texts(program: Callable, texts: Sequence[str | bytes]) -> dict[str, np.n
         for r, i in enumerate(rows):
             stream[r, : len(coded[i])] = np.frombuffer(coded[i], np.uint8)
             lengths[r] = len(coded[i])
-        for key, value in jax.device_get(program(stream, lengths)).items():
+        filled = np.resize(rows, len(stream))  # what stands in rows past the last text is dropped
+        for key, value in jax.device_get(program(stream, lengths, *(c[filled] for c in columns))).items():
             out[key][rows] = value[: len(rows)]
         at += len(rows)
     return out

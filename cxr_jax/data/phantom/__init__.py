@@ -1,6 +1,7 @@
 """The phantom world: infinite seeded synthetic chest radiographs (never a claim about patients)."""
 
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from .constants import DEVICES, FINDINGS, POSITIVE_AT, SIZE
 from .render import render
 from .scene import labels, regions, sample_scenes, sides
 
+LEXICON = str(Path(__file__).with_name("lexicon.toml"))  # what phantom reports say beyond labels/lexicon.toml
 SPLITS = ("train", "select", "test")
 HOSPITALS = ("A", "B")
 
@@ -57,6 +59,7 @@ __all__ = [
     "DEVICES",
     "FINDINGS",
     "HOSPITALS",
+    "LEXICON",
     "POSITIVE_AT",
     "SIZE",
     "SPLITS",
