@@ -104,17 +104,23 @@ def _phrase_table(name, phrases, classes, meanings):
     for number, patterns in enumerate(classes):
         for pattern in patterns:
             containing.setdefault(pattern, []).append(number)
-    start = frozenset({0})
+    start = frozenset({0})  # every state has the root in it: a phrase may start anywhere
     number, states, rows = {start: 0}, [start], []
-    for state in states:  # grows while we walk it
+
+    def reached(nodes) -> dict[int, set[int]]:
         targets: dict[int, set[int]] = {}
-        for node in state:
+        for node in nodes:
             for pattern, child in children[node].items():
                 for c in containing.get(pattern, ()):
                     targets.setdefault(c, {0}).add(child)
-        row = np.zeros(len(classes), np.int16)
+        return targets
+
+    from_root = reached(start)
+    for state in states:  # grows while we walk it
+        row = np.zeros(len(classes), np.int16) if state == start else rows[0].copy()
+        targets = from_root if state == start else reached(state - start)
         for c, nodes in targets.items():
-            target = frozenset(nodes)
+            target = frozenset(nodes | from_root.get(c, set()))
             if target not in number:
                 number[target] = len(states)
                 states.append(target)
