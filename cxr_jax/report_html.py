@@ -83,6 +83,7 @@ def page(evaluation: dict, curves: list, cases: list) -> str:
         ("about", "What this is", about(evaluation)),
         ("result", "Result", result(evaluation)),
         ("image-use", "Does it look at the image?", tables.audit_table(models)),
+        ("trace", "Does the reasoning say so?", tables.trace_table(models)),
         (
             "labels",
             "Label by label",

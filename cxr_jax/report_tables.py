@@ -275,6 +275,35 @@ def _uses_image(audit) -> str:
     return small("yes", "verdict yes") if yes else small("not shown", "verdict no")
 
 
+# The trace ---------------------------------------------------------------------------------------
+
+TRACE = {
+    "trace_answer": "agrees with<br>the answer",
+    "trace_findings": "agrees with<br>the truth",
+    "trace_truth": "sentences<br>without an error",
+    "trace_false": "false sentences<br>a trace",
+}
+
+
+def trace_table(models) -> str:
+    rows = [
+        head(esc(model)) + cell(esc(set_name(s)), "left")
+        + "".join(cell(with_interval(summary["trace"][key])) for key in TRACE)
+        for model, sets in models.items()
+        for s, summary in sets.items()
+        if summary.get("trace")
+    ]  # fmt: skip
+    if not rows:
+        return '<p class="muted">The traces were not read.</p>'
+    return table(
+        [head() + head("set", "left") + "".join(map(head, TRACE.values()))],
+        rows,
+        "The reasoning, read sentence by sentence as a report (docs/report_parser.md), held against the answer below "
+        "it and against the truth, with sides where they are known. 1 is best; the last column counts "
+        "(docs/rewards.md).",
+    )
+
+
 # Per label ---------------------------------------------------------------------------------------
 
 

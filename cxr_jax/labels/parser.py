@@ -135,11 +135,12 @@ def tokens_to_bytes(tokens, lengths, table: TokenBytes, max_bytes: int) -> tuple
     ids = jnp.where(known, tokens, 0)
     sizes = jnp.where(known, length[ids], 0)
     ends = jnp.cumsum(sizes, axis=1)
-    place = jnp.arange(max_bytes)
-    owner = jax.vmap(lambda e: jnp.searchsorted(e, place, side="right"))(ends)
-    owner = jnp.minimum(owner, tokens.shape[1] - 1)
+    # Which token a place belongs to: how many tokens have ended there. Counted from marks at the ends, not searched.
+    marks = jnp.zeros((tokens.shape[0], max_bytes), jnp.int32)
+    marks = marks.at[jnp.arange(tokens.shape[0])[:, None], ends].add(1, mode="drop")
+    owner = jnp.minimum(jnp.cumsum(marks, axis=1), tokens.shape[1] - 1)
     shift = offset[ids] - (ends - sizes)  # from a place in the text to a place in `data`
-    source = jnp.take_along_axis(shift, owner, axis=1) + place
+    source = jnp.take_along_axis(shift, owner, axis=1) + jnp.arange(max_bytes)
     return data[jnp.clip(source, 0, data.shape[0] - 1)], ends[:, -1]
 
 

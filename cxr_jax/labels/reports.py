@@ -1,8 +1,8 @@
 """The jitted parser of free text: 14 findings x {affirmed, denied, hedged, not mentioned}, with sides.
 
-docs/report_parser.md is the meaning, exactly; `labels/lexicon.toml` the words. Three passes over the bytes, all of them
-tables and bit masks vectorised over the batch: which byte ends which word (no state but the bytes themselves); forward,
-words and phrases; backward, what the phrases say. A mask has one bit a label of `lexicon.LABELS`; a pair of masks,
+docs/report_parser.md is the meaning, exactly; `labels/lexicon.toml` the words. Three passes, tables and bit masks
+vectorised over the batch: which byte ends a word (from its neighbours alone); forward over the bytes, words and phrases;
+backward over the tokens, what the phrases say. A mask has one bit a label of `lexicon.LABELS`; a pair of masks,
 right << 16 | left, holds the sides.
 """
 
@@ -128,14 +128,15 @@ def _in_context(data: jax.Array, inside: jax.Array) -> jax.Array:
 _IS_TOKEN = 1 << 30
 
 
-def _find_phrases(bank: Bank, codes: jax.Array) -> jax.Array:
+def _find_phrases(bank: Bank, codes: jax.Array, longest: jax.Array) -> jax.Array:
     """int32 [L, B]: at the last byte of every word and token 1 << 30 | tokens of its phrase << 16 | its item."""
     words, nexts, found = (jnp.asarray(x) for x in (bank.words, bank.phrases, bank.found))
     n_classes = nexts.shape[1]
     nexts = nexts.reshape(-1)
 
-    def step(carry, code):
-        word, phrase, blank = carry
+    def step(i, carry):
+        word, phrase, blank, out = carry
+        code = codes[i]
         cell = words[word + code]
         line = (code == _NEWLINE) | (code == _BULLET)
         token = (cell >= _IS_TOKEN) & (blank | ~line)
@@ -143,10 +144,22 @@ def _find_phrases(bank: Bank, codes: jax.Array) -> jax.Array:
         phrase = jnp.where(token, row, phrase)
         blank = (code == _NEWLINE) | (blank & ((code == _OTHER) | line))
         word = jnp.where(cell >= _IS_TOKEN, 0, cell)
-        return (word, phrase, blank), jnp.where(token, found[phrase] | _IS_TOKEN, 0)
+        out = jax.lax.dynamic_update_index_in_dim(out, jnp.where(token, found[phrase] | _IS_TOKEN, 0), i, 0)
+        return word, phrase, blank, out
 
     zero = jnp.zeros(codes.shape[1], jnp.int32)
-    return jax.lax.scan(step, (zero, zero, zero == 1), codes)[1]
+    # Bytes past the longest text of the batch are many where a budget is fixed, as in RL: they are not looked at.
+    return jax.lax.fori_loop(0, longest, step, (zero, zero, zero == 1, jnp.zeros(codes.shape, jnp.int32)))[3]
+
+
+def _tokens_backward(found: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The tokens of found int32 [L, B] from the last to the first, [L, B], and the most that a text has."""
+    length, batch = found.shape
+    is_token = found != 0
+    number = jnp.cumsum(is_token[::-1].astype(jnp.int32), axis=0)[::-1]  # from the right, from 1
+    place = jnp.where(is_token, number - 1, length)
+    dense = jnp.zeros_like(found).at[place, jnp.arange(batch)[None]].set(found, mode="drop")
+    return dense, jnp.max(number[0])
 
 
 class Truth(NamedTuple):
@@ -193,18 +206,20 @@ def _read(bank: Bank, found: jax.Array, truth: Truth | None) -> _Reader:
     """The backward pass over found int32 [L, B]."""
     items = jnp.asarray(bank.items)
     batch = found.shape[1]
+    tokens, most = _tokens_backward(found)
 
-    def step(r: _Reader, x):
+    def step(i, r: _Reader):
+        x = tokens[i]
         words = (x >> 16) & 0x3FFF
         take = (r.skip == 0) & (words > 0)
         item = items[jnp.where(take, x & 0xFFFF, 0)]
         r = r._replace(skip=jnp.where(take, words - 1, jnp.maximum(r.skip - (x >> 30), 0)))
-        return _say(r, item, truth), None
+        return _say(r, item, truth)
 
     zeros = {f: jnp.zeros((batch,), jnp.int32) for f in _Reader._fields}
     for name, n in dict(open=5, sided=5, s_open=3, s_sided=3, s_subjects=3, any=3, d_sided=3).items():
         zeros[name] = jnp.zeros((n, batch), jnp.int32)
-    r, _ = jax.lax.scan(step, _Reader(**zeros), found, reverse=True)
+    r = jax.lax.fori_loop(0, most, step, _Reader(**zeros))
     end = jnp.int32(1 << _SHIFT["clause"] | 1 << _SHIFT["sentence"])
     return _say(r, jnp.broadcast_to(end, (batch,)), truth)
 
@@ -307,7 +322,8 @@ def read_bytes(stream: jax.Array, lengths: jax.Array, bank: Bank, truth: Truth |
     """
     width = stream.shape[1]
     inside = jnp.arange(width)[:, None] < lengths[None, :]
-    found = _find_phrases(bank, _in_context(stream.T, inside))
+    longest = jnp.minimum(jnp.max(lengths), width)
+    found = _find_phrases(bank, _in_context(stream.T, inside), longest)
     r = _read(bank, found, truth)
     bits = lambda mask: ((mask[:, None] >> jnp.arange(N + 1)) & 1) == 1  # [B, 15]
     pos, neg, unc = (bits(m) for m in r.any)

@@ -1,6 +1,8 @@
 """Python strings through a jitted parser of bytes: few shapes, so few programs are compiled."""
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent import futures
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +25,12 @@ def map_texts(program: Callable, texts: Sequence[str | bytes], *columns: np.ndar
     one = [jnp.zeros((1, *c.shape[1:]), c.dtype) for c in columns]
     shapes = jax.eval_shape(program, jnp.zeros((1, 64), jnp.uint8), jnp.zeros(1, jnp.int32), *one)
     out = {key: np.zeros((len(coded), *s.shape[1:]), s.dtype) for key, s in shapes.items()}
-    at = 0
+    parts, at = [], 0
     while at < len(order):
-        rows = _rows(coded, order, at)
+        parts.append(_rows(coded, order, at))
+        at += len(parts[-1])
+
+    def run(rows):
         stream = np.zeros((_pow2(len(rows)), _width(coded[rows[-1]])), np.uint8)
         lengths = np.zeros(len(stream), np.int32)
         for r, i in enumerate(rows):
@@ -34,7 +39,15 @@ def map_texts(program: Callable, texts: Sequence[str | bytes], *columns: np.ndar
         filled = np.resize(rows, len(stream))  # what stands in rows past the last text is dropped
         for key, value in jax.device_get(program(stream, lengths, *(c[filled] for c in columns))).items():
             out[key][rows] = value[: len(rows)]
-        at += len(rows)
+
+    # A loop over bytes keeps one core busy, so parts run side by side; the first of each shape alone, which compiles it.
+    firsts = {(_pow2(len(rows)), _width(coded[rows[-1]])): rows for rows in reversed(parts)}
+    for rows in firsts.values():
+        run(rows)
+    rest = [rows for rows in parts if not any(rows is first for first in firsts.values())]
+    if rest:
+        with futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            list(pool.map(run, rest))
     return out
 
 
@@ -49,7 +62,9 @@ def _rows(coded, order, at) -> list[int]:
 
 
 def _width(text: bytes) -> int:
-    return _pow2(max(64, len(text)))
+    """A power of two, or three quarters of one."""
+    whole = _pow2(max(64, len(text)))
+    return whole * 3 // 4 if 64 < whole and len(text) <= whole * 3 // 4 else whole
 
 
 def _pow2(n: int) -> int:
