@@ -1,6 +1,10 @@
 """Rewards of the trace: equal to plain Python on random completions; exploits earn less than honest readers; alarms."""
 
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import fuzz_reports
 import jax
@@ -10,9 +14,12 @@ import pytest
 
 import cxr_jax.labels
 from cxr_jax import rewards
+from cxr_jax.data import phantom
+from cxr_jax.data.phantom import report
 from cxr_jax.errors import UserError
 from cxr_jax.labels import CHEXPERT_14, parser, reports
 from cxr_jax.labels.taxonomy import PARENTS
+from cxr_jax.labels.texts import map_texts
 from cxr_jax.tools import exploits
 
 ROWS, WIDTH = fuzz_reports.BATCH, 1024
@@ -132,6 +139,34 @@ def test_what_an_answer_of_parents_and_hedges_agrees_with():
     assert agree("Pneumonia.", "No Finding") == 0
     assert agree("PICC line. Lungs are clear.", "No Finding, Support Devices") == 1
     assert agree("The patient is here.", "") == 0  # it says nothing
+
+
+@pytest.mark.parametrize("hospital", phantom.HOSPITALS)
+def test_every_sentence_of_a_perfect_trace_agrees_with_its_scene(hospital):
+    n = 256
+    keys = phantom.example_keys(3, "test", hospital, np.arange(n))
+    scenes = jax.tree.map(np.asarray, phantom.sample_scenes(keys, hospital))
+    labels, sides = np.asarray(phantom.labels(scenes)), np.asarray(phantom.sides(scenes))
+    written = [report.write(phantom.scene_row(scenes, i), hospital, np.random.default_rng(i)) for i in range(n)]
+    bank = jax.device_put(reports.bank(None, phantom.LEXICON))
+    read = jax.jit(lambda s, l, labels, sides: reports.read_bytes(
+        s, l, bank, reports.Truth.of(labels == 1, labels == -1, sides)))  # fmt: skip
+    right = map_texts(read, [r.trace for r in written], labels, sides)
+    assert (right["claims"] >= 6).all() and not right["wrong"].any()
+    flipped = np.roll(labels, 1, axis=0)  # another patient's truth
+    assert map_texts(read, [r.trace for r in written], flipped, sides)["wrong"].mean() > 2
+    for row, state in zip(written, right["state"], strict=True):
+        facts = report.label_states(row.facts)
+        # Lung Opacity is hedged by its hedged parts, and "clear" denies what it does not name.
+        said = {k: v for k, v in facts.items() if v != 0 and (k, v) != ("Lung Opacity", -1) and k != "No Finding"}
+        assert said == {k: state[CHEXPERT_14.index(k)] for k in said}, row.trace
+
+
+def test_the_same_on_rows_spread_over_devices():
+    script = Path(__file__).with_name("sharded_rewards.py")
+    env = os.environ | {"PYTHONPATH": str(script.parents[1]), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=env, timeout=300)
+    assert done.stdout == "same on 4\n", done.stderr
 
 
 # Exploits ---------------------------------------------------------------------------------------

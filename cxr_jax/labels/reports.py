@@ -1,7 +1,7 @@
 """The jitted parser of free text: 14 findings x {affirmed, denied, hedged, not mentioned}, with sides.
 
 docs/report_parser.md is the meaning, exactly; `labels/lexicon.toml` the words. Three passes, tables and bit masks
-vectorised over the batch: which byte ends a word (from its neighbours alone); forward over the bytes, words and phrases;
+vectorised over the batch: which byte ends a word (from its neighbours); forward over the bytes, words and phrases;
 backward over the tokens, what the phrases say. A mask has one bit a label of `lexicon.LABELS`; a pair of masks,
 right << 16 | left, holds the sides.
 """
@@ -46,7 +46,7 @@ class Bank(NamedTuple):
     """A lexicon as arrays: constants of the compiled program. A pytree.
 
     words int32 [W * codes]: next state * codes, or, at a word's or token's end, 1 << 30 | its class. phrases int16
-    [P * C]: next state. found int32 [P]: items index | tokens of the phrase << 16. items int32 [M].
+    [P, C]: next state. found int32 [P]: items index | tokens of the phrase << 16. items int32 [M].
     """
 
     words: np.ndarray

@@ -40,7 +40,7 @@ def map_texts(program: Callable, texts: Sequence[str | bytes], *columns: np.ndar
         for key, value in jax.device_get(program(stream, lengths, *(c[filled] for c in columns))).items():
             out[key][rows] = value[: len(rows)]
 
-    # A loop over bytes keeps one core busy, so parts run side by side; the first of each shape alone, which compiles it.
+    # A loop over bytes keeps one core busy, so parts run side by side; the first of each shape alone: it compiles.
     firsts = {(_pow2(len(rows)), _width(coded[rows[-1]])): rows for rows in reversed(parts)}
     for rows in firsts.values():
         run(rows)
