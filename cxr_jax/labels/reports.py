@@ -113,7 +113,7 @@ _CODE, _IS_LETTER = _codes()
 
 
 def _in_context(data: jax.Array, inside: jax.Array) -> jax.Array:
-    """Codes int32 [L, B] of bytes uint8 [L, B]: decimal points are letters, a word's last letter has its own code."""
+    """Codes uint8 [L, B] of bytes uint8 [L, B]: decimal points are letters, a word's last letter has its own code."""
     data = jnp.where(inside, data, 0)
     pad = jnp.zeros((1, data.shape[1]), bool)
     digit = (data >= ord("0")) & (data <= ord("9"))
@@ -122,21 +122,21 @@ def _in_context(data: jax.Array, inside: jax.Array) -> jax.Array:
     letter = jnp.asarray(_IS_LETTER)[data] | point
     last = letter & ~jnp.concatenate([letter[1:], pad])
     code = jnp.where(point, _LETTERS - 1, jnp.asarray(_CODE)[data])
-    return code + jnp.where(last, _LETTERS, 0)
+    return (code + jnp.where(last, _LETTERS, 0)).astype(jnp.uint8)
 
 
 _IS_TOKEN = 1 << 30
 
 
 def _find_phrases(bank: Bank, codes: jax.Array, longest: jax.Array) -> jax.Array:
-    """int32 [L, B]: at the last byte of every word and token 1 << 30 | tokens of its phrase << 16 | its item."""
-    words, nexts, found = (jnp.asarray(x) for x in (bank.words, bank.phrases, bank.found))
+    """int16 [L, B]: at the last byte of every word and token 1 + the state of the phrase table, elsewhere 0."""
+    words, nexts = jnp.asarray(bank.words), jnp.asarray(bank.phrases)
     n_classes = nexts.shape[1]
     nexts = nexts.reshape(-1)
 
     def step(i, carry):
         word, phrase, blank, out = carry
-        code = codes[i]
+        code = codes[i].astype(jnp.int32)
         cell = words[word + code]
         line = (code == _NEWLINE) | (code == _BULLET)
         token = (cell >= _IS_TOKEN) & (blank | ~line)
@@ -144,22 +144,39 @@ def _find_phrases(bank: Bank, codes: jax.Array, longest: jax.Array) -> jax.Array
         phrase = jnp.where(token, row, phrase)
         blank = (code == _NEWLINE) | (blank & ((code == _OTHER) | line))
         word = jnp.where(cell >= _IS_TOKEN, 0, cell)
-        out = jax.lax.dynamic_update_index_in_dim(out, jnp.where(token, found[phrase] | _IS_TOKEN, 0), i, 0)
+        ends = jnp.where(token, phrase + 1, 0).astype(out.dtype)
+        out = jax.lax.dynamic_update_index_in_dim(out, ends, i, 0)
         return word, phrase, blank, out
 
     zero = jnp.zeros(codes.shape[1], jnp.int32)
     # Bytes past the longest text of the batch are many where a budget is fixed, as in RL: they are not looked at.
-    return jax.lax.fori_loop(0, longest, step, (zero, zero, zero == 1, jnp.zeros(codes.shape, jnp.int32)))[3]
+    return jax.lax.fori_loop(0, longest, step, (zero, zero, zero == 1, jnp.zeros(codes.shape, jnp.int16)))[3]
 
 
-def _tokens_backward(found: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The tokens of found int32 [L, B] from the last to the first, [L, B], and the most that a text has."""
-    length, batch = found.shape
-    is_token = found != 0
-    number = jnp.cumsum(is_token[::-1].astype(jnp.int32), axis=0)[::-1]  # from the right, from 1
-    place = jnp.where(is_token, number - 1, length)
-    dense = jnp.zeros_like(found).at[place, jnp.arange(batch)[None]].set(found, mode="drop")
-    return dense, jnp.max(number[0])
+def _cut_from_the_right(bank: Bank, ends: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The items of ends int16 [L, B] from the last to the first, int16 [L, B] closed up, and the most that a text has.
+
+    First what is no token is left out, at once; then tokens are passed over one by one, as phrases hide them.
+    """
+    found = jnp.asarray(bank.found)
+    rows = jnp.arange(ends.shape[1])
+    number = jnp.cumsum((ends != 0)[::-1].astype(jnp.int32), axis=0)[::-1]  # of tokens, from the right, from 1
+    place = jnp.where(ends != 0, number - 1, ends.shape[0])
+    tokens = jnp.zeros_like(ends).at[place, rows[None]].set(ends, mode="drop")
+
+    def step(i, carry):
+        hidden, count, out = carry
+        phrase = jnp.where(tokens[i] > 0, found[tokens[i].astype(jnp.int32) - 1], 0)
+        words = phrase >> 16
+        take = (hidden == 0) & (words > 0)
+        item = (phrase & 0xFFFF).astype(out.dtype)
+        out = out.at[jnp.where(take, count, out.shape[0]), rows].set(item, mode="drop")
+        return jnp.where(take, words - 1, jnp.maximum(hidden - 1, 0)), count + take, out
+
+    zero = jnp.zeros(rows.shape, jnp.int32)
+    loop = (zero, zero, jnp.zeros(ends.shape, jnp.int16))
+    _, count, out = jax.lax.fori_loop(0, jnp.max(number[0]), step, loop)
+    return out, jnp.max(count)
 
 
 class Truth(NamedTuple):
@@ -180,14 +197,15 @@ class Truth(NamedTuple):
 class _Reader(NamedTuple):
     """The registers of the backward pass, int32 [.., B]."""
 
-    skip: jax.Array  # tokens of a phrase that has been taken
     after: jax.Array  # mode of the nearest cue to the right; 0 none; + 4 if a comma ends it
     close: jax.Array  # no comma since
     side: jax.Array  # the current side: 2 right, 1 left
     taken: jax.Array  # a mention has taken it
     quality: jax.Array  # the current quality: 1 + state
     subjects: jax.Array  # open subjects
-    open: jax.Array  # [5]: mentions since the last cue, by what they are so far, without a side
+    # [5]: mentions since the last cue without a side: affirmed, denied, hedged unless a cue on the left says otherwise;
+    # denied, hedged for good
+    open: jax.Array
     sided: jax.Array  # [5]: pairs, likewise
     s_open: jax.Array  # [3]: mentions of the sentence by state, without a side
     s_sided: jax.Array
@@ -198,23 +216,14 @@ class _Reader(NamedTuple):
     wrong: jax.Array  # sentences that claim something that is not so
 
 
-# Rows of `open` and `sided`: affirmed, denied, hedged unless a cue on the left says otherwise; denied, hedged for good.
-_FREE, _FIXED = (POS, NEG, UNC), (None, 3, 4)
-
-
-def _read(bank: Bank, found: jax.Array, truth: Truth | None) -> _Reader:
-    """The backward pass over found int32 [L, B]."""
-    items = jnp.asarray(bank.items)
-    batch = found.shape[1]
-    tokens, most = _tokens_backward(found)
+def _read(bank: Bank, ends: jax.Array, truth: Truth | None) -> _Reader:
+    """The backward pass over ends int16 [L, B]."""
+    meaning = jnp.asarray(bank.items)
+    batch = ends.shape[1]
+    items, most = _cut_from_the_right(bank, ends)
 
     def step(i, r: _Reader):
-        x = tokens[i]
-        words = (x >> 16) & 0x3FFF
-        take = (r.skip == 0) & (words > 0)
-        item = items[jnp.where(take, x & 0xFFFF, 0)]
-        r = r._replace(skip=jnp.where(take, words - 1, jnp.maximum(r.skip - (x >> 30), 0)))
-        return _say(r, item, truth)
+        return _say(r, meaning[items[i].astype(jnp.int32)], truth)
 
     zeros = {f: jnp.zeros((batch,), jnp.int32) for f in _Reader._fields}
     for name, n in dict(open=5, sided=5, s_open=3, s_sided=3, s_subjects=3, any=3, d_sided=3).items():
@@ -292,7 +301,7 @@ def _say(r: _Reader, item, truth) -> _Reader:
         claims += end & jnp.any(said != 0, axis=0)
         wrong += end & _is_wrong(said, s_open | s_subjects, s_sided, truth)
     return _Reader(
-        skip=r.skip, after=after, close=close, side=current, taken=taken, quality=says, subjects=subjects,
+        after=after, close=close, side=current, taken=taken, quality=says, subjects=subjects,
         open=open_, sided=sided,
         s_open=on(~end, s_open), s_sided=on(~end, s_sided), s_subjects=on(~end, s_subjects),
         any=r.any | on(end, said), d_sided=r.d_sided | on(end, s_sided), claims=claims, wrong=wrong,
@@ -323,8 +332,8 @@ def read_bytes(stream: jax.Array, lengths: jax.Array, bank: Bank, truth: Truth |
     width = stream.shape[1]
     inside = jnp.arange(width)[:, None] < lengths[None, :]
     longest = jnp.minimum(jnp.max(lengths), width)
-    found = _find_phrases(bank, _in_context(stream.T, inside), longest)
-    r = _read(bank, found, truth)
+    ends = _find_phrases(bank, _in_context(stream.T, inside), longest)
+    r = _read(bank, ends, truth)
     bits = lambda mask: ((mask[:, None] >> jnp.arange(N + 1)) & 1) == 1  # [B, 15]
     pos, neg, unc = (bits(m) for m in r.any)
     state = jnp.where(pos, POSITIVE, jnp.where(unc, UNCERTAIN, jnp.where(neg, NEGATIVE, NOT_MENTIONED)))
