@@ -3,7 +3,8 @@
 IN, one or several:
   table    .csv, .tsv or .jsonl (also .gz): one report a row. Read are findings and impression (also section_findings,
            section_impression), else report or text (also reports, report_text, full_report), or --text-column.
-  IN.txt   one report a line, a blank line is an empty report; with --one-report the file is one report
+  IN.txt   one report a line, a blank line is an empty report. With --one-report the file is one report, and so is one
+           with a heading alone on a line, or with one line only that FINDINGS: or IMPRESSION: begins
   folder   one report a file, below it too: all *.xml (Open-i); without any, all *.txt (as in MIMIC-CXR)
   IN.xml   one Open-i report
 

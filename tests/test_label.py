@@ -319,7 +319,6 @@ def test_damaged_gzip_keeps_what_came_before(tmp_path, run, stub):
     ("in.jsonl", "\n \n", "is empty"),
     ("in.jsonl", json.dumps({"x": SECRET}), "row 1: no text"),
     ("in.txt", "", "is empty"),
-    ("in.txt", f" FINAL REPORT\n FINDINGS: {SECRET}\n", "--one-report"),
     ("in.xml", f"<a>{SECRET}</a>", "not an Open-i report"),
     ("in.xlsx", SECRET, "not a folder"),
     ("in", SECRET, "not a folder"),
@@ -399,6 +398,19 @@ def test_folder_of_mimic_reports(tmp_path, run, stub):
     one = tmp_path / "files" / "p10" / "p1s2" / "s2.txt"
     code, rows, *_ = run(one, "--one-report", "--sections=impression", "--with-text", "--force")
     assert code == 0 and [(row["id"], row["Reports"]) for row in rows] == [("s2", "No edema.")]
+
+
+@pytest.mark.parametrize(("text", "reports"), [
+    ("No edema.\nClear lungs.\n", 2),
+    ("FINDINGS: No edema.\nClear lungs.\nIMPRESSION: Normal.\n", 1),
+    ("FINDINGS:\nNo edema.\nIMPRESSION: Normal.\nFINDINGS: Clear.\n", 1),
+    ("FINDINGS: No edema. IMPRESSION: Normal.\nFINDINGS: Clear. IMPRESSION: Normal.\n", 2),
+    ("FINDINGS: No edema. IMPRESSION: Normal.\n", 1),
+])
+def test_a_text_file_is_one_report_or_one_a_line(tmp_path, run, stub, text, reports):
+    write(tmp_path / "in.txt", text)
+    code, rows, *_ = run(tmp_path / "in.txt")
+    assert code == 0 and len(rows) == reports
 
 
 @pytest.mark.parametrize(("text", "expected"), [

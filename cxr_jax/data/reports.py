@@ -349,6 +349,15 @@ def _numbered(file):
 
 
 _LONE_HEADING = re.compile(r"^[ \t]*(?:FINAL REPORT|FINDINGS:|IMPRESSION:)[ \t]*\r?$", re.MULTILINE)
+_HEADED_LINE = re.compile(r"^[ \t]*(FINDINGS|IMPRESSION):", re.MULTILINE)
+
+
+def _is_one_report(path) -> bool:
+    """A heading alone on a line, or just one line that FINDINGS: or IMPRESSION: begins: no line is a whole report."""
+    with _open_text(path) as file:
+        head = file.read(1 << 16)
+    headed = _HEADED_LINE.findall(head)
+    return bool(_LONE_HEADING.search(head)) or (len(headed) == len(set(headed)) > 0 and "\n" in head.strip())
 
 
 class _TextLines:
@@ -356,10 +365,6 @@ class _TextLines:
 
     def __init__(self, path, options):
         self.path, self.options = path, options
-        with _open_text(path) as file:
-            if _LONE_HEADING.search(file.read(1 << 16)):  # line by line, its labels would be those of fragments
-                raise UserError(f"{path}: has a heading alone on a line, so a line is no whole report; "
-                                "--one-report reads a .txt file as one")
 
     def __iter__(self):
         with _open_text(self.path) as file:
@@ -464,7 +469,7 @@ def _open_input(path, options):
         if not stat.S_ISREG(mode):
             raise UserError(f"{path}: not a regular file")
         open(path, "rb").close()
-        if kind == ".xml" or (kind == ".txt" and options.one_report):
+        if kind == ".xml" or (kind == ".txt" and (options.one_report or _is_one_report(path))):
             return _Files([path], options)
         return {".jsonl": _Jsonl, ".txt": _TextLines}.get(kind, _Csv)(path, options)
     except OSError as error:
