@@ -209,17 +209,20 @@ ALARMS = {
     "repetition": lambda m: m["rewards/repetition/mean"] > 0.2,
     "trace_contradicts_answer": lambda m: m["rewards/trace_answer/mean"] < 0.5 * m["rewards/format/mean"],
     "trace_contradicts_truth": lambda m: m["rewards/trace_truth/mean"] < 0.5 * m["rewards/format/mean"],
+    "trace_drifts": lambda m: m["rewards/trace_false/mean"] > 0.5 + 2 * m["first/trace_false"],
 }
 
 
 class Alarms:
-    """alarms(row of metrics) -> {"alarms/<name>": 0.0 or 1.0}; prints each alarm once, when it first goes off."""
+    """alarms(row of metrics) -> {"alarms/<name>": 0.0 or 1.0}; prints each alarm once, when it first goes off. What an
+    alarm compares with the start of the run, it compares with the first row seen."""
 
     def __init__(self, out=print):
-        self._out, self._seen = out, set()
+        self._out, self._seen, self._first = out, set(), None
 
     def __call__(self, row: Mapping[str, float]) -> dict[str, float]:
-        on = {name: bool(test(row)) for name, test in ALARMS.items()}
+        self._first = self._first or {"first/trace_false": row["rewards/trace_false/mean"]}
+        on = {name: bool(test({**row, **self._first})) for name, test in ALARMS.items()}
         for name in sorted(n for n, ringing in on.items() if ringing and n not in self._seen):
             self._seen.add(name)
             self._out(f"  alarm: {name.replace('_', ' ')} (docs/rewards.md)")

@@ -224,6 +224,7 @@ def healthy(**changed):
         ("repetition", {"rewards/repetition/mean": 0.5}),
         ("trace_contradicts_answer", {"rewards/trace_answer/mean": 0.3}),
         ("trace_contradicts_truth", {"rewards/trace_truth/mean": 0.3}),
+        ("trace_drifts", {"rewards/trace_false/mean": 1.2}),
     ],
 )
 def test_an_alarm_goes_off_once_and_is_logged_always(name, changed):
