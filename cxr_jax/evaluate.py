@@ -21,7 +21,7 @@ CAVEAT = {
     "phantom": "Phantom results: they say nothing about patients.",
     "files": "Real films read by a model trained on phantoms only: these numbers say nothing about patients.",
 }
-TRACE_TERMS = ("trace_answer", "trace_findings", "trace_truth", "trace_false", "repetition")
+TRACE_TERMS = ("trace_answer", "trace_findings", "trace_coverage", "trace_truth", "trace_false", "repetition")
 BYTES_PER_TOKEN = 12  # byte budget of the reward parser; a longer text is cut there and counted as overflow
 
 

@@ -129,16 +129,18 @@ def _rl(config, s):
     import jax
 
     from cxr_jax import rl
+    from cxr_jax.data import phantom
     from cxr_jax.labels import parser, reports
 
     r, c = config.rl, config.max_completion
     state, fixed = s.state({})
     table = parser.TokenBytes.from_tokenizer(s.tok)
+    bank = reports.bank(None, phantom.LEXICON if config.data.source == "phantom" else None)
     drawn = r.prompts_per_step * r.oversample
     labels = {k: _array((drawn, 14), "bool") for k in ("solution", "known", "hedged")}
     labels["sides"] = _array((drawn, 14, 2), "bool")
     batch = {**s.batch(drawn), **labels}
-    rollout = rl.make_rollout(config, s.cfg, s.grid, s.special, table, s.what, reports.bank())
+    rollout = rl.make_rollout(config, s.cfg, s.grid, s.special, table, s.what, bank)
     learn = rl.make_learn(config, s.cfg, s.grid, s.special, s.tx, s.what)
     sampled = {"parameters": state["params"], "fixed": fixed, "batch": batch, "step": _array((), "int32")}
     ro = jax.eval_shape(rollout, *sampled.values())

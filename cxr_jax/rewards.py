@@ -29,6 +29,7 @@ TERMS = (
     "repetition",
     "trace_answer",
     "trace_findings",
+    "trace_coverage",
     "trace_truth",
     "trace_false",
 )
@@ -37,7 +38,7 @@ CHECKED = {  # the trace has to say what the answer says, and what is so
     "accuracy_hard": 1.0,
     "trace_answer": 0.25,
     "trace_findings": 1.0,
-    "trace_false": -0.02,
+    "trace_coverage": 0.1,
     "invented": -0.1,
     "no_finding_conflict": -0.25,
     "repetition": -0.5,
@@ -73,6 +74,7 @@ def reward_terms(
     solution,
     lengths=None,
     *,
+    known=None,
     min_length: int = MIN_LENGTH,
     max_length: int | None = None,
     limit: int | None = None,
@@ -80,8 +82,9 @@ def reward_terms(
     """Every term as float32 [B]. Pure; runs inside jit.
 
     parsed: from `read_tokens` or `read_bytes`, or from `parser.parse_bytes` to leave out the terms of the trace;
-    solution bool [B, 14]; lengths int [B] in tokens, or None to leave out overshort and overlong; max_length, limit:
-    tokens, see overlong, which is left out without them.
+    solution bool [B, 14]; lengths int [B] in tokens, or None to leave out overshort and overlong; known bool [B, 14]:
+    labels that are not known (uncertain and blank ones of a manifest) are neither right nor wrong in an answer, so they
+    leave it and the solution; max_length, limit: tokens, see overlong, which is left out without them.
       accuracy: |gold & answer| / |gold | answer|; 1 if both are empty; 0 without an answer element.
       format: 1 if the text is <think>..</think>, white space, <answer>..</answer>.
       tag_count: 0.25 for each of the four tags that occurs exactly once.
@@ -95,7 +98,9 @@ def reward_terms(
         Supported is what the trace affirms or hedges, and its parents.
       trace_findings: what the trace affirms against what is there, for certain: credits of the labels that are there /
         (how many they are + what is affirmed and not there + half of what is hedged and not there). Credit: 1 affirmed
-        and, where the truth is one-sided, on that side alone; 1/4 with another side or none; 1/2 hedged. Needs a truth.
+        and, where the side is known, on just that side; 1/4 without a side or with one of two, -1/4 on a side where it
+        is not; 1/2 hedged. Needs a truth.
+      trace_coverage: share of the 13 findings whose state is certain that the trace affirms or denies rightly.
       trace_truth: share of the trace's sentences with a claim that claim nothing false; 0 if none claims anything.
       trace_false: how many claim something false. A count: weigh it negatively.
     Raises UserError for min_length < 1, or a limit not above max_length.
@@ -104,6 +109,8 @@ def reward_terms(
         raise UserError(f"min_length must be at least 1 token, got {min_length}")
     f32 = jnp.float32
     answer = parsed["answer"]
+    if known is not None:
+        answer, solution = answer & known, solution & known
     both = jnp.sum(answer & solution, axis=-1)
     either = jnp.sum(answer | solution, axis=-1)
     accuracy = jnp.where(parsed["has_answer"], jnp.asarray(_JACCARD)[both, either], f32(0))
@@ -147,25 +154,32 @@ def _trace_terms(parsed) -> dict[str, jax.Array]:
     speaks = jnp.any(state != NOT_MENTIONED, axis=-1) | (trace["other"] != NOT_MENTIONED)
     terms = {"trace_answer": jnp.where(parsed["has_answer"] & speaks, jnp.asarray(_JACCARD)[both, either], f32(0))}
     if "truth" in trace:
-        terms["trace_findings"] = _findings(trace, affirmed)
+        terms |= _against(trace["truth"], trace, affirmed)
         claims, wrong = trace["claims"].astype(f32), trace["wrong"].astype(f32)
         terms |= {"trace_truth": (claims - wrong) / jnp.maximum(claims, 1), "trace_false": wrong}
     return terms
 
 
-def _findings(trace, affirmed) -> jax.Array:
+def _against(truth: reports.Truth, trace, affirmed) -> dict[str, jax.Array]:
+    """trace_findings and trace_coverage, float32 [B]."""
     bits = lambda mask: (mask[:, None] >> jnp.arange(len(CHEXPERT_14))) & 1 == 1
-    truth: reports.Truth = trace["truth"]
     present, absent = bits(truth.present), ~bits(truth.present | truth.hedged)
     right, left = bits(truth.sides >> 16), bits(truth.sides)
-    no_side = (right & left) | np.any(_IS_PARENT, axis=0)  # a parent is named in summaries, and placed by its children
-    placed = no_side | ((trace["right"] == right) & (trace["left"] == left))
+    # A parent is named in summaries, and placed by its children.
+    placed = ~(right | left) | np.any(_IS_PARENT, axis=0) | ((trace["right"] == right) & (trace["left"] == left))
+    elsewhere = (trace["right"] & ~right) | (trace["left"] & ~left)
     hedged = (trace["state"] == -1) & ~_NO_FINDING
-    credit = jnp.where(affirmed, jnp.where(placed, 1.0, 0.25), jnp.where(hedged, 0.5, 0.0))
+    where = jnp.where(placed, 1.0, jnp.where(elsewhere, -0.25, 0.25))
+    credit = jnp.where(affirmed, where, jnp.where(hedged, 0.5, 0.0))
     false = jnp.where(affirmed, 1.0, jnp.where(hedged, 0.5, 0.0))
     total = jnp.sum(present, axis=1) + jnp.sum(jnp.where(absent, false, 0), axis=1)
     earned = jnp.sum(jnp.where(present, credit, 0), axis=1)
-    return jnp.where(total > 0, earned / jnp.maximum(total, 0.5), 1.0).astype(jnp.float32)
+    said = (present & affirmed) | (absent & (trace["state"] == 0))
+    sure = (present | absent) & ~_NO_FINDING
+    return {
+        "trace_findings": jnp.where(total > 0, earned / jnp.maximum(total, 0.5), 1.0).astype(jnp.float32),
+        "trace_coverage": jnp.sum(said & sure, axis=1) / jnp.maximum(jnp.sum(sure, axis=1), 1).astype(jnp.float32),
+    }
 
 
 def repeated(tokens, lengths, n: int = NGRAM) -> jax.Array:
@@ -202,7 +216,7 @@ def modal_share(answers) -> jax.Array:
 # What a run's metrics look like when its policy learns the reward's weakness and not the task. Each is a mean over a
 # step's completions, so one of them on one step is a hint; the run prints the first, and logs all as alarms/<name>.
 ALARMS = {
-    "constant_answers": lambda m: m["answers/modal_share"] > max(0.5, 2 * m["constant/modal_share"]),
+    "constant_answers": lambda m: m["answers/modal_share"] > min(0.95, max(0.5, 2 * m["constant/modal_share"])),
     "no_better_than_constant": lambda m: m["rewards/accuracy/mean"] <= m["constant/best"],
     "invented_labels": lambda m: m["rewards/invented/mean"] > 0.5,
     "no_finding_beside_findings": lambda m: m["rewards/no_finding_conflict/mean"] > 0.1,
@@ -234,12 +248,14 @@ def score(
     solutions: Sequence[str],
     lengths: Sequence[int] | None = None,
     min_length: int = MIN_LENGTH,
+    max_length: int | None = None,
+    limit: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """The terms of `reward_terms` for Python strings, as np.float32 [N]; no "overlong".
+    """The terms of `reward_terms` for Python strings, as np.float32 [N].
 
-    solutions: comma-separated labels; names that are none of the 14 are dropped, as in the reference. The trace is held
-    against them, without sides. lengths: completion tokens; without it there is no "overshort". "repetition" is that of
-    words. Raises UserError if the numbers of rows differ.
+    solutions: comma-separated labels; names that are none of the 14 are dropped, as in the reference. The trace is
+    held against them, without sides. lengths: completion tokens; without it there is no "overshort", and no "overlong" without
+    max_length and limit. "repetition" is that of words. Raises UserError if the numbers of rows differ.
     """
     if len(texts) != len(solutions) or (lengths is not None and len(lengths) != len(texts)):
         counts = f"{len(texts)} texts, {len(solutions)} solutions"
@@ -249,14 +265,15 @@ def score(
     trace = {key[6:]: parsed.pop(key) for key in list(parsed) if key.startswith("trace/")}
     trace["truth"] = _truth_of(mask)
     tokens = None if lengths is None else jnp.asarray(np.asarray(lengths, np.int32))
-    terms = reward_terms(parsed | {"trace": trace}, mask, tokens, min_length=min_length)
+    longest = dict(max_length=max_length, limit=limit)
+    terms = reward_terms(parsed | {"trace": trace}, mask, tokens, min_length=min_length, **longest)
     terms["repetition"] = _repeated_words(texts)
     return {name: np.asarray(value, np.float32) for name, value in terms.items()}
 
 
 def _truth_of(solution) -> reports.Truth:
     """A solution of which no side is known."""
-    return reports.Truth.of(solution, jnp.zeros_like(solution), jnp.ones((*solution.shape, 2), bool))
+    return reports.Truth.of(solution, jnp.zeros_like(solution), jnp.zeros((*solution.shape, 2), bool))
 
 
 @functools.cache

@@ -55,13 +55,6 @@ def sampling_keys(seed: int, step, prompts: int, group: int):
     return jax.vmap(fold)(p.reshape(-1), g.reshape(-1))
 
 
-def known_terms(parsed, solution, known, lengths, min_length, **longest) -> dict:
-    """Reward terms on the labels that are known, bool [B, 14]: a manifest's uncertain and blank labels are neither
-    right nor wrong, so they leave both the answer and the solution."""
-    scored = {**parsed, "answer": parsed["answer"] & known}
-    return rewards.reward_terms(scored, solution & known, lengths, min_length=min_length, **longest)
-
-
 def make_rollout(config, cfg, grid, special, table, what, bank):
     """Jitted (train, fixed, batch, step) -> dict of tokens, mask, sampler log-probs, reward terms, advantages, kept.
 
@@ -96,8 +89,8 @@ def make_rollout(config, cfg, grid, special, table, what, bank):
             out["tokens"], out["lengths"], table, config.max_completion * evaluate.BYTES_PER_TOKEN, bank,
             reports.Truth.of(solution & ~hedged, hedged, of_each("sides")),
         )  # fmt: skip
-        terms = known_terms(
-            parsed, solution, known, out["lengths"], r.min_length,
+        terms = rewards.reward_terms(
+            parsed, solution, out["lengths"], known=known, min_length=r.min_length,
             max_length=int(r.overlong_from * config.max_completion), limit=config.max_completion,
         )  # fmt: skip
         reward = rewards.combine(terms, weights).reshape(p, g)

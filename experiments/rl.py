@@ -42,8 +42,8 @@ Time: 10 min 40 s for `bash launch/local.sh` from an empty folder on 2 cores of 
 install, 40 steps of 9 to 10 s (4 s of it sampling), 5 looks, final evaluation on 512 images a hospital. The three
 seeds ran on one core each.
 
-What did not work (both under the published sum): perfect readers (sft.py, reader_miss=0; 2026-11-24, one seed, 80 steps of 16 prompts
-x 8, lr 1e-4, no oversampling, 512 images): B Jaccard +0.022 [+0.009, +0.035], but A -0.006 [-0.011, -0.000]. SFT had
+What did not work (both under the published sum): perfect readers (sft.py, reader_miss=0; 2026-11-24, one seed, 80
+steps of 16 prompts x 8, lr 1e-4, no oversampling, 512 images): B Jaccard +0.022 [+0.009, +0.035], but A -0.006 [-0.011, -0.000]. SFT had
 left almost no errors on A (0.979), about 75 % of the groups had no variance, and a step learned from some four
 prompts. So this miniature shows RL adding what traces lack, not RL sharpening eyes. lr 1e-4 with oversampling, 45
 steps: A 0.961, B 0.920 on 512 selection images, against 0.969 and 0.922 at 2e-4. Not tried: other group sizes, a KL

@@ -182,7 +182,8 @@ def is_false(claim, truth) -> bool:
     claimed = {"both": ("right", "left")}.get(side, (side,)) if side else ()
     sides = truth["sides"][label]
     if state in (AFFIRMED, HEDGED):
-        return label not in truth["present"] | truth["hedged"] or not set(claimed) <= set(sides)
+        elsewhere = bool(sides) and not set(claimed) <= set(sides)  # without sides, they are not known
+        return label not in truth["present"] | truth["hedged"] or elsewhere
     return label in truth["present"] and (not claimed or bool(set(claimed) & set(sides)))
 
 

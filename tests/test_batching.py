@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from cxr_jax import evaluate, rewards, rl
+from cxr_jax import evaluate, rewards
 from cxr_jax.data import batching
 from cxr_jax.data.phantom import readers
 from cxr_jax.data.phantom.constants import F
@@ -139,12 +139,13 @@ def _mask(*names):
 
 def test_unknown_labels_count_for_nothing():
     parsed = parser.parse_texts(["<think>x</think><answer>Edema, Fracture</answer>"])
-    score = lambda solution, known: float(rl.known_terms(parsed, solution, known, None, 60)["accuracy"][0])
+    terms = lambda solution, known: rewards.reward_terms(parsed, solution, known=known)
+    score = lambda solution, known: float(terms(solution, known)["accuracy"][0])
     everything = np.ones((1, len(CHEXPERT_14)), bool)
     assert score(_mask("Edema"), everything) == 0.5
     assert score(_mask("Edema"), ~_mask("Fracture")) == 1.0  # Fracture is uncertain: saying it costs nothing
     assert score(_mask("Edema", "Fracture"), ~_mask("Fracture")) == 1.0  # and earns nothing
     assert score(_mask("Pneumonia"), ~_mask("Edema", "Fracture")) == 0.0
     plain = rewards.reward_terms(parsed, _mask("Edema"))
-    full = rl.known_terms(parsed, _mask("Edema"), everything, None, 60)
+    full = terms(_mask("Edema"), everything)
     assert {k: float(v[0]) for k, v in plain.items()} == {k: float(v[0]) for k, v in full.items()}

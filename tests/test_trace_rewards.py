@@ -46,16 +46,20 @@ def trace_terms(reader, text: bytes, truth: dict) -> dict[str, float]:
     for i, name in enumerate(CHEXPERT_14):
         sides = {s for s in ("right", "left") if said[s][i]}
         if name in present & affirmed:
-            free = set(truth["sides"][name]) == {"right", "left"} or name in PARENTS
-            earned += 1.0 if free or sides == set(truth["sides"][name]) else 0.25
+            known = set(truth["sides"][name])
+            placed = not known or name in PARENTS or sides == known
+            earned += 1.0 if placed else -0.25 if sides - known else 0.25
         elif name in present & hedged:
             earned += 0.5
     total = len(present) + len(affirmed & absent) + 0.5 * len(hedged & absent)
+    sure = (present | absent) - {"No Finding"}
+    covered = sum(1 for n in sure if (n in present & affirmed) or (n in absent and state[n] == 0))
     wrong = sum(any(fuzz_reports.is_false(c, truth) for c in sentence) for sentence in said["claims"])
     claims = len(said["claims"])
     return {
         "trace_answer": agree,
         "trace_findings": earned / total if total else 1.0,
+        "trace_coverage": covered / max(1, len(sure)),
         "trace_truth": (claims - wrong) / claims if claims else 0.0,
         "trace_false": float(wrong),
     }

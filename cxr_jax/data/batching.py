@@ -3,7 +3,7 @@
 A source has `size` (pixels a side), `prompts()` (its prompt texts), `len`, `solutions(indices)` (bool [B, 14]),
 `targets(batch, indices)` (the texts that SFT imitates) and `batch(indices) -> dict` with image float32 [B, S, S] in
 0..1; solution, known and hedged bool [B, 14] (a label that is not known counts neither way; a hedged one may be there
-or not) and sides bool [B, 14, 2] (right, left; both where unknown); phantoms add labels int8 [B, 14], regions
+or not) and sides bool [B, 14, 2] (right, left; neither where unknown); phantoms add labels int8 [B, 14], regions
 [B, 12, 8, 8] and the scene. `lexicon`: phrases of its reports beyond labels/lexicon.toml, or None.
 """
 

@@ -233,7 +233,7 @@ class FilesSource:
 
     def batch(self, indices) -> dict:
         """-> image float32 [B, size, size], solution, known and hedged bool [B, 14], sides bool [B, 14, 2]; lists
-        prompts, targets and ids. What is not known may be there, on either side.
+        prompts, targets and ids. What is not known may be there; sides are not known.
 
         A target is None where the manifest has none. Indices must lie in 0..len-1 (IndexError otherwise).
         """
@@ -247,7 +247,7 @@ class FilesSource:
             "solution": self.solutions(indices),
             "known": known,
             "hedged": ~known,
-            "sides": np.ones((*known.shape, 2), bool),
+            "sides": np.zeros((*known.shape, 2), bool),
             "prompts": [row.prompt for row in rows],
             "targets": [row.target for row in rows],
             "ids": [row.id for row in rows],

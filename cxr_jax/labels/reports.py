@@ -181,7 +181,7 @@ def _cut_from_the_right(bank: Bank, ends: jax.Array) -> tuple[jax.Array, jax.Arr
 
 class Truth(NamedTuple):
     """What is so, to hold claims against: masks int32 [B] over the 14 labels. present: for certain; hedged: perhaps.
-    sides: pairs; a label that has no side, or of unknown side, has both."""
+    sides: pairs; a label that has no side, or whose side is not known, has neither."""
 
     present: jax.Array
     hedged: jax.Array
@@ -189,7 +189,7 @@ class Truth(NamedTuple):
 
     @classmethod
     def of(cls, present, hedged, sides) -> "Truth":
-        """From bool present and hedged [B, 14], and sides [B, 14, 2]: is it on the right, and on the left?"""
+        """From bool present and hedged [B, 14], sides [B, 14, 2]: is it known to be on the right, and on the left?"""
         mask = lambda x: jnp.sum(jnp.where(x, jnp.int32(1) << jnp.arange(N), 0), axis=-1)
         return cls(mask(present), mask(hedged), mask(sides[..., 0]) << 16 | mask(sides[..., 1]))
 
@@ -312,8 +312,9 @@ def _is_wrong(said, plain, sided, truth: Truth):
     """Does a sentence affirm or hedge what is not there, or on the wrong side, or deny what is there?"""
     maybe = truth.present | truth.hedged
     both = truth.present | truth.present << 16
+    known = (truth.sides >> 16 | truth.sides) & _ALL  # labels whose side is known
     wrong = (said[POS] | said[UNC]) & ~maybe
-    wrong |= (sided[POS] | sided[UNC]) & ~truth.sides
+    wrong |= (sided[POS] | sided[UNC]) & ~truth.sides & (known | known << 16)
     wrong |= plain[NEG] & truth.present
     wrong |= sided[NEG] & both & truth.sides
     labels = (1 << N) - 2  # not No Finding, which is wrong where any finding is present

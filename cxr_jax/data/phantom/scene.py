@@ -211,15 +211,15 @@ def labels(scene: dict) -> jax.Array:
 def sides(scene: dict) -> jax.Array:
     """bool [B,14,2] in CheXpert order: is the finding, sure or subtle, on the patient's right, and on the left?
 
-    Both for what has no side (No Finding, the mediastinum, the heart, devices). Lung Opacity is where its parts are.
+    Neither for what has no side (No Finding, the mediastinum, the heart, devices). Lung Opacity is where its parts are.
     """
     side = scene["side"]
     own = jnp.stack([side != LEFT, side != RIGHT], -1)  # BOTH is neither
     has = (scene["severity"] > 0)[:, jnp.array(OPACITIES), None]
     opacity = (own[:, jnp.array(OPACITIES)] & has).any(1)
-    both = jnp.ones_like(opacity)
-    out = [both, both, both, opacity]
-    out += [own[:, i] for i in (LESION, EDEMA, CONS, PNEU, ATEL, PTX, EFF, PLEU, FRAC)] + [both]
+    neither = jnp.zeros_like(opacity)
+    out = [neither, neither, neither, opacity]
+    out += [own[:, i] for i in (LESION, EDEMA, CONS, PNEU, ATEL, PTX, EFF, PLEU, FRAC)] + [neither]
     return jnp.stack(out, 1)
 
 
