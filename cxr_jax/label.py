@@ -67,7 +67,11 @@ def parse_args(argv):
         raise UserError(message)
 
     parser.error = bad_usage  # one line, like every other error
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for name in ("lexicon", "text_column", "id_column"):
+        if getattr(args, name) == "":
+            raise UserError(f"--{name.replace('_', '-')} is empty")
+    return args
 
 
 def _sections(text):
@@ -88,6 +92,14 @@ def check_out(args) -> tuple[Path, Path]:
         raise UserError(f"{args.out}: OUT must be named .csv")
     out = Path(os.path.realpath(args.out))
     errors = out.with_suffix(".errors.csv")
+    try:
+        _check_paths(args, out, errors)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{args.out}: cannot be written ({getattr(error, 'strerror', None) or 'a bad name'})") from None
+    return out, errors
+
+
+def _check_paths(args, out, errors):
     if not out.parent.is_dir():
         raise UserError(f"{args.out}: there is no such folder")
     for path in (out, errors):
@@ -97,7 +109,6 @@ def check_out(args) -> tuple[Path, Path]:
             raise UserError(f"{path}: exists and is not a file")
         if path.exists() and not args.force:
             raise UserError(f"{path}: exists; --force replaces it")
-    return out, errors
 
 
 def _same(a, b):
@@ -132,8 +143,8 @@ def side_names(right, left):
 class Table:
     """OUT and its errors file, written beside them under other names until `finish`."""
 
-    def __init__(self, out, errors, columns):
-        self.out, self.errors = out, errors
+    def __init__(self, out, errors, columns, replace):
+        self.out, self.errors, self.replace, self.finishing = out, errors, replace, False
         self.parts = [p.with_name(f".{p.name}.{os.getpid()}.partial") for p in (errors, out)]
         self.files, self.writers = [], []
         try:
@@ -149,21 +160,45 @@ class Table:
             raise UserError(f"{out}: cannot be written ({error.strerror})") from None
 
     def finish(self, any_bad):
+        self.finishing = True
         for file in self.files:
             file.flush()
             os.fsync(file.fileno())
             file.close()
         if any_bad:
-            os.replace(self.parts[0], self.errors)
-        else:  # what an earlier run left there is not of this OUT
-            self.errors.unlink(missing_ok=True)
+            self._put(self.parts[0], self.errors)
+        else:
+            if self.replace:  # what an earlier run left there is not of this OUT
+                self.errors.unlink(missing_ok=True)
             self.parts[0].unlink()
-        os.replace(self.parts[1], self.out)
+        try:
+            self._put(self.parts[1], self.out)
+        except BaseException:
+            if any_bad:
+                self.errors.unlink(missing_ok=True)
+            raise
+
+    def _put(self, part, path):
+        """Give a whole file its name; one that has come there meanwhile is only replaced with --force."""
+        if not self.replace:
+            try:
+                os.link(part, path)  # fails where the name is taken, in one step
+                part.unlink()
+                return
+            except FileExistsError:
+                raise UserError(f"{path}: has been made meanwhile; --force replaces it") from None
+            except OSError:  # a file system without links
+                if path.exists():
+                    raise UserError(f"{path}: has been made meanwhile; --force replaces it") from None
+        os.replace(part, path)
 
     def discard(self):
         for file in self.files:
             with contextlib.suppress(OSError):
                 file.close()
+        self.unlink()
+
+    def unlink(self):
         for part in self.parts:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
@@ -174,7 +209,7 @@ def label_all(args, inputs, table, counts):
     from cxr_jax import labels
 
     error_rows, rows = table.writers
-    start = shown = time.monotonic()
+    start = shown = warm = time.monotonic()
 
     def bad(row):
         error_rows.writerow((row.source, row.row, row.reason))
@@ -194,11 +229,13 @@ def label_all(args, inputs, table, counts):
             counts["empty"] += not row.text.strip()
             counts["replaced"] += row.replaced
             counts["whole"] += row.whole
+        if not counts["reports"]:  # the first chunk compiles
+            counts["compiling"], warm = len(chunk), time.monotonic()
         counts["reports"] += len(chunk)
         if sys.stderr.isatty() and time.monotonic() - shown > 10:
             shown = time.monotonic()
             print(f"{counts['reports']:,} reports, {counts['reports'] / (shown - start):,.0f}/s", file=sys.stderr)
-    counts["seconds"] = time.monotonic() - start
+    counts["seconds"], counts["warm seconds"] = time.monotonic() - start, time.monotonic() - warm
 
 
 _FIRST_SIDED = 3  # No Finding, Enlarged Cardiomediastinum and Cardiomegaly have no side
@@ -215,13 +252,16 @@ def summary(args, counts):
     """The table for stdout: counts of states, and what was unusual."""
     from cxr_jax.labels import CHEXPERT_14
 
-    n, seconds = counts["reports"], counts["seconds"]
-    lines = [f"{args.out}: {n:,} reports in {seconds:.1f} s ({n / max(seconds, 1e-9):,.0f}/s)",
+    n, warm = counts["reports"], counts["reports"] - counts["compiling"]
+    rate = f" ({warm / counts['warm seconds']:,.0f}/s after the first {counts['compiling']:,})" if warm else ""
+    lines = [f"{args.out}: {n:,} reports in {counts['seconds']:.1f} s{rate}",
              f"{'label':<28}{'positive':>12}{'negative':>12}{'uncertain':>12}{'not mentioned':>16}"]
     for label in CHEXPERT_14:
         positive, negative, uncertain, nothing = (counts[label, state] for state in (1, 0, -1, -2))
         lines.append(f"{label:<28}{positive:>12,}{negative:>12,}{uncertain:>12,}{nothing:>16,}")
     lines.append(f"empty reports: {counts['empty']:,}; bad rows: {counts['bad']:,}")
+    if counts["empty"] == n:
+        lines.append("Warning: every report is empty")
     if counts["replaced"]:
         lines.append(f"Warning: {counts['replaced']:,} reports hold bytes that are not UTF-8, read as U+FFFD")
     if counts["whole"] and args.sections:
@@ -235,16 +275,24 @@ def run(args) -> int:
                               args.one_report)
     inputs = reports.open_inputs(args.inputs, options)
     counts = Counter()
-    table = Table(out, errors, columns_of(args))
+    table = Table(out, errors, columns_of(args), args.force)
+    _running.append(table)
     try:
         label_all(args, inputs, table, counts)
+        if not counts["reports"] and not counts["bad"]:
+            raise UserError(f"{args.inputs[0]}: no reports")
         if not counts["reports"]:
             raise UserError(f"{counts['first bad']} (none of {counts['bad']:,} rows can be used)")
         table.finish(counts["bad"])
     except BaseException:
         table.discard()
         raise
-    print(summary(args, counts).encode(errors="backslashreplace").decode(), flush=True)  # OUT may be an odd name
+    finally:
+        _running.clear()
+    try:
+        print(summary(args, counts).encode(errors="backslashreplace").decode(), flush=True)  # OUT may be an odd name
+    except OSError:  # nobody reads it; OUT is there all the same
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if counts["bad"]:
         total = counts["bad"] + counts["reports"]
         print(f"error: {counts['bad']:,} of {total:,} rows are bad and left out; {errors} lists them", file=sys.stderr)
@@ -270,13 +318,21 @@ def main(argv=None) -> int:
         return 2 if isinstance(error, UserError) else 1
 
 
+_running: list[Table] = []
+
+
 def _stop(*_):
-    for number in _STOP:
-        signal.signal(number, signal.SIG_IGN)  # the clean-up is not to be interrupted
-    raise KeyboardInterrupt
+    """Ends at once: an exception would be lost where libraries call back, and half an import is no place to go on."""
+    if any(table.finishing for table in _running):
+        return  # OUT is about to be whole
+    for table in _running:
+        table.unlink()
+    os.write(2, b"error: stopped before the end; OUT was not written\n")
+    os._exit(1)
 
 
 if __name__ == "__main__":
     for _number in _STOP:
-        signal.signal(_number, _stop)
+        if signal.getsignal(_number) is not signal.SIG_IGN:  # nohup, or a job in the background of a script
+            signal.signal(_number, _stop)
     sys.exit(main())

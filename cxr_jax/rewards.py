@@ -196,6 +196,11 @@ def repeated(tokens, lengths, n: int = NGRAM) -> jax.Array:
     return jnp.sum(same, axis=1) / jnp.maximum(count, 1).astype(jnp.float32)
 
 
+def weights(chosen: Mapping[str, float]) -> dict[str, float]:
+    """A weight for every term, 0 for those not chosen: what a config holds, so that each can be set by a flag."""
+    return {term: float(chosen.get(term, 0.0)) for term in TERMS}
+
+
 def combine(terms: Mapping[str, jax.Array], weights: Mapping[str, float]) -> jax.Array:
     """The weighted sum of the named terms, [B]. Raises UserError, at trace time, for an unknown term."""
     if not weights:
@@ -253,13 +258,20 @@ def score(
 ) -> dict[str, np.ndarray]:
     """The terms of `reward_terms` for Python strings, as np.float32 [N].
 
-    solutions: comma-separated labels; names that are none of the 14 are dropped, as in the reference. The trace is
-    held against them, without sides. lengths: completion tokens; without it there is no "overshort", and no "overlong" without
-    max_length and limit. "repetition" is that of words. Raises UserError if the numbers of rows differ.
+    solutions: comma-separated labels; names that are none of the 14 are dropped, as in the reference. The trace is held
+    against them, without sides. lengths: completion tokens, whole numbers; without them there is no "overshort", and no
+    "overlong" without max_length and limit. "repetition" is that of words. Raises UserError if the numbers of rows
+    differ.
     """
+    if isinstance(texts, str) or isinstance(solutions, str):
+        raise UserError("score: expected lists of texts and of solutions, not one str")
     if len(texts) != len(solutions) or (lengths is not None and len(lengths) != len(texts)):
         counts = f"{len(texts)} texts, {len(solutions)} solutions"
         raise UserError(f"score: {counts}" + (f", {len(lengths)} lengths" if lengths is not None else ""))
+    if lengths is not None:
+        lengths = np.asarray(lengths)
+        if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or not ((lengths >= 0) & (lengths < 2**31)).all():
+            raise UserError("score: lengths are not whole numbers of tokens, from 0 to 2^31 - 1, one a text")
     mask = solution_mask(solutions)
     parsed = map_texts(_read_for_score(), texts, mask)
     trace = {key[6:]: parsed.pop(key) for key in list(parsed) if key.startswith("trace/")}

@@ -10,6 +10,7 @@ that many times `prompts_per_step` prompts, and the learner, which is dearer a p
 DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) in one pass of static shapes instead of a loop.
 """
 
+import math
 import sys
 import time
 
@@ -43,8 +44,11 @@ def check(config) -> None:
         raise UserError(
             f"config.rl.reward_weights names {unknown[0]!r}; known terms: {', '.join(rewards.TERMS)}"
         )
-    if not r.reward_weights:
-        raise UserError(f"config.rl.reward_weights is empty; known terms: {', '.join(rewards.TERMS)}")
+    for term, weight in r.reward_weights.items():
+        if not math.isfinite(weight):
+            raise UserError(f"config.rl.reward_weights.{term}={weight!r} is not a finite number")
+    if not any(r.reward_weights.values()):
+        raise UserError(f"config.rl.reward_weights weighs nothing; known terms: {', '.join(rewards.TERMS)}")
 
 
 def sampling_keys(seed: int, step, prompts: int, group: int):

@@ -79,7 +79,7 @@ def get_config(preset: str = "phantom") -> ConfigDict:
         dict(
             prompts_per_step=16, oversample=2, group_size=8, micro_batches=1, temperature=1.0, loss_type="dapo",
             scale_rewards="group", epsilon=0.2, epsilon_high=0.2, mask_truncated=True, min_length=60,
-            overlong_from=0.92, reward_weights=ConfigDict(rewards.CHECKED),
+            overlong_from=0.92, reward_weights=ConfigDict(rewards.weights(rewards.CHECKED)),
         )
     )  # fmt: skip
     c.optim = ConfigDict(
@@ -101,6 +101,6 @@ def get_config(preset: str = "phantom") -> ConfigDict:
         c.model, c.seed, c.remat, c.dtype, c.max_completion, c.steps = "", 123, "full", "bfloat16", 1800, 128
         c.data = ConfigDict(dict(source="files", manifest="", image_root="", size=476, seed=123))
         c.rl.update(dict(prompts_per_step=64, oversample=1, group_size=16, loss_type="grpo", min_length=400))
-        c.rl.reward_weights = ConfigDict(rewards.PUBLISHED)
+        c.rl.reward_weights = ConfigDict(rewards.weights(rewards.PUBLISHED))
         c.optim.update(dict(lr=1e-6, final_fraction=0.05, b2=0.999))
     return c

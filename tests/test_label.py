@@ -102,6 +102,43 @@ def test_text_of_any_kind_comes_back_as_it_was_read(tmp_path, run, stub):
     assert "Warning: 1 reports hold bytes that are not UTF-8" in out
 
 
+def test_report_text_is_no_id(tmp_path, run, stub):
+    for name, text in (("in.csv", f"report\n{SECRET}\n"), ("in.jsonl", json.dumps({"report": SECRET}))):
+        code, rows, _, _, err = run(write(tmp_path / name, text), "--id-column=report")
+        assert code == 2 and rows is None and "--id-column=report is the text" in err
+
+
+def test_the_first_text_column_that_is_not_blank_is_read(tmp_path, run, stub):
+    code, rows, *_ = run(write(tmp_path / "in.csv", "report,text\n,edema\nno edema,edema\n,\n"))
+    assert code == 0 and [row["Edema"] for row in rows] == ["1", "0", ""]
+    _, _, _, out, _ = run(write(tmp_path / "blank.csv", "report\n \n\t\n"), "--force")
+    assert "Warning: every report is empty" in out
+
+
+def test_a_file_that_has_come_meanwhile_is_not_replaced(tmp_path, run, stub, monkeypatch):
+    read = labels.read_reports
+
+    def slow(*args, **options):
+        write(tmp_path / "out.csv", "mine")
+        return read(*args, **options)
+
+    monkeypatch.setattr(labels, "read_reports", slow)
+    table = write(tmp_path / "in.jsonl", json.dumps({"report": EDEMA}) + "\n[]\n")
+    assert label.main([str(table), "-o", str(tmp_path / "out.csv")]) == 2
+    assert (tmp_path / "out.csv").read_text() == "mine" and not (tmp_path / "out.errors.csv").exists()
+
+
+def test_a_signal_ends_it_and_leaves_nothing(tmp_path):
+    rows = "report\n" + "No edema.\n" * 300_000
+    command = [sys.executable, "-m", "cxr_jax.label", write(tmp_path / "in.csv", rows), "-o", tmp_path / "out.csv"]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=label.__file__.rsplit("/", 2)[0])
+    while run.poll() is None and not list(tmp_path.glob(".*.partial")):
+        pass  # it is at work when its files are there
+    run.terminate()
+    assert run.wait(60) == 1 and run.stderr.read() == "error: stopped before the end; OUT was not written\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["in.csv"]
+
+
 def test_reads_in_chunks_of_bounded_size(tmp_path, run, stub, monkeypatch):
     monkeypatch.setattr(label, "CHUNK", 4)
     monkeypatch.setattr(label, "CHUNK_BYTES", 100)

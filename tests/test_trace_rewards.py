@@ -13,7 +13,7 @@ import oracle_rewards
 import pytest
 
 import cxr_jax.labels
-from cxr_jax import rewards
+from cxr_jax import rewards, rl
 from cxr_jax.data import phantom
 from cxr_jax.data.phantom import report
 from cxr_jax.errors import UserError
@@ -21,6 +21,7 @@ from cxr_jax.labels import CHEXPERT_14, parser, reports
 from cxr_jax.labels.taxonomy import PARENTS
 from cxr_jax.labels.texts import map_texts
 from cxr_jax.tools import exploits
+from experiments import rl as experiment
 
 ROWS, WIDTH = fuzz_reports.BATCH, 1024
 
@@ -173,6 +174,20 @@ def test_the_same_on_rows_spread_over_devices():
     assert done.stdout == "same on 4\n", done.stderr
 
 
+def test_what_is_not_known_of_a_label_counts_neither_way():
+    """An unknown label is no reason to leave it out of the trace; an unknown side makes no denial of a side false."""
+    text = "<think>Bilateral edema. Pneumonia.</think><answer>Edema, Pneumonia</answer>"
+    parsed = parser.parse_texts([text])
+    parsed["trace"] = reports.read_reports(["Bilateral edema. Pneumonia."])
+    solution = np.array([[name == "Pneumonia" for name in CHEXPERT_14]])
+    known = np.array([[name != "Edema" for name in CHEXPERT_14]])
+    terms = rewards.reward_terms(parsed, solution, known=known)
+    assert terms["accuracy"][0] == 1 and terms["trace_answer"][0] == 1
+    trace = "Right pleural effusion. No left pleural effusion."
+    got = rewards.score([f"<think>{trace}</think><answer>Pleural Effusion</answer>"], ["Pleural Effusion"])
+    assert got["trace_false"][0] == 0 and got["trace_findings"][0] == 1
+
+
 # Exploits ---------------------------------------------------------------------------------------
 
 
@@ -258,6 +273,36 @@ def test_a_tokenizer_that_cannot_write_the_tags_is_refused():
     tok.add_special_tokens([AddedToken("<answer>", special=True)])  # decoding drops it
     with pytest.raises(UserError, match="cannot write <answer>"):
         parser.TokenBytes.from_tokenizer(tok)
+
+
+@pytest.mark.parametrize("texts", ["edema", b"edema", {"edema": 1}, [None], [float("nan")]])
+def test_what_is_no_list_of_texts_is_refused(texts):
+    with pytest.raises(UserError, match="^texts: "):
+        reports.read_reports(texts)
+
+
+@pytest.mark.parametrize("lengths", [[-1], [1.5], [[1]], [2**40], [float("nan")]])
+def test_bad_lengths_are_refused(lengths):
+    with pytest.raises(UserError, match="whole numbers of tokens"):
+        rewards.score(["x"], ["Edema"], lengths)
+    with pytest.raises(UserError, match="not one str"):
+        rewards.score("x", ["Edema"], [1])
+
+
+@pytest.mark.parametrize("value, reason", [("nan", "is not a finite number"), (0.0, "weighs nothing")])
+def test_weights_that_mean_nothing_are_refused(value, reason):
+    config = experiment.get_config()
+    assert set(config.rl.reward_weights) == set(rewards.TERMS)  # so that each can be set by a flag
+    for term in rewards.TERMS:
+        config.rl.reward_weights[term] = float(value)
+    with pytest.raises(UserError, match=reason):
+        rl.check(config)
+
+
+def test_exploits_refuses_bad_arguments(capsys):
+    for argv in (["-n", "0"], ["-n", "x"], ["--seed", "-1"], ["--see", "1"], ["x"]):
+        assert exploits.main(argv) == 2
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_the_public_names():

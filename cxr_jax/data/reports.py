@@ -82,11 +82,11 @@ class _Columns(NamedTuple):
 
     sections: dict  # findings, impression -> key
     last: object  # the paragraph that the MIMIC section parser gives where there is neither
-    text: object
+    wholes: tuple  # of whole reports: the first that is not blank is read
     id: object
 
     def texts(self):
-        return [key for key in (*self.sections.values(), self.last, self.text) if key is not None]
+        return [key for key in (*self.sections.values(), self.last, *self.wholes) if key is not None]
 
 
 def _find_columns(names, options) -> _Columns:
@@ -96,17 +96,18 @@ def _find_columns(names, options) -> _Columns:
         keys.setdefault(name.strip().lower(), key)
     first = lambda wanted: next((keys[name] for name in wanted if name in keys), None)
     name = first([options.id_column.strip().lower()] if options.id_column else ID_COLUMNS)
+    found = lambda wanted: tuple(keys[name] for name in wanted if name in keys)
     if options.text_column:
-        return _Columns({}, None, first([options.text_column.strip().lower()]), name)
+        return _Columns({}, None, found([options.text_column.strip().lower()]), name)
     sections = {section: first(known) for section, known in SECTION_COLUMNS.items()}
     sections = {section: key for section, key in sections.items() if key is not None}
-    return _Columns(sections, first(["last_paragraph"]), first(TEXT_COLUMNS), name)
+    return _Columns(sections, first(["last_paragraph"]), found(TEXT_COLUMNS), name)
 
 
 def _from_columns(source, row, name, columns, get, wanted):
     """The report of a row of a table. get: key -> text; "" where there is none."""
     texts = {section: get(key) for section, key in columns.sections.items()}
-    whole = get(columns.text) if columns.text is not None else ""
+    whole = next((text for text in map(get, columns.wholes) if text.strip()), "")
     if not wanted and whole.strip():
         texts = {}
     for names in (wanted, SECTIONS):
@@ -255,6 +256,8 @@ class _Csv:
                             "or --no-header if its first line is a report")
         if options.id_column and self.columns.id is None:
             raise UserError(f"{self.path}: has no column --id-column={options.id_column}")
+        if self.columns.id in self.columns.texts():  # report text is only written with --with-text
+            raise UserError(f"{self.path}: --id-column={options.id_column} is the text")
 
     def __iter__(self):
         records = _csv_records(self.path, self.delimiter)
@@ -274,6 +277,9 @@ class _Csv:
             yield _from_columns(self.path, row, name, self.columns, cells.__getitem__, self.options.sections)
 
 
+_BLANK = "\n\r\t \x00\ufeff"
+
+
 class _Jsonl:
     """JSON Lines: an object a line, with the columns of a CSV table as keys. Blank lines are left out."""
 
@@ -281,7 +287,7 @@ class _Jsonl:
         self.path, self.options = path, options
         with _open_text(path, "\n") as file:
             try:
-                while (line := read_line(file)) is not None and line.isspace():
+                while (line := read_line(file)) is not None and line and not line.strip(_BLANK):
                     pass
             except _TORN:
                 raise UserError(f"{path}: the compressed data is damaged") from None
@@ -292,7 +298,7 @@ class _Jsonl:
         known = {}
         with _open_text(self.path, "\n") as file:
             for row, line in _numbered(file):
-                if isinstance(line, str) and not line.strip("\n\r\t \x00\ufeff"):
+                if isinstance(line, str) and not line.strip(_BLANK):
                     continue
                 try:
                     yield self._report(row, line, known)
@@ -322,6 +328,8 @@ class _Jsonl:
         name = f"{self.options.prefix}{row}" if columns.id is None else item[columns.id]
         if self.options.id_column and columns.id is None:
             raise _Bad(f"no key --id-column={self.options.id_column}")
+        if columns.id in columns.texts():
+            raise _Bad(f"--id-column={self.options.id_column} is the text")
         if isinstance(name, bool) or not isinstance(name, str | int | float | None):
             raise _Bad("the id is not a string or number")
         get = lambda key: "" if _is_null(texts[key]) else texts[key]
@@ -407,7 +415,7 @@ class _Files:
         except ValueError as error:
             raise _Bad(str(error)) from None
         # Never the indication beside them: it says what was asked. The whole text is both sections.
-        columns = _Columns({section: section for section in SECTIONS}, None, None, None)
+        columns = _Columns({section: section for section in SECTIONS}, None, (), None)
         wanted = self.options.sections or SECTIONS
         return _from_columns(path, 1, name, columns, lambda key: texts.get(key, ""), wanted)
 
@@ -440,6 +448,7 @@ def _walk(folder, suffix):
 class _Folder:
     def __init__(self, path, options):
         self.path, self.options = path, options
+        os.scandir(path).close()  # raises where the folder is locked; `_walk` passes over what it cannot enter
         self.suffix = next((s for s in (".xml", ".txt") if any(p.lower().endswith(s) for p in _walk(path, s))), None)
         if self.suffix is None:
             raise UserError(f"{path}: a folder with no .xml and no .txt file in it")
@@ -472,8 +481,8 @@ def _open_input(path, options):
         if kind == ".xml" or (kind == ".txt" and (options.one_report or _is_one_report(path))):
             return _Files([path], options)
         return {".jsonl": _Jsonl, ".txt": _TextLines}.get(kind, _Csv)(path, options)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or 'damaged'})") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'damaged'})") from None
 
 
 def read(inputs):

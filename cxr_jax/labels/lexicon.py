@@ -3,7 +3,6 @@
 Nothing here runs on a device: `labels/phrases.py` compiles what this returns.
 """
 
-import functools
 import itertools
 import math
 import re
@@ -36,6 +35,7 @@ KEYS = {  # table -> the keys it may have; None: label names
     "commas": ("comma",),
     "nothing": ("phrases",),
 }
+MAX_WORDS = 64  # of one phrase
 MAX_EXPANSIONS = 1_000  # of one phrase, classes not counted
 _WORD = re.compile(r"[a-z0-9]+\*?|[.?!;:,/]")
 _TERM = re.compile(r"\(([^()]*)\)(?!\S)|(\S+)")
@@ -60,7 +60,6 @@ class Lexicon(NamedTuple):
     phrases: dict[tuple[str, ...], Meaning]
 
 
-@functools.cache
 def load(path: str | Path | None = None, more: str | Path | None = None) -> Lexicon:
     """The lexicon in a TOML file, the built-in one by default, and the phrases of a second file, which win over it.
 
@@ -101,10 +100,14 @@ def clash(name: str, words: Sequence[str], a: Meaning, b: Meaning) -> UserError:
 
 def _read(path: Path) -> dict:
     try:
-        return tomllib.loads(path.read_bytes().decode())
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as e:
         raise UserError(f"{path}: {e.strerror or type(e).__name__}") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
+    except ValueError as e:  # a name that no file can have
+        if not isinstance(e, (tomllib.TOMLDecodeError, UnicodeDecodeError)):
+            raise UserError(f"{path!s:.80}: not the name of a file") from e
+        raise UserError(f"{path}: not a TOML lexicon: {e}") from e
+    except RecursionError as e:
         raise UserError(f"{path}: not a TOML lexicon: {e}") from e
 
 
@@ -147,16 +150,19 @@ def expand(name: str, text: str, classes: dict[str, frozenset[str]]) -> Iterator
     """
     groups = [[word] if word else _options(group.split("|"), classes) for group, word in _TERM.findall(text)]
     if (total := math.prod(map(len, groups))) > MAX_EXPANSIONS:
-        raise UserError(f"{name}: {text!r} stands for {total} phrases; the limit is {MAX_EXPANSIONS}")
+        raise UserError(f"{name}: {text!r:.80} stands for {total} phrases; the limit is {MAX_EXPANSIONS}")
     for choice in itertools.product(*groups):
         words = tuple(" ".join(choice).split())
         if not words:
             raise UserError(f"{name}: {text!r} may be empty")
+        if len(words) > MAX_WORDS:
+            raise UserError(f"{name}: {text!r:.80} has more than {MAX_WORDS} words")
         for word in words:
             if word[0] == "<" and word[1:-1] not in classes:
-                raise UserError(f"{name}: {text!r}: there is no class {word}")
+                raise UserError(f"{name}: {text!r:.80}: there is no class {word:.80}")
             if word[0] != "<" and not _WORD.fullmatch(word):
-                raise UserError(f"{name}: {text!r}: {word!r} is no word of lower-case letters and digits, nor a stem*")
+                what = "is no word of lower-case letters and digits, nor a stem*"
+                raise UserError(f"{name}: {text!r:.80}: {word!r:.80} {what}")
         yield words
 
 

@@ -17,11 +17,12 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789."  # "." is a decimal point insi
 TOKENS = ".?!;:,/"  # punctuation that is a token of its own
 BREAK = "\n"  # a blank line or a bullet
 MAX_STATES = 32_767
+MAX_CELLS = 1 << 27  # of the phrase table
 
 
 class Tables(NamedTuple):
     """word_next int16 [W, 37]: next state of a word (0: start). word_class int16 [W]: its class, if it ends there.
-    token_class int16 [8]: the classes of TOKENS and BREAK. Class 0: no word of the lexicon.
+    token_class int16 [8]: the classes of TOKENS and BREAK.
 
     phrase_next int16 [P, C]; phrase int16 [P]: 1 + index into `meanings` of the longest phrase that ends in the state,
     0 for none; phrase_words int16 [P]: how many tokens it has.
@@ -51,8 +52,11 @@ def compile_lexicon(lexicon: lx.Lexicon) -> Tables:
             token_class[i] = classes.setdefault(frozenset({token}), len(classes))
     meanings = tuple(dict.fromkeys([*lexicon.phrases.values(), lx.Meaning("stops", "sentence")]))
     phrases = {**lexicon.phrases, (BREAK,): lx.Meaning("stops", "sentence")}
-    tables = _phrase_table(lexicon.name, phrases, list(classes), meanings)
-    return Tables(word_next, word_class, token_class, *tables, meanings)
+    table, phrase, phrase_words = _phrase_table(lexicon.name, phrases, list(classes), meanings)
+    table, phrase, phrase_words = _without_twins(table, phrase, phrase_words)
+    table, same = np.unique(table, axis=1, return_inverse=True)  # classes that no phrase tells apart
+    same = same.reshape(-1).astype(np.int16)
+    return Tables(word_next, same[word_class], same[token_class], table, phrase, phrase_words, meanings)
 
 
 def _vocabulary(lexicon):
@@ -126,8 +130,8 @@ def _phrase_table(name, phrases, classes, meanings):
                 states.append(target)
             row[c] = number[target]
         rows.append(row)
-        if len(states) > MAX_STATES:
-            raise UserError(f"{name}: the lexicon is too large: more than {MAX_STATES} states")
+        if len(states) > MAX_STATES or len(states) * len(classes) > MAX_CELLS:
+            raise UserError(f"{name}: the lexicon is too large: its phrases take more than {len(states)} states")
     phrase, phrase_words = np.zeros(len(states), np.int16), np.zeros(len(states), np.int16)
     for i, state in enumerate(states):
         ended = sorted((at_end[n] for n in state if n in at_end), key=lambda e: e[:2], reverse=True)
@@ -136,6 +140,29 @@ def _phrase_table(name, phrases, classes, meanings):
         if ended:
             phrase_words[i], phrase[i] = ended[0][0], 1 + meanings.index(ended[0][2])
     return np.stack(rows), phrase, phrase_words
+
+
+def _without_twins(table, phrase, words):
+    """The same automaton without states that nothing that follows can tell apart (Moore's partition refinement).
+
+    Parts are told apart by 64-bit sums of random multiples; the result is checked, so a collision would be an error.
+    """
+    weights = np.random.default_rng(0).integers(1, 2**63, table.shape[1] + 1, dtype=np.uint64)
+    part = np.unique(phrase.astype(np.int64) << 16 | words, return_inverse=True)[1].reshape(-1)
+    while True:
+        sums = (part[table].astype(np.uint64) * weights[1:]).sum(axis=1) + part.astype(np.uint64) * weights[0]
+        _, first, finer = np.unique(sums, return_index=True, return_inverse=True)
+        finer = finer.reshape(-1)
+        if len(first) == part.max() + 1:
+            break
+        part = finer
+    order = np.argsort(first, kind="stable")  # the start stays state 0
+    number = np.empty(len(first), np.int64)
+    number[order] = np.arange(len(first))
+    part, first = number[finer], first[order]
+    small = part[table[first]].astype(np.int16)
+    assert (small[part] == part[table]).all() and (phrase[first][part] == phrase).all()
+    return small, phrase[first], words[first]
 
 
 def _specific(pattern: str) -> int:

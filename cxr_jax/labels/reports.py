@@ -6,7 +6,9 @@ backward over the tokens, what the phrases say. A mask has one bit a label of `l
 right << 16 | left, holds the sides.
 """
 
+import contextlib
 import functools
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -55,9 +57,19 @@ class Bank(NamedTuple):
     items: np.ndarray
 
 
-@functools.cache
 def bank(path: str | None = None, more: str | None = None) -> Bank:
-    """The compiled `lexicon.load(path, more)`. Raises UserError."""
+    """The compiled `lexicon.load(path, more)`, kept while the files stay as they are. Raises UserError."""
+    return _bank(path, more, *(_version(p) for p in (path, more) if p))
+
+
+def _version(path: str):
+    with contextlib.suppress(OSError, ValueError):
+        stat = os.stat(path)
+        return stat.st_mtime_ns, stat.st_size
+
+
+@functools.lru_cache(16)
+def _bank(path, more, *_versions) -> Bank:
     return make_bank(ph.compile_lexicon(lx.load(path, more)))
 
 
@@ -350,11 +362,7 @@ def read_bytes(stream: jax.Array, lengths: jax.Array, bank: Bank, truth: Truth |
     return out if truth is None else out | {"claims": r.claims, "wrong": r.wrong}
 
 
-@functools.cache
-def _program(path: str | None):
-    constants = jax.device_put(bank(path))
-    program = jax.jit(read_bytes)
-    return lambda stream, lengths: program(stream, lengths, constants)
+_jitted = jax.jit(read_bytes)
 
 
 def read_reports(texts: Sequence[str], lexicon: str | None = None, parents: bool = False) -> dict[str, np.ndarray]:
@@ -364,7 +372,8 @@ def read_reports(texts: Sequence[str], lexicon: str | None = None, parents: bool
     lexicon: a file to use instead of labels/lexicon.toml. parents: a child affirmed or hedged counts for its parent.
     Raises UserError for a bad lexicon.
     """
-    out = map_texts(_program(lexicon), texts)
+    constants = jax.device_put(bank(lexicon))
+    out = map_texts(lambda stream, lengths: _jitted(stream, lengths, constants), texts)
     return out | {"state": with_parents(out["state"])} if parents else out
 
 

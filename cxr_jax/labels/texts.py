@@ -1,12 +1,14 @@
 """Python strings through a jitted parser of bytes: few shapes, so few programs are compiled."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from cxr_jax.errors import UserError
 
 _ROWS = 1024  # texts in one call
 _CELLS = 1 << 20  # bytes in one call: bounds the memory of what a parser keeps per byte
@@ -16,8 +18,13 @@ def map_texts(program: Callable, texts: Sequence[str | bytes], *columns: np.ndar
     """program(stream uint8 [B, L], lengths [B], *columns) -> dict of arrays [B, ..], for texts: numpy arrays, a row
     a text. columns: what else the program needs of each text, [N, ..].
 
-    Texts are grouped by length, and shapes rounded up to powers of two.
+    Texts are grouped by length, and shapes rounded up. Raises UserError for what is no list of texts.
     """
+    if isinstance(texts, (str, bytes, Mapping)):
+        raise UserError(f"texts: expected a list of texts, not one {type(texts).__name__}")
+    for i, text in enumerate(texts):
+        if not isinstance(text, (str, bytes)):
+            raise UserError(f"texts: row {i} is a {type(text).__name__}, not a text")
     # A lone surrogate is no Unicode text, but JSON can produce one: it passes as three bytes that match
     # nothing.
     coded = [t if isinstance(t, bytes) else t.encode("utf-8", "surrogatepass") for t in texts]

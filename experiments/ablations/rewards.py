@@ -50,5 +50,5 @@ def get_config(preset: str = "checked") -> ConfigDict:
     if preset not in SETS:
         raise UserError(f"experiments/ablations/rewards.py has no preset {preset!r}; it has: {', '.join(SETS)}")
     c = rl.get_config("phantom")
-    c.rl.reward_weights = ConfigDict(SETS[preset])
+    c.rl.reward_weights = ConfigDict(rewards.weights(SETS[preset]))
     return c
