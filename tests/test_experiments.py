@@ -14,6 +14,8 @@ from cxr_jax.errors import UserError
 
 FILES = [p for p in sorted((ROOT / "experiments").rglob("*.py")) if "def get_config(" in p.read_text()]
 
+TASKS = [p for p in FILES if p.parent.name == "experiments"]  # the presets of ablations/ are what is ablated
+
 
 def _module(path):
     spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
@@ -35,7 +37,7 @@ NAMES = [f"{path.relative_to(ROOT)}:{preset}" for path, preset in PRESETS]
 
 def test_the_three_tasks_are_there():
     assert {p.name for p in FILES} >= {"sft.py", "rl.py", "eval.py"}
-    assert all(preset in _presets(path) for path in FILES for preset in ["phantom"])
+    assert all("phantom" in _presets(path) for path in TASKS)
 
 
 @pytest.mark.parametrize("path, preset", PRESETS, ids=NAMES)
@@ -48,7 +50,7 @@ def test_builds(path, preset):
 
 
 def test_the_default_preset_is_phantom():
-    for path in FILES:
+    for path in TASKS:
         module = _module(path)
         assert module.get_config().to_dict() == module.get_config("phantom").to_dict()
 
