@@ -17,7 +17,7 @@ with paired 95 % bootstrap intervals over images (2026-11-26, commit 4513e11):
       RL, seed 1            0.968  +0.041 [+0.036, +0.048]  0.918  +0.064 [+0.056, +0.073]
       RL, seed 2            0.967  +0.040 [+0.034, +0.046]  0.917  +0.064 [+0.055, +0.072]
       continued SFT        0.932  +0.005 [+0.000, +0.010]  0.839  -0.015 [-0.022, -0.007]
-    trace = truth          SFT 0.909                       SFT 0.825
+    trace = truth          SFT 0.908                       SFT 0.825
       RL, seeds 0, 1, 2     0.961, 0.964, 0.964             0.913, 0.908, 0.914
     parse failures: 0.000 in every row
 
@@ -45,9 +45,9 @@ seeds ran on one core each.
 What did not work (both under the published sum): perfect readers (sft.py, reader_miss=0; 2026-11-24, one seed, 80
 steps of 16 prompts x 8, lr 1e-4, no oversampling, 512 images): B Jaccard +0.022 [+0.009, +0.035], but A -0.006
 [-0.011, -0.000]. SFT had left almost no errors on A (0.979), about 75 % of the groups had no variance, and a step
-learned from some four prompts. So this miniature shows RL adding what traces lack, not RL sharpening eyes. lr 1e-4 with oversampling, 45
-steps: A 0.961, B 0.920 on 512 selection images, against 0.969 and 0.922 at 2e-4. Not tried: other group sizes, a KL
-term, more steps.
+learned from some four prompts. So this miniature shows RL adding what traces lack, not RL sharpening eyes. lr 1e-4
+with oversampling, 45 steps: A 0.961, B 0.920 on 512 selection images, against 0.969 and 0.922 at 2e-4. Not tried: other
+group sizes, a KL term, more steps.
 """
 
 from ml_collections import ConfigDict
