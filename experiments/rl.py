@@ -38,9 +38,9 @@ which the tower sees worst, gains little (recall 0.79 -> 0.84 on A, 0.67 -> 0.69
 there after 10 to 20 steps; the share of groups without variance rises from 0.0-0.1 to 0.4-0.66 (under the published sum
 from 0.4-0.5 to 0.75: the terms of the trace tell completions apart whose answers are the same).
 
-Time: 10 min 40 s for `bash launch/local.sh` from an empty folder on 2 cores of an AMD EPYC (Zen 4), jax 0.10.2:
-install, 40 steps of 9 to 10 s (4 s of it sampling), 5 looks, final evaluation on 512 images a hospital. The three
-seeds ran on one core each.
+Time: 5 min 54 s for `bash launch/local.sh` in a fresh clone on 2 idle cores of an AMD EPYC (Zen 5), jax 0.10.2: install
+from a package cache, 40 steps of 5 to 7 s (2 s of it sampling), 5 looks, final evaluation on 512 images a hospital. The
+three seeds ran on one core each.
 
 What did not work (both under the published sum): perfect readers (sft.py, reader_miss=0; 2026-11-24, one seed, 80
 steps of 16 prompts x 8, lr 1e-4, no oversampling, 512 images): B Jaccard +0.022 [+0.009, +0.035], but A -0.006
