@@ -79,11 +79,17 @@ def _train_figures(rows):
     names = _names(rows, "train")
     level = points(rows, "train", "constant/best")
     constant = [Reference("best constant answer (accuracy)", level[-1][1], "#6b6b6b")] if level else []
-    terms = [(m[1], points(rows, "train", n)) for n in names if (m := _TERM.match(n))]
+    terms = {m[1]: points(rows, "train", n) for n in names if (m := _TERM.match(n))}
+    terms = {n: p for n, p in terms.items() if not _is_flat(p)}
+    of_trace = {n: p for n, p in terms.items() if n.startswith("trace_")}
+    figure = lambda title, chosen: _figure(
+        title, [_series(n, p, PALETTE[i % len(PALETTE)]) for i, (n, p) in enumerate(chosen.items())]
+    )
     reward = _series("reward", points(rows, "train", "reward"), PALETTE[2])
     out = [
         _figure("Reward of sampled completions", [reward], constant),
-        _figure("Reward terms", [_series(n, p, PALETTE[i % len(PALETTE)]) for i, (n, p) in enumerate(terms)]),
+        figure("Reward terms: answer and length", {n: p for n, p in terms.items() if n not in of_trace}),
+        figure("Reward terms: trace", of_trace),
     ]
     for name, (title, floor) in MAIN.items():
         series = _series(name.split("/")[-1], points(rows, "train", name), PALETTE[6])
@@ -91,14 +97,19 @@ def _train_figures(rows):
     return out
 
 
+def _is_flat(data) -> bool:
+    """A term that never moves hides others: it is folded away."""
+    return len({value for _, value in data}) < 2
+
+
 def _other_figures(rows):
     """Every other numeric training metric, small and folded away."""
     skip = HIDDEN | set(MAIN) | {"reward"}
     out = []
     for name in _names(rows, "train"):
-        if name in skip or _TERM.match(name) or name.startswith("constant/"):
-            continue
         data = points(rows, "train", name)
+        if name in skip or (_TERM.match(name) and not _is_flat(data)) or name.startswith("constant/"):
+            continue
         if len(data) > 1:
             out.append(_figure(name, [_series(name, data, PALETTE[4])]))
     return out

@@ -65,7 +65,8 @@ def tables(n=60):
 def curves():
     rows = []
     for step in range(100):
-        row = {"reward": 0.5, "rewards/accuracy/mean": 0.4, "completions/mean_length": 90.0, "entropy": None}
+        row = {"reward": 0.5, "completions/mean_length": 90.0, "entropy": None, "rewards/invented/mean": 0.0}
+        row |= {"rewards/accuracy/mean": 0.4 + step / 1000, "rewards/trace_answer/mean": 1 - step / 1000}
         rows.append({"step": step, "kind": "train", "time": 0, "loss": step / 100, "constant/best": 0.3, **row})
         if step % 20 == 0:
             rows.append({"step": step, "kind": "eval", "time": 0, "eval/A/jaccard": 0.5, "B/macro_f1": 0.2})
@@ -158,12 +159,14 @@ def test_numbers_and_warnings_are_there(workdir, page):
 def test_curves(page):
     charts = [a for a in page.all("svg") if a.get("class") == "chart"]
     titles = [a["aria-label"] for a in charts]
-    assert titles[:4] == [
+    assert titles[:5] == [
         "macro-F1 on held-out images",
         "Jaccard on held-out images",
         "Reward of sampled completions",
-        "Reward terms",
+        "Reward terms: answer and length",
+        "Reward terms: trace",
     ]
+    assert "rewards/invented/mean" in titles[5:]  # it never moves: folded away
     assert "Loss" in titles and "Entropy (nats a token)" not in titles  # entropy was null throughout
     data = json.loads(charts[1]["data-chart"])
     assert data["series"] == [
