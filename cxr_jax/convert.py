@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cxr_jax.errors import UserError
+from cxr_jax.errors import UserError, bad_usage
 from cxr_jax.models import hf, native, peft
 from cxr_jax.models.loaded import find_folder
 from cxr_jax.models.safetensors_file import DTYPES, NAMES, nbytes, write_folder
@@ -103,10 +103,7 @@ def parse_args(argv):
     parser.add_argument("--adapter", metavar="DIR", help="from-hf: LoRA adapters in PEFT's format, merged")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
 
-    def bad_usage(message):
-        raise UserError(message)
-
-    parser.error = bad_usage  # one line, like every other error
+    parser.error = bad_usage
     return parser.parse_args(argv)
 
 

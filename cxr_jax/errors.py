@@ -6,3 +6,8 @@ class UserError(Exception):
 
     It must never hold a DICOM header value: patient data does not reach a log.
     """
+
+
+def bad_usage(message: str):
+    """An `argparse.ArgumentParser.error` that is one line, like every other error."""
+    raise UserError(message)

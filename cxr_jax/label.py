@@ -33,7 +33,7 @@ from collections import Counter
 from pathlib import Path
 
 from cxr_jax.data import reports
-from cxr_jax.errors import UserError
+from cxr_jax.errors import UserError, bad_usage
 
 CHUNK = 4096  # reports labelled at a time,
 CHUNK_BYTES = 1 << 23  # or fewer, if they are long
@@ -63,10 +63,7 @@ def parse_args(argv):
     parser.add_argument("--force", action="store_true", help="replace OUT")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
 
-    def bad_usage(message):
-        raise UserError(message)
-
-    parser.error = bad_usage  # one line, like every other error
+    parser.error = bad_usage
     args = parser.parse_args(argv)
     for name in ("lexicon", "text_column", "id_column"):
         if getattr(args, name) == "":

@@ -24,7 +24,7 @@ import traceback
 
 from cxr_jax.data import images
 from cxr_jax.data.tokenizer import FIND_PROMPT
-from cxr_jax.errors import UserError
+from cxr_jax.errors import UserError, bad_usage
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.models import hf
 
@@ -177,10 +177,7 @@ def parse_args(argv):
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
 
-    def bad_usage(message):
-        raise UserError(message)
-
-    parser.error = bad_usage  # one line, like every other error
+    parser.error = bad_usage
     return parser.parse_args(argv)
 
 

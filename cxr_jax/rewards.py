@@ -14,7 +14,7 @@ import numpy as np
 
 from cxr_jax.errors import UserError
 from cxr_jax.labels import parser, reports
-from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, NOT_MENTIONED, PARENTS
+from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, NOT_MENTIONED, PARENTS, PATHOLOGY
 from cxr_jax.labels.texts import map_texts
 
 TERMS = (
@@ -102,7 +102,7 @@ def reward_terms(
         is not; 1/2 hedged. Needs a truth.
       trace_coverage: share of the 13 findings whose state is certain that the trace affirms or denies rightly.
       trace_truth: share of the trace's sentences with a claim that claim nothing false; 0 if none claims anything.
-      trace_false: how many claim something false. A count: weigh it negatively.
+      trace_false: how many claim something false. A metric, as trace_truth: see docs/rewards.md.
     Raises UserError for min_length < 1, or a limit not above max_length.
     """
     if min_length < 1:
@@ -138,7 +138,6 @@ def reward_terms(
     return terms
 
 
-_DISEASE = np.array([name not in ("No Finding", "Support Devices") for name in CHEXPERT_14])
 _NO_FINDING = np.arange(len(CHEXPERT_14)) == INDEX["No Finding"]
 _IS_PARENT = np.array([[c in PARENTS.get(p, ()) for p in CHEXPERT_14] for c in CHEXPERT_14], np.int32)
 
@@ -148,7 +147,7 @@ def _trace_terms(parsed) -> dict[str, jax.Array]:
     state, f32 = trace["state"], jnp.float32
     affirmed = state == 1  # No Finding is affirmed by the report's rule: nothing else is affirmed or hedged
     said = (affirmed | (state == -1)) & ~_NO_FINDING
-    sound = ~jnp.any(affirmed & _DISEASE, axis=-1, keepdims=True)
+    sound = ~jnp.any(affirmed & np.array(PATHOLOGY), axis=-1, keepdims=True)
     supported = jnp.where(_NO_FINDING, sound, said | (said.astype(jnp.int32) @ _IS_PARENT > 0))
     both, either = jnp.sum(answer & supported, axis=-1), jnp.sum(answer | affirmed, axis=-1)
     speaks = jnp.any(state != NOT_MENTIONED, axis=-1) | (trace["other"] != NOT_MENTIONED)
@@ -162,7 +161,7 @@ def _trace_terms(parsed) -> dict[str, jax.Array]:
 
 def _against(truth: reports.Truth, trace, affirmed) -> dict[str, jax.Array]:
     """trace_findings and trace_coverage, float32 [B]."""
-    bits = lambda mask: (mask[:, None] >> jnp.arange(len(CHEXPERT_14))) & 1 == 1
+    bits = reports.to_bits
     present, absent = bits(truth.present), ~bits(truth.present | truth.hedged)
     right, left = bits(truth.sides >> 16), bits(truth.sides)
     # A parent is named in summaries, and placed by its children.
@@ -213,7 +212,7 @@ def combine(terms: Mapping[str, jax.Array], weights: Mapping[str, float]) -> jax
 
 def modal_share(answers) -> jax.Array:
     """The share of rows of bool [N, 14] that are the most frequent row: 1 for a policy that always says the same."""
-    codes = jnp.sort(jnp.sum(jnp.where(answers, 1 << jnp.arange(len(CHEXPERT_14)), 0), axis=-1))
+    codes = jnp.sort(reports.to_mask(answers))
     last = jnp.searchsorted(codes, codes, side="right")
     return jnp.max(last - jnp.searchsorted(codes, codes, side="left")) / codes.shape[0]
 
@@ -273,30 +272,20 @@ def score(
         if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or not ((lengths >= 0) & (lengths < 2**31)).all():
             raise UserError("score: lengths are not whole numbers of tokens, from 0 to 2^31 - 1, one a text")
     mask = solution_mask(solutions)
-    parsed = map_texts(_read_for_score(), texts, mask)
-    trace = {key[6:]: parsed.pop(key) for key in list(parsed) if key.startswith("trace/")}
-    trace["truth"] = _truth_of(mask)
+    bank = jax.device_put(reports.bank())
+    parsed = map_texts(lambda stream, sizes, solution: _read_for_score(stream, sizes, solution, bank), texts, mask)
     tokens = None if lengths is None else jnp.asarray(np.asarray(lengths, np.int32))
     longest = dict(max_length=max_length, limit=limit)
-    terms = reward_terms(parsed | {"trace": trace}, mask, tokens, min_length=min_length, **longest)
+    terms = reward_terms(parsed, mask, tokens, min_length=min_length, **longest)
     terms["repetition"] = _repeated_words(texts)
     return {name: np.asarray(value, np.float32) for name, value in terms.items()}
 
 
-def _truth_of(solution) -> reports.Truth:
-    """A solution of which no side is known."""
-    return reports.Truth.of(solution, jnp.zeros_like(solution), jnp.zeros((*solution.shape, 2), bool))
-
-
-@functools.cache
-def _read_for_score():
-    @jax.jit
-    def program(stream, sizes, solution, bank):
-        parsed = read_bytes(stream, sizes, bank, _truth_of(solution))
-        return parsed | {f"trace/{key}": value for key, value in parsed.pop("trace").items() if key != "truth"}
-
-    bank = jax.device_put(reports.bank())
-    return lambda stream, sizes, solution: program(stream, sizes, solution, bank)
+@jax.jit
+def _read_for_score(stream, sizes, solution, bank):
+    """`read_bytes` with a solution of which no side is known."""
+    truth = reports.Truth.of(solution, jnp.zeros_like(solution), jnp.zeros((*solution.shape, 2), bool))
+    return read_bytes(stream, sizes, bank, truth)
 
 
 def _repeated_words(texts: Sequence[str], n: int = NGRAM) -> np.ndarray:

@@ -69,7 +69,7 @@ def load(path: str | Path | None = None, more: str | Path | None = None) -> Lexi
     classes: dict[str, frozenset[str]] = {}
     phrases: dict[tuple[str, ...], Meaning] = {}
     for file in (Path(path or DEFAULT), *([Path(more)] if more else ())):
-        phrases |= _phrases(str(file), _read(file), classes)
+        phrases |= _phrases(str(file), read_toml(file), classes)
     name = str(more or path or DEFAULT)
     if not phrases:
         raise UserError(f"{name}: the lexicon has no phrases")
@@ -98,17 +98,16 @@ def clash(name: str, words: Sequence[str], a: Meaning, b: Meaning) -> UserError:
     return UserError(f"{name}: clash: {' '.join(words)!r} is both [{a.table}] {a.key!r} and [{b.table}] {b.key!r}")
 
 
-def _read(path: Path) -> dict:
+def read_toml(path: Path) -> dict:
+    """A TOML file's tables; UserError for one that cannot be read, or is none."""
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as e:
         raise UserError(f"{path}: {e.strerror or type(e).__name__}") from e
-    except ValueError as e:  # a name that no file can have
-        if not isinstance(e, (tomllib.TOMLDecodeError, UnicodeDecodeError)):
-            raise UserError(f"{path!s:.80}: not the name of a file") from e
-        raise UserError(f"{path}: not a TOML lexicon: {e}") from e
-    except RecursionError as e:
-        raise UserError(f"{path}: not a TOML lexicon: {e}") from e
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise UserError(f"{path}: not a TOML file: {e}") from e
+    except ValueError as e:
+        raise UserError(f"{path!s:.80}: not the name of a file") from e
 
 
 def _classes(name: str, table) -> dict[str, frozenset[str]]:

@@ -15,7 +15,7 @@ import numpy as np
 from cxr_jax.errors import UserError
 from cxr_jax.labels import automaton, readers
 from cxr_jax.labels.readers import ANSWER, TAGS
-from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
+from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, PATHOLOGY
 from cxr_jax.labels.texts import map_texts
 
 Parsed = dict[str, jax.Array]
@@ -53,14 +53,13 @@ def parse_bytes(stream: jax.Array, lengths: jax.Array) -> Parsed:
     bits = jnp.where((items >= 1) & (items <= _N), 1 << jnp.clip(items - 1, 0, _N), 0)
     found = jax.lax.reduce(bits, jnp.int32(0), jax.lax.bitwise_or, (0,))
     answer = ((found[:, None] >> jnp.arange(_N)) & 1 == 1) & has_answer[:, None]
-    pathology = jnp.array([n not in ("No Finding", "Support Devices") for n in CHEXPERT_14])
     return {
         "answer": answer,
         "has_answer": has_answer,
         "format": final[0] == 1,
         "tag_counts": counts,
         "n_unknown": jnp.where(has_answer, jnp.sum(items == _UNKNOWN, axis=0, dtype=jnp.int32), 0),
-        "no_finding_conflict": answer[:, INDEX["No Finding"]] & jnp.any(answer & pathology, axis=-1),
+        "no_finding_conflict": answer[:, INDEX["No Finding"]] & jnp.any(answer & np.array(PATHOLOGY), axis=-1),
         "trace_length": trace_length.astype(jnp.int32),
         "overflow": lengths > width,
     }

@@ -18,7 +18,7 @@ import numpy as np
 
 from cxr_jax.labels import lexicon as lx
 from cxr_jax.labels import phrases as ph
-from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, NEGATIVE, NOT_MENTIONED, PARENTS, POSITIVE, UNCERTAIN
+from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, NEGATIVE, NOT_MENTIONED, PARENTS, PATHOLOGY, POSITIVE, UNCERTAIN
 from cxr_jax.labels.texts import map_texts
 
 N = len(CHEXPERT_14)
@@ -191,6 +191,16 @@ def _cut_from_the_right(bank: Bank, ends: jax.Array) -> tuple[jax.Array, jax.Arr
     return out, jnp.max(count)
 
 
+def to_mask(bits) -> jax.Array:
+    """int32 [..] of bool [.., n]: bit i is entry i."""
+    return jnp.sum(jnp.where(bits, jnp.int32(1) << jnp.arange(bits.shape[-1]), 0), axis=-1)
+
+
+def to_bits(mask, n: int = N) -> jax.Array:
+    """bool [.., n] of a mask int [..]."""
+    return (mask[..., None] >> jnp.arange(n)) & 1 == 1
+
+
 class Truth(NamedTuple):
     """What is so, to hold claims against: masks int32 [B] over the 14 labels. present: for certain; hedged: perhaps.
     sides: pairs; a label that has no side, or whose side is not known, has neither."""
@@ -202,8 +212,8 @@ class Truth(NamedTuple):
     @classmethod
     def of(cls, present, hedged, sides) -> "Truth":
         """From bool present and hedged [B, 14], sides [B, 14, 2]: is it known to be on the right, and on the left?"""
-        mask = lambda x: jnp.sum(jnp.where(x, jnp.int32(1) << jnp.arange(N), 0), axis=-1)
-        return cls(mask(present), mask(hedged), mask(sides[..., 0]) << 16 | mask(sides[..., 1]))
+        right, left = to_mask(sides[..., 0]), to_mask(sides[..., 1])
+        return cls(to_mask(present), to_mask(hedged), right << 16 | left)
 
 
 class _Reader(NamedTuple):
@@ -330,7 +340,7 @@ def _is_wrong(said, plain, sided, truth: Truth):
     wrong |= plain[NEG] & truth.present
     wrong |= sided[NEG] & both & truth.sides
     labels = (1 << N) - 2  # not No Finding, which is wrong where any finding is present
-    sick = truth.present & labels & ~(1 << INDEX["Support Devices"])
+    sick = truth.present & sum(1 << i for i in range(N) if PATHOLOGY[i])
     return ((wrong & (labels | labels << 16)) != 0) | ((said[POS] & 1 == 1) & (sick != 0))
 
 
@@ -347,15 +357,13 @@ def read_bytes(stream: jax.Array, lengths: jax.Array, bank: Bank, truth: Truth |
     longest = jnp.minimum(jnp.max(lengths), width)
     ends = _find_phrases(bank, _in_context(stream.T, inside), longest)
     r = _read(bank, ends, truth)
-    bits = lambda mask: ((mask[:, None] >> jnp.arange(N + 1)) & 1) == 1  # [B, 15]
+    bits = lambda mask: to_bits(mask, N + 1)
     pos, neg, unc = (bits(m) for m in r.any)
     state = jnp.where(pos, POSITIVE, jnp.where(unc, UNCERTAIN, jnp.where(neg, NEGATIVE, NOT_MENTIONED)))
     sides = [[bits(m >> shift) for m in r.d_sided] for shift in (16, 0)]
     won = [jnp.where(pos, s[POS], jnp.where(unc, s[UNC], s[NEG])) for s in sides]
     anything = jnp.any(state != NOT_MENTIONED, axis=1)
-    counts = np.arange(N + 1) != INDEX["Support Devices"]
-    counts[INDEX["No Finding"]] = False
-    sound = anything & ~jnp.any((pos | unc) & counts, axis=1)
+    sound = anything & ~jnp.any((pos | unc) & np.array([*PATHOLOGY, True]), axis=1)
     state = state.at[:, INDEX["No Finding"]].set(jnp.where(sound, POSITIVE, NOT_MENTIONED))
     out = {"state": state[:, :N].astype(jnp.int8), "right": won[0][:, :N], "left": won[1][:, :N]}
     out["other"] = state[:, N].astype(jnp.int8)

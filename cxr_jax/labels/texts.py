@@ -14,8 +14,8 @@ _ROWS = 1024  # texts in one call
 _CELLS = 1 << 20  # bytes in one call: bounds the memory of what a parser keeps per byte
 
 
-def map_texts(program: Callable, texts: Sequence[str | bytes], *columns: np.ndarray) -> dict[str, np.ndarray]:
-    """program(stream uint8 [B, L], lengths [B], *columns) -> dict of arrays [B, ..], for texts: numpy arrays, a row
+def map_texts(program: Callable, texts: Sequence[str | bytes], *columns: np.ndarray):
+    """program(stream uint8 [B, L], lengths [B], *columns) -> a tree of arrays [B, ..], for texts: numpy arrays, a row
     a text. columns: what else the program needs of each text, [N, ..].
 
     Texts are grouped by length, and shapes rounded up. Raises UserError for what is no list of texts.
@@ -31,27 +31,30 @@ def map_texts(program: Callable, texts: Sequence[str | bytes], *columns: np.ndar
     order = sorted(range(len(coded)), key=lambda i: len(coded[i]))
     one = [jnp.zeros((1, *c.shape[1:]), c.dtype) for c in columns]
     shapes = jax.eval_shape(program, jnp.zeros((1, 64), jnp.uint8), jnp.zeros(1, jnp.int32), *one)
-    out = {key: np.zeros((len(coded), *s.shape[1:]), s.dtype) for key, s in shapes.items()}
+    out = jax.tree.map(lambda s: np.zeros((len(coded), *s.shape[1:]), s.dtype), shapes)
     parts, at = [], 0
     while at < len(order):
         parts.append(_rows(coded, order, at))
         at += len(parts[-1])
 
+    def shape(rows):
+        return _pow2(len(rows)), _width(coded[rows[-1]])
+
     def run(rows):
-        stream = np.zeros((_pow2(len(rows)), _width(coded[rows[-1]])), np.uint8)
+        stream = np.zeros(shape(rows), np.uint8)
         lengths = np.zeros(len(stream), np.int32)
         for r, i in enumerate(rows):
             stream[r, : len(coded[i])] = np.frombuffer(coded[i], np.uint8)
             lengths[r] = len(coded[i])
         filled = np.resize(rows, len(stream))  # what stands in rows past the last text is dropped
-        for key, value in jax.device_get(program(stream, lengths, *(c[filled] for c in columns))).items():
-            out[key][rows] = value[: len(rows)]
+        got = jax.device_get(program(stream, lengths, *(c[filled] for c in columns)))
+        jax.tree.map(lambda into, value: into.__setitem__(rows, value[: len(rows)]), out, got)
 
     # A loop over bytes keeps one core busy, so parts run side by side; the first of each shape alone: it compiles.
-    firsts = {(_pow2(len(rows)), _width(coded[rows[-1]])): rows for rows in reversed(parts)}
+    firsts = {shape(rows): rows for rows in reversed(parts)}
     for rows in firsts.values():
         run(rows)
-    rest = [rows for rows in parts if not any(rows is first for first in firsts.values())]
+    rest = [rows for rows in parts if rows is not firsts[shape(rows)]]
     if rest:
         with futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             list(pool.map(run, rest))

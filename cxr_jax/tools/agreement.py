@@ -16,7 +16,6 @@ diagnosis.
 import argparse
 import csv
 import sys
-import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +23,8 @@ import numpy as np
 
 from cxr_jax import scoring
 from cxr_jax.data import reports
-from cxr_jax.errors import UserError
+from cxr_jax.errors import UserError, bad_usage
+from cxr_jax.labels.lexicon import read_toml
 from cxr_jax.labels.taxonomy import CHEXPERT_14, NOT_MENTIONED, POSITIVE, UNCERTAIN
 
 MAPS = Path(__file__).parents[1] / "labels" / "maps.toml"
@@ -51,13 +51,7 @@ class Gold(NamedTuple):
 
 def load_map(name: str = MAP, path: str | Path = MAPS) -> LabelMap:
     """The table [name] of a file of maps. Raises UserError if it cannot be read or a target is none of the 14."""
-    try:
-        table = tomllib.loads(Path(path).read_bytes().decode())
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror or type(e).__name__}") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: not a TOML file: {e}") from e
-    entry = table.get(name)
+    entry = read_toml(Path(path)).get(name)
     labels = entry.get("map") if isinstance(entry, dict) else None
     if not isinstance(labels, dict) or not labels or not isinstance(entry.get("version"), int):
         raise UserError(f"{path}: has no table [{name}] with a version and a map")
@@ -181,10 +175,7 @@ def parse_args(argv):
                         help="what it counts as (default: negative)")
     parser.add_argument("--lexicon", metavar="FILE", help="other phrases than the built-in ones (TOML)")
 
-    def bad_usage(message):
-        raise UserError(message)
-
-    parser.error = bad_usage  # one line, like every other error
+    parser.error = bad_usage
     return parser.parse_args(argv)
 
 
