@@ -243,7 +243,9 @@ def decode(model, layers, rows: list[tuple[Prefix, int]], settings: Settings, st
         own, rest = sampling.decode(
             model.params, layers, cfg, prompt, lengths, start, keys, np.float32(1 if greedy else settings.temperature),
             own, rest, np.int32(until), constraint, dtype=model.dtype, **choice)
-        tokens, logprobs, counts, done = (np.asarray(x)[:live] for x in rest[2:6])
+        tokens, logprobs, counts, done = (
+            np.asarray(x)[:live] for x in (rest.tokens, rest.logprobs, rest.lengths, rest.done)
+        )  # fmt: skip
         if stream is not None:
             for i in np.flatnonzero(~ended):
                 last = bool(done[i]) or until == N

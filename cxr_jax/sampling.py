@@ -16,11 +16,13 @@ Log-probs are those of the distribution that it leaves.
 """
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cxr_jax import stages
 from cxr_jax.models import decoder, qwen2_5_vl
 from cxr_jax.models.config import Config
 from cxr_jax.models.layers import NEG
@@ -73,13 +75,22 @@ def pick(logits, keys, step, *, temperature, greedy: bool, top_k: int | None, to
     return token.astype(jnp.int32), chosen - jax.nn.logsumexp(scaled, -1)
 
 
-def _loop(params, layers, cfg: Config, prompt, lengths, start, keys, temperature, state, until, *, greedy,
-          stop_ids, suppress_ids, top_k, top_p, constraint, dtype):
-    """Draws tokens until step `until` or until all rows are done. The state, a tuple:
+class State(NamedTuple):
+    """Where R rows of at most N tokens stand."""
 
-    step int32, hidden [R, D] that the next token is drawn from, own keys (`decoder.empty_own`), tokens [R, N],
-    log-probs [R, N], lengths [R], done [R], the constraint's state.
-    """
+    step: Any  # int32: tokens drawn so far
+    hidden: Any  # [R, D] that the next token is drawn from
+    own: Any  # the keys of drawn tokens, see `decoder.empty_own`
+    tokens: Any  # int32 [R, N]
+    logprobs: Any  # float32 [R, N]
+    lengths: Any  # int32 [R]
+    done: Any  # bool [R]
+    bound: Any  # the constraint's state
+
+
+def _loop(params, layers, cfg: Config, temperature, constraint, prompt, lengths, start, keys, state, until, place=None,
+          *, greedy, stop_ids, suppress_ids, top_k, top_p, dtype):
+    """Draws tokens until step `until` or until all rows are done: `State` -> `State`. place: see `stages.run`."""
     tcfg, R = cfg.text, start.shape[0]
     banned = np.zeros(tcfg.vocab_size, np.float32)
     banned[list(suppress_ids)] = NEG
@@ -99,20 +110,20 @@ def _loop(params, layers, cfg: Config, prompt, lengths, start, keys, temperature
         done = done | (token[:, None] == stops).any(-1)
         x = qwen2_5_vl.embed(params, cfg, token[:, None], dtype=dtype)
         where = jnp.broadcast_to((start + t)[None, :, None], (3, R, 1))
-        h, own = decoder.decode_step(layers, params["text"]["final"], tcfg, x, where, prompt, lengths, own, t)
+        h, own = decoder.decode_step(layers, params["text"]["final"], tcfg, x, where, prompt, lengths, own, t, place)
         if constraint is not None:
             bound = constraint.advance(bound, token)
-        return t + 1, h, own, tokens, logprobs, count, done, bound
+        return State(t + 1, h, own, tokens, logprobs, count, done, bound)
 
-    return jax.lax.while_loop(lambda s: (s[0] < until) & ~s[6].all(), body, state)
+    return jax.lax.while_loop(lambda s: (s.step < until) & ~s.done.all(), body, state)
 
 
-def _fresh(cfg: Config, last, N: int, constraint, dtype):
-    """The state of `_loop` before the first token; last [R, D]."""
+def _fresh(cfg: Config, last, N: int, room: int, constraint, dtype) -> State:
+    """The state before the first token, with room for the keys of `room` tokens; last [R, D]."""
     R = len(last)
-    return (jnp.int32(0), last, decoder.empty_own(cfg.text, R, N, dtype),
-            jnp.full((R, N), cfg.pad_token_id, jnp.int32), jnp.zeros((R, N), jnp.float32),
-            jnp.zeros(R, jnp.int32), jnp.zeros(R, bool), None if constraint is None else constraint.init(R))
+    return State(jnp.int32(0), last, decoder.empty_own(cfg.text, R, room, dtype),
+                 jnp.full((R, N), cfg.pad_token_id, jnp.int32), jnp.zeros((R, N), jnp.float32),
+                 jnp.zeros(R, jnp.int32), jnp.zeros(R, bool), None if constraint is None else constraint.init(R))
 
 
 _STATIC = ("cfg", "greedy", "stop_ids", "suppress_ids", "dtype")
@@ -126,10 +137,11 @@ def _generate(params, cfg: Config, input_ids, lengths, positions, features, keys
     last, cache = decoder.prefill(text, tcfg, h, positions, lengths)
     prompt, layers = decoder.prompt_keys(cache), decoder.decode_layers(text, tcfg)
     start = jnp.repeat(next_positions(positions, lengths), n)
-    state = _fresh(cfg, jnp.repeat(last, n, 0), max_new_tokens, constraint, dtype)
-    state = _loop(params, layers, cfg, prompt, lengths, start, keys, temperature, state, max_new_tokens,
-                  constraint=constraint, dtype=dtype, **choice)
-    return {"tokens": state[3], "logprobs": state[4], "lengths": state[5], "finished": state[6]}
+    room = stages.stage_ends(max_new_tokens)[0]
+    state = _fresh(cfg, jnp.repeat(last, n, 0), max_new_tokens, room, constraint, dtype)
+    loop = functools.partial(_loop, params, layers, cfg, temperature, constraint, dtype=dtype, **choice)
+    state = stages.run(loop, prompt, lengths, start, keys, state)
+    return {"tokens": state.tokens, "logprobs": state.logprobs, "lengths": state.lengths, "finished": state.done}
 
 
 def _ids(x, default) -> tuple:
@@ -221,9 +233,8 @@ def begin(prefixes: list[dict], live, constraint, *, cfg: Config, room: int, dty
     """(prompt keys, own, rest) for `decode`: one row a prefix (all of equal S), the first `live` of them drawn;
     at most `room` tokens."""
     prompt = jax.tree.map(lambda *x: jnp.concatenate(x), *[p["keys"] for p in prefixes])
-    state = _fresh(cfg, jnp.concatenate([p["last"] for p in prefixes]), room, constraint, dtype)
-    done = jnp.arange(len(prefixes)) >= live
-    return prompt, state[2], (*state[:2], *state[3:6], done, state[7])
+    state = _fresh(cfg, jnp.concatenate([p["last"] for p in prefixes]), room, room, constraint, dtype)
+    return prompt, state.own, state._replace(own=None, done=jnp.arange(len(prefixes)) >= live)
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="own")
@@ -233,8 +244,8 @@ def decode(params, layers, cfg: Config, prompt, lengths, start, keys, temperatur
 
     lengths int [R] of the prompts, start int [R] the position of each first token, keys typed keys [R]. choice:
     static greedy, stop_ids, suppress_ids; top_k int32 and top_p float32, or None.
-    rest: (step, hidden, tokens [R, room], log-probs [R, room], lengths [R], done [R], the constraint's state).
+    rest: the `State` without its own keys, which go apart because they alone are taken over.
     """
-    state = _loop(params, layers, cfg, prompt, lengths, start, keys, temperature, (*rest[:2], own, *rest[2:]), until,
-                  constraint=constraint, dtype=dtype, **choice)
-    return state[2], (*state[:2], *state[3:])
+    state = _loop(params, layers, cfg, temperature, constraint, prompt, lengths, start, keys, rest._replace(own=own),
+                  until, dtype=dtype, **choice)
+    return state.own, state._replace(own=None)

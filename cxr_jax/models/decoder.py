@@ -232,11 +232,12 @@ def empty_own(cfg: TextConfig, rows: int, length: int, dtype) -> list[tuple]:
 
 
 def decode_step(layers: list[dict], final: dict, cfg: TextConfig, h, positions, prompt: list[tuple],
-                prompt_lengths, own: list[tuple], step):
+                prompt_lengths, own: list[tuple], step, place=None):
     """One token for each row. h [R, 1, D], positions int [3, R, 1], rows in prompt order (R = B * n).
 
     layers from `decode_layers`, final = params["final"], prompt from `prompt_keys`, own from `empty_own` with
-    slots < step filled. Each row attends to its prompt's keys and its own in one softmax.
+    slots < step filled. Each row attends to its prompt's keys and its own in one softmax. place: where these rows are
+    not all of the prompts' rows, see `two_part_attention`.
     Returns (hidden [R, D] after the final norm, own with slot `step` filled).
     """
     cos, sin = rope.text_cos_sin(cfg, positions)
@@ -249,7 +250,7 @@ def decode_step(layers: list[dict], final: dict, cfg: TextConfig, h, positions, 
         def attend(q, k, v, shared=shared, ko=ko, vo=vo):
             kv = tuple(jax.lax.dynamic_update_slice_in_dim(old, new.transpose(0, 2, 1, 3), step, 2)
                        for old, new in ((ko, k), (vo, v)))
-            return two_part_attention(q, shared, kv, seen, mine), kv
+            return two_part_attention(q, shared, kv, seen, mine, place), kv
 
         h, kv = apply(block, p, h, cos, sin, attend)
         out.append(kv)

@@ -6,6 +6,7 @@ cast to the dtype of the activations where they are used.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -138,34 +139,98 @@ def attention(q, k, v, bias=None):
     return o.transpose(0, 3, 1, 2, 4).reshape(B, T, H, d)
 
 
-def two_part_attention(q, first, second, first_bias, second_bias):
+_dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+def _by_group(x, B: int):
+    """[B * n, K, G, T, d] -> [B, K, n * G * T, d]: all that asks the same keys as the rows of one product."""
+    R, K, G, T, d = x.shape
+    return x.reshape(B, R // B, K, G * T, d).transpose(0, 2, 1, 3, 4).reshape(B, K, R // B * G * T, d)
+
+
+def _by_row(x, shape: tuple):
+    """The inverse of `_by_group`: back to [*shape, d] for a shape [B * n, K, G, T]."""
+    R, K, G, T = shape
+    B, n = len(x), R // len(x)
+    return x.reshape(B, K, n, G * T, -1).transpose(0, 2, 1, 3, 4).reshape(R, K, G, T, -1)
+
+
+def _part(q, k, v, bias):
+    """Attention of q [B * n, K, G, T, d], scaled, over some of its keys [B, K, S, d], not yet normalised.
+
+    bias: broadcastable to [B, K, n, G, T, S]. Returns (o float32 [B * n, K, G, T, d], the sum of the exponentials and
+    their largest score [B * n, K, G, T, 1], the exponentials [B, K, n * G * T, S]).
+    """
+    R, K, G, T, d = q.shape
+    B = len(k)
+    s = _dot("bkqd,bksd->bkqs", _by_group(q, B), k).reshape(B, K, R // B, G, T, -1) + bias
+    top = s.max(-1, keepdims=True)
+    e = jnp.exp(s - top).reshape(B, K, R // B * G * T, -1)
+    rows = lambda x: _by_row(x, (R, K, G, T))
+    total, e = rows(e.sum(-1, keepdims=True)), e.astype(v.dtype)
+    return rows(_dot("bkqs,bksd->bkqd", e, v)), total, rows(top.reshape(B, K, -1, 1)), e
+
+
+def _joined(first, second):
+    """(o, w1, w2) of two `_part`s in one softmax: o = w1 o1 + w2 o2, normalised."""
+    (o1, sum1, top1, _), (o2, sum2, top2, _) = first, second
+    top = jnp.maximum(top1, top2)
+    w1, w2 = jnp.exp(top1 - top), jnp.exp(top2 - top)
+    total = w1 * sum1 + w2 * sum2
+    w1, w2 = w1 / total, w2 / total
+    return w1 * o1 + w2 * o2, w1, w2
+
+
+@jax.custom_vjp
+def _two_part_softmax(q, first, second, first_bias, second_bias):
+    return _two_part_softmax_fwd(q, first, second, first_bias, second_bias)[0]
+
+
+def _two_part_softmax_fwd(q, first, second, first_bias, second_bias):
+    parts = _part(q, *first, first_bias), _part(q, *second, second_bias)
+    o, *w = _joined(*parts)
+    o = o.astype(q.dtype)
+    return o, (q, (first, second), [p[3] for p in parts], w, o)
+
+
+def _two_part_softmax_bwd(saved, g):
+    # Written out: keeps only the exponentials, and takes the row sums from g * o instead of over all keys.
+    q, keys, exponentials, weights, o = saved
+    shape, g = q.shape[:-1], g.astype(jnp.float32)
+    row = jnp.sum(g * o.astype(jnp.float32), -1, keepdims=True)
+    dq, d_keys = 0.0, []
+    for (k, v), e, w in zip(keys, exponentials, weights, strict=True):
+        gw, row_w, qb = _by_group((g * w).astype(q.dtype), len(k)), _by_group(row * w, len(k)), _by_group(q, len(k))
+        ds = (e * (_dot("bkqd,bksd->bkqs", gw, v) - row_w)).astype(q.dtype)
+        dq = dq + _by_row(jnp.einsum("bkqs,bksd->bkqd", ds, k), shape)
+        d_keys.append((jnp.einsum("bkqs,bkqd->bksd", ds, qb), jnp.einsum("bkqs,bkqd->bksd", e, gw)))
+    return dq, *d_keys, None, None
+
+
+_two_part_softmax.defvjp(_two_part_softmax_fwd, _two_part_softmax_bwd)
+
+
+def two_part_attention(q, first, second, first_bias, second_bias, place=None):
     """Attention of each row over keys shared by its group and keys of its own, in a single softmax.
 
     q [R, T, H, d]; first = (k, v) [B, K, S, d] for R = B * n rows in group order, stored once a group;
-    second = (k, v) [R, K, N, d]. Biases float32: first broadcastable to [B, K, n, G, T, S], second to
-    [R, K, G, T, N], with G = H / K. Returns [R, T, H, d]. Differentiable.
+    second = (k, v) [R, K, N, d]. Biases float32, without gradient: first broadcastable to [B, K, n, G, T, S],
+    second to [R, K, 1, G, T, N], with G = H / K. Returns [R, T, H, d].
+
+    place: (index, rows) where only some of the `rows` = B * n rows in group order are left, those at `index` (see
+    `take_rows`); not differentiable then.
     """
     R, T, H, d = q.shape
-    B, K, S, _ = first[0].shape
-    n, G = R // B, H // K
-    q = (q * d**-0.5).reshape(R, T, K, G, d).transpose(0, 2, 3, 1, 4)  # [R, K, G, T, d]
-    grouped = q.reshape(B, n, K, G * T, d).transpose(0, 2, 1, 3, 4).reshape(B, K, n * G * T, d)
-    dot = lambda a, b, spec: jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
-    s1 = dot(grouped, first[0], "bkqd,bksd->bkqs").reshape(B, K, n, G, T, S) + first_bias
-    s2 = dot(q.reshape(R, K, G * T, d), second[0], "rkqd,rksd->rkqs").reshape(R, K, G, T, -1) + second_bias
-
-    by_row = lambda x: x.transpose(0, 2, 1, 3, 4, 5).reshape(R, K, G, T, x.shape[-1])
-    by_group = lambda x: x.reshape(B, n, K, G, T, x.shape[-1]).transpose(0, 2, 1, 3, 4, 5)
-    top = jnp.maximum(by_row(s1.max(-1, keepdims=True)), s2.max(-1, keepdims=True))
-    top = jax.lax.stop_gradient(top)
-    e1, e2 = jnp.exp(s1 - by_group(top)), jnp.exp(s2 - top)
-    total = by_row(e1.sum(-1, keepdims=True)) + e2.sum(-1, keepdims=True)
-
-    dtype = first[1].dtype
-    o1 = dot(e1.astype(dtype).reshape(B, K, n * G * T, S), first[1], "bkqs,bksd->bkqd")
-    o2 = dot(e2.astype(dtype).reshape(R, K, G * T, -1), second[1], "rkqs,rksd->rkqd")
-    o = (by_row(o1.reshape(B, K, n, G, T, d)) + o2.reshape(R, K, G, T, d)) / total
-    return o.astype(q.dtype).transpose(0, 3, 1, 2, 4).reshape(R, T, H, d)
+    K = first[0].shape[1]
+    q = (q * d**-0.5).reshape(R, T, K, H // K, d).transpose(0, 2, 3, 1, 4)
+    if place is None:
+        o = _two_part_softmax(q, first, second, first_bias, second_bias)
+    else:
+        index, rows = place
+        grid = put_rows(jnp.zeros((rows, *q.shape[1:]), q.dtype), index, q)
+        shared = [take_rows(x, index) for x in _part(grid, *first, first_bias)[:3]]
+        o = _joined((*shared, None), _part(q, *second, second_bias))[0].astype(q.dtype)
+    return o.transpose(0, 3, 1, 2, 4).reshape(R, T, H, d)
 
 
 @functools.lru_cache(maxsize=256)
@@ -273,13 +338,43 @@ def run_layers(layer, stacked, x, n: int, remat: str = "none"):
     return x, jax.tree.map(lambda *a: jnp.stack(a), *aux)
 
 
+def row_shards() -> int:
+    """Over how many parts of the mesh that `jax.set_mesh` has set, if any, the rows of a batch are divided."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[a] for a in _row_axes(mesh))
+
+
+def _row_axes(mesh) -> tuple[str, ...]:
+    """BATCH_AXES that the compiler divides; inside `shard_map` it divides none of them any more."""
+    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    return tuple(a for a in BATCH_AXES if types.get(a) == jax.sharding.AxisType.Auto)
+
+
+def by_shard(x, shards: int):
+    """[R, ..] -> [shards, R / shards, ..]: the rows of each device."""
+    return x.reshape(shards, -1, *x.shape[1:])
+
+
+def take_rows(x, index):
+    """Some rows of x [R, ..], of each device its own: index int [shards, m], counted from the device's first row.
+    Returns [shards * m, ..]."""
+    taken = jax.vmap(lambda rows, i: rows[i])(by_shard(x, len(index)), index)
+    return taken.reshape(-1, *x.shape[1:])
+
+
+def put_rows(x, index, new):
+    """x with the rows that `take_rows` would give replaced by new [shards * m, ..]; no index twice."""
+    put = jax.vmap(lambda rows, i, new: rows.at[i].set(new, unique_indices=True))
+    return put(by_shard(x, len(index)), index, by_shard(new, len(index))).reshape(x.shape)
+
+
 def rows_apart(x):
     """x, rows on axis 0, divided by rows over the batch axes of the mesh that `jax.set_mesh` has set, if any.
 
     Said between layers, so that the compiler gathers weights (FSDP) and does not divide activations by features.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(a for a in BATCH_AXES if a in mesh.axis_names)
+    axes = _row_axes(mesh)
     if not axes:
         return x
     return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, jax.sharding.PartitionSpec(axes)), x)

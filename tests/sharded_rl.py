@@ -1,0 +1,57 @@
+"""A program that test_stages.py starts: sampling and learning over four fake devices equal those of one."""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from oracle import shared_learner
+from test_stages import CFG, STOP, N, T
+
+from cxr_jax import sampling, stages
+from cxr_jax.models import qwen2_5_vl as qwen
+
+PROMPTS, GROUP = 8, 2
+
+
+def check_sampling():
+    stages.GRAIN, stages.SHORTEST, stages.LEAST_ROWS = 4, 8, 4
+    rng = np.random.default_rng(1)
+    params = qwen.init_params(CFG, jax.random.key(0))
+    params["text"]["embed"]["embedding"] *= 25.0
+    args = {
+        "input_ids": rng.integers(7, 20, (PROMPTS, T)).astype(np.int32),
+        "lengths": rng.integers(2, T + 1, PROMPTS).astype(np.int32),
+        "positions": np.broadcast_to(np.arange(T, dtype=np.int32), (3, PROMPTS, T)),
+        "keys": sampling.row_keys(0, PROMPTS * GROUP),
+    }
+
+    def sample(args):
+        return sampling.generate(params, CFG, **args, n=GROUP, max_new_tokens=N, stop_ids=STOP)
+
+    want = jax.tree.map(np.asarray, sample(args))
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+    rows = {k: spec(None, "data") if k == "positions" else spec("data") for k in args}
+    placed = {k: jax.device_put(v, jax.sharding.NamedSharding(mesh, rows[k])) for k, v in args.items()}
+    with jax.set_mesh(mesh):
+        program = jax.jit(sample).lower(placed).compile()
+        got = program(placed)
+    assert np.ptp(want["lengths"]) > 12
+    for name in ("tokens", "lengths", "finished"):
+        np.testing.assert_array_equal(got[name], want[name])
+    # Keys stay on their device: what crosses is small, the counts of rows that are left and the exit.
+    moves = r"= \(?\w+\[([\d,]*)\][^=]* (?:all-gather|all-to-all|collective-permute)\("
+    shapes = re.findall(moves, program.as_text())
+    largest = max((np.prod([int(x) for x in s.split(",") if x], initial=1) for s in shapes), default=0)
+    assert largest <= PROMPTS * GROUP * max(N, CFG.text.hidden_size), shapes
+
+
+if __name__ == "__main__":
+    assert jax.device_count() == 4 and jnp.ones(1) == 1
+    check_sampling()
+    shared_learner.check_sharded(0, 4)

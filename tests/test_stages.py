@@ -1,0 +1,122 @@
+"""stages.py: completions do not change when finished rows leave and the cache grows; work does."""
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cxr_jax import sampling, stages
+from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models.config import Config, TextConfig, VisionConfig
+
+V, T, N, STOP = 24, 6, 24, tuple(range(1, 7))
+CFG = Config(
+    vision=VisionConfig(depth=1, hidden_size=16, num_heads=2, intermediate_size=16, out_hidden_size=16,
+                        fullatt_block_indexes=(), patch_size=2, window_size=8),
+    text=TextConfig(vocab_size=V, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+                    num_key_value_heads=1, mrope_section=(2, 1, 1), rope_theta=1e4),
+    image_token_id=20, video_token_id=21, vision_start_token_id=22, vision_end_token_id=23,
+    pad_token_id=0, bos_token_id=0, eos_token_id=(1,), tie_word_embeddings=True,
+)  # fmt: skip
+
+
+def test_stage_ends():
+    assert stages.stage_ends(95) == [95] and stages.stage_ends(1) == [1]
+    for most in (96, 128, 208, 1800):
+        ends = stages.stage_ends(most)
+        assert ends == sorted(set(ends)) and ends[-1] == most and len(ends) <= 4
+        assert all(t % stages.GRAIN == 0 for t in ends[:-1])
+
+
+def test_sizes():
+    assert stages.sizes(256) == [256, 128, 64, 32]
+    assert stages.sizes(20) == [20, 10]  # no fewer than 8
+    assert stages.sizes(6) == [6]
+    assert stages.sizes(48, shards=8) == [48, 24]  # each device an equal share
+    assert stages.sizes(12, shards=4) == [12]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Stages of 4 to 16 tokens and batches down to 2 rows, so that a short loop goes through all of them."""
+    for name, value in {"GRAIN": 4, "SHORTEST": 8, "LEAST_ROWS": 2}.items():
+        monkeypatch.setattr(stages, name, value)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+def sample(prompts, n, **options):
+    rng = np.random.default_rng(1)
+    ids = rng.integers(7, 20, (prompts, T)).astype(np.int32)
+    lengths = rng.integers(2, T + 1, prompts).astype(np.int32)
+    positions = np.broadcast_to(np.arange(T, dtype=np.int32), (3, prompts, T))
+    params = qwen.init_params(CFG, jax.random.key(0))
+    params["text"]["embed"]["embedding"] *= 25.0
+    out = sampling.generate(params, CFG, ids, lengths, positions, n=n, max_new_tokens=N,
+                            keys=sampling.row_keys(0, prompts * n), **{"stop_ids": STOP, **options})  # fmt: skip
+    return {k: np.asarray(v) for k, v in out.items()}
+
+
+class Alternating:
+    """A constraint with a state: even and odd tokens take turns, each row from a parity of its own."""
+
+    def init(self, rows):
+        return {"parity": jnp.arange(rows) % 2}
+
+    def allowed(self, state):
+        return (jnp.arange(V)[None] % 2 == state["parity"][:, None]) | (jnp.arange(V) == 2)
+
+    def advance(self, state, token):
+        return {"parity": 1 - token % 2}
+
+
+jax.tree_util.register_static(Alternating)
+
+
+@pytest.mark.parametrize("prompts, n, options", [
+    (4, 4, {}),  # more rows than prompts are left at first, fewer later
+    (16, 1, {"temperature": 0.9}),
+    (3, 4, {"constraint": Alternating(), "stop_ids": (1, 3)}),
+])  # fmt: skip
+def test_completions_are_those_of_one_loop(prompts, n, options, small, monkeypatch):
+    assert len(stages.stage_ends(N)) == 4
+    taken = []
+    real = stages.run
+
+    def spy(loop, *args):
+        @functools.wraps(loop)
+        def counted(prompt, lengths, start, keys, state, until, place):
+            taken.append((len(start), state.own[0][0].shape[2], place is None))
+            return loop(prompt, lengths, start, keys, state, until, place)
+
+        return real(counted, *args)
+
+    monkeypatch.setattr(stages, "run", spy)
+    got = sample(prompts, n, **options)
+    rows = prompts * n
+    assert {r for r, *_ in taken} == set(stages.sizes(rows)) and {room for _, room, _ in taken} == {8, 12, 16, 24}
+    assert all(alone for r, _, alone in taken if r <= prompts)
+    monkeypatch.setattr(stages, "run", real)
+    monkeypatch.setattr(stages, "SHORTEST", 10**6)
+    jax.clear_caches()
+    want = sample(prompts, n, **options)
+    # Many rows end in every stage, and some never.
+    assert np.ptp(want["lengths"]) > 12 and not want["finished"].all() and want["finished"].mean() > 0.4
+    for name in ("tokens", "lengths", "finished"):
+        np.testing.assert_array_equal(got[name], want[name])
+    np.testing.assert_allclose(got["logprobs"], want["logprobs"], atol=1e-5)
+
+
+def test_over_devices():
+    """In a process of its own, with four fake devices: the same samples and the same gradients."""
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, root / "tests" / "sharded_rl.py"], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
