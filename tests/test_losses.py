@@ -1,5 +1,8 @@
-"""losses.py against plain NumPy and plain Python: chunking, gradients, advantages, the three aggregations."""
+"""losses.py against plain NumPy and plain Python: chunking, gradients, advantages, every switch of the policy loss."""
 
+import functools
+import inspect
+import itertools
 import math
 
 import jax
@@ -8,6 +11,7 @@ import numpy as np
 import pytest
 
 from cxr_jax import losses
+from cxr_jax.algorithms import ALGORITHMS
 
 N, D, V = 11, 8, 29
 
@@ -28,32 +32,98 @@ def plain(hidden, head, targets, temperature=1.0, suppress=None):
     return logp[jnp.arange(len(targets)), targets], -jnp.sum(jnp.where(p > 0, p * logp, 0.0), -1)
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 11, 12, 2048])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("suppressed", [False, True])
+@pytest.mark.parametrize("chunk", [1, 4, 2048])
+@pytest.mark.parametrize("temperature, suppressed", [(1.0, False), (0.7, True)])
 def test_token_logprobs_and_gradients(case, chunk, temperature, suppressed):
     hidden, head, targets = case
     suppress = np.arange(V) >= V - 4 if suppressed else None
     options = dict(temperature=temperature, suppress=suppress)
+    weights = np.linspace(-1, 1, N, dtype=np.float32)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(f, *args):
+        """(logp, entropy), and the gradients of both and of logp alone, as RL takes it."""
+        total = lambda h, w: (sum(jnp.sum(x * weights) for x in f(h, w)), f(h, w))
+        both, out = jax.grad(total, argnums=(0, 1), has_aux=True)(*args)
+        return out, (*both, *jax.grad(lambda h, w: jnp.sum(f(h, w)[0] * weights), argnums=(0, 1))(*args))
+
     ours = lambda h, w: losses.token_logprobs(h, w, targets, chunk=chunk, **options)
     theirs = lambda h, w: plain(h, w, targets, **options)
-    for a, b in zip(ours(hidden, head), theirs(hidden, head), strict=True):
+    (values, grads), (want, want_grads) = (run(f, hidden, head) for f in (ours, theirs))
+    for a, b in zip(values, want, strict=True):
         assert a.shape == (N,) and a.dtype == jnp.float32
         np.testing.assert_allclose(a, b, atol=2e-5)
-    weights = np.linspace(-1, 1, N, dtype=np.float32)
-    total = lambda f: lambda h, w: sum(jnp.sum(x * weights) for x in f(h, w))
-    grads = [jax.grad(total(f), argnums=(0, 1))(hidden, head) for f in (ours, theirs)]
-    for a, b in zip(*grads, strict=True):
+    for a, b in zip(grads, want_grads, strict=True):
         np.testing.assert_allclose(a, b, atol=5e-5)
     if suppressed:
-        assert not np.asarray(grads[0][1])[:, suppress].any()  # ids that are never sampled learn nothing
+        assert not np.asarray(grads[1])[:, suppress].any()  # ids that are never sampled learn nothing
 
 
 def test_extreme_logits_stay_finite(case):
     hidden, head, targets = case
-    logp, entropy = losses.token_logprobs(hidden * 1e4, head, targets, chunk=4)
-    grad = jax.grad(lambda h: sum(x.sum() for x in losses.token_logprobs(h, head, targets, chunk=4)))(hidden * 1e4)
+    f = lambda h: (sum(map(jnp.sum, out := losses.token_logprobs(h, head, targets, chunk=4))), out)
+    grad, (logp, entropy) = jax.jit(jax.grad(f, has_aux=True))(hidden * 1e4)
     assert np.isfinite(logp).all() and np.isfinite(grad).all() and (np.asarray(entropy) >= -1e-3).all()
+
+
+def test_token_logprobs_in_a_scan_from_a_tied_bfloat16_table():
+    """As the model calls it: bfloat16 hidden, the float32 embedding transposed, inside a scan over micro-batches."""
+    rng = np.random.default_rng(5)
+    hidden = jnp.asarray(rng.normal(size=(2, N, D)), jnp.bfloat16)
+    table, targets = jnp.asarray(rng.normal(size=(V, D)), jnp.float32), jnp.asarray(rng.integers(0, V, (2, N)))
+
+    def total(f, table):
+        def body(carry, part):
+            logp, entropy = f(part[0], table.T, part[1])
+            return carry + jnp.sum(logp) + 0.5 * jnp.sum(entropy), logp
+
+        return jax.lax.scan(body, 0.0, (hidden, targets))
+
+    rounded = lambda h, w, t: plain(h, w.astype(jnp.bfloat16).astype(jnp.float32), t)
+    run = lambda f: jax.jit(jax.value_and_grad(functools.partial(total, f), has_aux=True))(table)
+    (ours, logp), grad = run(functools.partial(losses.token_logprobs, chunk=4))
+    (theirs, want), want_grad = run(rounded)
+    assert logp.dtype == jnp.float32 and grad.dtype == jnp.float32
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
+    np.testing.assert_allclose(logp, want, atol=1e-4)
+    np.testing.assert_allclose(grad, want_grad, atol=0.01 * float(jnp.abs(want_grad).max()))
+
+
+def arrays_in(jaxpr):
+    """Shapes of every value that a program computes, loops and calls included."""
+    for eqn in jaxpr.eqns:
+        yield from (v.aval.shape for v in eqn.outvars)
+        for sub in jax.core.jaxprs_in_params(eqn.params):
+            yield from arrays_in(sub)
+
+
+def test_no_array_of_tokens_by_vocabulary():
+    """Nor the two halves of it: nothing larger than a chunk's logits, forward and backward."""
+    n, chunk, d, v = 96, 8, 4, 50
+    shape = lambda *s, dtype=jnp.float32: jax.ShapeDtypeStruct(s, dtype)
+    loss = lambda h, w, t: sum(jnp.sum(x) for x in losses.token_logprobs(h, w, t, chunk=chunk))
+    program = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(shape(n, d), shape(d, v), shape(n, dtype=jnp.int32))
+    largest = max(math.prod(s) for s in arrays_in(program.jaxpr))
+    assert largest == chunk * v
+    plain_program = jax.make_jaxpr(jax.grad(lambda h, w, t: sum(jnp.sum(x) for x in plain(h, w, t)), argnums=(0, 1)))(
+        shape(n, d), shape(d, v), shape(n, dtype=jnp.int32)
+    )
+    assert max(math.prod(s) for s in arrays_in(plain_program.jaxpr)) >= n * v  # the measure can tell
+
+
+@pytest.mark.parametrize("n, chunk, longest", [(3300, 2048, 1650), (11, 4, 4), (4096, 2048, 2048), (5, 8, 5)])
+def test_chunks_are_even_and_strided(n, chunk, longest, monkeypatch):
+    """No token is computed in vain where a divisor is near, and chunk i has tokens i, i + chunks, ..."""
+    seen, real = [], losses._logits
+    monkeypatch.setattr(losses, "_logits", lambda h, *rest: seen.append(h.shape) or real(h, *rest))
+    jax.eval_shape(
+        lambda h, t: losses.token_logprobs(h, jnp.zeros((2, 3)), t, chunk=chunk), jnp.zeros((n, 2)), jnp.zeros(n, int)
+    )
+    assert seen == [(longest, 2)]
+    x = np.arange(n)
+    chunks = losses._to_chunks(x, 3)
+    assert np.array_equal(chunks[1][: n // 3], x[1::3][: n // 3])
+    assert np.array_equal(losses._from_chunks(chunks, n), x)
 
 
 def test_masked_mean():
@@ -77,78 +147,245 @@ def test_group_advantages():
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
-def test_zero_variance_has_zero_advantage(scale):
-    assert not np.asarray(losses.group_advantages(jnp.full((3, 4), 0.25), scale=scale)).any()
+@pytest.mark.parametrize("value", [0.25, 0.1, 1 / 3])
+def test_zero_variance_has_zero_advantage(scale, value):
+    """Exactly, though the mean of eight 0.1 is not 0.1 in float32; and the other groups are not touched."""
+    rewards = np.full((3, 8), value, np.float32)
+    assert not np.asarray(losses.group_advantages(jnp.asarray(rewards), scale=scale)).any()
+    rewards[1, 0] = 1.0
+    advantages = np.asarray(losses.group_advantages(jnp.asarray(rewards), scale=scale))
+    assert not advantages[[0, 2]].any() and advantages[1].all()
 
 
-def python_loss(logp, old, advantages, mask, loss_type, low, high, max_tokens):
-    rows, clipped = [], []
-    for lp, ol, a, m in zip(logp, old, advantages, mask, strict=True):
+def test_gdpo_advantages():
+    """Each term normalised in its group; scales and weights of 0 change nothing; flat groups get exactly 0."""
+    rng = np.random.default_rng(6)
+    a, b = rng.normal(size=(2, 3, 4)).astype(np.float32)
+    a[2], b[2] = 0.1, 0.7  # a group in which no term varies
+    normal = lambda x: (x - x.mean(1, keepdims=True)) / (x.std(1, ddof=1, keepdims=True) + 1e-4)
+    total = 2.0 * normal(a) + 0.5 * normal(b)
+    want = (total - total.mean()) / (total.std(ddof=1) + 1e-4)
+    terms = {"a": jnp.asarray(a), "b": jnp.asarray(b), "c": jnp.full((3, 4), jnp.nan)}
+    got = np.asarray(losses.gdpo_advantages(terms, {"a": 2.0, "b": 0.5, "c": 0.0}))
+    np.testing.assert_allclose(got, want, atol=2e-4)
+    assert not got[2].any()
+    larger = losses.gdpo_advantages({"a": terms["a"] * 100, "b": terms["b"]}, {"a": 2.0, "b": 0.5})
+    np.testing.assert_allclose(larger, got, atol=1e-3)  # up to eps: what a summed reward could not give
+    assert not np.asarray(losses.gdpo_advantages({"a": jnp.full((3, 4), 0.1)}, {"a": 1.0})).any()
+
+
+# Per-token log-probabilities of four policies, advantages of both signs, ragged rows of which one does not train.
+R, C = 6, 5
+RNG = np.random.default_rng(30)
+LOGP = RNG.normal(-1, 0.4, (R, C))
+OLD, REF, SAMPLER = (LOGP + RNG.normal(0, 0.5, (R, C)) for _ in range(3))
+ADVANTAGES = np.array([1.3, -0.7, 0.4, 0.9, -1.6, 0.0])
+MASK = np.arange(C) < np.array([5, 3, 0, 1, 4, 5])[:, None]
+MAX = 10
+
+
+def python_loss(logp, *, aggregation, ratio_level, clip, correction="none", kl="k3", low=0.2, high=0.3, delta=0.0,
+                beta=0.0, cap=1.2, old=OLD, frozen=None):  # fmt: skip
+    """The loss by plain loops, in float64. frozen: logp behind the stop-gradients, so that differences can be taken."""
+    frozen = logp if frozen is None else frozen
+    rows, marks = [], []
+    for i in range(R):
+        kept = [j for j in range(C) if MASK[i, j]]
+        mean = lambda x, i=i, kept=kept: sum(x[i, j] - old[i, j] for j in kept) / max(len(kept), 1)
         terms = []
-        for x, y, keep in zip(lp, ol, m, strict=True):
-            if keep:
-                ratio = math.exp(x - y)
-                terms.append(-min(ratio * a, min(max(ratio, 1 - low), 1 + high) * a))
-                clipped.append((a > 0 and ratio > 1 + high) or (a < 0 and ratio < 1 - low))
+        for j in kept:
+            if ratio_level == "token":
+                r = math.exp(logp[i, j] - old[i, j])
+            elif ratio_level == "sequence":
+                r = math.exp(mean(logp))
+            else:
+                r = math.exp(mean(frozen) + logp[i, j] - frozen[i, j])
+            a, bounded = ADVANTAGES[i], min(r, delta) if delta else r
+            if clip == "ppo":
+                value = min(bounded * a, min(max(r, 1 - low), 1 + high) * a)
+                marks.append(((a > 0 and bounded > 1 + high), (a < 0 and bounded < 1 - low)))
+            elif clip == "cispo":
+                s = math.exp(frozen[i, j] - old[i, j]) if ratio_level == "token" else math.exp(mean(frozen))
+                value = min(min(s, delta) if delta else s, 1 + high) * a * logp[i, j]
+                marks.append((a > 0 and (min(s, delta) if delta else s) > 1 + high, False))
+            else:
+                value = bounded * a
+                marks.append((False, False))
+            w = math.exp(old[i, j] - SAMPLER[i, j])
+            value *= {"none": 1.0, "tis": min(w, cap), "icepop": w if 1 / cap <= w <= cap else 0.0}[correction]
+            d = REF[i, j] - logp[i, j]
+            terms.append(-value + beta * {"k1": -d, "k2": d * d / 2, "k3": math.exp(d) - d - 1}[kl])
         rows.append(terms)
     count = sum(map(len, rows))
     total = {
-        "grpo": sum(sum(r) / max(len(r), 1) for r in rows) / len(rows),
-        "dapo": sum(map(sum, rows)) / max(count, 1),
-        "dr_grpo": sum(map(sum, rows)) / (len(rows) * max_tokens),
-    }
-    return total[loss_type], sum(clipped) / max(count, 1)
+        "sequence": sum(sum(r) / max(len(r), 1) for r in rows) / R,
+        "token": sum(map(sum, rows)) / count,
+        "token_local": sum(map(sum, rows)) / count,
+        "constant": sum(map(sum, rows)) / (R * MAX),
+    }[aggregation]
+    return total, np.array(marks).mean(0)
 
 
-@pytest.mark.parametrize("high", [None, 0.4])
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
-def test_policy_loss(loss_type, high):
-    rng = np.random.default_rng(2)
-    logp, old = rng.normal(-1, 0.3, (2, 6, 7))
-    advantages = rng.normal(size=6)
-    mask = np.arange(7) < np.array([7, 3, 0, 1, 5, 7])[:, None]  # one row does not train at all
-    args = [jnp.float32(logp), jnp.float32(old), jnp.float32(advantages), mask]
-    kwargs = dict(loss_type=loss_type, epsilon=0.2, epsilon_high=high, max_tokens=10)
-    loss, acts = losses.policy_loss(*args, **kwargs)
-    want, clipped = python_loss(logp, old, advantages, mask, loss_type, 0.2, high or 0.2, 10)
-    assert loss == pytest.approx(want, abs=1e-5)
-    assert (np.asarray(acts) & mask).sum() / mask.sum() == pytest.approx(clipped, abs=1e-6) and clipped > 0
-    totals = dict(rows=6, tokens=mask.sum())
-    parts = [losses.policy_loss(*(x[s] for x in args), **kwargs, **totals)[0] for s in (slice(4), slice(4, 6))]
-    assert sum(parts) == pytest.approx(want, abs=1e-5)  # parts of unequal length sum to the loss of the whole
+def ours(logp, *, low=0.2, high=0.3, correction="none", cap=1.2, old=OLD, part=slice(None), **switches):
+    f32 = lambda x: jnp.asarray(x[part], jnp.float32)
+    return losses.policy_loss(
+        logp[part], f32(old), f32(ADVANTAGES), MASK[part], epsilon=low, epsilon_high=high, ref_logp=f32(REF),
+        sampler_logp=f32(SAMPLER), sampler_correction=correction, sampler_cap=cap, max_tokens=MAX, **switches,
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
-def test_on_policy_gradient_is_the_policy_gradient(loss_type):
-    """With old = stop_gradient(new) the ratio is 1, and the gradient -A / (the number that divides)."""
-    logp = jnp.float32(np.random.default_rng(3).normal(-1, 0.3, (2, 4)))
-    mask = np.array([[1, 1, 1, 0], [1, 0, 0, 0]], bool)
-    a = jnp.array([0.5, -2.0])
-    loss = lambda x: losses.policy_loss(x, jax.lax.stop_gradient(x), a, mask, loss_type=loss_type, max_tokens=4)[0]
-    per_row = {"grpo": 2 * mask.sum(1), "dapo": mask.sum().repeat(2), "dr_grpo": np.array([8, 8])}[loss_type]
-    np.testing.assert_allclose(jax.grad(loss)(logp), -(np.asarray(a) / per_row)[:, None] * mask, rtol=1e-6)
-
-
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
-@pytest.mark.parametrize("what", ["zero variance", "all truncated"])
-def test_nothing_to_learn_is_zero_and_not_nan(loss_type, what):
-    logp = jnp.full((4, 3), -1.0)
-    zero = what == "zero variance"
-    advantages = losses.group_advantages(jnp.ones((2, 2))).reshape(-1) if zero else jnp.ones(4)
-    mask = np.full((4, 3), zero)
-    f = lambda x: losses.policy_loss(
-        x, jax.lax.stop_gradient(x), advantages, mask, loss_type=loss_type, max_tokens=3
+def combinations():
+    """All of the three switches; the other knobs go round, so that each meets each level, clip and aggregation."""
+    others = itertools.cycle(
+        itertools.product((0.0, 1.4), ((0.0, "k3"), (0.3, "k1"), (0.3, "k2"), (0.3, "k3")), losses.CORRECTIONS)
     )
-    (loss, clipped), grad = jax.value_and_grad(f, has_aux=True)(logp)
-    assert loss == 0 and not np.asarray(clipped).any() and not np.asarray(grad).any()
+    for switches in itertools.product(losses.AGGREGATIONS, losses.RATIO_LEVELS, losses.CLIPS):
+        delta, (beta, kl), correction = next(others)
+        yield dict(zip(("aggregation", "ratio_level", "clip"), switches, strict=True)) | dict(
+            delta=delta, beta=beta, kl=kl, correction=correction
+        )
 
 
-def test_masked_positions_cannot_poison_the_gradient():
-    """Log-probabilities of padding may be anything: neither value nor gradient may see them."""
-    logp = jnp.array([[-1.0, -jnp.inf]])
-    f = lambda x: losses.policy_loss(x, jnp.array([[-1.0, -1.0]]), jnp.ones(1), jnp.array([[1, 0]]))[0]
-    loss, grad = jax.value_and_grad(f)(logp)
-    assert loss == -1 and np.array_equal(grad, [[-1, 0]])
+def test_policy_loss_by_plain_python():
+    """Values, gradients (by differences) and clip metrics, for every combination of the three switches."""
+    step = 1e-5
+    for case in combinations():
+        (loss, metrics), grad = jax.value_and_grad(functools.partial(ours, **case), has_aux=True)(jnp.float32(LOGP))
+        want, marks = python_loss(LOGP, **case)
+        assert float(loss) == pytest.approx(want, abs=1e-5), case
+        got = [float(losses.masked_mean(metrics[k].astype(jnp.float32), MASK)) for k in ("clip_high", "clip_low")]
+        assert got == pytest.approx(marks, abs=1e-6), case
+        numeric = np.zeros((R, C))
+        for i, j in np.argwhere(MASK):
+            moved = [LOGP.copy() for _ in range(2)]
+            moved[0][i, j] += step
+            moved[1][i, j] -= step
+            up, down = (python_loss(x, frozen=LOGP, **case)[0] for x in moved)
+            numeric[i, j] = (up - down) / (2 * step)
+        np.testing.assert_allclose(grad, numeric, atol=2e-5, err_msg=str(case))
+
+
+def test_the_cases_can_tell():
+    """Both clips, delta, both corrections and the KL act in them."""
+    _, m = ours(jnp.float32(LOGP), delta=1.4, correction="icepop")
+    for name in ("clip_low", "clip_high", "clip_delta"):
+        assert 0 < np.asarray(m[name]).sum() < MASK.sum()
+        assert not np.asarray(m[name])[~MASK].any()
+    assert np.array_equal(m["clip_region"], m["clip_low"] | m["clip_high"])
+    w = np.exp(OLD - SAMPLER)[MASK]
+    assert (np.asarray(m["correction"])[MASK] == 0).sum() == ((w > 1.2) | (w < 1 / 1.2)).sum() > 0
+    np.testing.assert_allclose(np.asarray(m["ratio"])[MASK], np.exp(LOGP - OLD)[MASK], rtol=1e-5)
+    assert (np.asarray(m["kl"])[MASK] > 0).all() and not np.asarray(m["kl"])[~MASK].any()
+
+
+@pytest.mark.parametrize("denominator", ["trained", "all"])
+@pytest.mark.parametrize("aggregation", losses.AGGREGATIONS)
+def test_parts_sum_to_the_loss_of_the_batch(aggregation, denominator):
+    """Parts with more and fewer tokens, by the divisors of the whole; of "token_local" they average."""
+    completion = np.arange(C) < np.array([5, 3, 5, 1, 4, 5])[:, None]  # row 2 was truncated
+    totals = losses.divisors(completion, MASK, aggregation=aggregation, denominator=denominator)
+    logp, how = jnp.float32(LOGP), dict(aggregation=aggregation, **totals)
+    whole = python_loss(LOGP, aggregation=aggregation, ratio_level="token", clip="ppo")[0]
+    if aggregation == "sequence" and denominator == "trained":
+        whole *= 6 / 5
+    if aggregation == "token" and denominator == "all":
+        whole *= MASK.sum() / completion.sum()
+    halves = slice(3), slice(3, 6)
+    if aggregation == "token_local":
+        whole = sum(ours(logp, part=s, aggregation="token")[0] for s in halves) / 2
+    parts = [ours(logp, part=s, **how)[0] for s in halves]
+    assert float(sum(parts)) == pytest.approx(float(whole), abs=1e-5)
+
+
+def test_on_policy_gradient_is_the_policy_gradient():
+    """With old = stop_gradient(new) the ratio is 1: the gradient is -A / (what divides), whatever the other switches.
+
+    One ratio a row spreads its gradient over the row's tokens, which comes to the same.
+    """
+    a, sums = jnp.float32(ADVANTAGES), {"sequence": R * np.maximum(MASK.sum(1), 1), "constant": np.full(R, R * MAX)}
+    for case in combinations():
+        how = {k: case[k] for k in ("aggregation", "ratio_level", "clip")}
+        loss = lambda x, how=how: losses.policy_loss(x, jax.lax.stop_gradient(x), a, MASK, max_tokens=MAX, **how)[0]
+        divisor = sums.get(how["aggregation"], np.full(R, MASK.sum()))
+        want = -(ADVANTAGES / divisor)[:, None] * MASK
+        np.testing.assert_allclose(jax.grad(loss)(jnp.float32(LOGP)), want, atol=1e-7, err_msg=str(how))
+
+
+@pytest.mark.parametrize("what", ["zero variance", "all truncated"])
+def test_nothing_to_learn_is_zero_and_not_nan(what):
+    zero = what == "zero variance"
+    advantages = losses.group_advantages(jnp.full((2, R // 2), 0.1)).reshape(-1) if zero else jnp.float32(ADVANTAGES)
+    mask, x = np.full((R, C), zero), jnp.float32(LOGP)
+    for case in combinations():
+        case["sampler_correction"] = case.pop("correction")
+        case["beta"] = 0.0 if zero else case["beta"]  # a KL term does not need advantages
+        case |= losses.divisors(np.ones((R, C)), mask, aggregation=case["aggregation"], denominator="trained")
+        f = lambda x, case=case: losses.policy_loss(
+            x, jax.lax.stop_gradient(x), advantages, mask, max_tokens=MAX, ref_logp=x - 1, sampler_logp=x, **case
+        )
+        (loss, metrics), grad = jax.value_and_grad(f, has_aux=True)(x)
+        assert loss == 0 and not np.asarray(grad).any(), case
+        assert not any(np.asarray(v).any() for k, v in metrics.items() if k.startswith("clip")), case
+
+
+def test_masked_positions_cannot_poison():
+    """Log-probabilities of padding may be anything: neither value, gradient nor metrics may see them."""
+    poison = np.resize([np.nan, np.inf, -np.inf], (R, C))
+    bad = lambda x: jnp.where(MASK, jnp.float32(x), poison)
+    for case in combinations():
+        case["sampler_correction"] = case.pop("correction")
+        f = lambda x, c, case=case: losses.policy_loss(
+            x, c(OLD), jnp.float32(ADVANTAGES), MASK, ref_logp=c(REF), sampler_logp=c(SAMPLER), max_tokens=MAX, **case
+        )
+        run = lambda c, f=f: jax.value_and_grad(f, has_aux=True)(c(LOGP), c)
+        for a, b in zip(jax.tree.leaves(run(bad)), jax.tree.leaves(run(jnp.float32)), strict=True):
+            assert np.array_equal(a, b), case
+
+
+def test_log_ratios_are_bounded():
+    """A token that was all but impossible gives a large ratio, not an infinite one, and no gradient."""
+    everywhere = lambda value: jnp.full((R, C), value)
+    f = lambda x: losses.policy_loss(x, everywhere(-300.0), -jnp.ones(R), MASK)[0]
+    loss, grad = jax.value_and_grad(f)(everywhere(-0.1))
+    assert float(loss) == pytest.approx(math.exp(20.0), rel=1e-5) and not np.asarray(grad).any()
+    f = lambda x: losses.policy_loss(x, x, jnp.zeros(R), MASK, beta=1.0, ref_logp=everywhere(0.0))[0]
+    assert np.isfinite(jax.grad(f)(everywhere(-500.0))).all()
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        (dict(aggregation="dapo"), "aggregation must be"),
+        (dict(ratio_level="row"), "ratio_level must be"),
+        (dict(clip="dual"), "clip must be"),
+        (dict(kl="k4"), "kl must be"),
+        (dict(sampler_correction="is"), "sampler_correction must be"),
+        (dict(beta=0.1), "ref_logp"),
+        (dict(sampler_correction="tis"), "sampler_logp"),
+        (dict(aggregation="constant"), "max_tokens"),
+    ],
+)
+def test_refused(options, match):
+    x = jnp.zeros((1, 2))
+    with pytest.raises(ValueError, match=match):
+        losses.policy_loss(x, x, jnp.zeros(1), jnp.ones((1, 2)), **options)
+
+
+def test_unknown_denominator_is_refused():
+    with pytest.raises(ValueError, match="denominator must be trained or all"):
+        losses.divisors(MASK, MASK, aggregation="token", denominator="trl")
+
+
+def test_presets():
+    """Every preset has the same knobs, and the loss takes each."""
+    keys = set(ALGORITHMS["corrected"])
+    assert set(ALGORITHMS) == {"corrected", "trl_0_22", "dr_grpo", "dapo", "gspo", "cispo"}
+    x, of_loss = jnp.full((R, C), -1.0), set(inspect.signature(losses.policy_loss).parameters)
+    for name, knobs in ALGORITHMS.items():
+        assert set(knobs) == keys, name
+        options = {k: v for k, v in knobs.items() if k in of_loss}
+        loss, _ = losses.policy_loss(x, x, jnp.ones(R), jnp.ones((R, C)), sampler_logp=x, max_tokens=C, **options)
+        assert float(loss) == pytest.approx(1.0 if knobs["clip"] == "cispo" else -1.0), name
 
 
 def test_binary_cross_entropy():
