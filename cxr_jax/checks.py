@@ -1,59 +1,112 @@
 """Config mistakes caught before anything compiles or is written: one clear line that names the key."""
 
+import functools
 import hashlib
+import numbers
+import operator
 import pathlib
 import re
 
-from cxr_jax import pretrained, trainable
-from cxr_jax.data import batching, phantom
-from cxr_jax.errors import UserError
+import jax
+import ml_collections
+import numpy as np
 
-AT_LEAST_ONE = (
-    "steps", "batch_size", "micro_batches", "max_completion", "log_every", "save_every", "rl.prompts_per_step",
-    "rl.micro_batches", "rl.oversample", "rl.group_size", "rl.min_length", "eval.every", "eval.n", "eval.n_final",
-    "eval.batch_size", "eval.bootstrap",
-)  # fmt: skip
-MICRO_BATCHES = (("batch_size", "micro_batches"), ("rl.prompts_per_step", "rl.micro_batches"))  # rows, parts
-NOT_NEGATIVE = ("locate_steps", "locate_weight", "optim.warmup_steps", "optim.weight_decay", "eval.cases", "lora.rank")
-POSITIVE = ("optim.lr", "optim.clip_norm", "optim.eps", "rl.temperature")
+from cxr_jax import losses, pretrained, trainable
+from cxr_jax.data import batching, phantom
+from cxr_jax.data import tokenizer as tokenizers
+from cxr_jax.errors import UserError
+from cxr_jax.labels import parser
+from cxr_jax.models import chat, hf, loaded
+
+WHOLE = {
+    ">= 0": ("locate_steps", "optim.warmup_steps", "eval.cases", "lora.rank", "rl.patience", "data.sites"),
+    ">= 1": ("steps", "batch_size", "micro_batches", "max_completion", "log_every", "save_every",
+             "rl.prompts_per_step", "rl.micro_batches", "rl.oversample", "rl.group_size", "rl.min_length",
+             "rl.num_iterations", "rl.minibatches", "rl.replay_batch", "eval.every", "eval.n", "eval.n_final",
+             "eval.batch_size", "eval.bootstrap"),
+}  # fmt: skip
+"""Rule -> keys whose values are whole numbers that keep it (and fit an int32)."""
+
+NUMBERS = {
+    "> 0": ("optim.lr", "optim.eps", "rl.temperature", "rl.epsilon_high"),
+    ">= 0": ("locate_weight", "optim.weight_decay", "rl.beta", "rl.replay_weight", "rl.delta"),
+    ">= 1": ("rl.sampler_cap",),
+    ">= 0, < 1": ("optim.b1", "optim.b2"),
+    ">= 0, <= 1": ("optim.final_fraction", "data.reader_miss"),
+    "> 0, <= 1": ("rl.epsilon",),
+    "> 0, < 1": ("rl.overlong_from",),
+}
+"""Rule -> keys whose values are finite numbers that keep it in float32, in which they are used."""
+
+TYPES = {
+    "a section of keys": (ml_collections.ConfigDict, ("data", "optim", "eval", "lora", "rl", "rl.reward_weights")),
+    "a text": (str, ("model", "data.manifest", "data.image_root")),
+    "True or False": (bool, ("rl.mask_truncated",)),
+    "a tuple": ((tuple, list), ("optim.frozen",)),
+}
 ONE_OF = {
     "remat": ("none", "full", "dots"),
     "dtype": tuple(trainable.DTYPES),
     "param_dtype": tuple(trainable.DTYPES),
-    "rl.loss_type": ("grpo", "dapo", "dr_grpo"),
+    "rl.advantage": ("grpo", "gdpo"),
     "rl.scale_rewards": ("group", "batch", "none"),
+    "rl.aggregation": losses.AGGREGATIONS,
+    "rl.denominator": ("trained", "all"),
+    "rl.ratio_level": losses.RATIO_LEVELS,
+    "rl.clip": losses.CLIPS,
+    "rl.kl": losses.KLS,
+    "rl.sampler_correction": losses.CORRECTIONS,
     "eval.select_by": ("jaccard", "macro_f1", "micro_f1", "valid_format"),
     "data.source": ("phantom", "files"),
     "data.hospital": phantom.HOSPITALS,
     "data.ood_hospital": phantom.HOSPITALS,
 }
+_COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+_MOST = float(np.finfo(np.float32).max)
+_ABSENT = object()
 
 
 def values(config) -> None:
-    """Refuses values that mean nothing, by the config alone. Raises UserError."""
-    for name in AT_LEAST_ONE:
-        _require(config, name, lambda v: v >= 1, "must be at least 1")
-    for name in NOT_NEGATIVE:
-        _require(config, name, lambda v: v >= 0, "must not be negative")
-    for name in POSITIVE:
-        _require(config, name, lambda v: v > 0, "must be above 0")
+    """Refuses values that mean nothing, by the config alone. Keys that the config lacks are passed over.
+
+    Raises UserError.
+    """
+    for what, (kinds, names) in TYPES.items():
+        for name in names:
+            _require(config, name, lambda v, k=kinds: isinstance(v, k), f"must be {what}")
+    for table, whole, what in ((WHOLE, True, "whole number"), (NUMBERS, False, "finite number")):
+        for rule, names in table.items():
+            for name in names:
+                _require(config, name, lambda v, w=whole, r=rule: is_number(v, r, whole=w), f"must be a {what} {rule}")
     for name in ("seed", "data.seed"):
-        _require(config, name, lambda v: 0 <= v < 2**32, "must be from 0 to 2^32 - 1: keys know no more bits")
+        _require(config, name, lambda v: is_number(v) and v == int(v) and 0 <= v < 2**32,
+                 "must be from 0 to 2^32 - 1: keys know no more bits")
+    clips = lambda v: v == float("inf") or is_number(v, "> 0")
+    _require(config, "optim.clip_norm", clips, "must be a number > 0, or inf")
     for name, known in ONE_OF.items():
         _require(config, name, lambda v, k=known: v in k, f"is not one of {', '.join(known)}")
     _require(config, "optim.frozen", lambda v: all(map(_is_pattern, v)), "holds a bad regular expression")
-    for rows, parts in MICRO_BATCHES:
-        if (n := _get(config, parts)) is not None and _get(config, rows) % n:
-            raise UserError(f"config.{rows}={_get(config, rows)} does not divide into {n} micro-batches")
-    _require(config, "rl.overlong_from", lambda v: 0 < v < 1, "must be a share of max_completion above 0 and below 1")
+    _divides(config, "batch_size", "micro_batches")
+    _divides(config, "rl.prompts_per_step", "rl.micro_batches", "rl.minibatches")
     if "lora" in config:
         trainable.Trainable.of(config)
 
 
-def common(config):
-    """What every task needs. Reads the manifest of files, if there is one. Returns the training source.
+def is_number(value, rule: str = "", *, whole: bool = False) -> bool:
+    """Whether a value is a finite number that keeps a rule like ">= 0, < 1": in int32 if whole, else in float32."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral if whole else numbers.Real):
+        return False
+    if not -_MOST <= value <= _MOST or whole and value >= 2**31:
+        return False
+    parts = [part.split() for part in rule.split(", ") if part]
+    value = value if whole else np.float32(value)
+    return all(_COMPARE[sign](value, float(bound)) for sign, bound in parts)
 
-    Raises UserError.
+
+def common(config):
+    """What every task needs. Reads the manifest of files, if there is one, and the model's config and tokenizer.
+
+    Returns the training source. Raises UserError.
     """
     values(config)
     needed = {"phantom": ("hospital", "ood_hospital"), "files": ("manifest", "image_root", "size")}[config.data.source]
@@ -61,18 +114,65 @@ def common(config):
         if name not in config.data:
             raise UserError(f"config.data.source={config.data.source!r} needs config.data.{name}: use another preset")
     pretrained.check(config)
-    if config.data.source == "phantom":
-        miss = config.data.get("reader_miss", 0.0)
-        _require(config, "data.reader_miss", lambda v: 0 <= v <= 1, "is not a probability")
-        return batching.PhantomSource(config.data.hospital, "train", config.data.seed, miss)
+    d = config.data
+    if d.source == "phantom":
+        source = batching.PhantomSource(d.hospital, "train", d.seed, d.get("reader_miss", 0.0), d.get("sites", 0))
+        model(config, source.size, dict.fromkeys(source.prompts(), "the prompt"))
+        return source
+    if d.get("sites"):
+        raise UserError(f"config.data.sites={d.sites} must be 0 for files: only phantoms are drawn at other sites")
     for name in ("manifest", "image_root"):
-        if not config.data[name]:
+        if not d[name]:
             raise UserError(f"config.data.{name} is empty; give it with --config.data.{name}=PATH")
-    _require(config, "data.size", lambda v: v >= 28 and v % 28 == 0, "must be a multiple of 28")
+    whole = lambda v: is_number(v, ">= 28", whole=True) and v % 28 == 0
+    _require(config, "data.size", whole, "must be a multiple of 28")
     from cxr_jax.data import files
 
-    d = config.data
-    return files.open_split(d.manifest, d.image_root, size=d.size, seed=d.seed)[0]
+    train, held = files.open_split(d.manifest, d.image_root, size=d.size, seed=d.seed)
+    model(config, d.size, {r.prompt: f"the prompt of row {r.id}" for r in reversed([*train.rows, *held.rows])})
+    return train
+
+
+def model(config, size: int, prompts: dict) -> None:
+    """Refuses a model that cannot read images of `size` pixels and prompts {text: what to call it} or that cannot
+    write answers: by its config and tokenizer, its weights are not read. Raises UserError.
+    """
+    tok = pretrained.tokenizer(config)
+    refuse = lambda why: UserError(f"config.model={config.model!r}: {why}")
+    vocab, cfg = tok.get_vocab(), model_config(config, tok)
+    if "<|endoftext|>" not in vocab:
+        raise refuse("the tokenizer lacks the special token <|endoftext|>")
+    if vocab[tokenizers.IMAGE_PAD] != cfg.image_token_id:
+        raise refuse(f"the tokenizer's {tokenizers.IMAGE_PAD} is {vocab[tokenizers.IMAGE_PAD]}, the config's "
+                     f"image_token_id {cfg.image_token_id}: images would not be seen")
+    if vocab["<|im_end|>"] not in cfg.eos_token_id:
+        raise refuse(f"the tokenizer's <|im_end|> is {vocab['<|im_end|>']}, the config's eos_token_id "
+                     f"{', '.join(map(str, cfg.eos_token_id))}: answers would not end")
+    if (last := max(vocab.values())) >= cfg.text.vocab_size:
+        raise refuse(f"the tokenizer has ids up to {last}, the model embeds {cfg.text.vocab_size}")
+    try:
+        parser.TokenBytes.from_tokenizer(tok)
+    except UserError as e:
+        raise refuse(e) from None
+    unit, most = cfg.vision.patch_size * cfg.vision.spatial_merge_size, cfg.text.max_position_embeddings
+    if size % unit:
+        raise refuse(f"images of {size} pixels do not divide into its patches of {unit}")
+    grid = (1, size // cfg.vision.patch_size, size // cfg.vision.patch_size)
+    for text, name in prompts.items():
+        try:
+            length = len(chat.render(tok, cfg, text, grid))
+        except UserError as e:
+            raise UserError(f"{name}: {e}") from None
+        if length + config.max_completion > most:
+            raise UserError(f"{name} has {length} tokens: with config.max_completion={config.max_completion} that is "
+                            f"more than the {most} positions of the model")
+
+
+def model_config(config, tok):
+    """The Config of `config.model` with the tokenizer that it brings; weights are not read."""
+    if config.model.startswith("random:"):
+        return pretrained.random_config(config.model, tok)
+    return hf.read_config(loaded.find_folder(config.model))
 
 
 def targets_fit(config, train) -> None:
@@ -80,16 +180,21 @@ def targets_fit(config, train) -> None:
     if config.data.source == "files":
         texts = train.targets({"targets": [r.target for r in train.rows]}, range(len(train.rows)))
     else:
-        texts = []
-        for step in range(-(-128 // config.batch_size)):  # the batch size of training: compiled once
-            indices = batching.indices_of(step, config.batch_size, len(train), config.data.seed)
-            texts += train.targets(train.batch(indices), indices)
+        indices = np.arange(128)
+        texts = train.targets({"scene": jax.tree.map(np.asarray, _scenes(train, indices))}, indices)
     ids = pretrained.tokenizer(config)(texts, add_special_tokens=False)["input_ids"]
     longest = 1 + max(map(len, ids))  # and the end of the turn
     if longest > config.max_completion:
         raise UserError(
             f"config.max_completion={config.max_completion} is too small: target texts have up to {longest} tokens"
         )
+
+
+def _scenes(source, indices):
+    """The scenes of a `batching.PhantomSource`, without drawing them: a fraction of the time of `batch`."""
+    keys, sites = phantom.example_keys(source.seed, source.split, source.hospital, indices), source.sites_of(indices)
+    sites = None if sites is None else phantom.site_keys(source.seed, sites)
+    return jax.jit(functools.partial(phantom.sample_scenes, hospital=source.hospital))(keys, sites=sites)
 
 
 def fingerprint(config) -> dict:
@@ -109,19 +214,29 @@ def fingerprint(config) -> dict:
 
 
 def _get(config, name):
-    """The value at a dotted name, None if the config has no such key."""
+    """The value at a dotted name, _ABSENT if the config has no such key."""
     value = config
     for key in name.split("."):
-        if key not in value:
-            return None
+        if not isinstance(value, ml_collections.ConfigDict) or key not in value:
+            return _ABSENT
         value = value[key]
     return value
 
 
 def _require(config, name, good, what):
     value = _get(config, name)
-    if value is not None and not good(value):
+    if value is not _ABSENT and not good(value):
         raise UserError(f"config.{name}={value!r} {what}")
+
+
+def _divides(config, rows, micro_batches, minibatches=None):
+    """Every minibatch has as many rows, and so has each of its micro-batches."""
+    n, turns = _get(config, rows), _get(config, micro_batches)
+    steps = 1 if minibatches is None or _get(config, minibatches) is _ABSENT else _get(config, minibatches)
+    if n is _ABSENT or turns is _ABSENT or n % (steps * turns) == 0:
+        return
+    into = f"{turns} micro-batches" if steps == 1 else f"{steps} minibatches of {turns} micro-batches"
+    raise UserError(f"config.{rows}={n} does not divide into {into}")
 
 
 def _is_pattern(text) -> bool:

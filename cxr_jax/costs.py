@@ -1,11 +1,12 @@
 """What a program costs, without running it: floating-point operations from its jaxpr, collectives from its HLO.
 
 XLA's own cost analysis counts the body of a loop once. Here loops count as often as they run: scans by their length;
-a `while` (the decode loop) by a number that the caller knows.
+a `while` (a stage of the decode loop) by a number that the caller knows. Of branches, the dearest counts.
 """
 
 import math
 import re
+from collections.abc import Sequence
 
 import jax
 
@@ -13,15 +14,33 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, 
           "s64": 8, "u64": 8}
 _CALLEE = re.compile(r"(?:body|calls|to_apply|(?:true|false)_computation|branch_computations)="
                      r"\{?%?([\w.-]+(?:, %[\w.-]+)*)")
+class Compilations:
+    """Counts the programs that this process has compiled or taken from the compilation cache since it was made."""
+
+    def __init__(self):
+        self._events = 0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, *_, **__) -> None:
+        self._events += event == "/jax/core/compile/backend_compile_duration"
+
+    def count(self) -> int:
+        return self._events
+
+
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
-def flops(fn, *args, while_trips: int = 1) -> int:
-    """Multiplications and additions of all matrix products in fn(*args), over all devices; args may be abstract."""
-    return _flops(jax.make_jaxpr(fn)(*args).jaxpr, while_trips)
+def flops(fn, *args, while_trips: Sequence[int] = (1,)) -> int:
+    """Multiplications and additions of all matrix products in fn(*args), over all devices; args may be abstract.
+
+    while_trips: the turns of each `while`, in the order in which they run; the last goes for all that follow.
+    """
+    return _flops(jax.make_jaxpr(fn)(*args).jaxpr, list(while_trips))
 
 
-def _flops(jaxpr, trips: int) -> int:
+def _flops(jaxpr, trips: list[int]) -> int:
+    """Takes from `trips` those of the loops in jaxpr."""
     total = 0
     for eqn in jaxpr.eqns:
         name, p = eqn.primitive.name, eqn.params
@@ -30,9 +49,12 @@ def _flops(jaxpr, trips: int) -> int:
             k = math.prod(eqn.invars[0].aval.shape[i] for i in contract)
             total += 2 * k * math.prod(eqn.outvars[0].aval.shape)
         elif name == "while":
-            total += trips * _flops(p["body_jaxpr"].jaxpr, trips)
+            turns = trips.pop(0) if len(trips) > 1 else trips[0]
+            total += turns * _flops(p["body_jaxpr"].jaxpr, trips)
         elif name == "cond":
-            total += max(_flops(b.jaxpr, trips) for b in p["branches"])
+            branches = [(_flops(b.jaxpr, left), left) for b in p["branches"] for left in [list(trips)]]
+            most, trips[:] = max(branches, key=lambda branch: branch[0])
+            total += most
         else:
             times = p["length"] if name == "scan" else 1
             # Of a custom gradient, only the forward function is in the program; its rules are callables.
@@ -49,12 +71,12 @@ def _inner(params: dict):
                 yield v.jaxpr
 
 
-def collectives(hlo: str, devices: int, while_trips: int = 1) -> dict[str, int]:
+def collectives(hlo: str, devices: int, while_trips: float = 1) -> dict[str, int]:
     """Bytes that a device sends for each kind of collective, in one run of a compiled program (`compiled.as_text()`).
 
     Counted as rings move them, among all devices: an all-gather and an all-to-all their result, a reduce-scatter its
-    operand, an all-reduce (both of these) twice its result. while_trips: for loops whose number of turns the compiler
-    does not know.
+    operand, an all-reduce (both of these) twice its result. Of branches, the one that moves most counts. while_trips:
+    for loops whose number of turns the compiler does not know, their mean.
     """
     weight = {"all-reduce": 2, "reduce-scatter": devices}
     bodies, entry = _computations(hlo)
@@ -72,9 +94,12 @@ def collectives(hlo: str, devices: int, while_trips: int = 1) -> dict[str, int]:
                 if re.search(r"\bwhile\(", line):
                     n = re.search(r'known_trip_count[^0-9]*"?n"?[^0-9]*(\d+)', line)
                     turns = int(n[1]) if n else while_trips
-                for callee in re.split(r", %", ", %".join(_CALLEE.findall(line))):
-                    for kind, size in of(callee).items():
-                        total[kind] += turns * size
+                called = [of(callee) for callee in re.split(r", %", ", %".join(_CALLEE.findall(line)))]
+                if re.search(r"\bconditional\(", line):
+                    called = [max(called, key=lambda moved: sum(moved.values()))]
+                for moved in called:
+                    for kind, size in moved.items():
+                        total[kind] += round(turns * size)
         return known[name]
 
     return of(entry)

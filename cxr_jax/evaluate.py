@@ -22,6 +22,7 @@ CAVEAT = {
     "files": "Real films read by a model trained on phantoms only: these numbers say nothing about patients.",
 }
 TRACE_TERMS = ("trace_answer", "trace_findings", "trace_coverage", "trace_truth", "trace_false", "repetition")
+LOST_RECALL = 0.25  # a label whose recall fell by more than this is said to be lost
 BYTES_PER_TOKEN = 12  # byte budget of the reward parser; a longer text is cut there and counted as overflow
 
 
@@ -39,7 +40,7 @@ def sources(config):
     d = config.data
     if d.source == "phantom":
         held = lambda split: {h: batching.PhantomSource(h, split, 0) for h in (d.hospital, d.ood_hospital)}
-        train = batching.PhantomSource(d.hospital, "train", d.seed, d.get("reader_miss", 0.0))
+        train = batching.PhantomSource(d.hospital, "train", d.seed, d.get("reader_miss", 0.0), d.get("sites", 0))
         return types.SimpleNamespace(
             train=train, select=held("select"), test=held("test"), ood=d.ood_hospital
         )
@@ -134,12 +135,13 @@ def held_out(source, n: int) -> dict:
 class Guard:
     """Looks at the selection splits every K steps, logs per-label scores, keeps the best-by-OOD parameters.
 
-    model_of: from what trains to the parameters of the whole model.
+    model_of: from what trains to the parameters of the whole model; best, first: what these attributes were in a run
+    that is resumed.
     """
 
-    def __init__(self, config, reader, sources, metrics, checkpoints, model_of, best=None):
+    def __init__(self, config, reader, sources, metrics, checkpoints, model_of, best=None, first=None):
         self.config, self.reader, self.metrics, self.checkpoints = config, reader, metrics, checkpoints
-        self.model_of, self.best = model_of, best
+        self.model_of, self.best, self.first = model_of, best, first
         self.data = {name: held_out(s, config.eval.n) for name, s in sources.select.items()}
         self.ood = sources.ood
 
@@ -162,6 +164,7 @@ class Guard:
                     for m in ("precision", "recall", "f1")
                     if v[m] is not None
                 }
+        row["alarms/lost_recall"] = self._lost(row)
         self.metrics.write(step, row, kind="eval")
         score = row[f"eval/{self.ood}/{self.config.eval.select_by}"] or 0.0  # None: undefined on so few examples
         value = lambda name: "-" if row[name] is None else f"{row[name]:.3f}"
@@ -173,6 +176,26 @@ class Guard:
             self.best = {"score": score, "step": step}
             self.checkpoints.save_best(step, train, self.best)
         return row
+
+    def _lost(self, row: dict) -> int:
+        """How many labels lost recall out of distribution since the first look, named aloud: a mean can hide it."""
+        recall = {k: v for k, v in row.items() if k.startswith(f"eval/{self.ood}/") and k.endswith("/recall")}
+        self.first = self.first or recall
+        lost = sorted(k for k, v in recall.items() if v < self.first.get(k, 0.0) - LOST_RECALL)
+        for name in lost:
+            label = name.split("/")[2]
+            print(f"  alarm: recall of {label} on {self.ood} fell from {self.first[name]:.2f} to {recall[name]:.2f}: "
+                  f"see eval/{self.ood}/{label}/* and the samples whose answer leaves it out", flush=True)
+        return len(lost)
+
+    def stale(self, step: int) -> bool:
+        """Whether the last `config.rl.patience` looks until `step` were no better out of distribution; says so."""
+        patience = self.config.rl.patience
+        if not (patience and self.best and step - self.best["step"] >= patience * self.config.eval.every):
+            return False
+        print(f"  stopped early: the last {patience} looks were no better on {self.ood} than step {self.best['step']}",
+              flush=True)
+        return True
 
 
 def constant_baselines(sources, n: int = 2000) -> dict:

@@ -30,12 +30,13 @@ def decay_mask(params):
     )
 
 
-def make(config, steps: int):
-    """optax transformation over `steps` for all that trains (see `trainable`)."""
+def make(config, steps: int, updates: int = 1):
+    """optax transformation over `steps` of so many updates each for all that trains (see `trainable`)."""
+    of_step = learning_rate(config, steps)
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
-            learning_rate(config, steps),
+            lambda count: of_step(count // updates),
             b1=config.b1,
             b2=config.b2,
             eps=config.eps,

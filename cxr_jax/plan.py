@@ -103,8 +103,8 @@ def _model(config):
 
 
 def programs(config):
-    """[(name, jitted step, abstract arguments by what they hold, turns of its decode loop, tokens of a step, what else
-    of the train state lies on the device meanwhile)]."""
+    """[(name, jitted step, abstract arguments by what they hold, turns of each stage of its decode loop, tokens of a
+    step, what else of the train state lies on the device meanwhile)]."""
     s = Shapes(config)
     return {"sft": _sft, "rl": _rl}[config.task](config, s)
 
@@ -122,13 +122,13 @@ def _sft(config, s):
         side = s.grid[1] // s.cfg.vision.spatial_merge_size
         batch |= {"regions": _array((b, 12, side, side)), "severity": _array((b, 12))}
     step = sft.make_steps(config, s.cfg, s.tx, s.grid, s.what)[1]
-    return [("SFT step", step, {"state": state, "fixed": fixed, "batch": batch}, 1, b * (s.prompt_width + c), {})]
+    return [("SFT step", step, {"state": state, "fixed": fixed, "batch": batch}, [1], b * (s.prompt_width + c), {})]
 
 
 def _rl(config, s):
     import jax
 
-    from cxr_jax import rl
+    from cxr_jax import learner, rollout, stages
     from cxr_jax.data import phantom
     from cxr_jax.labels import parser, reports
 
@@ -140,15 +140,23 @@ def _rl(config, s):
     labels = {k: _array((drawn, 14), "bool") for k in ("solution", "known", "hedged")}
     labels["sides"] = _array((drawn, 14, 2), "bool")
     batch = {**s.batch(drawn), **labels}
-    rollout = rl.make_rollout(config, s.cfg, s.grid, s.special, table, s.what, bank)
-    learn = rl.make_learn(config, s.cfg, s.grid, s.special, s.tx, s.what)
+    if r.replay_weight:
+        texts = {"completions": _array((r.replay_batch, c), "int32"), "mask": _array((r.replay_batch, c), "bool")}
+        batch["replay"] = {**s.batch(r.replay_batch), **texts}
+    roll = rollout.make_rollout(config, s.cfg, s.grid, s.special, table, s.what, bank)
+    learn = learner.make_learn(config, s.cfg, s.grid, s.special, s.tx, s.what)
     sampled = {"parameters": state["params"], "fixed": fixed, "batch": batch, "step": _array((), "int32")}
-    ro = jax.eval_shape(rollout, *sampled.values())
+    ro = jax.eval_shape(roll, *sampled.values())
     waiting = {k: v for k, v in state.items() if k in ("opt_state", "master")}  # they lie there during the rollout
     learned = {"state": state, "fixed": fixed, "batch": batch, "rollout": ro}
+    if r.beta:
+        whole = lambda train, fixed: s.what.whole(train, fixed)["model"]
+        learned["reference"] = s.what.base(fixed) or jax.eval_shape(whole, state["params"], fixed)
+    ends = stages.stage_ends(c)
+    turns = [end - before for before, end in zip([0, *ends], ends, strict=False)]
     count = lambda prompts: prompts * (s.prompt_width + r.group_size * c)
-    return [("RL rollout", rollout, sampled, c, count(drawn), waiting),
-            ("RL update", learn, learned, 1, count(r.prompts_per_step), {})]
+    return [("RL rollout", roll, sampled, turns, count(drawn), waiting),
+            ("RL update", learn, learned, [1], count(r.prompts_per_step), {})]
 
 
 def place(arguments: dict, mesh) -> dict:
@@ -181,7 +189,7 @@ def parts(arguments: dict, mesh) -> dict[str, int]:
         shape = x.shape if mesh is None else x.sharding.shard_shape(x.shape)
         first, second = (path_string(path) + "/").split("/")[:2]
         kind = {"state": "parameters" if second == "params" else "optimizer", "parameters": "parameters",
-                "fixed": "fixed", "waiting": "optimizer"}.get(first, "batch")
+                "fixed": "fixed", "reference": "fixed", "waiting": "optimizer"}.get(first, "batch")
         out[kind] += math.prod(shape) * x.dtype.itemsize
     return out
 
@@ -207,7 +215,7 @@ def report(program, in_float32, mesh) -> dict:
         print(f"  {'<=' if kind == 'temporary' else '  '} {size / GIB:9.2f} GiB  {kind}")
     print(f"  <= {sum(held.values()) / GIB:9.2f} GiB  in all, a device")
     if mesh is not None:
-        moved = costs.collectives(compiled.as_text(), mesh.size, trips)
+        moved = costs.collectives(compiled.as_text(), mesh.size, sum(trips) / len(trips))
         print("  moved a step: " + ", ".join(f"{k} {v / GIB:.2f} GiB" for k, v in moved.items() if v))
     return held
 

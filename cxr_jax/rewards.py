@@ -217,36 +217,6 @@ def modal_share(answers) -> jax.Array:
     return jnp.max(last - jnp.searchsorted(codes, codes, side="left")) / codes.shape[0]
 
 
-# What a run's metrics look like when its policy learns the reward's weakness and not the task. Each is a mean over a
-# step's completions, so one of them on one step is a hint; the run prints the first, and logs all as alarms/<name>.
-ALARMS = {
-    "constant_answers": lambda m: m["answers/modal_share"] > min(0.95, max(0.5, 2 * m["constant/modal_share"])),
-    "no_better_than_constant": lambda m: m["rewards/accuracy/mean"] <= m["constant/best"],
-    "invented_labels": lambda m: m["rewards/invented/mean"] > 0.5,
-    "no_finding_beside_findings": lambda m: m["rewards/no_finding_conflict/mean"] > 0.1,
-    "repetition": lambda m: m["rewards/repetition/mean"] > 0.2,
-    "trace_contradicts_answer": lambda m: m["rewards/trace_answer/mean"] < 0.5 * m["rewards/format/mean"],
-    "trace_contradicts_truth": lambda m: m["rewards/trace_truth/mean"] < 0.5 * m["rewards/format/mean"],
-    "trace_drifts": lambda m: m["rewards/trace_false/mean"] > 0.5 + 2 * m["first/trace_false"],
-}
-
-
-class Alarms:
-    """alarms(row of metrics) -> {"alarms/<name>": 0.0 or 1.0}; prints each alarm once, when it first goes off. What an
-    alarm compares with the start of the run, it compares with the first row seen."""
-
-    def __init__(self, out=print):
-        self._out, self._seen, self._first = out, set(), None
-
-    def __call__(self, row: Mapping[str, float]) -> dict[str, float]:
-        self._first = self._first or {"first/trace_false": row["rewards/trace_false/mean"]}
-        on = {name: bool(test({**row, **self._first})) for name, test in ALARMS.items()}
-        for name in sorted(n for n, ringing in on.items() if ringing and n not in self._seen):
-            self._seen.add(name)
-            self._out(f"  alarm: {name.replace('_', ' ')} (docs/rewards.md)")
-        return {f"alarms/{name}": float(ringing) for name, ringing in on.items()}
-
-
 def score(
     texts: Sequence[str],
     solutions: Sequence[str],

@@ -151,7 +151,7 @@ def run(config, workdir, stop) -> dict:
     state = optim.init_state(tx, train)
     del loaded, train  # host copies, and what the first step takes over
     checkpoints = Checkpoints(workdir.path)
-    start, meta = 0, {"seconds": 0.0, "best": None, "window": []}
+    start, meta = 0, {"seconds": 0.0, "best": None, "first_look": None, "window": []}
     if resumed := checkpoints.restore(state):
         state, meta, start = resumed
         print(f"resuming at step {start}", flush=True)
@@ -162,7 +162,7 @@ def run(config, workdir, stop) -> dict:
     )
     reader = evaluate.Reader(cfg, tok, prompts, batch_size=config.eval.batch_size,
                              dtype=what.dtype, lexicon=sources.train.lexicon, poll=stop.check)
-    guard = evaluate.Guard(config, reader, sources, metrics, checkpoints, model_of, best=meta["best"])
+    guard = evaluate.Guard(config, reader, sources, metrics, checkpoints, model_of, meta["best"], meta["first_look"])
 
     make = make_batch_fn(config, source, prompts, completions)
     loader = batching.step_loader(make, start, config.steps, poll=stop.check)
@@ -173,7 +173,8 @@ def run(config, workdir, stop) -> dict:
     def save():
         # `window`: the metrics since the last line, so that a resumed run writes the same lines.
         floats = [{k: float(v) for k, v in w.items()} for w in window]
-        checkpoints.save(done, state, {"seconds": seconds(), "best": guard.best, "window": floats})
+        kept = {"best": guard.best, "first_look": guard.first, "window": floats}
+        checkpoints.save(done, state, {"seconds": seconds(), **kept})
 
     try:
         if look_due(start):

@@ -27,7 +27,7 @@ with paired 95 % bootstrap intervals over images (2026-11-26, commit 4513e11):
     bash launch/local.sh --config=experiments/sft.py:continued --workdir=runs/sft_c0 --config.data.seed=1
 
 The reward is rewards.CHECKED: the trace is held against the answer and the truth (docs/rewards.md).
-experiments/ablations/rewards.py has the published sum beside it: answers as good, and traces that can drift.
+docs/ablations.md has the published sum beside it: answers as good, and traces that can drift.
 
 RL is up on both hospitals in Jaccard and in macro-F1 in every seed. Continued SFT (one seed, its last step; none of
 its looks was above its start on B) got 984 s of training where RL took 407 to 430 s (other
@@ -53,15 +53,21 @@ group sizes, a KL term, more steps.
 from ml_collections import ConfigDict
 
 from cxr_jax import rewards
+from cxr_jax.algorithms import ALGORITHMS
 from cxr_jax.errors import UserError
 
 PRESETS = ("phantom", "files", "nv_reason_3b")
 
 
-def get_config(preset: str = "phantom") -> ConfigDict:
-    """Presets: phantom; files (real radiographs, the embedded model); nv_reason_3b (the published recipe)."""
-    if preset not in PRESETS:
-        raise UserError(f"experiments/rl.py has no preset {preset!r}; it has: {', '.join(PRESETS)}")
+def get_config(presets: str = "phantom") -> ConfigDict:
+    """Presets: phantom; files (real radiographs, the embedded model); nv_reason_3b (the published recipe). And, after a
+    comma or alone, an algorithm of cxr_jax/algorithms.py: dapo; nv_reason_3b,gspo."""
+    names = presets.split(",")
+    preset = next((n for n in names if n in PRESETS), "phantom")
+    default = "trl_0_22" if preset == "nv_reason_3b" else "corrected"
+    algorithm = next((n for n in names if n in ALGORITHMS), default)
+    if unknown := [n for n in names if n not in (preset, algorithm)]:
+        raise UserError(f"experiments/rl.py has no preset {unknown[0]!r}; it has: {', '.join([*PRESETS, *ALGORITHMS])}")
     c = ConfigDict()
     c.task = "rl"
     c.model = "phantom"
@@ -74,12 +80,13 @@ def get_config(preset: str = "phantom") -> ConfigDict:
     c.save_every = 10
 
     c.lora = ConfigDict(dict(rank=0, alpha=32.0, targets=("decoder",)))  # rank 0: the model itself trains
-    c.data = ConfigDict(dict(source="phantom", hospital="A", ood_hospital="B", seed=1))
+    # sites: prompts from that many random sites around the hospital; reader_miss: of the SFT targets that are replayed
+    c.data = ConfigDict(dict(source="phantom", hospital="A", ood_hospital="B", seed=1, sites=0, reader_miss=0.75))
     c.rl = ConfigDict(
         dict(
-            prompts_per_step=16, oversample=2, group_size=8, micro_batches=1, temperature=1.0, loss_type="dapo",
-            scale_rewards="group", epsilon=0.2, epsilon_high=0.2, mask_truncated=True, min_length=60,
+            prompts_per_step=16, oversample=2, group_size=8, micro_batches=1, temperature=1.0, min_length=60,
             overlong_from=0.92, reward_weights=ConfigDict(rewards.weights(rewards.CHECKED)),
+            replay_weight=0.0, replay_batch=8, patience=0, **ALGORITHMS[algorithm],
         )
     )  # fmt: skip
     c.optim = ConfigDict(
@@ -100,7 +107,9 @@ def get_config(preset: str = "phantom") -> ConfigDict:
         # configs/grpo_config.yaml of the published code: 64 prompts x 16, lr 1e-6 with a 5 % floor, clip 0.2.
         c.model, c.seed, c.remat, c.dtype, c.max_completion, c.steps = "", 123, "full", "bfloat16", 1800, 128
         c.data = ConfigDict(dict(source="files", manifest="", image_root="", size=476, seed=123))
-        c.rl.update(dict(prompts_per_step=64, oversample=1, group_size=16, loss_type="grpo", min_length=400))
+        c.rl.update(dict(prompts_per_step=64, oversample=1, group_size=16, min_length=400))
+        if algorithm not in names:
+            c.rl.update(dict(aggregation="sequence", mask_truncated=True))
         c.rl.reward_weights = ConfigDict(rewards.weights(rewards.PUBLISHED))
         c.optim.update(dict(lr=1e-6, final_fraction=0.05, b2=0.999))
     return c

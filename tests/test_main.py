@@ -99,6 +99,8 @@ CASES = {
     "unknown remat": ([RL, RANDOM, "--config.remat=some"], "config.remat='some'"),
     "uneven parts": ([SFT, "--config.micro_batches=3"], "does not divide into 3 micro-batches"),
     "uneven parts of RL": ([RL, RANDOM, "--config.rl.micro_batches=3"], "config.rl.prompts_per_step=16"),
+    "decay of one": ([RL, RANDOM, "--config.optim.b1=1.0", "--dry_run"], "config.optim.b1=1.0"),
+    "endless rate": ([RL, RANDOM, "--config.optim.lr=inf"], "config.optim.lr=inf"),
     "unknown type": ([SFT, "--config.dtype=float8"], "config.dtype='float8'"),
     "unknown adapter": ([SFT, "--config.lora.rank=4", "--config.lora.targets=('ears',)"], "lora target 'ears'"),
     "negative rank": ([SFT, "--config.lora.rank=-1"], "config.lora.rank=-1"),
@@ -122,6 +124,8 @@ CASES = {
         "--config.data.image_root=@"], "has no assistant text"),
 }  # fmt: skip
 
+GOOD = [["--help"], [RL, "--debug", "--colour=red"], [f"--config={ROOT}/experiments/eval.py", RANDOM, "--dry_run"]]
+
 
 @pytest.fixture(scope="module")
 def results(here):
@@ -130,8 +134,8 @@ def results(here):
         return given if any(a.startswith("--workdir") for a in given) else [*given, f"--workdir={here}/new/run"]
 
     before = _tree(here)
-    done = dict(zip(CASES, calls([arguments(a) for a, _ in CASES.values()]), strict=True))
-    return done, before, _tree(here)
+    done = calls([*(arguments(a) for a, _ in CASES.values()), *GOOD])
+    return dict(zip([*CASES, "help", "debug", "dry run"], done, strict=True)), before, _tree(here)
 
 
 def _tree(folder):
@@ -152,9 +156,8 @@ def test_nothing_is_left_behind(results):
     assert after == before
 
 
-def test_good_calls(here):
-    dry = [f"--config={ROOT}/experiments/eval.py", RANDOM, "--dry_run"]
-    help_, debug, run = calls([["--help"], [RL, "--debug", "--colour=red"], dry])
+def test_good_calls(results):
+    help_, debug, run = (results[0][name] for name in ("help", "debug", "dry run"))
     assert help_[0] == 0 and "--workdir" in help_[1] and "--dry_run" in help_[1] and help_[2] == ""
     assert debug[0] == 2 and "Traceback" in debug[2] and debug[2].splitlines()[-1].startswith("error: ")
     assert run[0] == 0 and "nothing was written" in run[1], run

@@ -29,7 +29,7 @@ def test_flops_count_loops_as_often_as_they_run():
     remat = lambda x, w: jax.lax.scan(jax.checkpoint(lambda h, w: (jnp.tanh(h @ w), None)), x, w)[0].sum()
     assert costs.flops(jax.grad(remat, argnums=1), x, w) == 4 * 5 * one
     until = lambda x, w: jax.lax.while_loop(lambda h: h.sum() < 1, lambda h: h @ w[0], x)
-    assert costs.flops(jax.jit(until), x, w, while_trips=9) == 9 * one
+    assert costs.flops(jax.jit(until), x, w, while_trips=[9]) == 9 * one
     batched = lambda a, b: jnp.einsum("bij,bjk->bik", a, b)
     assert costs.flops(batched, jnp.zeros((3, 4, 5)), jnp.zeros((3, 5, 6))) == 2 * 3 * 4 * 5 * 6
 

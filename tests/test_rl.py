@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from cxr_jax import evaluate, optim, policy, pretrained, rl, trainable
+from cxr_jax import evaluate, learner, optim, policy, pretrained, rl, rollout, trainable
 from cxr_jax.data import batching, tokenizer
 from cxr_jax.labels import parser, reports
 from experiments import rl as experiment
@@ -14,9 +14,9 @@ from experiments import rl as experiment
 def test_groups_that_vary_come_first_in_order():
     reward = np.zeros((6, 4), np.float32)
     reward[[1, 4, 5], 2] = 1.0
-    assert rl.groups_to_learn(reward, 2).tolist() == [1, 4]
-    assert rl.groups_to_learn(reward, 4).tolist() == [1, 4, 5, 0]  # filled up, so that shapes stay
-    assert rl.groups_to_learn(reward * 0, 3).tolist() == [0, 1, 2]
+    assert rollout.groups_to_learn(reward, 2).tolist() == [1, 4]
+    assert rollout.groups_to_learn(reward, 4).tolist() == [1, 4, 5, 0]  # filled up, so that shapes stay
+    assert rollout.groups_to_learn(reward * 0, 3).tolist() == [0, 1, 2]
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +32,16 @@ def step():
     special = tokenizer.special_ids(m.tokenizer, m.cfg.text.vocab_size)
     tx = optax.sgd(1.0)  # the config's schedule starts at a learning rate of 0
     batch = rl.make_batch_fn(config, source, prompts)(0)
+    shown = batch.pop("shown")
+    assert shown["prompts"] == [source.prompt] * 4 and len(set(shown["ids"])) == 4
     table = parser.TokenBytes.from_tokenizer(m.tokenizer)
     what = trainable.Trainable.of(config)
     train, fixed = what.split({"model": m.params}, None)
 
     def programs(parts):
         config.rl.micro_batches = parts
-        roll = rl.make_rollout(config, m.cfg, grid, special, table, what, reports.bank(None, source.lexicon))
-        learn = rl.make_learn(config, m.cfg, grid, special, tx, what)
+        roll = rollout.make_rollout(config, m.cfg, grid, special, table, what, reports.bank(None, source.lexicon))
+        learn = learner.make_learn(config, m.cfg, grid, special, tx, what)
         return roll(train, fixed, batch, 0), lambda state, batch, ro: learn(state, fixed, batch, ro)
 
     new_state = lambda: optim.init_state(tx, jax.tree.map(jax.numpy.array, train))
@@ -50,7 +52,7 @@ def step():
 def test_a_step_samples_more_prompts_than_it_learns_from(step):
     config, batch, ro, *_ = step
     assert batch["image"].shape[0] == ro["reward"].shape[0] == 4 and ro["kept"].shape == (2,)
-    assert rl.rollout_metrics(ro)["groups/learned"] <= 2
+    assert rollout.rollout_metrics(ro)["groups/learned"] <= 2
 
 
 def test_a_step_learns_from_the_kept_groups_alone(step):

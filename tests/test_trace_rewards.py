@@ -223,38 +223,6 @@ def test_each_exploit_is_seen_by_the_term_that_is_for_it(earned):
         assert earned[name]["accuracy_hard"] == 0
 
 
-# Alarms -----------------------------------------------------------------------------------------
-
-
-def healthy(**changed):
-    row = {f"rewards/{t}/mean": 0.0 for t in rewards.TERMS}
-    row |= {f"rewards/{t}/mean": 0.8 for t in ("accuracy", "format", "trace_answer", "trace_truth")}
-    row |= {"answers/modal_share": 0.2, "constant/modal_share": 0.15, "constant/best": 0.3}
-    return row | {k.replace("__", "/"): v for k, v in changed.items()}
-
-
-@pytest.mark.parametrize(
-    "name, changed",
-    [
-        ("constant_answers", {"answers/modal_share": 0.9}),
-        ("no_better_than_constant", {"rewards/accuracy/mean": 0.3}),
-        ("invented_labels", {"rewards/invented/mean": 2.0}),
-        ("no_finding_beside_findings", {"rewards/no_finding_conflict/mean": 0.5}),
-        ("repetition", {"rewards/repetition/mean": 0.5}),
-        ("trace_contradicts_answer", {"rewards/trace_answer/mean": 0.3}),
-        ("trace_contradicts_truth", {"rewards/trace_truth/mean": 0.3}),
-        ("trace_drifts", {"rewards/trace_false/mean": 1.2}),
-    ],
-)
-def test_an_alarm_goes_off_once_and_is_logged_always(name, changed):
-    lines = []
-    alarms = rewards.Alarms(lines.append)
-    assert not any(alarms(healthy()).values()) and not lines
-    for _ in range(2):
-        assert [k for k, v in alarms(healthy() | changed).items() if v] == [f"alarms/{name}"]
-    assert len(lines) == 1 and name.replace("_", " ") in lines[0]
-
-
 def test_modal_share():
     answers = np.eye(14, dtype=bool)
     assert rewards.modal_share(answers) == pytest.approx(1 / 14)

@@ -1,0 +1,126 @@
+"""The rollout of a GRPO step, one jitted program: images -> completions -> reward terms -> advantages.
+
+Per prompt the image is encoded once and the prompt prefilled once; its G completions share the prompt's keys and leave
+the batch as they finish (`stages`). Rewards are parsed from token ids on the device (`rewards`).
+
+Groups whose completions all earned the same reward have no advantage and teach nothing. `config.rl.oversample` draws
+that many times `prompts_per_step` prompts, and the learner, which is dearer a prompt, takes the groups that vary first:
+DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) in one pass of static shapes instead of a loop.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from cxr_jax import evaluate, losses, policy, rewards
+from cxr_jax.data.preprocess import patchify
+from cxr_jax.labels import reports
+from cxr_jax.models import qwen2_5_vl as qwen
+
+ZERO_STD = 1e-6  # a group's rewards that spread less are the same
+
+
+def sampling_keys(seed: int, step, prompts: int, group: int):
+    """Keys [P * G] folded from (seed, step, prompt, sample): a completion depends on nothing else that is sampled."""
+    base = jax.random.fold_in(jax.random.key(seed), step)
+    fold = lambda p, g: jax.random.fold_in(jax.random.fold_in(base, p), g)
+    p, g = jnp.meshgrid(jnp.arange(prompts), jnp.arange(group), indexing="ij")
+    return jax.vmap(fold)(p.reshape(-1), g.reshape(-1))
+
+
+def make_rollout(config, cfg, grid, special, table, what, bank):
+    """Jitted (train, fixed, batch, step) -> dict of tokens, mask, sampler log-probs, reward terms, advantages, kept.
+
+    table: `parser.TokenBytes`; bank: `labels.reports.Bank`, the words of the trace.
+
+    All leaves are [P, G, ..], P = prompts_per_step * oversample, but kept: int [prompts_per_step], the groups to learn
+    from.
+    """
+    r = config.rl
+    weights = dict(r.reward_weights)
+
+    @jax.jit
+    def rollout(train, fixed, batch, step):
+        params = what.whole(train, fixed)["model"]
+        p, g = batch["image"].shape[0], r.group_size
+
+        def complete(part):
+            features = qwen.vision(params, cfg, patchify(part["image"]), grid, dtype=what.dtype)
+            out = policy.sample(
+                params, cfg, features, part["prompts"], special, n=g, max_new_tokens=config.max_completion,
+                temperature=r.temperature, keys=part["keys"].reshape(-1),
+            )  # fmt: skip
+            return jax.tree.map(lambda x: x.reshape(-1, g, *x.shape[1:]), out)  # a row is a group
+
+        keys = sampling_keys(config.seed, step, p, g).reshape(p, g)
+        parts = policy.cut({"image": batch["image"], "prompts": batch["prompts"], "keys": keys}, r.micro_batches)
+        out = policy.in_turns(complete, parts)
+        out = jax.tree.map(lambda x: x.reshape(p * g, *x.shape[2:]), out)
+        of_each = lambda key: jnp.repeat(batch[key], g, axis=0)
+        solution, known, hedged = of_each("solution"), of_each("known"), of_each("hedged")
+        parsed = rewards.read_tokens(
+            out["tokens"], out["lengths"], table, config.max_completion * evaluate.BYTES_PER_TOKEN, bank,
+            reports.Truth.of(solution & ~hedged, hedged, of_each("sides")),
+        )  # fmt: skip
+        terms = rewards.reward_terms(
+            parsed, solution, out["lengths"], known=known, min_length=r.min_length,
+            max_length=int(r.overlong_from * config.max_completion), limit=config.max_completion,
+        )  # fmt: skip
+        reward = rewards.combine(terms, weights).reshape(p, g)
+        mask = jnp.arange(config.max_completion)[None] < out["lengths"][:, None]
+        if r.mask_truncated:
+            train_mask = mask & out["finished"][:, None]
+        else:
+            train_mask = mask
+        shape = (p, g, config.max_completion)
+        return {
+            "tokens": out["tokens"].reshape(shape),
+            "mask": mask.reshape(shape),
+            "train_mask": train_mask.reshape(shape),
+            "sampler_logp": out["logprobs"].reshape(shape),
+            "lengths": out["lengths"].reshape(p, g),
+            "finished": out["finished"].reshape(p, g),
+            "terms": {k: v.reshape(p, g) for k, v in terms.items()},
+            "answer": parsed["answer"].reshape(p, g, -1),
+            "reward": reward,
+            "advantages": advantages(r, terms, reward),
+            "kept": groups_to_learn(reward, r.prompts_per_step),
+        }
+
+    return rollout
+
+
+def advantages(r, terms: dict, reward):
+    """[P, G] by config.rl: of the summed reward [P, G], or of each weighted term [P * G] (GDPO)."""
+    if r.advantage == "grpo":
+        return losses.group_advantages(reward, scale=r.scale_rewards)
+    weighed = {name: terms[name].reshape(reward.shape) for name, weight in r.reward_weights.items() if weight}
+    return losses.gdpo_advantages(weighed, {name: r.reward_weights[name] for name in weighed})
+
+
+def groups_to_learn(reward, n: int):
+    """int [n]: the first n groups of reward [P, G] whose rewards vary, in order, filled up with groups that do not."""
+    flat = jnp.std(reward, axis=1) < ZERO_STD
+    return jnp.argsort(flat, stable=True)[:n]
+
+
+@jax.jit
+def rollout_metrics(ro) -> dict:
+    """TRL's metric names from one rollout."""
+    std = jnp.std(ro["reward"], axis=1, ddof=1)
+    lengths = ro["lengths"].astype(jnp.float32)
+    out = {
+        "reward": ro["reward"].mean(),
+        "reward_std": std.mean(),
+        "frac_reward_zero_std": (std < ZERO_STD).mean(),
+        "groups/learned": (std[ro["kept"]] >= ZERO_STD).sum(),
+        "completions/mean_length": lengths.mean(),
+        "completions/min_length": lengths.min(),
+        "completions/max_length": lengths.max(),
+        "completions/clipped_ratio": 1.0 - ro["finished"].mean(),
+        "completions/mean_terminated_length": losses.masked_mean(lengths, ro["finished"]),
+        "answers/labels_per_answer": ro["answer"].sum(-1).mean(),
+        "answers/modal_share": rewards.modal_share(ro["answer"].reshape(-1, ro["answer"].shape[-1])),
+    }
+    for name, value in ro["terms"].items():
+        out |= {f"rewards/{name}/mean": value.mean(), f"rewards/{name}/std": value.std()}
+    return out

@@ -1,0 +1,194 @@
+"""learner.py: one jitted step against the same updates made by hand, and what must change nothing."""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cxr_jax import learner, losses, optim, policy, pretrained, sft, trainable
+from cxr_jax.data import batching, tokenizer
+from cxr_jax.data.preprocess import patchify
+from cxr_jax.models import config as sizes
+from cxr_jax.models import qwen2_5_vl as qwen
+from experiments import rl as experiment
+
+SIDE, GRID, P, G, C = 56, (1, 4, 4), 4, 2, 6
+
+
+@pytest.fixture(scope="module")
+def world():
+    """A small untrained model, and a rollout of random completions: ragged, some truncated."""
+    tok = tokenizer.load(pretrained.PHANTOM)
+    text = dataclasses.replace(sizes.PHANTOM.text, num_hidden_layers=1, hidden_size=32, intermediate_size=32,
+                               num_attention_heads=2, num_key_value_heads=1, mrope_section=(2, 3, 3))
+    vision = dataclasses.replace(sizes.PHANTOM.vision, depth=1, hidden_size=16, num_heads=2, intermediate_size=16,
+                                 out_hidden_size=32, fullatt_block_indexes=(0,))
+    cfg = dataclasses.replace(sizes.PHANTOM, text=text, vision=vision, **tokenizer.config_ids(tok))
+    params = qwen.init_params(cfg, jax.random.key(0))
+    params["text"]["embed"]["embedding"] *= 20.0
+    prompts = policy.Prompts(tok, cfg, GRID, C)
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, C + 1, (P, G))
+    finished = rng.random((P, G)) < 0.7
+    mask = np.arange(C) < lengths[:, :, None]
+    image = rng.random((P, SIDE, SIDE)).astype(np.float32)
+    ro = {
+        "tokens": rng.integers(0, 300, (P, G, C)).astype(np.int32), "mask": mask,
+        "train_mask": mask & finished[:, :, None], "lengths": lengths.astype(np.int32), "finished": finished,
+        "sampler_logp": np.full((P, G, C), -5.0, np.float32), "reward": rng.random((P, G)).astype(np.float32),
+        "advantages": rng.normal(0, 1, (P, G)).astype(np.float32), "kept": np.arange(P),
+    }  # fmt: skip
+    batch = {"image": image, "prompts": prompts.encode([tokenizer.FIND_PROMPT] * P)}
+    completions = batching.Completions(tok, C).encode(["Edema.", "No."])
+    batch["replay"] = {"image": image[:2], "prompts": prompts.encode([tokenizer.FIND_PROMPT] * 2), **completions}
+    special = tokenizer.special_ids(tok, cfg.text.vocab_size)
+    batch, ro = jax.tree.map(jnp.asarray, (batch, ro))
+    w = types.SimpleNamespace(cfg=cfg, params=params, batch=batch, ro=ro, special=special)
+    w.logprobs = jax.jit(lambda params: logprobs(w, params))
+    return w
+
+
+def make(w, **knobs):
+    """(learn, new state, config) of plain gradient descent with a rate of 1."""
+    config = experiment.get_config()
+    config.max_completion = C
+    config.rl.update(dict(prompts_per_step=P, oversample=1, group_size=G, **knobs))
+    tx = optax.sgd(1.0)
+    what = trainable.Trainable.of(config)
+    learn = learner.make_learn(config, w.cfg, GRID, w.special, tx, what)
+    return learn, lambda: optim.init_state(tx, {"model": jax.tree.map(jnp.array, w.params)}), config
+
+
+@pytest.fixture(scope="module")
+def base(world):
+    return make(world)
+
+
+def step(made, batch, ro, reference=None):
+    learn, new_state, _ = made
+    state, metrics = learn(new_state(), {}, batch, ro, reference)
+    return state["params"]["model"], {k: float(v) for k, v in metrics.items()}
+
+
+def logprobs(w, params, at=slice(None)):
+    """[P, G, C], for the prompts `at`."""
+    prompts = {k: v[:, at] if k == "positions" else v[at] for k, v in w.batch["prompts"].items()}
+    suppress = np.isin(np.arange(w.cfg.text.vocab_size), w.special["suppress"])
+    features = qwen.vision(params, w.cfg, patchify(w.batch["image"][at]), GRID)
+    return policy.completion_logprobs(params, w.cfg, features, prompts, w.ro["tokens"][at], w.ro["mask"][at],
+                                      suppress=suppress)[0]  # fmt: skip
+
+
+def loss(w, logp, old, knobs, at=slice(None), **options):
+    rows = lambda x: x.reshape(-1, C)
+    mask, trained = rows(w.ro["mask"][at]), rows(w.ro["train_mask"][at])
+    totals = losses.divisors(mask, trained, aggregation=knobs["aggregation"], denominator=knobs["denominator"])
+    return losses.policy_loss(
+        rows(logp), rows(old), w.ro["advantages"][at].reshape(-1), trained, max_tokens=C, epsilon=knobs["epsilon"],
+        epsilon_high=knobs["epsilon_high"], aggregation=knobs["aggregation"], **options, **totals,
+    )[0]  # fmt: skip
+
+
+def assert_same(got, want, start):
+    """Parameters equal to 1e-4 of how far a leaf moved from `start`."""
+    for a, b, c in zip(*map(jax.tree.leaves, (got, want, start)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6 + 1e-4 * float(jnp.abs(b - c).max()))
+
+
+def moved(a, b):
+    return any(not np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_one_update_is_a_gradient_step(world, base):
+    got, metrics = step(base, world.batch, world.ro)
+    knobs = base[2].rl
+    value, grads = jax.jit(jax.value_and_grad(lambda p: (lambda x: loss(world, x, jax.lax.stop_gradient(x), knobs))(
+        logprobs(world, p))))(world.params)  # fmt: skip
+    assert_same(got, jax.tree.map(jnp.subtract, world.params, grads), world.params)
+    assert metrics["loss"] == pytest.approx(float(value), abs=1e-6)
+    assert metrics["grad_norm"] == pytest.approx(float(optax.global_norm(grads)), rel=1e-4)
+    assert metrics["clip_ratio/region_mean"] == 0  # on-policy nothing is clipped
+    gap = np.abs(np.asarray(world.logprobs(world.params)) + 5.0)[world.ro["mask"]]
+    assert metrics["sampling/sampling_logp_difference/mean"] == pytest.approx(gap.mean(), rel=1e-3)
+    assert metrics["sampling/sampling_logp_difference/max"] == pytest.approx(gap.max(), rel=1e-3)
+
+
+def test_several_updates_keep_the_log_probs_of_the_rollout(world):
+    made = make(world, num_iterations=2, minibatches=2, micro_batches=2, aggregation="sequence", epsilon=0.05)
+    got, metrics = step(made, world.batch, world.ro)
+    knobs, params = made[2].rl, world.params
+    old = world.logprobs(params)
+
+    def update(params, at):
+        f = lambda p: loss(world, logprobs(world, p, at), old[at], knobs, at)
+        return jax.tree.map(jnp.subtract, params, jax.grad(f)(params))
+
+    update = jax.jit(update)
+    for at in (np.array([0, 2]), np.array([1, 3])) * 2:  # minibatch i: groups i, i + 2
+        params = update(params, at)
+    assert_same(got, params, world.params)
+    assert metrics["clip_ratio/region_mean"] > 0
+
+
+def test_a_reference_pulls_back(world, base):
+    made = make(world, beta=0.5)
+    same, metrics = step(made, world.batch, world.ro, world.params)
+    plain = step(base, world.batch, world.ro)[0]
+    assert metrics["kl"] == pytest.approx(0, abs=1e-6)
+    assert_same(same, plain, world.params)  # k3 has no gradient where policy and reference are one
+    other = jax.tree.map(lambda x: x * 1.01, world.params)
+    pulled, metrics = step(made, world.batch, world.ro, other)
+    assert metrics["kl"] > 1e-6 and moved(pulled, same)
+
+
+def test_replay_adds_the_gradient_of_sft(world, base):
+    got, metrics = step(make(world, replay_weight=0.3), world.batch, world.ro)
+    replay = world.batch["replay"]
+
+    def ce(params):
+        features = qwen.vision(params, world.cfg, patchify(replay["image"]), GRID)
+        return sft.completion_loss(params, world.cfg, features, replay, replay["mask"].sum())[0]
+
+    value, grads = jax.jit(jax.value_and_grad(ce))(world.params)
+    alone = step(base, world.batch, world.ro)[0]
+    assert_same(got, jax.tree.map(lambda p, g: p - 0.3 * g, alone, grads), world.params)
+    assert metrics["replay_loss"] == pytest.approx(0.3 * float(value), rel=1e-4)
+
+
+@pytest.mark.parametrize("what", ["no advantage", "all truncated"])
+def test_nothing_to_learn_changes_nothing(world, base, what):
+    nothing = {"no advantage": {"advantages": np.zeros((P, G), np.float32)},
+               "all truncated": {"train_mask": np.zeros((P, G, C), bool)}}[what]  # fmt: skip
+    got, metrics = step(base, world.batch, {**world.ro, **nothing})
+    assert not moved(got, world.params) and metrics["loss"] == 0 and metrics["skipped_steps"] == 0
+    assert np.isfinite(list(metrics.values())).all()
+
+
+def test_an_update_that_is_not_finite_is_left_out_and_counted(world, base):
+    image = world.batch["image"].at[1].set(np.nan)
+    got, metrics = step(base, {**world.batch, "image": image}, world.ro)
+    assert not moved(got, world.params) and metrics["skipped_steps"] == 1
+
+
+def test_groups_of_about_equal_length_share_a_micro_batch():
+    lengths = np.array([[9, 1], [3, 3], [8, 8], [1, 2]])
+    order = learner.by_length(lengths, 2)
+    parts = policy.cut({"lengths": lengths[np.asarray(order)]}, 2)["lengths"]
+    assert sorted(np.asarray(parts).max((1, 2)).tolist()) == [3, 9]
+
+
+def test_a_short_part_is_computed_in_fewer_slots():
+    ends, seen = [2, 4, 6], []
+
+    def fn(part):
+        seen.append(part["ro"]["x"].shape[2])
+        return part["ro"]["x"].sum(), {"of_tokens": part["ro"]["x"] * 2.0}
+
+    x = np.where(np.arange(6) < 3, 1.0, 0.0) * np.ones((2, 1, 1))
+    total, out = learner.trimmed(fn, ends)({"ro": {"x": x, "lengths": np.array([[3], [2]])}})
+    assert seen == ends and total == 6
+    np.testing.assert_array_equal(out["of_tokens"], 2 * x)
