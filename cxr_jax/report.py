@@ -9,11 +9,11 @@ null
   (null: config.json is shown), "models": {model: {set: scoring.summary(...)}}, "comparisons": [{"a", "b",
   "set", "metric", "diff", "lo", "hi"}]}; diff is metric(b) - metric(a), as `scoring.paired_bootstrap` gives
   it.
-- `samples.jsonl`: one object a line. Those with an "image" are the cases: {"id", "hospital", "model",
-"prompt",
-  "completion", "answer": [label], "truth": [label], "known": [label] or null, "score": float or null,
-  "image": "cases/0000.png"}; other lines are left alone.
-- `cases/*.png`: 8-bit grey, the longer side at most 256 px.
+- `samples.jsonl`: one object a line. {"kind": "group", "step", "image": "groups/000010_0.png", ...} are the groups of
+  RL, see `report_groups.Group`, in the order of the run. The others with an "image" are the cases: {"id", "hospital",
+  "model", "prompt", "completion", "answer": [label], "truth": [label], "known": [label] or null, "score": float or
+  null, "image": "cases/0000.png"}; other lines are left alone.
+- `cases/*.png`, `groups/*.png`: 8-bit grey, the longer side at most 256 px.
 
 `python -m cxr_jax.report WORKDIR` draws the page again.
 """
@@ -35,6 +35,7 @@ import numpy as np
 from cxr_jax import metrics, report_html
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.report_groups import Group
 
 FORMAT = 1
 KINDS = ("phantom", "files")
@@ -135,7 +136,7 @@ def save_cases(workdir, cases: Iterable[Case]) -> None:
     folder, path = workdir / "cases", workdir / "samples.jsonl"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    lines = [line for line, row in _samples(path) if "image" not in row] if path.exists() else []
+    lines = [line for line, row in _samples(path) if _is_group(row) or "image" not in row]
     for i, case in enumerate(cases):
         name = f"cases/{i:04d}.png"  # never the id: ids are other people's text
         (workdir / name).write_bytes(case.png or png(case.image))
@@ -144,6 +145,34 @@ def save_cases(workdir, cases: Iterable[Case]) -> None:
         score = None if case.score is None else float(case.score)
         lines.append(json.dumps(_finite({**row, "score": score, "image": name})))
     _replace(path, "".join(line + "\n" for line in lines).encode())
+
+
+def save_groups(workdir, groups: Iterable[Group] = (), resume_step: int | None = None) -> None:
+    """Append the groups of one step to samples.jsonl, and write their images.
+
+    `resume_step`: as for `metrics.MetricsWriter`: the step of the restored checkpoint, -1 to start over; call once with
+    it at the start of a run. Groups of a later step, which the run will record again, are removed. Save a step's groups
+    before its checkpoint: then a run killed anywhere ends with the same lines as one that was not.
+    """
+    workdir = Path(workdir)
+    path, folder = workdir / "samples.jsonl", workdir / "groups"
+    if resume_step is not None and path.exists():
+        rows = list(_samples(path))
+        lines = [line for line, row in rows if not _is_group(row) or _step(path, row) <= resume_step]
+        _replace(path, "".join(line + "\n" for line in lines).encode())
+        images = {str(row.get("image")) for line, row in rows if _is_group(row) and row["step"] <= resume_step}
+        for file in folder.glob("*.png"):
+            if f"groups/{file.name}" not in images:
+                file.unlink()
+    lines = []
+    for i, group in enumerate(groups):
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"groups/{group.step:06d}_{i}.png"
+        (workdir / name).write_bytes(group.png or png(group.image))
+        lines.append(json.dumps(_finite(group.row() | {"image": name}), allow_nan=False) + "\n")
+    if lines:
+        with open(path, "ab", buffering=0) as file:  # one write: a reader sees whole lines, or at most a torn last one
+            file.write("".join(lines).encode())
 
 
 # Loading -------------------------------------------------------------------------------------------
@@ -159,34 +188,70 @@ def _json(path: Path):
 
 
 def _samples(path: Path):
-    """(line, object) of each line of samples.jsonl."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    """(line, object) of each line of samples.jsonl, if there is one; a last line that a kill has torn is left out."""
+    if not path.exists():
+        return
+    *lines, last = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate([*lines, last], start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except ValueError as e:
+            if number > len(lines):
+                return
             raise UserError(f"{path}: line {number} is not JSON") from e
         if not isinstance(row, dict):
             raise UserError(f"{path}: line {number} is not an object")
         yield line, row
 
 
+def _is_group(row: dict) -> bool:
+    return row.get("kind") == "group"
+
+
+def _step(path: Path, row: dict) -> int:
+    if not isinstance(row.get("step"), int):
+        raise UserError(f"{path}: a group has no step")
+    return row["step"]
+
+
+def _image(workdir: Path, row: dict, folder: str) -> bytes:
+    """The PNG that a line of samples.jsonl names. UserError for what is no file of WORKDIR/folder."""
+    file = (workdir / str(row["image"])).resolve()
+    if not file.is_relative_to((workdir / folder).resolve()) or not file.is_file():
+        path = workdir / "samples.jsonl"
+        raise UserError(f"{path}: image {row['image']} is not a file of the folder {folder}/")
+    return file.read_bytes()
+
+
+def load_groups(workdir) -> list[Group]:
+    """The groups of samples.jsonl, with their PNG bytes."""
+    workdir = Path(workdir)
+    path, groups = workdir / "samples.jsonl", []
+    for _, row in _samples(path):
+        if not _is_group(row):
+            continue
+        try:
+            groups.append(Group.of_row(row, _image(workdir, row, "groups")))
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise UserError(f"{path}: a group of step {row.get('step')} is not of the format: {e!r}") from e
+    return groups
+
+
 def load_cases(workdir) -> list[Case]:
     """The cases of samples.jsonl, with their PNG bytes."""
     workdir = Path(workdir)
     path, cases = workdir / "samples.jsonl", []
-    for _, row in _samples(path) if path.exists() else ():
-        if "image" not in row:
+    for _, row in _samples(path):
+        if _is_group(row) or "image" not in row:
             continue
-        file = (workdir / row["image"]).resolve()
-        if not file.is_relative_to((workdir / "cases").resolve()) or not file.is_file():
-            raise UserError(f"{path}: case image {row['image']} is not a file of the folder cases/")
+        data = _image(workdir, row, "cases")
         try:
             fields = {k: row[k] for k in ("prompt", "completion", "answer", "truth", "score", "id", "hospital")}
         except KeyError as e:
             raise UserError(f"{path}: a case has no {e}") from e
-        cases.append(Case(None, known=row.get("known"), model=row.get("model", ""), png=file.read_bytes(), **fields))
+        cases.append(Case(None, known=row.get("known"), model=row.get("model", ""), png=data, **fields))
     return cases
 
 
@@ -202,7 +267,8 @@ def render(workdir) -> Path:
     if evaluation.get("config") is None and (workdir / "config.json").exists():
         evaluation["config"] = _json(workdir / "config.json")
     cases = [(case, data_uri(case.png)) for case in load_cases(workdir)]
-    page = report_html.page(evaluation, metrics.read(workdir), cases)
+    groups = [(group, data_uri(group.png)) for group in load_groups(workdir)]
+    page = report_html.page(evaluation, metrics.read(workdir), cases, groups)
     path = workdir / "report.html"
     _replace(path, page.encode("utf-8", errors="replace"))
     return path

@@ -2,17 +2,30 @@
 
 import re
 
-from cxr_jax.report_svg import PALETTE, Reference, Series, legend, line_chart, smooth
+from cxr_jax.alarms import ALARMS
+from cxr_jax.report_svg import PALETTE, Reference, Series, event_strip, legend, line_chart, smooth
 from cxr_jax.report_tables import esc, set_name
 
 _EVAL = re.compile(r"^(?:eval/)?([^/]+)/(jaccard|macro_f1)$")
 _TERM = re.compile(r"^rewards/([^/]+)/mean$")
 SMOOTH_FROM = 60  # points; from here on a running mean is drawn over the faint raw line
-MAIN = {  # name -> (title, floor at zero)
-    "completions/mean_length": ("Completion length (tokens)", True),
-    "entropy": ("Entropy (nats a token)", True),
-    "loss": ("Loss", False),
+ACCURACY = ("accuracy", "accuracy_hard")  # drawn with what constant answers would earn
+CONSTANT = {  # metric -> (name, dashes)
+    "constant/best": ("best constant answer", "6 4"),
+    "constant/no_finding": ("always No Finding", "2 3"),
+    "constant/all_labels": ("always all labels", "9 3 2 3"),
 }
+MAIN = {  # title -> (metrics in one chart, floor at zero)
+    "Completion length (tokens)": (
+        ("completions/mean_length", "completions/min_length", "completions/max_length"), True),
+    "Share of completions truncated, of groups without spread": (
+        ("completions/clipped_ratio", "frac_reward_zero_std"), True),
+    "Entropy (nats a token)": (("entropy",), True),
+    "Sampler against learner (difference of log-probs)": (
+        ("sampling/sampling_logp_difference/mean", "sampling/sampling_logp_difference/max"), True),
+    "Loss": (("loss",), False),
+}  # fmt: skip
+SHORT = {"sampling/sampling_logp_difference/mean": "mean", "sampling/sampling_logp_difference/max": "max"}
 SETS = {  # which images the held-out curves show: they are used to choose a step
     "phantom": "Held-out curves use selection images, disjoint from the test images of the tables above.",
     "files": "Held-out curves use selection files, of other patients than the tables above (unless they are too few).",
@@ -77,24 +90,48 @@ def _eval_figures(rows, models):
 
 def _train_figures(rows):
     names = _names(rows, "train")
-    level = points(rows, "train", "constant/best")
-    constant = [Reference("best constant answer (accuracy)", level[-1][1], "#6b6b6b")] if level else []
     terms = {m[1]: points(rows, "train", n) for n in names if (m := _TERM.match(n))}
-    terms = {n: p for n, p in terms.items() if not _is_flat(p)}
-    of_trace = {n: p for n, p in terms.items() if n.startswith("trace_")}
-    figure = lambda title, chosen: _figure(
-        title, [_series(n, p, PALETTE[i % len(PALETTE)]) for i, (n, p) in enumerate(chosen.items())]
+    moving = {n: p for n, p in terms.items() if not _is_flat(p) and n not in ACCURACY}
+    figure = lambda title, chosen, references=(), floor=False: _figure(
+        title, [_series(n, p, PALETTE[i % len(PALETTE)]) for i, (n, p) in enumerate(chosen.items())], references, floor
     )
-    reward = _series("reward", points(rows, "train", "reward"), PALETTE[2])
-    out = [
-        _figure("Reward of sampled completions", [reward], constant),
-        figure("Reward terms: answer and length", {n: p for n, p in terms.items() if n not in of_trace}),
-        figure("Reward terms: trace", of_trace),
+    constant = [
+        Reference(title, level[-1][1], PALETTE[4], dash)
+        for name, (title, dash) in CONSTANT.items()
+        if (level := points(rows, "train", name))
     ]
-    for name, (title, floor) in MAIN.items():
-        series = _series(name.split("/")[-1], points(rows, "train", name), PALETTE[6])
-        out.append(_figure(title, [series], floor_zero=floor))
-    return out
+    out = [
+        _figure("Reward of sampled completions", [_series("reward", points(rows, "train", "reward"), PALETTE[2])]),
+        figure("Accuracy of sampled completions", {n: p for n, p in terms.items() if n in ACCURACY}, constant, True),
+        figure("Reward terms: form and length", {n: p for n, p in moving.items() if not n.startswith("trace_")}),
+        figure("Reward terms: trace", {n: p for n, p in moving.items() if n.startswith("trace_")}),
+    ]
+    for title, (metrics, floor) in MAIN.items():
+        lines = {SHORT.get(n, n.split("/")[-1]): points(rows, "train", n) for n in metrics}
+        out.append(figure(title, {n: p for n, p in lines.items() if p}, floor=floor))
+    return [*out, _alarms(rows)]
+
+
+def _alarms(rows) -> str:
+    """When each alarm rang (those of alarms.ALARMS at every step, and those of a look), or that none did."""
+    found = {}
+    for kind in ("train", "eval"):
+        found |= {n: points(rows, kind, n) for n in _names(rows, kind) if n.startswith("alarms/")}
+    if not found:
+        return ""
+    rang = {n.removeprefix("alarms/"): [x for x, v in p if v] for n, p in found.items()}
+    rang = {n: at for n, at in rang.items() if at}
+    if rang:
+        steps = [x for p in found.values() for x, _ in p]
+        body = event_strip("Alarms", [(n.replace("_", " "), at) for n, at in rang.items()], min(steps), max(steps))
+        for n, at in rang.items():
+            text = f"{len(at)} of {len(found[f'alarms/{n}'])} times, first at step {at[0]}"
+            advice = f": {ALARMS[n][1]}" if n in ALARMS else ""
+            body += f'<p class="small"><b>{esc(n.replace("_", " "))}</b> {esc(text + advice)}</p>'
+    else:
+        body = f"<p>None of the {len(found)} alarms rang.</p>"
+    more = '<p class="muted small">An alarm says where to look. It is no verdict.</p>'
+    return f"<figure><h3>Alarms</h3>{body}{more}</figure>"
 
 
 def _is_flat(data) -> bool:
@@ -104,11 +141,12 @@ def _is_flat(data) -> bool:
 
 def _other_figures(rows):
     """Every other numeric training metric, small and folded away."""
-    skip = HIDDEN | set(MAIN) | {"reward"}
+    skip = HIDDEN | {n for metrics, _ in MAIN.values() for n in metrics} | {"reward"}
     out = []
     for name in _names(rows, "train"):
-        data = points(rows, "train", name)
-        if name in skip or (_TERM.match(name) and not _is_flat(data)) or name.startswith("constant/"):
+        data, term = points(rows, "train", name), _TERM.match(name)
+        drawn = term and (term[1] in ACCURACY or not _is_flat(data))
+        if name in skip or drawn or name.startswith(("constant/", "alarms/")):
             continue
         if len(data) > 1:
             out.append(_figure(name, [_series(name, data, PALETTE[4])]))

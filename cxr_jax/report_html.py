@@ -3,7 +3,7 @@
 import json
 from importlib import resources
 
-from cxr_jax import report_cases, report_curves
+from cxr_jax import report_cases, report_curves, report_groups
 from cxr_jax import report_tables as tables
 from cxr_jax.report_tables import esc, set_name
 
@@ -75,8 +75,8 @@ def section(anchor, title, body):
     return f'<section id="{anchor}"><h2>{title}</h2>{body}</section>'
 
 
-def page(evaluation: dict, curves: list, cases: list) -> str:
-    """The whole page. `cases`: [(report.Case, PNG data URI)]; formats: see report.py."""
+def page(evaluation: dict, curves: list, cases: list, groups: list = ()) -> str:
+    """The whole page. `cases`: [(report.Case, PNG data URI)]; `groups`: of report_groups.Group; formats: report.py."""
     models, title, kind = evaluation["models"], esc(evaluation["title"]), evaluation["kind"]
     config = json.dumps(evaluation.get("config") or {}, indent=2, ensure_ascii=False)
     parts = [
@@ -90,6 +90,7 @@ def page(evaluation: dict, curves: list, cases: list) -> str:
             tables.label_table(models) + tables.label_details(models),
         ),
         ("curves", "Training", report_curves.section(curves, models, kind)),
+        ("groups", "What RL preferred, and why", report_groups.section(groups, sides=kind == "phantom")),
         ("cases", "Cases", report_cases.section(cases, sides=kind == "phantom")),
         ("config", "Configuration", f"<details><summary>Show</summary><pre>{esc(config)}</pre></details>"),
     ]
@@ -105,7 +106,7 @@ def page(evaluation: dict, curves: list, cases: list) -> str:
 <meta name="referrer" content="no-referrer">
 <title>{title}</title>
 <style>
-{asset("report.css")}</style>
+{asset("report.css")}{report_groups.STYLE if groups else ""}</style>
 </head>
 <body>
 <header><h1>{title}</h1></header>

@@ -31,6 +31,7 @@ class Reference:
     name: str
     value: float
     color: str
+    dash: str = "6 4"
 
 
 def nice_ticks(lo: float, hi: float, n: int = 5) -> list[float]:
@@ -107,7 +108,7 @@ def line_chart(title: str, series: list[Series], references=(), *, floor_zero=Fa
     for r in references:
         out.append(
             f'<line x1="{left}" x2="{width - right}" y1="{py(r.value):.1f}" y2="{py(r.value):.1f}" '
-            f'stroke="{r.color}" stroke-width="1.5" stroke-dasharray="6 4"/>'
+            f'stroke="{r.color}" stroke-width="1.5" stroke-dasharray="{r.dash}"/>'
         )
     for i, s in enumerate(series):
         if s.faint:
@@ -151,7 +152,8 @@ def legend(series, references=(), note="") -> str:
         items.append(
             (
                 r.name,
-                f'<line x1="0" x2="22" y1="6" y2="6" stroke="{r.color}" stroke-width="1.5" stroke-dasharray="6 4"/>',
+                f'<line x1="0" x2="22" y1="6" y2="6" stroke="{r.color}" stroke-width="1.5" '
+                f'stroke-dasharray="{r.dash}"/>',
             )
         )
     cells = "".join(
@@ -159,6 +161,30 @@ def legend(series, references=(), note="") -> str:
         for name, draw in items
     )
     return f'<div class="legend">{cells}{f"<span class=muted>{html.escape(note)}</span>" if note else ""}</div>'
+
+
+def event_strip(title: str, rows: list, first: int, last: int, *, width=520) -> str:
+    """When something was so: `rows` = [(name, steps)], a mark a step, over the steps first to last."""
+    left, right, row = 200, 12, 24
+    height = row * len(rows) + 40
+    span = max(1, last - first)
+    px = lambda x: left + (x - first) / span * (width - left - right)
+    wide = max(2.0, min(10.0, 0.8 * (width - left - right) / span))
+    out = []
+    for x in nice_ticks(first, last, 6):
+        if x == int(x):
+            out.append(f'<line class="grid" x1="{px(x):.1f}" x2="{px(x):.1f}" y1="4" y2="{height - 36}"/>')
+            out.append(f'<text x="{px(x):.1f}" y="{height - 22}" text-anchor="middle">{number(x)}</text>')
+    for i, (name, steps) in enumerate(rows):
+        y = 4 + row * i
+        out.append(f'<text x="4" y="{y + 16}">{html.escape(name)}</text>')
+        out += [
+            f'<rect x="{px(x) - wide / 2:.1f}" y="{y + 4}" width="{wide:.1f}" height="{row - 8}" fill="{PALETTE[5]}"/>'
+            for x in steps
+        ]
+    out.append(f'<text x="{(left + width - right) / 2}" y="{height - 4}" text-anchor="middle">step</text>')
+    label = f'role="img" aria-label="{html.escape(title)}"'
+    return f'<svg viewBox="0 0 {width} {height}" {label}>{"".join(out)}</svg>'
 
 
 def forest(title: str, groups: list, *, width=520) -> str:

@@ -13,9 +13,10 @@ from cxr_jax import report, report_cases, report_curves, report_html, report_svg
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.report import Case
+from cxr_jax.report_groups import Completion, Group, Sentence
 
 HOSTILE = '<script>alert(1)</script><img src="http://evil.example/x.png" onerror=alert(2)>\u202e\x00'
-VOID = {"meta", "img", "line", "circle", "rect", "polyline", "br"}
+VOID = {"meta", "img", "line", "circle", "rect", "polyline", "br", "wbr"}
 
 
 class Page(HTMLParser):
@@ -68,8 +69,10 @@ def curves():
         row = {"reward": 0.5, "completions/mean_length": 90.0, "entropy": None, "rewards/invented/mean": 0.0}
         row |= {"rewards/accuracy/mean": 0.4 + step / 1000, "rewards/trace_answer/mean": 1 - step / 1000}
         rows.append({"step": step, "kind": "train", "time": 0, "loss": step / 100, "constant/best": 0.3, **row})
+        rows[-1] |= {"constant/no_finding": 0.2, "alarms/repetition": float(step in (30, 31)), "alarms/truncated": 0.0}
         if step % 20 == 0:
             rows.append({"step": step, "kind": "eval", "time": 0, "eval/A/jaccard": 0.5, "B/macro_f1": 0.2})
+            rows[-1]["alarms/lost_recall"] = int(step == 80)
     return rows
 
 
@@ -87,12 +90,26 @@ def case(i, **changes):
     return Case(**{**fields, **changes})
 
 
+def hostile_group():
+    said = [Sentence(HOSTILE, verdict, [HOSTILE]) for verdict in ("agrees", "contradicts", "open", HOSTILE)]
+    completions = [
+        Completion(HOSTILE, 9, False, [HOSTILE], False, {HOSTILE: x, "format": 0.0}, 2 * x, x, x > 0, said)
+        for x in (-1.0, 1.0, 0.5, 0.25, 0.1)
+    ]
+    names = dict(truth=[HOSTILE], hedged=[HOSTILE], known=[HOSTILE], sides={HOSTILE: HOSTILE})
+    return Group(
+        step=3, id=HOSTILE, set=HOSTILE, prompt=HOSTILE, completions=completions, weights={HOSTILE: 2.0, "format": 1.0},
+        kept=False, image=np.zeros((8, 8)), **names,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     (folder / "config.json").write_text('{"task": "rl", "note": "<b>bold</b>"}')
     cases = [case(i) for i in range(6)]
     cases += [case(7, completion=HOSTILE, prompt=HOSTILE, id=HOSTILE, answer=[HOSTILE], truth=["Edema"])]
+    report.save_groups(folder, [hostile_group()])
     comparison = {"a": "SFT", "b": "RL", "set": "A", "metric": "jaccard", "diff": 0.01, "lo": -0.02, "hi": 0.04}
     report.write_report(
         folder,
@@ -134,13 +151,13 @@ def test_hostile_text_is_text(workdir, page):
 
 
 def test_every_case_is_there_worst_first(workdir, page):
-    images = page.all("img")
+    images = [a for a in page.all("img") if a["alt"].startswith("Radiograph of case")]
     assert len(images) == 7 and len({a["src"] for a in images}) == 7
     cards = [a for a in page.all("article") if a["class"] == "case"]
     scores = [float(a["data-score"]) for a in cards]
     assert scores == sorted(scores) and len(cards) == 7
     assert "Heart is large." in page.text and "missed Edema" in page.text and "✓ Cardiomegaly" in page.text
-    assert page.text.count("Invalid format.") == 1
+    assert page.text.count("Invalid format. The raw text:") == 1
     assert {a["value"] for a in page.all("option")} >= {"Cardiomegaly", "Edema", "A", "B", "missed", "invalid"}
 
 
@@ -163,15 +180,25 @@ def test_curves(page):
         "macro-F1 on held-out images",
         "Jaccard on held-out images",
         "Reward of sampled completions",
-        "Reward terms: answer and length",
+        "Accuracy of sampled completions",
         "Reward terms: trace",
     ]
+    assert "always No Finding" in page.text  # in the legend: it was logged
     assert "rewards/invented/mean" in titles[5:]  # it never moves: folded away
     assert "Loss" in titles and "Entropy (nats a token)" not in titles  # entropy was null throughout
     data = json.loads(charts[1]["data-chart"])
     assert data["series"] == [
         {"name": "Hospital A", "color": report_svg.BLUE, "points": [[s, 0.5] for s in range(0, 100, 20)]}
     ]
+
+
+def test_where_alarms_rang(page):
+    strip = next(a for a in page.all("svg") if a.get("aria-label") == "Alarms")
+    assert "class" not in strip and not any(a.get("aria-label", "").startswith("alarms/") for a in page.all("svg"))
+    assert "repetition 2 of 100 times, first at step 30: " in page.text
+    assert "lost recall 1 of 5 times, first at step 80" in page.text and "truncated 0 of" not in page.text
+    quiet = report_curves.section([{"step": 1, "kind": "train", "reward": 1.0, "alarms/truncated": 0.0}], {})
+    assert "None of the 1 alarms rang." in quiet
 
 
 def test_the_page_is_a_function_of_the_folder(workdir, tmp_path, capsys):
@@ -189,11 +216,11 @@ def test_bad_folders_get_one_line(workdir, tmp_path, capsys):
     assert "has not been evaluated" in capsys.readouterr().err
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
-    lines = (copy / "samples.jsonl").read_text().splitlines()
+    lines = [line for line in (copy / "samples.jsonl").read_text().splitlines() if "cases/0000.png" in line]
     (copy / "samples.jsonl").write_text(lines[0].replace("cases/0000.png", "../../secret.png"))
     with pytest.raises(UserError, match="is not a file of the folder"):
         report.render(copy)
-    (copy / "samples.jsonl").write_text("{")
+    (copy / "samples.jsonl").write_text("{\n")
     with pytest.raises(UserError, match="line 1"):
         report.render(copy)
     (copy / "evaluation.json").write_text('{"format": 99}')
