@@ -28,15 +28,21 @@ class PhantomSource:
     """An endless, seeded stream of phantom radiographs of one hospital and split; example i never changes.
 
     reader_miss: the probability with which its readers leave out what `readers.as_read` says they can (0: never).
+    sites: 0, or how many random sites around the hospital the examples come from in turn, example i from site i mod
+    sites (phantom/sites.py); a site is drawn from (seed, site) alone, and reports are written as in the hospital.
+    UserError for a negative number.
     """
 
     size = 224
     prompt = FIND_PROMPT
     lexicon = phantom.LEXICON
 
-    def __init__(self, hospital: str, split: str, seed: int = 0, reader_miss: float = 0.0):
+    def __init__(self, hospital: str, split: str, seed: int = 0, reader_miss: float = 0.0, sites: int = 0):
+        if sites < 0:
+            raise UserError(f"config.data.sites={sites} must be a number of sites, 0 for the hospital itself")
         self.hospital, self.split, self.seed, self.reader_miss = hospital, split, seed, reader_miss
-        self.name = f"phantom {hospital}"
+        self.sites = sites
+        self.name = f"phantom {hospital}" + (f", {sites} sites around it" if sites else "")
 
     def __len__(self):
         return ENDLESS
@@ -46,7 +52,8 @@ class PhantomSource:
         return (self.prompt,)
 
     def batch(self, indices) -> dict:
-        out = dict(phantom.make_batch(self.seed, self.split, self.hospital, np.asarray(indices)))
+        indices = np.asarray(indices)
+        out = dict(phantom.make_batch(self.seed, self.split, self.hospital, indices, self.sites_of(indices)))
         out["solution"] = np.asarray(out["labels"]) == 1
         out["known"] = np.ones_like(out["solution"])
         out["hedged"] = np.asarray(out["labels"]) == -1
@@ -54,8 +61,14 @@ class PhantomSource:
 
     def solutions(self, indices) -> np.ndarray:
         """bool [B, 14]: the solutions of `batch`, without drawing the images."""
-        keys = phantom.example_keys(self.seed, self.split, self.hospital, np.asarray(indices))
-        return np.asarray(_labels(keys, self.hospital)) == 1
+        indices = np.asarray(indices)
+        keys = phantom.example_keys(self.seed, self.split, self.hospital, indices)
+        site_keys = phantom.site_keys(self.seed, self.sites_of(indices)) if self.sites else None
+        return np.asarray(_labels(keys, self.hospital, site_keys)) == 1
+
+    def sites_of(self, indices) -> np.ndarray | None:
+        """int [B]: the site of each example; None without sites."""
+        return np.asarray(indices) % self.sites if self.sites else None
 
     def targets(self, batch: dict, indices) -> list[str]:
         """The text that each scene's reader wrote; misses and wording are drawn from (seed, example index) alone."""
@@ -68,8 +81,8 @@ class PhantomSource:
 
 
 @functools.partial(jax.jit, static_argnames="hospital")
-def _labels(keys, hospital):
-    return phantom.labels(phantom.sample_scenes(keys, hospital))
+def _labels(keys, hospital, sites):
+    return phantom.labels(phantom.sample_scenes(keys, hospital, sites))
 
 
 class Completions:

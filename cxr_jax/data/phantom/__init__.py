@@ -13,6 +13,7 @@ from .scene import labels, regions, sample_scenes, sides
 
 LEXICON = str(Path(__file__).with_name("lexicon.toml"))  # what phantom reports say beyond labels/lexicon.toml
 SPLITS = ("train", "select", "test")
+_SITES = 64  # the stream of site keys; those of examples are below it
 HOSPITALS = ("A", "B")
 
 
@@ -28,6 +29,11 @@ def example_keys(seed: int, split: str, hospital: str, index) -> jax.Array:
     )
 
 
+def site_keys(seed: int, site) -> jax.Array:
+    """Typed PRNG keys [B] of sites (int [B]), each a function of (seed, site) alone: every split sees the same ones."""
+    return _keys(seed, _SITES, jnp.asarray(site, jnp.uint32))
+
+
 @jax.jit
 def _keys(seed, stream, index):
     base = jax.random.fold_in(jax.random.key(seed), stream)
@@ -35,19 +41,21 @@ def _keys(seed, stream, index):
 
 
 @functools.partial(jax.jit, static_argnames="hospital")
-def _batch(keys, hospital):
-    scene = sample_scenes(keys, hospital)
+def _batch(keys, hospital, sites=None):
+    scene = sample_scenes(keys, hospital, sites)
     out = {"image": render(scene), "labels": labels(scene), "sides": sides(scene), "scene": scene}
     return out | {"regions": regions(scene)}
 
 
-def make_batch(seed: int, split: str, hospital: str, indices) -> dict:
-    """Examples `indices` of one stream, on the host.
+def make_batch(seed: int, split: str, hospital: str, indices, sites=None) -> dict:
+    """Examples `indices` of one stream, on the host; sites: int [B], the site of each, or None for the hospital itself.
 
     Returns image float32 [B,224,224] in 0..1, labels int8 [B,14] and sides bool [B,14,2] (CheXpert order), scene
-    (numpy arrays, see `sample_scenes`) and regions float32 [B,12,8,8]. Compiled once per batch size and hospital.
+    (numpy arrays, see `sample_scenes`) and regions float32 [B,12,8,8]. Compiled once per batch size and hospital,
+    for all sites together.
     """
-    return jax.tree.map(np.asarray, _batch(example_keys(seed, split, hospital, indices), hospital))
+    keys = example_keys(seed, split, hospital, indices)
+    return jax.tree.map(np.asarray, _batch(keys, hospital, None if sites is None else site_keys(seed, sites)))
 
 
 def scene_row(scene: dict, i: int) -> dict:
@@ -70,5 +78,6 @@ __all__ = [
     "render",
     "sample_scenes",
     "scene_row",
+    "site_keys",
     "sides",
 ]

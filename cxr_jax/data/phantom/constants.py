@@ -66,5 +66,6 @@ UPPER, MID, LOWER = 0, 1, 2
     ACQ_SPARE,
 ) = range(16)
 
+ROTATED_FROM = 2.5  # degrees of in-plane tilt from which a film is called rotated; none is drawn near it
 SIZE = 224  # image side in pixels
 CELLS = 8  # region maps are CELLS x CELLS

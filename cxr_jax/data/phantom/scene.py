@@ -1,13 +1,15 @@
 """Sample phantom scenes: what a patient has, how the picture was taken, and the labels that follow.
 
 A scene is a plain dict of arrays with a leading batch axis (see `sample_scenes`). Everything is a pure
-function of a PRNG key and jittable; hospital "A" is the training world, "B" the shifted one.
+function of a PRNG key and jittable; hospital "A" is the training world, "B" the shifted one. Random sites around a
+hospital are the business of `sites.py`.
 """
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtri
 
+from . import sites as around
 from .constants import (
     ACQ_AP,
     ACQ_LOW_INSPIRATION,
@@ -33,6 +35,7 @@ from .constants import (
     POSITIVE_AT,
     PTX,
     RIGHT,
+    ROTATED_FROM,
 )
 
 # chance that a finding is present (subtle included) in a patient who is not healthy; order of FINDINGS
@@ -43,6 +46,7 @@ PRESENT = {
 HEALTHY = {"A": 0.11, "B": 0.0}  # drawn with nothing at all; many others come out clean as well
 SUBTLE = 0.135  # of the findings present, how many are drawn faintly
 DEVICE_RATE = {"A": (0.04, 0.08, 0.058, 0.053, 0.053), "B": (0.165, 0.225, 0.085, 0.165, 0.075)}
+ROTATED = {"A": 0.25, "B": 0.50}  # of the films
 
 # loadings on (congestion, infection, trauma): why findings come together; the rest is independent
 _LOADING = {
@@ -58,32 +62,42 @@ _LOADING = {
 }
 
 
-def sample_scenes(keys: jax.Array, hospital: str) -> dict:
+def sample_scenes(keys: jax.Array, hospital: str, sites: jax.Array | None = None) -> dict:
     """Draw one scene a key.
 
-    keys: [B] typed keys or uint32 [B, 2]. hospital: "A" or "B" (static). Returns severity float32 [B,12] (0
+    keys: [B] typed keys or uint32 [B, 2]. hospital: "A" or "B" (static). sites: None, or the site of each scene, typed
+    keys [B] (`sites.draw`): the same patients, but for the prevalence, filmed there. Returns severity float32 [B,12] (0
     absent, else 0.15..1), side and zone int32 [B,12], device bool [B,5], variant float32 [B,12,4] in 0..1,
     anatomy float32 [B,16] in -1..1, acq float32 [B,16] (ACQ_* of constants.py), quality int32 [B,3] = (AP,
-    rotated, low inspiration), noise_key uint32 [B,2]. Raises ValueError for another hospital.
+    rotated, low inspiration), noise_key uint32 [B,2], and with sites sharpness float32 [B]. Raises ValueError for
+    another hospital.
     """
     if hospital not in PRESENT:
         raise ValueError(f"hospital must be 'A' or 'B', not {hospital!r}")
     if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
         keys = jax.random.wrap_key_data(keys)
-    return jax.vmap(lambda key: _sample_one(key, hospital))(keys)
+    if sites is None:
+        return jax.vmap(lambda key: _sample_one(key, hospital))(keys)
+    return jax.vmap(lambda key, site: _sample_one(key, hospital, around.draw(site)))(keys, sites)
 
 
-def _sample_one(key, hospital):
+def _sample_one(key, hospital, site=None):
     # one draw for everything: many small draws would each be compiled, which takes longer than all the rest
     u = jax.random.uniform(key, (_DRAWS,), minval=1e-6, maxval=1.0)
     own, cause, subtle, size, place, acq, anatomy, variant, device, tail = jnp.split(u, _CUTS)
-    device = device < jnp.array(DEVICE_RATE[hospital])
-    severity = _severity(own, cause, tail[0], subtle, size, hospital)
+    rates = {"present": PRESENT[hospital], "device": DEVICE_RATE[hospital], "rotated": ROTATED[hospital]}
+    if site is not None:
+        rates = {name: around.with_odds(jnp.array(rate), site[name]) for name, rate in rates.items()}
+    device = device < jnp.array(rates["device"])
+    severity = _severity(own, cause, tail[0], subtle, size, rates["present"], HEALTHY[hospital])
     severity = jnp.append(severity, jnp.any(device).astype(jnp.float32))
     side, zone = _place(place, severity)
-    acq = _acquisition(acq, hospital)
-    quality = jnp.stack([acq[ACQ_AP] > 0.5, jnp.abs(acq[ACQ_ROTATION]) > 2.5, acq[ACQ_LOW_INSPIRATION] > 0.5])
-    return {
+    acq = _acquisition(acq, hospital, rates["rotated"])
+    if site is not None:
+        acq = around.film(acq, site)
+    rotated = jnp.abs(acq[ACQ_ROTATION]) > ROTATED_FROM
+    quality = jnp.stack([acq[ACQ_AP] > 0.5, rotated, acq[ACQ_LOW_INSPIRATION] > 0.5])
+    scene = {
         "severity": severity,
         "side": side,
         "zone": zone,
@@ -95,6 +109,7 @@ def _sample_one(key, hospital):
         "quality": quality.astype(jnp.int32),
         "noise_key": (tail[1:3] * 2.0**24).astype(jnp.uint32),
     }
+    return scene if site is None else scene | {"sharpness": site["sharpness"]}
 
 
 # how many uniform numbers each part of a scene takes, in the order they are split in _sample_one
@@ -102,12 +117,12 @@ _SIZES = (DEV, 3, DEV, DEV, 64, 20, 32, 48, len(DEVICES), 3)
 _DRAWS, _CUTS = sum(_SIZES), [sum(_SIZES[: i + 1]) for i in range(len(_SIZES) - 1)]
 
 
-def _severity(own, cause, healthy, subtle, size, hospital):
+def _severity(own, cause, healthy, subtle, size, rates, healthy_rate):
     """Severity of the 11 pathologies: a Gaussian copula with three shared causes decides who is present."""
     load = jnp.array([_LOADING.get(i, (0.0, 0.0, 0.0)) for i in range(DEV)])
     score = load @ ndtri(cause) + ndtri(own) * jnp.sqrt(1.0 - (load**2).sum(1))
-    present = score > ndtri(1.0 - jnp.array(PRESENT[hospital]))
-    present &= healthy >= HEALTHY[hospital]
+    present = score > ndtri(1.0 - jnp.array(rates))
+    present &= healthy >= healthy_rate
     # the empty band 0.30-0.40 keeps "subtle" and "positive" apart for the eye too
     return jnp.where(present, jnp.where(subtle < SUBTLE, 0.15 + 0.15 * size, 0.40 + 0.60 * size), 0.0)
 
@@ -150,16 +165,16 @@ def _place(u, severity):
     return jnp.stack(side).astype(jnp.int32), jnp.stack(zone).astype(jnp.int32)
 
 
-def _acquisition(u, hospital):
+def _acquisition(u, hospital, rotated_rate):
     """How the picture was taken (ACQ_* order) from 20 uniform numbers."""
     lin = lambda i, lo, hi: lo + (hi - lo) * u[i]
+    straight = u[8] < 1.0 - rotated_rate
     if hospital == "A":
         ap = u[0] < 0.20
         low = u[1] < 0.12
         contrast, gamma = lin(2, 0.82, 1.12), lin(3, -0.30, 0.35)
         noise, scatter = lin(4, 0.008, 0.026), lin(5, 0.06, 0.20)
         magnification, veil = lin(6, 0.95, 1.05), lin(7, 0.0, 0.05)
-        straight = u[8] < 0.75
         angle = jnp.where(straight, lin(9, 0.0, 1.6), lin(9, 2.8, 3.6))
     else:
         ap = u[0] < 0.85
@@ -167,7 +182,6 @@ def _acquisition(u, hospital):
         contrast, gamma = lin(2, 0.62, 0.88), lin(3, 0.10, 0.75)
         noise, scatter = lin(4, 0.022, 0.048), lin(5, 0.14, 0.34)
         magnification, veil = lin(6, 0.98, 1.12), lin(7, 0.02, 0.10)
-        straight = u[8] < 0.50
         angle = jnp.where(straight, lin(9, 0.0, 2.0), lin(9, 3.0, 7.0))
     rotation = jnp.where(u[10] < 0.5, angle, -angle)
     depth = jnp.where(low, lin(11, 0.75, 1.0), lin(11, 0.0, 0.25))

@@ -1,6 +1,7 @@
 """Draw the contact sheet: for each label four phantoms, clear, moderate, subtle and from hospital B.
 
 Use: python -m cxr_jax.data.phantom.sheet [--out docs/phantom_contact_sheet.png]
+With --sites=8, three patients in hospital A and at that many random sites around it.
 """
 
 import argparse
@@ -10,9 +11,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ...labels.taxonomy import CHEXPERT_14
-from . import FINDINGS, POSITIVE_AT, example_keys, labels, render, sample_scenes
+from . import FINDINGS, POSITIVE_AT, SIZE, example_keys, labels, make_batch, render, sample_scenes
 
 POOL, TILE, BAR = 4000, 448, 26
+PATIENTS = 3
 
 
 def _pool(hospital):
@@ -64,11 +66,29 @@ def contact_sheet() -> Image.Image:
     return sheet.quantize(64)  # 64 greys keep the file small
 
 
+def sites_sheet(sites: int, seed: int = 1) -> Image.Image:
+    """A captioned cell for hospital A and for each site, three to a row: the same patients in all of them."""
+    patients = np.arange(PATIENTS)
+    pictures = [make_batch(seed, "train", "A", patients)["image"]]
+    pictures += [make_batch(seed, "train", "A", patients, np.full(PATIENTS, k))["image"] for k in range(sites)]
+    rows = -(-len(pictures) // 3)
+    sheet = Image.new("L", (3 * PATIENTS * SIZE, rows * (SIZE + BAR)), 255)
+    pen = ImageDraw.Draw(sheet)
+    for cell, images in enumerate(pictures):
+        x, y = cell % 3 * PATIENTS * SIZE, cell // 3 * (SIZE + BAR)
+        pen.text((x + 8, y + 6), f"site {cell - 1}" if cell else "hospital A", fill=0)
+        strip = (np.concatenate(list(images), axis=1) * 255).astype(np.uint8)
+        sheet.paste(Image.fromarray(strip), (x, y + BAR))
+    return sheet
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="docs/phantom_contact_sheet.png")
-    out = parser.parse_args().out
-    contact_sheet().save(out, optimize=True)
+    parser.add_argument("--sites", type=int, default=0)
+    args = parser.parse_args()
+    out = args.out
+    (sites_sheet(args.sites) if args.sites else contact_sheet()).save(out, optimize=True)
     print(f"wrote {out}")
 
 
