@@ -34,7 +34,7 @@ def make_batch_fn(config, source, prompts, completions=None):
     def examples(indices):
         batch = source.batch(indices)
         texts = batch.get("prompts") or [source.prompt] * len(indices)
-        ids = batch.get("ids") or [f"{source.name}, example {i}" for i in indices]
+        ids = batch.get("ids") or [f"example {i}" for i in indices]
         shown = {"prompts": texts, "ids": ids}
         return batch, {"image": np.asarray(batch["image"]), "prompts": prompts.encode(texts)}, shown
 
