@@ -86,8 +86,8 @@ def values(config) -> None:
     for name, known in ONE_OF.items():
         _require(config, name, lambda v, k=known: v in k, f"is not one of {', '.join(known)}")
     _require(config, "optim.frozen", lambda v: all(map(_is_pattern, v)), "holds a bad regular expression")
-    _divides(config, "batch_size", "micro_batches")
-    _divides(config, "rl.prompts_per_step", "rl.micro_batches", "rl.minibatches")
+    divides(config, "batch_size", "micro_batches")
+    divides(config, "rl.prompts_per_step", "rl.micro_batches", "rl.minibatches")
     if "lora" in config:
         trainable.Trainable.of(config)
 
@@ -229,7 +229,7 @@ def _require(config, name, good, what):
         raise UserError(f"config.{name}={value!r} {what}")
 
 
-def _divides(config, rows, micro_batches, minibatches=None):
+def divides(config, rows, micro_batches, minibatches=None):
     """Every minibatch has as many rows, and so has each of its micro-batches."""
     n, turns = _get(config, rows), _get(config, micro_batches)
     steps = 1 if minibatches is None or _get(config, minibatches) is _ABSENT else _get(config, minibatches)

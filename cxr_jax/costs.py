@@ -14,20 +14,6 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, 
           "s64": 8, "u64": 8}
 _CALLEE = re.compile(r"(?:body|calls|to_apply|(?:true|false)_computation|branch_computations)="
                      r"\{?%?([\w.-]+(?:, %[\w.-]+)*)")
-class Compilations:
-    """Counts the programs that this process has compiled or taken from the compilation cache since it was made."""
-
-    def __init__(self):
-        self._events = 0
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
-
-    def _listen(self, event: str, *_, **__) -> None:
-        self._events += event == "/jax/core/compile/backend_compile_duration"
-
-    def count(self) -> int:
-        return self._events
-
-
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 

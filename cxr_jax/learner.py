@@ -2,11 +2,11 @@
 
 The groups to learn from go through the model in micro-batches whose gradients are summed; every token weighs what it
 weighs in the whole minibatch, whichever micro-batch it is in, and a micro-batch computes only as many completion slots
-as its longest completion needs. A group's image and prompt are computed once, forward and
-backward (`policy.completion_logprobs`). With one update a rollout the old log-probs are the new ones under
-stop-gradient, so the ratio is 1 by construction; with several (`num_iterations`, `minibatches`) they come from a pass
-of the same program over the same micro-batches before the first update. What the sampler recorded is compared with what
-the learner computes at every step.
+as its longest completion needs. A group's image and prompt are computed once, forward and backward
+(`policy.completion_logprobs`). With one update a rollout the old log-probs are the new ones under stop-gradient, so the
+ratio is 1 by construction; with several (`num_iterations`, `minibatches`) they come from a pass over the same
+micro-batches before the first update. What the sampler recorded is compared with what the learner computes at every
+step.
 """
 
 import functools
@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import losses, optim, policy, sft, stages
+from cxr_jax import losses, optim, policy, stages
 from cxr_jax.data.preprocess import patchify
 from cxr_jax.models import qwen2_5_vl as qwen
 
 LOSS_KNOBS = ("aggregation", "ratio_level", "clip", "epsilon", "epsilon_high", "delta", "beta", "kl",
               "sampler_correction", "sampler_cap")  # fmt: skip
+OF_TOKENS = ("tokens", "mask", "train_mask", "sampler_logp", "old_logp")  # of a rollout, [P, G, C]
 
 
 def take_groups(batch, index) -> dict:
@@ -37,13 +38,13 @@ def by_length(lengths, micro_batches: int):
 
 
 def trimmed(fn, ends: list[int]):
-    """fn(part) -> (anything, {name: [P, G, C]}), given only as many slots of the completions as the longest of the part
-    needs, one of `ends`; a program a length, picked on the device."""
+    """fn(part) -> (anything, {name: [P, G, C] or scalar}), given only as many slots of the completions as the longest
+    of the part needs, one of `ends`; a program a length, picked on the device."""
 
     def at(end):
         def run(part):
-            cut = lambda x: x[:, :, :end] if x.ndim == 3 and x.shape[2] == ends[-1] else x
-            out, of_rows = fn({**part, "ro": jax.tree.map(cut, part["ro"])})
+            cut = {k: v[:, :, :end] if k in OF_TOKENS else v for k, v in part["ro"].items()}
+            out, of_rows = fn({**part, "ro": cut})
             pad = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, ends[-1] - end))) if x.ndim == 3 else x
             return out, jax.tree.map(pad, of_rows)
 
@@ -70,38 +71,48 @@ def make_learn(config, cfg, grid, special, tx, what):
     rows = lambda x: x.reshape(-1, x.shape[-1])
     ends = stages.stage_ends(config.max_completion) if r.micro_batches > 1 else [config.max_completion]
 
+    def see(model, part):
+        return qwen.vision(model, cfg, patchify(part["image"]), grid, remat=config.remat, dtype=what.dtype)
+
     def logprobs(model, part):
-        """(log-probs, entropies) [P, G, C] of a part's completions."""
+        """{"logp", "entropy"} [P, G, C] of a part's completions."""
         ro = part["ro"]
-        features = qwen.vision(model, cfg, patchify(part["image"]), grid, remat=config.remat, dtype=what.dtype)
-        return policy.completion_logprobs(
-            model, cfg, features, part["prompts"], ro["tokens"], ro["mask"],
+        logp, entropy = policy.completion_logprobs(
+            model, cfg, see(model, part), part["prompts"], ro["tokens"], ro["mask"],
             temperature=r.temperature, suppress=suppress, remat=config.remat,
         )  # fmt: skip
+        return {"logp": logp, "entropy": entropy}
 
     def loss_fn(train, fixed, reference, part, totals):
-        ro = part["ro"]
-        logp, entropy = logprobs(what.whole(train, fixed)["model"], part)
-        old = rows(ro["old_logp"]) if updates > 1 else jax.lax.stop_gradient(rows(logp))
-        ref = None if reference is None else jax.lax.stop_gradient(rows(logprobs(reference, part)[0]))
+        ro, made = part["ro"], logprobs(what.whole(train, fixed)["model"], part)
+        logp = rows(made["logp"])
+        old = rows(ro["old_logp"]) if updates > 1 else jax.lax.stop_gradient(logp)
+        ref = None if reference is None else jax.lax.stop_gradient(rows(logprobs(reference, part)["logp"]))
         loss, of_tokens = losses.policy_loss(
-            rows(logp), old, ro["advantages"].reshape(-1), rows(ro["train_mask"]), ref_logp=ref,
+            logp, old, ro["advantages"].reshape(-1), rows(ro["train_mask"]), ref_logp=ref,
             sampler_logp=rows(ro["sampler_logp"]), max_tokens=config.max_completion,
             **{k: r[k] for k in LOSS_KNOBS}, **totals,
         )  # fmt: skip
-        of_tokens = {k: v.reshape(logp.shape) for k, v in of_tokens.items()}
-        return loss, {"loss": loss, "logp": logp, "entropy": entropy, **of_tokens}
+        return loss, {"loss": loss, **made, **{k: v.reshape(ro["mask"].shape) for k, v in of_tokens.items()}}
 
-    def replay_loss(train, fixed, replay):
+    def replay_loss(train, fixed, part, total):
         model = what.whole(train, fixed)["model"]
-        features = qwen.vision(model, cfg, patchify(replay["image"]), grid, remat=config.remat, dtype=what.dtype)
-        total = jnp.maximum(jnp.sum(replay["mask"].astype(jnp.float32)), 1.0)
-        return r.replay_weight * sft.completion_loss(model, cfg, features, replay, total, remat=config.remat)[0]
+        loss, _ = policy.completion_loss(model, cfg, see(model, part), part, total, remat=config.remat)
+        return r.replay_weight * loss, r.replay_weight * loss
+
+    def ordered(batch):
+        """The groups of a minibatch, of about equal length in each micro-batch."""
+        if r.micro_batches == 1:
+            return batch
+        return take_groups(batch, by_length(batch["ro"]["lengths"], r.micro_batches))
+
+    def before(model, batch):
+        """`logprobs` of an ordered minibatch, in its micro-batches."""
+        one = trimmed(lambda part: (None, logprobs(model, part)), ends)
+        return policy.in_turns(lambda part: one(part)[1], policy.cut(batch, r.micro_batches))
 
     def update(state, fixed, reference, batch, replay):
-        """One optimizer step on a minibatch {"image", "prompts", "ro"}: (state, metrics)."""
-        if r.micro_batches > 1:
-            batch = take_groups(batch, by_length(batch["ro"]["lengths"], r.micro_batches))
+        """One optimizer step on an ordered minibatch {"image", "prompts", "ro"}: (state, metrics)."""
         ro = batch["ro"]
         totals = losses.divisors(
             rows(ro["mask"]), rows(ro["train_mask"]), aggregation=r.aggregation, denominator=r.denominator
@@ -111,24 +122,26 @@ def make_learn(config, cfg, grid, special, tx, what):
         grads, aux = optim.accumulate(grad_of_part, state["params"], policy.cut(batch, r.micro_batches))
         metrics = {"loss": aux.pop("loss").sum()}
         if r.replay_weight:
-            metrics["replay_loss"], more = jax.value_and_grad(replay_loss)(state["params"], fixed, replay)
-            grads = jax.tree.map(jnp.add, optim.float32(grads), optim.float32(more))
+            total = jnp.maximum(jnp.sum(replay["mask"].astype(jnp.float32)), 1.0)
+            grad = jax.grad(lambda train, part: replay_loss(train, fixed, part, total), has_aux=True)
+            grads, aux_of_replay = optim.accumulate(grad, state["params"], policy.cut(replay, r.micro_batches), grads)
+            metrics["replay_loss"] = aux_of_replay.sum()
         state, metrics["grad_norm"] = optim.guarded_update(tx, state, grads)
         of_rows = policy.joined(aux)
         metrics |= update_metrics(ro, of_rows)
-        return state, metrics if updates > 1 else metrics | gap_metrics(ro, of_rows["logp"], of_rows["entropy"])
+        return state, metrics if updates > 1 else metrics | gap_metrics(ro, of_rows)
 
     def learn(state, fixed, batch, ro, reference=None):
         replay, kept = batch.get("replay"), ro["kept"]
         batch = take_groups({**batch, "ro": {k: v for k, v in ro.items() if k != "kept"}}, kept)
         if updates == 1:
-            state, metrics = update(state, fixed, reference, batch, replay)
+            state, metrics = update(state, fixed, reference, ordered(batch), replay)
         else:
             model = what.whole(state["params"], fixed)["model"]
-            parts = policy.cut(batch, r.minibatches * r.micro_batches)
-            old, entropy = policy.in_turns(lambda part: logprobs(model, part), parts)
-            gaps = gap_metrics(batch["ro"], old, entropy)
-            each = policy.cut({**batch, "ro": {**batch["ro"], "old_logp": old}}, r.minibatches)
+            each = jax.lax.map(ordered, policy.cut(batch, r.minibatches))
+            old = jax.lax.map(lambda minibatch: before(model, minibatch), each)
+            gaps = gap_metrics(*jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (each["ro"], old)))
+            each["ro"]["old_logp"] = old["logp"]
             one = lambda state, i: update(state, fixed, reference, jax.tree.map(lambda x: x[i], each), replay)
             order = jnp.tile(jnp.arange(r.minibatches), r.num_iterations)
             state, metrics = jax.lax.scan(one, state, order)
@@ -140,22 +153,18 @@ def make_learn(config, cfg, grid, special, tx, what):
 
 def update_metrics(ro, of_rows) -> dict:
     """What the loss did to the tokens that train, by TRL's names; of_rows: `losses.policy_loss`'s metrics [P, G, C]."""
-    mask = ro["train_mask"]
-    mean = lambda x: losses.masked_mean(x.astype(jnp.float32), mask)
-    a_row = lambda x: jnp.sum(x.astype(jnp.float32), -1) / jnp.maximum(jnp.sum(mask, -1), 1)
+    mean = lambda x: losses.masked_mean(x.astype(jnp.float32), ro["train_mask"])
     out = {f"clip_ratio/{part}_mean": mean(of_rows[f"clip_{part}"]) for part in ("low", "high", "region")}
-    out["clip_ratio/low_min"] = a_row(of_rows["clip_low"]).min()
-    out["clip_ratio/high_max"] = a_row(of_rows["clip_high"]).max()
     return out | ({"kl": mean(of_rows["kl"])} if "kl" in of_rows else {})
 
 
-def gap_metrics(ro, logp, entropy) -> dict:
+def gap_metrics(ro, made) -> dict:
     """How far sampler and learner are apart before the update, and entropy, over all completion tokens [P, G, C]."""
     mean = lambda x: losses.masked_mean(x.astype(jnp.float32), ro["mask"])
-    gap = jnp.where(ro["mask"], logp - ro["sampler_logp"], 0.0)
+    gap = jnp.where(ro["mask"], made["logp"] - ro["sampler_logp"], 0.0)
     ratio = jnp.exp(gap)
     return {
-        "entropy": mean(entropy),
+        "entropy": mean(made["entropy"]),
         "sampling/sampling_logp_difference/mean": mean(jnp.abs(gap)),
         "sampling/sampling_logp_difference/max": jnp.max(jnp.abs(gap)),
         "sampling/outside_0.9_1.1": mean((ratio < 0.9) | (ratio > 1.1)),

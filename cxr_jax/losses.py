@@ -110,33 +110,35 @@ def masked_mean(x, mask):
     return jnp.sum(x * mask) / jnp.maximum(jnp.sum(mask), 1.0)
 
 
-def group_advantages(rewards, *, scale: str = "group", eps: float = 1e-4):
+def group_advantages(rewards, *, scale: str = "group", batch=slice(None), eps: float = 1e-4):
     """GRPO advantages. rewards [P, G] -> [P, G].
 
     (r - mean of the group) / (std + eps), std with ddof 1 and eps 1e-4 as in TRL (0.22 and now). scale: "group"
     divides by the group's std, "batch" by the std of all rewards, "none" not at all (Dr. GRPO, arXiv 2503.20783).
-    A group whose rewards are all the same has advantages of exactly 0, whatever the mean rounds to.
+    batch: the groups that make up the batch (all). A group whose rewards are all the same has advantages of exactly 0,
+    whatever the mean rounds to.
     """
     centred = _centred(rewards)
     if scale == "none":
         return centred
     if scale == "batch":
-        return centred / (jnp.std(rewards, ddof=1) + eps)
+        return centred / (jnp.std(rewards[batch], ddof=1) + eps)
     if scale == "group":
         return centred / (jnp.std(rewards, axis=1, keepdims=True, ddof=1) + eps)
     raise ValueError(f"scale_rewards must be group, batch or none, got {scale!r}")
 
 
-def gdpo_advantages(terms: dict, weights: dict, *, eps: float = 1e-4):
+def gdpo_advantages(terms: dict, weights: dict, *, batch=slice(None), eps: float = 1e-4):
     """GDPO advantages (arXiv 2601.05242): every reward term normalised in its group before the weighted sum.
 
     terms {name: [P, G]}; weights {name: float}, of which 0 leaves a term out -> [P, G]. The sum is divided by its std
-    over the batch, so that its scale does not grow with the number of terms. Equal to TRL's `normalize_then_sum`,
+    over the groups of the batch (all), so that its scale does not grow with the number of terms. Equal to TRL's
+    `normalize_then_sum`,
     which subtracts the mean of the batch too: it is 0, as every group's is, and only its rounding would reach groups
     without variance, whose advantages are exactly 0 here.
     """
     total = sum(w * group_advantages(terms[name], eps=eps) for name, w in weights.items() if w)
-    return total / (jnp.std(total, ddof=1) + eps)
+    return total / (jnp.std(total[batch], ddof=1) + eps)
 
 
 def _centred(rewards):

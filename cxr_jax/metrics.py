@@ -167,6 +167,22 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600}h {seconds % 3600 // 60:02d}m"
 
 
+class Compilations:
+    """Counts the programs that this process has compiled or taken from the compilation cache since it was made."""
+
+    def __init__(self):
+        self._events = 0
+        import jax  # here: reading metrics needs none
+
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, *_, **__) -> None:
+        self._events += event == "/jax/core/compile/backend_compile_duration"
+
+    def count(self) -> int:
+        return self._events
+
+
 class Progress:
     """Prints a line for the first step, the last, and every `every_s` seconds or `every_steps` steps between.
 

@@ -46,24 +46,26 @@ def make(config, steps: int, updates: int = 1):
     )
 
 
-def accumulate(grad_fn, params, parts):
+def accumulate(grad_fn, params, parts, total=None):
     """Gradients of a batch in parts: grad_fn(params, part) -> (grads, aux), for the parts stacked on axis 0.
 
     Returns the sum of the gradients, in float32 if there is more than one part, and aux stacked on axis 0. One part
-    is in memory at a time.
+    is in memory at a time. total: gradients to add them to.
     """
     part = lambda i: jax.tree.map(lambda x: x[i], parts)
     if jax.tree.leaves(parts)[0].shape[0] == 1:
         grads, aux = grad_fn(params, part(0))
+        grads = grads if total is None else jax.tree.map(jnp.add, total, grads)
         return grads, jax.tree.map(lambda x: x[None], aux)
-    shapes = jax.eval_shape(grad_fn, params, part(0))[0]
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+    if total is None:
+        shapes = jax.eval_shape(grad_fn, params, part(0))[0]
+        total = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
 
     def add(total, part):
         grads, aux = grad_fn(params, part)
         return jax.tree.map(jnp.add, total, float32(grads)), aux
 
-    return jax.lax.scan(add, zero, parts)
+    return jax.lax.scan(add, float32(total), parts)
 
 
 def guarded_update(tx, state, grads):
@@ -78,7 +80,10 @@ def guarded_update(tx, state, grads):
     safe = jax.tree.map(lambda g: jnp.where(ok, g, 0.0), grads)
     master = state.get("master", state["params"])
     updates, opt_state = tx.update(safe, state["opt_state"], master)
-    keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
+    # The schedule counts skipped updates, too: the learning rate is a function of the step.
+    counts = lambda x: isinstance(x, optax.ScaleByScheduleState)
+    kept = lambda a, b: a if counts(a) else jnp.where(ok, a, b)
+    keep = lambda new, old: jax.tree.map(kept, new, old, is_leaf=counts)
     new = {
         "params": keep(optax.apply_updates(master, updates), master),
         "opt_state": keep(opt_state, state["opt_state"]),

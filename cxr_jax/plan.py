@@ -159,6 +159,15 @@ def _rl(config, s):
             ("RL update", learn, learned, [1], count(r.prompts_per_step), {})]
 
 
+def row_counts(config) -> list[tuple[int, int]]:
+    """(rows, parts in which they are worked through) of each batch of a step."""
+    if config.task == "sft":
+        return [(config.batch_size, config.micro_batches)]
+    r = config.rl
+    replay = [(r.replay_batch, r.micro_batches)] if r.replay_weight else []
+    return [(r.prompts_per_step, r.minibatches * r.micro_batches), *replay]
+
+
 def place(arguments: dict, mesh) -> dict:
     """The abstract arguments with the sharding of each array on a mesh; as they are without one."""
     import jax
@@ -247,11 +256,10 @@ def run() -> int:
     except ValueError:
         raise UserError(f"--mesh={','.join(_MESH.value)}: three numbers are needed: data,fsdp,tensor") from None
     mesh = sharding.mesh(data, fsdp, tensor)
-    rows, turns = ((config.batch_size, config.micro_batches) if config.task == "sft" else
-                   (config.rl.prompts_per_step, config.rl.micro_batches))
-    if rows // turns % (data * fsdp):
-        raise UserError(f"{rows} rows a step in {turns} micro-batches are {rows // turns} at a time, which do not "
-                        f"divide over {data * fsdp} devices (data x fsdp)")
+    for rows, turns in row_counts(config):
+        if rows // turns % (data * fsdp):
+            raise UserError(f"{rows} rows a step in {turns} micro-batches are {rows // turns} at a time, which do not "
+                            f"divide over {data * fsdp} devices (data x fsdp)")
     mesh = mesh if devices > 1 else None
     wide = config.copy_and_resolve_references()
     wide.dtype = "float32"

@@ -144,6 +144,22 @@ def completion_logprobs(
     return logp.reshape(p, g, c), entropy.reshape(p, g, c)
 
 
+def completion_loss(params, cfg, features, batch, total, *, remat="none"):
+    """Cross-entropy and the probability given to the right token, both summed over completion tokens and divided by
+    `total`: with the number of such tokens, their means."""
+    logp, _ = completion_logprobs(
+        params,
+        cfg,
+        features,
+        batch["prompts"],
+        batch["completions"][:, None],
+        batch["mask"][:, None],
+        remat=remat,
+    )
+    mask = batch["mask"][:, None].astype(logp.dtype)
+    return -jnp.sum(logp * mask) / total, jnp.sum(jnp.exp(logp) * mask) / total
+
+
 def _plain(params, cfg, features, prompts, completions, mask, remat):
     """hidden [P * G, C, D] that predict the completion tokens: prompt and completion in one pass a row."""
     p, g, c = completions.shape

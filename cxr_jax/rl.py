@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import costs, evaluate, optim, policy, pretrained, report, report_groups, rl_checks, trainable
+from cxr_jax import evaluate, optim, policy, pretrained, report, report_groups, rl_checks, trainable
 from cxr_jax.alarms import Alarms
 from cxr_jax.checkpoint import Checkpoints
 from cxr_jax.data import batching, tokenizer
 from cxr_jax.labels import parser, reports
 from cxr_jax.learner import make_learn
-from cxr_jax.metrics import MetricsWriter, Progress
+from cxr_jax.metrics import Compilations, MetricsWriter, Progress
 from cxr_jax.rollout import make_rollout, rollout_metrics
 from cxr_jax.workdir import Stopped
 
@@ -70,12 +70,12 @@ def run(config, workdir, stop) -> dict:
     state = optim.init_state(tx, train)
     reference = None
     if config.rl.beta:  # where the run starts: the base under the adapters, or a copy that stays
-        reference = what.base(fixed) or jax.tree.map(jnp.copy, what.whole(train, fixed)["model"])
+        reference = what.base(fixed) or what.whole(jax.tree.map(jnp.copy, train), fixed)["model"]
     del start_model, train  # host copies, and what the first step takes over
     checkpoints = Checkpoints(workdir.path)
     start, meta = 0, {"seconds": 0.0, "best": None, "num_tokens": 0, "first": {}, "first_look": None}
     if resumed := checkpoints.restore(state):
-        state, meta, start = resumed
+        state, meta, start = resumed[0], meta | resumed[1], resumed[2]
         print(f"resuming at step {start}", flush=True)
     metrics = MetricsWriter(workdir.path, resume_step=start if resumed else -1, redo="eval")
     report.save_groups(workdir.path, resume_step=start if resumed else -1)
@@ -100,7 +100,7 @@ def run(config, workdir, stop) -> dict:
     loader = batching.step_loader(make, start, config.steps, poll=stop.check)
     look_due = lambda step: step % config.eval.every == 0 or step == config.steps
     seconds, done = meta["seconds"], start
-    compilations = costs.Compilations()
+    compilations = Compilations()
 
     def save():
         kept = {"seconds": seconds, "best": guard.best, "first": alarms.first, "first_look": guard.first}
@@ -111,6 +111,7 @@ def run(config, workdir, stop) -> dict:
             guard.look(start, state["params"])  # before the first step; or the checkpoint is older than its look
         for step in range(start, config.steps):
             if guard.stale(step):
+                save()
                 break
             began = time.monotonic()
             batch = next(loader)
@@ -121,7 +122,7 @@ def run(config, workdir, stop) -> dict:
             sampled = time.monotonic()
             row = rollout_metrics(ro)
             state, learned = learn(state, fixed, batch, ro, reference)
-            row = {k: float(v) for k, v in {**row, **learned}.items()}
+            row = {k: float(v) for k, v in jax.device_get({**row, **learned}).items()}
             done = step + 1
             meta["num_tokens"] += int(ro["lengths"].sum())
             row |= {

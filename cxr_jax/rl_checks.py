@@ -28,6 +28,7 @@ def check(config) -> None:
     train = checks.common(config)
     trains(config)
     if config.rl.get("replay_weight"):
+        checks.divides(config, "rl.replay_batch", "rl.micro_batches")
         checks.targets_fit(config, train)
 
 

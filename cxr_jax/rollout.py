@@ -82,25 +82,33 @@ def make_rollout(config, cfg, grid, special, table, what, bank):
             "terms": {k: v.reshape(p, g) for k, v in terms.items()},
             "answer": parsed["answer"].reshape(p, g, -1),
             "reward": reward,
-            "advantages": advantages(r, terms, reward),
-            "kept": groups_to_learn(reward, r.prompts_per_step),
+            **advantages(r, terms, reward),
         }
 
     return rollout
 
 
-def advantages(r, terms: dict, reward):
-    """[P, G] by config.rl: of the summed reward [P, G], or of each weighted term [P * G] (GDPO)."""
+def advantages(r, terms: dict, reward) -> dict:
+    """{"advantages" [P, G], "kept" [prompts_per_step]} by config.rl: of the summed reward [P, G], or of each weighted
+    term [P * G] (GDPO). What is taken over the batch is taken over the groups that are kept."""
     if r.advantage == "grpo":
-        return losses.group_advantages(reward, scale=r.scale_rewards)
-    weighed = {name: terms[name].reshape(reward.shape) for name, weight in r.reward_weights.items() if weight}
-    return losses.gdpo_advantages(weighed, {name: r.reward_weights[name] for name in weighed})
+        of = lambda batch: losses.group_advantages(reward, scale=r.scale_rewards, batch=batch)
+    else:
+        weights = {name: weight for name, weight in r.reward_weights.items() if weight}
+        weighed = {name: terms[name].reshape(reward.shape) for name in weights}
+        of = lambda batch: losses.gdpo_advantages(weighed, weights, batch=batch)
+    kept = groups_to_learn(of(slice(None)), r.prompts_per_step)
+    return {"advantages": of(kept), "kept": kept}
 
 
-def groups_to_learn(reward, n: int):
-    """int [n]: the first n groups of reward [P, G] whose rewards vary, in order, filled up with groups that do not."""
-    flat = jnp.std(reward, axis=1) < ZERO_STD
-    return jnp.argsort(flat, stable=True)[:n]
+def varies(advantages):
+    """bool [P]: the groups of advantages [P, G] that teach something; a flat group's are exactly 0."""
+    return jnp.any(advantages != 0, axis=1)
+
+
+def groups_to_learn(advantages, n: int):
+    """int [n]: the first n groups of advantages [P, G] that vary, in order, filled up with groups that do not."""
+    return jnp.argsort(~varies(advantages), stable=True)[:n]
 
 
 @jax.jit
@@ -112,7 +120,7 @@ def rollout_metrics(ro) -> dict:
         "reward": ro["reward"].mean(),
         "reward_std": std.mean(),
         "frac_reward_zero_std": (std < ZERO_STD).mean(),
-        "groups/learned": (std[ro["kept"]] >= ZERO_STD).sum(),
+        "groups/learned": varies(ro["advantages"])[ro["kept"]].sum(),
         "completions/mean_length": lengths.mean(),
         "completions/min_length": lengths.min(),
         "completions/max_length": lengths.max(),
@@ -122,5 +130,5 @@ def rollout_metrics(ro) -> dict:
         "answers/modal_share": rewards.modal_share(ro["answer"].reshape(-1, ro["answer"].shape[-1])),
     }
     for name, value in ro["terms"].items():
-        out |= {f"rewards/{name}/mean": value.mean(), f"rewards/{name}/std": value.std()}
+        out |= {f"rewards/{name}/mean": value.mean(), f"rewards/{name}/std": value.std(ddof=1)}
     return out

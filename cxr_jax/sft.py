@@ -50,22 +50,6 @@ def locate_loss(head, features, regions, severity):
     return token + 0.5 * image
 
 
-def completion_loss(params, cfg, features, batch, total, *, remat="none"):
-    """Cross-entropy and the probability given to the right token, both summed over completion tokens and divided by
-    `total`: with the number of such tokens, their means."""
-    logp, _ = policy.completion_logprobs(
-        params,
-        cfg,
-        features,
-        batch["prompts"],
-        batch["completions"][:, None],
-        batch["mask"][:, None],
-        remat=remat,
-    )
-    mask = batch["mask"][:, None].astype(logp.dtype)
-    return -jnp.sum(logp * mask) / total, jnp.sum(jnp.exp(logp) * mask) / total
-
-
 def make_steps(config, cfg, tx, grid, what):
     """The two jitted updates: (state, fixed, batch) -> (state, metrics), state donated; what: a `Trainable`.
 
@@ -85,7 +69,7 @@ def make_steps(config, cfg, tx, grid, what):
 
     def joint(params, batch, total):
         features = see(params, batch)
-        ce, p_mean = completion_loss(params["model"], cfg, features, batch, total, remat=config.remat)
+        ce, p_mean = policy.completion_loss(params["model"], cfg, features, batch, total, remat=config.remat)
         metrics = {"loss": ce, "mean_token_probability": p_mean}
         if not config.locate_weight:
             return ce, metrics
@@ -153,7 +137,7 @@ def run(config, workdir, stop) -> dict:
     checkpoints = Checkpoints(workdir.path)
     start, meta = 0, {"seconds": 0.0, "best": None, "first_look": None, "window": []}
     if resumed := checkpoints.restore(state):
-        state, meta, start = resumed
+        state, meta, start = resumed[0], meta | resumed[1], resumed[2]
         print(f"resuming at step {start}", flush=True)
     locate_step, joint_step = make_steps(config, cfg, tx, grid, what)
     metrics = MetricsWriter(workdir.path, resume_step=start if resumed else -1, redo="eval")

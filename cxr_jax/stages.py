@@ -42,7 +42,8 @@ def run(loop, prompt, lengths, start, keys, state):
 
     loop(prompt, lengths, start, keys, state, until, place) -> state draws until step `until` or until all are done;
     place as in `layers.two_part_attention`. prompt [(k, v)] a layer [B, K, S, d] and lengths [B] are the prompts',
-    start and keys [R] the rows'. state: a `sampling.State` whose own keys have room for the first stage.
+    start and keys [R] the rows'. state: a `sampling.State` whose own keys have room for the first stage. Returns it
+    without own keys.
     """
     R, N, B = len(start), state.tokens.shape[1], len(lengths)
     shards = row_shards() if B % row_shards() == 0 else 1
@@ -50,23 +51,25 @@ def run(loop, prompt, lengths, start, keys, state):
 
     def with_rows(size, until, state):
         """The stage with `size` rows: those that are not done, filled up with some that are."""
+        room = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, until - x.shape[2]), (0, 0)))
+        grown = lambda state: state._replace(own=jax.tree.map(room, state.own))
+        ended = lambda state: state._replace(own=()) if until == N else state  # nobody reads the keys any more
         if size == R:
-            return loop(prompt, lengths, start, keys, state, until, None)
+            return ended(loop(prompt, lengths, start, keys, grown(state), until, None))
         index = jnp.argsort(apart(state.done), axis=1, stable=True)[:, : size // shards]
         pick = lambda tree, index=index: jax.tree.map(lambda x: take_rows(x, index), tree)
-        of_rows = state._replace(step=())
-        if size <= B:  # every row a prompt of its own: no more memory than all prompts take
+        if size <= B:  # every row a copy of its prompt: as much memory again as all prompts take, at most
             prompt_of, place = pick((prompt, lengths), index // (R // B)), None
         else:
             prompt_of, place = (prompt, lengths), (index, R)
-        out = loop(*prompt_of, pick(start), pick(keys), pick(of_rows)._replace(step=state.step), until, place)
+        some = grown(pick(state._replace(step=()))._replace(step=state.step))
+        out = ended(loop(*prompt_of, pick(start), pick(keys), some, until, place))
+        rest = ended(state) if until == N else grown(state)
         back = lambda old, new: put_rows(old, index, new)
-        return jax.tree.map(back, of_rows, out._replace(step=()))._replace(step=out.step)
+        return jax.tree.map(back, rest._replace(step=()), out._replace(step=()))._replace(step=out.step)
 
     options = sizes(R, shards)
     for i, until in enumerate(stage_ends(N)):
-        room = lambda x, n=until: jnp.pad(x, ((0, 0), (0, 0), (0, n - x.shape[2]), (0, 0)))
-        state = state._replace(own=jax.tree.map(room, state.own))
         if i == 0 or len(options) == 1:
             state = with_rows(R, until, state)
             continue

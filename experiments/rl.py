@@ -66,8 +66,10 @@ def get_config(presets: str = "phantom") -> ConfigDict:
     preset = next((n for n in names if n in PRESETS), "phantom")
     default = "trl_0_22" if preset == "nv_reason_3b" else "corrected"
     algorithm = next((n for n in names if n in ALGORITHMS), default)
-    if unknown := [n for n in names if n not in (preset, algorithm)]:
+    if unknown := [n for n in names if n not in (*PRESETS, *ALGORITHMS)]:
         raise UserError(f"experiments/rl.py has no preset {unknown[0]!r}; it has: {', '.join([*PRESETS, *ALGORITHMS])}")
+    if more := [n for n in names if n not in (preset, algorithm)]:
+        raise UserError(f"experiments/rl.py takes one data preset and one algorithm; {more[0]!r} is a second one")
     c = ConfigDict()
     c.task = "rl"
     c.model = "phantom"

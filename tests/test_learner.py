@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from cxr_jax import learner, losses, optim, policy, pretrained, sft, trainable
+from cxr_jax import learner, losses, optim, policy, pretrained, stages, trainable
 from cxr_jax.data import batching, tokenizer
 from cxr_jax.data.preprocess import patchify
 from cxr_jax.models import config as sizes
@@ -117,6 +117,34 @@ def test_one_update_is_a_gradient_step(world, base):
     assert metrics["sampling/sampling_logp_difference/max"] == pytest.approx(gap.max(), rel=1e-3)
 
 
+@pytest.mark.parametrize("knobs", [
+    {"sampler_correction": "tis", "sampler_cap": 1.5, "denominator": "all"},
+    {"aggregation": "constant", "micro_batches": 2},
+])  # fmt: skip
+def test_knobs_reach_the_loss(world, monkeypatch, knobs):
+    for name, value in {"SHORTEST": 4, "GRAIN": 2}.items():
+        monkeypatch.setattr(stages, name, value)  # so that micro-batches of short completions take fewer slots
+    assert stages.stage_ends(C) == [2, 4, 6]
+    logp = np.asarray(world.logprobs(world.params))
+    off = np.random.default_rng(1).normal(0, 0.5, logp.shape).astype(np.float32)
+    lengths = jnp.minimum(world.ro["lengths"], jnp.array([[2], [6], [2], [6]]))
+    mask = jnp.arange(C) < lengths[:, :, None]
+    ro = {**world.ro, "sampler_logp": logp + off, "lengths": lengths, "mask": mask,
+          "train_mask": world.ro["train_mask"] & mask}  # fmt: skip
+    made = make(world, **knobs)
+    got, metrics = step(made, world.batch, ro)
+    r, w = made[2].rl, types.SimpleNamespace(**{**vars(world), "ro": ro})
+    options = {k: r[k] for k in ("sampler_correction", "sampler_cap")}
+
+    def of(params):
+        x = logprobs(w, params)
+        return loss(w, x, jax.lax.stop_gradient(x), r, sampler_logp=ro["sampler_logp"].reshape(-1, C), **options)
+
+    value, grads = jax.jit(jax.value_and_grad(of))(world.params)
+    assert_same(got, jax.tree.map(jnp.subtract, world.params, grads), world.params)
+    assert metrics["loss"] == pytest.approx(float(value), rel=1e-4, abs=1e-7)
+
+
 def test_several_updates_keep_the_log_probs_of_the_rollout(world):
     made = make(world, num_iterations=2, minibatches=2, micro_batches=2, aggregation="sequence", epsilon=0.05)
     got, metrics = step(made, world.batch, world.ro)
@@ -151,7 +179,7 @@ def test_replay_adds_the_gradient_of_sft(world, base):
 
     def ce(params):
         features = qwen.vision(params, world.cfg, patchify(replay["image"]), GRID)
-        return sft.completion_loss(params, world.cfg, features, replay, replay["mask"].sum())[0]
+        return policy.completion_loss(params, world.cfg, features, replay, replay["mask"].sum())[0]
 
     value, grads = jax.jit(jax.value_and_grad(ce))(world.params)
     alone = step(base, world.batch, world.ro)[0]
@@ -185,10 +213,10 @@ def test_a_short_part_is_computed_in_fewer_slots():
     ends, seen = [2, 4, 6], []
 
     def fn(part):
-        seen.append(part["ro"]["x"].shape[2])
-        return part["ro"]["x"].sum(), {"of_tokens": part["ro"]["x"] * 2.0}
+        seen.append(part["ro"]["mask"].shape[2])
+        return part["ro"]["mask"].sum() + part["ro"]["answer"].sum(), {"of_tokens": part["ro"]["mask"] * 2.0}
 
-    x = np.where(np.arange(6) < 3, 1.0, 0.0) * np.ones((2, 1, 1))
-    total, out = learner.trimmed(fn, ends)({"ro": {"x": x, "lengths": np.array([[3], [2]])}})
-    assert seen == ends and total == 6
-    np.testing.assert_array_equal(out["of_tokens"], 2 * x)
+    ro = {"mask": np.where(np.arange(6) < 3, 1.0, 0.0) * np.ones((2, 1, 1)), "lengths": np.array([[3], [2]])}
+    total, out = learner.trimmed(fn, ends)({"ro": {**ro, "answer": np.ones((2, 1, 6))}})  # not of tokens
+    assert seen == ends and total == 6 + 12
+    np.testing.assert_array_equal(out["of_tokens"], 2 * ro["mask"])

@@ -1,5 +1,6 @@
 """optim.py: which leaves decay, float32 masters, and updates that are skipped."""
 
+import math
 import types
 
 import jax
@@ -82,9 +83,9 @@ def test_non_finite_gradients_are_skipped_and_counted(params, bad):
     after, norm = step(state, poisoned)
     assert not np.isfinite(norm)
     assert (int(after["step"]), int(after["skipped"])) == (3, 1)  # the position in the data moves on
-    for part in ("params", "opt_state"):
-        before, now = leaves(state[part]), leaves(after[part])
-        assert all(np.array_equal(before[k], now[k]) for k in before)
+    before, now = leaves({k: state[k] for k in ("params", "opt_state")}), leaves(after)
+    changed = [k for k in before if not np.array_equal(before[k], now[k])]
+    assert len(changed) == 1 and now[changed[0]] == before[changed[0]] + 1  # the schedule's count of steps
     again, _ = step(after, good)
     assert int(again["skipped"]) == 1 and not np.array_equal(
         again["params"]["text"]["layers"]["q"]["kernel"], after["params"]["text"]["layers"]["q"]["kernel"]
@@ -96,3 +97,16 @@ def test_learning_rate():
     np.testing.assert_allclose([rate(0), rate(2), rate(4), rate(20), rate(99)], [0, 0.05, 0.1, 0.01, 0.01], rtol=1e-6)
     short = optim.learning_rate(config(warmup_steps=200), 1)  # a run shorter than its warm-up
     assert 0 <= float(short(1)) < 0.1
+
+
+def test_several_updates_a_step_share_its_learning_rate_and_a_skipped_one_counts():
+    settings = config(lr=1.0, warmup_steps=4, final_fraction=1.0, b1=0.0, b2=0.0, weight_decay=0.0, clip_norm=math.inf)
+    tx = optim.make(settings, 10, updates=2)
+    state = optim.init_state(tx, {"w": jnp.zeros(())})
+    steps = []
+    for i in range(8):
+        before = float(state["params"]["w"])
+        state, _ = optim.guarded_update(tx, state, {"w": jnp.float32(np.nan if i == 3 else 1.0)})
+        steps.append(before - float(state["params"]["w"]))
+    np.testing.assert_allclose(steps, [0, 0, 0.25, 0, 0.5, 0.5, 0.75, 0.75], atol=1e-6)  # Adam's step is the rate
+    assert state["skipped"] == 1

@@ -1,5 +1,6 @@
 """plan.py, costs.py, sharding.py: counts against hand arithmetic, and the command as a user calls it."""
 
+import concurrent.futures
 import math
 import os
 import subprocess
@@ -136,16 +137,27 @@ def test_all_arguments_of_all_programs_are_placed(experiment):
             assert held["optimizer"] == pytest.approx(2 * held["parameters"], rel=1e-3), name  # in every program
 
 
-def command(*args):
+PLAN = ("--config=experiments/sft.py", "--devices=2", "--hbm_gib=0.001")
+
+
+@pytest.fixture(scope="module")
+def commands():
+    """{arguments: (exit code, stdout, stderr)}: all calls at once, for most of a call is its imports."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
-    line = [sys.executable, "-m", "cxr_jax.plan", *args]
-    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True)
-    return done.returncode, done.stdout, done.stderr
+
+    def command(args):
+        line = [sys.executable, "-m", "cxr_jax.plan", *args]
+        done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True)
+        return done.returncode, done.stdout, done.stderr
+
+    calls = [PLAN, *(tuple(args) for args, _ in BAD)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        return dict(zip(calls, pool.map(command, calls), strict=True))
 
 
-def test_a_plan_on_devices_that_are_not_there():
+def test_a_plan_on_devices_that_are_not_there(commands):
     """Argument bytes are exact: half of the matrices, and all of the rest, on each of two devices."""
-    code, out, err = command("--config=experiments/sft.py", "--devices=2", "--hbm_gib=0.001")
+    code, out, err = commands[PLAN]
     assert (code, err) == (1, "")
     assert "random:phantom, sft, computed in float32, on 2 device(s): data 1 x fsdp 2 x tensor 1" in out
     assert "SFT step: 4,784 tokens" in out and "moved a step: all-gather" in out
@@ -154,7 +166,7 @@ def test_a_plan_on_devices_that_are_not_there():
     assert out.splitlines()[-1].startswith("does not fit: SFT step needs ")
 
 
-@pytest.mark.parametrize("args, line", [
+BAD = [
     (["--config=experiments/eval.py"], "config.task='evaluate': only sft and rl have steps to plan"),
     (["--config=experiments/sft.py", "--mesh=2,x,1"], "--mesh=2,x,1: three numbers are needed: data,fsdp,tensor"),
     (["--config=experiments/sft.py", "--mesh=1,3,1", "--devices=2"],
@@ -166,8 +178,11 @@ def test_a_plan_on_devices_that_are_not_there():
     (["--config=experiments/sft.py", "--devices=32"],
      "16 rows a step in 1 micro-batches are 16 at a time, which do not divide over 32 devices (data x fsdp)"),
     ([], "--config is missing, for example --config=experiments/rl.py"),
-])  # fmt: skip
-def test_bad_usage_is_one_line(args, line):
-    code, out, err = command(*args)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("args, line", BAD)
+def test_bad_usage_is_one_line(commands, args, line):
+    code, out, err = commands[tuple(args)]
     assert code == 2 and out == "" and err.count("\n") == 1 and err.startswith("error: ")
     assert line is None or err == f"error: {line}\n"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxr_jax import losses, policy, pretrained, sampling, sft
+from cxr_jax import losses, policy, pretrained, sampling
 from cxr_jax.data import batching, tokenizer
 from cxr_jax.errors import UserError
 from cxr_jax.models import config as sizes
@@ -133,7 +133,7 @@ def test_sft_trains_on_completion_tokens_only(world, monkeypatch):
         return real(hidden, head, targets, **options)
 
     monkeypatch.setattr(losses, "token_logprobs", spy)
-    run = jax.jit(lambda params: sft.completion_loss(params, world.cfg, world.features, batch, batch["mask"].sum()))
+    run = jax.jit(lambda params: policy.completion_loss(params, world.cfg, world.features, batch, batch["mask"].sum()))
     loss, probability = run(world.params)
     assert len(seen) == 1 and np.array_equal(seen[0], batch["completions"].ravel())
 

@@ -4,19 +4,55 @@ import jax
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
-from cxr_jax import evaluate, learner, optim, policy, pretrained, rl, rollout, trainable
+from cxr_jax import evaluate, learner, losses, optim, policy, pretrained, rl, rollout, trainable
 from cxr_jax.data import batching, tokenizer
 from cxr_jax.labels import parser, reports
 from experiments import rl as experiment
 
 
 def test_groups_that_vary_come_first_in_order():
-    reward = np.zeros((6, 4), np.float32)
-    reward[[1, 4, 5], 2] = 1.0
-    assert rollout.groups_to_learn(reward, 2).tolist() == [1, 4]
-    assert rollout.groups_to_learn(reward, 4).tolist() == [1, 4, 5, 0]  # filled up, so that shapes stay
-    assert rollout.groups_to_learn(reward * 0, 3).tolist() == [0, 1, 2]
+    advantages = np.zeros((6, 4), np.float32)
+    advantages[[1, 4, 5], 2] = -1.0
+    assert rollout.groups_to_learn(advantages, 2).tolist() == [1, 4]
+    assert rollout.groups_to_learn(advantages, 4).tolist() == [1, 4, 5, 0]  # filled up, so that shapes stay
+    assert rollout.groups_to_learn(advantages * 0, 3).tolist() == [0, 1, 2]
+
+
+def terms_of(groups):
+    """Two terms whose weighted sum says nothing of group 1; group 0 is flat."""
+    a = np.array([[1, 1, 1, 1], [0, 1, 0, 1], [0, 1, 1, 1]], np.float32)
+    b = np.array([[2, 2, 2, 2], [2, 0, 2, 0], [0, 0, 2, 2]], np.float32)
+    return {"accuracy": a[groups].reshape(-1), "format": b[groups].reshape(-1)}
+
+
+def test_gdpo_takes_groups_whose_terms_vary_though_their_sum_does_not():
+    weights = {"accuracy": 1.0, "format": 0.5, "tag_count": 0.0}
+    r = ConfigDict(dict(advantage="gdpo", scale_rewards="group", prompts_per_step=2, reward_weights=weights))
+    terms = terms_of([0, 1, 2])
+    reward = (terms["accuracy"] + 0.5 * terms["format"]).reshape(3, 4)
+    assert reward[1].std() == 0
+    got = rollout.advantages(r, terms, reward)
+    assert got["kept"].tolist() == [1, 2]
+    alone = {k: v.reshape(2, 4) for k, v in terms_of([1, 2]).items()}
+    want = losses.gdpo_advantages(alone, {"accuracy": 1.0, "format": 0.5})  # over the groups that are learned from
+    np.testing.assert_allclose(got["advantages"][1:], want, rtol=1e-5)
+    r.advantage = "grpo"
+    assert rollout.advantages(r, terms, reward)["kept"].tolist() == [2, 0]
+    r.scale_rewards = "batch"
+    got = rollout.advantages(r, terms, reward)["advantages"]
+    np.testing.assert_allclose(got[2], (reward[2] - reward[2].mean()) / (reward[[2, 0]].std(ddof=1) + 1e-4), rtol=1e-5)
+
+
+def test_a_key_is_of_its_seed_step_prompt_and_sample():
+    data = lambda *args: np.asarray(jax.random.key_data(rollout.sampling_keys(*args)))
+    first = data(0, 0, 3, 4)
+    assert len({tuple(k) for k in first}) == 12
+    for other in (data(1, 0, 3, 4), data(0, 1, 3, 4)):
+        assert not (first == other).all(1).any()
+    np.testing.assert_array_equal(data(0, 0, 2, 4), first[:8])  # not of how many prompts there are
+    np.testing.assert_array_equal(data(0, 0, 3, 2).reshape(3, 2, -1), first.reshape(3, 4, -1)[:, :2])  # nor samples
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +88,27 @@ def step():
 def test_a_step_samples_more_prompts_than_it_learns_from(step):
     config, batch, ro, *_ = step
     assert batch["image"].shape[0] == ro["reward"].shape[0] == 4 and ro["kept"].shape == (2,)
-    assert rollout.rollout_metrics(ro)["groups/learned"] <= 2
+    m = rollout.rollout_metrics(ro)
+    assert m["groups/learned"] <= 2
+    done = np.asarray(ro["finished"])
+    assert m["completions/clipped_ratio"] == pytest.approx(1 - done.mean()) and not done.all()
+    assert m["rewards/trace_coverage/std"] == pytest.approx(np.asarray(ro["terms"]["trace_coverage"]).std(ddof=1))
+
+
+def test_truncated_completions_are_masked_if_asked(step):
+    config, batch, ro, _, _, programs = step
+    assert (ro["train_mask"] == ro["mask"]).all()
+    config.rl.mask_truncated = True
+    masked = programs(1)[0]
+    config.rl.mask_truncated = False
+    np.testing.assert_array_equal(masked["train_mask"], np.asarray(ro["mask"]) & np.asarray(ro["finished"])[..., None])
+
+
+def test_the_learner_computes_what_the_sampler_recorded(step):
+    """At a temperature of 2: log-probs and the ids that are never drawn are the same on both sides."""
+    _, batch, ro, learn, new_state, _ = step
+    metrics = learn(new_state(), batch, ro)[1]
+    assert 0 < metrics["sampling/sampling_logp_difference/max"] < 1e-4 and metrics["sampling/outside_0.9_1.1"] == 0
 
 
 def test_a_step_learns_from_the_kept_groups_alone(step):

@@ -308,10 +308,10 @@ def test_pieces_equal_the_one_program(params):
         own, rest = sampling.decode(params, layers, CFG, prompt, b["lengths"][order], start, four, np.float32(1), own,
                                     rest, np.int32(until), None, greedy=False, stop_ids=CFG.eos_token_id,
                                     suppress_ids=CFG.media_token_ids, top_k=None, top_p=None, dtype=jnp.float32)
-        assert int(rest[0]) <= until
-    np.testing.assert_array_equal(rest[2][:3, :N], want["tokens"])
-    np.testing.assert_allclose(rest[3][:3, :N], want["logprobs"], atol=1e-5)
-    np.testing.assert_array_equal(rest[4], [*want["lengths"], 0])
+        assert int(rest.step) <= until
+    np.testing.assert_array_equal(rest.tokens[:3, :N], want["tokens"])
+    np.testing.assert_allclose(rest.logprobs[:3, :N], want["logprobs"], atol=1e-5)
+    np.testing.assert_array_equal(rest.lengths, [*want["lengths"], 0])
 
 
 def test_extending_a_prefix_equals_computing_the_whole(params):

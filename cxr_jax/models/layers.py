@@ -200,9 +200,10 @@ def _two_part_softmax_bwd(saved, g):
     row = jnp.sum(g * o.astype(jnp.float32), -1, keepdims=True)
     dq, d_keys = 0.0, []
     for (k, v), e, w in zip(keys, exponentials, weights, strict=True):
-        gw, row_w, qb = _by_group((g * w).astype(q.dtype), len(k)), _by_group(row * w, len(k)), _by_group(q, len(k))
-        ds = (e * (_dot("bkqd,bksd->bkqs", gw, v) - row_w)).astype(q.dtype)
+        gb, rb, wb, qb = (_by_group(x, len(k)) for x in (g.astype(q.dtype), row, w, q))
+        ds = (e * (wb * (_dot("bkqd,bksd->bkqs", gb, v) - rb))).astype(q.dtype)
         dq = dq + _by_row(jnp.einsum("bkqs,bksd->bkqd", ds, k), shape)
+        gw = (wb * gb).astype(q.dtype)
         d_keys.append((jnp.einsum("bkqs,bkqd->bksd", ds, qb), jnp.einsum("bkqs,bkqd->bksd", e, gw)))
     return dq, *d_keys, None, None
 
