@@ -4,6 +4,7 @@ import os
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
+import dataclasses
 import re
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from oracle import shared_learner
 from test_stages import CFG, STOP, N, T
 
-from cxr_jax import sampling, stages
+from cxr_jax import sampling, sharding, stages
 from cxr_jax.models import qwen2_5_vl as qwen
 
 PROMPTS, GROUP = 8, 2
@@ -54,4 +55,5 @@ def check_sampling():
 if __name__ == "__main__":
     assert jax.device_count() == 4 and jnp.ones(1) == 1
     check_sampling()
-    shared_learner.check_sharded(0, 4)
+    case = dataclasses.replace(shared_learner.case(0, prompts=8), micro_batches=2)
+    shared_learner.check_learner(0, case, sharding.mesh(1, 4, 1))  # FSDP

@@ -6,6 +6,9 @@ images, its own prompt and whole logits.
 
 Random shapes: prompts of several lengths with one to three images, groups of 1 to 5, ragged completions, truncated
 ones, micro-batches, tied and untied heads, remat, all aggregations and ratio levels, off-policy log-probs, a reference.
+Each shape goes through what the learner is made of (`policy.completion_logprobs`, `losses.policy_loss`,
+`optim.accumulate`); those with one image a prompt through `learner.make_learn` itself, too: on-policy, the reference a
+model, the gradient read off a step of plain descent.
 Asserts in float32 that the loss is within 1e-5 (of the loss, where that is above 1) and that every leaf of the gradient
 is within 1e-4 of its norm.
 """
@@ -23,10 +26,13 @@ if __name__ == "__main__" and "--devices" in sys.argv:
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from cxr_jax import losses, optim, policy
+from cxr_jax import learner, losses, optim, policy, sharding, trainable
+from cxr_jax.data.preprocess import patchify
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.config import Config, TextConfig, VisionConfig
+from experiments import rl as experiment
 
 GRID, V = (1, 4, 4), 50  # 4 image tokens
 IMAGE, PAD = 5, 0
@@ -37,7 +43,7 @@ def config(rng) -> Config:
     heads = int(rng.choice([2, 4]))
     return Config(
         vision=VisionConfig(depth=2, hidden_size=16, num_heads=2, intermediate_size=24, out_hidden_size=32,
-                            fullatt_block_indexes=(1,), patch_size=2, window_size=8),
+                            fullatt_block_indexes=(1,), window_size=56),
         text=TextConfig(vocab_size=V, hidden_size=32, intermediate_size=40, num_hidden_layers=2,
                         num_attention_heads=heads, num_key_value_heads=int(rng.choice([1, 2])),
                         mrope_section=(16 // heads - 2, 1, 1), rope_theta=1e4),
@@ -78,8 +84,9 @@ def case(seed: int, prompts: int | None = None) -> Case:
     mask = np.arange(C) < np.where(truncated, C, sizes)[:, :, None]
     train_mask = mask & ~truncated[:, :, None]
     f32 = lambda *shape, scale=1.0: rng.normal(0, scale, shape).astype(np.float32)
+    image = rng.random((P, images, 56, 56)).astype(np.float32)
     data = {
-        "pixels": f32(P, images, 16, cfg.vision.patch_dim),
+        "image": image, "pixels": patchify(image.reshape(-1, 56, 56), np).reshape(P, images, 16, -1),
         "prompts": {"ids": ids, "lengths": lengths, "positions": positions},
         "tokens": rng.integers(7, V, (P, G, C)).astype(np.int32),
         "mask": mask, "train_mask": train_mask, "advantages": f32(P, G), "gap": f32(P, G, C, scale=0.2),
@@ -175,11 +182,54 @@ def _norm(tree):
     return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)))
 
 
-def check(seed: int) -> tuple[float, float]:
+def check(seed: int) -> list[tuple[float, float]]:
     """One device."""
     c = case(seed)
     got = jax.jit(lambda params, data: shared(c, data)(params))(c.params, c.data)
-    return compare(f"seed {seed}", c, got, plain(c, c.params))
+    results = [compare(f"seed {seed}", c, got, plain(c, c.params))]
+    return results + ([check_learner(seed, c)] if c.data["image"].shape[1] == 1 else [])
+
+
+RATE = 1e6  # of descent: so large that the gradient can be read off the step
+
+
+def check_learner(seed: int, c: Case, mesh=None) -> tuple[float, float]:
+    """`learner.make_learn` against the plain computation, over the devices of a mesh if there is one."""
+    P, G, C = c.data["tokens"].shape
+    config = experiment.get_config()
+    config.update(dict(max_completion=C, remat=c.remat))
+    knobs = {k: v for k, v in c.knobs.items() if k != "max_tokens"}
+    config.rl.update(dict(prompts_per_step=P, oversample=1, group_size=G, micro_batches=c.micro_batches, **knobs))
+    other = jax.tree.map(lambda x: x * 1.02, c.params) if c.knobs["beta"] else None
+    on_policy = {**c.data, "gap": np.zeros_like(c.data["gap"]), "reference": 0.0 * c.data["reference"]}
+    if other is not None:  # what `plain` takes is ref - logp
+        of = lambda params: shared_logp(c, params)
+        on_policy["reference"] = np.asarray(jax.jit(lambda a, b: of(a) - of(b))(other, c.params))
+    want = plain(dataclasses.replace(c, data=on_policy), c.params)
+
+    tx = optax.sgd(RATE)
+    learn = learner.make_learn(config, c.cfg, GRID, {"suppress": ()}, tx, trainable.Trainable.of(config))
+    batch = {"image": c.data["image"][:, 0], "prompts": c.data["prompts"]}
+    ro = {k: c.data[k] for k in ("tokens", "mask", "train_mask", "advantages")}
+    ro |= {"lengths": c.data["mask"].sum(-1), "sampler_logp": np.zeros((P, G, C), np.float32), "kept": np.arange(P)}
+    state = optim.init_state(tx, {"model": jax.tree.map(jnp.array, c.params)})
+    if mesh is None:
+        state, metrics = learn(state, {}, batch, ro, other)
+    else:
+        rows = {**ro, "kept": None}
+        where = sharding.batch_shardings({"batch": batch, "ro": rows}, mesh)
+        batch, ro = jax.device_put(batch, where["batch"]), {**jax.device_put(rows, where["ro"]), "kept": ro["kept"]}
+        state = jax.device_put(state, sharding.shardings(state, mesh))
+        with jax.set_mesh(mesh):
+            state, metrics = learn(state, {}, batch, ro, other)
+    grads = jax.tree.map(lambda a, b: (a - b) / RATE, c.params, state["params"]["model"])
+    return compare(f"seed {seed}, make_learn", c, (grads, metrics["loss"]), want)
+
+
+def shared_logp(c: Case, params):
+    """Log-probs [P, G, C] of a case with one image a prompt."""
+    features = qwen.vision(params, c.cfg, c.data["pixels"][:, 0], GRID)
+    return policy.completion_logprobs(params, c.cfg, features, c.data["prompts"], c.data["tokens"], c.data["mask"])[0]
 
 
 def check_sharded(seed: int, devices: int) -> list[tuple[float, float]]:
@@ -219,7 +269,11 @@ def check_sharded(seed: int, devices: int) -> list[tuple[float, float]]:
     masks = {k: np.asarray(c.data[k]) for k in ("mask", "train_mask")}
     mapped = jax.shard_map(part, mesh=mesh, in_specs=(spec(), rows, spec()), out_specs=spec(), check_vma=False)
     got = jax.jit(mapped)(params, data, masks)
-    return [*results, compare(f"seed {seed}, {devices} devices, shard_map", c, got, want)]
+    results.append(compare(f"seed {seed}, {devices} devices, shard_map", c, got, want))
+    if c.data["image"].shape[1] == 1:
+        for mesh in (sharding.mesh(devices, 1, 1), sharding.mesh(1, devices, 1)):  # copies of the weights; FSDP
+            results.append(check_learner(seed, c, mesh))
+    return results
 
 
 def main() -> None:
@@ -230,7 +284,7 @@ def main() -> None:
     args = parser.parse_args()
     errors = []
     for seed in range(args.seed, args.seed + args.shapes):
-        errors += [check(seed)] if args.devices == 1 else check_sharded(seed, args.devices)
+        errors += check(seed) if args.devices == 1 else check_sharded(seed, args.devices)
     loss, gradient = (max(e[i] for e in errors) for i in range(2))
     print(f"{args.shapes} shapes, {args.devices} device(s), {len(errors)} comparisons: worst error of the loss "
           f"{loss:.1e} (<= {LOSS}), of a gradient leaf {gradient:.1e} of its norm (<= {GRADIENT})")
