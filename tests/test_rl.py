@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from cxr_jax import evaluate, learner, losses, optim, policy, pretrained, rl, rollout, trainable
 from cxr_jax.data import batching, tokenizer
 from cxr_jax.labels import parser, reports
+from cxr_jax.metrics import Compilations
 from experiments import rl as experiment
 
 
@@ -78,11 +79,14 @@ def step():
         config.rl.micro_batches = parts
         roll = rollout.make_rollout(config, m.cfg, grid, special, table, what, reports.bank(None, source.lexicon))
         learn = learner.make_learn(config, m.cfg, grid, special, tx, what)
-        return roll(train, fixed, batch, 0), lambda state, batch, ro: learn(state, fixed, batch, ro)
+        again = lambda batch, step: roll(train, fixed, batch, step)
+        return again(batch, 0), lambda state, batch, ro: learn(state, fixed, batch, ro), again
 
     new_state = lambda: optim.init_state(tx, jax.tree.map(jax.numpy.array, train))
-    ro, learn = programs(1)
-    return config, batch, ro, learn, new_state, programs
+    ro, learn, again = programs(1)
+    other = rl.make_batch_fn(config, source, prompts)(1)
+    other.pop("shown")
+    return config, batch, ro, learn, new_state, programs, lambda: again(other, 1)
 
 
 def test_a_step_samples_more_prompts_than_it_learns_from(step):
@@ -96,7 +100,7 @@ def test_a_step_samples_more_prompts_than_it_learns_from(step):
 
 
 def test_truncated_completions_are_masked_if_asked(step):
-    config, batch, ro, _, _, programs = step
+    config, batch, ro, _, _, programs, _ = step
     assert (ro["train_mask"] == ro["mask"]).all()
     config.rl.mask_truncated = True
     masked = programs(1)[0]
@@ -106,13 +110,13 @@ def test_truncated_completions_are_masked_if_asked(step):
 
 def test_the_learner_computes_what_the_sampler_recorded(step):
     """At a temperature of 2: log-probs and the ids that are never drawn are the same on both sides."""
-    _, batch, ro, learn, new_state, _ = step
+    _, batch, ro, learn, new_state, *_ = step
     metrics = learn(new_state(), batch, ro)[1]
     assert 0 < metrics["sampling/sampling_logp_difference/max"] < 1e-4 and metrics["sampling/outside_0.9_1.1"] == 0
 
 
 def test_a_step_learns_from_the_kept_groups_alone(step):
-    _, batch, ro, learn, new_state, _ = step
+    _, batch, ro, learn, new_state, *_ = step
     advantages = np.asarray(jax.random.normal(jax.random.key(0), ro["advantages"].shape))
     update = lambda ro, batch: learn(new_state(), batch, ro)[0]["params"]
     ro = {**ro, "kept": np.array([3, 1]), "advantages": advantages}
@@ -127,8 +131,8 @@ def test_a_step_learns_from_the_kept_groups_alone(step):
 
 
 def test_a_step_in_turns_is_the_same_step(step):
-    _, batch, ro, learn, new_state, programs = step
-    in_turns, learn_in_turns = programs(2)
+    _, batch, ro, learn, new_state, programs, _ = step
+    in_turns, learn_in_turns, _ = programs(2)
     assert ro["mask"].sum(-1).std() > 0  # rows of unequal weight
     np.testing.assert_array_equal(in_turns["tokens"], ro["tokens"])
     np.testing.assert_allclose(in_turns["sampler_logp"], ro["sampler_logp"], atol=1e-4)
@@ -140,3 +144,13 @@ def test_a_step_in_turns_is_the_same_step(step):
     start = new_state()["params"]
     for a, b, c in zip(*(jax.tree.leaves(x) for x in (got["params"], want["params"], start)), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6 + 1e-4 * np.abs(np.asarray(b) - c).max())
+
+
+def test_a_second_step_compiles_nothing(step):
+    _, batch, ro, learn, new_state, _, another = step
+    state = learn(new_state(), batch, ro)[0]
+    another()["reward"].block_until_ready()
+    count = Compilations()
+    state, _ = learn(state, batch, {**another(), "kept": ro["kept"]})
+    state["step"].block_until_ready()
+    assert count.count() == 0
