@@ -425,7 +425,7 @@ def company(model, seeds, pictures) -> tuple[int, int]:
 def test_alone_and_in_a_batch_of_16_the_same_tokens():
     model = cxr_jax.load("phantom")
     pictures = list(batching.PhantomSource("A", "test", 0).batch(np.arange(16))["image"])
-    assert company(model, range(13), pictures) == (208, 0)
+    assert company(model, range(5), pictures) == (80, 0)
 
 
 @pytest.mark.slow

@@ -91,7 +91,7 @@ CASES = {
     "no prompts": ([RL, RANDOM, "--config.rl.prompts_per_step=0"], "config.rl.prompts_per_step=0"),
     "group of one": ([RL, RANDOM, "--config.rl.group_size=1"], "config.rl.group_size"),
     "unknown reward": (["--config=@/reward.py"], "'beauty'"),
-    "unknown loss": ([RL, RANDOM, "--config.rl.loss_type=ppo"], "config.rl.loss_type='ppo'"),
+    "unknown loss": ([RL, RANDOM, "--config.rl.aggregation=mean"], "config.rl.aggregation='mean'"),
     "unknown scaling": ([RL, RANDOM, "--config.rl.scale_rewards=rank"], "config.rl.scale_rewards='rank'"),
     "cold sampling": ([RL, RANDOM, "--config.rl.temperature=0.0"], "config.rl.temperature=0.0"),
     "never look": ([RL, RANDOM, "--config.eval.every=0"], "config.eval.every=0"),

@@ -3,7 +3,6 @@
 import concurrent.futures
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from forked import ROOT
+from forked import ROOT, calls
 
 import cxr_jax
 from cxr_jax import metrics, pretrained
@@ -22,28 +21,29 @@ from cxr_jax.models import hf, peft
 
 pytestmark = pytest.mark.slow
 
-SMALL = [
-    "--config.model=random:phantom", "--config.eval.n=2", "--config.eval.n_final=2", "--config.eval.batch_size=2",
-    "--config.eval.bootstrap=10", "--config.eval.cases=2",
-]  # fmt: skip
+SMALL = ["--config.model=random:phantom", "--config.eval.bootstrap=10", "--config.eval.cases=2"]
+# As many images a look as a training step draws: the same programs draw and read both.
+LOOK = lambda n: [f"--config.eval.{key}={n}" for key in ("n", "n_final", "batch_size")]
 # log_every 3 with save_every 1: a resumed run begins inside a logging window.
 ARGUMENTS = {
     # Adapters with float32 masters for the rest, in turns: what could be lost on the way to a checkpoint.
     "sft": ["--config=experiments/sft.py", "--config.steps=4", "--config.locate_steps=2", "--config.batch_size=2",
             "--config.log_every=3", "--config.save_every=1", "--config.eval.every=3", "--config.micro_batches=2",
-            "--config.lora.rank=2", "--config.lora.targets=('decoder','vision')", "--config.param_dtype=bfloat16"],
+            "--config.lora.rank=2", "--config.lora.targets=('decoder','vision')", "--config.param_dtype=bfloat16",
+            *LOOK(2)],
     "rl": ["--config=experiments/rl.py", "--config.steps=3", "--config.rl.prompts_per_step=2",
-           "--config.rl.group_size=2", "--config.max_completion=12", "--config.save_every=1", "--config.eval.every=2"],
+           "--config.rl.group_size=2", "--config.max_completion=12", "--config.save_every=1", "--config.eval.every=2",
+           *LOOK(4)],
 }  # fmt: skip
-STEPS = {"sft": 4, "rl": 3}
-TIMES = {"time", "samples_per_second", "step_time", "perf/rollout_seconds"}
+TIMES = {"time", "samples_per_second", "step_time", "perf/rollout_seconds", "perf/compilations"}  # of one process
 TASKS = pytest.mark.parametrize("task", ["sft", "rl"])
 
 
 def start(task, folder, **options):
     command = [sys.executable, "-m", "cxr_jax.main", *ARGUMENTS[task], *SMALL, f"--workdir={folder}"]
+    every = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # the small programs of a run take seconds, too
     return subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ), **options
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | every, **options
     )
 
 
@@ -140,17 +140,27 @@ def test_rl_logs_what_trl_logs(whole):
     assert last["num_tokens"] == 8 * sum(lengths)  # 2 prompts, sampled twice over, 2 completions of each
 
 
-@TASKS
-def test_the_second_call_says_that_the_run_is_complete(whole, task):
-    folder, out = whole[task]
-    before = (folder / "metrics.jsonl").read_bytes()
-    again = finish(start(task, folder))
-    assert "this run is complete" in again and _json(folder, "done.json")["table"] in again
-    assert (folder / "metrics.jsonl").read_bytes() == before
+def test_the_second_call_says_that_the_run_is_complete(whole):
+    before = {task: (folder / "metrics.jsonl").read_bytes() for task, (folder, _) in whole.items()}
+    again = calls([[*ARGUMENTS[task], *SMALL, f"--workdir={folder}"] for task, (folder, _) in whole.items()])
+    for (task, (folder, _)), (code, out, err) in zip(whole.items(), again, strict=True):
+        assert code == 0 and "Traceback" not in err
+        assert "this run is complete" in out and _json(folder, "done.json")["table"] in out
+        assert (folder / "metrics.jsonl").read_bytes() == before[task]
+
+
+def tear(folder) -> int:
+    """Cuts off the files of the newest checkpoint; returns its step."""
+    newest = max((folder / "checkpoints" / "last").glob("[0-9]"), key=lambda p: int(p.name))
+    for file in newest.rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(file.read_bytes()[:1000])
+    return int(newest.name)
 
 
 def interrupt(task, folder):
-    """kill -9 after the first checkpoint; SIGTERM to the resumed run after its own; then to the end. -> outputs"""
+    """kill -9 after the first checkpoint; SIGTERM to the resumed run after its own; then to the end, of RL after the
+    newest checkpoint was torn. -> outputs, and the step of the torn checkpoint or None"""
     process = start(task, folder)
     wait_for((folder / "checkpoints" / "last" / "1").exists, process)
     process.kill()
@@ -162,7 +172,8 @@ def interrupt(task, folder):
     process.send_signal(signal.SIGTERM)
     stopped = finish(process)
     assert not (folder / "done.json").exists()
-    return stopped, finish(start(task, folder))
+    torn = tear(folder) if task == "rl" else None
+    return stopped, finish(start(task, folder)), torn
 
 
 @pytest.fixture(scope="module")
@@ -175,25 +186,13 @@ def interrupted(tmp_path_factory):
 
 @TASKS
 def test_killed_and_stopped_it_resumes_bit_for_bit(whole, interrupted, task):
-    folder, stopped, finished = interrupted[task]
+    folder, stopped, finished, torn = interrupted[task]
     assert "resuming at step" in stopped and "SIGTERM: saving after this step" in stopped
     assert "the same command continues from there" in stopped
     assert "resuming at step" in finished and "done; report" in finished
+    if torn:  # a damaged checkpoint costs its steps and nothing else
+        assert f"last/{torn} does not load" in finished and f"resuming at step {torn - 1}" in finished
     assert_same_run(whole[task][0], folder)
-
-
-def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(whole, tmp_path):
-    """The newest checkpoint of a finished run is torn and the end forgotten: the run repeats its last step."""
-    folder = tmp_path / "run"
-    shutil.copytree(whole["rl"][0], folder)
-    (folder / "done.json").unlink()
-    newest = folder / "checkpoints" / "last" / str(STEPS["rl"])
-    for file in newest.rglob("*"):
-        if file.is_file() and file.stat().st_size > 1000:
-            file.write_bytes(file.read_bytes()[:1000])
-    out = finish(start("rl", folder))
-    assert f"last/{STEPS['rl']} does not load" in out and f"resuming at step {STEPS['rl'] - 1}" in out
-    assert_same_run(whole["rl"][0], folder)
 
 
 def test_the_export_is_a_model(whole):
