@@ -362,8 +362,8 @@ def describe(args, work: dict, parts: dict, mid, gflops: float) -> None:
         shared, unshared, program = (1e-9 * work[k][what] for k in ("shared", "unshared", "program"))
         seconds = mid("cxr_jax", what)
         print(f"{what}: {shared:.1f} GFLOP by arithmetic ({unshared / shared:.1f} times as much if nothing is shared), "
-              f"{program:.1f} in the program: {program / seconds:.0f} GFLOP/s, {program / seconds / limit:.0%} of {limit:.0f}; floor "
-              f"{shared / limit:.2f} s")
+              f"{program:.1f} in the program: {program / seconds:.0f} GFLOP/s, {program / seconds / limit:.0%} of "
+              f"{limit:.0f}; floor {shared / limit:.2f} s")
     vision, prefill, reward = (parts.get(k, 0.0) for k in ("vision", "prefill + 1 token", "reward"))
     decode = mid("cxr_jax", "rollout") - vision - prefill - reward
     print(f"rollout by parts: vision {vision:.3f}, prefill + 1 token {prefill:.3f}, reward {reward:.4f} "
