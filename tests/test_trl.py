@@ -1,6 +1,6 @@
 """Advantages, losses, gradients and clip metrics against TRL's own trainer, 0.22.2 and 1.16.0.
 
-tests/golden/trl_*.npz hold what TRL computed; tests/oracle/trl_golden.py makes them.
+tests/golden_trl/trl_*.npz hold what TRL computed; tests/oracle/trl_golden.py makes them.
 """
 
 import functools
@@ -15,7 +15,7 @@ import pytest
 from cxr_jax import losses
 from cxr_jax.algorithms import ALGORITHMS
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
+GOLDEN = pathlib.Path(__file__).parent / "golden_trl"
 VERSIONS = ("0.22.2", "1.16.0")
 AGGREGATION = {"grpo": "sequence", "bnpo": "token_local", "dr_grpo": "constant", "dapo": "token", "cispo": "token"}
 OF_LOSS = ("aggregation", "ratio_level", "clip", "epsilon", "epsilon_high", "delta", "beta", "kl",

@@ -1,7 +1,7 @@
 """Advantages, losses and gradients of TRL's own GRPOTrainer, as fixtures for tests/test_trl.py.
 
-    .venv-trl022/bin/python tests/oracle/trl_golden.py     # writes tests/golden/trl_0.22.2.npz
-    .venv-trl/bin/python tests/oracle/trl_golden.py        # writes tests/golden/trl_1.16.0.npz
+    .venv-trl022/bin/python tests/oracle/trl_golden.py     # writes tests/golden_trl/trl_0.22.2.npz
+    .venv-trl/bin/python tests/oracle/trl_golden.py        # writes tests/golden_trl/trl_1.16.0.npz
 
 The environments: requirements-trl022.txt and requirements-trl.txt beside this file. Each case builds a GRPOTrainer on
 a tiny random text model from the case's GRPOConfig and runs TRL's `_generate_and_score_completions` and `compute_loss`.
@@ -23,7 +23,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-OUT = pathlib.Path(__file__).parents[1] / "golden"
+OUT = pathlib.Path(__file__).parents[1] / "golden_trl"
 CURRENT = int(trl.__version__.split(".")[0]) >= 1
 GROUP, PAD, EOS, WORD = 4, 0, 1, 2
 WEIGHTS = (1.0, 0.5)  # of the two reward functions
