@@ -1,11 +1,23 @@
 """The one error that means "your input is wrong": printed as one line, exit code 2."""
 
+import sys
+
 
 class UserError(Exception):
     """Bad usage or bad input. The message is one line that names the file or flag and the reason.
 
     It must never hold a DICOM header value: patient data does not reach a log.
     """
+
+
+def exit_code(action) -> int:
+    """0 after `action()`; 2 after a UserError, whose line goes to stderr."""
+    try:
+        action()
+    except UserError as e:
+        print("error: " + " ".join(str(e).split()), file=sys.stderr)
+        return 2
+    return 0
 
 
 def bad_usage(message: str):

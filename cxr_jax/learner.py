@@ -21,6 +21,7 @@ from cxr_jax.models import qwen2_5_vl as qwen
 
 LOSS_KNOBS = ("aggregation", "ratio_level", "clip", "epsilon", "epsilon_high", "delta", "beta", "kl",
               "sampler_correction", "sampler_cap")  # fmt: skip
+CLIPPED = ("low", "high", "region", "delta")  # parts of `losses.policy_loss`'s metrics, clip_<part>
 OF_TOKENS = ("tokens", "mask", "train_mask", "sampler_logp", "old_logp")  # of a rollout, [P, G, C]
 
 
@@ -93,7 +94,8 @@ def make_learn(config, cfg, grid, special, tx, what):
             sampler_logp=rows(ro["sampler_logp"]), max_tokens=config.max_completion,
             **{k: r[k] for k in LOSS_KNOBS}, **totals,
         )  # fmt: skip
-        return loss, {"loss": loss, **made, **{k: v.reshape(ro["mask"].shape) for k, v in of_tokens.items()}}
+        logged = {k: of_tokens[k] for k in ("kl", *(f"clip_{part}" for part in CLIPPED)) if k in of_tokens}
+        return loss, {"loss": loss, **made, **{k: v.reshape(ro["mask"].shape) for k, v in logged.items()}}
 
     def replay_loss(train, fixed, part, total):
         model = what.whole(train, fixed)["model"]
@@ -154,7 +156,7 @@ def make_learn(config, cfg, grid, special, tx, what):
 def update_metrics(ro, of_rows) -> dict:
     """What the loss did to the tokens that train, by TRL's names; of_rows: `losses.policy_loss`'s metrics [P, G, C]."""
     mean = lambda x: losses.masked_mean(x.astype(jnp.float32), ro["train_mask"])
-    out = {f"clip_ratio/{part}_mean": mean(of_rows[f"clip_{part}"]) for part in ("low", "high", "region")}
+    out = {f"clip_ratio/{part}_mean": mean(of_rows[f"clip_{part}"]) for part in CLIPPED}
     return out | ({"kl": mean(of_rows["kl"])} if "kl" in of_rows else {})
 
 

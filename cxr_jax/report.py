@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from cxr_jax import metrics, report_html
-from cxr_jax.errors import UserError
+from cxr_jax.errors import UserError, bad_usage, exit_code
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.report_groups import Group
 
@@ -302,13 +302,8 @@ def write_report(
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser("python -m cxr_jax.report", description="Draw a run's report.html again.")
     parser.add_argument("workdir", help="the run's folder")
-    args = parser.parse_args(argv)
-    try:
-        print(render(args.workdir))
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    return 0
+    parser.error = bad_usage
+    return exit_code(lambda: print(render(parser.parse_args(argv).workdir)))
 
 
 if __name__ == "__main__":

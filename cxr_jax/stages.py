@@ -64,9 +64,8 @@ def run(loop, prompt, lengths, start, keys, state):
             prompt_of, place = (prompt, lengths), (index, R)
         some = grown(pick(state._replace(step=()))._replace(step=state.step))
         out = ended(loop(*prompt_of, pick(start), pick(keys), some, until, place))
-        rest = ended(state) if until == N else grown(state)
         back = lambda old, new: put_rows(old, index, new)
-        return jax.tree.map(back, rest._replace(step=()), out._replace(step=()))._replace(step=out.step)
+        return jax.tree.map(back, ended(grown(state))._replace(step=()), out._replace(step=()))._replace(step=out.step)
 
     options = sizes(R, shards)
     for i, until in enumerate(stage_ends(N)):

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from cxr_jax import metrics
-from cxr_jax.errors import UserError
+from cxr_jax.errors import UserError, bad_usage, exit_code
 from cxr_jax.report_curves import points
 from cxr_jax.tools import ablations_svg, seeds
 
@@ -332,16 +332,16 @@ def main(argv=None) -> int:
     parser = argparse.ArgumentParser("python -m cxr_jax.tools.ablations", description=__doc__.splitlines()[0])
     parser.add_argument("runs", help="the folder of the runs' folders")
     parser.add_argument("-o", "--out", default="docs/ablations", help="where to write, without .md and .svg")
-    args = parser.parse_args(argv)
-    try:
+    parser.error = bad_usage
+
+    def tabulate():
+        args = parser.parse_args(argv)
         study = load(args.runs)
         print("wrote " + ", ".join(map(str, write(study, Path(args.out)))))
         for note in study.notes:
             print(note, file=sys.stderr)
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(tabulate)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import numpy as np
 
 from cxr_jax import scoring
 from cxr_jax.data import reports
-from cxr_jax.errors import UserError, bad_usage
+from cxr_jax.errors import UserError, bad_usage, exit_code
 from cxr_jax.labels.lexicon import read_toml
 from cxr_jax.labels.taxonomy import CHEXPERT_14, NOT_MENTIONED, POSITIVE, UNCERTAIN
 
@@ -193,12 +193,7 @@ def run(args) -> None:
 
 
 def main(argv=None) -> int:
-    try:
-        run(parse_args(argv))
-        return 0
-    except UserError as e:
-        print("error: " + " ".join(str(e).split()), file=sys.stderr)
-        return 2
+    return exit_code(lambda: run(parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cxr_jax.errors import UserError
+from cxr_jax.errors import UserError, exit_code
 from cxr_jax.models import hf
 from cxr_jax.pretrained import PHANTOM
 
@@ -30,14 +30,12 @@ def embed(run_dir: str, folder: str = PHANTOM) -> None:
 
 
 def main() -> int:
-    try:
+    def run():
         if len(sys.argv) != 2:
             raise UserError("name the run folder")
         embed(sys.argv[1])
-        return 0
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cxr_jax.errors import UserError
+from cxr_jax.errors import UserError, exit_code
 
 
 def load(folder: str) -> dict:
@@ -49,14 +49,12 @@ def lines(folders: list[str]) -> list[str]:
 
 
 def main() -> int:
-    try:
+    def compare():
         if len(sys.argv) < 2:
             raise UserError("name the run folders")
         print("\n".join(lines(sys.argv[1:])))
-        return 0
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
+
+    return exit_code(compare)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,20 @@ def serve(handlers: dict) -> None:
         print(json.dumps(handlers[request.pop("do")](**request)), file=answers, flush=True)
 
 
+def product_gflops(multiply, n: int) -> float:
+    """GFLOP/s of multiply(), an n x n x n product: the best of 5 after one that is not counted."""
+    multiply()
+    return 2e-9 * n**3 / min(clock(multiply) for _ in range(5))
+
+
+def torch_gflops(n: int = 2048) -> float:
+    """`gemm_gflops` of torch."""
+    import torch
+
+    a = torch.randn(n, n)
+    return product_gflops(lambda: a @ a, n)
+
+
 class Worker:
     """A child process that `serve`s."""
 
@@ -170,8 +184,7 @@ def gemm_gflops(dtype, n: int = 2048) -> float:
 
     a = jax.random.normal(jax.random.key(1), (n, n), dtype)
     dot = jax.jit(jnp.dot)
-    dot(a, a).block_until_ready()
-    return 2e-9 * n**3 / min(clock(lambda: dot(a, a).block_until_ready()) for _ in range(5))
+    return product_gflops(lambda: dot(a, a).block_until_ready(), n)
 
 
 def read_gbps(megabytes: int = 512) -> float:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import transformers
 import trl
-from _common import peak, serve
+from _common import peak, serve, torch_gflops
 from datasets import Dataset
 from PIL import Image
 from transformers import AutoTokenizer, GenerationConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
@@ -130,13 +130,8 @@ class Peer(transformers.TrainerCallback):
         return {f"trl {trl.__version__} on transformers": transformers.__version__, "torch": torch.__version__,
                 "torch threads": torch.get_num_threads(), "trl python": platform.python_version()}
 
-    def gemm(self, n: int = 2048) -> dict:
-        a, times = torch.randn(n, n), []
-        for _ in range(6):
-            start = time.perf_counter()
-            a @ a
-            times.append(time.perf_counter() - start)
-        return {"gflops": 2e-9 * n**3 / min(times)}
+    def gemm(self) -> dict:
+        return {"gflops": torch_gflops()}
 
 
 if __name__ == "__main__":

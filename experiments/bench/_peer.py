@@ -13,7 +13,7 @@ import time
 import numpy as np
 import torch
 import transformers
-from _common import peak, serve
+from _common import peak, serve, torch_gflops
 from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
 
@@ -73,13 +73,8 @@ class Peer:
         return {"seconds": seconds, "forward_backward": forward_backward, "loss": loss.item(), "norm": norm.item(),
                 "peak": peak()}
 
-    def gemm(self, n: int = 2048) -> dict:
-        a, times = torch.randn(n, n), []
-        for _ in range(6):
-            start = time.perf_counter()
-            a @ a
-            times.append(time.perf_counter() - start)
-        return {"gflops": 2e-9 * n**3 / min(times)}
+    def gemm(self) -> dict:
+        return {"gflops": torch_gflops()}
 
 
 if __name__ == "__main__":
