@@ -38,9 +38,10 @@ which the tower sees worst, gains little (recall 0.79 -> 0.84 on A, 0.67 -> 0.69
 there after 10 to 20 steps; the share of groups without variance rises from 0.0-0.1 to 0.4-0.66 (under the published sum
 from 0.4-0.5 to 0.75: the terms of the trace tell completions apart whose answers are the same).
 
-Time: 5 min 54 s for `bash launch/local.sh` in a fresh clone on 2 idle cores of an AMD EPYC (Zen 5), jax 0.10.2: install
-from a package cache, 40 steps of 5 to 7 s (2 s of it sampling), 5 looks, final evaluation on 512 images a hospital. The
-three seeds ran on one core each.
+Time: 5 min 33 s for `bash launch/local.sh` in a fresh clone (2026-11-26, commit 0c7f109, 2 cores of an AMD EPYC, Zen 5,
+partly shared; jax 0.10.2): install from a package cache, 40 steps of 4.5 s (1.7 s of it sampling), 5 looks, final
+evaluation on 512 images a hospital. Its table is, digit for digit, that of 4513e11, of which the three seeds are; those
+ran on one core each, when a step took 5 to 7 s.
 
 What did not work (both under the published sum): perfect readers (sft.py, reader_miss=0; 2026-11-24, one seed, 80
 steps of 16 prompts x 8, lr 1e-4, no oversampling, 512 images): B Jaccard +0.022 [+0.009, +0.035], but A -0.006
