@@ -7,7 +7,7 @@ import traceback
 
 from absl import flags
 
-from cxr_jax.errors import UserError
+from cxr_jax.errors import RunFailed, UserError
 
 
 def main(argv, module: str, run) -> int:
@@ -30,6 +30,9 @@ def main(argv, module: str, run) -> int:
         return run()
     except UserError as e:
         return _bad(e, debug)
+    except RunFailed as e:
+        _bad(e, debug)
+        return 1
     except KeyboardInterrupt:
         return 1
 

@@ -10,6 +10,10 @@ class UserError(Exception):
     """
 
 
+class RunFailed(Exception):
+    """The run failed for a reason that one line says: exit code 1, and no traceback."""
+
+
 def exit_code(action) -> int:
     """0 after `action()`; 2 after a UserError, whose line goes to stderr."""
     try:
