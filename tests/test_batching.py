@@ -4,6 +4,7 @@ import json
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -16,7 +17,7 @@ from cxr_jax.data.phantom.constants import F
 from cxr_jax.errors import UserError
 from cxr_jax.labels import parser
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
-from cxr_jax.workdir import Stopped
+from cxr_jax.signals import Stopped
 
 
 def test_steps_come_in_order_from_any_start():
@@ -58,7 +59,84 @@ def test_leaving_early_ends_the_thread():
     next(loader)
     assert threading.active_count() == before + 1
     loader.close()
-    assert threading.active_count() == before
+    assert threading.active_count() == before and list(loader) == []
+    loader = batching.step_loader(lambda step: step, 0, 10**6)  # dropped, not closed
+    thread = loader._thread
+    del loader
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_what_ends_the_thread_that_prepares_reaches_the_program():
+    def make(step):
+        raise SystemExit(3)
+
+    loader = batching.step_loader(make, 0, 5)
+    with pytest.raises(SystemExit):
+        next(loader)
+    assert list(loader) == []
+
+
+def test_the_wait_for_data_is_counted_and_batches_are_prepared_ahead():
+    go, made = threading.Event(), []
+
+    def make(step):
+        go.wait(5)
+        made.append(step)
+        return step
+
+    loader = batching.step_loader(make, 0, 6, prefetch=2)
+    threading.Timer(0.5, go.set).start()
+    assert next(loader) == 0 and 0.3 < loader.last_wait < 4
+    while len(made) < 4:  # the one that was taken, two that lie ready, one that waits for its place
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert made == [0, 1, 2, 3] and next(loader) == 1 and loader.last_wait < 0.1
+    stats = loader.stats()
+    assert stats["batches"] == 2 and 0.3 < stats["wait_seconds"] < 4 and stats["prepare_seconds"] > 0.3
+    assert list(loader) == [2, 3, 4, 5] and loader.stats()["batches"] == 6
+
+
+def test_rows_are_made_by_several_threads_in_order():
+    together = threading.Barrier(3, timeout=5)
+
+    def work(i):
+        together.wait()  # passes only if three are at work at a time
+        return -i
+
+    before = threading.active_count()
+    assert batching.in_threads(work, range(6), 3) == [0, -1, -2, -3, -4, -5]
+    assert threading.active_count() == before and batching.in_threads(work, [], 3) == []
+
+
+def test_of_several_bad_rows_the_first_is_named():
+    late = threading.Event()
+
+    def work(i):
+        if i == 1:
+            late.wait(5)
+            raise UserError("row 1")
+        if i == 2:
+            late.set()
+            raise UserError("row 2")
+        return i
+
+    with pytest.raises(UserError, match="row 1"):
+        batching.in_threads(work, range(100), 3)
+
+
+def test_closing_ends_a_batch_between_its_rows():
+    begun, done = threading.Semaphore(0), []
+
+    def work(i):
+        begun.release()
+        time.sleep(0.01)
+        done.append(i)
+
+    loader = batching.step_loader(lambda step: batching.in_threads(work, range(10**4), 2), 0, 5)
+    begun.acquire()
+    loader.close()
+    assert not loader._thread.is_alive() and len(done) < 500
 
 
 def test_a_finite_source_is_walked_once_an_epoch():
@@ -69,6 +147,17 @@ def test_a_finite_source_is_walked_once_an_epoch():
     other = np.concatenate([batching.indices_of(step, 4, 10, seed=1) for step in range(10)])
     assert sorted(other[:10]) == [*range(10)] and list(other[:10]) != list(flat[:10])
     assert list(batching.indices_of(7, 4, batching.ENDLESS)) == [28, 29, 30, 31]
+
+
+@pytest.mark.parametrize("sites", [0, 3])
+def test_a_row_is_the_same_whichever_rows_are_beside_it(sites):
+    source, indices = batching.PhantomSource("A", "train", 5, sites=sites), np.array([9, 2, 40, 3, 17])
+    whole = source.batch(indices)
+    for part in ([0], [3, 1], [4, 2, 0]):
+        rows = source.batch(indices[part])
+        same = lambda a, b, part=part: np.testing.assert_array_equal(a[np.array(part)], b)
+        jax.tree.map(same, whole, rows)
+    assert whole["image"].shape == (5, 224, 224) and whole["regions"].shape == (5, 12, 8, 8)
 
 
 @pytest.mark.parametrize("hospital", "AB")

@@ -2,6 +2,8 @@
 
 import json
 import os
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -132,20 +134,93 @@ def test_batch(tmp_path, root):
         source.batch([3])
 
 
-def test_cache_is_bounded_and_used(tmp_path, root, monkeypatch):
+def test_a_row_is_the_same_whichever_rows_are_beside_it(tmp_path, root):
     rows = files.load_rows(write(tmp_path, grpo(), sft(), grpo("sub/c.png")), root)
-    one = 56 * 56 * 4
-    reads, real = [], images.read_image
-    monkeypatch.setattr(files.images, "read_image", lambda p, r: (reads.append(p.name), real(p, r))[1])
-    roomy = files.FilesSource(rows, 56)
+    whole = files.FilesSource(rows, 56).batch([2, 0, 1])
+    part = files.FilesSource(rows, 56, threads=1, cache=files.ImageCache(0)).batch([1, 2])
+    for name, value in part.items():
+        np.testing.assert_array_equal(value, [whole[name][2], whole[name][0]])
+    assert files.FilesSource(rows, 56).about([1, 2]) == {"prompts": [PROMPT] * 2, "ids": ["b.png", "sub/c.png"]}
+
+
+ONE = 56 * 56 * 4 / 2**20  # MiB of an image
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Names of the files read, in order."""
+    names, real = [], images.read_image
+    monkeypatch.setattr(files.images, "read_image", lambda p, r: (names.append(p.name), real(p, r))[1])
+    return names
+
+
+def test_cache_is_bounded_and_used(tmp_path, root, reads):
+    rows = files.load_rows(write(tmp_path, grpo(), sft(), grpo("sub/c.png")), root)
+    roomy = files.FilesSource(rows, 56, cache=files.ImageCache(3 * ONE))
     first = roomy.batch([0, 1, 2])["image"]
-    np.testing.assert_array_equal(roomy.batch([0, 1, 2])["image"], first)
+    np.testing.assert_array_equal(roomy.batch([0, 1, 2, 1])["image"], first[[0, 1, 2, 1]])
     assert len(reads) == 3
-    for budget in (0, one, 2 * one, 3 * one):
-        source = files.FilesSource(rows, 56, cache_bytes=budget)
+    assert roomy.cache.stats() == {"hits": 4, "misses": 3, "images": 3, "mib": 3 * ONE}
+    for images_held in (0, 0.9, 1, 1.9, 2, 3):
+        source = files.FilesSource(rows, 56, cache=files.ImageCache(images_held * ONE))
         for _ in range(3):
             np.testing.assert_array_equal(source.batch([0, 1, 2])["image"], first)
-        assert sum(x.nbytes for x in source._cache.values()) <= budget
+            assert source.cache.stats()["images"] == int(images_held)  # all the room is used, and no more
+        assert sum(x.nbytes for x in source.cache._images.values()) == source.cache.stats()["mib"] * 2**20
+
+
+def test_cache_drops_what_was_not_asked_for_the_longest(tmp_path, root, reads):
+    rows = files.load_rows(write(tmp_path, grpo(), sft(), grpo("sub/c.png")), root)
+    source = files.FilesSource(rows, 56, cache=files.ImageCache(2 * ONE), threads=1)
+    for i in (0, 1, 0, 2, 0, 1):  # 2 takes the place of 1, and 1 that of 2
+        source.image(i)
+    assert reads == ["a.png", "b.png", "c.png", "b.png"]
+    with pytest.raises(ValueError, match="read-only"):
+        source.image(0)[0, 0] = 1
+    with pytest.raises(UserError, match="cache_mib=-1"):
+        files.ImageCache(-1)
+    with pytest.raises(UserError, match="threads=-1"):
+        files.FilesSource(rows, threads=-1)
+
+
+def test_two_threads_do_not_decode_one_image_at_a_time():
+    cache, begun, go, calls = files.ImageCache(0), threading.Event(), threading.Event(), []
+
+    def decode():
+        calls.append(1)
+        begun.set()
+        go.wait(5)
+        if len(calls) == 2:
+            raise UserError("a.png: is torn")
+        return np.ones(3, np.float32)
+
+    def ask():
+        try:
+            got.append(cache.get("a", decode))
+        except UserError as e:
+            got.append(str(e))
+
+    for count, want in ((1, np.ones(3)), (2, "a.png: is torn")):  # not even where nothing can be kept
+        begun.clear(), go.clear()
+        got, threads = [], [threading.Thread(target=ask) for _ in range(4)]
+        for t in threads:
+            t.start()
+        begun.wait(5)
+        while cache.stats()["hits"] < 3 * count:  # until all the others wait for the one
+            time.sleep(0.01)
+        go.set()
+        for t in threads:
+            t.join(5)
+        assert len(calls) == count and len(got) == 4
+        for value in got:
+            np.testing.assert_array_equal(value, want)
+
+
+def test_rows_of_a_batch_are_decoded_by_several_threads(tmp_path, root, monkeypatch):
+    rows, together = files.load_rows(write(tmp_path, grpo(), sft(), grpo("sub/c.png")), root), threading.Barrier(3)
+    real = images.read_image
+    monkeypatch.setattr(files.images, "read_image", lambda p, r: (together.wait(5), real(p, r))[1])
+    assert files.FilesSource(rows, 56, threads=3).batch([0, 1, 2])["ids"] == ["a.png", "b.png", "sub/c.png"]
 
 
 def test_an_unreadable_image_is_named(tmp_path, root):
@@ -158,7 +233,8 @@ def test_an_unreadable_image_is_named(tmp_path, root):
 def test_split_holds_out_whole_patients(tmp_path, root):
     rows = [grpo("a.png", id=f"test/patient{i // 2:05d}/study1/view{i % 2}.jpg") for i in range(40)]
     path = write(tmp_path, *rows)
-    train, held = files.open_split(path, root, size=56, seed=1)
+    train, held = files.open_split(path, root, size=56, seed=1, cache_mib=0, threads=1)
+    assert train.cache is held.cache and (train.threads, held.threads) == (1, 1)
     assert (len(train), len(held)) == (28, 12)  # 6 of 20 patients: a third, rounded down
     assert not {r.group for r in train.rows} & {r.group for r in held.rows}
     again = files.open_split(path, root, size=56, seed=1)[1]

@@ -53,7 +53,7 @@ def test_a_site_is_a_function_of_seed_and_number_alone(batches):
 
 def test_sites_share_one_program(batches):
     compiled = phantom._batch._cache_size()
-    phantom.make_batch(9, "train", "A", INDICES, np.full(8, 63))
+    _source(64, 9).batch([63])
     assert phantom._batch._cache_size() == compiled
 
 

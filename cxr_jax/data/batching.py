@@ -1,16 +1,24 @@
 """Batches as a function of the step: phantoms (rendered on the fly) and files, behind one small interface.
 
-A source has `size` (pixels a side), `prompts()` (its prompt texts), `len`, `solutions(indices)` (bool [B, 14]),
-`targets(batch, indices)` (the texts that SFT imitates) and `batch(indices) -> dict` with image float32 [B, S, S] in
-0..1; solution, known and hedged bool [B, 14] (a label that is not known counts neither way; a hedged one may be there
-or not) and sides bool [B, 14, 2] (right, left; neither where unknown); phantoms add labels int8 [B, 14], regions
-[B, 12, 8, 8] and the scene. `lexicon`: phrases of its reports beyond labels/lexicon.toml, or None.
+A source has `size` (pixels a side), `prompts()` (its prompt texts), `len`, `about(indices)` (lists prompts and ids),
+`solutions(indices)` (bool [B, 14]), `targets(batch, indices)` (the texts that SFT imitates) and `batch(indices)` ->
+dict with image float32 [B, S, S] in 0..1; solution, known and hedged bool [B, 14] (a label that is not known counts
+neither way; a hedged one may be there or not) and sides bool [B, 14, 2] (right, left; neither where unknown); phantoms
+add labels int8 [B, 14], regions [B, 12, 8, 8] and the scene. `lexicon`: phrases of its reports beyond
+labels/lexicon.toml, or None.
+
+A row of `batch` depends on its index alone, bit for bit, and not on the rows beside it: each of several processes asks
+for its own indices, and together they hold the batch that one process would have made.
 """
 
+import collections
 import functools
+import os
 import queue
 import threading
-from collections.abc import Callable
+import time
+import weakref
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -22,6 +30,7 @@ from cxr_jax.data.tokenizer import FIND_PROMPT
 from cxr_jax.errors import UserError
 
 ENDLESS = 2**31 - 1
+MAX_THREADS = 16  # that `in_threads` starts by itself: more only fight for Python's lock
 
 
 class PhantomSource:
@@ -51,13 +60,28 @@ class PhantomSource:
         """Every prompt text that batches can hold."""
         return (self.prompt,)
 
+    def about(self, indices) -> dict:
+        """prompts and ids, a text each of every index: what there is to say of examples without drawing them."""
+        return {"prompts": [self.prompt] * len(indices), "ids": [f"example {i}" for i in indices]}
+
     def batch(self, indices) -> dict:
-        indices = np.asarray(indices)
-        out = dict(phantom.make_batch(self.seed, self.split, self.hospital, indices, self.sites_of(indices)))
+        # One by one: a program for B examples rounds each of them according to B and to its place among them (on CPU,
+        # by up to 2e-7), so that a shard of a batch would not be the shard. It also compiles once for all B.
+        first, *rest = np.asarray(indices)
+        # The first alone: threads that come upon a program not yet compiled would compile it once each.
+        rows = [self._row(first), *in_threads(self._row, rest)]
+        out = dict(jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows))
         out["solution"] = np.asarray(out["labels"]) == 1
         out["known"] = np.ones_like(out["solution"])
         out["hedged"] = np.asarray(out["labels"]) == -1
         return out
+
+    def _row(self, index) -> dict:
+        """`phantom.make_batch` of one example, drawn by the CPU: a phantom is the same picture beside any accelerator,
+        which is left to the model."""
+        index = np.asarray([index])
+        with jax.default_device(_drawing_device()):
+            return phantom.make_batch(self.seed, self.split, self.hospital, index, self.sites_of(index))
 
     def solutions(self, indices) -> np.ndarray:
         """bool [B, 14]: the solutions of `batch`, without drawing the images."""
@@ -78,6 +102,17 @@ class PhantomSource:
         rngs = rng(7)
         reports = [phantom_report.write(s, self.hospital, r) for s, r in zip(rows, rngs, strict=True)]
         return [phantom_report.target(r) for r in reports]
+
+
+@functools.cache
+def _drawing_device():
+    """A CPU device beside the accelerator; None (the default device) where JAX has only one platform."""
+    if jax.default_backend() == "cpu":
+        return None
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS names the accelerator alone
+        return None
 
 
 @functools.partial(jax.jit, static_argnames="hospital")
@@ -109,15 +144,87 @@ class Completions:
 
 
 def step_loader(make: Callable[[int], dict], start: int, stop: int, *, prefetch: int = 2, poll=lambda: None):
-    """Iterates make(step) for step in [start, stop) through grain, prepared ahead in a thread.
+    """-> `StepLoader` of make(step) for step in [start, stop), in order: a Grain data set whose position is the step.
 
-    The position is the step itself, so resuming reads nothing twice and replays nothing. `poll` is called several
-    times a second while waiting for data; what it raises ends the iteration.
+    To resume, start at the step that the checkpoint names: nothing is replayed, and there is no iterator state to
+    save. In Grain's own terms the batches are `grain.MapDataset.range(start, stop).map(make)`; with `to_iter_dataset`
+    it gives the same ones in the same order, and its state `{"next_index": n}` is step - start. That iterator is not
+    used here, because its `next` cannot be interrupted by a signal and its threads are waited for at exit, even one
+    that hangs in a read. The rows of a batch are prepared by several threads where that pays (`in_threads`).
     """
     import grain
 
     steps = grain.MapDataset.range(start, stop).map(make) if start < stop else ()
-    ready, ended = queue.Queue(prefetch), threading.Event()
+    return StepLoader(steps, prefetch, poll)
+
+
+class StepLoader:
+    """Iterates a sequence of batches, of which a thread prepares up to `prefetch` + 1 ahead, from now on.
+
+    An error is raised by the `next` that would have given its batch; then the iteration is over. `poll` is called
+    several times a second while `next` waits; what it raises ends the iteration. `close` ends it and the thread; a
+    loader that is dropped ends its thread, too.
+
+    last_wait: seconds that the last `next` waited for its batch. A program whose step waits for the device shows
+    last_wait / (seconds of the step) as the share of the time that data cost it.
+    """
+
+    def __init__(self, steps: Sequence, prefetch: int = 2, poll=lambda: None):
+        self.last_wait, self._waited, self._taken = 0.0, 0.0, 0
+        self._left, self._poll, self._worked = len(steps), poll, [0.0]
+        self._ready, self._ended = queue.Queue(prefetch), threading.Event()
+        weakref.finalize(self, self._ended.set)
+        # A daemon: a read that hangs must not keep the process alive.
+        self._thread = threading.Thread(
+            target=_prepare, args=(steps, self._ready, self._ended, self._worked), daemon=True, name="batches"
+        )
+        self._thread.start()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if not self._left or self._ended.is_set():
+            raise StopIteration
+        began = time.monotonic()
+        try:
+            batch, error = self._wait()
+            if error is not None:
+                raise error
+        except BaseException:
+            self._ended.set()  # `close` waits for the thread: what must be saved now is saved first
+            raise
+        finally:
+            self.last_wait = time.monotonic() - began
+            self._waited += self.last_wait
+        self._left -= 1
+        self._taken += 1
+        return batch
+
+    def _wait(self):
+        while True:
+            self._poll()
+            try:
+                return self._ready.get(timeout=0.2)
+            except queue.Empty:
+                continue
+
+    def stats(self) -> dict:
+        """Since the start: batches (given out), wait_seconds (that `next` waited), prepare_seconds (that the thread
+        worked, batches still ahead included)."""
+        return {"batches": self._taken, "wait_seconds": self._waited, "prepare_seconds": self._worked[0]}
+
+    def close(self) -> None:
+        """Ends the iteration and, within 5 s, the thread: it finishes the rows that it is at."""
+        self._ended.set()
+        self._thread.join(timeout=5.0)
+
+
+_preparing = threading.local()  # .ended: of the loader that this thread prepares batches for
+
+
+def _prepare(steps, ready, ended, worked):
+    _preparing.ended = ended
 
     def put(item):
         while not ended.is_set():
@@ -126,36 +233,61 @@ def step_loader(make: Callable[[int], dict], start: int, stop: int, *, prefetch:
             except queue.Full:
                 continue
 
-    def prepare():
-        try:
-            for i in range(len(steps)):
-                put((steps[i], None))
-                if ended.is_set():
-                    return
-        except Exception as e:  # noqa: BLE001 - raised again where the batch is wanted
-            put((None, e))
-
-    # A daemon: a read that hangs must not keep the process alive.
-    thread = threading.Thread(target=prepare, daemon=True)
-    thread.start()
     try:
-        for _ in range(len(steps)):
-            batch, error = _wait(ready, poll)
-            if error is not None:
-                raise error
-            yield batch
-    finally:
-        ended.set()
-        thread.join(timeout=5.0)
+        for i in range(len(steps)):
+            began = time.monotonic()
+            batch = steps[i]
+            worked[0] += time.monotonic() - began
+            put((batch, None))
+            if ended.is_set():
+                return
+    except BaseException as e:  # noqa: BLE001 - raised again where the batch is wanted
+        put((None, e))
 
 
-def _wait(ready, poll):
-    while True:
-        poll()
-        try:
-            return ready.get(timeout=0.2)
-        except queue.Empty:
-            continue
+class Ended(Exception):
+    """The batch is no longer wanted: its loader was closed."""
+
+
+def in_threads(work: Callable, items, threads: int = 0) -> list:
+    """[work(item) for item in items], by several threads; 0: one a core, up to MAX_THREADS.
+
+    For work that is outside Python's lock: C code, compiled programs, other processes. Of several errors the first in
+    the order of items is raised, once what had begun is done; Ended if the loader that wanted the rows was closed.
+    The threads end with the call: nothing is left to shut down.
+    """
+    items = list(items)
+    ended = getattr(_preparing, "ended", None)
+    left, done, errors = collections.deque(enumerate(items)), [None] * len(items), {}
+
+    def run():
+        while not errors and not (ended and ended.is_set()):
+            try:
+                i, item = left.popleft()
+            except IndexError:
+                return
+            try:
+                done[i] = work(item)
+            except BaseException as e:  # noqa: BLE001 - raised again below
+                errors[i] = e
+
+    count = min(threads or min(cores(), MAX_THREADS), len(items))
+    others = [threading.Thread(target=run, daemon=True, name="rows") for _ in range(count - 1)]
+    for t in others:
+        t.start()
+    run()
+    for t in others:
+        t.join()
+    if errors:
+        raise errors[min(errors)]
+    if left:
+        raise Ended
+    return done
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def indices_of(step: int, batch_size: int, length: int, seed: int = 0) -> np.ndarray:
