@@ -1,4 +1,5 @@
-# Sourced by local.sh and test.sh. Sets `root` (the repository) and `python` (of its .venv, requirements installed).
+# shellcheck shell=bash
+# Sourced by the scripts beside it. Sets `root` (the repository) and `python` (of its .venv, requirements installed).
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 venv="$root/.venv"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The same set-up as local.sh, then lint and the whole test suite, or pytest with the arguments given.
+# The same set-up as local.sh, then lint and the whole test suite, fast tests first, or pytest with the arguments given.
 #   bash launch/test.sh
 #   bash launch/test.sh tests/test_rewards.py -k overshort
 # The whole suite compares with transformers on torch, which live in an environment of their own, .venv-oracle.
@@ -23,8 +23,12 @@ set_up_oracle() {
 set_up
 cd "$root"
 
-if [ $# -eq 0 ]; then
-    "$python" -m ruff check .
-    set_up_oracle || echo "warning: no .venv-oracle, so tests/test_parity.py is skipped; the lines above say why" >&2
+if [ $# -gt 0 ]; then
+    exec "$python" -m pytest "$@"
 fi
-exec "$python" -m pytest "$@"
+"$python" -m ruff check .
+set_up_oracle || echo "warning: no .venv-oracle, so tests/test_parity.py is skipped; the lines above say why" >&2
+code=0
+"$python" -m pytest -m "not slow" || code=1
+"$python" -m pytest -m slow || code=1 # whole runs, several processes
+exit "$code"
