@@ -19,7 +19,8 @@ from cxr_jax.labels import parser
 from cxr_jax.models import chat, hf, loaded
 
 WHOLE = {
-    ">= 0": ("locate_steps", "optim.warmup_steps", "eval.cases", "lora.rank", "rl.patience", "data.sites"),
+    ">= 0": ("locate_steps", "optim.warmup_steps", "eval.cases", "lora.rank", "rl.patience", "data.sites",
+             "max_skipped", "data.cache_mib", "data.threads"),
     ">= 1": ("steps", "batch_size", "micro_batches", "max_completion", "log_every", "save_every",
              "rl.prompts_per_step", "rl.micro_batches", "rl.oversample", "rl.group_size", "rl.min_length",
              "rl.num_iterations", "rl.minibatches", "rl.replay_batch", "eval.every", "eval.n", "eval.n_final",
@@ -29,7 +30,8 @@ WHOLE = {
 
 NUMBERS = {
     "> 0": ("optim.lr", "optim.eps", "rl.temperature", "rl.epsilon_high"),
-    ">= 0": ("locate_weight", "optim.weight_decay", "rl.beta", "rl.replay_weight", "rl.delta"),
+    ">= 0": ("locate_weight", "optim.weight_decay", "rl.beta", "rl.replay_weight", "rl.delta", "grace_seconds",
+             "step_timeout"),
     ">= 1": ("rl.sampler_cap",),
     ">= 0, < 1": ("optim.b1", "optim.b2"),
     ">= 0, <= 1": ("optim.final_fraction", "data.reader_miss"),
@@ -39,7 +41,8 @@ NUMBERS = {
 """Rule -> keys whose values are finite numbers that keep it in float32, in which they are used."""
 
 TYPES = {
-    "a section of keys": (ml_collections.ConfigDict, ("data", "optim", "eval", "lora", "rl", "rl.reward_weights")),
+    "a section of keys": (ml_collections.ConfigDict, ("data", "optim", "eval", "lora", "mesh", "rl",
+                                                      "rl.reward_weights")),
     "a text": (str, ("model", "data.manifest", "data.image_root")),
     "True or False": (bool, ("rl.mask_truncated",)),
     "a tuple": ((tuple, list), ("optim.frozen",)),
@@ -83,6 +86,9 @@ def values(config) -> None:
                  "must be from 0 to 2^32 - 1: keys know no more bits")
     clips = lambda v: v == float("inf") or is_number(v, "> 0")
     _require(config, "optim.clip_norm", clips, "must be a number > 0, or inf")
+    for axis in ("data", "fsdp", "tensor"):
+        _require(config, f"mesh.{axis}", lambda v: v == -1 or is_number(v, ">= 1", whole=True),
+                 "must be a whole number >= 1, or -1: what remains")
     for name, known in ONE_OF.items():
         _require(config, name, lambda v, k=known: v in k, f"is not one of {', '.join(known)}")
     _require(config, "optim.frozen", lambda v: all(map(_is_pattern, v)), "holds a bad regular expression")
@@ -237,6 +243,26 @@ def divides(config, rows, micro_batches, minibatches=None):
         return
     into = f"{turns} micro-batches" if steps == 1 else f"{steps} minibatches of {turns} micro-batches"
     raise UserError(f"config.{rows}={n} does not divide into {into}")
+
+
+def rows_divide(config, shards: int) -> None:
+    """Refuses batches whose rows do not divide over so many devices (data x fsdp). Raises UserError."""
+    for rows, turns in row_counts(config):
+        if rows // turns % shards:
+            raise UserError(f"{rows} rows a step in {turns} micro-batches are {rows // turns} at a time, which do not "
+                            f"divide over {shards} devices (data x fsdp)")
+
+
+def row_counts(config) -> list[tuple[int, int]]:
+    """(rows, parts in which they are worked through) of each batch of a step."""
+    if config.task == "evaluate":
+        return []
+    if config.task == "sft":
+        return [(config.batch_size, config.micro_batches)]
+    r = config.rl
+    replay = [(r.replay_batch, r.micro_batches)] if r.replay_weight else []
+    sampled = r.prompts_per_step * r.oversample, r.micro_batches
+    return [sampled, (r.prompts_per_step, r.minibatches * r.micro_batches), *replay]
 
 
 def _is_pattern(text) -> bool:

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import checks, policy, pretrained, report, rewards, scoring, trainable
+from cxr_jax import checks, policy, pretrained, processes, report, rewards, scoring, trainable
 from cxr_jax.data import batching, tokenizer
 from cxr_jax.data.preprocess import patchify
 from cxr_jax.labels import parser, reports
 from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.workdir import Stopped
+from cxr_jax.sharding import ONE_DEVICE
+from cxr_jax.signals import Stopped
 
 CAVEAT = {
     "phantom": "Phantom results: they say nothing about patients.",
@@ -46,12 +47,16 @@ def sources(config):
         )
     from cxr_jax.data import files
 
-    train, held = files.open_split(d.manifest, d.image_root, size=d.size, seed=d.seed)
+    train, held = files.open_split(
+        d.manifest, d.image_root, size=d.size, seed=d.seed, cache_mib=d.get("cache_mib", files.CACHE_MIB),
+        threads=d.get("threads", 0),
+    )
     patients = list(dict.fromkeys(r.group for r in held.rows))
     chosen = set(patients[: max(1, len(patients) // 3)])
     rows = [[r for r in held.rows if (r.group in chosen) == side] or held.rows for side in (True, False)]
     select, test = (
-        files.FilesSource(r, d.size, name=f"files ({n})") for r, n in zip(rows, ("selection", "test"), strict=True)
+        files.FilesSource(r, d.size, name=f"files ({n})", cache=held.cache, threads=held.threads)
+        for r, n in zip(rows, ("selection", "test"), strict=True)
     )
     return types.SimpleNamespace(train=train, select={"files": select}, test={"files": test}, ood="files")
 
@@ -60,22 +65,24 @@ class Reader:
     """Greedy reading in fixed shapes: one compiled program for any number of images.
 
     `lexicon`: words of the traces beyond labels/lexicon.toml. `poll` is called before each batch; what it raises ends
-    the reading.
+    the reading. `layout`: over which devices the rows of a batch are divided, evenly: batch_size is rounded up.
     """
 
     def __init__(
-        self, cfg, tok, prompts: policy.Prompts, batch_size: int, dtype=jnp.float32, lexicon=None, poll=lambda: None
-    ):
-        self.tok, self.prompts, self.batch_size, self.poll = tok, prompts, batch_size, poll
+        self, cfg, tok, prompts: policy.Prompts, batch_size: int, dtype=jnp.float32, lexicon=None, poll=lambda: None,
+        layout=ONE_DEVICE,
+    ):  # fmt: skip
+        self.tok, self.prompts, self.poll, self.layout = tok, prompts, poll, layout
+        self.batch_size = -(-batch_size // layout.shards) * layout.shards
         special = tokenizer.special_ids(tok, cfg.text.vocab_size)
         table = parser.TokenBytes.from_tokenizer(tok)
         c = prompts.max_completion
 
         @jax.jit
-        def read(params, images, encoded):
-            features = qwen.vision(params, cfg, patchify(images), prompts.grid, dtype=dtype)
+        def read(params, batch):
+            features = qwen.vision(params, cfg, patchify(batch["image"]), prompts.grid, dtype=dtype)
             out = policy.sample(
-                params, cfg, features, encoded, special, n=1, max_new_tokens=c, temperature=0.0
+                params, cfg, features, batch["prompts"], special, n=1, max_new_tokens=c, temperature=0.0
             )
             parsed = parser.parse_tokens(out["tokens"], out["lengths"], table, c * BYTES_PER_TOKEN)
             return out["tokens"], out["lengths"], parsed["answer"], parsed["format"]
@@ -89,16 +96,17 @@ class Reader:
             terms = rewards.reward_terms(parsed, data["solution"])
             return {name: terms[name] for name in TRACE_TERMS}
 
-        self._read, self._trace = read, trace
+        self._read, self._trace = layout.on(read), trace
 
     def read(self, params, images, texts) -> dict:
         """images [N, S, S], prompt texts [N] -> tokens [N, C], lengths [N], pred bool [N, 14], valid bool [N]."""
         n, b, parts = len(images), self.batch_size, []
         for start in range(0, n, b):
             self.poll()
-            rows = np.minimum(np.arange(start, start + b), n - 1)  # the last batch is filled with repeats
-            got = self._read(params, np.asarray(images)[rows], self.prompts.encode([texts[i] for i in rows]))
-            parts.append([np.asarray(x)[: n - start] for x in got])
+            rows = np.minimum(start + self.layout.rows_of(b), n - 1)  # the last batch is filled with repeats
+            batch = {"image": np.asarray(images)[rows], "prompts": self.prompts.encode([texts[i] for i in rows])}
+            got = processes.whole(self._read(params, self.layout.batch(batch)))
+            parts.append([x[: n - start] for x in got])
         tokens, lengths, pred, valid = (np.concatenate(x) for x in zip(*parts, strict=True))
         return {"tokens": tokens, "lengths": lengths, "pred": pred.astype(bool), "valid": valid.astype(bool)}
 
@@ -217,11 +225,14 @@ def export(workdir, cfg, what, train, fixed, tok, config) -> None:
     from cxr_jax.models import hf, peft
 
     size = config.data.get("size", 224)
-    hf.save_hf(workdir.file("hf"), cfg, what.merged(train, fixed), tokenizer=tok, min_pixels=size**2,
+    merged, adapters = processes.whole((what.merged(train, fixed), train.get("lora")))
+    if not processes.is_main():
+        return
+    hf.save_hf(workdir.file("hf"), cfg, merged, tokenizer=tok, min_pixels=size**2,
                max_pixels=size**2, dtype=what.dtype)
     if what.adapters:
         base = config.model if pretrained.is_name(config.model) else os.path.abspath(config.model)
-        peft.save(workdir.file("adapter"), cfg, train["lora"], what.adapters, base)
+        peft.save(workdir.file("adapter"), cfg, adapters, what.adapters, base)
     card = (
         "---\nlicense: apache-2.0\n---\n# cxr_jax export\n\nQwen2.5-VL structure. "
         f"Task: {config.task}; started from `{config.model}`; data: {config.data.source}.\n\n"
@@ -258,15 +269,21 @@ def full(workdir, config, models: dict, reader, sources, notes=()) -> dict:
         for m, params in models.items():
             print(f"evaluating {m} on {len(data['image'])} images of {set_name}", flush=True)
             p = predictions(reader, params, data)
-            read[m] = p["real"]
+            read[m], trace = p["real"], reader.trace(p["real"], data)
+            if not processes.is_main():
+                continue
             tables[m][set_name] = scoring.summary(
                 p["real"]["pred"], data["solution"], known=data["known"], valid=p["real"]["valid"],
                 audit=p["audit"], audit_valid=p["audit_valid"], n_boot=e.bootstrap,
-                trace=reader.trace(p["real"], data),
+                trace=trace,
             )  # fmt: skip
+        if not processes.is_main():
+            continue
         if len(names) > 1:
             comparisons += compare(set_name, names[-2], names[-1], read, data, e.bootstrap)
         cases += worst_cases(set_name, names[-1], read[names[-1]], data, reader, e.cases)
+    if not processes.is_main():
+        return {"table": ""}
     kind = "phantom" if config.data.source == "phantom" else "files"
     report.write_report(
         workdir.path, title=f"cxr_jax {config.task}: {config.model}", tables=tables, cases=cases,
@@ -388,7 +405,7 @@ def check(config) -> None:
     checks.common(config)
 
 
-def run(config, workdir, stop) -> dict:
+def run(config, workdir, stop, layout) -> dict:
     """The `evaluate` task: one model on every test set."""
     start = pretrained.start(config)
     found = sources(config)
@@ -398,10 +415,11 @@ def run(config, workdir, stop) -> dict:
     )
     dtype = trainable.DTYPES[config.dtype]
     reader = Reader(
-        start.cfg, start.tokenizer, prompts, config.eval.batch_size, dtype, found.train.lexicon, poll=stop.check
-    )
+        start.cfg, start.tokenizer, prompts, config.eval.batch_size, dtype, found.train.lexicon, poll=stop.check,
+        layout=layout,
+    )  # fmt: skip
     try:
-        models = {config.model: pretrained.on_device(config, start.params)}
+        models = {config.model: layout.state(pretrained.on_device(config, start.params))}
         return {"step": 0, "results": full(workdir, config, models, reader, found)}
     except Stopped:
         return {"stopped": stop.requested, "step": 0}

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import losses, optim, policy, stages
+from cxr_jax import losses, optim, policy, sharding, stages
 from cxr_jax.data.preprocess import patchify
 from cxr_jax.models import qwen2_5_vl as qwen
 
@@ -128,7 +128,8 @@ def make_learn(config, cfg, grid, special, tx, what):
             grad = jax.grad(lambda train, part: replay_loss(train, fixed, part, total), has_aux=True)
             grads, aux_of_replay = optim.accumulate(grad, state["params"], policy.cut(replay, r.micro_batches), grads)
             metrics["replay_loss"] = aux_of_replay.sum()
-        state, metrics["grad_norm"] = optim.guarded_update(tx, state, grads)
+        state, metrics["grad_norm"] = optim.guarded_update(tx, state, sharding.laid_out(grads))
+        state = sharding.laid_out(state)
         of_rows = policy.joined(aux)
         metrics |= update_metrics(ro, of_rows)
         return state, metrics if updates > 1 else metrics | gap_metrics(ro, of_rows)

@@ -1,16 +1,19 @@
 """Every run: `python -m cxr_jax.main --config=experiments/X.py[:preset] --workdir=DIR [--config.a.b=v] [--dry_run]`.
 
+Several processes that are started with the same command and `CXR_*` variables (processes.py) are one run.
 Exit codes: 0 done (or saved on SIGTERM), 1 the run failed, 2 bad usage or bad input (one line on stderr).
 """
 
+import errno
 import os
 import sys
+import traceback
 
 from absl import flags
 from ml_collections import config_flags
 
-from cxr_jax import commandline
-from cxr_jax.errors import UserError
+from cxr_jax import commandline, processes
+from cxr_jax.errors import RunFailed, UserError
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would announce that torch is absent
 _CONFIG = config_flags.DEFINE_config_file(
@@ -29,33 +32,40 @@ def run() -> int:
     tasks = {"sft", "rl", "evaluate"}
     if config.get("task") not in tasks:
         raise UserError(f"config.task={config.get('task')!r} is not one of {', '.join(sorted(tasks))}")
+    if not (_DRY_RUN.value or _WORKDIR.value):
+        raise UserError("--workdir is missing: the folder to write the run to")
+    processes.start()
     import jax
 
     _use_compilation_cache(jax)
     if _DRY_RUN.value:
         print(config)
-        _check(config)
+    processes.together(lambda: _check(config))
+    if _DRY_RUN.value:
         print("dry run: the config is valid; nothing was written")
         return 0
-    if not _WORKDIR.value:
-        raise UserError("--workdir is missing: the folder to write the run to")
 
-    from cxr_jax import checks
+    from cxr_jax import checks, sharding, signals
     from cxr_jax import workdir as wd
 
-    _check(config)
-    folder = wd.Workdir(_WORKDIR.value, config.to_dict(), data=checks.fingerprint(config))
+    layout = processes.together(lambda: sharding.Layout.of(config))
+    processes.together(lambda: checks.rows_divide(config, layout.shards))
+    open_folder = lambda: wd.Workdir(
+        _WORKDIR.value, config.to_dict(), data=checks.fingerprint(config), writes=processes.is_main()
+    )
+    folder = processes.together(open_folder)
+    stop = signals.Stop(config.grace_seconds, config.step_timeout)
     try:
         if folder.status:
             print(f"this run is complete ({folder.status['time']}); report: {folder.file('report.html')}")
             if "table" in folder.status:
                 print(folder.status["table"])
             return 0
-        stop = wd.Stop()
         devices = jax.devices()
         where = f"{len(devices)} {devices[0].platform} device(s), {os.cpu_count()} cores"
+        where += f" ({layout})" if layout.mesh else ""
         print(f"{config.task} on {where}; workdir {folder.path}", flush=True)
-        result = _task(config.task).run(config, folder, stop)
+        result = _task(config.task).run(config, folder, stop, layout)
         if "stopped" in result:
             print(f"saved at step {result['step']}; the same command continues from there")
             return 0
@@ -67,7 +77,13 @@ def run() -> int:
     except UserError:
         folder.abandon()
         raise
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        raise RunFailed(f"--workdir={_WORKDIR.value}: {e.strerror}; what was saved before stays, and the same command "
+                        "continues from there") from e
     finally:
+        stop.close()
         folder.close()
 
 
@@ -91,7 +107,11 @@ def _use_compilation_cache(jax):
 
 
 def main(argv=None) -> int:
-    return commandline.main(argv, __name__, run)
+    try:
+        return processes.leave(commandline.main(argv, __name__, run))
+    except Exception:
+        traceback.print_exc()
+        return processes.leave(1)
 
 
 if __name__ == "__main__":

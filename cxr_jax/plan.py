@@ -2,7 +2,7 @@
 
 Compiles the steps of the config for N devices that need not exist, from shapes alone, and prints for each program:
 bytes on each device by what they hold, floating-point operations of a step, and what each device receives from others.
-Runs do not use several devices yet; the plan says what they will need.
+The devices form the mesh of config.mesh, as in a run.
 With --hbm_gib it says whether that fits, and exits 1 if it does not. Nothing is read but the config and, if
 config.model names a folder, its config.json and tokenizer; an empty config.model stands for the 3B shape.
 
@@ -15,6 +15,7 @@ Exit codes: 0 printed, and it fits if asked; 1 it does not fit; 2 bad usage.
 """
 
 import contextlib
+import json
 import os
 import sys
 
@@ -32,8 +33,8 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment file, with an optional :preset.", lock_config=True
 )
 _DEVICES = flags.DEFINE_integer("devices", 1, "Devices to plan for.", lower_bound=1)
-_MESH = flags.DEFINE_list("mesh", [], "data,fsdp,tensor; the default divides everything over fsdp.")
 _HBM = flags.DEFINE_float("hbm_gib", None, "Memory of a device in GiB: makes it a verdict.", lower_bound=0.0)
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object a program: name, bytes, flops, tokens, moved.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of a bad input, too.")
 
 
@@ -159,15 +160,6 @@ def _rl(config, s):
             ("RL update", learn, learned, [1], count(r.prompts_per_step), {})]
 
 
-def row_counts(config) -> list[tuple[int, int]]:
-    """(rows, parts in which they are worked through) of each batch of a step."""
-    if config.task == "sft":
-        return [(config.batch_size, config.micro_batches)]
-    r = config.rl
-    replay = [(r.replay_batch, r.micro_batches)] if r.replay_weight else []
-    return [(r.prompts_per_step, r.minibatches * r.micro_batches), *replay]
-
-
 def place(arguments: dict, mesh) -> dict:
     """The abstract arguments with the sharding of each array on a mesh; as they are without one."""
     import jax
@@ -203,8 +195,9 @@ def parts(arguments: dict, mesh) -> dict[str, int]:
     return out
 
 
-def report(program, in_float32, mesh) -> dict:
-    """Compiles one program and prints what it needs. Returns its bytes on a device, by what they hold.
+def needs_of(program, in_float32, mesh) -> dict:
+    """Compiles one program: {"name", "bytes" on a device by what they hold, "flops", "tokens", "moved": bytes that a
+    device receives by kind of collective}, the latter three of a step.
 
     in_float32: the same program, computed in float32.
     """
@@ -219,14 +212,19 @@ def report(program, in_float32, mesh) -> dict:
         compiled = in_float32[1].lower(*place(in_float32[2], mesh).values()).compile()
     memory = compiled.memory_analysis()
     held["temporary"] = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    print(f"\n{name}: {tokens:,} tokens, {count / 1e12:,.1f} TFLOP a step")
-    for kind, size in held.items():
+    moved = {} if mesh is None else costs.collectives(compiled.as_text(), mesh.size, sum(trips) / len(trips))
+    moved = {k: v for k, v in moved.items() if v}
+    return {"name": name, "bytes": held, "flops": count, "tokens": tokens, "moved": moved}
+
+
+def show(needs: dict) -> None:
+    """Prints what one program needs."""
+    print(f"\n{needs['name']}: {needs['tokens']:,} tokens, {needs['flops'] / 1e12:,.1f} TFLOP a step")
+    for kind, size in needs["bytes"].items():
         print(f"  {'<=' if kind == 'temporary' else '  '} {size / GIB:9.2f} GiB  {kind}")
-    print(f"  <= {sum(held.values()) / GIB:9.2f} GiB  in all, a device")
-    if mesh is not None:
-        moved = costs.collectives(compiled.as_text(), mesh.size, sum(trips) / len(trips))
-        print("  moved a step: " + ", ".join(f"{k} {v / GIB:.2f} GiB" for k, v in moved.items() if v))
-    return held
+    print(f"  <= {sum(needs['bytes'].values()) / GIB:9.2f} GiB  in all, a device")
+    if needs["moved"]:
+        print("  moved a step: " + ", ".join(f"{k} {v / GIB:.2f} GiB" for k, v in needs["moved"].items()))
 
 
 ADVICE = {
@@ -251,31 +249,30 @@ def run() -> int:
     if config.get("task") not in ("sft", "rl"):
         raise UserError(f"config.task={config.get('task')!r}: only sft and rl have steps to plan")
     checks.values(config)
-    try:
-        data, fsdp, tensor = map(int, _MESH.value or (1, devices, 1))
-    except ValueError:
-        raise UserError(f"--mesh={','.join(_MESH.value)}: three numbers are needed: data,fsdp,tensor") from None
-    mesh = sharding.mesh(data, fsdp, tensor)
-    for rows, turns in row_counts(config):
-        if rows // turns % (data * fsdp):
-            raise UserError(f"{rows} rows a step in {turns} micro-batches are {rows // turns} at a time, which do not "
-                            f"divide over {data * fsdp} devices (data x fsdp)")
-    mesh = mesh if devices > 1 else None
+    layout = sharding.Layout.of(config)
+    mesh = layout.mesh
+    checks.rows_divide(config, layout.shards)
     wide = config.copy_and_resolve_references()
     wide.dtype = "float32"
     pairs = list(zip(programs(config), programs(wide), strict=True))
-    print(f"{config.model or 'the 3B shape'}, {config.task}, computed in {config.dtype}, on {devices} device(s)"
-          + (f": data {data} x fsdp {fsdp} x tensor {tensor}" if mesh else ""))
-    needs = {p[0]: report(p, f, mesh) for p, f in pairs}
+    if not _JSON.value:
+        print(f"{config.model or 'the 3B shape'}, {config.task}, computed in {config.dtype}, on {devices} device(s)"
+              + (f": {layout}" if mesh else ""))
+    needs = {}
+    for program, in_float32 in pairs:
+        found = needs_of(program, in_float32, mesh)
+        needs[found["name"]] = found["bytes"]
+        print(json.dumps(found), flush=True) if _JSON.value else show(found)
     if hbm_gib is None:
         return 0
+    verdict = sys.stderr if _JSON.value else sys.stdout
     name = max(needs, key=lambda n: sum(needs[n].values()))
     total, largest = sum(needs[name].values()) / GIB, max(needs[name], key=needs[name].get)
     if total <= hbm_gib:
-        print(f"\nfits: {total:.1f} of {hbm_gib:g} GiB ({name})")
+        print(f"\nfits: {total:.1f} of {hbm_gib:g} GiB ({name})", file=verdict)
         return 0
     print(f"\ndoes not fit: {name} needs {total:.1f} GiB, a device has {hbm_gib:g}. Most of it: {largest}, "
-          f"{needs[name][largest] / GIB:.1f} GiB. To change: {ADVICE[largest]}")
+          f"{needs[name][largest] / GIB:.1f} GiB. To change: {ADVICE[largest]}", file=verdict)
     return 1
 
 

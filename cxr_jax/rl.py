@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import evaluate, optim, policy, pretrained, report, report_groups, rl_checks, trainable
+from cxr_jax import evaluate, optim, policy, pretrained, processes, report, report_groups, rl_checks, trainable
 from cxr_jax.alarms import Alarms
 from cxr_jax.checkpoint import Checkpoints
 from cxr_jax.data import batching, tokenizer
@@ -21,39 +21,39 @@ from cxr_jax.labels import parser, reports
 from cxr_jax.learner import make_learn
 from cxr_jax.metrics import Compilations, MetricsWriter, Progress
 from cxr_jax.rollout import make_rollout, rollout_metrics
-from cxr_jax.workdir import Stopped
+from cxr_jax.sharding import ONE_DEVICE
+from cxr_jax.signals import Skips, Stopped
 
 check = rl_checks.check
 
 
-def make_batch_fn(config, source, prompts, completions=None):
-    """step -> numpy batch of one RL step: images, solutions, encoded prompts; with config.rl.replay_weight "replay",
-    too: examples as SFT has them, whose targets `completions` (`batching.Completions`) encodes. "shown": texts for
-    people, no part of a program's input."""
+def make_batch_fn(config, source, prompts, completions=None, layout=ONE_DEVICE):
+    """step -> numpy batch of one RL step, of its rows those that this process makes: images, solutions, encoded
+    prompts; with config.rl.replay_weight "replay", too: examples as SFT has them, whose targets `completions`
+    (`batching.Completions`) encodes. "shown": texts of all rows for people, no part of a program's input."""
 
     def examples(indices):
+        indices = indices[layout.rows_of(len(indices))]
         batch = source.batch(indices)
-        texts = batch.get("prompts") or [source.prompt] * len(indices)
-        ids = batch.get("ids") or [f"example {i}" for i in indices]
-        shown = {"prompts": texts, "ids": ids}
-        return batch, {"image": np.asarray(batch["image"]), "prompts": prompts.encode(texts)}, shown
+        texts = source.about(indices)["prompts"]
+        return batch, indices, {"image": np.asarray(batch["image"]), "prompts": prompts.encode(texts)}
 
     def make(step: int) -> dict:
         r = config.rl
         indices = batching.indices_of(step, r.prompts_per_step * r.oversample, len(source), config.data.seed)
-        batch, out, shown = examples(indices)
-        out["shown"] = shown
+        batch, _, out = examples(indices)
+        out["shown"] = source.about(indices)
         out |= {k: np.asarray(batch[k]) for k in ("solution", "known", "hedged", "sides")}
         if r.replay_weight:
             indices = batching.indices_of(step, r.replay_batch, len(source), config.data.seed)
-            batch, out["replay"], _ = examples(indices)
+            batch, indices, out["replay"] = examples(indices)
             out["replay"] |= completions.encode(source.targets(batch, indices))
         return out
 
     return make
 
 
-def run(config, workdir, stop) -> dict:
+def run(config, workdir, stop, layout) -> dict:
     """RL until `config.steps`, evaluating out of distribution as it goes; resumes from the workdir."""
     start_model = pretrained.start(config)
     cfg, tok = start_model.cfg, start_model.tokenizer
@@ -65,20 +65,22 @@ def run(config, workdir, stop) -> dict:
     prompts = policy.Prompts(tok, cfg, grid, config.max_completion, texts=evaluate.all_prompts(sources))
 
     what = trainable.Trainable.of(config)
-    train, fixed = what.split({"model": start_model.params}, jax.random.key(config.seed))
+    train, fixed = map(layout.state, what.split({"model": start_model.params}, jax.random.key(config.seed)))
     tx = optim.make(config.optim, config.steps, config.rl.num_iterations * config.rl.minibatches)
-    state = optim.init_state(tx, train)
+    state = layout.state(optim.init_state(tx, train))
     reference = None
     if config.rl.beta:  # where the run starts: the base under the adapters, or a copy that stays
         reference = what.base(fixed) or what.whole(jax.tree.map(jnp.copy, train), fixed)["model"]
     del start_model, train  # host copies, and what the first step takes over
-    checkpoints = Checkpoints(workdir.path)
+    checkpoints = Checkpoints(workdir.path, about=workdir.about, grace=config.grace_seconds)
     start, meta = 0, {"seconds": 0.0, "best": None, "num_tokens": 0, "first": {}, "first_look": None}
     if resumed := checkpoints.restore(state):
         state, meta, start = resumed[0], meta | resumed[1], resumed[2]
         print(f"resuming at step {start}", flush=True)
-    metrics = MetricsWriter(workdir.path, resume_step=start if resumed else -1, redo="eval")
-    report.save_groups(workdir.path, resume_step=start if resumed else -1)
+    metrics = MetricsWriter(workdir.path, resume_step=start if resumed else -1, redo="eval",
+                            enabled=processes.is_main())
+    if processes.is_main():
+        report.save_groups(workdir.path, resume_step=start if resumed else -1)
     progress = Progress(
         config.steps,
         start=start,
@@ -87,25 +89,26 @@ def run(config, workdir, stop) -> dict:
         stream=sys.stdout,
     )
     reader = evaluate.Reader(cfg, tok, prompts, batch_size=config.eval.batch_size,
-                             dtype=what.dtype, lexicon=train_source.lexicon, poll=stop.check)
+                             dtype=what.dtype, lexicon=train_source.lexicon, poll=stop.check, layout=layout)
     model_of = lambda train: what.whole(train, fixed)["model"]
     guard = evaluate.Guard(config, reader, sources, metrics, checkpoints, model_of, meta["best"], meta["first_look"])
     baselines = evaluate.constant_baselines(sources)
     alarms = Alarms(meta["first"])
 
     bank = reports.bank(None, train_source.lexicon)
-    rollout = make_rollout(config, cfg, grid, special, table, what, bank)
-    learn = make_learn(config, cfg, grid, special, tx, what)
-    make = make_batch_fn(config, train_source, prompts, batching.Completions(tok, config.max_completion))
-    loader = batching.step_loader(make, start, config.steps, poll=stop.check)
+    rollout = layout.on(make_rollout(config, cfg, grid, special, table, what, bank))
+    learn = layout.on(make_learn(config, cfg, grid, special, tx, what))
+    make = make_batch_fn(config, train_source, prompts, batching.Completions(tok, config.max_completion), layout)
+    loader = batching.step_loader(make, start, config.steps, poll=stop.poll)
     look_due = lambda step: step % config.eval.every == 0 or step == config.steps
     seconds, done = meta["seconds"], start
-    compilations = Compilations()
+    compilations, skips = Compilations(), Skips(config.max_skipped, start, int(state["skipped"]))
 
     def save():
         kept = {"seconds": seconds, "best": guard.best, "first": alarms.first, "first_look": guard.first}
         checkpoints.save(done, state, {**meta, **kept})
 
+    stop.unsaved = lambda: done - checkpoints.saved
     try:
         if look_due(start):
             guard.look(start, state["params"])  # before the first step; or the checkpoint is older than its look
@@ -113,9 +116,10 @@ def run(config, workdir, stop) -> dict:
             if guard.stale(step):
                 save()
                 break
+            stop.check()
             began = time.monotonic()
             batch = next(loader)
-            shown = batch.pop("shown")
+            shown, batch = batch.pop("shown"), layout.batch(batch)
             ro = rollout(state["params"], fixed, batch, step)
             jax.block_until_ready(ro["reward"])
             stop.check()  # the same step samples the same completions again
@@ -124,30 +128,34 @@ def run(config, workdir, stop) -> dict:
             state, learned = learn(state, fixed, batch, ro, reference)
             row = {k: float(v) for k, v in jax.device_get({**row, **learned}).items()}
             done = step + 1
+            checkpoints.poll()
             meta["num_tokens"] += int(ro["lengths"].sum())
             row |= {
                 "num_tokens": meta["num_tokens"],
                 "learning_rate": float(optim.learning_rate(config.optim, config.steps)(step)),
                 "step_time": time.monotonic() - began,
                 "perf/rollout_seconds": sampled - began,
+                "perf/data_wait_share": loader.last_wait / (time.monotonic() - began),
                 "perf/compilations": compilations.count(),
                 **{f"constant/{k}": v for k, v in baselines.items()},
             }
             row |= alarms(row)
             metrics.write(done, row, kind="train")
             progress.update(done, row, items=ro["reward"].size)
+            skips.look(done, int(row["skipped_steps"]))
             seconds += time.monotonic() - began
             if look_due(done):  # before the checkpoint: a run that resumes from it has no rollout to show
                 groups = report_groups.groups_of(
-                    ro, batch, tok, step=done, weights=dict(config.rl.reward_weights), lexicon=train_source.lexicon,
-                    set_name=train_source.name, **shown,
+                    processes.whole(ro), processes.whole(batch), tok, step=done, lexicon=train_source.lexicon,
+                    weights=dict(config.rl.reward_weights), set_name=train_source.name, **shown,
                 )  # fmt: skip
-                report.save_groups(workdir.path, groups)
+                if processes.is_main():
+                    report.save_groups(workdir.path, groups)
             if done % config.save_every == 0 or done == config.steps:
                 save()
             if look_due(done):
                 guard.look(done, state["params"])
-        results = finish(config, workdir, cfg, tok, what, state["params"], fixed, checkpoints, reader, sources)
+        results = finish(config, workdir, cfg, tok, what, state["params"], fixed, checkpoints, reader, sources, layout)
     except Stopped:
         if done > 0:
             save()
@@ -159,7 +167,7 @@ def run(config, workdir, stop) -> dict:
     return {"step": done, "train_seconds": round(seconds), **results}
 
 
-def finish(config, workdir, cfg, tok, what, last, fixed, checkpoints, reader, sources) -> dict:
+def finish(config, workdir, cfg, tok, what, last, fixed, checkpoints, reader, sources, layout) -> dict:
     """Exports the parameters that were best out of distribution, and scores them beside where RL started."""
     best = checkpoints.restore_best(last)
     chosen, step = (best[0], best[2]) if best else (last, config.steps)
@@ -167,7 +175,8 @@ def finish(config, workdir, cfg, tok, what, last, fixed, checkpoints, reader, so
     note = f"RL model: step {step} of {config.steps}"
     if best:
         note += f", the best on the selection split of {sources.ood}."
-    models = {"SFT": what.base(fixed) or pretrained.on_device(config), "RL": what.whole(chosen, fixed)["model"]}
+    base = what.base(fixed) or layout.state(pretrained.on_device(config))
+    models = {"SFT": base, "RL": what.whole(chosen, fixed)["model"]}
     if config.data.source == "phantom":  # of films, untrained weights tell nothing more, and large ones take minutes
-        models = {"base": pretrained.fresh(cfg, config.seed), **models}
+        models = {"base": layout.state(pretrained.fresh(cfg, config.seed)), **models}
     return {"best_step": step, "results": evaluate.full(workdir, config, models, reader, sources, notes=[note])}

@@ -13,14 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import checks, evaluate, losses, optim, policy, pretrained, trainable
+from cxr_jax import checks, evaluate, losses, optim, policy, pretrained, processes, sharding, trainable
 from cxr_jax.checkpoint import Checkpoints
 from cxr_jax.data import batching
 from cxr_jax.data.preprocess import patchify
 from cxr_jax.errors import UserError
 from cxr_jax.metrics import MetricsWriter, Progress
 from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.workdir import Stopped
+from cxr_jax.sharding import ONE_DEVICE
+from cxr_jax.signals import Skips, Stopped
 
 
 def init_locate_head(key, width: int, findings: int) -> dict:
@@ -82,19 +83,21 @@ def make_steps(config, cfg, tx, grid, what):
         grads, metrics = optim.accumulate(
             jax.grad(part_loss, has_aux=True), state["params"], policy.cut(batch, parts)
         )
-        state, norm = optim.guarded_update(tx, state, grads)
+        state, norm = optim.guarded_update(tx, state, sharding.laid_out(grads))
         metrics = {k: v.sum() for k, v in metrics.items()}
-        return state, {**metrics, "grad_norm": norm, "skipped": state["skipped"]}
+        return sharding.laid_out(state), {**metrics, "grad_norm": norm, "skipped": state["skipped"]}
 
     jit = lambda f: jax.jit(functools.partial(update, f), donate_argnums=0)
     return jit(locate_only), jit(joint)
 
 
-def make_batch_fn(config, source, prompts, completions):
-    """step -> numpy batch of one SFT step. Raises UserError if a target text does not fit max_completion."""
+def make_batch_fn(config, source, prompts, completions, layout=ONE_DEVICE):
+    """step -> numpy batch of one SFT step, those of its rows that this process makes. Raises UserError if a target text
+    does not fit max_completion."""
 
     def make(step: int) -> dict:
         indices = batching.indices_of(step, config.batch_size, len(source), config.data.seed)
+        indices = indices[layout.rows_of(len(indices))]
         batch = source.batch(indices)
         out = {"image": np.asarray(batch["image"])}
         if config.locate_steps or config.locate_weight:
@@ -117,7 +120,7 @@ def check(config) -> None:
         checks.targets_fit(config, train)
 
 
-def run(config, workdir, stop) -> dict:
+def run(config, workdir, stop, layout) -> dict:
     """Trains until `config.steps`, saving as it goes; resumes from the workdir. Returns facts about the run."""
     loaded = pretrained.start(config)
     cfg, tok = loaded.cfg, loaded.tokenizer
@@ -129,28 +132,33 @@ def run(config, workdir, stop) -> dict:
 
     what = trainable.Trainable.of(config)
     head = init_locate_head(jax.random.key(config.seed), cfg.text.hidden_size, 12)
-    train, fixed = what.split({"model": loaded.params, "locate": head}, jax.random.key(config.seed))
+    train, fixed = map(
+        layout.state, what.split({"model": loaded.params, "locate": head}, jax.random.key(config.seed))
+    )
     model_of = lambda train: what.whole(train, fixed)["model"]
     tx = optim.make(config.optim, config.steps)
-    state = optim.init_state(tx, train)
+    state = layout.state(optim.init_state(tx, train))
     del loaded, train  # host copies, and what the first step takes over
-    checkpoints = Checkpoints(workdir.path)
+    checkpoints = Checkpoints(workdir.path, about=workdir.about, grace=config.grace_seconds)
     start, meta = 0, {"seconds": 0.0, "best": None, "first_look": None, "window": []}
     if resumed := checkpoints.restore(state):
         state, meta, start = resumed[0], meta | resumed[1], resumed[2]
         print(f"resuming at step {start}", flush=True)
-    locate_step, joint_step = make_steps(config, cfg, tx, grid, what)
-    metrics = MetricsWriter(workdir.path, resume_step=start if resumed else -1, redo="eval")
+    locate_step, joint_step = map(layout.on, make_steps(config, cfg, tx, grid, what))
+    metrics = MetricsWriter(workdir.path, resume_step=start if resumed else -1, redo="eval",
+                            enabled=processes.is_main())
     progress = Progress(
         config.steps, start=start, show=("loss", "locate_loss"), unit="samples", stream=sys.stdout
     )
     reader = evaluate.Reader(cfg, tok, prompts, batch_size=config.eval.batch_size,
-                             dtype=what.dtype, lexicon=sources.train.lexicon, poll=stop.check)
+                             dtype=what.dtype, lexicon=sources.train.lexicon, poll=stop.check, layout=layout)
     guard = evaluate.Guard(config, reader, sources, metrics, checkpoints, model_of, meta["best"], meta["first_look"])
 
-    make = make_batch_fn(config, source, prompts, completions)
-    loader = batching.step_loader(make, start, config.steps, poll=stop.check)
+    make = make_batch_fn(config, source, prompts, completions, layout)
+    loader = batching.step_loader(make, start, config.steps, poll=stop.poll)
+    skips = Skips(config.max_skipped, start, int(state["skipped"]))
     began, evaluating, window, done = time.monotonic(), 0.0, list(meta.get("window", [])), start
+    waited, counted = 0.0, (began, 0.0)  # for data since the last line; when that was, and `evaluating` then
     seconds = lambda: meta["seconds"] + time.monotonic() - began
     look_due = lambda step: step > config.locate_steps and (step % config.eval.every == 0 or step == config.steps)
 
@@ -160,19 +168,29 @@ def run(config, workdir, stop) -> dict:
         kept = {"best": guard.best, "first_look": guard.first, "window": floats}
         checkpoints.save(done, state, {"seconds": seconds(), **kept})
 
+    stop.unsaved = lambda: done - checkpoints.saved
     try:
         if look_due(start):
             guard.look(start, state["params"])  # the checkpoint is older than its own look
         for step in range(start, config.steps):
-            batch = next(loader)
+            stop.check()
+            batch = layout.batch(next(loader))
+            waited += loader.last_wait
             state, m = (locate_step if step < config.locate_steps else joint_step)(state, fixed, batch)
+            if window:
+                jax.block_until_ready(window[-1])  # one step ahead of the device, no more: a wait for data is a wait
             window.append(m)
             done = step + 1
+            checkpoints.poll()
             if done % config.log_every == 0 or done == config.steps:
                 row = {k: float(np.mean([float(w[k]) for w in window if k in w])) for k in window[-1]}
+                skips.look(done, int(m["skipped"]))
                 row["samples_per_second"] = (
                     config.batch_size * (done - start) / (time.monotonic() - began - evaluating)
                 )
+                passed = time.monotonic() - counted[0] - (evaluating - counted[1])
+                row["perf/data_wait_share"] = waited / passed
+                waited, counted = 0.0, (time.monotonic(), evaluating)
                 row["learning_rate"] = float(optim.learning_rate(config.optim, config.steps)(step))
                 metrics.write(done, row, kind="train")
                 progress.update(done, row, items=config.batch_size * config.log_every)
@@ -186,7 +204,8 @@ def run(config, workdir, stop) -> dict:
         train_seconds = round(seconds())
         evaluate.export(workdir, cfg, what, state["params"], fixed, tok, config)
         before = "base" if config.model.startswith("random:") else "start"
-        models = {before: what.base(fixed) or pretrained.on_device(config), "SFT": model_of(state["params"])}
+        models = {before: what.base(fixed) or layout.state(pretrained.on_device(config)),
+                  "SFT": model_of(state["params"])}
         results = evaluate.full(workdir, config, models, reader, sources)
     except Stopped:
         if done > 0:

@@ -6,12 +6,14 @@ over `fsdp` along the model's width, and gathered where it is used; `tensor` div
 vocabulary. The vision tower, a fifth of the 3B model, is divided over `fsdp` only: its 3,420 units do not divide.
 """
 
+import functools
 import re
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from cxr_jax import processes
 from cxr_jax.errors import UserError
 from cxr_jax.models.layers import BATCH_AXES
 from cxr_jax.optim import path_string
@@ -37,13 +39,19 @@ RULES = (
 
 
 def mesh(data: int, fsdp: int, tensor: int, devices=None) -> jax.sharding.Mesh:
-    """A mesh of data x fsdp x tensor devices. Raises UserError if they are not there."""
+    """A mesh of data x fsdp x tensor devices; one of the three may be -1: what remains of all devices.
+
+    Raises UserError if they are not there.
+    """
     devices = jax.devices() if devices is None else devices
-    shape = (data, fsdp, tensor)
-    if min(shape) < 1 or int(np.prod(shape)) != len(devices):
-        raise UserError(f"a mesh of {data} x {fsdp} x {tensor} (data x fsdp x tensor) is not {len(devices)} devices")
+    shape, n = [data, fsdp, tensor], len(devices)
+    asked = " x ".join(map(str, shape))
+    if shape.count(-1) == 1 and min(s for s in shape if s != -1) > 0:
+        shape[shape.index(-1)] = n // int(np.prod([s for s in shape if s != -1]))
+    if min(shape) < 1 or int(np.prod(shape)) != n:
+        raise UserError(f"config.mesh: {asked} (data x fsdp x tensor; -1: what remains) is not {n} device(s)")
     auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices)
+    return jax.make_mesh(tuple(shape), AXES, axis_types=auto, devices=devices)
 
 
 def spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionSpec:
@@ -81,3 +89,85 @@ def batch_shardings(batch, on: jax.sharding.Mesh):
         return NamedSharding(on, PartitionSpec(*[None] * rows_on, BATCH_AXES) if x.ndim else PartitionSpec())
 
     return jax.tree_util.tree_map_with_path(one, batch)
+
+
+def laid_out(tree):
+    """A train state, or gradients, where RULES say, on the mesh that `jax.set_mesh` has set, if any.
+
+    Said of what a step gives out, so that it goes into the next one as it came.
+    """
+    on = jax.sharding.get_abstract_mesh()
+    if on.empty:
+        return tree
+    place = lambda p, x: jax.lax.with_sharding_constraint(x, spec(path_string(p), x.shape, dict(on.shape)))
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+class Layout:
+    """Where the arrays of a run lie: on its one device, or on the mesh of `config.mesh` over all devices.
+
+    A step's rows are divided over data x fsdp. Each process makes those that lie on its devices, and no others.
+    """
+
+    def __init__(self, on: jax.sharding.Mesh | None):
+        self.mesh = on
+        self.shards = 1 if on is None else on.shape["data"] * on.shape["fsdp"]
+
+    @classmethod
+    def of(cls, config) -> "Layout":
+        """Raises UserError for a mesh that is not as many devices as there are."""
+        on = mesh(**config.mesh)
+        return cls(on if on.size > 1 else None)
+
+    def __str__(self):
+        if self.mesh is None:
+            return "one device"
+        return " x ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
+
+    def state(self, tree):
+        """A train state, parameters or what is fixed, every array at its place; the same values on every process."""
+        if self.mesh is None:
+            return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.numpy.asarray(x), tree)
+
+        def put(x, where):
+            if isinstance(x, jax.Array) and (x.sharding == where or x.is_fully_addressable and processes.count() == 1):
+                return jax.device_put(x, where)
+            host = np.asarray(x)  # copied: JAX would share its memory, and a step takes over its state
+            return jax.make_array_from_callback(host.shape, where, lambda at: np.array(host[at]))
+
+        return jax.tree.map(put, tree, shardings(tree, self.mesh))
+
+    def rows_of(self, n: int) -> np.ndarray:
+        """int: which of n rows this process makes, in order."""
+        if self.mesh is None:
+            return np.arange(n)
+        where = NamedSharding(self.mesh, PartitionSpec(BATCH_AXES)).addressable_devices_indices_map((n,))
+        return np.unique(np.concatenate([np.arange(n)[at] for at in where.values()]))
+
+    def batch(self, tree):
+        """The rows that every process has made (`rows_of`), as arrays over all devices."""
+        if self.mesh is None:
+            return tree
+        share = len(self.rows_of(self.shards)) / self.shards
+
+        def put(path, x, where):
+            axis = next((i for i, a in enumerate(where.spec) if a), None)
+            shape = tuple(round(s / share) if i == axis else s for i, s in enumerate(np.shape(x)))
+            return jax.make_array_from_process_local_data(where, np.asarray(x), shape)
+
+        return jax.tree_util.tree_map_with_path(put, tree, batch_shardings(tree, self.mesh))
+
+    def on(self, program):
+        """The jitted program, called and compiled for the mesh."""
+        if self.mesh is None:
+            return program
+
+        @functools.wraps(program)
+        def call(*arguments):
+            with jax.set_mesh(self.mesh):
+                return program(*arguments)
+
+        return call
+
+
+ONE_DEVICE = Layout(None)

@@ -1,4 +1,4 @@
-"""A run's folder: the lock, the resolved config, completion, and signals that ask the run to save and stop."""
+"""A run's folder: the lock, the resolved config, completion."""
 
 import contextlib
 import fcntl
@@ -7,51 +7,27 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import time
 
 from cxr_jax.errors import UserError
 
-
-class Stopped(Exception):
-    """Raised out of a loop that was asked to stop; the program saves and returns."""
-
-
-class Stop:
-    """Set by SIGTERM or SIGINT; loops call `check` between steps. A second signal ends the process at once."""
-
-    def __init__(self):
-        self.requested = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(ValueError):  # not in the main thread (tests)
-                signal.signal(number, self._handle)
-
-    def _handle(self, number, frame):
-        if self.requested:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        self.requested = signal.Signals(number).name
-        # Not print: the signal may have come while the main thread was inside print, which is not reentrant.
-        message = f"\n{self.requested}: saving after this step (again to stop at once)\n"
-        with contextlib.suppress(OSError):
-            os.write(1, message.encode())
-
-    def check(self) -> None:
-        """Raises Stopped if a signal has come."""
-        if self.requested:
-            raise Stopped(self.requested)
+MAY_CHANGE = ("mesh.", "grace_seconds ", "step_timeout ", "max_skipped ", "data.cache_mib ", "data.threads ")
+"""Keys of a config that do not change what a run computes, but for rounding: it may be resumed with others."""
 
 
 class Workdir:
     """Opens (or creates) a run's folder and holds its lock until `close`.
 
-    `data`: the fingerprint of the run's data, kept beside the config. Raises UserError when the folder cannot be
-    written, is in use by another run, or belongs to another config or other data.
+    `data`: the fingerprint of the run's data, kept beside the config. `writes`: False on every process but the first,
+    which only look on: they lock nothing and leave nothing. Raises UserError when the folder cannot be written, is in
+    use by another run, or belongs to another config or other data.
     """
 
-    def __init__(self, path: str, config: dict, data: dict | None = None):
-        self.path = os.path.abspath(path)
+    def __init__(self, path: str, config: dict, data: dict | None = None, writes: bool = True):
+        self.path, self._lock, self._writes = os.path.abspath(path), None, writes
+        if not writes:
+            return
         self._created = _missing_parents(self.path)
         try:
             os.makedirs(self.path, exist_ok=True)
@@ -80,6 +56,7 @@ class Workdir:
             with open(file) as f:
                 old = json.load(f)
             changed = _differences(old["config"], json.loads(json.dumps(wanted["config"])))
+            changed = [line for line in changed if not line.startswith(MAY_CHANGE)]
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise UserError(f"{file}: is not the config of a run; use another --workdir") from e
         if changed:
@@ -91,6 +68,12 @@ class Workdir:
             before, now = ((x.get("data") or {}).get(key) for x in (old, wanted))
             if before and before != now:
                 raise UserError(f"--workdir={path}: holds a run on other {what} has changed since")
+
+    @property
+    def about(self) -> dict:
+        """What config.json says: config, data, versions."""
+        with open(self.file("config.json")) as f:
+            return dict(json.load(f))
 
     @property
     def status(self) -> dict:
@@ -107,7 +90,7 @@ class Workdir:
     def abandon(self) -> None:
         """Takes back a new run that failed before its first checkpoint: bad input leaves nothing behind."""
         last = self.file("checkpoints", "last")
-        if "config.json" in self._before or (os.path.isdir(last) and os.listdir(last)):
+        if not self._writes or "config.json" in self._before or (os.path.isdir(last) and os.listdir(last)):
             return
         for name in {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "lock"} - self._before:
             path = self.file(name)
@@ -119,15 +102,15 @@ class Workdir:
         _remove_empty(self._created)
 
     def finish(self, **facts) -> None:
-        write_json(
-            os.path.join(self.path, "done.json"), {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **facts}
-        )
+        if self._writes:
+            write_json(self.file("done.json"), {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **facts})
 
     def file(self, *names: str) -> str:
         return os.path.join(self.path, *names)
 
     def close(self) -> None:
-        self._lock.close()
+        if self._lock:
+            self._lock.close()
 
 
 def _lock(file, path):

@@ -81,6 +81,10 @@ def get_config(presets: str = "phantom") -> ConfigDict:
     c.dtype = "float32"  # of the computation
     c.param_dtype = "float32"  # of what trains; with "bfloat16" the optimizer holds float32 masters
     c.save_every = 10
+    c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # devices along each axis; -1: what remains of them
+    c.grace_seconds = 120.0  # from SIGTERM on, within which a step should end
+    c.step_timeout = 1800.0  # a turn of any loop that takes longer ends the run with a stack dump; 0: any time
+    c.max_skipped = 20  # steps in a row whose gradients are not finite end the run; 0: never
 
     c.lora = ConfigDict(dict(rank=0, alpha=32.0, targets=("decoder",)))  # rank 0: the model itself trains
     # sites: prompts from that many random sites around the hospital; reader_miss: of the SFT targets that are replayed
@@ -110,9 +114,12 @@ def get_config(presets: str = "phantom") -> ConfigDict:
         # configs/grpo_config.yaml of the published code: 64 prompts x 16, lr 1e-6 with a 5 % floor, clip 0.2.
         c.model, c.seed, c.remat, c.dtype, c.max_completion, c.steps = "", 123, "full", "bfloat16", 1800, 128
         c.data = ConfigDict(dict(source="files", manifest="", image_root="", size=476, seed=123))
+        c.mesh.update(dict(data=1, fsdp=-1))
         c.rl.update(dict(prompts_per_step=64, oversample=1, group_size=16, min_length=400))
         if algorithm not in names:
             c.rl.update(dict(aggregation="sequence", mask_truncated=True))
         c.rl.reward_weights = ConfigDict(rewards.weights(rewards.PUBLISHED))
         c.optim.update(dict(lr=1e-6, final_fraction=0.05, b2=0.999))
+    if c.data.source == "files":
+        c.data.update(dict(cache_mib=512, threads=0))  # decoded images; threads that decode, 0: one a core
     return c

@@ -59,6 +59,10 @@ def get_config(preset: str = "phantom") -> ConfigDict:
     c.micro_batches = 1  # parts of a batch whose gradients are summed
     c.log_every = 20
     c.save_every = 250
+    c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # devices along each axis; -1: what remains of them
+    c.grace_seconds = 120.0  # from SIGTERM on, within which a step should end
+    c.step_timeout = 1800.0  # a turn of any loop that takes longer ends the run with a stack dump; 0: any time
+    c.max_skipped = 20  # steps in a row whose gradients are not finite end the run; 0: never
 
     c.lora = ConfigDict(dict(rank=0, alpha=32.0, targets=("decoder",)))  # rank 0: the model itself trains
     c.data = ConfigDict(dict(source="phantom", hospital="A", ood_hospital="B", seed=0, reader_miss=0.75))
@@ -81,7 +85,9 @@ def get_config(preset: str = "phantom") -> ConfigDict:
         # configs/sft_config.yaml of the published code: lr 2e-5 cosine, warm-up 3 %, batch 64, clip 0.3, 2 epochs.
         c.model, c.batch_size, c.steps, c.remat, c.dtype = "", 64, 3000, "full", "bfloat16"
         c.locate_steps, c.locate_weight, c.max_completion = 0, 0.0, 1800
+        c.mesh.update(dict(data=1, fsdp=-1))
         c.data = ConfigDict(dict(source="files", manifest="", image_root="", size=476, seed=123))
+        c.data.update(dict(cache_mib=512, threads=0))
         c.seed = 123
         c.optim.update(dict(lr=2e-5, warmup_steps=90, final_fraction=0.0, b2=0.999, weight_decay=0.0, clip_norm=0.3))
     elif preset != "phantom":

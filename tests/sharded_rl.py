@@ -56,4 +56,4 @@ if __name__ == "__main__":
     assert jax.device_count() == 4 and jnp.ones(1) == 1
     check_sampling()
     case = dataclasses.replace(shared_learner.case(0, prompts=8), micro_batches=2)
-    shared_learner.check_learner(0, case, sharding.mesh(1, 4, 1))  # FSDP
+    shared_learner.check_learner(0, case, sharding.mesh(1, 2, 2))  # FSDP x tensor

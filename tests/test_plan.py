@@ -137,7 +137,8 @@ def test_all_arguments_of_all_programs_are_placed(experiment):
             assert held["optimizer"] == pytest.approx(2 * held["parameters"], rel=1e-3), name  # in every program
 
 
-PLAN = ("--config=experiments/sft.py", "--devices=2", "--hbm_gib=0.001")
+PLAN = ("--config=experiments/sft.py", "--devices=2", "--hbm_gib=0.001", "--config.mesh.data=1",
+        "--config.mesh.fsdp=2")
 
 
 @pytest.fixture(scope="module")
@@ -168,9 +169,10 @@ def test_a_plan_on_devices_that_are_not_there(commands):
 
 BAD = [
     (["--config=experiments/eval.py"], "config.task='evaluate': only sft and rl have steps to plan"),
-    (["--config=experiments/sft.py", "--mesh=2,x,1"], "--mesh=2,x,1: three numbers are needed: data,fsdp,tensor"),
-    (["--config=experiments/sft.py", "--mesh=1,3,1", "--devices=2"],
-     "a mesh of 1 x 3 x 1 (data x fsdp x tensor) is not 2 devices"),
+    (["--config=experiments/sft.py", "--config.mesh.data=-2"],
+     "config.mesh.data=-2 must be a whole number >= 1, or -1: what remains"),
+    (["--config=experiments/sft.py", "--config.mesh.fsdp=3", "--devices=2"],
+     "config.mesh: -1 x 3 x 1 (data x fsdp x tensor; -1: what remains) is not 2 device(s)"),
     (["--config=experiments/sft.py", "--devices=0"], None),
     (["--config=experiments/sft.py", "--config.model=random:9b"], None),
     (["--config=experiments/sft.py", "--config.dtype=float16"],

@@ -35,7 +35,7 @@ ARGUMENTS = {
            "--config.rl.group_size=2", "--config.max_completion=12", "--config.save_every=1", "--config.eval.every=2",
            *LOOK(4)],
 }  # fmt: skip
-TIMES = {"time", "samples_per_second", "step_time", "perf/rollout_seconds", "perf/compilations"}  # of one process
+TIMES = {"time", "samples_per_second", "step_time", "perf/rollout_seconds", "perf/data_wait_share", "perf/compilations"}
 TASKS = pytest.mark.parametrize("task", ["sft", "rl"])
 
 

@@ -1,7 +1,6 @@
 """workdir.py: one run a folder, one config a run, and nothing left behind by a run that could not start."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -9,7 +8,7 @@ import sys
 import pytest
 
 from cxr_jax.errors import UserError
-from cxr_jax.workdir import Stop, Stopped, Workdir, write_json
+from cxr_jax.workdir import Workdir, write_json
 
 CONFIG = {"task": "rl", "steps": 3, "optim": {"lr": 1e-4, "frozen": ()}, "data": {"source": "phantom"}}
 
@@ -92,6 +91,27 @@ def test_config_json_says_what_a_result_depends_on(tmp_path):
     assert {"git_sha", "git_dirty", "devices", "cpu_count"} <= set(facts)
 
 
+def test_what_does_not_change_the_result_may_change(tmp_path):
+    config = CONFIG | {"mesh": {"data": -1, "fsdp": 1}, "step_timeout": 1.0}
+    Workdir(str(tmp_path), config).close()
+    Workdir(str(tmp_path), config | {"mesh": {"data": 1, "fsdp": 8}, "step_timeout": 2.0}).close()
+    with pytest.raises(UserError, match="another config"):
+        Workdir(str(tmp_path), config | {"meshes": 1})
+
+
+def test_the_others_only_look_on(tmp_path):
+    """Of several processes, all but the first: they lock nothing and leave nothing."""
+    first = Workdir(str(tmp_path / "run"), CONFIG)
+    other = Workdir(str(tmp_path / "run"), CONFIG, writes=False)
+    other.finish(step=1)
+    other.abandon()
+    other.close()
+    assert tree(tmp_path / "run") == ["config.json", "lock"] and other.status == {}
+    first.finish(step=2)
+    assert other.status["step"] == 2
+    first.close()
+
+
 def test_done(tmp_path):
     run = Workdir(str(tmp_path), CONFIG)
     assert run.status == {}
@@ -142,17 +162,3 @@ def test_write_json_leaves_the_old_file_when_it_fails(tmp_path):
     with pytest.raises(TypeError):
         write_json(str(file), {"a": object()})
     assert json.loads(file.read_text()) == {"a": 1} and tree(tmp_path) == ["x.json"]
-
-
-def test_stop():
-    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        stop = Stop()
-        stop.check()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.requested == "SIGTERM"
-        with pytest.raises(Stopped):
-            stop.check()
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)

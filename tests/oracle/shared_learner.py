@@ -213,15 +213,10 @@ def check_learner(seed: int, c: Case, mesh=None) -> tuple[float, float]:
     ro = {k: c.data[k] for k in ("tokens", "mask", "train_mask", "advantages")}
     ro |= {"lengths": c.data["mask"].sum(-1), "sampler_logp": np.zeros((P, G, C), np.float32), "kept": np.arange(P)}
     state = optim.init_state(tx, {"model": jax.tree.map(jnp.array, c.params)})
-    if mesh is None:
-        state, metrics = learn(state, {}, batch, ro, other)
-    else:
-        rows = {**ro, "kept": None}
-        where = sharding.batch_shardings({"batch": batch, "ro": rows}, mesh)
-        batch, ro = jax.device_put(batch, where["batch"]), {**jax.device_put(rows, where["ro"]), "kept": ro["kept"]}
-        state = jax.device_put(state, sharding.shardings(state, mesh))
-        with jax.set_mesh(mesh):
-            state, metrics = learn(state, {}, batch, ro, other)
+    layout = sharding.Layout(mesh)
+    rows = layout.batch({"batch": batch, "ro": {k: v for k, v in ro.items() if k != "kept"}})
+    ro = {**rows["ro"], "kept": ro["kept"]}
+    state, metrics = layout.on(learn)(layout.state(state), {}, rows["batch"], ro, other)
     grads = jax.tree.map(lambda a, b: (a - b) / RATE, c.params, state["params"]["model"])
     return compare(f"seed {seed}, make_learn", c, (grads, metrics["loss"]), want)
 

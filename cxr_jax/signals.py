@@ -1,0 +1,122 @@
+"""A run that is asked to stop saves and stops; one that hangs ends with a stack dump; one that learns nothing, too.
+
+SIGTERM and SIGINT reach a thread of their own, so that they are heard while the program compiles or waits, too. Of
+several processes any one may be asked: they agree at the next point that all of them pass.
+"""
+
+import contextlib
+import faulthandler
+import os
+import select
+import signal
+import sys
+import threading
+
+from cxr_jax import processes
+from cxr_jax.errors import RunFailed
+
+
+class Stopped(Exception):
+    """Raised out of a loop that was asked to stop; the program saves and returns."""
+
+
+class Stop:
+    """What the loops of a run ask between their turns.
+
+    grace: seconds from the first signal on within which a loop should ask. If none has by then, the run ends as it is,
+    with exit code 0: what was saved before stays, and the same command continues from there. It does so at once while
+    there are no steps to save. A second signal ends the process at once.
+    limit: seconds that may pass between two turns before the process ends with a stack dump and exit code 1; 0: any.
+    `unsaved`: set by the program: () -> steps that no checkpoint holds yet.
+    """
+
+    def __init__(self, grace: float = 120.0, limit: float = 0.0):
+        self.requested, self.unsaved = None, lambda: 0
+        self._grace, self._limit, self._heard = grace, limit, threading.Event()
+        self._reads, self._writes = os.pipe()
+        os.set_blocking(self._writes, False)
+        with contextlib.suppress(ValueError):  # not in the main thread (tests)
+            self._before = signal.set_wakeup_fd(self._writes, warn_on_full_buffer=False), {
+                number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)
+            }
+            threading.Thread(target=self._listen, daemon=True).start()
+        self._beat()
+
+    def _listen(self):
+        while (number := self._next(None)) is not None:
+            if number in (signal.SIGTERM, signal.SIGINT):
+                break
+        else:
+            return
+        self.requested = signal.Signals(number).name
+        self._say(f"\n{self.requested}: saving after this step (again to stop at once)")
+        nothing = processes.count() == 1 and self.unsaved() == 0
+        number = self._next(min(2.0, self._grace) if nothing else self._grace)
+        if number in (signal.SIGTERM, signal.SIGINT):
+            self._say("stopped at once")
+            os._exit(128 + number)
+        if number is None and not self._heard.is_set():
+            lost = self.unsaved()
+            self._say("nothing new to save" if lost == 0 else f"no step ended in time: the last {lost} are not saved")
+            self._say("the same command continues from the last checkpoint")
+            os._exit(0)
+
+    def _next(self, seconds):
+        """The number of the next signal; None after so many seconds, or when this is closed."""
+        ready = select.select([self._reads], [], [], seconds)[0]
+        data = os.read(self._reads, 1) if ready else b""
+        return data[0] if data else None
+
+    @staticmethod
+    def _say(message):
+        # Not print: the main thread may be inside print, which is not reentrant.
+        with contextlib.suppress(OSError):
+            os.write(1, (message + "\n").encode())
+
+    def _beat(self):
+        if self._limit:
+            faulthandler.dump_traceback_later(self._limit, exit=True, file=sys.__stderr__)
+
+    def check(self) -> None:
+        """Raises Stopped if a signal has come, to any process: a point that all of them pass, in the same order."""
+        self._beat()
+        if processes.agree(self.requested is not None):
+            self._heard.set()
+            self.requested = self.requested or "a signal to another process"
+            raise Stopped(self.requested)
+
+    def poll(self) -> None:
+        """Raises Stopped if a signal has come to this process, the only one; several wait for the next `check`."""
+        if self.requested and processes.count() == 1:
+            self._heard.set()
+            raise Stopped(self.requested)
+
+    def close(self) -> None:
+        """Signals do again what they did before, and nothing watches the time."""
+        faulthandler.cancel_dump_traceback_later()
+        if hasattr(self, "_before"):
+            wakeup, handlers = self._before
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            del self._before
+        if self._writes is not None:
+            os.close(self._writes)
+            self._writes = None
+
+
+class Skips:
+    """Ends a run whose gradients were not finite, so skipped and counted, for `limit` steps in a row (0: never)."""
+
+    def __init__(self, limit: int, step: int = 0, skipped: int = 0):
+        self._limit, self._good, self._step, self._skipped = limit, step, step, skipped
+
+    def look(self, step: int, skipped: int) -> None:
+        """skipped: how many until `step`, in all. Raises RunFailed."""
+        if skipped - self._skipped < step - self._step:
+            self._good = step  # at the latest
+        self._step, self._skipped = step, skipped
+        if self._limit and step - self._good >= self._limit:
+            raise RunFailed(f"the gradients of the last {step - self._good} steps were not finite "
+                            f"(config.max_skipped={self._limit}): the learning rate may be too high, or the weights "
+                            f"damaged; the parameters are those of step {self._good}")
