@@ -16,8 +16,8 @@ pytestmark = pytest.mark.slow
 
 RL = ["--config=experiments/rl.py", "--config.model=random:phantom", "--config.steps=3", "--config.save_every=1",
       "--config.max_completion=12", "--config.rl.prompts_per_step=2", "--config.rl.group_size=2",
-      "--config.eval.every=1", "--config.eval.n=2", "--config.eval.n_final=2", "--config.eval.batch_size=2", "--config.eval.bootstrap=10",
-      "--config.eval.cases=2", "--config.step_timeout=120"]  # fmt: skip
+      "--config.eval.every=1", "--config.eval.n=2", "--config.eval.n_final=2", "--config.eval.batch_size=2",
+      "--config.eval.bootstrap=10", "--config.eval.cases=2", "--config.step_timeout=120"]  # fmt: skip
 
 
 def start(folder, processes, devices):
