@@ -19,10 +19,8 @@ import shutil
 import time
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from jax._src import distributed  # the processes' key-value store has no public name
-from jax.experimental import multihost_utils
 
 from cxr_jax import array_hash, processes
 from cxr_jax import checkpoint_folder as on_disk
@@ -54,6 +52,7 @@ class Checkpoints:
         self._keep, self._about, self._grace, self.saved = keep, about or {}, grace, 0
         self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending = self.last_save = None
+        self._dropped = False
         try:
             if processes.is_main():
                 os.makedirs(self._root, exist_ok=True)
@@ -67,7 +66,7 @@ class Checkpoints:
     def save(self, step: int, state: dict, meta: dict) -> None:
         """Saves the whole state at `step` with JSON-able `meta`. A step that is already saved is left alone."""
         self.wait()
-        if not _of_main(step in self.last.all_steps()):
+        if not processes.of_main(step in self.last.all_steps()):
             self._start("last", self.last, step, state, meta)
 
     def restore(self, like: dict) -> tuple[dict, dict, int] | None:
@@ -100,6 +99,8 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until the save under way is through, and lets go of the folder."""
+        if self._dropped:
+            return self._background.shutdown(wait=False)
         try:
             self.wait()
         finally:
@@ -107,6 +108,14 @@ class Checkpoints:
             for manager in (self.last, self.best):
                 with contextlib.suppress(Exception):  # a failed save, which has been raised already
                     manager.close()
+
+    def drop(self) -> None:
+        """Of several processes, one that fails alone: `close` will not wait for the others, nor for the save under way.
+
+        What it has written so far is no checkpoint, and the next start clears it away.
+        """
+        if processes.count() > 1:
+            self._dropped = True
 
     def _start(self, name, manager, step, tree, meta):
         began = time.monotonic()
@@ -190,7 +199,7 @@ class Checkpoints:
     def _newest(self, name, manager, like):
         self.wait()
         wanted, structure = on_disk.named(like), jax.tree.structure(like)
-        while (step := _of_main(max(manager.all_steps(), default=-1))) >= 0:
+        while (step := processes.of_main(max(manager.all_steps(), default=-1))) >= 0:
             folder, damage, other = self._folder(name, step), None, None
             try:
                 meta, table = on_disk.read_json(folder)
@@ -282,11 +291,6 @@ class _Barrier:
             raise _PeerFailed
         if turn:  # all have come to this turn, so all have read the last
             store.key_value_delete(place(turn - 1, me))
-
-
-def _of_main(number: int) -> int:
-    """Process 0's number."""
-    return int(number) if processes.count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def _reason(error) -> str:

@@ -128,10 +128,12 @@ class Reader:
         ]
 
 
-def held_out(source, n: int) -> dict:
-    """The first n examples of a source, in order (all of a smaller one)."""
-    n = min(n, len(source))
-    parts = [source.batch(np.arange(s, min(s + 64, n))) for s in range(0, n, 64)]
+def held_out(source, n: int, poll=lambda: None) -> dict:
+    """The first n examples of a source, in order (all of a smaller one); `poll` is called every 64."""
+    n, parts = min(n, len(source)), []
+    for s in range(0, n, 64):
+        poll()
+        parts.append(source.batch(np.arange(s, min(s + 64, n))))
     keys = ("image", "solution", "known", "hedged", "sides")
     out = {k: np.concatenate([np.asarray(p[k]) for p in parts]) for k in keys}
     out["texts"] = [t for p in parts for t in (p.get("prompts") or [source.prompts()[0]] * len(p["image"]))]
@@ -150,7 +152,7 @@ class Guard:
     def __init__(self, config, reader, sources, metrics, checkpoints, model_of, best=None, first=None):
         self.config, self.reader, self.metrics, self.checkpoints = config, reader, metrics, checkpoints
         self.model_of, self.best, self.first = model_of, best, first
-        self.data = {name: held_out(s, config.eval.n) for name, s in sources.select.items()}
+        self.data = {name: held_out(s, config.eval.n, reader.poll) for name, s in sources.select.items()}
         self.ood = sources.ood
 
     def look(self, step: int, train) -> dict:
@@ -180,7 +182,7 @@ class Guard:
             f"{n} Jaccard {value(f'eval/{n}/jaccard')} macro-F1 {value(f'eval/{n}/macro_f1')}" for n in self.data
         )
         print(f"  step {step} on the selection splits: {shown}", flush=True)
-        if self.best is None or score > self.best["score"]:
+        if processes.of_main(self.best is None or score > self.best["score"]):
             self.best = {"score": score, "step": step}
             self.checkpoints.save_best(step, train, self.best)
         return row
@@ -264,7 +266,7 @@ def full(workdir, config, models: dict, reader, sources, notes=()) -> dict:
     tables, comparisons, cases = {m: {} for m in models}, [], []
     names = list(models)
     for set_name, source in sources.test.items():
-        data = held_out(source, e.n_final)
+        data = held_out(source, e.n_final, reader.poll)
         read = {}
         for m, params in models.items():
             print(f"evaluating {m} on {len(data['image'])} images of {set_name}", flush=True)
@@ -419,7 +421,9 @@ def run(config, workdir, stop, layout) -> dict:
         layout=layout,
     )  # fmt: skip
     try:
-        models = {config.model: layout.state(pretrained.on_device(config, start.params))}
+        with layout.on_host():
+            params = pretrained.on_device(config, start.params)
+        models = {config.model: layout.state(params)}
         return {"step": 0, "results": full(workdir, config, models, reader, found)}
     except Stopped:
         return {"stopped": stop.requested, "step": 0}

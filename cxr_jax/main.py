@@ -5,6 +5,7 @@ Exit codes: 0 done (or saved on SIGTERM), 1 the run failed, 2 bad usage or bad i
 """
 
 import errno
+import json
 import os
 import sys
 import traceback
@@ -40,23 +41,18 @@ def run() -> int:
     _use_compilation_cache(jax)
     if _DRY_RUN.value:
         print(config)
+    from cxr_jax import checks, sharding, signals
+
     processes.together(lambda: _check(config))
+    layout = processes.together(lambda: sharding.Layout.of(config))
+    processes.together(lambda: checks.rows_divide(config, layout.shards))
     if _DRY_RUN.value:
         print("dry run: the config is valid; nothing was written")
         return 0
-
-    from cxr_jax import checks, sharding, signals
-    from cxr_jax import workdir as wd
-
-    layout = processes.together(lambda: sharding.Layout.of(config))
-    processes.together(lambda: checks.rows_divide(config, layout.shards))
-    open_folder = lambda: wd.Workdir(
-        _WORKDIR.value, config.to_dict(), data=checks.fingerprint(config), writes=processes.is_main()
-    )
-    folder = processes.together(open_folder)
+    folder = _open(config)
     stop = signals.Stop(config.grace_seconds, config.step_timeout)
     try:
-        if folder.status:
+        if processes.of_main(bool(folder.status)):
             print(f"this run is complete ({folder.status['time']}); report: {folder.file('report.html')}")
             if "table" in folder.status:
                 print(folder.status["table"])
@@ -71,6 +67,7 @@ def run() -> int:
             return 0
         table = result.pop("results", {}).get("table", "")
         folder.finish(table=table, **result)
+        processes.barrier("done")
         print(table)
         print(f"done; report: {folder.file('report.html')}\nResearch use only. Not for diagnosis.")
         return 0
@@ -85,6 +82,25 @@ def run() -> int:
     finally:
         stop.close()
         folder.close()
+
+
+def _open(config):
+    """The run's folder, once every process has started the same run and sees it."""
+    from cxr_jax import checks
+    from cxr_jax import workdir as wd
+
+    settings, data = config.to_dict(), processes.together(lambda: checks.fingerprint(config))
+    if not processes.same(json.dumps([settings, data, wd.git_sha()], sort_keys=True, default=str)):
+        raise UserError("the processes differ in their flags, code, data or weights: start the same command on all")
+    folder = processes.together(lambda: wd.Workdir(_WORKDIR.value, settings, data, writes=processes.is_main()))
+
+    def seen():
+        if not os.path.exists(folder.file("config.json")):
+            raise UserError(f"--workdir={_WORKDIR.value}: process {processes.index()} does not see the folder that "
+                            "process 0 has opened; it must be on a disk that all share")
+
+    processes.together(seen)
+    return folder
 
 
 def _task(name):

@@ -10,9 +10,12 @@ to start, CXR_HEARTBEAT_TIMEOUT (100) how many for a sign of life of one that ha
 them are collective: every process must call them, in the same order.
 """
 
+import functools
 import os
 import socket
 import sys
+import time
+import zlib
 
 import numpy as np
 
@@ -79,8 +82,6 @@ def _number(name, default=None, least=1) -> int:
 
 def _reach(address, seconds):
     """Waits until something listens at the address. OSError if nothing does within so many seconds."""
-    import time
-
     host, _, port = address.rpartition(":")
     end = time.monotonic() + seconds
     while True:
@@ -135,6 +136,23 @@ def agree(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(bool(flag))).any())
 
 
+def of_main(number: int) -> int:
+    """Process 0's number."""
+    if count() == 1:
+        return int(number)
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def same(text: str) -> bool:
+    """Whether all processes have the same text."""
+    global _leaving_together
+    mine = zlib.crc32(text.encode()) >> 1
+    _leaving_together = agree(mine != of_main(mine))
+    return not _leaving_together
+
+
 def together(action):
     """What `action()` returns, if no process raised a UserError in it; else all raise one."""
     global _leaving_together
@@ -179,3 +197,16 @@ def leave(code: int) -> int:
 
         jax.distributed.shutdown()
     return code
+
+
+@functools.cache
+def cpu_device():
+    """A CPU device beside the accelerator; None (the default device) where JAX has only one platform."""
+    import jax
+
+    if jax.default_backend() == "cpu":
+        return None
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS names the accelerator alone
+        return None

@@ -65,7 +65,9 @@ def run(config, workdir, stop, layout) -> dict:
     prompts = policy.Prompts(tok, cfg, grid, config.max_completion, texts=evaluate.all_prompts(sources))
 
     what = trainable.Trainable.of(config)
-    train, fixed = map(layout.state, what.split({"model": start_model.params}, jax.random.key(config.seed)))
+    with layout.on_host():
+        train, fixed = what.split({"model": start_model.params}, jax.random.key(config.seed))
+    train, fixed = layout.state(train), layout.state(fixed)
     tx = optim.make(config.optim, config.steps, config.rl.num_iterations * config.rl.minibatches)
     state = layout.state(optim.init_state(tx, train))
     reference = None
@@ -102,7 +104,9 @@ def run(config, workdir, stop, layout) -> dict:
     loader = batching.step_loader(make, start, config.steps, poll=stop.poll)
     look_due = lambda step: step % config.eval.every == 0 or step == config.steps
     seconds, done = meta["seconds"], start
-    compilations, skips = Compilations(), Skips(config.max_skipped, start, int(state["skipped"]))
+    compilations, skips = Compilations(), Skips(
+        config.max_skipped, start, int(state["skipped"]), config.rl.num_iterations * config.rl.minibatches
+    )
 
     def save():
         kept = {"seconds": seconds, "best": guard.best, "first": alarms.first, "first_look": guard.first}
@@ -155,11 +159,15 @@ def run(config, workdir, stop, layout) -> dict:
                 save()
             if look_due(done):
                 guard.look(done, state["params"])
-        results = finish(config, workdir, cfg, tok, what, state["params"], fixed, checkpoints, reader, sources, layout)
+        last = state["params"]
+        results = finish(config, workdir, cfg, tok, what, last, fixed, checkpoints, reader, sources, layout, done)
     except Stopped:
         if done > 0:
             save()
         return {"stopped": stop.requested, "step": done}
+    except BaseException:
+        checkpoints.drop()
+        raise
     finally:
         loader.close()
         metrics.close()
@@ -167,15 +175,17 @@ def run(config, workdir, stop, layout) -> dict:
     return {"step": done, "train_seconds": round(seconds), **results}
 
 
-def finish(config, workdir, cfg, tok, what, last, fixed, checkpoints, reader, sources, layout) -> dict:
+def finish(config, workdir, cfg, tok, what, last, fixed, checkpoints, reader, sources, layout, steps) -> dict:
     """Exports the parameters that were best out of distribution, and scores them beside where RL started."""
     best = checkpoints.restore_best(last)
-    chosen, step = (best[0], best[2]) if best else (last, config.steps)
+    chosen, step = (best[0], best[2]) if best else (last, steps)
     evaluate.export(workdir, cfg, what, chosen, fixed, tok, config)
     note = f"RL model: step {step} of {config.steps}"
     if best:
         note += f", the best on the selection split of {sources.ood}."
-    base = what.base(fixed) or layout.state(pretrained.on_device(config))
+    with layout.on_host():
+        base = what.base(fixed) or pretrained.on_device(config)
+    base = layout.state(base)
     models = {"SFT": base, "RL": what.whole(chosen, fixed)["model"]}
     if config.data.source == "phantom":  # of films, untrained weights tell nothing more, and large ones take minutes
         models = {"base": layout.state(pretrained.fresh(cfg, config.seed)), **models}

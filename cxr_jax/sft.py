@@ -132,9 +132,9 @@ def run(config, workdir, stop, layout) -> dict:
 
     what = trainable.Trainable.of(config)
     head = init_locate_head(jax.random.key(config.seed), cfg.text.hidden_size, 12)
-    train, fixed = map(
-        layout.state, what.split({"model": loaded.params, "locate": head}, jax.random.key(config.seed))
-    )
+    with layout.on_host():
+        train, fixed = what.split({"model": loaded.params, "locate": head}, jax.random.key(config.seed))
+    train, fixed = layout.state(train), layout.state(fixed)
     model_of = lambda train: what.whole(train, fixed)["model"]
     tx = optim.make(config.optim, config.steps)
     state = layout.state(optim.init_state(tx, train))
@@ -184,7 +184,6 @@ def run(config, workdir, stop, layout) -> dict:
             checkpoints.poll()
             if done % config.log_every == 0 or done == config.steps:
                 row = {k: float(np.mean([float(w[k]) for w in window if k in w])) for k in window[-1]}
-                skips.look(done, int(m["skipped"]))
                 row["samples_per_second"] = (
                     config.batch_size * (done - start) / (time.monotonic() - began - evaluating)
                 )
@@ -194,6 +193,7 @@ def run(config, workdir, stop, layout) -> dict:
                 row["learning_rate"] = float(optim.learning_rate(config.optim, config.steps)(step))
                 metrics.write(done, row, kind="train")
                 progress.update(done, row, items=config.batch_size * config.log_every)
+                skips.look(done, int(m["skipped"]))
                 window = []
             if done % config.save_every == 0 or done == config.steps:
                 save()
@@ -204,13 +204,17 @@ def run(config, workdir, stop, layout) -> dict:
         train_seconds = round(seconds())
         evaluate.export(workdir, cfg, what, state["params"], fixed, tok, config)
         before = "base" if config.model.startswith("random:") else "start"
-        models = {before: what.base(fixed) or layout.state(pretrained.on_device(config)),
-                  "SFT": model_of(state["params"])}
+        with layout.on_host():
+            base = what.base(fixed) or pretrained.on_device(config)
+        models = {before: layout.state(base), "SFT": model_of(state["params"])}
         results = evaluate.full(workdir, config, models, reader, sources)
     except Stopped:
         if done > 0:
             save()
         return {"stopped": stop.requested, "step": done}
+    except BaseException:
+        checkpoints.drop()
+        raise
     finally:
         loader.close()
         metrics.close()

@@ -6,11 +6,13 @@ over `fsdp` along the model's width, and gathered where it is used; `tensor` div
 vocabulary. The vision tower, a fifth of the 3B model, is divided over `fsdp` only: its 3,420 units do not divide.
 """
 
+import contextlib
 import functools
 import re
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from cxr_jax import processes
@@ -50,8 +52,12 @@ def mesh(data: int, fsdp: int, tensor: int, devices=None) -> jax.sharding.Mesh:
         shape[shape.index(-1)] = n // int(np.prod([s for s in shape if s != -1]))
     if min(shape) < 1 or int(np.prod(shape)) != n:
         raise UserError(f"config.mesh: {asked} (data x fsdp x tensor; -1: what remains) is not {n} device(s)")
-    auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(shape), AXES, axis_types=auto, devices=devices)
+    try:  # TPUs: an axis may take part of a side of their torus
+        placed = mesh_utils.create_device_mesh(tuple(shape), devices, allow_split_physical_axes=True)
+    except (NotImplementedError, ValueError) as e:
+        why = "does not fit how the devices are wired"
+        raise UserError(f"config.mesh: {asked} (data x fsdp x tensor) {why}: {e}") from e
+    return jax.sharding.Mesh(placed, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
 
 
 def spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionSpec:
@@ -123,6 +129,10 @@ class Layout:
         if self.mesh is None:
             return "one device"
         return " x ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
+
+    def on_host(self):
+        """A context in which whole trees are made beside the accelerators, for `state` to divide: one may not fit."""
+        return contextlib.nullcontext() if self.mesh is None else jax.default_device(processes.cpu_device())
 
     def state(self, tree):
         """A train state, parameters or what is fixed, every array at its place; the same values on every process."""

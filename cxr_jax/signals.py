@@ -30,7 +30,7 @@ class Stop:
     `unsaved`: set by the program: () -> steps that no checkpoint holds yet.
     """
 
-    def __init__(self, grace: float = 120.0, limit: float = 0.0):
+    def __init__(self, grace: float = 90.0, limit: float = 0.0):
         self.requested, self.unsaved = None, lambda: 0
         self._grace, self._limit, self._heard = grace, limit, threading.Event()
         self._reads, self._writes = os.pipe()
@@ -93,6 +93,7 @@ class Stop:
 
     def close(self) -> None:
         """Signals do again what they did before, and nothing watches the time."""
+        self._heard.set()  # whatever the run came to, the thread no longer decides how it ends
         faulthandler.cancel_dump_traceback_later()
         if hasattr(self, "_before"):
             wakeup, handlers = self._before
@@ -106,14 +107,17 @@ class Stop:
 
 
 class Skips:
-    """Ends a run whose gradients were not finite, so skipped and counted, for `limit` steps in a row (0: never)."""
+    """Ends a run whose gradients were not finite, so skipped and counted, for `limit` steps in a row (0: never).
 
-    def __init__(self, limit: int, step: int = 0, skipped: int = 0):
-        self._limit, self._good, self._step, self._skipped = limit, step, step, skipped
+    updates: of a step, each of which counts.
+    """
+
+    def __init__(self, limit: int, step: int = 0, skipped: int = 0, updates: int = 1):
+        self._limit, self._good, self._step, self._skipped, self._updates = limit, step, step, skipped, updates
 
     def look(self, step: int, skipped: int) -> None:
         """skipped: how many until `step`, in all. Raises RunFailed."""
-        if skipped - self._skipped < step - self._step:
+        if skipped - self._skipped < (step - self._step) * self._updates:
             self._good = step  # at the latest
         self._step, self._skipped = step, skipped
         if self._limit and step - self._good >= self._limit:

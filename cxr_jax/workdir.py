@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -38,6 +39,8 @@ class Workdir:
             raise UserError(f"--workdir={path}: cannot be written ({e.strerror})") from e
         try:
             _lock(self._lock, path)
+            for left in glob.glob(os.path.join(glob.escape(self.path), ".*.partial")):  # by an export that was killed
+                shutil.rmtree(left, ignore_errors=True)
             self._check_config(path, {"config": config, "data": data or {}})
         except BaseException:
             self.close()
@@ -136,6 +139,19 @@ def write_json(path: str, obj) -> None:
         raise
 
 
+def _git(*args) -> str:
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    try:
+        return subprocess.run(["git", "-C", root, *args], capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def git_sha() -> str | None:
+    """The commit of the code; None where there is no repository."""
+    return _git("rev-parse", "HEAD") or None
+
+
 def environment() -> dict:
     """What a result depends on besides the config: code version, libraries, machine."""
     import flax
@@ -143,19 +159,9 @@ def environment() -> dict:
     import numpy
     import optax
 
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-    def git(*args):
-        try:
-            return subprocess.run(
-                ["git", "-C", root, *args], capture_output=True, text=True, timeout=10
-            ).stdout.strip()
-        except (OSError, subprocess.TimeoutExpired):
-            return ""
-
-    diff = git("diff", "HEAD")
+    diff = _git("diff", "HEAD")
     return {
-        "git_sha": git("rev-parse", "HEAD") or None,
+        "git_sha": git_sha(),
         "git_dirty": hashlib.sha256(diff.encode()).hexdigest()[:12] if diff else None,
         "versions": {
             "python": platform.python_version(),

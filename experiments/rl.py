@@ -82,7 +82,7 @@ def get_config(presets: str = "phantom") -> ConfigDict:
     c.param_dtype = "float32"  # of what trains; with "bfloat16" the optimizer holds float32 masters
     c.save_every = 10
     c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # devices along each axis; -1: what remains of them
-    c.grace_seconds = 120.0  # from SIGTERM on, within which a step should end
+    c.grace_seconds = 90.0  # from SIGTERM on, within which a step should end
     c.step_timeout = 1800.0  # a turn of any loop that takes longer ends the run with a stack dump; 0: any time
     c.max_skipped = 20  # steps in a row whose gradients are not finite end the run; 0: never
 

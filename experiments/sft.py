@@ -60,7 +60,7 @@ def get_config(preset: str = "phantom") -> ConfigDict:
     c.log_every = 20
     c.save_every = 250
     c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # devices along each axis; -1: what remains of them
-    c.grace_seconds = 120.0  # from SIGTERM on, within which a step should end
+    c.grace_seconds = 90.0  # from SIGTERM on, within which a step should end
     c.step_timeout = 1800.0  # a turn of any loop that takes longer ends the run with a stack dump; 0: any time
     c.max_skipped = 20  # steps in a row whose gradients are not finite end the run; 0: never
 

@@ -1,5 +1,6 @@
 """Starts `python -m cxr_jax.main` as several processes on this machine, each with some fake devices."""
 
+import concurrent.futures
 import os
 import socket
 import subprocess
@@ -33,7 +34,8 @@ def start(argv, processes: int, devices: int, **environment) -> list[subprocess.
 def end(started, timeout=600) -> list[tuple[int, str, str]]:
     """(exit code, stdout, stderr) of each process."""
     try:
-        out = [p.communicate(timeout=timeout) for p in started]
+        with concurrent.futures.ThreadPoolExecutor(len(started)) as pool:  # a full pipe would stop its process
+            out = list(pool.map(lambda p: p.communicate(timeout=timeout), started))
     finally:
         for p in started:
             p.kill()

@@ -86,6 +86,20 @@ def test_a_second_signal_ends_it_at_once():
     assert code == 128 + signal.SIGINT and "stopped at once" in out and seconds < 30
 
 
+def test_a_run_that_fails_after_a_signal_has_failed():
+    code, out, err, _ = run("""
+stop = signals.Stop(grace=60)
+stop.unsaved = lambda: 3
+print("ready", flush=True)
+while not stop.requested:
+    time.sleep(0.01)
+stop.close()
+time.sleep(0.5)
+sys.exit("the disk is full")
+""", [signal.SIGTERM])
+    assert code == 1 and err == "the disk is full\n" and "not saved" not in out
+
+
 def test_a_turn_that_takes_too_long_ends_with_a_stack_dump():
     code, out, err, seconds = run("""
 stop = signals.Stop(limit=1.0)
@@ -130,6 +144,11 @@ def test_steps_in_a_row_that_are_not_finite_end_the_run():
         skips.look(6, 5)
     never = signals.Skips(0)
     never.look(100, 100)
+    several = signals.Skips(2, updates=4)
+    several.look(1, 1)  # one of its four updates
+    several.look(2, 5)
+    with pytest.raises(RunFailed, match="last 2 steps"):
+        several.look(3, 9)
     resumed = signals.Skips(2, step=10, skipped=4)
     resumed.look(11, 5)
     with pytest.raises(RunFailed, match="last 2 steps"):

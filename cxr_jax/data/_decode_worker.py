@@ -8,6 +8,7 @@ header values.
 
 import io
 import os
+import signal
 import sys
 
 NO_CODEC, DAMAGED, TOO_BIG = 10, 11, 12
@@ -32,6 +33,8 @@ def _limit(max_bytes, max_seconds):
 
 
 def main(max_bytes, max_seconds):
+    for number in (signal.SIGTERM, signal.SIGINT):  # they are for the run, which ends this with its time limit
+        signal.signal(number, signal.SIG_IGN)
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # thread stacks would count against the limit
         os.environ[name] = "1"
     _limit(int(max_bytes), int(max_seconds))

@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from cxr_jax import processes
 from cxr_jax.data import phantom
 from cxr_jax.data.phantom import readers
 from cxr_jax.data.phantom import report as phantom_report
@@ -80,7 +81,7 @@ class PhantomSource:
         """`phantom.make_batch` of one example, drawn by the CPU: a phantom is the same picture beside any accelerator,
         which is left to the model."""
         index = np.asarray([index])
-        with jax.default_device(_drawing_device()):
+        with jax.default_device(processes.cpu_device()):
             return phantom.make_batch(self.seed, self.split, self.hospital, index, self.sites_of(index))
 
     def solutions(self, indices) -> np.ndarray:
@@ -102,17 +103,6 @@ class PhantomSource:
         rngs = rng(7)
         reports = [phantom_report.write(s, self.hospital, r) for s, r in zip(rows, rngs, strict=True)]
         return [phantom_report.target(r) for r in reports]
-
-
-@functools.cache
-def _drawing_device():
-    """A CPU device beside the accelerator; None (the default device) where JAX has only one platform."""
-    if jax.default_backend() == "cpu":
-        return None
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS names the accelerator alone
-        return None
 
 
 @functools.partial(jax.jit, static_argnames="hospital")

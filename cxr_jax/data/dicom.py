@@ -10,6 +10,7 @@ import contextlib
 import io
 import logging
 import re
+import signal
 import subprocess
 import sys
 import warnings
@@ -278,10 +279,16 @@ def _decode_in_worker(path, data):
         str(WORKER_BYTES),
         str(WORKER_SECONDS),
     ]
+    # A session of its own: Ctrl-C is for the run. A signal that comes before the worker ignores it says nothing of the
+    # file; then it starts once more.
+    run = lambda: subprocess.run(
+        command, input=data, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=WORKER_SECONDS,
+        start_new_session=True,
+    )  # fmt: skip
     try:
-        done = subprocess.run(
-            command, input=data, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=WORKER_SECONDS
-        )
+        done = run()
+        if done.returncode in (-signal.SIGTERM, -signal.SIGINT):
+            done = run()
     except subprocess.TimeoutExpired:
         raise UserError(f"{path}: decoding took longer than {WORKER_SECONDS} s") from None
     if done.returncode == _decode_worker.NO_CODEC:
