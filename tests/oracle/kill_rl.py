@@ -144,7 +144,7 @@ def arrays(folder) -> dict:
 
 def content(folder) -> dict:
     """All that a finished run has left and that does not depend on the clock, by name."""
-    clock = lambda k: "seconds" in k or k in ("time", "step_time") or k.startswith("perf/")
+    clock = lambda k: "second" in k or k in ("time", "step_time") or k.startswith("perf/")
     timeless = lambda d: {k: v for k, v in d.items() if not clock(k)}
     out = arrays(folder)
     for i, row in enumerate(metrics.read(folder)):
