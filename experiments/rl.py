@@ -47,8 +47,8 @@ What did not work (both under the published sum): perfect readers (sft.py, reade
 steps of 16 prompts x 8, lr 1e-4, no oversampling, 512 images): B Jaccard +0.022 [+0.009, +0.035], but A -0.006
 [-0.011, -0.000]. SFT had left almost no errors on A (0.979), about 75 % of the groups had no variance, and a step
 learned from some four prompts. So this miniature shows RL adding what traces lack, not RL sharpening eyes. lr 1e-4
-with oversampling, 45 steps: A 0.961, B 0.920 on 512 selection images, against 0.969 and 0.922 at 2e-4. Not tried: other
-group sizes, a KL term, more steps.
+with oversampling, 45 steps: A 0.961, B 0.920 on 512 selection images, against 0.969 and 0.922 at 2e-4. Other group
+sizes, a KL term, SFT replay, many sites: no better on B (docs/ablations.md). Not tried: more steps.
 """
 
 from ml_collections import ConfigDict
