@@ -4,7 +4,7 @@ import html
 
 from cxr_jax.report_svg import PALETTE, Series, line_chart, nice_ticks, number
 
-WIDTH, GAP, NAMES = 1040, 20, 110
+WIDTH, GAP, NAMES, EDGE = 1040, 20, 110, 20
 ROW, HEAD, FOOT = 34, 46, 30
 CURVES = 320
 COLORS = (*PALETTE, "#c2185b", "#4b3f1e", "#5e8c31", "#3949ab")
@@ -17,7 +17,7 @@ MARKS = {"jaccard": ("Jaccard", PALETTE[0], -6), "macro_f1": ("macro-F1", PALETT
 
 def draw(study, estimate) -> str:
     """The file's text. study: `ablations.Study`; estimate: `ablations.estimate`."""
-    panel = (WIDTH - NAMES - GAP) / 2
+    panel = (WIDTH - NAMES - GAP - EDGE) / 2
     forest = HEAD + ROW * len(study.arms) + FOOT
     out = [_legend()]
     for row, arm in enumerate(study.arms):
@@ -59,10 +59,11 @@ def _forest(study, estimate, set_name, left, width):
             if None not in values:
                 found[arm, metric] = values, estimate(values)
     # An arm that began elsewhere can be far off: it would leave no room to tell the others apart.
-    near = [v for (arm, _), (values, _) in found.items() if not study.elsewhere(arm) for v in values]
+    ends = lambda e: [] if e["lo"] is None else [e["lo"], e["hi"]]
+    near = [v for (arm, _), (values, e) in found.items() if not study.elsewhere(arm) for v in [*values, *ends(e)]]
     near = near or [v for values, _ in found.values() for v in values] or [0.0]
     near = [0.0, *near]
-    pad = max(0.15 * (max(near) - min(near)), 0.005)
+    pad = max(0.05 * (max(near) - min(near)), 0.005)
     lo, hi = min(near) - pad, max(near) + pad
     px = lambda v: left + (min(max(v, lo), hi) - lo) / (hi - lo) * width
     bottom = HEAD + ROW * len(study.arms)
