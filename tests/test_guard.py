@@ -16,6 +16,8 @@ N = 8
 class Reader:
     """Answers what it is told to: `answers` bool [N, 14] for every set."""
 
+    poll = None
+
     def read(self, params, images, texts):
         return {"pred": params, "valid": np.ones(len(images), bool), "lengths": np.full(len(images), 50)}
 
@@ -28,7 +30,7 @@ def guard(monkeypatch):
     truth = np.zeros((N, 14), bool)
     truth[:4, EDEMA] = truth[4:, EFFUSION] = True
     data = {"image": np.zeros((N, 2, 2)), "texts": [""] * N, "solution": truth, "known": np.ones_like(truth)}
-    monkeypatch.setattr(evaluate, "held_out", lambda source, n: data)
+    monkeypatch.setattr(evaluate, "held_out", lambda source, n, poll: data)
     log = types.SimpleNamespace(rows=[], best=[])
     metrics = types.SimpleNamespace(write=lambda step, row, kind: log.rows.append(row))
     checkpoints = types.SimpleNamespace(save_best=lambda step, params, meta: log.best.append(step))
