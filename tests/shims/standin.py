@@ -38,13 +38,11 @@ def all_there(name):
         time.sleep(0.02)
 
 
-if "config.exit" in flags:  # process 1 fails so many times, and the others with it
+if "config.exit" in flags:  # all fail so many times, none before each has begun
     try_number = 1
     while (folder / f"try{try_number}.{rank}").exists():
         try_number += 1
-    (folder / f"try{try_number}.{rank}").touch()
-    while not (folder / f"try{try_number}.1").exists():
-        time.sleep(0.02)
+    all_there(f"try{try_number}.")
     if try_number <= int(flags.get("config.times", "99")):
         sys.exit(int(flags["config.exit"]))
     (folder / "saved").touch()
