@@ -172,14 +172,15 @@ class Checkpoints:
         self._pending, error = None, future.exception()
         if processes.agree(error is not None):
             raise self._failed(name, manager, step, error) from error
-        first, (self.last_save, problem) = self.last_save is None, future.result()
+        self.last_save, problem = future.result()
         manager.reload()
         if not processes.agree(problem is not None) and name == "last":
             self.saved = step
-        if first and self._grace is not None:
+        if name == "last" and self._grace is not None:
             s = self.last_save
             print(f"a save of {s['bytes'] / 2**20:,.0f} MiB takes {s['seconds']:.1f} s, the run waits for "
                   f"{s['blocked_seconds']:.1f} s of them (config.grace_seconds={self._grace:g})", flush=True)
+            self._grace = None  # once is enough
         if problem:
             print(f"checkpoint {name}/{step} was written, but {problem}: it is set aside as damaged_{name}_{step}; "
                   "the one before stays", flush=True)  # fmt: skip
