@@ -7,6 +7,8 @@ step and how far the losses are apart. On two cores the ratio is what the proces
 saves: a train state of --mib MiB: seconds until `save` returns, until it is on disk and read back, and of a restore,
 beside writing and reading the same bytes as one plain file (with fsync), in one run.
 feeding: SFT on phantom DICOMs (224 px, batch 16): the share of the time that steps wait for data (goal: < 2 %).
+
+Not run yet.
 """
 
 import argparse
