@@ -3,7 +3,9 @@
     PYTHONPATH=.:tests python tests/oracle/mesh_runs.py [--layouts=1x8,2x4,4x2] [--sft=50] [--rl=10] [--keep=FOLDER]
         [--config.mesh.fsdp=2 ...]
 
-Not run at full length yet (tests/test_several.py does a small part). Batches: every process makes its rows of the first steps, and a hash of the whole batch is compared. Samples: the groups
+Not run at full length yet (tests/test_several.py does a small part).
+
+Batches: every process makes its rows of the first steps, and a hash of the whole batch is compared. Samples: the groups
 that RL records at every step (samples.jsonl): texts, lengths, answers. Metrics: those of metrics.jsonl but for times; a
 difference is relative to the larger of the two and 1e-3. `--config...` flags go to every run. Prints a line a
 comparison; exits 1 if batches or samples differ or a loss by more than 1e-5.
