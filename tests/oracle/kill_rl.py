@@ -32,7 +32,7 @@ import time
 import jax
 import numpy as np
 
-from cxr_jax import metrics
+from cxr_jax import checkpoint_folder, metrics
 from cxr_jax.checkpoint import Checkpoints
 from cxr_jax.models import hf
 
@@ -132,11 +132,12 @@ def arrays(folder) -> dict:
     """Every array of both checkpoints and of the export, by name; and what goes with the checkpoints."""
     out, checkpoints = {}, Checkpoints(str(folder))
     for name, manager in (("last", checkpoints.last), ("best", checkpoints.best)):
-        got = manager.restore(manager.latest_step())
+        at = str(folder / "checkpoints" / name / str(manager.latest_step()))
+        meta, table = checkpoint_folder.read_json(at)
+        likes = {k: jax.ShapeDtypeStruct(shape, dtype) for k, (dtype, shape, _) in table.items()}
         out[f"{name}: steps"] = manager.all_steps()
-        out |= {f"{name}: {k}": v for k, v in dict(got["meta"]).items() if k != "seconds"}
-        leaves = jax.tree_util.tree_leaves_with_path(got["state"])
-        out |= {f"{name}: {jax.tree_util.keystr(p)}": np.asarray(x) for p, x in leaves}
+        out |= {f"{name}: {k}": v for k, v in meta.items() if k != "seconds"}
+        out |= {f"{name}: {k}": np.asarray(x) for k, x in checkpoint_folder.read_arrays(at, likes).items()}
     checkpoints.close()
     exported = jax.tree_util.tree_leaves_with_path(hf.load_hf(folder / "hf", np.float32)[1])
     return out | {f"export: {jax.tree_util.keystr(p)}": np.asarray(x) for p, x in exported}
