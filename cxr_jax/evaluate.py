@@ -136,7 +136,7 @@ def held_out(source, n: int, poll=lambda: None) -> dict:
         parts.append(source.batch(np.arange(s, min(s + 64, n))))
     keys = ("image", "solution", "known", "hedged", "sides")
     out = {k: np.concatenate([np.asarray(p[k]) for p in parts]) for k in keys}
-    out["texts"] = [t for p in parts for t in (p.get("prompts") or [source.prompts()[0]] * len(p["image"]))]
+    out["texts"] = source.about(range(n))["prompts"]
     if "ids" in parts[0]:
         out["ids"] = [i for p in parts for i in p["ids"]]
     return out
@@ -267,20 +267,19 @@ def full(workdir, config, models: dict, reader, sources, notes=()) -> dict:
     names = list(models)
     for set_name, source in sources.test.items():
         data = held_out(source, e.n_final, reader.poll)
-        read = {}
+        found = {}
         for m, params in models.items():
             print(f"evaluating {m} on {len(data['image'])} images of {set_name}", flush=True)
             p = predictions(reader, params, data)
-            read[m], trace = p["real"], reader.trace(p["real"], data)
-            if not processes.is_main():
-                continue
-            tables[m][set_name] = scoring.summary(
-                p["real"]["pred"], data["solution"], known=data["known"], valid=p["real"]["valid"],
-                audit=p["audit"], audit_valid=p["audit_valid"], n_boot=e.bootstrap,
-                trace=trace,
-            )  # fmt: skip
+            found[m] = {**p, "trace": reader.trace(p["real"], data)}
         if not processes.is_main():
             continue
+        read = {m: p["real"] for m, p in found.items()}
+        for m, p in found.items():
+            tables[m][set_name] = scoring.summary(
+                p["real"]["pred"], data["solution"], known=data["known"], valid=p["real"]["valid"],
+                audit=p["audit"], audit_valid=p["audit_valid"], n_boot=e.bootstrap, trace=p["trace"],
+            )  # fmt: skip
         if len(names) > 1:
             comparisons += compare(set_name, names[-2], names[-1], read, data, e.bootstrap)
         cases += worst_cases(set_name, names[-1], read[names[-1]], data, reader, e.cases)

@@ -105,7 +105,7 @@ def make_batch_fn(config, source, prompts, completions, layout=ONE_DEVICE):
             out["severity"] = np.asarray(batch["scene"]["severity"])
         if step >= config.locate_steps:
             out |= completions.encode(source.targets(batch, indices))
-            out["prompts"] = prompts.encode(batch.get("prompts") or [source.prompt] * len(indices))
+            out["prompts"] = prompts.encode(source.about(indices)["prompts"])
         return out
 
     return make

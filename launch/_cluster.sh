@@ -5,6 +5,22 @@ pinned_port=8476 # JAX's own default has moved between releases, past firewall r
 # Settings a process may need that are no secrets: passed on to it where they are set here.
 passed=(CXR_START_TIMEOUT CXR_HEARTBEAT_TIMEOUT CXR_DONE_WAIT XLA_FLAGS LIBTPU_INIT_ARGS JAX_COMPILATION_CACHE_DIR)
 
+take_command() { # words...: sets `command`, the first that is not --dry-run, `dry` (1 with it), and `rest` (an array)
+    dry=0 command=""
+    while [ $# -gt 0 ] && [ -z "$command" ]; do
+        case "$1" in
+            --dry-run) dry=1 ;;
+            *) command="$1" ;;
+        esac
+        shift
+    done
+    if [ "${1:-}" = --dry-run ]; then
+        dry=1
+        shift
+    fi
+    rest=("$@")
+}
+
 flag() { # name, flags...: prints the last value given to --name; fails if there is none
     local name="$1" value="" found=1
     shift

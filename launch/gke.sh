@@ -17,18 +17,8 @@ source "$here/_cluster.sh"
 : "${LINES_SHOWN:=50}"
 unfinished=75 # EX_TEMPFAIL: saved, to be continued
 
-dry=0 command=""
-while [ $# -gt 0 ] && [ -z "$command" ]; do
-    case "$1" in
-        --dry-run) dry=1 ;;
-        *) command="$1" ;;
-    esac
-    shift
-done
-if [ "${1:-}" = --dry-run ]; then
-    dry=1
-    shift
-fi
+take_command "$@"
+set -- ${rest[@]+"${rest[@]}"}
 case "$command" in
     run | logs) ;;
     status | delete) [ $# = 0 ] || fail "$command takes no arguments, not $1" 2 ;;

@@ -17,18 +17,8 @@ source "$here/_cluster.sh"
 : "${TPU_NAME:=cxr}" "${RUN:=run}" "${REMOTE_DIR:=cxr_jax}" "${WORKER:=all}" "${LINES_SHOWN:=50}" "${STOP_WAIT:=600}"
 : "${SPOT:=0}" "${QUEUED:=0}" "${POLL:=20}" "${JAX_COORDINATOR_PORT:=$pinned_port}"
 
-dry=0 command=""
-while [ $# -gt 0 ] && [ -z "$command" ]; do
-    case "$1" in
-        --dry-run) dry=1 ;;
-        *) command="$1" ;;
-    esac
-    shift
-done
-if [ "${1:-}" = --dry-run ]; then
-    dry=1
-    shift
-fi
+take_command "$@"
+set -- ${rest[@]+"${rest[@]}"}
 case "$command" in
     run | logs) ;;
     create | sync | stop | delete) [ $# = 0 ] || fail "$command takes no arguments, not $1" 2 ;;
