@@ -143,9 +143,11 @@ class Table:
     def __init__(self, out, errors, columns, replace):
         self.out, self.errors, self.replace, self.finishing = out, errors, replace, False
         self.parts = [p.with_name(f".{p.name}.{os.getpid()}.partial") for p in (errors, out)]
-        self.files, self.writers = [], []
+        self.columns, self.files, self.writers = columns, [], []
+
+    def open(self):
         try:
-            for part, header in zip(self.parts, (("source", "row", "reason"), columns), strict=True):
+            for part, header in zip(self.parts, (("source", "row", "reason"), self.columns), strict=True):
                 # Names of files may hold bytes that are not UTF-8; they are written as they are.
                 self.files.append(open(part, "w", encoding="utf-8", errors="surrogateescape", newline=""))
                 self.writers.append(csv.writer(self.files[-1], lineterminator="\n"))
@@ -154,7 +156,7 @@ class Table:
             self.discard()
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG):
                 raise
-            raise UserError(f"{out}: cannot be written ({error.strerror})") from None
+            raise UserError(f"{self.out}: cannot be written ({error.strerror})") from None
 
     def finish(self, any_bad):
         self.finishing = True
@@ -273,8 +275,9 @@ def run(args) -> int:
     inputs = reports.open_inputs(args.inputs, options)
     counts = Counter()
     table = Table(out, errors, columns_of(args), args.force)
-    _running.append(table)
+    _running.append(table)  # before its files are there, so that a signal never finds them and nobody to remove them
     try:
+        table.open()
         label_all(args, inputs, table, counts)
         if not counts["reports"] and not counts["bad"]:
             raise UserError(f"{args.inputs[0]}: no reports")

@@ -139,6 +139,19 @@ def test_a_signal_ends_it_and_leaves_nothing(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["in.csv"]
 
 
+def test_a_signal_finds_whose_the_files_are_as_soon_as_they_are_there(tmp_path, run, stub, monkeypatch):
+    opened = []
+
+    def watched(path, *args, **options):
+        opened.append(path)
+        assert [path in table.parts for table in label._running] == [True]
+        return open(path, *args, **options)
+
+    monkeypatch.setattr(label, "open", watched, raising=False)
+    code, *_ = run(write(tmp_path / "in.csv", "report\nNo edema.\n"))
+    assert code == 0 and len(opened) == 2
+
+
 def test_reads_in_chunks_of_bounded_size(tmp_path, run, stub, monkeypatch):
     monkeypatch.setattr(label, "CHUNK", 4)
     monkeypatch.setattr(label, "CHUNK_BYTES", 100)
