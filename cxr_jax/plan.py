@@ -9,7 +9,7 @@ config.model names a folder, its config.json and tokenizer; an empty config.mode
 What the arrays of a step's arguments take is exact. Temporary memory and what devices receive are those of the same
 program computed in float32 and compiled for CPUs, with plain attention: estimates, for bfloat16 from above. (Compiled
 in bfloat16, XLA for CPUs keeps float32 copies of all weights, which no accelerator needs.) What the runtime, its
-libraries, evaluations, a resume and the export take is not counted: leave a share of the memory free.
+libraries, evaluations and the export take is not counted: leave a share of the memory free.
 
 Exit codes: 0 printed, and it fits if asked; 1 it does not fit; 2 bad usage.
 """

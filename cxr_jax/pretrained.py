@@ -1,6 +1,7 @@
 """Where a run starts: random weights of a named size, the embedded model, an HF folder, or another run's export."""
 
 import dataclasses
+import functools
 import os
 
 import jax
@@ -37,6 +38,26 @@ def on_device(config, params: dict | None = None) -> dict:
 
     dtype = DTYPES[config.dtype]
     return jax.tree.map(lambda x: jax.numpy.asarray(x, dtype), start(config).params if params is None else params)
+
+
+def train_state(config, params: dict, what, tx, layout, checkpoints) -> tuple[dict, dict, dict, dict, int]:
+    """(state, train, fixed, meta, step): the newest checkpoint that loads, or step 0 of params {"model": ..., ...}.
+
+    meta: the checkpoint's, {} at step 0. train: what trains as it is at step 0, not divided yet. A checkpoint is read
+    before the state of step 0 is made: a run that fits in the memory can be resumed in it.
+    """
+    from cxr_jax import optim
+
+    split = functools.partial(what.split, key=jax.random.key(config.seed))
+    like = jax.eval_shape(lambda params: optim.init_state(tx, split(params)[0]), params)
+    found = checkpoints.restore(layout.like(like))
+    with layout.on_host():
+        train, fixed = split(params)
+    fixed = layout.state(fixed)
+    if found:
+        print(f"resuming at step {found[2]}", flush=True)
+        return found[0], train, fixed, *found[1:]
+    return layout.state(optim.init_state(tx, layout.state(train))), train, fixed, {}, 0
 
 
 def is_name(model: str) -> bool:

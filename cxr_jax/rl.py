@@ -65,24 +65,19 @@ def run(config, workdir, stop, layout) -> dict:
     prompts = policy.Prompts(tok, cfg, grid, config.max_completion, texts=evaluate.all_prompts(sources))
 
     what = trainable.Trainable.of(config)
-    with layout.on_host():
-        train, fixed = what.split({"model": start_model.params}, jax.random.key(config.seed))
-    train, fixed = layout.state(train), layout.state(fixed)
     tx = optim.make(config.optim, config.steps, config.rl.num_iterations * config.rl.minibatches)
-    state = layout.state(optim.init_state(tx, train))
+    checkpoints = Checkpoints(workdir.path, about=workdir.about, grace=config.grace_seconds)
+    state, train, fixed, meta, start = pretrained.train_state(
+        config, {"model": start_model.params}, what, tx, layout, checkpoints
+    )
     reference = None
     if config.rl.beta:  # where the run starts: the base under the adapters, or a copy that stays
-        reference = what.base(fixed) or what.whole(jax.tree.map(jnp.copy, train), fixed)["model"]
+        reference = what.base(fixed) or what.whole(layout.state(jax.tree.map(jnp.copy, train)), fixed)["model"]
     del start_model, train  # host copies, and what the first step takes over
-    checkpoints = Checkpoints(workdir.path, about=workdir.about, grace=config.grace_seconds)
-    start, meta = 0, {"seconds": 0.0, "best": None, "num_tokens": 0, "first": {}, "first_look": None}
-    if resumed := checkpoints.restore(state):
-        state, meta, start = resumed[0], meta | resumed[1], resumed[2]
-        print(f"resuming at step {start}", flush=True)
-    metrics = MetricsWriter(workdir.path, resume_step=start if resumed else -1, redo="eval",
-                            enabled=processes.is_main())
+    meta = {"seconds": 0.0, "best": None, "num_tokens": 0, "first": {}, "first_look": None} | meta
+    metrics = MetricsWriter(workdir.path, resume_step=start or -1, redo="eval", enabled=processes.is_main())
     if processes.is_main():
-        report.save_groups(workdir.path, resume_step=start if resumed else -1)
+        report.save_groups(workdir.path, resume_step=start or -1)
     progress = Progress(
         config.steps,
         start=start,
@@ -160,9 +155,12 @@ def run(config, workdir, stop, layout) -> dict:
             if look_due(done):
                 guard.look(done, state["params"])
         last = state["params"]
+        checkpoints.wait()
+        if checkpoints.saved == done:
+            state = None  # its moments make room for the models that are compared
         results = finish(config, workdir, cfg, tok, what, last, fixed, checkpoints, reader, sources, layout, done)
     except Stopped:
-        if done > 0:
+        if done > checkpoints.saved:
             save()
         return {"stopped": stop.requested, "step": done}
     except BaseException:

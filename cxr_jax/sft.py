@@ -132,20 +132,16 @@ def run(config, workdir, stop, layout) -> dict:
 
     what = trainable.Trainable.of(config)
     head = init_locate_head(jax.random.key(config.seed), cfg.text.hidden_size, 12)
-    with layout.on_host():
-        train, fixed = what.split({"model": loaded.params, "locate": head}, jax.random.key(config.seed))
-    train, fixed = layout.state(train), layout.state(fixed)
-    model_of = lambda train: what.whole(train, fixed)["model"]
     tx = optim.make(config.optim, config.steps)
-    state = layout.state(optim.init_state(tx, train))
-    del loaded, train  # host copies, and what the first step takes over
     checkpoints = Checkpoints(workdir.path, about=workdir.about, grace=config.grace_seconds)
-    start, meta = 0, {"seconds": 0.0, "best": None, "first_look": None, "window": []}
-    if resumed := checkpoints.restore(state):
-        state, meta, start = resumed[0], meta | resumed[1], resumed[2]
-        print(f"resuming at step {start}", flush=True)
+    state, train, fixed, meta, start = pretrained.train_state(
+        config, {"model": loaded.params, "locate": head}, what, tx, layout, checkpoints
+    )
+    del loaded, train  # host copies, and what the first step takes over
+    meta = {"seconds": 0.0, "best": None, "first_look": None, "window": []} | meta
+    model_of = lambda train: what.whole(train, fixed)["model"]
     locate_step, joint_step = map(layout.on, make_steps(config, cfg, tx, grid, what))
-    metrics = MetricsWriter(workdir.path, resume_step=start if resumed else -1, redo="eval",
+    metrics = MetricsWriter(workdir.path, resume_step=start or -1, redo="eval",
                             enabled=processes.is_main())
     progress = Progress(
         config.steps, start=start, show=("loss", "locate_loss"), unit="samples", stream=sys.stdout
@@ -201,15 +197,18 @@ def run(config, workdir, stop, layout) -> dict:
                 pause = time.monotonic()
                 guard.look(done, state["params"])
                 evaluating += time.monotonic() - pause
-        train_seconds = round(seconds())
-        evaluate.export(workdir, cfg, what, state["params"], fixed, tok, config)
+        train_seconds, last = round(seconds()), state["params"]
+        checkpoints.wait()
+        if checkpoints.saved == done:
+            state = None  # its moments make room for the models that are compared
+        evaluate.export(workdir, cfg, what, last, fixed, tok, config)
         before = "base" if config.model.startswith("random:") else "start"
         with layout.on_host():
             base = what.base(fixed) or pretrained.on_device(config)
-        models = {before: layout.state(base), "SFT": model_of(state["params"])}
+        models = {before: layout.state(base), "SFT": model_of(last)}
         results = evaluate.full(workdir, config, models, reader, sources)
     except Stopped:
-        if done > 0:
+        if done > checkpoints.saved:
             save()
         return {"stopped": stop.requested, "step": done}
     except BaseException:

@@ -147,6 +147,13 @@ class Layout:
 
         return jax.tree.map(put, tree, shardings(tree, self.mesh))
 
+    def like(self, tree):
+        """The jax.ShapeDtypeStructs of what `state` would give."""
+        if self.mesh is None:
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), tree)
+        of = lambda x, where: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=where)
+        return jax.tree.map(of, tree, shardings(tree, self.mesh))
+
     def rows_of(self, n: int) -> np.ndarray:
         """int: which of n rows this process makes, in order."""
         if self.mesh is None:

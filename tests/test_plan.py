@@ -98,7 +98,7 @@ def test_every_array_has_a_place_on_published_meshes(cfg, adapters):
             held += x.size / math.prod(sizes[axis] for axis in spec if axis)
         # All but norms, biases and, over `tensor`, the vision tower is divided by all devices.
         ideal = qwen.count(jax.eval_shape(lambda: qwen.init_params(cfg, jax.random.key(0)))) / (fsdp * tensor)
-        assert ideal <= held < ideal * (1.6 if tensor > 1 else 1.06), (fsdp, tensor)
+        assert ideal <= held < ideal * (1.6 if tensor > 1 else 1.02 if fsdp <= 64 else 1.06), (fsdp, tensor)
         for path, x in jax.tree_util.tree_leaves_with_path(state):
             sharding.spec(optim.path_string(path), x.shape, sizes)
 

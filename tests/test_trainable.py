@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from cxr_jax import evaluate, optim, policy, pretrained, sft, trainable
+from cxr_jax import evaluate, optim, policy, pretrained, sft, sharding, trainable
 from cxr_jax.data import batching
 from cxr_jax.errors import UserError
 from cxr_jax.models import lora
@@ -134,3 +134,38 @@ def test_nothing_to_train_is_refused(world):
 def test_a_rank_that_no_matrix_has_is_refused(world):
     with pytest.raises(UserError, match=r"lora rank 300 is more than text/layers/attn/q \[192, 192\] can have"):
         trainable.Trainable(adapters=lora.Lora(300, 1.0)).split(world[4], jax.random.key(0))
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_a_resume_never_holds_two_states(world, lora_rank):
+    """The checkpoint is read before a fresh state is made, from shapes alone."""
+    config = experiment.get_config()
+    config.lora.rank = lora_rank
+    what, tx = trainable.Trainable.of(config), optim.make(config.optim, config.steps)
+    params = world[4]
+    made = []
+
+    class Checkpoints:
+        def __init__(self, found):
+            self.found = found
+
+        def restore(self, like):
+            assert not made and all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(like))
+            self.like = like
+            return self.found
+
+    def layout_state(tree):
+        made.append(tree)
+        return tree
+
+    layout = sharding.Layout(None)
+    layout.state = layout_state
+    first = Checkpoints(None)
+    state, train, fixed, meta, step = pretrained.train_state(config, params, what, tx, layout, first)
+    describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    assert (meta, step) == ({}, 0) and describe(first.like) == describe(state)
+    assert jax.tree.all(jax.tree.map(np.array_equal, what.whole(train, fixed)["model"]["vision"],
+                                     what.whole(state["params"], fixed)["model"]["vision"]))  # fmt: skip
+    made.clear()
+    got = pretrained.train_state(config, params, what, tx, layout, Checkpoints(("theirs", {"seconds": 1.0}, 7)))
+    assert got[0] == "theirs" and got[3:] == ({"seconds": 1.0}, 7) and [x is got[2] for x in made] == [True]
