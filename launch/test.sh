@@ -14,9 +14,12 @@ set_up_oracle() {
     if [ "$want" != "$(cat "$stamp" 2>/dev/null)" ]; then
         echo "installing tests/oracle/requirements.txt into .venv-oracle (once, about a minute)" >&2
         # torch for the CPU only: the usual build brings gigabytes of GPU libraries.
-        "$python" -m venv --clear "$venv" &&
-            UV_TORCH_BACKEND=cpu python="$venv/bin/python" install "$list" &&
-            echo "$want" >"$stamp" || { rm -rf "$venv"; return 1; }
+        if "$python" -m venv --clear "$venv" && UV_TORCH_BACKEND=cpu python="$venv/bin/python" install "$list"; then
+            echo "$want" >"$stamp"
+        else
+            rm -rf "$venv"
+            return 1
+        fi
     fi
 }
 
