@@ -1,17 +1,21 @@
-"""Decodes the compressed pixels of one DICOM file in a process that has little to lose.
+"""Decodes the compressed pixels of DICOM files, each in a child process that has little to lose.
 
-Run by `dicom.py` as `python -P _decode_worker.py MAX_BYTES MAX_SECONDS`: the file on stdin, one .npy on
-stdout. Codecs are C code that has had memory bugs, and a small compressed file can ask for any amount of
-memory: hence the limits. Nothing but the exit code says what went wrong, because exception texts can hold
+Run by `decoders.py` as `python -P _decode_worker.py MAX_BYTES MAX_SECONDS`. On stdin, for each file, its length (8
+bytes, big-endian) and its bytes; on stdout, of each, the length of an .npy and that. Codecs are C code that has had
+memory bugs, and a small compressed file can ask for any amount of memory: hence the limits. Once a file is not decoded
+this ends with one of the exit codes below, and nothing else says what went wrong, because exception texts can hold
 header values.
 """
 
+import contextlib
+import importlib
 import io
 import os
 import signal
 import sys
 
 NO_CODEC, DAMAGED, TOO_BIG = 10, 11, 12
+CODECS = ("pylibjpeg", "libjpeg", "openjpeg", "gdcm", "jpeg_ls", "PIL.Image")  # pydicom's: children find them loaded
 
 
 def _limit(max_bytes, max_seconds):
@@ -32,19 +36,23 @@ def _limit(max_bytes, max_seconds):
             pass
 
 
-def main(max_bytes, max_seconds):
-    for number in (signal.SIGTERM, signal.SIGINT):  # they are for the run, which ends this with its time limit
-        signal.signal(number, signal.SIG_IGN)
-    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # thread stacks would count against the limit
-        os.environ[name] = "1"
-    _limit(int(max_bytes), int(max_seconds))
-    import numpy as np
-    import pydicom
-    from pydicom.pixels import get_decoder
+def _read(size) -> bytes:
+    """So many bytes, unbuffered: what follows is for another child. Fewer at the end."""
+    parts = []
+    while size and (part := os.read(0, min(size, 2**20))):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
 
-    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
+def _decode(size, max_bytes, max_seconds) -> int:
+    _limit(max_bytes, max_seconds)
     try:
-        dataset = pydicom.dcmread(io.BytesIO(sys.stdin.buffer.read()))
+        import numpy as np
+        import pydicom
+        from pydicom.pixels import get_decoder
+
+        dataset = pydicom.dcmread(io.BytesIO(_read(size)))
         try:
             available = get_decoder(dataset.file_meta.TransferSyntaxUID).is_available
         except NotImplementedError:
@@ -52,14 +60,40 @@ def main(max_bytes, max_seconds):
         if not available:
             return NO_CODEC
         pixels = dataset.pixel_array
-        if pixels.nbytes > int(max_bytes) // 8:  # the parent has to hold it too
+        if pixels.nbytes > max_bytes // 8:  # the parent has to hold it too
             return TOO_BIG
-        np.save(sys.stdout.buffer, np.ascontiguousarray(pixels), allow_pickle=False)
+        answer = io.BytesIO()
+        np.save(answer, np.ascontiguousarray(pixels), allow_pickle=False)
+        sys.stdout.buffer.write(answer.getbuffer().nbytes.to_bytes(8, "big"))
+        sys.stdout.buffer.write(answer.getbuffer())
         sys.stdout.buffer.flush()
     except MemoryError:
         return TOO_BIG
     except Exception:
         return DAMAGED
+    return 0
+
+
+def main(max_bytes, max_seconds):
+    for number in (signal.SIGTERM, signal.SIGINT):  # they are for the run, which ends this with its time limit
+        signal.signal(number, signal.SIG_IGN)
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # thread stacks would count against the limit
+        os.environ[name] = "1"
+    import pydicom
+    import pydicom.pixels
+
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    for name in CODECS:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    while len(head := _read(8)) == 8:
+        order = int.from_bytes(head, "big"), int(max_bytes), int(max_seconds)
+        if not hasattr(os, "fork"):
+            return _decode(*order)
+        if (child := os.fork()) == 0:
+            os._exit(_decode(*order))
+        if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+            return code if code > 0 else DAMAGED  # the codec crashed, or it took too much of the processor
     return 0
 
 

@@ -10,12 +10,8 @@ import contextlib
 import io
 import logging
 import re
-import signal
-import subprocess
-import sys
 import warnings
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -23,7 +19,7 @@ from PIL import Image as PilImage
 from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
-from cxr_jax.data import _decode_worker, images
+from cxr_jax.data import decoders, images
 from cxr_jax.data.images import Image
 from cxr_jax.errors import UserError
 
@@ -33,8 +29,6 @@ pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 logging.getLogger("pydicom").disabled = True
 warnings.filterwarnings("ignore", module=r"pydicom\b.*")
 
-WORKER_SECONDS = 60
-WORKER_BYTES = 4 * 2**30  # address space: numpy and the codecs map about 1 GiB before they do anything
 RADIOGRAPHY = ("CR", "DX", "RG", "DR")
 # May hold a radiograph (secondary captures, test images): read, with a warning.
 DOUBTFUL = ("OT", "SC", "RF", "")
@@ -262,45 +256,16 @@ def _view(ds):
 def _decode(path, ds, data):
     """Stored values [H, W] or [H, W, 3]."""
     if ds.file_meta.TransferSyntaxUID.is_encapsulated:
-        stored = _decode_in_worker(path, data)
+        try:
+            stored = decoders.decode(data)
+        except decoders.Failed as e:
+            raise UserError(f"{path}: {e}") from None
     else:
         stored = ds.pixel_array
     expected = (ds.Rows, ds.Columns) + ((3,) if _whole(ds, "SamplesPerPixel", 1) == 3 else ())
     if stored.shape != expected or stored.dtype.kind not in "iu":
         raise UserError(f"{path}: the decoded image is not of the size that the header gives")
     return stored
-
-
-def _decode_in_worker(path, data):
-    command = [
-        sys.executable,
-        "-P",
-        str(Path(_decode_worker.__file__)),
-        str(WORKER_BYTES),
-        str(WORKER_SECONDS),
-    ]
-    # A session of its own: Ctrl-C is for the run. A signal that comes before the worker ignores it says nothing of the
-    # file; then it starts once more.
-    run = lambda: subprocess.run(
-        command, input=data, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=WORKER_SECONDS,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        done = run()
-        if done.returncode in (-signal.SIGTERM, -signal.SIGINT):
-            done = run()
-    except subprocess.TimeoutExpired:
-        raise UserError(f"{path}: decoding took longer than {WORKER_SECONDS} s") from None
-    if done.returncode == _decode_worker.NO_CODEC:
-        raise UserError(
-            f"{path}: no decoder for its compression is installed "
-            "(pip install pylibjpeg pylibjpeg-openjpeg python-gdcm pyjpegls)"
-        )
-    if done.returncode == _decode_worker.TOO_BIG:
-        raise UserError(f"{path}: decoding needs more memory than the limit")
-    if done.returncode != 0:  # damaged data, or the codec crashed: the worker is gone, we are not
-        raise UserError(f"{path}: the compressed pixel data is damaged")
-    return np.load(io.BytesIO(done.stdout), allow_pickle=False)
 
 
 def _padding(ds, stored):

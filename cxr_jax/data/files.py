@@ -259,7 +259,7 @@ class FilesSource:
 
     `size`: pixels a side after `preprocess.fit`. `renderer`: see `images.read_image`. `cache`: an `ImageCache`, by
     default one of its own. `threads`: that decode the images of one batch, 0 for one a core; each compressed DICOM has
-    its own limited worker process, so their number is that of the workers, too. UserError for a negative number.
+    has a worker process (`decoders`). UserError for a negative number.
     """
 
     lexicon = None  # reports of films have no words of their own: see labels/lexicon.toml
