@@ -6,7 +6,8 @@ processes: the same run (batch 8, 4 fake devices) as 1 x 4, 2 x 2 and 4 x 1 proc
 step and how far the losses are apart. On two cores the ratio is what the processes cost, not what they gain.
 saves: a train state of --mib MiB: seconds until `save` returns, until it is on disk and read back, and of a restore,
 beside writing and reading the same bytes as one plain file (with fsync), in one run.
-feeding: SFT on phantom DICOMs (224 px, batch 16): the share of the time that steps wait for data (goal: < 2 %).
+feeding: SFT on phantom DICOMs (224 px, batch 16), each read for the first time, plain and compressed (RLE): the share
+of the time that steps wait for data (goal: < 2 %).
 
 Not run yet.
 """
@@ -78,6 +79,7 @@ def clock(action) -> float:
 
 def feeding(steps: int, folder: Path, n: int = 256) -> None:
     import numpy as np
+    import pydicom
 
     from cxr_jax.data import batching
     from cxr_jax.data.phantom import dicom
@@ -101,13 +103,19 @@ def feeding(steps: int, folder: Path, n: int = 256) -> None:
             f"--config.steps={steps}", "--config.log_every=1", "--config.save_every=100000",
             "--config.eval.every=100000", "--config.eval.n=4", "--config.eval.n_final=4", "--config.eval.bootstrap=10",
             f"--config.data.manifest={folder / 'sft.jsonl'}", f"--config.data.image_root={folder}"]  # fmt: skip
-    for code, out, err in several.end(several.start([*argv, f"--workdir={folder / 'run'}"], 1, 1)):
-        assert code == 0, out + err
-    rows = [r for r in metrics.read(folder / "run") if r["kind"] == "train"][2:]
-    share = [r["perf/data_wait_share"] for r in rows]
-    seconds = statistics.median(b["time"] - a["time"] for a, b in zip(rows, rows[1:], strict=False))
-    print(f"{n} phantom DICOMs of {source.size} px, batch 16, {seconds:.2f} s a step: waiting for data "
-          f"{100 * statistics.mean(share):.2f} % of the time (worst step {100 * max(share):.1f} %)")
+    for kind in ("plain", "compressed"):
+        if kind == "compressed":
+            for i in range(n):
+                film = pydicom.dcmread(folder / f"{i}.dcm")
+                film.compress(pydicom.uid.RLELossless)
+                film.save_as(folder / f"{i}.dcm")
+        for code, out, err in several.end(several.start([*argv, f"--workdir={folder / kind}"], 1, 1)):
+            assert code == 0, out + err
+        rows = [r for r in metrics.read(folder / kind) if r["kind"] == "train"][2:]
+        share = [r["perf/data_wait_share"] for r in rows]
+        seconds = statistics.median(b["time"] - a["time"] for a, b in zip(rows, rows[1:], strict=False))
+        print(f"{n} phantom DICOMs of {source.size} px, {kind}, batch 16, {seconds:.2f} s a step: waiting for data "
+              f"{100 * statistics.mean(share):.2f} % of the time (worst step {100 * max(share):.1f} %)", flush=True)
 
 
 def main() -> None:

@@ -1,23 +1,25 @@
 """One run on several layouts (processes x fake devices): the same batches and samples, and metrics equal to rounding.
 
-    PYTHONPATH=.:tests python tests/oracle/mesh_runs.py [--layouts=1x8,2x4,4x2] [--sft=50] [--rl=10] [--keep=FOLDER]
-        [--config.mesh.fsdp=2 ...]
-
-Not run at full length yet (tests/test_several.py does a small part).
+    PYTHONPATH=.:tests python tests/oracle/mesh_runs.py [--layouts=1x8,2x4,4x2] [--moves=4x2:1x1,4x2:2x1] [--sft=50]
+        [--rl=10] [--keep=FOLDER] [--config.mesh.fsdp=2 ...]
 
 Batches: every process makes its rows of the first steps, and a hash of the whole batch is compared. Samples: the groups
 that RL records at every step (samples.jsonl): texts, lengths, answers. Metrics: those of metrics.jsonl but for times; a
-difference is relative to the larger of the two and 1e-3. `--config...` flags go to every run. Prints a line a
+difference is relative to the larger of the two and 1e-3. Moves: a run that SIGTERM to one process stops half way on
+one layout, and that goes on from its checkpoint on another. `--config...` flags go to every run. Prints a line a
 comparison; exits 1 if batches or samples differ or a loss by more than 1e-5.
 """
 
 import argparse
+import concurrent.futures
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import several
@@ -45,6 +47,25 @@ def run(task, layout, steps, folder, more=()):
         assert code == 0, out + err
     samples = [json.loads(line) for line in (Path(folder) / "samples.jsonl").read_text().splitlines()]
     return metrics.read(folder), samples
+
+
+def moved(task, layout, to, steps, folder, more=()):
+    """As `run`, but half of it on one layout and the rest on another."""
+    processes, devices = map(int, layout.split("x"))
+    argv = [*RUNS[task], *SMALL, *more, f"--config.steps={steps}", f"--workdir={folder}"]
+    started = several.start(argv, processes, devices)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(several.end, started, 3000)
+        file = Path(folder) / "metrics.jsonl"
+        while not ended.done() and not (file.exists() and any(
+                r["step"] >= steps // 2 for r in metrics.read(folder) if r["kind"] == "train")):  # fmt: skip
+            time.sleep(0.1)
+        started[-1].send_signal(signal.SIGTERM)
+        for code, out, err in ended.result():
+            assert code == 0, out + err
+    at = max(int(p.name) for p in (Path(folder) / "checkpoints/last").iterdir() if p.name.isdigit())
+    assert steps // 2 <= at < steps, at
+    return *run(task, to, steps, folder, more), at
 
 
 def said(samples) -> list:
@@ -113,6 +134,7 @@ def print_hash():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--layouts", default="1x8,2x4,4x2")
+    parser.add_argument("--moves", default="4x2:1x1,4x2:2x1")
     parser.add_argument("--sft", type=int, default=50)
     parser.add_argument("--rl", type=int, default=10)
     parser.add_argument("--keep", default="")
@@ -134,16 +156,23 @@ def main():
             if not steps:
                 continue
             rows, samples = go(first)
-            for layout in others:
-                got, sampled = go(layout)
+
+            def compare(what, got, sampled, task=task, steps=steps, rows=rows, samples=samples):
                 loss, where = furthest(rows, got, LOSSES)
                 most, at = furthest(rows, got)
                 same = said(samples) == said(sampled)
-                bad += loss > 1e-5 or not same
                 n = sum(map(len, said(samples)))
                 texts = f"; {n} completions shown: {'the same' if same else 'NOT the same'}" if task == "rl" else ""
-                say(f"{task}, {steps} steps, {layout} against {first}: losses differ by {loss:.1e} at most ({where}); "
+                say(f"{task}, {steps} steps, {what} against {first}: losses differ by {loss:.1e} at most ({where}); "
                     f"any metric by {most:.1e} ({at}){texts}")
+                return loss > 1e-5 or not same
+
+            for layout in others:
+                bad += compare(layout, *go(layout))
+            for layout, to in (move.split(":") for move in args.moves.split(",") if move):
+                folder = Path(args.keep or temporary) / f"{task}_{layout}_{to}"
+                got, sampled, at = moved(task, layout, to, steps, folder, more)
+                bad += compare(f"{layout} until step {at}, then {to},", got, sampled)
     sys.exit(bool(bad))
 
 
