@@ -16,7 +16,9 @@ import logging
 import os
 import re
 import shutil
+import sys
 import time
+import warnings
 
 import jax
 import orbax.checkpoint as ocp
@@ -28,6 +30,18 @@ from cxr_jax.errors import RunFailed, UserError
 
 # Orbax logs errors with their tracebacks, from its own threads; here they become one line of one exception.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())  # tasks it has left behind
+warnings.filterwarnings("ignore", r"coroutine 'async_serialize", RuntimeWarning)  # and those it never began
+
+
+def _quiet(kind, error, trace, hook=sys.excepthook):
+    # After the first array that cannot be written Orbax closes its event loop; the writes of all others, as they end,
+    # call it from threads of TensorStore, which print what that raises.
+    if not (kind is RuntimeError and trace and trace.tb_frame.f_code.co_name == "call_soon_threadsafe"):
+        hook(kind, error, trace)
+
+
+sys.excepthook = _quiet
 
 
 class SaveFailed(RunFailed, RuntimeError):
@@ -190,8 +204,11 @@ class Checkpoints:
         with contextlib.suppress(Exception):  # Orbax raises in each thread what `error` says
             manager.wait_until_finished()
         if processes.is_main():
-            for half in glob.glob(glob.escape(self._folder(name, step)) + ".*"):
-                shutil.rmtree(half, ignore_errors=True)
+            until = time.monotonic() + 10
+            while (left := glob.glob(glob.escape(self._folder(name, step)) + ".*")) and time.monotonic() < until:
+                for half in left:
+                    shutil.rmtree(half, ignore_errors=True)
+                time.sleep(0.2)  # arrays that were on their way may have made it anew
             self._tidy()
         manager.reload()
         return SaveFailed(f"{os.path.join(self._root, name)}: the checkpoint of step {step} could not be saved: "
