@@ -34,14 +34,15 @@ logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getM
 warnings.filterwarnings("ignore", r"coroutine 'async_serialize", RuntimeWarning)  # and those it never began
 
 
-def _quiet(kind, error, trace, hook=sys.excepthook):
+def _quiet(unraisable, hook=sys.unraisablehook):
     # After the first array that cannot be written Orbax closes its event loop; the writes of all others, as they end,
-    # call it from threads of TensorStore, which print what that raises.
-    if not (kind is RuntimeError and trace and trace.tb_frame.f_code.co_name == "call_soon_threadsafe"):
-        hook(kind, error, trace)
+    # call it from threads of TensorStore, which have nobody to raise to.
+    trace = unraisable.exc_traceback
+    if not (unraisable.exc_type is RuntimeError and trace and trace.tb_frame.f_code.co_name == "call_soon_threadsafe"):
+        hook(unraisable)
 
 
-sys.excepthook = _quiet
+sys.unraisablehook = _quiet
 
 
 class SaveFailed(RunFailed, RuntimeError):

@@ -289,6 +289,7 @@ def full_disk():
 BIG = {f"{i}": np.random.default_rng(i).standard_normal(50_000).astype(np.float32) for i in range(30)}
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("where", ["poll", "wait", "save", "save_best", "restore", "close"])
 def test_a_failed_save_is_heard_of(tmp_path, where, capfd, caplog):
     c = Checkpoints(str(tmp_path))
