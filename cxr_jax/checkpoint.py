@@ -87,7 +87,7 @@ class Checkpoints:
     def restore(self, like: dict) -> tuple[dict, dict, int] | None:
         """(state, meta, step) of the newest checkpoint that loads, or None. A damaged one is passed over, aloud.
 
-        like: a state, or jax.ShapeDtypeStructs with shardings: the arrays come to lie as it does, whatever mesh they
+        like: a state, or jax.ShapeDtypeStructs (`Layout.like`): the arrays come to lie as it does, whatever mesh they
         were saved from, and may be donated. A damaged checkpoint moves to `damaged_*`: its step will be saved again,
         and nothing is deleted. Raises UserError for one of another model.
         """

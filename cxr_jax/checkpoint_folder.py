@@ -83,7 +83,8 @@ def read_arrays(folder: str, wanted: dict) -> dict:
     for k, like in likes.items():
         if not like.size:
             got[k] = jax.jit(lambda like=like: jnp.zeros(like.shape, like.dtype), out_shardings=like.sharding)()
-        elif not getattr(wanted[k], "committed", True):  # and free to follow others to their devices
+        elif not getattr(wanted[k], "committed", getattr(wanted[k], "sharding", None) is not None):
+            # Free to follow others to their devices, as a fresh one is.
             got[k] = jnp.array(np.asarray(got[k]))
         elif next(iter(like.sharding.device_set)).platform == "cpu":
             got[k] = jnp.copy(got[k])  # it may share the reader's memory, which a donated step would write to

@@ -153,7 +153,6 @@ class Table:
                 self.writers.append(csv.writer(self.files[-1], lineterminator="\n"))
                 self.writers[-1].writerow(header)
         except OSError as error:
-            self.discard()
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG):
                 raise
             raise UserError(f"{self.out}: cannot be written ({error.strerror})") from None

@@ -40,11 +40,12 @@ def on_device(config, params: dict | None = None) -> dict:
     return jax.tree.map(lambda x: jax.numpy.asarray(x, dtype), start(config).params if params is None else params)
 
 
-def train_state(config, params: dict, what, tx, layout, checkpoints) -> tuple[dict, dict, dict, dict, int]:
+def train_state(config, params: dict, what, tx, layout, checkpoints, keep_start=False):
     """(state, train, fixed, meta, step): the newest checkpoint that loads, or step 0 of params {"model": ..., ...}.
 
-    meta: the checkpoint's, {} at step 0. train: what trains as it is at step 0, not divided yet. A checkpoint is read
-    before the state of step 0 is made: a run that fits in the memory can be resumed in it.
+    meta: the checkpoint's, {} at step 0. train: what trains as it is at step 0, not divided yet; None after a resume
+    if not keep_start. A checkpoint is read, and the state of step 0 is not made then: a run that fits in the memory can
+    be resumed in it.
     """
     from cxr_jax import optim
 
@@ -52,7 +53,7 @@ def train_state(config, params: dict, what, tx, layout, checkpoints) -> tuple[di
     like = jax.eval_shape(lambda params: optim.init_state(tx, split(params)[0]), params)
     found = checkpoints.restore(layout.like(like))
     with layout.on_host():
-        train, fixed = split(params)
+        train, fixed = split(params, trains=keep_start or not found)
     fixed = layout.state(fixed)
     if found:
         print(f"resuming at step {found[2]}", flush=True)

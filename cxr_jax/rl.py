@@ -68,11 +68,11 @@ def run(config, workdir, stop, layout) -> dict:
     tx = optim.make(config.optim, config.steps, config.rl.num_iterations * config.rl.minibatches)
     checkpoints = Checkpoints(workdir.path, about=workdir.about, grace=config.grace_seconds)
     state, train, fixed, meta, start = pretrained.train_state(
-        config, {"model": start_model.params}, what, tx, layout, checkpoints
+        config, {"model": start_model.params}, what, tx, layout, checkpoints, keep_start=config.rl.beta > 0
     )
     reference = None
     if config.rl.beta:  # where the run starts: the base under the adapters, or a copy that stays
-        reference = what.base(fixed) or what.whole(layout.state(jax.tree.map(jnp.copy, train)), fixed)["model"]
+        reference = what.base(fixed) or what.whole(jax.tree.map(jnp.copy, layout.state(train)), fixed)["model"]
     del start_model, train  # host copies, and what the first step takes over
     meta = {"seconds": 0.0, "best": None, "num_tokens": 0, "first": {}, "first_look": None} | meta
     metrics = MetricsWriter(workdir.path, resume_step=start or -1, redo="eval", enabled=processes.is_main())
@@ -157,7 +157,7 @@ def run(config, workdir, stop, layout) -> dict:
         last = state["params"]
         checkpoints.wait()
         if checkpoints.saved == done:
-            state = None  # its moments make room for the models that are compared
+            state = reference = None  # they make room for the models that are compared
         results = finish(config, workdir, cfg, tok, what, last, fixed, checkpoints, reader, sources, layout, done)
     except Stopped:
         if done > checkpoints.saved:

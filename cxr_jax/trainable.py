@@ -40,8 +40,10 @@ class Trainable:
             raise UserError("config.optim.frozen must be empty with LoRA: the whole model is frozen then")
         return cls(tuple(config.optim.frozen), adapters, DTYPES[config.dtype], DTYPES[config.param_dtype])
 
-    def split(self, params: dict, key) -> tuple[dict, dict]:
+    def split(self, params: dict, key, trains: bool = True) -> tuple[dict | None, dict]:
         """(train, fixed) of params {"model": ..., ...}, all on the device; key: for fresh adapters.
+
+        trains: False gives None for what trains.
 
         Raises UserError for a pattern that matches no parameter: what was meant to be frozen would train.
         """
@@ -52,8 +54,10 @@ class Trainable:
         is_fixed = lambda p: any(re.search(f, p) for f in self.frozen) or (self.adapters and p.startswith("model/"))
         if not self.adapters and all(is_fixed(p) for p in paths if p.startswith("model/")):
             raise UserError("config.optim.frozen: the patterns match all of the model, so nothing would train")
-        train = _pick(params, lambda p: not is_fixed(p), self.param_dtype)
         fixed = _pick(params, is_fixed, self.dtype)
+        if not trains:
+            return None, fixed
+        train = _pick(params, lambda p: not is_fixed(p), self.param_dtype)
         if self.adapters:
             train["lora"] = lora.init(params["model"], self.adapters, key)
         return train, fixed

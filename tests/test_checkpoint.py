@@ -21,6 +21,7 @@ from oracle import checkpoint_mesh as mesh
 from cxr_jax import array_hash, checkpoint, checkpoint_folder
 from cxr_jax.checkpoint import Checkpoints, SaveFailed
 from cxr_jax.errors import RunFailed, UserError
+from cxr_jax.sharding import ONE_DEVICE
 
 # Orbax leaves its other reads of a damaged checkpoint to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -81,6 +82,8 @@ def test_round_trip(folder):
     jax.jit(lambda s: s, donate_argnums=0)(got)  # its arrays are its own
     c.save(3, state(9), {})  # saved already: left alone
     assert same(c.restore(state())[0], state(3))
+    assert same(shaped := c.restore(ONE_DEVICE.like(state()))[0], state(3))  # as free to go elsewhere as a fresh state
+    assert not any(x.committed for x in jax.tree.leaves(shaped))
     c.close()
 
 

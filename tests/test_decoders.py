@@ -4,6 +4,8 @@ import concurrent.futures
 import io
 import os
 import signal
+import time
+from pathlib import Path
 
 import numpy as np
 import pydicom
@@ -76,6 +78,105 @@ def test_a_worker_that_was_ended_says_nothing_of_the_file(workers, number):
     os.kill(before, number)
     assert round(float(decoders.decode(film(90)).mean())) == 90
     assert (pid(workers[0]) == before) == (number == signal.SIGTERM)  # which is for the run, not for its workers
+
+
+def test_all_that_were_kept_may_have_been_ended(workers):
+    workers += [decoders._Worker() for _ in range(3)]
+    for worker in workers:
+        os.kill(pid(worker), signal.SIGKILL)
+    assert round(float(decoders.decode(film(90)).mean())) == 90 and len(workers) == 1
+
+
+STAND_IN = """
+import os, signal, sys, time
+sys.path.insert(0, {folder!r})
+import _decode_worker as worker
+real = worker._decode
+
+def decode(size, *limits):
+    data = worker._read(size)
+    with open({note!r}, "a") as f:
+        f.write(str(os.getpid()) + "\\n")
+    out = lambda text: (sys.stdout.buffer.write(text), sys.stdout.buffer.flush())
+    if data == b"sleep":
+        time.sleep(60)
+    elif data == b"crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif data == b"out of memory":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif data == b"huge":
+        out((2**45).to_bytes(8, "big"))
+        time.sleep(60)
+    elif data == b"cut":
+        out((1000).to_bytes(8, "big") + b"x" * 10)
+        return worker.DAMAGED
+    elif data == b"no array":
+        out((10).to_bytes(8, "big") + b"x" * 10)
+    else:
+        worker._read = lambda size: data
+        return real(size, *limits)
+    return 0
+
+worker._decode = decode
+sys.exit(worker.main(*sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def stand_in(workers, tmp_path, monkeypatch):
+    """Workers whose children do what their input says. Returns () -> whether every child so far is gone."""
+    note, script = tmp_path / "children", tmp_path / "stand_in.py"
+    folder = str(Path(decoders._decode_worker.__file__).parent)
+    script.write_text(STAND_IN.format(folder=folder, note=str(note)))
+    monkeypatch.setattr(decoders._decode_worker, "__file__", str(script))
+    decoders.decode(film(40))  # the worker is warm: what follows is of the child
+
+    def gone():
+        state = lambda child: Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            alive = [c for c in note.read_text().split() if os.path.exists(f"/proc/{c}") and state(c) != "Z"]
+            if not alive:
+                return True
+            time.sleep(0.05)
+        return False
+
+    return gone
+
+
+@pytest.mark.parametrize("what, reason", [
+    (b"crash", "damaged"), (b"out of memory", "the system has ended"), (b"cut", "damaged"), (b"no array", "damaged"),
+    (b"huge", "something else ends it"),
+])  # fmt: skip
+def test_whatever_becomes_of_a_child_is_one_reason(workers, stand_in, what, reason):
+    before = pid(workers[0])
+    with pytest.raises(decoders.Failed, match=reason):
+        decoders.decode(what)
+    assert not workers and not os.path.exists(f"/proc/{before}") and stand_in()
+    assert round(float(decoders.decode(film(90)).mean())) == 90
+
+
+def test_a_child_that_takes_too_long_is_gone(workers, stand_in, monkeypatch):
+    monkeypatch.setattr(decoders, "SECONDS", 0.5)
+    before = pid(workers[0])
+    with pytest.raises(decoders.Failed, match="longer than 0.5 s"):
+        decoders.decode(b"sleep")
+    assert not workers and not os.path.exists(f"/proc/{before}") and stand_in()
+
+
+def test_a_decode_that_is_interrupted_leaves_no_process(workers, stand_in):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before, handler = pid(workers[0]), signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            decoders.decode(b"sleep")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    assert not workers and not os.path.exists(f"/proc/{before}") and stand_in()
 
 
 @pytest.mark.parametrize("seconds, mib, reason", [(0.05, 4096, "longer than 0.05 s"), (60, 100, "memory|damaged")])

@@ -25,6 +25,7 @@ REASONS = {
                              "(pip install pylibjpeg pylibjpeg-openjpeg python-gdcm pyjpegls)",
     _decode_worker.DAMAGED: "the compressed pixel data is damaged",
     _decode_worker.TOO_BIG: "decoding needs more memory than the limit",
+    _decode_worker.KILLED: "the system has ended its decoding (memory or processor time)",
 }  # fmt: skip
 
 
@@ -44,30 +45,34 @@ class _Worker:
                                          stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
         self._late = False
 
-    def decode(self, data: bytes) -> bytes:
-        """The child's answer. Raises Failed or _Gone; the worker cannot be used again then."""
+    def decode(self, data: bytes) -> np.ndarray:
+        """The child's answer. Raises Failed or _Gone, or what interrupts it: the worker has ended then."""
         timer = threading.Timer(SECONDS, self._too_late)
         timer.daemon = True
-        timer.start()
         try:
-            answer = self._ask(data)
-        except BaseException:  # Ctrl-C: the next file must not get the answer for this one
-            self._kill()
+            timer.start()
+            try:
+                answer = self._ask(data)
+            finally:
+                timer.cancel()
+                timer.join()  # it may be at work
+            if answer is None or self._late:
+                code = self._process.wait()
+                if self._late:
+                    raise Failed(f"decoding took longer than {SECONDS} s")
+                raise Failed(REASONS[code]) if code in REASONS else _Gone
+            return np.load(io.BytesIO(answer), allow_pickle=False)
+        except BaseException as e:
+            self.end()
+            if isinstance(e, (ValueError, EOFError)):  # of np.load: no answer of ours
+                raise Failed(REASONS[_decode_worker.DAMAGED]) from None
             raise
-        finally:
-            timer.cancel()
-        if answer is None:
-            self.close()
-            if self._late:
-                raise Failed(f"decoding took longer than {SECONDS} s")
-            code = self._process.returncode
-            raise Failed(REASONS[code]) if code in REASONS else _Gone()
-        return answer
 
     def _ask(self, data):
         to, back = self._process.stdin, self._process.stdout
         with contextlib.suppress(BrokenPipeError):
-            to.write(len(data).to_bytes(8, "big") + data)
+            to.write(len(data).to_bytes(8, "big"))
+            to.write(data)
             to.flush()
         head = back.read(8)
         size = int.from_bytes(head, "big")
@@ -83,37 +88,45 @@ class _Worker:
 
     def _kill(self):
         with contextlib.suppress(OSError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self._process.pid, signal.SIGKILL) if FORKS else self._process.kill()
 
-    def close(self):
-        """Waits for its end: it ends by itself, or when no more files can come."""
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
-        self._process.stdout.close()
+    def end(self):
+        if self._process.poll() is None:
+            self._kill()
         self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()
 
 
 _idle: list[_Worker] = []
+FORKS = hasattr(os, "fork")  # elsewhere a worker decodes one file itself
+if FORKS:
+    os.register_at_fork(after_in_child=_idle.clear)  # they are the parent's
 
 
 def decode(data: bytes) -> np.ndarray:
     """Stored values of the whole DICOM file `data`. Raises Failed. Threads have a worker each."""
-    for _ in range(2):  # one that was kept may have been ended since, and a signal may meet one that starts
+    started = 0
+    while started < 2:  # one that was kept may have been ended since, and a signal may meet one that starts
         try:
             worker = _idle.pop()
         except IndexError:
-            worker = _Worker()
+            worker, started = _Worker(), started + 1
         try:
-            answer = worker.decode(data)
+            pixels = worker.decode(data)
         except _Gone:
             continue
-        _idle.append(worker)
-        return np.load(io.BytesIO(answer), allow_pickle=False)
-    raise Failed(REASONS[_decode_worker.DAMAGED])  # and it has ended two workers
+        if FORKS:
+            _idle.append(worker)
+        else:
+            worker.end()
+        return pixels
+    raise Failed("the process that decodes it does not start, or something else ends it")
 
 
 @atexit.register
 def close() -> None:
     """Ends the workers that are kept."""
     while _idle:
-        _idle.pop().close()
+        _idle.pop().end()

@@ -258,8 +258,8 @@ class FilesSource:
     """Rows as a training source: `batch(indices)` gives arrays of one size. Safe to call from threads.
 
     `size`: pixels a side after `preprocess.fit`. `renderer`: see `images.read_image`. `cache`: an `ImageCache`, by
-    default one of its own. `threads`: that decode the images of one batch, 0 for one a core; each compressed DICOM has
-    has a worker process (`decoders`). UserError for a negative number.
+    default one of its own. `threads`: that decode the images of one batch, 0 for one a core; each keeps a
+    process that decodes compressed DICOMs (`decoders`). UserError for a negative number.
     """
 
     lexicon = None  # reports of films have no words of their own: see labels/lexicon.toml

@@ -7,7 +7,8 @@ Batches: every process makes its rows of the first steps, and a hash of the whol
 that RL records at every step (samples.jsonl): texts, lengths, answers. Metrics: those of metrics.jsonl but for times; a
 difference is relative to the larger of the two and 1e-3. Moves: a run that SIGTERM to one process stops half way on
 one layout, and that goes on from its checkpoint on another. `--config...` flags go to every run. Prints a line a
-comparison; exits 1 if batches or samples differ or a loss by more than 1e-5.
+comparison; exits 1 if batches or samples differ or a loss by more than 1e-5; after a move by 1e-4, for one device sums in
+another order than eight, and the loss of RL, a sum that cancels, is a thousandth of its terms.
 """
 
 import argparse
@@ -157,7 +158,7 @@ def main():
                 continue
             rows, samples = go(first)
 
-            def compare(what, got, sampled, task=task, steps=steps, rows=rows, samples=samples):
+            def compare(what, got, sampled, most_loss, task=task, steps=steps, rows=rows, samples=samples):
                 loss, where = furthest(rows, got, LOSSES)
                 most, at = furthest(rows, got)
                 same = said(samples) == said(sampled)
@@ -165,14 +166,14 @@ def main():
                 texts = f"; {n} completions shown: {'the same' if same else 'NOT the same'}" if task == "rl" else ""
                 say(f"{task}, {steps} steps, {what} against {first}: losses differ by {loss:.1e} at most ({where}); "
                     f"any metric by {most:.1e} ({at}){texts}")
-                return loss > 1e-5 or not same
+                return loss > most_loss or not same
 
             for layout in others:
-                bad += compare(layout, *go(layout))
+                bad += compare(layout, *go(layout), 1e-5)
             for layout, to in (move.split(":") for move in args.moves.split(",") if move):
                 folder = Path(args.keep or temporary) / f"{task}_{layout}_{to}"
                 got, sampled, at = moved(task, layout, to, steps, folder, more)
-                bad += compare(f"{layout} until step {at}, then {to},", got, sampled)
+                bad += compare(f"{layout} until step {at}, then {to},", got, sampled, 1e-4)
     sys.exit(bool(bad))
 
 

@@ -1,6 +1,6 @@
 """What `cxr_jax.plan` says beside what a run takes on this machine: bytes of arrays, and the memory that steps touch.
 
-    PYTHONPATH=.:tests python tests/oracle/plan_memory.py [--devices=1] [--only=sft,rl] [--config.batch_size=64 ...]
+    PYTHONPATH=. python tests/oracle/plan_memory.py [--devices=1] [--only=sft,rl] [--config.batch_size=64 ...]
 
 A run of the phantom model of STEPS steps is watched from between its programs, when all arrays are ready. Held: what
 is live on the first device there, beside the plan's parameters, optimizer state and what is fixed. Temporary: how far
@@ -59,7 +59,7 @@ SHORT = [f"--config.steps={STEPS}", "--config.save_every=1000", "--config.eval.e
          "--config.eval.cases=2"]  # fmt: skip
 
 
-def output(command, devices, **more) -> subprocess.CompletedProcess:
+def output(command, devices) -> subprocess.CompletedProcess:
     flag = f"--xla_force_host_platform_device_count={devices}"
     # Freed memory goes back to the system at once, or the next program takes it without a rise.
     env = os.environ | {"XLA_FLAGS": flag, "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
