@@ -7,8 +7,8 @@ Batches: every process makes its rows of the first steps, and a hash of the whol
 that RL records at every step (samples.jsonl): texts, lengths, answers. Metrics: those of metrics.jsonl but for times; a
 difference is relative to the larger of the two and 1e-3. Moves: a run that SIGTERM to one process stops half way on
 one layout, and that goes on from its checkpoint on another. `--config...` flags go to every run. Prints a line a
-comparison; exits 1 if batches or samples differ or a loss by more than 1e-5; after a move by 1e-4, for one device sums in
-another order than eight, and the loss of RL, a sum that cancels, is a thousandth of its terms.
+comparison; exits 1 if batches or samples differ or a loss by more than 1e-5; after a move by 1e-4, for one device sums
+in another order than eight, and the loss of RL, a sum that cancels, is a thousandth of its terms.
 """
 
 import argparse
