@@ -4,10 +4,9 @@
 
 Small SFT and RL runs go through undisturbed; then each fault is done to a run of its own, which is started again until
 it is complete, and what it ends with is compared, bit for bit, with the undisturbed run (`kill_rl.content`; two
-processes against two processes). Prints a table; exits 1 if anything is lost but steps since the last save, if an exit
-code is another, or if a run ends with other values. Runs save every second step.
-Kills (-9) at random moments: kill_rl.py, --kills=50. As root it
-mounts a tmpfs of its own for the full disk.
+processes against two processes). Runs save every second step. Prints a table; exits 1 if anything is lost but steps
+since the last save, if an exit code is another, or if a run ends with other values. Kills (-9) at random moments:
+kill_rl.py --kills=50. As root it mounts a tmpfs of its own for the full disk.
 """
 
 import argparse
