@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import checks, policy, pretrained, processes, report, rewards, scoring, trainable
+from cxr_jax import checks, policy, pretrained, processes, report, rewards, scoring, sharding, trainable
 from cxr_jax.data import batching, tokenizer
 from cxr_jax.data.preprocess import patchify
 from cxr_jax.labels import parser, reports
@@ -80,6 +80,7 @@ class Reader:
 
         @jax.jit
         def read(params, batch):
+            params = sharding.gathered(params, dtype)
             features = qwen.vision(params, cfg, patchify(batch["image"]), prompts.grid, dtype=dtype)
             out = policy.sample(
                 params, cfg, features, batch["prompts"], special, n=1, max_new_tokens=c, temperature=0.0

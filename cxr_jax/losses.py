@@ -8,6 +8,9 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
+from jax.sharding import PartitionSpec
+
+from cxr_jax.rows import by_shard, rows_apart
 
 AGGREGATIONS = ("sequence", "token", "token_local", "constant")
 RATIO_LEVELS = ("token", "sequence", "sequence_token")
@@ -17,32 +20,37 @@ CORRECTIONS = ("none", "tis", "icepop")
 MAX_LOG_RATIO = 20.0  # e^20 is still far from float32's limit
 
 
-def token_logprobs(hidden, head, targets, *, temperature: float = 1.0, suppress=None, chunk: int = 2048):
+def token_logprobs(hidden, head, targets, *, temperature: float = 1.0, suppress=None, chunk: int = 2048, shards=1):
     """Log-probability of `targets` and the entropy of each next-token distribution.
 
     hidden [N, D]; head [D, V]; targets int [N] -> (logp float32 [N], entropy float32 [N]).
     Works through the N tokens in chunks of at most `chunk`; of a chunk's logits only the log-sum-exp is kept, the
     backward pass computes them again, so no [N, V] array ever lives. The gradient of head is summed in float32.
     `suppress` bool [V]: ids that the sampler never emits, excluded here too, or the two sides would disagree.
+    shards: over how many devices the tokens are divided, evenly (`rows`). A chunk is `chunk` tokens of each, and each
+    sums its own gradient of head, until the last chunk.
     """
-    n = len(hidden)
+    n = len(hidden) // shards
     fewest = -(-n // chunk)
     # A number that divides n needs no padding, which would be computed in vain.
     chunks = next((k for k in range(fewest, 2 * fewest) if n % k == 0), fewest)
-    return _token_logprobs(hidden, head, targets, suppress, temperature, chunks)[:2]
+    return _token_logprobs(hidden, head, targets, suppress, temperature, (shards, chunks))[:2]
 
 
-def _to_chunks(x, chunks: int):
-    """[N, ..] -> [chunks, N / chunks rounded up, ..].
+def _to_chunks(x, shards: int, chunks: int):
+    """[N, ..] -> [chunks, shards * m, ..], m = N / shards / chunks rounded up.
 
-    Chunk i has tokens i, i + chunks, ...: where rows are spread over devices, each device has some in every chunk.
+    Chunk i has tokens i, i + chunks, ... of every shard.
     """
-    x = jnp.pad(x, ((0, -len(x) % chunks),) + ((0, 0),) * (x.ndim - 1))
-    return x.reshape(-1, chunks, *x.shape[1:]).swapaxes(0, 1)
+    x = by_shard(x, shards)
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % chunks)) + ((0, 0),) * (x.ndim - 2))
+    x = jnp.moveaxis(x.reshape(shards, -1, chunks, *x.shape[2:]), 2, 0)
+    return x.reshape(chunks, -1, *x.shape[3:])
 
 
-def _from_chunks(x, n: int):
-    return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])[:n]
+def _from_chunks(x, shards: int, n: int):
+    x = jnp.moveaxis(x.reshape(len(x), shards, -1, *x.shape[2:]), 0, 2)
+    return x.reshape(shards, -1, *x.shape[3:])[:, : n // shards].reshape(n, *x.shape[3:])
 
 
 def _logits(hidden, head, suppress, temperature):
@@ -51,7 +59,7 @@ def _logits(hidden, head, suppress, temperature):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _token_logprobs(hidden, head, targets, suppress, temperature, chunks):
+def _token_logprobs(hidden, head, targets, suppress, temperature, cut):
     """(logp, entropy, log-sum-exp), each float32 [N]."""
 
     def one(args):
@@ -64,8 +72,8 @@ def _token_logprobs(hidden, head, targets, suppress, temperature, chunks):
         logz = top[:, 0] + jnp.log(total)
         return jnp.take_along_axis(logits, t[:, None], axis=-1)[:, 0] - logz, entropy, logz
 
-    out = jax.lax.map(one, (_to_chunks(hidden, chunks), _to_chunks(targets, chunks)))
-    return tuple(_from_chunks(x, len(hidden)) for x in out)
+    out = jax.lax.map(one, (_to_chunks(hidden, *cut), _to_chunks(targets, *cut)))
+    return tuple(_from_chunks(x, cut[0], len(hidden)) for x in out)
 
 
 def _token_logprobs_fwd(*args):
@@ -74,7 +82,7 @@ def _token_logprobs_fwd(*args):
     return out, (hidden, head, targets, suppress, out[1], out[2])
 
 
-def _token_logprobs_bwd(temperature, chunks, saved, cotangents):
+def _token_logprobs_bwd(temperature, cut, saved, cotangents):
     """d logp / d logits = onehot - p and d entropy / d logits = -p (log p + entropy), a chunk at a time."""
     hidden, head, targets, suppress, entropy, logz = saved
     no_entropy = isinstance(cotangents[1], SymbolicZero)  # as in RL, where it is a metric only
@@ -93,12 +101,15 @@ def _token_logprobs_bwd(temperature, chunks, saved, cotangents):
         if suppress is not None:
             d = jnp.where(suppress, 0.0, d)
         d = (d / temperature).astype(h.dtype)
-        d_head = d_head + jnp.dot(h.T, d, preferred_element_type=jnp.float32)
-        return d_head, jnp.dot(d, head.astype(h.dtype).T)
+        of_shards = jnp.einsum("smd,smv->sdv", by_shard(h, shards), by_shard(d, shards),
+                               preferred_element_type=jnp.float32)  # fmt: skip
+        return apart(d_head + of_shards), jnp.dot(d, head.astype(h.dtype).T)
 
-    parts = [_to_chunks(x, chunks) for x in (hidden, targets, entropy, logz, of_logp, of_entropy)]
-    d_head, d_hidden = jax.lax.scan(one, jnp.zeros(head.shape, jnp.float32), parts)
-    return _from_chunks(d_hidden, len(hidden)), d_head.astype(head.dtype), None, None
+    shards = cut[0]
+    apart = functools.partial(rows_apart, rest=PartitionSpec.UNCONSTRAINED) if shards > 1 else lambda x: x
+    parts = [_to_chunks(x, *cut) for x in (hidden, targets, entropy, logz, of_logp, of_entropy)]
+    d_head, d_hidden = jax.lax.scan(one, apart(jnp.zeros((shards, *head.shape), jnp.float32)), parts)
+    return _from_chunks(d_hidden, shards, len(hidden)), d_head.sum(0).astype(head.dtype), None, None
 
 
 _token_logprobs.defvjp(_token_logprobs_fwd, _token_logprobs_bwd, symbolic_zeros=True)

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import losses, sampling
+from cxr_jax import losses, sampling, sharding
 from cxr_jax.data import tokenizer
 from cxr_jax.errors import UserError
 from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.rows import row_shards
 
 
 class Prompts:
@@ -106,8 +107,10 @@ def sample(params, cfg, features, prompts, special, *, n: int, max_new_tokens: i
 
 
 def output_head(params, cfg):
-    """The output matrix [D, V], tied or not."""
-    text = params["text"]
+    """The output matrix [D, V], tied or not; on a mesh whole, for the loop over the tokens."""
+    name = "embed" if cfg.tie_word_embeddings else "head"
+    head = {"text": {name: params["text"][name]}}
+    text = sharding.gathered(head, jax.tree.leaves(head)[0].dtype)["text"]
     return text["embed"]["embedding"].T if cfg.tie_word_embeddings else text["head"]["kernel"]
 
 
@@ -140,6 +143,7 @@ def completion_logprobs(
         temperature=temperature,
         suppress=suppress,
         chunk=chunk,
+        shards=row_shards(),
     )
     return logp.reshape(p, g, c), entropy.reshape(p, g, c)
 

@@ -11,7 +11,7 @@ DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) in one pass of static sh
 import jax
 import jax.numpy as jnp
 
-from cxr_jax import evaluate, losses, policy, rewards
+from cxr_jax import evaluate, losses, policy, rewards, sharding
 from cxr_jax.data.preprocess import patchify
 from cxr_jax.labels import reports
 from cxr_jax.models import qwen2_5_vl as qwen
@@ -40,7 +40,7 @@ def make_rollout(config, cfg, grid, special, table, what, bank):
 
     @jax.jit
     def rollout(train, fixed, batch, step):
-        params = what.whole(train, fixed)["model"]
+        params = sharding.gathered(what.whole(train, fixed)["model"], what.dtype)
         p, g = batch["image"].shape[0], r.group_size
 
         def complete(part):

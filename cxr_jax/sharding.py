@@ -17,8 +17,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from cxr_jax import processes
 from cxr_jax.errors import UserError
-from cxr_jax.models.layers import BATCH_AXES
 from cxr_jax.optim import path_string
+from cxr_jax.rows import BATCH_AXES, row_axes
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -77,6 +77,24 @@ def spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionS
         if axis and size % sizes[axis]:
             raise UserError(f"sharding: {path} {list(shape)}: {size} does not divide by {axis}={sizes[axis]}")
     return PartitionSpec(*mesh_axes)
+
+
+def gathered(params: dict, dtype) -> dict:
+    """Parameters of the model in the type of the computation, whole on every device but for `tensor`; on a mesh only.
+
+    For loops that use them at every turn. Left to itself, the compiler divides the products of a decode loop by the
+    weights' features and adds up all rows' parts on every device, for every token.
+    """
+    on = jax.sharding.get_abstract_mesh()
+    if "fsdp" not in row_axes(on):
+        return params
+
+    def whole(path, x):
+        path = path_string(path)
+        axes = () if "/lora_" in path else [a if a == "tensor" else None for a in spec(path, x.shape, dict(on.shape))]
+        return jax.lax.with_sharding_constraint(x.astype(dtype), PartitionSpec(*axes))
+
+    return jax.tree_util.tree_map_with_path(whole, params)
 
 
 def shardings(tree, on: jax.sharding.Mesh):

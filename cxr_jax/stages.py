@@ -14,7 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from cxr_jax.models.layers import by_shard, put_rows, row_shards, take_rows
+from cxr_jax.rows import by_shard, put_rows, row_shards, take_rows
 
 ENDS = (5 / 16, 15 / 32, 5 / 8)  # of all stages but the last, as shares of the most tokens
 GRAIN, SHORTEST = 32, 96  # ends are multiples of GRAIN; a loop of fewer tokens than SHORTEST is one stage

@@ -13,8 +13,10 @@ import numpy as np
 from oracle import shared_learner
 from test_stages import CFG, STOP, N, T
 
-from cxr_jax import sampling, sharding, stages
+from cxr_jax import costs, plan, sampling, sharding, stages
 from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models.config import PHANTOM
+from experiments import rl as rl_config
 
 PROMPTS, GROUP = 8, 2
 
@@ -52,8 +54,31 @@ def check_sampling():
     assert largest <= PROMPTS * GROUP * max(N, CFG.text.hidden_size), shapes
 
 
+def check_traffic():
+    """FSDP: the rollout fetches the weights once, whatever the number of tokens; the learner's loop over them, too."""
+    config = rl_config.get_config()
+    config.update(dict(model="random:phantom", max_completion=64))
+    config.rl.update(dict(prompts_per_step=4, oversample=1, group_size=2))
+    config.mesh.update(dict(data=1, fsdp=4))
+    mesh = sharding.Layout.of(config).mesh
+    weights = 4 * qwen.count(jax.eval_shape(lambda: qwen.init_params(PHANTOM, jax.random.key(0))))
+    moved = {}
+    for name, step, arguments, *_ in plan.programs(config):
+        with jax.set_mesh(mesh):
+            text = step.lower(*plan.place(arguments, mesh).values()).compile().as_text()
+        few, many = (sum(costs.collectives(text, mesh.size, n).values()) for n in (1, 1000))
+        assert many - few < 1000 * 100, (name, few, many)  # a turn moves flags and counts
+        moved[name] = few
+        if name == "RL update":  # of the loop over chunks of tokens: no gradient of the output matrix
+            head = f"f32[{PHANTOM.text.hidden_size},{PHANTOM.text.vocab_size}]"
+            loops = [line for line in text.splitlines() if "all-reduce(" in line and "while/body" in line]
+            assert not any(head in line.replace(" ", "") for line in loops), loops
+    assert moved["RL rollout"] < 1.5 * weights, (moved, weights)
+
+
 if __name__ == "__main__":
     assert jax.device_count() == 4 and jnp.ones(1) == 1
     check_sampling()
+    check_traffic()
     case = dataclasses.replace(shared_learner.case(0, prompts=8), micro_batches=2)
     shared_learner.check_learner(0, case, sharding.mesh(1, 2, 2))  # FSDP x tensor

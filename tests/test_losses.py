@@ -123,9 +123,33 @@ def test_chunks_are_even_and_strided(n, chunk, longest, monkeypatch):
     )
     assert seen == [(longest, 2)]
     x = np.arange(n)
-    chunks = losses._to_chunks(x, 3)
+    chunks = losses._to_chunks(x, 1, 3)
     assert np.array_equal(chunks[1][: n // 3], x[1::3][: n // 3])
-    assert np.array_equal(losses._from_chunks(chunks, n), x)
+    assert np.array_equal(losses._from_chunks(chunks, 1, n), x)
+
+
+def test_chunks_of_shards():
+    """Every chunk has tokens of every shard; what pads the last of a shard is not given back."""
+    x = np.arange(1, 21)
+    chunks = losses._to_chunks(x, 4, 2)
+    first, second = [1, 3, 5, 6, 8, 10, 11, 13, 15, 16, 18, 20], [2, 4, 0, 7, 9, 0, 12, 14, 0, 17, 19, 0]
+    assert np.array_equal(chunks, [first, second])
+    assert np.array_equal(losses._from_chunks(chunks, 4, 20), x)
+
+
+@pytest.mark.parametrize("n, chunk", [(24, 2), (20, 2), (24, 100)])
+def test_shards_change_nothing(n, chunk):
+    rng = np.random.default_rng(0)
+    h, w = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((n, 8), (8, 11)))
+    targets = jnp.asarray(rng.integers(0, 11, n))
+
+    def both(shards):
+        f = lambda h, w: losses.token_logprobs(h, w, targets, chunk=chunk, shards=shards, temperature=0.7)
+        out, pull = jax.vjp(f, h, w)
+        return *out, *pull((jnp.sin(jnp.arange(n) * 1.0), jnp.cos(jnp.arange(n) * 1.0)))
+
+    for a, b in zip(both(1), both(4), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
 
 
 def test_masked_mean():
