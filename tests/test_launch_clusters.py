@@ -465,6 +465,7 @@ def sum_gke(cluster, flags):
 @pytest.mark.parametrize("start", [sum_tpu, sum_slurm, sum_gke])
 def test_two_processes_meet(cluster, start):
     text = start(cluster, [*cluster.flags, "--config.sum=1"])
+    print(text)  # pytest -rP shows it
     assert text.count("psum 3") == 2, text
     for k in range(2):
         assert f"process {k} of 2, coordinator " in text
