@@ -41,14 +41,14 @@ def processes(steps: int, folder: Path) -> None:
 
 def saves(mib: int, folder: Path) -> None:
     import jax
-    import jax.numpy as jnp
     import numpy as np
 
     from cxr_jax.checkpoint import Checkpoints
 
     rows = 256
-    make = jax.jit(lambda: {"params": {f"{i}": jnp.full((rows, mib * 2**20 // (4 * 16 * rows)), i + 0.5)
-                                       for i in range(16)}})  # fmt: skip
+    shape = rows, mib * 2**20 // (4 * 16 * rows)
+    # Random, as weights are: what Orbax writes is compressed.
+    make = jax.jit(lambda: {"params": {f"{i}": jax.random.normal(jax.random.key(i), shape) for i in range(16)}})
     state = make()
     size = sum(x.nbytes for x in jax.tree.leaves(state))
     host = np.concatenate([np.asarray(x).reshape(-1) for x in jax.tree.leaves(state)])
