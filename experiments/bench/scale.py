@@ -14,10 +14,10 @@ nothing else running:
     1x4: 0.22 s a step, 1.00 x 1x4
     2x2: 0.49 s a step, 2.20 x 1x4; losses within 1e-07 of 1x4's
     4x1: 0.78 s a step, 3.46 x 1x4; losses within 1e-07 of 1x4's
-    1024 MiB: a save holds the run up for 0.16 s and is on disk and read back after 1.40 s (0.7 x a plain write and fsync,
-    2.09 s); restore 1.25 s (0.5 x a plain read, 2.49 s)
+    1024 MiB: a save holds the run up for 0.16 s and is on disk and read back after 1.40 s (0.7 x a plain write and
+    fsync, 2.09 s); restore 1.25 s (0.5 x a plain read, 2.49 s)
     256 phantom DICOMs of 224 px, plain, batch 16, 0.40 s a step: waiting for data 0.01 % of the time (worst step 0.0 %)
-    256 phantom DICOMs of 224 px, compressed, batch 16, 0.40 s a step: waiting for data 0.01 % of the time (worst 0.0 %)
+    256 phantom DICOMs of 224 px, compressed, batch 16, 0.40 s a step: waiting for data 0.01 % of the time
 Orbax does not fsync every file, the plain write does. Not measured: the overlap of save and step on an accelerator.
 """
 
