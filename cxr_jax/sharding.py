@@ -80,13 +80,14 @@ def spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionS
 
 
 def gathered(params: dict, dtype) -> dict:
-    """Parameters of the model in the type of the computation, whole on every device but for `tensor`; on a mesh only.
+    """Parameters of the model in the type of the computation, whole on every device but for `tensor`; as they are where
+    `fsdp` divides none.
 
     For loops that use them at every turn. Left to itself, the compiler divides the products of a decode loop by the
     weights' features and adds up all rows' parts on every device, for every token.
     """
     on = jax.sharding.get_abstract_mesh()
-    if "fsdp" not in row_axes(on):
+    if "fsdp" not in row_axes(on) or on.shape["fsdp"] == 1:
         return params
 
     def whole(path, x):
