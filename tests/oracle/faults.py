@@ -1,6 +1,6 @@
 """What a run loses when things go wrong: signals in every loop, on one process and on two, full and damaged disks, NaN.
 
-    PYTHONPATH=.:tests python tests/oracle/faults.py [--only=NAME,...] [--keep=FOLDER]
+    PYTHONPATH=.:tests python tests/oracle/faults.py [--only=PART OF A NAME,...] [--keep=FOLDER]
 
 Small SFT and RL runs go through undisturbed; then each fault is done to a run of its own, which is started again until
 it is complete, and what it ends with is compared, bit for bit, with the undisturbed run (`kill_rl.content`; two
@@ -224,7 +224,7 @@ def main() -> int:
     parser.add_argument("--only", default="")
     parser.add_argument("--keep", type=pathlib.Path)
     args = parser.parse_args()
-    only, bad = args.only.split(",") if args.only else list(CASES), 0
+    only, bad = [name for name in CASES if any(part in name for part in args.only.split(","))], 0
     with tempfile.TemporaryDirectory() as temporary:
         faults = Faults((args.keep or pathlib.Path(temporary)).absolute())
         print(f"{'fault':<34} {'exit':<10} {'steps lost':<11} {'then':<8} what")
