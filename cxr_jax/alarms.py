@@ -97,7 +97,9 @@ class Alarms:
             self.first.setdefault(f"first/{name}", float(row[name]))
         self.first.setdefault("rung", [])
         on = {name: bool(test({**row, **self.first})) for name, (test, _) in ALARMS.items()}
-        for name in sorted(n for n, ringing in on.items() if ringing and n not in self.first["rung"]):
+        for name in sorted(
+            n for n, ringing in on.items() if ringing and n not in self.first["rung"]
+        ):
             self.first["rung"] = [*self.first["rung"], name]
             self._out(f"  alarm: {name.replace('_', ' ')}: {ALARMS[name][1]}")
         return {f"alarms/{name}": float(ringing) for name, ringing in on.items()}

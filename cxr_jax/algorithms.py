@@ -34,7 +34,8 @@ ALGORITHMS = {
     "trl_0_22": _CORRECTED | {"denominator": "all", "mask_truncated": False},
     # arXiv 2503.20783: no division by the group's standard deviation, none by the completion's length; section 3.2.
     # Nothing of its loss depends on what was truncated: truncated completions train.
-    "dr_grpo": _CORRECTED | {"aggregation": "constant", "scale_rewards": "none", "mask_truncated": False},
+    "dr_grpo": _CORRECTED
+    | {"aggregation": "constant", "scale_rewards": "none", "mask_truncated": False},
     # arXiv 2503.14476: clip-higher 0.2 / 0.28, token-level loss, overlong filtering, no KL term; 512 prompts x 16 in
     # 16 updates a rollout (section 4.1): here 4, as a rollout is smaller. Its dynamic sampling is config.rl.oversample,
     # its soft overlong punishment the reward term `overlong`.
@@ -42,7 +43,13 @@ ALGORITHMS = {
     # arXiv 2507.18071v2, section 5.1: clipping ranges 3e-4 and 4e-4 of the sequence ratio, a rollout in 4 minibatches;
     # mean over sequences; the KL term left out.
     "gspo": _CORRECTED
-    | {"aggregation": "sequence", "ratio_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4, "minibatches": 4},
+    | {
+        "aggregation": "sequence",
+        "ratio_level": "sequence",
+        "epsilon": 3e-4,
+        "epsilon_high": 4e-4,
+        "minibatches": 4,
+    },
     # arXiv 2506.13585 (MiniMax-M1), section 3.1: the weight is clipped from above only, no token is dropped, mean over
     # tokens, no KL term. It does not print its bound; 5 is that of ScaleRL (arXiv 2510.13786), which TRL recommends
     # as epsilon_high=5.0. Ours is 1 + epsilon_high.

@@ -15,8 +15,20 @@ from cxr_jax.models.config import Config
 from cxr_jax.models.layers import NEG
 
 
-def finding_probabilities(params: dict, cfg: Config, input_ids, lengths, positions, image_features, tokens,
-                          token_lengths, constraint: Constraint, *, dtype=jnp.float32, **settings) -> dict:
+def finding_probabilities(
+    params: dict,
+    cfg: Config,
+    input_ids,
+    lengths,
+    positions,
+    image_features,
+    tokens,
+    token_lengths,
+    constraint: Constraint,
+    *,
+    dtype=jnp.float32,
+    **settings,
+) -> dict:
     """The probability that the answer names each finding, given each trace, and its mean over the traces.
 
     input_ids [B, T], lengths [B], positions [3, B, T], image_features as for `sampling.generate`; tokens int
@@ -24,15 +36,48 @@ def finding_probabilities(params: dict, cfg: Config, input_ids, lengths, positio
     (`Constraint.trace`). Settings, results and errors: `probabilities_after`, to which this adds the prefill.
     """
     lengths = jnp.asarray(lengths, jnp.int32)
-    prefix = sampling.prefill(params, cfg, jnp.asarray(input_ids), lengths, jnp.asarray(positions), image_features,
-                              dtype=dtype)
-    return probabilities_after(params, cfg, prefix, lengths, sampling.next_positions(positions, lengths), tokens,
-                               token_lengths, constraint, dtype=dtype, **settings)
+    prefix = sampling.prefill(
+        params,
+        cfg,
+        jnp.asarray(input_ids),
+        lengths,
+        jnp.asarray(positions),
+        image_features,
+        dtype=dtype,
+    )
+    return probabilities_after(
+        params,
+        cfg,
+        prefix,
+        lengths,
+        sampling.next_positions(positions, lengths),
+        tokens,
+        token_lengths,
+        constraint,
+        dtype=dtype,
+        **settings,
+    )
 
 
-def probabilities_after(params: dict, cfg: Config, prefix: dict, lengths, start, tokens, token_lengths,
-                        constraint: Constraint, *, width: int = 8, answer_tokens: int = 64, tolerance: float = 1e-4,
-                        temperature: float = 1.0, keys=None, own=None, layers=None, dtype=jnp.float32) -> dict:
+def probabilities_after(
+    params: dict,
+    cfg: Config,
+    prefix: dict,
+    lengths,
+    start,
+    tokens,
+    token_lengths,
+    constraint: Constraint,
+    *,
+    width: int = 8,
+    answer_tokens: int = 64,
+    tolerance: float = 1e-4,
+    temperature: float = 1.0,
+    keys=None,
+    own=None,
+    layers=None,
+    dtype=jnp.float32,
+) -> dict:
     """`finding_probabilities` of B prompts that are computed: prefix (`sampling.prefill`), lengths int [B], start
     int [B] the position of the first token after each. tokens int [B*n, N], token_lengths [B*n]: their completions;
     own: their keys, if they were just drawn (`sampling.decode` with N slots; more rows do not matter). layers: of
@@ -63,20 +108,56 @@ def probabilities_after(params: dict, cfg: Config, prefix: dict, lengths, start,
     int32 = lambda x: jnp.asarray(x, jnp.int32)
     keys = sampling.row_keys(0, rows) if keys is None else keys
     layers = sampling.decode_layers(params, cfg) if layers is None else layers
-    got = _expand(params, layers, cfg, prefix, int32(lengths), int32(start), int32(tokens), int32(token_lengths),
-                  constraint, keys, jnp.float32(temperature), jnp.float32(tolerance), own, width=width,
-                  depth=answer_tokens, dtype=dtype)
+    got = _expand(
+        params,
+        layers,
+        cfg,
+        prefix,
+        int32(lengths),
+        int32(start),
+        int32(tokens),
+        int32(token_lengths),
+        constraint,
+        keys,
+        jnp.float32(temperature),
+        jnp.float32(tolerance),
+        own,
+        width=width,
+        depth=answer_tokens,
+        dtype=dtype,
+    )
     probability, exact = (x.reshape(prompts, -1, *x.shape[1:]) for x in got)
     return {"trace": probability, "mean": probability.mean(1), "exact_mass": exact}
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "width", "depth", "dtype"))
-def _expand(params, layers, cfg, prefix, lengths, start, tokens, token_lengths, constraint, keys, temperature,
-            tolerance, drawn, *, width, depth, dtype):
+def _expand(
+    params,
+    layers,
+    cfg,
+    prefix,
+    lengths,
+    start,
+    tokens,
+    token_lengths,
+    constraint,
+    keys,
+    temperature,
+    tolerance,
+    drawn,
+    *,
+    width,
+    depth,
+    dtype,
+):
     R, W, text, tcfg = tokens.shape[0], width, params["text"], cfg.text
     count, state = constraint.trace(tokens, token_lengths)
-    state = jax.tree.map(lambda x: jnp.repeat(x, W), state._replace(left=jnp.full(R, depth, jnp.int32)))
-    hidden, prompt, lengths, start = _read(params, cfg, prefix, lengths, start, tokens, count, drawn, dtype)
+    state = jax.tree.map(
+        lambda x: jnp.repeat(x, W), state._replace(left=jnp.full(R, depth, jnp.int32))
+    )
+    hidden, prompt, lengths, start = _read(
+        params, cfg, prefix, lengths, start, tokens, count, drawn, dtype
+    )
     names = jnp.arange(len(constraint.conflicts))
 
     def body(carry):
@@ -84,7 +165,9 @@ def _expand(params, layers, cfg, prefix, lengths, start, tokens, token_lengths, 
         logits = qwen2_5_vl.unembed(params, cfg, h)
         options = jnp.asarray(constraint.options)[state.at]
         after, named, ok = constraint._moves(state, jnp.asarray(constraint.classes)[options])
-        chance = _softmax(jnp.take_along_axis(logits, options, -1, mode="clip") / temperature, ok & (options >= 0))
+        chance = _softmax(
+            jnp.take_along_axis(logits, options, -1, mode="clip") / temperature, ok & (options >= 0)
+        )
         child = (weight.reshape(R * W, 1) * chance).reshape(R, -1)
         settled = jnp.asarray(constraint.settled)[after].reshape(R, -1)
         done = jnp.where(settled, child, 0)
@@ -106,11 +189,23 @@ def _expand(params, layers, cfg, prefix, lengths, start, tokens, token_lengths, 
         return t + 1, h, own, state, weight, exact, mass, settled_mass
 
     first = jnp.zeros((R, W), jnp.float32).at[:, 0].set(1.0)
-    carry = (jnp.int32(0), jnp.repeat(hidden, W, 0), decoder.empty_own(tcfg, R * W, depth, dtype), state, first,
-             jnp.ones((R, W), bool), jnp.zeros((R, len(names)), jnp.float32), jnp.zeros((2, R), jnp.float32))
-    carry = jax.lax.while_loop(lambda c: (c[0] < depth) & (c[4].sum(1) > tolerance).any(), body, carry)
+    carry = (
+        jnp.int32(0),
+        jnp.repeat(hidden, W, 0),
+        decoder.empty_own(tcfg, R * W, depth, dtype),
+        state,
+        first,
+        jnp.ones((R, W), bool),
+        jnp.zeros((R, len(names)), jnp.float32),
+        jnp.zeros((2, R), jnp.float32),
+    )
+    carry = jax.lax.while_loop(
+        lambda c: (c[0] < depth) & (c[4].sum(1) > tolerance).any(), body, carry
+    )
     total, sure = carry[7]
-    return jnp.clip(carry[6] / total[:, None], 0, 1), jnp.clip(sure, 0, 1)  # the total is 1, but for the tolerance
+    return jnp.clip(carry[6] / total[:, None], 0, 1), jnp.clip(
+        sure, 0, 1
+    )  # the total is 1, but for the tolerance
 
 
 def _read(params, cfg, prefix, lengths, start, tokens, count, drawn, dtype):
@@ -161,10 +256,14 @@ def resample(weights, width: int, u):
     tail = jnp.maximum(tail, ordered)
     c = tail / (width - jnp.arange(width))
     c = jnp.take_along_axis(c, jnp.argmax(ordered <= c, -1)[:, None], -1)
-    c = jnp.where((weights > 0).sum(-1, keepdims=True) <= width, 0, c)  # exactly, whatever the rounding
+    c = jnp.where(
+        (weights > 0).sum(-1, keepdims=True) <= width, 0, c
+    )  # exactly, whatever the rounding
     keep = weights >= c
     parts = jnp.cumsum(jnp.where(keep, 0, weights / jnp.maximum(c, 1e-37)), -1)
-    places = parts[:, -1:]  # a whole number, but for rounding: make it one, or a survivor may go missing
+    places = parts[
+        :, -1:
+    ]  # a whole number, but for rounding: make it one, or a survivor may go missing
     parts = jnp.floor(parts * (jnp.round(places) / jnp.maximum(places, 0.5)) + u[:, None])
     hit = jnp.diff(parts, axis=-1, prepend=0) >= 1
     weight, index = jax.lax.top_k(jnp.where(keep, weights, jnp.where(hit, c, 0)), width)

@@ -11,7 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 # (odd multiplier of the position, offset, two odd multipliers of the mix) of each half of the hash: digits of pi.
-_HALVES = ((0x243F6A89, 0x85A308D3, 0x13198A2F, 0x03707345), (0xA4093823, 0x299F31D0, 0x082EFA99, 0xEC4E6C89))
+_HALVES = (
+    (0x243F6A89, 0x85A308D3, 0x13198A2F, 0x03707345),
+    (0xA4093823, 0x299F31D0, 0x082EFA99, 0xEC4E6C89),
+)
 _CHUNK = 1 << 20  # words that NumPy works on at a time: they and their index stay in the cache
 
 
@@ -20,7 +23,11 @@ def of(arrays: dict) -> dict[str, str]:
 
     Types of 1, 2, 4 or 8 bytes; at most 2^32 words tell their positions apart.
     """
-    return dict(zip(arrays, map(_hex, np.asarray(_on_device(list(arrays.values())))), strict=True)) if arrays else {}
+    return (
+        dict(zip(arrays, map(_hex, np.asarray(_on_device(list(arrays.values())))), strict=True))
+        if arrays
+        else {}
+    )
 
 
 def of_host(x: np.ndarray) -> str:

@@ -30,15 +30,23 @@ from cxr_jax.errors import RunFailed, UserError
 
 # Orbax logs errors with their tracebacks, from its own threads; here they become one line of one exception.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-logging.getLogger("asyncio").addFilter(lambda record: "orbax" not in record.getMessage())  # tasks it has left behind
-warnings.filterwarnings("ignore", r"coroutine 'async_serialize", RuntimeWarning)  # and those it never began
+logging.getLogger("asyncio").addFilter(
+    lambda record: "orbax" not in record.getMessage()
+)  # tasks it has left behind
+warnings.filterwarnings(
+    "ignore", r"coroutine 'async_serialize", RuntimeWarning
+)  # and those it never began
 
 
 def _quiet(unraisable, hook=sys.unraisablehook):
     # After the first array that cannot be written Orbax closes its event loop; the writes of all others, as they end,
     # call it from threads of TensorStore, which have nobody to raise to.
     trace = unraisable.exc_traceback
-    if not (unraisable.exc_type is RuntimeError and trace and trace.tb_frame.f_code.co_name == "call_soon_threadsafe"):
+    if not (
+        unraisable.exc_type is RuntimeError
+        and trace
+        and trace.tb_frame.f_code.co_name == "call_soon_threadsafe"
+    ):
         hook(unraisable)
 
 
@@ -62,7 +70,9 @@ class Checkpoints:
     through: name, step, blocked_seconds (of the caller), seconds (until verified), bytes (of the arrays); or None.
     """
 
-    def __init__(self, workdir: str, keep: int = 2, about: dict | None = None, grace: float | None = None):
+    def __init__(
+        self, workdir: str, keep: int = 2, about: dict | None = None, grace: float | None = None
+    ):
         self._root = os.path.abspath(os.path.join(workdir, "checkpoints"))
         self._keep, self._about, self._grace, self.saved = keep, about or {}, grace, 0
         self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
@@ -74,7 +84,9 @@ class Checkpoints:
                 self._tidy()
             processes.barrier("checkpoints are tidy")
             barrier = _Barrier()
-            self.last, self.best = (_manager(os.path.join(self._root, name), barrier) for name in ("last", "best"))
+            self.last, self.best = (
+                _manager(os.path.join(self._root, name), barrier) for name in ("last", "best")
+            )
         except OSError as e:
             raise SaveFailed(f"{self._root}: cannot be written ({e.strerror or e})") from e
 
@@ -140,8 +152,18 @@ class Checkpoints:
             manager.save(step, args=args, force=True)
         except Exception as e:  # noqa: BLE001 - Orbax and TensorStore raise many kinds
             raise self._failed(name, manager, step, e) from e
-        facts = {"name": name, "step": step, "bytes": size, "blocked_seconds": time.monotonic() - began}
-        self._pending = name, manager, step, self._background.submit(self._finish, name, manager, step, facts, began)
+        facts = {
+            "name": name,
+            "step": step,
+            "bytes": size,
+            "blocked_seconds": time.monotonic() - began,
+        }
+        self._pending = (
+            name,
+            manager,
+            step,
+            self._background.submit(self._finish, name, manager, step, facts, began),
+        )
 
     def _make_room(self, name, manager, step):
         """Process 0 finds out whether the folder can be written: the others would wait for it inside Orbax."""
@@ -193,12 +215,18 @@ class Checkpoints:
             self.saved = step
         if name == "last" and self._grace is not None:
             s = self.last_save
-            print(f"a save of {s['bytes'] / 2**20:,.0f} MiB takes {s['seconds']:.1f} s, the run waits for "
-                  f"{s['blocked_seconds']:.1f} s of them (config.grace_seconds={self._grace:g})", flush=True)
+            print(
+                f"a save of {s['bytes'] / 2**20:,.0f} MiB takes {s['seconds']:.1f} s, the run waits for "
+                f"{s['blocked_seconds']:.1f} s of them (config.grace_seconds={self._grace:g})",
+                flush=True,
+            )
             self._grace = None  # once is enough
         if problem:
-            print(f"checkpoint {name}/{step} was written, but {problem}: it is set aside as damaged_{name}_{step}; "
-                  "the one before stays", flush=True)  # fmt: skip
+            print(
+                f"checkpoint {name}/{step} was written, but {problem}: it is set aside as damaged_{name}_{step}; "
+                "the one before stays",
+                flush=True,
+            )
 
     def _failed(self, name, manager, step, error) -> SaveFailed:
         """The exception for it; clears away what was half written, so that its disk space is free again."""
@@ -206,14 +234,18 @@ class Checkpoints:
             manager.wait_until_finished()
         if processes.is_main():
             until = time.monotonic() + 10
-            while (left := glob.glob(glob.escape(self._folder(name, step)) + ".*")) and time.monotonic() < until:
+            while (
+                left := glob.glob(glob.escape(self._folder(name, step)) + ".*")
+            ) and time.monotonic() < until:
                 for half in left:
                     shutil.rmtree(half, ignore_errors=True)
                 time.sleep(0.2)  # arrays that were on their way may have made it anew
             self._tidy()
         manager.reload()
-        return SaveFailed(f"{os.path.join(self._root, name)}: the checkpoint of step {step} could not be saved: "
-                          f"{_reason(error)}; those before it are not touched")  # fmt: skip
+        return SaveFailed(
+            f"{os.path.join(self._root, name)}: the checkpoint of step {step} could not be saved: "
+            f"{_reason(error)}; those before it are not touched"
+        )
 
     def _newest(self, name, manager, like):
         self.wait()
@@ -227,19 +259,30 @@ class Checkpoints:
             except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
                 raise  # that is the machine's fault: the next start may read it
             except Exception as e:  # noqa: BLE001 - whatever is wrong with it, the one before may be good
-                damage = f"{type(e).__name__}: {e}" if isinstance(e, on_disk.Damaged) else type(e).__name__
+                damage = (
+                    f"{type(e).__name__}: {e}"
+                    if isinstance(e, on_disk.Damaged)
+                    else type(e).__name__
+                )
             if processes.agree(other is not None):
                 raise UserError(f"{folder}: is of another model: {other or 'see another process'}")
             if processes.agree(damage is not None):
                 damage = damage or "for another process"
             else:  # every process computes the same hashes, and comes to the same verdict
                 hashes = array_hash.of({k: x for k, x in arrays.items() if x.size})
-                damage = next((f"the hash of {k} is another" for k, h in hashes.items() if h != table[k][2]), None)
+                damage = next(
+                    (f"the hash of {k} is another" for k, h in hashes.items() if h != table[k][2]),
+                    None,
+                )
             if damage is None:
                 return jax.tree.unflatten(structure, arrays.values()), meta, step
             if processes.is_main():
                 before = max((s for s in manager.all_steps() if s < step), default=None)
-                then = "there is none before it" if before is None else f"trying the one of step {before}"
+                then = (
+                    "there is none before it"
+                    if before is None
+                    else f"trying the one of step {before}"
+                )
                 print(f"checkpoint {name}/{step} does not load ({damage}); {then}", flush=True)
                 self._set_aside(name, step)
             processes.barrier(f"{name}/{step} is set aside")
@@ -274,9 +317,13 @@ class Checkpoints:
 def _manager(folder, barrier):
     # Orbax removes nothing: what goes, and when, is decided after the check.
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=None, cleanup_tmp_directories=True, create=True,
-        async_options=ocp.AsyncOptions(create_directories_asynchronously=False, barrier_sync_fn=barrier),
-    )  # fmt: skip
+        max_to_keep=None,
+        cleanup_tmp_directories=True,
+        create=True,
+        async_options=ocp.AsyncOptions(
+            create_directories_asynchronously=False, barrier_sync_fn=barrier
+        ),
+    )
     return ocp.CheckpointManager(folder, options=options)
 
 
@@ -304,7 +351,10 @@ class _Barrier:
         self._turn += 1
         if not self._broken:
             store.key_value_set(place(turn, me), key)
-            met = [store.blocking_key_value_get(place(turn, k), timeout_ms) for k in range(processes.count())]
+            met = [
+                store.blocking_key_value_get(place(turn, k), timeout_ms)
+                for k in range(processes.count())
+            ]
             self._broken = any(other != key for other in met)
         if self._broken:
             raise _PeerFailed

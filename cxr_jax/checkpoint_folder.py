@@ -44,17 +44,23 @@ def items(tree, meta: dict, about: dict) -> tuple[ocp.args.Composite, int]:
     meta, contents = json.loads(json.dumps([meta, {"about": about, "arrays": table}]))
     contents["crc32"] = _crc32(meta, contents)
     json_of = ocp.args.JsonSave
-    args = ocp.args.Composite(state=ocp.args.StandardSave(held), meta=json_of(meta), contents=json_of(contents))
+    args = ocp.args.Composite(
+        state=ocp.args.StandardSave(held), meta=json_of(meta), contents=json_of(contents)
+    )
     return args, sum(x.nbytes for x in held.values())
 
 
 def _crc32(meta, contents) -> int:
-    return zlib.crc32(json.dumps([meta, contents["about"], contents["arrays"]], sort_keys=True).encode())
+    return zlib.crc32(
+        json.dumps([meta, contents["about"], contents["arrays"]], sort_keys=True).encode()
+    )
 
 
 def read_json(folder: str) -> tuple[dict, dict]:
     """(meta, {path: [type, shape, hash]}). Raises whatever it meets if they are not as they were written."""
-    meta, contents = (ocp.JsonCheckpointHandler().restore(Path(folder) / item) for item in ("meta", "contents"))
+    meta, contents = (
+        ocp.JsonCheckpointHandler().restore(Path(folder) / item) for item in ("meta", "contents")
+    )
     if contents["crc32"] != _crc32(meta, contents):
         raise Damaged("meta and contents do not match their checksum")
     return meta, contents["arrays"]
@@ -77,17 +83,23 @@ def read_arrays(folder: str, wanted: dict) -> dict:
     """
     first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     place = {k: getattr(x, "sharding", None) or first for k, x in wanted.items()}
-    likes = {k: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=place[k]) for k, x in wanted.items()}
+    likes = {
+        k: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=place[k]) for k, x in wanted.items()
+    }
     held = ocp.args.StandardRestore({k: like for k, like in likes.items() if like.size})
     got = ocp.StandardCheckpointHandler().restore(Path(folder) / "state", args=held)
     for k, like in likes.items():
         if not like.size:
-            got[k] = jax.jit(lambda like=like: jnp.zeros(like.shape, like.dtype), out_shardings=like.sharding)()
+            got[k] = jax.jit(
+                lambda like=like: jnp.zeros(like.shape, like.dtype), out_shardings=like.sharding
+            )()
         elif not getattr(wanted[k], "committed", getattr(wanted[k], "sharding", None) is not None):
             # Free to follow others to their devices, as a fresh one is.
             got[k] = jnp.array(np.asarray(got[k]))
         elif next(iter(like.sharding.device_set)).platform == "cpu":
-            got[k] = jnp.copy(got[k])  # it may share the reader's memory, which a donated step would write to
+            got[k] = jnp.copy(
+                got[k]
+            )  # it may share the reader's memory, which a donated step would write to
     return {k: got[k] for k in wanted}
 
 
@@ -98,7 +110,9 @@ def problem(folder: str) -> str | None:
         names = sorted(k for k, (_, _, hashed) in table.items() if hashed)
         name = names[zlib.crc32(os.path.basename(folder).encode()) % len(names)]
         args = ocp.args.PyTreeRestore(
-            item={name: 0}, restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray)}, partial_restore=True
+            item={name: 0},
+            restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray)},
+            partial_restore=True,
         )
         got = ocp.PyTreeCheckpointHandler().restore(Path(folder) / "state", args=args)[name]
         if [str(got.dtype), list(got.shape), array_hash.of_host(got)] != table[name]:

@@ -19,19 +19,52 @@ from cxr_jax.labels import parser
 from cxr_jax.models import chat, hf, loaded
 
 WHOLE = {
-    ">= 0": ("locate_steps", "optim.warmup_steps", "eval.cases", "lora.rank", "rl.patience", "data.sites",
-             "max_skipped", "data.cache_mib", "data.threads"),
-    ">= 1": ("steps", "batch_size", "micro_batches", "max_completion", "log_every", "save_every",
-             "rl.prompts_per_step", "rl.micro_batches", "rl.oversample", "rl.group_size", "rl.min_length",
-             "rl.num_iterations", "rl.minibatches", "rl.replay_batch", "eval.every", "eval.n", "eval.n_final",
-             "eval.batch_size", "eval.bootstrap"),
-}  # fmt: skip
+    ">= 0": (
+        "locate_steps",
+        "optim.warmup_steps",
+        "eval.cases",
+        "lora.rank",
+        "rl.patience",
+        "data.sites",
+        "max_skipped",
+        "data.cache_mib",
+        "data.threads",
+    ),
+    ">= 1": (
+        "steps",
+        "batch_size",
+        "micro_batches",
+        "max_completion",
+        "log_every",
+        "save_every",
+        "rl.prompts_per_step",
+        "rl.micro_batches",
+        "rl.oversample",
+        "rl.group_size",
+        "rl.min_length",
+        "rl.num_iterations",
+        "rl.minibatches",
+        "rl.replay_batch",
+        "eval.every",
+        "eval.n",
+        "eval.n_final",
+        "eval.batch_size",
+        "eval.bootstrap",
+    ),
+}
 """Rule -> keys whose values are whole numbers that keep it (and fit an int32)."""
 
 NUMBERS = {
     "> 0": ("optim.lr", "optim.eps", "rl.temperature", "rl.epsilon_high"),
-    ">= 0": ("locate_weight", "optim.weight_decay", "rl.beta", "rl.replay_weight", "rl.delta", "grace_seconds",
-             "step_timeout"),
+    ">= 0": (
+        "locate_weight",
+        "optim.weight_decay",
+        "rl.beta",
+        "rl.replay_weight",
+        "rl.delta",
+        "grace_seconds",
+        "step_timeout",
+    ),
     ">= 1": ("rl.sampler_cap",),
     ">= 0, < 1": ("optim.b1", "optim.b2"),
     ">= 0, <= 1": ("optim.final_fraction", "data.reader_miss"),
@@ -41,8 +74,10 @@ NUMBERS = {
 """Rule -> keys whose values are finite numbers that keep it in float32, in which they are used."""
 
 TYPES = {
-    "a section of keys": (ml_collections.ConfigDict, ("data", "optim", "eval", "lora", "mesh", "rl",
-                                                      "rl.reward_weights")),
+    "a section of keys": (
+        ml_collections.ConfigDict,
+        ("data", "optim", "eval", "lora", "mesh", "rl", "rl.reward_weights"),
+    ),
     "a text": (str, ("model", "data.manifest", "data.image_root")),
     "True or False": (bool, ("rl.mask_truncated",)),
     "a tuple": ((tuple, list), ("optim.frozen",)),
@@ -80,18 +115,33 @@ def values(config) -> None:
     for table, whole, what in ((WHOLE, True, "whole number"), (NUMBERS, False, "finite number")):
         for rule, names in table.items():
             for name in names:
-                _require(config, name, lambda v, w=whole, r=rule: is_number(v, r, whole=w), f"must be a {what} {rule}")
+                _require(
+                    config,
+                    name,
+                    lambda v, w=whole, r=rule: is_number(v, r, whole=w),
+                    f"must be a {what} {rule}",
+                )
     for name in ("seed", "data.seed"):
-        _require(config, name, lambda v: is_number(v) and v == int(v) and 0 <= v < 2**32,
-                 "must be from 0 to 2^32 - 1: keys know no more bits")
+        _require(
+            config,
+            name,
+            lambda v: is_number(v) and v == int(v) and 0 <= v < 2**32,
+            "must be from 0 to 2^32 - 1: keys know no more bits",
+        )
     clips = lambda v: v == float("inf") or is_number(v, "> 0")
     _require(config, "optim.clip_norm", clips, "must be a number > 0, or inf")
     for axis in ("data", "fsdp", "tensor"):
-        _require(config, f"mesh.{axis}", lambda v: v == -1 or is_number(v, ">= 1", whole=True),
-                 "must be a whole number >= 1, or -1: what remains")
+        _require(
+            config,
+            f"mesh.{axis}",
+            lambda v: v == -1 or is_number(v, ">= 1", whole=True),
+            "must be a whole number >= 1, or -1: what remains",
+        )
     for name, known in ONE_OF.items():
         _require(config, name, lambda v, k=known: v in k, f"is not one of {', '.join(known)}")
-    _require(config, "optim.frozen", lambda v: all(map(_is_pattern, v)), "holds a bad regular expression")
+    _require(
+        config, "optim.frozen", lambda v: all(map(_is_pattern, v)), "holds a bad regular expression"
+    )
     divides(config, "batch_size", "micro_batches")
     divides(config, "rl.prompts_per_step", "rl.micro_batches", "rl.minibatches")
     if "lora" in config:
@@ -100,7 +150,9 @@ def values(config) -> None:
 
 def is_number(value, rule: str = "", *, whole: bool = False) -> bool:
     """Whether a value is a finite number that keeps a rule like ">= 0, < 1": in int32 if whole, else in float32."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral if whole else numbers.Real):
+    if isinstance(value, bool) or not isinstance(
+        value, numbers.Integral if whole else numbers.Real
+    ):
         return False
     if not -_MOST <= value <= _MOST or whole and value >= 2**31:
         return False
@@ -115,18 +167,26 @@ def common(config):
     Returns the training source. Raises UserError.
     """
     values(config)
-    needed = {"phantom": ("hospital", "ood_hospital"), "files": ("manifest", "image_root", "size")}[config.data.source]
+    needed = {"phantom": ("hospital", "ood_hospital"), "files": ("manifest", "image_root", "size")}[
+        config.data.source
+    ]
     for name in needed:
         if name not in config.data:
-            raise UserError(f"config.data.source={config.data.source!r} needs config.data.{name}: use another preset")
+            raise UserError(
+                f"config.data.source={config.data.source!r} needs config.data.{name}: use another preset"
+            )
     pretrained.check(config)
     d = config.data
     if d.source == "phantom":
-        source = batching.PhantomSource(d.hospital, "train", d.seed, d.get("reader_miss", 0.0), d.get("sites", 0))
+        source = batching.PhantomSource(
+            d.hospital, "train", d.seed, d.get("reader_miss", 0.0), d.get("sites", 0)
+        )
         model(config, source.size, dict.fromkeys(source.prompts(), "the prompt"))
         return source
     if d.get("sites"):
-        raise UserError(f"config.data.sites={d.sites} must be 0 for files: only phantoms are drawn at other sites")
+        raise UserError(
+            f"config.data.sites={d.sites} must be 0 for files: only phantoms are drawn at other sites"
+        )
     for name in ("manifest", "image_root"):
         if not d[name]:
             raise UserError(f"config.data.{name} is empty; give it with --config.data.{name}=PATH")
@@ -135,7 +195,11 @@ def common(config):
     from cxr_jax.data import files
 
     train, held = files.open_split(d.manifest, d.image_root, size=d.size, seed=d.seed)
-    model(config, d.size, {r.prompt: f"the prompt of row {r.id}" for r in reversed([*train.rows, *held.rows])})
+    model(
+        config,
+        d.size,
+        {r.prompt: f"the prompt of row {r.id}" for r in reversed([*train.rows, *held.rows])},
+    )
     return train
 
 
@@ -149,18 +213,25 @@ def model(config, size: int, prompts: dict) -> None:
     if "<|endoftext|>" not in vocab:
         raise refuse("the tokenizer lacks the special token <|endoftext|>")
     if vocab[tokenizers.IMAGE_PAD] != cfg.image_token_id:
-        raise refuse(f"the tokenizer's {tokenizers.IMAGE_PAD} is {vocab[tokenizers.IMAGE_PAD]}, the config's "
-                     f"image_token_id {cfg.image_token_id}: images would not be seen")
+        raise refuse(
+            f"the tokenizer's {tokenizers.IMAGE_PAD} is {vocab[tokenizers.IMAGE_PAD]}, the config's "
+            f"image_token_id {cfg.image_token_id}: images would not be seen"
+        )
     if vocab["<|im_end|>"] not in cfg.eos_token_id:
-        raise refuse(f"the tokenizer's <|im_end|> is {vocab['<|im_end|>']}, the config's eos_token_id "
-                     f"{', '.join(map(str, cfg.eos_token_id))}: answers would not end")
+        raise refuse(
+            f"the tokenizer's <|im_end|> is {vocab['<|im_end|>']}, the config's eos_token_id "
+            f"{', '.join(map(str, cfg.eos_token_id))}: answers would not end"
+        )
     if (last := max(vocab.values())) >= cfg.text.vocab_size:
         raise refuse(f"the tokenizer has ids up to {last}, the model embeds {cfg.text.vocab_size}")
     try:
         parser.TokenBytes.from_tokenizer(tok)
     except UserError as e:
         raise refuse(e) from None
-    unit, most = cfg.vision.patch_size * cfg.vision.spatial_merge_size, cfg.text.max_position_embeddings
+    unit, most = (
+        cfg.vision.patch_size * cfg.vision.spatial_merge_size,
+        cfg.text.max_position_embeddings,
+    )
     if size % unit:
         raise refuse(f"images of {size} pixels do not divide into its patches of {unit}")
     grid = (1, size // cfg.vision.patch_size, size // cfg.vision.patch_size)
@@ -170,8 +241,10 @@ def model(config, size: int, prompts: dict) -> None:
         except UserError as e:
             raise UserError(f"{name}: {e}") from None
         if length + config.max_completion > most:
-            raise UserError(f"{name} has {length} tokens: with config.max_completion={config.max_completion} that is "
-                            f"more than the {most} positions of the model")
+            raise UserError(
+                f"{name} has {length} tokens: with config.max_completion={config.max_completion} that is "
+                f"more than the {most} positions of the model"
+            )
 
 
 def model_config(config, tok):
@@ -198,9 +271,14 @@ def targets_fit(config, train) -> None:
 
 def _scenes(source, indices):
     """The scenes of a `batching.PhantomSource`, without drawing them: a fraction of the time of `batch`."""
-    keys, sites = phantom.example_keys(source.seed, source.split, source.hospital, indices), source.sites_of(indices)
+    keys, sites = (
+        phantom.example_keys(source.seed, source.split, source.hospital, indices),
+        source.sites_of(indices),
+    )
     sites = None if sites is None else phantom.site_keys(source.seed, sites)
-    return jax.jit(functools.partial(phantom.sample_scenes, hospital=source.hospital))(keys, sites=sites)
+    return jax.jit(functools.partial(phantom.sample_scenes, hospital=source.hospital))(
+        keys, sites=sites
+    )
 
 
 def fingerprint(config) -> dict:
@@ -238,10 +316,16 @@ def _require(config, name, good, what):
 def divides(config, rows, micro_batches, minibatches=None):
     """Every minibatch has as many rows, and so has each of its micro-batches."""
     n, turns = _get(config, rows), _get(config, micro_batches)
-    steps = 1 if minibatches is None or _get(config, minibatches) is _ABSENT else _get(config, minibatches)
+    steps = (
+        1
+        if minibatches is None or _get(config, minibatches) is _ABSENT
+        else _get(config, minibatches)
+    )
     if n is _ABSENT or turns is _ABSENT or n % (steps * turns) == 0:
         return
-    into = f"{turns} micro-batches" if steps == 1 else f"{steps} minibatches of {turns} micro-batches"
+    into = (
+        f"{turns} micro-batches" if steps == 1 else f"{steps} minibatches of {turns} micro-batches"
+    )
     raise UserError(f"config.{rows}={n} does not divide into {into}")
 
 
@@ -249,8 +333,10 @@ def rows_divide(config, shards: int) -> None:
     """Refuses batches whose rows do not divide over so many devices (data x fsdp). Raises UserError."""
     for rows, turns in row_counts(config):
         if rows // turns % shards:
-            raise UserError(f"{rows} rows a step in {turns} micro-batches are {rows // turns} at a time, which do not "
-                            f"divide over {shards} devices (data x fsdp)")
+            raise UserError(
+                f"{rows} rows a step in {turns} micro-batches are {rows // turns} at a time, which do not "
+                f"divide over {shards} devices (data x fsdp)"
+            )
 
 
 def row_counts(config) -> list[tuple[int, int]]:

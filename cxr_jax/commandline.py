@@ -56,12 +56,16 @@ def _flag_error(e, argv) -> str:
     text = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
     if isinstance(e, flags.Error):
         return text
-    key = re.search(r"\w+", text)  # ml_collections says "'stepz'" and perhaps 'Did you mean "steps" ..?'
+    key = re.search(
+        r"\w+", text
+    )  # ml_collections says "'stepz'" and perhaps 'Did you mean "steps" ..?'
     hint = re.search(r'Did you mean "(\w+)"', text)
     for arg in argv[1:]:
         path = arg.lstrip("-").split("=")[0].split(".")
         if path[0] == "config" and key and key[0] in path[1:]:
-            return f"{arg}: the config has no key {key[0]!r}" + (f"; did you mean {hint[1]!r}?" if hint else "")
+            return f"{arg}: the config has no key {key[0]!r}" + (
+                f"; did you mean {hint[1]!r}?" if hint else ""
+            )
     return f"--config: {type(e).__name__}: {text}"
 
 

@@ -19,7 +19,11 @@ from cxr_jax.labels.readers import ANSWER, END_ANSWER, END_THINK, TAGS, THINK
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 
 SEPARATORS = (b"", b"\n", b"\n\n")  # what may stand between </think> and <answer>
-NO_FINDING = {"devices": ("Support Devices",), "alone": (), "any": None}  # what may stand beside No Finding
+NO_FINDING = {
+    "devices": ("Support Devices",),
+    "alone": (),
+    "any": None,
+}  # what may stand beside No Finding
 _AMPLE = 2**30
 
 
@@ -63,7 +67,9 @@ class Constraint(NamedTuple):
         ends = np.flatnonzero(np.asarray(self.fits)[0])
         if not len(ends) or max_new_tokens < ends[0]:
             least = f"they need {ends[0]}" if len(ends) else "the tokenizer cannot spell them"
-            raise UserError(f"constrained answers do not fit max_new_tokens={max_new_tokens}: {least}")
+            raise UserError(
+                f"constrained answers do not fit max_new_tokens={max_new_tokens}: {least}"
+            )
         return self._replace(budget=np.int32(max_new_tokens))
 
     def init(self, rows: int) -> State:
@@ -78,13 +84,17 @@ class Constraint(NamedTuple):
 
     def advance(self, state: State, token) -> State:
         """The state after token int [R]. A token that is not allowed leads to the dead state, for good."""
-        after, named, ok = (x[:, 0] for x in self._moves(state, jnp.asarray(self.classes)[token][:, None]))
+        after, named, ok = (
+            x[:, 0] for x in self._moves(state, jnp.asarray(self.classes)[token][:, None])
+        )
         return State(jnp.where(ok, after, self.next.shape[0] - 1), named, state.left - 1)
 
     def _moves(self, state: State, classes):
         """Token classes int [R or 1, K] -> (state after, names after, allowed), each [R, K]."""
         row = state.at[:, None]
-        after, hits, bars = (jnp.asarray(x)[row, classes] for x in (self.next, self.hits, self.bars))
+        after, hits, bars = (
+            jnp.asarray(x)[row, classes] for x in (self.next, self.hits, self.bars)
+        )
         ruled_out = _any_of(state.named, jnp.asarray(self.conflicts))[:, None]
         left = jnp.clip(state.left - 1, 0, self.fits.shape[1] - 1)[:, None]
         ends = jnp.asarray(self.fits)[after, left] & ~(ruled_out | bars)
@@ -103,7 +113,9 @@ class Constraint(NamedTuple):
             token, t = x
             new = self.advance(state, token)
             open_ &= (t < lengths) & ~jnp.asarray(self.begun)[new.at]
-            state = jax.tree.map(lambda a, b: jnp.where(open_, a, b), new._replace(left=state.left), state)
+            state = jax.tree.map(
+                lambda a, b: jnp.where(open_, a, b), new._replace(left=state.left), state
+            )
             return (state, count + open_, open_), None
 
         rows, width = tokens.shape
@@ -176,7 +188,9 @@ def compile_answers(
         after[free, stop] = over
     need = _shortest(after, hits, len(names), over)
 
-    locked = np.array([number[_lock(state, force_format)] for state in states] + [over, dead], np.int32)
+    locked = np.array(
+        [number[_lock(state, force_format)] for state in states] + [over, dead], np.int32
+    )
     begun = np.array([phase in ("item", "end", "done") for phase, _ in states] + [True] * 2)
     settled = np.isinf(need[:, :-1]).all(1) & begun
     settled[dead] = False
@@ -192,7 +206,10 @@ def compile_answers(
 
     answering = ~in_trace
     answering[[over, dead]] = False
-    rows = [np.flatnonzero(a[classes] != dead) if ok else [] for a, ok in zip(after, answering, strict=True)]
+    rows = [
+        np.flatnonzero(a[classes] != dead) if ok else []
+        for a, ok in zip(after, answering, strict=True)
+    ]
     options = np.full((len(rows), max(map(len, rows))), -1, np.int32)
     for row, tokens in zip(options, rows, strict=True):
         row[: len(tokens)] = tokens
@@ -201,9 +218,18 @@ def compile_answers(
         bars |= np.where(hits >> i & 1 == 1, mask, 0)
     int32 = lambda x: np.asarray(x, np.int32)
     built = Constraint(
-        int32(classes), int32(after), int32(hits), int32(bars), int32(fits), int32(conflicts), options, locked,
-        begun, settled, np.int32(0),
-    )  # fmt: skip
+        int32(classes),
+        int32(after),
+        int32(hits),
+        int32(bars),
+        int32(fits),
+        int32(conflicts),
+        options,
+        locked,
+        begun,
+        settled,
+        np.int32(0),
+    )
     return built.within(max_new_tokens)
 
 
@@ -229,11 +255,19 @@ def _step(names, leads, force_format: bool, state, byte: bytes):
     phase, seen = state
     longer = seen + byte
     if phase == "head":
-        return ("free", b"") if longer == THINK else ("head", longer) if THINK.startswith(longer) else None, None
+        return ("free", b"") if longer == THINK else ("head", longer) if THINK.startswith(
+            longer
+        ) else None, None
     if phase == "free":
         tags = TAGS if force_format else (ANSWER,)
         if longer in tags:
-            opened = ("item", b"") if not force_format else ("lead", longer) if longer == END_THINK else None
+            opened = (
+                ("item", b"")
+                if not force_format
+                else ("lead", longer)
+                if longer == END_THINK
+                else None
+            )
             return opened, None
         begun = any(tag.startswith(longer) for tag in tags)
         return ("free", longer if begun else b"<" if byte == b"<" else b""), None
@@ -266,7 +300,9 @@ def _byte_machine(names, leads, force_format):
     """(states, next int [S, 256] with -1 for a dead end, event int [S, 256]: the name completed, or -1)."""
     states = [("head" if force_format else "free", b""), ("lead", b"")]
     number = {state: i for i, state in enumerate(states)}
-    used = sorted({*b"".join([*TAGS, *leads, *names]), *b", \0"})  # every other byte does what 0 does
+    used = sorted(
+        {*b"".join([*TAGS, *leads, *names]), *b", \0"}
+    )  # every other byte does what 0 does
     column = np.array([used.index(b) if b in used else 0 for b in range(256)])
     delta, event = [], []
     for state in states:  # grows while we walk it
@@ -302,7 +338,9 @@ def _token_classes(pieces, delta, event, conflicts, dead: int):
     for start in range(0, len(distinct), 1024):
         words = distinct[start : start + 1024]
         after, hits = _walk(words, table, event, mask)
-        for i, (word, key) in enumerate(zip(words, np.concatenate([after, hits]).T.copy(), strict=True)):
+        for i, (word, key) in enumerate(
+            zip(words, np.concatenate([after, hits]).T.copy(), strict=True)
+        ):
             key = key.tobytes()
             if key not in known:
                 known[key] = len(known)
@@ -321,7 +359,9 @@ def _walk(words, table, event, mask):
         byte = np.array([w[k] for w in words if len(w) > k])
         name = event[after[:, at], byte]
         bit = np.where(name >= 0, 1 << np.maximum(name, 0), 0)
-        ok = bars[:, at] & bit == 0  # a token that names twice, or names a contradiction, is a dead end
+        ok = (
+            bars[:, at] & bit == 0
+        )  # a token that names twice, or names a contradiction, is a dead end
         after[:, at] = np.where(ok, table[after[:, at], byte], -1)
         hits[:, at] |= bit
         bars[:, at] |= mask[name]
@@ -349,5 +389,7 @@ def _spelling(text: bytes, pieces: set[bytes]) -> int:
     """The fewest tokens that spell `text`; its length if they cannot."""
     best = [0] + [len(text)] * len(text)
     for end in range(1, len(text) + 1):
-        best[end] = min([best[a] + 1 for a in range(end) if text[a:end] in pieces], default=len(text))
+        best[end] = min(
+            [best[a] + 1 for a in range(end) if text[a:end] in pieces], default=len(text)
+        )
     return best[-1]

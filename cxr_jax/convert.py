@@ -33,21 +33,35 @@ from cxr_jax.models.safetensors_file import DTYPES, NAMES, nbytes, write_folder
 _FILES = hf.SETTINGS_FILES + hf.TOKENIZER_FILES
 _STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What is wrong with a path that was given, and not with the machine.
-_PATH_ERRORS = {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG,
-                errno.EROFS}
+_PATH_ERRORS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EROFS,
+}
 
 
 def from_hf(source: Path, temp: Path, adapter: str | None = None) -> None:
     """Fill the empty folder `temp` with our checkpoint of the Hugging Face folder `source`; adapter: a PEFT folder,
     merged on the way."""
     cfg, table, tensors = hf.open_hf(source)
-    hf.pixel_limits(*hf.image_settings(source))  # refused now, and not by whoever opens the checkpoint
+    hf.pixel_limits(
+        *hf.image_settings(source)
+    )  # refused now, and not by whoever opens the checkpoint
     types = hf.leaf_types(table, tensors)
     _need_space(temp, sum(math.prod(r.shape) * types[r.path].itemsize for r in table))
     extra = {
         "tied_head_is_stored": hf.head_is_stored_twice(cfg, tensors),
         # Layers of one stacked array that are stored in another type than the array has.
-        "tensor_types": {r.key: NAMES[tensors.dtype(r.key)] for r in table if tensors.dtype(r.key) != types[r.path]},
+        "tensor_types": {
+            r.key: NAMES[tensors.dtype(r.key)]
+            for r in table
+            if tensors.dtype(r.key) != types[r.path]
+        },
     }
     found = None if adapter is None else peft.load(adapter, cfg)
     params = hf.read_params(cfg, table, tensors)
@@ -68,8 +82,16 @@ def to_hf(source: Path, temp: Path, max_shard_gb: float = 5.0) -> None:
             held[path] = arrays[path]
         return held[path]
 
-    entries = [hf.entry(r, leaf, np.dtype(DTYPES[arrays.tensor_types[r.key]]) if r.key in arrays.tensor_types
-                        else arrays.dtype(r.path)) for r in hf.rules(arrays.cfg)]
+    entries = [
+        hf.entry(
+            r,
+            leaf,
+            np.dtype(DTYPES[arrays.tensor_types[r.key]])
+            if r.key in arrays.tensor_types
+            else arrays.dtype(r.path),
+        )
+        for r in hf.rules(arrays.cfg)
+    ]
     if arrays.tied_head_is_stored:
         embedding = next(e for e in entries if e[0] == "model.embed_tokens.weight")
         entries.append(("lm_head.weight", *embedding[1:]))
@@ -77,8 +99,10 @@ def to_hf(source: Path, temp: Path, max_shard_gb: float = 5.0) -> None:
     hf.copy_files(source, temp, _FILES)
     # Readers older than transformers 5 do not know image settings in processor_config.json: they get a file of theirs.
     limits = hf.pixel_limits(*hf.image_settings(source))
-    for name, settings in (("generation_config.json", hf.generation_config(arrays.cfg)),
-                           ("preprocessor_config.json", hf.preprocessor_config(arrays.cfg, *limits))):
+    for name, settings in (
+        ("generation_config.json", hf.generation_config(arrays.cfg)),
+        ("preprocessor_config.json", hf.preprocessor_config(arrays.cfg, *limits)),
+    ):
         if not (temp / name).exists():
             hf.write_json(temp / name, settings)
     write_folder(temp, entries, max_shard_gb)
@@ -87,20 +111,32 @@ def to_hf(source: Path, temp: Path, max_shard_gb: float = 5.0) -> None:
 def _need_space(temp: Path, size: int) -> None:
     free = shutil.disk_usage(temp).free
     if size > free:
-        raise UserError(f"{temp.parent}: {size / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free")
+        raise UserError(
+            f"{temp.parent}: {size / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
+        )
 
 
 # --- command line --------------------------------------------------------------------------------------
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(prog="python -m cxr_jax.convert", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m cxr_jax.convert",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("direction", choices=("from-hf", "to-hf"))
     parser.add_argument("source", metavar="SRC", help="folder to read")
-    parser.add_argument("destination", metavar="DST", help="folder to write; must not exist, or be empty")
-    parser.add_argument("--max_shard_gb", type=float, default=5.0, help="to-hf: 10^9 bytes a file (default 5)")
-    parser.add_argument("--adapter", metavar="DIR", help="from-hf: LoRA adapters in PEFT's format, merged")
+    parser.add_argument(
+        "destination", metavar="DST", help="folder to write; must not exist, or be empty"
+    )
+    parser.add_argument(
+        "--max_shard_gb", type=float, default=5.0, help="to-hf: 10^9 bytes a file (default 5)"
+    )
+    parser.add_argument(
+        "--adapter", metavar="DIR", help="from-hf: LoRA adapters in PEFT's format, merged"
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
 
     parser.error = bad_usage
@@ -216,7 +252,9 @@ def _in_child(work, debug: bool) -> None:
             os.waitpid(pid, 0)
         raise
     if code < 0:
-        raise RuntimeError(f"killed by signal {-code}" + (": out of memory?" if code == -signal.SIGKILL else ""))
+        raise RuntimeError(
+            f"killed by signal {-code}" + (": out of memory?" if code == -signal.SIGKILL else "")
+        )
     if code:
         raise _ChildFailed(code)
 

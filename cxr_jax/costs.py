@@ -10,10 +10,25 @@ from collections.abc import Sequence
 
 import jax
 
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8,
-          "s64": 8, "u64": 8}
-_CALLEE = re.compile(r"(?:body|calls|to_apply|(?:true|false)_computation|branch_computations)="
-                     r"\{?%?([\w.-]+(?:, %[\w.-]+)*)")
+_BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s16": 2,
+    "u16": 2,
+    "f32": 4,
+    "s32": 4,
+    "u32": 4,
+    "f64": 8,
+    "s64": 8,
+    "u64": 8,
+}
+_CALLEE = re.compile(
+    r"(?:body|calls|to_apply|(?:true|false)_computation|branch_computations)="
+    r"\{?%?([\w.-]+(?:, %[\w.-]+)*)"
+)
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -38,7 +53,9 @@ def _flops(jaxpr, trips: list[int]) -> int:
             turns = trips.pop(0) if len(trips) > 1 else trips[0]
             total += turns * _flops(p["body_jaxpr"].jaxpr, trips)
         elif name == "cond":
-            branches = [(_flops(b.jaxpr, left), left) for b in p["branches"] for left in [list(trips)]]
+            branches = [
+                (_flops(b.jaxpr, left), left) for b in p["branches"] for left in [list(trips)]
+            ]
             most, trips[:] = max(branches, key=lambda branch: branch[0])
             total += most
         else:
@@ -74,13 +91,17 @@ def collectives(hlo: str, devices: int, while_trips: float = 1) -> dict[str, int
             for line in bodies.get(name, ()):
                 if m := re.search(r"= (.*?) ([a-z-]+?)(?:-start)?\(", line):
                     if m[2] in total:
-                        kind = m[1].rsplit(", ", 1)[-1] if "-start(" in line else m[1]  # (operand, result)
+                        kind = (
+                            m[1].rsplit(", ", 1)[-1] if "-start(" in line else m[1]
+                        )  # (operand, result)
                         total[m[2]] += weight.get(m[2], 1) * _size(kind)
                 turns = 1
                 if re.search(r"\bwhile\(", line):
                     n = re.search(r'known_trip_count[^0-9]*"?n"?[^0-9]*(\d+)', line)
                     turns = int(n[1]) if n else while_trips
-                called = [of(callee) for callee in re.split(r", %", ", %".join(_CALLEE.findall(line)))]
+                called = [
+                    of(callee) for callee in re.split(r", %", ", %".join(_CALLEE.findall(line)))
+                ]
                 if re.search(r"\bconditional\(", line):
                     called = [max(called, key=lambda moved: sum(moved.values()))]
                 for moved in called:
@@ -107,4 +128,7 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
 def _size(shapes: str) -> int:
     """Bytes of all arrays in an HLO type such as `(f32[2,3]{1,0}, bf16[4])`."""
     found = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
-    return sum(_BYTES.get(kind, 4) * math.prod(map(int, filter(None, dims.split(",")))) for kind, dims in found)
+    return sum(
+        _BYTES.get(kind, 4) * math.prod(map(int, filter(None, dims.split(","))))
+        for kind, dims in found
+    )

@@ -10,7 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import checks, policy, pretrained, processes, report, rewards, scoring, sharding, trainable
+from cxr_jax import (
+    checks,
+    policy,
+    pretrained,
+    processes,
+    report,
+    rewards,
+    scoring,
+    sharding,
+    trainable,
+)
 from cxr_jax.data import batching, tokenizer
 from cxr_jax.data.preprocess import patchify
 from cxr_jax.labels import parser, reports
@@ -22,9 +32,18 @@ CAVEAT = {
     "phantom": "Phantom results: they say nothing about patients.",
     "files": "Real films read by a model trained on phantoms only: these numbers say nothing about patients.",
 }
-TRACE_TERMS = ("trace_answer", "trace_findings", "trace_coverage", "trace_truth", "trace_false", "repetition")
+TRACE_TERMS = (
+    "trace_answer",
+    "trace_findings",
+    "trace_coverage",
+    "trace_truth",
+    "trace_false",
+    "repetition",
+)
 LOST_RECALL = 0.25  # a label whose recall fell by more than this is said to be lost
-BYTES_PER_TOKEN = 12  # byte budget of the reward parser; a longer text is cut there and counted as overflow
+BYTES_PER_TOKEN = (
+    12  # byte budget of the reward parser; a longer text is cut there and counted as overflow
+)
 
 
 def grid_of(size: int, cfg) -> tuple[int, int, int]:
@@ -40,25 +59,37 @@ def sources(config):
     """
     d = config.data
     if d.source == "phantom":
-        held = lambda split: {h: batching.PhantomSource(h, split, 0) for h in (d.hospital, d.ood_hospital)}
-        train = batching.PhantomSource(d.hospital, "train", d.seed, d.get("reader_miss", 0.0), d.get("sites", 0))
+        held = lambda split: {
+            h: batching.PhantomSource(h, split, 0) for h in (d.hospital, d.ood_hospital)
+        }
+        train = batching.PhantomSource(
+            d.hospital, "train", d.seed, d.get("reader_miss", 0.0), d.get("sites", 0)
+        )
         return types.SimpleNamespace(
             train=train, select=held("select"), test=held("test"), ood=d.ood_hospital
         )
     from cxr_jax.data import files
 
     train, held = files.open_split(
-        d.manifest, d.image_root, size=d.size, seed=d.seed, cache_mib=d.get("cache_mib", files.CACHE_MIB),
+        d.manifest,
+        d.image_root,
+        size=d.size,
+        seed=d.seed,
+        cache_mib=d.get("cache_mib", files.CACHE_MIB),
         threads=d.get("threads", 0),
     )
     patients = list(dict.fromkeys(r.group for r in held.rows))
     chosen = set(patients[: max(1, len(patients) // 3)])
-    rows = [[r for r in held.rows if (r.group in chosen) == side] or held.rows for side in (True, False)]
+    rows = [
+        [r for r in held.rows if (r.group in chosen) == side] or held.rows for side in (True, False)
+    ]
     select, test = (
         files.FilesSource(r, d.size, name=f"files ({n})", cache=held.cache, threads=held.threads)
         for r, n in zip(rows, ("selection", "test"), strict=True)
     )
-    return types.SimpleNamespace(train=train, select={"files": select}, test={"files": test}, ood="files")
+    return types.SimpleNamespace(
+        train=train, select={"files": select}, test={"files": test}, ood="files"
+    )
 
 
 class Reader:
@@ -69,9 +100,16 @@ class Reader:
     """
 
     def __init__(
-        self, cfg, tok, prompts: policy.Prompts, batch_size: int, dtype=jnp.float32, lexicon=None, poll=lambda: None,
+        self,
+        cfg,
+        tok,
+        prompts: policy.Prompts,
+        batch_size: int,
+        dtype=jnp.float32,
+        lexicon=None,
+        poll=lambda: None,
         layout=ONE_DEVICE,
-    ):  # fmt: skip
+    ):
         self.tok, self.prompts, self.poll, self.layout = tok, prompts, poll, layout
         self.batch_size = -(-batch_size // layout.shards) * layout.shards
         special = tokenizer.special_ids(tok, cfg.text.vocab_size)
@@ -83,7 +121,14 @@ class Reader:
             params = sharding.gathered(params, dtype)
             features = qwen.vision(params, cfg, patchify(batch["image"]), prompts.grid, dtype=dtype)
             out = policy.sample(
-                params, cfg, features, batch["prompts"], special, n=1, max_new_tokens=c, temperature=0.0
+                params,
+                cfg,
+                features,
+                batch["prompts"],
+                special,
+                n=1,
+                max_new_tokens=c,
+                temperature=0.0,
             )
             parsed = parser.parse_tokens(out["tokens"], out["lengths"], table, c * BYTES_PER_TOKEN)
             return out["tokens"], out["lengths"], parsed["answer"], parsed["format"]
@@ -92,7 +137,9 @@ class Reader:
 
         @jax.jit
         def trace(tokens, lengths, data):
-            truth = reports.Truth.of(data["solution"] & ~data["hedged"], data["hedged"], data["sides"])
+            truth = reports.Truth.of(
+                data["solution"] & ~data["hedged"], data["hedged"], data["sides"]
+            )
             parsed = rewards.read_tokens(tokens, lengths, table, c * BYTES_PER_TOKEN, bank, truth)
             terms = rewards.reward_terms(parsed, data["solution"])
             return {name: terms[name] for name in TRACE_TERMS}
@@ -104,12 +151,22 @@ class Reader:
         n, b, parts = len(images), self.batch_size, []
         for start in range(0, n, b):
             self.poll()
-            rows = np.minimum(start + self.layout.rows_of(b), n - 1)  # the last batch is filled with repeats
-            batch = {"image": np.asarray(images)[rows], "prompts": self.prompts.encode([texts[i] for i in rows])}
+            rows = np.minimum(
+                start + self.layout.rows_of(b), n - 1
+            )  # the last batch is filled with repeats
+            batch = {
+                "image": np.asarray(images)[rows],
+                "prompts": self.prompts.encode([texts[i] for i in rows]),
+            }
             got = processes.whole(self._read(params, self.layout.batch(batch)))
             parts.append([x[: n - start] for x in got])
         tokens, lengths, pred, valid = (np.concatenate(x) for x in zip(*parts, strict=True))
-        return {"tokens": tokens, "lengths": lengths, "pred": pred.astype(bool), "valid": valid.astype(bool)}
+        return {
+            "tokens": tokens,
+            "lengths": lengths,
+            "pred": pred.astype(bool),
+            "valid": valid.astype(bool),
+        }
 
     def trace(self, read: dict, data: dict) -> dict:
         """How the traces of `read` agree with the answers and with what is so: TRACE_TERMS -> float32 [N]."""
@@ -125,7 +182,8 @@ class Reader:
     def texts(self, read: dict, rows) -> list[str]:
         """Decoded completions of the given rows."""
         return [
-            self.tok.decode(read["tokens"][i][: read["lengths"][i]], skip_special_tokens=True) for i in rows
+            self.tok.decode(read["tokens"][i][: read["lengths"][i]], skip_special_tokens=True)
+            for i in rows
         ]
 
 
@@ -150,10 +208,19 @@ class Guard:
     that is resumed.
     """
 
-    def __init__(self, config, reader, sources, metrics, checkpoints, model_of, best=None, first=None):
-        self.config, self.reader, self.metrics, self.checkpoints = config, reader, metrics, checkpoints
+    def __init__(
+        self, config, reader, sources, metrics, checkpoints, model_of, best=None, first=None
+    ):
+        self.config, self.reader, self.metrics, self.checkpoints = (
+            config,
+            reader,
+            metrics,
+            checkpoints,
+        )
         self.model_of, self.best, self.first = model_of, best, first
-        self.data = {name: held_out(s, config.eval.n, reader.poll) for name, s in sources.select.items()}
+        self.data = {
+            name: held_out(s, config.eval.n, reader.poll) for name, s in sources.select.items()
+        }
         self.ood = sources.ood
 
     def look(self, step: int, train) -> dict:
@@ -168,7 +235,9 @@ class Guard:
             row |= {f"eval/{name}/{m}": s[m]["all"]["value"] for m in ("macro_f1", "micro_f1")}
             row[f"eval/{name}/valid_format"] = float(got["valid"].mean())
             row[f"eval/{name}/mean_length"] = float(got["lengths"].mean())
-            row |= {f"eval/{name}/{k}": float(v.mean()) for k, v in self.reader.trace(got, data).items()}
+            row |= {
+                f"eval/{name}/{k}": float(v.mean()) for k, v in self.reader.trace(got, data).items()
+            }
             for label, v in s["per_label"].items():
                 row |= {
                     f"eval/{name}/{label}/{m}": v[m]
@@ -177,10 +246,13 @@ class Guard:
                 }
         row["alarms/lost_recall"] = self._lost(row)
         self.metrics.write(step, row, kind="eval")
-        score = row[f"eval/{self.ood}/{self.config.eval.select_by}"] or 0.0  # None: undefined on so few examples
+        score = (
+            row[f"eval/{self.ood}/{self.config.eval.select_by}"] or 0.0
+        )  # None: undefined on so few examples
         value = lambda name: "-" if row[name] is None else f"{row[name]:.3f}"
         shown = ", ".join(
-            f"{n} Jaccard {value(f'eval/{n}/jaccard')} macro-F1 {value(f'eval/{n}/macro_f1')}" for n in self.data
+            f"{n} Jaccard {value(f'eval/{n}/jaccard')} macro-F1 {value(f'eval/{n}/macro_f1')}"
+            for n in self.data
         )
         print(f"  step {step} on the selection splits: {shown}", flush=True)
         if processes.of_main(self.best is None or score > self.best["score"]):
@@ -190,22 +262,33 @@ class Guard:
 
     def _lost(self, row: dict) -> int:
         """How many labels lost recall out of distribution since the first look, named aloud: a mean can hide it."""
-        recall = {k: v for k, v in row.items() if k.startswith(f"eval/{self.ood}/") and k.endswith("/recall")}
+        recall = {
+            k: v
+            for k, v in row.items()
+            if k.startswith(f"eval/{self.ood}/") and k.endswith("/recall")
+        }
         self.first = self.first or recall
         lost = sorted(k for k, v in recall.items() if v < self.first.get(k, 0.0) - LOST_RECALL)
         for name in lost:
             label = name.split("/")[2]
-            print(f"  alarm: recall of {label} on {self.ood} fell from {self.first[name]:.2f} to {recall[name]:.2f}: "
-                  f"see eval/{self.ood}/{label}/* and the samples whose answer leaves it out", flush=True)
+            print(
+                f"  alarm: recall of {label} on {self.ood} fell from {self.first[name]:.2f} to {recall[name]:.2f}: "
+                f"see eval/{self.ood}/{label}/* and the samples whose answer leaves it out",
+                flush=True,
+            )
         return len(lost)
 
     def stale(self, step: int) -> bool:
         """Whether the last `config.rl.patience` looks until `step` were no better out of distribution; says so."""
         patience = self.config.rl.patience
-        if not (patience and self.best and step - self.best["step"] >= patience * self.config.eval.every):
+        if not (
+            patience and self.best and step - self.best["step"] >= patience * self.config.eval.every
+        ):
             return False
-        print(f"  stopped early: the last {patience} looks were no better on {self.ood} than step {self.best['step']}",
-              flush=True)
+        print(
+            f"  stopped early: the last {patience} looks were no better on {self.ood} than step {self.best['step']}",
+            flush=True,
+        )
         return True
 
 
@@ -231,8 +314,15 @@ def export(workdir, cfg, what, train, fixed, tok, config) -> None:
     merged, adapters = processes.whole((what.merged(train, fixed), train.get("lora")))
     if not processes.is_main():
         return
-    hf.save_hf(workdir.file("hf"), cfg, merged, tokenizer=tok, min_pixels=size**2,
-               max_pixels=size**2, dtype=what.dtype)
+    hf.save_hf(
+        workdir.file("hf"),
+        cfg,
+        merged,
+        tokenizer=tok,
+        min_pixels=size**2,
+        max_pixels=size**2,
+        dtype=what.dtype,
+    )
     if what.adapters:
         base = config.model if pretrained.is_name(config.model) else os.path.abspath(config.model)
         peft.save(workdir.file("adapter"), cfg, adapters, what.adapters, base)
@@ -278,9 +368,15 @@ def full(workdir, config, models: dict, reader, sources, notes=()) -> dict:
         read = {m: p["real"] for m, p in found.items()}
         for m, p in found.items():
             tables[m][set_name] = scoring.summary(
-                p["real"]["pred"], data["solution"], known=data["known"], valid=p["real"]["valid"],
-                audit=p["audit"], audit_valid=p["audit_valid"], n_boot=e.bootstrap, trace=p["trace"],
-            )  # fmt: skip
+                p["real"]["pred"],
+                data["solution"],
+                known=data["known"],
+                valid=p["real"]["valid"],
+                audit=p["audit"],
+                audit_valid=p["audit_valid"],
+                n_boot=e.bootstrap,
+                trace=p["trace"],
+            )
         if len(names) > 1:
             comparisons += compare(set_name, names[-2], names[-1], read, data, e.bootstrap)
         cases += worst_cases(set_name, names[-1], read[names[-1]], data, reader, e.cases)
@@ -288,9 +384,14 @@ def full(workdir, config, models: dict, reader, sources, notes=()) -> dict:
         return {"table": ""}
     kind = "phantom" if config.data.source == "phantom" else "files"
     report.write_report(
-        workdir.path, title=f"cxr_jax {config.task}: {config.model}", tables=tables, cases=cases,
-        notes=list(notes), kind=kind, comparisons=comparisons,
-    )  # fmt: skip
+        workdir.path,
+        title=f"cxr_jax {config.task}: {config.model}",
+        tables=tables,
+        cases=cases,
+        notes=list(notes),
+        kind=kind,
+        comparisons=comparisons,
+    )
     return {"table": text_table(tables, comparisons, kind)}
 
 
@@ -299,10 +400,18 @@ def compare(set_name, a, b, read, data, n_boot) -> list[dict]:
     out = []
     for metric in ("jaccard", "macro_f1"):
         diff, lo, hi = scoring.paired_bootstrap(
-            metric, read[a]["pred"], read[b]["pred"], data["solution"], known=data["known"],
-            valid_a=read[a]["valid"], valid_b=read[b]["valid"], n_boot=n_boot,
-        )  # fmt: skip
-        out.append({"a": a, "b": b, "set": set_name, "metric": metric, "diff": diff, "lo": lo, "hi": hi})
+            metric,
+            read[a]["pred"],
+            read[b]["pred"],
+            data["solution"],
+            known=data["known"],
+            valid_a=read[a]["valid"],
+            valid_b=read[b]["valid"],
+            n_boot=n_boot,
+        )
+        out.append(
+            {"a": a, "b": b, "set": set_name, "metric": metric, "diff": diff, "lo": lo, "hi": hi}
+        )
     return out
 
 
@@ -328,7 +437,7 @@ def worst_cases(set_name, model, read, data, reader, n: int) -> list:
             model=model,
             score=None if np.isnan(score[i]) else float(score[i]),
             id=str(data["ids"][i]) if "ids" in data else f"{set_name}-{i}",
-        )  # fmt: skip
+        )
         for i, text in zip(picked, texts, strict=True)
     ]
 
@@ -413,13 +522,23 @@ def run(config, workdir, stop, layout) -> dict:
     found = sources(config)
     size = next(iter(found.test.values())).size
     prompts = policy.Prompts(
-        start.tokenizer, start.cfg, grid_of(size, start.cfg), config.max_completion, texts=all_prompts(found)
+        start.tokenizer,
+        start.cfg,
+        grid_of(size, start.cfg),
+        config.max_completion,
+        texts=all_prompts(found),
     )
     dtype = trainable.DTYPES[config.dtype]
     reader = Reader(
-        start.cfg, start.tokenizer, prompts, config.eval.batch_size, dtype, found.train.lexicon, poll=stop.check,
+        start.cfg,
+        start.tokenizer,
+        prompts,
+        config.eval.batch_size,
+        dtype,
+        found.train.lexicon,
+        poll=stop.check,
         layout=layout,
-    )  # fmt: skip
+    )
     try:
         with layout.on_host():
             params = pretrained.on_device(config, start.params)

@@ -76,7 +76,9 @@ class Settings:
         put("temperature", _real("temperature", self.temperature))
         # Beyond these, float32 logits over the temperature overflow, or ruled-out tokens come back.
         if self.temperature != 0 and not 1e-6 <= self.temperature <= 1e6:
-            raise UserError(f"temperature must be 0 (greedy) or from 1e-6 to 1e6, got {self.temperature}")
+            raise UserError(
+                f"temperature must be 0 (greedy) or from 1e-6 to 1e6, got {self.temperature}"
+            )
         if self.top_p is not None:
             put("top_p", _real("top_p", self.top_p))
             if not 0 < self.top_p <= 1:
@@ -90,7 +92,12 @@ def _whole(name, value, least, most=None) -> int:
         number = operator.index(value)
     except TypeError:
         number = None
-    if number is None or isinstance(value, (bool, np.bool_)) or number < least or (most and number > most):
+    if (
+        number is None
+        or isinstance(value, (bool, np.bool_))
+        or number < least
+        or (most and number > most)
+    ):
         upper = f" and at most {most}" if most else ""
         raise UserError(f"{name} must be a whole number of at least {least}{upper}, got {value!r}")
     return number
@@ -107,8 +114,10 @@ def check_room(cfg, length: int, max_new_tokens: int, what: str = "the prompt") 
     """Raises UserError if a prompt of `length` tokens and its answer exceed the model's positions."""
     most = cfg.text.max_position_embeddings
     if length + max_new_tokens > most:
-        raise UserError(f"{what} has {length} tokens: with max_new_tokens={max_new_tokens} that is more than the "
-                        f"{most} positions of the model")
+        raise UserError(
+            f"{what} has {length} tokens: with max_new_tokens={max_new_tokens} that is more than the "
+            f"{most} positions of the model"
+        )
 
 
 # Prompts
@@ -123,16 +132,26 @@ class Request:
     grid: tuple[int, int, int] | None
 
     def image_key(self):
-        return None if self.patches is None else (self.grid, hashlib.sha256(self.patches.tobytes()).digest())
+        return (
+            None
+            if self.patches is None
+            else (self.grid, hashlib.sha256(self.patches.tobytes()).digest())
+        )
 
     def mark(self) -> int:
         """A number for the content: equal prompts draw equal noise, wherever they stand."""
-        image = b"" if self.patches is None else np.ascontiguousarray(self.patches, np.float32).tobytes()
+        image = (
+            b""
+            if self.patches is None
+            else np.ascontiguousarray(self.patches, np.float32).tobytes()
+        )
         return zlib.crc32(np.asarray(self.ids, np.int32).tobytes(), zlib.crc32(image))
 
     def positions(self, cfg) -> np.ndarray:
         """M-RoPE positions int32 [3, 1, T]."""
-        return qwen2_5_vl.positions(cfg, np.array([self.ids]), None if self.grid is None else [self.grid])
+        return qwen2_5_vl.positions(
+            cfg, np.array([self.ids]), None if self.grid is None else [self.grid]
+        )
 
 
 @dataclass(frozen=True)
@@ -162,8 +181,14 @@ def prefill(model, request: Request, features) -> Prefix:
     if features is not None:
         image[0, : len(features)] = features
     device = sampling.prefill(
-        model.params, cfg, _padded(np.array([request.ids], np.int32), room, 1, cfg.pad_token_id),
-        np.array([length], np.int32), _padded(where, room, 2), image, dtype=model.dtype)
+        model.params,
+        cfg,
+        _padded(np.array([request.ids], np.int32), room, 1, cfg.pad_token_id),
+        np.array([length], np.int32),
+        _padded(where, room, 2),
+        image,
+        dtype=model.dtype,
+    )
     return Prefix(device, length, int(where.max()) + 1, request.mark())
 
 
@@ -181,9 +206,16 @@ def extend(model, keys, used: int, request: Request) -> Prefix:
     width = bucket(new.shape[1])
     model.note("extend", (keys[0][0].shape[2], width, bucket(length)))
     device = sampling.extend(
-        model.params, cfg, keys, np.array([used], np.int32), _padded(new, width, 1, cfg.pad_token_id),
-        np.array([new.shape[1]], np.int32), _padded(where[:, :, used:], width, 2), room=bucket(length),
-        dtype=model.dtype)
+        model.params,
+        cfg,
+        keys,
+        np.array([used], np.int32),
+        _padded(new, width, 1, cfg.pad_token_id),
+        np.array([new.shape[1]], np.int32),
+        _padded(where[:, :, used:], width, 2),
+        room=bucket(length),
+        dtype=model.dtype,
+    )
     return Prefix(device, length, int(where.max()) + 1, request.mark())
 
 
@@ -216,7 +248,9 @@ class _Pieces:
         return piece
 
 
-def decode(model, layers, rows: list[tuple[Prefix, int]], settings: Settings, stream=None, constraint=None):
+def decode(
+    model, layers, rows: list[tuple[Prefix, int]], settings: Settings, stream=None, constraint=None
+):
     """(a Completion for each (prefix, number of the sample), the keys of the drawn tokens).
 
     All prefixes of one bucket; at most model.rows rows. stream: called with (row, piece of text).
@@ -225,27 +259,51 @@ def decode(model, layers, rows: list[tuple[Prefix, int]], settings: Settings, st
     R, N = model.rows, settings.max_new_tokens
     full = rows + rows[:1] * (R - live)
     ints = lambda values, dtype=np.int32: np.array(list(values), dtype)
-    prompt, own, rest = sampling.begin([p.device for p, _ in full], live, constraint, cfg=cfg, room=bucket(N),
-                                       dtype=model.dtype)
+    prompt, own, rest = sampling.begin(
+        [p.device for p, _ in full], live, constraint, cfg=cfg, room=bucket(N), dtype=model.dtype
+    )
     lengths, start = ints(p.length for p, _ in full), ints(p.start for p, _ in full)
-    keys = _keys(np.uint32(settings.seed), ints((p.mark for p, _ in full), np.uint32), ints(j for _, j in full))
+    keys = _keys(
+        np.uint32(settings.seed),
+        ints((p.mark for p, _ in full), np.uint32),
+        ints(j for _, j in full),
+    )
     greedy = settings.temperature == 0
     k, p = (None, None) if greedy else (settings.top_k, settings.top_p)
-    choice = {"greedy": greedy, "stop_ids": model.special["stop"], "suppress_ids": model.special["suppress"],
-              "top_k": None if k is None else np.int32(min(k, cfg.text.vocab_size)),
-              "top_p": None if p in (None, 1) else np.float32(p)}
+    choice = {
+        "greedy": greedy,
+        "stop_ids": model.special["stop"],
+        "suppress_ids": model.special["suppress"],
+        "top_k": None if k is None else np.int32(min(k, cfg.text.vocab_size)),
+        "top_p": None if p in (None, 1) else np.float32(p),
+    }
     rules = jax.tree.structure(constraint), tuple(np.shape(x) for x in jax.tree.leaves(constraint))
-    model.note("decode", (bucket(full[0][0].length), bucket(N), greedy, k is None, p in (None, 1), rules))
+    model.note(
+        "decode", (bucket(full[0][0].length), bucket(N), greedy, k is None, p in (None, 1), rules)
+    )
     pieces, until = [_Pieces(model.tokenizer) for _ in rows], 0
     ended = np.zeros(live, bool)
     while until < N and not ended.all():
         until = N if stream is None else min(until + STREAM_EVERY, N)
         own, rest = sampling.decode(
-            model.params, layers, cfg, prompt, lengths, start, keys, np.float32(1 if greedy else settings.temperature),
-            own, rest, np.int32(until), constraint, dtype=model.dtype, **choice)
+            model.params,
+            layers,
+            cfg,
+            prompt,
+            lengths,
+            start,
+            keys,
+            np.float32(1 if greedy else settings.temperature),
+            own,
+            rest,
+            np.int32(until),
+            constraint,
+            dtype=model.dtype,
+            **choice,
+        )
         tokens, logprobs, counts, done = (
             np.asarray(x)[:live] for x in (rest.tokens, rest.logprobs, rest.lengths, rest.done)
-        )  # fmt: skip
+        )
         if stream is not None:
             for i in np.flatnonzero(~ended):
                 last = bool(done[i]) or until == N
@@ -256,7 +314,11 @@ def decode(model, layers, rows: list[tuple[Prefix, int]], settings: Settings, st
     out = []
     for ids, logps, count, stopped in zip(tokens, logprobs, counts, done, strict=True):
         text = text_of(model.tokenizer, ids[: count - stopped].tolist())
-        out.append(Completion(text, ids[:count].tolist(), logps[:count].tolist(), "stop" if stopped else "length"))
+        out.append(
+            Completion(
+                text, ids[:count].tolist(), logps[:count].tolist(), "stop" if stopped else "length"
+            )
+        )
     return out, own
 
 
@@ -273,7 +335,9 @@ def complete(model, requests: list[Request], settings: Settings, stream=None, co
         if key is not None and key not in features:
             [features[key]] = model.image_features(requests[b].patches, [requests[b].grid])
         to_come[key] -= 1
-        return prefill(model, requests[b], features.get(key) if to_come[key] else features.pop(key, None))
+        return prefill(
+            model, requests[b], features.get(key) if to_come[key] else features.pop(key, None)
+        )
 
     groups: dict[int, list] = {}
     for b, request in enumerate(requests):
@@ -282,8 +346,14 @@ def complete(model, requests: list[Request], settings: Settings, stream=None, co
         for i in range(0, len(jobs), model.rows):
             turn = jobs[i : i + model.rows]
             prefixes = {b: prefixes.get(b) or computed(b) for b in dict(turn)}
-            tell = None if stream is None else (lambda row, piece, turn=turn: stream(*turn[row], piece))
-            got, _ = decode(model, layers, [(prefixes[b], j) for b, j in turn], settings, tell, constraint)
+            tell = (
+                None
+                if stream is None
+                else (lambda row, piece, turn=turn: stream(*turn[row], piece))
+            )
+            got, _ = decode(
+                model, layers, [(prefixes[b], j) for b, j in turn], settings, tell, constraint
+            )
             for (b, j), completion in zip(turn, got, strict=True):
                 out[b][j] = completion
     return out
@@ -302,7 +372,9 @@ class Reading:
     probabilities: dict[str, float] | None
 
 
-def read(model, request: Request, greedy: Settings, drawn: Settings | None, constraint, answers) -> Reading:
+def read(
+    model, request: Request, greedy: Settings, drawn: Settings | None, constraint, answers
+) -> Reading:
     """See `Model.read`. drawn: settings of the samples, answers: the rules for probabilities; each None without."""
     prefix, layers = prefix_of(model, request), sampling.decode_layers(model.params, model.cfg)
     [shown], own = decode(model, layers, [(prefix, 0)], greedy, None, constraint)
@@ -310,15 +382,25 @@ def read(model, request: Request, greedy: Settings, drawn: Settings | None, cons
     if drawn is None and answers is not None:
         found.append(after(model, layers, prefix, [shown], answers, greedy.seed, own)["trace"][0])
     for i in range(0, 0 if drawn is None else drawn.n, model.rows):
-        got, own = decode(model, layers, [(prefix, j) for j in range(i, min(i + model.rows, drawn.n))], drawn)
+        got, own = decode(
+            model, layers, [(prefix, j) for j in range(i, min(i + model.rows, drawn.n))], drawn
+        )
         samples += got
         if answers is not None:
             found.append(after(model, layers, prefix, got, answers, drawn.seed, own, i)["trace"][0])
     return Reading(shown, samples, by_label(np.concatenate(found).mean(0)) if found else None)
 
 
-def after(model, layers, prefix: Prefix, completions: list[Completion], answers, seed: int, own=None,
-          first: int = 0) -> dict:
+def after(
+    model,
+    layers,
+    prefix: Prefix,
+    completions: list[Completion],
+    answers,
+    seed: int,
+    own=None,
+    first: int = 0,
+) -> dict:
     """`answer_tree.probabilities_after` of one prompt, at temperature 1, as numpy arrays.
 
     own: the keys that `decode` returned with the completions, or None; first: the number of the first completion.
@@ -327,12 +409,26 @@ def after(model, layers, prefix: Prefix, completions: list[Completion], answers,
     room = bucket(longest) if own is None else own[0][0].shape[2]
     tokens = np.stack([_padded(np.array(c.token_ids, np.int32), room, 0) for c in completions])
     # Other numbers than those of the samples: the survivors must not depend on the noise that drew a trace.
-    keys = _keys(np.uint32(seed), np.full(rows, prefix.mark, np.uint32), -1 - first - np.arange(rows, dtype=np.int32))
+    keys = _keys(
+        np.uint32(seed),
+        np.full(rows, prefix.mark, np.uint32),
+        -1 - first - np.arange(rows, dtype=np.int32),
+    )
     model.note("probabilities", (bucket(prefix.length), room, rows, own is None))
     got = answer_tree.probabilities_after(
-        model.params, model.cfg, prefix.device, np.array([prefix.length]), np.array([prefix.start]), tokens,
-        np.array([len(c.token_ids) for c in completions]), answers, keys=keys, own=own, layers=layers,
-        dtype=model.dtype)
+        model.params,
+        model.cfg,
+        prefix.device,
+        np.array([prefix.length]),
+        np.array([prefix.start]),
+        tokens,
+        np.array([len(c.token_ids) for c in completions]),
+        answers,
+        keys=keys,
+        own=own,
+        layers=layers,
+        dtype=model.dtype,
+    )
     return {name: np.asarray(x) for name, x in got.items()}
 
 

@@ -43,23 +43,51 @@ _STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(prog="python -m cxr_jax.label", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m cxr_jax.label",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("inputs", nargs="+", metavar="IN", help="table, .txt, .xml or folder")
     parser.add_argument("-o", "--out", required=True, metavar="OUT.csv")
-    parser.add_argument("--text-column", metavar="NAME",
-                        help="column of the report (with --no-header its number, from 1)")
-    parser.add_argument("--id-column", metavar="NAME", help="column of the id, kept as text (default: study_id, study, "
-                        "report_id, uid, id, path, path_to_image, .. or the row number)")
-    parser.add_argument("--no-header", action="store_true", help="the first line of a CSV is a report")
-    parser.add_argument("--one-report", action="store_true", help="IN.txt is one report, as in a folder")
-    parser.add_argument("--sections", type=_sections, default=reports.SECTIONS, metavar="LIST",
-                        help="findings,impression (default), one of them, or all: the whole text. Where a report has "
-                        "none of those asked for, the other is read, else its last paragraphs, else all of it")
-    parser.add_argument("--parents", action="store_true", help="a label also counts as a mention of its parent")
-    parser.add_argument("--lexicon", metavar="FILE", help="other phrases than the built-in ones (TOML)")
-    parser.add_argument("--sides", action="store_true", help="add '<Label> side': right, left, both or blank")
-    parser.add_argument("--with-text", action="store_true", help="add the text that was read, as column Reports")
+    parser.add_argument(
+        "--text-column",
+        metavar="NAME",
+        help="column of the report (with --no-header its number, from 1)",
+    )
+    parser.add_argument(
+        "--id-column",
+        metavar="NAME",
+        help="column of the id, kept as text (default: study_id, study, "
+        "report_id, uid, id, path, path_to_image, .. or the row number)",
+    )
+    parser.add_argument(
+        "--no-header", action="store_true", help="the first line of a CSV is a report"
+    )
+    parser.add_argument(
+        "--one-report", action="store_true", help="IN.txt is one report, as in a folder"
+    )
+    parser.add_argument(
+        "--sections",
+        type=_sections,
+        default=reports.SECTIONS,
+        metavar="LIST",
+        help="findings,impression (default), one of them, or all: the whole text. Where a report has "
+        "none of those asked for, the other is read, else its last paragraphs, else all of it",
+    )
+    parser.add_argument(
+        "--parents", action="store_true", help="a label also counts as a mention of its parent"
+    )
+    parser.add_argument(
+        "--lexicon", metavar="FILE", help="other phrases than the built-in ones (TOML)"
+    )
+    parser.add_argument(
+        "--sides", action="store_true", help="add '<Label> side': right, left, both or blank"
+    )
+    parser.add_argument(
+        "--with-text", action="store_true", help="add the text that was read, as column Reports"
+    )
     parser.add_argument("--force", action="store_true", help="replace OUT")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
 
@@ -92,7 +120,9 @@ def check_out(args) -> tuple[Path, Path]:
     try:
         _check_paths(args, out, errors)
     except (OSError, ValueError) as error:
-        raise UserError(f"{args.out}: cannot be written ({getattr(error, 'strerror', None) or 'a bad name'})") from None
+        raise UserError(
+            f"{args.out}: cannot be written ({getattr(error, 'strerror', None) or 'a bad name'})"
+        ) from None
     return out, errors
 
 
@@ -100,7 +130,10 @@ def _check_paths(args, out, errors):
     if not out.parent.is_dir():
         raise UserError(f"{args.out}: there is no such folder")
     for path in (out, errors):
-        if any(os.path.realpath(name) == str(path) or _same(name, path) for name in [*args.inputs, args.lexicon or ""]):
+        if any(
+            os.path.realpath(name) == str(path) or _same(name, path)
+            for name in [*args.inputs, args.lexicon or ""]
+        ):
             raise UserError(f"{path}: is an input, and would be overwritten")
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: exists and is not a file")
@@ -147,13 +180,23 @@ class Table:
 
     def open(self):
         try:
-            for part, header in zip(self.parts, (("source", "row", "reason"), self.columns), strict=True):
+            for part, header in zip(
+                self.parts, (("source", "row", "reason"), self.columns), strict=True
+            ):
                 # Names of files may hold bytes that are not UTF-8; they are written as they are.
-                self.files.append(open(part, "w", encoding="utf-8", errors="surrogateescape", newline=""))
+                self.files.append(
+                    open(part, "w", encoding="utf-8", errors="surrogateescape", newline="")
+                )
                 self.writers.append(csv.writer(self.files[-1], lineterminator="\n"))
                 self.writers[-1].writerow(header)
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG):
+            if error.errno not in (
+                errno.EACCES,
+                errno.EPERM,
+                errno.EROFS,
+                errno.ENOENT,
+                errno.ENAMETOOLONG,
+            ):
                 raise
             raise UserError(f"{self.out}: cannot be written ({error.strerror})") from None
 
@@ -187,7 +230,9 @@ class Table:
                 raise UserError(f"{path}: has been made meanwhile; --force replaces it") from None
             except OSError:  # a file system without links
                 if path.exists():
-                    raise UserError(f"{path}: has been made meanwhile; --force replaces it") from None
+                    raise UserError(
+                        f"{path}: has been made meanwhile; --force replaces it"
+                    ) from None
         os.replace(part, path)
 
     def discard(self):
@@ -215,13 +260,18 @@ def label_all(args, inputs, table, counts):
         counts["bad"] += 1
 
     for chunk in chunks(reports.read(inputs), bad):
-        read = labels.read_reports([row.text for row in chunk], lexicon=args.lexicon, parents=args.parents)
+        read = labels.read_reports(
+            [row.text for row in chunk], lexicon=args.lexicon, parents=args.parents
+        )
         states, right, left = (read[key].tolist() for key in ("state", "right", "left"))
         for i, row in enumerate(chunk):
             cells = [row.id, row.text] if args.with_text else [row.id]
             cells += [_CELLS[state] for state in states[i]]
             if args.sides:
-                cells += [side_names(*pair) for pair in list(zip(right[i], left[i], strict=True))[_FIRST_SIDED:]]
+                cells += [
+                    side_names(*pair)
+                    for pair in list(zip(right[i], left[i], strict=True))[_FIRST_SIDED:]
+                ]
             rows.writerow(cells)
             counts.update(zip(labels.CHEXPERT_14, states[i], strict=True))
             counts["empty"] += not row.text.strip()
@@ -232,7 +282,10 @@ def label_all(args, inputs, table, counts):
         counts["reports"] += len(chunk)
         if sys.stderr.isatty() and time.monotonic() - shown > 10:
             shown = time.monotonic()
-            print(f"{counts['reports']:,} reports, {counts['reports'] / (shown - start):,.0f}/s", file=sys.stderr)
+            print(
+                f"{counts['reports']:,} reports, {counts['reports'] / (shown - start):,.0f}/s",
+                file=sys.stderr,
+            )
     counts["seconds"], counts["warm seconds"] = time.monotonic() - start, time.monotonic() - warm
 
 
@@ -251,9 +304,15 @@ def summary(args, counts):
     from cxr_jax.labels import CHEXPERT_14
 
     n, warm = counts["reports"], counts["reports"] - counts["compiling"]
-    rate = f" ({warm / counts['warm seconds']:,.0f}/s after the first {counts['compiling']:,})" if warm else ""
-    lines = [f"{args.out}: {n:,} reports in {counts['seconds']:.1f} s{rate}",
-             f"{'label':<28}{'positive':>12}{'negative':>12}{'uncertain':>12}{'not mentioned':>16}"]
+    rate = (
+        f" ({warm / counts['warm seconds']:,.0f}/s after the first {counts['compiling']:,})"
+        if warm
+        else ""
+    )
+    lines = [
+        f"{args.out}: {n:,} reports in {counts['seconds']:.1f} s{rate}",
+        f"{'label':<28}{'positive':>12}{'negative':>12}{'uncertain':>12}{'not mentioned':>16}",
+    ]
     for label in CHEXPERT_14:
         positive, negative, uncertain, nothing = (counts[label, state] for state in (1, 0, -1, -2))
         lines.append(f"{label:<28}{positive:>12,}{negative:>12,}{uncertain:>12,}{nothing:>16,}")
@@ -261,20 +320,27 @@ def summary(args, counts):
     if counts["empty"] == n:
         lines.append("Warning: every report is empty")
     if counts["replaced"]:
-        lines.append(f"Warning: {counts['replaced']:,} reports hold bytes that are not UTF-8, read as U+FFFD")
+        lines.append(
+            f"Warning: {counts['replaced']:,} reports hold bytes that are not UTF-8, read as U+FFFD"
+        )
     if counts["whole"] and args.sections:
-        lines.append(f"{counts['whole']:,} reports have no heading of these sections: {', '.join(args.sections)}")
+        lines.append(
+            f"{counts['whole']:,} reports have no heading of these sections: {', '.join(args.sections)}"
+        )
     return "\n".join([*lines, NOTICE])
 
 
 def run(args) -> int:
     out, errors = check_out(args)
-    options = reports.Options(args.text_column, args.id_column, not args.no_header, args.sections,
-                              args.one_report)
+    options = reports.Options(
+        args.text_column, args.id_column, not args.no_header, args.sections, args.one_report
+    )
     inputs = reports.open_inputs(args.inputs, options)
     counts = Counter()
     table = Table(out, errors, columns_of(args), args.force)
-    _running.append(table)  # before its files are there, so that a signal never finds them and nobody to remove them
+    _running.append(
+        table
+    )  # before its files are there, so that a signal never finds them and nobody to remove them
     try:
         table.open()
         label_all(args, inputs, table, counts)
@@ -289,12 +355,17 @@ def run(args) -> int:
     finally:
         _running.clear()
     try:
-        print(summary(args, counts).encode(errors="backslashreplace").decode(), flush=True)  # OUT may be an odd name
+        print(
+            summary(args, counts).encode(errors="backslashreplace").decode(), flush=True
+        )  # OUT may be an odd name
     except OSError:  # nobody reads it; OUT is there all the same
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if counts["bad"]:
         total = counts["bad"] + counts["reports"]
-        print(f"error: {counts['bad']:,} of {total:,} rows are bad and left out; {errors} lists them", file=sys.stderr)
+        print(
+            f"error: {counts['bad']:,} of {total:,} rows are bad and left out; {errors} lists them",
+            file=sys.stderr,
+        )
     return 2 if counts["bad"] else 0
 
 
@@ -332,6 +403,8 @@ def _stop(*_):
 
 if __name__ == "__main__":
     for _number in _STOP:
-        if signal.getsignal(_number) is not signal.SIG_IGN:  # nohup, or a job in the background of a script
+        if (
+            signal.getsignal(_number) is not signal.SIG_IGN
+        ):  # nohup, or a job in the background of a script
             signal.signal(_number, _stop)
     sys.exit(main())

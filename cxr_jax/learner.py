@@ -19,15 +19,28 @@ from cxr_jax import losses, optim, policy, sharding, stages
 from cxr_jax.data.preprocess import patchify
 from cxr_jax.models import qwen2_5_vl as qwen
 
-LOSS_KNOBS = ("aggregation", "ratio_level", "clip", "epsilon", "epsilon_high", "delta", "beta", "kl",
-              "sampler_correction", "sampler_cap")  # fmt: skip
+LOSS_KNOBS = (
+    "aggregation",
+    "ratio_level",
+    "clip",
+    "epsilon",
+    "epsilon_high",
+    "delta",
+    "beta",
+    "kl",
+    "sampler_correction",
+    "sampler_cap",
+)
 CLIPPED = ("low", "high", "region", "delta")  # parts of `losses.policy_loss`'s metrics, clip_<part>
 OF_TOKENS = ("tokens", "mask", "train_mask", "sampler_logp", "old_logp")  # of a rollout, [P, G, C]
 
 
 def take_groups(batch, index) -> dict:
     """The groups `index` of a batch {"image", "prompts", "ro"}, rows on axis 0 but for the prompts' positions."""
-    prompts = {k: jnp.take(v, index, axis=1 if k == "positions" else 0) for k, v in batch["prompts"].items()}
+    prompts = {
+        k: jnp.take(v, index, axis=1 if k == "positions" else 0)
+        for k, v in batch["prompts"].items()
+    }
     pick = lambda tree: jax.tree.map(lambda x: x[index], tree)
     return {"image": batch["image"][index], "prompts": prompts, "ro": pick(batch["ro"])}
 
@@ -35,7 +48,9 @@ def take_groups(batch, index) -> dict:
 def by_length(lengths, micro_batches: int):
     """int [P]: groups of lengths [P, G] in an order that puts about equal ones into the same micro-batch."""
     order = jnp.argsort(lengths.max(axis=1), stable=True)
-    return order.reshape(micro_batches, -1).T.reshape(-1)  # part i of `policy.cut` is rows i, i + micro_batches, ...
+    return order.reshape(micro_batches, -1).T.reshape(
+        -1
+    )  # part i of `policy.cut` is rows i, i + micro_batches, ...
 
 
 def trimmed(fn, ends: list[int]):
@@ -55,7 +70,11 @@ def trimmed(fn, ends: list[int]):
         if len(ends) == 1:
             return fn(part)
         need = part["ro"]["lengths"].max()
-        return jax.lax.switch(sum((need > end).astype(jnp.int32) for end in ends[:-1]), [at(end) for end in ends], part)
+        return jax.lax.switch(
+            sum((need > end).astype(jnp.int32) for end in ends[:-1]),
+            [at(end) for end in ends],
+            part,
+        )
 
     return pick
 
@@ -70,36 +89,65 @@ def make_learn(config, cfg, grid, special, tx, what):
     suppress = np.zeros(cfg.text.vocab_size, bool)
     suppress[list(special["suppress"])] = True
     rows = lambda x: x.reshape(-1, x.shape[-1])
-    ends = stages.stage_ends(config.max_completion) if r.micro_batches > 1 else [config.max_completion]
+    ends = (
+        stages.stage_ends(config.max_completion) if r.micro_batches > 1 else [config.max_completion]
+    )
 
     def see(model, part):
-        return qwen.vision(model, cfg, patchify(part["image"]), grid, remat=config.remat, dtype=what.dtype)
+        return qwen.vision(
+            model, cfg, patchify(part["image"]), grid, remat=config.remat, dtype=what.dtype
+        )
 
     def logprobs(model, part):
         """{"logp", "entropy"} [P, G, C] of a part's completions."""
         ro = part["ro"]
         logp, entropy = policy.completion_logprobs(
-            model, cfg, see(model, part), part["prompts"], ro["tokens"], ro["mask"],
-            temperature=r.temperature, suppress=suppress, remat=config.remat,
-        )  # fmt: skip
+            model,
+            cfg,
+            see(model, part),
+            part["prompts"],
+            ro["tokens"],
+            ro["mask"],
+            temperature=r.temperature,
+            suppress=suppress,
+            remat=config.remat,
+        )
         return {"logp": logp, "entropy": entropy}
 
     def loss_fn(train, fixed, reference, part, totals):
         ro, made = part["ro"], logprobs(what.whole(train, fixed)["model"], part)
         logp = rows(made["logp"])
         old = rows(ro["old_logp"]) if updates > 1 else jax.lax.stop_gradient(logp)
-        ref = None if reference is None else jax.lax.stop_gradient(rows(logprobs(reference, part)["logp"]))
+        ref = (
+            None
+            if reference is None
+            else jax.lax.stop_gradient(rows(logprobs(reference, part)["logp"]))
+        )
         loss, of_tokens = losses.policy_loss(
-            logp, old, ro["advantages"].reshape(-1), rows(ro["train_mask"]), ref_logp=ref,
-            sampler_logp=rows(ro["sampler_logp"]), max_tokens=config.max_completion,
-            **{k: r[k] for k in LOSS_KNOBS}, **totals,
-        )  # fmt: skip
-        logged = {k: of_tokens[k] for k in ("kl", *(f"clip_{part}" for part in CLIPPED)) if k in of_tokens}
-        return loss, {"loss": loss, **made, **{k: v.reshape(ro["mask"].shape) for k, v in logged.items()}}
+            logp,
+            old,
+            ro["advantages"].reshape(-1),
+            rows(ro["train_mask"]),
+            ref_logp=ref,
+            sampler_logp=rows(ro["sampler_logp"]),
+            max_tokens=config.max_completion,
+            **{k: r[k] for k in LOSS_KNOBS},
+            **totals,
+        )
+        logged = {
+            k: of_tokens[k] for k in ("kl", *(f"clip_{part}" for part in CLIPPED)) if k in of_tokens
+        }
+        return loss, {
+            "loss": loss,
+            **made,
+            **{k: v.reshape(ro["mask"].shape) for k, v in logged.items()},
+        }
 
     def replay_loss(train, fixed, part, total):
         model = what.whole(train, fixed)["model"]
-        loss, _ = policy.completion_loss(model, cfg, see(model, part), part, total, remat=config.remat)
+        loss, _ = policy.completion_loss(
+            model, cfg, see(model, part), part, total, remat=config.remat
+        )
         return r.replay_weight * loss, r.replay_weight * loss
 
     def ordered(batch):
@@ -117,16 +165,27 @@ def make_learn(config, cfg, grid, special, tx, what):
         """One optimizer step on an ordered minibatch {"image", "prompts", "ro"}: (state, metrics)."""
         ro = batch["ro"]
         totals = losses.divisors(
-            rows(ro["mask"]), rows(ro["train_mask"]), aggregation=r.aggregation, denominator=r.denominator
+            rows(ro["mask"]),
+            rows(ro["train_mask"]),
+            aggregation=r.aggregation,
+            denominator=r.denominator,
         )
-        grad = jax.grad(lambda train, part: loss_fn(train, fixed, reference, part, totals), has_aux=True)
+        grad = jax.grad(
+            lambda train, part: loss_fn(train, fixed, reference, part, totals), has_aux=True
+        )
         grad_of_part = lambda train, part: trimmed(functools.partial(grad, train), ends)(part)
-        grads, aux = optim.accumulate(grad_of_part, state["params"], policy.cut(batch, r.micro_batches))
+        grads, aux = optim.accumulate(
+            grad_of_part, state["params"], policy.cut(batch, r.micro_batches)
+        )
         metrics = {"loss": aux.pop("loss").sum()}
         if r.replay_weight:
             total = jnp.maximum(jnp.sum(replay["mask"].astype(jnp.float32)), 1.0)
-            grad = jax.grad(lambda train, part: replay_loss(train, fixed, part, total), has_aux=True)
-            grads, aux_of_replay = optim.accumulate(grad, state["params"], policy.cut(replay, r.micro_batches), grads)
+            grad = jax.grad(
+                lambda train, part: replay_loss(train, fixed, part, total), has_aux=True
+            )
+            grads, aux_of_replay = optim.accumulate(
+                grad, state["params"], policy.cut(replay, r.micro_batches), grads
+            )
             metrics["replay_loss"] = aux_of_replay.sum()
         state, metrics["grad_norm"] = optim.guarded_update(tx, state, sharding.laid_out(grads))
         state = sharding.laid_out(state)
@@ -143,9 +202,13 @@ def make_learn(config, cfg, grid, special, tx, what):
             model = what.whole(state["params"], fixed)["model"]
             each = jax.lax.map(ordered, policy.cut(batch, r.minibatches))
             old = jax.lax.map(lambda minibatch: before(model, minibatch), each)
-            gaps = gap_metrics(*jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (each["ro"], old)))
+            gaps = gap_metrics(
+                *jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (each["ro"], old))
+            )
             each["ro"]["old_logp"] = old["logp"]
-            one = lambda state, i: update(state, fixed, reference, jax.tree.map(lambda x: x[i], each), replay)
+            one = lambda state, i: update(
+                state, fixed, reference, jax.tree.map(lambda x: x[i], each), replay
+            )
             order = jnp.tile(jnp.arange(r.minibatches), r.num_iterations)
             state, metrics = jax.lax.scan(one, state, order)
             metrics = {k: v.mean() for k, v in metrics.items()} | gaps

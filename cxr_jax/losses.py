@@ -20,7 +20,9 @@ CORRECTIONS = ("none", "tis", "icepop")
 MAX_LOG_RATIO = 20.0  # e^20 is still far from float32's limit
 
 
-def token_logprobs(hidden, head, targets, *, temperature: float = 1.0, suppress=None, chunk: int = 2048, shards=1):
+def token_logprobs(
+    hidden, head, targets, *, temperature: float = 1.0, suppress=None, chunk: int = 2048, shards=1
+):
     """Log-probability of `targets` and the entropy of each next-token distribution.
 
     hidden [N, D]; head [D, V]; targets int [N] -> (logp float32 [N], entropy float32 [N]).
@@ -54,7 +56,9 @@ def _from_chunks(x, shards: int, n: int):
 
 
 def _logits(hidden, head, suppress, temperature):
-    logits = jnp.dot(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32) / temperature
+    logits = (
+        jnp.dot(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32) / temperature
+    )
     return logits if suppress is None else jnp.where(suppress, -1e30, logits)
 
 
@@ -101,14 +105,24 @@ def _token_logprobs_bwd(temperature, cut, saved, cotangents):
         if suppress is not None:
             d = jnp.where(suppress, 0.0, d)
         d = (d / temperature).astype(h.dtype)
-        of_shards = jnp.einsum("smd,smv->sdv", by_shard(h, shards), by_shard(d, shards),
-                               preferred_element_type=jnp.float32)  # fmt: skip
+        of_shards = jnp.einsum(
+            "smd,smv->sdv",
+            by_shard(h, shards),
+            by_shard(d, shards),
+            preferred_element_type=jnp.float32,
+        )
         return apart(d_head + of_shards), jnp.dot(d, head.astype(h.dtype).T)
 
     shards = cut[0]
-    apart = functools.partial(rows_apart, rest=PartitionSpec.UNCONSTRAINED) if shards > 1 else lambda x: x
+    apart = (
+        functools.partial(rows_apart, rest=PartitionSpec.UNCONSTRAINED)
+        if shards > 1
+        else lambda x: x
+    )
     parts = [_to_chunks(x, *cut) for x in (hidden, targets, entropy, logz, of_logp, of_entropy)]
-    d_head, d_hidden = jax.lax.scan(one, apart(jnp.zeros((shards, *head.shape), jnp.float32)), parts)
+    d_head, d_hidden = jax.lax.scan(
+        one, apart(jnp.zeros((shards, *head.shape), jnp.float32)), parts
+    )
     return _from_chunks(d_hidden, shards, len(hidden)), d_head.sum(0).astype(head.dtype), None, None
 
 
@@ -272,8 +286,12 @@ def policy_loss(
     metrics["clip_low"] = (bounded < low) & (a < 0) if clip == "ppo" else never
     metrics["clip_high"] = (bounded > high) & (a > 0) if clip != "none" else never
     metrics["clip_region"] = metrics["clip_low"] | metrics["clip_high"]
-    metrics["clip_delta"] = (ratio > delta) & (a < 0 if clip == "ppo" else a != 0) if delta else never
-    return loss, {k: jax.lax.stop_gradient(jnp.where(mask, v, jnp.zeros_like(v))) for k, v in metrics.items()}
+    metrics["clip_delta"] = (
+        (ratio > delta) & (a < 0 if clip == "ppo" else a != 0) if delta else never
+    )
+    return loss, {
+        k: jax.lax.stop_gradient(jnp.where(mask, v, jnp.zeros_like(v))) for k, v in metrics.items()
+    }
 
 
 def _exp(log_ratio):

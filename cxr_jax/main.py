@@ -16,11 +16,15 @@ from ml_collections import config_flags
 from cxr_jax import commandline, processes
 from cxr_jax.errors import RunFailed, UserError
 
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would announce that torch is absent
+os.environ.setdefault(
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
+)  # it would announce that torch is absent
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment file, with an optional :preset.", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a run resumes by itself from it.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; a run resumes by itself from it."
+)
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Resolve the config, check it, print it and stop; writes nothing."
 )
@@ -32,7 +36,9 @@ def run() -> int:
     config = _CONFIG.value
     tasks = {"sft", "rl", "evaluate"}
     if config.get("task") not in tasks:
-        raise UserError(f"config.task={config.get('task')!r} is not one of {', '.join(sorted(tasks))}")
+        raise UserError(
+            f"config.task={config.get('task')!r} is not one of {', '.join(sorted(tasks))}"
+        )
     if not (_DRY_RUN.value or _WORKDIR.value):
         raise UserError("--workdir is missing: the folder to write the run to")
     processes.start()
@@ -53,7 +59,9 @@ def run() -> int:
     stop = signals.Stop(config.grace_seconds, config.step_timeout)
     try:
         if processes.of_main(bool(folder.status)):
-            print(f"this run is complete ({folder.status['time']}); report: {folder.file('report.html')}")
+            print(
+                f"this run is complete ({folder.status['time']}); report: {folder.file('report.html')}"
+            )
             if "table" in folder.status:
                 print(folder.status["table"])
             return 0
@@ -77,8 +85,10 @@ def run() -> int:
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
-        raise RunFailed(f"--workdir={_WORKDIR.value}: {e.strerror}; what was saved before stays, and the same command "
-                        "continues from there") from e
+        raise RunFailed(
+            f"--workdir={_WORKDIR.value}: {e.strerror}; what was saved before stays, and the same command "
+            "continues from there"
+        ) from e
     finally:
         stop.close()
         folder.close()
@@ -91,13 +101,19 @@ def _open(config):
 
     settings, data = config.to_dict(), processes.together(lambda: checks.fingerprint(config))
     if not processes.same(json.dumps([settings, data, wd.git_sha()], sort_keys=True, default=str)):
-        raise UserError("the processes differ in their flags, code, data or weights: start the same command on all")
-    folder = processes.together(lambda: wd.Workdir(_WORKDIR.value, settings, data, writes=processes.is_main()))
+        raise UserError(
+            "the processes differ in their flags, code, data or weights: start the same command on all"
+        )
+    folder = processes.together(
+        lambda: wd.Workdir(_WORKDIR.value, settings, data, writes=processes.is_main())
+    )
 
     def seen():
         if not os.path.exists(folder.file("config.json")):
-            raise UserError(f"--workdir={_WORKDIR.value}: process {processes.index()} does not see the folder that "
-                            "process 0 has opened; it must be on a disk that all share")
+            raise UserError(
+                f"--workdir={_WORKDIR.value}: process {processes.index()} does not see the folder that "
+                "process 0 has opened; it must be on a disk that all share"
+            )
 
     processes.together(seen)
     return folder

@@ -151,7 +151,9 @@ def _tensorboard(folder, resume_step):
     try:
         from tensorboardX import SummaryWriter
 
-        return SummaryWriter(str(folder), purge_step=None if resume_step is None else resume_step + 1)
+        return SummaryWriter(
+            str(folder), purge_step=None if resume_step is None else resume_step + 1
+        )
     except Exception as e:
         log.warning("no TensorBoard: %s", e)
         return None
@@ -237,7 +239,9 @@ class Progress:
 
     def line(self, now: float, metrics: dict) -> str:
         width = len(str(self.total))
-        parts = [f"step {self._step:{width}d}/{self.total} {100 * self._step / max(self.total, 1):5.1f}%"]
+        parts = [
+            f"step {self._step:{width}d}/{self.total} {100 * self._step / max(self.total, 1):5.1f}%"
+        ]
         parts += [f"{name} {float(metrics[name]):.4g}" for name in self.show if name in metrics]
         begun, first_step = self._first
         if now > begun and self._step > first_step:

@@ -110,7 +110,11 @@ def init_state(tx, params):
     }
     narrow = any(x.dtype != jnp.float32 for x in jax.tree.leaves(params))
     # Copies: of what is float32 already, too, for a step takes over both.
-    return {**state, "master": jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)} if narrow else state
+    return (
+        {**state, "master": jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)}
+        if narrow
+        else state
+    )
 
 
 def float32(tree):

@@ -33,8 +33,12 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment file, with an optional :preset.", lock_config=True
 )
 _DEVICES = flags.DEFINE_integer("devices", 1, "Devices to plan for.", lower_bound=1)
-_HBM = flags.DEFINE_float("hbm_gib", None, "Memory of a device in GiB: makes it a verdict.", lower_bound=0.0)
-_JSON = flags.DEFINE_bool("json", False, "Print one JSON object a program: name, bytes, flops, tokens, moved.")
+_HBM = flags.DEFINE_float(
+    "hbm_gib", None, "Memory of a device in GiB: makes it a verdict.", lower_bound=0.0
+)
+_JSON = flags.DEFINE_bool(
+    "json", False, "Print one JSON object a program: name, bytes, flops, tokens, moved."
+)
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of a bad input, too.")
 
 
@@ -76,9 +80,12 @@ class Shapes:
         width, room = self.prompt_width, self.prompt_width + self.config.max_completion
         return {
             "image": _array((rows, size, size)),
-            "prompts": {"ids": _array((rows, width), "int32"), "lengths": _array((rows,), "int32"),
-                        "positions": _array((3, rows, room), "int32")},
-        }  # fmt: skip
+            "prompts": {
+                "ids": _array((rows, width), "int32"),
+                "lengths": _array((rows,), "int32"),
+                "positions": _array((3, rows, room), "int32"),
+            },
+        }
 
 
 def _array(shape, dtype="float32"):
@@ -123,7 +130,16 @@ def _sft(config, s):
         side = s.grid[1] // s.cfg.vision.spatial_merge_size
         batch |= {"regions": _array((b, 12, side, side)), "severity": _array((b, 12))}
     step = sft.make_steps(config, s.cfg, s.tx, s.grid, s.what)[1]
-    return [("SFT step", step, {"state": state, "fixed": fixed, "batch": batch}, [1], b * (s.prompt_width + c), {})]
+    return [
+        (
+            "SFT step",
+            step,
+            {"state": state, "fixed": fixed, "batch": batch},
+            [1],
+            b * (s.prompt_width + c),
+            {},
+        )
+    ]
 
 
 def _rl(config, s):
@@ -142,13 +158,23 @@ def _rl(config, s):
     labels["sides"] = _array((drawn, 14, 2), "bool")
     batch = {**s.batch(drawn), **labels}
     if r.replay_weight:
-        texts = {"completions": _array((r.replay_batch, c), "int32"), "mask": _array((r.replay_batch, c), "bool")}
+        texts = {
+            "completions": _array((r.replay_batch, c), "int32"),
+            "mask": _array((r.replay_batch, c), "bool"),
+        }
         batch["replay"] = {**s.batch(r.replay_batch), **texts}
     roll = rollout.make_rollout(config, s.cfg, s.grid, s.special, table, s.what, bank)
     learn = learner.make_learn(config, s.cfg, s.grid, s.special, s.tx, s.what)
-    sampled = {"parameters": state["params"], "fixed": fixed, "batch": batch, "step": _array((), "int32")}
+    sampled = {
+        "parameters": state["params"],
+        "fixed": fixed,
+        "batch": batch,
+        "step": _array((), "int32"),
+    }
     ro = jax.eval_shape(roll, *sampled.values())
-    waiting = {k: v for k, v in state.items() if k in ("opt_state", "master")}  # they lie there during the rollout
+    waiting = {
+        k: v for k, v in state.items() if k in ("opt_state", "master")
+    }  # they lie there during the rollout
     learned = {"state": state, "fixed": fixed, "batch": batch, "rollout": ro}
     if r.beta:
         whole = lambda train, fixed: s.what.whole(train, fixed)["model"]
@@ -156,8 +182,10 @@ def _rl(config, s):
     ends = stages.stage_ends(c)
     turns = [end - before for before, end in zip([0, *ends], ends, strict=False)]
     count = lambda prompts: prompts * (s.prompt_width + r.group_size * c)
-    return [("RL rollout", roll, sampled, turns, count(drawn), waiting),
-            ("RL update", learn, learned, [1], count(r.prompts_per_step), {})]
+    return [
+        ("RL rollout", roll, sampled, turns, count(drawn), waiting),
+        ("RL update", learn, learned, [1], count(r.prompts_per_step), {}),
+    ]
 
 
 def place(arguments: dict, mesh) -> dict:
@@ -172,7 +200,9 @@ def place(arguments: dict, mesh) -> dict:
     def placed(name, tree):
         rows = name in ("batch", "rollout", "step")
         where = sharding.batch_shardings(tree, mesh) if rows else sharding.shardings(tree, mesh)
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where)
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where
+        )
 
     return {name: placed(name, tree) for name, tree in arguments.items()}
 
@@ -189,8 +219,13 @@ def parts(arguments: dict, mesh) -> dict[str, int]:
     for path, x in jax.tree_util.tree_leaves_with_path(arguments):
         shape = x.shape if mesh is None else x.sharding.shard_shape(x.shape)
         first, second = (path_string(path) + "/").split("/")[:2]
-        kind = {"state": "parameters" if second == "params" else "optimizer", "parameters": "parameters",
-                "fixed": "fixed", "reference": "fixed", "waiting": "optimizer"}.get(first, "batch")
+        kind = {
+            "state": "parameters" if second == "params" else "optimizer",
+            "parameters": "parameters",
+            "fixed": "fixed",
+            "reference": "fixed",
+            "waiting": "optimizer",
+        }.get(first, "batch")
         out[kind] += math.prod(shape) * x.dtype.itemsize
     return out
 
@@ -206,25 +241,38 @@ def needs_of(program, in_float32, mesh) -> dict:
     from cxr_jax import costs
 
     name, step, arguments, trips, tokens, waiting = program
-    held = {k: v for k, v in parts(place({**arguments, "waiting": waiting}, mesh), mesh).items() if v}
+    held = {
+        k: v for k, v in parts(place({**arguments, "waiting": waiting}, mesh), mesh).items() if v
+    }
     count = costs.flops(step, *arguments.values(), while_trips=trips)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         compiled = in_float32[1].lower(*place(in_float32[2], mesh).values()).compile()
     memory = compiled.memory_analysis()
-    held["temporary"] = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    moved = {} if mesh is None else costs.collectives(compiled.as_text(), mesh.size, sum(trips) / len(trips))
+    held["temporary"] = (
+        memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    )
+    moved = (
+        {}
+        if mesh is None
+        else costs.collectives(compiled.as_text(), mesh.size, sum(trips) / len(trips))
+    )
     moved = {k: v for k, v in moved.items() if v}
     return {"name": name, "bytes": held, "flops": count, "tokens": tokens, "moved": moved}
 
 
 def show(needs: dict) -> None:
     """Prints what one program needs."""
-    print(f"\n{needs['name']}: {needs['tokens']:,} tokens, {needs['flops'] / 1e12:,.1f} TFLOP a step")
+    print(
+        f"\n{needs['name']}: {needs['tokens']:,} tokens, {needs['flops'] / 1e12:,.1f} TFLOP a step"
+    )
     for kind, size in needs["bytes"].items():
         print(f"  {'<=' if kind == 'temporary' else '  '} {size / GIB:9.2f} GiB  {kind}")
     print(f"  <= {sum(needs['bytes'].values()) / GIB:9.2f} GiB  in all, a device")
     if needs["moved"]:
-        print("  moved a step: " + ", ".join(f"{k} {v / GIB:.2f} GiB" for k, v in needs["moved"].items()))
+        print(
+            "  moved a step: "
+            + ", ".join(f"{k} {v / GIB:.2f} GiB" for k, v in needs["moved"].items())
+        )
 
 
 ADVICE = {
@@ -233,7 +281,7 @@ ADVICE = {
     "fixed": "take more devices, or --config.dtype=bfloat16",
     "batch": "a smaller batch",
     "temporary": "more micro-batches (config.micro_batches; RL: config.rl.micro_batches), --config.remat=full, or "
-                 "smaller config.batch_size, config.rl.group_size or config.max_completion",
+    "smaller config.batch_size, config.rl.group_size or config.max_completion",
 }
 
 
@@ -256,8 +304,10 @@ def run() -> int:
     wide.dtype = "float32"
     pairs = list(zip(programs(config), programs(wide), strict=True))
     if not _JSON.value:
-        print(f"{config.model or 'the 3B shape'}, {config.task}, computed in {config.dtype}, on {devices} device(s)"
-              + (f": {layout}" if mesh else ""))
+        print(
+            f"{config.model or 'the 3B shape'}, {config.task}, computed in {config.dtype}, on {devices} device(s)"
+            + (f": {layout}" if mesh else "")
+        )
     needs = {}
     for program, in_float32 in pairs:
         found = needs_of(program, in_float32, mesh)
@@ -271,8 +321,11 @@ def run() -> int:
     if total <= hbm_gib:
         print(f"\nfits: {total:.1f} of {hbm_gib:g} GiB ({name})", file=verdict)
         return 0
-    print(f"\ndoes not fit: {name} needs {total:.1f} GiB, a device has {hbm_gib:g}. Most of it: {largest}, "
-          f"{needs[name][largest] / GIB:.1f} GiB. To change: {ADVICE[largest]}", file=verdict)
+    print(
+        f"\ndoes not fit: {name} needs {total:.1f} GiB, a device has {hbm_gib:g}. Most of it: {largest}, "
+        f"{needs[name][largest] / GIB:.1f} GiB. To change: {ADVICE[largest]}",
+        file=verdict,
+    )
     return 1
 
 

@@ -49,7 +49,9 @@ class Prompts:
         for i, text in enumerate(texts):
             row, pos = self._one(text)
             if len(row) > t:
-                raise UserError(f"a prompt of {len(row)} tokens does not fit config.prompt_width={t}")
+                raise UserError(
+                    f"a prompt of {len(row)} tokens does not fit config.prompt_width={t}"
+                )
             ids[i, : len(row)], lengths[i] = row, len(row)
             positions[:, i, : pos.shape[1]] = pos
         return {"ids": ids, "lengths": lengths, "positions": positions}
@@ -83,7 +85,18 @@ def in_turns(fn, parts: dict):
     return joined(jax.lax.map(fn, parts))
 
 
-def sample(params, cfg, features, prompts, special, *, n: int, max_new_tokens: int, temperature: float, keys=None):
+def sample(
+    params,
+    cfg,
+    features,
+    prompts,
+    special,
+    *,
+    n: int,
+    max_new_tokens: int,
+    temperature: float,
+    keys=None,
+):
     """`sampling.generate` for prompts as from `Prompts.encode`, one image each; `special` from `special_ids`.
 
     Computed in the type of `features`, here and in `completion_logprobs`.
@@ -175,7 +188,9 @@ def _plain(params, cfg, features, prompts, completions, mask, remat):
     ids = jnp.put_along_axis(ids, place, completions.reshape(p * g, c), axis=1, inplace=False)
     valid = jnp.arange(t + c)[None] < (lengths + mask.reshape(p * g, c).sum(axis=1))[:, None]
     hidden = qwen.embed(params, cfg, ids, each(features), dtype=features.dtype)
-    hidden = qwen.decode_full(params, cfg, hidden, each(prompts["positions"], 1), valid, remat=remat)
+    hidden = qwen.decode_full(
+        params, cfg, hidden, each(prompts["positions"], 1), valid, remat=remat
+    )
     return jnp.take_along_axis(hidden, (place - 1)[:, :, None], axis=1)
 
 
@@ -193,7 +208,9 @@ def _shared(params, cfg, features, prompts, completions, mask, remat):
         qwen.embed(params, cfg, prompts["ids"], features, dtype=features.dtype),
         prompts["positions"][:, :, :t],
         lengths,
-        qwen.embed(params, cfg, completions.reshape(p * g, c)[:, :-1], dtype=features.dtype),  # the last predicts none
+        qwen.embed(
+            params, cfg, completions.reshape(p * g, c)[:, :-1], dtype=features.dtype
+        ),  # the last predicts none
         positions,
         remat=remat,
     )

@@ -29,7 +29,9 @@ from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.models import hf
 
 NOTICE = "Research use only. Not for diagnosis."
-_FORMAT = re.compile(r"^<think>.*?</think>\s*<answer>.*?</answer>$", re.DOTALL)  # the reward's own pattern
+_FORMAT = re.compile(
+    r"^<think>.*?</think>\s*<answer>.*?</answer>$", re.DOTALL
+)  # the reward's own pattern
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _BY_LOWER = {name.lower(): name for name in CHEXPERT_14}
 
@@ -47,7 +49,9 @@ def split_answer(text):
         return None
     items = [item.strip() for item in found.group(1).split(",")]
     labels = [_BY_LOWER[item.lower()] for item in items if item.lower() in _BY_LOWER]
-    return list(dict.fromkeys(labels)), [item for item in items if item and item.lower() not in _BY_LOWER]
+    return list(dict.fromkeys(labels)), [
+        item for item in items if item and item.lower() not in _BY_LOWER
+    ]
 
 
 def reasoning_of(text):
@@ -67,7 +71,9 @@ def answer_warnings(text, finish_reason):
         return [*notes, "the model gave no answer list"]
     labels, others = split
     if others:
-        notes.append(f"{len(others)} names in the answer are none of the 14 labels and were dropped")
+        notes.append(
+            f"{len(others)} names in the answer are none of the 14 labels and were dropped"
+        )
     if "No Finding" in labels and set(labels) - {"No Finding", "Support Devices"}:
         notes.append("the answer contradicts itself: No Finding beside a finding")
     return notes
@@ -102,8 +108,15 @@ def why_no_probabilities(model):
 
 def report(model, path, image, args, unable=None):
     """The record of one image: exactly the keys of `--json`. unable: see `why_no_probabilities`."""
-    read = model.read(image.pixels, args.prompt, args.samples, args.max_new_tokens, args.seed,
-                      constraint="answers" if args.constrained else None, probabilities=unable is None)
+    read = model.read(
+        image.pixels,
+        args.prompt,
+        args.samples,
+        args.max_new_tokens,
+        args.seed,
+        constraint="answers" if args.constrained else None,
+        probabilities=unable is None,
+    )
     reading, notes = read.shown, []
     if unable is not None:
         notes = [f"the probabilities are shares of sampled answers: {unable}"]
@@ -119,7 +132,11 @@ def report(model, path, image, args, unable=None):
         "answer": labels,
         "probabilities": read.probabilities or shares([c.text for c in read.samples or [reading]]),
         "valid_format": _FORMAT.match(reading.text) is not None,
-        "warnings": [*image.meta["warnings"], *answer_warnings(reading.text, reading.finish_reason), *notes],
+        "warnings": [
+            *image.meta["warnings"],
+            *answer_warnings(reading.text, reading.finish_reason),
+            *notes,
+        ],
     }
 
 
@@ -132,7 +149,9 @@ def as_text(record, samples, unable=None):
     likely = sorted(record["probabilities"].items(), key=lambda item: -item[1])
     traces = f"mean over {samples} sampled traces" if samples else "after the trace above"
     if unable is not None:
-        traces = f"share of {samples} sampled answers" if samples else "1 for the labels of the answer"
+        traces = (
+            f"share of {samples} sampled answers" if samples else "1 for the labels of the answer"
+        )
     lines = [
         record["image"],
         f"  model {record['model']}, renderer {record['renderer']}, seed {record['seed']}",
@@ -152,7 +171,9 @@ def as_text(record, samples, unable=None):
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(
-        prog="python -m cxr_jax.predict", description=f"Reads chest radiographs. {NOTICE}", allow_abbrev=False
+        prog="python -m cxr_jax.predict",
+        description=f"Reads chest radiographs. {NOTICE}",
+        allow_abbrev=False,
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG, JPEG or DICOM file")
     parser.add_argument(
@@ -160,7 +181,10 @@ def parse_args(argv):
     )
     parser.add_argument("--prompt", default=FIND_PROMPT)
     parser.add_argument(
-        "--samples", type=_count(0), default=8, help="sampled traces behind the probabilities (default 8)"
+        "--samples",
+        type=_count(0),
+        default=8,
+        help="sampled traces behind the probabilities (default 8)",
     )
     parser.add_argument("--max_new_tokens", type=_count(1), default=512)
     parser.add_argument("--seed", type=_count(0), default=0)
@@ -169,7 +193,10 @@ def parse_args(argv):
         "--constrained", action="store_true", help="the reading shown ends with a valid answer list"
     )
     parser.add_argument(
-        "--grids", default="exact", choices=("exact", "bucket"), help="shapes of images: the processor's, or few"
+        "--grids",
+        default="exact",
+        choices=("exact", "bucket"),
+        help="shapes of images: the processor's, or few",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument(
@@ -214,7 +241,10 @@ def read_all(args) -> int:
             if not args.json:
                 print(NOTICE)
         record = report(model, path, image, args, unable)
-        print(json.dumps(record) if args.json else "\n" + as_text(record, args.samples, unable), flush=True)
+        print(
+            json.dumps(record) if args.json else "\n" + as_text(record, args.samples, unable),
+            flush=True,
+        )
     if model is not None and not args.json:
         counts = ", ".join(f"{kind} {count}" for kind, count in model.programs().items())
         print(f"compiled programs: {counts}", file=sys.stderr)

@@ -37,7 +37,9 @@ def on_device(config, params: dict | None = None) -> dict:
     from cxr_jax.trainable import DTYPES
 
     dtype = DTYPES[config.dtype]
-    return jax.tree.map(lambda x: jax.numpy.asarray(x, dtype), start(config).params if params is None else params)
+    return jax.tree.map(
+        lambda x: jax.numpy.asarray(x, dtype), start(config).params if params is None else params
+    )
 
 
 def train_state(config, params: dict, what, tx, layout, checkpoints, keep_start=False):
@@ -108,8 +110,11 @@ def _folder(config):
 def _random_sizes() -> dict:
     from cxr_jax.models import config as sizes
 
-    return {"random:phantom": sizes.PHANTOM, "random:qwen2.5-vl-3b": sizes.QWEN2_5_VL_3B,
-            "random:qwen2.5-vl-7b": sizes.QWEN2_5_VL_7B}
+    return {
+        "random:phantom": sizes.PHANTOM,
+        "random:qwen2.5-vl-3b": sizes.QWEN2_5_VL_3B,
+        "random:qwen2.5-vl-7b": sizes.QWEN2_5_VL_7B,
+    }
 
 
 def fresh(cfg, seed: int):

@@ -47,22 +47,33 @@ def start() -> None:
     try:
         if place.get("process_id"):  # JAX aborts where nothing answers; ask first, to say why
             _reach(place["coordinator_address"], seconds[0])
-        jax.distributed.initialize(**place, initialization_timeout=seconds[0], heartbeat_timeout_seconds=seconds[1])
+        jax.distributed.initialize(
+            **place, initialization_timeout=seconds[0], heartbeat_timeout_seconds=seconds[1]
+        )
     except (RuntimeError, ValueError, OSError) as e:
-        where = place.get("coordinator_address") or distributed.global_state.coordinator_address or "unknown"
+        where = (
+            place.get("coordinator_address")
+            or distributed.global_state.coordinator_address
+            or "unknown"
+        )
         who = f"process {place.get('process_id', '?')} of {place.get('num_processes', '?')}"
         raise RunFailed(
             f"{who}: not all processes met at the coordinator {where} within {seconds[0]} s. Was every one started, "
             f"with the same variables? Can all reach that port (firewall)? Is it free there? ({_first_line(e)})"
         ) from e
-    print(f"process {index()} of {count()}, coordinator {distributed.global_state.coordinator_address}", flush=True)
+    print(
+        f"process {index()} of {count()}, coordinator {distributed.global_state.coordinator_address}",
+        flush=True,
+    )
     if not is_main():
         sys.stdout = open(os.devnull, "w")
 
 
 def _place(found) -> dict:
     if missing := [name for name in _PLACE if name not in found]:
-        raise UserError(f"{missing[0]} is not set, but {found[0]} is: set {', '.join(_PLACE)}, all three")
+        raise UserError(
+            f"{missing[0]} is not set, but {found[0]} is: set {', '.join(_PLACE)}, all three"
+        )
     n, k = _number("CXR_NUM_PROCESSES"), _number("CXR_PROCESS_ID", least=0)
     if k >= n:
         raise UserError(f"CXR_PROCESS_ID={k} is not below CXR_NUM_PROCESSES={n}")

@@ -85,7 +85,9 @@ def png(image) -> bytes:
     picture = Image.fromarray(np.round(image * 255).astype(np.uint8))
     scale = IMAGE_SIDE / max(picture.size)
     if scale < 1:
-        picture = picture.resize([max(1, round(s * scale)) for s in picture.size], Image.Resampling.LANCZOS)
+        picture = picture.resize(
+            [max(1, round(s * scale)) for s in picture.size], Image.Resampling.LANCZOS
+        )
     out = io.BytesIO()
     picture.save(out, "PNG", optimize=True)
     return out.getvalue()
@@ -113,7 +115,9 @@ def _finite(value):
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
-def save_evaluation(workdir, *, title, tables, kind="phantom", config=None, comparisons=(), notes=()) -> None:
+def save_evaluation(
+    workdir, *, title, tables, kind="phantom", config=None, comparisons=(), notes=()
+) -> None:
     """Write evaluation.json."""
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
@@ -158,9 +162,15 @@ def save_groups(workdir, groups: Iterable[Group] = (), resume_step: int | None =
     path, folder = workdir / "samples.jsonl", workdir / "groups"
     if resume_step is not None and path.exists():
         rows = list(_samples(path))
-        lines = [line for line, row in rows if not _is_group(row) or _step(path, row) <= resume_step]
+        lines = [
+            line for line, row in rows if not _is_group(row) or _step(path, row) <= resume_step
+        ]
         _replace(path, "".join(line + "\n" for line in lines).encode())
-        images = {str(row.get("image")) for line, row in rows if _is_group(row) and row["step"] <= resume_step}
+        images = {
+            str(row.get("image"))
+            for line, row in rows
+            if _is_group(row) and row["step"] <= resume_step
+        }
         for file in folder.glob("*.png"):
             if f"groups/{file.name}" not in images:
                 file.unlink()
@@ -171,7 +181,9 @@ def save_groups(workdir, groups: Iterable[Group] = (), resume_step: int | None =
         (workdir / name).write_bytes(group.png or png(group.image))
         lines.append(json.dumps(_finite(group.row() | {"image": name}), allow_nan=False) + "\n")
     if lines:
-        with open(path, "ab", buffering=0) as file:  # one write: a reader sees whole lines, or at most a torn last one
+        with open(
+            path, "ab", buffering=0
+        ) as file:  # one write: a reader sees whole lines, or at most a torn last one
             file.write("".join(lines).encode())
 
 
@@ -235,7 +247,9 @@ def load_groups(workdir) -> list[Group]:
         try:
             groups.append(Group.of_row(row, _image(workdir, row, "groups")))
         except (KeyError, TypeError, ValueError, AttributeError) as e:
-            raise UserError(f"{path}: a group of step {row.get('step')} is not of the format: {e!r}") from e
+            raise UserError(
+                f"{path}: a group of step {row.get('step')} is not of the format: {e!r}"
+            ) from e
     return groups
 
 
@@ -248,10 +262,15 @@ def load_cases(workdir) -> list[Case]:
             continue
         data = _image(workdir, row, "cases")
         try:
-            fields = {k: row[k] for k in ("prompt", "completion", "answer", "truth", "score", "id", "hospital")}
+            fields = {
+                k: row[k]
+                for k in ("prompt", "completion", "answer", "truth", "score", "id", "hospital")
+            }
         except KeyError as e:
             raise UserError(f"{path}: a case has no {e}") from e
-        cases.append(Case(None, known=row.get("known"), model=row.get("model", ""), png=data, **fields))
+        cases.append(
+            Case(None, known=row.get("known"), model=row.get("model", ""), png=data, **fields)
+        )
     return cases
 
 
@@ -260,7 +279,11 @@ def render(workdir) -> Path:
     workdir = Path(workdir)
     evaluation = _json(workdir / "evaluation.json")
     keys = {"title", "kind", "models"}
-    if not isinstance(evaluation, dict) or evaluation.get("format") != FORMAT or not keys <= evaluation.keys():
+    if (
+        not isinstance(evaluation, dict)
+        or evaluation.get("format") != FORMAT
+        or not keys <= evaluation.keys()
+    ):
         raise UserError(f"{workdir / 'evaluation.json'}: not an evaluation of format {FORMAT}")
     if evaluation["kind"] not in KINDS:
         raise UserError(f"{workdir / 'evaluation.json'}: kind is not one of {', '.join(KINDS)}")
@@ -279,7 +302,16 @@ def data_uri(data: bytes) -> str:
 
 
 def write_report(
-    workdir, *, title, config=None, curves=None, tables, cases=(), notes=(), kind="phantom", comparisons=()
+    workdir,
+    *,
+    title,
+    config=None,
+    curves=None,
+    tables,
+    cases=(),
+    notes=(),
+    kind="phantom",
+    comparisons=(),
 ) -> Path:
     """Save the evaluation and the cases in `workdir` and draw report.html from the folder. Returns its path.
 
@@ -294,13 +326,23 @@ def write_report(
     if curves and not (workdir / metrics.FILE).exists():
         lines = "".join(json.dumps(_finite(row)) + "\n" for row in curves)
         _replace(workdir / metrics.FILE, lines.encode())
-    save_evaluation(workdir, title=title, tables=tables, kind=kind, config=config, comparisons=comparisons, notes=notes)
+    save_evaluation(
+        workdir,
+        title=title,
+        tables=tables,
+        kind=kind,
+        config=config,
+        comparisons=comparisons,
+        notes=notes,
+    )
     save_cases(workdir, cases)
     return render(workdir)
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser("python -m cxr_jax.report", description="Draw a run's report.html again.")
+    parser = argparse.ArgumentParser(
+        "python -m cxr_jax.report", description="Draw a run's report.html again."
+    )
     parser.add_argument("workdir", help="the run's folder")
     parser.error = bad_usage
     return exit_code(lambda: print(render(parser.parse_args(argv).workdir)))

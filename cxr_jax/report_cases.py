@@ -37,7 +37,9 @@ def _chips(found):
     text = {"correct": "✓", "missed": "missed", "false": "false", "open": "?"}
     if not found:
         return '<p class="muted small">No label named, none true.</p>'
-    items = "".join(f'<li class="chip {kind}"><b>{text[kind]}</b> {esc(name)}</li>' for kind, name in found)
+    items = "".join(
+        f'<li class="chip {kind}"><b>{text[kind]}</b> {esc(name)}</li>' for kind, name in found
+    )
     return f'<ul class="chips">{items}</ul>'
 
 
@@ -49,8 +51,15 @@ def _trace(case):
         return False, f'<p class="invalid small">Invalid format. The raw text:</p>{raw}'
     sentences = [s for s in _SENTENCE.split(found[1].strip()) if s.strip()]
     items = "".join(f"<li>{esc(s)}</li>" for s in sentences)
-    trace = f'<ol class="trace">{items}</ol>' if items else '<p class="muted small">Empty reasoning.</p>'
-    return True, trace + f'<p class="answer"><b>Answer:</b> {esc(found[2].strip()) or "(empty)"}</p>'
+    trace = (
+        f'<ol class="trace">{items}</ol>'
+        if items
+        else '<p class="muted small">Empty reasoning.</p>'
+    )
+    return (
+        True,
+        trace + f'<p class="answer"><b>Answer:</b> {esc(found[2].strip()) or "(empty)"}</p>',
+    )
 
 
 def _score(case):
@@ -65,7 +74,9 @@ def _card(i, case, uri, show_prompt, sides):
     score = "–" if case.score is None else f"{case.score:.2f}"
     where = ", ".join(x for x in (set_name(case.hospital), case.model) if x)
     prompt = (
-        f"<details><summary class=small>Prompt</summary><pre>{esc(case.prompt)}</pre></details>" if show_prompt else ""
+        f"<details><summary class=small>Prompt</summary><pre>{esc(case.prompt)}</pre></details>"
+        if show_prompt
+        else ""
     )
     attributes = (
         f'data-order="{i}" data-score="{_score(case)}" data-set="{esc(case.hospital)}" '
@@ -88,10 +99,17 @@ def _select(id, title, options):
 def _controls(cases):
     labels = [(n, n) for n in CHEXPERT_14 if any(n in c.answer or n in c.truth for c, _ in cases)]
     sets = [(s, set_name(s)) for s in dict.fromkeys(c.hospital for c, _ in cases)]
-    kinds = [("missed", "something missed"), ("false", "something false"), ("invalid", "invalid format")]
+    kinds = [
+        ("missed", "something missed"),
+        ("false", "something false"),
+        ("invalid", "invalid format"),
+    ]
     sort = "".join(
         f'<button type="button" data-sort="{key}" aria-pressed="{pressed}">{text}</button>'
-        for key, pressed, text in (("worst", "true", "Worst first"), ("best", "false", "Best first"))
+        for key, pressed, text in (
+            ("worst", "true", "Worst first"),
+            ("best", "false", "Best first"),
+        )
     )
     selects = [_select("by-label", "Label", labels), _select("by-kind", "With", kinds)]
     if len(sets) > 1:
@@ -109,6 +127,12 @@ def section(cases, *, sides: bool = True) -> str:
         return '<p class="muted">No case was recorded.</p>'
     cases = sorted(cases, key=lambda pair: _score(pair[0]))
     prompts = list(dict.fromkeys(c.prompt for c, _ in cases))
-    shared = f"<p>Every case has the same prompt:</p><pre>{esc(prompts[0])}</pre>" if len(prompts) == 1 else ""
-    cards = "".join(_card(i, case, uri, len(prompts) > 1, sides) for i, (case, uri) in enumerate(cases))
+    shared = (
+        f"<p>Every case has the same prompt:</p><pre>{esc(prompts[0])}</pre>"
+        if len(prompts) == 1
+        else ""
+    )
+    cards = "".join(
+        _card(i, case, uri, len(prompts) > 1, sides) for i, (case, uri) in enumerate(cases)
+    )
     return f'{shared}{LEGEND}{_controls(cases)}<div class="cases">{cards}</div>'

@@ -17,15 +17,24 @@ CONSTANT = {  # metric -> (name, dashes)
 }
 MAIN = {  # title -> (metrics in one chart, floor at zero)
     "Completion length (tokens)": (
-        ("completions/mean_length", "completions/min_length", "completions/max_length"), True),
+        ("completions/mean_length", "completions/min_length", "completions/max_length"),
+        True,
+    ),
     "Share of completions truncated, of groups without spread": (
-        ("completions/clipped_ratio", "frac_reward_zero_std"), True),
+        ("completions/clipped_ratio", "frac_reward_zero_std"),
+        True,
+    ),
     "Entropy (nats a token)": (("entropy",), True),
     "Sampler against learner (difference of log-probs)": (
-        ("sampling/sampling_logp_difference/mean", "sampling/sampling_logp_difference/max"), True),
+        ("sampling/sampling_logp_difference/mean", "sampling/sampling_logp_difference/max"),
+        True,
+    ),
     "Loss": (("loss",), False),
-}  # fmt: skip
-SHORT = {"sampling/sampling_logp_difference/mean": "mean", "sampling/sampling_logp_difference/max": "max"}
+}
+SHORT = {
+    "sampling/sampling_logp_difference/mean": "mean",
+    "sampling/sampling_logp_difference/max": "max",
+}
 SETS = {  # which images the held-out curves show: they are used to choose a step
     "phantom": "Held-out curves use selection images, disjoint from the test images of the tables above.",
     "files": "Held-out curves use selection files, of other patients than the tables above (unless they are too few).",
@@ -38,7 +47,11 @@ def points(rows, kind, name) -> list:
     found = {}
     for row in rows:
         value = row.get(name)
-        if row.get("kind") == kind and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if (
+            row.get("kind") == kind
+            and isinstance(value, (int, float))
+            and not isinstance(value, bool)
+        ):
             found[row["step"]] = value
     return sorted(found.items())
 
@@ -83,7 +96,9 @@ def _eval_figures(rows, models):
             series.append(_series(set_name(m[1]), points(rows, "eval", name), color, marks=True))
             value = _constant(models, m[1], metric)
             if value is not None:
-                references.append(Reference(f"best constant answer, {set_name(m[1])}", value, color))
+                references.append(
+                    Reference(f"best constant answer, {set_name(m[1])}", value, color)
+                )
         out.append(_figure(title, series, references, floor_zero=True))
     return out
 
@@ -93,7 +108,10 @@ def _train_figures(rows):
     terms = {m[1]: points(rows, "train", n) for n in names if (m := _TERM.match(n))}
     moving = {n: p for n, p in terms.items() if not _is_flat(p) and n not in ACCURACY}
     figure = lambda title, chosen, references=(), floor=False: _figure(
-        title, [_series(n, p, PALETTE[i % len(PALETTE)]) for i, (n, p) in enumerate(chosen.items())], references, floor
+        title,
+        [_series(n, p, PALETTE[i % len(PALETTE)]) for i, (n, p) in enumerate(chosen.items())],
+        references,
+        floor,
     )
     constant = [
         Reference(title, level[-1][1], PALETTE[4], dash)
@@ -101,9 +119,20 @@ def _train_figures(rows):
         if (level := points(rows, "train", name))
     ]
     out = [
-        _figure("Reward of sampled completions", [_series("reward", points(rows, "train", "reward"), PALETTE[2])]),
-        figure("Accuracy of sampled completions", {n: p for n, p in terms.items() if n in ACCURACY}, constant, True),
-        figure("Reward terms: form and length", {n: p for n, p in moving.items() if not n.startswith("trace_")}),
+        _figure(
+            "Reward of sampled completions",
+            [_series("reward", points(rows, "train", "reward"), PALETTE[2])],
+        ),
+        figure(
+            "Accuracy of sampled completions",
+            {n: p for n, p in terms.items() if n in ACCURACY},
+            constant,
+            True,
+        ),
+        figure(
+            "Reward terms: form and length",
+            {n: p for n, p in moving.items() if not n.startswith("trace_")},
+        ),
         figure("Reward terms: trace", {n: p for n, p in moving.items() if n.startswith("trace_")}),
     ]
     for title, (metrics, floor) in MAIN.items():
@@ -123,7 +152,9 @@ def _alarms(rows) -> str:
     rang = {n: at for n, at in rang.items() if at}
     if rang:
         steps = [x for p in found.values() for x, _ in p]
-        body = event_strip("Alarms", [(n.replace("_", " "), at) for n, at in rang.items()], min(steps), max(steps))
+        body = event_strip(
+            "Alarms", [(n.replace("_", " "), at) for n, at in rang.items()], min(steps), max(steps)
+        )
         for n, at in rang.items():
             text = f"{len(at)} of {len(found[f'alarms/{n}'])} times, first at step {at[0]}"
             advice = f": {ALARMS[n][1]}" if n in ALARMS else ""
@@ -161,5 +192,9 @@ def section(rows, models, kind="phantom") -> str:
     others = [f for f in _other_figures(rows) if f]
     folded = f'<div class="two">{"".join(others)}</div>'
     more = f"<details><summary>{len(others)} more curves</summary>{folded}</details>"
-    text = "Dashed: what the best constant answer would score. Move over a chart to read its values."
-    return f'<p>{SETS[kind]} {text}</p><div class="two">{"".join(main)}</div>{more if others else ""}'
+    text = (
+        "Dashed: what the best constant answer would score. Move over a chart to read its values."
+    )
+    return (
+        f'<p>{SETS[kind]} {text}</p><div class="two">{"".join(main)}</div>{more if others else ""}'
+    )

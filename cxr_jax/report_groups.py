@@ -14,7 +14,15 @@ import numpy as np
 
 from cxr_jax import report_cases
 from cxr_jax.labels import sentences
-from cxr_jax.labels.sentences import AGREES, CONTRADICTS, NOTHING, OPEN, Sentence, side_name, trace_of
+from cxr_jax.labels.sentences import (
+    AGREES,
+    CONTRADICTS,
+    NOTHING,
+    OPEN,
+    Sentence,
+    side_name,
+    trace_of,
+)
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.report_tables import cell, esc, folded, head, table
 
@@ -62,8 +70,14 @@ class Group:
 
     def row(self) -> dict:
         """The line of samples.jsonl, without its image."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("image", "png", "completions")}
-        completions = [vars(c) | {"sentences": [s._asdict() for s in c.sentences]} for c in self.completions]
+        plain = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name not in ("image", "png", "completions")
+        }
+        completions = [
+            vars(c) | {"sentences": [s._asdict() for s in c.sentences]} for c in self.completions
+        ]
         return {"kind": "group"} | plain | {"completions": completions}
 
     @classmethod
@@ -73,19 +87,38 @@ class Group:
         known = None if row["known"] is None else _texts(row["known"])
         completions = [
             Completion(
-                str(c["text"]), int(c["length"]), bool(c["finished"]), _texts(c["answer"]), bool(c["valid_format"]),
-                numbers(c["terms"]), _number(c["reward"]), _number(c["advantage"]), bool(c["trained"]),
-                [Sentence(str(s["text"]), str(s["verdict"]), _texts(s.get("why", []))) for s in c["sentences"]],
+                str(c["text"]),
+                int(c["length"]),
+                bool(c["finished"]),
+                _texts(c["answer"]),
+                bool(c["valid_format"]),
+                numbers(c["terms"]),
+                _number(c["reward"]),
+                _number(c["advantage"]),
+                bool(c["trained"]),
+                [
+                    Sentence(str(s["text"]), str(s["verdict"]), _texts(s.get("why", [])))
+                    for s in c["sentences"]
+                ],
             )
             for c in row["completions"]
-        ]  # fmt: skip
+        ]
         if not completions:
             raise ValueError("no completion")
         return cls(
-            int(row["step"]), str(row["id"]), str(row["set"]), str(row["prompt"]), _texts(row["truth"]),
-            _texts(row["hedged"]), known, {str(k): str(v) for k, v in row.get("sides", {}).items()}, completions,
-            numbers(row["weights"]), bool(row["kept"]), png=png,
-        )  # fmt: skip
+            int(row["step"]),
+            str(row["id"]),
+            str(row["set"]),
+            str(row["prompt"]),
+            _texts(row["truth"]),
+            _texts(row["hedged"]),
+            known,
+            {str(k): str(v) for k, v in row.get("sides", {}).items()},
+            completions,
+            numbers(row["weights"]),
+            bool(row["kept"]),
+            png=png,
+        )
 
 
 def _number(x) -> float:
@@ -111,9 +144,18 @@ def choose(reward, n: int) -> list[int]:
 
 
 def groups_of(
-    ro: Mapping, batch: Mapping, tok, *, step: int, weights: Mapping[str, float], n: int = 4, set_name: str = "train",
-    lexicon: str | None = None, prompts: Sequence[str] | str = "", ids: Sequence | None = None,
-) -> list[Group]:  # fmt: skip
+    ro: Mapping,
+    batch: Mapping,
+    tok,
+    *,
+    step: int,
+    weights: Mapping[str, float],
+    n: int = 4,
+    set_name: str = "train",
+    lexicon: str | None = None,
+    prompts: Sequence[str] | str = "",
+    ids: Sequence | None = None,
+) -> list[Group]:
     """n groups of a rollout, for `report.save_groups`.
 
     ro: as rl.make_rollout gives it (tokens int [P, G, C], lengths, finished, reward, advantages [P, G], terms
@@ -121,39 +163,67 @@ def groups_of(
     known, hedged bool [P, 14], sides bool [P, 14, 2]. tok: decodes ids. weights: of the reward terms. lexicon: as in
     `reports.bank(None, lexicon)`. prompts: a text a prompt, or one for all. ids: of the images.
     """
-    wanted = ("tokens", "lengths", "finished", "reward", "advantages", "terms", "answer", "train_mask", "kept")
+    wanted = (
+        "tokens",
+        "lengths",
+        "finished",
+        "reward",
+        "advantages",
+        "terms",
+        "answer",
+        "train_mask",
+        "kept",
+    )
     ro = jax.device_get({k: ro[k] for k in wanted})
     truth = {k: np.asarray(batch[k]) for k in ("solution", "known", "hedged", "sides")}
     chosen, kept = choose(ro["reward"], n), set(np.asarray(ro["kept"]).tolist())
     g = ro["reward"].shape[1]
     texts = [
         tok.decode(ro["tokens"][p, i, : ro["lengths"][p, i]], skip_special_tokens=True)
-        for p in chosen for i in range(g)
-    ]  # fmt: skip
+        for p in chosen
+        for i in range(g)
+    ]
     rows = np.repeat(np.array(chosen, int), g)
     certain = truth["solution"] & ~truth["hedged"]
-    read = sentences.sentence_verdicts(texts, certain[rows], truth["hedged"][rows], truth["sides"][rows], lexicon)
+    read = sentences.sentence_verdicts(
+        texts, certain[rows], truth["hedged"][rows], truth["sides"][rows], lexicon
+    )
     names = lambda bits: [name for name, on in zip(CHEXPERT_14, bits, strict=True) if on]
     out = []
     for at, p in enumerate(chosen):
         completions = [
             Completion(
-                texts[at * g + i], int(ro["lengths"][p, i]), bool(ro["finished"][p, i]), names(ro["answer"][p, i]),
-                bool(ro["terms"]["format"][p, i] == 1), {k: float(v[p, i]) for k, v in ro["terms"].items()},
-                float(ro["reward"][p, i]), float(ro["advantages"][p, i]),
-                p in kept and bool(ro["train_mask"][p, i].any()), read[at * g + i],
+                texts[at * g + i],
+                int(ro["lengths"][p, i]),
+                bool(ro["finished"][p, i]),
+                names(ro["answer"][p, i]),
+                bool(ro["terms"]["format"][p, i] == 1),
+                {k: float(v[p, i]) for k, v in ro["terms"].items()},
+                float(ro["reward"][p, i]),
+                float(ro["advantages"][p, i]),
+                p in kept and bool(ro["train_mask"][p, i].any()),
+                read[at * g + i],
             )
             for i in range(g)
-        ]  # fmt: skip
+        ]
         some = truth["solution"][p] | truth["hedged"][p]
         sides = {CHEXPERT_14[i]: side_name(truth["sides"][p, i]) for i in np.flatnonzero(some)}
-        out.append(Group(
-            step, f"prompt {p}" if ids is None else str(ids[p]), set_name,
-            prompts if isinstance(prompts, str) else str(prompts[p]), names(truth["solution"][p]),
-            names(truth["hedged"][p]), None if truth["known"][p].all() else names(truth["known"][p]),
-            {k: v for k, v in sides.items() if v}, completions, {k: float(v) for k, v in weights.items()}, p in kept,
-            image=np.asarray(batch["image"][p]),
-        ))  # fmt: skip
+        out.append(
+            Group(
+                step,
+                f"prompt {p}" if ids is None else str(ids[p]),
+                set_name,
+                prompts if isinstance(prompts, str) else str(prompts[p]),
+                names(truth["solution"][p]),
+                names(truth["hedged"][p]),
+                None if truth["known"][p].all() else names(truth["known"][p]),
+                {k: v for k, v in sides.items() if v},
+                completions,
+                {k: float(v) for k, v in weights.items()},
+                p in kept,
+                image=np.asarray(batch["image"][p]),
+            )
+        )
     return out
 
 
@@ -189,7 +259,9 @@ def contributions(group: Group, c: Completion) -> dict[str, float]:
 
 def ranked(group: Group) -> list[Completion]:
     """Highest advantage first, of equal ones the higher reward."""
-    return sorted(group.completions, key=lambda c: (-np.nan_to_num(c.advantage), -np.nan_to_num(c.reward)))
+    return sorted(
+        group.completions, key=lambda c: (-np.nan_to_num(c.advantage), -np.nan_to_num(c.reward))
+    )
 
 
 def _is_same(group: Group, term: str) -> bool:
@@ -202,7 +274,9 @@ def why(group: Group) -> str:
     order = ranked(group)
     best, worst = order[0], order[-1]
     if best.advantage - worst.advantage < SAME:
-        return f"All {len(order)} earned the same: none is preferred, and there is nothing to learn."
+        return (
+            f"All {len(order)} earned the same: none is preferred, and there is nothing to learn."
+        )
     a, b = contributions(group, best), contributions(group, worst)
     change = sorted(((a[k] - b[k], k) for k in a), key=lambda x: -abs(x[0]))
     told = [(d, k) for d, k in change[:3] if abs(d) >= 0.005]
@@ -226,7 +300,10 @@ def _reason(group: Group, term: str, best: Completion, worst: Completion) -> str
         true = ("names {}, which the worst misses", "misses {}, which the worst names")
         false = ("adds {}", "the worst adds {}")
         for right, pair in ((True, true), (False, false)):
-            named = [{k for k in c.answer if (k in group.truth) == right and _counts(group, k)} for c in (best, worst)]
+            named = [
+                {k for k in c.answer if (k in group.truth) == right and _counts(group, k)}
+                for c in (best, worst)
+            ]
             for text, more in zip(pair, (named[0] - named[1], named[1] - named[0]), strict=True):
                 if more:
                     said.append(text.format(", ".join(k for k in CHEXPERT_14 if k in more)))
@@ -235,7 +312,9 @@ def _reason(group: Group, term: str, best: Completion, worst: Completion) -> str
         false = [[s for s in c.sentences if s.verdict == CONTRADICTS] for c in (best, worst)]
         reasons = list(dict.fromkeys(w for s in false[1] for w in s.why))[:3]
         text = f"false sentences: {len(false[0])} against {len(false[1])}"
-        return text + (f"; in truth: {', '.join(reasons)}" if reasons and len(false[1]) > len(false[0]) else "")
+        return text + (
+            f"; in truth: {', '.join(reasons)}" if reasons and len(false[1]) > len(false[0]) else ""
+        )
     if term in ("overshort", "overlong"):
         return f"{best.length} against {worst.length} tokens"
     return f"{number(best.terms[term])} against {number(worst.terms[term])}"
@@ -301,14 +380,20 @@ def _said(s: Sentence) -> str:
 
 
 def _legend() -> str:
-    items = "".join(_said(Sentence(text, v, ["what is so"] * (v == CONTRADICTS))) for v, (_, _, text) in MARKS.items())
+    items = "".join(
+        _said(Sentence(text, v, ["what is so"] * (v == CONTRADICTS)))
+        for v, (_, _, text) in MARKS.items()
+    )
     return f'<ul class="said key">{items}</ul>'
 
 
 def _chips(group: Group, c: Completion) -> str:
     # An answer that can be made out is shown even where the format is invalid: accuracy counts it.
     case = types.SimpleNamespace(
-        answer=c.answer, truth=group.truth, known=group.known, completion="<think></think><answer></answer>"
+        answer=c.answer,
+        truth=group.truth,
+        known=group.known,
+        completion="<think></think><answer></answer>",
     )
     return report_cases._chips(report_cases.marks(case))
 
@@ -344,14 +429,18 @@ def _notes(group: Group, c: Completion) -> str:
     return f'<p class="invalid small">{" ".join(notes)}</p>' if notes else ""
 
 
-def _completion(group: Group, c: Completion, place: str, scale: tuple[float, float], varied: list[str]) -> str:
+def _completion(
+    group: Group, c: Completion, place: str, scale: tuple[float, float], varied: list[str]
+) -> str:
     top, largest = scale
     share = 50 * min(1.0, abs(np.nan_to_num(c.advantage)) / top) if top > 0 else 0.0
     up = c.advantage > 0
     bar = f'<i class="{"up" if up else "down"}" style="left:{50 if up else 50 - share:.1f}%;width:{share:.1f}%"></i>'
     unweighed = [k for k, v in c.terms.items() if not group.weights.get(k)]
     others = ", ".join(f"{k} {number(c.terms[k])}" for k in unweighed)
-    others = folded('<span class="small">Terms without weight</span>', f'<p class="small">{esc(others)}</p>')
+    others = folded(
+        '<span class="small">Terms without weight</span>', f'<p class="small">{esc(others)}</p>'
+    )
     after = c.text[len(trace_of(c.text)) :]
     written = f'<p class="answer"><b>As written:</b> {esc(after)}</p>' if after else ""
     said = "".join(_said(s) for s in c.sentences) or '<li class="nothing">Empty reasoning.</li>'
@@ -370,8 +459,9 @@ def _truth(group: Group) -> str:
     lists.append(("Subtle, may be hedged" if group.known is None else "Not known", group.hedged))
     return "".join(
         f"<p><b>{title}:</b> {esc(', '.join(map(name, labels)) or 'no label')}</p>"
-        for title, labels in lists if labels or title == "Truth"
-    )  # fmt: skip
+        for title, labels in lists
+        if labels or title == "Truth"
+    )
 
 
 def _group(group: Group, uri: str, shows_sides: bool, shows_prompt: bool) -> str:
@@ -380,18 +470,33 @@ def _group(group: Group, uri: str, shows_sides: bool, shows_prompt: bool) -> str
     varied = [k for k in weighed if not _is_same(group, k)]
     same = [k for k in weighed if k not in varied]
     top = max(abs(np.nan_to_num(c.advantage)) for c in order)
-    largest = max((abs(v) for c in order for k, v in contributions(group, c).items() if k in varied), default=0.0)
+    largest = max(
+        (abs(v) for c in order for k, v in contributions(group, c).items() if k in varied),
+        default=0.0,
+    )
     n = len(order)
-    places = [f"{'Best' if i == 0 else 'Worst' if i == n - 1 else f'Place {i + 1}'} of {n}" for i in range(n)]
+    places = [
+        f"{'Best' if i == 0 else 'Worst' if i == n - 1 else f'Place {i + 1}'} of {n}"
+        for i in range(n)
+    ]
     if top < SAME:
         places = [f"{i + 1} of {n}" for i in range(n)]
-    cards = [_completion(group, c, place, (top, largest), varied) for c, place in zip(order, places, strict=True)]
+    cards = [
+        _completion(group, c, place, (top, largest), varied)
+        for c, place in zip(order, places, strict=True)
+    ]
     between = cards[ENDS : n - ENDS] if n > 2 * ENDS else []
     shown = cards[:ENDS] + cards[n - ENDS :] if between else cards
-    more = folded(f"{len(between)} more between", f'<div class="comps">{"".join(between)}</div>') if between else ""
+    more = (
+        folded(f"{len(between)} more between", f'<div class="comps">{"".join(between)}</div>')
+        if between
+        else ""
+    )
     note = "" if group.kept else '<p class="note">The update did not take this group.</p>'
     if same:
-        text = ", ".join(f"{k} {number(order[0].terms[k])} × {group.weights[k]:g}" for k in same).replace("-", "−")
+        text = ", ".join(
+            f"{k} {number(order[0].terms[k])} × {group.weights[k]:g}" for k in same
+        ).replace("-", "−")
         note += folded("Terms that are the same in all", f'<p class="small">{esc(text)}</p>')
     if shows_prompt:
         note += folded("Prompt", f"<pre>{esc(group.prompt)}</pre>")
@@ -414,7 +519,9 @@ def section(groups: Sequence[tuple[Group, str]], *, sides: bool = True) -> str:
     steps = sorted({g.step for g, _ in groups})
     shown = steps if len(steps) <= LOOKS else [steps[0], *steps[1 - LOOKS :]]
     prompts = list(dict.fromkeys(g.prompt for g, _ in groups))
-    draw = lambda s: "".join(_group(g, uri, sides, len(prompts) > 1) for g, uri in groups if g.step == s)
+    draw = lambda s: "".join(
+        _group(g, uri, sides, len(prompts) > 1) for g, uri in groups if g.step == s
+    )
     latest, *earlier = reversed(shown)
     terms = [k for k in ABOUT if any(k in c.terms for g, _ in groups for c in g.completions)]
     glossary = "".join(f"<dt>{k}</dt><dd>{esc(ABOUT[k])}</dd>" for k in terms)

@@ -47,7 +47,10 @@ counts as no finding named, with Jaccard 0.</dd></dl></details>"""
 
 def about(evaluation):
     """What was done, how to read the numbers, and the run's own notes."""
-    models, notes = evaluation["models"], "".join(f"<li>{esc(n)}</li>" for n in evaluation.get("notes", ()))
+    models, notes = (
+        evaluation["models"],
+        "".join(f"<li>{esc(n)}</li>" for n in evaluation.get("notes", ())),
+    )
     counts = {n: next(s[n]["n"] for s in models.values() if n in s) for n in tables.sets_of(models)}
     text = ", ".join(f"{set_name(name)}: {n} images" for name, n in counts.items()) or "none yet"
     about_kind = ABOUT_KIND[evaluation["kind"]]
@@ -61,7 +64,11 @@ def result(evaluation):
     if not models:
         return '<p class="muted">No evaluation was recorded.</p>'
     parts = (tables.headline_table, tables.subset_table, tables.calibration_table)
-    return tables.verdict_lines(evaluation) + tables.forests(models) + "".join(part(models) for part in parts)
+    return (
+        tables.verdict_lines(evaluation)
+        + tables.forests(models)
+        + "".join(part(models) for part in parts)
+    )
 
 
 # The page ----------------------------------------------------------------------------------------
@@ -84,15 +91,19 @@ def page(evaluation: dict, curves: list, cases: list, groups: list = ()) -> str:
         ("result", "Result", result(evaluation)),
         ("image-use", "Does it look at the image?", tables.audit_table(models)),
         ("trace", "Does the reasoning say so?", tables.trace_table(models)),
-        (
-            "labels",
-            "Label by label",
-            tables.label_table(models) + tables.label_details(models),
-        ),
+        ("labels", "Label by label", tables.label_table(models) + tables.label_details(models)),
         ("curves", "Training", report_curves.section(curves, models, kind)),
-        ("groups", "What RL preferred, and why", report_groups.section(groups, sides=kind == "phantom")),
+        (
+            "groups",
+            "What RL preferred, and why",
+            report_groups.section(groups, sides=kind == "phantom"),
+        ),
         ("cases", "Cases", report_cases.section(cases, sides=kind == "phantom")),
-        ("config", "Configuration", f"<details><summary>Show</summary><pre>{esc(config)}</pre></details>"),
+        (
+            "config",
+            "Configuration",
+            f"<details><summary>Show</summary><pre>{esc(config)}</pre></details>",
+        ),
     ]
     parts = [(anchor, name, body) for anchor, name, body in parts if body]
     nav = "".join(f'<a href="#{anchor}">{name}</a>' for anchor, name, _ in parts)

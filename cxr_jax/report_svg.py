@@ -74,12 +74,16 @@ def _limits(values, floor_zero):
     lo, hi = min(values), max(values)
     if floor_zero and lo >= 0:
         lo = 0.0
-    flat = hi - lo <= 1e-9 * max(abs(hi), abs(lo))  # a constant, up to the rounding of a running mean
+    flat = hi - lo <= 1e-9 * max(
+        abs(hi), abs(lo)
+    )  # a constant, up to the rounding of a running mean
     pad = max(abs(hi) * 0.1, 1e-3) if flat else (hi - lo) * 0.06
     return (lo if floor_zero and lo == 0 else lo - pad), hi + pad
 
 
-def line_chart(title: str, series: list[Series], references=(), *, floor_zero=False, width=520, height=256) -> str:
+def line_chart(
+    title: str, series: list[Series], references=(), *, floor_zero=False, width=520, height=256
+) -> str:
     """<svg> with axes, labelled ticks and a polyline a series; its points go along for the readout."""
     left, right, top, bottom = 56, 12, 10, 42
     series = [s for s in series if s.points]
@@ -94,7 +98,9 @@ def line_chart(title: str, series: list[Series], references=(), *, floor_zero=Fa
 
     out = []
     for y in nice_ticks(y0, y1):
-        out.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{py(y):.1f}" y2="{py(y):.1f}"/>')
+        out.append(
+            f'<line class="grid" x1="{left}" x2="{width - right}" y1="{py(y):.1f}" y2="{py(y):.1f}"/>'
+        )
         out.append(f'<text x="{left - 6}" y="{py(y) + 4:.1f}" text-anchor="end">{number(y)}</text>')
     for x in nice_ticks(x0, x1, 6):
         if x == int(x):
@@ -102,9 +108,15 @@ def line_chart(title: str, series: list[Series], references=(), *, floor_zero=Fa
                 f'<line class="tick" x1="{px(x):.1f}" x2="{px(x):.1f}" y1="{height - bottom}" '
                 f'y2="{height - bottom + 4}"/>'
             )
-            out.append(f'<text x="{px(x):.1f}" y="{height - bottom + 17}" text-anchor="middle">{number(x)}</text>')
-    out.append(f'<line class="axis" x1="{left}" x2="{width - right}" y1="{height - bottom}" y2="{height - bottom}"/>')
-    out.append(f'<text x="{(left + width - right) / 2}" y="{height - 3}" text-anchor="middle">step</text>')
+            out.append(
+                f'<text x="{px(x):.1f}" y="{height - bottom + 17}" text-anchor="middle">{number(x)}</text>'
+            )
+    out.append(
+        f'<line class="axis" x1="{left}" x2="{width - right}" y1="{height - bottom}" y2="{height - bottom}"/>'
+    )
+    out.append(
+        f'<text x="{(left + width - right) / 2}" y="{height - 3}" text-anchor="middle">step</text>'
+    )
     for r in references:
         out.append(
             f'<line x1="{left}" x2="{width - right}" y1="{py(r.value):.1f}" y2="{py(r.value):.1f}" '
@@ -112,20 +124,28 @@ def line_chart(title: str, series: list[Series], references=(), *, floor_zero=Fa
         )
     for i, s in enumerate(series):
         if s.faint:
-            out.append(f'<polyline points="{path(thin(s.faint))}" fill="none" stroke="{s.color}" opacity=".25"/>')
+            out.append(
+                f'<polyline points="{path(thin(s.faint))}" fill="none" stroke="{s.color}" opacity=".25"/>'
+            )
         out.append(
             f'<polyline points="{path(thin(s.points))}" fill="none" stroke="{s.color}" stroke-width="2" '
             'stroke-linejoin="round"/>'
         )
         if s.marks or len(s.points) == 1:
             out += [_mark(i, px(x), py(y), s.color) for x, y in s.points]
-    out.append(f'<line class="cursor" x1="0" x2="0" y1="{top}" y2="{height - bottom}" visibility="hidden"/>')
+    out.append(
+        f'<line class="cursor" x1="0" x2="0" y1="{top}" y2="{height - bottom}" visibility="hidden"/>'
+    )
     data = {
         "x": [x0, x1],
         "px": [left, width - right],
         "width": width,
         "series": [
-            {"name": s.name, "color": s.color, "points": [[x, float(f"{y:.5g}")] for x, y in thin(s.points)]}
+            {
+                "name": s.name,
+                "color": s.color,
+                "points": [[x, float(f"{y:.5g}")] for x, y in thin(s.points)],
+            }
             for s in series
         ],
     }
@@ -147,7 +167,12 @@ def legend(series, references=(), note="") -> str:
     items = []
     for i, s in enumerate(series):
         mark = _mark(i, 11, 6, s.color) if s.marks else ""
-        items.append((s.name, f'<line x1="0" x2="22" y1="6" y2="6" stroke="{s.color}" stroke-width="2.5"/>{mark}'))
+        items.append(
+            (
+                s.name,
+                f'<line x1="0" x2="22" y1="6" y2="6" stroke="{s.color}" stroke-width="2.5"/>{mark}',
+            )
+        )
     for r in references:
         items.append(
             (
@@ -173,8 +198,12 @@ def event_strip(title: str, rows: list, first: int, last: int, *, width=520) -> 
     out = []
     for x in nice_ticks(first, last, 6):
         if x == int(x):
-            out.append(f'<line class="grid" x1="{px(x):.1f}" x2="{px(x):.1f}" y1="4" y2="{height - 36}"/>')
-            out.append(f'<text x="{px(x):.1f}" y="{height - 22}" text-anchor="middle">{number(x)}</text>')
+            out.append(
+                f'<line class="grid" x1="{px(x):.1f}" x2="{px(x):.1f}" y1="4" y2="{height - 36}"/>'
+            )
+            out.append(
+                f'<text x="{px(x):.1f}" y="{height - 22}" text-anchor="middle">{number(x)}</text>'
+            )
     for i, (name, steps) in enumerate(rows):
         y = 4 + row * i
         out.append(f'<text x="4" y="{y + 16}">{html.escape(name)}</text>')
@@ -182,7 +211,9 @@ def event_strip(title: str, rows: list, first: int, last: int, *, width=520) -> 
             f'<rect x="{px(x) - wide / 2:.1f}" y="{y + 4}" width="{wide:.1f}" height="{row - 8}" fill="{PALETTE[5]}"/>'
             for x in steps
         ]
-    out.append(f'<text x="{(left + width - right) / 2}" y="{height - 4}" text-anchor="middle">step</text>')
+    out.append(
+        f'<text x="{(left + width - right) / 2}" y="{height - 4}" text-anchor="middle">step</text>'
+    )
     label = f'role="img" aria-label="{html.escape(title)}"'
     return f'<svg viewBox="0 0 {width} {height}" {label}>{"".join(out)}</svg>'
 
@@ -190,17 +221,29 @@ def event_strip(title: str, rows: list, first: int, last: int, *, width=520) -> 
 def forest(title: str, groups: list, *, width=520) -> str:
     """Interval plot: `groups` = [(heading, color, [(name, {value, lo, hi})], constant value or None)]."""
     left, right, row, head = 92, 50, 24, 26
-    values = [v for _, _, rows, c in groups for _, e in rows for v in (e["hi"], e["value"]) if v is not None]
+    values = [
+        v
+        for _, _, rows, c in groups
+        for _, e in rows
+        for v in (e["hi"], e["value"])
+        if v is not None
+    ]
     values += [c for *_, c in groups if c is not None]
     top_x = min(1.0, (max(values) if values else 1.0) * 1.08) or 1.0
     px = lambda v: left + v / top_x * (width - left - right)
     height = sum(head + row * len(rows) for _, _, rows, _ in groups) + 30
     out, y = [], 4
     for x in nice_ticks(0, top_x, 6):
-        out.append(f'<line class="grid" x1="{px(x):.1f}" x2="{px(x):.1f}" y1="4" y2="{height - 26}"/>')
-        out.append(f'<text x="{px(x):.1f}" y="{height - 10}" text-anchor="middle">{number(x)}</text>')
+        out.append(
+            f'<line class="grid" x1="{px(x):.1f}" x2="{px(x):.1f}" y1="4" y2="{height - 26}"/>'
+        )
+        out.append(
+            f'<text x="{px(x):.1f}" y="{height - 10}" text-anchor="middle">{number(x)}</text>'
+        )
     for heading, color, rows, constant in groups:
-        out.append(f'<text class="strong" x="4" y="{y + 17}" fill="{color}">{html.escape(heading)}</text>')
+        out.append(
+            f'<text class="strong" x="4" y="{y + 17}" fill="{color}">{html.escape(heading)}</text>'
+        )
         y += head
         if constant is not None:
             x, end = px(constant), y + row * len(rows) - 2
@@ -208,7 +251,9 @@ def forest(title: str, groups: list, *, width=520) -> str:
                 f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y - 8}" y2="{end}" stroke="{color}" '
                 'stroke-width="1.5" stroke-dasharray="5 4"/>'
             )
-            out.append(f'<text class="small" x="{x + 5:.1f}" y="{y - 5}">best constant {constant:.2f}</text>')
+            out.append(
+                f'<text class="small" x="{x + 5:.1f}" y="{y - 5}">best constant {constant:.2f}</text>'
+            )
         for name, e in rows:
             out.append(_interval(name, e, color, px, y + row / 2, width))
             y += row

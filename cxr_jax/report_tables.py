@@ -44,7 +44,11 @@ def percent(x) -> str:
 
 def interval(e, sign="") -> str:
     """[lo, hi], or nothing where there is none."""
-    return "" if e.get("lo") is None else f"[{e['lo']:{sign}.3f}, {e['hi']:{sign}.3f}]".replace("-", "−")
+    return (
+        ""
+        if e.get("lo") is None
+        else f"[{e['lo']:{sign}.3f}, {e['hi']:{sign}.3f}]".replace("-", "−")
+    )
 
 
 # HTML --------------------------------------------------------------------------------------------
@@ -66,7 +70,9 @@ def table(head_rows: list[str], body_rows: list[str], caption="") -> str:
     tr = lambda cells: cells if cells.startswith("<tr") else f"<tr>{cells}</tr>"
     text = f'<p class="caption">{caption}</p>' if caption else ""
     top, body = "".join(map(tr, head_rows)), "".join(map(tr, body_rows))
-    return f'{text}<div class="scroll"><table><thead>{top}</thead><tbody>{body}</tbody></table></div>'
+    return (
+        f'{text}<div class="scroll"><table><thead>{top}</thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def folded(title, content) -> str:
@@ -88,7 +94,10 @@ def sets_of(models) -> list[str]:
 
 def _set_heads(models, span) -> str:
     """One spanning head a set, in the set's colour."""
-    return "".join(head(esc(set_name(s)), f"group sep {'ab'[i % 2]}", span(s)) for i, s in enumerate(sets_of(models)))
+    return "".join(
+        head(esc(set_name(s)), f"group sep {'ab'[i % 2]}", span(s))
+        for i, s in enumerate(sets_of(models))
+    )
 
 
 def _first(models, name):
@@ -114,13 +123,17 @@ def verdict_lines(evaluation) -> str:
         )
         line = f"<b>{esc(set_name(s))}.</b> {esc(name)}: {values}."
         if gain := summary.get("over_constant"):
-            gains = "; ".join(f"{METRIC[m]} {_difference(gain[m])}" for m in ("macro_f1", "jaccard"))
+            gains = "; ".join(
+                f"{METRIC[m]} {_difference(gain[m])}" for m in ("macro_f1", "jaccard")
+            )
             line += f" Against the best constant answer: {gains}."
         out.append(line)
     for c in evaluation.get("comparisons", ()):
         pairs.setdefault((c["b"], c["a"], c["set"]), []).append(c)
     for (new, old, s), found in pairs.items():
-        text = "; ".join(f"{esc(METRIC.get(c['metric'], c['metric']))} {_difference(c)}" for c in found)
+        text = "; ".join(
+            f"{esc(METRIC.get(c['metric'], c['metric']))} {_difference(c)}" for c in found
+        )
         out.append(f"<b>{esc(new)} against {esc(old)}</b>, {esc(set_name(s))}: {text}.")
     return "<ul>" + "".join(f"<li>{line}</li>" for line in out) + "</ul>"
 
@@ -144,7 +157,9 @@ def forests(models) -> str:
         for i, s in enumerate(sets_of(models)):
             rows = [(m, _value(sets[s], metric)) for m, sets in models.items() if s in sets]
             constant = _first(models, s)["constants"][f"best_{metric}"][metric]["value"]
-            groups.append((set_name(s), report_svg.PALETTE[i % len(report_svg.PALETTE)], rows, constant))
+            groups.append(
+                (set_name(s), report_svg.PALETTE[i % len(report_svg.PALETTE)], rows, constant)
+            )
         plot = report_svg.forest(METRIC[metric], groups)
         out.append(f"<figure><h3>{METRIC[metric]}</h3>{plot}</figure>")
     return f'<div class="two">{"".join(out)}</div>'
@@ -163,7 +178,9 @@ def _constant_cell(summary, metric) -> str:
 
 def headline_table(models) -> str:
     names = sets_of(models)
-    titles = "".join(head(t, "" if i else "sep") for i, t in enumerate(METRIC.values())) + head("invalid")
+    titles = "".join(head(t, "" if i else "sep") for i, t in enumerate(METRIC.values())) + head(
+        "invalid"
+    )
     constant = head("best constant answer")
     for s in names:
         summary = _first(models, s)
@@ -177,9 +194,14 @@ def headline_table(models) -> str:
                 row += cell("not evaluated", "sep", span=4)
                 continue
             for i, m in enumerate(METRIC):
-                e, every = _value(sets[s], m), [_value(x[s], m)["value"] for x in models.values() if s in x]
+                e, every = (
+                    _value(sets[s], m),
+                    [_value(x[s], m)["value"] for x in models.values() if s in x],
+                )
                 top = max((v for v in every if v is not None), default=None)
-                row += cell(with_interval(e, top is not None and e["value"] == top), "" if i else "sep")
+                row += cell(
+                    with_interval(e, top is not None and e["value"] == top), "" if i else "sep"
+                )
             row += cell(percent(sets[s]["parse_failure_rate"]))
         rows.append(row)
     return table(
@@ -210,12 +232,15 @@ def subset_table(models) -> str:
 
 def calibration_table(models) -> str:
     rows = [
-        head(esc(model)) + cell(esc(set_name(s)), "left")
-        + "".join(cell(fixed(summary["calibration"][key])) for key in ("mean_auroc", "ece", "brier"))
+        head(esc(model))
+        + cell(esc(set_name(s)), "left")
+        + "".join(
+            cell(fixed(summary["calibration"][key])) for key in ("mean_auroc", "ece", "brier")
+        )
         for model, sets in models.items()
         for s, summary in sets.items()
         if summary.get("calibration")
-    ]  # fmt: skip
+    ]
     if not rows:
         return ""
     titles = head() + head("set", "left") + head("AUROC") + head("ECE") + head("Brier")
@@ -231,7 +256,9 @@ def calibration_table(models) -> str:
 
 
 def audit_table(models) -> str:
-    audits = [(m, s, x["audit"]) for m, sets in models.items() for s, x in sets.items() if x.get("audit")]
+    audits = [
+        (m, s, x["audit"]) for m, sets in models.items() for s, x in sets.items() if x.get("audit")
+    ]
     if not audits:
         return '<p class="muted">No image-use audit was recorded.</p>'
     others = list(dict.fromkeys(name for *_, audit in audits for name in audit if name != "real"))
@@ -287,12 +314,13 @@ TRACE = {
 
 def trace_table(models) -> str:
     rows = [
-        head(esc(model)) + cell(esc(set_name(s)), "left")
+        head(esc(model))
+        + cell(esc(set_name(s)), "left")
         + "".join(cell(with_interval(summary["trace"][key])) for key in TRACE)
         for model, sets in models.items()
         for s, summary in sets.items()
         if summary.get("trace")
-    ]  # fmt: skip
+    ]
     if not rows:
         return '<p class="muted">The traces were not read.</p>'
     return table(

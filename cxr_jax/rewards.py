@@ -50,19 +50,25 @@ NGRAM = 8  # tokens: shorter ones repeat in honest reports ("in the lower zone")
 
 # Quotients come from tables made on the host: compilers turn a division by a constant into a product with its
 # rounded reciprocal, and some accelerators divide inexactly; either would differ from Python in the last bit.
-_JACCARD = np.array([[min(1.0, i / u) if u else 1.0 for u in range(15)] for i in range(15)], np.float32)
+_JACCARD = np.array(
+    [[min(1.0, i / u) if u else 1.0 for u in range(15)] for i in range(15)], np.float32
+)
 
 _LOWER = {name.lower(): i for i, name in enumerate(CHEXPERT_14)}
 
 
-def read_bytes(stream, sizes, bank: reports.Bank, truth: reports.Truth | None = None) -> parser.Parsed:
+def read_bytes(
+    stream, sizes, bank: reports.Bank, truth: reports.Truth | None = None
+) -> parser.Parsed:
     """`parser.parse_bytes`, and under "trace" what `labels.reports.read_bytes` makes of the text before the answer."""
     parsed = parser.parse_bytes(stream, sizes)
     trace = reports.read_bytes(stream, parsed["trace_length"], bank, truth)
     return parsed | {"trace": trace if truth is None else trace | {"truth": truth}}
 
 
-def read_tokens(tokens, lengths, table: parser.TokenBytes, max_bytes: int, bank, truth=None) -> parser.Parsed:
+def read_tokens(
+    tokens, lengths, table: parser.TokenBytes, max_bytes: int, bank, truth=None
+) -> parser.Parsed:
     """`read_bytes` of the decoded tokens int [B, N], of which the first lengths [B] count, and "repeated" float32 [B],
     see `repeated`. max_bytes is static."""
     parsed = read_bytes(*parser.tokens_to_bytes(tokens, lengths, table, max_bytes), bank, truth)
@@ -130,8 +136,12 @@ def reward_terms(
         terms["repetition"] = parsed["repeated"]
     if lengths is not None and max_length is not None and limit is not None:
         if limit <= max_length:
-            raise UserError(f"max_length must be below the limit of {limit} tokens, got {max_length}")
-        terms["overlong"] = -jnp.clip((lengths - max_length) / f32(limit - max_length), 0, 1).astype(f32)
+            raise UserError(
+                f"max_length must be below the limit of {limit} tokens, got {max_length}"
+            )
+        terms["overlong"] = -jnp.clip(
+            (lengths - max_length) / f32(limit - max_length), 0, 1
+        ).astype(f32)
     if lengths is not None:
         short = np.float32((np.arange(min_length + 1) - min_length) / min_length)
         terms["overshort"] = jnp.asarray(short)[jnp.clip(lengths, 0, min_length)]
@@ -139,19 +149,27 @@ def reward_terms(
 
 
 _NO_FINDING = np.arange(len(CHEXPERT_14)) == INDEX["No Finding"]
-_IS_PARENT = np.array([[c in PARENTS.get(p, ()) for p in CHEXPERT_14] for c in CHEXPERT_14], np.int32)
+_IS_PARENT = np.array(
+    [[c in PARENTS.get(p, ()) for p in CHEXPERT_14] for c in CHEXPERT_14], np.int32
+)
 
 
 def _trace_terms(parsed) -> dict[str, jax.Array]:
     trace, answer = parsed["trace"], parsed["answer"]
     state, f32 = trace["state"], jnp.float32
-    affirmed = state == 1  # No Finding is affirmed by the report's rule: nothing else is affirmed or hedged
+    affirmed = (
+        state == 1
+    )  # No Finding is affirmed by the report's rule: nothing else is affirmed or hedged
     said = (affirmed | (state == -1)) & ~_NO_FINDING
     sound = ~jnp.any(affirmed & np.array(PATHOLOGY), axis=-1, keepdims=True)
     supported = jnp.where(_NO_FINDING, sound, said | (said.astype(jnp.int32) @ _IS_PARENT > 0))
     both, either = jnp.sum(answer & supported, axis=-1), jnp.sum(answer | affirmed, axis=-1)
     speaks = jnp.any(state != NOT_MENTIONED, axis=-1) | (trace["other"] != NOT_MENTIONED)
-    terms = {"trace_answer": jnp.where(parsed["has_answer"] & speaks, jnp.asarray(_JACCARD)[both, either], f32(0))}
+    terms = {
+        "trace_answer": jnp.where(
+            parsed["has_answer"] & speaks, jnp.asarray(_JACCARD)[both, either], f32(0)
+        )
+    }
     if "truth" in trace:
         terms |= _against(trace["truth"], trace, affirmed)
         claims, wrong = trace["claims"].astype(f32), trace["wrong"].astype(f32)
@@ -165,7 +183,11 @@ def _against(truth: reports.Truth, trace, affirmed) -> dict[str, jax.Array]:
     present, absent = bits(truth.present), ~bits(truth.present | truth.hedged)
     right, left = bits(truth.sides >> 16), bits(truth.sides)
     # A parent is named in summaries, and placed by its children.
-    placed = ~(right | left) | np.any(_IS_PARENT, axis=0) | ((trace["right"] == right) & (trace["left"] == left))
+    placed = (
+        ~(right | left)
+        | np.any(_IS_PARENT, axis=0)
+        | ((trace["right"] == right) & (trace["left"] == left))
+    )
     elsewhere = (trace["right"] & ~right) | (trace["left"] & ~left)
     hedged = (trace["state"] == -1) & ~_NO_FINDING
     where = jnp.where(placed, 1.0, jnp.where(elsewhere, -0.25, 0.25))
@@ -176,8 +198,11 @@ def _against(truth: reports.Truth, trace, affirmed) -> dict[str, jax.Array]:
     said = (present & affirmed) | (absent & (trace["state"] == 0))
     sure = (present | absent) & ~_NO_FINDING
     return {
-        "trace_findings": jnp.where(total > 0, earned / jnp.maximum(total, 0.5), 1.0).astype(jnp.float32),
-        "trace_coverage": jnp.sum(said & sure, axis=1) / jnp.maximum(jnp.sum(sure, axis=1), 1).astype(jnp.float32),
+        "trace_findings": jnp.where(total > 0, earned / jnp.maximum(total, 0.5), 1.0).astype(
+            jnp.float32
+        ),
+        "trace_coverage": jnp.sum(said & sure, axis=1)
+        / jnp.maximum(jnp.sum(sure, axis=1), 1).astype(jnp.float32),
     }
 
 
@@ -191,7 +216,9 @@ def repeated(tokens, lengths, n: int = NGRAM) -> jax.Array:
     inside = jnp.arange(windows) < count[:, None]
     keys = [jnp.where(inside, tokens[:, i : windows + i], -1) for i in range(n)]
     keys = jax.lax.sort(keys, dimension=1, num_keys=n)
-    same = functools.reduce(jnp.logical_and, [k[:, 1:] == k[:, :-1] for k in keys]) & (keys[0][:, 1:] >= 0)
+    same = functools.reduce(jnp.logical_and, [k[:, 1:] == k[:, :-1] for k in keys]) & (
+        keys[0][:, 1:] >= 0
+    )
     return jnp.sum(same, axis=1) / jnp.maximum(count, 1).astype(jnp.float32)
 
 
@@ -236,14 +263,24 @@ def score(
         raise UserError("score: expected lists of texts and of solutions, not one str")
     if len(texts) != len(solutions) or (lengths is not None and len(lengths) != len(texts)):
         counts = f"{len(texts)} texts, {len(solutions)} solutions"
-        raise UserError(f"score: {counts}" + (f", {len(lengths)} lengths" if lengths is not None else ""))
+        raise UserError(
+            f"score: {counts}" + (f", {len(lengths)} lengths" if lengths is not None else "")
+        )
     if lengths is not None:
         lengths = np.asarray(lengths)
-        if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or not ((lengths >= 0) & (lengths < 2**31)).all():
-            raise UserError("score: lengths are not whole numbers of tokens, from 0 to 2^31 - 1, one a text")
+        if (
+            lengths.ndim != 1
+            or lengths.dtype.kind not in "iu"
+            or not ((lengths >= 0) & (lengths < 2**31)).all()
+        ):
+            raise UserError(
+                "score: lengths are not whole numbers of tokens, from 0 to 2^31 - 1, one a text"
+            )
     mask = solution_mask(solutions)
     bank = jax.device_put(reports.bank())
-    parsed = map_texts(lambda stream, sizes, solution: _read_for_score(stream, sizes, solution, bank), texts, mask)
+    parsed = map_texts(
+        lambda stream, sizes, solution: _read_for_score(stream, sizes, solution, bank), texts, mask
+    )
     tokens = None if lengths is None else jnp.asarray(np.asarray(lengths, np.int32))
     longest = dict(max_length=max_length, limit=limit)
     terms = reward_terms(parsed, mask, tokens, min_length=min_length, **longest)
@@ -254,7 +291,9 @@ def score(
 @jax.jit
 def _read_for_score(stream, sizes, solution, bank):
     """`read_bytes` with a solution of which no side is known."""
-    truth = reports.Truth.of(solution, jnp.zeros_like(solution), jnp.zeros((*solution.shape, 2), bool))
+    truth = reports.Truth.of(
+        solution, jnp.zeros_like(solution), jnp.zeros((*solution.shape, 2), bool)
+    )
     return read_bytes(stream, sizes, bank, truth)
 
 

@@ -13,7 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import evaluate, optim, policy, pretrained, processes, report, report_groups, rl_checks, trainable
+from cxr_jax import (
+    evaluate,
+    optim,
+    policy,
+    pretrained,
+    processes,
+    report,
+    report_groups,
+    rl_checks,
+    trainable,
+)
 from cxr_jax.alarms import Alarms
 from cxr_jax.checkpoint import Checkpoints
 from cxr_jax.data import batching, tokenizer
@@ -36,11 +46,17 @@ def make_batch_fn(config, source, prompts, completions=None, layout=ONE_DEVICE):
         indices = indices[layout.rows_of(len(indices))]
         batch = source.batch(indices)
         texts = source.about(indices)["prompts"]
-        return batch, indices, {"image": np.asarray(batch["image"]), "prompts": prompts.encode(texts)}
+        return (
+            batch,
+            indices,
+            {"image": np.asarray(batch["image"]), "prompts": prompts.encode(texts)},
+        )
 
     def make(step: int) -> dict:
         r = config.rl
-        indices = batching.indices_of(step, r.prompts_per_step * r.oversample, len(source), config.data.seed)
+        indices = batching.indices_of(
+            step, r.prompts_per_step * r.oversample, len(source), config.data.seed
+        )
         batch, _, out = examples(indices)
         out["shown"] = source.about(indices)
         out |= {k: np.asarray(batch[k]) for k in ("solution", "known", "hedged", "sides")}
@@ -62,20 +78,33 @@ def run(config, workdir, stop, layout) -> dict:
     sources = evaluate.sources(config)
     train_source = sources.train
     grid = evaluate.grid_of(train_source.size, cfg)
-    prompts = policy.Prompts(tok, cfg, grid, config.max_completion, texts=evaluate.all_prompts(sources))
+    prompts = policy.Prompts(
+        tok, cfg, grid, config.max_completion, texts=evaluate.all_prompts(sources)
+    )
 
     what = trainable.Trainable.of(config)
     tx = optim.make(config.optim, config.steps, config.rl.num_iterations * config.rl.minibatches)
     checkpoints = Checkpoints(workdir.path, about=workdir.about, grace=config.grace_seconds)
     state, train, fixed, meta, start = pretrained.train_state(
-        config, {"model": start_model.params}, what, tx, layout, checkpoints, keep_start=config.rl.beta > 0
+        config,
+        {"model": start_model.params},
+        what,
+        tx,
+        layout,
+        checkpoints,
+        keep_start=config.rl.beta > 0,
     )
     reference = None
     if config.rl.beta:  # where the run starts: the base under the adapters, or a copy that stays
-        reference = what.base(fixed) or what.whole(jax.tree.map(jnp.copy, layout.state(train)), fixed)["model"]
+        reference = (
+            what.base(fixed)
+            or what.whole(jax.tree.map(jnp.copy, layout.state(train)), fixed)["model"]
+        )
     del start_model, train  # host copies, and what the first step takes over
     meta = {"seconds": 0.0, "best": None, "num_tokens": 0, "first": {}, "first_look": None} | meta
-    metrics = MetricsWriter(workdir.path, resume_step=start or -1, redo="eval", enabled=processes.is_main())
+    metrics = MetricsWriter(
+        workdir.path, resume_step=start or -1, redo="eval", enabled=processes.is_main()
+    )
     if processes.is_main():
         report.save_groups(workdir.path, resume_step=start or -1)
     progress = Progress(
@@ -85,32 +114,57 @@ def run(config, workdir, stop, layout) -> dict:
         unit="completions",
         stream=sys.stdout,
     )
-    reader = evaluate.Reader(cfg, tok, prompts, batch_size=config.eval.batch_size,
-                             dtype=what.dtype, lexicon=train_source.lexicon, poll=stop.check, layout=layout)
+    reader = evaluate.Reader(
+        cfg,
+        tok,
+        prompts,
+        batch_size=config.eval.batch_size,
+        dtype=what.dtype,
+        lexicon=train_source.lexicon,
+        poll=stop.check,
+        layout=layout,
+    )
     model_of = lambda train: what.whole(train, fixed)["model"]
-    guard = evaluate.Guard(config, reader, sources, metrics, checkpoints, model_of, meta["best"], meta["first_look"])
+    guard = evaluate.Guard(
+        config, reader, sources, metrics, checkpoints, model_of, meta["best"], meta["first_look"]
+    )
     baselines = evaluate.constant_baselines(sources)
     alarms = Alarms(meta["first"])
 
     bank = reports.bank(None, train_source.lexicon)
     rollout = layout.on(make_rollout(config, cfg, grid, special, table, what, bank))
     learn = layout.on(make_learn(config, cfg, grid, special, tx, what))
-    make = make_batch_fn(config, train_source, prompts, batching.Completions(tok, config.max_completion), layout)
+    make = make_batch_fn(
+        config, train_source, prompts, batching.Completions(tok, config.max_completion), layout
+    )
     loader = batching.step_loader(make, start, config.steps, poll=stop.poll)
     look_due = lambda step: step % config.eval.every == 0 or step == config.steps
     seconds, done = meta["seconds"], start
-    compilations, skips = Compilations(), Skips(
-        config.max_skipped, start, int(state["skipped"]), config.rl.num_iterations * config.rl.minibatches
+    compilations, skips = (
+        Compilations(),
+        Skips(
+            config.max_skipped,
+            start,
+            int(state["skipped"]),
+            config.rl.num_iterations * config.rl.minibatches,
+        ),
     )
 
     def save():
-        kept = {"seconds": seconds, "best": guard.best, "first": alarms.first, "first_look": guard.first}
+        kept = {
+            "seconds": seconds,
+            "best": guard.best,
+            "first": alarms.first,
+            "first_look": guard.first,
+        }
         checkpoints.save(done, state, {**meta, **kept})
 
     stop.unsaved = lambda: done - checkpoints.saved
     try:
         if look_due(start):
-            guard.look(start, state["params"])  # before the first step; or the checkpoint is older than its look
+            guard.look(
+                start, state["params"]
+            )  # before the first step; or the checkpoint is older than its look
         for step in range(start, config.steps):
             if guard.stale(step):
                 save()
@@ -143,11 +197,19 @@ def run(config, workdir, stop, layout) -> dict:
             progress.update(done, row, items=ro["reward"].size)
             skips.look(done, int(row["skipped_steps"]))
             seconds += time.monotonic() - began
-            if look_due(done):  # before the checkpoint: a run that resumes from it has no rollout to show
+            if look_due(
+                done
+            ):  # before the checkpoint: a run that resumes from it has no rollout to show
                 groups = report_groups.groups_of(
-                    processes.whole(ro), processes.whole(batch), tok, step=done, lexicon=train_source.lexicon,
-                    weights=dict(config.rl.reward_weights), set_name=train_source.name, **shown,
-                )  # fmt: skip
+                    processes.whole(ro),
+                    processes.whole(batch),
+                    tok,
+                    step=done,
+                    lexicon=train_source.lexicon,
+                    weights=dict(config.rl.reward_weights),
+                    set_name=train_source.name,
+                    **shown,
+                )
                 if processes.is_main():
                     report.save_groups(workdir.path, groups)
             if done % config.save_every == 0 or done == config.steps:
@@ -158,7 +220,9 @@ def run(config, workdir, stop, layout) -> dict:
         checkpoints.wait()
         if checkpoints.saved == done:
             state = reference = None  # they make room for the models that are compared
-        results = finish(config, workdir, cfg, tok, what, last, fixed, checkpoints, reader, sources, layout, done)
+        results = finish(
+            config, workdir, cfg, tok, what, last, fixed, checkpoints, reader, sources, layout, done
+        )
     except Stopped:
         if done > checkpoints.saved:
             save()
@@ -173,7 +237,9 @@ def run(config, workdir, stop, layout) -> dict:
     return {"step": done, "train_seconds": round(seconds), **results}
 
 
-def finish(config, workdir, cfg, tok, what, last, fixed, checkpoints, reader, sources, layout, steps) -> dict:
+def finish(
+    config, workdir, cfg, tok, what, last, fixed, checkpoints, reader, sources, layout, steps
+) -> dict:
     """Exports the parameters that were best out of distribution, and scores them beside where RL started."""
     best = checkpoints.restore_best(last)
     chosen, step = (best[0], best[2]) if best else (last, steps)
@@ -185,6 +251,11 @@ def finish(config, workdir, cfg, tok, what, last, fixed, checkpoints, reader, so
         base = what.base(fixed) or pretrained.on_device(config)
     base = layout.state(base)
     models = {"SFT": base, "RL": what.whole(chosen, fixed)["model"]}
-    if config.data.source == "phantom":  # of films, untrained weights tell nothing more, and large ones take minutes
+    if (
+        config.data.source == "phantom"
+    ):  # of films, untrained weights tell nothing more, and large ones take minutes
         models = {"base": layout.state(pretrained.fresh(cfg, config.seed)), **models}
-    return {"best_step": step, "results": evaluate.full(workdir, config, models, reader, sources, notes=[note])}
+    return {
+        "best_step": step,
+        "results": evaluate.full(workdir, config, models, reader, sources, notes=[note]),
+    }

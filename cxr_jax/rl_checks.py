@@ -7,13 +7,22 @@ from cxr_jax.errors import UserError
 from cxr_jax.models import qwen2_5_vl as qwen
 
 TOGETHER = (
-    ("group_size", lambda r: r.group_size < 2,
-     "must be at least 2: an advantage is the distance from the mean of the group, which is 0 for one completion"),
-    ("delta", lambda r: r.get("delta") and r.delta <= 1 + (r.epsilon_high if r.clip == "ppo" else 0),
-     "must be 0 (no bound) or above 1, with config.rl.clip='ppo' above 1 + config.rl.epsilon_high"),
-    ("sampler_cap", lambda r: r.get("sampler_correction") == "icepop" and r.sampler_cap <= 1,
-     "must be above 1 with 'icepop', or it drops every token"),
-)  # fmt: skip
+    (
+        "group_size",
+        lambda r: r.group_size < 2,
+        "must be at least 2: an advantage is the distance from the mean of the group, which is 0 for one completion",
+    ),
+    (
+        "delta",
+        lambda r: r.get("delta") and r.delta <= 1 + (r.epsilon_high if r.clip == "ppo" else 0),
+        "must be 0 (no bound) or above 1, with config.rl.clip='ppo' above 1 + config.rl.epsilon_high",
+    ),
+    (
+        "sampler_cap",
+        lambda r: r.get("sampler_correction") == "icepop" and r.sampler_cap <= 1,
+        "must be above 1 with 'icepop', or it drops every token",
+    ),
+)
 """(key of config.rl, what makes it wrong, why)."""
 
 
@@ -47,7 +56,10 @@ def reward_weights(weights) -> None:
 def trains(config) -> None:
     """Refuses frozen patterns that match nothing or everything, and adapters that the model's kernels cannot have: by
     shapes alone. Raises UserError."""
-    cfg, what = checks.model_config(config, pretrained.tokenizer(config)), trainable.Trainable.of(config)
+    cfg, what = (
+        checks.model_config(config, pretrained.tokenizer(config)),
+        trainable.Trainable.of(config),
+    )
 
     def split():
         key = jax.random.key(0)

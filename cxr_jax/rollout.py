@@ -46,25 +46,43 @@ def make_rollout(config, cfg, grid, special, table, what, bank):
         def complete(part):
             features = qwen.vision(params, cfg, patchify(part["image"]), grid, dtype=what.dtype)
             out = policy.sample(
-                params, cfg, features, part["prompts"], special, n=g, max_new_tokens=config.max_completion,
-                temperature=r.temperature, keys=part["keys"].reshape(-1),
-            )  # fmt: skip
+                params,
+                cfg,
+                features,
+                part["prompts"],
+                special,
+                n=g,
+                max_new_tokens=config.max_completion,
+                temperature=r.temperature,
+                keys=part["keys"].reshape(-1),
+            )
             return jax.tree.map(lambda x: x.reshape(-1, g, *x.shape[1:]), out)  # a row is a group
 
         keys = sampling_keys(config.seed, step, p, g).reshape(p, g)
-        parts = policy.cut({"image": batch["image"], "prompts": batch["prompts"], "keys": keys}, r.micro_batches)
+        parts = policy.cut(
+            {"image": batch["image"], "prompts": batch["prompts"], "keys": keys}, r.micro_batches
+        )
         out = policy.in_turns(complete, parts)
         out = jax.tree.map(lambda x: x.reshape(p * g, *x.shape[2:]), out)
         of_each = lambda key: jnp.repeat(batch[key], g, axis=0)
         solution, known, hedged = of_each("solution"), of_each("known"), of_each("hedged")
         parsed = rewards.read_tokens(
-            out["tokens"], out["lengths"], table, config.max_completion * evaluate.BYTES_PER_TOKEN, bank,
+            out["tokens"],
+            out["lengths"],
+            table,
+            config.max_completion * evaluate.BYTES_PER_TOKEN,
+            bank,
             reports.Truth.of(solution & ~hedged, hedged, of_each("sides")),
-        )  # fmt: skip
+        )
         terms = rewards.reward_terms(
-            parsed, solution, out["lengths"], known=known, min_length=r.min_length,
-            max_length=int(r.overlong_from * config.max_completion), limit=config.max_completion,
-        )  # fmt: skip
+            parsed,
+            solution,
+            out["lengths"],
+            known=known,
+            min_length=r.min_length,
+            max_length=int(r.overlong_from * config.max_completion),
+            limit=config.max_completion,
+        )
         reward = rewards.combine(terms, weights).reshape(p, g)
         mask = jnp.arange(config.max_completion)[None] < out["lengths"][:, None]
         if r.mask_truncated:
@@ -127,7 +145,9 @@ def rollout_metrics(ro) -> dict:
         "completions/clipped_ratio": 1.0 - ro["finished"].mean(),
         "completions/mean_terminated_length": losses.masked_mean(lengths, ro["finished"]),
         "answers/labels_per_answer": ro["answer"].sum(-1).mean(),
-        "answers/modal_share": rewards.modal_share(ro["answer"].reshape(-1, ro["answer"].shape[-1])),
+        "answers/modal_share": rewards.modal_share(
+            ro["answer"].reshape(-1, ro["answer"].shape[-1])
+        ),
     }
     for name, value in ro["terms"].items():
         out |= {f"rewards/{name}/mean": value.mean(), f"rewards/{name}/std": value.std(ddof=1)}

@@ -69,7 +69,9 @@ def pick(logits, keys, step, *, temperature, greedy: bool, top_k: int | None, to
         scaled = logits / temperature
         kept = scaled if top_k is None else keep_top_k(scaled, top_k)
         kept = kept if top_p is None else keep_top_p(kept, top_p)
-        noise = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, step), logits.shape[1:]))(keys)
+        noise = jax.vmap(
+            lambda k: jax.random.gumbel(jax.random.fold_in(k, step), logits.shape[1:])
+        )(keys)
         token = jnp.argmax(kept + noise, -1)
     chosen = jnp.take_along_axis(scaled, token[:, None], -1, mode="clip")[:, 0]
     return token.astype(jnp.int32), chosen - jax.nn.logsumexp(scaled, -1)
@@ -88,14 +90,35 @@ class State(NamedTuple):
     bound: Any  # the constraint's state
 
 
-def _loop(params, layers, cfg: Config, temperature, constraint, prompt, lengths, start, keys, state, until, place=None,
-          *, greedy, stop_ids, suppress_ids, top_k, top_p, dtype):
+def _loop(
+    params,
+    layers,
+    cfg: Config,
+    temperature,
+    constraint,
+    prompt,
+    lengths,
+    start,
+    keys,
+    state,
+    until,
+    place=None,
+    *,
+    greedy,
+    stop_ids,
+    suppress_ids,
+    top_k,
+    top_p,
+    dtype,
+):
     """Draws tokens until step `until` or until all rows are done: `State` -> `State`. place: see `stages.run`."""
     tcfg, R = cfg.text, start.shape[0]
     banned = np.zeros(tcfg.vocab_size, np.float32)
     banned[list(suppress_ids)] = NEG
     stops = jnp.asarray(stop_ids, jnp.int32)
-    choose = functools.partial(pick, temperature=temperature, greedy=greedy, top_k=top_k, top_p=top_p)
+    choose = functools.partial(
+        pick, temperature=temperature, greedy=greedy, top_k=top_k, top_p=top_p
+    )
 
     def body(state):
         t, h, own, tokens, logprobs, count, done, bound = state
@@ -105,12 +128,16 @@ def _loop(params, layers, cfg: Config, temperature, constraint, prompt, lengths,
         token, logprob = choose(logits, keys, t)
         token = jnp.where(done, cfg.pad_token_id, token)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], t, 1)
-        logprobs = jax.lax.dynamic_update_slice_in_dim(logprobs, jnp.where(done, 0.0, logprob)[:, None], t, 1)
+        logprobs = jax.lax.dynamic_update_slice_in_dim(
+            logprobs, jnp.where(done, 0.0, logprob)[:, None], t, 1
+        )
         count = count + ~done
         done = done | (token[:, None] == stops).any(-1)
         x = qwen2_5_vl.embed(params, cfg, token[:, None], dtype=dtype)
         where = jnp.broadcast_to((start + t)[None, :, None], (3, R, 1))
-        h, own = decoder.decode_step(layers, params["text"]["final"], tcfg, x, where, prompt, lengths, own, t, place)
+        h, own = decoder.decode_step(
+            layers, params["text"]["final"], tcfg, x, where, prompt, lengths, own, t, place
+        )
         if constraint is not None:
             bound = constraint.advance(bound, token)
         return State(t + 1, h, own, tokens, logprobs, count, done, bound)
@@ -121,17 +148,38 @@ def _loop(params, layers, cfg: Config, temperature, constraint, prompt, lengths,
 def _fresh(cfg: Config, last, N: int, room: int, constraint, dtype) -> State:
     """The state before the first token, with room for the keys of `room` tokens; last [R, D]."""
     R = len(last)
-    return State(jnp.int32(0), last, decoder.empty_own(cfg.text, R, room, dtype),
-                 jnp.full((R, N), cfg.pad_token_id, jnp.int32), jnp.zeros((R, N), jnp.float32),
-                 jnp.zeros(R, jnp.int32), jnp.zeros(R, bool), None if constraint is None else constraint.init(R))
+    return State(
+        jnp.int32(0),
+        last,
+        decoder.empty_own(cfg.text, R, room, dtype),
+        jnp.full((R, N), cfg.pad_token_id, jnp.int32),
+        jnp.zeros((R, N), jnp.float32),
+        jnp.zeros(R, jnp.int32),
+        jnp.zeros(R, bool),
+        None if constraint is None else constraint.init(R),
+    )
 
 
 _STATIC = ("cfg", "greedy", "stop_ids", "suppress_ids", "dtype")
 
 
 @functools.partial(jax.jit, static_argnames=(*_STATIC, "n", "max_new_tokens", "top_k", "top_p"))
-def _generate(params, cfg: Config, input_ids, lengths, positions, features, keys, temperature, *, n,
-              max_new_tokens, constraint, dtype, **choice):
+def _generate(
+    params,
+    cfg: Config,
+    input_ids,
+    lengths,
+    positions,
+    features,
+    keys,
+    temperature,
+    *,
+    n,
+    max_new_tokens,
+    constraint,
+    dtype,
+    **choice,
+):
     text, tcfg = params["text"], cfg.text
     h = qwen2_5_vl.embed(params, cfg, input_ids, features, dtype=dtype)
     last, cache = decoder.prefill(text, tcfg, h, positions, lengths)
@@ -139,18 +187,41 @@ def _generate(params, cfg: Config, input_ids, lengths, positions, features, keys
     start = jnp.repeat(next_positions(positions, lengths), n)
     room = stages.stage_ends(max_new_tokens)[0]
     state = _fresh(cfg, jnp.repeat(last, n, 0), max_new_tokens, room, constraint, dtype)
-    loop = functools.partial(_loop, params, layers, cfg, temperature, constraint, dtype=dtype, **choice)
+    loop = functools.partial(
+        _loop, params, layers, cfg, temperature, constraint, dtype=dtype, **choice
+    )
     state = stages.run(loop, prompt, lengths, start, keys, state)
-    return {"tokens": state.tokens, "logprobs": state.logprobs, "lengths": state.lengths, "finished": state.done}
+    return {
+        "tokens": state.tokens,
+        "logprobs": state.logprobs,
+        "lengths": state.lengths,
+        "finished": state.done,
+    }
 
 
 def _ids(x, default) -> tuple:
     return tuple(int(i) for i in (default if x is None else x))
 
 
-def generate(params: dict, cfg: Config, input_ids, lengths, positions, image_features=None, *, n: int = 1,
-             max_new_tokens: int, temperature: float = 1.0, keys=None, stop_ids=None, suppress_ids=None,
-             top_k: int | None = None, top_p: float | None = None, constraint=None, dtype=jnp.float32) -> dict:
+def generate(
+    params: dict,
+    cfg: Config,
+    input_ids,
+    lengths,
+    positions,
+    image_features=None,
+    *,
+    n: int = 1,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    keys=None,
+    stop_ids=None,
+    suppress_ids=None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    constraint=None,
+    dtype=jnp.float32,
+) -> dict:
     """n completions of each prompt.
 
     input_ids int [B, T] right-padded, lengths int [B], positions int [3, B, T] (`qwen2_5_vl.positions`),
@@ -168,11 +239,24 @@ def generate(params: dict, cfg: Config, input_ids, lengths, positions, image_fea
             raise ValueError("sampling at a temperature needs keys")
         keys = row_keys(0, input_ids.shape[0] * n)
     return _generate(
-        params, cfg, jnp.asarray(input_ids), jnp.asarray(lengths, jnp.int32), jnp.asarray(positions),
-        image_features, keys, jnp.float32(1.0 if greedy else temperature), n=n, max_new_tokens=max_new_tokens,
-        greedy=greedy, stop_ids=_ids(stop_ids, cfg.eos_token_id),
-        suppress_ids=_ids(suppress_ids, cfg.media_token_ids), top_k=top_k, top_p=top_p, constraint=constraint,
-        dtype=dtype)
+        params,
+        cfg,
+        jnp.asarray(input_ids),
+        jnp.asarray(lengths, jnp.int32),
+        jnp.asarray(positions),
+        image_features,
+        keys,
+        jnp.float32(1.0 if greedy else temperature),
+        n=n,
+        max_new_tokens=max_new_tokens,
+        greedy=greedy,
+        stop_ids=_ids(stop_ids, cfg.eos_token_id),
+        suppress_ids=_ids(suppress_ids, cfg.media_token_ids),
+        top_k=top_k,
+        top_p=top_p,
+        constraint=constraint,
+        dtype=dtype,
+    )
 
 
 # The same in pieces. A prefix is what the device keeps of one prompt: {"keys": [(k, v)] a layer, [1, K, S, d] each,
@@ -189,7 +273,9 @@ def prefill(params, cfg: Config, input_ids, lengths, positions, image_features, 
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "room", "dtype"))
-def extend(params, cfg: Config, keys, used, input_ids, lengths, positions, *, room: int, dtype) -> dict:
+def extend(
+    params, cfg: Config, keys, used, input_ids, lengths, positions, *, room: int, dtype
+) -> dict:
     """The prefix that has `lengths` more tokens after the first `used` of `keys`, in `room` slots.
 
     input_ids int [1, E] without images, lengths and used int [1], positions int [3, 1, E]. Computes the new
@@ -233,19 +319,49 @@ def begin(prefixes: list[dict], live, constraint, *, cfg: Config, room: int, dty
     """(prompt keys, own, rest) for `decode`: one row a prefix (all of equal S), the first `live` of them drawn;
     at most `room` tokens."""
     prompt = jax.tree.map(lambda *x: jnp.concatenate(x), *[p["keys"] for p in prefixes])
-    state = _fresh(cfg, jnp.concatenate([p["last"] for p in prefixes]), room, room, constraint, dtype)
+    state = _fresh(
+        cfg, jnp.concatenate([p["last"] for p in prefixes]), room, room, constraint, dtype
+    )
     return prompt, state.own, state._replace(own=None, done=jnp.arange(len(prefixes)) >= live)
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="own")
-def decode(params, layers, cfg: Config, prompt, lengths, start, keys, temperature, own, rest, until, constraint, *,
-           dtype, **choice):
+def decode(
+    params,
+    layers,
+    cfg: Config,
+    prompt,
+    lengths,
+    start,
+    keys,
+    temperature,
+    own,
+    rest,
+    until,
+    constraint,
+    *,
+    dtype,
+    **choice,
+):
     """Goes on to step `until` or to where all rows are done: (own, rest) -> (own, rest), of `begin`.
 
     lengths int [R] of the prompts, start int [R] the position of each first token, keys typed keys [R]. choice:
     static greedy, stop_ids, suppress_ids; top_k int32 and top_p float32, or None.
     rest: the `State` without its own keys, which go apart because they alone are taken over.
     """
-    state = _loop(params, layers, cfg, temperature, constraint, prompt, lengths, start, keys, rest._replace(own=own),
-                  until, dtype=dtype, **choice)
+    state = _loop(
+        params,
+        layers,
+        cfg,
+        temperature,
+        constraint,
+        prompt,
+        lengths,
+        start,
+        keys,
+        rest._replace(own=own),
+        until,
+        dtype=dtype,
+        **choice,
+    )
     return state.own, state._replace(own=None)

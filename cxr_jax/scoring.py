@@ -31,7 +31,9 @@ SUBSETS = {
     "without_support_devices": ("Support Devices",),
     "findings_only": ("No Finding", "Support Devices"),
 }
-_KEEP = {name: np.array([label not in out for label in CHEXPERT_14]) for name, out in SUBSETS.items()}
+_KEEP = {
+    name: np.array([label not in out for label in CHEXPERT_14]) for name, out in SUBSETS.items()
+}
 _CHUNK = 4_000_000  # resampling weights held at once: 32 MB, whatever n_boot and N are
 
 
@@ -45,7 +47,12 @@ def _checked(pred, truth, known=None, valid=None):
     if truth.ndim != 2 or truth.shape[1] != N_LABELS or len(truth) == 0:
         raise ValueError(f"truth must be [N, {N_LABELS}] with N >= 1, got {list(truth.shape)}")
     if pred.shape != truth.shape or known.shape != truth.shape or valid.shape != truth.shape[:1]:
-        shapes = {"pred": pred.shape, "truth": truth.shape, "known": known.shape, "valid": valid.shape}
+        shapes = {
+            "pred": pred.shape,
+            "truth": truth.shape,
+            "known": known.shape,
+            "valid": valid.shape,
+        }
         raise ValueError(f"shapes do not agree: {shapes}")
     return pred, truth, known, valid
 
@@ -67,9 +74,9 @@ def _row_counts(pred, truth, known=None, valid=None) -> np.ndarray:
     pred = pred & valid[:, None]
     flags = [pred & truth & known, pred & ~truth & known, ~pred & truth & known, known]
     scored = np.isfinite(jaccard)
-    return np.concatenate([*flags, np.where(scored, jaccard, 0.0)[:, None], scored[:, None]], axis=1).astype(
-        float
-    )
+    return np.concatenate(
+        [*flags, np.where(scored, jaccard, 0.0)[:, None], scored[:, None]], axis=1
+    ).astype(float)
 
 
 def _split(counts):
@@ -195,7 +202,9 @@ def constant_predictions(truth, known=None, prior=None) -> dict[str, np.ndarray]
     """
     _, truth, known, _ = _checked(truth, truth, known)
     frequency = (
-        np.asarray(prior, float) if prior is not None else _ratio((truth & known).sum(0), known.sum(0))
+        np.asarray(prior, float)
+        if prior is not None
+        else _ratio((truth & known).sum(0), known.sum(0))
     )
     order = np.argsort(-np.nan_to_num(frequency), kind="stable")
     rows = {"No Finding": [INDEX["No Finding"]], "all labels": list(range(N_LABELS))}
@@ -211,7 +220,8 @@ def constant_policies(truth, *, known=None, groups=None, prior=None, n_boot=1000
     """
     rows = constant_predictions(truth, known, prior)
     counts = {
-        name: _row_counts(np.broadcast_to(row, np.shape(truth)), truth, known) for name, row in rows.items()
+        name: _row_counts(np.broadcast_to(row, np.shape(truth)), truth, known)
+        for name, row in rows.items()
     }
     policies = {
         name: {
@@ -223,7 +233,8 @@ def constant_policies(truth, *, known=None, groups=None, prior=None, n_boot=1000
     out = {"policies": policies}
     for metric in ("jaccard", "macro_f1"):
         best = max(
-            policies, key=lambda name: -1.0 if policies[name][metric] is None else policies[name][metric]
+            policies,
+            key=lambda name: -1.0 if policies[name][metric] is None else policies[name][metric],
         )
         units = _by_group(counts[best], groups)
         boot = _resampled(units, n_boot, seed)
@@ -271,7 +282,9 @@ def image_use_audit(
                 valid_b=valid.get("real"),
                 **options,
             )
-            out[name][f"drop_{metric}"] = dict(zip(("value", "lo", "hi"), map(_number, diff), strict=True))
+            out[name][f"drop_{metric}"] = dict(
+                zip(("value", "lo", "hi"), map(_number, diff), strict=True)
+            )
     return out
 
 
@@ -393,7 +406,9 @@ def summary(
             subset: {
                 **_estimate(_METRIC[metric](total, subset), _METRIC[metric](boot, subset)),
                 "labels": [
-                    name for i, name in enumerate(CHEXPERT_14) if keep[i] and (used[i] or not needs_positive)
+                    name
+                    for i, name in enumerate(CHEXPERT_14)
+                    if keep[i] and (used[i] or not needs_positive)
                 ],
             }
             for subset, keep in _KEEP.items()

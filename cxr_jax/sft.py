@@ -13,7 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import checks, evaluate, losses, optim, policy, pretrained, processes, sharding, trainable
+from cxr_jax import (
+    checks,
+    evaluate,
+    losses,
+    optim,
+    policy,
+    pretrained,
+    processes,
+    sharding,
+    trainable,
+)
 from cxr_jax.checkpoint import Checkpoints
 from cxr_jax.data import batching
 from cxr_jax.data.preprocess import patchify
@@ -70,15 +80,23 @@ def make_steps(config, cfg, tx, grid, what):
 
     def joint(params, batch, total):
         features = see(params, batch)
-        ce, p_mean = policy.completion_loss(params["model"], cfg, features, batch, total, remat=config.remat)
+        ce, p_mean = policy.completion_loss(
+            params["model"], cfg, features, batch, total, remat=config.remat
+        )
         metrics = {"loss": ce, "mean_token_probability": p_mean}
         if not config.locate_weight:
             return ce, metrics
-        locate = locate_loss(params["locate"], features, batch["regions"], batch["severity"]) / parts
+        locate = (
+            locate_loss(params["locate"], features, batch["regions"], batch["severity"]) / parts
+        )
         return ce + config.locate_weight * locate, {**metrics, "locate_loss": locate}
 
     def update(loss_fn, state, fixed, batch):
-        total = jnp.maximum(jnp.sum(batch["mask"].astype(jnp.float32)), 1.0) if "mask" in batch else None
+        total = (
+            jnp.maximum(jnp.sum(batch["mask"].astype(jnp.float32)), 1.0)
+            if "mask" in batch
+            else None
+        )
         part_loss = lambda train, part: loss_fn(what.whole(train, fixed), part, total)
         grads, metrics = optim.accumulate(
             jax.grad(part_loss, has_aux=True), state["params"], policy.cut(batch, parts)
@@ -115,7 +133,9 @@ def check(config) -> None:
     """Refuses settings that cannot work, before anything is written. Raises UserError."""
     train = checks.common(config)
     if config.data.source == "files" and (config.locate_steps or config.locate_weight):
-        raise UserError("config.locate_steps and config.locate_weight must be 0 for files: only phantoms know regions")
+        raise UserError(
+            "config.locate_steps and config.locate_weight must be 0 for files: only phantoms know regions"
+        )
     if config.locate_steps < config.steps:
         checks.targets_fit(config, train)
 
@@ -127,7 +147,9 @@ def run(config, workdir, stop, layout) -> dict:
     sources = evaluate.sources(config)
     source = sources.train
     grid = evaluate.grid_of(source.size, cfg)
-    prompts = policy.Prompts(tok, cfg, grid, config.max_completion, texts=evaluate.all_prompts(sources))
+    prompts = policy.Prompts(
+        tok, cfg, grid, config.max_completion, texts=evaluate.all_prompts(sources)
+    )
     completions = batching.Completions(tok, config.max_completion)
 
     what = trainable.Trainable.of(config)
@@ -141,22 +163,38 @@ def run(config, workdir, stop, layout) -> dict:
     meta = {"seconds": 0.0, "best": None, "first_look": None, "window": []} | meta
     model_of = lambda train: what.whole(train, fixed)["model"]
     locate_step, joint_step = map(layout.on, make_steps(config, cfg, tx, grid, what))
-    metrics = MetricsWriter(workdir.path, resume_step=start or -1, redo="eval",
-                            enabled=processes.is_main())
+    metrics = MetricsWriter(
+        workdir.path, resume_step=start or -1, redo="eval", enabled=processes.is_main()
+    )
     progress = Progress(
         config.steps, start=start, show=("loss", "locate_loss"), unit="samples", stream=sys.stdout
     )
-    reader = evaluate.Reader(cfg, tok, prompts, batch_size=config.eval.batch_size,
-                             dtype=what.dtype, lexicon=sources.train.lexicon, poll=stop.check, layout=layout)
-    guard = evaluate.Guard(config, reader, sources, metrics, checkpoints, model_of, meta["best"], meta["first_look"])
+    reader = evaluate.Reader(
+        cfg,
+        tok,
+        prompts,
+        batch_size=config.eval.batch_size,
+        dtype=what.dtype,
+        lexicon=sources.train.lexicon,
+        poll=stop.check,
+        layout=layout,
+    )
+    guard = evaluate.Guard(
+        config, reader, sources, metrics, checkpoints, model_of, meta["best"], meta["first_look"]
+    )
 
     make = make_batch_fn(config, source, prompts, completions, layout)
     loader = batching.step_loader(make, start, config.steps, poll=stop.poll)
     skips = Skips(config.max_skipped, start, int(state["skipped"]))
     began, evaluating, window, done = time.monotonic(), 0.0, list(meta.get("window", [])), start
-    waited, counted = 0.0, (began, 0.0)  # for data since the last line; when that was, and `evaluating` then
+    waited, counted = (
+        0.0,
+        (began, 0.0),
+    )  # for data since the last line; when that was, and `evaluating` then
     seconds = lambda: meta["seconds"] + time.monotonic() - began
-    look_due = lambda step: step > config.locate_steps and (step % config.eval.every == 0 or step == config.steps)
+    look_due = lambda step: (
+        step > config.locate_steps and (step % config.eval.every == 0 or step == config.steps)
+    )
 
     def save():
         # `window`: the metrics since the last line, so that a resumed run writes the same lines.
@@ -172,14 +210,20 @@ def run(config, workdir, stop, layout) -> dict:
             stop.check()
             batch = layout.batch(next(loader))
             waited += loader.last_wait
-            state, m = (locate_step if step < config.locate_steps else joint_step)(state, fixed, batch)
+            state, m = (locate_step if step < config.locate_steps else joint_step)(
+                state, fixed, batch
+            )
             if window:
-                jax.block_until_ready(window[-1])  # one step ahead of the device, no more: a wait for data is a wait
+                jax.block_until_ready(
+                    window[-1]
+                )  # one step ahead of the device, no more: a wait for data is a wait
             window.append(m)
             done = step + 1
             checkpoints.poll()
             if done % config.log_every == 0 or done == config.steps:
-                row = {k: float(np.mean([float(w[k]) for w in window if k in w])) for k in window[-1]}
+                row = {
+                    k: float(np.mean([float(w[k]) for w in window if k in w])) for k in window[-1]
+                }
                 row["samples_per_second"] = (
                     config.batch_size * (done - start) / (time.monotonic() - began - evaluating)
                 )

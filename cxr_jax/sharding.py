@@ -51,9 +51,13 @@ def mesh(data: int, fsdp: int, tensor: int, devices=None) -> jax.sharding.Mesh:
     if shape.count(-1) == 1 and min(s for s in shape if s != -1) > 0:
         shape[shape.index(-1)] = n // int(np.prod([s for s in shape if s != -1]))
     if min(shape) < 1 or int(np.prod(shape)) != n:
-        raise UserError(f"config.mesh: {asked} (data x fsdp x tensor; -1: what remains) is not {n} device(s)")
+        raise UserError(
+            f"config.mesh: {asked} (data x fsdp x tensor; -1: what remains) is not {n} device(s)"
+        )
     try:  # TPUs: an axis may take part of a side of their torus
-        placed = mesh_utils.create_device_mesh(tuple(shape), devices, allow_split_physical_axes=True)
+        placed = mesh_utils.create_device_mesh(
+            tuple(shape), devices, allow_split_physical_axes=True
+        )
     except (NotImplementedError, ValueError) as e:
         why = "does not fit how the devices are wired"
         raise UserError(f"config.mesh: {asked} (data x fsdp x tensor) {why}: {e}") from e
@@ -72,10 +76,14 @@ def spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionS
     mesh_axes = [LOGICAL_TO_MESH.get(a) for a in logical]
     used = [a for a in mesh_axes if a]
     if len(used) != len(set(used)):
-        raise UserError(f"sharding: {path} would be divided over the same mesh axis twice: {mesh_axes}")
+        raise UserError(
+            f"sharding: {path} would be divided over the same mesh axis twice: {mesh_axes}"
+        )
     for size, axis in zip(shape, mesh_axes, strict=True):
         if axis and size % sizes[axis]:
-            raise UserError(f"sharding: {path} {list(shape)}: {size} does not divide by {axis}={sizes[axis]}")
+            raise UserError(
+                f"sharding: {path} {list(shape)}: {size} does not divide by {axis}={sizes[axis]}"
+            )
     return PartitionSpec(*mesh_axes)
 
 
@@ -92,7 +100,11 @@ def gathered(params: dict, dtype) -> dict:
 
     def whole(path, x):
         path = path_string(path)
-        axes = () if "/lora_" in path else [a if a == "tensor" else None for a in spec(path, x.shape, dict(on.shape))]
+        axes = (
+            ()
+            if "/lora_" in path
+            else [a if a == "tensor" else None for a in spec(path, x.shape, dict(on.shape))]
+        )
         return jax.lax.with_sharding_constraint(x.astype(dtype), PartitionSpec(*axes))
 
     return jax.tree_util.tree_map_with_path(whole, params)
@@ -111,7 +123,9 @@ def batch_shardings(batch, on: jax.sharding.Mesh):
 
     def one(path, x):
         rows_on = 1 if path_string(path).endswith("prompts/positions") else 0
-        return NamedSharding(on, PartitionSpec(*[None] * rows_on, BATCH_AXES) if x.ndim else PartitionSpec())
+        return NamedSharding(
+            on, PartitionSpec(*[None] * rows_on, BATCH_AXES) if x.ndim else PartitionSpec()
+        )
 
     return jax.tree_util.tree_map_with_path(one, batch)
 
@@ -124,7 +138,9 @@ def laid_out(tree):
     on = jax.sharding.get_abstract_mesh()
     if on.empty:
         return tree
-    place = lambda p, x: jax.lax.with_sharding_constraint(x, spec(path_string(p), x.shape, dict(on.shape)))
+    place = lambda p, x: jax.lax.with_sharding_constraint(
+        x, spec(path_string(p), x.shape, dict(on.shape))
+    )
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
@@ -151,17 +167,27 @@ class Layout:
 
     def on_host(self):
         """A context in which whole trees are made beside the accelerators, for `state` to divide: one may not fit."""
-        return contextlib.nullcontext() if self.mesh is None else jax.default_device(processes.cpu_device())
+        return (
+            contextlib.nullcontext()
+            if self.mesh is None
+            else jax.default_device(processes.cpu_device())
+        )
 
     def state(self, tree):
         """A train state, parameters or what is fixed, every array at its place; the same values on every process."""
         if self.mesh is None:
-            return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jax.numpy.asarray(x), tree)
+            return jax.tree.map(
+                lambda x: x if isinstance(x, jax.Array) else jax.numpy.asarray(x), tree
+            )
 
         def put(x, where):
-            if isinstance(x, jax.Array) and (x.sharding == where or x.is_fully_addressable and processes.count() == 1):
+            if isinstance(x, jax.Array) and (
+                x.sharding == where or x.is_fully_addressable and processes.count() == 1
+            ):
                 return jax.device_put(x, where)
-            host = np.asarray(x)  # copied: JAX would share its memory, and a step takes over its state
+            host = np.asarray(
+                x
+            )  # copied: JAX would share its memory, and a step takes over its state
             return jax.make_array_from_callback(host.shape, where, lambda at: np.array(host[at]))
 
         return jax.tree.map(put, tree, shardings(tree, self.mesh))
@@ -177,7 +203,9 @@ class Layout:
         """int: which of n rows this process makes, in order."""
         if self.mesh is None:
             return np.arange(n)
-        where = NamedSharding(self.mesh, PartitionSpec(BATCH_AXES)).addressable_devices_indices_map((n,))
+        where = NamedSharding(self.mesh, PartitionSpec(BATCH_AXES)).addressable_devices_indices_map(
+            (n,)
+        )
         return np.unique(np.concatenate([np.arange(n)[at] for at in where.values()]))
 
     def batch(self, tree):

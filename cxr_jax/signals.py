@@ -36,9 +36,13 @@ class Stop:
         self._reads, self._writes = os.pipe()
         os.set_blocking(self._writes, False)
         with contextlib.suppress(ValueError):  # not in the main thread (tests)
-            self._before = signal.set_wakeup_fd(self._writes, warn_on_full_buffer=False), {
-                number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)
-            }
+            self._before = (
+                signal.set_wakeup_fd(self._writes, warn_on_full_buffer=False),
+                {
+                    number: signal.signal(number, lambda *_: None)
+                    for number in (signal.SIGTERM, signal.SIGINT)
+                },
+            )
             threading.Thread(target=self._listen, daemon=True).start()
         self._beat()
 
@@ -57,7 +61,11 @@ class Stop:
             os._exit(128 + number)
         if number is None and not self._heard.is_set():
             lost = self.unsaved()
-            self._say("nothing new to save" if lost == 0 else f"no step ended in time: the last {lost} are not saved")
+            self._say(
+                "nothing new to save"
+                if lost == 0
+                else f"no step ended in time: the last {lost} are not saved"
+            )
             self._say("the same command continues from the last checkpoint")
             os._exit(0)
 
@@ -113,7 +121,13 @@ class Skips:
     """
 
     def __init__(self, limit: int, step: int = 0, skipped: int = 0, updates: int = 1):
-        self._limit, self._good, self._step, self._skipped, self._updates = limit, step, step, skipped, updates
+        self._limit, self._good, self._step, self._skipped, self._updates = (
+            limit,
+            step,
+            step,
+            skipped,
+            updates,
+        )
 
     def look(self, step: int, skipped: int) -> None:
         """skipped: how many until `step`, in all. Raises RunFailed."""
@@ -121,6 +135,8 @@ class Skips:
             self._good = step  # at the latest
         self._step, self._skipped = step, skipped
         if self._limit and step - self._good >= self._limit:
-            raise RunFailed(f"the gradients of the last {step - self._good} steps were not finite "
-                            f"(config.max_skipped={self._limit}): the learning rate may be too high, or the weights "
-                            f"damaged; the parameters are those of step {self._good}")
+            raise RunFailed(
+                f"the gradients of the last {step - self._good} steps were not finite "
+                f"(config.max_skipped={self._limit}): the learning rate may be too high, or the weights "
+                f"damaged; the parameters are those of step {self._good}"
+            )

@@ -17,7 +17,10 @@ import jax.numpy as jnp
 from cxr_jax.rows import by_shard, put_rows, row_shards, take_rows
 
 ENDS = (5 / 16, 15 / 32, 5 / 8)  # of all stages but the last, as shares of the most tokens
-GRAIN, SHORTEST = 32, 96  # ends are multiples of GRAIN; a loop of fewer tokens than SHORTEST is one stage
+GRAIN, SHORTEST = (
+    32,
+    96,
+)  # ends are multiples of GRAIN; a loop of fewer tokens than SHORTEST is one stage
 HALVINGS, LEAST_ROWS = 3, 8  # a batch shrinks to 1/8, but to no fewer rows
 
 
@@ -53,19 +56,25 @@ def run(loop, prompt, lengths, start, keys, state):
         """The stage with `size` rows: those that are not done, filled up with some that are."""
         room = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, until - x.shape[2]), (0, 0)))
         grown = lambda state: state._replace(own=jax.tree.map(room, state.own))
-        ended = lambda state: state._replace(own=()) if until == N else state  # nobody reads the keys any more
+        ended = lambda state: (
+            state._replace(own=()) if until == N else state
+        )  # nobody reads the keys any more
         if size == R:
             return ended(loop(prompt, lengths, start, keys, grown(state), until, None))
         index = jnp.argsort(apart(state.done), axis=1, stable=True)[:, : size // shards]
         pick = lambda tree, index=index: jax.tree.map(lambda x: take_rows(x, index), tree)
-        if size <= B:  # every row a copy of its prompt: as much memory again as all prompts take, at most
+        if (
+            size <= B
+        ):  # every row a copy of its prompt: as much memory again as all prompts take, at most
             prompt_of, place = pick((prompt, lengths), index // (R // B)), None
         else:
             prompt_of, place = (prompt, lengths), (index, R)
         some = grown(pick(state._replace(step=()))._replace(step=state.step))
         out = ended(loop(*prompt_of, pick(start), pick(keys), some, until, place))
         back = lambda old, new: put_rows(old, index, new)
-        return jax.tree.map(back, ended(grown(state))._replace(step=()), out._replace(step=()))._replace(step=out.step)
+        return jax.tree.map(
+            back, ended(grown(state))._replace(step=()), out._replace(step=())
+        )._replace(step=out.step)
 
     options = sizes(R, shards)
     for i, until in enumerate(stage_ends(N)):
@@ -74,5 +83,7 @@ def run(loop, prompt, lengths, start, keys, state):
             continue
         alive = shards * jnp.sum(~apart(state.done), axis=1).max()
         smallest = sum((alive <= n).astype(jnp.int32) for n in options[1:])
-        state = jax.lax.switch(smallest, [functools.partial(with_rows, n, until) for n in options], state)
+        state = jax.lax.switch(
+            smallest, [functools.partial(with_rows, n, until) for n in options], state
+        )
     return state

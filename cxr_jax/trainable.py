@@ -37,8 +37,12 @@ class Trainable:
         c = config.lora
         adapters = lora.Lora(c.rank, c.alpha, tuple(c.targets)) if c.rank else None
         if adapters and config.optim.frozen:
-            raise UserError("config.optim.frozen must be empty with LoRA: the whole model is frozen then")
-        return cls(tuple(config.optim.frozen), adapters, DTYPES[config.dtype], DTYPES[config.param_dtype])
+            raise UserError(
+                "config.optim.frozen must be empty with LoRA: the whole model is frozen then"
+            )
+        return cls(
+            tuple(config.optim.frozen), adapters, DTYPES[config.dtype], DTYPES[config.param_dtype]
+        )
 
     def split(self, params: dict, key, trains: bool = True) -> tuple[dict | None, dict]:
         """(train, fixed) of params {"model": ..., ...}, all on the device; key: for fresh adapters.
@@ -51,9 +55,13 @@ class Trainable:
         for pattern in self.frozen:
             if not any(re.search(pattern, p) for p in paths):
                 raise UserError(f"config.optim.frozen: {pattern!r} matches no parameter")
-        is_fixed = lambda p: any(re.search(f, p) for f in self.frozen) or (self.adapters and p.startswith("model/"))
+        is_fixed = lambda p: (
+            any(re.search(f, p) for f in self.frozen) or (self.adapters and p.startswith("model/"))
+        )
         if not self.adapters and all(is_fixed(p) for p in paths if p.startswith("model/")):
-            raise UserError("config.optim.frozen: the patterns match all of the model, so nothing would train")
+            raise UserError(
+                "config.optim.frozen: the patterns match all of the model, so nothing would train"
+            )
         fixed = _pick(params, is_fixed, self.dtype)
         if not trains:
             return None, fixed

@@ -13,7 +13,14 @@ import time
 
 from cxr_jax.errors import UserError
 
-MAY_CHANGE = ("mesh.", "grace_seconds ", "step_timeout ", "max_skipped ", "data.cache_mib ", "data.threads ")
+MAY_CHANGE = (
+    "mesh.",
+    "grace_seconds ",
+    "step_timeout ",
+    "max_skipped ",
+    "data.cache_mib ",
+    "data.threads ",
+)
 """Keys of a config that do not change what a run computes, but for rounding: it may be resumed with others."""
 
 
@@ -39,7 +46,9 @@ class Workdir:
             raise UserError(f"--workdir={path}: cannot be written ({e.strerror})") from e
         try:
             _lock(self._lock, path)
-            for left in glob.glob(os.path.join(glob.escape(self.path), ".*.partial")):  # by an export that was killed
+            for left in glob.glob(
+                os.path.join(glob.escape(self.path), ".*.partial")
+            ):  # by an export that was killed
                 shutil.rmtree(left, ignore_errors=True)
             self._check_config(path, {"config": config, "data": data or {}})
         except BaseException:
@@ -67,7 +76,10 @@ class Workdir:
                 f"--workdir={path}: holds a run with another config ({changed[0]}); "
                 "use another --workdir or the same flags"
             )
-        for key, what in (("manifest_sha256", "data: the manifest"), ("weights_sha256", "weights: config.model")):
+        for key, what in (
+            ("manifest_sha256", "data: the manifest"),
+            ("weights_sha256", "weights: config.model"),
+        ):
             before, now = ((x.get("data") or {}).get(key) for x in (old, wanted))
             if before and before != now:
                 raise UserError(f"--workdir={path}: holds a run on other {what} has changed since")
@@ -93,9 +105,19 @@ class Workdir:
     def abandon(self) -> None:
         """Takes back a new run that failed before its first checkpoint: bad input leaves nothing behind."""
         last = self.file("checkpoints", "last")
-        if not self._writes or "config.json" in self._before or (os.path.isdir(last) and os.listdir(last)):
+        if (
+            not self._writes
+            or "config.json" in self._before
+            or (os.path.isdir(last) and os.listdir(last))
+        ):
             return
-        for name in {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "lock"} - self._before:
+        for name in {
+            "config.json",
+            "metrics.jsonl",
+            "tensorboard",
+            "checkpoints",
+            "lock",
+        } - self._before:
             path = self.file(name)
             if os.path.isdir(path):
                 shutil.rmtree(path, ignore_errors=True)
@@ -106,7 +128,9 @@ class Workdir:
 
     def finish(self, **facts) -> None:
         if self._writes:
-            write_json(self.file("done.json"), {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **facts})
+            write_json(
+                self.file("done.json"), {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **facts}
+            )
 
     def file(self, *names: str) -> str:
         return os.path.join(self.path, *names)
@@ -142,7 +166,9 @@ def write_json(path: str, obj) -> None:
 def _git(*args) -> str:
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     try:
-        return subprocess.run(["git", "-C", root, *args], capture_output=True, text=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", root, *args], capture_output=True, text=True, timeout=10
+        ).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
 

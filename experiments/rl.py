@@ -68,42 +68,80 @@ def get_config(presets: str = "phantom") -> ConfigDict:
     default = "trl_0_22" if preset == "nv_reason_3b" else "corrected"
     algorithm = next((n for n in names if n in ALGORITHMS), default)
     if unknown := [n for n in names if n not in (*PRESETS, *ALGORITHMS)]:
-        raise UserError(f"experiments/rl.py has no preset {unknown[0]!r}; it has: {', '.join([*PRESETS, *ALGORITHMS])}")
+        raise UserError(
+            f"experiments/rl.py has no preset {unknown[0]!r}; it has: {', '.join([*PRESETS, *ALGORITHMS])}"
+        )
     if more := [n for n in names if n not in (preset, algorithm)]:
-        raise UserError(f"experiments/rl.py takes one data preset and one algorithm; {more[0]!r} is a second one")
+        raise UserError(
+            f"experiments/rl.py takes one data preset and one algorithm; {more[0]!r} is a second one"
+        )
     c = ConfigDict()
     c.task = "rl"
     c.model = "phantom"
     c.seed = 0
     c.steps = 40
     c.max_completion = 208
-    c.remat = "none"  # activations kept for the backward pass: "none" recomputes nothing, "dots", "full"
+    c.remat = (
+        "none"  # activations kept for the backward pass: "none" recomputes nothing, "dots", "full"
+    )
     c.dtype = "float32"  # of the computation
     c.param_dtype = "float32"  # of what trains; with "bfloat16" the optimizer holds float32 masters
     c.save_every = 10
-    c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # devices along each axis; -1: what remains of them
+    c.mesh = ConfigDict(
+        dict(data=-1, fsdp=1, tensor=1)
+    )  # devices along each axis; -1: what remains of them
     c.grace_seconds = 90.0  # from SIGTERM on, within which a step should end
-    c.step_timeout = 1800.0  # a turn of any loop that takes longer ends the run with a stack dump; 0: any time
+    c.step_timeout = (
+        1800.0  # a turn of any loop that takes longer ends the run with a stack dump; 0: any time
+    )
     c.max_skipped = 20  # steps in a row whose gradients are not finite end the run; 0: never
 
-    c.lora = ConfigDict(dict(rank=0, alpha=32.0, targets=("decoder",)))  # rank 0: the model itself trains
+    c.lora = ConfigDict(
+        dict(rank=0, alpha=32.0, targets=("decoder",))
+    )  # rank 0: the model itself trains
     # sites: prompts from that many random sites around the hospital; reader_miss: of the SFT targets that are replayed
-    c.data = ConfigDict(dict(source="phantom", hospital="A", ood_hospital="B", seed=1, sites=0, reader_miss=0.75))
+    c.data = ConfigDict(
+        dict(source="phantom", hospital="A", ood_hospital="B", seed=1, sites=0, reader_miss=0.75)
+    )
     c.rl = ConfigDict(
         dict(
-            prompts_per_step=16, oversample=2, group_size=8, micro_batches=1, temperature=1.0, min_length=60,
-            overlong_from=0.92, reward_weights=ConfigDict(rewards.weights(rewards.CHECKED)),
-            replay_weight=0.0, replay_batch=8, patience=0, **ALGORITHMS[algorithm],
+            prompts_per_step=16,
+            oversample=2,
+            group_size=8,
+            micro_batches=1,
+            temperature=1.0,
+            min_length=60,
+            overlong_from=0.92,
+            reward_weights=ConfigDict(rewards.weights(rewards.CHECKED)),
+            replay_weight=0.0,
+            replay_batch=8,
+            patience=0,
+            **ALGORITHMS[algorithm],
         )
-    )  # fmt: skip
+    )
     c.optim = ConfigDict(
         dict(
-            lr=2e-4, warmup_steps=5, final_fraction=0.1,
-            b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.0, clip_norm=0.2, frozen=(),
+            lr=2e-4,
+            warmup_steps=5,
+            final_fraction=0.1,
+            b1=0.9,
+            b2=0.99,
+            eps=1e-8,
+            weight_decay=0.0,
+            clip_norm=0.2,
+            frozen=(),
         )
-    )  # fmt: skip
+    )
     c.eval = ConfigDict(
-        dict(every=10, n=256, n_final=512, batch_size=64, select_by="jaccard", bootstrap=1000, cases=24)
+        dict(
+            every=10,
+            n=256,
+            n_final=512,
+            batch_size=64,
+            select_by="jaccard",
+            bootstrap=1000,
+            cases=24,
+        )
     )
     if preset == "files":
         c.data = ConfigDict(dict(source="files", manifest="", image_root="", size=224, seed=1))
@@ -112,7 +150,14 @@ def get_config(presets: str = "phantom") -> ConfigDict:
         c.eval.update(dict(every=5, n=64, n_final=1000))
     if preset == "nv_reason_3b":
         # configs/grpo_config.yaml of the published code: 64 prompts x 16, lr 1e-6 with a 5 % floor, clip 0.2.
-        c.model, c.seed, c.remat, c.dtype, c.max_completion, c.steps = "", 123, "full", "bfloat16", 1800, 128
+        c.model, c.seed, c.remat, c.dtype, c.max_completion, c.steps = (
+            "",
+            123,
+            "full",
+            "bfloat16",
+            1800,
+            128,
+        )
         c.data = ConfigDict(dict(source="files", manifest="", image_root="", size=476, seed=123))
         c.mesh.update(dict(data=1, fsdp=-1))
         c.rl.update(dict(prompts_per_step=64, oversample=1, group_size=16, min_length=400))
@@ -121,5 +166,7 @@ def get_config(presets: str = "phantom") -> ConfigDict:
         c.rl.reward_weights = ConfigDict(rewards.weights(rewards.PUBLISHED))
         c.optim.update(dict(lr=1e-6, final_fraction=0.05, b2=0.999))
     if c.data.source == "files":
-        c.data.update(dict(cache_mib=512, threads=0))  # decoded images; threads that decode, 0: one a core
+        c.data.update(
+            dict(cache_mib=512, threads=0)
+        )  # decoded images; threads that decode, 0: one a core
     return c

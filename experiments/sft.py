@@ -53,27 +53,52 @@ def get_config(preset: str = "phantom") -> ConfigDict:
     c.locate_steps = 1200  # located-label warm-up of the vision tower
     c.locate_weight = 0.3  # its weight beside the cross-entropy afterwards
     c.max_completion = 208
-    c.remat = "none"  # activations kept for the backward pass: "none" recomputes nothing, "dots", "full"
+    c.remat = (
+        "none"  # activations kept for the backward pass: "none" recomputes nothing, "dots", "full"
+    )
     c.dtype = "float32"  # of the computation
     c.param_dtype = "float32"  # of what trains; with "bfloat16" the optimizer holds float32 masters
     c.micro_batches = 1  # parts of a batch whose gradients are summed
     c.log_every = 20
     c.save_every = 250
-    c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # devices along each axis; -1: what remains of them
+    c.mesh = ConfigDict(
+        dict(data=-1, fsdp=1, tensor=1)
+    )  # devices along each axis; -1: what remains of them
     c.grace_seconds = 90.0  # from SIGTERM on, within which a step should end
-    c.step_timeout = 1800.0  # a turn of any loop that takes longer ends the run with a stack dump; 0: any time
+    c.step_timeout = (
+        1800.0  # a turn of any loop that takes longer ends the run with a stack dump; 0: any time
+    )
     c.max_skipped = 20  # steps in a row whose gradients are not finite end the run; 0: never
 
-    c.lora = ConfigDict(dict(rank=0, alpha=32.0, targets=("decoder",)))  # rank 0: the model itself trains
-    c.data = ConfigDict(dict(source="phantom", hospital="A", ood_hospital="B", seed=0, reader_miss=0.75))
+    c.lora = ConfigDict(
+        dict(rank=0, alpha=32.0, targets=("decoder",))
+    )  # rank 0: the model itself trains
+    c.data = ConfigDict(
+        dict(source="phantom", hospital="A", ood_hospital="B", seed=0, reader_miss=0.75)
+    )
     c.optim = ConfigDict(
         dict(
-            lr=1.5e-3, warmup_steps=200, final_fraction=0.05,
-            b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.05, clip_norm=1.0, frozen=(),
+            lr=1.5e-3,
+            warmup_steps=200,
+            final_fraction=0.05,
+            b1=0.9,
+            b2=0.99,
+            eps=1e-8,
+            weight_decay=0.05,
+            clip_norm=1.0,
+            frozen=(),
         )
-    )  # fmt: skip
+    )
     c.eval = ConfigDict(
-        dict(every=500, n=256, n_final=2000, batch_size=64, select_by="jaccard", bootstrap=1000, cases=24)
+        dict(
+            every=500,
+            n=256,
+            n_final=2000,
+            batch_size=64,
+            select_by="jaccard",
+            bootstrap=1000,
+            cases=24,
+        )
     )
     if preset == "continued":
         # What more SFT gives in the minutes of one RL run: the fair companion of experiments/rl.py.
@@ -89,7 +114,18 @@ def get_config(preset: str = "phantom") -> ConfigDict:
         c.data = ConfigDict(dict(source="files", manifest="", image_root="", size=476, seed=123))
         c.data.update(dict(cache_mib=512, threads=0))
         c.seed = 123
-        c.optim.update(dict(lr=2e-5, warmup_steps=90, final_fraction=0.0, b2=0.999, weight_decay=0.0, clip_norm=0.3))
+        c.optim.update(
+            dict(
+                lr=2e-5,
+                warmup_steps=90,
+                final_fraction=0.0,
+                b2=0.999,
+                weight_decay=0.0,
+                clip_norm=0.3,
+            )
+        )
     elif preset != "phantom":
-        raise UserError(f"experiments/sft.py has no preset {preset!r}; it has: phantom, continued, nv_reason_3b")
+        raise UserError(
+            f"experiments/sft.py has no preset {preset!r}; it has: phantom, continued, nv_reason_3b"
+        )
     return c

@@ -29,6 +29,7 @@ cd "$root"
 if [ $# -gt 0 ]; then
     exec "$python" -m pytest "$@"
 fi
+"$python" -m ruff format --check --quiet . || fail "files are not formatted: $python -m ruff format ." 1
 "$python" -m ruff check .
 set_up_oracle || echo "warning: no .venv-oracle, so tests/test_parity.py is skipped; the lines above say why" >&2
 code=0

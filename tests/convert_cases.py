@@ -8,7 +8,13 @@ import ml_dtypes
 import numpy as np
 
 from cxr_jax.models import hf
-from cxr_jax.models.safetensors_file import INDEX, Tensors, read_header, write_folder, write_safetensors
+from cxr_jax.models.safetensors_file import (
+    INDEX,
+    Tensors,
+    read_header,
+    write_folder,
+    write_safetensors,
+)
 
 HEAD, EMBED = "lm_head.weight", "model.embed_tokens.weight"
 LAYER = "model.layers.1.self_attn.q_proj.weight"
@@ -16,15 +22,26 @@ BF16, F16, F32 = ml_dtypes.bfloat16, np.float16, np.float32
 
 
 def nested(key):
-    return {"visual": "model.visual", "model": "model.language_model"}.get(key.split(".")[0]) + key[key.index("."):] \
-        if key != HEAD else key
+    return (
+        {"visual": "model.visual", "model": "model.language_model"}.get(key.split(".")[0])
+        + key[key.index(".") :]
+        if key != HEAD
+        else key
+    )
 
 
 def entries(arrays, rename=lambda key: key):
     return [(rename(k), x.shape, x.dtype, lambda x=x: x) for k, x in arrays.items()]
 
 
-def make(folder, case="ragged", dtype=lambda key: F32, rename=lambda key: key, shard_gb=5.0, stored_head=False):
+def make(
+    folder,
+    case="ragged",
+    dtype=lambda key: F32,
+    rename=lambda key: key,
+    shard_gb=5.0,
+    stored_head=False,
+):
     """A Hugging Face folder with unknown config keys and some side files."""
     c = golden_cases.case(case)
     arrays = {hf.canonical_key(k): w.astype(dtype(k)) for k, w in c["weights"].items()}
@@ -32,7 +49,10 @@ def make(folder, case="ragged", dtype=lambda key: F32, rename=lambda key: key, s
         arrays[HEAD] = arrays[EMBED]
     folder.mkdir(parents=True)
     write_folder(folder, entries(arrays, rename), shard_gb)
-    text = json.dumps({**c["config"], "our_note": {"kept": [1, 2.5, None]}, "transformers_version": "4.56.1"}, indent=3)
+    text = json.dumps(
+        {**c["config"], "our_note": {"kept": [1, 2.5, None]}, "transformers_version": "4.56.1"},
+        indent=3,
+    )
     (folder / "config.json").write_text(text)
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 0], "temperature": 1e-6}')
     (folder / "chat_template.json").write_text('{"chat_template": "x"}')
@@ -121,13 +141,19 @@ def poison(value, dtype=F32):
 
 
 def swap_shard(folder, index):
-    index["weight_map"][LAYER] = next(f for f in set(index["weight_map"].values()) if f != index["weight_map"][LAYER])
+    index["weight_map"][LAYER] = next(
+        f for f in set(index["weight_map"].values()) if f != index["weight_map"][LAYER]
+    )
 
 
-def copy_tensor(folder, index):  # the same tensor in a second shard, and the index says so only once
+def copy_tensor(
+    folder, index
+):  # the same tensor in a second shard, and the index says so only once
     shards = sorted(folder.glob("*.safetensors"))
     tensors = Tensors(folder)
-    first = {k: np.array(tensors[k]) for k, name in index["weight_map"].items() if name == shards[0].name}
+    first = {
+        k: np.array(tensors[k]) for k, name in index["weight_map"].items() if name == shards[0].name
+    }
     write_safetensors(shards[0], entries({**first, LAYER: np.array(tensors[LAYER])}))
 
 
@@ -144,38 +170,80 @@ BAD = {
     "header a list": (header_edit(lambda h: b"[1]"), "not a JSON object"),
     "header names a tensor twice": (header_edit(lambda h: b'{"a":{},"a":{}}'), "a occurs twice"),
     "entry not an object": (header_edit(lambda h: h.update({LAYER: 3})), "has no dtype"),
-    "offsets missing": (header_edit(lambda h: h[LAYER].pop("data_offsets") and None), "no valid data_offsets"),
+    "offsets missing": (
+        header_edit(lambda h: h[LAYER].pop("data_offsets") and None),
+        "no valid data_offsets",
+    ),
     "offsets not ints": (set_first(data_offsets=[0.0, "x"]), "no valid data_offsets"),
     "offsets out of range": (set_first(data_offsets=[2**62, 2**62 + 64 * 64 * 4]), "hole"),
-    "offsets overlap": (header_edit(lambda h: h[LAYER].update(data_offsets=h["model.layers.0.self_attn.q_proj.weight"][
-        "data_offsets"])), "overlaps"),
+    "offsets overlap": (
+        header_edit(
+            lambda h: h[LAYER].update(
+                data_offsets=h["model.layers.0.self_attn.q_proj.weight"]["data_offsets"]
+            )
+        ),
+        "overlaps",
+    ),
     "shape negative": (set_first(shape=[-64, -64]), "no valid shape"),
     "shape huge": (set_first(shape=[2**60, 2**60]), "no valid shape"),
-    "shape times size overflows": (set_first(shape=[2**40, 2**40, 2**40]), "does not fit its data_offsets"),
+    "shape times size overflows": (
+        set_first(shape=[2**40, 2**40, 2**40]),
+        "does not fit its data_offsets",
+    ),
     "shape of bools": (set_first(shape=[True, 4096]), "no valid shape"),
     "type unknown": (set_first(dtype="F8_E4M3"), "unsupported type F8_E4M3"),
     "type no text": (set_first(dtype=["F32"]), "has no dtype"),
-    "integer weights": (arrays_edit(lambda t: t.update({LAYER: t[LAYER].astype(np.int32)})), "weights are F32, BF16"),
+    "integer weights": (
+        arrays_edit(lambda t: t.update({LAYER: t[LAYER].astype(np.int32)})),
+        "weights are F32, BF16",
+    ),
     "tensor missing": (arrays_edit(lambda t: t.pop(LAYER)), f"missing: {LAYER}"),
-    "tensor unexpected": (arrays_edit(lambda t: t.update({"a\nb\x1b[2J": t[LAYER]})), r"unexpected: 'a\\nb\\x1b\[2J'"),
-    "tensor in both layouts": (arrays_edit(lambda t: t.update({nested(LAYER): t[LAYER]})), "occurs twice"),
-    "wrong shape": (arrays_edit(lambda t: t.update({LAYER: t[LAYER][:-1]})), f"wrong shape: {LAYER}"),
+    "tensor unexpected": (
+        arrays_edit(lambda t: t.update({"a\nb\x1b[2J": t[LAYER]})),
+        r"unexpected: 'a\\nb\\x1b\[2J'",
+    ),
+    "tensor in both layouts": (
+        arrays_edit(lambda t: t.update({nested(LAYER): t[LAYER]})),
+        "occurs twice",
+    ),
+    "wrong shape": (
+        arrays_edit(lambda t: t.update({LAYER: t[LAYER][:-1]})),
+        f"wrong shape: {LAYER}",
+    ),
     "NaN": (poison(np.nan), f"{LAYER} holds NaN"),
     "infinity in bfloat16": (poison(-np.inf, BF16), f"{LAYER} holds NaN or infinity"),
     "infinity in float16": (poison(np.inf, F16), f"{LAYER} holds NaN or infinity"),
-    "shard missing": (sharded(lambda f, i: min(f.glob("*.safetensors")).unlink()), "model-00001-of-.* is missing"),
-    "index missing": (lambda f: (f / "model.safetensors").rename(f / "model-00001-of-00001.safetensors"),
-                      "index.json is missing"),
+    "shard missing": (
+        sharded(lambda f, i: min(f.glob("*.safetensors")).unlink()),
+        "model-00001-of-.* is missing",
+    ),
+    "index missing": (
+        lambda f: (f / "model.safetensors").rename(f / "model-00001-of-00001.safetensors"),
+        "index.json is missing",
+    ),
     "index not JSON": (sharded(lambda f, i: i.clear()), "no weight_map"),
-    "index names a path outside": (sharded(lambda f, i: i["weight_map"].update({LAYER: "../src/model.safetensors"})),
-                                   "must be plain file names"),
-    "index names no file": (sharded(lambda f, i: i["weight_map"].update({LAYER: 7})), "must be plain file names"),
-    "index lacks a tensor": (sharded(lambda f, i: i["weight_map"].pop(LAYER)), "is not in the index"),
-    "index has one too many": (sharded(lambda f, i: i["weight_map"].update(x=i["weight_map"][LAYER])), "is not in it"),
+    "index names a path outside": (
+        sharded(lambda f, i: i["weight_map"].update({LAYER: "../src/model.safetensors"})),
+        "must be plain file names",
+    ),
+    "index names no file": (
+        sharded(lambda f, i: i["weight_map"].update({LAYER: 7})),
+        "must be plain file names",
+    ),
+    "index lacks a tensor": (
+        sharded(lambda f, i: i["weight_map"].pop(LAYER)),
+        "is not in the index",
+    ),
+    "index has one too many": (
+        sharded(lambda f, i: i["weight_map"].update(x=i["weight_map"][LAYER])),
+        "is not in it",
+    ),
     "index names the wrong shard": (sharded(swap_shard), "does not agree with"),
     "tensor in two shards": (sharded(copy_tensor), "is not in the index"),
-    "index beside one file": (sharded(lambda f, i: shutil.copy(min(f.glob("*.safetensors")), f / "model.safetensors")),
-                              "holds both"),
+    "index beside one file": (
+        sharded(lambda f, i: shutil.copy(min(f.glob("*.safetensors")), f / "model.safetensors")),
+        "holds both",
+    ),
     "shard link loops": (link_loop("model.safetensors"), "broken link"),
     "config link loops": (link_loop("config.json"), "no model there"),
     "config missing": (lambda f: (f / "config.json").unlink(), "no model there"),
@@ -189,8 +257,14 @@ BAD = {
     "config size zero": (config_edit(num_attention_heads=0), "not of its type"),
     "config size negative": (config_edit(num_hidden_layers=-1), "num_hidden_layers is -1"),
     "config size huge": (config_edit(vision_config__depth=10**12), "depth is 1000000000000"),
-    "config of another size": (config_edit(vocab_size=161), r"wrong shape: lm_head.weight is \[160, .* \(2 such\)"),
+    "config of another size": (
+        config_edit(vocab_size=161),
+        r"wrong shape: lm_head.weight is \[160, .* \(2 such\)",
+    ),
     "head differs though tied": (config_edit(tie_word_embeddings=True), "lm_head.weight differs"),
-    "generation settings not JSON": (bytes_edit(lambda b: b"{", "generation_config.json"), "not valid JSON"),
+    "generation settings not JSON": (
+        bytes_edit(lambda b: b"{", "generation_config.json"),
+        "not valid JSON",
+    ),
     "pickle": (pickle_only, "pickle file"),
-}  # fmt: skip
+}

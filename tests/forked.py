@@ -16,9 +16,14 @@ ROOT = Path(__file__).parent.parent
 def calls(argument_lists, timeout=300) -> list[tuple[int, str, str]]:
     """(exit code, stdout, stderr) of `python -m cxr_jax.main ARGS...` for each list of arguments."""
     done = subprocess.run(
-        [sys.executable, __file__], input=json.dumps(argument_lists), capture_output=True, text=True,
-        timeout=timeout, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+        [sys.executable, __file__],
+        input=json.dumps(argument_lists),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 0, done.stderr
     return [tuple(x) for x in json.loads(done.stdout.splitlines()[-1])]
 

@@ -74,7 +74,9 @@ SMALL_WORDS = (
     "f1 f2 see saw fine tube red green blue light lamp stop start ab abcx abcd d1 d2 h x not no s1 s2 good bad so nb "
     "na nr ub ua ur ib ia ir r l b r: l: b: . ? ; but ,r ,l ,b , , / word 1.5"
 ).split(" ")
-SMALL_WORDS += "f1 f2 tube f1 f2 tube h x r l b , , , , ur ir ia nb ub".split(" ")  # these interact the most
+SMALL_WORDS += "f1 f2 tube f1 f2 tube h x r l b , , , , ur ir ia nb ub".split(
+    " "
+)  # these interact the most
 
 
 # Random texts
@@ -83,15 +85,60 @@ SMALL_WORDS += "f1 f2 tube f1 f2 tube h x r l b , , , , ur ir ia nb ub".split(" 
 class Texts:
     """Random texts, as lists of pieces (bytes), from the phrases of a lexicon (a dict as `tomllib` gives it)."""
 
-    TABLES = dict(findings=26, denials=4, hedged=4, denied=3, subjects=7, qualities=7, cues=20, sides=11, headings=3)
+    TABLES = dict(
+        findings=26,
+        denials=4,
+        hedged=4,
+        denied=3,
+        subjects=7,
+        qualities=7,
+        cues=20,
+        sides=11,
+        headings=3,
+    )
     TABLES |= dict(stops=9, commas=8, nothing=5)
     FILLER = b"the of in lung base lower upper lobe xxxx is a and or with area seen zone patient view 3".split()
     FILLER += [b"1.5", b"2.", b".5", b"10.0.1", b"4cm"]
     ODD = [bytes([b]) for b in range(256)]
-    ODD += ["é".encode(), "\u00a0".encode(), "\u2028".encode(), "\u212a".encode(), "\u0130".encode(), "肺".encode()]
+    ODD += [
+        "é".encode(),
+        "\u00a0".encode(),
+        "\u2028".encode(),
+        "\u212a".encode(),
+        "\u0130".encode(),
+        "肺".encode(),
+    ]
     ODD += [b"\xe2\x80", b"\xed\xa0\x80", b"\xf0\x9f", b"...", b"--", b"_", b"1.", b"'s", b"\x00"]
-    GAPS = [b"\n", b"\n\n", b"\n- ", b"\n* ", b"\n \t\n", b"-", b"- ", b"", b"\t", b"\x00", b"\xc2\xa0", b" (", b") "]
-    GAPS += [b"\r\n", b"\r\n\r\n", b". ", b", ", b",", b".", b": ", b"/", b"; ", b"? ", b"\n-\n*", b"\n.\n", b"\n\xff-"]
+    GAPS = [
+        b"\n",
+        b"\n\n",
+        b"\n- ",
+        b"\n* ",
+        b"\n \t\n",
+        b"-",
+        b"- ",
+        b"",
+        b"\t",
+        b"\x00",
+        b"\xc2\xa0",
+        b" (",
+        b") ",
+    ]
+    GAPS += [
+        b"\r\n",
+        b"\r\n\r\n",
+        b". ",
+        b", ",
+        b",",
+        b".",
+        b": ",
+        b"/",
+        b"; ",
+        b"? ",
+        b"\n-\n*",
+        b"\n.\n",
+        b"\n\xff-",
+    ]
 
     def __init__(self, data: dict):
         self.classes = data.get("classes", {})
@@ -109,9 +156,15 @@ class Texts:
         out = []
         for word, how in rng.choice(self.expand(rng.choice(rng.choice(entries)))):
             if how == START:
-                word += rng.choice(["", "", "s", "es", "1", "".join(rng.choices(string.ascii_lowercase, k=3))])
+                word += rng.choice(
+                    ["", "", "s", "es", "1", "".join(rng.choices(string.ascii_lowercase, k=3))]
+                )
             out.append(word)
-        gap = " " if rng.random() < 0.95 else rng.choice(["\n", "-", "  ", " \n", ", ", ". ", "", "\n\n", "\u00a0"])
+        gap = (
+            " "
+            if rng.random() < 0.95
+            else rng.choice(["\n", "-", "  ", " \n", ", ", ". ", "", "\n\n", "\u00a0"])
+        )
         return gap.join(out).encode()
 
     def piece(self, rng: random.Random) -> bytes:
@@ -124,7 +177,11 @@ class Texts:
             out = rng.choice(self.ODD)
         change = rng.random()
         if change < 0.03:  # cut
-            out = out[rng.randrange(len(out) + 1) :] if rng.random() < 0.5 else out[: rng.randrange(len(out) + 1)]
+            out = (
+                out[rng.randrange(len(out) + 1) :]
+                if rng.random() < 0.5
+                else out[: rng.randrange(len(out) + 1)]
+            )
         elif change < 0.12:
             out = out.upper() if rng.random() < 0.5 else out.title()
         elif change < 0.14:
@@ -158,7 +215,9 @@ def draw_truth(rng: random.Random) -> dict:
     """A random truth: sets of labels, and {label: sides}."""
     some = lambda share: {label for label in CHEXPERT_14 if rng.random() < share}
     share = rng.choice([0.05, 0.6])
-    sides = {label: rng.choice([(), ("right",), ("left",), ("right", "left")]) for label in CHEXPERT_14}
+    sides = {
+        label: rng.choice([(), ("right",), ("left",), ("right", "left")]) for label in CHEXPERT_14
+    }
     return {"present": some(share), "hedged": some(0.2), "sides": sides}
 
 
@@ -166,7 +225,9 @@ def masks(truths: list[dict]) -> reports.Truth:
     bit = lambda label: 1 << CHEXPERT_14.index(label)
     of = lambda labels: sum(map(bit, labels))
     side = {"right": RIGHT, "left": LEFT}
-    pairs = [sum(bit(label) * sum(map(side.get, s)) for label, s in t["sides"].items()) for t in truths]
+    pairs = [
+        sum(bit(label) * sum(map(side.get, s)) for label, s in t["sides"].items()) for t in truths
+    ]
     rows = [of(t["present"]) for t in truths], [of(t["hedged"]) for t in truths], pairs
     return reports.Truth(*(np.array(x, np.int32) for x in rows))
 
@@ -182,7 +243,9 @@ def is_false(claim, truth) -> bool:
     claimed = {"both": ("right", "left")}.get(side, (side,)) if side else ()
     sides = truth["sides"][label]
     if state in (AFFIRMED, HEDGED):
-        elsewhere = bool(sides) and not set(claimed) <= set(sides)  # without sides, they are not known
+        elsewhere = bool(sides) and not set(claimed) <= set(
+            sides
+        )  # without sides, they are not known
         return label not in truth["present"] | truth["hedged"] or elsewhere
     return label in truth["present"] and (not claimed or bool(set(claimed) & set(sides)))
 
@@ -190,7 +253,9 @@ def is_false(claim, truth) -> bool:
 def expected(reader: Reader, text: bytes, truth: dict) -> tuple:
     """The values of `FIELDS` that the oracle gives a text."""
     said = reader.read(text)
-    other = [state for sentence in said["claims"] for label, state, _ in sentence if label == "Other"]
+    other = [
+        state for sentence in said["claims"] for label, state, _ in sentence if label == "Other"
+    ]
     wrong = sum(any(is_false(claim, truth) for claim in sentence) for sentence in said["claims"])
     strongest = max(other, key=STRENGTH.get, default=UNMENTIONED)
     return said["state"], said["right"], said["left"], strongest, len(said["claims"]), wrong
@@ -249,10 +314,15 @@ class Pair:
         """n texts (in whole batches) through both: asserts that they agree, or shows smallest texts that differ."""
         rng, found = random.Random(seed), []
         for _ in range(0, n, BATCH):
-            texts, truths = [draw(rng) for _ in range(BATCH)], [draw_truth(rng) for _ in range(BATCH)]
+            texts, truths = (
+                [draw(rng) for _ in range(BATCH)],
+                [draw_truth(rng) for _ in range(BATCH)],
+            )
             found += [(texts[i], truths[i]) for i in self.differ(texts, truths)]
             if len(found) >= 5:
                 break
         small = sorted(((self.shrunk(*x), x[1]) for x in found[:5]), key=lambda x: len(x[0]))
         said = [(t, self.device([t], [w])[0], expected(self.reader, t, w)) for t, w in small]
-        assert not said, "\n".join(f"{t!r}\n  device {got}\n  oracle {want}" for t, got, want in said)
+        assert not said, "\n".join(
+            f"{t!r}\n  device {got}\n  oracle {want}" for t, got, want in said
+        )

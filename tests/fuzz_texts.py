@@ -3,7 +3,9 @@
 import numpy as np
 from oracle_rewards import NAMES, TAGS
 
-SPACES = [chr(c) for c in (*range(9, 14), *range(28, 33), 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B))]
+SPACES = [
+    chr(c) for c in (*range(9, 14), *range(28, 33), 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B))
+]
 SPACES += ["\u2028", "\u2029", "\u202f", "\u205f", "\u3000"]
 NOT_SPACES = [
     "\u200b",
@@ -37,7 +39,18 @@ LOOKALIKES += [
     "lung\u00a0opacity",
     "lung  lesion",
 ]
-BROKEN_TAGS = ["<", ">", "</", "<<", "<answer", "</answer", "answer>", "<Answer>", "</ANSWER>", "< answer>"]
+BROKEN_TAGS = [
+    "<",
+    ">",
+    "</",
+    "<<",
+    "<answer",
+    "</answer",
+    "answer>",
+    "<Answer>",
+    "</ANSWER>",
+    "< answer>",
+]
 BROKEN_TAGS += [
     "</ answer>",
     "<answer/>",
@@ -115,7 +128,9 @@ def _name(rng) -> str:
 
 
 def _padding(rng) -> str:
-    return "".join(_pick(rng, SPACES if rng.random() < 0.85 else NOT_SPACES) for _ in range(rng.integers(3)))
+    return "".join(
+        _pick(rng, SPACES if rng.random() < 0.85 else NOT_SPACES) for _ in range(rng.integers(3))
+    )
 
 
 def _list(rng) -> str:

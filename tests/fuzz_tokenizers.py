@@ -18,9 +18,32 @@ from cxr_jax.data import tokenizer as tokenizers
 from cxr_jax.labels.parser import TokenBytes
 
 QWEN_BASE, QWEN_ROWS = 151_643, 151_936  # entries of the BPE; rows of the model's embedding
-QWEN_SPECIAL = ("endoftext", "im_start", "im_end", "object_ref_start", "object_ref_end", "box_start", "box_end")
-QWEN_SPECIAL += ("quad_start", "quad_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
-QWEN_ADDED = ("<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>")
+QWEN_SPECIAL = (
+    "endoftext",
+    "im_start",
+    "im_end",
+    "object_ref_start",
+    "object_ref_end",
+    "box_start",
+    "box_end",
+)
+QWEN_SPECIAL += (
+    "quad_start",
+    "quad_end",
+    "vision_start",
+    "vision_end",
+    "vision_pad",
+    "image_pad",
+    "video_pad",
+)
+QWEN_ADDED = (
+    "<tool_call>",
+    "</tool_call>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    "<|fim_pad|>",
+)
 QWEN_ADDED += ("<|repo_name|>", "<|file_sep|>")
 _PLAIN = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
 _ALPHABET = {b: chr(b) for b in _PLAIN}
@@ -71,7 +94,9 @@ def _subject(name: str, tok, rows: int) -> Subject:
             ids.setdefault(piece, []).append(i)
     beyond = [len(pieces), rows - 1, rows, rows + 64, 2**31 - 1, -1]
     table = TokenBytes.from_tokenizer(tok)
-    return Subject(name, tok, table, pieces, ids, min(24, max(map(len, ids))), [*sorted(added), *beyond])
+    return Subject(
+        name, tok, table, pieces, ids, min(24, max(map(len, ids))), [*sorted(added), *beyond]
+    )
 
 
 @functools.cache
@@ -140,7 +165,9 @@ def qwen_merges() -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
         for blank in (b" ", b"\n", b"\t", b"\r\n"):
             learn(blank * (n // len(blank)))
     while len(known) < 60_000:
-        data = fuzz_texts.near_miss(rng).encode() if rng.random() < 0.8 else fuzz_texts.raw_bytes(rng)
+        data = (
+            fuzz_texts.near_miss(rng).encode() if rng.random() < 0.8 else fuzz_texts.raw_bytes(rng)
+        )
         at = rng.integers(len(data) + 1)
         if stretch := data[at : at + 2 + rng.integers(12)]:
             learn(stretch)
@@ -158,17 +185,40 @@ def qwen_merges() -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
 _WHITE = [*fuzz_texts.SPACES, *fuzz_texts.NOT_SPACES]
 _GOOD = "<think>a</think><answer>{}</answer>"
 EDGES = ["", " ", "\n", "<", ",", "x", *oracle.TAGS, "".join(oracle.TAGS), "".join(oracle.TAGS) * 2]
-EDGES += [_GOOD.format(x) for x in ("", ",", " , ,", "Edema,,edema", "\u00a0edema\u3000", "no finding, edema")]
-EDGES += [_GOOD.format(f"edema{x},fracture") for x in ("<", "</answer", "<answer>", "</think>", "\n", "</Answer>")]
-EDGES += [_GOOD.format("edema") + x for x in ("\n", "\n\n", "\r\n", "\r", "\n ", " \n", "\u2028", "\x85", "<", "x")]
+EDGES += [
+    _GOOD.format(x)
+    for x in ("", ",", " , ,", "Edema,,edema", "\u00a0edema\u3000", "no finding, edema")
+]
+EDGES += [
+    _GOOD.format(f"edema{x},fracture")
+    for x in ("<", "</answer", "<answer>", "</think>", "\n", "</Answer>")
+]
+EDGES += [
+    _GOOD.format("edema") + x
+    for x in ("\n", "\n\n", "\r\n", "\r", "\n ", " \n", "\u2028", "\x85", "<", "x")
+]
 EDGES += [x + _GOOD.format("edema") for x in ("\n", " ", "\ufeff", "<think>", "<", "x")]
 EDGES += [_GOOD.format("edema") + x + _GOOD.format("fracture") for x in ("", "\n", "x")]
 EDGES += [f"<think>a</think>{x}<answer>{x}Edema{x}</answer>" for x in _WHITE]
-EDGES += [_GOOD.format(f"{x}, bra{x}ed, li\u212a{x}e") for x in ("", "\u212a", "\u0130", "\u017f", "\u0131")]
-EDGES += [_GOOD.format(x) for x in ("edema \u3000", "edema\u0120x", "fracture,\u0120x")]  # the added tokens of "small"
-EDGES += [_GOOD.format(x) for x in (*oracle.NAMES, *(n.upper() for n in oracle.NAMES), ",".join(oracle.NAMES))]
-EDGES += [_GOOD.format("edema").replace(t, new) for t in oracle.TAGS for new in ("", t * 2, t.upper(), t[:-1])]
-BROKEN_EDGES = [_GOOD.format("@edema@, fracture").encode().replace(b"@", x) for x in fuzz_texts.BROKEN_BYTES]
+EDGES += [
+    _GOOD.format(f"{x}, bra{x}ed, li\u212a{x}e")
+    for x in ("", "\u212a", "\u0130", "\u017f", "\u0131")
+]
+EDGES += [
+    _GOOD.format(x) for x in ("edema \u3000", "edema\u0120x", "fracture,\u0120x")
+]  # the added tokens of "small"
+EDGES += [
+    _GOOD.format(x)
+    for x in (*oracle.NAMES, *(n.upper() for n in oracle.NAMES), ",".join(oracle.NAMES))
+]
+EDGES += [
+    _GOOD.format("edema").replace(t, new)
+    for t in oracle.TAGS
+    for new in ("", t * 2, t.upper(), t[:-1])
+]
+BROKEN_EDGES = [
+    _GOOD.format("@edema@, fracture").encode().replace(b"@", x) for x in fuzz_texts.BROKEN_BYTES
+]
 BROKEN_EDGES += [_GOOD.encode().replace(b"><", b">" + x + b"<") for x in fuzz_texts.BROKEN_BYTES]
 
 
@@ -180,7 +230,11 @@ def _char(rng) -> str:
 def mutated_text(rng, text: str, other: str) -> str:
     """One to four edits anywhere: cut, doubled, moved, or foreign characters, other case, parts of another text."""
     for _ in range(1 + rng.integers(4)):
-        at, n, to = rng.integers(len(text) + 1), 1 + int(rng.random() ** 3 * 24), rng.integers(len(text) + 1)
+        at, n, to = (
+            rng.integers(len(text) + 1),
+            1 + int(rng.random() ** 3 * 24),
+            rng.integers(len(text) + 1),
+        )
         part, kind = text[at : at + n], rng.integers(7)
         if kind == 0:
             text = text[:at] + text[at + n :]
@@ -241,7 +295,11 @@ def split(rng, subject: Subject, data: bytes) -> list[int]:
 
 def long_text(rng, size: int) -> str:
     """A text with up to `size` more characters of thought; one in two without anything that could be a tag."""
-    words = fuzz_texts.soup if rng.random() < 0.5 else lambda rng: rng.pick(("edema, ", "clear ", "\n", "\u80ba"))
+    words = (
+        fuzz_texts.soup
+        if rng.random() < 0.5
+        else lambda rng: rng.pick(("edema, ", "clear ", "\n", "\u80ba"))
+    )
     filler, goal = "", rng.integers(size)
     while len(filler) < goal:
         filler += words(rng)
@@ -267,7 +325,11 @@ def rows(rng, subject: Subject, n: int, size: int = 0) -> tuple[list[list[int]],
             broken = rng.random()
             data = text.encode()
             if broken < 0.3:
-                data = fuzz_texts.raw_bytes(rng) if broken < 0.1 and not size else mutated_bytes(rng, data)
+                data = (
+                    fuzz_texts.raw_bytes(rng)
+                    if broken < 0.1 and not size
+                    else mutated_bytes(rng, data)
+                )
             made.append(split(rng, subject, data))
             how.append("split" if broken >= 0.3 else "bytes")
         else:

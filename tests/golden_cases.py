@@ -19,8 +19,10 @@ def case(name: str) -> dict:
     info = json.loads((FOLDER / f"{name}.json").read_text())
     with np.load(FOLDER / f"{name}.npz") as f:
         arrays = {k: f[k] for k in f.files}
-    weights = {k: arrays.pop("w:" + k).astype(np.float32) * np.float32(2.0**-e)
-               for k, e in info["exponents"].items()}
+    weights = {
+        k: arrays.pop("w:" + k).astype(np.float32) * np.float32(2.0**-e)
+        for k, e in info["exponents"].items()
+    }
     arrays["pixels"] = arrays["pixels"].astype(np.float32) / 16
     return {**arrays, "config": info["config"], "weights": weights}
 
@@ -30,6 +32,8 @@ def write_folder(folder: pathlib.Path, name: str, rename=lambda key: key) -> pat
     c = case(name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(c["config"]))
-    hf.write_safetensors(folder / "model.safetensors",
-                         [(rename(k), w.shape, w.dtype, lambda w=w: w) for k, w in c["weights"].items()])
+    hf.write_safetensors(
+        folder / "model.safetensors",
+        [(rename(k), w.shape, w.dtype, lambda w=w: w) for k, w in c["weights"].items()],
+    )
     return folder

@@ -20,15 +20,33 @@ CHILDREN = {
 # before the next word or token, another newline (the end of a blank line) or a bullet follows. A break before the first
 # word of a text changes nothing, so the first line needs no case of its own.
 BREAK = "\n"
-TOKENS = re.compile(r"[a-z0-9]+(?:(?<=[0-9])\.(?=[0-9])[a-z0-9]+)*|[.?!;:,/]|\n(?=[^a-z0-9.?!;:,/\n*-]*[\n*-])")
+TOKENS = re.compile(
+    r"[a-z0-9]+(?:(?<=[0-9])\.(?=[0-9])[a-z0-9]+)*|[.?!;:,/]|\n(?=[^a-z0-9.?!;:,/\n*-]*[\n*-])"
+)
 
 # Section 2. One element of a phrase, with what has to stand between it and the next one, and what its words may be.
 ELEMENT = re.compile(r"(?:\(([^()]*)\)|<([^<>]*)>|([^\s()<>|]+))(?: (?! |\Z)|\Z)")
 PLAIN = re.compile(r"[a-z0-9]+(?:(?<=[0-9])\.(?=[0-9])[a-z0-9]+)*")
 STEM = re.compile(PLAIN.pattern + r"\*")
-WRITTEN, SEVERAL, START = range(3)  # how a phrase has a word: written out, as one of several, as a stem
+WRITTEN, SEVERAL, START = range(
+    3
+)  # how a phrase has a word: written out, as one of several, as a stem
 
-MENTION, DENIAL, SUBJECT, QUALITY, BEFORE, AFTER, AROUND, SIDE, SIDE_STOP, HEADING, STOP, COMMA, NOTHING = range(13)
+(
+    MENTION,
+    DENIAL,
+    SUBJECT,
+    QUALITY,
+    BEFORE,
+    AFTER,
+    AROUND,
+    SIDE,
+    SIDE_STOP,
+    HEADING,
+    STOP,
+    COMMA,
+    NOTHING,
+) = range(13)
 NEGATIVE, UNCERTAIN, IGNORE = 1, 2, 3  # 0 is no cue
 CUES = {"negative": NEGATIVE, "uncertain": UNCERTAIN, "ignore": IGNORE}
 # Section 4: the state of a mention by the number of the cue that it follows. None: the mention is dropped.
@@ -40,8 +58,12 @@ BY_CUE = {
 QUALITIES = {"normal": DENIED, "abnormal": AFFIRMED, "borderline": HEDGED}
 SIDES = ("right", "left", "both")
 SIDELESS = frozenset(("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Other"))
-STOPS = {"sentence": (STOP, True), "clause": (STOP, False)} | {f"clause_{side}": (SIDE_STOP, side) for side in SIDES}
-WORDS_KEPT = 1 << 16  # words that a state of the walk remembers; what comes after is worked out anew
+STOPS = {"sentence": (STOP, True), "clause": (STOP, False)} | {
+    f"clause_{side}": (SIDE_STOP, side) for side in SIDES
+}
+WORDS_KEPT = (
+    1 << 16
+)  # words that a state of the walk remembers; what comes after is worked out anew
 
 
 def tokens(text):
@@ -70,7 +92,9 @@ def expansions(phrase, classes):
             several = plain if len(plain) > 1 else ()
             choices.append([])
             for part in parts:
-                choices[-1] += [((part, SEVERAL),)] if part in several else expansions(part, classes)
+                choices[-1] += (
+                    [((part, SEVERAL),)] if part in several else expansions(part, classes)
+                )
         elif name is not None:
             if name not in classes:
                 raise ValueError(f"no class {name!r}, in the phrase {phrase!r}")
@@ -158,7 +182,9 @@ class State(dict):
             written, several, stems = node.next
             nodes += [there[word] for there in (written, several) if word in there]
             starts = (word[:end] for end in range(min(len(word), node.longest), 0, -1))
-            nodes += [stems[start] for start in starts if start in stems]  # of letters and digits: none begins a token
+            nodes += [
+                stems[start] for start in starts if start in stems
+            ]  # of letters and digits: none begins a token
         state = State(nodes) if nodes else None
         if len(self) < WORDS_KEPT:
             self[word] = state
@@ -231,7 +257,9 @@ class Reader:
                         kind, value = STOP, False
                 else:
                     side, taken = value, False
-            elif kind == DENIAL:  # its cue comes after the mention: it is met first, and stands between mention and A
+            elif (
+                kind == DENIAL
+            ):  # its cue comes after the mention: it is met first, and stands between mention and A
                 for mention, by_cue, _ in waiting:
                     mention[1] = by_cue[NEGATIVE]
                 waiting, after = [], 0
@@ -339,7 +367,9 @@ class Reader:
             own = dict(zip(CHEXPERT_14, states, strict=True))
             for parent, children in CHILDREN.items():
                 counting = [own[child] for child in children if own[child] in (AFFIRMED, HEDGED)]
-                states[CHEXPERT_14.index(parent)] = max([own[parent], *counting], key=STRENGTH.__getitem__)
+                states[CHEXPERT_14.index(parent)] = max(
+                    [own[parent], *counting], key=STRENGTH.__getitem__
+                )
         return {"state": states, "right": right, "left": left, "claims": claims}
 
     def labels(self, text, parents=False):

@@ -3,8 +3,22 @@
 import re
 
 NAMES = [
-    *("no finding", "enlarged cardiomediastinum", "cardiomegaly", "lung opacity", "lung lesion", "edema"),
-    *("consolidation", "pneumonia", "atelectasis", "pneumothorax", "pleural effusion", "pleural other"),
+    *(
+        "no finding",
+        "enlarged cardiomediastinum",
+        "cardiomegaly",
+        "lung opacity",
+        "lung lesion",
+        "edema",
+    ),
+    *(
+        "consolidation",
+        "pneumonia",
+        "atelectasis",
+        "pneumothorax",
+        "pleural effusion",
+        "pleural other",
+    ),
     *("fracture", "support devices"),
 ]
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")

@@ -19,22 +19,33 @@ def free_port() -> int:
 def start(argv, processes: int, devices: int, **environment) -> list[subprocess.Popen]:
     """The processes, `devices` fake ones each. One process is started as any user would, without CXR_* variables."""
     env = os.environ | {
-        "PYTHONPATH": str(ROOT), "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "CXR_START_TIMEOUT": "60", "CXR_HEARTBEAT_TIMEOUT": "10", **environment,
-    }  # fmt: skip
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "CXR_START_TIMEOUT": "60",
+        "CXR_HEARTBEAT_TIMEOUT": "10",
+        **environment,
+    }
     if processes > 1:
         env |= {"CXR_COORDINATOR": f"127.0.0.1:{free_port()}", "CXR_NUM_PROCESSES": str(processes)}
     return [
-        subprocess.Popen([sys.executable, "-m", "cxr_jax.main", *argv], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                         stderr=subprocess.PIPE, env=env | ({"CXR_PROCESS_ID": str(k)} if processes > 1 else {}))
+        subprocess.Popen(
+            [sys.executable, "-m", "cxr_jax.main", *argv],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=env | ({"CXR_PROCESS_ID": str(k)} if processes > 1 else {}),
+        )
         for k in range(processes)
-    ]  # fmt: skip
+    ]
 
 
 def end(started, timeout=600) -> list[tuple[int, str, str]]:
     """(exit code, stdout, stderr) of each process."""
     try:
-        with concurrent.futures.ThreadPoolExecutor(len(started)) as pool:  # a full pipe would stop its process
+        with concurrent.futures.ThreadPoolExecutor(
+            len(started)
+        ) as pool:  # a full pipe would stop its process
             out = list(pool.map(lambda p: p.communicate(timeout=timeout), started))
     finally:
         for p in started:

@@ -40,7 +40,9 @@ def check_sampling():
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec
     rows = {k: spec(None, "data") if k == "positions" else spec("data") for k in args}
-    placed = {k: jax.device_put(v, jax.sharding.NamedSharding(mesh, rows[k])) for k, v in args.items()}
+    placed = {
+        k: jax.device_put(v, jax.sharding.NamedSharding(mesh, rows[k])) for k, v in args.items()
+    }
     with jax.set_mesh(mesh):
         program = jax.jit(sample).lower(placed).compile()
         got = program(placed)
@@ -50,7 +52,9 @@ def check_sampling():
     # Keys stay on their device: what crosses is small, the counts of rows that are left and the exit.
     moves = r"= \(?\w+\[([\d,]*)\][^=]* (?:all-gather|all-to-all|collective-permute)\("
     shapes = re.findall(moves, program.as_text())
-    largest = max((np.prod([int(x) for x in s.split(",") if x], initial=1) for s in shapes), default=0)
+    largest = max(
+        (np.prod([int(x) for x in s.split(",") if x], initial=1) for s in shapes), default=0
+    )
     assert largest <= PROMPTS * GROUP * max(N, CFG.text.hidden_size), shapes
 
 
@@ -69,9 +73,13 @@ def check_traffic():
         few, many = (sum(costs.collectives(text, mesh.size, n).values()) for n in (1, 1000))
         assert many - few < 1000 * 100, (name, few, many)  # a turn moves flags and counts
         moved[name] = few
-        if name == "RL update":  # of the loop over chunks of tokens: no gradient of the output matrix
+        if (
+            name == "RL update"
+        ):  # of the loop over chunks of tokens: no gradient of the output matrix
             head = f"f32[{PHANTOM.text.hidden_size},{PHANTOM.text.vocab_size}]"
-            loops = [line for line in text.splitlines() if "all-reduce(" in line and "while/body" in line]
+            loops = [
+                line for line in text.splitlines() if "all-reduce(" in line and "while/body" in line
+            ]
             assert not any(head in line.replace(" ", "") for line in loops), loops
     assert moved["RL rollout"] < 1.5 * weights, (moved, weights)
 

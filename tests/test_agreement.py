@@ -27,10 +27,18 @@ def make(folder, reports=REPORTS, columns=SOURCES):
     (folder / "xml").mkdir()
     rows = []
     for name, (findings, impression, gold) in reports.items():
-        texts = "".join(f'<AbstractText Label="{label}">{text}</AbstractText>'
-                        for label, text in (("INDICATION", "Pneumonia."), ("FINDINGS", findings),
-                                            ("IMPRESSION", impression)) if text)
-        (folder / "xml" / f"{name}.xml").write_text(f"<eCitation><Abstract>{texts}</Abstract></eCitation>")
+        texts = "".join(
+            f'<AbstractText Label="{label}">{text}</AbstractText>'
+            for label, text in (
+                ("INDICATION", "Pneumonia."),
+                ("FINDINGS", findings),
+                ("IMPRESSION", impression),
+            )
+            if text
+        )
+        (folder / "xml" / f"{name}.xml").write_text(
+            f"<eCitation><Abstract>{texts}</Abstract></eCitation>"
+        )
         rows.append([f"xml/{name}.xml", name, *(int(c in gold) for c in columns)])
     with open(folder / "openi_manifest.csv", "w", newline="") as file:
         csv.writer(file).writerows([["file", "report_id", *(f"gold_{c}" for c in columns)], *rows])
@@ -60,11 +68,24 @@ def test_numbers_of_a_made_folder(tmp_path, capsys):
     assert "micro-F1 with uncertain = positive: 0.833" in out  # 2*5 / (2*5 + 2)
     assert row(out, "No Finding") == ["1", "1", "1", "0", "1", "0.500", "1.000", "0.667"]
     assert row(out, "Lung Lesion") == ["2", "1", "0", "1", "1", "1.000", "0.500", "0.667"]
-    assert row(out, "Pneumonia") == ["0", "0", "0", "0", "0", "-", "-", "-"]  # an indication is not read
+    assert row(out, "Pneumonia") == [
+        "0",
+        "0",
+        "0",
+        "0",
+        "0",
+        "-",
+        "-",
+        "-",
+    ]  # an indication is not read
     assert "3 errors in 2 reports" in out and "not scored: Hernia" in out
     assert "Support Devices" not in out and "Lung Opacity" not in out  # nothing maps to them
-    assert errors.read_text().splitlines() == ["report_id,label,kind,state", "r2,No Finding,FP,1",
-                                               "r2,Lung Lesion,FN,", "r3,Edema,FN,-1"]
+    assert errors.read_text().splitlines() == [
+        "report_id,label,kind,state",
+        "r2,No Finding,FP,1",
+        "r2,Lung Lesion,FN,",
+        "r3,Edema,FN,-1",
+    ]
 
 
 def test_uncertain_as_positive(tmp_path, capsys):
@@ -87,7 +108,12 @@ def test_another_manifest_and_lexicon(tmp_path, capsys):
     (tmp_path / "openi_manifest.csv").rename(tmp_path / "other.csv")
     code, out, _ = run(capsys, tmp_path, "--manifest", "other.csv", "--lexicon", lexicon)
     assert code == 0
-    assert row(out, "Cardiomegaly")[:4] == ["1", "1", "1", "0"]  # "No effusion" affirms it: no cue is known
+    assert row(out, "Cardiomegaly")[:4] == [
+        "1",
+        "1",
+        "1",
+        "0",
+    ]  # "No effusion" affirms it: no cue is known
 
 
 def test_no_text_in_output(tmp_path, capsys):
@@ -108,18 +134,36 @@ def manifest(change):
 
 
 BAD = {
-    "no manifest": (lambda f: (f / "openi_manifest.csv").unlink(), "openi_manifest.csv: No such file"),
+    "no manifest": (
+        lambda f: (f / "openi_manifest.csv").unlink(),
+        "openi_manifest.csv: No such file",
+    ),
     "empty": (manifest(lambda s: ""), "no column 'file'"),
     "no rows": (manifest(lambda s: s.splitlines()[0] + "\n"), "lists no reports"),
     "no id": (manifest(lambda s: s.replace("report_id", "id")), "no column 'report_id'"),
     "no gold": (manifest(lambda s: s.replace("gold_Mass", "Mass")), "no column 'gold_Mass'"),
-    "blank gold": (manifest(lambda s: s.replace("xml/r1.xml,r1,0", "xml/r1.xml,r1,")), "row 1: gold_Atelectasis"),
-    "short row": (manifest(lambda s: s + "xml/r1.xml,r9\n"), "row 6: gold_Atelectasis is neither 0 nor 1"),
+    "blank gold": (
+        manifest(lambda s: s.replace("xml/r1.xml,r1,0", "xml/r1.xml,r1,")),
+        "row 1: gold_Atelectasis",
+    ),
+    "short row": (
+        manifest(lambda s: s + "xml/r1.xml,r9\n"),
+        "row 6: gold_Atelectasis is neither 0 nor 1",
+    ),
     "torn quote": (manifest(lambda s: s + '"xml'), "not a CSV file"),
     "no file": (lambda f: (f / "xml" / "r2.xml").unlink(), "r2.xml: there is no such file"),
-    "not xml": (manifest(lambda s: s.replace("xml/r1.xml", "openi_manifest.csv")), "not the name of an .xml file"),
-    "torn xml": (lambda f: (f / "xml" / "r3.xml").write_text("<eCitation>"), "r3.xml: not well-formed XML"),
-    "another xml": (lambda f: (f / "xml" / "r3.xml").write_text("<a/>"), "r3.xml: has no AbstractText"),
+    "not xml": (
+        manifest(lambda s: s.replace("xml/r1.xml", "openi_manifest.csv")),
+        "not the name of an .xml file",
+    ),
+    "torn xml": (
+        lambda f: (f / "xml" / "r3.xml").write_text("<eCitation>"),
+        "r3.xml: not well-formed XML",
+    ),
+    "another xml": (
+        lambda f: (f / "xml" / "r3.xml").write_text("<a/>"),
+        "r3.xml: has no AbstractText",
+    ),
 }
 
 
@@ -132,8 +176,17 @@ def test_bad_folder_is_one_line(tmp_path, capsys, name):
     assert code == 2 and out == "" and err.count("\n") == 1 and reason in err
 
 
-@pytest.mark.parametrize("flags", [["--uncertain", "maybe"], ["--errors", "openi_manifest.csv"], ["--errors", "x.txt"],
-                                   ["--errors", "none/e.csv"], ["--lexicon", "none.toml"], ["--what"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--uncertain", "maybe"],
+        ["--errors", "openi_manifest.csv"],
+        ["--errors", "x.txt"],
+        ["--errors", "none/e.csv"],
+        ["--lexicon", "none.toml"],
+        ["--what"],
+    ],
+)
 def test_bad_usage_is_one_line(tmp_path, capsys, monkeypatch, flags):
     make(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -143,13 +196,16 @@ def test_bad_usage_is_one_line(tmp_path, capsys, monkeypatch, flags):
     assert (tmp_path / "openi_manifest.csv").read_bytes() == before
 
 
-@pytest.mark.parametrize("text, reason", [
-    ('[openi_gold]\nversion = 1\n[openi_gold.map]\nMass = "Lump"', "Mass maps to 'Lump'"),
-    ('[openi_gold]\nversion = 1\n[openi_gold.map]\nMass = 1', "Mass maps to 1"),
-    ("[openi_gold]\nversion = 1", "no table"),
-    ('[openi_gold.map]\nMass = "Lung Lesion"', "with a version"),
-    ("openi_gold", "not a TOML file"),
-])
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ('[openi_gold]\nversion = 1\n[openi_gold.map]\nMass = "Lump"', "Mass maps to 'Lump'"),
+        ("[openi_gold]\nversion = 1\n[openi_gold.map]\nMass = 1", "Mass maps to 1"),
+        ("[openi_gold]\nversion = 1", "no table"),
+        ('[openi_gold.map]\nMass = "Lung Lesion"', "with a version"),
+        ("openi_gold", "not a TOML file"),
+    ],
+)
 def test_bad_map(tmp_path, text, reason):
     path = tmp_path / "maps.toml"
     path.write_text(text)

@@ -9,7 +9,11 @@ def healthy():
     row = {f"rewards/{t}/mean": 0.0 for t in rewards.TERMS}
     row |= {f"rewards/{t}/mean": 0.8 for t in ("accuracy", "format", "trace_answer", "trace_truth")}
     row |= {"answers/modal_share": 0.2, "constant/modal_share": 0.15, "constant/best": 0.3}
-    row |= {"frac_reward_zero_std": 0.3, "completions/clipped_ratio": 0.01, "completions/mean_length": 100.0}
+    row |= {
+        "frac_reward_zero_std": 0.3,
+        "completions/clipped_ratio": 0.01,
+        "completions/mean_length": 100.0,
+    }
     return row | {"entropy": 0.4, "sampling/outside_0.9_1.1": 0.0, "skipped_steps": 0.0}
 
 

@@ -93,7 +93,9 @@ def test_the_wait_for_data_is_counted_and_batches_are_prepared_ahead():
     time.sleep(0.1)
     assert made == [0, 1, 2, 3] and next(loader) == 1 and loader.last_wait < 0.1
     stats = loader.stats()
-    assert stats["batches"] == 2 and 0.3 < stats["wait_seconds"] < 4 and stats["prepare_seconds"] > 0.3
+    assert (
+        stats["batches"] == 2 and 0.3 < stats["wait_seconds"] < 4 and stats["prepare_seconds"] > 0.3
+    )
     assert list(loader) == [2, 3, 4, 5] and loader.stats()["batches"] == 6
 
 
@@ -151,7 +153,10 @@ def test_a_finite_source_is_walked_once_an_epoch():
 
 @pytest.mark.parametrize("sites", [0, 3])
 def test_a_row_is_the_same_whichever_rows_are_beside_it(sites):
-    source, indices = batching.PhantomSource("A", "train", 5, sites=sites), np.array([9, 2, 40, 3, 17])
+    source, indices = (
+        batching.PhantomSource("A", "train", 5, sites=sites),
+        np.array([9, 2, 40, 3, 17]),
+    )
     whole = source.batch(indices)
     for part in ([0], [3, 1], [4, 2, 0]):
         rows = source.batch(indices[part])
@@ -178,13 +183,17 @@ def test_readers_miss_small_findings_and_never_invent():
     assert np.array_equal(answers[0.0], batch["solution"])
     findings = np.arange(14) != INDEX["No Finding"]
     for few, many in ((1.0, 0.75), (0.75, 0.0)):
-        assert not (answers[few] & ~answers[many]).any()  # who misses more says less, and nothing else
+        assert not (
+            answers[few] & ~answers[many]
+        ).any()  # who misses more says less, and nothing else
         assert answers[few][:, findings].sum() < answers[many][:, findings].sum()
 
 
 def test_what_a_reader_misses():
     severity = np.zeros(12, np.float32)
-    read = lambda s, miss=1.0: readers.as_read({"severity": s}, miss, np.random.default_rng(0))["severity"]
+    read = lambda s, miss=1.0: readers.as_read({"severity": s}, miss, np.random.default_rng(0))[
+        "severity"
+    ]
     severity[F["fracture"]] = 0.45
     assert np.array_equal(read(severity), severity)  # it is all there is
     severity[[F["edema"], F["support_devices"], F["lung_lesion"]]] = 0.9, 1.0, 0.2
@@ -194,7 +203,9 @@ def test_what_a_reader_misses():
     severity[F["fracture"]] = 0.6
     assert np.array_equal(read(severity), severity)  # not small
     severity[F["fracture"]] = 0.45
-    reads = [readers.as_read({"severity": severity}, 0.75, np.random.default_rng(i)) for i in range(2000)]
+    reads = [
+        readers.as_read({"severity": severity}, 0.75, np.random.default_rng(i)) for i in range(2000)
+    ]
     assert abs(np.mean([r["severity"][F["fracture"]] == 0 for r in reads]) - 0.75) < 0.04
 
 
@@ -205,11 +216,25 @@ def manifest(tmp_path):
     for i in range(40):
         Image.fromarray(np.full((60, 60), i, np.uint8)).save(tmp_path / f"{i}.png")
         talk = [{"from": "human", "value": "What is wrong" + " here" * (i % 7) + "?"}]
-        row = {"id": str(i), "image": f"{i}.png", "patient_id": i // 2, "conversations": talk, "solution": "Edema"}
+        row = {
+            "id": str(i),
+            "image": f"{i}.png",
+            "patient_id": i // 2,
+            "conversations": talk,
+            "solution": "Edema",
+        }
         rows.append(row)
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return ConfigDict(
-        {"data": dict(source="files", manifest=str(tmp_path / "m.jsonl"), image_root=str(tmp_path), size=56, seed=0)}
+        {
+            "data": dict(
+                source="files",
+                manifest=str(tmp_path / "m.jsonl"),
+                image_root=str(tmp_path),
+                size=56,
+                seed=0,
+            )
+        }
     )
 
 
@@ -232,7 +257,9 @@ def test_unknown_labels_count_for_nothing():
     score = lambda solution, known: float(terms(solution, known)["accuracy"][0])
     everything = np.ones((1, len(CHEXPERT_14)), bool)
     assert score(_mask("Edema"), everything) == 0.5
-    assert score(_mask("Edema"), ~_mask("Fracture")) == 1.0  # Fracture is uncertain: saying it costs nothing
+    assert (
+        score(_mask("Edema"), ~_mask("Fracture")) == 1.0
+    )  # Fracture is uncertain: saying it costs nothing
     assert score(_mask("Edema", "Fracture"), ~_mask("Fracture")) == 1.0  # and earns nothing
     assert score(_mask("Pneumonia"), ~_mask("Edema", "Fracture")) == 0.0
     plain = rewards.reward_terms(parsed, _mask("Edema"))

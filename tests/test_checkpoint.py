@@ -29,16 +29,26 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 def state(seed=0):
     keys = jax.random.split(jax.random.key(seed), 3)
-    params = {"a": {"w": jax.random.normal(keys[0], (64, 32))}, "b": jax.random.normal(keys[1], (5,))}
+    params = {
+        "a": {"w": jax.random.normal(keys[0], (64, 32))},
+        "b": jax.random.normal(keys[1], (5,)),
+    }
     params["h"] = jax.random.normal(keys[2], (7,)).astype(ml_dtypes.bfloat16)
     opt_state = optax.adamw(1e-3).init(params)
-    return {"params": params, "opt_state": opt_state, "step": jnp.int32(seed), "skipped": jnp.int32(0)}
+    return {
+        "params": params,
+        "opt_state": opt_state,
+        "step": jnp.int32(seed),
+        "skipped": jnp.int32(0),
+    }
 
 
 def same(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return all(x.dtype == y.dtype and np.array_equal(np.asarray(x), np.asarray(y)) for x, y in pairs)
+    return all(
+        x.dtype == y.dtype and np.array_equal(np.asarray(x), np.asarray(y)) for x, y in pairs
+    )
 
 
 @pytest.fixture
@@ -78,11 +88,15 @@ def test_round_trip(folder):
     c = Checkpoints(str(folder))
     assert sorted(c.last.all_steps()) == [2, 3]
     got, meta, step = c.restore(state())
-    assert step == 3 and same(got, state(3)) and meta == {"best": {"score": 0.1 * 3, "step": 3}}  # floats exactly
+    assert (
+        step == 3 and same(got, state(3)) and meta == {"best": {"score": 0.1 * 3, "step": 3}}
+    )  # floats exactly
     jax.jit(lambda s: s, donate_argnums=0)(got)  # its arrays are its own
     c.save(3, state(9), {})  # saved already: left alone
     assert same(c.restore(state())[0], state(3))
-    assert same(shaped := c.restore(ONE_DEVICE.like(state()))[0], state(3))  # as free to go elsewhere as a fresh state
+    assert same(
+        shaped := c.restore(ONE_DEVICE.like(state()))[0], state(3)
+    )  # as free to go elsewhere as a fresh state
     assert not any(x.committed for x in jax.tree.leaves(shaped))
     c.close()
 
@@ -93,7 +107,9 @@ def test_nothing_to_restore(tmp_path):
     c.close()
 
 
-@pytest.mark.parametrize("how", ["truncated", "flipped bit", "changed contents", "missing meta", "empty"])
+@pytest.mark.parametrize(
+    "how", ["truncated", "flipped bit", "changed contents", "missing meta", "empty"]
+)
 def test_a_damaged_checkpoint_is_passed_over(folder, how, capsys):
     damage(folder / "checkpoints" / "last" / "3", how)
     c = Checkpoints(str(folder))
@@ -128,12 +144,20 @@ def test_a_save_that_was_killed_is_not_there(folder):
 
 
 OTHERS = {
-    "shape": (lambda s: s["params"]["a"].update(w=jnp.ones((2, 2))),
-              "params/a/w: found float32 [64, 32], expected float32 [2, 2]"),
-    "type": (lambda s: s["params"].update(h=jnp.ones((7,))), "params/h: found bfloat16 [7], expected float32 [7]"),
-    "more": (lambda s: s["params"].update(c=jnp.ones(3)), "params/c: found nothing, expected float32 [3]"),
+    "shape": (
+        lambda s: s["params"]["a"].update(w=jnp.ones((2, 2))),
+        "params/a/w: found float32 [64, 32], expected float32 [2, 2]",
+    ),
+    "type": (
+        lambda s: s["params"].update(h=jnp.ones((7,))),
+        "params/h: found bfloat16 [7], expected float32 [7]",
+    ),
+    "more": (
+        lambda s: s["params"].update(c=jnp.ones(3)),
+        "params/c: found nothing, expected float32 [3]",
+    ),
     "less": (lambda s: s.pop("skipped"), "skipped: found int32 [], expected nothing"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("how", OTHERS)
@@ -182,7 +206,9 @@ def test_the_hash_is_the_same_on_the_device_and_in_numpy(monkeypatch):
     kinds = {k: x for k, x in KINDS.items() if x.size}
     hashes = array_hash.of({k: jnp.asarray(x) for k, x in kinds.items()})
     assert hashes == {k: array_hash.of_host(x) for k, x in kinds.items()}
-    assert len(set(hashes.values())) == len(kinds) and all(re.fullmatch("[0-9a-f]{16}", h) for h in hashes.values())
+    assert len(set(hashes.values())) == len(kinds) and all(
+        re.fullmatch("[0-9a-f]{16}", h) for h in hashes.values()
+    )
     monkeypatch.setattr(array_hash, "_CHUNK", 7)
     assert hashes == {k: array_hash.of_host(x) for k, x in kinds.items()}
     with jax.enable_x64(True):
@@ -194,13 +220,23 @@ def test_the_hash_is_the_same_on_the_device_and_in_numpy(monkeypatch):
 
 def test_the_hash_sees_every_bit_and_every_place():
     x = KINDS["float32"]
-    variants = [x, x[::-1], x[:, ::-1], np.roll(x, 1), x.transpose(0, 2, 1), np.zeros_like(x), np.zeros_like(x)[1:]]
+    variants = [
+        x,
+        x[::-1],
+        x[:, ::-1],
+        np.roll(x, 1),
+        x.transpose(0, 2, 1),
+        np.zeros_like(x),
+        np.zeros_like(x)[1:],
+    ]
     for bit in range(32):
         flipped = x.copy()
         flipped.view(np.uint32).reshape(-1)[77] ^= 1 << bit
         variants.append(flipped)
     assert len({array_hash.of_host(v) for v in variants}) == len(variants)
-    assert array_hash.of_host(KINDS["nan"][3:4]) != array_hash.of_host(KINDS["nan"][4:5])  # -0.0 and 0.0
+    assert array_hash.of_host(KINDS["nan"][3:4]) != array_hash.of_host(
+        KINDS["nan"][4:5]
+    )  # -0.0 and 0.0
 
 
 def test_every_kind_of_leaf(tmp_path):
@@ -211,7 +247,9 @@ def test_every_kind_of_leaf(tmp_path):
     assert meta["tuple"] == [1, 2] and np.isnan(meta["nan"])
     c.close()
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(tree), strict=True):
-        assert (a.dtype, a.shape) == (b.dtype, b.shape) and np.asarray(a).tobytes() == np.asarray(b).tobytes()
+        assert (a.dtype, a.shape) == (b.dtype, b.shape) and np.asarray(a).tobytes() == np.asarray(
+            b
+        ).tobytes()
     contents = json.loads((tmp_path / "checkpoints/last/7/contents/metadata").read_text())
     assert contents["about"] == {"git_sha": "abc", "config": {"lr": 0.1}}
     assert contents["arrays"]["host/keys"] == ["uint32", [2, 2], array_hash.of_host(KINDS["keys"])]
@@ -221,13 +259,17 @@ def test_every_kind_of_leaf(tmp_path):
 def held(monkeypatch):
     """Saves are not through before this event is set."""
     event, check = threading.Event(), checkpoint_folder.problem
-    monkeypatch.setattr(checkpoint_folder, "problem", lambda folder: event.wait(60) and check(folder))
+    monkeypatch.setattr(
+        checkpoint_folder, "problem", lambda folder: event.wait(60) and check(folder)
+    )
     yield event
     event.set()
 
 
 def test_a_donated_step_may_follow_a_save_at_once(tmp_path, held):
-    step = jax.jit(lambda s: jax.tree.map(lambda x: (x * 0 - 1).astype(x.dtype), s), donate_argnums=0)
+    step = jax.jit(
+        lambda s: jax.tree.map(lambda x: (x * 0 - 1).astype(x.dtype), s), donate_argnums=0
+    )
     make = jax.jit(lambda: {"large": jnp.arange(4_000_000, dtype=jnp.float32), "n": jnp.int32(5)})
     c, now = Checkpoints(str(tmp_path)), make()
     c.save(1, now, {})
@@ -289,7 +331,9 @@ def full_disk():
 
 
 # Many arrays: once one of them cannot be written, Orbax lets go of the others while they are on their way.
-BIG = {f"{i}": np.random.default_rng(i).standard_normal(50_000).astype(np.float32) for i in range(30)}
+BIG = {
+    f"{i}": np.random.default_rng(i).standard_normal(50_000).astype(np.float32) for i in range(30)
+}
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
@@ -329,7 +373,9 @@ def test_a_folder_that_cannot_be_written_is_found_out_at_once(folder, monkeypatc
 
     c = Checkpoints(str(folder))
     monkeypatch.setattr(checkpoint, "open", refuse, raising=False)
-    with pytest.raises(SaveFailed, match="checkpoints/best: .* step 4 could not be saved: Read-only file system;"):
+    with pytest.raises(
+        SaveFailed, match="checkpoints/best: .* step 4 could not be saved: Read-only file system;"
+    ):
         c.save_best(4, state(4), {})
     assert c.restore(state())[2] == 3
     c.close()
@@ -353,7 +399,11 @@ def test_the_best_outlives_a_kill_at_any_moment(tmp_path, monkeypatch):
     c.wait()
     monkeypatch.setattr(checkpoint.os, "replace", watched(os.replace))
     monkeypatch.setattr(checkpoint.shutil, "rmtree", watched(shutil.rmtree))
-    for step, score in ((5, 5), (5, 6), (4, 7)):  # a new best; the same step once more; one of a run that was resumed
+    for step, score in (
+        (5, 5),
+        (5, 6),
+        (4, 7),
+    ):  # a new best; the same step once more; one of a run that was resumed
         c.save_best(step, state(score), {"score": score})
         c.wait()
         assert list(c.best.all_steps()) == [step]
@@ -367,7 +417,9 @@ def test_the_best_outlives_a_kill_at_any_moment(tmp_path, monkeypatch):
         assert same(got, state(meta["score"]))
         found.add(meta["score"])
         c.close()
-        assert not [p for p in os.listdir(copy / "checkpoints") if p not in ("last", "best")]  # tidied
+        assert not [
+            p for p in os.listdir(copy / "checkpoints") if p not in ("last", "best")
+        ]  # tidied
     assert found == {5, 6, 7}
 
 

@@ -16,18 +16,52 @@ from cxr_jax.errors import UserError
 
 NAN, INF = math.nan, math.inf
 KNOBS = dict(
-    num_iterations=1, minibatches=1, advantage="grpo", scale_rewards="group", aggregation="token",
-    denominator="trained", ratio_level="token", clip="ppo", epsilon=0.2, epsilon_high=0.2, delta=0.0, beta=0.0, kl="k3",
-    sampler_correction="none", sampler_cap=2.0, replay_weight=0.0, replay_batch=8, patience=0,
-)  # fmt: skip
-NOT_COUNTS, NOT_NUMBERS = [0, -1, 1.5, NAN, "2", None, True, 10**30], [NAN, INF, -INF, "1", None, True, 10**400]
+    num_iterations=1,
+    minibatches=1,
+    advantage="grpo",
+    scale_rewards="group",
+    aggregation="token",
+    denominator="trained",
+    ratio_level="token",
+    clip="ppo",
+    epsilon=0.2,
+    epsilon_high=0.2,
+    delta=0.0,
+    beta=0.0,
+    kl="k3",
+    sampler_correction="none",
+    sampler_cap=2.0,
+    replay_weight=0.0,
+    replay_batch=8,
+    patience=0,
+)
+NOT_COUNTS, NOT_NUMBERS = (
+    [0, -1, 1.5, NAN, "2", None, True, 10**30],
+    [NAN, INF, -INF, "1", None, True, 10**400],
+)
 BAD = {
     **dict.fromkeys(
-        ["steps", "max_completion", "save_every", "rl.prompts_per_step", "rl.micro_batches", "rl.minibatches",
-         "rl.num_iterations", "rl.oversample", "rl.min_length", "rl.replay_batch", "eval.every", "eval.n",
-         "eval.batch_size"], NOT_COUNTS),
+        [
+            "steps",
+            "max_completion",
+            "save_every",
+            "rl.prompts_per_step",
+            "rl.micro_batches",
+            "rl.minibatches",
+            "rl.num_iterations",
+            "rl.oversample",
+            "rl.min_length",
+            "rl.replay_batch",
+            "eval.every",
+            "eval.n",
+            "eval.batch_size",
+        ],
+        NOT_COUNTS,
+    ),
     "rl.group_size": [*NOT_COUNTS, 1],
-    **dict.fromkeys(["rl.patience", "data.sites", "optim.warmup_steps", "lora.rank"], [-1, 0.5, NAN, "1", None]),
+    **dict.fromkeys(
+        ["rl.patience", "data.sites", "optim.warmup_steps", "lora.rank"], [-1, 0.5, NAN, "1", None]
+    ),
     **dict.fromkeys(["optim.lr", "optim.eps"], [*NOT_NUMBERS, 0.0, -1e-4, 1e39, 1e-60]),
     **dict.fromkeys(["rl.temperature", "rl.epsilon_high"], [*NOT_NUMBERS, 0.0, -1.0]),
     **dict.fromkeys(["rl.beta", "rl.replay_weight", "optim.weight_decay"], [*NOT_NUMBERS, -0.1]),
@@ -40,22 +74,51 @@ BAD = {
     "rl.overlong_from": [*NOT_NUMBERS, 0.0, 1.0],
     "rl.mask_truncated": [None, 1, "yes"],
     **dict.fromkeys(
-        ["rl.advantage", "rl.scale_rewards", "rl.aggregation", "rl.denominator", "rl.ratio_level", "rl.clip", "rl.kl",
-         "rl.sampler_correction", "eval.select_by", "data.source", "data.hospital"], ["", "beauty", None, 1, ["k1"]]),
+        [
+            "rl.advantage",
+            "rl.scale_rewards",
+            "rl.aggregation",
+            "rl.denominator",
+            "rl.ratio_level",
+            "rl.clip",
+            "rl.kl",
+            "rl.sampler_correction",
+            "eval.select_by",
+            "data.source",
+            "data.hospital",
+        ],
+        ["", "beauty", None, 1, ["k1"]],
+    ),
     **dict.fromkeys(["seed", "data.seed"], [-1, 2**32, 0.5, NAN, "1", None]),
     "optim.frozen": ["vision", ("(",), (1,), None, ("ears",), (".",)],
     "model": ["", None, 3, "random:9b", "nowhere"],
-    "rl": [None, 5], "optim": [None, "adam"],
+    "rl": [None, 5],
+    "optim": [None, "adam"],
     "rl.reward_weights": [None, 1.0, "accuracy"],
-}  # fmt: skip
+}
 GOOD = {
-    "rl.group_size": [2], "rl.patience": [0, 3], "rl.beta": [0.04, 1], "rl.kl": ["k1", "k2"], "rl.epsilon": [1.0, 3e-4],
-    "rl.epsilon_high": [5.0], "rl.delta": [1.5], "rl.sampler_cap": [1.0], "rl.advantage": ["gdpo"],
-    "rl.aggregation": ["sequence", "token_local", "constant"], "rl.ratio_level": ["sequence", "sequence_token"],
-    "rl.clip": ["cispo", "none"], "rl.sampler_correction": ["tis", "icepop"], "rl.denominator": ["all"],
-    "rl.scale_rewards": ["batch", "none"], "optim.clip_norm": [INF], "optim.b1": [0.0], "optim.final_fraction": [0, 1],
-    "data.sites": [64], "optim.frozen": [("vision",)], "seed": [2**32 - 1],
-}  # fmt: skip
+    "rl.group_size": [2],
+    "rl.patience": [0, 3],
+    "rl.beta": [0.04, 1],
+    "rl.kl": ["k1", "k2"],
+    "rl.epsilon": [1.0, 3e-4],
+    "rl.epsilon_high": [5.0],
+    "rl.delta": [1.5],
+    "rl.sampler_cap": [1.0],
+    "rl.advantage": ["gdpo"],
+    "rl.aggregation": ["sequence", "token_local", "constant"],
+    "rl.ratio_level": ["sequence", "sequence_token"],
+    "rl.clip": ["cispo", "none"],
+    "rl.sampler_correction": ["tis", "icepop"],
+    "rl.denominator": ["all"],
+    "rl.scale_rewards": ["batch", "none"],
+    "optim.clip_norm": [INF],
+    "optim.b1": [0.0],
+    "optim.final_fraction": [0, 1],
+    "data.sites": [64],
+    "optim.frozen": [("vision",)],
+    "seed": [2**32 - 1],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -109,37 +172,60 @@ def test_values_at_the_border_pass(compiled, key):
     assert compiled == []
 
 
-@pytest.mark.parametrize("changes", [
-    {"prompts_per_step": 16, "micro_batches": 3},
-    {"prompts_per_step": 16, "minibatches": 3},
-    {"prompts_per_step": 16, "minibatches": 4, "micro_batches": 8},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prompts_per_step": 16, "micro_batches": 3},
+        {"prompts_per_step": 16, "minibatches": 3},
+        {"prompts_per_step": 16, "minibatches": 4, "micro_batches": 8},
+    ],
+)
 def test_batches_that_do_not_divide(compiled, changes):
-    refused(compiled, preset(**{f"rl.{k}": v for k, v in changes.items()}),
-            "config.rl.prompts_per_step=16 does not divide into", "micro-batches")
+    refused(
+        compiled,
+        preset(**{f"rl.{k}": v for k, v in changes.items()}),
+        "config.rl.prompts_per_step=16 does not divide into",
+        "micro-batches",
+    )
 
 
 def test_batches_that_divide():
-    rl_checks.check(preset(**{"rl.prompts_per_step": 16, "rl.minibatches": 4, "rl.micro_batches": 2}))
+    rl_checks.check(
+        preset(**{"rl.prompts_per_step": 16, "rl.minibatches": 4, "rl.micro_batches": 2})
+    )
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 @pytest.mark.parametrize("advantage", ["grpo", "gdpo"])
 def test_a_group_of_one_has_no_advantage(compiled, scale, advantage):
-    refused(compiled, preset(**{"rl.group_size": 1, "rl.scale_rewards": scale, "rl.advantage": advantage}),
-            "config.rl.group_size=1")
+    refused(
+        compiled,
+        preset(**{"rl.group_size": 1, "rl.scale_rewards": scale, "rl.advantage": advantage}),
+        "config.rl.group_size=1",
+    )
 
 
 def test_bounds_that_would_cut_what_is_right(compiled):
     rl_checks.check(preset(**{"rl.clip": "none", "rl.delta": 1.1}))
     refused(compiled, preset(**{"rl.clip": "none", "rl.delta": 0.9}), "config.rl.delta=0.9")
-    refused(compiled, preset(**{"rl.sampler_correction": "icepop", "rl.sampler_cap": 1.0}), "config.rl.sampler_cap=1.0")
+    refused(
+        compiled,
+        preset(**{"rl.sampler_correction": "icepop", "rl.sampler_cap": 1.0}),
+        "config.rl.sampler_cap=1.0",
+    )
 
 
-@pytest.mark.parametrize("weights, named", [
-    ({"beauty": 1.0}, "'beauty'"), ({"accuracy": NAN}, "accuracy=nan"), ({"accuracy": "1"}, "accuracy='1'"),
-    ({"accuracy": INF}, "accuracy=inf"), ({"accuracy": 0.0}, "weighs nothing"), ({}, "weighs nothing"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "weights, named",
+    [
+        ({"beauty": 1.0}, "'beauty'"),
+        ({"accuracy": NAN}, "accuracy=nan"),
+        ({"accuracy": "1"}, "accuracy='1'"),
+        ({"accuracy": INF}, "accuracy=inf"),
+        ({"accuracy": 0.0}, "weighs nothing"),
+        ({}, "weighs nothing"),
+    ],
+)
 def test_rewards(compiled, weights, named):
     config = preset()
     config.unlock()
@@ -177,10 +263,14 @@ def folder(tmp_path):
 
 
 def without(token):
-    return lambda t: [a.update(content="<|gone|>") for a in t["added_tokens"] if a["content"] == token]
+    return lambda t: [
+        a.update(content="<|gone|>") for a in t["added_tokens"] if a["content"] == token
+    ]
 
 
-@pytest.mark.parametrize("token", ["<|im_end|>", "<|endoftext|>", "<|image_pad|>", "<|vision_start|>"])
+@pytest.mark.parametrize(
+    "token", ["<|im_end|>", "<|endoftext|>", "<|image_pad|>", "<|vision_start|>"]
+)
 def test_a_tokenizer_without_a_special_token(compiled, folder, token):
     unnamed = lambda c: c.update(eos_token=None, pad_token=None)
     config = folder(tokenizer=without(token), tokenizer_config=unnamed)
@@ -188,7 +278,9 @@ def test_a_tokenizer_without_a_special_token(compiled, folder, token):
 
 
 def test_an_end_of_turn_that_the_model_never_learned(compiled, folder):
-    config = folder(tokenizer=without("<|im_end|>"))  # transformers adds what tokenizer_config.json names
+    config = folder(
+        tokenizer=without("<|im_end|>")
+    )  # transformers adds what tokenizer_config.json names
     refused(compiled, config, config.model, "<|im_end|> is 927", "eos_token_id")
 
 
@@ -199,11 +291,14 @@ def test_a_tokenizer_that_cannot_write_a_tag(compiled, folder, tag):
     refused(compiled, config, config.model, tag)
 
 
-@pytest.mark.parametrize("changes, named", [
-    ({"image_token_id": 916}, "image_token_id 916"),
-    ({"vocab_size": 900}, "the model embeds 900"),
-    ({"max_position_embeddings": 128}, "more than the 128 positions"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"image_token_id": 916}, "image_token_id 916"),
+        ({"vocab_size": 900}, "the model embeds 900"),
+        ({"max_position_embeddings": 128}, "more than the 128 positions"),
+    ],
+)
 def test_a_model_config_that_does_not_fit(compiled, folder, changes, named):
     refused(compiled, folder(config=lambda c: c.update(changes)), named)
 
@@ -215,20 +310,29 @@ def test_a_model_config_that_does_not_fit(compiled, folder, changes, named):
 def images(tmp_path_factory):
     root = tmp_path_factory.mktemp("images")
     for name in "abc":
-        Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60), np.uint8)).save(root / f"{name}.png")
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60), np.uint8)).save(
+            root / f"{name}.png"
+        )
     return root
 
 
-def films(root, change=lambda row: None, target="<think>Wet.</think><answer>Edema</answer>", **changes):
+def films(
+    root, change=lambda row: None, target="<think>Wet.</think><answer>Edema</answer>", **changes
+):
     """The config of a manifest of three patients, of whose last row something was changed."""
     rows = []
     for name in "abc":
-        turns = [{"role": "user", "content": "What is wrong?"}, {"role": "assistant", "content": target}]
+        turns = [
+            {"role": "user", "content": "What is wrong?"},
+            {"role": "assistant", "content": target},
+        ]
         turns = turns if target else turns[:1]
         rows.append({"id": name, "image": f"{name}.png", "solution": "Edema", "messages": turns})
     change(rows[-1])
     (root / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    config = preset(**{"data.source": "files", "data.manifest": "", "data.image_root": "", "data.size": 224})
+    config = preset(
+        **{"data.source": "files", "data.manifest": "", "data.image_root": "", "data.size": 224}
+    )
     config.data.manifest, config.data.image_root = str(root / "rows.jsonl"), str(root)
     for key, value in changes.items():
         config.rl[key] = value
@@ -244,18 +348,28 @@ def test_films_pass(images):
     rl_checks.check(films(images, replay_weight=0.1))
 
 
-@pytest.mark.parametrize("change, named", [
-    (lambda row: row.update(solution="Edema, Tumour"), ":3: ' Tumour' is none of the 14 labels"),
-    (say("Look closely. " * 2000), "the prompt of row c has"),
-    (say("What is <|image_pad|> this?"), "the prompt of row c: a prompt must not hold"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (
+            lambda row: row.update(solution="Edema, Tumour"),
+            ":3: ' Tumour' is none of the 14 labels",
+        ),
+        (say("Look closely. " * 2000), "the prompt of row c has"),
+        (say("What is <|image_pad|> this?"), "the prompt of row c: a prompt must not hold"),
+    ],
+)
 def test_a_row_that_cannot_be_used(compiled, images, change, named):
     refused(compiled, films(images, change), named)
 
 
 def test_replay_needs_targets_that_fit(compiled, images):
     refused(compiled, films(images, target=None, replay_weight=0.1), "has no assistant text")
-    refused(compiled, films(images, target="Wet. " * 300, replay_weight=0.1), "config.max_completion=208 is too small")
+    refused(
+        compiled,
+        films(images, target="Wet. " * 300, replay_weight=0.1),
+        "config.max_completion=208 is too small",
+    )
     rl_checks.check(films(images, target=None))
 
 

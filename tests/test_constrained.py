@@ -55,7 +55,9 @@ class Oracle:
         """The fewest tokens that spell the text."""
         if not text:
             return 0
-        return 1 + min((self.cost(text[len(w) :]) for w in self.words if text.startswith(w)), default=np.inf)
+        return 1 + min(
+            (self.cost(text[len(w) :]) for w in self.words if text.startswith(w)), default=np.inf
+        )
 
     @functools.cache  # noqa: B019
     def need(self, text: bytes) -> float:
@@ -126,7 +128,9 @@ def random_pieces(rng, extra: int):
 def compiled(pieces, max_new_tokens, **kw):
     kw = {"names": NAMES, **kw}
     table = TokenBytes.from_pieces(pieces)
-    return constrained.compile_answers(table, len(pieces) + 1, [STOP], max_new_tokens=max_new_tokens, **kw)
+    return constrained.compile_answers(
+        table, len(pieces) + 1, [STOP], max_new_tokens=max_new_tokens, **kw
+    )
 
 
 @functools.cache
@@ -136,7 +140,9 @@ def jitted():
 
 CASES = [
     dict(seed=0, extra=60, left=40, no_finding="devices", force_format=True, separators=(b"",)),
-    dict(seed=1, extra=120, left=24, no_finding="alone", force_format=True, separators=(b"", b"\n")),
+    dict(
+        seed=1, extra=120, left=24, no_finding="alone", force_format=True, separators=(b"", b"\n")
+    ),
     dict(seed=2, extra=120, left=30, no_finding="any", force_format=True, separators=(b"\n", b"")),
     dict(seed=3, extra=100, left=30, no_finding="devices", force_format=False, separators=(b"",)),
     dict(seed=4, extra=200, left=16, no_finding="devices", force_format=True, separators=(b"",)),
@@ -166,7 +172,9 @@ def test_a_token_is_allowed_exactly_when_a_valid_completion_fits(case):
             assert not got[w, -1] and not got[w, SILENT]  # ids without text
             options = np.flatnonzero(want)
             # Half of the steps take a token that leads on, so that walks reach the answer and its end.
-            good = [i for i in options if b"<" in pieces[i] or b">" in pieces[i] or b"E" in pieces[i]]
+            good = [
+                i for i in options if b"<" in pieces[i] or b">" in pieces[i] or b"E" in pieces[i]
+            ]
             choice[w] = rng.choice(good if good and rng.random() < 0.5 else options)
             stopped[w] = choice[w] == STOP
             texts[w] += pieces[choice[w]]
@@ -179,7 +187,9 @@ def test_a_token_is_allowed_exactly_when_a_valid_completion_fits(case):
         head, opened, answer = text.partition(b"<answer>")
         assert not opened or answer in valid
         if rules["force_format"]:
-            assert FORMAT.match(text.decode(errors="replace")) and all(text.count(tag) == 1 for tag in TAGS)
+            assert FORMAT.match(text.decode(errors="replace")) and all(
+                text.count(tag) == 1 for tag in TAGS
+            )
         endings.add(answer)
     assert len(endings) > 1
 
@@ -190,7 +200,10 @@ def test_tokens_with_several_names_never_lead_astray(extra):
     rng = np.random.default_rng(extra)
     texts = [b"<think>x</think><answer>" + t for t, _ in valid_lists("devices")]
     cut = lambda t: t[(i := rng.integers(0, len(t) - 2)) : i + rng.integers(2, 60)]
-    words = {cut(texts[rng.integers(len(texts))]) for _ in range(extra)} | {b", Edema, Edema", b"Edema, No"}
+    words = {cut(texts[rng.integers(len(texts))]) for _ in range(extra)} | {
+        b", Edema, Edema",
+        b"Edema, No",
+    }
     pieces = [b"", b"", *sorted(words | {bytes([b]) for b in b"".join(texts)})]
     c = compiled(pieces, 60)
     allowed, advance = jitted()
@@ -214,15 +227,20 @@ def test_every_tokenisation_of_a_valid_text_is_allowed():
     pieces = random_pieces(rng, 300)
     c = compiled(pieces, 300)
     allowed, advance = jitted()
-    for text in (b"<think>x y \xc3?</think><answer>Eddy, Edema, Support Devices</answer>",
-                 b"<think></think>\n\n<answer>Support Devices, No Finding</answer>"):  # fmt: skip
+    for text in (
+        b"<think>x y \xc3?</think><answer>Eddy, Edema, Support Devices</answer>",
+        b"<think></think>\n\n<answer>Support Devices, No Finding</answer>",
+    ):
         for _ in range(5):
             state, rest = c.init(1), text
             while rest:
                 fitting = [i for i, p in enumerate(pieces) if p and rest.startswith(p)]
                 assert np.asarray(allowed(c, state))[0, fitting].all()
                 token = rng.choice(fitting)
-                state, rest = advance(c, state, np.array([token], np.int32)), rest[len(pieces[token]) :]
+                state, rest = (
+                    advance(c, state, np.array([token], np.int32)),
+                    rest[len(pieces[token]) :],
+                )
             assert np.flatnonzero(np.asarray(allowed(c, state))[0]).tolist() == [STOP]
 
 
@@ -242,13 +260,35 @@ def test_bad_settings_are_refused():
 
 V = 1024
 PHANTOM_CFG = Config(
-    vision=VisionConfig(depth=1, hidden_size=16, num_heads=2, intermediate_size=16, out_hidden_size=32,
-                        fullatt_block_indexes=(), patch_size=2, window_size=8),
-    text=TextConfig(vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
-                    num_attention_heads=4, num_key_value_heads=2, mrope_section=(1, 1, 2), rope_theta=1e4),
-    image_token_id=921, video_token_id=922, vision_start_token_id=918, vision_end_token_id=919,
-    pad_token_id=915, bos_token_id=915, eos_token_id=(917, 915), tie_word_embeddings=True,
-)  # fmt: skip
+    vision=VisionConfig(
+        depth=1,
+        hidden_size=16,
+        num_heads=2,
+        intermediate_size=16,
+        out_hidden_size=32,
+        fullatt_block_indexes=(),
+        patch_size=2,
+        window_size=8,
+    ),
+    text=TextConfig(
+        vocab_size=V,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        mrope_section=(1, 1, 2),
+        rope_theta=1e4,
+    ),
+    image_token_id=921,
+    video_token_id=922,
+    vision_start_token_id=918,
+    vision_end_token_id=919,
+    pad_token_id=915,
+    bos_token_id=915,
+    eos_token_id=(917, 915),
+    tie_word_embeddings=True,
+)
 
 
 @pytest.fixture(scope="module")
@@ -256,8 +296,14 @@ def phantom():
     """(tokenizer, byte table, special ids, compiled rules)."""
     tok = tokenizer.load(PHANTOM)
     table, special = TokenBytes.from_tokenizer(tok), tokenizer.special_ids(tok, V)
-    c = constrained.compile_answers(table, V, special["stop"], max_new_tokens=40, answer_tokens=24,
-                                    suppress_ids=special["suppress"])  # fmt: skip
+    c = constrained.compile_answers(
+        table,
+        V,
+        special["stop"],
+        max_new_tokens=40,
+        answer_tokens=24,
+        suppress_ids=special["suppress"],
+    )
     return tok, table, special, c
 
 
@@ -266,22 +312,44 @@ def test_an_untrained_model_writes_only_valid_answers(phantom, temperature):
     """1,000 of 1,000 samples, within 40 tokens, read by the rewards' own parser and by a regular expression."""
     tok, table, special, c = phantom
     params = qwen.init_params(PHANTOM_CFG, jax.random.key(0))
-    params["text"]["embed"]["embedding"] *= 20  # peaked and different everywhere: nothing like a list of findings
+    params["text"]["embed"]["embedding"] *= (
+        20  # peaked and different everywhere: nothing like a list of findings
+    )
     n, N = (1000, 40) if temperature else (1, 40)
     ids = np.arange(10, 14, dtype=np.int32)[None]
     out = sampling.generate(
-        params, PHANTOM_CFG, ids, [4], qwen.positions(PHANTOM_CFG, ids, None), n=n, max_new_tokens=N,
-        temperature=temperature, keys=sampling.row_keys(0, n), stop_ids=special["stop"],
-        suppress_ids=special["suppress"], constraint=c)  # fmt: skip
+        params,
+        PHANTOM_CFG,
+        ids,
+        [4],
+        qwen.positions(PHANTOM_CFG, ids, None),
+        n=n,
+        max_new_tokens=N,
+        temperature=temperature,
+        keys=sampling.row_keys(0, n),
+        stop_ids=special["stop"],
+        suppress_ids=special["suppress"],
+        constraint=c,
+    )
     assert np.asarray(out["finished"]).all()
     parsed = parser.parse_tokens(out["tokens"], out["lengths"], table, 1024)
     parsed = {k: np.asarray(v) for k, v in parsed.items()}
     assert not parsed["overflow"].any()
-    assert parsed["format"].all() and (parsed["tag_counts"] == 1).all() and parsed["answer"].any(1).all()
+    assert (
+        parsed["format"].all()
+        and (parsed["tag_counts"] == 1).all()
+        and parsed["answer"].any(1).all()
+    )
     assert not parsed["n_unknown"].any() and not parsed["no_finding_conflict"].any()
     lengths = np.asarray(out["lengths"])
-    for row, length, labels in zip(np.asarray(out["tokens"]), lengths, parsed["answer"], strict=True):
-        items = FORMAT.match(tok.decode(row[: length - 1], skip_special_tokens=False)).group(1).split(", ")
+    for row, length, labels in zip(
+        np.asarray(out["tokens"]), lengths, parsed["answer"], strict=True
+    ):
+        items = (
+            FORMAT.match(tok.decode(row[: length - 1], skip_special_tokens=False))
+            .group(1)
+            .split(", ")
+        )
         assert sorted(items) == sorted(np.array(CHEXPERT_14)[labels])
     if n > 1:
         assert parsed["answer"].any(0).all()  # every finding is named by some sample
@@ -293,8 +361,13 @@ def test_answers_of_the_phantom_readers_are_allowed(phantom):
     texts = []
     for _ in range(32):
         found = (rng.random(12) < rng.choice([0, 0.4])) * rng.random(12)
-        scene = {"severity": found, "side": rng.integers(0, 3, 12), "zone": rng.integers(0, 3, 12),
-                 "device": rng.random(5) < 0.3, "quality": rng.integers(0, 2, 3)}  # fmt: skip
+        scene = {
+            "severity": found,
+            "side": rng.integers(0, 3, 12),
+            "zone": rng.integers(0, 3, 12),
+            "device": rng.random(5) < 0.3,
+            "quality": rng.integers(0, 2, 3),
+        }
         texts.append(report.target(report.write(scene, "B", rng)))
     _, advance = jitted()
     for text in [t for t in texts if "No Finding" in t][:4] + texts[:4]:
@@ -306,15 +379,53 @@ def test_answers_of_the_phantom_readers_are_allowed(phantom):
 
 # The probability of each finding. A small vocabulary, so that all answers can be enumerated.
 
-PIECES = [b"", b"", b"<think>", b"</think>", b"<answer>", b"</answer>", b"No Finding", b"Edema", b"Eddy",
-          b"Support Devices", b", ", b"Ed", b"ema", b"dy", b", Ed", b"ma</answer>", b"e", b"x", b"</think><answer>",
-          b"</think><answer>Ed", b"<answer>Support", b" Devices"]  # fmt: skip
-SMALL = PHANTOM_CFG.text.__class__(**{**PHANTOM_CFG.text.__dict__, "vocab_size": 24, "num_hidden_layers": 2})
-CFG = Config(**{**PHANTOM_CFG.__dict__, "text": SMALL, "image_token_id": 22, "video_token_id": 23,
-                "vision_start_token_id": 22, "vision_end_token_id": 23, "pad_token_id": 0, "bos_token_id": 0,
-                "eos_token_id": (0,)})  # fmt: skip
+PIECES = [
+    b"",
+    b"",
+    b"<think>",
+    b"</think>",
+    b"<answer>",
+    b"</answer>",
+    b"No Finding",
+    b"Edema",
+    b"Eddy",
+    b"Support Devices",
+    b", ",
+    b"Ed",
+    b"ema",
+    b"dy",
+    b", Ed",
+    b"ma</answer>",
+    b"e",
+    b"x",
+    b"</think><answer>",
+    b"</think><answer>Ed",
+    b"<answer>Support",
+    b" Devices",
+]
+SMALL = PHANTOM_CFG.text.__class__(
+    **{**PHANTOM_CFG.text.__dict__, "vocab_size": 24, "num_hidden_layers": 2}
+)
+CFG = Config(
+    **{
+        **PHANTOM_CFG.__dict__,
+        "text": SMALL,
+        "image_token_id": 22,
+        "video_token_id": 23,
+        "vision_start_token_id": 22,
+        "vision_end_token_id": 23,
+        "pad_token_id": 0,
+        "bos_token_id": 0,
+        "eos_token_id": (0,),
+    }
+)
 PROMPTS, LENGTHS = np.array([[17, 16, 13, 17, 9], [12, 17, 8, 0, 0]], np.int32), np.array([5, 3])
-TRACES = [[2, 17, 16, 17, 3, 4, 7, 5, 0], [2, 3, 18, 8], [2, 16, 16, 17, 19, 12, 15, 0], [2, 13, 17]]
+TRACES = [
+    [2, 17, 16, 17, 3, 4, 7, 5, 0],
+    [2, 3, 18, 8],
+    [2, 16, 16, 17, 19, 12, 15, 0],
+    [2, 13, 17],
+]
 DEPTH = 18
 
 
@@ -322,8 +433,15 @@ DEPTH = 18
 def small():
     params = qwen.init_params(CFG, jax.random.key(1))
     params["text"]["embed"]["embedding"] *= 12
-    c = constrained.compile_answers(TokenBytes.from_pieces(PIECES), 24, [STOP], max_new_tokens=64, names=NAMES,
-                                    separators=(b"",), suppress_ids=(1, 22, 23))  # fmt: skip
+    c = constrained.compile_answers(
+        TokenBytes.from_pieces(PIECES),
+        24,
+        [STOP],
+        max_new_tokens=64,
+        names=NAMES,
+        separators=(b"",),
+        suppress_ids=(1, 22, 23),
+    )
     return params, c
 
 
@@ -338,14 +456,30 @@ def probabilities(small, **kw):
     params, c = small
     tokens, lengths = padded(TRACES)
     out = answer_tree.finding_probabilities(
-        params, CFG, PROMPTS, LENGTHS, qwen.positions(CFG, PROMPTS, None, np.arange(5) < LENGTHS[:, None]), None,
-        tokens, lengths, c, **{"answer_tokens": DEPTH, "tolerance": 1e-7, **kw})  # fmt: skip
+        params,
+        CFG,
+        PROMPTS,
+        LENGTHS,
+        qwen.positions(CFG, PROMPTS, None, np.arange(5) < LENGTHS[:, None]),
+        None,
+        tokens,
+        lengths,
+        c,
+        **{"answer_tokens": DEPTH, "tolerance": 1e-7, **kw},
+    )
     return {k: np.asarray(v) for k, v in out.items()}
 
 
 def test_the_trace_ends_before_the_list_begins(small):
     _, c = small
-    extra = [*TRACES, [7, 5], [2, 17, 3, 17, 4, 7], [2, 17, 4, 7], [2, 17, 3, 20, 21], [2, 17, 18, 6]]
+    extra = [
+        *TRACES,
+        [7, 5],
+        [2, 17, 3, 17, 4, 7],
+        [2, 17, 4, 7],
+        [2, 17, 3, 20, 21],
+        [2, 17, 18, 6],
+    ]
     count, state = c.trace(*map(jnp.asarray, padded(extra)))
     # <answer> itself is left out: a token might hold it with the first letters of the list.
     assert np.asarray(count).tolist() == [5, 2, 4, 3, 0, 3, 2, 3, 2]
@@ -353,7 +487,9 @@ def test_the_trace_ends_before_the_list_begins(small):
         one = constrained.State(jnp.array([at]), jnp.zeros(1, jnp.int32), jnp.array([DEPTH]))
         next_ = {PIECES[i] for i in np.flatnonzero(np.asarray(c.allowed(one))[0])}
         after_think = {b"<answer>", b"<answer>Support"}
-        assert next_ in (after_think, {b"</think>", b"</think><answer>", b"</think><answer>Ed"}), tokens
+        assert next_ in (after_think, {b"</think>", b"</think><answer>", b"</think><answer>Ed"}), (
+            tokens
+        )
         assert (next_ == after_think) == (3 in tokens)
 
 
@@ -377,7 +513,9 @@ def _last_logits(params, ids, length):
     mask = jnp.arange(WIDTH)[None] < length[:, None]
     positions = jnp.broadcast_to(jnp.arange(WIDTH), (3, *ids.shape))
     hidden = qwen.hidden_states(params, CFG, ids, mask, positions)
-    return qwen.unembed(params, CFG, jnp.take_along_axis(hidden, (length - 1)[:, None, None], 1)[:, 0])
+    return qwen.unembed(
+        params, CFG, jnp.take_along_axis(hidden, (length - 1)[:, None, None], 1)[:, 0]
+    )
 
 
 def enumerate_answers(params, prefix, lead, rules, depth):
@@ -433,10 +571,14 @@ def test_probabilities_equal_the_enumeration_of_all_answers(small, truth):
     np.testing.assert_allclose(got["exact_mass"], 1, atol=1e-5)
     np.testing.assert_allclose(got["mean"], truth.reshape(2, 2, -1).mean(1), atol=2e-5)
     early = probabilities(small, width=256, tolerance=0.02)
-    assert (early["exact_mass"] < got["exact_mass"]).all() and (early["exact_mass"] >= 0.98 - 1e-6).all()
+    assert (early["exact_mass"] < got["exact_mass"]).all() and (
+        early["exact_mass"] >= 0.98 - 1e-6
+    ).all()
     error = np.abs(early["trace"].reshape(4, -1) - truth).max(1)
     assert (error <= 1 - early["exact_mass"].reshape(-1) + 1e-5).all()
-    assert truth.std(0).max() > 0.05 and 0.05 < truth.mean() < 0.95  # traces differ, nothing is decided
+    assert (
+        truth.std(0).max() > 0.05 and 0.05 < truth.mean() < 0.95
+    )  # traces differ, nothing is decided
 
 
 @pytest.mark.slow
@@ -478,14 +620,28 @@ def test_probabilities_match_counts_of_sampled_answers(small, temperature):
     count, state = c.trace(*map(jnp.asarray, padded(TRACES)))
     K = 1500
     for i in (0, 2):
-        prefix, length = padded([[*PROMPTS[i // 2, : LENGTHS[i // 2]], *TRACES[i][: int(count[i])]]])
+        prefix, length = padded(
+            [[*PROMPTS[i // 2, : LENGTHS[i // 2]], *TRACES[i][: int(count[i])]]]
+        )
         prefix = np.pad(prefix, ((0, 0), (0, 10 - length[0])))
         lead = "<think>" + "</think>" * (3 in TRACES[i][: int(count[i])])
         out = sampling.generate(
-            params, CFG, prefix, length, qwen.positions(CFG, prefix, None), n=K, max_new_tokens=DEPTH,
-            temperature=temperature, keys=sampling.row_keys(9, K), stop_ids=(STOP,), suppress_ids=(1, 22, 23),
-            constraint=Started(c, state.at[i]))  # fmt: skip
-        texts = [lead.encode() + b"".join(PIECES[t] for t in row) for row in np.asarray(out["tokens"])]
+            params,
+            CFG,
+            prefix,
+            length,
+            qwen.positions(CFG, prefix, None),
+            n=K,
+            max_new_tokens=DEPTH,
+            temperature=temperature,
+            keys=sampling.row_keys(9, K),
+            stop_ids=(STOP,),
+            suppress_ids=(1, 22, 23),
+            constraint=Started(c, state.at[i]),
+        )
+        texts = [
+            lead.encode() + b"".join(PIECES[t] for t in row) for row in np.asarray(out["tokens"])
+        ]
         named = np.array([[n in FORMAT.match(t.decode()).group(1) for n in NAMES] for t in texts])
         error = np.sqrt(got[i] * (1 - got[i]) / K)
         assert (np.abs(named.mean(0) - got[i]) <= 4.5 * error + 2e-3).all()
@@ -508,7 +664,9 @@ def test_resampling_keeps_mass_and_expectation():
         np.testing.assert_array_equal(held, weight)
     assert kept.any() and not kept.all()
     index, weight, kept = map(np.asarray, draw(w[1:2], 8, u[:1]))
-    np.testing.assert_array_equal(np.sort(weight[0])[2:], np.sort(w[1, :6]))  # six branches: all kept as they are
+    np.testing.assert_array_equal(
+        np.sort(weight[0])[2:], np.sort(w[1, :6])
+    )  # six branches: all kept as they are
     assert kept[0][weight[0] > 0].all()
 
 

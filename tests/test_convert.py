@@ -40,14 +40,22 @@ def call(*argv):
 
 def listing(folder):
     """Every path below a folder; links are not followed."""
-    return sorted(os.path.join(d, name) for d, dirs, files in os.walk(folder) for name in dirs + files)
+    return sorted(
+        os.path.join(d, name) for d, dirs, files in os.walk(folder) for name in dirs + files
+    )
 
 
-MIXED = lambda key: BF16 if "layers.1." in key or "blocks.0." in key else F16 if "norm" in key else F32
+MIXED = lambda key: (
+    BF16 if "layers.1." in key or "blocks.0." in key else F16 if "norm" in key else F32
+)
 LAYOUTS = {
     "flat, one file": dict(),
-    "nested keys, shards, bfloat16": dict(case="narrow", dtype=lambda key: BF16, rename=nested, shard_gb=5e-5),
-    "tied, head stored once more, float16": dict(case="even", dtype=lambda key: F16, stored_head=True),
+    "nested keys, shards, bfloat16": dict(
+        case="narrow", dtype=lambda key: BF16, rename=nested, shard_gb=5e-5
+    ),
+    "tied, head stored once more, float16": dict(
+        case="even", dtype=lambda key: F16, stored_head=True
+    ),
     "types that differ within a stack": dict(dtype=MIXED, shard_gb=1e-4),
 }
 
@@ -67,10 +75,15 @@ def test_there_and_back_bit_for_bit(tmp_path, layout, capsys):
     assert not [p for p in listing(tmp_path) if ".partial" in p or ".old" in p]
 
     # Ours opens directly, and holds the arrays that the Hugging Face folder gives.
-    ours, (cfg, params) = cxr_jax.load(tmp_path / "new" / "ours", dtype="float32"), hf.load_hf(src, F32)
+    ours, (cfg, params) = (
+        cxr_jax.load(tmp_path / "new" / "ours", dtype="float32"),
+        hf.load_hf(src, F32),
+    )
     assert ours.cfg == cfg and ours.folder == tmp_path / "new" / "ours"
     jax.tree.map(np.testing.assert_array_equal, ours.params, params)
-    assert find_folder(str(tmp_path / "new" / "ours")) == tmp_path / "new" / "ours"  # so does --config.model
+    assert (
+        find_folder(str(tmp_path / "new" / "ours")) == tmp_path / "new" / "ours"
+    )  # so does --config.model
 
 
 def test_shards_are_those_of_transformers(tmp_path):
@@ -81,10 +94,14 @@ def test_shards_are_those_of_transformers(tmp_path):
     assert call("to-hf", tmp_path / "ours", tmp_path / "back", "--max_shard_gb=0.00005") == 0
     index = json.loads((tmp_path / "back" / INDEX).read_text())
     files = sorted(p.name for p in (tmp_path / "back").glob("*.safetensors"))
-    assert len(files) > 3 and files == [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
+    assert len(files) > 3 and files == [
+        f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))
+    ]
     read = {name: load_file(tmp_path / "back" / name) for name in files}
     assert index["weight_map"] == {k: name for name, tensors in read.items() for k in tensors}
-    assert set(index["weight_map"]) == {r.key for r in hf.rules(hf.read_config(src))}  # the published flat keys
+    assert set(index["weight_map"]) == {
+        r.key for r in hf.rules(hf.read_config(src))
+    }  # the published flat keys
     sizes = {name: sum(x.nbytes for x in tensors.values()) for name, tensors in read.items()}
     assert index["metadata"]["total_size"] == sum(sizes.values())
     assert all(size <= 50_000 or len(read[name]) == 1 for name, size in sizes.items())
@@ -101,7 +118,10 @@ def test_image_settings_of_transformers_5(tmp_path, capsys):
     old = json.loads((tmp_path / "back" / "preprocessor_config.json").read_text())
     assert (old["min_pixels"], old["max_pixels"]) == (3136, 226576)
     capsys.readouterr()
-    for bad, message in ("{", "not valid JSON"), (text.replace("3136", "null"), "processor_config.json: min_pixels"):
+    for bad, message in (
+        ("{", "not valid JSON"),
+        (text.replace("3136", "null"), "processor_config.json: min_pixels"),
+    ):
         (src / "processor_config.json").write_text(bad)
         refuses(tmp_path, capsys, ["from-hf", src, tmp_path / "dst"], message)
 
@@ -163,16 +183,26 @@ def test_bad_paths(tmp_path, capsys):
         (["to-hf", src, tmp_path / "dst", "--max_shard_gb=x"], "max_shard_gb"),
         (["sideways", src, tmp_path / "dst"], "sideways"),
         (["from-hf", src], "required: DST"),
-    ]:  # fmt: skip
+    ]:
         refuses(tmp_path, capsys, argv, message)
     (tmp_path / "empty").mkdir()
-    assert call("from-hf", tmp_path / "to_src", tmp_path / "empty") == 0  # an empty folder and a link will do
+    assert (
+        call("from-hf", tmp_path / "to_src", tmp_path / "empty") == 0
+    )  # an empty folder and a link will do
     capsys.readouterr()
-    refuses(tmp_path, capsys, ["from-hf", tmp_path / "empty", tmp_path / "dst"], "one of our checkpoints already")
+    refuses(
+        tmp_path,
+        capsys,
+        ["from-hf", tmp_path / "empty", tmp_path / "dst"],
+        "one of our checkpoints already",
+    )
 
 
 def largest(folder):
-    return max((p for p in (folder / native.ARRAYS).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    return max(
+        (p for p in (folder / native.ARRAYS).rglob("*") if p.is_file()),
+        key=lambda p: p.stat().st_size,
+    )
 
 
 def flip(path, at=0.5):
@@ -196,17 +226,29 @@ BAD_OURS = {
     "truncated": (lambda f: largest(f).write_bytes(largest(f).read_bytes()[:9999]), "damaged"),
     "array file missing": (lambda f: largest(f).unlink(), "damaged"),
     "no arrays": (lambda f: shutil.rmtree(f / native.ARRAYS), "missing or damaged"),
-    "checksum": (manifest_edit(lambda d: d["arrays"][NORM].update(sha256="0" * 64)), f"{NORM} is damaged"),
+    "checksum": (
+        manifest_edit(lambda d: d["arrays"][NORM].update(sha256="0" * 64)),
+        f"{NORM} is damaged",
+    ),
     "type": (manifest_edit(lambda d: d["arrays"][NORM].update(dtype="BF16")), f"{NORM} is damaged"),
     "type unknown": (manifest_edit(lambda d: d["arrays"][NORM].update(dtype="I64")), "damaged"),
-    "shape": (manifest_edit(lambda d: d["arrays"][NORM].update(shape=[3])), f"{NORM} is .3., should be .64."),
+    "shape": (
+        manifest_edit(lambda d: d["arrays"][NORM].update(shape=[3])),
+        f"{NORM} is .3., should be .64.",
+    ),
     "array missing": (manifest_edit(lambda d: d["arrays"].pop(NORM)), f"{NORM} is missing"),
-    "array unexpected": (manifest_edit(lambda d: d["arrays"].update(x=d["arrays"][NORM])), "should be absent"),
-    "format": (manifest_edit(lambda d: d.update(format="cxr_jax checkpoint 9")), "format is cxr_jax checkpoint 9"),
+    "array unexpected": (
+        manifest_edit(lambda d: d["arrays"].update(x=d["arrays"][NORM])),
+        "should be absent",
+    ),
+    "format": (
+        manifest_edit(lambda d: d.update(format="cxr_jax checkpoint 9")),
+        "format is cxr_jax checkpoint 9",
+    ),
     "manifest not JSON": (lambda f: (f / native.MANIFEST).write_text("{"), "not valid JSON"),
     "tensor types": (manifest_edit(lambda d: d.update(tensor_types={LAYER: "I8"})), "damaged"),
     "config of another size": (config_edit(vocab_size=200), "does not fit config.json"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +291,10 @@ def damaged(data, rng):
 def test_damaged_headers_raise_user_errors_only(tmp_path):
     """Whatever the bytes are: tensors inside the file, or a UserError."""
     path = tmp_path / "model.safetensors"
-    write_safetensors(path, entries({"a": np.ones((2, 3), F32), "b.c": np.ones((4,), F16), "d": np.ones((0, 2), BF16)}))
+    write_safetensors(
+        path,
+        entries({"a": np.ones((2, 3), F32), "b.c": np.ones((4,), F16), "d": np.ones((0, 2), BF16)}),
+    )
     whole = path.read_bytes()
     end = 8 + int.from_bytes(whole[:8], "little")
     rng, refused = np.random.default_rng(0), 0
@@ -301,13 +346,18 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch, capsys, ours):
         return wrapped
 
     full, stopped = OSError(28, "No space left on device"), KeyboardInterrupt()
-    for error, message in ((full, r"failed \(OSError\): .*No space left"), (stopped, "stopped before the end")):
+    for error, message in (
+        (full, r"failed \(OSError\): .*No space left"),
+        (stopped, "stopped before the end"),
+    ):
         monkeypatch.setattr(hf.Rule, "to_ours", late(real[0], error, 30))
         refuses(tmp_path, capsys, ["from-hf", src, tmp_path / "a" / "dst"], message, code=1)
         monkeypatch.setattr(convert, "write_folder", late(write_folder, error, 0))
         refuses(tmp_path, capsys, ["to-hf", ours, tmp_path / "a" / "dst"], message, code=1)
     monkeypatch.undo()
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000)
+    )
     for argv in (["from-hf", src, tmp_path / "a" / "dst"], ["to-hf", ours, tmp_path / "a" / "dst"]):
         refuses(tmp_path, capsys, argv, "GB are needed")
 
@@ -316,22 +366,31 @@ def start(*argv, limit=None):
     """The command in a process of its own. limit: blocks in the largest file that it may write, as on a full disk."""
     limited = [] if limit is None else ["sh", "-c", f'ulimit -f {limit}; exec "$@"', "sh"]
     return subprocess.Popen(
-        [*limited, sys.executable, "-m", "cxr_jax.convert", *map(str, argv)], stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+        [*limited, sys.executable, "-m", "cxr_jax.convert", *map(str, argv)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
 
 
 def ends(process, code, message):
     out, err = process.communicate(timeout=600)
-    assert process.returncode == code and err.count("\n") == 1 and message in err and out == "", (out, err)
+    assert process.returncode == code and err.count("\n") == 1 and message in err and out == "", (
+        out,
+        err,
+    )
 
 
 @pytest.mark.slow
 def test_the_command(tmp_path, ours):
     src = make(tmp_path / "src")
-    running = [start("from-hf", src, tmp_path / "dst"),
-               start("from-hf", src, tmp_path / "small", limit=50),
-               start("to-hf", ours, tmp_path / "small2", limit=50),
-               start("from-hf", src, src / "inside")]  # fmt: skip
+    running = [
+        start("from-hf", src, tmp_path / "dst"),
+        start("from-hf", src, tmp_path / "small", limit=50),
+        start("to-hf", ours, tmp_path / "small2", limit=50),
+        start("from-hf", src, src / "inside"),
+    ]
     out, err = running[0].communicate(timeout=600)
     assert running[0].returncode == 0 and err == "" and "written" in out
     ends(running[1], 1, "the conversion failed")
@@ -344,10 +403,26 @@ def test_the_command(tmp_path, ours):
 def large(tmp_path_factory):
     """A Hugging Face folder of 0.36 GB in bfloat16, in shards of 0.1 GB; (folder, bytes)."""
     folder = tmp_path_factory.mktemp("large") / "src"
-    text = config.TextConfig(vocab_size=49152, hidden_size=1024, intermediate_size=4096, num_hidden_layers=8,
-                             num_attention_heads=16, num_key_value_heads=2, mrope_section=(8, 12, 12))
-    cfg = config.Config(config.VisionConfig(depth=2, hidden_size=128, num_heads=4, intermediate_size=256,
-                                            out_hidden_size=1024, fullatt_block_indexes=(1,)), text)
+    text = config.TextConfig(
+        vocab_size=49152,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=8,
+        num_attention_heads=16,
+        num_key_value_heads=2,
+        mrope_section=(8, 12, 12),
+    )
+    cfg = config.Config(
+        config.VisionConfig(
+            depth=2,
+            hidden_size=128,
+            num_heads=4,
+            intermediate_size=256,
+            out_hidden_size=1024,
+            fullatt_block_indexes=(1,),
+        ),
+        text,
+    )
     rng, size = np.random.default_rng(0), 0
     noise = rng.integers(0, 0x7F00, 2**20, dtype=np.uint16)
     params: dict = {}
@@ -382,10 +457,17 @@ def test_memory_stays_low(tmp_path, large):
     shards = sorted(folder.glob("*.safetensors"))
     assert len(shards) >= 4
     biggest_array = 49152 * 1024 * 2
-    for argv, arrays in ((["from-hf", folder, tmp_path / "ours"], size),
-                         (["to-hf", tmp_path / "ours", tmp_path / "back", "--max_shard_gb=0.1"], biggest_array)):
-        done = subprocess.run([sys.executable, "-c", MEASURE, *map(str, argv)], capture_output=True, text=True,
-                              env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=900)
+    for argv, arrays in (
+        (["from-hf", folder, tmp_path / "ours"], size),
+        (["to-hf", tmp_path / "ours", tmp_path / "back", "--max_shard_gb=0.1"], biggest_array),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, *map(str, argv)],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            timeout=900,
+        )
         assert done.returncode == 0, done.stderr
         before, peak = map(int, done.stdout.split("\n")[-2].split())
         extra = (peak - before) * 1024 - arrays
@@ -415,11 +497,15 @@ def test_a_signal_leaves_nothing(tmp_path, large, number):
         if process.returncode == 0:
             native.load(root / "a" / "dst")
             shutil.rmtree(root / "a")
-        assert process.returncode == 0 or (process.returncode == 1 and err.startswith("error: stopped")), err
+        assert process.returncode == 0 or (
+            process.returncode == 1 and err.startswith("error: stopped")
+        ), err
         assert listing(root) == []
         return process.returncode == 0
 
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:  # the start of a process takes longer than the rest
+    with concurrent.futures.ThreadPoolExecutor(
+        4
+    ) as pool:  # the start of a process takes longer than the rest
         assert not all(pool.map(whole, range(4)))
 
 
@@ -437,13 +523,19 @@ def test_transformers_reads_the_settings(tmp_path):
     cfg = AutoConfig.from_pretrained(tmp_path / "back")
     assert cfg.model_type == "qwen2_5_vl" and cfg.text_config.hidden_size == 192
     mine = AutoTokenizer.from_pretrained(tmp_path / "back")
-    assert mine.get_vocab() == AutoTokenizer.from_pretrained(phantom).get_vocab() and mine.chat_template
+    assert (
+        mine.get_vocab() == AutoTokenizer.from_pretrained(phantom).get_vocab()
+        and mine.chat_template
+    )
     assert GenerationConfig.from_pretrained(tmp_path / "back").eos_token_id == list(
-        hf.read_config(phantom).eos_token_id)
+        hf.read_config(phantom).eos_token_id
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not ORACLE.exists(), reason="needs .venv-oracle, see tests/oracle/requirements.txt")
+@pytest.mark.skipif(
+    not ORACLE.exists(), reason="needs .venv-oracle, see tests/oracle/requirements.txt"
+)
 @pytest.mark.parametrize("source", ["phantom", "images", "ragged"])
 def test_transformers_computes_the_same(tmp_path, source):
     """An export loads in transformers without a warning, and gives our logits."""
@@ -451,7 +543,12 @@ def test_transformers_computes_the_same(tmp_path, source):
     src = source
     if source == "phantom":
         ids = np.random.default_rng(0).integers(10, 900, (2, 40))
-        given = dict(input_ids=ids, attention_mask=np.ones_like(ids), grids=np.zeros((0, 3), int), pixels=np.zeros(0))
+        given = dict(
+            input_ids=ids,
+            attention_mask=np.ones_like(ids),
+            grids=np.zeros((0, 3), int),
+            pixels=np.zeros(0),
+        )
     else:
         src = golden_cases.write_folder(tmp_path / "src", source)
         given = {k: c[k] for k in ("input_ids", "attention_mask", "grids", "pixels")}
@@ -459,15 +556,27 @@ def test_transformers_computes_the_same(tmp_path, source):
     assert call("from-hf", src, tmp_path / "ours") == 0
     assert call("to-hf", tmp_path / "ours", tmp_path / "back", "--max_shard_gb=0.0001") == 0
     np.savez(tmp_path / "in.npz", **given)
-    done = subprocess.run([ORACLE, ROOT / "tests/oracle/load_export.py", tmp_path / "back", tmp_path / "in.npz",
-                           tmp_path / "out.npz"], capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        [
+            ORACLE,
+            ROOT / "tests/oracle/load_export.py",
+            tmp_path / "back",
+            tmp_path / "in.npz",
+            tmp_path / "out.npz",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     said = json.loads(done.stdout)
     assert not any(said[k] for k in said if k.endswith("_keys") or k == "error_msgs"), said
     theirs = np.load(tmp_path / "out.npz")["logits"]
     images = (given["pixels"], given["grids"]) if len(given["grids"]) else (None, None)
-    mine = cxr_jax.load(tmp_path / "ours").logits(given["input_ids"], *images, given["attention_mask"])
+    mine = cxr_jax.load(tmp_path / "ours").logits(
+        given["input_ids"], *images, given["attention_mask"]
+    )
     shown = given["attention_mask"].astype(bool)
     assert np.abs(theirs - mine)[shown].max() <= 1e-4 * theirs[shown].std()
 

@@ -31,8 +31,12 @@ def film(value: int, shape=(64, 80)) -> bytes:
     """Pixels of about one value, as JPEG."""
     jpeg = io.BytesIO()
     Image.fromarray(np.full(shape, value, np.uint8)).save(jpeg, "JPEG", quality=95)
-    return build(np.zeros(shape, np.uint8), bits=8, syntax=JPEGBaseline8Bit,
-                 PixelData=pydicom.encaps.encapsulate([jpeg.getvalue()]))  # fmt: skip
+    return build(
+        np.zeros(shape, np.uint8),
+        bits=8,
+        syntax=JPEGBaseline8Bit,
+        PixelData=pydicom.encaps.encapsulate([jpeg.getvalue()]),
+    )
 
 
 def pid(worker):
@@ -77,7 +81,9 @@ def test_a_worker_that_was_ended_says_nothing_of_the_file(workers, number):
     before = pid(workers[0])
     os.kill(before, number)
     assert round(float(decoders.decode(film(90)).mean())) == 90
-    assert (pid(workers[0]) == before) == (number == signal.SIGTERM)  # which is for the run, not for its workers
+    assert (pid(workers[0]) == before) == (
+        number == signal.SIGTERM
+    )  # which is for the run, not for its workers
 
 
 def test_all_that_were_kept_may_have_been_ended(workers):
@@ -135,7 +141,11 @@ def stand_in(workers, tmp_path, monkeypatch):
         state = lambda child: Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[0]
         until = time.monotonic() + 20
         while time.monotonic() < until:
-            alive = [c for c in note.read_text().split() if os.path.exists(f"/proc/{c}") and state(c) != "Z"]
+            alive = [
+                c
+                for c in note.read_text().split()
+                if os.path.exists(f"/proc/{c}") and state(c) != "Z"
+            ]
             if not alive:
                 return True
             time.sleep(0.05)
@@ -144,10 +154,16 @@ def stand_in(workers, tmp_path, monkeypatch):
     return gone
 
 
-@pytest.mark.parametrize("what, reason", [
-    (b"crash", "damaged"), (b"out of memory", "the system has ended"), (b"cut", "damaged"), (b"no array", "damaged"),
-    (b"huge", "something else ends it"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "what, reason",
+    [
+        (b"crash", "damaged"),
+        (b"out of memory", "the system has ended"),
+        (b"cut", "damaged"),
+        (b"no array", "damaged"),
+        (b"huge", "something else ends it"),
+    ],
+)
 def test_whatever_becomes_of_a_child_is_one_reason(workers, stand_in, what, reason):
     before = pid(workers[0])
     with pytest.raises(decoders.Failed, match=reason):
@@ -179,7 +195,9 @@ def test_a_decode_that_is_interrupted_leaves_no_process(workers, stand_in):
     assert not workers and not os.path.exists(f"/proc/{before}") and stand_in()
 
 
-@pytest.mark.parametrize("seconds, mib, reason", [(0.05, 4096, "longer than 0.05 s"), (60, 100, "memory|damaged")])
+@pytest.mark.parametrize(
+    "seconds, mib, reason", [(0.05, 4096, "longer than 0.05 s"), (60, 100, "memory|damaged")]
+)
 def test_limits(monkeypatch, seconds, mib, reason):
     monkeypatch.setattr(decoders, "SECONDS", seconds)
     monkeypatch.setattr(decoders, "BYTES", mib * 2**20)
@@ -189,8 +207,12 @@ def test_limits(monkeypatch, seconds, mib, reason):
 
 
 def test_a_missing_codec_is_named():
-    video = build(np.zeros((64, 80), np.uint8), bits=8, syntax=MPEG2MPML,
-                  PixelData=pydicom.encaps.encapsulate([b"junk" * 50]))  # fmt: skip
+    video = build(
+        np.zeros((64, 80), np.uint8),
+        bits=8,
+        syntax=MPEG2MPML,
+        PixelData=pydicom.encaps.encapsulate([b"junk" * 50]),
+    )
     with pytest.raises(decoders.Failed, match="no decoder for its compression is installed"):
         decoders.decode(video)
 

@@ -49,7 +49,11 @@ def build(pixels=None, *, bits=12, syntax=ExplicitVRLittleEndian, remove=(), **e
     ds.Rows, ds.Columns = pixels.shape[-2:] if pixels.shape[-1] != 3 else pixels.shape[:2]
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
     ds.BitsAllocated = 8 * pixels.dtype.itemsize
-    ds.BitsStored, ds.HighBit, ds.PixelRepresentation = bits, bits - 1, int(pixels.dtype.kind == "i")
+    ds.BitsStored, ds.HighBit, ds.PixelRepresentation = (
+        bits,
+        bits - 1,
+        int(pixels.dtype.kind == "i"),
+    )
     big = syntax == ExplicitVRBigEndian
     ds.PixelData = (pixels.byteswap() if big else pixels).tobytes()
     ds["PixelData"].VR = "OW" if pixels.dtype.itemsize > 1 else "OB"
@@ -91,9 +95,18 @@ def test_window_is_linear_over_the_stored_range():
     image = read(build(**FULL))
     np.testing.assert_allclose(image.pixels, ramp() / 4095, atol=1e-6)
     assert image.meta["window"] | {"center": 0, "width": 0} == {
-        "kind": "window", "center": 0, "width": 0, "function": "LINEAR", "index": 0, "count": 1
-    }  # fmt: skip
-    assert (image.meta["view"], image.meta["bits"], image.meta["photometric"]) == ("PA", 12, "MONOCHROME2")
+        "kind": "window",
+        "center": 0,
+        "width": 0,
+        "function": "LINEAR",
+        "index": 0,
+        "count": 1,
+    }
+    assert (image.meta["view"], image.meta["bits"], image.meta["photometric"]) == (
+        "PA",
+        12,
+        "MONOCHROME2",
+    )
     assert image.meta["warnings"] == [] and image.meta["unusable"] == []
 
 
@@ -111,7 +124,9 @@ def test_inverse_presentation_of_monochrome2_inverts():
 
 
 def test_rescale_comes_before_the_window():
-    image = read(build(RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=3095.5, WindowWidth=8191))
+    image = read(
+        build(RescaleSlope=2, RescaleIntercept=-1000, WindowCenter=3095.5, WindowWidth=8191)
+    )
     np.testing.assert_allclose(image.pixels, ramp() / 4095, atol=1e-3)
 
 
@@ -120,7 +135,9 @@ def test_window_functions_by_the_standard(function):
     x, c, w = np.arange(-50, 300, dtype=np.float32), 100.0, 80.0
     if function == "LINEAR":
         inside = (x - (c - 0.5)) / (w - 1) + 0.5
-        want = np.where(x <= c - 0.5 - (w - 1) / 2, 0, np.where(x > c - 0.5 + (w - 1) / 2, 1, inside))
+        want = np.where(
+            x <= c - 0.5 - (w - 1) / 2, 0, np.where(x > c - 0.5 + (w - 1) / 2, 1, inside)
+        )
     elif function == "LINEAR_EXACT":
         want = np.where(x <= c - w / 2, 0, np.where(x > c + w / 2, 1, (x - c) / w + 0.5))
     else:
@@ -135,7 +152,9 @@ def test_window_width_one_is_binary():
 @pytest.mark.parametrize("bits, narrow", [(8, False), (12, False), (16, False)])
 def test_voi_lut_is_scaled_by_its_own_depth(bits, narrow):
     table = np.linspace(0, 2**bits - 1, 4096).astype(int).tolist()
-    image = read(build(VOILUTSequence=lut(table, 0, bits), WindowCenter=1, WindowWidth=2))  # the LUT wins
+    image = read(
+        build(VOILUTSequence=lut(table, 0, bits), WindowCenter=1, WindowWidth=2)
+    )  # the LUT wins
     np.testing.assert_allclose(image.pixels, ramp() / 4095, atol=1 / 255)
     assert image.meta["window"]["kind"] == "VOI LUT"
 
@@ -158,7 +177,9 @@ def test_padding_is_black_and_outside_every_statistic():
     kw = {"PixelPaddingValue": 4095, "PhotometricInterpretation": "MONOCHROME1"}
     for renderer in images.RENDERERS:
         image = read(build(padded, remove=(), **kw), renderer)
-        assert (image.pixels[:8] == 0).all() and "pixel padding was masked" in image.meta["warnings"]
+        assert (image.pixels[:8] == 0).all() and "pixel padding was masked" in image.meta[
+            "warnings"
+        ]
     flat = np.full((64, 64), 100, np.uint16)
     flat[:, 32:] = 200
     flat[:8] = 4000
@@ -186,7 +207,10 @@ def test_other_encodings(syntax):
 
 def test_pixels_that_are_not_square_are_resampled():
     image = read(build(ImagerPixelSpacing=[0.2, 0.1], **FULL))
-    assert image.pixels.shape == (128, 80) and "pixels are not square: resampled" in image.meta["warnings"]
+    assert (
+        image.pixels.shape == (128, 80)
+        and "pixels are not square: resampled" in image.meta["warnings"]
+    )
 
 
 def test_colour_jpeg_in_a_worker():
@@ -194,10 +218,16 @@ def test_colour_jpeg_in_a_worker():
     jpeg = io.BytesIO()
     PilImage.fromarray(gray).convert("RGB").save(jpeg, "JPEG", quality=95, subsampling=2)
     data = build(
-        np.zeros((64, 80, 3), np.uint8), bits=8, syntax=JPEGBaseline8Bit, SamplesPerPixel=3, Modality="OT",
-        PhotometricInterpretation="YBR_FULL_422", PlanarConfiguration=0, BurnedInAnnotation="YES",
+        np.zeros((64, 80, 3), np.uint8),
+        bits=8,
+        syntax=JPEGBaseline8Bit,
+        SamplesPerPixel=3,
+        Modality="OT",
+        PhotometricInterpretation="YBR_FULL_422",
+        PlanarConfiguration=0,
+        BurnedInAnnotation="YES",
         PixelData=pydicom.encaps.encapsulate([jpeg.getvalue()]),
-    )  # fmt: skip
+    )
     image = read(data)
     assert np.abs(image.pixels * 255 - gray).max() < 8
     assert any("burned-in" in note for note in image.meta["warnings"])
@@ -217,7 +247,9 @@ def test_phantom_films_come_back(tmp_path):
     picture = np.random.default_rng(0).random((64, 80), np.float32)
     for photometric, ap in [("MONOCHROME1", False), ("MONOCHROME2", True)]:
         path = tmp_path / "film.dcm"
-        phantom_dicom.write_dicom(path, picture, hospital="A", photometric=photometric, ap=ap, seed=0)
+        phantom_dicom.write_dicom(
+            path, picture, hospital="A", photometric=photometric, ap=ap, seed=0
+        )
         image = dicom.read(path)
         assert np.abs(image.pixels - picture).max() < 1 / 1000
         assert image.meta["view"] == ("AP" if ap else "PA") and image.meta["warnings"] == []
@@ -270,7 +302,9 @@ def test_view(elements, view, usable):
 def test_view_from_its_code():
     code = Dataset()
     code.CodeValue, code.CodingSchemeDesignator = "R-10214", "SNM3"
-    assert read(build(ViewPosition="", ViewCodeSequence=Sequence([code]), **FULL)).meta["view"] == "PA"
+    assert (
+        read(build(ViewPosition="", ViewCodeSequence=Sequence([code]), **FULL)).meta["view"] == "PA"
+    )
 
 
 def test_blank_is_flagged():
@@ -280,7 +314,9 @@ def test_blank_is_flagged():
 
 
 def test_meta_holds_no_identifying_value():
-    meta = read(build(StudyDescription=SECRET, SeriesDescription=SECRET, ProtocolName=SECRET, **FULL)).meta
+    meta = read(
+        build(StudyDescription=SECRET, SeriesDescription=SECRET, ProtocolName=SECRET, **FULL)
+    ).meta
     assert SECRET not in repr(meta)
 
 
@@ -391,7 +427,9 @@ def test_real_files_decode(path, row):
         h, w = image.pixels.shape
         air = image.pixels[h // 3 : h // 2, w // 5 : w // 3]
         middle = image.pixels[h // 2 : -h // 4, w * 9 // 20 : w * 11 // 20]
-        assert np.median(air) < np.median(middle)  # lung darker than mediastinum: the polarity is right
+        assert np.median(air) < np.median(
+            middle
+        )  # lung darker than mediastinum: the polarity is right
         assert image.meta["unusable"] == []
     else:
         assert any("chest" in note for note in image.meta["warnings"])

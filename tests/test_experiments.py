@@ -12,9 +12,13 @@ from PIL import Image
 from cxr_jax import pretrained
 from cxr_jax.errors import UserError
 
-FILES = [p for p in sorted((ROOT / "experiments").rglob("*.py")) if "def get_config(" in p.read_text()]
+FILES = [
+    p for p in sorted((ROOT / "experiments").rglob("*.py")) if "def get_config(" in p.read_text()
+]
 
-TASKS = [p for p in FILES if p.parent.name == "experiments"]  # the presets of ablations/ are what is ablated
+TASKS = [
+    p for p in FILES if p.parent.name == "experiments"
+]  # the presets of ablations/ are what is ablated
 
 
 def _module(path):
@@ -60,7 +64,9 @@ def dry(tmp_path_factory):
     folder = tmp_path_factory.mktemp("experiments")
     rows = []
     for name in ("a.png", "b.png"):
-        Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60), np.uint8)).save(folder / name)
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60), np.uint8)).save(
+            folder / name
+        )
         user = [{"type": "image", "image": name}, {"type": "text", "text": "What is wrong?"}]
         turns = [("user", user), ("assistant", "<think>Wet.</think><answer>Edema</answer>")]
         messages = [{"role": role, "content": content} for role, content in turns]
@@ -77,7 +83,10 @@ def _arguments(path, preset, folder):
     if not config.model or not _is_there(config.model):
         arguments.append("--config.model=random:phantom")
     if config.data.source == "files":
-        arguments += [f"--config.data.manifest={folder}/rows.jsonl", f"--config.data.image_root={folder}"]
+        arguments += [
+            f"--config.data.manifest={folder}/rows.jsonl",
+            f"--config.data.image_root={folder}",
+        ]
     return arguments
 
 

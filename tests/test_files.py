@@ -41,17 +41,23 @@ def sft(image="b.png", solution="No Finding", text=TARGET, **extra):
     user = [{"type": "image", "image": image}, {"type": "text", "text": PROMPT}]
     turns = [("user", user), ("assistant", [{"type": "text", "text": text}])]
     row = {"id": image, "image": image, "subject_id": 7, "study_id": 9, "solution": solution}
-    return row | {"messages": [{"role": role, "content": content} for role, content in turns]} | extra
+    return (
+        row | {"messages": [{"role": role, "content": content} for role, content in turns]} | extra
+    )
 
 
 def write(tmp_path, *rows):
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(b"".join(r if isinstance(r, bytes) else json.dumps(r).encode() + b"\n" for r in rows))
+    path.write_bytes(
+        b"".join(r if isinstance(r, bytes) else json.dumps(r).encode() + b"\n" for r in rows)
+    )
     return path
 
 
 def test_both_formats(tmp_path, root):
-    one, two = files.load_rows(write(tmp_path, grpo(solution="edema,  Cardiomegaly"), b"\r\n", sft()), root)
+    one, two = files.load_rows(
+        write(tmp_path, grpo(solution="edema,  Cardiomegaly"), b"\r\n", sft()), root
+    )
     assert (one.id, one.prompt, one.target, one.group) == ("a.png", PROMPT, None, "a.png")
     assert one.solution == "Cardiomegaly, Edema" and all(one.known)  # in CheXpert order
     assert one.image_path == root / "a.png"
@@ -66,7 +72,9 @@ def test_flattened_folders_byte_order_mark_and_llava_image_mark(tmp_path, root):
 
 
 def test_known_labels_extension(tmp_path, root):
-    row = grpo(solution="Edema", labels={"Edema": 1, "Fracture": 0, "Pneumonia": -1, "Cardiomegaly": None})
+    row = grpo(
+        solution="Edema", labels={"Edema": 1, "Fracture": 0, "Pneumonia": -1, "Cardiomegaly": None}
+    )
     [got] = files.load_rows(write(tmp_path, row), root)
     assert [name for name in CHEXPERT_14 if got.known[INDEX[name]]] == ["Edema", "Fracture"]
 
@@ -79,7 +87,9 @@ BAD = {
     "no prompt": grpo(conversations=[{"from": "gpt", "value": "x"}]),
     "no prompt ": grpo(conversations=["x", None, {"from": "human", "value": 3}]),
     "assistant's turn is empty": sft(text=" "),
-    "several images": sft(messages=[{"role": "user", "content": [{"image": "a.png"}, {"image": "b.png"}]}]),
+    "several images": sft(
+        messages=[{"role": "user", "content": [{"image": "a.png"}, {"image": "b.png"}]}]
+    ),
     "no image": grpo(image=None, id="x"),
     "image file not found": grpo("missing.png"),
     "not a path relative": grpo("/etc/passwd"),
@@ -120,14 +130,19 @@ def test_problems_of_the_whole_manifest(tmp_path, root):
 
 
 def test_batch(tmp_path, root):
-    rows = files.load_rows(write(tmp_path, grpo(solution="Edema, Fracture"), sft(), grpo("sub/c.png")), root)
+    rows = files.load_rows(
+        write(tmp_path, grpo(solution="Edema, Fracture"), sft(), grpo("sub/c.png")), root
+    )
     source = files.FilesSource(rows, size=56)
     batch = source.batch(np.array([2, 0, 1]))
     assert batch["image"].shape == (3, 56, 56) and batch["image"].dtype == np.float32
     want = preprocess.fit(images.read_image(root / "a.png").pixels, 56)
     np.testing.assert_array_equal(batch["image"][1], want)
     assert [CHEXPERT_14[i] for i in np.flatnonzero(batch["solution"][1])] == ["Edema", "Fracture"]
-    assert batch["solution"].dtype == batch["known"].dtype == bool and batch["known"].shape == (3, 14)
+    assert batch["solution"].dtype == batch["known"].dtype == bool and batch["known"].shape == (
+        3,
+        14,
+    )
     assert batch["ids"] == ["sub/c.png", "a.png", "b.png"] and batch["targets"][0] is None
     assert batch["prompts"] == [PROMPT] * 3 and source.prompts() == (PROMPT,) and len(source) == 3
     with pytest.raises(IndexError):
@@ -140,7 +155,10 @@ def test_a_row_is_the_same_whichever_rows_are_beside_it(tmp_path, root):
     part = files.FilesSource(rows, 56, threads=1, cache=files.ImageCache(0)).batch([1, 2])
     for name, value in part.items():
         np.testing.assert_array_equal(value, [whole[name][2], whole[name][0]])
-    assert files.FilesSource(rows, 56).about([1, 2]) == {"prompts": [PROMPT] * 2, "ids": ["b.png", "sub/c.png"]}
+    assert files.FilesSource(rows, 56).about([1, 2]) == {
+        "prompts": [PROMPT] * 2,
+        "ids": ["b.png", "sub/c.png"],
+    }
 
 
 ONE = 56 * 56 * 4 / 2**20  # MiB of an image
@@ -150,7 +168,9 @@ ONE = 56 * 56 * 4 / 2**20  # MiB of an image
 def reads(monkeypatch):
     """Names of the files read, in order."""
     names, real = [], images.read_image
-    monkeypatch.setattr(files.images, "read_image", lambda p, r: (names.append(p.name), real(p, r))[1])
+    monkeypatch.setattr(
+        files.images, "read_image", lambda p, r: (names.append(p.name), real(p, r))[1]
+    )
     return names
 
 
@@ -165,8 +185,13 @@ def test_cache_is_bounded_and_used(tmp_path, root, reads):
         source = files.FilesSource(rows, 56, cache=files.ImageCache(images_held * ONE))
         for _ in range(3):
             np.testing.assert_array_equal(source.batch([0, 1, 2])["image"], first)
-            assert source.cache.stats()["images"] == int(images_held)  # all the room is used, and no more
-        assert sum(x.nbytes for x in source.cache._images.values()) == source.cache.stats()["mib"] * 2**20
+            assert source.cache.stats()["images"] == int(
+                images_held
+            )  # all the room is used, and no more
+        assert (
+            sum(x.nbytes for x in source.cache._images.values())
+            == source.cache.stats()["mib"] * 2**20
+        )
 
 
 def test_cache_drops_what_was_not_asked_for_the_longest(tmp_path, root, reads):
@@ -200,7 +225,10 @@ def test_two_threads_do_not_decode_one_image_at_a_time():
         except UserError as e:
             got.append(str(e))
 
-    for count, want in ((1, np.ones(3)), (2, "a.png: is torn")):  # not even where nothing can be kept
+    for count, want in (
+        (1, np.ones(3)),
+        (2, "a.png: is torn"),
+    ):  # not even where nothing can be kept
         begun.clear(), go.clear()
         got, threads = [], [threading.Thread(target=ask) for _ in range(4)]
         for t in threads:
@@ -217,10 +245,17 @@ def test_two_threads_do_not_decode_one_image_at_a_time():
 
 
 def test_rows_of_a_batch_are_decoded_by_several_threads(tmp_path, root, monkeypatch):
-    rows, together = files.load_rows(write(tmp_path, grpo(), sft(), grpo("sub/c.png")), root), threading.Barrier(3)
+    rows, together = (
+        files.load_rows(write(tmp_path, grpo(), sft(), grpo("sub/c.png")), root),
+        threading.Barrier(3),
+    )
     real = images.read_image
     monkeypatch.setattr(files.images, "read_image", lambda p, r: (together.wait(5), real(p, r))[1])
-    assert files.FilesSource(rows, 56, threads=3).batch([0, 1, 2])["ids"] == ["a.png", "b.png", "sub/c.png"]
+    assert files.FilesSource(rows, 56, threads=3).batch([0, 1, 2])["ids"] == [
+        "a.png",
+        "b.png",
+        "sub/c.png",
+    ]
 
 
 def test_an_unreadable_image_is_named(tmp_path, root):
@@ -263,7 +298,10 @@ def cells(**states):
 def test_converter_keeps_what_is_known(tmp_path, root, capsys):
     path = table(
         tmp_path,
-        ["a.png", *cells(Edema="1.0", Fracture="0", Pneumonia="-1", Pleural_Other="U", Lung_Lesion="nan")],
+        [
+            "a.png",
+            *cells(Edema="1.0", Fracture="0", Pneumonia="-1", Pleural_Other="U", Lung_Lesion="nan"),
+        ],
         ["b.png", *cells(No_Finding="1", Support_Devices="1")],
         ["c.png", *cells(Fracture="0")],
         ["d.png", *cells(No_Finding="1", Edema="1")],
@@ -271,7 +309,11 @@ def test_converter_keeps_what_is_known(tmp_path, root, capsys):
     out = tmp_path / "out.jsonl"
     assert manifest_rows.main([str(path), str(out)]) == 0
     said = capsys.readouterr().out
-    assert "2 rows" in said and "1 left out: no label" in said and "1 left out: No Finding together" in said
+    assert (
+        "2 rows" in said
+        and "1 left out: no label" in said
+        and "1 left out: No Finding together" in said
+    )
     one, two = files.load_rows(out, root)
     assert one.solution == "Edema" and sum(one.known) == 2
     assert two.solution == "No Finding, Support Devices"

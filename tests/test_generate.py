@@ -20,12 +20,28 @@ from cxr_jax.models.config import PHANTOM, TextConfig, VisionConfig
 V, N_IMAGE = 960, 64  # more ids than the tokenizer has; 224 px are 8 x 8 image tokens
 TOKENIZER = tokenizer.load(str(cxr_jax.asset("phantom")))
 CFG = dataclasses.replace(
-    PHANTOM, **tokenizer.config_ids(TOKENIZER),
-    vision=VisionConfig(depth=1, hidden_size=16, num_heads=2, intermediate_size=16, out_hidden_size=32,
-                        fullatt_block_indexes=(0,)),
-    text=TextConfig(vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                    num_attention_heads=4, num_key_value_heads=2, mrope_section=(1, 1, 2), rope_theta=1e4,
-                    max_position_embeddings=400))  # fmt: skip
+    PHANTOM,
+    **tokenizer.config_ids(TOKENIZER),
+    vision=VisionConfig(
+        depth=1,
+        hidden_size=16,
+        num_heads=2,
+        intermediate_size=16,
+        out_hidden_size=32,
+        fullatt_block_indexes=(0,),
+    ),
+    text=TextConfig(
+        vocab_size=V,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        mrope_section=(1, 1, 2),
+        rope_theta=1e4,
+        max_position_embeddings=400,
+    ),
+)
 FIND = tokenizer.FIND_PROMPT
 STOP = CFG.eos_token_id[0]
 
@@ -85,9 +101,13 @@ class Words:
 
 def words(first, second):
     """The constraint that alternates between words of one token each."""
-    ids = lambda texts: [i for t in texts for i in TOKENIZER(t, add_special_tokens=False)["input_ids"]]
+    ids = lambda texts: [
+        i for t in texts for i in TOKENIZER(t, add_special_tokens=False)["input_ids"]
+    ]
     assert len(ids(first)) == len(first) and len(ids(second)) == len(second)
-    return Words(*(jnp.zeros(V, bool).at[jnp.array(ids(texts))].set(True) for texts in (first, second)))
+    return Words(
+        *(jnp.zeros(V, bool).at[jnp.array(ids(texts))].set(True) for texts in (first, second))
+    )
 
 
 def close(a, b):
@@ -99,25 +119,50 @@ def close(a, b):
 # Arguments
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (dict(temperature=-0.1), "temperature"), (dict(temperature=float("nan")), "temperature"),
-    (dict(temperature=float("inf")), "temperature"), (dict(temperature="1"), "temperature"),
-    (dict(temperature=1e-30), "temperature"), (dict(temperature=True), "temperature"),
-    (dict(top_p=0.0), "top_p"), (dict(top_p=1.1), "top_p"), (dict(top_p=float("nan")), "top_p"),
-    (dict(top_k=0), "top_k"), (dict(top_k=1.5), "top_k"), (dict(n=0), "n must"), (dict(n=True), "n must"),
-    (dict(max_new_tokens=0), "max_new_tokens"), (dict(max_new_tokens=8.0), "max_new_tokens"),
-    (dict(seed=-1), "seed"), (dict(seed=2**32), "seed"),
-    (dict(max_new_tokens=330), "400 positions"), (dict(prompts="no finding " * 400), "400 positions"),
-    (dict(images=[]), "empty"), (dict(prompts=[]), "empty"), (dict(prompts=["a", "b"]), "1 images but 2 prompts"),
-    (dict(images="scan.png"), "list"), (dict(images=np.zeros((28, 28))), "list"), (dict(images=None), "list"),
-    (dict(prompts=None), "prompts must"), (dict(prompts=[7]), "a prompt must be a text"),
-    (dict(prompts=[[]]), "must end with a user"), (dict(prompts=[[{"role": "robot", "content": "x"}]]), "role"),
-    (dict(prompts=[[{"role": "assistant", "content": "x"}]]), "must end with a user"),
-    (dict(prompts="<|image_pad|>"), "placeholders"), (dict(prompts="<|video_pad|>"), "placeholders"),
-    (dict(constraint="anything"), "constraint='anything'"), (dict(constraint="answers"), "max_new_tokens=4: they need"),
-    (dict(images=[np.full((28, 28), np.nan)]), "0..1"), (dict(images=["/no/such/file.png"]), "no/such"),
-])  # fmt: skip
-def test_bad_arguments_are_one_clear_line_before_anything_is_computed(model, calls, change, message):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(temperature=-0.1), "temperature"),
+        (dict(temperature=float("nan")), "temperature"),
+        (dict(temperature=float("inf")), "temperature"),
+        (dict(temperature="1"), "temperature"),
+        (dict(temperature=1e-30), "temperature"),
+        (dict(temperature=True), "temperature"),
+        (dict(top_p=0.0), "top_p"),
+        (dict(top_p=1.1), "top_p"),
+        (dict(top_p=float("nan")), "top_p"),
+        (dict(top_k=0), "top_k"),
+        (dict(top_k=1.5), "top_k"),
+        (dict(n=0), "n must"),
+        (dict(n=True), "n must"),
+        (dict(max_new_tokens=0), "max_new_tokens"),
+        (dict(max_new_tokens=8.0), "max_new_tokens"),
+        (dict(seed=-1), "seed"),
+        (dict(seed=2**32), "seed"),
+        (dict(max_new_tokens=330), "400 positions"),
+        (dict(prompts="no finding " * 400), "400 positions"),
+        (dict(images=[]), "empty"),
+        (dict(prompts=[]), "empty"),
+        (dict(prompts=["a", "b"]), "1 images but 2 prompts"),
+        (dict(images="scan.png"), "list"),
+        (dict(images=np.zeros((28, 28))), "list"),
+        (dict(images=None), "list"),
+        (dict(prompts=None), "prompts must"),
+        (dict(prompts=[7]), "a prompt must be a text"),
+        (dict(prompts=[[]]), "must end with a user"),
+        (dict(prompts=[[{"role": "robot", "content": "x"}]]), "role"),
+        (dict(prompts=[[{"role": "assistant", "content": "x"}]]), "must end with a user"),
+        (dict(prompts="<|image_pad|>"), "placeholders"),
+        (dict(prompts="<|video_pad|>"), "placeholders"),
+        (dict(constraint="anything"), "constraint='anything'"),
+        (dict(constraint="answers"), "max_new_tokens=4: they need"),
+        (dict(images=[np.full((28, 28), np.nan)]), "0..1"),
+        (dict(images=["/no/such/file.png"]), "no/such"),
+    ],
+)
+def test_bad_arguments_are_one_clear_line_before_anything_is_computed(
+    model, calls, change, message
+):
     call = dict(images=[image(0)], prompts=FIND, max_new_tokens=4) | change
     with pytest.raises(UserError, match=message) as error:
         model.generate(**call)
@@ -148,12 +193,19 @@ def test_a_bad_turn_leaves_the_conversation_as_it_was(model):
 def test_buckets_are_few_and_hold_what_they_must():
     sizes = sorted({generation.bucket(n) for n in range(1, 2000)})
     assert sizes == [64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048]
-    assert all(generation.bucket(n) >= n for n in range(1, 2000)) and all(generation.bucket(s) == s for s in sizes)
+    assert all(generation.bucket(n) >= n for n in range(1, 2000)) and all(
+        generation.bucket(s) == s for s in sizes
+    )
 
 
 def test_one_vision_pass_an_image_and_one_prefill_a_prompt(model, calls):
-    got = model.generate([image(0), image(0), None], [FIND, "Examine the chest X-ray.", "Hello"], n=3,
-                         max_new_tokens=4, temperature=1.0)
+    got = model.generate(
+        [image(0), image(0), None],
+        [FIND, "Examine the chest X-ray.", "Hello"],
+        n=3,
+        max_new_tokens=4,
+        temperature=1.0,
+    )
     assert [len(g) for g in got] == [3, 3, 3] and len({tuple(c.token_ids) for c in got[0]}) > 1
     kinds = [kind for kind, _ in calls]
     assert kinds.count("vision") == 1 and kinds.count("prefill") == 3
@@ -172,7 +224,9 @@ def test_logprobs_are_those_of_a_full_forward(model):
 
 
 def test_media_tokens_and_ids_without_text_are_never_drawn(model):
-    assert len(TOKENIZER) < V and {*CFG.media_token_ids, *range(len(TOKENIZER), V)} <= set(model.special["suppress"])
+    assert len(TOKENIZER) < V and {*CFG.media_token_ids, *range(len(TOKENIZER), V)} <= set(
+        model.special["suppress"]
+    )
     [got] = model.generate([image(0)], FIND, n=16, max_new_tokens=60, temperature=1e6)
     drawn = np.concatenate([c.token_ids for c in got])
     assert len(drawn) > 500 and not np.isin(drawn, model.special["suppress"]).any()
@@ -187,10 +241,19 @@ def test_top_k_one_and_a_tiny_top_p_are_greedy(model):
 
 
 def test_a_stop_token_ends_the_text_and_a_constraint_is_obeyed(model):
-    only = Words(jnp.zeros(V, bool).at[jnp.array([300, 301, 302])].set(True), jnp.zeros(V, bool).at[STOP].set(True))
-    [got] = model.generate([image(0)], FIND, n=3, max_new_tokens=9, temperature=1.0, constraint=only)
+    only = Words(
+        jnp.zeros(V, bool).at[jnp.array([300, 301, 302])].set(True),
+        jnp.zeros(V, bool).at[STOP].set(True),
+    )
+    [got] = model.generate(
+        [image(0)], FIND, n=3, max_new_tokens=9, temperature=1.0, constraint=only
+    )
     for c in got:
-        assert c.finish_reason == "stop" and c.token_ids[0] in (300, 301, 302) and c.token_ids[1:] == [STOP]
+        assert (
+            c.finish_reason == "stop"
+            and c.token_ids[0] in (300, 301, 302)
+            and c.token_ids[1:] == [STOP]
+        )
         assert c.text == TOKENIZER.decode(c.token_ids[:1]) and c.logprobs[1] == 0
     [[cut]] = model.generate([image(0)], FIND, max_new_tokens=1, constraint=only)
     assert cut.finish_reason == "length" and len(cut.token_ids) == 1 and cut.text
@@ -200,34 +263,63 @@ def test_a_stop_token_ends_the_text_and_a_constraint_is_obeyed(model):
 
 
 def test_a_completion_does_not_depend_on_its_company(model):
-    prompts = [FIND, "Examine the chest X-ray.", "Hello", FIND + " Look at the bones." * 9, "Name the devices."]
+    prompts = [
+        FIND,
+        "Examine the chest X-ray.",
+        "Hello",
+        FIND + " Look at the bones." * 9,
+        "Name the devices.",
+    ]
     images = [image(0), image(1), None, image(2), image(0)]
     together = model.generate(images, prompts, max_new_tokens=20, temperature=1.0, n=2, seed=5)
     for i in (0, 2, 3):
-        [alone] = model.generate(images[i : i + 1], prompts[i : i + 1], max_new_tokens=20, temperature=1.0, seed=5)
+        [alone] = model.generate(
+            images[i : i + 1], prompts[i : i + 1], max_new_tokens=20, temperature=1.0, seed=5
+        )
         assert alone[0].token_ids == together[i][0].token_ids
         np.testing.assert_allclose(alone[0].logprobs, together[i][0].logprobs, atol=1e-6)
-    backward = model.generate(images[::-1], prompts[::-1], max_new_tokens=20, temperature=1.0, n=2, seed=5)
-    assert [[c.token_ids for c in row] for row in backward[::-1]] == [[c.token_ids for c in r] for r in together]
+    backward = model.generate(
+        images[::-1], prompts[::-1], max_new_tokens=20, temperature=1.0, n=2, seed=5
+    )
+    assert [[c.token_ids for c in row] for row in backward[::-1]] == [
+        [c.token_ids for c in r] for r in together
+    ]
 
 
 def test_few_programs_are_compiled(model):
     """One prefill for each length bucket, one decode for each (bucket, room, kind of choice), no more."""
-    size = lambda: {f.__name__: f._cache_size() for f in (sampling.prefill, sampling.begin, sampling.decode)}
+    size = lambda: {
+        f.__name__: f._cache_size() for f in (sampling.prefill, sampling.begin, sampling.decode)
+    }
     noted = lambda: model.programs()["decode"] - counted
     model.generate([image(0)] * 2, FIND, max_new_tokens=3, temperature=0.5)
     before, counted = size(), model.programs()["decode"]
-    for i, (text, tokens) in enumerate([("Hello", 5), ("How large is the heart?", 60), (FIND, 64), ("Where?", 1)]):
+    for i, (text, tokens) in enumerate(
+        [("Hello", 5), ("How large is the heart?", 60), (FIND, 64), ("Where?", 1)]
+    ):
         model.generate([image(i)], text, max_new_tokens=tokens, temperature=0.3 + i, seed=i)
-        model.generate([image(i)], [text], max_new_tokens=tokens, temperature=1.0, n=2 * i + 1, stream=lambda *_: None)
+        model.generate(
+            [image(i)],
+            [text],
+            max_new_tokens=tokens,
+            temperature=1.0,
+            n=2 * i + 1,
+            stream=lambda *_: None,
+        )
     assert size() == before
     model.generate([image(0)], FIND, max_new_tokens=65, temperature=1.0)  # more room
     after = size()
-    assert after == {"prefill": before["prefill"], "begin": before["begin"] + 1, "decode": before["decode"] + 1}
+    assert after == {
+        "prefill": before["prefill"],
+        "begin": before["begin"] + 1,
+        "decode": before["decode"] + 1,
+    }
     model.generate([image(0)], FIND, max_new_tokens=9, temperature=1.0, top_p=0.5, top_k=3)
     after = size()
     for i in (1, 2, 3):  # any top_p and top_k
-        model.generate([image(0)], FIND, max_new_tokens=9, temperature=1.0, top_p=0.2 * i, top_k=10 * i)
+        model.generate(
+            [image(0)], FIND, max_new_tokens=9, temperature=1.0, top_p=0.2 * i, top_k=10 * i
+        )
     assert size() == after and noted() == after["decode"] - before["decode"]
 
 
@@ -249,13 +341,21 @@ def test_buckets_bound_the_vision_programs(model, monkeypatch):
     assert found["bucket"] <= 9 and found["exact"] > 30
     with pytest.raises(UserError, match="grids='some'"):
         loaded.Model(CFG, {}, grids="some")
-    fixed = loaded.Model(CFG, {}, folder=cxr_jax.asset("phantom"), grids="bucket")  # one size: buckets change nothing
+    fixed = loaded.Model(
+        CFG, {}, folder=cxr_jax.asset("phantom"), grids="bucket"
+    )  # one size: buckets change nothing
     np.testing.assert_array_equal(fixed.prepare(pictures[0])[0], model.prepare(pictures[0])[0])
 
 
 # Readings
 
-JITS = loaded._vision, sampling.prefill, sampling.begin, sampling.decode, answer_tree._expand  # jits
+JITS = (
+    loaded._vision,
+    sampling.prefill,
+    sampling.begin,
+    sampling.decode,
+    answer_tree._expand,
+)  # jits
 
 
 def test_a_reading_is_one_vision_pass_one_prefill_and_no_new_program(model, calls):
@@ -269,7 +369,9 @@ def test_a_reading_is_one_vision_pass_one_prefill_and_no_new_program(model, call
     [[shown]] = model.generate([image(2)], FIND, max_new_tokens=40, seed=2)
     [samples] = model.generate([image(2)], FIND, max_new_tokens=40, temperature=1.0, n=3, seed=2)
     assert (read.shown, read.samples) == (shown, samples)
-    assert list(read.probabilities) == list(CHEXPERT_14) and all(0 <= p <= 1 for p in read.probabilities.values())
+    assert list(read.probabilities) == list(CHEXPERT_14) and all(
+        0 <= p <= 1 for p in read.probabilities.values()
+    )
     assert sum(read.probabilities.values()) >= 1  # an answer names a label
     assert model.read(image(2), FIND, 1, 40, probabilities=False).probabilities is None
 
@@ -277,10 +379,17 @@ def test_a_reading_is_one_vision_pass_one_prefill_and_no_new_program(model, call
 def test_probabilities_after_drawn_keys_and_after_a_full_pass_agree(model):
     """Traces of an untrained model that must keep to the format."""
     patches, grid = model.prepare(image(0))
-    prefix = generation.prefix_of(model, generation.Request(model.render(FIND, grid), patches, grid))
-    layers, settings = sampling.decode_layers(model.params, model.cfg), generation.Settings(64, 1.0, 3)
+    prefix = generation.prefix_of(
+        model, generation.Request(model.render(FIND, grid), patches, grid)
+    )
+    layers, settings = (
+        sampling.decode_layers(model.params, model.cfg),
+        generation.Settings(64, 1.0, 3),
+    )
     rules = model.constraint("answers", 64)
-    got, own = generation.decode(model, layers, [(prefix, j) for j in range(3)], settings, None, rules)
+    got, own = generation.decode(
+        model, layers, [(prefix, j) for j in range(3)], settings, None, rules
+    )
     assert all("</think>" in c.text and c.finish_reason == "stop" for c in got)
     kept = generation.after(model, layers, prefix, got, model.answers, 0, own)
     traces = kept["trace"][0]
@@ -291,11 +400,17 @@ def test_probabilities_after_drawn_keys_and_after_a_full_pass_agree(model):
     np.testing.assert_allclose(list(full["mean"].values()), traces.mean(0), atol=2e-4)
     np.testing.assert_allclose(full["exact_mass"], kept["exact_mass"][0], atol=2e-4)
     for i in (1, 2):  # other images and lengths
-        cut = [dataclasses.replace(c, token_ids=c.token_ids[: 9 * i + j]) for j, c in enumerate(got)]
+        cut = [
+            dataclasses.replace(c, token_ids=c.token_ids[: 9 * i + j]) for j, c in enumerate(got)
+        ]
         other = model.finding_probabilities(image(i), FIND, cut)
         assert other["mean"] != full["mean"]
     assert answer_tree._expand._cache_size() == before + 1
-    for bad, line in (([], "at least one"), (got[0], "a list of completions"), (["text"], "a list of completions")):
+    for bad, line in (
+        ([], "at least one"),
+        (got[0], "a list of completions"),
+        (["text"], "a list of completions"),
+    ):
         with pytest.raises(UserError, match=line):
             model.finding_probabilities(image(0), FIND, bad)
     for bad in (5, True, b"answers", "answer"):
@@ -305,7 +420,10 @@ def test_probabilities_after_drawn_keys_and_after_a_full_pass_agree(model):
 
 def test_answers_are_valid_on_demand(model):
     [got] = model.generate([image(0)], FIND, 64, 1.0, n=3, constraint="answers")
-    answers = [predict.split_answer(c.text) for c in [*got, model.chat(image(0)).ask(FIND, 64, constraint="answers")]]
+    answers = [
+        predict.split_answer(c.text)
+        for c in [*got, model.chat(image(0)).ask(FIND, 64, constraint="answers")]
+    ]
     assert all(labels and not others for labels, others in answers)
 
 
@@ -319,13 +437,19 @@ def test_streamed_pieces_add_up_to_the_same_completions(model, calls):
     assert len([c for c in calls if c[0] == "decode"]) == 2
     calls.clear()
     pieces = {}
-    streamed = model.generate([image(0), None], [FIND, "Hello"],
-                              stream=lambda b, j, text: pieces.setdefault((b, j), []).append(text), **kw)
+    streamed = model.generate(
+        [image(0), None],
+        [FIND, "Hello"],
+        stream=lambda b, j, text: pieces.setdefault((b, j), []).append(text),
+        **kw,
+    )
     assert streamed == plain
     for b in range(2):
         for j in range(2):
             assert "".join(pieces[b, j]) == plain[b][j].text and len(pieces[b, j]) > 1
-    assert [c for c in calls if c[0] == "decode"][:4] == [("decode", until) for until in (8, 16, 24, 30)]
+    assert [c for c in calls if c[0] == "decode"][:4] == [
+        ("decode", until) for until in (8, 16, 24, 30)
+    ]
     assert any("\ufffd" in c.text for row in plain for c in row)
 
 
@@ -372,16 +496,24 @@ def test_an_answer_whose_text_has_other_tokens_is_read_as_the_template_writes_it
     chat = model.chat(image(1), system="Answer briefly.")
     for question in QUESTIONS[:2]:
         answer = chat.ask(question, max_new_tokens=10, temperature=1.0, seed=4)
-        close(answer, from_scratch(model, image(1), chat, max_new_tokens=10, temperature=1.0, seed=4))
+        close(
+            answer, from_scratch(model, image(1), chat, max_new_tokens=10, temperature=1.0, seed=4)
+        )
     again = model.render(chat.messages[:-1], (1, 16, 16))
     assert chat._ids[: len(again)] == again
-    assert [c[0] for c in calls].count("vision") == 3 and chat.computed[1] < len(again)  # 1 of them the chat's
+    assert [c[0] for c in calls].count("vision") == 3 and chat.computed[1] < len(
+        again
+    )  # 1 of them the chat's
 
 
 def test_rendering_equals_the_prompts_of_training(model):
     assert model.render(FIND, (1, 16, 16)) == tokenizer.prompt_ids(TOKENIZER, FIND, N_IMAGE)
     assert model.render(FIND, None) == tokenizer.prompt_ids(TOKENIZER, FIND, 0)
-    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    talk = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
     ids = chats.render(TOKENIZER, CFG, talk, (1, 4, 4))
     text = TOKENIZER.decode(ids)
     pads = "<|vision_start|>" + "<|image_pad|>" * 4 + "<|vision_end|>"
@@ -398,8 +530,12 @@ def tie(model, picture, seed: int, ids: list[int]) -> float:
     request = generation.Request(model.render(FIND, grid), patches, grid)
     logits = model.logits([request.ids + ids], patches, [grid])[0, -1].copy()
     logits[list(model.special["suppress"])] = -np.inf
-    [key] = generation._keys(np.uint32(seed), np.array([request.mark()], np.uint32), np.array([0], np.int32))
-    low, high = np.sort(logits + np.asarray(jax.random.gumbel(jax.random.fold_in(key, len(ids)), logits.shape)))[-2:]
+    [key] = generation._keys(
+        np.uint32(seed), np.array([request.mark()], np.uint32), np.array([0], np.int32)
+    )
+    low, high = np.sort(
+        logits + np.asarray(jax.random.gumbel(jax.random.fold_in(key, len(ids)), logits.shape))
+    )[-2:]
     return float(high - low)
 
 
@@ -410,13 +546,17 @@ def company(model, seeds, pictures) -> tuple[int, int]:
     for seed in seeds:
         together = model.generate(pictures, FIND, max_new_tokens=208, temperature=1.0, seed=seed)
         for picture, [want] in zip(pictures, together, strict=True):
-            [[got]] = model.generate([picture], FIND, max_new_tokens=208, temperature=1.0, seed=seed)
+            [[got]] = model.generate(
+                [picture], FIND, max_new_tokens=208, temperature=1.0, seed=seed
+            )
             n, bits = n + 1, bits + (got.logprobs != want.logprobs)
             if got.token_ids != want.token_ids:
                 pairs = zip(got.token_ids, want.token_ids, strict=False)
                 at = next(t for t, (a, b) in enumerate(pairs) if a != b)
                 gap = tie(model, picture, seed, got.token_ids[:at])
-                print(f"seed {seed}, token {at}: the two largest perturbed logits differ by {gap:.2e}")
+                print(
+                    f"seed {seed}, token {at}: the two largest perturbed logits differ by {gap:.2e}"
+                )
                 assert gap < 1e-4
     return n, bits
 

@@ -19,7 +19,11 @@ class Reader:
     poll = None
 
     def read(self, params, images, texts):
-        return {"pred": params, "valid": np.ones(len(images), bool), "lengths": np.full(len(images), 50)}
+        return {
+            "pred": params,
+            "valid": np.ones(len(images), bool),
+            "lengths": np.full(len(images), 50),
+        }
 
     def trace(self, read, data):
         return {name: np.ones(len(data["solution"])) for name in evaluate.TRACE_TERMS}
@@ -29,14 +33,21 @@ class Reader:
 def guard(monkeypatch):
     truth = np.zeros((N, 14), bool)
     truth[:4, EDEMA] = truth[4:, EFFUSION] = True
-    data = {"image": np.zeros((N, 2, 2)), "texts": [""] * N, "solution": truth, "known": np.ones_like(truth)}
+    data = {
+        "image": np.zeros((N, 2, 2)),
+        "texts": [""] * N,
+        "solution": truth,
+        "known": np.ones_like(truth),
+    }
     monkeypatch.setattr(evaluate, "held_out", lambda source, n, poll: data)
     log = types.SimpleNamespace(rows=[], best=[])
     metrics = types.SimpleNamespace(write=lambda step, row, kind: log.rows.append(row))
     checkpoints = types.SimpleNamespace(save_best=lambda step, params, meta: log.best.append(step))
     config = ConfigDict(dict(eval=dict(n=N, every=10, select_by="jaccard"), rl=dict(patience=2)))
     sources = types.SimpleNamespace(select={"A": None, "B": None}, ood="B")
-    made = lambda **kept: evaluate.Guard(config, Reader(), sources, metrics, checkpoints, lambda train: train, **kept)
+    made = lambda **kept: evaluate.Guard(
+        config, Reader(), sources, metrics, checkpoints, lambda train: train, **kept
+    )
     return made, log, truth, config
 
 
@@ -49,7 +60,12 @@ def without(truth, label):
 def test_the_best_look_is_kept_and_a_run_that_stalls_is_ended(guard, capsys):
     made, log, truth, config = guard
     g = made()
-    for step, answers in ((0, without(truth, EDEMA)), (10, truth), (20, truth), (30, without(truth, EDEMA))):
+    for step, answers in (
+        (0, without(truth, EDEMA)),
+        (10, truth),
+        (20, truth),
+        (30, without(truth, EDEMA)),
+    ):
         g.look(step, answers)
         assert g.stale(step) == (step == 30)
     assert log.best == [0, 10] and g.best == {"score": 1.0, "step": 10}  # no better is not better

@@ -20,7 +20,7 @@ NESTED = {"visual.": "model.visual.", "model.": "model.language_model."}
 
 
 def nested(key):
-    return next((new + key[len(old):] for old, new in NESTED.items() if key.startswith(old)), key)
+    return next((new + key[len(old) :] for old, new in NESTED.items() if key.startswith(old)), key)
 
 
 def open_tensors(folder):
@@ -37,8 +37,10 @@ def rewrite(folder, change):
     tensors = open_tensors(folder)
     arrays = {k: np.array(tensors[k]) for k in tensors.where}
     change(arrays)
-    hf.write_safetensors(folder / "model.safetensors",
-                         [(k, x.shape, x.dtype, lambda x=x: x) for k, x in arrays.items()])
+    hf.write_safetensors(
+        folder / "model.safetensors",
+        [(k, x.shape, x.dtype, lambda x=x: x) for k, x in arrays.items()],
+    )
 
 
 def same(a, b):
@@ -75,7 +77,9 @@ def test_files_are_what_the_safetensors_library_reads(tmp_path):
 
 def test_both_key_layouts_give_the_same_parameters(tmp_path):
     a = hf.load_hf(golden_cases.write_folder(tmp_path / "a", "ragged", hf.canonical_key))
-    b = hf.load_hf(golden_cases.write_folder(tmp_path / "b", "ragged", lambda k: nested(hf.canonical_key(k))))
+    b = hf.load_hf(
+        golden_cases.write_folder(tmp_path / "b", "ragged", lambda k: nested(hf.canonical_key(k)))
+    )
     assert a[0] == b[0]
     same(a[1], b[1])
 
@@ -109,13 +113,19 @@ def test_tied_head_may_be_stored_once_more(tmp_path):
 LAYER = "model.layers.1.self_attn.q_proj.weight"
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda t: t.pop(LAYER), f"missing: {LAYER}"),
-    (lambda t: t.update(extra=np.zeros(3, np.float32)), "unexpected: extra"),
-    (lambda t: t.update({LAYER: t[LAYER][:-1]}), f"wrong shape: {LAYER}"),
-    (lambda t: t.update({"model.layers.2.mlp.up_proj.weight": t[LAYER]}), "unexpected: model.layers.2"),
-    (lambda t: [t.pop(k) for k in list(t) if k.startswith("visual.")], "and [0-9]+ more"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(LAYER), f"missing: {LAYER}"),
+        (lambda t: t.update(extra=np.zeros(3, np.float32)), "unexpected: extra"),
+        (lambda t: t.update({LAYER: t[LAYER][:-1]}), f"wrong shape: {LAYER}"),
+        (
+            lambda t: t.update({"model.layers.2.mlp.up_proj.weight": t[LAYER]}),
+            "unexpected: model.layers.2",
+        ),
+        (lambda t: [t.pop(k) for k in list(t) if k.startswith("visual.")], "and [0-9]+ more"),
+    ],
+)
 def test_tensors_that_do_not_fit_are_named(folder, change, message):
     rewrite(folder, change)
     with pytest.raises(UserError, match=message):
@@ -125,7 +135,15 @@ def test_tensors_that_do_not_fit_are_named(folder, change, message):
 def test_damaged_files(folder):
     weights = folder / "model.safetensors"
     data = weights.read_bytes()
-    for bad in (b"", b"abc", data[:5], data[:200], data[:-1], b"\xff" * 100, data[:8] + b"{nonsense" + data[17:]):
+    for bad in (
+        b"",
+        b"abc",
+        data[:5],
+        data[:200],
+        data[:-1],
+        b"\xff" * 100,
+        data[:8] + b"{nonsense" + data[17:],
+    ):
         weights.write_bytes(bad)
         with pytest.raises(UserError, match="model.safetensors"):
             hf.load_hf(folder)
@@ -140,17 +158,20 @@ def test_damaged_files(folder):
         hf.load_hf(folder)
 
 
-@pytest.mark.parametrize(("key", "value", "message"), [
-    ("model_type", "qwen2_vl", "model_type 'qwen2_vl'"),
-    ("use_sliding_window", True, "use_sliding_window"),
-    ("hidden_act", "gelu", "hidden_act 'gelu'"),
-    ("rope_scaling", {"type": "yarn", "factor": 4}, "rope type 'yarn'"),
-    ("rope_scaling", {"type": "mrope", "mrope_section": [1, 2, 3]}, "mrope_section"),
-    ("num_key_value_heads", 3, "do not divide"),
-    ("hidden_size", 32, "must sum to half of the head size"),
-    ("vocab_size", None, "vocab_size is missing"),
-    ("vision_config", None, "vision_config is missing"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model_type", "qwen2_vl", "model_type 'qwen2_vl'"),
+        ("use_sliding_window", True, "use_sliding_window"),
+        ("hidden_act", "gelu", "hidden_act 'gelu'"),
+        ("rope_scaling", {"type": "yarn", "factor": 4}, "rope type 'yarn'"),
+        ("rope_scaling", {"type": "mrope", "mrope_section": [1, 2, 3]}, "mrope_section"),
+        ("num_key_value_heads", 3, "do not divide"),
+        ("hidden_size", 32, "must sum to half of the head size"),
+        ("vocab_size", None, "vocab_size is missing"),
+        ("vision_config", None, "vision_config is missing"),
+    ],
+)
 def test_configs_that_are_not_supported(key, value, message):
     d = json.loads(json.dumps(golden_cases.case("ragged")["config"]))
     d[key] = value
@@ -158,7 +179,9 @@ def test_configs_that_are_not_supported(key, value, message):
         Config.from_hf(d)
 
 
-OTHER_ROPE = dataclasses.replace(PHANTOM, vision=dataclasses.replace(PHANTOM.vision, rope_theta=500.0))
+OTHER_ROPE = dataclasses.replace(
+    PHANTOM, vision=dataclasses.replace(PHANTOM.vision, rope_theta=500.0)
+)
 
 
 @pytest.mark.parametrize("cfg", [PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B, OTHER_ROPE])

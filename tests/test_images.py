@@ -54,7 +54,10 @@ def test_default_limits_are_those_of_the_processor():
     from transformers import Qwen2VLImageProcessorPil
 
     size = Qwen2VLImageProcessorPil().size
-    assert (size["shortest_edge"], size["longest_edge"]) == (preprocess.MIN_PIXELS, preprocess.MAX_PIXELS)
+    assert (size["shortest_edge"], size["longest_edge"]) == (
+        preprocess.MIN_PIXELS,
+        preprocess.MAX_PIXELS,
+    )
 
 
 def test_patchify_equals_prepare_of_the_same_picture_as_png(tmp_path):
@@ -99,7 +102,10 @@ def test_buckets_pad_and_neither_stretch_nor_crop():
     rng, limit = np.random.default_rng(0), 476 * 476
     shapes = preprocess.bucket_shapes(limit)
     assert len(shapes) == 9 and (476, 476) in shapes
-    assert all(h % 28 == w % 28 == 0 and 0.9 * limit < h * w <= limit and 1 / 2.1 < h / w < 2.1 for h, w in shapes)
+    assert all(
+        h % 28 == w % 28 == 0 and 0.9 * limit < h * w <= limit and 1 / 2.1 < h / w < 2.1
+        for h, w in shapes
+    )
     for limit_ in (784, 3136, 12845056):
         assert 1 <= len(preprocess.bucket_shapes(limit_)) <= 9
     for _ in range(6):
@@ -109,7 +115,9 @@ def test_buckets_pad_and_neither_stretch_nor_crop():
         patches, grid = preprocess.prepare_in_buckets(white, limit)
         shape = grid[1] * 14, grid[2] * 14
         padded = preprocess.fit(white, shape)
-        want, same = preprocess.prepare(padded, 784, limit)  # the processor's arithmetic, with nothing to resize
+        want, same = preprocess.prepare(
+            padded, 784, limit
+        )  # the processor's arithmetic, with nothing to resize
         np.testing.assert_allclose(patches, want, atol=1e-6)
         shown = padded > 0.5
         assert shape in shapes and grid == same
@@ -130,19 +138,31 @@ def settings(folder, **files):
 
 
 NESTED = {"min_pixels": 6400, "max_pixels": 90000}
-FLAT = {"image_processor_type": "Qwen2VLImageProcessor", "size": {"shortest_edge": 3200, "longest_edge": 50000}}
+FLAT = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "size": {"shortest_edge": 3200, "longest_edge": 50000},
+}
 OURS = hf.preprocessor_config(PHANTOM, 3136, 226576)
 
 
-@pytest.mark.parametrize("files", [
-    dict(preprocessor_config=FLAT), dict(preprocessor_config=OURS), dict(preprocessor_config={}),
-    dict(preprocessor_config={**FLAT, "max_pixels": 40000, "min_pixels": None}),
-    dict(preprocessor_config={"min_pixels": 5000}),
-    dict(preprocessor_config=FLAT, processor_config={"processor_class": "Qwen2_5_VLProcessor"}),
-    dict(preprocessor_config=FLAT, processor_config={"image_processor": {**FLAT, **NESTED}}),
-    dict(processor_config={"image_processor": {"size": {"shortest_edge": 3200, "longest_edge": 60000}}}),
-    dict(preprocessor_config=FLAT, processor_config={"image_processor": None}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "files",
+    [
+        dict(preprocessor_config=FLAT),
+        dict(preprocessor_config=OURS),
+        dict(preprocessor_config={}),
+        dict(preprocessor_config={**FLAT, "max_pixels": 40000, "min_pixels": None}),
+        dict(preprocessor_config={"min_pixels": 5000}),
+        dict(preprocessor_config=FLAT, processor_config={"processor_class": "Qwen2_5_VLProcessor"}),
+        dict(preprocessor_config=FLAT, processor_config={"image_processor": {**FLAT, **NESTED}}),
+        dict(
+            processor_config={
+                "image_processor": {"size": {"shortest_edge": 3200, "longest_edge": 60000}}
+            }
+        ),
+        dict(preprocessor_config=FLAT, processor_config={"image_processor": None}),
+    ],
+)
 def test_limits_are_those_that_transformers_reads(tmp_path, files):
     from transformers import Qwen2VLImageProcessorPil
 
@@ -155,24 +175,46 @@ def test_without_settings_the_published_limits():
     assert loaded.Model(PHANTOM, {}).pixel_limits == hf.PIXEL_LIMITS == (3136, 12845056)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ("{", "not valid JSON"), ("[1]", "not a JSON object"), ({"size": 3}, "size is not a JSON object"),
-    ({"max_pixels": "many"}, "max_pixels .* is many"), ({"max_pixels": 1e6}, "whole numbers"),
-    ({"min_pixels": True}, "whole numbers"), ({"min_pixels": 783}, "is 783"),
-    ({"min_pixels": 5000, "max_pixels": 4999}, "is 5000 and .* is 4999"), ({"size": {"height": 5}}, "whole numbers"),
-    ({"patch_size": 16}, "patch_size is 16: .* 14 only"), ({"merge_size": 1}, "merge_size"),
-    ({"temporal_patch_size": 1}, "temporal_patch_size"), ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean is"),
-    ({"image_std": [0.5]}, "image_std is"), ({"image_std": {"a": 1}}, "image_std is"),
-    ({"resample": 2}, "resample is 2"), ({"rescale_factor": 1.0}, "rescale_factor is 1.0"),
-    ({"do_resize": False}, "do_resize is False"),
-    ({"do_convert_rgb": False}, "do_convert_rgb"), ({"do_normalize": "no\n"}, "do_normalize is no"),
-    ({"image_processor_type": "CLIPImageProcessor"}, "CLIPImageProcessor"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[1]", "not a JSON object"),
+        ({"size": 3}, "size is not a JSON object"),
+        ({"max_pixels": "many"}, "max_pixels .* is many"),
+        ({"max_pixels": 1e6}, "whole numbers"),
+        ({"min_pixels": True}, "whole numbers"),
+        ({"min_pixels": 783}, "is 783"),
+        ({"min_pixels": 5000, "max_pixels": 4999}, "is 5000 and .* is 4999"),
+        ({"size": {"height": 5}}, "whole numbers"),
+        ({"patch_size": 16}, "patch_size is 16: .* 14 only"),
+        ({"merge_size": 1}, "merge_size"),
+        ({"temporal_patch_size": 1}, "temporal_patch_size"),
+        ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean is"),
+        ({"image_std": [0.5]}, "image_std is"),
+        ({"image_std": {"a": 1}}, "image_std is"),
+        ({"resample": 2}, "resample is 2"),
+        ({"rescale_factor": 1.0}, "rescale_factor is 1.0"),
+        ({"do_resize": False}, "do_resize is False"),
+        ({"do_convert_rgb": False}, "do_convert_rgb"),
+        ({"do_normalize": "no\n"}, "do_normalize is no"),
+        ({"image_processor_type": "CLIPImageProcessor"}, "CLIPImageProcessor"),
+    ],
+)
 def test_settings_that_we_do_not_follow_are_refused(tmp_path, change, message):
     for name in ("preprocessor_config", "processor_config"):
-        whole = change if isinstance(change, str) else change if "size" in change else {**OURS, **change}
+        whole = (
+            change
+            if isinstance(change, str)
+            else change
+            if "size" in change
+            else {**OURS, **change}
+        )
         nested = name == "processor_config" and isinstance(change, dict)
-        settings(tmp_path, **{"preprocessor_config": OURS, name: {"image_processor": whole} if nested else whole})
+        settings(
+            tmp_path,
+            **{"preprocessor_config": OURS, name: {"image_processor": whole} if nested else whole},
+        )
         with pytest.raises(UserError, match=message) as caught:
             loaded.Model(PHANTOM, {}, folder=tmp_path).prepare(np.zeros((64, 64)))
         assert f"{name}.json" in str(caught.value) and "\n" not in str(caught.value)
@@ -187,7 +229,11 @@ def test_every_png_mode_gives_the_same_gray(tmp_path, mode):
     gray = picture()
     image = images.read_image(save(tmp_path / "x.png", gray, mode))
     np.testing.assert_allclose(image.pixels * 255, gray, atol=0.01)
-    assert image.pixels.dtype == np.float32 and image.meta["warnings"] == [] and image.meta["bits"] == 8
+    assert (
+        image.pixels.dtype == np.float32
+        and image.meta["warnings"] == []
+        and image.meta["bits"] == 8
+    )
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
@@ -256,7 +302,9 @@ def png_header(w, h):
     word = lambda number: struct.pack(">I", number)
     chunk = lambda kind, body: word(len(body)) + kind + body + word(zlib.crc32(kind + body))
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 8, 0, 0, 0, 0))
-    return images.PNG_MAGIC + head + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        images.PNG_MAGIC + head + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
 
 
 def png_bytes(array):
@@ -315,7 +363,11 @@ def test_random_damage_never_escapes_as_another_error(tmp_path):
                 image = images.image_from_bytes("x", bytes(data))
             except UserError:
                 continue
-            assert np.isfinite(image.pixels).all() and 0 <= image.pixels.min() and image.pixels.max() <= 1
+            assert (
+                np.isfinite(image.pixels).all()
+                and 0 <= image.pixels.min()
+                and image.pixels.max() <= 1
+            )
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared data folder is absent")

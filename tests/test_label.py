@@ -33,7 +33,9 @@ def stub(monkeypatch):
             text = text.lower()
             text.encode()  # what the parser takes is valid Unicode
             if "edema" in text:
-                state[i, INDEX["Edema"]] = -1 if "possible" in text else 0 if "no edema" in text else 1
+                state[i, INDEX["Edema"]] = (
+                    -1 if "possible" in text else 0 if "no edema" in text else 1
+                )
         side = lambda word: (state > -2) & np.array([word in text for text in texts])[:, None]
         return {"state": state, "right": side("right"), "left": side("left")}
 
@@ -53,7 +55,11 @@ def run(tmp_path, capsys):
         assert SECRET not in shown.out + shown.err
         assert not errors.exists() or SECRET not in errors.read_text()
         assert not list(tmp_path.glob(".*.partial"))
-        read = lambda path: list(csv.DictReader(open(path, newline="", encoding="utf-8"))) if path.exists() else None
+        read = lambda path: (
+            list(csv.DictReader(open(path, newline="", encoding="utf-8")))
+            if path.exists()
+            else None
+        )
         return code, read(out), read(errors), shown.out, shown.err
 
     return call
@@ -66,44 +72,80 @@ def write(path, text):
 
 
 def texts_of(path, **options):
-    return [report.text for report in reports.read(reports.open_inputs([path], reports.Options(**options)))]
+    return [
+        report.text
+        for report in reports.read(reports.open_inputs([path], reports.Options(**options)))
+    ]
 
 
 # --- output
 
 
 def test_a_row_has_the_id_and_the_14_labels(tmp_path, run, stub):
-    table = write(tmp_path / "in.csv", f"study_id,report\n007,{EDEMA}\n50414267,possible edema\nx,{NO_EDEMA}\ny,\n")
+    table = write(
+        tmp_path / "in.csv",
+        f"study_id,report\n007,{EDEMA}\n50414267,possible edema\nx,{NO_EDEMA}\ny,\n",
+    )
     code, rows, errors, out, err = run(table)
     assert code == 0 and err == "" and errors is None
     assert list(rows[0]) == ["id", *CHEXPERT_14]
-    assert [(row["id"], row["Edema"]) for row in rows] == [("007", "1"), ("50414267", "-1"), ("x", "0"), ("y", "")]
+    assert [(row["id"], row["Edema"]) for row in rows] == [
+        ("007", "1"),
+        ("50414267", "-1"),
+        ("x", "0"),
+        ("y", ""),
+    ]
     assert {row["Fracture"] for row in rows} == {""}
     edema = next(line for line in out.splitlines() if line.startswith("Edema"))
-    assert edema.split() == ["Edema", "1", "1", "1", "1"]  # positive, negative, uncertain, not mentioned
-    assert "4 reports" in out and "empty reports: 1; bad rows: 0" in out and "Research use only" in out
+    assert edema.split() == [
+        "Edema",
+        "1",
+        "1",
+        "1",
+        "1",
+    ]  # positive, negative, uncertain, not mentioned
+    assert (
+        "4 reports" in out and "empty reports: 1; bad rows: 0" in out and "Research use only" in out
+    )
 
 
 def test_options_reach_the_parser_and_add_columns(tmp_path, run, stub):
-    table = write(tmp_path / "in.csv", f'report\n"{SECRET} right edema, left"\nright edema\nleft edema\nedema\nright\n')
+    table = write(
+        tmp_path / "in.csv",
+        f'report\n"{SECRET} right edema, left"\nright edema\nleft edema\nedema\nright\n',
+    )
     code, rows, *_ = run(table, "--sides", "--with-text", "--parents")
     assert code == 0 and stub[0][2] is True
-    assert list(rows[0]) == ["id", "Reports", *CHEXPERT_14, *(f"{name} side" for name in CHEXPERT_14[3:])]
+    assert list(rows[0]) == [
+        "id",
+        "Reports",
+        *CHEXPERT_14,
+        *(f"{name} side" for name in CHEXPERT_14[3:]),
+    ]
     assert [row["Edema side"] for row in rows] == ["both", "right", "left", "", ""]
     assert rows[0]["Reports"] == f"{SECRET} right edema, left"
 
 
 def test_text_of_any_kind_comes_back_as_it_was_read(tmp_path, run, stub):
     odd = 'a,"b"\x00c\r\nd\re\n\nf \u00e9 \U0001f600'
-    rows = "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate((odd, "", "\ud800x")))
+    rows = "".join(
+        json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate((odd, "", "\ud800x"))
+    )
     code, rows, _, out, _ = run(write(tmp_path / "in.jsonl", rows), "--with-text", "--sections=all")
     assert code == 0
-    assert [row["Reports"] for row in rows] == [odd.replace("\r\n", "\n").replace("\r", "\n"), "", "\ufffdx"]
+    assert [row["Reports"] for row in rows] == [
+        odd.replace("\r\n", "\n").replace("\r", "\n"),
+        "",
+        "\ufffdx",
+    ]
     assert "Warning: 1 reports hold bytes that are not UTF-8" in out
 
 
 def test_report_text_is_no_id(tmp_path, run, stub):
-    for name, text in (("in.csv", f"report\n{SECRET}\n"), ("in.jsonl", json.dumps({"report": SECRET}))):
+    for name, text in (
+        ("in.csv", f"report\n{SECRET}\n"),
+        ("in.jsonl", json.dumps({"report": SECRET})),
+    ):
         code, rows, _, _, err = run(write(tmp_path / name, text), "--id-column=report")
         assert code == 2 and rows is None and "--id-column=report is the text" in err
 
@@ -125,21 +167,37 @@ def test_a_file_that_has_come_meanwhile_is_not_replaced(tmp_path, run, stub, mon
     monkeypatch.setattr(labels, "read_reports", slow)
     table = write(tmp_path / "in.jsonl", json.dumps({"report": EDEMA}) + "\n[]\n")
     assert label.main([str(table), "-o", str(tmp_path / "out.csv")]) == 2
-    assert (tmp_path / "out.csv").read_text() == "mine" and not (tmp_path / "out.errors.csv").exists()
+    assert (tmp_path / "out.csv").read_text() == "mine" and not (
+        tmp_path / "out.errors.csv"
+    ).exists()
 
 
 def test_a_signal_ends_it_and_leaves_nothing(tmp_path):
     rows = "report\n" + "No edema.\n" * 300_000
-    command = [sys.executable, "-m", "cxr_jax.label", write(tmp_path / "in.csv", rows), "-o", tmp_path / "out.csv"]
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=label.__file__.rsplit("/", 2)[0])
+    command = [
+        sys.executable,
+        "-m",
+        "cxr_jax.label",
+        write(tmp_path / "in.csv", rows),
+        "-o",
+        tmp_path / "out.csv",
+    ]
+    run = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=label.__file__.rsplit("/", 2)[0]
+    )
     while run.poll() is None and not list(tmp_path.glob(".*.partial")):
         pass  # it is at work when its files are there
     run.terminate()
-    assert run.wait(60) == 1 and run.stderr.read() == "error: stopped before the end; OUT was not written\n"
+    assert (
+        run.wait(60) == 1
+        and run.stderr.read() == "error: stopped before the end; OUT was not written\n"
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["in.csv"]
 
 
-def test_a_signal_finds_whose_the_files_are_as_soon_as_they_are_there(tmp_path, run, stub, monkeypatch):
+def test_a_signal_finds_whose_the_files_are_as_soon_as_they_are_there(
+    tmp_path, run, stub, monkeypatch
+):
     opened = []
 
     def watched(path, *args, **options):
@@ -164,7 +222,10 @@ def test_reads_in_chunks_of_bounded_size(tmp_path, run, stub, monkeypatch):
 def test_several_inputs_and_ids_that_say_which(tmp_path, run, stub):
     (tmp_path / "films").mkdir()
     write(tmp_path / "films" / "s1.txt", "FINDINGS: edema")
-    one, two = write(tmp_path / "a.txt", "edema\nno edema\n"), write(tmp_path / "b.csv", "id,text\n9,x\n")
+    one, two = (
+        write(tmp_path / "a.txt", "edema\nno edema\n"),
+        write(tmp_path / "b.csv", "id,text\n9,x\n"),
+    )
     code, rows, *_ = run(one, two, tmp_path / "films")
     assert code == 0 and [row["id"] for row in rows] == ["a.txt:1", "a.txt:2", "9", "s1"]
 
@@ -174,9 +235,15 @@ def test_out_is_not_overwritten_unless_forced(tmp_path, run, stub):
     write(tmp_path / "out.csv", "kept")
     write(tmp_path / "out.errors.csv", "old")
     code, *_, err = run(table)
-    assert code == 2 and "out.csv: exists; --force" in err and (tmp_path / "out.csv").read_text() == "kept"
+    assert (
+        code == 2
+        and "out.csv: exists; --force" in err
+        and (tmp_path / "out.csv").read_text() == "kept"
+    )
     code, rows, errors, *_ = run(table, "--force")
-    assert code == 0 and len(rows) == 1 and errors is None  # the old list of errors is not of this OUT
+    assert (
+        code == 0 and len(rows) == 1 and errors is None
+    )  # the old list of errors is not of this OUT
 
 
 @pytest.mark.parametrize("out", ["in.csv", "link.csv", "hard.csv"])
@@ -194,8 +261,10 @@ def test_the_errors_file_is_never_an_input(tmp_path, run, stub):
     assert table.read_text() == "report\nedema\n"
 
 
-@pytest.mark.parametrize(("out", "reason"), [
-    ("out.jsonl", "named .csv"), ("no/out.csv", "no such folder"), ("d.csv", "not a file")])
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [("out.jsonl", "named .csv"), ("no/out.csv", "no such folder"), ("d.csv", "not a file")],
+)
 def test_bad_names_of_out(tmp_path, stub, capsys, out, reason):
     (tmp_path / "d.csv").mkdir()
     table = write(tmp_path / "in.csv", "report\nedema\n")
@@ -203,19 +272,31 @@ def test_bad_names_of_out(tmp_path, stub, capsys, out, reason):
     assert reason in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("argv", [
-    [], ["x.csv"], ["x.csv", "-o", "y.csv", "--sections=history"], ["x.csv", "-o", "y.csv", "--tex"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["x.csv"],
+        ["x.csv", "-o", "y.csv", "--sections=history"],
+        ["x.csv", "-o", "y.csv", "--tex"],
+    ],
+)
 def test_bad_usage_is_one_line(argv, capsys):
     assert label.main(argv) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("error", "code", "reason"), [
-    (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left"),
-    (RuntimeError(SECRET), 1, "RuntimeError"),  # the message could be a report
-    (KeyboardInterrupt(), 1, "stopped before the end"),
-])
-def test_a_failed_run_leaves_nothing_and_tells_nothing(tmp_path, run, stub, monkeypatch, error, code, reason):
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left"),
+        (RuntimeError(SECRET), 1, "RuntimeError"),  # the message could be a report
+        (KeyboardInterrupt(), 1, "stopped before the end"),
+    ],
+)
+def test_a_failed_run_leaves_nothing_and_tells_nothing(
+    tmp_path, run, stub, monkeypatch, error, code, reason
+):
     def fail(*_):
         raise error
 
@@ -229,23 +310,46 @@ def test_a_failed_run_leaves_nothing_and_tells_nothing(tmp_path, run, stub, monk
 # --- tables
 
 
-@pytest.mark.parametrize(("header", "cells", "options", "expected"), [
-    ("Reports", ["a"], {}, "a"),
-    ("TEXT,x", ["a", "b"], {}, "a"),
-    ("x,notes", ["a", "b"], {"text_column": "Notes"}, "b"),
-    ("uid,MeSH,Problems,image,indication,comparison,findings,impression", list("abcdefgh"), {}, "g\n\nh"),
-    ("uid,findings,impression", ["a", "", "c"], {}, "c"),
-    ("uid,findings,impression", ["a", "b", "c"], {"sections": ("impression",)}, "c"),
-    ("uid,findings,impression", ["a", "b", ""], {"sections": ("impression",)}, "b"),
-    ("uid,findings,impression", ["a", "b", "c"], {"sections": ()}, "b\n\nc"),
-    ("uid,findings,impression", ["a", "", ""], {}, ""),
-    ("study,impression,findings,last_paragraph,comparison", ["s", "i", "f", "", "c"], {}, "f\n\ni"),
-    ("study,impression,findings,last_paragraph,comparison", ["s", "", "", "l", "c"], {}, "l"),
-    ("path_to_image,report,section_findings,section_impression", ["p", "r", "f", "i"], {}, "f\n\ni"),
-    ("path_to_image,report,section_findings,section_impression", ["p", "r", "", ""], {}, "r"),
-    ("path_to_image,report,section_findings,section_impression", ["p", "r", "f", "i"], {"sections": ()}, "r"),
-    ("path_to_image,report,section_findings", ["p", "r", "f"], {"text_column": "report"}, "r"),
-])
+@pytest.mark.parametrize(
+    ("header", "cells", "options", "expected"),
+    [
+        ("Reports", ["a"], {}, "a"),
+        ("TEXT,x", ["a", "b"], {}, "a"),
+        ("x,notes", ["a", "b"], {"text_column": "Notes"}, "b"),
+        (
+            "uid,MeSH,Problems,image,indication,comparison,findings,impression",
+            list("abcdefgh"),
+            {},
+            "g\n\nh",
+        ),
+        ("uid,findings,impression", ["a", "", "c"], {}, "c"),
+        ("uid,findings,impression", ["a", "b", "c"], {"sections": ("impression",)}, "c"),
+        ("uid,findings,impression", ["a", "b", ""], {"sections": ("impression",)}, "b"),
+        ("uid,findings,impression", ["a", "b", "c"], {"sections": ()}, "b\n\nc"),
+        ("uid,findings,impression", ["a", "", ""], {}, ""),
+        (
+            "study,impression,findings,last_paragraph,comparison",
+            ["s", "i", "f", "", "c"],
+            {},
+            "f\n\ni",
+        ),
+        ("study,impression,findings,last_paragraph,comparison", ["s", "", "", "l", "c"], {}, "l"),
+        (
+            "path_to_image,report,section_findings,section_impression",
+            ["p", "r", "f", "i"],
+            {},
+            "f\n\ni",
+        ),
+        ("path_to_image,report,section_findings,section_impression", ["p", "r", "", ""], {}, "r"),
+        (
+            "path_to_image,report,section_findings,section_impression",
+            ["p", "r", "f", "i"],
+            {"sections": ()},
+            "r",
+        ),
+        ("path_to_image,report,section_findings", ["p", "r", "f"], {"text_column": "report"}, "r"),
+    ],
+)
 def test_which_column_is_read(tmp_path, header, cells, options, expected):
     table = write(tmp_path / "in.csv", f"{header}\n{','.join(cells)}\n")
     assert texts_of(table, **options) == [expected]
@@ -253,9 +357,10 @@ def test_which_column_is_read(tmp_path, header, cells, options, expected):
     assert texts_of(write(tmp_path / "in.jsonl", json.dumps(names)), **options) == [expected]
 
 
-@pytest.mark.parametrize(("header", "expected"), [
-    ("subject_id,study_id,text", "b"), ("Path,age,text", "a"), ("age,sex,text", "1"),
-])
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [("subject_id,study_id,text", "b"), ("Path,age,text", "a"), ("age,sex,text", "1")],
+)
 def test_which_column_is_the_id(tmp_path, header, expected):
     table = write(tmp_path / "in.csv", f"{header}\na,b,c\n")
     assert [r.id for r in reports.read(reports.open_inputs([table]))] == [expected]
@@ -263,15 +368,18 @@ def test_which_column_is_the_id(tmp_path, header, expected):
     assert [r.id for r in reports.read(reports.open_inputs([table], options))] == ["b"]
 
 
-@pytest.mark.parametrize(("name", "data"), [
-    ("bom.csv", "\ufeffreport,id\r\none,1\r\n\r\n\"two\r\nlines\",2\r\n"),
-    ("old_mac.csv", "report,id\rone,1\r\"two\nlines\",2\r"),
-    ("semicolon.csv", 'id;report\n1;one\n2;"two\nlines"'),
-    ("tab.tsv", 'id\treport\n1\tone\n2\t"two\nlines"\n'),
-    ("packed.csv.gz", 'report\none\n"two\nlines"\n'),
-    ("LINES.JSONL", '\ufeff{"report": "one"}\r\n\r\n{"report": "two\\nlines", "x": null}'),
-    ("packed.jsonl.gz", '{"report": "one"}\n{"text": "two\\nlines"}\n'),
-])
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("bom.csv", '\ufeffreport,id\r\none,1\r\n\r\n"two\r\nlines",2\r\n'),
+        ("old_mac.csv", 'report,id\rone,1\r"two\nlines",2\r'),
+        ("semicolon.csv", 'id;report\n1;one\n2;"two\nlines"'),
+        ("tab.tsv", 'id\treport\n1\tone\n2\t"two\nlines"\n'),
+        ("packed.csv.gz", 'report\none\n"two\nlines"\n'),
+        ("LINES.JSONL", '\ufeff{"report": "one"}\r\n\r\n{"report": "two\\nlines", "x": null}'),
+        ("packed.jsonl.gz", '{"report": "one"}\n{"text": "two\\nlines"}\n'),
+    ],
+)
 def test_shapes_of_tables(tmp_path, name, data):
     assert texts_of(write(tmp_path / name, data)) == ["one", "two\nlines"]
 
@@ -280,7 +388,9 @@ def test_table_without_header(tmp_path, run, stub):
     table = write(tmp_path / "in.csv", f'{NO_EDEMA}\n"1. {EDEMA}\n\n2. Effusion."\n')
     code, rows, *_ = run(table, "--no-header")
     assert code == 0 and [row["Edema"] for row in rows] == ["0", "1"]
-    code, *_, err = run(table, "--force")  # the line taken for a header is a report, and is not in the message
+    code, *_, err = run(
+        table, "--force"
+    )  # the line taken for a header is a report, and is not in the message
     assert code == 2 and "no text column" in err and "--no-header" in err
     wide = write(tmp_path / "wide.csv", f"7,{EDEMA}\n8,{NO_EDEMA}\n")
     code, *_, err = run(wide, "--no-header", "--force")
@@ -290,31 +400,66 @@ def test_table_without_header(tmp_path, run, stub):
 
 
 def test_bad_rows_of_a_csv_do_not_lose_the_others(tmp_path, run, stub):
-    table = write(tmp_path / "in.csv", (
-        f'id,report\na,{EDEMA}\nb,{SECRET}, with, commas\nc\nd,"{SECRET} never closed\ne,{EDEMA}\n'
-        f'f,"{SECRET} closed" early\ng,"{EDEMA}"\nh,"{"x" * 1_000_001}"\ni,{NO_EDEMA}\n'
-        f'j,"{SECRET}, the end\nk,{EDEMA}'))
+    table = write(
+        tmp_path / "in.csv",
+        (
+            f'id,report\na,{EDEMA}\nb,{SECRET}, with, commas\nc\nd,"{SECRET} never closed\ne,{EDEMA}\n'
+            f'f,"{SECRET} closed" early\ng,"{EDEMA}"\nh,"{"x" * 1_000_001}"\ni,{NO_EDEMA}\n'
+            f'j,"{SECRET}, the end\nk,{EDEMA}'
+        ),
+    )
     code, rows, errors, out, err = run(table)
     assert code == 2 and "bad rows: 6" in out
-    assert err.startswith("error: 6 of 11 rows are bad") and "out.errors.csv" in err and len(err.splitlines()) == 1
+    assert (
+        err.startswith("error: 6 of 11 rows are bad")
+        and "out.errors.csv" in err
+        and len(err.splitlines()) == 1
+    )
     assert "".join(row["id"] for row in rows) == "aegik"
     assert [(row["row"], row["reason"].split()[0]) for row in errors] == [
-        ("2", "4"), ("3", "1"), ("4", "not"), ("6", "not"), ("8", "the"), ("10", "not")]
+        ("2", "4"),
+        ("3", "1"),
+        ("4", "not"),
+        ("6", "not"),
+        ("8", "the"),
+        ("10", "not"),
+    ]
     assert {row["source"] for row in errors} == {str(table)}
 
 
 def test_bad_rows_of_json_lines_do_not_lose_the_others(tmp_path, run, stub):
     deep = '{"report": ' + "[" * 100_000
-    lines = [{"id": 1, "report": EDEMA}, f'{{"report": "{SECRET}', [SECRET], SECRET, {"report": 7},
-             {"id": 2, "x": SECRET}, {"report": None}, {"report": float("nan")}, {"report": "x", "id": [SECRET]}, deep,
-             "9" * 5000, {"report": ""}, {"report": "x" * 1_000_001},
-             {"findings": None, "impression": NO_EDEMA, "id": None}]
+    lines = [
+        {"id": 1, "report": EDEMA},
+        f'{{"report": "{SECRET}',
+        [SECRET],
+        SECRET,
+        {"report": 7},
+        {"id": 2, "x": SECRET},
+        {"report": None},
+        {"report": float("nan")},
+        {"report": "x", "id": [SECRET]},
+        deep,
+        "9" * 5000,
+        {"report": ""},
+        {"report": "x" * 1_000_001},
+        {"findings": None, "impression": NO_EDEMA, "id": None},
+    ]
     lines = [line if isinstance(line, str) else json.dumps(line) for line in lines]
     code, rows, errors, out, _ = run(write(tmp_path / "in.jsonl", "\n".join(lines)))
-    assert code == 2 and [(row["id"], row["Edema"]) for row in rows] == [("1", "1"), ("12", ""), ("", "0")]
+    assert code == 2 and [(row["id"], row["Edema"]) for row in rows] == [
+        ("1", "1"),
+        ("12", ""),
+        ("", "0"),
+    ]
     assert [int(row["row"]) for row in errors] == [*range(2, 12), 13]
     reasons = [row["reason"] for row in errors]
-    assert reasons[:4] == ["not valid JSON", "not a JSON object", "not valid JSON", "the text is not a string"]
+    assert reasons[:4] == [
+        "not valid JSON",
+        "not a JSON object",
+        "not valid JSON",
+        "the text is not a string",
+    ]
     assert reasons[4:7] == ["no text"] * 3 and "empty reports: 1; bad rows: 11" in out
 
 
@@ -331,9 +476,13 @@ def test_a_line_without_end_is_skipped_unread(tmp_path, monkeypatch, name):
     monkeypatch.setattr(reports, "MAX_RECORD", 1000)
     wrap = {"in.csv": "{}\n", "in.jsonl": '{{"report": "{}"}}\n', "in.txt": "{}\n"}[name]
     head = "report\n" if name == "in.csv" else ""
-    table = write(tmp_path / name, head + wrap.format("one") + wrap.format("x" * 5000) + wrap.format("two"))
+    table = write(
+        tmp_path / name, head + wrap.format("one") + wrap.format("x" * 5000) + wrap.format("two")
+    )
     rows = list(reports.read(reports.open_inputs([table])))
-    assert [row.text for row in rows] == ["one", None, "two"] and "over 1,000 characters" in rows[1].reason
+    assert [row.text for row in rows] == ["one", None, "two"] and "over 1,000 characters" in rows[
+        1
+    ].reason
 
 
 def test_bytes_that_are_not_utf8_are_counted(tmp_path, run, stub):
@@ -349,31 +498,39 @@ def test_damaged_gzip_keeps_what_came_before(tmp_path, run, stub):
     path = write(tmp_path / "in.csv.gz", "id,report\n" + lines)
     path.write_bytes(path.read_bytes()[:-5000])
     code, rows, errors, *_ = run(path)
-    assert code == 2 and 1000 < len(rows) < 5000 and len(errors) == 1 and "damaged" in errors[0]["reason"]
+    assert (
+        code == 2
+        and 1000 < len(rows) < 5000
+        and len(errors) == 1
+        and "damaged" in errors[0]["reason"]
+    )
 
 
 # --- unusable as a whole
 
 
-@pytest.mark.parametrize(("name", "data", "reason"), [
-    ("in.csv", None, "No such file"),
-    ("in.csv", "", "is empty"),
-    ("in.csv", "\n\n", "is empty"),
-    ("in.csv", "report\n", "no rows"),
-    ("in.csv", f"{SECRET},{SECRET}\na,b\n", "no text column"),
-    ("in.csv", f'"{SECRET}\n{SECRET}', "not valid CSV"),
-    ("in.csv", f"report\n{SECRET},{SECRET}\n", "row 1: 2 cells, 1 columns (none of 1"),
-    ("in.csv", f"report\n{SECRET}\n".encode("utf-16"), "UTF-16"),
-    ("in.csv", gzip.compress(b"report\nx\n"), "gzip"),
-    ("in.csv.gz", gzip.compress(b"report\nx\n")[:12], "damaged"),
-    ("in.jsonl", "\n \n", "is empty"),
-    ("in.jsonl", json.dumps({"x": SECRET}), "row 1: no text"),
-    ("in.txt", "", "is empty"),
-    ("in.xml", f"<a>{SECRET}</a>", "not an Open-i report"),
-    ("in.xlsx", SECRET, "not a folder"),
-    ("in", SECRET, "not a folder"),
-    ("folder", None, "no .xml and no .txt"),
-])
+@pytest.mark.parametrize(
+    ("name", "data", "reason"),
+    [
+        ("in.csv", None, "No such file"),
+        ("in.csv", "", "is empty"),
+        ("in.csv", "\n\n", "is empty"),
+        ("in.csv", "report\n", "no rows"),
+        ("in.csv", f"{SECRET},{SECRET}\na,b\n", "no text column"),
+        ("in.csv", f'"{SECRET}\n{SECRET}', "not valid CSV"),
+        ("in.csv", f"report\n{SECRET},{SECRET}\n", "row 1: 2 cells, 1 columns (none of 1"),
+        ("in.csv", f"report\n{SECRET}\n".encode("utf-16"), "UTF-16"),
+        ("in.csv", gzip.compress(b"report\nx\n"), "gzip"),
+        ("in.csv.gz", gzip.compress(b"report\nx\n")[:12], "damaged"),
+        ("in.jsonl", "\n \n", "is empty"),
+        ("in.jsonl", json.dumps({"x": SECRET}), "row 1: no text"),
+        ("in.txt", "", "is empty"),
+        ("in.xml", f"<a>{SECRET}</a>", "not an Open-i report"),
+        ("in.xlsx", SECRET, "not a folder"),
+        ("in", SECRET, "not a folder"),
+        ("folder", None, "no .xml and no .txt"),
+    ],
+)
 def test_an_unusable_input_is_one_line_and_no_out(tmp_path, run, stub, name, data, reason):
     (tmp_path / "folder").mkdir()
     write(tmp_path / "folder" / "x.csv", "report\nx\n")
@@ -403,8 +560,10 @@ OPENI = """<?xml version="1.0" encoding="utf-8"?>
 <eCitation><Abstract><AbstractText Label="INDICATION">edema?</AbstractText>
 <AbstractText Label="FINDINGS">{}</AbstractText>
 <AbstractText Label="IMPRESSION">{}</AbstractText></Abstract></eCitation>"""
-BOMB = ('<!DOCTYPE a [<!ENTITY b "' + SECRET * 10 + '"><!ENTITY c "' + "&b;" * 99 + '">]>'
-        '<a><AbstractText Label="FINDINGS">&c;</AbstractText></a>')
+BOMB = (
+    '<!DOCTYPE a [<!ENTITY b "' + SECRET * 10 + '"><!ENTITY c "' + "&b;" * 99 + '">]>'
+    '<a><AbstractText Label="FINDINGS">&c;</AbstractText></a>'
+)
 
 
 def test_folder_of_openi_reports(tmp_path, run, stub):
@@ -420,11 +579,20 @@ def test_folder_of_openi_reports(tmp_path, run, stub):
     write(below / "._CXR0.xml", b"\0\x05\x16\x07")  # what macOS leaves beside files
     write(below / "readme.txt", SECRET)
     code, rows, errors, *_ = run(tmp_path / "films", "--with-text")
-    assert code == 2 and [(row["id"], row["Edema"]) for row in rows] == [("CXR1", ""), ("CXR2", "0"), ("CXR0", "1")]
-    assert rows[1]["Reports"] == "No edema < e.\n\nClear." and rows[0]["Reports"] == ""  # never the indication
+    assert code == 2 and [(row["id"], row["Edema"]) for row in rows] == [
+        ("CXR1", ""),
+        ("CXR2", "0"),
+        ("CXR0", "1"),
+    ]
+    assert (
+        rows[1]["Reports"] == "No edema < e.\n\nClear." and rows[0]["Reports"] == ""
+    )  # never the indication
     assert [(os.path.basename(row["source"]), row["reason"]) for row in errors] == [
-        ("bomb.xml", "has a document type, which is not read"), ("long.xml", "the report is over 1,000,000 bytes"),
-        ("strange.xml", "not well-formed XML"), ("torn.xml", "not well-formed XML")]
+        ("bomb.xml", "has a document type, which is not read"),
+        ("long.xml", "the report is over 1,000,000 bytes"),
+        ("strange.xml", "not well-formed XML"),
+        ("torn.xml", "not well-formed XML"),
+    ]
 
 
 def test_sections_of_one_label_stay_apart():
@@ -433,8 +601,10 @@ def test_sections_of_one_label_stay_apart():
 
 
 def test_folder_of_mimic_reports(tmp_path, run, stub):
-    for name, text in {"s2": "FINAL REPORT\n INDICATION:  edema\n \n FINDINGS:\n\n Clear.\n IMPRESSION:  No edema.",
-                       "s1": "FINAL REPORT\n HISTORY:  edema\n \n Lungs\n clear.\n \n Heart normal."}.items():
+    for name, text in {
+        "s2": "FINAL REPORT\n INDICATION:  edema\n \n FINDINGS:\n\n Clear.\n IMPRESSION:  No edema.",
+        "s1": "FINAL REPORT\n HISTORY:  edema\n \n Lungs\n clear.\n \n Heart normal.",
+    }.items():
         folder = tmp_path / "files" / "p10" / f"p1{name}"
         folder.mkdir(parents=True)
         write(folder / f"{name}.txt", text)
@@ -442,52 +612,67 @@ def test_folder_of_mimic_reports(tmp_path, run, stub):
     (tmp_path / "files" / "p10" / "gone.txt").symlink_to("nowhere")
     code, rows, errors, *_ = run(tmp_path / "files", "--with-text")
     assert code == 2 and [row["reason"] for row in errors] == [
-        "cannot be read (No such file or directory)", "not a regular file"]
+        "cannot be read (No such file or directory)",
+        "not a regular file",
+    ]
     assert [(row["id"], row["Reports"], row["Edema"]) for row in rows] == [
-        ("s1", "Lungs\n clear.\n \n Heart normal.", ""), ("s2", "Clear.\n\nNo edema.", "0")]
+        ("s1", "Lungs\n clear.\n \n Heart normal.", ""),
+        ("s2", "Clear.\n\nNo edema.", "0"),
+    ]
     one = tmp_path / "files" / "p10" / "p1s2" / "s2.txt"
     code, rows, *_ = run(one, "--one-report", "--sections=impression", "--with-text", "--force")
     assert code == 0 and [(row["id"], row["Reports"]) for row in rows] == [("s2", "No edema.")]
 
 
-@pytest.mark.parametrize(("text", "reports"), [
-    ("No edema.\nClear lungs.\n", 2),
-    ("FINDINGS: No edema.\nClear lungs.\nIMPRESSION: Normal.\n", 1),
-    ("FINDINGS:\nNo edema.\nIMPRESSION: Normal.\nFINDINGS: Clear.\n", 1),
-    ("FINDINGS: No edema. IMPRESSION: Normal.\nFINDINGS: Clear. IMPRESSION: Normal.\n", 2),
-    ("FINDINGS: No edema. IMPRESSION: Normal.\n", 1),
-])
+@pytest.mark.parametrize(
+    ("text", "reports"),
+    [
+        ("No edema.\nClear lungs.\n", 2),
+        ("FINDINGS: No edema.\nClear lungs.\nIMPRESSION: Normal.\n", 1),
+        ("FINDINGS:\nNo edema.\nIMPRESSION: Normal.\nFINDINGS: Clear.\n", 1),
+        ("FINDINGS: No edema. IMPRESSION: Normal.\nFINDINGS: Clear. IMPRESSION: Normal.\n", 2),
+        ("FINDINGS: No edema. IMPRESSION: Normal.\n", 1),
+    ],
+)
 def test_a_text_file_is_one_report_or_one_a_line(tmp_path, run, stub, text, reports):
     write(tmp_path / "in.txt", text)
     code, rows, *_ = run(tmp_path / "in.txt")
     assert code == 0 and len(rows) == reports
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("Clear lungs.", "Clear lungs."),
-    ("Findings: a\nImpression: b", "a\n\nb"),
-    ("IMPRESSION: b\nFINDINGS: a", "a\n\nb"),
-    ("INDICATION: c FINDINGS: a IMPRESSION: b", "a\n\nb"),  # a table that has lost its line ends
-    ("Indication: Cough. Findings: a. Impression: b", "a.\n\nb"),
-    ("IMPRESSION\n\na\n\nRECOMMENDATION(S): c\nNOTIFICATION: d", "a"),
-    ("HISTORY: c\nCONCLUSION: a", "a"),
-    ("FINDINGS:\nLUNGS: a\nHEART: b\nIMPRESSION: c", "LUNGS: a\nHEART: b\n\nc"),
-    ("INDICATION: c\nRIGHT LUNG: a\nHEART: b", "RIGHT LUNG: a\nHEART: b"),
-    ("CHEST, PA AND LATERAL:\n\nINDICATION: c\n\nFINDINGS: a", "a"),
-    ("PORTABLE CHEST: a\n\nCOMPARISON: none", "PORTABLE CHEST: a"),
-    ("FINDINGS AND IMPRESSION: a", "a"),
-    ("FINDINGS: ___\nIMPRESSION: a", "a"),
-    ("FINDINGS: a\nADDENDUM: c\nFINDINGS: b", "a\n\nb"),
-    ("INDICATION: c\n\na\n\nb", "a\n\nb"),
-    ("INDICATION: c", "INDICATION: c"),
-    ("The impression: a is wrong; see findings", "The impression: a is wrong; see findings"),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Clear lungs.", "Clear lungs."),
+        ("Findings: a\nImpression: b", "a\n\nb"),
+        ("IMPRESSION: b\nFINDINGS: a", "a\n\nb"),
+        (
+            "INDICATION: c FINDINGS: a IMPRESSION: b",
+            "a\n\nb",
+        ),  # a table that has lost its line ends
+        ("Indication: Cough. Findings: a. Impression: b", "a.\n\nb"),
+        ("IMPRESSION\n\na\n\nRECOMMENDATION(S): c\nNOTIFICATION: d", "a"),
+        ("HISTORY: c\nCONCLUSION: a", "a"),
+        ("FINDINGS:\nLUNGS: a\nHEART: b\nIMPRESSION: c", "LUNGS: a\nHEART: b\n\nc"),
+        ("INDICATION: c\nRIGHT LUNG: a\nHEART: b", "RIGHT LUNG: a\nHEART: b"),
+        ("CHEST, PA AND LATERAL:\n\nINDICATION: c\n\nFINDINGS: a", "a"),
+        ("PORTABLE CHEST: a\n\nCOMPARISON: none", "PORTABLE CHEST: a"),
+        ("FINDINGS AND IMPRESSION: a", "a"),
+        ("FINDINGS: ___\nIMPRESSION: a", "a"),
+        ("FINDINGS: a\nADDENDUM: c\nFINDINGS: b", "a\n\nb"),
+        ("INDICATION: c\n\na\n\nb", "a\n\nb"),
+        ("INDICATION: c", "INDICATION: c"),
+        ("The impression: a is wrong; see findings", "The impression: a is wrong; see findings"),
+    ],
+)
 def test_sections_of_a_text(text, expected):
     assert report_sections.cut(text)[0] == expected
 
 
-@pytest.mark.parametrize("text", [
-    "FINDINGS" * 120_000, " " * 1_000_000, "A " * 500_000, "EXAM \t" * 160_000, "\n " * 500_000])
+@pytest.mark.parametrize(
+    "text",
+    ["FINDINGS" * 120_000, " " * 1_000_000, "A " * 500_000, "EXAM \t" * 160_000, "\n " * 500_000],
+)
 def test_sections_of_a_long_text_take_linear_time(text):
     assert report_sections.cut(text, ("impression",))[0].strip() == text.strip()
 
@@ -508,13 +693,22 @@ def test_help_and_errors_need_no_jax(tmp_path):
 
 
 def test_labels_of_real_wording(tmp_path, run):
-    table = write(tmp_path / "in.csv", (
-        'study,Reports\n1,Heart size normal and lungs are clear. No edema or pneumonia. No effusion\n'
-        '2,"1. Left pleural effusion with adjacent atelectasis.\n\n2. Cardiomegaly without overt edema."\n3,\n'))
+    table = write(
+        tmp_path / "in.csv",
+        (
+            "study,Reports\n1,Heart size normal and lungs are clear. No edema or pneumonia. No effusion\n"
+            '2,"1. Left pleural effusion with adjacent atelectasis.\n\n2. Cardiomegaly without overt edema."\n3,\n'
+        ),
+    )
     code, rows, _, out, _ = run(table, "--sides")
     assert code == 0 and [row["id"] for row in rows] == ["1", "2", "3"]
     first, second, empty = rows
-    assert (first["No Finding"], first["Edema"], first["Pneumonia"], first["Pleural Effusion"]) == ("1", "0", "0", "0")
+    assert (first["No Finding"], first["Edema"], first["Pneumonia"], first["Pleural Effusion"]) == (
+        "1",
+        "0",
+        "0",
+        "0",
+    )
     assert (second["Pleural Effusion"], second["Cardiomegaly"], second["Edema"]) == ("1", "1", "0")
     assert second["Pleural Effusion side"] == "left"
     assert {empty[name] for name in CHEXPERT_14} == {""} and "empty reports: 1" in out
@@ -525,7 +719,11 @@ def test_the_indication_is_not_a_finding(tmp_path, run):
     text = "INDICATION: Pneumothorax.\n\nFINDINGS: Lungs are clear.\n\nIMPRESSION: No pneumonia."
     write(tmp_path / "films" / "s1.txt", text)
     code, rows, *_ = run(tmp_path / "films")
-    assert code == 0 and (rows[0]["Pneumothorax"], rows[0]["Pneumonia"], rows[0]["No Finding"]) == ("", "0", "1")
+    assert code == 0 and (rows[0]["Pneumothorax"], rows[0]["Pneumonia"], rows[0]["No Finding"]) == (
+        "",
+        "0",
+        "1",
+    )
 
 
 def test_a_lexicon_that_cannot_be_read_is_one_line(tmp_path, run):

@@ -33,9 +33,13 @@ def test_whitespace_is_pythons():
 
 def test_folds_are_pythons():
     """Over all code points: lower() makes ASCII of one character only, and never a comma, tag or space."""
-    folds = {c.encode(): c.lower().encode() for c in ALL_CHARS if not c.isascii() and c.lower().isascii()}
+    folds = {
+        c.encode(): c.lower().encode() for c in ALL_CHARS if not c.isascii() and c.lower().isascii()
+    }
     assert folds == readers.FOLDS
-    assert not [c for c in ALL_CHARS if c.lower() != c and any(x in ",<>" or x.isspace() for x in c.lower())]
+    assert not [
+        c for c in ALL_CHARS if c.lower() != c and any(x in ",<>" or x.isspace() for x in c.lower())
+    ]
 
 
 def test_kelvin_sign_folds_in_names_that_have_a_k():
@@ -51,9 +55,13 @@ def test_kelvin_sign_folds_in_names_that_have_a_k():
         "erley",
         b"\xe2\x84kink",
     ]
-    coded = [b"<answer>" + (t if isinstance(t, bytes) else t.encode()) + b"</answer>" for t in texts]
+    coded = [
+        b"<answer>" + (t if isinstance(t, bytes) else t.encode()) + b"</answer>" for t in texts
+    ]
     (events,), _ = automaton.run(automaton.join([machine]), *rows(coded))
-    said = [int(e[e > 0][0]) - 4 for e in np.asarray(events).T]  # the closing byte's event: outcome + n + 2
+    said = [
+        int(e[e > 0][0]) - 4 for e in np.asarray(events).T
+    ]  # the closing byte's event: outcome + n + 2
     assert said == [1, 1, 2, 2, 3, 3, 3, 3]
 
 
@@ -63,7 +71,9 @@ def test_machine_limits():
 
 
 def test_parse_answers():
-    got = cxr_jax.labels.parse_answers([good("Edema, pleural OTHER "), "no answer: edema", good("")])
+    got = cxr_jax.labels.parse_answers(
+        [good("Edema, pleural OTHER "), "no answer: edema", good("")]
+    )
     assert got.dtype == np.bool_ and got.shape == (3, 14)
     assert [CHEXPERT_14[i] for i in np.flatnonzero(got[0])] == ["Edema", "Pleural Other"]
     assert not got[1:].any()

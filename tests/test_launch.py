@@ -1,6 +1,7 @@
 """The launch scripts: their syntax, and what they do without an environment. No installation happens here."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,12 +28,19 @@ def copy(tmp_path):
 
 
 def run(script, *args, **kwargs):
-    return subprocess.run(["bash", str(script), *args], capture_output=True, text=True, timeout=120, **kwargs)
+    return subprocess.run(
+        ["bash", str(script), *args], capture_output=True, text=True, timeout=120, **kwargs
+    )
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_syntax(script):
     subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
+
+
+def test_pre_commit_formats_with_the_version_of_the_suite():
+    pin = re.search(r"^ruff==(\S+)$", (ROOT / "requirements.txt").read_text(), re.M)[1]
+    assert f"rev: v{pin}\n" in (ROOT / ".pre-commit-config.yaml").read_text()
 
 
 @pytest.mark.parametrize("python", ["no-such-python", "false"])

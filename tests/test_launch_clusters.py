@@ -20,11 +20,16 @@ ROOT = pathlib.Path(__file__).parent.parent
 SHIMS = ROOT / "tests" / "shims"
 OURS = sorted(p.name for p in (ROOT / "launch").iterdir() if p.suffix in (".sh", ".sbatch"))
 
+
 class Cluster:
     """A copy of the scripts in a folder with a space, its environment ready, and the stand-ins first in PATH."""
 
     def __init__(self, tmp_path):
-        self.root, self.state, self.workdir = tmp_path / "a copy", tmp_path / "state", tmp_path / "data" / "my run"
+        self.root, self.state, self.workdir = (
+            tmp_path / "a copy",
+            tmp_path / "state",
+            tmp_path / "data" / "my run",
+        )
         shutil.copytree(ROOT / "launch", self.root / "launch")
         (self.root / "cxr_jax").mkdir()
         (self.root / "cxr_jax" / "__init__.py").touch()
@@ -37,7 +42,11 @@ class Cluster:
             (self.root / name).touch()
         self.state.mkdir()
         self.ready(self.root)
-        keep = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "CXR", "JAX", "OMPI", "TPU", "GPU"))}
+        keep = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("SLURM", "CXR", "JAX", "OMPI", "TPU", "GPU"))
+        }
         self.env = keep | {
             "PATH": f"{SHIMS}:{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}",
             "SHIM_STATE": str(self.state),
@@ -54,7 +63,9 @@ class Cluster:
         """An environment that set_up takes as it is."""
         bin_dir = root / ".venv" / "bin"
         bin_dir.mkdir(parents=True)
-        (bin_dir / "python").write_text(f'#!/bin/sh\nJAX_PLATFORMS=cpu exec "{sys.executable}" "$@"\n')
+        (bin_dir / "python").write_text(
+            f'#!/bin/sh\nJAX_PLATFORMS=cpu exec "{sys.executable}" "$@"\n'
+        )
         (bin_dir / "python").chmod(0o755)
         stamp = 'import hashlib, sys; print(sys.version, hashlib.sha256(b"").hexdigest())'
         text = subprocess.run([sys.executable, "-c", stamp], capture_output=True, text=True).stdout
@@ -75,7 +86,10 @@ class Cluster:
         return [json.loads(line) for line in (self.state / f"{tool}.log").read_text().splitlines()]
 
     def started(self, n=2):
-        wait(lambda: all((self.workdir / f"started{k}").exists() for k in range(n)), "all processes started")
+        wait(
+            lambda: all((self.workdir / f"started{k}").exists() for k in range(n)),
+            "all processes started",
+        )
 
 
 def free_port():
@@ -117,9 +131,15 @@ def one_line(error):
 def test_syntax(script):
     subprocess.run(["bash", "-n", ROOT / "launch" / script], check=True)
     beside_python = os.path.dirname(sys.executable)
-    if not (tool := shutil.which("shellcheck", path=os.pathsep.join((beside_python, os.environ["PATH"])))):
+    if not (
+        tool := shutil.which(
+            "shellcheck", path=os.pathsep.join((beside_python, os.environ["PATH"]))
+        )
+    ):
         pytest.skip("no shellcheck (requirements.txt brings it where it has a wheel)")
-    done = subprocess.run([tool, "-x", "-P", ROOT, ROOT / "launch" / script], capture_output=True, text=True)
+    done = subprocess.run(
+        [tool, "-x", "-P", ROOT, ROOT / "launch" / script], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -129,8 +149,15 @@ def test_syntax(script):
 def commands(text):
     """A dry run's lines, as a shell splits them."""
     lines = 'while IFS= read -r line; do eval "words=($line)"; printf "%s\\0" "${words[@]}"; printf "\\n"; done'
-    out = subprocess.run(["bash", "-c", lines], input=text, capture_output=True, text=True, check=True).stdout
-    return [line.split("\0")[:-1] for line in out.split("\0\n") for line in [line + "\0"] if line != "\0"]
+    out = subprocess.run(
+        ["bash", "-c", lines], input=text, capture_output=True, text=True, check=True
+    ).stdout
+    return [
+        line.split("\0")[:-1]
+        for line in out.split("\0\n")
+        for line in [line + "\0"]
+        if line != "\0"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +172,11 @@ def commands(text):
         (["run"], {}, "--config is missing"),
         (["run", "--config=x"], {}, "--workdir is missing"),
         (["run", "--config=x", "--workdir=y"], {"RUN": "a b"}, "RUN=a b names a log file"),
-        (["run", "--config=x", "--workdir=y"], {"JAX_COORDINATOR_PORT": "no"}, "JAX_COORDINATOR_PORT=no"),
+        (
+            ["run", "--config=x", "--workdir=y"],
+            {"JAX_COORDINATOR_PORT": "no"},
+            "JAX_COORDINATOR_PORT=no",
+        ),
         (["logs", "-x"], {}, "logs takes -f"),
     ],
 )
@@ -157,23 +188,35 @@ def test_tpu_bad_usage(cluster, args, env, says):
 
 def test_tpu_dry_run(cluster):
     def dry(*args, **env):
-        out, error, code = cluster.launch("tpu_vm.sh", "--dry-run", *args, ZONE="z", TPU_TYPE="v5litepod-16", **env)
+        out, error, code = cluster.launch(
+            "tpu_vm.sh", "--dry-run", *args, ZONE="z", TPU_TYPE="v5litepod-16", **env
+        )
         assert code == 0 and error == ""
         return commands(out)
 
     tpu = ["gcloud", "compute", "tpus"]
     create = dry("create", PROJECT="p", SPOT="1", CREATE_FLAGS="--network=n --tags=t")
-    flags = "--accelerator-type=v5litepod-16 --spot --network=n --tags=t --version=v2-alpha-tpuv5-lite"
+    flags = (
+        "--accelerator-type=v5litepod-16 --spot --network=n --tags=t --version=v2-alpha-tpuv5-lite"
+    )
     assert create[1] == [*tpu, "tpu-vm", "create", "cxr", *flags.split(), "--zone=z", "--project=p"]
     queued = dry("create", QUEUED="1")[1]
     assert queued[3:6] == ["queued-resources", "create", "cxr"]
-    assert {"--runtime-version=v2-alpha-tpuv5-lite", "--node-id=cxr"} < set(queued) and "--spot" not in queued
+    assert {"--runtime-version=v2-alpha-tpuv5-lite", "--node-id=cxr"} < set(
+        queued
+    ) and "--spot" not in queued
     assert [c[3:5] for c in dry("sync")[1:]] == [["tpu-vm", "scp"], ["tpu-vm", "ssh"]]
     for name, text in (("stop", "kill -TERM"), ("logs", "tail -n 50 logs/run.log")):
         (command,) = dry(name)
-        assert command[:6] == [*tpu, "tpu-vm", "ssh", "cxr"] and "--worker=all" in command and text in command[7]
+        assert (
+            command[:6] == [*tpu, "tpu-vm", "ssh", "cxr"]
+            and "--worker=all" in command
+            and text in command[7]
+        )
     assert dry("delete") == [[*tpu, "tpu-vm", "delete", "cxr", "--quiet", "--zone=z"]]
-    assert dry("delete", QUEUED="1") == [[*tpu, "queued-resources", "delete", "cxr", "--force", "--quiet", "--zone=z"]]
+    assert dry("delete", QUEUED="1") == [
+        [*tpu, "queued-resources", "delete", "cxr", "--force", "--quiet", "--zone=z"]
+    ]
     assert not (cluster.state / "gcloud.log").exists()
 
 
@@ -204,8 +247,14 @@ def test_tpu_queued(cluster):
     (cluster.state / "queued-resources").write_text("SUSPENDED")
     assert cluster.launch("tpu_vm.sh", "create", **env)[2] == 0
     calls = cluster.calls("gcloud")
-    assert [c[2:4] for c in calls[:3]] == [["queued-resources", v] for v in ("describe", "delete", "create")]
-    assert "--force" in calls[1] and "--spot" in calls[2] and "--runtime-version=v2-alpha-tpuv6e" in calls[2]
+    assert [c[2:4] for c in calls[:3]] == [
+        ["queued-resources", v] for v in ("describe", "delete", "create")
+    ]
+    assert (
+        "--force" in calls[1]
+        and "--spot" in calls[2]
+        and "--runtime-version=v2-alpha-tpuv6e" in calls[2]
+    )
 
 
 def tpu_ready(cluster):
@@ -220,9 +269,13 @@ def tpu_ready(cluster):
 
 def test_tpu_run_stop_and_continue(cluster):
     env = tpu_ready(cluster)
-    out, error, code = cluster.launch("tpu_vm.sh", "run", *cluster.flags, XLA_FLAGS="--a=1 --b", TOKEN="secret", **env)
+    out, error, code = cluster.launch(
+        "tpu_vm.sh", "run", *cluster.flags, XLA_FLAGS="--a=1 --b", TOKEN="secret", **env
+    )
     assert code == 0
-    assert sorted(out.splitlines()) == [f"host-w-{k}: started, log cxr_jax/logs/run.log" for k in (0, 1)]
+    assert sorted(out.splitlines()) == [
+        f"host-w-{k}: started, log cxr_jax/logs/run.log" for k in (0, 1)
+    ]
     cluster.started()
 
     _, error, code = cluster.launch("tpu_vm.sh", "run", *cluster.flags, **env)
@@ -237,14 +290,20 @@ def test_tpu_run_stop_and_continue(cluster):
         assert record["rank"] == str(k) and record["args"] == cluster.flags
         assert record["place"]["CXR_DISTRIBUTED"] == "1" and "TOKEN" not in record["place"]
         assert record["place"]["JAX_COORDINATOR_PORT"] == cluster.env["JAX_COORDINATOR_PORT"]
-    assert out.count("host-w-0: saved") == out.count("host-w-1: saved") == 1 and out.count("exit code 0") == 2
+    assert (
+        out.count("host-w-0: saved") == out.count("host-w-1: saved") == 1
+        and out.count("exit code 0") == 2
+    )
     assert (cluster.workdir / "saved").exists() and not (cluster.workdir / "done.json").exists()
     assert "secret" not in out + json.dumps(cluster.calls("gcloud"))
 
     assert cluster.launch("tpu_vm.sh", "stop", **env)[0].count("run is not running") == 2
     assert cluster.launch("tpu_vm.sh", "run", *cluster.flags, **env)[2] == 0
     wait((cluster.workdir / "done.json").exists, "the run is complete")
-    wait(lambda: cluster.launch("tpu_vm.sh", "logs", **env)[0].count("exit code 0") == 4, "both workers ended")
+    wait(
+        lambda: cluster.launch("tpu_vm.sh", "logs", **env)[0].count("exit code 0") == 4,
+        "both workers ended",
+    )
     assert cluster.launch("tpu_vm.sh", "delete", **env)[2] == 0
 
 
@@ -256,11 +315,25 @@ def test_slurm_without_slurm(cluster):
     out, error, code = cluster.launch("slurm.sbatch", "--dry-run", *run)
     words = commands(out)[0]
     assert code == 0
-    assert words[:2] == ["CXR_DISTRIBUTED=1", f"JAX_COORDINATOR_PORT={cluster.env['JAX_COORDINATOR_PORT']}"]
-    assert words[3:] == ["srun", "--label", "--kill-on-bad-exit=0", "bash", f"{cluster.root}/launch/_worker.sh", *run]
+    assert words[:2] == [
+        "CXR_DISTRIBUTED=1",
+        f"JAX_COORDINATOR_PORT={cluster.env['JAX_COORDINATOR_PORT']}",
+    ]
+    assert words[3:] == [
+        "srun",
+        "--label",
+        "--kill-on-bad-exit=0",
+        "bash",
+        f"{cluster.root}/launch/_worker.sh",
+        *run,
+    ]
     out, _, _ = cluster.launch("slurm.sbatch", "--dry-run", *run, JAX_COORDINATOR_PORT="")
     assert "JAX_COORDINATOR_PORT=8476" in out
-    for args, says in ((run, "sbatch launch/slurm.sbatch"), (["--config=x"], "--workdir"), ([], "--config is missing")):
+    for args, says in (
+        (run, "sbatch launch/slurm.sbatch"),
+        (["--config=x"], "--workdir"),
+        ([], "--config is missing"),
+    ):
         out, error, code = cluster.launch("slurm.sbatch", *args)
         assert code == 2 and says in one_line(error)
 
@@ -274,12 +347,22 @@ def test_slurm_signal_saves_and_requeues(cluster):
     log = (cluster.root / "cxr_jax-101.log").read_text()  # both starts: appended
     assert "job 101, start 1: 2 process(es)" in log and "job 101, start 2" in log
     assert "forcing job termination" not in log
-    assert log.count(": saved") == 2 and log.count(": complete") == 2 and (cluster.workdir / "done.json").exists()
+    assert (
+        log.count(": saved") == 2
+        and log.count(": complete") == 2
+        and (cluster.workdir / "done.json").exists()
+    )
     for record in records(log):
         assert record["args"] == cluster.flags and record["place"]["CXR_DISTRIBUTED"] == "1"
-    assert {line.split(":")[0] for line in log.splitlines() if "complete" in line and "not" not in line} == {"0", "1"}
+    assert {
+        line.split(":")[0] for line in log.splitlines() if "complete" in line and "not" not in line
+    } == {"0", "1"}
     options = json.loads((cluster.state / "options.json").read_text())
-    assert options["signal"] == "B:TERM@120" and "requeue" in options and options["open-mode"] == "append"
+    assert (
+        options["signal"] == "B:TERM@120"
+        and "requeue" in options
+        and options["open-mode"] == "append"
+    )
 
 
 @pytest.mark.parametrize("how", ["cancelled", "requeue off", "fails", "bad input"])
@@ -291,20 +374,34 @@ def test_slurm_not_requeued(cluster, how):
     batch = cluster.sbatch(*flags)
     if code == 0:
         cluster.started()
-        first = ["scontrol", "update", "JobId=101", "Requeue=0"] if how == "requeue off" else ["scancel", "101"]
+        first = (
+            ["scontrol", "update", "JobId=101", "Requeue=0"]
+            if how == "requeue off"
+            else ["scancel", "101"]
+        )
         subprocess.run(first, env=cluster.env, check=True)
         if how == "requeue off":
-            subprocess.run(["scancel", "--batch", "--signal=TERM", "101"], env=cluster.env, check=True)
+            subprocess.run(
+                ["scancel", "--batch", "--signal=TERM", "101"], env=cluster.env, check=True
+            )
     assert batch.wait(120) == code
     log = (cluster.root / "cxr_jax-101.log").read_text()
     assert "start 1" in log and "start 2" not in log
-    says = {"cancelled": "job state CANCELLED", "requeue off": "requeueing is off", "fails": "exit code 1: not"}
+    says = {
+        "cancelled": "job state CANCELLED",
+        "requeue off": "requeueing is off",
+        "fails": "exit code 1: not",
+    }
     assert says.get(how, "") in log
 
 
 def test_slurm_from_elsewhere(cluster, tmp_path):
-    batch = subprocess.Popen(["sbatch", cluster.root / "launch/slurm.sbatch"], env=cluster.env, cwd=tmp_path)
-    assert batch.wait(120) == 2 and "set CXR_ROOT" in one_line((tmp_path / "cxr_jax-101.log").read_text())
+    batch = subprocess.Popen(
+        ["sbatch", cluster.root / "launch/slurm.sbatch"], env=cluster.env, cwd=tmp_path
+    )
+    assert batch.wait(120) == 2 and "set CXR_ROOT" in one_line(
+        (tmp_path / "cxr_jax-101.log").read_text()
+    )
 
 
 @pytest.mark.parametrize(
@@ -319,11 +416,17 @@ def test_slurm_from_elsewhere(cluster, tmp_path):
     ],
 )
 def test_slurm_gpus(cluster, visible, tasks, local, on_node, ids):
-    slurm = {"SLURM_LOCALID": local, "SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_GPUS_ON_NODE": on_node}
+    slurm = {
+        "SLURM_LOCALID": local,
+        "SLURM_STEP_TASKS_PER_NODE": tasks,
+        "SLURM_GPUS_ON_NODE": on_node,
+    }
     slurm["SLURM_PROCID"] = "0"
     cluster.workdir.mkdir(parents=True)
     (cluster.workdir / "saved").touch()
-    out, error, code = cluster.launch("_worker.sh", *cluster.flags, CUDA_VISIBLE_DEVICES=visible, **slurm)
+    out, error, code = cluster.launch(
+        "_worker.sh", *cluster.flags, CUDA_VISIBLE_DEVICES=visible, **slurm
+    )
     if ids:
         assert code == 0 and records(out)[0]["place"]["JAX_LOCAL_DEVICE_IDS"] == ids
     else:
@@ -348,11 +451,27 @@ def gke(cluster, *args, **env):
         (["run"], {}, "--config is missing"),
         (["run", "--config=x", "--workdir=/elsewhere/x"], {}, "is not under MOUNT"),
         (["run", "--config=x", "--dry_run"], {"IMAGE": ""}, "IMAGE is not set"),
-        (["run", "--config=x", "--dry_run"], {"GPU_TYPE": ""}, "set TPU_TYPE and TPU_TOPOLOGY, or GPU_TYPE"),
+        (
+            ["run", "--config=x", "--dry_run"],
+            {"GPU_TYPE": ""},
+            "set TPU_TYPE and TPU_TOPOLOGY, or GPU_TYPE",
+        ),
         (["run", "--config=x", "--dry_run"], {"TPU_TYPE": "t"}, "both set"),
-        (["run", "--config=x", "--dry_run"], {"GPU_TYPE": "", "TPU_TYPE": "t", "TPU_TOPOLOGY": "4"}, "is not like 4x4"),
-        (["run", "--config=x", "--dry_run"], {"GPU_TYPE": "", "TPU_TYPE": "t", "TPU_TOPOLOGY": "3x3"}, "9 chips"),
-        (["run", "--config=x", "--dry_run"], {"GPU_TYPE": "", "TPU_TYPE": "t", "TPU_TOPOLOGY": "4x4"}, "4 nodes"),
+        (
+            ["run", "--config=x", "--dry_run"],
+            {"GPU_TYPE": "", "TPU_TYPE": "t", "TPU_TOPOLOGY": "4"},
+            "is not like 4x4",
+        ),
+        (
+            ["run", "--config=x", "--dry_run"],
+            {"GPU_TYPE": "", "TPU_TYPE": "t", "TPU_TOPOLOGY": "3x3"},
+            "9 chips",
+        ),
+        (
+            ["run", "--config=x", "--dry_run"],
+            {"GPU_TYPE": "", "TPU_TYPE": "t", "TPU_TOPOLOGY": "4x4"},
+            "4 nodes",
+        ),
         (["run", "--config=x", "--dry_run"], {"NAME": "A"}, "NAME=A"),
         (["delete", "x"], {}, "delete takes no arguments"),
     ],
@@ -365,9 +484,18 @@ def test_gke_bad_usage(cluster, args, env, says):
 
 def test_gke_manifest(cluster):
     odd = '--config.note=a "q" \\ $(HOSTNAME) $$ é'
-    env = {"GPU_TYPE": "", "NODES": "", "TPU_TYPE": "tpu-v6e-slice", "TPU_TOPOLOGY": "4x4", "SPOT": "1", "GRACE": "15"}
+    env = {
+        "GPU_TYPE": "",
+        "NODES": "",
+        "TPU_TYPE": "tpu-v6e-slice",
+        "TPU_TOPOLOGY": "4x4",
+        "SPOT": "1",
+        "GRACE": "15",
+    }
     env = GPU | env | {"SECRET": "keys", "NAME": "r1"}
-    out, error, code = cluster.launch("gke.sh", "--dry-run", "run", "--config=x", "--workdir=/data/a b", odd, **env)
+    out, error, code = cluster.launch(
+        "gke.sh", "--dry-run", "run", "--config=x", "--workdir=/data/a b", odd, **env
+    )
     assert code == 0, error
     jobset = yaml.safe_load(out)
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
@@ -375,7 +503,12 @@ def test_gke_manifest(cluster):
     assert jobset["spec"]["network"] == network
     (worker,) = jobset["spec"]["replicatedJobs"]
     job, pod = worker["template"]["spec"], worker["template"]["spec"]["template"]["spec"]
-    assert (job["completions"], job["parallelism"], job["completionMode"], job["backoffLimit"]) == (4, 4, "Indexed", 0)
+    assert (job["completions"], job["parallelism"], job["completionMode"], job["backoffLimit"]) == (
+        4,
+        4,
+        "Indexed",
+        0,
+    )
     assert pod["restartPolicy"] == "Never" and pod["terminationGracePeriodSeconds"] == 15
     assert pod["nodeSelector"] == {
         "cloud.google.com/gke-tpu-accelerator": "tpu-v6e-slice",
@@ -420,10 +553,15 @@ def test_gke_eviction_is_not_completion(cluster):
         assert f"[pod/pod{k}/main] complete" in out
         for record in records(text):
             assert record["rank"] == str(k) and record["args"] == cluster.flags
-            assert record["place"]["CXR_COORDINATOR"] == f"localhost:{cluster.env['JAX_COORDINATOR_PORT']}"
+            assert (
+                record["place"]["CXR_COORDINATOR"]
+                == f"localhost:{cluster.env['JAX_COORDINATOR_PORT']}"
+            )
 
 
-@pytest.mark.parametrize("code, times, end", [(2, 9, ("Failed", 0)), (1, 1, ("Completed", 1)), (1, 9, ("Failed", 2))])
+@pytest.mark.parametrize(
+    "code, times, end", [(2, 9, ("Failed", 0)), (1, 1, ("Completed", 1)), (1, 9, ("Failed", 2))]
+)
 def test_gke_failures(cluster, code, times, end):
     flags = [*cluster.flags, f"--config.exit={code}", f"--config.times={times}"]
     assert gke(cluster, "run", *flags, MAX_RESTARTS="2")[2] == 0
@@ -446,7 +584,10 @@ def test_gke_delete_saves(cluster):
 def sum_tpu(cluster, flags):
     env = tpu_ready(cluster)
     assert cluster.launch("tpu_vm.sh", "run", *flags, **env)[2] == 0
-    wait(lambda: cluster.launch("tpu_vm.sh", "logs", **env)[0].count("exit code") == 2, "both workers ended")
+    wait(
+        lambda: cluster.launch("tpu_vm.sh", "logs", **env)[0].count("exit code") == 2,
+        "both workers ended",
+    )
     return cluster.launch("tpu_vm.sh", "logs", **env)[0]
 
 

@@ -23,10 +23,24 @@ SIDE, GRID, P, G, C = 56, (1, 4, 4), 4, 2, 6
 def world():
     """A small untrained model, and a rollout of random completions: ragged, some truncated."""
     tok = tokenizer.load(pretrained.PHANTOM)
-    text = dataclasses.replace(sizes.PHANTOM.text, num_hidden_layers=1, hidden_size=32, intermediate_size=32,
-                               num_attention_heads=2, num_key_value_heads=1, mrope_section=(2, 3, 3))
-    vision = dataclasses.replace(sizes.PHANTOM.vision, depth=1, hidden_size=16, num_heads=2, intermediate_size=16,
-                                 out_hidden_size=32, fullatt_block_indexes=(0,))
+    text = dataclasses.replace(
+        sizes.PHANTOM.text,
+        num_hidden_layers=1,
+        hidden_size=32,
+        intermediate_size=32,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        mrope_section=(2, 3, 3),
+    )
+    vision = dataclasses.replace(
+        sizes.PHANTOM.vision,
+        depth=1,
+        hidden_size=16,
+        num_heads=2,
+        intermediate_size=16,
+        out_hidden_size=32,
+        fullatt_block_indexes=(0,),
+    )
     cfg = dataclasses.replace(sizes.PHANTOM, text=text, vision=vision, **tokenizer.config_ids(tok))
     params = qwen.init_params(cfg, jax.random.key(0))
     params["text"]["embed"]["embedding"] *= 20.0
@@ -37,14 +51,23 @@ def world():
     mask = np.arange(C) < lengths[:, :, None]
     image = rng.random((P, SIDE, SIDE)).astype(np.float32)
     ro = {
-        "tokens": rng.integers(0, 300, (P, G, C)).astype(np.int32), "mask": mask,
-        "train_mask": mask & finished[:, :, None], "lengths": lengths.astype(np.int32), "finished": finished,
-        "sampler_logp": np.full((P, G, C), -5.0, np.float32), "reward": rng.random((P, G)).astype(np.float32),
-        "advantages": rng.normal(0, 1, (P, G)).astype(np.float32), "kept": np.arange(P),
-    }  # fmt: skip
+        "tokens": rng.integers(0, 300, (P, G, C)).astype(np.int32),
+        "mask": mask,
+        "train_mask": mask & finished[:, :, None],
+        "lengths": lengths.astype(np.int32),
+        "finished": finished,
+        "sampler_logp": np.full((P, G, C), -5.0, np.float32),
+        "reward": rng.random((P, G)).astype(np.float32),
+        "advantages": rng.normal(0, 1, (P, G)).astype(np.float32),
+        "kept": np.arange(P),
+    }
     batch = {"image": image, "prompts": prompts.encode([tokenizer.FIND_PROMPT] * P)}
     completions = batching.Completions(tok, C).encode(["Edema.", "No."])
-    batch["replay"] = {"image": image[:2], "prompts": prompts.encode([tokenizer.FIND_PROMPT] * 2), **completions}
+    batch["replay"] = {
+        "image": image[:2],
+        "prompts": prompts.encode([tokenizer.FIND_PROMPT] * 2),
+        **completions,
+    }
     special = tokenizer.special_ids(tok, cfg.text.vocab_size)
     batch, ro = jax.tree.map(jnp.asarray, (batch, ro))
     w = types.SimpleNamespace(cfg=cfg, params=params, batch=batch, ro=ro, special=special)
@@ -79,18 +102,29 @@ def logprobs(w, params, at=slice(None)):
     prompts = {k: v[:, at] if k == "positions" else v[at] for k, v in w.batch["prompts"].items()}
     suppress = np.isin(np.arange(w.cfg.text.vocab_size), w.special["suppress"])
     features = qwen.vision(params, w.cfg, patchify(w.batch["image"][at]), GRID)
-    return policy.completion_logprobs(params, w.cfg, features, prompts, w.ro["tokens"][at], w.ro["mask"][at],
-                                      suppress=suppress)[0]  # fmt: skip
+    return policy.completion_logprobs(
+        params, w.cfg, features, prompts, w.ro["tokens"][at], w.ro["mask"][at], suppress=suppress
+    )[0]
 
 
 def loss(w, logp, old, knobs, at=slice(None), **options):
     rows = lambda x: x.reshape(-1, C)
     mask, trained = rows(w.ro["mask"][at]), rows(w.ro["train_mask"][at])
-    totals = losses.divisors(mask, trained, aggregation=knobs["aggregation"], denominator=knobs["denominator"])
+    totals = losses.divisors(
+        mask, trained, aggregation=knobs["aggregation"], denominator=knobs["denominator"]
+    )
     return losses.policy_loss(
-        rows(logp), rows(old), w.ro["advantages"][at].reshape(-1), trained, max_tokens=C, epsilon=knobs["epsilon"],
-        epsilon_high=knobs["epsilon_high"], aggregation=knobs["aggregation"], **options, **totals,
-    )[0]  # fmt: skip
+        rows(logp),
+        rows(old),
+        w.ro["advantages"][at].reshape(-1),
+        trained,
+        max_tokens=C,
+        epsilon=knobs["epsilon"],
+        epsilon_high=knobs["epsilon_high"],
+        aggregation=knobs["aggregation"],
+        **options,
+        **totals,
+    )[0]
 
 
 def assert_same(got, want, start):
@@ -100,14 +134,22 @@ def assert_same(got, want, start):
 
 
 def moved(a, b):
-    return any(not np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return any(
+        not np.array_equal(x, y)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
 
 
 def test_one_update_is_a_gradient_step(world, base):
     got, metrics = step(base, world.batch, world.ro)
     knobs = base[2].rl
-    value, grads = jax.jit(jax.value_and_grad(lambda p: (lambda x: loss(world, x, jax.lax.stop_gradient(x), knobs))(
-        logprobs(world, p))))(world.params)  # fmt: skip
+    value, grads = jax.jit(
+        jax.value_and_grad(
+            lambda p: (lambda x: loss(world, x, jax.lax.stop_gradient(x), knobs))(
+                logprobs(world, p)
+            )
+        )
+    )(world.params)
     assert_same(got, jax.tree.map(jnp.subtract, world.params, grads), world.params)
     assert metrics["loss"] == pytest.approx(float(value), abs=1e-6)
     assert metrics["grad_norm"] == pytest.approx(float(optax.global_norm(grads)), rel=1e-4)
@@ -117,20 +159,30 @@ def test_one_update_is_a_gradient_step(world, base):
     assert metrics["sampling/sampling_logp_difference/max"] == pytest.approx(gap.max(), rel=1e-3)
 
 
-@pytest.mark.parametrize("knobs", [
-    {"sampler_correction": "tis", "sampler_cap": 1.5, "denominator": "all"},
-    {"aggregation": "constant", "micro_batches": 2},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"sampler_correction": "tis", "sampler_cap": 1.5, "denominator": "all"},
+        {"aggregation": "constant", "micro_batches": 2},
+    ],
+)
 def test_knobs_reach_the_loss(world, monkeypatch, knobs):
     for name, value in {"SHORTEST": 4, "GRAIN": 2}.items():
-        monkeypatch.setattr(stages, name, value)  # so that micro-batches of short completions take fewer slots
+        monkeypatch.setattr(
+            stages, name, value
+        )  # so that micro-batches of short completions take fewer slots
     assert stages.stage_ends(C) == [2, 4, 6]
     logp = np.asarray(world.logprobs(world.params))
     off = np.random.default_rng(1).normal(0, 0.5, logp.shape).astype(np.float32)
     lengths = jnp.minimum(world.ro["lengths"], jnp.array([[2], [6], [2], [6]]))
     mask = jnp.arange(C) < lengths[:, :, None]
-    ro = {**world.ro, "sampler_logp": logp + off, "lengths": lengths, "mask": mask,
-          "train_mask": world.ro["train_mask"] & mask}  # fmt: skip
+    ro = {
+        **world.ro,
+        "sampler_logp": logp + off,
+        "lengths": lengths,
+        "mask": mask,
+        "train_mask": world.ro["train_mask"] & mask,
+    }
     made = make(world, **knobs)
     got, metrics = step(made, world.batch, ro)
     r, w = made[2].rl, types.SimpleNamespace(**{**vars(world), "ro": ro})
@@ -138,7 +190,14 @@ def test_knobs_reach_the_loss(world, monkeypatch, knobs):
 
     def of(params):
         x = logprobs(w, params)
-        return loss(w, x, jax.lax.stop_gradient(x), r, sampler_logp=ro["sampler_logp"].reshape(-1, C), **options)
+        return loss(
+            w,
+            x,
+            jax.lax.stop_gradient(x),
+            r,
+            sampler_logp=ro["sampler_logp"].reshape(-1, C),
+            **options,
+        )
 
     value, grads = jax.jit(jax.value_and_grad(of))(world.params)
     assert_same(got, jax.tree.map(jnp.subtract, world.params, grads), world.params)
@@ -146,7 +205,14 @@ def test_knobs_reach_the_loss(world, monkeypatch, knobs):
 
 
 def test_several_updates_keep_the_log_probs_of_the_rollout(world):
-    made = make(world, num_iterations=2, minibatches=2, micro_batches=2, aggregation="sequence", epsilon=0.05)
+    made = make(
+        world,
+        num_iterations=2,
+        minibatches=2,
+        micro_batches=2,
+        aggregation="sequence",
+        epsilon=0.05,
+    )
     got, metrics = step(made, world.batch, world.ro)
     knobs, params = made[2].rl, world.params
     old = world.logprobs(params)
@@ -189,8 +255,10 @@ def test_replay_adds_the_gradient_of_sft(world, base):
 
 @pytest.mark.parametrize("what", ["no advantage", "all truncated"])
 def test_nothing_to_learn_changes_nothing(world, base, what):
-    nothing = {"no advantage": {"advantages": np.zeros((P, G), np.float32)},
-               "all truncated": {"train_mask": np.zeros((P, G, C), bool)}}[what]  # fmt: skip
+    nothing = {
+        "no advantage": {"advantages": np.zeros((P, G), np.float32)},
+        "all truncated": {"train_mask": np.zeros((P, G, C), bool)},
+    }[what]
     got, metrics = step(base, world.batch, {**world.ro, **nothing})
     assert not moved(got, world.params) and metrics["loss"] == 0 and metrics["skipped_steps"] == 0
     assert np.isfinite(list(metrics.values())).all()
@@ -214,9 +282,16 @@ def test_a_short_part_is_computed_in_fewer_slots():
 
     def fn(part):
         seen.append(part["ro"]["mask"].shape[2])
-        return part["ro"]["mask"].sum() + part["ro"]["answer"].sum(), {"of_tokens": part["ro"]["mask"] * 2.0}
+        return part["ro"]["mask"].sum() + part["ro"]["answer"].sum(), {
+            "of_tokens": part["ro"]["mask"] * 2.0
+        }
 
-    ro = {"mask": np.where(np.arange(6) < 3, 1.0, 0.0) * np.ones((2, 1, 1)), "lengths": np.array([[3], [2]])}
-    total, out = learner.trimmed(fn, ends)({"ro": {**ro, "answer": np.ones((2, 1, 6))}})  # not of tokens
+    ro = {
+        "mask": np.where(np.arange(6) < 3, 1.0, 0.0) * np.ones((2, 1, 1)),
+        "lengths": np.array([[3], [2]]),
+    }
+    total, out = learner.trimmed(fn, ends)(
+        {"ro": {**ro, "answer": np.ones((2, 1, 6))}}
+    )  # not of tokens
     assert seen == ends and total == 6 + 12
     np.testing.assert_array_equal(out["of_tokens"], 2 * ro["mask"])

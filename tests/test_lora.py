@@ -29,13 +29,35 @@ sys.path.insert(0, str(ORACLE))
 import cases  # noqa: E402
 
 CFG = Config(
-    vision=VisionConfig(depth=2, hidden_size=16, num_heads=2, intermediate_size=20, out_hidden_size=32,
-                        fullatt_block_indexes=(1,), patch_size=2, window_size=8),
-    text=TextConfig(vocab_size=60, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                    num_attention_heads=4, num_key_value_heads=2, mrope_section=(1, 1, 2), rope_theta=1e4),
-    image_token_id=5, video_token_id=6, vision_start_token_id=3, vision_end_token_id=4,
-    pad_token_id=0, bos_token_id=0, eos_token_id=(2,), tie_word_embeddings=True,
-)  # fmt: skip
+    vision=VisionConfig(
+        depth=2,
+        hidden_size=16,
+        num_heads=2,
+        intermediate_size=20,
+        out_hidden_size=32,
+        fullatt_block_indexes=(1,),
+        patch_size=2,
+        window_size=8,
+    ),
+    text=TextConfig(
+        vocab_size=60,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        mrope_section=(1, 1, 2),
+        rope_theta=1e4,
+    ),
+    image_token_id=5,
+    video_token_id=6,
+    vision_start_token_id=3,
+    vision_end_token_id=4,
+    pad_token_id=0,
+    bos_token_id=0,
+    eos_token_id=(2,),
+    tie_word_embeddings=True,
+)
 GRID = (1, 4, 8)
 IDS = np.array([[3, *[5] * 8, 4, 9, 10, 11, 12], [3, *[5] * 8, 4, 20, 21, 0, 0]])
 LENGTHS = np.array([14, 12])
@@ -47,7 +69,9 @@ FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes"
 def noise(shapes, seed: int, size=lambda path, shape: 0.2):
     """Arrays of these shapes, none zero. Drawn with numpy: nothing is compiled."""
     rng = np.random.default_rng(seed)
-    draw = lambda path, x: size([k.key for k in path], x.shape) * rng.standard_normal(x.shape, np.float32)
+    draw = lambda path, x: (
+        size([k.key for k in path], x.shape) * rng.standard_normal(x.shape, np.float32)
+    )
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
@@ -58,7 +82,9 @@ def shapes_of(cfg, own):
 
 @pytest.fixture(scope="module")
 def params():
-    size = lambda path, shape: {"kernel": shape[-2:][0] ** -0.5, "embedding": 0.3}.get(path[-1], 0.3)
+    size = lambda path, shape: {"kernel": shape[-2:][0] ** -0.5, "embedding": 0.3}.get(
+        path[-1], 0.3
+    )
     return noise(shapes_of(CFG, ALL)[0], 0, size)
 
 
@@ -69,13 +95,16 @@ def adapters():
 
 @pytest.fixture(scope="module")
 def pixels():
-    return np.random.default_rng(2).standard_normal((2, GRID[1] * GRID[2], CFG.vision.patch_dim), np.float32)
+    return np.random.default_rng(2).standard_normal(
+        (2, GRID[1] * GRID[2], CFG.vision.patch_dim), np.float32
+    )
 
 
 def hidden(params, pixels, remat="none"):
     mask = np.arange(IDS.shape[1]) < LENGTHS[:, None]
-    return qwen.hidden_states(params, CFG, IDS, mask, qwen.positions(CFG, IDS, GRID, mask), pixels, grid=GRID,
-                              remat=remat)
+    return qwen.hidden_states(
+        params, CFG, IDS, mask, qwen.positions(CFG, IDS, GRID, mask), pixels, grid=GRID, remat=remat
+    )
 
 
 def loss(params, pixels, remat="none"):
@@ -104,12 +133,23 @@ def test_the_table_holds_every_linear_module_but_the_patch_embedding(params):
     assert set(lora.PATHS) < linear and len(lora.PATHS) == 14
 
 
-@pytest.mark.parametrize(("args", "message"), [
-    ((0, 1.0), "rank"), ((2.0, 1.0), "rank"), ((True, 1.0), "rank"), ((2, 0), "alpha"), ((2, float("nan")), "alpha"),
-    ((2, float("inf")), "alpha"), ((2, 10**400), "alpha"), ((2, "4"), "alpha"), ((2, 1.0, ()), "at least one"),
-    ((2, 1.0, "decoder"), "tuple"), ((2, 1.0, ("head",)), "'head' is unknown"),
-    ((2, 1.0, ("text/layers/attn/q", "decoder")), "text/layers/attn/q twice"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((0, 1.0), "rank"),
+        ((2.0, 1.0), "rank"),
+        ((True, 1.0), "rank"),
+        ((2, 0), "alpha"),
+        ((2, float("nan")), "alpha"),
+        ((2, float("inf")), "alpha"),
+        ((2, 10**400), "alpha"),
+        ((2, "4"), "alpha"),
+        ((2, 1.0, ()), "at least one"),
+        ((2, 1.0, "decoder"), "tuple"),
+        ((2, 1.0, ("head",)), "'head' is unknown"),
+        ((2, 1.0, ("text/layers/attn/q", "decoder")), "text/layers/attn/q twice"),
+    ],
+)
 def test_settings_out_of_range(args, message):
     with pytest.raises(UserError, match=message) as e:
         Lora(*args)
@@ -121,16 +161,23 @@ def test_init_is_that_of_peft(params):
     init = jax.jit(lora.init, static_argnums=1)
     found = flat(init(params, one, jax.random.key(0)))
     assert {k: x.shape for k, x in found.items()} == {
-        "vision/merger/fc1/a": (64, 4), "vision/merger/fc1/b": (4, 64),
-        "text/layers/mlp/down/a": (2, 48, 4), "text/layers/mlp/down/b": (2, 4, 32)}  # fmt: skip
+        "vision/merger/fc1/a": (64, 4),
+        "vision/merger/fc1/b": (4, 64),
+        "text/layers/mlp/down/a": (2, 48, 4),
+        "text/layers/mlp/down/b": (2, 4, 32),
+    }
     for name, x in found.items():
         assert x.dtype == np.float32
         if name.endswith("b"):
             assert not x.any()
         else:  # kaiming_uniform(a=sqrt(5)) of [r, din]
             bound = x.shape[-2] ** -0.5
-            assert 0.95 * bound < np.abs(x).max() <= bound and abs(x.std() * 3**0.5 / bound - 1) < 0.1
-    again = init(params, Lora(4, 1.0, ("text/layers/mlp/down",)), jax.random.key(0))  # whatever the other targets
+            assert (
+                0.95 * bound < np.abs(x).max() <= bound and abs(x.std() * 3**0.5 / bound - 1) < 0.1
+            )
+    again = init(
+        params, Lora(4, 1.0, ("text/layers/mlp/down",)), jax.random.key(0)
+    )  # whatever the other targets
     assert (flat(again)["text/layers/mlp/down/a"] == found["text/layers/mlp/down/a"]).all()
     assert hash(one) == hash(dataclasses.replace(one)) and one.scale == 2.0
 
@@ -155,8 +202,9 @@ def by_chain_rule(params, adapters, pixels):
 
 
 @pytest.mark.parametrize(("unroll", "remat"), [(8, "none"), (0, "full"), (0, "dots")])
-def test_loss_and_gradients_equal_those_of_merged_kernels(params, adapters, pixels, by_chain_rule, monkeypatch,
-                                                          unroll, remat):
+def test_loss_and_gradients_equal_those_of_merged_kernels(
+    params, adapters, pixels, by_chain_rule, monkeypatch, unroll, remat
+):
     monkeypatch.setattr(layers, "UNROLL_UP_TO", unroll)
     f = jax.value_and_grad(lambda a, p: loss(lora.join(p, a, ALL), pixels, remat))
     value, got = jax.jit(f, compiler_options=FAST)(adapters, params)
@@ -169,8 +217,10 @@ def test_loss_and_gradients_equal_those_of_merged_kernels(params, adapters, pixe
 
 def test_hidden_states(params, adapters, pixels):
     f = jax.jit(hidden, compiler_options=FAST)
-    base, joined, merged = (f(p, pixels) for p in (params, lora.join(params, adapters, ALL),
-                                                   lora.merge(params, adapters, ALL)))  # fmt: skip
+    base, joined, merged = (
+        f(p, pixels)
+        for p in (params, lora.join(params, adapters, ALL), lora.merge(params, adapters, ALL))
+    )
     np.testing.assert_allclose(joined, merged, rtol=0, atol=1e-5 * float(base.std()))
     assert np.abs(joined - base).max() > base.std() / 2
     fresh = jax.tree_util.tree_map_with_path(lambda path, x: x * (path[-1].key == "a"), adapters)
@@ -178,7 +228,9 @@ def test_hidden_states(params, adapters, pixels):
     same(lora.merge(params, fresh, ALL), params)
 
 
-@pytest.mark.parametrize("path", ["text/layers/attn/k", "vision/blocks/mlp/up", "vision/merger/fc2"])
+@pytest.mark.parametrize(
+    "path", ["text/layers/attn/k", "vision/blocks/mlp/up", "vision/merger/fc2"]
+)
 def test_merge_by_hand(params, adapters, path):
     one = Lora(3, 6.0, (path,))
     part = functools.reduce(lambda tree, name: tree[name], path.split("/"), adapters)
@@ -202,7 +254,9 @@ def products(jaxpr):
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
             yield eqn.outvars[0].aval.shape
-        for inner in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+        for inner in jax.tree.leaves(
+            eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+        ):
             inner = getattr(inner, "jaxpr", inner)
             if hasattr(inner, "eqns"):
                 yield from products(inner)
@@ -211,11 +265,15 @@ def products(jaxpr):
 @pytest.mark.parametrize("unroll", [8, 0])
 def test_gradients_of_frozen_kernels_are_not_formed(params, adapters, pixels, monkeypatch, unroll):
     monkeypatch.setattr(layers, "UNROLL_UP_TO", unroll)
-    kernels = {x.shape[-2:] for k, x in flat(params).items() if k.removesuffix("/kernel") in lora.PATHS}
+    kernels = {
+        x.shape[-2:] for k, x in flat(params).items() if k.removesuffix("/kernel") in lora.PATHS
+    }
 
     def formed(give, a):
         f = jax.grad(lambda a: loss(give(params, a, ALL), pixels))
-        return [s for s in products(jax.make_jaxpr(f)(a).jaxpr) if s in kernels or s[::-1] in kernels]
+        return [
+            s for s in products(jax.make_jaxpr(f)(a).jaxpr) if s in kernels or s[::-1] in kernels
+        ]
 
     assert not formed(lora.join, adapters)
     assert formed(lora.merge, adapters)
@@ -234,11 +292,20 @@ def test_adapters_of_one_module_train_at_the_price_of_activations(params, pixels
 def test_decoding_with_adapters(params, adapters):
     some = Lora(3, 6.0, ("text/layers/attn/q", "text/layers/attn/o", "text/layers/mlp/up"))
     every = adapters["text"]["layers"]  # of q, k, v only q has an adapter, and of gate, up only up
-    part = {"text": {"layers": {"attn": {x: every["attn"][x] for x in "qo"}, "mlp": {"up": every["mlp"]["up"]}}}}
+    part = {
+        "text": {
+            "layers": {
+                "attn": {x: every["attn"][x] for x in "qo"},
+                "mlp": {"up": every["mlp"]["up"]},
+            }
+        }
+    }
     mask = np.arange(IDS.shape[1]) < LENGTHS[:, None]
     positions = qwen.positions(CFG, IDS, GRID, mask)
     features = np.random.default_rng(0).standard_normal((2, 8, 32)).astype(np.float32)
-    run = lambda p: sampling.generate(p, CFG, IDS, LENGTHS, positions, features, max_new_tokens=8, temperature=0)
+    run = lambda p: sampling.generate(
+        p, CFG, IDS, LENGTHS, positions, features, max_new_tokens=8, temperature=0
+    )
     joined = lora.join(params, part, some)
     out, merged, base = run(joined), run(lora.merge(params, part, some)), run(params)
     np.testing.assert_array_equal(out["tokens"], merged["tokens"])
@@ -292,8 +359,10 @@ def written(folder, tensors: dict, settings: dict):
     """A PEFT folder of these."""
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps(settings))
-    hf.write_safetensors(folder / "adapter_model.safetensors",
-                         [(k, x.shape, x.dtype, lambda x=x: x) for k, x in tensors.items()])
+    hf.write_safetensors(
+        folder / "adapter_model.safetensors",
+        [(k, x.shape, x.dtype, lambda x=x: x) for k, x in tensors.items()],
+    )
     return folder
 
 
@@ -306,8 +375,10 @@ def test_export_and_import_bit_for_bit(adapters, exported, tmp_path):
     same(found, adapters)
     assert same_lora == ALL
     one = Lora(3, 1.5, ("text/layers/mlp/gate", "vision/merger/fc1"))
-    own = {"text": {"layers": {"mlp": {"gate": adapters["text"]["layers"]["mlp"]["gate"]}}},
-           "vision": {"merger": {"fc1": adapters["vision"]["merger"]["fc1"]}}}  # fmt: skip
+    own = {
+        "text": {"layers": {"mlp": {"gate": adapters["text"]["layers"]["mlp"]["gate"]}}},
+        "vision": {"merger": {"fc1": adapters["vision"]["merger"]["fc1"]}},
+    }
     own = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), own)
     peft.save(tmp_path / "one", CFG, own, one, "x")
     assert {x.dtype for x in stored(tmp_path / "one").values()} == {np.dtype(ml_dtypes.bfloat16)}
@@ -325,14 +396,19 @@ def test_a_model_with_an_adapter_folder(params, adapters, exported, tmp_path, ca
     hf.save_hf(base, CFG, params)
     want = lora.merge(params, adapters, ALL)
     same(cxr_jax.load(base, adapter=exported).params, want)
-    assert convert.main(["from-hf", str(base), str(tmp_path / "merged"), "--adapter", str(exported)]) == 0
+    assert (
+        convert.main(["from-hf", str(base), str(tmp_path / "merged"), "--adapter", str(exported)])
+        == 0
+    )
     same(cxr_jax.load(tmp_path / "merged").params, want)
     capsys.readouterr()
     huge = tmp_path / "huge"
     peft.save(huge, CFG, adapters, dataclasses.replace(ALL, alpha=1e300), "base")
-    for args, line in ((["from-hf", base, tmp_path / "x", "--adapter", tmp_path / "none"], "none"),
-                       (["from-hf", base, tmp_path / "x", "--adapter", huge], "is infinite or NaN with them"),
-                       (["to-hf", tmp_path / "merged", tmp_path / "x", "--adapter", exported], "--adapter is for")):
+    for args, line in (
+        (["from-hf", base, tmp_path / "x", "--adapter", tmp_path / "none"], "none"),
+        (["from-hf", base, tmp_path / "x", "--adapter", huge], "is infinite or NaN with them"),
+        (["to-hf", tmp_path / "merged", tmp_path / "x", "--adapter", exported], "--adapter is for"),
+    ):
         assert convert.main([str(a) for a in args]) == 2
         err = capsys.readouterr().err
         assert err.startswith("error: ") and err.count("\n") == 1 and line in err
@@ -347,12 +423,17 @@ def test_names_are_those_of_transformers(exported):
     assert len(tensors) == 2 * (2 * 7 + 2 * 5 + 2)
     targeted = {k.split(".lora_")[0].removeprefix("base_model.model.") for k in tensors}
     parts = [cases.nested_key(r.key).split(".") for r in hf.rules(CFG)]
-    modules = {".".join(x[:n]) for x in parts for n in range(1, len(x))} | {"lm_head", "model.visual.merger.mlp.1"}
+    modules = {".".join(x[:n]) for x in parts for n in range(1, len(x))} | {
+        "lm_head",
+        "model.visual.merger.mlp.1",
+    }
     assert {name for name in modules if re.fullmatch(pattern, name)} == targeted
 
 
 def old_names(key: str) -> str:
-    return key.replace("model.model.visual.", "model.visual.").replace("model.language_model.", "model.")
+    return key.replace("model.model.visual.", "model.visual.").replace(
+        "model.language_model.", "model."
+    )
 
 
 LIST = ["q_proj", "v_proj", "mlp.0"]
@@ -364,9 +445,20 @@ def test_what_others_write(adapters, exported, tmp_path, rename, dtype):
     """Targets by suffix, one layer only, rsLoRA, either naming, any stored type."""
     layered = lambda k: "layers.1." in k and any(f".{x}.lora" in k for x in LIST)
     kept = {rename(k): x.astype(dtype) for k, x in stored(exported).items() if layered(k)}
-    folder = written(tmp_path / "theirs", kept, settings_of(exported) | {
-        "target_modules": LIST, "layers_to_transform": [1], "use_rslora": True, "loftq_config": {},
-        "exclude_modules": r".*visual.*", "qalora_group_size": 16, "megatron_core": "megatron.core"})
+    folder = written(
+        tmp_path / "theirs",
+        kept,
+        settings_of(exported)
+        | {
+            "target_modules": LIST,
+            "layers_to_transform": [1],
+            "use_rslora": True,
+            "loftq_config": {},
+            "exclude_modules": r".*visual.*",
+            "qalora_group_size": 16,
+            "megatron_core": "megatron.core",
+        },
+    )
     found, own = peft.load(folder, CFG)
     assert own.targets == ("text/layers/attn/q", "text/layers/attn/v") and own.rank == 3
     assert own.scale == pytest.approx(6.0 / 3**0.5, rel=1e-12)
@@ -395,14 +487,29 @@ REFUSED = {
     "another rank": (lambda s, t: s.update(r=4), r"is \[3, 16\]; model and rank need \[4, 16\]"),
     "no alpha": (lambda s, t: s.update(lora_alpha=None), "alpha must be"),
     "no targets": (lambda s, t: s.pop("target_modules"), "target_modules is not of its type"),
-    "layers of no type": (lambda s, t: s.update(layers_to_transform=[1.5]), "layers_to_transform is not of its type"),
+    "layers of no type": (
+        lambda s, t: s.update(layers_to_transform=[1.5]),
+        "layers_to_transform is not of its type",
+    ),
     "no match": (lambda s, t: s.update(target_modules=["query"]), "match no module"),
     "no pattern": (lambda s, t: s.update(target_modules="(q_proj"), "not a regular expression"),
-    "outside the table": (lambda s, t: s.update(target_modules=["q_proj", "embed_tokens"]), "embed_tokens cannot"),
-    "fewer targets": (lambda s, t: s.update(target_modules=["q_proj"]), "unexpected: .* and [0-9]+ more"),
-    "a tensor missing": (lambda s, t: t.pop(Q), "missing: model.layers.1.self_attn.q_proj.lora_A.weight"),
+    "outside the table": (
+        lambda s, t: s.update(target_modules=["q_proj", "embed_tokens"]),
+        "embed_tokens cannot",
+    ),
+    "fewer targets": (
+        lambda s, t: s.update(target_modules=["q_proj"]),
+        "unexpected: .* and [0-9]+ more",
+    ),
+    "a tensor missing": (
+        lambda s, t: t.pop(Q),
+        "missing: model.layers.1.self_attn.q_proj.lora_A.weight",
+    ),
     "a tensor too many": (lambda s, t: t.update({Q + "s": t[Q]}), "unexpected: .*weights"),
-    "a foreign name": (lambda s, t: t.update(extra=t[Q]), "extra does not begin with base_model.model."),
+    "a foreign name": (
+        lambda s, t: t.update(extra=t[Q]),
+        "extra does not begin with base_model.model.",
+    ),
     "a shape": (lambda s, t: t.update({Q: t[Q][:, :-1]}), "q_proj.lora_A.weight is"),
     "a type": (lambda s, t: t.update({Q: t[Q].astype(np.int8)}), "is I8"),
     "not a number": (lambda s, t: t.update({Q: t[Q] * np.float32(np.nan)}), "NaN"),
@@ -443,25 +550,34 @@ def test_damaged_files(exported, tmp_path):
 
 def test_peft_and_we_read_each_other(tmp_path):
     if not PYTHON.exists():
-        pytest.skip("no .venv-oracle (torch, transformers and peft): `bash launch/test.sh` makes it")
+        pytest.skip(
+            "no .venv-oracle (torch, transformers and peft): `bash launch/test.sh` makes it"
+        )
     seed = 342  # three images and padding, three layers in both parts, an untied head
     case, model = cases.draw(seed), tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text(json.dumps(case.config))
-    hf.write_safetensors(model / "model.safetensors",
-                         [(k, w.shape, w.dtype, lambda w=w: w) for k, w in cases.weights(case).items()])
+    hf.write_safetensors(
+        model / "model.safetensors",
+        [(k, w.shape, w.dtype, lambda w=w: w) for k, w in cases.weights(case).items()],
+    )
     cfg, params = hf.load_hf(model)
     own = Lora(4, 6.0, ("decoder", "vision", "merger"))
     adapters = noise(shapes_of(cfg, own)[1], 0)
     peft.save(tmp_path / "ours", cfg, adapters, own, "base")
     command = [PYTHON, ORACLE / "peft_check.py", str(seed), tmp_path / "ours", tmp_path / "out"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         args = (case.input_ids, case.pixel_values, case.grids, case.attention_mask)
         with_ours = loaded.Model(cfg, lora.join(params, adapters, own)).logits(*args)
         out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert json.loads(out) == {"lacked": [], "not_taken": [], "warned": []}
-    theirs, shown = np.load(tmp_path / "out" / "ours.npz")["logits"], case.attention_mask.astype(bool)
+    theirs, shown = (
+        np.load(tmp_path / "out" / "ours.npz")["logits"],
+        case.attention_mask.astype(bool),
+    )
     assert np.abs(with_ours - theirs)[shown].max() <= 1e-4 * theirs[shown].std()
 
     found, their_lora = peft.load(tmp_path / "out" / "theirs", cfg)
@@ -470,8 +586,12 @@ def test_peft_and_we_read_each_other(tmp_path):
     want = np.load(tmp_path / "out" / "theirs.npz")
     for rule in hf.rules(cfg):
         x = merged["/".join(rule.path)]
-        np.testing.assert_allclose(rule.to_hf(x if rule.layer is None else x[rule.layer]), want[rule.key], atol=1e-6,
-                                   rtol=1e-6)
+        np.testing.assert_allclose(
+            rule.to_hf(x if rule.layer is None else x[rule.layer]),
+            want[rule.key],
+            atol=1e-6,
+            rtol=1e-6,
+        )
     before = flat(params)
     changed = {name for name in merged if (merged[name] != before[name]).any()}
     assert changed == {f"text/layers/attn/{x}/kernel" for x in "qv"}

@@ -47,7 +47,10 @@ def test_token_logprobs_and_gradients(case, chunk, temperature, suppressed):
         """(logp, entropy), and the gradients of both and of logp alone, as RL takes it."""
         total = lambda h, w: (sum(jnp.sum(x * weights) for x in f(h, w)), f(h, w))
         both, out = jax.grad(total, argnums=(0, 1), has_aux=True)(*args)
-        return out, (*both, *jax.grad(lambda h, w: jnp.sum(f(h, w)[0] * weights), argnums=(0, 1))(*args))
+        return out, (
+            *both,
+            *jax.grad(lambda h, w: jnp.sum(f(h, w)[0] * weights), argnums=(0, 1))(*args),
+        )
 
     ours = lambda h, w: losses.token_logprobs(h, w, targets, chunk=chunk, **options)
     theirs = lambda h, w: plain(h, w, targets, **options)
@@ -58,21 +61,28 @@ def test_token_logprobs_and_gradients(case, chunk, temperature, suppressed):
     for a, b in zip(grads, want_grads, strict=True):
         np.testing.assert_allclose(a, b, atol=5e-5)
     if suppressed:
-        assert not np.asarray(grads[1])[:, suppress].any()  # ids that are never sampled learn nothing
+        assert not np.asarray(grads[1])[
+            :, suppress
+        ].any()  # ids that are never sampled learn nothing
 
 
 def test_extreme_logits_stay_finite(case):
     hidden, head, targets = case
     f = lambda h: (sum(map(jnp.sum, out := losses.token_logprobs(h, head, targets, chunk=4))), out)
     grad, (logp, entropy) = jax.jit(jax.grad(f, has_aux=True))(hidden * 1e4)
-    assert np.isfinite(logp).all() and np.isfinite(grad).all() and (np.asarray(entropy) >= -1e-3).all()
+    assert (
+        np.isfinite(logp).all() and np.isfinite(grad).all() and (np.asarray(entropy) >= -1e-3).all()
+    )
 
 
 def test_token_logprobs_in_a_scan_from_a_tied_bfloat16_table():
     """As the model calls it: bfloat16 hidden, the float32 embedding transposed, inside a scan over micro-batches."""
     rng = np.random.default_rng(5)
     hidden = jnp.asarray(rng.normal(size=(2, N, D)), jnp.bfloat16)
-    table, targets = jnp.asarray(rng.normal(size=(V, D)), jnp.float32), jnp.asarray(rng.integers(0, V, (2, N)))
+    table, targets = (
+        jnp.asarray(rng.normal(size=(V, D)), jnp.float32),
+        jnp.asarray(rng.integers(0, V, (2, N))),
+    )
 
     def total(f, table):
         def body(carry, part):
@@ -104,22 +114,30 @@ def test_no_array_of_tokens_by_vocabulary():
     n, chunk, d, v = 96, 8, 4, 50
     shape = lambda *s, dtype=jnp.float32: jax.ShapeDtypeStruct(s, dtype)
     loss = lambda h, w, t: sum(jnp.sum(x) for x in losses.token_logprobs(h, w, t, chunk=chunk))
-    program = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(shape(n, d), shape(d, v), shape(n, dtype=jnp.int32))
-    largest = max(math.prod(s) for s in arrays_in(program.jaxpr))
-    assert largest == chunk * v
-    plain_program = jax.make_jaxpr(jax.grad(lambda h, w, t: sum(jnp.sum(x) for x in plain(h, w, t)), argnums=(0, 1)))(
+    program = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(
         shape(n, d), shape(d, v), shape(n, dtype=jnp.int32)
     )
-    assert max(math.prod(s) for s in arrays_in(plain_program.jaxpr)) >= n * v  # the measure can tell
+    largest = max(math.prod(s) for s in arrays_in(program.jaxpr))
+    assert largest == chunk * v
+    plain_program = jax.make_jaxpr(
+        jax.grad(lambda h, w, t: sum(jnp.sum(x) for x in plain(h, w, t)), argnums=(0, 1))
+    )(shape(n, d), shape(d, v), shape(n, dtype=jnp.int32))
+    assert (
+        max(math.prod(s) for s in arrays_in(plain_program.jaxpr)) >= n * v
+    )  # the measure can tell
 
 
-@pytest.mark.parametrize("n, chunk, longest", [(3300, 2048, 1650), (11, 4, 4), (4096, 2048, 2048), (5, 8, 5)])
+@pytest.mark.parametrize(
+    "n, chunk, longest", [(3300, 2048, 1650), (11, 4, 4), (4096, 2048, 2048), (5, 8, 5)]
+)
 def test_chunks_are_even_and_strided(n, chunk, longest, monkeypatch):
     """No token is computed in vain where a divisor is near, and chunk i has tokens i, i + chunks, ..."""
     seen, real = [], losses._logits
     monkeypatch.setattr(losses, "_logits", lambda h, *rest: seen.append(h.shape) or real(h, *rest))
     jax.eval_shape(
-        lambda h, t: losses.token_logprobs(h, jnp.zeros((2, 3)), t, chunk=chunk), jnp.zeros((n, 2)), jnp.zeros(n, int)
+        lambda h, t: losses.token_logprobs(h, jnp.zeros((2, 3)), t, chunk=chunk),
+        jnp.zeros((n, 2)),
+        jnp.zeros(n, int),
     )
     assert seen == [(longest, 2)]
     x = np.arange(n)
@@ -132,7 +150,10 @@ def test_chunks_of_shards():
     """Every chunk has tokens of every shard; what pads the last of a shard is not given back."""
     x = np.arange(1, 21)
     chunks = losses._to_chunks(x, 4, 2)
-    first, second = [1, 3, 5, 6, 8, 10, 11, 13, 15, 16, 18, 20], [2, 4, 0, 7, 9, 0, 12, 14, 0, 17, 19, 0]
+    first, second = (
+        [1, 3, 5, 6, 8, 10, 11, 13, 15, 16, 18, 20],
+        [2, 4, 0, 7, 9, 0, 12, 14, 0, 17, 19, 0],
+    )
     assert np.array_equal(chunks, [first, second])
     assert np.array_equal(losses._from_chunks(chunks, 4, 20), x)
 
@@ -144,7 +165,9 @@ def test_shards_change_nothing(n, chunk):
     targets = jnp.asarray(rng.integers(0, 11, n))
 
     def both(shards):
-        f = lambda h, w: losses.token_logprobs(h, w, targets, chunk=chunk, shards=shards, temperature=0.7)
+        f = lambda h, w: losses.token_logprobs(
+            h, w, targets, chunk=chunk, shards=shards, temperature=0.7
+        )
         out, pull = jax.vjp(f, h, w)
         return *out, *pull((jnp.sin(jnp.arange(n) * 1.0), jnp.cos(jnp.arange(n) * 1.0)))
 
@@ -167,7 +190,9 @@ def test_group_advantages():
         "none": centred,
     }
     for scale, want in expected.items():
-        np.testing.assert_allclose(losses.group_advantages(rewards, scale=scale), want, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            losses.group_advantages(rewards, scale=scale), want, rtol=1e-4, atol=1e-6
+        )
     with pytest.raises(ValueError, match="scale_rewards"):
         losses.group_advantages(rewards, scale="groups")
 
@@ -196,7 +221,9 @@ def test_gdpo_advantages():
     np.testing.assert_allclose(got, want, atol=2e-4)
     assert not got[2].any()
     larger = losses.gdpo_advantages({"a": terms["a"] * 100, "b": terms["b"]}, {"a": 2.0, "b": 0.5})
-    np.testing.assert_allclose(larger, got, atol=1e-3)  # up to eps: what a summed reward could not give
+    np.testing.assert_allclose(
+        larger, got, atol=1e-3
+    )  # up to eps: what a summed reward could not give
     assert not np.asarray(losses.gdpo_advantages({"a": jnp.full((3, 4), 0.1)}, {"a": 1.0})).any()
 
 
@@ -210,8 +237,22 @@ MASK = np.arange(C) < np.array([5, 3, 0, 1, 4, 5])[:, None]
 MAX = 10
 
 
-def python_loss(logp, *, aggregation, ratio_level, clip, correction="none", kl="k3", low=0.2, high=0.3, delta=0.0,
-                beta=0.0, cap=1.2, old=OLD, frozen=None):  # fmt: skip
+def python_loss(
+    logp,
+    *,
+    aggregation,
+    ratio_level,
+    clip,
+    correction="none",
+    kl="k3",
+    low=0.2,
+    high=0.3,
+    delta=0.0,
+    beta=0.0,
+    cap=1.2,
+    old=OLD,
+    frozen=None,
+):
     """The loss by plain loops, in float64. frozen: logp behind the stop-gradients, so that differences can be taken."""
     frozen = logp if frozen is None else frozen
     rows, marks = [], []
@@ -231,14 +272,20 @@ def python_loss(logp, *, aggregation, ratio_level, clip, correction="none", kl="
                 value = min(bounded * a, min(max(r, 1 - low), 1 + high) * a)
                 marks.append(((a > 0 and bounded > 1 + high), (a < 0 and bounded < 1 - low)))
             elif clip == "cispo":
-                s = math.exp(frozen[i, j] - old[i, j]) if ratio_level == "token" else math.exp(mean(frozen))
+                s = (
+                    math.exp(frozen[i, j] - old[i, j])
+                    if ratio_level == "token"
+                    else math.exp(mean(frozen))
+                )
                 value = min(min(s, delta) if delta else s, 1 + high) * a * logp[i, j]
                 marks.append((a > 0 and (min(s, delta) if delta else s) > 1 + high, False))
             else:
                 value = bounded * a
                 marks.append((False, False))
             w = math.exp(old[i, j] - SAMPLER[i, j])
-            value *= {"none": 1.0, "tis": min(w, cap), "icepop": w if 1 / cap <= w <= cap else 0.0}[correction]
+            value *= {"none": 1.0, "tis": min(w, cap), "icepop": w if 1 / cap <= w <= cap else 0.0}[
+                correction
+            ]
             d = REF[i, j] - logp[i, j]
             terms.append(-value + beta * {"k1": -d, "k2": d * d / 2, "k3": math.exp(d) - d - 1}[kl])
         rows.append(terms)
@@ -252,18 +299,32 @@ def python_loss(logp, *, aggregation, ratio_level, clip, correction="none", kl="
     return total, np.array(marks).mean(0)
 
 
-def ours(logp, *, low=0.2, high=0.3, correction="none", cap=1.2, old=OLD, part=slice(None), **switches):
+def ours(
+    logp, *, low=0.2, high=0.3, correction="none", cap=1.2, old=OLD, part=slice(None), **switches
+):
     f32 = lambda x: jnp.asarray(x[part], jnp.float32)
     return losses.policy_loss(
-        logp[part], f32(old), f32(ADVANTAGES), MASK[part], epsilon=low, epsilon_high=high, ref_logp=f32(REF),
-        sampler_logp=f32(SAMPLER), sampler_correction=correction, sampler_cap=cap, max_tokens=MAX, **switches,
-    )  # fmt: skip
+        logp[part],
+        f32(old),
+        f32(ADVANTAGES),
+        MASK[part],
+        epsilon=low,
+        epsilon_high=high,
+        ref_logp=f32(REF),
+        sampler_logp=f32(SAMPLER),
+        sampler_correction=correction,
+        sampler_cap=cap,
+        max_tokens=MAX,
+        **switches,
+    )
 
 
 def combinations():
     """All of the three switches; the other knobs go round, so that each meets each level, clip and aggregation."""
     others = itertools.cycle(
-        itertools.product((0.0, 1.4), ((0.0, "k3"), (0.3, "k1"), (0.3, "k2"), (0.3, "k3")), losses.CORRECTIONS)
+        itertools.product(
+            (0.0, 1.4), ((0.0, "k3"), (0.3, "k1"), (0.3, "k2"), (0.3, "k3")), losses.CORRECTIONS
+        )
     )
     for switches in itertools.product(losses.AGGREGATIONS, losses.RATIO_LEVELS, losses.CLIPS):
         delta, (beta, kl), correction = next(others)
@@ -276,10 +337,15 @@ def test_policy_loss_by_plain_python():
     """Values, gradients (by differences) and clip metrics, for every combination of the three switches."""
     step = 1e-5
     for case in combinations():
-        (loss, metrics), grad = jax.value_and_grad(functools.partial(ours, **case), has_aux=True)(jnp.float32(LOGP))
+        (loss, metrics), grad = jax.value_and_grad(functools.partial(ours, **case), has_aux=True)(
+            jnp.float32(LOGP)
+        )
         want, marks = python_loss(LOGP, **case)
         assert float(loss) == pytest.approx(want, abs=1e-5), case
-        got = [float(losses.masked_mean(metrics[k].astype(jnp.float32), MASK)) for k in ("clip_high", "clip_low")]
+        got = [
+            float(losses.masked_mean(metrics[k].astype(jnp.float32), MASK))
+            for k in ("clip_high", "clip_low")
+        ]
         assert got == pytest.approx(marks, abs=1e-6), case
         numeric = np.zeros((R, C))
         for i, j in np.argwhere(MASK):
@@ -328,30 +394,52 @@ def test_on_policy_gradient_is_the_policy_gradient():
 
     One ratio a row spreads its gradient over the row's tokens, which comes to the same.
     """
-    a, sums = jnp.float32(ADVANTAGES), {"sequence": R * np.maximum(MASK.sum(1), 1), "constant": np.full(R, R * MAX)}
+    a, sums = (
+        jnp.float32(ADVANTAGES),
+        {"sequence": R * np.maximum(MASK.sum(1), 1), "constant": np.full(R, R * MAX)},
+    )
     for case in combinations():
         how = {k: case[k] for k in ("aggregation", "ratio_level", "clip")}
-        loss = lambda x, how=how: losses.policy_loss(x, jax.lax.stop_gradient(x), a, MASK, max_tokens=MAX, **how)[0]
+        loss = lambda x, how=how: losses.policy_loss(
+            x, jax.lax.stop_gradient(x), a, MASK, max_tokens=MAX, **how
+        )[0]
         divisor = sums.get(how["aggregation"], np.full(R, MASK.sum()))
         want = -(ADVANTAGES / divisor)[:, None] * MASK
-        np.testing.assert_allclose(jax.grad(loss)(jnp.float32(LOGP)), want, atol=1e-7, err_msg=str(how))
+        np.testing.assert_allclose(
+            jax.grad(loss)(jnp.float32(LOGP)), want, atol=1e-7, err_msg=str(how)
+        )
 
 
 @pytest.mark.parametrize("what", ["zero variance", "all truncated"])
 def test_nothing_to_learn_is_zero_and_not_nan(what):
     zero = what == "zero variance"
-    advantages = losses.group_advantages(jnp.full((2, R // 2), 0.1)).reshape(-1) if zero else jnp.float32(ADVANTAGES)
+    advantages = (
+        losses.group_advantages(jnp.full((2, R // 2), 0.1)).reshape(-1)
+        if zero
+        else jnp.float32(ADVANTAGES)
+    )
     mask, x = np.full((R, C), zero), jnp.float32(LOGP)
     for case in combinations():
         case["sampler_correction"] = case.pop("correction")
         case["beta"] = 0.0 if zero else case["beta"]  # a KL term does not need advantages
-        case |= losses.divisors(np.ones((R, C)), mask, aggregation=case["aggregation"], denominator="trained")
+        case |= losses.divisors(
+            np.ones((R, C)), mask, aggregation=case["aggregation"], denominator="trained"
+        )
         f = lambda x, case=case: losses.policy_loss(
-            x, jax.lax.stop_gradient(x), advantages, mask, max_tokens=MAX, ref_logp=x - 1, sampler_logp=x, **case
+            x,
+            jax.lax.stop_gradient(x),
+            advantages,
+            mask,
+            max_tokens=MAX,
+            ref_logp=x - 1,
+            sampler_logp=x,
+            **case,
         )
         (loss, metrics), grad = jax.value_and_grad(f, has_aux=True)(x)
         assert loss == 0 and not np.asarray(grad).any(), case
-        assert not any(np.asarray(v).any() for k, v in metrics.items() if k.startswith("clip")), case
+        assert not any(np.asarray(v).any() for k, v in metrics.items() if k.startswith("clip")), (
+            case
+        )
 
 
 def test_masked_positions_cannot_poison():
@@ -361,7 +449,14 @@ def test_masked_positions_cannot_poison():
     for case in combinations():
         case["sampler_correction"] = case.pop("correction")
         f = lambda x, c, case=case: losses.policy_loss(
-            x, c(OLD), jnp.float32(ADVANTAGES), MASK, ref_logp=c(REF), sampler_logp=c(SAMPLER), max_tokens=MAX, **case
+            x,
+            c(OLD),
+            jnp.float32(ADVANTAGES),
+            MASK,
+            ref_logp=c(REF),
+            sampler_logp=c(SAMPLER),
+            max_tokens=MAX,
+            **case,
         )
         run = lambda c, f=f: jax.value_and_grad(f, has_aux=True)(c(LOGP), c)
         for a, b in zip(jax.tree.leaves(run(bad)), jax.tree.leaves(run(jnp.float32)), strict=True):
@@ -371,9 +466,15 @@ def test_masked_positions_cannot_poison():
 def test_only_logp_gets_a_gradient():
     others = [jnp.float32(x) for x in (OLD, REF, SAMPLER)]
     f = lambda old, ref, sampler: losses.policy_loss(
-        jnp.float32(LOGP), old, jnp.float32(ADVANTAGES), MASK, beta=0.3, ref_logp=ref, sampler_logp=sampler,
+        jnp.float32(LOGP),
+        old,
+        jnp.float32(ADVANTAGES),
+        MASK,
+        beta=0.3,
+        ref_logp=ref,
+        sampler_logp=sampler,
         sampler_correction="tis",
-    )[0]  # fmt: skip
+    )[0]
     assert not any(np.asarray(g).any() for g in jax.grad(f, argnums=(0, 1, 2))(*others))
 
 
@@ -383,7 +484,9 @@ def test_log_ratios_are_bounded():
     f = lambda x: losses.policy_loss(x, everywhere(-300.0), -jnp.ones(R), MASK)[0]
     loss, grad = jax.value_and_grad(f)(everywhere(-0.1))
     assert float(loss) == pytest.approx(math.exp(20.0), rel=1e-5) and not np.asarray(grad).any()
-    f = lambda x: losses.policy_loss(x, x, jnp.zeros(R), MASK, beta=1.0, ref_logp=everywhere(0.0))[0]
+    f = lambda x: losses.policy_loss(x, x, jnp.zeros(R), MASK, beta=1.0, ref_logp=everywhere(0.0))[
+        0
+    ]
     assert np.isfinite(jax.grad(f)(everywhere(-500.0))).all()
 
 
@@ -419,7 +522,9 @@ def test_presets():
     for name, knobs in ALGORITHMS.items():
         assert set(knobs) == keys, name
         options = {k: v for k, v in knobs.items() if k in of_loss}
-        loss, _ = losses.policy_loss(x, x, jnp.ones(R), jnp.ones((R, C)), sampler_logp=x, max_tokens=C, **options)
+        loss, _ = losses.policy_loss(
+            x, x, jnp.ones(R), jnp.ones((R, C)), sampler_logp=x, max_tokens=C, **options
+        )
         assert float(loss) == pytest.approx(1.0 if knobs["clip"] == "cispo" else -1.0), name
 
 

@@ -30,7 +30,9 @@ def here(tmp_path_factory):
     folder = tmp_path_factory.mktemp("main")
     (folder / "file").write_text("mine")
     for name in ("a.png", "b.png"):
-        Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60), np.uint8)).save(folder / name)
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60), np.uint8)).save(
+            folder / name
+        )
     (folder / "torn.png").write_bytes((folder / "a.png").read_bytes()[:200])
     good = _row("a.png")
     _manifest(folder, "label.jsonl", good, _row("b.png", solution="Oedema"))
@@ -55,11 +57,22 @@ def here(tmp_path_factory):
 
 
 def files(manifest, *more):
-    return [RL + ":files", RANDOM, f"--config.data.manifest=@/{manifest}", "--config.data.image_root=@", *more]
+    return [
+        RL + ":files",
+        RANDOM,
+        f"--config.data.manifest=@/{manifest}",
+        "--config.data.image_root=@",
+        *more,
+    ]
 
 
 def tiny(manifest):
-    return files(manifest, "--config.eval.batch_size=2", "--config.eval.n_final=2", "--config.max_completion=8")
+    return files(
+        manifest,
+        "--config.eval.batch_size=2",
+        "--config.eval.n_final=2",
+        "--config.max_completion=8",
+    )
 
 
 # name: (arguments, what the line must name). "@" stands for the folder above; a --workdir is added if there is none.
@@ -85,26 +98,44 @@ CASES = {
     "no such size": ([RL, "--config.model=random:9b"], "random:9b"),
     "unknown source": ([RL, RANDOM, "--config.data.source=dreams"], "config.data.source='dreams'"),
     "unknown hospital": ([RL, RANDOM, "--config.data.hospital=C"], "config.data.hospital='C'"),
-    "unknown held-out hospital": ([SFT, "--config.data.ood_hospital=C"], "config.data.ood_hospital='C'"),
+    "unknown held-out hospital": (
+        [SFT, "--config.data.ood_hospital=C"],
+        "config.data.ood_hospital='C'",
+    ),
     "no steps": ([SFT, "--config.steps=0"], "config.steps=0"),
     "empty batch": ([SFT, "--config.batch_size=0"], "config.batch_size=0"),
     "no prompts": ([RL, RANDOM, "--config.rl.prompts_per_step=0"], "config.rl.prompts_per_step=0"),
     "group of one": ([RL, RANDOM, "--config.rl.group_size=1"], "config.rl.group_size"),
     "unknown reward": (["--config=@/reward.py"], "'beauty'"),
     "unknown loss": ([RL, RANDOM, "--config.rl.aggregation=mean"], "config.rl.aggregation='mean'"),
-    "unknown scaling": ([RL, RANDOM, "--config.rl.scale_rewards=rank"], "config.rl.scale_rewards='rank'"),
+    "unknown scaling": (
+        [RL, RANDOM, "--config.rl.scale_rewards=rank"],
+        "config.rl.scale_rewards='rank'",
+    ),
     "cold sampling": ([RL, RANDOM, "--config.rl.temperature=0.0"], "config.rl.temperature=0.0"),
     "never look": ([RL, RANDOM, "--config.eval.every=0"], "config.eval.every=0"),
-    "choose by what": ([RL, RANDOM, "--config.eval.select_by=beauty"], "config.eval.select_by='beauty'"),
+    "choose by what": (
+        [RL, RANDOM, "--config.eval.select_by=beauty"],
+        "config.eval.select_by='beauty'",
+    ),
     "unknown remat": ([RL, RANDOM, "--config.remat=some"], "config.remat='some'"),
     "uneven parts": ([SFT, "--config.micro_batches=3"], "does not divide into 3 micro-batches"),
-    "uneven parts of RL": ([RL, RANDOM, "--config.rl.micro_batches=3"], "config.rl.prompts_per_step=16"),
+    "uneven parts of RL": (
+        [RL, RANDOM, "--config.rl.micro_batches=3"],
+        "config.rl.prompts_per_step=16",
+    ),
     "decay of one": ([RL, RANDOM, "--config.optim.b1=1.0", "--dry_run"], "config.optim.b1=1.0"),
     "endless rate": ([RL, RANDOM, "--config.optim.lr=inf"], "config.optim.lr=inf"),
     "unknown type": ([SFT, "--config.dtype=float8"], "config.dtype='float8'"),
-    "unknown adapter": ([SFT, "--config.lora.rank=4", "--config.lora.targets=('ears',)"], "lora target 'ears'"),
+    "unknown adapter": (
+        [SFT, "--config.lora.rank=4", "--config.lora.targets=('ears',)"],
+        "lora target 'ears'",
+    ),
     "negative rank": ([SFT, "--config.lora.rank=-1"], "config.lora.rank=-1"),
-    "frozen and adapters": ([SFT, "--config.lora.rank=4", "--config.optim.frozen=('vision',)"], "config.optim.frozen"),
+    "frozen and adapters": (
+        [SFT, "--config.lora.rank=4", "--config.optim.frozen=('vision',)"],
+        "config.optim.frozen",
+    ),
     "seed of 33 bits": ([RL, RANDOM, "--config.seed=4294967296"], "config.seed=4294967296"),
     "bad pattern": ([RL, RANDOM, "--config.optim.frozen=('(',)"], "config.optim.frozen"),
     "no room for the texts": ([SFT, "--config.max_completion=40"], "config.max_completion=40"),
@@ -116,22 +147,51 @@ CASES = {
     "one patient": (files("one.jsonl"), "@/one.jsonl"),
     "odd size": (files("good.jsonl", "--config.data.size=100"), "config.data.size=100"),
     "torn image": (tiny("torn.jsonl"), "@/torn.png"),
-    "files by the phantom preset": ([RL, RANDOM, "--config.data.source=files"], "needs config.data.manifest"),
-    "phantoms by the files preset": ([RL + ":files", RANDOM, "--config.data.source=phantom"], "config.data.hospital"),
-    "only phantoms know regions": ([SFT + ":nv_reason_3b", RANDOM, "--config.locate_weight=0.1",
-        "--config.data.manifest=@/good.jsonl", "--config.data.image_root=@"], "config.locate_weight"),
-    "nothing to imitate": ([SFT + ":nv_reason_3b", RANDOM, "--config.data.manifest=@/good.jsonl",
-        "--config.data.image_root=@"], "has no assistant text"),
-}  # fmt: skip
+    "files by the phantom preset": (
+        [RL, RANDOM, "--config.data.source=files"],
+        "needs config.data.manifest",
+    ),
+    "phantoms by the files preset": (
+        [RL + ":files", RANDOM, "--config.data.source=phantom"],
+        "config.data.hospital",
+    ),
+    "only phantoms know regions": (
+        [
+            SFT + ":nv_reason_3b",
+            RANDOM,
+            "--config.locate_weight=0.1",
+            "--config.data.manifest=@/good.jsonl",
+            "--config.data.image_root=@",
+        ],
+        "config.locate_weight",
+    ),
+    "nothing to imitate": (
+        [
+            SFT + ":nv_reason_3b",
+            RANDOM,
+            "--config.data.manifest=@/good.jsonl",
+            "--config.data.image_root=@",
+        ],
+        "has no assistant text",
+    ),
+}
 
-GOOD = [["--help"], [RL, "--debug", "--colour=red"], [f"--config={ROOT}/experiments/eval.py", RANDOM, "--dry_run"]]
+GOOD = [
+    ["--help"],
+    [RL, "--debug", "--colour=red"],
+    [f"--config={ROOT}/experiments/eval.py", RANDOM, "--dry_run"],
+]
 
 
 @pytest.fixture(scope="module")
 def results(here):
     def arguments(given):
         given = [a.replace("@", str(here)) for a in given]
-        return given if any(a.startswith("--workdir") for a in given) else [*given, f"--workdir={here}/new/run"]
+        return (
+            given
+            if any(a.startswith("--workdir") for a in given)
+            else [*given, f"--workdir={here}/new/run"]
+        )
 
     before = _tree(here)
     done = calls([*(arguments(a) for a, _ in CASES.values()), *GOOD])
@@ -159,7 +219,11 @@ def test_nothing_is_left_behind(results):
 def test_good_calls(results):
     help_, debug, run = (results[0][name] for name in ("help", "debug", "dry run"))
     assert help_[0] == 0 and "--workdir" in help_[1] and "--dry_run" in help_[1] and help_[2] == ""
-    assert debug[0] == 2 and "Traceback" in debug[2] and debug[2].splitlines()[-1].startswith("error: ")
+    assert (
+        debug[0] == 2
+        and "Traceback" in debug[2]
+        and debug[2].splitlines()[-1].startswith("error: ")
+    )
     assert run[0] == 0 and "nothing was written" in run[1], run
 
 

@@ -43,7 +43,12 @@ def test_lines_are_strict_json(tmp_path):
         "hist": [1.0, None],
         "note": "text",
     }
-    assert (first["step"], first["kind"], second["kind"], second["A/jaccard"]) == (1, "train", "eval", 0.25)
+    assert (first["step"], first["kind"], second["kind"], second["A/jaccard"]) == (
+        1,
+        "train",
+        "eval",
+        0.25,
+    )
 
 
 def test_each_line_is_on_disk_at_once(tmp_path):
@@ -131,7 +136,12 @@ def test_progress_by_steps_and_after_resume():
     for step in range(41, 51):
         now[0] += 2.0
         p.update(step)
-    assert [line.split()[1] for line in out.getvalue().splitlines()] == ["41/50", "45/50", "49/50", "50/50"]
+    assert [line.split()[1] for line in out.getvalue().splitlines()] == [
+        "41/50",
+        "45/50",
+        "49/50",
+        "50/50",
+    ]
     assert "0.5 step/s" in out.getvalue()
 
 

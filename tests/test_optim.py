@@ -11,7 +11,14 @@ import pytest
 from cxr_jax import optim
 
 CONFIG = dict(
-    lr=0.1, warmup_steps=1, final_fraction=0.1, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.5, clip_norm=1.0
+    lr=0.1,
+    warmup_steps=1,
+    final_fraction=0.1,
+    b1=0.9,
+    b2=0.99,
+    eps=1e-8,
+    weight_decay=0.5,
+    clip_norm=1.0,
 )
 
 
@@ -29,7 +36,9 @@ def params():
 
 
 def leaves(tree):
-    return {optim.path_string(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        optim.path_string(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def two_steps(params, grads, **changes):
@@ -53,7 +62,9 @@ def test_decay_mask(params):
 def test_decay_reaches_matrices_only(params):
     after = leaves(two_steps(params, jax.tree.map(jnp.zeros_like, params))["params"])
     for name, value in after.items():
-        np.testing.assert_allclose(value, 1 - 0.1 * 0.5 if name.endswith("kernel") else 1, rtol=1e-6)
+        np.testing.assert_allclose(
+            value, 1 - 0.1 * 0.5 if name.endswith("kernel") else 1, rtol=1e-6
+        )
 
 
 def test_narrow_parameters_follow_float32_masters(params):
@@ -65,7 +76,10 @@ def test_narrow_parameters_follow_float32_masters(params):
     wide, both = optim.init_state(tx, params), optim.init_state(tx, narrow)
     assert "master" not in wide
     for _ in range(100):
-        wide, both = step(wide, grads), step(both, jax.tree.map(lambda g: g.astype(jnp.bfloat16), grads))
+        wide, both = (
+            step(wide, grads),
+            step(both, jax.tree.map(lambda g: g.astype(jnp.bfloat16), grads)),
+        )
     for name, value in leaves(both["params"]).items():
         assert value.dtype == jnp.bfloat16 and (value < 1).all(), name
         np.testing.assert_array_equal(leaves(both["master"])[name], leaves(wide["params"])[name])
@@ -82,25 +96,41 @@ def test_non_finite_gradients_are_skipped_and_counted(params, bad):
     state = step(step(optim.init_state(tx, params), good)[0], good)[0]
     after, norm = step(state, poisoned)
     assert not np.isfinite(norm)
-    assert (int(after["step"]), int(after["skipped"])) == (3, 1)  # the position in the data moves on
+    assert (int(after["step"]), int(after["skipped"])) == (
+        3,
+        1,
+    )  # the position in the data moves on
     before, now = leaves({k: state[k] for k in ("params", "opt_state")}), leaves(after)
     changed = [k for k in before if not np.array_equal(before[k], now[k])]
-    assert len(changed) == 1 and now[changed[0]] == before[changed[0]] + 1  # the schedule's count of steps
+    assert (
+        len(changed) == 1 and now[changed[0]] == before[changed[0]] + 1
+    )  # the schedule's count of steps
     again, _ = step(after, good)
     assert int(again["skipped"]) == 1 and not np.array_equal(
-        again["params"]["text"]["layers"]["q"]["kernel"], after["params"]["text"]["layers"]["q"]["kernel"]
+        again["params"]["text"]["layers"]["q"]["kernel"],
+        after["params"]["text"]["layers"]["q"]["kernel"],
     )
 
 
 def test_learning_rate():
     rate = optim.learning_rate(config(warmup_steps=4), 20)
-    np.testing.assert_allclose([rate(0), rate(2), rate(4), rate(20), rate(99)], [0, 0.05, 0.1, 0.01, 0.01], rtol=1e-6)
+    np.testing.assert_allclose(
+        [rate(0), rate(2), rate(4), rate(20), rate(99)], [0, 0.05, 0.1, 0.01, 0.01], rtol=1e-6
+    )
     short = optim.learning_rate(config(warmup_steps=200), 1)  # a run shorter than its warm-up
     assert 0 <= float(short(1)) < 0.1
 
 
 def test_several_updates_a_step_share_its_learning_rate_and_a_skipped_one_counts():
-    settings = config(lr=1.0, warmup_steps=4, final_fraction=1.0, b1=0.0, b2=0.0, weight_decay=0.0, clip_norm=math.inf)
+    settings = config(
+        lr=1.0,
+        warmup_steps=4,
+        final_fraction=1.0,
+        b1=0.0,
+        b2=0.0,
+        weight_decay=0.0,
+        clip_norm=math.inf,
+    )
     tx = optim.make(settings, 10, updates=2)
     state = optim.init_state(tx, {"w": jnp.zeros(())})
     steps = []
@@ -108,5 +138,7 @@ def test_several_updates_a_step_share_its_learning_rate_and_a_skipped_one_counts
         before = float(state["params"]["w"])
         state, _ = optim.guarded_update(tx, state, {"w": jnp.float32(np.nan if i == 3 else 1.0)})
         steps.append(before - float(state["params"]["w"]))
-    np.testing.assert_allclose(steps, [0, 0, 0.25, 0, 0.5, 0.5, 0.75, 0.75], atol=1e-6)  # Adam's step is the rate
+    np.testing.assert_allclose(
+        steps, [0, 0, 0.25, 0, 0.5, 0.5, 0.75, 0.75], atol=1e-6
+    )  # Adam's step is the rate
     assert state["skipped"] == 1

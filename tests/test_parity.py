@@ -30,32 +30,44 @@ def share(drawn, fact) -> float:
     return sum(bool(fact(c)) for c in drawn) / len(drawn)
 
 
-@pytest.mark.parametrize("name, fact", {
-    "no block full": lambda c: not set(full(c)) & set(range(vision(c)["depth"])),
-    "all blocks full": lambda c: len(full(c)) == vision(c)["depth"] > 1,
-    "some blocks full": lambda c: 0 < len(set(full(c)) & set(range(vision(c)["depth"]))) < vision(c)["depth"],
-    "window does not divide the grid": lambda c: any(x // merge(c) % side(c) for g in c.grids for x in g[1:]),
-    "several windows": lambda c: any(x // merge(c) > side(c) for g in c.grids for x in g[1:]),
-    "merge size not 2": lambda c: merge(c) != 2,
-    "frames": lambda c: (c.grids[:, 0] > 1).any(),
-    "one frame a patch": lambda c: vision(c)["temporal_patch_size"] == 1,
-    "text only": lambda c: not len(c.grids),
-    "several images": lambda c: len(c.grids) > len(c.input_ids),
-    "different grids": lambda c: len({tuple(g) for g in c.grids.tolist()}) > 1,
-    "padding": lambda c: c.attention_mask is not None and not c.attention_mask.all(),
-    "no mask": lambda c: c.attention_mask is None,
-    "1,280 image tokens": lambda c: (c.input_ids == c.config["image_token_id"]).sum() == 1280,
-    "key heads shared": lambda c: c.text["num_key_value_heads"] < c.text["num_attention_heads"],
-    "3B's head ratio": lambda c: c.text["num_attention_heads"] == 8 * c.text["num_key_value_heads"],
-    "7B's head ratio": lambda c: c.text["num_attention_heads"] == 7 * c.text["num_key_value_heads"],
-    "tied": lambda c: "lm_head.weight" not in cases.shapes(c),
-    "untied": lambda c: "lm_head.weight" in cases.shapes(c),
-    "a section of zero": lambda c: 0 in sections(c),
-    "flat": lambda c: "text_config" not in c.config,
-    "nested, transformers 4": lambda c: "rope_scaling" in c.config.get("text_config", {}),
-    "nested, transformers 5": lambda c: "rope_parameters" in c.config.get("text_config", {}),
-    "deep": lambda c: max(c.text["num_hidden_layers"], vision(c)["depth"]) > 8,
-}.items(), ids=lambda x: x if isinstance(x, str) else "")  # fmt: skip
+@pytest.mark.parametrize(
+    "name, fact",
+    {
+        "no block full": lambda c: not set(full(c)) & set(range(vision(c)["depth"])),
+        "all blocks full": lambda c: len(full(c)) == vision(c)["depth"] > 1,
+        "some blocks full": lambda c: (
+            0 < len(set(full(c)) & set(range(vision(c)["depth"]))) < vision(c)["depth"]
+        ),
+        "window does not divide the grid": lambda c: any(
+            x // merge(c) % side(c) for g in c.grids for x in g[1:]
+        ),
+        "several windows": lambda c: any(x // merge(c) > side(c) for g in c.grids for x in g[1:]),
+        "merge size not 2": lambda c: merge(c) != 2,
+        "frames": lambda c: (c.grids[:, 0] > 1).any(),
+        "one frame a patch": lambda c: vision(c)["temporal_patch_size"] == 1,
+        "text only": lambda c: not len(c.grids),
+        "several images": lambda c: len(c.grids) > len(c.input_ids),
+        "different grids": lambda c: len({tuple(g) for g in c.grids.tolist()}) > 1,
+        "padding": lambda c: c.attention_mask is not None and not c.attention_mask.all(),
+        "no mask": lambda c: c.attention_mask is None,
+        "1,280 image tokens": lambda c: (c.input_ids == c.config["image_token_id"]).sum() == 1280,
+        "key heads shared": lambda c: c.text["num_key_value_heads"] < c.text["num_attention_heads"],
+        "3B's head ratio": lambda c: (
+            c.text["num_attention_heads"] == 8 * c.text["num_key_value_heads"]
+        ),
+        "7B's head ratio": lambda c: (
+            c.text["num_attention_heads"] == 7 * c.text["num_key_value_heads"]
+        ),
+        "tied": lambda c: "lm_head.weight" not in cases.shapes(c),
+        "untied": lambda c: "lm_head.weight" in cases.shapes(c),
+        "a section of zero": lambda c: 0 in sections(c),
+        "flat": lambda c: "text_config" not in c.config,
+        "nested, transformers 4": lambda c: "rope_scaling" in c.config.get("text_config", {}),
+        "nested, transformers 5": lambda c: "rope_parameters" in c.config.get("text_config", {}),
+        "deep": lambda c: max(c.text["num_hidden_layers"], vision(c)["depth"]) > 8,
+    }.items(),
+    ids=lambda x: x if isinstance(x, str) else "",
+)
 def test_what_is_drawn(drawn, name, fact):
     assert 0.015 <= share(drawn, fact) < 1, name
 
@@ -89,13 +101,24 @@ def test_seeds_differ_and_repeat():
 def results(tmp_path_factory):
     """One dict a seed (`parity.Result`)."""
     if not PYTHON.exists():
-        pytest.skip("no .venv-oracle (torch and transformers): `bash launch/test.sh` makes it, given a package index")
+        pytest.skip(
+            "no .venv-oracle (torch and transformers): `bash launch/test.sh` makes it, given a package index"
+        )
     out = tmp_path_factory.mktemp("parity") / "results.jsonl"
     found, running = [], []
     for first in (0, CONFIGS // 2):  # two at a time: most of it is compilation, on one core each
         path = out.with_suffix(f".{first}")
         seeds = f"{first}:{first + CONFIGS // 2}"
-        command = [sys.executable, ORACLE / "parity.py", "--seeds", seeds, "--loop_every", "4", "--jsonl", path]
+        command = [
+            sys.executable,
+            ORACLE / "parity.py",
+            "--seeds",
+            seeds,
+            "--loop_every",
+            "4",
+            "--jsonl",
+            path,
+        ]
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         running.append((path, subprocess.Popen([str(x) for x in command], **pipes)))
     for path, process in running:

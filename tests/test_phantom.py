@@ -15,7 +15,9 @@ from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 
 PATHOLOGY = [
-    CHEXPERT_14.index(n) for n in CHEXPERT_14 if n not in ("No Finding", "Lung Opacity", "Support Devices")
+    CHEXPERT_14.index(n)
+    for n in CHEXPERT_14
+    if n not in ("No Finding", "Lung Opacity", "Support Devices")
 ]
 _render = jax.jit(phantom.render)
 _sample = jax.jit(phantom.sample_scenes, static_argnums=1)
@@ -25,7 +27,9 @@ _sample = jax.jit(phantom.sample_scenes, static_argnums=1)
 def many():
     out = {}
     for h in "AB":
-        scene = jax.tree.map(np.asarray, _sample(phantom.example_keys(3, "test", h, np.arange(4096)), h))
+        scene = jax.tree.map(
+            np.asarray, _sample(phantom.example_keys(3, "test", h, np.arange(4096)), h)
+        )
         out[h] = scene, np.asarray(phantom.labels(scene))
     return out
 
@@ -44,7 +48,9 @@ def test_batches_are_deterministic_and_finite():
 def test_streams_are_disjoint():
     index = np.arange(64)
     streams = [(s, sp, h) for s in (0, 1) for sp in phantom.SPLITS for h in phantom.HOSPITALS]
-    data = [np.asarray(jax.random.key_data(phantom.example_keys(*stream, index))) for stream in streams]
+    data = [
+        np.asarray(jax.random.key_data(phantom.example_keys(*stream, index))) for stream in streams
+    ]
     assert len({tuple(k) for keys in data for k in keys}) == 64 * len(streams)
     with pytest.raises(ValueError, match="unknown split"):
         phantom.example_keys(0, "validation", "A", index)
@@ -104,7 +110,9 @@ def test_a_finding_is_drawn_where_its_region_says(many, i):
     sick["severity"] = sick["severity"] * keep
     sick["device"] = sick["device"] & (i == c.DEV)
     healthy = dict(sick, severity=sick["severity"] * 0, device=sick["device"] & False)
-    change = np.abs(np.asarray(_render(sick)) - np.asarray(_render(healthy))).reshape(-1, 8, 28, 8, 28)
+    change = np.abs(np.asarray(_render(sick)) - np.asarray(_render(healthy))).reshape(
+        -1, 8, 28, 8, 28
+    )
     change = change.mean((2, 4))
     region = np.asarray(_regions(sick))[:, i]
     for diff, cells in zip(change, region, strict=True):
@@ -136,7 +144,9 @@ def _measured_ctr(row):
 
 def test_cardiothoracic_ratio_is_drawn_honestly(many):
     row = jax.tree.map(lambda x: jnp.asarray(x[0]), many["A"][0])
-    row["acq"] = row["acq"].at[c.ACQ_AP].set(0.0).at[c.ACQ_SHIFT_X].set(0.0).at[c.ACQ_MAGNIFICATION].set(1.0)
+    row["acq"] = (
+        row["acq"].at[c.ACQ_AP].set(0.0).at[c.ACQ_SHIFT_X].set(0.0).at[c.ACQ_MAGNIFICATION].set(1.0)
+    )
     for severity in (0.2, 0.4, 0.7, 1.0):
         row["severity"] = jnp.zeros(12).at[c.CARD].set(severity)
         assert abs(_measured_ctr(row) - (0.5 + 0.2 * severity)) < 0.015
@@ -159,7 +169,9 @@ def test_hospital_b_is_noisier_and_flatter(many):
 def test_dicom_round_trip(tmp_path, photometric):
     image = np.asarray(
         _render(
-            jax.tree.map(lambda x: x[:16], _sample(phantom.example_keys(0, "test", "B", np.arange(16)), "B"))
+            jax.tree.map(
+                lambda x: x[:16], _sample(phantom.example_keys(0, "test", "B", np.arange(16)), "B")
+            )
         )
     )[3]
     path = tmp_path / "phantom.dcm"
@@ -171,9 +183,9 @@ def test_dicom_round_trip(tmp_path, photometric):
         12,
         photometric,
     )
-    assert str(ds.PatientName).startswith("PHANTOM^") and ds.file_meta.TransferSyntaxUID.name.startswith(
-        "Explicit"
-    )
+    assert str(ds.PatientName).startswith(
+        "PHANTOM^"
+    ) and ds.file_meta.TransferSyntaxUID.name.startswith("Explicit")
     shown = apply_voi_lut(ds.pixel_array, ds) / 4095.0
     if photometric == "MONOCHROME1":
         shown = 1.0 - shown

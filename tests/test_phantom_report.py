@@ -45,7 +45,11 @@ def expected_states(row: dict) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def written():
     rows = [scene(i) for i in range(N)]
-    return [(r, h, report.write(r, h, np.random.default_rng(i))) for i, r in enumerate(rows) for h in "AB"]
+    return [
+        (r, h, report.write(r, h, np.random.default_rng(i)))
+        for i, r in enumerate(rows)
+        for h in "AB"
+    ]
 
 
 def test_facts_rebuild_the_labels(written):
@@ -70,7 +74,9 @@ def test_organ_facts_match_the_scene(written):
                 continue
             k = FINDINGS.index(name)
             severity, side = row["severity"][k], row["side"][k]
-            assert fact.side == side or (side == 2 and name in (*phrases.LUNG_FINDINGS, "pleural_effusion"))
+            assert fact.side == side or (
+                side == 2 and name in (*phrases.LUNG_FINDINGS, "pleural_effusion")
+            )
             assert fact.zone in (None, row["zone"][k])
             assert fact.state == (1 if severity >= 0.35 else -1)
             if fact.severity:
@@ -98,7 +104,10 @@ def test_words_say_the_facts(written):
                     words = phrases.SEVERITY_WORDS[name]
                     assert words[phrases.SEVERITIES.index(fact.severity)] in text
                 if fact.zone is not None:
-                    assert phrases.ZONES[fact.zone] in text or phrases.PLEURAL_PLACES[fact.zone] in text
+                    assert (
+                        phrases.ZONES[fact.zone] in text
+                        or phrases.PLEURAL_PLACES[fact.zone] in text
+                    )
 
 
 def test_no_absent_device_is_named(written):
@@ -130,7 +139,10 @@ def test_same_rng_same_text_and_two_hospitals_differ():
     one, two = (report.target(report.write(row, "A", np.random.default_rng(5))) for _ in range(2))
     assert one == two
     assert one != report.target(report.write(row, "B", np.random.default_rng(5)))
-    assert len({report.target(report.write(row, "A", np.random.default_rng(k))) for k in range(20)}) > 10
+    assert (
+        len({report.target(report.write(row, "A", np.random.default_rng(k))) for k in range(20)})
+        > 10
+    )
     for key, options in phrases.PHRASES["A"].items():
         assert not set(options) & set(phrases.PHRASES["B"][key]), key
 
@@ -179,7 +191,9 @@ def test_causes_follow_the_rest_of_the_picture():
     assert first_cause("pneumothorax", pneumothorax=air, fracture=broken) == "trauma"
     assert first_cause("pneumothorax", pneumothorax=air, fracture=(0.9, 0, 1)) == "ruptured bleb"
     assert first_cause("pneumothorax", pneumothorax=air, central_line=True) == "line placement"
-    assert first_cause("effusion", pleural_effusion=(0.5, 2, 2), pneumonia=(0.5, 0, 1)) == "infection"
+    assert (
+        first_cause("effusion", pleural_effusion=(0.5, 2, 2), pneumonia=(0.5, 0, 1)) == "infection"
+    )
 
 
 def test_sentences_that_lean_on_each_other():

@@ -26,8 +26,12 @@ def test_flops_count_loops_as_often_as_they_run():
     one = 2 * 8 * 16 * 16
     scanned = lambda x, w: jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, w)[0].sum()
     assert costs.flops(scanned, x, w) == 5 * one
-    assert costs.flops(jax.grad(scanned, argnums=1), x, w) == 3 * 5 * one  # forward, and one product for each operand
-    remat = lambda x, w: jax.lax.scan(jax.checkpoint(lambda h, w: (jnp.tanh(h @ w), None)), x, w)[0].sum()
+    assert (
+        costs.flops(jax.grad(scanned, argnums=1), x, w) == 3 * 5 * one
+    )  # forward, and one product for each operand
+    remat = lambda x, w: jax.lax.scan(jax.checkpoint(lambda h, w: (jnp.tanh(h @ w), None)), x, w)[
+        0
+    ].sum()
     assert costs.flops(jax.grad(remat, argnums=1), x, w) == 4 * 5 * one
     until = lambda x, w: jax.lax.while_loop(lambda h: h.sum() < 1, lambda h: h @ w[0], x)
     assert costs.flops(jax.jit(until), x, w, while_trips=[9]) == 9 * one
@@ -68,9 +72,12 @@ def test_collectives_in_loops_and_branches():
     gather, reduce = 16 * 8 * 4, 2 * 4 * 8 * 2
     turns = 7 + 3  # the compiler knows 7 of the first loop; the caller says 3 of the second
     assert costs.collectives(HLO, 4, while_trips=3) == {
-        "all-gather": turns * gather + gather, "all-reduce": turns * reduce, "reduce-scatter": 4 * 8 * 4,
-        "all-to-all": 16, "collective-permute": 0,
-    }  # fmt: skip
+        "all-gather": turns * gather + gather,
+        "all-reduce": turns * reduce,
+        "reduce-scatter": 4 * 8 * 4,
+        "all-to-all": 16,
+        "collective-permute": 0,
+    }
 
 
 def abstract_state(cfg, adapters=None):
@@ -78,16 +85,36 @@ def abstract_state(cfg, adapters=None):
     what = trainable.Trainable(adapters=adapters)
     params = {"model": jax.eval_shape(lambda: qwen.init_params(cfg, jax.random.key(0)))}
     tx = optim.make(_Optim, 10)
-    return jax.eval_shape(lambda p: [f(x) for f, x in zip((lambda t: optim.init_state(tx, t), lambda x: x),
-                                                          what.split(p, jax.random.key(0)), strict=True)], params)
+    return jax.eval_shape(
+        lambda p: [
+            f(x)
+            for f, x in zip(
+                (lambda t: optim.init_state(tx, t), lambda x: x),
+                what.split(p, jax.random.key(0)),
+                strict=True,
+            )
+        ],
+        params,
+    )
 
 
 class _Optim:
-    lr, warmup_steps, final_fraction, b1, b2, eps, weight_decay, clip_norm = 1e-3, 1, 0.1, 0.9, 0.99, 1e-8, 0.1, 1.0
+    lr, warmup_steps, final_fraction, b1, b2, eps, weight_decay, clip_norm = (
+        1e-3,
+        1,
+        0.1,
+        0.9,
+        0.99,
+        1e-8,
+        0.1,
+        1.0,
+    )
 
 
 @pytest.mark.parametrize("cfg", [QWEN2_5_VL_3B, QWEN2_5_VL_7B], ids=["3B", "7B"])
-@pytest.mark.parametrize("adapters", [None, lora.Lora(16, 32.0, tuple(lora.TARGETS))], ids=["full", "LoRA"])
+@pytest.mark.parametrize(
+    "adapters", [None, lora.Lora(16, 32.0, tuple(lora.TARGETS))], ids=["full", "LoRA"]
+)
 def test_every_array_has_a_place_on_published_meshes(cfg, adapters):
     state, fixed = abstract_state(cfg, adapters)
     for fsdp, tensor in ((8, 1), (64, 1), (256, 1), (16, 4)):
@@ -97,8 +124,13 @@ def test_every_array_has_a_place_on_published_meshes(cfg, adapters):
             spec = sharding.spec("model/" + optim.path_string(path), x.shape, sizes)
             held += x.size / math.prod(sizes[axis] for axis in spec if axis)
         # All but norms, biases and, over `tensor`, the vision tower is divided by all devices.
-        ideal = qwen.count(jax.eval_shape(lambda: qwen.init_params(cfg, jax.random.key(0)))) / (fsdp * tensor)
-        assert ideal <= held < ideal * (1.6 if tensor > 1 else 1.02 if fsdp <= 64 else 1.06), (fsdp, tensor)
+        ideal = qwen.count(jax.eval_shape(lambda: qwen.init_params(cfg, jax.random.key(0)))) / (
+            fsdp * tensor
+        )
+        assert ideal <= held < ideal * (1.6 if tensor > 1 else 1.02 if fsdp <= 64 else 1.06), (
+            fsdp,
+            tensor,
+        )
         for path, x in jax.tree_util.tree_leaves_with_path(state):
             sharding.spec(optim.path_string(path), x.shape, sizes)
 
@@ -116,7 +148,10 @@ def test_moments_follow_their_parameters():
 
 def test_what_has_no_place_is_refused():
     sizes = {"data": 1, "fsdp": 8, "tensor": 3}
-    with pytest.raises(UserError, match=r"layers/attn/q/kernel \[36, 2048, 2048\]: 2048 does not divide by tensor=3"):
+    with pytest.raises(
+        UserError,
+        match=r"layers/attn/q/kernel \[36, 2048, 2048\]: 2048 does not divide by tensor=3",
+    ):
         sharding.spec("text/layers/attn/q/kernel", (36, 2048, 2048), sizes)
     with pytest.raises(UserError, match="no rule covers the parameter text/new/kernel"):
         sharding.spec("text/new/kernel", (2, 2), sizes)
@@ -130,15 +165,24 @@ def test_all_arguments_of_all_programs_are_placed(experiment):
         for name, _, arguments, _, tokens, waiting in plan.programs(config):
             placed = plan.place(arguments, mesh)
             held, leaves = plan.parts(placed, mesh), jax.tree.leaves(placed)
-            assert sum(held.values()) == sum(x.size * x.dtype.itemsize for x in leaves) and tokens > 0, name
+            assert (
+                sum(held.values()) == sum(x.size * x.dtype.itemsize for x in leaves) and tokens > 0
+            ), name
             held = plan.parts(plan.place({**placed, "waiting": waiting}, mesh), mesh)
             if config.model == "":  # the published shape
                 assert 4 * 3_754_622_976 <= held["parameters"] < 4.001 * 3_754_622_976
-            assert held["optimizer"] == pytest.approx(2 * held["parameters"], rel=1e-3), name  # in every program
+            assert held["optimizer"] == pytest.approx(2 * held["parameters"], rel=1e-3), (
+                name
+            )  # in every program
 
 
-PLAN = ("--config=experiments/sft.py", "--devices=2", "--hbm_gib=0.001", "--config.mesh.data=1",
-        "--config.mesh.fsdp=2")
+PLAN = (
+    "--config=experiments/sft.py",
+    "--devices=2",
+    "--hbm_gib=0.001",
+    "--config.mesh.data=1",
+    "--config.mesh.fsdp=2",
+)
 
 
 @pytest.fixture(scope="module")
@@ -160,27 +204,44 @@ def test_a_plan_on_devices_that_are_not_there(commands):
     """Argument bytes are exact: half of the matrices, and all of the rest, on each of two devices."""
     code, out, err = commands[PLAN]
     assert (code, err) == (1, "")
-    assert "random:phantom, sft, computed in float32, on 2 device(s): data 1 x fsdp 2 x tensor 1" in out
+    assert (
+        "random:phantom, sft, computed in float32, on 2 device(s): data 1 x fsdp 2 x tensor 1"
+        in out
+    )
     assert "SFT step: 4,784 tokens" in out and "moved a step: all-gather" in out
     model = qwen.count(jax.eval_shape(lambda: qwen.init_params(PHANTOM, jax.random.key(0))))
-    assert f"{model * 4 / 2 / 2**30:.2f} GiB  parameters" in out and f"{model * 4 / 2**30:.2f} GiB  optimizer" in out
+    assert (
+        f"{model * 4 / 2 / 2**30:.2f} GiB  parameters" in out
+        and f"{model * 4 / 2**30:.2f} GiB  optimizer" in out
+    )
     assert out.splitlines()[-1].startswith("does not fit: SFT step needs ")
 
 
 BAD = [
-    (["--config=experiments/eval.py"], "config.task='evaluate': only sft and rl have steps to plan"),
-    (["--config=experiments/sft.py", "--config.mesh.data=-2"],
-     "config.mesh.data=-2 must be a whole number >= 1, or -1: what remains"),
-    (["--config=experiments/sft.py", "--config.mesh.fsdp=3", "--devices=2"],
-     "config.mesh: -1 x 3 x 1 (data x fsdp x tensor; -1: what remains) is not 2 device(s)"),
+    (
+        ["--config=experiments/eval.py"],
+        "config.task='evaluate': only sft and rl have steps to plan",
+    ),
+    (
+        ["--config=experiments/sft.py", "--config.mesh.data=-2"],
+        "config.mesh.data=-2 must be a whole number >= 1, or -1: what remains",
+    ),
+    (
+        ["--config=experiments/sft.py", "--config.mesh.fsdp=3", "--devices=2"],
+        "config.mesh: -1 x 3 x 1 (data x fsdp x tensor; -1: what remains) is not 2 device(s)",
+    ),
     (["--config=experiments/sft.py", "--devices=0"], None),
     (["--config=experiments/sft.py", "--config.model=random:9b"], None),
-    (["--config=experiments/sft.py", "--config.dtype=float16"],
-     "config.dtype='float16' is not one of float32, bfloat16"),
-    (["--config=experiments/sft.py", "--devices=32"],
-     "16 rows a step in 1 micro-batches are 16 at a time, which do not divide over 32 devices (data x fsdp)"),
+    (
+        ["--config=experiments/sft.py", "--config.dtype=float16"],
+        "config.dtype='float16' is not one of float32, bfloat16",
+    ),
+    (
+        ["--config=experiments/sft.py", "--devices=32"],
+        "16 rows a step in 1 micro-batches are 16 at a time, which do not divide over 32 devices (data x fsdp)",
+    ),
     ([], "--config is missing, for example --config=experiments/rl.py"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("args, line", BAD)

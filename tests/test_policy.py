@@ -42,33 +42,60 @@ def suppress(w):
 @functools.partial(jax.jit, static_argnames=("cfg", "temperature"))
 def learner(params, cfg, features, prompts, tokens, mask, banned=None, temperature=1.0):
     return policy.completion_logprobs(
-        params, cfg, features, prompts, tokens, mask, temperature=temperature, suppress=banned, chunk=16
+        params,
+        cfg,
+        features,
+        prompts,
+        tokens,
+        mask,
+        temperature=temperature,
+        suppress=banned,
+        chunk=16,
     )
 
 
 def sample(w, n, temperature, stop=None):
     encoded = w.prompts.encode(TEXTS)
     out = sampling.generate(
-        w.params, w.cfg, encoded["ids"], encoded["lengths"], encoded["positions"][:, :, : w.prompts.width],
-        w.features, n=n, max_new_tokens=C, temperature=temperature,
-        keys=sampling.row_keys(3, len(TEXTS) * n), stop_ids=stop or w.special["stop"],
+        w.params,
+        w.cfg,
+        encoded["ids"],
+        encoded["lengths"],
+        encoded["positions"][:, :, : w.prompts.width],
+        w.features,
+        n=n,
+        max_new_tokens=C,
+        temperature=temperature,
+        keys=sampling.row_keys(3, len(TEXTS) * n),
+        stop_ids=stop or w.special["stop"],
         suppress_ids=w.special["suppress"],
-    )  # fmt: skip
+    )
     out = {k: np.asarray(v).reshape(len(TEXTS), n, *v.shape[1:]) for k, v in out.items()}
     return encoded, out, np.arange(C) < out["lengths"][:, :, None]
 
 
-@pytest.mark.parametrize("n", [1, 3])  # 1: prompt and completion in one pass; 3: the prompt computed once
+@pytest.mark.parametrize(
+    "n", [1, 3]
+)  # 1: prompt and completion in one pass; 3: the prompt computed once
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_learner_agrees_with_the_sampler(world, n, temperature):
     stop = (*world.special["stop"], *range(200, 300))  # many, so that rows end early
     encoded, out, mask = sample(world, n, temperature, stop)
     assert len(set(out["lengths"].ravel())) > 1 and set(encoded["lengths"]) != {world.prompts.width}
     logp, entropy = learner(
-        world.params, world.cfg, world.features, encoded, out["tokens"], mask, suppress(world), temperature
+        world.params,
+        world.cfg,
+        world.features,
+        encoded,
+        out["tokens"],
+        mask,
+        suppress(world),
+        temperature,
     )
     assert logp.shape == entropy.shape == mask.shape
-    np.testing.assert_allclose(np.where(mask, logp, 0), np.where(mask, out["logprobs"], 0), atol=1e-4)
+    np.testing.assert_allclose(
+        np.where(mask, logp, 0), np.where(mask, out["logprobs"], 0), atol=1e-4
+    )
     assert np.ptp(out["logprobs"][mask]) > 0.5 and (np.asarray(entropy)[mask] > 0).all()
 
 
@@ -79,10 +106,16 @@ def test_a_prompt_reads_the_same_alone(world, n):
     for i, text in enumerate(TEXTS):
         alone = policy.Prompts(world.tok, world.cfg, GRID, C, texts=[text])
         got, _ = learner(
-            world.params, world.cfg, world.features[i : i + 1], alone.encode([text]), out["tokens"][i : i + 1],
+            world.params,
+            world.cfg,
+            world.features[i : i + 1],
+            alone.encode([text]),
+            out["tokens"][i : i + 1],
             mask[i : i + 1],
-        )  # fmt: skip
-        np.testing.assert_allclose(np.where(mask[i], got[0], 0), np.where(mask[i], together[i], 0), atol=1e-5)
+        )
+        np.testing.assert_allclose(
+            np.where(mask[i], got[0], 0), np.where(mask[i], together[i], 0), atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -101,14 +134,18 @@ def test_sharing_a_prompt_changes_neither_values_nor_gradients(world):
     encoded, out, mask = sample(world, 2, 1.0)
 
     def loss(params, features, encoded, tokens, mask):
-        logp, entropy = policy.completion_logprobs(params, world.cfg, features, encoded, tokens, mask)
+        logp, entropy = policy.completion_logprobs(
+            params, world.cfg, features, encoded, tokens, mask
+        )
         return jnp.sum(jnp.where(mask, logp + 0.1 * entropy, 0.0))
 
     grad = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     shared, shared_grad = grad(world.params, world.features, encoded, out["tokens"], mask)
     rows = {k: np.repeat(v, 2, axis=1 if k == "positions" else 0) for k, v in encoded.items()}
     flat = lambda x: x.reshape(-1, 1, C)
-    plain, plain_grad = grad(world.params, jnp.repeat(world.features, 2, 0), rows, flat(out["tokens"]), flat(mask))
+    plain, plain_grad = grad(
+        world.params, jnp.repeat(world.features, 2, 0), rows, flat(out["tokens"]), flat(mask)
+    )
     assert shared == pytest.approx(float(plain), rel=1e-5)
     scale = lambda x: 1e-4 * float(jnp.abs(x).max()) + 1e-7
     for a, b in zip(jax.tree.leaves(shared_grad[0]), jax.tree.leaves(plain_grad[0]), strict=True):
@@ -133,7 +170,11 @@ def test_sft_trains_on_completion_tokens_only(world, monkeypatch):
         return real(hidden, head, targets, **options)
 
     monkeypatch.setattr(losses, "token_logprobs", spy)
-    run = jax.jit(lambda params: policy.completion_loss(params, world.cfg, world.features, batch, batch["mask"].sum()))
+    run = jax.jit(
+        lambda params: policy.completion_loss(
+            params, world.cfg, world.features, batch, batch["mask"].sum()
+        )
+    )
     loss, probability = run(world.params)
     assert len(seen) == 1 and np.array_equal(seen[0], batch["completions"].ravel())
 
@@ -150,7 +191,10 @@ def test_sft_trains_on_completion_tokens_only(world, monkeypatch):
     logp = jax.nn.log_softmax(qwen.unembed(world.params, world.cfg, hidden))
     chosen = np.take_along_axis(np.asarray(logp)[:, :-1], ids[:, 1:, None], axis=2)[:, :, 0]
     trained = mask[:, 1:] & (np.arange(1, ids.shape[1]) >= lengths[:, None])
-    assert float(loss) == pytest.approx(-chosen[trained].mean(), abs=1e-4) and 0 < float(probability) < 1
+    assert (
+        float(loss) == pytest.approx(-chosen[trained].mean(), abs=1e-4)
+        and 0 < float(probability) < 1
+    )
 
 
 def test_sft_ends_with_the_end_of_the_turn(world):
@@ -168,7 +212,9 @@ def test_prompts(world):
         assert (ids == world.cfg.image_token_id).sum() == 4 and (ids[n:] == world.prompts.pad).all()
         # Completion tokens go on one by one from the largest prompt position, the same on all three axes.
         where = encoded["positions"][:, i]
-        assert np.array_equal(where[:, n : n + C], where[:, :n].max() + 1 + np.broadcast_to(np.arange(C), (3, C)))
+        assert np.array_equal(
+            where[:, n : n + C], where[:, :n].max() + 1 + np.broadcast_to(np.arange(C), (3, C))
+        )
     with pytest.raises(UserError, match="does not fit"):
         world.prompts.encode(["A much longer prompt than the others. " * 5])
 

@@ -29,12 +29,34 @@ class RoteModel:
         self.folder, self.text, self.finish, self.calls = folder, text, finish, []
         self.answers = "rules"
 
-    def read(self, image, prompt, samples=8, max_new_tokens=512, seed=0, *, constraint=None, probabilities=True):
-        self.calls.append({"image": image, "prompt": prompt, "samples": samples, "max_new_tokens": max_new_tokens,
-                           "seed": seed, "constraint": constraint})  # fmt: skip
+    def read(
+        self,
+        image,
+        prompt,
+        samples=8,
+        max_new_tokens=512,
+        seed=0,
+        *,
+        constraint=None,
+        probabilities=True,
+    ):
+        self.calls.append(
+            {
+                "image": image,
+                "prompt": prompt,
+                "samples": samples,
+                "max_new_tokens": max_new_tokens,
+                "seed": seed,
+                "constraint": constraint,
+            }
+        )
         other = "<think>x</think><answer>No Finding</answer>"
         made = lambda text: types.SimpleNamespace(text=text, finish_reason=self.finish)
-        found = {name: 0.25 if name == "Edema" else 0.001 for name in CHEXPERT_14} if probabilities else None
+        found = (
+            {name: 0.25 if name == "Edema" else 0.001 for name in CHEXPERT_14}
+            if probabilities
+            else None
+        )
         drawn = [made(self.text if i % 2 else other) for i in range(samples)]
         return types.SimpleNamespace(shown=made(self.text), samples=drawn, probabilities=found)
 
@@ -68,33 +90,59 @@ def model(tmp_path, monkeypatch):
 
 
 def test_json_has_exactly_the_promised_keys(film, model, capsys):
-    assert predict.main([str(film), "--json", "--samples=4", "--seed=3", "--prompt=Read this."]) == 0
+    assert (
+        predict.main([str(film), "--json", "--samples=4", "--seed=3", "--prompt=Read this."]) == 0
+    )
     out, err = capsys.readouterr()
     record = json.loads(out)
     assert out.count("\n") == 1 and err == "" and list(record) == KEYS
-    assert record["image"] == str(film) and record["model"] == "phantom" and record["renderer"] == "voi"
+    assert (
+        record["image"] == str(film)
+        and record["model"] == "phantom"
+        and record["renderer"] == "voi"
+    )
     assert record["weights_sha256"] == hashlib.sha256(b"weights").hexdigest()
     assert record["prompt"] == "Read this." and record["seed"] == 3
     assert record["reasoning"] == "Large heart. No effusion."
-    assert record["answer"] == ["Cardiomegaly", "Support Devices"] and record["valid_format"] is True
-    assert set(record["probabilities"]) == set(CHEXPERT_14) and record["probabilities"]["Edema"] == 0.25
+    assert (
+        record["answer"] == ["Cardiomegaly", "Support Devices"] and record["valid_format"] is True
+    )
+    assert (
+        set(record["probabilities"]) == set(CHEXPERT_14)
+        and record["probabilities"]["Edema"] == 0.25
+    )
     assert record["warnings"] == []
     [call] = model.calls
     assert call.pop("image").shape == (90, 60)
-    assert call == {"prompt": "Read this.", "samples": 4, "max_new_tokens": 512, "seed": 3, "constraint": None}
-    assert predict.main([str(film), "--json", "--constrained", "--max_new_tokens=99", "--samples=0"]) == 0
+    assert call == {
+        "prompt": "Read this.",
+        "samples": 4,
+        "max_new_tokens": 512,
+        "seed": 3,
+        "constraint": None,
+    }
+    assert (
+        predict.main([str(film), "--json", "--constrained", "--max_new_tokens=99", "--samples=0"])
+        == 0
+    )
     call = model.calls[1]
     assert (call["constraint"], call["max_new_tokens"], call["samples"]) == ("answers", 99, 0)
 
 
-def test_shares_of_samples_where_the_tokenizer_knows_no_answers(film, tmp_path, monkeypatch, capsys):
+def test_shares_of_samples_where_the_tokenizer_knows_no_answers(
+    film, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(cxr_jax, "load", lambda name, grids: Wordless(tmp_path))
     half = ("Cardiomegaly", "Support Devices", "No Finding")
     for samples, named, value in (4, half, 0.5), (0, half[:2], 1):
         assert predict.main([str(film), "--json", f"--samples={samples}"]) == 0
         record = json.loads(capsys.readouterr().out)
-        assert record["probabilities"] == {name: value if name in named else 0 for name in CHEXPERT_14}
-        assert record["warnings"] == ["the probabilities are shares of sampled answers: no byte-level decoder"]
+        assert record["probabilities"] == {
+            name: value if name in named else 0 for name in CHEXPERT_14
+        }
+        assert record["warnings"] == [
+            "the probabilities are shares of sampled answers: no byte-level decoder"
+        ]
     assert predict.main([str(film), "--samples=4"]) == 0
     assert "share of 4 sampled answers" in capsys.readouterr().out
 
@@ -145,17 +193,30 @@ BOTH = ["No Finding", "Edema"]
         ("<think>a</think>\n<answer></answer>", "stop", "a", [], True, None),
         ("no tags at all", "stop", "no tags at all", [], False, "no answer list"),
         ("<think>never closed", "length", "never closed", [], False, "cut at the length limit"),
-        ("<think>a</think><answer>no finding, EDEMA</answer>", "stop", "a", BOTH, True, "contradicts"),
+        (
+            "<think>a</think><answer>no finding, EDEMA</answer>",
+            "stop",
+            "a",
+            BOTH,
+            True,
+            "contradicts",
+        ),
         ("<think>a</think><answer>Edema, edema</answer> tail", "stop", "a", ["Edema"], False, None),
         ("x <think>a</think><answer>Fracture</answer>", "stop", "a", ["Fracture"], False, None),
     ],
-)  # fmt: skip
+)
 def test_odd_completions(film, model, capsys, text, finish, reasoning, answer, valid, warning):
     model.text, model.finish = text, finish
     assert predict.main([str(film), "--json", "--samples=0"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert (record["reasoning"], record["answer"], record["valid_format"]) == (reasoning, answer, valid)
-    assert any(warning in note for note in record["warnings"]) if warning else record["warnings"] == []
+    assert (record["reasoning"], record["answer"], record["valid_format"]) == (
+        reasoning,
+        answer,
+        valid,
+    )
+    assert (
+        any(warning in note for note in record["warnings"]) if warning else record["warnings"] == []
+    )
 
 
 def test_failures_are_one_line(film, monkeypatch, capsys):
@@ -165,7 +226,10 @@ def test_failures_are_one_line(film, monkeypatch, capsys):
 
         return load
 
-    for error, code in [(UserError("no-such-model: not a model folder"), 2), (RuntimeError("boom\nmore"), 1)]:
+    for error, code in [
+        (UserError("no-such-model: not a model folder"), 2),
+        (RuntimeError("boom\nmore"), 1),
+    ]:
         monkeypatch.setattr(cxr_jax, "load", broken(error))
         assert predict.main([str(film)]) == code
         err = capsys.readouterr().err
@@ -174,7 +238,9 @@ def test_failures_are_one_line(film, monkeypatch, capsys):
         assert "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("flags", ["", "x.png --samples=-1", "x.png --renderer=bright", "--grids=a x.png", "--nope x"])
+@pytest.mark.parametrize(
+    "flags", ["", "x.png --samples=-1", "x.png --renderer=bright", "--grids=a x.png", "--nope x"]
+)
 def test_bad_usage(flags, capsys):
     assert predict.main(flags.split()) == 2
     err = capsys.readouterr().err
@@ -193,4 +259,7 @@ def test_as_a_command(tmp_path):
         text=True,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: x.dcm: not a PNG, JPEG or DICOM file (told by its content, not its name)\n"
+    assert (
+        done.stderr
+        == "error: x.dcm: not a PNG, JPEG or DICOM file (told by its content, not its name)\n"
+    )

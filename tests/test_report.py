@@ -15,7 +15,9 @@ from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.report import Case
 from cxr_jax.report_groups import Completion, Group, Sentence
 
-HOSTILE = '<script>alert(1)</script><img src="http://evil.example/x.png" onerror=alert(2)>\u202e\x00'
+HOSTILE = (
+    '<script>alert(1)</script><img src="http://evil.example/x.png" onerror=alert(2)>\u202e\x00'
+)
 VOID = {"meta", "img", "line", "circle", "rect", "polyline", "br", "wbr"}
 
 
@@ -66,12 +68,35 @@ def tables(n=60):
 def curves():
     rows = []
     for step in range(100):
-        row = {"reward": 0.5, "completions/mean_length": 90.0, "entropy": None, "rewards/invented/mean": 0.0}
-        row |= {"rewards/accuracy/mean": 0.4 + step / 1000, "rewards/trace_answer/mean": 1 - step / 1000}
-        rows.append({"step": step, "kind": "train", "time": 0, "loss": step / 100, "constant/best": 0.3, **row})
-        rows[-1] |= {"constant/no_finding": 0.2, "alarms/repetition": float(step in (30, 31)), "alarms/truncated": 0.0}
+        row = {
+            "reward": 0.5,
+            "completions/mean_length": 90.0,
+            "entropy": None,
+            "rewards/invented/mean": 0.0,
+        }
+        row |= {
+            "rewards/accuracy/mean": 0.4 + step / 1000,
+            "rewards/trace_answer/mean": 1 - step / 1000,
+        }
+        rows.append(
+            {
+                "step": step,
+                "kind": "train",
+                "time": 0,
+                "loss": step / 100,
+                "constant/best": 0.3,
+                **row,
+            }
+        )
+        rows[-1] |= {
+            "constant/no_finding": 0.2,
+            "alarms/repetition": float(step in (30, 31)),
+            "alarms/truncated": 0.0,
+        }
         if step % 20 == 0:
-            rows.append({"step": step, "kind": "eval", "time": 0, "eval/A/jaccard": 0.5, "B/macro_f1": 0.2})
+            rows.append(
+                {"step": step, "kind": "eval", "time": 0, "eval/A/jaccard": 0.5, "B/macro_f1": 0.2}
+            )
             rows[-1]["alarms/lost_recall"] = int(step == 80)
     return rows
 
@@ -91,16 +116,28 @@ def case(i, **changes):
 
 
 def hostile_group():
-    said = [Sentence(HOSTILE, verdict, [HOSTILE]) for verdict in ("agrees", "contradicts", "open", HOSTILE)]
+    said = [
+        Sentence(HOSTILE, verdict, [HOSTILE])
+        for verdict in ("agrees", "contradicts", "open", HOSTILE)
+    ]
     completions = [
-        Completion(HOSTILE, 9, False, [HOSTILE], False, {HOSTILE: x, "format": 0.0}, 2 * x, x, x > 0, said)
+        Completion(
+            HOSTILE, 9, False, [HOSTILE], False, {HOSTILE: x, "format": 0.0}, 2 * x, x, x > 0, said
+        )
         for x in (-1.0, 1.0, 0.5, 0.25, 0.1)
     ]
     names = dict(truth=[HOSTILE], hedged=[HOSTILE], known=[HOSTILE], sides={HOSTILE: HOSTILE})
     return Group(
-        step=3, id=HOSTILE, set=HOSTILE, prompt=HOSTILE, completions=completions, weights={HOSTILE: 2.0, "format": 1.0},
-        kept=False, image=np.zeros((8, 8)), **names,
-    )  # fmt: skip
+        step=3,
+        id=HOSTILE,
+        set=HOSTILE,
+        prompt=HOSTILE,
+        completions=completions,
+        weights={HOSTILE: 2.0, "format": 1.0},
+        kept=False,
+        image=np.zeros((8, 8)),
+        **names,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -108,9 +145,19 @@ def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     (folder / "config.json").write_text('{"task": "rl", "note": "<b>bold</b>"}')
     cases = [case(i) for i in range(6)]
-    cases += [case(7, completion=HOSTILE, prompt=HOSTILE, id=HOSTILE, answer=[HOSTILE], truth=["Edema"])]
+    cases += [
+        case(7, completion=HOSTILE, prompt=HOSTILE, id=HOSTILE, answer=[HOSTILE], truth=["Edema"])
+    ]
     report.save_groups(folder, [hostile_group()])
-    comparison = {"a": "SFT", "b": "RL", "set": "A", "metric": "jaccard", "diff": 0.01, "lo": -0.02, "hi": 0.04}
+    comparison = {
+        "a": "SFT",
+        "b": "RL",
+        "set": "A",
+        "metric": "jaccard",
+        "diff": 0.01,
+        "lo": -0.02,
+        "hi": 0.04,
+    }
     report.write_report(
         folder,
         title=f"A run {HOSTILE}",
@@ -134,17 +181,23 @@ def test_nothing_is_loaded(workdir, page):
             value = attributes.get(name) or ""
             assert value.startswith(("data:image/png;base64,", "#")) or not value
         assert not any(name.startswith("on") for name in attributes)
-    policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy.startswith("default-src 'none'; img-src data:;")
     for forbidden in ("http://", "https://", "url(", "@import", "fetch(", "innerHTML"):
         assert forbidden not in page.script
-    assert {t for t, _ in page.elements}.isdisjoint({"iframe", "link", "object", "embed", "form", "base"})
+    assert {t for t, _ in page.elements}.isdisjoint(
+        {"iframe", "link", "object", "embed", "form", "base"}
+    )
 
 
 def test_hostile_text_is_text(workdir, page):
     assert len(page.all("script")) == 1
     assert "alert(" not in page.script
-    assert page.text.count("<script>alert(1)</script>") >= 5  # title, heading, note, id, prompt, completion, chip
+    assert (
+        page.text.count("<script>alert(1)</script>") >= 5
+    )  # title, heading, note, id, prompt, completion, chip
     raw = (workdir / "report.html").read_text()
     assert "\u202e" not in raw and "\x00" not in raw
     assert "<b>bold</b>" in page.text
@@ -156,9 +209,20 @@ def test_every_case_is_there_worst_first(workdir, page):
     cards = [a for a in page.all("article") if a["class"] == "case"]
     scores = [float(a["data-score"]) for a in cards]
     assert scores == sorted(scores) and len(cards) == 7
-    assert "Heart is large." in page.text and "missed Edema" in page.text and "✓ Cardiomegaly" in page.text
+    assert (
+        "Heart is large." in page.text
+        and "missed Edema" in page.text
+        and "✓ Cardiomegaly" in page.text
+    )
     assert page.text.count("Invalid format. The raw text:") == 1
-    assert {a["value"] for a in page.all("option")} >= {"Cardiomegaly", "Edema", "A", "B", "missed", "invalid"}
+    assert {a["value"] for a in page.all("option")} >= {
+        "Cardiomegaly",
+        "Edema",
+        "A",
+        "B",
+        "missed",
+        "invalid",
+    }
 
 
 def test_numbers_and_warnings_are_there(workdir, page):
@@ -166,8 +230,16 @@ def test_numbers_and_warnings_are_there(workdir, page):
     for sets in evaluation["models"].values():
         for summary in sets.values():
             for e in (summary["jaccard"], summary["macro_f1"]["all"], summary["micro_f1"]["all"]):
-                assert f"{e['value']:.3f}" in page.text and f"[{e['lo']:.3f}, {e['hi']:.3f}]" in page.text
-    for text in ("Phantom results", "Research use only. Not for diagnosis.", "best constant answer", *CHEXPERT_14):
+                assert (
+                    f"{e['value']:.3f}" in page.text
+                    and f"[{e['lo']:.3f}, {e['hi']:.3f}]" in page.text
+                )
+    for text in (
+        "Phantom results",
+        "Research use only. Not for diagnosis.",
+        "best constant answer",
+        *CHEXPERT_14,
+    ):
         assert text in page.text
     assert "+0.010 [−0.020, +0.040] (the interval includes 0: no difference shown)" in page.text
     assert "real films" not in page.text
@@ -185,19 +257,32 @@ def test_curves(page):
     ]
     assert "always No Finding" in page.text  # in the legend: it was logged
     assert "rewards/invented/mean" in titles[5:]  # it never moves: folded away
-    assert "Loss" in titles and "Entropy (nats a token)" not in titles  # entropy was null throughout
+    assert (
+        "Loss" in titles and "Entropy (nats a token)" not in titles
+    )  # entropy was null throughout
     data = json.loads(charts[1]["data-chart"])
     assert data["series"] == [
-        {"name": "Hospital A", "color": report_svg.BLUE, "points": [[s, 0.5] for s in range(0, 100, 20)]}
+        {
+            "name": "Hospital A",
+            "color": report_svg.BLUE,
+            "points": [[s, 0.5] for s in range(0, 100, 20)],
+        }
     ]
 
 
 def test_where_alarms_rang(page):
     strip = next(a for a in page.all("svg") if a.get("aria-label") == "Alarms")
-    assert "class" not in strip and not any(a.get("aria-label", "").startswith("alarms/") for a in page.all("svg"))
+    assert "class" not in strip and not any(
+        a.get("aria-label", "").startswith("alarms/") for a in page.all("svg")
+    )
     assert "repetition 2 of 100 times, first at step 30: " in page.text
-    assert "lost recall 1 of 5 times, first at step 80" in page.text and "truncated 0 of" not in page.text
-    quiet = report_curves.section([{"step": 1, "kind": "train", "reward": 1.0, "alarms/truncated": 0.0}], {})
+    assert (
+        "lost recall 1 of 5 times, first at step 80" in page.text
+        and "truncated 0 of" not in page.text
+    )
+    quiet = report_curves.section(
+        [{"step": 1, "kind": "train", "reward": 1.0, "alarms/truncated": 0.0}], {}
+    )
     assert "None of the 1 alarms rang." in quiet
 
 
@@ -216,7 +301,11 @@ def test_bad_folders_get_one_line(workdir, tmp_path, capsys):
     assert "has not been evaluated" in capsys.readouterr().err
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
-    lines = [line for line in (copy / "samples.jsonl").read_text().splitlines() if "cases/0000.png" in line]
+    lines = [
+        line
+        for line in (copy / "samples.jsonl").read_text().splitlines()
+        if "cases/0000.png" in line
+    ]
     (copy / "samples.jsonl").write_text(lines[0].replace("cases/0000.png", "../../secret.png"))
     with pytest.raises(UserError, match="is not a file of the folder"):
         report.render(copy)
@@ -241,8 +330,15 @@ def test_writing_again_replaces_cases_and_keeps_other_samples(tmp_path):
 def test_real_radiographs_carry_the_warning(tmp_path):
     path = report.write_report(tmp_path, title="Films", tables={}, kind="files")
     text = " ".join(Page(path.read_text()).text.split())
-    assert "was trained on synthetic phantoms only: its numbers on real films say nothing about patients" in text
-    assert "R (patient’s right)" not in text and "Phantom results" not in text and "No evaluation was recorded" in text
+    assert (
+        "was trained on synthetic phantoms only: its numbers on real films say nothing about patients"
+        in text
+    )
+    assert (
+        "R (patient’s right)" not in text
+        and "Phantom results" not in text
+        and "No evaluation was recorded" in text
+    )
     with pytest.raises(ValueError, match="kind"):
         report.write_report(tmp_path, title="Films", tables={}, kind="other")
 
@@ -251,11 +347,19 @@ def test_only_one_hospital_and_no_audit(tmp_path):
     truth = np.eye(14, dtype=bool)
     given = {"base": {"files": scoring.summary(truth, truth, n_boot=5)}, "RL": {}}
     page = Page(report.write_report(tmp_path, title="t", tables=given, cases=[case(0)]).read_text())
-    assert "Given files" in page.text and "not evaluated" in page.text and "No image-use audit" in page.text
+    assert (
+        "Given files" in page.text
+        and "not evaluated" in page.text
+        and "No image-use audit" in page.text
+    )
 
 
 def test_marks_of_a_case():
-    c = case(0, answer=["Edema", "Fracture", "Pneumonia", "Foo"], truth=["Edema", "Cardiomegaly", "Lung Lesion"])
+    c = case(
+        0,
+        answer=["Edema", "Fracture", "Pneumonia", "Foo"],
+        truth=["Edema", "Cardiomegaly", "Lung Lesion"],
+    )
     c.known = [n for n in CHEXPERT_14 if n not in ("Pneumonia", "Lung Lesion")]
     assert report_cases.marks(c) == [
         ("missed", "Cardiomegaly"),
@@ -268,7 +372,11 @@ def test_marks_of_a_case():
     assert report_cases.marks(c) == [("missed", "Cardiomegaly"), ("missed", "Edema")]
     flags = np.zeros(14, np.float32)
     flags[[2, 5]] = True
-    assert report.label_names(flags) == ["Cardiomegaly", "Edema"] == report.label_names(("Cardiomegaly", "Edema"))
+    assert (
+        report.label_names(flags)
+        == ["Cardiomegaly", "Edema"]
+        == report.label_names(("Cardiomegaly", "Edema"))
+    )
 
 
 def test_png_is_small_and_bounded(tmp_path):
@@ -293,7 +401,13 @@ def test_ticks_and_smoothing():
         "1e-05",
         "2e+06",
     ]
-    assert report_svg.smooth([(i, float(i)) for i in range(5)], 3) == [(0, 0.5), (1, 1), (2, 2), (3, 3), (4, 3.5)]
+    assert report_svg.smooth([(i, float(i)) for i in range(5)], 3) == [
+        (0, 0.5),
+        (1, 1),
+        (2, 2),
+        (3, 3),
+        (4, 3.5),
+    ]
     assert report_svg._limits([0.2, 0.2 + 1e-17], False) == pytest.approx((0.18, 0.22))
     assert report_svg.thin([(i, i) for i in range(1000)], 10)[-1] == (999, 999)
     rows = [
@@ -318,8 +432,21 @@ def test_the_script_runs_in_a_browser(workdir, tmp_path):
     </script></body>"""
     path = tmp_path / "probe.html"
     path.write_text((workdir / "report.html").read_text().replace("</body>", probe))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-    flags += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'p'}"]
-    run = subprocess.run(["chromium", *flags, "--dump-dom", f"file://{path}"], capture_output=True, timeout=120)
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-sync",
+    ]
+    flags += [
+        "--disable-background-networking",
+        "--disable-component-update",
+        f"--user-data-dir={tmp_path / 'p'}",
+    ]
+    run = subprocess.run(
+        ["chromium", *flags, "--dump-dom", f"file://{path}"], capture_output=True, timeout=120
+    )
     title = re.search(r"<title>(.*?)</title>", run.stdout.decode(), re.DOTALL)[1]
     assert title == "4 of 7 cases shown|0.7|step 40Hospital B: 0.2"

@@ -45,14 +45,21 @@ def read():
 
 # "limits" are plain to a reader and beyond the rules; they are here so that the day they pass is noticed.
 LIMIT = pytest.mark.xfail(strict=True, reason="a known limit of the rules")
-ALL = [pytest.param(k, marks=LIMIT if CASES[k]["group"] == "limits" else (), id=case_id(k)) for k in range(len(CASES))]
+ALL = [
+    pytest.param(k, marks=LIMIT if CASES[k]["group"] == "limits" else (), id=case_id(k))
+    for k in range(len(CASES))
+]
 
 
 @pytest.mark.parametrize("k", ALL)
 def test_states_of_a_report(read, k):
     want = dict.fromkeys(CHEXPERT_14, NOT_MENTIONED) | CASES[k]["want"]
     got = {name: int(state) for name, state in zip(CHEXPERT_14, read["state"][k], strict=True)}
-    wrong = {name: {"want": want[name], "got": got[name]} for name in CHEXPERT_14 if want[name] != got[name]}
+    wrong = {
+        name: {"want": want[name], "got": got[name]}
+        for name in CHEXPERT_14
+        if want[name] != got[name]
+    }
     assert not wrong, CASES[k]["text"]
 
 
@@ -71,7 +78,9 @@ def test_cases_are_well_formed():
         states, sides = case["want"], case.get("sides", {})
         assert set(states) <= set(CHEXPERT_14) and set(states.values()) <= {1, 0, -1}, case
         assert states.get("No Finding", 1) == 1, case
-        assert set(sides) <= set(states) - {"No Finding"} and set(sides.values()) <= set(SIDES), case
+        assert set(sides) <= set(states) - {"No Finding"} and set(sides.values()) <= set(SIDES), (
+            case
+        )
     assert len({case["text"] for case in CASES}) == len(CASES)
 
 

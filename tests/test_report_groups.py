@@ -49,7 +49,8 @@ def test_as_many_sentences_contradict_as_trace_false_counts():
     labels, sides = np.asarray(phantom.labels(scenes)), np.asarray(phantom.sides(scenes))
     rows = [phantom.scene_row(scenes, i) for i in range(n)]
     texts = [
-        phantom_report.target(phantom_report.write(s, "B", np.random.default_rng(i))) for i, s in enumerate(rows)
+        phantom_report.target(phantom_report.write(s, "B", np.random.default_rng(i)))
+        for i, s in enumerate(rows)
     ]
     gaps = [". ", ".\n\n", "\n- ", " .5. ", "? ", " ", ".", "\n\n* ", ", "]
     odd = ["".join(p + rng.choice(gaps) for p in rng.choice(texts).split(". ")) for _ in texts]
@@ -71,7 +72,11 @@ def test_the_same_on_random_texts_of_the_lexicon():
     texts = [b"".join(draw(rng)).decode("utf-8", "replace") for _ in range(256)]
     masks = fuzz_reports.masks([fuzz_reports.draw_truth(rng) for _ in texts])
     bits = lambda mask: np.asarray(reports.to_bits(mask))
-    truth = bits(masks.present), bits(masks.hedged), np.stack([bits(masks.sides >> 16), bits(masks.sides)], -1)
+    truth = (
+        bits(masks.present),
+        bits(masks.hedged),
+        np.stack([bits(masks.sides >> 16), bits(masks.sides)], -1),
+    )
     got = counts(sentences.sentence_verdicts(texts, *truth, MORE))
     for mine, want in zip(got, whole(texts, *truth), strict=True):
         np.testing.assert_array_equal(mine, want)
@@ -80,7 +85,9 @@ def test_the_same_on_random_texts_of_the_lexicon():
 
 def judged(text, truth=(), hedged=(), right=(), left=()):
     sides = np.stack([flags(*right), flags(*left)], -1)
-    return sentences.sentence_verdicts([text], flags(*truth)[None], flags(*hedged)[None], sides[None], MORE)[0]
+    return sentences.sentence_verdicts(
+        [text], flags(*truth)[None], flags(*hedged)[None], sides[None], MORE
+    )[0]
 
 
 def test_verdicts_and_what_is_wrong():
@@ -89,7 +96,11 @@ def test_verdicts_and_what_is_wrong():
         "edema. Normal chest. Cannot exclude pneumonia. Granuloma.</think><answer>No rib fracture. Edema</answer>"
     )
     got = judged(
-        text, ["Pleural Effusion", "Edema"], ["Pneumonia"], right=["Pleural Effusion"], left=["Edema"]
+        text,
+        ["Pleural Effusion", "Edema"],
+        ["Pneumonia"],
+        right=["Pleural Effusion"],
+        left=["Edema"],
     )
     assert got == [
         ("The film is AP.", "nothing claimed", []),
@@ -103,7 +114,10 @@ def test_verdicts_and_what_is_wrong():
         ("Granuloma.", "open", []),  # none of the 14
     ]
     assert judged("Normal chest.", ["No Finding"])[0].verdict == "agrees"
-    assert judged("") == [] and sentences.sentence_verdicts([], *(np.zeros((0, 14)),) * 2, np.zeros((0, 14, 2))) == []
+    assert (
+        judged("") == []
+        and sentences.sentence_verdicts([], *(np.zeros((0, 14)),) * 2, np.zeros((0, 14, 2))) == []
+    )
 
 
 def test_of_a_label_that_is_not_known_nothing_is_said():
@@ -116,12 +130,18 @@ def test_of_a_label_that_is_not_known_nothing_is_said():
 
 
 def test_texts_go_through_in_one_shape_and_come_back_in_order(monkeypatch):
-    program = lambda stream, sizes, bank, row: {"size": sizes, "row": row, "width": sizes * 0 + stream.shape[1]}
+    program = lambda stream, sizes, bank, row: {
+        "size": sizes,
+        "row": row,
+        "width": sizes * 0 + stream.shape[1],
+    }
     monkeypatch.setattr(sentences, "_program", program)
     for n, longest, width in ((1, 5, 2048), (64, 2048, 2048), (150, 2049, 4096)):
         texts = [b"x" * (i % 7) for i in range(n - 1)] + [b"x" * longest]
         got = sentences._read(texts, None, np.arange(n))
-        assert got["size"].tolist() == [len(t) for t in texts] and got["row"].tolist() == list(range(n))
+        assert got["size"].tolist() == [len(t) for t in texts] and got["row"].tolist() == list(
+            range(n)
+        )
         assert set(got["width"]) == {width}
 
 
@@ -148,9 +168,11 @@ class Words:
 
 
 TEXTS = (
-    "<think>Left pleural effusion.</think>", "<answer>Pleural Effusion</answer>", "<think>Clear. No effusion.</think>",
+    "<think>Left pleural effusion.</think>",
+    "<answer>Pleural Effusion</answer>",
+    "<think>Clear. No effusion.</think>",
     "<answer>Fracture</answer>",
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -161,37 +183,68 @@ def rollout():
     answer[:, :, INDEX["Pleural Effusion"]] = [[1, 0, 0], [1, 1, 1]]
     answer[0, 1, INDEX["Fracture"]] = True
     right = np.array([[1, 0, 0], [1, 1, 1]], np.float32)
-    terms = {"accuracy": right, "format": np.array([[1, 1, 0], [1, 1, 1]], np.float32), "overshort": right * 0 - 0.5}
+    terms = {
+        "accuracy": right,
+        "format": np.array([[1, 1, 0], [1, 1, 1]], np.float32),
+        "overshort": right * 0 - 0.5,
+    }
     finished = np.array([[True, True, False], [True] * 3])
     ro = {
-        "tokens": tokens, "lengths": np.where(finished, 2, 1), "finished": finished, "terms": terms, "answer": answer,
+        "tokens": tokens,
+        "lengths": np.where(finished, 2, 1),
+        "finished": finished,
+        "terms": terms,
+        "answer": answer,
         "reward": 2 * terms["accuracy"] + terms["format"] + terms["overshort"],
-        "advantages": np.array([[1.4, -0.6, -0.8], [0, 0, 0]]), "kept": np.array([0]),
+        "advantages": np.array([[1.4, -0.6, -0.8], [0, 0, 0]]),
+        "kept": np.array([0]),
         "train_mask": np.repeat(finished[..., None], 2, -1),
-    }  # fmt: skip
+    }
     sides = np.zeros((2, 14, 2), bool)
     sides[:, INDEX["Pleural Effusion"], 1] = True
     truth = np.stack([flags("Pleural Effusion")] * 2)
-    batch = {"image": np.zeros((2, 8, 8)), "solution": truth, "known": truth | True, "hedged": truth & False}
+    batch = {
+        "image": np.zeros((2, 8, 8)),
+        "solution": truth,
+        "known": truth | True,
+        "hedged": truth & False,
+    }
     return ro, batch | {"sides": sides}
 
 
 def groups_at(rollout, step, **changes):
     weights = {"accuracy": 2.0, "format": 1.0, "overshort": 1.0, "accuracy_hard": 0.0}
-    fields = {"step": step, "weights": weights, "set_name": "A", "prompts": "Look.", "lexicon": MORE}
+    fields = {
+        "step": step,
+        "weights": weights,
+        "set_name": "A",
+        "prompts": "Look.",
+        "lexicon": MORE,
+    }
     return report_groups.groups_of(*rollout, Words(TEXTS), **{**fields, **changes})
 
 
 def test_a_rollout_becomes_groups(rollout):
     first, second = groups_at(rollout, 10, ids=["a", "b"])
-    assert (first.id, first.truth, first.known, first.sides) == ("a", ["Pleural Effusion"], None, {
-        "Pleural Effusion": "left"})  # fmt: skip
+    assert (first.id, first.truth, first.known, first.sides) == (
+        "a",
+        ["Pleural Effusion"],
+        None,
+        {"Pleural Effusion": "left"},
+    )
     assert first.kept and not second.kept
     good, bad, cut = first.completions
     assert good.text == TEXTS[0] + TEXTS[1] and [s.verdict for s in good.sentences] == ["agrees"]
-    assert [s.why for s in bad.sentences if s.verdict == "contradicts"] == [["Pleural Effusion is there"]]
+    assert [s.why for s in bad.sentences if s.verdict == "contradicts"] == [
+        ["Pleural Effusion is there"]
+    ]
     assert (bad.answer, bad.trained, bad.valid_format) == (["Fracture"], True, True)
-    assert (cut.text, cut.trained, cut.finished, cut.valid_format) == (TEXTS[2], False, False, False)
+    assert (cut.text, cut.trained, cut.finished, cut.valid_format) == (
+        TEXTS[2],
+        False,
+        False,
+        False,
+    )
     assert not any(c.trained for c in second.completions)
     for c in first.completions + second.completions:
         assert sum(report_groups.contributions(first, c).values()) == pytest.approx(c.reward)
@@ -201,7 +254,9 @@ def test_a_rollout_becomes_groups(rollout):
 
 
 def state(folder):
-    return (folder / "samples.jsonl").read_text(), sorted(f.name for f in (folder / "groups").iterdir())
+    return (folder / "samples.jsonl").read_text(), sorted(
+        f.name for f in (folder / "groups").iterdir()
+    )
 
 
 def test_a_resumed_run_ends_with_the_same_record(rollout, tmp_path):
@@ -216,7 +271,12 @@ def test_a_resumed_run_ends_with_the_same_record(rollout, tmp_path):
     lines = (killed / "samples.jsonl").read_bytes()
     (killed / "samples.jsonl").write_bytes(lines + lines[:100])  # a kill while it wrote step 30
     (killed / "groups" / "000030_0.png").write_bytes(b"half")
-    assert [g.step for g in report.load_groups(killed)] == [10, 10, 20, 20]  # what is torn is left out
+    assert [g.step for g in report.load_groups(killed)] == [
+        10,
+        10,
+        20,
+        20,
+    ]  # what is torn is left out
     report.save_groups(killed, resume_step=10)
     assert [g.step for g in report.load_groups(killed)] == [10, 10]
     for step in (20, 30):
@@ -243,9 +303,16 @@ def test_groups_and_cases_keep_out_of_each_others_way(rollout, tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"image": "../secret.png"}, {"step": None}, {"completions": []}, {"completions": "x"}, {"truth": "Edema"},
-     {"weights": {"a": "b"}}, {"sides": 3}],
-)  # fmt: skip
+    [
+        {"image": "../secret.png"},
+        {"step": None},
+        {"completions": []},
+        {"completions": "x"},
+        {"truth": "Edema"},
+        {"weights": {"a": "b"}},
+        {"sides": 3},
+    ],
+)
 def test_a_bad_line_gets_one_line(rollout, tmp_path, change):
     report.save_groups(tmp_path, groups_at(rollout, 10, n=1))
     row = json.loads((tmp_path / "samples.jsonl").read_text())
@@ -259,28 +326,56 @@ def test_a_bad_line_gets_one_line(rollout, tmp_path, change):
 
 def completion(advantage, answer=(), **changes):
     fields = dict(
-        text="<think>x</think><answer>y</answer>", length=50, finished=True, answer=list(answer), valid_format=True,
-        terms={"accuracy": 0.0}, reward=0.0, advantage=advantage, trained=True, sentences=[],
-    )  # fmt: skip
+        text="<think>x</think><answer>y</answer>",
+        length=50,
+        finished=True,
+        answer=list(answer),
+        valid_format=True,
+        terms={"accuracy": 0.0},
+        reward=0.0,
+        advantage=advantage,
+        trained=True,
+        sentences=[],
+    )
     return Completion(**{**fields, **changes})
 
 
 def group(*completions, weights=None, **changes):
     fields = dict(
-        step=1, id="i", set="A", prompt="", truth=["Edema"], hedged=[], known=None, sides={}, kept=True,
-        completions=list(completions), weights=weights or {"accuracy": 1.0},
-    )  # fmt: skip
+        step=1,
+        id="i",
+        set="A",
+        prompt="",
+        truth=["Edema"],
+        hedged=[],
+        known=None,
+        sides={},
+        kept=True,
+        completions=list(completions),
+        weights=weights or {"accuracy": 1.0},
+    )
     return Group(**{**fields, **changes})
 
 
 def test_the_sentence_says_what_decided():
     false = Sentence("Rib fracture.", "contradicts", ["no Fracture"])
-    weights = {"accuracy_hard": 1.0, "trace_findings": 1.0, "overshort": 1.0, "repetition": -0.5, "accuracy": 0.0}
+    weights = {
+        "accuracy_hard": 1.0,
+        "trace_findings": 1.0,
+        "overshort": 1.0,
+        "repetition": -0.5,
+        "accuracy": 0.0,
+    }
     terms = lambda *values: dict(zip(weights, values, strict=True))
     best = completion(1.0, ["Edema"], terms=terms(1, 1, 0, 0.0, 1), reward=2.0, length=80)
     middle = completion(0.2, ["Edema"], terms=terms(1, 0, 0, 0, 1), reward=1.0)
     worst = completion(
-        -1.0, ["Fracture"], terms=terms(0, 0.25, -0.5, 0.02, 0.5), reward=-0.26, length=40, sentences=[false]
+        -1.0,
+        ["Fracture"],
+        terms=terms(0, 0.25, -0.5, 0.02, 0.5),
+        reward=-0.26,
+        length=40,
+        sentences=[false],
     )
     g = group(middle, worst, best, weights=weights)
     assert report_groups.ranked(g) == [best, middle, worst]
@@ -306,19 +401,35 @@ def test_the_section_shows_a_group():
     sentence = Sentence("No edema.", "contradicts", ["Edema is there"])
     terms = [{"accuracy": a, "format": 1.0, "trace_false": f} for a, f in ((1.0, 0), (0.25, 1))]
     good = completion(0.9, ["Edema"], terms=terms[0], reward=1.5)
-    bad = completion(-0.9, ["Fracture"], terms=terms[1], reward=0.75, trained=False, finished=False,
-                     sentences=[sentence])  # fmt: skip
+    bad = completion(
+        -0.9,
+        ["Fracture"],
+        terms=terms[1],
+        reward=0.75,
+        trained=False,
+        finished=False,
+        sentences=[sentence],
+    )
     weights = {"accuracy": 1.0, "format": 0.5, "trace_false": 0.0}
     page, text = shown(group(bad, good, weights=weights, sides={"Edema": "left"}, kept=True))
     best, worst = (text.index(f"{x} of 2") for x in ("Best", "Worst"))
     assert best < worst and "Truth: Edema (left)" in text and "R (patient’s right)" in text
-    assert "✓ Edema" in text[best:worst] and "false Fracture" in text[worst:] and "missed Edema" in text[worst:]
+    assert (
+        "✓ Edema" in text[best:worst]
+        and "false Fracture" in text[worst:]
+        and "missed Edema" in text[worst:]
+    )
     assert "✗ No edema. [Edema is there]" in text[worst:]
     assert "Truncated at the token limit. Left out of the update." in text[worst:]
-    for place, numbers in ((best, "accuracy 1.00 × 1 +1.00 same in all +0.50 reward +1.50"),
-                           (worst, "accuracy 0.25 × 1 +0.25 same in all +0.50 reward +0.75")):  # fmt: skip
+    for place, numbers in (
+        (best, "accuracy 1.00 × 1 +1.00 same in all +0.50 reward +1.50"),
+        (worst, "accuracy 0.25 × 1 +0.25 same in all +0.50 reward +0.75"),
+    ):
         assert numbers in text[place : place + 400]
-    assert "Terms that are the same in all format 1.00 × 0.5" in text and "trace_false 1.00" in text[worst:]
+    assert (
+        "Terms that are the same in all format 1.00 × 0.5" in text
+        and "trace_false 1.00" in text[worst:]
+    )
     assert "The update did not take this group." not in text
     _, text = shown(group(good, bad, kept=False, hedged=["Fracture"], known=["Edema"]), sides=False)
     assert "The update did not take this group." in text and "patient’s right" not in text

@@ -9,7 +9,19 @@ import random
 import jax
 import numpy as np
 import pytest
-from fuzz_reports import BATCH, LONGEST, PROGRAM, SMALL, WIDTH, Pair, draw_small, draw_truth, expected, masks, packed
+from fuzz_reports import (
+    BATCH,
+    LONGEST,
+    PROGRAM,
+    SMALL,
+    WIDTH,
+    Pair,
+    draw_small,
+    draw_truth,
+    expected,
+    masks,
+    packed,
+)
 from oracle_reports import AFFIRMED, CHILDREN, DENIED, HEDGED, UNMENTIONED
 
 from cxr_jax.errors import UserError
@@ -18,6 +30,7 @@ from cxr_jax.labels.parser import TokenBytes, tokens_to_bytes
 
 N_FUZZ = int(os.environ.get("CXR_JAX_FUZZ_REPORTS", "7680"))
 SEED = int(os.environ.get("CXR_JAX_FUZZ_SEED", "1"))
+
 
 @pytest.fixture(scope="module")
 def full() -> Pair:
@@ -79,7 +92,9 @@ def test_how_bytes_are_split_into_tokens_does_not_matter(full):
             row.append(pieces.setdefault(text[at : at + size], len(pieces)))
             at += size
         rows.append(row)
-    tokens = np.full((BATCH, max(map(len, rows)) + 3), 1, np.int32)  # text after the row's tokens does not count
+    tokens = np.full(
+        (BATCH, max(map(len, rows)) + 3), 1, np.int32
+    )  # text after the row's tokens does not count
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = row
     lengths = np.array([*map(len, rows)], np.int32)
@@ -103,7 +118,12 @@ def test_rows_and_padding_do_not_matter(full):
 def test_a_length_beyond_the_buffer_reads_the_buffer(full):
     stream, lengths = packed([b"no edema", b"edema"], 2, 64)
     stream[:, -6:] = np.frombuffer(b" chf. ", np.uint8)
-    assert_same(*(jax.device_get(PROGRAM(stream, np.array(n, np.int32), full.bank)) for n in ([99, 64], [64, 64])))
+    assert_same(
+        *(
+            jax.device_get(PROGRAM(stream, np.array(n, np.int32), full.bank))
+            for n in ([99, 64], [64, 64])
+        )
+    )
 
 
 def test_vmap_and_eager_are_as_jit(full):
@@ -124,7 +144,10 @@ def test_texts_of_any_length_come_back_in_order(full):
     texts = [t.decode("utf-8", "replace") for t in sample(full, 7, 30)]
     texts += [" ".join(texts), "", "\ud800 edema \udfff", *texts[:3]]
     for parents in (False, True):
-        got, want = read_reports(texts, parents=parents), [full.reader.read(t, parents) for t in texts]
+        got, want = (
+            read_reports(texts, parents=parents),
+            [full.reader.read(t, parents) for t in texts],
+        )
         for field in ("state", "right", "left"):
             np.testing.assert_array_equal(got[field], [w[field] for w in want], field)
     np.testing.assert_array_equal(parse_reports(texts, parents=True), got["state"])
@@ -132,7 +155,12 @@ def test_texts_of_any_length_come_back_in_order(full):
 
 def test_no_texts_and_empty_texts():
     got = read_reports([])
-    assert {k: v.shape for k, v in got.items()} == {"state": (0, 14), "right": (0, 14), "left": (0, 14), "other": (0,)}
+    assert {k: v.shape for k, v in got.items()} == {
+        "state": (0, 14),
+        "right": (0, 14),
+        "left": (0, 14),
+        "other": (0,),
+    }
     assert parse_reports([], parents=True).shape == (0, 14)
     got = read_reports(["", " \n\n - \n", "."], parents=True)
     assert (got["state"] == UNMENTIONED).all() and (got["other"] == UNMENTIONED).all()
@@ -153,7 +181,10 @@ def test_parents_count_what_is_affirmed_or_hedged_of_their_children():
             expect[:, at] = np.ravel(want)
             np.testing.assert_array_equal(reports.with_parents(table), expect, f"{parent}, {child}")
     got = read_reports(["possible left edema. no right opacity", "cardiomegaly"], parents=True)
-    opacity, wide = CHEXPERT_14.index("Lung Opacity"), CHEXPERT_14.index("Enlarged Cardiomediastinum")
+    opacity, wide = (
+        CHEXPERT_14.index("Lung Opacity"),
+        CHEXPERT_14.index("Enlarged Cardiomediastinum"),
+    )
     assert got["state"][0, opacity] == HEDGED and got["state"][1, wide] == AFFIRMED
     assert got["right"][0, opacity] and not got["left"][0, opacity]  # sides stay as they are
 
@@ -225,7 +256,7 @@ RULES = {  # text: what is said of its labels but No Finding: state, and sides a
     "f1, r ua": {"Edema": "-1r"},
     "f1 r. nb f1 l": {"Edema": "1r"},
     "f1 r. f1 l": {"Edema": "1rl"},
-}  # fmt: skip
+}
 
 
 def test_rules(small):
@@ -240,8 +271,31 @@ def test_rules(small):
 
 
 def test_no_finding_rule(small):
-    yes = ["fine", "nb fine", "ub r fine", "tube", "ub tube", "nb f1", "x", "s1 good", "d1 f1", "nb f2"]
-    no = ["", "word", "s1", "ib fine", "fine ia", "f1", "ub f1. fine", "nb f1. h", "tube. f2", "s1 so", "d1. f1"]
+    yes = [
+        "fine",
+        "nb fine",
+        "ub r fine",
+        "tube",
+        "ub tube",
+        "nb f1",
+        "x",
+        "s1 good",
+        "d1 f1",
+        "nb f2",
+    ]
+    no = [
+        "",
+        "word",
+        "s1",
+        "ib fine",
+        "fine ia",
+        "f1",
+        "ub f1. fine",
+        "nb f1. h",
+        "tube. f2",
+        "s1 so",
+        "d1. f1",
+    ]
     got = read_reports(yes + no, lexicon=small.path)
     assert got["state"][:, 0].tolist() == [1] * len(yes) + [-2] * len(no)
     assert not got["right"][:, 0].any()
@@ -280,7 +334,7 @@ BAD = {
     "clash_of_stems": "[findings]\nEdema = ['a* (b|)']\nFracture = ['a* b']",
     "clash_of_classes": "[classes]\np = ['a', 'b']\nq = ['b', 'c']\n[findings]\nEdema = ['<p>']\nFracture = ['<q>']",
     "clash_of_groups": "[findings]\nEdema = ['(a|b) x']\nFracture = ['(b|c) x']",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", [*BAD, "missing", "folder"])
@@ -305,7 +359,9 @@ def test_what_is_no_clash(tmp_path):
         "Fracture = ['b x', 'a* x', '(a|b) y']\n[nothing]\nphrases = ['<p> y z', 'a x x']\n",
         encoding="utf-8",
     )
-    got = read_reports(["a x", "b x", "az x", "abz x", "a y", "a y z", "a x x", "b x x"], lexicon=str(path))
+    got = read_reports(
+        ["a x", "b x", "az x", "abz x", "a y", "a y z", "a x x", "b x x"], lexicon=str(path)
+    )
     edema, fracture = (got["state"][:, CHEXPERT_14.index(label)] for label in ("Edema", "Fracture"))
     assert edema.tolist() == [1, -2, -2, 1, -2, -2, -2, -2]
     assert fracture.tolist() == [-2, 1, 1, -2, 1, -2, -2, 1]

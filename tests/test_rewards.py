@@ -16,7 +16,9 @@ from cxr_jax import rewards
 from cxr_jax.errors import UserError
 from cxr_jax.labels import CHEXPERT_14, parser
 
-N_FUZZ = int(os.environ.get("CXR_JAX_FUZZ", "24000"))  # texts; those of token ids are in test_fuzz_rewards.py
+N_FUZZ = int(
+    os.environ.get("CXR_JAX_FUZZ", "24000")
+)  # texts; those of token ids are in test_fuzz_rewards.py
 TERMS = ("accuracy", "format", "tag_count", "accuracy_hard", "overshort", "invented")
 BATCH, WIDTH = 512, 640
 
@@ -64,11 +66,15 @@ def test_fuzz_bytes():
     for _ in range(0, N_FUZZ, BATCH):
         coded = []
         while len(coded) < BATCH:
-            data = fuzz_texts.text(rng).encode() if rng.random() < 0.5 else fuzz_texts.raw_bytes(rng)
+            data = (
+                fuzz_texts.text(rng).encode() if rng.random() < 0.5 else fuzz_texts.raw_bytes(rng)
+            )
             if len(data) <= WIDTH:
                 coded.append(data)
         check_bytes(
-            coded, [fuzz_texts.solution(rng) for _ in coded], rng.integers(0, 900, BATCH).astype(np.int32)
+            coded,
+            [fuzz_texts.solution(rng) for _ in coded],
+            rng.integers(0, 900, BATCH).astype(np.int32),
         )
 
 
@@ -91,7 +97,10 @@ def small_tokenizer():
     tok.train_from_iterator([fuzz_texts.near_miss(rng) for _ in range(400)], trainer)
     # Added tokens that decode in unusual ways: a tag, text outside the byte alphabet, and a letter inside it.
     tok.add_tokens(
-        [AddedToken(t, normalized=False) for t in ("<think>", "</answer>", "edema \u3000", "\u0120x")]
+        [
+            AddedToken(t, normalized=False)
+            for t in ("<think>", "</answer>", "edema \u3000", "\u0120x")
+        ]
     )
     return tok
 
@@ -108,7 +117,10 @@ _PIECES = [
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(st.lists(st.one_of(st.sampled_from(_PIECES), st.text(max_size=3)), max_size=16), st.integers(0, 1000))
+@given(
+    st.lists(st.one_of(st.sampled_from(_PIECES), st.text(max_size=3)), max_size=16),
+    st.integers(0, 1000),
+)
 def test_hypothesis_finds_no_difference(pieces, length):
     """The same comparison, where a failing text is shrunk to its core."""
     text = "".join(pieces)
@@ -179,7 +191,10 @@ def test_bad_arguments():
 
 def test_solution_masks():
     mask = rewards.solution_mask([" Edema,\tNO FINDING ,junk,", ""])
-    assert [CHEXPERT_14[i] for i in np.flatnonzero(mask[0])] == ["No Finding", "Edema"] and not mask[1].any()
+    assert [CHEXPERT_14[i] for i in np.flatnonzero(mask[0])] == [
+        "No Finding",
+        "Edema",
+    ] and not mask[1].any()
     np.testing.assert_array_equal(rewards.strict_solution_mask(["edema, no finding"]), mask[:1])
 
 
@@ -192,7 +207,9 @@ def test_junk_names_are_free_in_accuracy_but_counted():
 
 
 def test_no_finding_beside_a_finding_is_flagged():
-    got = rewards.score([good("No Finding, Edema"), good("No Finding, Support Devices")], ["Edema"] * 2)
+    got = rewards.score(
+        [good("No Finding, Edema"), good("No Finding, Support Devices")], ["Edema"] * 2
+    )
     np.testing.assert_array_equal(got["no_finding_conflict"], [1.0, 0.0])
 
 

@@ -17,7 +17,12 @@ def test_groups_that_vary_come_first_in_order():
     advantages = np.zeros((6, 4), np.float32)
     advantages[[1, 4, 5], 2] = -1.0
     assert rollout.groups_to_learn(advantages, 2).tolist() == [1, 4]
-    assert rollout.groups_to_learn(advantages, 4).tolist() == [1, 4, 5, 0]  # filled up, so that shapes stay
+    assert rollout.groups_to_learn(advantages, 4).tolist() == [
+        1,
+        4,
+        5,
+        0,
+    ]  # filled up, so that shapes stay
     assert rollout.groups_to_learn(advantages * 0, 3).tolist() == [0, 1, 2]
 
 
@@ -30,20 +35,26 @@ def terms_of(groups):
 
 def test_gdpo_takes_groups_whose_terms_vary_though_their_sum_does_not():
     weights = {"accuracy": 1.0, "format": 0.5, "tag_count": 0.0}
-    r = ConfigDict(dict(advantage="gdpo", scale_rewards="group", prompts_per_step=2, reward_weights=weights))
+    r = ConfigDict(
+        dict(advantage="gdpo", scale_rewards="group", prompts_per_step=2, reward_weights=weights)
+    )
     terms = terms_of([0, 1, 2])
     reward = (terms["accuracy"] + 0.5 * terms["format"]).reshape(3, 4)
     assert reward[1].std() == 0
     got = rollout.advantages(r, terms, reward)
     assert got["kept"].tolist() == [1, 2]
     alone = {k: v.reshape(2, 4) for k, v in terms_of([1, 2]).items()}
-    want = losses.gdpo_advantages(alone, {"accuracy": 1.0, "format": 0.5})  # over the groups that are learned from
+    want = losses.gdpo_advantages(
+        alone, {"accuracy": 1.0, "format": 0.5}
+    )  # over the groups that are learned from
     np.testing.assert_allclose(got["advantages"][1:], want, rtol=1e-5)
     r.advantage = "grpo"
     assert rollout.advantages(r, terms, reward)["kept"].tolist() == [2, 0]
     r.scale_rewards = "batch"
     got = rollout.advantages(r, terms, reward)["advantages"]
-    np.testing.assert_allclose(got[2], (reward[2] - reward[2].mean()) / (reward[[2, 0]].std(ddof=1) + 1e-4), rtol=1e-5)
+    np.testing.assert_allclose(
+        got[2], (reward[2] - reward[2].mean()) / (reward[[2, 0]].std(ddof=1) + 1e-4), rtol=1e-5
+    )
 
 
 def test_a_key_is_of_its_seed_step_prompt_and_sample():
@@ -53,7 +64,9 @@ def test_a_key_is_of_its_seed_step_prompt_and_sample():
     for other in (data(1, 0, 3, 4), data(0, 1, 3, 4)):
         assert not (first == other).all(1).any()
     np.testing.assert_array_equal(data(0, 0, 2, 4), first[:8])  # not of how many prompts there are
-    np.testing.assert_array_equal(data(0, 0, 3, 2).reshape(3, 2, -1), first.reshape(3, 4, -1)[:, :2])  # nor samples
+    np.testing.assert_array_equal(
+        data(0, 0, 3, 2).reshape(3, 2, -1), first.reshape(3, 4, -1)[:, :2]
+    )  # nor samples
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +74,9 @@ def step():
     """One rollout of four prompts x 3 by the embedded model, of which a step learns from two."""
     config = experiment.get_config()
     config.max_completion = 16
-    config.rl.update(dict(prompts_per_step=2, oversample=2, group_size=3, mask_truncated=False, temperature=2.0))
+    config.rl.update(
+        dict(prompts_per_step=2, oversample=2, group_size=3, mask_truncated=False, temperature=2.0)
+    )
     m = pretrained.start(config)
     source = batching.PhantomSource("A", "train", 3)
     grid = evaluate.grid_of(source.size, m.cfg)
@@ -77,7 +92,9 @@ def step():
 
     def programs(parts):
         config.rl.micro_batches = parts
-        roll = rollout.make_rollout(config, m.cfg, grid, special, table, what, reports.bank(None, source.lexicon))
+        roll = rollout.make_rollout(
+            config, m.cfg, grid, special, table, what, reports.bank(None, source.lexicon)
+        )
         learn = learner.make_learn(config, m.cfg, grid, special, tx, what)
         again = lambda batch, step: roll(train, fixed, batch, step)
         return again(batch, 0), lambda state, batch, ro: learn(state, fixed, batch, ro), again
@@ -96,7 +113,9 @@ def test_a_step_samples_more_prompts_than_it_learns_from(step):
     assert m["groups/learned"] <= 2
     done = np.asarray(ro["finished"])
     assert m["completions/clipped_ratio"] == pytest.approx(1 - done.mean()) and not done.all()
-    assert m["rewards/trace_coverage/std"] == pytest.approx(np.asarray(ro["terms"]["trace_coverage"]).std(ddof=1))
+    assert m["rewards/trace_coverage/std"] == pytest.approx(
+        np.asarray(ro["terms"]["trace_coverage"]).std(ddof=1)
+    )
 
 
 def test_truncated_completions_are_masked_if_asked(step):
@@ -105,14 +124,19 @@ def test_truncated_completions_are_masked_if_asked(step):
     config.rl.mask_truncated = True
     masked = programs(1)[0]
     config.rl.mask_truncated = False
-    np.testing.assert_array_equal(masked["train_mask"], np.asarray(ro["mask"]) & np.asarray(ro["finished"])[..., None])
+    np.testing.assert_array_equal(
+        masked["train_mask"], np.asarray(ro["mask"]) & np.asarray(ro["finished"])[..., None]
+    )
 
 
 def test_the_learner_computes_what_the_sampler_recorded(step):
     """At a temperature of 2: log-probs and the ids that are never drawn are the same on both sides."""
     _, batch, ro, learn, new_state, *_ = step
     metrics = learn(new_state(), batch, ro)[1]
-    assert 0 < metrics["sampling/sampling_logp_difference/max"] < 1e-4 and metrics["sampling/outside_0.9_1.1"] == 0
+    assert (
+        0 < metrics["sampling/sampling_logp_difference/max"] < 1e-4
+        and metrics["sampling/outside_0.9_1.1"] == 0
+    )
 
 
 def test_a_step_learns_from_the_kept_groups_alone(step):
@@ -121,13 +145,21 @@ def test_a_step_learns_from_the_kept_groups_alone(step):
     update = lambda ro, batch: learn(new_state(), batch, ro)[0]["params"]
     ro = {**ro, "kept": np.array([3, 1]), "advantages": advantages}
     got = update(ro, batch)
-    scrambled = {**ro, "advantages": advantages + np.array([[5.0], [0.0], [-5.0], [0.0]], np.float32)}
-    noise = {**batch, "image": np.where(np.array([1, 0, 1, 0], bool)[:, None, None], 0.3, batch["image"])}
+    scrambled = {
+        **ro,
+        "advantages": advantages + np.array([[5.0], [0.0], [-5.0], [0.0]], np.float32),
+    }
+    noise = {
+        **batch,
+        "image": np.where(np.array([1, 0, 1, 0], bool)[:, None, None], 0.3, batch["image"]),
+    }
     other = update(scrambled, noise)
     changed = update({**ro, "kept": np.array([0, 2])}, batch)
     same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), got, other)
     assert all(jax.tree.leaves(same))
-    assert not all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), got, changed)))
+    assert not all(
+        jax.tree.leaves(jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), got, changed))
+    )
 
 
 def test_a_step_in_turns_is_the_same_step(step):
@@ -138,11 +170,18 @@ def test_a_step_in_turns_is_the_same_step(step):
     np.testing.assert_allclose(in_turns["sampler_logp"], ro["sampler_logp"], atol=1e-4)
     advantages = np.asarray(jax.random.normal(jax.random.key(0), ro["advantages"].shape))
     ro = {**ro, "advantages": advantages}
-    (want, metrics), (got, metrics_in_turns) = learn(new_state(), batch, ro), learn_in_turns(new_state(), batch, ro)
+    (want, metrics), (got, metrics_in_turns) = (
+        learn(new_state(), batch, ro),
+        learn_in_turns(new_state(), batch, ro),
+    )
     for name, value in metrics.items():
-        np.testing.assert_allclose(metrics_in_turns[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(
+            metrics_in_turns[name], value, rtol=1e-3, atol=1e-5, err_msg=name
+        )
     start = new_state()["params"]
-    for a, b, c in zip(*(jax.tree.leaves(x) for x in (got["params"], want["params"], start)), strict=True):
+    for a, b, c in zip(
+        *(jax.tree.leaves(x) for x in (got["params"], want["params"], start)), strict=True
+    ):
         np.testing.assert_allclose(a, b, atol=2e-6 + 1e-4 * np.abs(np.asarray(b) - c).max())
 
 

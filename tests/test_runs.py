@@ -27,23 +27,62 @@ LOOK = lambda n: [f"--config.eval.{key}={n}" for key in ("n", "n_final", "batch_
 # log_every 3 with save_every 1: a resumed run begins inside a logging window.
 ARGUMENTS = {
     # Adapters with float32 masters for the rest, in turns: what could be lost on the way to a checkpoint.
-    "sft": ["--config=experiments/sft.py", "--config.steps=4", "--config.locate_steps=2", "--config.batch_size=2",
-            "--config.log_every=3", "--config.save_every=1", "--config.eval.every=3", "--config.micro_batches=2",
-            "--config.lora.rank=2", "--config.lora.targets=('decoder','vision')", "--config.param_dtype=bfloat16",
-            *LOOK(2)],
-    "rl": ["--config=experiments/rl.py", "--config.steps=3", "--config.rl.prompts_per_step=2",
-           "--config.rl.group_size=2", "--config.max_completion=12", "--config.save_every=1", "--config.eval.every=2",
-           *LOOK(4)],
-}  # fmt: skip
-TIMES = {"time", "samples_per_second", "step_time", "perf/rollout_seconds", "perf/data_wait_share", "perf/compilations"}
+    "sft": [
+        "--config=experiments/sft.py",
+        "--config.steps=4",
+        "--config.locate_steps=2",
+        "--config.batch_size=2",
+        "--config.log_every=3",
+        "--config.save_every=1",
+        "--config.eval.every=3",
+        "--config.micro_batches=2",
+        "--config.lora.rank=2",
+        "--config.lora.targets=('decoder','vision')",
+        "--config.param_dtype=bfloat16",
+        *LOOK(2),
+    ],
+    "rl": [
+        "--config=experiments/rl.py",
+        "--config.steps=3",
+        "--config.rl.prompts_per_step=2",
+        "--config.rl.group_size=2",
+        "--config.max_completion=12",
+        "--config.save_every=1",
+        "--config.eval.every=2",
+        *LOOK(4),
+    ],
+}
+TIMES = {
+    "time",
+    "samples_per_second",
+    "step_time",
+    "perf/rollout_seconds",
+    "perf/data_wait_share",
+    "perf/compilations",
+}
 TASKS = pytest.mark.parametrize("task", ["sft", "rl"])
 
 
 def start(task, folder, **options):
-    command = [sys.executable, "-m", "cxr_jax.main", *ARGUMENTS[task], *SMALL, f"--workdir={folder}"]
-    every = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # the small programs of a run take seconds, too
+    command = [
+        sys.executable,
+        "-m",
+        "cxr_jax.main",
+        *ARGUMENTS[task],
+        *SMALL,
+        f"--workdir={folder}",
+    ]
+    every = {
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"
+    }  # the small programs of a run take seconds, too
     return subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | every, **options
+        command,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | every,
+        **options,
     )
 
 
@@ -76,9 +115,14 @@ def arrays(folder):
     """Every array of the last checkpoint and of the export, by name."""
     manager = Checkpoints(str(folder)).last
     state = manager.restore(manager.latest_step())["state"]
-    named = {jax.tree_util.keystr(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(state)}
+    named = {
+        jax.tree_util.keystr(p): np.asarray(x)
+        for p, x in jax.tree_util.tree_leaves_with_path(state)
+    }
     _, params = hf.load_hf(folder / "hf", np.float32)
-    return named | {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
+    return named | {
+        jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)
+    }
 
 
 def assert_same_run(a, b):
@@ -106,7 +150,15 @@ def _json(folder, name):
 def test_a_run_finishes_and_leaves_its_files(whole, task):
     folder, out = whole[task]
     names = {p.name for p in folder.iterdir()}
-    assert names >= {"config.json", "metrics.jsonl", "checkpoints", "samples.jsonl", "report.html", "hf", "done.json"}
+    assert names >= {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "samples.jsonl",
+        "report.html",
+        "hf",
+        "done.json",
+    }
     assert "Research use only. Not for diagnosis." in out and "Phantom results" in out
     config = _json(folder, "config.json")
     assert config["config"]["task"] == task and config["data"].keys() == {"source", "code_sha256"}
@@ -130,19 +182,35 @@ def test_adapters_are_exported_alone_and_merged(whole):
 def test_rl_logs_what_trl_logs(whole):
     row = next(r for r in rows(whole["rl"][0]) if r["kind"] == "train")
     assert row.keys() >= {
-        "reward", "reward_std", "frac_reward_zero_std", "completions/mean_length", "completions/clipped_ratio",
-        "rewards/accuracy_hard/mean", "rewards/overshort/std", "entropy", "loss", "grad_norm", "learning_rate",
-        "num_tokens", "clip_ratio/region_mean", "sampling/sampling_logp_difference/mean", "constant/no_finding",
-    }  # fmt: skip
+        "reward",
+        "reward_std",
+        "frac_reward_zero_std",
+        "completions/mean_length",
+        "completions/clipped_ratio",
+        "rewards/accuracy_hard/mean",
+        "rewards/overshort/std",
+        "entropy",
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "num_tokens",
+        "clip_ratio/region_mean",
+        "sampling/sampling_logp_difference/mean",
+        "constant/no_finding",
+    }
     assert row["sampling/sampling_logp_difference/max"] < 1e-3
     last = [r for r in rows(whole["rl"][0]) if r["kind"] == "train"][-1]
     lengths = [r["completions/mean_length"] for r in rows(whole["rl"][0]) if r["kind"] == "train"]
-    assert last["num_tokens"] == 8 * sum(lengths)  # 2 prompts, sampled twice over, 2 completions of each
+    assert last["num_tokens"] == 8 * sum(
+        lengths
+    )  # 2 prompts, sampled twice over, 2 completions of each
 
 
 def test_the_second_call_says_that_the_run_is_complete(whole):
     before = {task: (folder / "metrics.jsonl").read_bytes() for task, (folder, _) in whole.items()}
-    again = calls([[*ARGUMENTS[task], *SMALL, f"--workdir={folder}"] for task, (folder, _) in whole.items()])
+    again = calls(
+        [[*ARGUMENTS[task], *SMALL, f"--workdir={folder}"] for task, (folder, _) in whole.items()]
+    )
     for (task, (folder, _)), (code, out, err) in zip(whole.items(), again, strict=True):
         assert code == 0 and "Traceback" not in err
         assert "this run is complete" in out and _json(folder, "done.json")["table"] in out
@@ -191,7 +259,9 @@ def test_killed_and_stopped_it_resumes_bit_for_bit(whole, interrupted, task):
     assert "the same command continues from there" in stopped
     assert "resuming at step" in finished and "done; report" in finished
     if torn:  # a damaged checkpoint costs its steps and nothing else
-        assert f"last/{torn} does not load" in finished and f"resuming at step {torn - 1}" in finished
+        assert (
+            f"last/{torn} does not load" in finished and f"resuming at step {torn - 1}" in finished
+        )
     assert_same_run(whole[task][0], folder)
 
 

@@ -13,13 +13,35 @@ from cxr_jax.models.config import Config, TextConfig, VisionConfig
 
 V = 60
 CFG = Config(
-    vision=VisionConfig(depth=1, hidden_size=16, num_heads=2, intermediate_size=16, out_hidden_size=32,
-                        fullatt_block_indexes=(), patch_size=2, window_size=8),
-    text=TextConfig(vocab_size=V, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                    num_attention_heads=4, num_key_value_heads=2, mrope_section=(1, 1, 2), rope_theta=1e4),
-    image_token_id=5, video_token_id=6, vision_start_token_id=3, vision_end_token_id=4,
-    pad_token_id=0, bos_token_id=0, eos_token_id=(2,), tie_word_embeddings=True,
-)  # fmt: skip
+    vision=VisionConfig(
+        depth=1,
+        hidden_size=16,
+        num_heads=2,
+        intermediate_size=16,
+        out_hidden_size=32,
+        fullatt_block_indexes=(),
+        patch_size=2,
+        window_size=8,
+    ),
+    text=TextConfig(
+        vocab_size=V,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        mrope_section=(1, 1, 2),
+        rope_theta=1e4,
+    ),
+    image_token_id=5,
+    video_token_id=6,
+    vision_start_token_id=3,
+    vision_end_token_id=4,
+    pad_token_id=0,
+    bos_token_id=0,
+    eos_token_id=(2,),
+    tie_word_embeddings=True,
+)
 GRID, N_IMAGE, T, N = (1, 4, 4), 4, 16, 12
 
 
@@ -41,8 +63,12 @@ def batch(rows: int):
         ids[b, : len(row)], lengths[b] = row, len(row)
     mask = np.arange(T) < lengths[:, None]
     features = rng.standard_normal((rows, N_IMAGE, 32)).astype(np.float32)
-    return {"input_ids": ids, "lengths": lengths, "image_features": features,
-            "positions": qwen.positions(CFG, ids, GRID, mask)}
+    return {
+        "input_ids": ids,
+        "lengths": lengths,
+        "image_features": features,
+        "positions": qwen.positions(CFG, ids, GRID, mask),
+    }
 
 
 def pick(b, rows):
@@ -51,13 +77,17 @@ def pick(b, rows):
 
 def run(params, b, **kw):
     kw = {"n": 1, "max_new_tokens": N, "temperature": 1.0, **kw}
-    out = sampling.generate(params, CFG, b["input_ids"], b["lengths"], b["positions"], b["image_features"], **kw)
+    out = sampling.generate(
+        params, CFG, b["input_ids"], b["lengths"], b["positions"], b["image_features"], **kw
+    )
     return {k: np.asarray(v) for k, v in out.items()}
 
 
 @jax.jit
 def all_logits(params, ids, positions, mask, features):
-    return qwen.unembed(params, CFG, qwen.hidden_states(params, CFG, ids, mask, positions, features=features))
+    return qwen.unembed(
+        params, CFG, qwen.hidden_states(params, CFG, ids, mask, positions, features=features)
+    )
 
 
 def rescored(params, b, out, n: int):
@@ -70,7 +100,9 @@ def rescored(params, b, out, n: int):
     mask = np.arange(T + N) < (lengths + out["lengths"])[:, None]
     # Padding after the end reads as text; grids are as in the prompt.
     positions = qwen.positions(CFG, ids, GRID, mask)
-    logits = np.asarray(all_logits(params, ids, positions, mask, np.repeat(b["image_features"], n, 0)))
+    logits = np.asarray(
+        all_logits(params, ids, positions, mask, np.repeat(b["image_features"], n, 0))
+    )
     return np.take_along_axis(logits, where[..., None] - 1, 1)
 
 
@@ -122,9 +154,14 @@ def test_a_row_does_not_depend_on_its_company(params):
 def test_padding_of_the_prompt_changes_nothing(params):
     b = batch(2)
     keys = sampling.row_keys(2, 2)
-    wide = {**b, "input_ids": np.pad(b["input_ids"], ((0, 0), (0, 9))),
-            "positions": np.pad(b["positions"], ((0, 0), (0, 0), (0, 9)))}
-    np.testing.assert_array_equal(run(params, b, keys=keys)["tokens"], run(params, wide, keys=keys)["tokens"])
+    wide = {
+        **b,
+        "input_ids": np.pad(b["input_ids"], ((0, 0), (0, 9))),
+        "positions": np.pad(b["positions"], ((0, 0), (0, 0), (0, 9))),
+    }
+    np.testing.assert_array_equal(
+        run(params, b, keys=keys)["tokens"], run(params, wide, keys=keys)["tokens"]
+    )
 
 
 def test_more_room_continues_the_same_text(params):
@@ -135,7 +172,9 @@ def test_more_room_continues_the_same_text(params):
 
 def test_same_keys_same_tokens_and_samples_differ(params):
     b = batch(2)
-    first, again, other = (run(params, b, n=3, keys=sampling.row_keys(s, 6))["tokens"] for s in (7, 7, 8))
+    first, again, other = (
+        run(params, b, n=3, keys=sampling.row_keys(s, 6))["tokens"] for s in (7, 7, 8)
+    )
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
     assert len({tuple(row) for row in first[:3].tolist()}) == 3
@@ -146,7 +185,9 @@ def test_stop_ends_a_row_and_the_loop(params):
     free = run(params, b, temperature=0, stop_ids=())
     assert (free["lengths"] == N).all() and not free["finished"].any()
     stop = int(free["tokens"][0, 3])
-    first = [int(np.flatnonzero(row == stop)[0]) + 1 if stop in row else N for row in free["tokens"]]
+    first = [
+        int(np.flatnonzero(row == stop)[0]) + 1 if stop in row else N for row in free["tokens"]
+    ]
     out = run(params, b, temperature=0, stop_ids=(stop, 2))
     assert out["lengths"][0] == first[0] and out["finished"][0]
     for row, length in enumerate(first):
@@ -182,9 +223,23 @@ def test_greedy_logprob_is_of_the_raw_logits(params):
 def test_sampled_frequencies_follow_the_distribution(params):
     """First tokens of 4000 samples against the exact probabilities: chi-square with a wide margin."""
     b, n = pick(batch(1), [0]), 4000
-    out = run(params, b, n=n, max_new_tokens=1, keys=sampling.row_keys(11, n), temperature=2.0, stop_ids=())
-    one = {**out, "tokens": np.pad(out["tokens"][:1], ((0, 0), (0, N - 1))), "lengths": np.array([1])}
-    p = np.exp(log_softmax(suppressed(rescored(params, b, one, 1)[0, 0], CFG.media_token_ids) / 2.0))
+    out = run(
+        params,
+        b,
+        n=n,
+        max_new_tokens=1,
+        keys=sampling.row_keys(11, n),
+        temperature=2.0,
+        stop_ids=(),
+    )
+    one = {
+        **out,
+        "tokens": np.pad(out["tokens"][:1], ((0, 0), (0, N - 1))),
+        "lengths": np.array([1]),
+    }
+    p = np.exp(
+        log_softmax(suppressed(rescored(params, b, one, 1)[0, 0], CFG.media_token_ids) / 2.0)
+    )
     seen = np.bincount(out["tokens"][:, 0], minlength=V)
     likely = p * n >= 5
     chi2 = (((seen - n * p) ** 2)[likely] / (n * p[likely])).sum()
@@ -198,8 +253,17 @@ def test_top_k_and_top_p_cut_the_tail(k, p):
     order = np.argsort(-np.asarray(logits[0]))
     probs = np.exp(log_softmax(logits))[0, order]
     inside = order[:k] if k else order[: int((np.cumsum(probs) - probs < p).sum())]
-    draw = jax.jit(lambda key: sampling.pick(jnp.repeat(logits, 500, 0), jax.random.split(key, 500), 0,
-                                             temperature=1.0, greedy=False, top_k=k, top_p=p))
+    draw = jax.jit(
+        lambda key: sampling.pick(
+            jnp.repeat(logits, 500, 0),
+            jax.random.split(key, 500),
+            0,
+            temperature=1.0,
+            greedy=False,
+            top_k=k,
+            top_p=p,
+        )
+    )
     tokens, logprobs = draw(jax.random.key(1))
     assert set(np.unique(tokens)) == set(inside.tolist())
     np.testing.assert_allclose(logprobs, log_softmax(logits)[0][np.asarray(tokens)], atol=1e-5)
@@ -216,7 +280,9 @@ def test_group_forward_equals_separate_rows(params):
     own = rng.standard_normal((2 * n, C, 32)).astype(np.float32)
     lengths = np.repeat(b["lengths"], n)
     where = lengths[:, None] + np.arange(C)
-    start = np.repeat(np.asarray(sampling.next_positions(jnp.asarray(b["positions"]), b["lengths"])), n)
+    start = np.repeat(
+        np.asarray(sampling.next_positions(jnp.asarray(b["positions"]), b["lengths"])), n
+    )
     own_positions = np.broadcast_to((start[:, None] + np.arange(C))[None], (3, 2 * n, C))
     positions = np.zeros((3, 2 * n, T + C), np.int32)
     positions[:, :, :T] = np.repeat(b["positions"], n, 1)
@@ -233,12 +299,17 @@ def test_group_forward_equals_separate_rows(params):
         h = jnp.pad(h, ((0, 0), (0, C), (0, 0)))
         h = jax.vmap(lambda a, i, v: a.at[i].set(v))(h, where, x)
         mask = np.arange(T + C) < (lengths + C)[:, None]
-        return jnp.take_along_axis(qwen.decode_full(p, CFG, h, positions, mask), where[..., None], 1)
+        return jnp.take_along_axis(
+            qwen.decode_full(p, CFG, h, positions, mask), where[..., None], 1
+        )
 
     values, grads = [], []
     for f in (group, flat):
-        v, g = jax.jit(lambda p, x, f=f: jax.value_and_grad(
-            lambda p, x: ((y := f(p, x)) * weight).sum() + 0 * y.sum(), argnums=(0, 1))(p, x))(params, own)
+        v, g = jax.jit(
+            lambda p, x, f=f: jax.value_and_grad(
+                lambda p, x: ((y := f(p, x)) * weight).sum() + 0 * y.sum(), argnums=(0, 1)
+            )(p, x)
+        )(params, own)
         values.append(v)
         grads.append(g)
     np.testing.assert_allclose(values[0], values[1], rtol=1e-5)
@@ -267,16 +338,22 @@ def test_a_constraint_rules_out_and_logprobs_are_of_what_is_left(params):
     b, n, keys = batch(3), 4, sampling.row_keys(1, 12)
     hot = jnp.zeros(V, bool).at[jnp.arange(7, 12)].set(True)
     only = jnp.where(hot, 0.0, -jnp.inf)
-    suppress = tuple(np.flatnonzero(~np.asarray(hot)).tolist())  # five tokens left: repeats are certain
+    suppress = tuple(
+        np.flatnonzero(~np.asarray(hot)).tolist()
+    )  # five tokens left: repeats are certain
     free = run(params, b, n=n, keys=keys, suppress_ids=suppress, stop_ids=())
-    out = run(params, b, n=n, keys=keys, suppress_ids=suppress, stop_ids=(), constraint=NoRepeat(hot))
+    out = run(
+        params, b, n=n, keys=keys, suppress_ids=suppress, stop_ids=(), constraint=NoRepeat(hot)
+    )
     repeats = lambda x: x[:, 1:] == x[:, :-1]
     assert repeats(free["tokens"]).any() and not repeats(out["tokens"]).any()
     logits = rescored(params, b, out, n) + np.asarray(only)
     np.put_along_axis(logits[:, 1:], out["tokens"][:, :-1, None], -np.inf, 2)
     want = np.take_along_axis(log_softmax(logits), out["tokens"][..., None], -1)[..., 0]
     np.testing.assert_allclose(out["logprobs"], want, atol=2e-5)
-    none = run(params, b, n=n, keys=keys, suppress_ids=suppress, stop_ids=(), constraint=NoRepeat(~hot))
+    none = run(
+        params, b, n=n, keys=keys, suppress_ids=suppress, stop_ids=(), constraint=NoRepeat(~hot)
+    )
     np.testing.assert_array_equal(none["tokens"], free["tokens"])
 
 
@@ -287,7 +364,9 @@ def test_no_constraint_is_the_program_without_one(params):
     run(params, b, temperature=0, constraint=None)
     assert sampling._generate._cache_size() == size
     run(params, b, temperature=0, constraint=NoRepeat(jnp.zeros(V, bool)))
-    run(params, b, temperature=0, constraint=NoRepeat(jnp.ones(V, bool)))  # arrays are no part of the program
+    run(
+        params, b, temperature=0, constraint=NoRepeat(jnp.ones(V, bool))
+    )  # arrays are no part of the program
     assert sampling._generate._cache_size() == size + 1
 
 
@@ -298,16 +377,44 @@ def test_pieces_equal_the_one_program(params):
     made = []
     for r in (0, 1):
         one = pick(b, [r])
-        made.append(sampling.prefill(params, CFG, one["input_ids"], one["lengths"], one["positions"],
-                                     one["image_features"], dtype=jnp.float32))
+        made.append(
+            sampling.prefill(
+                params,
+                CFG,
+                one["input_ids"],
+                one["lengths"],
+                one["positions"],
+                one["image_features"],
+                dtype=jnp.float32,
+            )
+        )
     order = [0, 0, 1, 1]
-    prompt, own, rest = sampling.begin([made[r] for r in order], 3, None, cfg=CFG, room=16, dtype=jnp.float32)
+    prompt, own, rest = sampling.begin(
+        [made[r] for r in order], 3, None, cfg=CFG, room=16, dtype=jnp.float32
+    )
     start = sampling.next_positions(jnp.asarray(b["positions"]), b["lengths"])[np.array(order)]
     layers, four = sampling.decode_layers(params, CFG), keys[np.array([0, 1, 2, 2])]
     for until in (5, 10, N):
-        own, rest = sampling.decode(params, layers, CFG, prompt, b["lengths"][order], start, four, np.float32(1), own,
-                                    rest, np.int32(until), None, greedy=False, stop_ids=CFG.eos_token_id,
-                                    suppress_ids=CFG.media_token_ids, top_k=None, top_p=None, dtype=jnp.float32)
+        own, rest = sampling.decode(
+            params,
+            layers,
+            CFG,
+            prompt,
+            b["lengths"][order],
+            start,
+            four,
+            np.float32(1),
+            own,
+            rest,
+            np.int32(until),
+            None,
+            greedy=False,
+            stop_ids=CFG.eos_token_id,
+            suppress_ids=CFG.media_token_ids,
+            top_k=None,
+            top_p=None,
+            dtype=jnp.float32,
+        )
         assert int(rest.step) <= until
     np.testing.assert_array_equal(rest.tokens[:3, :N], want["tokens"])
     np.testing.assert_allclose(rest.logprobs[:3, :N], want["logprobs"], atol=1e-5)
@@ -318,16 +425,39 @@ def test_extending_a_prefix_equals_computing_the_whole(params):
     """The kept keys and the new ones, in slots of another count, are those of one prefill; so is the last hidden."""
     b = pick(batch(4), [3])  # 12 tokens
     length = int(b["lengths"][0])
-    whole = sampling.prefill(params, CFG, b["input_ids"], b["lengths"], b["positions"], b["image_features"],
-                             dtype=jnp.float32)
+    whole = sampling.prefill(
+        params,
+        CFG,
+        b["input_ids"],
+        b["lengths"],
+        b["positions"],
+        b["image_features"],
+        dtype=jnp.float32,
+    )
     for used in (6, 9, length - 1):
-        first = sampling.prefill(params, CFG, b["input_ids"], np.array([used], np.int32), b["positions"],
-                                 b["image_features"], dtype=jnp.float32)
+        first = sampling.prefill(
+            params,
+            CFG,
+            b["input_ids"],
+            np.array([used], np.int32),
+            b["positions"],
+            b["image_features"],
+            dtype=jnp.float32,
+        )
         ids, where = np.full((1, 8), 9, np.int32), np.zeros((3, 1, 8), np.int32)
         ids[:, : length - used] = b["input_ids"][:, used:length]
         where[:, :, : length - used] = b["positions"][:, :, used:length]
-        got = sampling.extend(params, CFG, first["keys"], np.array([used], np.int32), ids,
-                              np.array([length - used], np.int32), where, room=14, dtype=jnp.float32)
+        got = sampling.extend(
+            params,
+            CFG,
+            first["keys"],
+            np.array([used], np.int32),
+            ids,
+            np.array([length - used], np.int32),
+            where,
+            room=14,
+            dtype=jnp.float32,
+        )
         np.testing.assert_allclose(got["last"], whole["last"], atol=1e-5)
         for x, y in zip(jax.tree.leaves(got["keys"]), jax.tree.leaves(whole["keys"]), strict=True):
             assert x.shape[2] == 14

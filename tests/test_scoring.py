@@ -24,7 +24,9 @@ def brute(pred, truth, known, valid, drop=()):
         said = {i for i in range(14) if p[i] and k[i] and ok}
         real = {i for i in range(14) if t[i] and k[i]}
         if k.any():
-            jaccards.append(0.0 if not ok else len(said & real) / len(said | real) if said | real else 1.0)
+            jaccards.append(
+                0.0 if not ok else len(said & real) / len(said | real) if said | real else 1.0
+            )
         for i, name in enumerate(CHEXPERT_14):
             if k[i]:
                 cells[name][{(1, 1): 0, (1, 0): 1, (0, 1): 2, (0, 0): 3}[i in said, i in real]] += 1
@@ -78,7 +80,9 @@ def test_interval_equals_a_loop_over_resamples(clustered):
         jaccards.append(jaccard)
         macros.append(macro)
     for got, samples in ((out["jaccard"], jaccards), (out["macro_f1"]["all"], macros)):
-        np.testing.assert_allclose([got["lo"], got["hi"]], np.percentile(samples, [2.5, 97.5]), atol=1e-12)
+        np.testing.assert_allclose(
+            [got["lo"], got["hi"]], np.percentile(samples, [2.5, 97.5]), atol=1e-12
+        )
 
 
 def test_interval_covers_a_known_spread():
@@ -97,7 +101,9 @@ def test_patients_widen_the_interval():
     pred, truth, _, _ = make(1, 50, 0, 0)
     pred, truth, groups = (np.repeat(x, 8, axis=0) for x in (pred, truth, np.arange(50)))
     width = lambda out: out["jaccard"]["hi"] - out["jaccard"]["lo"]
-    assert width(scoring.summary(pred, truth, groups=groups)) > 2 * width(scoring.summary(pred, truth))
+    assert width(scoring.summary(pred, truth, groups=groups)) > 2 * width(
+        scoring.summary(pred, truth)
+    )
     assert scoring.summary(pred, truth, groups=[f"p{g}" for g in groups], n_boot=5)["n_units"] == 50
 
 
@@ -109,11 +115,16 @@ def test_paired_difference():
     known = rng.random(truth.shape) < 0.9
     valid_a = rng.random(120) < 0.95
     for metric, place in (("jaccard", 0), ("macro_f1", 1)):
-        diff, lo, hi = scoring.paired_bootstrap(metric, a, b, truth, known=known, valid_a=valid_a, n_boot=40)
+        diff, lo, hi = scoring.paired_bootstrap(
+            metric, a, b, truth, known=known, valid_a=valid_a, n_boot=40
+        )
         ones = np.ones(120, bool)
-        assert same(diff, brute(b, truth, known, ones)[place] - brute(a, truth, known, valid_a)[place])
+        assert same(
+            diff, brute(b, truth, known, ones)[place] - brute(a, truth, known, valid_a)[place]
+        )
         loop = [
-            brute(b[i], truth[i], known[i], ones)[place] - brute(a[i], truth[i], known[i], valid_a[i])[place]
+            brute(b[i], truth[i], known[i], ones)[place]
+            - brute(a[i], truth[i], known[i], valid_a[i])[place]
             for i in np.random.default_rng(0).integers(120, size=(40, 120))
         ]
         np.testing.assert_allclose([lo, hi], np.percentile(loop, [2.5, 97.5]), atol=1e-12)
@@ -126,7 +137,11 @@ def test_paired_difference():
 def test_constant_policies():
     _, truth, known, _ = make(2, 90, 0.1, 0)
     out = scoring.constant_policies(truth, known=known, n_boot=20)
-    assert list(out["policies"]) == ["No Finding", "all labels", *(f"top-{k} prior" for k in range(1, 9))]
+    assert list(out["policies"]) == [
+        "No Finding",
+        "all labels",
+        *(f"top-{k} prior" for k in range(1, 9)),
+    ]
     ones = np.ones(90, bool)
     for policy in out["policies"].values():
         pred = np.tile(np.isin(CHEXPERT_14, policy["labels"]), (90, 1))
@@ -182,12 +197,14 @@ def test_edges():
         "labels": [],
     }
     out = scoring.summary(none, none, valid=[True, True, False], n_boot=5)
-    assert out["jaccard"]["value"] == pytest.approx(2 / 3) and out["parse_failure_rate"] == pytest.approx(
-        1 / 3
-    )
+    assert out["jaccard"]["value"] == pytest.approx(2 / 3) and out[
+        "parse_failure_rate"
+    ] == pytest.approx(1 / 3)
     out = scoring.summary(~none, ~none, known=none, n_boot=5)
     assert out["jaccard"]["value"] is None and out["micro_f1"]["all"]["value"] is None
-    assert all(row["n_known"] == 0 and row["f1"]["value"] is None for row in out["per_label"].values())
+    assert all(
+        row["n_known"] == 0 and row["f1"]["value"] is None for row in out["per_label"].values()
+    )
     json.dumps(out, allow_nan=False)
     one = scoring.summary(~none[:1], ~none[:1])
     assert one["macro_f1"]["all"] == {"value": 1, "lo": 1, "hi": 1, "labels": list(CHEXPERT_14)}
@@ -207,7 +224,9 @@ def test_calibration_against_loops():
     ece = 0.0
     for b in range(10):
         cell = known & (np.minimum((p * 10).astype(int), 9) == b)
-        ece += abs(p[cell].mean() - truth[cell].mean()) * cell.sum() / known.sum() if cell.any() else 0
+        ece += (
+            abs(p[cell].mean() - truth[cell].mean()) * cell.sum() / known.sum() if cell.any() else 0
+        )
     assert out["ece"] == pytest.approx(ece) and out["brier"] == pytest.approx(
         ((p - truth)[known] ** 2).mean()
     )

@@ -14,14 +14,28 @@ from cxr_jax import metrics
 
 pytestmark = pytest.mark.slow
 
-RL = ["--config=experiments/rl.py", "--config.model=random:phantom", "--config.steps=3", "--config.save_every=1",
-      "--config.max_completion=12", "--config.rl.prompts_per_step=2", "--config.rl.group_size=2",
-      "--config.eval.every=1", "--config.eval.n=2", "--config.eval.n_final=2", "--config.eval.batch_size=2",
-      "--config.eval.bootstrap=10", "--config.eval.cases=2", "--config.step_timeout=120"]  # fmt: skip
+RL = [
+    "--config=experiments/rl.py",
+    "--config.model=random:phantom",
+    "--config.steps=3",
+    "--config.save_every=1",
+    "--config.max_completion=12",
+    "--config.rl.prompts_per_step=2",
+    "--config.rl.group_size=2",
+    "--config.eval.every=1",
+    "--config.eval.n=2",
+    "--config.eval.n_final=2",
+    "--config.eval.batch_size=2",
+    "--config.eval.bootstrap=10",
+    "--config.eval.cases=2",
+    "--config.step_timeout=120",
+]
 
 
 def start(folder, processes, devices):
-    every = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # the small programs of a run take seconds, too
+    every = {
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"
+    }  # the small programs of a run take seconds, too
     return several.start([*RL, f"--workdir={folder}"], processes, devices, **every)
 
 
@@ -43,13 +57,19 @@ def test_stopped_on_two_processes_it_ends_on_one_as_if_it_had_been_there(tmp_pat
     two[1].send_signal(signal.SIGTERM)
     (code0, out0, err0), (code1, out1, err1) = several.end(two)
     assert (code0, code1) == (0, 0), out0 + err0 + out1 + err1
-    assert "process 0 of 2, coordinator 127.0.0.1:" in out0 and "process 1 of 2, coordinator" in out1
-    assert "the same command continues from there" in out0 and "rl on" not in out1  # process 0 alone says more
+    assert (
+        "process 0 of 2, coordinator 127.0.0.1:" in out0 and "process 1 of 2, coordinator" in out1
+    )
+    assert (
+        "the same command continues from there" in out0 and "rl on" not in out1
+    )  # process 0 alone says more
     assert not (moved / "done.json").exists()
 
     [(code, out, err)] = several.end(start(moved, 1, 2))
     assert code == 0 and "resuming at step" in out, out + err
-    samples = lambda folder: mesh_runs.said(map(mesh_runs.json.loads, (folder / "samples.jsonl").open()))
+    samples = lambda folder: mesh_runs.said(
+        map(mesh_runs.json.loads, (folder / "samples.jsonl").open())
+    )
     assert samples(whole) == samples(moved) and len(samples(whole)) == 12
     difference, where = mesh_runs.furthest(metrics.read(whole), metrics.read(moved))
     assert difference < 1e-3, where  # relative, of means of a few tokens

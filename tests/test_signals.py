@@ -22,8 +22,13 @@ me = os.getpid()
 
 def run(program, send=(), timeout=60):
     """(exit code, stdout, stderr, seconds after the first line) of a program; signals go to it after that line."""
-    process = subprocess.Popen([sys.executable, "-c", BEGIN + program], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", BEGIN + program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     assert process.stdout.readline() == "ready\n"
     began = time.monotonic()
     for number in send:
@@ -87,7 +92,8 @@ def test_a_second_signal_ends_it_at_once():
 
 
 def test_a_run_that_fails_after_a_signal_has_failed():
-    code, out, err, _ = run("""
+    code, out, err, _ = run(
+        """
 stop = signals.Stop(grace=60)
 stop.unsaved = lambda: 3
 print("ready", flush=True)
@@ -96,7 +102,9 @@ while not stop.requested:
 stop.close()
 time.sleep(0.5)
 sys.exit("the disk is full")
-""", [signal.SIGTERM])
+""",
+        [signal.SIGTERM],
+    )
     assert code == 1 and err == "the disk is full\n" and "not saved" not in out
 
 

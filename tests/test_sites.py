@@ -13,7 +13,9 @@ from cxr_jax.data.phantom.render import _soft
 from cxr_jax.errors import UserError
 from cxr_jax.labels import parser
 
-INDICES = np.arange(8)  # the batch size of test_phantom.py, whose program of hospital A is this one's
+INDICES = np.arange(
+    8
+)  # the batch size of test_phantom.py, whose program of hospital A is this one's
 _scenes = jax.jit(jax.vmap(lambda key, site: scene._sample_one(key, "A", site)))
 _draw = jax.jit(jax.vmap(sites.draw))
 
@@ -35,7 +37,10 @@ def test_without_sites_all_is_as_it_was_before_there_were_any(batches):
     batch = batches[0]
     assert "sharpness" not in batch["scene"]
     texts = "\n".join(_source(0).targets(batch, INDICES))
-    assert (_digest(batch["labels"].tobytes()), _digest(texts.encode())) == ("6adeeaf6086e2742", "b2e1ee5b91b5f0b9")
+    assert (_digest(batch["labels"].tobytes()), _digest(texts.encode())) == (
+        "6adeeaf6086e2742",
+        "b2e1ee5b91b5f0b9",
+    )
     means = [0.426096, 0.451533, 0.385841, 0.526251, 0.42869, 0.498112, 0.496646, 0.434672]
     np.testing.assert_allclose(batch["image"].mean((1, 2)), means, atol=1e-5)
 
@@ -48,7 +53,9 @@ def test_a_site_is_a_function_of_seed_and_number_alone(batches):
         drawn = [np.asarray(_draw(phantom.site_keys(seed, INDICES))[name]) for seed in (1, 1, 2)]
         assert np.array_equal(drawn[0], drawn[1]) and not np.isclose(drawn[0], drawn[2]).any()
         assert len(np.unique(drawn[0])) == drawn[0].size
-    assert list(_source(4).sites_of([0, 3, 4, 9])) == [0, 3, 0, 1] and _source(0).sites_of([3]) is None
+    assert (
+        list(_source(4).sites_of([0, 3, 4, 9])) == [0, 3, 0, 1] and _source(0).sites_of([3]) is None
+    )
 
 
 def test_sites_share_one_program(batches):
@@ -82,7 +89,9 @@ def many():
     """4,096 patients of hospital A: at home (a site that changes nothing), and each 64 at one of 64 sites."""
     keys = phantom.example_keys(3, "train", "A", np.arange(4096))
     drawn = jax.tree.map(np.asarray, _draw(phantom.site_keys(3, np.arange(4096) % 64)))
-    nothing = {k: np.zeros_like(v) if k == "sharpness" else np.ones_like(v) for k, v in drawn.items()}
+    nothing = {
+        k: np.zeros_like(v) if k == "sharpness" else np.ones_like(v) for k, v in drawn.items()
+    }
     numpy = lambda tree: jax.tree.map(np.asarray, tree)
     home = numpy(jax.jit(phantom.sample_scenes, static_argnums=1)(keys, "A"))
     return home, numpy(_scenes(keys, nothing)), numpy(_scenes(keys, drawn)), drawn
@@ -98,7 +107,9 @@ def test_a_site_that_changes_nothing_is_the_hospital(many):
 def test_what_sites_vary_lies_around_the_hospital(many):
     home, _, away, drawn = many
     acq = lambda scenes, i: scenes["acq"][:, i]
-    of_site = lambda values: values.reshape(64, 64, *values.shape[1:]).mean(0)  # example i comes from site i mod 64
+    of_site = lambda values: values.reshape(64, 64, *values.shape[1:]).mean(
+        0
+    )  # example i comes from site i mod 64
     for i in (c.ACQ_CONTRAST, c.ACQ_NOISE, c.ACQ_MAGNIFICATION):
         between = of_site(acq(away, i)).std()
         assert between > 2.5 * of_site(acq(home, i)).std(), i
@@ -106,7 +117,11 @@ def test_what_sites_vary_lies_around_the_hospital(many):
     unchanged = [c.ACQ_AP, c.ACQ_LOW_INSPIRATION, c.ACQ_SCATTER, c.ACQ_VEIL, c.ACQ_WINDOW]
     assert np.array_equal(away["acq"][:, unchanged], home["acq"][:, unchanged])
     present = lambda scenes: scenes["severity"][:, : c.DEV] > 0
-    for rate in (present, lambda scenes: scenes["device"], lambda scenes: scenes["quality"][:, 1:2] == 1):
+    for rate in (
+        present,
+        lambda scenes: scenes["device"],
+        lambda scenes: scenes["quality"][:, 1:2] == 1,
+    ):
         assert of_site(rate(away)).std(0).mean() > 1.2 * of_site(rate(home)).std(0).mean()
         assert np.abs(rate(away).mean(0) / rate(home).mean(0) - 1).max() < 0.3
     np.testing.assert_array_equal(away["sharpness"], drawn["sharpness"])
@@ -120,7 +135,11 @@ def test_films_are_straight_or_rotated_and_the_report_knows(many):
 
 
 def test_odds():
-    assert sites.with_odds(0.5, 3.0) == 0.75 and sites.with_odds(0.0, 3.0) == 0 and sites.with_odds(1.0, 0.2) == 1
+    assert (
+        sites.with_odds(0.5, 3.0) == 0.75
+        and sites.with_odds(0.0, 3.0) == 0
+        and sites.with_odds(1.0, 0.2) == 1
+    )
 
 
 def test_a_negative_number_is_refused():

@@ -17,13 +17,35 @@ from cxr_jax.models.config import Config, TextConfig, VisionConfig
 
 V, T, N, STOP = 24, 6, 24, tuple(range(1, 7))
 CFG = Config(
-    vision=VisionConfig(depth=1, hidden_size=16, num_heads=2, intermediate_size=16, out_hidden_size=16,
-                        fullatt_block_indexes=(), patch_size=2, window_size=8),
-    text=TextConfig(vocab_size=V, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-                    num_key_value_heads=1, mrope_section=(2, 1, 1), rope_theta=1e4),
-    image_token_id=20, video_token_id=21, vision_start_token_id=22, vision_end_token_id=23,
-    pad_token_id=0, bos_token_id=0, eos_token_id=(1,), tie_word_embeddings=True,
-)  # fmt: skip
+    vision=VisionConfig(
+        depth=1,
+        hidden_size=16,
+        num_heads=2,
+        intermediate_size=16,
+        out_hidden_size=16,
+        fullatt_block_indexes=(),
+        patch_size=2,
+        window_size=8,
+    ),
+    text=TextConfig(
+        vocab_size=V,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        mrope_section=(2, 1, 1),
+        rope_theta=1e4,
+    ),
+    image_token_id=20,
+    video_token_id=21,
+    vision_start_token_id=22,
+    vision_end_token_id=23,
+    pad_token_id=0,
+    bos_token_id=0,
+    eos_token_id=(1,),
+    tie_word_embeddings=True,
+)
 
 
 def test_stage_ends():
@@ -59,8 +81,17 @@ def sample(prompts, n, **options):
     positions = np.broadcast_to(np.arange(T, dtype=np.int32), (3, prompts, T))
     params = qwen.init_params(CFG, jax.random.key(0))
     params["text"]["embed"]["embedding"] *= 25.0
-    out = sampling.generate(params, CFG, ids, lengths, positions, n=n, max_new_tokens=N,
-                            keys=sampling.row_keys(0, prompts * n), **{"stop_ids": STOP, **options})  # fmt: skip
+    out = sampling.generate(
+        params,
+        CFG,
+        ids,
+        lengths,
+        positions,
+        n=n,
+        max_new_tokens=N,
+        keys=sampling.row_keys(0, prompts * n),
+        **{"stop_ids": STOP, **options},
+    )
     return {k: np.asarray(v) for k, v in out.items()}
 
 
@@ -80,11 +111,14 @@ class Alternating:
 jax.tree_util.register_static(Alternating)
 
 
-@pytest.mark.parametrize("prompts, n, options", [
-    (4, 4, {}),  # more rows than prompts are left at first, fewer later
-    (16, 1, {"temperature": 0.9}),
-    (3, 4, {"constraint": Alternating(), "stop_ids": (1, 3)}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "prompts, n, options",
+    [
+        (4, 4, {}),  # more rows than prompts are left at first, fewer later
+        (16, 1, {"temperature": 0.9}),
+        (3, 4, {"constraint": Alternating(), "stop_ids": (1, 3)}),
+    ],
+)
 def test_completions_are_those_of_one_loop(prompts, n, options, small, monkeypatch):
     assert len(stages.stage_ends(N)) == 4
     taken = []
@@ -101,14 +135,23 @@ def test_completions_are_those_of_one_loop(prompts, n, options, small, monkeypat
     monkeypatch.setattr(stages, "run", spy)
     got = sample(prompts, n, **options)
     rows = prompts * n
-    assert {r for r, *_ in taken} == set(stages.sizes(rows)) and {room for _, room, _ in taken} == {8, 12, 16, 24}
+    assert {r for r, *_ in taken} == set(stages.sizes(rows)) and {room for _, room, _ in taken} == {
+        8,
+        12,
+        16,
+        24,
+    }
     assert all(alone for r, _, alone in taken if r <= prompts)
     monkeypatch.setattr(stages, "run", real)
     monkeypatch.setattr(stages, "SHORTEST", 10**6)
     jax.clear_caches()
     want = sample(prompts, n, **options)
     # Many rows end in every stage, and some never.
-    assert np.ptp(want["lengths"]) > 12 and not want["finished"].all() and want["finished"].mean() > 0.4
+    assert (
+        np.ptp(want["lengths"]) > 12
+        and not want["finished"].all()
+        and want["finished"].mean() > 0.4
+    )
     for name in ("tokens", "lengths", "finished"):
         np.testing.assert_array_equal(got[name], want[name])
     np.testing.assert_allclose(got["logprobs"], want["logprobs"], atol=1e-5)
@@ -117,6 +160,10 @@ def test_completions_are_those_of_one_loop(prompts, n, options, small, monkeypat
 def test_over_devices():
     """In a process of its own, with four fake devices: the same samples and the same gradients."""
     root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, root / "tests" / "sharded_rl.py"], capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}"})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, root / "tests" / "sharded_rl.py"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}"},
+    )
     assert done.returncode == 0, done.stderr

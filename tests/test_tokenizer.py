@@ -43,13 +43,18 @@ def test_special_ids(tok):
     names = {tok.convert_ids_to_tokens(i) for i in special["suppress"]}
     assert names == set(tokenizer.SPECIAL_TOKENS) - {"<|im_end|>", "<|endoftext|>"}
     full = tokenizer.special_ids(tok, PHANTOM.text.vocab_size)["suppress"]
-    assert set(full) - set(special["suppress"]) == set(range(PHANTOM.text.vocab_size)) - set(vocab.values())
+    assert set(full) - set(special["suppress"]) == set(range(PHANTOM.text.vocab_size)) - set(
+        vocab.values()
+    )
 
 
 def test_config_ids(tok):
     vocab, ids = tok.get_vocab(), tokenizer.config_ids(tok)
     assert dataclasses.replace(PHANTOM, **ids) == PHANTOM
-    assert ids["image_token_id"] == vocab["<|image_pad|>"] and ids["pad_token_id"] == vocab["<|endoftext|>"]
+    assert (
+        ids["image_token_id"] == vocab["<|image_pad|>"]
+        and ids["pad_token_id"] == vocab["<|endoftext|>"]
+    )
     assert ids["eos_token_id"] == (vocab["<|im_end|>"], vocab["<|endoftext|>"])
 
 
@@ -86,11 +91,23 @@ def test_chat_frame_with_a_system_turn_and_history(tok):
 @pytest.mark.parametrize(
     "text",
     [
-        "", " ", "  two  spaces ", "\n\n\ttab\r\n", "it's 12.5 cm (3/4)", "naïve café — “quoted”", "日本語のテキスト",
-        "العربية", "🫁👩🏽‍⚕️ X", "\u200b\ufeff\u00a0", "\x00\x07\x7f", "<think><think></answer>", "<|im_",
-        "a" * 500, "\U0010ffff",
+        "",
+        " ",
+        "  two  spaces ",
+        "\n\n\ttab\r\n",
+        "it's 12.5 cm (3/4)",
+        "naïve café — “quoted”",
+        "日本語のテキスト",
+        "العربية",
+        "🫁👩🏽‍⚕️ X",
+        "\u200b\ufeff\u00a0",
+        "\x00\x07\x7f",
+        "<think><think></answer>",
+        "<|im_",
+        "a" * 500,
+        "\U0010ffff",
     ],
-)  # fmt: skip
+)
 def test_round_trip(tok, text):
     assert tok.decode(tok(text, add_special_tokens=False)["input_ids"]) == text
 
@@ -110,7 +127,9 @@ def test_completions(tok):
     for row, m, text in zip(ids, mask, [TARGET, "No."], strict=True):
         n = m.sum()
         assert m[:n].all() and row[n - 1] == tok.get_vocab()["<|im_end|>"]
-        assert tok.decode(row[: n - 1]) == text and (row[n:] == tok.get_vocab()["<|endoftext|>"]).all()
+        assert (
+            tok.decode(row[: n - 1]) == text and (row[n:] == tok.get_vocab()["<|endoftext|>"]).all()
+        )
     with pytest.raises(UserError, match="more than config.max_completion=10"):
         batching.Completions(tok, 10).encode([TARGET])
 

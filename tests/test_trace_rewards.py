@@ -55,7 +55,9 @@ def trace_terms(reader, text: bytes, truth: dict) -> dict[str, float]:
     total = len(present) + len(affirmed & absent) + 0.5 * len(hedged & absent)
     sure = (present | absent) - {"No Finding"}
     covered = sum(1 for n in sure if (n in present & affirmed) or (n in absent and state[n] == 0))
-    wrong = sum(any(fuzz_reports.is_false(c, truth) for c in sentence) for sentence in said["claims"])
+    wrong = sum(
+        any(fuzz_reports.is_false(c, truth) for c in sentence) for sentence in said["claims"]
+    )
     claims = len(said["claims"])
     return {
         "trace_answer": agree,
@@ -85,7 +87,9 @@ def test_terms_of_the_trace_equal_plain_python(pair):
             trace = b"".join(pair.texts.draw(rng))
             names = ", ".join(rng.sample(CHEXPERT_14, rng.randrange(4))).encode()
             answer = b"<answer>%b</answer>"
-            answer = rng.choice([answer, answer, answer + b"<answer>Edema</answer>", b"%b", b"<answer>%b"])
+            answer = rng.choice(
+                [answer, answer, answer + b"<answer>Edema</answer>", b"%b", b"<answer>%b"]
+            )
             texts.append(rng.choice([b"<think>%b</think>", b"%b"]) % trace + answer % names)
         stream, sizes = fuzz_reports.packed(texts, ROWS, WIDTH)
         got = jax.device_get(device_terms(stream, sizes, pair.bank, fuzz_reports.masks(truths)))
@@ -113,7 +117,9 @@ def test_repetition_equals_plain_python():
 def test_overlong_falls_to_the_limit():
     parsed = parser.parse_bytes(np.zeros((5, 8), np.uint8), np.zeros(5, np.int32))
     lengths = np.array([0, 100, 150, 200, 300])
-    terms = rewards.reward_terms(parsed, np.zeros((5, 14), bool), lengths, max_length=100, limit=200)
+    terms = rewards.reward_terms(
+        parsed, np.zeros((5, 14), bool), lengths, max_length=100, limit=200
+    )
     np.testing.assert_allclose(terms["overlong"], [0, 0, -0.5, -1, -1])
     with pytest.raises(UserError, match="below the limit of 200 tokens, got 200"):
         rewards.reward_terms(parsed, np.zeros((5, 14), bool), lengths, max_length=200, limit=200)
@@ -130,14 +136,22 @@ def test_score_reads_the_trace_of_a_text():
     got = rewards.score(texts, ["Pleural Effusion"] * 4)
     np.testing.assert_allclose(got["trace_answer"], [1, 1 / 3, 0, 1])
     np.testing.assert_allclose(got["trace_findings"], [1 / 1.5, 1 / 1.5, 0, 0])
-    np.testing.assert_allclose(got["trace_false"], [1, 1, 0, 1])  # the hedge, and the call of a normal film
+    np.testing.assert_allclose(
+        got["trace_false"], [1, 1, 0, 1]
+    )  # the hedge, and the call of a normal film
     assert set(got) | {"overlong", "overshort"} == set(rewards.TERMS)
 
 
 def test_what_an_answer_of_parents_and_hedges_agrees_with():
-    agree = lambda trace, answer: rewards.score([f"{trace}<answer>{answer}</answer>"], [""])["trace_answer"][0]
-    assert agree("Left basilar consolidation.", "Lung Opacity, Consolidation") == 1  # a child stands for its parent,
-    assert agree("Left basilar opacity.", "Lung Opacity, Consolidation") == 0.5  # and not the reverse
+    agree = lambda trace, answer: rewards.score([f"{trace}<answer>{answer}</answer>"], [""])[
+        "trace_answer"
+    ][0]
+    assert (
+        agree("Left basilar consolidation.", "Lung Opacity, Consolidation") == 1
+    )  # a child stands for its parent,
+    assert (
+        agree("Left basilar opacity.", "Lung Opacity, Consolidation") == 0.5
+    )  # and not the reverse
     assert agree("Cannot exclude a nodule.", "No Finding") == 1  # a hedge binds neither way
     assert agree("Cannot exclude a nodule.", "Lung Lesion") == 1
     assert agree("Calcified granuloma.", "No Finding") == 1  # an abnormality that is none of the 14
@@ -152,10 +166,16 @@ def test_every_sentence_of_a_perfect_trace_agrees_with_its_scene(hospital):
     keys = phantom.example_keys(3, "test", hospital, np.arange(n))
     scenes = jax.tree.map(np.asarray, phantom.sample_scenes(keys, hospital))
     labels, sides = np.asarray(phantom.labels(scenes)), np.asarray(phantom.sides(scenes))
-    written = [report.write(phantom.scene_row(scenes, i), hospital, np.random.default_rng(i)) for i in range(n)]
+    written = [
+        report.write(phantom.scene_row(scenes, i), hospital, np.random.default_rng(i))
+        for i in range(n)
+    ]
     bank = jax.device_put(reports.bank(None, phantom.LEXICON))
-    read = jax.jit(lambda s, l, labels, sides: reports.read_bytes(
-        s, l, bank, reports.Truth.of(labels == 1, labels == -1, sides)))  # fmt: skip
+    read = jax.jit(
+        lambda s, l, labels, sides: reports.read_bytes(
+            s, l, bank, reports.Truth.of(labels == 1, labels == -1, sides)
+        )
+    )
     right = map_texts(read, [r.trace for r in written], labels, sides)
     assert (right["claims"] >= 6).all() and not right["wrong"].any()
     flipped = np.roll(labels, 1, axis=0)  # another patient's truth
@@ -163,14 +183,20 @@ def test_every_sentence_of_a_perfect_trace_agrees_with_its_scene(hospital):
     for row, state in zip(written, right["state"], strict=True):
         facts = report.label_states(row.facts)
         # Lung Opacity is hedged by its hedged parts, and "clear" denies what it does not name.
-        said = {k: v for k, v in facts.items() if v != 0 and (k, v) != ("Lung Opacity", -1) and k != "No Finding"}
+        said = {
+            k: v
+            for k, v in facts.items()
+            if v != 0 and (k, v) != ("Lung Opacity", -1) and k != "No Finding"
+        }
         assert said == {k: state[CHEXPERT_14.index(k)] for k in said}, row.trace
 
 
 def test_the_same_on_rows_spread_over_devices():
     script = Path(__file__).with_name("sharded_rewards.py")
     env = os.environ | {"PYTHONPATH": str(script.parents[1]), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=env, timeout=300)
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, env=env, timeout=300
+    )
     assert done.stdout == "same on 4\n", done.stderr
 
 
@@ -184,7 +210,9 @@ def test_what_is_not_known_of_a_label_counts_neither_way():
     terms = rewards.reward_terms(parsed, solution, known=known)
     assert terms["accuracy"][0] == 1 and terms["trace_answer"][0] == 1
     trace = "Right pleural effusion. No left pleural effusion."
-    got = rewards.score([f"<think>{trace}</think><answer>Pleural Effusion</answer>"], ["Pleural Effusion"])
+    got = rewards.score(
+        [f"<think>{trace}</think><answer>Pleural Effusion</answer>"], ["Pleural Effusion"]
+    )
     assert got["trace_false"][0] == 0 and got["trace_findings"][0] == 1
 
 
@@ -206,7 +234,11 @@ def test_no_exploit_earns_more_than_an_honest_mediocre_reader(earned):
 def test_the_published_set_pays_for_them(earned):
     """Why the other set is there: padding to 400 tokens pays more than reading, and junk names cost nothing."""
     honest = earned["honest mediocre reader"]["published"]
-    for name in ("trace of filler words, to the floor", "pasted normal trace, padded", "most frequent three, padded"):
+    for name in (
+        "trace of filler words, to the floor",
+        "pasted normal trace, padded",
+        "most frequent three, padded",
+    ):
         assert earned[name]["published"] > honest, name
     assert earned["junk names beside the answer"]["published"] >= honest
 
@@ -226,7 +258,9 @@ def test_each_exploit_is_seen_by_the_term_that_is_for_it(earned):
 def test_modal_share():
     answers = np.eye(14, dtype=bool)
     assert rewards.modal_share(answers) == pytest.approx(1 / 14)
-    assert rewards.modal_share(np.concatenate([answers, answers[:1], answers[:1]])) == pytest.approx(3 / 16)
+    assert rewards.modal_share(
+        np.concatenate([answers, answers[:1], answers[:1]])
+    ) == pytest.approx(3 / 16)
     assert rewards.modal_share(np.zeros((7, 14), bool)) == 1
 
 
@@ -257,7 +291,9 @@ def test_bad_lengths_are_refused(lengths):
         rewards.score("x", ["Edema"], [1])
 
 
-@pytest.mark.parametrize("value, reason", [("nan", "is not a finite number"), (0.0, "weighs nothing")])
+@pytest.mark.parametrize(
+    "value, reason", [("nan", "is not a finite number"), (0.0, "weighs nothing")]
+)
 def test_weights_that_mean_nothing_are_refused(value, reason):
     config = experiment.get_config()
     assert set(config.rl.reward_weights) == set(rewards.TERMS)  # so that each can be set by a flag

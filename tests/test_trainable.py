@@ -27,7 +27,9 @@ def world():
     source = batching.PhantomSource("A", "train", 3)
     grid = evaluate.grid_of(source.size, m.cfg)
     prompts = policy.Prompts(m.tokenizer, m.cfg, grid, config.max_completion)
-    batch = sft.make_batch_fn(config, source, prompts, batching.Completions(m.tokenizer, config.max_completion))(0)
+    batch = sft.make_batch_fn(
+        config, source, prompts, batching.Completions(m.tokenizer, config.max_completion)
+    )(0)
     head = sft.init_locate_head(jax.random.key(0), m.cfg.text.hidden_size, 12)
     return config, m, grid, batch, {"model": m.params, "locate": head}
 
@@ -67,7 +69,9 @@ def test_frozen_parameters_neither_move_nor_cost(world, plain):
             np.testing.assert_array_equal(value, leaves(all_before)[name])
         else:  # what trains gets the gradient that it gets when all train
             want = leaves(all_after["params"])[name]
-            np.testing.assert_allclose(value, want, atol=2e-6 + 1e-4 * np.abs(want - leaves(all_before)[name]).max())
+            np.testing.assert_allclose(
+                value, want, atol=2e-6 + 1e-4 * np.abs(want - leaves(all_before)[name]).max()
+            )
 
 
 def test_a_frozen_pattern_that_matches_nothing_is_refused(world):
@@ -82,7 +86,9 @@ def test_lora_trains_adapters_alone(world):
         world, optax.adam(3e-3), 3, **{"lora.rank": 4, "lora.targets": ("decoder", "merger")}
     )
     assert state["params"].keys() == {"locate", "lora"}
-    moved = {k: not np.array_equal(x, leaves(before)[k]) for k, x in leaves(state["params"]).items()}
+    moved = {
+        k: not np.array_equal(x, leaves(before)[k]) for k, x in leaves(state["params"]).items()
+    }
     assert all(moved.values())
     size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
     assert size(state["params"]) < 0.1 * size(fixed)
@@ -113,7 +119,9 @@ def test_parts_of_a_batch_sum_to_the_whole(world, plain):
         np.testing.assert_allclose(metrics[name], want_metrics[name], rtol=2e-4, err_msg=name)
     for name, value in leaves(state["params"]).items():
         other, start = leaves(want["params"])[name], leaves(before)[name]
-        np.testing.assert_allclose(value, other, atol=2e-6 + 1e-4 * np.abs(other - start).max(), err_msg=name)
+        np.testing.assert_allclose(
+            value, other, atol=2e-6 + 1e-4 * np.abs(other - start).max(), err_msg=name
+        )
 
 
 def test_bfloat16(world, plain):
@@ -132,7 +140,9 @@ def test_nothing_to_train_is_refused(world):
 
 
 def test_a_rank_that_no_matrix_has_is_refused(world):
-    with pytest.raises(UserError, match=r"lora rank 300 is more than text/layers/attn/q \[192, 192\] can have"):
+    with pytest.raises(
+        UserError, match=r"lora rank 300 is more than text/layers/attn/q \[192, 192\] can have"
+    ):
         trainable.Trainable(adapters=lora.Lora(300, 1.0)).split(world[4], jax.random.key(0))
 
 
@@ -145,14 +155,20 @@ def test_a_resume_never_holds_two_states(world, lora_rank, monkeypatch):
     params = world[4]
     made, real = [], optim.init_state
     concrete = lambda tree: not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
-    monkeypatch.setattr(optim, "init_state", lambda tx, p: (made.append("state") if concrete(p) else 0, real(tx, p))[1])
+    monkeypatch.setattr(
+        optim,
+        "init_state",
+        lambda tx, p: (made.append("state") if concrete(p) else 0, real(tx, p))[1],
+    )
 
     class Checkpoints:
         def __init__(self, found):
             self.found = found
 
         def restore(self, like):
-            assert not made and all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(like))
+            assert not made and all(
+                isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(like)
+            )
             self.like = like
             return self.found
 
@@ -163,12 +179,21 @@ def test_a_resume_never_holds_two_states(world, lora_rank, monkeypatch):
     layout = sharding.Layout(None)
     layout.state = layout_state
     first = Checkpoints(None)
-    state, train, fixed, meta, step = pretrained.train_state(config, params, what, tx, layout, first)
+    state, train, fixed, meta, step = pretrained.train_state(
+        config, params, what, tx, layout, first
+    )
     describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
     assert (meta, step) == ({}, 0) and describe(first.like) == describe(state)
-    assert jax.tree.all(jax.tree.map(np.array_equal, what.whole(train, fixed)["model"]["vision"],
-                                     what.whole(state["params"], fixed)["model"]["vision"]))  # fmt: skip
+    assert jax.tree.all(
+        jax.tree.map(
+            np.array_equal,
+            what.whole(train, fixed)["model"]["vision"],
+            what.whole(state["params"], fixed)["model"]["vision"],
+        )
+    )
     made.clear()
-    got = pretrained.train_state(config, params, what, tx, layout, Checkpoints(("theirs", {"seconds": 1.0}, 7)))
+    got = pretrained.train_state(
+        config, params, what, tx, layout, Checkpoints(("theirs", {"seconds": 1.0}, 7))
+    )
     assert got[:2] == ("theirs", None) and got[3:] == ({"seconds": 1.0}, 7)
     assert [x is got[2] for x in made] == [True]  # and of all that a start makes, what is fixed

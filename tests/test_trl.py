@@ -17,9 +17,25 @@ from cxr_jax.algorithms import ALGORITHMS
 
 GOLDEN = pathlib.Path(__file__).parent / "golden_trl"
 VERSIONS = ("0.22.2", "1.16.0")
-AGGREGATION = {"grpo": "sequence", "bnpo": "token_local", "dr_grpo": "constant", "dapo": "token", "cispo": "token"}
-OF_LOSS = ("aggregation", "ratio_level", "clip", "epsilon", "epsilon_high", "delta", "beta", "kl",
-           "sampler_correction", "sampler_cap")  # fmt: skip
+AGGREGATION = {
+    "grpo": "sequence",
+    "bnpo": "token_local",
+    "dr_grpo": "constant",
+    "dapo": "token",
+    "cispo": "token",
+}
+OF_LOSS = (
+    "aggregation",
+    "ratio_level",
+    "clip",
+    "epsilon",
+    "epsilon_high",
+    "delta",
+    "beta",
+    "kl",
+    "sampler_correction",
+    "sampler_cap",
+)
 
 
 def knobs(options: dict, version: str) -> dict:
@@ -75,7 +91,10 @@ def step(knobs, parts, data, adv, mask, totals):
         loss = lambda s: losses.policy_loss(
             logp[s], old[s], adv[s], mask[s], **{k: v[s] for k, v in rows.items()}, **options
         )
-        out = [loss(slice(start, start + len(mask) // parts)) for start in range(0, len(mask), len(mask) // parts)]
+        out = [
+            loss(slice(start, start + len(mask) // parts))
+            for start in range(0, len(mask), len(mask) // parts)
+        ]
         return sum(value for value, _ in out), out[0][1]
 
     (loss, metrics), grad = jax.value_and_grad(loss_fn, has_aux=True)(data["logp"])
@@ -89,7 +108,9 @@ def clip_and_kl(knobs, metrics, mask) -> dict:
     if knobs["clip"] == "cispo":
         out = {"cispo_clip_ratio": clip(metrics["clip_high"])}
     else:
-        out = {f"clip_ratio/{k}_mean": clip(metrics[f"clip_{k}"]) for k in ("low", "high", "region")}
+        out = {
+            f"clip_ratio/{k}_mean": clip(metrics[f"clip_{k}"]) for k in ("low", "high", "region")
+        }
     return out | ({"kl": mean(metrics["kl"])} if "kl" in metrics else {})
 
 
@@ -107,12 +128,18 @@ def golden(request):
 
 
 @functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
 )
 def all_steps(data, of_cases):
     """`step` for every case of the current TRL, of which 0.22.2 has the first: one program for both."""
     return [
-        jax.vmap(functools.partial(step, knobs(options, VERSIONS[-1]), options.get("parts", 1)))(data, *given)
+        jax.vmap(functools.partial(step, knobs(options, VERSIONS[-1]), options.get("parts", 1)))(
+            data, *given
+        )
         for options, given in zip(load(VERSIONS[-1])[0]["cases"], of_cases, strict=True)
     ]
 
@@ -120,17 +147,28 @@ def all_steps(data, of_cases):
 def test_equal_to_trl(golden):
     version, meta, arrays = golden
     every = load(VERSIONS[-1])[0]["cases"]
-    assert meta["trl"] == version and len(meta["cases"]) >= 40 and meta["cases"] == every[: len(meta["cases"])]
+    assert (
+        meta["trl"] == version
+        and len(meta["cases"]) >= 40
+        and meta["cases"] == every[: len(meta["cases"])]
+    )
     data = {k: jnp.asarray(v) for k, v in arrays.items() if not k.startswith("trl/")}
-    of_trl = lambda case: {k.removeprefix("trl/"): v[:, case] for k, v in arrays.items() if k.startswith("trl/")}
+    of_trl = lambda case: {
+        k.removeprefix("trl/"): v[:, case] for k, v in arrays.items() if k.startswith("trl/")
+    }
     known = [knobs(options, version) for options in meta["cases"]]
-    given = [(of_trl(i)["advantages"], *jax.vmap(functools.partial(masks, k))(data)) for i, k in enumerate(known)]
+    given = [
+        (of_trl(i)["advantages"], *jax.vmap(functools.partial(masks, k))(data))
+        for i, k in enumerate(known)
+    ]
     results = all_steps(data, given + given[:1] * (len(every) - len(given)))
     scored = {}
     for case, (options, k) in enumerate(zip(meta["cases"], known, strict=True)):
         how = (k["advantage"], k["scale_rewards"])
         if how not in scored:
-            of_rewards = functools.partial(advantages, k, group=meta["group"], weights=meta["weights"])
+            of_rewards = functools.partial(
+                advantages, k, group=meta["group"], weights=meta["weights"]
+            )
             scored[how] = jax.vmap(of_rewards)(data["rewards"])
         want, trained = of_trl(case), np.asarray(given[case][1]).any((1, 2))
         for name, value in {"advantages": scored[how], **results[case]}.items():
@@ -146,15 +184,25 @@ def test_the_fixtures_can_tell(golden):
     _, meta, arrays = golden
     gradient = lambda options: arrays["trl/grad"][:, meta["cases"].index(options)]
     old = {"loss_type": "dapo", "num_iterations": 2}
-    for knob in ({"delta": 1.3}, {"epsilon_high": 0.4}, {"beta": 0.3}, {"importance_sampling_level": "sequence"}):
+    for knob in (
+        {"delta": 1.3},
+        {"epsilon_high": 0.4},
+        {"beta": 0.3},
+        {"importance_sampling_level": "sequence"},
+    ):
         assert not np.array_equal(gradient(old), gradient(old | knob)), knob
     masked = gradient({"mask_truncated_completions": True})
     assert not np.array_equal(gradient({}), masked)
     assert masked[:2].any() and not masked[2].any()
-    assert (arrays["trl/clip_ratio/low_mean"] > 0).any() and (arrays["trl/clip_ratio/high_mean"] > 0).any()
+    assert (arrays["trl/clip_ratio/low_mean"] > 0).any() and (
+        arrays["trl/clip_ratio/high_mean"] > 0
+    ).any()
 
 
 def test_preset_is_trl_0_22():
     """The preset is what TRL 0.22.2 does without arguments: dividing by truncated tokens once they are masked."""
     assert knobs({}, "0.22.2") == ALGORITHMS["trl_0_22"]
-    assert ALGORITHMS["trl_0_22"]["denominator"] == "all" and ALGORITHMS["corrected"]["denominator"] == "trained"
+    assert (
+        ALGORITHMS["trl_0_22"]["denominator"] == "all"
+        and ALGORITHMS["corrected"]["denominator"] == "trained"
+    )

@@ -10,7 +10,12 @@ import pytest
 from cxr_jax.errors import UserError
 from cxr_jax.workdir import Workdir, write_json
 
-CONFIG = {"task": "rl", "steps": 3, "optim": {"lr": 1e-4, "frozen": ()}, "data": {"source": "phantom"}}
+CONFIG = {
+    "task": "rl",
+    "steps": 3,
+    "optim": {"lr": 1e-4, "frozen": ()},
+    "data": {"source": "phantom"},
+}
 
 
 def tree(folder):
@@ -86,7 +91,9 @@ def test_folders_made_on_the_way_to_a_failure_go_again(tmp_path):
 def test_config_json_says_what_a_result_depends_on(tmp_path):
     Workdir(str(tmp_path), CONFIG, data={"source": "phantom"}).close()
     facts = json.loads((tmp_path / "config.json").read_text())
-    assert facts["config"] == json.loads(json.dumps(CONFIG)) and facts["data"] == {"source": "phantom"}
+    assert facts["config"] == json.loads(json.dumps(CONFIG)) and facts["data"] == {
+        "source": "phantom"
+    }
     assert {"jax", "flax", "optax", "numpy", "python"} <= set(facts["versions"])
     assert {"git_sha", "git_dirty", "devices", "cpu_count"} <= set(facts)
 

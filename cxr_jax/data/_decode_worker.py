@@ -15,7 +15,14 @@ import signal
 import sys
 
 NO_CODEC, DAMAGED, TOO_BIG, KILLED = 10, 11, 12, 13
-CODECS = ("pylibjpeg", "libjpeg", "openjpeg", "gdcm", "jpeg_ls", "PIL.Image")  # pydicom's: children find them loaded
+CODECS = (
+    "pylibjpeg",
+    "libjpeg",
+    "openjpeg",
+    "gdcm",
+    "jpeg_ls",
+    "PIL.Image",
+)  # pydicom's: children find them loaded
 
 
 def _limit(max_bytes, max_seconds):
@@ -75,11 +82,19 @@ def _decode(size, max_bytes, max_seconds) -> int:
 
 
 def main(max_bytes, max_seconds):
-    for number in (signal.SIGTERM, signal.SIGINT):  # they are for the run, which ends this with its time limit
+    for number in (
+        signal.SIGTERM,
+        signal.SIGINT,
+    ):  # they are for the run, which ends this with its time limit
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as some parents have it, no child's end is told
-    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # thread stacks would count against the limit
+        signal.signal(
+            signal.SIGCHLD, signal.SIG_DFL
+        )  # ignored, as some parents have it, no child's end is told
+    for name in (
+        "OPENBLAS_NUM_THREADS",
+        "OMP_NUM_THREADS",
+    ):  # thread stacks would count against the limit
         os.environ[name] = "1"
     import pydicom
     import pydicom.pixels
@@ -95,7 +110,10 @@ def main(max_bytes, max_seconds):
         if (child := os.fork()) == 0:
             os._exit(_decode(*order))
         if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
-            killed = code in (-signal.SIGKILL, -signal.SIGXCPU)  # by its limit, or by a system short of memory
+            killed = code in (
+                -signal.SIGKILL,
+                -signal.SIGXCPU,
+            )  # by its limit, or by a system short of memory
             return code if code > 0 else KILLED if killed else DAMAGED  # else the codec crashed
     return 0
 

@@ -47,9 +47,13 @@ class PhantomSource:
     prompt = FIND_PROMPT
     lexicon = phantom.LEXICON
 
-    def __init__(self, hospital: str, split: str, seed: int = 0, reader_miss: float = 0.0, sites: int = 0):
+    def __init__(
+        self, hospital: str, split: str, seed: int = 0, reader_miss: float = 0.0, sites: int = 0
+    ):
         if sites < 0:
-            raise UserError(f"config.data.sites={sites} must be a number of sites, 0 for the hospital itself")
+            raise UserError(
+                f"config.data.sites={sites} must be a number of sites, 0 for the hospital itself"
+            )
         self.hospital, self.split, self.seed, self.reader_miss = hospital, split, seed, reader_miss
         self.sites = sites
         self.name = f"phantom {hospital}" + (f", {sites} sites around it" if sites else "")
@@ -82,7 +86,9 @@ class PhantomSource:
         which is left to the model."""
         index = np.asarray([index])
         with jax.default_device(processes.cpu_device()):
-            return phantom.make_batch(self.seed, self.split, self.hospital, index, self.sites_of(index))
+            return phantom.make_batch(
+                self.seed, self.split, self.hospital, index, self.sites_of(index)
+            )
 
     def solutions(self, indices) -> np.ndarray:
         """bool [B, 14]: the solutions of `batch`, without drawing the images."""
@@ -101,7 +107,9 @@ class PhantomSource:
         rows = [phantom.scene_row(batch["scene"], i) for i in range(len(indices))]
         rows = [readers.as_read(s, self.reader_miss, r) for s, r in zip(rows, rng(8), strict=True)]
         rngs = rng(7)
-        reports = [phantom_report.write(s, self.hospital, r) for s, r in zip(rows, rngs, strict=True)]
+        reports = [
+            phantom_report.write(s, self.hospital, r) for s, r in zip(rows, rngs, strict=True)
+        ]
         return [phantom_report.target(r) for r in reports]
 
 
@@ -133,7 +141,9 @@ class Completions:
         return {"completions": ids, "mask": mask}
 
 
-def step_loader(make: Callable[[int], dict], start: int, stop: int, *, prefetch: int = 2, poll=lambda: None):
+def step_loader(
+    make: Callable[[int], dict], start: int, stop: int, *, prefetch: int = 2, poll=lambda: None
+):
     """-> `StepLoader` of make(step) for step in [start, stop), in order: a Grain data set whose position is the step.
 
     To resume, start at the step that the checkpoint names: nothing is replayed, and there is no iterator state to
@@ -166,7 +176,10 @@ class StepLoader:
         weakref.finalize(self, self._ended.set)
         # A daemon: a read that hangs must not keep the process alive.
         self._thread = threading.Thread(
-            target=_prepare, args=(steps, self._ready, self._ended, self._worked), daemon=True, name="batches"
+            target=_prepare,
+            args=(steps, self._ready, self._ended, self._worked),
+            daemon=True,
+            name="batches",
         )
         self._thread.start()
 
@@ -202,7 +215,11 @@ class StepLoader:
     def stats(self) -> dict:
         """Since the start: batches (given out), wait_seconds (that `next` waited), prepare_seconds (that the thread
         worked, batches still ahead included)."""
-        return {"batches": self._taken, "wait_seconds": self._waited, "prepare_seconds": self._worked[0]}
+        return {
+            "batches": self._taken,
+            "wait_seconds": self._waited,
+            "prepare_seconds": self._worked[0],
+        }
 
     def close(self) -> None:
         """Ends the iteration and, within 5 s, the thread: it finishes the rows that it is at."""
@@ -286,6 +303,7 @@ def indices_of(step: int, batch_size: int, length: int, seed: int = 0) -> np.nda
     if length >= ENDLESS:
         return flat
     orders = {
-        int(e): np.random.default_rng([int(e), 11, seed]).permutation(length) for e in np.unique(flat // length)
+        int(e): np.random.default_rng([int(e), 11, seed]).permutation(length)
+        for e in np.unique(flat // length)
     }
     return np.array([orders[int(i // length)][i % length] for i in flat])

@@ -22,11 +22,11 @@ SECONDS = 60
 BYTES = 4 * 2**30  # address space: numpy and the codecs map about 1 GiB before they do anything
 REASONS = {
     _decode_worker.NO_CODEC: "no decoder for its compression is installed "
-                             "(pip install pylibjpeg pylibjpeg-openjpeg python-gdcm pyjpegls)",
+    "(pip install pylibjpeg pylibjpeg-openjpeg python-gdcm pyjpegls)",
     _decode_worker.DAMAGED: "the compressed pixel data is damaged",
     _decode_worker.TOO_BIG: "decoding needs more memory than the limit",
     _decode_worker.KILLED: "the system has ended its decoding (memory or processor time)",
-}  # fmt: skip
+}
 
 
 class Failed(Exception):
@@ -39,10 +39,21 @@ class _Gone(Exception):
 
 class _Worker:
     def __init__(self):
-        command = [sys.executable, "-P", str(Path(_decode_worker.__file__)), str(BYTES), str(SECONDS)]
+        command = [
+            sys.executable,
+            "-P",
+            str(Path(_decode_worker.__file__)),
+            str(BYTES),
+            str(SECONDS),
+        ]
         # A session of its own: Ctrl-C is for the run, and one signal ends the worker with its child.
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                         stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         self._late = False
 
     def decode(self, data: bytes) -> np.ndarray:
@@ -76,7 +87,9 @@ class _Worker:
             to.flush()
         head = back.read(8)
         size = int.from_bytes(head, "big")
-        if size > BYTES // 8 + 2**16:  # the worker refuses more pixels, so this is none of its answers
+        if (
+            size > BYTES // 8 + 2**16
+        ):  # the worker refuses more pixels, so this is none of its answers
             self._kill()
             return None
         answer = back.read(size)
@@ -108,7 +121,9 @@ if FORKS:
 def decode(data: bytes) -> np.ndarray:
     """Stored values of the whole DICOM file `data`. Raises Failed. Threads have a worker each."""
     started = 0
-    while started < 2:  # one that was kept may have been ended since, and a signal may meet one that starts
+    while (
+        started < 2
+    ):  # one that was kept may have been ended since, and a signal may meet one that starts
         try:
             worker = _idle.pop()
         except IndexError:

@@ -72,8 +72,12 @@ def read_data(path, data, renderer="voi") -> Image:
         raise
     except MemoryError:
         raise UserError(f"{path}: not enough memory to read this image") from None
-    except Exception as exc:  # damage makes pydicom raise almost anything, with header values in the text
-        raise UserError(f"{path}: damaged DICOM file ({type(exc).__name__} while reading it)") from None
+    except (
+        Exception
+    ) as exc:  # damage makes pydicom raise almost anything, with header values in the text
+        raise UserError(
+            f"{path}: damaged DICOM file ({type(exc).__name__} while reading it)"
+        ) from None
 
 
 def _read(path, data, renderer):
@@ -184,7 +188,9 @@ def _check_layout(path, ds, meta):
         )
     allocated, bits = _whole(ds, "BitsAllocated"), _whole(ds, "BitsStored")
     if allocated not in (8, 16, 32) or bits is None or not 1 < bits <= allocated:
-        raise UserError(f"{path}: Bits Allocated and Bits Stored are missing or contradict each other")
+        raise UserError(
+            f"{path}: Bits Allocated and Bits Stored are missing or contradict each other"
+        )
     meta.update(photometric=photometric, bits=bits)
     if not UID(ds.file_meta.TransferSyntaxUID).is_transfer_syntax:
         raise UserError(f"{path}: unknown transfer syntax")
@@ -218,11 +224,17 @@ def _describe(ds, meta):
     if _text(ds, "FieldOfViewHorizontalFlip") == "YES":
         notes.append("mirrored by the modality: check the side marker")
     orientation = (
-        _text(ds, "PatientOrientation").replace("'", "").strip("[]").replace(" ", "").replace("\\", ",")
+        _text(ds, "PatientOrientation")
+        .replace("'", "")
+        .strip("[]")
+        .replace(" ", "")
+        .replace("\\", ",")
     )
     if view in FRONTAL and orientation not in ("", "L,F", "L,H", "NONE"):
         # Turning it silently could hide situs inversus or a wrong marker, so the picture stays as stored.
-        notes.append("unusual orientation in the header: left and right, or up and down, may be exchanged")
+        notes.append(
+            "unusual orientation in the header: left and right, or up and down, may be exchanged"
+        )
     if any((0x6000 <= tag.group <= 0x601E and tag.element == 0x3000) for tag in ds.keys()):
         notes.append("an overlay is present and is not shown")
 
@@ -311,7 +323,9 @@ def _modality(ds, stored, meta):
     if not slope or slope[0] == 0:
         meta["warnings"].append("the rescale slope is empty or zero and was taken as 1")
         slope = [1.0]
-    return values * values.dtype.type(slope[0]) + values.dtype.type(intercept[0] if intercept else 0)
+    return values * values.dtype.type(slope[0]) + values.dtype.type(
+        intercept[0] if intercept else 0
+    )
 
 
 def _inverted(ds, meta):
@@ -321,7 +335,9 @@ def _inverted(ds, meta):
     shape = _text(ds, "PresentationLUTShape")
     if meta["photometric"] == "MONOCHROME1":
         if shape == "IDENTITY":
-            meta["warnings"].append("MONOCHROME1 with an IDENTITY presentation: shown as MONOCHROME1")
+            meta["warnings"].append(
+                "MONOCHROME1 with an IDENTITY presentation: shown as MONOCHROME1"
+            )
         return True
     return shape == "INVERSE"
 
@@ -333,7 +349,9 @@ def _render(ds, values, valid, renderer, meta):
     if renderer == "voi":
         pixels = _voi(ds, values, valid, meta)
     else:
-        pixels = images.stretch(values, valid, *((0.5, 99.5) if renderer == "percentile" else (0, 100)))
+        pixels = images.stretch(
+            values, valid, *((0.5, 99.5) if renderer == "percentile" else (0, 100))
+        )
     if _inverted(ds, meta):
         pixels = 1 - pixels
     if renderer == "mimic_jpg":
@@ -369,7 +387,9 @@ def _voi(ds, values, valid, meta):
             return shown
     if "WindowCenter" in ds or "WindowWidth" in ds:
         meta["warnings"].append("the window is not usable and was ignored")
-    if meta["bits"] <= 8 and not any(name in ds for name in ("ModalityLUTSequence", "RescaleSlope")):
+    if meta["bits"] <= 8 and not any(
+        name in ds for name in ("ModalityLUTSequence", "RescaleSlope")
+    ):
         meta["window"] = {"kind": "stored range"}
         low = -(2 ** (meta["bits"] - 1)) if _whole(ds, "PixelRepresentation", 0) == 1 else 0
         return np.clip((values - low) / (2 ** meta["bits"] - 1), 0, 1)
@@ -386,7 +406,9 @@ def _lut_top(shown, bits, meta):
     highest = float(shown.max())
     if highest > top or highest < top / 2:
         top = 2 ** max(1, int(np.ceil(np.log2(highest + 1)))) - 1
-        meta["warnings"].append("the VOI LUT does not use the bits it declares: shown on its own scale")
+        meta["warnings"].append(
+            "the VOI LUT does not use the bits it declares: shown on its own scale"
+        )
     return np.float32(top)
 
 
@@ -395,7 +417,9 @@ def window(values, center, width, function="LINEAR"):
     if width <= 0 or (function == "LINEAR" and width < 1):
         return None
     if function == "SIGMOID":
-        return (1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -60, 60)))).astype(np.float32)
+        return (1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -60, 60)))).astype(
+            np.float32
+        )
     if function == "LINEAR_EXACT":
         return np.clip((values - center) / width + 0.5, 0, 1).astype(np.float32)
     if function != "LINEAR":
@@ -408,7 +432,9 @@ def window(values, center, width, function="LINEAR"):
 def _square_pixels(ds, pixels, meta):
     """Resample when a pixel's height and width differ, so that a heart keeps its shape."""
     ratio = (
-        _numbers(ds, "PixelAspectRatio") or _numbers(ds, "ImagerPixelSpacing") or _numbers(ds, "PixelSpacing")
+        _numbers(ds, "PixelAspectRatio")
+        or _numbers(ds, "ImagerPixelSpacing")
+        or _numbers(ds, "PixelSpacing")
     )
     if len(ratio) < 2 or min(ratio) <= 0 or abs(ratio[0] / ratio[1] - 1) < 0.01:
         return pixels

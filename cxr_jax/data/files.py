@@ -141,7 +141,13 @@ def _content(content):
 
 def _find(name, root) -> Path:
     windows = PureWindowsPath(name)
-    if "://" in name or "\0" in name or name.startswith("/") or windows.drive or windows.is_absolute():
+    if (
+        "://" in name
+        or "\0" in name
+        or name.startswith("/")
+        or windows.drive
+        or windows.is_absolute()
+    ):
         raise _Bad("the image is not a path relative to the image root")
     parts = windows.parts  # splits at / and at \ alike
     if ".." in parts:
@@ -266,7 +272,9 @@ class FilesSource:
 
     def __init__(self, rows, size=224, *, renderer="voi", name="files", cache=None, threads=0):
         if threads < 0:
-            raise UserError(f"config.data.threads={threads} must be a number of threads, 0 for one a core")
+            raise UserError(
+                f"config.data.threads={threads} must be a number of threads, 0 for one a core"
+            )
         self.rows, self.size, self.renderer, self.name = list(rows), size, renderer, name
         if not self.rows:
             raise UserError(f"{name}: no rows")
@@ -330,11 +338,15 @@ class FilesSource:
         """The assistant's text of each row, to train on. UserError for a row that has none."""
         for i, target in zip(indices, batch["targets"], strict=True):
             if not target:
-                raise UserError(f"{self.name}: row {self.rows[int(i)].id} has no assistant text to train on")
+                raise UserError(
+                    f"{self.name}: row {self.rows[int(i)].id} has no assistant text to train on"
+                )
         return batch["targets"]
 
 
-def open_split(manifest, image_root, size=224, seed=0, *, renderer="voi", cache_mib=CACHE_MIB, threads=0):
+def open_split(
+    manifest, image_root, size=224, seed=0, *, renderer="voi", cache_mib=CACHE_MIB, threads=0
+):
     """-> (train, held-out) sources of one manifest, split by patient; they share one `ImageCache`.
 
     A tenth of the patients is held out, or 30 where that is more and no more than a third. Which ones depends on
@@ -343,11 +355,15 @@ def open_split(manifest, image_root, size=224, seed=0, *, renderer="voi", cache_
     """
     cache = ImageCache(cache_mib)
     rows = load_rows(manifest, image_root)
-    groups = sorted({r.group for r in rows}, key=lambda g: hashlib.sha256(f"{seed}:{g}".encode()).digest())
+    groups = sorted(
+        {r.group for r in rows}, key=lambda g: hashlib.sha256(f"{seed}:{g}".encode()).digest()
+    )
     if len(groups) < 2:
         raise UserError(f"{manifest}: rows of at least two patients are needed, to hold some out")
     few = min(30, len(groups) // 3)
     held = set(groups[: max(1, few, round(len(groups) / 10))])
     parts = [[r for r in rows if (r.group in held) == side] for side in (False, True)]
-    make = lambda rows, name: FilesSource(rows, size, renderer=renderer, name=name, cache=cache, threads=threads)
+    make = lambda rows, name: FilesSource(
+        rows, size, renderer=renderer, name=name, cache=cache, threads=threads
+    )
     return make(parts[0], "files (train)"), make(parts[1], "files (held out)")

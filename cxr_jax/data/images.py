@@ -62,7 +62,13 @@ def image_from_bytes(path, data, renderer="voi") -> Image:
 def new_meta(kind, renderer):
     """An empty `Image.meta`; `kind` is PNG, JPEG or DICOM."""
     meta = dict.fromkeys(("photometric", "window", "bits", "size"))
-    return meta | {"kind": kind, "renderer": renderer, "view": "unknown", "warnings": [], "unusable": []}
+    return meta | {
+        "kind": kind,
+        "renderer": renderer,
+        "view": "unknown",
+        "warnings": [],
+        "unusable": [],
+    }
 
 
 def check_renderer(renderer):
@@ -107,7 +113,9 @@ def check_size(path, height, width, notes=None):
             f"{path}: {width} x {height} px is a strip, not a radiograph (aspect above {MAX_ASPECT}:1)"
         )
     if notes is not None and max(height, width) > ODD_ASPECT * min(height, width):
-        notes.append("unusual shape for a radiograph (long side more than three times the short one)")
+        notes.append(
+            "unusual shape for a radiograph (long side more than three times the short one)"
+        )
 
 
 # Renderers' building blocks, shared with DICOM. `valid` is False on padding, which never enters a statistic.
@@ -172,7 +180,9 @@ def _decode(path, data, kind, meta):
     """-> (gray float32 [H, W] in the file's own levels, the level that is white)."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's bomb warning: the limit below is lower and an error
+            warnings.simplefilter(
+                "ignore"
+            )  # Pillow's bomb warning: the limit below is lower and an error
             image = PilImage.open(io.BytesIO(data), formats=[kind])
             check_size(path, image.height, image.width, meta["warnings"])
             if getattr(image, "n_frames", 1) > 1:
@@ -207,7 +217,9 @@ def _deep_gray(path, image, meta):
     bits = next((b for b in (8, 10, 12, 14, 16) if top < 2**b), 16)
     meta["bits"] = bits
     if bits < 16:
-        meta["warnings"].append(f"16-bit PNG whose values fill {bits} bits: shown on a {bits}-bit scale")
+        meta["warnings"].append(
+            f"16-bit PNG whose values fill {bits} bits: shown on a {bits}-bit scale"
+        )
     return values, 2**bits - 1
 
 
@@ -216,7 +228,9 @@ def _gray(image, meta):
     if image.mode == "1":
         image = image.convert("L")
     if image.mode in ("P", "PA"):
-        image = image.convert("RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB")
+        image = image.convert(
+            "RGBA" if "transparency" in image.info or image.mode == "PA" else "RGB"
+        )
     if image.mode in ("LA", "La", "RGBA", "RGBa"):
         if image.getchannel(image.getbands()[-1]).getextrema()[0] < 255:
             meta["warnings"].append("transparency was ignored")

@@ -28,10 +28,18 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 # Settings of a processor whose arithmetic is the one below.
 _FIXED = {
-    "patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": TEMPORAL, "image_mean": MEAN, "image_std": STD,
-    "rescale_factor": 1 / 255, "resample": 3, "do_resize": True, "do_rescale": True, "do_normalize": True,
+    "patch_size": PATCH,
+    "merge_size": MERGE,
+    "temporal_patch_size": TEMPORAL,
+    "image_mean": MEAN,
+    "image_std": STD,
+    "rescale_factor": 1 / 255,
+    "resample": 3,
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
     "do_convert_rgb": True,
-}  # fmt: skip
+}
 _TYPES = ("Qwen2VL", "Qwen2_5_VL")
 
 
@@ -42,7 +50,9 @@ def check_settings(settings: dict, path) -> None:
     """
     kind = str(settings.get("image_processor_type", _TYPES[0]))
     if not kind.startswith(_TYPES):
-        raise UserError(f"{path}: image_processor_type is {kind[:60]!r}: images are prepared as Qwen2-VL's only")
+        raise UserError(
+            f"{path}: image_processor_type is {kind[:60]!r}: images are prepared as Qwen2-VL's only"
+        )
     for name, want in _FIXED.items():
         if name in settings and not _same(settings[name], want):
             given = " ".join(str(settings[name]).split())[:80]
@@ -67,7 +77,9 @@ def smart_resize(height, width, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS, fa
     h, w = (round(side / factor) * factor for side in (height, width))
     if h * w > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
-        h, w = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
+        h, w = (
+            max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width)
+        )
     elif h * w < min_pixels:
         grow = math.sqrt(min_pixels / (height * width))
         h, w = (math.ceil(side * grow / factor) * factor for side in (height, width))
@@ -76,7 +88,9 @@ def smart_resize(height, width, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS, fa
 
 def _check_aspect(height, width):
     if max(height, width) > MAX_ASPECT * min(height, width):
-        raise UserError(f"the picture is {width} x {height}: its aspect ratio is above {MAX_ASPECT}")
+        raise UserError(
+            f"the picture is {width} x {height}: its aspect ratio is above {MAX_ASPECT}"
+        )
 
 
 def quantise(pixels):
@@ -94,7 +108,11 @@ def prepare(pixels, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS):
     if (h, w) != image.shape:
         # The three channels are equal, so one gray resize gives what the processor's RGB resize gives.
         image = np.asarray(PilImage.fromarray(image).resize((w, h), PilImage.Resampling.BICUBIC))
-    return _patches(image[None].astype(np.float32) / np.float32(255), np)[0], (1, h // PATCH, w // PATCH)
+    return _patches(image[None].astype(np.float32) / np.float32(255), np)[0], (
+        1,
+        h // PATCH,
+        w // PATCH,
+    )
 
 
 def patchify(pixels, xp=None):

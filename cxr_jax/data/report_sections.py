@@ -27,14 +27,23 @@ _HEADING = re.compile(
     r"|^[ \t]*[A-Z][A-Z _()/,&'-]{1,78}:",  # an unknown one
     re.MULTILINE,
 )
-_KINDS = (("impression", re.compile(_IMPRESSION)), ("findings", re.compile(_FINDINGS)), ("other", re.compile(_OTHER)))
+_KINDS = (
+    ("impression", re.compile(_IMPRESSION)),
+    ("findings", re.compile(_FINDINGS)),
+    ("other", re.compile(_OTHER)),
+)
 # An unknown heading with an organ or a view in it says what the film shows.
 _SHOWS = re.compile(
     r"\b(?:CHEST|PORTABLE|LATERAL|FRONTAL|VIEWS?|RIBS?|BONES?|OSSEOUS|LUNGS?|AIRWAYS?|PLEURAL?|HEART|CARDIAC|HILA|"
     r"CARDIOMEDIASTINUM|CARDIOMEDIASTINAL|MEDIASTINUM|DIAPHRAGM|DEVICES|LINES|TUBES|SOFT TISSUES?|ABDOMEN)\b"
 )
-_MAIN_WORDS = (("IMPRESSION", "impression"), ("FINDINGS", "findings"), ("HISTORY", "other"), ("COMPARISON", "other"),
-               ("INDICATION", "other"))
+_MAIN_WORDS = (
+    ("IMPRESSION", "impression"),
+    ("FINDINGS", "findings"),
+    ("HISTORY", "other"),
+    ("COMPARISON", "other"),
+    ("INDICATION", "other"),
+)
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
 
 
@@ -56,8 +65,11 @@ def split_sections(text):
             begin = match.start()  # its words are the subject of what follows
         starts.append((kind, begin, match.end(), match.start()))
     ends = [*(start[3] for start in starts), len(text)][1:]
-    return [(kind, text[begin:end].strip()) for (kind, begin, words, _), end in zip(starts, ends, strict=True)
-            if any(map(str.isalpha, text[words:end]))]
+    return [
+        (kind, text[begin:end].strip())
+        for (kind, begin, words, _), end in zip(starts, ends, strict=True)
+        if any(map(str.isalpha, text[words:end]))
+    ]
 
 
 def cut(text, wanted=SECTIONS):

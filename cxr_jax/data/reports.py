@@ -28,16 +28,34 @@ _REREAD = 1 << 26  # characters of torn CSV records that are read a second time,
 
 TABLES = (".csv", ".tsv", ".jsonl")  # each also with .gz
 TEXT_COLUMNS = ("report", "reports", "text", "report_text", "full_report")
-SECTION_COLUMNS = {"findings": ("findings", "section_findings"), "impression": ("impression", "section_impression")}
-ID_COLUMNS = ("study_id", "study", "report_id", "uid", "id", "path", "path_to_image", "image_id", "dicom_id", "image",
-              "file", "filename", "file_name")
+SECTION_COLUMNS = {
+    "findings": ("findings", "section_findings"),
+    "impression": ("impression", "section_impression"),
+}
+ID_COLUMNS = (
+    "study_id",
+    "study",
+    "report_id",
+    "uid",
+    "id",
+    "path",
+    "path_to_image",
+    "image_id",
+    "dicom_id",
+    "image",
+    "file",
+    "filename",
+    "file_name",
+)
 
 
 class Options(NamedTuple):
     text_column: str | None = None  # a name; a number from 1 where the table has no header
     id_column: str | None = None
     header: bool = True
-    sections: tuple = SECTIONS  # those to read, in the order in which they are joined; () is the whole text
+    sections: tuple = (
+        SECTIONS  # those to read, in the order in which they are joined; () is the whole text
+    )
     one_report: bool = False  # a .txt file that is given is one report, as in a folder
     prefix: str = ""  # of an id that is a row number
 
@@ -86,7 +104,9 @@ class _Columns(NamedTuple):
     id: object
 
     def texts(self):
-        return [key for key in (*self.sections.values(), self.last, *self.wholes) if key is not None]
+        return [
+            key for key in (*self.sections.values(), self.last, *self.wholes) if key is not None
+        ]
 
 
 def _find_columns(names, options) -> _Columns:
@@ -115,7 +135,11 @@ def _from_columns(source, row, name, columns, get, wanted):
         if found:
             return _report(source, row, name, "\n\n".join(found), ())
     last = get(columns.last) if columns.last is not None else ""
-    return _report(source, row, name, last, ()) if last.strip() else _report(source, row, name, whole, wanted)
+    return (
+        _report(source, row, name, last, ())
+        if last.strip()
+        else _report(source, row, name, whole, wanted)
+    )
 
 
 # --- tables ----------------------------------------------------------------------------------------------
@@ -185,7 +209,11 @@ def _kind(path):
     """.csv, .tsv, .jsonl, .txt, .xml or "" by the name of a file."""
     name = Path(path).name.lower()
     suffix = Path(name.removesuffix(".gz")).suffix
-    return suffix if suffix in TABLES or (suffix in (".txt", ".xml") and not name.endswith(".gz")) else ""
+    return (
+        suffix
+        if suffix in TABLES or (suffix in (".txt", ".xml") and not name.endswith(".gz"))
+        else ""
+    )
 
 
 def _csv_records(path, delimiter):
@@ -203,7 +231,11 @@ def _csv_records(path, delimiter):
             except csv.Error:
                 long = lines.size > MAX_RECORD or lines.record[-1:] == [""]
                 lines.leave_torn()
-                yield _Bad(f"over {MAX_RECORD:,} characters" if long else "not valid CSV (is a quote not closed?)")
+                yield _Bad(
+                    f"over {MAX_RECORD:,} characters"
+                    if long
+                    else "not valid CSV (is a quote not closed?)"
+                )
             except _TORN:
                 yield _Bad(_TORN_REASON)
                 return
@@ -228,8 +260,10 @@ class _Csv:
                     raise UserError(f"{path}: the first record: {header}")
                 self.width = len(header)
                 numbers = [(str(i + 1), i) for i in range(self.width)]
-                self.columns = _find_columns(zip(header, range(self.width), strict=True) if options.header else numbers,
-                                             self._named())
+                self.columns = _find_columns(
+                    zip(header, range(self.width), strict=True) if options.header else numbers,
+                    self._named(),
+                )
                 if self.columns.texts():
                     break
         self._check(options)
@@ -249,11 +283,15 @@ class _Csv:
         if not self.columns.texts() and options.text_column:
             raise UserError(f"{self.path}: has no column --text-column={options.text_column}")
         if not self.columns.texts() and not options.header:
-            raise UserError(f"{self.path}: has {self.width} columns; --text-column=NUMBER says which one is the text")
+            raise UserError(
+                f"{self.path}: has {self.width} columns; --text-column=NUMBER says which one is the text"
+            )
         if not self.columns.texts():
             known = ", ".join([*TEXT_COLUMNS, *SECTIONS])
-            raise UserError(f"{self.path}: has no text column (looked for {known}); give --text-column=NAME, "
-                            "or --no-header if its first line is a report")
+            raise UserError(
+                f"{self.path}: has no text column (looked for {known}); give --text-column=NAME, "
+                "or --no-header if its first line is a report"
+            )
         if options.id_column and self.columns.id is None:
             raise UserError(f"{self.path}: has no column --id-column={options.id_column}")
         if self.columns.id in self.columns.texts():  # report text is only written with --with-text
@@ -270,11 +308,15 @@ class _Csv:
                 continue
             # Too many: a comma in an unquoted report. Too few: the middle of a torn one. Both would give half a text.
             if len(cells) != self.width:
-                yield Report(self.path, row, name, None, f"{len(cells)} cells, {self.width} columns")
+                yield Report(
+                    self.path, row, name, None, f"{len(cells)} cells, {self.width} columns"
+                )
                 continue
             if self.columns.id is not None:
                 name = _clean(cells[self.columns.id])[0]
-            yield _from_columns(self.path, row, name, self.columns, cells.__getitem__, self.options.sections)
+            yield _from_columns(
+                self.path, row, name, self.columns, cells.__getitem__, self.options.sections
+            )
 
 
 _BLANK = "\n\r\t \x00\ufeff"
@@ -365,7 +407,9 @@ def _is_one_report(path) -> bool:
     with _open_text(path) as file:
         head = file.read(1 << 16)
     headed = _HEADED_LINE.findall(head)
-    return bool(_LONE_HEADING.search(head)) or (len(headed) == len(set(headed)) > 0 and "\n" in head.strip())
+    return bool(_LONE_HEADING.search(head)) or (
+        len(headed) == len(set(headed)) > 0 and "\n" in head.strip()
+    )
 
 
 class _TextLines:
@@ -407,7 +451,9 @@ class _Files:
         data = _read_file(path, MAX_BYTES)
         if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise _Bad("is UTF-16 text; save it as UTF-8")
-        return _report(path, 1, name, data.decode("utf-8-sig", "surrogateescape"), self.options.sections)
+        return _report(
+            path, 1, name, data.decode("utf-8-sig", "surrogateescape"), self.options.sections
+        )
 
     def _xml(self, path, name):
         try:
@@ -437,7 +483,9 @@ def _walk(folder, suffix):
     Also those of folders that cannot be read: each is a bad row.
     """
     locked = []
-    for here, folders, files in os.walk(folder, onerror=lambda error: locked.append(error.filename)):
+    for here, folders, files in os.walk(
+        folder, onerror=lambda error: locked.append(error.filename)
+    ):
         folders.sort()
         for name in sorted(files):
             if not name.startswith(".") and name.lower().endswith(suffix):
@@ -448,8 +496,13 @@ def _walk(folder, suffix):
 class _Folder:
     def __init__(self, path, options):
         self.path, self.options = path, options
-        os.scandir(path).close()  # raises where the folder is locked; `_walk` passes over what it cannot enter
-        self.suffix = next((s for s in (".xml", ".txt") if any(p.lower().endswith(s) for p in _walk(path, s))), None)
+        os.scandir(
+            path
+        ).close()  # raises where the folder is locked; `_walk` passes over what it cannot enter
+        self.suffix = next(
+            (s for s in (".xml", ".txt") if any(p.lower().endswith(s) for p in _walk(path, s))),
+            None,
+        )
         if self.suffix is None:
             raise UserError(f"{path}: a folder with no .xml and no .txt file in it")
 
@@ -464,7 +517,10 @@ def open_inputs(paths, options=None) -> list:
     """Check every input, in the order given -> what `read` takes. Raises UserError naming the first unusable one."""
     options, several = options or Options(), len(paths) > 1
     # Of several inputs, a row number alone would not say which row.
-    return [_open_input(str(p), options._replace(prefix=f"{Path(p).name}:") if several else options) for p in paths]
+    return [
+        _open_input(str(p), options._replace(prefix=f"{Path(p).name}:") if several else options)
+        for p in paths
+    ]
 
 
 def _open_input(path, options):
@@ -474,7 +530,9 @@ def _open_input(path, options):
             return _Folder(path, options)
         kind = _kind(path)
         if not kind:
-            raise UserError(f"{path}: not a folder, .csv, .tsv, .jsonl (or these with .gz), .txt or .xml")
+            raise UserError(
+                f"{path}: not a folder, .csv, .tsv, .jsonl (or these with .gz), .txt or .xml"
+            )
         if not stat.S_ISREG(mode):
             raise UserError(f"{path}: not a regular file")
         open(path, "rb").close()
@@ -482,7 +540,9 @@ def _open_input(path, options):
             return _Files([path], options)
         return {".jsonl": _Jsonl, ".txt": _TextLines}.get(kind, _Csv)(path, options)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'damaged'})") from None
+        raise UserError(
+            f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'damaged'})"
+        ) from None
 
 
 def read(inputs):

@@ -75,7 +75,9 @@ def train(corpus: Iterable[str], folder: str, vocab_size: int = 1024) -> int:
     # The tags become tokens of their own afterwards; words beside them must not be learned glued to them.
     tags = re.compile("|".join(map(re.escape, FORMAT_TAGS)))
     tok.train_from_iterator((part for text in corpus for part in tags.split(text) if part), trainer)
-    tok.add_special_tokens([tk.AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
+    tok.add_special_tokens(
+        [tk.AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS]
+    )
     tok.add_tokens([tk.AddedToken(t, special=False, normalized=False) for t in FORMAT_TAGS])
     os.makedirs(folder, exist_ok=True)
     tok.save(os.path.join(folder, "tokenizer.json"))
@@ -115,9 +117,13 @@ def load(folder: str):
     if missing:
         raise UserError(f"{folder}: the tokenizer lacks the special tokens {', '.join(missing)}")
     try:
-        tok.apply_chat_template([{"role": "user", "content": "?"}], add_generation_prompt=True, tokenize=False)
+        tok.apply_chat_template(
+            [{"role": "user", "content": "?"}], add_generation_prompt=True, tokenize=False
+        )
     except Exception as e:  # noqa: BLE001 - jinja2 and templates themselves raise many kinds
-        raise UserError(f"{folder}: the chat template is missing or does not work ({type(e).__name__})") from e
+        raise UserError(
+            f"{folder}: the chat template is missing or does not work ({type(e).__name__})"
+        ) from e
     return tok
 
 
@@ -144,7 +150,9 @@ def special_ids(tok, vocab_size: int = 0) -> dict:
     never = [
         t
         for t in vocab
-        if t.startswith(("<|vision", "<|image", "<|video", "<|im_start", "<|object", "<|box", "<|quad"))
+        if t.startswith(
+            ("<|vision", "<|image", "<|video", "<|im_start", "<|object", "<|box", "<|quad")
+        )
     ]
     unused = set(range(vocab_size)) - set(vocab.values())
     suppress = tuple(sorted({vocab[t] for t in never} | unused))

@@ -5,6 +5,12 @@ from cxr_jax.labels.reports import parse_reports, read_reports
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 
 __all__ = [
-    "CHEXPERT_14", "TokenBytes", "parse_answers", "parse_bytes", "parse_reports", "parse_texts", "parse_tokens",
+    "CHEXPERT_14",
+    "TokenBytes",
+    "parse_answers",
+    "parse_bytes",
+    "parse_reports",
+    "parse_texts",
+    "parse_tokens",
     "read_reports",
-]  # fmt: skip
+]

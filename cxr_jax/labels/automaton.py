@@ -53,7 +53,9 @@ def compile_machine(
         if len(states) > MAX_STATES:
             raise ValueError(f"the automaton has more than {MAX_STATES} states")
     return Machine(
-        np.array(nexts, np.int32), np.array(events, np.int32), np.array([final(s) for s in states], np.int32)
+        np.array(nexts, np.int32),
+        np.array(events, np.int32),
+        np.array([final(s) for s in states], np.int32),
     )
 
 

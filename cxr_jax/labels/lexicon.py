@@ -76,7 +76,9 @@ def load(path: str | Path | None = None, more: str | Path | None = None) -> Lexi
     return Lexicon(name, classes, phrases)
 
 
-def _phrases(name: str, data: dict, classes: dict[str, frozenset[str]]) -> dict[tuple[str, ...], Meaning]:
+def _phrases(
+    name: str, data: dict, classes: dict[str, frozenset[str]]
+) -> dict[tuple[str, ...], Meaning]:
     """The phrases of one file; its classes are added to `classes`."""
     classes |= _classes(name, data.pop("classes", {}))
     phrases: dict[tuple[str, ...], Meaning] = {}
@@ -95,7 +97,9 @@ def _phrases(name: str, data: dict, classes: dict[str, frozenset[str]]) -> dict[
 
 
 def clash(name: str, words: Sequence[str], a: Meaning, b: Meaning) -> UserError:
-    return UserError(f"{name}: clash: {' '.join(words)!r} is both [{a.table}] {a.key!r} and [{b.table}] {b.key!r}")
+    return UserError(
+        f"{name}: clash: {' '.join(words)!r} is both [{a.table}] {a.key!r} and [{b.table}] {b.key!r}"
+    )
 
 
 def read_toml(path: Path) -> dict:
@@ -118,7 +122,9 @@ def _classes(name: str, table) -> dict[str, frozenset[str]]:
             raise UserError(f"{name}: [classes] {key!r} is not a name")
         for word in _strings(name, "classes", key, words):
             if not re.fullmatch(r"[a-z0-9]+", word):
-                raise UserError(f"{name}: [classes] {key}: {word!r} is not one word of lower-case letters and digits")
+                raise UserError(
+                    f"{name}: [classes] {key}: {word!r} is not one word of lower-case letters and digits"
+                )
     return {key: frozenset(words) for key, words in table.items()}
 
 
@@ -147,9 +153,14 @@ def expand(name: str, text: str, classes: dict[str, frozenset[str]]) -> Iterator
     Classes stay as "<name>", and the plain words of a group become a class of their own, which is added to `classes`:
     so a few sequences stand for thousands.
     """
-    groups = [[word] if word else _options(group.split("|"), classes) for group, word in _TERM.findall(text)]
+    groups = [
+        [word] if word else _options(group.split("|"), classes)
+        for group, word in _TERM.findall(text)
+    ]
     if (total := math.prod(map(len, groups))) > MAX_EXPANSIONS:
-        raise UserError(f"{name}: {text!r:.80} stands for {total} phrases; the limit is {MAX_EXPANSIONS}")
+        raise UserError(
+            f"{name}: {text!r:.80} stands for {total} phrases; the limit is {MAX_EXPANSIONS}"
+        )
     for choice in itertools.product(*groups):
         words = tuple(" ".join(choice).split())
         if not words:

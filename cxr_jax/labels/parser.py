@@ -59,7 +59,8 @@ def parse_bytes(stream: jax.Array, lengths: jax.Array) -> Parsed:
         "format": final[0] == 1,
         "tag_counts": counts,
         "n_unknown": jnp.where(has_answer, jnp.sum(items == _UNKNOWN, axis=0, dtype=jnp.int32), 0),
-        "no_finding_conflict": answer[:, INDEX["No Finding"]] & jnp.any(answer & np.array(PATHOLOGY), axis=-1),
+        "no_finding_conflict": answer[:, INDEX["No Finding"]]
+        & jnp.any(answer & np.array(PATHOLOGY), axis=-1),
         "trace_length": trace_length.astype(jnp.int32),
         "overflow": lengths > width,
     }
@@ -85,7 +86,9 @@ class TokenBytes(NamedTuple):
         """
         backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
         if type(getattr(backend, "decoder", None)).__name__ != "ByteLevel":
-            raise UserError("the tokenizer's decoder is not byte-level: rewards cannot be read from its ids")
+            raise UserError(
+                "the tokenizer's decoder is not byte-level: rewards cannot be read from its ids"
+            )
         special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
         vocab = backend.get_vocab(with_added_tokens=True)
         pieces = [b""] * (max(vocab.values(), default=-1) + 1)
@@ -95,7 +98,9 @@ class TokenBytes(NamedTuple):
         for tag in TAGS:  # one that is a special token, or out of the alphabet, would never be read
             ids = backend.encode(tag.decode(), add_special_tokens=False).ids
             if b"".join(pieces[i] for i in ids) != tag:
-                raise UserError(f"the tokenizer cannot write {tag.decode()} as plain text: rewards need it")
+                raise UserError(
+                    f"the tokenizer cannot write {tag.decode()} as plain text: rewards need it"
+                )
         return cls.from_pieces(pieces)
 
     @classmethod
@@ -122,7 +127,9 @@ def _token_bytes(token: str) -> bytes:
     return token.encode()
 
 
-def tokens_to_bytes(tokens, lengths, table: TokenBytes, max_bytes: int) -> tuple[jax.Array, jax.Array]:
+def tokens_to_bytes(
+    tokens, lengths, table: TokenBytes, max_bytes: int
+) -> tuple[jax.Array, jax.Array]:
     """Spell out tokens int [B, N], of which the first lengths [B] count: uint8 [B, max_bytes], byte counts
     [B].
 
@@ -130,7 +137,11 @@ def tokens_to_bytes(tokens, lengths, table: TokenBytes, max_bytes: int) -> tuple
     decode.
     """
     data, offset, length = (jnp.asarray(x) for x in table)
-    known = (tokens >= 0) & (tokens < length.shape[0]) & (jnp.arange(tokens.shape[1]) < lengths[:, None])
+    known = (
+        (tokens >= 0)
+        & (tokens < length.shape[0])
+        & (jnp.arange(tokens.shape[1]) < lengths[:, None])
+    )
     ids = jnp.where(known, tokens, 0)
     sizes = jnp.where(known, length[ids], 0)
     ends = jnp.cumsum(sizes, axis=1)

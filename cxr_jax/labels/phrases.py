@@ -44,7 +44,9 @@ def compile_lexicon(lexicon: lx.Lexicon) -> Tables:
     classes: dict[frozenset[str], int] = {frozenset(): 0}
     word_class = np.zeros(len(ends), np.int16)
     for state, (word, held) in enumerate(ends):
-        patterns = {f"{s}*" for s in held} | ({word, *member.get(word, ())} if word in words else set())
+        patterns = {f"{s}*" for s in held} | (
+            {word, *member.get(word, ())} if word in words else set()
+        )
         word_class[state] = classes.setdefault(frozenset(patterns), len(classes))
     token_class = np.zeros(len(TOKENS) + 1, np.int16)
     for i, token in enumerate(TOKENS + BREAK):
@@ -54,9 +56,13 @@ def compile_lexicon(lexicon: lx.Lexicon) -> Tables:
     phrases = {**lexicon.phrases, (BREAK,): lx.Meaning("stops", "sentence")}
     table, phrase, phrase_words = _phrase_table(lexicon.name, phrases, list(classes), meanings)
     table, phrase, phrase_words = _without_twins(table, phrase, phrase_words)
-    table, same = np.unique(table, axis=1, return_inverse=True)  # classes that no phrase tells apart
+    table, same = np.unique(
+        table, axis=1, return_inverse=True
+    )  # classes that no phrase tells apart
     same = same.reshape(-1).astype(np.int16)
-    return Tables(word_next, same[word_class], same[token_class], table, phrase, phrase_words, meanings)
+    return Tables(
+        word_next, same[word_class], same[token_class], table, phrase, phrase_words, meanings
+    )
 
 
 def _vocabulary(lexicon):
@@ -89,7 +95,9 @@ def _word_table(name, words, stems):
             row.append(number[state])
         rows.append(row)
     if len(ends) > MAX_STATES:
-        raise UserError(f"{name}: the lexicon is too large: its words take more than {MAX_STATES} states")
+        raise UserError(
+            f"{name}: the lexicon is too large: its words take more than {MAX_STATES} states"
+        )
     return np.array(rows, np.int16), ends
 
 
@@ -131,7 +139,9 @@ def _phrase_table(name, phrases, classes, meanings):
             row[c] = number[target]
         rows.append(row)
         if len(states) > MAX_STATES or len(states) * len(classes) > MAX_CELLS:
-            raise UserError(f"{name}: the lexicon is too large: its phrases take more than {len(states)} states")
+            raise UserError(
+                f"{name}: the lexicon is too large: its phrases take more than {len(states)} states"
+            )
     phrase, phrase_words = np.zeros(len(states), np.int16), np.zeros(len(states), np.int16)
     for i, state in enumerate(states):
         ended = sorted((at_end[n] for n in state if n in at_end), key=lambda e: e[:2], reverse=True)
@@ -150,7 +160,9 @@ def _without_twins(table, phrase, words):
     weights = np.random.default_rng(0).integers(1, 2**63, table.shape[1] + 1, dtype=np.uint64)
     part = np.unique(phrase.astype(np.int64) << 16 | words, return_inverse=True)[1].reshape(-1)
     while True:
-        sums = (part[table].astype(np.uint64) * weights[1:]).sum(axis=1) + part.astype(np.uint64) * weights[0]
+        sums = (part[table].astype(np.uint64) * weights[1:]).sum(axis=1) + part.astype(
+            np.uint64
+        ) * weights[0]
         _, first, finer = np.unique(sums, return_index=True, return_inverse=True)
         finer = finer.reshape(-1)
         if len(first) == part.max() + 1:

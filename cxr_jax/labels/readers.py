@@ -68,7 +68,9 @@ def _format_step(phase, seen: bytes, byte: bytes, now: bytes, tag: bytes | None)
 def _join_step(partial: bytes, seen: bytes, byte: bytes, now: bytes, tag: bytes | None):
     """After </think>: white space, then <answer>. Anything else is thought again."""
     if tag is not None:
-        return "body"  # no other tag can be complete here: its second letter has led back to thought
+        return (
+            "body"  # no other tag can be complete here: its second letter has led back to thought
+        )
     if seen:
         return ("join", b"") if now == seen + byte and ANSWER.startswith(now) else "think"
     char = partial + byte

@@ -18,7 +18,16 @@ import numpy as np
 
 from cxr_jax.labels import lexicon as lx
 from cxr_jax.labels import phrases as ph
-from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, NEGATIVE, NOT_MENTIONED, PARENTS, PATHOLOGY, POSITIVE, UNCERTAIN
+from cxr_jax.labels.taxonomy import (
+    CHEXPERT_14,
+    INDEX,
+    NEGATIVE,
+    NOT_MENTIONED,
+    PARENTS,
+    PATHOLOGY,
+    POSITIVE,
+    UNCERTAIN,
+)
 from cxr_jax.labels.texts import map_texts
 
 N = len(CHEXPERT_14)
@@ -35,8 +44,19 @@ _NEWLINE = _TOKEN + len(ph.TOKENS)
 _BULLET, _OTHER, _N_CODES = _NEWLINE + 1, _NEWLINE + 2, _NEWLINE + 3
 
 # What an item (a phrase found) is: bits above its 16 bits of labels.
-_FIELDS = dict(mention=2, subject=1, before=1, after=1, mode=2, quality=2, side=2, heading=1, clause=1, sentence=1,
-               comma=1)  # fmt: skip
+_FIELDS = dict(
+    mention=2,
+    subject=1,
+    before=1,
+    after=1,
+    mode=2,
+    quality=2,
+    side=2,
+    heading=1,
+    clause=1,
+    sentence=1,
+    comma=1,
+)
 _SHIFT = {name: 16 + sum(list(_FIELDS.values())[:i]) for i, name in enumerate(_FIELDS)}
 _MODE = {"negative": NEG, "uncertain": UNC, "ignore": IGNORE}
 _QUALITY = {"normal": 1 + NEG, "borderline": 1 + UNC, "abnormal": 1 + POS}
@@ -79,7 +99,9 @@ def make_bank(t: ph.Tables) -> Bank:
     words[:, :_LETTERS] = t.word_next.astype(np.int32) * _N_CODES
     words[:, _LETTERS:_TOKEN] = t.word_class[t.word_next].astype(np.int32) | ends
     words[:, _TOKEN:_NEWLINE] = t.token_class[:-1].astype(np.int32) | ends
-    words[:, _NEWLINE : _BULLET + 1] = np.int32(t.token_class[-1]) | ends  # if the line is blank so far; else nothing
+    words[:, _NEWLINE : _BULLET + 1] = (
+        np.int32(t.token_class[-1]) | ends
+    )  # if the line is blank so far; else nothing
     items = np.array([0, *map(_item, t.meanings)], np.int32)
     found = t.phrase.astype(np.int32) | t.phrase_words.astype(np.int32) << 16
     return Bank(words.reshape(-1), t.phrase_next, found, items)
@@ -97,12 +119,24 @@ def _item(m: lx.Meaning) -> int:
         fields["quality"] = _QUALITY[m.key]
     elif m.table == "cues":
         mode, where = m.key.split("_")
-        fields |= {"mode": _MODE[mode], "before": int(where != "after"), "after": int(where != "before")}
+        fields |= {
+            "mode": _MODE[mode],
+            "before": int(where != "after"),
+            "after": int(where != "before"),
+        }
     elif m.table == "stops":
         kind, _, side = m.key.partition("_")
-        fields |= {"clause": 1, "sentence": int(kind == "sentence"), "side": _SIDE[side] if side else 0}
+        fields |= {
+            "clause": 1,
+            "sentence": int(kind == "sentence"),
+            "side": _SIDE[side] if side else 0,
+        }
     elif m.table in ("sides", "headings"):
-        fields |= {"side": _SIDE[m.key], "heading": int(m.table == "headings"), "clause": int(m.table == "headings")}
+        fields |= {
+            "side": _SIDE[m.key],
+            "heading": int(m.table == "headings"),
+            "clause": int(m.table == "headings"),
+        }
     elif m.table == "commas":
         fields["comma"] = 1
     return sum(1 << i for i in m.labels) | sum(v << _SHIFT[k] for k, v in fields.items())
@@ -162,7 +196,9 @@ def _find_phrases(bank: Bank, codes: jax.Array, longest: jax.Array) -> jax.Array
 
     zero = jnp.zeros(codes.shape[1], jnp.int32)
     # Bytes past the longest text of the batch are many where a budget is fixed, as in RL: they are not looked at.
-    return jax.lax.fori_loop(0, longest, step, (zero, zero, zero == 1, jnp.zeros(codes.shape, jnp.int16)))[3]
+    return jax.lax.fori_loop(
+        0, longest, step, (zero, zero, zero == 1, jnp.zeros(codes.shape, jnp.int16))
+    )[3]
 
 
 def _cut_from_the_right(bank: Bank, ends: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -172,7 +208,9 @@ def _cut_from_the_right(bank: Bank, ends: jax.Array) -> tuple[jax.Array, jax.Arr
     """
     found = jnp.asarray(bank.found)
     rows = jnp.arange(ends.shape[1])
-    number = jnp.cumsum((ends != 0)[::-1].astype(jnp.int32), axis=0)[::-1]  # of tokens, from the right, from 1
+    number = jnp.cumsum((ends != 0)[::-1].astype(jnp.int32), axis=0)[
+        ::-1
+    ]  # of tokens, from the right, from 1
     place = jnp.where(ends != 0, number - 1, ends.shape[0])
     tokens = jnp.zeros_like(ends).at[place, rows[None]].set(ends, mode="drop")
 
@@ -248,7 +286,9 @@ def _read(bank: Bank, ends: jax.Array, truth: Truth | None) -> _Reader:
         return _say(r, meaning[items[i].astype(jnp.int32)], truth)
 
     zeros = {f: jnp.zeros((batch,), jnp.int32) for f in _Reader._fields}
-    for name, n in dict(open=5, sided=5, s_open=3, s_sided=3, s_subjects=3, any=3, d_sided=3).items():
+    for name, n in dict(
+        open=5, sided=5, s_open=3, s_sided=3, s_subjects=3, any=3, d_sided=3
+    ).items():
         zeros[name] = jnp.zeros((n, batch), jnp.int32)
     r = jax.lax.fori_loop(0, most, step, _Reader(**zeros))
     end = jnp.int32(1 << _SHIFT["clause"] | 1 << _SHIFT["sentence"])
@@ -323,11 +363,22 @@ def _say(r: _Reader, item, truth) -> _Reader:
         claims += end & jnp.any(said != 0, axis=0)
         wrong += end & _is_wrong(said, s_open | s_subjects, s_sided, truth)
     return _Reader(
-        after=after, close=close, side=current, taken=taken, quality=says, subjects=subjects,
-        open=open_, sided=sided,
-        s_open=on(~end, s_open), s_sided=on(~end, s_sided), s_subjects=on(~end, s_subjects),
-        any=r.any | on(end, said), d_sided=r.d_sided | on(end, s_sided), claims=claims, wrong=wrong,
-    )  # fmt: skip
+        after=after,
+        close=close,
+        side=current,
+        taken=taken,
+        quality=says,
+        subjects=subjects,
+        open=open_,
+        sided=sided,
+        s_open=on(~end, s_open),
+        s_sided=on(~end, s_sided),
+        s_subjects=on(~end, s_subjects),
+        any=r.any | on(end, said),
+        d_sided=r.d_sided | on(end, s_sided),
+        claims=claims,
+        wrong=wrong,
+    )
 
 
 def _is_wrong(said, plain, sided, truth: Truth):
@@ -344,7 +395,9 @@ def _is_wrong(said, plain, sided, truth: Truth):
     return ((wrong & (labels | labels << 16)) != 0) | ((said[POS] & 1 == 1) & (sick != 0))
 
 
-def read_bytes(stream: jax.Array, lengths: jax.Array, bank: Bank, truth: Truth | None = None) -> dict[str, jax.Array]:
+def read_bytes(
+    stream: jax.Array, lengths: jax.Array, bank: Bank, truth: Truth | None = None
+) -> dict[str, jax.Array]:
     """Read stream uint8 [B, L], of which the first lengths int [B] bytes count. Pure; works under jit and vmap.
 
     Returns state int8 [B, 14] (1 affirmed, 0 denied, -1 hedged, -2 not mentioned), right and left bool [B, 14] (the
@@ -359,7 +412,9 @@ def read_bytes(stream: jax.Array, lengths: jax.Array, bank: Bank, truth: Truth |
     r = _read(bank, ends, truth)
     bits = lambda mask: to_bits(mask, N + 1)
     pos, neg, unc = (bits(m) for m in r.any)
-    state = jnp.where(pos, POSITIVE, jnp.where(unc, UNCERTAIN, jnp.where(neg, NEGATIVE, NOT_MENTIONED)))
+    state = jnp.where(
+        pos, POSITIVE, jnp.where(unc, UNCERTAIN, jnp.where(neg, NEGATIVE, NOT_MENTIONED))
+    )
     sides = [[bits(m >> shift) for m in r.d_sided] for shift in (16, 0)]
     won = [jnp.where(pos, s[POS], jnp.where(unc, s[UNC], s[NEG])) for s in sides]
     anything = jnp.any(state != NOT_MENTIONED, axis=1)
@@ -373,7 +428,9 @@ def read_bytes(stream: jax.Array, lengths: jax.Array, bank: Bank, truth: Truth |
 _jitted = jax.jit(read_bytes)
 
 
-def read_reports(texts: Sequence[str], lexicon: str | None = None, parents: bool = False) -> dict[str, np.ndarray]:
+def read_reports(
+    texts: Sequence[str], lexicon: str | None = None, parents: bool = False
+) -> dict[str, np.ndarray]:
     """Read free text: state int8 [N, 14] (1 affirmed, 0 denied, -1 hedged, -2 not mentioned), right and left bool
     [N, 14] (the sides of the mentions that won), other int8 [N] (the state of any abnormality that is none of the 14).
 

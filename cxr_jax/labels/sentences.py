@@ -15,7 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax.labels import reports
-from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, NEGATIVE, NOT_MENTIONED, PATHOLOGY, POSITIVE, UNCERTAIN
+from cxr_jax.labels.taxonomy import (
+    CHEXPERT_14,
+    INDEX,
+    NEGATIVE,
+    NOT_MENTIONED,
+    PATHOLOGY,
+    POSITIVE,
+    UNCERTAIN,
+)
 
 AGREES, CONTRADICTS, OPEN, NOTHING = VERDICTS = ("agrees", "contradicts", "open", "nothing claimed")
 
@@ -41,7 +49,9 @@ def _program(stream, sizes, bank, present, hedged, sides) -> dict:
     """`reports.read_bytes`, and under "ends" where phrases can end, int16 [B, L]."""
     inside = jnp.arange(stream.shape[1])[:, None] < sizes
     ends = reports._find_phrases(bank, reports._in_context(stream.T, inside), jnp.max(sizes))
-    return reports.read_bytes(stream, sizes, bank, reports.Truth.of(present, hedged, sides)) | {"ends": ends.T}
+    return reports.read_bytes(stream, sizes, bank, reports.Truth.of(present, hedged, sides)) | {
+        "ends": ends.T
+    }
 
 
 def _read(texts: Sequence[bytes], bank, *truth) -> dict[str, np.ndarray]:
@@ -62,7 +72,9 @@ def _read(texts: Sequence[bytes], bank, *truth) -> dict[str, np.ndarray]:
 def _cuts(ends: np.ndarray, bank: reports.Bank) -> list[int]:
     """The places behind the sentence ends of one text, in order. ends int16 [L]: 1 + the phrase state at each token."""
     hidden, out = 0, []
-    for at in np.flatnonzero(ends)[::-1]:  # phrases are taken from the right, and hide what they cover
+    for at in np.flatnonzero(ends)[
+        ::-1
+    ]:  # phrases are taken from the right, and hide what they cover
         phrase = int(bank.found[ends[at] - 1])
         if hidden:
             hidden -= 1
@@ -78,7 +90,9 @@ def trace_of(text: str) -> str:
     return text.split("<answer>", 1)[0]
 
 
-def sentence_verdicts(texts: Sequence[str], present, hedged, sides, lexicon: str | None = None) -> list[list[Sentence]]:
+def sentence_verdicts(
+    texts: Sequence[str], present, hedged, sides, lexicon: str | None = None
+) -> list[list[Sentence]]:
     """The sentences of each completion's trace, in order, with their verdicts. Runs on the host.
 
     present, hedged bool [N, 14], sides bool [N, 14, 2]: as for `labels.reports.Truth.of`, a row a text. lexicon: a file

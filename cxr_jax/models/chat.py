@@ -19,9 +19,13 @@ def messages_of(prompt) -> list[dict]:
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     known = isinstance(prompt, (list, tuple)) and all(
-        isinstance(m, dict) and m.get("role") in ROLES and isinstance(m.get("content"), str) for m in prompt)
+        isinstance(m, dict) and m.get("role") in ROLES and isinstance(m.get("content"), str)
+        for m in prompt
+    )
     if not known:
-        raise UserError('a prompt must be a text, or messages {"role": system|user|assistant, "content": text}')
+        raise UserError(
+            'a prompt must be a text, or messages {"role": system|user|assistant, "content": text}'
+        )
     if not prompt or prompt[-1]["role"] != "user":
         raise UserError("a conversation must end with a user's message")
     return [{"role": m["role"], "content": m["content"]} for m in prompt]
@@ -31,7 +35,10 @@ def render(tokenizer, cfg, prompt, grid) -> list[int]:
     """Token ids up to the assistant's next turn; the image (if any) stands before the first user's text."""
     from cxr_jax.data.tokenizer import IMAGE_PAD
 
-    messages, n = messages_of(prompt), 0 if grid is None else int(np.prod(grid)) // cfg.vision.merge_unit
+    messages, n = (
+        messages_of(prompt),
+        0 if grid is None else int(np.prod(grid)) // cfg.vision.merge_unit,
+    )
     first = next(i for i, m in enumerate(messages) if m["role"] == "user")
     image = [{"type": "image"}] if n else []
     messages[first]["content"] = [*image, {"type": "text", "text": messages[first]["content"]}]
@@ -58,8 +65,18 @@ class Chat:
         self._ids: list[int] = []  # the tokens whose keys are on the device
         self._keys = None
 
-    def ask(self, text: str, max_new_tokens: int = 512, temperature: float = 0.0, seed: int = 0, *, top_p=None,
-            top_k=None, stream=None, constraint=None) -> Completion:
+    def ask(
+        self,
+        text: str,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        seed: int = 0,
+        *,
+        top_p=None,
+        top_k=None,
+        stream=None,
+        constraint=None,
+    ) -> Completion:
         """The model's answer to `text`, which becomes part of the conversation.
 
         Arguments (constraint="answers" among them) and errors as for `Model.generate`; stream is called with
@@ -71,15 +88,23 @@ class Chat:
         settings = Settings(max_new_tokens, temperature, 1, seed, top_p, top_k)
         rules = model.constraint(constraint, settings.max_new_tokens)
         messages = [*self.messages, {"role": "user", "content": text}]
-        request = Request(render(model.tokenizer, model.cfg, messages, self.grid), self.patches, self.grid)
-        generation.check_room(model.cfg, len(request.ids), settings.max_new_tokens, "the conversation")
+        request = Request(
+            render(model.tokenizer, model.cfg, messages, self.grid), self.patches, self.grid
+        )
+        generation.check_room(
+            model.cfg, len(request.ids), settings.max_new_tokens, "the conversation"
+        )
         prefix, kept = self._prefix(request)
         tell = None if stream is None else (lambda _, piece: stream(0, 0, piece))
         layers = sampling.decode_layers(model.params, model.cfg)
         [answer], own = generation.decode(model, layers, [(prefix, 0)], settings, tell, rules)
         ids = request.ids + answer.token_ids
-        self._keys = sampling.append(prefix.device["keys"], np.array([prefix.length], np.int32), own,
-                                     room=generation.bucket(len(ids)))
+        self._keys = sampling.append(
+            prefix.device["keys"],
+            np.array([prefix.length], np.int32),
+            own,
+            room=generation.bucket(len(ids)),
+        )
         self._ids = ids
         self.messages = [*messages, {"role": "assistant", "content": answer.text}]
         self.computed.append(len(request.ids) - kept)
@@ -88,7 +113,9 @@ class Chat:
     def _prefix(self, request: Request):
         """(the prefix of the conversation so far, how many of its tokens had their keys already)."""
         ids, cfg = request.ids, self.model.cfg
-        kept = _common(ids[:-1], self._ids)  # the last token is always computed: the answer is drawn from it
+        kept = _common(
+            ids[:-1], self._ids
+        )  # the last token is always computed: the answer is drawn from it
         if cfg.image_token_id not in ids[kept:] and kept:
             return generation.extend(self.model, self._keys, kept, request), kept
         if self.patches is not None and self._features is None:

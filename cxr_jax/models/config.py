@@ -79,8 +79,16 @@ class Config:
     @property
     def media_token_ids(self) -> tuple[int, ...]:
         """Ids that stand for pixels: they may never be sampled."""
-        return tuple(sorted({self.image_token_id, self.video_token_id, self.vision_start_token_id,
-                             self.vision_end_token_id}))
+        return tuple(
+            sorted(
+                {
+                    self.image_token_id,
+                    self.video_token_id,
+                    self.vision_start_token_id,
+                    self.vision_end_token_id,
+                }
+            )
+        )
 
     @staticmethod
     def from_hf(d: dict) -> "Config":
@@ -117,7 +125,9 @@ def _ids(value) -> tuple[int, ...]:
 def _vision_from_hf(v: dict) -> VisionConfig:
     act = v.get("hidden_act", "silu")
     if act != "silu":
-        raise UserError(f"config.json: vision_config.hidden_act {act!r} is not supported (only 'silu')")
+        raise UserError(
+            f"config.json: vision_config.hidden_act {act!r} is not supported (only 'silu')"
+        )
     where = "vision_config."
     cfg = VisionConfig(
         depth=int(_need(v, "depth", where)),
@@ -125,7 +135,9 @@ def _vision_from_hf(v: dict) -> VisionConfig:
         num_heads=int(_need(v, "num_heads", where)),
         intermediate_size=int(v.get("intermediate_size", 3420)),
         out_hidden_size=int(_need(v, "out_hidden_size", where)),
-        fullatt_block_indexes=tuple(int(i) for i in v.get("fullatt_block_indexes", (7, 15, 23, 31))),
+        fullatt_block_indexes=tuple(
+            int(i) for i in v.get("fullatt_block_indexes", (7, 15, 23, 31))
+        ),
         in_channels=int(v.get("in_channels", v.get("in_chans", 3))),
         patch_size=_one_int(v.get("patch_size", 14), "patch_size"),
         temporal_patch_size=_one_int(v.get("temporal_patch_size", 2), "temporal_patch_size"),
@@ -135,7 +147,9 @@ def _vision_from_hf(v: dict) -> VisionConfig:
         rope_theta=float((v.get("rope_parameters") or {}).get("rope_theta", 10000.0)),
     )
     if cfg.hidden_size % cfg.num_heads or cfg.head_dim % 4:
-        raise UserError("config.json: vision_config.hidden_size / num_heads must be a multiple of 4")
+        raise UserError(
+            "config.json: vision_config.hidden_size / num_heads must be a multiple of 4"
+        )
     if cfg.window_size // cfg.patch_size // cfg.spatial_merge_size < 1:
         raise UserError("config.json: vision_config.window_size is smaller than one merged patch")
     return cfg
@@ -145,11 +159,15 @@ def _text_from_hf(t: dict) -> TextConfig:
     if t.get("use_sliding_window"):
         raise UserError("config.json: use_sliding_window is not supported")
     if t.get("hidden_act", "silu") != "silu":
-        raise UserError(f"config.json: hidden_act {t['hidden_act']!r} is not supported (only 'silu')")
+        raise UserError(
+            f"config.json: hidden_act {t['hidden_act']!r} is not supported (only 'silu')"
+        )
     rope = {**(t.get("rope_scaling") or {}), **(t.get("rope_parameters") or {})}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope"):
-        raise UserError(f"config.json: rope type {kind!r} is not supported (only 'default' and 'mrope')")
+        raise UserError(
+            f"config.json: rope type {kind!r} is not supported (only 'default' and 'mrope')"
+        )
     heads = int(_need(t, "num_attention_heads", ""))
     cfg = TextConfig(
         vocab_size=int(_need(t, "vocab_size", "")),
@@ -164,10 +182,14 @@ def _text_from_hf(t: dict) -> TextConfig:
         max_position_embeddings=int(t.get("max_position_embeddings", 32768)),
     )
     if cfg.hidden_size % heads or heads % cfg.num_key_value_heads:
-        raise UserError("config.json: hidden_size, num_attention_heads and num_key_value_heads do not divide")
+        raise UserError(
+            "config.json: hidden_size, num_attention_heads and num_key_value_heads do not divide"
+        )
     if sum(cfg.mrope_section) * 2 != cfg.head_dim:
-        raise UserError(f"config.json: mrope_section {list(cfg.mrope_section)} must sum to half of the "
-                        f"head size {cfg.head_dim}")
+        raise UserError(
+            f"config.json: mrope_section {list(cfg.mrope_section)} must sum to half of the "
+            f"head size {cfg.head_dim}"
+        )
     return cfg
 
 
@@ -242,36 +264,85 @@ def _to_hf(c: Config) -> dict:
             "tokens_per_second": v.tokens_per_second,
             "window_size": v.window_size,
             # Only newer writers know it; every published model has the default.
-            **({} if v.rope_theta == 10000.0 else
-               {"rope_parameters": {"rope_type": "axial", "rope_theta": v.rope_theta}}),
+            **(
+                {}
+                if v.rope_theta == 10000.0
+                else {"rope_parameters": {"rope_type": "axial", "rope_theta": v.rope_theta}}
+            ),
         },
     }
 
 
 PHANTOM = Config(
-    vision=VisionConfig(depth=4, hidden_size=128, num_heads=4, intermediate_size=384, out_hidden_size=192,
-                        fullatt_block_indexes=(1, 3)),
-    text=TextConfig(vocab_size=1024, hidden_size=192, intermediate_size=512, num_hidden_layers=3,
-                    num_attention_heads=6, num_key_value_heads=2, mrope_section=(4, 6, 6), rope_theta=1e4,
-                    max_position_embeddings=4096),
-    image_token_id=921, video_token_id=922, vision_start_token_id=918, vision_end_token_id=919,
-    pad_token_id=915, bos_token_id=915, eos_token_id=(917, 915), tie_word_embeddings=True,
-)  # fmt: skip
+    vision=VisionConfig(
+        depth=4,
+        hidden_size=128,
+        num_heads=4,
+        intermediate_size=384,
+        out_hidden_size=192,
+        fullatt_block_indexes=(1, 3),
+    ),
+    text=TextConfig(
+        vocab_size=1024,
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        mrope_section=(4, 6, 6),
+        rope_theta=1e4,
+        max_position_embeddings=4096,
+    ),
+    image_token_id=921,
+    video_token_id=922,
+    vision_start_token_id=918,
+    vision_end_token_id=919,
+    pad_token_id=915,
+    bos_token_id=915,
+    eos_token_id=(917, 915),
+    tie_word_embeddings=True,
+)
 """The embedded model, with the ids of its tokenizer (`tokenizer.config_ids`; tests/test_tokenizer.py)."""
 
 QWEN2_5_VL_3B = Config(
-    vision=VisionConfig(depth=32, hidden_size=1280, num_heads=16, intermediate_size=3420,
-                        out_hidden_size=2048, fullatt_block_indexes=(7, 15, 23, 31)),
-    text=TextConfig(vocab_size=151936, hidden_size=2048, intermediate_size=11008, num_hidden_layers=36,
-                    num_attention_heads=16, num_key_value_heads=2, mrope_section=(16, 24, 24),
-                    max_position_embeddings=128000),
+    vision=VisionConfig(
+        depth=32,
+        hidden_size=1280,
+        num_heads=16,
+        intermediate_size=3420,
+        out_hidden_size=2048,
+        fullatt_block_indexes=(7, 15, 23, 31),
+    ),
+    text=TextConfig(
+        vocab_size=151936,
+        hidden_size=2048,
+        intermediate_size=11008,
+        num_hidden_layers=36,
+        num_attention_heads=16,
+        num_key_value_heads=2,
+        mrope_section=(16, 24, 24),
+        max_position_embeddings=128000,
+    ),
     tie_word_embeddings=True,
-)  # fmt: skip
+)
 
 QWEN2_5_VL_7B = Config(
-    vision=VisionConfig(depth=32, hidden_size=1280, num_heads=16, intermediate_size=3420,
-                        out_hidden_size=3584, fullatt_block_indexes=(7, 15, 23, 31)),
-    text=TextConfig(vocab_size=152064, hidden_size=3584, intermediate_size=18944, num_hidden_layers=28,
-                    num_attention_heads=28, num_key_value_heads=4, mrope_section=(16, 24, 24),
-                    max_position_embeddings=128000),
-)  # fmt: skip
+    vision=VisionConfig(
+        depth=32,
+        hidden_size=1280,
+        num_heads=16,
+        intermediate_size=3420,
+        out_hidden_size=3584,
+        fullatt_block_indexes=(7, 15, 23, 31),
+    ),
+    text=TextConfig(
+        vocab_size=152064,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        mrope_section=(16, 24, 24),
+        max_position_embeddings=128000,
+    ),
+)

@@ -38,13 +38,19 @@ class Attention(nnx.Module):
             self.qkv = Linear(D, sum(self.widths), bias=True, rngs=rngs)
         else:
             self.q, self.k, self.v = (Linear(D, w, bias=True, rngs=rngs) for w in self.widths)
-        self.o = Linear(self.widths[0], D, bias=False, rngs=rngs, scale=(2 * cfg.num_hidden_layers) ** -0.5)
+        self.o = Linear(
+            self.widths[0], D, bias=False, rngs=rngs, scale=(2 * cfg.num_hidden_layers) ** -0.5
+        )
         self.head_dim, self.fused = hd, fused
 
     def __call__(self, x, cos, sin, attend):
         B, T, _ = x.shape
         a, b = self.widths[0], sum(self.widths[:2])
-        parts = jnp.split(self.qkv(x), (a, b), -1) if self.fused else [f(x) for f in (self.q, self.k, self.v)]
+        parts = (
+            jnp.split(self.qkv(x), (a, b), -1)
+            if self.fused
+            else [f(x) for f in (self.q, self.k, self.v)]
+        )
         q, k, v = (y.reshape(B, T, -1, self.head_dim) for y in parts)
         o, aux = attend(rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v)
         return self.o(o.reshape(B, T, -1)), aux
@@ -61,7 +67,9 @@ class Block(nnx.Module):
         if fused:
             self.mlp = FusedMLP(D, F, rngs=rngs)
         else:
-            self.mlp = MLP(D, F, bias=False, rngs=rngs, out_scale=(2 * cfg.num_hidden_layers) ** -0.5)
+            self.mlp = MLP(
+                D, F, bias=False, rngs=rngs, out_scale=(2 * cfg.num_hidden_layers) ** -0.5
+            )
 
     def __call__(self, x, cos, sin, attend):
         y, aux = self.attn(self.norm1(x), cos, sin, attend)
@@ -99,10 +107,15 @@ def fuse(layers: dict) -> dict:
 
     Adapters are added to their kernels: a step then costs what it costs without them.
     """
-    attn, mlp = ({name: merge_adapters(p) for name, p in layers[part].items()} for part in ("attn", "mlp"))
+    attn, mlp = (
+        {name: merge_adapters(p) for name, p in layers[part].items()} for part in ("attn", "mlp")
+    )
     join = lambda *parts: jax.tree.map(lambda *x: jnp.concatenate(x, -1), *parts)
-    return {**layers, "attn": {"qkv": join(attn["q"], attn["k"], attn["v"]), "o": attn["o"]},
-            "mlp": {"gate_up": join(mlp["gate"], mlp["up"]), "down": mlp["down"]}}
+    return {
+        **layers,
+        "attn": {"qkv": join(attn["q"], attn["k"], attn["v"]), "o": attn["o"]},
+        "mlp": {"gate_up": join(mlp["gate"], mlp["up"]), "down": mlp["down"]},
+    }
 
 
 def key_bias(mask):
@@ -131,8 +144,17 @@ def forward(params: dict, cfg: TextConfig, h, positions, mask, *, remat: str = "
     return final_norm(params, cfg, h)
 
 
-def forward_group(params: dict, cfg: TextConfig, h_prompt, positions, lengths, h_own, own_positions, *,
-                  remat: str = "none"):
+def forward_group(
+    params: dict,
+    cfg: TextConfig,
+    h_prompt,
+    positions,
+    lengths,
+    h_own,
+    own_positions,
+    *,
+    remat: str = "none",
+):
     """`forward` for prompts that several completions share: each prompt is computed once.
 
     h_prompt [B, S, D], positions int [3, B, S], lengths int [B]; completions h_own [B*n, C, D] in prompt order
@@ -147,7 +169,10 @@ def forward_group(params: dict, cfg: TextConfig, h_prompt, positions, lengths, h
     block = graph(Block, cfg)
 
     def layer(p, x):
-        attend = lambda q, k, v: (attention(q, k, v, bias), (k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)))
+        attend = lambda q, k, v: (
+            attention(q, k, v, bias),
+            (k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)),
+        )
         prompt, shared = apply(block, p, x[0], *angles, attend)
 
         def attend_own(q, k, v):
@@ -217,7 +242,9 @@ def decode_layers(params: dict, cfg: TextConfig) -> list[dict]:
         return layers
     apart = unstack(layers, cfg.num_hidden_layers)
     q = layers["attn"]["q"]["kernel"]
-    return apart if q.dtype != jnp.float32 and split_adapters(layers)[1] else [fuse(p) for p in apart]
+    return (
+        apart if q.dtype != jnp.float32 and split_adapters(layers)[1] else [fuse(p) for p in apart]
+    )
 
 
 def prompt_keys(cache: dict) -> list[tuple]:
@@ -228,11 +255,23 @@ def prompt_keys(cache: dict) -> list[tuple]:
 def empty_own(cfg: TextConfig, rows: int, length: int, dtype) -> list[tuple]:
     """[(k, v)] a layer, zeros [R, K, length, d]: room for the keys of generated tokens."""
     shape = (rows, cfg.num_key_value_heads, length, cfg.head_dim)
-    return [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(cfg.num_hidden_layers)]
+    return [
+        (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(cfg.num_hidden_layers)
+    ]
 
 
-def decode_step(layers: list[dict], final: dict, cfg: TextConfig, h, positions, prompt: list[tuple],
-                prompt_lengths, own: list[tuple], step, place=None):
+def decode_step(
+    layers: list[dict],
+    final: dict,
+    cfg: TextConfig,
+    h,
+    positions,
+    prompt: list[tuple],
+    prompt_lengths,
+    own: list[tuple],
+    step,
+    place=None,
+):
     """One token for each row. h [R, 1, D], positions int [3, R, 1], rows in prompt order (R = B * n).
 
     layers from `decode_layers`, final = params["final"], prompt from `prompt_keys`, own from `empty_own` with
@@ -241,15 +280,19 @@ def decode_step(layers: list[dict], final: dict, cfg: TextConfig, h, positions, 
     Returns (hidden [R, D] after the final norm, own with slot `step` filled).
     """
     cos, sin = rope.text_cos_sin(cfg, positions)
-    seen = key_bias(jnp.arange(prompt[0][0].shape[2]) < prompt_lengths[:, None])[:, None, None, None, None]
+    seen = key_bias(jnp.arange(prompt[0][0].shape[2]) < prompt_lengths[:, None])[
+        :, None, None, None, None
+    ]
     mine = key_bias(jnp.arange(own[0][0].shape[2]) <= step)
     block = graph(Block, cfg, "qkv" in layers[0]["attn"])
     out = []
     for p, shared, (ko, vo) in zip(layers, prompt, own, strict=True):
 
         def attend(q, k, v, shared=shared, ko=ko, vo=vo):
-            kv = tuple(jax.lax.dynamic_update_slice_in_dim(old, new.transpose(0, 2, 1, 3), step, 2)
-                       for old, new in ((ko, k), (vo, v)))
+            kv = tuple(
+                jax.lax.dynamic_update_slice_in_dim(old, new.transpose(0, 2, 1, 3), step, 2)
+                for old, new in ((ko, k), (vo, v))
+            )
             return two_part_attention(q, shared, kv, seen, mine, place), kv
 
         h, kv = apply(block, p, h, cos, sin, attend)

@@ -22,7 +22,14 @@ import numpy as np
 
 from cxr_jax.errors import UserError
 from cxr_jax.models.config import Config
-from cxr_jax.models.safetensors_file import NAMES, Tensors, parse_json, shown, write_folder, write_safetensors
+from cxr_jax.models.safetensors_file import (
+    NAMES,
+    Tensors,
+    parse_json,
+    shown,
+    write_folder,
+    write_safetensors,
+)
 
 __all__ = ["load_hf", "read_config", "rules", "save_hf", "write_safetensors"]
 
@@ -165,7 +172,10 @@ def read_config(folder: str | os.PathLike) -> Config:
     if generation.is_file():
         # The stop ids that generation uses live here in the published folders (config.json names only one).
         extra = read_json(generation)
-        d = {**d, **{k: extra[k] for k in ("eos_token_id", "pad_token_id") if extra.get(k) is not None}}
+        d = {
+            **d,
+            **{k: extra[k] for k in ("eos_token_id", "pad_token_id") if extra.get(k) is not None},
+        }
     try:
         cfg = Config.from_hf(d)
     except UserError as e:
@@ -197,17 +207,24 @@ def open_hf(folder: str | os.PathLike) -> tuple[Config, list[Rule], Tensors]:
     have = set(tensors.where)
     if cfg.tie_word_embeddings:
         have.discard("lm_head.weight")  # some writers store the tied head once more
-    have = {k for k in have if not k.endswith("rotary_emb.inv_freq")}  # a buffer of old files, not a weight
+    have = {
+        k for k in have if not k.endswith("rotary_emb.inv_freq")
+    }  # a buffer of old files, not a weight
     problems = []
-    for title, keys in (("missing", sorted(set(want) - have)), ("unexpected", sorted(have - set(want)))):
+    for title, keys in (
+        ("missing", sorted(set(want) - have)),
+        ("unexpected", sorted(have - set(want))),
+    ):
         if keys:
             more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
             problems.append(f"{title}: {', '.join(map(shown, keys[:4]))}{more}")
     both = sorted(set(want) & have)
     if wrong := [k for k in both if tensors.shape(k) != want[k]]:
         k = wrong[0]
-        problems.append(f"wrong shape: {k} is {list(tensors.shape(k))}, config.json says {list(want[k])}"
-                        + (f" ({len(wrong)} such)" if len(wrong) > 1 else ""))
+        problems.append(
+            f"wrong shape: {k} is {list(tensors.shape(k))}, config.json says {list(want[k])}"
+            + (f" ({len(wrong)} such)" if len(wrong) > 1 else "")
+        )
     if odd := [k for k in both if tensors.dtype(k) not in WEIGHT_TYPES]:
         problems.append(f"{odd[0]} is {NAMES[tensors.dtype(odd[0])]}; weights are F32, BF16 or F16")
     if problems:
@@ -224,10 +241,18 @@ def _check_tied_head(folder, cfg: Config, tensors: Tensors) -> None:
     if not head_is_stored_twice(cfg, tensors):
         return
     head, embedding = tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]
-    same = head.dtype == embedding.dtype and head.shape == embedding.shape and all(
-        head[i : i + 4096].tobytes() == embedding[i : i + 4096].tobytes() for i in range(0, len(head), 4096))
+    same = (
+        head.dtype == embedding.dtype
+        and head.shape == embedding.shape
+        and all(
+            head[i : i + 4096].tobytes() == embedding[i : i + 4096].tobytes()
+            for i in range(0, len(head), 4096)
+        )
+    )
     if not same:
-        raise UserError(f"{folder}: config.json ties the head to the embedding, but lm_head.weight differs from it")
+        raise UserError(
+            f"{folder}: config.json ties the head to the embedding, but lm_head.weight differs from it"
+        )
 
 
 def leaf_types(table: list[Rule], tensors: Tensors) -> dict[tuple[str, ...], np.dtype]:
@@ -235,7 +260,10 @@ def leaf_types(table: list[Rule], tensors: Tensors) -> dict[tuple[str, ...], np.
     found: dict[tuple[str, ...], set] = {}
     for r in table:
         found.setdefault(r.path, set()).add(tensors.dtype(r.key))
-    return {path: kinds.pop() if len(kinds) == 1 else np.dtype(np.float32) for path, kinds in found.items()}
+    return {
+        path: kinds.pop() if len(kinds) == 1 else np.dtype(np.float32)
+        for path, kinds in found.items()
+    }
 
 
 def load_hf(folder: str | os.PathLike, dtype=None) -> tuple[Config, dict]:
@@ -272,7 +300,9 @@ def is_finite(x: np.ndarray) -> bool:
     if x.dtype == ml_dtypes.bfloat16:
         exponent = 0x7F80
     bits = x.reshape(-1).view(kind)
-    return not any(((bits[i : i + 2**22] & exponent) == exponent).any() for i in range(0, bits.size, 2**22))
+    return not any(
+        ((bits[i : i + 2**22] & exponent) == exponent).any() for i in range(0, bits.size, 2**22)
+    )
 
 
 @functools.cache
@@ -282,7 +312,11 @@ def weights_sha256(folder):
     Of a converted checkpoint: over its manifest, which holds the SHA-256 of every array.
     """
     folder = None if folder is None else Path(folder)
-    files = [] if folder is None else sorted(folder.glob("*.safetensors")) or sorted(folder.glob("cxr_jax.json"))
+    files = (
+        []
+        if folder is None
+        else sorted(folder.glob("*.safetensors")) or sorted(folder.glob("cxr_jax.json"))
+    )
     digest = hashlib.sha256()
     for name in files:
         with open(name, "rb") as file:
@@ -297,11 +331,14 @@ def weights_sha256(folder):
 def hf_tensors(cfg: Config, params: dict, dtype=None) -> list:
     """(key, shape, dtype, function returning the array) for every tensor, for `write_folder`."""
     flat = dict(flatten(params))
-    return [entry(r, lambda path: flat[path], np.dtype(dtype or flat[r.path].dtype)) for r in rules(cfg)]
+    return [
+        entry(r, lambda path: flat[path], np.dtype(dtype or flat[r.path].dtype)) for r in rules(cfg)
+    ]
 
 
 def entry(r: Rule, leaf, kind: np.dtype):
     """What `write_folder` takes, for one rule. leaf: function from our path to the array."""
+
     def make():
         x = leaf(r.path)
         return r.to_hf(np.asarray(x if r.layer is None else x[r.layer]).astype(kind, copy=False))
@@ -310,12 +347,19 @@ def entry(r: Rule, leaf, kind: np.dtype):
 
 
 def generation_config(cfg: Config) -> dict:
-    return {"bos_token_id": cfg.bos_token_id, "eos_token_id": list(cfg.eos_token_id),
-            "pad_token_id": cfg.pad_token_id, "do_sample": False}
+    return {
+        "bos_token_id": cfg.bos_token_id,
+        "eos_token_id": list(cfg.eos_token_id),
+        "pad_token_id": cfg.pad_token_id,
+        "do_sample": False,
+    }
 
 
 PIXEL_LIMITS = 3136, 12845056  # min_pixels and max_pixels of the published Qwen2.5-VL folders
-_DEFAULT_SIZE = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}  # the processor's, for a file without
+_DEFAULT_SIZE = {
+    "shortest_edge": 56 * 56,
+    "longest_edge": 28 * 28 * 1280,
+}  # the processor's, for a file without
 
 
 def image_settings(folder: str | os.PathLike) -> tuple[dict, Path | None]:
@@ -324,7 +368,10 @@ def image_settings(folder: str | os.PathLike) -> tuple[dict, Path | None]:
     As transformers 5 finds them: "image_processor" of processor_config.json, or else preprocessor_config.json.
     Raises UserError for a file that is no JSON object.
     """
-    for name, part in (("processor_config.json", "image_processor"), ("preprocessor_config.json", None)):
+    for name, part in (
+        ("processor_config.json", "image_processor"),
+        ("preprocessor_config.json", None),
+    ):
         path = Path(folder) / name
         found = read_json(path) if path.is_file() else None
         if found is not None and part is not None:
@@ -350,30 +397,57 @@ def pixel_limits(settings: dict, path: Path | None) -> tuple[int, int]:
     size = settings.get("size", _DEFAULT_SIZE)
     if not isinstance(size, dict):
         raise UserError(f"{path}: size is not a JSON object")
-    limits = tuple(settings.get(a, size.get(b)) for a, b in (("min_pixels", "shortest_edge"),
-                                                             ("max_pixels", "longest_edge")))
-    if not all(type(x) is int and 28 * 28 <= x <= MOST_PIXELS for x in limits) or limits[0] > limits[1]:
+    limits = tuple(
+        settings.get(a, size.get(b))
+        for a, b in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
+    )
+    if (
+        not all(type(x) is int and 28 * 28 <= x <= MOST_PIXELS for x in limits)
+        or limits[0] > limits[1]
+    ):
         low, high = (shown(str(x)) for x in limits)
-        raise UserError(f"{path}: min_pixels (or size.shortest_edge) is {low} and max_pixels (or size.longest_edge) is "
-                        f"{high}: they must be whole numbers from 784 to {MOST_PIXELS}, in this order")
+        raise UserError(
+            f"{path}: min_pixels (or size.shortest_edge) is {low} and max_pixels (or size.longest_edge) is "
+            f"{high}: they must be whole numbers from 784 to {MOST_PIXELS}, in this order"
+        )
     return limits
 
 
-def preprocessor_config(cfg: Config, min_pixels: int = PIXEL_LIMITS[0], max_pixels: int = PIXEL_LIMITS[1]) -> dict:
+def preprocessor_config(
+    cfg: Config, min_pixels: int = PIXEL_LIMITS[0], max_pixels: int = PIXEL_LIMITS[1]
+) -> dict:
     """The image arithmetic of Qwen2-VL (mean and standard deviation are CLIP's)."""
     v = cfg.vision
     return {
-        "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor",
-        "min_pixels": min_pixels, "max_pixels": max_pixels, "patch_size": v.patch_size,
-        "temporal_patch_size": v.temporal_patch_size, "merge_size": v.spatial_merge_size,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
-        "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True,
-        "rescale_factor": 1 / 255, "resample": 3,
-    }  # fmt: skip
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2_5_VLProcessor",
+        "min_pixels": min_pixels,
+        "max_pixels": max_pixels,
+        "patch_size": v.patch_size,
+        "temporal_patch_size": v.temporal_patch_size,
+        "merge_size": v.spatial_merge_size,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+        "rescale_factor": 1 / 255,
+        "resample": 3,
+    }
 
 
-def save_hf(folder: str | os.PathLike, cfg: Config, params: dict, *, dtype=None, min_pixels: int = PIXEL_LIMITS[0],
-            max_pixels: int = PIXEL_LIMITS[1], tokenizer=None, max_shard_gb: float = 5.0) -> None:
+def save_hf(
+    folder: str | os.PathLike,
+    cfg: Config,
+    params: dict,
+    *,
+    dtype=None,
+    min_pixels: int = PIXEL_LIMITS[0],
+    max_pixels: int = PIXEL_LIMITS[1],
+    tokenizer=None,
+    max_shard_gb: float = 5.0,
+) -> None:
     """Write a model folder that transformers and vLLM load: config, generation and preprocessor settings,
     safetensors (shards and an index above `max_shard_gb`); and the tokenizer, if given as an object or a folder.
 
@@ -382,11 +456,15 @@ def save_hf(folder: str | os.PathLike, cfg: Config, params: dict, *, dtype=None,
     """
     folder = Path(folder)
     config = cfg.to_hf()
-    config["torch_dtype"] = _TORCH_NAMES[NAMES[np.dtype(dtype or params["text"]["embed"]["embedding"].dtype)]]
+    config["torch_dtype"] = _TORCH_NAMES[
+        NAMES[np.dtype(dtype or params["text"]["embed"]["embedding"].dtype)]
+    ]
     with whole_folder(folder) as temp:
         write_json(temp / "config.json", config)
         write_json(temp / "generation_config.json", generation_config(cfg))
-        write_json(temp / "preprocessor_config.json", preprocessor_config(cfg, min_pixels, max_pixels))
+        write_json(
+            temp / "preprocessor_config.json", preprocessor_config(cfg, min_pixels, max_pixels)
+        )
         if tokenizer is not None:
             _add_tokenizer(tokenizer, temp)
         write_folder(temp, hf_tensors(cfg, params, dtype), max_shard_gb)
@@ -396,10 +474,27 @@ def write_json(path: Path, d: dict) -> None:
     path.write_text(json.dumps(d, indent=2) + "\n")
 
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.json",
-                   "chat_template.jinja", "vocab.json", "merges.txt", "added_tokens.json")
-SETTINGS_FILES = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
-                  "video_preprocessor_config.json", "README.md", "LICENSE", "LICENSE.md", "NOTICE")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+)
+SETTINGS_FILES = (
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "README.md",
+    "LICENSE",
+    "LICENSE.md",
+    "NOTICE",
+)
 
 
 def copy_files(source: Path, dst: Path, names: tuple[str, ...]) -> None:

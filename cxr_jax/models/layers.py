@@ -52,7 +52,9 @@ class Linear(nnx.Module):
         if self.lora_a is None:
             y = matmul(x, kernel)
         else:  # a plain product: `matmul` would write out the gradient of a kernel that is frozen
-            y = x @ kernel + matmul(matmul(x, self.lora_a.astype(x.dtype)), self.lora_b.astype(x.dtype))
+            y = x @ kernel + matmul(
+                matmul(x, self.lora_a.astype(x.dtype)), self.lora_b.astype(x.dtype)
+            )
         return y + self.bias[...].astype(x.dtype) if self.use_bias else y
 
 
@@ -72,7 +74,9 @@ class RMSNorm(nnx.Module):
 class MLP(nnx.Module):
     """SwiGLU: down(silu(gate x) * up x)."""
 
-    def __init__(self, dim: int, hidden: int, *, bias: bool, rngs: nnx.Rngs, out_scale: float = 1.0):
+    def __init__(
+        self, dim: int, hidden: int, *, bias: bool, rngs: nnx.Rngs, out_scale: float = 1.0
+    ):
         self.gate = Linear(dim, hidden, bias=bias, rngs=rngs)
         self.up = Linear(dim, hidden, bias=bias, rngs=rngs)
         self.down = Linear(hidden, dim, bias=bias, rngs=rngs, scale=out_scale)
@@ -101,7 +105,9 @@ def _softmax_attention(q, k, v, bias):
 def _softmax_attention_fwd(q, k, v, bias):
     """q [B, K, G, T, d] already scaled, k and v [B, K, S, d], bias float32 over [B, K, G, T, S] or None."""
     B, K, G, T, d = q.shape
-    s = jnp.einsum("bktd,bksd->bkts", q.reshape(B, K, G * T, d), k, preferred_element_type=jnp.float32)
+    s = jnp.einsum(
+        "bktd,bksd->bkts", q.reshape(B, K, G * T, d), k, preferred_element_type=jnp.float32
+    )
     if bias is not None:
         s = (s.reshape(B, K, G, T, -1) + bias).reshape(s.shape)
     p = jax.nn.softmax(s, axis=-1).astype(v.dtype)
@@ -146,7 +152,9 @@ _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 def _by_group(x, B: int):
     """[B * n, K, G, T, d] -> [B, K, n * G * T, d]: all that asks the same keys as the rows of one product."""
     R, K, G, T, d = x.shape
-    return x.reshape(B, R // B, K, G * T, d).transpose(0, 2, 1, 3, 4).reshape(B, K, R // B * G * T, d)
+    return (
+        x.reshape(B, R // B, K, G * T, d).transpose(0, 2, 1, 3, 4).reshape(B, K, R // B * G * T, d)
+    )
 
 
 def _by_row(x, shape: tuple):

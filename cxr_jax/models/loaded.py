@@ -29,7 +29,9 @@ def _vision(params, cfg, pixels, grid, dtype):
 
 @functools.partial(jax.jit, static_argnames=("cfg", "dtype"))
 def _logits(params, cfg, input_ids, mask, positions, features, dtype):
-    hidden = qwen2_5_vl.hidden_states(params, cfg, input_ids, mask, positions, features=features, dtype=dtype)
+    hidden = qwen2_5_vl.hidden_states(
+        params, cfg, input_ids, mask, positions, features=features, dtype=dtype
+    )
     return qwen2_5_vl.unembed(params, cfg, hidden)
 
 
@@ -44,11 +46,17 @@ class Model:
     processor's, so not the published model's exact answers. A model of one image size has one shape either way.
     """
 
-    def __init__(self, cfg: Config, params: dict, *, folder=None, dtype=jnp.float32, grids: str = "exact"):
+    def __init__(
+        self, cfg: Config, params: dict, *, folder=None, dtype=jnp.float32, grids: str = "exact"
+    ):
         if grids not in GRIDS:
             raise UserError(f"grids={grids!r}: use one of {', '.join(GRIDS)}")
         self.grids, self._programs = grids, {}
-        self.cfg, self.dtype, self.folder = cfg, jnp.dtype(dtype), None if folder is None else Path(folder)
+        self.cfg, self.dtype, self.folder = (
+            cfg,
+            jnp.dtype(dtype),
+            None if folder is None else Path(folder),
+        )
         self.params = jax.tree.map(lambda x: jnp.asarray(x, self.dtype), params)
         self.rows = generation.rows_at_once()
 
@@ -68,7 +76,10 @@ class Model:
         from cxr_jax.data import tokenizer
 
         ids = tokenizer.special_ids(self.tokenizer, self.cfg.text.vocab_size)
-        return {"stop": ids["stop"], "suppress": tuple(sorted({*ids["suppress"], *self.cfg.media_token_ids}))}
+        return {
+            "stop": ids["stop"],
+            "suppress": tuple(sorted({*ids["suppress"], *self.cfg.media_token_ids})),
+        }
 
     @functools.cached_property
     def pixel_limits(self) -> tuple[int, int]:
@@ -89,8 +100,12 @@ class Model:
         from cxr_jax.labels.parser import TokenBytes
 
         rules = constrained.compile_answers(
-            TokenBytes.from_tokenizer(self.tokenizer), self.cfg.text.vocab_size, self.special["stop"],
-            suppress_ids=self.special["suppress"], max_new_tokens=512)
+            TokenBytes.from_tokenizer(self.tokenizer),
+            self.cfg.text.vocab_size,
+            self.special["stop"],
+            suppress_ids=self.special["suppress"],
+            max_new_tokens=512,
+        )
         return jax.tree.map(jnp.asarray, rules)
 
     def constraint(self, constraint, max_new_tokens: int):
@@ -124,15 +139,21 @@ class Model:
         sizes = [int(np.prod(g)) for g in grids]
         pixels = np.asarray(pixel_values)
         if pixels.shape != (sum(sizes), self.cfg.vision.patch_dim):
-            raise UserError(f"pixel_values has shape {list(pixels.shape)}, image_grid_thw needs "
-                            f"{[sum(sizes), self.cfg.vision.patch_dim]}")
+            raise UserError(
+                f"pixel_values has shape {list(pixels.shape)}, image_grid_thw needs "
+                f"{[sum(sizes), self.cfg.vision.patch_dim]}"
+            )
         parts = np.split(pixels, np.cumsum(sizes)[:-1])
         out: list = [None] * len(grids)
         for grid in dict.fromkeys(grids):
             which = [i for i, g in enumerate(grids) if g == grid]
             self.note("vision", (grid, len(which)))
-            found = _vision(self.params, self.cfg, np.stack([parts[i] for i in which]), grid, self.dtype)
-            for i, f in zip(which, np.asarray(found), strict=True):  # eager slices would each compile
+            found = _vision(
+                self.params, self.cfg, np.stack([parts[i] for i in which]), grid, self.dtype
+            )
+            for i, f in zip(
+                which, np.asarray(found), strict=True
+            ):  # eager slices would each compile
                 out[i] = f
         return out
 
@@ -143,12 +164,16 @@ class Model:
         counts = (input_ids == self.cfg.image_token_id).sum(1)
         joined = np.concatenate(features)
         if counts.sum() != len(joined):
-            raise UserError(f"input_ids has {counts.sum()} image tokens, the images give {len(joined)}")
+            raise UserError(
+                f"input_ids has {counts.sum()} image tokens, the images give {len(joined)}"
+            )
         first = np.cumsum(counts) - counts
         index = np.minimum(first[:, None] + np.arange(max(1, counts.max())), len(joined) - 1)
         return joined[index]
 
-    def logits(self, input_ids, pixel_values=None, image_grid_thw=None, attention_mask=None) -> np.ndarray:
+    def logits(
+        self, input_ids, pixel_values=None, image_grid_thw=None, attention_mask=None
+    ) -> np.ndarray:
         """Next-token logits float32 [B, T, V] from the arrays that a Hugging Face processor gives.
 
         input_ids int [B, T]; pixel_values [patches, patch_dim] and image_grid_thw int [n, 3] for all images
@@ -156,8 +181,16 @@ class Model:
         disagree.
         """
         ids = np.asarray(input_ids)
-        mask = np.ones(ids.shape, bool) if attention_mask is None else np.asarray(attention_mask).astype(bool)
-        grids = None if image_grid_thw is None or not len(image_grid_thw) else np.asarray(image_grid_thw)
+        mask = (
+            np.ones(ids.shape, bool)
+            if attention_mask is None
+            else np.asarray(attention_mask).astype(bool)
+        )
+        grids = (
+            None
+            if image_grid_thw is None or not len(image_grid_thw)
+            else np.asarray(image_grid_thw)
+        )
         _check_ids(ids, mask, self.cfg)
         positions = qwen2_5_vl.positions(self.cfg, ids, grids, mask)
         features = [] if grids is None else self.image_features(pixel_values, grids)
@@ -180,9 +213,20 @@ class Model:
         pixels = preprocess.fit_to_model(_pixels(image), (low, high))
         return preprocess.prepare(pixels, min_pixels=low, max_pixels=high)
 
-    def generate(self, images, prompts, max_new_tokens: int = 512, temperature: float = 0.0, n: int = 1,
-                 seed: int = 0, *, top_p: float | None = None, top_k: int | None = None, stream=None,
-                 constraint=None) -> list[list[Completion]]:
+    def generate(
+        self,
+        images,
+        prompts,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        n: int = 1,
+        seed: int = 0,
+        *,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        stream=None,
+        constraint=None,
+    ) -> list[list[Completion]]:
         """n completions for each (image, prompt). An image is encoded and a prompt computed once for all n.
 
         images: list of path | PIL image | [H, W] floats in 0..1 | None. prompts: one text for all, or a list of
@@ -201,7 +245,9 @@ class Model:
         rules = self.constraint(constraint, settings.max_new_tokens)
         name = lambda i: "the prompt" if len(prompts) == 1 else f"prompt {i}"
         pairs = zip(images, prompts, strict=True)
-        requests = [self._request(*pair, settings.max_new_tokens, name(i)) for i, pair in enumerate(pairs)]
+        requests = [
+            self._request(*pair, settings.max_new_tokens, name(i)) for i, pair in enumerate(pairs)
+        ]
         return generation.complete(self, requests, settings, stream, rules)
 
     def _request(self, image, prompt, new_tokens: int, what: str = "the prompt") -> Request:
@@ -210,8 +256,17 @@ class Model:
         generation.check_room(self.cfg, len(request.ids), new_tokens, what)
         return request
 
-    def read(self, image, prompt, samples: int = 8, max_new_tokens: int = 512, seed: int = 0, *, constraint=None,
-             probabilities: bool = True) -> Reading:
+    def read(
+        self,
+        image,
+        prompt,
+        samples: int = 8,
+        max_new_tokens: int = 512,
+        seed: int = 0,
+        *,
+        constraint=None,
+        probabilities: bool = True,
+    ) -> Reading:
         """One image read greedily, `samples` completions at temperature 1, and the probability of each finding.
 
         The image is encoded and the prompt computed once for all of it. shown and samples are what `generate` gives
@@ -227,7 +282,9 @@ class Model:
         request = self._request(image, prompt, greedy.max_new_tokens)
         return generation.read(self, request, greedy, drawn, rules, answers)
 
-    def finding_probabilities(self, image, prompt, completions: list[Completion], seed: int = 0) -> dict:
+    def finding_probabilities(
+        self, image, prompt, completions: list[Completion], seed: int = 0
+    ) -> dict:
         """The model's own probability that the answer names each label, after the trace of each completion.
 
         Of a completion (of `generate` for this image and prompt) only the trace counts: what precedes the answer
@@ -237,18 +294,31 @@ class Model:
         calibrated risk. Raises UserError as `generate` and `answers` do, and without completions.
         """
         Settings(1, seed=seed)
-        if not isinstance(completions, (list, tuple)) or not all(isinstance(c, Completion) for c in completions):
-            raise UserError("finding_probabilities needs a list of completions, as generate gives them")
+        if not isinstance(completions, (list, tuple)) or not all(
+            isinstance(c, Completion) for c in completions
+        ):
+            raise UserError(
+                "finding_probabilities needs a list of completions, as generate gives them"
+            )
         if not completions:
             raise UserError("finding_probabilities needs at least one completion")
         answers, longest = self.answers, max(len(c.token_ids) for c in completions)
         prefix = generation.prefix_of(self, self._request(image, prompt, longest))
         layers = sampling.decode_layers(self.params, self.cfg)
-        found = [generation.after(self, layers, prefix, completions[i : i + self.rows], answers, seed, first=i)
-                 for i in range(0, len(completions), self.rows)]
-        trace, exact = (np.concatenate([f[name][0] for f in found]) for name in ("trace", "exact_mass"))
-        return {"each": [generation.by_label(row) for row in trace], "mean": generation.by_label(trace.mean(0)),
-                "exact_mass": exact.tolist()}
+        found = [
+            generation.after(
+                self, layers, prefix, completions[i : i + self.rows], answers, seed, first=i
+            )
+            for i in range(0, len(completions), self.rows)
+        ]
+        trace, exact = (
+            np.concatenate([f[name][0] for f in found]) for name in ("trace", "exact_mass")
+        )
+        return {
+            "each": [generation.by_label(row) for row in trace],
+            "mean": generation.by_label(trace.mean(0)),
+            "exact_mass": exact.tolist(),
+        }
 
     def chat(self, image=None, system: str | None = None) -> chats.Chat:
         """A conversation about an image (as for `generate`, or None); system replaces the template's own prompt."""
@@ -262,7 +332,9 @@ def _pairs(images, prompts) -> tuple[list, list]:
             raise TypeError
         images = list(images)
     except TypeError:
-        raise UserError("images must be a list, one for each prompt (None where there is none)") from None
+        raise UserError(
+            "images must be a list, one for each prompt (None where there is none)"
+        ) from None
     if isinstance(prompts, str):
         prompts = [prompts] * len(images)
     elif isinstance(prompts, (list, tuple)):
@@ -278,10 +350,14 @@ def _pairs(images, prompts) -> tuple[list, list]:
 
 def _check_ids(ids: np.ndarray, mask: np.ndarray, cfg: Config) -> None:
     if ids.ndim != 2 or ids.shape != mask.shape:
-        raise UserError(f"input_ids {list(ids.shape)} and mask {list(mask.shape)} must both be [B, T]")
+        raise UserError(
+            f"input_ids {list(ids.shape)} and mask {list(mask.shape)} must both be [B, T]"
+        )
     if not ids.size or ids.dtype.kind not in "iu":
-        raise UserError(f"input_ids must be whole numbers, at least one, not {ids.dtype} {list(ids.shape)}")
-    if (ids.min() < 0 or ids.max() >= cfg.text.vocab_size):
+        raise UserError(
+            f"input_ids must be whole numbers, at least one, not {ids.dtype} {list(ids.shape)}"
+        )
+    if ids.min() < 0 or ids.max() >= cfg.text.vocab_size:
         raise UserError(f"input_ids must lie in 0..{cfg.text.vocab_size - 1}")
     if (np.diff(mask.astype(np.int8), axis=1) > 0).any():
         raise UserError("attention_mask must be right padding: ones, then zeros")
@@ -298,10 +374,20 @@ def _pixels(image) -> np.ndarray:
     try:
         pixels = np.asarray(image, np.float32)
     except (TypeError, ValueError):
-        raise UserError("an image must be a path, a PIL image, an array [H, W] with values in 0..1, or None, not "
-                        f"{type(image).__name__}") from None
-    if pixels.ndim != 2 or not pixels.size or not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > 1:
-        raise UserError(f"an image array must be [H, W] with values in 0..1, got shape {list(pixels.shape)}")
+        raise UserError(
+            "an image must be a path, a PIL image, an array [H, W] with values in 0..1, or None, not "
+            f"{type(image).__name__}"
+        ) from None
+    if (
+        pixels.ndim != 2
+        or not pixels.size
+        or not np.isfinite(pixels).all()
+        or pixels.min() < 0
+        or pixels.max() > 1
+    ):
+        raise UserError(
+            f"an image array must be [H, W] with values in 0..1, got shape {list(pixels.shape)}"
+        )
     return pixels
 
 
@@ -316,18 +402,25 @@ def find_folder(name: str | os.PathLike) -> Path:
     if not Path(name).is_dir():
         raise UserError(f"{name}: no model there: not a folder")
     for folder in (Path(name), Path(name) / "hf"):
-        if (folder / "config.json").is_file() and (native.is_native(folder) or any(folder.glob("*.safetensors*"))):
+        if (folder / "config.json").is_file() and (
+            native.is_native(folder) or any(folder.glob("*.safetensors*"))
+        ):
             return folder
     if any(f for p in PICKLES for f in Path(name).glob(p)):
-        raise UserError(f"{name}: its weights are pickle files, which can run code when they are read; "
-                        "only safetensors are read")
+        raise UserError(
+            f"{name}: its weights are pickle files, which can run code when they are read; "
+            "only safetensors are read"
+        )
     raise UserError(f"{name}: no model there (config.json and *.safetensors, or a run with hf/)")
 
 
 def _to_device(tree: dict) -> dict:
     """A tree of host arrays, which is emptied on the way: at no time are there two copies of more than one leaf."""
-    return {name: _to_device(x) if isinstance(x, dict) else jnp.asarray(x) for name in list(tree)
-            for x in [tree.pop(name)]}
+    return {
+        name: _to_device(x) if isinstance(x, dict) else jnp.asarray(x)
+        for name in list(tree)
+        for x in [tree.pop(name)]
+    }
 
 
 def _layers_apart(stacked: dict, n: int) -> list[dict]:
@@ -348,7 +441,9 @@ def _layers_apart(stacked: dict, n: int) -> list[dict]:
 def load(name: str | os.PathLike, dtype=None, grids: str = "exact", adapter=None) -> Model:
     """See `cxr_jax.load`."""
     if not all(isinstance(x, (str, os.PathLike)) for x in (name, adapter or "")):
-        raise UserError(f"a model or an adapter must be a name or a folder, not {name!r}, {adapter!r}")
+        raise UserError(
+            f"a model or an adapter must be a name or a folder, not {name!r}, {adapter!r}"
+        )
     folder = find_folder(name)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
@@ -359,8 +454,14 @@ def load(name: str | os.PathLike, dtype=None, grids: str = "exact", adapter=None
     if not known:
         raise UserError(f"dtype={dtype!r}: use float32, bfloat16 or float16")
     read = native.load if native.is_native(folder) else hf.load_hf
-    found = None if adapter is None else peft.load(adapter, native.Arrays(folder).cfg if native.is_native(folder)
-                                                   else hf.read_config(folder))
+    found = (
+        None
+        if adapter is None
+        else peft.load(
+            adapter,
+            native.Arrays(folder).cfg if native.is_native(folder) else hf.read_config(folder),
+        )
+    )
     cfg, params = read(folder, np.dtype(dtype))
     if found:
         peft.merge(params, *found)

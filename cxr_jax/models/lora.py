@@ -16,11 +16,15 @@ from cxr_jax.errors import UserError
 from cxr_jax.models.layers import merge_adapters
 
 TARGETS = {
-    "decoder": tuple(f"text/layers/{x}" for x in ("attn/q", "attn/k", "attn/v", "attn/o",
-                                                  "mlp/gate", "mlp/up", "mlp/down")),
-    "vision": tuple(f"vision/blocks/{x}" for x in ("attn/qkv", "attn/proj", "mlp/gate", "mlp/up", "mlp/down")),
+    "decoder": tuple(
+        f"text/layers/{x}"
+        for x in ("attn/q", "attn/k", "attn/v", "attn/o", "mlp/gate", "mlp/up", "mlp/down")
+    ),
+    "vision": tuple(
+        f"vision/blocks/{x}" for x in ("attn/qkv", "attn/proj", "mlp/gate", "mlp/up", "mlp/down")
+    ),
     "merger": ("vision/merger/fc1", "vision/merger/fc2"),
-}  # fmt: skip
+}
 """Group -> the Linear modules that can carry an adapter."""
 
 PATHS = tuple(path for group in TARGETS.values() for path in group)
@@ -44,11 +48,15 @@ class Lora:
         if not number(self.alpha, int, float) or not 0 < self.alpha <= sys.float_info.max:
             raise UserError(f"lora alpha must be a finite number > 0, got {self.alpha!r}")
         if not isinstance(self.targets, tuple) or not self.targets:
-            raise UserError(f"lora targets must be a tuple of names, at least one, got {self.targets!r}")
+            raise UserError(
+                f"lora targets must be a tuple of names, at least one, got {self.targets!r}"
+            )
         for name in self.targets:
             if name not in TARGETS and name not in PATHS:
-                raise UserError(f"lora target {name!r} is unknown; known are {', '.join(TARGETS)}, and the paths of "
-                                f"single modules such as {PATHS[0]}")
+                raise UserError(
+                    f"lora target {name!r} is unknown; known are {', '.join(TARGETS)}, and the paths of "
+                    f"single modules such as {PATHS[0]}"
+                )
         expanded = [path for name in self.targets for path in TARGETS.get(name, (name,))]
         if twice := sorted({path for path in expanded if expanded.count(path) > 1}):
             raise UserError(f"lora targets name {twice[0]} twice")
@@ -60,7 +68,9 @@ class Lora:
     @property
     def paths(self) -> tuple[str, ...]:
         """The targeted modules, in the order of TARGETS."""
-        return tuple(p for group, paths in TARGETS.items() for p in paths if {group, p} & set(self.targets))
+        return tuple(
+            p for group, paths in TARGETS.items() for p in paths if {group, p} & set(self.targets)
+        )
 
 
 def init(params: dict, lora: Lora, key) -> dict:
@@ -90,7 +100,9 @@ def join(params: dict, adapters: dict, lora: Lora) -> dict:
     Differentiate a loss of join(params, adapters, lora) with respect to the adapters alone: the kernels' gradients
     are then never formed.
     """
-    return _at_targets(params, adapters, lambda p, x: {**p, "lora_a": lora.scale * x["a"], "lora_b": x["b"]})
+    return _at_targets(
+        params, adapters, lambda p, x: {**p, "lora_a": lora.scale * x["a"], "lora_b": x["b"]}
+    )
 
 
 def merge(params: dict, adapters: dict, lora: Lora) -> dict:
@@ -103,4 +115,7 @@ def _at_targets(params: dict, adapters: dict, change: Callable) -> dict:
     """A copy of the tree with change(module's parameters, {"a", "b"}) at every adapter."""
     if adapters.keys() == {"a", "b"}:
         return change(params, adapters)
-    return {**params, **{name: _at_targets(params[name], x, change) for name, x in adapters.items()}}
+    return {
+        **params,
+        **{name: _at_targets(params[name], x, change) for name, x in adapters.items()},
+    }

@@ -39,12 +39,19 @@ def save(folder: Path, params: dict, extra: dict) -> None:
     types = ocp.type_handlers
     # Orbax would deep-copy all host arrays and then compress a second copy: twice the model in memory.
     registry = types.create_type_handler_registry(
-        (np.ndarray, types.NumpyHandler(deepcopy_host_arrays=False)), *_jax_handlers(types))
-    with _quiet(), ocp.Checkpointer(
-            ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)) as writer:
+        (np.ndarray, types.NumpyHandler(deepcopy_host_arrays=False)), *_jax_handlers(types)
+    )
+    with (
+        _quiet(),
+        ocp.Checkpointer(
+            ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
+        ) as writer,
+    ):
         writer.save(folder.absolute() / ARRAYS, args=ocp.args.PyTreeSave(params))
-    arrays = {"/".join(path): {"dtype": NAMES[x.dtype], "shape": list(x.shape), "sha256": _sha256(x)}
-              for path, x in hf.flatten(params)}
+    arrays = {
+        "/".join(path): {"dtype": NAMES[x.dtype], "shape": list(x.shape), "sha256": _sha256(x)}
+        for path, x in hf.flatten(params)
+    }
     hf.write_json(folder / MANIFEST, {"format": _FORMAT, **extra, "arrays": arrays})
 
 
@@ -70,21 +77,28 @@ class Arrays:
         path = self.folder / MANIFEST
         self.manifest = hf.read_json(path)
         if self.manifest.get("format") != _FORMAT:
-            raise UserError(f"{path}: format is {shown(self.manifest.get('format'))}, not {_FORMAT!r}")
+            raise UserError(
+                f"{path}: format is {shown(self.manifest.get('format'))}, not {_FORMAT!r}"
+            )
         arrays = self.manifest.get("arrays")
         if not isinstance(arrays, dict) or not all(_is_entry(x) for x in arrays.values()):
             raise UserError(f"{path}: damaged")
         self.shapes = hf.our_shapes(self.cfg)
         want = {"/".join(p): list(shape) for p, shape in self.shapes.items()}
         have = {name: x["shape"] for name, x in arrays.items()}
-        if bad := sorted(name for name in want.keys() | have.keys() if want.get(name) != have.get(name)):
-            raise UserError(f"{self.folder}: {MANIFEST} does not fit config.json: {shown(bad[0])} is "
-                            f"{have.get(bad[0], 'missing')}, should be {want.get(bad[0], 'absent')}")
+        if bad := sorted(
+            name for name in want.keys() | have.keys() if want.get(name) != have.get(name)
+        ):
+            raise UserError(
+                f"{self.folder}: {MANIFEST} does not fit config.json: {shown(bad[0])} is "
+                f"{have.get(bad[0], 'missing')}, should be {want.get(bad[0], 'absent')}"
+            )
         self.arrays = arrays
         self.tied_head_is_stored = self.manifest.get("tied_head_is_stored") is True
         self.tensor_types = self.manifest.get("tensor_types")
         if not isinstance(self.tensor_types, dict) or any(
-                DTYPES.get(str(t)) not in hf.WEIGHT_TYPES for t in self.tensor_types.values()):
+            DTYPES.get(str(t)) not in hf.WEIGHT_TYPES for t in self.tensor_types.values()
+        ):
             raise UserError(f"{path}: damaged")
 
     def dtype(self, path: tuple[str, ...]) -> np.dtype:
@@ -96,11 +110,19 @@ class Arrays:
         try:
             x = self._restore(path)
         except Exception as e:  # noqa: BLE001 - Orbax and TensorStore raise many kinds for a damaged file
-            raise UserError(f"{self.folder / ARRAYS}: {name} does not load ({type(e).__name__}): missing or "
-                            "damaged") from e
+            raise UserError(
+                f"{self.folder / ARRAYS}: {name} does not load ({type(e).__name__}): missing or "
+                "damaged"
+            ) from e
         info = self.arrays[name]
-        if NAMES.get(x.dtype) != info["dtype"] or list(x.shape) != info["shape"] or _sha256(x) != info["sha256"]:
-            raise UserError(f"{self.folder / ARRAYS}: {name} is damaged: its checksum is not that of {MANIFEST}")
+        if (
+            NAMES.get(x.dtype) != info["dtype"]
+            or list(x.shape) != info["shape"]
+            or _sha256(x) != info["sha256"]
+        ):
+            raise UserError(
+                f"{self.folder / ARRAYS}: {name} is damaged: its checksum is not that of {MANIFEST}"
+            )
         return x
 
     def _restore(self, path: tuple[str, ...]) -> np.ndarray:
@@ -112,13 +134,20 @@ class Arrays:
         rest = list(reversed(path))
         how = nest(ocp.RestoreArgs(restore_type=np.ndarray))
         with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            tree = reader.restore(self.folder.absolute() / ARRAYS, args=ocp.args.PyTreeRestore(
-                item=item, restore_args=how, partial_restore=True))
+            tree = reader.restore(
+                self.folder.absolute() / ARRAYS,
+                args=ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True),
+            )
         return np.ascontiguousarray(dict(hf.flatten(tree))[path])
 
 
 def _is_entry(x) -> bool:
-    return isinstance(x, dict) and DTYPES.get(str(x.get("dtype"))) in hf.WEIGHT_TYPES and "shape" in x and "sha256" in x
+    return (
+        isinstance(x, dict)
+        and DTYPES.get(str(x.get("dtype"))) in hf.WEIGHT_TYPES
+        and "shape" in x
+        and "sha256" in x
+    )
 
 
 def load(folder: str | os.PathLike, dtype=None) -> tuple[Config, dict]:

@@ -26,11 +26,38 @@ _PREFIX = "base_model.model."
 _HALVES = (("a", "lora_A"), ("b", "lora_B"))
 
 # Settings without an effect on what a trained adapter computes. All that is neither here nor in `_READ` must be off.
-_NO_EFFECT = {"auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout", "megatron_core",
-              "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type"}  # fmt: skip
-_READ = {"peft_type", "r", "lora_alpha", "use_rslora", "bias", "init_lora_weights", "target_modules",
-         "exclude_modules", "layers_to_transform", "layers_pattern"}  # fmt: skip
-_PLAIN_INIT = (None, True, False, "gaussian", "eva", "orthogonal")  # the others change the base model's weights
+_NO_EFFECT = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "lora_dropout",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "task_type",
+}
+_READ = {
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "bias",
+    "init_lora_weights",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+}
+_PLAIN_INIT = (
+    None,
+    True,
+    False,
+    "gaussian",
+    "eva",
+    "orthogonal",
+)  # the others change the base model's weights
 
 
 def _modules(cfg: Config) -> dict[str, hf.Rule]:
@@ -63,13 +90,17 @@ def merge(params: dict, adapters: dict, lora: Lora) -> None:
         joined = {"kernel": module["kernel"], "lora_a": scaled, "lora_b": own["b"]}
         module["kernel"] = np.asarray(merge_adapters(joined)["kernel"])
         if not hf.is_finite(module["kernel"]):
-            raise UserError(f"the adapters do not fit this model: {path} is infinite or NaN with them")
+            raise UserError(
+                f"the adapters do not fit this model: {path} is infinite or NaN with them"
+            )
 
 
 # --- writing -------------------------------------------------------------------------------------------
 
 
-def save(folder: str | os.PathLike, cfg: Config, adapters: dict, lora: Lora, base_model: str) -> None:
+def save(
+    folder: str | os.PathLike, cfg: Config, adapters: dict, lora: Lora, base_model: str
+) -> None:
     """Write a PEFT folder. base_model: name or folder of the model that the adapters belong to.
 
     Tensors keep the adapters' type. The folder appears whole or not at all; an existing one is replaced only after
@@ -103,16 +134,31 @@ def _settings(rules: dict[str, hf.Rule], lora: Lora, base_model: str) -> dict:
     patterns = []
     for name, rule in rules.items():
         pattern = re.escape(_nested(name))
-        patterns.append(pattern if rule.layer is None else pattern.replace(rf"\.{rule.layer}\.", r"\.\d+\.", 1))
+        patterns.append(
+            pattern if rule.layer is None else pattern.replace(rf"\.{rule.layer}\.", r"\.\d+\.", 1)
+        )
     return {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base_model), "revision": None,
-        "inference_mode": True, "r": lora.rank,
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base_model),
+        "revision": None,
+        "inference_mode": True,
+        "r": lora.rank,
         "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
-        "lora_dropout": 0.0, "target_modules": "|".join(dict.fromkeys(patterns)), "exclude_modules": None,
-        "bias": "none", "fan_in_fan_out": False, "init_lora_weights": True, "use_rslora": False, "use_dora": False,
-        "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}, "layers_to_transform": None,
+        "lora_dropout": 0.0,
+        "target_modules": "|".join(dict.fromkeys(patterns)),
+        "exclude_modules": None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "layers_to_transform": None,
         "layers_pattern": None,
-    }  # fmt: skip
+    }
 
 
 # --- reading -------------------------------------------------------------------------------------------
@@ -137,8 +183,12 @@ class _Adapter(Tensors):
         path = self.folder / WEIGHTS
         if not path.is_file():
             pickle = path.with_suffix(".bin")
-            raise UserError(f"{self.folder}: {pickle.name} is a pickle file, which can run code when it is read; "
-                            "only safetensors are read" if pickle.is_file() else f"{path} is missing")
+            raise UserError(
+                f"{self.folder}: {pickle.name} is a pickle file, which can run code when it is read; "
+                "only safetensors are read"
+                if pickle.is_file()
+                else f"{path} is missing"
+            )
         return [(path, None)]
 
 
@@ -158,16 +208,25 @@ def load(folder: str | os.PathLike, cfg: Config) -> tuple[dict, Lora]:
     tensors, modules = _Adapter(folder), _modules(cfg)
     spelled = lambda name: _nested(name) if tensors.nested else name
     try:
-        chosen = {name: r for name, r in modules.items() if _is_target(settings, spelled(name), r.layer)}
+        chosen = {
+            name: r for name, r in modules.items() if _is_target(settings, spelled(name), r.layer)
+        }
     except (re.error, OverflowError, RecursionError) as e:
-        raise UserError(f"{folder / CONFIG}: a pattern is not a regular expression: {shown(e)}") from e
+        raise UserError(
+            f"{folder / CONFIG}: a pattern is not a regular expression: {shown(e)}"
+        ) from e
     if outside := [name for name, r in chosen.items() if _path(r) not in PATHS]:
-        raise UserError(f"{folder / CONFIG}: {outside[0]} cannot carry an adapter here (lora.TARGETS lists what can)")
+        raise UserError(
+            f"{folder / CONFIG}: {outside[0]} cannot carry an adapter here (lora.TARGETS lists what can)"
+        )
     if not chosen:
         raise UserError(f"{folder / CONFIG}: target_modules match no module of the model")
     lora = _lora(folder / CONFIG, settings, {_path(r) for r in chosen.values()})
-    want = {f"{name}.{theirs}.weight": shape for name, r in chosen.items()
-            for (_, theirs), shape in zip(_HALVES, _shapes(r, lora.rank), strict=True)}
+    want = {
+        f"{name}.{theirs}.weight": shape
+        for name, r in chosen.items()
+        for (_, theirs), shape in zip(_HALVES, _shapes(r, lora.rank), strict=True)
+    }
     _check(folder, tensors, want)
     adapters = _read(folder, tensors, modules, chosen, lora.rank)
     if settings.get("use_rslora"):
@@ -184,8 +243,10 @@ def _read_settings(path: Path) -> dict:
     if d.get("bias", "none") != "none":
         raise UserError(f"{path}: bias is {shown(d['bias'])}; trained biases are not supported")
     if d.get("init_lora_weights") not in _PLAIN_INIT:
-        raise UserError(f"{path}: init_lora_weights {shown(d['init_lora_weights'])} changes the base model's weights; "
-                        "not supported")
+        raise UserError(
+            f"{path}: init_lora_weights {shown(d['init_lora_weights'])} changes the base model's weights; "
+            "not supported"
+        )
     for key in sorted(d.keys() - _NO_EFFECT - _READ):
         if d[key]:
             raise UserError(f"{path}: {shown(key)} is not supported")
@@ -197,10 +258,13 @@ def _check_types(path: Path, d: dict) -> None:
     texts = lambda x: isinstance(x, list) and all(isinstance(s, str) for s in x)
     layers = d.get("layers_to_transform")
     good = {
-        "target_modules": isinstance(d.get("target_modules"), str) or texts(d.get("target_modules")),
+        "target_modules": isinstance(d.get("target_modules"), str)
+        or texts(d.get("target_modules")),
         "use_rslora": d.get("use_rslora") in (None, True, False),
-        **{key: d.get(key) is None or isinstance(d[key], str) or texts(d[key])
-           for key in ("exclude_modules", "layers_pattern")},
+        **{
+            key: d.get(key) is None or isinstance(d[key], str) or texts(d[key])
+            for key in ("exclude_modules", "layers_pattern")
+        },
         "layers_to_transform": layers is None or all(type(i) is int for i in _listed(layers)),
     }
     for key, ok in good.items():
@@ -214,6 +278,7 @@ def _listed(x) -> list:
 
 def _is_target(settings: dict, name: str, layer: int | None) -> bool:
     """Whether PEFT adapts the module: a text is a pattern for the whole name, a list holds names or their ends."""
+
     def named(targets: str | list[str]) -> bool:
         if isinstance(targets, str):
             return re.fullmatch(targets, name) is not None
@@ -243,25 +308,42 @@ def _lora(path: Path, settings: dict, found: set[str]) -> Lora:
 
 def _check(folder: Path, tensors: Tensors, want: dict[str, tuple[int, ...]]) -> None:
     have = set(tensors.where)
-    some = lambda keys: ", ".join(map(shown, keys[:4])) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
-    for title, keys in (("missing", sorted(want.keys() - have)), ("unexpected", sorted(have - want.keys()))):
+    some = lambda keys: (
+        ", ".join(map(shown, keys[:4])) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+    )
+    for title, keys in (
+        ("missing", sorted(want.keys() - have)),
+        ("unexpected", sorted(have - want.keys())),
+    ):
         if keys:
             raise UserError(f"{folder}: {WEIGHTS} does not fit {CONFIG}; {title}: {some(keys)}")
     for key, shape in want.items():
         if tensors.shape(key) != shape:
-            raise UserError(f"{folder}: {key} is {list(tensors.shape(key))}; model and rank need {list(shape)}")
+            raise UserError(
+                f"{folder}: {key} is {list(tensors.shape(key))}; model and rank need {list(shape)}"
+            )
         if tensors.dtype(key) not in hf.WEIGHT_TYPES:
-            raise UserError(f"{folder}: {key} is {NAMES[tensors.dtype(key)]}; adapters are F32, BF16 or F16")
+            raise UserError(
+                f"{folder}: {key} is {NAMES[tensors.dtype(key)]}; adapters are F32, BF16 or F16"
+            )
 
 
-def _read(folder: Path, tensors: Tensors, modules: dict[str, hf.Rule], chosen: dict[str, hf.Rule], rank: int) -> dict:
+def _read(
+    folder: Path,
+    tensors: Tensors,
+    modules: dict[str, hf.Rule],
+    chosen: dict[str, hf.Rule],
+    rank: int,
+) -> dict:
     adapters: dict = {}
     for name, rule in chosen.items():
         node = adapters
         for part in rule.path[:-1]:
             node = node.setdefault(part, {})
         if not node:
-            stack = () if rule.layer is None else (sum(r.path == rule.path for r in modules.values()),)
+            stack = (
+                () if rule.layer is None else (sum(r.path == rule.path for r in modules.values()),)
+            )
             for (half, _), shape in zip(_HALVES, _shapes(rule, rank), strict=True):
                 node[half] = np.zeros((*stack, *shape[::-1]), np.float32)
         for half, theirs in _HALVES:

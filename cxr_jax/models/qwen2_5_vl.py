@@ -10,8 +10,17 @@ from cxr_jax.models import vision as tower
 from cxr_jax.models.config import Config
 from cxr_jax.models.rope import positions
 
-__all__ = ["init_params", "vision", "embed", "positions", "decode_full", "decode_group", "unembed",
-           "hidden_states", "count"]
+__all__ = [
+    "init_params",
+    "vision",
+    "embed",
+    "positions",
+    "decode_full",
+    "decode_group",
+    "unembed",
+    "hidden_states",
+    "count",
+]
 
 
 @functools.partial(jax.jit, static_argnames="cfg")
@@ -29,8 +38,15 @@ def count(params: dict) -> int:
     return sum(x.size for x in jax.tree.leaves(params))
 
 
-def vision(params: dict, cfg: Config, pixels, grid: tuple[int, int, int] = (1, 16, 16), *,
-           remat: str = "none", dtype=jnp.float32):
+def vision(
+    params: dict,
+    cfg: Config,
+    pixels,
+    grid: tuple[int, int, int] = (1, 16, 16),
+    *,
+    remat: str = "none",
+    dtype=jnp.float32,
+):
     """pixels [N, P, 1176] in the processor's patch order, one static grid -> image tokens [N, P/4, D]."""
     return tower.forward(params["vision"], cfg.vision, pixels, grid, remat=remat, dtype=dtype)
 
@@ -54,27 +70,53 @@ def decode_full(params: dict, cfg: Config, h, positions, mask, *, remat: str = "
     return decoder.forward(params["text"], cfg.text, h, positions, mask, remat=remat)
 
 
-def decode_group(params: dict, cfg: Config, h_prompt, positions, lengths, h_own, own_positions, *,
-                 remat: str = "none"):
+def decode_group(
+    params: dict,
+    cfg: Config,
+    h_prompt,
+    positions,
+    lengths,
+    h_own,
+    own_positions,
+    *,
+    remat: str = "none",
+):
     """`decode_full` for B prompts and n completions of each, every prompt computed once.
 
     h_prompt [B, S, D], positions int [3, B, S], lengths int [B]; h_own [B*n, C, D] and own_positions int
     [3, B*n, C] right-padded, in prompt order. Returns hidden [B, S, D] and [B*n, C, D].
     """
-    return decoder.forward_group(params["text"], cfg.text, h_prompt, positions, lengths, h_own, own_positions,
-                                 remat=remat)
+    return decoder.forward_group(
+        params["text"], cfg.text, h_prompt, positions, lengths, h_own, own_positions, remat=remat
+    )
 
 
 def unembed(params: dict, cfg: Config, hidden):
     """hidden [..., D] -> float32 logits [..., V]."""
-    text, product = params["text"], functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    if cfg.tie_word_embeddings:  # not by the transpose: of one row, XLA for CPUs would copy it at every step
+    text, product = (
+        params["text"],
+        functools.partial(jnp.einsum, preferred_element_type=jnp.float32),
+    )
+    if (
+        cfg.tie_word_embeddings
+    ):  # not by the transpose: of one row, XLA for CPUs would copy it at every step
         return product("...d,vd->...v", hidden, text["embed"]["embedding"].astype(hidden.dtype))
     return product("...d,dv->...v", hidden, text["head"]["kernel"].astype(hidden.dtype))
 
 
-def hidden_states(params: dict, cfg: Config, input_ids, mask, positions, pixels=None, features=None, *,
-                  grid: tuple[int, int, int] = (1, 16, 16), remat: str = "none", dtype=jnp.float32):
+def hidden_states(
+    params: dict,
+    cfg: Config,
+    input_ids,
+    mask,
+    positions,
+    pixels=None,
+    features=None,
+    *,
+    grid: tuple[int, int, int] = (1, 16, 16),
+    remat: str = "none",
+    dtype=jnp.float32,
+):
     """The training forward: [B, T] ids -> hidden [B, T, D].
 
     pixels: [B, n_img, P, 1176] or [B, P, 1176], all of the static `grid`; or features [B, I, D] computed

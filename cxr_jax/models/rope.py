@@ -23,7 +23,9 @@ def frequencies(theta: float, dim: int) -> np.ndarray:
 def vision_angles(cfg: VisionConfig, h: int, w: int) -> np.ndarray:
     """float32 [h * w, head_dim / 2] for one frame, patches in merge-block order (the processor's order)."""
     m = cfg.spatial_merge_size
-    row, col = np.mgrid[:h, :w].reshape(2, h // m, m, w // m, m).transpose(0, 1, 3, 2, 4).reshape(2, -1)
+    row, col = (
+        np.mgrid[:h, :w].reshape(2, h // m, m, w // m, m).transpose(0, 1, 3, 2, 4).reshape(2, -1)
+    )
     freq = frequencies(cfg.rope_theta, cfg.head_dim // 2)
     return np.concatenate([a[:, None].astype(np.float32) * freq for a in (row, col)], -1)
 
@@ -62,8 +64,10 @@ def _row_positions(cfg: Config, ids: np.ndarray, grids, row: int) -> np.ndarray:
                 raise UserError(f"row {row}: more image placeholders than image grids")
             pos = _image_positions(grid, merge, start)
             if pos.shape[1] != len(run):
-                raise UserError(f"row {row}: {len(run)} image tokens, but grid {tuple(map(int, grid))} "
-                                f"needs {pos.shape[1]}")
+                raise UserError(
+                    f"row {row}: {len(run)} image tokens, but grid {tuple(map(int, grid))} "
+                    f"needs {pos.shape[1]}"
+                )
             start += max(int(grid[1]), int(grid[2])) // merge
         else:
             pos = np.broadcast_to(np.arange(len(run)) + start, (3, len(run)))

@@ -17,9 +17,17 @@ import numpy as np
 from cxr_jax.errors import UserError
 
 DTYPES = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
-    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
-}  # fmt: skip
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
 NAMES = {np.dtype(v): k for k, v in DTYPES.items()}
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -93,9 +101,17 @@ def _check_entry(path, key, info) -> None:
         raise bad(f"has unsupported type {shown(info['dtype'])}")
     shape, offsets = info.get("shape"), info.get("data_offsets")
     whole = lambda x, limit: type(x) is int and 0 <= x <= limit  # bool is no int here
-    if not isinstance(shape, list) or len(shape) > _MAX_RANK or not all(whole(n, _MAX_DIM) for n in shape):
+    if (
+        not isinstance(shape, list)
+        or len(shape) > _MAX_RANK
+        or not all(whole(n, _MAX_DIM) for n in shape)
+    ):
         raise bad("has no valid shape")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(whole(n, 2**63) for n in offsets):
+    if (
+        not isinstance(offsets, list)
+        or len(offsets) != 2
+        or not all(whole(n, 2**63) for n in offsets)
+    ):
         raise bad("has no valid data_offsets")
     if offsets[1] - offsets[0] != math.prod(shape) * np.dtype(dtype).itemsize:
         raise bad("has a shape that does not fit its data_offsets")
@@ -108,7 +124,9 @@ class Tensors:
     disagrees with the index.
     """
 
-    def __init__(self, folder: str | os.PathLike, canonical: Callable[[str], str] = lambda key: key):
+    def __init__(
+        self, folder: str | os.PathLike, canonical: Callable[[str], str] = lambda key: key
+    ):
         self.folder = Path(folder)
         self.where: dict[str, tuple[Path, int, dict]] = {}
         for path, indexed in self._files():
@@ -116,7 +134,9 @@ class Tensors:
             if indexed is not None and indexed != set(header):
                 key = min(indexed ^ set(header))
                 lacking = "is not in it" if key in indexed else "is not in the index"
-                raise UserError(f"{path}: does not agree with {INDEX}: tensor {shown(key)} {lacking}")
+                raise UserError(
+                    f"{path}: does not agree with {INDEX}: tensor {shown(key)} {lacking}"
+                )
             for key, info in header.items():
                 name = canonical(key)
                 if name in self.where:
@@ -131,13 +151,21 @@ class Tensors:
                 raise UserError(f"{self.folder}: {self._why_missing(single)}")
             return [(single, None)]
         if single.is_file():
-            raise UserError(f"{self.folder}: holds both model.safetensors and {INDEX}; remove the stale one")
-        weight_map = parse_json(index.read_bytes(), f"{index}: damaged safetensors index").get("weight_map")
+            raise UserError(
+                f"{self.folder}: holds both model.safetensors and {INDEX}; remove the stale one"
+            )
+        weight_map = parse_json(index.read_bytes(), f"{index}: damaged safetensors index").get(
+            "weight_map"
+        )
         if not isinstance(weight_map, dict) or not weight_map:
             raise UserError(f"{index}: not a safetensors index: no weight_map")
         shards: dict[str, set[str]] = {}
         for key, name in weight_map.items():
-            if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            if (
+                not isinstance(name, str)
+                or Path(name).name != name
+                or not name.endswith(".safetensors")
+            ):
                 raise UserError(f"{index}: shard names must be plain file names, got {shown(name)}")
             shards.setdefault(name, set()).add(key)
         for name in sorted(shards):
@@ -147,8 +175,10 @@ class Tensors:
 
     def _why_missing(self, single: Path) -> str:
         if pickles := sorted(f.name for p in PICKLES for f in self.folder.glob(p)):
-            return (f"{shown(pickles[0])} is a pickle file, which can run code when it is read; "
-                    "only safetensors are read")
+            return (
+                f"{shown(pickles[0])} is a pickle file, which can run code when it is read; "
+                "only safetensors are read"
+            )
         if single.is_symlink():
             return f"{single.name} is a broken link"
         return f"{INDEX if any(self.folder.glob('*.safetensors')) else single.name} is missing"
@@ -190,7 +220,11 @@ def write_safetensors(path: Path, tensors: list[Entry]) -> None:
     for entry in tensors:
         key, shape, dtype, _ = entry
         end = at + nbytes(entry)
-        header[key] = {"dtype": NAMES[np.dtype(dtype)], "shape": list(shape), "data_offsets": [at, end]}
+        header[key] = {
+            "dtype": NAMES[np.dtype(dtype)],
+            "shape": list(shape),
+            "data_offsets": [at, end],
+        }
         at = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -224,5 +258,8 @@ def write_folder(folder: Path, tensors: list[Entry], max_shard_gb: float = 5.0) 
         name = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
         write_safetensors(folder / name, shard)
         weight_map |= {entry[0]: name for entry in shard}
-    index = {"metadata": {"total_size": sum(map(nbytes, tensors))}, "weight_map": dict(sorted(weight_map.items()))}
+    index = {
+        "metadata": {"total_size": sum(map(nbytes, tensors))},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

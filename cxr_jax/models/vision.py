@@ -67,8 +67,13 @@ class Block(nnx.Module):
         self.norm1 = RMSNorm(cfg.hidden_size, EPS)
         self.attn = Attention(cfg, rngs=rngs)
         self.norm2 = RMSNorm(cfg.hidden_size, EPS)
-        self.mlp = MLP(cfg.hidden_size, cfg.intermediate_size, bias=True, rngs=rngs,
-                       out_scale=(2 * cfg.depth) ** -0.5)
+        self.mlp = MLP(
+            cfg.hidden_size,
+            cfg.intermediate_size,
+            bias=True,
+            rngs=rngs,
+            out_scale=(2 * cfg.depth) ** -0.5,
+        )
 
     def __call__(self, x, cos, sin, segments):
         x = x + self.attn(self.norm1(x), cos, sin, segments)
@@ -118,8 +123,10 @@ def _permute(x, order, inverse):
     return jnp.take(x, np.asarray(order), axis=1, mode="clip")
 
 
-_permute.defvjp(lambda x, order, inverse: (_permute(x, order, inverse), None),
-                lambda order, inverse, _, g: (_permute(g, inverse, order),))
+_permute.defvjp(
+    lambda x, order, inverse: (_permute(x, order, inverse), None),
+    lambda order, inverse, _, g: (_permute(g, inverse, order),),
+)
 
 
 def _runs(cfg: VisionConfig):
@@ -139,8 +146,15 @@ def init_params(cfg: VisionConfig, key) -> dict:
     }
 
 
-def forward(params: dict, cfg: VisionConfig, pixels, grid: tuple[int, int, int], *, remat: str = "none",
-            dtype=jnp.float32):
+def forward(
+    params: dict,
+    cfg: VisionConfig,
+    pixels,
+    grid: tuple[int, int, int],
+    *,
+    remat: str = "none",
+    dtype=jnp.float32,
+):
     """pixels [N, P, patch_dim] in the processor's patch order, grid (t, h, w) static, P = t*h*w.
 
     Returns image tokens [N, P/4, out] in row-major order. Frames never attend to each other (nor do they in
@@ -149,15 +163,21 @@ def forward(params: dict, cfg: VisionConfig, pixels, grid: tuple[int, int, int],
     t, h, w = (int(g) for g in grid)
     N, P, _ = pixels.shape
     if P != t * h * w or h % cfg.spatial_merge_size or w % cfg.spatial_merge_size:
-        raise UserError(f"image grid {(t, h, w)} does not fit {P} patches merged {cfg.spatial_merge_size} by "
-                        f"{cfg.spatial_merge_size}")
+        raise UserError(
+            f"image grid {(t, h, w)} does not fit {P} patches merged {cfg.spatial_merge_size} by "
+            f"{cfg.spatial_merge_size}"
+        )
     order, inverse, windows = window_plan(cfg, h, w)
     order, inverse = tuple(order.tolist()), tuple(inverse.tolist())
     unit, n_units = cfg.merge_unit, h * w // cfg.merge_unit
 
     x = apply(graph(PatchEmbed, cfg), params["patch_embed"], pixels.astype(dtype))
     x = _permute(x.reshape(N * t, n_units, -1), order, inverse).reshape(N * t, h * w, -1)
-    angles = rope.vision_angles(cfg, h, w).reshape(n_units, unit, -1)[np.asarray(order)].reshape(h * w, 1, -1)
+    angles = (
+        rope.vision_angles(cfg, h, w)
+        .reshape(n_units, unit, -1)[np.asarray(order)]
+        .reshape(h * w, 1, -1)
+    )
     cos, sin = np.cos(angles), np.sin(angles)
 
     block = graph(Block, cfg)

@@ -26,9 +26,15 @@ BEGIN, END = "<!-- ablations: begin -->", "<!-- ablations: end -->"
 BASE = "base"
 LAST = 5  # training steps at the end whose mean is "at the end": one step is 128 completions, and noisy
 SAME = (  # what runs must share, whatever their arm, to stand in one table
-    "steps", "max_completion", "data.source", "data.hospital", "data.ood_hospital",
-    "eval.n", "eval.n_final", "eval.select_by",
-)  # fmt: skip
+    "steps",
+    "max_completion",
+    "data.source",
+    "data.hospital",
+    "data.ood_hospital",
+    "eval.n",
+    "eval.n_final",
+    "eval.select_by",
+)
 BY_SEED = ("seed", "data.seed")
 METRICS = {"jaccard": "Jaccard", "macro_f1": "macro-F1"}
 INTERVAL_FROM = 3  # seeds
@@ -76,10 +82,17 @@ class Study:
     notes: list[str]
 
     def __post_init__(self):
-        self.sft = self.arms.get(BASE, next(iter(self.arms.values())))[0]  # whose SFT model is the first row
+        self.sft = self.arms.get(BASE, next(iter(self.arms.values())))[
+            0
+        ]  # whose SFT model is the first row
         self.start = self.sft.config["model"]
-        self.inside, self.outside = self.sft.config["data.hospital"], self.sft.config["data.ood_hospital"]
-        reached = lambda runs: np.mean([run.score("RL", self.outside, "jaccard") or 0.0 for run in runs])
+        self.inside, self.outside = (
+            self.sft.config["data.hospital"],
+            self.sft.config["data.ood_hospital"],
+        )
+        reached = lambda runs: np.mean(
+            [run.score("RL", self.outside, "jaccard") or 0.0 for run in runs]
+        )
         place = {arm: (arm != BASE, -reached(runs), arm) for arm, runs in self.arms.items()}
         self.arms = {arm: self.arms[arm] for arm in sorted(place, key=place.get)}
 
@@ -99,7 +112,9 @@ class Study:
 
     def curve(self, arm: str) -> list:
         """[(step, mean over the seeds of the Jaccard index on the selection images of the other hospital)]."""
-        curves = [dict(points(r.rows, "eval", f"eval/{self.outside}/jaccard")) for r in self.arms[arm]]
+        curves = [
+            dict(points(r.rows, "eval", f"eval/{self.outside}/jaccard")) for r in self.arms[arm]
+        ]
         steps = sorted(set.intersection(*map(set, curves)))
         return [(step, float(np.mean([curve[step] for curve in curves]))) for step in steps]
 
@@ -155,7 +170,9 @@ def load(folder) -> Study:
             unfinished.append(path.name)
             continue
         if (arm, seed) in runs:
-            raise UserError(f"{path}: a second run of arm {arm}, seed {seed}, beside {runs[arm, seed].name}")
+            raise UserError(
+                f"{path}: a second run of arm {arm}, seed {seed}, beside {runs[arm, seed].name}"
+            )
         runs[arm, seed] = _run(path, arm, seed)
     if not runs:
         raise UserError(f"{folder}: holds no finished run in a folder named ARM_sSEED")
@@ -175,12 +192,16 @@ def _check_comparable(folder, runs):
         for other, name in [(runs[0], name) for name in SAME] + [(first, name) for name in common]:
             a, b = other.config.get(name), run.config.get(name)
             if a != b:
-                raise UserError(f"{folder}: config.{name} is {a!r} in {other.name}, but {b!r} in {run.name}")
+                raise UserError(
+                    f"{folder}: config.{name} is {a!r} in {other.name}, but {b!r} in {run.name}"
+                )
 
 
 def _notes(runs, unfinished) -> list[str]:
     notes, of, of_arm = [], {}, {}
-    for run in runs:  # a key that one code knew and another did not: nothing tells what the other did
+    for (
+        run
+    ) in runs:  # a key that one code knew and another did not: nothing tells what the other did
         first = of_arm.setdefault(run.arm, run)
         odd = sorted(first.config.keys() ^ run.config.keys())
         odd = [f"config.{name}" for name in odd if first.config.get(name) or run.config.get(name)]
@@ -208,7 +229,11 @@ def _mean(values: list, form: str) -> str:
 def _with_seeds(values: list, form: str) -> str:
     """The mean, and each seed's value below it."""
     mean = _mean(values, form)
-    return mean if mean == "-" or len(values) == 1 else f"{mean}<br>{', '.join(f'{v:{form}}' for v in values)}"
+    return (
+        mean
+        if mean == "-" or len(values) == 1
+        else f"{mean}<br>{', '.join(f'{v:{form}}' for v in values)}"
+    )
 
 
 def _difference(values: list) -> str:
@@ -224,7 +249,11 @@ def _against_base(study: Study, arm: str) -> str:
     if arm == BASE or not seeds_of_base:
         return ""
     score = lambda run: run.score("RL", study.outside, "jaccard")
-    pairs = [(score(run), score(seeds_of_base[run.seed])) for run in study.arms[arm] if run.seed in seeds_of_base]
+    pairs = [
+        (score(run), score(seeds_of_base[run.seed]))
+        for run in study.arms[arm]
+        if run.seed in seeds_of_base
+    ]
     return _difference([None if None in pair else pair[0] - pair[1] for pair in pairs])
 
 
@@ -246,13 +275,20 @@ def _step_seconds(run: Run) -> float | None:
 
 def columns(study: Study) -> dict[str, Callable[[str], str]]:
     """Heading -> what it says of an arm."""
-    of = lambda value, form, cell=_mean: lambda arm: cell([value(run) for run in study.arms[arm]], form)
+    of = lambda value, form, cell=_mean: (
+        lambda arm: cell([value(run) for run in study.arms[arm]], form)
+    )
     out = {"seeds": lambda arm: ", ".join(str(run.seed) for run in study.arms[arm])}
     for set_name in (study.inside, study.outside):
         for metric, title in METRICS.items():
-            out[f"{set_name}: {title}"] = lambda arm, s=set_name, m=metric: _difference(study.differences(arm, s, m))
+            out[f"{set_name}: {title}"] = lambda arm, s=set_name, m=metric: _difference(
+                study.differences(arm, s, m)
+            )
     out[f"{study.outside}: Jaccard, arm - base"] = lambda arm: _against_base(study, arm)
-    for term, title, form in (("trace_findings", "trace = truth", ".3f"), ("trace_false", "false sentences", ".2f")):
+    for term, title, form in (
+        ("trace_findings", "trace = truth", ".3f"),
+        ("trace_false", "false sentences", ".2f"),
+    ):
         for set_name in (study.inside, study.outside):
             value = lambda run, s=set_name, t=term: run.score("RL", s, t)
             out[f"{set_name}: {title}"] = of(value, form, _with_seeds)
@@ -271,13 +307,17 @@ def table(study: Study) -> str:
     sft = {}
     for set_name in (study.inside, study.outside):
         for name, title, form in (
-            ("jaccard", "Jaccard", ".3f"), ("macro_f1", "macro-F1", ".3f"),
-            ("trace_findings", "trace = truth", ".3f"), ("trace_false", "false sentences", ".2f"),
-        ):  # fmt: skip
+            ("jaccard", "Jaccard", ".3f"),
+            ("macro_f1", "macro-F1", ".3f"),
+            ("trace_findings", "trace = truth", ".3f"),
+            ("trace_false", "false sentences", ".2f"),
+        ):
             sft[f"{set_name}: {title}"] = _mean([study.sft.score("SFT", set_name, name)], form)
     lines.append(["SFT only", *(sft.get(title, "") for title in cells)])
     for arm in study.arms:
-        lines.append([arm + (" †" if study.elsewhere(arm) else ""), *(cell(arm) for cell in cells.values())])
+        lines.append(
+            [arm + (" †" if study.elsewhere(arm) else ""), *(cell(arm) for cell in cells.values())]
+        )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -285,11 +325,17 @@ def _over_images(study: Study) -> str:
     """How wide the intervals over images are: what the seeds' spread does not show."""
     halves = {}
     for set_name in (study.inside, study.outside):
-        found = [run.comparison(set_name, "jaccard") for runs in study.arms.values() for run in runs]
+        found = [
+            run.comparison(set_name, "jaccard") for runs in study.arms.values() for run in runs
+        ]
         wide = [(c["hi"] - c["lo"]) / 2 for c in found if c and None not in (c["lo"], c["hi"])]
         if wide:
             halves[set_name] = f"±{np.median(wide):.3f} on {set_name}"
-    return f" One run's interval over images is about {', '.join(halves.values())} in Jaccard." if halves else ""
+    return (
+        f" One run's interval over images is about {', '.join(halves.values())} in Jaccard."
+        if halves
+        else ""
+    )
 
 
 def section(study: Study, plot: str) -> str:
@@ -307,7 +353,9 @@ def section(study: Study, plot: str) -> str:
         *study.notes,
     ]
     if any(map(study.elsewhere, study.arms)):
-        notes.insert(2, "†: did not start from the SFT model; compared with it all the same, not paired.")
+        notes.insert(
+            2, "†: did not start from the SFT model; compared with it all the same, not paired."
+        )
     picture = f"![RL - SFT by arm, and Jaccard on {study.outside} in training]({plot})"
     return "\n\n".join([table(study), *notes, picture])
 
@@ -320,7 +368,9 @@ def write(study: Study, path: Path) -> list[Path]:
         before, begin, rest = text.partition(BEGIN)
         _, end, after = rest.partition(END)
         if not begin or not end:
-            raise UserError(f"{page}: has no lines {BEGIN} and {END} for the table to stand between")
+            raise UserError(
+                f"{page}: has no lines {BEGIN} and {END} for the table to stand between"
+            )
         page.write_text(f"{before}{BEGIN}\n\n{section(study, plot.name)}\n\n{END}{after}")
         plot.write_text(ablations_svg.draw(study, estimate))
     except OSError as e:
@@ -329,9 +379,13 @@ def write(study: Study, path: Path) -> list[Path]:
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser("python -m cxr_jax.tools.ablations", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        "python -m cxr_jax.tools.ablations", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("runs", help="the folder of the runs' folders")
-    parser.add_argument("-o", "--out", default="docs/ablations", help="where to write, without .md and .svg")
+    parser.add_argument(
+        "-o", "--out", default="docs/ablations", help="where to write, without .md and .svg"
+    )
     parser.error = bad_usage
 
     def tabulate():

@@ -21,7 +21,9 @@ def draw(study, estimate) -> str:
     forest = HEAD + ROW * len(study.arms) + FOOT
     out = [_legend()]
     for row, arm in enumerate(study.arms):
-        out.append(f'<text class="strong" x="4" y="{HEAD + ROW * (row + 0.5) + 4}">{html.escape(arm)}</text>')
+        out.append(
+            f'<text class="strong" x="4" y="{HEAD + ROW * (row + 0.5) + 4}">{html.escape(arm)}</text>'
+        )
     for i, set_name in enumerate((study.inside, study.outside)):
         out.append(_forest(study, estimate, set_name, NAMES + i * (panel + GAP), panel))
     curves, height = _curves(study, forest + 20)
@@ -37,9 +39,8 @@ def _mark(metric, x, y, r, opacity=1.0):
     _, color, _ = MARKS[metric]
     if metric == "jaccard":
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" fill="{color}" opacity="{opacity}"/>'
-    return (
-        f'<rect x="{x - r:.1f}" y="{y - r:.1f}" width="{2 * r}" height="{2 * r}" fill="{color}" opacity="{opacity}"/>'
-    )
+    side = f'width="{2 * r}" height="{2 * r}"'
+    return f'<rect x="{x - r:.1f}" y="{y - r:.1f}" {side} fill="{color}" opacity="{opacity}"/>'
 
 
 def _legend():
@@ -47,7 +48,9 @@ def _legend():
     for metric, (name, _, _) in MARKS.items():
         out.append(_mark(metric, x + 5, 14, 4.5) + f'<text x="{x + 15}" y="18">{name}</text>')
         x += 90
-    note = "large: mean over seeds; bar: 95 % t-interval over seeds, from three on; small: each seed"
+    note = (
+        "large: mean over seeds; bar: 95 % t-interval over seeds, from three on; small: each seed"
+    )
     return "".join(out) + f'<text x="{x}" y="18">{note}</text>'
 
 
@@ -60,18 +63,29 @@ def _forest(study, estimate, set_name, left, width):
                 found[arm, metric] = values, estimate(values)
     # An arm that began elsewhere can be far off: it would leave no room to tell the others apart.
     ends = lambda e: [] if e["lo"] is None else [e["lo"], e["hi"]]
-    near = [v for (arm, _), (values, e) in found.items() if not study.elsewhere(arm) for v in [*values, *ends(e)]]
+    near = [
+        v
+        for (arm, _), (values, e) in found.items()
+        if not study.elsewhere(arm)
+        for v in [*values, *ends(e)]
+    ]
     near = near or [v for values, _ in found.values() for v in values] or [0.0]
     near = [0.0, *near]
     pad = max(0.05 * (max(near) - min(near)), 0.005)
     lo, hi = min(near) - pad, max(near) + pad
     px = lambda v: left + (min(max(v, lo), hi) - lo) / (hi - lo) * width
     bottom = HEAD + ROW * len(study.arms)
-    out = [f'<text class="strong" x="{left}" y="{HEAD - 8}">RL - SFT on hospital {html.escape(set_name)}</text>']
+    out = [
+        f'<text class="strong" x="{left}" y="{HEAD - 8}">RL - SFT on hospital {html.escape(set_name)}</text>'
+    ]
     for x in nice_ticks(lo, hi, 6):
         kind = "zero" if x == 0 else "grid"
-        out.append(f'<line class="{kind}" x1="{px(x):.1f}" x2="{px(x):.1f}" y1="{HEAD}" y2="{bottom}"/>')
-        out.append(f'<text x="{px(x):.1f}" y="{bottom + 16}" text-anchor="middle">{number(x)}</text>')
+        out.append(
+            f'<line class="{kind}" x1="{px(x):.1f}" x2="{px(x):.1f}" y1="{HEAD}" y2="{bottom}"/>'
+        )
+        out.append(
+            f'<text x="{px(x):.1f}" y="{bottom + 16}" text-anchor="middle">{number(x)}</text>'
+        )
     for row, arm in enumerate(study.arms):
         for metric, (_, color, shift) in MARKS.items():
             y = HEAD + ROW * (row + 0.5) + shift
@@ -79,7 +93,11 @@ def _forest(study, estimate, set_name, left, width):
                 continue
             values, e = found[arm, metric]
             if not lo <= e["value"] <= hi:
-                side = ("start", left + 4, "‹ ") if e["value"] < lo else ("end", left + width - 4, "› ")
+                side = (
+                    ("start", left + 4, "‹ ")
+                    if e["value"] < lo
+                    else ("end", left + width - 4, "› ")
+                )
                 anchor, x, arrow = side
                 out.append(
                     f'<text x="{x:.1f}" y="{y + 4}" text-anchor="{anchor}" style="fill:{color}">'
@@ -113,12 +131,16 @@ def _curves(study, top):
     for s in series:
         if x > WIDTH - 120:
             x, y = 56, y + 20
-        out.append(f'<line x1="{x}" x2="{x + 24}" y1="{y - 4}" y2="{y - 4}" stroke="{s.color}" stroke-width="3"/>')
+        out.append(
+            f'<line x1="{x}" x2="{x + 24}" y1="{y - 4}" y2="{y - 4}" stroke="{s.color}" stroke-width="3"/>'
+        )
         out.append(f'<text x="{x + 30}" y="{y}">{html.escape(s.name)}</text>')
         x += 125
     if left_out := [arm for arm in study.arms if study.elsewhere(arm)]:
         y += 20
-        text = ", ".join(f"{arm} (ends at {c[-1][1]:.3f})" for arm in left_out if (c := study.curve(arm)))
+        text = ", ".join(
+            f"{arm} (ends at {c[-1][1]:.3f})" for arm in left_out if (c := study.curve(arm))
+        )
         text = "Not drawn, as it began elsewhere: " + (text or ", ".join(left_out))
         out.append(f'<text x="56" y="{y}">{html.escape(text)}</text>')
     return "".join(out), y + 16

@@ -57,7 +57,9 @@ def load_map(name: str = MAP, path: str | Path = MAPS) -> LabelMap:
         raise UserError(f"{path}: has no table [{name}] with a version and a map")
     for source, target in labels.items():
         if target not in CHEXPERT_14:
-            raise UserError(f"{path}: [{name}.map]: {source} maps to {target!r}, which is none of the 14 labels")
+            raise UserError(
+                f"{path}: [{name}.map]: {source} maps to {target!r}, which is none of the 14 labels"
+            )
     return LabelMap(name, entry["version"], labels)
 
 
@@ -89,7 +91,12 @@ def load_gold(folder: str | Path, manifest: str | Path, label_map: LabelMap) -> 
     if missing := next((p for p in paths if not p.is_file()), None):
         raise UserError(f"{missing}: there is no such file, but {path.name} lists it")
     unscored = [c.removeprefix("gold_") for c in columns if c.startswith("gold_")]
-    return Gold([r["report_id"] for r in rows], paths, truth, [s for s in unscored if s not in label_map.labels])
+    return Gold(
+        [r["report_id"] for r in rows],
+        paths,
+        truth,
+        [s for s in unscored if s not in label_map.labels],
+    )
 
 
 def read_states(paths, lexicon: str | None = None) -> np.ndarray:
@@ -110,14 +117,20 @@ def positive(states: np.ndarray, policy: str) -> np.ndarray:
 def summarise(states, truth, label_map: LabelMap, policy: str, n_boot: int = 1000) -> dict:
     """`scoring.summary` over the labels that the map has; the rest are unknown."""
     scored = np.isin(CHEXPERT_14, list(label_map.labels.values()))
-    return scoring.summary(positive(states, policy), truth, known=np.tile(scored, (len(truth), 1)), n_boot=n_boot)
+    return scoring.summary(
+        positive(states, policy), truth, known=np.tile(scored, (len(truth), 1)), n_boot=n_boot
+    )
 
 
 def errors(gold: Gold, states, label_map: LabelMap, policy: str) -> list[tuple[str, str, str, int]]:
     """(report_id, label, "FP" or "FN", state) of every scored cell where prediction and gold differ, in order."""
-    wrong = (positive(states, policy) != gold.truth) & np.isin(CHEXPERT_14, list(label_map.labels.values()))
-    return [(gold.ids[i], CHEXPERT_14[j], "FN" if gold.truth[i, j] else "FP", int(states[i, j]))
-            for i, j in np.argwhere(wrong)]
+    wrong = (positive(states, policy) != gold.truth) & np.isin(
+        CHEXPERT_14, list(label_map.labels.values())
+    )
+    return [
+        (gold.ids[i], CHEXPERT_14[j], "FN" if gold.truth[i, j] else "FP", int(states[i, j]))
+        for i, j in np.argwhere(wrong)
+    ]
 
 
 def lines(gold: Gold, states, label_map: LabelMap, policy: str) -> list[str]:
@@ -127,18 +140,26 @@ def lines(gold: Gold, states, label_map: LabelMap, policy: str) -> list[str]:
     rest = summarise(states, gold.truth, label_map, other, n_boot=1)
     wrong = errors(gold, states, label_map, policy)
     targets = set(label_map.labels.values())
-    micro, sound, macro = out["micro_f1"]["all"], out["micro_f1"]["without_no_finding"], out["macro_f1"]["all"]
-    rows = [f"{len(gold.ids)} reports; map {label_map.name} version {label_map.version}; uncertain = {policy}",
-            f"micro-F1 {_estimate(micro)}",
-            f"micro-F1 without No Finding {_estimate(sound)}",
-            f"macro-F1 {_estimate(macro)} over the {len(macro['labels'])} labels with a gold positive",
-            f"micro-F1 with uncertain = {other}: {_value(rest['micro_f1']['all']['value'])}",
-            f"{'label':<28}{'gold':>6}{'tp':>6}{'fp':>6}{'fn':>6}{'errors':>8}{'precision':>11}{'recall':>8}{'F1':>7}"]
+    micro, sound, macro = (
+        out["micro_f1"]["all"],
+        out["micro_f1"]["without_no_finding"],
+        out["macro_f1"]["all"],
+    )
+    rows = [
+        f"{len(gold.ids)} reports; map {label_map.name} version {label_map.version}; uncertain = {policy}",
+        f"micro-F1 {_estimate(micro)}",
+        f"micro-F1 without No Finding {_estimate(sound)}",
+        f"macro-F1 {_estimate(macro)} over the {len(macro['labels'])} labels with a gold positive",
+        f"micro-F1 with uncertain = {other}: {_value(rest['micro_f1']['all']['value'])}",
+        f"{'label':<28}{'gold':>6}{'tp':>6}{'fp':>6}{'fn':>6}{'errors':>8}{'precision':>11}{'recall':>8}{'F1':>7}",
+    ]
     for label in CHEXPERT_14:
         if label in targets:
             x = out["per_label"][label]
-            rows.append(f"{label:<28}{x['n_pos']:>6}{x['tp']:>6}{x['fp']:>6}{x['fn']:>6}{x['fp'] + x['fn']:>8}"
-                        f"{_value(x['precision']):>11}{_value(x['recall']):>8}{_value(x['f1']['value']):>7}")
+            rows.append(
+                f"{label:<28}{x['n_pos']:>6}{x['tp']:>6}{x['fp']:>6}{x['fn']:>6}{x['fp'] + x['fn']:>8}"
+                f"{_value(x['precision']):>11}{_value(x['recall']):>8}{_value(x['f1']['value']):>7}"
+            )
     rows.append(f"{len(wrong)} errors in {len({e[0] for e in wrong})} reports")
     if gold.unscored:
         rows.append(f"not scored: {', '.join(gold.unscored)}")
@@ -165,15 +186,31 @@ def write_errors(path: str, rows) -> None:
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(prog="python -m cxr_jax.tools.agreement", description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m cxr_jax.tools.agreement",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("folder", metavar="REPORTS_DIR")
-    parser.add_argument("--manifest", default="openi_manifest.csv", metavar="FILE.csv",
-                        help="default: openi_manifest.csv")
-    parser.add_argument("--errors", metavar="FILE.csv", help="write a row an error; replaced if it exists")
-    parser.add_argument("--uncertain", choices=POLICIES, default=POLICIES[0],
-                        help="what it counts as (default: negative)")
-    parser.add_argument("--lexicon", metavar="FILE", help="other phrases than the built-in ones (TOML)")
+    parser.add_argument(
+        "--manifest",
+        default="openi_manifest.csv",
+        metavar="FILE.csv",
+        help="default: openi_manifest.csv",
+    )
+    parser.add_argument(
+        "--errors", metavar="FILE.csv", help="write a row an error; replaced if it exists"
+    )
+    parser.add_argument(
+        "--uncertain",
+        choices=POLICIES,
+        default=POLICIES[0],
+        help="what it counts as (default: negative)",
+    )
+    parser.add_argument(
+        "--lexicon", metavar="FILE", help="other phrases than the built-in ones (TOML)"
+    )
 
     parser.error = bad_usage
     return parser.parse_args(argv)

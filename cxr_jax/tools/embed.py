@@ -25,7 +25,15 @@ def embed(run_dir: str, folder: str = PHANTOM) -> None:
         raise UserError(f"{run_dir}: a weight of {largest:g} does not fit float16")
     card = Path(folder) / "README.md"
     text = card.read_text() if card.is_file() else ""
-    hf.save_hf(folder, cfg, params, dtype=np.float16, min_pixels=224**2, max_pixels=224**2, tokenizer=source)
+    hf.save_hf(
+        folder,
+        cfg,
+        params,
+        dtype=np.float16,
+        min_pixels=224**2,
+        max_pixels=224**2,
+        tokenizer=source,
+    )
     card.write_text(text)  # the embedded model keeps its own card
 
 

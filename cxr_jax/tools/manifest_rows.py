@@ -51,8 +51,16 @@ def read_table(path, image_column=None):
             line = reader.line_num
             if not (row[image] or "").strip():
                 raise UserError(f"{path}:{line}: no image name")
-            states = {label: _state(row[header[label.lower()]], path, line, label) for label in CHEXPERT_14}
-            yield line, row[image].strip(), (row[patient] or "").strip() or None if patient else None, states
+            states = {
+                label: _state(row[header[label.lower()]], path, line, label)
+                for label in CHEXPERT_14
+            }
+            yield (
+                line,
+                row[image].strip(),
+                (row[patient] or "").strip() or None if patient else None,
+                states,
+            )
     except csv.Error:
         raise UserError(f"{path}:{reader.line_num}: not valid CSV") from None
 
@@ -66,7 +74,10 @@ def _state(cell, path, line, label):
 
 def convert(table, prompt=FIND_PROMPT):
     """Rows of `read_table` -> (manifest rows, counts of what was left out by reason)."""
-    rows, left_out = [], {"no label known to be positive": 0, "No Finding together with a finding": 0}
+    rows, left_out = (
+        [],
+        {"no label known to be positive": 0, "No Finding together with a finding": 0},
+    )
     for _, image, patient, states in table:
         positive = [label for label in CHEXPERT_14 if states[label] == 1]
         if not positive:
@@ -74,9 +85,15 @@ def convert(table, prompt=FIND_PROMPT):
         elif "No Finding" in positive and any(label not in NOT_PATHOLOGY for label in positive):
             left_out["No Finding together with a finding"] += 1
         else:
-            row = {"id": image, "image": image, "conversations": [{"from": "human", "value": prompt}]}
+            row = {
+                "id": image,
+                "image": image,
+                "conversations": [{"from": "human", "value": prompt}],
+            }
             row |= {"solution": ", ".join(positive)}
-            row |= {"labels": {label: state for label, state in states.items() if state is not None}}
+            row |= {
+                "labels": {label: state for label, state in states.items() if state is not None}
+            }
             rows.append(row | ({"patient_id": patient} if patient else {}))
     return rows, left_out
 
@@ -85,7 +102,9 @@ def write_rows(path, rows):
     """Write JSON Lines, all or nothing."""
     part = Path(f"{path}.part")
     try:
-        part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        part.write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+        )
         os.replace(part, path)
     except OSError as exc:
         part.unlink(missing_ok=True)
@@ -94,10 +113,14 @@ def write_rows(path, rows):
 
 def main(argv=None) -> int:
     about = __doc__.split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m cxr_jax.tools.manifest_rows", description=about)
+    parser = argparse.ArgumentParser(
+        prog="python -m cxr_jax.tools.manifest_rows", description=about
+    )
     parser.add_argument("table", metavar="LABELS.csv")
     parser.add_argument("out", metavar="OUT.jsonl")
-    parser.add_argument("--image_column", help="column of the image path (default: the first usual name)")
+    parser.add_argument(
+        "--image_column", help="column of the image path (default: the first usual name)"
+    )
     parser.add_argument("--prompt", default=FIND_PROMPT)
     args = parser.parse_args(argv)
     try:

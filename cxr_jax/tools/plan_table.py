@@ -19,22 +19,40 @@ BEGIN, END = "<!-- table -->", "<!-- end of the table -->"
 MODELS = {"3b": "random:qwen2.5-vl-3b", "7b": "random:qwen2.5-vl-7b"}
 LORA = {"full": [], "lora": ["--config.lora.rank=16"]}
 MESHES = {1: (1, 1, 1), 8: (1, 8, 1), 64: (1, 64, 1), 256: (1, 64, 4)}  # data, fsdp, tensor
-TURNS = {1: 64, 8: 8, 64: 1, 256: 1}  # so that a device works on one of the 64 rows (or prompts) of a step at a time
+TURNS = {
+    1: 64,
+    8: 8,
+    64: 1,
+    256: 1,
+}  # so that a device works on one of the 64 rows (or prompts) of a step at a time
 GIB = 2**30
 
 
 def command(model: str, task: str, trains: str, devices: int) -> list[str]:
     """The arguments of `python -m cxr_jax.plan`."""
     turns = "rl.micro_batches" if task == "rl" else "micro_batches"
-    mesh = [f"--config.mesh.{k}={v}" for k, v in zip(("data", "fsdp", "tensor"), MESHES[devices], strict=True)]
-    return [f"--config=experiments/{task}.py:nv_reason_3b", f"--config.model={MODELS[model]}", f"--devices={devices}",
-            *mesh, f"--config.{turns}={TURNS[devices]}", *LORA[trains]]  # fmt: skip
+    mesh = [
+        f"--config.mesh.{k}={v}"
+        for k, v in zip(("data", "fsdp", "tensor"), MESHES[devices], strict=True)
+    ]
+    return [
+        f"--config=experiments/{task}.py:nv_reason_3b",
+        f"--config.model={MODELS[model]}",
+        f"--devices={devices}",
+        *mesh,
+        f"--config.{turns}={TURNS[devices]}",
+        *LORA[trains],
+    ]
 
 
 def run(key: tuple) -> dict:
     """One row: {"key", "programs": what `plan --json` says}. Raises RuntimeError with its last line if it fails."""
-    done = subprocess.run([sys.executable, "-m", "cxr_jax.plan", *command(*key), "--json"], capture_output=True,
-                          text=True, cwd=PAGE.parents[1])  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "cxr_jax.plan", *command(*key), "--json"],
+        capture_output=True,
+        text=True,
+        cwd=PAGE.parents[1],
+    )
     if done.returncode:
         raise RuntimeError(f"{key}: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
     return {"key": key, "programs": [json.loads(line) for line in done.stdout.splitlines()]}
@@ -48,11 +66,20 @@ def line(key, programs) -> str:
     moved = sum(v for p in programs for v in p["moved"].values())
     largest = max(((v, k) for p in programs for k, v in p["moved"].items()), default=(0, ""))
     cells = (
-        model.upper(), task.upper(), "LoRA" if trains == "lora" else trains, devices,
-        " x ".join(map(str, MESHES[devices])), gib("parameters", "fixed"), gib("optimizer"), gib("batch"),
-        gib("temporary"), f"{sum(most['bytes'].values()) / GIB:,.1f}", f"{sum(p['tokens'] for p in programs):,}",
-        f"{sum(p['flops'] for p in programs) / 1e15:,.1f}", f"{moved / GIB:,.0f} ({largest[1]})" if moved else "0",
-    )  # fmt: skip
+        model.upper(),
+        task.upper(),
+        "LoRA" if trains == "lora" else trains,
+        devices,
+        " x ".join(map(str, MESHES[devices])),
+        gib("parameters", "fixed"),
+        gib("optimizer"),
+        gib("batch"),
+        gib("temporary"),
+        f"{sum(most['bytes'].values()) / GIB:,.1f}",
+        f"{sum(p['tokens'] for p in programs):,}",
+        f"{sum(p['flops'] for p in programs) / 1e15:,.1f}",
+        f"{moved / GIB:,.0f} ({largest[1]})" if moved else "0",
+    )
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
@@ -63,14 +90,21 @@ HEADER = """| model | task | trains | devices | data x fsdp x tensor | weights |
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="what a row must have: 3b or 7b, sft or rl, full or lora, devices")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="what a row must have: 3b or 7b, sft or rl, full or lora, devices",
+    )
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--rows", type=Path, default=PAGE.with_name("plan.jsonl"))
     args = parser.parse_args()
     keys = list(itertools.product(MODELS, ("sft", "rl"), LORA, MESHES))
     rows = {}
     if args.rows.exists():
-        rows = {tuple(r["key"]): r["programs"] for r in map(json.loads, args.rows.read_text().splitlines())}
+        rows = {
+            tuple(r["key"]): r["programs"]
+            for r in map(json.loads, args.rows.read_text().splitlines())
+        }
     only = set(filter(None, args.only.split(",")))
     wanted = [k for k in keys if k not in rows and only <= {str(x) for x in k}]
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:

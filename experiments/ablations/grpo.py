@@ -17,8 +17,12 @@ from cxr_jax import rewards
 from cxr_jax.errors import UserError
 from experiments import rl
 
-ANSWERS = {term: weight for term, weight in rewards.CHECKED.items() if not term.startswith("trace_")}
-_reward = lambda terms: {f"rl.reward_weights.{term}": weight for term, weight in rewards.weights(terms).items()}
+ANSWERS = {
+    term: weight for term, weight in rewards.CHECKED.items() if not term.startswith("trace_")
+}
+_reward = lambda terms: {
+    f"rl.reward_weights.{term}": weight for term, weight in rewards.weights(terms).items()
+}
 
 ARMS = {  # arm -> what it sets; "preset": that of experiments/rl.py
     "base": {},
@@ -39,7 +43,9 @@ ARMS = {  # arm -> what it sets; "preset": that of experiments/rl.py
 def get_config(arm: str = "base") -> ConfigDict:
     """The config of experiments/rl.py with an arm's changes."""
     if arm not in ARMS:
-        raise UserError(f"experiments/ablations/grpo.py has no preset {arm!r}; it has: {', '.join(ARMS)}")
+        raise UserError(
+            f"experiments/ablations/grpo.py has no preset {arm!r}; it has: {', '.join(ARMS)}"
+        )
     changes = dict(ARMS[arm])
     c = rl.get_config(changes.pop("preset", "phantom"))
     c.update_from_flattened_dict(changes)

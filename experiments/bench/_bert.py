@@ -18,19 +18,27 @@ class Bert:
     def __init__(self):
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         torch.manual_seed(0)
-        self.model = transformers.BertModel(transformers.BertConfig(), add_pooling_layer=False).eval()
+        self.model = transformers.BertModel(
+            transformers.BertConfig(), add_pooling_layer=False
+        ).eval()
 
     def facts(self) -> dict:
         count = sum(p.numel() for p in self.model.parameters())
-        return {"torch": torch.__version__, "transformers": transformers.__version__,
-                "torch threads": torch.get_num_threads(), "BERT parameters": f"{count:,}"}
+        return {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "torch threads": torch.get_num_threads(),
+            "BERT parameters": f"{count:,}",
+        }
 
     @torch.inference_mode()
     def forward(self, batch: int, tokens: int) -> dict:
         """One forward pass of random ids [batch, tokens], all of which count."""
         ids = torch.randint(1000, 30000, (batch, tokens))
         start, cpu = time.perf_counter(), time.process_time()
-        self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 0].sum().item()
+        self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[
+            :, 0
+        ].sum().item()
         seconds = time.perf_counter() - start
         return {"rate": batch / seconds, "cores": (time.process_time() - cpu) / seconds}
 

@@ -62,8 +62,13 @@ class Worker:
     """A child process that `serve`s."""
 
     def __init__(self, *command):
-        self.process = subprocess.Popen([str(c) for c in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        self.process = subprocess.Popen(
+            [str(c) for c in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
 
     def __call__(self, do: str, **request) -> dict:
         print(json.dumps({"do": do, **request}), file=self.process.stdin, flush=True)
@@ -97,7 +102,9 @@ def workers(parser, args):
             with tempfile.TemporaryDirectory() as temp:
                 folder = pathlib.Path(temp) / "model"
                 ours("save", folder=str(folder))
-                peer = Worker(args.peer_python, pathlib.Path(__file__).with_name("_peer.py"), folder)
+                peer = Worker(
+                    args.peer_python, pathlib.Path(__file__).with_name("_peer.py"), folder
+                )
                 known.append(peer("facts"))
         yield ours, peer, known
     finally:
@@ -121,18 +128,46 @@ def config(shape: str):
 
     if shape == "tiny":
         cfg = Config(
-            VisionConfig(depth=4, hidden_size=128, num_heads=4, intermediate_size=384, out_hidden_size=256,
-                         fullatt_block_indexes=(3,)),
-            TextConfig(vocab_size=1024, hidden_size=256, intermediate_size=768, num_hidden_layers=4,
-                       num_attention_heads=8, num_key_value_heads=2, mrope_section=(4, 6, 6)),
-            tie_word_embeddings=True)
+            VisionConfig(
+                depth=4,
+                hidden_size=128,
+                num_heads=4,
+                intermediate_size=384,
+                out_hidden_size=256,
+                fullatt_block_indexes=(3,),
+            ),
+            TextConfig(
+                vocab_size=1024,
+                hidden_size=256,
+                intermediate_size=768,
+                num_hidden_layers=4,
+                num_attention_heads=8,
+                num_key_value_heads=2,
+                mrope_section=(4, 6, 6),
+            ),
+            tie_word_embeddings=True,
+        )
     elif shape == "small":
         cfg = Config(
-            VisionConfig(depth=4, hidden_size=640, num_heads=8, intermediate_size=1710, out_hidden_size=1024,
-                         fullatt_block_indexes=(3,)),
-            TextConfig(vocab_size=16384, hidden_size=1024, intermediate_size=5504, num_hidden_layers=4,
-                       num_attention_heads=8, num_key_value_heads=1, mrope_section=(16, 24, 24)),
-            tie_word_embeddings=True)
+            VisionConfig(
+                depth=4,
+                hidden_size=640,
+                num_heads=8,
+                intermediate_size=1710,
+                out_hidden_size=1024,
+                fullatt_block_indexes=(3,),
+            ),
+            TextConfig(
+                vocab_size=16384,
+                hidden_size=1024,
+                intermediate_size=5504,
+                num_hidden_layers=4,
+                num_attention_heads=8,
+                num_key_value_heads=1,
+                mrope_section=(16, 24, 24),
+            ),
+            tie_word_embeddings=True,
+        )
     else:
         cfg = {"3b": QWEN2_5_VL_3B}[shape]
     return dataclasses.replace(cfg, **tokenizer.config_ids(tokenizer.load(pretrained.PHANTOM)))
@@ -174,7 +209,13 @@ def prompts(model, batch: int) -> dict:
     ids = np.repeat(np.asarray(row, np.int32)[None], batch, 0)
     words = ids[0] < WORDS
     ids[1:, words] = rng.integers(0, WORDS, (batch - 1, words.sum()))
-    return {"image": images, "pixels": np.stack([p for p, _ in prepared]), "grid": grid, "ids": ids, "text": text}
+    return {
+        "image": images,
+        "pixels": np.stack([p for p, _ in prepared]),
+        "grid": grid,
+        "ids": ids,
+        "text": text,
+    }
 
 
 def gemm_gflops(dtype, n: int = 2048) -> float:
@@ -216,7 +257,11 @@ def memory(reset: bool = False) -> float:
 def facts() -> dict:
     import jax
 
-    return {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "python": platform.python_version()}
+    return {
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
 
 
 # Printing
@@ -231,20 +276,34 @@ def spread(values, scale: float = 1.0, digits: int = 1) -> str:
 def table(rows: list[list[str]]) -> str:
     """Rows of equal length, columns aligned; the first row and column are names."""
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    line = lambda r: "  ".join([r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:], strict=True))])
+    line = lambda r: "  ".join(
+        [r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:], strict=True))]
+    )
     return "\n".join(line(r).rstrip() for r in rows)
 
 
 def header(*all_facts: dict) -> str:
-    cpu = next((line.split(":")[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")), platform.processor())
+    cpu = next(
+        (
+            line.split(":")[1].strip()
+            for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
     known = {k: v for facts in all_facts for k, v in facts.items()}
-    settings = [f"{k}={os.environ[k]}" for k in ("GLIBC_TUNABLES", "OMP_WAIT_POLICY", "XLA_FLAGS") if k in os.environ]
-    return "\n".join([
-        f"{time.strftime('%Y-%m-%d %H:%M')}; {cpu}, {len(os.sched_getaffinity(0))} cores; "
-        + ", ".join(f"{k} {v}" for k, v in known.items()),
-        "command: " + " ".join([*settings, "python", shlex.join(sys.argv)]),
-    ])
+    settings = [
+        f"{k}={os.environ[k]}"
+        for k in ("GLIBC_TUNABLES", "OMP_WAIT_POLICY", "XLA_FLAGS")
+        if k in os.environ
+    ]
+    return "\n".join(
+        [
+            f"{time.strftime('%Y-%m-%d %H:%M')}; {cpu}, {len(os.sched_getaffinity(0))} cores; "
+            + ", ".join(f"{k} {v}" for k, v in known.items()),
+            "command: " + " ".join([*settings, "python", shlex.join(sys.argv)]),
+        ]
+    )
 
 
 def load() -> str:

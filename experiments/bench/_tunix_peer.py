@@ -65,24 +65,49 @@ class Peer:
         self.setting = s
         mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
         cfg = qwen2.ModelConfig(
-            num_layers=t["num_hidden_layers"], vocab_size=t["vocab_size"], embed_dim=t["hidden_size"],
-            hidden_dim=t["intermediate_size"], num_heads=t["num_attention_heads"],
-            head_dim=t["hidden_size"] // t["num_attention_heads"], num_kv_heads=t["num_key_value_heads"],
-            rope_theta=int(t["rope_theta"]), norm_eps=t["rms_norm_eps"], use_tied_embedding=t["tie_word_embeddings"])
-        model = loader.create_model_from_safe_tensors(folder, cfg, mesh, jnp.float32, mode="original")
+            num_layers=t["num_hidden_layers"],
+            vocab_size=t["vocab_size"],
+            embed_dim=t["hidden_size"],
+            hidden_dim=t["intermediate_size"],
+            num_heads=t["num_attention_heads"],
+            head_dim=t["hidden_size"] // t["num_attention_heads"],
+            num_kv_heads=t["num_key_value_heads"],
+            rope_theta=int(t["rope_theta"]),
+            norm_eps=t["rms_norm_eps"],
+            use_tied_embedding=t["tie_word_embeddings"],
+        )
+        model = loader.create_model_from_safe_tensors(
+            folder, cfg, mesh, jnp.float32, mode="original"
+        )
         self.count = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
         width, new, roles = self.ids.shape[1], s["completion"], rl_cluster.Role
         cluster = rl_cluster.RLCluster(
-            actor=model, tokenizer=Ids(folder),
+            actor=model,
+            tokenizer=Ids(folder),
             cluster_config=rl_cluster.ClusterConfig(
                 role_to_mesh=dict.fromkeys((roles.ACTOR, roles.REFERENCE, roles.ROLLOUT), mesh),
                 training_config=rl_cluster.RLTrainingConfig(
-                    actor_optimizer=optax.adamw(s["lr"]), eval_every_n_steps=10**9, max_steps=10**9),
+                    actor_optimizer=optax.adamw(s["lr"]), eval_every_n_steps=10**9, max_steps=10**9
+                ),
                 # No id is the stop id: exactly `completion` tokens.
-                rollout_config=RolloutConfig(max_tokens_to_generate=new, max_prompt_length=width, temperature=1.0,
-                                             kv_cache_size=width + new, eos_tokens=[t["vocab_size"]])))
-        self.learner = GRPOLearner(cluster, GRPOConfig(num_generations=s["group"], beta=0.0), reward)
-        self.cluster, self.asked, self.answers, self.times = cluster, queue.Queue(), queue.Queue(), {}
+                rollout_config=RolloutConfig(
+                    max_tokens_to_generate=new,
+                    max_prompt_length=width,
+                    temperature=1.0,
+                    kv_cache_size=width + new,
+                    eos_tokens=[t["vocab_size"]],
+                ),
+            ),
+        )
+        self.learner = GRPOLearner(
+            cluster, GRPOConfig(num_generations=s["group"], beta=0.0), reward
+        )
+        self.cluster, self.asked, self.answers, self.times = (
+            cluster,
+            queue.Queue(),
+            queue.Queue(),
+            {},
+        )
         self.watch(cluster, "generate")
         self.watch(cluster, "update_actor")
         self.watch(self.learner, "_compute_rewards")
@@ -96,10 +121,16 @@ class Peer:
             step(*args)
             jax.block_until_ready(nnx.state(model))
             seconds, t = time.perf_counter() - start, self.times
-            self.answers.put({
-                "seconds": seconds, "rollout": seconds - t["update_actor"], "learn": t["update_actor"], "peak": peak(),
-                "cpu": time.process_time() - cpu,
-                "parts": {"generate": t["generate"], "reward": t["_compute_rewards"]}})
+            self.answers.put(
+                {
+                    "seconds": seconds,
+                    "rollout": seconds - t["update_actor"],
+                    "learn": t["update_actor"],
+                    "peak": peak(),
+                    "cpu": time.process_time() - cpu,
+                    "parts": {"generate": t["generate"], "reward": t["_compute_rewards"]},
+                }
+            )
 
         self.learner._run_global_step = held
         self.model = model
@@ -136,12 +167,22 @@ class Peer:
         ids = np.asarray(self.drawn.left_padded_prompt_tokens)
         lengths = {len(x) for x in self.drawn.tokens}
         same = np.array_equal(ids, np.repeat(self.ids, len(ids) // len(self.ids), 0))
-        return {"rows": len(ids), "prompt": ids.shape[1], "tokens": lengths.pop() if len(lengths) == 1 else -1,
-                "same ids": bool(same), "pixels apart": 0.0}
+        return {
+            "rows": len(ids),
+            "prompt": ids.shape[1],
+            "tokens": lengths.pop() if len(lengths) == 1 else -1,
+            "same ids": bool(same),
+            "pixels apart": 0.0,
+        }
 
     def facts(self) -> dict:
-        return {"tunix": version("google-tunix"), "tunix's jax": jax.__version__, "flax": version("flax"),
-                "tunix parameters": f"{self.count:,}", "tunix python": platform.python_version()}
+        return {
+            "tunix": version("google-tunix"),
+            "tunix's jax": jax.__version__,
+            "flax": version("flax"),
+            "tunix parameters": f"{self.count:,}",
+            "tunix python": platform.python_version(),
+        }
 
     def gemm(self) -> dict:
         return {"gflops": gemm_gflops(jnp.float32)}

@@ -57,8 +57,12 @@ class Ours:
         from cxr_jax.models.loaded import Model
 
         cfg = common.config(args.shape)
-        self.model = Model(cfg, common.random_params(cfg, jnp.dtype(args.dtype)), folder=pretrained.PHANTOM,
-                           dtype=args.dtype)
+        self.model = Model(
+            cfg,
+            common.random_params(cfg, jnp.dtype(args.dtype)),
+            folder=pretrained.PHANTOM,
+            dtype=args.dtype,
+        )
         self.model.special = {"stop": NEVER, "suppress": cfg.media_token_ids}
         self.inputs = common.prompts(self.model, max(args.batch))
         self.positions = qwen2_5_vl.positions(cfg, self.inputs["ids"], self.inputs["grid"])
@@ -83,9 +87,20 @@ class Ours:
 
         def run():
             features = _vision(m.params, m.cfg, x["pixels"][:batch], x["grid"], m.dtype)
-            self.out = np.asarray(sampling.generate(
-                m.params, m.cfg, x["ids"][:batch], np.full(batch, common.PROMPT), self.positions[:, :batch], features,
-                max_new_tokens=new_tokens, temperature=0.0, stop_ids=NEVER, dtype=m.dtype)["tokens"])
+            self.out = np.asarray(
+                sampling.generate(
+                    m.params,
+                    m.cfg,
+                    x["ids"][:batch],
+                    np.full(batch, common.PROMPT),
+                    self.positions[:, :batch],
+                    features,
+                    max_new_tokens=new_tokens,
+                    temperature=0.0,
+                    stop_ids=NEVER,
+                    dtype=m.dtype,
+                )["tokens"]
+            )
 
         return {"seconds": common.clock(run), "tokens": self.out.tolist(), "peak": common.memory()}
 
@@ -93,9 +108,15 @@ class Ours:
         common.memory(reset=True)
 
         def run():
-            [[self.out]] = self.model.generate([self.inputs["image"][0]], self.inputs["text"], new_tokens)
+            [[self.out]] = self.model.generate(
+                [self.inputs["image"][0]], self.inputs["text"], new_tokens
+            )
 
-        return {"seconds": common.clock(run), "tokens": [self.out.token_ids], "peak": common.memory()}
+        return {
+            "seconds": common.clock(run),
+            "tokens": [self.out.token_ids],
+            "peak": common.memory(),
+        }
 
     def gap(self, row: int, tokens: list[int], other: int) -> dict:
         """How much the logit of `other` is below that of tokens[-1], of a row's prompt and tokens; in std of logits."""
@@ -113,22 +134,39 @@ class Ours:
 
         t, size = self.model.cfg.text, self.model.dtype.itemsize
         text = self.model.params["text"]
-        head = text["embed"]["embedding"] if self.model.cfg.tie_word_embeddings else text["head"]["kernel"]
+        head = (
+            text["embed"]["embedding"]
+            if self.model.cfg.tie_word_embeddings
+            else text["head"]["kernel"]
+        )
         weights = sum(x.size for x in jax.tree.leaves(text["layers"])) + head.size
-        keys = 2 * t.num_hidden_layers * t.num_key_value_heads * t.head_dim * (common.PROMPT + new_tokens // 2)
+        keys = (
+            2
+            * t.num_hidden_layers
+            * t.num_key_value_heads
+            * t.head_dim
+            * (common.PROMPT + new_tokens // 2)
+        )
         return {"bytes": size * (weights + batch * keys)}
 
 
 def serve(args) -> None:
     ours = Ours(args)
-    common.serve({name: getattr(ours, name) for name in ("facts", "save", "rollout", "reader", "gap", "bandwidth",
-                                                         "step_bytes")})
+    common.serve(
+        {
+            name: getattr(ours, name)
+            for name in ("facts", "save", "rollout", "reader", "gap", "bandwidth", "step_bytes")
+        }
+    )
 
 
 def same(ours, a: list, b: list) -> str:
     """How the tokens a of ours compare with the peer's b, row by row."""
-    different = [(i, next(j for j, (s, t) in enumerate(zip(x, y, strict=True)) if s != t))
-                 for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
+    different = [
+        (i, next(j for j, (s, t) in enumerate(zip(x, y, strict=True)) if s != t))
+        for i, (x, y) in enumerate(zip(a, b, strict=True))
+        if x != y
+    ]
     text = f"{len(a) - len(different)} of {len(a)} rows equal, token for token"
     for i, j in different:
         gap = ours("gap", row=i, tokens=a[i][: j + 1], other=b[i][j])["gap"]
@@ -146,25 +184,48 @@ def measure(args, ours, peer) -> None:
             cells["Model.generate", b] = lambda n: ours("reader", new_tokens=n)
         if peer:
             cells["transformers", b] = lambda n, b=b: peer("generate", batch=b, new_tokens=n)
-    first = {cell: [run(1)["seconds"], run(new)["seconds"]] for cell, run in cells.items()}  # compiles, warms up
+    first = {
+        cell: [run(1)["seconds"], run(new)["seconds"]] for cell, run in cells.items()
+    }  # compiles, warms up
     short, long = ({cell: [] for cell in cells} for _ in range(2))
     last, loads = {}, []
     for r in range(args.rounds):
         loads.append(common.load())
         for cell in list(cells)[:: -1 if r % 2 else 1]:
-            cells[cell](1)  # not counted: a process's first call after a rest finds cold caches and returned memory
+            cells[cell](
+                1
+            )  # not counted: a process's first call after a rest finds cold caches and returned memory
             short[cell].append(cells[cell](1)["seconds"])
             last[cell] = cells[cell](new)
             long[cell].append(last[cell]["seconds"])
     # One figure for the first token: the difference of two noisy times would be twice as noisy.
     decode = {cell: [t - statistics.median(short[cell]) for t in long[cell]] for cell in cells}
 
-    rows = [["", "batch", "prefill + 1 token, ms", "decode tok/s", f"all {new}, tok/s", "peak GiB", "first calls, s"]]
+    rows = [
+        [
+            "",
+            "batch",
+            "prefill + 1 token, ms",
+            "decode tok/s",
+            f"all {new}, tok/s",
+            "peak GiB",
+            "first calls, s",
+        ]
+    ]
     for cell in cells:
         name, b = cell
         rate = lambda times, n, b=b: common.spread([b * n / t for t in times], digits=0)
-        rows.append([name, str(b), common.spread(short[cell], 1e3), rate(decode[cell], new - 1), rate(long[cell], new),
-                     f"{last[cell]['peak']:.2f}", " + ".join(f"{s:.1f}" for s in first[cell])])
+        rows.append(
+            [
+                name,
+                str(b),
+                common.spread(short[cell], 1e3),
+                rate(decode[cell], new - 1),
+                rate(long[cell], new),
+                f"{last[cell]['peak']:.2f}",
+                " + ".join(f"{s:.1f}" for s in first[cell]),
+            ]
+        )
     print(common.table(rows))
     for cell in cells:
         name, b = cell
@@ -172,19 +233,26 @@ def measure(args, ours, peer) -> None:
         if peer and cell != other:
             ratio = lambda what, times, a=cell, b=other: (
                 f"{what} {statistics.median(times[b]) / statistics.median(times[a]):.2f}x"
-                f" ({min(times[b]) / min(times[a]):.2f}x)")
-            print(f"{name}, batch {b}, against transformers by medians (by the fastest): {ratio('decode', decode)}, "
-                  f"{ratio('prefill', short)}, {ratio('all', long)}; "
-                  + same(ours, last[cell]["tokens"], last[other]["tokens"]))
+                f" ({min(times[b]) / min(times[a]):.2f}x)"
+            )
+            print(
+                f"{name}, batch {b}, against transformers by medians (by the fastest): {ratio('decode', decode)}, "
+                f"{ratio('prefill', short)}, {ratio('all', long)}; "
+                + same(ours, last[cell]["tokens"], last[other]["tokens"])
+            )
         if args.gbps and name == "sampling":
             read = ours("step_bytes", batch=b, new_tokens=new)["bytes"] * (new - 1)
-            print(f"{name}, batch {b}: decoding reads {1e-9 * read / statistics.median(decode[cell]):.1f} GB/s, "
-                  f"{1e-9 * read / statistics.median(decode[cell]) / args.gbps:.0%} of {args.gbps:.0f}")
+            print(
+                f"{name}, batch {b}: decoding reads {1e-9 * read / statistics.median(decode[cell]):.1f} GB/s, "
+                f"{1e-9 * read / statistics.median(decode[cell]) / args.gbps:.0%} of {args.gbps:.0f}"
+            )
     print("load average in the rounds: " + " ".join(loads))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=NEW_TOKENS, default="tiny")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--new_tokens", type=int)
@@ -195,10 +263,14 @@ def main() -> None:
     if args.worker:
         return serve(args)
     with common.workers(parser, args) as (ours, peer, known):
-        args.gbps = args.peak_gbps or (ours("bandwidth")["gbps"] if "cpu" in known[0]["device"].lower() else None)
+        args.gbps = args.peak_gbps or (
+            ours("bandwidth")["gbps"] if "cpu" in known[0]["device"].lower() else None
+        )
         print(common.header(*known))
-        print(f"{args.shape}, {args.dtype}, prompts of {common.PROMPT} tokens with an image of {common.SIDE} px, "
-              f"{args.new_tokens} new tokens, median (least-most) of {args.rounds} rounds")
+        print(
+            f"{args.shape}, {args.dtype}, prompts of {common.PROMPT} tokens with an image of {common.SIDE} px, "
+            f"{args.new_tokens} new tokens, median (least-most) of {args.rounds} rounds"
+        )
         measure(args, ours, peer)
 
 

@@ -42,8 +42,11 @@ import _common as common
 import numpy as np
 
 HERE = pathlib.Path(__file__).parent
-PEERS = {"TRL 0.22.2": (".venv-trl022", "_grpo_peer.py"), "TRL 1.16.0": (".venv-trl", "_grpo_peer.py"),
-         "tunix": (".venv-tunix", "_tunix_peer.py")}
+PEERS = {
+    "TRL 0.22.2": (".venv-trl022", "_grpo_peer.py"),
+    "TRL 1.16.0": (".venv-trl", "_grpo_peer.py"),
+    "tunix": (".venv-tunix", "_tunix_peer.py"),
+}
 TEXT, ALONE = 66, 100  # tokens of a prompt: beside the image's; without an image
 
 
@@ -58,24 +61,42 @@ def flops(cfg, prompt: int, completion: int, patches: int) -> dict:
     P, D, F, merged = patches, v.hidden_size, v.intermediate_size, v.hidden_size * v.merge_unit
     window = min(P, (v.window_size // v.patch_size) ** 2)
     seen = sum(P if i in v.fullatt_block_indexes else window for i in range(v.depth))
-    tower = (v.depth * 2 * P * (4 * D**2 + 3 * D * F) + 4 * P * D * seen
-             + 2 * P // v.merge_unit * (merged**2 + merged * v.out_hidden_size))
-    D, heads, kv = t.hidden_size, t.num_attention_heads * t.head_dim, t.num_key_value_heads * t.head_dim
+    tower = (
+        v.depth * 2 * P * (4 * D**2 + 3 * D * F)
+        + 4 * P * D * seen
+        + 2 * P // v.merge_unit * (merged**2 + merged * v.out_hidden_size)
+    )
+    D, heads, kv = (
+        t.hidden_size,
+        t.num_attention_heads * t.head_dim,
+        t.num_key_value_heads * t.head_dim,
+    )
     n, token = t.num_hidden_layers, 2 * D * (2 * heads + 2 * kv + 3 * t.intermediate_size)
     seen = lambda new, before=0: 4 * heads * (new * before + new * (new + 1) // 2)
-    return {"patches": 2 * P * v.patch_dim * v.hidden_size, "vision": tower,
-            "prompt": n * (prompt * token + seen(prompt)),
-            "completion": n * (completion * token + seen(completion, prompt)),
-            "head": 2 * completion * D * t.vocab_size}
+    return {
+        "patches": 2 * P * v.patch_dim * v.hidden_size,
+        "vision": tower,
+        "prompt": n * (prompt * token + seen(prompt)),
+        "completion": n * (completion * token + seen(completion, prompt)),
+        "head": 2 * completion * D * t.vocab_size,
+    }
 
 
 def step_flops(one: dict, prompts: int, group: int, shared: bool) -> dict:
     """FLOPs of a step: a forward pass to sample, and one that costs three to learn (pixels need no gradient)."""
     of_prompt = prompts if shared else prompts * group
-    turns = {"patches": (1, 2), "vision": (1, 3), "prompt": (1, 3), "completion": (1, 3), "head": (1, 3)}
+    turns = {
+        "patches": (1, 2),
+        "vision": (1, 3),
+        "prompt": (1, 3),
+        "completion": (1, 3),
+        "head": (1, 3),
+    }
     rows = {k: of_prompt if k in ("patches", "vision", "prompt") else prompts * group for k in one}
-    return {"rollout": sum(one[k] * rows[k] * turns[k][0] for k in one),
-            "learn": sum(one[k] * rows[k] * turns[k][1] for k in one)}
+    return {
+        "rollout": sum(one[k] * rows[k] * turns[k][0] for k in one),
+        "learn": sum(one[k] * rows[k] * turns[k][1] for k in one),
+    }
 
 
 class Ours:
@@ -95,10 +116,25 @@ class Ours:
         self.args, self.cfg = args, common.config(args.shape)
         tok = tokenizer.load(pretrained.PHANTOM)
         config = experiment.get_config()
-        config.update(dict(max_completion=args.completion, remat=args.remat, dtype=args.dtype, param_dtype=args.dtype))
+        config.update(
+            dict(
+                max_completion=args.completion,
+                remat=args.remat,
+                dtype=args.dtype,
+                param_dtype=args.dtype,
+            )
+        )
         config.lora.rank = args.lora_rank
-        config.rl.update(dict(prompts_per_step=args.prompts, oversample=1, group_size=args.group, temperature=1.0,
-                              micro_batches=args.micro_batches, mask_truncated=False))
+        config.rl.update(
+            dict(
+                prompts_per_step=args.prompts,
+                oversample=1,
+                group_size=args.group,
+                temperature=1.0,
+                micro_batches=args.micro_batches,
+                mask_truncated=False,
+            )
+        )
         config.optim.update(dict(lr=1e-6, warmup_steps=1, final_fraction=1.0))
         self.config, self.tok = config, tok
         self.batch = self.inputs(tok)
@@ -108,7 +144,9 @@ class Ours:
         special = {**ids, "stop": (-1,), "suppress": tuple(self.suppress)}
         if not args.side:  # the shipped step all the same, of no image
             grid, D = (1, 2, 2), self.cfg.text.hidden_size
-            qwen2_5_vl.vision = lambda params, cfg, pixels, grid, **kw: jnp.zeros((len(pixels), 1, D), kw["dtype"])
+            qwen2_5_vl.vision = lambda params, cfg, pixels, grid, **kw: jnp.zeros(
+                (len(pixels), 1, D), kw["dtype"]
+            )
         else:
             grid = self.grid
         params = {"model": common.random_params(self.cfg, jnp.dtype(args.dtype))}
@@ -121,7 +159,13 @@ class Ours:
         self.table, self.bank = parser.TokenBytes.from_tokenizer(tok), reports.bank()
         self.rollout = rl.make_rollout(config, self.cfg, grid, special, self.table, what, self.bank)
         self.learn = rl.make_learn(config, self.cfg, grid, special, tx, what)
-        self.metrics_of, self.special, self.grid, self.what, self.tx = rl.rollout_metrics, special, grid, what, tx
+        self.metrics_of, self.special, self.grid, self.what, self.tx = (
+            rl.rollout_metrics,
+            special,
+            grid,
+            what,
+            tx,
+        )
         self.done = 0
 
     def inputs(self, tok) -> dict:
@@ -130,7 +174,11 @@ class Ours:
         from cxr_jax.models import qwen2_5_vl
 
         n, side, rng = self.args.prompts, self.args.side, np.random.default_rng(0)
-        self.grid = (1, side // self.cfg.vision.patch_size, side // self.cfg.vision.patch_size) if side else None
+        self.grid = (
+            (1, side // self.cfg.vision.patch_size, side // self.cfg.vision.patch_size)
+            if side
+            else None
+        )
         slots = int(np.prod(self.grid)) // self.cfg.vision.merge_unit if side else 0
         self.prompt = slots + (TEXT if side else ALONE)
         self.text = tokenizer.FIND_PROMPT
@@ -141,10 +189,18 @@ class Ours:
         both = np.pad(ids, ((0, 0), (0, self.args.completion)))
         self.levels = rng.integers(0, 256, (n, side or 28, side or 28), np.uint8)
         yes = lambda p, *shape: rng.random((n, 14, *shape)) < p
-        return {"image": self.levels.astype(np.float32) / 255, "solution": yes(0.3), "known": yes(1.0),
-                "hedged": yes(0.0), "sides": yes(0.5, 2),
-                "prompts": {"ids": ids, "lengths": np.full(n, self.prompt, np.int32),
-                            "positions": qwen2_5_vl.positions(self.cfg, both, self.grid)}}
+        return {
+            "image": self.levels.astype(np.float32) / 255,
+            "solution": yes(0.3),
+            "known": yes(1.0),
+            "hedged": yes(0.0),
+            "sides": yes(0.5, 2),
+            "prompts": {
+                "ids": ids,
+                "lengths": np.full(n, self.prompt, np.int32),
+                "positions": qwen2_5_vl.positions(self.cfg, both, self.grid),
+            },
+        }
 
     def facts(self) -> dict:
         return {**common.facts(), "parameters": f"{self.count:,}"}
@@ -157,10 +213,19 @@ class Ours:
 
         hf.save_hf(folder, self.cfg, self.params, tokenizer=pretrained.PHANTOM)
         images = bool(self.args.side)
-        np.savez(f"{folder}/inputs.npz", ids=self.batch["prompts"]["ids"], image=self.levels[: None if images else 0],
-                 pixels=patchify(self.batch["image"], np) if images else np.zeros(0))
-        setting = {"text": self.text, "group": self.args.group, "completion": self.args.completion, "lr": 1e-6,
-                   "suppress": self.suppress}
+        np.savez(
+            f"{folder}/inputs.npz",
+            ids=self.batch["prompts"]["ids"],
+            image=self.levels[: None if images else 0],
+            pixels=patchify(self.batch["image"], np) if images else np.zeros(0),
+        )
+        setting = {
+            "text": self.text,
+            "group": self.args.group,
+            "completion": self.args.completion,
+            "lr": 1e-6,
+            "suppress": self.suppress,
+        }
         pathlib.Path(folder, "setting.json").write_text(json.dumps(setting))
         return {}
 
@@ -183,8 +248,15 @@ class Ours:
         cpu, compiled = time.process_time(), self.compilations.count()
         rollout, learn = common.clock(sample), common.clock(update)
         self.done += 1
-        return {"seconds": rollout + learn, "rollout": rollout, "learn": learn, "cpu": time.process_time() - cpu,
-                "peak": common.memory(), "compiled": self.compilations.count() - compiled, "row": self.row}
+        return {
+            "seconds": rollout + learn,
+            "rollout": rollout,
+            "learn": learn,
+            "cpu": time.process_time() - cpu,
+            "peak": common.memory(),
+            "compiled": self.compilations.count() - compiled,
+            "row": self.row,
+        }
 
     def gemm(self) -> dict:
         return {"gflops": common.gemm_gflops(self.what.dtype)}
@@ -203,16 +275,26 @@ class Ours:
         one = flops(self.cfg, self.prompt, a.completion, patches)
         if not a.side:
             one |= {"patches": 0, "vision": 0}
-        out = {"one": one} | {name: step_flops(one, a.prompts, a.group, name == "shared")
-                              for name in ("shared", "unshared")}
-        abstract = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), tree)
+        out = {"one": one} | {
+            name: step_flops(one, a.prompts, a.group, name == "shared")
+            for name in ("shared", "unshared")
+        }
+        abstract = lambda tree: jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), tree
+        )
         args = abstract((self.state["params"], self.fixed, self.batch)) + (0,)
         trips = np.diff([0, *stages.stage_ends(a.completion)]).tolist()  # of the decode loop
-        out["program"] = {"rollout": costs.flops(self.rollout, *args, while_trips=trips),
-                          "learn": costs.flops(self.learn, *abstract((self.state, self.fixed, self.batch, self.ro)))}
+        out["program"] = {
+            "rollout": costs.flops(self.rollout, *args, while_trips=trips),
+            "learn": costs.flops(
+                self.learn, *abstract((self.state, self.fixed, self.batch, self.ro))
+            ),
+        }
         t, size = self.cfg.text, np.dtype(self.what.dtype).itemsize
         text = self.what.whole(self.state["params"], self.fixed)["model"]["text"]
-        head = text["embed"]["embedding"] if self.cfg.tie_word_embeddings else text["head"]["kernel"]
+        head = (
+            text["embed"]["embedding"] if self.cfg.tie_word_embeddings else text["head"]["kernel"]
+        )
         weights = sum(x.size for x in jax.tree.leaves(text["layers"])) + head.size
         keys = 2 * t.num_hidden_layers * t.num_key_value_heads * t.head_dim
         keys *= a.prompts * self.prompt + a.prompts * a.group * a.completion // 2
@@ -233,46 +315,90 @@ class Ours:
 
         a, cfg, r, ro, batch = self.args, self.cfg, self.config.rl, self.ro, self.batch
         n = a.prompts * a.group
-        params = jax.jit(lambda train, fixed: self.what.whole(train, fixed)["model"])(self.state["params"], self.fixed)
-        see = lambda params: qwen.vision(params, cfg, patchify(batch["image"]), self.grid, remat=a.remat,
-                                         dtype=self.what.dtype)
+        params = jax.jit(lambda train, fixed: self.what.whole(train, fixed)["model"])(
+            self.state["params"], self.fixed
+        )
+        see = lambda params: qwen.vision(
+            params, cfg, patchify(batch["image"]), self.grid, remat=a.remat, dtype=self.what.dtype
+        )
         features = jax.jit(see)(params)
 
         def read(tokens, lengths):
             each = lambda key: jnp.repeat(batch[key], a.group, axis=0)
             truth = reports.Truth.of(each("solution"), each("hedged"), each("sides"))
             parsed = rewards.read_tokens(
-                tokens, lengths, self.table, a.completion * evaluate.BYTES_PER_TOKEN, self.bank, truth)
-            terms = rewards.reward_terms(parsed, each("solution"), lengths, known=each("known"),
-                                         min_length=r.min_length, max_length=a.completion // 2, limit=a.completion)
+                tokens,
+                lengths,
+                self.table,
+                a.completion * evaluate.BYTES_PER_TOKEN,
+                self.bank,
+                truth,
+            )
+            terms = rewards.reward_terms(
+                parsed,
+                each("solution"),
+                lengths,
+                known=each("known"),
+                min_length=r.min_length,
+                max_length=a.completion // 2,
+                limit=a.completion,
+            )
             return rewards.combine(terms, dict(r.reward_weights))
 
         def loss(params, features):
             logp, entropy = policy.completion_logprobs(
-                params, cfg, features, batch["prompts"], ro["tokens"], ro["mask"], suppress=suppress, remat=a.remat)
+                params,
+                cfg,
+                features,
+                batch["prompts"],
+                ro["tokens"],
+                ro["mask"],
+                suppress=suppress,
+                remat=a.remat,
+            )
             return logp.mean(), entropy
 
         suppress = np.isin(np.arange(cfg.text.vocab_size), self.suppress)
-        hidden = jax.random.normal(jax.random.key(0), (n * a.completion, cfg.text.hidden_size), self.what.dtype)
+        hidden = jax.random.normal(
+            jax.random.key(0), (n * a.completion, cfg.text.hidden_size), self.what.dtype
+        )
 
         def head(params, hidden):
             logp, entropy = losses.token_logprobs(
-                hidden, policy.output_head(params, cfg), ro["tokens"].reshape(-1), suppress=suppress)
+                hidden, policy.output_head(params, cfg), ro["tokens"].reshape(-1), suppress=suppress
+            )
             return logp.mean(), entropy
 
         keys = jax.random.split(jax.random.key(0), n)
         draw = lambda params, features: policy.sample(
-            params, cfg, features, batch["prompts"], self.special, n=a.group, max_new_tokens=1, temperature=1.0,
-            keys=keys)
+            params,
+            cfg,
+            features,
+            batch["prompts"],
+            self.special,
+            n=a.group,
+            max_new_tokens=1,
+            temperature=1.0,
+            keys=keys,
+        )
         both = functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
         calls = {
-            "vision": (see, params), "prefill + 1 token": (draw, params, features),
+            "vision": (see, params),
+            "prefill + 1 token": (draw, params, features),
             "reward": (read, ro["tokens"].reshape(n, -1), ro["lengths"].reshape(n)),
-            "head, forward": (head, params, hidden), "head": (both(head), params, hidden),
-            "decoder + head, forward": (loss, params, features), "decoder + head": (both(loss), params, features),
-            "vision with gradient": (jax.grad(lambda params: see(params).astype(jnp.float32).sum()), params),
-            "update": (lambda state, grads: optim.guarded_update(self.tx, state, grads), self.state,
-                       self.state["params"]),
+            "head, forward": (head, params, hidden),
+            "head": (both(head), params, hidden),
+            "decoder + head, forward": (loss, params, features),
+            "decoder + head": (both(loss), params, features),
+            "vision with gradient": (
+                jax.grad(lambda params: see(params).astype(jnp.float32).sum()),
+                params,
+            ),
+            "update": (
+                lambda state, grads: optim.guarded_update(self.tx, state, grads),
+                self.state,
+                self.state["params"],
+            ),
         }
         if not a.side:
             calls = {k: v for k, v in calls.items() if not k.startswith("vision")}
@@ -295,7 +421,11 @@ def serve(args) -> None:
 @contextlib.contextmanager
 def workers(args, side: int):
     """{name: worker}, ours first, with the same weights and inputs; and the facts of all."""
-    all_workers = {"cxr_jax": common.Worker(sys.executable, sys.argv[0], "--worker", *sys.argv[1:], "--side", side)}
+    all_workers = {
+        "cxr_jax": common.Worker(
+            sys.executable, sys.argv[0], "--worker", *sys.argv[1:], "--side", side
+        )
+    }
     try:
         known = [all_workers["cxr_jax"]("facts")]
         with tempfile.TemporaryDirectory() as temp:
@@ -306,7 +436,9 @@ def workers(args, side: int):
                 if name == "tunix" and side:
                     continue  # it has no images
                 env, script = PEERS[name]
-                all_workers[name] = common.Worker(common.ROOT / env / "bin/python", HERE / script, folder)
+                all_workers[name] = common.Worker(
+                    common.ROOT / env / "bin/python", HERE / script, folder
+                )
                 known.append(all_workers[name]("facts"))
             yield all_workers, known
     finally:
@@ -322,35 +454,66 @@ def measure(args, side: int, sides: dict) -> None:
     for r in range(args.rounds):
         loads.append(common.load())
         for name in list(sides)[:: -1 if r % 2 else 1]:
-            sides[name]("step")  # not counted: after a rest, a process finds cold caches and returned memory
+            sides[name](
+                "step"
+            )  # not counted: after a rest, a process finds cold caches and returned memory
             runs[name].append(sides[name]("step"))
             gemm[name].append(sides[name]("gemm")["gflops"])
     work, parts = ours("work"), ours("parts", rounds=args.rounds)
     n = args.prompts * args.group * args.completion
-    rows = [["", "step, s", "rollout, s", "learning, s", "CPU time, s", "tokens/s", "GEMM GFLOP/s", "peak GiB",
-             "first step, s"]]
+    rows = [
+        [
+            "",
+            "step, s",
+            "rollout, s",
+            "learning, s",
+            "CPU time, s",
+            "tokens/s",
+            "GEMM GFLOP/s",
+            "peak GiB",
+            "first step, s",
+        ]
+    ]
     for name in sides:
         of = lambda key, name=name: [x[key] for x in runs[name]]
-        rows.append([name, *(common.spread(of(key), digits=2) for key in ("seconds", "rollout", "learn", "cpu")),
-                     common.spread([n / t for t in of("seconds")], digits=0), common.spread(gemm[name], digits=0),
-                     f"{runs[name][-1]['peak']:.2f}", f"{first[name]['seconds']:.1f}"])
+        rows.append(
+            [
+                name,
+                *(
+                    common.spread(of(key), digits=2)
+                    for key in ("seconds", "rollout", "learn", "cpu")
+                ),
+                common.spread([n / t for t in of("seconds")], digits=0),
+                common.spread(gemm[name], digits=0),
+                f"{runs[name][-1]['peak']:.2f}",
+                f"{first[name]['seconds']:.1f}",
+            ]
+        )
     print(common.table(rows))
     mid = lambda name, key: statistics.median(x[key] for x in runs[name])
     for name in list(sides)[1:]:
         least = min(x["seconds"] for x in runs[name]) / min(x["seconds"] for x in runs["cxr_jax"])
-        times = {key: mid(name, key) / mid("cxr_jax", key) for key in ("seconds", "rollout", "learn")}
-        print(f"against {name} by medians: step {times['seconds']:.2f}x (by the fastest {least:.2f}x), rollout "
-              f"{times['rollout']:.2f}x, learning {times['learn']:.2f}x")
+        times = {
+            key: mid(name, key) / mid("cxr_jax", key) for key in ("seconds", "rollout", "learn")
+        }
+        print(
+            f"against {name} by medians: step {times['seconds']:.2f}x (by the fastest {least:.2f}x), rollout "
+            f"{times['rollout']:.2f}x, learning {times['learn']:.2f}x"
+        )
     for name in list(sides)[1:]:
         split = runs[name][-1]["parts"]
         seen = sides[name]("check")
-        print(f"{name}, last step: {', '.join(f'{k} {v:.3f} s' for k, v in split.items())}; {seen['rows']} rows, "
-              f"prompts of {seen['prompt']} tokens, {'the' if seen['same ids'] else 'NOT THE'} same, pixels "
-              f"{seen['pixels apart']:.0e} apart, {seen['tokens']} tokens drawn")
+        print(
+            f"{name}, last step: {', '.join(f'{k} {v:.3f} s' for k, v in split.items())}; {seen['rows']} rows, "
+            f"prompts of {seen['prompt']} tokens, {'the' if seen['same ids'] else 'NOT THE'} same, pixels "
+            f"{seen['pixels apart']:.0e} apart, {seen['tokens']} tokens drawn"
+        )
     row = runs["cxr_jax"][-1]["row"]
-    print(f"cxr_jax: programs compiled in step 1: {first['cxr_jax']['compiled']}, in step 2: {second}, in the measured "
-          f"steps: {sum(x['compiled'] for x in runs['cxr_jax'])}; last step: standard deviation of the reward "
-          f"{row['reward_std']:.3f}, gradient norm {row['grad_norm']:.3f}, {row['completions/mean_length']:.0f} tokens")
+    print(
+        f"cxr_jax: programs compiled in step 1: {first['cxr_jax']['compiled']}, in step 2: {second}, in the measured "
+        f"steps: {sum(x['compiled'] for x in runs['cxr_jax'])}; last step: standard deviation of the reward "
+        f"{row['reward_std']:.3f}, gradient norm {row['grad_norm']:.3f}, {row['completions/mean_length']:.0f} tokens"
+    )
     describe(args, work, parts, mid, statistics.median(gemm["cxr_jax"]))
     print("load average in the rounds: " + " ".join(loads))
 
@@ -359,28 +522,44 @@ def describe(args, work: dict, parts: dict, mid, gflops: float) -> None:
     """Our step by parts, and against arithmetic."""
     limit = 1e3 * args.peak_tflops if args.peak_tflops else gflops
     for what in ("rollout", "learn"):
-        shared, unshared, program = (1e-9 * work[k][what] for k in ("shared", "unshared", "program"))
+        shared, unshared, program = (
+            1e-9 * work[k][what] for k in ("shared", "unshared", "program")
+        )
         seconds = mid("cxr_jax", what)
-        print(f"{what}: {shared:.1f} GFLOP by arithmetic ({unshared / shared:.1f} times as much if nothing is shared), "
-              f"{program:.1f} in the program: {program / seconds:.0f} GFLOP/s, {program / seconds / limit:.0%} of "
-              f"{limit:.0f}; floor {shared / limit:.2f} s")
+        print(
+            f"{what}: {shared:.1f} GFLOP by arithmetic ({unshared / shared:.1f} times as much if nothing is shared), "
+            f"{program:.1f} in the program: {program / seconds:.0f} GFLOP/s, {program / seconds / limit:.0%} of "
+            f"{limit:.0f}; floor {shared / limit:.2f} s"
+        )
     vision, prefill, reward = (parts.get(k, 0.0) for k in ("vision", "prefill + 1 token", "reward"))
     decode = mid("cxr_jax", "rollout") - vision - prefill - reward
-    print(f"rollout by parts: vision {vision:.3f}, prefill + 1 token {prefill:.3f}, reward {reward:.4f} "
-          f"({reward / mid('cxr_jax', 'seconds'):.1%} of the step), the rest (decoding) {decode:.3f} s, "
-          f"{1e-9 * work['bytes'] / decode:.1f} GB/s" + (f", {1e-9 * work['bytes'] / decode / args.gbps:.0%} of "
-                                                        f"{args.gbps:.0f}" if args.gbps else ""))
+    print(
+        f"rollout by parts: vision {vision:.3f}, prefill + 1 token {prefill:.3f}, reward {reward:.4f} "
+        f"({reward / mid('cxr_jax', 'seconds'):.1%} of the step), the rest (decoding) {decode:.3f} s, "
+        f"{1e-9 * work['bytes'] / decode:.1f} GB/s"
+        + (
+            f", {1e-9 * work['bytes'] / decode / args.gbps:.0%} of {args.gbps:.0f}"
+            if args.gbps
+            else ""
+        )
+    )
     back = parts["decoder + head"] - parts["head"]
-    print(f"learning by parts: vision {parts.get('vision with gradient', 0.0):.3f}, decoder {back:.3f} (forward "
-          f"{parts['decoder + head, forward'] - parts['head, forward']:.3f}), head {parts['head']:.3f} (forward "
-          f"{parts['head, forward']:.3f}), update {parts['update']:.3f} s; sum "
-          f"{parts.get('vision with gradient', 0.0) + back + parts['head'] + parts['update']:.3f}")
+    print(
+        f"learning by parts: vision {parts.get('vision with gradient', 0.0):.3f}, decoder {back:.3f} (forward "
+        f"{parts['decoder + head, forward'] - parts['head, forward']:.3f}), head {parts['head']:.3f} (forward "
+        f"{parts['head, forward']:.3f}), update {parts['update']:.3f} s; sum "
+        f"{parts.get('vision with gradient', 0.0) + back + parts['head'] + parts['update']:.3f}"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=("tiny", "small", "3b"), default="tiny")
-    parser.add_argument("--side", type=int, nargs="+", default=[476, 224, 0], help="pixels of an image; 0: no image")
+    parser.add_argument(
+        "--side", type=int, nargs="+", default=[476, 224, 0], help="pixels of an image; 0: no image"
+    )
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--completion", type=int, default=128)
@@ -388,7 +567,9 @@ def main() -> None:
     parser.add_argument("--remat", choices=("none", "dots", "full"), default="none")
     parser.add_argument("--lora_rank", type=int, default=0)
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--peak_tflops", type=float, help="the device's; without: the product measured in the run")
+    parser.add_argument(
+        "--peak_tflops", type=float, help="the device's; without: the product measured in the run"
+    )
     parser.add_argument("--peak_gbps", type=float, help="memory bandwidth; on a CPU it is measured")
     common.arguments(parser)
     args = parser.parse_args()
@@ -398,17 +579,24 @@ def main() -> None:
     if args.dtype != "float32" and args.peers:
         parser.error("the peers are compared in float32; give --no_peer")
     if missing := [PEERS[p][0] for p in args.peers if not (common.ROOT / PEERS[p][0]).exists()]:
-        parser.error(f"no environment {missing[0]}; make it, or name other --peers, or give --no_peer")
+        parser.error(
+            f"no environment {missing[0]}; make it, or name other --peers, or give --no_peer"
+        )
     for i, side in enumerate(args.side):
         with workers(args, side) as (sides, known):
             if i == 0:
                 args.gbps = args.peak_gbps or (
-                    sides["cxr_jax"]("bandwidth")["gbps"] if "cpu" in known[0]["device"].lower() else None)
+                    sides["cxr_jax"]("bandwidth")["gbps"]
+                    if "cpu" in known[0]["device"].lower()
+                    else None
+                )
             print(common.header(*known) if i == 0 else "")
             size = f"with an image of {side} px" if side else "without an image"
             prompt = (side // 28) ** 2 + TEXT if side else ALONE
-            print(f"{args.shape}, {args.dtype}, {args.prompts} prompts of {prompt} tokens {size}, {args.group} "
-                  f"completions of {args.completion} tokens each; median (least-most) of {args.rounds} rounds")
+            print(
+                f"{args.shape}, {args.dtype}, {args.prompts} prompts of {prompt} tokens {size}, {args.group} "
+                f"completions of {args.completion} tokens each; median (least-most) of {args.rounds} rounds"
+            )
             measure(args, side, sides)
 
 

@@ -69,9 +69,13 @@ def corpus(folder: pathlib.Path) -> tuple[str, str]:
     if folder.is_dir():
         gold = agreement.load_gold(folder, "openi_manifest.csv", agreement.load_map())
         rows = list(reports.read(reports.open_inputs(gold.paths)))
-        return " ".join(" ".join((row.text or "").split()) for row in rows), f"{len(rows)} Open-i reports"
+        return " ".join(
+            " ".join((row.text or "").split()) for row in rows
+        ), f"{len(rows)} Open-i reports"
     lines = (common.ROOT / "tests" / "report_cases.jsonl").read_text(encoding="utf-8").splitlines()
-    return " ".join(" ".join(json.loads(line)["text"].split()) for line in lines), f"{len(lines)} made texts"
+    return " ".join(
+        " ".join(json.loads(line)["text"].split()) for line in lines
+    ), f"{len(lines)} made texts"
 
 
 class Kind:
@@ -126,11 +130,18 @@ class Ours:
         self.batch = {}  # kind, what -> batch size
 
         def read_tokens(tokens, lengths, table, bank, max_bytes):
-            return reports.read_bytes(*parser.tokens_to_bytes(tokens, lengths, table, max_bytes), bank)
+            return reports.read_bytes(
+                *parser.tokens_to_bytes(tokens, lengths, table, max_bytes), bank
+            )
 
-        from_tokens, from_bytes = jax.jit(read_tokens, static_argnums=4), jax.jit(reports.read_bytes)
+        from_tokens, from_bytes = (
+            jax.jit(read_tokens, static_argnums=4),
+            jax.jit(reports.read_bytes),
+        )
         self.programs = {
-            "tokens": lambda kind, at: from_tokens(kind.tokens[at], kind.lengths[at], table, bank, kind.bytes.shape[1]),
+            "tokens": lambda kind, at: from_tokens(
+                kind.tokens[at], kind.lengths[at], table, bank, kind.bytes.shape[1]
+            ),
             "bytes": lambda kind, at: from_bytes(kind.bytes[at], kind.sizes[at], bank),
         }
 
@@ -138,12 +149,19 @@ class Ours:
         return common.facts()
 
     def describe(self) -> dict:
-        return {"source": self.source, "kinds": {
-            name: f"{k.tokens.shape[1]} x {POOL} token ids, {k.sizes.mean():.0f} bytes on average, "
-            f"{k.bytes.shape[1]} at most" for name, k in self.kinds.items()}}
+        return {
+            "source": self.source,
+            "kinds": {
+                name: f"{k.tokens.shape[1]} x {POOL} token ids, {k.sizes.mean():.0f} bytes on average, "
+                f"{k.bytes.shape[1]} at most"
+                for name, k in self.kinds.items()
+            },
+        }
 
     def save(self, path: str) -> dict:
-        pathlib.Path(path).write_text(json.dumps({name: kind.texts for name, kind in self.kinds.items()}))
+        pathlib.Path(path).write_text(
+            json.dumps({name: kind.texts for name, kind in self.kinds.items()})
+        )
         return {}
 
     def states(self, kind: str, n: int) -> dict:
@@ -168,7 +186,11 @@ class Ours:
         return {"batch": self.batch[kind, name, threads]}
 
     def rate(self, kind: str, name: str, threads: int, seconds: float) -> dict:
-        pool, batch, program = self.kinds[kind], self.batch[kind, name, threads], self.programs[name]
+        pool, batch, program = (
+            self.kinds[kind],
+            self.batch[kind, name, threads],
+            self.programs[name],
+        )
 
         def step(i):
             at = i * batch % POOL
@@ -189,8 +211,12 @@ class Ours:
 
 def serve(args) -> None:
     ours = Ours(args)
-    common.serve({name: getattr(ours, name)
-                  for name in ("facts", "describe", "save", "states", "tune", "rate", "strings")})
+    common.serve(
+        {
+            name: getattr(ours, name)
+            for name in ("facts", "describe", "save", "states", "tune", "rate", "strings")
+        }
+    )
 
 
 # The rates
@@ -206,16 +232,23 @@ def at_once(calls) -> dict:
 def rows_of(kind: str, args, ours, plain, bert) -> dict:
     """Name -> a function that measures it once."""
     seconds = args.seconds
-    batch = {(name, t): ours("tune", kind=kind, name=name, threads=t, seconds=seconds / 3)["batch"]
-             for name, t in (("tokens", 1), ("tokens", 2), ("bytes", 2))}
-    rows = {f"{name}, {t} thread{'s'[: t > 1]}, batch {batch[name, t]}":
-            lambda name=name, t=t: ours("rate", kind=kind, name=name, threads=t, seconds=seconds) for name, t in batch}
+    batch = {
+        (name, t): ours("tune", kind=kind, name=name, threads=t, seconds=seconds / 3)["batch"]
+        for name, t in (("tokens", 1), ("tokens", 2), ("bytes", 2))
+    }
+    rows = {
+        f"{name}, {t} thread{'s'[: t > 1]}, batch {batch[name, t]}": lambda name=name, t=t: ours(
+            "rate", kind=kind, name=name, threads=t, seconds=seconds
+        )
+        for name, t in batch
+    }
     ours("strings", kind=kind, seconds=0.01)  # compiles
     rows["strings"] = lambda: ours("strings", kind=kind, seconds=seconds)
     for name in ("rules", "regex"):
         for n in (1, len(plain)):
             rows[f"{name}, {n} process{'es' * (n > 1)}"] = lambda name=name, n=n: at_once(
-                [lambda w=w: w("rate", name=name, kind=kind, seconds=seconds) for w in plain[:n]])
+                [lambda w=w: w("rate", name=name, kind=kind, seconds=seconds) for w in plain[:n]]
+            )
     if bert:
         tokens = BERT_TOKENS[kind]
         run = lambda b: bert("forward", batch=b, tokens=tokens)
@@ -228,17 +261,24 @@ def rows_of(kind: str, args, ours, plain, bert) -> dict:
 def agreement(kind: str, ours, plain, n: int = 1024) -> str:
     """How often the peers read the same as ours; stops if the rules do not always."""
     states = np.array(ours("states", kind=kind, n=n)["states"])
-    peer = {name: np.array(plain[0]("states", name=name, kind=kind, n=n)["states"]) for name in ("rules", "regex")}
+    peer = {
+        name: np.array(plain[0]("states", name=name, kind=kind, n=n)["states"])
+        for name in ("rules", "regex")
+    }
     if not np.array_equal(states, peer["rules"]):
         raise SystemExit(f"{kind}: the rules in plain Python do not read what ours reads")
     same = states == peer["regex"]
-    return (f"of {n} reports, ours and the rules read all alike; regex {same.mean():.1%} of the cells, "
-            f"{same.all(1).mean():.1%} of the reports")
+    return (
+        f"of {n} reports, ours and the rules read all alike; regex {same.mean():.1%} of the cells, "
+        f"{same.all(1).mean():.1%} of the reports"
+    )
 
 
 def measure(args, ours, plain, bert) -> None:
     about = ours("describe")
-    print(f"windows of {about['source']}; median (least-most) of {args.rounds} rounds, {args.seconds:g} s each")
+    print(
+        f"windows of {about['source']}; median (least-most) of {args.rounds} rounds, {args.seconds:g} s each"
+    )
     sides = {kind: rows_of(kind, args, ours, plain, bert) for kind in KINDS}
     runs = {kind: {name: [] for name in rows} for kind, rows in sides.items()}
     loads = []
@@ -255,9 +295,17 @@ def measure(args, ours, plain, bert) -> None:
             digits = 0 if middle[name] >= 100 else 2
             cores = statistics.median(x["cores"] for x in xs)
             ratio = best / middle[name]
-            rows.append([name, common.spread([x["rate"] for x in xs], digits=digits), f"{cores:.1f}",
-                         f"{ratio:,.{0 if ratio >= 100 else 2}f}x"])
-        print(f"\n{kind} ({about['kinds'][kind]})\n{common.table(rows)}\n{agreement(kind, ours, plain)}")
+            rows.append(
+                [
+                    name,
+                    common.spread([x["rate"] for x in xs], digits=digits),
+                    f"{cores:.1f}",
+                    f"{ratio:,.{0 if ratio >= 100 else 2}f}x",
+                ]
+            )
+        print(
+            f"\n{kind} ({about['kinds'][kind]})\n{common.table(rows)}\n{agreement(kind, ours, plain)}"
+        )
     print("\nload average in the rounds: " + " ".join(loads))
 
 
@@ -274,26 +322,46 @@ def reward_share(args, rounds: int = 7, steps: int = 4) -> str:
     from cxr_jax.data import tokenizer
     from cxr_jax.labels import parser, reports
 
-    spec = importlib.util.spec_from_file_location("rl_config", common.ROOT / "experiments" / "rl.py")
+    spec = importlib.util.spec_from_file_location(
+        "rl_config", common.ROOT / "experiments" / "rl.py"
+    )
     spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
     config = module.get_config()
-    rows, width = config.rl.prompts_per_step * config.rl.oversample * config.rl.group_size, config.max_completion
+    rows, width = (
+        config.rl.prompts_per_step * config.rl.oversample * config.rl.group_size,
+        config.max_completion,
+    )
     tok, rng = tokenizer.load(pretrained.PHANTOM), np.random.default_rng(0)
     ids = np.array(tok.encode(corpus(args.reports)[0], add_special_tokens=False), np.int32)
     max_bytes = width * evaluate.BYTES_PER_TOKEN
-    inputs = jax.device_put({
-        "tokens": np.stack([ids[s : s + width] for s in rng.integers(0, len(ids) - width, rows)]),
-        "lengths": np.full(rows, width, np.int32), "table": parser.TokenBytes.from_tokenizer(tok)})
+    inputs = jax.device_put(
+        {
+            "tokens": np.stack(
+                [ids[s : s + width] for s in rng.integers(0, len(ids) - width, rows)]
+            ),
+            "lengths": np.full(rows, width, np.int32),
+            "table": parser.TokenBytes.from_tokenizer(tok),
+        }
+    )
     solution, known = rng.random((rows, 14)) < 0.2, np.ones((rows, 14), bool)
     bank = jax.device_put(reports.bank())
 
     def reward(parsed, lengths, weights):
-        terms = rewards.reward_terms(parsed, solution, lengths, known=known, min_length=config.rl.min_length,
-                                     max_length=int(config.rl.overlong_from * width), limit=width)
+        terms = rewards.reward_terms(
+            parsed,
+            solution,
+            lengths,
+            known=known,
+            min_length=config.rl.min_length,
+            max_length=int(config.rl.overlong_from * width),
+            limit=width,
+        )
         return rewards.combine(terms, weights)
 
     def answer_only(x):
-        return reward(parser.parse_tokens(**x, max_bytes=max_bytes), x["lengths"], rewards.PUBLISHED)
+        return reward(
+            parser.parse_tokens(**x, max_bytes=max_bytes), x["lengths"], rewards.PUBLISHED
+        )
 
     def whole(x, bank):
         truth = reports.Truth.of(solution, np.zeros_like(solution), np.ones((rows, 14, 2), bool))
@@ -301,36 +369,62 @@ def reward_share(args, rounds: int = 7, steps: int = 4) -> str:
         return reward(parsed, x["lengths"], dict(config.rl.reward_weights))
 
     short, full = jax.jit(answer_only), jax.jit(whole)
-    runs = {"answer": lambda: short(inputs).block_until_ready(), "all": lambda: full(inputs, bank).block_until_ready()}
-    times = [[common.clock(run) for run in runs.values()] for _ in range(rounds + 1)][1:]  # the first compiles
+    runs = {
+        "answer": lambda: short(inputs).block_until_ready(),
+        "all": lambda: full(inputs, bank).block_until_ready(),
+    }
+    times = [[common.clock(run) for run in runs.values()] for _ in range(rounds + 1)][
+        1:
+    ]  # the first compiles
     answer, total = map(statistics.median, zip(*times, strict=True))
     step, rollout = step_seconds(steps)
-    return (f"reward of {rows} completions of {width} tokens (up to {max_bytes} bytes): {1e3 * total:.1f} ms = "
-            f"{total / step:.2%} of a step of experiments/rl.py ({step:.2f} s, {rollout:.2f} of it the rollout, which "
-            f"has the reward in it); without trace and repetition {1e3 * answer:.1f} ms")
+    return (
+        f"reward of {rows} completions of {width} tokens (up to {max_bytes} bytes): {1e3 * total:.1f} ms = "
+        f"{total / step:.2%} of a step of experiments/rl.py ({step:.2f} s, {rollout:.2f} of it the rollout, which "
+        f"has the reward in it); without trace and repetition {1e3 * answer:.1f} ms"
+    )
 
 
 def step_seconds(steps: int) -> tuple[float, float]:
     """Median seconds of a step of a short phantom run and of its rollout; the first step, which compiles, left out."""
     with tempfile.TemporaryDirectory() as folder:
-        small = dict(steps=steps, save_every=steps) | {f"eval.{k}": 8 for k in ("n", "n_final", "batch_size", "cases")}
-        command = [sys.executable, "-m", "cxr_jax.main", "--config=experiments/rl.py", f"--workdir={folder}/run",
-                   *(f"--config.{k}={v}" for k, v in small.items())]
+        small = dict(steps=steps, save_every=steps) | {
+            f"eval.{k}": 8 for k in ("n", "n_final", "batch_size", "cases")
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "cxr_jax.main",
+            "--config=experiments/rl.py",
+            f"--workdir={folder}/run",
+            *(f"--config.{k}={v}" for k, v in small.items()),
+        ]
         done = subprocess.run(command, cwd=common.ROOT, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"the RL run failed: {done.stderr[-500:]}")
-        rows = [json.loads(line) for line in (pathlib.Path(folder) / "run/metrics.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(line)
+            for line in (pathlib.Path(folder) / "run/metrics.jsonl").read_text().splitlines()
+        ]
     rows = [row for row in rows if "step_time" in row][1:]
-    return tuple(statistics.median(row[key] for row in rows) for key in ("step_time", "perf/rollout_seconds"))
+    return tuple(
+        statistics.median(row[key] for row in rows) for key in ("step_time", "perf/rollout_seconds")
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.7, help="of each measurement")
-    parser.add_argument("--reports", type=pathlib.Path, default=SHARE, help="folder with openi_manifest.csv")
+    parser.add_argument(
+        "--reports", type=pathlib.Path, default=SHARE, help="folder with openi_manifest.csv"
+    )
     parser.add_argument("--no_peer", action="store_true", help="without BERT")
-    parser.add_argument("--no_rl", action="store_true", help="without the reward's share of an RL step")
+    parser.add_argument(
+        "--no_rl", action="store_true", help="without the reward's share of an RL step"
+    )
     parser.add_argument("--peer_python", default=common.ROOT / ".venv-oracle/bin/python")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -340,7 +434,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         ours = common.Worker(sys.executable, sys.argv[0], "--worker", *sys.argv[1:])
         ours("save", path=f"{folder}/texts.json")
-        plain = [common.Worker(sys.executable, beside("_plain.py"), f"{folder}/texts.json") for _ in range(2)]
+        plain = [
+            common.Worker(sys.executable, beside("_plain.py"), f"{folder}/texts.json")
+            for _ in range(2)
+        ]
         bert = None if args.no_peer else common.Worker(args.peer_python, beside("_bert.py"))
         print(common.header(*(worker("facts") for worker in (ours, bert) if worker)))
         measure(args, ours, plain, bert)

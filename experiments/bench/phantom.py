@@ -36,8 +36,12 @@ def main() -> None:
     scene = jax.jit(phantom.sample_scenes, static_argnums=1)(keys, "A")
     draw = jax.jit(phantom.render)
     device = jax.devices()[0]
-    print(f"device {device.platform}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, batch {b}")
-    print(f"render     {rate(lambda i: draw(scene).block_until_ready(), b, args.seconds):8.0f} images/s")
+    print(
+        f"device {device.platform}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, batch {b}"
+    )
+    print(
+        f"render     {rate(lambda i: draw(scene).block_until_ready(), b, args.seconds):8.0f} images/s"
+    )
     batch = lambda i: phantom.make_batch(0, "train", "A", np.arange(i * b, i * b + b))
     print(f"make_batch {rate(batch, b, args.seconds):8.0f} images/s")
 

@@ -44,8 +44,11 @@ def processes(steps: int, folder: Path) -> None:
         times = [b["time"] - a["time"] for a, b in zip(rows[1:], rows[2:], strict=False)]
         first = first or (rows, statistics.median(times))
         apart, _ = mesh_runs.furthest(first[0], rows, mesh_runs.LOSSES)
-        print(f"{layout}: {statistics.median(times):.2f} s a step, {statistics.median(times) / first[1]:.2f} x 1x4; "
-              f"losses within {apart:.0e} of 1x4's", flush=True)
+        print(
+            f"{layout}: {statistics.median(times):.2f} s a step, {statistics.median(times) / first[1]:.2f} x 1x4; "
+            f"losses within {apart:.0e} of 1x4's",
+            flush=True,
+        )
 
 
 def saves(mib: int, folder: Path) -> None:
@@ -57,7 +60,9 @@ def saves(mib: int, folder: Path) -> None:
     rows = 256
     shape = rows, mib * 2**20 // (4 * 16 * rows)
     # Random, as weights are: what Orbax writes is compressed.
-    make = jax.jit(lambda: {"params": {f"{i}": jax.random.normal(jax.random.key(i), shape) for i in range(16)}})
+    make = jax.jit(
+        lambda: {"params": {f"{i}": jax.random.normal(jax.random.key(i), shape) for i in range(16)}}
+    )
     state = make()
     size = sum(x.nbytes for x in jax.tree.leaves(state))
     host = np.concatenate([np.asarray(x).reshape(-1) for x in jax.tree.leaves(state)])
@@ -75,9 +80,12 @@ def saves(mib: int, folder: Path) -> None:
     whole = checkpoints.last_save["seconds"]
     restored = clock(lambda: jax.block_until_ready(checkpoints.restore(state)[0]))
     checkpoints.close()
-    print(f"{size / 2**20:.0f} MiB: a save holds the run up for {blocked:.2f} s and is on disk and read back after "
-          f"{whole:.2f} s ({whole / written:.1f} x a plain write and fsync, {written:.2f} s); restore {restored:.2f} s "
-          f"({restored / read:.1f} x a plain read, {read:.2f} s)", flush=True)
+    print(
+        f"{size / 2**20:.0f} MiB: a save holds the run up for {blocked:.2f} s and is on disk and read back after "
+        f"{whole:.2f} s ({whole / written:.1f} x a plain write and fsync, {written:.2f} s); restore {restored:.2f} s "
+        f"({restored / read:.1f} x a plain read, {read:.2f} s)",
+        flush=True,
+    )
 
 
 def clock(action) -> float:
@@ -99,32 +107,65 @@ def feeding(steps: int, folder: Path, n: int = 256) -> None:
     for start in range(0, n, 32):
         indices = np.arange(start, start + 32)
         batch = source.batch(indices)
-        for i, image, truth, text in zip(indices, batch["image"], batch["solution"], source.targets(batch, indices),
-                                         strict=True):  # fmt: skip
+        for i, image, truth, text in zip(
+            indices, batch["image"], batch["solution"], source.targets(batch, indices), strict=True
+        ):
             dicom.write_dicom(folder / f"{i}.dcm", image, hospital="A", ap=False, seed=int(i))
             names = [CHEXPERT_14[k] for k in np.flatnonzero(truth)] or ["No Finding"]
-            talk = [{"role": "user", "content": source.prompt}, {"role": "assistant", "content": text}]
-            lines.append(json.dumps({"id": f"p{i}", "image": f"{i}.dcm", "patient_id": f"p{i}",
-                                     "solution": ", ".join(names), "messages": talk}))  # fmt: skip
+            talk = [
+                {"role": "user", "content": source.prompt},
+                {"role": "assistant", "content": text},
+            ]
+            lines.append(
+                json.dumps(
+                    {
+                        "id": f"p{i}",
+                        "image": f"{i}.dcm",
+                        "patient_id": f"p{i}",
+                        "solution": ", ".join(names),
+                        "messages": talk,
+                    }
+                )
+            )
     (folder / "sft.jsonl").write_text("\n".join(lines) + "\n")
-    argv = ["--config=experiments/sft.py:nv_reason_3b", "--config.model=phantom", "--config.data.size=224",
-            "--config.batch_size=16", "--config.max_completion=208", "--config.dtype=float32", "--config.remat=none",
-            f"--config.steps={steps}", "--config.log_every=1", "--config.save_every=100000",
-            "--config.eval.every=100000", "--config.eval.n=4", "--config.eval.n_final=4", "--config.eval.bootstrap=10",
-            f"--config.data.manifest={folder / 'sft.jsonl'}", f"--config.data.image_root={folder}"]  # fmt: skip
+    argv = [
+        "--config=experiments/sft.py:nv_reason_3b",
+        "--config.model=phantom",
+        "--config.data.size=224",
+        "--config.batch_size=16",
+        "--config.max_completion=208",
+        "--config.dtype=float32",
+        "--config.remat=none",
+        f"--config.steps={steps}",
+        "--config.log_every=1",
+        "--config.save_every=100000",
+        "--config.eval.every=100000",
+        "--config.eval.n=4",
+        "--config.eval.n_final=4",
+        "--config.eval.bootstrap=10",
+        f"--config.data.manifest={folder / 'sft.jsonl'}",
+        f"--config.data.image_root={folder}",
+    ]
     for kind in ("plain", "compressed"):
         if kind == "compressed":
             for i in range(n):
                 film = pydicom.dcmread(folder / f"{i}.dcm")
                 film.compress(pydicom.uid.RLELossless)
                 film.save_as(folder / f"{i}.dcm")
-        for code, out, err in several.end(several.start([*argv, f"--workdir={folder / kind}"], 1, 1)):
+        for code, out, err in several.end(
+            several.start([*argv, f"--workdir={folder / kind}"], 1, 1)
+        ):
             assert code == 0, out + err
         rows = [r for r in metrics.read(folder / kind) if r["kind"] == "train"][2:]
         share = [r["perf/data_wait_share"] for r in rows]
-        seconds = statistics.median(b["time"] - a["time"] for a, b in zip(rows, rows[1:], strict=False))
-        print(f"{n} phantom DICOMs of {source.size} px, {kind}, batch 16, {seconds:.2f} s a step: waiting for data "
-              f"{100 * statistics.mean(share):.2f} % of the time (worst step {100 * max(share):.1f} %)", flush=True)
+        seconds = statistics.median(
+            b["time"] - a["time"] for a, b in zip(rows, rows[1:], strict=False)
+        )
+        print(
+            f"{n} phantom DICOMs of {source.size} px, {kind}, batch 16, {seconds:.2f} s a step: waiting for data "
+            f"{100 * statistics.mean(share):.2f} % of the time (worst step {100 * max(share):.1f} %)",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -136,8 +177,11 @@ def main() -> None:
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     for name in args.only.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            {"processes": lambda f: processes(args.steps, f), "saves": lambda f: saves(args.mib, f),
-             "feeding": lambda f: feeding(args.steps, f)}[name](Path(folder))  # fmt: skip
+            {
+                "processes": lambda f: processes(args.steps, f),
+                "saves": lambda f: saves(args.mib, f),
+                "feeding": lambda f: feeding(args.steps, f),
+            }[name](Path(folder))
 
 
 if __name__ == "__main__":

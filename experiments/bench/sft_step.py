@@ -45,14 +45,25 @@ def flops(cfg, batch: int, prompt: int, completion: int, patches: int) -> dict:
     window = min(P, (v.window_size // v.patch_size) ** 2)
     seen = sum(P if i in v.fullatt_block_indexes else window for i in range(v.depth))
     merged = D * v.merge_unit
-    tower = (v.depth * 2 * P * (4 * D**2 + 3 * D * F) + 4 * P * D * seen
-             + 2 * P // v.merge_unit * (merged**2 + merged * v.out_hidden_size))
-    T, D, F, heads = prompt + completion, t.hidden_size, t.intermediate_size, t.num_attention_heads * t.head_dim
+    tower = (
+        v.depth * 2 * P * (4 * D**2 + 3 * D * F)
+        + 4 * P * D * seen
+        + 2 * P // v.merge_unit * (merged**2 + merged * v.out_hidden_size)
+    )
+    T, D, F, heads = (
+        prompt + completion,
+        t.hidden_size,
+        t.intermediate_size,
+        t.num_attention_heads * t.head_dim,
+    )
     kv = t.num_key_value_heads * t.head_dim
     linear = 2 * T * (D * (2 * heads + 2 * kv) + 3 * D * F)
     layers = t.num_hidden_layers * (linear + 4 * heads * T * (T + 1) // 2)
-    return {"vision": batch * (3 * tower + 2 * 2 * P * v.patch_dim * v.hidden_size), "decoder": batch * 3 * layers,
-            "output": batch * 3 * 2 * completion * D * t.vocab_size}
+    return {
+        "vision": batch * (3 * tower + 2 * 2 * P * v.patch_dim * v.hidden_size),
+        "decoder": batch * 3 * layers,
+        "output": batch * 3 * 2 * completion * D * t.vocab_size,
+    }
 
 
 class Ours:
@@ -70,23 +81,50 @@ class Ours:
         self.cfg, self.dtype = common.config(args.shape), jnp.dtype(args.dtype)
         params = common.random_params(self.cfg, self.dtype)
         self.count = qwen2_5_vl.count(params)
-        x = self.inputs = common.prompts(Model(self.cfg, {}, folder=pretrained.PHANTOM, dtype=args.dtype), args.batch)
-        x["completions"] = np.random.default_rng(1).integers(0, common.WORDS, (args.batch, args.completion), np.int32)
+        x = self.inputs = common.prompts(
+            Model(self.cfg, {}, folder=pretrained.PHANTOM, dtype=args.dtype), args.batch
+        )
+        x["completions"] = np.random.default_rng(1).integers(
+            0, common.WORDS, (args.batch, args.completion), np.int32
+        )
         both = np.concatenate([x["ids"], x["completions"]], 1)
-        self.batch = jax.device_put({
-            "image": x["image"], "completions": x["completions"], "mask": np.ones(x["completions"].shape, bool),
-            "prompts": {"ids": x["ids"], "lengths": np.full(args.batch, common.PROMPT, np.int32),
-                        "positions": qwen2_5_vl.positions(self.cfg, both, x["grid"])}})
-        config = ConfigDict(dict(
-            remat=args.remat, micro_batches=args.micro_batches, locate_weight=0.0,
-            optim=dict(lr=1e-4, warmup_steps=1, final_fraction=1.0, b1=0.9, b2=0.99, eps=1e-8, weight_decay=0.05,
-                       clip_norm=1.0)))
+        self.batch = jax.device_put(
+            {
+                "image": x["image"],
+                "completions": x["completions"],
+                "mask": np.ones(x["completions"].shape, bool),
+                "prompts": {
+                    "ids": x["ids"],
+                    "lengths": np.full(args.batch, common.PROMPT, np.int32),
+                    "positions": qwen2_5_vl.positions(self.cfg, both, x["grid"]),
+                },
+            }
+        )
+        config = ConfigDict(
+            dict(
+                remat=args.remat,
+                micro_batches=args.micro_batches,
+                locate_weight=0.0,
+                optim=dict(
+                    lr=1e-4,
+                    warmup_steps=1,
+                    final_fraction=1.0,
+                    b1=0.9,
+                    b2=0.99,
+                    eps=1e-8,
+                    weight_decay=0.05,
+                    clip_norm=1.0,
+                ),
+            )
+        )
         params = {"model": params}
         what = trainable.Trainable(dtype=self.dtype, param_dtype=self.dtype)
         tx = optim.make(config.optim, 1000)
         self.params, self.state = params, optim.init_state(tx, params)
         self.update = sft.make_steps(config, self.cfg, tx, x["grid"], what)[1]
-        self.flops = flops(self.cfg, args.batch, common.PROMPT, args.completion, x["pixels"].shape[1])
+        self.flops = flops(
+            self.cfg, args.batch, common.PROMPT, args.completion, x["pixels"].shape[1]
+        )
         self.optimizer = {k: config.optim[k] for k in ("lr", "b1", "b2", "eps", "weight_decay")}
 
     def facts(self) -> dict:
@@ -96,7 +134,10 @@ class Ours:
         from cxr_jax.models import hf
 
         hf.save_hf(folder, self.cfg, self.params["model"])
-        np.savez(f"{folder}/inputs.npz", **{k: self.inputs[k] for k in ("pixels", "grid", "ids", "completions")})
+        np.savez(
+            f"{folder}/inputs.npz",
+            **{k: self.inputs[k] for k in ("pixels", "grid", "ids", "completions")},
+        )
         return {}
 
     def settings(self) -> dict:
@@ -112,8 +153,12 @@ class Ours:
             self.metrics = {k: float(v) for k, v in metrics.items()}
 
         seconds = common.clock(run)
-        return {"seconds": seconds, "loss": self.metrics["loss"], "norm": self.metrics["grad_norm"],
-                "peak": common.memory()}
+        return {
+            "seconds": seconds,
+            "loss": self.metrics["loss"],
+            "norm": self.metrics["grad_norm"],
+            "peak": common.memory(),
+        }
 
     def gemm(self) -> dict:
         return {"gflops": common.gemm_gflops(self.dtype)}
@@ -121,7 +166,9 @@ class Ours:
 
 def serve(args) -> None:
     ours = Ours(args)
-    common.serve({name: getattr(ours, name) for name in ("facts", "save", "settings", "step", "gemm")})
+    common.serve(
+        {name: getattr(ours, name) for name in ("facts", "save", "settings", "step", "gemm")}
+    )
 
 
 def measure(args, ours, peer) -> None:
@@ -129,56 +176,95 @@ def measure(args, ours, peer) -> None:
     sides = {"cxr_jax": ours}
     if peer:
         sides["transformers"] = peer
-    step = {name: (lambda side=side, kw=settings["optimizer"] if side is peer else {}: side("step", **kw))
-            for name, side in sides.items()}
+    step = {
+        name: (
+            lambda side=side, kw=settings["optimizer"] if side is peer else {}: side("step", **kw)
+        )
+        for name, side in sides.items()
+    }
     first = {name: run() for name, run in step.items()}
     runs, gemm, loads = {name: [] for name in sides}, {name: [] for name in sides}, []
     for r in range(args.rounds):
         loads.append(common.load())
         for name in list(sides)[:: -1 if r % 2 else 1]:
-            step[name]()  # not counted: a process's first step after a rest finds cold caches and returned memory
+            step[
+                name
+            ]()  # not counted: a process's first step after a rest finds cold caches and returned memory
             runs[name].append(step[name]())
             gemm[name].append(sides[name]("gemm")["gflops"])
-    rows = [["", "step, s", "tokens/s", "GEMM GFLOP/s", "peak GiB", "first step, s", "loss", "gradient norm"]]
+    rows = [
+        [
+            "",
+            "step, s",
+            "tokens/s",
+            "GEMM GFLOP/s",
+            "peak GiB",
+            "first step, s",
+            "loss",
+            "gradient norm",
+        ]
+    ]
     tokens = args.batch * (common.PROMPT + args.completion)
     for name in sides:
         times = [x["seconds"] for x in runs[name]]
-        rows.append([name, common.spread(times, digits=3), common.spread([tokens / t for t in times], digits=0),
-                     common.spread(gemm[name], digits=0), f"{runs[name][-1]['peak']:.2f}",
-                     f"{first[name]['seconds']:.1f}", f"{first[name]['loss']:.6f}", f"{first[name]['norm']:.5f}"])
+        rows.append(
+            [
+                name,
+                common.spread(times, digits=3),
+                common.spread([tokens / t for t in times], digits=0),
+                common.spread(gemm[name], digits=0),
+                f"{runs[name][-1]['peak']:.2f}",
+                f"{first[name]['seconds']:.1f}",
+                f"{first[name]['loss']:.6f}",
+                f"{first[name]['norm']:.5f}",
+            ]
+        )
     print(common.table(rows))
     parts, total = settings["flops"], sum(settings["flops"].values())
     best = args.peak_tflops * 1e3 if args.peak_tflops else statistics.median(gemm["cxr_jax"])
     middle = {name: statistics.median(x["seconds"] for x in runs[name]) for name in sides}
     least = {name: min(x["seconds"] for x in runs[name]) for name in sides}
-    share = lambda seconds: f"{1e-9 * total / seconds:.0f} GFLOP/s = {1e-9 * total / seconds / best:.0%}"
-    print(f"cxr_jax: {1e-9 * total:.1f} GFLOP a step (" + ", ".join(f"{k} {v / total:.0%}" for k, v in parts.items())
-          + f"); {share(middle['cxr_jax'])} of {best:.0f} (fastest step: {share(least['cxr_jax'])})")
+    share = lambda seconds: (
+        f"{1e-9 * total / seconds:.0f} GFLOP/s = {1e-9 * total / seconds / best:.0%}"
+    )
+    print(
+        f"cxr_jax: {1e-9 * total:.1f} GFLOP a step ("
+        + ", ".join(f"{k} {v / total:.0%}" for k, v in parts.items())
+        + f"); {share(middle['cxr_jax'])} of {best:.0f} (fastest step: {share(least['cxr_jax'])})"
+    )
     if peer:
         a, b = (first[name]["loss"] for name in sides)
-        print(f"cxr_jax: {middle['transformers'] / middle['cxr_jax']:.2f}x the peer's speed by the medians, "
-              f"{least['transformers'] / least['cxr_jax']:.2f}x by the fastest; losses of the first step agree to "
-              f"{abs(a / b - 1):.1e}")
+        print(
+            f"cxr_jax: {middle['transformers'] / middle['cxr_jax']:.2f}x the peer's speed by the medians, "
+            f"{least['transformers'] / least['cxr_jax']:.2f}x by the fastest; losses of the first step agree to "
+            f"{abs(a / b - 1):.1e}"
+        )
     print("load average in the rounds: " + " ".join(loads))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=("tiny", "small", "3b"), default="tiny")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--completion", type=int, default=128, help="labelled tokens a row")
     parser.add_argument("--remat", choices=("none", "dots", "full"), default="none")
     parser.add_argument("--micro_batches", type=int, default=1)
-    parser.add_argument("--peak_tflops", type=float, help="the device's; without: the product measured in the run")
+    parser.add_argument(
+        "--peak_tflops", type=float, help="the device's; without: the product measured in the run"
+    )
     common.arguments(parser)
     args = parser.parse_args()
     if args.worker:
         return serve(args)
     with common.workers(parser, args) as (ours, peer, known):
         print(common.header(*known))
-        print(f"{args.shape}, {args.dtype}, {args.batch} rows of {common.PROMPT} + {args.completion} tokens with an "
-              f"image of {common.SIDE} px, labels on the last {args.completion}; median (least-most) of "
-              f"{args.rounds} rounds")
+        print(
+            f"{args.shape}, {args.dtype}, {args.batch} rows of {common.PROMPT} + {args.completion} tokens with an "
+            f"image of {common.SIDE} px, labels on the last {args.completion}; median (least-most) of "
+            f"{args.rounds} rounds"
+        )
         measure(args, ours, peer)
 
 

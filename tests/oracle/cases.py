@@ -66,29 +66,52 @@ def subset(rng, n: int) -> list[int]:
 def draw_vision(rng, scaled: bool, big: bool) -> dict:
     if scaled:  # 16 heads of 80, windows of 8 x 8 patches, the last of every eight blocks full: made smaller
         patch, merge, side, depth = int(rng.choice([4, 14])), 2, 4, 4
-        v = {"hidden_size": 80, "num_heads": 4, "intermediate_size": 214, "fullatt_block_indexes": [1, 3]}
+        v = {
+            "hidden_size": 80,
+            "num_heads": 4,
+            "intermediate_size": 214,
+            "fullatt_block_indexes": [1, 3],
+        }
     else:
         merge = 2 if big else int(rng.choice([2, 2, 2, 2, 1, 3]))
         patch, side = int(rng.choice([2, 3, 4, 7, 14])), int(rng.integers(1, 6))
         deep = not big and rng.random() < 0.06
         depth = int(rng.integers(9, 13) if deep else rng.integers(1, 3 if big else 4))
         heads = int(rng.integers(1, 3 if big else 7))
-        v = {"hidden_size": heads * int(rng.choice([4, 8, 12, 16, 20])), "num_heads": heads,
-             "intermediate_size": int(rng.integers(5, 120)), "fullatt_block_indexes": subset(rng, depth)}
+        v = {
+            "hidden_size": heads * int(rng.choice([4, 8, 12, 16, 20])),
+            "num_heads": heads,
+            "intermediate_size": int(rng.integers(5, 120)),
+            "fullatt_block_indexes": subset(rng, depth),
+        }
     unit = patch * merge
-    spare = int(rng.integers(0, unit)) if rng.random() < 0.3 else 0  # a window need not be a whole number of units
-    v |= {"depth": depth, "hidden_act": "silu", "patch_size": patch, "spatial_merge_size": merge,
-          "window_size": unit * side + spare, "temporal_patch_size": int(rng.choice([2, 2, 2, 1])),
-          "tokens_per_second": int(rng.choice([2, 4]))}  # fmt: skip
+    spare = (
+        int(rng.integers(0, unit)) if rng.random() < 0.3 else 0
+    )  # a window need not be a whole number of units
+    v |= {
+        "depth": depth,
+        "hidden_act": "silu",
+        "patch_size": patch,
+        "spatial_merge_size": merge,
+        "window_size": unit * side + spare,
+        "temporal_patch_size": int(rng.choice([2, 2, 2, 1])),
+        "tokens_per_second": int(rng.choice([2, 4])),
+    }
     channels = int(rng.choice([3, 3, 3, 1]))
-    return v | ({"in_channels": channels} if channels == 1 or rng.random() < 0.5 else {"in_chans": channels})
+    return v | (
+        {"in_channels": channels} if channels == 1 or rng.random() < 0.5 else {"in_chans": channels}
+    )
 
 
 def draw_text(rng, ratio: str, big: bool) -> dict:
     """The decoder's sizes; also "mrope_section" and "rope_theta", which every layout keeps somewhere else."""
     if ratio == "free":
         kv, group = int(rng.integers(1, 5)), int(rng.integers(1, 5))
-        widths = [w for w in (4, 6, 8, 10, 12, 16, 24, 32, 64, 128) if w * kv * group <= (64 if big else 160)]
+        widths = [
+            w
+            for w in (4, 6, 8, 10, 12, 16, 24, 32, 64, 128)
+            if w * kv * group <= (64 if big else 160)
+        ]
         width = int(rng.choice(widths))
         sections, inner = composition(rng, width // 2, 3), rng.uniform(0.3, 4)
     else:  # 16 query heads on 2 key heads, or 28 on 4; M-RoPE 16 : 24 : 24
@@ -97,12 +120,17 @@ def draw_text(rng, ratio: str, big: bool) -> dict:
     hidden = kv * group * width
     deep = not big and ratio == "free" and rng.random() < 0.06
     return {
-        "hidden_size": hidden, "intermediate_size": max(4, round(inner * hidden)), "num_attention_heads": kv * group,
-        "num_key_value_heads": kv, "num_hidden_layers": int(rng.integers(9, 12) if deep else rng.choice([1, 2, 2, 3])),
-        "vocab_size": int(rng.integers(48, 300)), "rms_norm_eps": float(rng.choice([1e-6, 1e-5, 1e-3, 3e-2])),
-        "mrope_section": sections, "max_position_embeddings": int(rng.choice([2048, 32768, 128000])),
+        "hidden_size": hidden,
+        "intermediate_size": max(4, round(inner * hidden)),
+        "num_attention_heads": kv * group,
+        "num_key_value_heads": kv,
+        "num_hidden_layers": int(rng.integers(9, 12) if deep else rng.choice([1, 2, 2, 3])),
+        "vocab_size": int(rng.integers(48, 300)),
+        "rms_norm_eps": float(rng.choice([1e-6, 1e-5, 1e-3, 3e-2])),
+        "mrope_section": sections,
+        "max_position_embeddings": int(rng.choice([2048, 32768, 128000])),
         "rope_theta": float(rng.choice([1e4, 1e6, round(10 ** rng.uniform(1.5, 7), 3)])),
-    }  # fmt: skip
+    }
 
 
 def draw_config(rng, big: bool) -> dict:
@@ -111,15 +139,29 @@ def draw_config(rng, big: bool) -> dict:
     v = draw_vision(rng, ratio != "free", big) | {"out_hidden_size": t["hidden_size"]}
     tied = {"tie_word_embeddings": bool(rng.random() < 0.5) if ratio == "free" else ratio == "3b"}
     special = rng.choice(t["vocab_size"], 8, replace=False).tolist()
-    top = {"architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl",
-           **dict(zip(MEDIA, special[:4], strict=True))}  # fmt: skip
-    t |= {"bos_token_id": special[4], "eos_token_id": special[5] if rng.random() < 0.7 else special[5:7]}
+    top = {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+        **dict(zip(MEDIA, special[:4], strict=True)),
+    }
+    t |= {
+        "bos_token_id": special[4],
+        "eos_token_id": special[5] if rng.random() < 0.7 else special[5:7],
+    }
     t |= {"pad_token_id": special[7]} if rng.random() < 0.7 else {}
-    t |= {"hidden_act": "silu", "use_sliding_window": False, "sliding_window": 64, "max_window_layers": 1}
+    t |= {
+        "hidden_act": "silu",
+        "use_sliding_window": False,
+        "sliding_window": 64,
+        "max_window_layers": 1,
+    }
 
     rope = {"mrope_section": t.pop("mrope_section"), "rope_type": "default"}
     theta = {"rope_theta": t.pop("rope_theta")}
-    old_rope = {"rope_scaling": {**rope, "type": "default"}, **theta}  # as transformers 4.49 and later write it
+    old_rope = {
+        "rope_scaling": {**rope, "type": "default"},
+        **theta,
+    }  # as transformers 4.49 and later write it
     if rng.random() < 0.5:
         old_rope["rope_scaling"] = {"mrope_section": rope["mrope_section"], "type": "mrope"}
     layout = str(rng.choice(["flat", "nested 4", "nested 5"]))
@@ -131,9 +173,15 @@ def draw_config(rng, big: bool) -> dict:
         if rng.random() < 0.5:
             return {**top, "text_config": {**text, **tied}, "vision_config": vision}
     else:
-        vision, text = {**v, "model_type": "qwen2_5_vl_vision"}, {**t, "rope_parameters": {**rope, **theta}}
+        vision, text = (
+            {**v, "model_type": "qwen2_5_vl_vision"},
+            {**t, "rope_parameters": {**rope, **theta}},
+        )
         if rng.random() < 0.5:
-            vision["rope_parameters"] = {"rope_type": "axial", "rope_theta": round(10 ** rng.uniform(1.5, 5), 3)}
+            vision["rope_parameters"] = {
+                "rope_type": "axial",
+                "rope_theta": round(10 ** rng.uniform(1.5, 5), 3),
+            }
     return {**top, **tied, "text_config": text, "vision_config": vision}
 
 
@@ -188,12 +236,24 @@ def draw(seed: int) -> Case:
     ids = [write_row(rng, r, config, words, merge) for r in rows]
     T = max(map(len, ids))
     mask = np.array([[1] * len(r) + [0] * (T - len(r)) for r in ids])
-    ids = np.array([r + rng.choice(words, T - len(r)).tolist() for r in ids])  # any word: the mask alone tells
+    ids = np.array(
+        [r + rng.choice(words, T - len(r)).tolist() for r in ids]
+    )  # any word: the mask alone tells
     grids = np.array([p for r in rows for p in r if isinstance(p, tuple)], np.int64).reshape(-1, 3)
-    pixels = rng.standard_normal((int(grids.prod(1).sum()), int(np.prod(patch_shape(v))))).astype(np.float32)
+    pixels = rng.standard_normal((int(grids.prod(1).sum()), int(np.prod(patch_shape(v))))).astype(
+        np.float32
+    )
     whole = mask.all() and rng.random() < 0.5
-    return Case(seed, config, bool(rng.random() < 0.5), big or bool(rng.random() < 0.5), ids, None if whole else mask,
-                pixels, grids)
+    return Case(
+        seed,
+        config,
+        bool(rng.random() < 0.5),
+        big or bool(rng.random() < 0.5),
+        ids,
+        None if whole else mask,
+        pixels,
+        grids,
+    )
 
 
 def patch_shape(v: dict) -> tuple[int, int, int, int]:
@@ -220,8 +280,13 @@ def shapes(case: Case) -> dict[str, tuple[int, ...]]:
     for i in range(v["depth"]):
         block = f"visual.blocks.{i}."
         add(block, {"norm1.weight": (d,), "norm2.weight": (d,)})
-        for name, out, into in (("attn.qkv", 3 * d, d), ("attn.proj", d, d), ("mlp.gate_proj", f, d),
-                                ("mlp.up_proj", f, d), ("mlp.down_proj", d, f)):  # fmt: skip
+        for name, out, into in (
+            ("attn.qkv", 3 * d, d),
+            ("attn.proj", d, d),
+            ("mlp.gate_proj", f, d),
+            ("mlp.up_proj", f, d),
+            ("mlp.down_proj", d, f),
+        ):
             linear(block + name, out, into)
 
     d, f = t["hidden_size"], t["intermediate_size"]
@@ -232,8 +297,12 @@ def shapes(case: Case) -> dict[str, tuple[int, ...]]:
         add(layer, {"input_layernorm.weight": (d,), "post_attention_layernorm.weight": (d,)})
         for name, out in (("q", d), ("k", kv), ("v", kv)):
             linear(f"{layer}self_attn.{name}_proj", out, d)
-        for name, out, into in (("self_attn.o_proj", d, d), ("mlp.gate_proj", f, d), ("mlp.up_proj", f, d),
-                                ("mlp.down_proj", d, f)):  # fmt: skip
+        for name, out, into in (
+            ("self_attn.o_proj", d, d),
+            ("mlp.gate_proj", f, d),
+            ("mlp.up_proj", f, d),
+            ("mlp.down_proj", d, f),
+        ):
             linear(layer + name, out, into, bias=False)
     if not (case.config.get("tie_word_embeddings") or t.get("tie_word_embeddings")):
         linear("lm_head", t["vocab_size"], d, bias=False)

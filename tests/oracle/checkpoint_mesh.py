@@ -50,7 +50,9 @@ def shardings(tree):
 
     def one(x):
         axis = next((i for i, n in enumerate(x.shape) if n and n % 4 == 0), None)
-        spec = PartitionSpec() if axis is None or not x.size else PartitionSpec(*[None] * axis, "fsdp")
+        spec = (
+            PartitionSpec() if axis is None or not x.size else PartitionSpec(*[None] * axis, "fsdp")
+        )
         return NamedSharding(mesh, spec)
 
     return jax.tree.map(one, tree)
@@ -60,7 +62,9 @@ def on_devices(tree):
     import jax
 
     return jax.tree.map(
-        lambda x, s: jax.make_array_from_callback(x.shape, s, lambda index: x[index]), tree, shardings(tree)
+        lambda x, s: jax.make_array_from_callback(x.shape, s, lambda index: x[index]),
+        tree,
+        shardings(tree),
     )
 
 
@@ -72,7 +76,9 @@ def assert_same(tree, want):
     for got, x in zip(jax.tree.leaves(tree), jax.tree.leaves(want), strict=True):
         assert got.dtype == x.dtype and got.shape == x.shape
         for shard in got.addressable_shards:
-            assert np.asarray(shard.data).tobytes() == np.ascontiguousarray(x[shard.index]).tobytes()
+            assert (
+                np.asarray(shard.data).tobytes() == np.ascontiguousarray(x[shard.index]).tobytes()
+            )
 
 
 def child(action: str, folder: str, step: int) -> None:
@@ -85,11 +91,18 @@ def child(action: str, folder: str, step: int) -> None:
     from cxr_jax.errors import UserError
 
     jax.config.update("jax_compilation_cache_dir", None)
-    step_of = jax.jit(lambda tree: jax.tree.map(lambda x: x ^ True if x.dtype == bool else x + x.dtype.type(1), tree),
-                      donate_argnums=0)  # fmt: skip
+    step_of = jax.jit(
+        lambda tree: jax.tree.map(
+            lambda x: x ^ True if x.dtype == bool else x + x.dtype.type(1), tree
+        ),
+        donate_argnums=0,
+    )
     c = checkpoint.Checkpoints(folder, about={"git_sha": "0" * 40})
-    like = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), definition(0),
-                        shardings(definition(0)))  # fmt: skip
+    like = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        definition(0),
+        shardings(definition(0)),
+    )
     if action == "save":
         for s in range(1, step + 1):
             state = on_devices(definition(s))
@@ -112,7 +125,9 @@ def child(action: str, folder: str, step: int) -> None:
         c.wait()
         print(json.dumps(c.last_save))
     elif action == "refuse":
-        other = like | {"params": like["params"] | {"w": jax.ShapeDtypeStruct((3, 64, 41), "float32")}}
+        other = like | {
+            "params": like["params"] | {"w": jax.ShapeDtypeStruct((3, 64, 41), "float32")}
+        }
         try:
             c.restore(other)
         except UserError as e:
@@ -134,20 +149,41 @@ def child(action: str, folder: str, step: int) -> None:
     processes.leave(0)
 
 
-def run(action: str, folder, step: int, processes: int, devices: int, best: int = 2, code: int = 0) -> None:
+def run(
+    action: str, folder, step: int, processes: int, devices: int, best: int = 2, code: int = 0
+) -> None:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     base = os.environ | {
-        "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "BEST": str(best),
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "BEST": str(best),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }  # fmt: skip
-    command = [sys.executable, __file__, "--child", action, "--folder", str(folder), "--step", str(step)]
+    }
+    command = [
+        sys.executable,
+        __file__,
+        "--child",
+        action,
+        "--folder",
+        str(folder),
+        "--step",
+        str(step),
+    ]
     children = []
     for k in range(processes):
-        place = {"CXR_COORDINATOR": f"127.0.0.1:{port}", "CXR_NUM_PROCESSES": str(processes), "CXR_PROCESS_ID": str(k)}
+        place = {
+            "CXR_COORDINATOR": f"127.0.0.1:{port}",
+            "CXR_NUM_PROCESSES": str(processes),
+            "CXR_PROCESS_ID": str(k),
+        }
         env = base | (place if processes > 1 else {})
-        children.append(subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        children.append(
+            subprocess.Popen(
+                command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+        )
     print(f"{action} step {step} on {processes} x {devices}", flush=True)
     try:
         done = [process.communicate(timeout=300) for process in children]
@@ -155,7 +191,11 @@ def run(action: str, folder, step: int, processes: int, devices: int, best: int 
         for process in children:
             process.kill()
     for k, (process, (out, err)) in enumerate(zip(children, done, strict=True)):
-        lines = [x for x in (out + (err if code else "")).splitlines() if re.match(r"[{/]|checkpoint|after", x)]
+        lines = [
+            x
+            for x in (out + (err if code else "")).splitlines()
+            if re.match(r"[{/]|checkpoint|after", x)
+        ]
         print("".join(f"   {k}: {x}\n" for x in lines), end="", flush=True)
         if process.returncode != code:
             raise SystemExit(f"process {k}: exit code {process.returncode}\n{out}\n{err}")

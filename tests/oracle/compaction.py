@@ -24,7 +24,9 @@ PROMPTS, GROUP = 16, 8
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--completions", type=int, default=1000)
     args = parser.parse_args()
     config = experiment.get_config()
@@ -39,8 +41,17 @@ def main() -> None:
     see = jax.jit(lambda image: qwen.vision(params, cfg, patchify(image), grid))
 
     def sample(features, encoded, keys, n):
-        out = policy.sample(params, cfg, features, encoded, special, n=n, max_new_tokens=config.max_completion,
-                            temperature=1.0, keys=keys)  # fmt: skip
+        out = policy.sample(
+            params,
+            cfg,
+            features,
+            encoded,
+            special,
+            n=n,
+            max_new_tokens=config.max_completion,
+            temperature=1.0,
+            keys=keys,
+        )
         return {k: np.asarray(v) for k, v in out.items()}
 
     began, done, tokens, different, shrunk = time.time(), 0, 0, [], 0
@@ -50,23 +61,36 @@ def main() -> None:
         features, keys = see(batch["image"]), rollout.sampling_keys(0, step, PROMPTS, GROUP)
         together = sample(features, batch["prompts"], keys, GROUP)
         ends = stages.stage_ends(config.max_completion)
-        shrunk += sum(int((together["lengths"] > end).sum()) <= PROMPTS * GROUP // 2 for end in ends[:-1])
+        shrunk += sum(
+            int((together["lengths"] > end).sum()) <= PROMPTS * GROUP // 2 for end in ends[:-1]
+        )
         for r in range(min(PROMPTS * GROUP, args.completions - done)):
             p = r // GROUP
-            one = {k: v[:, p : p + 1] if k == "positions" else v[p : p + 1] for k, v in batch["prompts"].items()}
+            one = {
+                k: v[:, p : p + 1] if k == "positions" else v[p : p + 1]
+                for k, v in batch["prompts"].items()
+            }
             alone = sample(features[p : p + 1], one, keys[r : r + 1], 1)
             n = int(together["lengths"][r])
             tokens += n
             same = together["tokens"][r] == alone["tokens"][0]
             if same.all():
-                largest = max(largest, np.abs(together["logprobs"][r, :n] - alone["logprobs"][0, :n]).max())
+                largest = max(
+                    largest, np.abs(together["logprobs"][r, :n] - alone["logprobs"][0, :n]).max()
+                )
             else:
-                different.append(trace(params, cfg, features[p : p + 1], one, keys[r], together, alone, r, special))
+                different.append(
+                    trace(
+                        params, cfg, features[p : p + 1], one, keys[r], together, alone, r, special
+                    )
+                )
                 print(f"step {step}, row {r}: " + different[-1], flush=True)
         done = min(args.completions, done + PROMPTS * GROUP)
-    print(f"{done} completions, {tokens} tokens, in batches of {PROMPTS * GROUP}; finished rows left {shrunk} times; "
-          f"{len(different)} differ; largest log-prob difference of equal ones {largest:.1e}; "
-          f"{time.time() - began:.0f} s")
+    print(
+        f"{done} completions, {tokens} tokens, in batches of {PROMPTS * GROUP}; finished rows left {shrunk} times; "
+        f"{len(different)} differ; largest log-prob difference of equal ones {largest:.1e}; "
+        f"{time.time() - began:.0f} s"
+    )
 
 
 def trace(params, cfg, features, prompts, key, together, alone, r, special) -> str:
@@ -78,14 +102,22 @@ def trace(params, cfg, features, prompts, key, together, alone, r, special) -> s
     ids = np.full((1, width + t), cfg.pad_token_id, np.int32)
     ids[0, : length + t] = [*prompts["ids"][0, :length], *alone["tokens"][0, :t]]
     mask = np.arange(width + t)[None] < length + t
-    hidden = qwen.hidden_states(params, cfg, ids, mask, prompts["positions"][:, :, : width + t], features=features)
+    hidden = qwen.hidden_states(
+        params, cfg, ids, mask, prompts["positions"][:, :, : width + t], features=features
+    )
     logits = np.array(qwen.unembed(params, cfg, hidden[:, length + t - 1])[0])
     logits[list(special["suppress"])] = -1e30
     noise = jax.random.gumbel(jax.random.fold_in(key, t), logits.shape)
     scores = logits + np.asarray(noise)
-    moved = max(abs(float(together["logprobs"][r, s] - alone["logprobs"][0, s])) for s in range(t)) if t else 0.0
-    return (f"token {t}: {a} in the batch, {b} alone; scores {scores[a]:.7f} and {scores[b]:.7f}, apart by "
-            f"{abs(scores[a] - scores[b]):.1e}; rounding had moved log-probs before by up to {moved:.1e}")
+    moved = (
+        max(abs(float(together["logprobs"][r, s] - alone["logprobs"][0, s])) for s in range(t))
+        if t
+        else 0.0
+    )
+    return (
+        f"token {t}: {a} in the batch, {b} alone; scores {scores[a]:.7f} and {scores[b]:.7f}, apart by "
+        f"{abs(scores[a] - scores[b]):.1e}; rounding had moved log-probs before by up to {moved:.1e}"
+    )
 
 
 if __name__ == "__main__":

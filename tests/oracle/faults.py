@@ -27,11 +27,20 @@ import several
 from cxr_jax import metrics
 
 SFT = [
-    "--config=experiments/sft.py", "--config.model=random:phantom", "--config.steps=6", "--config.locate_steps=2",
-    "--config.batch_size=2", "--config.log_every=1", "--config.save_every=2", "--config.eval.every=3",
-    "--config.eval.n=2", "--config.eval.n_final=2", "--config.eval.batch_size=2", "--config.eval.bootstrap=10",
+    "--config=experiments/sft.py",
+    "--config.model=random:phantom",
+    "--config.steps=6",
+    "--config.locate_steps=2",
+    "--config.batch_size=2",
+    "--config.log_every=1",
+    "--config.save_every=2",
+    "--config.eval.every=3",
+    "--config.eval.n=2",
+    "--config.eval.n_final=2",
+    "--config.eval.batch_size=2",
+    "--config.eval.bootstrap=10",
     "--config.eval.cases=2",
-]  # fmt: skip
+]
 RUNS = {"sft": SFT, "rl": [*kill_rl.RUN, "--config.save_every=2"]}
 STALL = """
 from cxr_jax.data import batching
@@ -54,7 +63,9 @@ optim.guarded_update = lambda tx, state, grads: real(
 class Faults:
     def __init__(self, folder):
         self.folder = folder
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder / "cache"))
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
+            "JAX_COMPILATION_CACHE_DIR", str(folder / "cache")
+        )
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         self.truths = {}
 
@@ -63,9 +74,16 @@ class Faults:
         if not patch:
             return several.start(argv, processes, 1, **environment)
         code = f"import sys, time\n{patch}\nfrom cxr_jax import main\nsys.exit(main.main(['main.py', *sys.argv[1:]]))"
-        return [subprocess.Popen([sys.executable, "-c", code, *argv], cwd=several.ROOT, text=True,
-                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                 env=os.environ | {"PYTHONPATH": str(several.ROOT)} | environment)]  # fmt: skip
+        return [
+            subprocess.Popen(
+                [sys.executable, "-c", code, *argv],
+                cwd=several.ROOT,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=os.environ | {"PYTHONPATH": str(several.ROOT)} | environment,
+            )
+        ]
 
     def truth(self, task, processes):
         """What an undisturbed run ends with."""
@@ -83,23 +101,33 @@ class Faults:
         ended = several.end(self.start(task, name, processes))
         assert all(code == 0 for code, *_ in ended), ended
         found = re.search(r"^resuming at step (\d+)", ended[0][1], re.MULTILINE)
-        lost = 0 if "this run is complete" in ended[0][1] else before - int(found[1] if found else 0)
-        return lost, kill_rl.different(self.truth(task, processes), kill_rl.content(self.folder / name))
+        lost = (
+            0 if "this run is complete" in ended[0][1] else before - int(found[1] if found else 0)
+        )
+        return lost, kill_rl.different(
+            self.truth(task, processes), kill_rl.content(self.folder / name)
+        )
 
 
 def when(started, condition, action, timeout=300):
     """Does `action` once `condition(text so far)` holds, while the processes run. Returns what they ended with."""
     texts = [[] for _ in started]
-    readers = [threading.Thread(target=lambda p=p, t=t: t.extend(iter(p.stdout.readline, "")))
-               for p, t in zip(started, texts, strict=True)]  # fmt: skip
+    readers = [
+        threading.Thread(target=lambda p=p, t=t: t.extend(iter(p.stdout.readline, "")))
+        for p, t in zip(started, texts, strict=True)
+    ]
     errors = [[] for _ in started]
-    readers += [threading.Thread(target=lambda p=p, t=t: t.extend(iter(p.stderr.readline, "")))
-                for p, t in zip(started, errors, strict=True)]  # fmt: skip
+    readers += [
+        threading.Thread(target=lambda p=p, t=t: t.extend(iter(p.stderr.readline, "")))
+        for p, t in zip(started, errors, strict=True)
+    ]
     for r in readers:
         r.start()
     deadline = time.monotonic() + timeout
     while not condition("".join(texts[0])):
-        assert time.monotonic() < deadline and started[0].poll() is None, "".join(texts[0] + errors[0])
+        assert time.monotonic() < deadline and started[0].poll() is None, "".join(
+            texts[0] + errors[0]
+        )
         time.sleep(0.005)
     began = time.monotonic()
     action()
@@ -108,7 +136,10 @@ def when(started, condition, action, timeout=300):
     seconds = time.monotonic() - began
     for r in readers:
         r.join()
-    return [(p.returncode, "".join(t), "".join(e)) for p, t, e in zip(started, texts, errors, strict=True)], seconds
+    return [
+        (p.returncode, "".join(t), "".join(e))
+        for p, t, e in zip(started, texts, errors, strict=True)
+    ], seconds
 
 
 def signalled(faults, task, name, condition, processes=1, to=0, number=signal.SIGTERM, **options):
@@ -133,7 +164,9 @@ def term(task, where, processes=1, to=0, **options):
     """A case: SIGTERM at `where(faults, name)`; exit code 0 of all; nothing but steps since the last save is lost."""
 
     def case(faults, name):
-        codes, seconds, _ = signalled(faults, task, name, where(faults, name), processes, to, **options)
+        codes, seconds, _ = signalled(
+            faults, task, name, where(faults, name), processes, to, **options
+        )
         lost, different = faults.finish(task, name, processes)
         return codes, [0] * processes, f"stopped in {seconds:.1f} s", lost, different
 
@@ -170,16 +203,29 @@ def truncated(faults, name):
 def not_finite(faults, name):
     """Every gradient from step 3 on is NaN: skipped and counted, then the run ends; it can go on from its save."""
     patch = BREAK.replace("FROM", "3")
-    [(code, out, err)] = several.end(faults.start("sft", name, patch=patch, more=["--config.max_skipped=2"]))
+    [(code, out, err)] = several.end(
+        faults.start("sft", name, patch=patch, more=["--config.max_skipped=2"])
+    )
     rows = [r for r in metrics.read(faults.folder / name) if r["kind"] == "train"]
-    assert "were not finite" in err and [r["skipped"] for r in rows][:5] == [0, 0, 0, 1, 2], (err, rows)
+    assert "were not finite" in err and [r["skipped"] for r in rows][:5] == [0, 0, 0, 1, 2], (
+        err,
+        rows,
+    )
     lost, different = faults.finish("sft", name)
     # The save of step 4 holds one skipped step: the run that goes on is not the undisturbed one, and says so.
-    return [code], [1], err.strip()[-60:], lost, [] if different else ["no skipped step was counted"]
+    return (
+        [code],
+        [1],
+        err.strip()[-60:],
+        lost,
+        [] if different else ["no skipped step was counted"],
+    )
 
 
 def hangs(faults, name):
-    [(code, out, err)] = several.end(faults.start("sft", name, patch=STALL, more=["--config.step_timeout=20"]))
+    [(code, out, err)] = several.end(
+        faults.start("sft", name, patch=STALL, more=["--config.step_timeout=20"])
+    )
     assert "Timeout" in err and "in sleep" not in out, err
     lost, different = faults.finish("sft", name)
     return [code], [1], "stacks of all threads", lost, different
@@ -190,7 +236,13 @@ def peer(faults, name):
     ended, seconds = when(started, logged(faults, name, 3), started[1].kill)
     codes = [code for code, *_ in ended]
     lost, different = faults.finish("rl", name, 2)
-    return [bool(codes[0]), codes[1]], [True, -9], f"the other ended in {seconds:.1f} s", lost, different
+    return (
+        [bool(codes[0]), codes[1]],
+        [True, -9],
+        f"the other ended in {seconds:.1f} s",
+        lost,
+        different,
+    )
 
 
 def compiling(faults, name):
@@ -200,7 +252,10 @@ def compiling(faults, name):
         return case(faults, name)
 
 
-SAVE_LOST = ("full disk", "truncated newest checkpoint")  # in them a save is lost, and the steps since the one before
+SAVE_LOST = (
+    "full disk",
+    "truncated newest checkpoint",
+)  # in them a save is lost, and the steps since the one before
 CASES = {
     "SIGTERM while compiling": compiling,
     "SIGTERM in training": term("sft", lambda f, n: logged(f, n, 3)),
@@ -232,8 +287,14 @@ def main() -> int:
             codes, wanted, what, lost, different = CASES[name](faults, f"f{i}")
             right = codes == wanted and lost <= (4 if name in SAVE_LOST else 2) and not different
             bad += not right
-            then, wrong = "DIFFERS" if different else "equal", "" if right else f"  WRONG {different[:3]}"
-            print(f"{name:<34} {' '.join(map(str, codes)):<10} {lost:<11} {then:<8} {what}{wrong}", flush=True)
+            then, wrong = (
+                "DIFFERS" if different else "equal",
+                "" if right else f"  WRONG {different[:3]}",
+            )
+            print(
+                f"{name:<34} {' '.join(map(str, codes)):<10} {lost:<11} {then:<8} {what}{wrong}",
+                flush=True,
+            )
             if not args.keep:
                 shutil.rmtree(faults.folder / f"f{i}", ignore_errors=True)
     print(f"{bad} of {len(only)} went wrong")

@@ -67,7 +67,13 @@ class Batch:
         mask = np.zeros((rows, len(oracle.NAMES)), bool)
         mask[: len(self.ids)] = rewards.solution_mask(self.solutions)
         got = device_terms(
-            tokens, sizes, self.subject.table, mask, lengths, max_bytes=max_bytes, min_length=self.min_length
+            tokens,
+            sizes,
+            self.subject.table,
+            mask,
+            lengths,
+            max_bytes=max_bytes,
+            min_length=self.min_length,
         )
         return {k: v[: len(self.ids)] for k, v in jax.device_get(got).items()}
 
@@ -212,8 +218,15 @@ class Counts:
             self.longest = max(self.longest, len(ids))
         labelled = np.array([len(oracle.answer(text)) for text in batch.texts]) > 0
         acc, count, short = want["accuracy"], want["tag_count"], want["overshort"]
-        flags = {"format": want["format"] > 0, "answer with labels": labelled, "accuracy 1": acc == 1}
-        flags |= {"accuracy between": (0 < acc) & (acc < 1), "accuracy 1 with labels": (acc == 1) & labelled}
+        flags = {
+            "format": want["format"] > 0,
+            "answer with labels": labelled,
+            "accuracy 1": acc == 1,
+        }
+        flags |= {
+            "accuracy between": (0 < acc) & (acc < 1),
+            "accuracy 1 with labels": (acc == 1) & labelled,
+        }
         flags |= {"accuracy_hard > 0": want["accuracy_hard"] > 0, "overshort -1": short == -1}
         flags |= {"overshort between": (-1 < short) & (short < 0), "cut off": want["overflow"]}
         flags |= {f"tag_count {x}": count == x for x in (0, 0.25, 0.5, 0.75, 1)}
@@ -254,7 +267,9 @@ def run(subject, strings: int, seed: int = 0, counts: Counts | None = None, most
 
 
 def main() -> int:
-    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     cli.add_argument("--strings", type=int, default=1_000_000)
     cli.add_argument("--seed", type=int, default=0)
     cli.add_argument("--tokenizers", default=",".join(TOKENIZERS))
@@ -269,10 +284,20 @@ def main() -> int:
         differ, examples = differ + wrong, examples + shown
         seconds[name] = round(time.perf_counter() - start, 1)
     device = jax.devices()[0]
-    print(json.dumps(counts.summary() | {
-        "terms": TERMS, "differences": differ, "examples": examples, "seed": args.seed, "seconds": seconds,
-        "device": f"{device.platform} {device.device_kind}",
-    }, indent=1))  # fmt: skip
+    print(
+        json.dumps(
+            counts.summary()
+            | {
+                "terms": TERMS,
+                "differences": differ,
+                "examples": examples,
+                "seed": args.seed,
+                "seconds": seconds,
+                "device": f"{device.platform} {device.device_kind}",
+            },
+            indent=1,
+        )
+    )
     return 1 if differ else 0
 
 

@@ -39,12 +39,24 @@ from cxr_jax.models import hf
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 5
 RUN = [
-    "--config=experiments/rl.py", "--config.model=random:phantom", f"--config.steps={STEPS}", "--config.save_every=2",
-    "--config.eval.every=2", "--config.eval.n=2", "--config.eval.n_final=2", "--config.eval.batch_size=2",
-    "--config.eval.bootstrap=10", "--config.eval.cases=2", "--config.max_completion=12",
-    "--config.rl.prompts_per_step=2", "--config.rl.group_size=2",
-]  # fmt: skip
-SAVES = {**dict.fromkeys(("checkpoints/last", "checkpoints/best"), "*.orbax-checkpoint-tmp*"), ".": ".hf.*.partial"}
+    "--config=experiments/rl.py",
+    "--config.model=random:phantom",
+    f"--config.steps={STEPS}",
+    "--config.save_every=2",
+    "--config.eval.every=2",
+    "--config.eval.n=2",
+    "--config.eval.n_final=2",
+    "--config.eval.batch_size=2",
+    "--config.eval.bootstrap=10",
+    "--config.eval.cases=2",
+    "--config.max_completion=12",
+    "--config.rl.prompts_per_step=2",
+    "--config.rl.group_size=2",
+]
+SAVES = {
+    **dict.fromkeys(("checkpoints/last", "checkpoints/best"), "*.orbax-checkpoint-tmp*"),
+    ".": ".hf.*.partial",
+}
 """Folder -> the names of the temporary ones that a save makes there."""
 NEVER = 1e9
 
@@ -75,11 +87,19 @@ class Runs:
         folder = self.folder / name
         started = time.time()
         command = [sys.executable, "-m", "cxr_jax.main", *self.flags, f"--workdir={folder}"]
-        process = subprocess.Popen(command, cwd=ROOT, env=self.env, text=True, stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE)  # fmt: skip
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=self.env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         said, lines, errors, seen, began, due = queue.Queue(), [], [], set(), None, None
-        threads = [threading.Thread(target=lambda: [said.put(x) for x in process.stdout]),
-                   threading.Thread(target=lambda: errors.extend(process.stderr))]  # fmt: skip
+        threads = [
+            threading.Thread(target=lambda: [said.put(x) for x in process.stdout]),
+            threading.Thread(target=lambda: errors.extend(process.stderr)),
+        ]
         for t in threads:
             t.start()
         while process.poll() is None:
@@ -103,7 +123,9 @@ class Runs:
             t.join()
         lines += [said.get().rstrip() for _ in range(said.qsize())]
         if code not in (0, -signal.SIGKILL):
-            raise SystemExit(f"{name}: exit code {code}\n" + "\n".join(lines) + "\n" + "".join(errors))
+            raise SystemExit(
+                f"{name}: exit code {code}\n" + "\n".join(lines) + "\n" + "".join(errors)
+            )
         killed = self.phase(folder) if code else None
         steps = max(logged(folder, "train"), default=0)
         return Attempt(lines, end - (began or end), killed, steps)
@@ -115,7 +137,11 @@ class Runs:
                 return "export" if where == "." else f"save ({pathlib.Path(where).name})"
         step, saved = max(logged(folder, "train"), default=0), folder / "checkpoints/last"
         if step not in logged(folder, "eval") and (step % 2 == 0 or step == STEPS):
-            return f"start or look {step}" if step == 0 or (saved / str(step)).exists() else f"save {step}"
+            return (
+                f"start or look {step}"
+                if step == 0 or (saved / str(step)).exists()
+                else f"save {step}"
+            )
         if step == STEPS:
             done = [name for name in ("hf", "done.json") if (folder / name).exists()]
             return ("export", "final evaluation", "end")[len(done)]
@@ -137,7 +163,10 @@ def arrays(folder) -> dict:
         likes = {k: jax.ShapeDtypeStruct(shape, dtype) for k, (dtype, shape, _) in table.items()}
         out[f"{name}: steps"] = manager.all_steps()
         out |= {f"{name}: {k}": v for k, v in meta.items() if k != "seconds"}
-        out |= {f"{name}: {k}": np.asarray(x) for k, x in checkpoint_folder.read_arrays(at, likes).items()}
+        out |= {
+            f"{name}: {k}": np.asarray(x)
+            for k, x in checkpoint_folder.read_arrays(at, likes).items()
+        }
     checkpoints.close()
     exported = jax.tree_util.tree_leaves_with_path(hf.load_hf(folder / "hf", np.float32)[1])
     return out | {f"export: {jax.tree_util.keystr(p)}": np.asarray(x) for p, x in exported}
@@ -157,7 +186,9 @@ def content(folder) -> dict:
 
 def different(a: dict, b: dict) -> list[str]:
     """The names under which two contents differ."""
-    same = lambda x, y: type(x) is type(y) and (np.array_equal(x, y) if isinstance(x, np.ndarray) else x == y)
+    same = lambda x, y: (
+        type(x) is type(y) and (np.array_equal(x, y) if isinstance(x, np.ndarray) else x == y)
+    )
     return [k for k in {**a, **b} if k not in a or k not in b or not same(a[k], b[k])]
 
 
@@ -173,11 +204,17 @@ def main() -> int:
     flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     flags.add_argument("--kills", type=int, default=20)
     flags.add_argument("--seed", type=int, default=0)
-    flags.add_argument("--keep", type=pathlib.Path, help="an empty folder for the runs, kept afterwards")
+    flags.add_argument(
+        "--keep", type=pathlib.Path, help="an empty folder for the runs, kept afterwards"
+    )
     args, more = flags.parse_known_args()
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax: restoring without a target is meant
     with tempfile.TemporaryDirectory() as temporary:
-        return compare(Runs((args.keep or pathlib.Path(temporary)).absolute(), [*RUN, *more]), args.kills, args.seed)
+        return compare(
+            Runs((args.keep or pathlib.Path(temporary)).absolute(), [*RUN, *more]),
+            args.kills,
+            args.seed,
+        )
 
 
 def compare(runs: Runs, kills: int, seed: int) -> int:
@@ -189,7 +226,9 @@ def compare(runs: Runs, kills: int, seed: int) -> int:
     runs.rollout_seconds = float(np.median([r["perf/rollout_seconds"] for r in rows[1:]]))
     truth = content(runs.folder / "whole")
     twice = different(truth, content(runs.folder / "compile"))
-    print(f"uninterrupted: {whole.seconds:.1f} s; {len(truth)} values; twice the same: {'no' if twice else 'yes'}")
+    print(
+        f"uninterrupted: {whole.seconds:.1f} s; {len(truth)} values; twice the same: {'no' if twice else 'yes'}"
+    )
     saves = [*(("checkpoints/last", n) for n in (1, 2, 3)), ("checkpoints/best", 1), (".", 1)]
     pace = 1.0
     tail = (runs.folder / "whole/done.json").stat().st_mtime - rows[0]["time"]
@@ -198,24 +237,34 @@ def compare(runs: Runs, kills: int, seed: int) -> int:
         if kind == 2:
             during, nth = draw.choice(saves)
             return {"during": during, "nth": nth, "more": draw.uniform(0, 0.02)}
-        return {"stepped": draw.uniform(0, pace * tail)} if kind else {"after": draw.uniform(0, pace * whole.seconds)}
+        return (
+            {"stepped": draw.uniform(0, pace * tail)}
+            if kind
+            else {"after": draw.uniform(0, pace * whole.seconds)}
+        )
 
     def interrupted(name, kind) -> Attempt:
         nonlocal pace
         while not (attempt := runs.attempt(name, **moment(kind))).killed:
-            pace = attempt.seconds / whole.seconds  # it came to its end first: once more, by the machine's new pace
+            pace = (
+                attempt.seconds / whole.seconds
+            )  # it came to its end first: once more, by the machine's new pace
             shutil.rmtree(runs.folder / name)
         return attempt
 
     def report(name, attempt, then):
-        print(f"{name:>5}  {attempt.seconds:6.1f} s  {attempt.killed or '-':<22} {then}", flush=True)
+        print(
+            f"{name:>5}  {attempt.seconds:6.1f} s  {attempt.killed or '-':<22} {then}", flush=True
+        )
 
     def resumed(name, killed) -> str:
         nonlocal bad
         last = runs.attempt(name)
         diff = different(truth, content(runs.folder / name))
         bad += bool(diff)
-        return f"{lost(killed, last)} steps lost  " + (f"DIFFERS: {', '.join(diff[:3])}" if diff else "equal")
+        return f"{lost(killed, last)} steps lost  " + (
+            f"DIFFERS: {', '.join(diff[:3])}" if diff else "equal"
+        )
 
     print("  run    killed  while                  then")
     for i in range(kills):

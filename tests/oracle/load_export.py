@@ -15,28 +15,41 @@ import warnings
 import numpy as np
 import torch
 import transformers
-from transformers import AutoImageProcessor, AutoTokenizer, GenerationConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    GenerationConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 
 
 def main(folder: str, given: str, result: str) -> None:
     warnings.simplefilter("always")
     transformers.utils.logging.disable_progress_bar()
     model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
     said = {key: sorted(map(str, value)) for key, value in info.items()}
     said["image_processor"] = AutoImageProcessor.from_pretrained(folder).size.__class__.__name__
     said["eos_token_id"] = GenerationConfig.from_pretrained(folder).eos_token_id
     if (pathlib.Path(folder) / "tokenizer.json").exists():
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        said["chat"] = tokenizer.apply_chat_template([{"role": "user", "content": "Find."}], tokenize=False)
+        said["chat"] = tokenizer.apply_chat_template(
+            [{"role": "user", "content": "Find."}], tokenize=False
+        )
     with np.load(given) as f:
         x = {key: torch.tensor(f[key]) for key in f.files}
     images = {}
     if len(x["grids"]):
-        images = {"pixel_values": x["pixels"].float(), "image_grid_thw": x["grids"],
-                  "mm_token_type_ids": (x["input_ids"] == model.config.image_token_id).int()}
+        images = {
+            "pixel_values": x["pixels"].float(),
+            "image_grid_thw": x["grids"],
+            "mm_token_type_ids": (x["input_ids"] == model.config.image_token_id).int(),
+        }
     with torch.no_grad():
-        out = model.eval()(input_ids=x["input_ids"], attention_mask=x["attention_mask"], use_cache=False, **images)
+        out = model.eval()(
+            input_ids=x["input_ids"], attention_mask=x["attention_mask"], use_cache=False, **images
+        )
     np.savez(result, logits=out.logits.float().numpy())
     print(json.dumps(said))
 

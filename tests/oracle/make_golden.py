@@ -22,38 +22,89 @@ OUT = pathlib.Path(__file__).parent.parent / "golden"
 IMAGE, VIDEO, START, END, PAD, EOS = 5, 6, 3, 4, 0, 2
 NEW_TOKENS = 12
 
-VISION = dict(depth=3, hidden_size=32, num_heads=2, intermediate_size=40, patch_size=4, window_size=16,
-              fullatt_block_indexes=[1], spatial_merge_size=2, temporal_patch_size=2, in_channels=3)
-TEXT = dict(vocab_size=160, hidden_size=64, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, rms_norm_eps=1e-6, max_position_embeddings=512, mrope_section=[2, 3, 3],
-            rope_theta=1e4)
+VISION = dict(
+    depth=3,
+    hidden_size=32,
+    num_heads=2,
+    intermediate_size=40,
+    patch_size=4,
+    window_size=16,
+    fullatt_block_indexes=[1],
+    spatial_merge_size=2,
+    temporal_patch_size=2,
+    in_channels=3,
+)
+TEXT = dict(
+    vocab_size=160,
+    hidden_size=64,
+    intermediate_size=80,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    rms_norm_eps=1e-6,
+    max_position_embeddings=512,
+    mrope_section=[2, 3, 3],
+    rope_theta=1e4,
+)
 
 # Rows are lists of text lengths (int) and image grids (tuple), in reading order.
 CASES = {
     # Published patch size, windows that tile the grid, tied head, nested config.
-    "even": dict(vision=dict(patch_size=14, window_size=56), text={}, tied=True, layout="nested",
-                 rows=[[3, (1, 4, 8), 9]]),
+    "even": dict(
+        vision=dict(patch_size=14, window_size=56),
+        text={},
+        tied=True,
+        layout="nested",
+        rows=[[3, (1, 4, 8), 9]],
+    ),
     # Windows that do not divide the grid on either side, one key head, untied, old flat config.
-    "ragged": dict(vision=dict(fullatt_block_indexes=[0, 2], num_heads=4), layout="flat", tied=False,
-                   text=dict(num_key_value_heads=1, mrope_section=[4, 2, 2], rope_theta=1e6),
-                   rows=[[2, (1, 6, 10), 5], [7, (1, 6, 10), 11]]),
+    "ragged": dict(
+        vision=dict(fullatt_block_indexes=[0, 2], num_heads=4),
+        layout="flat",
+        tied=False,
+        text=dict(num_key_value_heads=1, mrope_section=[4, 2, 2], rope_theta=1e6),
+        rows=[[2, (1, 6, 10), 5], [7, (1, 6, 10), 11]],
+    ),
     # Several images of different grids, rows of different length.
-    "images": dict(vision=dict(window_size=24, fullatt_block_indexes=[2]), tied=True, layout="nested",
-                   text=dict(num_key_value_heads=4, rms_norm_eps=1e-5),
-                   rows=[[2, (1, 4, 6), 1, (1, 14, 8), 6], [4, (1, 4, 6), 3], [12]]),
+    "images": dict(
+        vision=dict(window_size=24, fullatt_block_indexes=[2]),
+        tied=True,
+        layout="nested",
+        text=dict(num_key_value_heads=4, rms_norm_eps=1e-5),
+        rows=[[2, (1, 4, 6), 1, (1, 14, 8), 6], [4, (1, 4, 6), 3], [12]],
+    ),
     # Text only.
-    "text": dict(vision={}, text=dict(hidden_size=48, mrope_section=[2, 2, 2]), tied=False, layout="flat",
-                 rows=[[17], [5], [11]]),
+    "text": dict(
+        vision={},
+        text=dict(hidden_size=48, mrope_section=[2, 2, 2]),
+        tied=False,
+        layout="flat",
+        rows=[[17], [5], [11]],
+    ),
     # Deep enough for the scanned path; two frames; runs of window blocks; three query heads a key head.
-    "deep": dict(vision=dict(depth=12, fullatt_block_indexes=[0, 10], intermediate_size=24), tied=True,
-                 text=dict(num_hidden_layers=9, num_attention_heads=6, num_key_value_heads=2, hidden_size=48,
-                           intermediate_size=48, mrope_section=[1, 1, 2]),
-                 layout="flat", rows=[[3, (2, 6, 4), 7], [2, (2, 6, 4), 9]]),
+    "deep": dict(
+        vision=dict(depth=12, fullatt_block_indexes=[0, 10], intermediate_size=24),
+        tied=True,
+        text=dict(
+            num_hidden_layers=9,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            hidden_size=48,
+            intermediate_size=48,
+            mrope_section=[1, 1, 2],
+        ),
+        layout="flat",
+        rows=[[3, (2, 6, 4), 7], [2, (2, 6, 4), 9]],
+    ),
     # Head width unlike in both towers; window of one unit.
-    "narrow": dict(vision=dict(window_size=8, num_heads=8, fullatt_block_indexes=[]), layout="nested", tied=False,
-                   text=dict(num_attention_heads=2, num_key_value_heads=1, mrope_section=[8, 4, 4]),
-                   rows=[[1, (1, 4, 4), 4, (1, 4, 4), 2]]),
-}  # fmt: skip
+    "narrow": dict(
+        vision=dict(window_size=8, num_heads=8, fullatt_block_indexes=[]),
+        layout="nested",
+        tied=False,
+        text=dict(num_attention_heads=2, num_key_value_heads=1, mrope_section=[8, 4, 4]),
+        rows=[[1, (1, 4, 4), 4, (1, 4, 4), 2]],
+    ),
+}
 
 
 def make_config(case) -> tuple[Qwen2_5_VLConfig, dict]:
@@ -61,15 +112,31 @@ def make_config(case) -> tuple[Qwen2_5_VLConfig, dict]:
     t = {**TEXT, **case["text"]}
     v["out_hidden_size"] = t["hidden_size"]
     mrope, theta = t.pop("mrope_section"), t.pop("rope_theta")
-    ids = dict(image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=START, vision_end_token_id=END,
-               tie_word_embeddings=case["tied"])
+    ids = dict(
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+        tie_word_embeddings=case["tied"],
+    )
     special = dict(pad_token_id=PAD, bos_token_id=PAD, eos_token_id=EOS)
     if case["layout"] == "flat":
-        stored = dict(model_type="qwen2_5_vl", **t, **ids, **special, vision_config=v, rope_theta=theta,
-                      rope_scaling={"type": "mrope", "mrope_section": mrope})
-        return Qwen2_5_VLConfig(**copy.deepcopy({k: x for k, x in stored.items() if k != "model_type"})), stored
+        stored = dict(
+            model_type="qwen2_5_vl",
+            **t,
+            **ids,
+            **special,
+            vision_config=v,
+            rope_theta=theta,
+            rope_scaling={"type": "mrope", "mrope_section": mrope},
+        )
+        return Qwen2_5_VLConfig(
+            **copy.deepcopy({k: x for k, x in stored.items() if k != "model_type"})
+        ), stored
     rope = {"rope_type": "default", "rope_theta": theta, "mrope_section": mrope}
-    cfg = Qwen2_5_VLConfig(text_config={**t, **special, "rope_parameters": rope}, vision_config=v, **ids)
+    cfg = Qwen2_5_VLConfig(
+        text_config={**t, **special, "rope_parameters": rope}, vision_config=v, **ids
+    )
     return cfg, json.loads(cfg.to_json_string(use_diff=False))
 
 
@@ -100,10 +167,15 @@ def forward(model, ids, mask, pixels, grids):
     ids = torch.tensor(ids)
     kw = {}
     if len(grids):
-        kw = dict(pixel_values=torch.tensor(pixels), image_grid_thw=torch.tensor(grids),
-                  mm_token_type_ids=(ids == IMAGE).int())
+        kw = dict(
+            pixel_values=torch.tensor(pixels),
+            image_grid_thw=torch.tensor(grids),
+            mm_token_type_ids=(ids == IMAGE).int(),
+        )
     model.model.rope_deltas = None  # a stale one would change positions
-    return model(input_ids=ids, attention_mask=torch.tensor(mask), use_cache=False, **kw).logits.numpy()
+    return model(
+        input_ids=ids, attention_mask=torch.tensor(mask), use_cache=False, **kw
+    ).logits.numpy()
 
 
 def greedy(model, ids, pixels, grids) -> list[int]:
@@ -121,20 +193,34 @@ def greedy(model, ids, pixels, grids) -> list[int]:
 def check_generate(model, ids, pixels, grids, want) -> None:
     kw = {}
     if len(grids):
-        kw = dict(pixel_values=torch.tensor(pixels), image_grid_thw=torch.tensor(grids),
-                  mm_token_type_ids=(torch.tensor([ids]) == IMAGE).int())
+        kw = dict(
+            pixel_values=torch.tensor(pixels),
+            image_grid_thw=torch.tensor(grids),
+            mm_token_type_ids=(torch.tensor([ids]) == IMAGE).int(),
+        )
     model.model.rope_deltas = None
-    out = model.generate(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-                         max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=EOS, pad_token_id=PAD,
-                         suppress_tokens=[IMAGE, VIDEO, START, END], **kw)
-    assert out[0, len(ids):].tolist() == want, (out, want)
+    out = model.generate(
+        input_ids=torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+        suppress_tokens=[IMAGE, VIDEO, START, END],
+        **kw,
+    )
+    assert out[0, len(ids) :].tolist() == want, (out, want)
 
 
 def build(name: str, case: dict, seed: int) -> None:
     rng = np.random.default_rng(seed)
     cfg, stored = make_config(case)
     torch.manual_seed(0)
-    model = Qwen2_5_VLForConditionalGeneration._from_config(cfg, attn_implementation="eager").float().eval()
+    model = (
+        Qwen2_5_VLForConditionalGeneration._from_config(cfg, attn_implementation="eager")
+        .float()
+        .eval()
+    )
     arrays, exponents = {}, {}
     for key, value in model.state_dict().items():
         if key == "lm_head.weight" and case["tied"]:
@@ -149,7 +235,10 @@ def build(name: str, case: dict, seed: int) -> None:
     mask = np.array([[1] * len(r) + [0] * (T - len(r)) for r in rows])
     flat = [g for gs in grids for g in gs]
     patch_dim = 6 * cfg.vision_config.patch_size**2
-    pixels = [np.clip(np.rint(24 * rng.standard_normal((int(np.prod(g)), patch_dim))), -127, 127) for g in flat]
+    pixels = [
+        np.clip(np.rint(24 * rng.standard_normal((int(np.prod(g)), patch_dim))), -127, 127)
+        for g in flat
+    ]
     pixels = [p.astype(np.int8) for p in pixels]
     real = [p.astype(np.float32) / 16 for p in pixels]
     joined = np.concatenate(real) if real else np.zeros((0, patch_dim), np.float32)
@@ -161,18 +250,36 @@ def build(name: str, case: dict, seed: int) -> None:
         got = greedy(model, r, px, g)
         check_generate(model, r, px, g, got)
         tokens[b, : len(got)] = got
-    arrays |= dict(input_ids=ids.astype(np.int32), attention_mask=mask.astype(np.int8), tokens=tokens,
-                   grids=np.array(flat, np.int32).reshape(-1, 3), pixels=np.concatenate(pixels or [joined]),
-                   logits=forward(model, ids, mask, joined, flat))
+    arrays |= dict(
+        input_ids=ids.astype(np.int32),
+        attention_mask=mask.astype(np.int8),
+        tokens=tokens,
+        grids=np.array(flat, np.int32).reshape(-1, 3),
+        pixels=np.concatenate(pixels or [joined]),
+        logits=forward(model, ids, mask, joined, flat),
+    )
     if flat:
         with torch.no_grad():
-            arrays["features"] = model.model.visual(torch.tensor(joined), torch.tensor(flat)).pooler_output.numpy()
-            arrays["positions"] = model.model.get_rope_index(
-                torch.tensor(ids), (torch.tensor(ids) == IMAGE).int(), image_grid_thw=torch.tensor(flat),
-                attention_mask=torch.tensor(mask))[0].numpy().astype(np.int16)
+            arrays["features"] = model.model.visual(
+                torch.tensor(joined), torch.tensor(flat)
+            ).pooler_output.numpy()
+            arrays["positions"] = (
+                model.model.get_rope_index(
+                    torch.tensor(ids),
+                    (torch.tensor(ids) == IMAGE).int(),
+                    image_grid_thw=torch.tensor(flat),
+                    attention_mask=torch.tensor(mask),
+                )[0]
+                .numpy()
+                .astype(np.int16)
+            )
     np.savez_compressed(OUT / f"{name}.npz", **arrays)
-    (OUT / f"{name}.json").write_text(json.dumps({"config": stored, "exponents": exponents}, indent=0) + "\n")
-    print(name, tokens.tolist(), float(arrays["logits"].std()), (OUT / f"{name}.npz").stat().st_size)
+    (OUT / f"{name}.json").write_text(
+        json.dumps({"config": stored, "exponents": exponents}, indent=0) + "\n"
+    )
+    print(
+        name, tokens.tolist(), float(arrays["logits"].std()), (OUT / f"{name}.npz").stat().st_size
+    )
 
 
 def main() -> None:

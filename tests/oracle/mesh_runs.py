@@ -28,15 +28,33 @@ import several
 from cxr_jax import metrics
 
 LOSSES = ("loss", "locate_loss")
-SMALL = ["--config.eval.bootstrap=10", "--config.eval.cases=2", "--config.eval.batch_size=8", "--config.eval.n=8",
-         "--config.eval.n_final=8"]  # fmt: skip
+SMALL = [
+    "--config.eval.bootstrap=10",
+    "--config.eval.cases=2",
+    "--config.eval.batch_size=8",
+    "--config.eval.n=8",
+    "--config.eval.n_final=8",
+]
 RUNS = {
-    "sft": ["--config=experiments/sft.py", "--config.model=random:phantom", "--config.batch_size=8",
-            "--config.log_every=1", "--config.save_every=1000", "--config.eval.every=1000", "--config.locate_steps=5",
-            "--config.optim.warmup_steps=5"],
-    "rl": ["--config=experiments/rl.py", "--config.rl.prompts_per_step=8", "--config.rl.oversample=1",
-           "--config.rl.group_size=4", "--config.save_every=1000", "--config.eval.every=1"],
-}  # fmt: skip
+    "sft": [
+        "--config=experiments/sft.py",
+        "--config.model=random:phantom",
+        "--config.batch_size=8",
+        "--config.log_every=1",
+        "--config.save_every=1000",
+        "--config.eval.every=1000",
+        "--config.locate_steps=5",
+        "--config.optim.warmup_steps=5",
+    ],
+    "rl": [
+        "--config=experiments/rl.py",
+        "--config.rl.prompts_per_step=8",
+        "--config.rl.oversample=1",
+        "--config.rl.group_size=4",
+        "--config.save_every=1000",
+        "--config.eval.every=1",
+    ],
+}
 HASHED = 3  # steps whose batches are hashed
 
 
@@ -46,7 +64,9 @@ def run(task, layout, steps, folder, more=()):
     argv = [*RUNS[task], *SMALL, *more, f"--config.steps={steps}", f"--workdir={folder}"]
     for code, out, err in several.end(several.start(argv, processes, devices), timeout=3000):
         assert code == 0, out + err
-    samples = [json.loads(line) for line in (Path(folder) / "samples.jsonl").read_text().splitlines()]
+    samples = [
+        json.loads(line) for line in (Path(folder) / "samples.jsonl").read_text().splitlines()
+    ]
     return metrics.read(folder), samples
 
 
@@ -58,8 +78,10 @@ def moved(task, layout, to, steps, folder, more=()):
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         ended = pool.submit(several.end, started, 3000)
         file = Path(folder) / "metrics.jsonl"
-        while not ended.done() and not (file.exists() and any(
-                r["step"] >= steps // 2 for r in metrics.read(folder) if r["kind"] == "train")):  # fmt: skip
+        while not ended.done() and not (
+            file.exists()
+            and any(r["step"] >= steps // 2 for r in metrics.read(folder) if r["kind"] == "train")
+        ):
             time.sleep(0.1)
         started[-1].send_signal(signal.SIGTERM)
         for code, out, err in ended.result():
@@ -72,8 +94,11 @@ def moved(task, layout, to, steps, folder, more=()):
 def said(samples) -> list:
     """What does not depend on rounding: the texts, lengths and answers of every group of RL."""
     keys = ("text", "length", "finished", "answer")
-    return [[(g["step"], g["id"], *(c[k] for k in keys)) for c in g["completions"]]
-            for g in samples if g.get("kind") == "group"]  # fmt: skip
+    return [
+        [(g["step"], g["id"], *(c[k] for k in keys)) for c in g["completions"]]
+        for g in samples
+        if g.get("kind") == "group"
+    ]
 
 
 def furthest(a, b, names=None) -> tuple[float, str]:
@@ -95,11 +120,21 @@ def batches(layout) -> str:
     processes, devices = map(int, layout.split("x"))
     env = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     if processes > 1:
-        env |= {"CXR_COORDINATOR": f"127.0.0.1:{several.free_port()}", "CXR_NUM_PROCESSES": str(processes)}
+        env |= {
+            "CXR_COORDINATOR": f"127.0.0.1:{several.free_port()}",
+            "CXR_NUM_PROCESSES": str(processes),
+        }
     command = [sys.executable, __file__, "--hash"]
-    started = [subprocess.Popen(command, env=env | ({"CXR_PROCESS_ID": str(k)} if processes > 1 else {}),
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-               for k in range(processes)]  # fmt: skip
+    started = [
+        subprocess.Popen(
+            command,
+            env=env | ({"CXR_PROCESS_ID": str(k)} if processes > 1 else {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for k in range(processes)
+    ]
     ended = several.end(started)
     assert all(code == 0 for code, *_ in ended), ended
     return ended[0][1].split()[-1]
@@ -120,13 +155,17 @@ def print_hash():
     for module, config in ((sft, sft_config.get_config()), (rl, rl_config.get_config())):
         layout, start = sharding.Layout.of(config), pretrained.start(config)
         source = evaluate.sources(config).train
-        prompts = policy.Prompts(start.tokenizer, start.cfg, evaluate.grid_of(224, start.cfg), config.max_completion)
+        prompts = policy.Prompts(
+            start.tokenizer, start.cfg, evaluate.grid_of(224, start.cfg), config.max_completion
+        )
         completions = batching.Completions(start.tokenizer, config.max_completion)
         make = module.make_batch_fn(config, source, prompts, completions, layout)
         for step in range(HASHED):
             batch = make(step)
             shown = batch.pop("shown", None)
-            for path, x in jax.tree_util.tree_leaves_with_path(processes.whole(layout.batch(batch))):
+            for path, x in jax.tree_util.tree_leaves_with_path(
+                processes.whole(layout.batch(batch))
+            ):
                 digest.update(f"{path} {x.dtype} {x.shape} {shown}".encode() + x.tobytes())
     print(digest.hexdigest(), flush=True)
     processes.leave(0)
@@ -149,23 +188,34 @@ def main():
     same = len(set(hashes.values())) == 1
     bad += not same
     say = lambda line: print(line, flush=True)
-    say(f"batches of {HASHED} SFT and {HASHED} RL steps on {args.layouts}: {'the same' if same else hashes}")
+    say(
+        f"batches of {HASHED} SFT and {HASHED} RL steps on {args.layouts}: {'the same' if same else hashes}"
+    )
     with tempfile.TemporaryDirectory() as temporary:
         for task, steps in (("sft", args.sft), ("rl", args.rl)):
             go = lambda layout, task=task, steps=steps: run(
-                task, layout, steps, Path(args.keep or temporary) / f"{task}_{layout}", more)
+                task, layout, steps, Path(args.keep or temporary) / f"{task}_{layout}", more
+            )
             if not steps:
                 continue
             rows, samples = go(first)
 
-            def compare(what, got, sampled, most_loss, task=task, steps=steps, rows=rows, samples=samples):
+            def compare(
+                what, got, sampled, most_loss, task=task, steps=steps, rows=rows, samples=samples
+            ):
                 loss, where = furthest(rows, got, LOSSES)
                 most, at = furthest(rows, got)
                 same = said(samples) == said(sampled)
                 n = sum(map(len, said(samples)))
-                texts = f"; {n} completions shown: {'the same' if same else 'NOT the same'}" if task == "rl" else ""
-                say(f"{task}, {steps} steps, {what} against {first}: losses differ by {loss:.1e} at most ({where}); "
-                    f"any metric by {most:.1e} ({at}){texts}")
+                texts = (
+                    f"; {n} completions shown: {'the same' if same else 'NOT the same'}"
+                    if task == "rl"
+                    else ""
+                )
+                say(
+                    f"{task}, {steps} steps, {what} against {first}: losses differ by {loss:.1e} at most ({where}); "
+                    f"any metric by {most:.1e} ({at}){texts}"
+                )
                 return loss > most_loss or not same
 
             for layout in others:

@@ -28,7 +28,9 @@ if __name__ == "__main__":
     if "--optimise" not in sys.argv:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILE}"
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)  # thousands of programs, none of which is needed again
+    os.environ.pop(
+        "JAX_COMPILATION_CACHE_DIR", None
+    )  # thousands of programs, none of which is needed again
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
@@ -42,7 +44,9 @@ from cxr_jax.models import hf, layers, loaded, qwen2_5_vl  # noqa: E402
 from cxr_jax.models.config import Config  # noqa: E402
 
 BAR = 1e-4  # of the standard deviation of what is compared
-hf.our_shapes = functools.lru_cache(maxsize=32)(hf.our_shapes)  # loading asks twice, and tracing is a tenth of all
+hf.our_shapes = functools.lru_cache(maxsize=32)(
+    hf.our_shapes
+)  # loading asks twice, and tracing is a tenth of all
 ORACLE = ROOT / ".venv-oracle" / "bin" / "python"
 CHUNK = 20  # seeds between two clearings of JAX's caches
 
@@ -89,8 +93,16 @@ def decoded(case: cases.Case, m: loaded.Model, positions, features) -> np.ndarra
     ids = case.input_ids
     if case.attention_mask is not None:
         ids = np.where(case.attention_mask, ids, m.cfg.pad_token_id)
-    out = sampling.generate(m.params, m.cfg, ids, case.lengths, positions, m._place(ids, features),
-                            max_new_tokens=cases.NEW_TOKENS, temperature=0)
+    out = sampling.generate(
+        m.params,
+        m.cfg,
+        ids,
+        case.lengths,
+        positions,
+        m._place(ids, features),
+        max_new_tokens=cases.NEW_TOKENS,
+        temperature=0,
+    )
     return np.where(np.arange(cases.NEW_TOKENS) < out["lengths"][:, None], out["tokens"], -1)
 
 
@@ -108,7 +120,11 @@ def compare(case: cases.Case, m: loaded.Model, ref: dict, loop: bool) -> Result:
     images = (case.pixel_values, case.grids) if len(case.grids) else (None, None)
     place = functools.partial(qwen2_5_vl.positions, m.cfg, grids=images[1])
     positions = place(case.input_ids, mask=case.attention_mask)
-    ids, mask, tokens = ref["input_ids"], ref["attention_mask"], ref["tokens"]  # prompts and the reference's tokens
+    ids, mask, tokens = (
+        ref["input_ids"],
+        ref["attention_mask"],
+        ref["tokens"],
+    )  # prompts and the reference's tokens
     grown = place(ids, mask=mask)
     moved = (positions != ref["positions"]).sum() + (grown != ref["grown_positions"]).sum()
 
@@ -119,7 +135,10 @@ def compare(case: cases.Case, m: loaded.Model, ref: dict, loop: bool) -> Result:
 
     # More frames than rows and columns: the largest position of a prompt may lie in its image, and then the tokens
     # that `generate` adds stand elsewhere than the same tokens in a prompt. The choices below are not theirs.
-    first = np.where(case.lengths[:, None] > np.arange(positions.shape[2]), positions, -1).max((0, 2)) + 1
+    first = (
+        np.where(case.lengths[:, None] > np.arange(positions.shape[2]), positions, -1).max((0, 2))
+        + 1
+    )
     same = (np.take_along_axis(grown, case.lengths[None, :, None], 2)[0, :, 0] == first).all()
     differ, gap = np.zeros(len(ids), bool), 0.0
     choices = [(argmaxes(case, logits, tokens), True)] if same else []
@@ -135,21 +154,38 @@ def compare(case: cases.Case, m: loaded.Model, ref: dict, loop: bool) -> Result:
             pair = ref["scores"][b, j, [tokens[b, j], got[b, j]]]
             gap = max(gap, np.inf if ends else float(abs(pair[0] - pair[1]) / spread))
     same_config = Config.from_hf(json.loads(str(ref["config"]))) == m.cfg
-    return Result(case.seed, seen, ratio(logits[keep], ref["logits"][keep]), int(moved), int(differ.sum()), gap,
-                  same_config, bool(ref.get("generate_agrees", True)))
+    return Result(
+        case.seed,
+        seen,
+        ratio(logits[keep], ref["logits"][keep]),
+        int(moved),
+        int(differ.sum()),
+        gap,
+        same_config,
+        bool(ref.get("generate_agrees", True)),
+    )
 
 
 def references(seeds: range, folder: pathlib.Path):
     """(seed, arrays) in order, from a process of its own that works ahead."""
-    command = [ORACLE, ROOT / "tests/oracle/reference.py", folder, "--seeds", f"{seeds.start}:{seeds.stop}",
-               "--ahead", 4 * CHUNK]  # fmt: skip
+    command = [
+        ORACLE,
+        ROOT / "tests/oracle/reference.py",
+        folder,
+        "--seeds",
+        f"{seeds.start}:{seeds.stop}",
+        "--ahead",
+        4 * CHUNK,
+    ]
     process = subprocess.Popen([str(c) for c in command])
     try:
         for seed in seeds:
             path = folder / f"{seed}.npz"
             while not path.exists():
                 if process.poll() is not None and not path.exists():
-                    raise SystemExit(f"error: the reference ended with code {process.returncode} before seed {seed}")
+                    raise SystemExit(
+                        f"error: the reference ended with code {process.returncode} before seed {seed}"
+                    )
                 time.sleep(0.01)
             with np.load(path) as f:
                 yield seed, {k: f[k] for k in f.files}
@@ -183,24 +219,38 @@ def run(seeds: range, loop_every: int, jobs: int):
 def summary(results: list[Result], seconds: float) -> str:
     top = lambda name: max(getattr(r, name) for r in results)
     bad = lambda name, good: sum(getattr(r, name) != good for r in results)
-    return (f"{len(results)} configs in {seconds:.0f} s\n"
-            f"worst |d logit| / std {top('logits'):.2e}, worst |d image feature| / std {top('features'):.2e}\n"
-            f"configs with other positions: {bad('positions', 0)}\n"
-            f"configs with other greedy tokens: {bad('tokens', 0)}, preferred by at most {top('gap'):.1e} std\n"
-            f"configs read otherwise from transformers' own config.json: {bad('config', True)}\n"
-            f"configs where the reference's generate() differs from its forward pass: {bad('generate', True)}")
+    return (
+        f"{len(results)} configs in {seconds:.0f} s\n"
+        f"worst |d logit| / std {top('logits'):.2e}, worst |d image feature| / std {top('features'):.2e}\n"
+        f"configs with other positions: {bad('positions', 0)}\n"
+        f"configs with other greedy tokens: {bad('tokens', 0)}, preferred by at most {top('gap'):.1e} std\n"
+        f"configs read otherwise from transformers' own config.json: {bad('config', True)}\n"
+        f"configs where the reference's generate() differs from its forward pass: {bad('generate', True)}"
+    )
 
 
 def main() -> int:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--seeds", default="0:200", help="FIRST:LAST, the last excluded")
-    p.add_argument("--loop_every", type=int, default=1, help="decode with the cache for seeds divisible by this")
+    p.add_argument(
+        "--loop_every",
+        type=int,
+        default=1,
+        help="decode with the cache for seeds divisible by this",
+    )
     p.add_argument("--jobs", type=int, default=os.cpu_count(), help="cases compiled at a time")
     p.add_argument("--jsonl", type=pathlib.Path, help="write one line a seed here")
-    p.add_argument("--optimise", action="store_true", help="compile as in production, which takes longer")
+    p.add_argument(
+        "--optimise", action="store_true", help="compile as in production, which takes longer"
+    )
     args = p.parse_args()
     if not ORACLE.exists():
-        print("error: .venv-oracle is missing: `bash launch/test.sh` without arguments makes it", file=sys.stderr)
+        print(
+            "error: .venv-oracle is missing: `bash launch/test.sh` without arguments makes it",
+            file=sys.stderr,
+        )
         return 2
     results, start = [], time.time()
     with open(args.jsonl or os.devnull, "w") as out:

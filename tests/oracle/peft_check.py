@@ -27,13 +27,22 @@ def logits(model: peft.PeftModel, case: cases.Case) -> np.ndarray:
 
 
 def taken(model: peft.PeftModel, folder: pathlib.Path) -> dict[str, list[str]]:
-    stored, held = load_file(folder / "adapter_model.safetensors"), peft.get_peft_model_state_dict(model)
-    return {"lacked": sorted(held.keys() - stored.keys()),
-            "not_taken": sorted(k for k in stored if k not in held or not torch.equal(stored[k], held[k]))}
+    stored, held = (
+        load_file(folder / "adapter_model.safetensors"),
+        peft.get_peft_model_state_dict(model),
+    )
+    return {
+        "lacked": sorted(held.keys() - stored.keys()),
+        "not_taken": sorted(
+            k for k in stored if k not in held or not torch.equal(stored[k], held[k])
+        ),
+    }
 
 
 def own_adapters(case: cases.Case, out: pathlib.Path) -> dict[str, np.ndarray]:
-    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    config = peft.LoraConfig(
+        r=3, lora_alpha=5, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+    )
     model = peft.get_peft_model(reference.build(case), config)
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:

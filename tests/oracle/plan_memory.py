@@ -50,19 +50,34 @@ from cxr_jax import main
 sys.exit(main.main(sys.argv))
 """
 RUNS = {
-    "sft": ["--config=experiments/sft.py", "--config.model=random:phantom", "--config.batch_size=64",
-            "--config.locate_steps=0"],
+    "sft": [
+        "--config=experiments/sft.py",
+        "--config.model=random:phantom",
+        "--config.batch_size=64",
+        "--config.locate_steps=0",
+    ],
     "rl": ["--config=experiments/rl.py", "--config.model=random:phantom"],
-}  # fmt: skip
-SHORT = [f"--config.steps={STEPS}", "--config.save_every=1000", "--config.eval.every=1000", "--config.eval.n=2",
-         "--config.eval.n_final=2", "--config.eval.batch_size=2", "--config.eval.bootstrap=10",
-         "--config.eval.cases=2"]  # fmt: skip
+}
+SHORT = [
+    f"--config.steps={STEPS}",
+    "--config.save_every=1000",
+    "--config.eval.every=1000",
+    "--config.eval.n=2",
+    "--config.eval.n_final=2",
+    "--config.eval.batch_size=2",
+    "--config.eval.bootstrap=10",
+    "--config.eval.cases=2",
+]
 
 
 def output(command, devices) -> subprocess.CompletedProcess:
     flag = f"--xla_force_host_platform_device_count={devices}"
     # Freed memory goes back to the system at once, or the next program takes it without a rise.
-    env = os.environ | {"XLA_FLAGS": flag, "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    env = os.environ | {
+        "XLA_FLAGS": flag,
+        "MALLOC_TRIM_THRESHOLD_": "0",
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+    }
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
@@ -88,17 +103,27 @@ def main():
     args, more = parser.parse_known_args()
     bad, mib = 0, 2**20
     for task in args.only.split(","):
-        plan = output(["-m", "cxr_jax.plan", *RUNS[task], *more, f"--devices={args.devices}", "--json"], args.devices)
+        plan = output(
+            ["-m", "cxr_jax.plan", *RUNS[task], *more, f"--devices={args.devices}", "--json"],
+            args.devices,
+        )
         programs = [json.loads(line) for line in plan.stdout.splitlines()]
-        for program, (held, risen) in zip(programs, measured(looks_of(task, args.devices, more)), strict=True):
+        for program, (held, risen) in zip(
+            programs, measured(looks_of(task, args.devices, more)), strict=True
+        ):
             said = program["bytes"]
-            on_mesh = ("batch",) if args.devices > 1 else ()  # laid out before the step, not handed over with the call
+            on_mesh = (
+                ("batch",) if args.devices > 1 else ()
+            )  # laid out before the step, not handed over with the call
             lies = sum(said.get(k, 0) for k in ("parameters", "optimizer", "fixed", *on_mesh))
             takes = (said["batch"] + said["temporary"]) * args.devices
             bad += abs(held / lies - 1) > 0.02 or risen > 1.05 * takes
-            print(f"{program['name']}: plan {lies / mib:,.2f} MiB held, live {held / mib:,.2f} "
-                  f"({held / lies - 1:+.2%}); plan {takes / mib:,.0f} MiB for batch and temporary, "
-                  f"risen by {risen / mib:,.0f} ({risen / takes:.2f} of it)", flush=True)
+            print(
+                f"{program['name']}: plan {lies / mib:,.2f} MiB held, live {held / mib:,.2f} "
+                f"({held / lies - 1:+.2%}); plan {takes / mib:,.0f} MiB for batch and temporary, "
+                f"risen by {risen / mib:,.0f} ({risen / takes:.2f} of it)",
+                flush=True,
+            )
     sys.exit(bool(bad))
 
 

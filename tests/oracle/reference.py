@@ -24,7 +24,8 @@ def build(case: cases.Case) -> Qwen2_5_VLForConditionalGeneration:
     config = Qwen2_5_VLConfig.from_dict(copy.deepcopy(case.config))
     # float32 from the start: buffers made in another type would stay rounded.
     model = Qwen2_5_VLForConditionalGeneration._from_config(
-        config, attn_implementation="sdpa" if case.sdpa else "eager", dtype=torch.float32).eval()
+        config, attn_implementation="sdpa" if case.sdpa else "eager", dtype=torch.float32
+    ).eval()
     given = {cases.nested_key(k): torch.from_numpy(w) for k, w in cases.weights(case).items()}
     missing, unexpected = model.load_state_dict(given, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
@@ -40,25 +41,36 @@ class Runner:
         self.grids = torch.from_numpy(case.grids) if len(case.grids) else None
         self.features = None
         if self.grids is not None:
-            found = model.model.get_image_features(torch.from_numpy(case.pixel_values), self.grids, return_dict=True)
+            found = model.model.get_image_features(
+                torch.from_numpy(case.pixel_values), self.grids, return_dict=True
+            )
             self.features = torch.cat(tuple(found.pooler_output))
 
     def positions(self, ids, mask):
         ids = torch.from_numpy(ids)
-        return self.model.model.get_rope_index(ids, (ids == self.image_id).int(), image_grid_thw=self.grids,
-                                               attention_mask=torch.from_numpy(mask))[0].numpy()
+        return self.model.model.get_rope_index(
+            ids,
+            (ids == self.image_id).int(),
+            image_grid_thw=self.grids,
+            attention_mask=torch.from_numpy(mask),
+        )[0].numpy()
 
     def logits(self, ids, mask, positions=None) -> np.ndarray:
         """float32 [B, T, V]; the model works out positions itself unless they are given."""
         ids, kw = torch.from_numpy(ids), {}
         if self.grids is not None:
             made = BaseModelOutputWithPooling(pooler_output=(self.features,))
-            kw = {"image_grid_thw": self.grids, "mm_token_type_ids": (ids == self.image_id).int(),
-                  "mm_encoder_outputs": {"image": made}}
+            kw = {
+                "image_grid_thw": self.grids,
+                "mm_token_type_ids": (ids == self.image_id).int(),
+                "mm_encoder_outputs": {"image": made},
+            }
         if positions is not None:
             kw["position_ids"] = torch.from_numpy(positions)
         self.model.model.rope_deltas = None  # a stale one would change positions
-        return self.model(input_ids=ids, attention_mask=torch.from_numpy(mask), use_cache=False, **kw).logits.numpy()
+        return self.model(
+            input_ids=ids, attention_mask=torch.from_numpy(mask), use_cache=False, **kw
+        ).logits.numpy()
 
 
 def greedy(run: Runner, case: cases.Case, ids, mask, positions):
@@ -93,22 +105,38 @@ def generate(model, case: cases.Case, tokens, positions) -> bool:
     the largest lies inside an image, `generate` does not give the tokens of the full passes (seeds 130 and 140).
     """
     at, ends, image_id = 0, np.cumsum(case.grids.prod(1)), case.config["image_token_id"]
-    model.generation_config = GenerationConfig(eos_token_id=case.text["eos_token_id"], pad_token_id=0)
+    model.generation_config = GenerationConfig(
+        eos_token_id=case.text["eos_token_id"], pad_token_id=0
+    )
     size = case.config["vision_config"]["spatial_merge_size"] ** 2
     for i, (row, n, want) in enumerate(zip(case.input_ids, case.lengths, tokens, strict=True)):
-        ids, kw, need, first = torch.from_numpy(row[None, :n]), {}, int((row[:n] == image_id).sum()) * size, at
+        ids, kw, need, first = (
+            torch.from_numpy(row[None, :n]),
+            {},
+            int((row[:n] == image_id).sum()) * size,
+            at,
+        )
         while need:
             need -= int(case.grids[at].prod())
             at += 1
         if at > first:
             pixels = case.pixel_values[ends[first] - case.grids[first].prod() : ends[at - 1]]
-            kw = {"pixel_values": torch.from_numpy(pixels), "image_grid_thw": torch.from_numpy(case.grids[first:at]),
-                  "mm_token_type_ids": (ids == image_id).int()}
+            kw = {
+                "pixel_values": torch.from_numpy(pixels),
+                "image_grid_thw": torch.from_numpy(case.grids[first:at]),
+                "mm_token_type_ids": (ids == image_id).int(),
+            }
         if (positions[:, i, n - 1] < positions[:, i, :n].max()).any():
             continue
         model.model.rope_deltas = None
-        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=cases.NEW_TOKENS,
-                             do_sample=False, suppress_tokens=case.media_ids, **kw)[0, n:].tolist()
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=cases.NEW_TOKENS,
+            do_sample=False,
+            suppress_tokens=case.media_ids,
+            **kw,
+        )[0, n:].tolist()
         if out != want[want >= 0].tolist():
             return False
     return True
@@ -127,9 +155,16 @@ def compute(seed: int) -> dict[str, np.ndarray]:
     room = ((0, 0), (0, cases.NEW_TOKENS))
     ids, grown = np.pad(case.input_ids, room, constant_values=filler), np.pad(mask, room)
     tokens, scores = greedy(run, case, ids, grown, np.pad(positions, ((0, 0), *room)))
-    out = {"positions": positions, "tokens": tokens, "scores": scores, "input_ids": ids, "attention_mask": grown,
-           "grown_positions": run.positions(ids, grown), "logits": run.logits(ids, grown),
-           "config": np.array(model.config.to_json_string(use_diff=False))}
+    out = {
+        "positions": positions,
+        "tokens": tokens,
+        "scores": scores,
+        "input_ids": ids,
+        "attention_mask": grown,
+        "grown_positions": run.positions(ids, grown),
+        "logits": run.logits(ids, grown),
+        "config": np.array(model.config.to_json_string(use_diff=False)),
+    }
     if run.features is not None:
         out["features"] = run.features.numpy()
     if seed % GENERATE_EVERY == 0:
@@ -147,7 +182,9 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("out", type=pathlib.Path)
     p.add_argument("--seeds", type=parse_seeds, required=True)
-    p.add_argument("--ahead", type=int, help="wait while the reader has left so many files; without: no limit")
+    p.add_argument(
+        "--ahead", type=int, help="wait while the reader has left so many files; without: no limit"
+    )
     args = p.parse_args()
     torch.set_num_threads(1)
     parent = os.getppid()

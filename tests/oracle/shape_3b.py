@@ -39,7 +39,9 @@ def inputs():
     """(input_ids int [1, T], pixel_values [1156, 1176]) with Qwen's token ids."""
     rng = np.random.default_rng(0)
     text = rng.integers(0, 150_000, 64)
-    ids = np.concatenate([text[:4], [151652], np.full(GRID.prod() // 4, 151655), [151653], text[4:]])
+    ids = np.concatenate(
+        [text[:4], [151652], np.full(GRID.prod() // 4, 151655), [151653], text[4:]]
+    )
     return ids[None].astype(np.int64), rng.normal(size=(int(GRID.prod()), 1176)).astype(np.float32)
 
 
@@ -55,15 +57,25 @@ def write(folder: pathlib.Path) -> None:
         def make():
             x = np.random.default_rng(i).standard_normal(rule.shape, np.float32)
             # Norms around 1, matrices such that activations keep their size, the rest small.
-            x = 1 + 0.1 * x if "norm" in rule.key or "ln_q" in rule.key else x * (
-                0.02 if len(rule.shape) == 1 or "embed_tokens" in rule.key else np.prod(rule.shape[1:]) ** -0.5)
+            x = (
+                1 + 0.1 * x
+                if "norm" in rule.key or "ln_q" in rule.key
+                else x
+                * (
+                    0.02
+                    if len(rule.shape) == 1 or "embed_tokens" in rule.key
+                    else np.prod(rule.shape[1:]) ** -0.5
+                )
+            )
             return x.astype(ml_dtypes.bfloat16)
 
         return rule.key, rule.shape, np.dtype(ml_dtypes.bfloat16), make
 
     folder.mkdir(parents=True, exist_ok=True)
     write_folder(folder, [entry(i, r) for i, r in enumerate(hf.rules(QWEN2_5_VL_3B))], 4.0)
-    (folder / "config.json").write_text(json.dumps({**QWEN2_5_VL_3B.to_hf(), "torch_dtype": "bfloat16"}))
+    (folder / "config.json").write_text(
+        json.dumps({**QWEN2_5_VL_3B.to_hf(), "torch_dtype": "bfloat16"})
+    )
 
 
 def timed(name, fn, times):
@@ -94,14 +106,33 @@ def ours(folder: pathlib.Path, new: int):
 
         prefix = timed(run + "prefill", prefill, times)
         layers = sampling.decode_layers(m.params, m.cfg)
-        prompt, own, rest = sampling.begin([prefix.device], 1, None, cfg=m.cfg, room=new, dtype=m.dtype)
+        prompt, own, rest = sampling.begin(
+            [prefix.device], 1, None, cfg=m.cfg, room=new, dtype=m.dtype
+        )
 
         def decode(prompt=prompt, own=own, rest=rest, prefix=prefix, layers=layers):
             whole = np.array([prefix.length], np.int32), np.array([prefix.start], np.int32)
-            return jax.block_until_ready(sampling.decode(
-                m.params, layers, m.cfg, prompt, *whole, sampling.row_keys(0, 1), np.float32(1), own, rest,
-                np.int32(new), None, dtype=m.dtype, greedy=True, stop_ids=(-1,), suppress_ids=m.cfg.media_token_ids,
-                top_k=None, top_p=None))
+            return jax.block_until_ready(
+                sampling.decode(
+                    m.params,
+                    layers,
+                    m.cfg,
+                    prompt,
+                    *whole,
+                    sampling.row_keys(0, 1),
+                    np.float32(1),
+                    own,
+                    rest,
+                    np.int32(new),
+                    None,
+                    dtype=m.dtype,
+                    greedy=True,
+                    stop_ids=(-1,),
+                    suppress_ids=m.cfg.media_token_ids,
+                    top_k=None,
+                    top_p=None,
+                )
+            )
 
         tokens = np.asarray(timed(run + "decode", decode, times)[1][2])[0]
     whole = np.concatenate([ids, tokens[None, :-1]], 1)
@@ -119,12 +150,23 @@ def reference(folder: pathlib.Path, new: int):
     times: dict = {}
     m = timed("load", lambda: Qwen.from_pretrained(folder, dtype=torch.float32).eval(), times)
     ids, pixels = (torch.from_numpy(x) for x in inputs())
-    given = {"pixel_values": pixels, "image_grid_thw": torch.from_numpy(GRID),
-             "mm_token_type_ids": (ids == m.config.image_token_id).int()}
+    given = {
+        "pixel_values": pixels,
+        "image_grid_thw": torch.from_numpy(GRID),
+        "mm_token_type_ids": (ids == m.config.image_token_id).int(),
+    }
     media = [m.config.image_token_id, m.config.video_token_id, 151652, 151653]
-    run = lambda n: m.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, min_new_tokens=n,
-                               do_sample=False, suppress_tokens=media, eos_token_id=None,
-                               return_dict_in_generate=True, **given)
+    run = lambda n: m.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=n,
+        min_new_tokens=n,
+        do_sample=False,
+        suppress_tokens=media,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+        **given,
+    )
     with torch.no_grad():
         timed("vision", lambda: m.model.get_image_features(pixels, given["image_grid_thw"]), times)
         timed("vision, prefill, 1 token", lambda: run(1), times)
@@ -132,8 +174,14 @@ def reference(folder: pathlib.Path, new: int):
         whole = out.sequences[:, :-1]
         given["mm_token_type_ids"] = (whole == m.config.image_token_id).int()
         m.model.rope_deltas = None
-        logits = timed("whole pass", lambda: m(input_ids=whole, use_cache=False, **given).logits, times)
-    return out.sequences[0, ids.shape[1] :].numpy(), logits[0, -new - AFTER :].float().numpy(), times
+        logits = timed(
+            "whole pass", lambda: m(input_ids=whole, use_cache=False, **given).logits, times
+        )
+    return (
+        out.sequences[0, ids.shape[1] :].numpy(),
+        logits[0, -new - AFTER :].float().numpy(),
+        times,
+    )
 
 
 def side(name: str, folder: pathlib.Path, new: int) -> None:
@@ -144,8 +192,15 @@ def side(name: str, folder: pathlib.Path, new: int) -> None:
 
 
 def main() -> int:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--folder", type=pathlib.Path, required=True, help="made, and kept; an existing one is used again")
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument(
+        "--folder",
+        type=pathlib.Path,
+        required=True,
+        help="made, and kept; an existing one is used again",
+    )
     p.add_argument("--new_tokens", type=int, default=16)
     p.add_argument("--side", choices=("ours", "reference"), help="only one side, in this process")
     args = p.parse_args()
@@ -164,8 +219,10 @@ def main() -> int:
     same = np.array_equal(a["tokens"], b["tokens"])
     choices = [x["logits"].argmax(-1) for x in (a, b)]
     same &= np.array_equal(*choices)
-    print(f"worst |d logit| / std {worst:.2e} over {len(a['logits'])} positions; {len(a['tokens'])} tokens of the loop "
-          f"and {len(set(choices[0].tolist()))} different choices after prefixes {'identical' if same else 'DIFFER'}")
+    print(
+        f"worst |d logit| / std {worst:.2e} over {len(a['logits'])} positions; {len(a['tokens'])} tokens of the loop "
+        f"and {len(set(choices[0].tolist()))} different choices after prefixes {'identical' if same else 'DIFFER'}"
+    )
     return 0 if worst <= BAR and same else 1
 
 

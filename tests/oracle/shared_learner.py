@@ -42,14 +42,34 @@ LOSS, GRADIENT = 1e-5, 1e-4
 def config(rng) -> Config:
     heads = int(rng.choice([2, 4]))
     return Config(
-        vision=VisionConfig(depth=2, hidden_size=16, num_heads=2, intermediate_size=24, out_hidden_size=32,
-                            fullatt_block_indexes=(1,), window_size=56),
-        text=TextConfig(vocab_size=V, hidden_size=32, intermediate_size=40, num_hidden_layers=2,
-                        num_attention_heads=heads, num_key_value_heads=int(rng.choice([1, 2])),
-                        mrope_section=(16 // heads - 2, 1, 1), rope_theta=1e4),
-        image_token_id=IMAGE, video_token_id=6, vision_start_token_id=3, vision_end_token_id=4,
-        pad_token_id=PAD, bos_token_id=PAD, eos_token_id=(2,), tie_word_embeddings=bool(rng.integers(2)),
-    )  # fmt: skip
+        vision=VisionConfig(
+            depth=2,
+            hidden_size=16,
+            num_heads=2,
+            intermediate_size=24,
+            out_hidden_size=32,
+            fullatt_block_indexes=(1,),
+            window_size=56,
+        ),
+        text=TextConfig(
+            vocab_size=V,
+            hidden_size=32,
+            intermediate_size=40,
+            num_hidden_layers=2,
+            num_attention_heads=heads,
+            num_key_value_heads=int(rng.choice([1, 2])),
+            mrope_section=(16 // heads - 2, 1, 1),
+            rope_theta=1e4,
+        ),
+        image_token_id=IMAGE,
+        video_token_id=6,
+        vision_start_token_id=3,
+        vision_end_token_id=4,
+        pad_token_id=PAD,
+        bos_token_id=PAD,
+        eos_token_id=(2,),
+        tie_word_embeddings=bool(rng.integers(2)),
+    )
 
 
 @dataclasses.dataclass
@@ -86,19 +106,27 @@ def case(seed: int, prompts: int | None = None) -> Case:
     f32 = lambda *shape, scale=1.0: rng.normal(0, scale, shape).astype(np.float32)
     image = rng.random((P, images, 56, 56)).astype(np.float32)
     data = {
-        "image": image, "pixels": patchify(image.reshape(-1, 56, 56), np).reshape(P, images, 16, -1),
+        "image": image,
+        "pixels": patchify(image.reshape(-1, 56, 56), np).reshape(P, images, 16, -1),
         "prompts": {"ids": ids, "lengths": lengths, "positions": positions},
         "tokens": rng.integers(7, V, (P, G, C)).astype(np.int32),
-        "mask": mask, "train_mask": train_mask, "advantages": f32(P, G), "gap": f32(P, G, C, scale=0.2),
+        "mask": mask,
+        "train_mask": train_mask,
+        "advantages": f32(P, G),
+        "gap": f32(P, G, C, scale=0.2),
         "reference": f32(P, G, C, scale=0.2),
-    }  # fmt: skip
+    }
     knobs = dict(
         aggregation=str(rng.choice(["sequence", "token", "constant"])),
         ratio_level=str(rng.choice(["token", "sequence"])),
-        clip=str(rng.choice(["ppo", "cispo"])), beta=float(rng.choice([0.0, 0.1])), max_tokens=C,
-    )  # fmt: skip
+        clip=str(rng.choice(["ppo", "cispo"])),
+        beta=float(rng.choice([0.0, 0.1])),
+        max_tokens=C,
+    )
     params = qwen.init_params(cfg, jax.random.key(seed))
-    params["text"]["embed"]["embedding"] *= 20.0  # sharp distributions: a wrong key or position changes much
+    params["text"]["embed"]["embedding"] *= (
+        20.0  # sharp distributions: a wrong key or position changes much
+    )
     micro = int(rng.choice([m for m in range(1, P + 1) if P % m == 0]))
     return Case(cfg, params, data, knobs, micro, str(rng.choice(["none", "full"])))
 
@@ -107,8 +135,15 @@ def _loss(case, logp, part, totals):
     rows = lambda x: x.reshape(-1, x.shape[-1])
     fixed = jax.lax.stop_gradient(rows(logp))
     old, ref = fixed + rows(part["gap"]), fixed + rows(part["reference"])
-    return losses.policy_loss(rows(logp), old, part["advantages"].reshape(-1), rows(part["train_mask"]),
-                              ref_logp=ref, **case.knobs, **totals)[0]  # fmt: skip
+    return losses.policy_loss(
+        rows(logp),
+        old,
+        part["advantages"].reshape(-1),
+        rows(part["train_mask"]),
+        ref_logp=ref,
+        **case.knobs,
+        **totals,
+    )[0]
 
 
 def shared(case: Case, data):
@@ -119,14 +154,25 @@ def shared(case: Case, data):
         features = qwen.vision(params, case.cfg, flat, GRID, remat=case.remat)
         features = features.reshape(len(part["tokens"]), -1, features.shape[-1])
         logp, _ = policy.completion_logprobs(
-            params, case.cfg, features, part["prompts"], part["tokens"], part["mask"], remat=case.remat, chunk=16
+            params,
+            case.cfg,
+            features,
+            part["prompts"],
+            part["tokens"],
+            part["mask"],
+            remat=case.remat,
+            chunk=16,
         )
         loss = _loss(case, logp, part, totals)
         return loss, loss
 
     rows = lambda x: x.reshape(-1, x.shape[-1])
-    totals = losses.divisors(rows(data["mask"]), rows(data["train_mask"]), aggregation=case.knobs["aggregation"],
-                             denominator="trained")
+    totals = losses.divisors(
+        rows(data["mask"]),
+        rows(data["train_mask"]),
+        aggregation=case.knobs["aggregation"],
+        denominator="trained",
+    )
     grad = jax.grad(functools.partial(part_loss, totals=totals), has_aux=True)
     return lambda params: optim.accumulate(grad, params, policy.cut(data, case.micro_batches))
 
@@ -148,8 +194,15 @@ def plain(case: Case, params) -> tuple:
     each = lambda x, axis=0: np.repeat(x, G, axis)
 
     def loss(params):
-        hidden = qwen.hidden_states(params, cfg, ids, valid, each(d["prompts"]["positions"], 1), each(d["pixels"]),
-                                    grid=GRID)
+        hidden = qwen.hidden_states(
+            params,
+            cfg,
+            ids,
+            valid,
+            each(d["prompts"]["positions"], 1),
+            each(d["pixels"]),
+            grid=GRID,
+        )
         logp = jax.nn.log_softmax(qwen.unembed(params, cfg, hidden), -1)
         logp = jnp.take_along_axis(logp, at[:, :, None], 1)
         logp = jnp.take_along_axis(logp, d["tokens"].reshape(P * G, C, 1), 2)[:, :, 0]
@@ -168,7 +221,9 @@ def compare(name, case, got, want) -> tuple[float, float]:
     assert error <= LOSS, (name, "loss", error)
     norm = float(_norm(want_grads))
     worst = 0.0
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(want_grads), strict=True):
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(want_grads), strict=True
+    ):
         size = max(float(jnp.linalg.norm(b)), 1e-6 * norm, 1e-12)
         share = float(jnp.linalg.norm(jnp.asarray(a) - b)) / size
         # A key's bias has a gradient of 0 in exact arithmetic: what both sides have there is rounding of the others.
@@ -199,19 +254,31 @@ def check_learner(seed: int, c: Case, mesh=None) -> tuple[float, float]:
     config = experiment.get_config()
     config.update(dict(max_completion=C, remat=c.remat))
     knobs = {k: v for k, v in c.knobs.items() if k != "max_tokens"}
-    config.rl.update(dict(prompts_per_step=P, oversample=1, group_size=G, micro_batches=c.micro_batches, **knobs))
+    config.rl.update(
+        dict(prompts_per_step=P, oversample=1, group_size=G, micro_batches=c.micro_batches, **knobs)
+    )
     other = jax.tree.map(lambda x: x * 1.02, c.params) if c.knobs["beta"] else None
-    on_policy = {**c.data, "gap": np.zeros_like(c.data["gap"]), "reference": 0.0 * c.data["reference"]}
+    on_policy = {
+        **c.data,
+        "gap": np.zeros_like(c.data["gap"]),
+        "reference": 0.0 * c.data["reference"],
+    }
     if other is not None:  # what `plain` takes is ref - logp
         of = lambda params: shared_logp(c, params)
         on_policy["reference"] = np.asarray(jax.jit(lambda a, b: of(a) - of(b))(other, c.params))
     want = plain(dataclasses.replace(c, data=on_policy), c.params)
 
     tx = optax.sgd(RATE)
-    learn = learner.make_learn(config, c.cfg, GRID, {"suppress": ()}, tx, trainable.Trainable.of(config))
+    learn = learner.make_learn(
+        config, c.cfg, GRID, {"suppress": ()}, tx, trainable.Trainable.of(config)
+    )
     batch = {"image": c.data["image"][:, 0], "prompts": c.data["prompts"]}
     ro = {k: c.data[k] for k in ("tokens", "mask", "train_mask", "advantages")}
-    ro |= {"lengths": c.data["mask"].sum(-1), "sampler_logp": np.zeros((P, G, C), np.float32), "kept": np.arange(P)}
+    ro |= {
+        "lengths": c.data["mask"].sum(-1),
+        "sampler_logp": np.zeros((P, G, C), np.float32),
+        "kept": np.arange(P),
+    }
     state = optim.init_state(tx, {"model": jax.tree.map(jnp.array, c.params)})
     layout = sharding.Layout(mesh)
     rows = layout.batch({"batch": batch, "ro": {k: v for k, v in ro.items() if k != "kept"}})
@@ -224,7 +291,9 @@ def check_learner(seed: int, c: Case, mesh=None) -> tuple[float, float]:
 def shared_logp(c: Case, params):
     """Log-probs [P, G, C] of a case with one image a prompt."""
     features = qwen.vision(params, c.cfg, c.data["pixels"][:, 0], GRID)
-    return policy.completion_logprobs(params, c.cfg, features, c.data["prompts"], c.data["tokens"], c.data["mask"])[0]
+    return policy.completion_logprobs(
+        params, c.cfg, features, c.data["prompts"], c.data["tokens"], c.data["mask"]
+    )[0]
 
 
 def check_sharded(seed: int, devices: int) -> list[tuple[float, float]]:
@@ -234,7 +303,11 @@ def check_sharded(seed: int, devices: int) -> list[tuple[float, float]]:
     mesh = jax.make_mesh((devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec
     rows = {k: spec("data") for k in c.data if k != "prompts"}
-    rows["prompts"] = {"ids": spec("data"), "lengths": spec("data"), "positions": spec(None, "data")}
+    rows["prompts"] = {
+        "ids": spec("data"),
+        "lengths": spec("data"),
+        "positions": spec(None, "data"),
+    }
     place = lambda x, s: jax.device_put(x, jax.sharding.NamedSharding(mesh, s))
     data, params = jax.tree.map(place, c.data, rows), place(c.params, spec())
     with jax.set_mesh(mesh):
@@ -246,15 +319,26 @@ def check_sharded(seed: int, devices: int) -> list[tuple[float, float]]:
     def part(params, data, whole):
         # The divisors are those of the whole batch, so each device's loss is its share of the sum.
         rows = lambda x: x.reshape(-1, x.shape[-1])
-        totals = losses.divisors(rows(whole["mask"]), rows(whole["train_mask"]),
-                                 aggregation=c.knobs["aggregation"], denominator="trained")
+        totals = losses.divisors(
+            rows(whole["mask"]),
+            rows(whole["train_mask"]),
+            aggregation=c.knobs["aggregation"],
+            denominator="trained",
+        )
 
         def loss(params):
             flat = data["pixels"].reshape(-1, *data["pixels"].shape[2:])
             features = qwen.vision(params, c.cfg, flat, GRID, remat=c.remat)
             features = features.reshape(len(data["tokens"]), -1, features.shape[-1])
             logp, _ = policy.completion_logprobs(
-                params, c.cfg, features, data["prompts"], data["tokens"], data["mask"], remat=c.remat, chunk=16
+                params,
+                c.cfg,
+                features,
+                data["prompts"],
+                data["tokens"],
+                data["mask"],
+                remat=c.remat,
+                chunk=16,
             )
             return _loss(one, logp, data, totals)
 
@@ -262,17 +346,24 @@ def check_sharded(seed: int, devices: int) -> list[tuple[float, float]]:
         return jax.lax.psum((grads, value), "data")
 
     masks = {k: np.asarray(c.data[k]) for k in ("mask", "train_mask")}
-    mapped = jax.shard_map(part, mesh=mesh, in_specs=(spec(), rows, spec()), out_specs=spec(), check_vma=False)
+    mapped = jax.shard_map(
+        part, mesh=mesh, in_specs=(spec(), rows, spec()), out_specs=spec(), check_vma=False
+    )
     got = jax.jit(mapped)(params, data, masks)
     results.append(compare(f"seed {seed}, {devices} devices, shard_map", c, got, want))
     if c.data["image"].shape[1] == 1:
-        for mesh in (sharding.mesh(devices, 1, 1), sharding.mesh(1, devices, 1)):  # copies of the weights; FSDP
+        for mesh in (
+            sharding.mesh(devices, 1, 1),
+            sharding.mesh(1, devices, 1),
+        ):  # copies of the weights; FSDP
             results.append(check_learner(seed, c, mesh))
     return results
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shapes", type=int, default=60)
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -281,8 +372,10 @@ def main() -> None:
     for seed in range(args.seed, args.seed + args.shapes):
         errors += check(seed) if args.devices == 1 else check_sharded(seed, args.devices)
     loss, gradient = (max(e[i] for e in errors) for i in range(2))
-    print(f"{args.shapes} shapes, {args.devices} device(s), {len(errors)} comparisons: worst error of the loss "
-          f"{loss:.1e} (<= {LOSS}), of a gradient leaf {gradient:.1e} of its norm (<= {GRADIENT})")
+    print(
+        f"{args.shapes} shapes, {args.devices} device(s), {len(errors)} comparisons: worst error of the loss "
+        f"{loss:.1e} (<= {LOSS}), of a gradient leaf {gradient:.1e} of its norm (<= {GRADIENT})"
+    )
 
 
 if __name__ == "__main__":

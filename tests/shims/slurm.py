@@ -63,7 +63,9 @@ def sbatch(argv):
             env["SLURM_RESTART_COUNT"] = str(start)
         mode = "a" if options.get("open-mode") == "append" else "w"
         with open(options["output"].replace("%j", JOB), mode) as log:
-            batch = subprocess.Popen(["bash", copy, *args], env=env, stdout=log, stderr=log, start_new_session=True)
+            batch = subprocess.Popen(
+                ["bash", copy, *args], env=env, stdout=log, stderr=log, start_new_session=True
+            )
             (STATE / "batch.pid").write_text(str(batch.pid))
             code = batch.wait()
         if not (STATE / "requeued").exists():
@@ -138,9 +140,15 @@ def scontrol(argv):
     elif words[0] == "update":
         (STATE / "Requeue").write_text(re.search(r"Requeue=(\d)", " ".join(words))[1])
     else:
-        print(f"JobId={JOB} JobName=a b JobState={read('JobState', 'RUNNING')} Reason=None Requeue={read('Requeue')}")
+        print(
+            f"JobId={JOB} JobName=a b JobState={read('JobState', 'RUNNING')} Reason=None Requeue={read('Requeue')}"
+        )
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit({"sbatch": sbatch, "srun": srun, "scancel": scancel, "scontrol": scontrol}[sys.argv[1]](sys.argv[2:]))
+    sys.exit(
+        {"sbatch": sbatch, "srun": srun, "scancel": scancel, "scontrol": scontrol}[sys.argv[1]](
+            sys.argv[2:]
+        )
+    )

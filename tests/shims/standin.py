@@ -8,7 +8,11 @@ import sys
 import time
 
 flags = dict(a[2:].partition("=")[::2] for a in sys.argv[1:])
-rank = next(os.environ[n] for n in ("CXR_PROCESS_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK") if n in os.environ)
+rank = next(
+    os.environ[n]
+    for n in ("CXR_PROCESS_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
+    if n in os.environ
+)
 told = []
 signal.signal(signal.SIGTERM, lambda *_: told.append(1))
 place = {k: v for k, v in os.environ.items() if k.startswith(("CXR_", "JAX_", "TOKEN"))}
@@ -48,7 +52,9 @@ if "config.exit" in flags:  # all fail so many times, none before each has begun
     (folder / "saved").touch()
 was_saved = (folder / "saved").exists()
 all_there("again" if was_saved else "started")
-while not (was_saved or told or (folder / "saved").exists()):  # the processes agree to stop by way of the folder
+while not (
+    was_saved or told or (folder / "saved").exists()
+):  # the processes agree to stop by way of the folder
     time.sleep(0.02)
 if was_saved:
     (folder / "done.json").write_text("{}")

@@ -11,7 +11,9 @@ from .constants import DEVICES, FINDINGS, POSITIVE_AT, SIZE
 from .render import render
 from .scene import labels, regions, sample_scenes, sides
 
-LEXICON = str(Path(__file__).with_name("lexicon.toml"))  # what phantom reports say beyond labels/lexicon.toml
+LEXICON = str(
+    Path(__file__).with_name("lexicon.toml")
+)  # what phantom reports say beyond labels/lexicon.toml
 SPLITS = ("train", "select", "test")
 _SITES = 64  # the stream of site keys; those of examples are below it
 HOSPITALS = ("A", "B")
@@ -25,7 +27,9 @@ def example_keys(seed: int, split: str, hospital: str, index) -> jax.Array:
     if split not in SPLITS or hospital not in HOSPITALS:
         raise ValueError(f"unknown split or hospital: {split!r}, {hospital!r}")
     return _keys(
-        seed, 1 + SPLITS.index(split) + 16 * HOSPITALS.index(hospital), jnp.asarray(index, jnp.uint32)
+        seed,
+        1 + SPLITS.index(split) + 16 * HOSPITALS.index(hospital),
+        jnp.asarray(index, jnp.uint32),
     )
 
 
@@ -55,7 +59,9 @@ def make_batch(seed: int, split: str, hospital: str, indices, sites=None) -> dic
     for all sites together.
     """
     keys = example_keys(seed, split, hospital, indices)
-    return jax.tree.map(np.asarray, _batch(keys, hospital, None if sites is None else site_keys(seed, sites)))
+    return jax.tree.map(
+        np.asarray, _batch(keys, hospital, None if sites is None else site_keys(seed, sites))
+    )
 
 
 def scene_row(scene: dict, i: int) -> dict:

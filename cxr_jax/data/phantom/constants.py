@@ -21,7 +21,13 @@ DEVICES = ("endotracheal_tube", "central_line", "pacemaker", "nasogastric_tube",
 ETT, CVC, PACER, NGT, WIRES = range(5)
 
 POSITIVE_AT = 0.35  # severity from which a finding is called; below it (but above 0) it is "subtle"
-OPACITIES = (LESION, EDEMA, CONS, PNEU, ATEL)  # what CheXpert's "Lung Opacity" is the parent of here
+OPACITIES = (
+    LESION,
+    EDEMA,
+    CONS,
+    PNEU,
+    ATEL,
+)  # what CheXpert's "Lung Opacity" is the parent of here
 
 RIGHT, LEFT, BOTH = 0, 1, 2  # patient's side; the patient's right is on the image's left
 UPPER, MID, LOWER = 0, 1, 2
@@ -66,6 +72,8 @@ UPPER, MID, LOWER = 0, 1, 2
     ACQ_SPARE,
 ) = range(16)
 
-ROTATED_FROM = 2.5  # degrees of in-plane tilt from which a film is called rotated; none is drawn near it
+ROTATED_FROM = (
+    2.5  # degrees of in-plane tilt from which a film is called rotated; none is drawn near it
+)
 SIZE = 224  # image side in pixels
 CELLS = 8  # region maps are CELLS x CELLS

@@ -61,7 +61,10 @@ def write_dicom(path, image, *, hospital, photometric="MONOCHROME2", bits=12, ap
 def _describe(ds, meta, hospital, ap, seed):
     """Who, where and how; everything says that this is a synthetic picture."""
     ds.SpecificCharacterSet = "ISO_IR 192"
-    ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    ds.SOPClassUID, ds.SOPInstanceUID = (
+        meta.MediaStorageSOPClassUID,
+        meta.MediaStorageSOPInstanceUID,
+    )
     ds.StudyInstanceUID = _uid("study", hospital, seed)
     ds.SeriesInstanceUID = _uid("series", hospital, seed, ap)
     ds.PatientName, ds.PatientID = f"PHANTOM^{hospital}{seed}", f"PHANTOM-{hospital}-{seed}"

@@ -114,7 +114,10 @@ def atelectasis(scene, g, margin=0.0):
     """Two or three plate-like bands at the base, above any fluid."""
     w, s = scene["variant"][ATEL], on_side(scene, g, ATEL)
     floor = jnp.minimum(
-        g.dome, jnp.where(on_side(scene, g, EFF) > 0, g.dome + 0.08 - 0.42 * on_side(scene, g, EFF) ** 2, 9.0)
+        g.dome,
+        jnp.where(
+            on_side(scene, g, EFF) > 0, g.dome + 0.08 - 0.42 * on_side(scene, g, EFF) ** 2, 9.0
+        ),
     )
     tilt = 0.30 * (w[0] - 0.5) * (g.x - 0.35)
     reach = 0.14 + 0.09 * w[1]
@@ -122,7 +125,9 @@ def atelectasis(scene, g, margin=0.0):
     for k in range(3):
         centre = floor - 0.055 - 0.085 * k - 0.03 * w[2] + tilt * (1 + 0.5 * k)
         half = (1.3 + 0.9 * s - 0.25 * k) * PX + margin
-        length = ramp(reach + 0.03 * s + margin - jnp.abs(g.x - 0.38 - 0.06 * ((k * 0.6 + w[3]) % 1.0)), 0.04)
+        length = ramp(
+            reach + 0.03 * s + margin - jnp.abs(g.x - 0.38 - 0.06 * ((k * 0.6 + w[3]) % 1.0)), 0.04
+        )
         on = 1.0 if k < 2 else jnp.where(s > 0.75, 1.0, 0.0)
         out = jnp.maximum(out, ramp(half - jnp.abs(g.v - centre), 1.0 * PX) * length * on)
     return out * ramp(g.e, PX) * (s > 0)
@@ -135,14 +140,18 @@ def pneumothorax(scene, g):
     # how wide the gap is along the wall: from the apex, all along, or at the base
     down = jnp.clip(1.12 - height * (1.35 - 0.45 * s), 0.0, 1.0)
     shape = jnp.where(
-        zone == 0, down, jnp.where(zone == 1, 0.62 - 0.15 * height, jnp.clip(height * 1.5 - 0.5, 0.0, 0.9))
+        zone == 0,
+        down,
+        jnp.where(zone == 1, 0.62 - 0.15 * height, jnp.clip(height * 1.5 - 0.5, 0.0, 0.9)),
     )
     gap = s * (0.24 + 0.06 * w[0]) * shape
     # the apex of the lung drops away from the dome of the chest
     drop = jnp.where(zone == 0, s * (0.24 + 0.10 * w[1]), 0.04 * s)
     d = jnp.minimum(g.e - gap, (g.v - g.p.top - drop - 1.3 * (g.x - 0.20) ** 2) * 0.8)
     air = ramp(-d, PX) * g.in_lung * (s > 0)
-    line = ramp(1.5 * PX - jnp.abs(d), 1.0 * PX) * g.in_lung * (s > 0) * ramp(gap + drop - 0.02, 0.01)
+    line = (
+        ramp(1.5 * PX - jnp.abs(d), 1.0 * PX) * g.in_lung * (s > 0) * ramp(gap + drop - 0.02, 0.01)
+    )
     return air, line
 
 
@@ -159,7 +168,12 @@ def pleural_other(scene, g):
     cap = ramp(g.p.top + 0.10 + 0.09 * s + 0.6 * (g.x - 0.27) ** 2 - g.v, 1.3 * PX)
     band = jnp.where(zone == 0, jnp.maximum(cap, wall_band * ramp(-0.25 - g.v, 0.05)), wall_band)
     band = band * ramp(g.e, PX) * ramp(g.above, PX) * (s > 0)
-    plaque = band * ramp(g.e - 0.012, 0.006) * ramp(0.7 * thick - g.e, 0.008) * jnp.where(zone == 0, 0.3, 1.0)
+    plaque = (
+        band
+        * ramp(g.e - 0.012, 0.006)
+        * ramp(0.7 * thick - g.e, 0.008)
+        * jnp.where(zone == 0, 0.3, 1.0)
+    )
     return band, plaque
 
 
@@ -208,7 +222,11 @@ def devices(scene, g, margin=0.0):
     start = jnp.where(side < 0, 0.20, 0.36) * side
     path = -0.085 + start * fall * fall
     slope = 1.0 / jnp.sqrt(1.0 + (2 * start * fall / 0.62) ** 2)
-    cvc = _line((um - path) * slope, 1.3 * PX, margin) * soft(0.02 + 0.10 * w[2] - v, PX) * soft(v + 0.93, PX)
+    cvc = (
+        _line((um - path) * slope, 1.3 * PX, margin)
+        * soft(0.02 + 0.10 * w[2] - v, PX)
+        * soft(v + 0.93, PX)
+    )
 
     box_u, box_v = 0.50 + 0.05 * w[2], -0.50 + 0.06 * (w[3] - 0.5)
     out = jnp.where(w[0] < 0.8, g.u, -g.u)  # generator on the left in four of five
@@ -237,9 +255,14 @@ def devices(scene, g, margin=0.0):
     q = (v + 0.05 * w[2]) * (1 / 0.125)
     d = (q - jnp.round(q)) * 0.125
     loop = (um * (1 / 0.046)) ** 2 + (d * (1 / 0.026)) ** 2
-    wires = ramp(0.55 + 25 * margin - jnp.abs(loop - 1.0), 0.30) * ramp(0.38 - v, 0.01) * ramp(v + 0.42, 0.01)
+    wires = (
+        ramp(0.55 + 25 * margin - jnp.abs(loop - 1.0), 0.30)
+        * ramp(0.38 - v, 0.01)
+        * ramp(v + 0.42, 0.01)
+    )
     return [
-        m * on[i] for i, m in zip((ETT, CVC, PACER, NGT, WIRES), (ett, cvc, pacer, ngt, wires), strict=True)
+        m * on[i]
+        for i, m in zip((ETT, CVC, PACER, NGT, WIRES), (ett, cvc, pacer, ngt, wires), strict=True)
     ]
 
 

@@ -89,7 +89,9 @@ def thorax_shape(scene):
     p.top = -0.80 + 0.03 * a[ANAT_APEX]
     rest_r = 0.42 + 0.04 * a[ANAT_DIAPHRAGM_R] - low
     rest_l = 0.48 + 0.04 * a[ANAT_DIAPHRAGM_L] - low
-    p.rest = jnp.minimum(rest_r, rest_l)  # where the heart lies; lost lung volume lifts the dome beside it
+    p.rest = jnp.minimum(
+        rest_r, rest_l
+    )  # where the heart lies; lost lung volume lifts the dome beside it
     p.dome_r, p.dome_l = rest_r - RISE * up_r, rest_l - RISE * up_l
     p.turn = 0.011 * q[ACQ_ROTATION]  # a turned chest moves heart and trachea off the spine
     p.pitch = 0.150 + 0.012 * a[ANAT_RIB_SPACING]
@@ -137,7 +139,9 @@ def chest(scene, n=SIZE):
     # lung depth along the ray: a solid rounded at its sides
     edge = jnp.clip(inside * (1 / 0.22), 0.0, 1.0)
     g.lung = (
-        jnp.sqrt(edge * (2.0 - edge)) * ramp(g.above, 0.9 * PX) * (0.88 + 0.12 * ramp(g.above - 0.1, 0.12))
+        jnp.sqrt(edge * (2.0 - edge))
+        * ramp(g.above, 0.9 * PX)
+        * (0.88 + 0.12 * ramp(g.above - 0.1, 0.12))
     )
     g.in_lung = ramp(inside, PX) * ramp(g.above, PX)
     return g
@@ -164,7 +168,9 @@ def mediastinum(scene, g):
     more = jnp.where(s > 0, 0.19 * strength(s), 0.0)
     flare = jnp.clip(g.v + 0.62, 0.0, 0.62)
     more = more * (1.0 + 0.5 * flare) * ramp(0.05 - g.v, 0.25)
-    half = 0.115 + 0.012 * a[ANAT_MEDIASTINUM] + 0.22 * flare * flare * ramp(0.22 - g.v, 0.10) + more
+    half = (
+        0.115 + 0.012 * a[ANAT_MEDIASTINUM] + 0.22 * flare * flare * ramp(0.22 - g.v, 0.10) + more
+    )
     waist = ramp(0.60 - g.v, 0.10) * ramp(g.v + 0.98, 0.06)
     band = jnp.clip((half - jnp.abs(g.um)) * (1 / 0.05), 0.0, 1.0)
     column = jnp.sqrt(band * (2.0 - band)) * waist

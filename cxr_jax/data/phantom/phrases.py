@@ -106,13 +106,19 @@ EVIDENCE = {
 }
 
 _A = {
-    "quality": ("{view} view, {rotation}, {inspiration}", "{view} projection, {rotation}, {inspiration}"),
+    "quality": (
+        "{view} view, {rotation}, {inspiration}",
+        "{view} projection, {rotation}, {inspiration}",
+    ),
     "rotation": ("no rotation", "rotated"),
     "inspiration": ("good inspiration", "low inspiration"),
     "no_devices": ("no support devices", "no devices"),
     "devices": ("{list}", "{list} present"),
     "airways": ("trachea midline", "trachea in the midline"),
-    "airways_rotated": ("trachea midline despite rotation", "trachea midline, allowing for rotation"),
+    "airways_rotated": (
+        "trachea midline despite rotation",
+        "trachea midline, allowing for rotation",
+    ),
     "clear": ("clear", "clear, no opacity"),
     "clear_above": ("clear above the effusion", "clear above the effusion, no opacity"),
     "rest": ("otherwise clear", "rest clear"),
@@ -139,14 +145,20 @@ _A = {
     ),
     "pleural_effusion": ("{side} effusion, {severity}", "{side} pleural effusion, {severity}"),
     "no_pleural_effusion": ("no effusion", "no pleural effusion"),
-    "pneumothorax": ("{side} pneumothorax {place}, {severity}", "{side} pneumothorax, {severity}, {place}"),
+    "pneumothorax": (
+        "{side} pneumothorax {place}, {severity}",
+        "{side} pneumothorax, {severity}, {place}",
+    ),
     "no_pneumothorax": ("no pneumothorax", "no visible pneumothorax"),
     "pleural_other": (
         "{side} pleural thickening in the {zone} zone, {severity}",
         "{side} pleural thickening, {severity}, in the {zone} zone",
     ),
     "no_pleural_other": ("no pleural thickening", "no thickening"),
-    "enlarged_cardiomediastinum": ("widened mediastinum, {severity}", "mediastinal widening, {severity}"),
+    "enlarged_cardiomediastinum": (
+        "widened mediastinum, {severity}",
+        "mediastinal widening, {severity}",
+    ),
     "no_enlarged_cardiomediastinum": ("no widening", "normal width"),
     "cardiomegaly": ("cardiomegaly, {severity}", "enlarged, {severity} cardiomegaly"),
     "no_cardiomegaly": ("normal size", "no cardiomegaly"),
@@ -158,13 +170,19 @@ _A = {
 }
 
 _B = {
-    "quality": ("{view} film, {rotation}, {inspiration}", "{view} radiograph, {rotation}, {inspiration}"),
+    "quality": (
+        "{view} film, {rotation}, {inspiration}",
+        "{view} radiograph, {rotation}, {inspiration}",
+    ),
     "rotation": ("not rotated", "patient rotated"),
     "inspiration": ("full inspiration", "shallow inspiration"),
     "no_devices": ("no support devices seen", "no lines, tubes or devices"),
     "devices": ("{list} in place", "{list} seen"),
     "airways": ("midline trachea", "trachea central"),
-    "airways_rotated": ("midline trachea despite rotation", "trachea central, allowing for rotation"),
+    "airways_rotated": (
+        "midline trachea despite rotation",
+        "trachea central, allowing for rotation",
+    ),
     "clear": ("no opacity", "no focal opacity"),
     "clear_above": ("no opacity above the effusion", "no opacity over the effusion"),
     "rest": ("elsewhere clear", "no other opacity"),
@@ -172,14 +190,26 @@ _B = {
     "hila_edema": ("indistinct with edema", "edema blurs the vessels"),
     "abdomen": ("no air under the diaphragm", "no free abdominal air"),
     "hedge": ("questionable faint {noun}", "cannot rule out {noun}"),
-    "lung_lesion": ("{severity} {zone} zone lesion", "{severity} nodular lesion in the {zone} zone"),
+    "lung_lesion": (
+        "{severity} {zone} zone lesion",
+        "{severity} nodular lesion in the {zone} zone",
+    ),
     "edema": ("{severity} pulmonary edema", "{severity} edema"),
-    "consolidation": ("{severity} {zone} zone consolidation", "{severity} consolidation in the {zone} zone"),
+    "consolidation": (
+        "{severity} {zone} zone consolidation",
+        "{severity} consolidation in the {zone} zone",
+    ),
     "pneumonia": ("{severity} {zone} zone pneumonia", "{severity} pneumonia in the {zone} zone"),
-    "atelectasis": ("{severity} {zone} zone atelectasis", "{severity} atelectasis in the {zone} zone"),
+    "atelectasis": (
+        "{severity} {zone} zone atelectasis",
+        "{severity} atelectasis in the {zone} zone",
+    ),
     "pleural_effusion": ("{severity} {side} effusion", "{severity} pleural effusion {on_side}"),
     "no_pleural_effusion": ("no effusion seen", "no pleural fluid"),
-    "pneumothorax": ("{severity} {side} pneumothorax {place}", "{severity} pneumothorax {on_side} {place}"),
+    "pneumothorax": (
+        "{severity} {side} pneumothorax {place}",
+        "{severity} pneumothorax {on_side} {place}",
+    ),
     "no_pneumothorax": ("no pneumothorax seen", "without pneumothorax"),
     "pleural_other": (
         "{severity} {side} pleural thickening in the {zone} zone",

@@ -40,7 +40,10 @@ def main(n: int = 4000, miss: float = 0.75) -> None:
     for hospital in phantom.HOSPITALS:
         keys = phantom.example_keys(0, "test", hospital, np.arange(n))
         scenes = jax.tree.map(np.asarray, phantom.sample_scenes(keys, hospital))
-        rows = [as_read({"severity": s}, miss, np.random.default_rng([8, i])) for i, s in enumerate(scenes["severity"])]
+        rows = [
+            as_read({"severity": s}, miss, np.random.default_rng([8, i]))
+            for i, s in enumerate(scenes["severity"])
+        ]
         read = {**scenes, "severity": np.stack([r["severity"] for r in rows])}
         truth, said = (np.asarray(phantom.labels(s)) == 1 for s in (scenes, read))
         s = scoring.summary(said, truth, n_boot=20)

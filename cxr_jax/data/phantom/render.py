@@ -72,11 +72,17 @@ def _trees(scene):
     q = scene["acq"]
     bank = jnp.asarray(tree_bank())
     grid = (jnp.arange(SIZE, dtype=jnp.float32) + 0.5) * PX - 1.0
-    u, v = (grid - q[ACQ_SHIFT_X]) / q[ACQ_MAGNIFICATION], (grid - q[ACQ_SHIFT_Y]) / q[ACQ_MAGNIFICATION]
+    u, v = (
+        (grid - q[ACQ_SHIFT_X]) / q[ACQ_MAGNIFICATION],
+        (grid - q[ACQ_SHIFT_Y]) / q[ACQ_MAGNIFICATION],
+    )
     cols = hat((jnp.abs(u) - TREE_X[0]) * ((TREE - 1) / (TREE_X[1] - TREE_X[0])), TREE)
     rows = hat((v - TREE_V[0]) * ((TREE - 1) / (TREE_V[1] - TREE_V[0])), TREE)
     half = rows @ jnp.concatenate(
-        [bank[(q[ACQ_TREE_R] * TREES).astype(jnp.int32)], bank[(q[ACQ_TREE_L] * TREES).astype(jnp.int32)]],
+        [
+            bank[(q[ACQ_TREE_R] * TREES).astype(jnp.int32)],
+            bank[(q[ACQ_TREE_L] * TREES).astype(jnp.int32)],
+        ],
         axis=1,
     )
     right = half[:, :TREE] @ (cols * (u <= 0)[:, None]).T
@@ -97,7 +103,9 @@ def _attenuation(scene):
     # air left in the lung once heart, mediastinum and disease have taken their share
     wet = fi.edema(scene, g) * on[EDEMA]
     patches = fi.pneumonia(scene, g)
-    patches = ramp(patches * 1.5 - 0.75 + 0.42 * fluff, 0.60) * ramp(patches - 0.05, 0.05) * on[PNEU]
+    patches = (
+        ramp(patches * 1.5 - 0.75 + 0.42 * fluff, 0.60) * ramp(patches - 0.05, 0.05) * on[PNEU]
+    )
     lobe = fi.consolidation(scene, g)
     bronchi = lobe * ramp(tree - 0.30, 0.18)
     gas, pleura = fi.pneumothorax(scene, g)
@@ -127,7 +135,9 @@ def _attenuation(scene):
     m += 0.45 * jnp.maximum(belly, ramp(g.v - 0.55, 0.22) * ramp(g.e + 0.25, 0.25))
 
     # vessels need air around them to be seen
-    vessels = (0.50 + 0.10 * a[ANAT_VESSELS]) * (1.0 + on[EDEMA] * (0.6 + 0.7 * ramp(-0.05 - g.v, 0.2)))
+    vessels = (0.50 + 0.10 * a[ANAT_VESSELS]) * (
+        1.0 + on[EDEMA] * (0.6 + 0.7 * ramp(-0.05 - g.v, 0.2))
+    )
     m += vessels * tree * g.lung * fill * (1.0 - gas)
     hilum = bump(((g.x - 0.17) * (1 / 0.11)) ** 2 + ((g.v - 0.0) * (1 / 0.17)) ** 2)
     m += 0.22 * hilum * (1.0 - cor)
@@ -142,10 +152,13 @@ def _attenuation(scene):
 
     throat = ramp(0.032 - jnp.abs(g.um - 0.008), 0.016) * ramp(-0.28 - g.v, 0.02)
     fork = jnp.abs(jnp.abs(g.um) - 0.55 * (g.v + 0.31)) - 0.016
-    throat = jnp.maximum(throat, ramp(-fork, 0.012) * ramp(g.v + 0.31, 0.01) * ramp(-0.14 - g.v, 0.04))
+    throat = jnp.maximum(
+        throat, ramp(-fork, 0.012) * ramp(g.v + 0.31, 0.01) * ramp(-0.14 - g.v, 0.04)
+    )
     m -= 0.50 * throat
     bubble = chord(
-        ((g.u - 0.30 - 0.06 * a[ANAT_STOMACH]) / 0.13) ** 2 + ((g.v - g.p.dome_l - 0.15) / 0.085) ** 2
+        ((g.u - 0.30 - 0.06 * a[ANAT_STOMACH]) / 0.13) ** 2
+        + ((g.v - g.p.dome_l - 0.15) / 0.085) ** 2
     )
     m -= 0.75 * (0.6 + 0.4 * a[ANAT_STOMACH]) * bubble
     breast = bump(((g.x - 0.42) * (1 / 0.34)) ** 2 + ((g.v - 0.30) * (1 / 0.30)) ** 2)
@@ -167,7 +180,11 @@ def _bones(scene, g, a, clear):
         * (1.0 - 0.95 * gap * ramp(broken - 0.1, 0.1))
         * (1.0 + 1.4 * broken * ends + 0.5 * broken * near)
     )
-    ribs = ribs - 0.30 * broken * gap * ramp(front, 0.2) + 0.42 * broken * ends * ramp(front - 0.05, 0.1)
+    ribs = (
+        ribs
+        - 0.30 * broken * gap * ramp(front, 0.2)
+        + 0.42 * broken * ends * ramp(front - 0.05, 0.1)
+    )
     ribs = ribs * (1.0 + 0.5 * ramp(0.05 - g.e, 0.05)) + 0.24 * anterior_ribs(g)
 
     disc = (g.v + 0.02) * (1 / 0.118)
@@ -183,7 +200,9 @@ def _bones(scene, g, a, clear):
         * ramp(0.15 - g.v, 0.1)
         * ramp(g.v + 0.6, 0.1)
     )
-    plate = ramp(g.x - 0.74 + 0.20 * (g.v + 0.2), 0.05) * ramp(0.1 - g.v, 0.2) * ramp(g.v + 0.7, 0.1)
+    plate = (
+        ramp(g.x - 0.74 + 0.20 * (g.v + 0.2), 0.05) * ramp(0.1 - g.v, 0.2) * ramp(g.v + 0.7, 0.1)
+    )
     return clear * ribs + spine + 0.58 * clavicle + 0.14 * blade + 0.10 * plate
 
 

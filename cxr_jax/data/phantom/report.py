@@ -33,7 +33,10 @@ ORDER = (
 # A scene's severities are float32: compare with the float32 border, as the scene's own labels do.
 _POSITIVE_AT = float(np.float32(POSITIVE_AT))
 MODERATE_AT, LARGE_AT = 0.6, 0.8  # thirds of what a scene draws as positive
-_FEW, _MANY = 2, 5  # up to so many findings the summary explains two, or one, of them: it has to stay short
+_FEW, _MANY = (
+    2,
+    5,
+)  # up to so many findings the summary explains two, or one, of them: it has to stay short
 _NAME_OF = {label: name for name, label in P.LABEL_OF.items()}
 
 
@@ -117,7 +120,10 @@ def label_states(facts: Iterable[Fact]) -> dict[str, int]:
     weight = {1: 2, -1: 1, 0: 0}
     states: dict[str, int] = {}
     for fact in facts:
-        if fact.finding in CHEXPERT_14 and weight[fact.state] >= weight[states.get(fact.finding, 0)]:
+        if (
+            fact.finding in CHEXPERT_14
+            and weight[fact.state] >= weight[states.get(fact.finding, 0)]
+        ):
             states[fact.finding] = fact.state
     return states
 
@@ -127,7 +133,9 @@ def structured_report(report: Report) -> str:
     lines = [_impression(f) for f in _findings(report)]
     if "No Finding" in report.answer:
         lines.insert(0, "No Finding.")
-    devices = [P.DEVICE_WORDS[f.finding[7:]] for f in report.facts if f.finding.startswith("device:")]
+    devices = [
+        P.DEVICE_WORDS[f.finding[7:]] for f in report.facts if f.finding.startswith("device:")
+    ]
     if devices:
         lines.append(f"Support Devices: {_join(devices, 'and')}.")
     findings = "\n".join(s.text for s in report.sentences[:-1])
@@ -142,11 +150,15 @@ def differentials(report: Report) -> str:
         name = _NAME_OF[fact.finding]
         possible = "possible " if fact.state < 0 else ""
         found_here = found | {name: fact.side}
-        lines.append(_sentence(f"{possible}{P.SHORT_NAMES[name]}: {_join(_causes(name, found_here), 'or')}"))
+        lines.append(
+            _sentence(f"{possible}{P.SHORT_NAMES[name]}: {_join(_causes(name, found_here), 'or')}")
+        )
     return "\n".join(lines) or "No Finding: no differentials."
 
 
-def corpus(n: int, seed: int, scenes_fn: Callable[[int], dict], hospital: str = "A") -> Iterator[str]:
+def corpus(
+    n: int, seed: int, scenes_fn: Callable[[int], dict], hospital: str = "A"
+) -> Iterator[str]:
     """Yields `n` target texts, of the scenes scenes_fn(0..n-1); for training a tokenizer."""
     for i in range(n):
         yield target(write(scenes_fn(i), hospital, np.random.default_rng((seed, i))))
@@ -210,7 +222,9 @@ class _Writer:
 
     def airways(self) -> Sentence:
         # A turned patient's trachea is not in the middle of the picture: say why it still counts as midline.
-        return self.plain("Airways", "airways_rotated" if self.quality_[1] else "airways", _fact("airway", 0))
+        return self.plain(
+            "Airways", "airways_rotated" if self.quality_[1] else "airways", _fact("airway", 0)
+        )
 
     def devices(self) -> Sentence:
         present = [name for name, on in zip(DEVICES, self.device, strict=True) if on]
@@ -233,7 +247,11 @@ class _Writer:
         opacity = max((f.state for f in facts), key=lambda s: (s > 0, s < 0))
         facts.append(_fact("Lung Opacity", opacity, side))
         clear = "rest" if texts else "clear"
-        if not texts and self.state("pleural_effusion") > 0 and self.side[F["pleural_effusion"]] in (side, 2):
+        if (
+            not texts
+            and self.state("pleural_effusion") > 0
+            and self.side[F["pleural_effusion"]] in (side, 2)
+        ):
             clear = "clear_above"
             facts.append(_fact("Pleural Effusion", 1, side))
         texts.append(self.pick(clear))
@@ -242,7 +260,8 @@ class _Writer:
     def slots(self, head: str, *names: str) -> Sentence:
         """A sentence with one clause for each of `names`, always in the same place."""
         pairs = [
-            self.item(n) if self.state(n) else (self.pick(f"no_{n}"), _fact(P.LABEL_OF[n], 0)) for n in names
+            self.item(n) if self.state(n) else (self.pick(f"no_{n}"), _fact(P.LABEL_OF[n], 0))
+            for n in names
         ]
         return Sentence(f"{head}: {'; '.join(t for t, _ in pairs)}.", tuple(f for _, f in pairs))
 
@@ -270,7 +289,9 @@ class _Writer:
             clauses.append(self.pick("causes").format(name=P.SHORT_NAMES[name], causes=causes))
         hedged = [n for n in P.URGENCY if self.state(n) < 0]
         if hedged:
-            clauses.append(self.pick("recheck").format(names=_join([P.SHORT_NAMES[n] for n in hedged], "or")))
+            clauses.append(
+                self.pick("recheck").format(names=_join([P.SHORT_NAMES[n] for n in hedged], "or"))
+            )
             facts.extend(_fact(P.LABEL_OF[n], -1) for n in hedged)
         return Sentence(f"Summary: {'; '.join(clauses)}.", tuple(facts))
 

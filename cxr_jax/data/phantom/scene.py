@@ -85,9 +85,15 @@ def _sample_one(key, hospital, site=None):
     # one draw for everything: many small draws would each be compiled, which takes longer than all the rest
     u = jax.random.uniform(key, (_DRAWS,), minval=1e-6, maxval=1.0)
     own, cause, subtle, size, place, acq, anatomy, variant, device, tail = jnp.split(u, _CUTS)
-    rates = {"present": PRESENT[hospital], "device": DEVICE_RATE[hospital], "rotated": ROTATED[hospital]}
+    rates = {
+        "present": PRESENT[hospital],
+        "device": DEVICE_RATE[hospital],
+        "rotated": ROTATED[hospital],
+    }
     if site is not None:
-        rates = {name: around.with_odds(jnp.array(rate), site[name]) for name, rate in rates.items()}
+        rates = {
+            name: around.with_odds(jnp.array(rate), site[name]) for name, rate in rates.items()
+        }
     device = device < jnp.array(rates["device"])
     severity = _severity(own, cause, tail[0], subtle, size, rates["present"], HEALTHY[hospital])
     severity = jnp.append(severity, jnp.any(device).astype(jnp.float32))
@@ -124,7 +130,9 @@ def _severity(own, cause, healthy, subtle, size, rates, healthy_rate):
     present = score > ndtri(1.0 - jnp.array(rates))
     present &= healthy >= healthy_rate
     # the empty band 0.30-0.40 keeps "subtle" and "positive" apart for the eye too
-    return jnp.where(present, jnp.where(subtle < SUBTLE, 0.15 + 0.15 * size, 0.40 + 0.60 * size), 0.0)
+    return jnp.where(
+        present, jnp.where(subtle < SUBTLE, 0.15 + 0.15 * size, 0.40 + 0.60 * size), 0.0
+    )
 
 
 def _choice(u, logits):
@@ -153,11 +161,17 @@ def _place(u, severity):
     air = jnp.where(here[PTX] & (side[PTX] == sides), -2.0, 0.0)[:, None]
     taken = fluid + air
     for row, (i, prior) in enumerate(
-        ((CONS, table(0.3, 0.3, 0.4)), (PNEU, table(0.25, 0.35, 0.4)), (LESION, table(0.4, 0.35, 0.25)))
+        (
+            (CONS, table(0.3, 0.3, 0.4)),
+            (PNEU, table(0.25, 0.35, 0.4)),
+            (LESION, table(0.4, 0.35, 0.25)),
+        )
     ):
         cell = _choice(u[3 + row], prior + taken)
         side[i], zone[i] = cell // 3, cell % 3
-        taken = taken + jnp.where(here[i] & (side[i] == sides)[:, None] & (zone[i] == zones), -6.0, 0.0)
+        taken = taken + jnp.where(
+            here[i] & (side[i] == sides)[:, None] & (zone[i] == zones), -6.0, 0.0
+        )
     cell = _choice(u[6], table(0.35, 0.40, 0.25) + 2 * fluid + 2 * air)
     side[PLEU], zone[PLEU] = cell // 3, cell % 3
     cell = _choice(u[7], table(0.25, 0.45, 0.30) + fluid)
@@ -244,7 +258,9 @@ def regions(scene: dict) -> jax.Array:
     """
     from .findings import region_maps
 
-    weight = jnp.where(scene["severity"] >= POSITIVE_AT, 1.0, jnp.where(scene["severity"] > 0, 0.5, 0.0))
+    weight = jnp.where(
+        scene["severity"] >= POSITIVE_AT, 1.0, jnp.where(scene["severity"] > 0, 0.5, 0.0)
+    )
     return jax.vmap(region_maps)(scene) * weight[:, :, None, None]
 
 

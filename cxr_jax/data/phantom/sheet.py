@@ -57,11 +57,15 @@ def contact_sheet() -> Image.Image:
             scene, state = pools[hospital]
             i = _choose(scene, state, label, wanted)
             image = np.asarray(draw({k: v[i : i + 1] for k, v in scene.items()}))[0]
-            tile = Image.fromarray((image * 255).astype(np.uint8)).resize((TILE, TILE), Image.NEAREST)
+            tile = Image.fromarray((image * 255).astype(np.uint8)).resize(
+                (TILE, TILE), Image.NEAREST
+            )
             sheet.paste(tile, (col * TILE, row * (TILE + BAR) + BAR))
             level = "" if wanted == "B" or label in ("No Finding", "Support Devices") else wanted
             pen.text(
-                (col * TILE + 8, row * (TILE + BAR) + 6), f"{label} {level} (hospital {hospital})", fill=0
+                (col * TILE + 8, row * (TILE + BAR) + 6),
+                f"{label} {level} (hospital {hospital})",
+                fill=0,
             )
     return sheet.quantize(64)  # 64 greys keep the file small
 
@@ -70,7 +74,10 @@ def sites_sheet(sites: int, seed: int = 1) -> Image.Image:
     """A captioned cell for hospital A and for each site, three to a row: the same patients in all of them."""
     patients = np.arange(PATIENTS)
     pictures = [make_batch(seed, "train", "A", patients)["image"]]
-    pictures += [make_batch(seed, "train", "A", patients, np.full(PATIENTS, k))["image"] for k in range(sites)]
+    pictures += [
+        make_batch(seed, "train", "A", patients, np.full(PATIENTS, k))["image"]
+        for k in range(sites)
+    ]
     rows = -(-len(pictures) // 3)
     sheet = Image.new("L", (3 * PATIENTS * SIZE, rows * (SIZE + BAR)), 255)
     pen = ImageDraw.Draw(sheet)

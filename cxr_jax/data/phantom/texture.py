@@ -25,8 +25,24 @@ def _segments(rng, root, angle, length, width, depth, out):
         x, y, width = nx, ny, width * 0.93
     if depth:
         spread = rng.uniform(0.25, 0.55)
-        _segments(rng, (x, y), angle + spread, length * rng.uniform(0.65, 0.85), width * 0.72, depth - 1, out)
-        _segments(rng, (x, y), angle - spread, length * rng.uniform(0.65, 0.85), width * 0.8, depth - 1, out)
+        _segments(
+            rng,
+            (x, y),
+            angle + spread,
+            length * rng.uniform(0.65, 0.85),
+            width * 0.72,
+            depth - 1,
+            out,
+        )
+        _segments(
+            rng,
+            (x, y),
+            angle - spread,
+            length * rng.uniform(0.65, 0.85),
+            width * 0.8,
+            depth - 1,
+            out,
+        )
 
 
 def _raster(segments):
