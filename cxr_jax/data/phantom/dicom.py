@@ -8,7 +8,7 @@ import pydicom
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
-from ...errors import UserError
+from cxr_jax.errors import UserError
 
 # stored values the display range 0..1 is mapped to; the rest of the range is headroom, as on a real detector
 _FOOT = 32  # per 4096

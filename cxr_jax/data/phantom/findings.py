@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from .constants import (
+from cxr_jax.data.phantom.constants import (
     ATEL,
     BOTH,
     CARD,
@@ -24,7 +24,7 @@ from .constants import (
     PTX,
     WIRES,
 )
-from .geometry import (
+from cxr_jax.data.phantom.geometry import (
     PX,
     RISE,
     bump,

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import findings as fi
-from .constants import (
+from cxr_jax.data.phantom import findings as fi
+from cxr_jax.data.phantom.constants import (
     ACQ_CONTRAST,
     ACQ_GAMMA,
     ACQ_MAGNIFICATION,
@@ -36,7 +36,7 @@ from .constants import (
     PTX,
     SIZE,
 )
-from .geometry import (
+from cxr_jax.data.phantom.geometry import (
     PX,
     anterior_ribs,
     bump,
@@ -49,7 +49,16 @@ from .geometry import (
     strength,
     tube_profile,
 )
-from .texture import TREE, TREE_V, TREE_X, TREES, hat, pixel_noise, smooth_noise, tree_bank
+from cxr_jax.data.phantom.texture import (
+    TREE,
+    TREE_V,
+    TREE_X,
+    TREES,
+    hat,
+    pixel_noise,
+    smooth_noise,
+    tree_bank,
+)
 
 
 def render(scene: dict) -> jax.Array:

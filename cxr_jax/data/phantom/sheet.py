@@ -10,8 +10,17 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ...labels.taxonomy import CHEXPERT_14
-from . import FINDINGS, POSITIVE_AT, SIZE, example_keys, labels, make_batch, render, sample_scenes
+from cxr_jax.data.phantom import (
+    FINDINGS,
+    POSITIVE_AT,
+    SIZE,
+    example_keys,
+    labels,
+    make_batch,
+    render,
+    sample_scenes,
+)
+from cxr_jax.labels.taxonomy import CHEXPERT_14
 
 POOL, TILE, BAR = 4000, 448, 26
 PATIENTS = 3
