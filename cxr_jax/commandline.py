@@ -7,7 +7,7 @@ import traceback
 
 from absl import flags
 
-from cxr_jax.errors import RunFailed, UserError
+from cxr_jax.errors import RunFailedError, UserError
 
 
 def main(argv, module: str, run) -> int:
@@ -30,7 +30,7 @@ def main(argv, module: str, run) -> int:
         return run()
     except UserError as e:
         return _bad(e, debug)
-    except RunFailed as e:
+    except RunFailedError as e:
         _bad(e, debug)
         return 1
     except KeyboardInterrupt:

@@ -29,6 +29,7 @@ from cxr_jax.errors import UserError, bad_usage
 from cxr_jax.models import hf, native, peft
 from cxr_jax.models.loaded import find_folder
 from cxr_jax.models.safetensors_file import DTYPES, NAMES, nbytes, write_folder
+from cxr_jax.runtime import whole_files
 
 _FILES = hf.SETTINGS_FILES + hf.TOKENIZER_FILES
 _STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -68,7 +69,7 @@ def from_hf(source: Path, temp: Path, adapter: str | None = None) -> None:
     if found:
         peft.merge(params, *found)
     native.save(temp, params, extra)
-    hf.copy_files(source, temp, _FILES)
+    whole_files.copy_files(source, temp, _FILES)
 
 
 def to_hf(source: Path, temp: Path, max_shard_gb: float = 5.0) -> None:
@@ -96,7 +97,7 @@ def to_hf(source: Path, temp: Path, max_shard_gb: float = 5.0) -> None:
         embedding = next(e for e in entries if e[0] == "model.embed_tokens.weight")
         entries.append(("lm_head.weight", *embedding[1:]))
     _need_space(temp, sum(map(nbytes, entries)))
-    hf.copy_files(source, temp, _FILES)
+    whole_files.copy_files(source, temp, _FILES)
     # Readers older than transformers 5 do not know image settings in processor_config.json: they get a file of theirs.
     limits = hf.pixel_limits(*hf.image_settings(source))
     for name, settings in (
@@ -182,7 +183,7 @@ def main(argv=None, apart: bool = False) -> int:
             else:
                 to_hf(source, temp, args.max_shard_gb)
 
-        with hf.whole_folder(destination) as temp:
+        with whole_files.atomic_folder(destination) as temp:
             if apart:
                 _in_child(work, debug)
             else:

@@ -10,7 +10,7 @@ class UserError(Exception):
     """
 
 
-class RunFailed(Exception):
+class RunFailedError(Exception):
     """The run failed for a reason that one line says: exit code 1, and no traceback."""
 
 
@@ -27,3 +27,10 @@ def exit_code(action) -> int:
 def bad_usage(message: str):
     """An `argparse.ArgumentParser.error` that is one line, like every other error."""
     raise UserError(message)
+
+
+def shown(name) -> str:
+    """A name from a file, fit for one line of a message."""
+    text = str(name)
+    text = text if text.isascii() and text.isprintable() else ascii(text)
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -10,23 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import (
-    checks,
-    policy,
-    pretrained,
-    processes,
-    report,
-    rewards,
-    scoring,
-    sharding,
-    trainable,
-)
+from cxr_jax import checks, policy, pretrained, report, rewards, scoring, trainable
 from cxr_jax.data import batching, tokenizer
 from cxr_jax.data.preprocess import patchify
 from cxr_jax.labels import parser, reports
 from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.sharding import ONE_DEVICE
-from cxr_jax.signals import Stopped
+from cxr_jax.runtime import processes, sharding
+from cxr_jax.runtime.layout import ONE_DEVICE
+from cxr_jax.runtime.signals import StoppedError
 
 CAVEAT = {
     "phantom": "Phantom results: they say nothing about patients.",
@@ -158,7 +149,7 @@ class Reader:
                 "image": np.asarray(images)[rows],
                 "prompts": self.prompts.encode([texts[i] for i in rows]),
             }
-            got = processes.whole(self._read(params, self.layout.batch(batch)))
+            got = processes.gather_to_host(self._read(params, self.layout.batch(batch)))
             parts.append([x[: n - start] for x in got])
         tokens, lengths, pred, valid = (np.concatenate(x) for x in zip(*parts, strict=True))
         return {
@@ -311,7 +302,7 @@ def export(workdir, cfg, what, train, fixed, tok, config) -> None:
     from cxr_jax.models import hf, peft
 
     size = config.data.get("size", 224)
-    merged, adapters = processes.whole((what.merged(train, fixed), train.get("lora")))
+    merged, adapters = processes.gather_to_host((what.merged(train, fixed), train.get("lora")))
     if not processes.is_main():
         return
     hf.save_hf(
@@ -544,5 +535,5 @@ def run(config, workdir, stop, layout) -> dict:
             params = pretrained.on_device(config, start.params)
         models = {config.model: layout.state(params)}
         return {"step": 0, "results": full(workdir, config, models, reader, found)}
-    except Stopped:
+    except StoppedError:
         return {"stopped": stop.requested, "step": 0}

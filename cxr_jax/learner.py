@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import losses, optim, policy, sharding, stages
+from cxr_jax import losses, optim, policy, stages
 from cxr_jax.data.preprocess import patchify
 from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.runtime import sharding
 
 LOSS_KNOBS = (
     "aggregation",

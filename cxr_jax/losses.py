@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 
-from cxr_jax.rows import by_shard, rows_apart
+from cxr_jax.runtime.batch_rows import by_shard, rows_apart
 
 AGGREGATIONS = ("sequence", "token", "token_local", "constant")
 RATIO_LEVELS = ("token", "sequence", "sequence_token")

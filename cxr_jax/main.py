@@ -13,8 +13,9 @@ import traceback
 from absl import flags
 from ml_collections import config_flags
 
-from cxr_jax import commandline, processes
-from cxr_jax.errors import RunFailed, UserError
+from cxr_jax import commandline
+from cxr_jax.errors import RunFailedError, UserError
+from cxr_jax.runtime import processes
 
 os.environ.setdefault(
     "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
@@ -47,10 +48,12 @@ def run() -> int:
     _use_compilation_cache(jax)
     if _DRY_RUN.value:
         print(config)
-    from cxr_jax import checks, sharding, signals
+    from cxr_jax import checks
+    from cxr_jax.runtime import layout as runtime_layout
+    from cxr_jax.runtime import signals
 
     processes.together(lambda: _check(config))
-    layout = processes.together(lambda: sharding.Layout.of(config))
+    layout = processes.together(lambda: runtime_layout.Layout.of(config))
     processes.together(lambda: checks.rows_divide(config, layout.shards))
     if _DRY_RUN.value:
         print("dry run: the config is valid; nothing was written")
@@ -85,7 +88,7 @@ def run() -> int:
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
-        raise RunFailed(
+        raise RunFailedError(
             f"--workdir={_WORKDIR.value}: {e.strerror}; what was saved before stays, and the same command "
             "continues from there"
         ) from e
@@ -97,7 +100,7 @@ def run() -> int:
 def _open(config):
     """The run's folder, once every process has started the same run and sees it."""
     from cxr_jax import checks
-    from cxr_jax import workdir as wd
+    from cxr_jax.runtime import run_folder as wd
 
     settings, data = config.to_dict(), processes.together(lambda: checks.fingerprint(config))
     if not processes.same(json.dumps([settings, data, wd.git_sha()], sort_keys=True, default=str)):

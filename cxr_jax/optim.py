@@ -6,10 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-
-def path_string(path) -> str:
-    """('text', 'layers', 'q') -> 'text/layers/q'."""
-    return "/".join(str(getattr(p, "key", p)) for p in path)
+from cxr_jax.runtime.trees import float32, path_string
 
 
 def learning_rate(config, steps: int):
@@ -115,8 +112,3 @@ def init_state(tx, params):
         if narrow
         else state
     )
-
-
-def float32(tree):
-    """The same leaves in float32."""
-    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)

@@ -192,7 +192,7 @@ def place(arguments: dict, mesh) -> dict:
     """The abstract arguments with the sharding of each array on a mesh; as they are without one."""
     import jax
 
-    from cxr_jax import sharding
+    from cxr_jax.runtime import sharding
 
     if mesh is None:
         return arguments
@@ -213,7 +213,7 @@ def parts(arguments: dict, mesh) -> dict[str, int]:
 
     import jax
 
-    from cxr_jax.optim import path_string
+    from cxr_jax.runtime.trees import path_string
 
     out = dict.fromkeys(("parameters", "optimizer", "fixed", "batch"), 0)
     for path, x in jax.tree_util.tree_leaves_with_path(arguments):
@@ -292,12 +292,13 @@ def run() -> int:
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
-    from cxr_jax import checks, sharding
+    from cxr_jax import checks
+    from cxr_jax.runtime import layout as runtime_layout
 
     if config.get("task") not in ("sft", "rl"):
         raise UserError(f"config.task={config.get('task')!r}: only sft and rl have steps to plan")
     checks.values(config)
-    layout = sharding.Layout.of(config)
+    layout = runtime_layout.Layout.of(config)
     mesh = layout.mesh
     checks.rows_divide(config, layout.shards)
     wide = config.copy_and_resolve_references()

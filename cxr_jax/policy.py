@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import losses, sampling, sharding
+from cxr_jax import losses, sampling
 from cxr_jax.data import tokenizer
 from cxr_jax.errors import UserError
 from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.rows import row_shards
+from cxr_jax.runtime import sharding
+from cxr_jax.runtime.batch_rows import row_shards
 
 
 class Prompts:

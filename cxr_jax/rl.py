@@ -13,26 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import (
-    evaluate,
-    optim,
-    policy,
-    pretrained,
-    processes,
-    report,
-    report_groups,
-    rl_checks,
-    trainable,
-)
+from cxr_jax import evaluate, optim, policy, pretrained, report, report_groups, rl_checks, trainable
 from cxr_jax.alarms import Alarms
-from cxr_jax.checkpoint import Checkpoints
 from cxr_jax.data import batching, tokenizer
 from cxr_jax.labels import parser, reports
 from cxr_jax.learner import make_learn
 from cxr_jax.metrics import Compilations, MetricsWriter, Progress
 from cxr_jax.rollout import make_rollout, rollout_metrics
-from cxr_jax.sharding import ONE_DEVICE
-from cxr_jax.signals import Skips, Stopped
+from cxr_jax.runtime import processes
+from cxr_jax.runtime.checkpoints import Checkpoints
+from cxr_jax.runtime.layout import ONE_DEVICE
+from cxr_jax.runtime.signals import Skips, StoppedError
 
 check = rl_checks.check
 
@@ -201,8 +192,8 @@ def run(config, workdir, stop, layout) -> dict:
                 done
             ):  # before the checkpoint: a run that resumes from it has no rollout to show
                 groups = report_groups.groups_of(
-                    processes.whole(ro),
-                    processes.whole(batch),
+                    processes.gather_to_host(ro),
+                    processes.gather_to_host(batch),
                     tok,
                     step=done,
                     lexicon=train_source.lexicon,
@@ -223,7 +214,7 @@ def run(config, workdir, stop, layout) -> dict:
         results = finish(
             config, workdir, cfg, tok, what, last, fixed, checkpoints, reader, sources, layout, done
         )
-    except Stopped:
+    except StoppedError:
         if done > checkpoints.saved:
             save()
         return {"stopped": stop.requested, "step": done}

@@ -11,10 +11,11 @@ DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) in one pass of static sh
 import jax
 import jax.numpy as jnp
 
-from cxr_jax import evaluate, losses, policy, rewards, sharding
+from cxr_jax import evaluate, losses, policy, rewards
 from cxr_jax.data.preprocess import patchify
 from cxr_jax.labels import reports
 from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.runtime import sharding
 
 ZERO_STD = 1e-6  # a group's rewards that spread less are the same
 

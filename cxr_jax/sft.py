@@ -13,25 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import (
-    checks,
-    evaluate,
-    losses,
-    optim,
-    policy,
-    pretrained,
-    processes,
-    sharding,
-    trainable,
-)
-from cxr_jax.checkpoint import Checkpoints
+from cxr_jax import checks, evaluate, losses, optim, policy, pretrained, trainable
 from cxr_jax.data import batching
 from cxr_jax.data.preprocess import patchify
 from cxr_jax.errors import UserError
 from cxr_jax.metrics import MetricsWriter, Progress
 from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.sharding import ONE_DEVICE
-from cxr_jax.signals import Skips, Stopped
+from cxr_jax.runtime import processes, sharding
+from cxr_jax.runtime.checkpoints import Checkpoints
+from cxr_jax.runtime.layout import ONE_DEVICE
+from cxr_jax.runtime.signals import Skips, StoppedError
 
 
 def init_locate_head(key, width: int, findings: int) -> dict:
@@ -251,7 +242,7 @@ def run(config, workdir, stop, layout) -> dict:
             base = what.base(fixed) or pretrained.on_device(config)
         models = {before: layout.state(base), "SFT": model_of(last)}
         results = evaluate.full(workdir, config, models, reader, sources)
-    except Stopped:
+    except StoppedError:
         if done > checkpoints.saved:
             save()
         return {"stopped": stop.requested, "step": done}

@@ -14,7 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from cxr_jax.rows import by_shard, put_rows, row_shards, take_rows
+from cxr_jax.runtime.batch_rows import by_shard, put_rows, row_shards, take_rows
 
 ENDS = (5 / 16, 15 / 32, 5 / 8)  # of all stages but the last, as shares of the most tokens
 GRAIN, SHORTEST = (

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from cxr_jax.errors import UserError
 from cxr_jax.models import lora
-from cxr_jax.optim import path_string
+from cxr_jax.runtime.trees import path_string
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

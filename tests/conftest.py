@@ -12,8 +12,8 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
-from absl import flags  # noqa: E402
-from hypothesis import settings  # noqa: E402
+from absl import flags
+from hypothesis import settings
 
 flags.FLAGS.mark_as_parsed()  # code under test may read flags that no command line has set
 

@@ -13,9 +13,10 @@ import numpy as np
 from oracle import shared_learner
 from test_stages import CFG, STOP, N, T
 
-from cxr_jax import costs, plan, sampling, sharding, stages
+from cxr_jax import costs, plan, sampling, stages
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.config import PHANTOM
+from cxr_jax.runtime import layout
 from experiments import rl as rl_config
 
 PROMPTS, GROUP = 8, 2
@@ -64,7 +65,7 @@ def check_traffic():
     config.update(dict(model="random:phantom", max_completion=64))
     config.rl.update(dict(prompts_per_step=4, oversample=1, group_size=2))
     config.mesh.update(dict(data=1, fsdp=4))
-    mesh = sharding.Layout.of(config).mesh
+    mesh = layout.Layout.of(config).mesh
     weights = 4 * qwen.count(jax.eval_shape(lambda: qwen.init_params(PHANTOM, jax.random.key(0))))
     moved = {}
     for name, step, arguments, *_ in plan.programs(config):
@@ -89,4 +90,4 @@ if __name__ == "__main__":
     check_sampling()
     check_traffic()
     case = dataclasses.replace(shared_learner.case(0, prompts=8), micro_batches=2)
-    shared_learner.check_learner(0, case, sharding.mesh(1, 2, 2))  # FSDP x tensor
+    shared_learner.check_learner(0, case, layout.mesh(1, 2, 2))  # FSDP x tensor

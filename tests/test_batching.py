@@ -17,7 +17,7 @@ from cxr_jax.data.phantom.constants import F
 from cxr_jax.errors import UserError
 from cxr_jax.labels import parser
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
-from cxr_jax.signals import Stopped
+from cxr_jax.runtime.signals import StoppedError
 
 
 def test_steps_come_in_order_from_any_start():
@@ -43,12 +43,12 @@ def test_waiting_for_data_that_never_come_can_be_interrupted():
     def poll():
         asked.append(1)
         if len(asked) > 1:
-            raise Stopped("SIGTERM")
+            raise StoppedError("SIGTERM")
 
     loader = batching.step_loader(lambda step: never.wait(), 0, 5, poll=poll)
     began = time.monotonic()
     threading.Timer(1.5, never.set).start()  # so that the test's thread ends, too
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         next(loader)
     assert time.monotonic() - began < 4
 

@@ -18,10 +18,10 @@ import optax
 import pytest
 from oracle import checkpoint_mesh as mesh
 
-from cxr_jax import array_hash, checkpoint, checkpoint_folder
-from cxr_jax.checkpoint import Checkpoints, SaveFailed
-from cxr_jax.errors import RunFailed, UserError
-from cxr_jax.sharding import ONE_DEVICE
+from cxr_jax.errors import RunFailedError, UserError
+from cxr_jax.runtime import array_hash, checkpoint_folder, checkpoints
+from cxr_jax.runtime.checkpoints import Checkpoints, SaveFailedError
+from cxr_jax.runtime.layout import ONE_DEVICE
 
 # Orbax leaves its other reads of a damaged checkpoint to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -352,10 +352,10 @@ def test_a_failed_save_is_heard_of(tmp_path, where, capfd, caplog):
 
     with full_disk():
         c.save(2, BIG, {})
-        with pytest.raises(SaveFailed) as e:
+        with pytest.raises(SaveFailedError) as e:
             next_call()
     says = "the checkpoint of step 2 could not be saved: File too large; those before it are not touched"
-    assert isinstance(e.value, RunFailed) and isinstance(e.value, RuntimeError)
+    assert isinstance(e.value, RunFailedError) and isinstance(e.value, RuntimeError)
     assert str(e.value) == f"{tmp_path}/checkpoints/last: {says}"
     gc.collect()  # of tasks, which say what nobody has asked them
     assert capfd.readouterr().err == "" and not caplog.records  # no traceback of a thread
@@ -372,9 +372,10 @@ def test_a_folder_that_cannot_be_written_is_found_out_at_once(folder, monkeypatc
         raise OSError(30, os.strerror(30))
 
     c = Checkpoints(str(folder))
-    monkeypatch.setattr(checkpoint, "open", refuse, raising=False)
+    monkeypatch.setattr(checkpoints, "open", refuse, raising=False)
     with pytest.raises(
-        SaveFailed, match="checkpoints/best: .* step 4 could not be saved: Read-only file system;"
+        SaveFailedError,
+        match="checkpoints/best: .* step 4 could not be saved: Read-only file system;",
     ):
         c.save_best(4, state(4), {})
     assert c.restore(state())[2] == 3
@@ -397,8 +398,8 @@ def test_the_best_outlives_a_kill_at_any_moment(tmp_path, monkeypatch):
     c = Checkpoints(str(tmp_path / "run"))
     c.save_best(3, state(3), {"score": 3})
     c.wait()
-    monkeypatch.setattr(checkpoint.os, "replace", watched(os.replace))
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", watched(shutil.rmtree))
+    monkeypatch.setattr(checkpoints.os, "replace", watched(os.replace))
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", watched(shutil.rmtree))
     for step, score in (
         (5, 5),
         (5, 6),

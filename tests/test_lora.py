@@ -22,11 +22,12 @@ from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.config import Config, TextConfig, VisionConfig
 from cxr_jax.models.lora import Lora
 from cxr_jax.models.safetensors_file import Tensors
+from cxr_jax.runtime import trees
 
 ORACLE = pathlib.Path(__file__).parent / "oracle"
 PYTHON = ORACLE.parent.parent / ".venv-oracle" / "bin" / "python"
 sys.path.insert(0, str(ORACLE))
-import cases  # noqa: E402
+import cases
 
 CFG = Config(
     vision=VisionConfig(
@@ -113,7 +114,7 @@ def loss(params, pixels, remat="none"):
 
 
 def flat(tree) -> dict:
-    return {"/".join(path): np.asarray(x) for path, x in hf.flatten(tree)}
+    return {"/".join(path): np.asarray(x) for path, x in trees.flatten(tree)}
 
 
 def same(a, b):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cxr_jax import optim
+from cxr_jax.runtime import trees
 
 CONFIG = dict(
     lr=0.1,
@@ -37,7 +38,7 @@ def params():
 
 def leaves(tree):
     return {
-        optim.path_string(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(tree)
+        trees.path_string(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 

@@ -18,7 +18,7 @@ CONFIGS = 200
 BAR = 1e-4  # of the standard deviation
 
 sys.path.insert(0, str(ORACLE))
-import cases  # noqa: E402
+import cases
 
 
 @pytest.fixture(scope="module")

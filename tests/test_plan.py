@@ -12,11 +12,12 @@ import pytest
 from forked import ROOT
 from jax.sharding import PartitionSpec as P
 
-from cxr_jax import costs, optim, plan, sharding, trainable
+from cxr_jax import costs, optim, plan, trainable
 from cxr_jax.errors import UserError
 from cxr_jax.models import lora
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.config import PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B
+from cxr_jax.runtime import layout, sharding, trees
 from experiments import rl as rl_config
 from experiments import sft as sft_config
 
@@ -121,7 +122,7 @@ def test_every_array_has_a_place_on_published_meshes(cfg, adapters):
         sizes = {"data": 1, "fsdp": fsdp, "tensor": tensor}
         held = 0
         for path, x in jax.tree_util.tree_leaves_with_path(fixed if adapters else state["params"]):
-            spec = sharding.spec("model/" + optim.path_string(path), x.shape, sizes)
+            spec = sharding.spec("model/" + trees.path_string(path), x.shape, sizes)
             held += x.size / math.prod(sizes[axis] for axis in spec if axis)
         # All but norms, biases and, over `tensor`, the vision tower is divided by all devices.
         ideal = qwen.count(jax.eval_shape(lambda: qwen.init_params(cfg, jax.random.key(0)))) / (
@@ -132,7 +133,7 @@ def test_every_array_has_a_place_on_published_meshes(cfg, adapters):
             tensor,
         )
         for path, x in jax.tree_util.tree_leaves_with_path(state):
-            sharding.spec(optim.path_string(path), x.shape, sizes)
+            sharding.spec(trees.path_string(path), x.shape, sizes)
 
 
 def test_moments_follow_their_parameters():
@@ -140,7 +141,7 @@ def test_moments_follow_their_parameters():
     sizes = {"data": 1, "fsdp": 8, "tensor": 2}
     specs = {}
     for path, x in jax.tree_util.tree_leaves_with_path(state):
-        name = optim.path_string(path)
+        name = trees.path_string(path)
         if name.endswith("text/layers/mlp/down/kernel"):
             specs[name] = sharding.spec(name, x.shape, sizes)
     assert len(specs) == 3 and set(specs.values()) == {P(None, "tensor", "fsdp")}
@@ -160,7 +161,7 @@ def test_what_has_no_place_is_refused():
 @pytest.mark.parametrize("experiment", [sft_config, rl_config], ids=["sft", "rl"])
 def test_all_arguments_of_all_programs_are_placed(experiment):
     """On a mesh of one device, which every machine has. Bytes by what they hold add up to the arguments."""
-    mesh = sharding.mesh(1, 1, 1, jax.devices()[:1])
+    mesh = layout.mesh(1, 1, 1, jax.devices()[:1])
     for config in (experiment.get_config(), experiment.get_config("nv_reason_3b")):
         for name, _, arguments, _, tokens, waiting in plan.programs(config):
             placed = plan.place(arguments, mesh)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from forked import ROOT
 
-from cxr_jax import processes, sharding
 from cxr_jax.errors import UserError
+from cxr_jax.runtime import layout as runtime_layout
+from cxr_jax.runtime import processes
 
 
 def place(monkeypatch, **variables):
@@ -55,7 +56,7 @@ def test_alone_without_variables(monkeypatch):
     assert processes.together(lambda: 3) == 3 and processes.leave(2) == 2
     with pytest.raises(UserError, match="mine"):
         processes.together(lambda: (_ for _ in ()).throw(UserError("mine")))
-    np.testing.assert_array_equal(processes.whole({"a": np.arange(3)})["a"], np.arange(3))
+    np.testing.assert_array_equal(processes.gather_to_host({"a": np.arange(3)})["a"], np.arange(3))
 
 
 def test_a_process_that_never_joins_is_named():
@@ -78,7 +79,7 @@ def test_a_process_that_never_joins_is_named():
 
 
 def test_one_device_makes_all_rows():
-    layout = sharding.ONE_DEVICE
+    layout = runtime_layout.ONE_DEVICE
     assert layout.shards == 1 and str(layout) == "one device"
     np.testing.assert_array_equal(layout.rows_of(5), np.arange(5))
     batch = {"image": np.ones((5, 2))}
@@ -95,4 +96,4 @@ def test_meshes_that_are_not_the_devices():
         ((-1, 16, 1), "-1 x 16 x 1"),
     ):
         with pytest.raises(UserError, match=rf"config.mesh: {asked} .* is not 8 device"):
-            sharding.mesh(*sizes, devices=devices)
+            runtime_layout.mesh(*sizes, devices=devices)

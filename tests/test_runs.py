@@ -16,8 +16,8 @@ from forked import ROOT, calls
 
 import cxr_jax
 from cxr_jax import metrics, pretrained
-from cxr_jax.checkpoint import Checkpoints
 from cxr_jax.models import hf, peft
+from cxr_jax.runtime.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cxr_jax import signals
-from cxr_jax.errors import RunFailed
+from cxr_jax.errors import RunFailedError
+from cxr_jax.runtime import signals
 
 ROOT = Path(__file__).parent.parent
 BEGIN = """
@@ -148,16 +148,16 @@ def test_steps_in_a_row_that_are_not_finite_end_the_run():
     skips.look(2, 2)
     skips.look(3, 2)  # a good one
     skips.look(5, 4)  # two steps at once, both skipped
-    with pytest.raises(RunFailed, match="last 3 steps were not finite .*those of step 3$"):
+    with pytest.raises(RunFailedError, match="last 3 steps were not finite .*those of step 3$"):
         skips.look(6, 5)
     never = signals.Skips(0)
     never.look(100, 100)
     several = signals.Skips(2, updates=4)
     several.look(1, 1)  # one of its four updates
     several.look(2, 5)
-    with pytest.raises(RunFailed, match="last 2 steps"):
+    with pytest.raises(RunFailedError, match="last 2 steps"):
         several.look(3, 9)
     resumed = signals.Skips(2, step=10, skipped=4)
     resumed.look(11, 5)
-    with pytest.raises(RunFailed, match="last 2 steps"):
+    with pytest.raises(RunFailedError, match="last 2 steps"):
         resumed.look(12, 6)

@@ -6,16 +6,18 @@ import numpy as np
 import optax
 import pytest
 
-from cxr_jax import evaluate, optim, policy, pretrained, sft, sharding, trainable
+from cxr_jax import evaluate, optim, policy, pretrained, sft, trainable
 from cxr_jax.data import batching
 from cxr_jax.errors import UserError
 from cxr_jax.models import lora
 from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.runtime import layout as runtime_layout
+from cxr_jax.runtime import trees
 from experiments import sft as experiment
 
 
 def leaves(tree):
-    return {optim.path_string(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+    return {trees.path_string(p): x for p, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +178,7 @@ def test_a_resume_never_holds_two_states(world, lora_rank, monkeypatch):
         made.append(tree)
         return tree
 
-    layout = sharding.Layout(None)
+    layout = runtime_layout.Layout(None)
     layout.state = layout_state
     first = Checkpoints(None)
     state, train, fixed, meta, step = pretrained.train_state(

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from cxr_jax.errors import UserError
-from cxr_jax.workdir import Workdir, write_json
+from cxr_jax.runtime.run_folder import Workdir
+from cxr_jax.runtime.whole_files import write_json
 
 CONFIG = {
     "task": "rl",
@@ -33,7 +34,10 @@ def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
 
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
-    code = f"import os, cxr_jax.workdir as w; d = w.Workdir({str(tmp_path)!r}, {CONFIG!r}); os.kill(os.getpid(), 9)"
+    code = (
+        "import os, cxr_jax.runtime.run_folder as w; "
+        f"d = w.Workdir({str(tmp_path)!r}, {CONFIG!r}); os.kill(os.getpid(), 9)"
+    )
     done = subprocess.run([sys.executable, "-c", code], timeout=120)
     assert done.returncode == -signal.SIGKILL and (tmp_path / "config.json").exists()
     Workdir(str(tmp_path), CONFIG).close()

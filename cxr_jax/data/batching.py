@@ -23,12 +23,12 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from cxr_jax import processes
 from cxr_jax.data import phantom
 from cxr_jax.data.phantom import readers
 from cxr_jax.data.phantom import report as phantom_report
 from cxr_jax.data.tokenizer import FIND_PROMPT
 from cxr_jax.errors import UserError
+from cxr_jax.runtime import processes
 
 ENDLESS = 2**31 - 1
 MAX_THREADS = 16  # that `in_threads` starts by itself: more only fight for Python's lock

@@ -6,30 +6,28 @@ bijection or an error: a missing, unexpected or mis-shaped tensor is never passe
 layout, which transformers and vLLM load.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
-from cxr_jax.errors import UserError
+from cxr_jax.errors import UserError, shown
 from cxr_jax.models.config import Config
 from cxr_jax.models.safetensors_file import (
     NAMES,
     Tensors,
     parse_json,
-    shown,
     write_folder,
     write_safetensors,
 )
+from cxr_jax.runtime.trees import flatten
+from cxr_jax.runtime.whole_files import atomic_folder, copy_files
 
 __all__ = ["load_hf", "read_config", "rules", "save_hf", "write_safetensors"]
 
@@ -108,15 +106,6 @@ def our_shapes(cfg: Config) -> dict[tuple[str, ...], tuple[int, ...]]:
 
     tree = jax.eval_shape(lambda k: qwen2_5_vl.init_params(cfg, k), jax.random.key(0))
     return {path: tuple(leaf.shape) for path, leaf in flatten(tree)}
-
-
-def flatten(tree: dict, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
-    """(path, leaf) of a nested dict, in key order."""
-    for name in sorted(tree):
-        if isinstance(tree[name], dict):
-            yield from flatten(tree[name], (*prefix, name))
-        else:
-            yield (*prefix, name), tree[name]
 
 
 def rules(cfg: Config) -> list[Rule]:
@@ -459,7 +448,7 @@ def save_hf(
     config["torch_dtype"] = _TORCH_NAMES[
         NAMES[np.dtype(dtype or params["text"]["embed"]["embedding"].dtype)]
     ]
-    with whole_folder(folder) as temp:
+    with atomic_folder(folder) as temp:
         write_json(temp / "config.json", config)
         write_json(temp / "generation_config.json", generation_config(cfg))
         write_json(
@@ -497,13 +486,6 @@ SETTINGS_FILES = (
 )
 
 
-def copy_files(source: Path, dst: Path, names: tuple[str, ...]) -> None:
-    """Copy those of the files that `source` has, byte for byte."""
-    for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, dst / name)
-
-
 def _add_tokenizer(source, dst: Path) -> None:
     """Copy the tokenizer files of a folder, or let a tokenizer object write its own."""
     if hasattr(source, "save_pretrained"):
@@ -520,39 +502,3 @@ def _name_tokenizer_class(path: Path) -> None:
         d["tokenizer_class"] = "PreTrainedTokenizerFast"
         d = {k: v for k, v in d.items() if k not in ("backend", "is_local", "local_files_only")}
         write_json(path, d)
-
-
-@contextlib.contextmanager
-def whole_folder(folder: Path):
-    """A new, empty folder beside `folder`, which takes its place at the end of the block, or vanishes.
-
-    On any exception nothing is left, and what stood at `folder` still stands. Missing parents are made.
-    """
-    made = [p for p in (folder.parent, *folder.parent.parents) if not p.exists()]
-    temp = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(temp, ignore_errors=True)  # of a killed process that had this number
-    try:
-        temp.mkdir(parents=True)
-        yield temp
-        _swap(temp, folder)
-    except BaseException:
-        shutil.rmtree(temp, ignore_errors=True)
-        with contextlib.suppress(OSError):  # one that another program has filled by now stays
-            for parent in made:
-                parent.rmdir()
-        raise
-
-
-def _swap(temp: Path, folder: Path) -> None:
-    """Put a complete folder in place; the old one steps aside first, so no moment mixes the two."""
-    if not folder.is_dir() or not any(folder.iterdir()):
-        os.rename(temp, folder)  # replaces an empty folder, too
-        return
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    os.rename(folder, old)
-    try:
-        os.rename(temp, folder)
-    except BaseException:
-        os.rename(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cxr_jax.rows import put_rows, rows_apart, take_rows
+from cxr_jax.runtime.batch_rows import put_rows, rows_apart, take_rows
 
 NEG = -1e30  # finite, so that a fully masked row gives no NaN
 

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cxr_jax.errors import UserError
+from cxr_jax.errors import UserError, shown
 from cxr_jax.models import hf
 from cxr_jax.models.config import Config
-from cxr_jax.models.safetensors_file import DTYPES, NAMES, shown
+from cxr_jax.models.safetensors_file import DTYPES, NAMES
+from cxr_jax.runtime import trees
 
 MANIFEST, ARRAYS = "cxr_jax.json", "arrays"
 _FORMAT = "cxr_jax checkpoint 1"
@@ -50,7 +51,7 @@ def save(folder: Path, params: dict, extra: dict) -> None:
         writer.save(folder.absolute() / ARRAYS, args=ocp.args.PyTreeSave(params))
     arrays = {
         "/".join(path): {"dtype": NAMES[x.dtype], "shape": list(x.shape), "sha256": _sha256(x)}
-        for path, x in hf.flatten(params)
+        for path, x in trees.flatten(params)
     }
     hf.write_json(folder / MANIFEST, {"format": _FORMAT, **extra, "arrays": arrays})
 
@@ -138,7 +139,7 @@ class Arrays:
                 self.folder.absolute() / ARRAYS,
                 args=ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True),
             )
-        return np.ascontiguousarray(dict(hf.flatten(tree))[path])
+        return np.ascontiguousarray(dict(trees.flatten(tree))[path])
 
 
 def _is_entry(x) -> bool:

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from cxr_jax.errors import UserError
+from cxr_jax.errors import UserError, shown
 from cxr_jax.models import hf
 from cxr_jax.models.config import Config
 from cxr_jax.models.layers import merge_adapters
 from cxr_jax.models.lora import PATHS, TARGETS, Lora
-from cxr_jax.models.safetensors_file import NAMES, Tensors, shown, write_safetensors
+from cxr_jax.models.safetensors_file import NAMES, Tensors, write_safetensors
+from cxr_jax.runtime import trees, whole_files
 
 __all__ = ["load", "merge", "save"]
 
@@ -106,11 +107,11 @@ def save(
     Tensors keep the adapters' type. The folder appears whole or not at all; an existing one is replaced only after
     the new one is complete. Raises ValueError if the adapters are not those of `lora`.
     """
-    leaves = {"/".join(path): np.asarray(x) for path, x in hf.flatten(adapters)}
+    leaves = {"/".join(path): np.asarray(x) for path, x in trees.flatten(adapters)}
     if leaves.keys() != {f"{path}/{half}" for path in lora.paths for half in "ab"}:
         raise ValueError(f"adapters are not those of {lora}")
     rules = {name: r for name, r in _modules(cfg).items() if _path(r) in lora.paths}
-    with hf.whole_folder(Path(folder)) as temp:
+    with whole_files.atomic_folder(Path(folder)) as temp:
         hf.write_json(temp / CONFIG, _settings(rules, lora, base_model))
         write_safetensors(temp / WEIGHTS, list(_entries(rules, lora, leaves)))
 

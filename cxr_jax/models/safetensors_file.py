@@ -14,7 +14,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from cxr_jax.errors import UserError
+from cxr_jax.errors import UserError, shown
 
 DTYPES = {
     "F64": np.float64,
@@ -33,13 +33,6 @@ INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 _MAX_RANK, _MAX_DIM = 8, 2**48
-
-
-def shown(name) -> str:
-    """A name from a file, fit for one line of a message."""
-    text = str(name)
-    text = text if text.isascii() and text.isprintable() else ascii(text)
-    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def parse_json(data: bytes, what) -> dict:

@@ -12,6 +12,7 @@ import numpy as np
 from cxr_jax.errors import UserError, exit_code
 from cxr_jax.models import hf
 from cxr_jax.pretrained import PHANTOM
+from cxr_jax.runtime import trees
 
 
 def embed(run_dir: str, folder: str = PHANTOM) -> None:
@@ -20,7 +21,7 @@ def embed(run_dir: str, folder: str = PHANTOM) -> None:
     if not (source / "config.json").is_file():
         raise UserError(f"{run_dir}: no finished run (it has no hf/)")
     cfg, params = hf.load_hf(source, np.float32)
-    largest = max(float(np.abs(np.asarray(x)).max()) for _, x in hf.flatten(params))
+    largest = max(float(np.abs(np.asarray(x)).max()) for _, x in trees.flatten(params))
     if largest > np.finfo(np.float16).max:
         raise UserError(f"{run_dir}: a weight of {largest:g} does not fit float16")
     card = Path(folder) / "README.md"

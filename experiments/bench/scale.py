@@ -55,7 +55,7 @@ def saves(mib: int, folder: Path) -> None:
     import jax
     import numpy as np
 
-    from cxr_jax.checkpoint import Checkpoints
+    from cxr_jax.runtime.checkpoints import Checkpoints
 
     rows = 256
     shape = rows, mib * 2**20 // (4 * 16 * rows)

@@ -82,13 +82,13 @@ def assert_same(tree, want):
 
 
 def child(action: str, folder: str, step: int) -> None:
-    from cxr_jax import processes
+    from cxr_jax.runtime import processes
 
     processes.start()
     import jax
 
-    from cxr_jax import checkpoint
     from cxr_jax.errors import UserError
+    from cxr_jax.runtime import checkpoints
 
     jax.config.update("jax_compilation_cache_dir", None)
     step_of = jax.jit(
@@ -97,7 +97,7 @@ def child(action: str, folder: str, step: int) -> None:
         ),
         donate_argnums=0,
     )
-    c = checkpoint.Checkpoints(folder, about={"git_sha": "0" * 40})
+    c = checkpoints.Checkpoints(folder, about={"git_sha": "0" * 40})
     like = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         definition(0),
@@ -141,7 +141,7 @@ def child(action: str, folder: str, step: int) -> None:
         try:
             c.save(step, on_devices(definition(step)), {})
             c.wait()
-        except checkpoint.SaveFailed as e:
+        except checkpoints.SaveFailedError as e:
             print(f"after {time.monotonic() - began:.1f} s: {e}", file=sys.stderr)
             sys.exit(processes.leave(1))
         raise AssertionError("saved")

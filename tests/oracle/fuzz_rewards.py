@@ -23,14 +23,14 @@ if __name__ == "__main__":
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-import fuzz_texts  # noqa: E402
-import fuzz_tokenizers as fuzz  # noqa: E402
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import oracle_rewards as oracle  # noqa: E402
+import fuzz_texts
+import fuzz_tokenizers as fuzz
+import jax
+import numpy as np
+import oracle_rewards as oracle
 
-from cxr_jax import rewards  # noqa: E402
-from cxr_jax.labels import parser  # noqa: E402
+from cxr_jax import rewards
+from cxr_jax.labels import parser
 
 TERMS = ("accuracy", "format", "tag_count", "accuracy_hard", "overshort", "invented")
 TOKENIZERS = ("phantom", "small", "qwen")

@@ -32,9 +32,10 @@ import time
 import jax
 import numpy as np
 
-from cxr_jax import checkpoint_folder, metrics
-from cxr_jax.checkpoint import Checkpoints
+from cxr_jax import metrics
 from cxr_jax.models import hf
+from cxr_jax.runtime import checkpoint_folder
+from cxr_jax.runtime.checkpoints import Checkpoints
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 5

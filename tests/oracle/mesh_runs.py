@@ -141,19 +141,20 @@ def batches(layout) -> str:
 
 
 def print_hash():
-    from cxr_jax import processes
+    from cxr_jax.runtime import processes
 
     processes.start()
     import jax
 
-    from cxr_jax import evaluate, policy, pretrained, rl, sft, sharding
+    from cxr_jax import evaluate, policy, pretrained, rl, sft
     from cxr_jax.data import batching
+    from cxr_jax.runtime import layout as runtime_layout
     from experiments import rl as rl_config
     from experiments import sft as sft_config
 
     digest = hashlib.sha256()
     for module, config in ((sft, sft_config.get_config()), (rl, rl_config.get_config())):
-        layout, start = sharding.Layout.of(config), pretrained.start(config)
+        layout, start = runtime_layout.Layout.of(config), pretrained.start(config)
         source = evaluate.sources(config).train
         prompts = policy.Prompts(
             start.tokenizer, start.cfg, evaluate.grid_of(224, start.cfg), config.max_completion
@@ -164,7 +165,7 @@ def print_hash():
             batch = make(step)
             shown = batch.pop("shown", None)
             for path, x in jax.tree_util.tree_leaves_with_path(
-                processes.whole(layout.batch(batch))
+                processes.gather_to_host(layout.batch(batch))
             ):
                 digest.update(f"{path} {x.dtype} {x.shape} {shown}".encode() + x.tobytes())
     print(digest.hexdigest(), flush=True)

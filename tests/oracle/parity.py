@@ -35,13 +35,13 @@ if __name__ == "__main__":
 ROOT = pathlib.Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-import cases  # noqa: E402
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
+import cases
+import jax
+import numpy as np
 
-from cxr_jax import sampling  # noqa: E402
-from cxr_jax.models import hf, layers, loaded, qwen2_5_vl  # noqa: E402
-from cxr_jax.models.config import Config  # noqa: E402
+from cxr_jax import sampling
+from cxr_jax.models import hf, layers, loaded, qwen2_5_vl
+from cxr_jax.models.config import Config
 
 BAR = 1e-4  # of the standard deviation of what is compared
 hf.our_shapes = functools.lru_cache(maxsize=32)(

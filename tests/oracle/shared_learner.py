@@ -28,10 +28,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cxr_jax import learner, losses, optim, policy, sharding, trainable
+from cxr_jax import learner, losses, optim, policy, trainable
 from cxr_jax.data.preprocess import patchify
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.config import Config, TextConfig, VisionConfig
+from cxr_jax.runtime import layout as runtime_layout
 from experiments import rl as experiment
 
 GRID, V = (1, 4, 4), 50  # 4 image tokens
@@ -280,7 +281,7 @@ def check_learner(seed: int, c: Case, mesh=None) -> tuple[float, float]:
         "kept": np.arange(P),
     }
     state = optim.init_state(tx, {"model": jax.tree.map(jnp.array, c.params)})
-    layout = sharding.Layout(mesh)
+    layout = runtime_layout.Layout(mesh)
     rows = layout.batch({"batch": batch, "ro": {k: v for k, v in ro.items() if k != "kept"}})
     ro = {**rows["ro"], "kept": ro["kept"]}
     state, metrics = layout.on(learn)(layout.state(state), {}, rows["batch"], ro, other)
@@ -353,8 +354,8 @@ def check_sharded(seed: int, devices: int) -> list[tuple[float, float]]:
     results.append(compare(f"seed {seed}, {devices} devices, shard_map", c, got, want))
     if c.data["image"].shape[1] == 1:
         for mesh in (
-            sharding.mesh(devices, 1, 1),
-            sharding.mesh(1, devices, 1),
+            runtime_layout.mesh(devices, 1, 1),
+            runtime_layout.mesh(1, devices, 1),
         ):  # copies of the weights; FSDP
             results.append(check_learner(seed, c, mesh))
     return results

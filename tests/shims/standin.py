@@ -20,7 +20,7 @@ print(json.dumps({"rank": rank, "args": sys.argv[1:], "place": place}), flush=Tr
 folder = pathlib.Path(flags["workdir"])
 folder.mkdir(parents=True, exist_ok=True)
 if "config.sum" in flags:
-    from cxr_jax import processes
+    from cxr_jax.runtime import processes
 
     processes.start()
     import jax

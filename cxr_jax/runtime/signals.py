@@ -12,11 +12,11 @@ import signal
 import sys
 import threading
 
-from cxr_jax import processes
-from cxr_jax.errors import RunFailed
+from cxr_jax.errors import RunFailedError
+from cxr_jax.runtime import processes
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """Raised out of a loop that was asked to stop; the program saves and returns."""
 
 
@@ -91,13 +91,13 @@ class Stop:
         if processes.agree(self.requested is not None):
             self._heard.set()
             self.requested = self.requested or "a signal to another process"
-            raise Stopped(self.requested)
+            raise StoppedError(self.requested)
 
     def poll(self) -> None:
         """Raises Stopped if a signal has come to this process, the only one; several wait for the next `check`."""
         if self.requested and processes.count() == 1:
             self._heard.set()
-            raise Stopped(self.requested)
+            raise StoppedError(self.requested)
 
     def close(self) -> None:
         """Signals do again what they did before, and nothing watches the time."""
@@ -135,7 +135,7 @@ class Skips:
             self._good = step  # at the latest
         self._step, self._skipped = step, skipped
         if self._limit and step - self._good >= self._limit:
-            raise RunFailed(
+            raise RunFailedError(
                 f"the gradients of the last {step - self._good} steps were not finite "
                 f"(config.max_skipped={self._limit}): the learning rate may be too high, or the weights "
                 f"damaged; the parameters are those of step {self._good}"

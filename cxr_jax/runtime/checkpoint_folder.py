@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cxr_jax import array_hash
-from cxr_jax.optim import path_string
+from cxr_jax.runtime import array_hash
+from cxr_jax.runtime.trees import path_string
 
 
-class Damaged(ValueError):
+class DamagedError(ValueError):
     """A file of a checkpoint is not as it was written."""
 
 
@@ -62,7 +62,7 @@ def read_json(folder: str) -> tuple[dict, dict]:
         ocp.JsonCheckpointHandler().restore(Path(folder) / item) for item in ("meta", "contents")
     )
     if contents["crc32"] != _crc32(meta, contents):
-        raise Damaged("meta and contents do not match their checksum")
+        raise DamagedError("meta and contents do not match their checksum")
     return meta, contents["arrays"]
 
 

@@ -19,7 +19,7 @@ import zlib
 
 import numpy as np
 
-from cxr_jax.errors import RunFailed, UserError
+from cxr_jax.errors import RunFailedError, UserError
 
 _joined = _leaving_together = False
 PORT = "8476"  # pinned: JAX's own default has moved between releases, past firewall rules (jax issue 35905)
@@ -57,7 +57,7 @@ def start() -> None:
             or "unknown"
         )
         who = f"process {place.get('process_id', '?')} of {place.get('num_processes', '?')}"
-        raise RunFailed(
+        raise RunFailedError(
             f"{who}: not all processes met at the coordinator {where} within {seconds[0]} s. Was every one started, "
             f"with the same variables? Can all reach that port (firewall)? Is it free there? ({_first_line(e)})"
         ) from e
@@ -178,7 +178,7 @@ def together(action):
     return result
 
 
-def whole(tree):
+def gather_to_host(tree):
     """The tree as NumPy arrays, on every process."""
     import jax
     from jax.experimental import multihost_utils

@@ -24,9 +24,9 @@ import jax
 import orbax.checkpoint as ocp
 from jax._src import distributed  # the processes' key-value store has no public name
 
-from cxr_jax import array_hash, processes
-from cxr_jax import checkpoint_folder as on_disk
-from cxr_jax.errors import RunFailed, UserError
+from cxr_jax.errors import RunFailedError, UserError
+from cxr_jax.runtime import array_hash, processes
+from cxr_jax.runtime import checkpoint_folder as on_disk
 
 # Orbax logs errors with their tracebacks, from its own threads; here they become one line of one exception.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
@@ -53,7 +53,7 @@ def _quiet(unraisable, hook=sys.unraisablehook):
 sys.unraisablehook = _quiet
 
 
-class SaveFailed(RunFailed, RuntimeError):
+class SaveFailedError(RunFailedError, RuntimeError):
     """A checkpoint could not be written. One line: the folder and the reason. Those from before stay loadable."""
 
 
@@ -88,7 +88,7 @@ class Checkpoints:
                 _manager(os.path.join(self._root, name), barrier) for name in ("last", "best")
             )
         except OSError as e:
-            raise SaveFailed(f"{self._root}: cannot be written ({e.strerror or e})") from e
+            raise SaveFailedError(f"{self._root}: cannot be written ({e.strerror or e})") from e
 
     def save(self, step: int, state: dict, meta: dict) -> None:
         """Saves the whole state at `step` with JSON-able `meta`. A step that is already saved is left alone."""
@@ -228,7 +228,7 @@ class Checkpoints:
                 flush=True,
             )
 
-    def _failed(self, name, manager, step, error) -> SaveFailed:
+    def _failed(self, name, manager, step, error) -> SaveFailedError:
         """The exception for it; clears away what was half written, so that its disk space is free again."""
         with contextlib.suppress(Exception):  # Orbax raises in each thread what `error` says
             manager.wait_until_finished()
@@ -242,7 +242,7 @@ class Checkpoints:
                 time.sleep(0.2)  # arrays that were on their way may have made it anew
             self._tidy()
         manager.reload()
-        return SaveFailed(
+        return SaveFailedError(
             f"{os.path.join(self._root, name)}: the checkpoint of step {step} could not be saved: "
             f"{_reason(error)}; those before it are not touched"
         )
@@ -261,7 +261,7 @@ class Checkpoints:
             except Exception as e:  # noqa: BLE001 - whatever is wrong with it, the one before may be good
                 damage = (
                     f"{type(e).__name__}: {e}"
-                    if isinstance(e, on_disk.Damaged)
+                    if isinstance(e, on_disk.DamagedError)
                     else type(e).__name__
                 )
             if processes.agree(other is not None):
@@ -327,7 +327,7 @@ def _manager(folder, barrier):
     return ocp.CheckpointManager(folder, options=options)
 
 
-class _PeerFailed(Exception):
+class _PeerFailedError(Exception):
     """Another process could not write its part."""
 
 
@@ -357,7 +357,7 @@ class _Barrier:
             ]
             self._broken = any(other != key for other in met)
         if self._broken:
-            raise _PeerFailed
+            raise _PeerFailedError
         if turn:  # all have come to this turn, so all have read the last
             store.key_value_delete(place(turn - 1, me))
 
@@ -375,6 +375,6 @@ def _reason(error) -> str:
         if found := re.search(known, str(e)):
             return found[0]
         e = e.__cause__ or e.__context__
-    if error is None or isinstance(error, _PeerFailed):
+    if error is None or isinstance(error, _PeerFailedError):
         return "another process could not write its part, and says why"
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"

@@ -12,6 +12,7 @@ import subprocess
 import time
 
 from cxr_jax.errors import UserError
+from cxr_jax.runtime.whole_files import write_json
 
 MAY_CHANGE = (
     "mesh.",
@@ -147,20 +148,6 @@ def _lock(file, path):
         raise UserError(f"--workdir={path}: another run is using it") from e
     except OSError as e:
         raise UserError(f"--workdir={path}: cannot be locked ({e.strerror})") from e
-
-
-def write_json(path: str, obj) -> None:
-    """Writes JSON by a temporary file and a rename: never half a file."""
-    tmp = f"{path}.tmp{os.getpid()}"
-    try:
-        with open(tmp, "w") as f:
-            json.dump(obj, f, indent=2)
-            f.write("\n")
-        os.replace(tmp, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.remove(tmp)
-        raise
 
 
 def _git(*args) -> str:

@@ -1,43 +1,19 @@
-"""Where each array of a run lies on a mesh: one ordered table, paths to logical axes; one map, those to mesh axes.
-
-The rules name the last axes of an array; those before (stacked layers) are never divided. Optimizer moments, masters
-and what is fixed have the paths of their parameters in their own, so they follow. FSDP: every large matrix is divided
-over `fsdp` along the model's width, and gathered where it is used; `tensor` divides heads, hidden units and the
-vocabulary. The vision tower, a fifth of the 3B model, is divided over `fsdp` only: its 3,420 units do not divide.
-"""
+"""How arrays lie on devices: the mesh of a run, and what is divided over it."""
 
 import contextlib
 import functools
-import re
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from cxr_jax import processes
 from cxr_jax.errors import UserError
-from cxr_jax.optim import path_string
-from cxr_jax.rows import BATCH_AXES, row_axes
+from cxr_jax.runtime import processes
+from cxr_jax.runtime.batch_rows import BATCH_AXES
+from cxr_jax.runtime.sharding import batch_shardings, shardings
 
 AXES = ("data", "fsdp", "tensor")
-
-LOGICAL_TO_MESH = {"width": "fsdp", "heads": "tensor", "hidden": "tensor", "vocab": "tensor"}
-
-# (pattern of a path, logical axes of the last dimensions); the first that matches holds.
-RULES = (
-    (r"/lora/|^lora/|/locate/|^locate/", ()),  # small: everywhere
-    (r"/(norm\d?|bias|pool_scale|pool_bias)(/|$)", ()),
-    (r"text/embed/embedding$", ("vocab", "width")),
-    (r"text/head/kernel$", ("width", "vocab")),
-    (r"text/layers/attn/[qkv]/kernel$", ("width", "heads")),
-    (r"text/layers/attn/o/kernel$", ("heads", "width")),
-    (r"text/layers/mlp/(gate|up)/kernel$", ("width", "hidden")),
-    (r"text/layers/mlp/down/kernel$", ("hidden", "width")),
-    (r"vision/(patch_embed/proj|blocks/mlp/down)/kernel$", (None, "width")),
-    (r"vision/(blocks|merger)/.*kernel$", ("width", None)),
-    (r"(^|/)\.?(step|skipped|count)$", ()),
-)
 
 
 def mesh(data: int, fsdp: int, tensor: int, devices=None) -> jax.sharding.Mesh:
@@ -62,86 +38,6 @@ def mesh(data: int, fsdp: int, tensor: int, devices=None) -> jax.sharding.Mesh:
         why = "does not fit how the devices are wired"
         raise UserError(f"config.mesh: {asked} (data x fsdp x tensor) {why}: {e}") from e
     return jax.sharding.Mesh(placed, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
-
-
-def spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionSpec:
-    """The partition of the array at `path`. sizes: devices along each mesh axis.
-
-    Raises UserError for a path that no rule covers, and for a dimension that does not divide.
-    """
-    logical = next((axes for pattern, axes in RULES if re.search(pattern, path)), None)
-    if logical is None:
-        raise UserError(f"sharding: no rule covers the parameter {path}")
-    logical = (None,) * (len(shape) - len(logical)) + logical
-    mesh_axes = [LOGICAL_TO_MESH.get(a) for a in logical]
-    used = [a for a in mesh_axes if a]
-    if len(used) != len(set(used)):
-        raise UserError(
-            f"sharding: {path} would be divided over the same mesh axis twice: {mesh_axes}"
-        )
-    for size, axis in zip(shape, mesh_axes, strict=True):
-        if axis and size % sizes[axis]:
-            raise UserError(
-                f"sharding: {path} {list(shape)}: {size} does not divide by {axis}={sizes[axis]}"
-            )
-    return PartitionSpec(*mesh_axes)
-
-
-def gathered(params: dict, dtype) -> dict:
-    """Parameters of the model in the type of the computation, whole on every device but for `tensor`; as they are where
-    `fsdp` divides none.
-
-    For loops that use them at every turn. Left to itself, the compiler divides the products of a decode loop by the
-    weights' features and adds up all rows' parts on every device, for every token.
-    """
-    on = jax.sharding.get_abstract_mesh()
-    if "fsdp" not in row_axes(on) or on.shape["fsdp"] == 1:
-        return params
-
-    def whole(path, x):
-        path = path_string(path)
-        axes = (
-            ()
-            if "/lora_" in path
-            else [a if a == "tensor" else None for a in spec(path, x.shape, dict(on.shape))]
-        )
-        return jax.lax.with_sharding_constraint(x.astype(dtype), PartitionSpec(*axes))
-
-    return jax.tree_util.tree_map_with_path(whole, params)
-
-
-def shardings(tree, on: jax.sharding.Mesh):
-    """NamedSharding of every leaf of a train state, of parameters, or of what is fixed."""
-    sizes = dict(on.shape)
-    return jax.tree_util.tree_map_with_path(
-        lambda p, x: NamedSharding(on, spec(path_string(p), np.shape(x), sizes)), tree
-    )
-
-
-def batch_shardings(batch, on: jax.sharding.Mesh):
-    """NamedSharding of every leaf of a batch: rows (axis 0; axis 1 of the prompts' positions) over data and fsdp."""
-
-    def one(path, x):
-        rows_on = 1 if path_string(path).endswith("prompts/positions") else 0
-        return NamedSharding(
-            on, PartitionSpec(*[None] * rows_on, BATCH_AXES) if x.ndim else PartitionSpec()
-        )
-
-    return jax.tree_util.tree_map_with_path(one, batch)
-
-
-def laid_out(tree):
-    """A train state, or gradients, where RULES say, on the mesh that `jax.set_mesh` has set, if any.
-
-    Said of what a step gives out, so that it goes into the next one as it came.
-    """
-    on = jax.sharding.get_abstract_mesh()
-    if on.empty:
-        return tree
-    place = lambda p, x: jax.lax.with_sharding_constraint(
-        x, spec(path_string(p), x.shape, dict(on.shape))
-    )
-    return jax.tree_util.tree_map_with_path(place, tree)
 
 
 class Layout:
