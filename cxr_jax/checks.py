@@ -15,7 +15,7 @@ from cxr_jax import losses, pretrained, trainable
 from cxr_jax.data import batching, phantom
 from cxr_jax.data import tokenizer as tokenizers
 from cxr_jax.errors import UserError
-from cxr_jax.labels import parser
+from cxr_jax.labels import answers
 from cxr_jax.models import chat, hf, loaded
 
 WHOLE = {
@@ -225,7 +225,7 @@ def model(config, size: int, prompts: dict) -> None:
     if (last := max(vocab.values())) >= cfg.text.vocab_size:
         raise refuse(f"the tokenizer has ids up to {last}, the model embeds {cfg.text.vocab_size}")
     try:
-        parser.TokenBytes.from_tokenizer(tok)
+        answers.TokenBytes.from_tokenizer(tok)
     except UserError as e:
         raise refuse(e) from None
     unit, most = (

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax.errors import UserError
-from cxr_jax.labels.parser import TokenBytes
-from cxr_jax.labels.readers import ANSWER, END_ANSWER, END_THINK, TAGS, THINK
+from cxr_jax.labels.answer_machines import ANSWER, END_ANSWER, END_THINK, TAGS, THINK
+from cxr_jax.labels.answers import TokenBytes
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 
 SEPARATORS = (b"", b"\n", b"\n\n")  # what may stand between </think> and <answer>

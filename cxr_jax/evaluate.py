@@ -13,7 +13,7 @@ import numpy as np
 from cxr_jax import checks, policy, pretrained, report, rewards, scoring, trainable
 from cxr_jax.data import batching, tokenizer
 from cxr_jax.data.preprocess import patchify
-from cxr_jax.labels import parser, reports
+from cxr_jax.labels import answers, report_text
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.runtime import processes, sharding
 from cxr_jax.runtime.layout import ONE_DEVICE
@@ -104,7 +104,7 @@ class Reader:
         self.tok, self.prompts, self.poll, self.layout = tok, prompts, poll, layout
         self.batch_size = -(-batch_size // layout.shards) * layout.shards
         special = tokenizer.special_ids(tok, cfg.text.vocab_size)
-        table = parser.TokenBytes.from_tokenizer(tok)
+        table = answers.TokenBytes.from_tokenizer(tok)
         c = prompts.max_completion
 
         @jax.jit
@@ -121,14 +121,14 @@ class Reader:
                 max_new_tokens=c,
                 temperature=0.0,
             )
-            parsed = parser.parse_tokens(out["tokens"], out["lengths"], table, c * BYTES_PER_TOKEN)
+            parsed = answers.parse_tokens(out["tokens"], out["lengths"], table, c * BYTES_PER_TOKEN)
             return out["tokens"], out["lengths"], parsed["answer"], parsed["format"]
 
-        bank = reports.bank(None, lexicon)
+        bank = report_text.bank(None, lexicon)
 
         @jax.jit
         def trace(tokens, lengths, data):
-            truth = reports.Truth.of(
+            truth = report_text.Truth.of(
                 data["solution"] & ~data["hedged"], data["hedged"], data["sides"]
             )
             parsed = rewards.read_tokens(tokens, lengths, table, c * BYTES_PER_TOKEN, bank, truth)

@@ -147,12 +147,12 @@ def _rl(config, s):
 
     from cxr_jax import learner, rollout, stages
     from cxr_jax.data import phantom
-    from cxr_jax.labels import parser, reports
+    from cxr_jax.labels import answers, report_text
 
     r, c = config.rl, config.max_completion
     state, fixed = s.state({})
-    table = parser.TokenBytes.from_tokenizer(s.tok)
-    bank = reports.bank(None, phantom.LEXICON if config.data.source == "phantom" else None)
+    table = answers.TokenBytes.from_tokenizer(s.tok)
+    bank = report_text.bank(None, phantom.LEXICON if config.data.source == "phantom" else None)
     drawn = r.prompts_per_step * r.oversample
     labels = {k: _array((drawn, 14), "bool") for k in ("solution", "known", "hedged")}
     labels["sides"] = _array((drawn, 14, 2), "bool")

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax.errors import UserError
-from cxr_jax.labels import parser, reports
+from cxr_jax.labels import answers as labels_answers
+from cxr_jax.labels import report_text
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, NOT_MENTIONED, PARENTS, PATHOLOGY
-from cxr_jax.labels.texts import map_texts
+from cxr_jax.labels.text_batches import map_texts
 
 TERMS = (
     "accuracy",
@@ -58,25 +59,27 @@ _LOWER = {name.lower(): i for i, name in enumerate(CHEXPERT_14)}
 
 
 def read_bytes(
-    stream, sizes, bank: reports.Bank, truth: reports.Truth | None = None
-) -> parser.Parsed:
+    stream, sizes, bank: report_text.Bank, truth: report_text.Truth | None = None
+) -> labels_answers.Parsed:
     """`parser.parse_bytes`, and under "trace" what `labels.reports.read_bytes` makes of the text before the answer."""
-    parsed = parser.parse_bytes(stream, sizes)
-    trace = reports.read_bytes(stream, parsed["trace_length"], bank, truth)
+    parsed = labels_answers.parse_bytes(stream, sizes)
+    trace = report_text.read_bytes(stream, parsed["trace_length"], bank, truth)
     return parsed | {"trace": trace if truth is None else trace | {"truth": truth}}
 
 
 def read_tokens(
-    tokens, lengths, table: parser.TokenBytes, max_bytes: int, bank, truth=None
-) -> parser.Parsed:
+    tokens, lengths, table: labels_answers.TokenBytes, max_bytes: int, bank, truth=None
+) -> labels_answers.Parsed:
     """`read_bytes` of the decoded tokens int [B, N], of which the first lengths [B] count, and "repeated" float32 [B],
     see `repeated`. max_bytes is static."""
-    parsed = read_bytes(*parser.tokens_to_bytes(tokens, lengths, table, max_bytes), bank, truth)
+    parsed = read_bytes(
+        *labels_answers.tokens_to_bytes(tokens, lengths, table, max_bytes), bank, truth
+    )
     return parsed | {"repeated": repeated(tokens, lengths)}
 
 
 def reward_terms(
-    parsed: parser.Parsed,
+    parsed: labels_answers.Parsed,
     solution,
     lengths=None,
     *,
@@ -177,9 +180,9 @@ def _trace_terms(parsed) -> dict[str, jax.Array]:
     return terms
 
 
-def _against(truth: reports.Truth, trace, affirmed) -> dict[str, jax.Array]:
+def _against(truth: report_text.Truth, trace, affirmed) -> dict[str, jax.Array]:
     """trace_findings and trace_coverage, float32 [B]."""
-    bits = reports.to_bits
+    bits = report_text.to_bits
     present, absent = bits(truth.present), ~bits(truth.present | truth.hedged)
     right, left = bits(truth.sides >> 16), bits(truth.sides)
     # A parent is named in summaries, and placed by its children.
@@ -239,7 +242,7 @@ def combine(terms: Mapping[str, jax.Array], weights: Mapping[str, float]) -> jax
 
 def modal_share(answers) -> jax.Array:
     """The share of rows of bool [N, 14] that are the most frequent row: 1 for a policy that always says the same."""
-    codes = jnp.sort(reports.to_mask(answers))
+    codes = jnp.sort(report_text.to_mask(answers))
     last = jnp.searchsorted(codes, codes, side="right")
     return jnp.max(last - jnp.searchsorted(codes, codes, side="left")) / codes.shape[0]
 
@@ -277,7 +280,7 @@ def score(
                 "score: lengths are not whole numbers of tokens, from 0 to 2^31 - 1, one a text"
             )
     mask = solution_mask(solutions)
-    bank = jax.device_put(reports.bank())
+    bank = jax.device_put(report_text.bank())
     parsed = map_texts(
         lambda stream, sizes, solution: _read_for_score(stream, sizes, solution, bank), texts, mask
     )
@@ -291,7 +294,7 @@ def score(
 @jax.jit
 def _read_for_score(stream, sizes, solution, bank):
     """`read_bytes` with a solution of which no side is known."""
-    truth = reports.Truth.of(
+    truth = report_text.Truth.of(
         solution, jnp.zeros_like(solution), jnp.zeros((*solution.shape, 2), bool)
     )
     return read_bytes(stream, sizes, bank, truth)

@@ -16,7 +16,7 @@ import numpy as np
 from cxr_jax import evaluate, optim, policy, pretrained, report, report_groups, rl_checks, trainable
 from cxr_jax.alarms import Alarms
 from cxr_jax.data import batching, tokenizer
-from cxr_jax.labels import parser, reports
+from cxr_jax.labels import answers, report_text
 from cxr_jax.learner import make_learn
 from cxr_jax.metrics import Compilations, MetricsWriter, Progress
 from cxr_jax.rollout import make_rollout, rollout_metrics
@@ -65,7 +65,7 @@ def run(config, workdir, stop, layout) -> dict:
     start_model = pretrained.start(config)
     cfg, tok = start_model.cfg, start_model.tokenizer
     special = tokenizer.special_ids(tok, cfg.text.vocab_size)
-    table = parser.TokenBytes.from_tokenizer(tok)
+    table = answers.TokenBytes.from_tokenizer(tok)
     sources = evaluate.sources(config)
     train_source = sources.train
     grid = evaluate.grid_of(train_source.size, cfg)
@@ -122,7 +122,7 @@ def run(config, workdir, stop, layout) -> dict:
     baselines = evaluate.constant_baselines(sources)
     alarms = Alarms(meta["first"])
 
-    bank = reports.bank(None, train_source.lexicon)
+    bank = report_text.bank(None, train_source.lexicon)
     rollout = layout.on(make_rollout(config, cfg, grid, special, table, what, bank))
     learn = layout.on(make_learn(config, cfg, grid, special, tx, what))
     make = make_batch_fn(

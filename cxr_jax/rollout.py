@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from cxr_jax import evaluate, losses, policy, rewards
 from cxr_jax.data.preprocess import patchify
-from cxr_jax.labels import reports
+from cxr_jax.labels import report_text
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.runtime import sharding
 
@@ -73,7 +73,7 @@ def make_rollout(config, cfg, grid, special, table, what, bank):
             table,
             config.max_completion * evaluate.BYTES_PER_TOKEN,
             bank,
-            reports.Truth.of(solution & ~hedged, hedged, of_each("sides")),
+            report_text.Truth.of(solution & ~hedged, hedged, of_each("sides")),
         )
         terms = rewards.reward_terms(
             parsed,

@@ -58,9 +58,6 @@ if __name__ == "__main__":
     # No JAX array is made here: its threads would not survive the fork.
     from transformers import AutoTokenizer  # noqa: F401
 
-    from cxr_jax import (
-        main,
-        sft,  # noqa: F401
-    )
+    from cxr_jax import main
 
     print("\n" + json.dumps([_one(argv) for argv in json.load(sys.stdin)]))

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from oracle_reports import AFFIRMED, HEDGED, START, STRENGTH, UNMENTIONED, Reader, expansions
 
-from cxr_jax.labels import CHEXPERT_14, lexicon, reports
+from cxr_jax.labels import CHEXPERT_14, lexicon, report_text
 
 BATCH, WIDTH, LONGEST = 256, 512, 400  # one shape, so that one program is compiled
 FIELDS = ("state", "right", "left", "other", "claims", "wrong")
@@ -221,7 +221,7 @@ def draw_truth(rng: random.Random) -> dict:
     return {"present": some(share), "hedged": some(0.2), "sides": sides}
 
 
-def masks(truths: list[dict]) -> reports.Truth:
+def masks(truths: list[dict]) -> report_text.Truth:
     bit = lambda label: 1 << CHEXPERT_14.index(label)
     of = lambda labels: sum(map(bit, labels))
     side = {"right": RIGHT, "left": LEFT}
@@ -229,7 +229,7 @@ def masks(truths: list[dict]) -> reports.Truth:
         sum(bit(label) * sum(map(side.get, s)) for label, s in t["sides"].items()) for t in truths
     ]
     rows = [of(t["present"]) for t in truths], [of(t["hedged"]) for t in truths], pairs
-    return reports.Truth(*(np.array(x, np.int32) for x in rows))
+    return report_text.Truth(*(np.array(x, np.int32) for x in rows))
 
 
 def is_false(claim, truth) -> bool:
@@ -272,7 +272,7 @@ def packed(texts: list[bytes], rows: int = BATCH, width: int = WIDTH):
     return stream, np.array([*map(len, texts), *[0] * (rows - len(texts))], np.int32)
 
 
-PROGRAM = jax.jit(reports.read_bytes)
+PROGRAM = jax.jit(report_text.read_bytes)
 
 
 class Pair:
@@ -283,7 +283,7 @@ class Pair:
         with open(path or lexicon.DEFAULT, "rb") as file:
             self.data = tomllib.load(file)
         self.reader, self.texts = Reader(self.data), Texts(self.data)
-        self.bank = jax.device_put(reports.bank(self.path))
+        self.bank = jax.device_put(report_text.bank(self.path))
 
     def device(self, texts: list[bytes], truths: list[dict]) -> list[tuple]:
         """The values of `FIELDS` for up to `BATCH` texts."""

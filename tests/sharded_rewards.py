@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cxr_jax import rewards
-from cxr_jax.labels import parser, reports
+from cxr_jax.labels import answers, report_text
 
 TEXTS = [
     "<think>Small left effusion. No pneumothorax. Possible edema.</think><answer>Pleural Effusion</answer>",
@@ -20,18 +20,18 @@ TEXTS = [
 
 
 def main() -> None:
-    table = parser.TokenBytes.from_pieces([bytes([b]) for b in range(256)])
+    table = answers.TokenBytes.from_pieces([bytes([b]) for b in range(256)])
     tokens = np.zeros((len(TEXTS), 320), np.int32)
     lengths = np.array([len(t) for t in TEXTS], np.int32)
     for row, text in zip(tokens, TEXTS, strict=True):
         row[: len(text)] = list(text.encode())
     solution = np.zeros((len(TEXTS), 14), bool)
     solution[:, 10] = True
-    truth = reports.Truth.of(solution, ~solution, np.ones((*solution.shape, 2), bool))
+    truth = report_text.Truth.of(solution, ~solution, np.ones((*solution.shape, 2), bool))
 
     @jax.jit
     def terms(tokens, lengths, solution, truth):
-        parsed = rewards.read_tokens(tokens, lengths, table, 400, reports.bank(), truth)
+        parsed = rewards.read_tokens(tokens, lengths, table, 400, report_text.bank(), truth)
         return rewards.reward_terms(parsed, solution, lengths, max_length=300, limit=320)
 
     one = terms(*jax.device_put((tokens, lengths, solution, truth), jax.devices()[0]))

@@ -15,7 +15,7 @@ from cxr_jax.data import batching
 from cxr_jax.data.phantom import readers
 from cxr_jax.data.phantom.constants import F
 from cxr_jax.errors import UserError
-from cxr_jax.labels import parser
+from cxr_jax.labels import answers as labels_answers
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
 from cxr_jax.runtime.signals import StoppedError
 
@@ -179,7 +179,7 @@ def test_readers_miss_small_findings_and_never_invent():
     answers = {}
     for miss in (0.0, 0.75, 1.0):
         texts = batching.PhantomSource("A", "train", 5, miss).targets(batch, indices)
-        answers[miss] = np.asarray(parser.parse_texts(texts)["answer"])
+        answers[miss] = np.asarray(labels_answers.parse_texts(texts)["answer"])
     assert np.array_equal(answers[0.0], batch["solution"])
     findings = np.arange(14) != INDEX["No Finding"]
     for few, many in ((1.0, 0.75), (0.75, 0.0)):
@@ -252,7 +252,7 @@ def _mask(*names):
 
 
 def test_unknown_labels_count_for_nothing():
-    parsed = parser.parse_texts(["<think>x</think><answer>Edema, Fracture</answer>"])
+    parsed = labels_answers.parse_texts(["<think>x</think><answer>Edema, Fracture</answer>"])
     terms = lambda solution, known: rewards.reward_terms(parsed, solution, known=known)
     score = lambda solution, known: float(terms(solution, known)["accuracy"][0])
     everything = np.ones((1, len(CHEXPERT_14)), bool)

@@ -14,8 +14,8 @@ from cxr_jax import answer_tree, constrained, sampling
 from cxr_jax.data import tokenizer
 from cxr_jax.data.phantom import report
 from cxr_jax.errors import UserError
-from cxr_jax.labels import parser
-from cxr_jax.labels.parser import TokenBytes
+from cxr_jax.labels import answers as labels_answers
+from cxr_jax.labels.answers import TokenBytes
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.config import Config, TextConfig, VisionConfig
@@ -332,7 +332,7 @@ def test_an_untrained_model_writes_only_valid_answers(phantom, temperature):
         constraint=c,
     )
     assert np.asarray(out["finished"]).all()
-    parsed = parser.parse_tokens(out["tokens"], out["lengths"], table, 1024)
+    parsed = labels_answers.parse_tokens(out["tokens"], out["lengths"], table, 1024)
     parsed = {k: np.asarray(v) for k, v in parsed.items()}
     assert not parsed["overflow"].any()
     assert (

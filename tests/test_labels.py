@@ -11,7 +11,7 @@ from test_rewards import good, small_tokenizer
 
 import cxr_jax.labels
 from cxr_jax.errors import UserError
-from cxr_jax.labels import CHEXPERT_14, automaton, parser, readers
+from cxr_jax.labels import CHEXPERT_14, answer_machines, answers, automaton
 
 ALL_CHARS = [chr(c) for c in range(sys.maxunicode + 1) if not 0xD800 <= c < 0xE000]
 
@@ -28,7 +28,7 @@ def test_whitespace_is_pythons():
     """Over all code points: what strip() strips, what \\s matches, and our set are one."""
     stripped = {c.encode() for c in ALL_CHARS if not c.strip()}
     matched = {c.encode() for c in re.findall(r"\s", "".join(ALL_CHARS))}
-    assert stripped == matched == readers.WHITESPACE
+    assert stripped == matched == answer_machines.WHITESPACE
 
 
 def test_folds_are_pythons():
@@ -36,7 +36,7 @@ def test_folds_are_pythons():
     folds = {
         c.encode(): c.lower().encode() for c in ALL_CHARS if not c.isascii() and c.lower().isascii()
     }
-    assert folds == readers.FOLDS
+    assert folds == answer_machines.FOLDS
     assert not [
         c for c in ALL_CHARS if c.lower() != c and any(x in ",<>" or x.isspace() for x in c.lower())
     ]
@@ -44,7 +44,7 @@ def test_folds_are_pythons():
 
 def test_kelvin_sign_folds_in_names_that_have_a_k():
     """None of the 14 has a k, but the machine must be right for any list of names."""
-    machine = readers.answer_machine(["kerley", "kink"])
+    machine = answer_machines.answer_machine(["kerley", "kink"])
     texts = [
         "Kerley",
         "\u212aerley",
@@ -88,7 +88,7 @@ def test_every_name_alone():
 
 def test_outputs():
     got = jax.device_get(
-        parser.parse_bytes(*rows([good("No Finding, x, y, ,Edema"), "<answer>x,y", "<think>" * 3]))
+        answers.parse_bytes(*rows([good("No Finding, x, y, ,Edema"), "<answer>x,y", "<think>" * 3]))
     )
     np.testing.assert_array_equal(got["n_unknown"], [2, 0, 0])
     np.testing.assert_array_equal(got["has_answer"], [True, False, False])
@@ -100,15 +100,15 @@ def test_outputs():
 def test_only_the_first_length_bytes_count():
     stream, lengths = rows([good("edema") + "</answer>", good("edema")])
     lengths[0] -= len("</answer>")
-    got = jax.device_get(parser.parse_bytes(stream, lengths))
+    got = jax.device_get(answers.parse_bytes(stream, lengths))
     assert got["format"].all() and (got["tag_counts"] == 1).all() and not got["overflow"].any()
-    assert parser.parse_bytes(stream[:, :20], lengths)["overflow"].all()
+    assert answers.parse_bytes(stream[:, :20], lengths)["overflow"].all()
 
 
 def test_vmap_and_long_text():
     stream, lengths = rows([good("edema", "long " * 3000), good("edema,fracture")])
-    flat = parser.parse_bytes(stream, lengths)
-    mapped = jax.vmap(parser.parse_bytes)(stream[:, None], lengths[:, None])
+    flat = answers.parse_bytes(stream, lengths)
+    mapped = jax.vmap(answers.parse_bytes)(stream[:, None], lengths[:, None])
     for key in flat:
         np.testing.assert_array_equal(flat[key], mapped[key][:, 0])
     assert flat["format"].all()
@@ -119,7 +119,7 @@ def test_vmap_and_long_text():
 
 def test_token_table_spells_every_id():
     tok = small_tokenizer()
-    table = parser.TokenBytes.from_tokenizer(tok)
+    table = answers.TokenBytes.from_tokenizer(tok)
     special = {i for i, t in tok.get_added_tokens_decoder().items() if t.special}
     assert special
     for i in range(tok.get_vocab_size()):
@@ -129,11 +129,11 @@ def test_token_table_spells_every_id():
 
 
 def test_tokens_to_bytes_budget_and_unknown_ids():
-    table = parser.TokenBytes.from_pieces([b"", b"ab", b"\xe2", b"<answer>"])
+    table = answers.TokenBytes.from_pieces([b"", b"ab", b"\xe2", b"<answer>"])
     tokens = np.array([[1, 0, 3, -1, 2, 99, 1], [0, 0, 0, 0, 0, 0, 0]])
-    data, count = parser.tokens_to_bytes(tokens, np.array([6, 7]), table, 16)
+    data, count = answers.tokens_to_bytes(tokens, np.array([6, 7]), table, 16)
     assert bytes(np.asarray(data[0, :11])) == b"ab<answer>\xe2" and list(count) == [11, 0]
-    got = parser.parse_tokens(tokens, np.array([6, 7]), table, 10)
+    got = answers.parse_tokens(tokens, np.array([6, 7]), table, 10)
     assert list(got["overflow"]) == [True, False] and list(got["tag_counts"][0]) == [0, 0, 1, 0]
 
 
@@ -143,13 +143,13 @@ def test_a_tokenizer_that_is_not_byte_level_is_refused():
     tok = Tokenizer(models.BPE())
     tok.decoder = decoders.Metaspace()
     with pytest.raises(UserError, match="byte-level"):
-        parser.TokenBytes.from_tokenizer(tok)
+        answers.TokenBytes.from_tokenizer(tok)
 
 
 def test_speed():
     """128 texts of 700 bytes: measured under 1 ms; the bound is loose because test machines are shared."""
     stream, lengths = rows([good("Edema, Lung Opacity", "x" * 650)] * 128)
-    parse = jax.jit(parser.parse_bytes)
+    parse = jax.jit(answers.parse_bytes)
     jax.block_until_ready(parse(stream, lengths))
     best = 1.0
     for _ in range(20):

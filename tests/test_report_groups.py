@@ -15,7 +15,7 @@ from cxr_jax import report, report_groups
 from cxr_jax.data import phantom
 from cxr_jax.data.phantom import report as phantom_report
 from cxr_jax.errors import UserError
-from cxr_jax.labels import lexicon, reports, sentences
+from cxr_jax.labels import lexicon, report_text, sentences
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
 from cxr_jax.report_groups import Completion, Group, Sentence
 
@@ -38,7 +38,7 @@ def counts(read):
 def whole(texts, present, hedged, sides):
     """What `trace_false` counts: the parser over the whole trace."""
     traces = [sentences.trace_of(t).encode() for t in texts]
-    read = sentences._read(traces, reports.bank(None, MORE), present, hedged, sides)
+    read = sentences._read(traces, report_text.bank(None, MORE), present, hedged, sides)
     return read["wrong"], read["claims"]
 
 
@@ -71,7 +71,7 @@ def test_the_same_on_random_texts_of_the_lexicon():
         draw = fuzz_reports.Texts(tomllib.load(file)).draw
     texts = [b"".join(draw(rng)).decode("utf-8", "replace") for _ in range(256)]
     masks = fuzz_reports.masks([fuzz_reports.draw_truth(rng) for _ in texts])
-    bits = lambda mask: np.asarray(reports.to_bits(mask))
+    bits = lambda mask: np.asarray(report_text.to_bits(mask))
     truth = (
         bits(masks.present),
         bits(masks.hedged),

@@ -25,8 +25,8 @@ from fuzz_reports import (
 from oracle_reports import AFFIRMED, CHILDREN, DENIED, HEDGED, UNMENTIONED
 
 from cxr_jax.errors import UserError
-from cxr_jax.labels import CHEXPERT_14, parse_reports, read_reports, reports
-from cxr_jax.labels.parser import TokenBytes, tokens_to_bytes
+from cxr_jax.labels import CHEXPERT_14, parse_reports, read_reports, report_text
+from cxr_jax.labels.answers import TokenBytes, tokens_to_bytes
 
 N_FUZZ = int(os.environ.get("CXR_JAX_FUZZ_REPORTS", "7680"))
 SEED = int(os.environ.get("CXR_JAX_FUZZ_SEED", "1"))
@@ -131,8 +131,8 @@ def test_vmap_and_eager_are_as_jit(full):
     stream, lengths = packed(texts, 4, 96)
     truth = masks([draw_truth(random.Random(i)) for i in range(4)])
     want = jax.device_get(PROGRAM(stream, lengths, full.bank, truth))
-    assert_same(jax.device_get(reports.read_bytes(stream, lengths, full.bank, truth)), want)
-    rows = jax.vmap(lambda s, n, t: reports.read_bytes(s, n, full.bank, t), in_axes=(0, 0, 0))
+    assert_same(jax.device_get(report_text.read_bytes(stream, lengths, full.bank, truth)), want)
+    rows = jax.vmap(lambda s, n, t: report_text.read_bytes(s, n, full.bank, t), in_axes=(0, 0, 0))
     shaped = (stream[:, None], lengths[:, None], jax.tree.map(lambda x: x[:, None], truth))
     assert_same({k: v[:, 0] for k, v in jax.device_get(jax.jit(rows)(*shaped)).items()}, want)
 
@@ -179,7 +179,9 @@ def test_parents_count_what_is_affirmed_or_hedged_of_their_children():
             want += [[AFFIRMED, HEDGED, own, own] for own in (DENIED, UNMENTIONED)]
             expect = table.copy()
             expect[:, at] = np.ravel(want)
-            np.testing.assert_array_equal(reports.with_parents(table), expect, f"{parent}, {child}")
+            np.testing.assert_array_equal(
+                report_text.with_parents(table), expect, f"{parent}, {child}"
+            )
     got = read_reports(["possible left edema. no right opacity", "cardiomegaly"], parents=True)
     opacity, wide = (
         CHEXPERT_14.index("Lung Opacity"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cxr_jax import rewards
 from cxr_jax.errors import UserError
-from cxr_jax.labels import CHEXPERT_14, parser
+from cxr_jax.labels import CHEXPERT_14, answers
 
 N_FUZZ = int(
     os.environ.get("CXR_JAX_FUZZ", "24000")
@@ -42,7 +42,7 @@ def assert_same(got, texts, solutions, lengths):
 
 @jax.jit
 def _terms_of_bytes(stream, sizes, solution, lengths):
-    return rewards.reward_terms(parser.parse_bytes(stream, sizes), solution, lengths)
+    return rewards.reward_terms(answers.parse_bytes(stream, sizes), solution, lengths)
 
 
 def check_bytes(coded, solutions, lengths):

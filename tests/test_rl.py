@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from cxr_jax import evaluate, learner, losses, optim, policy, pretrained, rl, rollout, trainable
 from cxr_jax.data import batching, tokenizer
-from cxr_jax.labels import parser, reports
+from cxr_jax.labels import answers, report_text
 from cxr_jax.metrics import Compilations
 from experiments import rl as experiment
 
@@ -86,14 +86,14 @@ def step():
     batch = rl.make_batch_fn(config, source, prompts)(0)
     shown = batch.pop("shown")
     assert shown["prompts"] == [source.prompt] * 4 and len(set(shown["ids"])) == 4
-    table = parser.TokenBytes.from_tokenizer(m.tokenizer)
+    table = answers.TokenBytes.from_tokenizer(m.tokenizer)
     what = trainable.Trainable.of(config)
     train, fixed = what.split({"model": m.params}, None)
 
     def programs(parts):
         config.rl.micro_batches = parts
         roll = rollout.make_rollout(
-            config, m.cfg, grid, special, table, what, reports.bank(None, source.lexicon)
+            config, m.cfg, grid, special, table, what, report_text.bank(None, source.lexicon)
         )
         learn = learner.make_learn(config, m.cfg, grid, special, tx, what)
         again = lambda batch, step: roll(train, fixed, batch, step)

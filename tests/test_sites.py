@@ -11,7 +11,7 @@ from cxr_jax.data.phantom import constants as c
 from cxr_jax.data.phantom import scene, sites
 from cxr_jax.data.phantom.render import _soft
 from cxr_jax.errors import UserError
-from cxr_jax.labels import parser
+from cxr_jax.labels import answers
 
 INDICES = np.arange(
     8
@@ -71,7 +71,7 @@ def test_labels_sides_regions_and_texts_are_those_of_the_picture(batches):
     assert np.array_equal(exact.solutions(INDICES), batch["solution"])
     severity = batch["scene"]["severity"]
     assert np.array_equal(batch["regions"].max((2, 3)) > 0, severity > 0)
-    said = np.asarray(parser.parse_texts(exact.targets(batch, INDICES))["answer"])
+    said = np.asarray(answers.parse_texts(exact.targets(batch, INDICES))["answer"])
     assert np.array_equal(said, batch["solution"])
 
 

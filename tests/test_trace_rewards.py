@@ -17,9 +17,10 @@ from cxr_jax import rewards, rl
 from cxr_jax.data import phantom
 from cxr_jax.data.phantom import report
 from cxr_jax.errors import UserError
-from cxr_jax.labels import CHEXPERT_14, parser, reports
+from cxr_jax.labels import CHEXPERT_14, report_text
+from cxr_jax.labels import answers as labels_answers
 from cxr_jax.labels.taxonomy import PARENTS
-from cxr_jax.labels.texts import map_texts
+from cxr_jax.labels.text_batches import map_texts
 from cxr_jax.tools import exploits
 from experiments import rl as experiment
 
@@ -115,7 +116,7 @@ def test_repetition_equals_plain_python():
 
 
 def test_overlong_falls_to_the_limit():
-    parsed = parser.parse_bytes(np.zeros((5, 8), np.uint8), np.zeros(5, np.int32))
+    parsed = labels_answers.parse_bytes(np.zeros((5, 8), np.uint8), np.zeros(5, np.int32))
     lengths = np.array([0, 100, 150, 200, 300])
     terms = rewards.reward_terms(
         parsed, np.zeros((5, 14), bool), lengths, max_length=100, limit=200
@@ -170,10 +171,10 @@ def test_every_sentence_of_a_perfect_trace_agrees_with_its_scene(hospital):
         report.write(phantom.scene_row(scenes, i), hospital, np.random.default_rng(i))
         for i in range(n)
     ]
-    bank = jax.device_put(reports.bank(None, phantom.LEXICON))
+    bank = jax.device_put(report_text.bank(None, phantom.LEXICON))
     read = jax.jit(
-        lambda s, l, labels, sides: reports.read_bytes(
-            s, l, bank, reports.Truth.of(labels == 1, labels == -1, sides)
+        lambda s, l, labels, sides: report_text.read_bytes(
+            s, l, bank, report_text.Truth.of(labels == 1, labels == -1, sides)
         )
     )
     right = map_texts(read, [r.trace for r in written], labels, sides)
@@ -203,8 +204,8 @@ def test_the_same_on_rows_spread_over_devices():
 def test_what_is_not_known_of_a_label_counts_neither_way():
     """An unknown label is no reason to leave it out of the trace; an unknown side makes no denial of a side false."""
     text = "<think>Bilateral edema. Pneumonia.</think><answer>Edema, Pneumonia</answer>"
-    parsed = parser.parse_texts([text])
-    parsed["trace"] = reports.read_reports(["Bilateral edema. Pneumonia."])
+    parsed = labels_answers.parse_texts([text])
+    parsed["trace"] = report_text.read_reports(["Bilateral edema. Pneumonia."])
     solution = np.array([[name == "Pneumonia" for name in CHEXPERT_14]])
     known = np.array([[name != "Edema" for name in CHEXPERT_14]])
     terms = rewards.reward_terms(parsed, solution, known=known)
@@ -274,13 +275,13 @@ def test_a_tokenizer_that_cannot_write_the_tags_is_refused():
     tok = Tokenizer.from_str(small_tokenizer().to_str())
     tok.add_special_tokens([AddedToken("<answer>", special=True)])  # decoding drops it
     with pytest.raises(UserError, match="cannot write <answer>"):
-        parser.TokenBytes.from_tokenizer(tok)
+        labels_answers.TokenBytes.from_tokenizer(tok)
 
 
 @pytest.mark.parametrize("texts", ["edema", b"edema", {"edema": 1}, [None], [float("nan")]])
 def test_what_is_no_list_of_texts_is_refused(texts):
     with pytest.raises(UserError, match="^texts: "):
-        reports.read_reports(texts)
+        report_text.read_reports(texts)
 
 
 @pytest.mark.parametrize("lengths", [[-1], [1.5], [[1]], [2**40], [float("nan")]])
@@ -311,4 +312,4 @@ def test_exploits_refuses_bad_arguments(capsys):
 
 def test_the_public_names():
     assert cxr_jax.labels.parse_reports(["No effusion."]).tolist()[0][10] == 0
-    assert reports.parse_reports([]).shape == (0, 14)
+    assert report_text.parse_reports([]).shape == (0, 14)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax.labels import reports
+from cxr_jax.labels import report_text
 from cxr_jax.labels.taxonomy import (
     CHEXPERT_14,
     INDEX,
@@ -48,10 +48,12 @@ class Sentence(NamedTuple):
 def _program(stream, sizes, bank, present, hedged, sides) -> dict:
     """`reports.read_bytes`, and under "ends" where phrases can end, int16 [B, L]."""
     inside = jnp.arange(stream.shape[1])[:, None] < sizes
-    ends = reports._find_phrases(bank, reports._in_context(stream.T, inside), jnp.max(sizes))
-    return reports.read_bytes(stream, sizes, bank, reports.Truth.of(present, hedged, sides)) | {
-        "ends": ends.T
-    }
+    ends = report_text._find_phrases(
+        bank, report_text._in_context(stream.T, inside), jnp.max(sizes)
+    )
+    return report_text.read_bytes(
+        stream, sizes, bank, report_text.Truth.of(present, hedged, sides)
+    ) | {"ends": ends.T}
 
 
 def _read(texts: Sequence[bytes], bank, *truth) -> dict[str, np.ndarray]:
@@ -69,7 +71,7 @@ def _read(texts: Sequence[bytes], bank, *truth) -> dict[str, np.ndarray]:
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
 
-def _cuts(ends: np.ndarray, bank: reports.Bank) -> list[int]:
+def _cuts(ends: np.ndarray, bank: report_text.Bank) -> list[int]:
     """The places behind the sentence ends of one text, in order. ends int16 [L]: 1 + the phrase state at each token."""
     hidden, out = 0, []
     for at in np.flatnonzero(ends)[
@@ -80,7 +82,7 @@ def _cuts(ends: np.ndarray, bank: reports.Bank) -> list[int]:
             hidden -= 1
         elif words := phrase >> 16:
             hidden = words - 1
-            if int(bank.items[phrase & 0xFFFF]) >> reports._SHIFT["sentence"] & 1:
+            if int(bank.items[phrase & 0xFFFF]) >> report_text._SHIFT["sentence"] & 1:
                 out.append(int(at) + 1)
     return out[::-1]
 
@@ -102,7 +104,7 @@ def sentence_verdicts(
     present, hedged, sides = (np.asarray(x, bool) for x in (present, hedged, sides))
     if not len(present) == len(hedged) == len(sides) == len(texts):
         raise ValueError(f"{len(texts)} texts with {len(present)} truths")
-    bank = reports.bank(None, lexicon)
+    bank = report_text.bank(None, lexicon)
     traces = [trace_of(t).encode("utf-8", "surrogatepass") for t in texts]
     out = [[] for _ in texts]
     if not traces:

@@ -97,7 +97,7 @@ class Model:
     def answers(self) -> constrained.Constraint:
         """The rules of valid answers for this tokenizer: <think>, free text, </think>, <answer>, a list of the 14
         names, </answer>. Takes seconds once. Raises UserError for a tokenizer that cannot express them."""
-        from cxr_jax.labels.parser import TokenBytes
+        from cxr_jax.labels.answers import TokenBytes
 
         rules = constrained.compile_answers(
             TokenBytes.from_tokenizer(self.tokenizer),

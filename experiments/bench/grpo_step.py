@@ -108,7 +108,7 @@ class Ours:
 
         from cxr_jax import metrics, optim, pretrained, rl, trainable
         from cxr_jax.data import tokenizer
-        from cxr_jax.labels import parser, reports
+        from cxr_jax.labels import answers, report_text
         from cxr_jax.models import qwen2_5_vl
         from experiments import rl as experiment
 
@@ -156,7 +156,7 @@ class Ours:
         self.params = params["model"]
         tx = optim.make(config.optim, 1000)
         self.state = optim.init_state(tx, train)
-        self.table, self.bank = parser.TokenBytes.from_tokenizer(tok), reports.bank()
+        self.table, self.bank = answers.TokenBytes.from_tokenizer(tok), report_text.bank()
         self.rollout = rl.make_rollout(config, self.cfg, grid, special, self.table, what, self.bank)
         self.learn = rl.make_learn(config, self.cfg, grid, special, tx, what)
         self.metrics_of, self.special, self.grid, self.what, self.tx = (
@@ -310,7 +310,7 @@ class Ours:
 
         from cxr_jax import evaluate, losses, optim, policy, rewards
         from cxr_jax.data.preprocess import patchify
-        from cxr_jax.labels import reports
+        from cxr_jax.labels import report_text
         from cxr_jax.models import qwen2_5_vl as qwen
 
         a, cfg, r, ro, batch = self.args, self.cfg, self.config.rl, self.ro, self.batch
@@ -325,7 +325,7 @@ class Ours:
 
         def read(tokens, lengths):
             each = lambda key: jnp.repeat(batch[key], a.group, axis=0)
-            truth = reports.Truth.of(each("solution"), each("hedged"), each("sides"))
+            truth = report_text.Truth.of(each("solution"), each("hedged"), each("sides"))
             parsed = rewards.read_tokens(
                 tokens,
                 lengths,

@@ -121,22 +121,25 @@ class Ours:
 
         from cxr_jax import pretrained
         from cxr_jax.data import tokenizer
-        from cxr_jax.labels import parser, reports
+        from cxr_jax.labels import answers as labels_answers
+        from cxr_jax.labels import report_text
 
         tok = tokenizer.load(pretrained.PHANTOM)
         text, self.source = corpus(args.reports)
         self.kinds = {name: Kind(text, tok, size) for name, size in KINDS.items()}
-        table, bank = jax.device_put((parser.TokenBytes.from_tokenizer(tok), reports.bank()))
+        table, bank = jax.device_put(
+            (labels_answers.TokenBytes.from_tokenizer(tok), report_text.bank())
+        )
         self.batch = {}  # kind, what -> batch size
 
         def read_tokens(tokens, lengths, table, bank, max_bytes):
-            return reports.read_bytes(
-                *parser.tokens_to_bytes(tokens, lengths, table, max_bytes), bank
+            return report_text.read_bytes(
+                *labels_answers.tokens_to_bytes(tokens, lengths, table, max_bytes), bank
             )
 
         from_tokens, from_bytes = (
             jax.jit(read_tokens, static_argnums=4),
-            jax.jit(reports.read_bytes),
+            jax.jit(report_text.read_bytes),
         )
         self.programs = {
             "tokens": lambda kind, at: from_tokens(
@@ -320,7 +323,8 @@ def reward_share(args, rounds: int = 7, steps: int = 4) -> str:
 
     from cxr_jax import evaluate, pretrained, rewards
     from cxr_jax.data import tokenizer
-    from cxr_jax.labels import parser, reports
+    from cxr_jax.labels import answers as labels_answers
+    from cxr_jax.labels import report_text
 
     spec = importlib.util.spec_from_file_location(
         "rl_config", common.ROOT / "experiments" / "rl.py"
@@ -340,11 +344,11 @@ def reward_share(args, rounds: int = 7, steps: int = 4) -> str:
                 [ids[s : s + width] for s in rng.integers(0, len(ids) - width, rows)]
             ),
             "lengths": np.full(rows, width, np.int32),
-            "table": parser.TokenBytes.from_tokenizer(tok),
+            "table": labels_answers.TokenBytes.from_tokenizer(tok),
         }
     )
     solution, known = rng.random((rows, 14)) < 0.2, np.ones((rows, 14), bool)
-    bank = jax.device_put(reports.bank())
+    bank = jax.device_put(report_text.bank())
 
     def reward(parsed, lengths, weights):
         terms = rewards.reward_terms(
@@ -360,11 +364,13 @@ def reward_share(args, rounds: int = 7, steps: int = 4) -> str:
 
     def answer_only(x):
         return reward(
-            parser.parse_tokens(**x, max_bytes=max_bytes), x["lengths"], rewards.PUBLISHED
+            labels_answers.parse_tokens(**x, max_bytes=max_bytes), x["lengths"], rewards.PUBLISHED
         )
 
     def whole(x, bank):
-        truth = reports.Truth.of(solution, np.zeros_like(solution), np.ones((rows, 14, 2), bool))
+        truth = report_text.Truth.of(
+            solution, np.zeros_like(solution), np.ones((rows, 14, 2), bool)
+        )
         parsed = rewards.read_tokens(**x, max_bytes=max_bytes, bank=bank, truth=truth)
         return reward(parsed, x["lengths"], dict(config.rl.reward_weights))
 

@@ -30,7 +30,7 @@ import numpy as np
 import oracle_rewards as oracle
 
 from cxr_jax import rewards
-from cxr_jax.labels import parser
+from cxr_jax.labels import answers
 
 TERMS = ("accuracy", "format", "tag_count", "accuracy_hard", "overshort", "invented")
 TOKENIZERS = ("phantom", "small", "qwen")
@@ -42,7 +42,7 @@ MIN_LENGTHS = (rewards.MIN_LENGTH, 64, 1)  # the first for short texts; long one
 
 @functools.partial(jax.jit, static_argnames=("max_bytes", "min_length"))
 def device_terms(tokens, sizes, table, solution, lengths, *, max_bytes: int, min_length: int):
-    parsed = parser.parse_tokens(tokens, sizes, table, max_bytes)
+    parsed = answers.parse_tokens(tokens, sizes, table, max_bytes)
     terms = rewards.reward_terms(parsed, solution, lengths, min_length=min_length)
     return {term: terms[term] for term in TERMS} | {"overflow": parsed["overflow"]}
 

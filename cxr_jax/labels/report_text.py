@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax.labels import lexicon as lx
-from cxr_jax.labels import phrases as ph
+from cxr_jax.labels import phrase_tables as ph
 from cxr_jax.labels.taxonomy import (
     CHEXPERT_14,
     INDEX,
@@ -28,7 +28,7 @@ from cxr_jax.labels.taxonomy import (
     POSITIVE,
     UNCERTAIN,
 )
-from cxr_jax.labels.texts import map_texts
+from cxr_jax.labels.text_batches import map_texts
 
 N = len(CHEXPERT_14)
 POS, NEG, UNC = 0, 1, 2  # the three states a mention can have: rows of state arrays

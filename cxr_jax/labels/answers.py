@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax.errors import UserError
-from cxr_jax.labels import automaton, readers
-from cxr_jax.labels.readers import ANSWER, TAGS
+from cxr_jax.labels import answer_machines, automaton
+from cxr_jax.labels.answer_machines import ANSWER, TAGS
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, PATHOLOGY
-from cxr_jax.labels.texts import map_texts
+from cxr_jax.labels.text_batches import map_texts
 
 Parsed = dict[str, jax.Array]
 
@@ -26,7 +26,9 @@ _UNKNOWN, _CLOSE = _N + 1, _N + 2
 
 @functools.cache
 def _bank() -> automaton.Bank:
-    return automaton.join([readers.tag_machine(), readers.answer_machine(CHEXPERT_14)])
+    return automaton.join(
+        [answer_machines.tag_machine(), answer_machines.answer_machine(CHEXPERT_14)]
+    )
 
 
 def parse_bytes(stream: jax.Array, lengths: jax.Array) -> Parsed:
