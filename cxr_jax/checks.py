@@ -2,163 +2,18 @@
 
 import functools
 import hashlib
-import numbers
-import operator
 import pathlib
-import re
 
 import jax
-import ml_collections
 import numpy as np
 
-from cxr_jax import losses, pretrained, trainable
+from cxr_jax import pretrained
+from cxr_jax.config.schema import is_number, require, values
 from cxr_jax.data import batching, phantom
 from cxr_jax.data import tokenizer as tokenizers
 from cxr_jax.errors import UserError
 from cxr_jax.labels import answers
 from cxr_jax.models import chat, hf, loaded
-
-WHOLE = {
-    ">= 0": (
-        "locate_steps",
-        "optim.warmup_steps",
-        "eval.cases",
-        "lora.rank",
-        "rl.patience",
-        "data.sites",
-        "max_skipped",
-        "data.cache_mib",
-        "data.threads",
-    ),
-    ">= 1": (
-        "steps",
-        "batch_size",
-        "micro_batches",
-        "max_completion",
-        "log_every",
-        "save_every",
-        "rl.prompts_per_step",
-        "rl.micro_batches",
-        "rl.oversample",
-        "rl.group_size",
-        "rl.min_length",
-        "rl.num_iterations",
-        "rl.minibatches",
-        "rl.replay_batch",
-        "eval.every",
-        "eval.n",
-        "eval.n_final",
-        "eval.batch_size",
-        "eval.bootstrap",
-    ),
-}
-"""Rule -> keys whose values are whole numbers that keep it (and fit an int32)."""
-
-NUMBERS = {
-    "> 0": ("optim.lr", "optim.eps", "rl.temperature", "rl.epsilon_high"),
-    ">= 0": (
-        "locate_weight",
-        "optim.weight_decay",
-        "rl.beta",
-        "rl.replay_weight",
-        "rl.delta",
-        "grace_seconds",
-        "step_timeout",
-    ),
-    ">= 1": ("rl.sampler_cap",),
-    ">= 0, < 1": ("optim.b1", "optim.b2"),
-    ">= 0, <= 1": ("optim.final_fraction", "data.reader_miss"),
-    "> 0, <= 1": ("rl.epsilon",),
-    "> 0, < 1": ("rl.overlong_from",),
-}
-"""Rule -> keys whose values are finite numbers that keep it in float32, in which they are used."""
-
-TYPES = {
-    "a section of keys": (
-        ml_collections.ConfigDict,
-        ("data", "optim", "eval", "lora", "mesh", "rl", "rl.reward_weights"),
-    ),
-    "a text": (str, ("model", "data.manifest", "data.image_root")),
-    "True or False": (bool, ("rl.mask_truncated",)),
-    "a tuple": ((tuple, list), ("optim.frozen",)),
-}
-ONE_OF = {
-    "remat": ("none", "full", "dots"),
-    "dtype": tuple(trainable.DTYPES),
-    "param_dtype": tuple(trainable.DTYPES),
-    "rl.advantage": ("grpo", "gdpo"),
-    "rl.scale_rewards": ("group", "batch", "none"),
-    "rl.aggregation": losses.AGGREGATIONS,
-    "rl.denominator": ("trained", "all"),
-    "rl.ratio_level": losses.RATIO_LEVELS,
-    "rl.clip": losses.CLIPS,
-    "rl.kl": losses.KLS,
-    "rl.sampler_correction": losses.CORRECTIONS,
-    "eval.select_by": ("jaccard", "macro_f1", "micro_f1", "valid_format"),
-    "data.source": ("phantom", "files"),
-    "data.hospital": phantom.HOSPITALS,
-    "data.ood_hospital": phantom.HOSPITALS,
-}
-_COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
-_MOST = float(np.finfo(np.float32).max)
-_ABSENT = object()
-
-
-def values(config) -> None:
-    """Refuses values that mean nothing, by the config alone. Keys that the config lacks are passed over.
-
-    Raises UserError.
-    """
-    for what, (kinds, names) in TYPES.items():
-        for name in names:
-            _require(config, name, lambda v, k=kinds: isinstance(v, k), f"must be {what}")
-    for table, whole, what in ((WHOLE, True, "whole number"), (NUMBERS, False, "finite number")):
-        for rule, names in table.items():
-            for name in names:
-                _require(
-                    config,
-                    name,
-                    lambda v, w=whole, r=rule: is_number(v, r, whole=w),
-                    f"must be a {what} {rule}",
-                )
-    for name in ("seed", "data.seed"):
-        _require(
-            config,
-            name,
-            lambda v: is_number(v) and v == int(v) and 0 <= v < 2**32,
-            "must be from 0 to 2^32 - 1: keys know no more bits",
-        )
-    clips = lambda v: v == float("inf") or is_number(v, "> 0")
-    _require(config, "optim.clip_norm", clips, "must be a number > 0, or inf")
-    for axis in ("data", "fsdp", "tensor"):
-        _require(
-            config,
-            f"mesh.{axis}",
-            lambda v: v == -1 or is_number(v, ">= 1", whole=True),
-            "must be a whole number >= 1, or -1: what remains",
-        )
-    for name, known in ONE_OF.items():
-        _require(config, name, lambda v, k=known: v in k, f"is not one of {', '.join(known)}")
-    _require(
-        config, "optim.frozen", lambda v: all(map(_is_pattern, v)), "holds a bad regular expression"
-    )
-    divides(config, "batch_size", "micro_batches")
-    divides(config, "rl.prompts_per_step", "rl.micro_batches", "rl.minibatches")
-    if "lora" in config:
-        trainable.Trainable.of(config)
-
-
-def is_number(value, rule: str = "", *, whole: bool = False) -> bool:
-    """Whether a value is a finite number that keeps a rule like ">= 0, < 1": in int32 if whole, else in float32."""
-    if isinstance(value, bool) or not isinstance(
-        value, numbers.Integral if whole else numbers.Real
-    ):
-        return False
-    if not -_MOST <= value <= _MOST or whole and value >= 2**31:
-        return False
-    parts = [part.split() for part in rule.split(", ") if part]
-    value = value if whole else np.float32(value)
-    return all(_COMPARE[sign](value, float(bound)) for sign, bound in parts)
 
 
 def common(config):
@@ -191,7 +46,7 @@ def common(config):
         if not d[name]:
             raise UserError(f"config.data.{name} is empty; give it with --config.data.{name}=PATH")
     whole = lambda v: is_number(v, ">= 28", whole=True) and v % 28 == 0
-    _require(config, "data.size", whole, "must be a multiple of 28")
+    require(config, "data.size", whole, "must be a multiple of 28")
     from cxr_jax.data import files
 
     train, held = files.open_split(d.manifest, d.image_root, size=d.size, seed=d.seed)
@@ -297,38 +152,6 @@ def fingerprint(config) -> dict:
     return {"source": config.data.source, "code_sha256": digest.hexdigest(), **start}
 
 
-def _get(config, name):
-    """The value at a dotted name, _ABSENT if the config has no such key."""
-    value = config
-    for key in name.split("."):
-        if not isinstance(value, ml_collections.ConfigDict) or key not in value:
-            return _ABSENT
-        value = value[key]
-    return value
-
-
-def _require(config, name, good, what):
-    value = _get(config, name)
-    if value is not _ABSENT and not good(value):
-        raise UserError(f"config.{name}={value!r} {what}")
-
-
-def divides(config, rows, micro_batches, minibatches=None):
-    """Every minibatch has as many rows, and so has each of its micro-batches."""
-    n, turns = _get(config, rows), _get(config, micro_batches)
-    steps = (
-        1
-        if minibatches is None or _get(config, minibatches) is _ABSENT
-        else _get(config, minibatches)
-    )
-    if n is _ABSENT or turns is _ABSENT or n % (steps * turns) == 0:
-        return
-    into = (
-        f"{turns} micro-batches" if steps == 1 else f"{steps} minibatches of {turns} micro-batches"
-    )
-    raise UserError(f"config.{rows}={n} does not divide into {into}")
-
-
 def rows_divide(config, shards: int) -> None:
     """Refuses batches whose rows do not divide over so many devices (data x fsdp). Raises UserError."""
     for rows, turns in row_counts(config):
@@ -349,11 +172,3 @@ def row_counts(config) -> list[tuple[int, int]]:
     replay = [(r.replay_batch, r.micro_batches)] if r.replay_weight else []
     sampled = r.prompts_per_step * r.oversample, r.micro_batches
     return [sampled, (r.prompts_per_step, r.minibatches * r.micro_batches), *replay]
-
-
-def _is_pattern(text) -> bool:
-    try:
-        re.compile(text)
-    except (re.error, TypeError):
-        return False
-    return True

@@ -10,13 +10,9 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 
+from cxr_jax.config.schema import AGGREGATIONS, CLIPS, CORRECTIONS, KLS, RATIO_LEVELS
 from cxr_jax.runtime.batch_rows import by_shard, rows_apart
 
-AGGREGATIONS = ("sequence", "token", "token_local", "constant")
-RATIO_LEVELS = ("token", "sequence", "sequence_token")
-CLIPS = ("ppo", "cispo", "none")
-KLS = ("k1", "k2", "k3")
-CORRECTIONS = ("none", "tis", "icepop")
 MAX_LOG_RATIO = 20.0  # e^20 is still far from float32's limit
 
 

@@ -13,7 +13,7 @@ import traceback
 from absl import flags
 from ml_collections import config_flags
 
-from cxr_jax import commandline
+from cxr_jax.config import command_line
 from cxr_jax.errors import RunFailedError, UserError
 from cxr_jax.runtime import processes
 
@@ -143,7 +143,7 @@ def _use_compilation_cache(jax):
 
 def main(argv=None) -> int:
     try:
-        return processes.leave(commandline.main(argv, __name__, run))
+        return processes.leave(command_line.main(argv, __name__, run))
     except Exception:
         traceback.print_exc()
         return processes.leave(1)

@@ -22,7 +22,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from cxr_jax import commandline
+from cxr_jax.config import command_line
 from cxr_jax.errors import UserError
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -293,11 +293,12 @@ def run() -> int:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
     from cxr_jax import checks
+    from cxr_jax.config import schema
     from cxr_jax.runtime import layout as runtime_layout
 
     if config.get("task") not in ("sft", "rl"):
         raise UserError(f"config.task={config.get('task')!r}: only sft and rl have steps to plan")
-    checks.values(config)
+    schema.values(config)
     layout = runtime_layout.Layout.of(config)
     mesh = layout.mesh
     checks.rows_divide(config, layout.shards)
@@ -331,7 +332,7 @@ def run() -> int:
 
 
 def main(argv=None) -> int:
-    return commandline.main(argv, __name__, run)
+    return command_line.main(argv, __name__, run)
 
 
 if __name__ == "__main__":

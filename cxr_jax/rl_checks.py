@@ -3,6 +3,7 @@
 import jax
 
 from cxr_jax import checks, pretrained, rewards, trainable
+from cxr_jax.config import schema
 from cxr_jax.errors import UserError
 from cxr_jax.models import qwen2_5_vl as qwen
 
@@ -29,7 +30,7 @@ TOGETHER = (
 def check(config) -> None:
     """Refuses settings that cannot work, before anything is written or, but for phantoms whose targets are to be
     replayed, compiled. Raises UserError."""
-    checks.values(config)
+    schema.values(config)
     for name, wrong, why in TOGETHER:
         if wrong(config.rl):
             raise UserError(f"config.rl.{name}={config.rl[name]!r} {why}")
@@ -37,7 +38,7 @@ def check(config) -> None:
     train = checks.common(config)
     trains(config)
     if config.rl.get("replay_weight"):
-        checks.divides(config, "rl.replay_batch", "rl.micro_batches")
+        schema.divides(config, "rl.replay_batch", "rl.micro_batches")
         checks.targets_fit(config, train)
 
 
@@ -47,7 +48,7 @@ def reward_weights(weights) -> None:
     if unknown := sorted(set(weights) - set(rewards.TERMS)):
         raise UserError(f"config.rl.reward_weights names {unknown[0]!r}; {known}")
     for term, weight in weights.items():
-        if not checks.is_number(weight):
+        if not schema.is_number(weight):
             raise UserError(f"config.rl.reward_weights.{term}={weight!r} is not a finite number")
     if not any(weights.values()):
         raise UserError(f"config.rl.reward_weights weighs nothing; {known}")

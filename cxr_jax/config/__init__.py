@@ -1,0 +1,1 @@
+"""Every key of a run's config: what it is, its type, its range."""
