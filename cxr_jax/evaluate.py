@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import checks, policy, pretrained, report, rewards, scoring, trainable
+from cxr_jax import checks, policy, pretrained, report, rewards, trainable
 from cxr_jax.data import batching, tokenizer
 from cxr_jax.data.preprocess import patchify
 from cxr_jax.labels import answers, report_text
+from cxr_jax.metrics import scores as metrics_scores
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.runtime import processes, sharding
 from cxr_jax.runtime.layout import ONE_DEVICE
@@ -219,7 +220,7 @@ class Guard:
         row, params = {}, self.model_of(train)
         for name, data in self.data.items():
             got = self.reader.read(params, data["image"], data["texts"])
-            s = scoring.summary(
+            s = metrics_scores.summary(
                 got["pred"], data["solution"], known=data["known"], valid=got["valid"], n_boot=20
             )
             row[f"eval/{name}/jaccard"] = s["jaccard"]["value"]
@@ -286,7 +287,7 @@ class Guard:
 def constant_baselines(sources, n: int = 2000) -> dict:
     """Jaccard of the constant policies on the training stream: what a reward must beat to mean anything."""
     truth = sources.train.solutions(np.arange(min(n, len(sources.train))))
-    p = scoring.constant_policies(truth, n_boot=20)["policies"]
+    p = metrics_scores.constant_policies(truth, n_boot=20)["policies"]
     best = max(p, key=lambda k: p[k]["jaccard"])
     return {
         "no_finding": p["No Finding"]["jaccard"],
@@ -358,7 +359,7 @@ def full(workdir, config, models: dict, reader, sources, notes=()) -> dict:
             continue
         read = {m: p["real"] for m, p in found.items()}
         for m, p in found.items():
-            tables[m][set_name] = scoring.summary(
+            tables[m][set_name] = metrics_scores.summary(
                 p["real"]["pred"],
                 data["solution"],
                 known=data["known"],
@@ -390,7 +391,7 @@ def compare(set_name, a, b, read, data, n_boot) -> list[dict]:
     """Paired differences b - a of Jaccard and macro-F1, with 95 % bootstrap intervals."""
     out = []
     for metric in ("jaccard", "macro_f1"):
-        diff, lo, hi = scoring.paired_bootstrap(
+        diff, lo, hi = metrics_scores.paired_bootstrap(
             metric,
             read[a]["pred"],
             read[b]["pred"],
@@ -408,7 +409,9 @@ def compare(set_name, a, b, read, data, n_boot) -> list[dict]:
 
 def worst_cases(set_name, model, read, data, reader, n: int) -> list:
     """Cases for the report: the worst half, the best quarter and a quarter from between."""
-    score = scoring.jaccard_rows(read["pred"], data["solution"], data["known"], read["valid"])
+    score = metrics_scores.jaccard_rows(
+        read["pred"], data["solution"], data["known"], read["valid"]
+    )
     order = np.argsort(np.nan_to_num(score, nan=2.0), kind="stable")
     n = min(n, len(order))
     worst, best = n // 2, n // 4

@@ -32,9 +32,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cxr_jax import metrics, report_html
+from cxr_jax import report_html
 from cxr_jax.errors import UserError, bad_usage, exit_code
 from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.metrics import run_log
 from cxr_jax.report_groups import Group
 
 FORMAT = 1
@@ -291,7 +292,7 @@ def render(workdir) -> Path:
         evaluation["config"] = _json(workdir / "config.json")
     cases = [(case, data_uri(case.png)) for case in load_cases(workdir)]
     groups = [(group, data_uri(group.png)) for group in load_groups(workdir)]
-    page = report_html.page(evaluation, metrics.read(workdir), cases, groups)
+    page = report_html.page(evaluation, run_log.read(workdir), cases, groups)
     path = workdir / "report.html"
     _replace(path, page.encode("utf-8", errors="replace"))
     return path
@@ -323,9 +324,9 @@ def write_report(
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    if curves and not (workdir / metrics.FILE).exists():
+    if curves and not (workdir / run_log.FILE).exists():
         lines = "".join(json.dumps(_finite(row)) + "\n" for row in curves)
-        _replace(workdir / metrics.FILE, lines.encode())
+        _replace(workdir / run_log.FILE, lines.encode())
     save_evaluation(
         workdir,
         title=title,

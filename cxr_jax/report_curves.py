@@ -2,7 +2,7 @@
 
 import re
 
-from cxr_jax.alarms import ALARMS
+from cxr_jax.metrics.alarms import ALARMS
 from cxr_jax.report_svg import PALETTE, Reference, Series, event_strip, legend, line_chart, smooth
 from cxr_jax.report_tables import esc, set_name
 

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax import evaluate, optim, policy, pretrained, report, report_groups, rl_checks, trainable
-from cxr_jax.alarms import Alarms
 from cxr_jax.data import batching, tokenizer
 from cxr_jax.labels import answers, report_text
 from cxr_jax.learner import make_learn
-from cxr_jax.metrics import Compilations, MetricsWriter, Progress
+from cxr_jax.metrics.alarms import Alarms
+from cxr_jax.metrics.progress import Compilations, Progress
+from cxr_jax.metrics.run_log import MetricsWriter
 from cxr_jax.rollout import make_rollout, rollout_metrics
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.checkpoints import Checkpoints

@@ -17,7 +17,8 @@ from cxr_jax import checks, evaluate, losses, optim, policy, pretrained, trainab
 from cxr_jax.data import batching
 from cxr_jax.data.preprocess import patchify
 from cxr_jax.errors import UserError
-from cxr_jax.metrics import MetricsWriter, Progress
+from cxr_jax.metrics.progress import Progress
+from cxr_jax.metrics.run_log import MetricsWriter
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.runtime import processes, sharding
 from cxr_jax.runtime.checkpoints import Checkpoints

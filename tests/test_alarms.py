@@ -2,7 +2,8 @@
 
 import pytest
 
-from cxr_jax import alarms, rewards
+from cxr_jax import rewards
+from cxr_jax.metrics import alarms
 
 
 def healthy():

@@ -7,10 +7,11 @@ from contextlib import redirect_stdout
 import numpy as np
 
 import cxr_jax
-from cxr_jax import predict, scoring
+from cxr_jax import predict
 from cxr_jax.data import batching, phantom, tokenizer
 from cxr_jax.data.phantom import dicom
 from cxr_jax.labels import parse_answers
+from cxr_jax.metrics import scores
 from cxr_jax.rewards import score
 
 N = 48
@@ -23,8 +24,8 @@ def test_reads_phantoms_far_above_chance_and_in_format():
     got = model.generate(list(batch["image"]), [tokenizer.FIND_PROMPT] * N, max_new_tokens=208)
     texts = [c[0].text for c in got]
     pred, truth = parse_answers(texts), batch["solution"]
-    real = scoring.jaccard_rows(pred, truth).mean()
-    swapped = scoring.jaccard_rows(np.roll(pred, 1, axis=0), truth).mean()
+    real = scores.jaccard_rows(pred, truth).mean()
+    swapped = scores.jaccard_rows(np.roll(pred, 1, axis=0), truth).mean()
     assert score(texts, ["No Finding"] * N)["format"].mean() > 0.95
     assert real > 0.6 and real > swapped + 0.3
     assert all(c[0].finish_reason == "stop" for c in got)

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxr_jax import metrics
 from cxr_jax.errors import UserError
-from cxr_jax.metrics import MetricsWriter, Progress, duration
+from cxr_jax.metrics import run_log
+from cxr_jax.metrics.progress import Progress, duration
+from cxr_jax.metrics.run_log import MetricsWriter
 
 
 def steps(workdir):
-    return [row["step"] for row in metrics.read(workdir)]
+    return [row["step"] for row in run_log.read(workdir)]
 
 
 def test_lines_are_strict_json(tmp_path):
@@ -32,7 +33,7 @@ def test_lines_are_strict_json(tmp_path):
         w.write(np.int32(2), {"A/jaccard": 0.25}, kind="eval")
     text = (tmp_path / "metrics.jsonl").read_text()
     assert text.endswith("\n") and "NaN" not in text and "Infinity" not in text
-    first, second = metrics.read(tmp_path)
+    first, second = run_log.read(tmp_path)
     assert {k: first[k] for k in values} == {
         "loss": 0.5,
         "bf16": 2.0,
@@ -71,7 +72,7 @@ def test_resume_removes_later_and_torn_lines(tmp_path):
     with MetricsWriter(tmp_path, resume_step=3, tensorboard=False) as w:
         assert steps(tmp_path) == [1, 2, 3]
         w.write(4, {"loss": 40})
-    assert [row["loss"] for row in metrics.read(tmp_path)] == [1, 2, 3, 40]
+    assert [row["loss"] for row in run_log.read(tmp_path)] == [1, 2, 3, 40]
     MetricsWriter(tmp_path, tensorboard=False).close()
     assert steps(tmp_path) == [1, 2, 3, 4]
     MetricsWriter(tmp_path, resume_step=-1, tensorboard=False).close()
@@ -82,8 +83,8 @@ def test_resume_removes_later_and_torn_lines(tmp_path):
 def test_a_foreign_line_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnot json\n')
     with pytest.raises(UserError, match="line 2"):
-        metrics.read(tmp_path)
-    assert metrics.read(tmp_path / "nowhere") == []
+        run_log.read(tmp_path)
+    assert run_log.read(tmp_path / "nowhere") == []
 
 
 def test_reserved_names_and_other_processes(tmp_path):

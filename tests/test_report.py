@@ -9,9 +9,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from cxr_jax import report, report_cases, report_curves, report_html, report_svg, scoring
+from cxr_jax import report, report_cases, report_curves, report_html, report_svg
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.metrics import scores as metrics_scores
 from cxr_jax.report import Case
 from cxr_jax.report_groups import Completion, Group, Sentence
 
@@ -61,7 +62,9 @@ def tables(n=60):
     out = {}
     for model, share in (("base", 0.2), ("SFT", 0.6), ("RL", 0.7)):
         audit = {"blank": read(0.0), "swapped": read(0.0)}
-        out[model] = {s: scoring.summary(read(share), truth, audit=audit, n_boot=20) for s in "AB"}
+        out[model] = {
+            s: metrics_scores.summary(read(share), truth, audit=audit, n_boot=20) for s in "AB"
+        }
     return out
 
 
@@ -345,7 +348,7 @@ def test_real_radiographs_carry_the_warning(tmp_path):
 
 def test_only_one_hospital_and_no_audit(tmp_path):
     truth = np.eye(14, dtype=bool)
-    given = {"base": {"files": scoring.summary(truth, truth, n_boot=5)}, "RL": {}}
+    given = {"base": {"files": metrics_scores.summary(truth, truth, n_boot=5)}, "RL": {}}
     page = Page(report.write_report(tmp_path, title="t", tables=given, cases=[case(0)]).read_text())
     assert (
         "Given files" in page.text

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from cxr_jax import evaluate, learner, losses, optim, policy, pretrained, rl, rollout, trainable
 from cxr_jax.data import batching, tokenizer
 from cxr_jax.labels import answers, report_text
-from cxr_jax.metrics import Compilations
+from cxr_jax.metrics.progress import Compilations
 from experiments import rl as experiment
 
 

@@ -15,7 +15,8 @@ import pytest
 from forked import ROOT, calls
 
 import cxr_jax
-from cxr_jax import metrics, pretrained
+from cxr_jax import pretrained
+from cxr_jax.metrics import run_log
 from cxr_jax.models import hf, peft
 from cxr_jax.runtime.checkpoints import Checkpoints
 
@@ -108,7 +109,7 @@ def whole(tmp_path_factory):
 
 
 def rows(folder):
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in metrics.read(folder)]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in run_log.read(folder)]
 
 
 def arrays(folder):

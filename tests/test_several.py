@@ -10,7 +10,7 @@ import pytest
 import several
 from oracle import mesh_runs
 
-from cxr_jax import metrics
+from cxr_jax.metrics import run_log
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,7 @@ def start(folder, processes, devices):
 
 
 def wait_for_step(folder, step, started):
-    while not any(r["kind"] == "train" and r["step"] >= step for r in metrics.read(folder)):
+    while not any(r["kind"] == "train" and r["step"] >= step for r in run_log.read(folder)):
         assert all(p.poll() is None for p in started), several.end(started)
         time.sleep(0.02)
 
@@ -71,7 +71,7 @@ def test_stopped_on_two_processes_it_ends_on_one_as_if_it_had_been_there(tmp_pat
         map(mesh_runs.json.loads, (folder / "samples.jsonl").open())
     )
     assert samples(whole) == samples(moved) and len(samples(whole)) == 12
-    difference, where = mesh_runs.furthest(metrics.read(whole), metrics.read(moved))
+    difference, where = mesh_runs.furthest(run_log.read(whole), run_log.read(moved))
     assert difference < 1e-3, where  # relative, of means of a few tokens
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from scipy.special import stdtrit
 
-from cxr_jax import metrics
 from cxr_jax.errors import UserError, bad_usage, exit_code
+from cxr_jax.metrics import run_log
 from cxr_jax.report_curves import points
 from cxr_jax.tools import ablations_svg, seeds
 
@@ -154,7 +154,7 @@ def _run(folder: Path, arm: str, seed: int) -> Run:
         raise UserError(f"{folder}: its evaluation.json does not have the models SFT and RL")
     if config["seed"] != seed:
         raise UserError(f"{folder}: its config.seed is {config['seed']}")
-    return Run(folder.name, arm, seed, config, code, evaluation, metrics.read(folder))
+    return Run(folder.name, arm, seed, config, code, evaluation, run_log.read(folder))
 
 
 def load(folder) -> Study:

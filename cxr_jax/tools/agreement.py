@@ -21,11 +21,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cxr_jax import scoring
 from cxr_jax.data import reports
 from cxr_jax.errors import UserError, bad_usage, exit_code
 from cxr_jax.labels.lexicon import read_toml
 from cxr_jax.labels.taxonomy import CHEXPERT_14, NOT_MENTIONED, POSITIVE, UNCERTAIN
+from cxr_jax.metrics import scores
 
 MAPS = Path(__file__).parents[1] / "labels" / "maps.toml"
 MAP = "openi_gold"
@@ -117,7 +117,7 @@ def positive(states: np.ndarray, policy: str) -> np.ndarray:
 def summarise(states, truth, label_map: LabelMap, policy: str, n_boot: int = 1000) -> dict:
     """`scoring.summary` over the labels that the map has; the rest are unknown."""
     scored = np.isin(CHEXPERT_14, list(label_map.labels.values()))
-    return scoring.summary(
+    return scores.summary(
         positive(states, policy), truth, known=np.tile(scored, (len(truth), 1)), n_boot=n_boot
     )
 

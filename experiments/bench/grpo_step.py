@@ -106,13 +106,14 @@ class Ours:
         import jax
         import jax.numpy as jnp
 
-        from cxr_jax import metrics, optim, pretrained, rl, trainable
+        from cxr_jax import optim, pretrained, rl, trainable
         from cxr_jax.data import tokenizer
         from cxr_jax.labels import answers, report_text
+        from cxr_jax.metrics import progress
         from cxr_jax.models import qwen2_5_vl
         from experiments import rl as experiment
 
-        self.compilations = metrics.Compilations()
+        self.compilations = progress.Compilations()
         self.args, self.cfg = args, common.config(args.shape)
         tok = tokenizer.load(pretrained.PHANTOM)
         config = experiment.get_config()

@@ -32,7 +32,7 @@ from pathlib import Path
 import several
 from oracle import mesh_runs
 
-from cxr_jax import metrics
+from cxr_jax.metrics import run_log
 
 
 def processes(steps: int, folder: Path) -> None:
@@ -156,7 +156,7 @@ def feeding(steps: int, folder: Path, n: int = 256) -> None:
             several.start([*argv, f"--workdir={folder / kind}"], 1, 1)
         ):
             assert code == 0, out + err
-        rows = [r for r in metrics.read(folder / kind) if r["kind"] == "train"][2:]
+        rows = [r for r in run_log.read(folder / kind) if r["kind"] == "train"][2:]
         share = [r["perf/data_wait_share"] for r in rows]
         seconds = statistics.median(
             b["time"] - a["time"] for a, b in zip(rows, rows[1:], strict=False)

@@ -24,7 +24,7 @@ import time
 import kill_rl
 import several
 
-from cxr_jax import metrics
+from cxr_jax.metrics import run_log
 
 SFT = [
     "--config=experiments/sft.py",
@@ -206,7 +206,7 @@ def not_finite(faults, name):
     [(code, out, err)] = several.end(
         faults.start("sft", name, patch=patch, more=["--config.max_skipped=2"])
     )
-    rows = [r for r in metrics.read(faults.folder / name) if r["kind"] == "train"]
+    rows = [r for r in run_log.read(faults.folder / name) if r["kind"] == "train"]
     assert "were not finite" in err and [r["skipped"] for r in rows][:5] == [0, 0, 0, 1, 2], (
         err,
         rows,

@@ -32,7 +32,7 @@ import time
 import jax
 import numpy as np
 
-from cxr_jax import metrics
+from cxr_jax.metrics import run_log
 from cxr_jax.models import hf
 from cxr_jax.runtime import checkpoint_folder
 from cxr_jax.runtime.checkpoints import Checkpoints
@@ -146,13 +146,13 @@ class Runs:
         if step == STEPS:
             done = [name for name in ("hf", "done.json") if (folder / name).exists()]
             return ("export", "final evaluation", "end")[len(done)]
-        idle = time.time() - (folder / metrics.FILE).stat().st_mtime
+        idle = time.time() - (folder / run_log.FILE).stat().st_mtime
         return f"{'rollout' if idle < self.rollout_seconds else 'reward or learn'} {step + 1}"
 
 
 def logged(folder, kind, since=0.0) -> list[int]:
     """The steps of which metrics.jsonl has a line that was written since then."""
-    return [r["step"] for r in metrics.read(folder) if r["kind"] == kind and r["time"] > since]
+    return [r["step"] for r in run_log.read(folder) if r["kind"] == kind and r["time"] > since]
 
 
 def arrays(folder) -> dict:
@@ -178,7 +178,7 @@ def content(folder) -> dict:
     clock = lambda k: "second" in k or k in ("time", "step_time") or k.startswith("perf/")
     timeless = lambda d: {k: v for k, v in d.items() if not clock(k)}
     out = arrays(folder)
-    for i, row in enumerate(metrics.read(folder)):
+    for i, row in enumerate(run_log.read(folder)):
         out |= {f"metrics.jsonl:{i + 1} {k}": v for k, v in timeless(row).items()}
     for name in ("samples.jsonl", "evaluation.json"):
         out[name] = (folder / name).read_bytes()
@@ -223,7 +223,7 @@ def compare(runs: Runs, kills: int, seed: int) -> int:
     draw, began, bad = random.Random(seed), time.monotonic(), 0
     runs.attempt("compile")  # so that all others load the same programs
     whole = runs.attempt("whole")
-    rows = [r for r in metrics.read(runs.folder / "whole") if r["kind"] == "train"]
+    rows = [r for r in run_log.read(runs.folder / "whole") if r["kind"] == "train"]
     runs.rollout_seconds = float(np.median([r["perf/rollout_seconds"] for r in rows[1:]]))
     truth = content(runs.folder / "whole")
     twice = different(truth, content(runs.folder / "compile"))

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import several
 
-from cxr_jax import metrics
+from cxr_jax.metrics import run_log
 
 LOSSES = ("loss", "locate_loss")
 SMALL = [
@@ -67,7 +67,7 @@ def run(task, layout, steps, folder, more=()):
     samples = [
         json.loads(line) for line in (Path(folder) / "samples.jsonl").read_text().splitlines()
     ]
-    return metrics.read(folder), samples
+    return run_log.read(folder), samples
 
 
 def moved(task, layout, to, steps, folder, more=()):
@@ -80,7 +80,7 @@ def moved(task, layout, to, steps, folder, more=()):
         file = Path(folder) / "metrics.jsonl"
         while not ended.done() and not (
             file.exists()
-            and any(r["step"] >= steps // 2 for r in metrics.read(folder) if r["kind"] == "train")
+            and any(r["step"] >= steps // 2 for r in run_log.read(folder) if r["kind"] == "train")
         ):
             time.sleep(0.1)
         started[-1].send_signal(signal.SIGTERM)

@@ -34,8 +34,8 @@ def main(n: int = 4000, miss: float = 0.75) -> None:
     """Prints the readers' mean Jaccard, macro-F1 and lowest recall on n test scenes of each hospital."""
     import jax
 
-    from cxr_jax import scoring
     from cxr_jax.data import phantom
+    from cxr_jax.metrics import scores
 
     for hospital in phantom.HOSPITALS:
         keys = phantom.example_keys(0, "test", hospital, np.arange(n))
@@ -46,7 +46,7 @@ def main(n: int = 4000, miss: float = 0.75) -> None:
         ]
         read = {**scenes, "severity": np.stack([r["severity"] for r in rows])}
         truth, said = (np.asarray(phantom.labels(s)) == 1 for s in (scenes, read))
-        s = scoring.summary(said, truth, n_boot=20)
+        s = scores.summary(said, truth, n_boot=20)
         recall, label = min((v["recall"], k) for k, v in s["per_label"].items())
         print(
             f"readers of hospital {hospital} ({n} scenes, miss {miss}): Jaccard {s['jaccard']['value']:.3f}, "

@@ -1,0 +1,1 @@
+"""Scores with intervals, the log of a run, its progress, its alarms."""
