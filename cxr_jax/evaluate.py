@@ -16,6 +16,7 @@ from cxr_jax.data.preprocess import patchify
 from cxr_jax.labels import answers, report_text
 from cxr_jax.metrics import scores as metrics_scores
 from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.rewards.terms import BYTES_PER_TOKEN, TRACE_TERMS
 from cxr_jax.runtime import processes, sharding
 from cxr_jax.runtime.layout import ONE_DEVICE
 from cxr_jax.runtime.signals import StoppedError
@@ -24,18 +25,7 @@ CAVEAT = {
     "phantom": "Phantom results: they say nothing about patients.",
     "files": "Real films read by a model trained on phantoms only: these numbers say nothing about patients.",
 }
-TRACE_TERMS = (
-    "trace_answer",
-    "trace_findings",
-    "trace_coverage",
-    "trace_truth",
-    "trace_false",
-    "repetition",
-)
 LOST_RECALL = 0.25  # a label whose recall fell by more than this is said to be lost
-BYTES_PER_TOKEN = (
-    12  # byte budget of the reward parser; a longer text is cut there and counted as overflow
-)
 
 
 def grid_of(size: int, cfg) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) in one pass of static sh
 import jax
 import jax.numpy as jnp
 
-from cxr_jax import evaluate, losses, policy, rewards
+from cxr_jax import losses, policy, rewards
 from cxr_jax.data.preprocess import patchify
 from cxr_jax.labels import report_text
 from cxr_jax.models import qwen2_5_vl as qwen
@@ -71,7 +71,7 @@ def make_rollout(config, cfg, grid, special, table, what, bank):
             out["tokens"],
             out["lengths"],
             table,
-            config.max_completion * evaluate.BYTES_PER_TOKEN,
+            config.max_completion * rewards.BYTES_PER_TOKEN,
             bank,
             report_text.Truth.of(solution & ~hedged, hedged, of_each("sides")),
         )

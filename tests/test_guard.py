@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from cxr_jax import evaluate
 from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.rewards import terms
 
 EDEMA, EFFUSION = CHEXPERT_14.index("Edema"), CHEXPERT_14.index("Pleural Effusion")
 N = 8
@@ -26,7 +27,7 @@ class Reader:
         }
 
     def trace(self, read, data):
-        return {name: np.ones(len(data["solution"])) for name in evaluate.TRACE_TERMS}
+        return {name: np.ones(len(data["solution"])) for name in terms.TRACE_TERMS}
 
 
 @pytest.fixture

@@ -309,7 +309,7 @@ class Ours:
         import jax
         import jax.numpy as jnp
 
-        from cxr_jax import evaluate, losses, optim, policy, rewards
+        from cxr_jax import losses, optim, policy, rewards
         from cxr_jax.data.preprocess import patchify
         from cxr_jax.labels import report_text
         from cxr_jax.models import qwen2_5_vl as qwen
@@ -331,7 +331,7 @@ class Ours:
                 tokens,
                 lengths,
                 self.table,
-                a.completion * evaluate.BYTES_PER_TOKEN,
+                a.completion * rewards.BYTES_PER_TOKEN,
                 self.bank,
                 truth,
             )

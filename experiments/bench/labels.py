@@ -321,7 +321,7 @@ def reward_share(args, rounds: int = 7, steps: int = 4) -> str:
 
     import jax
 
-    from cxr_jax import evaluate, pretrained, rewards
+    from cxr_jax import pretrained, rewards
     from cxr_jax.data import tokenizer
     from cxr_jax.labels import answers as labels_answers
     from cxr_jax.labels import report_text
@@ -337,7 +337,7 @@ def reward_share(args, rounds: int = 7, steps: int = 4) -> str:
     )
     tok, rng = tokenizer.load(pretrained.PHANTOM), np.random.default_rng(0)
     ids = np.array(tok.encode(corpus(args.reports)[0], add_special_tokens=False), np.int32)
-    max_bytes = width * evaluate.BYTES_PER_TOKEN
+    max_bytes = width * rewards.BYTES_PER_TOKEN
     inputs = jax.device_put(
         {
             "tokens": np.stack(
