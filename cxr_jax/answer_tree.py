@@ -10,9 +10,10 @@ import numpy as np
 from cxr_jax import sampling
 from cxr_jax.constrained import Constraint, State
 from cxr_jax.errors import UserError
-from cxr_jax.models import decoder, qwen2_5_vl
-from cxr_jax.models.config import Config
-from cxr_jax.models.layers import NEG
+from cxr_jax.models import qwen2_5_vl
+from cxr_jax.models.attention import NEG
+from cxr_jax.models.qwen2_5_vl import decoder
+from cxr_jax.models.qwen2_5_vl.config import Config
 
 
 def finding_probabilities(

@@ -10,10 +10,10 @@ import numpy as np
 from cxr_jax import pretrained
 from cxr_jax.config.schema import is_number, require, values
 from cxr_jax.data import batching, phantom
-from cxr_jax.data import tokenizer as tokenizers
 from cxr_jax.errors import UserError
 from cxr_jax.labels import answers
 from cxr_jax.models import chat, hf, loaded
+from cxr_jax.models import tokenizer as tokenizers
 
 
 def common(config):

@@ -28,6 +28,7 @@ import numpy as np
 from cxr_jax.errors import UserError, bad_usage
 from cxr_jax.models import hf, native, peft
 from cxr_jax.models.loaded import find_folder
+from cxr_jax.models.qwen2_5_vl import hf_table, image_settings
 from cxr_jax.models.safetensors_file import DTYPES, NAMES, nbytes, write_folder
 from cxr_jax.runtime import whole_files
 
@@ -50,7 +51,7 @@ def from_hf(source: Path, temp: Path, adapter: str | None = None) -> None:
     """Fill the empty folder `temp` with our checkpoint of the Hugging Face folder `source`; adapter: a PEFT folder,
     merged on the way."""
     cfg, table, tensors = hf.open_hf(source)
-    hf.pixel_limits(
+    image_settings.pixel_limits(
         *hf.image_settings(source)
     )  # refused now, and not by whoever opens the checkpoint
     types = hf.leaf_types(table, tensors)
@@ -91,7 +92,7 @@ def to_hf(source: Path, temp: Path, max_shard_gb: float = 5.0) -> None:
             if r.key in arrays.tensor_types
             else arrays.dtype(r.path),
         )
-        for r in hf.rules(arrays.cfg)
+        for r in hf_table.rules(arrays.cfg)
     ]
     if arrays.tied_head_is_stored:
         embedding = next(e for e in entries if e[0] == "model.embed_tokens.weight")
@@ -99,10 +100,10 @@ def to_hf(source: Path, temp: Path, max_shard_gb: float = 5.0) -> None:
     _need_space(temp, sum(map(nbytes, entries)))
     whole_files.copy_files(source, temp, _FILES)
     # Readers older than transformers 5 do not know image settings in processor_config.json: they get a file of theirs.
-    limits = hf.pixel_limits(*hf.image_settings(source))
+    limits = image_settings.pixel_limits(*hf.image_settings(source))
     for name, settings in (
         ("generation_config.json", hf.generation_config(arrays.cfg)),
-        ("preprocessor_config.json", hf.preprocessor_config(arrays.cfg, *limits)),
+        ("preprocessor_config.json", image_settings.preprocessor_config(arrays.cfg, *limits)),
     ):
         if not (temp / name).exists():
             hf.write_json(temp / name, settings)

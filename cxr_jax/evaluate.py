@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax import checks, policy, pretrained, report, rewards, trainable
-from cxr_jax.data import batching, tokenizer
-from cxr_jax.data.preprocess import patchify
+from cxr_jax.data import batching
 from cxr_jax.labels import answers, report_text
 from cxr_jax.metrics import scores as metrics_scores
 from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models import tokenizer
+from cxr_jax.models.qwen2_5_vl.patches import grid_of, patchify
 from cxr_jax.rewards.terms import BYTES_PER_TOKEN, TRACE_TERMS
 from cxr_jax.runtime import processes, sharding
 from cxr_jax.runtime.layout import ONE_DEVICE
@@ -26,11 +27,6 @@ CAVEAT = {
     "files": "Real films read by a model trained on phantoms only: these numbers say nothing about patients.",
 }
 LOST_RECALL = 0.25  # a label whose recall fell by more than this is said to be lost
-
-
-def grid_of(size: int, cfg) -> tuple[int, int, int]:
-    """Patch grid (t, h, w) of a square image of `size` pixels."""
-    return (1, size // cfg.vision.patch_size, size // cfg.vision.patch_size)
 
 
 def sources(config):

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax import losses, optim, policy, stages
-from cxr_jax.data.preprocess import patchify
 from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models.qwen2_5_vl.patches import patchify
 from cxr_jax.runtime import sharding
 
 LOSS_KNOBS = (

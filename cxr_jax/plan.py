@@ -48,15 +48,16 @@ class Shapes:
     def __init__(self, config):
         import jax
 
-        from cxr_jax import evaluate, optim, policy, trainable
-        from cxr_jax.data.tokenizer import special_ids
+        from cxr_jax import optim, policy, trainable
         from cxr_jax.models import qwen2_5_vl as qwen
+        from cxr_jax.models.qwen2_5_vl import patches
+        from cxr_jax.models.tokenizer import special_ids
 
         self.config, self.what = config, trainable.Trainable.of(config)
         self.cfg, tok = _model(config)
         # The ids that a sampler must not draw do not change what it costs.
         self.special = {**special_ids(tok), "suppress": self.cfg.media_token_ids}
-        self.tok, self.grid = tok, evaluate.grid_of(config.data.get("size", 224), self.cfg)
+        self.tok, self.grid = tok, patches.grid_of(config.data.get("size", 224), self.cfg)
         self.prompt_width = policy.Prompts(tok, self.cfg, self.grid, config.max_completion).width
         self.tx = optim.make(config.optim, config.steps)
         self.key = jax.random.key(0)
@@ -97,8 +98,7 @@ def _array(shape, dtype="float32"):
 def _model(config):
     """(Config, tokenizer) of config.model; the 3B shape and the embedded tokenizer if it is empty."""
     from cxr_jax import pretrained
-    from cxr_jax.data import tokenizer
-    from cxr_jax.models import hf, loaded
+    from cxr_jax.models import hf, loaded, tokenizer
 
     name = config.model or "random:qwen2.5-vl-3b"
     if config.model:

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax import losses, sampling
-from cxr_jax.data import tokenizer
+from cxr_jax.data import prompts as data_prompts
 from cxr_jax.errors import UserError
 from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models import tokenizer
 from cxr_jax.runtime import sharding
 from cxr_jax.runtime.batch_rows import row_shards
 
@@ -27,7 +28,7 @@ class Prompts:
         grid: tuple,
         max_completion: int,
         width: int | None = None,
-        texts=(tokenizer.FIND_PROMPT,),
+        texts=(data_prompts.FIND_PROMPT,),
     ):
         self.tok, self.cfg, self.grid, self.max_completion = tok, cfg, grid, max_completion
         self.n_image = int(np.prod(grid)) // cfg.vision.spatial_merge_size**2

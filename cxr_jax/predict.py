@@ -23,7 +23,7 @@ import sys
 import traceback
 
 from cxr_jax.data import images
-from cxr_jax.data.tokenizer import FIND_PROMPT
+from cxr_jax.data.prompts import FIND_PROMPT
 from cxr_jax.errors import UserError, bad_usage
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.models import hf

@@ -75,7 +75,7 @@ def fingerprint(config) -> dict:
 
 def random_config(name: str, tok):
     """The Config of "random:SIZE" with the token ids of a tokenizer."""
-    from cxr_jax.data import tokenizer as tokenizers
+    from cxr_jax.models import tokenizer as tokenizers
 
     return dataclasses.replace(_random_sizes()[name], **tokenizers.config_ids(tok))
 
@@ -93,7 +93,7 @@ def check(config) -> None:
 
 def tokenizer(config):
     """The tokenizer that `config.model` brings. Raises UserError if it has none."""
-    from cxr_jax.data import tokenizer as tokenizers
+    from cxr_jax.models import tokenizer as tokenizers
 
     return tokenizers.load(PHANTOM if config.model.startswith("random:") else str(_folder(config)))
 
@@ -108,7 +108,7 @@ def _folder(config):
 
 
 def _random_sizes() -> dict:
-    from cxr_jax.models import config as sizes
+    from cxr_jax.models.qwen2_5_vl import config as sizes
 
     return {
         "random:phantom": sizes.PHANTOM,

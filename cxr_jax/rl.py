@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax import evaluate, optim, policy, pretrained, report, report_groups, rl_checks, trainable
-from cxr_jax.data import batching, tokenizer
+from cxr_jax.data import batching
 from cxr_jax.labels import answers, report_text
 from cxr_jax.learner import make_learn
 from cxr_jax.metrics.alarms import Alarms
 from cxr_jax.metrics.progress import Compilations, Progress
 from cxr_jax.metrics.run_log import MetricsWriter
+from cxr_jax.models import tokenizer
+from cxr_jax.models.qwen2_5_vl import patches
 from cxr_jax.rollout import make_rollout, rollout_metrics
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.checkpoints import Checkpoints
@@ -69,7 +71,7 @@ def run(config, workdir, stop, layout) -> dict:
     table = answers.TokenBytes.from_tokenizer(tok)
     sources = evaluate.sources(config)
     train_source = sources.train
-    grid = evaluate.grid_of(train_source.size, cfg)
+    grid = patches.grid_of(train_source.size, cfg)
     prompts = policy.Prompts(
         tok, cfg, grid, config.max_completion, texts=evaluate.all_prompts(sources)
     )

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from cxr_jax import losses, policy, rewards
-from cxr_jax.data.preprocess import patchify
 from cxr_jax.labels import report_text
 from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models.qwen2_5_vl.patches import patchify
 from cxr_jax.runtime import sharding
 
 ZERO_STD = 1e-6  # a group's rewards that spread less are the same

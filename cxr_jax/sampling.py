@@ -23,9 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax import stages
-from cxr_jax.models import decoder, qwen2_5_vl
-from cxr_jax.models.config import Config
-from cxr_jax.models.layers import NEG
+from cxr_jax.models import qwen2_5_vl
+from cxr_jax.models.attention import NEG
+from cxr_jax.models.qwen2_5_vl import decoder
+from cxr_jax.models.qwen2_5_vl.config import Config
 
 
 def row_keys(seed: int, rows: int):

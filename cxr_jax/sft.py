@@ -15,11 +15,12 @@ import numpy as np
 
 from cxr_jax import checks, evaluate, losses, optim, policy, pretrained, trainable
 from cxr_jax.data import batching
-from cxr_jax.data.preprocess import patchify
 from cxr_jax.errors import UserError
 from cxr_jax.metrics.progress import Progress
 from cxr_jax.metrics.run_log import MetricsWriter
 from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models.qwen2_5_vl import patches
+from cxr_jax.models.qwen2_5_vl.patches import patchify
 from cxr_jax.runtime import processes, sharding
 from cxr_jax.runtime.checkpoints import Checkpoints
 from cxr_jax.runtime.layout import ONE_DEVICE
@@ -138,7 +139,7 @@ def run(config, workdir, stop, layout) -> dict:
     cfg, tok = loaded.cfg, loaded.tokenizer
     sources = evaluate.sources(config)
     source = sources.train
-    grid = evaluate.grid_of(source.size, cfg)
+    grid = patches.grid_of(source.size, cfg)
     prompts = policy.Prompts(
         tok, cfg, grid, config.max_completion, texts=evaluate.all_prompts(sources)
     )

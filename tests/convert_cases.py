@@ -7,7 +7,7 @@ import golden_cases
 import ml_dtypes
 import numpy as np
 
-from cxr_jax.models import hf
+from cxr_jax.models.qwen2_5_vl import hf_table
 from cxr_jax.models.safetensors_file import (
     INDEX,
     Tensors,
@@ -44,7 +44,7 @@ def make(
 ):
     """A Hugging Face folder with unknown config keys and some side files."""
     c = golden_cases.case(case)
-    arrays = {hf.canonical_key(k): w.astype(dtype(k)) for k, w in c["weights"].items()}
+    arrays = {hf_table.canonical_key(k): w.astype(dtype(k)) for k, w in c["weights"].items()}
     if stored_head:
         arrays[HEAD] = arrays[EMBED]
     folder.mkdir(parents=True)
@@ -79,7 +79,7 @@ def arrays_edit(change):
     """A corruption that rewrites all tensors after `change` to their dict."""
 
     def corrupt(folder):
-        tensors = Tensors(folder, hf.canonical_key)
+        tensors = Tensors(folder, hf_table.canonical_key)
         arrays = {k: np.array(tensors[k]) for k in tensors.where}
         change(arrays)
         write_safetensors(folder / "model.safetensors", entries(arrays))
@@ -98,7 +98,7 @@ def sharded(change):
     """A corruption of a sharded folder: `change(folder, index)`; a returned index is written."""
 
     def corrupt(folder):
-        tensors = Tensors(folder, hf.canonical_key)
+        tensors = Tensors(folder, hf_table.canonical_key)
         arrays = {k: np.array(tensors[k]) for k in tensors.where}
         (folder / "model.safetensors").unlink()
         write_folder(folder, entries(arrays), 1e-4)

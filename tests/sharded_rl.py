@@ -15,7 +15,7 @@ from test_stages import CFG, STOP, N, T
 
 from cxr_jax import costs, plan, sampling, stages
 from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.models.config import PHANTOM
+from cxr_jax.models.qwen2_5_vl.config import PHANTOM
 from cxr_jax.runtime import layout
 from experiments import rl as rl_config
 

@@ -11,8 +11,8 @@ from forked import ROOT
 from PIL import Image
 
 from cxr_jax import pretrained, rl_checks
-from cxr_jax.data import tokenizer
 from cxr_jax.errors import UserError
+from cxr_jax.models import tokenizer
 
 NAN, INF = math.nan, math.inf
 KNOBS = dict(

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from cxr_jax import answer_tree, constrained, sampling
-from cxr_jax.data import tokenizer
 from cxr_jax.data.phantom import report
 from cxr_jax.errors import UserError
 from cxr_jax.labels import answers as labels_answers
 from cxr_jax.labels.answers import TokenBytes
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.models.config import Config, TextConfig, VisionConfig
+from cxr_jax.models import tokenizer
+from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 from cxr_jax.pretrained import PHANTOM
 
 NAMES = ("No Finding", "Edema", "Eddy", "Support Devices")

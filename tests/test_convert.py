@@ -20,8 +20,9 @@ from convert_cases import BAD, BF16, F16, F32, LAYER, config_edit, entries, make
 import cxr_jax
 from cxr_jax import convert
 from cxr_jax.errors import UserError
-from cxr_jax.models import config, hf, native
+from cxr_jax.models import hf, native
 from cxr_jax.models.loaded import find_folder
+from cxr_jax.models.qwen2_5_vl import config, hf_table
 from cxr_jax.models.safetensors_file import INDEX, NAMES, Tensors, write_folder, write_safetensors
 
 ROOT = Path(__file__).parent.parent
@@ -30,7 +31,7 @@ ORACLE = ROOT / ".venv-oracle" / "bin" / "python"
 
 def stored(folder):
     """Canonical key -> (type, bytes) of every tensor of a Hugging Face folder."""
-    tensors = Tensors(folder, hf.canonical_key)
+    tensors = Tensors(folder, hf_table.canonical_key)
     return {k: (tensors.dtype(k), np.array(tensors[k]).tobytes()) for k in tensors.where}
 
 
@@ -100,7 +101,7 @@ def test_shards_are_those_of_transformers(tmp_path):
     read = {name: load_file(tmp_path / "back" / name) for name in files}
     assert index["weight_map"] == {k: name for name, tensors in read.items() for k in tensors}
     assert set(index["weight_map"]) == {
-        r.key for r in hf.rules(hf.read_config(src))
+        r.key for r in hf_table.rules(hf.read_config(src))
     }  # the published flat keys
     sizes = {name: sum(x.nbytes for x in tensors.values()) for name, tensors in read.items()}
     assert index["metadata"]["total_size"] == sum(sizes.values())
@@ -332,7 +333,7 @@ def test_damaged_settings_raise_user_errors_only(tmp_path, name):
 def test_a_failure_leaves_nothing(tmp_path, monkeypatch, capsys, ours):
     """Whatever raises, at whatever point: no DST, no temporary folder, no parent that was made."""
     src = make(tmp_path / "src")
-    real = hf.Rule.to_ours, write_safetensors
+    real = hf_table.Rule.to_ours, write_safetensors
 
     def late(function, error, after):
         calls = []
@@ -350,7 +351,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch, capsys, ours):
         (full, r"failed \(OSError\): .*No space left"),
         (stopped, "stopped before the end"),
     ):
-        monkeypatch.setattr(hf.Rule, "to_ours", late(real[0], error, 30))
+        monkeypatch.setattr(hf_table.Rule, "to_ours", late(real[0], error, 30))
         refuses(tmp_path, capsys, ["from-hf", src, tmp_path / "a" / "dst"], message, code=1)
         monkeypatch.setattr(convert, "write_folder", late(write_folder, error, 0))
         refuses(tmp_path, capsys, ["to-hf", ours, tmp_path / "a" / "dst"], message, code=1)
@@ -426,7 +427,7 @@ def large(tmp_path_factory):
     rng, size = np.random.default_rng(0), 0
     noise = rng.integers(0, 0x7F00, 2**20, dtype=np.uint16)
     params: dict = {}
-    for path, shape in hf.our_shapes(cfg).items():
+    for path, shape in hf_table.our_shapes(cfg).items():
         node = params
         for name in path[:-1]:
             node = node.setdefault(name, {})

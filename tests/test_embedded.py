@@ -8,7 +8,7 @@ import numpy as np
 
 import cxr_jax
 from cxr_jax import predict
-from cxr_jax.data import batching, phantom, tokenizer
+from cxr_jax.data import batching, phantom, prompts
 from cxr_jax.data.phantom import dicom
 from cxr_jax.labels import parse_answers
 from cxr_jax.metrics import scores
@@ -21,7 +21,7 @@ def test_reads_phantoms_far_above_chance_and_in_format():
     model = cxr_jax.load("phantom")
     source = batching.PhantomSource("A", "test", 0)
     batch = source.batch(np.arange(N))
-    got = model.generate(list(batch["image"]), [tokenizer.FIND_PROMPT] * N, max_new_tokens=208)
+    got = model.generate(list(batch["image"]), [prompts.FIND_PROMPT] * N, max_new_tokens=208)
     texts = [c[0].text for c in got]
     pred, truth = parse_answers(texts), batch["solution"]
     real = scores.jaccard_rows(pred, truth).mean()

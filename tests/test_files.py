@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image as PilImage
 
-from cxr_jax.data import files, images, preprocess
+from cxr_jax.data import files, images, resize
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
 from cxr_jax.tools import manifest_rows
@@ -136,7 +136,7 @@ def test_batch(tmp_path, root):
     source = files.FilesSource(rows, size=56)
     batch = source.batch(np.array([2, 0, 1]))
     assert batch["image"].shape == (3, 56, 56) and batch["image"].dtype == np.float32
-    want = preprocess.fit(images.read_image(root / "a.png").pixels, 56)
+    want = resize.fit(images.read_image(root / "a.png").pixels, 56)
     np.testing.assert_array_equal(batch["image"][1], want)
     assert [CHEXPERT_14[i] for i in np.flatnonzero(batch["solution"][1])] == ["Edema", "Fracture"]
     assert batch["solution"].dtype == batch["known"].dtype == bool and batch["known"].shape == (

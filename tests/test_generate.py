@@ -10,12 +10,13 @@ import pytest
 
 import cxr_jax
 from cxr_jax import answer_tree, generation, predict, sampling
-from cxr_jax.data import batching, tokenizer
+from cxr_jax.data import batching
+from cxr_jax.data import prompts as data_prompts
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.models import chat as chats
-from cxr_jax.models import loaded, qwen2_5_vl
-from cxr_jax.models.config import PHANTOM, TextConfig, VisionConfig
+from cxr_jax.models import loaded, qwen2_5_vl, tokenizer
+from cxr_jax.models.qwen2_5_vl.config import PHANTOM, TextConfig, VisionConfig
 
 V, N_IMAGE = 960, 64  # more ids than the tokenizer has; 224 px are 8 x 8 image tokens
 TOKENIZER = tokenizer.load(str(cxr_jax.asset("phantom")))
@@ -42,7 +43,7 @@ CFG = dataclasses.replace(
         max_position_embeddings=400,
     ),
 )
-FIND = tokenizer.FIND_PROMPT
+FIND = data_prompts.FIND_PROMPT
 STOP = CFG.eos_token_id[0]
 
 

@@ -13,7 +13,8 @@ import pytest
 import cxr_jax
 from cxr_jax.errors import UserError
 from cxr_jax.models import hf
-from cxr_jax.models.config import PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B, Config
+from cxr_jax.models.qwen2_5_vl import hf_table
+from cxr_jax.models.qwen2_5_vl.config import PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B, Config
 from cxr_jax.models.safetensors_file import Tensors
 
 NESTED = {"visual.": "model.visual.", "model.": "model.language_model."}
@@ -24,12 +25,12 @@ def nested(key):
 
 
 def open_tensors(folder):
-    return Tensors(folder, hf.canonical_key)
+    return Tensors(folder, hf_table.canonical_key)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    return golden_cases.write_folder(tmp_path / "model", "ragged", hf.canonical_key)
+    return golden_cases.write_folder(tmp_path / "model", "ragged", hf_table.canonical_key)
 
 
 def rewrite(folder, change):
@@ -59,9 +60,9 @@ def test_round_trip_bit_for_bit(name, dtype, tmp_path):
     assert cfg2 == cfg
     same(params, params2)
     tensors, weights = open_tensors(tmp_path / "b"), golden_cases.case(name)["weights"]
-    assert set(tensors.where) == {hf.canonical_key(k) for k in weights}
+    assert set(tensors.where) == {hf_table.canonical_key(k) for k in weights}
     for key, value in weights.items():  # HF -> ours -> HF
-        np.testing.assert_array_equal(tensors[hf.canonical_key(key)], value.astype(dtype))
+        np.testing.assert_array_equal(tensors[hf_table.canonical_key(key)], value.astype(dtype))
 
 
 def test_files_are_what_the_safetensors_library_reads(tmp_path):
@@ -72,13 +73,15 @@ def test_files_are_what_the_safetensors_library_reads(tmp_path):
     hf.save_hf(tmp_path / "b", cfg, params)
     theirs = load_file(tmp_path / "b" / "model.safetensors")
     for key, value in golden_cases.case("even")["weights"].items():
-        np.testing.assert_array_equal(theirs[hf.canonical_key(key)], value)
+        np.testing.assert_array_equal(theirs[hf_table.canonical_key(key)], value)
 
 
 def test_both_key_layouts_give_the_same_parameters(tmp_path):
-    a = hf.load_hf(golden_cases.write_folder(tmp_path / "a", "ragged", hf.canonical_key))
+    a = hf.load_hf(golden_cases.write_folder(tmp_path / "a", "ragged", hf_table.canonical_key))
     b = hf.load_hf(
-        golden_cases.write_folder(tmp_path / "b", "ragged", lambda k: nested(hf.canonical_key(k)))
+        golden_cases.write_folder(
+            tmp_path / "b", "ragged", lambda k: nested(hf_table.canonical_key(k))
+        )
     )
     assert a[0] == b[0]
     same(a[1], b[1])
@@ -104,7 +107,7 @@ def test_shards(folder, tmp_path):
 
 
 def test_tied_head_may_be_stored_once_more(tmp_path):
-    src = golden_cases.write_folder(tmp_path / "a", "even", hf.canonical_key)
+    src = golden_cases.write_folder(tmp_path / "a", "even", hf_table.canonical_key)
     before = hf.load_hf(src)
     rewrite(src, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}))
     same(before[1], hf.load_hf(src)[1])
@@ -192,10 +195,10 @@ def test_config_round_trip(cfg):
 
 def test_published_sizes():
     """Parameter counts of the published models, from shapes alone."""
-    total = lambda cfg: sum(int(np.prod(r.shape)) for r in hf.rules(cfg))
+    total = lambda cfg: sum(int(np.prod(r.shape)) for r in hf_table.rules(cfg))
     assert total(QWEN2_5_VL_3B) == 3_754_622_976
     assert total(QWEN2_5_VL_7B) == 8_292_166_656
-    conv = next(r for r in hf.rules(QWEN2_5_VL_3B) if r.transform == "conv")
+    conv = next(r for r in hf_table.rules(QWEN2_5_VL_3B) if r.transform == "conv")
     assert conv.shape == (1280, 3, 2, 14, 14)
 
 

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image as PilImage
 
-from cxr_jax.data import images, preprocess
+from cxr_jax.data import images, resize
 from cxr_jax.errors import UserError
-from cxr_jax.models import hf, loaded
-from cxr_jax.models.config import PHANTOM
+from cxr_jax.inference import image_inputs
+from cxr_jax.models import loaded
+from cxr_jax.models.qwen2_5_vl import image_settings
+from cxr_jax.models.qwen2_5_vl import patches as qwen2_5_vl_patches
+from cxr_jax.models.qwen2_5_vl.config import PHANTOM
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -44,7 +47,9 @@ def test_prepare_equals_the_hugging_face_processor(h, w):
     low, high = 80 * 80, 400 * 400
     gray = picture(h, w)
     want = processor([PilImage.fromarray(gray)], size={"shortest_edge": low, "longest_edge": high})
-    patches, grid = preprocess.prepare(gray / np.float32(255), min_pixels=low, max_pixels=high)
+    patches, grid = qwen2_5_vl_patches.prepare(
+        gray / np.float32(255), min_pixels=low, max_pixels=high
+    )
     assert grid == tuple(want["image_grid_thw"][0])
     assert patches.dtype == np.float32
     np.testing.assert_allclose(patches, want["pixel_values"], atol=1e-6)
@@ -55,67 +60,67 @@ def test_default_limits_are_those_of_the_processor():
 
     size = Qwen2VLImageProcessorPil().size
     assert (size["shortest_edge"], size["longest_edge"]) == (
-        preprocess.MIN_PIXELS,
-        preprocess.MAX_PIXELS,
+        qwen2_5_vl_patches.MIN_PIXELS,
+        qwen2_5_vl_patches.MAX_PIXELS,
     )
 
 
 def test_patchify_equals_prepare_of_the_same_picture_as_png(tmp_path):
     floats = np.random.default_rng(1).random((2, 224, 224), np.float32)
-    got = jax.jit(preprocess.patchify)(floats)
+    got = jax.jit(qwen2_5_vl_patches.patchify)(floats)
     assert got.shape == (2, 256, 1176)
-    np.testing.assert_allclose(preprocess.patchify(floats, np), got, atol=1e-6)
+    np.testing.assert_allclose(qwen2_5_vl_patches.patchify(floats, np), got, atol=1e-6)
     for row, pixels in zip(np.asarray(got), floats, strict=True):
-        path = save(tmp_path / "x.png", preprocess.quantise(pixels))
-        patches, grid = preprocess.prepare(images.read_image(path).pixels)
+        path = save(tmp_path / "x.png", qwen2_5_vl_patches.quantise(pixels))
+        patches, grid = qwen2_5_vl_patches.prepare(images.read_image(path).pixels)
         assert grid == (1, 16, 16)
         np.testing.assert_allclose(row, patches, atol=1e-6)
 
 
 def test_patchify_refuses_sizes_off_the_grid():
     with pytest.raises(UserError, match="28"):
-        preprocess.patchify(np.zeros((1, 224, 230)))
+        qwen2_5_vl_patches.patchify(np.zeros((1, 224, 230)))
 
 
 def test_smart_resize_refuses_strips():
     with pytest.raises(UserError, match="aspect"):
-        preprocess.smart_resize(1, 20_000)
+        qwen2_5_vl_patches.smart_resize(1, 20_000)
 
 
 def test_fit_pads_to_a_square_and_keeps_depth():
     tall = np.full((300, 100), 0.5, np.float32)
-    out = preprocess.fit(tall, 60)
+    out = resize.fit(tall, 60)
     assert out.shape == (60, 60) and out.dtype == np.float32
     assert out[30, 30] == pytest.approx(0.5) and out[30, 5] == 0 and out[30, -5] == 0
     ramp = np.tile(np.linspace(0, 1, 1024, dtype=np.float32), (1024, 1))
-    assert len(np.unique(preprocess.fit(ramp, 512))) > 400  # more levels than 8 bits would leave
-    np.testing.assert_array_equal(preprocess.fit(ramp, 1024), ramp)
+    assert len(np.unique(resize.fit(ramp, 512))) > 400  # more levels than 8 bits would leave
+    np.testing.assert_array_equal(resize.fit(ramp, 1024), ramp)
 
 
 def test_fit_to_model_only_for_fixed_sizes():
     gray = picture(90, 60) / np.float32(255)
-    assert preprocess.fit_to_model(gray, (224 * 224, 224 * 224)).shape == (224, 224)
-    np.testing.assert_array_equal(preprocess.fit_to_model(gray, (3136, 10**6)), gray)
+    assert image_inputs.fit_to_model(gray, (224 * 224, 224 * 224)).shape == (224, 224)
+    np.testing.assert_array_equal(image_inputs.fit_to_model(gray, (3136, 10**6)), gray)
 
 
 def test_buckets_pad_and_neither_stretch_nor_crop():
     rng, limit = np.random.default_rng(0), 476 * 476
-    shapes = preprocess.bucket_shapes(limit)
+    shapes = image_inputs.bucket_shapes(limit)
     assert len(shapes) == 9 and (476, 476) in shapes
     assert all(
         h % 28 == w % 28 == 0 and 0.9 * limit < h * w <= limit and 1 / 2.1 < h / w < 2.1
         for h, w in shapes
     )
     for limit_ in (784, 3136, 12845056):
-        assert 1 <= len(preprocess.bucket_shapes(limit_)) <= 9
+        assert 1 <= len(image_inputs.bucket_shapes(limit_)) <= 9
     for _ in range(6):
         side = rng.integers(300, 700)
         h, w = side, int(side * rng.uniform(0.55, 1.8))
         white = np.ones((h, w), np.float32)
-        patches, grid = preprocess.prepare_in_buckets(white, limit)
+        patches, grid = image_inputs.prepare_in_buckets(white, limit)
         shape = grid[1] * 14, grid[2] * 14
-        padded = preprocess.fit(white, shape)
-        want, same = preprocess.prepare(
+        padded = resize.fit(white, shape)
+        want, same = qwen2_5_vl_patches.prepare(
             padded, 784, limit
         )  # the processor's arithmetic, with nothing to resize
         np.testing.assert_allclose(patches, want, atol=1e-6)
@@ -125,7 +130,7 @@ def test_buckets_pad_and_neither_stretch_nor_crop():
         assert abs(tall / wide / (h / w) - 1) < 0.01 and (tall == shape[0] or wide == shape[1])
         assert shown.mean() > 0.87  # what is padded
     with pytest.raises(UserError, match="aspect"):
-        preprocess.prepare_in_buckets(np.zeros((1, 300)), limit)
+        image_inputs.prepare_in_buckets(np.zeros((1, 300)), limit)
 
 
 # --- settings of a folder
@@ -142,7 +147,7 @@ FLAT = {
     "image_processor_type": "Qwen2VLImageProcessor",
     "size": {"shortest_edge": 3200, "longest_edge": 50000},
 }
-OURS = hf.preprocessor_config(PHANTOM, 3136, 226576)
+OURS = image_settings.preprocessor_config(PHANTOM, 3136, 226576)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +177,7 @@ def test_limits_are_those_that_transformers_reads(tmp_path, files):
 
 
 def test_without_settings_the_published_limits():
-    assert loaded.Model(PHANTOM, {}).pixel_limits == hf.PIXEL_LIMITS == (3136, 12845056)
+    assert loaded.Model(PHANTOM, {}).pixel_limits == image_settings.PIXEL_LIMITS == (3136, 12845056)
 
 
 @pytest.mark.parametrize(

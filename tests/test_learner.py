@@ -10,10 +10,12 @@ import optax
 import pytest
 
 from cxr_jax import learner, losses, optim, policy, pretrained, stages, trainable
-from cxr_jax.data import batching, tokenizer
-from cxr_jax.data.preprocess import patchify
-from cxr_jax.models import config as sizes
+from cxr_jax.data import batching
+from cxr_jax.data import prompts as data_prompts
 from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models import tokenizer
+from cxr_jax.models.qwen2_5_vl import config as sizes
+from cxr_jax.models.qwen2_5_vl.patches import patchify
 from experiments import rl as experiment
 
 SIDE, GRID, P, G, C = 56, (1, 4, 4), 4, 2, 6
@@ -61,11 +63,11 @@ def world():
         "advantages": rng.normal(0, 1, (P, G)).astype(np.float32),
         "kept": np.arange(P),
     }
-    batch = {"image": image, "prompts": prompts.encode([tokenizer.FIND_PROMPT] * P)}
+    batch = {"image": image, "prompts": prompts.encode([data_prompts.FIND_PROMPT] * P)}
     completions = batching.Completions(tok, C).encode(["Edema.", "No."])
     batch["replay"] = {
         "image": image[:2],
-        "prompts": prompts.encode([tokenizer.FIND_PROMPT] * 2),
+        "prompts": prompts.encode([data_prompts.FIND_PROMPT] * 2),
         **completions,
     }
     special = tokenizer.special_ids(tok, cfg.text.vocab_size)

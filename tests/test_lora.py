@@ -17,10 +17,11 @@ import pytest
 import cxr_jax
 from cxr_jax import convert, sampling
 from cxr_jax.errors import UserError
-from cxr_jax.models import decoder, hf, layers, loaded, lora, peft
+from cxr_jax.models import hf, layers, loaded, lora, peft
 from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.models.config import Config, TextConfig, VisionConfig
 from cxr_jax.models.lora import Lora
+from cxr_jax.models.qwen2_5_vl import decoder, hf_table
+from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 from cxr_jax.models.safetensors_file import Tensors
 from cxr_jax.runtime import trees
 
@@ -337,9 +338,9 @@ def exported(adapters, tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def trace_once():
     """Every load and save asks for the shapes of CFG, which are traced anew."""
-    keep, hf.our_shapes = hf.our_shapes, functools.lru_cache(hf.our_shapes)
+    keep, hf_table.our_shapes = hf_table.our_shapes, functools.lru_cache(hf_table.our_shapes)
     yield
-    hf.our_shapes = keep
+    hf_table.our_shapes = keep
 
 
 def stored(folder) -> dict:
@@ -423,7 +424,7 @@ def test_names_are_those_of_transformers(exported):
     assert tensors["base_model.model.model.visual.merger.mlp.2.lora_B.weight"].shape == (32, 3)
     assert len(tensors) == 2 * (2 * 7 + 2 * 5 + 2)
     targeted = {k.split(".lora_")[0].removeprefix("base_model.model.") for k in tensors}
-    parts = [cases.nested_key(r.key).split(".") for r in hf.rules(CFG)]
+    parts = [cases.nested_key(r.key).split(".") for r in hf_table.rules(CFG)]
     modules = {".".join(x[:n]) for x in parts for n in range(1, len(x))} | {
         "lm_head",
         "model.visual.merger.mlp.1",
@@ -585,7 +586,7 @@ def test_peft_and_we_read_each_other(tmp_path):
     assert their_lora == Lora(3, 5, ("text/layers/attn/q", "text/layers/attn/v"))
     merged = flat(lora.merge(params, found, their_lora))
     want = np.load(tmp_path / "out" / "theirs.npz")
-    for rule in hf.rules(cfg):
+    for rule in hf_table.rules(cfg):
         x = merged["/".join(rule.path)]
         np.testing.assert_allclose(
             rule.to_hf(x if rule.layer is None else x[rule.layer]),

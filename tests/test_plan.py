@@ -16,7 +16,7 @@ from cxr_jax import costs, optim, plan, trainable
 from cxr_jax.errors import UserError
 from cxr_jax.models import lora
 from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.models.config import PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B
+from cxr_jax.models.qwen2_5_vl.config import PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B
 from cxr_jax.runtime import layout, sharding, trees
 from experiments import rl as rl_config
 from experiments import sft as sft_config

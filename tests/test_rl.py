@@ -6,10 +6,12 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from cxr_jax import evaluate, learner, losses, optim, policy, pretrained, rl, rollout, trainable
-from cxr_jax.data import batching, tokenizer
+from cxr_jax import learner, losses, optim, policy, pretrained, rl, rollout, trainable
+from cxr_jax.data import batching
 from cxr_jax.labels import answers, report_text
 from cxr_jax.metrics.progress import Compilations
+from cxr_jax.models import tokenizer
+from cxr_jax.models.qwen2_5_vl import patches
 from experiments import rl as experiment
 
 
@@ -79,7 +81,7 @@ def step():
     )
     m = pretrained.start(config)
     source = batching.PhantomSource("A", "train", 3)
-    grid = evaluate.grid_of(source.size, m.cfg)
+    grid = patches.grid_of(source.size, m.cfg)
     prompts = policy.Prompts(m.tokenizer, m.cfg, grid, config.max_completion)
     special = tokenizer.special_ids(m.tokenizer, m.cfg.text.vocab_size)
     tx = optax.sgd(1.0)  # the config's schedule starts at a learning rate of 0

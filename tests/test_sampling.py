@@ -9,7 +9,7 @@ import pytest
 
 from cxr_jax import sampling
 from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.models.config import Config, TextConfig, VisionConfig
+from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 
 V = 60
 CFG = Config(

@@ -13,7 +13,7 @@ import pytest
 
 from cxr_jax import sampling, stages
 from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.models.config import Config, TextConfig, VisionConfig
+from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 
 V, T, N, STOP = 24, 6, 24, tuple(range(1, 7))
 CFG = Config(

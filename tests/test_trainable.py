@@ -6,11 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from cxr_jax import evaluate, optim, policy, pretrained, sft, trainable
+from cxr_jax import optim, policy, pretrained, sft, trainable
 from cxr_jax.data import batching
 from cxr_jax.errors import UserError
 from cxr_jax.models import lora
 from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models.qwen2_5_vl import patches
 from cxr_jax.runtime import layout as runtime_layout
 from cxr_jax.runtime import trees
 from experiments import sft as experiment
@@ -27,7 +28,7 @@ def world():
     config.update(dict(batch_size=4, max_completion=160, locate_weight=0.3))
     m = pretrained.start(config)
     source = batching.PhantomSource("A", "train", 3)
-    grid = evaluate.grid_of(source.size, m.cfg)
+    grid = patches.grid_of(source.size, m.cfg)
     prompts = policy.Prompts(m.tokenizer, m.cfg, grid, config.max_completion)
     batch = sft.make_batch_fn(
         config, source, prompts, batching.Completions(m.tokenizer, config.max_completion)

@@ -26,7 +26,7 @@ import numpy as np
 from cxr_jax.data import phantom
 from cxr_jax.data.phantom import readers
 from cxr_jax.data.phantom import report as phantom_report
-from cxr_jax.data.tokenizer import FIND_PROMPT
+from cxr_jax.data.prompts import FIND_PROMPT
 from cxr_jax.errors import UserError
 from cxr_jax.runtime import processes
 

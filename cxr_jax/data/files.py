@@ -23,7 +23,7 @@ from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
-from cxr_jax.data import batching, images, preprocess
+from cxr_jax.data import batching, images, resize
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
 
@@ -291,7 +291,7 @@ class FilesSource:
     def image(self, index: int) -> np.ndarray:
         """float32 [size, size] in 0..1. Raises UserError for a file that cannot be read."""
         path = self.rows[index].image_path
-        decode = lambda: preprocess.fit(images.read_image(path, self.renderer).pixels, self.size)
+        decode = lambda: resize.fit(images.read_image(path, self.renderer).pixels, self.size)
         return self.cache.get(self._key(index), decode)
 
     def _key(self, index):

@@ -1,0 +1,1 @@
+"""Model families as data and functions: a folder each, and the layers they share."""

@@ -33,7 +33,7 @@ def messages_of(prompt) -> list[dict]:
 
 def render(tokenizer, cfg, prompt, grid) -> list[int]:
     """Token ids up to the assistant's next turn; the image (if any) stands before the first user's text."""
-    from cxr_jax.data.tokenizer import IMAGE_PAD
+    from cxr_jax.models.tokenizer import IMAGE_PAD
 
     messages, n = (
         messages_of(prompt),

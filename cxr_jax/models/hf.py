@@ -11,14 +11,15 @@ import functools
 import hashlib
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
 from cxr_jax.errors import UserError, shown
-from cxr_jax.models.config import Config
+from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.models.qwen2_5_vl.hf_table import Rule, canonical_key, our_shapes, rules
+from cxr_jax.models.qwen2_5_vl.image_settings import PIXEL_LIMITS, preprocessor_config
 from cxr_jax.models.safetensors_file import (
     NAMES,
     Tensors,
@@ -33,114 +34,6 @@ __all__ = ["load_hf", "read_config", "rules", "save_hf", "write_safetensors"]
 
 WEIGHT_TYPES = tuple(np.dtype(t) for t in (np.float32, ml_dtypes.bfloat16, np.float16))
 _TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-
-
-# --- the table -----------------------------------------------------------------------------------------
-
-# (our path, HF key, transform). "{}" in a key is a layer number: such parameters are stacked on axis 0.
-# Transforms: "as is"; "t": torch keeps [out, in], we keep [in, out]; "conv": a 3-D patch convolution
-# (out, c, t, h, w) that we keep as the product [c*t*h*w, out].
-_VISION = (
-    ("patch_embed/proj/kernel", "visual.patch_embed.proj.weight", "conv"),
-    ("blocks/norm1/scale", "visual.blocks.{}.norm1.weight", "as is"),
-    ("blocks/norm2/scale", "visual.blocks.{}.norm2.weight", "as is"),
-    ("blocks/attn/qkv/kernel", "visual.blocks.{}.attn.qkv.weight", "t"),
-    ("blocks/attn/qkv/bias", "visual.blocks.{}.attn.qkv.bias", "as is"),
-    ("blocks/attn/proj/kernel", "visual.blocks.{}.attn.proj.weight", "t"),
-    ("blocks/attn/proj/bias", "visual.blocks.{}.attn.proj.bias", "as is"),
-    ("blocks/mlp/gate/kernel", "visual.blocks.{}.mlp.gate_proj.weight", "t"),
-    ("blocks/mlp/gate/bias", "visual.blocks.{}.mlp.gate_proj.bias", "as is"),
-    ("blocks/mlp/up/kernel", "visual.blocks.{}.mlp.up_proj.weight", "t"),
-    ("blocks/mlp/up/bias", "visual.blocks.{}.mlp.up_proj.bias", "as is"),
-    ("blocks/mlp/down/kernel", "visual.blocks.{}.mlp.down_proj.weight", "t"),
-    ("blocks/mlp/down/bias", "visual.blocks.{}.mlp.down_proj.bias", "as is"),
-    ("merger/norm/scale", "visual.merger.ln_q.weight", "as is"),
-    ("merger/fc1/kernel", "visual.merger.mlp.0.weight", "t"),
-    ("merger/fc1/bias", "visual.merger.mlp.0.bias", "as is"),
-    ("merger/fc2/kernel", "visual.merger.mlp.2.weight", "t"),
-    ("merger/fc2/bias", "visual.merger.mlp.2.bias", "as is"),
-)
-_TEXT = (
-    ("embed/embedding", "model.embed_tokens.weight", "as is"),
-    ("layers/norm1/scale", "model.layers.{}.input_layernorm.weight", "as is"),
-    ("layers/norm2/scale", "model.layers.{}.post_attention_layernorm.weight", "as is"),
-    ("layers/attn/q/kernel", "model.layers.{}.self_attn.q_proj.weight", "t"),
-    ("layers/attn/q/bias", "model.layers.{}.self_attn.q_proj.bias", "as is"),
-    ("layers/attn/k/kernel", "model.layers.{}.self_attn.k_proj.weight", "t"),
-    ("layers/attn/k/bias", "model.layers.{}.self_attn.k_proj.bias", "as is"),
-    ("layers/attn/v/kernel", "model.layers.{}.self_attn.v_proj.weight", "t"),
-    ("layers/attn/v/bias", "model.layers.{}.self_attn.v_proj.bias", "as is"),
-    ("layers/attn/o/kernel", "model.layers.{}.self_attn.o_proj.weight", "t"),
-    ("layers/mlp/gate/kernel", "model.layers.{}.mlp.gate_proj.weight", "t"),
-    ("layers/mlp/up/kernel", "model.layers.{}.mlp.up_proj.weight", "t"),
-    ("layers/mlp/down/kernel", "model.layers.{}.mlp.down_proj.weight", "t"),
-    ("final/norm/scale", "model.norm.weight", "as is"),
-    ("head/kernel", "lm_head.weight", "t"),
-)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One HF tensor: its key, our path, its layer (None if not stacked), transform and HF shape."""
-
-    key: str
-    path: tuple[str, ...]
-    layer: int | None
-    transform: str
-    shape: tuple[int, ...]
-
-    def to_ours(self, x: np.ndarray) -> np.ndarray:
-        if self.transform == "conv":
-            return x.reshape(x.shape[0], -1).T
-        return x.T if self.transform == "t" else x
-
-    def to_hf(self, x: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(x if self.transform == "as is" else x.T).reshape(self.shape)
-
-
-def our_shapes(cfg: Config) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Path -> shape of every parameter of a config, from an abstract init: no array is made."""
-    import jax
-
-    from cxr_jax.models import qwen2_5_vl
-
-    tree = jax.eval_shape(lambda k: qwen2_5_vl.init_params(cfg, k), jax.random.key(0))
-    return {path: tuple(leaf.shape) for path, leaf in flatten(tree)}
-
-
-def rules(cfg: Config) -> list[Rule]:
-    """Every tensor of a model folder, in file order. Raises KeyError if the table and the model disagree."""
-    shapes = our_shapes(cfg)
-    out, seen = [], set()
-    for part, table in (("vision", _VISION), ("text", _TEXT)):
-        for name, key, transform in table:
-            path = (part, *name.split("/"))
-            if path not in shapes and path[1] == "head" and cfg.tie_word_embeddings:
-                continue
-            shape = shapes[path]
-            seen.add(path)
-            layers = range(shape[0]) if "{}" in key else [None]
-            own = shape[1:] if "{}" in key else shape
-            for i in layers:
-                out.append(Rule(key.format(i), path, i, transform, _hf_shape(cfg, own, transform)))
-    if seen != set(shapes):
-        raise KeyError(f"no rule for {sorted(set(shapes) - seen)}")
-    return out
-
-
-def _hf_shape(cfg: Config, own: tuple[int, ...], transform: str) -> tuple[int, ...]:
-    v = cfg.vision
-    if transform == "conv":
-        return (v.hidden_size, v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
-    return own[::-1] if transform == "t" else own
-
-
-def canonical_key(key: str) -> str:
-    """A key of either layout -> the key of the published layout."""
-    for nested, flat in (("model.visual.", "visual."), ("model.language_model.", "model.")):
-        if key.startswith(nested):
-            return flat + key[len(nested) :]
-    return key
 
 
 # --- reading a folder ----------------------------------------------------------------------------------
@@ -344,13 +237,6 @@ def generation_config(cfg: Config) -> dict:
     }
 
 
-PIXEL_LIMITS = 3136, 12845056  # min_pixels and max_pixels of the published Qwen2.5-VL folders
-_DEFAULT_SIZE = {
-    "shortest_edge": 56 * 56,
-    "longest_edge": 28 * 28 * 1280,
-}  # the processor's, for a file without
-
-
 def image_settings(folder: str | os.PathLike) -> tuple[dict, Path | None]:
     """(settings of the image processor without those that are null, their file), or ({}, None).
 
@@ -371,59 +257,6 @@ def image_settings(folder: str | os.PathLike) -> tuple[dict, Path | None]:
             raise UserError(f"{path}: {part} is not a JSON object")
         return {k: v for k, v in found.items() if v is not None}, path
     return {}, None
-
-
-MOST_PIXELS = 2**28  # some gigabytes of patches: more is a mistake
-
-
-def pixel_limits(settings: dict, path: Path | None) -> tuple[int, int]:
-    """(min_pixels, max_pixels) of `image_settings`, or those of the published folders where there is no file.
-
-    min_pixels and max_pixels go before size. Raises UserError, naming the file, for limits that no image meets.
-    """
-    if path is None:
-        return PIXEL_LIMITS
-    size = settings.get("size", _DEFAULT_SIZE)
-    if not isinstance(size, dict):
-        raise UserError(f"{path}: size is not a JSON object")
-    limits = tuple(
-        settings.get(a, size.get(b))
-        for a, b in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge"))
-    )
-    if (
-        not all(type(x) is int and 28 * 28 <= x <= MOST_PIXELS for x in limits)
-        or limits[0] > limits[1]
-    ):
-        low, high = (shown(str(x)) for x in limits)
-        raise UserError(
-            f"{path}: min_pixels (or size.shortest_edge) is {low} and max_pixels (or size.longest_edge) is "
-            f"{high}: they must be whole numbers from 784 to {MOST_PIXELS}, in this order"
-        )
-    return limits
-
-
-def preprocessor_config(
-    cfg: Config, min_pixels: int = PIXEL_LIMITS[0], max_pixels: int = PIXEL_LIMITS[1]
-) -> dict:
-    """The image arithmetic of Qwen2-VL (mean and standard deviation are CLIP's)."""
-    v = cfg.vision
-    return {
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": "Qwen2_5_VLProcessor",
-        "min_pixels": min_pixels,
-        "max_pixels": max_pixels,
-        "patch_size": v.patch_size,
-        "temporal_patch_size": v.temporal_patch_size,
-        "merge_size": v.spatial_merge_size,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "do_convert_rgb": True,
-        "rescale_factor": 1 / 255,
-        "resample": 3,
-    }
 
 
 def save_hf(

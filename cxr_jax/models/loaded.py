@@ -14,8 +14,9 @@ from cxr_jax.errors import UserError
 from cxr_jax.generation import Completion, Reading, Request, Settings
 from cxr_jax.models import chat as chats
 from cxr_jax.models import hf, native, peft, qwen2_5_vl
-from cxr_jax.models.config import Config
 from cxr_jax.models.layers import UNROLL_UP_TO
+from cxr_jax.models.qwen2_5_vl import image_settings
+from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.models.safetensors_file import PICKLES
 
 _LOG = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class Model:
         """The folder's tokenizer. Raises UserError if it has none."""
         if self.folder is None:
             raise UserError("the model has no tokenizer, so it cannot take or give text")
-        from cxr_jax.data import tokenizer
+        from cxr_jax.models import tokenizer
 
         return tokenizer.load(str(self.folder))
 
@@ -73,7 +74,7 @@ class Model:
     def special(self) -> dict:
         """Ids that end an answer ("stop") and ids that are never drawn ("suppress"): media tokens, and those
         without a text (embedding tables are padded beyond the tokenizer)."""
-        from cxr_jax.data import tokenizer
+        from cxr_jax.models import tokenizer
 
         ids = tokenizer.special_ids(self.tokenizer, self.cfg.text.vocab_size)
         return {
@@ -87,11 +88,11 @@ class Model:
 
         Raises UserError, naming the file, for settings that are damaged or ask for other arithmetic than ours.
         """
-        from cxr_jax.data import preprocess
+        from cxr_jax.models.qwen2_5_vl import patches as qwen2_5_vl_patches
 
         settings, path = ({}, None) if self.folder is None else hf.image_settings(self.folder)
-        preprocess.check_settings(settings, path)
-        return hf.pixel_limits(settings, path)
+        qwen2_5_vl_patches.check_settings(settings, path)
+        return image_settings.pixel_limits(settings, path)
 
     @functools.cached_property
     def answers(self) -> constrained.Constraint:
@@ -205,13 +206,14 @@ class Model:
         """An image (path, PIL image, or [H, W] floats in 0..1) -> (patches, grid); (None, None) for None."""
         if image is None:
             return None, None
-        from cxr_jax.data import preprocess
+        from cxr_jax.inference import image_inputs
+        from cxr_jax.models.qwen2_5_vl import patches as qwen2_5_vl_patches
 
         low, high = self.pixel_limits
         if self.grids == "bucket" and low != high:
-            return preprocess.prepare_in_buckets(_pixels(image), high)
-        pixels = preprocess.fit_to_model(_pixels(image), (low, high))
-        return preprocess.prepare(pixels, min_pixels=low, max_pixels=high)
+            return image_inputs.prepare_in_buckets(_pixels(image), high)
+        pixels = image_inputs.fit_to_model(_pixels(image), (low, high))
+        return qwen2_5_vl_patches.prepare(pixels, min_pixels=low, max_pixels=high)
 
     def generate(
         self,

@@ -18,7 +18,8 @@ import numpy as np
 
 from cxr_jax.errors import UserError, shown
 from cxr_jax.models import hf
-from cxr_jax.models.config import Config
+from cxr_jax.models.qwen2_5_vl import hf_table
+from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.models.safetensors_file import DTYPES, NAMES
 from cxr_jax.runtime import trees
 
@@ -84,7 +85,7 @@ class Arrays:
         arrays = self.manifest.get("arrays")
         if not isinstance(arrays, dict) or not all(_is_entry(x) for x in arrays.values()):
             raise UserError(f"{path}: damaged")
-        self.shapes = hf.our_shapes(self.cfg)
+        self.shapes = hf_table.our_shapes(self.cfg)
         want = {"/".join(p): list(shape) for p, shape in self.shapes.items()}
         have = {name: x["shape"] for name, x in arrays.items()}
         if bad := sorted(

@@ -14,9 +14,10 @@ import numpy as np
 
 from cxr_jax.errors import UserError, shown
 from cxr_jax.models import hf
-from cxr_jax.models.config import Config
 from cxr_jax.models.layers import merge_adapters
 from cxr_jax.models.lora import PATHS, TARGETS, Lora
+from cxr_jax.models.qwen2_5_vl import hf_table
+from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.models.safetensors_file import NAMES, Tensors, write_safetensors
 from cxr_jax.runtime import trees, whole_files
 
@@ -61,12 +62,12 @@ _PLAIN_INIT = (
 )  # the others change the base model's weights
 
 
-def _modules(cfg: Config) -> dict[str, hf.Rule]:
+def _modules(cfg: Config) -> dict[str, hf_table.Rule]:
     """Every weight that PEFT could adapt: module name in the published layout -> its rule."""
-    return {r.key.removesuffix(".weight"): r for r in hf.rules(cfg) if len(r.shape) > 1}
+    return {r.key.removesuffix(".weight"): r for r in hf_table.rules(cfg) if len(r.shape) > 1}
 
 
-def _path(rule: hf.Rule) -> str:
+def _path(rule: hf_table.Rule) -> str:
     return "/".join(rule.path[:-1])
 
 
@@ -116,7 +117,7 @@ def save(
         write_safetensors(temp / WEIGHTS, list(_entries(rules, lora, leaves)))
 
 
-def _entries(rules: dict[str, hf.Rule], lora: Lora, leaves: dict[str, np.ndarray]):
+def _entries(rules: dict[str, hf_table.Rule], lora: Lora, leaves: dict[str, np.ndarray]):
     for name, rule in rules.items():
         for (half, theirs), shape in zip(_HALVES, _shapes(rule, lora.rank), strict=True):
             x = leaves[f"{_path(rule)}/{half}"]
@@ -124,13 +125,13 @@ def _entries(rules: dict[str, hf.Rule], lora: Lora, leaves: dict[str, np.ndarray
             yield f"{_PREFIX}{_nested(name)}.{theirs}.weight", shape, x.dtype, lambda x=x: x.T
 
 
-def _shapes(rule: hf.Rule, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def _shapes(rule: hf_table.Rule, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Of lora_A and lora_B, as torch keeps them."""
     out, into = rule.shape
     return (rank, into), (out, rank)
 
 
-def _settings(rules: dict[str, hf.Rule], lora: Lora, base_model: str) -> dict:
+def _settings(rules: dict[str, hf_table.Rule], lora: Lora, base_model: str) -> dict:
     """adapter_config.json. Both parts of the model have modules of one suffix, so targets are a full pattern."""
     patterns = []
     for name, rule in rules.items():
@@ -176,7 +177,7 @@ class _Adapter(Tensors):
         if not key.startswith(_PREFIX):
             raise UserError(f"{self.folder}: tensor {shown(key)} does not begin with {_PREFIX}")
         name = key.removeprefix(_PREFIX)
-        found = hf.canonical_key(name)
+        found = hf_table.canonical_key(name)
         self.nested |= found != name
         return found
 
@@ -332,8 +333,8 @@ def _check(folder: Path, tensors: Tensors, want: dict[str, tuple[int, ...]]) -> 
 def _read(
     folder: Path,
     tensors: Tensors,
-    modules: dict[str, hf.Rule],
-    chosen: dict[str, hf.Rule],
+    modules: dict[str, hf_table.Rule],
+    chosen: dict[str, hf_table.Rule],
     rank: int,
 ) -> dict:
     adapters: dict = {}

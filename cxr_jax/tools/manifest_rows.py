@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from cxr_jax.data import images
-from cxr_jax.data.tokenizer import FIND_PROMPT
+from cxr_jax.data.prompts import FIND_PROMPT
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 

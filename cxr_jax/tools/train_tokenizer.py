@@ -7,7 +7,8 @@ import argparse
 
 import numpy as np
 
-from cxr_jax.data import batching, tokenizer
+from cxr_jax.data import batching
+from cxr_jax.models import tokenizer
 
 PROMPTS = (
     "Find abnormalities and support devices.",

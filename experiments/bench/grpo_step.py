@@ -107,10 +107,9 @@ class Ours:
         import jax.numpy as jnp
 
         from cxr_jax import optim, pretrained, rl, trainable
-        from cxr_jax.data import tokenizer
         from cxr_jax.labels import answers, report_text
         from cxr_jax.metrics import progress
-        from cxr_jax.models import qwen2_5_vl
+        from cxr_jax.models import qwen2_5_vl, tokenizer
         from experiments import rl as experiment
 
         self.compilations = progress.Compilations()
@@ -171,8 +170,8 @@ class Ours:
 
     def inputs(self, tok) -> dict:
         """The batch of `rl.make_batch_fn`, all prompts of one text, each with an image of its own."""
-        from cxr_jax.data import tokenizer
-        from cxr_jax.models import qwen2_5_vl
+        from cxr_jax.data import prompts as data_prompts
+        from cxr_jax.models import qwen2_5_vl, tokenizer
 
         n, side, rng = self.args.prompts, self.args.side, np.random.default_rng(0)
         self.grid = (
@@ -182,7 +181,7 @@ class Ours:
         )
         slots = int(np.prod(self.grid)) // self.cfg.vision.merge_unit if side else 0
         self.prompt = slots + (TEXT if side else ALONE)
-        self.text = tokenizer.FIND_PROMPT
+        self.text = data_prompts.FIND_PROMPT
         while len(ids := tokenizer.prompt_ids(tok, self.text, slots)) < self.prompt:
             self.text += " and"
         ids = np.repeat(np.asarray(ids, np.int32)[None], n, 0)
@@ -209,8 +208,8 @@ class Ours:
     def save(self, folder: str) -> dict:
         """The model and the inputs, for the peers."""
         from cxr_jax import pretrained
-        from cxr_jax.data.preprocess import patchify
         from cxr_jax.models import hf
+        from cxr_jax.models.qwen2_5_vl.patches import patchify
 
         hf.save_hf(folder, self.cfg, self.params, tokenizer=pretrained.PHANTOM)
         images = bool(self.args.side)
@@ -310,9 +309,9 @@ class Ours:
         import jax.numpy as jnp
 
         from cxr_jax import losses, optim, policy, rewards
-        from cxr_jax.data.preprocess import patchify
         from cxr_jax.labels import report_text
         from cxr_jax.models import qwen2_5_vl as qwen
+        from cxr_jax.models.qwen2_5_vl.patches import patchify
 
         a, cfg, r, ro, batch = self.args, self.cfg, self.config.rl, self.ro, self.batch
         n = a.prompts * a.group

@@ -120,9 +120,9 @@ class Ours:
         import jax
 
         from cxr_jax import pretrained
-        from cxr_jax.data import tokenizer
         from cxr_jax.labels import answers as labels_answers
         from cxr_jax.labels import report_text
+        from cxr_jax.models import tokenizer
 
         tok = tokenizer.load(pretrained.PHANTOM)
         text, self.source = corpus(args.reports)
@@ -322,9 +322,9 @@ def reward_share(args, rounds: int = 7, steps: int = 4) -> str:
     import jax
 
     from cxr_jax import pretrained, rewards
-    from cxr_jax.data import tokenizer
     from cxr_jax.labels import answers as labels_answers
     from cxr_jax.labels import report_text
+    from cxr_jax.models import tokenizer
 
     spec = importlib.util.spec_from_file_location(
         "rl_config", common.ROOT / "experiments" / "rl.py"

@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import evaluate, policy, pretrained, rl, rollout, stages
-from cxr_jax.data import batching, tokenizer
-from cxr_jax.data.preprocess import patchify
+from cxr_jax import policy, pretrained, rl, rollout, stages
+from cxr_jax.data import batching
 from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models import tokenizer
+from cxr_jax.models.qwen2_5_vl import patches
+from cxr_jax.models.qwen2_5_vl.patches import patchify
 from experiments import rl as experiment
 
 PROMPTS, GROUP = 16, 8
@@ -34,7 +36,7 @@ def main() -> None:
     m = pretrained.start(config)
     cfg, params = m.cfg, jax.tree.map(jnp.asarray, m.params)
     source = batching.PhantomSource("A", "train", 11)
-    grid = evaluate.grid_of(source.size, cfg)
+    grid = patches.grid_of(source.size, cfg)
     prompts = policy.Prompts(m.tokenizer, cfg, grid, config.max_completion)
     special = tokenizer.special_ids(m.tokenizer, cfg.text.vocab_size)
     make = rl.make_batch_fn(config, source, prompts)

@@ -148,6 +148,7 @@ def print_hash():
 
     from cxr_jax import evaluate, policy, pretrained, rl, sft
     from cxr_jax.data import batching
+    from cxr_jax.models.qwen2_5_vl import patches
     from cxr_jax.runtime import layout as runtime_layout
     from experiments import rl as rl_config
     from experiments import sft as sft_config
@@ -157,7 +158,7 @@ def print_hash():
         layout, start = runtime_layout.Layout.of(config), pretrained.start(config)
         source = evaluate.sources(config).train
         prompts = policy.Prompts(
-            start.tokenizer, start.cfg, evaluate.grid_of(224, start.cfg), config.max_completion
+            start.tokenizer, start.cfg, patches.grid_of(224, start.cfg), config.max_completion
         )
         completions = batching.Completions(start.tokenizer, config.max_completion)
         make = module.make_batch_fn(config, source, prompts, completions, layout)

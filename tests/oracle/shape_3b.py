@@ -49,8 +49,8 @@ def write(folder: pathlib.Path) -> None:
     """A Hugging Face folder of random weights, one tensor in memory at a time."""
     import ml_dtypes
 
-    from cxr_jax.models import hf
-    from cxr_jax.models.config import QWEN2_5_VL_3B
+    from cxr_jax.models.qwen2_5_vl import hf_table
+    from cxr_jax.models.qwen2_5_vl.config import QWEN2_5_VL_3B
     from cxr_jax.models.safetensors_file import write_folder
 
     def entry(i, rule):
@@ -72,7 +72,7 @@ def write(folder: pathlib.Path) -> None:
         return rule.key, rule.shape, np.dtype(ml_dtypes.bfloat16), make
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_folder(folder, [entry(i, r) for i, r in enumerate(hf.rules(QWEN2_5_VL_3B))], 4.0)
+    write_folder(folder, [entry(i, r) for i, r in enumerate(hf_table.rules(QWEN2_5_VL_3B))], 4.0)
     (folder / "config.json").write_text(
         json.dumps({**QWEN2_5_VL_3B.to_hf(), "torch_dtype": "bfloat16"})
     )

@@ -29,9 +29,9 @@ import numpy as np
 import optax
 
 from cxr_jax import learner, losses, optim, policy, trainable
-from cxr_jax.data.preprocess import patchify
 from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.models.config import Config, TextConfig, VisionConfig
+from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
+from cxr_jax.models.qwen2_5_vl.patches import patchify
 from cxr_jax.runtime import layout as runtime_layout
 from experiments import rl as experiment
 

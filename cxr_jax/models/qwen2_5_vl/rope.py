@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax.errors import UserError
-from cxr_jax.models.config import Config, TextConfig, VisionConfig
+from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 
 
 def frequencies(theta: float, dim: int) -> np.ndarray:

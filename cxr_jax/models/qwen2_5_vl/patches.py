@@ -143,56 +143,6 @@ def _patches(gray, xp):
     return clip.reshape(n, h * w // PATCH**2, PATCH_DIM)
 
 
-def fit(pixels, size):
-    """Gray float [H, W] in 0..1 -> float32 [size, size], or [h, w] for a pair: padded with black, evenly on both
-    sides, to the shape's aspect ratio, then resized.
-
-    Padding, not cropping: a crop of a portrait film cuts off the costophrenic angles. The resize is bicubic
-    with antialiasing, in float, so 12-bit data keeps its depth until `quantise`.
-    """
-    pixels = np.asarray(pixels, np.float32)
-    shape = (size, size) if np.ndim(size) == 0 else tuple(size)
-    h, w = pixels.shape
-    tall, wide = max(h, -(-w * shape[0] // shape[1])), max(w, -(-h * shape[1] // shape[0]))
-    if (tall, wide) != (h, w):
-        top, left = (tall - h) // 2, (wide - w) // 2
-        pixels = np.pad(pixels, ((top, tall - h - top), (left, wide - w - left)))
-    if pixels.shape != shape:
-        image = PilImage.fromarray(pixels).resize(shape[::-1], PilImage.Resampling.BICUBIC)
-        pixels = np.clip(np.asarray(image, np.float32), 0, 1)  # bicubic overshoots at edges
-    return np.ascontiguousarray(pixels)
-
-
-def fit_to_model(pixels, pixel_limits):
-    """`fit`, if the model takes one size only (min_pixels == max_pixels); else the array as it is.
-
-    Such a model was trained on squares: the processor's own resize would give it grids it has never seen.
-    """
-    low, high = pixel_limits
-    return fit(pixels, math.isqrt(high)) if low == high else np.asarray(pixels, np.float32)
-
-
-# Few shapes
-
-
-def bucket_shapes(max_pixels: int) -> list[tuple[int, int]]:
-    """At most 9 image shapes (h, w), multiples of 28 with h * w <= max_pixels: h / w from 1/2 to 2 in steps of about
-    2 ** 0.25, each as large as max_pixels allows."""
-    side = lambda length: max(FACTOR, math.floor(length / FACTOR) * FACTOR)
-    ratios = [2 ** (k / 4) for k in range(-4, 5)]
-    shapes = [(side(math.sqrt(max_pixels * r)), side(math.sqrt(max_pixels / r))) for r in ratios]
-    return sorted({shape for shape in shapes if shape[0] * shape[1] <= max_pixels})
-
-
-def prepare_in_buckets(pixels, max_pixels: int):
-    """`prepare` into the one of `bucket_shapes` whose aspect ratio is nearest.
-
-    The picture is padded with black, not stretched and not cropped: stretching changes the ratio of heart to chest.
-    Padding takes up to about a tenth of the shape for aspect ratios from 1/2 to 2 (more where max_pixels is so small
-    that the shapes are coarse). Unlike `prepare`, a picture smaller than max_pixels is enlarged to it. Raises
-    UserError for an aspect ratio above 200.
-    """
-    h, w = np.shape(pixels)
-    _check_aspect(h, w)
-    shape = min(bucket_shapes(max_pixels), key=lambda s: abs(math.log(s[0] / s[1] / (h / w))))
-    return patchify(fit(pixels, shape)[None], np)[0], (1, shape[0] // PATCH, shape[1] // PATCH)
+def grid_of(size: int, cfg) -> tuple[int, int, int]:
+    """Patch grid (t, h, w) of a square image of `size` pixels."""
+    return (1, size // cfg.vision.patch_size, size // cfg.vision.patch_size)

@@ -8,24 +8,22 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cxr_jax.models import rope
-from cxr_jax.models.config import TextConfig
+from cxr_jax.models.attention import NEG, attention, two_part_attention
 from cxr_jax.models.layers import (
     MLP,
-    NEG,
     FusedMLP,
     Linear,
     RMSNorm,
     apply,
-    attention,
     graph,
     init_stacked,
     merge_adapters,
     run_layers,
     split_adapters,
-    two_part_attention,
     unstack,
 )
+from cxr_jax.models.qwen2_5_vl import rope
+from cxr_jax.models.qwen2_5_vl.config import TextConfig
 
 
 class Attention(nnx.Module):

@@ -24,7 +24,6 @@ SPECIAL_TOKENS = (
 FORMAT_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 IMAGE_PAD = "<|image_pad|>"
 SYSTEM_PROMPT = "You are a helpful assistant."
-FIND_PROMPT = "Find abnormalities and support devices."
 
 # Splits text into words with their leading space, numbers digit by digit, punctuation and white space: the behaviour
 # of the Qwen2 pre-tokenizer for the text this model writes.

@@ -5,10 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from cxr_jax.models import decoder
-from cxr_jax.models import vision as tower
-from cxr_jax.models.config import Config
-from cxr_jax.models.rope import positions
+from cxr_jax.models.qwen2_5_vl import decoder
+from cxr_jax.models.qwen2_5_vl import vision as tower
+from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.models.qwen2_5_vl.rope import positions
 
 __all__ = [
     "init_params",

@@ -13,19 +13,10 @@ import numpy as np
 from flax import nnx
 
 from cxr_jax.errors import UserError
-from cxr_jax.models import rope
-from cxr_jax.models.config import VisionConfig
-from cxr_jax.models.layers import (
-    MLP,
-    Linear,
-    RMSNorm,
-    apply,
-    attention,
-    graph,
-    init,
-    init_stacked,
-    run_layers,
-)
+from cxr_jax.models.attention import attention
+from cxr_jax.models.layers import MLP, Linear, RMSNorm, apply, graph, init, init_stacked, run_layers
+from cxr_jax.models.qwen2_5_vl import rope
+from cxr_jax.models.qwen2_5_vl.config import VisionConfig
 
 EPS = 1e-6  # fixed in the reference, not in config.json
 

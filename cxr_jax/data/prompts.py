@@ -1,0 +1,3 @@
+"""What a reader is asked."""
+
+FIND_PROMPT = "Find abnormalities and support devices."

@@ -1,0 +1,1 @@
+"""Reading with a model: loading, sampling, generation, chat."""

@@ -1,0 +1,115 @@
+"""The Hugging Face keys of Qwen2.5-VL as a table, and our names for them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.runtime.trees import flatten
+
+# --- the table -----------------------------------------------------------------------------------------
+
+# (our path, HF key, transform). "{}" in a key is a layer number: such parameters are stacked on axis 0.
+# Transforms: "as is"; "t": torch keeps [out, in], we keep [in, out]; "conv": a 3-D patch convolution
+# (out, c, t, h, w) that we keep as the product [c*t*h*w, out].
+_VISION = (
+    ("patch_embed/proj/kernel", "visual.patch_embed.proj.weight", "conv"),
+    ("blocks/norm1/scale", "visual.blocks.{}.norm1.weight", "as is"),
+    ("blocks/norm2/scale", "visual.blocks.{}.norm2.weight", "as is"),
+    ("blocks/attn/qkv/kernel", "visual.blocks.{}.attn.qkv.weight", "t"),
+    ("blocks/attn/qkv/bias", "visual.blocks.{}.attn.qkv.bias", "as is"),
+    ("blocks/attn/proj/kernel", "visual.blocks.{}.attn.proj.weight", "t"),
+    ("blocks/attn/proj/bias", "visual.blocks.{}.attn.proj.bias", "as is"),
+    ("blocks/mlp/gate/kernel", "visual.blocks.{}.mlp.gate_proj.weight", "t"),
+    ("blocks/mlp/gate/bias", "visual.blocks.{}.mlp.gate_proj.bias", "as is"),
+    ("blocks/mlp/up/kernel", "visual.blocks.{}.mlp.up_proj.weight", "t"),
+    ("blocks/mlp/up/bias", "visual.blocks.{}.mlp.up_proj.bias", "as is"),
+    ("blocks/mlp/down/kernel", "visual.blocks.{}.mlp.down_proj.weight", "t"),
+    ("blocks/mlp/down/bias", "visual.blocks.{}.mlp.down_proj.bias", "as is"),
+    ("merger/norm/scale", "visual.merger.ln_q.weight", "as is"),
+    ("merger/fc1/kernel", "visual.merger.mlp.0.weight", "t"),
+    ("merger/fc1/bias", "visual.merger.mlp.0.bias", "as is"),
+    ("merger/fc2/kernel", "visual.merger.mlp.2.weight", "t"),
+    ("merger/fc2/bias", "visual.merger.mlp.2.bias", "as is"),
+)
+_TEXT = (
+    ("embed/embedding", "model.embed_tokens.weight", "as is"),
+    ("layers/norm1/scale", "model.layers.{}.input_layernorm.weight", "as is"),
+    ("layers/norm2/scale", "model.layers.{}.post_attention_layernorm.weight", "as is"),
+    ("layers/attn/q/kernel", "model.layers.{}.self_attn.q_proj.weight", "t"),
+    ("layers/attn/q/bias", "model.layers.{}.self_attn.q_proj.bias", "as is"),
+    ("layers/attn/k/kernel", "model.layers.{}.self_attn.k_proj.weight", "t"),
+    ("layers/attn/k/bias", "model.layers.{}.self_attn.k_proj.bias", "as is"),
+    ("layers/attn/v/kernel", "model.layers.{}.self_attn.v_proj.weight", "t"),
+    ("layers/attn/v/bias", "model.layers.{}.self_attn.v_proj.bias", "as is"),
+    ("layers/attn/o/kernel", "model.layers.{}.self_attn.o_proj.weight", "t"),
+    ("layers/mlp/gate/kernel", "model.layers.{}.mlp.gate_proj.weight", "t"),
+    ("layers/mlp/up/kernel", "model.layers.{}.mlp.up_proj.weight", "t"),
+    ("layers/mlp/down/kernel", "model.layers.{}.mlp.down_proj.weight", "t"),
+    ("final/norm/scale", "model.norm.weight", "as is"),
+    ("head/kernel", "lm_head.weight", "t"),
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One HF tensor: its key, our path, its layer (None if not stacked), transform and HF shape."""
+
+    key: str
+    path: tuple[str, ...]
+    layer: int | None
+    transform: str
+    shape: tuple[int, ...]
+
+    def to_ours(self, x: np.ndarray) -> np.ndarray:
+        if self.transform == "conv":
+            return x.reshape(x.shape[0], -1).T
+        return x.T if self.transform == "t" else x
+
+    def to_hf(self, x: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(x if self.transform == "as is" else x.T).reshape(self.shape)
+
+
+def our_shapes(cfg: Config) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Path -> shape of every parameter of a config, from an abstract init: no array is made."""
+    import jax
+
+    from cxr_jax.models import qwen2_5_vl
+
+    tree = jax.eval_shape(lambda k: qwen2_5_vl.init_params(cfg, k), jax.random.key(0))
+    return {path: tuple(leaf.shape) for path, leaf in flatten(tree)}
+
+
+def rules(cfg: Config) -> list[Rule]:
+    """Every tensor of a model folder, in file order. Raises KeyError if the table and the model disagree."""
+    shapes = our_shapes(cfg)
+    out, seen = [], set()
+    for part, table in (("vision", _VISION), ("text", _TEXT)):
+        for name, key, transform in table:
+            path = (part, *name.split("/"))
+            if path not in shapes and path[1] == "head" and cfg.tie_word_embeddings:
+                continue
+            shape = shapes[path]
+            seen.add(path)
+            layers = range(shape[0]) if "{}" in key else [None]
+            own = shape[1:] if "{}" in key else shape
+            for i in layers:
+                out.append(Rule(key.format(i), path, i, transform, _hf_shape(cfg, own, transform)))
+    if seen != set(shapes):
+        raise KeyError(f"no rule for {sorted(set(shapes) - seen)}")
+    return out
+
+
+def _hf_shape(cfg: Config, own: tuple[int, ...], transform: str) -> tuple[int, ...]:
+    v = cfg.vision
+    if transform == "conv":
+        return (v.hidden_size, v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
+    return own[::-1] if transform == "t" else own
+
+
+def canonical_key(key: str) -> str:
+    """A key of either layout -> the key of the published layout."""
+    for nested, flat in (("model.visual.", "visual."), ("model.language_model.", "model.")):
+        if key.startswith(nested):
+            return flat + key[len(nested) :]
+    return key
