@@ -7,13 +7,13 @@ import pathlib
 import jax
 import numpy as np
 
-from cxr_jax import pretrained
 from cxr_jax.config.schema import is_number, require, values
 from cxr_jax.data import batching, phantom
 from cxr_jax.errors import UserError
 from cxr_jax.labels import answers
-from cxr_jax.models import chat, hf, loaded
+from cxr_jax.models import chat
 from cxr_jax.models import tokenizer as tokenizers
+from cxr_jax.weights import hf_folder, locate, pretrained
 
 
 def common(config):
@@ -106,7 +106,7 @@ def model_config(config, tok):
     """The Config of `config.model` with the tokenizer that it brings; weights are not read."""
     if config.model.startswith("random:"):
         return pretrained.random_config(config.model, tok)
-    return hf.read_config(loaded.find_folder(config.model))
+    return hf_folder.read_config(locate.find_folder(config.model))
 
 
 def targets_fit(config, train) -> None:

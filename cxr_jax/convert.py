@@ -14,25 +14,19 @@ Exit codes: 0 done; 1 the conversion failed (disk full, interrupted); 2 bad usag
 import argparse
 import contextlib
 import errno
-import math
 import os
-import shutil
 import signal
 import sys
 import traceback
 import warnings
 from pathlib import Path
 
-import numpy as np
-
 from cxr_jax.errors import UserError, bad_usage
-from cxr_jax.models import hf, native, peft
-from cxr_jax.models.loaded import find_folder
-from cxr_jax.models.qwen2_5_vl import hf_table, image_settings
-from cxr_jax.models.safetensors_file import DTYPES, NAMES, nbytes, write_folder
 from cxr_jax.runtime import whole_files
+from cxr_jax.weights import hf_folder, native_folder
+from cxr_jax.weights.conversion import from_hf, to_hf
+from cxr_jax.weights.locate import find_folder
 
-_FILES = hf.SETTINGS_FILES + hf.TOKENIZER_FILES
 _STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What is wrong with a path that was given, and not with the machine.
 _PATH_ERRORS = {
@@ -45,77 +39,6 @@ _PATH_ERRORS = {
     errno.ENAMETOOLONG,
     errno.EROFS,
 }
-
-
-def from_hf(source: Path, temp: Path, adapter: str | None = None) -> None:
-    """Fill the empty folder `temp` with our checkpoint of the Hugging Face folder `source`; adapter: a PEFT folder,
-    merged on the way."""
-    cfg, table, tensors = hf.open_hf(source)
-    image_settings.pixel_limits(
-        *hf.image_settings(source)
-    )  # refused now, and not by whoever opens the checkpoint
-    types = hf.leaf_types(table, tensors)
-    _need_space(temp, sum(math.prod(r.shape) * types[r.path].itemsize for r in table))
-    extra = {
-        "tied_head_is_stored": hf.head_is_stored_twice(cfg, tensors),
-        # Layers of one stacked array that are stored in another type than the array has.
-        "tensor_types": {
-            r.key: NAMES[tensors.dtype(r.key)]
-            for r in table
-            if tensors.dtype(r.key) != types[r.path]
-        },
-    }
-    found = None if adapter is None else peft.load(adapter, cfg)
-    params = hf.read_params(cfg, table, tensors)
-    if found:
-        peft.merge(params, *found)
-    native.save(temp, params, extra)
-    whole_files.copy_files(source, temp, _FILES)
-
-
-def to_hf(source: Path, temp: Path, max_shard_gb: float = 5.0) -> None:
-    """Fill the empty folder `temp` with the Hugging Face form of our checkpoint `source`."""
-    arrays = native.Arrays(source)
-    held: dict = {}
-
-    def leaf(path):  # `rules` goes array by array, so each is read once, and one is held
-        if path not in held:
-            held.clear()
-            held[path] = arrays[path]
-        return held[path]
-
-    entries = [
-        hf.entry(
-            r,
-            leaf,
-            np.dtype(DTYPES[arrays.tensor_types[r.key]])
-            if r.key in arrays.tensor_types
-            else arrays.dtype(r.path),
-        )
-        for r in hf_table.rules(arrays.cfg)
-    ]
-    if arrays.tied_head_is_stored:
-        embedding = next(e for e in entries if e[0] == "model.embed_tokens.weight")
-        entries.append(("lm_head.weight", *embedding[1:]))
-    _need_space(temp, sum(map(nbytes, entries)))
-    whole_files.copy_files(source, temp, _FILES)
-    # Readers older than transformers 5 do not know image settings in processor_config.json: they get a file of theirs.
-    limits = image_settings.pixel_limits(*hf.image_settings(source))
-    for name, settings in (
-        ("generation_config.json", hf.generation_config(arrays.cfg)),
-        ("preprocessor_config.json", image_settings.preprocessor_config(arrays.cfg, *limits)),
-    ):
-        if not (temp / name).exists():
-            hf.write_json(temp / name, settings)
-    write_folder(temp, entries, max_shard_gb)
-
-
-def _need_space(temp: Path, size: int) -> None:
-    free = shutil.disk_usage(temp).free
-    if size > free:
-        raise UserError(
-            f"{temp.parent}: {size / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
-        )
 
 
 # --- command line --------------------------------------------------------------------------------------
@@ -152,8 +75,10 @@ def check_paths(args) -> tuple[Path, Path]:
     if args.adapter and args.direction == "to-hf":
         raise UserError("--adapter is for from-hf: adapters are merged when the base is read")
     source = find_folder(args.source)
-    if native.is_native(source) != (args.direction == "to-hf"):
-        has = "one of our checkpoints" if native.is_native(source) else "a Hugging Face folder"
+    if native_folder.is_native(source) != (args.direction == "to-hf"):
+        has = (
+            "one of our checkpoints" if native_folder.is_native(source) else "a Hugging Face folder"
+        )
         raise UserError(f"{source}: is {has} already, so {args.direction} has nothing to do")
     destination = Path(os.path.realpath(args.destination))
     for folder in (source, args.source):
@@ -191,7 +116,7 @@ def main(argv=None, apart: bool = False) -> int:
                 work()
         size = sum(f.stat().st_size for f in destination.rglob("*") if f.is_file())
         print(f"{args.destination}: written, {size / 1e9:.3f} GB")
-        if not any((destination / name).exists() for name in hf.TOKENIZER_FILES):
+        if not any((destination / name).exists() for name in hf_folder.TOKENIZER_FILES):
             print("note: SRC has no tokenizer, so the model takes and gives token ids only")
         return 0
     except _ChildFailed as e:

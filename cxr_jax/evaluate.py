@@ -3,14 +3,13 @@
 `python -m cxr_jax.main --config=experiments/eval.py` runs `run` alone; SFT and RL call the pieces.
 """
 
-import os
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import checks, policy, pretrained, report, rewards, trainable
+from cxr_jax import checks, policy, report, rewards
 from cxr_jax.data import batching
 from cxr_jax.labels import answers, report_text
 from cxr_jax.metrics import scores as metrics_scores
@@ -21,6 +20,8 @@ from cxr_jax.rewards.terms import BYTES_PER_TOKEN, TRACE_TERMS
 from cxr_jax.runtime import processes, sharding
 from cxr_jax.runtime.layout import ONE_DEVICE
 from cxr_jax.runtime.signals import StoppedError
+from cxr_jax.weights import pretrained
+from cxr_jax.weights import pretrained as weights_pretrained
 
 CAVEAT = {
     "phantom": "Phantom results: they say nothing about patients.",
@@ -283,36 +284,6 @@ def constant_baselines(sources, n: int = 2000) -> dict:
     }
 
 
-def export(workdir, cfg, what, train, fixed, tok, config) -> None:
-    """Writes `hf/`: weights (in the type of the computation), configs, tokenizer and a model card, in the Hugging Face
-    layout; with LoRA, the adapters merged there, and alone in PEFT's format in `adapter/`."""
-    from cxr_jax.models import hf, peft
-
-    size = config.data.get("size", 224)
-    merged, adapters = processes.gather_to_host((what.merged(train, fixed), train.get("lora")))
-    if not processes.is_main():
-        return
-    hf.save_hf(
-        workdir.file("hf"),
-        cfg,
-        merged,
-        tokenizer=tok,
-        min_pixels=size**2,
-        max_pixels=size**2,
-        dtype=what.dtype,
-    )
-    if what.adapters:
-        base = config.model if pretrained.is_name(config.model) else os.path.abspath(config.model)
-        peft.save(workdir.file("adapter"), cfg, adapters, what.adapters, base)
-    card = (
-        "---\nlicense: apache-2.0\n---\n# cxr_jax export\n\nQwen2.5-VL structure. "
-        f"Task: {config.task}; started from `{config.model}`; data: {config.data.source}.\n\n"
-        "Research use only. Not for diagnosis. Phantom results say nothing about patients.\n"
-    )
-    with open(os.path.join(workdir.file("hf"), "README.md"), "w") as f:
-        f.write(card)
-
-
 def predictions(reader, params, data) -> dict:
     """The model's answers for real, blank (mid-grey) and swapped images, and the real reading itself.
 
@@ -508,7 +479,7 @@ def run(config, workdir, stop, layout) -> dict:
         config.max_completion,
         texts=all_prompts(found),
     )
-    dtype = trainable.DTYPES[config.dtype]
+    dtype = weights_pretrained.DTYPES[config.dtype]
     reader = Reader(
         start.cfg,
         start.tokenizer,

@@ -97,8 +97,8 @@ def _array(shape, dtype="float32"):
 
 def _model(config):
     """(Config, tokenizer) of config.model; the 3B shape and the embedded tokenizer if it is empty."""
-    from cxr_jax import pretrained
-    from cxr_jax.models import hf, loaded, tokenizer
+    from cxr_jax.models import tokenizer
+    from cxr_jax.weights import hf_folder, locate, pretrained
 
     name = config.model or "random:qwen2.5-vl-3b"
     if config.model:
@@ -106,8 +106,8 @@ def _model(config):
     if name.startswith("random:"):
         tok = tokenizer.load(pretrained.PHANTOM)
         return pretrained.random_config(name, tok), tok
-    folder = loaded.find_folder(name)
-    return hf.read_config(folder), tokenizer.load(str(folder))
+    folder = locate.find_folder(name)
+    return hf_folder.read_config(folder), tokenizer.load(str(folder))
 
 
 def programs(config):

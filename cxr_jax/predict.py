@@ -26,7 +26,7 @@ from cxr_jax.data import images
 from cxr_jax.data.prompts import FIND_PROMPT
 from cxr_jax.errors import UserError, bad_usage
 from cxr_jax.labels.taxonomy import CHEXPERT_14
-from cxr_jax.models import hf
+from cxr_jax.weights import hf_folder
 
 NOTICE = "Research use only. Not for diagnosis."
 _FORMAT = re.compile(
@@ -124,7 +124,7 @@ def report(model, path, image, args, unable=None):
     return {
         "image": str(path),
         "model": args.model,
-        "weights_sha256": hf.weights_sha256(model.folder),
+        "weights_sha256": hf_folder.weights_sha256(model.folder),
         "renderer": image.meta["renderer"],
         "prompt": args.prompt,
         "seed": args.seed,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import evaluate, optim, policy, pretrained, report, report_groups, rl_checks, trainable
+from cxr_jax import evaluate, optim, policy, report, report_groups, rl_checks, trainable
 from cxr_jax.data import batching
 from cxr_jax.labels import answers, report_text
 from cxr_jax.learner import make_learn
@@ -27,6 +27,8 @@ from cxr_jax.runtime import processes
 from cxr_jax.runtime.checkpoints import Checkpoints
 from cxr_jax.runtime.layout import ONE_DEVICE
 from cxr_jax.runtime.signals import Skips, StoppedError
+from cxr_jax.training import train_state
+from cxr_jax.weights import export, pretrained
 
 check = rl_checks.check
 
@@ -79,7 +81,7 @@ def run(config, workdir, stop, layout) -> dict:
     what = trainable.Trainable.of(config)
     tx = optim.make(config.optim, config.steps, config.rl.num_iterations * config.rl.minibatches)
     checkpoints = Checkpoints(workdir.path, about=workdir.about, grace=config.grace_seconds)
-    state, train, fixed, meta, start = pretrained.train_state(
+    state, train, fixed, meta, start = train_state.train_state(
         config,
         {"model": start_model.params},
         what,
@@ -237,7 +239,7 @@ def finish(
     """Exports the parameters that were best out of distribution, and scores them beside where RL started."""
     best = checkpoints.restore_best(last)
     chosen, step = (best[0], best[2]) if best else (last, steps)
-    evaluate.export(workdir, cfg, what, chosen, fixed, tok, config)
+    export.export(workdir, cfg, what, chosen, fixed, tok, config)
     note = f"RL model: step {step} of {config.steps}"
     if best:
         note += f", the best on the selection split of {sources.ood}."

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import checks, evaluate, losses, optim, policy, pretrained, trainable
+from cxr_jax import checks, evaluate, losses, optim, policy, trainable
 from cxr_jax.data import batching
 from cxr_jax.errors import UserError
 from cxr_jax.metrics.progress import Progress
@@ -25,6 +25,8 @@ from cxr_jax.runtime import processes, sharding
 from cxr_jax.runtime.checkpoints import Checkpoints
 from cxr_jax.runtime.layout import ONE_DEVICE
 from cxr_jax.runtime.signals import Skips, StoppedError
+from cxr_jax.training import train_state
+from cxr_jax.weights import export, pretrained
 
 
 def init_locate_head(key, width: int, findings: int) -> dict:
@@ -149,7 +151,7 @@ def run(config, workdir, stop, layout) -> dict:
     head = init_locate_head(jax.random.key(config.seed), cfg.text.hidden_size, 12)
     tx = optim.make(config.optim, config.steps)
     checkpoints = Checkpoints(workdir.path, about=workdir.about, grace=config.grace_seconds)
-    state, train, fixed, meta, start = pretrained.train_state(
+    state, train, fixed, meta, start = train_state.train_state(
         config, {"model": loaded.params, "locate": head}, what, tx, layout, checkpoints
     )
     del loaded, train  # host copies, and what the first step takes over
@@ -238,7 +240,7 @@ def run(config, workdir, stop, layout) -> dict:
         checkpoints.wait()
         if checkpoints.saved == done:
             state = None  # its moments make room for the models that are compared
-        evaluate.export(workdir, cfg, what, last, fixed, tok, config)
+        export.export(workdir, cfg, what, last, fixed, tok, config)
         before = "base" if config.model.startswith("random:") else "start"
         with layout.on_host():
             base = what.base(fixed) or pretrained.on_device(config)

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from cxr_jax.errors import UserError
 from cxr_jax.models import lora
 from cxr_jax.runtime.trees import path_string
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+from cxr_jax.weights.pretrained import DTYPES
 
 
 @dataclass(frozen=True)

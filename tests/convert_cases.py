@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from cxr_jax.models.qwen2_5_vl import hf_table
-from cxr_jax.models.safetensors_file import (
+from cxr_jax.weights.safetensors_file import (
     INDEX,
     Tensors,
     read_header,

@@ -13,9 +13,9 @@ import numpy as np
 import oracle_rewards as oracle
 from transformers import Qwen2Tokenizer
 
-from cxr_jax import pretrained
 from cxr_jax.labels.answers import TokenBytes
 from cxr_jax.models import tokenizer as tokenizers
+from cxr_jax.weights import pretrained
 
 QWEN_BASE, QWEN_ROWS = 151_643, 151_936  # entries of the BPE; rows of the model's embedding
 QWEN_SPECIAL = (

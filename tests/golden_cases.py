@@ -7,7 +7,7 @@ import pathlib
 import ml_dtypes  # noqa: F401  (numpy learns bfloat16)
 import numpy as np
 
-from cxr_jax.models import hf
+from cxr_jax.weights import hf_folder
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
 NAMES = sorted(p.stem for p in FOLDER.glob("*.npz"))
@@ -32,7 +32,7 @@ def write_folder(folder: pathlib.Path, name: str, rename=lambda key: key) -> pat
     c = case(name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(c["config"]))
-    hf.write_safetensors(
+    hf_folder.write_safetensors(
         folder / "model.safetensors",
         [(rename(k), w.shape, w.dtype, lambda w=w: w) for k, w in c["weights"].items()],
     )

@@ -10,9 +10,10 @@ import pytest
 from forked import ROOT
 from PIL import Image
 
-from cxr_jax import pretrained, rl_checks
+from cxr_jax import rl_checks
 from cxr_jax.errors import UserError
 from cxr_jax.models import tokenizer
+from cxr_jax.weights import pretrained
 
 NAN, INF = math.nan, math.inf
 KNOBS = dict(

@@ -19,7 +19,7 @@ from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models import tokenizer
 from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
-from cxr_jax.pretrained import PHANTOM
+from cxr_jax.weights.pretrained import PHANTOM
 
 NAMES = ("No Finding", "Edema", "Eddy", "Support Devices")
 TAGS = (b"<think>", b"</think>", b"<answer>", b"</answer>")

@@ -20,10 +20,10 @@ from convert_cases import BAD, BF16, F16, F32, LAYER, config_edit, entries, make
 import cxr_jax
 from cxr_jax import convert
 from cxr_jax.errors import UserError
-from cxr_jax.models import hf, native
-from cxr_jax.models.loaded import find_folder
 from cxr_jax.models.qwen2_5_vl import config, hf_table
-from cxr_jax.models.safetensors_file import INDEX, NAMES, Tensors, write_folder, write_safetensors
+from cxr_jax.weights import hf_folder, native_folder
+from cxr_jax.weights.locate import find_folder
+from cxr_jax.weights.safetensors_file import INDEX, NAMES, Tensors, write_folder, write_safetensors
 
 ROOT = Path(__file__).parent.parent
 ORACLE = ROOT / ".venv-oracle" / "bin" / "python"
@@ -78,7 +78,7 @@ def test_there_and_back_bit_for_bit(tmp_path, layout, capsys):
     # Ours opens directly, and holds the arrays that the Hugging Face folder gives.
     ours, (cfg, params) = (
         cxr_jax.load(tmp_path / "new" / "ours", dtype="float32"),
-        hf.load_hf(src, F32),
+        hf_folder.load_hf(src, F32),
     )
     assert ours.cfg == cfg and ours.folder == tmp_path / "new" / "ours"
     jax.tree.map(np.testing.assert_array_equal, ours.params, params)
@@ -101,7 +101,7 @@ def test_shards_are_those_of_transformers(tmp_path):
     read = {name: load_file(tmp_path / "back" / name) for name in files}
     assert index["weight_map"] == {k: name for name, tensors in read.items() for k in tensors}
     assert set(index["weight_map"]) == {
-        r.key for r in hf_table.rules(hf.read_config(src))
+        r.key for r in hf_table.rules(hf_folder.read_config(src))
     }  # the published flat keys
     sizes = {name: sum(x.nbytes for x in tensors.values()) for name, tensors in read.items()}
     assert index["metadata"]["total_size"] == sum(sizes.values())
@@ -132,8 +132,8 @@ def test_orbax_alone_reads_our_arrays(tmp_path):
 
     src = make(tmp_path / "src", dtype=lambda key: BF16)
     assert call("from-hf", src, tmp_path / "ours") == 0
-    tree = ocp.StandardCheckpointer().restore(tmp_path / "ours" / native.ARRAYS)
-    jax.tree.map(np.testing.assert_array_equal, tree, hf.load_hf(src)[1])
+    tree = ocp.StandardCheckpointer().restore(tmp_path / "ours" / native_folder.ARRAYS)
+    jax.tree.map(np.testing.assert_array_equal, tree, hf_folder.load_hf(src)[1])
 
 
 # --- what cannot be converted --------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_bad_paths(tmp_path, capsys):
 
 def largest(folder):
     return max(
-        (p for p in (folder / native.ARRAYS).rglob("*") if p.is_file()),
+        (p for p in (folder / native_folder.ARRAYS).rglob("*") if p.is_file()),
         key=lambda p: p.stat().st_size,
     )
 
@@ -214,9 +214,9 @@ def flip(path, at=0.5):
 
 def manifest_edit(change):
     def corrupt(folder):
-        d = json.loads((folder / native.MANIFEST).read_text())
+        d = json.loads((folder / native_folder.MANIFEST).read_text())
         change(d)
-        (folder / native.MANIFEST).write_text(json.dumps(d))
+        (folder / native_folder.MANIFEST).write_text(json.dumps(d))
 
     return corrupt
 
@@ -226,7 +226,7 @@ BAD_OURS = {
     "flipped bit": (lambda f: flip(largest(f)), "damaged"),
     "truncated": (lambda f: largest(f).write_bytes(largest(f).read_bytes()[:9999]), "damaged"),
     "array file missing": (lambda f: largest(f).unlink(), "damaged"),
-    "no arrays": (lambda f: shutil.rmtree(f / native.ARRAYS), "missing or damaged"),
+    "no arrays": (lambda f: shutil.rmtree(f / native_folder.ARRAYS), "missing or damaged"),
     "checksum": (
         manifest_edit(lambda d: d["arrays"][NORM].update(sha256="0" * 64)),
         f"{NORM} is damaged",
@@ -246,7 +246,7 @@ BAD_OURS = {
         manifest_edit(lambda d: d.update(format="cxr_jax checkpoint 9")),
         "format is cxr_jax checkpoint 9",
     ),
-    "manifest not JSON": (lambda f: (f / native.MANIFEST).write_text("{"), "not valid JSON"),
+    "manifest not JSON": (lambda f: (f / native_folder.MANIFEST).write_text("{"), "not valid JSON"),
     "tensor types": (manifest_edit(lambda d: d.update(tensor_types={LAYER: "I8"})), "damaged"),
     "config of another size": (config_edit(vocab_size=200), "does not fit config.json"),
 }
@@ -321,7 +321,7 @@ def test_damaged_settings_raise_user_errors_only(tmp_path, name):
             if name == INDEX:
                 Tensors(folder)
             else:
-                hf.read_config(folder)
+                hf_folder.read_config(folder)
         except UserError:
             refused += 1
     assert refused > 100
@@ -433,7 +433,7 @@ def large(tmp_path_factory):
             node = node.setdefault(name, {})
         node[path[-1]] = np.resize(noise, shape).view(BF16)
         size += node[path[-1]].nbytes
-    hf.save_hf(folder, cfg, params, max_shard_gb=0.1)
+    hf_folder.save_hf(folder, cfg, params, max_shard_gb=0.1)
     return folder, size
 
 
@@ -496,7 +496,7 @@ def test_a_signal_leaves_nothing(tmp_path, large, number):
         out, err = process.communicate(timeout=600)
         time.sleep(0.5)  # whatever were still writing
         if process.returncode == 0:
-            native.load(root / "a" / "dst")
+            native_folder.load(root / "a" / "dst")
             shutil.rmtree(root / "a")
         assert process.returncode == 0 or (
             process.returncode == 1 and err.startswith("error: stopped")
@@ -529,7 +529,7 @@ def test_transformers_reads_the_settings(tmp_path):
         and mine.chat_template
     )
     assert GenerationConfig.from_pretrained(tmp_path / "back").eos_token_id == list(
-        hf.read_config(phantom).eos_token_id
+        hf_folder.read_config(phantom).eos_token_id
     )
 
 
@@ -583,4 +583,4 @@ def test_transformers_computes_the_same(tmp_path, source):
 
 
 def test_names_of_types_are_complete():
-    assert {np.dtype(t) for t in (F32, F16, BF16)} == set(hf.WEIGHT_TYPES) <= set(NAMES)
+    assert {np.dtype(t) for t in (F32, F16, BF16)} == set(hf_folder.WEIGHT_TYPES) <= set(NAMES)

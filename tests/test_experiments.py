@@ -9,8 +9,8 @@ import pytest
 from forked import ROOT, calls
 from PIL import Image
 
-from cxr_jax import pretrained
 from cxr_jax.errors import UserError
+from cxr_jax.weights import pretrained
 
 FILES = [
     p for p in sorted((ROOT / "experiments").rglob("*.py")) if "def get_config(" in p.read_text()

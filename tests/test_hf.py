@@ -12,10 +12,10 @@ import pytest
 
 import cxr_jax
 from cxr_jax.errors import UserError
-from cxr_jax.models import hf
 from cxr_jax.models.qwen2_5_vl import hf_table
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B, Config
-from cxr_jax.models.safetensors_file import Tensors
+from cxr_jax.weights import hf_folder
+from cxr_jax.weights.safetensors_file import Tensors
 
 NESTED = {"visual.": "model.visual.", "model.": "model.language_model."}
 
@@ -38,7 +38,7 @@ def rewrite(folder, change):
     tensors = open_tensors(folder)
     arrays = {k: np.array(tensors[k]) for k in tensors.where}
     change(arrays)
-    hf.write_safetensors(
+    hf_folder.write_safetensors(
         folder / "model.safetensors",
         [(k, x.shape, x.dtype, lambda x=x: x) for k, x in arrays.items()],
     )
@@ -54,9 +54,9 @@ def same(a, b):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_round_trip_bit_for_bit(name, dtype, tmp_path):
     src = golden_cases.write_folder(tmp_path / "a", name)
-    cfg, params = hf.load_hf(src, np.dtype(dtype))
-    hf.save_hf(tmp_path / "b", cfg, params)
-    cfg2, params2 = hf.load_hf(tmp_path / "b")
+    cfg, params = hf_folder.load_hf(src, np.dtype(dtype))
+    hf_folder.save_hf(tmp_path / "b", cfg, params)
+    cfg2, params2 = hf_folder.load_hf(tmp_path / "b")
     assert cfg2 == cfg
     same(params, params2)
     tensors, weights = open_tensors(tmp_path / "b"), golden_cases.case(name)["weights"]
@@ -69,16 +69,18 @@ def test_files_are_what_the_safetensors_library_reads(tmp_path):
     from safetensors.numpy import load_file
 
     src = golden_cases.write_folder(tmp_path / "a", "even")
-    cfg, params = hf.load_hf(src)
-    hf.save_hf(tmp_path / "b", cfg, params)
+    cfg, params = hf_folder.load_hf(src)
+    hf_folder.save_hf(tmp_path / "b", cfg, params)
     theirs = load_file(tmp_path / "b" / "model.safetensors")
     for key, value in golden_cases.case("even")["weights"].items():
         np.testing.assert_array_equal(theirs[hf_table.canonical_key(key)], value)
 
 
 def test_both_key_layouts_give_the_same_parameters(tmp_path):
-    a = hf.load_hf(golden_cases.write_folder(tmp_path / "a", "ragged", hf_table.canonical_key))
-    b = hf.load_hf(
+    a = hf_folder.load_hf(
+        golden_cases.write_folder(tmp_path / "a", "ragged", hf_table.canonical_key)
+    )
+    b = hf_folder.load_hf(
         golden_cases.write_folder(
             tmp_path / "b", "ragged", lambda k: nested(hf_table.canonical_key(k))
         )
@@ -88,7 +90,7 @@ def test_both_key_layouts_give_the_same_parameters(tmp_path):
 
 
 def test_shards(folder, tmp_path):
-    whole = hf.load_hf(folder)
+    whole = hf_folder.load_hf(folder)
     tensors = open_tensors(folder)
     shards = tmp_path / "shards"
     shards.mkdir()
@@ -98,19 +100,21 @@ def test_shards(folder, tmp_path):
         weight_map[key] = f"model-{i % 3 + 1:05d}-of-00003.safetensors"
     for name in set(weight_map.values()):
         part = [(k, np.array(tensors[k])) for k, f in weight_map.items() if f == name]
-        hf.write_safetensors(shards / name, [(k, x.shape, x.dtype, lambda x=x: x) for k, x in part])
+        hf_folder.write_safetensors(
+            shards / name, [(k, x.shape, x.dtype, lambda x=x: x) for k, x in part]
+        )
     (shards / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    same(whole[1], hf.load_hf(shards)[1])
+    same(whole[1], hf_folder.load_hf(shards)[1])
     (shards / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(UserError, match="model-00002-of-00003.safetensors is missing"):
-        hf.load_hf(shards)
+        hf_folder.load_hf(shards)
 
 
 def test_tied_head_may_be_stored_once_more(tmp_path):
     src = golden_cases.write_folder(tmp_path / "a", "even", hf_table.canonical_key)
-    before = hf.load_hf(src)
+    before = hf_folder.load_hf(src)
     rewrite(src, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}))
-    same(before[1], hf.load_hf(src)[1])
+    same(before[1], hf_folder.load_hf(src)[1])
 
 
 LAYER = "model.layers.1.self_attn.q_proj.weight"
@@ -132,7 +136,7 @@ LAYER = "model.layers.1.self_attn.q_proj.weight"
 def test_tensors_that_do_not_fit_are_named(folder, change, message):
     rewrite(folder, change)
     with pytest.raises(UserError, match=message):
-        hf.load_hf(folder)
+        hf_folder.load_hf(folder)
 
 
 def test_damaged_files(folder):
@@ -149,16 +153,16 @@ def test_damaged_files(folder):
     ):
         weights.write_bytes(bad)
         with pytest.raises(UserError, match="model.safetensors"):
-            hf.load_hf(folder)
+            hf_folder.load_hf(folder)
     weights.unlink()
     with pytest.raises(UserError, match="model.safetensors is missing"):
-        hf.load_hf(folder)
+        hf_folder.load_hf(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
-        hf.load_hf(folder)
+        hf_folder.load_hf(folder)
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match="no config.json"):
-        hf.load_hf(folder)
+        hf_folder.load_hf(folder)
 
 
 @pytest.mark.parametrize(
@@ -203,23 +207,25 @@ def test_published_sizes():
 
 
 def test_saving_replaces_whole_folders_only(tmp_path, monkeypatch):
-    cfg, params = hf.load_hf(golden_cases.write_folder(tmp_path / "a", "text"))
-    hf.save_hf(tmp_path / "out", cfg, params)
+    cfg, params = hf_folder.load_hf(golden_cases.write_folder(tmp_path / "a", "text"))
+    hf_folder.save_hf(tmp_path / "out", cfg, params)
     (tmp_path / "out" / "old.txt").write_text("x")
-    monkeypatch.setattr(hf, "write_folder", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        hf_folder, "write_folder", lambda *a: (_ for _ in ()).throw(OSError("disk full"))
+    )
     with pytest.raises(OSError, match="disk full"):
-        hf.save_hf(tmp_path / "out", cfg, params)
+        hf_folder.save_hf(tmp_path / "out", cfg, params)
     monkeypatch.undo()
-    same(hf.load_hf(tmp_path / "out")[1], params)
+    same(hf_folder.load_hf(tmp_path / "out")[1], params)
     assert (tmp_path / "out" / "old.txt").exists()
-    hf.save_hf(tmp_path / "out", cfg, params, dtype=ml_dtypes.bfloat16)
+    hf_folder.save_hf(tmp_path / "out", cfg, params, dtype=ml_dtypes.bfloat16)
     assert not (tmp_path / "out" / "old.txt").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "out"]  # no leftovers
 
 
 def test_load_by_name(tmp_path):
-    cfg, params = hf.load_hf(golden_cases.write_folder(tmp_path / "m", "even"))
-    hf.save_hf(tmp_path / "run" / "hf", cfg, params, dtype=ml_dtypes.bfloat16)
+    cfg, params = hf_folder.load_hf(golden_cases.write_folder(tmp_path / "m", "even"))
+    hf_folder.save_hf(tmp_path / "run" / "hf", cfg, params, dtype=ml_dtypes.bfloat16)
     model = cxr_jax.load(tmp_path / "run")
     assert model.cfg == cfg and {x.dtype.name for x in jax.tree.leaves(model.params)} == {"float32"}
     low = cxr_jax.load(str(tmp_path / "run" / "hf"), dtype="bfloat16")

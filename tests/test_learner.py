@@ -9,13 +9,14 @@ import numpy as np
 import optax
 import pytest
 
-from cxr_jax import learner, losses, optim, policy, pretrained, stages, trainable
+from cxr_jax import learner, losses, optim, policy, stages, trainable
 from cxr_jax.data import batching
 from cxr_jax.data import prompts as data_prompts
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models import tokenizer
 from cxr_jax.models.qwen2_5_vl import config as sizes
 from cxr_jax.models.qwen2_5_vl.patches import patchify
+from cxr_jax.weights import pretrained
 from experiments import rl as experiment
 
 SIDE, GRID, P, G, C = 56, (1, 4, 4), 4, 2, 6

@@ -17,13 +17,14 @@ import pytest
 import cxr_jax
 from cxr_jax import convert, sampling
 from cxr_jax.errors import UserError
-from cxr_jax.models import hf, layers, loaded, lora, peft
+from cxr_jax.models import layers, loaded, lora
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.lora import Lora
 from cxr_jax.models.qwen2_5_vl import decoder, hf_table
 from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
-from cxr_jax.models.safetensors_file import Tensors
 from cxr_jax.runtime import trees
+from cxr_jax.weights import hf_folder, peft_folder
+from cxr_jax.weights.safetensors_file import Tensors
 
 ORACLE = pathlib.Path(__file__).parent / "oracle"
 PYTHON = ORACLE.parent.parent / ".venv-oracle" / "bin" / "python"
@@ -331,7 +332,7 @@ def test_decoding_does_not_round_adapters_into_narrow_kernels(params, adapters):
 @pytest.fixture(scope="module")
 def exported(adapters, tmp_path_factory):
     folder = tmp_path_factory.mktemp("peft") / "ours"
-    peft.save(folder, CFG, adapters, ALL, "nvidia/some-model")
+    peft_folder.save(folder, CFG, adapters, ALL, "nvidia/some-model")
     return folder
 
 
@@ -361,7 +362,7 @@ def written(folder, tensors: dict, settings: dict):
     """A PEFT folder of these."""
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps(settings))
-    hf.write_safetensors(
+    hf_folder.write_safetensors(
         folder / "adapter_model.safetensors",
         [(k, x.shape, x.dtype, lambda x=x: x) for k, x in tensors.items()],
     )
@@ -373,7 +374,7 @@ def settings_of(folder) -> dict:
 
 
 def test_export_and_import_bit_for_bit(adapters, exported, tmp_path):
-    found, same_lora = peft.load(exported, CFG)
+    found, same_lora = peft_folder.load(exported, CFG)
     same(found, adapters)
     assert same_lora == ALL
     one = Lora(3, 1.5, ("text/layers/mlp/gate", "vision/merger/fc1"))
@@ -382,20 +383,20 @@ def test_export_and_import_bit_for_bit(adapters, exported, tmp_path):
         "vision": {"merger": {"fc1": adapters["vision"]["merger"]["fc1"]}},
     }
     own = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), own)
-    peft.save(tmp_path / "one", CFG, own, one, "x")
+    peft_folder.save(tmp_path / "one", CFG, own, one, "x")
     assert {x.dtype for x in stored(tmp_path / "one").values()} == {np.dtype(ml_dtypes.bfloat16)}
-    found, same_lora = peft.load(tmp_path / "one", CFG)
+    found, same_lora = peft_folder.load(tmp_path / "one", CFG)
     same(found, jax.tree.map(lambda x: x.astype(np.float32), own))
     assert same_lora == one
     with pytest.raises(ValueError, match="not those of"):
-        peft.save(tmp_path / "bad", CFG, own, ALL, "x")
+        peft_folder.save(tmp_path / "bad", CFG, own, ALL, "x")
     assert [p.name for p in tmp_path.iterdir()] == ["one"]
 
 
 def test_a_model_with_an_adapter_folder(params, adapters, exported, tmp_path, capsys):
     """Read with adapters, and converted with them: both are the merged model. A foreign folder is one line."""
     base = tmp_path / "base"
-    hf.save_hf(base, CFG, params)
+    hf_folder.save_hf(base, CFG, params)
     want = lora.merge(params, adapters, ALL)
     same(cxr_jax.load(base, adapter=exported).params, want)
     assert (
@@ -405,7 +406,7 @@ def test_a_model_with_an_adapter_folder(params, adapters, exported, tmp_path, ca
     same(cxr_jax.load(tmp_path / "merged").params, want)
     capsys.readouterr()
     huge = tmp_path / "huge"
-    peft.save(huge, CFG, adapters, dataclasses.replace(ALL, alpha=1e300), "base")
+    peft_folder.save(huge, CFG, adapters, dataclasses.replace(ALL, alpha=1e300), "base")
     for args, line in (
         (["from-hf", base, tmp_path / "x", "--adapter", tmp_path / "none"], "none"),
         (["from-hf", base, tmp_path / "x", "--adapter", huge], "is infinite or NaN with them"),
@@ -461,7 +462,7 @@ def test_what_others_write(adapters, exported, tmp_path, rename, dtype):
             "megatron_core": "megatron.core",
         },
     )
-    found, own = peft.load(folder, CFG)
+    found, own = peft_folder.load(folder, CFG)
     assert own.targets == ("text/layers/attn/q", "text/layers/attn/v") and own.rank == 3
     assert own.scale == pytest.approx(6.0 / 3**0.5, rel=1e-12)
     assert flat(found).keys() == {f"text/layers/attn/{x}/{half}" for x in "qv" for half in "ab"}
@@ -524,7 +525,7 @@ def test_what_is_refused(exported, tmp_path, name):
     settings, tensors = settings_of(exported), stored(exported)
     change(settings, tensors)
     with pytest.raises(UserError, match=message) as e:
-        peft.load(written(tmp_path / "bad", tensors, settings), CFG)
+        peft_folder.load(written(tmp_path / "bad", tensors, settings), CFG)
     assert "\n" not in str(e.value) and str(tmp_path) in str(e.value)
 
 
@@ -535,19 +536,19 @@ def test_damaged_files(exported, tmp_path):
     for bad in (b"", data[:100], data[:-1], data + b"x"):
         weights.write_bytes(bad)
         with pytest.raises(UserError, match="adapter_model.safetensors"):
-            peft.load(folder, CFG)
+            peft_folder.load(folder, CFG)
     weights.rename(folder / "adapter_model.bin")
     with pytest.raises(UserError, match="adapter_model.bin is a pickle file"):
-        peft.load(folder, CFG)
+        peft_folder.load(folder, CFG)
     (folder / "adapter_model.bin").unlink()
     with pytest.raises(UserError, match="adapter_model.safetensors is missing"):
-        peft.load(folder, CFG)
+        peft_folder.load(folder, CFG)
     (folder / "adapter_config.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
-        peft.load(folder, CFG)
+        peft_folder.load(folder, CFG)
     (folder / "adapter_config.json").unlink()
     with pytest.raises(UserError, match="no adapter_config.json"):
-        peft.load(folder, CFG)
+        peft_folder.load(folder, CFG)
 
 
 def test_peft_and_we_read_each_other(tmp_path):
@@ -559,14 +560,14 @@ def test_peft_and_we_read_each_other(tmp_path):
     case, model = cases.draw(seed), tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text(json.dumps(case.config))
-    hf.write_safetensors(
+    hf_folder.write_safetensors(
         model / "model.safetensors",
         [(k, w.shape, w.dtype, lambda w=w: w) for k, w in cases.weights(case).items()],
     )
-    cfg, params = hf.load_hf(model)
+    cfg, params = hf_folder.load_hf(model)
     own = Lora(4, 6.0, ("decoder", "vision", "merger"))
     adapters = noise(shapes_of(cfg, own)[1], 0)
-    peft.save(tmp_path / "ours", cfg, adapters, own, "base")
+    peft_folder.save(tmp_path / "ours", cfg, adapters, own, "base")
     command = [PYTHON, ORACLE / "peft_check.py", str(seed), tmp_path / "ours", tmp_path / "out"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -582,7 +583,7 @@ def test_peft_and_we_read_each_other(tmp_path):
     )
     assert np.abs(with_ours - theirs)[shown].max() <= 1e-4 * theirs[shown].std()
 
-    found, their_lora = peft.load(tmp_path / "out" / "theirs", cfg)
+    found, their_lora = peft_folder.load(tmp_path / "out" / "theirs", cfg)
     assert their_lora == Lora(3, 5, ("text/layers/attn/q", "text/layers/attn/v"))
     merged = flat(lora.merge(params, found, their_lora))
     want = np.load(tmp_path / "out" / "theirs.npz")

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from cxr_jax import sampling
-from cxr_jax.models import hf, loaded, qwen2_5_vl
+from cxr_jax.models import loaded, qwen2_5_vl
+from cxr_jax.weights import hf_folder
 
 BAR = 1e-4  # of the standard deviation of the logits
 
@@ -17,7 +18,7 @@ def model(tmp_path_factory):
     def get(name):
         if name not in made:
             folder = golden_cases.write_folder(tmp_path_factory.mktemp(name), name)
-            made[name] = loaded.Model(*hf.load_hf(folder))
+            made[name] = loaded.Model(*hf_folder.load_hf(folder))
         return made[name]
 
     return get

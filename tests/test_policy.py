@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxr_jax import losses, policy, pretrained, sampling
+from cxr_jax import losses, policy, sampling
 from cxr_jax.data import batching
 from cxr_jax.errors import UserError
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models import tokenizer
 from cxr_jax.models.qwen2_5_vl import config as sizes
+from cxr_jax.weights import pretrained
 
 GRID, C = (1, 4, 4), 12
 TEXTS = ["Find abnormalities and support devices.", "Edema?", "Find abnormalities."]

@@ -6,12 +6,13 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from cxr_jax import learner, losses, optim, policy, pretrained, rl, rollout, trainable
+from cxr_jax import learner, losses, optim, policy, rl, rollout, trainable
 from cxr_jax.data import batching
 from cxr_jax.labels import answers, report_text
 from cxr_jax.metrics.progress import Compilations
 from cxr_jax.models import tokenizer
 from cxr_jax.models.qwen2_5_vl import patches
+from cxr_jax.weights import pretrained
 from experiments import rl as experiment
 
 

@@ -15,10 +15,9 @@ import pytest
 from forked import ROOT, calls
 
 import cxr_jax
-from cxr_jax import pretrained
 from cxr_jax.metrics import run_log
-from cxr_jax.models import hf, peft
 from cxr_jax.runtime.checkpoints import Checkpoints
+from cxr_jax.weights import hf_folder, peft_folder, pretrained
 
 pytestmark = pytest.mark.slow
 
@@ -120,7 +119,7 @@ def arrays(folder):
         jax.tree_util.keystr(p): np.asarray(x)
         for p, x in jax.tree_util.tree_leaves_with_path(state)
     }
-    _, params = hf.load_hf(folder / "hf", np.float32)
+    _, params = hf_folder.load_hf(folder / "hf", np.float32)
     return named | {
         jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)
     }
@@ -171,11 +170,11 @@ def test_a_run_finishes_and_leaves_its_files(whole, task):
 
 def test_adapters_are_exported_alone_and_merged(whole):
     folder, _ = whole["sft"]
-    cfg, merged = hf.load_hf(folder / "hf")
+    cfg, merged = hf_folder.load_hf(folder / "hf")
     base = jax.tree.map(np.array, pretrained.fresh(cfg, 0))
-    adapters, spec = peft.load(folder / "adapter", cfg)
+    adapters, spec = peft_folder.load(folder / "adapter", cfg)
     assert spec.rank == 2 and all(np.abs(x).max() > 0 for x in jax.tree.leaves(adapters))
-    peft.merge(base, adapters, spec)
+    peft_folder.merge(base, adapters, spec)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
     jax.tree.map(close, merged, base)
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxr_jax import pretrained
 from cxr_jax.data import batching
 from cxr_jax.errors import UserError
 from cxr_jax.models import tokenizer
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM
+from cxr_jax.weights import pretrained
 
 
 @functools.cache

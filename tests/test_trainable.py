@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from cxr_jax import optim, policy, pretrained, sft, trainable
+from cxr_jax import optim, policy, sft, trainable
 from cxr_jax.data import batching
 from cxr_jax.errors import UserError
 from cxr_jax.models import lora
@@ -14,6 +14,8 @@ from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl import patches
 from cxr_jax.runtime import layout as runtime_layout
 from cxr_jax.runtime import trees
+from cxr_jax.training import train_state
+from cxr_jax.weights import pretrained
 from experiments import sft as experiment
 
 
@@ -182,7 +184,7 @@ def test_a_resume_never_holds_two_states(world, lora_rank, monkeypatch):
     layout = runtime_layout.Layout(None)
     layout.state = layout_state
     first = Checkpoints(None)
-    state, train, fixed, meta, step = pretrained.train_state(
+    state, train, fixed, meta, step = train_state.train_state(
         config, params, what, tx, layout, first
     )
     describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
@@ -195,7 +197,7 @@ def test_a_resume_never_holds_two_states(world, lora_rank, monkeypatch):
         )
     )
     made.clear()
-    got = pretrained.train_state(
+    got = train_state.train_state(
         config, params, what, tx, layout, Checkpoints(("theirs", {"seconds": 1.0}, 7))
     )
     assert got[:2] == ("theirs", None) and got[3:] == ({"seconds": 1.0}, 7)

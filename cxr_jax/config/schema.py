@@ -10,6 +10,7 @@ import numpy as np
 from cxr_jax import trainable
 from cxr_jax.data import phantom
 from cxr_jax.errors import UserError
+from cxr_jax.weights import pretrained
 
 AGGREGATIONS = ("sequence", "token", "token_local", "constant")
 RATIO_LEVELS = ("token", "sequence", "sequence_token")
@@ -83,8 +84,8 @@ TYPES = {
 }
 ONE_OF = {
     "remat": ("none", "full", "dots"),
-    "dtype": tuple(trainable.DTYPES),
-    "param_dtype": tuple(trainable.DTYPES),
+    "dtype": tuple(pretrained.DTYPES),
+    "param_dtype": tuple(pretrained.DTYPES),
     "rl.advantage": ("grpo", "gdpo"),
     "rl.scale_rewards": ("group", "batch", "none"),
     "rl.aggregation": AGGREGATIONS,

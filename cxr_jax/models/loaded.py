@@ -13,11 +13,12 @@ from cxr_jax import constrained, generation, sampling
 from cxr_jax.errors import UserError
 from cxr_jax.generation import Completion, Reading, Request, Settings
 from cxr_jax.models import chat as chats
-from cxr_jax.models import hf, native, peft, qwen2_5_vl
+from cxr_jax.models import qwen2_5_vl
 from cxr_jax.models.layers import UNROLL_UP_TO
 from cxr_jax.models.qwen2_5_vl import image_settings
 from cxr_jax.models.qwen2_5_vl.config import Config
-from cxr_jax.models.safetensors_file import PICKLES
+from cxr_jax.weights import hf_folder, native_folder, peft_folder
+from cxr_jax.weights.locate import find_folder
 
 _LOG = logging.getLogger(__name__)
 GRIDS = ("exact", "bucket")
@@ -90,7 +91,9 @@ class Model:
         """
         from cxr_jax.models.qwen2_5_vl import patches as qwen2_5_vl_patches
 
-        settings, path = ({}, None) if self.folder is None else hf.image_settings(self.folder)
+        settings, path = (
+            ({}, None) if self.folder is None else hf_folder.image_settings(self.folder)
+        )
         qwen2_5_vl_patches.check_settings(settings, path)
         return image_settings.pixel_limits(settings, path)
 
@@ -393,29 +396,6 @@ def _pixels(image) -> np.ndarray:
     return pixels
 
 
-def find_folder(name: str | os.PathLike) -> Path:
-    """The model folder behind a name: "phantom", a Hugging Face folder, a checkpoint of `cxr_jax.convert`, or a
-    run's workdir (its `hf/`). Raises UserError when there is none."""
-    if str(name) == "phantom":
-        folder = Path(__file__).parent.parent / "assets" / "phantom"
-        if not (folder / "config.json").is_file():
-            raise UserError("the embedded model 'phantom' is missing from this installation")
-        return folder
-    if not Path(name).is_dir():
-        raise UserError(f"{name}: no model there: not a folder")
-    for folder in (Path(name), Path(name) / "hf"):
-        if (folder / "config.json").is_file() and (
-            native.is_native(folder) or any(folder.glob("*.safetensors*"))
-        ):
-            return folder
-    if any(f for p in PICKLES for f in Path(name).glob(p)):
-        raise UserError(
-            f"{name}: its weights are pickle files, which can run code when they are read; "
-            "only safetensors are read"
-        )
-    raise UserError(f"{name}: no model there (config.json and *.safetensors, or a run with hf/)")
-
-
 def _to_device(tree: dict) -> dict:
     """A tree of host arrays, which is emptied on the way: at no time are there two copies of more than one leaf."""
     return {
@@ -455,18 +435,20 @@ def load(name: str | os.PathLike, dtype=None, grids: str = "exact", adapter=None
         known = False
     if not known:
         raise UserError(f"dtype={dtype!r}: use float32, bfloat16 or float16")
-    read = native.load if native.is_native(folder) else hf.load_hf
+    read = native_folder.load if native_folder.is_native(folder) else hf_folder.load_hf
     found = (
         None
         if adapter is None
-        else peft.load(
+        else peft_folder.load(
             adapter,
-            native.Arrays(folder).cfg if native.is_native(folder) else hf.read_config(folder),
+            native_folder.Arrays(folder).cfg
+            if native_folder.is_native(folder)
+            else hf_folder.read_config(folder),
         )
     )
     cfg, params = read(folder, np.dtype(dtype))
     if found:
-        peft.merge(params, *found)
+        peft_folder.merge(params, *found)
     layers, n = params["text"].pop("layers"), cfg.text.num_hidden_layers
     params = _to_device(params)
     deep = jax.default_backend() == "cpu" and n > UNROLL_UP_TO

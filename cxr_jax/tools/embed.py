@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from cxr_jax.errors import UserError, exit_code
-from cxr_jax.models import hf
-from cxr_jax.pretrained import PHANTOM
 from cxr_jax.runtime import trees
+from cxr_jax.weights import hf_folder
+from cxr_jax.weights.pretrained import PHANTOM
 
 
 def embed(run_dir: str, folder: str = PHANTOM) -> None:
@@ -20,13 +20,13 @@ def embed(run_dir: str, folder: str = PHANTOM) -> None:
     source = Path(run_dir) / "hf"
     if not (source / "config.json").is_file():
         raise UserError(f"{run_dir}: no finished run (it has no hf/)")
-    cfg, params = hf.load_hf(source, np.float32)
+    cfg, params = hf_folder.load_hf(source, np.float32)
     largest = max(float(np.abs(np.asarray(x)).max()) for _, x in trees.flatten(params))
     if largest > np.finfo(np.float16).max:
         raise UserError(f"{run_dir}: a weight of {largest:g} does not fit float16")
     card = Path(folder) / "README.md"
     text = card.read_text() if card.is_file() else ""
-    hf.save_hf(
+    hf_folder.save_hf(
         folder,
         cfg,
         params,

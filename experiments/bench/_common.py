@@ -122,9 +122,9 @@ def config(shape: str):
     tiny: 4,683,904 parameters, where a library's overhead shows. small: 123,511,792, a slice of 3B's ratios that a CPU
     computes. 3b: Qwen2.5-VL-3B.
     """
-    from cxr_jax import pretrained
     from cxr_jax.models import tokenizer
     from cxr_jax.models.qwen2_5_vl.config import QWEN2_5_VL_3B, Config, TextConfig, VisionConfig
+    from cxr_jax.weights import pretrained
 
     if shape == "tiny":
         cfg = Config(

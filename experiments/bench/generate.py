@@ -52,9 +52,9 @@ class Ours:
     def __init__(self, args):
         import jax.numpy as jnp
 
-        from cxr_jax import pretrained
         from cxr_jax.models import qwen2_5_vl
         from cxr_jax.models.loaded import Model
+        from cxr_jax.weights import pretrained
 
         cfg = common.config(args.shape)
         self.model = Model(
@@ -72,9 +72,9 @@ class Ours:
         return {**common.facts(), "parameters": f"{self.count:,}"}
 
     def save(self, folder: str) -> dict:
-        from cxr_jax.models import hf
+        from cxr_jax.weights import hf_folder
 
-        hf.save_hf(folder, self.model.cfg, self.model.params)
+        hf_folder.save_hf(folder, self.model.cfg, self.model.params)
         np.savez(f"{folder}/inputs.npz", **{k: self.inputs[k] for k in ("pixels", "grid", "ids")})
         return {}
 

@@ -106,10 +106,11 @@ class Ours:
         import jax
         import jax.numpy as jnp
 
-        from cxr_jax import optim, pretrained, rl, trainable
+        from cxr_jax import optim, rl, trainable
         from cxr_jax.labels import answers, report_text
         from cxr_jax.metrics import progress
         from cxr_jax.models import qwen2_5_vl, tokenizer
+        from cxr_jax.weights import pretrained
         from experiments import rl as experiment
 
         self.compilations = progress.Compilations()
@@ -207,11 +208,10 @@ class Ours:
 
     def save(self, folder: str) -> dict:
         """The model and the inputs, for the peers."""
-        from cxr_jax import pretrained
-        from cxr_jax.models import hf
         from cxr_jax.models.qwen2_5_vl.patches import patchify
+        from cxr_jax.weights import hf_folder, pretrained
 
-        hf.save_hf(folder, self.cfg, self.params, tokenizer=pretrained.PHANTOM)
+        hf_folder.save_hf(folder, self.cfg, self.params, tokenizer=pretrained.PHANTOM)
         images = bool(self.args.side)
         np.savez(
             f"{folder}/inputs.npz",

@@ -119,10 +119,10 @@ class Ours:
     def __init__(self, args):
         import jax
 
-        from cxr_jax import pretrained
         from cxr_jax.labels import answers as labels_answers
         from cxr_jax.labels import report_text
         from cxr_jax.models import tokenizer
+        from cxr_jax.weights import pretrained
 
         tok = tokenizer.load(pretrained.PHANTOM)
         text, self.source = corpus(args.reports)
@@ -321,10 +321,11 @@ def reward_share(args, rounds: int = 7, steps: int = 4) -> str:
 
     import jax
 
-    from cxr_jax import pretrained, rewards
+    from cxr_jax import rewards
     from cxr_jax.labels import answers as labels_answers
     from cxr_jax.labels import report_text
     from cxr_jax.models import tokenizer
+    from cxr_jax.weights import pretrained
 
     spec = importlib.util.spec_from_file_location(
         "rl_config", common.ROOT / "experiments" / "rl.py"

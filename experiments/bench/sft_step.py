@@ -74,9 +74,10 @@ class Ours:
         import jax.numpy as jnp
         from ml_collections import ConfigDict
 
-        from cxr_jax import optim, pretrained, sft, trainable
+        from cxr_jax import optim, sft, trainable
         from cxr_jax.models import qwen2_5_vl
         from cxr_jax.models.loaded import Model
+        from cxr_jax.weights import pretrained
 
         self.cfg, self.dtype = common.config(args.shape), jnp.dtype(args.dtype)
         params = common.random_params(self.cfg, self.dtype)
@@ -131,9 +132,9 @@ class Ours:
         return {**common.facts(), "parameters": f"{self.count:,}"}
 
     def save(self, folder: str) -> dict:
-        from cxr_jax.models import hf
+        from cxr_jax.weights import hf_folder
 
-        hf.save_hf(folder, self.cfg, self.params["model"])
+        hf_folder.save_hf(folder, self.cfg, self.params["model"])
         np.savez(
             f"{folder}/inputs.npz",
             **{k: self.inputs[k] for k in ("pixels", "grid", "ids", "completions")},

@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import policy, pretrained, rl, rollout, stages
+from cxr_jax import policy, rl, rollout, stages
 from cxr_jax.data import batching
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models import tokenizer
 from cxr_jax.models.qwen2_5_vl import patches
 from cxr_jax.models.qwen2_5_vl.patches import patchify
+from cxr_jax.weights import pretrained
 from experiments import rl as experiment
 
 PROMPTS, GROUP = 16, 8

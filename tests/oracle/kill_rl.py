@@ -33,9 +33,9 @@ import jax
 import numpy as np
 
 from cxr_jax.metrics import run_log
-from cxr_jax.models import hf
 from cxr_jax.runtime import checkpoint_folder
 from cxr_jax.runtime.checkpoints import Checkpoints
+from cxr_jax.weights import hf_folder
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 5
@@ -169,7 +169,7 @@ def arrays(folder) -> dict:
             for k, x in checkpoint_folder.read_arrays(at, likes).items()
         }
     checkpoints.close()
-    exported = jax.tree_util.tree_leaves_with_path(hf.load_hf(folder / "hf", np.float32)[1])
+    exported = jax.tree_util.tree_leaves_with_path(hf_folder.load_hf(folder / "hf", np.float32)[1])
     return out | {f"export: {jax.tree_util.keystr(p)}": np.asarray(x) for p, x in exported}
 
 

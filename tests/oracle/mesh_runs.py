@@ -146,10 +146,11 @@ def print_hash():
     processes.start()
     import jax
 
-    from cxr_jax import evaluate, policy, pretrained, rl, sft
+    from cxr_jax import evaluate, policy, rl, sft
     from cxr_jax.data import batching
     from cxr_jax.models.qwen2_5_vl import patches
     from cxr_jax.runtime import layout as runtime_layout
+    from cxr_jax.weights import pretrained
     from experiments import rl as rl_config
     from experiments import sft as sft_config
 

@@ -40,9 +40,10 @@ import jax
 import numpy as np
 
 from cxr_jax import sampling
-from cxr_jax.models import hf, layers, loaded, qwen2_5_vl
+from cxr_jax.models import layers, loaded, qwen2_5_vl
 from cxr_jax.models.qwen2_5_vl import hf_table
 from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.weights import hf_folder
 
 BAR = 1e-4  # of the standard deviation of what is compared
 hf_table.our_shapes = functools.lru_cache(maxsize=32)(
@@ -81,8 +82,8 @@ def load(case: cases.Case, folder: pathlib.Path) -> loaded.Model:
     (folder / "config.json").write_text(json.dumps(case.config))
     rename = cases.nested_key if case.nested_keys else str
     tensors = [(rename(k), w.shape, w.dtype, lambda w=w: w) for k, w in cases.weights(case).items()]
-    hf.write_safetensors(folder / "model.safetensors", tensors)
-    return loaded.Model(*hf.load_hf(folder), folder=folder)
+    hf_folder.write_safetensors(folder / "model.safetensors", tensors)
+    return loaded.Model(*hf_folder.load_hf(folder), folder=folder)
 
 
 def ratio(got, want) -> float:

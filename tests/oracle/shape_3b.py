@@ -51,7 +51,7 @@ def write(folder: pathlib.Path) -> None:
 
     from cxr_jax.models.qwen2_5_vl import hf_table
     from cxr_jax.models.qwen2_5_vl.config import QWEN2_5_VL_3B
-    from cxr_jax.models.safetensors_file import write_folder
+    from cxr_jax.weights.safetensors_file import write_folder
 
     def entry(i, rule):
         def make():

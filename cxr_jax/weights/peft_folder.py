@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from cxr_jax.errors import UserError, shown
-from cxr_jax.models import hf
 from cxr_jax.models.layers import merge_adapters
 from cxr_jax.models.lora import PATHS, TARGETS, Lora
 from cxr_jax.models.qwen2_5_vl import hf_table
 from cxr_jax.models.qwen2_5_vl.config import Config
-from cxr_jax.models.safetensors_file import NAMES, Tensors, write_safetensors
 from cxr_jax.runtime import trees, whole_files
+from cxr_jax.weights import hf_folder
+from cxr_jax.weights.safetensors_file import NAMES, Tensors, write_safetensors
 
 __all__ = ["load", "merge", "save"]
 
@@ -91,7 +91,7 @@ def merge(params: dict, adapters: dict, lora: Lora) -> None:
             scaled = own["a"] * np.float32(lora.scale)
         joined = {"kernel": module["kernel"], "lora_a": scaled, "lora_b": own["b"]}
         module["kernel"] = np.asarray(merge_adapters(joined)["kernel"])
-        if not hf.is_finite(module["kernel"]):
+        if not hf_folder.is_finite(module["kernel"]):
             raise UserError(
                 f"the adapters do not fit this model: {path} is infinite or NaN with them"
             )
@@ -113,7 +113,7 @@ def save(
         raise ValueError(f"adapters are not those of {lora}")
     rules = {name: r for name, r in _modules(cfg).items() if _path(r) in lora.paths}
     with whole_files.atomic_folder(Path(folder)) as temp:
-        hf.write_json(temp / CONFIG, _settings(rules, lora, base_model))
+        hf_folder.write_json(temp / CONFIG, _settings(rules, lora, base_model))
         write_safetensors(temp / WEIGHTS, list(_entries(rules, lora, leaves)))
 
 
@@ -239,7 +239,7 @@ def load(folder: str | os.PathLike, cfg: Config) -> tuple[dict, Lora]:
 def _read_settings(path: Path) -> dict:
     if not path.is_file():
         raise UserError(f"{path.parent}: no {path.name}; not a PEFT folder")
-    d = hf.read_json(path)
+    d = hf_folder.read_json(path)
     if d.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type is {shown(d.get('peft_type'))}, not LORA")
     if d.get("bias", "none") != "none":
@@ -324,7 +324,7 @@ def _check(folder: Path, tensors: Tensors, want: dict[str, tuple[int, ...]]) -> 
             raise UserError(
                 f"{folder}: {key} is {list(tensors.shape(key))}; model and rank need {list(shape)}"
             )
-        if tensors.dtype(key) not in hf.WEIGHT_TYPES:
+        if tensors.dtype(key) not in hf_folder.WEIGHT_TYPES:
             raise UserError(
                 f"{folder}: {key} is {NAMES[tensors.dtype(key)]}; adapters are F32, BF16 or F16"
             )
@@ -350,7 +350,7 @@ def _read(
                 node[half] = np.zeros((*stack, *shape[::-1]), np.float32)
         for half, theirs in _HALVES:
             raw = tensors[key := f"{name}.{theirs}.weight"]
-            if not hf.is_finite(raw):
+            if not hf_folder.is_finite(raw):
                 raise UserError(f"{folder}: {key} holds NaN or infinity")
             node[half][... if rule.layer is None else rule.layer] = raw.T
     return adapters

@@ -20,15 +20,15 @@ from cxr_jax.errors import UserError, shown
 from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.models.qwen2_5_vl.hf_table import Rule, canonical_key, our_shapes, rules
 from cxr_jax.models.qwen2_5_vl.image_settings import PIXEL_LIMITS, preprocessor_config
-from cxr_jax.models.safetensors_file import (
+from cxr_jax.runtime.trees import flatten
+from cxr_jax.runtime.whole_files import atomic_folder, copy_files
+from cxr_jax.weights.safetensors_file import (
     NAMES,
     Tensors,
     parse_json,
     write_folder,
     write_safetensors,
 )
-from cxr_jax.runtime.trees import flatten
-from cxr_jax.runtime.whole_files import atomic_folder, copy_files
 
 __all__ = ["load_hf", "read_config", "rules", "save_hf", "write_safetensors"]
 

@@ -1,15 +1,15 @@
 """Where a run starts: random weights of a named size, the embedded model, an HF folder, or another run's export."""
 
 import dataclasses
-import functools
-import os
 
 import jax
+import jax.numpy as jnp
 
+from cxr_jax import asset
 from cxr_jax.errors import UserError
-from cxr_jax.models import hf, native
+from cxr_jax.weights import hf_folder, native_folder
 
-PHANTOM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "assets", "phantom")
+PHANTOM = str(asset("phantom"))
 
 
 class Start:
@@ -28,39 +28,19 @@ def start(config) -> Start:
         cfg = random_config(config.model, tok)
         return Start(cfg, fresh(cfg, config.seed), tok)
     folder = _folder(config)
-    cfg, params = native.load(folder) if native.is_native(folder) else hf.load_hf(folder)
+    cfg, params = (
+        native_folder.load(folder) if native_folder.is_native(folder) else hf_folder.load_hf(folder)
+    )
     return Start(cfg, params, tok)
 
 
 def on_device(config, params: dict | None = None) -> dict:
     """The parameters that `start` gives (or gave), on the device, in the type of the computation."""
-    from cxr_jax.trainable import DTYPES
 
     dtype = DTYPES[config.dtype]
     return jax.tree.map(
         lambda x: jax.numpy.asarray(x, dtype), start(config).params if params is None else params
     )
-
-
-def train_state(config, params: dict, what, tx, layout, checkpoints, keep_start=False):
-    """(state, train, fixed, meta, step): the newest checkpoint that loads, or step 0 of params {"model": ..., ...}.
-
-    meta: the checkpoint's, {} at step 0. train: what trains as it is at step 0, not divided yet; None after a resume
-    if not keep_start. A checkpoint is read, and the state of step 0 is not made then: a run that fits in the memory can
-    be resumed in it.
-    """
-    from cxr_jax import optim
-
-    split = functools.partial(what.split, key=jax.random.key(config.seed))
-    like = jax.eval_shape(lambda params: optim.init_state(tx, split(params)[0]), params)
-    found = checkpoints.restore(layout.like(like))
-    with layout.on_host():
-        train, fixed = split(params, trains=keep_start or not found)
-    fixed = layout.state(fixed)
-    if found:
-        print(f"resuming at step {found[2]}", flush=True)
-        return found[0], train, fixed, *found[1:]
-    return layout.state(optim.init_state(tx, layout.state(train))), train, fixed, {}, 0
 
 
 def is_name(model: str) -> bool:
@@ -70,7 +50,11 @@ def is_name(model: str) -> bool:
 
 def fingerprint(config) -> dict:
     """The weights that a run starts from, if they are a folder's: a resumed run takes what is frozen from there."""
-    return {} if is_name(config.model) else {"weights_sha256": hf.weights_sha256(_folder(config))}
+    return (
+        {}
+        if is_name(config.model)
+        else {"weights_sha256": hf_folder.weights_sha256(_folder(config))}
+    )
 
 
 def random_config(name: str, tok):
@@ -99,10 +83,10 @@ def tokenizer(config):
 
 
 def _folder(config):
-    from cxr_jax.models import loaded
+    from cxr_jax.weights import locate
 
     try:
-        return loaded.find_folder(config.model)
+        return locate.find_folder(config.model)
     except UserError as e:
         raise UserError(f"config.model={config.model!r}: {e}") from None
 
@@ -122,3 +106,6 @@ def fresh(cfg, seed: int):
     from cxr_jax.models import qwen2_5_vl as qwen
 
     return qwen.init_params(cfg, jax.random.key(seed))
+
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

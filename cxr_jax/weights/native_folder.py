@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from cxr_jax.errors import UserError, shown
-from cxr_jax.models import hf
 from cxr_jax.models.qwen2_5_vl import hf_table
 from cxr_jax.models.qwen2_5_vl.config import Config
-from cxr_jax.models.safetensors_file import DTYPES, NAMES
 from cxr_jax.runtime import trees
+from cxr_jax.weights import hf_folder
+from cxr_jax.weights.safetensors_file import DTYPES, NAMES
 
 MANIFEST, ARRAYS = "cxr_jax.json", "arrays"
 _FORMAT = "cxr_jax checkpoint 1"
@@ -54,7 +54,7 @@ def save(folder: Path, params: dict, extra: dict) -> None:
         "/".join(path): {"dtype": NAMES[x.dtype], "shape": list(x.shape), "sha256": _sha256(x)}
         for path, x in trees.flatten(params)
     }
-    hf.write_json(folder / MANIFEST, {"format": _FORMAT, **extra, "arrays": arrays})
+    hf_folder.write_json(folder / MANIFEST, {"format": _FORMAT, **extra, "arrays": arrays})
 
 
 def _jax_handlers(types):
@@ -75,9 +75,9 @@ class Arrays:
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
-        self.cfg = hf.read_config(folder)
+        self.cfg = hf_folder.read_config(folder)
         path = self.folder / MANIFEST
-        self.manifest = hf.read_json(path)
+        self.manifest = hf_folder.read_json(path)
         if self.manifest.get("format") != _FORMAT:
             raise UserError(
                 f"{path}: format is {shown(self.manifest.get('format'))}, not {_FORMAT!r}"
@@ -99,7 +99,7 @@ class Arrays:
         self.tied_head_is_stored = self.manifest.get("tied_head_is_stored") is True
         self.tensor_types = self.manifest.get("tensor_types")
         if not isinstance(self.tensor_types, dict) or any(
-            DTYPES.get(str(t)) not in hf.WEIGHT_TYPES for t in self.tensor_types.values()
+            DTYPES.get(str(t)) not in hf_folder.WEIGHT_TYPES for t in self.tensor_types.values()
         ):
             raise UserError(f"{path}: damaged")
 
@@ -146,7 +146,7 @@ class Arrays:
 def _is_entry(x) -> bool:
     return (
         isinstance(x, dict)
-        and DTYPES.get(str(x.get("dtype"))) in hf.WEIGHT_TYPES
+        and DTYPES.get(str(x.get("dtype"))) in hf_folder.WEIGHT_TYPES
         and "shape" in x
         and "sha256" in x
     )

@@ -1,0 +1,26 @@
+"""The state that a run starts or goes on with."""
+
+import functools
+
+import jax
+
+
+def train_state(config, params: dict, what, tx, layout, checkpoints, keep_start=False):
+    """(state, train, fixed, meta, step): the newest checkpoint that loads, or step 0 of params {"model": ..., ...}.
+
+    meta: the checkpoint's, {} at step 0. train: what trains as it is at step 0, not divided yet; None after a resume
+    if not keep_start. A checkpoint is read, and the state of step 0 is not made then: a run that fits in the memory can
+    be resumed in it.
+    """
+    from cxr_jax import optim
+
+    split = functools.partial(what.split, key=jax.random.key(config.seed))
+    like = jax.eval_shape(lambda params: optim.init_state(tx, split(params)[0]), params)
+    found = checkpoints.restore(layout.like(like))
+    with layout.on_host():
+        train, fixed = split(params, trains=keep_start or not found)
+    fixed = layout.state(fixed)
+    if found:
+        print(f"resuming at step {found[2]}", flush=True)
+        return found[0], train, fixed, *found[1:]
+    return layout.state(optim.init_state(tx, layout.state(train))), train, fixed, {}, 0

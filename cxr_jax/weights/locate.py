@@ -1,0 +1,32 @@
+"""Finds the folder of a model by its name or path."""
+
+import os
+from pathlib import Path
+
+from cxr_jax import asset
+from cxr_jax.errors import UserError
+from cxr_jax.weights import native_folder
+from cxr_jax.weights.safetensors_file import PICKLES
+
+
+def find_folder(name: str | os.PathLike) -> Path:
+    """The model folder behind a name: "phantom", a Hugging Face folder, a checkpoint of `cxr_jax.convert`, or a
+    run's workdir (its `hf/`). Raises UserError when there is none."""
+    if str(name) == "phantom":
+        folder = asset("phantom")
+        if not (folder / "config.json").is_file():
+            raise UserError("the embedded model 'phantom' is missing from this installation")
+        return folder
+    if not Path(name).is_dir():
+        raise UserError(f"{name}: no model there: not a folder")
+    for folder in (Path(name), Path(name) / "hf"):
+        if (folder / "config.json").is_file() and (
+            native_folder.is_native(folder) or any(folder.glob("*.safetensors*"))
+        ):
+            return folder
+    if any(f for p in PICKLES for f in Path(name).glob(p)):
+        raise UserError(
+            f"{name}: its weights are pickle files, which can run code when they are read; "
+            "only safetensors are read"
+        )
+    raise UserError(f"{name}: no model there (config.json and *.safetensors, or a run with hf/)")
