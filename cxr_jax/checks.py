@@ -7,8 +7,9 @@ import pathlib
 import jax
 import numpy as np
 
+from cxr_jax import phantom
 from cxr_jax.config.schema import is_number, require, values
-from cxr_jax.data import batching, phantom
+from cxr_jax.data import batching
 from cxr_jax.errors import UserError
 from cxr_jax.labels import answers
 from cxr_jax.models import chat

@@ -145,8 +145,7 @@ def _sft(config, s):
 def _rl(config, s):
     import jax
 
-    from cxr_jax import learner, rollout, stages
-    from cxr_jax.data import phantom
+    from cxr_jax import learner, phantom, rollout, stages
     from cxr_jax.labels import answers, report_text
 
     r, c = config.rl, config.max_completion

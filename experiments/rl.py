@@ -32,7 +32,7 @@ docs/ablations.md has the published sum beside it: answers as good, and traces t
 RL is up on both hospitals in Jaccard and in macro-F1 in every seed. Continued SFT (one seed, its last step; none of
 its looks was above its start on B) got 984 s of training where RL took 407 to 430 s (other
 machine loads): a little up on A, down on B. Why: the readers whose traces SFT imitates leave out small findings
-(cxr_jax/data/phantom/readers.py); the labels do not. RL's gain is recall of what readers leave out (seed 0 on A:
+(cxr_jax/phantom/human_readers.py); the labels do not. RL's gain is recall of what readers leave out (seed 0 on A:
 Atelectasis 0.74 -> 0.96, Consolidation 0.80 -> 0.96), at up to 0.09 less precision on A and 0.11 on B. Fracture,
 which the tower sees worst, gains little (recall 0.79 -> 0.84 on A, 0.67 -> 0.69 on B in seed 0). Most of the gain is
 there after 10 to 20 steps; the share of groups without variance rises from 0.0-0.1 to 0.4-0.66 (under the published sum

@@ -15,9 +15,9 @@ located warm-up; greedy, 2,000 images of each hospital's test stream, 95 % boots
     best constant, macro-F1       0.295 (all labels)      0.339 (all labels)
     lowest recall of a label      0.727 Lung Lesion       0.556 Atelectasis
     parse failures                0 of 2,000              0 of 2,000
-    its readers: Jaccard          0.916                   (python -m cxr_jax.data.phantom.readers)
+    its readers: Jaccard          0.916                   (python -m cxr_jax.phantom.human_readers)
 
-The readers whose reports it imitates leave out small findings (cxr_jax/data/phantom/readers.py), so 0.916 on A is
+The readers whose reports it imitates leave out small findings (cxr_jax/phantom/human_readers.py), so 0.916 on A is
 what perfect imitation scores, and SFT has reached it. Plateau: macro-F1 on the selection streams (256 images), A / B:
 step 2,000 0.761 / 0.651; 2,500 0.867 / 0.723; 3,000 0.883 / 0.730; 3,500 0.894 / 0.810; 4,000 0.914 / 0.845; 4,500
 0.916 / 0.840; 5,000 0.920 / 0.871. Then 480 steps more at 3e-4 (experiments/sft.py:continued) changed Jaccard on the

@@ -12,11 +12,11 @@ from PIL import Image
 
 from cxr_jax import evaluate, rewards
 from cxr_jax.data import batching
-from cxr_jax.data.phantom import readers
-from cxr_jax.data.phantom.constants import F
 from cxr_jax.errors import UserError
 from cxr_jax.labels import answers as labels_answers
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
+from cxr_jax.phantom import human_readers
+from cxr_jax.phantom.constants import F
 from cxr_jax.runtime.signals import StoppedError
 
 
@@ -191,9 +191,9 @@ def test_readers_miss_small_findings_and_never_invent():
 
 def test_what_a_reader_misses():
     severity = np.zeros(12, np.float32)
-    read = lambda s, miss=1.0: readers.as_read({"severity": s}, miss, np.random.default_rng(0))[
-        "severity"
-    ]
+    read = lambda s, miss=1.0: human_readers.as_read(
+        {"severity": s}, miss, np.random.default_rng(0)
+    )["severity"]
     severity[F["fracture"]] = 0.45
     assert np.array_equal(read(severity), severity)  # it is all there is
     severity[[F["edema"], F["support_devices"], F["lung_lesion"]]] = 0.9, 1.0, 0.2
@@ -204,7 +204,8 @@ def test_what_a_reader_misses():
     assert np.array_equal(read(severity), severity)  # not small
     severity[F["fracture"]] = 0.45
     reads = [
-        readers.as_read({"severity": severity}, 0.75, np.random.default_rng(i)) for i in range(2000)
+        human_readers.as_read({"severity": severity}, 0.75, np.random.default_rng(i))
+        for i in range(2000)
     ]
     assert abs(np.mean([r["severity"][F["fracture"]] == 0 for r in reads]) - 0.75) < 0.04
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from cxr_jax import answer_tree, constrained, sampling
-from cxr_jax.data.phantom import report
 from cxr_jax.errors import UserError
 from cxr_jax.labels import answers as labels_answers
 from cxr_jax.labels.answers import TokenBytes
@@ -19,6 +18,7 @@ from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models import tokenizer
 from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
+from cxr_jax.phantom import report_writer
 from cxr_jax.weights.pretrained import PHANTOM
 
 NAMES = ("No Finding", "Edema", "Eddy", "Support Devices")
@@ -368,7 +368,7 @@ def test_answers_of_the_phantom_readers_are_allowed(phantom):
             "device": rng.random(5) < 0.3,
             "quality": rng.integers(0, 2, 3),
         }
-        texts.append(report.target(report.write(scene, "B", rng)))
+        texts.append(report_writer.target(report_writer.write(scene, "B", rng)))
     _, advance = jitted()
     for text in [t for t in texts if "No Finding" in t][:4] + texts[:4]:
         state = c.within(600).init(1)

@@ -242,7 +242,7 @@ def test_renderers():
 
 
 def test_phantom_films_come_back(tmp_path):
-    from cxr_jax.data.phantom import dicom as phantom_dicom
+    from cxr_jax.phantom import dicom_writer as phantom_dicom
 
     picture = np.random.default_rng(0).random((64, 80), np.float32)
     for photometric, ap in [("MONOCHROME1", False), ("MONOCHROME2", True)]:

@@ -7,11 +7,11 @@ from contextlib import redirect_stdout
 import numpy as np
 
 import cxr_jax
-from cxr_jax import predict
-from cxr_jax.data import batching, phantom, prompts
-from cxr_jax.data.phantom import dicom
+from cxr_jax import phantom, predict
+from cxr_jax.data import batching, prompts
 from cxr_jax.labels import parse_answers
 from cxr_jax.metrics import scores
+from cxr_jax.phantom import dicom_writer
 from cxr_jax.rewards import score
 
 N = 48
@@ -34,7 +34,7 @@ def test_reads_phantoms_far_above_chance_and_in_format():
 def test_predict_reads_a_phantom_dicom(tmp_path):
     batch = phantom.make_batch(0, "test", "A", np.arange(1))
     path = tmp_path / "phantom.dcm"
-    dicom.write_dicom(path, np.asarray(batch["image"][0]), hospital="A", ap=False, seed=1)
+    dicom_writer.write_dicom(path, np.asarray(batch["image"][0]), hospital="A", ap=False, seed=1)
     out = io.StringIO()
     with redirect_stdout(out):
         code = predict.main(["--json", "--samples=2", str(path)])

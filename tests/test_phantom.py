@@ -7,19 +7,19 @@ import pydicom
 import pytest
 from pydicom.pixels import apply_voi_lut
 
-from cxr_jax.data import phantom
-from cxr_jax.data.phantom import constants as c
-from cxr_jax.data.phantom import geometry
-from cxr_jax.data.phantom.dicom import write_dicom
+from cxr_jax import phantom
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.phantom import constants as c
+from cxr_jax.phantom import geometry, render
+from cxr_jax.phantom.dicom_writer import write_dicom
 
 PATHOLOGY = [
     CHEXPERT_14.index(n)
     for n in CHEXPERT_14
     if n not in ("No Finding", "Lung Opacity", "Support Devices")
 ]
-_render = jax.jit(phantom.render)
+_render = jax.jit(render)
 _sample = jax.jit(phantom.sample_scenes, static_argnums=1)
 
 

@@ -6,10 +6,10 @@ import time
 import numpy as np
 import pytest
 
-from cxr_jax.data.phantom import phrases, report
-from cxr_jax.data.phantom.constants import DEVICES, FINDINGS
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.phantom import report_writer, wording
+from cxr_jax.phantom.constants import DEVICES, FINDINGS
 
 N = 3000
 OPACITIES = ("Lung Lesion", "Edema", "Consolidation", "Pneumonia", "Atelectasis")
@@ -46,7 +46,7 @@ def expected_states(row: dict) -> dict[str, int]:
 def written():
     rows = [scene(i) for i in range(N)]
     return [
-        (r, h, report.write(r, h, np.random.default_rng(i)))
+        (r, h, report_writer.write(r, h, np.random.default_rng(i)))
         for i, r in enumerate(rows)
         for h in "AB"
     ]
@@ -54,7 +54,7 @@ def written():
 
 def test_facts_rebuild_the_labels(written):
     for row, _, rep in written:
-        assert report.label_states(rep.facts) == expected_states(row)
+        assert report_writer.label_states(rep.facts) == expected_states(row)
 
 
 def test_answer_is_the_positive_labels_in_order(written):
@@ -75,12 +75,14 @@ def test_organ_facts_match_the_scene(written):
             k = FINDINGS.index(name)
             severity, side = row["severity"][k], row["side"][k]
             assert fact.side == side or (
-                side == 2 and name in (*phrases.LUNG_FINDINGS, "pleural_effusion")
+                side == 2 and name in (*wording.LUNG_FINDINGS, "pleural_effusion")
             )
             assert fact.zone in (None, row["zone"][k])
             assert fact.state == (1 if severity >= 0.35 else -1)
             if fact.severity:
-                grade = int(severity >= report.MODERATE_AT) + int(severity >= report.LARGE_AT)
+                grade = int(severity >= report_writer.MODERATE_AT) + int(
+                    severity >= report_writer.LARGE_AT
+                )
                 assert fact.severity == ("small", "moderate", "large")[grade]
 
 
@@ -101,12 +103,12 @@ def test_words_say_the_facts(written):
             for fact in stated:
                 name = fact.finding.lower().replace(" ", "_")
                 if fact.severity:
-                    words = phrases.SEVERITY_WORDS[name]
-                    assert words[phrases.SEVERITIES.index(fact.severity)] in text
+                    words = wording.SEVERITY_WORDS[name]
+                    assert words[wording.SEVERITIES.index(fact.severity)] in text
                 if fact.zone is not None:
                     assert (
-                        phrases.ZONES[fact.zone] in text
-                        or phrases.PLEURAL_PLACES[fact.zone] in text
+                        wording.ZONES[fact.zone] in text
+                        or wording.PLEURAL_PLACES[fact.zone] in text
                     )
 
 
@@ -119,13 +121,13 @@ def test_no_absent_device_is_named(written):
 
 def test_every_finding_is_stated_and_the_tour_keeps_its_order(written):
     for _, _, rep in written:
-        assert [s.text.split(":")[0] for s in rep.sentences] == list(report.ORDER)
+        assert [s.text.split(":")[0] for s in rep.sentences] == list(report_writer.ORDER)
         organ = {f.finding for s in rep.sentences[:-1] for f in s.facts}
         assert organ >= set(CHEXPERT_14) - {"No Finding"}
 
 
 def test_size_and_vocabulary(written):
-    targets = [report.target(rep) for _, _, rep in written]
+    targets = [report_writer.target(rep) for _, _, rep in written]
     lengths = np.array([len(re.sub("<.*?>", " ", t).split()) for t in targets])
     words = {w for t in targets for w in re.findall("[A-Za-z]+", t)}
     print(lengths.mean(), lengths.max(), len(words))
@@ -136,32 +138,40 @@ def test_size_and_vocabulary(written):
 
 def test_same_rng_same_text_and_two_hospitals_differ():
     row = scene(3)
-    one, two = (report.target(report.write(row, "A", np.random.default_rng(5))) for _ in range(2))
+    one, two = (
+        report_writer.target(report_writer.write(row, "A", np.random.default_rng(5)))
+        for _ in range(2)
+    )
     assert one == two
-    assert one != report.target(report.write(row, "B", np.random.default_rng(5)))
+    assert one != report_writer.target(report_writer.write(row, "B", np.random.default_rng(5)))
     assert (
-        len({report.target(report.write(row, "A", np.random.default_rng(k))) for k in range(20)})
+        len(
+            {
+                report_writer.target(report_writer.write(row, "A", np.random.default_rng(k)))
+                for k in range(20)
+            }
+        )
         > 10
     )
-    for key, options in phrases.PHRASES["A"].items():
-        assert not set(options) & set(phrases.PHRASES["B"][key]), key
+    for key, options in wording.PHRASES["A"].items():
+        assert not set(options) & set(wording.PHRASES["B"][key]), key
 
 
 def test_border_severity_is_positive():
     row = scene(0, present=0)
     row["severity"][4] = np.float32(0.35)
-    assert "Consolidation" in report.write(row, "A", np.random.default_rng(0)).answer
+    assert "Consolidation" in report_writer.write(row, "A", np.random.default_rng(0)).answer
 
 
 def test_follow_up_texts(written):
     for row, _, rep in written[:400]:
         states = expected_states(row)
-        text, causes = report.structured_report(rep), report.differentials(rep)
+        text, causes = report_writer.structured_report(rep), report_writer.differentials(rep)
         assert text.startswith("FINDINGS:\nQuality") and "\nIMPRESSION:\n1. " in text
         impression = text.split("IMPRESSION:\n")[1].lower()
-        for name, label in phrases.LABEL_OF.items():
+        for name, label in wording.LABEL_OF.items():
             if name != "support_devices":
-                short = phrases.SHORT_NAMES[name]
+                short = wording.SHORT_NAMES[name]
                 assert (short in impression) == (states[label] != 0)
                 assert (f"possible {short}:" in causes.lower()) == (states[label] == -1)
         assert ("no finding" in impression) == (states["No Finding"] == 1)
@@ -182,8 +192,10 @@ def only(**present) -> dict:
 
 def test_causes_follow_the_rest_of_the_picture():
     def first_cause(name, **scene_parts):
-        rep = report.write(only(**scene_parts), "A", np.random.default_rng(0))
-        line = next(x for x in report.differentials(rep).lower().split("\n") if x.startswith(name))
+        rep = report_writer.write(only(**scene_parts), "A", np.random.default_rng(0))
+        line = next(
+            x for x in report_writer.differentials(rep).lower().split("\n") if x.startswith(name)
+        )
         return line.split(": ")[1].split(",")[0]
 
     air, broken = (0.9, 1, 0), (0.9, 1, 1)
@@ -198,36 +210,38 @@ def test_causes_follow_the_rest_of_the_picture():
 
 def test_sentences_that_lean_on_each_other():
     row = only(pleural_effusion=(0.9, 0, 2), cardiomegaly=(0.2, 2, 1))
-    rep = report.write(row, "A", np.random.default_rng(0))
+    rep = report_writer.write(row, "A", np.random.default_rng(0))
     texts = dict(s.text.split(": ", 1) for s in rep.sentences)
     assert "above the effusion" in texts["Right lung"] and "effusion" not in texts["Left lung"]
     assert "AP view" in texts["Heart"]
     impression = "1. Large effusion on the right.\n2. Possible cardiomegaly, follow up."
-    assert report.structured_report(rep).endswith(impression)
+    assert report_writer.structured_report(rep).endswith(impression)
 
 
 @pytest.mark.parametrize("hospital", "AB")
 def test_real_scenes(hospital):
     jax = pytest.importorskip("jax")
-    from cxr_jax.data.phantom import scene as world
+    from cxr_jax.phantom import scene as world
 
     sample = jax.jit(lambda keys: world.sample_scenes(keys, hospital))
     batch = jax.device_get(sample(jax.random.split(jax.random.key(0), 2000)))
     labels = np.asarray(world.labels(batch))
     lengths = []
     for i in range(len(labels)):
-        rep = report.write({k: v[i] for k, v in batch.items()}, hospital, np.random.default_rng(i))
-        states = report.label_states(rep.facts)
+        rep = report_writer.write(
+            {k: v[i] for k, v in batch.items()}, hospital, np.random.default_rng(i)
+        )
+        states = report_writer.label_states(rep.facts)
         assert [states[name] for name in CHEXPERT_14] == labels[i].tolist()
-        lengths.append(len(re.sub("<.*?>", " ", report.target(rep)).split()))
+        lengths.append(len(re.sub("<.*?>", " ", report_writer.target(rep)).split()))
     assert 65 <= np.mean(lengths) <= 90 and max(lengths) <= 135
 
 
 def test_corpus_and_unknown_hospital():
-    texts = list(report.corpus(3, 1, scene))
-    assert texts == list(report.corpus(3, 1, scene)) and len(set(texts)) == 3
+    texts = list(report_writer.corpus(3, 1, scene))
+    assert texts == list(report_writer.corpus(3, 1, scene)) and len(set(texts)) == 3
     with pytest.raises(UserError, match="hospital"):
-        report.write(scene(0), "C", np.random.default_rng(0))
+        report_writer.write(scene(0), "C", np.random.default_rng(0))
 
 
 def test_speed():
@@ -237,6 +251,6 @@ def test_speed():
     for _ in range(5):
         start = time.perf_counter()
         for row in rows:
-            report.write(row, "A", rng)
+            report_writer.write(row, "A", rng)
         best = max(best, len(rows) / (time.perf_counter() - start))
     assert best > 2000  # 5,000/s on an idle core; half is left to busy machines

@@ -11,12 +11,11 @@ import jax
 import numpy as np
 import pytest
 
-from cxr_jax import report, report_groups
-from cxr_jax.data import phantom
-from cxr_jax.data.phantom import report as phantom_report
+from cxr_jax import phantom, report, report_groups
 from cxr_jax.errors import UserError
 from cxr_jax.labels import lexicon, report_text, sentences
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
+from cxr_jax.phantom import report_writer as phantom_report
 from cxr_jax.report_groups import Completion, Group, Sentence
 
 MORE = phantom.LEXICON  # everywhere: one lexicon is one program

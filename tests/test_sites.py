@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from cxr_jax.data import batching, phantom
-from cxr_jax.data.phantom import constants as c
-from cxr_jax.data.phantom import scene, sites
-from cxr_jax.data.phantom.render import _soft
+from cxr_jax import phantom
+from cxr_jax.data import batching
 from cxr_jax.errors import UserError
 from cxr_jax.labels import answers
+from cxr_jax.phantom import constants as c
+from cxr_jax.phantom import scene, sites
+from cxr_jax.phantom.render import _soft
 
 INDICES = np.arange(
     8

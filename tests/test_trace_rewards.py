@@ -13,14 +13,13 @@ import oracle_rewards
 import pytest
 
 import cxr_jax.labels
-from cxr_jax import rewards, rl
-from cxr_jax.data import phantom
-from cxr_jax.data.phantom import report
+from cxr_jax import phantom, rewards, rl
 from cxr_jax.errors import UserError
 from cxr_jax.labels import CHEXPERT_14, report_text
 from cxr_jax.labels import answers as labels_answers
 from cxr_jax.labels.taxonomy import PARENTS
 from cxr_jax.labels.text_batches import map_texts
+from cxr_jax.phantom import report_writer
 from cxr_jax.tools import exploits
 from experiments import rl as experiment
 
@@ -168,7 +167,7 @@ def test_every_sentence_of_a_perfect_trace_agrees_with_its_scene(hospital):
     scenes = jax.tree.map(np.asarray, phantom.sample_scenes(keys, hospital))
     labels, sides = np.asarray(phantom.labels(scenes)), np.asarray(phantom.sides(scenes))
     written = [
-        report.write(phantom.scene_row(scenes, i), hospital, np.random.default_rng(i))
+        report_writer.write(phantom.scene_row(scenes, i), hospital, np.random.default_rng(i))
         for i in range(n)
     ]
     bank = jax.device_put(report_text.bank(None, phantom.LEXICON))
@@ -182,7 +181,7 @@ def test_every_sentence_of_a_perfect_trace_agrees_with_its_scene(hospital):
     flipped = np.roll(labels, 1, axis=0)  # another patient's truth
     assert map_texts(read, [r.trace for r in written], flipped, sides)["wrong"].mean() > 2
     for row, state in zip(written, right["state"], strict=True):
-        facts = report.label_states(row.facts)
+        facts = report_writer.label_states(row.facts)
         # Lung Opacity is hedged by its hedged parts, and "clear" denies what it does not name.
         said = {
             k: v

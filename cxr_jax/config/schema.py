@@ -7,8 +7,7 @@ import re
 import ml_collections
 import numpy as np
 
-from cxr_jax import trainable
-from cxr_jax.data import phantom
+from cxr_jax import phantom, trainable
 from cxr_jax.errors import UserError
 from cxr_jax.weights import pretrained
 

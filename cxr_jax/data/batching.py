@@ -23,11 +23,11 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from cxr_jax.data import phantom
-from cxr_jax.data.phantom import readers
-from cxr_jax.data.phantom import report as phantom_report
+from cxr_jax import phantom
 from cxr_jax.data.prompts import FIND_PROMPT
 from cxr_jax.errors import UserError
+from cxr_jax.phantom import human_readers
+from cxr_jax.phantom import report_writer as phantom_report
 from cxr_jax.runtime import processes
 
 ENDLESS = 2**31 - 1
@@ -105,7 +105,9 @@ class PhantomSource:
         """The text that each scene's reader wrote; misses and wording are drawn from (seed, example index) alone."""
         rng = lambda purpose: [np.random.default_rng([self.seed, purpose, int(i)]) for i in indices]
         rows = [phantom.scene_row(batch["scene"], i) for i in range(len(indices))]
-        rows = [readers.as_read(s, self.reader_miss, r) for s, r in zip(rows, rng(8), strict=True)]
+        rows = [
+            human_readers.as_read(s, self.reader_miss, r) for s, r in zip(rows, rng(8), strict=True)
+        ]
         rngs = rng(7)
         reports = [
             phantom_report.write(s, self.hospital, r) for s, r in zip(rows, rngs, strict=True)

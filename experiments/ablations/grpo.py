@@ -7,7 +7,7 @@
 
 Every arm is experiments/rl.py (40 steps, from the embedded SFT model, 256 completions sampled a step) but for what ARMS
 says. g4 and g16 sample and learn from as many completions as base. from_scratch is RL without SFT. sites: the prompts
-come from 64 random sites around hospital A (cxr_jax/data/phantom/sites.py); the test sets are those of the other arms.
+come from 64 random sites around hospital A (cxr_jax/phantom/sites.py); the test sets are those of the other arms.
 published: the reference run's sum. answers: the default's terms but for those of the trace. Results: docs/ablations.md.
 """
 

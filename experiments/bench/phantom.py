@@ -13,7 +13,8 @@ import time
 import jax
 import numpy as np
 
-from cxr_jax.data import phantom
+from cxr_jax import phantom
+from cxr_jax.phantom import render
 
 
 def rate(step, batch: int, seconds: float) -> float:
@@ -34,7 +35,7 @@ def main() -> None:
     b = args.batch
     keys = phantom.example_keys(0, "train", "A", np.arange(b))
     scene = jax.jit(phantom.sample_scenes, static_argnums=1)(keys, "A")
-    draw = jax.jit(phantom.render)
+    draw = jax.jit(render)
     device = jax.devices()[0]
     print(
         f"device {device.platform}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, batch {b}"

@@ -99,8 +99,8 @@ def feeding(steps: int, folder: Path, n: int = 256) -> None:
     import pydicom
 
     from cxr_jax.data import batching
-    from cxr_jax.data.phantom import dicom
     from cxr_jax.labels.taxonomy import CHEXPERT_14
+    from cxr_jax.phantom import dicom_writer
 
     source = batching.PhantomSource("A", "train", 3)
     lines = []
@@ -110,7 +110,9 @@ def feeding(steps: int, folder: Path, n: int = 256) -> None:
         for i, image, truth, text in zip(
             indices, batch["image"], batch["solution"], source.targets(batch, indices), strict=True
         ):
-            dicom.write_dicom(folder / f"{i}.dcm", image, hospital="A", ap=False, seed=int(i))
+            dicom_writer.write_dicom(
+                folder / f"{i}.dcm", image, hospital="A", ap=False, seed=int(i)
+            )
             names = [CHEXPERT_14[k] for k in np.flatnonzero(truth)] or ["No Finding"]
             talk = [
                 {"role": "user", "content": source.prompt},

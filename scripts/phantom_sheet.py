@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw
 
-from cxr_jax.data.phantom import (
+from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.phantom import (
     FINDINGS,
     POSITIVE_AT,
     SIZE,
@@ -20,7 +21,6 @@ from cxr_jax.data.phantom import (
     render,
     sample_scenes,
 )
-from cxr_jax.labels.taxonomy import CHEXPERT_14
 
 POOL, TILE, BAR = 4000, 448, 26
 PATIENTS = 3

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax.data.phantom.constants import SIZE
+from cxr_jax.phantom.constants import SIZE
 
 TREE = 96  # side of one tree texture
 TREES = 24

@@ -8,7 +8,7 @@ poor inspirations, scatter and fog, by which B differs as well, stay those of A.
 import jax
 import jax.numpy as jnp
 
-from cxr_jax.data.phantom.constants import (
+from cxr_jax.phantom.constants import (
     ACQ_CONTRAST,
     ACQ_GAMMA,
     ACQ_MAGNIFICATION,

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax.data.phantom.constants import DEVICES, FINDINGS, POSITIVE_AT, SIZE
-from cxr_jax.data.phantom.render import render
-from cxr_jax.data.phantom.scene import labels, regions, sample_scenes, sides
+from cxr_jax.phantom.constants import DEVICES, FINDINGS, POSITIVE_AT, SIZE
+from cxr_jax.phantom.render import render
+from cxr_jax.phantom.scene import labels, regions, sample_scenes, sides
 
 LEXICON = str(
     Path(__file__).with_name("lexicon.toml")

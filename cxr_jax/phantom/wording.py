@@ -5,7 +5,7 @@ and the slots come in a fixed order, so the next token has to be read from the i
 one short list, so a 1,024-entry tokenizer has a single token for nearly each of them.
 """
 
-from cxr_jax.data.phantom.constants import DEVICES, FINDINGS
+from cxr_jax.phantom.constants import DEVICES, FINDINGS
 
 LABEL_OF = {name: name.replace("_", " ").title() for name in FINDINGS}
 # Parenchymal findings, in label order: together they are what "Lung Opacity" stands for.

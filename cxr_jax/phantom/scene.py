@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtri
 
-from cxr_jax.data.phantom import sites as around
-from cxr_jax.data.phantom.constants import (
+from cxr_jax.phantom import sites as around
+from cxr_jax.phantom.constants import (
     ACQ_AP,
     ACQ_LOW_INSPIRATION,
     ACQ_ROTATION,
@@ -256,7 +256,7 @@ def regions(scene: dict) -> jax.Array:
 
     0 when absent; a subtle finding counts half. Thin things get a margin, see `findings.region_masks`.
     """
-    from cxr_jax.data.phantom.findings import region_maps
+    from cxr_jax.phantom.findings import region_maps
 
     weight = jnp.where(
         scene["severity"] >= POSITIVE_AT, 1.0, jnp.where(scene["severity"] > 0, 0.5, 0.0)

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from cxr_jax.data.phantom.constants import (
+from cxr_jax.phantom.constants import (
     ATEL,
     BOTH,
     CARD,
@@ -24,7 +24,7 @@ from cxr_jax.data.phantom.constants import (
     PTX,
     WIRES,
 )
-from cxr_jax.data.phantom.geometry import (
+from cxr_jax.phantom.geometry import (
     PX,
     RISE,
     bump,

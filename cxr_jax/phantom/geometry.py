@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 
-from cxr_jax.data.phantom.constants import (
+from cxr_jax.phantom.constants import (
     ACQ_AP,
     ACQ_LOW_INSPIRATION,
     ACQ_MAGNIFICATION,

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax.data.phantom import findings as fi
-from cxr_jax.data.phantom.constants import (
+from cxr_jax.phantom import findings as fi
+from cxr_jax.phantom.constants import (
     ACQ_CONTRAST,
     ACQ_GAMMA,
     ACQ_MAGNIFICATION,
@@ -36,7 +36,7 @@ from cxr_jax.data.phantom.constants import (
     PTX,
     SIZE,
 )
-from cxr_jax.data.phantom.geometry import (
+from cxr_jax.phantom.geometry import (
     PX,
     anterior_ribs,
     bump,
@@ -49,7 +49,7 @@ from cxr_jax.data.phantom.geometry import (
     strength,
     tube_profile,
 )
-from cxr_jax.data.phantom.texture import (
+from cxr_jax.phantom.texture import (
     TREE,
     TREE_V,
     TREE_X,

@@ -6,12 +6,12 @@ search: once something has been found, the less conspicuous rest often is not (B
 is left out with probability `miss`. The labels of the scene keep it, as a verified label (a CT, a consensus) would.
 The traces that SFT imitates are the readers'; the answers that RL verifies are the truth.
 
-    python -m cxr_jax.data.phantom.readers        # how such readers score against the labels, in both hospitals
+    python -m cxr_jax.phantom.human_readers        # how such readers score against the labels, in both hospitals
 """
 
 import numpy as np
 
-from cxr_jax.data.phantom.constants import DEV, POSITIVE_AT
+from cxr_jax.phantom.constants import DEV, POSITIVE_AT
 
 SMALL_BELOW = 0.6  # severity; findings that are called are drawn with 0.40..1
 
@@ -34,7 +34,7 @@ def main(n: int = 4000, miss: float = 0.75) -> None:
     """Prints the readers' mean Jaccard, macro-F1 and lowest recall on n test scenes of each hospital."""
     import jax
 
-    from cxr_jax.data import phantom
+    from cxr_jax import phantom
     from cxr_jax.metrics import scores
 
     for hospital in phantom.HOSPITALS:

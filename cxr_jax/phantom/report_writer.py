@@ -11,10 +11,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from cxr_jax.data.phantom import phrases as P
-from cxr_jax.data.phantom.constants import DEVICES, POSITIVE_AT, F
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.phantom import wording as P
+from cxr_jax.phantom.constants import DEVICES, POSITIVE_AT, F
 
 ORDER = (
     "Quality",
