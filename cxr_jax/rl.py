@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import evaluate, optim, policy, report, report_groups, rl_checks, trainable
+from cxr_jax import evaluate, optim, policy, report, rl_checks, trainable
 from cxr_jax.data import batching
 from cxr_jax.labels import answers, report_text
 from cxr_jax.learner import make_learn
@@ -22,6 +22,7 @@ from cxr_jax.metrics.progress import Compilations, Progress
 from cxr_jax.metrics.run_log import MetricsWriter
 from cxr_jax.models import tokenizer
 from cxr_jax.models.qwen2_5_vl import patches
+from cxr_jax.report import group_records
 from cxr_jax.rollout import make_rollout, rollout_metrics
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.checkpoints import Checkpoints
@@ -196,7 +197,7 @@ def run(config, workdir, stop, layout) -> dict:
             if look_due(
                 done
             ):  # before the checkpoint: a run that resumes from it has no rollout to show
-                groups = report_groups.groups_of(
+                groups = group_records.groups_of(
                     processes.gather_to_host(ro),
                     processes.gather_to_host(batch),
                     tok,

@@ -9,12 +9,16 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from cxr_jax import report, report_cases, report_curves, report_html, report_svg
+from cxr_jax import report
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.metrics import scores as metrics_scores
-from cxr_jax.report import Case
-from cxr_jax.report_groups import Completion, Group, Sentence
+from cxr_jax.report import Case, svg
+from cxr_jax.report import cases as report_cases
+from cxr_jax.report import curves as report_curves
+from cxr_jax.report import page as report_page
+from cxr_jax.report.group_records import Completion, Group
+from cxr_jax.report.groups import Sentence
 
 HOSTILE = (
     '<script>alert(1)</script><img src="http://evil.example/x.png" onerror=alert(2)>\u202e\x00'
@@ -265,11 +269,7 @@ def test_curves(page):
     )  # entropy was null throughout
     data = json.loads(charts[1]["data-chart"])
     assert data["series"] == [
-        {
-            "name": "Hospital A",
-            "color": report_svg.BLUE,
-            "points": [[s, 0.5] for s in range(0, 100, 20)],
-        }
+        {"name": "Hospital A", "color": svg.BLUE, "points": [[s, 0.5] for s in range(0, 100, 20)]}
     ]
 
 
@@ -393,10 +393,10 @@ def test_png_is_small_and_bounded(tmp_path):
 
 
 def test_ticks_and_smoothing():
-    assert report_svg.nice_ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    assert report_svg.nice_ticks(-0.031, 0.047) == [-0.02, 0, 0.02, 0.04]
-    assert report_svg.nice_ticks(3, 3) == [3]
-    assert [report_svg.number(x) for x in (0, 0.25, -5, 1500, 1e-5, 2e6)] == [
+    assert svg.nice_ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert svg.nice_ticks(-0.031, 0.047) == [-0.02, 0, 0.02, 0.04]
+    assert svg.nice_ticks(3, 3) == [3]
+    assert [svg.number(x) for x in (0, 0.25, -5, 1500, 1e-5, 2e6)] == [
         "0",
         "0.25",
         "−5",
@@ -404,22 +404,22 @@ def test_ticks_and_smoothing():
         "1e-05",
         "2e+06",
     ]
-    assert report_svg.smooth([(i, float(i)) for i in range(5)], 3) == [
+    assert svg.smooth([(i, float(i)) for i in range(5)], 3) == [
         (0, 0.5),
         (1, 1),
         (2, 2),
         (3, 3),
         (4, 3.5),
     ]
-    assert report_svg._limits([0.2, 0.2 + 1e-17], False) == pytest.approx((0.18, 0.22))
-    assert report_svg.thin([(i, i) for i in range(1000)], 10)[-1] == (999, 999)
+    assert svg._limits([0.2, 0.2 + 1e-17], False) == pytest.approx((0.18, 0.22))
+    assert svg.thin([(i, i) for i in range(1000)], 10)[-1] == (999, 999)
     rows = [
         {"step": 1, "kind": "eval", "x": 1},
         {"step": 0, "kind": "eval", "x": 2},
         {"step": 1, "kind": "eval", "x": 3},
     ]
     assert report_curves.points(rows, "eval", "x") == [(0, 2), (1, 3)]
-    assert report_html.esc('<&">') == "&lt;&amp;&quot;&gt;"
+    assert report_page.esc('<&">') == "&lt;&amp;&quot;&gt;"
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")

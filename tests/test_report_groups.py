@@ -11,12 +11,15 @@ import jax
 import numpy as np
 import pytest
 
-from cxr_jax import phantom, report, report_groups
+from cxr_jax import phantom, report
 from cxr_jax.errors import UserError
 from cxr_jax.labels import lexicon, report_text, sentences
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
 from cxr_jax.phantom import report_writer as phantom_report
-from cxr_jax.report_groups import Completion, Group, Sentence
+from cxr_jax.report import group_records, preference
+from cxr_jax.report import groups as report_groups
+from cxr_jax.report.group_records import Completion, Group
+from cxr_jax.report.groups import Sentence
 
 MORE = phantom.LEXICON  # everywhere: one lexicon is one program
 
@@ -149,11 +152,11 @@ def test_texts_go_through_in_one_shape_and_come_back_in_order(monkeypatch):
 
 def test_groups_that_spread_are_chosen_and_one_that_does_not():
     reward = np.array([[1, 1, 1], [0, 1, 2], [0, 0, 0], [0, 0, 5], [1, 1, 2]], float)
-    assert report_groups.choose(reward, 3) == [3, 1, 0]
-    assert report_groups.choose(reward, 1) == [3]
-    assert report_groups.choose(reward, 9) == [3, 1, 4, 0, 2]
-    assert report_groups.choose(reward[[0, 2, 3]], 3) == [2, 0, 1]
-    assert report_groups.choose(reward[[1, 3]], 2) == [1, 0]
+    assert group_records.choose(reward, 3) == [3, 1, 0]
+    assert group_records.choose(reward, 1) == [3]
+    assert group_records.choose(reward, 9) == [3, 1, 4, 0, 2]
+    assert group_records.choose(reward[[0, 2, 3]], 3) == [2, 0, 1]
+    assert group_records.choose(reward[[1, 3]], 2) == [1, 0]
 
 
 class Words:
@@ -220,7 +223,7 @@ def groups_at(rollout, step, **changes):
         "prompts": "Look.",
         "lexicon": MORE,
     }
-    return report_groups.groups_of(*rollout, Words(TEXTS), **{**fields, **changes})
+    return group_records.groups_of(*rollout, Words(TEXTS), **{**fields, **changes})
 
 
 def test_a_rollout_becomes_groups(rollout):
@@ -246,7 +249,7 @@ def test_a_rollout_becomes_groups(rollout):
     )
     assert not any(c.trained for c in second.completions)
     for c in first.completions + second.completions:
-        assert sum(report_groups.contributions(first, c).values()) == pytest.approx(c.reward)
+        assert sum(preference.contributions(first, c).values()) == pytest.approx(c.reward)
 
 
 # The record -------------------------------------------------------------------------------------------
@@ -377,18 +380,18 @@ def test_the_sentence_says_what_decided():
         sentences=[false],
     )
     g = group(middle, worst, best, weights=weights)
-    assert report_groups.ranked(g) == [best, middle, worst]
-    assert report_groups.why(g) == (
+    assert preference.ranked(g) == [best, middle, worst]
+    assert preference.why(g) == (
         "Best against worst, +2.26 reward: +1.00 accuracy_hard (names Edema, which the worst misses; the worst adds "
         "Fracture), +0.75 trace_findings (false sentences: 0 against 1; in truth: no Fracture), +0.50 overshort (80 "
         "against 40 tokens), +0.01 all else."
     )
     worst.valid_format = False
-    assert "+1.00 accuracy_hard (the worst’s format is invalid)" in report_groups.why(g)
-    assert "nothing to learn" in report_groups.why(group(*[completion(0.0)] * 3))
+    assert "+1.00 accuracy_hard (the worst’s format is invalid)" in preference.why(g)
+    assert "nothing to learn" in preference.why(group(*[completion(0.0)] * 3))
     unknown = group(best, worst, weights=weights, known=["Edema"])
     worst.valid_format = True
-    assert "Fracture)" not in report_groups.why(unknown).split("trace_findings")[0]
+    assert "Fracture)" not in preference.why(unknown).split("trace_findings")[0]
 
 
 def shown(*groups, **kw):

@@ -19,7 +19,7 @@ from scipy.special import stdtrit
 
 from cxr_jax.errors import UserError, bad_usage, exit_code
 from cxr_jax.metrics import run_log
-from cxr_jax.report_curves import points
+from cxr_jax.report.curves import points
 from cxr_jax.tools import ablations_svg, seeds
 
 BEGIN, END = "<!-- ablations: begin -->", "<!-- ablations: end -->"

@@ -2,7 +2,7 @@
 
 import html
 
-from cxr_jax.report_svg import PALETTE, Series, line_chart, nice_ticks, number
+from cxr_jax.report.svg import PALETTE, Series, line_chart, nice_ticks, number
 
 WIDTH, GAP, NAMES, EDGE = 1040, 20, 110, 20
 ROW, HEAD, FOOT = 34, 46, 30

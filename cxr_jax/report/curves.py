@@ -3,8 +3,8 @@
 import re
 
 from cxr_jax.metrics.alarms import ALARMS
-from cxr_jax.report_svg import PALETTE, Reference, Series, event_strip, legend, line_chart, smooth
-from cxr_jax.report_tables import esc, set_name
+from cxr_jax.report.svg import PALETTE, Reference, Series, event_strip, legend, line_chart, smooth
+from cxr_jax.report.tables import esc, set_name
 
 _EVAL = re.compile(r"^(?:eval/)?([^/]+)/(jaccard|macro_f1)$")
 _TERM = re.compile(r"^rewards/([^/]+)/mean$")

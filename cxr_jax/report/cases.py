@@ -3,7 +3,7 @@
 import re
 
 from cxr_jax.labels.taxonomy import CHEXPERT_14
-from cxr_jax.report_tables import esc, set_name
+from cxr_jax.report.tables import esc, set_name
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)")
 _FORMAT = re.compile(r"^<think>(.*?)</think>\s*<answer>(.*?)</answer>$", re.DOTALL)

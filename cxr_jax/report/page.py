@@ -3,9 +3,11 @@
 import json
 from importlib import resources
 
-from cxr_jax import report_cases, report_curves, report_groups
-from cxr_jax import report_tables as tables
-from cxr_jax.report_tables import esc, set_name
+from cxr_jax.report import cases as report_cases
+from cxr_jax.report import curves as report_curves
+from cxr_jax.report import groups as report_groups
+from cxr_jax.report import tables
+from cxr_jax.report.tables import esc, set_name
 
 # Nothing is loaded: no network, no fonts, no foreign script; the page's own style and script are in the page.
 CSP = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"

@@ -3,8 +3,8 @@
 import html
 import re
 
-from cxr_jax import report_svg
 from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.report import svg
 
 METRIC = {"macro_f1": "macro-F1", "micro_f1": "micro-F1", "jaccard": "Jaccard"}
 SUBSETS = {
@@ -157,10 +157,8 @@ def forests(models) -> str:
         for i, s in enumerate(sets_of(models)):
             rows = [(m, _value(sets[s], metric)) for m, sets in models.items() if s in sets]
             constant = _first(models, s)["constants"][f"best_{metric}"][metric]["value"]
-            groups.append(
-                (set_name(s), report_svg.PALETTE[i % len(report_svg.PALETTE)], rows, constant)
-            )
-        plot = report_svg.forest(METRIC[metric], groups)
+            groups.append((set_name(s), svg.PALETTE[i % len(svg.PALETTE)], rows, constant))
+        plot = svg.forest(METRIC[metric], groups)
         out.append(f"<figure><h3>{METRIC[metric]}</h3>{plot}</figure>")
     return f'<div class="two">{"".join(out)}</div>'
 

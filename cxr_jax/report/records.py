@@ -14,29 +14,23 @@ null
   "model", "prompt", "completion", "answer": [label], "truth": [label], "known": [label] or null, "score": float or
   null, "image": "cases/0000.png"}; other lines are left alone.
 - `cases/*.png`, `groups/*.png`: 8-bit grey, the longer side at most 256 px.
-
-`python -m cxr_jax.report WORKDIR` draws the page again.
 """
 
-import argparse
 import base64
 import io
 import json
 import math
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from cxr_jax import report_html
-from cxr_jax.errors import UserError, bad_usage, exit_code
+from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
-from cxr_jax.metrics import run_log
-from cxr_jax.report_groups import Group
+from cxr_jax.report.group_records import Group
 
 FORMAT = 1
 KINDS = ("phantom", "files")
@@ -275,79 +269,5 @@ def load_cases(workdir) -> list[Case]:
     return cases
 
 
-def render(workdir) -> Path:
-    """Draw WORKDIR/report.html from the files of the folder. Returns its path."""
-    workdir = Path(workdir)
-    evaluation = _json(workdir / "evaluation.json")
-    keys = {"title", "kind", "models"}
-    if (
-        not isinstance(evaluation, dict)
-        or evaluation.get("format") != FORMAT
-        or not keys <= evaluation.keys()
-    ):
-        raise UserError(f"{workdir / 'evaluation.json'}: not an evaluation of format {FORMAT}")
-    if evaluation["kind"] not in KINDS:
-        raise UserError(f"{workdir / 'evaluation.json'}: kind is not one of {', '.join(KINDS)}")
-    if evaluation.get("config") is None and (workdir / "config.json").exists():
-        evaluation["config"] = _json(workdir / "config.json")
-    cases = [(case, data_uri(case.png)) for case in load_cases(workdir)]
-    groups = [(group, data_uri(group.png)) for group in load_groups(workdir)]
-    page = report_html.page(evaluation, run_log.read(workdir), cases, groups)
-    path = workdir / "report.html"
-    _replace(path, page.encode("utf-8", errors="replace"))
-    return path
-
-
 def data_uri(data: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode()
-
-
-def write_report(
-    workdir,
-    *,
-    title,
-    config=None,
-    curves=None,
-    tables,
-    cases=(),
-    notes=(),
-    kind="phantom",
-    comparisons=(),
-) -> Path:
-    """Save the evaluation and the cases in `workdir` and draw report.html from the folder. Returns its path.
-
-    `tables`: {model: {set: scoring.summary(...)}}, models in the order base, SFT, RL (the last one is the
-    result); sets are usually "A" and "B". `config`: None shows config.json. `curves`: lines as `metrics.read`
-    gives them; None, or a folder that has its own metrics.jsonl: that file is the truth. `comparisons`: see
-    the module's docstring. `kind`: "phantom", or "files" for real radiographs (the page then says what the
-    embedded model has seen).
-    """
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    if curves and not (workdir / run_log.FILE).exists():
-        lines = "".join(json.dumps(_finite(row)) + "\n" for row in curves)
-        _replace(workdir / run_log.FILE, lines.encode())
-    save_evaluation(
-        workdir,
-        title=title,
-        tables=tables,
-        kind=kind,
-        config=config,
-        comparisons=comparisons,
-        notes=notes,
-    )
-    save_cases(workdir, cases)
-    return render(workdir)
-
-
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(
-        "python -m cxr_jax.report", description="Draw a run's report.html again."
-    )
-    parser.add_argument("workdir", help="the run's folder")
-    parser.error = bad_usage
-    return exit_code(lambda: print(render(parser.parse_args(argv).workdir)))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

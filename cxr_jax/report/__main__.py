@@ -1,0 +1,20 @@
+"""Draws a run's page again: `python -m cxr_jax.report WORKDIR`."""
+
+import argparse
+import sys
+
+from cxr_jax.errors import bad_usage, exit_code
+from cxr_jax.report.write import render
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m cxr_jax.report", description="Draw a run's report.html again."
+    )
+    parser.add_argument("workdir", help="the run's folder")
+    parser.error = bad_usage
+    return exit_code(lambda: print(render(parser.parse_args(argv).workdir)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
