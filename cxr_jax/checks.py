@@ -9,7 +9,7 @@ import numpy as np
 
 from cxr_jax import phantom
 from cxr_jax.config.schema import is_number, require, values
-from cxr_jax.data import batching
+from cxr_jax.data.sources import phantom as sources_phantom
 from cxr_jax.errors import UserError
 from cxr_jax.labels import answers
 from cxr_jax.models import chat
@@ -34,7 +34,7 @@ def common(config):
     pretrained.check(config)
     d = config.data
     if d.source == "phantom":
-        source = batching.PhantomSource(
+        source = sources_phantom.PhantomSource(
             d.hospital, "train", d.seed, d.get("reader_miss", 0.0), d.get("sites", 0)
         )
         model(config, source.size, dict.fromkeys(source.prompts(), "the prompt"))
@@ -48,9 +48,9 @@ def common(config):
             raise UserError(f"config.data.{name} is empty; give it with --config.data.{name}=PATH")
     whole = lambda v: is_number(v, ">= 28", whole=True) and v % 28 == 0
     require(config, "data.size", whole, "must be a multiple of 28")
-    from cxr_jax.data import files
+    from cxr_jax.data.sources import manifest
 
-    train, held = files.open_split(d.manifest, d.image_root, size=d.size, seed=d.seed)
+    train, held = manifest.open_split(d.manifest, d.image_root, size=d.size, seed=d.seed)
     model(
         config,
         d.size,

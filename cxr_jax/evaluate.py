@@ -3,14 +3,12 @@
 `python -m cxr_jax.main --config=experiments/eval.py` runs `run` alone; SFT and RL call the pieces.
 """
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax import checks, policy, report, rewards
-from cxr_jax.data import batching
+from cxr_jax.data.sources.splits import all_prompts, held_out, open_splits
 from cxr_jax.labels import answers, report_text
 from cxr_jax.metrics import scores as metrics_scores
 from cxr_jax.models import qwen2_5_vl as qwen
@@ -25,47 +23,6 @@ from cxr_jax.weights import pretrained
 from cxr_jax.weights import pretrained as weights_pretrained
 
 LOST_RECALL = 0.25  # a label whose recall fell by more than this is said to be lost
-
-
-def sources(config):
-    """Namespace of train, select (checkpoint choice, dict) and test (reported, dict) sources by display name.
-
-    Phantoms: disjoint streams of hospitals A and B. Files: some patients are held out (`files.open_split`), a
-    third of them for selection.
-    """
-    d = config.data
-    if d.source == "phantom":
-        held = lambda split: {
-            h: batching.PhantomSource(h, split, 0) for h in (d.hospital, d.ood_hospital)
-        }
-        train = batching.PhantomSource(
-            d.hospital, "train", d.seed, d.get("reader_miss", 0.0), d.get("sites", 0)
-        )
-        return types.SimpleNamespace(
-            train=train, select=held("select"), test=held("test"), ood=d.ood_hospital
-        )
-    from cxr_jax.data import files
-
-    train, held = files.open_split(
-        d.manifest,
-        d.image_root,
-        size=d.size,
-        seed=d.seed,
-        cache_mib=d.get("cache_mib", files.CACHE_MIB),
-        threads=d.get("threads", 0),
-    )
-    patients = list(dict.fromkeys(r.group for r in held.rows))
-    chosen = set(patients[: max(1, len(patients) // 3)])
-    rows = [
-        [r for r in held.rows if (r.group in chosen) == side] or held.rows for side in (True, False)
-    ]
-    select, test = (
-        files.FilesSource(r, d.size, name=f"files ({n})", cache=held.cache, threads=held.threads)
-        for r, n in zip(rows, ("selection", "test"), strict=True)
-    )
-    return types.SimpleNamespace(
-        train=train, select={"files": select}, test={"files": test}, ood="files"
-    )
 
 
 class Reader:
@@ -161,20 +118,6 @@ class Reader:
             self.tok.decode(read["tokens"][i][: read["lengths"][i]], skip_special_tokens=True)
             for i in rows
         ]
-
-
-def held_out(source, n: int, poll=lambda: None) -> dict:
-    """The first n examples of a source, in order (all of a smaller one); `poll` is called every 64."""
-    n, parts = min(n, len(source)), []
-    for s in range(0, n, 64):
-        poll()
-        parts.append(source.batch(np.arange(s, min(s + 64, n))))
-    keys = ("image", "solution", "known", "hedged", "sides")
-    out = {k: np.concatenate([np.asarray(p[k]) for p in parts]) for k in keys}
-    out["texts"] = source.about(range(n))["prompts"]
-    if "ids" in parts[0]:
-        out["ids"] = [i for p in parts for i in p["ids"]]
-    return out
 
 
 class Guard:
@@ -390,12 +333,6 @@ def worst_cases(set_name, model, read, data, reader, n: int) -> list:
     ]
 
 
-def all_prompts(found) -> tuple[str, ...]:
-    """Every prompt text of a namespace of `sources`, each once: held-out rows may ask what training rows do not."""
-    groups = [found.train, *found.select.values(), *found.test.values()]
-    return tuple(dict.fromkeys(t for source in groups for t in source.prompts()))
-
-
 def check(config) -> None:
     """Refuses settings that cannot work, before anything is written. Raises UserError."""
     checks.common(config)
@@ -404,7 +341,7 @@ def check(config) -> None:
 def run(config, workdir, stop, layout) -> dict:
     """The `evaluate` task: one model on every test set."""
     start = pretrained.start(config)
-    found = sources(config)
+    found = open_splits(config)
     size = next(iter(found.test.values())).size
     prompts = policy.Prompts(
         start.tokenizer,

@@ -32,7 +32,7 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
-from cxr_jax.data import reports
+from cxr_jax.data import report_files
 from cxr_jax.errors import UserError, bad_usage
 
 CHUNK = 4096  # reports labelled at a time,
@@ -71,7 +71,7 @@ def parse_args(argv):
     parser.add_argument(
         "--sections",
         type=_sections,
-        default=reports.SECTIONS,
+        default=report_files.SECTIONS,
         metavar="LIST",
         help="findings,impression (default), one of them, or all: the whole text. Where a report has "
         "none of those asked for, the other is read, else its last paragraphs, else all of it",
@@ -103,7 +103,7 @@ def _sections(text):
     names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",")))
     if names == ("all",):
         return ()
-    if not set(names) <= set(reports.SECTIONS):
+    if not set(names) <= set(report_files.SECTIONS):
         raise ValueError
     return names
 
@@ -259,7 +259,7 @@ def label_all(args, inputs, table, counts):
         counts.setdefault("first bad", f"{row.source}: row {row.row}: {row.reason}")
         counts["bad"] += 1
 
-    for chunk in chunks(reports.read(inputs), bad):
+    for chunk in chunks(report_files.read(inputs), bad):
         read = labels.read_reports(
             [row.text for row in chunk], lexicon=args.lexicon, parents=args.parents
         )
@@ -332,10 +332,10 @@ def summary(args, counts):
 
 def run(args) -> int:
     out, errors = check_out(args)
-    options = reports.Options(
+    options = report_files.Options(
         args.text_column, args.id_column, not args.no_header, args.sections, args.one_report
     )
-    inputs = reports.open_inputs(args.inputs, options)
+    inputs = report_files.open_inputs(args.inputs, options)
     counts = Counter()
     table = Table(out, errors, columns_of(args), args.force)
     _running.append(

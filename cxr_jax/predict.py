@@ -22,7 +22,7 @@ import re
 import sys
 import traceback
 
-from cxr_jax.data import images
+from cxr_jax.data import images, radiograph
 from cxr_jax.data.prompts import FIND_PROMPT
 from cxr_jax.errors import UserError, bad_usage
 from cxr_jax.labels.taxonomy import CHEXPERT_14
@@ -188,7 +188,7 @@ def parse_args(argv):
     )
     parser.add_argument("--max_new_tokens", type=_count(1), default=512)
     parser.add_argument("--seed", type=_count(0), default=0)
-    parser.add_argument("--renderer", default="voi", choices=images.RENDERERS)
+    parser.add_argument("--renderer", default="voi", choices=radiograph.RENDERERS)
     parser.add_argument(
         "--constrained", action="store_true", help="the reading shown ends with a valid answer list"
     )

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax import evaluate, optim, policy, report, rl_checks, trainable
-from cxr_jax.data import batching
+from cxr_jax.data import loading
+from cxr_jax.data.sources import base as sources_base
+from cxr_jax.data.sources import splits
 from cxr_jax.labels import answers, report_text
 from cxr_jax.learner import make_learn
 from cxr_jax.metrics.alarms import Alarms
@@ -28,7 +30,7 @@ from cxr_jax.runtime import processes
 from cxr_jax.runtime.checkpoints import Checkpoints
 from cxr_jax.runtime.layout import ONE_DEVICE
 from cxr_jax.runtime.signals import Skips, StoppedError
-from cxr_jax.training import train_state
+from cxr_jax.training import targets, train_state
 from cxr_jax.weights import export, pretrained
 
 check = rl_checks.check
@@ -51,14 +53,14 @@ def make_batch_fn(config, source, prompts, completions=None, layout=ONE_DEVICE):
 
     def make(step: int) -> dict:
         r = config.rl
-        indices = batching.indices_of(
+        indices = sources_base.indices_of(
             step, r.prompts_per_step * r.oversample, len(source), config.data.seed
         )
         batch, _, out = examples(indices)
         out["shown"] = source.about(indices)
         out |= {k: np.asarray(batch[k]) for k in ("solution", "known", "hedged", "sides")}
         if r.replay_weight:
-            indices = batching.indices_of(step, r.replay_batch, len(source), config.data.seed)
+            indices = sources_base.indices_of(step, r.replay_batch, len(source), config.data.seed)
             batch, indices, out["replay"] = examples(indices)
             out["replay"] |= completions.encode(source.targets(batch, indices))
         return out
@@ -72,11 +74,11 @@ def run(config, workdir, stop, layout) -> dict:
     cfg, tok = start_model.cfg, start_model.tokenizer
     special = tokenizer.special_ids(tok, cfg.text.vocab_size)
     table = answers.TokenBytes.from_tokenizer(tok)
-    sources = evaluate.sources(config)
+    sources = splits.open_splits(config)
     train_source = sources.train
     grid = patches.grid_of(train_source.size, cfg)
     prompts = policy.Prompts(
-        tok, cfg, grid, config.max_completion, texts=evaluate.all_prompts(sources)
+        tok, cfg, grid, config.max_completion, texts=splits.all_prompts(sources)
     )
 
     what = trainable.Trainable.of(config)
@@ -132,9 +134,9 @@ def run(config, workdir, stop, layout) -> dict:
     rollout = layout.on(make_rollout(config, cfg, grid, special, table, what, bank))
     learn = layout.on(make_learn(config, cfg, grid, special, tx, what))
     make = make_batch_fn(
-        config, train_source, prompts, batching.Completions(tok, config.max_completion), layout
+        config, train_source, prompts, targets.Completions(tok, config.max_completion), layout
     )
-    loader = batching.step_loader(make, start, config.steps, poll=stop.poll)
+    loader = loading.step_loader(make, start, config.steps, poll=stop.poll)
     look_due = lambda step: step % config.eval.every == 0 or step == config.steps
     seconds, done = meta["seconds"], start
     compilations, skips = (

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax import checks, evaluate, losses, optim, policy, trainable
-from cxr_jax.data import batching
+from cxr_jax.data import loading
+from cxr_jax.data.sources import base as sources_base
+from cxr_jax.data.sources import splits
 from cxr_jax.errors import UserError
 from cxr_jax.metrics.progress import Progress
 from cxr_jax.metrics.run_log import MetricsWriter
@@ -25,6 +27,7 @@ from cxr_jax.runtime import processes, sharding
 from cxr_jax.runtime.checkpoints import Checkpoints
 from cxr_jax.runtime.layout import ONE_DEVICE
 from cxr_jax.runtime.signals import Skips, StoppedError
+from cxr_jax.training import targets as training_targets
 from cxr_jax.training import train_state
 from cxr_jax.weights import export, pretrained
 
@@ -109,7 +112,7 @@ def make_batch_fn(config, source, prompts, completions, layout=ONE_DEVICE):
     does not fit max_completion."""
 
     def make(step: int) -> dict:
-        indices = batching.indices_of(step, config.batch_size, len(source), config.data.seed)
+        indices = sources_base.indices_of(step, config.batch_size, len(source), config.data.seed)
         indices = indices[layout.rows_of(len(indices))]
         batch = source.batch(indices)
         out = {"image": np.asarray(batch["image"])}
@@ -139,13 +142,13 @@ def run(config, workdir, stop, layout) -> dict:
     """Trains until `config.steps`, saving as it goes; resumes from the workdir. Returns facts about the run."""
     loaded = pretrained.start(config)
     cfg, tok = loaded.cfg, loaded.tokenizer
-    sources = evaluate.sources(config)
+    sources = splits.open_splits(config)
     source = sources.train
     grid = patches.grid_of(source.size, cfg)
     prompts = policy.Prompts(
-        tok, cfg, grid, config.max_completion, texts=evaluate.all_prompts(sources)
+        tok, cfg, grid, config.max_completion, texts=splits.all_prompts(sources)
     )
-    completions = batching.Completions(tok, config.max_completion)
+    completions = training_targets.Completions(tok, config.max_completion)
 
     what = trainable.Trainable.of(config)
     head = init_locate_head(jax.random.key(config.seed), cfg.text.hidden_size, 12)
@@ -179,7 +182,7 @@ def run(config, workdir, stop, layout) -> dict:
     )
 
     make = make_batch_fn(config, source, prompts, completions, layout)
-    loader = batching.step_loader(make, start, config.steps, poll=stop.poll)
+    loader = loading.step_loader(make, start, config.steps, poll=stop.poll)
     skips = Skips(config.max_skipped, start, int(state["skipped"]))
     began, evaluating, window, done = time.monotonic(), 0.0, list(meta.get("window", [])), start
     waited, counted = (

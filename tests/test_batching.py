@@ -10,8 +10,9 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from cxr_jax import evaluate, rewards
-from cxr_jax.data import batching
+from cxr_jax import rewards
+from cxr_jax.data import loading
+from cxr_jax.data.sources import base, phantom, splits
 from cxr_jax.errors import UserError
 from cxr_jax.labels import answers as labels_answers
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
@@ -21,7 +22,7 @@ from cxr_jax.runtime.signals import StoppedError
 
 
 def test_steps_come_in_order_from_any_start():
-    made = lambda a, b: [x["step"] for x in batching.step_loader(lambda s: {"step": s}, a, b)]
+    made = lambda a, b: [x["step"] for x in loading.step_loader(lambda s: {"step": s}, a, b)]
     assert made(0, 7) == [*range(7)] and made(3, 7) == [3, 4, 5, 6] and made(7, 7) == []
 
 
@@ -31,7 +32,7 @@ def test_an_error_arrives_at_its_step():
             raise UserError("a.png: is torn")
         return step
 
-    loader = batching.step_loader(make, 0, 5)
+    loader = loading.step_loader(make, 0, 5)
     assert [next(loader), next(loader)] == [0, 1]
     with pytest.raises(UserError, match="a.png: is torn"):
         next(loader)
@@ -45,7 +46,7 @@ def test_waiting_for_data_that_never_come_can_be_interrupted():
         if len(asked) > 1:
             raise StoppedError("SIGTERM")
 
-    loader = batching.step_loader(lambda step: never.wait(), 0, 5, poll=poll)
+    loader = loading.step_loader(lambda step: never.wait(), 0, 5, poll=poll)
     began = time.monotonic()
     threading.Timer(1.5, never.set).start()  # so that the test's thread ends, too
     with pytest.raises(StoppedError):
@@ -55,12 +56,12 @@ def test_waiting_for_data_that_never_come_can_be_interrupted():
 
 def test_leaving_early_ends_the_thread():
     before = threading.active_count()
-    loader = batching.step_loader(lambda step: step, 0, 10**6)
+    loader = loading.step_loader(lambda step: step, 0, 10**6)
     next(loader)
     assert threading.active_count() == before + 1
     loader.close()
     assert threading.active_count() == before and list(loader) == []
-    loader = batching.step_loader(lambda step: step, 0, 10**6)  # dropped, not closed
+    loader = loading.step_loader(lambda step: step, 0, 10**6)  # dropped, not closed
     thread = loader._thread
     del loader
     thread.join(5)
@@ -71,7 +72,7 @@ def test_what_ends_the_thread_that_prepares_reaches_the_program():
     def make(step):
         raise SystemExit(3)
 
-    loader = batching.step_loader(make, 0, 5)
+    loader = loading.step_loader(make, 0, 5)
     with pytest.raises(SystemExit):
         next(loader)
     assert list(loader) == []
@@ -85,7 +86,7 @@ def test_the_wait_for_data_is_counted_and_batches_are_prepared_ahead():
         made.append(step)
         return step
 
-    loader = batching.step_loader(make, 0, 6, prefetch=2)
+    loader = loading.step_loader(make, 0, 6, prefetch=2)
     threading.Timer(0.5, go.set).start()
     assert next(loader) == 0 and 0.3 < loader.last_wait < 4
     while len(made) < 4:  # the one that was taken, two that lie ready, one that waits for its place
@@ -107,8 +108,8 @@ def test_rows_are_made_by_several_threads_in_order():
         return -i
 
     before = threading.active_count()
-    assert batching.in_threads(work, range(6), 3) == [0, -1, -2, -3, -4, -5]
-    assert threading.active_count() == before and batching.in_threads(work, [], 3) == []
+    assert loading.in_threads(work, range(6), 3) == [0, -1, -2, -3, -4, -5]
+    assert threading.active_count() == before and loading.in_threads(work, [], 3) == []
 
 
 def test_of_several_bad_rows_the_first_is_named():
@@ -124,7 +125,7 @@ def test_of_several_bad_rows_the_first_is_named():
         return i
 
     with pytest.raises(UserError, match="row 1"):
-        batching.in_threads(work, range(100), 3)
+        loading.in_threads(work, range(100), 3)
 
 
 def test_closing_ends_a_batch_between_its_rows():
@@ -135,26 +136,26 @@ def test_closing_ends_a_batch_between_its_rows():
         time.sleep(0.01)
         done.append(i)
 
-    loader = batching.step_loader(lambda step: batching.in_threads(work, range(10**4), 2), 0, 5)
+    loader = loading.step_loader(lambda step: loading.in_threads(work, range(10**4), 2), 0, 5)
     begun.acquire()
     loader.close()
     assert not loader._thread.is_alive() and len(done) < 500
 
 
 def test_a_finite_source_is_walked_once_an_epoch():
-    flat = np.concatenate([batching.indices_of(step, 4, 10) for step in range(10)])
+    flat = np.concatenate([base.indices_of(step, 4, 10) for step in range(10)])
     for epoch in flat.reshape(4, 10):
         assert sorted(epoch) == [*range(10)]
     assert list(flat[:10]) != list(flat[10:20])
-    other = np.concatenate([batching.indices_of(step, 4, 10, seed=1) for step in range(10)])
+    other = np.concatenate([base.indices_of(step, 4, 10, seed=1) for step in range(10)])
     assert sorted(other[:10]) == [*range(10)] and list(other[:10]) != list(flat[:10])
-    assert list(batching.indices_of(7, 4, batching.ENDLESS)) == [28, 29, 30, 31]
+    assert list(base.indices_of(7, 4, base.ENDLESS)) == [28, 29, 30, 31]
 
 
 @pytest.mark.parametrize("sites", [0, 3])
 def test_a_row_is_the_same_whichever_rows_are_beside_it(sites):
     source, indices = (
-        batching.PhantomSource("A", "train", 5, sites=sites),
+        phantom.PhantomSource("A", "train", 5, sites=sites),
         np.array([9, 2, 40, 3, 17]),
     )
     whole = source.batch(indices)
@@ -167,18 +168,18 @@ def test_a_row_is_the_same_whichever_rows_are_beside_it(sites):
 
 @pytest.mark.parametrize("hospital", "AB")
 def test_solutions_need_no_images(hospital):
-    source, indices = batching.PhantomSource(hospital, "select", 5), np.arange(40, 44)
+    source, indices = phantom.PhantomSource(hospital, "select", 5), np.arange(40, 44)
     batch = source.batch(indices)
     assert np.array_equal(source.solutions(indices), batch["solution"]) and batch["known"].all()
     assert source.targets(batch, indices) == source.targets(source.batch(indices), indices)
 
 
 def test_readers_miss_small_findings_and_never_invent():
-    source, indices = batching.PhantomSource("A", "train", 5), np.arange(64)
+    source, indices = phantom.PhantomSource("A", "train", 5), np.arange(64)
     batch = source.batch(indices)
     answers = {}
     for miss in (0.0, 0.75, 1.0):
-        texts = batching.PhantomSource("A", "train", 5, miss).targets(batch, indices)
+        texts = phantom.PhantomSource("A", "train", 5, miss).targets(batch, indices)
         answers[miss] = np.asarray(labels_answers.parse_texts(texts)["answer"])
     assert np.array_equal(answers[0.0], batch["solution"])
     findings = np.arange(14) != INDEX["No Finding"]
@@ -240,11 +241,11 @@ def manifest(tmp_path):
 
 
 def test_no_patient_is_in_two_splits(manifest):
-    found = evaluate.sources(manifest)
+    found = splits.open_splits(manifest)
     parts = [found.train, *found.select.values(), *found.test.values()]
     patients = [{r.group for r in p.rows} for p in parts]
     assert all(patients) and sum(map(len, patients)) == len(set.union(*patients)) == 20
-    assert set(evaluate.all_prompts(found)) == {r.prompt for p in parts for r in p.rows}
+    assert set(splits.all_prompts(found)) == {r.prompt for p in parts for r in p.rows}
     assert np.array_equal(found.train.solutions([0, 1]), found.train.batch([0, 1])["solution"])
 
 

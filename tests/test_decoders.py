@@ -14,7 +14,8 @@ from PIL import Image
 from pydicom.uid import MPEG2MPML, JPEGBaseline8Bit, RLELossless
 from test_dicom import build
 
-from cxr_jax.data import decoders, dicom
+from cxr_jax.data import dicom
+from cxr_jax.data.dicom import codecs
 from cxr_jax.errors import UserError
 
 
@@ -22,9 +23,9 @@ from cxr_jax.errors import UserError
 def workers(monkeypatch):
     """The workers that are kept: none before and after."""
     kept = []
-    monkeypatch.setattr(decoders, "_idle", kept)
+    monkeypatch.setattr(codecs, "_idle", kept)
     yield kept
-    decoders.close()
+    codecs.close()
 
 
 def film(value: int, shape=(64, 80)) -> bytes:
@@ -47,56 +48,56 @@ JUNK = build(syntax=RLELossless, PixelData=pydicom.encaps.encapsulate([b"junk" *
 
 
 def test_a_worker_is_kept_from_file_to_file(workers):
-    first = decoders.decode(film(40))
+    first = codecs.decode(film(40))
     assert first.shape == (64, 80) and abs(int(first.mean()) - 40) < 3
     kept = pid(workers[0])
-    assert [round(float(decoders.decode(film(v)).mean())) for v in (200, 7, 90)] == [200, 7, 90]
+    assert [round(float(codecs.decode(film(v)).mean())) for v in (200, 7, 90)] == [200, 7, 90]
     assert [pid(w) for w in workers] == [kept]
     assert os.path.exists(f"/proc/{kept}")
-    decoders.close()
+    codecs.close()
     assert not workers and not os.path.exists(f"/proc/{kept}")
 
 
 def test_threads_get_their_own_answers(workers):
     values = list(range(10, 250, 12)) * 2
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        got = [round(float(x.mean())) for x in pool.map(decoders.decode, map(film, values))]
+        got = [round(float(x.mean())) for x in pool.map(codecs.decode, map(film, values))]
     assert max(abs(a - b) for a, b in zip(got, values, strict=True)) < 3
     assert len(workers) <= 3
 
 
 def test_a_damaged_file_costs_its_worker_and_no_other_file(workers):
     good = film(40)
-    decoders.decode(good)
+    codecs.decode(good)
     before = pid(workers[0])
-    with pytest.raises(decoders.Failed, match="damaged"):
-        decoders.decode(JUNK)
+    with pytest.raises(codecs.Failed, match="damaged"):
+        codecs.decode(JUNK)
     assert not workers and not os.path.exists(f"/proc/{before}")
-    assert round(float(decoders.decode(good).mean())) == 40
+    assert round(float(codecs.decode(good).mean())) == 40
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_worker_that_was_ended_says_nothing_of_the_file(workers, number):
-    decoders.decode(film(40))
+    codecs.decode(film(40))
     before = pid(workers[0])
     os.kill(before, number)
-    assert round(float(decoders.decode(film(90)).mean())) == 90
+    assert round(float(codecs.decode(film(90)).mean())) == 90
     assert (pid(workers[0]) == before) == (
         number == signal.SIGTERM
     )  # which is for the run, not for its workers
 
 
 def test_all_that_were_kept_may_have_been_ended(workers):
-    workers += [decoders._Worker() for _ in range(3)]
+    workers += [codecs._Worker() for _ in range(3)]
     for worker in workers:
         os.kill(pid(worker), signal.SIGKILL)
-    assert round(float(decoders.decode(film(90)).mean())) == 90 and len(workers) == 1
+    assert round(float(codecs.decode(film(90)).mean())) == 90 and len(workers) == 1
 
 
 STAND_IN = """
 import os, signal, sys, time
 sys.path.insert(0, {folder!r})
-import _decode_worker as worker
+import _codec_worker as worker
 real = worker._decode
 
 def decode(size, *limits):
@@ -132,10 +133,10 @@ sys.exit(worker.main(*sys.argv[1:]))
 def stand_in(workers, tmp_path, monkeypatch):
     """Workers whose children do what their input says. Returns () -> whether every child so far is gone."""
     note, script = tmp_path / "children", tmp_path / "stand_in.py"
-    folder = str(Path(decoders._decode_worker.__file__).parent)
+    folder = str(Path(codecs._codec_worker.__file__).parent)
     script.write_text(STAND_IN.format(folder=folder, note=str(note)))
-    monkeypatch.setattr(decoders._decode_worker, "__file__", str(script))
-    decoders.decode(film(40))  # the worker is warm: what follows is of the child
+    monkeypatch.setattr(codecs._codec_worker, "__file__", str(script))
+    codecs.decode(film(40))  # the worker is warm: what follows is of the child
 
     def gone():
         state = lambda child: Path(f"/proc/{child}/stat").read_text().rsplit(")", 1)[1].split()[0]
@@ -166,17 +167,17 @@ def stand_in(workers, tmp_path, monkeypatch):
 )
 def test_whatever_becomes_of_a_child_is_one_reason(workers, stand_in, what, reason):
     before = pid(workers[0])
-    with pytest.raises(decoders.Failed, match=reason):
-        decoders.decode(what)
+    with pytest.raises(codecs.Failed, match=reason):
+        codecs.decode(what)
     assert not workers and not os.path.exists(f"/proc/{before}") and stand_in()
-    assert round(float(decoders.decode(film(90)).mean())) == 90
+    assert round(float(codecs.decode(film(90)).mean())) == 90
 
 
 def test_a_child_that_takes_too_long_is_gone(workers, stand_in, monkeypatch):
-    monkeypatch.setattr(decoders, "SECONDS", 0.5)
+    monkeypatch.setattr(codecs, "SECONDS", 0.5)
     before = pid(workers[0])
-    with pytest.raises(decoders.Failed, match="longer than 0.5 s"):
-        decoders.decode(b"sleep")
+    with pytest.raises(codecs.Failed, match="longer than 0.5 s"):
+        codecs.decode(b"sleep")
     assert not workers and not os.path.exists(f"/proc/{before}") and stand_in()
 
 
@@ -188,7 +189,7 @@ def test_a_decode_that_is_interrupted_leaves_no_process(workers, stand_in):
     signal.setitimer(signal.ITIMER_REAL, 0.5)
     try:
         with pytest.raises(KeyboardInterrupt):
-            decoders.decode(b"sleep")
+            codecs.decode(b"sleep")
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
@@ -199,11 +200,11 @@ def test_a_decode_that_is_interrupted_leaves_no_process(workers, stand_in):
     "seconds, mib, reason", [(0.05, 4096, "longer than 0.05 s"), (60, 100, "memory|damaged")]
 )
 def test_limits(monkeypatch, seconds, mib, reason):
-    monkeypatch.setattr(decoders, "SECONDS", seconds)
-    monkeypatch.setattr(decoders, "BYTES", mib * 2**20)
-    with pytest.raises(decoders.Failed, match=reason):
-        decoders.decode(film(40, (4000, 4000)))
-    assert not decoders._idle
+    monkeypatch.setattr(codecs, "SECONDS", seconds)
+    monkeypatch.setattr(codecs, "BYTES", mib * 2**20)
+    with pytest.raises(codecs.Failed, match=reason):
+        codecs.decode(film(40, (4000, 4000)))
+    assert not codecs._idle
 
 
 def test_a_missing_codec_is_named():
@@ -213,8 +214,8 @@ def test_a_missing_codec_is_named():
         syntax=MPEG2MPML,
         PixelData=pydicom.encaps.encapsulate([b"junk" * 50]),
     )
-    with pytest.raises(decoders.Failed, match="no decoder for its compression is installed"):
-        decoders.decode(video)
+    with pytest.raises(codecs.Failed, match="no decoder for its compression is installed"):
+        codecs.decode(video)
 
 
 def test_the_reader_names_the_file(tmp_path):

@@ -23,7 +23,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from cxr_jax.data import dicom, images
+from cxr_jax.data import dicom, images, radiograph
+from cxr_jax.data.dicom import pixels as dicom_pixels
 from cxr_jax.errors import UserError
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "dicom"
@@ -142,7 +143,7 @@ def test_window_functions_by_the_standard(function):
         want = np.where(x <= c - w / 2, 0, np.where(x > c + w / 2, 1, (x - c) / w + 0.5))
     else:
         want = 1 / (1 + np.exp(-4 * (x - c) / w))
-    np.testing.assert_allclose(dicom.window(x, c, w, function), want, atol=1e-5)
+    np.testing.assert_allclose(dicom_pixels.window(x, c, w, function), want, atol=1e-5)
 
 
 def test_window_width_one_is_binary():
@@ -175,7 +176,7 @@ def test_padding_is_black_and_outside_every_statistic():
     padded = ramp(12)
     padded[:8] = 4095
     kw = {"PixelPaddingValue": 4095, "PhotometricInterpretation": "MONOCHROME1"}
-    for renderer in images.RENDERERS:
+    for renderer in radiograph.RENDERERS:
         image = read(build(padded, remove=(), **kw), renderer)
         assert (image.pixels[:8] == 0).all() and "pixel padding was masked" in image.meta[
             "warnings"
@@ -234,7 +235,7 @@ def test_colour_jpeg_in_a_worker():
 
 
 def test_renderers():
-    out = {name: read(build(ramp() // 4, **FULL), name) for name in images.RENDERERS}
+    out = {name: read(build(ramp() // 4, **FULL), name) for name in radiograph.RENDERERS}
     assert all(image.meta["renderer"] == name for name, image in out.items())
     assert out["voi"].pixels.max() < 0.26 and out["percentile"].pixels.max() == 1
     levels = np.unique(np.round(out["mimic_jpg"].pixels * 255))
@@ -355,7 +356,7 @@ def test_refused(reason, capfd, caplog):
 
 
 def test_deflate_bomb_is_refused_before_it_is_inflated(monkeypatch):
-    monkeypatch.setattr(images, "MAX_FILE_BYTES", 10 * 2**20)
+    monkeypatch.setattr(radiograph, "MAX_FILE_BYTES", 10 * 2**20)
     data = build(syntax=DeflatedExplicitVRLittleEndian)
     head = 128 + 4 + 12 + struct.unpack("<I", data[140:144])[0]
     packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)

@@ -8,7 +8,8 @@ import numpy as np
 
 import cxr_jax
 from cxr_jax import phantom, predict
-from cxr_jax.data import batching, prompts
+from cxr_jax.data import prompts
+from cxr_jax.data.sources import phantom as sources_phantom
 from cxr_jax.labels import parse_answers
 from cxr_jax.metrics import scores
 from cxr_jax.phantom import dicom_writer
@@ -19,7 +20,7 @@ N = 48
 
 def test_reads_phantoms_far_above_chance_and_in_format():
     model = cxr_jax.load("phantom")
-    source = batching.PhantomSource("A", "test", 0)
+    source = sources_phantom.PhantomSource("A", "test", 0)
     batch = source.batch(np.arange(N))
     got = model.generate(list(batch["image"]), [prompts.FIND_PROMPT] * N, max_new_tokens=208)
     texts = [c[0].text for c in got]

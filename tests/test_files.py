@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image as PilImage
 
-from cxr_jax.data import files, images, resize
+from cxr_jax.data import image_cache, images, radiograph, resize
+from cxr_jax.data.sources import label_table, manifest
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
-from cxr_jax.tools import manifest_rows
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 PROMPT = "Find abnormalities and support devices."
@@ -55,7 +55,7 @@ def write(tmp_path, *rows):
 
 
 def test_both_formats(tmp_path, root):
-    one, two = files.load_rows(
+    one, two = manifest.load_rows(
         write(tmp_path, grpo(solution="edema,  Cardiomegaly"), b"\r\n", sft()), root
     )
     assert (one.id, one.prompt, one.target, one.group) == ("a.png", PROMPT, None, "a.png")
@@ -67,7 +67,7 @@ def test_both_formats(tmp_path, root):
 def test_flattened_folders_byte_order_mark_and_llava_image_mark(tmp_path, root):
     row = grpo("deep/er/b.png", conversations=[{"from": "human", "value": "<image>\n" + PROMPT}])
     data = b"\xef\xbb\xbf" + json.dumps(row).encode()
-    [got] = files.load_rows(write(tmp_path, data), root)
+    [got] = manifest.load_rows(write(tmp_path, data), root)
     assert got.image_path == root / "b.png" and got.prompt == PROMPT
 
 
@@ -75,7 +75,7 @@ def test_known_labels_extension(tmp_path, root):
     row = grpo(
         solution="Edema", labels={"Edema": 1, "Fracture": 0, "Pneumonia": -1, "Cardiomegaly": None}
     )
-    [got] = files.load_rows(write(tmp_path, row), root)
+    [got] = manifest.load_rows(write(tmp_path, row), root)
     assert [name for name in CHEXPERT_14 if got.known[INDEX[name]]] == ["Edema", "Fracture"]
 
 
@@ -116,24 +116,24 @@ def test_every_problem_names_file_line_and_reason(tmp_path, root, reason):
     os.symlink(__file__, root / "link.png")
     path = write(tmp_path, grpo("b.png"), b"\n", BAD[reason])
     with pytest.raises(UserError, match=reason.strip()) as caught:
-        files.load_rows(path, root)
+        manifest.load_rows(path, root)
     assert str(caught.value).startswith(f"{path}:3: ") and "\n" not in str(caught.value)
 
 
 def test_problems_of_the_whole_manifest(tmp_path, root):
     with pytest.raises(UserError, match="no such file"):
-        files.load_rows(tmp_path / "no.jsonl", root)
+        manifest.load_rows(tmp_path / "no.jsonl", root)
     with pytest.raises(UserError, match="not a directory"):
-        files.load_rows(write(tmp_path, grpo()), tmp_path / "no")
+        manifest.load_rows(write(tmp_path, grpo()), tmp_path / "no")
     with pytest.raises(UserError, match="no rows"):
-        files.load_rows(write(tmp_path, b"\n\n"), root)
+        manifest.load_rows(write(tmp_path, b"\n\n"), root)
 
 
 def test_batch(tmp_path, root):
-    rows = files.load_rows(
+    rows = manifest.load_rows(
         write(tmp_path, grpo(solution="Edema, Fracture"), sft(), grpo("sub/c.png")), root
     )
-    source = files.FilesSource(rows, size=56)
+    source = manifest.FilesSource(rows, size=56)
     batch = source.batch(np.array([2, 0, 1]))
     assert batch["image"].shape == (3, 56, 56) and batch["image"].dtype == np.float32
     want = resize.fit(images.read_image(root / "a.png").pixels, 56)
@@ -150,12 +150,12 @@ def test_batch(tmp_path, root):
 
 
 def test_a_row_is_the_same_whichever_rows_are_beside_it(tmp_path, root):
-    rows = files.load_rows(write(tmp_path, grpo(), sft(), grpo("sub/c.png")), root)
-    whole = files.FilesSource(rows, 56).batch([2, 0, 1])
-    part = files.FilesSource(rows, 56, threads=1, cache=files.ImageCache(0)).batch([1, 2])
+    rows = manifest.load_rows(write(tmp_path, grpo(), sft(), grpo("sub/c.png")), root)
+    whole = manifest.FilesSource(rows, 56).batch([2, 0, 1])
+    part = manifest.FilesSource(rows, 56, threads=1, cache=image_cache.ImageCache(0)).batch([1, 2])
     for name, value in part.items():
         np.testing.assert_array_equal(value, [whole[name][2], whole[name][0]])
-    assert files.FilesSource(rows, 56).about([1, 2]) == {
+    assert manifest.FilesSource(rows, 56).about([1, 2]) == {
         "prompts": [PROMPT] * 2,
         "ids": ["b.png", "sub/c.png"],
     }
@@ -169,20 +169,20 @@ def reads(monkeypatch):
     """Names of the files read, in order."""
     names, real = [], images.read_image
     monkeypatch.setattr(
-        files.images, "read_image", lambda p, r: (names.append(p.name), real(p, r))[1]
+        manifest.images, "read_image", lambda p, r: (names.append(p.name), real(p, r))[1]
     )
     return names
 
 
 def test_cache_is_bounded_and_used(tmp_path, root, reads):
-    rows = files.load_rows(write(tmp_path, grpo(), sft(), grpo("sub/c.png")), root)
-    roomy = files.FilesSource(rows, 56, cache=files.ImageCache(3 * ONE))
+    rows = manifest.load_rows(write(tmp_path, grpo(), sft(), grpo("sub/c.png")), root)
+    roomy = manifest.FilesSource(rows, 56, cache=image_cache.ImageCache(3 * ONE))
     first = roomy.batch([0, 1, 2])["image"]
     np.testing.assert_array_equal(roomy.batch([0, 1, 2, 1])["image"], first[[0, 1, 2, 1]])
     assert len(reads) == 3
     assert roomy.cache.stats() == {"hits": 4, "misses": 3, "images": 3, "mib": 3 * ONE}
     for images_held in (0, 0.9, 1, 1.9, 2, 3):
-        source = files.FilesSource(rows, 56, cache=files.ImageCache(images_held * ONE))
+        source = manifest.FilesSource(rows, 56, cache=image_cache.ImageCache(images_held * ONE))
         for _ in range(3):
             np.testing.assert_array_equal(source.batch([0, 1, 2])["image"], first)
             assert source.cache.stats()["images"] == int(
@@ -195,21 +195,21 @@ def test_cache_is_bounded_and_used(tmp_path, root, reads):
 
 
 def test_cache_drops_what_was_not_asked_for_the_longest(tmp_path, root, reads):
-    rows = files.load_rows(write(tmp_path, grpo(), sft(), grpo("sub/c.png")), root)
-    source = files.FilesSource(rows, 56, cache=files.ImageCache(2 * ONE), threads=1)
+    rows = manifest.load_rows(write(tmp_path, grpo(), sft(), grpo("sub/c.png")), root)
+    source = manifest.FilesSource(rows, 56, cache=image_cache.ImageCache(2 * ONE), threads=1)
     for i in (0, 1, 0, 2, 0, 1):  # 2 takes the place of 1, and 1 that of 2
         source.image(i)
     assert reads == ["a.png", "b.png", "c.png", "b.png"]
     with pytest.raises(ValueError, match="read-only"):
         source.image(0)[0, 0] = 1
     with pytest.raises(UserError, match="cache_mib=-1"):
-        files.ImageCache(-1)
+        image_cache.ImageCache(-1)
     with pytest.raises(UserError, match="threads=-1"):
-        files.FilesSource(rows, threads=-1)
+        manifest.FilesSource(rows, threads=-1)
 
 
 def test_two_threads_do_not_decode_one_image_at_a_time():
-    cache, begun, go, calls = files.ImageCache(0), threading.Event(), threading.Event(), []
+    cache, begun, go, calls = image_cache.ImageCache(0), threading.Event(), threading.Event(), []
 
     def decode():
         calls.append(1)
@@ -246,12 +246,14 @@ def test_two_threads_do_not_decode_one_image_at_a_time():
 
 def test_rows_of_a_batch_are_decoded_by_several_threads(tmp_path, root, monkeypatch):
     rows, together = (
-        files.load_rows(write(tmp_path, grpo(), sft(), grpo("sub/c.png")), root),
+        manifest.load_rows(write(tmp_path, grpo(), sft(), grpo("sub/c.png")), root),
         threading.Barrier(3),
     )
     real = images.read_image
-    monkeypatch.setattr(files.images, "read_image", lambda p, r: (together.wait(5), real(p, r))[1])
-    assert files.FilesSource(rows, 56, threads=3).batch([0, 1, 2])["ids"] == [
+    monkeypatch.setattr(
+        manifest.images, "read_image", lambda p, r: (together.wait(5), real(p, r))[1]
+    )
+    assert manifest.FilesSource(rows, 56, threads=3).batch([0, 1, 2])["ids"] == [
         "a.png",
         "b.png",
         "sub/c.png",
@@ -259,8 +261,8 @@ def test_rows_of_a_batch_are_decoded_by_several_threads(tmp_path, root, monkeypa
 
 
 def test_an_unreadable_image_is_named(tmp_path, root):
-    (root / "a.png").write_bytes(images.PNG_MAGIC)
-    source = files.FilesSource(files.load_rows(write(tmp_path, grpo()), root))
+    (root / "a.png").write_bytes(radiograph.PNG_MAGIC)
+    source = manifest.FilesSource(manifest.load_rows(write(tmp_path, grpo()), root))
     with pytest.raises(UserError, match="a.png"):
         source.batch([0])
 
@@ -268,18 +270,18 @@ def test_an_unreadable_image_is_named(tmp_path, root):
 def test_split_holds_out_whole_patients(tmp_path, root):
     rows = [grpo("a.png", id=f"test/patient{i // 2:05d}/study1/view{i % 2}.jpg") for i in range(40)]
     path = write(tmp_path, *rows)
-    train, held = files.open_split(path, root, size=56, seed=1, cache_mib=0, threads=1)
+    train, held = manifest.open_split(path, root, size=56, seed=1, cache_mib=0, threads=1)
     assert train.cache is held.cache and (train.threads, held.threads) == (1, 1)
     assert (len(train), len(held)) == (28, 12)  # 6 of 20 patients: a third, rounded down
     assert not {r.group for r in train.rows} & {r.group for r in held.rows}
-    again = files.open_split(path, root, size=56, seed=1)[1]
+    again = manifest.open_split(path, root, size=56, seed=1)[1]
     assert [r.id for r in again.rows] == [r.id for r in held.rows]
-    other = files.open_split(path, root, size=56, seed=2)[1]
+    other = manifest.open_split(path, root, size=56, seed=2)[1]
     assert [r.id for r in other.rows] != [r.id for r in held.rows]
     many = write(tmp_path, *(grpo("a.png", id=str(i), patient_id=i) for i in range(400)))
-    assert [len(s) for s in files.open_split(many, root, size=56)] == [360, 40]
+    assert [len(s) for s in manifest.open_split(many, root, size=56)] == [360, 40]
     with pytest.raises(UserError, match="two patients"):
-        files.open_split(write(tmp_path, *rows[:2]), root)
+        manifest.open_split(write(tmp_path, *rows[:2]), root)
 
 
 # --- label tables
@@ -307,14 +309,14 @@ def test_converter_keeps_what_is_known(tmp_path, root, capsys):
         ["d.png", *cells(No_Finding="1", Edema="1")],
     )
     out = tmp_path / "out.jsonl"
-    assert manifest_rows.main([str(path), str(out)]) == 0
+    assert label_table.main([str(path), str(out)]) == 0
     said = capsys.readouterr().out
     assert (
         "2 rows" in said
         and "1 left out: no label" in said
         and "1 left out: No Finding together" in said
     )
-    one, two = files.load_rows(out, root)
+    one, two = manifest.load_rows(out, root)
     assert one.solution == "Edema" and sum(one.known) == 2
     assert two.solution == "No Finding, Support Devices"
 
@@ -322,7 +324,7 @@ def test_converter_keeps_what_is_known(tmp_path, root, capsys):
 def test_converter_reads_columns_by_name(tmp_path):
     header = ("Path", *reversed(CHEXPERT_14))
     path = table(tmp_path, ["a.png", *reversed(cells(Edema="1"))], header=header)
-    [row] = manifest_rows.convert(manifest_rows.read_table(path))[0]
+    [row] = label_table.convert(label_table.read_table(path))[0]
     assert row["image"] == "a.png" and row["solution"] == "Edema"
 
 
@@ -338,7 +340,7 @@ def test_converter_reads_columns_by_name(tmp_path):
 )
 def test_converter_refuses(tmp_path, capsys, header, row, reason):
     out = tmp_path / "out.jsonl"
-    assert manifest_rows.main([str(table(tmp_path, row, header=header)), str(out)]) == 2
+    assert label_table.main([str(table(tmp_path, row, header=header)), str(out)]) == 2
     said = capsys.readouterr().err
     assert reason in said and said.count("\n") == 1 and not out.exists()
 
@@ -346,7 +348,7 @@ def test_converter_refuses(tmp_path, capsys, header, row, reason):
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared data folder is absent")
 def test_real_label_table(tmp_path):
     out = tmp_path / "out.jsonl"
-    assert manifest_rows.main([str(DATA / "images" / "manifest.csv"), str(out)]) == 0
-    train, held = files.open_split(out, DATA, size=56, seed=1)
+    assert label_table.main([str(DATA / "images" / "manifest.csv"), str(out)]) == 0
+    train, held = manifest.open_split(out, DATA, size=56, seed=1)
     assert len(train) > len(held) >= 20
     assert held.batch(range(2))["image"].std() > 0.1

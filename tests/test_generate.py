@@ -10,8 +10,8 @@ import pytest
 
 import cxr_jax
 from cxr_jax import answer_tree, generation, predict, sampling
-from cxr_jax.data import batching
 from cxr_jax.data import prompts as data_prompts
+from cxr_jax.data.sources import phantom
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.models import chat as chats
@@ -565,14 +565,14 @@ def company(model, seeds, pictures) -> tuple[int, int]:
 @pytest.mark.slow
 def test_alone_and_in_a_batch_of_16_the_same_tokens():
     model = cxr_jax.load("phantom")
-    pictures = list(batching.PhantomSource("A", "test", 0).batch(np.arange(16))["image"])
+    pictures = list(phantom.PhantomSource("A", "test", 0).batch(np.arange(16))["image"])
     assert company(model, range(5), pictures) == (80, 0)
 
 
 @pytest.mark.slow
 def test_the_phantom_model_talks_in_turns():
     model = cxr_jax.load("phantom")
-    [picture] = batching.PhantomSource("B", "test", 0).batch(np.arange(1))["image"]
+    [picture] = phantom.PhantomSource("B", "test", 0).batch(np.arange(1))["image"]
     chat = model.chat(picture)
     for question in QUESTIONS:
         answer = chat.ask(question, max_new_tokens=160)

@@ -7,6 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from cxr_jax import evaluate
+from cxr_jax.data.sources import splits
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.rewards import terms
 
@@ -40,7 +41,7 @@ def guard(monkeypatch):
         "solution": truth,
         "known": np.ones_like(truth),
     }
-    monkeypatch.setattr(evaluate, "held_out", lambda source, n, poll: data)
+    monkeypatch.setattr(splits, "held_out", lambda source, n, poll: data)
     log = types.SimpleNamespace(rows=[], best=[])
     metrics = types.SimpleNamespace(write=lambda step, row, kind: log.rows.append(row))
     checkpoints = types.SimpleNamespace(save_best=lambda step, params, meta: log.best.append(step))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image as PilImage
 
-from cxr_jax.data import images, resize
+from cxr_jax.data import images, radiograph, resize
 from cxr_jax.errors import UserError
 from cxr_jax.inference import image_inputs
 from cxr_jax.models import loaded
@@ -284,7 +284,7 @@ def test_told_by_content_not_by_name(tmp_path):
 
 def test_renderers_differ_and_are_recorded(tmp_path):
     path = save(tmp_path / "x.png", (picture() // 4 + 40).astype(np.uint8))
-    out = {name: images.read_image(path, name) for name in images.RENDERERS}
+    out = {name: images.read_image(path, name) for name in radiograph.RENDERERS}
     assert all(image.meta["renderer"] == name for name, image in out.items())
     assert out["voi"].pixels.max() < 0.5
     assert out["percentile"].pixels.max() == 1 and out["percentile"].pixels.min() == 0
@@ -308,7 +308,10 @@ def png_header(w, h):
     chunk = lambda kind, body: word(len(body)) + kind + body + word(zlib.crc32(kind + body))
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 8, 0, 0, 0, 0))
     return (
-        images.PNG_MAGIC + head + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+        radiograph.PNG_MAGIC
+        + head
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
     )
 
 
@@ -326,8 +329,8 @@ REFUSED = {
     "small.png": (png_bytes(picture(31, 200)), "too small"),
     "strip.png": (png_bytes(picture(40, 1000)), "strip"),
     "cut.png": (png_bytes(picture())[:-2000], "damaged or cut short"),
-    "magic.png": (images.PNG_MAGIC, "damaged or cut short"),
-    "magic.jpg": (images.JPEG_MAGIC, "damaged or cut short"),
+    "magic.png": (radiograph.PNG_MAGIC, "damaged or cut short"),
+    "magic.jpg": (radiograph.JPEG_MAGIC, "damaged or cut short"),
     "bomb.png": (png_header(65_535, 65_535), "megapixels"),
     "large.png": (png_header(9_000, 9_000), "megapixels"),
     "short.png": (png_header(400, 400), "damaged or cut short"),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cxr_jax import label, labels
-from cxr_jax.data import report_sections, reports
+from cxr_jax.data import report_files, report_sections
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
 
 SECRET = "Xyzzy"  # stands in every report; must never be in a message
@@ -74,7 +74,9 @@ def write(path, text):
 def texts_of(path, **options):
     return [
         report.text
-        for report in reports.read(reports.open_inputs([path], reports.Options(**options)))
+        for report in report_files.read(
+            report_files.open_inputs([path], report_files.Options(**options))
+        )
     ]
 
 
@@ -363,9 +365,9 @@ def test_which_column_is_read(tmp_path, header, cells, options, expected):
 )
 def test_which_column_is_the_id(tmp_path, header, expected):
     table = write(tmp_path / "in.csv", f"{header}\na,b,c\n")
-    assert [r.id for r in reports.read(reports.open_inputs([table]))] == [expected]
-    options = reports.Options(id_column=header.split(",")[1])
-    assert [r.id for r in reports.read(reports.open_inputs([table], options))] == ["b"]
+    assert [r.id for r in report_files.read(report_files.open_inputs([table]))] == [expected]
+    options = report_files.Options(id_column=header.split(",")[1])
+    assert [r.id for r in report_files.read(report_files.open_inputs([table], options))] == ["b"]
 
 
 @pytest.mark.parametrize(
@@ -464,22 +466,25 @@ def test_bad_rows_of_json_lines_do_not_lose_the_others(tmp_path, run, stub):
 
 
 def test_reports_up_to_the_limit_are_read(tmp_path):
-    at, over = "\u00e9" * (reports.MAX_BYTES // 2), "\u00e9" * (reports.MAX_BYTES // 2) + "x"
+    at, over = (
+        "\u00e9" * (report_files.MAX_BYTES // 2),
+        "\u00e9" * (report_files.MAX_BYTES // 2) + "x",
+    )
     lines = write(tmp_path / "in.txt", f"{at}\n{over}\n{'y' * 10_000_000}\nz\n")
-    rows = list(reports.read(reports.open_inputs([lines])))
+    rows = list(report_files.read(report_files.open_inputs([lines])))
     assert [row.text is None for row in rows] == [False, True, True, False]
     assert "over 1,000,000 bytes" in rows[1].reason and rows[3].text == "z"
 
 
 @pytest.mark.parametrize("name", ["in.csv", "in.jsonl", "in.txt"])
 def test_a_line_without_end_is_skipped_unread(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(reports, "MAX_RECORD", 1000)
+    monkeypatch.setattr(report_files, "MAX_RECORD", 1000)
     wrap = {"in.csv": "{}\n", "in.jsonl": '{{"report": "{}"}}\n', "in.txt": "{}\n"}[name]
     head = "report\n" if name == "in.csv" else ""
     table = write(
         tmp_path / name, head + wrap.format("one") + wrap.format("x" * 5000) + wrap.format("two")
     )
-    rows = list(reports.read(reports.open_inputs([table])))
+    rows = list(report_files.read(report_files.open_inputs([table])))
     assert [row.text for row in rows] == ["one", None, "two"] and "over 1,000 characters" in rows[
         1
     ].reason

@@ -10,12 +10,12 @@ import optax
 import pytest
 
 from cxr_jax import learner, losses, optim, policy, stages, trainable
-from cxr_jax.data import batching
 from cxr_jax.data import prompts as data_prompts
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models import tokenizer
 from cxr_jax.models.qwen2_5_vl import config as sizes
 from cxr_jax.models.qwen2_5_vl.patches import patchify
+from cxr_jax.training import targets
 from cxr_jax.weights import pretrained
 from experiments import rl as experiment
 
@@ -65,7 +65,7 @@ def world():
         "kept": np.arange(P),
     }
     batch = {"image": image, "prompts": prompts.encode([data_prompts.FIND_PROMPT] * P)}
-    completions = batching.Completions(tok, C).encode(["Edema.", "No."])
+    completions = targets.Completions(tok, C).encode(["Edema.", "No."])
     batch["replay"] = {
         "image": image[:2],
         "prompts": prompts.encode([data_prompts.FIND_PROMPT] * 2),

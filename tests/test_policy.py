@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from cxr_jax import losses, policy, sampling
-from cxr_jax.data import batching
 from cxr_jax.errors import UserError
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models import tokenizer
 from cxr_jax.models.qwen2_5_vl import config as sizes
+from cxr_jax.training import targets as training_targets
 from cxr_jax.weights import pretrained
 
 GRID, C = (1, 4, 4), 12
@@ -158,7 +158,7 @@ def test_sharing_a_prompt_changes_neither_values_nor_gradients(world):
 
 def sft_batch(world):
     answers = ["<answer>Edema</answer>", "No.", "<answer>No Finding</answer>"]
-    made = batching.Completions(world.tok, C).encode(answers)
+    made = training_targets.Completions(world.tok, C).encode(answers)
     return {**made, "prompts": world.prompts.encode(TEXTS)}
 
 

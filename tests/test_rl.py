@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from cxr_jax import learner, losses, optim, policy, rl, rollout, trainable
-from cxr_jax.data import batching
+from cxr_jax.data.sources import phantom
 from cxr_jax.labels import answers, report_text
 from cxr_jax.metrics.progress import Compilations
 from cxr_jax.models import tokenizer
@@ -81,7 +81,7 @@ def step():
         dict(prompts_per_step=2, oversample=2, group_size=3, mask_truncated=False, temperature=2.0)
     )
     m = pretrained.start(config)
-    source = batching.PhantomSource("A", "train", 3)
+    source = phantom.PhantomSource("A", "train", 3)
     grid = patches.grid_of(source.size, m.cfg)
     prompts = policy.Prompts(m.tokenizer, m.cfg, grid, config.max_completion)
     special = tokenizer.special_ids(m.tokenizer, m.cfg.text.vocab_size)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cxr_jax import phantom
-from cxr_jax.data import batching
+from cxr_jax.data.sources import phantom as sources_phantom
 from cxr_jax.errors import UserError
 from cxr_jax.labels import answers
 from cxr_jax.phantom import constants as c
@@ -22,7 +22,7 @@ _draw = jax.jit(jax.vmap(sites.draw))
 
 
 def _source(n, seed=1):
-    return batching.PhantomSource("A", "train", seed, 0.75, sites=n)
+    return sources_phantom.PhantomSource("A", "train", seed, 0.75, sites=n)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_sites_share_one_program(batches):
 
 
 def test_labels_sides_regions_and_texts_are_those_of_the_picture(batches):
-    batch, exact = batches[8], batching.PhantomSource("A", "train", 1, sites=8)
+    batch, exact = batches[8], sources_phantom.PhantomSource("A", "train", 1, sites=8)
     assert np.array_equal(batch["labels"], phantom.labels(batch["scene"]))
     assert np.array_equal(batch["sides"], phantom.sides(batch["scene"]))
     assert np.array_equal(exact.solutions(INDICES), batch["solution"])

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxr_jax.data import batching
 from cxr_jax.errors import UserError
 from cxr_jax.models import tokenizer
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM
+from cxr_jax.training import targets
 from cxr_jax.weights import pretrained
 
 
@@ -122,7 +122,7 @@ def test_round_trip_of_any_text(text):
 
 
 def test_completions(tok):
-    made = batching.Completions(tok, 64).encode([TARGET, "No."])
+    made = targets.Completions(tok, 64).encode([TARGET, "No."])
     ids, mask = made["completions"], made["mask"]
     assert ids.shape == mask.shape == (2, 64) and ids.dtype == np.int32
     for row, m, text in zip(ids, mask, [TARGET, "No."], strict=True):
@@ -132,7 +132,7 @@ def test_completions(tok):
             tok.decode(row[: n - 1]) == text and (row[n:] == tok.get_vocab()["<|endoftext|>"]).all()
         )
     with pytest.raises(UserError, match="more than config.max_completion=10"):
-        batching.Completions(tok, 10).encode([TARGET])
+        targets.Completions(tok, 10).encode([TARGET])
 
 
 def test_training_is_reproducible_and_small(tmp_path):

@@ -7,14 +7,14 @@ import optax
 import pytest
 
 from cxr_jax import optim, policy, sft, trainable
-from cxr_jax.data import batching
+from cxr_jax.data.sources import phantom
 from cxr_jax.errors import UserError
 from cxr_jax.models import lora
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl import patches
 from cxr_jax.runtime import layout as runtime_layout
 from cxr_jax.runtime import trees
-from cxr_jax.training import train_state
+from cxr_jax.training import targets, train_state
 from cxr_jax.weights import pretrained
 from experiments import sft as experiment
 
@@ -29,11 +29,11 @@ def world():
     config = experiment.get_config("continued")
     config.update(dict(batch_size=4, max_completion=160, locate_weight=0.3))
     m = pretrained.start(config)
-    source = batching.PhantomSource("A", "train", 3)
+    source = phantom.PhantomSource("A", "train", 3)
     grid = patches.grid_of(source.size, m.cfg)
     prompts = policy.Prompts(m.tokenizer, m.cfg, grid, config.max_completion)
     batch = sft.make_batch_fn(
-        config, source, prompts, batching.Completions(m.tokenizer, config.max_completion)
+        config, source, prompts, targets.Completions(m.tokenizer, config.max_completion)
     )(0)
     head = sft.init_locate_head(jax.random.key(0), m.cfg.text.hidden_size, 12)
     return config, m, grid, batch, {"model": m.params, "locate": head}

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cxr_jax.data import reports
+from cxr_jax.data import report_files
 from cxr_jax.errors import UserError, bad_usage, exit_code
 from cxr_jax.labels.lexicon import read_toml
 from cxr_jax.labels.taxonomy import CHEXPERT_14, NOT_MENTIONED, POSITIVE, UNCERTAIN
@@ -103,7 +103,7 @@ def read_states(paths, lexicon: str | None = None) -> np.ndarray:
     """int8 [N, 14]: what the parser reads in findings and impression of Open-i files. UserError for a bad file."""
     from cxr_jax import labels
 
-    rows = list(reports.read(reports.open_inputs(paths)))
+    rows = list(report_files.read(report_files.open_inputs(paths)))
     if bad := next((row for row in rows if row.text is None), None):
         raise UserError(f"{bad.source}: {bad.reason}")
     return labels.read_reports([row.text for row in rows], lexicon=lexicon)["state"]

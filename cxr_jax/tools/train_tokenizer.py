@@ -7,7 +7,7 @@ import argparse
 
 import numpy as np
 
-from cxr_jax.data import batching
+from cxr_jax.data.sources import phantom
 from cxr_jax.models import tokenizer
 
 PROMPTS = (
@@ -21,7 +21,7 @@ PROMPTS = (
 def corpus(examples: int):
     """Target texts (half a hospital each), then the prompts and the label names often enough to become tokens."""
     for hospital in ("A", "B"):
-        source = batching.PhantomSource(hospital, "train", seed=99)
+        source = phantom.PhantomSource(hospital, "train", seed=99)
         for start in range(0, examples // 2, 64):
             indices = np.arange(start, start + 64)
             yield from source.targets(source.batch(indices), indices)

@@ -63,12 +63,12 @@ SHARE = common.ROOT.parent / "shared" / "data" / "reports"
 
 def corpus(folder: pathlib.Path) -> tuple[str, str]:
     """(running text of many reports, where it is from)."""
-    from cxr_jax.data import reports
+    from cxr_jax.data import report_files
     from cxr_jax.tools import agreement
 
     if folder.is_dir():
         gold = agreement.load_gold(folder, "openi_manifest.csv", agreement.load_map())
-        rows = list(reports.read(reports.open_inputs(gold.paths)))
+        rows = list(report_files.read(report_files.open_inputs(gold.paths)))
         return " ".join(
             " ".join((row.text or "").split()) for row in rows
         ), f"{len(rows)} Open-i reports"

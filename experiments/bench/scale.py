@@ -98,11 +98,11 @@ def feeding(steps: int, folder: Path, n: int = 256) -> None:
     import numpy as np
     import pydicom
 
-    from cxr_jax.data import batching
+    from cxr_jax.data.sources import phantom
     from cxr_jax.labels.taxonomy import CHEXPERT_14
     from cxr_jax.phantom import dicom_writer
 
-    source = batching.PhantomSource("A", "train", 3)
+    source = phantom.PhantomSource("A", "train", 3)
     lines = []
     for start in range(0, n, 32):
         indices = np.arange(start, start + 32)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax import policy, rl, rollout, stages
-from cxr_jax.data import batching
+from cxr_jax.data.sources import phantom
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models import tokenizer
 from cxr_jax.models.qwen2_5_vl import patches
@@ -36,7 +36,7 @@ def main() -> None:
     config.rl.update(dict(prompts_per_step=PROMPTS, oversample=1, group_size=GROUP))
     m = pretrained.start(config)
     cfg, params = m.cfg, jax.tree.map(jnp.asarray, m.params)
-    source = batching.PhantomSource("A", "train", 11)
+    source = phantom.PhantomSource("A", "train", 11)
     grid = patches.grid_of(source.size, cfg)
     prompts = policy.Prompts(m.tokenizer, cfg, grid, config.max_completion)
     special = tokenizer.special_ids(m.tokenizer, cfg.text.vocab_size)

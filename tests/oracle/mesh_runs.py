@@ -146,10 +146,11 @@ def print_hash():
     processes.start()
     import jax
 
-    from cxr_jax import evaluate, policy, rl, sft
-    from cxr_jax.data import batching
+    from cxr_jax import policy, rl, sft
+    from cxr_jax.data.sources import splits
     from cxr_jax.models.qwen2_5_vl import patches
     from cxr_jax.runtime import layout as runtime_layout
+    from cxr_jax.training import targets
     from cxr_jax.weights import pretrained
     from experiments import rl as rl_config
     from experiments import sft as sft_config
@@ -157,11 +158,11 @@ def print_hash():
     digest = hashlib.sha256()
     for module, config in ((sft, sft_config.get_config()), (rl, rl_config.get_config())):
         layout, start = runtime_layout.Layout.of(config), pretrained.start(config)
-        source = evaluate.sources(config).train
+        source = splits.open_splits(config).train
         prompts = policy.Prompts(
             start.tokenizer, start.cfg, patches.grid_of(224, start.cfg), config.max_completion
         )
-        completions = batching.Completions(start.tokenizer, config.max_completion)
+        completions = targets.Completions(start.tokenizer, config.max_completion)
         make = module.make_batch_fn(config, source, prompts, completions, layout)
         for step in range(HASHED):
             batch = make(step)

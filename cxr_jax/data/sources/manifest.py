@@ -11,23 +11,19 @@ Reading is strict: the first problem is a UserError that names the manifest, the
 never starts on half of its data.
 """
 
-import collections
 import dataclasses
 import hashlib
 import json
 import re
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
-from cxr_jax.data import batching, images, resize
+from cxr_jax.data import images, loading, radiograph, resize
+from cxr_jax.data.image_cache import CACHE_MIB, ImageCache
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
 
-CACHE_MIB = 512
 _BY_LOWER = {name.lower(): name for name in CHEXPERT_14}
 
 
@@ -54,7 +50,7 @@ def load_rows(manifest, image_root) -> list[Row]:
     Raises UserError naming `manifest:line` and the reason: not JSON, a missing field, an image that is
     missing or outside `image_root`, a label that is none of the 14, a repeated id.
     """
-    data = images.read_bytes(manifest)
+    data = radiograph.read_bytes(manifest)
     root = Path(image_root)
     if not root.is_dir():
         raise UserError(f"{image_root}: the image root is not a directory")
@@ -65,8 +61,8 @@ def load_rows(manifest, image_root) -> list[Row]:
         try:
             row = _row(line, root)
             if row.id in seen:
-                raise _Bad(f"the id is that of line {seen[row.id]}")
-        except _Bad as bad:
+                raise _BadRowError(f"the id is that of line {seen[row.id]}")
+        except _BadRowError as bad:
             raise UserError(f"{manifest}:{number}: {bad}") from None
         seen[row.id] = number
         rows.append(row)
@@ -75,7 +71,7 @@ def load_rows(manifest, image_root) -> list[Row]:
     return rows
 
 
-class _Bad(Exception):
+class _BadRowError(Exception):
     """The reason why a line is refused."""
 
 
@@ -83,20 +79,20 @@ def _row(line, root) -> Row:
     try:
         item = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:
-        raise _Bad("not UTF-8 text") from None
+        raise _BadRowError("not UTF-8 text") from None
     except (json.JSONDecodeError, RecursionError):
-        raise _Bad("not valid JSON") from None
+        raise _BadRowError("not valid JSON") from None
     if not isinstance(item, dict):
-        raise _Bad("not a JSON object")
+        raise _BadRowError("not a JSON object")
     prompt, target, shown = _talk(item)
     name = item.get("image", shown)
     if not isinstance(name, str) or not name.strip():
-        raise _Bad("no image")
+        raise _BadRowError("no image")
     path = _find(name.strip(), root)
     solution, known = _truth(item)
     key = item.get("id", name)
     if not isinstance(key, str | int) or not str(key).strip():
-        raise _Bad("the id is not a string")
+        raise _BadRowError("the id is not a string")
     return Row(str(key), path, prompt, solution, target, known, _group(item, str(key)))
 
 
@@ -117,13 +113,13 @@ def _talk(item):
             # "<image>" is how LLaVA-style files mark the place of the picture; ours always comes first.
             turns.append((turn.get("from"), text.replace("<image>", "").strip()))
     else:
-        raise _Bad("neither messages nor conversations")
+        raise _BadRowError("neither messages nor conversations")
     prompt = next((text for role, text in turns if role in ("user", "human")), "")
     target = next((text for role, text in turns if role in ("assistant", "gpt")), None)
     if not prompt:
-        raise _Bad("no prompt (a user or human turn with text)")
+        raise _BadRowError("no prompt (a user or human turn with text)")
     if target is not None and not target:
-        raise _Bad("the assistant's turn is empty")
+        raise _BadRowError("the assistant's turn is empty")
     return prompt, target, shown
 
 
@@ -135,7 +131,7 @@ def _content(content):
     texts = [p["text"] for p in parts if isinstance(p.get("text"), str)]
     shown = [p["image"] for p in parts if isinstance(p.get("image"), str)]
     if len(shown) > 1:
-        raise _Bad("several images in one row")
+        raise _BadRowError("several images in one row")
     return "\n".join(texts).strip(), (shown or [None])[0]
 
 
@@ -148,23 +144,23 @@ def _find(name, root) -> Path:
         or windows.drive
         or windows.is_absolute()
     ):
-        raise _Bad("the image is not a path relative to the image root")
+        raise _BadRowError("the image is not a path relative to the image root")
     parts = windows.parts  # splits at / and at \ alike
     if ".." in parts:
-        raise _Bad("the image path leaves the image root")
+        raise _BadRowError("the image path leaves the image root")
     # published manifests name folders that users flatten
     for candidate in (root.joinpath(*parts), root / parts[-1]):
         if candidate.is_file():
             if not candidate.resolve().is_relative_to(root.resolve()):
-                raise _Bad("the image is a link that leaves the image root")
+                raise _BadRowError("the image is a link that leaves the image root")
             return candidate
-    raise _Bad(f"image file not found: {name!r} below {str(root)!r}")
+    raise _BadRowError(f"image file not found: {name!r} below {str(root)!r}")
 
 
 def _label(name):
     canonical = _BY_LOWER.get(name.strip().lower()) if isinstance(name, str) else None
     if canonical is None:
-        raise _Bad(f"{name!r} is none of the 14 labels")
+        raise _BadRowError(f"{name!r} is none of the 14 labels")
     return canonical
 
 
@@ -172,17 +168,17 @@ def _truth(item):
     """-> (solution in CheXpert order, known flags). The two ways of saying it must agree."""
     solution = item.get("solution")
     if not isinstance(solution, str) or not solution.strip():
-        raise _Bad("no solution")
+        raise _BadRowError("no solution")
     positive = {_label(name) for name in solution.split(",")}
     known = [True] * len(CHEXPERT_14)
     if item.get("labels") is not None:
         if not isinstance(item["labels"], dict):
-            raise _Bad("labels is not an object of label: state")
+            raise _BadRowError("labels is not an object of label: state")
         states = {_label(name): state for name, state in item["labels"].items()}
         if not all(state in (1, 0, -1, None) for state in states.values()):
-            raise _Bad("a state in labels is none of 1, 0, -1, null")
+            raise _BadRowError("a state in labels is none of 1, 0, -1, null")
         if positive != {name for name, state in states.items() if state == 1}:
-            raise _Bad("solution and labels contradict each other")
+            raise _BadRowError("solution and labels contradict each other")
         known = [states.get(name) in (0, 1) for name in CHEXPERT_14]
     return ", ".join(sorted(positive, key=INDEX.get)), tuple(known)
 
@@ -193,71 +189,6 @@ def _group(item, key):
             return str(item[field])
     patient = re.search(r"patient\d+", key)  # CheXpert's paths
     return patient.group() if patient else key
-
-
-# Rows -> batches
-
-
-class ImageCache:
-    """Decoded images, never more than `mib` MiB of them: the one not asked for the longest goes first.
-
-    One cache can serve several sources. Safe to call from threads; no two of them decode one image at a time. Where
-    every epoch has its own order, a cache that holds a fraction c of a source spares c + (1 - c) ln(1 - c) of the
-    decoding: 15 % at a half, 67 % at nine tenths. UserError for a negative size.
-    """
-
-    def __init__(self, mib: float = CACHE_MIB):
-        if not mib >= 0:
-            raise UserError(f"config.data.cache_mib={mib} must be a number of MiB, 0 for no cache")
-        self._limit, self._bytes, self._hits, self._misses = int(mib * 2**20), 0, 0, 0
-        self._images, self._coming, self._lock = collections.OrderedDict(), {}, threading.Lock()
-
-    def get(self, key, decode: Callable[[], np.ndarray]) -> np.ndarray:
-        """The read-only array of a key, from `decode()` if it is not there. Raises what that raises."""
-        with self._lock:
-            if key in self._images:
-                self._images.move_to_end(key)
-                self._hits += 1
-                return self._images[key]
-            coming = self._coming.get(key)
-            if coming:
-                self._hits += 1
-            else:
-                self._misses += 1
-                mine = self._coming[key] = Future()
-        if coming:
-            return coming.result()
-        try:
-            image = decode()
-            image.setflags(write=False)
-        except BaseException as e:
-            with self._lock:
-                del self._coming[key]
-            mine.set_exception(e)
-            raise
-        with self._lock:
-            del self._coming[key]
-            self._keep(key, image)
-        mine.set_result(image)
-        return image
-
-    def _keep(self, key, image):
-        if image.nbytes > self._limit:
-            return
-        while self._bytes + image.nbytes > self._limit:
-            self._bytes -= self._images.popitem(last=False)[1].nbytes
-        self._images[key] = image
-        self._bytes += image.nbytes
-
-    def __contains__(self, key) -> bool:
-        with self._lock:
-            return key in self._images
-
-    def stats(self) -> dict:
-        """hits, misses (images decoded or refused) since the start; images and mib held now."""
-        with self._lock:
-            held = {"images": len(self._images), "mib": self._bytes / 2**20}
-            return {"hits": self._hits, "misses": self._misses, **held}
 
 
 class FilesSource:
@@ -299,7 +230,7 @@ class FilesSource:
 
     def _images(self, indices):
         absent = any(self._key(i) not in self.cache for i in indices)
-        return batching.in_threads(self.image, indices, self.threads if absent else 1)
+        return loading.in_threads(self.image, indices, self.threads if absent else 1)
 
     def batch(self, indices) -> dict:
         """-> image float32 [B, size, size], solution, known and hedged bool [B, 14], sides bool [B, 14, 2]; lists

@@ -12,7 +12,6 @@ for its own indices, and together they hold the batch that one process would hav
 """
 
 import collections
-import functools
 import os
 import queue
 import threading
@@ -20,127 +19,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 
-import jax
-import numpy as np
-
-from cxr_jax import phantom
-from cxr_jax.data.prompts import FIND_PROMPT
-from cxr_jax.errors import UserError
-from cxr_jax.phantom import human_readers
-from cxr_jax.phantom import report_writer as phantom_report
-from cxr_jax.runtime import processes
-
-ENDLESS = 2**31 - 1
 MAX_THREADS = 16  # that `in_threads` starts by itself: more only fight for Python's lock
-
-
-class PhantomSource:
-    """An endless, seeded stream of phantom radiographs of one hospital and split; example i never changes.
-
-    reader_miss: the probability with which its readers leave out what `readers.as_read` says they can (0: never).
-    sites: 0, or how many random sites around the hospital the examples come from in turn, example i from site i mod
-    sites (phantom/sites.py); a site is drawn from (seed, site) alone, and reports are written as in the hospital.
-    UserError for a negative number.
-    """
-
-    size = 224
-    prompt = FIND_PROMPT
-    lexicon = phantom.LEXICON
-
-    def __init__(
-        self, hospital: str, split: str, seed: int = 0, reader_miss: float = 0.0, sites: int = 0
-    ):
-        if sites < 0:
-            raise UserError(
-                f"config.data.sites={sites} must be a number of sites, 0 for the hospital itself"
-            )
-        self.hospital, self.split, self.seed, self.reader_miss = hospital, split, seed, reader_miss
-        self.sites = sites
-        self.name = f"phantom {hospital}" + (f", {sites} sites around it" if sites else "")
-
-    def __len__(self):
-        return ENDLESS
-
-    def prompts(self) -> tuple[str, ...]:
-        """Every prompt text that batches can hold."""
-        return (self.prompt,)
-
-    def about(self, indices) -> dict:
-        """prompts and ids, a text each of every index: what there is to say of examples without drawing them."""
-        return {"prompts": [self.prompt] * len(indices), "ids": [f"example {i}" for i in indices]}
-
-    def batch(self, indices) -> dict:
-        # One by one: a program for B examples rounds each of them according to B and to its place among them (on CPU,
-        # by up to 2e-7), so that a shard of a batch would not be the shard. It also compiles once for all B.
-        first, *rest = np.asarray(indices)
-        # The first alone: threads that come upon a program not yet compiled would compile it once each.
-        rows = [self._row(first), *in_threads(self._row, rest)]
-        out = dict(jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows))
-        out["solution"] = np.asarray(out["labels"]) == 1
-        out["known"] = np.ones_like(out["solution"])
-        out["hedged"] = np.asarray(out["labels"]) == -1
-        return out
-
-    def _row(self, index) -> dict:
-        """`phantom.make_batch` of one example, drawn by the CPU: a phantom is the same picture beside any accelerator,
-        which is left to the model."""
-        index = np.asarray([index])
-        with jax.default_device(processes.cpu_device()):
-            return phantom.make_batch(
-                self.seed, self.split, self.hospital, index, self.sites_of(index)
-            )
-
-    def solutions(self, indices) -> np.ndarray:
-        """bool [B, 14]: the solutions of `batch`, without drawing the images."""
-        indices = np.asarray(indices)
-        keys = phantom.example_keys(self.seed, self.split, self.hospital, indices)
-        site_keys = phantom.site_keys(self.seed, self.sites_of(indices)) if self.sites else None
-        return np.asarray(_labels(keys, self.hospital, site_keys)) == 1
-
-    def sites_of(self, indices) -> np.ndarray | None:
-        """int [B]: the site of each example; None without sites."""
-        return np.asarray(indices) % self.sites if self.sites else None
-
-    def targets(self, batch: dict, indices) -> list[str]:
-        """The text that each scene's reader wrote; misses and wording are drawn from (seed, example index) alone."""
-        rng = lambda purpose: [np.random.default_rng([self.seed, purpose, int(i)]) for i in indices]
-        rows = [phantom.scene_row(batch["scene"], i) for i in range(len(indices))]
-        rows = [
-            human_readers.as_read(s, self.reader_miss, r) for s, r in zip(rows, rng(8), strict=True)
-        ]
-        rngs = rng(7)
-        reports = [
-            phantom_report.write(s, self.hospital, r) for s, r in zip(rows, rngs, strict=True)
-        ]
-        return [phantom_report.target(r) for r in reports]
-
-
-@functools.partial(jax.jit, static_argnames="hospital")
-def _labels(keys, hospital, sites):
-    return phantom.labels(phantom.sample_scenes(keys, hospital, sites))
-
-
-class Completions:
-    """Target texts to fixed-shape ids, ending in the end-of-turn token: what SFT trains on."""
-
-    def __init__(self, tok, max_completion: int):
-        self.tok, self.max_completion = tok, max_completion
-        self.stop = tok.get_vocab()["<|im_end|>"]
-        self.pad = tok.get_vocab()["<|endoftext|>"]
-
-    def encode(self, texts: list[str]) -> dict:
-        """completions int32 [B, C], mask bool [B, C]. UserError for a text longer than C."""
-        ids = np.full((len(texts), self.max_completion), self.pad, np.int32)
-        mask = np.zeros(ids.shape, bool)
-        for i, row in enumerate(self.tok(texts, add_special_tokens=False)["input_ids"]):
-            row = [*row, self.stop]
-            if len(row) > self.max_completion:
-                raise UserError(
-                    f"a target text has {len(row)} tokens, more than config.max_completion={self.max_completion}"
-                )
-            ids[i, : len(row)] = row
-            mask[i, : len(row)] = True
-        return {"completions": ids, "mask": mask}
 
 
 def step_loader(
@@ -254,7 +133,7 @@ def _prepare(steps, ready, ended, worked):
         put((None, e))
 
 
-class Ended(Exception):
+class EndedError(Exception):
     """The batch is no longer wanted: its loader was closed."""
 
 
@@ -290,22 +169,10 @@ def in_threads(work: Callable, items, threads: int = 0) -> list:
     if errors:
         raise errors[min(errors)]
     if left:
-        raise Ended
+        raise EndedError
     return done
 
 
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def indices_of(step: int, batch_size: int, length: int, seed: int = 0) -> np.ndarray:
-    """Example indices of a step; a finite source is walked in a fresh seeded order each epoch."""
-    flat = step * batch_size + np.arange(batch_size)
-    if length >= ENDLESS:
-        return flat
-    orders = {
-        int(e): np.random.default_rng([int(e), 11, seed]).permutation(length)
-        for e in np.unique(flat // length)
-    }
-    return np.array([orders[int(i // length)][i % length] for i in flat])

@@ -70,7 +70,7 @@ class Report(NamedTuple):
     whole: bool = False  # no heading says which section is which
 
 
-class _Bad(Exception):
+class _BadReportError(Exception):
     """A bad row; the message is its reason."""
 
 
@@ -231,13 +231,13 @@ def _csv_records(path, delimiter):
             except csv.Error:
                 long = lines.size > MAX_RECORD or lines.record[-1:] == [""]
                 lines.leave_torn()
-                yield _Bad(
+                yield _BadReportError(
                     f"over {MAX_RECORD:,} characters"
                     if long
                     else "not valid CSV (is a quote not closed?)"
                 )
             except _TORN:
-                yield _Bad(_TORN_REASON)
+                yield _BadReportError(_TORN_REASON)
                 return
             else:
                 if cells:
@@ -256,7 +256,7 @@ class _Csv:
                 header = next(records, None)
                 if header is None:
                     raise UserError(f"{path}: is empty")
-                if isinstance(header, _Bad):
+                if isinstance(header, _BadReportError):
                     raise UserError(f"{path}: the first record: {header}")
                 self.width = len(header)
                 numbers = [(str(i + 1), i) for i in range(self.width)]
@@ -303,7 +303,7 @@ class _Csv:
             next(records)
         for row, cells in enumerate(records, 1):
             name = f"{self.options.prefix}{row}"
-            if isinstance(cells, _Bad):
+            if isinstance(cells, _BadReportError):
                 yield Report(self.path, row, name, None, str(cells))
                 continue
             # Too many: a comma in an unquoted report. Too few: the middle of a torn one. Both would give half a text.
@@ -344,18 +344,18 @@ class _Jsonl:
                     continue
                 try:
                     yield self._report(row, line, known)
-                except _Bad as bad:
+                except _BadReportError as bad:
                     yield Report(self.path, row, f"{self.options.prefix}{row}", None, str(bad))
 
     def _report(self, row, line, known):
-        if isinstance(line, _Bad):
+        if isinstance(line, _BadReportError):
             raise line
         try:
             item = json.loads(line)
         except (ValueError, RecursionError):
-            raise _Bad("not valid JSON") from None
+            raise _BadReportError("not valid JSON") from None
         if not isinstance(item, dict):
-            raise _Bad("not a JSON object")
+            raise _BadReportError("not a JSON object")
         keys = tuple(item)
         if keys not in known:
             if len(known) > 1000:  # keys that differ from row to row must not fill the memory
@@ -364,16 +364,16 @@ class _Jsonl:
         columns = known[keys]
         texts = {key: item[key] for key in columns.texts()}
         if all(_is_null(value) for value in texts.values()):
-            raise _Bad("no text")
+            raise _BadReportError("no text")
         if any(not isinstance(value, str) and not _is_null(value) for value in texts.values()):
-            raise _Bad("the text is not a string")
+            raise _BadReportError("the text is not a string")
         name = f"{self.options.prefix}{row}" if columns.id is None else item[columns.id]
         if self.options.id_column and columns.id is None:
-            raise _Bad(f"no key --id-column={self.options.id_column}")
+            raise _BadReportError(f"no key --id-column={self.options.id_column}")
         if columns.id in columns.texts():
-            raise _Bad(f"--id-column={self.options.id_column} is the text")
+            raise _BadReportError(f"--id-column={self.options.id_column} is the text")
         if isinstance(name, bool) or not isinstance(name, str | int | float | None):
-            raise _Bad("the id is not a string or number")
+            raise _BadReportError("the id is not a string or number")
         get = lambda key: "" if _is_null(texts[key]) else texts[key]
         name = "" if _is_null(name) else _clean(str(name))[0]
         return _from_columns(self.path, row, name, columns, get, self.options.sections)
@@ -391,11 +391,11 @@ def _numbered(file):
         try:
             line = read_line(file)
         except _TORN:
-            yield row, _Bad(_TORN_REASON)
+            yield row, _BadReportError(_TORN_REASON)
             return
         if line == "":
             return
-        yield row, _Bad(f"over {MAX_RECORD:,} characters") if line is None else line
+        yield row, _BadReportError(f"over {MAX_RECORD:,} characters") if line is None else line
 
 
 _LONE_HEADING = re.compile(r"^[ \t]*(?:FINAL REPORT|FINDINGS:|IMPRESSION:)[ \t]*\r?$", re.MULTILINE)
@@ -422,7 +422,7 @@ class _TextLines:
         with _open_text(self.path) as file:
             for row, line in _numbered(file):
                 name = f"{self.options.prefix}{row}"
-                if isinstance(line, _Bad):
+                if isinstance(line, _BadReportError):
                     yield Report(self.path, row, name, None, str(line))
                 else:
                     yield _report(self.path, row, name, line.rstrip("\r\n"), self.options.sections)
@@ -442,7 +442,7 @@ class _Files:
             name = _clean(Path(path).stem)[0]
             try:
                 yield self._xml(path, name) if _kind(path) == ".xml" else self._text(path, name)
-            except _Bad as bad:
+            except _BadReportError as bad:
                 yield Report(path, 1, name, None, str(bad))
             except OSError as error:  # one of many files: the others are read all the same
                 yield Report(path, 1, name, None, f"cannot be read ({error.strerror})")
@@ -450,7 +450,7 @@ class _Files:
     def _text(self, path, name):
         data = _read_file(path, MAX_BYTES)
         if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise _Bad("is UTF-16 text; save it as UTF-8")
+            raise _BadReportError("is UTF-16 text; save it as UTF-8")
         return _report(
             path, 1, name, data.decode("utf-8-sig", "surrogateescape"), self.options.sections
         )
@@ -459,7 +459,7 @@ class _Files:
         try:
             texts = read_openi(_read_file(path, MAX_XML_BYTES))
         except ValueError as error:
-            raise _Bad(str(error)) from None
+            raise _BadReportError(str(error)) from None
         # Never the indication beside them: it says what was asked. The whole text is both sections.
         columns = _Columns({section: section for section in SECTIONS}, None, (), None)
         wanted = self.options.sections or SECTIONS
@@ -469,11 +469,13 @@ class _Files:
 def _read_file(path, limit):
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
-        raise _Bad("a folder that cannot be read" if stat.S_ISDIR(mode) else "not a regular file")
+        raise _BadReportError(
+            "a folder that cannot be read" if stat.S_ISDIR(mode) else "not a regular file"
+        )
     with open(path, "rb") as file:
         data = file.read(limit + 1)
     if len(data) > limit:
-        raise _Bad(f"over {limit:,} bytes")
+        raise _BadReportError(f"over {limit:,} bytes")
     return data
 
 

@@ -1,6 +1,6 @@
 """A label table (CSV with the 14 CheXpert columns) -> manifest rows in the `grpo.jsonl` format.
 
-    python -m cxr_jax.tools.manifest_rows LABELS.csv OUT.jsonl [--image_column=file] [--prompt=TEXT]
+    python -m cxr_jax.data.sources.label_table LABELS.csv OUT.jsonl [--image_column=file] [--prompt=TEXT]
 
 A row is written if at least one label is known to be positive ("No Finding" counts); its `solution` lists the
 positives and `labels` every known state. Rows without a positive, and rows that say both "No Finding" and a
@@ -15,7 +15,7 @@ import os
 import sys
 from pathlib import Path
 
-from cxr_jax.data import images
+from cxr_jax.data import radiograph
 from cxr_jax.data.prompts import FIND_PROMPT
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
@@ -33,7 +33,7 @@ def read_table(path, image_column=None):
     Columns are found by name. Raises UserError naming the file, the line and the reason.
     """
     try:
-        text = images.read_bytes(path).decode("utf-8-sig")
+        text = radiograph.read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text") from None
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
@@ -114,7 +114,7 @@ def write_rows(path, rows):
 def main(argv=None) -> int:
     about = __doc__.split("\n")[0]
     parser = argparse.ArgumentParser(
-        prog="python -m cxr_jax.tools.manifest_rows", description=about
+        prog="python -m cxr_jax.data.sources.label_table", description=about
     )
     parser.add_argument("table", metavar="LABELS.csv")
     parser.add_argument("out", metavar="OUT.jsonl")

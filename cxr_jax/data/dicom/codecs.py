@@ -16,16 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from cxr_jax.data import _decode_worker
+from cxr_jax.data.dicom import _codec_worker
 
 SECONDS = 60
 BYTES = 4 * 2**30  # address space: numpy and the codecs map about 1 GiB before they do anything
 REASONS = {
-    _decode_worker.NO_CODEC: "no decoder for its compression is installed "
+    _codec_worker.NO_CODEC: "no decoder for its compression is installed "
     "(pip install pylibjpeg pylibjpeg-openjpeg python-gdcm pyjpegls)",
-    _decode_worker.DAMAGED: "the compressed pixel data is damaged",
-    _decode_worker.TOO_BIG: "decoding needs more memory than the limit",
-    _decode_worker.KILLED: "the system has ended its decoding (memory or processor time)",
+    _codec_worker.DAMAGED: "the compressed pixel data is damaged",
+    _codec_worker.TOO_BIG: "decoding needs more memory than the limit",
+    _codec_worker.KILLED: "the system has ended its decoding (memory or processor time)",
 }
 
 
@@ -42,7 +42,7 @@ class _Worker:
         command = [
             sys.executable,
             "-P",
-            str(Path(_decode_worker.__file__)),
+            str(Path(_codec_worker.__file__)),
             str(BYTES),
             str(SECONDS),
         ]
@@ -76,7 +76,7 @@ class _Worker:
         except BaseException as e:
             self.end()
             if isinstance(e, (ValueError, EOFError)):  # of np.load: no answer of ours
-                raise Failed(REASONS[_decode_worker.DAMAGED]) from None
+                raise Failed(REASONS[_codec_worker.DAMAGED]) from None
             raise
 
     def _ask(self, data):

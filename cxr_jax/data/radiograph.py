@@ -1,0 +1,137 @@
+"""What every reader of pictures makes: an `Image`, with the limits and the steps that all formats share."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from cxr_jax.errors import UserError
+
+RENDERERS = ("voi", "mimic_jpg", "percentile")
+MIN_SIDE = 32  # px; the Qwen processor itself would take 1 x 1 and enlarge it
+MAX_ASPECT = 20  # no radiograph is a strip; the processor's own limit is 200
+ODD_ASPECT = 3
+MAX_PIXELS = 64_000_000  # four times the largest digital chest film
+MAX_FILE_BYTES = 512 * 2**20
+
+PNG_MAGIC, JPEG_MAGIC, DICOM_MAGIC = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"DICM"
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """`pixels`: float32 [H, W] in 0..1. `meta`: the keys of `new_meta`, `size` being [H, W]."""
+
+    pixels: np.ndarray
+    meta: dict
+
+
+def new_meta(kind, renderer):
+    """An empty `Image.meta`; `kind` is PNG, JPEG or DICOM."""
+    meta = dict.fromkeys(("photometric", "window", "bits", "size"))
+    return meta | {
+        "kind": kind,
+        "renderer": renderer,
+        "view": "unknown",
+        "warnings": [],
+        "unusable": [],
+    }
+
+
+def check_renderer(renderer):
+    if renderer not in RENDERERS:
+        raise UserError(f"--renderer={renderer}: choose one of {', '.join(RENDERERS)}")
+
+
+def read_bytes(path) -> bytes:
+    """The whole file, if it is a regular file of a sane size. Raises UserError otherwise."""
+    file = Path(path)
+    try:
+        if not file.exists():
+            raise UserError(f"{path}: no such file")
+        if not file.is_file():
+            raise UserError(f"{path}: not a regular file")
+        size = file.stat().st_size
+        if size == 0:
+            raise UserError(f"{path}: the file is empty")
+        if size > MAX_FILE_BYTES:
+            raise UserError(
+                f"{path}: {size / 2**20:.0f} MiB is above the limit of {MAX_FILE_BYTES // 2**20} MiB"
+            )
+        return file.read_bytes()
+    except (OSError, ValueError) as exc:  # ValueError: a NUL byte in the name
+        raise UserError(
+            f"{path}: cannot be read ({getattr(exc, 'strerror', None) or 'bad file name'})"
+        ) from None
+
+
+def check_size(path, height, width, notes=None):
+    """Refuse sizes that no radiograph has, before anything of that size is allocated."""
+    if min(height, width) < MIN_SIDE:
+        raise UserError(
+            f"{path}: {width} x {height} px is too small; at least {MIN_SIDE} px a side are needed"
+        )
+    if height * width > MAX_PIXELS:
+        raise UserError(
+            f"{path}: {width} x {height} px is above the limit of {MAX_PIXELS // 10**6} megapixels"
+        )
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise UserError(
+            f"{path}: {width} x {height} px is a strip, not a radiograph (aspect above {MAX_ASPECT}:1)"
+        )
+    if notes is not None and max(height, width) > ODD_ASPECT * min(height, width):
+        notes.append(
+            "unusual shape for a radiograph (long side more than three times the short one)"
+        )
+
+
+# Renderers' building blocks, shared with DICOM. `valid` is False on padding, which never enters a statistic.
+
+
+def stretch(values, valid, low=0.0, high=100.0):
+    """Map the `low`..`high` percentiles of the valid values to 0..1, clipped; a constant image becomes 0."""
+    inside = values[valid]
+    if inside.size == 0:
+        return np.zeros(values.shape, np.float32)
+    if (low, high) == (0.0, 100.0):
+        a, b = float(inside.min()), float(inside.max())
+    else:
+        a, b = (float(x) for x in np.percentile(inside, [low, high]))
+    if not b > a:
+        return np.zeros(values.shape, np.float32)
+    return np.clip((values - a) / (b - a), 0, 1).astype(np.float32)
+
+
+def equalise(pixels, valid):
+    """8-bit histogram equalisation of an image in 0..1, as in the MIMIC-CXR-JPG and CheXpert releases.
+
+    Quantised by truncation first, as they do; the level map is OpenCV's `equalizeHist`.
+    """
+    levels = np.floor(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+    counts = np.bincount(levels[valid], minlength=256)
+    cumulative = np.cumsum(counts)
+    first = int(np.argmax(counts > 0))
+    rest = cumulative[-1] - counts[first]
+    if rest <= 0:
+        return levels.astype(np.float32) / 255
+    table = np.clip(np.rint((cumulative - counts[first]) * (255.0 / rest)), 0, 255)
+    return (table[levels] / 255).astype(np.float32)
+
+
+def finish(path, pixels, meta) -> Image:
+    """Last checks, the same for every format: finite, sane, not blank."""
+    if not np.isfinite(pixels).all():
+        raise UserError(f"{path}: rendering gave values that are not numbers")
+    if float(pixels.max()) - float(pixels.min()) < 1 / 255:
+        meta["warnings"].append("blank: the image is constant")
+        meta["unusable"].append("blank: the image is constant")
+    meta["size"] = list(pixels.shape)
+    return Image(np.ascontiguousarray(pixels, np.float32), meta)
+
+
+def to_gray(rgb, full_scale, meta):
+    """RGB float32 [H, W, 3] -> luma [H, W] (ITU-R 601). Marks real colour pictures as unusable."""
+    chroma = float(np.mean(rgb.max(-1) - rgb.min(-1))) / full_scale
+    if chroma > 0.05:
+        meta["warnings"].append("a colour picture, read as gray")
+        meta["unusable"].append("a colour picture, not a radiograph")
+    return rgb @ np.array([0.299, 0.587, 0.114], np.float32)
