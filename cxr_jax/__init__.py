@@ -9,16 +9,16 @@ _SUBMODULES = ("data", "labels", "losses", "models", "rewards", "sampling")
 
 
 def load(name_or_dir, dtype=None, grids="exact", adapter=None):
-    """A model to read with: `cxr_jax.models.loaded.Model`, with `.logits(...)` and `.generate(...)`.
+    """A model to read with: `cxr_jax.inference.model.Model`, with `.logits(...)` and `.generate(...)`.
 
     name_or_dir: "phantom" (the embedded one), a Hugging Face folder, or a run's workdir. dtype: compute and
     weight type; None is float32 on a CPU, whatever the file stores, and bfloat16 on accelerators. grids: shapes
     of images, "exact" (the processor's) or "bucket" (at most 9), see `Model`. adapter: a folder in PEFT's format, whose
     LoRA adapters are merged. Raises UserError when there is no such model, or its weights do not fit its config.
     """
-    from cxr_jax.models import loaded
+    from cxr_jax.inference import model
 
-    return loaded.load(name_or_dir, dtype, grids, adapter)
+    return model.load(name_or_dir, dtype, grids, adapter)
 
 
 def asset(name: str):

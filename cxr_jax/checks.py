@@ -11,8 +11,8 @@ from cxr_jax import phantom
 from cxr_jax.config.schema import is_number, require, values
 from cxr_jax.data.sources import phantom as sources_phantom
 from cxr_jax.errors import UserError
+from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.labels import answers
-from cxr_jax.models import chat
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.weights import hf_folder, locate, pretrained
 
@@ -93,7 +93,7 @@ def model(config, size: int, prompts: dict) -> None:
     grid = (1, size // cfg.vision.patch_size, size // cfg.vision.patch_size)
     for text, name in prompts.items():
         try:
-            length = len(chat.render(tok, cfg, text, grid))
+            length = len(inference_prompts.render_prompt(tok, cfg, text, grid))
         except UserError as e:
             raise UserError(f"{name}: {e}") from None
         if length + config.max_completion > most:

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import checks, policy, report, rewards
+from cxr_jax import checks, report, rewards
 from cxr_jax.data.sources.splits import all_prompts, held_out, open_splits
+from cxr_jax.inference import prompts as inference_prompts
+from cxr_jax.inference import sampling
 from cxr_jax.labels import answers, report_text
 from cxr_jax.metrics import scores as metrics_scores
 from cxr_jax.models import qwen2_5_vl as qwen
@@ -36,7 +38,7 @@ class Reader:
         self,
         cfg,
         tok,
-        prompts: policy.Prompts,
+        prompts: inference_prompts.Prompts,
         batch_size: int,
         dtype=jnp.float32,
         lexicon=None,
@@ -53,7 +55,7 @@ class Reader:
         def read(params, batch):
             params = sharding.gathered(params, dtype)
             features = qwen.vision(params, cfg, patchify(batch["image"]), prompts.grid, dtype=dtype)
-            out = policy.sample(
+            out = sampling.sample_completions(
                 params,
                 cfg,
                 features,
@@ -343,7 +345,7 @@ def run(config, workdir, stop, layout) -> dict:
     start = pretrained.start(config)
     found = open_splits(config)
     size = next(iter(found.test.values())).size
-    prompts = policy.Prompts(
+    prompts = inference_prompts.Prompts(
         start.tokenizer,
         start.cfg,
         grid_of(size, start.cfg),

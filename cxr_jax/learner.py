@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import losses, optim, policy, stages
+from cxr_jax import losses, optim, policy
+from cxr_jax.inference import compaction
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl.patches import patchify
 from cxr_jax.runtime import sharding
@@ -91,7 +92,9 @@ def make_learn(config, cfg, grid, special, tx, what):
     suppress[list(special["suppress"])] = True
     rows = lambda x: x.reshape(-1, x.shape[-1])
     ends = (
-        stages.stage_ends(config.max_completion) if r.micro_batches > 1 else [config.max_completion]
+        compaction.stage_ends(config.max_completion)
+        if r.micro_batches > 1
+        else [config.max_completion]
     )
 
     def see(model, part):

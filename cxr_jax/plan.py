@@ -48,7 +48,8 @@ class Shapes:
     def __init__(self, config):
         import jax
 
-        from cxr_jax import optim, policy, trainable
+        from cxr_jax import optim, trainable
+        from cxr_jax.inference import prompts as inference_prompts
         from cxr_jax.models import qwen2_5_vl as qwen
         from cxr_jax.models.qwen2_5_vl import patches
         from cxr_jax.models.tokenizer import special_ids
@@ -58,7 +59,9 @@ class Shapes:
         # The ids that a sampler must not draw do not change what it costs.
         self.special = {**special_ids(tok), "suppress": self.cfg.media_token_ids}
         self.tok, self.grid = tok, patches.grid_of(config.data.get("size", 224), self.cfg)
-        self.prompt_width = policy.Prompts(tok, self.cfg, self.grid, config.max_completion).width
+        self.prompt_width = inference_prompts.Prompts(
+            tok, self.cfg, self.grid, config.max_completion
+        ).width
         self.tx = optim.make(config.optim, config.steps)
         self.key = jax.random.key(0)
         self.params = jax.eval_shape(lambda: qwen.init_params(self.cfg, self.key))
@@ -145,7 +148,8 @@ def _sft(config, s):
 def _rl(config, s):
     import jax
 
-    from cxr_jax import learner, phantom, rollout, stages
+    from cxr_jax import learner, phantom, rollout
+    from cxr_jax.inference import compaction
     from cxr_jax.labels import answers, report_text
 
     r, c = config.rl, config.max_completion
@@ -178,7 +182,7 @@ def _rl(config, s):
     if r.beta:
         whole = lambda train, fixed: s.what.whole(train, fixed)["model"]
         learned["reference"] = s.what.base(fixed) or jax.eval_shape(whole, state["params"], fixed)
-    ends = stages.stage_ends(c)
+    ends = compaction.stage_ends(c)
     turns = [end - before for before, end in zip([0, *ends], ends, strict=False)]
     count = lambda prompts: prompts * (s.prompt_width + r.group_size * c)
     return [

@@ -2,61 +2,11 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from cxr_jax import losses, sampling
-from cxr_jax.data import prompts as data_prompts
-from cxr_jax.errors import UserError
+from cxr_jax import losses
 from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.models import tokenizer
 from cxr_jax.runtime import sharding
 from cxr_jax.runtime.batch_rows import row_shards
-
-
-class Prompts:
-    """Encodes prompt texts (one image each) to right-padded ids of one static width.
-
-    `encode(texts)` -> dict(ids int32 [B, T], lengths int32 [B], positions int32 [3, B, T + C]): M-RoPE positions of
-    the prompt and of any C completion tokens that follow it directly, computed once and used by prefill, decode and
-    training alike. Raises UserError for a prompt longer than `width`.
-    """
-
-    def __init__(
-        self,
-        tok,
-        cfg,
-        grid: tuple,
-        max_completion: int,
-        width: int | None = None,
-        texts=(data_prompts.FIND_PROMPT,),
-    ):
-        self.tok, self.cfg, self.grid, self.max_completion = tok, cfg, grid, max_completion
-        self.n_image = int(np.prod(grid)) // cfg.vision.spatial_merge_size**2
-        self.pad = tok.get_vocab()["<|endoftext|>"]
-        self._cache = {}
-        self.width = width or max(len(self._one(t)[0]) for t in texts)
-
-    def _one(self, text):
-        if text not in self._cache:
-            ids = tokenizer.prompt_ids(self.tok, text, self.n_image)
-            row = np.asarray([*ids, *[self.pad] * self.max_completion], np.int32)[None]
-            self._cache[text] = ids, qwen.positions(self.cfg, row, [self.grid])[:, 0]
-        return self._cache[text]
-
-    def encode(self, texts: list[str]) -> dict:
-        n, t = len(texts), self.width
-        ids = np.full((n, t), self.pad, np.int32)
-        positions = np.ones((3, n, t + self.max_completion), np.int32)
-        lengths = np.zeros(n, np.int32)
-        for i, text in enumerate(texts):
-            row, pos = self._one(text)
-            if len(row) > t:
-                raise UserError(
-                    f"a prompt of {len(row)} tokens does not fit config.prompt_width={t}"
-                )
-            ids[i, : len(row)], lengths[i] = row, len(row)
-            positions[:, i, : pos.shape[1]] = pos
-        return {"ids": ids, "lengths": lengths, "positions": positions}
 
 
 def cut(batch: dict, parts: int) -> dict:
@@ -85,40 +35,6 @@ def in_turns(fn, parts: dict):
     if jax.tree.leaves(parts)[0].shape[0] == 1:
         return fn(one(0))
     return joined(jax.lax.map(fn, parts))
-
-
-def sample(
-    params,
-    cfg,
-    features,
-    prompts,
-    special,
-    *,
-    n: int,
-    max_new_tokens: int,
-    temperature: float,
-    keys=None,
-):
-    """`sampling.generate` for prompts as from `Prompts.encode`, one image each; `special` from `special_ids`.
-
-    Computed in the type of `features`, here and in `completion_logprobs`.
-    """
-    width = prompts["ids"].shape[1]
-    return sampling.generate(
-        params,
-        cfg,
-        prompts["ids"],
-        prompts["lengths"],
-        prompts["positions"][:, :, :width],
-        features,
-        n=n,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        keys=keys,
-        stop_ids=special["stop"],
-        suppress_ids=special["suppress"],
-        dtype=features.dtype,
-    )
 
 
 def output_head(params, cfg):

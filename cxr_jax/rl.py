@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import evaluate, optim, policy, report, rl_checks, trainable
+from cxr_jax import evaluate, optim, report, rl_checks, trainable
 from cxr_jax.data import loading
 from cxr_jax.data.sources import base as sources_base
 from cxr_jax.data.sources import splits
+from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.labels import answers, report_text
 from cxr_jax.learner import make_learn
 from cxr_jax.metrics.alarms import Alarms
@@ -77,7 +78,7 @@ def run(config, workdir, stop, layout) -> dict:
     sources = splits.open_splits(config)
     train_source = sources.train
     grid = patches.grid_of(train_source.size, cfg)
-    prompts = policy.Prompts(
+    prompts = inference_prompts.Prompts(
         tok, cfg, grid, config.max_completion, texts=splits.all_prompts(sources)
     )
 

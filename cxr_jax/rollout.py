@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from cxr_jax import losses, policy, rewards
+from cxr_jax.inference import sampling
 from cxr_jax.labels import report_text
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl.patches import patchify
@@ -46,7 +47,7 @@ def make_rollout(config, cfg, grid, special, table, what, bank):
 
         def complete(part):
             features = qwen.vision(params, cfg, patchify(part["image"]), grid, dtype=what.dtype)
-            out = policy.sample(
+            out = sampling.sample_completions(
                 params,
                 cfg,
                 features,

@@ -18,6 +18,7 @@ from cxr_jax.data import loading
 from cxr_jax.data.sources import base as sources_base
 from cxr_jax.data.sources import splits
 from cxr_jax.errors import UserError
+from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.metrics.progress import Progress
 from cxr_jax.metrics.run_log import MetricsWriter
 from cxr_jax.models import qwen2_5_vl as qwen
@@ -145,7 +146,7 @@ def run(config, workdir, stop, layout) -> dict:
     sources = splits.open_splits(config)
     source = sources.train
     grid = patches.grid_of(source.size, cfg)
-    prompts = policy.Prompts(
+    prompts = inference_prompts.Prompts(
         tok, cfg, grid, config.max_completion, texts=splits.all_prompts(sources)
     )
     completions = training_targets.Completions(tok, config.max_completion)

@@ -13,7 +13,8 @@ import numpy as np
 from oracle import shared_learner
 from test_stages import CFG, STOP, N, T
 
-from cxr_jax import costs, plan, sampling, stages
+from cxr_jax import costs, plan
+from cxr_jax.inference import compaction, sampling
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM
 from cxr_jax.runtime import layout
@@ -23,7 +24,7 @@ PROMPTS, GROUP = 8, 2
 
 
 def check_sampling():
-    stages.GRAIN, stages.SHORTEST, stages.LEAST_ROWS = 4, 8, 4
+    compaction.GRAIN, compaction.SHORTEST, compaction.LEAST_ROWS = 4, 8, 4
     rng = np.random.default_rng(1)
     params = qwen.init_params(CFG, jax.random.key(0))
     params["text"]["embed"]["embedding"] *= 25.0

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxr_jax import answer_tree, constrained, sampling
 from cxr_jax.errors import UserError
+from cxr_jax.inference import answer_probabilities, constrained, sampling
 from cxr_jax.labels import answers as labels_answers
 from cxr_jax.labels.answers import TokenBytes
 from cxr_jax.labels.taxonomy import CHEXPERT_14
@@ -455,7 +455,7 @@ def padded(rows):
 def probabilities(small, **kw):
     params, c = small
     tokens, lengths = padded(TRACES)
-    out = answer_tree.finding_probabilities(
+    out = answer_probabilities.finding_probabilities(
         params,
         CFG,
         PROMPTS,
@@ -652,7 +652,7 @@ def test_resampling_keeps_mass_and_expectation():
     w = rng.exponential(size=(3, 40)).astype(np.float32) ** 4
     w[1, 6:] = 0
     w /= w.sum(1, keepdims=True)
-    draw = jax.jit(answer_tree.resample, static_argnums=1)
+    draw = jax.jit(answer_probabilities.resample, static_argnums=1)
     u = np.linspace(0, 1, 1001, dtype=np.float32)[:-1]
     for row in w:
         index, weight, kept = map(np.asarray, draw(np.tile(row, (len(u), 1)), 8, u))

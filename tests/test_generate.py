@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 import cxr_jax
-from cxr_jax import answer_tree, generation, predict, sampling
 from cxr_jax.data import prompts as data_prompts
 from cxr_jax.data.sources import phantom
 from cxr_jax.errors import UserError
+from cxr_jax.inference import answer_probabilities, generation, image_inputs, reading, sampling
+from cxr_jax.inference import model as inference_model
+from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.labels.taxonomy import CHEXPERT_14
-from cxr_jax.models import chat as chats
-from cxr_jax.models import loaded, qwen2_5_vl, tokenizer
+from cxr_jax.models import qwen2_5_vl, tokenizer
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM, TextConfig, VisionConfig
 
 V, N_IMAGE = 960, 64  # more ids than the tokenizer has; 224 px are 8 x 8 image tokens
@@ -56,7 +57,7 @@ def model():
     params = qwen2_5_vl.init_params(CFG, jax.random.key(0))
     # Larger embeddings: a peaked distribution, so that a wrong key or position changes tokens.
     params["text"]["embed"]["embedding"] = params["text"]["embed"]["embedding"] * 25
-    made = loaded.Model(CFG, params, folder=cxr_jax.asset("phantom"))
+    made = inference_model.Model(CFG, params, folder=cxr_jax.asset("phantom"))
     made.rows = 4
     return made
 
@@ -75,7 +76,7 @@ def calls(monkeypatch):
 
         monkeypatch.setattr(module, name, wrapped)
 
-    watch(loaded, "_vision", "vision", lambda p, c, pixels, *_: len(pixels))
+    watch(inference_model, "_vision", "vision", lambda p, c, pixels, *_: len(pixels))
     watch(sampling, "prefill", "prefill", lambda p, c, ids, lengths, *_: lengths[0])
     watch(sampling, "extend", "extend", lambda p, c, keys, used, ids, lengths, *_: lengths[0])
     watch(sampling, "decode", "decode", lambda *args: args[10])
@@ -329,20 +330,20 @@ def test_buckets_bound_the_vision_programs(model, monkeypatch):
     rng = np.random.default_rng(0)
     pictures = [np.zeros(rng.integers(40, 400, 2), np.float32) for _ in range(200)]
     found = {}
-    for grids in loaded.GRIDS:
-        made = loaded.Model(CFG, {}, grids=grids)
+    for grids in image_inputs.GRIDS:
+        made = inference_model.Model(CFG, {}, grids=grids)
         made.pixel_limits = (3136, 200 * 200)
         blind = lambda params, cfg, pixels, grid, dtype: jnp.zeros((1, np.prod(grid) // 4, 32))
-        monkeypatch.setattr(loaded, "_vision", jax.jit(blind, static_argnums=(1, 3, 4)))
+        monkeypatch.setattr(inference_model, "_vision", jax.jit(blind, static_argnums=(1, 3, 4)))
         for picture in pictures:
             patches, grid = made.prepare(picture)
             made.image_features(patches, [grid])
         found[grids] = made.programs()["vision"]
-        assert loaded._vision._cache_size() == found[grids]
+        assert inference_model._vision._cache_size() == found[grids]
     assert found["bucket"] <= 9 and found["exact"] > 30
     with pytest.raises(UserError, match="grids='some'"):
-        loaded.Model(CFG, {}, grids="some")
-    fixed = loaded.Model(
+        inference_model.Model(CFG, {}, grids="some")
+    fixed = inference_model.Model(
         CFG, {}, folder=cxr_jax.asset("phantom"), grids="bucket"
     )  # one size: buckets change nothing
     np.testing.assert_array_equal(fixed.prepare(pictures[0])[0], model.prepare(pictures[0])[0])
@@ -351,11 +352,11 @@ def test_buckets_bound_the_vision_programs(model, monkeypatch):
 # Readings
 
 JITS = (
-    loaded._vision,
+    inference_model._vision,
     sampling.prefill,
     sampling.begin,
     sampling.decode,
-    answer_tree._expand,
+    answer_probabilities._expand,
 )  # jits
 
 
@@ -395,7 +396,7 @@ def test_probabilities_after_drawn_keys_and_after_a_full_pass_agree(model):
     kept = generation.after(model, layers, prefix, got, model.answers, 0, own)
     traces = kept["trace"][0]
     assert len({len(c.token_ids) for c in got}) > 1 and np.ptp(traces, axis=0).max() > 0.01
-    before = answer_tree._expand._cache_size()
+    before = answer_probabilities._expand._cache_size()
     full = model.finding_probabilities(image(0), FIND, got)
     np.testing.assert_allclose([list(p.values()) for p in full["each"]], traces, atol=2e-4)
     np.testing.assert_allclose(list(full["mean"].values()), traces.mean(0), atol=2e-4)
@@ -406,7 +407,7 @@ def test_probabilities_after_drawn_keys_and_after_a_full_pass_agree(model):
         ]
         other = model.finding_probabilities(image(i), FIND, cut)
         assert other["mean"] != full["mean"]
-    assert answer_tree._expand._cache_size() == before + 1
+    assert answer_probabilities._expand._cache_size() == before + 1
     for bad, line in (
         ([], "at least one"),
         (got[0], "a list of completions"),
@@ -422,7 +423,7 @@ def test_probabilities_after_drawn_keys_and_after_a_full_pass_agree(model):
 def test_answers_are_valid_on_demand(model):
     [got] = model.generate([image(0)], FIND, 64, 1.0, n=3, constraint="answers")
     answers = [
-        predict.split_answer(c.text)
+        reading.split_answer(c.text)
         for c in [*got, model.chat(image(0)).ask(FIND, 64, constraint="answers")]
     ]
     assert all(labels and not others for labels, others in answers)
@@ -508,14 +509,14 @@ def test_an_answer_whose_text_has_other_tokens_is_read_as_the_template_writes_it
 
 
 def test_rendering_equals_the_prompts_of_training(model):
-    assert model.render(FIND, (1, 16, 16)) == tokenizer.prompt_ids(TOKENIZER, FIND, N_IMAGE)
-    assert model.render(FIND, None) == tokenizer.prompt_ids(TOKENIZER, FIND, 0)
+    assert model.render(FIND, (1, 16, 16)) == inference_prompts.prompt_ids(TOKENIZER, FIND, N_IMAGE)
+    assert model.render(FIND, None) == inference_prompts.prompt_ids(TOKENIZER, FIND, 0)
     talk = [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b"},
         {"role": "user", "content": "c"},
     ]
-    ids = chats.render(TOKENIZER, CFG, talk, (1, 4, 4))
+    ids = inference_prompts.render_prompt(TOKENIZER, CFG, talk, (1, 4, 4))
     text = TOKENIZER.decode(ids)
     pads = "<|vision_start|>" + "<|image_pad|>" * 4 + "<|vision_end|>"
     frame = "<|im_start|>user\n%s<|im_end|>\n<|im_start|>assistant\n"

@@ -14,7 +14,7 @@ from PIL import Image as PilImage
 from cxr_jax.data import images, radiograph, resize
 from cxr_jax.errors import UserError
 from cxr_jax.inference import image_inputs
-from cxr_jax.models import loaded
+from cxr_jax.inference import model as inference_model
 from cxr_jax.models.qwen2_5_vl import image_settings
 from cxr_jax.models.qwen2_5_vl import patches as qwen2_5_vl_patches
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM
@@ -172,12 +172,16 @@ def test_limits_are_those_that_transformers_reads(tmp_path, files):
     from transformers import Qwen2VLImageProcessorPil
 
     want = Qwen2VLImageProcessorPil.from_pretrained(settings(tmp_path, **files)).size
-    model = loaded.Model(PHANTOM, {}, folder=tmp_path)
+    model = inference_model.Model(PHANTOM, {}, folder=tmp_path)
     assert model.pixel_limits == (want["shortest_edge"], want["longest_edge"])
 
 
 def test_without_settings_the_published_limits():
-    assert loaded.Model(PHANTOM, {}).pixel_limits == image_settings.PIXEL_LIMITS == (3136, 12845056)
+    assert (
+        inference_model.Model(PHANTOM, {}).pixel_limits
+        == image_settings.PIXEL_LIMITS
+        == (3136, 12845056)
+    )
 
 
 @pytest.mark.parametrize(
@@ -221,7 +225,7 @@ def test_settings_that_we_do_not_follow_are_refused(tmp_path, change, message):
             **{"preprocessor_config": OURS, name: {"image_processor": whole} if nested else whole},
         )
         with pytest.raises(UserError, match=message) as caught:
-            loaded.Model(PHANTOM, {}, folder=tmp_path).prepare(np.zeros((64, 64)))
+            inference_model.Model(PHANTOM, {}, folder=tmp_path).prepare(np.zeros((64, 64)))
         assert f"{name}.json" in str(caught.value) and "\n" not in str(caught.value)
         (tmp_path / f"{name}.json").unlink()
 

@@ -9,8 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from cxr_jax import learner, losses, optim, policy, stages, trainable
+from cxr_jax import learner, losses, optim, policy, trainable
 from cxr_jax.data import prompts as data_prompts
+from cxr_jax.inference import compaction
+from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models import tokenizer
 from cxr_jax.models.qwen2_5_vl import config as sizes
@@ -47,7 +49,7 @@ def world():
     cfg = dataclasses.replace(sizes.PHANTOM, text=text, vision=vision, **tokenizer.config_ids(tok))
     params = qwen.init_params(cfg, jax.random.key(0))
     params["text"]["embed"]["embedding"] *= 20.0
-    prompts = policy.Prompts(tok, cfg, GRID, C)
+    prompts = inference_prompts.Prompts(tok, cfg, GRID, C)
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, C + 1, (P, G))
     finished = rng.random((P, G)) < 0.7
@@ -172,9 +174,9 @@ def test_one_update_is_a_gradient_step(world, base):
 def test_knobs_reach_the_loss(world, monkeypatch, knobs):
     for name, value in {"SHORTEST": 4, "GRAIN": 2}.items():
         monkeypatch.setattr(
-            stages, name, value
+            compaction, name, value
         )  # so that micro-batches of short completions take fewer slots
-    assert stages.stage_ends(C) == [2, 4, 6]
+    assert compaction.stage_ends(C) == [2, 4, 6]
     logp = np.asarray(world.logprobs(world.params))
     off = np.random.default_rng(1).normal(0, 0.5, logp.shape).astype(np.float32)
     lengths = jnp.minimum(world.ro["lengths"], jnp.array([[2], [6], [2], [6]]))

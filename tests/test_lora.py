@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 import cxr_jax
-from cxr_jax import convert, sampling
+from cxr_jax import convert
 from cxr_jax.errors import UserError
-from cxr_jax.models import layers, loaded, lora
+from cxr_jax.inference import model as inference_model
+from cxr_jax.inference import sampling
+from cxr_jax.models import layers, lora
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.lora import Lora
 from cxr_jax.models.qwen2_5_vl import decoder, hf_table
@@ -573,7 +575,7 @@ def test_peft_and_we_read_each_other(tmp_path):
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         args = (case.input_ids, case.pixel_values, case.grids, case.attention_mask)
-        with_ours = loaded.Model(cfg, lora.join(params, adapters, own)).logits(*args)
+        with_ours = inference_model.Model(cfg, lora.join(params, adapters, own)).logits(*args)
         out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert json.loads(out) == {"lacked": [], "not_taken": [], "warned": []}

@@ -4,8 +4,9 @@ import golden_cases
 import numpy as np
 import pytest
 
-from cxr_jax import sampling
-from cxr_jax.models import loaded, qwen2_5_vl
+from cxr_jax.inference import model as inference_model
+from cxr_jax.inference import sampling
+from cxr_jax.models import qwen2_5_vl
 from cxr_jax.weights import hf_folder
 
 BAR = 1e-4  # of the standard deviation of the logits
@@ -18,7 +19,7 @@ def model(tmp_path_factory):
     def get(name):
         if name not in made:
             folder = golden_cases.write_folder(tmp_path_factory.mktemp(name), name)
-            made[name] = loaded.Model(*hf_folder.load_hf(folder))
+            made[name] = inference_model.Model(*hf_folder.load_hf(folder))
         return made[name]
 
     return get

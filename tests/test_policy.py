@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxr_jax import losses, policy, sampling
+from cxr_jax import losses, policy
 from cxr_jax.errors import UserError
+from cxr_jax.inference import prompts as inference_prompts
+from cxr_jax.inference import sampling
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models import tokenizer
 from cxr_jax.models.qwen2_5_vl import config as sizes
@@ -30,7 +32,7 @@ def world():
     params = qwen.init_params(cfg, jax.random.key(0))
     params["text"]["embed"]["embedding"] *= 5.0
     features = jax.random.normal(jax.random.key(1), (len(TEXTS), 4, cfg.text.hidden_size))
-    prompts = policy.Prompts(tok, cfg, GRID, C, texts=TEXTS)
+    prompts = inference_prompts.Prompts(tok, cfg, GRID, C, texts=TEXTS)
     special = tokenizer.special_ids(tok, cfg.text.vocab_size)
     return types.SimpleNamespace(
         tok=tok, cfg=cfg, params=params, features=features, prompts=prompts, special=special
@@ -106,7 +108,7 @@ def test_a_prompt_reads_the_same_alone(world, n):
     encoded, out, mask = sample(world, n, 1.0)
     together, _ = learner(world.params, world.cfg, world.features, encoded, out["tokens"], mask)
     for i, text in enumerate(TEXTS):
-        alone = policy.Prompts(world.tok, world.cfg, GRID, C, texts=[text])
+        alone = inference_prompts.Prompts(world.tok, world.cfg, GRID, C, texts=[text])
         got, _ = learner(
             world.params,
             world.cfg,
@@ -223,4 +225,4 @@ def test_prompts(world):
 
 def test_a_prompt_that_holds_an_image_mark_of_its_own_is_refused(world):
     with pytest.raises(UserError, match="image placeholder"):
-        policy.Prompts(world.tok, world.cfg, GRID, C, texts=["What is <|image_pad|>?"])
+        inference_prompts.Prompts(world.tok, world.cfg, GRID, C, texts=["What is <|image_pad|>?"])

@@ -6,8 +6,9 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from cxr_jax import learner, losses, optim, policy, rl, rollout, trainable
+from cxr_jax import learner, losses, optim, rl, rollout, trainable
 from cxr_jax.data.sources import phantom
+from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.labels import answers, report_text
 from cxr_jax.metrics.progress import Compilations
 from cxr_jax.models import tokenizer
@@ -83,7 +84,7 @@ def step():
     m = pretrained.start(config)
     source = phantom.PhantomSource("A", "train", 3)
     grid = patches.grid_of(source.size, m.cfg)
-    prompts = policy.Prompts(m.tokenizer, m.cfg, grid, config.max_completion)
+    prompts = inference_prompts.Prompts(m.tokenizer, m.cfg, grid, config.max_completion)
     special = tokenizer.special_ids(m.tokenizer, m.cfg.text.vocab_size)
     tx = optax.sgd(1.0)  # the config's schedule starts at a learning rate of 0
     batch = rl.make_batch_fn(config, source, prompts)(0)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxr_jax import sampling
+from cxr_jax.inference import sampling
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxr_jax import sampling, stages
+from cxr_jax.inference import compaction, sampling
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 
@@ -49,26 +49,26 @@ CFG = Config(
 
 
 def test_stage_ends():
-    assert stages.stage_ends(95) == [95] and stages.stage_ends(1) == [1]
+    assert compaction.stage_ends(95) == [95] and compaction.stage_ends(1) == [1]
     for most in (96, 128, 208, 1800):
-        ends = stages.stage_ends(most)
+        ends = compaction.stage_ends(most)
         assert ends == sorted(set(ends)) and ends[-1] == most and len(ends) <= 4
-        assert all(t % stages.GRAIN == 0 for t in ends[:-1])
+        assert all(t % compaction.GRAIN == 0 for t in ends[:-1])
 
 
 def test_sizes():
-    assert stages.sizes(256) == [256, 128, 64, 32]
-    assert stages.sizes(20) == [20, 10]  # no fewer than 8
-    assert stages.sizes(6) == [6]
-    assert stages.sizes(48, shards=8) == [48, 24]  # each device an equal share
-    assert stages.sizes(12, shards=4) == [12]
+    assert compaction.sizes(256) == [256, 128, 64, 32]
+    assert compaction.sizes(20) == [20, 10]  # no fewer than 8
+    assert compaction.sizes(6) == [6]
+    assert compaction.sizes(48, shards=8) == [48, 24]  # each device an equal share
+    assert compaction.sizes(12, shards=4) == [12]
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Stages of 4 to 16 tokens and batches down to 2 rows, so that a short loop goes through all of them."""
     for name, value in {"GRAIN": 4, "SHORTEST": 8, "LEAST_ROWS": 2}.items():
-        monkeypatch.setattr(stages, name, value)
+        monkeypatch.setattr(compaction, name, value)
     jax.clear_caches()
     yield
     jax.clear_caches()
@@ -120,9 +120,9 @@ jax.tree_util.register_static(Alternating)
     ],
 )
 def test_completions_are_those_of_one_loop(prompts, n, options, small, monkeypatch):
-    assert len(stages.stage_ends(N)) == 4
+    assert len(compaction.stage_ends(N)) == 4
     taken = []
-    real = stages.run
+    real = compaction.run
 
     def spy(loop, *args):
         @functools.wraps(loop)
@@ -132,18 +132,15 @@ def test_completions_are_those_of_one_loop(prompts, n, options, small, monkeypat
 
         return real(counted, *args)
 
-    monkeypatch.setattr(stages, "run", spy)
+    monkeypatch.setattr(compaction, "run", spy)
     got = sample(prompts, n, **options)
     rows = prompts * n
-    assert {r for r, *_ in taken} == set(stages.sizes(rows)) and {room for _, room, _ in taken} == {
-        8,
-        12,
-        16,
-        24,
-    }
+    assert {r for r, *_ in taken} == set(compaction.sizes(rows)) and {
+        room for _, room, _ in taken
+    } == {8, 12, 16, 24}
     assert all(alone for r, _, alone in taken if r <= prompts)
-    monkeypatch.setattr(stages, "run", real)
-    monkeypatch.setattr(stages, "SHORTEST", 10**6)
+    monkeypatch.setattr(compaction, "run", real)
+    monkeypatch.setattr(compaction, "SHORTEST", 10**6)
     jax.clear_caches()
     want = sample(prompts, n, **options)
     # Many rows end in every stage, and some never.

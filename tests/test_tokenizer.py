@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cxr_jax.errors import UserError
+from cxr_jax.inference import prompts
 from cxr_jax.models import tokenizer
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM
 from cxr_jax.training import targets
@@ -66,14 +67,14 @@ def test_tags_stay_in_the_text_and_special_tokens_do_not(tok):
 
 
 def test_chat_frame_is_that_of_qwen2_5(tok):
-    ids = tokenizer.prompt_ids(tok, "Find abnormalities and support devices.", 3)
+    ids = prompts.prompt_ids(tok, "Find abnormalities and support devices.", 3)
     assert tok.decode(ids) == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         "<|im_start|>user\n<|vision_start|><|image_pad|><|image_pad|><|image_pad|><|vision_end|>"
         "Find abnormalities and support devices.<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
-    assert "vision" not in tok.decode(tokenizer.prompt_ids(tok, "Hello", 0))
+    assert "vision" not in tok.decode(prompts.prompt_ids(tok, "Hello", 0))
 
 
 def test_chat_frame_with_a_system_turn_and_history(tok):
@@ -82,7 +83,7 @@ def test_chat_frame_with_a_system_turn_and_history(tok):
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
         {"role": "assistant", "content": "Edema."},
     )
-    assert tok.decode(tokenizer.prompt_ids(tok, "Where?", 0, history=history)) == (
+    assert tok.decode(prompts.prompt_ids(tok, "Where?", 0, history=history)) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n"
         "<|im_start|>user\n<|vision_start|><|vision_end|>What?<|im_end|>\n"
         "<|im_start|>assistant\nEdema.<|im_end|>\n<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n"

@@ -6,9 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from cxr_jax import optim, policy, sft, trainable
+from cxr_jax import optim, sft, trainable
 from cxr_jax.data.sources import phantom
 from cxr_jax.errors import UserError
+from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.models import lora
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl import patches
@@ -31,7 +32,7 @@ def world():
     m = pretrained.start(config)
     source = phantom.PhantomSource("A", "train", 3)
     grid = patches.grid_of(source.size, m.cfg)
-    prompts = policy.Prompts(m.tokenizer, m.cfg, grid, config.max_completion)
+    prompts = inference_prompts.Prompts(m.tokenizer, m.cfg, grid, config.max_completion)
     batch = sft.make_batch_fn(
         config, source, prompts, targets.Completions(m.tokenizer, config.max_completion)
     )(0)

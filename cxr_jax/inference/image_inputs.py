@@ -1,10 +1,12 @@
 """A picture as the model takes it: its size, its patches, its grid."""
 
 import math
+import os
 
 import numpy as np
 
 from cxr_jax.data.resize import fit
+from cxr_jax.errors import UserError
 from cxr_jax.models.qwen2_5_vl.patches import FACTOR, PATCH, _check_aspect, patchify
 
 
@@ -41,3 +43,34 @@ def prepare_in_buckets(pixels, max_pixels: int):
     _check_aspect(h, w)
     shape = min(bucket_shapes(max_pixels), key=lambda s: abs(math.log(s[0] / s[1] / (h / w))))
     return patchify(fit(pixels, shape)[None], np)[0], (1, shape[0] // PATCH, shape[1] // PATCH)
+
+
+GRIDS = ("exact", "bucket")
+
+
+def pixels_of(image) -> np.ndarray:
+    """Any accepted image -> float32 [H, W] in 0..1."""
+    if isinstance(image, (str, os.PathLike)):
+        from cxr_jax.data import images
+
+        return images.read_image(image).pixels
+    if hasattr(image, "convert"):
+        return np.asarray(image.convert("L"), np.float32) / 255
+    try:
+        pixels = np.asarray(image, np.float32)
+    except (TypeError, ValueError):
+        raise UserError(
+            "an image must be a path, a PIL image, an array [H, W] with values in 0..1, or None, not "
+            f"{type(image).__name__}"
+        ) from None
+    if (
+        pixels.ndim != 2
+        or not pixels.size
+        or not np.isfinite(pixels).all()
+        or pixels.min() < 0
+        or pixels.max() > 1
+    ):
+        raise UserError(
+            f"an image array must be [H, W] with values in 0..1, got shape {list(pixels.shape)}"
+        )
+    return pixels

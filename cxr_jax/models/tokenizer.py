@@ -126,18 +126,6 @@ def load(folder: str):
     return tok
 
 
-def prompt_ids(tok, text: str, n_image_tokens: int, *, history: tuple = ()) -> list[int]:
-    """Ids of one chat prompt: the image (if n_image_tokens > 0), then `text`, up to the assistant's turn.
-
-    The template writes one image pad; it is repeated here, as the Qwen processor does.
-    """
-    content = ([{"type": "image"}] if n_image_tokens else []) + [{"type": "text", "text": text}]
-    messages = [*history, {"role": "user", "content": content}]
-    rendered = tok.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    rendered = rendered.replace(IMAGE_PAD, IMAGE_PAD * n_image_tokens)
-    return tok(rendered, add_special_tokens=False)["input_ids"]
-
-
 def special_ids(tok, vocab_size: int = 0) -> dict:
     """Ids that sampling needs: `stop` (end of turn, end of text), `pad`, and `suppress` (never sampled).
 

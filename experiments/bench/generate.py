@@ -3,7 +3,7 @@
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1 PYTHONPATH=. python experiments/bench/generate.py [--shape tiny]
 
 Needs the environment of tests/oracle/requirements.txt for the peer (--peer_python), or --no_peer. The rows: sampling is
-`cxr_jax.sampling.generate`, which rollouts use, in as many rows as the batch; Model.generate is what a reader calls,
+`inference.sampling.generate`, which rollouts use, in as many rows as the batch; Model.generate is what a reader calls,
 always 8 rows on a CPU (`generation.rows_at_once`), image preparation and text included. Both compile once a shape;
 "first calls" has it. On an accelerator: --shape 3b --dtype bfloat16 --no_peer --peak_gbps GB/s.
 
@@ -27,7 +27,7 @@ Measured 2026-11-26, 2 cores of an AMD EPYC (Zen 5), jax 0.10.2, torch 2.13.0, t
       batch 64   sampling                                 1347     1.8x       2.0x     1.9x     2.60
                  transformers                              760                                 1.79
 
-Later that day, with the decode loop in stages (cxr_jax/stages.py; tiny, 3 rounds; small not run again): sampling
+Later that day, with the decode loop in stages (inference/compaction.py; tiny, 3 rounds; small not run again): sampling
 decodes at 6.0x, 2.9x and 2.2x; peak GiB 1.29 at batch 16 and 1.48 at 64.
 
 Goals: decode 2.5x at batch 1, 2x at batch 16. Every row's tokens equal the peer's in all cells. small at batch 1 is at
@@ -47,13 +47,13 @@ NEW_TOKENS = {"tiny": 128, "small": 32, "3b": 128}
 
 
 class Ours:
-    """Our worker. `rollout` is `cxr_jax.sampling.generate`; `reader` is `Model.generate`, one prompt at a time."""
+    """Our worker. `rollout` is `inference.sampling.generate`; `reader` is `Model.generate`, one prompt at a time."""
 
     def __init__(self, args):
         import jax.numpy as jnp
 
+        from cxr_jax.inference.model import Model
         from cxr_jax.models import qwen2_5_vl
-        from cxr_jax.models.loaded import Model
         from cxr_jax.weights import pretrained
 
         cfg = common.config(args.shape)
@@ -79,8 +79,8 @@ class Ours:
         return {}
 
     def rollout(self, batch: int, new_tokens: int) -> dict:
-        from cxr_jax import sampling
-        from cxr_jax.models.loaded import _vision
+        from cxr_jax.inference import sampling
+        from cxr_jax.inference.model import _vision
 
         m, x = self.model, self.inputs
         common.memory(reset=True)

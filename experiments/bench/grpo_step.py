@@ -172,7 +172,8 @@ class Ours:
     def inputs(self, tok) -> dict:
         """The batch of `rl.make_batch_fn`, all prompts of one text, each with an image of its own."""
         from cxr_jax.data import prompts as data_prompts
-        from cxr_jax.models import qwen2_5_vl, tokenizer
+        from cxr_jax.inference import prompts as inference_prompts
+        from cxr_jax.models import qwen2_5_vl
 
         n, side, rng = self.args.prompts, self.args.side, np.random.default_rng(0)
         self.grid = (
@@ -183,7 +184,7 @@ class Ours:
         slots = int(np.prod(self.grid)) // self.cfg.vision.merge_unit if side else 0
         self.prompt = slots + (TEXT if side else ALONE)
         self.text = data_prompts.FIND_PROMPT
-        while len(ids := tokenizer.prompt_ids(tok, self.text, slots)) < self.prompt:
+        while len(ids := inference_prompts.prompt_ids(tok, self.text, slots)) < self.prompt:
             self.text += " and"
         ids = np.repeat(np.asarray(ids, np.int32)[None], n, 0)
         assert ids.shape[1] == self.prompt
@@ -268,7 +269,8 @@ class Ours:
         """FLOPs and bytes of a step: by arithmetic, and of its programs."""
         import jax
 
-        from cxr_jax import costs, stages
+        from cxr_jax import costs
+        from cxr_jax.inference import compaction
 
         a = self.args
         patches = int(np.prod(self.grid)) if a.side else 0
@@ -283,7 +285,7 @@ class Ours:
             lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), tree
         )
         args = abstract((self.state["params"], self.fixed, self.batch)) + (0,)
-        trips = np.diff([0, *stages.stage_ends(a.completion)]).tolist()  # of the decode loop
+        trips = np.diff([0, *compaction.stage_ends(a.completion)]).tolist()  # of the decode loop
         out["program"] = {
             "rollout": costs.flops(self.rollout, *args, while_trips=trips),
             "learn": costs.flops(
@@ -309,6 +311,7 @@ class Ours:
         import jax.numpy as jnp
 
         from cxr_jax import losses, optim, policy, rewards
+        from cxr_jax.inference import sampling
         from cxr_jax.labels import report_text
         from cxr_jax.models import qwen2_5_vl as qwen
         from cxr_jax.models.qwen2_5_vl.patches import patchify
@@ -370,7 +373,7 @@ class Ours:
             return logp.mean(), entropy
 
         keys = jax.random.split(jax.random.key(0), n)
-        draw = lambda params, features: policy.sample(
+        draw = lambda params, features: sampling.sample_completions(
             params,
             cfg,
             features,

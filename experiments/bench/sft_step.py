@@ -75,8 +75,8 @@ class Ours:
         from ml_collections import ConfigDict
 
         from cxr_jax import optim, sft, trainable
+        from cxr_jax.inference.model import Model
         from cxr_jax.models import qwen2_5_vl
-        from cxr_jax.models.loaded import Model
         from cxr_jax.weights import pretrained
 
         self.cfg, self.dtype = common.config(args.shape), jnp.dtype(args.dtype)

@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import policy, rl, rollout, stages
+from cxr_jax import rl, rollout
 from cxr_jax.data.sources import phantom
+from cxr_jax.inference import compaction, sampling
+from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models import tokenizer
 from cxr_jax.models.qwen2_5_vl import patches
@@ -38,13 +40,13 @@ def main() -> None:
     cfg, params = m.cfg, jax.tree.map(jnp.asarray, m.params)
     source = phantom.PhantomSource("A", "train", 11)
     grid = patches.grid_of(source.size, cfg)
-    prompts = policy.Prompts(m.tokenizer, cfg, grid, config.max_completion)
+    prompts = inference_prompts.Prompts(m.tokenizer, cfg, grid, config.max_completion)
     special = tokenizer.special_ids(m.tokenizer, cfg.text.vocab_size)
     make = rl.make_batch_fn(config, source, prompts)
     see = jax.jit(lambda image: qwen.vision(params, cfg, patchify(image), grid))
 
     def sample(features, encoded, keys, n):
-        out = policy.sample(
+        out = sampling.sample_completions(
             params,
             cfg,
             features,
@@ -63,7 +65,7 @@ def main() -> None:
         batch = make(step)
         features, keys = see(batch["image"]), rollout.sampling_keys(0, step, PROMPTS, GROUP)
         together = sample(features, batch["prompts"], keys, GROUP)
-        ends = stages.stage_ends(config.max_completion)
+        ends = compaction.stage_ends(config.max_completion)
         shrunk += sum(
             int((together["lengths"] > end).sum()) <= PROMPTS * GROUP // 2 for end in ends[:-1]
         )

@@ -146,8 +146,9 @@ def print_hash():
     processes.start()
     import jax
 
-    from cxr_jax import policy, rl, sft
+    from cxr_jax import rl, sft
     from cxr_jax.data.sources import splits
+    from cxr_jax.inference import prompts as inference_prompts
     from cxr_jax.models.qwen2_5_vl import patches
     from cxr_jax.runtime import layout as runtime_layout
     from cxr_jax.training import targets
@@ -159,7 +160,7 @@ def print_hash():
     for module, config in ((sft, sft_config.get_config()), (rl, rl_config.get_config())):
         layout, start = runtime_layout.Layout.of(config), pretrained.start(config)
         source = splits.open_splits(config).train
-        prompts = policy.Prompts(
+        prompts = inference_prompts.Prompts(
             start.tokenizer, start.cfg, patches.grid_of(224, start.cfg), config.max_completion
         )
         completions = targets.Completions(start.tokenizer, config.max_completion)

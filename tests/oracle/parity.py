@@ -39,8 +39,8 @@ import cases
 import jax
 import numpy as np
 
-from cxr_jax import sampling
-from cxr_jax.models import layers, loaded, qwen2_5_vl
+from cxr_jax.inference import model, sampling
+from cxr_jax.models import layers, qwen2_5_vl
 from cxr_jax.models.qwen2_5_vl import hf_table
 from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.weights import hf_folder
@@ -76,21 +76,21 @@ class Result:
         return exact and max(self.features, self.logits) <= BAR
 
 
-def load(case: cases.Case, folder: pathlib.Path) -> loaded.Model:
+def load(case: cases.Case, folder: pathlib.Path) -> model.Model:
     """Our model from a Hugging Face folder that holds the case."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(case.config))
     rename = cases.nested_key if case.nested_keys else str
     tensors = [(rename(k), w.shape, w.dtype, lambda w=w: w) for k, w in cases.weights(case).items()]
     hf_folder.write_safetensors(folder / "model.safetensors", tensors)
-    return loaded.Model(*hf_folder.load_hf(folder), folder=folder)
+    return model.Model(*hf_folder.load_hf(folder), folder=folder)
 
 
 def ratio(got, want) -> float:
     return float(np.abs(got - want).max() / want.std())
 
 
-def decoded(case: cases.Case, m: loaded.Model, positions, features) -> np.ndarray:
+def decoded(case: cases.Case, m: model.Model, positions, features) -> np.ndarray:
     """Greedy tokens [B, N] of the sampling loop with its cache, -1 after a stop."""
     ids = case.input_ids
     if case.attention_mask is not None:
@@ -117,7 +117,7 @@ def argmaxes(case: cases.Case, logits, tokens) -> np.ndarray:
     return np.where(tokens < 0, -1, picked.argmax(-1))
 
 
-def compare(case: cases.Case, m: loaded.Model, ref: dict, loop: bool) -> Result:
+def compare(case: cases.Case, m: model.Model, ref: dict, loop: bool) -> Result:
     """loop: decode with the cache as well, which costs as much compilation as all the rest."""
     images = (case.pixel_values, case.grids) if len(case.grids) else (None, None)
     place = functools.partial(qwen2_5_vl.positions, m.cfg, grids=images[1])

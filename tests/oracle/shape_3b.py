@@ -90,7 +90,7 @@ def ours(folder: pathlib.Path, new: int):
     import jax
 
     import cxr_jax
-    from cxr_jax import generation, sampling
+    from cxr_jax.inference import generation, sampling
 
     times: dict = {}
     m = timed("load", lambda: cxr_jax.load(folder), times)

@@ -2,7 +2,7 @@
 
 `generate` is one program, for rollouts and evaluation. The same loop in pieces, whose state stays on the device
 between calls, serves streaming and chat: `prefill` or `extend` -> `begin` -> `decode` (any number of times) ->
-`append`. `cxr_jax.generation` drives them in fixed shapes.
+`append`. `cxr_jax.inference.generation` drives them in fixed shapes.
 
 The randomness of token t of row r is `fold_in(keys[r], t)`: a completion depends neither on the rows beside
 it nor on how rows are batched.
@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import stages
+from cxr_jax.inference import compaction
 from cxr_jax.models import qwen2_5_vl
 from cxr_jax.models.attention import NEG
 from cxr_jax.models.qwen2_5_vl import decoder
@@ -186,12 +186,12 @@ def _generate(
     last, cache = decoder.prefill(text, tcfg, h, positions, lengths)
     prompt, layers = decoder.prompt_keys(cache), decoder.decode_layers(text, tcfg)
     start = jnp.repeat(next_positions(positions, lengths), n)
-    room = stages.stage_ends(max_new_tokens)[0]
+    room = compaction.stage_ends(max_new_tokens)[0]
     state = _fresh(cfg, jnp.repeat(last, n, 0), max_new_tokens, room, constraint, dtype)
     loop = functools.partial(
         _loop, params, layers, cfg, temperature, constraint, dtype=dtype, **choice
     )
-    state = stages.run(loop, prompt, lengths, start, keys, state)
+    state = compaction.run(loop, prompt, lengths, start, keys, state)
     return {
         "tokens": state.tokens,
         "logprobs": state.logprobs,
@@ -366,3 +366,37 @@ def decode(
         **choice,
     )
     return state.own, state._replace(own=None)
+
+
+def sample_completions(
+    params,
+    cfg,
+    features,
+    prompts,
+    special,
+    *,
+    n: int,
+    max_new_tokens: int,
+    temperature: float,
+    keys=None,
+):
+    """`sampling.generate` for prompts as from `Prompts.encode`, one image each; `special` from `special_ids`.
+
+    Computed in the type of `features`, here and in `completion_logprobs`.
+    """
+    width = prompts["ids"].shape[1]
+    return generate(
+        params,
+        cfg,
+        prompts["ids"],
+        prompts["lengths"],
+        prompts["positions"][:, :, :width],
+        features,
+        n=n,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        keys=keys,
+        stop_ids=special["stop"],
+        suppress_ids=special["suppress"],
+        dtype=features.dtype,
+    )

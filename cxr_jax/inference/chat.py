@@ -7,46 +7,10 @@ tokens, and equals reading the whole conversation afresh, whatever a template do
 
 import numpy as np
 
-from cxr_jax import generation, sampling
 from cxr_jax.errors import UserError
-from cxr_jax.generation import Completion, Request, Settings
-
-ROLES = ("system", "user", "assistant")
-
-
-def messages_of(prompt) -> list[dict]:
-    """A prompt text, or a conversation [{"role", "content"}, ...] that ends with a user's turn, as messages."""
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}]
-    known = isinstance(prompt, (list, tuple)) and all(
-        isinstance(m, dict) and m.get("role") in ROLES and isinstance(m.get("content"), str)
-        for m in prompt
-    )
-    if not known:
-        raise UserError(
-            'a prompt must be a text, or messages {"role": system|user|assistant, "content": text}'
-        )
-    if not prompt or prompt[-1]["role"] != "user":
-        raise UserError("a conversation must end with a user's message")
-    return [{"role": m["role"], "content": m["content"]} for m in prompt]
-
-
-def render(tokenizer, cfg, prompt, grid) -> list[int]:
-    """Token ids up to the assistant's next turn; the image (if any) stands before the first user's text."""
-    from cxr_jax.models.tokenizer import IMAGE_PAD
-
-    messages, n = (
-        messages_of(prompt),
-        0 if grid is None else int(np.prod(grid)) // cfg.vision.merge_unit,
-    )
-    first = next(i for i, m in enumerate(messages) if m["role"] == "user")
-    image = [{"type": "image"}] if n else []
-    messages[first]["content"] = [*image, {"type": "text", "text": messages[first]["content"]}]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    ids = tokenizer(text.replace(IMAGE_PAD, IMAGE_PAD * n), add_special_tokens=False)["input_ids"]
-    if ids.count(cfg.image_token_id) != n or cfg.video_token_id in ids:
-        raise UserError("a prompt must not hold image or video placeholders of its own")
-    return list(ids)
+from cxr_jax.inference import generation, sampling
+from cxr_jax.inference.generation import Completion, Request, Settings
+from cxr_jax.inference.prompts import render_prompt
 
 
 class Chat:
@@ -89,7 +53,7 @@ class Chat:
         rules = model.constraint(constraint, settings.max_new_tokens)
         messages = [*self.messages, {"role": "user", "content": text}]
         request = Request(
-            render(model.tokenizer, model.cfg, messages, self.grid), self.patches, self.grid
+            render_prompt(model.tokenizer, model.cfg, messages, self.grid), self.patches, self.grid
         )
         generation.check_room(
             model.cfg, len(request.ids), settings.max_new_tokens, "the conversation"

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from cxr_jax import answer_tree, sampling
 from cxr_jax.errors import UserError
+from cxr_jax.inference import answer_probabilities, sampling
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.models import qwen2_5_vl
 
@@ -415,7 +415,7 @@ def after(
         -1 - first - np.arange(rows, dtype=np.int32),
     )
     model.note("probabilities", (bucket(prefix.length), room, rows, own is None))
-    got = answer_tree.probabilities_after(
+    got = answer_probabilities.probabilities_after(
         model.params,
         model.cfg,
         prefix.device,

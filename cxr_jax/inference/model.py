@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import constrained, generation, sampling
 from cxr_jax.errors import UserError
-from cxr_jax.generation import Completion, Reading, Request, Settings
-from cxr_jax.models import chat as chats
+from cxr_jax.inference import chat as chats
+from cxr_jax.inference import constrained, generation, sampling
+from cxr_jax.inference import prompts as inference_prompts
+from cxr_jax.inference.generation import Completion, Reading, Request, Settings
+from cxr_jax.inference.image_inputs import GRIDS, pixels_of
 from cxr_jax.models import qwen2_5_vl
 from cxr_jax.models.layers import UNROLL_UP_TO
 from cxr_jax.models.qwen2_5_vl import image_settings
@@ -21,7 +23,6 @@ from cxr_jax.weights import hf_folder, native_folder, peft_folder
 from cxr_jax.weights.locate import find_folder
 
 _LOG = logging.getLogger(__name__)
-GRIDS = ("exact", "bucket")
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "grid", "dtype"))
@@ -203,7 +204,7 @@ class Model:
 
     def render(self, prompt, grid: tuple[int, int, int] | None) -> list[int]:
         """Token ids of one user turn (or a conversation), with the image (if any) before the first user's text."""
-        return chats.render(self.tokenizer, self.cfg, prompt, grid)
+        return inference_prompts.render_prompt(self.tokenizer, self.cfg, prompt, grid)
 
     def prepare(self, image):
         """An image (path, PIL image, or [H, W] floats in 0..1) -> (patches, grid); (None, None) for None."""
@@ -214,8 +215,8 @@ class Model:
 
         low, high = self.pixel_limits
         if self.grids == "bucket" and low != high:
-            return image_inputs.prepare_in_buckets(_pixels(image), high)
-        pixels = image_inputs.fit_to_model(_pixels(image), (low, high))
+            return image_inputs.prepare_in_buckets(pixels_of(image), high)
+        pixels = image_inputs.fit_to_model(pixels_of(image), (low, high))
         return qwen2_5_vl_patches.prepare(pixels, min_pixels=low, max_pixels=high)
 
     def generate(
@@ -366,34 +367,6 @@ def _check_ids(ids: np.ndarray, mask: np.ndarray, cfg: Config) -> None:
         raise UserError(f"input_ids must lie in 0..{cfg.text.vocab_size - 1}")
     if (np.diff(mask.astype(np.int8), axis=1) > 0).any():
         raise UserError("attention_mask must be right padding: ones, then zeros")
-
-
-def _pixels(image) -> np.ndarray:
-    """Any accepted image -> float32 [H, W] in 0..1."""
-    if isinstance(image, (str, os.PathLike)):
-        from cxr_jax.data import images
-
-        return images.read_image(image).pixels
-    if hasattr(image, "convert"):
-        return np.asarray(image.convert("L"), np.float32) / 255
-    try:
-        pixels = np.asarray(image, np.float32)
-    except (TypeError, ValueError):
-        raise UserError(
-            "an image must be a path, a PIL image, an array [H, W] with values in 0..1, or None, not "
-            f"{type(image).__name__}"
-        ) from None
-    if (
-        pixels.ndim != 2
-        or not pixels.size
-        or not np.isfinite(pixels).all()
-        or pixels.min() < 0
-        or pixels.max() > 1
-    ):
-        raise UserError(
-            f"an image array must be [H, W] with values in 0..1, got shape {list(pixels.shape)}"
-        )
-    return pixels
 
 
 def _to_device(tree: dict) -> dict:

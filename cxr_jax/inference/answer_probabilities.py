@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import sampling
-from cxr_jax.constrained import Constraint, State
 from cxr_jax.errors import UserError
+from cxr_jax.inference import sampling
+from cxr_jax.inference.constrained import Constraint, State
 from cxr_jax.models import qwen2_5_vl
 from cxr_jax.models.attention import NEG
 from cxr_jax.models.qwen2_5_vl import decoder
