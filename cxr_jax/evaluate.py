@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import checks, report, rewards
+from cxr_jax import report, rewards
 from cxr_jax.data.sources.splits import all_prompts, held_out, open_splits
 from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.inference import sampling
@@ -21,6 +21,7 @@ from cxr_jax.rewards.terms import BYTES_PER_TOKEN, TRACE_TERMS
 from cxr_jax.runtime import processes, sharding
 from cxr_jax.runtime.layout import ONE_DEVICE
 from cxr_jax.runtime.signals import StoppedError
+from cxr_jax.training import checks
 from cxr_jax.weights import pretrained
 from cxr_jax.weights import pretrained as weights_pretrained
 

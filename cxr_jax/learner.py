@@ -15,11 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import losses, optim, policy
+from cxr_jax import losses
 from cxr_jax.inference import compaction
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl.patches import patchify
 from cxr_jax.runtime import sharding
+from cxr_jax.training import log_probs, optimizer
+from cxr_jax.training import losses as training_losses
+from cxr_jax.training import micro_batches as training_micro_batches
 
 LOSS_KNOBS = (
     "aggregation",
@@ -105,7 +108,7 @@ def make_learn(config, cfg, grid, special, tx, what):
     def logprobs(model, part):
         """{"logp", "entropy"} [P, G, C] of a part's completions."""
         ro = part["ro"]
-        logp, entropy = policy.completion_logprobs(
+        logp, entropy = log_probs.completion_logprobs(
             model,
             cfg,
             see(model, part),
@@ -149,7 +152,7 @@ def make_learn(config, cfg, grid, special, tx, what):
 
     def replay_loss(train, fixed, part, total):
         model = what.whole(train, fixed)["model"]
-        loss, _ = policy.completion_loss(
+        loss, _ = log_probs.completion_loss(
             model, cfg, see(model, part), part, total, remat=config.remat
         )
         return r.replay_weight * loss, r.replay_weight * loss
@@ -163,7 +166,9 @@ def make_learn(config, cfg, grid, special, tx, what):
     def before(model, batch):
         """`logprobs` of an ordered minibatch, in its micro-batches."""
         one = trimmed(lambda part: (None, logprobs(model, part)), ends)
-        return policy.in_turns(lambda part: one(part)[1], policy.cut(batch, r.micro_batches))
+        return training_micro_batches.in_turns(
+            lambda part: one(part)[1], training_micro_batches.cut(batch, r.micro_batches)
+        )
 
     def update(state, fixed, reference, batch, replay):
         """One optimizer step on an ordered minibatch {"image", "prompts", "ro"}: (state, metrics)."""
@@ -178,8 +183,8 @@ def make_learn(config, cfg, grid, special, tx, what):
             lambda train, part: loss_fn(train, fixed, reference, part, totals), has_aux=True
         )
         grad_of_part = lambda train, part: trimmed(functools.partial(grad, train), ends)(part)
-        grads, aux = optim.accumulate(
-            grad_of_part, state["params"], policy.cut(batch, r.micro_batches)
+        grads, aux = training_micro_batches.accumulate(
+            grad_of_part, state["params"], training_micro_batches.cut(batch, r.micro_batches)
         )
         metrics = {"loss": aux.pop("loss").sum()}
         if r.replay_weight:
@@ -187,13 +192,13 @@ def make_learn(config, cfg, grid, special, tx, what):
             grad = jax.grad(
                 lambda train, part: replay_loss(train, fixed, part, total), has_aux=True
             )
-            grads, aux_of_replay = optim.accumulate(
-                grad, state["params"], policy.cut(replay, r.micro_batches), grads
+            grads, aux_of_replay = training_micro_batches.accumulate(
+                grad, state["params"], training_micro_batches.cut(replay, r.micro_batches), grads
             )
             metrics["replay_loss"] = aux_of_replay.sum()
-        state, metrics["grad_norm"] = optim.guarded_update(tx, state, sharding.laid_out(grads))
+        state, metrics["grad_norm"] = optimizer.guarded_update(tx, state, sharding.laid_out(grads))
         state = sharding.laid_out(state)
-        of_rows = policy.joined(aux)
+        of_rows = training_micro_batches.joined(aux)
         metrics |= update_metrics(ro, of_rows)
         return state, metrics if updates > 1 else metrics | gap_metrics(ro, of_rows)
 
@@ -204,7 +209,7 @@ def make_learn(config, cfg, grid, special, tx, what):
             state, metrics = update(state, fixed, reference, ordered(batch), replay)
         else:
             model = what.whole(state["params"], fixed)["model"]
-            each = jax.lax.map(ordered, policy.cut(batch, r.minibatches))
+            each = jax.lax.map(ordered, training_micro_batches.cut(batch, r.minibatches))
             old = jax.lax.map(lambda minibatch: before(model, minibatch), each)
             gaps = gap_metrics(
                 *jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (each["ro"], old))
@@ -223,14 +228,14 @@ def make_learn(config, cfg, grid, special, tx, what):
 
 def update_metrics(ro, of_rows) -> dict:
     """What the loss did to the tokens that train, by TRL's names; of_rows: `losses.policy_loss`'s metrics [P, G, C]."""
-    mean = lambda x: losses.masked_mean(x.astype(jnp.float32), ro["train_mask"])
+    mean = lambda x: training_losses.masked_mean(x.astype(jnp.float32), ro["train_mask"])
     out = {f"clip_ratio/{part}_mean": mean(of_rows[f"clip_{part}"]) for part in CLIPPED}
     return out | ({"kl": mean(of_rows["kl"])} if "kl" in of_rows else {})
 
 
 def gap_metrics(ro, made) -> dict:
     """How far sampler and learner are apart before the update, and entropy, over all completion tokens [P, G, C]."""
-    mean = lambda x: losses.masked_mean(x.astype(jnp.float32), ro["mask"])
+    mean = lambda x: training_losses.masked_mean(x.astype(jnp.float32), ro["mask"])
     gap = jnp.where(ro["mask"], made["logp"] - ro["sampler_logp"], 0.0)
     ratio = jnp.exp(gap)
     return {

@@ -48,9 +48,9 @@ def run() -> int:
     _use_compilation_cache(jax)
     if _DRY_RUN.value:
         print(config)
-    from cxr_jax import checks
     from cxr_jax.runtime import layout as runtime_layout
     from cxr_jax.runtime import signals
+    from cxr_jax.training import checks
 
     processes.together(lambda: _check(config))
     layout = processes.together(lambda: runtime_layout.Layout.of(config))
@@ -99,8 +99,8 @@ def run() -> int:
 
 def _open(config):
     """The run's folder, once every process has started the same run and sees it."""
-    from cxr_jax import checks
     from cxr_jax.runtime import run_folder as wd
+    from cxr_jax.training import checks
 
     settings, data = config.to_dict(), processes.together(lambda: checks.fingerprint(config))
     if not processes.same(json.dumps([settings, data, wd.git_sha()], sort_keys=True, default=str)):

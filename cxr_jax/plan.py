@@ -48,11 +48,11 @@ class Shapes:
     def __init__(self, config):
         import jax
 
-        from cxr_jax import optim, trainable
         from cxr_jax.inference import prompts as inference_prompts
         from cxr_jax.models import qwen2_5_vl as qwen
         from cxr_jax.models.qwen2_5_vl import patches
         from cxr_jax.models.tokenizer import special_ids
+        from cxr_jax.training import optimizer, trainable
 
         self.config, self.what = config, trainable.Trainable.of(config)
         self.cfg, tok = _model(config)
@@ -62,7 +62,7 @@ class Shapes:
         self.prompt_width = inference_prompts.Prompts(
             tok, self.cfg, self.grid, config.max_completion
         ).width
-        self.tx = optim.make(config.optim, config.steps)
+        self.tx = optimizer.make(config.optim, config.steps)
         self.key = jax.random.key(0)
         self.params = jax.eval_shape(lambda: qwen.init_params(self.cfg, self.key))
 
@@ -70,11 +70,11 @@ class Shapes:
         """(train state, fixed) of {"model": ..., **extra}, abstract."""
         import jax
 
-        from cxr_jax import optim
+        from cxr_jax.training import optimizer
 
         def make(params):
             train, fixed = self.what.split(params, self.key)
-            return optim.init_state(self.tx, train), fixed
+            return optimizer.init_state(self.tx, train), fixed
 
         return jax.eval_shape(make, {"model": self.params, **extra})
 
@@ -295,9 +295,9 @@ def run() -> int:
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
-    from cxr_jax import checks
     from cxr_jax.config import schema
     from cxr_jax.runtime import layout as runtime_layout
+    from cxr_jax.training import checks
 
     if config.get("task") not in ("sft", "rl"):
         raise UserError(f"config.task={config.get('task')!r}: only sft and rl have steps to plan")

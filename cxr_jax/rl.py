@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import evaluate, optim, report, rl_checks, trainable
+from cxr_jax import evaluate, report, rl_checks
 from cxr_jax.data import loading
 from cxr_jax.data.sources import base as sources_base
 from cxr_jax.data.sources import splits
@@ -31,7 +31,7 @@ from cxr_jax.runtime import processes
 from cxr_jax.runtime.checkpoints import Checkpoints
 from cxr_jax.runtime.layout import ONE_DEVICE
 from cxr_jax.runtime.signals import Skips, StoppedError
-from cxr_jax.training import targets, train_state
+from cxr_jax.training import optimizer, targets, train_state, trainable
 from cxr_jax.weights import export, pretrained
 
 check = rl_checks.check
@@ -83,7 +83,9 @@ def run(config, workdir, stop, layout) -> dict:
     )
 
     what = trainable.Trainable.of(config)
-    tx = optim.make(config.optim, config.steps, config.rl.num_iterations * config.rl.minibatches)
+    tx = optimizer.make(
+        config.optim, config.steps, config.rl.num_iterations * config.rl.minibatches
+    )
     checkpoints = Checkpoints(workdir.path, about=workdir.about, grace=config.grace_seconds)
     state, train, fixed, meta, start = train_state.train_state(
         config,
@@ -185,7 +187,7 @@ def run(config, workdir, stop, layout) -> dict:
             meta["num_tokens"] += int(ro["lengths"].sum())
             row |= {
                 "num_tokens": meta["num_tokens"],
-                "learning_rate": float(optim.learning_rate(config.optim, config.steps)(step)),
+                "learning_rate": float(optimizer.learning_rate(config.optim, config.steps)(step)),
                 "step_time": time.monotonic() - began,
                 "perf/rollout_seconds": sampled - began,
                 "perf/data_wait_share": loader.last_wait / (time.monotonic() - began),

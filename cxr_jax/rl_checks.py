@@ -2,10 +2,11 @@
 
 import jax
 
-from cxr_jax import checks, rewards, trainable
+from cxr_jax import rewards
 from cxr_jax.config import schema
 from cxr_jax.errors import UserError
 from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.training import checks, trainable
 from cxr_jax.weights import pretrained
 
 TOGETHER = (

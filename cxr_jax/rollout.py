@@ -11,12 +11,14 @@ DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) in one pass of static sh
 import jax
 import jax.numpy as jnp
 
-from cxr_jax import losses, policy, rewards
+from cxr_jax import losses, rewards
 from cxr_jax.inference import sampling
 from cxr_jax.labels import report_text
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl.patches import patchify
 from cxr_jax.runtime import sharding
+from cxr_jax.training import losses as training_losses
+from cxr_jax.training import micro_batches
 
 ZERO_STD = 1e-6  # a group's rewards that spread less are the same
 
@@ -61,10 +63,10 @@ def make_rollout(config, cfg, grid, special, table, what, bank):
             return jax.tree.map(lambda x: x.reshape(-1, g, *x.shape[1:]), out)  # a row is a group
 
         keys = sampling_keys(config.seed, step, p, g).reshape(p, g)
-        parts = policy.cut(
+        parts = micro_batches.cut(
             {"image": batch["image"], "prompts": batch["prompts"], "keys": keys}, r.micro_batches
         )
-        out = policy.in_turns(complete, parts)
+        out = micro_batches.in_turns(complete, parts)
         out = jax.tree.map(lambda x: x.reshape(p * g, *x.shape[2:]), out)
         of_each = lambda key: jnp.repeat(batch[key], g, axis=0)
         solution, known, hedged = of_each("solution"), of_each("known"), of_each("hedged")
@@ -145,7 +147,7 @@ def rollout_metrics(ro) -> dict:
         "completions/min_length": lengths.min(),
         "completions/max_length": lengths.max(),
         "completions/clipped_ratio": 1.0 - ro["finished"].mean(),
-        "completions/mean_terminated_length": losses.masked_mean(lengths, ro["finished"]),
+        "completions/mean_terminated_length": training_losses.masked_mean(lengths, ro["finished"]),
         "answers/labels_per_answer": ro["answer"].sum(-1).mean(),
         "answers/modal_share": rewards.modal_share(
             ro["answer"].reshape(-1, ro["answer"].shape[-1])

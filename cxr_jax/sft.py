@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import checks, evaluate, losses, optim, policy, trainable
+from cxr_jax import evaluate
 from cxr_jax.data import loading
 from cxr_jax.data.sources import base as sources_base
 from cxr_jax.data.sources import splits
@@ -28,8 +28,9 @@ from cxr_jax.runtime import processes, sharding
 from cxr_jax.runtime.checkpoints import Checkpoints
 from cxr_jax.runtime.layout import ONE_DEVICE
 from cxr_jax.runtime.signals import Skips, StoppedError
+from cxr_jax.training import checks, log_probs, micro_batches, optimizer, train_state, trainable
+from cxr_jax.training import losses as training_losses
 from cxr_jax.training import targets as training_targets
-from cxr_jax.training import train_state
 from cxr_jax.weights import export, pretrained
 
 
@@ -53,10 +54,12 @@ def locate_loss(head, features, regions, severity):
     b, i, _ = features.shape
     logits = features @ head["kernel"] + head["bias"]
     targets = regions.reshape(b, regions.shape[1], i).transpose(0, 2, 1)
-    token = losses.binary_cross_entropy(logits, targets, 1.0 + 4.0 * targets)
+    token = training_losses.binary_cross_entropy(logits, targets, 1.0 + 4.0 * targets)
     pooled = jax.nn.logsumexp(logits * 2.0, axis=1) / 2.0
     present = jnp.where(severity >= 0.35, 1.0, jnp.where(severity > 0, 0.5, 0.0))
-    image = losses.binary_cross_entropy(pooled * head["pool_scale"] + head["pool_bias"], present)
+    image = training_losses.binary_cross_entropy(
+        pooled * head["pool_scale"] + head["pool_bias"], present
+    )
     return token + 0.5 * image
 
 
@@ -79,7 +82,7 @@ def make_steps(config, cfg, tx, grid, what):
 
     def joint(params, batch, total):
         features = see(params, batch)
-        ce, p_mean = policy.completion_loss(
+        ce, p_mean = log_probs.completion_loss(
             params["model"], cfg, features, batch, total, remat=config.remat
         )
         metrics = {"loss": ce, "mean_token_probability": p_mean}
@@ -97,10 +100,10 @@ def make_steps(config, cfg, tx, grid, what):
             else None
         )
         part_loss = lambda train, part: loss_fn(what.whole(train, fixed), part, total)
-        grads, metrics = optim.accumulate(
-            jax.grad(part_loss, has_aux=True), state["params"], policy.cut(batch, parts)
+        grads, metrics = micro_batches.accumulate(
+            jax.grad(part_loss, has_aux=True), state["params"], micro_batches.cut(batch, parts)
         )
-        state, norm = optim.guarded_update(tx, state, sharding.laid_out(grads))
+        state, norm = optimizer.guarded_update(tx, state, sharding.laid_out(grads))
         metrics = {k: v.sum() for k, v in metrics.items()}
         return sharding.laid_out(state), {**metrics, "grad_norm": norm, "skipped": state["skipped"]}
 
@@ -153,7 +156,7 @@ def run(config, workdir, stop, layout) -> dict:
 
     what = trainable.Trainable.of(config)
     head = init_locate_head(jax.random.key(config.seed), cfg.text.hidden_size, 12)
-    tx = optim.make(config.optim, config.steps)
+    tx = optimizer.make(config.optim, config.steps)
     checkpoints = Checkpoints(workdir.path, about=workdir.about, grace=config.grace_seconds)
     state, train, fixed, meta, start = train_state.train_state(
         config, {"model": loaded.params, "locate": head}, what, tx, layout, checkpoints
@@ -229,7 +232,9 @@ def run(config, workdir, stop, layout) -> dict:
                 passed = time.monotonic() - counted[0] - (evaluating - counted[1])
                 row["perf/data_wait_share"] = waited / passed
                 waited, counted = 0.0, (time.monotonic(), evaluating)
-                row["learning_rate"] = float(optim.learning_rate(config.optim, config.steps)(step))
+                row["learning_rate"] = float(
+                    optimizer.learning_rate(config.optim, config.steps)(step)
+                )
                 metrics.write(done, row, kind="train")
                 progress.update(done, row, items=config.batch_size * config.log_every)
                 skips.look(done, int(m["skipped"]))

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from cxr_jax import learner, losses, optim, policy, trainable
+from cxr_jax import learner, losses
 from cxr_jax.data import prompts as data_prompts
 from cxr_jax.inference import compaction
 from cxr_jax.inference import prompts as inference_prompts
@@ -17,7 +17,7 @@ from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models import tokenizer
 from cxr_jax.models.qwen2_5_vl import config as sizes
 from cxr_jax.models.qwen2_5_vl.patches import patchify
-from cxr_jax.training import targets
+from cxr_jax.training import log_probs, micro_batches, optimizer, targets, trainable
 from cxr_jax.weights import pretrained
 from experiments import rl as experiment
 
@@ -88,7 +88,11 @@ def make(w, **knobs):
     tx = optax.sgd(1.0)
     what = trainable.Trainable.of(config)
     learn = learner.make_learn(config, w.cfg, GRID, w.special, tx, what)
-    return learn, lambda: optim.init_state(tx, {"model": jax.tree.map(jnp.array, w.params)}), config
+    return (
+        learn,
+        lambda: optimizer.init_state(tx, {"model": jax.tree.map(jnp.array, w.params)}),
+        config,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +111,7 @@ def logprobs(w, params, at=slice(None)):
     prompts = {k: v[:, at] if k == "positions" else v[at] for k, v in w.batch["prompts"].items()}
     suppress = np.isin(np.arange(w.cfg.text.vocab_size), w.special["suppress"])
     features = qwen.vision(params, w.cfg, patchify(w.batch["image"][at]), GRID)
-    return policy.completion_logprobs(
+    return log_probs.completion_logprobs(
         params, w.cfg, features, prompts, w.ro["tokens"][at], w.ro["mask"][at], suppress=suppress
     )[0]
 
@@ -250,7 +254,9 @@ def test_replay_adds_the_gradient_of_sft(world, base):
 
     def ce(params):
         features = qwen.vision(params, world.cfg, patchify(replay["image"]), GRID)
-        return policy.completion_loss(params, world.cfg, features, replay, replay["mask"].sum())[0]
+        return log_probs.completion_loss(params, world.cfg, features, replay, replay["mask"].sum())[
+            0
+        ]
 
     value, grads = jax.jit(jax.value_and_grad(ce))(world.params)
     alone = step(base, world.batch, world.ro)[0]
@@ -278,7 +284,7 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted(world, base):
 def test_groups_of_about_equal_length_share_a_micro_batch():
     lengths = np.array([[9, 1], [3, 3], [8, 8], [1, 2]])
     order = learner.by_length(lengths, 2)
-    parts = policy.cut({"lengths": lengths[np.asarray(order)]}, 2)["lengths"]
+    parts = micro_batches.cut({"lengths": lengths[np.asarray(order)]}, 2)["lengths"]
     assert sorted(np.asarray(parts).max((1, 2)).tolist()) == [3, 9]
 
 

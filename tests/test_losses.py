@@ -13,6 +13,7 @@ import pytest
 from cxr_jax import losses
 from cxr_jax.algorithms import ALGORITHMS
 from cxr_jax.config import schema
+from cxr_jax.training import losses as training_losses
 
 N, D, V = 11, 8, 29
 
@@ -53,7 +54,7 @@ def test_token_logprobs_and_gradients(case, chunk, temperature, suppressed):
             *jax.grad(lambda h, w: jnp.sum(f(h, w)[0] * weights), argnums=(0, 1))(*args),
         )
 
-    ours = lambda h, w: losses.token_logprobs(h, w, targets, chunk=chunk, **options)
+    ours = lambda h, w: training_losses.token_logprobs(h, w, targets, chunk=chunk, **options)
     theirs = lambda h, w: plain(h, w, targets, **options)
     (values, grads), (want, want_grads) = (run(f, hidden, head) for f in (ours, theirs))
     for a, b in zip(values, want, strict=True):
@@ -69,7 +70,10 @@ def test_token_logprobs_and_gradients(case, chunk, temperature, suppressed):
 
 def test_extreme_logits_stay_finite(case):
     hidden, head, targets = case
-    f = lambda h: (sum(map(jnp.sum, out := losses.token_logprobs(h, head, targets, chunk=4))), out)
+    f = lambda h: (
+        sum(map(jnp.sum, out := training_losses.token_logprobs(h, head, targets, chunk=4))),
+        out,
+    )
     grad, (logp, entropy) = jax.jit(jax.grad(f, has_aux=True))(hidden * 1e4)
     assert (
         np.isfinite(logp).all() and np.isfinite(grad).all() and (np.asarray(entropy) >= -1e-3).all()
@@ -94,7 +98,7 @@ def test_token_logprobs_in_a_scan_from_a_tied_bfloat16_table():
 
     rounded = lambda h, w, t: plain(h, w.astype(jnp.bfloat16).astype(jnp.float32), t)
     run = lambda f: jax.jit(jax.value_and_grad(functools.partial(total, f), has_aux=True))(table)
-    (ours, logp), grad = run(functools.partial(losses.token_logprobs, chunk=4))
+    (ours, logp), grad = run(functools.partial(training_losses.token_logprobs, chunk=4))
     (theirs, want), want_grad = run(rounded)
     assert logp.dtype == jnp.float32 and grad.dtype == jnp.float32
     assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
@@ -114,7 +118,9 @@ def test_no_array_of_tokens_by_vocabulary():
     """Nor the two halves of it: nothing larger than a chunk's logits, forward and backward."""
     n, chunk, d, v = 96, 8, 4, 50
     shape = lambda *s, dtype=jnp.float32: jax.ShapeDtypeStruct(s, dtype)
-    loss = lambda h, w, t: sum(jnp.sum(x) for x in losses.token_logprobs(h, w, t, chunk=chunk))
+    loss = lambda h, w, t: sum(
+        jnp.sum(x) for x in training_losses.token_logprobs(h, w, t, chunk=chunk)
+    )
     program = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(
         shape(n, d), shape(d, v), shape(n, dtype=jnp.int32)
     )
@@ -133,30 +139,32 @@ def test_no_array_of_tokens_by_vocabulary():
 )
 def test_chunks_are_even_and_strided(n, chunk, longest, monkeypatch):
     """No token is computed in vain where a divisor is near, and chunk i has tokens i, i + chunks, ..."""
-    seen, real = [], losses._logits
-    monkeypatch.setattr(losses, "_logits", lambda h, *rest: seen.append(h.shape) or real(h, *rest))
+    seen, real = [], training_losses._logits
+    monkeypatch.setattr(
+        training_losses, "_logits", lambda h, *rest: seen.append(h.shape) or real(h, *rest)
+    )
     jax.eval_shape(
-        lambda h, t: losses.token_logprobs(h, jnp.zeros((2, 3)), t, chunk=chunk),
+        lambda h, t: training_losses.token_logprobs(h, jnp.zeros((2, 3)), t, chunk=chunk),
         jnp.zeros((n, 2)),
         jnp.zeros(n, int),
     )
     assert seen == [(longest, 2)]
     x = np.arange(n)
-    chunks = losses._to_chunks(x, 1, 3)
+    chunks = training_losses._to_chunks(x, 1, 3)
     assert np.array_equal(chunks[1][: n // 3], x[1::3][: n // 3])
-    assert np.array_equal(losses._from_chunks(chunks, 1, n), x)
+    assert np.array_equal(training_losses._from_chunks(chunks, 1, n), x)
 
 
 def test_chunks_of_shards():
     """Every chunk has tokens of every shard; what pads the last of a shard is not given back."""
     x = np.arange(1, 21)
-    chunks = losses._to_chunks(x, 4, 2)
+    chunks = training_losses._to_chunks(x, 4, 2)
     first, second = (
         [1, 3, 5, 6, 8, 10, 11, 13, 15, 16, 18, 20],
         [2, 4, 0, 7, 9, 0, 12, 14, 0, 17, 19, 0],
     )
     assert np.array_equal(chunks, [first, second])
-    assert np.array_equal(losses._from_chunks(chunks, 4, 20), x)
+    assert np.array_equal(training_losses._from_chunks(chunks, 4, 20), x)
 
 
 @pytest.mark.parametrize("n, chunk", [(24, 2), (20, 2), (24, 100)])
@@ -166,7 +174,7 @@ def test_shards_change_nothing(n, chunk):
     targets = jnp.asarray(rng.integers(0, 11, n))
 
     def both(shards):
-        f = lambda h, w: losses.token_logprobs(
+        f = lambda h, w: training_losses.token_logprobs(
             h, w, targets, chunk=chunk, shards=shards, temperature=0.7
         )
         out, pull = jax.vjp(f, h, w)
@@ -178,8 +186,8 @@ def test_shards_change_nothing(n, chunk):
 
 def test_masked_mean():
     x = jnp.array([1.0, 2.0, 30.0])
-    assert losses.masked_mean(x, jnp.array([True, True, False])) == 1.5
-    assert losses.masked_mean(x, jnp.zeros(3, bool)) == 0.0
+    assert training_losses.masked_mean(x, jnp.array([True, True, False])) == 1.5
+    assert training_losses.masked_mean(x, jnp.zeros(3, bool)) == 0.0
 
 
 def test_group_advantages():
@@ -344,7 +352,7 @@ def test_policy_loss_by_plain_python():
         want, marks = python_loss(LOGP, **case)
         assert float(loss) == pytest.approx(want, abs=1e-5), case
         got = [
-            float(losses.masked_mean(metrics[k].astype(jnp.float32), MASK))
+            float(training_losses.masked_mean(metrics[k].astype(jnp.float32), MASK))
             for k in ("clip_high", "clip_low")
         ]
         assert got == pytest.approx(marks, abs=1e-6), case
@@ -534,6 +542,8 @@ def test_binary_cross_entropy():
     x, t, w = rng.normal(0, 3, 20), rng.uniform(size=20), rng.uniform(1, 5, 20)
     p = 1 / (1 + np.exp(-x))
     plain = -(t * np.log(p) + (1 - t) * np.log1p(-p))
-    assert losses.binary_cross_entropy(x, t) == pytest.approx(plain.mean(), rel=1e-5)
-    assert losses.binary_cross_entropy(x, t, w) == pytest.approx((plain * w).mean(), rel=1e-5)
-    assert losses.binary_cross_entropy(jnp.array([1e4, -1e4]), jnp.array([1.0, 0.0])) == 0
+    assert training_losses.binary_cross_entropy(x, t) == pytest.approx(plain.mean(), rel=1e-5)
+    assert training_losses.binary_cross_entropy(x, t, w) == pytest.approx(
+        (plain * w).mean(), rel=1e-5
+    )
+    assert training_losses.binary_cross_entropy(jnp.array([1e4, -1e4]), jnp.array([1.0, 0.0])) == 0

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxr_jax import optim
 from cxr_jax.runtime import trees
+from cxr_jax.training import optimizer
 
 CONFIG = dict(
     lr=0.1,
@@ -44,14 +44,14 @@ def leaves(tree):
 
 def two_steps(params, grads, **changes):
     """After one step, whose warm-up rate is 0, and one at the full rate."""
-    tx = optim.make(config(**changes), steps=10)
-    state = optim.init_state(tx, params)
-    step = jax.jit(lambda s, g: optim.guarded_update(tx, s, g)[0])
+    tx = optimizer.make(config(**changes), steps=10)
+    state = optimizer.init_state(tx, params)
+    step = jax.jit(lambda s, g: optimizer.guarded_update(tx, s, g)[0])
     return step(step(state, grads), grads)
 
 
 def test_decay_mask(params):
-    assert {k: bool(v) for k, v in leaves(optim.decay_mask(params)).items()} == {
+    assert {k: bool(v) for k, v in leaves(optimizer.decay_mask(params)).items()} == {
         "vision/patch/kernel": True,
         "vision/patch/bias": False,
         "text/layers/norm1/scale": False,
@@ -72,9 +72,9 @@ def test_narrow_parameters_follow_float32_masters(params):
     """Steps far below bfloat16's resolution add up, and give what float32 parameters would."""
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     grads = jax.tree.map(jnp.ones_like, params)
-    tx = optim.make(config(lr=1e-4, weight_decay=0.0, warmup_steps=1), 400)
-    step = jax.jit(lambda s, g: optim.guarded_update(tx, s, g)[0])
-    wide, both = optim.init_state(tx, params), optim.init_state(tx, narrow)
+    tx = optimizer.make(config(lr=1e-4, weight_decay=0.0, warmup_steps=1), 400)
+    step = jax.jit(lambda s, g: optimizer.guarded_update(tx, s, g)[0])
+    wide, both = optimizer.init_state(tx, params), optimizer.init_state(tx, narrow)
     assert "master" not in wide
     for _ in range(100):
         wide, both = (
@@ -90,11 +90,11 @@ def test_narrow_parameters_follow_float32_masters(params):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
 def test_non_finite_gradients_are_skipped_and_counted(params, bad):
-    tx = optim.make(config(), steps=10)
+    tx = optimizer.make(config(), steps=10)
     good = jax.tree.map(jnp.ones_like, params)
     poisoned = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(bad), good)
-    step = jax.jit(lambda s, g: optim.guarded_update(tx, s, g))
-    state = step(step(optim.init_state(tx, params), good)[0], good)[0]
+    step = jax.jit(lambda s, g: optimizer.guarded_update(tx, s, g))
+    state = step(step(optimizer.init_state(tx, params), good)[0], good)[0]
     after, norm = step(state, poisoned)
     assert not np.isfinite(norm)
     assert (int(after["step"]), int(after["skipped"])) == (
@@ -114,11 +114,11 @@ def test_non_finite_gradients_are_skipped_and_counted(params, bad):
 
 
 def test_learning_rate():
-    rate = optim.learning_rate(config(warmup_steps=4), 20)
+    rate = optimizer.learning_rate(config(warmup_steps=4), 20)
     np.testing.assert_allclose(
         [rate(0), rate(2), rate(4), rate(20), rate(99)], [0, 0.05, 0.1, 0.01, 0.01], rtol=1e-6
     )
-    short = optim.learning_rate(config(warmup_steps=200), 1)  # a run shorter than its warm-up
+    short = optimizer.learning_rate(config(warmup_steps=200), 1)  # a run shorter than its warm-up
     assert 0 <= float(short(1)) < 0.1
 
 
@@ -132,12 +132,14 @@ def test_several_updates_a_step_share_its_learning_rate_and_a_skipped_one_counts
         weight_decay=0.0,
         clip_norm=math.inf,
     )
-    tx = optim.make(settings, 10, updates=2)
-    state = optim.init_state(tx, {"w": jnp.zeros(())})
+    tx = optimizer.make(settings, 10, updates=2)
+    state = optimizer.init_state(tx, {"w": jnp.zeros(())})
     steps = []
     for i in range(8):
         before = float(state["params"]["w"])
-        state, _ = optim.guarded_update(tx, state, {"w": jnp.float32(np.nan if i == 3 else 1.0)})
+        state, _ = optimizer.guarded_update(
+            tx, state, {"w": jnp.float32(np.nan if i == 3 else 1.0)}
+        )
         steps.append(before - float(state["params"]["w"]))
     np.testing.assert_allclose(
         steps, [0, 0, 0.25, 0, 0.5, 0.5, 0.75, 0.75], atol=1e-6

@@ -12,12 +12,13 @@ import pytest
 from forked import ROOT
 from jax.sharding import PartitionSpec as P
 
-from cxr_jax import costs, optim, plan, trainable
+from cxr_jax import costs, plan
 from cxr_jax.errors import UserError
 from cxr_jax.models import lora
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B
 from cxr_jax.runtime import layout, sharding, trees
+from cxr_jax.training import optimizer, trainable
 from experiments import rl as rl_config
 from experiments import sft as sft_config
 
@@ -85,12 +86,12 @@ def abstract_state(cfg, adapters=None):
     """The train state and what is fixed, of a whole model or of adapters."""
     what = trainable.Trainable(adapters=adapters)
     params = {"model": jax.eval_shape(lambda: qwen.init_params(cfg, jax.random.key(0)))}
-    tx = optim.make(_Optim, 10)
+    tx = optimizer.make(_Optim, 10)
     return jax.eval_shape(
         lambda p: [
             f(x)
             for f, x in zip(
-                (lambda t: optim.init_state(tx, t), lambda x: x),
+                (lambda t: optimizer.init_state(tx, t), lambda x: x),
                 what.split(p, jax.random.key(0)),
                 strict=True,
             )

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxr_jax import losses, policy
 from cxr_jax.errors import UserError
 from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.inference import sampling
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models import tokenizer
 from cxr_jax.models.qwen2_5_vl import config as sizes
+from cxr_jax.training import log_probs
+from cxr_jax.training import losses as training_losses
 from cxr_jax.training import targets as training_targets
 from cxr_jax.weights import pretrained
 
@@ -45,7 +46,7 @@ def suppress(w):
 
 @functools.partial(jax.jit, static_argnames=("cfg", "temperature"))
 def learner(params, cfg, features, prompts, tokens, mask, banned=None, temperature=1.0):
-    return policy.completion_logprobs(
+    return log_probs.completion_logprobs(
         params,
         cfg,
         features,
@@ -138,7 +139,7 @@ def test_sharing_a_prompt_changes_neither_values_nor_gradients(world):
     encoded, out, mask = sample(world, 2, 1.0)
 
     def loss(params, features, encoded, tokens, mask):
-        logp, entropy = policy.completion_logprobs(
+        logp, entropy = log_probs.completion_logprobs(
             params, world.cfg, features, encoded, tokens, mask
         )
         return jnp.sum(jnp.where(mask, logp + 0.1 * entropy, 0.0))
@@ -167,15 +168,15 @@ def sft_batch(world):
 def test_sft_trains_on_completion_tokens_only(world, monkeypatch):
     """The targets that reach the loss are the completions: no prompt token is ever a target."""
     batch, seen = sft_batch(world), []
-    real = losses.token_logprobs
+    real = training_losses.token_logprobs
 
     def spy(hidden, head, targets, **options):
         seen.append(np.asarray(targets))
         return real(hidden, head, targets, **options)
 
-    monkeypatch.setattr(losses, "token_logprobs", spy)
+    monkeypatch.setattr(training_losses, "token_logprobs", spy)
     run = jax.jit(
-        lambda params: policy.completion_loss(
+        lambda params: log_probs.completion_loss(
             params, world.cfg, world.features, batch, batch["mask"].sum()
         )
     )

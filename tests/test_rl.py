@@ -6,13 +6,14 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from cxr_jax import learner, losses, optim, rl, rollout, trainable
+from cxr_jax import learner, losses, rl, rollout
 from cxr_jax.data.sources import phantom
 from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.labels import answers, report_text
 from cxr_jax.metrics.progress import Compilations
 from cxr_jax.models import tokenizer
 from cxr_jax.models.qwen2_5_vl import patches
+from cxr_jax.training import optimizer, trainable
 from cxr_jax.weights import pretrained
 from experiments import rl as experiment
 
@@ -103,7 +104,7 @@ def step():
         again = lambda batch, step: roll(train, fixed, batch, step)
         return again(batch, 0), lambda state, batch, ro: learn(state, fixed, batch, ro), again
 
-    new_state = lambda: optim.init_state(tx, jax.tree.map(jax.numpy.array, train))
+    new_state = lambda: optimizer.init_state(tx, jax.tree.map(jax.numpy.array, train))
     ro, learn, again = programs(1)
     other = rl.make_batch_fn(config, source, prompts)(1)
     other.pop("shown")

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from cxr_jax import optim, sft, trainable
+from cxr_jax import sft
 from cxr_jax.data.sources import phantom
 from cxr_jax.errors import UserError
 from cxr_jax.inference import prompts as inference_prompts
@@ -15,7 +15,7 @@ from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl import patches
 from cxr_jax.runtime import layout as runtime_layout
 from cxr_jax.runtime import trees
-from cxr_jax.training import targets, train_state
+from cxr_jax.training import optimizer, targets, train_state, trainable
 from cxr_jax.weights import pretrained
 from experiments import sft as experiment
 
@@ -48,7 +48,7 @@ def run(world, tx=None, steps=1, **changes):
     what = trainable.Trainable.of(config)
     train, fixed = what.split(params, jax.random.key(1))
     tx = tx or optax.sgd(1.0)
-    state = optim.init_state(tx, train)
+    state = optimizer.init_state(tx, train)
     before = jax.tree.map(np.array, train)
     step = sft.make_steps(config, m.cfg, tx, grid, what)[1]
     for _ in range(steps):
@@ -157,12 +157,12 @@ def test_a_resume_never_holds_two_states(world, lora_rank, monkeypatch):
     """The checkpoint is read before a fresh state is made, from shapes alone."""
     config = experiment.get_config()
     config.lora.rank = lora_rank
-    what, tx = trainable.Trainable.of(config), optim.make(config.optim, config.steps)
+    what, tx = trainable.Trainable.of(config), optimizer.make(config.optim, config.steps)
     params = world[4]
-    made, real = [], optim.init_state
+    made, real = [], optimizer.init_state
     concrete = lambda tree: not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
     monkeypatch.setattr(
-        optim,
+        optimizer,
         "init_state",
         lambda tx, p: (made.append("state") if concrete(p) else 0, real(tx, p))[1],
     )

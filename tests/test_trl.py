@@ -14,6 +14,7 @@ import pytest
 
 from cxr_jax import losses
 from cxr_jax.algorithms import ALGORITHMS
+from cxr_jax.training import losses as training_losses
 
 GOLDEN = pathlib.Path(__file__).parent / "golden_trl"
 VERSIONS = ("0.22.2", "1.16.0")
@@ -103,7 +104,7 @@ def step(knobs, parts, data, adv, mask, totals):
 
 def clip_and_kl(knobs, metrics, mask) -> dict:
     """Means as TRL logs them: over tokens, or over rows where a row has one ratio."""
-    mean = lambda x: losses.masked_mean(x.astype(jnp.float32), mask)
+    mean = lambda x: training_losses.masked_mean(x.astype(jnp.float32), mask)
     clip = (lambda x: jnp.any(x, axis=1).mean()) if knobs["ratio_level"] == "sequence" else mean
     if knobs["clip"] == "cispo":
         out = {"cispo_clip_ratio": clip(metrics["clip_high"])}

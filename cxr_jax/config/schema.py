@@ -7,8 +7,9 @@ import re
 import ml_collections
 import numpy as np
 
-from cxr_jax import phantom, trainable
+from cxr_jax import phantom
 from cxr_jax.errors import UserError
+from cxr_jax.training import trainable
 from cxr_jax.weights import pretrained
 
 AGGREGATIONS = ("sequence", "token", "token_local", "constant")

@@ -12,10 +12,10 @@ def train_state(config, params: dict, what, tx, layout, checkpoints, keep_start=
     if not keep_start. A checkpoint is read, and the state of step 0 is not made then: a run that fits in the memory can
     be resumed in it.
     """
-    from cxr_jax import optim
+    from cxr_jax.training import optimizer
 
     split = functools.partial(what.split, key=jax.random.key(config.seed))
-    like = jax.eval_shape(lambda params: optim.init_state(tx, split(params)[0]), params)
+    like = jax.eval_shape(lambda params: optimizer.init_state(tx, split(params)[0]), params)
     found = checkpoints.restore(layout.like(like))
     with layout.on_host():
         train, fixed = split(params, trains=keep_start or not found)
@@ -23,4 +23,4 @@ def train_state(config, params: dict, what, tx, layout, checkpoints, keep_start=
     if found:
         print(f"resuming at step {found[2]}", flush=True)
         return found[0], train, fixed, *found[1:]
-    return layout.state(optim.init_state(tx, layout.state(train))), train, fixed, {}, 0
+    return layout.state(optimizer.init_state(tx, layout.state(train))), train, fixed, {}, 0

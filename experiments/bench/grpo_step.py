@@ -106,10 +106,11 @@ class Ours:
         import jax
         import jax.numpy as jnp
 
-        from cxr_jax import optim, rl, trainable
+        from cxr_jax import rl
         from cxr_jax.labels import answers, report_text
         from cxr_jax.metrics import progress
         from cxr_jax.models import qwen2_5_vl, tokenizer
+        from cxr_jax.training import optimizer, trainable
         from cxr_jax.weights import pretrained
         from experiments import rl as experiment
 
@@ -155,8 +156,8 @@ class Ours:
         what = trainable.Trainable.of(config)
         train, self.fixed = what.split(params, jax.random.key(0))
         self.params = params["model"]
-        tx = optim.make(config.optim, 1000)
-        self.state = optim.init_state(tx, train)
+        tx = optimizer.make(config.optim, 1000)
+        self.state = optimizer.init_state(tx, train)
         self.table, self.bank = answers.TokenBytes.from_tokenizer(tok), report_text.bank()
         self.rollout = rl.make_rollout(config, self.cfg, grid, special, self.table, what, self.bank)
         self.learn = rl.make_learn(config, self.cfg, grid, special, tx, what)
@@ -310,11 +311,13 @@ class Ours:
         import jax
         import jax.numpy as jnp
 
-        from cxr_jax import losses, optim, policy, rewards
+        from cxr_jax import rewards
         from cxr_jax.inference import sampling
         from cxr_jax.labels import report_text
         from cxr_jax.models import qwen2_5_vl as qwen
         from cxr_jax.models.qwen2_5_vl.patches import patchify
+        from cxr_jax.training import log_probs, optimizer
+        from cxr_jax.training import losses as training_losses
 
         a, cfg, r, ro, batch = self.args, self.cfg, self.config.rl, self.ro, self.batch
         n = a.prompts * a.group
@@ -349,7 +352,7 @@ class Ours:
             return rewards.combine(terms, dict(r.reward_weights))
 
         def loss(params, features):
-            logp, entropy = policy.completion_logprobs(
+            logp, entropy = log_probs.completion_logprobs(
                 params,
                 cfg,
                 features,
@@ -367,8 +370,11 @@ class Ours:
         )
 
         def head(params, hidden):
-            logp, entropy = losses.token_logprobs(
-                hidden, policy.output_head(params, cfg), ro["tokens"].reshape(-1), suppress=suppress
+            logp, entropy = training_losses.token_logprobs(
+                hidden,
+                log_probs.output_head(params, cfg),
+                ro["tokens"].reshape(-1),
+                suppress=suppress,
             )
             return logp.mean(), entropy
 
@@ -398,7 +404,7 @@ class Ours:
                 params,
             ),
             "update": (
-                lambda state, grads: optim.guarded_update(self.tx, state, grads),
+                lambda state, grads: optimizer.guarded_update(self.tx, state, grads),
                 self.state,
                 self.state["params"],
             ),

@@ -74,9 +74,10 @@ class Ours:
         import jax.numpy as jnp
         from ml_collections import ConfigDict
 
-        from cxr_jax import optim, sft, trainable
+        from cxr_jax import sft
         from cxr_jax.inference.model import Model
         from cxr_jax.models import qwen2_5_vl
+        from cxr_jax.training import optimizer, trainable
         from cxr_jax.weights import pretrained
 
         self.cfg, self.dtype = common.config(args.shape), jnp.dtype(args.dtype)
@@ -120,8 +121,8 @@ class Ours:
         )
         params = {"model": params}
         what = trainable.Trainable(dtype=self.dtype, param_dtype=self.dtype)
-        tx = optim.make(config.optim, 1000)
-        self.params, self.state = params, optim.init_state(tx, params)
+        tx = optimizer.make(config.optim, 1000)
+        self.params, self.state = params, optimizer.init_state(tx, params)
         self.update = sft.make_steps(config, self.cfg, tx, x["grid"], what)[1]
         self.flops = flops(
             self.cfg, args.batch, common.PROMPT, args.completion, x["pixels"].shape[1]

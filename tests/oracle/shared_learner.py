@@ -28,11 +28,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cxr_jax import learner, losses, optim, policy, trainable
+from cxr_jax import learner, losses
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 from cxr_jax.models.qwen2_5_vl.patches import patchify
 from cxr_jax.runtime import layout as runtime_layout
+from cxr_jax.training import log_probs, optimizer, trainable
+from cxr_jax.training import micro_batches as training_micro_batches
 from experiments import rl as experiment
 
 GRID, V = (1, 4, 4), 50  # 4 image tokens
@@ -154,7 +156,7 @@ def shared(case: Case, data):
         flat = part["pixels"].reshape(-1, *part["pixels"].shape[2:])
         features = qwen.vision(params, case.cfg, flat, GRID, remat=case.remat)
         features = features.reshape(len(part["tokens"]), -1, features.shape[-1])
-        logp, _ = policy.completion_logprobs(
+        logp, _ = log_probs.completion_logprobs(
             params,
             case.cfg,
             features,
@@ -175,7 +177,9 @@ def shared(case: Case, data):
         denominator="trained",
     )
     grad = jax.grad(functools.partial(part_loss, totals=totals), has_aux=True)
-    return lambda params: optim.accumulate(grad, params, policy.cut(data, case.micro_batches))
+    return lambda params: training_micro_batches.accumulate(
+        grad, params, training_micro_batches.cut(data, case.micro_batches)
+    )
 
 
 def plain(case: Case, params) -> tuple:
@@ -280,7 +284,7 @@ def check_learner(seed: int, c: Case, mesh=None) -> tuple[float, float]:
         "sampler_logp": np.zeros((P, G, C), np.float32),
         "kept": np.arange(P),
     }
-    state = optim.init_state(tx, {"model": jax.tree.map(jnp.array, c.params)})
+    state = optimizer.init_state(tx, {"model": jax.tree.map(jnp.array, c.params)})
     layout = runtime_layout.Layout(mesh)
     rows = layout.batch({"batch": batch, "ro": {k: v for k, v in ro.items() if k != "kept"}})
     ro = {**rows["ro"], "kept": ro["kept"]}
@@ -292,7 +296,7 @@ def check_learner(seed: int, c: Case, mesh=None) -> tuple[float, float]:
 def shared_logp(c: Case, params):
     """Log-probs [P, G, C] of a case with one image a prompt."""
     features = qwen.vision(params, c.cfg, c.data["pixels"][:, 0], GRID)
-    return policy.completion_logprobs(
+    return log_probs.completion_logprobs(
         params, c.cfg, features, c.data["prompts"], c.data["tokens"], c.data["mask"]
     )[0]
 
@@ -331,7 +335,7 @@ def check_sharded(seed: int, devices: int) -> list[tuple[float, float]]:
             flat = data["pixels"].reshape(-1, *data["pixels"].shape[2:])
             features = qwen.vision(params, c.cfg, flat, GRID, remat=c.remat)
             features = features.reshape(len(data["tokens"]), -1, features.shape[-1])
-            logp, _ = policy.completion_logprobs(
+            logp, _ = log_probs.completion_logprobs(
                 params,
                 c.cfg,
                 features,

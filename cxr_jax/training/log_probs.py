@@ -3,38 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from cxr_jax import losses
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.runtime import sharding
 from cxr_jax.runtime.batch_rows import row_shards
-
-
-def cut(batch: dict, parts: int) -> dict:
-    """The rows of a batch in equal parts, stacked on a new axis 0. Rows lie on axis 0, but for the prompts' positions
-    [3, B, T]. Part i has rows i, i + parts, ...: of rows that are spread over devices, each device has some in each.
-    """
-
-    def one(x, axis=0):
-        shape = (*x.shape[:axis], x.shape[axis] // parts, parts, *x.shape[axis + 1 :])
-        return jnp.moveaxis(jnp.reshape(x, shape), axis + 1, 0)
-
-    out = {k: jax.tree.map(one, v) for k, v in batch.items() if k != "prompts"}
-    if "prompts" in batch:
-        out["prompts"] = {k: one(v, int(k == "positions")) for k, v in batch["prompts"].items()}
-    return out
-
-
-def joined(parts):
-    """The rows of a tree of parts in the order before `cut`."""
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), parts)
-
-
-def in_turns(fn, parts: dict):
-    """fn of each part of `cut`, one at a time, the rows of its results joined again."""
-    one = lambda i: jax.tree.map(lambda x: x[i], parts)
-    if jax.tree.leaves(parts)[0].shape[0] == 1:
-        return fn(one(0))
-    return joined(jax.lax.map(fn, parts))
+from cxr_jax.training import losses as training_losses
 
 
 def output_head(params, cfg):
@@ -67,7 +39,7 @@ def completion_logprobs(
     p, g, c = completions.shape
     hidden = _plain if g == 1 else _shared
     hidden = hidden(params, cfg, features, prompts, completions, mask, remat)
-    logp, entropy = losses.token_logprobs(
+    logp, entropy = training_losses.token_logprobs(
         hidden.reshape(p * g * c, -1),
         output_head(params, cfg),
         completions.reshape(-1),

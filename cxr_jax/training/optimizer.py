@@ -43,28 +43,6 @@ def make(config, steps: int, updates: int = 1):
     )
 
 
-def accumulate(grad_fn, params, parts, total=None):
-    """Gradients of a batch in parts: grad_fn(params, part) -> (grads, aux), for the parts stacked on axis 0.
-
-    Returns the sum of the gradients, in float32 if there is more than one part, and aux stacked on axis 0. One part
-    is in memory at a time. total: gradients to add them to.
-    """
-    part = lambda i: jax.tree.map(lambda x: x[i], parts)
-    if jax.tree.leaves(parts)[0].shape[0] == 1:
-        grads, aux = grad_fn(params, part(0))
-        grads = grads if total is None else jax.tree.map(jnp.add, total, grads)
-        return grads, jax.tree.map(lambda x: x[None], aux)
-    if total is None:
-        shapes = jax.eval_shape(grad_fn, params, part(0))[0]
-        total = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
-
-    def add(total, part):
-        grads, aux = grad_fn(params, part)
-        return jax.tree.map(jnp.add, total, float32(grads)), aux
-
-    return jax.lax.scan(add, float32(total), parts)
-
-
 def guarded_update(tx, state, grads):
     """One optimizer step, skipped and counted if any gradient is not finite.
 
