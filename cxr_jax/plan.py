@@ -123,16 +123,16 @@ def programs(config):
 def _sft(config, s):
     import jax
 
-    from cxr_jax import sft
+    from cxr_jax.sft import step as sft_step
 
     b, c = config.batch_size, config.max_completion
-    head = jax.eval_shape(lambda: sft.init_locate_head(s.key, s.cfg.text.hidden_size, 12))
+    head = jax.eval_shape(lambda: sft_step.init_locate_head(s.key, s.cfg.text.hidden_size, 12))
     state, fixed = s.state({"locate": head})
     batch = {**s.batch(b), "completions": _array((b, c), "int32"), "mask": _array((b, c), "bool")}
     if config.locate_weight:
         side = s.grid[1] // s.cfg.vision.spatial_merge_size
         batch |= {"regions": _array((b, 12, side, side)), "severity": _array((b, 12))}
-    step = sft.make_steps(config, s.cfg, s.tx, s.grid, s.what)[1]
+    step = sft_step.make_steps(config, s.cfg, s.tx, s.grid, s.what)[1]
     return [
         (
             "SFT step",
@@ -148,9 +148,10 @@ def _sft(config, s):
 def _rl(config, s):
     import jax
 
-    from cxr_jax import learner, phantom, rollout
+    from cxr_jax import phantom
     from cxr_jax.inference import compaction
     from cxr_jax.labels import answers, report_text
+    from cxr_jax.rl import learner, rollout
 
     r, c = config.rl, config.max_completion
     state, fixed = s.state({})

@@ -54,15 +54,15 @@ sizes, a KL term, SFT replay, many sites: no better on B (docs/ablations.md). No
 from ml_collections import ConfigDict
 
 from cxr_jax import rewards
-from cxr_jax.algorithms import ALGORITHMS
 from cxr_jax.errors import UserError
+from cxr_jax.rl.algorithms import ALGORITHMS
 
 PRESETS = ("phantom", "files", "nv_reason_3b")
 
 
 def get_config(presets: str = "phantom") -> ConfigDict:
     """Presets: phantom; files (real radiographs, the embedded model); nv_reason_3b (the published recipe). And, after a
-    comma or alone, an algorithm of cxr_jax/algorithms.py: dapo; nv_reason_3b,gspo."""
+    comma or alone, an algorithm of cxr_jax/rl/algorithms.py: dapo; nv_reason_3b,gspo."""
     names = presets.split(",")
     preset = next((n for n in names if n in PRESETS), "phantom")
     default = "trl_0_22" if preset == "nv_reason_3b" else "corrected"

@@ -10,9 +10,9 @@ import pytest
 from forked import ROOT
 from PIL import Image
 
-from cxr_jax import rl_checks
 from cxr_jax.errors import UserError
 from cxr_jax.models import tokenizer
+from cxr_jax.rl import checks
 from cxr_jax.weights import pretrained
 
 NAN, INF = math.nan, math.inf
@@ -154,7 +154,7 @@ def preset(**changes):
 
 def refused(compiled, config, *named):
     with pytest.raises(UserError) as e:
-        rl_checks.check(config)
+        checks.check(config)
     line = str(e.value)
     assert "\n" not in line and all(n in line for n in named), line
     assert compiled == []
@@ -169,7 +169,7 @@ def test_absurd_values(compiled, key):
 @pytest.mark.parametrize("key", GOOD)
 def test_values_at_the_border_pass(compiled, key):
     for value in GOOD[key]:
-        rl_checks.check(preset(**{key: value}))
+        checks.check(preset(**{key: value}))
     assert compiled == []
 
 
@@ -191,9 +191,7 @@ def test_batches_that_do_not_divide(compiled, changes):
 
 
 def test_batches_that_divide():
-    rl_checks.check(
-        preset(**{"rl.prompts_per_step": 16, "rl.minibatches": 4, "rl.micro_batches": 2})
-    )
+    checks.check(preset(**{"rl.prompts_per_step": 16, "rl.minibatches": 4, "rl.micro_batches": 2}))
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
@@ -207,7 +205,7 @@ def test_a_group_of_one_has_no_advantage(compiled, scale, advantage):
 
 
 def test_bounds_that_would_cut_what_is_right(compiled):
-    rl_checks.check(preset(**{"rl.clip": "none", "rl.delta": 1.1}))
+    checks.check(preset(**{"rl.clip": "none", "rl.delta": 1.1}))
     refused(compiled, preset(**{"rl.clip": "none", "rl.delta": 0.9}), "config.rl.delta=0.9")
     refused(
         compiled,
@@ -236,7 +234,7 @@ def test_rewards(compiled, weights, named):
 
 def test_adapters(compiled):
     lora = {"lora.rank": 4, "rl.beta": 0.04}
-    rl_checks.check(preset(**lora))  # the reference is the model with its adapters switched off
+    checks.check(preset(**lora))  # the reference is the model with its adapters switched off
     refused(compiled, preset(**lora, **{"lora.targets": ("ears",)}), "'ears'")
     refused(compiled, preset(**lora, **{"lora.alpha": NAN}), "alpha")
     refused(compiled, preset(**lora, **{"optim.frozen": ("vision",)}), "config.optim.frozen")
@@ -345,8 +343,8 @@ def say(text):
 
 
 def test_films_pass(images):
-    rl_checks.check(films(images))
-    rl_checks.check(films(images, replay_weight=0.1))
+    checks.check(films(images))
+    checks.check(films(images, replay_weight=0.1))
 
 
 @pytest.mark.parametrize(
@@ -371,13 +369,13 @@ def test_replay_needs_targets_that_fit(compiled, images):
         films(images, target="Wet. " * 300, replay_weight=0.1),
         "config.max_completion=208 is too small",
     )
-    rl_checks.check(films(images, target=None))
+    checks.check(films(images, target=None))
 
 
 def test_phantom_targets_that_do_not_fit():
     with pytest.raises(UserError, match="config.max_completion=40 is too small"):
-        rl_checks.check(preset(**{"rl.replay_weight": 0.1, "max_completion": 40}))
-    rl_checks.check(preset(max_completion=40))
+        checks.check(preset(**{"rl.replay_weight": 0.1, "max_completion": 40}))
+    checks.check(preset(max_completion=40))
 
 
 def test_films_have_no_sites(compiled, images):

@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import pytest
 
-from cxr_jax import learner, losses
 from cxr_jax.data import prompts as data_prompts
 from cxr_jax.inference import compaction
 from cxr_jax.inference import prompts as inference_prompts
@@ -17,6 +16,7 @@ from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models import tokenizer
 from cxr_jax.models.qwen2_5_vl import config as sizes
 from cxr_jax.models.qwen2_5_vl.patches import patchify
+from cxr_jax.rl import learner, losses
 from cxr_jax.training import log_probs, micro_batches, optimizer, targets, trainable
 from cxr_jax.weights import pretrained
 from experiments import rl as experiment

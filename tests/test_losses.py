@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxr_jax import losses
-from cxr_jax.algorithms import ALGORITHMS
 from cxr_jax.config import schema
+from cxr_jax.rl import losses
+from cxr_jax.rl.algorithms import ALGORITHMS
 from cxr_jax.training import losses as training_losses
 
 N, D, V = 11, 8, 29

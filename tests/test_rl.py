@@ -6,13 +6,13 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from cxr_jax import learner, losses, rl, rollout
 from cxr_jax.data.sources import phantom
 from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.labels import answers, report_text
 from cxr_jax.metrics.progress import Compilations
 from cxr_jax.models import tokenizer
 from cxr_jax.models.qwen2_5_vl import patches
+from cxr_jax.rl import learner, loop, losses, rollout
 from cxr_jax.training import optimizer, trainable
 from cxr_jax.weights import pretrained
 from experiments import rl as experiment
@@ -88,7 +88,7 @@ def step():
     prompts = inference_prompts.Prompts(m.tokenizer, m.cfg, grid, config.max_completion)
     special = tokenizer.special_ids(m.tokenizer, m.cfg.text.vocab_size)
     tx = optax.sgd(1.0)  # the config's schedule starts at a learning rate of 0
-    batch = rl.make_batch_fn(config, source, prompts)(0)
+    batch = loop.make_batch_fn(config, source, prompts)(0)
     shown = batch.pop("shown")
     assert shown["prompts"] == [source.prompt] * 4 and len(set(shown["ids"])) == 4
     table = answers.TokenBytes.from_tokenizer(m.tokenizer)
@@ -106,7 +106,7 @@ def step():
 
     new_state = lambda: optimizer.init_state(tx, jax.tree.map(jax.numpy.array, train))
     ro, learn, again = programs(1)
-    other = rl.make_batch_fn(config, source, prompts)(1)
+    other = loop.make_batch_fn(config, source, prompts)(1)
     other.pop("shown")
     return config, batch, ro, learn, new_state, programs, lambda: again(other, 1)
 

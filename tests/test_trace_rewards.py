@@ -13,13 +13,14 @@ import oracle_rewards
 import pytest
 
 import cxr_jax.labels
-from cxr_jax import phantom, rewards, rl
+from cxr_jax import phantom, rewards
 from cxr_jax.errors import UserError
 from cxr_jax.labels import CHEXPERT_14, report_text
 from cxr_jax.labels import answers as labels_answers
 from cxr_jax.labels.taxonomy import PARENTS
 from cxr_jax.labels.text_batches import map_texts
 from cxr_jax.phantom import report_writer
+from cxr_jax.rl import loop
 from cxr_jax.tools import exploits
 from experiments import rl as experiment
 
@@ -300,7 +301,7 @@ def test_weights_that_mean_nothing_are_refused(value, reason):
     for term in rewards.TERMS:
         config.rl.reward_weights[term] = float(value)
     with pytest.raises(UserError, match=reason):
-        rl.check(config)
+        loop.check(config)
 
 
 def test_exploits_refuses_bad_arguments(capsys):

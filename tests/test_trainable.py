@@ -6,7 +6,6 @@ import numpy as np
 import optax
 import pytest
 
-from cxr_jax import sft
 from cxr_jax.data.sources import phantom
 from cxr_jax.errors import UserError
 from cxr_jax.inference import prompts as inference_prompts
@@ -15,6 +14,8 @@ from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl import patches
 from cxr_jax.runtime import layout as runtime_layout
 from cxr_jax.runtime import trees
+from cxr_jax.sft import loop
+from cxr_jax.sft import step as sft_step
 from cxr_jax.training import optimizer, targets, train_state, trainable
 from cxr_jax.weights import pretrained
 from experiments import sft as experiment
@@ -33,10 +34,10 @@ def world():
     source = phantom.PhantomSource("A", "train", 3)
     grid = patches.grid_of(source.size, m.cfg)
     prompts = inference_prompts.Prompts(m.tokenizer, m.cfg, grid, config.max_completion)
-    batch = sft.make_batch_fn(
+    batch = loop.make_batch_fn(
         config, source, prompts, targets.Completions(m.tokenizer, config.max_completion)
     )(0)
-    head = sft.init_locate_head(jax.random.key(0), m.cfg.text.hidden_size, 12)
+    head = sft_step.init_locate_head(jax.random.key(0), m.cfg.text.hidden_size, 12)
     return config, m, grid, batch, {"model": m.params, "locate": head}
 
 
@@ -50,7 +51,7 @@ def run(world, tx=None, steps=1, **changes):
     tx = tx or optax.sgd(1.0)
     state = optimizer.init_state(tx, train)
     before = jax.tree.map(np.array, train)
-    step = sft.make_steps(config, m.cfg, tx, grid, what)[1]
+    step = sft_step.make_steps(config, m.cfg, tx, grid, what)[1]
     for _ in range(steps):
         state, metrics = step(state, fixed, batch)
     return before, fixed, state, metrics, what
@@ -102,7 +103,7 @@ def test_lora_trains_adapters_alone(world):
     want = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), m.params)
     changed = {k for k, x in leaves(merged).items() if not np.array_equal(x, leaves(want)[k])}
     assert changed == {f"{p}/kernel" for p in lora.Lora(4, 32.0, ("decoder", "merger")).paths}
-    see = lambda p: qwen.vision(p, m.cfg, sft.patchify(batch["image"]), grid)
+    see = lambda p: qwen.vision(p, m.cfg, loop.patchify(batch["image"]), grid)
     joined = what.whole(state["params"], fixed)["model"]
     np.testing.assert_allclose(see(joined), see(merged), atol=1e-4)
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxr_jax import losses
-from cxr_jax.algorithms import ALGORITHMS
+from cxr_jax.rl import losses
+from cxr_jax.rl.algorithms import ALGORITHMS
 from cxr_jax.training import losses as training_losses
 
 GOLDEN = pathlib.Path(__file__).parent / "golden_trl"

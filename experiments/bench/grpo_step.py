@@ -100,16 +100,16 @@ def step_flops(one: dict, prompts: int, group: int, shared: bool) -> dict:
 
 
 class Ours:
-    """Our worker: `cxr_jax.rl`'s rollout and learner on random images (or none) and solutions."""
+    """Our worker: `cxr_jax.rl.loop`'s rollout and learner on random images (or none) and solutions."""
 
     def __init__(self, args):
         import jax
         import jax.numpy as jnp
 
-        from cxr_jax import rl
         from cxr_jax.labels import answers, report_text
         from cxr_jax.metrics import progress
         from cxr_jax.models import qwen2_5_vl, tokenizer
+        from cxr_jax.rl import loop
         from cxr_jax.training import optimizer, trainable
         from cxr_jax.weights import pretrained
         from experiments import rl as experiment
@@ -159,10 +159,12 @@ class Ours:
         tx = optimizer.make(config.optim, 1000)
         self.state = optimizer.init_state(tx, train)
         self.table, self.bank = answers.TokenBytes.from_tokenizer(tok), report_text.bank()
-        self.rollout = rl.make_rollout(config, self.cfg, grid, special, self.table, what, self.bank)
-        self.learn = rl.make_learn(config, self.cfg, grid, special, tx, what)
+        self.rollout = loop.make_rollout(
+            config, self.cfg, grid, special, self.table, what, self.bank
+        )
+        self.learn = loop.make_learn(config, self.cfg, grid, special, tx, what)
         self.metrics_of, self.special, self.grid, self.what, self.tx = (
-            rl.rollout_metrics,
+            loop.rollout_metrics,
             special,
             grid,
             what,

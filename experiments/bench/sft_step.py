@@ -3,7 +3,7 @@
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1 PYTHONPATH=. python experiments/bench/sft_step.py [--shape tiny]
 
 Needs the environment of tests/oracle/requirements.txt for the peer (--peer_python), or --no_peer. Ours is the joint
-step of `cxr_jax.sft` without the located loss, with patch preparation, clipping and the guard against non-finite
+step of `cxr_jax.sft.loop` without the located loss, with patch preparation, clipping and the guard against non-finite
 gradients; the peer has none of these. On an accelerator: --shape 3b --dtype bfloat16 --remat full --no_peer
 --peak_tflops N.
 
@@ -67,16 +67,16 @@ def flops(cfg, batch: int, prompt: int, completion: int, patches: int) -> dict:
 
 
 class Ours:
-    """Our worker: `cxr_jax.sft`'s joint step without the located loss, with the optimizer of experiments/sft.py."""
+    """Our worker: the joint step of SFT without the located loss, with the optimizer of experiments/sft.py."""
 
     def __init__(self, args):
         import jax
         import jax.numpy as jnp
         from ml_collections import ConfigDict
 
-        from cxr_jax import sft
         from cxr_jax.inference.model import Model
         from cxr_jax.models import qwen2_5_vl
+        from cxr_jax.sft import step as sft_step
         from cxr_jax.training import optimizer, trainable
         from cxr_jax.weights import pretrained
 
@@ -123,7 +123,7 @@ class Ours:
         what = trainable.Trainable(dtype=self.dtype, param_dtype=self.dtype)
         tx = optimizer.make(config.optim, 1000)
         self.params, self.state = params, optimizer.init_state(tx, params)
-        self.update = sft.make_steps(config, self.cfg, tx, x["grid"], what)[1]
+        self.update = sft_step.make_steps(config, self.cfg, tx, x["grid"], what)[1]
         self.flops = flops(
             self.cfg, args.batch, common.PROMPT, args.completion, x["pixels"].shape[1]
         )

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import rl, rollout
 from cxr_jax.data.sources import phantom
 from cxr_jax.inference import compaction, sampling
 from cxr_jax.inference import prompts as inference_prompts
@@ -22,6 +21,7 @@ from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models import tokenizer
 from cxr_jax.models.qwen2_5_vl import patches
 from cxr_jax.models.qwen2_5_vl.patches import patchify
+from cxr_jax.rl import loop, rollout
 from cxr_jax.weights import pretrained
 from experiments import rl as experiment
 
@@ -42,7 +42,7 @@ def main() -> None:
     grid = patches.grid_of(source.size, cfg)
     prompts = inference_prompts.Prompts(m.tokenizer, cfg, grid, config.max_completion)
     special = tokenizer.special_ids(m.tokenizer, cfg.text.vocab_size)
-    make = rl.make_batch_fn(config, source, prompts)
+    make = loop.make_batch_fn(config, source, prompts)
     see = jax.jit(lambda image: qwen.vision(params, cfg, patchify(image), grid))
 
     def sample(features, encoded, keys, n):

@@ -146,18 +146,19 @@ def print_hash():
     processes.start()
     import jax
 
-    from cxr_jax import rl, sft
     from cxr_jax.data.sources import splits
     from cxr_jax.inference import prompts as inference_prompts
     from cxr_jax.models.qwen2_5_vl import patches
+    from cxr_jax.rl import loop as rl_loop
     from cxr_jax.runtime import layout as runtime_layout
+    from cxr_jax.sft import loop
     from cxr_jax.training import targets
     from cxr_jax.weights import pretrained
     from experiments import rl as rl_config
     from experiments import sft as sft_config
 
     digest = hashlib.sha256()
-    for module, config in ((sft, sft_config.get_config()), (rl, rl_config.get_config())):
+    for module, config in ((loop, sft_config.get_config()), (rl_loop, rl_config.get_config())):
         layout, start = runtime_layout.Layout.of(config), pretrained.start(config)
         source = splits.open_splits(config).train
         prompts = inference_prompts.Prompts(

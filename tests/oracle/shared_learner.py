@@ -28,10 +28,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cxr_jax import learner, losses
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 from cxr_jax.models.qwen2_5_vl.patches import patchify
+from cxr_jax.rl import learner, losses
 from cxr_jax.runtime import layout as runtime_layout
 from cxr_jax.training import log_probs, optimizer, trainable
 from cxr_jax.training import micro_batches as training_micro_batches

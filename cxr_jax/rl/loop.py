@@ -13,20 +13,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import evaluate, report, rl_checks
+from cxr_jax import evaluate, report
 from cxr_jax.data import loading
 from cxr_jax.data.sources import base as sources_base
 from cxr_jax.data.sources import splits
 from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.labels import answers, report_text
-from cxr_jax.learner import make_learn
 from cxr_jax.metrics.alarms import Alarms
 from cxr_jax.metrics.progress import Compilations, Progress
 from cxr_jax.metrics.run_log import MetricsWriter
 from cxr_jax.models import tokenizer
 from cxr_jax.models.qwen2_5_vl import patches
 from cxr_jax.report import group_records
-from cxr_jax.rollout import make_rollout, rollout_metrics
+from cxr_jax.rl import checks
+from cxr_jax.rl.learner import make_learn
+from cxr_jax.rl.rollout import make_rollout, rollout_metrics
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.checkpoints import Checkpoints
 from cxr_jax.runtime.layout import ONE_DEVICE
@@ -34,7 +35,7 @@ from cxr_jax.runtime.signals import Skips, StoppedError
 from cxr_jax.training import optimizer, targets, train_state, trainable
 from cxr_jax.weights import export, pretrained
 
-check = rl_checks.check
+check = checks.check
 
 
 def make_batch_fn(config, source, prompts, completions=None, layout=ONE_DEVICE):

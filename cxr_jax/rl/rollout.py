@@ -11,11 +11,12 @@ DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) in one pass of static sh
 import jax
 import jax.numpy as jnp
 
-from cxr_jax import losses, rewards
+from cxr_jax import rewards
 from cxr_jax.inference import sampling
 from cxr_jax.labels import report_text
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl.patches import patchify
+from cxr_jax.rl import losses
 from cxr_jax.runtime import sharding
 from cxr_jax.training import losses as training_losses
 from cxr_jax.training import micro_batches

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import losses
 from cxr_jax.inference import compaction
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl.patches import patchify
+from cxr_jax.rl import losses
 from cxr_jax.runtime import sharding
 from cxr_jax.training import log_probs, optimizer
 from cxr_jax.training import losses as training_losses
