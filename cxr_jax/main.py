@@ -123,11 +123,11 @@ def _open(config):
 
 
 def _task(name):
-    from cxr_jax import evaluate
+    from cxr_jax.evaluation import run as evaluation_run
     from cxr_jax.rl import loop as rl_loop
     from cxr_jax.sft import loop
 
-    return {"sft": loop, "rl": rl_loop, "evaluate": evaluate}[name]
+    return {"sft": loop, "rl": rl_loop, "evaluate": evaluation_run}[name]
 
 
 def _check(config):

@@ -1,4 +1,4 @@
-"""`python -m cxr_jax.tools.agreement`: numbers of a made folder by hand, bad folders, and the shared Open-i reports."""
+"""`cxr_jax.evaluation.label_agreement`: numbers of a made folder by hand, bad folders, the shared reports."""
 
 import csv
 from pathlib import Path
@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from cxr_jax.errors import UserError
-from cxr_jax.tools import agreement
+from cxr_jax.evaluation import label_agreement
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "reports"
-SOURCES = list(agreement.load_map().labels)
+SOURCES = list(label_agreement.load_map().labels)
 
 # (findings, impression, gold): an FP of No Finding and an FN of Lung Lesion in r2, an FN of Edema in r3 (it is hedged).
 REPORTS = {
@@ -46,7 +46,7 @@ def make(folder, reports=REPORTS, columns=SOURCES):
 
 
 def run(capsys, *argv):
-    code = agreement.main([str(a) for a in argv])
+    code = label_agreement.main([str(a) for a in argv])
     out, err = capsys.readouterr()
     return code, out, err
 
@@ -210,22 +210,22 @@ def test_bad_map(tmp_path, text, reason):
     path = tmp_path / "maps.toml"
     path.write_text(text)
     with pytest.raises(UserError, match=reason):
-        agreement.load_map(path=path)
+        label_agreement.load_map(path=path)
 
 
 def test_missing_map(tmp_path):
     with pytest.raises(UserError, match="No such file"):
-        agreement.load_map(path=tmp_path / "maps.toml")
+        label_agreement.load_map(path=tmp_path / "maps.toml")
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared data folder is absent")
 def test_shared_reports():
-    label_map = agreement.load_map()
-    gold = agreement.load_gold(DATA, "openi_manifest.csv", label_map)
-    states = agreement.read_states(gold.paths)
-    out = agreement.summarise(states, gold.truth, label_map, "negative")
+    label_map = label_agreement.load_map()
+    gold = label_agreement.load_gold(DATA, "openi_manifest.csv", label_map)
+    states = label_agreement.read_states(gold.paths)
+    out = label_agreement.summarise(states, gold.truth, label_map, "negative")
     assert out["micro_f1"]["all"]["value"] >= 0.93
     # The same number without the code above: every error is a miss or a false alarm of a cell.
-    wrong = agreement.errors(gold, states, label_map, "negative")
+    wrong = label_agreement.errors(gold, states, label_map, "negative")
     hits = sum(x["tp"] for x in out["per_label"].values())
     assert np.isclose(out["micro_f1"]["all"]["value"], 2 * hits / (2 * hits + len(wrong)))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from cxr_jax import evaluate
 from cxr_jax.data.sources import splits
+from cxr_jax.evaluation import guard as evaluation_guard
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.rewards import terms
 
@@ -47,7 +47,7 @@ def guard(monkeypatch):
     checkpoints = types.SimpleNamespace(save_best=lambda step, params, meta: log.best.append(step))
     config = ConfigDict(dict(eval=dict(n=N, every=10, select_by="jaccard"), rl=dict(patience=2)))
     sources = types.SimpleNamespace(select={"A": None, "B": None}, ood="B")
-    made = lambda **kept: evaluate.Guard(
+    made = lambda **kept: evaluation_guard.ModelSelection(
         config, Reader(), sources, metrics, checkpoints, lambda train: train, **kept
     )
     return made, log, truth, config

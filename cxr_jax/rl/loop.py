@@ -13,10 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax import evaluate, report
+from cxr_jax import report
 from cxr_jax.data import loading
 from cxr_jax.data.sources import base as sources_base
 from cxr_jax.data.sources import splits
+from cxr_jax.evaluation import guard as evaluation_guard
+from cxr_jax.evaluation import reader as evaluation_reader
+from cxr_jax.evaluation import run as evaluation_run
 from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.labels import answers, report_text
 from cxr_jax.metrics.alarms import Alarms
@@ -117,7 +120,7 @@ def run(config, workdir, stop, layout) -> dict:
         unit="completions",
         stream=sys.stdout,
     )
-    reader = evaluate.Reader(
+    reader = evaluation_reader.Reader(
         cfg,
         tok,
         prompts,
@@ -128,10 +131,10 @@ def run(config, workdir, stop, layout) -> dict:
         layout=layout,
     )
     model_of = lambda train: what.whole(train, fixed)["model"]
-    guard = evaluate.Guard(
+    guard = evaluation_guard.ModelSelection(
         config, reader, sources, metrics, checkpoints, model_of, meta["best"], meta["first_look"]
     )
-    baselines = evaluate.constant_baselines(sources)
+    baselines = evaluation_guard.constant_baselines(sources)
     alarms = Alarms(meta["first"])
 
     bank = report_text.bank(None, train_source.lexicon)
@@ -260,5 +263,5 @@ def finish(
         models = {"base": layout.state(pretrained.fresh(cfg, config.seed)), **models}
     return {
         "best_step": step,
-        "results": evaluate.full(workdir, config, models, reader, sources, notes=[note]),
+        "results": evaluation_run.full(workdir, config, models, reader, sources, notes=[note]),
     }

@@ -11,11 +11,13 @@ import time
 import jax
 import numpy as np
 
-from cxr_jax import evaluate
 from cxr_jax.data import loading
 from cxr_jax.data.sources import base as sources_base
 from cxr_jax.data.sources import splits
 from cxr_jax.errors import UserError
+from cxr_jax.evaluation import guard as evaluation_guard
+from cxr_jax.evaluation import reader as evaluation_reader
+from cxr_jax.evaluation import run as evaluation_run
 from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.metrics.progress import Progress
 from cxr_jax.metrics.run_log import MetricsWriter
@@ -90,7 +92,7 @@ def run(config, workdir, stop, layout) -> dict:
     progress = Progress(
         config.steps, start=start, show=("loss", "locate_loss"), unit="samples", stream=sys.stdout
     )
-    reader = evaluate.Reader(
+    reader = evaluation_reader.Reader(
         cfg,
         tok,
         prompts,
@@ -100,7 +102,7 @@ def run(config, workdir, stop, layout) -> dict:
         poll=stop.check,
         layout=layout,
     )
-    guard = evaluate.Guard(
+    guard = evaluation_guard.ModelSelection(
         config, reader, sources, metrics, checkpoints, model_of, meta["best"], meta["first_look"]
     )
 
@@ -173,7 +175,7 @@ def run(config, workdir, stop, layout) -> dict:
         with layout.on_host():
             base = what.base(fixed) or pretrained.on_device(config)
         models = {before: layout.state(base), "SFT": model_of(last)}
-        results = evaluate.full(workdir, config, models, reader, sources)
+        results = evaluation_run.full(workdir, config, models, reader, sources)
     except StoppedError:
         if done > checkpoints.saved:
             save()

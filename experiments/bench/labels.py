@@ -64,10 +64,10 @@ SHARE = common.ROOT.parent / "shared" / "data" / "reports"
 def corpus(folder: pathlib.Path) -> tuple[str, str]:
     """(running text of many reports, where it is from)."""
     from cxr_jax.data import report_files
-    from cxr_jax.tools import agreement
+    from cxr_jax.evaluation import label_agreement
 
     if folder.is_dir():
-        gold = agreement.load_gold(folder, "openi_manifest.csv", agreement.load_map())
+        gold = label_agreement.load_gold(folder, "openi_manifest.csv", label_agreement.load_map())
         rows = list(report_files.read(report_files.open_inputs(gold.paths)))
         return " ".join(
             " ".join((row.text or "").split()) for row in rows

@@ -1,4 +1,4 @@
-"""Labels a folder of Open-i reports and compares with its gold labels: `python -m cxr_jax.tools.agreement REPORTS_DIR`.
+"""Our labels of Open-i reports against gold labels: `python -m cxr_jax.evaluation.label_agreement DIR`.
 
 REPORTS_DIR holds openi_manifest.csv (--manifest: another name or path) and the XML files it lists. Columns that are
 read: file (path below REPORTS_DIR), report_id, and gold_<name> (1: asserted positive, 0: not) for each source label in
@@ -187,7 +187,7 @@ def write_errors(path: str, rows) -> None:
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(
-        prog="python -m cxr_jax.tools.agreement",
+        prog="python -m cxr_jax.evaluation.label_agreement",
         description=__doc__,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
