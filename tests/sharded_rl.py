@@ -13,10 +13,10 @@ import numpy as np
 from oracle import shared_learner
 from test_stages import CFG, STOP, N, T
 
-from cxr_jax import costs, plan
 from cxr_jax.inference import compaction, sampling
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM
+from cxr_jax.planning import costs, programs
 from cxr_jax.runtime import layout
 from experiments import rl as rl_config
 
@@ -69,9 +69,9 @@ def check_traffic():
     mesh = layout.Layout.of(config).mesh
     weights = 4 * qwen.count(jax.eval_shape(lambda: qwen.init_params(PHANTOM, jax.random.key(0))))
     moved = {}
-    for name, step, arguments, *_ in plan.programs(config):
+    for name, step, arguments, *_ in programs.programs(config):
         with jax.set_mesh(mesh):
-            text = step.lower(*plan.place(arguments, mesh).values()).compile().as_text()
+            text = step.lower(*programs.place(arguments, mesh).values()).compile().as_text()
         few, many = (sum(costs.collectives(text, mesh.size, n).values()) for n in (1, 1000))
         assert many - few < 1000 * 100, (name, few, many)  # a turn moves flags and counts
         moved[name] = few

@@ -12,11 +12,11 @@ import pytest
 from forked import ROOT
 from jax.sharding import PartitionSpec as P
 
-from cxr_jax import costs, plan
 from cxr_jax.errors import UserError
 from cxr_jax.models import lora
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B
+from cxr_jax.planning import costs, programs
 from cxr_jax.runtime import layout, sharding, trees
 from cxr_jax.training import optimizer, trainable
 from experiments import rl as rl_config
@@ -164,13 +164,13 @@ def test_all_arguments_of_all_programs_are_placed(experiment):
     """On a mesh of one device, which every machine has. Bytes by what they hold add up to the arguments."""
     mesh = layout.mesh(1, 1, 1, jax.devices()[:1])
     for config in (experiment.get_config(), experiment.get_config("nv_reason_3b")):
-        for name, _, arguments, _, tokens, waiting in plan.programs(config):
-            placed = plan.place(arguments, mesh)
-            held, leaves = plan.parts(placed, mesh), jax.tree.leaves(placed)
+        for name, _, arguments, _, tokens, waiting in programs.programs(config):
+            placed = programs.place(arguments, mesh)
+            held, leaves = programs.parts(placed, mesh), jax.tree.leaves(placed)
             assert (
                 sum(held.values()) == sum(x.size * x.dtype.itemsize for x in leaves) and tokens > 0
             ), name
-            held = plan.parts(plan.place({**placed, "waiting": waiting}, mesh), mesh)
+            held = programs.parts(programs.place({**placed, "waiting": waiting}, mesh), mesh)
             if config.model == "":  # the published shape
                 assert 4 * 3_754_622_976 <= held["parameters"] < 4.001 * 3_754_622_976
             assert held["optimizer"] == pytest.approx(2 * held["parameters"], rel=1e-3), (

@@ -272,8 +272,8 @@ class Ours:
         """FLOPs and bytes of a step: by arithmetic, and of its programs."""
         import jax
 
-        from cxr_jax import costs
         from cxr_jax.inference import compaction
+        from cxr_jax.planning import costs
 
         a = self.args
         patches = int(np.prod(self.grid)) if a.side else 0
