@@ -5,7 +5,21 @@ import pathlib
 
 __all__ = ["asset", "load"]
 
-_SUBMODULES = ("data", "labels", "losses", "models", "rewards", "sampling")
+_SUBMODULES = (
+    "data",
+    "inference",
+    "labels",
+    "metrics",
+    "models",
+    "phantom",
+    "rewards",
+    "rl",
+    "sft",
+)
+_MOVED = {
+    "losses": "cxr_jax.rl.losses",
+    "sampling": "cxr_jax.inference.sampling",
+}  # kept for one release
 
 
 def load(name_or_dir, dtype=None, grids="exact", adapter=None):
@@ -27,6 +41,6 @@ def asset(name: str):
 
 
 def __getattr__(name: str):
-    if name in _SUBMODULES:
-        return importlib.import_module(f"cxr_jax.{name}")
+    if name in _SUBMODULES or name in _MOVED:
+        return importlib.import_module(_MOVED.get(name, f"cxr_jax.{name}"))
     raise AttributeError(f"module 'cxr_jax' has no attribute {name!r}")

@@ -23,7 +23,7 @@ with paired 95 % bootstrap intervals over images (2026-11-26, commit 4513e11):
 
     for s in 0 1 2; do bash launch/local.sh --config=experiments/rl.py --workdir=runs/rl_s$s --config.seed=$s \\
         --config.data.seed=$((s + 1)) --config.eval.n_final=2000; done
-    python -m cxr_jax.tools.seeds runs/rl_s0 runs/rl_s1 runs/rl_s2
+    python -m experiments.analysis.seeds runs/rl_s0 runs/rl_s1 runs/rl_s2
     bash launch/local.sh --config=experiments/sft.py:continued --workdir=runs/sft_c0 --config.data.seed=1
 
 The reward is rewards.CHECKED: the trace is held against the answer and the truth (docs/rewards.md).

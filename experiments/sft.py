@@ -1,7 +1,7 @@
 """SFT of the phantom model: Qwen2.5-VL structure, 2.7 M parameters, from random weights. Phantom results.
 
     bash launch/local.sh --config=experiments/sft.py --workdir=runs/sft
-    python -m cxr_jax.tools.embed runs/sft          # ships runs/sft/hf as cxr_jax.load("phantom")
+    python -m scripts.embed_model runs/sft          # ships runs/sft/hf as cxr_jax.load("phantom")
 
 Reached (2026-11-26, commit f20ad42, seed 0, 5,000 steps of 16 = 80,000 phantoms of hospital A, 1,200 steps of them
 located warm-up; greedy, 2,000 images of each hospital's test stream, 95 % bootstrap intervals):

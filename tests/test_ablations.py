@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cxr_jax import rewards
-from cxr_jax.tools import ablations
+from experiments.analysis import ablations
 
 GRPO = Path(__file__).parents[1] / "experiments" / "ablations" / "grpo.py"
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cxr_jax.errors import UserError
-from cxr_jax.tools import seeds
+from experiments.analysis import seeds
 
 
 def _run(folder, sft, rl):

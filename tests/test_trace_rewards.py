@@ -21,8 +21,8 @@ from cxr_jax.labels.taxonomy import PARENTS
 from cxr_jax.labels.text_batches import map_texts
 from cxr_jax.phantom import report_writer
 from cxr_jax.rl import loop
-from cxr_jax.tools import exploits
 from experiments import rl as experiment
+from experiments.analysis import exploits
 
 ROWS, WIDTH = fuzz_reports.BATCH, 1024
 

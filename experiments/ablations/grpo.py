@@ -3,7 +3,7 @@
     for s in 0 1 2; do for a in base published answers kl replay g4 g16 sites from_scratch dr_grpo gspo cispo; do
         bash launch/local.sh --config=experiments/ablations/grpo.py:$a --workdir=runs/grpo/${a}_s$s \\
             --config.seed=$s --config.data.seed=$((s + 1)) --config.eval.n_final=1000; done; done
-    python -m cxr_jax.tools.ablations runs/grpo       # writes docs/ablations.md and docs/ablations.svg
+    python -m experiments.analysis.ablations runs/grpo       # writes docs/ablations.md and docs/ablations.svg
 
 Every arm is experiments/rl.py (40 steps, from the embedded SFT model, 256 completions sampled a step) but for what ARMS
 says. g4 and g16 sample and learn from as many completions as base. from_scratch is RL without SFT. sites: the prompts

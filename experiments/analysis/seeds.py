@@ -1,4 +1,4 @@
-"""Puts finished runs of several seeds side by side: `python -m cxr_jax.tools.seeds RUN_DIR...`.
+"""Puts finished runs of several seeds side by side: `python -m experiments.analysis.seeds RUN_DIR...`.
 
 Prints, for each test set, every run's scores and the paired difference with its 95 % interval, as the runs'
 evaluation.json hold them, and the mean over the runs.

@@ -1,4 +1,4 @@
-"""Trains the phantom model's tokenizer: `python -m cxr_jax.tools.train_tokenizer OUT_DIR [--examples=4000]`.
+"""Trains the phantom model's tokenizer: `python -m scripts.train_tokenizer OUT_DIR [--examples=4000]`.
 
 The corpus is phantom targets of both hospitals, the chat frame and the prompts in use. Same arguments, same files.
 """

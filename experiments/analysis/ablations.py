@@ -1,4 +1,4 @@
-"""Runs of experiments/ablations/grpo.py as one table and one plot: `python -m cxr_jax.tools.ablations RUNS [-o PATH]`.
+"""Runs of experiments/ablations/grpo.py as a table and a plot: `python -m experiments.analysis.ablations RUNS`.
 
 RUNS holds one folder a run, named ARM_sSEED, each as `cxr_jax.main` leaves it (config.json, metrics.jsonl,
 evaluation.json; formats: report.py and metrics.py). Writes PATH.md, between its two marker lines if the file is there,
@@ -20,7 +20,7 @@ from scipy.special import stdtrit
 from cxr_jax.errors import UserError, bad_usage, exit_code
 from cxr_jax.metrics import run_log
 from cxr_jax.report.curves import points
-from cxr_jax.tools import ablations_svg, seeds
+from experiments.analysis import ablations_plot, seeds
 
 BEGIN, END = "<!-- ablations: begin -->", "<!-- ablations: end -->"
 BASE = "base"
@@ -372,7 +372,7 @@ def write(study: Study, path: Path) -> list[Path]:
                 f"{page}: has no lines {BEGIN} and {END} for the table to stand between"
             )
         page.write_text(f"{before}{BEGIN}\n\n{section(study, plot.name)}\n\n{END}{after}")
-        plot.write_text(ablations_svg.draw(study, estimate))
+        plot.write_text(ablations_plot.draw(study, estimate))
     except OSError as e:
         raise UserError(f"{e.filename}: cannot be written ({e.strerror})") from e
     return [page, plot]
@@ -380,7 +380,7 @@ def write(study: Study, path: Path) -> list[Path]:
 
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(
-        "python -m cxr_jax.tools.ablations", description=__doc__.splitlines()[0]
+        "python -m experiments.analysis.ablations", description=__doc__.splitlines()[0]
     )
     parser.add_argument("runs", help="the folder of the runs' folders")
     parser.add_argument(

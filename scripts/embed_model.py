@@ -1,4 +1,4 @@
-"""Ships a finished SFT run's model inside the package: `python -m cxr_jax.tools.embed RUN_DIR`.
+"""Ships a finished SFT run's model inside the package: `python -m scripts.embed_model RUN_DIR`.
 
 Weights are stored in float16 (half the size; its 11 bits keep more of a trained weight than bfloat16's 8) and read
 back as float32 on a CPU. The folder is the Hugging Face layout that `cxr_jax.load("phantom")` and vLLM read.

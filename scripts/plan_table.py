@@ -1,6 +1,6 @@
 """The table of docs/plan.md: what the published recipes need on 1, 8, 64 and 256 devices that need not exist.
 
-    python -m cxr_jax.tools.plan_table [--only=3b,rl,8] [--jobs=1] [--rows=FILE.jsonl]
+    python -m scripts.plan_table [--only=3b,rl,8] [--jobs=1] [--rows=FILE.jsonl]
 
 Runs `python -m cxr_jax.plan --json` for 3B and 7B, SFT and RL, full training and LoRA, and writes the table between the
 markers of docs/plan.md. Rows that FILE already has are taken from there (a row takes minutes), new ones are added.
@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "plan.md"
+PAGE = Path(__file__).parents[1] / "docs" / "plan.md"
 BEGIN, END = "<!-- table -->", "<!-- end of the table -->"
 MODELS = {"3b": "random:qwen2.5-vl-3b", "7b": "random:qwen2.5-vl-7b"}
 LORA = {"full": [], "lora": ["--config.lora.rank=16"]}
