@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The same set-up as local.sh, then lint and the whole test suite, fast tests first, or pytest with the arguments given.
 #   bash launch/test.sh
-#   bash launch/test.sh tests/test_rewards.py -k overshort
+#   bash launch/test.sh tests/rewards/test_rewards.py -k overshort
 # The whole suite compares with transformers on torch, which live in an environment of their own, .venv-oracle.
 set -euo pipefail
 # shellcheck source=launch/_setup.sh
@@ -31,7 +31,7 @@ if [ $# -gt 0 ]; then
 fi
 "$python" -m ruff format --check --quiet . || fail "files are not formatted: $python -m ruff format ." 1
 "$python" -m ruff check .
-set_up_oracle || echo "warning: no .venv-oracle, so tests/test_parity.py is skipped; the lines above say why" >&2
+set_up_oracle || echo "warning: no .venv-oracle, so tests/end_to_end/test_parity.py is skipped; the lines above say why" >&2
 code=0
 "$python" -m pytest -m "not slow" || code=1
 "$python" -m pytest -m slow || code=1 # whole runs, several processes

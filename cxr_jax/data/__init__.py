@@ -2,11 +2,10 @@
 
 import importlib
 
-_SUBMODULES = ("dicom", "images", "loading", "sources")
-_MOVED = {"phantom": "cxr_jax.phantom"}  # kept for one release
+_SUBMODULES = ("dicom", "images", "loading", "phantom", "sources")
 
 
 def __getattr__(name: str):
-    if name in _SUBMODULES or name in _MOVED:
-        return importlib.import_module(_MOVED.get(name, f"cxr_jax.data.{name}"))
+    if name in _SUBMODULES:
+        return importlib.import_module(f"cxr_jax.data.{name}")
     raise AttributeError(f"module 'cxr_jax.data' has no attribute {name!r}")

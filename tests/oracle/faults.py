@@ -1,6 +1,6 @@
 """What a run loses when things go wrong: signals in every loop, on one process and on two, full and damaged disks, NaN.
 
-    PYTHONPATH=.:tests python tests/oracle/faults.py [--only=PART OF A NAME,...] [--keep=FOLDER]
+    PYTHONPATH=.:tests/helpers:tests python tests/oracle/faults.py [--only=PART OF A NAME,...] [--keep=FOLDER]
 
 Small SFT and RL runs go through undisturbed; then each fault is done to a run of its own, which is started again until
 it is complete, and what it ends with is compared, bit for bit, with the undisturbed run (`kill_rl.content`; two

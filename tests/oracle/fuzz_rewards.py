@@ -2,7 +2,7 @@
 
     PYTHONPATH=. .venv/bin/python tests/oracle/fuzz_rewards.py --strings 1000000
 
-Strings and their token ids come from tests/fuzz_tokenizers.py, Python's answers from tests/oracle_rewards.py and
+Strings and their token ids come from tests/helpers/fuzz_tokenizers.py, Python's answers from oracle_rewards.py and
 decode(ids, skip_special_tokens=True). The five terms of the reference, and "invented", have to be equal as float32.
 Prints one JSON object: how many strings of which kinds were compared, and how many differ. Exits 1 if one differs,
 with up to three examples a tokenizer, cut down to what is needed. The same seed gives the same strings; each
@@ -21,7 +21,7 @@ import time
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+    sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "helpers"))
 
 import fuzz_texts
 import fuzz_tokenizers as fuzz

@@ -3,7 +3,7 @@
     .venv-oracle/bin/python tests/oracle/load_export.py FOLDER IN.npz OUT.npz
 
 IN.npz: input_ids, attention_mask, pixels, grids (no images: an empty grids). OUT.npz: logits (float32). Prints one
-JSON object: what loading left over, and the settings that were read. tests/test_convert.py asserts that stderr,
+JSON object: what loading left over, and the settings that were read. tests/weights/test_convert.py asserts that stderr,
 where transformers warns, stays empty.
 """
 

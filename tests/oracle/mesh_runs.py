@@ -1,6 +1,6 @@
 """One run on several layouts (processes x fake devices): the same batches and samples, and metrics equal to rounding.
 
-    PYTHONPATH=.:tests python tests/oracle/mesh_runs.py [--layouts=1x8,2x4,4x2] [--moves=4x2:1x1,4x2:2x1] [--sft=50]
+    PYTHONPATH=.:tests/helpers:tests python tests/oracle/mesh_runs.py [--layouts=1x8,2x4] [--moves=4x2:1x1] [--sft=50]
         [--rl=10] [--keep=FOLDER] [--config.mesh.fsdp=2 ...]
 
 Batches: every process makes its rows of the first steps, and a hash of the whole batch is compared. Samples: the groups

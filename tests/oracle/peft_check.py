@@ -1,4 +1,4 @@
-"""What PEFT makes of our adapters, and adapters of its own: `peft_check.py SEED OURS OUT` (see tests/test_lora.py).
+"""What PEFT makes of our adapters, and adapters of its own: `peft_check.py SEED OURS OUT` (tests/models/test_lora.py).
 
     .venv-oracle/bin/python tests/oracle/peft_check.py SEED OURS OUT
 

@@ -1,4 +1,4 @@
-"""Advantages, losses and gradients of TRL's own GRPOTrainer, as fixtures for tests/test_trl.py.
+"""Advantages, losses and gradients of TRL's own GRPOTrainer, as fixtures for tests/rl/test_trl.py.
 
     .venv-trl022/bin/python tests/oracle/trl_golden.py     # writes tests/golden_trl/trl_0.22.2.npz
     .venv-trl/bin/python tests/oracle/trl_golden.py        # writes tests/golden_trl/trl_1.16.0.npz

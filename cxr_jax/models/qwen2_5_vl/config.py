@@ -302,7 +302,7 @@ PHANTOM = Config(
     eos_token_id=(917, 915),
     tie_word_embeddings=True,
 )
-"""The embedded model, with the ids of its tokenizer (`tokenizer.config_ids`; tests/test_tokenizer.py)."""
+"""The embedded model, with the ids of its tokenizer (`tokenizer.config_ids`; tests/models/test_tokenizer.py)."""
 
 QWEN2_5_VL_3B = Config(
     vision=VisionConfig(

@@ -1,7 +1,7 @@
 """Pixels to vision patches: the arithmetic of the Qwen2-VL image processor (PIL backend), without torch.
 
 Written out here, and not called from `transformers`, because the import alone costs seconds and because
-training needs the same arithmetic inside jit. `tests/test_images.py` holds it equal to
+training needs the same arithmetic inside jit. `tests/data/test_images.py` holds it equal to
 `Qwen2VLImageProcessorPil`.
 """
 

@@ -1,0 +1,310 @@
+"""What generate.py and sft_step.py share: named shapes, their inputs, worker processes, and how results are printed.
+
+Both sides of a comparison are worker processes that live for the whole run and answer one request at a time, a JSON
+object a line; the other one sleeps at its stdin meanwhile. This file needs the standard library only where the peer,
+which has no jax, uses it (`serve`, `peak`).
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SIDE, PROMPT = 224, 136  # pixels of an image's side; tokens of a prompt, 64 of them the image's
+WORDS = 900  # smaller ids are no special tokens
+
+
+# Both sides
+
+
+def peak(reset: bool = False) -> float:
+    """GiB of memory that this process has held at most since the last reset."""
+    status = pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1]
+    if reset:
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+    return int(status.split()[0]) / 2**20
+
+
+def serve(handlers: dict) -> None:
+    """Answers requests {"do": name, ...} from stdin until it ends. What libraries print goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        print(json.dumps(handlers[request.pop("do")](**request)), file=answers, flush=True)
+
+
+def product_gflops(multiply, n: int) -> float:
+    """GFLOP/s of multiply(), an n x n x n product: the best of 5 after one that is not counted."""
+    multiply()
+    return 2e-9 * n**3 / min(clock(multiply) for _ in range(5))
+
+
+def torch_gflops(n: int = 2048) -> float:
+    """`gemm_gflops` of torch."""
+    import torch
+
+    a = torch.randn(n, n)
+    return product_gflops(lambda: a @ a, n)
+
+
+class Worker:
+    """A child process that `serve`s."""
+
+    def __init__(self, *command):
+        self.process = subprocess.Popen(
+            [str(c) for c in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+
+    def __call__(self, do: str, **request) -> dict:
+        print(json.dumps({"do": do, **request}), file=self.process.stdin, flush=True)
+        if not (line := self.process.stdout.readline()):
+            raise SystemExit(f"{self.process.args[1]} ended: exit code {self.process.wait()}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def arguments(parser) -> None:
+    """The flags that both benches have."""
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--no_peer", action="store_true")
+    parser.add_argument("--peer_python", default=ROOT / ".venv-oracle/bin/python")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+
+
+@contextlib.contextmanager
+def workers(parser, args):
+    """(our worker, the peer's or None, facts of both): two processes with the same weights and inputs."""
+    if args.dtype != "float32" and not args.no_peer:
+        parser.error("the peer is compared in float32; give --no_peer")
+    ours, peer = Worker(sys.executable, sys.argv[0], "--worker", *sys.argv[1:]), None
+    try:
+        known = [ours("facts")]
+        if not args.no_peer:
+            with tempfile.TemporaryDirectory() as temp:
+                folder = pathlib.Path(temp) / "model"
+                ours("save", folder=str(folder))
+                peer = Worker(
+                    args.peer_python, pathlib.Path(__file__).with_name("_peer.py"), folder
+                )
+                known.append(peer("facts"))
+        yield ours, peer, known
+    finally:
+        ours.close()
+        if peer:
+            peer.close()
+
+
+# Our side
+
+
+def config(shape: str):
+    """The named shape's `cxr_jax.models.qwen2_5_vl.config.Config`, with the special ids of the embedded tokenizer.
+
+    tiny: 4,683,904 parameters, where a library's overhead shows. small: 123,511,792, a slice of 3B's ratios that a CPU
+    computes. 3b: Qwen2.5-VL-3B.
+    """
+    from cxr_jax.models import tokenizer
+    from cxr_jax.models.qwen2_5_vl.config import QWEN2_5_VL_3B, Config, TextConfig, VisionConfig
+    from cxr_jax.weights import pretrained
+
+    if shape == "tiny":
+        cfg = Config(
+            VisionConfig(
+                depth=4,
+                hidden_size=128,
+                num_heads=4,
+                intermediate_size=384,
+                out_hidden_size=256,
+                fullatt_block_indexes=(3,),
+            ),
+            TextConfig(
+                vocab_size=1024,
+                hidden_size=256,
+                intermediate_size=768,
+                num_hidden_layers=4,
+                num_attention_heads=8,
+                num_key_value_heads=2,
+                mrope_section=(4, 6, 6),
+            ),
+            tie_word_embeddings=True,
+        )
+    elif shape == "small":
+        cfg = Config(
+            VisionConfig(
+                depth=4,
+                hidden_size=640,
+                num_heads=8,
+                intermediate_size=1710,
+                out_hidden_size=1024,
+                fullatt_block_indexes=(3,),
+            ),
+            TextConfig(
+                vocab_size=16384,
+                hidden_size=1024,
+                intermediate_size=5504,
+                num_hidden_layers=4,
+                num_attention_heads=8,
+                num_key_value_heads=1,
+                mrope_section=(16, 24, 24),
+            ),
+            tie_word_embeddings=True,
+        )
+    else:
+        cfg = {"3b": QWEN2_5_VL_3B}[shape]
+    return dataclasses.replace(cfg, **tokenizer.config_ids(tokenizer.load(pretrained.PHANTOM)))
+
+
+def random_params(cfg, dtype):
+    """Fresh parameters on the device. Media tokens have no embedding, so that neither side ever picks one."""
+    import functools
+
+    import jax
+    import numpy as np
+
+    from cxr_jax.models import qwen2_5_vl
+
+    @functools.partial(jax.jit, static_argnames="dtype")
+    def make(key, dtype):
+        params = jax.tree.map(lambda x: x.astype(dtype), qwen2_5_vl.init_params(cfg, key))
+        table = params["text"]["embed"]
+        table["embedding"] = table["embedding"].at[np.array(cfg.media_token_ids)].set(0)
+        return params
+
+    return make(jax.random.key(0), dtype)
+
+
+def prompts(model, batch: int) -> dict:
+    """`batch` prompts of one image and PROMPT tokens each, each with its own image and words.
+
+    image float32 [B, S, S] in 0..1, pixels float32 [B, P, patch_dim], grid, ids int32 [B, T], text (of row 0).
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch, SIDE, SIDE)).astype(np.float32) / 255
+    prepared = [model.prepare(x) for x in images]
+    grid = prepared[0][1]
+    text = "Find abnormalities and support devices."
+    while len(row := model.render(text, grid)) != PROMPT:
+        text = text + " and" if len(row) < PROMPT else text[:-1]
+    ids = np.repeat(np.asarray(row, np.int32)[None], batch, 0)
+    words = ids[0] < WORDS
+    ids[1:, words] = rng.integers(0, WORDS, (batch - 1, words.sum()))
+    return {
+        "image": images,
+        "pixels": np.stack([p for p, _ in prepared]),
+        "grid": grid,
+        "ids": ids,
+        "text": text,
+    }
+
+
+def gemm_gflops(dtype, n: int = 2048) -> float:
+    """GFLOP/s of an n x n x n product, the best of 5."""
+    import jax
+    import jax.numpy as jnp
+
+    a = jax.random.normal(jax.random.key(1), (n, n), dtype)
+    dot = jax.jit(jnp.dot)
+    return product_gflops(lambda: dot(a, a).block_until_ready(), n)
+
+
+def read_gbps(megabytes: int = 512) -> float:
+    """GB/s at which a large float32 array is summed, the best of 5."""
+    import jax
+    import jax.numpy as jnp
+
+    x = jnp.ones((megabytes, 2**18), jnp.float32)
+    total = jax.jit(lambda x: x.sum())
+    total(x).block_until_ready()
+    return 1e-9 * x.nbytes / min(clock(lambda: total(x).block_until_ready()) for _ in range(5))
+
+
+def clock(fn) -> float:
+    """Seconds of fn()."""
+    start = time.perf_counter()
+    fn()
+    return time.perf_counter() - start
+
+
+def memory(reset: bool = False) -> float:
+    """GiB held at most: of the accelerator's memory, or of this process on a CPU."""
+    import jax
+
+    stats = jax.devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+    return stats["peak_bytes_in_use"] / 2**30 if stats else peak(reset)
+
+
+def facts() -> dict:
+    import jax
+
+    return {
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
+
+
+# Printing
+
+
+def spread(values, scale: float = 1.0, digits: int = 1) -> str:
+    """'median (least-most)'."""
+    low, mid, high = (scale * f(values) for f in (min, statistics.median, max))
+    return f"{mid:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def table(rows: list[list[str]]) -> str:
+    """Rows of equal length, columns aligned; the first row and column are names."""
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    line = lambda r: "  ".join(
+        [r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:], strict=True))]
+    )
+    return "\n".join(line(r).rstrip() for r in rows)
+
+
+def header(*all_facts: dict) -> str:
+    cpu = next(
+        (
+            line.split(":")[1].strip()
+            for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    known = {k: v for facts in all_facts for k, v in facts.items()}
+    settings = [
+        f"{k}={os.environ[k]}"
+        for k in ("GLIBC_TUNABLES", "OMP_WAIT_POLICY", "XLA_FLAGS")
+        if k in os.environ
+    ]
+    return "\n".join(
+        [
+            f"{time.strftime('%Y-%m-%d %H:%M')}; {cpu}, {len(os.sched_getaffinity(0))} cores; "
+            + ", ".join(f"{k} {v}" for k, v in known.items()),
+            "command: " + " ".join([*settings, "python", shlex.join(sys.argv)]),
+        ]
+    )
+
+
+def load() -> str:
+    return f"{os.getloadavg()[0]:.1f}"

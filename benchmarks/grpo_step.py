@@ -1,0 +1,615 @@
+"""One RL step (rollout, reward, learning), cxr_jax against TRL on torch and tunix: same weights, prompts, images.
+
+    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 PYTHONPATH=. python benchmarks/grpo_step.py [--side 476 224 0]
+
+--side 0 has no image: there tunix is compared, too. Needs the environments .venv-trl022, .venv-trl
+(tests/oracle/requirements-trl*.txt and Pillow) and .venv-tunix (requirements-tunix.txt beside this file), or --peers
+for some of them, or --no_peer. Every completion has exactly --completion tokens, on all sides. Ours is the shipped step
+of `cxr_jax.rl` with all rewards; the peers' reward is one cheap Python function. On an accelerator: --shape 3b --dtype
+bfloat16 --remat full --group 16 --prompts 64 --micro_batches N --no_peer --peak_tflops N --peak_gbps N.
+
+2026-11-26, AMD EPYC (Zen 5), 2 cores, jax 0.10.2, torch 2.13.0, Python 3.11.7, load 1.6 to 1.9, `--rounds 3`:
+4,683,904 parameters, float32, 4 prompts x 8 completions of 128 tokens; seconds, median (least-most)
+
+                                    cxr_jax           TRL 0.22.2          TRL 1.16.0          tunix 0.1.7
+476 px, prompts of 355  step        1.35 (1.30-1.93)  10.84 (10.3-11.9)   11.59 (11.5-12.0)
+                        rollout     0.46              3.15                3.23
+                        learning    0.90              7.68                8.66
+                        peak GiB    2.89              4.82                5.56
+                        ours is                       8.0x                8.6x
+224 px, prompts of 130  step        0.81 (0.77-1.39)  3.68 (2.98-3.73)    4.30 (4.10-4.34)
+                        ours is                       4.5x                5.3x
+text, prompts of 100    step        0.78 (0.77-1.31)  2.42 (2.04-2.56)    2.88 (2.62-3.12)    1.61 (1.48-1.99)
+                        ours is                       3.1x                3.7x                2.07x
+
+By the fastest steps: 7.9x and 8.9x, 3.9x and 5.4x; 1.91x tunix. Three programs are compiled in the first step, none
+afterwards. The reward, all terms, is 0.2 to 0.4 % of a step. FLOPs at 476 px: 226 a step, 3.8 times as much if nothing
+is shared. Ours computes at 27 % (rollout) and 42 % (learning) of the rate of a 2048^3 product, 466 GFLOP/s (torch here
+has 213): what is left is decoding, 2.3 ms a token of 32 rows where the products need 0.6, and the attention of one
+whole-image block in the vision tower. One round in three had a step half as long again on our side.
+"""
+
+import argparse
+import contextlib
+import json
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+import _common as common
+import numpy as np
+
+HERE = pathlib.Path(__file__).parent
+PEERS = {
+    "TRL 0.22.2": (".venv-trl022", "_grpo_peer.py"),
+    "TRL 1.16.0": (".venv-trl", "_grpo_peer.py"),
+    "tunix": (".venv-tunix", "_tunix_peer.py"),
+}
+TEXT, ALONE = 66, 100  # tokens of a prompt: beside the image's; without an image
+
+
+def flops(cfg, prompt: int, completion: int, patches: int) -> dict:
+    """FLOPs of the forward pass's matrix products: 2 for a multiply and add.
+
+    "patches", "vision" of an image: see `sft_step.flops`. "prompt" of one: layers 2 T (D (2 H + 2 K) d + 3 D F) +
+    4 H d T (T + 1) / 2 each (a token sees those before it only). "completion" of one: the same for its C tokens, which
+    see the T of the prompt, too: 4 H d C T more. "head" of one completion: 2 C D V.
+    """
+    v, t = cfg.vision, cfg.text
+    P, D, F, merged = patches, v.hidden_size, v.intermediate_size, v.hidden_size * v.merge_unit
+    window = min(P, (v.window_size // v.patch_size) ** 2)
+    seen = sum(P if i in v.fullatt_block_indexes else window for i in range(v.depth))
+    tower = (
+        v.depth * 2 * P * (4 * D**2 + 3 * D * F)
+        + 4 * P * D * seen
+        + 2 * P // v.merge_unit * (merged**2 + merged * v.out_hidden_size)
+    )
+    D, heads, kv = (
+        t.hidden_size,
+        t.num_attention_heads * t.head_dim,
+        t.num_key_value_heads * t.head_dim,
+    )
+    n, token = t.num_hidden_layers, 2 * D * (2 * heads + 2 * kv + 3 * t.intermediate_size)
+    seen = lambda new, before=0: 4 * heads * (new * before + new * (new + 1) // 2)
+    return {
+        "patches": 2 * P * v.patch_dim * v.hidden_size,
+        "vision": tower,
+        "prompt": n * (prompt * token + seen(prompt)),
+        "completion": n * (completion * token + seen(completion, prompt)),
+        "head": 2 * completion * D * t.vocab_size,
+    }
+
+
+def step_flops(one: dict, prompts: int, group: int, shared: bool) -> dict:
+    """FLOPs of a step: a forward pass to sample, and one that costs three to learn (pixels need no gradient)."""
+    of_prompt = prompts if shared else prompts * group
+    turns = {
+        "patches": (1, 2),
+        "vision": (1, 3),
+        "prompt": (1, 3),
+        "completion": (1, 3),
+        "head": (1, 3),
+    }
+    rows = {k: of_prompt if k in ("patches", "vision", "prompt") else prompts * group for k in one}
+    return {
+        "rollout": sum(one[k] * rows[k] * turns[k][0] for k in one),
+        "learn": sum(one[k] * rows[k] * turns[k][1] for k in one),
+    }
+
+
+class Ours:
+    """Our worker: `cxr_jax.rl.loop`'s rollout and learner on random images (or none) and solutions."""
+
+    def __init__(self, args):
+        import jax
+        import jax.numpy as jnp
+
+        from cxr_jax.labels import answers, report_text
+        from cxr_jax.metrics import progress
+        from cxr_jax.models import qwen2_5_vl, tokenizer
+        from cxr_jax.rl import loop
+        from cxr_jax.training import optimizer, trainable
+        from cxr_jax.weights import pretrained
+        from experiments import rl as experiment
+
+        self.compilations = progress.Compilations()
+        self.args, self.cfg = args, common.config(args.shape)
+        tok = tokenizer.load(pretrained.PHANTOM)
+        config = experiment.get_config()
+        config.update(
+            dict(
+                max_completion=args.completion,
+                remat=args.remat,
+                dtype=args.dtype,
+                param_dtype=args.dtype,
+            )
+        )
+        config.lora.rank = args.lora_rank
+        config.rl.update(
+            dict(
+                prompts_per_step=args.prompts,
+                oversample=1,
+                group_size=args.group,
+                temperature=1.0,
+                micro_batches=args.micro_batches,
+                mask_truncated=False,
+            )
+        )
+        config.optim.update(dict(lr=1e-6, warmup_steps=1, final_fraction=1.0))
+        self.config, self.tok = config, tok
+        self.batch = self.inputs(tok)
+        # No stop token: exactly `completion` tokens on all sides. None that has a meaning, either.
+        ids = tokenizer.special_ids(tok, self.cfg.text.vocab_size)
+        self.suppress = sorted({*ids["suppress"], *ids["stop"], *self.cfg.media_token_ids})
+        special = {**ids, "stop": (-1,), "suppress": tuple(self.suppress)}
+        if not args.side:  # the shipped step all the same, of no image
+            grid, D = (1, 2, 2), self.cfg.text.hidden_size
+            qwen2_5_vl.vision = lambda params, cfg, pixels, grid, **kw: jnp.zeros(
+                (len(pixels), 1, D), kw["dtype"]
+            )
+        else:
+            grid = self.grid
+        params = {"model": common.random_params(self.cfg, jnp.dtype(args.dtype))}
+        self.count = qwen2_5_vl.count(params["model"])
+        what = trainable.Trainable.of(config)
+        train, self.fixed = what.split(params, jax.random.key(0))
+        self.params = params["model"]
+        tx = optimizer.make(config.optim, 1000)
+        self.state = optimizer.init_state(tx, train)
+        self.table, self.bank = answers.TokenBytes.from_tokenizer(tok), report_text.bank()
+        self.rollout = loop.make_rollout(
+            config, self.cfg, grid, special, self.table, what, self.bank
+        )
+        self.learn = loop.make_learn(config, self.cfg, grid, special, tx, what)
+        self.metrics_of, self.special, self.grid, self.what, self.tx = (
+            loop.rollout_metrics,
+            special,
+            grid,
+            what,
+            tx,
+        )
+        self.done = 0
+
+    def inputs(self, tok) -> dict:
+        """The batch of `rl.make_batch_fn`, all prompts of one text, each with an image of its own."""
+        from cxr_jax.data import prompts as data_prompts
+        from cxr_jax.inference import prompts as inference_prompts
+        from cxr_jax.models import qwen2_5_vl
+
+        n, side, rng = self.args.prompts, self.args.side, np.random.default_rng(0)
+        self.grid = (
+            (1, side // self.cfg.vision.patch_size, side // self.cfg.vision.patch_size)
+            if side
+            else None
+        )
+        slots = int(np.prod(self.grid)) // self.cfg.vision.merge_unit if side else 0
+        self.prompt = slots + (TEXT if side else ALONE)
+        self.text = data_prompts.FIND_PROMPT
+        while len(ids := inference_prompts.prompt_ids(tok, self.text, slots)) < self.prompt:
+            self.text += " and"
+        ids = np.repeat(np.asarray(ids, np.int32)[None], n, 0)
+        assert ids.shape[1] == self.prompt
+        both = np.pad(ids, ((0, 0), (0, self.args.completion)))
+        self.levels = rng.integers(0, 256, (n, side or 28, side or 28), np.uint8)
+        yes = lambda p, *shape: rng.random((n, 14, *shape)) < p
+        return {
+            "image": self.levels.astype(np.float32) / 255,
+            "solution": yes(0.3),
+            "known": yes(1.0),
+            "hedged": yes(0.0),
+            "sides": yes(0.5, 2),
+            "prompts": {
+                "ids": ids,
+                "lengths": np.full(n, self.prompt, np.int32),
+                "positions": qwen2_5_vl.positions(self.cfg, both, self.grid),
+            },
+        }
+
+    def facts(self) -> dict:
+        return {**common.facts(), "parameters": f"{self.count:,}"}
+
+    def save(self, folder: str) -> dict:
+        """The model and the inputs, for the peers."""
+        from cxr_jax.models.qwen2_5_vl.patches import patchify
+        from cxr_jax.weights import hf_folder, pretrained
+
+        hf_folder.save_hf(folder, self.cfg, self.params, tokenizer=pretrained.PHANTOM)
+        images = bool(self.args.side)
+        np.savez(
+            f"{folder}/inputs.npz",
+            ids=self.batch["prompts"]["ids"],
+            image=self.levels[: None if images else 0],
+            pixels=patchify(self.batch["image"], np) if images else np.zeros(0),
+        )
+        setting = {
+            "text": self.text,
+            "group": self.args.group,
+            "completion": self.args.completion,
+            "lr": 1e-6,
+            "suppress": self.suppress,
+        }
+        pathlib.Path(folder, "setting.json").write_text(json.dumps(setting))
+        return {}
+
+    def step(self) -> dict:
+        """What `rl.run` does in a step, metrics included."""
+        import jax
+
+        self.params = None  # the state, which is donated, holds them
+        common.memory(reset=True)
+
+        def sample():
+            self.ro = self.rollout(self.state["params"], self.fixed, self.batch, self.done)
+            jax.block_until_ready(self.ro["reward"])
+
+        def update():
+            row = self.metrics_of(self.ro)
+            self.state, learned = self.learn(self.state, self.fixed, self.batch, self.ro)
+            self.row = {k: float(v) for k, v in {**row, **learned}.items()}
+
+        cpu, compiled = time.process_time(), self.compilations.count()
+        rollout, learn = common.clock(sample), common.clock(update)
+        self.done += 1
+        return {
+            "seconds": rollout + learn,
+            "rollout": rollout,
+            "learn": learn,
+            "cpu": time.process_time() - cpu,
+            "peak": common.memory(),
+            "compiled": self.compilations.count() - compiled,
+            "row": self.row,
+        }
+
+    def gemm(self) -> dict:
+        return {"gflops": common.gemm_gflops(self.what.dtype)}
+
+    def bandwidth(self) -> dict:
+        return {"gbps": common.read_gbps()}
+
+    def work(self) -> dict:
+        """FLOPs and bytes of a step: by arithmetic, and of its programs."""
+        import jax
+
+        from cxr_jax.inference import compaction
+        from cxr_jax.planning import costs
+
+        a = self.args
+        patches = int(np.prod(self.grid)) if a.side else 0
+        one = flops(self.cfg, self.prompt, a.completion, patches)
+        if not a.side:
+            one |= {"patches": 0, "vision": 0}
+        out = {"one": one} | {
+            name: step_flops(one, a.prompts, a.group, name == "shared")
+            for name in ("shared", "unshared")
+        }
+        abstract = lambda tree: jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), tree
+        )
+        args = abstract((self.state["params"], self.fixed, self.batch)) + (0,)
+        trips = np.diff([0, *compaction.stage_ends(a.completion)]).tolist()  # of the decode loop
+        out["program"] = {
+            "rollout": costs.flops(self.rollout, *args, while_trips=trips),
+            "learn": costs.flops(
+                self.learn, *abstract((self.state, self.fixed, self.batch, self.ro))
+            ),
+        }
+        t, size = self.cfg.text, np.dtype(self.what.dtype).itemsize
+        text = self.what.whole(self.state["params"], self.fixed)["model"]["text"]
+        head = (
+            text["embed"]["embedding"] if self.cfg.tie_word_embeddings else text["head"]["kernel"]
+        )
+        weights = sum(x.size for x in jax.tree.leaves(text["layers"])) + head.size
+        keys = 2 * t.num_hidden_layers * t.num_key_value_heads * t.head_dim
+        keys *= a.prompts * self.prompt + a.prompts * a.group * a.completion // 2
+        out["bytes"] = size * a.completion * (a.micro_batches * weights + keys)
+        return out
+
+    def parts(self, rounds: int) -> dict:
+        """Seconds of pieces of the step, each a program of its own; medians."""
+        import functools
+
+        import jax
+        import jax.numpy as jnp
+
+        from cxr_jax import rewards
+        from cxr_jax.inference import sampling
+        from cxr_jax.labels import report_text
+        from cxr_jax.models import qwen2_5_vl as qwen
+        from cxr_jax.models.qwen2_5_vl.patches import patchify
+        from cxr_jax.training import log_probs, optimizer
+        from cxr_jax.training import losses as training_losses
+
+        a, cfg, r, ro, batch = self.args, self.cfg, self.config.rl, self.ro, self.batch
+        n = a.prompts * a.group
+        params = jax.jit(lambda train, fixed: self.what.whole(train, fixed)["model"])(
+            self.state["params"], self.fixed
+        )
+        see = lambda params: qwen.vision(
+            params, cfg, patchify(batch["image"]), self.grid, remat=a.remat, dtype=self.what.dtype
+        )
+        features = jax.jit(see)(params)
+
+        def read(tokens, lengths):
+            each = lambda key: jnp.repeat(batch[key], a.group, axis=0)
+            truth = report_text.Truth.of(each("solution"), each("hedged"), each("sides"))
+            parsed = rewards.read_tokens(
+                tokens,
+                lengths,
+                self.table,
+                a.completion * rewards.BYTES_PER_TOKEN,
+                self.bank,
+                truth,
+            )
+            terms = rewards.reward_terms(
+                parsed,
+                each("solution"),
+                lengths,
+                known=each("known"),
+                min_length=r.min_length,
+                max_length=a.completion // 2,
+                limit=a.completion,
+            )
+            return rewards.combine(terms, dict(r.reward_weights))
+
+        def loss(params, features):
+            logp, entropy = log_probs.completion_logprobs(
+                params,
+                cfg,
+                features,
+                batch["prompts"],
+                ro["tokens"],
+                ro["mask"],
+                suppress=suppress,
+                remat=a.remat,
+            )
+            return logp.mean(), entropy
+
+        suppress = np.isin(np.arange(cfg.text.vocab_size), self.suppress)
+        hidden = jax.random.normal(
+            jax.random.key(0), (n * a.completion, cfg.text.hidden_size), self.what.dtype
+        )
+
+        def head(params, hidden):
+            logp, entropy = training_losses.token_logprobs(
+                hidden,
+                log_probs.output_head(params, cfg),
+                ro["tokens"].reshape(-1),
+                suppress=suppress,
+            )
+            return logp.mean(), entropy
+
+        keys = jax.random.split(jax.random.key(0), n)
+        draw = lambda params, features: sampling.sample_completions(
+            params,
+            cfg,
+            features,
+            batch["prompts"],
+            self.special,
+            n=a.group,
+            max_new_tokens=1,
+            temperature=1.0,
+            keys=keys,
+        )
+        both = functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
+        calls = {
+            "vision": (see, params),
+            "prefill + 1 token": (draw, params, features),
+            "reward": (read, ro["tokens"].reshape(n, -1), ro["lengths"].reshape(n)),
+            "head, forward": (head, params, hidden),
+            "head": (both(head), params, hidden),
+            "decoder + head, forward": (loss, params, features),
+            "decoder + head": (both(loss), params, features),
+            "vision with gradient": (
+                jax.grad(lambda params: see(params).astype(jnp.float32).sum()),
+                params,
+            ),
+            "update": (
+                lambda state, grads: optimizer.guarded_update(self.tx, state, grads),
+                self.state,
+                self.state["params"],
+            ),
+        }
+        if not a.side:
+            calls = {k: v for k, v in calls.items() if not k.startswith("vision")}
+        out = {}
+        for name, (fn, *args) in calls.items():
+            program = jax.jit(fn)
+            run = lambda program=program, args=args: jax.block_until_ready(program(*args))
+            run(), run()
+            out[name] = statistics.median(common.clock(run) for _ in range(rounds))
+        return out
+
+
+def serve(args) -> None:
+    args.side = args.side[-1]
+    ours = Ours(args)
+    names = ("facts", "save", "step", "gemm", "bandwidth", "work", "parts")
+    common.serve({name: getattr(ours, name) for name in names})
+
+
+@contextlib.contextmanager
+def workers(args, side: int):
+    """{name: worker}, ours first, with the same weights and inputs; and the facts of all."""
+    all_workers = {
+        "cxr_jax": common.Worker(
+            sys.executable, sys.argv[0], "--worker", *sys.argv[1:], "--side", side
+        )
+    }
+    try:
+        known = [all_workers["cxr_jax"]("facts")]
+        with tempfile.TemporaryDirectory() as temp:
+            folder = pathlib.Path(temp) / "model"
+            if args.peers:
+                all_workers["cxr_jax"]("save", folder=str(folder))
+            for name in args.peers:
+                if name == "tunix" and side:
+                    continue  # it has no images
+                env, script = PEERS[name]
+                all_workers[name] = common.Worker(
+                    common.ROOT / env / "bin/python", HERE / script, folder
+                )
+                known.append(all_workers[name]("facts"))
+            yield all_workers, known
+    finally:
+        for worker in all_workers.values():
+            worker.close()
+
+
+def measure(args, side: int, sides: dict) -> None:
+    ours = sides["cxr_jax"]
+    first = {name: worker("step") for name, worker in sides.items()}
+    runs, gemm, loads = {name: [] for name in sides}, {name: [] for name in sides}, []
+    second = ours("step")["compiled"]
+    for r in range(args.rounds):
+        loads.append(common.load())
+        for name in list(sides)[:: -1 if r % 2 else 1]:
+            sides[name](
+                "step"
+            )  # not counted: after a rest, a process finds cold caches and returned memory
+            runs[name].append(sides[name]("step"))
+            gemm[name].append(sides[name]("gemm")["gflops"])
+    work, parts = ours("work"), ours("parts", rounds=args.rounds)
+    n = args.prompts * args.group * args.completion
+    rows = [
+        [
+            "",
+            "step, s",
+            "rollout, s",
+            "learning, s",
+            "CPU time, s",
+            "tokens/s",
+            "GEMM GFLOP/s",
+            "peak GiB",
+            "first step, s",
+        ]
+    ]
+    for name in sides:
+        of = lambda key, name=name: [x[key] for x in runs[name]]
+        rows.append(
+            [
+                name,
+                *(
+                    common.spread(of(key), digits=2)
+                    for key in ("seconds", "rollout", "learn", "cpu")
+                ),
+                common.spread([n / t for t in of("seconds")], digits=0),
+                common.spread(gemm[name], digits=0),
+                f"{runs[name][-1]['peak']:.2f}",
+                f"{first[name]['seconds']:.1f}",
+            ]
+        )
+    print(common.table(rows))
+    mid = lambda name, key: statistics.median(x[key] for x in runs[name])
+    for name in list(sides)[1:]:
+        least = min(x["seconds"] for x in runs[name]) / min(x["seconds"] for x in runs["cxr_jax"])
+        times = {
+            key: mid(name, key) / mid("cxr_jax", key) for key in ("seconds", "rollout", "learn")
+        }
+        print(
+            f"against {name} by medians: step {times['seconds']:.2f}x (by the fastest {least:.2f}x), rollout "
+            f"{times['rollout']:.2f}x, learning {times['learn']:.2f}x"
+        )
+    for name in list(sides)[1:]:
+        split = runs[name][-1]["parts"]
+        seen = sides[name]("check")
+        print(
+            f"{name}, last step: {', '.join(f'{k} {v:.3f} s' for k, v in split.items())}; {seen['rows']} rows, "
+            f"prompts of {seen['prompt']} tokens, {'the' if seen['same ids'] else 'NOT THE'} same, pixels "
+            f"{seen['pixels apart']:.0e} apart, {seen['tokens']} tokens drawn"
+        )
+    row = runs["cxr_jax"][-1]["row"]
+    print(
+        f"cxr_jax: programs compiled in step 1: {first['cxr_jax']['compiled']}, in step 2: {second}, in the measured "
+        f"steps: {sum(x['compiled'] for x in runs['cxr_jax'])}; last step: standard deviation of the reward "
+        f"{row['reward_std']:.3f}, gradient norm {row['grad_norm']:.3f}, {row['completions/mean_length']:.0f} tokens"
+    )
+    describe(args, work, parts, mid, statistics.median(gemm["cxr_jax"]))
+    print("load average in the rounds: " + " ".join(loads))
+
+
+def describe(args, work: dict, parts: dict, mid, gflops: float) -> None:
+    """Our step by parts, and against arithmetic."""
+    limit = 1e3 * args.peak_tflops if args.peak_tflops else gflops
+    for what in ("rollout", "learn"):
+        shared, unshared, program = (
+            1e-9 * work[k][what] for k in ("shared", "unshared", "program")
+        )
+        seconds = mid("cxr_jax", what)
+        print(
+            f"{what}: {shared:.1f} GFLOP by arithmetic ({unshared / shared:.1f} times as much if nothing is shared), "
+            f"{program:.1f} in the program: {program / seconds:.0f} GFLOP/s, {program / seconds / limit:.0%} of "
+            f"{limit:.0f}; floor {shared / limit:.2f} s"
+        )
+    vision, prefill, reward = (parts.get(k, 0.0) for k in ("vision", "prefill + 1 token", "reward"))
+    decode = mid("cxr_jax", "rollout") - vision - prefill - reward
+    print(
+        f"rollout by parts: vision {vision:.3f}, prefill + 1 token {prefill:.3f}, reward {reward:.4f} "
+        f"({reward / mid('cxr_jax', 'seconds'):.1%} of the step), the rest (decoding) {decode:.3f} s, "
+        f"{1e-9 * work['bytes'] / decode:.1f} GB/s"
+        + (
+            f", {1e-9 * work['bytes'] / decode / args.gbps:.0%} of {args.gbps:.0f}"
+            if args.gbps
+            else ""
+        )
+    )
+    back = parts["decoder + head"] - parts["head"]
+    print(
+        f"learning by parts: vision {parts.get('vision with gradient', 0.0):.3f}, decoder {back:.3f} (forward "
+        f"{parts['decoder + head, forward'] - parts['head, forward']:.3f}), head {parts['head']:.3f} (forward "
+        f"{parts['head, forward']:.3f}), update {parts['update']:.3f} s; sum "
+        f"{parts.get('vision with gradient', 0.0) + back + parts['head'] + parts['update']:.3f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=("tiny", "small", "3b"), default="tiny")
+    parser.add_argument(
+        "--side", type=int, nargs="+", default=[476, 224, 0], help="pixels of an image; 0: no image"
+    )
+    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--group", type=int, default=8)
+    parser.add_argument("--completion", type=int, default=128)
+    parser.add_argument("--micro_batches", type=int, default=1)
+    parser.add_argument("--remat", choices=("none", "dots", "full"), default="none")
+    parser.add_argument("--lora_rank", type=int, default=0)
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
+    parser.add_argument(
+        "--peak_tflops", type=float, help="the device's; without: the product measured in the run"
+    )
+    parser.add_argument("--peak_gbps", type=float, help="memory bandwidth; on a CPU it is measured")
+    common.arguments(parser)
+    args = parser.parse_args()
+    if args.worker:
+        return serve(args)
+    args.peers = [] if args.no_peer else args.peers
+    if args.dtype != "float32" and args.peers:
+        parser.error("the peers are compared in float32; give --no_peer")
+    if missing := [PEERS[p][0] for p in args.peers if not (common.ROOT / PEERS[p][0]).exists()]:
+        parser.error(
+            f"no environment {missing[0]}; make it, or name other --peers, or give --no_peer"
+        )
+    for i, side in enumerate(args.side):
+        with workers(args, side) as (sides, known):
+            if i == 0:
+                args.gbps = args.peak_gbps or (
+                    sides["cxr_jax"]("bandwidth")["gbps"]
+                    if "cpu" in known[0]["device"].lower()
+                    else None
+                )
+            print(common.header(*known) if i == 0 else "")
+            size = f"with an image of {side} px" if side else "without an image"
+            prompt = (side // 28) ** 2 + TEXT if side else ALONE
+            print(
+                f"{args.shape}, {args.dtype}, {args.prompts} prompts of {prompt} tokens {size}, {args.group} "
+                f"completions of {args.completion} tokens each; median (least-most) of {args.rounds} rounds"
+            )
+            measure(args, side, sides)
+
+
+if __name__ == "__main__":
+    main()

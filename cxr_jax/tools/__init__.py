@@ -1,0 +1,1 @@
+"""Doors under their old names, kept for one release; see CHANGELOG.md."""

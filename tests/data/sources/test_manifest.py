@@ -1,0 +1,354 @@
+"""Manifests of files: the two published formats, strictness, batches, splits; the label-table converter."""
+
+import json
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image as PilImage
+from places import SHARED
+
+from cxr_jax.data import image_cache, images, radiograph, resize
+from cxr_jax.data.sources import label_table, manifest
+from cxr_jax.errors import UserError
+from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
+
+DATA = SHARED
+PROMPT = "Find abnormalities and support devices."
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in [("a.png", (80, 60)), ("b.png", (64, 64)), ("sub/c.png", (50, 90))]:
+        PilImage.fromarray(rng.integers(0, 255, size, np.uint8)).save(folder / name)
+    return folder
+
+
+def grpo(image="a.png", solution="Edema", **extra):
+    talk = [{"from": "human", "value": PROMPT}]
+    return {"id": image, "image": image, "conversations": talk, "solution": solution} | extra
+
+
+TARGET = "<think>Clear.</think><answer>No Finding</answer>"
+
+
+def sft(image="b.png", solution="No Finding", text=TARGET, **extra):
+    user = [{"type": "image", "image": image}, {"type": "text", "text": PROMPT}]
+    turns = [("user", user), ("assistant", [{"type": "text", "text": text}])]
+    row = {"id": image, "image": image, "subject_id": 7, "study_id": 9, "solution": solution}
+    return (
+        row | {"messages": [{"role": role, "content": content} for role, content in turns]} | extra
+    )
+
+
+def write(tmp_path, *rows):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(
+        b"".join(r if isinstance(r, bytes) else json.dumps(r).encode() + b"\n" for r in rows)
+    )
+    return path
+
+
+def test_both_formats(tmp_path, root):
+    one, two = manifest.load_rows(
+        write(tmp_path, grpo(solution="edema,  Cardiomegaly"), b"\r\n", sft()), root
+    )
+    assert (one.id, one.prompt, one.target, one.group) == ("a.png", PROMPT, None, "a.png")
+    assert one.solution == "Cardiomegaly, Edema" and all(one.known)  # in CheXpert order
+    assert one.image_path == root / "a.png"
+    assert two.target == "<think>Clear.</think><answer>No Finding</answer>" and two.group == "7"
+
+
+def test_flattened_folders_byte_order_mark_and_llava_image_mark(tmp_path, root):
+    row = grpo("deep/er/b.png", conversations=[{"from": "human", "value": "<image>\n" + PROMPT}])
+    data = b"\xef\xbb\xbf" + json.dumps(row).encode()
+    [got] = manifest.load_rows(write(tmp_path, data), root)
+    assert got.image_path == root / "b.png" and got.prompt == PROMPT
+
+
+def test_known_labels_extension(tmp_path, root):
+    row = grpo(
+        solution="Edema", labels={"Edema": 1, "Fracture": 0, "Pneumonia": -1, "Cardiomegaly": None}
+    )
+    [got] = manifest.load_rows(write(tmp_path, row), root)
+    assert [name for name in CHEXPERT_14 if got.known[INDEX[name]]] == ["Edema", "Fracture"]
+
+
+BAD = {
+    "not valid JSON": b'{"id": "a.png", \n',
+    "not UTF-8": b'{"id": "\xff"}\n',
+    "not a JSON object": b"[1]\n",
+    "neither messages nor conversations": {"id": "a", "image": "a.png", "solution": "Edema"},
+    "no prompt": grpo(conversations=[{"from": "gpt", "value": "x"}]),
+    "no prompt ": grpo(conversations=["x", None, {"from": "human", "value": 3}]),
+    "assistant's turn is empty": sft(text=" "),
+    "several images": sft(
+        messages=[{"role": "user", "content": [{"image": "a.png"}, {"image": "b.png"}]}]
+    ),
+    "no image": grpo(image=None, id="x"),
+    "image file not found": grpo("missing.png"),
+    "not a path relative": grpo("/etc/passwd"),
+    "not a path relative ": grpo("C:\\x\\a.png"),
+    "not a path relative  ": grpo("https://example.org/a.png"),
+    "leaves the image root": grpo("../rows.jsonl"),
+    "leaves the image root ": grpo("sub\\..\\..\\rows.jsonl"),
+    "link that leaves": grpo("link.png"),
+    "no solution": grpo(solution=" "),
+    "no solution ": grpo(solution=None),
+    "none of the 14 labels": grpo(solution="Edema, Effusion"),
+    "none of the 14 labels ": grpo(solution="Edema,"),
+    "none of the 14 labels  ": grpo(labels={"Effusion": 1}),
+    "labels is not an object": grpo(labels=[1]),
+    "none of 1, 0, -1": grpo(labels={"Edema": 2}),
+    "contradict": grpo(labels={"Edema": 0}),
+    "the id is not a string": grpo(id=[1]),
+    "the id is that of line 1": grpo("b.png"),
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_every_problem_names_file_line_and_reason(tmp_path, root, reason):
+    os.symlink(__file__, root / "link.png")
+    path = write(tmp_path, grpo("b.png"), b"\n", BAD[reason])
+    with pytest.raises(UserError, match=reason.strip()) as caught:
+        manifest.load_rows(path, root)
+    assert str(caught.value).startswith(f"{path}:3: ") and "\n" not in str(caught.value)
+
+
+def test_problems_of_the_whole_manifest(tmp_path, root):
+    with pytest.raises(UserError, match="no such file"):
+        manifest.load_rows(tmp_path / "no.jsonl", root)
+    with pytest.raises(UserError, match="not a directory"):
+        manifest.load_rows(write(tmp_path, grpo()), tmp_path / "no")
+    with pytest.raises(UserError, match="no rows"):
+        manifest.load_rows(write(tmp_path, b"\n\n"), root)
+
+
+def test_batch(tmp_path, root):
+    rows = manifest.load_rows(
+        write(tmp_path, grpo(solution="Edema, Fracture"), sft(), grpo("sub/c.png")), root
+    )
+    source = manifest.FilesSource(rows, size=56)
+    batch = source.batch(np.array([2, 0, 1]))
+    assert batch["image"].shape == (3, 56, 56) and batch["image"].dtype == np.float32
+    want = resize.fit(images.read_image(root / "a.png").pixels, 56)
+    np.testing.assert_array_equal(batch["image"][1], want)
+    assert [CHEXPERT_14[i] for i in np.flatnonzero(batch["solution"][1])] == ["Edema", "Fracture"]
+    assert batch["solution"].dtype == batch["known"].dtype == bool and batch["known"].shape == (
+        3,
+        14,
+    )
+    assert batch["ids"] == ["sub/c.png", "a.png", "b.png"] and batch["targets"][0] is None
+    assert batch["prompts"] == [PROMPT] * 3 and source.prompts() == (PROMPT,) and len(source) == 3
+    with pytest.raises(IndexError):
+        source.batch([3])
+
+
+def test_a_row_is_the_same_whichever_rows_are_beside_it(tmp_path, root):
+    rows = manifest.load_rows(write(tmp_path, grpo(), sft(), grpo("sub/c.png")), root)
+    whole = manifest.FilesSource(rows, 56).batch([2, 0, 1])
+    part = manifest.FilesSource(rows, 56, threads=1, cache=image_cache.ImageCache(0)).batch([1, 2])
+    for name, value in part.items():
+        np.testing.assert_array_equal(value, [whole[name][2], whole[name][0]])
+    assert manifest.FilesSource(rows, 56).about([1, 2]) == {
+        "prompts": [PROMPT] * 2,
+        "ids": ["b.png", "sub/c.png"],
+    }
+
+
+ONE = 56 * 56 * 4 / 2**20  # MiB of an image
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Names of the files read, in order."""
+    names, real = [], images.read_image
+    monkeypatch.setattr(
+        manifest.images, "read_image", lambda p, r: (names.append(p.name), real(p, r))[1]
+    )
+    return names
+
+
+def test_cache_is_bounded_and_used(tmp_path, root, reads):
+    rows = manifest.load_rows(write(tmp_path, grpo(), sft(), grpo("sub/c.png")), root)
+    roomy = manifest.FilesSource(rows, 56, cache=image_cache.ImageCache(3 * ONE))
+    first = roomy.batch([0, 1, 2])["image"]
+    np.testing.assert_array_equal(roomy.batch([0, 1, 2, 1])["image"], first[[0, 1, 2, 1]])
+    assert len(reads) == 3
+    assert roomy.cache.stats() == {"hits": 4, "misses": 3, "images": 3, "mib": 3 * ONE}
+    for images_held in (0, 0.9, 1, 1.9, 2, 3):
+        source = manifest.FilesSource(rows, 56, cache=image_cache.ImageCache(images_held * ONE))
+        for _ in range(3):
+            np.testing.assert_array_equal(source.batch([0, 1, 2])["image"], first)
+            assert source.cache.stats()["images"] == int(
+                images_held
+            )  # all the room is used, and no more
+        assert (
+            sum(x.nbytes for x in source.cache._images.values())
+            == source.cache.stats()["mib"] * 2**20
+        )
+
+
+def test_cache_drops_what_was_not_asked_for_the_longest(tmp_path, root, reads):
+    rows = manifest.load_rows(write(tmp_path, grpo(), sft(), grpo("sub/c.png")), root)
+    source = manifest.FilesSource(rows, 56, cache=image_cache.ImageCache(2 * ONE), threads=1)
+    for i in (0, 1, 0, 2, 0, 1):  # 2 takes the place of 1, and 1 that of 2
+        source.image(i)
+    assert reads == ["a.png", "b.png", "c.png", "b.png"]
+    with pytest.raises(ValueError, match="read-only"):
+        source.image(0)[0, 0] = 1
+    with pytest.raises(UserError, match="cache_mib=-1"):
+        image_cache.ImageCache(-1)
+    with pytest.raises(UserError, match="threads=-1"):
+        manifest.FilesSource(rows, threads=-1)
+
+
+def test_two_threads_do_not_decode_one_image_at_a_time():
+    cache, begun, go, calls = image_cache.ImageCache(0), threading.Event(), threading.Event(), []
+
+    def decode():
+        calls.append(1)
+        begun.set()
+        go.wait(5)
+        if len(calls) == 2:
+            raise UserError("a.png: is torn")
+        return np.ones(3, np.float32)
+
+    def ask():
+        try:
+            got.append(cache.get("a", decode))
+        except UserError as e:
+            got.append(str(e))
+
+    for count, want in (
+        (1, np.ones(3)),
+        (2, "a.png: is torn"),
+    ):  # not even where nothing can be kept
+        begun.clear(), go.clear()
+        got, threads = [], [threading.Thread(target=ask) for _ in range(4)]
+        for t in threads:
+            t.start()
+        begun.wait(5)
+        while cache.stats()["hits"] < 3 * count:  # until all the others wait for the one
+            time.sleep(0.01)
+        go.set()
+        for t in threads:
+            t.join(5)
+        assert len(calls) == count and len(got) == 4
+        for value in got:
+            np.testing.assert_array_equal(value, want)
+
+
+def test_rows_of_a_batch_are_decoded_by_several_threads(tmp_path, root, monkeypatch):
+    rows, together = (
+        manifest.load_rows(write(tmp_path, grpo(), sft(), grpo("sub/c.png")), root),
+        threading.Barrier(3),
+    )
+    real = images.read_image
+    monkeypatch.setattr(
+        manifest.images, "read_image", lambda p, r: (together.wait(5), real(p, r))[1]
+    )
+    assert manifest.FilesSource(rows, 56, threads=3).batch([0, 1, 2])["ids"] == [
+        "a.png",
+        "b.png",
+        "sub/c.png",
+    ]
+
+
+def test_an_unreadable_image_is_named(tmp_path, root):
+    (root / "a.png").write_bytes(radiograph.PNG_MAGIC)
+    source = manifest.FilesSource(manifest.load_rows(write(tmp_path, grpo()), root))
+    with pytest.raises(UserError, match="a.png"):
+        source.batch([0])
+
+
+def test_split_holds_out_whole_patients(tmp_path, root):
+    rows = [grpo("a.png", id=f"test/patient{i // 2:05d}/study1/view{i % 2}.jpg") for i in range(40)]
+    path = write(tmp_path, *rows)
+    train, held = manifest.open_split(path, root, size=56, seed=1, cache_mib=0, threads=1)
+    assert train.cache is held.cache and (train.threads, held.threads) == (1, 1)
+    assert (len(train), len(held)) == (28, 12)  # 6 of 20 patients: a third, rounded down
+    assert not {r.group for r in train.rows} & {r.group for r in held.rows}
+    again = manifest.open_split(path, root, size=56, seed=1)[1]
+    assert [r.id for r in again.rows] == [r.id for r in held.rows]
+    other = manifest.open_split(path, root, size=56, seed=2)[1]
+    assert [r.id for r in other.rows] != [r.id for r in held.rows]
+    many = write(tmp_path, *(grpo("a.png", id=str(i), patient_id=i) for i in range(400)))
+    assert [len(s) for s in manifest.open_split(many, root, size=56)] == [360, 40]
+    with pytest.raises(UserError, match="two patients"):
+        manifest.open_split(write(tmp_path, *rows[:2]), root)
+
+
+# --- label tables
+
+
+def table(tmp_path, *rows, header=("file", *CHEXPERT_14)):
+    path = tmp_path / "labels.csv"
+    path.write_text("\n".join(",".join(row) for row in (header, *rows)) + "\n", encoding="utf-8")
+    return path
+
+
+def cells(**states):
+    return [states.get(name.replace(" ", "_"), "") for name in CHEXPERT_14]
+
+
+def test_converter_keeps_what_is_known(tmp_path, root, capsys):
+    path = table(
+        tmp_path,
+        [
+            "a.png",
+            *cells(Edema="1.0", Fracture="0", Pneumonia="-1", Pleural_Other="U", Lung_Lesion="nan"),
+        ],
+        ["b.png", *cells(No_Finding="1", Support_Devices="1")],
+        ["c.png", *cells(Fracture="0")],
+        ["d.png", *cells(No_Finding="1", Edema="1")],
+    )
+    out = tmp_path / "out.jsonl"
+    assert label_table.main([str(path), str(out)]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "2 rows" in said
+        and "1 left out: no label" in said
+        and "1 left out: No Finding together" in said
+    )
+    one, two = manifest.load_rows(out, root)
+    assert one.solution == "Edema" and sum(one.known) == 2
+    assert two.solution == "No Finding, Support Devices"
+
+
+def test_converter_reads_columns_by_name(tmp_path):
+    header = ("Path", *reversed(CHEXPERT_14))
+    path = table(tmp_path, ["a.png", *reversed(cells(Edema="1"))], header=header)
+    [row] = label_table.convert(label_table.read_table(path))[0]
+    assert row["image"] == "a.png" and row["solution"] == "Edema"
+
+
+@pytest.mark.parametrize(
+    "header, row, reason",
+    [
+        (("file", *CHEXPERT_14[1:]), ["a.png", *cells()[1:]], "no column 'No Finding'"),
+        (("pic", *CHEXPERT_14), ["a.png", *cells()], "no image column"),
+        (("file", *CHEXPERT_14), ["a.png", *cells(Edema="2")], "labels.csv:2: Edema is '2'"),
+        (("file", *CHEXPERT_14), [" ", *cells(Edema="1")], "labels.csv:2: no image name"),
+        (("file", *CHEXPERT_14), ["a.png", *cells()], "no row has a label"),
+    ],
+)
+def test_converter_refuses(tmp_path, capsys, header, row, reason):
+    out = tmp_path / "out.jsonl"
+    assert label_table.main([str(table(tmp_path, row, header=header)), str(out)]) == 2
+    said = capsys.readouterr().err
+    assert reason in said and said.count("\n") == 1 and not out.exists()
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the shared data folder is absent")
+def test_real_label_table(tmp_path):
+    out = tmp_path / "out.jsonl"
+    assert label_table.main([str(DATA / "images" / "manifest.csv"), str(out)]) == 0
+    train, held = manifest.open_split(out, DATA, size=56, seed=1)
+    assert len(train) > len(held) >= 20
+    assert held.batch(range(2))["image"].std() > 0.1

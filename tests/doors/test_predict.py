@@ -1,0 +1,264 @@
+"""The predict command: JSON, plain text, refusals and exit codes, with a model that answers by rote."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+from PIL import Image as PilImage
+from places import ROOT
+
+import cxr_jax
+from cxr_jax import predict
+from cxr_jax.errors import UserError
+from cxr_jax.labels.taxonomy import CHEXPERT_14
+
+KEYS = ["image", "model", "weights_sha256", "renderer", "prompt", "seed"]
+KEYS += ["reasoning", "answer", "probabilities", "valid_format", "warnings"]
+GOOD = "<think>Large heart. No effusion.</think><answer>Cardiomegaly, Support Devices</answer>"
+
+
+class RoteModel:
+    """Shown: `text`. Samples: `text` and "No Finding" in turn. Probabilities: 0.25 for Edema, 0.001 for the rest."""
+
+    def __init__(self, folder, text=GOOD, finish="stop"):
+        self.folder, self.text, self.finish, self.calls = folder, text, finish, []
+        self.answers = "rules"
+
+    def read(
+        self,
+        image,
+        prompt,
+        samples=8,
+        max_new_tokens=512,
+        seed=0,
+        *,
+        constraint=None,
+        probabilities=True,
+    ):
+        self.calls.append(
+            {
+                "image": image,
+                "prompt": prompt,
+                "samples": samples,
+                "max_new_tokens": max_new_tokens,
+                "seed": seed,
+                "constraint": constraint,
+            }
+        )
+        other = "<think>x</think><answer>No Finding</answer>"
+        made = lambda text: types.SimpleNamespace(text=text, finish_reason=self.finish)
+        found = (
+            {name: 0.25 if name == "Edema" else 0.001 for name in CHEXPERT_14}
+            if probabilities
+            else None
+        )
+        drawn = [made(self.text if i % 2 else other) for i in range(samples)]
+        return types.SimpleNamespace(shown=made(self.text), samples=drawn, probabilities=found)
+
+    def programs(self):
+        return {"vision": 1, "decode": 2}
+
+
+class Wordless(RoteModel):
+    """A model whose tokenizer cannot express answers."""
+
+    answers = property(lambda self: raises("no byte-level decoder"), lambda self, value: None)
+
+
+def raises(message):
+    raise UserError(message)
+
+
+@pytest.fixture
+def film(tmp_path):
+    path = tmp_path / "film.png"
+    PilImage.fromarray(np.random.default_rng(0).integers(0, 255, (90, 60), np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    rote = RoteModel(tmp_path)
+    monkeypatch.setattr(cxr_jax, "load", lambda name, grids: rote)
+    return rote
+
+
+def test_json_has_exactly_the_promised_keys(film, model, capsys):
+    assert (
+        predict.main([str(film), "--json", "--samples=4", "--seed=3", "--prompt=Read this."]) == 0
+    )
+    out, err = capsys.readouterr()
+    record = json.loads(out)
+    assert out.count("\n") == 1 and err == "" and list(record) == KEYS
+    assert (
+        record["image"] == str(film)
+        and record["model"] == "phantom"
+        and record["renderer"] == "voi"
+    )
+    assert record["weights_sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert record["prompt"] == "Read this." and record["seed"] == 3
+    assert record["reasoning"] == "Large heart. No effusion."
+    assert (
+        record["answer"] == ["Cardiomegaly", "Support Devices"] and record["valid_format"] is True
+    )
+    assert (
+        set(record["probabilities"]) == set(CHEXPERT_14)
+        and record["probabilities"]["Edema"] == 0.25
+    )
+    assert record["warnings"] == []
+    [call] = model.calls
+    assert call.pop("image").shape == (90, 60)
+    assert call == {
+        "prompt": "Read this.",
+        "samples": 4,
+        "max_new_tokens": 512,
+        "seed": 3,
+        "constraint": None,
+    }
+    assert (
+        predict.main([str(film), "--json", "--constrained", "--max_new_tokens=99", "--samples=0"])
+        == 0
+    )
+    call = model.calls[1]
+    assert (call["constraint"], call["max_new_tokens"], call["samples"]) == ("answers", 99, 0)
+
+
+def test_shares_of_samples_where_the_tokenizer_knows_no_answers(
+    film, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(cxr_jax, "load", lambda name, grids: Wordless(tmp_path))
+    half = ("Cardiomegaly", "Support Devices", "No Finding")
+    for samples, named, value in (4, half, 0.5), (0, half[:2], 1):
+        assert predict.main([str(film), "--json", f"--samples={samples}"]) == 0
+        record = json.loads(capsys.readouterr().out)
+        assert record["probabilities"] == {
+            name: value if name in named else 0 for name in CHEXPERT_14
+        }
+        assert record["warnings"] == [
+            "the probabilities are shares of sampled answers: no byte-level decoder"
+        ]
+    assert predict.main([str(film), "--samples=4"]) == 0
+    assert "share of 4 sampled answers" in capsys.readouterr().out
+
+
+def test_a_bad_image_costs_one_line_and_nothing_else(film, model, tmp_path, capsys):
+    bad, blank = tmp_path / "bad.dcm", tmp_path / "blank.png"
+    bad.write_text("PatientName: SECRET")
+    PilImage.fromarray(np.full((64, 64), 50, np.uint8)).save(blank)
+    names = [str(bad), str(film), str(tmp_path / "missing.png"), str(blank), str(film)]
+    assert predict.main([*names, "--json", "--samples=1"]) == 2
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["image"] for line in out.splitlines()] == [str(film), str(film)]
+    lines = err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("error: ") for line in lines)
+    assert "bad.dcm" in lines[0] and "missing.png" in lines[1] and "blank" in lines[2]
+    assert "SECRET" not in err and "Traceback" not in err
+
+
+def test_read_anyway(model, tmp_path, capsys):
+    blank = tmp_path / "blank.png"
+    PilImage.fromarray(np.full((64, 64), 50, np.uint8)).save(blank)
+    assert predict.main([str(blank), "--json", "--read_anyway"]) == 0
+    assert any("blank" in note for note in json.loads(capsys.readouterr().out)["warnings"])
+
+
+def test_without_a_usable_image_the_model_is_not_even_loaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cxr_jax, "load", lambda name, grids: pytest.fail("loaded"))
+    assert predict.main([str(tmp_path / "no.png")]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_plain_text(film, model, capsys):
+    model.text = "<think>\x1b[2Jclear</think><answer>Cardiomegaly, Bananas</answer>"
+    assert predict.main([str(film)]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("Research use only. Not for diagnosis.") and "Answer: Cardiomegaly" in out
+    assert "mean over 8 sampled traces" in out and "25%  Edema" in out and out.count("%  ") == 1
+    assert err == "compiled programs: vision 1, decode 2\n" and "\x1b" not in out
+    assert "1 names in the answer are none" in out
+
+
+BOTH = ["No Finding", "Edema"]
+
+
+@pytest.mark.parametrize(
+    "text, finish, reasoning, answer, valid, warning",
+    [
+        ("<think>a</think>\n<answer></answer>", "stop", "a", [], True, None),
+        ("no tags at all", "stop", "no tags at all", [], False, "no answer list"),
+        ("<think>never closed", "length", "never closed", [], False, "cut at the length limit"),
+        (
+            "<think>a</think><answer>no finding, EDEMA</answer>",
+            "stop",
+            "a",
+            BOTH,
+            True,
+            "contradicts",
+        ),
+        ("<think>a</think><answer>Edema, edema</answer> tail", "stop", "a", ["Edema"], False, None),
+        ("x <think>a</think><answer>Fracture</answer>", "stop", "a", ["Fracture"], False, None),
+    ],
+)
+def test_odd_completions(film, model, capsys, text, finish, reasoning, answer, valid, warning):
+    model.text, model.finish = text, finish
+    assert predict.main([str(film), "--json", "--samples=0"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["reasoning"], record["answer"], record["valid_format"]) == (
+        reasoning,
+        answer,
+        valid,
+    )
+    assert (
+        any(warning in note for note in record["warnings"]) if warning else record["warnings"] == []
+    )
+
+
+def test_failures_are_one_line(film, monkeypatch, capsys):
+    def broken(error):
+        def load(name, grids):
+            raise error
+
+        return load
+
+    for error, code in [
+        (UserError("no-such-model: not a model folder"), 2),
+        (RuntimeError("boom\nmore"), 1),
+    ]:
+        monkeypatch.setattr(cxr_jax, "load", broken(error))
+        assert predict.main([str(film)]) == code
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1
+        assert predict.main([str(film), "--debug"]) == code
+        assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags", ["", "x.png --samples=-1", "x.png --renderer=bright", "--grids=a x.png", "--nope x"]
+)
+def test_bad_usage(flags, capsys):
+    assert predict.main(flags.split()) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_as_a_command(tmp_path):
+    """A bad file from the shell: exit code 2, nothing on stdout, and fast, because no model is loaded."""
+    (tmp_path / "x.dcm").write_text("not an image")
+    done = subprocess.run(
+        [sys.executable, "-m", "cxr_jax.predict", "x.dcm"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert (
+        done.stderr
+        == "error: x.dcm: not a PNG, JPEG or DICOM file (told by its content, not its name)\n"
+    )

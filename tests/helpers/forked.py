@@ -1,0 +1,62 @@
+"""Runs `cxr_jax.main` many times at the price of one import: each call is a fork with its own flags.
+
+As a program: reads a JSON list of argument lists, writes a JSON list of [exit code, stdout, stderr].
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+from places import ROOT
+
+
+def calls(argument_lists, timeout=300) -> list[tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of `python -m cxr_jax.main ARGS...` for each list of arguments."""
+    done = subprocess.run(
+        [sys.executable, __file__],
+        input=json.dumps(argument_lists),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    return [tuple(x) for x in json.loads(done.stdout.splitlines()[-1])]
+
+
+def _one(argv):
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                os.dup2(out.fileno(), 1)
+                os.dup2(err.fileno(), 2)
+                sys.argv = ["main.py", *argv]  # where ml_collections looks for overrides
+                code = main.main()
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        texts = []
+        for file in (out, err):
+            file.seek(0)
+            texts.append(file.read().decode())
+        return [code, *texts]
+
+
+if __name__ == "__main__":
+    # No JAX array is made here: its threads would not survive the fork.
+    from transformers import AutoTokenizer  # noqa: F401
+
+    from cxr_jax import main
+
+    print("\n" + json.dumps([_one(argv) for argv in json.load(sys.stdin)]))

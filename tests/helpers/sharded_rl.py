@@ -1,0 +1,94 @@
+"""A program that test_stages.py starts: sampling and learning over four fake devices equal those of one."""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from oracle import shared_learner
+from tiny_model import CFG, STOP, N, T
+
+from cxr_jax.inference import compaction, sampling
+from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models.qwen2_5_vl.config import PHANTOM
+from cxr_jax.planning import costs, programs
+from cxr_jax.runtime import layout
+from experiments import rl as rl_config
+
+PROMPTS, GROUP = 8, 2
+
+
+def check_sampling():
+    compaction.GRAIN, compaction.SHORTEST, compaction.LEAST_ROWS = 4, 8, 4
+    rng = np.random.default_rng(1)
+    params = qwen.init_params(CFG, jax.random.key(0))
+    params["text"]["embed"]["embedding"] *= 25.0
+    args = {
+        "input_ids": rng.integers(7, 20, (PROMPTS, T)).astype(np.int32),
+        "lengths": rng.integers(2, T + 1, PROMPTS).astype(np.int32),
+        "positions": np.broadcast_to(np.arange(T, dtype=np.int32), (3, PROMPTS, T)),
+        "keys": sampling.row_keys(0, PROMPTS * GROUP),
+    }
+
+    def sample(args):
+        return sampling.generate(params, CFG, **args, n=GROUP, max_new_tokens=N, stop_ids=STOP)
+
+    want = jax.tree.map(np.asarray, sample(args))
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+    rows = {k: spec(None, "data") if k == "positions" else spec("data") for k in args}
+    placed = {
+        k: jax.device_put(v, jax.sharding.NamedSharding(mesh, rows[k])) for k, v in args.items()
+    }
+    with jax.set_mesh(mesh):
+        program = jax.jit(sample).lower(placed).compile()
+        got = program(placed)
+    assert np.ptp(want["lengths"]) > 12
+    for name in ("tokens", "lengths", "finished"):
+        np.testing.assert_array_equal(got[name], want[name])
+    # Keys stay on their device: what crosses is small, the counts of rows that are left and the exit.
+    moves = r"= \(?\w+\[([\d,]*)\][^=]* (?:all-gather|all-to-all|collective-permute)\("
+    shapes = re.findall(moves, program.as_text())
+    largest = max(
+        (np.prod([int(x) for x in s.split(",") if x], initial=1) for s in shapes), default=0
+    )
+    assert largest <= PROMPTS * GROUP * max(N, CFG.text.hidden_size), shapes
+
+
+def check_traffic():
+    """FSDP: the rollout fetches the weights once, whatever the number of tokens; the learner's loop over them, too."""
+    config = rl_config.get_config()
+    config.update(dict(model="random:phantom", max_completion=64))
+    config.rl.update(dict(prompts_per_step=4, oversample=1, group_size=2))
+    config.mesh.update(dict(data=1, fsdp=4))
+    mesh = layout.Layout.of(config).mesh
+    weights = 4 * qwen.count(jax.eval_shape(lambda: qwen.init_params(PHANTOM, jax.random.key(0))))
+    moved = {}
+    for name, step, arguments, *_ in programs.programs(config):
+        with jax.set_mesh(mesh):
+            text = step.lower(*programs.place(arguments, mesh).values()).compile().as_text()
+        few, many = (sum(costs.collectives(text, mesh.size, n).values()) for n in (1, 1000))
+        assert many - few < 1000 * 100, (name, few, many)  # a turn moves flags and counts
+        moved[name] = few
+        if (
+            name == "RL update"
+        ):  # of the loop over chunks of tokens: no gradient of the output matrix
+            head = f"f32[{PHANTOM.text.hidden_size},{PHANTOM.text.vocab_size}]"
+            loops = [
+                line for line in text.splitlines() if "all-reduce(" in line and "while/body" in line
+            ]
+            assert not any(head in line.replace(" ", "") for line in loops), loops
+    assert moved["RL rollout"] < 1.5 * weights, (moved, weights)
+
+
+if __name__ == "__main__":
+    assert jax.device_count() == 4 and jnp.ones(1) == 1
+    check_sampling()
+    check_traffic()
+    case = dataclasses.replace(shared_learner.case(0, prompts=8), micro_batches=2)
+    shared_learner.check_learner(0, case, layout.mesh(1, 2, 2))  # FSDP x tensor

@@ -1,0 +1,133 @@
+"""stages.py: completions do not change when finished rows leave and the cache grows; work does."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from places import ROOT
+from tiny_model import CFG, STOP, N, T, V
+
+from cxr_jax.inference import compaction, sampling
+from cxr_jax.models import qwen2_5_vl as qwen
+
+
+def test_stage_ends():
+    assert compaction.stage_ends(95) == [95] and compaction.stage_ends(1) == [1]
+    for most in (96, 128, 208, 1800):
+        ends = compaction.stage_ends(most)
+        assert ends == sorted(set(ends)) and ends[-1] == most and len(ends) <= 4
+        assert all(t % compaction.GRAIN == 0 for t in ends[:-1])
+
+
+def test_sizes():
+    assert compaction.sizes(256) == [256, 128, 64, 32]
+    assert compaction.sizes(20) == [20, 10]  # no fewer than 8
+    assert compaction.sizes(6) == [6]
+    assert compaction.sizes(48, shards=8) == [48, 24]  # each device an equal share
+    assert compaction.sizes(12, shards=4) == [12]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Stages of 4 to 16 tokens and batches down to 2 rows, so that a short loop goes through all of them."""
+    for name, value in {"GRAIN": 4, "SHORTEST": 8, "LEAST_ROWS": 2}.items():
+        monkeypatch.setattr(compaction, name, value)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+def sample(prompts, n, **options):
+    rng = np.random.default_rng(1)
+    ids = rng.integers(7, 20, (prompts, T)).astype(np.int32)
+    lengths = rng.integers(2, T + 1, prompts).astype(np.int32)
+    positions = np.broadcast_to(np.arange(T, dtype=np.int32), (3, prompts, T))
+    params = qwen.init_params(CFG, jax.random.key(0))
+    params["text"]["embed"]["embedding"] *= 25.0
+    out = sampling.generate(
+        params,
+        CFG,
+        ids,
+        lengths,
+        positions,
+        n=n,
+        max_new_tokens=N,
+        keys=sampling.row_keys(0, prompts * n),
+        **{"stop_ids": STOP, **options},
+    )
+    return {k: np.asarray(v) for k, v in out.items()}
+
+
+class Alternating:
+    """A constraint with a state: even and odd tokens take turns, each row from a parity of its own."""
+
+    def init(self, rows):
+        return {"parity": jnp.arange(rows) % 2}
+
+    def allowed(self, state):
+        return (jnp.arange(V)[None] % 2 == state["parity"][:, None]) | (jnp.arange(V) == 2)
+
+    def advance(self, state, token):
+        return {"parity": 1 - token % 2}
+
+
+jax.tree_util.register_static(Alternating)
+
+
+@pytest.mark.parametrize(
+    "prompts, n, options",
+    [
+        (4, 4, {}),  # more rows than prompts are left at first, fewer later
+        (16, 1, {"temperature": 0.9}),
+        (3, 4, {"constraint": Alternating(), "stop_ids": (1, 3)}),
+    ],
+)
+def test_completions_are_those_of_one_loop(prompts, n, options, small, monkeypatch):
+    assert len(compaction.stage_ends(N)) == 4
+    taken = []
+    real = compaction.run
+
+    def spy(loop, *args):
+        @functools.wraps(loop)
+        def counted(prompt, lengths, start, keys, state, until, place):
+            taken.append((len(start), state.own[0][0].shape[2], place is None))
+            return loop(prompt, lengths, start, keys, state, until, place)
+
+        return real(counted, *args)
+
+    monkeypatch.setattr(compaction, "run", spy)
+    got = sample(prompts, n, **options)
+    rows = prompts * n
+    assert {r for r, *_ in taken} == set(compaction.sizes(rows)) and {
+        room for _, room, _ in taken
+    } == {8, 12, 16, 24}
+    assert all(alone for r, _, alone in taken if r <= prompts)
+    monkeypatch.setattr(compaction, "run", real)
+    monkeypatch.setattr(compaction, "SHORTEST", 10**6)
+    jax.clear_caches()
+    want = sample(prompts, n, **options)
+    # Many rows end in every stage, and some never.
+    assert (
+        np.ptp(want["lengths"]) > 12
+        and not want["finished"].all()
+        and want["finished"].mean() > 0.4
+    )
+    for name in ("tokens", "lengths", "finished"):
+        np.testing.assert_array_equal(got[name], want[name])
+    np.testing.assert_allclose(got["logprobs"], want["logprobs"], atol=1e-5)
+
+
+def test_over_devices():
+    """In a process of its own, with four fake devices: the same samples and the same gradients."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "helpers" / "sharded_rl.py"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests/helpers'}"},
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,159 @@
+"""The byte automata: their alphabet facts, the parser's outputs, and token tables."""
+
+import re
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from completions import good, small_tokenizer
+
+import cxr_jax.labels
+from cxr_jax.errors import UserError
+from cxr_jax.labels import CHEXPERT_14, answer_machines, answers, automaton
+
+ALL_CHARS = [chr(c) for c in range(sys.maxunicode + 1) if not 0xD800 <= c < 0xE000]
+
+
+def rows(texts):
+    coded = [t.encode() if isinstance(t, str) else t for t in texts]
+    stream = np.zeros((len(coded), max(map(len, coded))), np.uint8)
+    for row, data in zip(stream, coded, strict=True):
+        row[: len(data)] = np.frombuffer(data, np.uint8)
+    return stream, np.array([len(d) for d in coded], np.int32)
+
+
+def test_whitespace_is_pythons():
+    """Over all code points: what strip() strips, what \\s matches, and our set are one."""
+    stripped = {c.encode() for c in ALL_CHARS if not c.strip()}
+    matched = {c.encode() for c in re.findall(r"\s", "".join(ALL_CHARS))}
+    assert stripped == matched == answer_machines.WHITESPACE
+
+
+def test_folds_are_pythons():
+    """Over all code points: lower() makes ASCII of one character only, and never a comma, tag or space."""
+    folds = {
+        c.encode(): c.lower().encode() for c in ALL_CHARS if not c.isascii() and c.lower().isascii()
+    }
+    assert folds == answer_machines.FOLDS
+    assert not [
+        c for c in ALL_CHARS if c.lower() != c and any(x in ",<>" or x.isspace() for x in c.lower())
+    ]
+
+
+def test_kelvin_sign_folds_in_names_that_have_a_k():
+    """None of the 14 has a k, but the machine must be right for any list of names."""
+    machine = answer_machines.answer_machine(["kerley", "kink"])
+    texts = [
+        "Kerley",
+        "\u212aerley",
+        "KIN\u212a",
+        "kin\u212a ",
+        "\u212a",
+        "kin\u0130k",
+        "erley",
+        b"\xe2\x84kink",
+    ]
+    coded = [
+        b"<answer>" + (t if isinstance(t, bytes) else t.encode()) + b"</answer>" for t in texts
+    ]
+    (events,), _ = automaton.run(automaton.join([machine]), *rows(coded))
+    said = [
+        int(e[e > 0][0]) - 4 for e in np.asarray(events).T
+    ]  # the closing byte's event: outcome + n + 2
+    assert said == [1, 1, 2, 2, 3, 3, 3, 3]
+
+
+def test_machine_limits():
+    with pytest.raises(ValueError, match="more than"):
+        automaton.compile_machine(b"", lambda s, byte: (s + bytes([byte]), 0))
+
+
+def test_parse_answers():
+    got = cxr_jax.labels.parse_answers(
+        [good("Edema, pleural OTHER "), "no answer: edema", good("")]
+    )
+    assert got.dtype == np.bool_ and got.shape == (3, 14)
+    assert [CHEXPERT_14[i] for i in np.flatnonzero(got[0])] == ["Edema", "Pleural Other"]
+    assert not got[1:].any()
+    assert cxr_jax.labels.parse_answers([]).shape == (0, 14)
+    assert cxr_jax.labels.parse_answers(["<answer>\ud800,edema</answer>"])[0, 5]
+
+
+def test_every_name_alone():
+    got = cxr_jax.labels.parse_answers([good(name) for name in CHEXPERT_14])
+    np.testing.assert_array_equal(got, np.eye(14, dtype=bool))
+
+
+def test_outputs():
+    got = jax.device_get(
+        answers.parse_bytes(*rows([good("No Finding, x, y, ,Edema"), "<answer>x,y", "<think>" * 3]))
+    )
+    np.testing.assert_array_equal(got["n_unknown"], [2, 0, 0])
+    np.testing.assert_array_equal(got["has_answer"], [True, False, False])
+    np.testing.assert_array_equal(got["no_finding_conflict"], [True, False, False])
+    np.testing.assert_array_equal(got["tag_counts"], [[1, 1, 1, 1], [0, 0, 1, 0], [3, 0, 0, 0]])
+    assert got["tag_counts"].dtype == got["n_unknown"].dtype == np.int32
+
+
+def test_only_the_first_length_bytes_count():
+    stream, lengths = rows([good("edema") + "</answer>", good("edema")])
+    lengths[0] -= len("</answer>")
+    got = jax.device_get(answers.parse_bytes(stream, lengths))
+    assert got["format"].all() and (got["tag_counts"] == 1).all() and not got["overflow"].any()
+    assert answers.parse_bytes(stream[:, :20], lengths)["overflow"].all()
+
+
+def test_vmap_and_long_text():
+    stream, lengths = rows([good("edema", "long " * 3000), good("edema,fracture")])
+    flat = answers.parse_bytes(stream, lengths)
+    mapped = jax.vmap(answers.parse_bytes)(stream[:, None], lengths[:, None])
+    for key in flat:
+        np.testing.assert_array_equal(flat[key], mapped[key][:, 0])
+    assert flat["format"].all()
+
+
+# --- tokens ----------------------------------------
+
+
+def test_token_table_spells_every_id():
+    tok = small_tokenizer()
+    table = answers.TokenBytes.from_tokenizer(tok)
+    special = {i for i, t in tok.get_added_tokens_decoder().items() if t.special}
+    assert special
+    for i in range(tok.get_vocab_size()):
+        data = bytes(table.data[table.offset[i] : table.offset[i] + table.length[i]])
+        assert data.decode("utf-8", "replace") == tok.decode([i], skip_special_tokens=True)
+        assert (data == b"") == (i in special)
+
+
+def test_tokens_to_bytes_budget_and_unknown_ids():
+    table = answers.TokenBytes.from_pieces([b"", b"ab", b"\xe2", b"<answer>"])
+    tokens = np.array([[1, 0, 3, -1, 2, 99, 1], [0, 0, 0, 0, 0, 0, 0]])
+    data, count = answers.tokens_to_bytes(tokens, np.array([6, 7]), table, 16)
+    assert bytes(np.asarray(data[0, :11])) == b"ab<answer>\xe2" and list(count) == [11, 0]
+    got = answers.parse_tokens(tokens, np.array([6, 7]), table, 10)
+    assert list(got["overflow"]) == [True, False] and list(got["tag_counts"][0]) == [0, 0, 1, 0]
+
+
+def test_a_tokenizer_that_is_not_byte_level_is_refused():
+    from tokenizers import Tokenizer, decoders, models
+
+    tok = Tokenizer(models.BPE())
+    tok.decoder = decoders.Metaspace()
+    with pytest.raises(UserError, match="byte-level"):
+        answers.TokenBytes.from_tokenizer(tok)
+
+
+def test_speed():
+    """128 texts of 700 bytes: measured under 1 ms; the bound is loose because test machines are shared."""
+    stream, lengths = rows([good("Edema, Lung Opacity", "x" * 650)] * 128)
+    parse = jax.jit(answers.parse_bytes)
+    jax.block_until_ready(parse(stream, lengths))
+    best = 1.0
+    for _ in range(20):
+        start = time.perf_counter()
+        jax.block_until_ready(parse(stream, lengths))
+        best = min(best, time.perf_counter() - start)
+    assert best < 0.010

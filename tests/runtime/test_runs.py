@@ -1,0 +1,272 @@
+"""Whole runs in processes of their own: they finish, resume bit for bit after kill -9, and save on SIGTERM."""
+
+import concurrent.futures
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from forked import calls
+from places import ROOT
+
+import cxr_jax
+from cxr_jax.metrics import run_log
+from cxr_jax.runtime.checkpoints import Checkpoints
+from cxr_jax.weights import hf_folder, peft_folder, pretrained
+
+pytestmark = pytest.mark.slow
+
+SMALL = ["--config.model=random:phantom", "--config.eval.bootstrap=10", "--config.eval.cases=2"]
+# As many images a look as a training step draws: the same programs draw and read both.
+LOOK = lambda n: [f"--config.eval.{key}={n}" for key in ("n", "n_final", "batch_size")]
+# log_every 3 with save_every 1: a resumed run begins inside a logging window.
+ARGUMENTS = {
+    # Adapters with float32 masters for the rest, in turns: what could be lost on the way to a checkpoint.
+    "sft": [
+        "--config=experiments/sft.py",
+        "--config.steps=4",
+        "--config.locate_steps=2",
+        "--config.batch_size=2",
+        "--config.log_every=3",
+        "--config.save_every=1",
+        "--config.eval.every=3",
+        "--config.micro_batches=2",
+        "--config.lora.rank=2",
+        "--config.lora.targets=('decoder','vision')",
+        "--config.param_dtype=bfloat16",
+        *LOOK(2),
+    ],
+    "rl": [
+        "--config=experiments/rl.py",
+        "--config.steps=3",
+        "--config.rl.prompts_per_step=2",
+        "--config.rl.group_size=2",
+        "--config.max_completion=12",
+        "--config.save_every=1",
+        "--config.eval.every=2",
+        *LOOK(4),
+    ],
+}
+TIMES = {
+    "time",
+    "samples_per_second",
+    "step_time",
+    "perf/rollout_seconds",
+    "perf/data_wait_share",
+    "perf/compilations",
+}
+TASKS = pytest.mark.parametrize("task", ["sft", "rl"])
+
+
+def start(task, folder, **options):
+    command = [
+        sys.executable,
+        "-m",
+        "cxr_jax.main",
+        *ARGUMENTS[task],
+        *SMALL,
+        f"--workdir={folder}",
+    ]
+    every = {
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"
+    }  # the small programs of a run take seconds, too
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | every,
+        **options,
+    )
+
+
+def finish(process, code=0):
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == code, out + err
+    assert "Traceback" not in err
+    return out
+
+
+def wait_for(condition, process):
+    while not condition():
+        assert process.poll() is None, "".join(process.communicate())
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """{task: (folder, stdout)} of runs that nothing interrupted. The two share the machine: half the wait."""
+    folders = {task: tmp_path_factory.mktemp("whole") / task for task in ARGUMENTS}
+    processes = {task: start(task, folder) for task, folder in folders.items()}
+    return {task: (folders[task], finish(process)) for task, process in processes.items()}
+
+
+def rows(folder):
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in run_log.read(folder)]
+
+
+def arrays(folder):
+    """Every array of the last checkpoint and of the export, by name."""
+    manager = Checkpoints(str(folder)).last
+    state = manager.restore(manager.latest_step())["state"]
+    named = {
+        jax.tree_util.keystr(p): np.asarray(x)
+        for p, x in jax.tree_util.tree_leaves_with_path(state)
+    }
+    _, params = hf_folder.load_hf(folder / "hf", np.float32)
+    return named | {
+        jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)
+    }
+
+
+def assert_same_run(a, b):
+    assert rows(a) == rows(b)
+    ours, theirs = arrays(a), arrays(b)
+    assert ours.keys() == theirs.keys() and len(ours) > 100
+    assert not [k for k in ours if not np.array_equal(ours[k], theirs[k])]
+    assert _best(a) == _best(b)
+    drop_times = lambda d: {k: v for k, v in d.items() if k not in ("time", "train_seconds")}
+    assert drop_times(_json(a, "done.json")) == drop_times(_json(b, "done.json"))
+    assert _json(a, "evaluation.json") == _json(b, "evaluation.json")
+
+
+def _best(folder):
+    """Step and score of the checkpoint that was best out of distribution."""
+    manager = Checkpoints(str(folder)).best
+    return sorted(manager.all_steps()), dict(manager.restore(manager.latest_step())["meta"])
+
+
+def _json(folder, name):
+    return json.loads((Path(folder) / name).read_text())
+
+
+@TASKS
+def test_a_run_finishes_and_leaves_its_files(whole, task):
+    folder, out = whole[task]
+    names = {p.name for p in folder.iterdir()}
+    assert names >= {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "samples.jsonl",
+        "report.html",
+        "hf",
+        "done.json",
+    }
+    assert "Research use only. Not for diagnosis." in out and "Phantom results" in out
+    config = _json(folder, "config.json")
+    assert config["config"]["task"] == task and config["data"].keys() == {"source", "code_sha256"}
+    train = [r["step"] for r in rows(folder) if r["kind"] == "train"]
+    looks = [r["step"] for r in rows(folder) if r["kind"] == "eval"]
+    assert (train, looks) == {"sft": ([3, 4], [3, 4]), "rl": ([1, 2, 3], [0, 2, 3])}[task]
+    assert not any("damaged" in p.name for p in (folder / "checkpoints").iterdir())
+
+
+def test_adapters_are_exported_alone_and_merged(whole):
+    folder, _ = whole["sft"]
+    cfg, merged = hf_folder.load_hf(folder / "hf")
+    base = jax.tree.map(np.array, pretrained.fresh(cfg, 0))
+    adapters, spec = peft_folder.load(folder / "adapter", cfg)
+    assert spec.rank == 2 and all(np.abs(x).max() > 0 for x in jax.tree.leaves(adapters))
+    peft_folder.merge(base, adapters, spec)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+    jax.tree.map(close, merged, base)
+
+
+def test_rl_logs_what_trl_logs(whole):
+    row = next(r for r in rows(whole["rl"][0]) if r["kind"] == "train")
+    assert row.keys() >= {
+        "reward",
+        "reward_std",
+        "frac_reward_zero_std",
+        "completions/mean_length",
+        "completions/clipped_ratio",
+        "rewards/accuracy_hard/mean",
+        "rewards/overshort/std",
+        "entropy",
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "num_tokens",
+        "clip_ratio/region_mean",
+        "sampling/sampling_logp_difference/mean",
+        "constant/no_finding",
+    }
+    assert row["sampling/sampling_logp_difference/max"] < 1e-3
+    last = [r for r in rows(whole["rl"][0]) if r["kind"] == "train"][-1]
+    lengths = [r["completions/mean_length"] for r in rows(whole["rl"][0]) if r["kind"] == "train"]
+    assert last["num_tokens"] == 8 * sum(
+        lengths
+    )  # 2 prompts, sampled twice over, 2 completions of each
+
+
+def test_the_second_call_says_that_the_run_is_complete(whole):
+    before = {task: (folder / "metrics.jsonl").read_bytes() for task, (folder, _) in whole.items()}
+    again = calls(
+        [[*ARGUMENTS[task], *SMALL, f"--workdir={folder}"] for task, (folder, _) in whole.items()]
+    )
+    for (task, (folder, _)), (code, out, err) in zip(whole.items(), again, strict=True):
+        assert code == 0 and "Traceback" not in err
+        assert "this run is complete" in out and _json(folder, "done.json")["table"] in out
+        assert (folder / "metrics.jsonl").read_bytes() == before[task]
+
+
+def tear(folder) -> int:
+    """Cuts off the files of the newest checkpoint; returns its step."""
+    newest = max((folder / "checkpoints" / "last").glob("[0-9]"), key=lambda p: int(p.name))
+    for file in newest.rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(file.read_bytes()[:1000])
+    return int(newest.name)
+
+
+def interrupt(task, folder):
+    """kill -9 after the first checkpoint; SIGTERM to the resumed run after its own; then to the end, of RL after the
+    newest checkpoint was torn. -> outputs, and the step of the torn checkpoint or None"""
+    process = start(task, folder)
+    wait_for((folder / "checkpoints" / "last" / "1").exists, process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and not (folder / "done.json").exists()
+
+    process = start(task, folder)
+    wait_for((folder / "checkpoints" / "last" / "2").exists, process)
+    process.send_signal(signal.SIGTERM)
+    stopped = finish(process)
+    assert not (folder / "done.json").exists()
+    torn = tear(folder) if task == "rl" else None
+    return stopped, finish(start(task, folder)), torn
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    folders = {task: tmp_path_factory.mktemp("interrupted") / task for task in ARGUMENTS}
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        outputs = dict(zip(folders, pool.map(interrupt, folders, folders.values()), strict=True))
+    return {task: (folders[task], *outputs[task]) for task in folders}
+
+
+@TASKS
+def test_killed_and_stopped_it_resumes_bit_for_bit(whole, interrupted, task):
+    folder, stopped, finished, torn = interrupted[task]
+    assert "resuming at step" in stopped and "SIGTERM: saving after this step" in stopped
+    assert "the same command continues from there" in stopped
+    assert "resuming at step" in finished and "done; report" in finished
+    if torn:  # a damaged checkpoint costs its steps and nothing else
+        assert (
+            f"last/{torn} does not load" in finished and f"resuming at step {torn - 1}" in finished
+        )
+    assert_same_run(whole[task][0], folder)
+
+
+def test_the_export_is_a_model(whole):
+    model = cxr_jax.load(whole["sft"][0])  # the run's folder itself
+    assert model.tokenizer.get_vocab().keys() >= {"<think>", "</answer>"}
+    assert "Not for diagnosis" in (whole["sft"][0] / "hf" / "README.md").read_text()
