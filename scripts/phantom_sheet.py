@@ -1,6 +1,6 @@
 """Draw the contact sheet: for each label four phantoms, clear, moderate, subtle and from hospital B.
 
-Use: python -m cxr_jax.data.phantom.sheet [--out docs/phantom_contact_sheet.png]
+Use: python scripts/phantom_sheet.py [--out docs/phantom_contact_sheet.png]
 With --sites=8, three patients in hospital A and at that many random sites around it.
 """
 

@@ -43,19 +43,19 @@ SFT = [
 ]
 RUNS = {"sft": SFT, "rl": [*kill_rl.RUN, "--config.save_every=2"]}
 STALL = """
-from cxr_jax.data import batching
-real = batching.PhantomSource.batch
+from cxr_jax.data.sources import phantom
+real = phantom.PhantomSource.batch
 def batch(self, indices):
     if self.split == "train" and indices[0] >= 6:
         time.sleep(1e6)
     return real(self, indices)
-batching.PhantomSource.batch = batch
+phantom.PhantomSource.batch = batch
 """
 BREAK = """
 import jax, jax.numpy as jnp
-from cxr_jax import optim
-real = optim.guarded_update
-optim.guarded_update = lambda tx, state, grads: real(
+from cxr_jax.training import optimizer
+real = optimizer.guarded_update
+optimizer.guarded_update = lambda tx, state, grads: real(
     tx, state, jax.tree.map(lambda g: jnp.where(state["step"] >= FROM, jnp.nan, g), grads))
 """
 

@@ -20,7 +20,7 @@ STEPS = 3
 WATCH = """
 import json, sys
 import jax
-from cxr_jax import checkpoint, signals
+from cxr_jax.runtime import checkpoints, signals
 
 def status(key):
     with open("/proc/self/status") as f:
@@ -44,7 +44,7 @@ def watched(cls, method):
         return real(self, *args)
     setattr(cls, method, call)
 
-watched(checkpoint.Checkpoints, "poll")
+watched(checkpoints.Checkpoints, "poll")
 watched(signals.Stop, "check")
 from cxr_jax import main
 sys.exit(main.main(sys.argv))

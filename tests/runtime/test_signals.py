@@ -14,7 +14,7 @@ from cxr_jax.runtime import signals
 
 BEGIN = """
 import os, signal, sys, time
-from cxr_jax import signals
+from cxr_jax.runtime import signals
 me = os.getpid()
 """
 
