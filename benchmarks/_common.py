@@ -127,7 +127,7 @@ def config(shape: str):
     from cxr_jax.weights import pretrained
 
     if shape == "tiny":
-        cfg = Config(
+        model_config = Config(
             VisionConfig(
                 depth=4,
                 hidden_size=128,
@@ -148,7 +148,7 @@ def config(shape: str):
             tie_word_embeddings=True,
         )
     elif shape == "small":
-        cfg = Config(
+        model_config = Config(
             VisionConfig(
                 depth=4,
                 hidden_size=640,
@@ -169,11 +169,13 @@ def config(shape: str):
             tie_word_embeddings=True,
         )
     else:
-        cfg = {"3b": QWEN2_5_VL_3B}[shape]
-    return dataclasses.replace(cfg, **tokenizer.config_ids(tokenizer.load(pretrained.PHANTOM)))
+        model_config = {"3b": QWEN2_5_VL_3B}[shape]
+    return dataclasses.replace(
+        model_config, **tokenizer.config_ids(tokenizer.load(pretrained.PHANTOM))
+    )
 
 
-def random_params(cfg, dtype):
+def random_params(model_config, dtype):
     """Fresh parameters on the device. Media tokens have no embedding, so that neither side ever picks one."""
     import functools
 
@@ -184,9 +186,9 @@ def random_params(cfg, dtype):
 
     @functools.partial(jax.jit, static_argnames="dtype")
     def make(key, dtype):
-        params = jax.tree.map(lambda x: x.astype(dtype), qwen2_5_vl.init_params(cfg, key))
+        params = jax.tree.map(lambda x: x.astype(dtype), qwen2_5_vl.init_params(model_config, key))
         table = params["text"]["embed"]
-        table["embedding"] = table["embedding"].at[np.array(cfg.media_token_ids)].set(0)
+        table["embedding"] = table["embedding"].at[np.array(model_config.media_token_ids)].set(0)
         return params
 
     return make(jax.random.key(0), dtype)

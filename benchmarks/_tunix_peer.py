@@ -64,7 +64,7 @@ class Peer:
             self.ids = f["ids"]
         self.setting = s
         mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-        cfg = qwen2.ModelConfig(
+        model_config = qwen2.ModelConfig(
             num_layers=t["num_hidden_layers"],
             vocab_size=t["vocab_size"],
             embed_dim=t["hidden_size"],
@@ -77,7 +77,7 @@ class Peer:
             use_tied_embedding=t["tie_word_embeddings"],
         )
         model = loader.create_model_from_safe_tensors(
-            folder, cfg, mesh, jnp.float32, mode="original"
+            folder, model_config, mesh, jnp.float32, mode="original"
         )
         self.count = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
         width, new, roles = self.ids.shape[1], s["completion"], rl_cluster.Role

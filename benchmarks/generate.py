@@ -10,7 +10,7 @@ always 8 rows on a CPU (`generation.rows_at_once`), image preparation and text i
 Measured 2026-11-26, 2 cores of an AMD EPYC (Zen 5), jax 0.10.2, torch 2.13.0, transformers 5.23.0, load average below
 2.3; medians of 5 rounds, 136 prompt tokens with a 224 px image:
 
-    tiny (4.7 M), 128 new tokens                  decode tok/s    against    prefill    all      peak GiB
+    tiny (4.7 M), 128 new tokens                  decode tokenizer/s    against    prefill    all      peak GiB
       batch 1    sampling                                 4555     5.1x       1.6x     4.2x     0.96
                  Model.generate                           1363     1.5x       1.0x     1.5x     0.96
                  transformers                              889                                 0.51
@@ -56,16 +56,16 @@ class Ours:
         from cxr_jax.models import qwen2_5_vl
         from cxr_jax.weights import pretrained
 
-        cfg = common.config(args.shape)
+        model_config = common.config(args.shape)
         self.model = Model(
-            cfg,
-            common.random_params(cfg, jnp.dtype(args.dtype)),
+            model_config,
+            common.random_params(model_config, jnp.dtype(args.dtype)),
             folder=pretrained.PHANTOM,
             dtype=args.dtype,
         )
-        self.model.special = {"stop": NEVER, "suppress": cfg.media_token_ids}
+        self.model.special = {"stop": NEVER, "suppress": model_config.media_token_ids}
         self.inputs = common.prompts(self.model, max(args.batch))
-        self.positions = qwen2_5_vl.positions(cfg, self.inputs["ids"], self.inputs["grid"])
+        self.positions = qwen2_5_vl.positions(model_config, self.inputs["ids"], self.inputs["grid"])
         self.count = qwen2_5_vl.count(self.model.params)
 
     def facts(self) -> dict:
@@ -74,7 +74,7 @@ class Ours:
     def save(self, folder: str) -> dict:
         from cxr_jax.weights import hf_folder
 
-        hf_folder.save_hf(folder, self.model.cfg, self.model.params)
+        hf_folder.save_hf(folder, self.model.config, self.model.params)
         np.savez(f"{folder}/inputs.npz", **{k: self.inputs[k] for k in ("pixels", "grid", "ids")})
         return {}
 
@@ -86,11 +86,11 @@ class Ours:
         common.memory(reset=True)
 
         def run():
-            features = _vision(m.params, m.cfg, x["pixels"][:batch], x["grid"], m.dtype)
+            features = _vision(m.params, m.config, x["pixels"][:batch], x["grid"], m.dtype)
             self.out = np.asarray(
                 sampling.generate(
                     m.params,
-                    m.cfg,
+                    m.config,
                     x["ids"][:batch],
                     np.full(batch, common.PROMPT),
                     self.positions[:, :batch],
@@ -132,11 +132,11 @@ class Ours:
         """Bytes that a decode step must read, on average: decoder weights, output matrix, keys and values so far."""
         import jax
 
-        t, size = self.model.cfg.text, self.model.dtype.itemsize
+        t, size = self.model.config.text, self.model.dtype.itemsize
         text = self.model.params["text"]
         head = (
             text["embed"]["embedding"]
-            if self.model.cfg.tie_word_embeddings
+            if self.model.config.tie_word_embeddings
             else text["head"]["kernel"]
         )
         weights = sum(x.size for x in jax.tree.leaves(text["layers"])) + head.size
@@ -206,8 +206,8 @@ def measure(args, ours, peer) -> None:
             "",
             "batch",
             "prefill + 1 token, ms",
-            "decode tok/s",
-            f"all {new}, tok/s",
+            "decode tokenizer/s",
+            f"all {new}, tokenizer/s",
             "peak GiB",
             "first calls, s",
         ]

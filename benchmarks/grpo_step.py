@@ -50,14 +50,14 @@ PEERS = {
 TEXT, ALONE = 66, 100  # tokens of a prompt: beside the image's; without an image
 
 
-def flops(cfg, prompt: int, completion: int, patches: int) -> dict:
+def flops(model_config, prompt: int, completion: int, patches: int) -> dict:
     """FLOPs of the forward pass's matrix products: 2 for a multiply and add.
 
     "patches", "vision" of an image: see `sft_step.flops`. "prompt" of one: layers 2 T (D (2 H + 2 K) d + 3 D F) +
     4 H d T (T + 1) / 2 each (a token sees those before it only). "completion" of one: the same for its C tokens, which
     see the T of the prompt, too: 4 H d C T more. "head" of one completion: 2 C D V.
     """
-    v, t = cfg.vision, cfg.text
+    v, t = model_config.vision, model_config.text
     P, D, F, merged = patches, v.hidden_size, v.intermediate_size, v.hidden_size * v.merge_unit
     window = min(P, (v.window_size // v.patch_size) ** 2)
     seen = sum(P if i in v.fullatt_block_indexes else window for i in range(v.depth))
@@ -108,15 +108,17 @@ class Ours:
 
         from cxr_jax.labels import answers, report_text
         from cxr_jax.metrics import progress
-        from cxr_jax.models import qwen2_5_vl, tokenizer
+        from cxr_jax.models import qwen2_5_vl
+        from cxr_jax.models import tokenizer as tokenizers
         from cxr_jax.rl import loop
-        from cxr_jax.training import optimizer, trainable
+        from cxr_jax.training import optimizer
+        from cxr_jax.training.trainable import Trainable
         from cxr_jax.weights import pretrained
         from experiments import rl as experiment
 
         self.compilations = progress.Compilations()
-        self.args, self.cfg = args, common.config(args.shape)
-        tok = tokenizer.load(pretrained.PHANTOM)
+        self.args, self.config = args, common.config(args.shape)
+        tokenizer = tokenizers.load(pretrained.PHANTOM)
         config = experiment.get_config()
         config.update(
             dict(
@@ -138,41 +140,41 @@ class Ours:
             )
         )
         config.optim.update(dict(lr=1e-6, warmup_steps=1, final_fraction=1.0))
-        self.config, self.tok = config, tok
-        self.batch = self.inputs(tok)
+        self.config, self.tokenizer = config, tokenizer
+        self.batch = self.inputs(tokenizer)
         # No stop token: exactly `completion` tokens on all sides. None that has a meaning, either.
-        ids = tokenizer.special_ids(tok, self.cfg.text.vocab_size)
-        self.suppress = sorted({*ids["suppress"], *ids["stop"], *self.cfg.media_token_ids})
+        ids = tokenizers.special_ids(tokenizer, self.config.text.vocab_size)
+        self.suppress = sorted({*ids["suppress"], *ids["stop"], *self.config.media_token_ids})
         special = {**ids, "stop": (-1,), "suppress": tuple(self.suppress)}
         if not args.side:  # the shipped step all the same, of no image
-            grid, D = (1, 2, 2), self.cfg.text.hidden_size
-            qwen2_5_vl.vision = lambda params, cfg, pixels, grid, **kw: jnp.zeros(
+            grid, D = (1, 2, 2), self.config.text.hidden_size
+            qwen2_5_vl.vision = lambda params, model_config, pixels, grid, **kw: jnp.zeros(
                 (len(pixels), 1, D), kw["dtype"]
             )
         else:
             grid = self.grid
-        params = {"model": common.random_params(self.cfg, jnp.dtype(args.dtype))}
+        params = {"model": common.random_params(self.config, jnp.dtype(args.dtype))}
         self.count = qwen2_5_vl.count(params["model"])
-        what = trainable.Trainable.of(config)
-        train, self.fixed = what.split(params, jax.random.key(0))
+        trainable = Trainable.from_config(config)
+        train, self.fixed = trainable.split(params, jax.random.key(0))
         self.params = params["model"]
         tx = optimizer.make(config.optim, 1000)
         self.state = optimizer.init_state(tx, train)
-        self.table, self.bank = answers.TokenBytes.from_tokenizer(tok), report_text.bank()
+        self.table, self.bank = answers.TokenBytes.from_tokenizer(tokenizer), report_text.bank()
         self.rollout = loop.make_rollout(
-            config, self.cfg, grid, special, self.table, what, self.bank
+            config, self.config, grid, special, self.table, trainable, self.bank
         )
-        self.learn = loop.make_learn(config, self.cfg, grid, special, tx, what)
+        self.learn = loop.make_learn(config, self.config, grid, special, tx, trainable)
         self.metrics_of, self.special, self.grid, self.what, self.tx = (
             loop.rollout_metrics,
             special,
             grid,
-            what,
+            trainable,
             tx,
         )
         self.done = 0
 
-    def inputs(self, tok) -> dict:
+    def inputs(self, tokenizer) -> dict:
         """The batch of `rl.make_batch_fn`, all prompts of one text, each with an image of its own."""
         from cxr_jax.data import prompts as data_prompts
         from cxr_jax.inference import prompts as inference_prompts
@@ -180,14 +182,14 @@ class Ours:
 
         n, side, rng = self.args.prompts, self.args.side, np.random.default_rng(0)
         self.grid = (
-            (1, side // self.cfg.vision.patch_size, side // self.cfg.vision.patch_size)
+            (1, side // self.config.vision.patch_size, side // self.config.vision.patch_size)
             if side
             else None
         )
-        slots = int(np.prod(self.grid)) // self.cfg.vision.merge_unit if side else 0
+        slots = int(np.prod(self.grid)) // self.config.vision.merge_unit if side else 0
         self.prompt = slots + (TEXT if side else ALONE)
         self.text = data_prompts.FIND_PROMPT
-        while len(ids := inference_prompts.prompt_ids(tok, self.text, slots)) < self.prompt:
+        while len(ids := inference_prompts.prompt_ids(tokenizer, self.text, slots)) < self.prompt:
             self.text += " and"
         ids = np.repeat(np.asarray(ids, np.int32)[None], n, 0)
         assert ids.shape[1] == self.prompt
@@ -203,7 +205,7 @@ class Ours:
             "prompts": {
                 "ids": ids,
                 "lengths": np.full(n, self.prompt, np.int32),
-                "positions": qwen2_5_vl.positions(self.cfg, both, self.grid),
+                "positions": qwen2_5_vl.positions(self.config, both, self.grid),
             },
         }
 
@@ -215,7 +217,7 @@ class Ours:
         from cxr_jax.models.qwen2_5_vl.patches import patchify
         from cxr_jax.weights import hf_folder, pretrained
 
-        hf_folder.save_hf(folder, self.cfg, self.params, tokenizer=pretrained.PHANTOM)
+        hf_folder.save_hf(folder, self.config, self.params, tokenizer=pretrained.PHANTOM)
         images = bool(self.args.side)
         np.savez(
             f"{folder}/inputs.npz",
@@ -277,7 +279,7 @@ class Ours:
 
         a = self.args
         patches = int(np.prod(self.grid)) if a.side else 0
-        one = flops(self.cfg, self.prompt, a.completion, patches)
+        one = flops(self.config, self.prompt, a.completion, patches)
         if not a.side:
             one |= {"patches": 0, "vision": 0}
         out = {"one": one} | {
@@ -295,10 +297,12 @@ class Ours:
                 self.learn, *abstract((self.state, self.fixed, self.batch, self.ro))
             ),
         }
-        t, size = self.cfg.text, np.dtype(self.what.dtype).itemsize
-        text = self.what.whole(self.state["params"], self.fixed)["model"]["text"]
+        t, size = self.config.text, np.dtype(self.what.dtype).itemsize
+        text = self.what.merge(self.state["params"], self.fixed)["model"]["text"]
         head = (
-            text["embed"]["embedding"] if self.cfg.tie_word_embeddings else text["head"]["kernel"]
+            text["embed"]["embedding"]
+            if self.config.tie_word_embeddings
+            else text["head"]["kernel"]
         )
         weights = sum(x.size for x in jax.tree.leaves(text["layers"])) + head.size
         keys = 2 * t.num_hidden_layers * t.num_key_value_heads * t.head_dim
@@ -321,13 +325,18 @@ class Ours:
         from cxr_jax.training import log_probs, optimizer
         from cxr_jax.training import losses as training_losses
 
-        a, cfg, r, ro, batch = self.args, self.cfg, self.config.rl, self.ro, self.batch
+        a, model_config, r, ro, batch = self.args, self.config, self.config.rl, self.ro, self.batch
         n = a.prompts * a.group
-        params = jax.jit(lambda train, fixed: self.what.whole(train, fixed)["model"])(
+        params = jax.jit(lambda train, frozen: self.what.merge(train, frozen)["model"])(
             self.state["params"], self.fixed
         )
         see = lambda params: qwen.vision(
-            params, cfg, patchify(batch["image"]), self.grid, remat=a.remat, dtype=self.what.dtype
+            params,
+            model_config,
+            patchify(batch["image"]),
+            self.grid,
+            remat=a.remat,
+            dtype=self.what.dtype,
         )
         features = jax.jit(see)(params)
 
@@ -356,7 +365,7 @@ class Ours:
         def loss(params, features):
             logp, entropy = log_probs.completion_logprobs(
                 params,
-                cfg,
+                model_config,
                 features,
                 batch["prompts"],
                 ro["tokens"],
@@ -366,15 +375,15 @@ class Ours:
             )
             return logp.mean(), entropy
 
-        suppress = np.isin(np.arange(cfg.text.vocab_size), self.suppress)
+        suppress = np.isin(np.arange(model_config.text.vocab_size), self.suppress)
         hidden = jax.random.normal(
-            jax.random.key(0), (n * a.completion, cfg.text.hidden_size), self.what.dtype
+            jax.random.key(0), (n * a.completion, model_config.text.hidden_size), self.what.dtype
         )
 
         def head(params, hidden):
             logp, entropy = training_losses.token_logprobs(
                 hidden,
-                log_probs.output_head(params, cfg),
+                log_probs.output_head(params, model_config),
                 ro["tokens"].reshape(-1),
                 suppress=suppress,
             )
@@ -383,7 +392,7 @@ class Ours:
         keys = jax.random.split(jax.random.key(0), n)
         draw = lambda params, features: sampling.sample_completions(
             params,
-            cfg,
+            model_config,
             features,
             batch["prompts"],
             self.special,
@@ -532,13 +541,13 @@ def measure(args, side: int, sides: dict) -> None:
 def describe(args, work: dict, parts: dict, mid, gflops: float) -> None:
     """Our step by parts, and against arithmetic."""
     limit = 1e3 * args.peak_tflops if args.peak_tflops else gflops
-    for what in ("rollout", "learn"):
+    for part in ("rollout", "learn"):
         shared, unshared, program = (
-            1e-9 * work[k][what] for k in ("shared", "unshared", "program")
+            1e-9 * work[k][part] for k in ("shared", "unshared", "program")
         )
-        seconds = mid("cxr_jax", what)
+        seconds = mid("cxr_jax", part)
         print(
-            f"{what}: {shared:.1f} GFLOP by arithmetic ({unshared / shared:.1f} times as much if nothing is shared), "
+            f"{part}: {shared:.1f} GFLOP by arithmetic ({unshared / shared:.1f} times as much if nothing is shared), "
             f"{program:.1f} in the program: {program / seconds:.0f} GFLOP/s, {program / seconds / limit:.0%} of "
             f"{limit:.0f}; floor {shared / limit:.2f} s"
         )

@@ -86,10 +86,10 @@ def corpus(folder: pathlib.Path) -> tuple[str, str]:
 class Kind:
     """A pool of reports of one kind as texts, tokens int32 [POOL, T], lengths [POOL], bytes uint8 [POOL, L]."""
 
-    def __init__(self, text: str, tok, size: int):
+    def __init__(self, text: str, tokenizer, size: int):
         rng = np.random.default_rng(0)
         self.texts = [text[s : s + size] for s in rng.integers(0, len(text) - size, POOL)]
-        rows = [tok.encode(t, add_special_tokens=False) for t in self.texts]
+        rows = [tokenizer.encode(t, add_special_tokens=False) for t in self.texts]
         coded = [t.encode() for t in self.texts]
         self.tokens, self.lengths = padded(rows, np.int32, 1)
         self.bytes, self.sizes = padded(coded, np.uint8, 32)
@@ -126,14 +126,14 @@ class Ours:
 
         from cxr_jax.labels import answers as labels_answers
         from cxr_jax.labels import report_text
-        from cxr_jax.models import tokenizer
+        from cxr_jax.models import tokenizer as tokenizers
         from cxr_jax.weights import pretrained
 
-        tok = tokenizer.load(pretrained.PHANTOM)
+        tokenizer = tokenizers.load(pretrained.PHANTOM)
         text, self.source = corpus(args.reports)
-        self.kinds = {name: Kind(text, tok, size) for name, size in KINDS.items()}
+        self.kinds = {name: Kind(text, tokenizer, size) for name, size in KINDS.items()}
         table, bank = jax.device_put(
-            (labels_answers.TokenBytes.from_tokenizer(tok), report_text.bank())
+            (labels_answers.TokenBytes.from_tokenizer(tokenizer), report_text.bank())
         )
         self.batch = {}  # kind, what -> batch size
 
@@ -329,7 +329,7 @@ def reward_share(args, rounds: int = 7, steps: int = 4) -> str:
     from cxr_jax import rewards
     from cxr_jax.labels import answers as labels_answers
     from cxr_jax.labels import report_text
-    from cxr_jax.models import tokenizer
+    from cxr_jax.models import tokenizer as tokenizers
     from cxr_jax.weights import pretrained
 
     spec = importlib.util.spec_from_file_location(
@@ -341,8 +341,8 @@ def reward_share(args, rounds: int = 7, steps: int = 4) -> str:
         config.rl.prompts_per_step * config.rl.oversample * config.rl.group_size,
         config.max_completion,
     )
-    tok, rng = tokenizer.load(pretrained.PHANTOM), np.random.default_rng(0)
-    ids = np.array(tok.encode(corpus(args.reports)[0], add_special_tokens=False), np.int32)
+    tokenizer, rng = tokenizers.load(pretrained.PHANTOM), np.random.default_rng(0)
+    ids = np.array(tokenizer.encode(corpus(args.reports)[0], add_special_tokens=False), np.int32)
     max_bytes = width * rewards.BYTES_PER_TOKEN
     inputs = jax.device_put(
         {
@@ -350,7 +350,7 @@ def reward_share(args, rounds: int = 7, steps: int = 4) -> str:
                 [ids[s : s + width] for s in rng.integers(0, len(ids) - width, rows)]
             ),
             "lengths": np.full(rows, width, np.int32),
-            "table": labels_answers.TokenBytes.from_tokenizer(tok),
+            "table": labels_answers.TokenBytes.from_tokenizer(tokenizer),
         }
     )
     solution, known = rng.random((rows, 14)) < 0.2, np.ones((rows, 14), bool)

@@ -30,7 +30,7 @@ import _common as common
 import numpy as np
 
 
-def flops(cfg, batch: int, prompt: int, completion: int, patches: int) -> dict:
+def flops(model_config, batch: int, prompt: int, completion: int, patches: int) -> dict:
     """FLOPs of one step's matrix products by part: 2 for a multiply and add, three times the forward pass.
 
     Per image of P patches, w = P in full blocks and patches a window in the others, D wide, F hidden:
@@ -40,7 +40,7 @@ def flops(cfg, batch: int, prompt: int, completion: int, patches: int) -> dict:
       layers 2 T (D (2 H + 2 K) d + 3 D F) + 4 H d T (T + 1) / 2 each (a token sees those before it only);
       output 2 completion D V: tokens without a label need none.
     """
-    v, t = cfg.vision, cfg.text
+    v, t = model_config.vision, model_config.text
     P, D, F = patches, v.hidden_size, v.intermediate_size
     window = min(P, (v.window_size // v.patch_size) ** 2)
     seen = sum(P if i in v.fullatt_block_indexes else window for i in range(v.depth))
@@ -77,14 +77,15 @@ class Ours:
         from cxr_jax.inference.model import Model
         from cxr_jax.models import qwen2_5_vl
         from cxr_jax.sft import step as sft_step
-        from cxr_jax.training import optimizer, trainable
+        from cxr_jax.training import optimizer
+        from cxr_jax.training.trainable import Trainable
         from cxr_jax.weights import pretrained
 
-        self.cfg, self.dtype = common.config(args.shape), jnp.dtype(args.dtype)
-        params = common.random_params(self.cfg, self.dtype)
+        self.config, self.dtype = common.config(args.shape), jnp.dtype(args.dtype)
+        params = common.random_params(self.config, self.dtype)
         self.count = qwen2_5_vl.count(params)
         x = self.inputs = common.prompts(
-            Model(self.cfg, {}, folder=pretrained.PHANTOM, dtype=args.dtype), args.batch
+            Model(self.config, {}, folder=pretrained.PHANTOM, dtype=args.dtype), args.batch
         )
         x["completions"] = np.random.default_rng(1).integers(
             0, common.WORDS, (args.batch, args.completion), np.int32
@@ -98,7 +99,7 @@ class Ours:
                 "prompts": {
                     "ids": x["ids"],
                     "lengths": np.full(args.batch, common.PROMPT, np.int32),
-                    "positions": qwen2_5_vl.positions(self.cfg, both, x["grid"]),
+                    "positions": qwen2_5_vl.positions(self.config, both, x["grid"]),
                 },
             }
         )
@@ -120,12 +121,12 @@ class Ours:
             )
         )
         params = {"model": params}
-        what = trainable.Trainable(dtype=self.dtype, param_dtype=self.dtype)
+        trainable = Trainable(dtype=self.dtype, param_dtype=self.dtype)
         tx = optimizer.make(config.optim, 1000)
         self.params, self.state = params, optimizer.init_state(tx, params)
-        self.update = sft_step.make_steps(config, self.cfg, tx, x["grid"], what)[1]
+        self.update = sft_step.make_steps(config, self.config, tx, x["grid"], trainable)[1]
         self.flops = flops(
-            self.cfg, args.batch, common.PROMPT, args.completion, x["pixels"].shape[1]
+            self.config, args.batch, common.PROMPT, args.completion, x["pixels"].shape[1]
         )
         self.optimizer = {k: config.optim[k] for k in ("lr", "b1", "b2", "eps", "weight_decay")}
 
@@ -135,7 +136,7 @@ class Ours:
     def save(self, folder: str) -> dict:
         from cxr_jax.weights import hf_folder
 
-        hf_folder.save_hf(folder, self.cfg, self.params["model"])
+        hf_folder.save_hf(folder, self.config, self.params["model"])
         np.savez(
             f"{folder}/inputs.npz",
             **{k: self.inputs[k] for k in ("pixels", "grid", "ids", "completions")},

@@ -20,7 +20,7 @@ def embed(run_dir: str, folder: str = PHANTOM) -> None:
     source = Path(run_dir) / "hf"
     if not (source / "config.json").is_file():
         raise UserError(f"{run_dir}: no finished run (it has no hf/)")
-    cfg, params = hf_folder.load_hf(source, np.float32)
+    model_config, params = hf_folder.load_hf(source, np.float32)
     largest = max(float(np.abs(np.asarray(x)).max()) for _, x in trees.flatten(params))
     if largest > np.finfo(np.float16).max:
         raise UserError(f"{run_dir}: a weight of {largest:g} does not fit float16")
@@ -28,7 +28,7 @@ def embed(run_dir: str, folder: str = PHANTOM) -> None:
     text = card.read_text() if card.is_file() else ""
     hf_folder.save_hf(
         folder,
-        cfg,
+        model_config,
         params,
         dtype=np.float16,
         min_pixels=224**2,

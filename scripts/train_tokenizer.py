@@ -8,7 +8,7 @@ import argparse
 import numpy as np
 
 from cxr_jax.data.sources import phantom
-from cxr_jax.models import tokenizer
+from cxr_jax.models import tokenizer as tokenizers
 
 PROMPTS = (
     "Find abnormalities and support devices.",
@@ -25,7 +25,7 @@ def corpus(examples: int):
         for start in range(0, examples // 2, 64):
             indices = np.arange(start, start + 64)
             yield from source.targets(source.batch(indices), indices)
-    for prompt in (*PROMPTS, tokenizer.SYSTEM_PROMPT, "system\n", "user\n", "assistant\n"):
+    for prompt in (*PROMPTS, tokenizers.SYSTEM_PROMPT, "system\n", "user\n", "assistant\n"):
         yield from [prompt] * examples
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     p.add_argument("--examples", type=int, default=4000)
     p.add_argument("--vocab_size", type=int, default=1024)
     args = p.parse_args()
-    print(tokenizer.train(corpus(args.examples), args.out, args.vocab_size), "ids")
+    print(tokenizers.train(corpus(args.examples), args.out, args.vocab_size), "ids")
 
 
 if __name__ == "__main__":

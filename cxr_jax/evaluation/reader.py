@@ -9,7 +9,7 @@ from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.inference import sampling
 from cxr_jax.labels import answers, report_text
 from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.models import tokenizer
+from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.qwen2_5_vl.patches import patchify
 from cxr_jax.rewards.terms import BYTES_PER_TOKEN, TRACE_TERMS
 from cxr_jax.runtime import processes, sharding
@@ -25,8 +25,8 @@ class Reader:
 
     def __init__(
         self,
-        cfg,
-        tok,
+        model_config,
+        tokenizer,
         prompts: inference_prompts.Prompts,
         batch_size: int,
         dtype=jnp.float32,
@@ -34,19 +34,21 @@ class Reader:
         poll=lambda: None,
         layout=ONE_DEVICE,
     ):
-        self.tok, self.prompts, self.poll, self.layout = tok, prompts, poll, layout
+        self.tokenizer, self.prompts, self.poll, self.layout = tokenizer, prompts, poll, layout
         self.batch_size = -(-batch_size // layout.shards) * layout.shards
-        special = tokenizer.special_ids(tok, cfg.text.vocab_size)
-        table = answers.TokenBytes.from_tokenizer(tok)
+        special = tokenizers.special_ids(tokenizer, model_config.text.vocab_size)
+        table = answers.TokenBytes.from_tokenizer(tokenizer)
         c = prompts.max_completion
 
         @jax.jit
         def read(params, batch):
             params = sharding.gathered(params, dtype)
-            features = qwen.vision(params, cfg, patchify(batch["image"]), prompts.grid, dtype=dtype)
+            features = qwen.vision(
+                params, model_config, patchify(batch["image"]), prompts.grid, dtype=dtype
+            )
             out = sampling.sample_completions(
                 params,
-                cfg,
+                model_config,
                 features,
                 batch["prompts"],
                 special,
@@ -106,6 +108,6 @@ class Reader:
     def texts(self, read: dict, rows) -> list[str]:
         """Decoded completions of the given rows."""
         return [
-            self.tok.decode(read["tokens"][i][: read["lengths"][i]], skip_special_tokens=True)
+            self.tokenizer.decode(read["tokens"][i][: read["lengths"][i]], skip_special_tokens=True)
             for i in rows
         ]

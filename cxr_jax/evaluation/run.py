@@ -140,14 +140,14 @@ def run(config, workdir, stop, layout) -> dict:
     size = next(iter(found.test.values())).size
     prompts = inference_prompts.Prompts(
         start.tokenizer,
-        start.cfg,
-        grid_of(size, start.cfg),
+        start.config,
+        grid_of(size, start.config),
         config.max_completion,
         texts=all_prompts(found),
     )
     dtype = weights_pretrained.DTYPES[config.dtype]
     reader = Reader(
-        start.cfg,
+        start.config,
         start.tokenizer,
         prompts,
         config.eval.batch_size,

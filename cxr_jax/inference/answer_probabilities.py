@@ -18,7 +18,7 @@ from cxr_jax.models.qwen2_5_vl.config import Config
 
 def finding_probabilities(
     params: dict,
-    cfg: Config,
+    model_config: Config,
     input_ids,
     lengths,
     positions,
@@ -39,7 +39,7 @@ def finding_probabilities(
     lengths = jnp.asarray(lengths, jnp.int32)
     prefix = sampling.prefill(
         params,
-        cfg,
+        model_config,
         jnp.asarray(input_ids),
         lengths,
         jnp.asarray(positions),
@@ -48,7 +48,7 @@ def finding_probabilities(
     )
     return probabilities_after(
         params,
-        cfg,
+        model_config,
         prefix,
         lengths,
         sampling.next_positions(positions, lengths),
@@ -62,7 +62,7 @@ def finding_probabilities(
 
 def probabilities_after(
     params: dict,
-    cfg: Config,
+    model_config: Config,
     prefix: dict,
     lengths,
     start,
@@ -108,11 +108,11 @@ def probabilities_after(
         raise UserError(f"no answer fits answer_tokens={answer_tokens}")
     int32 = lambda x: jnp.asarray(x, jnp.int32)
     keys = sampling.row_keys(0, rows) if keys is None else keys
-    layers = sampling.decode_layers(params, cfg) if layers is None else layers
+    layers = sampling.decode_layers(params, model_config) if layers is None else layers
     got = _expand(
         params,
         layers,
-        cfg,
+        model_config,
         prefix,
         int32(lengths),
         int32(start),
@@ -131,11 +131,11 @@ def probabilities_after(
     return {"trace": probability, "mean": probability.mean(1), "exact_mass": exact}
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "width", "depth", "dtype"))
+@functools.partial(jax.jit, static_argnames=("model_config", "width", "depth", "dtype"))
 def _expand(
     params,
     layers,
-    cfg,
+    model_config,
     prefix,
     lengths,
     start,
@@ -151,19 +151,19 @@ def _expand(
     depth,
     dtype,
 ):
-    R, W, text, tcfg = tokens.shape[0], width, params["text"], cfg.text
+    R, W, text, tcfg = tokens.shape[0], width, params["text"], model_config.text
     count, state = constraint.trace(tokens, token_lengths)
     state = jax.tree.map(
         lambda x: jnp.repeat(x, W), state._replace(left=jnp.full(R, depth, jnp.int32))
     )
     hidden, prompt, lengths, start = _read(
-        params, cfg, prefix, lengths, start, tokens, count, drawn, dtype
+        params, model_config, prefix, lengths, start, tokens, count, drawn, dtype
     )
     names = jnp.arange(len(constraint.conflicts))
 
     def body(carry):
         t, h, own, state, weight, exact, mass, settled_mass = carry
-        logits = qwen2_5_vl.unembed(params, cfg, h)
+        logits = qwen2_5_vl.unembed(params, model_config, h)
         options = jnp.asarray(constraint.options)[state.at]
         after, named, ok = constraint._moves(state, jnp.asarray(constraint.classes)[options])
         chance = _softmax(
@@ -183,7 +183,7 @@ def _expand(
         flat = lambda x: jnp.take_along_axis(x.reshape(R, -1), pick, 1).reshape(-1)
         rows = (parent + jnp.arange(R)[:, None] * W).reshape(-1)
         state = State(flat(after), flat(named), state.left - 1)
-        x = qwen2_5_vl.embed(params, cfg, flat(options)[:, None], dtype=dtype)
+        x = qwen2_5_vl.embed(params, model_config, flat(options)[:, None], dtype=dtype)
         own = jax.tree.map(lambda cached: cached[rows], own)
         where = jnp.broadcast_to(jnp.repeat(start + t, W)[None, :, None], (3, R * W, 1))
         h, own = decoder.decode_step(layers, text["final"], tcfg, x, where, prompt, lengths, own, t)
@@ -209,7 +209,7 @@ def _expand(
     )  # the total is 1, but for the tolerance
 
 
-def _read(params, cfg, prefix, lengths, start, tokens, count, drawn, dtype):
+def _read(params, model_config, prefix, lengths, start, tokens, count, drawn, dtype):
     """The first count[r] tokens of each completion on top of its prompt, which is computed once for all of them;
     drawn: the keys of the completions, of which only the last token is computed then, or None.
 
@@ -221,8 +221,8 @@ def _read(params, cfg, prefix, lengths, start, tokens, count, drawn, dtype):
 
     def extend(tokens, first, count, keys, used):
         where = jnp.broadcast_to(first[:, None] + jnp.arange(tokens.shape[1]), (3, *tokens.shape))
-        h = qwen2_5_vl.embed(params, cfg, tokens, dtype=dtype)
-        return decoder.extend(params["text"], cfg.text, h, where, count, keys, used)
+        h = qwen2_5_vl.embed(params, model_config, tokens, dtype=dtype)
+        return decoder.extend(params["text"], model_config.text, h, where, count, keys, used)
 
     used, start = each(lengths), each(start)
     if drawn is None:

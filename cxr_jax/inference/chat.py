@@ -53,14 +53,16 @@ class Chat:
         rules = model.constraint(constraint, settings.max_new_tokens)
         messages = [*self.messages, {"role": "user", "content": text}]
         request = Request(
-            render_prompt(model.tokenizer, model.cfg, messages, self.grid), self.patches, self.grid
+            render_prompt(model.tokenizer, model.config, messages, self.grid),
+            self.patches,
+            self.grid,
         )
         generation.check_room(
-            model.cfg, len(request.ids), settings.max_new_tokens, "the conversation"
+            model.config, len(request.ids), settings.max_new_tokens, "the conversation"
         )
         prefix, kept = self._prefix(request)
         tell = None if stream is None else (lambda _, piece: stream(0, 0, piece))
-        layers = sampling.decode_layers(model.params, model.cfg)
+        layers = sampling.decode_layers(model.params, model.config)
         [answer], own = generation.decode(model, layers, [(prefix, 0)], settings, tell, rules)
         ids = request.ids + answer.token_ids
         self._keys = sampling.append(
@@ -76,11 +78,11 @@ class Chat:
 
     def _prefix(self, request: Request):
         """(the prefix of the conversation so far, how many of its tokens had their keys already)."""
-        ids, cfg = request.ids, self.model.cfg
+        ids, model_config = request.ids, self.model.config
         kept = _common(
             ids[:-1], self._ids
         )  # the last token is always computed: the answer is drawn from it
-        if cfg.image_token_id not in ids[kept:] and kept:
+        if model_config.image_token_id not in ids[kept:] and kept:
             return generation.extend(self.model, self._keys, kept, request), kept
         if self.patches is not None and self._features is None:
             [self._features] = self.model.image_features(self.patches, [self.grid])

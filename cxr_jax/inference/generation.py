@@ -110,9 +110,9 @@ def _real(name, value) -> float:
     return float(value)
 
 
-def check_room(cfg, length: int, max_new_tokens: int, what: str = "the prompt") -> None:
+def check_room(model_config, length: int, max_new_tokens: int, what: str = "the prompt") -> None:
     """Raises UserError if a prompt of `length` tokens and its answer exceed the model's positions."""
-    most = cfg.text.max_position_embeddings
+    most = model_config.text.max_position_embeddings
     if length + max_new_tokens > most:
         raise UserError(
             f"{what} has {length} tokens: with max_new_tokens={max_new_tokens} that is more than the "
@@ -147,10 +147,10 @@ class Request:
         )
         return zlib.crc32(np.asarray(self.ids, np.int32).tobytes(), zlib.crc32(image))
 
-    def positions(self, cfg) -> np.ndarray:
+    def positions(self, model_config) -> np.ndarray:
         """M-RoPE positions int32 [3, 1, T]."""
         return qwen2_5_vl.positions(
-            cfg, np.array([self.ids]), None if self.grid is None else [self.grid]
+            model_config, np.array([self.ids]), None if self.grid is None else [self.grid]
         )
 
 
@@ -172,18 +172,18 @@ def _padded(x: np.ndarray, length: int, axis: int, value: int = 0) -> np.ndarray
 
 def prefill(model, request: Request, features) -> Prefix:
     """Compute a whole prompt; features [I, D] of its image or None."""
-    cfg, length = model.cfg, len(request.ids)
+    model_config, length = model.config, len(request.ids)
     room = bucket(length)
     model.note("prefill", room)
-    where = request.positions(cfg)
+    where = request.positions(model_config)
     # As many slots as tokens, with an image or without: one program a bucket.
-    image = np.zeros((1, room, cfg.text.hidden_size), model.dtype)
+    image = np.zeros((1, room, model_config.text.hidden_size), model.dtype)
     if features is not None:
         image[0, : len(features)] = features
     device = sampling.prefill(
         model.params,
-        cfg,
-        _padded(np.array([request.ids], np.int32), room, 1, cfg.pad_token_id),
+        model_config,
+        _padded(np.array([request.ids], np.int32), room, 1, model_config.pad_token_id),
         np.array([length], np.int32),
         _padded(where, room, 2),
         image,
@@ -201,16 +201,16 @@ def prefix_of(model, request: Request) -> Prefix:
 
 def extend(model, keys, used: int, request: Request) -> Prefix:
     """The prefix of a prompt whose first `used` tokens have their keys already; the rest must hold no image."""
-    cfg, length = model.cfg, len(request.ids)
-    where, new = request.positions(cfg), np.array([request.ids[used:]], np.int32)
+    model_config, length = model.config, len(request.ids)
+    where, new = request.positions(model_config), np.array([request.ids[used:]], np.int32)
     width = bucket(new.shape[1])
     model.note("extend", (keys[0][0].shape[2], width, bucket(length)))
     device = sampling.extend(
         model.params,
-        cfg,
+        model_config,
         keys,
         np.array([used], np.int32),
-        _padded(new, width, 1, cfg.pad_token_id),
+        _padded(new, width, 1, model_config.pad_token_id),
         np.array([new.shape[1]], np.int32),
         _padded(where[:, :, used:], width, 2),
         room=bucket(length),
@@ -255,12 +255,17 @@ def decode(
 
     All prefixes of one bucket; at most model.rows rows. stream: called with (row, piece of text).
     """
-    cfg, live = model.cfg, len(rows)
+    model_config, live = model.config, len(rows)
     R, N = model.rows, settings.max_new_tokens
     full = rows + rows[:1] * (R - live)
     ints = lambda values, dtype=np.int32: np.array(list(values), dtype)
     prompt, own, rest = sampling.begin(
-        [p.device for p, _ in full], live, constraint, cfg=cfg, room=bucket(N), dtype=model.dtype
+        [p.device for p, _ in full],
+        live,
+        constraint,
+        model_config=model_config,
+        room=bucket(N),
+        dtype=model.dtype,
     )
     lengths, start = ints(p.length for p, _ in full), ints(p.start for p, _ in full)
     keys = _keys(
@@ -274,7 +279,7 @@ def decode(
         "greedy": greedy,
         "stop_ids": model.special["stop"],
         "suppress_ids": model.special["suppress"],
-        "top_k": None if k is None else np.int32(min(k, cfg.text.vocab_size)),
+        "top_k": None if k is None else np.int32(min(k, model_config.text.vocab_size)),
         "top_p": None if p in (None, 1) else np.float32(p),
     }
     rules = jax.tree.structure(constraint), tuple(np.shape(x) for x in jax.tree.leaves(constraint))
@@ -288,7 +293,7 @@ def decode(
         own, rest = sampling.decode(
             model.params,
             layers,
-            cfg,
+            model_config,
             prompt,
             lengths,
             start,
@@ -325,7 +330,7 @@ def decode(
 def complete(model, requests: list[Request], settings: Settings, stream=None, constraint=None):
     """settings.n completions of each request, as list of lists. stream: called with (request, sample, piece)."""
     out = [[None] * settings.n for _ in requests]
-    layers = sampling.decode_layers(model.params, model.cfg)
+    layers = sampling.decode_layers(model.params, model.config)
     image_keys = [r.image_key() for r in requests]
     to_come, features, prefixes = Counter(image_keys), {}, {}
 
@@ -376,7 +381,7 @@ def read(
     model, request: Request, greedy: Settings, drawn: Settings | None, constraint, answers
 ) -> Reading:
     """See `Model.read`. drawn: settings of the samples, answers: the rules for probabilities; each None without."""
-    prefix, layers = prefix_of(model, request), sampling.decode_layers(model.params, model.cfg)
+    prefix, layers = prefix_of(model, request), sampling.decode_layers(model.params, model.config)
     [shown], own = decode(model, layers, [(prefix, 0)], greedy, None, constraint)
     samples, found = [], []
     if drawn is None and answers is not None:
@@ -417,7 +422,7 @@ def after(
     model.note("probabilities", (bucket(prefix.length), room, rows, own is None))
     got = answer_probabilities.probabilities_after(
         model.params,
-        model.cfg,
+        model.config,
         prefix.device,
         np.array([prefix.length]),
         np.array([prefix.start]),

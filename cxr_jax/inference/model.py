@@ -25,17 +25,17 @@ from cxr_jax.weights.locate import find_folder
 _LOG = logging.getLogger(__name__)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "grid", "dtype"))
-def _vision(params, cfg, pixels, grid, dtype):
-    return qwen2_5_vl.vision(params, cfg, pixels, grid, dtype=dtype)
+@functools.partial(jax.jit, static_argnames=("model_config", "grid", "dtype"))
+def _vision(params, model_config, pixels, grid, dtype):
+    return qwen2_5_vl.vision(params, model_config, pixels, grid, dtype=dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "dtype"))
-def _logits(params, cfg, input_ids, mask, positions, features, dtype):
+@functools.partial(jax.jit, static_argnames=("model_config", "dtype"))
+def _logits(params, model_config, input_ids, mask, positions, features, dtype):
     hidden = qwen2_5_vl.hidden_states(
-        params, cfg, input_ids, mask, positions, features=features, dtype=dtype
+        params, model_config, input_ids, mask, positions, features=features, dtype=dtype
     )
-    return qwen2_5_vl.unembed(params, cfg, hidden)
+    return qwen2_5_vl.unembed(params, model_config, hidden)
 
 
 class Model:
@@ -50,13 +50,19 @@ class Model:
     """
 
     def __init__(
-        self, cfg: Config, params: dict, *, folder=None, dtype=jnp.float32, grids: str = "exact"
+        self,
+        model_config: Config,
+        params: dict,
+        *,
+        folder=None,
+        dtype=jnp.float32,
+        grids: str = "exact",
     ):
         if grids not in GRIDS:
             raise UserError(f"grids={grids!r}: use one of {', '.join(GRIDS)}")
         self.grids, self._programs = grids, {}
-        self.cfg, self.dtype, self.folder = (
-            cfg,
+        self.config, self.dtype, self.folder = (
+            model_config,
             jnp.dtype(dtype),
             None if folder is None else Path(folder),
         )
@@ -68,20 +74,20 @@ class Model:
         """The folder's tokenizer. Raises UserError if it has none."""
         if self.folder is None:
             raise UserError("the model has no tokenizer, so it cannot take or give text")
-        from cxr_jax.models import tokenizer
+        from cxr_jax.models import tokenizer as tokenizers
 
-        return tokenizer.load(str(self.folder))
+        return tokenizers.load(str(self.folder))
 
     @functools.cached_property
     def special(self) -> dict:
         """Ids that end an answer ("stop") and ids that are never drawn ("suppress"): media tokens, and those
         without a text (embedding tables are padded beyond the tokenizer)."""
-        from cxr_jax.models import tokenizer
+        from cxr_jax.models import tokenizer as tokenizers
 
-        ids = tokenizer.special_ids(self.tokenizer, self.cfg.text.vocab_size)
+        ids = tokenizers.special_ids(self.tokenizer, self.config.text.vocab_size)
         return {
             "stop": ids["stop"],
-            "suppress": tuple(sorted({*ids["suppress"], *self.cfg.media_token_ids})),
+            "suppress": tuple(sorted({*ids["suppress"], *self.config.media_token_ids})),
         }
 
     @functools.cached_property
@@ -106,7 +112,7 @@ class Model:
 
         rules = constrained.compile_answers(
             TokenBytes.from_tokenizer(self.tokenizer),
-            self.cfg.text.vocab_size,
+            self.config.text.vocab_size,
             self.special["stop"],
             suppress_ids=self.special["suppress"],
             max_new_tokens=512,
@@ -143,10 +149,10 @@ class Model:
         grids = [tuple(int(x) for x in g) for g in np.asarray(image_grid_thw).reshape(-1, 3)]
         sizes = [int(np.prod(g)) for g in grids]
         pixels = np.asarray(pixel_values)
-        if pixels.shape != (sum(sizes), self.cfg.vision.patch_dim):
+        if pixels.shape != (sum(sizes), self.config.vision.patch_dim):
             raise UserError(
                 f"pixel_values has shape {list(pixels.shape)}, image_grid_thw needs "
-                f"{[sum(sizes), self.cfg.vision.patch_dim]}"
+                f"{[sum(sizes), self.config.vision.patch_dim]}"
             )
         parts = np.split(pixels, np.cumsum(sizes)[:-1])
         out: list = [None] * len(grids)
@@ -154,7 +160,7 @@ class Model:
             which = [i for i, g in enumerate(grids) if g == grid]
             self.note("vision", (grid, len(which)))
             found = _vision(
-                self.params, self.cfg, np.stack([parts[i] for i in which]), grid, self.dtype
+                self.params, self.config, np.stack([parts[i] for i in which]), grid, self.dtype
             )
             for i, f in zip(
                 which, np.asarray(found), strict=True
@@ -166,7 +172,7 @@ class Model:
         """[B, I, D]: each row's image tokens in reading order, or None if there are none."""
         if not features:
             return None
-        counts = (input_ids == self.cfg.image_token_id).sum(1)
+        counts = (input_ids == self.config.image_token_id).sum(1)
         joined = np.concatenate(features)
         if counts.sum() != len(joined):
             raise UserError(
@@ -196,15 +202,17 @@ class Model:
             if image_grid_thw is None or not len(image_grid_thw)
             else np.asarray(image_grid_thw)
         )
-        _check_ids(ids, mask, self.cfg)
-        positions = qwen2_5_vl.positions(self.cfg, ids, grids, mask)
+        _check_ids(ids, mask, self.config)
+        positions = qwen2_5_vl.positions(self.config, ids, grids, mask)
         features = [] if grids is None else self.image_features(pixel_values, grids)
-        placed = self._place(np.where(mask, ids, self.cfg.pad_token_id), features)
-        return np.asarray(_logits(self.params, self.cfg, ids, mask, positions, placed, self.dtype))
+        placed = self._place(np.where(mask, ids, self.config.pad_token_id), features)
+        return np.asarray(
+            _logits(self.params, self.config, ids, mask, positions, placed, self.dtype)
+        )
 
     def render(self, prompt, grid: tuple[int, int, int] | None) -> list[int]:
         """Token ids of one user turn (or a conversation), with the image (if any) before the first user's text."""
-        return inference_prompts.render_prompt(self.tokenizer, self.cfg, prompt, grid)
+        return inference_prompts.render_prompt(self.tokenizer, self.config, prompt, grid)
 
     def prepare(self, image):
         """An image (path, PIL image, or [H, W] floats in 0..1) -> (patches, grid); (None, None) for None."""
@@ -259,7 +267,7 @@ class Model:
     def _request(self, image, prompt, new_tokens: int, what: str = "the prompt") -> Request:
         patches, grid = self.prepare(image)
         request = Request(self.render(prompt, grid), patches, grid)
-        generation.check_room(self.cfg, len(request.ids), new_tokens, what)
+        generation.check_room(self.config, len(request.ids), new_tokens, what)
         return request
 
     def read(
@@ -310,7 +318,7 @@ class Model:
             raise UserError("finding_probabilities needs at least one completion")
         answers, longest = self.answers, max(len(c.token_ids) for c in completions)
         prefix = generation.prefix_of(self, self._request(image, prompt, longest))
-        layers = sampling.decode_layers(self.params, self.cfg)
+        layers = sampling.decode_layers(self.params, self.config)
         found = [
             generation.after(
                 self, layers, prefix, completions[i : i + self.rows], answers, seed, first=i
@@ -354,7 +362,7 @@ def _pairs(images, prompts) -> tuple[list, list]:
     return images, prompts
 
 
-def _check_ids(ids: np.ndarray, mask: np.ndarray, cfg: Config) -> None:
+def _check_ids(ids: np.ndarray, mask: np.ndarray, model_config: Config) -> None:
     if ids.ndim != 2 or ids.shape != mask.shape:
         raise UserError(
             f"input_ids {list(ids.shape)} and mask {list(mask.shape)} must both be [B, T]"
@@ -363,8 +371,8 @@ def _check_ids(ids: np.ndarray, mask: np.ndarray, cfg: Config) -> None:
         raise UserError(
             f"input_ids must be whole numbers, at least one, not {ids.dtype} {list(ids.shape)}"
         )
-    if ids.min() < 0 or ids.max() >= cfg.text.vocab_size:
-        raise UserError(f"input_ids must lie in 0..{cfg.text.vocab_size - 1}")
+    if ids.min() < 0 or ids.max() >= model_config.text.vocab_size:
+        raise UserError(f"input_ids must lie in 0..{model_config.text.vocab_size - 1}")
     if (np.diff(mask.astype(np.int8), axis=1) > 0).any():
         raise UserError("attention_mask must be right padding: ones, then zeros")
 
@@ -414,16 +422,16 @@ def load(name: str | os.PathLike, dtype=None, grids: str = "exact", adapter=None
         if adapter is None
         else peft_folder.load(
             adapter,
-            native_folder.Arrays(folder).cfg
+            native_folder.Arrays(folder).config
             if native_folder.is_native(folder)
             else hf_folder.read_config(folder),
         )
     )
-    cfg, params = read(folder, np.dtype(dtype))
+    model_config, params = read(folder, np.dtype(dtype))
     if found:
         peft_folder.merge(params, *found)
-    layers, n = params["text"].pop("layers"), cfg.text.num_hidden_layers
+    layers, n = params["text"].pop("layers"), model_config.text.num_hidden_layers
     params = _to_device(params)
     deep = jax.default_backend() == "cpu" and n > UNROLL_UP_TO
     params["text"]["layers"] = _layers_apart(layers, n) if deep else _to_device(layers)
-    return Model(cfg, params, folder=folder, dtype=dtype, grids=grids)
+    return Model(model_config, params, folder=folder, dtype=dtype, grids=grids)

@@ -27,34 +27,34 @@ def messages_of(prompt) -> list[dict]:
     return [{"role": m["role"], "content": m["content"]} for m in prompt]
 
 
-def render_prompt(tokenizer, cfg, prompt, grid) -> list[int]:
+def render_prompt(tokenizer, model_config, prompt, grid) -> list[int]:
     """Token ids up to the assistant's next turn; the image (if any) stands before the first user's text."""
     from cxr_jax.models.tokenizer import IMAGE_PAD
 
     messages, n = (
         messages_of(prompt),
-        0 if grid is None else int(np.prod(grid)) // cfg.vision.merge_unit,
+        0 if grid is None else int(np.prod(grid)) // model_config.vision.merge_unit,
     )
     first = next(i for i, m in enumerate(messages) if m["role"] == "user")
     image = [{"type": "image"}] if n else []
     messages[first]["content"] = [*image, {"type": "text", "text": messages[first]["content"]}]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     ids = tokenizer(text.replace(IMAGE_PAD, IMAGE_PAD * n), add_special_tokens=False)["input_ids"]
-    if ids.count(cfg.image_token_id) != n or cfg.video_token_id in ids:
+    if ids.count(model_config.image_token_id) != n or model_config.video_token_id in ids:
         raise UserError("a prompt must not hold image or video placeholders of its own")
     return list(ids)
 
 
-def prompt_ids(tok, text: str, n_image_tokens: int, *, history: tuple = ()) -> list[int]:
+def prompt_ids(tokenizer, text: str, n_image_tokens: int, *, history: tuple = ()) -> list[int]:
     """Ids of one chat prompt: the image (if n_image_tokens > 0), then `text`, up to the assistant's turn.
 
     The template writes one image pad; it is repeated here, as the Qwen processor does.
     """
     content = ([{"type": "image"}] if n_image_tokens else []) + [{"type": "text", "text": text}]
     messages = [*history, {"role": "user", "content": content}]
-    rendered = tok.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     rendered = rendered.replace(IMAGE_PAD, IMAGE_PAD * n_image_tokens)
-    return tok(rendered, add_special_tokens=False)["input_ids"]
+    return tokenizer(rendered, add_special_tokens=False)["input_ids"]
 
 
 class Prompts:
@@ -67,24 +67,29 @@ class Prompts:
 
     def __init__(
         self,
-        tok,
-        cfg,
+        tokenizer,
+        model_config,
         grid: tuple,
         max_completion: int,
         width: int | None = None,
         texts=(data_prompts.FIND_PROMPT,),
     ):
-        self.tok, self.cfg, self.grid, self.max_completion = tok, cfg, grid, max_completion
-        self.n_image = int(np.prod(grid)) // cfg.vision.spatial_merge_size**2
-        self.pad = tok.get_vocab()["<|endoftext|>"]
+        self.tokenizer, self.config, self.grid, self.max_completion = (
+            tokenizer,
+            model_config,
+            grid,
+            max_completion,
+        )
+        self.n_image = int(np.prod(grid)) // model_config.vision.spatial_merge_size**2
+        self.pad = tokenizer.get_vocab()["<|endoftext|>"]
         self._cache = {}
         self.width = width or max(len(self._one(t)[0]) for t in texts)
 
     def _one(self, text):
         if text not in self._cache:
-            ids = prompt_ids(self.tok, text, self.n_image)
+            ids = prompt_ids(self.tokenizer, text, self.n_image)
             row = np.asarray([*ids, *[self.pad] * self.max_completion], np.int32)[None]
-            self._cache[text] = ids, qwen.positions(self.cfg, row, [self.grid])[:, 0]
+            self._cache[text] = ids, qwen.positions(self.config, row, [self.grid])[:, 0]
         return self._cache[text]
 
     def encode(self, texts: list[str]) -> dict:

@@ -94,7 +94,7 @@ class State(NamedTuple):
 def _loop(
     params,
     layers,
-    cfg: Config,
+    model_config: Config,
     temperature,
     constraint,
     prompt,
@@ -113,7 +113,7 @@ def _loop(
     dtype,
 ):
     """Draws tokens until step `until` or until all rows are done: `State` -> `State`. place: see `stages.run`."""
-    tcfg, R = cfg.text, start.shape[0]
+    tcfg, R = model_config.text, start.shape[0]
     banned = np.zeros(tcfg.vocab_size, np.float32)
     banned[list(suppress_ids)] = NEG
     stops = jnp.asarray(stop_ids, jnp.int32)
@@ -123,18 +123,18 @@ def _loop(
 
     def body(state):
         t, h, own, tokens, logprobs, count, done, bound = state
-        logits = qwen2_5_vl.unembed(params, cfg, h) + banned
+        logits = qwen2_5_vl.unembed(params, model_config, h) + banned
         if constraint is not None:
             logits = jnp.where(constraint.allowed(bound), logits, NEG)
         token, logprob = choose(logits, keys, t)
-        token = jnp.where(done, cfg.pad_token_id, token)
+        token = jnp.where(done, model_config.pad_token_id, token)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], t, 1)
         logprobs = jax.lax.dynamic_update_slice_in_dim(
             logprobs, jnp.where(done, 0.0, logprob)[:, None], t, 1
         )
         count = count + ~done
         done = done | (token[:, None] == stops).any(-1)
-        x = qwen2_5_vl.embed(params, cfg, token[:, None], dtype=dtype)
+        x = qwen2_5_vl.embed(params, model_config, token[:, None], dtype=dtype)
         where = jnp.broadcast_to((start + t)[None, :, None], (3, R, 1))
         h, own = decoder.decode_step(
             layers, params["text"]["final"], tcfg, x, where, prompt, lengths, own, t, place
@@ -146,14 +146,14 @@ def _loop(
     return jax.lax.while_loop(lambda s: (s.step < until) & ~s.done.all(), body, state)
 
 
-def _fresh(cfg: Config, last, N: int, room: int, constraint, dtype) -> State:
+def _fresh(model_config: Config, last, N: int, room: int, constraint, dtype) -> State:
     """The state before the first token, with room for the keys of `room` tokens; last [R, D]."""
     R = len(last)
     return State(
         jnp.int32(0),
         last,
-        decoder.empty_own(cfg.text, R, room, dtype),
-        jnp.full((R, N), cfg.pad_token_id, jnp.int32),
+        decoder.empty_own(model_config.text, R, room, dtype),
+        jnp.full((R, N), model_config.pad_token_id, jnp.int32),
         jnp.zeros((R, N), jnp.float32),
         jnp.zeros(R, jnp.int32),
         jnp.zeros(R, bool),
@@ -161,13 +161,13 @@ def _fresh(cfg: Config, last, N: int, room: int, constraint, dtype) -> State:
     )
 
 
-_STATIC = ("cfg", "greedy", "stop_ids", "suppress_ids", "dtype")
+_STATIC = ("model_config", "greedy", "stop_ids", "suppress_ids", "dtype")
 
 
 @functools.partial(jax.jit, static_argnames=(*_STATIC, "n", "max_new_tokens", "top_k", "top_p"))
 def _generate(
     params,
-    cfg: Config,
+    model_config: Config,
     input_ids,
     lengths,
     positions,
@@ -181,15 +181,15 @@ def _generate(
     dtype,
     **choice,
 ):
-    text, tcfg = params["text"], cfg.text
-    h = qwen2_5_vl.embed(params, cfg, input_ids, features, dtype=dtype)
+    text, tcfg = params["text"], model_config.text
+    h = qwen2_5_vl.embed(params, model_config, input_ids, features, dtype=dtype)
     last, cache = decoder.prefill(text, tcfg, h, positions, lengths)
     prompt, layers = decoder.prompt_keys(cache), decoder.decode_layers(text, tcfg)
     start = jnp.repeat(next_positions(positions, lengths), n)
     room = compaction.stage_ends(max_new_tokens)[0]
-    state = _fresh(cfg, jnp.repeat(last, n, 0), max_new_tokens, room, constraint, dtype)
+    state = _fresh(model_config, jnp.repeat(last, n, 0), max_new_tokens, room, constraint, dtype)
     loop = functools.partial(
-        _loop, params, layers, cfg, temperature, constraint, dtype=dtype, **choice
+        _loop, params, layers, model_config, temperature, constraint, dtype=dtype, **choice
     )
     state = compaction.run(loop, prompt, lengths, start, keys, state)
     return {
@@ -206,7 +206,7 @@ def _ids(x, default) -> tuple:
 
 def generate(
     params: dict,
-    cfg: Config,
+    model_config: Config,
     input_ids,
     lengths,
     positions,
@@ -241,7 +241,7 @@ def generate(
         keys = row_keys(0, input_ids.shape[0] * n)
     return _generate(
         params,
-        cfg,
+        model_config,
         jnp.asarray(input_ids),
         jnp.asarray(lengths, jnp.int32),
         jnp.asarray(positions),
@@ -251,8 +251,8 @@ def generate(
         n=n,
         max_new_tokens=max_new_tokens,
         greedy=greedy,
-        stop_ids=_ids(stop_ids, cfg.eos_token_id),
-        suppress_ids=_ids(suppress_ids, cfg.media_token_ids),
+        stop_ids=_ids(stop_ids, model_config.eos_token_id),
+        suppress_ids=_ids(suppress_ids, model_config.media_token_ids),
         top_k=top_k,
         top_p=top_p,
         constraint=constraint,
@@ -264,26 +264,28 @@ def generate(
 # "last": [1, D]}. No piece changes its inputs, but for `decode`, which takes over `own`.
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "dtype"))
-def prefill(params, cfg: Config, input_ids, lengths, positions, image_features, *, dtype) -> dict:
+@functools.partial(jax.jit, static_argnames=("model_config", "dtype"))
+def prefill(
+    params, model_config: Config, input_ids, lengths, positions, image_features, *, dtype
+) -> dict:
     """The prefix of one prompt: input_ids int [1, S], lengths int [1], positions int [3, 1, S], image_features
     [1, I, D] or None."""
-    h = qwen2_5_vl.embed(params, cfg, input_ids, image_features, dtype=dtype)
-    last, cache = decoder.prefill(params["text"], cfg.text, h, positions, lengths)
+    h = qwen2_5_vl.embed(params, model_config, input_ids, image_features, dtype=dtype)
+    last, cache = decoder.prefill(params["text"], model_config.text, h, positions, lengths)
     return {"keys": decoder.prompt_keys(cache), "last": last}
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "room", "dtype"))
+@functools.partial(jax.jit, static_argnames=("model_config", "room", "dtype"))
 def extend(
-    params, cfg: Config, keys, used, input_ids, lengths, positions, *, room: int, dtype
+    params, model_config: Config, keys, used, input_ids, lengths, positions, *, room: int, dtype
 ) -> dict:
     """The prefix that has `lengths` more tokens after the first `used` of `keys`, in `room` slots.
 
     input_ids int [1, E] without images, lengths and used int [1], positions int [3, 1, E]. Computes the new
     tokens only; used + lengths <= room.
     """
-    h = qwen2_5_vl.embed(params, cfg, input_ids, dtype=dtype)
-    last, new = decoder.extend(params["text"], cfg.text, h, positions, lengths, keys, used)
+    h = qwen2_5_vl.embed(params, model_config, input_ids, dtype=dtype)
+    last, new = decoder.extend(params["text"], model_config.text, h, positions, lengths, keys, used)
     return {"keys": _join(keys, used, new, room), "last": last}
 
 
@@ -304,24 +306,24 @@ def append(keys, used, own, *, room: int):
     return _join(keys, used, jax.tree.map(lambda x: x[:1], own), room)
 
 
-def decode_layers(params, cfg: Config) -> list:
+def decode_layers(params, model_config: Config) -> list:
     """`decoder.decode_layers`, made once for many calls of `decode`."""
     layers = params["text"]["layers"]
-    return layers if isinstance(layers, list) else _decode_layers(params["text"], cfg)
+    return layers if isinstance(layers, list) else _decode_layers(params["text"], model_config)
 
 
-@functools.partial(jax.jit, static_argnames="cfg")
-def _decode_layers(text, cfg: Config) -> list:
-    return decoder.decode_layers(text, cfg.text)
+@functools.partial(jax.jit, static_argnames="model_config")
+def _decode_layers(text, model_config: Config) -> list:
+    return decoder.decode_layers(text, model_config.text)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "room", "dtype"))
-def begin(prefixes: list[dict], live, constraint, *, cfg: Config, room: int, dtype):
+@functools.partial(jax.jit, static_argnames=("model_config", "room", "dtype"))
+def begin(prefixes: list[dict], live, constraint, *, model_config: Config, room: int, dtype):
     """(prompt keys, own, rest) for `decode`: one row a prefix (all of equal S), the first `live` of them drawn;
     at most `room` tokens."""
     prompt = jax.tree.map(lambda *x: jnp.concatenate(x), *[p["keys"] for p in prefixes])
     state = _fresh(
-        cfg, jnp.concatenate([p["last"] for p in prefixes]), room, room, constraint, dtype
+        model_config, jnp.concatenate([p["last"] for p in prefixes]), room, room, constraint, dtype
     )
     return prompt, state.own, state._replace(own=None, done=jnp.arange(len(prefixes)) >= live)
 
@@ -330,7 +332,7 @@ def begin(prefixes: list[dict], live, constraint, *, cfg: Config, room: int, dty
 def decode(
     params,
     layers,
-    cfg: Config,
+    model_config: Config,
     prompt,
     lengths,
     start,
@@ -353,7 +355,7 @@ def decode(
     state = _loop(
         params,
         layers,
-        cfg,
+        model_config,
         temperature,
         constraint,
         prompt,
@@ -370,7 +372,7 @@ def decode(
 
 def sample_completions(
     params,
-    cfg,
+    model_config,
     features,
     prompts,
     special,
@@ -387,7 +389,7 @@ def sample_completions(
     width = prompts["ids"].shape[1]
     return generate(
         params,
-        cfg,
+        model_config,
         prompts["ids"],
         prompts["lengths"],
         prompts["positions"][:, :, :width],

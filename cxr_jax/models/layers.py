@@ -1,6 +1,6 @@
 """Building blocks shared by the vision tower and the decoder, as flax NNX modules.
 
-They are used functionally: `graph(cls, cfg)` gives the static structure once, `apply(graph, params, ...)`
+They are used functionally: `graph(cls, model_config)` gives the static structure once, `apply(graph, params, ...)`
 runs it on a plain nested dict. Nothing is mutated, and no NNX object crosses a `jax.jit` border. Weights are
 cast to the dtype of the activations where they are used.
 """

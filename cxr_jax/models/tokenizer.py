@@ -55,16 +55,16 @@ def train(corpus: Iterable[str], folder: str, vocab_size: int = 1024) -> int:
     import tokenizers as tk
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-    tok = tk.Tokenizer(models.BPE())
-    tok.normalizer = normalizers.NFC()
-    tok.pre_tokenizer = pre_tokenizers.Sequence(
+    tokenizer = tk.Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(tk.Regex(_SPLIT), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    tok.decoder = decoders.ByteLevel()
-    tok.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     n_added = len(SPECIAL_TOKENS) + len(FORMAT_TAGS)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - n_added,
@@ -73,13 +73,15 @@ def train(corpus: Iterable[str], folder: str, vocab_size: int = 1024) -> int:
     )
     # The tags become tokens of their own afterwards; words beside them must not be learned glued to them.
     tags = re.compile("|".join(map(re.escape, FORMAT_TAGS)))
-    tok.train_from_iterator((part for text in corpus for part in tags.split(text) if part), trainer)
-    tok.add_special_tokens(
+    tokenizer.train_from_iterator(
+        (part for text in corpus for part in tags.split(text) if part), trainer
+    )
+    tokenizer.add_special_tokens(
         [tk.AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS]
     )
-    tok.add_tokens([tk.AddedToken(t, special=False, normalized=False) for t in FORMAT_TAGS])
+    tokenizer.add_tokens([tk.AddedToken(t, special=False, normalized=False) for t in FORMAT_TAGS])
     os.makedirs(folder, exist_ok=True)
-    tok.save(os.path.join(folder, "tokenizer.json"))
+    tokenizer.save(os.path.join(folder, "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": 32768,
@@ -93,7 +95,7 @@ def train(corpus: Iterable[str], folder: str, vocab_size: int = 1024) -> int:
         json.dump(config, f, indent=2)
     with open(os.path.join(folder, "chat_template.jinja"), "w") as f:
         f.write(CHAT_TEMPLATE)
-    return tok.get_vocab_size()
+    return tokenizer.get_vocab_size()
 
 
 def load(folder: str):
@@ -104,10 +106,10 @@ def load(folder: str):
     if not os.path.isfile(os.path.join(folder, "tokenizer.json")):
         raise UserError(f"{folder}: no tokenizer.json in this folder")
     try:
-        tok = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as e:
         raise UserError(f"{folder}: the tokenizer does not load ({type(e).__name__})") from e
-    vocab = tok.get_vocab()
+    vocab = tokenizer.get_vocab()
     missing = [
         t
         for t in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", IMAGE_PAD)
@@ -116,23 +118,23 @@ def load(folder: str):
     if missing:
         raise UserError(f"{folder}: the tokenizer lacks the special tokens {', '.join(missing)}")
     try:
-        tok.apply_chat_template(
+        tokenizer.apply_chat_template(
             [{"role": "user", "content": "?"}], add_generation_prompt=True, tokenize=False
         )
     except Exception as e:  # noqa: BLE001 - jinja2 and templates themselves raise many kinds
         raise UserError(
             f"{folder}: the chat template is missing or does not work ({type(e).__name__})"
         ) from e
-    return tok
+    return tokenizer
 
 
-def special_ids(tok, vocab_size: int = 0) -> dict:
+def special_ids(tokenizer, vocab_size: int = 0) -> dict:
     """Ids that sampling needs: `stop` (end of turn, end of text), `pad`, and `suppress` (never sampled).
 
     vocab_size: rows of the model's embedding. Those beyond the tokenizer have no text, so a policy could pad its
     answers with them unseen; they are suppressed, too.
     """
-    vocab = tok.get_vocab()
+    vocab = tokenizer.get_vocab()
     stop = tuple(vocab[t] for t in ("<|im_end|>", "<|endoftext|>") if t in vocab)
     never = [
         t
@@ -146,9 +148,9 @@ def special_ids(tok, vocab_size: int = 0) -> dict:
     return {"stop": stop, "pad": vocab["<|endoftext|>"], "suppress": suppress}
 
 
-def config_ids(tok) -> dict:
+def config_ids(tokenizer) -> dict:
     """The token ids that a model config holds, from the tokenizer."""
-    vocab = tok.get_vocab()
+    vocab = tokenizer.get_vocab()
     return {
         "image_token_id": vocab[IMAGE_PAD],
         "video_token_id": vocab["<|video_pad|>"],

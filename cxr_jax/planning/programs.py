@@ -15,19 +15,23 @@ class Shapes:
         from cxr_jax.models import qwen2_5_vl as qwen
         from cxr_jax.models.qwen2_5_vl import patches
         from cxr_jax.models.tokenizer import special_ids
-        from cxr_jax.training import optimizer, trainable
+        from cxr_jax.training import optimizer
+        from cxr_jax.training.trainable import Trainable
 
-        self.config, self.what = config, trainable.Trainable.of(config)
-        self.cfg, tok = _model(config)
+        self.config, self.what = config, Trainable.from_config(config)
+        self.config, tokenizer = _model(config)
         # The ids that a sampler must not draw do not change what it costs.
-        self.special = {**special_ids(tok), "suppress": self.cfg.media_token_ids}
-        self.tok, self.grid = tok, patches.grid_of(config.data.get("size", 224), self.cfg)
+        self.special = {**special_ids(tokenizer), "suppress": self.config.media_token_ids}
+        self.tokenizer, self.grid = (
+            tokenizer,
+            patches.grid_of(config.data.get("size", 224), self.config),
+        )
         self.prompt_width = inference_prompts.Prompts(
-            tok, self.cfg, self.grid, config.max_completion
+            tokenizer, self.config, self.grid, config.max_completion
         ).width
         self.tx = optimizer.make(config.optim, config.steps)
         self.key = jax.random.key(0)
-        self.params = jax.eval_shape(lambda: qwen.init_params(self.cfg, self.key))
+        self.params = jax.eval_shape(lambda: qwen.init_params(self.config, self.key))
 
     def state(self, extra: dict):
         """(train state, fixed) of {"model": ..., **extra}, abstract."""
@@ -36,8 +40,8 @@ class Shapes:
         from cxr_jax.training import optimizer
 
         def make(params):
-            train, fixed = self.what.split(params, self.key)
-            return optimizer.init_state(self.tx, train), fixed
+            train, frozen = self.what.split(params, self.key)
+            return optimizer.init_state(self.tx, train), frozen
 
         return jax.eval_shape(make, {"model": self.params, **extra})
 
@@ -63,17 +67,17 @@ def _array(shape, dtype="float32"):
 
 def _model(config):
     """(Config, tokenizer) of config.model; the 3B shape and the embedded tokenizer if it is empty."""
-    from cxr_jax.models import tokenizer
+    from cxr_jax.models import tokenizer as tokenizers
     from cxr_jax.weights import hf_folder, locate, pretrained
 
     name = config.model or "random:qwen2.5-vl-3b"
     if config.model:
         pretrained.check(config)
     if name.startswith("random:"):
-        tok = tokenizer.load(pretrained.PHANTOM)
-        return pretrained.random_config(name, tok), tok
+        tokenizer = tokenizers.load(pretrained.PHANTOM)
+        return pretrained.random_config(name, tokenizer), tokenizer
     folder = locate.find_folder(name)
-    return hf_folder.read_config(folder), tokenizer.load(str(folder))
+    return hf_folder.read_config(folder), tokenizers.load(str(folder))
 
 
 def programs(config):
@@ -89,18 +93,18 @@ def _sft(config, s):
     from cxr_jax.sft import step as sft_step
 
     b, c = config.batch_size, config.max_completion
-    head = jax.eval_shape(lambda: sft_step.init_locate_head(s.key, s.cfg.text.hidden_size, 12))
-    state, fixed = s.state({"locate": head})
+    head = jax.eval_shape(lambda: sft_step.init_locate_head(s.key, s.config.text.hidden_size, 12))
+    state, frozen = s.state({"locate": head})
     batch = {**s.batch(b), "completions": _array((b, c), "int32"), "mask": _array((b, c), "bool")}
     if config.locate_weight:
-        side = s.grid[1] // s.cfg.vision.spatial_merge_size
+        side = s.grid[1] // s.config.vision.spatial_merge_size
         batch |= {"regions": _array((b, 12, side, side)), "severity": _array((b, 12))}
-    step = sft_step.make_steps(config, s.cfg, s.tx, s.grid, s.what)[1]
+    step = sft_step.make_steps(config, s.config, s.tx, s.grid, s.what)[1]
     return [
         (
             "SFT step",
             step,
-            {"state": state, "fixed": fixed, "batch": batch},
+            {"state": state, "fixed": frozen, "batch": batch},
             [1],
             b * (s.prompt_width + c),
             {},
@@ -117,8 +121,8 @@ def _rl(config, s):
     from cxr_jax.rl import learner, rollout
 
     r, c = config.rl, config.max_completion
-    state, fixed = s.state({})
-    table = answers.TokenBytes.from_tokenizer(s.tok)
+    state, frozen = s.state({})
+    table = answers.TokenBytes.from_tokenizer(s.tokenizer)
     bank = report_text.bank(None, phantom.LEXICON if config.data.source == "phantom" else None)
     drawn = r.prompts_per_step * r.oversample
     labels = {k: _array((drawn, 14), "bool") for k in ("solution", "known", "hedged")}
@@ -130,11 +134,11 @@ def _rl(config, s):
             "mask": _array((r.replay_batch, c), "bool"),
         }
         batch["replay"] = {**s.batch(r.replay_batch), **texts}
-    roll = rollout.make_rollout(config, s.cfg, s.grid, s.special, table, s.what, bank)
-    learn = learner.make_learn(config, s.cfg, s.grid, s.special, s.tx, s.what)
+    roll = rollout.make_rollout(config, s.config, s.grid, s.special, table, s.what, bank)
+    learn = learner.make_learn(config, s.config, s.grid, s.special, s.tx, s.what)
     sampled = {
         "parameters": state["params"],
-        "fixed": fixed,
+        "fixed": frozen,
         "batch": batch,
         "step": _array((), "int32"),
     }
@@ -142,10 +146,12 @@ def _rl(config, s):
     waiting = {
         k: v for k, v in state.items() if k in ("opt_state", "master")
     }  # they lie there during the rollout
-    learned = {"state": state, "fixed": fixed, "batch": batch, "rollout": ro}
+    learned = {"state": state, "fixed": frozen, "batch": batch, "rollout": ro}
     if r.beta:
-        whole = lambda train, fixed: s.what.whole(train, fixed)["model"]
-        learned["reference"] = s.what.base(fixed) or jax.eval_shape(whole, state["params"], fixed)
+        whole = lambda train, frozen: s.what.merge(train, frozen)["model"]
+        learned["reference"] = s.what.base_params(frozen) or jax.eval_shape(
+            whole, state["params"], frozen
+        )
     ends = compaction.stage_ends(c)
     turns = [end - before for before, end in zip([0, *ends], ends, strict=False)]
     count = lambda prompts: prompts * (s.prompt_width + r.group_size * c)

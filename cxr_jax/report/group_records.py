@@ -128,7 +128,7 @@ def choose(reward, n: int) -> list[int]:
 def groups_of(
     ro: Mapping,
     batch: Mapping,
-    tok,
+    tokenizer,
     *,
     step: int,
     weights: Mapping[str, float],
@@ -142,8 +142,8 @@ def groups_of(
 
     ro: as rl.make_rollout gives it (tokens int [P, G, C], lengths, finished, reward, advantages [P, G], terms
     {name: [P, G]}, answer bool [P, G, 14], train_mask bool [P, G, C], kept int [n]); batch: image [P, S, S], solution,
-    known, hedged bool [P, 14], sides bool [P, 14, 2]. tok: decodes ids. weights: of the reward terms. lexicon: as in
-    `reports.bank(None, lexicon)`. prompts: a text a prompt, or one for all. ids: of the images.
+    known, hedged bool [P, 14], sides bool [P, 14, 2]. tokenizer: decodes ids. weights: of the reward terms. lexicon:
+    as in `report_text.bank(None, lexicon)`. prompts: a text a prompt, or one for all. ids: of the images.
     """
     wanted = (
         "tokens",
@@ -161,7 +161,7 @@ def groups_of(
     chosen, kept = choose(ro["reward"], n), set(np.asarray(ro["kept"]).tolist())
     g = ro["reward"].shape[1]
     texts = [
-        tok.decode(ro["tokens"][p, i, : ro["lengths"][p, i]], skip_special_tokens=True)
+        tokenizer.decode(ro["tokens"][p, i, : ro["lengths"][p, i]], skip_special_tokens=True)
         for p in chosen
         for i in range(g)
     ]

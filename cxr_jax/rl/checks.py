@@ -59,13 +59,13 @@ def reward_weights(weights) -> None:
 def trains(config) -> None:
     """Refuses frozen patterns that match nothing or everything, and adapters that the model's kernels cannot have: by
     shapes alone. Raises UserError."""
-    cfg, what = (
-        checks.model_config(config, pretrained.tokenizer(config)),
+    model_config, what = (
+        checks.read_model_config(config, pretrained.load_tokenizer(config)),
         trainable.Trainable.of(config),
     )
 
     def split():
         key = jax.random.key(0)
-        return what.split({"model": qwen.init_params(cfg, key)}, key)
+        return what.split({"model": qwen.init_params(model_config, key)}, key)
 
     jax.eval_shape(split)

@@ -84,14 +84,14 @@ def trimmed(fn, ends: list[int]):
     return pick
 
 
-def make_learn(config, cfg, grid, special, tx, what):
+def make_learn(config, model_config, grid, special, tx, trainable):
     """Jitted (state, fixed, batch, rollout, reference) -> (state, metrics), state donated.
 
     what: a `Trainable`; reference: the parameters of the reference model with config.rl.beta > 0, else None.
     """
     r = config.rl
     updates = r.num_iterations * r.minibatches
-    suppress = np.zeros(cfg.text.vocab_size, bool)
+    suppress = np.zeros(model_config.text.vocab_size, bool)
     suppress[list(special["suppress"])] = True
     rows = lambda x: x.reshape(-1, x.shape[-1])
     ends = (
@@ -102,7 +102,12 @@ def make_learn(config, cfg, grid, special, tx, what):
 
     def see(model, part):
         return qwen.vision(
-            model, cfg, patchify(part["image"]), grid, remat=config.remat, dtype=what.dtype
+            model,
+            model_config,
+            patchify(part["image"]),
+            grid,
+            remat=config.remat,
+            dtype=trainable.dtype,
         )
 
     def logprobs(model, part):
@@ -110,7 +115,7 @@ def make_learn(config, cfg, grid, special, tx, what):
         ro = part["ro"]
         logp, entropy = log_probs.completion_logprobs(
             model,
-            cfg,
+            model_config,
             see(model, part),
             part["prompts"],
             ro["tokens"],
@@ -121,8 +126,8 @@ def make_learn(config, cfg, grid, special, tx, what):
         )
         return {"logp": logp, "entropy": entropy}
 
-    def loss_fn(train, fixed, reference, part, totals):
-        ro, made = part["ro"], logprobs(what.whole(train, fixed)["model"], part)
+    def loss_fn(train, frozen, reference, part, totals):
+        ro, made = part["ro"], logprobs(trainable.merge(train, frozen)["model"], part)
         logp = rows(made["logp"])
         old = rows(ro["old_logp"]) if updates > 1 else jax.lax.stop_gradient(logp)
         ref = (
@@ -150,10 +155,10 @@ def make_learn(config, cfg, grid, special, tx, what):
             **{k: v.reshape(ro["mask"].shape) for k, v in logged.items()},
         }
 
-    def replay_loss(train, fixed, part, total):
-        model = what.whole(train, fixed)["model"]
+    def replay_loss(train, frozen, part, total):
+        model = trainable.merge(train, frozen)["model"]
         loss, _ = log_probs.completion_loss(
-            model, cfg, see(model, part), part, total, remat=config.remat
+            model, model_config, see(model, part), part, total, remat=config.remat
         )
         return r.replay_weight * loss, r.replay_weight * loss
 
@@ -170,7 +175,7 @@ def make_learn(config, cfg, grid, special, tx, what):
             lambda part: one(part)[1], training_micro_batches.cut(batch, r.micro_batches)
         )
 
-    def update(state, fixed, reference, batch, replay):
+    def update(state, frozen, reference, batch, replay):
         """One optimizer step on an ordered minibatch {"image", "prompts", "ro"}: (state, metrics)."""
         ro = batch["ro"]
         totals = losses.divisors(
@@ -180,7 +185,7 @@ def make_learn(config, cfg, grid, special, tx, what):
             denominator=r.denominator,
         )
         grad = jax.grad(
-            lambda train, part: loss_fn(train, fixed, reference, part, totals), has_aux=True
+            lambda train, part: loss_fn(train, frozen, reference, part, totals), has_aux=True
         )
         grad_of_part = lambda train, part: trimmed(functools.partial(grad, train), ends)(part)
         grads, aux = training_micro_batches.accumulate(
@@ -190,7 +195,7 @@ def make_learn(config, cfg, grid, special, tx, what):
         if r.replay_weight:
             total = jnp.maximum(jnp.sum(replay["mask"].astype(jnp.float32)), 1.0)
             grad = jax.grad(
-                lambda train, part: replay_loss(train, fixed, part, total), has_aux=True
+                lambda train, part: replay_loss(train, frozen, part, total), has_aux=True
             )
             grads, aux_of_replay = training_micro_batches.accumulate(
                 grad, state["params"], training_micro_batches.cut(replay, r.micro_batches), grads
@@ -202,13 +207,13 @@ def make_learn(config, cfg, grid, special, tx, what):
         metrics |= update_metrics(ro, of_rows)
         return state, metrics if updates > 1 else metrics | gap_metrics(ro, of_rows)
 
-    def learn(state, fixed, batch, ro, reference=None):
+    def learn(state, frozen, batch, ro, reference=None):
         replay, kept = batch.get("replay"), ro["kept"]
         batch = take_groups({**batch, "ro": {k: v for k, v in ro.items() if k != "kept"}}, kept)
         if updates == 1:
-            state, metrics = update(state, fixed, reference, ordered(batch), replay)
+            state, metrics = update(state, frozen, reference, ordered(batch), replay)
         else:
-            model = what.whole(state["params"], fixed)["model"]
+            model = trainable.merge(state["params"], frozen)["model"]
             each = jax.lax.map(ordered, training_micro_batches.cut(batch, r.minibatches))
             old = jax.lax.map(lambda minibatch: before(model, minibatch), each)
             gaps = gap_metrics(
@@ -216,7 +221,7 @@ def make_learn(config, cfg, grid, special, tx, what):
             )
             each["ro"]["old_logp"] = old["logp"]
             one = lambda state, i: update(
-                state, fixed, reference, jax.tree.map(lambda x: x[i], each), replay
+                state, frozen, reference, jax.tree.map(lambda x: x[i], each), replay
             )
             order = jnp.tile(jnp.arange(r.minibatches), r.num_iterations)
             state, metrics = jax.lax.scan(one, state, order)

@@ -25,7 +25,7 @@ from cxr_jax.labels import answers, report_text
 from cxr_jax.metrics.alarms import Alarms
 from cxr_jax.metrics.progress import Compilations, Progress
 from cxr_jax.metrics.run_log import MetricsWriter
-from cxr_jax.models import tokenizer
+from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.qwen2_5_vl import patches
 from cxr_jax.report import group_records
 from cxr_jax.rl import checks
@@ -35,7 +35,8 @@ from cxr_jax.runtime import processes
 from cxr_jax.runtime.checkpoints import Checkpoints
 from cxr_jax.runtime.layout import ONE_DEVICE
 from cxr_jax.runtime.signals import Skips, StoppedError
-from cxr_jax.training import optimizer, targets, train_state, trainable
+from cxr_jax.training import optimizer, targets, train_state
+from cxr_jax.training.trainable import Trainable
 from cxr_jax.weights import export, pretrained
 
 check = checks.check
@@ -76,25 +77,25 @@ def make_batch_fn(config, source, prompts, completions=None, layout=ONE_DEVICE):
 def run(config, workdir, stop, layout) -> dict:
     """RL until `config.steps`, evaluating out of distribution as it goes; resumes from the workdir."""
     start_model = pretrained.start(config)
-    cfg, tok = start_model.cfg, start_model.tokenizer
-    special = tokenizer.special_ids(tok, cfg.text.vocab_size)
-    table = answers.TokenBytes.from_tokenizer(tok)
+    model_config, tokenizer = start_model.config, start_model.tokenizer
+    special = tokenizers.special_ids(tokenizer, model_config.text.vocab_size)
+    table = answers.TokenBytes.from_tokenizer(tokenizer)
     sources = splits.open_splits(config)
     train_source = sources.train
-    grid = patches.grid_of(train_source.size, cfg)
+    grid = patches.grid_of(train_source.size, model_config)
     prompts = inference_prompts.Prompts(
-        tok, cfg, grid, config.max_completion, texts=splits.all_prompts(sources)
+        tokenizer, model_config, grid, config.max_completion, texts=splits.all_prompts(sources)
     )
 
-    what = trainable.Trainable.of(config)
+    trainable = Trainable.from_config(config)
     tx = optimizer.make(
         config.optim, config.steps, config.rl.num_iterations * config.rl.minibatches
     )
     checkpoints = Checkpoints(workdir.path, about=workdir.about, grace=config.grace_seconds)
-    state, train, fixed, meta, start = train_state.train_state(
+    state, train, frozen, meta, start = train_state.train_state(
         config,
         {"model": start_model.params},
-        what,
+        trainable,
         tx,
         layout,
         checkpoints,
@@ -103,8 +104,8 @@ def run(config, workdir, stop, layout) -> dict:
     reference = None
     if config.rl.beta:  # where the run starts: the base under the adapters, or a copy that stays
         reference = (
-            what.base(fixed)
-            or what.whole(jax.tree.map(jnp.copy, layout.state(train)), fixed)["model"]
+            trainable.base_params(frozen)
+            or trainable.merge(jax.tree.map(jnp.copy, layout.state(train)), frozen)["model"]
         )
     del start_model, train  # host copies, and what the first step takes over
     meta = {"seconds": 0.0, "best": None, "num_tokens": 0, "first": {}, "first_look": None} | meta
@@ -121,16 +122,16 @@ def run(config, workdir, stop, layout) -> dict:
         stream=sys.stdout,
     )
     reader = evaluation_reader.Reader(
-        cfg,
-        tok,
+        model_config,
+        tokenizer,
         prompts,
         batch_size=config.eval.batch_size,
-        dtype=what.dtype,
+        dtype=trainable.dtype,
         lexicon=train_source.lexicon,
         poll=stop.check,
         layout=layout,
     )
-    model_of = lambda train: what.whole(train, fixed)["model"]
+    model_of = lambda train: trainable.merge(train, frozen)["model"]
     guard = evaluation_guard.ModelSelection(
         config, reader, sources, metrics, checkpoints, model_of, meta["best"], meta["first_look"]
     )
@@ -138,10 +139,10 @@ def run(config, workdir, stop, layout) -> dict:
     alarms = Alarms(meta["first"])
 
     bank = report_text.bank(None, train_source.lexicon)
-    rollout = layout.on(make_rollout(config, cfg, grid, special, table, what, bank))
-    learn = layout.on(make_learn(config, cfg, grid, special, tx, what))
+    rollout = layout.on(make_rollout(config, model_config, grid, special, table, trainable, bank))
+    learn = layout.on(make_learn(config, model_config, grid, special, tx, trainable))
     make = make_batch_fn(
-        config, train_source, prompts, targets.Completions(tok, config.max_completion), layout
+        config, train_source, prompts, targets.Completions(tokenizer, config.max_completion), layout
     )
     loader = loading.step_loader(make, start, config.steps, poll=stop.poll)
     look_due = lambda step: step % config.eval.every == 0 or step == config.steps
@@ -179,12 +180,12 @@ def run(config, workdir, stop, layout) -> dict:
             began = time.monotonic()
             batch = next(loader)
             shown, batch = batch.pop("shown"), layout.batch(batch)
-            ro = rollout(state["params"], fixed, batch, step)
+            ro = rollout(state["params"], frozen, batch, step)
             jax.block_until_ready(ro["reward"])
             stop.check()  # the same step samples the same completions again
             sampled = time.monotonic()
             row = rollout_metrics(ro)
-            state, learned = learn(state, fixed, batch, ro, reference)
+            state, learned = learn(state, frozen, batch, ro, reference)
             row = {k: float(v) for k, v in jax.device_get({**row, **learned}).items()}
             done = step + 1
             checkpoints.poll()
@@ -209,7 +210,7 @@ def run(config, workdir, stop, layout) -> dict:
                 groups = group_records.groups_of(
                     processes.gather_to_host(ro),
                     processes.gather_to_host(batch),
-                    tok,
+                    tokenizer,
                     step=done,
                     lexicon=train_source.lexicon,
                     weights=dict(config.rl.reward_weights),
@@ -227,7 +228,18 @@ def run(config, workdir, stop, layout) -> dict:
         if checkpoints.saved == done:
             state = reference = None  # they make room for the models that are compared
         results = finish(
-            config, workdir, cfg, tok, what, last, fixed, checkpoints, reader, sources, layout, done
+            config,
+            workdir,
+            model_config,
+            tokenizer,
+            trainable,
+            last,
+            frozen,
+            checkpoints,
+            reader,
+            sources,
+            layout,
+            done,
         )
     except StoppedError:
         if done > checkpoints.saved:
@@ -244,23 +256,34 @@ def run(config, workdir, stop, layout) -> dict:
 
 
 def finish(
-    config, workdir, cfg, tok, what, last, fixed, checkpoints, reader, sources, layout, steps
+    config,
+    workdir,
+    model_config,
+    tokenizer,
+    trainable,
+    last,
+    frozen,
+    checkpoints,
+    reader,
+    sources,
+    layout,
+    steps,
 ) -> dict:
     """Exports the parameters that were best out of distribution, and scores them beside where RL started."""
     best = checkpoints.restore_best(last)
     chosen, step = (best[0], best[2]) if best else (last, steps)
-    export.export(workdir, cfg, what, chosen, fixed, tok, config)
+    export.export(workdir, model_config, trainable, chosen, frozen, tokenizer, config)
     note = f"RL model: step {step} of {config.steps}"
     if best:
         note += f", the best on the selection split of {sources.ood}."
     with layout.on_host():
-        base = what.base(fixed) or pretrained.on_device(config)
+        base = trainable.base_params(frozen) or pretrained.on_device(config)
     base = layout.state(base)
-    models = {"SFT": base, "RL": what.whole(chosen, fixed)["model"]}
+    models = {"SFT": base, "RL": trainable.merge(chosen, frozen)["model"]}
     if (
         config.data.source == "phantom"
     ):  # of films, untrained weights tell nothing more, and large ones take minutes
-        models = {"base": layout.state(pretrained.fresh(cfg, config.seed)), **models}
+        models = {"base": layout.state(pretrained.fresh(model_config, config.seed)), **models}
     return {
         "best_step": step,
         "results": evaluation_run.full(workdir, config, models, reader, sources, notes=[note]),

@@ -32,7 +32,7 @@ def sampling_keys(seed: int, step, prompts: int, group: int):
     return jax.vmap(fold)(p.reshape(-1), g.reshape(-1))
 
 
-def make_rollout(config, cfg, grid, special, table, what, bank):
+def make_rollout(config, model_config, grid, special, table, trainable, bank):
     """Jitted (train, fixed, batch, step) -> dict of tokens, mask, sampler log-probs, reward terms, advantages, kept.
 
     table: `parser.TokenBytes`; bank: `labels.reports.Bank`, the words of the trace.
@@ -44,15 +44,17 @@ def make_rollout(config, cfg, grid, special, table, what, bank):
     weights = dict(r.reward_weights)
 
     @jax.jit
-    def rollout(train, fixed, batch, step):
-        params = sharding.gathered(what.whole(train, fixed)["model"], what.dtype)
+    def rollout(train, frozen, batch, step):
+        params = sharding.gathered(trainable.merge(train, frozen)["model"], trainable.dtype)
         p, g = batch["image"].shape[0], r.group_size
 
         def complete(part):
-            features = qwen.vision(params, cfg, patchify(part["image"]), grid, dtype=what.dtype)
+            features = qwen.vision(
+                params, model_config, patchify(part["image"]), grid, dtype=trainable.dtype
+            )
             out = sampling.sample_completions(
                 params,
-                cfg,
+                model_config,
                 features,
                 part["prompts"],
                 special,

@@ -27,8 +27,9 @@ from cxr_jax.runtime.checkpoints import Checkpoints
 from cxr_jax.runtime.layout import ONE_DEVICE
 from cxr_jax.runtime.signals import Skips, StoppedError
 from cxr_jax.sft.step import init_locate_head, make_steps
-from cxr_jax.training import checks, optimizer, train_state, trainable
+from cxr_jax.training import checks, optimizer, train_state
 from cxr_jax.training import targets as training_targets
+from cxr_jax.training.trainable import Trainable
 from cxr_jax.weights import export, pretrained
 
 
@@ -66,26 +67,26 @@ def check(config) -> None:
 def run(config, workdir, stop, layout) -> dict:
     """Trains until `config.steps`, saving as it goes; resumes from the workdir. Returns facts about the run."""
     loaded = pretrained.start(config)
-    cfg, tok = loaded.cfg, loaded.tokenizer
+    model_config, tokenizer = loaded.config, loaded.tokenizer
     sources = splits.open_splits(config)
     source = sources.train
-    grid = patches.grid_of(source.size, cfg)
+    grid = patches.grid_of(source.size, model_config)
     prompts = inference_prompts.Prompts(
-        tok, cfg, grid, config.max_completion, texts=splits.all_prompts(sources)
+        tokenizer, model_config, grid, config.max_completion, texts=splits.all_prompts(sources)
     )
-    completions = training_targets.Completions(tok, config.max_completion)
+    completions = training_targets.Completions(tokenizer, config.max_completion)
 
-    what = trainable.Trainable.of(config)
-    head = init_locate_head(jax.random.key(config.seed), cfg.text.hidden_size, 12)
+    trainable = Trainable.from_config(config)
+    head = init_locate_head(jax.random.key(config.seed), model_config.text.hidden_size, 12)
     tx = optimizer.make(config.optim, config.steps)
     checkpoints = Checkpoints(workdir.path, about=workdir.about, grace=config.grace_seconds)
-    state, train, fixed, meta, start = train_state.train_state(
-        config, {"model": loaded.params, "locate": head}, what, tx, layout, checkpoints
+    state, train, frozen, meta, start = train_state.train_state(
+        config, {"model": loaded.params, "locate": head}, trainable, tx, layout, checkpoints
     )
     del loaded, train  # host copies, and what the first step takes over
     meta = {"seconds": 0.0, "best": None, "first_look": None, "window": []} | meta
-    model_of = lambda train: what.whole(train, fixed)["model"]
-    locate_step, joint_step = map(layout.on, make_steps(config, cfg, tx, grid, what))
+    model_of = lambda train: trainable.merge(train, frozen)["model"]
+    locate_step, joint_step = map(layout.on, make_steps(config, model_config, tx, grid, trainable))
     metrics = MetricsWriter(
         workdir.path, resume_step=start or -1, redo="eval", enabled=processes.is_main()
     )
@@ -93,11 +94,11 @@ def run(config, workdir, stop, layout) -> dict:
         config.steps, start=start, show=("loss", "locate_loss"), unit="samples", stream=sys.stdout
     )
     reader = evaluation_reader.Reader(
-        cfg,
-        tok,
+        model_config,
+        tokenizer,
         prompts,
         batch_size=config.eval.batch_size,
-        dtype=what.dtype,
+        dtype=trainable.dtype,
         lexicon=sources.train.lexicon,
         poll=stop.check,
         layout=layout,
@@ -134,7 +135,7 @@ def run(config, workdir, stop, layout) -> dict:
             batch = layout.batch(next(loader))
             waited += loader.last_wait
             state, m = (locate_step if step < config.locate_steps else joint_step)(
-                state, fixed, batch
+                state, frozen, batch
             )
             if window:
                 jax.block_until_ready(
@@ -170,10 +171,10 @@ def run(config, workdir, stop, layout) -> dict:
         checkpoints.wait()
         if checkpoints.saved == done:
             state = None  # its moments make room for the models that are compared
-        export.export(workdir, cfg, what, last, fixed, tok, config)
+        export.export(workdir, model_config, trainable, last, frozen, tokenizer, config)
         before = "base" if config.model.startswith("random:") else "start"
         with layout.on_host():
-            base = what.base(fixed) or pretrained.on_device(config)
+            base = trainable.base_params(frozen) or pretrained.on_device(config)
         models = {before: layout.state(base), "SFT": model_of(last)}
         results = evaluation_run.full(workdir, config, models, reader, sources)
     except StoppedError:

@@ -41,7 +41,7 @@ def locate_loss(head, features, regions, severity):
     return token + 0.5 * image
 
 
-def make_steps(config, cfg, tx, grid, what):
+def make_steps(config, model_config, tx, grid, trainable):
     """The two jitted updates: (state, fixed, batch) -> (state, metrics), state donated; what: a `Trainable`.
 
     A batch is worked through in `config.micro_batches` parts whose gradients are summed; every completion token of
@@ -49,7 +49,12 @@ def make_steps(config, cfg, tx, grid, what):
     """
     parts = config.micro_batches
     see = lambda params, batch: qwen.vision(
-        params["model"], cfg, patchify(batch["image"]), grid, remat=config.remat, dtype=what.dtype
+        params["model"],
+        model_config,
+        patchify(batch["image"]),
+        grid,
+        remat=config.remat,
+        dtype=trainable.dtype,
     )
 
     # Losses and metrics of a part, such that those of all parts sum to those of the batch.
@@ -61,7 +66,7 @@ def make_steps(config, cfg, tx, grid, what):
     def joint(params, batch, total):
         features = see(params, batch)
         ce, p_mean = log_probs.completion_loss(
-            params["model"], cfg, features, batch, total, remat=config.remat
+            params["model"], model_config, features, batch, total, remat=config.remat
         )
         metrics = {"loss": ce, "mean_token_probability": p_mean}
         if not config.locate_weight:
@@ -71,13 +76,13 @@ def make_steps(config, cfg, tx, grid, what):
         )
         return ce + config.locate_weight * locate, {**metrics, "locate_loss": locate}
 
-    def update(loss_fn, state, fixed, batch):
+    def update(loss_fn, state, frozen, batch):
         total = (
             jnp.maximum(jnp.sum(batch["mask"].astype(jnp.float32)), 1.0)
             if "mask" in batch
             else None
         )
-        part_loss = lambda train, part: loss_fn(what.whole(train, fixed), part, total)
+        part_loss = lambda train, part: loss_fn(trainable.merge(train, frozen), part, total)
         grads, metrics = micro_batches.accumulate(
             jax.grad(part_loss, has_aux=True), state["params"], micro_batches.cut(batch, parts)
         )

@@ -63,37 +63,39 @@ def model(config, size: int, prompts: dict) -> None:
     """Refuses a model that cannot read images of `size` pixels and prompts {text: what to call it} or that cannot
     write answers: by its config and tokenizer, its weights are not read. Raises UserError.
     """
-    tok = pretrained.tokenizer(config)
+    tokenizer = pretrained.load_tokenizer(config)
     refuse = lambda why: UserError(f"config.model={config.model!r}: {why}")
-    vocab, cfg = tok.get_vocab(), model_config(config, tok)
+    vocab, model_config = tokenizer.get_vocab(), read_model_config(config, tokenizer)
     if "<|endoftext|>" not in vocab:
         raise refuse("the tokenizer lacks the special token <|endoftext|>")
-    if vocab[tokenizers.IMAGE_PAD] != cfg.image_token_id:
+    if vocab[tokenizers.IMAGE_PAD] != model_config.image_token_id:
         raise refuse(
             f"the tokenizer's {tokenizers.IMAGE_PAD} is {vocab[tokenizers.IMAGE_PAD]}, the config's "
-            f"image_token_id {cfg.image_token_id}: images would not be seen"
+            f"image_token_id {model_config.image_token_id}: images would not be seen"
         )
-    if vocab["<|im_end|>"] not in cfg.eos_token_id:
+    if vocab["<|im_end|>"] not in model_config.eos_token_id:
         raise refuse(
             f"the tokenizer's <|im_end|> is {vocab['<|im_end|>']}, the config's eos_token_id "
-            f"{', '.join(map(str, cfg.eos_token_id))}: answers would not end"
+            f"{', '.join(map(str, model_config.eos_token_id))}: answers would not end"
         )
-    if (last := max(vocab.values())) >= cfg.text.vocab_size:
-        raise refuse(f"the tokenizer has ids up to {last}, the model embeds {cfg.text.vocab_size}")
+    if (last := max(vocab.values())) >= model_config.text.vocab_size:
+        raise refuse(
+            f"the tokenizer has ids up to {last}, the model embeds {model_config.text.vocab_size}"
+        )
     try:
-        answers.TokenBytes.from_tokenizer(tok)
+        answers.TokenBytes.from_tokenizer(tokenizer)
     except UserError as e:
         raise refuse(e) from None
     unit, most = (
-        cfg.vision.patch_size * cfg.vision.spatial_merge_size,
-        cfg.text.max_position_embeddings,
+        model_config.vision.patch_size * model_config.vision.spatial_merge_size,
+        model_config.text.max_position_embeddings,
     )
     if size % unit:
         raise refuse(f"images of {size} pixels do not divide into its patches of {unit}")
-    grid = (1, size // cfg.vision.patch_size, size // cfg.vision.patch_size)
+    grid = (1, size // model_config.vision.patch_size, size // model_config.vision.patch_size)
     for text, name in prompts.items():
         try:
-            length = len(inference_prompts.render_prompt(tok, cfg, text, grid))
+            length = len(inference_prompts.render_prompt(tokenizer, model_config, text, grid))
         except UserError as e:
             raise UserError(f"{name}: {e}") from None
         if length + config.max_completion > most:
@@ -103,10 +105,10 @@ def model(config, size: int, prompts: dict) -> None:
             )
 
 
-def model_config(config, tok):
+def read_model_config(config, tokenizer):
     """The Config of `config.model` with the tokenizer that it brings; weights are not read."""
     if config.model.startswith("random:"):
-        return pretrained.random_config(config.model, tok)
+        return pretrained.random_config(config.model, tokenizer)
     return hf_folder.read_config(locate.find_folder(config.model))
 
 
@@ -117,7 +119,7 @@ def targets_fit(config, train) -> None:
     else:
         indices = np.arange(128)
         texts = train.targets({"scene": jax.tree.map(np.asarray, _scenes(train, indices))}, indices)
-    ids = pretrained.tokenizer(config)(texts, add_special_tokens=False)["input_ids"]
+    ids = pretrained.load_tokenizer(config)(texts, add_special_tokens=False)["input_ids"]
     longest = 1 + max(map(len, ids))  # and the end of the turn
     if longest > config.max_completion:
         raise UserError(

@@ -9,17 +9,19 @@ from cxr_jax.runtime.batch_rows import row_shards
 from cxr_jax.training import losses as training_losses
 
 
-def output_head(params, cfg):
+def output_head(params, model_config):
     """The output matrix [D, V], tied or not; on a mesh whole, for the loop over the tokens."""
-    name = "embed" if cfg.tie_word_embeddings else "head"
+    name = "embed" if model_config.tie_word_embeddings else "head"
     head = {"text": {name: params["text"][name]}}
     text = sharding.gathered(head, jax.tree.leaves(head)[0].dtype)["text"]
-    return text["embed"]["embedding"].T if cfg.tie_word_embeddings else text["head"]["kernel"]
+    return (
+        text["embed"]["embedding"].T if model_config.tie_word_embeddings else text["head"]["kernel"]
+    )
 
 
 def completion_logprobs(
     params,
-    cfg,
+    model_config,
     features,
     prompts,
     completions,
@@ -38,10 +40,10 @@ def completion_logprobs(
     """
     p, g, c = completions.shape
     hidden = _plain if g == 1 else _shared
-    hidden = hidden(params, cfg, features, prompts, completions, mask, remat)
+    hidden = hidden(params, model_config, features, prompts, completions, mask, remat)
     logp, entropy = training_losses.token_logprobs(
         hidden.reshape(p * g * c, -1),
-        output_head(params, cfg),
+        output_head(params, model_config),
         completions.reshape(-1),
         temperature=temperature,
         suppress=suppress,
@@ -51,12 +53,12 @@ def completion_logprobs(
     return logp.reshape(p, g, c), entropy.reshape(p, g, c)
 
 
-def completion_loss(params, cfg, features, batch, total, *, remat="none"):
+def completion_loss(params, model_config, features, batch, total, *, remat="none"):
     """Cross-entropy and the probability given to the right token, both summed over completion tokens and divided by
     `total`: with the number of such tokens, their means."""
     logp, _ = completion_logprobs(
         params,
-        cfg,
+        model_config,
         features,
         batch["prompts"],
         batch["completions"][:, None],
@@ -67,7 +69,7 @@ def completion_loss(params, cfg, features, batch, total, *, remat="none"):
     return -jnp.sum(logp * mask) / total, jnp.sum(jnp.exp(logp) * mask) / total
 
 
-def _plain(params, cfg, features, prompts, completions, mask, remat):
+def _plain(params, model_config, features, prompts, completions, mask, remat):
     """hidden [P * G, C, D] that predict the completion tokens: prompt and completion in one pass a row."""
     p, g, c = completions.shape
     t = prompts["ids"].shape[1]
@@ -77,14 +79,14 @@ def _plain(params, cfg, features, prompts, completions, mask, remat):
     ids = jnp.pad(each(prompts["ids"]), ((0, 0), (0, c)))
     ids = jnp.put_along_axis(ids, place, completions.reshape(p * g, c), axis=1, inplace=False)
     valid = jnp.arange(t + c)[None] < (lengths + mask.reshape(p * g, c).sum(axis=1))[:, None]
-    hidden = qwen.embed(params, cfg, ids, each(features), dtype=features.dtype)
+    hidden = qwen.embed(params, model_config, ids, each(features), dtype=features.dtype)
     hidden = qwen.decode_full(
-        params, cfg, hidden, each(prompts["positions"], 1), valid, remat=remat
+        params, model_config, hidden, each(prompts["positions"], 1), valid, remat=remat
     )
     return jnp.take_along_axis(hidden, (place - 1)[:, :, None], axis=1)
 
 
-def _shared(params, cfg, features, prompts, completions, mask, remat):
+def _shared(params, model_config, features, prompts, completions, mask, remat):
     """The same, with each prompt computed once; its gradient sums over the G completions that attend to it."""
     p, g, c = completions.shape
     t = prompts["ids"].shape[1]
@@ -94,12 +96,12 @@ def _shared(params, cfg, features, prompts, completions, mask, remat):
     positions = each(jnp.take_along_axis(prompts["positions"], place[None], axis=2), 1)
     prompt, own = qwen.decode_group(
         params,
-        cfg,
-        qwen.embed(params, cfg, prompts["ids"], features, dtype=features.dtype),
+        model_config,
+        qwen.embed(params, model_config, prompts["ids"], features, dtype=features.dtype),
         prompts["positions"][:, :, :t],
         lengths,
         qwen.embed(
-            params, cfg, completions.reshape(p * g, c)[:, :-1], dtype=features.dtype
+            params, model_config, completions.reshape(p * g, c)[:, :-1], dtype=features.dtype
         ),  # the last predicts none
         positions,
         remat=remat,

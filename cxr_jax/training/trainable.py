@@ -25,13 +25,13 @@ class Trainable:
     float32 masters, see `optim.init_state`). Adapters are always float32: they are small.
     """
 
-    frozen: tuple[str, ...] = ()
+    frozen_patterns: tuple[str, ...] = ()
     adapters: lora.Lora | None = None
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
     @classmethod
-    def of(cls, config) -> "Trainable":
+    def from_config(cls, config) -> "Trainable":
         """From a run's config. Raises UserError for LoRA settings that mean nothing."""
         c = config.lora
         adapters = lora.Lora(c.rank, c.alpha, tuple(c.targets)) if c.rank else None
@@ -51,38 +51,39 @@ class Trainable:
         Raises UserError for a pattern that matches no parameter: what was meant to be frozen would train.
         """
         paths = [path_string(p) for p, _ in jax.tree_util.tree_leaves_with_path(params)]
-        for pattern in self.frozen:
+        for pattern in self.frozen_patterns:
             if not any(re.search(pattern, p) for p in paths):
                 raise UserError(f"config.optim.frozen: {pattern!r} matches no parameter")
-        is_fixed = lambda p: (
-            any(re.search(f, p) for f in self.frozen) or (self.adapters and p.startswith("model/"))
+        is_frozen = lambda p: (
+            any(re.search(f, p) for f in self.frozen_patterns)
+            or (self.adapters and p.startswith("model/"))
         )
-        if not self.adapters and all(is_fixed(p) for p in paths if p.startswith("model/")):
+        if not self.adapters and all(is_frozen(p) for p in paths if p.startswith("model/")):
             raise UserError(
                 "config.optim.frozen: the patterns match all of the model, so nothing would train"
             )
-        fixed = _pick(params, is_fixed, self.dtype)
+        frozen = _pick(params, is_frozen, self.dtype)
         if not trains:
-            return None, fixed
-        train = _pick(params, lambda p: not is_fixed(p), self.param_dtype)
+            return None, frozen
+        train = _pick(params, lambda p: not is_frozen(p), self.param_dtype)
         if self.adapters:
             train["lora"] = lora.init(params["model"], self.adapters, key)
-        return train, fixed
+        return train, frozen
 
-    def whole(self, train: dict, fixed: dict) -> dict:
+    def merge(self, train: dict, frozen: dict) -> dict:
         """The parameters that a forward pass takes, {"model": ..., ...}: both halves as one tree, no array copied."""
-        params = _join({k: v for k, v in train.items() if k != "lora"}, fixed)
+        params = _join({k: v for k, v in train.items() if k != "lora"}, frozen)
         if self.adapters:
             params["model"] = lora.join(params["model"], train["lora"], self.adapters)
         return params
 
-    def base(self, fixed: dict) -> dict | None:
+    def base_params(self, frozen: dict) -> dict | None:
         """The model that adapters started from; None without adapters, when what it was has been trained on."""
-        return fixed["model"] if self.adapters else None
+        return frozen["model"] if self.adapters else None
 
-    def merged(self, train: dict, fixed: dict) -> dict:
+    def export_params(self, train: dict, frozen: dict) -> dict:
         """The model alone, adapters folded into its kernels: for export."""
-        params = _join({k: v for k, v in train.items() if k != "lora"}, fixed)["model"]
+        params = _join({k: v for k, v in train.items() if k != "lora"}, frozen)["model"]
         return lora.merge(params, train["lora"], self.adapters) if self.adapters else params
 
 

@@ -18,14 +18,14 @@ _FILES = hf_folder.SETTINGS_FILES + hf_folder.TOKENIZER_FILES
 def from_hf(source: Path, temp: Path, adapter: str | None = None) -> None:
     """Fill the empty folder `temp` with our checkpoint of the Hugging Face folder `source`; adapter: a PEFT folder,
     merged on the way."""
-    cfg, table, tensors = hf_folder.open_hf(source)
+    model_config, table, tensors = hf_folder.open_hf(source)
     image_settings.pixel_limits(
         *hf_folder.image_settings(source)
     )  # refused now, and not by whoever opens the checkpoint
     types = hf_folder.leaf_types(table, tensors)
     _need_space(temp, sum(math.prod(r.shape) * types[r.path].itemsize for r in table))
     extra = {
-        "tied_head_is_stored": hf_folder.head_is_stored_twice(cfg, tensors),
+        "tied_head_is_stored": hf_folder.head_is_stored_twice(model_config, tensors),
         # Layers of one stacked array that are stored in another type than the array has.
         "tensor_types": {
             r.key: NAMES[tensors.dtype(r.key)]
@@ -33,8 +33,8 @@ def from_hf(source: Path, temp: Path, adapter: str | None = None) -> None:
             if tensors.dtype(r.key) != types[r.path]
         },
     }
-    found = None if adapter is None else peft_folder.load(adapter, cfg)
-    params = hf_folder.read_params(cfg, table, tensors)
+    found = None if adapter is None else peft_folder.load(adapter, model_config)
+    params = hf_folder.read_params(model_config, table, tensors)
     if found:
         peft_folder.merge(params, *found)
     native_folder.save(temp, params, extra)
@@ -60,7 +60,7 @@ def to_hf(source: Path, temp: Path, max_shard_gb: float = 5.0) -> None:
             if r.key in arrays.tensor_types
             else arrays.dtype(r.path),
         )
-        for r in hf_table.rules(arrays.cfg)
+        for r in hf_table.rules(arrays.config)
     ]
     if arrays.tied_head_is_stored:
         embedding = next(e for e in entries if e[0] == "model.embed_tokens.weight")
@@ -70,8 +70,8 @@ def to_hf(source: Path, temp: Path, max_shard_gb: float = 5.0) -> None:
     # Readers older than transformers 5 do not know image settings in processor_config.json: they get a file of theirs.
     limits = image_settings.pixel_limits(*hf_folder.image_settings(source))
     for name, settings in (
-        ("generation_config.json", hf_folder.generation_config(arrays.cfg)),
-        ("preprocessor_config.json", image_settings.preprocessor_config(arrays.cfg, *limits)),
+        ("generation_config.json", hf_folder.generation_config(arrays.config)),
+        ("preprocessor_config.json", image_settings.preprocessor_config(arrays.config, *limits)),
     ):
         if not (temp / name).exists():
             hf_folder.write_json(temp / name, settings)

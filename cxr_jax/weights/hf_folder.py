@@ -59,19 +59,19 @@ def read_config(folder: str | os.PathLike) -> Config:
             **{k: extra[k] for k in ("eos_token_id", "pad_token_id") if extra.get(k) is not None},
         }
     try:
-        cfg = Config.from_hf(d)
+        model_config = Config.from_hf(d)
     except UserError as e:
         raise UserError(f"{folder}: {e}") from e
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
         raise UserError(f"{path}: a value is not of its type: {shown(e)}") from e
-    _check_sizes(path, cfg)
-    return cfg
+    _check_sizes(path, model_config)
+    return model_config
 
 
-def _check_sizes(path: Path, cfg: Config) -> None:
+def _check_sizes(path: Path, model_config: Config) -> None:
     """Refuses sizes that no model has, before anything is allocated for them."""
     limits = {"depth": 1000, "num_hidden_layers": 1000}
-    for part in (cfg.vision, cfg.text):
+    for part in (model_config.vision, model_config.text):
         for field in dataclasses.fields(part):
             value = getattr(part, field.name)
             if isinstance(value, int) and not 1 <= value <= limits.get(field.name, 2**24):
@@ -83,11 +83,11 @@ def open_hf(folder: str | os.PathLike) -> tuple[Config, list[Rule], Tensors]:
 
     Raises UserError that names what is missing, unexpected or of another shape or type.
     """
-    cfg = read_config(folder)
-    table, tensors = rules(cfg), Tensors(folder, canonical_key)
+    model_config = read_config(folder)
+    table, tensors = rules(model_config), Tensors(folder, canonical_key)
     want = {r.key: r.shape for r in table}
     have = set(tensors.where)
-    if cfg.tie_word_embeddings:
+    if model_config.tie_word_embeddings:
         have.discard("lm_head.weight")  # some writers store the tied head once more
     have = {
         k for k in have if not k.endswith("rotary_emb.inv_freq")
@@ -111,16 +111,16 @@ def open_hf(folder: str | os.PathLike) -> tuple[Config, list[Rule], Tensors]:
         problems.append(f"{odd[0]} is {NAMES[tensors.dtype(odd[0])]}; weights are F32, BF16 or F16")
     if problems:
         raise UserError(f"{folder}: weights do not fit config.json; " + "; ".join(problems))
-    _check_tied_head(folder, cfg, tensors)
-    return cfg, table, tensors
+    _check_tied_head(folder, model_config, tensors)
+    return model_config, table, tensors
 
 
-def head_is_stored_twice(cfg: Config, tensors: Tensors) -> bool:
-    return cfg.tie_word_embeddings and "lm_head.weight" in tensors.where
+def head_is_stored_twice(model_config: Config, tensors: Tensors) -> bool:
+    return model_config.tie_word_embeddings and "lm_head.weight" in tensors.where
 
 
-def _check_tied_head(folder, cfg: Config, tensors: Tensors) -> None:
-    if not head_is_stored_twice(cfg, tensors):
+def _check_tied_head(folder, model_config: Config, tensors: Tensors) -> None:
+    if not head_is_stored_twice(model_config, tensors):
         return
     head, embedding = tensors["lm_head.weight"], tensors["model.embed_tokens.weight"]
     same = (
@@ -155,13 +155,13 @@ def load_hf(folder: str | os.PathLike, dtype=None) -> tuple[Config, dict]:
     to back; beside the arrays, memory holds one tensor. Raises UserError, naming the tensors, unless files and
     config fit exactly, or if a weight is NaN or infinite.
     """
-    cfg, table, tensors = open_hf(folder)
-    return cfg, read_params(cfg, table, tensors, dtype)
+    model_config, table, tensors = open_hf(folder)
+    return model_config, read_params(model_config, table, tensors, dtype)
 
 
-def read_params(cfg: Config, table: list[Rule], tensors: Tensors, dtype=None) -> dict:
+def read_params(model_config: Config, table: list[Rule], tensors: Tensors, dtype=None) -> dict:
     """The arrays of a folder that `open_hf` has checked."""
-    shapes, types = our_shapes(cfg), leaf_types(table, tensors)
+    shapes, types = our_shapes(model_config), leaf_types(table, tensors)
     params: dict = {}
     for r in sorted(table, key=lambda r: tensors.place(r.key)):
         node = params
@@ -210,11 +210,12 @@ def weights_sha256(folder):
 # --- writing a folder ----------------------------------------------------------------------------------
 
 
-def hf_tensors(cfg: Config, params: dict, dtype=None) -> list:
+def hf_tensors(model_config: Config, params: dict, dtype=None) -> list:
     """(key, shape, dtype, function returning the array) for every tensor, for `write_folder`."""
     flat = dict(flatten(params))
     return [
-        entry(r, lambda path: flat[path], np.dtype(dtype or flat[r.path].dtype)) for r in rules(cfg)
+        entry(r, lambda path: flat[path], np.dtype(dtype or flat[r.path].dtype))
+        for r in rules(model_config)
     ]
 
 
@@ -228,11 +229,11 @@ def entry(r: Rule, leaf, kind: np.dtype):
     return r.key, r.shape, kind, make
 
 
-def generation_config(cfg: Config) -> dict:
+def generation_config(model_config: Config) -> dict:
     return {
-        "bos_token_id": cfg.bos_token_id,
-        "eos_token_id": list(cfg.eos_token_id),
-        "pad_token_id": cfg.pad_token_id,
+        "bos_token_id": model_config.bos_token_id,
+        "eos_token_id": list(model_config.eos_token_id),
+        "pad_token_id": model_config.pad_token_id,
         "do_sample": False,
     }
 
@@ -261,7 +262,7 @@ def image_settings(folder: str | os.PathLike) -> tuple[dict, Path | None]:
 
 def save_hf(
     folder: str | os.PathLike,
-    cfg: Config,
+    model_config: Config,
     params: dict,
     *,
     dtype=None,
@@ -277,19 +278,20 @@ def save_hf(
     replaced only after the new one is complete.
     """
     folder = Path(folder)
-    config = cfg.to_hf()
+    config = model_config.to_hf()
     config["torch_dtype"] = _TORCH_NAMES[
         NAMES[np.dtype(dtype or params["text"]["embed"]["embedding"].dtype)]
     ]
     with atomic_folder(folder) as temp:
         write_json(temp / "config.json", config)
-        write_json(temp / "generation_config.json", generation_config(cfg))
+        write_json(temp / "generation_config.json", generation_config(model_config))
         write_json(
-            temp / "preprocessor_config.json", preprocessor_config(cfg, min_pixels, max_pixels)
+            temp / "preprocessor_config.json",
+            preprocessor_config(model_config, min_pixels, max_pixels),
         )
         if tokenizer is not None:
             _add_tokenizer(tokenizer, temp)
-        write_folder(temp, hf_tensors(cfg, params, dtype), max_shard_gb)
+        write_folder(temp, hf_tensors(model_config, params, dtype), max_shard_gb)
 
 
 def write_json(path: Path, d: dict) -> None:

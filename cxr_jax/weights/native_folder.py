@@ -75,7 +75,7 @@ class Arrays:
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
-        self.cfg = hf_folder.read_config(folder)
+        self.config = hf_folder.read_config(folder)
         path = self.folder / MANIFEST
         self.manifest = hf_folder.read_json(path)
         if self.manifest.get("format") != _FORMAT:
@@ -85,7 +85,7 @@ class Arrays:
         arrays = self.manifest.get("arrays")
         if not isinstance(arrays, dict) or not all(_is_entry(x) for x in arrays.values()):
             raise UserError(f"{path}: damaged")
-        self.shapes = hf_table.our_shapes(self.cfg)
+        self.shapes = hf_table.our_shapes(self.config)
         want = {"/".join(p): list(shape) for p, shape in self.shapes.items()}
         have = {name: x["shape"] for name, x in arrays.items()}
         if bad := sorted(
@@ -162,7 +162,7 @@ def load(folder: str | os.PathLike, dtype=None) -> tuple[Config, dict]:
             node = node.setdefault(name, {})
         x = arrays[path]
         node[path[-1]] = x if dtype is None else x.astype(dtype, copy=False)
-    return arrays.cfg, params
+    return arrays.config, params
 
 
 @contextlib.contextmanager

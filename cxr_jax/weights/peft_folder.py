@@ -62,9 +62,11 @@ _PLAIN_INIT = (
 )  # the others change the base model's weights
 
 
-def _modules(cfg: Config) -> dict[str, hf_table.Rule]:
+def _modules(model_config: Config) -> dict[str, hf_table.Rule]:
     """Every weight that PEFT could adapt: module name in the published layout -> its rule."""
-    return {r.key.removesuffix(".weight"): r for r in hf_table.rules(cfg) if len(r.shape) > 1}
+    return {
+        r.key.removesuffix(".weight"): r for r in hf_table.rules(model_config) if len(r.shape) > 1
+    }
 
 
 def _path(rule: hf_table.Rule) -> str:
@@ -101,7 +103,7 @@ def merge(params: dict, adapters: dict, lora: Lora) -> None:
 
 
 def save(
-    folder: str | os.PathLike, cfg: Config, adapters: dict, lora: Lora, base_model: str
+    folder: str | os.PathLike, model_config: Config, adapters: dict, lora: Lora, base_model: str
 ) -> None:
     """Write a PEFT folder. base_model: name or folder of the model that the adapters belong to.
 
@@ -111,7 +113,7 @@ def save(
     leaves = {"/".join(path): np.asarray(x) for path, x in trees.flatten(adapters)}
     if leaves.keys() != {f"{path}/{half}" for path in lora.paths for half in "ab"}:
         raise ValueError(f"adapters are not those of {lora}")
-    rules = {name: r for name, r in _modules(cfg).items() if _path(r) in lora.paths}
+    rules = {name: r for name, r in _modules(model_config).items() if _path(r) in lora.paths}
     with whole_files.atomic_folder(Path(folder)) as temp:
         hf_folder.write_json(temp / CONFIG, _settings(rules, lora, base_model))
         write_safetensors(temp / WEIGHTS, list(_entries(rules, lora, leaves)))
@@ -194,7 +196,7 @@ class _Adapter(Tensors):
         return [(path, None)]
 
 
-def load(folder: str | os.PathLike, cfg: Config) -> tuple[dict, Lora]:
+def load(folder: str | os.PathLike, model_config: Config) -> tuple[dict, Lora]:
     """(adapters as numpy arrays, float32; their Lora) of a PEFT folder made for a model of this config.
 
     A module that PEFT adapted in some layers only gets zeros in the others. That is exact: they add nothing, and
@@ -207,7 +209,7 @@ def load(folder: str | os.PathLike, cfg: Config) -> tuple[dict, Lora]:
     """
     folder = Path(folder)
     settings = _read_settings(folder / CONFIG)
-    tensors, modules = _Adapter(folder), _modules(cfg)
+    tensors, modules = _Adapter(folder), _modules(model_config)
     spelled = lambda name: _nested(name) if tensors.nested else name
     try:
         chosen = {

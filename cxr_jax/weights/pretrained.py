@@ -13,25 +13,25 @@ PHANTOM = str(asset("phantom"))
 
 
 class Start:
-    """cfg, params and tokenizer that a run begins with. params of a folder lie on the host, in the type in which they
-    are stored: `trainable` decides what goes to the device in which type."""
+    """config, params and tokenizer that a run begins with. params of a folder lie on the host, in the type in which
+    they are stored: `trainable` decides what goes to the device in which type."""
 
-    def __init__(self, cfg, params, tokenizer):
-        self.cfg, self.params, self.tokenizer = cfg, params, tokenizer
+    def __init__(self, model_config, params, tokenizer):
+        self.config, self.params, self.tokenizer = model_config, params, tokenizer
 
 
 def start(config) -> Start:
     """`config.model`: "random:SIZE" (fresh weights, the embedded tokenizer), "phantom", or a folder."""
     check(config)
-    tok = tokenizer(config)
+    tokenizer = load_tokenizer(config)
     if config.model.startswith("random:"):
-        cfg = random_config(config.model, tok)
-        return Start(cfg, fresh(cfg, config.seed), tok)
+        model_config = random_config(config.model, tokenizer)
+        return Start(model_config, fresh(model_config, config.seed), tokenizer)
     folder = _folder(config)
-    cfg, params = (
+    model_config, params = (
         native_folder.load(folder) if native_folder.is_native(folder) else hf_folder.load_hf(folder)
     )
-    return Start(cfg, params, tok)
+    return Start(model_config, params, tokenizer)
 
 
 def on_device(config, params: dict | None = None) -> dict:
@@ -57,11 +57,11 @@ def fingerprint(config) -> dict:
     )
 
 
-def random_config(name: str, tok):
+def random_config(name: str, tokenizer):
     """The Config of "random:SIZE" with the token ids of a tokenizer."""
     from cxr_jax.models import tokenizer as tokenizers
 
-    return dataclasses.replace(_random_sizes()[name], **tokenizers.config_ids(tok))
+    return dataclasses.replace(_random_sizes()[name], **tokenizers.config_ids(tokenizer))
 
 
 def check(config) -> None:
@@ -75,7 +75,7 @@ def check(config) -> None:
         raise UserError(f"config.model={name!r}: no such size; known: {', '.join(_random_sizes())}")
 
 
-def tokenizer(config):
+def load_tokenizer(config):
     """The tokenizer that `config.model` brings. Raises UserError if it has none."""
     from cxr_jax.models import tokenizer as tokenizers
 
@@ -101,11 +101,11 @@ def _random_sizes() -> dict:
     }
 
 
-def fresh(cfg, seed: int):
+def fresh(model_config, seed: int):
     """Untrained weights of the same size: the "base" row of a phantom table."""
     from cxr_jax.models import qwen2_5_vl as qwen
 
-    return qwen.init_params(cfg, jax.random.key(seed))
+    return qwen.init_params(model_config, jax.random.key(seed))
 
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

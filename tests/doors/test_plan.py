@@ -82,10 +82,10 @@ def test_collectives_in_loops_and_branches():
     }
 
 
-def abstract_state(cfg, adapters=None):
+def abstract_state(model_config, adapters=None):
     """The train state and what is fixed, of a whole model or of adapters."""
     what = trainable.Trainable(adapters=adapters)
-    params = {"model": jax.eval_shape(lambda: qwen.init_params(cfg, jax.random.key(0)))}
+    params = {"model": jax.eval_shape(lambda: qwen.init_params(model_config, jax.random.key(0)))}
     tx = optimizer.make(_Optim, 10)
     return jax.eval_shape(
         lambda p: [
@@ -113,12 +113,12 @@ class _Optim:
     )
 
 
-@pytest.mark.parametrize("cfg", [QWEN2_5_VL_3B, QWEN2_5_VL_7B], ids=["3B", "7B"])
+@pytest.mark.parametrize("model_config", [QWEN2_5_VL_3B, QWEN2_5_VL_7B], ids=["3B", "7B"])
 @pytest.mark.parametrize(
     "adapters", [None, lora.Lora(16, 32.0, tuple(lora.TARGETS))], ids=["full", "LoRA"]
 )
-def test_every_array_has_a_place_on_published_meshes(cfg, adapters):
-    state, fixed = abstract_state(cfg, adapters)
+def test_every_array_has_a_place_on_published_meshes(model_config, adapters):
+    state, fixed = abstract_state(model_config, adapters)
     for fsdp, tensor in ((8, 1), (64, 1), (256, 1), (16, 4)):
         sizes = {"data": 1, "fsdp": fsdp, "tensor": tensor}
         held = 0
@@ -126,9 +126,9 @@ def test_every_array_has_a_place_on_published_meshes(cfg, adapters):
             spec = sharding.spec("model/" + trees.path_string(path), x.shape, sizes)
             held += x.size / math.prod(sizes[axis] for axis in spec if axis)
         # All but norms, biases and, over `tensor`, the vision tower is divided by all devices.
-        ideal = qwen.count(jax.eval_shape(lambda: qwen.init_params(cfg, jax.random.key(0)))) / (
-            fsdp * tensor
-        )
+        ideal = qwen.count(
+            jax.eval_shape(lambda: qwen.init_params(model_config, jax.random.key(0)))
+        ) / (fsdp * tensor)
         assert ideal <= held < ideal * (1.6 if tensor > 1 else 1.02 if fsdp <= 64 else 1.06), (
             fsdp,
             tensor,

@@ -68,10 +68,10 @@ class Rng:
 
 
 class Subject(NamedTuple):
-    """A tokenizer under test. tok: of transformers; pieces: the bytes of each id (none for special tokens)."""
+    """A tokenizer under test. tokenizer: of transformers; pieces: the bytes of each id (none for special tokens)."""
 
     name: str
-    tok: object
+    tokenizer: object
     table: TokenBytes
     pieces: list[bytes]
     ids: dict[bytes, list[int]]  # the ids that spell a byte string
@@ -79,9 +79,9 @@ class Subject(NamedTuple):
     odd: list[int]  # special and added tokens, ids that have no text, and a negative id
 
 
-def _subject(name: str, tok, rows: int) -> Subject:
+def _subject(name: str, tokenizer, rows: int) -> Subject:
     """rows: of the model's embedding, so that ids between the tokenizer's last and these can be drawn."""
-    backend = getattr(tok, "backend_tokenizer", tok)
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     added = backend.get_added_tokens_decoder()
     vocab = backend.get_vocab(with_added_tokens=True)
     pieces = [b""] * (max(vocab.values()) + 1)
@@ -93,9 +93,9 @@ def _subject(name: str, tok, rows: int) -> Subject:
         if piece:
             ids.setdefault(piece, []).append(i)
     beyond = [len(pieces), rows - 1, rows, rows + 64, 2**31 - 1, -1]
-    table = TokenBytes.from_tokenizer(tok)
+    table = TokenBytes.from_tokenizer(tokenizer)
     return Subject(
-        name, tok, table, pieces, ids, min(24, max(map(len, ids))), [*sorted(added), *beyond]
+        name, tokenizer, table, pieces, ids, min(24, max(map(len, ids))), [*sorted(added), *beyond]
     )
 
 
@@ -120,10 +120,12 @@ def qwen() -> Qwen2Tokenizer:
     pieces, merges = qwen_merges()
     spelt = [_spelt(p) for p in pieces]
     vocab = {s: i for i, s in enumerate(spelt)}
-    tok = Qwen2Tokenizer(vocab=vocab, merges=[(_spelt(a), _spelt(b)) for a, b in merges])
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[(_spelt(a), _spelt(b)) for a, b in merges])
     added = [AddedToken(f"<|{t}|>", special=True, normalized=False) for t in QWEN_SPECIAL]
-    tok.add_tokens(added + [AddedToken(t, special=False, normalized=False) for t in QWEN_ADDED])
-    return tok
+    tokenizer.add_tokens(
+        added + [AddedToken(t, special=False, normalized=False) for t in QWEN_ADDED]
+    )
+    return tokenizer
 
 
 def _spelt(piece: bytes) -> str:
@@ -348,7 +350,7 @@ def canonical(subject: Subject, texts: list[str]) -> list[list[int]]:
     """The ids that the tokenizer gives."""
     if not texts:
         return []
-    backend = getattr(subject.tok, "backend_tokenizer", subject.tok)
+    backend = getattr(subject.tokenizer, "backend_tokenizer", subject.tokenizer)
     return [e.ids for e in backend.encode_batch(texts, add_special_tokens=False)]
 
 

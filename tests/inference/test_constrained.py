@@ -16,7 +16,7 @@ from cxr_jax.labels import answers as labels_answers
 from cxr_jax.labels.answers import TokenBytes
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.models import tokenizer
+from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 from cxr_jax.phantom import report_writer
 from cxr_jax.weights.pretrained import PHANTOM
@@ -294,8 +294,8 @@ PHANTOM_CFG = Config(
 @pytest.fixture(scope="module")
 def phantom():
     """(tokenizer, byte table, special ids, compiled rules)."""
-    tok = tokenizer.load(PHANTOM)
-    table, special = TokenBytes.from_tokenizer(tok), tokenizer.special_ids(tok, V)
+    tokenizer = tokenizers.load(PHANTOM)
+    table, special = TokenBytes.from_tokenizer(tokenizer), tokenizers.special_ids(tokenizer, V)
     c = constrained.compile_answers(
         table,
         V,
@@ -304,13 +304,13 @@ def phantom():
         answer_tokens=24,
         suppress_ids=special["suppress"],
     )
-    return tok, table, special, c
+    return tokenizer, table, special, c
 
 
 @pytest.mark.parametrize("temperature", [1.0, pytest.param(0.0, marks=pytest.mark.slow)])
 def test_an_untrained_model_writes_only_valid_answers(phantom, temperature):
     """1,000 of 1,000 samples, within 40 tokens, read by the rewards' own parser and by a regular expression."""
-    tok, table, special, c = phantom
+    tokenizer, table, special, c = phantom
     params = qwen.init_params(PHANTOM_CFG, jax.random.key(0))
     params["text"]["embed"]["embedding"] *= (
         20  # peaked and different everywhere: nothing like a list of findings
@@ -346,7 +346,7 @@ def test_an_untrained_model_writes_only_valid_answers(phantom, temperature):
         np.asarray(out["tokens"]), lengths, parsed["answer"], strict=True
     ):
         items = (
-            FORMAT.match(tok.decode(row[: length - 1], skip_special_tokens=False))
+            FORMAT.match(tokenizer.decode(row[: length - 1], skip_special_tokens=False))
             .group(1)
             .split(", ")
         )
@@ -356,7 +356,7 @@ def test_an_untrained_model_writes_only_valid_answers(phantom, temperature):
 
 
 def test_answers_of_the_phantom_readers_are_allowed(phantom):
-    tok, _, special, c = phantom
+    tokenizer, _, special, c = phantom
     rng = np.random.default_rng(0)
     texts = []
     for _ in range(32):
@@ -372,7 +372,7 @@ def test_answers_of_the_phantom_readers_are_allowed(phantom):
     _, advance = jitted()
     for text in [t for t in texts if "No Finding" in t][:4] + texts[:4]:
         state = c.within(600).init(1)
-        for token in [*tok(text, add_special_tokens=False)["input_ids"], special["stop"][0]]:
+        for token in [*tokenizer(text, add_special_tokens=False)["input_ids"], special["stop"][0]]:
             state = advance(c, state, np.array([token], np.int32))
         assert int(state.at[0]) == len(c.next) - 2, text  # "over"
 

@@ -333,7 +333,9 @@ def test_buckets_bound_the_vision_programs(model, monkeypatch):
     for grids in image_inputs.GRIDS:
         made = inference_model.Model(CFG, {}, grids=grids)
         made.pixel_limits = (3136, 200 * 200)
-        blind = lambda params, cfg, pixels, grid, dtype: jnp.zeros((1, np.prod(grid) // 4, 32))
+        blind = lambda params, model_config, pixels, grid, dtype: jnp.zeros(
+            (1, np.prod(grid) // 4, 32)
+        )
         monkeypatch.setattr(inference_model, "_vision", jax.jit(blind, static_argnums=(1, 3, 4)))
         for picture in pictures:
             patches, grid = made.prepare(picture)
@@ -385,7 +387,7 @@ def test_probabilities_after_drawn_keys_and_after_a_full_pass_agree(model):
         model, generation.Request(model.render(FIND, grid), patches, grid)
     )
     layers, settings = (
-        sampling.decode_layers(model.params, model.cfg),
+        sampling.decode_layers(model.params, model.config),
         generation.Settings(64, 1.0, 3),
     )
     rules = model.constraint("answers", 64)

@@ -390,7 +390,7 @@ def test_pieces_equal_the_one_program(params):
         )
     order = [0, 0, 1, 1]
     prompt, own, rest = sampling.begin(
-        [made[r] for r in order], 3, None, cfg=CFG, room=16, dtype=jnp.float32
+        [made[r] for r in order], 3, None, model_config=CFG, room=16, dtype=jnp.float32
     )
     start = sampling.next_positions(jnp.asarray(b["positions"]), b["lengths"])[np.array(order)]
     layers, four = sampling.decode_layers(params, CFG), keys[np.array([0, 1, 2, 2])]

@@ -118,13 +118,13 @@ def test_vmap_and_long_text():
 
 
 def test_token_table_spells_every_id():
-    tok = small_tokenizer()
-    table = answers.TokenBytes.from_tokenizer(tok)
-    special = {i for i, t in tok.get_added_tokens_decoder().items() if t.special}
+    tokenizer = small_tokenizer()
+    table = answers.TokenBytes.from_tokenizer(tokenizer)
+    special = {i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
     assert special
-    for i in range(tok.get_vocab_size()):
+    for i in range(tokenizer.get_vocab_size()):
         data = bytes(table.data[table.offset[i] : table.offset[i] + table.length[i]])
-        assert data.decode("utf-8", "replace") == tok.decode([i], skip_special_tokens=True)
+        assert data.decode("utf-8", "replace") == tokenizer.decode([i], skip_special_tokens=True)
         assert (data == b"") == (i in special)
 
 
@@ -140,10 +140,10 @@ def test_tokens_to_bytes_budget_and_unknown_ids():
 def test_a_tokenizer_that_is_not_byte_level_is_refused():
     from tokenizers import Tokenizer, decoders, models
 
-    tok = Tokenizer(models.BPE())
-    tok.decoder = decoders.Metaspace()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.decoder = decoders.Metaspace()
     with pytest.raises(UserError, match="byte-level"):
-        answers.TokenBytes.from_tokenizer(tok)
+        answers.TokenBytes.from_tokenizer(tokenizer)
 
 
 def test_speed():

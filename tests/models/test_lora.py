@@ -75,8 +75,8 @@ def noise(shapes, seed: int, size=lambda path, shape: 0.2):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def shapes_of(cfg, own):
-    params = jax.eval_shape(lambda: qwen.init_params(cfg, jax.random.key(0)))
+def shapes_of(model_config, own):
+    params = jax.eval_shape(lambda: qwen.init_params(model_config, jax.random.key(0)))
     return params, jax.eval_shape(lambda: lora.init(params, own, jax.random.key(0)))
 
 
@@ -561,10 +561,10 @@ def test_peft_and_we_read_each_other(tmp_path):
         model / "model.safetensors",
         [(k, w.shape, w.dtype, lambda w=w: w) for k, w in cases.weights(case).items()],
     )
-    cfg, params = hf_folder.load_hf(model)
+    model_config, params = hf_folder.load_hf(model)
     own = Lora(4, 6.0, ("decoder", "vision", "merger"))
-    adapters = noise(shapes_of(cfg, own)[1], 0)
-    peft_folder.save(tmp_path / "ours", cfg, adapters, own, "base")
+    adapters = noise(shapes_of(model_config, own)[1], 0)
+    peft_folder.save(tmp_path / "ours", model_config, adapters, own, "base")
     command = [
         ORACLE_PYTHON,
         ORACLE / "peft_check.py",
@@ -576,7 +576,9 @@ def test_peft_and_we_read_each_other(tmp_path):
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         args = (case.input_ids, case.pixel_values, case.grids, case.attention_mask)
-        with_ours = inference_model.Model(cfg, lora.join(params, adapters, own)).logits(*args)
+        with_ours = inference_model.Model(model_config, lora.join(params, adapters, own)).logits(
+            *args
+        )
         out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert json.loads(out) == {"lacked": [], "not_taken": [], "warned": []}
@@ -586,11 +588,11 @@ def test_peft_and_we_read_each_other(tmp_path):
     )
     assert np.abs(with_ours - theirs)[shown].max() <= 1e-4 * theirs[shown].std()
 
-    found, their_lora = peft_folder.load(tmp_path / "out" / "theirs", cfg)
+    found, their_lora = peft_folder.load(tmp_path / "out" / "theirs", model_config)
     assert their_lora == Lora(3, 5, ("text/layers/attn/q", "text/layers/attn/v"))
     merged = flat(lora.merge(params, found, their_lora))
     want = np.load(tmp_path / "out" / "theirs.npz")
-    for rule in hf_table.rules(cfg):
+    for rule in hf_table.rules(model_config):
         x = merged["/".join(rule.path)]
         np.testing.assert_allclose(
             rule.to_hf(x if rule.layer is None else x[rule.layer]),

@@ -32,7 +32,7 @@ def images_of(c):
 @pytest.mark.parametrize("name", golden_cases.NAMES)
 def test_positions(model, name):
     c = golden_cases.case(name)
-    got = qwen2_5_vl.positions(model(name).cfg, c["input_ids"], c["grids"], c["attention_mask"])
+    got = qwen2_5_vl.positions(model(name).config, c["input_ids"], c["grids"], c["attention_mask"])
     if "positions" in c:
         np.testing.assert_array_equal(got, c["positions"])
     else:  # text only: plain counting
@@ -63,10 +63,10 @@ def test_greedy_tokens(model, name):
     features = m.image_features(*images_of(c)) if len(c["grids"]) else []
     out = sampling.generate(
         m.params,
-        m.cfg,
+        m.config,
         c["input_ids"],
         mask.sum(1),
-        qwen2_5_vl.positions(m.cfg, c["input_ids"], c["grids"], mask),
+        qwen2_5_vl.positions(m.config, c["input_ids"], c["grids"], mask),
         m._place(c["input_ids"], features),
         n=2,
         max_new_tokens=c["tokens"].shape[1],

@@ -18,7 +18,7 @@ from cxr_jax.data.sources import phantom
 from cxr_jax.inference import compaction, sampling
 from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.models import tokenizer
+from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.qwen2_5_vl import patches
 from cxr_jax.models.qwen2_5_vl.patches import patchify
 from cxr_jax.rl import loop, rollout
@@ -37,18 +37,18 @@ def main() -> None:
     config = experiment.get_config()
     config.rl.update(dict(prompts_per_step=PROMPTS, oversample=1, group_size=GROUP))
     m = pretrained.start(config)
-    cfg, params = m.cfg, jax.tree.map(jnp.asarray, m.params)
+    model_config, params = m.config, jax.tree.map(jnp.asarray, m.params)
     source = phantom.PhantomSource("A", "train", 11)
-    grid = patches.grid_of(source.size, cfg)
-    prompts = inference_prompts.Prompts(m.tokenizer, cfg, grid, config.max_completion)
-    special = tokenizer.special_ids(m.tokenizer, cfg.text.vocab_size)
+    grid = patches.grid_of(source.size, model_config)
+    prompts = inference_prompts.Prompts(m.tokenizer, model_config, grid, config.max_completion)
+    special = tokenizers.special_ids(m.tokenizer, model_config.text.vocab_size)
     make = loop.make_batch_fn(config, source, prompts)
-    see = jax.jit(lambda image: qwen.vision(params, cfg, patchify(image), grid))
+    see = jax.jit(lambda image: qwen.vision(params, model_config, patchify(image), grid))
 
     def sample(features, encoded, keys, n):
         out = sampling.sample_completions(
             params,
-            cfg,
+            model_config,
             features,
             encoded,
             special,
@@ -86,7 +86,15 @@ def main() -> None:
             else:
                 different.append(
                     trace(
-                        params, cfg, features[p : p + 1], one, keys[r], together, alone, r, special
+                        params,
+                        model_config,
+                        features[p : p + 1],
+                        one,
+                        keys[r],
+                        together,
+                        alone,
+                        r,
+                        special,
                     )
                 )
                 print(f"step {step}, row {r}: " + different[-1], flush=True)
@@ -98,19 +106,19 @@ def main() -> None:
     )
 
 
-def trace(params, cfg, features, prompts, key, together, alone, r, special) -> str:
+def trace(params, model_config, features, prompts, key, together, alone, r, special) -> str:
     """What decided at the first token that differs."""
     t = int(np.argmin(together["tokens"][r] == alone["tokens"][0]))
     a, b = int(together["tokens"][r, t]), int(alone["tokens"][0, t])
     # The distribution at t from scratch: prompt and the t tokens that both agree on, in one pass.
     length, width = int(prompts["lengths"][0]), prompts["ids"].shape[1]
-    ids = np.full((1, width + t), cfg.pad_token_id, np.int32)
+    ids = np.full((1, width + t), model_config.pad_token_id, np.int32)
     ids[0, : length + t] = [*prompts["ids"][0, :length], *alone["tokens"][0, :t]]
     mask = np.arange(width + t)[None] < length + t
     hidden = qwen.hidden_states(
-        params, cfg, ids, mask, prompts["positions"][:, :, : width + t], features=features
+        params, model_config, ids, mask, prompts["positions"][:, :, : width + t], features=features
     )
-    logits = np.array(qwen.unembed(params, cfg, hidden[:, length + t - 1])[0])
+    logits = np.array(qwen.unembed(params, model_config, hidden[:, length + t - 1])[0])
     logits[list(special["suppress"])] = -1e30
     noise = jax.random.gumbel(jax.random.fold_in(key, t), logits.shape)
     scores = logits + np.asarray(noise)

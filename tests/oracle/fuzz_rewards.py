@@ -86,7 +86,7 @@ class Batch:
     @functools.cached_property
     def texts(self) -> list[str]:
         """The decoded rows; of a row that is too long, its first bytes. A negative id has no text to anyone."""
-        decode, out = self.subject.tok.decode, []
+        decode, out = self.subject.tokenizer.decode, []
         for ids, size in zip(self.ids, self.sizes, strict=True):
             if size <= self.shape[2]:
                 out.append(decode([i for i in ids if i >= 0], skip_special_tokens=True))

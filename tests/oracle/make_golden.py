@@ -134,10 +134,10 @@ def make_config(case) -> tuple[Qwen2_5_VLConfig, dict]:
             **copy.deepcopy({k: x for k, x in stored.items() if k != "model_type"})
         ), stored
     rope = {"rope_type": "default", "rope_theta": theta, "mrope_section": mrope}
-    cfg = Qwen2_5_VLConfig(
+    model_config = Qwen2_5_VLConfig(
         text_config={**t, **special, "rope_parameters": rope}, vision_config=v, **ids
     )
-    return cfg, json.loads(cfg.to_json_string(use_diff=False))
+    return model_config, json.loads(model_config.to_json_string(use_diff=False))
 
 
 def quantised(name: str, x: torch.Tensor, rng) -> tuple[np.ndarray, int]:
@@ -214,10 +214,10 @@ def check_generate(model, ids, pixels, grids, want) -> None:
 
 def build(name: str, case: dict, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    cfg, stored = make_config(case)
+    model_config, stored = make_config(case)
     torch.manual_seed(0)
     model = (
-        Qwen2_5_VLForConditionalGeneration._from_config(cfg, attn_implementation="eager")
+        Qwen2_5_VLForConditionalGeneration._from_config(model_config, attn_implementation="eager")
         .float()
         .eval()
     )
@@ -234,7 +234,7 @@ def build(name: str, case: dict, seed: int) -> None:
     ids = np.array([r + [PAD] * (T - len(r)) for r in rows])
     mask = np.array([[1] * len(r) + [0] * (T - len(r)) for r in rows])
     flat = [g for gs in grids for g in gs]
-    patch_dim = 6 * cfg.vision_config.patch_size**2
+    patch_dim = 6 * model_config.vision_config.patch_size**2
     pixels = [
         np.clip(np.rint(24 * rng.standard_normal((int(np.prod(g)), patch_dim))), -127, 127)
         for g in flat

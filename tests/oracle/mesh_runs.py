@@ -162,7 +162,7 @@ def print_hash():
         layout, start = runtime_layout.Layout.of(config), pretrained.start(config)
         source = splits.open_splits(config).train
         prompts = inference_prompts.Prompts(
-            start.tokenizer, start.cfg, patches.grid_of(224, start.cfg), config.max_completion
+            start.tokenizer, start.config, patches.grid_of(224, start.config), config.max_completion
         )
         completions = targets.Completions(start.tokenizer, config.max_completion)
         make = module.make_batch_fn(config, source, prompts, completions, layout)

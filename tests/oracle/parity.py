@@ -94,10 +94,10 @@ def decoded(case: cases.Case, m: model.Model, positions, features) -> np.ndarray
     """Greedy tokens [B, N] of the sampling loop with its cache, -1 after a stop."""
     ids = case.input_ids
     if case.attention_mask is not None:
-        ids = np.where(case.attention_mask, ids, m.cfg.pad_token_id)
+        ids = np.where(case.attention_mask, ids, m.config.pad_token_id)
     out = sampling.generate(
         m.params,
-        m.cfg,
+        m.config,
         ids,
         case.lengths,
         positions,
@@ -120,7 +120,7 @@ def argmaxes(case: cases.Case, logits, tokens) -> np.ndarray:
 def compare(case: cases.Case, m: model.Model, ref: dict, loop: bool) -> Result:
     """loop: decode with the cache as well, which costs as much compilation as all the rest."""
     images = (case.pixel_values, case.grids) if len(case.grids) else (None, None)
-    place = functools.partial(qwen2_5_vl.positions, m.cfg, grids=images[1])
+    place = functools.partial(qwen2_5_vl.positions, m.config, grids=images[1])
     positions = place(case.input_ids, mask=case.attention_mask)
     ids, mask, tokens = (
         ref["input_ids"],
@@ -155,7 +155,7 @@ def compare(case: cases.Case, m: model.Model, ref: dict, loop: bool) -> Result:
             ends = min(tokens[b, j], got[b, j]) < 0
             pair = ref["scores"][b, j, [tokens[b, j], got[b, j]]]
             gap = max(gap, np.inf if ends else float(abs(pair[0] - pair[1]) / spread))
-    same_config = Config.from_hf(json.loads(str(ref["config"]))) == m.cfg
+    same_config = Config.from_hf(json.loads(str(ref["config"]))) == m.config
     return Result(
         case.seed,
         seen,

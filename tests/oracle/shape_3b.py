@@ -105,9 +105,9 @@ def ours(folder: pathlib.Path, new: int):
             return prefix
 
         prefix = timed(run + "prefill", prefill, times)
-        layers = sampling.decode_layers(m.params, m.cfg)
+        layers = sampling.decode_layers(m.params, m.config)
         prompt, own, rest = sampling.begin(
-            [prefix.device], 1, None, cfg=m.cfg, room=new, dtype=m.dtype
+            [prefix.device], 1, None, model_config=m.config, room=new, dtype=m.dtype
         )
 
         def decode(prompt=prompt, own=own, rest=rest, prefix=prefix, layers=layers):
@@ -116,7 +116,7 @@ def ours(folder: pathlib.Path, new: int):
                 sampling.decode(
                     m.params,
                     layers,
-                    m.cfg,
+                    m.config,
                     prompt,
                     *whole,
                     sampling.row_keys(0, 1),
@@ -128,7 +128,7 @@ def ours(folder: pathlib.Path, new: int):
                     dtype=m.dtype,
                     greedy=True,
                     stop_ids=(-1,),
-                    suppress_ids=m.cfg.media_token_ids,
+                    suppress_ids=m.config.media_token_ids,
                     top_k=None,
                     top_p=None,
                 )

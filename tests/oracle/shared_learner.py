@@ -33,8 +33,9 @@ from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 from cxr_jax.models.qwen2_5_vl.patches import patchify
 from cxr_jax.rl import learner, losses
 from cxr_jax.runtime import layout as runtime_layout
-from cxr_jax.training import log_probs, optimizer, trainable
+from cxr_jax.training import log_probs, optimizer
 from cxr_jax.training import micro_batches as training_micro_batches
+from cxr_jax.training.trainable import Trainable
 from experiments import rl as experiment
 
 GRID, V = (1, 4, 4), 50  # 4 image tokens
@@ -79,7 +80,7 @@ def config(rng) -> Config:
 class Case:
     """One random batch; `knobs` of `losses.policy_loss`, static."""
 
-    cfg: Config
+    model_config: Config
     params: dict
     data: dict
     knobs: dict
@@ -90,7 +91,7 @@ class Case:
 def case(seed: int, prompts: int | None = None) -> Case:
     """The random case of a seed. prompts: their number, if it is given."""
     rng = np.random.default_rng(seed)
-    cfg = config(rng)
+    model_config = config(rng)
     P, G, C, images = (int(rng.integers(*bounds)) for bounds in ((1, 5), (1, 6), (2, 9), (1, 4)))
     P = prompts or P
     T = int(rng.integers(6 * images + 1, 6 * images + 7))
@@ -100,7 +101,9 @@ def case(seed: int, prompts: int | None = None) -> Case:
         words = rng.integers(7, V, int(rng.integers(1, T - 6 * images + 1)))
         row = np.array([*[3, *[IMAGE] * 4, 4] * images, *words])
         ids[p, : len(row)], lengths[p] = row, len(row)
-        own = qwen.positions(cfg, np.array([[*row, *[7] * C]], np.int32), [GRID] * images)[:, 0]
+        own = qwen.positions(model_config, np.array([[*row, *[7] * C]], np.int32), [GRID] * images)[
+            :, 0
+        ]
         positions[:, p, : own.shape[1]] = own
     sizes = rng.integers(1, C + 1, (P, G))
     truncated = rng.random((P, G)) < 0.25
@@ -126,18 +129,18 @@ def case(seed: int, prompts: int | None = None) -> Case:
         beta=float(rng.choice([0.0, 0.1])),
         max_tokens=C,
     )
-    params = qwen.init_params(cfg, jax.random.key(seed))
+    params = qwen.init_params(model_config, jax.random.key(seed))
     params["text"]["embed"]["embedding"] *= (
         20.0  # sharp distributions: a wrong key or position changes much
     )
     micro = int(rng.choice([m for m in range(1, P + 1) if P % m == 0]))
-    return Case(cfg, params, data, knobs, micro, str(rng.choice(["none", "full"])))
+    return Case(model_config, params, data, knobs, micro, str(rng.choice(["none", "full"])))
 
 
 def _loss(case, logp, part, totals):
     rows = lambda x: x.reshape(-1, x.shape[-1])
-    fixed = jax.lax.stop_gradient(rows(logp))
-    old, ref = fixed + rows(part["gap"]), fixed + rows(part["reference"])
+    frozen = jax.lax.stop_gradient(rows(logp))
+    old, ref = frozen + rows(part["gap"]), frozen + rows(part["reference"])
     return losses.policy_loss(
         rows(logp),
         old,
@@ -154,11 +157,11 @@ def shared(case: Case, data):
 
     def part_loss(params, part, totals):
         flat = part["pixels"].reshape(-1, *part["pixels"].shape[2:])
-        features = qwen.vision(params, case.cfg, flat, GRID, remat=case.remat)
+        features = qwen.vision(params, case.config, flat, GRID, remat=case.remat)
         features = features.reshape(len(part["tokens"]), -1, features.shape[-1])
         logp, _ = log_probs.completion_logprobs(
             params,
-            case.cfg,
+            case.config,
             features,
             part["prompts"],
             part["tokens"],
@@ -184,7 +187,7 @@ def shared(case: Case, data):
 
 def plain(case: Case, params) -> tuple:
     """(loss, gradients): P * G rows of prompt and completion, nothing shared, whole logits."""
-    d, cfg = case.data, case.cfg
+    d, model_config = case.data, case.config
     P, G, C = d["tokens"].shape
     T = d["prompts"]["ids"].shape[1]
     ids = np.full((P * G, T + C), PAD, np.int32)
@@ -201,14 +204,14 @@ def plain(case: Case, params) -> tuple:
     def loss(params):
         hidden = qwen.hidden_states(
             params,
-            cfg,
+            model_config,
             ids,
             valid,
             each(d["prompts"]["positions"], 1),
             each(d["pixels"]),
             grid=GRID,
         )
-        logp = jax.nn.log_softmax(qwen.unembed(params, cfg, hidden), -1)
+        logp = jax.nn.log_softmax(qwen.unembed(params, model_config, hidden), -1)
         logp = jnp.take_along_axis(logp, at[:, :, None], 1)
         logp = jnp.take_along_axis(logp, d["tokens"].reshape(P * G, C, 1), 2)[:, :, 0]
         logp = jnp.where(d["mask"].reshape(P * G, C), logp, 0.0).reshape(P, G, C)
@@ -275,7 +278,7 @@ def check_learner(seed: int, c: Case, mesh=None) -> tuple[float, float]:
 
     tx = optax.sgd(RATE)
     learn = learner.make_learn(
-        config, c.cfg, GRID, {"suppress": ()}, tx, trainable.Trainable.of(config)
+        config, c.config, GRID, {"suppress": ()}, tx, Trainable.from_config(config)
     )
     batch = {"image": c.data["image"][:, 0], "prompts": c.data["prompts"]}
     ro = {k: c.data[k] for k in ("tokens", "mask", "train_mask", "advantages")}
@@ -295,9 +298,9 @@ def check_learner(seed: int, c: Case, mesh=None) -> tuple[float, float]:
 
 def shared_logp(c: Case, params):
     """Log-probs [P, G, C] of a case with one image a prompt."""
-    features = qwen.vision(params, c.cfg, c.data["pixels"][:, 0], GRID)
+    features = qwen.vision(params, c.config, c.data["pixels"][:, 0], GRID)
     return log_probs.completion_logprobs(
-        params, c.cfg, features, c.data["prompts"], c.data["tokens"], c.data["mask"]
+        params, c.config, features, c.data["prompts"], c.data["tokens"], c.data["mask"]
     )[0]
 
 
@@ -333,11 +336,11 @@ def check_sharded(seed: int, devices: int) -> list[tuple[float, float]]:
 
         def loss(params):
             flat = data["pixels"].reshape(-1, *data["pixels"].shape[2:])
-            features = qwen.vision(params, c.cfg, flat, GRID, remat=c.remat)
+            features = qwen.vision(params, c.config, flat, GRID, remat=c.remat)
             features = features.reshape(len(data["tokens"]), -1, features.shape[-1])
             logp, _ = log_probs.completion_logprobs(
                 params,
-                c.cfg,
+                c.config,
                 features,
                 data["prompts"],
                 data["tokens"],

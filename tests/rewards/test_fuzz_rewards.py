@@ -62,19 +62,22 @@ def test_a_wrong_table_is_found_and_the_string_cut_down():
 
 def test_the_made_up_tokenizer_is_built_like_qwen2_5():
     subject = fuzz.load("qwen")
-    tok, pieces = subject.tok, subject.pieces
+    tokenizer, pieces = subject.tokenizer, subject.pieces
     assert (
-        len(tok) == len(pieces) == 151_665 and len(set(pieces[: fuzz.QWEN_BASE])) == fuzz.QWEN_BASE
+        len(tokenizer) == len(pieces) == 151_665
+        and len(set(pieces[: fuzz.QWEN_BASE])) == fuzz.QWEN_BASE
     )
     names = ["<|endoftext|>", "<|im_end|>", "<|video_pad|>", "<tool_call>", "<|file_sep|>"]
-    assert tok.convert_tokens_to_ids(names) == [151_643, 151_645, 151_656, 151_657, 151_664]
-    assert tok.decode(range(151_643, 151_936), skip_special_tokens=True) == "".join(fuzz.QWEN_ADDED)
+    assert tokenizer.convert_tokens_to_ids(names) == [151_643, 151_645, 151_656, 151_657, 151_664]
+    assert tokenizer.decode(range(151_643, 151_936), skip_special_tokens=True) == "".join(
+        fuzz.QWEN_ADDED
+    )
     assert pieces[: fuzz.QWEN_BASE] == fuzz.qwen_merges()[0]
     text = "<think>\u80ba: clear.</think>\n<answer>Lung Opacity</answer><|im_end|>"
     ids = fuzz.canonical(subject, [text])[0]
     assert (
         len(ids) < len(text) // 2
-        and tok.decode(ids, skip_special_tokens=True) + "<|im_end|>" == text
+        and tokenizer.decode(ids, skip_special_tokens=True) + "<|im_end|>" == text
     )
     # Pieces that cross the borders of tags, or cut characters, are what makes ids harder than text.
     assert sum(b">" in p[:-1] or b"<" in p[1:] for p in pieces) > 10_000
@@ -88,6 +91,6 @@ def test_random_cuts_spell_the_same_bytes():
         for data in [text.encode() for text in fuzz.EDGES] + fuzz.BROKEN_EDGES:
             ids = fuzz.split(rng, subject, data)
             assert fuzz_rewards.spelt(subject, ids) == data
-            assert subject.tok.decode(ids, skip_special_tokens=True) == data.decode(
+            assert subject.tokenizer.decode(ids, skip_special_tokens=True) == data.decode(
                 "utf-8", "replace"
             )

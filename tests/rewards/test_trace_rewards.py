@@ -272,10 +272,10 @@ def test_a_tokenizer_that_cannot_write_the_tags_is_refused():
     from completions import small_tokenizer
     from tokenizers import AddedToken, Tokenizer
 
-    tok = Tokenizer.from_str(small_tokenizer().to_str())
-    tok.add_special_tokens([AddedToken("<answer>", special=True)])  # decoding drops it
+    tokenizer = Tokenizer.from_str(small_tokenizer().to_str())
+    tokenizer.add_special_tokens([AddedToken("<answer>", special=True)])  # decoding drops it
     with pytest.raises(UserError, match="cannot write <answer>"):
-        labels_answers.TokenBytes.from_tokenizer(tok)
+        labels_answers.TokenBytes.from_tokenizer(tokenizer)
 
 
 @pytest.mark.parametrize("texts", ["edema", b"edema", {"edema": 1}, [None], [float("nan")]])

@@ -11,7 +11,7 @@ from PIL import Image
 from places import ROOT
 
 from cxr_jax.errors import UserError
-from cxr_jax.models import tokenizer
+from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.rl import checks
 from cxr_jax.weights import pretrained
 
@@ -283,7 +283,7 @@ def test_an_end_of_turn_that_the_model_never_learned(compiled, folder):
     refused(compiled, config, config.model, "<|im_end|> is 927", "eos_token_id")
 
 
-@pytest.mark.parametrize("tag", tokenizer.FORMAT_TAGS)
+@pytest.mark.parametrize("tag", tokenizers.FORMAT_TAGS)
 def test_a_tokenizer_that_cannot_write_a_tag(compiled, folder, tag):
     hide = lambda t: [a.update(special=True) for a in t["added_tokens"] if a["content"] == tag]
     config = folder(tokenizer=hide)

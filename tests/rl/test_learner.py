@@ -13,11 +13,12 @@ from cxr_jax.data import prompts as data_prompts
 from cxr_jax.inference import compaction
 from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.models import tokenizer
+from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.qwen2_5_vl import config as sizes
 from cxr_jax.models.qwen2_5_vl.patches import patchify
 from cxr_jax.rl import learner, losses
-from cxr_jax.training import log_probs, micro_batches, optimizer, targets, trainable
+from cxr_jax.training import log_probs, micro_batches, optimizer, targets
+from cxr_jax.training.trainable import Trainable
 from cxr_jax.weights import pretrained
 from experiments import rl as experiment
 
@@ -27,7 +28,7 @@ SIDE, GRID, P, G, C = 56, (1, 4, 4), 4, 2, 6
 @pytest.fixture(scope="module")
 def world():
     """A small untrained model, and a rollout of random completions: ragged, some truncated."""
-    tok = tokenizer.load(pretrained.PHANTOM)
+    tokenizer = tokenizers.load(pretrained.PHANTOM)
     text = dataclasses.replace(
         sizes.PHANTOM.text,
         num_hidden_layers=1,
@@ -46,10 +47,12 @@ def world():
         out_hidden_size=32,
         fullatt_block_indexes=(0,),
     )
-    cfg = dataclasses.replace(sizes.PHANTOM, text=text, vision=vision, **tokenizer.config_ids(tok))
-    params = qwen.init_params(cfg, jax.random.key(0))
+    model_config = dataclasses.replace(
+        sizes.PHANTOM, text=text, vision=vision, **tokenizers.config_ids(tokenizer)
+    )
+    params = qwen.init_params(model_config, jax.random.key(0))
     params["text"]["embed"]["embedding"] *= 20.0
-    prompts = inference_prompts.Prompts(tok, cfg, GRID, C)
+    prompts = inference_prompts.Prompts(tokenizer, model_config, GRID, C)
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, C + 1, (P, G))
     finished = rng.random((P, G)) < 0.7
@@ -67,15 +70,17 @@ def world():
         "kept": np.arange(P),
     }
     batch = {"image": image, "prompts": prompts.encode([data_prompts.FIND_PROMPT] * P)}
-    completions = targets.Completions(tok, C).encode(["Edema.", "No."])
+    completions = targets.Completions(tokenizer, C).encode(["Edema.", "No."])
     batch["replay"] = {
         "image": image[:2],
         "prompts": prompts.encode([data_prompts.FIND_PROMPT] * 2),
         **completions,
     }
-    special = tokenizer.special_ids(tok, cfg.text.vocab_size)
+    special = tokenizers.special_ids(tokenizer, model_config.text.vocab_size)
     batch, ro = jax.tree.map(jnp.asarray, (batch, ro))
-    w = types.SimpleNamespace(cfg=cfg, params=params, batch=batch, ro=ro, special=special)
+    w = types.SimpleNamespace(
+        model_config=model_config, params=params, batch=batch, ro=ro, special=special
+    )
     w.logprobs = jax.jit(lambda params: logprobs(w, params))
     return w
 
@@ -86,8 +91,8 @@ def make(w, **knobs):
     config.max_completion = C
     config.rl.update(dict(prompts_per_step=P, oversample=1, group_size=G, **knobs))
     tx = optax.sgd(1.0)
-    what = trainable.Trainable.of(config)
-    learn = learner.make_learn(config, w.cfg, GRID, w.special, tx, what)
+    what = Trainable.from_config(config)
+    learn = learner.make_learn(config, w.config, GRID, w.special, tx, what)
     return (
         learn,
         lambda: optimizer.init_state(tx, {"model": jax.tree.map(jnp.array, w.params)}),
@@ -109,10 +114,10 @@ def step(made, batch, ro, reference=None):
 def logprobs(w, params, at=slice(None)):
     """[P, G, C], for the prompts `at`."""
     prompts = {k: v[:, at] if k == "positions" else v[at] for k, v in w.batch["prompts"].items()}
-    suppress = np.isin(np.arange(w.cfg.text.vocab_size), w.special["suppress"])
-    features = qwen.vision(params, w.cfg, patchify(w.batch["image"][at]), GRID)
+    suppress = np.isin(np.arange(w.config.text.vocab_size), w.special["suppress"])
+    features = qwen.vision(params, w.config, patchify(w.batch["image"][at]), GRID)
     return log_probs.completion_logprobs(
-        params, w.cfg, features, prompts, w.ro["tokens"][at], w.ro["mask"][at], suppress=suppress
+        params, w.config, features, prompts, w.ro["tokens"][at], w.ro["mask"][at], suppress=suppress
     )[0]
 
 
@@ -253,10 +258,10 @@ def test_replay_adds_the_gradient_of_sft(world, base):
     replay = world.batch["replay"]
 
     def ce(params):
-        features = qwen.vision(params, world.cfg, patchify(replay["image"]), GRID)
-        return log_probs.completion_loss(params, world.cfg, features, replay, replay["mask"].sum())[
-            0
-        ]
+        features = qwen.vision(params, world.config, patchify(replay["image"]), GRID)
+        return log_probs.completion_loss(
+            params, world.config, features, replay, replay["mask"].sum()
+        )[0]
 
     value, grads = jax.jit(jax.value_and_grad(ce))(world.params)
     alone = step(base, world.batch, world.ro)[0]

@@ -10,7 +10,7 @@ from cxr_jax.data.sources import phantom
 from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.labels import answers, report_text
 from cxr_jax.metrics.progress import Compilations
-from cxr_jax.models import tokenizer
+from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.qwen2_5_vl import patches
 from cxr_jax.rl import learner, loop, losses, rollout
 from cxr_jax.training import optimizer, trainable
@@ -84,9 +84,9 @@ def step():
     )
     m = pretrained.start(config)
     source = phantom.PhantomSource("A", "train", 3)
-    grid = patches.grid_of(source.size, m.cfg)
-    prompts = inference_prompts.Prompts(m.tokenizer, m.cfg, grid, config.max_completion)
-    special = tokenizer.special_ids(m.tokenizer, m.cfg.text.vocab_size)
+    grid = patches.grid_of(source.size, m.config)
+    prompts = inference_prompts.Prompts(m.tokenizer, m.config, grid, config.max_completion)
+    special = tokenizers.special_ids(m.tokenizer, m.config.text.vocab_size)
     tx = optax.sgd(1.0)  # the config's schedule starts at a learning rate of 0
     batch = loop.make_batch_fn(config, source, prompts)(0)
     shown = batch.pop("shown")
@@ -98,9 +98,9 @@ def step():
     def programs(parts):
         config.rl.micro_batches = parts
         roll = rollout.make_rollout(
-            config, m.cfg, grid, special, table, what, report_text.bank(None, source.lexicon)
+            config, m.config, grid, special, table, what, report_text.bank(None, source.lexicon)
         )
-        learn = learner.make_learn(config, m.cfg, grid, special, tx, what)
+        learn = learner.make_learn(config, m.config, grid, special, tx, what)
         again = lambda batch, step: roll(train, fixed, batch, step)
         return again(batch, 0), lambda state, batch, ro: learn(state, fixed, batch, ro), again
 

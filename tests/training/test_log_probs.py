@@ -13,7 +13,7 @@ from cxr_jax.errors import UserError
 from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.inference import sampling
 from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.models import tokenizer
+from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.qwen2_5_vl import config as sizes
 from cxr_jax.training import log_probs
 from cxr_jax.training import losses as training_losses
@@ -27,28 +27,33 @@ TEXTS = ["Find abnormalities and support devices.", "Edema?", "Find abnormalitie
 @pytest.fixture(scope="module")
 def world():
     """A small untrained model on prompts of three lengths, with sharp logits so that tokens differ in probability."""
-    tok = tokenizer.load(pretrained.PHANTOM)
+    tokenizer = tokenizers.load(pretrained.PHANTOM)
     text = dataclasses.replace(sizes.PHANTOM.text, num_hidden_layers=2)
-    cfg = dataclasses.replace(sizes.PHANTOM, text=text, **tokenizer.config_ids(tok))
-    params = qwen.init_params(cfg, jax.random.key(0))
+    model_config = dataclasses.replace(sizes.PHANTOM, text=text, **tokenizers.config_ids(tokenizer))
+    params = qwen.init_params(model_config, jax.random.key(0))
     params["text"]["embed"]["embedding"] *= 5.0
-    features = jax.random.normal(jax.random.key(1), (len(TEXTS), 4, cfg.text.hidden_size))
-    prompts = inference_prompts.Prompts(tok, cfg, GRID, C, texts=TEXTS)
-    special = tokenizer.special_ids(tok, cfg.text.vocab_size)
+    features = jax.random.normal(jax.random.key(1), (len(TEXTS), 4, model_config.text.hidden_size))
+    prompts = inference_prompts.Prompts(tokenizer, model_config, GRID, C, texts=TEXTS)
+    special = tokenizers.special_ids(tokenizer, model_config.text.vocab_size)
     return types.SimpleNamespace(
-        tok=tok, cfg=cfg, params=params, features=features, prompts=prompts, special=special
+        tokenizer=tokenizer,
+        model_config=model_config,
+        params=params,
+        features=features,
+        prompts=prompts,
+        special=special,
     )
 
 
 def suppress(w):
-    return np.isin(np.arange(w.cfg.text.vocab_size), w.special["suppress"])
+    return np.isin(np.arange(w.config.text.vocab_size), w.special["suppress"])
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "temperature"))
-def learner(params, cfg, features, prompts, tokens, mask, banned=None, temperature=1.0):
+@functools.partial(jax.jit, static_argnames=("model_config", "temperature"))
+def learner(params, model_config, features, prompts, tokens, mask, banned=None, temperature=1.0):
     return log_probs.completion_logprobs(
         params,
-        cfg,
+        model_config,
         features,
         prompts,
         tokens,
@@ -63,7 +68,7 @@ def sample(w, n, temperature, stop=None):
     encoded = w.prompts.encode(TEXTS)
     out = sampling.generate(
         w.params,
-        w.cfg,
+        w.config,
         encoded["ids"],
         encoded["lengths"],
         encoded["positions"][:, :, : w.prompts.width],
@@ -89,7 +94,7 @@ def test_the_learner_agrees_with_the_sampler(world, n, temperature):
     assert len(set(out["lengths"].ravel())) > 1 and set(encoded["lengths"]) != {world.prompts.width}
     logp, entropy = learner(
         world.params,
-        world.cfg,
+        world.config,
         world.features,
         encoded,
         out["tokens"],
@@ -107,12 +112,12 @@ def test_the_learner_agrees_with_the_sampler(world, n, temperature):
 @pytest.mark.parametrize("n", [1, 2])
 def test_a_prompt_reads_the_same_alone(world, n):
     encoded, out, mask = sample(world, n, 1.0)
-    together, _ = learner(world.params, world.cfg, world.features, encoded, out["tokens"], mask)
+    together, _ = learner(world.params, world.config, world.features, encoded, out["tokens"], mask)
     for i, text in enumerate(TEXTS):
-        alone = inference_prompts.Prompts(world.tok, world.cfg, GRID, C, texts=[text])
+        alone = inference_prompts.Prompts(world.tokenizer, world.config, GRID, C, texts=[text])
         got, _ = learner(
             world.params,
-            world.cfg,
+            world.config,
             world.features[i : i + 1],
             alone.encode([text]),
             out["tokens"][i : i + 1],
@@ -130,8 +135,8 @@ def test_tokens_after_the_end_and_prompt_padding_do_not_matter(world, n):
     other = np.where(mask, out["tokens"], 77)
     inside = np.arange(world.prompts.width) < encoded["lengths"][:, None]
     padded = {**encoded, "ids": np.where(inside, encoded["ids"], 9)}
-    a, _ = learner(world.params, world.cfg, world.features, encoded, out["tokens"], mask)
-    b, _ = learner(world.params, world.cfg, world.features, padded, other, mask)
+    a, _ = learner(world.params, world.config, world.features, encoded, out["tokens"], mask)
+    b, _ = learner(world.params, world.config, world.features, padded, other, mask)
     assert np.array_equal(np.asarray(a)[mask], np.asarray(b)[mask])
 
 
@@ -140,7 +145,7 @@ def test_sharing_a_prompt_changes_neither_values_nor_gradients(world):
 
     def loss(params, features, encoded, tokens, mask):
         logp, entropy = log_probs.completion_logprobs(
-            params, world.cfg, features, encoded, tokens, mask
+            params, world.config, features, encoded, tokens, mask
         )
         return jnp.sum(jnp.where(mask, logp + 0.1 * entropy, 0.0))
 
@@ -161,7 +166,7 @@ def test_sharing_a_prompt_changes_neither_values_nor_gradients(world):
 
 def sft_batch(world):
     answers = ["<answer>Edema</answer>", "No.", "<answer>No Finding</answer>"]
-    made = training_targets.Completions(world.tok, C).encode(answers)
+    made = training_targets.Completions(world.tokenizer, C).encode(answers)
     return {**made, "prompts": world.prompts.encode(TEXTS)}
 
 
@@ -177,7 +182,7 @@ def test_sft_trains_on_completion_tokens_only(world, monkeypatch):
     monkeypatch.setattr(training_losses, "token_logprobs", spy)
     run = jax.jit(
         lambda params: log_probs.completion_loss(
-            params, world.cfg, world.features, batch, batch["mask"].sum()
+            params, world.config, world.features, batch, batch["mask"].sum()
         )
     )
     loss, probability = run(world.params)
@@ -189,11 +194,11 @@ def test_sft_trains_on_completion_tokens_only(world, monkeypatch):
     for i, (n, m) in enumerate(zip(lengths, own, strict=True)):
         ids[i, : n + m] = [*batch["prompts"]["ids"][i, :n], *batch["completions"][i, :m]]
     mask = np.arange(ids.shape[1]) < (lengths + own)[:, None]
-    where = qwen.positions(world.cfg, ids, [GRID] * 3, mask)
+    where = qwen.positions(world.config, ids, [GRID] * 3, mask)
     hidden = jax.jit(qwen.hidden_states, static_argnums=1)(
-        world.params, world.cfg, ids, mask, where, features=world.features
+        world.params, world.config, ids, mask, where, features=world.features
     )
-    logp = jax.nn.log_softmax(qwen.unembed(world.params, world.cfg, hidden))
+    logp = jax.nn.log_softmax(qwen.unembed(world.params, world.config, hidden))
     chosen = np.take_along_axis(np.asarray(logp)[:, :-1], ids[:, 1:, None], axis=2)[:, :, 0]
     trained = mask[:, 1:] & (np.arange(1, ids.shape[1]) >= lengths[:, None])
     assert (
@@ -205,7 +210,7 @@ def test_sft_trains_on_completion_tokens_only(world, monkeypatch):
 def test_sft_ends_with_the_end_of_the_turn(world):
     batch = sft_batch(world)
     last = batch["completions"][np.arange(3), batch["mask"].sum(1) - 1]
-    assert (last == world.tok.get_vocab()["<|im_end|>"]).all()
+    assert (last == world.tokenizer.get_vocab()["<|im_end|>"]).all()
 
 
 def test_prompts(world):
@@ -214,7 +219,9 @@ def test_prompts(world):
     assert encoded["positions"].shape == (3, len(TEXTS), world.prompts.width + C)
     for i, n in enumerate(encoded["lengths"]):
         ids = encoded["ids"][i]
-        assert (ids == world.cfg.image_token_id).sum() == 4 and (ids[n:] == world.prompts.pad).all()
+        assert (ids == world.config.image_token_id).sum() == 4 and (
+            ids[n:] == world.prompts.pad
+        ).all()
         # Completion tokens go on one by one from the largest prompt position, the same on all three axes.
         where = encoded["positions"][:, i]
         assert np.array_equal(
@@ -226,4 +233,6 @@ def test_prompts(world):
 
 def test_a_prompt_that_holds_an_image_mark_of_its_own_is_refused(world):
     with pytest.raises(UserError, match="image placeholder"):
-        inference_prompts.Prompts(world.tok, world.cfg, GRID, C, texts=["What is <|image_pad|>?"])
+        inference_prompts.Prompts(
+            world.tokenizer, world.config, GRID, C, texts=["What is <|image_pad|>?"]
+        )

@@ -16,7 +16,8 @@ from cxr_jax.runtime import layout as runtime_layout
 from cxr_jax.runtime import trees
 from cxr_jax.sft import loop
 from cxr_jax.sft import step as sft_step
-from cxr_jax.training import optimizer, targets, train_state, trainable
+from cxr_jax.training import optimizer, targets, train_state
+from cxr_jax.training.trainable import Trainable
 from cxr_jax.weights import pretrained
 from experiments import sft as experiment
 
@@ -32,12 +33,12 @@ def world():
     config.update(dict(batch_size=4, max_completion=160, locate_weight=0.3))
     m = pretrained.start(config)
     source = phantom.PhantomSource("A", "train", 3)
-    grid = patches.grid_of(source.size, m.cfg)
-    prompts = inference_prompts.Prompts(m.tokenizer, m.cfg, grid, config.max_completion)
+    grid = patches.grid_of(source.size, m.config)
+    prompts = inference_prompts.Prompts(m.tokenizer, m.config, grid, config.max_completion)
     batch = loop.make_batch_fn(
         config, source, prompts, targets.Completions(m.tokenizer, config.max_completion)
     )(0)
-    head = sft_step.init_locate_head(jax.random.key(0), m.cfg.text.hidden_size, 12)
+    head = sft_step.init_locate_head(jax.random.key(0), m.config.text.hidden_size, 12)
     return config, m, grid, batch, {"model": m.params, "locate": head}
 
 
@@ -46,15 +47,15 @@ def run(world, tx=None, steps=1, **changes):
     config, m, grid, batch, params = world
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(changes)
-    what = trainable.Trainable.of(config)
-    train, fixed = what.split(params, jax.random.key(1))
+    what = Trainable.from_config(config)
+    train, frozen = what.split(params, jax.random.key(1))
     tx = tx or optax.sgd(1.0)
     state = optimizer.init_state(tx, train)
     before = jax.tree.map(np.array, train)
-    step = sft_step.make_steps(config, m.cfg, tx, grid, what)[1]
+    step = sft_step.make_steps(config, m.config, tx, grid, what)[1]
     for _ in range(steps):
-        state, metrics = step(state, fixed, batch)
-    return before, fixed, state, metrics, what
+        state, metrics = step(state, frozen, batch)
+    return before, frozen, state, metrics, what
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +65,12 @@ def plain(world):
 
 def test_frozen_parameters_neither_move_nor_cost(world, plain):
     frozen = ("^model/vision/", "norm1", "embedding")
-    before, fixed, state, _, what = run(world, **{"optim.frozen": frozen})
+    before, frozen, state, _, what = run(world, **{"optim.frozen": frozen})
     all_before, _, all_after, _, _ = plain
-    kept = leaves(fixed)
+    kept = leaves(frozen)
     assert all("vision" in k or "norm1" in k or "embedding" in k for k in kept)
     assert not any("vision" in k or "norm1" in k for k in leaves(state["params"]))
-    whole = leaves(what.whole(state["params"], fixed))
+    whole = leaves(what.merge(state["params"], frozen))
     assert whole.keys() == leaves(all_before).keys()
     for name, value in whole.items():
         if name in kept:
@@ -82,14 +83,14 @@ def test_frozen_parameters_neither_move_nor_cost(world, plain):
 
 
 def test_a_frozen_pattern_that_matches_nothing_is_refused(world):
-    what = trainable.Trainable(frozen=("visoin",))
+    what = Trainable(frozen=("visoin",))
     with pytest.raises(UserError, match="config.optim.frozen: 'visoin' matches no parameter"):
         what.split(world[4], None)
 
 
 def test_lora_trains_adapters_alone(world):
     config, m, grid, batch, params = world
-    before, fixed, state, metrics, what = run(
+    before, frozen, state, metrics, what = run(
         world, optax.adam(3e-3), 3, **{"lora.rank": 4, "lora.targets": ("decoder", "merger")}
     )
     assert state["params"].keys() == {"locate", "lora"}
@@ -98,13 +99,13 @@ def test_lora_trains_adapters_alone(world):
     }
     assert all(moved.values())
     size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
-    assert size(state["params"]) < 0.1 * size(fixed)
-    merged = what.merged(state["params"], fixed)
+    assert size(state["params"]) < 0.1 * size(frozen)
+    merged = what.export_params(state["params"], frozen)
     want = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), m.params)
     changed = {k for k, x in leaves(merged).items() if not np.array_equal(x, leaves(want)[k])}
     assert changed == {f"{p}/kernel" for p in lora.Lora(4, 32.0, ("decoder", "merger")).paths}
-    see = lambda p: qwen.vision(p, m.cfg, loop.patchify(batch["image"]), grid)
-    joined = what.whole(state["params"], fixed)["model"]
+    see = lambda p: qwen.vision(p, m.config, loop.patchify(batch["image"]), grid)
+    joined = what.merge(state["params"], frozen)["model"]
     np.testing.assert_allclose(see(joined), see(merged), atol=1e-4)
 
 
@@ -112,7 +113,7 @@ def test_lora_with_frozen_patterns_is_refused(world):
     config = world[0].copy_and_resolve_references()
     config.lora.rank, config.optim.frozen = 4, ("vision",)
     with pytest.raises(UserError, match="must be empty with LoRA"):
-        trainable.Trainable.of(config)
+        Trainable.from_config(config)
 
 
 def test_parts_of_a_batch_sum_to_the_whole(world, plain):
@@ -143,14 +144,14 @@ def test_bfloat16(world, plain):
 
 def test_nothing_to_train_is_refused(world):
     with pytest.raises(UserError, match="nothing would train"):
-        trainable.Trainable(frozen=("",)).split(world[4], None)
+        Trainable(frozen=("",)).split(world[4], None)
 
 
 def test_a_rank_that_no_matrix_has_is_refused(world):
     with pytest.raises(
         UserError, match=r"lora rank 300 is more than text/layers/attn/q \[192, 192\] can have"
     ):
-        trainable.Trainable(adapters=lora.Lora(300, 1.0)).split(world[4], jax.random.key(0))
+        Trainable(adapters=lora.Lora(300, 1.0)).split(world[4], jax.random.key(0))
 
 
 @pytest.mark.parametrize("lora_rank", [0, 4])
@@ -158,7 +159,7 @@ def test_a_resume_never_holds_two_states(world, lora_rank, monkeypatch):
     """The checkpoint is read before a fresh state is made, from shapes alone."""
     config = experiment.get_config()
     config.lora.rank = lora_rank
-    what, tx = trainable.Trainable.of(config), optimizer.make(config.optim, config.steps)
+    what, tx = Trainable.from_config(config), optimizer.make(config.optim, config.steps)
     params = world[4]
     made, real = [], optimizer.init_state
     concrete = lambda tree: not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
@@ -186,7 +187,7 @@ def test_a_resume_never_holds_two_states(world, lora_rank, monkeypatch):
     layout = runtime_layout.Layout(None)
     layout.state = layout_state
     first = Checkpoints(None)
-    state, train, fixed, meta, step = train_state.train_state(
+    state, train, frozen, meta, step = train_state.train_state(
         config, params, what, tx, layout, first
     )
     describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
@@ -194,8 +195,8 @@ def test_a_resume_never_holds_two_states(world, lora_rank, monkeypatch):
     assert jax.tree.all(
         jax.tree.map(
             np.array_equal,
-            what.whole(train, fixed)["model"]["vision"],
-            what.whole(state["params"], fixed)["model"]["vision"],
+            what.merge(train, frozen)["model"]["vision"],
+            what.merge(state["params"], frozen)["model"]["vision"],
         )
     )
     made.clear()

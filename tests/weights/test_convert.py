@@ -73,11 +73,11 @@ def test_there_and_back_bit_for_bit(tmp_path, layout, capsys):
     assert not [p for p in listing(tmp_path) if ".partial" in p or ".old" in p]
 
     # Ours opens directly, and holds the arrays that the Hugging Face folder gives.
-    ours, (cfg, params) = (
+    ours, (model_config, params) = (
         cxr_jax.load(tmp_path / "new" / "ours", dtype="float32"),
         hf_folder.load_hf(src, F32),
     )
-    assert ours.cfg == cfg and ours.folder == tmp_path / "new" / "ours"
+    assert ours.config == model_config and ours.folder == tmp_path / "new" / "ours"
     jax.tree.map(np.testing.assert_array_equal, ours.params, params)
     assert (
         find_folder(str(tmp_path / "new" / "ours")) == tmp_path / "new" / "ours"
@@ -410,7 +410,7 @@ def large(tmp_path_factory):
         num_key_value_heads=2,
         mrope_section=(8, 12, 12),
     )
-    cfg = config.Config(
+    model_config = config.Config(
         config.VisionConfig(
             depth=2,
             hidden_size=128,
@@ -424,13 +424,13 @@ def large(tmp_path_factory):
     rng, size = np.random.default_rng(0), 0
     noise = rng.integers(0, 0x7F00, 2**20, dtype=np.uint16)
     params: dict = {}
-    for path, shape in hf_table.our_shapes(cfg).items():
+    for path, shape in hf_table.our_shapes(model_config).items():
         node = params
         for name in path[:-1]:
             node = node.setdefault(name, {})
         node[path[-1]] = np.resize(noise, shape).view(BF16)
         size += node[path[-1]].nbytes
-    hf_folder.save_hf(folder, cfg, params, max_shard_gb=0.1)
+    hf_folder.save_hf(folder, model_config, params, max_shard_gb=0.1)
     return folder, size
 
 
@@ -518,8 +518,8 @@ def test_transformers_reads_the_settings(tmp_path):
     assert call("to-hf", tmp_path / "ours", tmp_path / "back") == 0
     phantom = cxr_jax.asset("phantom")
     assert stored(tmp_path / "back") == stored(phantom)
-    cfg = AutoConfig.from_pretrained(tmp_path / "back")
-    assert cfg.model_type == "qwen2_5_vl" and cfg.text_config.hidden_size == 192
+    model_config = AutoConfig.from_pretrained(tmp_path / "back")
+    assert model_config.model_type == "qwen2_5_vl" and model_config.text_config.hidden_size == 192
     mine = AutoTokenizer.from_pretrained(tmp_path / "back")
     assert (
         mine.get_vocab() == AutoTokenizer.from_pretrained(phantom).get_vocab()

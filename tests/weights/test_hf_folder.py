@@ -54,10 +54,10 @@ def same(a, b):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_round_trip_bit_for_bit(name, dtype, tmp_path):
     src = golden_cases.write_folder(tmp_path / "a", name)
-    cfg, params = hf_folder.load_hf(src, np.dtype(dtype))
-    hf_folder.save_hf(tmp_path / "b", cfg, params)
+    model_config, params = hf_folder.load_hf(src, np.dtype(dtype))
+    hf_folder.save_hf(tmp_path / "b", model_config, params)
     cfg2, params2 = hf_folder.load_hf(tmp_path / "b")
-    assert cfg2 == cfg
+    assert cfg2 == model_config
     same(params, params2)
     tensors, weights = open_tensors(tmp_path / "b"), golden_cases.case(name)["weights"]
     assert set(tensors.where) == {hf_table.canonical_key(k) for k in weights}
@@ -69,8 +69,8 @@ def test_files_are_what_the_safetensors_library_reads(tmp_path):
     from safetensors.numpy import load_file
 
     src = golden_cases.write_folder(tmp_path / "a", "even")
-    cfg, params = hf_folder.load_hf(src)
-    hf_folder.save_hf(tmp_path / "b", cfg, params)
+    model_config, params = hf_folder.load_hf(src)
+    hf_folder.save_hf(tmp_path / "b", model_config, params)
     theirs = load_file(tmp_path / "b" / "model.safetensors")
     for key, value in golden_cases.case("even")["weights"].items():
         np.testing.assert_array_equal(theirs[hf_table.canonical_key(key)], value)
@@ -191,15 +191,15 @@ OTHER_ROPE = dataclasses.replace(
 )
 
 
-@pytest.mark.parametrize("cfg", [PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B, OTHER_ROPE])
-def test_config_round_trip(cfg):
-    assert Config.from_hf(json.loads(json.dumps(cfg.to_hf()))) == cfg
-    hash(cfg)
+@pytest.mark.parametrize("model_config", [PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B, OTHER_ROPE])
+def test_config_round_trip(model_config):
+    assert Config.from_hf(json.loads(json.dumps(model_config.to_hf()))) == model_config
+    hash(model_config)
 
 
 def test_published_sizes():
     """Parameter counts of the published models, from shapes alone."""
-    total = lambda cfg: sum(int(np.prod(r.shape)) for r in hf_table.rules(cfg))
+    total = lambda model_config: sum(int(np.prod(r.shape)) for r in hf_table.rules(model_config))
     assert total(QWEN2_5_VL_3B) == 3_754_622_976
     assert total(QWEN2_5_VL_7B) == 8_292_166_656
     conv = next(r for r in hf_table.rules(QWEN2_5_VL_3B) if r.transform == "conv")
@@ -207,27 +207,29 @@ def test_published_sizes():
 
 
 def test_saving_replaces_whole_folders_only(tmp_path, monkeypatch):
-    cfg, params = hf_folder.load_hf(golden_cases.write_folder(tmp_path / "a", "text"))
-    hf_folder.save_hf(tmp_path / "out", cfg, params)
+    model_config, params = hf_folder.load_hf(golden_cases.write_folder(tmp_path / "a", "text"))
+    hf_folder.save_hf(tmp_path / "out", model_config, params)
     (tmp_path / "out" / "old.txt").write_text("x")
     monkeypatch.setattr(
         hf_folder, "write_folder", lambda *a: (_ for _ in ()).throw(OSError("disk full"))
     )
     with pytest.raises(OSError, match="disk full"):
-        hf_folder.save_hf(tmp_path / "out", cfg, params)
+        hf_folder.save_hf(tmp_path / "out", model_config, params)
     monkeypatch.undo()
     same(hf_folder.load_hf(tmp_path / "out")[1], params)
     assert (tmp_path / "out" / "old.txt").exists()
-    hf_folder.save_hf(tmp_path / "out", cfg, params, dtype=ml_dtypes.bfloat16)
+    hf_folder.save_hf(tmp_path / "out", model_config, params, dtype=ml_dtypes.bfloat16)
     assert not (tmp_path / "out" / "old.txt").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "out"]  # no leftovers
 
 
 def test_load_by_name(tmp_path):
-    cfg, params = hf_folder.load_hf(golden_cases.write_folder(tmp_path / "m", "even"))
-    hf_folder.save_hf(tmp_path / "run" / "hf", cfg, params, dtype=ml_dtypes.bfloat16)
+    model_config, params = hf_folder.load_hf(golden_cases.write_folder(tmp_path / "m", "even"))
+    hf_folder.save_hf(tmp_path / "run" / "hf", model_config, params, dtype=ml_dtypes.bfloat16)
     model = cxr_jax.load(tmp_path / "run")
-    assert model.cfg == cfg and {x.dtype.name for x in jax.tree.leaves(model.params)} == {"float32"}
+    assert model.config == model_config and {
+        x.dtype.name for x in jax.tree.leaves(model.params)
+    } == {"float32"}
     low = cxr_jax.load(str(tmp_path / "run" / "hf"), dtype="bfloat16")
     assert {x.dtype.name for x in jax.tree.leaves(low.params)} == {"bfloat16"}
     c = golden_cases.case("even")

@@ -23,13 +23,13 @@ __all__ = [
 ]
 
 
-@functools.partial(jax.jit, static_argnames="cfg")
-def init_params(cfg: Config, key) -> dict:
+@functools.partial(jax.jit, static_argnames="model_config")
+def init_params(model_config: Config, key) -> dict:
     """Fresh float32 parameters."""
     a, b = jax.random.split(key)
     return {
-        "vision": tower.init_params(cfg.vision, a),
-        "text": decoder.init_params(cfg.text, b, cfg.tie_word_embeddings),
+        "vision": tower.init_params(model_config.vision, a),
+        "text": decoder.init_params(model_config.text, b, model_config.tie_word_embeddings),
     }
 
 
@@ -40,7 +40,7 @@ def count(params: dict) -> int:
 
 def vision(
     params: dict,
-    cfg: Config,
+    model_config: Config,
     pixels,
     grid: tuple[int, int, int] = (1, 16, 16),
     *,
@@ -48,10 +48,12 @@ def vision(
     dtype=jnp.float32,
 ):
     """pixels [N, P, 1176] in the processor's patch order, one static grid -> image tokens [N, P/4, D]."""
-    return tower.forward(params["vision"], cfg.vision, pixels, grid, remat=remat, dtype=dtype)
+    return tower.forward(
+        params["vision"], model_config.vision, pixels, grid, remat=remat, dtype=dtype
+    )
 
 
-def embed(params: dict, cfg: Config, input_ids, image_features=None, *, dtype=jnp.float32):
+def embed(params: dict, model_config: Config, input_ids, image_features=None, *, dtype=jnp.float32):
     """Token embeddings [B, T, D]; the i-th image placeholder of a row takes image_features[row, i].
 
     image_features [B, I, D] or None. A row may have fewer placeholders than I; the rest is not used.
@@ -59,20 +61,20 @@ def embed(params: dict, cfg: Config, input_ids, image_features=None, *, dtype=jn
     h = jnp.take(params["text"]["embed"]["embedding"], input_ids, axis=0, mode="clip").astype(dtype)
     if image_features is None:
         return h
-    is_image = input_ids == cfg.image_token_id
+    is_image = input_ids == model_config.image_token_id
     slot = jnp.clip(jnp.cumsum(is_image, 1) - 1, 0, image_features.shape[1] - 1)
     placed = jnp.take_along_axis(image_features.astype(dtype), slot[..., None], axis=1, mode="clip")
     return jnp.where(is_image[..., None], placed, h)
 
 
-def decode_full(params: dict, cfg: Config, h, positions, mask, *, remat: str = "none"):
+def decode_full(params: dict, model_config: Config, h, positions, mask, *, remat: str = "none"):
     """h [B, T, D], positions int [3, B, T], mask bool [B, T] -> hidden [B, T, D] after the final norm."""
-    return decoder.forward(params["text"], cfg.text, h, positions, mask, remat=remat)
+    return decoder.forward(params["text"], model_config.text, h, positions, mask, remat=remat)
 
 
 def decode_group(
     params: dict,
-    cfg: Config,
+    model_config: Config,
     h_prompt,
     positions,
     lengths,
@@ -87,18 +89,25 @@ def decode_group(
     [3, B*n, C] right-padded, in prompt order. Returns hidden [B, S, D] and [B*n, C, D].
     """
     return decoder.forward_group(
-        params["text"], cfg.text, h_prompt, positions, lengths, h_own, own_positions, remat=remat
+        params["text"],
+        model_config.text,
+        h_prompt,
+        positions,
+        lengths,
+        h_own,
+        own_positions,
+        remat=remat,
     )
 
 
-def unembed(params: dict, cfg: Config, hidden):
+def unembed(params: dict, model_config: Config, hidden):
     """hidden [..., D] -> float32 logits [..., V]."""
     text, product = (
         params["text"],
         functools.partial(jnp.einsum, preferred_element_type=jnp.float32),
     )
     if (
-        cfg.tie_word_embeddings
+        model_config.tie_word_embeddings
     ):  # not by the transpose: of one row, XLA for CPUs would copy it at every step
         return product("...d,vd->...v", hidden, text["embed"]["embedding"].astype(hidden.dtype))
     return product("...d,dv->...v", hidden, text["head"]["kernel"].astype(hidden.dtype))
@@ -106,7 +115,7 @@ def unembed(params: dict, cfg: Config, hidden):
 
 def hidden_states(
     params: dict,
-    cfg: Config,
+    model_config: Config,
     input_ids,
     mask,
     positions,
@@ -125,7 +134,7 @@ def hidden_states(
     if pixels is not None:
         B = input_ids.shape[0]
         flat = pixels.reshape(-1, *pixels.shape[-2:])
-        features = vision(params, cfg, flat, grid, remat=remat, dtype=dtype)
-        features = features.reshape(B, -1, cfg.text.hidden_size)
-    h = embed(params, cfg, input_ids, features, dtype=dtype)
-    return decode_full(params, cfg, h, positions, mask, remat=remat)
+        features = vision(params, model_config, flat, grid, remat=remat, dtype=dtype)
+        features = features.reshape(B, -1, model_config.text.hidden_size)
+    h = embed(params, model_config, input_ids, features, dtype=dtype)
+    return decode_full(params, model_config, h, positions, mask, remat=remat)

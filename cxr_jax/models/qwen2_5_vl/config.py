@@ -129,7 +129,7 @@ def _vision_from_hf(v: dict) -> VisionConfig:
             f"config.json: vision_config.hidden_act {act!r} is not supported (only 'silu')"
         )
     where = "vision_config."
-    cfg = VisionConfig(
+    model_config = VisionConfig(
         depth=int(_need(v, "depth", where)),
         hidden_size=int(_need(v, "hidden_size", where)),
         num_heads=int(_need(v, "num_heads", where)),
@@ -146,13 +146,13 @@ def _vision_from_hf(v: dict) -> VisionConfig:
         tokens_per_second=int(v.get("tokens_per_second", 4)),
         rope_theta=float((v.get("rope_parameters") or {}).get("rope_theta", 10000.0)),
     )
-    if cfg.hidden_size % cfg.num_heads or cfg.head_dim % 4:
+    if model_config.hidden_size % model_config.num_heads or model_config.head_dim % 4:
         raise UserError(
             "config.json: vision_config.hidden_size / num_heads must be a multiple of 4"
         )
-    if cfg.window_size // cfg.patch_size // cfg.spatial_merge_size < 1:
+    if model_config.window_size // model_config.patch_size // model_config.spatial_merge_size < 1:
         raise UserError("config.json: vision_config.window_size is smaller than one merged patch")
-    return cfg
+    return model_config
 
 
 def _text_from_hf(t: dict) -> TextConfig:
@@ -169,7 +169,7 @@ def _text_from_hf(t: dict) -> TextConfig:
             f"config.json: rope type {kind!r} is not supported (only 'default' and 'mrope')"
         )
     heads = int(_need(t, "num_attention_heads", ""))
-    cfg = TextConfig(
+    model_config = TextConfig(
         vocab_size=int(_need(t, "vocab_size", "")),
         hidden_size=int(_need(t, "hidden_size", "")),
         intermediate_size=int(_need(t, "intermediate_size", "")),
@@ -181,16 +181,16 @@ def _text_from_hf(t: dict) -> TextConfig:
         rms_norm_eps=float(t.get("rms_norm_eps", 1e-5)),
         max_position_embeddings=int(t.get("max_position_embeddings", 32768)),
     )
-    if cfg.hidden_size % heads or heads % cfg.num_key_value_heads:
+    if model_config.hidden_size % heads or heads % model_config.num_key_value_heads:
         raise UserError(
             "config.json: hidden_size, num_attention_heads and num_key_value_heads do not divide"
         )
-    if sum(cfg.mrope_section) * 2 != cfg.head_dim:
+    if sum(model_config.mrope_section) * 2 != model_config.head_dim:
         raise UserError(
-            f"config.json: mrope_section {list(cfg.mrope_section)} must sum to half of the "
-            f"head size {cfg.head_dim}"
+            f"config.json: mrope_section {list(model_config.mrope_section)} must sum to half of the "
+            f"head size {model_config.head_dim}"
         )
-    return cfg
+    return model_config
 
 
 def _from_hf(d: dict) -> Config:

@@ -29,15 +29,22 @@ from cxr_jax.models.qwen2_5_vl.config import TextConfig
 class Attention(nnx.Module):
     """Projections around `attend(q [B,T,H,d], k, v [B,T,K,d]) -> ([B,T,H,d], aux)`, which picks the keys."""
 
-    def __init__(self, cfg: TextConfig, *, rngs: nnx.Rngs, fused: bool = False):
-        D, hd = cfg.hidden_size, cfg.head_dim
-        self.widths = [n * hd for n in (cfg.num_attention_heads, *[cfg.num_key_value_heads] * 2)]
+    def __init__(self, model_config: TextConfig, *, rngs: nnx.Rngs, fused: bool = False):
+        D, hd = model_config.hidden_size, model_config.head_dim
+        self.widths = [
+            n * hd
+            for n in (model_config.num_attention_heads, *[model_config.num_key_value_heads] * 2)
+        ]
         if fused:
             self.qkv = Linear(D, sum(self.widths), bias=True, rngs=rngs)
         else:
             self.q, self.k, self.v = (Linear(D, w, bias=True, rngs=rngs) for w in self.widths)
         self.o = Linear(
-            self.widths[0], D, bias=False, rngs=rngs, scale=(2 * cfg.num_hidden_layers) ** -0.5
+            self.widths[0],
+            D,
+            bias=False,
+            rngs=rngs,
+            scale=(2 * model_config.num_hidden_layers) ** -0.5,
         )
         self.head_dim, self.fused = hd, fused
 
@@ -57,16 +64,16 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """One layer. `fused`: for parameters from `fuse`, with q, k, v and gate, up in one kernel each."""
 
-    def __init__(self, cfg: TextConfig, fused: bool = False, *, rngs: nnx.Rngs):
-        D, F = cfg.hidden_size, cfg.intermediate_size
-        self.norm1 = RMSNorm(D, cfg.rms_norm_eps)
-        self.attn = Attention(cfg, rngs=rngs, fused=fused)
-        self.norm2 = RMSNorm(D, cfg.rms_norm_eps)
+    def __init__(self, model_config: TextConfig, fused: bool = False, *, rngs: nnx.Rngs):
+        D, F = model_config.hidden_size, model_config.intermediate_size
+        self.norm1 = RMSNorm(D, model_config.rms_norm_eps)
+        self.attn = Attention(model_config, rngs=rngs, fused=fused)
+        self.norm2 = RMSNorm(D, model_config.rms_norm_eps)
         if fused:
             self.mlp = FusedMLP(D, F, rngs=rngs)
         else:
             self.mlp = MLP(
-                D, F, bias=False, rngs=rngs, out_scale=(2 * cfg.num_hidden_layers) ** -0.5
+                D, F, bias=False, rngs=rngs, out_scale=(2 * model_config.num_hidden_layers) ** -0.5
             )
 
     def __call__(self, x, cos, sin, attend):
@@ -78,25 +85,25 @@ class Block(nnx.Module):
 class Final(nnx.Module):
     """The last normalisation."""
 
-    def __init__(self, cfg: TextConfig, *, rngs: nnx.Rngs):
+    def __init__(self, model_config: TextConfig, *, rngs: nnx.Rngs):
         del rngs
-        self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
+        self.norm = RMSNorm(model_config.hidden_size, model_config.rms_norm_eps)
 
     def __call__(self, x):
         return self.norm(x)
 
 
-def init_params(cfg: TextConfig, key, tied: bool) -> dict:
+def init_params(model_config: TextConfig, key, tied: bool) -> dict:
     """Fresh parameters: {"embed": {"embedding" [V, D]}, "layers" (stacked), "final", "head" if untied}."""
     a, b, c = jax.random.split(key, 3)
     normal = lambda k, shape: 0.02 * jax.random.normal(k, shape, jnp.float32)
     params = {
-        "embed": {"embedding": normal(a, (cfg.vocab_size, cfg.hidden_size))},
-        "layers": init_stacked(Block, cfg, key=b, n=cfg.num_hidden_layers),
-        "final": {"norm": {"scale": jnp.ones((cfg.hidden_size,), jnp.float32)}},
+        "embed": {"embedding": normal(a, (model_config.vocab_size, model_config.hidden_size))},
+        "layers": init_stacked(Block, model_config, key=b, n=model_config.num_hidden_layers),
+        "final": {"norm": {"scale": jnp.ones((model_config.hidden_size,), jnp.float32)}},
     }
     if not tied:
-        params["head"] = {"kernel": normal(c, (cfg.hidden_size, cfg.vocab_size))}
+        params["head"] = {"kernel": normal(c, (model_config.hidden_size, model_config.vocab_size))}
     return params
 
 
@@ -127,24 +134,24 @@ def causal_bias(mask):
     return key_bias(jnp.tril(jnp.ones((T, T), bool)) & mask.astype(bool)[:, None, :])[:, None, None]
 
 
-def final_norm(params: dict, cfg: TextConfig, h):
-    return apply(graph(Final, cfg), params["final"], h)
+def final_norm(params: dict, model_config: TextConfig, h):
+    return apply(graph(Final, model_config), params["final"], h)
 
 
-def forward(params: dict, cfg: TextConfig, h, positions, mask, *, remat: str = "none"):
+def forward(params: dict, model_config: TextConfig, h, positions, mask, *, remat: str = "none"):
     """h [B, T, D], positions int [3, B, T], mask bool [B, T] -> hidden [B, T, D] after the final norm."""
-    cos, sin = rope.text_cos_sin(cfg, positions)
+    cos, sin = rope.text_cos_sin(model_config, positions)
     bias = causal_bias(mask)
-    block = graph(Block, cfg)
+    block = graph(Block, model_config)
     attend = lambda q, k, v: (attention(q, k, v, bias), None)
     layer = lambda p, x: apply(block, p, x, cos, sin, attend)
-    h, _ = run_layers(layer, params["layers"], h, cfg.num_hidden_layers, remat)
-    return final_norm(params, cfg, h)
+    h, _ = run_layers(layer, params["layers"], h, model_config.num_hidden_layers, remat)
+    return final_norm(params, model_config, h)
 
 
 def forward_group(
     params: dict,
-    cfg: TextConfig,
+    model_config: TextConfig,
     h_prompt,
     positions,
     lengths,
@@ -161,10 +168,13 @@ def forward_group(
     """
     S, C = h_prompt.shape[1], h_own.shape[1]
     mask = jnp.arange(S) < lengths[:, None]
-    angles, own_angles = rope.text_cos_sin(cfg, positions), rope.text_cos_sin(cfg, own_positions)
+    angles, own_angles = (
+        rope.text_cos_sin(model_config, positions),
+        rope.text_cos_sin(model_config, own_positions),
+    )
     bias, seen = causal_bias(mask), key_bias(mask)[:, None, None, None, None]
     causal = key_bias(jnp.tril(jnp.ones((C, C), bool)))
-    block = graph(Block, cfg)
+    block = graph(Block, model_config)
 
     def layer(p, x):
         attend = lambda q, k, v: (
@@ -179,28 +189,30 @@ def forward_group(
 
         return (prompt, apply(block, p, x[1], *own_angles, attend_own)[0]), None
 
-    x, _ = run_layers(layer, params["layers"], (h_prompt, h_own), cfg.num_hidden_layers, remat)
-    return final_norm(params, cfg, x[0]), final_norm(params, cfg, x[1])
+    x, _ = run_layers(
+        layer, params["layers"], (h_prompt, h_own), model_config.num_hidden_layers, remat
+    )
+    return final_norm(params, model_config, x[0]), final_norm(params, model_config, x[1])
 
 
-def prefill(params: dict, cfg: TextConfig, h, positions, lengths):
+def prefill(params: dict, model_config: TextConfig, h, positions, lengths):
     """Run prompts h [B, S, D] once.
 
     Returns (hidden [B, D] of each prompt's last token after the final norm, cache {"k", "v"}: [L, B, S, K, d]
     each).
     """
     mask = jnp.arange(h.shape[1]) < lengths[:, None]
-    cos, sin = rope.text_cos_sin(cfg, positions)
+    cos, sin = rope.text_cos_sin(model_config, positions)
     bias = causal_bias(mask)
-    block = graph(Block, cfg)
+    block = graph(Block, model_config)
     attend = lambda q, k, v: (attention(q, k, v, bias), {"k": k, "v": v})
     layer = lambda p, x: apply(block, p, x, cos, sin, attend)
-    h, cache = run_layers(layer, params["layers"], h, cfg.num_hidden_layers)
+    h, cache = run_layers(layer, params["layers"], h, model_config.num_hidden_layers)
     last = jnp.take_along_axis(h, (lengths - 1)[:, None, None], axis=1, mode="clip")[:, 0]
-    return final_norm(params, cfg, last), cache
+    return final_norm(params, model_config, last), cache
 
 
-def extend(params: dict, cfg: TextConfig, h, positions, lengths, keys: list[tuple], used):
+def extend(params: dict, model_config: TextConfig, h, positions, lengths, keys: list[tuple], used):
     """`prefill` of h [B, E, D] on top of keys that are kept: `prompt_keys` of S slots, the first used [B] filled.
 
     positions int [3, B, E], lengths int [B] of the new tokens. Returns (hidden [B, D] of each last token after
@@ -208,8 +220,8 @@ def extend(params: dict, cfg: TextConfig, h, positions, lengths, keys: list[tupl
     """
     seen = key_bias(jnp.arange(keys[0][0].shape[2]) < used[:, None])[:, None, None, None, None]
     causal = key_bias(jnp.tril(jnp.ones((h.shape[1], h.shape[1]), bool)))
-    angles = rope.text_cos_sin(cfg, positions)
-    block = graph(Block, cfg)
+    angles = rope.text_cos_sin(model_config, positions)
+    block = graph(Block, model_config)
 
     def layer(x, h):
         def attend(q, k, v):
@@ -222,12 +234,14 @@ def extend(params: dict, cfg: TextConfig, h, positions, lengths, keys: list[tupl
         both = [{"params": p, "kept": k} for p, k in zip(params["layers"], keys, strict=True)]
     else:
         both = {"params": params["layers"], "kept": jax.tree.map(lambda *k: jnp.stack(k), *keys)}
-    h, new = run_layers(layer, both, h, cfg.num_hidden_layers)
+    h, new = run_layers(layer, both, h, model_config.num_hidden_layers)
     last = jnp.take_along_axis(h, (lengths - 1)[:, None, None], axis=1, mode="clip")[:, 0]
-    return final_norm(params, cfg, last), [tuple(x[i] for x in new) for i in range(len(keys))]
+    return final_norm(params, model_config, last), [
+        tuple(x[i] for x in new) for i in range(len(keys))
+    ]
 
 
-def decode_layers(params: dict, cfg: TextConfig) -> list[dict]:
+def decode_layers(params: dict, model_config: TextConfig) -> list[dict]:
     """The unstacked layers that `decode_step` takes, fused: made once, outside the loop, layer by layer, so that there
     is no second whole copy. A list is taken as it is.
 
@@ -238,7 +252,7 @@ def decode_layers(params: dict, cfg: TextConfig) -> list[dict]:
     layers = params["layers"]
     if isinstance(layers, list):
         return layers
-    apart = unstack(layers, cfg.num_hidden_layers)
+    apart = unstack(layers, model_config.num_hidden_layers)
     q = layers["attn"]["q"]["kernel"]
     return (
         apart if q.dtype != jnp.float32 and split_adapters(layers)[1] else [fuse(p) for p in apart]
@@ -250,18 +264,19 @@ def prompt_keys(cache: dict) -> list[tuple]:
     return [tuple(cache[x][i].transpose(0, 2, 1, 3) for x in "kv") for i in range(len(cache["k"]))]
 
 
-def empty_own(cfg: TextConfig, rows: int, length: int, dtype) -> list[tuple]:
+def empty_own(model_config: TextConfig, rows: int, length: int, dtype) -> list[tuple]:
     """[(k, v)] a layer, zeros [R, K, length, d]: room for the keys of generated tokens."""
-    shape = (rows, cfg.num_key_value_heads, length, cfg.head_dim)
+    shape = (rows, model_config.num_key_value_heads, length, model_config.head_dim)
     return [
-        (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(cfg.num_hidden_layers)
+        (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        for _ in range(model_config.num_hidden_layers)
     ]
 
 
 def decode_step(
     layers: list[dict],
     final: dict,
-    cfg: TextConfig,
+    model_config: TextConfig,
     h,
     positions,
     prompt: list[tuple],
@@ -277,12 +292,12 @@ def decode_step(
     not all of the prompts' rows, see `two_part_attention`.
     Returns (hidden [R, D] after the final norm, own with slot `step` filled).
     """
-    cos, sin = rope.text_cos_sin(cfg, positions)
+    cos, sin = rope.text_cos_sin(model_config, positions)
     seen = key_bias(jnp.arange(prompt[0][0].shape[2]) < prompt_lengths[:, None])[
         :, None, None, None, None
     ]
     mine = key_bias(jnp.arange(own[0][0].shape[2]) <= step)
-    block = graph(Block, cfg, "qkv" in layers[0]["attn"])
+    block = graph(Block, model_config, "qkv" in layers[0]["attn"])
     out = []
     for p, shared, (ko, vo) in zip(layers, prompt, own, strict=True):
 
@@ -295,4 +310,4 @@ def decode_step(
 
         h, kv = apply(block, p, h, cos, sin, attend)
         out.append(kv)
-    return apply(graph(Final, cfg), final, h[:, 0]), out
+    return apply(graph(Final, model_config), final, h[:, 0]), out

@@ -70,38 +70,40 @@ class Rule:
         return np.ascontiguousarray(x if self.transform == "as is" else x.T).reshape(self.shape)
 
 
-def our_shapes(cfg: Config) -> dict[tuple[str, ...], tuple[int, ...]]:
+def our_shapes(model_config: Config) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Path -> shape of every parameter of a config, from an abstract init: no array is made."""
     import jax
 
     from cxr_jax.models import qwen2_5_vl
 
-    tree = jax.eval_shape(lambda k: qwen2_5_vl.init_params(cfg, k), jax.random.key(0))
+    tree = jax.eval_shape(lambda k: qwen2_5_vl.init_params(model_config, k), jax.random.key(0))
     return {path: tuple(leaf.shape) for path, leaf in flatten(tree)}
 
 
-def rules(cfg: Config) -> list[Rule]:
+def rules(model_config: Config) -> list[Rule]:
     """Every tensor of a model folder, in file order. Raises KeyError if the table and the model disagree."""
-    shapes = our_shapes(cfg)
+    shapes = our_shapes(model_config)
     out, seen = [], set()
     for part, table in (("vision", _VISION), ("text", _TEXT)):
         for name, key, transform in table:
             path = (part, *name.split("/"))
-            if path not in shapes and path[1] == "head" and cfg.tie_word_embeddings:
+            if path not in shapes and path[1] == "head" and model_config.tie_word_embeddings:
                 continue
             shape = shapes[path]
             seen.add(path)
             layers = range(shape[0]) if "{}" in key else [None]
             own = shape[1:] if "{}" in key else shape
             for i in layers:
-                out.append(Rule(key.format(i), path, i, transform, _hf_shape(cfg, own, transform)))
+                out.append(
+                    Rule(key.format(i), path, i, transform, _hf_shape(model_config, own, transform))
+                )
     if seen != set(shapes):
         raise KeyError(f"no rule for {sorted(set(shapes) - seen)}")
     return out
 
 
-def _hf_shape(cfg: Config, own: tuple[int, ...], transform: str) -> tuple[int, ...]:
-    v = cfg.vision
+def _hf_shape(model_config: Config, own: tuple[int, ...], transform: str) -> tuple[int, ...]:
+    v = model_config.vision
     if transform == "conv":
         return (v.hidden_size, v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
     return own[::-1] if transform == "t" else own

@@ -42,10 +42,10 @@ def pixel_limits(settings: dict, path: Path | None) -> tuple[int, int]:
 
 
 def preprocessor_config(
-    cfg: Config, min_pixels: int = PIXEL_LIMITS[0], max_pixels: int = PIXEL_LIMITS[1]
+    model_config: Config, min_pixels: int = PIXEL_LIMITS[0], max_pixels: int = PIXEL_LIMITS[1]
 ) -> dict:
     """The image arithmetic of Qwen2-VL (mean and standard deviation are CLIP's)."""
-    v = cfg.vision
+    v = model_config.vision
     return {
         "image_processor_type": "Qwen2VLImageProcessor",
         "processor_class": "Qwen2_5_VLProcessor",

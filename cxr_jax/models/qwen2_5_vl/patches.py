@@ -143,6 +143,6 @@ def _patches(gray, xp):
     return clip.reshape(n, h * w // PATCH**2, PATCH_DIM)
 
 
-def grid_of(size: int, cfg) -> tuple[int, int, int]:
+def grid_of(size: int, model_config) -> tuple[int, int, int]:
     """Patch grid (t, h, w) of a square image of `size` pixels."""
-    return (1, size // cfg.vision.patch_size, size // cfg.vision.patch_size)
+    return (1, size // model_config.vision.patch_size, size // model_config.vision.patch_size)

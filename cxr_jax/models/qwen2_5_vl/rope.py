@@ -20,21 +20,21 @@ def frequencies(theta: float, dim: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)
-def vision_angles(cfg: VisionConfig, h: int, w: int) -> np.ndarray:
+def vision_angles(model_config: VisionConfig, h: int, w: int) -> np.ndarray:
     """float32 [h * w, head_dim / 2] for one frame, patches in merge-block order (the processor's order)."""
-    m = cfg.spatial_merge_size
+    m = model_config.spatial_merge_size
     row, col = (
         np.mgrid[:h, :w].reshape(2, h // m, m, w // m, m).transpose(0, 1, 3, 2, 4).reshape(2, -1)
     )
-    freq = frequencies(cfg.rope_theta, cfg.head_dim // 2)
+    freq = frequencies(model_config.rope_theta, model_config.head_dim // 2)
     return np.concatenate([a[:, None].astype(np.float32) * freq for a in (row, col)], -1)
 
 
-def text_cos_sin(cfg: TextConfig, positions):
+def text_cos_sin(model_config: TextConfig, positions):
     """cos, sin float32 [B, T, 1, head_dim / 2] from positions int [3, B, T]: each band of frequencies
     follows its own axis (time, height, width)."""
-    axis = np.repeat(np.arange(3), cfg.mrope_section)
-    freq = frequencies(cfg.rope_theta, cfg.head_dim)
+    axis = np.repeat(np.arange(3), model_config.mrope_section)
+    freq = frequencies(model_config.rope_theta, model_config.head_dim)
     picked = jnp.moveaxis(jnp.asarray(positions), 0, -1)[..., axis]  # [B, T, head_dim / 2]
     angles = picked.astype(jnp.float32) * freq
     return jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
@@ -51,10 +51,10 @@ def _image_positions(grid, merge: int, start: int) -> np.ndarray:
     return np.mgrid[:t, :h, :w].reshape(3, -1) + start
 
 
-def _row_positions(cfg: Config, ids: np.ndarray, grids, row: int) -> np.ndarray:
+def _row_positions(model_config: Config, ids: np.ndarray, grids, row: int) -> np.ndarray:
     """[3, T] for one unpadded row; `grids` is an iterator from which the row takes its images."""
-    merge = cfg.vision.spatial_merge_size
-    is_image = ids == cfg.image_token_id
+    merge = model_config.vision.spatial_merge_size
+    is_image = ids == model_config.image_token_id
     edges = np.flatnonzero(np.diff(is_image)) + 1
     out, start = [np.zeros((3, 0), np.int64)], 0
     for run in np.split(is_image, edges):
@@ -76,7 +76,7 @@ def _row_positions(cfg: Config, ids: np.ndarray, grids, row: int) -> np.ndarray:
     return np.concatenate(out, 1)
 
 
-def positions(cfg: Config, input_ids, grids=None, mask=None) -> np.ndarray:
+def positions(model_config: Config, input_ids, grids=None, mask=None) -> np.ndarray:
     """M-RoPE positions int32 [3, B, T] (time, height, width) as transformers' `get_rope_index` gives them.
 
     input_ids: int [B, T]. grids: the (t, h, w) of every image in reading order over the batch, [n, 3]; or one
@@ -90,7 +90,7 @@ def positions(cfg: Config, input_ids, grids=None, mask=None) -> np.ndarray:
     source = itertools.repeat(table) if same else iter(table)
     out = np.zeros((3, *ids.shape), np.int32)
     for b in range(len(ids)):
-        out[:, b, keep[b]] = _row_positions(cfg, ids[b][keep[b]], source, b)
+        out[:, b, keep[b]] = _row_positions(model_config, ids[b][keep[b]], source, b)
     if not same and next(source, None) is not None:
         raise UserError("more image grids than image placeholders in input_ids")
     return out

@@ -24,8 +24,8 @@ EPS = 1e-6  # fixed in the reference, not in config.json
 class PatchEmbed(nnx.Module):
     """Flattened patches [..., patch_dim] -> [..., hidden]; the reference's 3-D convolution as a product."""
 
-    def __init__(self, cfg: VisionConfig, *, rngs: nnx.Rngs):
-        self.proj = Linear(cfg.patch_dim, cfg.hidden_size, bias=False, rngs=rngs)
+    def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs):
+        self.proj = Linear(model_config.patch_dim, model_config.hidden_size, bias=False, rngs=rngs)
 
     def __call__(self, x):
         return self.proj(x)
@@ -34,11 +34,11 @@ class PatchEmbed(nnx.Module):
 class Attention(nnx.Module):
     """Attention within each segment. `segments`: ((windows, patches a window), ...) along the patch axis."""
 
-    def __init__(self, cfg: VisionConfig, *, rngs: nnx.Rngs):
-        d = cfg.hidden_size
+    def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs):
+        d = model_config.hidden_size
         self.qkv = Linear(d, 3 * d, bias=True, rngs=rngs)
-        self.proj = Linear(d, d, bias=True, rngs=rngs, scale=(2 * cfg.depth) ** -0.5)
-        self.heads = cfg.num_heads
+        self.proj = Linear(d, d, bias=True, rngs=rngs, scale=(2 * model_config.depth) ** -0.5)
+        self.heads = model_config.num_heads
 
     def __call__(self, x, cos, sin, segments):
         N, P, D = x.shape
@@ -54,16 +54,16 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    def __init__(self, cfg: VisionConfig, *, rngs: nnx.Rngs):
-        self.norm1 = RMSNorm(cfg.hidden_size, EPS)
-        self.attn = Attention(cfg, rngs=rngs)
-        self.norm2 = RMSNorm(cfg.hidden_size, EPS)
+    def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs):
+        self.norm1 = RMSNorm(model_config.hidden_size, EPS)
+        self.attn = Attention(model_config, rngs=rngs)
+        self.norm2 = RMSNorm(model_config.hidden_size, EPS)
         self.mlp = MLP(
-            cfg.hidden_size,
-            cfg.intermediate_size,
+            model_config.hidden_size,
+            model_config.intermediate_size,
             bias=True,
             rngs=rngs,
-            out_scale=(2 * cfg.depth) ** -0.5,
+            out_scale=(2 * model_config.depth) ** -0.5,
         )
 
     def __call__(self, x, cos, sin, segments):
@@ -74,12 +74,12 @@ class Block(nnx.Module):
 class Merger(nnx.Module):
     """Four neighbouring patches [N, P, hidden] -> one token [N, P/4, out]."""
 
-    def __init__(self, cfg: VisionConfig, *, rngs: nnx.Rngs):
-        d = cfg.hidden_size * cfg.merge_unit
-        self.norm = RMSNorm(cfg.hidden_size, EPS)
+    def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs):
+        d = model_config.hidden_size * model_config.merge_unit
+        self.norm = RMSNorm(model_config.hidden_size, EPS)
         self.fc1 = Linear(d, d, bias=True, rngs=rngs)
-        self.fc2 = Linear(d, cfg.out_hidden_size, bias=True, rngs=rngs)
-        self.unit = cfg.merge_unit
+        self.fc2 = Linear(d, model_config.out_hidden_size, bias=True, rngs=rngs)
+        self.unit = model_config.merge_unit
 
     def __call__(self, x):
         N, P, D = x.shape
@@ -88,15 +88,15 @@ class Merger(nnx.Module):
 
 
 @functools.lru_cache(maxsize=64)
-def window_plan(cfg: VisionConfig, h: int, w: int):
+def window_plan(model_config: VisionConfig, h: int, w: int):
     """(order, inverse, segments) for one frame of h x w patches.
 
     order int [h*w/4]: merge units in window order, grouped by window shape; inverse undoes it;
     segments: ((windows, patches a window), ...). The windows are those of the reference's window index.
     """
-    m = cfg.spatial_merge_size
+    m = model_config.spatial_merge_size
     rows, cols = h // m, w // m
-    side = cfg.window_size // m // cfg.patch_size
+    side = model_config.window_size // m // model_config.patch_size
     index = np.arange(rows * cols).reshape(rows, cols)
     by_shape: dict[tuple[int, int], list] = {}
     for r in range(0, rows, side):
@@ -104,7 +104,7 @@ def window_plan(cfg: VisionConfig, h: int, w: int):
             win = index[r : r + side, c : c + side]
             by_shape.setdefault(win.shape, []).append(win.ravel())
     order = np.concatenate([np.concatenate(ws) for ws in by_shape.values()])
-    segments = tuple((len(ws), ws[0].size * cfg.merge_unit) for ws in by_shape.values())
+    segments = tuple((len(ws), ws[0].size * model_config.merge_unit) for ws in by_shape.values())
     return order, np.argsort(order), segments
 
 
@@ -120,26 +120,30 @@ _permute.defvjp(
 )
 
 
-def _runs(cfg: VisionConfig):
+def _runs(model_config: VisionConfig):
     """Maximal runs of blocks with the same kind of attention: [(full?, first, last + 1)]."""
-    kinds = [i in cfg.fullatt_block_indexes for i in range(cfg.depth)]
-    cuts = [0] + [i for i in range(1, cfg.depth) if kinds[i] != kinds[i - 1]] + [cfg.depth]
+    kinds = [i in model_config.fullatt_block_indexes for i in range(model_config.depth)]
+    cuts = (
+        [0]
+        + [i for i in range(1, model_config.depth) if kinds[i] != kinds[i - 1]]
+        + [model_config.depth]
+    )
     return [(kinds[a], a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
 
 
-def init_params(cfg: VisionConfig, key) -> dict:
+def init_params(model_config: VisionConfig, key) -> dict:
     """Fresh parameters: {"patch_embed", "blocks" (stacked on axis 0), "merger"}."""
     a, b, c = jax.random.split(key, 3)
     return {
-        "patch_embed": init(PatchEmbed, cfg, key=a),
-        "blocks": init_stacked(Block, cfg, key=b, n=cfg.depth),
-        "merger": init(Merger, cfg, key=c),
+        "patch_embed": init(PatchEmbed, model_config, key=a),
+        "blocks": init_stacked(Block, model_config, key=b, n=model_config.depth),
+        "merger": init(Merger, model_config, key=c),
     }
 
 
 def forward(
     params: dict,
-    cfg: VisionConfig,
+    model_config: VisionConfig,
     pixels,
     grid: tuple[int, int, int],
     *,
@@ -153,29 +157,29 @@ def forward(
     """
     t, h, w = (int(g) for g in grid)
     N, P, _ = pixels.shape
-    if P != t * h * w or h % cfg.spatial_merge_size or w % cfg.spatial_merge_size:
+    if P != t * h * w or h % model_config.spatial_merge_size or w % model_config.spatial_merge_size:
         raise UserError(
-            f"image grid {(t, h, w)} does not fit {P} patches merged {cfg.spatial_merge_size} by "
-            f"{cfg.spatial_merge_size}"
+            f"image grid {(t, h, w)} does not fit {P} patches merged {model_config.spatial_merge_size} by "
+            f"{model_config.spatial_merge_size}"
         )
-    order, inverse, windows = window_plan(cfg, h, w)
+    order, inverse, windows = window_plan(model_config, h, w)
     order, inverse = tuple(order.tolist()), tuple(inverse.tolist())
-    unit, n_units = cfg.merge_unit, h * w // cfg.merge_unit
+    unit, n_units = model_config.merge_unit, h * w // model_config.merge_unit
 
-    x = apply(graph(PatchEmbed, cfg), params["patch_embed"], pixels.astype(dtype))
+    x = apply(graph(PatchEmbed, model_config), params["patch_embed"], pixels.astype(dtype))
     x = _permute(x.reshape(N * t, n_units, -1), order, inverse).reshape(N * t, h * w, -1)
     angles = (
-        rope.vision_angles(cfg, h, w)
+        rope.vision_angles(model_config, h, w)
         .reshape(n_units, unit, -1)[np.asarray(order)]
         .reshape(h * w, 1, -1)
     )
     cos, sin = np.cos(angles), np.sin(angles)
 
-    block = graph(Block, cfg)
-    for full, first, last in _runs(cfg):
+    block = graph(Block, model_config)
+    for full, first, last in _runs(model_config):
         segments = ((1, h * w),) if full else windows
         layer = lambda p, x, segments=segments: (apply(block, p, x, cos, sin, segments), None)
         part = jax.tree.map(lambda a, i=first, j=last: a[i:j], params["blocks"])
         x, _ = run_layers(layer, part, x, last - first, remat)
-    x = apply(graph(Merger, cfg), params["merger"], x)
+    x = apply(graph(Merger, model_config), params["merger"], x)
     return _permute(x, inverse, order).reshape(N, P // unit, -1)
