@@ -8,8 +8,14 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from cxr_jax.errors import UserError
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+else:
+    Tokenizer = Any
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",

@@ -1,9 +1,13 @@
 """Nested dicts of arrays: names of leaves, and copies of them."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+# Nested dicts of arrays: parameters, optimizer states, batches.
+Tree = dict[str, Any]
 
 
 def flatten(tree: dict, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
