@@ -34,6 +34,7 @@ from pathlib import Path
 
 from cxr_jax.data import report_files
 from cxr_jax.errors import UserError, bad_usage
+from cxr_jax.runtime import whole_files
 
 CHUNK = 4096  # reports labelled at a time,
 CHUNK_BYTES = 1 << 23  # or fewer, if they are long
@@ -175,7 +176,7 @@ class Table:
 
     def __init__(self, out, errors, columns, replace):
         self.out, self.errors, self.replace, self.finishing = out, errors, replace, False
-        self.parts = [p.with_name(f".{p.name}.{os.getpid()}.partial") for p in (errors, out)]
+        self.parts = [whole_files.partial_path(p) for p in (errors, out)]
         self.columns, self.files, self.writers = columns, [], []
 
     def open(self):
@@ -221,19 +222,10 @@ class Table:
 
     def _put(self, part, path):
         """Give a whole file its name; one that has come there meanwhile is only replaced with --force."""
-        if not self.replace:
-            try:
-                os.link(part, path)  # fails where the name is taken, in one step
-                part.unlink()
-                return
-            except FileExistsError:
-                raise UserError(f"{path}: has been made meanwhile; --force replaces it") from None
-            except OSError:  # a file system without links
-                if path.exists():
-                    raise UserError(
-                        f"{path}: has been made meanwhile; --force replaces it"
-                    ) from None
-        os.replace(part, path)
+        try:
+            whole_files.give_name(part, path, replace=self.replace)
+        except FileExistsError:
+            raise UserError(f"{path}: has been made meanwhile; --force replaces it") from None
 
     def discard(self):
         for file in self.files:

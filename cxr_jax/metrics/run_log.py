@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cxr_jax.errors import UserError
+from cxr_jax.runtime import whole_files
 
 FILE = "metrics.jsonl"
 log = logging.getLogger(__name__)
@@ -141,9 +142,7 @@ def _truncate(path, resume_step, redo):
 
     kept = b"".join(raw for raw, row in _lines(path) if stays(row))
     if len(kept) != path.stat().st_size:
-        temporary = path.with_suffix(".jsonl.tmp")
-        temporary.write_bytes(kept)
-        os.replace(temporary, path)
+        whole_files.write_bytes(path, kept)
 
 
 def _tensorboard(folder, resume_step):

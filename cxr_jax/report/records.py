@@ -20,7 +20,6 @@ import base64
 import io
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ import numpy as np
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.report.group_records import Group
+from cxr_jax.runtime import whole_files
 
 FORMAT = 1
 KINDS = ("phantom", "files")
@@ -91,12 +91,6 @@ def png(image) -> bytes:
 # Saving --------------------------------------------------------------------------------------------
 
 
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-
-
 def _finite(value):
     """The same object with non-finite floats as None: the files are strict JSON."""
     if isinstance(value, dict):
@@ -126,7 +120,7 @@ def save_evaluation(
         "config": config,
     }
     text = json.dumps(_finite(data), indent=1, allow_nan=False)
-    _replace(Path(workdir) / "evaluation.json", text.encode())
+    whole_files.write_text(Path(workdir) / "evaluation.json", text)
 
 
 def save_cases(workdir, cases: Iterable[Case]) -> None:
@@ -143,7 +137,7 @@ def save_cases(workdir, cases: Iterable[Case]) -> None:
         row |= {k: getattr(case, k) for k in ("answer", "truth", "known")}
         score = None if case.score is None else float(case.score)
         lines.append(json.dumps(_finite({**row, "score": score, "image": name})))
-    _replace(path, "".join(line + "\n" for line in lines).encode())
+    whole_files.write_text(path, "".join(line + "\n" for line in lines))
 
 
 def save_groups(workdir, groups: Iterable[Group] = (), resume_step: int | None = None) -> None:
@@ -160,7 +154,7 @@ def save_groups(workdir, groups: Iterable[Group] = (), resume_step: int | None =
         lines = [
             line for line, row in rows if not _is_group(row) or _step(path, row) <= resume_step
         ]
-        _replace(path, "".join(line + "\n" for line in lines).encode())
+        whole_files.write_text(path, "".join(line + "\n" for line in lines))
         images = {
             str(row.get("image"))
             for line, row in rows

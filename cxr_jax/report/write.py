@@ -11,13 +11,13 @@ from cxr_jax.report.records import (
     KINDS,
     _finite,
     _json,
-    _replace,
     data_uri,
     load_cases,
     load_groups,
     save_cases,
     save_evaluation,
 )
+from cxr_jax.runtime import whole_files
 
 
 def render(workdir) -> Path:
@@ -39,7 +39,7 @@ def render(workdir) -> Path:
     groups = [(group, data_uri(group.png)) for group in load_groups(workdir)]
     page = report_page.page(evaluation, run_log.read(workdir), cases, groups)
     path = workdir / "report.html"
-    _replace(path, page.encode("utf-8", errors="replace"))
+    whole_files.write_bytes(path, page.encode("utf-8", errors="replace"))
     return path
 
 
@@ -67,7 +67,7 @@ def write_report(
     workdir.mkdir(parents=True, exist_ok=True)
     if curves and not (workdir / run_log.FILE).exists():
         lines = "".join(json.dumps(_finite(row)) + "\n" for row in curves)
-        _replace(workdir / run_log.FILE, lines.encode())
+        whole_files.write_text(workdir / run_log.FILE, lines)
     save_evaluation(
         workdir,
         title=title,

@@ -21,7 +21,7 @@ def atomic_folder(folder: Path):
     On any exception nothing is left, and what stood at `folder` still stands. Missing parents are made.
     """
     made = [p for p in (folder.parent, *folder.parent.parents) if not p.exists()]
-    temp = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    temp = partial_path(folder)
     shutil.rmtree(temp, ignore_errors=True)  # of a killed process that had this number
     try:
         temp.mkdir(parents=True)
@@ -50,15 +50,51 @@ def _swap(temp: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_json(path: str, obj) -> None:
-    """Writes JSON by a temporary file and a rename: never half a file."""
-    tmp = f"{path}.tmp{os.getpid()}"
+def partial_path(path: Path) -> Path:
+    """Name the place beside `path` where this process makes what will stand there: hidden, and of this process only."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Write a file by a temporary one and a rename: never half a file, and on an error the old one stays."""
+    path = Path(path)
+    temporary = partial_path(path)
     try:
-        with open(tmp, "w") as f:
-            json.dump(obj, f, indent=2)
-            f.write("\n")
-        os.replace(tmp, path)
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.remove(tmp)
+            temporary.unlink()
         raise
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a file in UTF-8, whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | os.PathLike, value: object) -> None:
+    """Write a file of JSON, indented by 2, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def give_name(temporary: Path, path: Path, *, replace: bool) -> None:
+    """Give a complete file its name.
+
+    Args:
+        replace: whether a file that has the name by now is replaced.
+
+    Raises:
+        FileExistsError: if the name is taken and may not be replaced; `temporary` stays.
+    """
+    if not replace:
+        try:
+            os.link(temporary, path)  # fails where the name is taken, in one step
+            temporary.unlink()
+            return
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            if path.exists():
+                raise FileExistsError(f"{path}: exists") from None
+    os.replace(temporary, path)

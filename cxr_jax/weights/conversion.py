@@ -74,7 +74,7 @@ def to_hf(source: Path, temp: Path, max_shard_gb: float = 5.0) -> None:
         ("preprocessor_config.json", image_settings.preprocessor_config(arrays.config, *limits)),
     ):
         if not (temp / name).exists():
-            hf_folder.write_json(temp / name, settings)
+            whole_files.write_json(temp / name, settings)
     write_folder(temp, entries, max_shard_gb)
 
 

@@ -21,7 +21,7 @@ from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.models.qwen2_5_vl.hf_table import Rule, canonical_key, our_shapes, rules
 from cxr_jax.models.qwen2_5_vl.image_settings import PIXEL_LIMITS, preprocessor_config
 from cxr_jax.runtime.trees import flatten
-from cxr_jax.runtime.whole_files import atomic_folder, copy_files
+from cxr_jax.runtime.whole_files import atomic_folder, copy_files, write_json
 from cxr_jax.weights.safetensors_file import (
     NAMES,
     Tensors,
@@ -292,10 +292,6 @@ def save_hf(
         if tokenizer is not None:
             _add_tokenizer(tokenizer, temp)
         write_folder(temp, hf_tensors(model_config, params, dtype), max_shard_gb)
-
-
-def write_json(path: Path, d: dict) -> None:
-    path.write_text(json.dumps(d, indent=2) + "\n")
 
 
 TOKENIZER_FILES = (

@@ -19,7 +19,7 @@ import numpy as np
 from cxr_jax.errors import UserError, shown
 from cxr_jax.models.qwen2_5_vl import hf_table
 from cxr_jax.models.qwen2_5_vl.config import Config
-from cxr_jax.runtime import trees
+from cxr_jax.runtime import trees, whole_files
 from cxr_jax.weights import hf_folder
 from cxr_jax.weights.safetensors_file import DTYPES, NAMES
 
@@ -54,7 +54,7 @@ def save(folder: Path, params: dict, extra: dict) -> None:
         "/".join(path): {"dtype": NAMES[x.dtype], "shape": list(x.shape), "sha256": _sha256(x)}
         for path, x in trees.flatten(params)
     }
-    hf_folder.write_json(folder / MANIFEST, {"format": _FORMAT, **extra, "arrays": arrays})
+    whole_files.write_json(folder / MANIFEST, {"format": _FORMAT, **extra, "arrays": arrays})
 
 
 def _jax_handlers(types):

@@ -115,7 +115,7 @@ def save(
         raise ValueError(f"adapters are not those of {lora}")
     rules = {name: r for name, r in _modules(model_config).items() if _path(r) in lora.paths}
     with whole_files.atomic_folder(Path(folder)) as temp:
-        hf_folder.write_json(temp / CONFIG, _settings(rules, lora, base_model))
+        whole_files.write_json(temp / CONFIG, _settings(rules, lora, base_model))
         write_safetensors(temp / WEIGHTS, list(_entries(rules, lora, leaves)))
 
 

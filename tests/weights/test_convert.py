@@ -21,7 +21,7 @@ import cxr_jax
 from cxr_jax import convert
 from cxr_jax.errors import UserError
 from cxr_jax.models.qwen2_5_vl import config, hf_table
-from cxr_jax.weights import hf_folder, native_folder
+from cxr_jax.weights import conversion, hf_folder, native_folder
 from cxr_jax.weights.locate import find_folder
 from cxr_jax.weights.safetensors_file import INDEX, NAMES, Tensors, write_folder, write_safetensors
 
@@ -350,7 +350,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch, capsys, ours):
     ):
         monkeypatch.setattr(hf_table.Rule, "to_ours", late(real[0], error, 30))
         refuses(tmp_path, capsys, ["from-hf", src, tmp_path / "a" / "dst"], message, code=1)
-        monkeypatch.setattr(convert, "write_folder", late(write_folder, error, 0))
+        monkeypatch.setattr(conversion, "write_folder", late(write_folder, error, 0))
         refuses(tmp_path, capsys, ["to-hf", ours, tmp_path / "a" / "dst"], message, code=1)
     monkeypatch.undo()
     monkeypatch.setattr(

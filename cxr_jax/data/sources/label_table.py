@@ -11,14 +11,13 @@ import argparse
 import csv
 import io
 import json
-import os
 import sys
-from pathlib import Path
 
 from cxr_jax.data import radiograph
 from cxr_jax.data.prompts import FIND_PROMPT
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.runtime import whole_files
 
 IMAGE_COLUMNS = ("file", "image", "path", "filename", "file_name", "image_path", "image index")
 PATIENT_COLUMNS = ("patient_id", "subject_id", "patient id")
@@ -100,14 +99,10 @@ def convert(table, prompt=FIND_PROMPT):
 
 def write_rows(path, rows):
     """Write JSON Lines, all or nothing."""
-    part = Path(f"{path}.part")
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     try:
-        part.write_text(
-            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
-        )
-        os.replace(part, path)
+        whole_files.write_text(path, lines)
     except OSError as exc:
-        part.unlink(missing_ok=True)
         raise UserError(f"{path}: cannot be written ({exc.strerror})") from None
 
 
