@@ -1,9 +1,9 @@
-"""Where each array of a run lies on a mesh: one ordered table, paths to logical axes; one map, those to mesh axes.
+"""Where each array of a run lies on a mesh: ordered tables, paths to logical axes; one map, those to mesh axes.
 
 The rules name the last axes of an array; those before (stacked layers) are never divided. Optimizer moments, masters
 and what is fixed have the paths of their parameters in their own, so they follow. FSDP: every large matrix is divided
 over `fsdp` along the model's width, and gathered where it is used; `tensor` divides heads, hidden units and the
-vocabulary. The vision tower, a fifth of the 3B model, is divided over `fsdp` only: its 3,420 units do not divide.
+vocabulary. Each model family brings the table of its own parameters (`register_rules`).
 """
 
 import re
@@ -18,20 +18,31 @@ from cxr_jax.runtime.trees import path_string
 
 LOGICAL_TO_MESH = {"width": "fsdp", "heads": "tensor", "hidden": "tensor", "vocab": "tensor"}
 
-# (pattern of a path, logical axes of the last dimensions); the first that matches holds.
-RULES = (
+# What a run keeps beside a family's parameters: (pattern of a path, logical axes of the last dimensions).
+_STATE_RULES = (
     (r"/lora/|^lora/|/locate/|^locate/", ()),  # small: everywhere
-    (r"/(norm\d?|bias|pool_scale|pool_bias)(/|$)", ()),
-    (r"text/embed/embedding$", ("vocab", "width")),
-    (r"text/head/kernel$", ("width", "vocab")),
-    (r"text/layers/attn/[qkv]/kernel$", ("width", "heads")),
-    (r"text/layers/attn/o/kernel$", ("heads", "width")),
-    (r"text/layers/mlp/(gate|up)/kernel$", ("width", "hidden")),
-    (r"text/layers/mlp/down/kernel$", ("hidden", "width")),
-    (r"vision/(patch_embed/proj|blocks/mlp/down)/kernel$", (None, "width")),
-    (r"vision/(blocks|merger)/.*kernel$", ("width", None)),
     (r"(^|/)\.?(step|skipped|count)$", ()),
 )
+_FAMILY_RULES: dict[str, tuple] = {}  # family -> its table; filled by `register_rules`
+
+
+def register_rules(family: str, rules: tuple) -> None:
+    """Make a model family's table known; its package does so when it is imported.
+
+    Args:
+        family: the family's `model_type`.
+        rules: (pattern of a path, logical axes of the last dimensions), of which the first that matches holds.
+    """
+    _FAMILY_RULES[family] = rules
+
+
+def _logical_axes(path: str) -> tuple | None:
+    """The logical axes of the last dimensions of the array at `path`; None if no rule covers it."""
+    for rules in (_STATE_RULES, *_FAMILY_RULES.values()):
+        for pattern, axes in rules:
+            if re.search(pattern, path):
+                return axes
+    return None
 
 
 def spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionSpec:
@@ -39,7 +50,7 @@ def spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionS
 
     Raises UserError for a path that no rule covers, and for a dimension that does not divide.
     """
-    logical = next((axes for pattern, axes in RULES if re.search(pattern, path)), None)
+    logical = _logical_axes(path)
     if logical is None:
         raise UserError(f"sharding: no rule covers the parameter {path}")
     logical = (None,) * (len(shape) - len(logical)) + logical
@@ -101,7 +112,7 @@ def batch_shardings(batch, on: jax.sharding.Mesh):
 
 
 def laid_out(tree):
-    """A train state, or gradients, where RULES say, on the mesh that `jax.set_mesh` has set, if any.
+    """A train state, or gradients, where the rules say, on the mesh that `jax.set_mesh` has set, if any.
 
     Said of what a step gives out, so that it goes into the next one as it came.
     """

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cxr_jax.errors import UserError
-from cxr_jax.models.qwen2_5_vl import hf_table, image_settings
+from cxr_jax.models import registry
 from cxr_jax.runtime import whole_files
 from cxr_jax.weights import hf_folder, native_folder, peft_folder
 from cxr_jax.weights.safetensors_file import DTYPES, NAMES, nbytes, write_folder
@@ -19,9 +19,8 @@ def from_hf(source: Path, temp: Path, adapter: str | None = None) -> None:
     """Fill the empty folder `temp` with our checkpoint of the Hugging Face folder `source`; adapter: a PEFT folder,
     merged on the way."""
     model_config, table, tensors = hf_folder.open_hf(source)
-    image_settings.pixel_limits(
-        *hf_folder.image_settings(source)
-    )  # refused now, and not by whoever opens the checkpoint
+    # Refused now, and not by whoever opens the checkpoint.
+    registry.family_of(model_config).processor.pixel_limits(*hf_folder.image_settings(source))
     types = hf_folder.leaf_types(table, tensors)
     _need_space(temp, sum(math.prod(r.shape) * types[r.path].itemsize for r in table))
     extra = {
@@ -44,6 +43,7 @@ def from_hf(source: Path, temp: Path, adapter: str | None = None) -> None:
 def to_hf(source: Path, temp: Path, max_shard_gb: float = 5.0) -> None:
     """Fill the empty folder `temp` with the Hugging Face form of our checkpoint `source`."""
     arrays = native_folder.Arrays(source)
+    family = registry.family_of(arrays.config)
     held: dict = {}
 
     def leaf(path):  # `rules` goes array by array, so each is read once, and one is held
@@ -60,7 +60,7 @@ def to_hf(source: Path, temp: Path, max_shard_gb: float = 5.0) -> None:
             if r.key in arrays.tensor_types
             else arrays.dtype(r.path),
         )
-        for r in hf_table.rules(arrays.config)
+        for r in family.tensor_rules(arrays.config)
     ]
     if arrays.tied_head_is_stored:
         embedding = next(e for e in entries if e[0] == "model.embed_tokens.weight")
@@ -68,10 +68,10 @@ def to_hf(source: Path, temp: Path, max_shard_gb: float = 5.0) -> None:
     _need_space(temp, sum(map(nbytes, entries)))
     whole_files.copy_files(source, temp, _FILES)
     # Readers older than transformers 5 do not know image settings in processor_config.json: they get a file of theirs.
-    limits = image_settings.pixel_limits(*hf_folder.image_settings(source))
+    limits = family.processor.pixel_limits(*hf_folder.image_settings(source))
     for name, settings in (
         ("generation_config.json", hf_folder.generation_config(arrays.config)),
-        ("preprocessor_config.json", image_settings.preprocessor_config(arrays.config, *limits)),
+        ("preprocessor_config.json", family.processor.settings(arrays.config, *limits)),
     ):
         if not (temp / name).exists():
             whole_files.write_json(temp / name, settings)

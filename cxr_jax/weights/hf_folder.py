@@ -17,9 +17,10 @@ import ml_dtypes
 import numpy as np
 
 from cxr_jax.errors import UserError, shown
+from cxr_jax.models import registry
+from cxr_jax.models.family import TensorRule
 from cxr_jax.models.qwen2_5_vl.config import Config
-from cxr_jax.models.qwen2_5_vl.hf_table import Rule, canonical_key, our_shapes, rules
-from cxr_jax.models.qwen2_5_vl.image_settings import PIXEL_LIMITS, preprocessor_config
+from cxr_jax.models.qwen2_5_vl.image_settings import PIXEL_LIMITS
 from cxr_jax.runtime.trees import flatten
 from cxr_jax.runtime.whole_files import atomic_folder, copy_files, write_json
 from cxr_jax.weights.safetensors_file import (
@@ -30,7 +31,7 @@ from cxr_jax.weights.safetensors_file import (
     write_safetensors,
 )
 
-__all__ = ["load_hf", "read_config", "rules", "save_hf", "write_safetensors"]
+__all__ = ["load_hf", "read_config", "save_hf", "write_safetensors"]
 
 WEIGHT_TYPES = tuple(np.dtype(t) for t in (np.float32, ml_dtypes.bfloat16, np.float16))
 _TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -59,7 +60,7 @@ def read_config(folder: str | os.PathLike) -> Config:
             **{k: extra[k] for k in ("eos_token_id", "pad_token_id") if extra.get(k) is not None},
         }
     try:
-        model_config = Config.from_hf(d)
+        model_config = registry.read_config(d)
     except UserError as e:
         raise UserError(f"{folder}: {e}") from e
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
@@ -78,13 +79,14 @@ def _check_sizes(path: Path, model_config: Config) -> None:
                 raise UserError(f"{path}: {field.name} is {value}")
 
 
-def open_hf(folder: str | os.PathLike) -> tuple[Config, list[Rule], Tensors]:
+def open_hf(folder: str | os.PathLike) -> tuple[Config, list[TensorRule], Tensors]:
     """(config, rules, tensors) of a model folder whose headers fit its config exactly; no weight is read yet.
 
     Raises UserError that names what is missing, unexpected or of another shape or type.
     """
     model_config = read_config(folder)
-    table, tensors = rules(model_config), Tensors(folder, canonical_key)
+    family = registry.family_of(model_config)
+    table, tensors = family.tensor_rules(model_config), Tensors(folder, family.canonical_key)
     want = {r.key: r.shape for r in table}
     have = set(tensors.where)
     if model_config.tie_word_embeddings:
@@ -137,7 +139,7 @@ def _check_tied_head(folder, model_config: Config, tensors: Tensors) -> None:
         )
 
 
-def leaf_types(table: list[Rule], tensors: Tensors) -> dict[tuple[str, ...], np.dtype]:
+def leaf_types(table: list[TensorRule], tensors: Tensors) -> dict[tuple[str, ...], np.dtype]:
     """Our path -> the type that holds all its layers exactly: theirs, or float32 where layers differ."""
     found: dict[tuple[str, ...], set] = {}
     for r in table:
@@ -159,9 +161,12 @@ def load_hf(folder: str | os.PathLike, dtype=None) -> tuple[Config, dict]:
     return model_config, read_params(model_config, table, tensors, dtype)
 
 
-def read_params(model_config: Config, table: list[Rule], tensors: Tensors, dtype=None) -> dict:
+def read_params(
+    model_config: Config, table: list[TensorRule], tensors: Tensors, dtype=None
+) -> dict:
     """The arrays of a folder that `open_hf` has checked."""
-    shapes, types = our_shapes(model_config), leaf_types(table, tensors)
+    shapes = registry.family_of(model_config).parameter_shapes(model_config)
+    types = leaf_types(table, tensors)
     params: dict = {}
     for r in sorted(table, key=lambda r: tensors.place(r.key)):
         node = params
@@ -215,11 +220,11 @@ def hf_tensors(model_config: Config, params: dict, dtype=None) -> list:
     flat = dict(flatten(params))
     return [
         entry(r, lambda path: flat[path], np.dtype(dtype or flat[r.path].dtype))
-        for r in rules(model_config)
+        for r in registry.family_of(model_config).tensor_rules(model_config)
     ]
 
 
-def entry(r: Rule, leaf, kind: np.dtype):
+def entry(r: TensorRule, leaf, kind: np.dtype):
     """What `write_folder` takes, for one rule. leaf: function from our path to the array."""
 
     def make():
@@ -278,7 +283,8 @@ def save_hf(
     replaced only after the new one is complete.
     """
     folder = Path(folder)
-    config = model_config.to_hf()
+    family = registry.family_of(model_config)
+    config = family.write_config(model_config)
     config["torch_dtype"] = _TORCH_NAMES[
         NAMES[np.dtype(dtype or params["text"]["embed"]["embedding"].dtype)]
     ]
@@ -287,7 +293,7 @@ def save_hf(
         write_json(temp / "generation_config.json", generation_config(model_config))
         write_json(
             temp / "preprocessor_config.json",
-            preprocessor_config(model_config, min_pixels, max_pixels),
+            family.processor.settings(model_config, min_pixels, max_pixels),
         )
         if tokenizer is not None:
             _add_tokenizer(tokenizer, temp)

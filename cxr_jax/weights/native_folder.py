@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from cxr_jax.errors import UserError, shown
-from cxr_jax.models.qwen2_5_vl import hf_table
+from cxr_jax.models import registry
 from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.runtime import trees, whole_files
 from cxr_jax.weights import hf_folder
@@ -85,7 +85,7 @@ class Arrays:
         arrays = self.manifest.get("arrays")
         if not isinstance(arrays, dict) or not all(_is_entry(x) for x in arrays.values()):
             raise UserError(f"{path}: damaged")
-        self.shapes = hf_table.our_shapes(self.config)
+        self.shapes = registry.family_of(self.config).parameter_shapes(self.config)
         want = {"/".join(p): list(shape) for p, shape in self.shapes.items()}
         have = {name: x["shape"] for name, x in arrays.items()}
         if bad := sorted(

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from cxr_jax.errors import UserError, shown
+from cxr_jax.models import registry
+from cxr_jax.models.family import TensorRule
 from cxr_jax.models.layers import merge_adapters
 from cxr_jax.models.lora import PATHS, TARGETS, Lora
 from cxr_jax.models.qwen2_5_vl import hf_table
@@ -62,14 +64,16 @@ _PLAIN_INIT = (
 )  # the others change the base model's weights
 
 
-def _modules(model_config: Config) -> dict[str, hf_table.Rule]:
+def _modules(model_config: Config) -> dict[str, TensorRule]:
     """Every weight that PEFT could adapt: module name in the published layout -> its rule."""
     return {
-        r.key.removesuffix(".weight"): r for r in hf_table.rules(model_config) if len(r.shape) > 1
+        r.key.removesuffix(".weight"): r
+        for r in registry.family_of(model_config).tensor_rules(model_config)
+        if len(r.shape) > 1
     }
 
 
-def _path(rule: hf_table.Rule) -> str:
+def _path(rule: TensorRule) -> str:
     return "/".join(rule.path[:-1])
 
 
@@ -119,7 +123,7 @@ def save(
         write_safetensors(temp / WEIGHTS, list(_entries(rules, lora, leaves)))
 
 
-def _entries(rules: dict[str, hf_table.Rule], lora: Lora, leaves: dict[str, np.ndarray]):
+def _entries(rules: dict[str, TensorRule], lora: Lora, leaves: dict[str, np.ndarray]):
     for name, rule in rules.items():
         for (half, theirs), shape in zip(_HALVES, _shapes(rule, lora.rank), strict=True):
             x = leaves[f"{_path(rule)}/{half}"]
@@ -127,13 +131,13 @@ def _entries(rules: dict[str, hf_table.Rule], lora: Lora, leaves: dict[str, np.n
             yield f"{_PREFIX}{_nested(name)}.{theirs}.weight", shape, x.dtype, lambda x=x: x.T
 
 
-def _shapes(rule: hf_table.Rule, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def _shapes(rule: TensorRule, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Of lora_A and lora_B, as torch keeps them."""
     out, into = rule.shape
     return (rank, into), (out, rank)
 
 
-def _settings(rules: dict[str, hf_table.Rule], lora: Lora, base_model: str) -> dict:
+def _settings(rules: dict[str, TensorRule], lora: Lora, base_model: str) -> dict:
     """adapter_config.json. Both parts of the model have modules of one suffix, so targets are a full pattern."""
     patterns = []
     for name, rule in rules.items():
@@ -335,8 +339,8 @@ def _check(folder: Path, tensors: Tensors, want: dict[str, tuple[int, ...]]) -> 
 def _read(
     folder: Path,
     tensors: Tensors,
-    modules: dict[str, hf_table.Rule],
-    chosen: dict[str, hf_table.Rule],
+    modules: dict[str, TensorRule],
+    chosen: dict[str, TensorRule],
     rank: int,
 ) -> dict:
     adapters: dict = {}

@@ -92,13 +92,9 @@ def _folder(config):
 
 
 def _random_sizes() -> dict:
-    from cxr_jax.models.qwen2_5_vl import config as sizes
+    from cxr_jax.models import registry
 
-    return {
-        "random:phantom": sizes.PHANTOM,
-        "random:qwen2.5-vl-3b": sizes.QWEN2_5_VL_3B,
-        "random:qwen2.5-vl-7b": sizes.QWEN2_5_VL_7B,
-    }
+    return registry.sizes()
 
 
 def fresh(model_config, seed: int):

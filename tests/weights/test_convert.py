@@ -20,6 +20,7 @@ from places import ORACLE_PYTHON, ROOT
 import cxr_jax
 from cxr_jax import convert
 from cxr_jax.errors import UserError
+from cxr_jax.models.family import TensorRule
 from cxr_jax.models.qwen2_5_vl import config, hf_table
 from cxr_jax.weights import conversion, hf_folder, native_folder
 from cxr_jax.weights.locate import find_folder
@@ -330,7 +331,7 @@ def test_damaged_settings_raise_user_errors_only(tmp_path, name):
 def test_a_failure_leaves_nothing(tmp_path, monkeypatch, capsys, ours):
     """Whatever raises, at whatever point: no DST, no temporary folder, no parent that was made."""
     src = make(tmp_path / "src")
-    real = hf_table.Rule.to_ours, write_safetensors
+    real = TensorRule.to_ours, write_safetensors
 
     def late(function, error, after):
         calls = []
@@ -348,7 +349,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch, capsys, ours):
         (full, r"failed \(OSError\): .*No space left"),
         (stopped, "stopped before the end"),
     ):
-        monkeypatch.setattr(hf_table.Rule, "to_ours", late(real[0], error, 30))
+        monkeypatch.setattr(TensorRule, "to_ours", late(real[0], error, 30))
         refuses(tmp_path, capsys, ["from-hf", src, tmp_path / "a" / "dst"], message, code=1)
         monkeypatch.setattr(conversion, "write_folder", late(write_folder, error, 0))
         refuses(tmp_path, capsys, ["to-hf", ours, tmp_path / "a" / "dst"], message, code=1)

@@ -9,6 +9,8 @@ from cxr_jax.models.qwen2_5_vl import decoder
 from cxr_jax.models.qwen2_5_vl import vision as tower
 from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.models.qwen2_5_vl.rope import positions
+from cxr_jax.models.qwen2_5_vl.sharding_rules import SHARDING_RULES
+from cxr_jax.runtime import sharding
 
 __all__ = [
     "init_params",
@@ -21,6 +23,8 @@ __all__ = [
     "hidden_states",
     "count",
 ]
+
+sharding.register_rules(Config.model_type, SHARDING_RULES)
 
 
 @functools.partial(jax.jit, static_argnames="model_config")

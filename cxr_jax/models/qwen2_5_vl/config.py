@@ -4,6 +4,7 @@ The dataclasses are frozen and hashable, so a config can be a static argument of
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from cxr_jax.errors import UserError
 
@@ -64,6 +65,8 @@ class TextConfig:
 @dataclass(frozen=True)
 class Config:
     """A whole model. Token ids are those of its tokenizer; `eos_token_id` holds every stop id."""
+
+    model_type: ClassVar[str] = "qwen2_5_vl"  # the family, see `registry`
 
     vision: VisionConfig
     text: TextConfig

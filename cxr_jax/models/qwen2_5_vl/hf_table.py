@@ -1,9 +1,6 @@
 """The Hugging Face keys of Qwen2.5-VL as a table, and our names for them."""
 
-from dataclasses import dataclass
-
-import numpy as np
-
+from cxr_jax.models.family import TensorRule
 from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.runtime.trees import flatten
 
@@ -51,25 +48,6 @@ _TEXT = (
 )
 
 
-@dataclass(frozen=True)
-class Rule:
-    """One HF tensor: its key, our path, its layer (None if not stacked), transform and HF shape."""
-
-    key: str
-    path: tuple[str, ...]
-    layer: int | None
-    transform: str
-    shape: tuple[int, ...]
-
-    def to_ours(self, x: np.ndarray) -> np.ndarray:
-        if self.transform == "conv":
-            return x.reshape(x.shape[0], -1).T
-        return x.T if self.transform == "t" else x
-
-    def to_hf(self, x: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(x if self.transform == "as is" else x.T).reshape(self.shape)
-
-
 def our_shapes(model_config: Config) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Path -> shape of every parameter of a config, from an abstract init: no array is made."""
     import jax
@@ -80,7 +58,7 @@ def our_shapes(model_config: Config) -> dict[tuple[str, ...], tuple[int, ...]]:
     return {path: tuple(leaf.shape) for path, leaf in flatten(tree)}
 
 
-def rules(model_config: Config) -> list[Rule]:
+def rules(model_config: Config) -> list[TensorRule]:
     """Every tensor of a model folder, in file order. Raises KeyError if the table and the model disagree."""
     shapes = our_shapes(model_config)
     out, seen = [], set()
@@ -95,7 +73,9 @@ def rules(model_config: Config) -> list[Rule]:
             own = shape[1:] if "{}" in key else shape
             for i in layers:
                 out.append(
-                    Rule(key.format(i), path, i, transform, _hf_shape(model_config, own, transform))
+                    TensorRule(
+                        key.format(i), path, i, transform, _hf_shape(model_config, own, transform)
+                    )
                 )
     if seen != set(shapes):
         raise KeyError(f"no rule for {sorted(set(shapes) - seen)}")

@@ -1,0 +1,98 @@
+"""What makes a model family: data that the shared code looks up, and no arithmetic of its own.
+
+A family is a folder of `cxr_jax/models/` whose `family.py` holds one `Family`; `registry.FAMILIES` names it. What a
+checkpoint, a processor or a mesh needs to know about a family stands here, so that nobody else asks for its name.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ShardingRules = tuple[tuple[str, tuple[str | None, ...]], ...]
+"""(pattern of a parameter's path, logical axes of its last dimensions), first match first; see `runtime.sharding`."""
+
+
+@dataclass(frozen=True)
+class TensorRule:
+    """One tensor of a Hugging Face file: its key, our path, its layer (None if not stacked), transform and HF shape.
+
+    Transforms: "as is"; "t": torch keeps [out, in], we keep [in, out]; "conv": a 3-D patch convolution
+    (out, c, t, h, w) that we keep as the product [c*t*h*w, out].
+    """
+
+    key: str
+    path: tuple[str, ...]
+    layer: int | None
+    transform: str
+    shape: tuple[int, ...]
+
+    def to_ours(self, tensor: np.ndarray) -> np.ndarray:
+        """Turn a tensor of the file into our form: a view, no copy."""
+        if self.transform == "conv":
+            return tensor.reshape(tensor.shape[0], -1).T
+        return tensor.T if self.transform == "t" else tensor
+
+    def to_hf(self, array: np.ndarray) -> np.ndarray:
+        """Turn one layer of ours into the file's form, contiguous."""
+        turned = array if self.transform == "as is" else array.T
+        return np.ascontiguousarray(turned).reshape(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Markers:
+    """The texts of special tokens; their ids come from the tokenizer."""
+
+    image: str  # stands once for each image token of a prompt
+    video: str
+    before_media: str
+    after_media: str
+    end_of_turn: str
+    end_of_text: str  # also the padding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processor:
+    """How a picture becomes patches, with the arithmetic of the family's Hugging Face processor.
+
+    Attributes:
+        check_settings: (settings, path) -> None; raises UserError for settings that ask for other arithmetic.
+        pixel_limits: (settings, path or None) -> (min_pixels, max_pixels) of a folder's image settings.
+        prepare: (gray float32 [H, W] in 0..1, min_pixels, max_pixels) -> (patches [P, patch_dim], grid (t, h, w)).
+        patchify: gray [N, H, W] -> patches [N, P, patch_dim], inside jit.
+        settings: (config, min_pixels, max_pixels) -> the content of preprocessor_config.json.
+    """
+
+    check_settings: Callable[[dict, Path | None], None]
+    pixel_limits: Callable[[dict, Path | None], tuple[int, int]]
+    prepare: Callable[..., tuple[np.ndarray, tuple[int, int, int]]]
+    patchify: Callable
+    settings: Callable[..., dict]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """All that differs between families but their arithmetic.
+
+    Attributes:
+        model_type: the name in `config.json`, and `model_type` of the family's config class.
+        read_config: a parsed `config.json` -> config; raises UserError for what the family does not compute.
+        write_config: config -> the content of `config.json`.
+        sizes: name as in `config.model` ("random:SIZE") -> config.
+        tensor_rules: config -> the rule of every tensor of a model folder, in file order.
+        parameter_shapes: config -> {path: shape} of every parameter.
+        canonical_key: a key of any layout in circulation -> the key of the published layout.
+    """
+
+    model_type: str
+    read_config: Callable[[dict], Any]
+    write_config: Callable[[Any], dict]
+    sizes: Mapping[str, Any]
+    tensor_rules: Callable[[Any], list[TensorRule]]
+    parameter_shapes: Callable[[Any], dict[tuple[str, ...], tuple[int, ...]]]
+    canonical_key: Callable[[str], str]
+    processor: Processor
+    markers: Markers
+    sharding_rules: ShardingRules

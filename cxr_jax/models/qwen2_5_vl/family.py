@@ -1,0 +1,37 @@
+"""Qwen2.5-VL as an entry of the registry."""
+
+from cxr_jax.models import tokenizer as tokenizers
+from cxr_jax.models.family import Family, Markers, Processor
+from cxr_jax.models.qwen2_5_vl import hf_table, image_settings, patches
+from cxr_jax.models.qwen2_5_vl.config import PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B, Config
+from cxr_jax.models.qwen2_5_vl.sharding_rules import SHARDING_RULES
+
+FAMILY = Family(
+    model_type=Config.model_type,
+    read_config=Config.from_hf,
+    write_config=Config.to_hf,
+    sizes={
+        "random:phantom": PHANTOM,
+        "random:qwen2.5-vl-3b": QWEN2_5_VL_3B,
+        "random:qwen2.5-vl-7b": QWEN2_5_VL_7B,
+    },
+    tensor_rules=hf_table.rules,
+    parameter_shapes=hf_table.our_shapes,
+    canonical_key=hf_table.canonical_key,
+    processor=Processor(
+        check_settings=patches.check_settings,
+        pixel_limits=image_settings.pixel_limits,
+        prepare=patches.prepare,
+        patchify=patches.patchify,
+        settings=image_settings.preprocessor_config,
+    ),
+    markers=Markers(
+        image=tokenizers.IMAGE_PAD,
+        video="<|video_pad|>",
+        before_media="<|vision_start|>",
+        after_media="<|vision_end|>",
+        end_of_turn="<|im_end|>",
+        end_of_text="<|endoftext|>",
+    ),
+    sharding_rules=SHARDING_RULES,
+)

@@ -1,0 +1,18 @@
+"""Which axes of Qwen2.5-VL's parameters a mesh divides.
+
+The vision tower, a fifth of the 3B model, is divided over `fsdp` only: its 3,420 hidden units do not divide.
+"""
+
+from cxr_jax.models.family import ShardingRules
+
+SHARDING_RULES: ShardingRules = (
+    (r"/(norm\d?|bias|pool_scale|pool_bias)(/|$)", ()),  # small: everywhere
+    (r"text/embed/embedding$", ("vocab", "width")),
+    (r"text/head/kernel$", ("width", "vocab")),
+    (r"text/layers/attn/[qkv]/kernel$", ("width", "heads")),
+    (r"text/layers/attn/o/kernel$", ("heads", "width")),
+    (r"text/layers/mlp/(gate|up)/kernel$", ("width", "hidden")),
+    (r"text/layers/mlp/down/kernel$", ("hidden", "width")),
+    (r"vision/(patch_embed/proj|blocks/mlp/down)/kernel$", (None, "width")),
+    (r"vision/(blocks|merger)/.*kernel$", ("width", None)),
+)

@@ -1,0 +1,41 @@
+"""The model families by the `model_type` of their `config.json`: a new one is a folder, and a line here."""
+
+from typing import Any
+
+from cxr_jax.errors import UserError
+from cxr_jax.models.family import Family
+from cxr_jax.models.qwen2_5_vl.family import FAMILY as QWEN2_5_VL
+
+FAMILIES: tuple[Family, ...] = (QWEN2_5_VL,)
+
+
+def family_of_type(model_type: object) -> Family:
+    """Find the family of a `model_type`.
+
+    Raises:
+        UserError: for a type that is none of the registered ones.
+    """
+    for family in FAMILIES:
+        if family.model_type == model_type:
+            return family
+    known = " or ".join(repr(family.model_type) for family in FAMILIES)
+    raise UserError(f"config.json: model_type {model_type!r} is not {known}")
+
+
+def family_of(model_config: Any) -> Family:
+    """Find the family of a config."""
+    return family_of_type(model_config.model_type)
+
+
+def read_config(settings: dict) -> Any:
+    """Read a parsed `config.json` as the config of its family.
+
+    Raises:
+        UserError: for an unknown family, or an option that the family does not compute.
+    """
+    return family_of_type(settings.get("model_type")).read_config(settings)
+
+
+def sizes() -> dict[str, Any]:
+    """Collect the named sizes of all families: "random:SIZE" -> config."""
+    return {name: config for family in FAMILIES for name, config in family.sizes.items()}
