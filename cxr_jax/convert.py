@@ -12,22 +12,19 @@ Exit codes: 0 done; 1 the conversion failed (disk full, interrupted); 2 bad usag
 """
 
 import argparse
-import contextlib
 import errno
 import os
-import signal
 import sys
 import traceback
-import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from cxr_jax.errors import UserError, bad_usage
-from cxr_jax.runtime import whole_files
+from cxr_jax.runtime import child_process, interrupts, whole_files
 from cxr_jax.weights import hf_folder, native_folder
 from cxr_jax.weights.conversion import from_hf, to_hf
 from cxr_jax.weights.locate import find_folder
 
-_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # What is wrong with a path that was given, and not with the machine.
 _PATH_ERRORS = {
     errno.EACCES,
@@ -41,10 +38,11 @@ _PATH_ERRORS = {
 }
 
 
-# --- command line --------------------------------------------------------------------------------------
+# ---- Command line ----
 
 
-def parse_args(argv):
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags. Raises UserError for bad usage."""
     parser = argparse.ArgumentParser(
         prog="python -m cxr_jax.convert",
         description=__doc__,
@@ -68,22 +66,23 @@ def parse_args(argv):
     return parser.parse_args(argv)
 
 
-def check_paths(args) -> tuple[Path, Path]:
-    """(source, destination), links resolved. Raises UserError for a pair that cannot be converted."""
+def check_paths(args: argparse.Namespace) -> tuple[Path, Path]:
+    """Find (source, destination), links resolved. Raises UserError for a pair that cannot be converted."""
     if not args.max_shard_gb > 0:
         raise UserError(f"--max_shard_gb={args.max_shard_gb}: must be above 0")
     if args.adapter and args.direction == "to-hf":
         raise UserError("--adapter is for from-hf: adapters are merged when the base is read")
     source = find_folder(args.source)
     if native_folder.is_native(source) != (args.direction == "to-hf"):
-        has = (
-            "one of our checkpoints" if native_folder.is_native(source) else "a Hugging Face folder"
-        )
-        raise UserError(f"{source}: is {has} already, so {args.direction} has nothing to do")
+        kind = "a Hugging Face folder"
+        if native_folder.is_native(source):
+            kind = "one of our checkpoints"
+        raise UserError(f"{source}: is {kind} already, so {args.direction} has nothing to do")
     destination = Path(os.path.realpath(args.destination))
+    # What is named may hold what is read: a run's folder holds its hf/.
     for folder in (source, args.source):
-        folder = Path(os.path.realpath(folder))
-        if destination == folder or folder in destination.parents:
+        resolved = Path(os.path.realpath(folder))
+        if destination == resolved or resolved in destination.parents:
             raise UserError(f"{args.destination}: lies inside {args.source}")
     if destination.is_symlink():
         raise UserError(f"{args.destination}: a symbolic link that leads to itself")
@@ -92,107 +91,81 @@ def check_paths(args) -> tuple[Path, Path]:
     return Path(os.path.realpath(source)), destination
 
 
-def main(argv=None, apart: bool = False) -> int:
-    """Exit code: 0 done, 1 failed, 2 bad usage or bad SRC; one line on stderr, no traceback unless --debug.
+# ---- Conversion ----
 
-    apart: work in a child process. A signal then ends it at once, whatever it was in, and the parent removes what
-    it left; an in-process interrupt would leave Orbax's threads writing.
+
+def main(argv: Sequence[str] | None = None, in_child: bool = False) -> int:
+    """Run the command. Prints one line on stderr for an error, no traceback unless --debug.
+
+    Args:
+        in_child: whether to work in a child process. A signal then ends the work at once, and the parent removes what
+            it left; an interrupt in the same process would leave Orbax's threads writing.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 bad usage or bad SRC.
     """
     debug = "--debug" in (sys.argv if argv is None else argv)
     try:
         args = parse_args(argv)
         source, destination = check_paths(args)
-
-        def work():
-            if args.direction == "from-hf":
-                from_hf(source, temp, args.adapter)
+        with whole_files.atomic_folder(destination) as folder:
+            if in_child:
+                _convert_in_child(args, source, folder)
             else:
-                to_hf(source, temp, args.max_shard_gb)
-
-        with whole_files.atomic_folder(destination) as temp:
-            if apart:
-                _in_child(work, debug)
-            else:
-                work()
-        size = sum(f.stat().st_size for f in destination.rglob("*") if f.is_file())
-        print(f"{args.destination}: written, {size / 1e9:.3f} GB")
-        if not any((destination / name).exists() for name in hf_folder.TOKENIZER_FILES):
-            print("note: SRC has no tokenizer, so the model takes and gives token ids only")
+                _convert(args, source, folder)
+        _print_result(args.destination, destination)
         return 0
-    except _ChildFailed as e:
-        return e.code
-    except (Exception, KeyboardInterrupt) as e:
-        return _report(e, debug)
+    except child_process.ChildFailedError as error:
+        return error.exit_code
+    except (Exception, KeyboardInterrupt) as error:
+        return _report(error, debug)
 
 
-def _report(e: BaseException, debug: bool) -> int:
+def _convert(args: argparse.Namespace, source: Path, folder: Path) -> None:
+    if args.direction == "from-hf":
+        from_hf(source, folder, args.adapter)
+    else:
+        to_hf(source, folder, args.max_shard_gb)
+
+
+def _convert_in_child(args: argparse.Namespace, source: Path, folder: Path) -> None:
+    def work() -> None:
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")  # nothing here is for an accelerator
+        _convert(args, source, folder)
+
+    child_process.run_in_child(
+        work,
+        report=lambda error: _report(error, args.debug),
+        quiet=not args.debug,  # Orbax prints tracebacks of its own
+    )
+
+
+def _print_result(name: str, destination: Path) -> None:
+    size = sum(file.stat().st_size for file in destination.rglob("*") if file.is_file())
+    print(f"{name}: written, {size / 1e9:.3f} GB")
+    if not any((destination / file).exists() for file in hf_folder.TOKENIZER_FILES):
+        print("note: SRC has no tokenizer, so the model takes and gives token ids only")
+
+
+def _report(error: BaseException, debug: bool) -> int:
+    """Print the error as one line on stderr. Returns the exit code."""
     if debug:
         traceback.print_exc()
-    text = " ".join(str(e).split())
-    if isinstance(e, OSError) and e.errno in _PATH_ERRORS:
-        e, text = UserError(), f"{e.filename}: {e.strerror}"
-    if isinstance(e, KeyboardInterrupt):
-        text = "stopped before the end; DST was not written"
-    elif not isinstance(e, UserError):
-        text = f"the conversion failed ({type(e).__name__}): {text}"
-    print(f"error: {text}", file=sys.stderr)
-    return 2 if isinstance(e, UserError) else 1
-
-
-class _ChildFailed(Exception):
-    def __init__(self, code: int):
-        self.code = code
-
-
-def _in_child(work, debug: bool) -> None:
-    """Run `work` in a forked process and wait for it. Raises _ChildFailed after it has reported an error."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
-    sys.stdout.flush()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # JAX warns of forks; it has started nothing yet
-        pid = os.fork()
-    if pid == 0:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to both; the parent answers it
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
-        code, stderr = 1, os.dup(2)
-        if not debug:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # Orbax prints tracebacks of its own
-        try:
-            import jax
-
-            jax.config.update("jax_platforms", "cpu")  # nothing here is for an accelerator
-            work()
-            code = 0
-        except BaseException as e:  # noqa: BLE001
-            os.dup2(stderr, 2)
-            code = _report(e, debug)
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        raise
-    if code < 0:
-        raise RuntimeError(
-            f"killed by signal {-code}" + (": out of memory?" if code == -signal.SIGKILL else "")
-        )
-    if code:
-        raise _ChildFailed(code)
-
-
-def _stop(*_):
-    for number in _STOP:
-        signal.signal(number, signal.SIG_IGN)  # the clean-up is not to be interrupted
-    raise KeyboardInterrupt
+    exit_code, reason = 1, " ".join(str(error).split())
+    if isinstance(error, UserError):
+        exit_code = 2
+    elif isinstance(error, OSError) and error.errno in _PATH_ERRORS:
+        exit_code, reason = 2, f"{error.filename}: {error.strerror}"
+    elif isinstance(error, KeyboardInterrupt):
+        reason = "stopped before the end; DST was not written"
+    else:
+        reason = f"the conversion failed ({type(error).__name__}): {reason}"
+    print(f"error: {reason}", file=sys.stderr)
+    return exit_code
 
 
 if __name__ == "__main__":
-    for _number in _STOP:
-        signal.signal(_number, _stop)
-    sys.exit(main(apart=True))
+    interrupts.on_interrupt(interrupts.raise_keyboard_interrupt, even_if_ignored=True)
+    sys.exit(main(in_child=True))

@@ -25,7 +25,6 @@ import contextlib
 import csv
 import errno
 import os
-import signal
 import sys
 import time
 import traceback
@@ -34,13 +33,12 @@ from pathlib import Path
 
 from cxr_jax.data import report_files
 from cxr_jax.errors import UserError, bad_usage
-from cxr_jax.runtime import whole_files
+from cxr_jax.runtime import interrupts, whole_files
 
 CHUNK = 4096  # reports labelled at a time,
 CHUNK_BYTES = 1 << 23  # or fewer, if they are long
 NOTICE = "Research use only. Not for diagnosis."
 _CELLS = {1: "1", 0: "0", -1: "-1", -2: ""}
-_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def parse_args(argv):
@@ -383,7 +381,7 @@ def main(argv=None) -> int:
 _running: list[Table] = []
 
 
-def _stop(*_):
+def _stop() -> None:
     """Ends at once: an exception would be lost where libraries call back, and half an import is no place to go on."""
     if any(table.finishing for table in _running):
         return  # OUT is about to be whole
@@ -394,9 +392,5 @@ def _stop(*_):
 
 
 if __name__ == "__main__":
-    for _number in _STOP:
-        if (
-            signal.getsignal(_number) is not signal.SIG_IGN
-        ):  # nohup, or a job in the background of a script
-            signal.signal(_number, _stop)
+    interrupts.on_interrupt(_stop, even_if_ignored=False)
     sys.exit(main())
