@@ -165,10 +165,6 @@ def chunks(rows, bad):
         yield held
 
 
-def side_names(right, left):
-    return "both" if right and left else "right" if right else "left" if left else ""
-
-
 class Table:
     """OUT and its errors file, written beside them under other names until `finish`."""
 
@@ -240,6 +236,7 @@ class Table:
 def label_all(args, inputs, table, counts):
     """Write a row for each report of `inputs`. counts: filled on the way, keys (label, state) and kinds of rows."""
     from cxr_jax import labels
+    from cxr_jax.labels.taxonomy import side_name
 
     error_rows, rows = table.writers
     start = shown = warm = time.monotonic()
@@ -259,7 +256,7 @@ def label_all(args, inputs, table, counts):
             cells += [_CELLS[state] for state in states[i]]
             if args.sides:
                 cells += [
-                    side_names(*pair)
+                    side_name(*pair)
                     for pair in list(zip(right[i], left[i], strict=True))[_FIRST_SIDED:]
                 ]
             rows.writerow(cells)

@@ -4,15 +4,11 @@ import re
 
 from cxr_jax.data import images
 from cxr_jax.errors import UserError
-from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.labels.answer_text import ANSWER_PATTERN, FORMAT_PATTERN
+from cxr_jax.labels.taxonomy import CHEXPERT_14, find_label
 from cxr_jax.weights import hf_folder
 
 NOTICE = "Research use only. Not for diagnosis."
-_FORMAT = re.compile(
-    r"^<think>.*?</think>\s*<answer>.*?</answer>$", re.DOTALL
-)  # the reward's own pattern
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_BY_LOWER = {name.lower(): name for name in CHEXPERT_14}
 
 
 # One completion -> its parts
@@ -23,14 +19,13 @@ def split_answer(text):
 
     The semantics of the accuracy reward: split at commas, strip, compare in lower case.
     """
-    found = _ANSWER.search(text)
+    found = ANSWER_PATTERN.search(text)
     if not found:
         return None
     items = [item.strip() for item in found.group(1).split(",")]
-    labels = [_BY_LOWER[item.lower()] for item in items if item.lower() in _BY_LOWER]
-    return list(dict.fromkeys(labels)), [
-        item for item in items if item and item.lower() not in _BY_LOWER
-    ]
+    labels = [label for label in map(find_label, items) if label is not None]
+    others = [item for item in items if item and find_label(item) is None]
+    return list(dict.fromkeys(labels)), others
 
 
 def reasoning_of(text):
@@ -110,7 +105,7 @@ def reading_record(model, path, image, args, unable=None):
         "reasoning": reasoning_of(reading.text),
         "answer": labels,
         "probabilities": read.probabilities or shares([c.text for c in read.samples or [reading]]),
-        "valid_format": _FORMAT.match(reading.text) is not None,
+        "valid_format": FORMAT_PATTERN.match(reading.text) is not None,
         "warnings": [
             *image.meta["warnings"],
             *answer_warnings(reading.text, reading.finish_reason),

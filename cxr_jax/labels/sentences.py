@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax.labels import report_text
+from cxr_jax.labels.answer_text import extract_trace
 from cxr_jax.labels.taxonomy import (
     CHEXPERT_14,
     INDEX,
@@ -23,6 +24,7 @@ from cxr_jax.labels.taxonomy import (
     PATHOLOGY,
     POSITIVE,
     UNCERTAIN,
+    side_name,
 )
 
 AGREES, CONTRADICTS, OPEN, NOTHING = VERDICTS = ("agrees", "contradicts", "open", "nothing claimed")
@@ -87,11 +89,6 @@ def _cuts(ends: np.ndarray, bank: report_text.Bank) -> list[int]:
     return out[::-1]
 
 
-def trace_of(text: str) -> str:
-    """What stands before the first <answer>: the trace that rewards read."""
-    return text.split("<answer>", 1)[0]
-
-
 def sentence_verdicts(
     texts: Sequence[str], present, hedged, sides, lexicon: str | None = None
 ) -> list[list[Sentence]]:
@@ -105,7 +102,7 @@ def sentence_verdicts(
     if not len(present) == len(hedged) == len(sides) == len(texts):
         raise ValueError(f"{len(texts)} texts with {len(present)} truths")
     bank = report_text.bank(None, lexicon)
-    traces = [trace_of(t).encode("utf-8", "surrogatepass") for t in texts]
+    traces = [extract_trace(t).encode("utf-8", "surrogatepass") for t in texts]
     out = [[] for _ in texts]
     if not traces:
         return out
@@ -147,14 +144,11 @@ def _why(said, present, hedged, sides) -> list[str]:
     here = ~where.any(-1) | (where & sides).any(-1)
     denied = (state == NEGATIVE) & present & here & _FINDING
     out = [f"no {name}" for name in _NAMES[absent]]
-    out += [f"{_NAMES[i]} is on the {side_name(sides[i])} only" for i in np.flatnonzero(elsewhere)]
+    out += [
+        f"{_NAMES[i]} is on the {side_name(*sides[i], both='both sides')} only"
+        for i in np.flatnonzero(elsewhere)
+    ]
     out += [f"{name} is there" for name in _NAMES[denied]]
     if not out and (present & np.array(PATHOLOGY)).any() and not (claimed & present).any():
         out.append("the film is not normal")  # nothing else can be wrong with it
     return out
-
-
-def side_name(sides) -> str:
-    """right, left, or both sides, of bool [2] (right, left); "" for neither."""
-    right, left = sides
-    return "both sides" if right and left else "right" if right else "left" if left else ""

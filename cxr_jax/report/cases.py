@@ -2,11 +2,11 @@
 
 import re
 
+from cxr_jax.labels.answer_text import FORMAT_PATTERN
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.report.tables import esc, set_name
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)")
-_FORMAT = re.compile(r"^<think>(.*?)</think>\s*<answer>(.*?)</answer>$", re.DOTALL)
 UNSCORED = 2.0  # sorts after every score
 SIDES = '<div class="side"><span>R (patient’s right)</span><span>L</span></div>'
 LEGEND = """<ul class="chips"><li class="chip correct"><b>✓</b> named and true</li>
@@ -20,7 +20,7 @@ def marks(case) -> list[tuple[str, str]]:
 
     A completion of invalid format names nothing, as in the score, even if an answer can be made out in it.
     """
-    answer = case.answer if _FORMAT.match(case.completion) else []
+    answer = case.answer if FORMAT_PATTERN.match(case.completion) else []
     known = set(CHEXPERT_14 if case.known is None else case.known)
     order = list(CHEXPERT_14) + [n for n in answer if n not in CHEXPERT_14]
     out = []
@@ -45,7 +45,7 @@ def _chips(found):
 
 def _trace(case):
     """(valid format, HTML): the sentences of the reasoning and the answer as written, or the raw text."""
-    found = _FORMAT.match(case.completion)
+    found = FORMAT_PATTERN.match(case.completion)
     if not found:
         raw = f"<pre>{esc(case.completion)}</pre>"
         return False, f'<p class="invalid small">Invalid format. The raw text:</p>{raw}'

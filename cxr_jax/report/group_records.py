@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from cxr_jax.labels import sentences
-from cxr_jax.labels.sentences import Sentence, side_name
-from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.labels.sentences import Sentence
+from cxr_jax.labels.taxonomy import CHEXPERT_14, side_name
 
 SAME = 1e-6  # rewards of a group that spread less are the same
 
@@ -189,7 +189,10 @@ def groups_of(
             for i in range(g)
         ]
         some = truth["solution"][p] | truth["hedged"][p]
-        sides = {CHEXPERT_14[i]: side_name(truth["sides"][p, i]) for i in np.flatnonzero(some)}
+        sides = {
+            CHEXPERT_14[i]: side_name(*truth["sides"][p, i], both="both sides")
+            for i in np.flatnonzero(some)
+        }
         out.append(
             Group(
                 step,

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cxr_jax.labels.sentences import AGREES, CONTRADICTS, NOTHING, OPEN, Sentence, trace_of
+from cxr_jax.labels.answer_text import extract_trace
+from cxr_jax.labels.sentences import AGREES, CONTRADICTS, NOTHING, OPEN, Sentence
 from cxr_jax.report import cases
 from cxr_jax.report.group_records import SAME, Completion, Group
 from cxr_jax.report.preference import ABOUT, _is_same, contributions, number, ranked, why
@@ -137,7 +138,7 @@ def _completion(
     others = folded(
         '<span class="small">Terms without weight</span>', f'<p class="small">{esc(others)}</p>'
     )
-    after = c.text[len(trace_of(c.text)) :]
+    after = c.text[len(extract_trace(c.text)) :]
     written = f'<p class="answer"><b>As written:</b> {esc(after)}</p>' if after else ""
     said = "".join(_said(s) for s in c.sentences) or '<li class="nothing">Empty reasoning.</li>'
     return (

@@ -16,7 +16,7 @@ from cxr_jax.rewards.terms import (
     reward_terms,
     weights,
 )
-from cxr_jax.rewards.text_scores import score, solution_mask, strict_solution_mask
+from cxr_jax.rewards.text_scores import score, solution_mask
 
 __all__ = [
     "BYTES_PER_TOKEN",
@@ -34,6 +34,5 @@ __all__ = [
     "reward_terms",
     "score",
     "solution_mask",
-    "strict_solution_mask",
     "weights",
 ]

@@ -8,11 +8,9 @@ import numpy as np
 
 from cxr_jax.errors import UserError
 from cxr_jax.labels import report_text
-from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, find_label
 from cxr_jax.labels.text_batches import map_texts
 from cxr_jax.rewards.terms import MIN_LENGTH, NGRAM, read_bytes, reward_terms
-
-_LOWER = {name.lower(): i for i, name in enumerate(CHEXPERT_14)}
 
 
 def score(
@@ -83,16 +81,7 @@ def solution_mask(solutions: Sequence[str]) -> np.ndarray:
     mask = np.zeros((len(solutions), len(CHEXPERT_14)), bool)
     for row, solution in zip(mask, solutions, strict=True):
         for item in solution.split(","):
-            index = _LOWER.get(item.strip().lower())
-            if index is not None:
-                row[index] = True
+            label = find_label(item)
+            if label is not None:
+                row[INDEX[label]] = True
     return mask
-
-
-def strict_solution_mask(solutions: Sequence[str]) -> np.ndarray:
-    """`solution_mask`, but a name that is none of the 14 (an empty one too) raises UserError naming it."""
-    for number, solution in enumerate(solutions):
-        for item in solution.split(","):
-            if item.strip().lower() not in _LOWER:
-                raise UserError(f"solution {number}: {item.strip()!r} is none of the 14 labels")
-    return solution_mask(solutions)

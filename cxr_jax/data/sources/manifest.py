@@ -22,9 +22,7 @@ import numpy as np
 from cxr_jax.data import images, loading, radiograph, resize
 from cxr_jax.data.image_cache import CACHE_MIB, ImageCache
 from cxr_jax.errors import UserError
-from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
-
-_BY_LOWER = {name.lower(): name for name in CHEXPERT_14}
+from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, find_label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +156,7 @@ def _find(name, root) -> Path:
 
 
 def _label(name):
-    canonical = _BY_LOWER.get(name.strip().lower()) if isinstance(name, str) else None
+    canonical = find_label(name) if isinstance(name, str) else None
     if canonical is None:
         raise _BadRowError(f"{name!r} is none of the 14 labels")
     return canonical
