@@ -11,13 +11,12 @@ import numpy as np
 
 from cxr_jax.errors import UserError
 from cxr_jax.inference import chat as chats
-from cxr_jax.inference import constrained, generation, sampling
+from cxr_jax.inference import constrained, generation, image_inputs, sampling
 from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.inference.generation import Completion, Reading, Request, Settings
 from cxr_jax.inference.image_inputs import GRIDS, pixels_of
-from cxr_jax.models import qwen2_5_vl
+from cxr_jax.models import qwen2_5_vl, registry
 from cxr_jax.models.layers import UNROLL_UP_TO
-from cxr_jax.models.qwen2_5_vl import image_settings
 from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.weights import hf_folder, native_folder, peft_folder
 from cxr_jax.weights.locate import find_folder
@@ -68,6 +67,7 @@ class Model:
         )
         self.params = jax.tree.map(lambda x: jnp.asarray(x, self.dtype), params)
         self.rows = generation.rows_at_once()
+        self._processor = registry.family_of(model_config).processor
 
     @functools.cached_property
     def tokenizer(self):
@@ -96,13 +96,11 @@ class Model:
 
         Raises UserError, naming the file, for settings that are damaged or ask for other arithmetic than ours.
         """
-        from cxr_jax.models.qwen2_5_vl import patches as qwen2_5_vl_patches
-
         settings, path = (
             ({}, None) if self.folder is None else hf_folder.image_settings(self.folder)
         )
-        qwen2_5_vl_patches.check_settings(settings, path)
-        return image_settings.pixel_limits(settings, path)
+        self._processor.check_settings(settings, path)
+        return self._processor.pixel_limits(settings, path)
 
     @functools.cached_property
     def answers(self) -> constrained.Constraint:
@@ -218,14 +216,12 @@ class Model:
         """An image (path, PIL image, or [H, W] floats in 0..1) -> (patches, grid); (None, None) for None."""
         if image is None:
             return None, None
-        from cxr_jax.inference import image_inputs
-        from cxr_jax.models.qwen2_5_vl import patches as qwen2_5_vl_patches
-
+        pixels = pixels_of(image)
         low, high = self.pixel_limits
         if self.grids == "bucket" and low != high:
-            return image_inputs.prepare_in_buckets(pixels_of(image), high)
-        pixels = image_inputs.fit_to_model(pixels_of(image), (low, high))
-        return qwen2_5_vl_patches.prepare(pixels, min_pixels=low, max_pixels=high)
+            return image_inputs.prepare_in_buckets(pixels, high)
+        fitted = image_inputs.fit_to_model(pixels, (low, high))
+        return self._processor.prepare(fitted, min_pixels=low, max_pixels=high)
 
     def generate(
         self,

@@ -1,108 +1,162 @@
 """Prompts as token ids: one renderer for serving and training, and prompts in fixed shapes."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from cxr_jax.data import prompts as data_prompts
 from cxr_jax.errors import UserError
 from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.models.tokenizer import IMAGE_PAD
+from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.models.tokenizer import IMAGE_PAD, Tokenizer
 
 ROLES = ("system", "user", "assistant")
 
 
-def messages_of(prompt) -> list[dict]:
-    """A prompt text, or a conversation [{"role", "content"}, ...] that ends with a user's turn, as messages."""
+def messages_of(prompt: str | Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Turn a prompt into messages.
+
+    Args:
+        prompt: a text, or a conversation [{"role", "content"}, ...] that ends with a user's turn.
+
+    Raises:
+        UserError: if it is neither.
+    """
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
-    known = isinstance(prompt, (list, tuple)) and all(
-        isinstance(m, dict) and m.get("role") in ROLES and isinstance(m.get("content"), str)
-        for m in prompt
-    )
-    if not known:
+    if not isinstance(prompt, (list, tuple)) or not all(map(_is_message, prompt)):
         raise UserError(
             'a prompt must be a text, or messages {"role": system|user|assistant, "content": text}'
         )
     if not prompt or prompt[-1]["role"] != "user":
         raise UserError("a conversation must end with a user's message")
-    return [{"role": m["role"], "content": m["content"]} for m in prompt]
+    return [{"role": message["role"], "content": message["content"]} for message in prompt]
 
 
-def render_prompt(tokenizer, model_config, prompt, grid) -> list[int]:
-    """Token ids up to the assistant's next turn; the image (if any) stands before the first user's text."""
-    from cxr_jax.models.tokenizer import IMAGE_PAD
-
-    messages, n = (
-        messages_of(prompt),
-        0 if grid is None else int(np.prod(grid)) // model_config.vision.merge_unit,
+def _is_message(message: object) -> bool:
+    return (
+        isinstance(message, dict)
+        and message.get("role") in ROLES
+        and isinstance(message.get("content"), str)
     )
-    first = next(i for i, m in enumerate(messages) if m["role"] == "user")
-    image = [{"type": "image"}] if n else []
-    messages[first]["content"] = [*image, {"type": "text", "text": messages[first]["content"]}]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    ids = tokenizer(text.replace(IMAGE_PAD, IMAGE_PAD * n), add_special_tokens=False)["input_ids"]
-    if ids.count(model_config.image_token_id) != n or model_config.video_token_id in ids:
-        raise UserError("a prompt must not hold image or video placeholders of its own")
-    return list(ids)
 
 
-def prompt_ids(tokenizer, text: str, n_image_tokens: int, *, history: tuple = ()) -> list[int]:
-    """Ids of one chat prompt: the image (if n_image_tokens > 0), then `text`, up to the assistant's turn.
+def conversation_ids(
+    tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], image_tokens: int
+) -> list[int]:
+    """Render messages up to the assistant's next turn: the one renderer of training and serving.
 
-    The template writes one image pad; it is repeated here, as the Qwen processor does.
+    Args:
+        messages: {"role", "content": text}, at least one of them a user's.
+        image_tokens: of the image, which stands before the first user's text; 0 without an image.
+
+    Returns:
+        Token ids. The template writes one image pad; it is repeated here, as the Qwen processor does.
     """
-    content = ([{"type": "image"}] if n_image_tokens else []) + [{"type": "text", "text": text}]
-    messages = [*history, {"role": "user", "content": content}]
-    rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    rendered = rendered.replace(IMAGE_PAD, IMAGE_PAD * n_image_tokens)
-    return tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    first_user = next(index for index, message in enumerate(messages) if message["role"] == "user")
+    question = {"type": "text", "text": messages[first_user]["content"]}
+    rendered = list(messages)
+    rendered[first_user] = {
+        "role": "user",
+        "content": [{"type": "image"}, question] if image_tokens else [question],
+    }
+    text = tokenizer.apply_chat_template(rendered, add_generation_prompt=True, tokenize=False)
+    text = text.replace(IMAGE_PAD, IMAGE_PAD * image_tokens)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def prompt_ids(tokenizer: Tokenizer, text: str, image_tokens: int) -> list[int]:
+    """Render one question about one image (if image_tokens > 0), as training does: `text` is ours, and not checked."""
+    return conversation_ids(tokenizer, messages_of(text), image_tokens)
+
+
+def render_prompt(
+    tokenizer: Tokenizer,
+    model_config: Config,
+    prompt: str | Sequence[dict[str, Any]],
+    grid: tuple[int, int, int] | None,
+) -> list[int]:
+    """Render a user's prompt, a text or a conversation, as serving does.
+
+    Args:
+        prompt: see `messages_of`.
+        grid: (t, h, w) of the image in patches, or None without an image.
+
+    Raises:
+        UserError: for a malformed conversation, or a prompt that holds image or video placeholders of its own.
+    """
+    image_tokens = 0
+    if grid is not None:
+        image_tokens = int(np.prod(grid)) // model_config.vision.merge_unit
+    ids = conversation_ids(tokenizer, messages_of(prompt), image_tokens)
+    if ids.count(model_config.image_token_id) != image_tokens or model_config.video_token_id in ids:
+        raise UserError("a prompt must not hold image or video placeholders of its own")
+    return ids
 
 
 class Prompts:
     """Encodes prompt texts (one image each) to right-padded ids of one static width.
 
-    `encode(texts)` -> dict(ids int32 [B, T], lengths int32 [B], positions int32 [3, B, T + C]): M-RoPE positions of
-    the prompt and of any C completion tokens that follow it directly, computed once and used by prefill, decode and
-    training alike. Raises UserError for a prompt longer than `width`.
+    Attributes:
+        width: tokens of every row: the given one, or those of the longest of `texts`.
+        pad: the id of padding, end of text.
     """
 
     def __init__(
         self,
-        tokenizer,
-        model_config,
-        grid: tuple,
+        tokenizer: Tokenizer,
+        model_config: Config,
+        grid: tuple[int, int, int],
         max_completion: int,
         width: int | None = None,
-        texts=(data_prompts.FIND_PROMPT,),
+        texts: Sequence[str] = (data_prompts.FIND_PROMPT,),
     ):
-        self.tokenizer, self.config, self.grid, self.max_completion = (
-            tokenizer,
-            model_config,
-            grid,
-            max_completion,
-        )
-        self.n_image = int(np.prod(grid)) // model_config.vision.spatial_merge_size**2
+        """Fix the shapes.
+
+        Args:
+            grid: (t, h, w) in patches of every image.
+            max_completion: tokens C that may follow a prompt directly; positions are computed for them, too.
+        """
+        self.tokenizer = tokenizer
+        self.config = model_config
+        self.grid = grid
+        self.max_completion = max_completion
+        self.image_tokens = int(np.prod(grid)) // model_config.vision.merge_unit
         self.pad = tokenizer.get_vocab()["<|endoftext|>"]
-        self._cache = {}
-        self.width = width or max(len(self._one(t)[0]) for t in texts)
+        # Few prompts are used again and again: text -> (its ids, positions int32 [3, T + C]).
+        self._known: dict[str, tuple[list[int], np.ndarray]] = {}
+        self.width = width or max(len(self._ids_and_positions(text)[0]) for text in texts)
 
-    def _one(self, text):
-        if text not in self._cache:
-            ids = prompt_ids(self.tokenizer, text, self.n_image)
+    def _ids_and_positions(self, text: str) -> tuple[list[int], np.ndarray]:
+        if text not in self._known:
+            ids = prompt_ids(self.tokenizer, text, self.image_tokens)
             row = np.asarray([*ids, *[self.pad] * self.max_completion], np.int32)[None]
-            self._cache[text] = ids, qwen.positions(self.config, row, [self.grid])[:, 0]
-        return self._cache[text]
+            self._known[text] = ids, qwen.positions(self.config, row, [self.grid])[:, 0]
+        return self._known[text]
 
-    def encode(self, texts: list[str]) -> dict:
-        n, t = len(texts), self.width
-        ids = np.full((n, t), self.pad, np.int32)
-        positions = np.ones((3, n, t + self.max_completion), np.int32)
-        lengths = np.zeros(n, np.int32)
-        for i, text in enumerate(texts):
-            row, pos = self._one(text)
-            if len(row) > t:
+    def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Encode B texts.
+
+        Returns:
+            ids int32 [B, T], lengths int32 [B], positions int32 [3, B, T + C]: M-RoPE positions of the prompt and
+            of any C completion tokens that follow it directly, computed once and used by prefill, decode and
+            training alike.
+
+        Raises:
+            UserError: for a prompt longer than `width`.
+        """
+        count, width = len(texts), self.width
+        ids = np.full((count, width), self.pad, np.int32)
+        positions = np.ones((3, count, width + self.max_completion), np.int32)
+        lengths = np.zeros(count, np.int32)
+        for index, text in enumerate(texts):
+            prompt, places = self._ids_and_positions(text)
+            if len(prompt) > width:
                 raise UserError(
-                    f"a prompt of {len(row)} tokens does not fit config.prompt_width={t}"
+                    f"a prompt of {len(prompt)} tokens does not fit config.prompt_width={width}"
                 )
-            ids[i, : len(row)], lengths[i] = row, len(row)
-            positions[:, i, : pos.shape[1]] = pos
+            ids[index, : len(prompt)] = prompt
+            lengths[index] = len(prompt)
+            positions[:, index, : places.shape[1]] = places
         return {"ids": ids, "lengths": lengths, "positions": positions}

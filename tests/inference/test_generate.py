@@ -510,19 +510,46 @@ def test_an_answer_whose_text_has_other_tokens_is_read_as_the_template_writes_it
     )  # 1 of them the chat's
 
 
-def test_rendering_equals_the_prompts_of_training(model):
-    assert model.render(FIND, (1, 16, 16)) == inference_prompts.prompt_ids(TOKENIZER, FIND, N_IMAGE)
-    assert model.render(FIND, None) == inference_prompts.prompt_ids(TOKENIZER, FIND, 0)
-    talk = [
+TALKS = [
+    FIND,
+    "",
+    "  Wo?  \n\n日本 <think> <answer>",
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it so?"}],
+    [
+        {"role": "system", "content": "s"},
         {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "b"},
+        {"role": "assistant", "content": "<think>b</think><answer>Edema</answer>"},
         {"role": "user", "content": "c"},
-    ]
-    ids = inference_prompts.render_prompt(TOKENIZER, CFG, talk, (1, 4, 4))
-    text = TOKENIZER.decode(ids)
-    pads = "<|vision_start|>" + "<|image_pad|>" * 4 + "<|vision_end|>"
-    frame = "<|im_start|>user\n%s<|im_end|>\n<|im_start|>assistant\n"
-    assert text.endswith(frame % (pads + "a") + "b<|im_end|>\n" + frame % "c")
+    ],
+]
+
+
+@pytest.mark.parametrize("grid", [None, (1, 4, 4), (1, 16, 16), (2, 6, 4)])
+@pytest.mark.parametrize("talk", TALKS, ids=range(len(TALKS)))
+def test_rendering_is_the_chat_template_with_the_pad_repeated(model, talk, grid):
+    """By the template alone: text of each turn, the image's pads before the first question."""
+    pads = "" if grid is None else "<|image_pad|>" * (grid[0] * grid[1] * grid[2] // 4)
+    picture = f"<|vision_start|>{pads}<|vision_end|>" if pads else ""
+    turns = [{"role": "user", "content": talk}] if isinstance(talk, str) else talk
+    first = [turn["role"] for turn in turns].index("user")
+    if turns[0]["role"] != "system":
+        turns = [{"role": "system", "content": "You are a helpful assistant."}, *turns]
+        first += 1
+    text = "".join(
+        f"<|im_start|>{turn['role']}\n{picture if index == first else ''}{turn['content']}<|im_end|>\n"
+        for index, turn in enumerate(turns)
+    )
+    ids = model.render(talk, grid)
+    assert ids == TOKENIZER(text + "<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
+    if isinstance(talk, str):  # training renders questions
+        count = 0 if grid is None else int(np.prod(grid)) // 4
+        assert ids == inference_prompts.prompt_ids(TOKENIZER, talk, count)
+        if grid is not None:
+            encoder = inference_prompts.Prompts(TOKENIZER, CFG, grid, 5, texts=[talk])
+            row = encoder.encode([talk])
+            assert row["ids"][0, : row["lengths"][0]].tolist() == ids
+            want = qwen2_5_vl.positions(CFG, [[*ids, *[encoder.pad] * 5]], [grid])
+            np.testing.assert_array_equal(row["positions"], want)
 
 
 # The phantom

@@ -78,14 +78,15 @@ def test_chat_frame_is_that_of_qwen2_5(tokenizer):
 
 
 def test_chat_frame_with_a_system_turn_and_history(tokenizer):
-    history = (
+    messages = (
         {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+        {"role": "user", "content": "What?"},
         {"role": "assistant", "content": "Edema."},
+        {"role": "user", "content": "Where?"},
     )
-    assert tokenizer.decode(prompts.prompt_ids(tokenizer, "Where?", 0, history=history)) == (
+    assert tokenizer.decode(prompts.conversation_ids(tokenizer, messages, 1)) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n"
-        "<|im_start|>user\n<|vision_start|><|vision_end|>What?<|im_end|>\n"
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What?<|im_end|>\n"
         "<|im_start|>assistant\nEdema.<|im_end|>\n<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n"
     )
 
