@@ -5,6 +5,11 @@ Whatever comes in, an `Image` comes out (float32 gray in 0..1, bright = dense, a
 know; `meta["unusable"]` lists the reasons why this is not a frontal chest radiograph fit to be reported on.
 """
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
 from cxr_jax.data.pictures import read_picture
 from cxr_jax.data.radiograph import (
     DICOM_MAGIC,
@@ -12,29 +17,40 @@ from cxr_jax.data.radiograph import (
     PNG_MAGIC,
     Image,
     check_renderer,
+    finish,
     read_bytes,
 )
 from cxr_jax.errors import UserError
 
 
-def read_image(path, renderer="voi") -> Image:
+def read_image(path: str | Path, renderer: str = "voi") -> Image:
     """Read a PNG, JPEG or DICOM file.
 
-    `renderer`: `voi` shows the file as its maker meant it (a DICOM's window, a PNG's own levels), `mimic_jpg`
-    the min-max and histogram equalisation of the MIMIC-CXR-JPG and CheXpert releases, `percentile` the 0.5 to
-    99.5 % range. Raises UserError for anything that is not a usable picture.
+    Args:
+        renderer: `voi` shows the file as its maker meant it (a DICOM's window, a PNG's own levels), `mimic_jpg` the
+            min-max and histogram equalisation of the MIMIC-CXR-JPG and CheXpert releases, `percentile` the 0.5 to
+            99.5 % range.
+
+    Raises:
+        UserError: for anything that is not a usable picture.
     """
     check_renderer(renderer)
     return image_from_bytes(path, read_bytes(path), renderer)
 
 
-def image_from_bytes(path, data, renderer="voi") -> Image:
-    """`read_image` for a file that is already in memory; `path` is only the name used in messages."""
+def image_from_bytes(path: str | Path, data: bytes, renderer: str = "voi") -> Image:
+    """Do what `read_image` does for a file that is already in memory; `path` is only the name used in messages."""
     check_renderer(renderer)
+    pixels, meta = _render(path, data, renderer)
+    return finish(path, pixels, meta)
+
+
+def _render(path: str | Path, data: bytes, renderer: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """Pixels and meta from the reader of the file's format."""
     if data[128:132] == DICOM_MAGIC:
         from cxr_jax.data import dicom  # pydicom is loaded only when there is a DICOM to read
 
-        return dicom.read_data(path, data, renderer)
+        return dicom.render_file(path, data, renderer)
     if data.startswith(PNG_MAGIC):
         return read_picture(path, data, "PNG", renderer)
     if data.startswith(JPEG_MAGIC):

@@ -1,20 +1,29 @@
-"""What every reader of pictures makes: an `Image`, with the limits and the steps that all formats share."""
+"""What every reader of pictures makes: an `Image`, with the limits and the steps that all formats share.
+
+A format's reader gives (pixels, meta); `finish`, at the door, makes the `Image`.
+"""
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cxr_jax.errors import UserError
 
 RENDERERS = ("voi", "mimic_jpg", "percentile")
+PERCENTILES = (0.5, 99.5)  # what the renderer `percentile` shows, from black to white
+
+# ---- Limits ----------------------------------------------------------------------------------------
 MIN_SIDE = 32  # px; the Qwen processor itself would take 1 x 1 and enlarge it
 MAX_ASPECT = 20  # no radiograph is a strip; the processor's own limit is 200
 ODD_ASPECT = 3
 MAX_PIXELS = 64_000_000  # four times the largest digital chest film
 MAX_FILE_BYTES = 512 * 2**20
+COLOURFUL = 0.05  # mean chroma, of full scale, above which a picture is no radiograph
 
 PNG_MAGIC, JPEG_MAGIC, DICOM_MAGIC = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"DICM"
+LUMA = (0.299, 0.587, 0.114)  # red, green, blue (ITU-R 601)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +31,16 @@ class Image:
     """`pixels`: float32 [H, W] in 0..1. `meta`: the keys of `new_meta`, `size` being [H, W]."""
 
     pixels: np.ndarray
-    meta: dict
+    meta: dict[str, Any]
 
 
-def new_meta(kind, renderer):
-    """An empty `Image.meta`; `kind` is PNG, JPEG or DICOM."""
-    meta = dict.fromkeys(("photometric", "window", "bits", "size"))
+def new_meta(kind: str, renderer: str) -> dict[str, Any]:
+    """Start an `Image.meta` in which nothing is known yet.
+
+    Args:
+        kind: PNG, JPEG or DICOM.
+    """
+    meta: dict[str, Any] = dict.fromkeys(("photometric", "window", "bits", "size"))
     return meta | {
         "kind": kind,
         "renderer": renderer,
@@ -37,13 +50,14 @@ def new_meta(kind, renderer):
     }
 
 
-def check_renderer(renderer):
+def check_renderer(renderer: str) -> None:
+    """Refuse a renderer that is none of RENDERERS. Raises UserError."""
     if renderer not in RENDERERS:
         raise UserError(f"--renderer={renderer}: choose one of {', '.join(RENDERERS)}")
 
 
-def read_bytes(path) -> bytes:
-    """The whole file, if it is a regular file of a sane size. Raises UserError otherwise."""
+def read_bytes(path: str | Path) -> bytes:
+    """Read the whole file, if it is a regular file of a sane size. Raises UserError otherwise."""
     file = Path(path)
     try:
         if not file.exists():
@@ -58,14 +72,22 @@ def read_bytes(path) -> bytes:
                 f"{path}: {size / 2**20:.0f} MiB is above the limit of {MAX_FILE_BYTES // 2**20} MiB"
             )
         return file.read_bytes()
-    except (OSError, ValueError) as exc:  # ValueError: a NUL byte in the name
-        raise UserError(
-            f"{path}: cannot be read ({getattr(exc, 'strerror', None) or 'bad file name'})"
-        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        reason = getattr(error, "strerror", None) or "bad file name"
+        raise UserError(f"{path}: cannot be read ({reason})") from None
 
 
-def check_size(path, height, width, notes=None):
-    """Refuse sizes that no radiograph has, before anything of that size is allocated."""
+def check_size(
+    path: str | Path, height: int, width: int, warnings: list[str] | None = None
+) -> None:
+    """Refuse sizes that no radiograph has, before anything of that size is allocated.
+
+    Args:
+        warnings: where a remark on an unusual shape goes, if anywhere.
+
+    Raises:
+        UserError: for a picture too small, too large or too long.
+    """
     if min(height, width) < MIN_SIDE:
         raise UserError(
             f"{path}: {width} x {height} px is too small; at least {MIN_SIDE} px a side are needed"
@@ -78,47 +100,73 @@ def check_size(path, height, width, notes=None):
         raise UserError(
             f"{path}: {width} x {height} px is a strip, not a radiograph (aspect above {MAX_ASPECT}:1)"
         )
-    if notes is not None and max(height, width) > ODD_ASPECT * min(height, width):
-        notes.append(
+    if warnings is not None and max(height, width) > ODD_ASPECT * min(height, width):
+        warnings.append(
             "unusual shape for a radiograph (long side more than three times the short one)"
         )
 
 
-# Renderers' building blocks, shared with DICOM. `valid` is False on padding, which never enters a statistic.
+# ---- Renderers' building blocks --------------------------------------------------------------------
+# Shared with DICOM. `valid` is False on padding, which never enters a statistic.
 
 
-def stretch(values, valid, low=0.0, high=100.0):
-    """Map the `low`..`high` percentiles of the valid values to 0..1, clipped; a constant image becomes 0."""
+def stretch(
+    values: np.ndarray, valid: np.ndarray, low: float = 0.0, high: float = 100.0
+) -> np.ndarray:
+    """Map the `low`..`high` percentiles of the valid values to 0..1, clipped; a constant image becomes 0.
+
+    Args:
+        values, valid: numbers and bool [H, W].
+
+    Returns:
+        float32 [H, W].
+    """
     inside = values[valid]
     if inside.size == 0:
         return np.zeros(values.shape, np.float32)
     if (low, high) == (0.0, 100.0):
-        a, b = float(inside.min()), float(inside.max())
+        black, white = float(inside.min()), float(inside.max())
     else:
-        a, b = (float(x) for x in np.percentile(inside, [low, high]))
-    if not b > a:
+        black, white = (float(level) for level in np.percentile(inside, [low, high]))
+    if not white > black:
         return np.zeros(values.shape, np.float32)
-    return np.clip((values - a) / (b - a), 0, 1).astype(np.float32)
+    return np.clip((values - black) / (white - black), 0, 1).astype(np.float32)
 
 
-def equalise(pixels, valid):
-    """8-bit histogram equalisation of an image in 0..1, as in the MIMIC-CXR-JPG and CheXpert releases.
+def equalise(pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Equalise the histogram of an image in 0..1 in 8 bits, as in the MIMIC-CXR-JPG and CheXpert releases.
 
-    Quantised by truncation first, as they do; the level map is OpenCV's `equalizeHist`.
+    Quantised by truncation first, as they do; the level map is OpenCV's `equalizeHist`. float32 [H, W].
     """
     levels = np.floor(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
     counts = np.bincount(levels[valid], minlength=256)
     cumulative = np.cumsum(counts)
-    first = int(np.argmax(counts > 0))
-    rest = cumulative[-1] - counts[first]
-    if rest <= 0:
+    darkest = int(np.argmax(counts > 0))
+    spread_over = cumulative[-1] - counts[darkest]
+    if spread_over <= 0:  # one level only: nothing to spread
         return levels.astype(np.float32) / 255
-    table = np.clip(np.rint((cumulative - counts[first]) * (255.0 / rest)), 0, 255)
+    table = np.clip(np.rint((cumulative - counts[darkest]) * (255.0 / spread_over)), 0, 255)
     return (table[levels] / 255).astype(np.float32)
 
 
-def finish(path, pixels, meta) -> Image:
-    """Last checks, the same for every format: finite, sane, not blank."""
+def to_gray(rgb: np.ndarray, full_scale: float, meta: dict[str, Any]) -> np.ndarray:
+    """Turn RGB float32 [H, W, 3] into luma [H, W] (ITU-R 601). Marks real colour pictures as unusable."""
+    chroma = float(np.mean(rgb.max(-1) - rgb.min(-1))) / full_scale
+    if chroma > COLOURFUL:
+        meta["warnings"].append("a colour picture, read as gray")
+        meta["unusable"].append("a colour picture, not a radiograph")
+    return rgb @ np.array(LUMA, np.float32)
+
+
+# ---- The last step of every format -----------------------------------------------------------------
+
+
+def finish(path: str | Path, pixels: np.ndarray, meta: dict[str, Any]) -> Image:
+    """Make the `Image`, after the last checks, the same for every format: finite, sane, not blank.
+
+    Raises:
+        UserError: for values that are not finite. A blank image is marked in `meta`.
+    """
     if not np.isfinite(pixels).all():
         raise UserError(f"{path}: rendering gave values that are not numbers")
     if float(pixels.max()) - float(pixels.min()) < 1 / 255:
@@ -126,12 +174,3 @@ def finish(path, pixels, meta) -> Image:
         meta["unusable"].append("blank: the image is constant")
     meta["size"] = list(pixels.shape)
     return Image(np.ascontiguousarray(pixels, np.float32), meta)
-
-
-def to_gray(rgb, full_scale, meta):
-    """RGB float32 [H, W, 3] -> luma [H, W] (ITU-R 601). Marks real colour pictures as unusable."""
-    chroma = float(np.mean(rgb.max(-1) - rgb.min(-1))) / full_scale
-    if chroma > 0.05:
-        meta["warnings"].append("a colour picture, read as gray")
-        meta["unusable"].append("a colour picture, not a radiograph")
-    return rgb @ np.array([0.299, 0.587, 0.114], np.float32)

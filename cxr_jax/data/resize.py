@@ -1,23 +1,35 @@
 """A film of any size on a square or a shape, in float."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image as PilImage
 
 
-def fit(pixels, size):
-    """Gray float [H, W] in 0..1 -> float32 [size, size], or [h, w] for a pair: padded with black, evenly on both
-    sides, to the shape's aspect ratio, then resized.
+def fit(pixels: ArrayLike, size: int | tuple[int, int]) -> np.ndarray:
+    """Pad an image with black, evenly on both sides, to the aspect ratio of a shape, and resize it to the shape.
 
     Padding, not cropping: a crop of a portrait film cuts off the costophrenic angles. The resize is bicubic
-    with antialiasing, in float, so 12-bit data keeps its depth until `quantise`.
+    with antialiasing, in float, so 12-bit data keeps its depth until `patches.quantise`.
+
+    Args:
+        pixels: gray float [H, W] in 0..1.
+        size: one number for a square, or (height, width).
+
+    Returns:
+        float32 [height, width] in 0..1.
     """
     pixels = np.asarray(pixels, np.float32)
     shape = (size, size) if np.ndim(size) == 0 else tuple(size)
-    h, w = pixels.shape
-    tall, wide = max(h, -(-w * shape[0] // shape[1])), max(w, -(-h * shape[1] // shape[0]))
-    if (tall, wide) != (h, w):
-        top, left = (tall - h) // 2, (wide - w) // 2
-        pixels = np.pad(pixels, ((top, tall - h - top), (left, wide - w - left)))
+    height, width = pixels.shape
+
+    # The smallest canvas of the shape's aspect ratio that holds the image; -(-a // b) rounds up.
+    canvas_height = max(height, -(-width * shape[0] // shape[1]))
+    canvas_width = max(width, -(-height * shape[1] // shape[0]))
+    if (canvas_height, canvas_width) != (height, width):
+        top, left = (canvas_height - height) // 2, (canvas_width - width) // 2
+        bottom, right = canvas_height - height - top, canvas_width - width - left
+        pixels = np.pad(pixels, ((top, bottom), (left, right)))
+
     if pixels.shape != shape:
         image = PilImage.fromarray(pixels).resize(shape[::-1], PilImage.Resampling.BICUBIC)
         pixels = np.clip(np.asarray(image, np.float32), 0, 1)  # bicubic overshoots at edges

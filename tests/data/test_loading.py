@@ -108,8 +108,8 @@ def test_rows_are_made_by_several_threads_in_order():
         return -i
 
     before = threading.active_count()
-    assert loading.in_threads(work, range(6), 3) == [0, -1, -2, -3, -4, -5]
-    assert threading.active_count() == before and loading.in_threads(work, [], 3) == []
+    assert loading.map_in_threads(work, range(6), 3) == [0, -1, -2, -3, -4, -5]
+    assert threading.active_count() == before and loading.map_in_threads(work, [], 3) == []
 
 
 def test_of_several_bad_rows_the_first_is_named():
@@ -125,7 +125,7 @@ def test_of_several_bad_rows_the_first_is_named():
         return i
 
     with pytest.raises(UserError, match="row 1"):
-        loading.in_threads(work, range(100), 3)
+        loading.map_in_threads(work, range(100), 3)
 
 
 def test_closing_ends_a_batch_between_its_rows():
@@ -136,7 +136,7 @@ def test_closing_ends_a_batch_between_its_rows():
         time.sleep(0.01)
         done.append(i)
 
-    loader = loading.step_loader(lambda step: loading.in_threads(work, range(10**4), 2), 0, 5)
+    loader = loading.step_loader(lambda step: loading.map_in_threads(work, range(10**4), 2), 0, 5)
     begun.acquire()
     loader.close()
     assert not loader._thread.is_alive() and len(done) < 500
@@ -245,7 +245,7 @@ def test_no_patient_is_in_two_splits(manifest):
     parts = [found.train, *found.select.values(), *found.test.values()]
     patients = [{r.group for r in p.rows} for p in parts]
     assert all(patients) and sum(map(len, patients)) == len(set.union(*patients)) == 20
-    assert set(splits.all_prompts(found)) == {r.prompt for p in parts for r in p.rows}
+    assert set(found.prompts()) == {r.prompt for p in parts for r in p.rows}
     assert np.array_equal(found.train.solutions([0, 1]), found.train.batch([0, 1])["solution"])
 
 

@@ -9,70 +9,92 @@ data does not reach a log.
 import io
 import logging
 import warnings
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
 
 from cxr_jax.data import radiograph
-from cxr_jax.data.dicom.header import check_deflated, check_kind, check_layout, describe
-from cxr_jax.data.dicom.pixels import decode, modality, padding, render, square_pixels
+from cxr_jax.data.dicom import header, pixels
 from cxr_jax.data.radiograph import Image
 from cxr_jax.errors import UserError
 
 # pydicom logs and warns with the raw value of a bad element. Set for the process, not per call, because a web
-# server reads in several threads.
+# server reads in several threads; here, so that any import of the room sets them.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 logging.getLogger("pydicom").disabled = True
 warnings.filterwarnings("ignore", module=r"pydicom\b.*")
 
 
-def read(path, renderer="voi") -> Image:
-    """Read one single-frame radiograph -> Image(pixels float32 [H, W] in 0..1, meta).
+def read(path: str | Path, renderer: str = "voi") -> Image:
+    """Read one single-frame radiograph as Image(pixels float32 [H, W] in 0..1, meta).
 
-    `renderer`: `voi`, `mimic_jpg` or `percentile`, see `images.read_image`. Raises UserError for all else, in
-    a message that never holds a header value.
+    Args:
+        renderer: `voi`, `mimic_jpg` or `percentile`, see `images.read_image`.
+
+    Raises:
+        UserError: for all else, in a message that never holds a header value.
     """
     radiograph.check_renderer(renderer)
     data = radiograph.read_bytes(path)
     if data[128:132] != radiograph.DICOM_MAGIC:
         raise UserError(f"{path}: not a DICOM file (no DICM mark after the preamble)")
-    return read_data(path, data, renderer)
+    rendered, meta = render_file(path, data, renderer)
+    return radiograph.finish(path, rendered, meta)
 
 
-def read_data(path, data, renderer="voi") -> Image:
-    """`read` for a file that is already in memory; `path` is only the name used in messages."""
+def render_file(
+    path: str | Path, data: bytes, renderer: str = "voi"
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Render the bytes of a DICOM file.
+
+    Args:
+        path: only the name used in messages.
+
+    Returns:
+        Pixels float32 [H, W] in 0..1, and the meta that `radiograph.finish` completes.
+
+    Raises:
+        UserError: as `read` does.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _read(path, data, renderer)
+            return _render(path, data, renderer)
     except UserError:
         raise
     except MemoryError:
         raise UserError(f"{path}: not enough memory to read this image") from None
-    except (
-        Exception
-    ) as exc:  # damage makes pydicom raise almost anything, with header values in the text
+    except Exception as error:
+        # Damage makes pydicom raise almost anything, with header values in the text: only the type is told.
         raise UserError(
-            f"{path}: damaged DICOM file ({type(exc).__name__} while reading it)"
+            f"{path}: damaged DICOM file ({type(error).__name__} while reading it)"
         ) from None
 
 
-def _read(path, data, renderer):
-    check_deflated(path, data)
-    ds = pydicom.dcmread(io.BytesIO(data))
+def _render(path: str | Path, data: bytes, renderer: str) -> tuple[np.ndarray, dict[str, Any]]:
+    # ---- The header, before any pixel is decoded ----
+    header.check_deflated(path, data)
+    dataset = pydicom.dcmread(io.BytesIO(data))
     meta = radiograph.new_meta("DICOM", renderer)
-    check_kind(path, ds, meta)
-    check_layout(path, ds, meta)
-    describe(ds, meta)
-    stored = decode(path, ds, data)
-    colour = stored.ndim == 3
-    if colour:
+    header.check_kind(path, dataset, meta)
+    header.check_layout(path, dataset, meta)
+    header.describe(dataset, meta)
+
+    # ---- Stored values, and which of them are padding ----
+    stored = pixels.decode(path, dataset, data)
+    if stored.ndim == 3:
         meta["warnings"].append("colour (secondary capture): read as gray")
         stored = radiograph.to_gray(stored.astype(np.float32), 2 ** meta["bits"] - 1, meta)
-    valid = np.ones(stored.shape, bool) if colour else ~padding(ds, stored)
+        valid = np.ones(stored.shape, bool)  # padding is a stored gray value, which colour has none of
+    else:
+        valid = ~pixels.find_padding(dataset, stored)
     if not valid.all():
         meta["warnings"].append("pixel padding was masked")
-    values = modality(ds, stored, meta)
-    pixels = render(ds, values, valid, renderer, meta)
-    pixels[~valid] = 0  # black after the inversion, whatever the photometric interpretation
-    return radiograph.finish(path, square_pixels(ds, pixels, meta), meta)
+
+    # ---- Gray values as they are shown ----
+    values = pixels.apply_modality(dataset, stored, meta)
+    shown = pixels.render(dataset, values, valid, renderer, meta)
+    shown[~valid] = 0  # black after the inversion, whatever the photometric interpretation
+    return pixels.make_square(dataset, shown, meta), meta

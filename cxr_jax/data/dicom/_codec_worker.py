@@ -1,6 +1,6 @@
 """Decodes the compressed pixels of DICOM files, each in a child process that has little to lose.
 
-Run by `decoders.py` as `python -P _decode_worker.py MAX_BYTES MAX_SECONDS`. On stdin, for each file, its length (8
+Run by `codecs.py` as `python -P _codec_worker.py MAX_BYTES MAX_SECONDS`. On stdin, for each file, its length (8
 bytes, big-endian) and its bytes; on stdout, of each, the length of an .npy and that. Codecs are C code that has had
 memory bugs, and a small compressed file can ask for any amount of memory: hence the limits. Once a file is not decoded
 this ends with one of the exit codes below, and nothing else says what went wrong, because exception texts can hold
@@ -15,35 +15,31 @@ import signal
 import sys
 
 NO_CODEC, DAMAGED, TOO_BIG, KILLED = 10, 11, 12, 13
-CODECS = (
-    "pylibjpeg",
-    "libjpeg",
-    "openjpeg",
-    "gdcm",
-    "jpeg_ls",
-    "PIL.Image",
-)  # pydicom's: children find them loaded
+# Modules that pydicom decodes with: loaded once here, so that every child finds them loaded.
+CODECS = ("pylibjpeg", "libjpeg", "openjpeg", "gdcm", "jpeg_ls", "PIL.Image")
+LENGTH_BYTES = 8  # of the length in front of a file or an answer
 
 
-def _limit(max_bytes, max_seconds):
+def _limit(max_bytes: int, max_seconds: int) -> None:
+    """Bound this process: address space, processor time, no core file."""
     try:
         import resource
     except ImportError:  # Windows: the parent's timeout still holds
         return
-    for what, value in (
+    for kind, limit in (
         (resource.RLIMIT_AS, max_bytes),
         (resource.RLIMIT_CPU, max_seconds),
         (resource.RLIMIT_CORE, 0),
     ):
         try:
-            _, hard = resource.getrlimit(what)
-            ceiling = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(what, (ceiling, ceiling))
+            _, hard_limit = resource.getrlimit(kind)
+            ceiling = limit if hard_limit == resource.RLIM_INFINITY else min(limit, hard_limit)
+            resource.setrlimit(kind, (ceiling, ceiling))
         except (OSError, ValueError):  # e.g. macOS refuses RLIMIT_AS
             pass
 
 
-def _read(size) -> bytes:
+def _read(size: int) -> bytes:
     """So many bytes, unbuffered: what follows is for another child. Fewer at the end."""
     parts = []
     while size and (part := os.read(0, min(size, 2**20))):
@@ -52,7 +48,8 @@ def _read(size) -> bytes:
     return b"".join(parts)
 
 
-def _decode(size, max_bytes, max_seconds) -> int:
+def _decode(size: int, max_bytes: int, max_seconds: int) -> int:
+    """Read a file of `size` bytes from stdin and write its pixels to stdout. Returns the exit code."""
     _limit(max_bytes, max_seconds)
     try:
         import numpy as np
@@ -71,7 +68,7 @@ def _decode(size, max_bytes, max_seconds) -> int:
             return TOO_BIG
         answer = io.BytesIO()
         np.save(answer, np.ascontiguousarray(pixels), allow_pickle=False)
-        sys.stdout.buffer.write(answer.getbuffer().nbytes.to_bytes(8, "big"))
+        sys.stdout.buffer.write(answer.getbuffer().nbytes.to_bytes(LENGTH_BYTES, "big"))
         sys.stdout.buffer.write(answer.getbuffer())
         sys.stdout.buffer.flush()
     except MemoryError:
@@ -81,20 +78,26 @@ def _decode(size, max_bytes, max_seconds) -> int:
     return 0
 
 
-def main(max_bytes, max_seconds):
-    for number in (
-        signal.SIGTERM,
-        signal.SIGINT,
-    ):  # they are for the run, which ends this with its time limit
+def _exit_code_of(child_code: int) -> int:
+    """This worker's exit code, from how a child ended that has failed."""
+    if child_code > 0:
+        return child_code
+    # By its limit, or by a system short of memory.
+    if child_code in (-signal.SIGKILL, -signal.SIGXCPU):
+        return KILLED
+    return DAMAGED  # the codec crashed
+
+
+def main(max_bytes: str, max_seconds: str) -> int:
+    """Decode files until stdin ends, or one is not decoded. Returns the exit code."""
+    # They are for the run, which ends this with its time limit.
+    for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    # Ignored, as some parents have it, no child's end is told.
     if hasattr(signal, "SIGCHLD"):
-        signal.signal(
-            signal.SIGCHLD, signal.SIG_DFL
-        )  # ignored, as some parents have it, no child's end is told
-    for name in (
-        "OPENBLAS_NUM_THREADS",
-        "OMP_NUM_THREADS",
-    ):  # thread stacks would count against the limit
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # Thread stacks would count against the limit.
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ[name] = "1"
     import pydicom
     import pydicom.pixels
@@ -103,18 +106,15 @@ def main(max_bytes, max_seconds):
     for name in CODECS:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
-    while len(head := _read(8)) == 8:
-        order = int.from_bytes(head, "big"), int(max_bytes), int(max_seconds)
+
+    while len(length := _read(LENGTH_BYTES)) == LENGTH_BYTES:
+        order = int.from_bytes(length, "big"), int(max_bytes), int(max_seconds)
         if not hasattr(os, "fork"):
             return _decode(*order)
         if (child := os.fork()) == 0:
             os._exit(_decode(*order))
-        if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
-            killed = code in (
-                -signal.SIGKILL,
-                -signal.SIGXCPU,
-            )  # by its limit, or by a system short of memory
-            return code if code > 0 else KILLED if killed else DAMAGED  # else the codec crashed
+        if child_code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+            return _exit_code_of(child_code)
     return 0
 
 

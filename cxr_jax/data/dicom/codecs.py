@@ -1,4 +1,4 @@
-"""Compressed pixels, decoded by other processes that have little to lose (`_decode_worker.py`).
+"""Compressed pixels, decoded by other processes that have little to lose (`_codec_worker.py`).
 
 A worker takes a second to start, so it is kept for the next file; every file is decoded in a child of its own, within
 limits of memory and time, and a worker whose child has failed is not used again.
@@ -20,6 +20,7 @@ from cxr_jax.data.dicom import _codec_worker
 
 SECONDS = 60
 BYTES = 4 * 2**30  # address space: numpy and the codecs map about 1 GiB before they do anything
+STARTS = 2  # of workers, for one file
 REASONS = {
     _codec_worker.NO_CODEC: "no decoder for its compression is installed "
     "(pip install pylibjpeg pylibjpeg-openjpeg python-gdcm pyjpegls)",
@@ -29,16 +30,18 @@ REASONS = {
 }
 
 
-class Failed(Exception):
+class DecodeError(Exception):
     """One line: why a file was not decoded. Says nothing of what is in it."""
 
 
-class _Gone(Exception):
+class _WorkerEndedError(Exception):
     """The worker has ended, which says nothing of the file."""
 
 
 class _Worker:
-    def __init__(self):
+    """A process that runs `_codec_worker.py`, asked for one file at a time."""
+
+    def __init__(self) -> None:
         command = [
             sys.executable,
             "-P",
@@ -54,11 +57,12 @@ class _Worker:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        self._late = False
+        self._is_late = False
 
     def decode(self, data: bytes) -> np.ndarray:
-        """The child's answer. Raises Failed or _Gone, or what interrupts it: the worker has ended then."""
-        timer = threading.Timer(SECONDS, self._too_late)
+        """The child's answer. Raises DecodeError or _WorkerEndedError, or what interrupts it: the worker has ended
+        then."""
+        timer = threading.Timer(SECONDS, self._end_late)
         timer.daemon = True
         try:
             timer.start()
@@ -67,43 +71,48 @@ class _Worker:
             finally:
                 timer.cancel()
                 timer.join()  # it may be at work
-            if answer is None or self._late:
+            if answer is None or self._is_late:
                 code = self._process.wait()
-                if self._late:
-                    raise Failed(f"decoding took longer than {SECONDS} s")
-                raise Failed(REASONS[code]) if code in REASONS else _Gone
+                if self._is_late:
+                    raise DecodeError(f"decoding took longer than {SECONDS} s")
+                raise DecodeError(REASONS[code]) if code in REASONS else _WorkerEndedError
             return np.load(io.BytesIO(answer), allow_pickle=False)
-        except BaseException as e:
+        except BaseException as error:
             self.end()
-            if isinstance(e, (ValueError, EOFError)):  # of np.load: no answer of ours
-                raise Failed(REASONS[_codec_worker.DAMAGED]) from None
+            if isinstance(error, (ValueError, EOFError)):  # of np.load: no answer of ours
+                raise DecodeError(REASONS[_codec_worker.DAMAGED]) from None
             raise
 
-    def _ask(self, data):
-        to, back = self._process.stdin, self._process.stdout
+    def _ask(self, data: bytes) -> bytes | None:
+        """The bytes of the answer; None where there is no whole one."""
+        requests, answers = self._process.stdin, self._process.stdout
         with contextlib.suppress(BrokenPipeError):
-            to.write(len(data).to_bytes(8, "big"))
-            to.write(data)
-            to.flush()
-        head = back.read(8)
-        size = int.from_bytes(head, "big")
-        if (
-            size > BYTES // 8 + 2**16
-        ):  # the worker refuses more pixels, so this is none of its answers
+            requests.write(len(data).to_bytes(_codec_worker.LENGTH_BYTES, "big"))
+            requests.write(data)
+            requests.flush()
+        length = answers.read(_codec_worker.LENGTH_BYTES)
+        size = int.from_bytes(length, "big")
+        # The worker refuses more pixels, so this is none of its answers.
+        if size > BYTES // 8 + 2**16:
             self._kill()
             return None
-        answer = back.read(size)
-        return answer if len(head) == 8 and len(answer) == size else None
+        answer = answers.read(size)
+        is_whole = len(length) == _codec_worker.LENGTH_BYTES and len(answer) == size
+        return answer if is_whole else None
 
-    def _too_late(self):
-        self._late = True
+    def _end_late(self) -> None:
+        self._is_late = True
         self._kill()
 
-    def _kill(self):
+    def _kill(self) -> None:
         with contextlib.suppress(OSError):
-            os.killpg(self._process.pid, signal.SIGKILL) if FORKS else self._process.kill()
+            if FORKS:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            else:
+                self._process.kill()
 
-    def end(self):
+    def end(self) -> None:
+        """End the process, whatever it is at, and close its pipes."""
         if self._process.poll() is None:
             self._kill()
         self._process.wait()
@@ -119,29 +128,32 @@ if FORKS:
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Stored values of the whole DICOM file `data`. Raises Failed. Threads have a worker each."""
+    """Decode the stored values of the whole DICOM file `data`. Threads have a worker each.
+
+    Raises:
+        DecodeError: if the pixels are damaged, need too much memory or time, or have no decoder.
+    """
     started = 0
-    while (
-        started < 2
-    ):  # one that was kept may have been ended since, and a signal may meet one that starts
+    # A worker that was kept may have been ended since, and a signal may meet one that starts.
+    while started < STARTS:
         try:
             worker = _idle.pop()
         except IndexError:
             worker, started = _Worker(), started + 1
         try:
             pixels = worker.decode(data)
-        except _Gone:
+        except _WorkerEndedError:
             continue
         if FORKS:
             _idle.append(worker)
         else:
             worker.end()
         return pixels
-    raise Failed("the process that decodes it does not start, or something else ends it")
+    raise DecodeError("the process that decodes it does not start, or something else ends it")
 
 
 @atexit.register
 def close() -> None:
-    """Ends the workers that are kept."""
+    """End the workers that are kept."""
     while _idle:
         _idle.pop().end()

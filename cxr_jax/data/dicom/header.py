@@ -4,18 +4,24 @@ import contextlib
 import io
 import re
 import zlib
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
+from pydicom.dataset import Dataset
 from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from cxr_jax.data import radiograph
 from cxr_jax.errors import UserError
 
+Meta = dict[str, Any]  # of a `radiograph.Image`
+
 RADIOGRAPHY = ("CR", "DX", "RG", "DR")
 # May hold a radiograph (secondary captures, test images): read, with a warning.
 DOUBTFUL = ("OT", "SC", "RF", "")
+# Photometric Interpretations of one sample a pixel, and of three.
 MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420")
 CHEST = ("CHEST", "THORAX", "LUNG", "RIB", "HEART", "STERNUM")
@@ -31,13 +37,18 @@ VIEW_CODES = {  # SNOMED CT and the older SNOMED RT codes of DICOM CID 4010
     "R-10228": "LATERAL",
     "R-10236": "LATERAL",
 }
+INFLATE_STEP = 2**22  # bytes
 
 
-# --- the header, before any pixel is decoded ----------------------------------------------------------------
+# ---- Before the header is parsed -------------------------------------------------------------------
 
 
-def check_deflated(path, data):
-    """A deflated data set is inflated by the parser itself: refuse a bomb first."""
+def check_deflated(path: str | Path, data: bytes) -> None:
+    """Refuse a deflated data set that is a bomb: the parser itself inflates it whole.
+
+    Raises:
+        UserError: for that, and for a file that does not name its transfer syntax.
+    """
     stream = io.BytesIO(data)
     read_preamble(stream, False)
     syntax = _read_file_meta_info(stream).get("TransferSyntaxUID")
@@ -47,9 +58,9 @@ def check_deflated(path, data):
         return
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     size = 0
-    tail = stream.read()
-    while tail:
-        piece = inflater.decompress(tail, 2**22)
+    deflated = stream.read()
+    while deflated:
+        piece = inflater.decompress(deflated, INFLATE_STEP)
         size += len(piece)
         if size > radiograph.MAX_FILE_BYTES:
             raise UserError(
@@ -57,133 +68,149 @@ def check_deflated(path, data):
             )
         if not piece:
             return
-        tail = inflater.unconsumed_tail
+        deflated = inflater.unconsumed_tail
 
 
-def read_text(ds, name):
-    """An element's text in upper case, or "" when missing or unreadable. For comparing, never for
-    printing.
-    """
+# ---- Elements, whatever they hold ------------------------------------------------------------------
+
+
+def read_text(dataset: Dataset, name: str) -> str:
+    """Read an element's text in upper case, or "" when missing or unreadable. For comparing, never for printing."""
     try:
-        value = ds.get(name)
+        value = dataset.get(name)
         return "" if value is None else str(value).strip().upper()
     except Exception:
         return ""
 
 
-def read_numbers(ds, name):
-    """An element's finite numbers as floats; [] when missing, empty or not numbers."""
+def read_numbers(dataset: Dataset, name: str) -> list[float]:
+    """Read an element's finite numbers as floats; [] when missing, empty or not numbers."""
     try:
-        value = ds.get(name)
-        if value is None or isinstance(value, str):
-            value = [] if value is None else value.split("\\")
-        elif not isinstance(value, list | tuple | pydicom.multival.MultiValue):
-            value = [value]
-        numbers = [float(v) for v in value]
+        values = dataset.get(name)
+        if values is None:
+            values = []
+        elif isinstance(values, str):
+            values = values.split("\\")
+        elif not isinstance(values, list | tuple | pydicom.multival.MultiValue):
+            values = [values]
+        numbers = [float(value) for value in values]
         return numbers if all(np.isfinite(numbers)) else []
     except Exception:
         return []
 
 
-def whole_number(ds, name, default=None):
-    numbers = read_numbers(ds, name)
+def whole_number(dataset: Dataset, name: str, default: int | None = None) -> int | None:
+    """Read an element's first number, cut to a whole one; `default` when there is none."""
+    numbers = read_numbers(dataset, name)
     return int(numbers[0]) if numbers else default
 
 
-def check_kind(path, ds, meta):
-    if (
-        read_text(ds, "SOPClassUID") == MediaStorageDirectoryStorage
-        or "DirectoryRecordSequence" in ds
-    ):
+# ---- What is refused -------------------------------------------------------------------------------
+
+
+def check_kind(path: str | Path, dataset: Dataset, meta: Meta) -> None:
+    """Refuse what is no radiograph or holds no picture; doubts go to `meta["warnings"]`. Raises UserError."""
+    sop_class = read_text(dataset, "SOPClassUID")
+    if sop_class == MediaStorageDirectoryStorage or "DirectoryRecordSequence" in dataset:
         raise UserError(f"{path}: a DICOMDIR index, not an image")
-    modality = read_text(ds, "Modality")
+    modality = read_text(dataset, "Modality")
     if modality not in RADIOGRAPHY + DOUBTFUL:
         raise UserError(f"{path}: the Modality is not projection radiography (CR or DX)")
-    if "FloatPixelData" in ds or "DoubleFloatPixelData" in ds:
+    if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
         raise UserError(f"{path}: stores floating-point pixels, which no radiograph does")
-    if "PixelData" not in ds or not ds["PixelData"].value:
+    if "PixelData" not in dataset or not dataset["PixelData"].value:
         raise UserError(f"{path}: the DICOM file holds no image (no Pixel Data)")
     if modality in DOUBTFUL:
         meta["warnings"].append("the Modality does not say that this is a radiograph (CR or DX)")
 
 
-def check_layout(path, ds, meta):
-    rows, cols = whole_number(ds, "Rows"), whole_number(ds, "Columns")
-    if not rows or not cols or rows < 0 or cols < 0:
+def check_layout(path: str | Path, dataset: Dataset, meta: Meta) -> None:
+    """Refuse pixels that are not laid out as those of a single gray or colour picture; notes how they are.
+
+    Raises:
+        UserError: for missing or contradicting elements, several frames, or less pixel data than they need.
+    """
+    rows, columns = whole_number(dataset, "Rows"), whole_number(dataset, "Columns")
+    if not rows or not columns or rows < 0 or columns < 0:
         raise UserError(f"{path}: Rows or Columns is missing")
-    radiograph.check_size(path, rows, cols, meta["warnings"])
-    if whole_number(ds, "NumberOfFrames", 1) > 1:
+    radiograph.check_size(path, rows, columns, meta["warnings"])
+    if whole_number(dataset, "NumberOfFrames", 1) > 1:
         raise UserError(f"{path}: holds several frames; a single-frame radiograph is needed")
-    photometric, samples = (
-        read_text(ds, "PhotometricInterpretation"),
-        whole_number(ds, "SamplesPerPixel", 1),
-    )
+
+    # ---- Gray or colour ----
+    photometric = read_text(dataset, "PhotometricInterpretation")
+    samples = whole_number(dataset, "SamplesPerPixel", 1)
     if not photometric:
         raise UserError(
             f"{path}: Photometric Interpretation is missing, so black and white cannot be told apart"
         )
-    if (photometric, samples) not in [(p, 1) for p in MONOCHROME] + [(p, 3) for p in COLOUR]:
+    is_gray = photometric in MONOCHROME and samples == 1
+    is_colour = photometric in COLOUR and samples == 3
+    if not is_gray and not is_colour:
         raise UserError(
             f"{path}: Photometric Interpretation and Samples per Pixel do not describe a gray image"
         )
-    allocated, bits = whole_number(ds, "BitsAllocated"), whole_number(ds, "BitsStored")
+
+    # ---- Depth and amount ----
+    allocated, bits = whole_number(dataset, "BitsAllocated"), whole_number(dataset, "BitsStored")
     if allocated not in (8, 16, 32) or bits is None or not 1 < bits <= allocated:
         raise UserError(
             f"{path}: Bits Allocated and Bits Stored are missing or contradict each other"
         )
     meta.update(photometric=photometric, bits=bits)
-    if not UID(ds.file_meta.TransferSyntaxUID).is_transfer_syntax:
+    if not UID(dataset.file_meta.TransferSyntaxUID).is_transfer_syntax:
         raise UserError(f"{path}: unknown transfer syntax")
-    if not ds.file_meta.TransferSyntaxUID.is_encapsulated:
-        pixels = 2 if photometric == "YBR_FULL_422" else samples
-        if len(ds.PixelData) < rows * cols * pixels * (allocated // 8):
+    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        # 4:2:2 has half as many samples of each of the two colours.
+        stored_samples = 2 if photometric == "YBR_FULL_422" else samples
+        if len(dataset.PixelData) < rows * columns * stored_samples * (allocated // 8):
             raise UserError(f"{path}: the pixel data is cut short (less than Rows x Columns need)")
 
 
-def describe(ds, meta):
-    """What a reader should know before trusting the picture: warnings, and reasons not to report on it at
-    all.
-    """
-    notes = meta["warnings"]
-    meta["view"] = view = _view(ds)
+# ---- What a reader is told -------------------------------------------------------------------------
+
+
+def describe(dataset: Dataset, meta: Meta) -> None:
+    """Note what a reader should know before trusting the picture: warnings, and reasons not to report on it at all."""
+    warnings = meta["warnings"]
+    meta["view"] = view = _read_view(dataset)
     if view not in FRONTAL + ("unknown",):
-        notes.append("not frontal: the header says that this is a lateral or other view")
+        warnings.append("not frontal: the header says that this is a lateral or other view")
         meta["unusable"].append("not a frontal view")
-    part = read_text(ds, "BodyPartExamined")
-    if part and not any(word in part for word in CHEST):
-        notes.append("the body part is not the chest")
+
+    body_part = read_text(dataset, "BodyPartExamined")
+    descriptions = read_text(dataset, "StudyDescription") + read_text(dataset, "SeriesDescription")
+    if body_part and not any(word in body_part for word in CHEST):
+        warnings.append("the body part is not the chest")
         meta["unusable"].append("the body part is not the chest")
-    elif not part and not re.search(
-        r"CHEST|THORAX", read_text(ds, "StudyDescription") + read_text(ds, "SeriesDescription")
-    ):
-        notes.append("the header does not say that this is a chest")
-    if read_text(ds, "PresentationIntentType") == "FOR PROCESSING":
-        notes.append("raw detector data (FOR PROCESSING): not meant for display")
-    if read_text(ds, "BurnedInAnnotation") == "YES":
-        notes.append("burned-in annotation: may show patient data")
-    if read_text(ds, "FieldOfViewHorizontalFlip") == "YES":
-        notes.append("mirrored by the modality: check the side marker")
-    orientation = (
-        read_text(ds, "PatientOrientation")
-        .replace("'", "")
-        .strip("[]")
-        .replace(" ", "")
-        .replace("\\", ",")
-    )
-    if view in FRONTAL and orientation not in ("", "L,F", "L,H", "NONE"):
+    elif not body_part and not re.search(r"CHEST|THORAX", descriptions):
+        warnings.append("the header does not say that this is a chest")
+
+    if read_text(dataset, "PresentationIntentType") == "FOR PROCESSING":
+        warnings.append("raw detector data (FOR PROCESSING): not meant for display")
+    if read_text(dataset, "BurnedInAnnotation") == "YES":
+        warnings.append("burned-in annotation: may show patient data")
+    if read_text(dataset, "FieldOfViewHorizontalFlip") == "YES":
+        warnings.append("mirrored by the modality: check the side marker")
+    if view in FRONTAL and _read_orientation(dataset) not in ("", "L,F", "L,H", "NONE"):
         # Turning it silently could hide situs inversus or a wrong marker, so the picture stays as stored.
-        notes.append(
+        warnings.append(
             "unusual orientation in the header: left and right, or up and down, may be exchanged"
         )
-    if any((0x6000 <= tag.group <= 0x601E and tag.element == 0x3000) for tag in ds.keys()):
-        notes.append("an overlay is present and is not shown")
+    # Overlay Data of the groups 6000 to 601E, the even ones.
+    if any((0x6000 <= tag.group <= 0x601E and tag.element == 0x3000) for tag in dataset.keys()):
+        warnings.append("an overlay is present and is not shown")
 
 
-def _view(ds):
-    """PA, AP, LATERAL, OTHER or unknown: from ViewPosition, else the view code, else the protocol's or
-    series' name.
-    """
-    position = read_text(ds, "ViewPosition")
+def _read_orientation(dataset: Dataset) -> str:
+    """Patient Orientation as "L,F", whether it is a list, the text of a list, or parted by a backslash."""
+    text = read_text(dataset, "PatientOrientation").replace("'", "").strip("[]")
+    return text.replace(" ", "").replace("\\", ",")
+
+
+def _read_view(dataset: Dataset) -> str:
+    """PA, AP, LATERAL, OTHER or unknown: from ViewPosition, else the view code, else the protocol's or series' name."""
+    position = read_text(dataset, "ViewPosition")
     if position in FRONTAL:
         return position
     if position in LATERAL:
@@ -191,12 +218,14 @@ def _view(ds):
     if position:
         return "OTHER"
     with contextlib.suppress(Exception):
-        code = str(ds.ViewCodeSequence[0].CodeValue).strip()
+        code = str(dataset.ViewCodeSequence[0].CodeValue).strip()
         if code in VIEW_CODES:
             return VIEW_CODES[code]
     for name in ("ProtocolName", "SeriesDescription"):
-        words = set(re.findall(r"[A-Z]+", read_text(ds, name)))
-        found = (words & set(FRONTAL)) | ({"LATERAL"} if words & set(LATERAL) else set())
-        if len(found) == 1:
-            return found.pop()
+        words = set(re.findall(r"[A-Z]+", read_text(dataset, name)))
+        views = words & set(FRONTAL)
+        if words & set(LATERAL):
+            views.add("LATERAL")
+        if len(views) == 1:  # a name that says both says nothing
+            return views.pop()
     return "unknown"

@@ -1,17 +1,94 @@
-"""What a source of images with their truth is, and which of its examples a step takes."""
+"""What a source of images with their truth is, and which of its examples a step takes.
+
+A batch is a dict, B examples in the order of the indices that were asked for. Every source fills:
+
+    image       float32 [B, S, S]    gray in 0..1, bright = dense; S is the source's `size`
+    solution    bool [B, 14]         which labels are positive (CheXpert order, like everything of 14 here)
+    known       bool [B, 14]         whether the truth of a label is known; one that is not counts neither way
+    hedged      bool [B, 14]         the label may be there or not: text may hedge it
+    sides       bool [B, 14, 2]      the finding is on the patient's right, on the left; neither where that is unknown
+
+Only phantoms have these, too:
+
+    labels      int8 [B, 14]         1 positive, 0 negative, -1 uncertain
+    regions     float32 [B, 12, 8, 8]  where each finding is drawn (`phantom.regions`)
+    scene       dict of arrays [B, ..]  what was drawn (`phantom.sample_scenes`)
+
+Only files have these, lists of length B:
+
+    targets     the assistant's text of each row, None where the manifest has none
+    prompts     the prompt of each row
+    ids         the id of each row
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
-ENDLESS = 2**31 - 1
+ENDLESS = 2**31 - 1  # the length of a source that answers any index
+Batch = dict[str, Any]  # the keys stand at the top of this file
+Indices = Sequence[int] | np.ndarray  # of examples
+
+
+class Source(Protocol):
+    """Images with their truth, by index.
+
+    A row of `batch` depends on its index alone, bit for bit, and not on the rows beside it: each of several processes
+    asks for its own indices, and together they hold the batch that one process would have made.
+
+    Attributes:
+        name: shown to people.
+        size: pixels a side of every image.
+        prompt: the prompt of the first example.
+        lexicon: a TOML file of phrases that its reports use beyond labels/lexicon.toml, or None.
+    """
+
+    name: str
+    size: int
+    prompt: str
+    lexicon: str | None
+
+    def __len__(self) -> int:
+        """Count the examples; ENDLESS where any index has one."""
+        ...
+
+    def prompts(self) -> tuple[str, ...]:
+        """List every prompt text that batches can hold, each once."""
+        ...
+
+    def batch(self, indices: Indices) -> Batch:
+        """Make the examples of `indices`, with the keys that stand at the top of this file."""
+        ...
+
+    def about(self, indices: Indices) -> dict[str, list[str]]:
+        """List prompts and ids, a text each of every index, without making the images. No patient data."""
+        ...
+
+    def solutions(self, indices: Indices) -> np.ndarray:
+        """Give the `solution` of `batch`, bool [B, 14], without making the images."""
+        ...
+
+    def targets(self, batch: Batch, indices: Indices) -> list[str]:
+        """Write the texts that SFT imitates, one for each row of `batch(indices)`."""
+        ...
 
 
 def indices_of(step: int, batch_size: int, length: int, seed: int = 0) -> np.ndarray:
-    """Example indices of a step; a finite source is walked in a fresh seeded order each epoch."""
-    flat = step * batch_size + np.arange(batch_size)
+    """Choose the examples of a step; a finite source is walked in a fresh seeded order each epoch.
+
+    Args:
+        length: of the source; ENDLESS is walked in order.
+
+    Returns:
+        int [batch_size], a function of the arguments alone: a resumed run takes what the stopped one would have.
+    """
+    positions = step * batch_size + np.arange(batch_size)
     if length >= ENDLESS:
-        return flat
+        return positions
+    # A batch may end one epoch and begin the next, each in an order of its own.
     orders = {
-        int(e): np.random.default_rng([int(e), 11, seed]).permutation(length)
-        for e in np.unique(flat // length)
+        int(epoch): np.random.default_rng([int(epoch), 11, seed]).permutation(length)
+        for epoch in np.unique(positions // length)
     }
-    return np.array([orders[int(i // length)][i % length] for i in flat])
+    return np.array([orders[int(place // length)][place % length] for place in positions])

@@ -1,69 +1,124 @@
-"""The sources of a run: what trains, what a checkpoint is chosen by, what is reported."""
+"""The sources of a run: what trains, what a checkpoint is chosen by, what is reported.
 
-import types
+Phantoms: disjoint streams ("train", "select", "test") of the training hospital and of the out-of-distribution one.
+Files: some patients are held out (`manifest.open_split`), a third of them for selection and the others for the test.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from cxr_jax.data.sources import phantom
+from cxr_jax.data.image_cache import CACHE_MIB
+from cxr_jax.data.sources import manifest, phantom
+from cxr_jax.data.sources.base import Batch, Source
+
+HELD_OUT_PART = 64  # examples that `held_out` asks a source for at a time
 
 
-def open_splits(config):
-    """Namespace of train, select (checkpoint choice, dict) and test (reported, dict) sources by display name.
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """The sources of a run; no patient is in two of the three splits, unless the manifest has very few.
 
-    Phantoms: disjoint streams of hospitals A and B. Files: some patients are held out (`files.open_split`), a
-    third of them for selection.
+    Attributes:
+        train: what trains.
+        select: by display name, what a checkpoint is chosen by.
+        test: by display name, what is reported.
+        out_of_distribution: the name, in `select` and `test`, of the set that decides which checkpoint is best.
     """
-    d = config.data
-    if d.source == "phantom":
-        held = lambda split: {
-            h: phantom.PhantomSource(h, split, 0) for h in (d.hospital, d.ood_hospital)
+
+    train: Source
+    select: dict[str, Source]
+    test: dict[str, Source]
+    out_of_distribution: str
+
+    def prompts(self) -> tuple[str, ...]:
+        """List every prompt text, each once: held-out rows may ask what training rows do not."""
+        sources = [self.train, *self.select.values(), *self.test.values()]
+        return tuple(dict.fromkeys(prompt for source in sources for prompt in source.prompts()))
+
+
+def open_splits(config: ConfigDict) -> Splits:
+    """Open the sources that `config.data` names.
+
+    Raises:
+        UserError: for a bad manifest, or a number that is out of range.
+    """
+    if config.data.source == "phantom":
+        return _phantom_splits(config.data)
+    return _file_splits(config.data)
+
+
+def _phantom_splits(data: ConfigDict) -> Splits:
+    def hold_out(split: str) -> dict[str, Source]:
+        return {
+            hospital: phantom.PhantomSource(hospital, split, 0)
+            for hospital in (data.hospital, data.ood_hospital)
         }
-        train = phantom.PhantomSource(
-            d.hospital, "train", d.seed, d.get("reader_miss", 0.0), d.get("sites", 0)
-        )
-        return types.SimpleNamespace(
-            train=train, select=held("select"), test=held("test"), ood=d.ood_hospital
-        )
-    from cxr_jax.data import image_cache
-    from cxr_jax.data.sources import manifest
 
+    train = phantom.PhantomSource(
+        data.hospital, "train", data.seed, data.get("reader_miss", 0.0), data.get("sites", 0)
+    )
+    return Splits(
+        train=train,
+        select=hold_out("select"),
+        test=hold_out("test"),
+        out_of_distribution=data.ood_hospital,
+    )
+
+
+def _file_splits(data: ConfigDict) -> Splits:
     train, held = manifest.open_split(
-        d.manifest,
-        d.image_root,
-        size=d.size,
-        seed=d.seed,
-        cache_mib=d.get("cache_mib", image_cache.CACHE_MIB),
-        threads=d.get("threads", 0),
+        data.manifest,
+        data.image_root,
+        size=data.size,
+        seed=data.seed,
+        cache_mib=data.get("cache_mib", CACHE_MIB),
+        threads=data.get("threads", 0),
     )
-    patients = list(dict.fromkeys(r.group for r in held.rows))
-    chosen = set(patients[: max(1, len(patients) // 3)])
-    rows = [
-        [r for r in held.rows if (r.group in chosen) == side] or held.rows for side in (True, False)
-    ]
-    select, test = (
-        manifest.FilesSource(r, d.size, name=f"files ({n})", cache=held.cache, threads=held.threads)
-        for r, n in zip(rows, ("selection", "test"), strict=True)
-    )
-    return types.SimpleNamespace(
-        train=train, select={"files": select}, test={"files": test}, ood="files"
+    patients = list(dict.fromkeys(row.group for row in held.rows))
+    for_selection = set(patients[: max(1, len(patients) // 3)])
+
+    def open_part(name: str, selected: bool) -> Source:
+        rows = [row for row in held.rows if (row.group in for_selection) == selected]
+        # A single held-out patient serves for both: an empty set could not be scored.
+        return manifest.FilesSource(
+            rows or held.rows,
+            data.size,
+            name=f"files ({name})",
+            cache=held.cache,
+            threads=held.threads,
+        )
+
+    return Splits(
+        train=train,
+        select={"files": open_part("selection", True)},
+        test={"files": open_part("test", False)},
+        out_of_distribution="files",
     )
 
 
-def held_out(source, n: int, poll=lambda: None) -> dict:
-    """The first n examples of a source, in order (all of a smaller one); `poll` is called every 64."""
-    n, parts = min(n, len(source)), []
-    for s in range(0, n, 64):
-        poll()
-        parts.append(source.batch(np.arange(s, min(s + 64, n))))
-    keys = ("image", "solution", "known", "hedged", "sides")
-    out = {k: np.concatenate([np.asarray(p[k]) for p in parts]) for k in keys}
-    out["texts"] = source.about(range(n))["prompts"]
+def held_out(source: Source, count: int, poll: Callable[[], object] | None = None) -> Batch:
+    """Make the first `count` examples of a source, in order; all of a smaller one.
+
+    Args:
+        poll: called before every HELD_OUT_PART examples; what it raises ends this.
+
+    Returns:
+        The keys that every source fills (`base`), "texts" (the prompts) and, of files, "ids".
+    """
+    count = min(count, len(source))
+    parts = []
+    for start in range(0, count, HELD_OUT_PART):
+        if poll is not None:
+            poll()
+        parts.append(source.batch(np.arange(start, min(start + HELD_OUT_PART, count))))
+    batch: Batch = {
+        key: np.concatenate([np.asarray(part[key]) for part in parts])
+        for key in ("image", "solution", "known", "hedged", "sides")
+    }
+    batch["texts"] = source.about(range(count))["prompts"]
     if "ids" in parts[0]:
-        out["ids"] = [i for p in parts for i in p["ids"]]
-    return out
-
-
-def all_prompts(found) -> tuple[str, ...]:
-    """Every prompt text of a namespace of `sources`, each once: held-out rows may ask what training rows do not."""
-    groups = [found.train, *found.select.values(), *found.test.values()]
-    return tuple(dict.fromkeys(t for source in groups for t in source.prompts()))
+        batch["ids"] = [name for part in parts for name in part["ids"]]
+    return batch
