@@ -71,10 +71,7 @@ class StepLoader:
     """
 
     def __init__(
-        self,
-        steps: Sequence[Any],
-        prefetch: int = 2,
-        poll: Callable[[], object] | None = None,
+        self, steps: Sequence[Any], prefetch: int = 2, poll: Callable[[], object] | None = None
     ) -> None:
         self.last_wait = 0.0
         self._wait_seconds, self._given_out = 0.0, 0

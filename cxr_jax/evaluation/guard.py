@@ -30,7 +30,7 @@ class ModelSelection:
         self.data = {
             name: held_out(s, config.eval.n, reader.poll) for name, s in sources.select.items()
         }
-        self.ood = sources.ood
+        self.ood = sources.out_of_distribution
 
     def look(self, step: int, train) -> dict:
         """Scores what trains at `step` on the selection splits; saves it if the best so far out of distribution."""

@@ -6,7 +6,7 @@
 import numpy as np
 
 from cxr_jax import report
-from cxr_jax.data.sources.splits import all_prompts, held_out, open_splits
+from cxr_jax.data.sources.splits import held_out, open_splits
 from cxr_jax.evaluation.reader import Reader
 from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.metrics import scores as metrics_scores
@@ -143,7 +143,7 @@ def run(config, workdir, stop, layout) -> dict:
         start.config,
         grid_of(size, start.config),
         config.max_completion,
-        texts=all_prompts(found),
+        texts=found.prompts(),
     )
     dtype = weights_pretrained.DTYPES[config.dtype]
     reader = Reader(

@@ -84,7 +84,7 @@ def run(config, workdir, stop, layout) -> dict:
     train_source = sources.train
     grid = patches.grid_of(train_source.size, model_config)
     prompts = inference_prompts.Prompts(
-        tokenizer, model_config, grid, config.max_completion, texts=splits.all_prompts(sources)
+        tokenizer, model_config, grid, config.max_completion, texts=sources.prompts()
     )
 
     trainable = Trainable.from_config(config)
@@ -275,7 +275,7 @@ def finish(
     export.export(workdir, model_config, trainable, chosen, frozen, tokenizer, config)
     note = f"RL model: step {step} of {config.steps}"
     if best:
-        note += f", the best on the selection split of {sources.ood}."
+        note += f", the best on the selection split of {sources.out_of_distribution}."
     with layout.on_host():
         base = trainable.base_params(frozen) or pretrained.on_device(config)
     base = layout.state(base)

@@ -72,7 +72,7 @@ def run(config, workdir, stop, layout) -> dict:
     source = sources.train
     grid = patches.grid_of(source.size, model_config)
     prompts = inference_prompts.Prompts(
-        tokenizer, model_config, grid, config.max_completion, texts=splits.all_prompts(sources)
+        tokenizer, model_config, grid, config.max_completion, texts=sources.prompts()
     )
     completions = training_targets.Completions(tokenizer, config.max_completion)
 

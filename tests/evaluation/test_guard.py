@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from cxr_jax.data.sources import splits
 from cxr_jax.evaluation import guard as evaluation_guard
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.rewards import terms
@@ -41,12 +40,12 @@ def guard(monkeypatch):
         "solution": truth,
         "known": np.ones_like(truth),
     }
-    monkeypatch.setattr(splits, "held_out", lambda source, n, poll: data)
+    monkeypatch.setattr(evaluation_guard, "held_out", lambda source, n, poll: data)
     log = types.SimpleNamespace(rows=[], best=[])
     metrics = types.SimpleNamespace(write=lambda step, row, kind: log.rows.append(row))
     checkpoints = types.SimpleNamespace(save_best=lambda step, params, meta: log.best.append(step))
     config = ConfigDict(dict(eval=dict(n=N, every=10, select_by="jaccard"), rl=dict(patience=2)))
-    sources = types.SimpleNamespace(select={"A": None, "B": None}, ood="B")
+    sources = types.SimpleNamespace(select={"A": None, "B": None}, out_of_distribution="B")
     made = lambda **kept: evaluation_guard.ModelSelection(
         config, Reader(), sources, metrics, checkpoints, lambda train: train, **kept
     )

@@ -87,7 +87,9 @@ def _render(path: str | Path, data: bytes, renderer: str) -> tuple[np.ndarray, d
     if stored.ndim == 3:
         meta["warnings"].append("colour (secondary capture): read as gray")
         stored = radiograph.to_gray(stored.astype(np.float32), 2 ** meta["bits"] - 1, meta)
-        valid = np.ones(stored.shape, bool)  # padding is a stored gray value, which colour has none of
+        valid = np.ones(
+            stored.shape, bool
+        )  # padding is a stored gray value, which colour has none of
     else:
         valid = ~pixels.find_padding(dataset, stored)
     if not valid.all():

@@ -235,7 +235,9 @@ class FilesSource:
         UserError: for a negative number of threads, or no rows.
     """
 
-    lexicon: str | None = None  # reports of films have no words of their own: see labels/lexicon.toml
+    lexicon: str | None = (
+        None  # reports of films have no words of their own: see labels/lexicon.toml
+    )
 
     def __init__(
         self,
