@@ -99,16 +99,18 @@ def run() -> int:
 
 def _open(config):
     """The run's folder, once every process has started the same run and sees it."""
-    from cxr_jax.runtime import run_folder as wd
+    from cxr_jax.runtime import run_folder
     from cxr_jax.training import checks
 
     settings, data = config.to_dict(), processes.together(lambda: checks.fingerprint(config))
-    if not processes.same(json.dumps([settings, data, wd.git_sha()], sort_keys=True, default=str)):
+    if not processes.same(
+        json.dumps([settings, data, run_folder.git_sha()], sort_keys=True, default=str)
+    ):
         raise UserError(
             "the processes differ in their flags, code, data or weights: start the same command on all"
         )
     folder = processes.together(
-        lambda: wd.Workdir(_WORKDIR.value, settings, data, writes=processes.is_main())
+        lambda: run_folder.RunFolder(_WORKDIR.value, settings, data, writes=processes.is_main())
     )
 
     def seen():

@@ -16,7 +16,6 @@ from cxr_jax.runtime import processes
 from cxr_jax.runtime.signals import StoppedError
 from cxr_jax.training import checks
 from cxr_jax.weights import pretrained
-from cxr_jax.weights import pretrained as weights_pretrained
 
 
 def predictions(reader, params, data) -> dict:
@@ -135,7 +134,7 @@ def check(config) -> None:
 
 def run(config, workdir, stop, layout) -> dict:
     """The `evaluate` task: one model on every test set."""
-    start = pretrained.start(config)
+    start = pretrained.load_starting_model(config.model, config.seed)
     found = open_splits(config)
     size = next(iter(found.test.values())).size
     prompts = inference_prompts.Prompts(
@@ -145,7 +144,7 @@ def run(config, workdir, stop, layout) -> dict:
         config.max_completion,
         texts=found.prompts(),
     )
-    dtype = weights_pretrained.DTYPES[config.dtype]
+    dtype = pretrained.DTYPES[config.dtype]
     reader = Reader(
         start.config,
         start.tokenizer,
@@ -158,7 +157,7 @@ def run(config, workdir, stop, layout) -> dict:
     )
     try:
         with layout.on_host():
-            params = pretrained.on_device(config, start.params)
+            params = pretrained.to_device(start.params, config.dtype)
         models = {config.model: layout.state(params)}
         return {"step": 0, "results": full(workdir, config, models, reader, found)}
     except StoppedError:

@@ -72,7 +72,7 @@ def _model(config):
 
     name = config.model or "random:qwen2.5-vl-3b"
     if config.model:
-        pretrained.check(config)
+        pretrained.check_model(config.model)
     if name.startswith("random:"):
         tokenizer = tokenizers.load(pretrained.PHANTOM)
         return pretrained.random_config(name, tokenizer), tokenizer

@@ -60,7 +60,7 @@ def trains(config) -> None:
     """Refuses frozen patterns that match nothing or everything, and adapters that the model's kernels cannot have: by
     shapes alone. Raises UserError."""
     model_config, what = (
-        checks.read_model_config(config, pretrained.load_tokenizer(config)),
+        checks.read_model_config(config, pretrained.load_tokenizer(config.model)),
         trainable.Trainable.of(config),
     )
 

@@ -76,7 +76,7 @@ def make_batch_fn(config, source, prompts, completions=None, layout=ONE_DEVICE):
 
 def run(config, workdir, stop, layout) -> dict:
     """RL until `config.steps`, evaluating out of distribution as it goes; resumes from the workdir."""
-    start_model = pretrained.start(config)
+    start_model = pretrained.load_starting_model(config.model, config.seed)
     model_config, tokenizer = start_model.config, start_model.tokenizer
     special = tokenizers.special_ids(tokenizer, model_config.text.vocab_size)
     table = answers.TokenBytes.from_tokenizer(tokenizer)
@@ -272,18 +272,30 @@ def finish(
     """Exports the parameters that were best out of distribution, and scores them beside where RL started."""
     best = checkpoints.restore_best(last)
     chosen, step = (best[0], best[2]) if best else (last, steps)
-    export.export(workdir, model_config, trainable, chosen, frozen, tokenizer, config)
+    export.export(
+        workdir,
+        model_config,
+        trainable.export_params(chosen, frozen),
+        tokenizer,
+        export.ExportFacts.from_config(config),
+        trainable.export_adapters(chosen),
+    )
     note = f"RL model: step {step} of {config.steps}"
     if best:
         note += f", the best on the selection split of {sources.out_of_distribution}."
     with layout.on_host():
-        base = trainable.base_params(frozen) or pretrained.on_device(config)
+        base = trainable.base_params(frozen) or pretrained.to_device(
+            pretrained.load_starting_model(config.model, config.seed).params, config.dtype
+        )
     base = layout.state(base)
     models = {"SFT": base, "RL": trainable.merge(chosen, frozen)["model"]}
     if (
         config.data.source == "phantom"
     ):  # of films, untrained weights tell nothing more, and large ones take minutes
-        models = {"base": layout.state(pretrained.fresh(model_config, config.seed)), **models}
+        models = {
+            "base": layout.state(pretrained.untrained_params(model_config, config.seed)),
+            **models,
+        }
     return {
         "best_step": step,
         "results": evaluation_run.full(workdir, config, models, reader, sources, notes=[note]),

@@ -25,7 +25,7 @@ MAY_CHANGE = (
 """Keys of a config that do not change what a run computes, but for rounding: it may be resumed with others."""
 
 
-class Workdir:
+class RunFolder:
     """Opens (or creates) a run's folder and holds its lock until `close`.
 
     `data`: the fingerprint of the run's data, kept beside the config. `writes`: False on every process but the first,

@@ -66,7 +66,7 @@ def check(config) -> None:
 
 def run(config, workdir, stop, layout) -> dict:
     """Trains until `config.steps`, saving as it goes; resumes from the workdir. Returns facts about the run."""
-    loaded = pretrained.start(config)
+    loaded = pretrained.load_starting_model(config.model, config.seed)
     model_config, tokenizer = loaded.config, loaded.tokenizer
     sources = splits.open_splits(config)
     source = sources.train
@@ -171,10 +171,19 @@ def run(config, workdir, stop, layout) -> dict:
         checkpoints.wait()
         if checkpoints.saved == done:
             state = None  # its moments make room for the models that are compared
-        export.export(workdir, model_config, trainable, last, frozen, tokenizer, config)
+        export.export(
+            workdir,
+            model_config,
+            trainable.export_params(last, frozen),
+            tokenizer,
+            export.ExportFacts.from_config(config),
+            trainable.export_adapters(last),
+        )
         before = "base" if config.model.startswith("random:") else "start"
         with layout.on_host():
-            base = trainable.base_params(frozen) or pretrained.on_device(config)
+            base = trainable.base_params(frozen) or pretrained.to_device(
+                pretrained.load_starting_model(config.model, config.seed).params, config.dtype
+            )
         models = {before: layout.state(base), "SFT": model_of(last)}
         results = evaluation_run.full(workdir, config, models, reader, sources)
     except StoppedError:

@@ -31,7 +31,7 @@ def common(config):
             raise UserError(
                 f"config.data.source={config.data.source!r} needs config.data.{name}: use another preset"
             )
-    pretrained.check(config)
+    pretrained.check_model(config.model)
     d = config.data
     if d.source == "phantom":
         source = sources_phantom.PhantomSource(
@@ -63,7 +63,7 @@ def model(config, size: int, prompts: dict) -> None:
     """Refuses a model that cannot read images of `size` pixels and prompts {text: what to call it} or that cannot
     write answers: by its config and tokenizer, its weights are not read. Raises UserError.
     """
-    tokenizer = pretrained.load_tokenizer(config)
+    tokenizer = pretrained.load_tokenizer(config.model)
     refuse = lambda why: UserError(f"config.model={config.model!r}: {why}")
     vocab, model_config = tokenizer.get_vocab(), read_model_config(config, tokenizer)
     if "<|endoftext|>" not in vocab:
@@ -119,7 +119,7 @@ def targets_fit(config, train) -> None:
     else:
         indices = np.arange(128)
         texts = train.targets({"scene": jax.tree.map(np.asarray, _scenes(train, indices))}, indices)
-    ids = pretrained.load_tokenizer(config)(texts, add_special_tokens=False)["input_ids"]
+    ids = pretrained.load_tokenizer(config.model)(texts, add_special_tokens=False)["input_ids"]
     longest = 1 + max(map(len, ids))  # and the end of the turn
     if longest > config.max_completion:
         raise UserError(
@@ -145,7 +145,7 @@ def fingerprint(config) -> dict:
 
     A run is never resumed on another manifest or from other weights; the code is for the record.
     """
-    digest, start = hashlib.sha256(), pretrained.fingerprint(config)
+    digest, start = hashlib.sha256(), pretrained.fingerprint(config.model)
     if config.data.source == "files":
         with open(config.data.manifest, "rb") as f:
             digest.update(f.read())

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from cxr_jax.errors import UserError
 from cxr_jax.models import lora
 from cxr_jax.runtime.trees import path_string
+from cxr_jax.weights.export import Adapters
 from cxr_jax.weights.pretrained import DTYPES
 
 
@@ -85,6 +86,10 @@ class Trainable:
         """The model alone, adapters folded into its kernels: for export."""
         params = _join({k: v for k, v in train.items() if k != "lora"}, frozen)["model"]
         return lora.merge(params, train["lora"], self.adapters) if self.adapters else params
+
+    def export_adapters(self, train: dict) -> Adapters | None:
+        """The adapters alone: for export."""
+        return Adapters(train["lora"], self.adapters) if self.adapters else None
 
 
 def _pick(tree: dict, wanted, dtype, prefix: str = "") -> dict:

@@ -1,38 +1,106 @@
 """What a finished run hands on: `hf/`, and `adapter/` in PEFT's format."""
 
 import os
+from dataclasses import dataclass
+from typing import Any
 
+from ml_collections import ConfigDict
+
+from cxr_jax.models.lora import Lora
+from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime import processes
-from cxr_jax.weights import pretrained
+from cxr_jax.runtime.run_folder import RunFolder
+from cxr_jax.runtime.trees import Tree
+from cxr_jax.weights import hf_folder, peft_folder, pretrained
+
+_MODEL_CARD = """\
+---
+license: apache-2.0
+---
+# cxr_jax export
+
+Qwen2.5-VL structure. Task: {task}; started from `{started_from}`; data: {data_source}.
+
+Research use only. Not for diagnosis. Phantom results say nothing about patients.
+"""
 
 
-def export(workdir, model_config, trainable, train, frozen, tokenizer, config) -> None:
-    """Writes `hf/`: weights (in the type of the computation), configs, tokenizer and a model card, in the Hugging Face
-    layout; with LoRA, the adapters merged there, and alone in PEFT's format in `adapter/`."""
-    from cxr_jax.weights import hf_folder, peft_folder
+@dataclass(frozen=True, kw_only=True)
+class ExportFacts:
+    """What the files of an export say about the run.
 
-    size = config.data.get("size", 224)
-    merged, adapters = processes.gather_to_host(
-        (trainable.export_params(train, frozen), train.get("lora"))
-    )
+    Attributes:
+        started_from: `config.model`.
+        image_size: pixels; the side of the squares that the run has read.
+        dtype: name of the type in which weights are stored, that of the computation.
+    """
+
+    task: str
+    started_from: str
+    data_source: str
+    image_size: int
+    dtype: str
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> "ExportFacts":
+        """Collect the facts from a run's config."""
+        return cls(
+            task=config.task,
+            started_from=config.model,
+            data_source=config.data.source,
+            image_size=config.data.get("size", 224),  # phantoms have one size, and no key for it
+            dtype=config.dtype,
+        )
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """LoRA adapters and their shape."""
+
+    params: Tree
+    lora: Lora
+
+
+def export(
+    run_folder: RunFolder,
+    model_config: Any,
+    params: Tree,
+    tokenizer: Tokenizer,
+    facts: ExportFacts,
+    adapters: Adapters | None = None,
+) -> None:
+    """Write `hf/`: weights, configs, tokenizer and a model card, in the Hugging Face layout; and `adapter/`.
+
+    Of several processes all call this, and the first one writes.
+
+    Args:
+        params: of the whole model, adapters merged; on the host or on devices.
+        adapters: the adapters alone, written in PEFT's format.
+    """
+    params = processes.gather_to_host(params)
+    if adapters:
+        adapters = Adapters(processes.gather_to_host(adapters.params), adapters.lora)
     if not processes.is_main():
         return
+    folder = run_folder.file("hf")
     hf_folder.save_hf(
-        workdir.file("hf"),
+        folder,
         model_config,
-        merged,
+        params,
         tokenizer=tokenizer,
-        min_pixels=size**2,
-        max_pixels=size**2,
-        dtype=trainable.dtype,
+        min_pixels=facts.image_size**2,
+        max_pixels=facts.image_size**2,
+        dtype=pretrained.DTYPES[facts.dtype],
     )
-    if trainable.adapters:
-        base = config.model if pretrained.is_name(config.model) else os.path.abspath(config.model)
-        peft_folder.save(workdir.file("adapter"), model_config, adapters, trainable.adapters, base)
-    card = (
-        "---\nlicense: apache-2.0\n---\n# cxr_jax export\n\nQwen2.5-VL structure. "
-        f"Task: {config.task}; started from `{config.model}`; data: {config.data.source}.\n\n"
-        "Research use only. Not for diagnosis. Phantom results say nothing about patients.\n"
+    if adapters:
+        base_model = facts.started_from
+        if not pretrained.is_built_in(base_model):
+            base_model = os.path.abspath(base_model)
+        peft_folder.save(
+            run_folder.file("adapter"), model_config, adapters.params, adapters.lora, base_model
+        )
+    card = _MODEL_CARD.format(
+        task=facts.task, started_from=facts.started_from, data_source=facts.data_source
     )
-    with open(os.path.join(workdir.file("hf"), "README.md"), "w") as f:
-        f.write(card)
+    with open(os.path.join(folder, "README.md"), "w") as file:
+        file.write(card)

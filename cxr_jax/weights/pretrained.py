@@ -1,107 +1,116 @@
 """Where a run starts: random weights of a named size, the embedded model, an HF folder, or another run's export."""
 
 import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from cxr_jax import asset
 from cxr_jax.errors import UserError
-from cxr_jax.weights import hf_folder, native_folder
+from cxr_jax.models import qwen2_5_vl, registry
+from cxr_jax.models import tokenizer as tokenizers
+from cxr_jax.models.tokenizer import Tokenizer
+from cxr_jax.runtime.trees import Tree
+from cxr_jax.weights import hf_folder, locate, native_folder
 
 PHANTOM = str(asset("phantom"))
 
-
-class Start:
-    """config, params and tokenizer that a run begins with. params of a folder lie on the host, in the type in which
-    they are stored: `trainable` decides what goes to the device in which type."""
-
-    def __init__(self, model_config, params, tokenizer):
-        self.config, self.params, self.tokenizer = model_config, params, tokenizer
-
-
-def start(config) -> Start:
-    """`config.model`: "random:SIZE" (fresh weights, the embedded tokenizer), "phantom", or a folder."""
-    check(config)
-    tokenizer = load_tokenizer(config)
-    if config.model.startswith("random:"):
-        model_config = random_config(config.model, tokenizer)
-        return Start(model_config, fresh(model_config, config.seed), tokenizer)
-    folder = _folder(config)
-    model_config, params = (
-        native_folder.load(folder) if native_folder.is_native(folder) else hf_folder.load_hf(folder)
-    )
-    return Start(model_config, params, tokenizer)
-
-
-def on_device(config, params: dict | None = None) -> dict:
-    """The parameters that `start` gives (or gave), on the device, in the type of the computation."""
-
-    dtype = DTYPES[config.dtype]
-    return jax.tree.map(
-        lambda x: jax.numpy.asarray(x, dtype), start(config).params if params is None else params
-    )
-
-
-def is_name(model: str) -> bool:
-    """Whether `config.model` is a name of ours and no folder."""
-    return model == "phantom" or model.startswith("random:")
-
-
-def fingerprint(config) -> dict:
-    """The weights that a run starts from, if they are a folder's: a resumed run takes what is frozen from there."""
-    return (
-        {}
-        if is_name(config.model)
-        else {"weights_sha256": hf_folder.weights_sha256(_folder(config))}
-    )
-
-
-def random_config(name: str, tokenizer):
-    """The Config of "random:SIZE" with the token ids of a tokenizer."""
-    from cxr_jax.models import tokenizer as tokenizers
-
-    return dataclasses.replace(_random_sizes()[name], **tokenizers.config_ids(tokenizer))
-
-
-def check(config) -> None:
-    """Refuses a `config.model` that names nothing, before anything is loaded. Raises UserError."""
-    name = config.model
-    if not name:
-        raise UserError("config.model is empty; give it with --config.model=FOLDER")
-    if not name.startswith("random:"):
-        _folder(config)
-    elif name not in _random_sizes():
-        raise UserError(f"config.model={name!r}: no such size; known: {', '.join(_random_sizes())}")
-
-
-def load_tokenizer(config):
-    """The tokenizer that `config.model` brings. Raises UserError if it has none."""
-    from cxr_jax.models import tokenizer as tokenizers
-
-    return tokenizers.load(PHANTOM if config.model.startswith("random:") else str(_folder(config)))
-
-
-def _folder(config):
-    from cxr_jax.weights import locate
-
-    try:
-        return locate.find_folder(config.model)
-    except UserError as e:
-        raise UserError(f"config.model={config.model!r}: {e}") from None
-
-
-def _random_sizes() -> dict:
-    from cxr_jax.models import registry
-
-    return registry.sizes()
-
-
-def fresh(model_config, seed: int):
-    """Untrained weights of the same size: the "base" row of a phantom table."""
-    from cxr_jax.models import qwen2_5_vl as qwen
-
-    return qwen.init_params(model_config, jax.random.key(seed))
-
-
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+"""Names of types in a run's config -> the types."""
+
+_RANDOM = "random:"
+
+
+@dataclass(frozen=True)
+class StartingModel:
+    """The model that a run begins with.
+
+    params of a folder lie on the host, in the type in which they are stored: `Trainable` decides what goes to the
+    device in which type.
+    """
+
+    config: Any
+    params: Tree
+    tokenizer: Tokenizer
+
+
+def load_starting_model(model: str, seed: int) -> StartingModel:
+    """Load what `config.model` names.
+
+    Args:
+        model: "random:SIZE" (fresh weights, the embedded tokenizer), "phantom", or a folder.
+        seed: of fresh weights.
+
+    Raises:
+        UserError: if it names nothing, or what it names is damaged.
+    """
+    check_model(model)
+    tokenizer = load_tokenizer(model)
+    if model.startswith(_RANDOM):
+        model_config = random_config(model, tokenizer)
+        return StartingModel(model_config, untrained_params(model_config, seed), tokenizer)
+    folder = _find_folder(model)
+    load = native_folder.load if native_folder.is_native(folder) else hf_folder.load_hf
+    model_config, params = load(folder)
+    return StartingModel(model_config, params, tokenizer)
+
+
+def to_device(params: Tree, dtype: str) -> Tree:
+    """Put parameters on the device, in the type of the computation (`config.dtype`)."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, DTYPES[dtype]), params)
+
+
+def is_built_in(model: str) -> bool:
+    """Whether `config.model` is a name of ours and no folder."""
+    return model == "phantom" or model.startswith(_RANDOM)
+
+
+def fingerprint(model: str) -> dict[str, str | None]:
+    """Hash the weights of a folder that a run starts from: a resumed run takes what is frozen from there."""
+    if is_built_in(model):
+        return {}
+    return {"weights_sha256": hf_folder.weights_sha256(_find_folder(model))}
+
+
+def random_config(name: str, tokenizer: Tokenizer) -> Any:
+    """Build the model's config of "random:SIZE" with the token ids of a tokenizer."""
+    return dataclasses.replace(registry.sizes()[name], **tokenizers.config_ids(tokenizer))
+
+
+def check_model(model: str) -> None:
+    """Refuse a `config.model` that names nothing, before anything is loaded.
+
+    Raises:
+        UserError: if it is empty, an unknown size, or no folder of a model.
+    """
+    if not model:
+        raise UserError("config.model is empty; give it with --config.model=FOLDER")
+    if not model.startswith(_RANDOM):
+        _find_folder(model)
+    elif model not in registry.sizes():
+        known = ", ".join(registry.sizes())
+        raise UserError(f"config.model={model!r}: no such size; known: {known}")
+
+
+def load_tokenizer(model: str) -> Tokenizer:
+    """Load the tokenizer that `config.model` brings.
+
+    Raises:
+        UserError: if it has none.
+    """
+    return tokenizers.load(PHANTOM if model.startswith(_RANDOM) else str(_find_folder(model)))
+
+
+def _find_folder(model: str) -> Path:
+    try:
+        return locate.find_folder(model)
+    except UserError as error:
+        raise UserError(f"config.model={model!r}: {error}") from None
+
+
+def untrained_params(model_config: Any, seed: int) -> Tree:
+    """Draw untrained weights of the same size: the "base" row of a phantom table."""
+    return qwen2_5_vl.init_params(model_config, jax.random.key(seed))

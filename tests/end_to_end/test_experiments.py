@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import types
 
 import numpy as np
 import pytest
@@ -93,7 +92,7 @@ def _arguments(path, preset, folder):
 
 def _is_there(model):
     try:
-        pretrained.check(types.SimpleNamespace(model=model))
+        pretrained.check_model(model)
     except UserError:
         return False
     return True

@@ -36,7 +36,7 @@ def main() -> None:
     args = parser.parse_args()
     config = experiment.get_config()
     config.rl.update(dict(prompts_per_step=PROMPTS, oversample=1, group_size=GROUP))
-    m = pretrained.start(config)
+    m = pretrained.load_starting_model(config.model, config.seed)
     model_config, params = m.config, jax.tree.map(jnp.asarray, m.params)
     source = phantom.PhantomSource("A", "train", 11)
     grid = patches.grid_of(source.size, model_config)

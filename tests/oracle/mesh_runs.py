@@ -159,7 +159,10 @@ def print_hash():
 
     digest = hashlib.sha256()
     for module, config in ((loop, sft_config.get_config()), (rl_loop, rl_config.get_config())):
-        layout, start = runtime_layout.Layout.of(config), pretrained.start(config)
+        layout, start = (
+            runtime_layout.Layout.of(config),
+            pretrained.load_starting_model(config.model, config.seed),
+        )
         source = splits.open_splits(config).train
         prompts = inference_prompts.Prompts(
             start.tokenizer, start.config, patches.grid_of(224, start.config), config.max_completion

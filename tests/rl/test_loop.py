@@ -82,7 +82,7 @@ def step():
     config.rl.update(
         dict(prompts_per_step=2, oversample=2, group_size=3, mask_truncated=False, temperature=2.0)
     )
-    m = pretrained.start(config)
+    m = pretrained.load_starting_model(config.model, config.seed)
     source = phantom.PhantomSource("A", "train", 3)
     grid = patches.grid_of(source.size, m.config)
     prompts = inference_prompts.Prompts(m.tokenizer, m.config, grid, config.max_completion)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from cxr_jax.errors import UserError
-from cxr_jax.runtime.run_folder import Workdir
+from cxr_jax.runtime.run_folder import RunFolder
 from cxr_jax.runtime.whole_files import write_json
 
 CONFIG = {
@@ -24,23 +24,23 @@ def tree(folder):
 
 
 def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
-    first = Workdir(str(tmp_path / "run"), CONFIG)
+    first = RunFolder(str(tmp_path / "run"), CONFIG)
     before = tree(tmp_path)
     with pytest.raises(UserError, match="run: another run is using it"):
-        Workdir(str(tmp_path / "run"), CONFIG)
+        RunFolder(str(tmp_path / "run"), CONFIG)
     assert tree(tmp_path) == before
     first.close()
-    Workdir(str(tmp_path / "run"), CONFIG).close()
+    RunFolder(str(tmp_path / "run"), CONFIG).close()
 
 
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
     code = (
-        "import os, cxr_jax.runtime.run_folder as w; "
-        f"d = w.Workdir({str(tmp_path)!r}, {CONFIG!r}); os.kill(os.getpid(), 9)"
+        "import os, cxr_jax.runtime.run_folder as r; "
+        f"d = r.RunFolder({str(tmp_path)!r}, {CONFIG!r}); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", code], timeout=120)
     assert done.returncode == -signal.SIGKILL and (tmp_path / "config.json").exists()
-    Workdir(str(tmp_path), CONFIG).close()
+    RunFolder(str(tmp_path), CONFIG).close()
 
 
 @pytest.mark.parametrize(
@@ -53,27 +53,27 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
     ],
 )
 def test_a_changed_config_is_refused_and_named(tmp_path, changed, said):
-    Workdir(str(tmp_path), CONFIG).close()
+    RunFolder(str(tmp_path), CONFIG).close()
     before = (tmp_path / "config.json").read_bytes()
     with pytest.raises(UserError) as e:
-        Workdir(str(tmp_path), changed)
+        RunFolder(str(tmp_path), changed)
     assert said in str(e.value) and "\n" not in str(e.value)
     assert (tmp_path / "config.json").read_bytes() == before
-    Workdir(str(tmp_path), CONFIG).close()  # and the lock was let go
+    RunFolder(str(tmp_path), CONFIG).close()  # and the lock was let go
 
 
 def test_changed_data_are_refused(tmp_path):
-    Workdir(str(tmp_path), CONFIG, data={"manifest_sha256": "a"}).close()
-    Workdir(str(tmp_path), CONFIG, data={"manifest_sha256": "a"}).close()
+    RunFolder(str(tmp_path), CONFIG, data={"manifest_sha256": "a"}).close()
+    RunFolder(str(tmp_path), CONFIG, data={"manifest_sha256": "a"}).close()
     with pytest.raises(UserError, match="the manifest has changed"):
-        Workdir(str(tmp_path), CONFIG, data={"manifest_sha256": "b"})
+        RunFolder(str(tmp_path), CONFIG, data={"manifest_sha256": "b"})
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"config": 3}'])
 def test_a_config_that_is_none_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError):
-        Workdir(str(tmp_path), CONFIG)
+        RunFolder(str(tmp_path), CONFIG)
     assert (tmp_path / "config.json").read_text() == text
 
 
@@ -81,19 +81,19 @@ def test_a_config_that_is_none_is_refused(tmp_path, text):
 def test_an_unwritable_workdir_leaves_nothing_behind(tmp_path, below):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="cannot be written"):
-        Workdir(str(tmp_path / below), CONFIG)
+        RunFolder(str(tmp_path / below), CONFIG)
     assert tree(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "mine"
 
 
 def test_folders_made_on_the_way_to_a_failure_go_again(tmp_path):
     name = "x" * 300  # longer than a file name may be
     with pytest.raises(UserError, match="cannot be written"):
-        Workdir(str(tmp_path / "a" / "b" / name), CONFIG)
+        RunFolder(str(tmp_path / "a" / "b" / name), CONFIG)
     assert tree(tmp_path) == []
 
 
 def test_config_json_says_what_a_result_depends_on(tmp_path):
-    Workdir(str(tmp_path), CONFIG, data={"source": "phantom"}).close()
+    RunFolder(str(tmp_path), CONFIG, data={"source": "phantom"}).close()
     facts = json.loads((tmp_path / "config.json").read_text())
     assert facts["config"] == json.loads(json.dumps(CONFIG)) and facts["data"] == {
         "source": "phantom"
@@ -104,16 +104,16 @@ def test_config_json_says_what_a_result_depends_on(tmp_path):
 
 def test_what_does_not_change_the_result_may_change(tmp_path):
     config = CONFIG | {"mesh": {"data": -1, "fsdp": 1}, "step_timeout": 1.0}
-    Workdir(str(tmp_path), config).close()
-    Workdir(str(tmp_path), config | {"mesh": {"data": 1, "fsdp": 8}, "step_timeout": 2.0}).close()
+    RunFolder(str(tmp_path), config).close()
+    RunFolder(str(tmp_path), config | {"mesh": {"data": 1, "fsdp": 8}, "step_timeout": 2.0}).close()
     with pytest.raises(UserError, match="another config"):
-        Workdir(str(tmp_path), config | {"meshes": 1})
+        RunFolder(str(tmp_path), config | {"meshes": 1})
 
 
 def test_the_others_only_look_on(tmp_path):
     """Of several processes, all but the first: they lock nothing and leave nothing."""
-    first = Workdir(str(tmp_path / "run"), CONFIG)
-    other = Workdir(str(tmp_path / "run"), CONFIG, writes=False)
+    first = RunFolder(str(tmp_path / "run"), CONFIG)
+    other = RunFolder(str(tmp_path / "run"), CONFIG, writes=False)
     other.finish(step=1)
     other.abandon()
     other.close()
@@ -124,20 +124,20 @@ def test_the_others_only_look_on(tmp_path):
 
 
 def test_done(tmp_path):
-    run = Workdir(str(tmp_path), CONFIG)
+    run = RunFolder(str(tmp_path), CONFIG)
     assert run.status == {}
     run.finish(step=3, table="a table")
     assert run.status["step"] == 3 and run.status["table"] == "a table" and run.status["time"]
     run.close()
     (tmp_path / "done.json").write_text("{")
-    again = Workdir(str(tmp_path), CONFIG)
+    again = RunFolder(str(tmp_path), CONFIG)
     with pytest.raises(UserError, match="done.json"):
         _ = again.status
     again.close()
 
 
 def test_abandon_takes_back_what_a_new_run_made(tmp_path):
-    run = Workdir(str(tmp_path / "a" / "run"), CONFIG)
+    run = RunFolder(str(tmp_path / "a" / "run"), CONFIG)
     (tmp_path / "a" / "run" / "metrics.jsonl").touch()
     (tmp_path / "a" / "run" / "checkpoints" / "last").mkdir(parents=True)
     run.abandon()
@@ -148,19 +148,19 @@ def test_abandon_takes_back_what_a_new_run_made(tmp_path):
 def test_abandon_keeps_what_was_there_and_what_can_be_resumed(tmp_path):
     (tmp_path / "checkpoints").mkdir()  # not ours
     (tmp_path / "notes.txt").touch()
-    run = Workdir(str(tmp_path), CONFIG)
+    run = RunFolder(str(tmp_path), CONFIG)
     run.abandon()
     run.close()
     assert tree(tmp_path) == ["checkpoints", "notes.txt"]
 
     begun = tmp_path / "begun"
-    run = Workdir(str(begun), CONFIG)
+    run = RunFolder(str(begun), CONFIG)
     (begun / "checkpoints" / "last" / "5").mkdir(parents=True)
     run.abandon()
     run.close()
     assert (begun / "config.json").exists() and (begun / "checkpoints" / "last" / "5").exists()
 
-    old = Workdir(str(begun), CONFIG)  # a second start is not a new run
+    old = RunFolder(str(begun), CONFIG)  # a second start is not a new run
     (begun / "checkpoints" / "last" / "5").rmdir()
     old.abandon()
     old.close()

@@ -172,7 +172,7 @@ def test_a_run_finishes_and_leaves_its_files(whole, task):
 def test_adapters_are_exported_alone_and_merged(whole):
     folder, _ = whole["sft"]
     model_config, merged = hf_folder.load_hf(folder / "hf")
-    base = jax.tree.map(np.array, pretrained.fresh(model_config, 0))
+    base = jax.tree.map(np.array, pretrained.untrained_params(model_config, 0))
     adapters, spec = peft_folder.load(folder / "adapter", model_config)
     assert spec.rank == 2 and all(np.abs(x).max() > 0 for x in jax.tree.leaves(adapters))
     peft_folder.merge(base, adapters, spec)

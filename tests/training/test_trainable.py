@@ -31,7 +31,7 @@ def world():
     """The embedded model and a batch of four phantoms."""
     config = experiment.get_config("continued")
     config.update(dict(batch_size=4, max_completion=160, locate_weight=0.3))
-    m = pretrained.start(config)
+    m = pretrained.load_starting_model(config.model, config.seed)
     source = phantom.PhantomSource("A", "train", 3)
     grid = patches.grid_of(source.size, m.config)
     prompts = inference_prompts.Prompts(m.tokenizer, m.config, grid, config.max_completion)
