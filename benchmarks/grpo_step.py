@@ -106,7 +106,8 @@ class Ours:
         import jax
         import jax.numpy as jnp
 
-        from cxr_jax.labels import answers, report_text
+        from cxr_jax.labels import answers
+        from cxr_jax.labels.phrase_bank import load_phrase_bank
         from cxr_jax.metrics import progress
         from cxr_jax.models import qwen2_5_vl
         from cxr_jax.models import tokenizer as tokenizers
@@ -160,7 +161,7 @@ class Ours:
         self.params = params["model"]
         tx = optimizer.make(config.optim, 1000)
         self.state = optimizer.init_state(tx, train)
-        self.table, self.bank = answers.TokenBytes.from_tokenizer(tokenizer), report_text.bank()
+        self.table, self.bank = answers.TokenBytes.from_tokenizer(tokenizer), load_phrase_bank()
         self.rollout = loop.make_rollout(
             config, self.config, grid, special, self.table, trainable, self.bank
         )
@@ -342,7 +343,7 @@ class Ours:
 
         def read(tokens, lengths):
             each = lambda key: jnp.repeat(batch[key], a.group, axis=0)
-            truth = report_text.Truth.of(each("solution"), each("hedged"), each("sides"))
+            truth = report_text.Truth.from_arrays(each("solution"), each("hedged"), each("sides"))
             parsed = rewards.read_tokens(
                 tokens,
                 lengths,

@@ -126,6 +126,7 @@ class Ours:
 
         from cxr_jax.labels import answers as labels_answers
         from cxr_jax.labels import report_text
+        from cxr_jax.labels.phrase_bank import load_phrase_bank
         from cxr_jax.models import tokenizer as tokenizers
         from cxr_jax.weights import pretrained
 
@@ -133,7 +134,7 @@ class Ours:
         text, self.source = corpus(args.reports)
         self.kinds = {name: Kind(text, tokenizer, size) for name, size in KINDS.items()}
         table, bank = jax.device_put(
-            (labels_answers.TokenBytes.from_tokenizer(tokenizer), report_text.bank())
+            (labels_answers.TokenBytes.from_tokenizer(tokenizer), load_phrase_bank())
         )
         self.batch = {}  # kind, what -> batch size
 
@@ -329,6 +330,7 @@ def reward_share(args, rounds: int = 7, steps: int = 4) -> str:
     from cxr_jax import rewards
     from cxr_jax.labels import answers as labels_answers
     from cxr_jax.labels import report_text
+    from cxr_jax.labels.phrase_bank import load_phrase_bank
     from cxr_jax.models import tokenizer as tokenizers
     from cxr_jax.weights import pretrained
 
@@ -354,7 +356,7 @@ def reward_share(args, rounds: int = 7, steps: int = 4) -> str:
         }
     )
     solution, known = rng.random((rows, 14)) < 0.2, np.ones((rows, 14), bool)
-    bank = jax.device_put(report_text.bank())
+    bank = jax.device_put(load_phrase_bank())
 
     def reward(parsed, lengths, weights):
         terms = rewards.reward_terms(
@@ -374,7 +376,7 @@ def reward_share(args, rounds: int = 7, steps: int = 4) -> str:
         )
 
     def whole(x, bank):
-        truth = report_text.Truth.of(
+        truth = report_text.Truth.from_arrays(
             solution, np.zeros_like(solution), np.ones((rows, 14, 2), bool)
         )
         parsed = rewards.read_tokens(**x, max_bytes=max_bytes, bank=bank, truth=truth)

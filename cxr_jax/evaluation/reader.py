@@ -8,6 +8,7 @@ from cxr_jax import rewards
 from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.inference import sampling
 from cxr_jax.labels import answers, report_text
+from cxr_jax.labels.phrase_bank import load_phrase_bank
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.qwen2_5_vl.patches import patchify
@@ -59,11 +60,11 @@ class Reader:
             parsed = answers.parse_tokens(out["tokens"], out["lengths"], table, c * BYTES_PER_TOKEN)
             return out["tokens"], out["lengths"], parsed["answer"], parsed["format"]
 
-        bank = report_text.bank(None, lexicon)
+        bank = load_phrase_bank(None, lexicon)
 
         @jax.jit
         def trace(tokens, lengths, data):
-            truth = report_text.Truth.of(
+            truth = report_text.Truth.from_arrays(
                 data["solution"] & ~data["hedged"], data["hedged"], data["sides"]
             )
             parsed = rewards.read_tokens(tokens, lengths, table, c * BYTES_PER_TOKEN, bank, truth)

@@ -2,13 +2,10 @@
 
 docs/report_parser.md is the meaning, exactly; `labels/lexicon.toml` the words. Three passes, tables and bit masks
 vectorised over the batch: which byte ends a word (from its neighbours); forward over the bytes, words and phrases;
-backward over the tokens, what the phrases say. A mask has one bit a label of `lexicon.LABELS`; a pair of masks,
-right << 16 | left, holds the sides.
+backward over the tokens, what the phrases say. The first two are in `labels/phrase_search.py`; this is the third. A
+mask has one bit a label of `lexicon.LABELS`; a pair of masks, right << 16 | left, holds the sides.
 """
 
-import contextlib
-import functools
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,8 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax.labels import lexicon as lx
-from cxr_jax.labels import phrase_tables as ph
+from cxr_jax.labels import lexicon as lexicons
+from cxr_jax.labels.phrase_bank import (
+    AFFIRMED,
+    DENIED,
+    HEDGED,
+    IGNORED,
+    SENTENCE_END,
+    Item,
+    PhraseBank,
+    load_phrase_bank,
+    unpack_items,
+)
+from cxr_jax.labels.phrase_search import code_bytes, find_phrases, take_phrases
 from cxr_jax.labels.taxonomy import (
     CHEXPERT_14,
     INDEX,
@@ -30,430 +38,414 @@ from cxr_jax.labels.taxonomy import (
 )
 from cxr_jax.labels.text_batches import map_texts
 
-N = len(CHEXPERT_14)
-POS, NEG, UNC = 0, 1, 2  # the three states a mention can have: rows of state arrays
-IGNORE = 3
-_ALL = (1 << len(lx.LABELS)) - 1
-_SIDED = _ALL & ~sum(1 << lx.LABELS.index(name) for name in lx.SIDELESS)
-_RIGHT, _LEFT = 1 << 16, 1  # multiply a mask by one of them, or their sum, to make a pair
+Array = jax.Array | np.ndarray
 
-# Codes of bytes in context, the alphabet of the word table: a letter inside a word, a word's last letter, tokens, rest.
-_LETTERS = len(ph.LETTERS)
-_TOKEN = 2 * _LETTERS
-_NEWLINE = _TOKEN + len(ph.TOKENS)
-_BULLET, _OTHER, _N_CODES = _NEWLINE + 1, _NEWLINE + 2, _NEWLINE + 3
+LABEL_COUNT = len(CHEXPERT_14)
+_ALL = (1 << len(lexicons.LABELS)) - 1
+_SIDED = _ALL & ~sum(1 << lexicons.LABELS.index(name) for name in lexicons.SIDELESS)
+_PATHOLOGY = sum(1 << index for index in range(LABEL_COUNT) if PATHOLOGY[index])
+_NO_FINDING = 1 << INDEX["No Finding"]
+_FINDINGS = ((1 << LABEL_COUNT) - 1) & ~_NO_FINDING
 
-# What an item (a phrase found) is: bits above its 16 bits of labels.
-_FIELDS = dict(
-    mention=2,
-    subject=1,
-    before=1,
-    after=1,
-    mode=2,
-    quality=2,
-    side=2,
-    heading=1,
-    clause=1,
-    sentence=1,
-    comma=1,
-)
-_SHIFT = {name: 16 + sum(list(_FIELDS.values())[:i]) for i, name in enumerate(_FIELDS)}
-_MODE = {"negative": NEG, "uncertain": UNC, "ignore": IGNORE}
-_QUALITY = {"normal": 1 + NEG, "borderline": 1 + UNC, "abnormal": 1 + POS}
-_SIDE = {"right": 2, "left": 1, "both": 3}
-_MENTION = {"findings": 1, "denials": 1, "hedged": 2, "denied": 3}
+# A pair of masks is right << 16 | left: multiply a mask by one of these, or by their sum, to make one.
+_PAIR_BITS = 16
+_RIGHT, _LEFT = 1 << _PAIR_BITS, 1
+
+# ---- Masks -----------------------------------------------------------------------------------------------------------
 
 
-class Bank(NamedTuple):
-    """A lexicon as arrays: constants of the compiled program. A pytree.
-
-    words int32 [W * codes]: next state * codes, or, at a word's or token's end, 1 << 30 | its class. phrases int16
-    [P, C]: next state. found int32 [P]: items index | tokens of the phrase << 16. items int32 [M].
-    """
-
-    words: np.ndarray
-    phrases: np.ndarray
-    found: np.ndarray
-    items: np.ndarray
-
-
-def bank(path: str | None = None, more: str | None = None) -> Bank:
-    """The compiled `lexicon.load(path, more)`, kept while the files stay as they are. Raises UserError."""
-    return _bank(path, more, *(_version(p) for p in (path, more) if p))
-
-
-def _version(path: str):
-    with contextlib.suppress(OSError, ValueError):
-        stat = os.stat(path)
-        return stat.st_mtime_ns, stat.st_size
-
-
-@functools.lru_cache(16)
-def _bank(path, more, *_versions) -> Bank:
-    return make_bank(ph.compile_lexicon(lx.load(path, more)))
-
-
-def make_bank(t: ph.Tables) -> Bank:
-    ends = np.int32(1 << 30)
-    words = np.zeros((len(t.word_next), _N_CODES), np.int32)
-    words[:, :_LETTERS] = t.word_next.astype(np.int32) * _N_CODES
-    words[:, _LETTERS:_TOKEN] = t.word_class[t.word_next].astype(np.int32) | ends
-    words[:, _TOKEN:_NEWLINE] = t.token_class[:-1].astype(np.int32) | ends
-    words[:, _NEWLINE : _BULLET + 1] = (
-        np.int32(t.token_class[-1]) | ends
-    )  # if the line is blank so far; else nothing
-    items = np.array([0, *map(_item, t.meanings)], np.int32)
-    found = t.phrase.astype(np.int32) | t.phrase_words.astype(np.int32) << 16
-    return Bank(words.reshape(-1), t.phrase_next, found, items)
-
-
-def _item(m: lx.Meaning) -> int:
-    fields = dict.fromkeys(_FIELDS, 0)
-    if m.table in _MENTION:
-        fields["mention"] = _MENTION[m.table]
-        if m.table == "denials":
-            fields |= {"mode": NEG, "before": 1}
-    elif m.table == "subjects":
-        fields["subject"] = 1
-    elif m.table == "qualities":
-        fields["quality"] = _QUALITY[m.key]
-    elif m.table == "cues":
-        mode, where = m.key.split("_")
-        fields |= {
-            "mode": _MODE[mode],
-            "before": int(where != "after"),
-            "after": int(where != "before"),
-        }
-    elif m.table == "stops":
-        kind, _, side = m.key.partition("_")
-        fields |= {
-            "clause": 1,
-            "sentence": int(kind == "sentence"),
-            "side": _SIDE[side] if side else 0,
-        }
-    elif m.table in ("sides", "headings"):
-        fields |= {
-            "side": _SIDE[m.key],
-            "heading": int(m.table == "headings"),
-            "clause": int(m.table == "headings"),
-        }
-    elif m.table == "commas":
-        fields["comma"] = 1
-    return sum(1 << i for i in m.labels) | sum(v << _SHIFT[k] for k, v in fields.items())
-
-
-def _codes() -> tuple[np.ndarray, np.ndarray]:
-    """The code of each byte [256] as if inside a word, and whether it is a letter or digit."""
-    code, letter = np.full(256, _OTHER, np.int32), np.zeros(256, bool)
-    for i, c in enumerate(ph.LETTERS[:-1]):
-        code[[ord(c), ord(c.upper())]] = i
-        letter[[ord(c), ord(c.upper())]] = True
-    for i, c in enumerate(ph.TOKENS):
-        code[ord(c)] = _TOKEN + i
-    code[ord("\n")] = _NEWLINE
-    code[[ord("-"), ord("*")]] = _BULLET
-    return code, letter
-
-
-_CODE, _IS_LETTER = _codes()
-
-
-def _in_context(data: jax.Array, inside: jax.Array) -> jax.Array:
-    """Codes uint8 [L, B] of bytes uint8 [L, B]: decimal points are letters, a word's last letter has its own code."""
-    data = jnp.where(inside, data, 0)
-    pad = jnp.zeros((1, data.shape[1]), bool)
-    digit = (data >= ord("0")) & (data <= ord("9"))
-    before, after = jnp.concatenate([pad, digit[:-1]]), jnp.concatenate([digit[1:], pad])
-    point = (data == ord(".")) & before & after
-    letter = jnp.asarray(_IS_LETTER)[data] | point
-    last = letter & ~jnp.concatenate([letter[1:], pad])
-    code = jnp.where(point, _LETTERS - 1, jnp.asarray(_CODE)[data])
-    return (code + jnp.where(last, _LETTERS, 0)).astype(jnp.uint8)
-
-
-_IS_TOKEN = 1 << 30
-
-
-def _find_phrases(bank: Bank, codes: jax.Array, longest: jax.Array) -> jax.Array:
-    """int16 [L, B]: at the last byte of every word and token 1 + the state of the phrase table, elsewhere 0."""
-    words, nexts = jnp.asarray(bank.words), jnp.asarray(bank.phrases)
-    n_classes = nexts.shape[1]
-    nexts = nexts.reshape(-1)
-
-    def step(i, carry):
-        word, phrase, blank, out = carry
-        code = codes[i].astype(jnp.int32)
-        cell = words[word + code]
-        line = (code == _NEWLINE) | (code == _BULLET)
-        token = (cell >= _IS_TOKEN) & (blank | ~line)
-        row = nexts[phrase * n_classes + jnp.where(token, cell - _IS_TOKEN, 0)].astype(jnp.int32)
-        phrase = jnp.where(token, row, phrase)
-        blank = (code == _NEWLINE) | (blank & ((code == _OTHER) | line))
-        word = jnp.where(cell >= _IS_TOKEN, 0, cell)
-        ends = jnp.where(token, phrase + 1, 0).astype(out.dtype)
-        out = jax.lax.dynamic_update_index_in_dim(out, ends, i, 0)
-        return word, phrase, blank, out
-
-    zero = jnp.zeros(codes.shape[1], jnp.int32)
-    # Bytes past the longest text of the batch are many where a budget is fixed, as in RL: they are not looked at.
-    return jax.lax.fori_loop(
-        0, longest, step, (zero, zero, zero == 1, jnp.zeros(codes.shape, jnp.int16))
-    )[3]
-
-
-def _cut_from_the_right(bank: Bank, ends: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The items of ends int16 [L, B] from the last to the first, int16 [L, B] closed up, and the most that a text has.
-
-    First what is no token is left out, at once; then tokens are passed over one by one, as phrases hide them.
-    """
-    found = jnp.asarray(bank.found)
-    rows = jnp.arange(ends.shape[1])
-    number = jnp.cumsum((ends != 0)[::-1].astype(jnp.int32), axis=0)[
-        ::-1
-    ]  # of tokens, from the right, from 1
-    place = jnp.where(ends != 0, number - 1, ends.shape[0])
-    tokens = jnp.zeros_like(ends).at[place, rows[None]].set(ends, mode="drop")
-
-    def step(i, carry):
-        hidden, count, out = carry
-        phrase = jnp.where(tokens[i] > 0, found[tokens[i].astype(jnp.int32) - 1], 0)
-        words = phrase >> 16
-        take = (hidden == 0) & (words > 0)
-        item = (phrase & 0xFFFF).astype(out.dtype)
-        out = out.at[jnp.where(take, count, out.shape[0]), rows].set(item, mode="drop")
-        return jnp.where(take, words - 1, jnp.maximum(hidden - 1, 0)), count + take, out
-
-    zero = jnp.zeros(rows.shape, jnp.int32)
-    loop = (zero, zero, jnp.zeros(ends.shape, jnp.int16))
-    _, count, out = jax.lax.fori_loop(0, jnp.max(number[0]), step, loop)
-    return out, jnp.max(count)
-
-
-def to_mask(bits) -> jax.Array:
-    """int32 [..] of bool [.., n]: bit i is entry i."""
+def to_mask(bits: Array) -> jax.Array:
+    """Pack bool [.., n] into int32 [..]: bit i is entry i."""
     return jnp.sum(jnp.where(bits, jnp.int32(1) << jnp.arange(bits.shape[-1]), 0), axis=-1)
 
 
-def to_bits(mask, n: int = N) -> jax.Array:
-    """bool [.., n] of a mask int [..]."""
-    return (mask[..., None] >> jnp.arange(n)) & 1 == 1
+def to_bits(mask: jax.Array, count: int = LABEL_COUNT) -> jax.Array:
+    """Unpack the low bits of masks int [..] into bool [.., count]."""
+    return (mask[..., None] >> jnp.arange(count)) & 1 == 1
+
+
+def _to_pair(mask: jax.Array, side: jax.Array) -> jax.Array:
+    """Put a mask on the sides of a code: 2 right, 1 left, 3 both."""
+    return mask * ((side >> 1) * _RIGHT + (side & 1) * _LEFT)
+
+
+def _either_side(pair: jax.Array) -> jax.Array:
+    """The mask of the labels that have a side."""
+    return (pair >> _PAIR_BITS | pair) & _ALL
+
+
+def _keep_where(condition: jax.Array, values: jax.Array) -> jax.Array:
+    """The values where the condition holds, 0 elsewhere."""
+    return jnp.where(condition, values, jnp.zeros_like(values))
+
+
+# ---- What is so ------------------------------------------------------------------------------------------------------
 
 
 class Truth(NamedTuple):
-    """What is so, to hold claims against: masks int32 [B] over the 14 labels. present: for certain; hedged: perhaps.
-    sides: pairs; a label that has no side, or whose side is not known, has neither."""
+    """What is so, to hold claims against: masks int32 [B] over the 14 labels.
+
+    present: for certain; hedged: perhaps. sides: pairs; a label that has no side, or whose side is not known, has
+    neither.
+    """
 
     present: jax.Array
     hedged: jax.Array
     sides: jax.Array
 
     @classmethod
-    def of(cls, present, hedged, sides) -> "Truth":
-        """From bool present and hedged [B, 14], sides [B, 14, 2]: is it known to be on the right, and on the left?"""
+    def from_arrays(cls, present: Array, hedged: Array, sides: Array) -> "Truth":
+        """Pack a truth from arrays.
+
+        Args:
+            present: bool [B, 14].
+            hedged: bool [B, 14].
+            sides: bool [B, 14, 2]: is it known to be on the right, and on the left?
+        """
         right, left = to_mask(sides[..., 0]), to_mask(sides[..., 1])
-        return cls(to_mask(present), to_mask(hedged), right << 16 | left)
+        return cls(to_mask(present), to_mask(hedged), right << _PAIR_BITS | left)
 
 
-class _Reader(NamedTuple):
-    """The registers of the backward pass, int32 [.., B]."""
+def _is_wrong(
+    said: jax.Array, without_side: jax.Array, with_side: jax.Array, truth: Truth
+) -> jax.Array:
+    """Tell which sentences affirm or hedge what is not there, or on the wrong side, or deny what is there.
 
-    after: jax.Array  # mode of the nearest cue to the right; 0 none; + 4 if a comma ends it
-    close: jax.Array  # no comma since
+    Args:
+        said: masks int32 [3, B] by state: all that the sentence claims.
+        without_side: masks likewise, of what it claims without a side.
+        with_side: pairs likewise, of what it claims with one.
+        truth: what is so.
+    """
+    possible = truth.present | truth.hedged
+    side_known = _either_side(truth.sides)
+    # Affirmed or hedged, but not there at all; or on a side where it is known not to be.
+    wrong = (said[AFFIRMED] | said[HEDGED]) & ~possible
+    elsewhere = (with_side[AFFIRMED] | with_side[HEDGED]) & ~truth.sides
+    wrong |= elsewhere & (side_known | side_known << _PAIR_BITS)
+    # Denied, but there; on a side, if the side is said.
+    wrong |= without_side[DENIED] & truth.present
+    wrong |= with_side[DENIED] & (truth.present | truth.present << _PAIR_BITS) & truth.sides
+    # No Finding is none of these: it is wrong where any finding is present.
+    is_false = wrong & (_FINDINGS | _FINDINGS << _PAIR_BITS) != 0
+    calls_normal = said[AFFIRMED] & _NO_FINDING != 0
+    return is_false | (calls_normal & (truth.present & _PATHOLOGY != 0))
+
+
+# ---- The backward pass -----------------------------------------------------------------------------------------------
+
+# Rows of unsettled mentions: the three states that a cue on the left can still change, then two that none can.
+_FOR_GOOD = 2  # from a state to the row of those that keep it
+_DENIED_FOR_GOOD, _HEDGED_FOR_GOOD = DENIED + _FOR_GOOD, HEDGED + _FOR_GOOD
+_UNSETTLED_ROWS = 5
+_UNTIL_COMMA = 4  # added to the mode of a cue that a comma ends
+_MODE_MASK = 3
+
+
+class _Registers(NamedTuple):
+    """What the backward pass remembers, int32 [.., B]."""
+
+    # What stands to the right of the next mention.
+    cue: jax.Array  # mode of the nearest cue; 0 none; + _UNTIL_COMMA
+    cue_is_close: jax.Array  # no comma since
     side: jax.Array  # the current side: 2 right, 1 left
-    taken: jax.Array  # a mention has taken it
+    side_is_taken: jax.Array  # a mention has taken it
     quality: jax.Array  # the current quality: 1 + state
-    subjects: jax.Array  # open subjects
-    # [5]: mentions since the last cue without a side: affirmed, denied, hedged unless a cue on the left says otherwise;
-    # denied, hedged for good
-    open: jax.Array
-    sided: jax.Array  # [5]: pairs, likewise
-    s_open: jax.Array  # [3]: mentions of the sentence by state, without a side
-    s_sided: jax.Array
-    s_subjects: jax.Array
-    any: jax.Array  # [3]: labels of the report by state
-    d_sided: jax.Array
+    # What waits for something on its left.
+    subjects: jax.Array  # mask of subjects without a quality
+    unsettled: jax.Array  # masks [5] of mentions since the last cue, without a side
+    unsettled_sided: jax.Array  # pairs [5], likewise
+    # What the sentence says so far, by state.
+    sentence: jax.Array  # masks [3] of mentions without a side
+    sentence_sided: jax.Array  # pairs [3]
+    sentence_subjects: jax.Array  # masks [3]
+    # What the report says so far.
+    report: jax.Array  # masks [3], by state
+    report_sided: jax.Array  # pairs [3]
     claims: jax.Array  # sentences that claim something
     wrong: jax.Array  # sentences that claim something that is not so
 
 
-def _read(bank: Bank, ends: jax.Array, truth: Truth | None) -> _Reader:
-    """The backward pass over ends int16 [L, B]."""
-    meaning = jnp.asarray(bank.items)
-    batch = ends.shape[1]
-    items, most = _cut_from_the_right(bank, ends)
-
-    def step(i, r: _Reader):
-        return _say(r, meaning[items[i].astype(jnp.int32)], truth)
-
-    zeros = {f: jnp.zeros((batch,), jnp.int32) for f in _Reader._fields}
-    for name, n in dict(
-        open=5, sided=5, s_open=3, s_sided=3, s_subjects=3, any=3, d_sided=3
-    ).items():
-        zeros[name] = jnp.zeros((n, batch), jnp.int32)
-    r = jax.lax.fori_loop(0, most, step, _Reader(**zeros))
-    end = jnp.int32(1 << _SHIFT["clause"] | 1 << _SHIFT["sentence"])
-    return _say(r, jnp.broadcast_to(end, (batch,)), truth)
+# How many rows a register has, where it has more than one.
+_REGISTER_ROWS = dict.fromkeys(("unsettled", "unsettled_sided"), _UNSETTLED_ROWS) | dict.fromkeys(
+    ("sentence", "sentence_sided", "sentence_subjects", "report", "report_sided"), 3
+)
 
 
-def _say(r: _Reader, item, truth) -> _Reader:
-    """One item, [B], read from right to left."""
-    labels = item & 0xFFFF
-    field = lambda name: (item >> _SHIFT[name]) & ((1 << _FIELDS[name]) - 1)
-    flag = lambda name: field(name) == 1
-    none = jnp.zeros_like(item)
-    on = lambda condition, value: jnp.where(condition, value, none)
-    clause, before, heading, comma = flag("clause"), flag("before"), flag("heading"), flag("comma")
-    mode, side, mention = field("mode"), field("side"), field("mention")
+def _read_phrases(bank: PhraseBank, ends: jax.Array, truth: Truth | None) -> _Registers:
+    """Run the backward pass over ends int16 [L, B], from `find_phrases`."""
+    items_by_index = jnp.asarray(bank.items)
+    batch_size = ends.shape[1]
+    indices, most = take_phrases(bank, ends)
 
-    # Sides go to what has none on their right; else they wait for what comes on their left.
-    pair = lambda mask, s: mask * ((s >> 1) * _RIGHT + (s & 1) * _LEFT)
-    here = (side > 0) & ~heading
-    gives = here & jnp.any(r.open & _SIDED != 0, axis=0)
-    sided = r.sided | pair(on(gives, r.open & _SIDED), side)
-    open_ = jnp.where(gives, r.open & ~_SIDED, r.open)
-    current = jnp.where(here, on(~gives, side), r.side)
-    clause &= gives | ~here
+    def read_next(index: jax.Array, registers: _Registers) -> _Registers:
+        items = items_by_index[indices[index].astype(jnp.int32)]
+        return _read_item(registers, items, truth)
 
-    # A cue on the left, or the end of the clause, settles what the mentions to its right are.
-    denies, hedges = before & (mode == NEG), before & (mode == UNC)
-    flush = clause | before
+    zeros = {}
+    for name in _Registers._fields:
+        rows = _REGISTER_ROWS.get(name)
+        zeros[name] = jnp.zeros((batch_size,) if rows is None else (rows, batch_size), jnp.int32)
+    registers = jax.lax.fori_loop(0, most, read_next, _Registers(**zeros))
+    # The start of the text ends its first sentence.
+    return _read_item(registers, jnp.full(batch_size, SENTENCE_END, jnp.int32), truth)
 
-    def settled(x):
-        free = x[POS] | x[NEG] | x[UNC]
-        pos = on(clause, x[POS])
-        neg = on(clause, x[NEG]) | on(denies, free) | on(flush, x[3])
-        unc = on(clause, x[UNC]) | on(hedges, free) | on(flush, x[4])
-        return jnp.stack([pos, neg, unc])
 
-    s_open, s_sided = r.s_open | settled(open_), r.s_sided | settled(sided)
-    open_, sided = on(~flush, open_), on(~flush, sided)
-    kept = on(~(flush | (comma & (r.after > IGNORE))), r.after)
-    after = jnp.where(flag("after"), mode + 4 * field("before"), kept)
-    close = jnp.where(flag("after"), 1, on(~comma, r.close))
-    current = on(~(flush | (comma & (r.taken == 1))), current)
-    taken = on(~here & (current > 0), r.taken)
-    s_sided |= pair(on(heading, s_open & _SIDED), side)
-    s_open = jnp.where(heading, s_open & ~_SIDED, s_open)
+def _read_item(registers: _Registers, items: jax.Array, truth: Truth | None) -> _Registers:
+    """Read one item of each text, [B], from right to left. The order of the steps is that of docs/report_parser.md."""
+    item = unpack_items(items)
+    registers, item = _give_side(registers, item)
+    registers = _settle(registers, item)
+    registers = _carry_on(registers, item)
+    registers = _apply_heading(registers, item)
+    registers = _add_mention(registers, item)
+    registers = _judge_subjects(registers, item)
+    return _end_sentence(registers, item, truth)
 
-    # A mention.
-    cue = after & 3
-    fixed = jnp.where(mention == 3, NEG, on((close == 1) | (cue == IGNORE), cue))
-    own = jnp.where(cue > 0, cue, jnp.where(mention == 2, UNC, POS))
-    row = jnp.where(fixed == 0, own, jnp.where(fixed == IGNORE, -1, fixed + 2))
-    rows = jnp.where((jnp.arange(5)[:, None] == row) & (mention > 0), labels, 0)
-    open_ |= jnp.where(current == 0, rows, rows & ~_SIDED)
-    sided |= pair(rows & _SIDED, current)
-    taken = jnp.where((mention > 0) & (row >= 0) & (labels & _SIDED > 0) & (current > 0), 1, taken)
 
-    # Subjects and qualities.
-    quality, subject = field("quality"), flag("subject")
-    waiting = on(~clause, r.subjects)
-    says = on(~clause, r.quality)
-    claimed = on(quality > 0, waiting) | on(subject & (says > 0), labels)
-    state = jnp.where(quality > 0, quality, says) - 1
-    s_subjects = r.s_subjects | jnp.where(jnp.arange(3)[:, None] == state, claimed, 0)
-    subjects = on(quality == 0, waiting) | on(subject & (says == 0), labels)
-    says = jnp.where(quality > 0, on(waiting == 0, quality), says)
+def _give_side(registers: _Registers, item: Item) -> tuple[_Registers, Item]:
+    """Give a side to the mentions on its right that have none; without any, it waits for what comes on its left.
 
-    # The end of a sentence: into the report.
-    end = flag("sentence")
-    said = s_open | s_subjects | ((s_sided >> 16 | s_sided) & _ALL)
-    claims, wrong = r.claims, r.wrong
-    if truth is not None:
-        claims += end & jnp.any(said != 0, axis=0)
-        wrong += end & _is_wrong(said, s_open | s_subjects, s_sided, truth)
-    return _Reader(
-        after=after,
-        close=close,
-        side=current,
-        taken=taken,
-        quality=says,
-        subjects=subjects,
-        open=open_,
-        sided=sided,
-        s_open=on(~end, s_open),
-        s_sided=on(~end, s_sided),
-        s_subjects=on(~end, s_subjects),
-        any=r.any | on(end, said),
-        d_sided=r.d_sided | on(end, s_sided),
-        claims=claims,
-        wrong=wrong,
+    Returns the item, too: a stop with a side is a stop only where it gives its side away.
+    """
+    is_side = (item.side > 0) & ~item.heading
+    gives = is_side & jnp.any(registers.unsettled & _SIDED != 0, axis=0)
+    given = _keep_where(gives, registers.unsettled & _SIDED)
+    registers = registers._replace(
+        unsettled=jnp.where(gives, registers.unsettled & ~_SIDED, registers.unsettled),
+        unsettled_sided=registers.unsettled_sided | _to_pair(given, item.side),
+        side=jnp.where(is_side, _keep_where(~gives, item.side), registers.side),
+        side_is_taken=_keep_where(~is_side, registers.side_is_taken),
+    )
+    return registers, item._replace(clause=item.clause & (gives | ~is_side))
+
+
+def _settle(registers: _Registers, item: Item) -> _Registers:
+    """Settle what the mentions on the right are: by a cue on their left, or by the end of the clause."""
+    denies = item.before & (item.mode == DENIED)
+    hedges = item.before & (item.mode == HEDGED)
+    settles = item.clause | item.before
+
+    def by_state(unsettled: jax.Array) -> jax.Array:
+        """Masks or pairs [5, B] -> those that are settled now, [3, B]. A cue "ignore" drops what it could change."""
+        changeable = unsettled[AFFIRMED] | unsettled[DENIED] | unsettled[HEDGED]
+        affirmed = _keep_where(item.clause, unsettled[AFFIRMED])
+        denied = _keep_where(item.clause, unsettled[DENIED]) | _keep_where(denies, changeable)
+        hedged = _keep_where(item.clause, unsettled[HEDGED]) | _keep_where(hedges, changeable)
+        denied |= _keep_where(settles, unsettled[_DENIED_FOR_GOOD])
+        hedged |= _keep_where(settles, unsettled[_HEDGED_FOR_GOOD])
+        return jnp.stack([affirmed, denied, hedged])
+
+    return registers._replace(
+        sentence=registers.sentence | by_state(registers.unsettled),
+        sentence_sided=registers.sentence_sided | by_state(registers.unsettled_sided),
+        unsettled=_keep_where(~settles, registers.unsettled),
+        unsettled_sided=_keep_where(~settles, registers.unsettled_sided),
     )
 
 
-def _is_wrong(said, plain, sided, truth: Truth):
-    """Does a sentence affirm or hedge what is not there, or on the wrong side, or deny what is there?"""
-    maybe = truth.present | truth.hedged
-    both = truth.present | truth.present << 16
-    known = (truth.sides >> 16 | truth.sides) & _ALL  # labels whose side is known
-    wrong = (said[POS] | said[UNC]) & ~maybe
-    wrong |= (sided[POS] | sided[UNC]) & ~truth.sides & (known | known << 16)
-    wrong |= plain[NEG] & truth.present
-    wrong |= sided[NEG] & both & truth.sides
-    labels = (1 << N) - 2  # not No Finding, which is wrong where any finding is present
-    sick = truth.present & sum(1 << i for i in range(N) if PATHOLOGY[i])
-    return ((wrong & (labels | labels << 16)) != 0) | ((said[POS] & 1 == 1) & (sick != 0))
+def _carry_on(registers: _Registers, item: Item) -> _Registers:
+    """Update the cue and the side that mentions further to the left will see on their right."""
+    is_stop = item.clause | item.before
+    ends_cue = is_stop | (item.comma & (registers.cue >= _UNTIL_COMMA))
+    kept_cue = _keep_where(~ends_cue, registers.cue)
+    new_cue = (
+        item.mode + _UNTIL_COMMA * item.before
+    )  # a cue "around" reaches no further than a comma
+    ends_side = is_stop | (item.comma & (registers.side_is_taken == 1))
+    side = _keep_where(~ends_side, registers.side)
+    return registers._replace(
+        cue=jnp.where(item.after, new_cue, kept_cue),
+        cue_is_close=jnp.where(item.after, 1, _keep_where(~item.comma, registers.cue_is_close)),
+        side=side,
+        side_is_taken=_keep_where(side > 0, registers.side_is_taken),
+    )
+
+
+def _apply_heading(registers: _Registers, item: Item) -> _Registers:
+    """Put what the sentence says on the right of a heading, and has no side yet, on the side of the heading."""
+    placed = _keep_where(item.heading, registers.sentence & _SIDED)
+    return registers._replace(
+        sentence_sided=registers.sentence_sided | _to_pair(placed, item.side),
+        sentence=jnp.where(item.heading, registers.sentence & ~_SIDED, registers.sentence),
+    )
+
+
+def _add_mention(registers: _Registers, item: Item) -> _Registers:
+    """Add a mention to the unsettled ones, in the row that the cue to its right asks for."""
+    is_mention = item.mention > 0
+    cue = registers.cue & _MODE_MASK
+    # A cue that is close, or that drops the mention, has the last word; else a cue on the left can still change it.
+    last_word = _keep_where((registers.cue_is_close == 1) | (cue == IGNORED), cue)
+    last_word = jnp.where(item.mention == 3, DENIED, last_word)
+    for_now = jnp.where(cue > 0, cue, jnp.where(item.mention == 2, HEDGED, AFFIRMED))
+    for_good = jnp.where(last_word == IGNORED, -1, last_word + _FOR_GOOD)
+    row = jnp.where(last_word == 0, for_now, for_good)
+    added = (jnp.arange(_UNSETTLED_ROWS)[:, None] == row) & is_mention
+    added = jnp.where(added, item.labels, 0)
+    # The current side goes to the labels that can have one.
+    without_side = jnp.where(registers.side == 0, added, added & ~_SIDED)
+    takes_side = is_mention & (row >= 0) & (item.labels & _SIDED > 0) & (registers.side > 0)
+    return registers._replace(
+        unsettled=registers.unsettled | without_side,
+        unsettled_sided=registers.unsettled_sided | _to_pair(added & _SIDED, registers.side),
+        side_is_taken=jnp.where(takes_side, 1, registers.side_is_taken),
+    )
+
+
+def _judge_subjects(registers: _Registers, item: Item) -> _Registers:
+    """Join subjects with qualities: each waits for the other, whichever comes first, within the clause."""
+    waiting = _keep_where(~item.clause, registers.subjects)
+    quality = _keep_where(~item.clause, registers.quality)
+    is_quality = item.quality > 0
+    judged = _keep_where(is_quality, waiting)
+    judged |= _keep_where(item.subject & (quality > 0), item.labels)
+    state = jnp.where(is_quality, item.quality, quality) - 1
+    unjudged = _keep_where(~is_quality, waiting)
+    unjudged |= _keep_where(item.subject & (quality == 0), item.labels)
+    # A quality that finds no subject on its right waits for those on its left.
+    quality = jnp.where(is_quality, _keep_where(waiting == 0, item.quality), quality)
+    judged_by_state = jnp.where(jnp.arange(3)[:, None] == state, judged, 0)
+    return registers._replace(
+        sentence_subjects=registers.sentence_subjects | judged_by_state,
+        subjects=unjudged,
+        quality=quality,
+    )
+
+
+def _end_sentence(registers: _Registers, item: Item, truth: Truth | None) -> _Registers:
+    """Move what the sentence says into the report, and hold it against the truth, at the end of a sentence."""
+    ends = item.sentence
+    without_side = registers.sentence | registers.sentence_subjects
+    with_side = registers.sentence_sided
+    said = without_side | _either_side(with_side)
+    if truth is not None:
+        is_claim = jnp.any(said != 0, axis=0)
+        is_wrong = _is_wrong(said, without_side, with_side, truth)
+        registers = registers._replace(
+            claims=registers.claims + (ends & is_claim), wrong=registers.wrong + (ends & is_wrong)
+        )
+    return registers._replace(
+        report=registers.report | _keep_where(ends, said),
+        report_sided=registers.report_sided | _keep_where(ends, with_side),
+        sentence=_keep_where(~ends, registers.sentence),
+        sentence_sided=_keep_where(~ends, registers.sentence_sided),
+        sentence_subjects=_keep_where(~ends, registers.sentence_subjects),
+    )
+
+
+# ---- The readers -----------------------------------------------------------------------------------------------------
 
 
 def read_bytes(
-    stream: jax.Array, lengths: jax.Array, bank: Bank, truth: Truth | None = None
+    stream: jax.Array, lengths: jax.Array, bank: PhraseBank, truth: Truth | None = None
 ) -> dict[str, jax.Array]:
-    """Read stream uint8 [B, L], of which the first lengths int [B] bytes count. Pure; works under jit and vmap.
+    """Read reports in bytes. Pure; works under jit and vmap.
 
-    Returns state int8 [B, 14] (1 affirmed, 0 denied, -1 hedged, -2 not mentioned), right and left bool [B, 14] (the
-    sides of the mentions that won), other int8 [B] (the state of any abnormality that is none of the 14) and, with a
-    truth, claims and wrong int32 [B]: sentences that claim something, and those that claim what is not so (affirm or
-    hedge what is not there, or on a side where it is not; deny what is there; call a film normal that is not).
+    Args:
+        stream: uint8 [B, L], UTF-8.
+        lengths: int [B]: the first bytes of each row, which count.
+        bank: the words.
+        truth: what is so, to count false claims.
+
+    Returns:
+        state int8 [B, 14]: 1 affirmed, 0 denied, -1 hedged, -2 not mentioned.
+        right, left bool [B, 14]: the sides of the mentions that won.
+        other int8 [B]: the state of any abnormality that is none of the 14.
+        With a truth, claims and wrong int32 [B]: sentences that claim something, and those that claim what is not so
+        (affirm or hedge what is not there, or on a side where it is not; deny what is there; call a film normal that is
+        not).
     """
     width = stream.shape[1]
     inside = jnp.arange(width)[:, None] < lengths[None, :]
     longest = jnp.minimum(jnp.max(lengths), width)
-    ends = _find_phrases(bank, _in_context(stream.T, inside), longest)
-    r = _read(bank, ends, truth)
-    bits = lambda mask: to_bits(mask, N + 1)
-    pos, neg, unc = (bits(m) for m in r.any)
-    state = jnp.where(
-        pos, POSITIVE, jnp.where(unc, UNCERTAIN, jnp.where(neg, NEGATIVE, NOT_MENTIONED))
+    ends = find_phrases(bank, code_bytes(stream.T, inside), longest)
+    registers = _read_phrases(bank, ends, truth)
+
+    # Of several mentions of a label the strongest wins, with its sides.
+    affirmed, denied, hedged = (_label_bits(mask) for mask in registers.report)
+    unaffirmed = jnp.where(hedged, UNCERTAIN, jnp.where(denied, NEGATIVE, NOT_MENTIONED))
+    state = jnp.where(affirmed, POSITIVE, unaffirmed)
+    right, left = (
+        _winning_bits(registers.report_sided >> shift, affirmed, hedged)
+        for shift in (_PAIR_BITS, 0)
     )
-    sides = [[bits(m >> shift) for m in r.d_sided] for shift in (16, 0)]
-    won = [jnp.where(pos, s[POS], jnp.where(unc, s[UNC], s[NEG])) for s in sides]
-    anything = jnp.any(state != NOT_MENTIONED, axis=1)
-    sound = anything & ~jnp.any((pos | unc) & np.array([*PATHOLOGY, True]), axis=1)
-    state = state.at[:, INDEX["No Finding"]].set(jnp.where(sound, POSITIVE, NOT_MENTIONED))
-    out = {"state": state[:, :N].astype(jnp.int8), "right": won[0][:, :N], "left": won[1][:, :N]}
-    out["other"] = state[:, N].astype(jnp.int8)
-    return out if truth is None else out | {"claims": r.claims, "wrong": r.wrong}
+
+    # No Finding has a rule of its own: the report says something, and nothing that is a finding.
+    says_something = jnp.any(state != NOT_MENTIONED, axis=1)
+    is_sick = jnp.any((affirmed | hedged) & np.array([*PATHOLOGY, True]), axis=1)
+    normal = jnp.where(says_something & ~is_sick, POSITIVE, NOT_MENTIONED)
+    state = state.at[:, INDEX["No Finding"]].set(normal)
+    outputs = {
+        "state": state[:, :LABEL_COUNT].astype(jnp.int8),
+        "right": right[:, :LABEL_COUNT],
+        "left": left[:, :LABEL_COUNT],
+        "other": state[:, LABEL_COUNT].astype(jnp.int8),
+    }
+    if truth is None:
+        return outputs
+    return outputs | {"claims": registers.claims, "wrong": registers.wrong}
 
 
-_jitted = jax.jit(read_bytes)
+def _label_bits(mask: jax.Array) -> jax.Array:
+    """bool [B, 15]: the 14 labels, and the abnormalities that are none of them."""
+    return to_bits(mask, LABEL_COUNT + 1)
+
+
+def _winning_bits(masks: jax.Array, affirmed: jax.Array, hedged: jax.Array) -> jax.Array:
+    """bool [B, 15]: of masks [3, B] by state, the bits of the state that wins for each label."""
+    by_state = [_label_bits(mask) for mask in masks]
+    unaffirmed = jnp.where(hedged, by_state[HEDGED], by_state[DENIED])
+    return jnp.where(affirmed, by_state[AFFIRMED], unaffirmed)
+
+
+_read_bytes_jitted = jax.jit(read_bytes)
 
 
 def read_reports(
     texts: Sequence[str], lexicon: str | None = None, parents: bool = False
 ) -> dict[str, np.ndarray]:
-    """Read free text: state int8 [N, 14] (1 affirmed, 0 denied, -1 hedged, -2 not mentioned), right and left bool
-    [N, 14] (the sides of the mentions that won), other int8 [N] (the state of any abnormality that is none of the 14).
+    """Read free text.
 
-    lexicon: a file to use instead of labels/lexicon.toml. parents: a child affirmed or hedged counts for its parent.
-    Raises UserError for a bad lexicon.
+    Args:
+        texts: N reports, of any length.
+        lexicon: a file to use instead of labels/lexicon.toml.
+        parents: a child affirmed or hedged counts for its parent.
+
+    Returns:
+        state int8 [N, 14]: 1 affirmed, 0 denied, -1 hedged, -2 not mentioned.
+        right, left bool [N, 14]: the sides of the mentions that won.
+        other int8 [N]: the state of any abnormality that is none of the 14.
+
+    Raises:
+        UserError: for a bad lexicon, or for what is no list of texts.
     """
-    constants = jax.device_put(bank(lexicon))
-    out = map_texts(lambda stream, lengths: _jitted(stream, lengths, constants), texts)
-    return out | {"state": with_parents(out["state"])} if parents else out
+    bank = jax.device_put(load_phrase_bank(lexicon))
+    reading = map_texts(lambda stream, lengths: _read_bytes_jitted(stream, lengths, bank), texts)
+    if parents:
+        reading["state"] = with_parents(reading["state"])
+    return reading
 
 
 def parse_reports(texts: Sequence[str], parents: bool = False) -> np.ndarray:
-    """int8 [N, 14] of `read_reports`: 1 positive, 0 negative, -1 uncertain, -2 not mentioned."""
+    """Read free text: int8 [N, 14] of `read_reports`, 1 positive, 0 negative, -1 uncertain, -2 not mentioned."""
     return read_reports(texts, parents=parents)["state"]
 
 
-def with_parents(state: np.ndarray) -> np.ndarray:
-    """states int8 [N, 14] with each parent label at least as affirmed as its children are."""
-    state = state.copy()
-    weight = np.array([NOT_MENTIONED, NEGATIVE, UNCERTAIN, POSITIVE])
-    rank = lambda x: np.argmax(x[..., None] == weight, axis=-1)
+def with_parents(states: np.ndarray) -> np.ndarray:
+    """Make each parent label at least as affirmed as its children are.
+
+    Args:
+        states: int8 [N, 14]; not changed.
+
+    Returns:
+        A copy. What a child denies says nothing of its parent.
+    """
+    states = states.copy()
+    by_strength = np.array([NOT_MENTIONED, NEGATIVE, UNCERTAIN, POSITIVE])
     for parent, children in PARENTS.items():
-        family = rank(state[:, [INDEX[parent], *(INDEX[c] for c in children)]])
-        family[:, 1:] = np.where(family[:, 1:] >= 2, family[:, 1:], 0)
-        state[:, INDEX[parent]] = weight[family.max(1)]
-    return state
+        family = states[:, [INDEX[parent], *(INDEX[child] for child in children)]]
+        strength = np.argmax(family[..., None] == by_strength, axis=-1)
+        strength[:, 1:] = np.where(strength[:, 1:] >= 2, strength[:, 1:], 0)
+        states[:, INDEX[parent]] = by_strength[strength.max(1)]
+    return states

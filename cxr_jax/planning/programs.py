@@ -117,13 +117,14 @@ def _rl(config, s):
 
     from cxr_jax import phantom
     from cxr_jax.inference import compaction
-    from cxr_jax.labels import answers, report_text
+    from cxr_jax.labels import answers
+    from cxr_jax.labels.phrase_bank import load_phrase_bank
     from cxr_jax.rl import learner, rollout
 
     r, c = config.rl, config.max_completion
     state, frozen = s.state({})
     table = answers.TokenBytes.from_tokenizer(s.tokenizer)
-    bank = report_text.bank(None, phantom.LEXICON if config.data.source == "phantom" else None)
+    bank = load_phrase_bank(None, phantom.LEXICON if config.data.source == "phantom" else None)
     drawn = r.prompts_per_step * r.oversample
     labels = {k: _array((drawn, 14), "bool") for k in ("solution", "known", "hedged")}
     labels["sides"] = _array((drawn, 14, 2), "bool")

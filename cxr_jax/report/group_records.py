@@ -143,7 +143,7 @@ def groups_of(
     ro: as rl.make_rollout gives it (tokens int [P, G, C], lengths, finished, reward, advantages [P, G], terms
     {name: [P, G]}, answer bool [P, G, 14], train_mask bool [P, G, C], kept int [n]); batch: image [P, S, S], solution,
     known, hedged bool [P, 14], sides bool [P, 14, 2]. tokenizer: decodes ids. weights: of the reward terms. lexicon:
-    as in `report_text.bank(None, lexicon)`. prompts: a text a prompt, or one for all. ids: of the images.
+    as in `load_phrase_bank(None, lexicon)`. prompts: a text a prompt, or one for all. ids: of the images.
     """
     wanted = (
         "tokens",

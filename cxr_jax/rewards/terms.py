@@ -15,6 +15,7 @@ import numpy as np
 from cxr_jax.errors import UserError
 from cxr_jax.labels import answers as labels_answers
 from cxr_jax.labels import report_text
+from cxr_jax.labels.phrase_bank import PhraseBank
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, NOT_MENTIONED, PARENTS, PATHOLOGY
 
 TRACE_TERMS = (
@@ -69,7 +70,7 @@ _JACCARD = np.array(
 
 
 def read_bytes(
-    stream, sizes, bank: report_text.Bank, truth: report_text.Truth | None = None
+    stream, sizes, bank: PhraseBank, truth: report_text.Truth | None = None
 ) -> labels_answers.Parsed:
     """`parser.parse_bytes`, and under "trace" what `labels.reports.read_bytes` makes of the text before the answer."""
     parsed = labels_answers.parse_bytes(stream, sizes)

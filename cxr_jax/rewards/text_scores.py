@@ -8,6 +8,7 @@ import numpy as np
 
 from cxr_jax.errors import UserError
 from cxr_jax.labels import report_text
+from cxr_jax.labels.phrase_bank import load_phrase_bank
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, find_label
 from cxr_jax.labels.text_batches import map_texts
 from cxr_jax.rewards.terms import MIN_LENGTH, NGRAM, read_bytes, reward_terms
@@ -46,7 +47,7 @@ def score(
                 "score: lengths are not whole numbers of tokens, from 0 to 2^31 - 1, one a text"
             )
     mask = solution_mask(solutions)
-    bank = jax.device_put(report_text.bank())
+    bank = jax.device_put(load_phrase_bank())
     parsed = map_texts(
         lambda stream, sizes, solution: _read_for_score(stream, sizes, solution, bank), texts, mask
     )
@@ -60,7 +61,7 @@ def score(
 @jax.jit
 def _read_for_score(stream, sizes, solution, bank):
     """`read_bytes` with a solution of which no side is known."""
-    truth = report_text.Truth.of(
+    truth = report_text.Truth.from_arrays(
         solution, jnp.zeros_like(solution), jnp.zeros((*solution.shape, 2), bool)
     )
     return read_bytes(stream, sizes, bank, truth)

@@ -21,7 +21,8 @@ from cxr_jax.evaluation import guard as evaluation_guard
 from cxr_jax.evaluation import reader as evaluation_reader
 from cxr_jax.evaluation import run as evaluation_run
 from cxr_jax.inference import prompts as inference_prompts
-from cxr_jax.labels import answers, report_text
+from cxr_jax.labels import answers
+from cxr_jax.labels.phrase_bank import load_phrase_bank
 from cxr_jax.metrics.alarms import Alarms
 from cxr_jax.metrics.progress import Compilations, Progress
 from cxr_jax.metrics.run_log import MetricsWriter
@@ -138,7 +139,7 @@ def run(config, workdir, stop, layout) -> dict:
     baselines = evaluation_guard.constant_baselines(sources)
     alarms = Alarms(meta["first"])
 
-    bank = report_text.bank(None, train_source.lexicon)
+    bank = load_phrase_bank(None, train_source.lexicon)
     rollout = layout.on(make_rollout(config, model_config, grid, special, table, trainable, bank))
     learn = layout.on(make_learn(config, model_config, grid, special, tx, trainable))
     make = make_batch_fn(

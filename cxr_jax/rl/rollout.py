@@ -79,7 +79,7 @@ def make_rollout(config, model_config, grid, special, table, trainable, bank):
             table,
             config.max_completion * rewards.BYTES_PER_TOKEN,
             bank,
-            report_text.Truth.of(solution & ~hedged, hedged, of_each("sides")),
+            report_text.Truth.from_arrays(solution & ~hedged, hedged, of_each("sides")),
         )
         terms = rewards.reward_terms(
             parsed,

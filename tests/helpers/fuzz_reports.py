@@ -10,6 +10,7 @@ import numpy as np
 from oracle_reports import AFFIRMED, HEDGED, START, STRENGTH, UNMENTIONED, Reader, expansions
 
 from cxr_jax.labels import CHEXPERT_14, lexicon, report_text
+from cxr_jax.labels.phrase_bank import load_phrase_bank
 
 BATCH, WIDTH, LONGEST = 256, 512, 400  # one shape, so that one program is compiled
 FIELDS = ("state", "right", "left", "other", "claims", "wrong")
@@ -283,7 +284,7 @@ class Pair:
         with open(path or lexicon.DEFAULT, "rb") as file:
             self.data = tomllib.load(file)
         self.reader, self.texts = Reader(self.data), Texts(self.data)
-        self.bank = jax.device_put(report_text.bank(self.path))
+        self.bank = jax.device_put(load_phrase_bank(self.path))
 
     def device(self, texts: list[bytes], truths: list[dict]) -> list[tuple]:
         """The values of `FIELDS` for up to `BATCH` texts."""

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cxr_jax import rewards
 from cxr_jax.labels import answers, report_text
+from cxr_jax.labels.phrase_bank import load_phrase_bank
 
 TEXTS = [
     "<think>Small left effusion. No pneumothorax. Possible edema.</think><answer>Pleural Effusion</answer>",
@@ -27,11 +28,11 @@ def main() -> None:
         row[: len(text)] = list(text.encode())
     solution = np.zeros((len(TEXTS), 14), bool)
     solution[:, 10] = True
-    truth = report_text.Truth.of(solution, ~solution, np.ones((*solution.shape, 2), bool))
+    truth = report_text.Truth.from_arrays(solution, ~solution, np.ones((*solution.shape, 2), bool))
 
     @jax.jit
     def terms(tokens, lengths, solution, truth):
-        parsed = rewards.read_tokens(tokens, lengths, table, 400, report_text.bank(), truth)
+        parsed = rewards.read_tokens(tokens, lengths, table, 400, load_phrase_bank(), truth)
         return rewards.reward_terms(parsed, solution, lengths, max_length=300, limit=320)
 
     one = terms(*jax.device_put((tokens, lengths, solution, truth), jax.devices()[0]))

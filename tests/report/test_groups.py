@@ -15,6 +15,7 @@ from cxr_jax import phantom, report
 from cxr_jax.errors import UserError
 from cxr_jax.labels import lexicon, report_text, sentences
 from cxr_jax.labels.answer_text import extract_trace
+from cxr_jax.labels.phrase_bank import load_phrase_bank
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
 from cxr_jax.phantom import report_writer as phantom_report
 from cxr_jax.report import group_records, preference
@@ -41,7 +42,7 @@ def counts(read):
 def whole(texts, present, hedged, sides):
     """What `trace_false` counts: the parser over the whole trace."""
     traces = [extract_trace(t).encode() for t in texts]
-    read = sentences._read(traces, report_text.bank(None, MORE), present, hedged, sides)
+    read = sentences._read(traces, load_phrase_bank(None, MORE), present, hedged, sides)
     return read["wrong"], read["claims"]
 
 

@@ -17,6 +17,7 @@ from cxr_jax import phantom, rewards
 from cxr_jax.errors import UserError
 from cxr_jax.labels import CHEXPERT_14, report_text
 from cxr_jax.labels import answers as labels_answers
+from cxr_jax.labels.phrase_bank import load_phrase_bank
 from cxr_jax.labels.taxonomy import PARENTS
 from cxr_jax.labels.text_batches import map_texts
 from cxr_jax.phantom import report_writer
@@ -171,10 +172,10 @@ def test_every_sentence_of_a_perfect_trace_agrees_with_its_scene(hospital):
         report_writer.write(phantom.scene_row(scenes, i), hospital, np.random.default_rng(i))
         for i in range(n)
     ]
-    bank = jax.device_put(report_text.bank(None, phantom.LEXICON))
+    bank = jax.device_put(load_phrase_bank(None, phantom.LEXICON))
     read = jax.jit(
         lambda s, l, labels, sides: report_text.read_bytes(
-            s, l, bank, report_text.Truth.of(labels == 1, labels == -1, sides)
+            s, l, bank, report_text.Truth.from_arrays(labels == 1, labels == -1, sides)
         )
     )
     right = map_texts(read, [r.trace for r in written], labels, sides)

@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from cxr_jax.data.sources import phantom
 from cxr_jax.inference import prompts as inference_prompts
-from cxr_jax.labels import answers, report_text
+from cxr_jax.labels import answers
+from cxr_jax.labels.phrase_bank import load_phrase_bank
 from cxr_jax.metrics.progress import Compilations
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.qwen2_5_vl import patches
@@ -98,7 +99,7 @@ def step():
     def programs(parts):
         config.rl.micro_batches = parts
         roll = rollout.make_rollout(
-            config, m.config, grid, special, table, what, report_text.bank(None, source.lexicon)
+            config, m.config, grid, special, table, what, load_phrase_bank(None, source.lexicon)
         )
         learn = learner.make_learn(config, m.config, grid, special, tx, what)
         again = lambda batch, step: roll(train, fixed, batch, step)
