@@ -79,7 +79,7 @@ def run() -> int:
 
     if config.get("task") not in ("sft", "rl"):
         raise UserError(f"config.task={config.get('task')!r}: only sft and rl have steps to plan")
-    schema.values(config)
+    schema.check_values(config)
     layout = runtime_layout.Layout.of(config)
     mesh = layout.mesh
     checks.rows_divide(config, layout.shards)

@@ -1,201 +1,346 @@
-"""What the values of a config may be, by the config alone."""
+"""Every key of a run's config: its type, range, default and what it is, read from keys.toml.
 
+From that one table come the configs that presets begin with (`defaults`), the checks (`check_values`), `--help`
+(`help_text`) and docs/config.md (`markdown`). The typed sections that code below the doors reads are in sections.py.
+"""
+
+import functools
+import math
 import numbers
 import operator
 import re
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
 
 import ml_collections
 import numpy as np
 
-from cxr_jax import phantom
 from cxr_jax.errors import UserError
-from cxr_jax.training import trainable
-from cxr_jax.weights import pretrained
 
-AGGREGATIONS = ("sequence", "token", "token_local", "constant")
-RATIO_LEVELS = ("token", "sequence", "sequence_token")
-CLIPS = ("ppo", "cispo", "none")
-KLS = ("k1", "k2", "k3")
-CORRECTIONS = ("none", "tis", "icepop")
-
-WHOLE = {
-    ">= 0": (
-        "locate_steps",
-        "optim.warmup_steps",
-        "eval.cases",
-        "lora.rank",
-        "rl.patience",
-        "data.sites",
-        "max_skipped",
-        "data.cache_mib",
-        "data.threads",
-    ),
-    ">= 1": (
-        "steps",
-        "batch_size",
-        "micro_batches",
-        "max_completion",
-        "log_every",
-        "save_every",
-        "rl.prompts_per_step",
-        "rl.micro_batches",
-        "rl.oversample",
-        "rl.group_size",
-        "rl.min_length",
-        "rl.num_iterations",
-        "rl.minibatches",
-        "rl.replay_batch",
-        "eval.every",
-        "eval.n",
-        "eval.n_final",
-        "eval.batch_size",
-        "eval.bootstrap",
-    ),
-}
-"""Rule -> keys whose values are whole numbers that keep it (and fit an int32)."""
-
-NUMBERS = {
-    "> 0": ("optim.lr", "optim.eps", "rl.temperature", "rl.epsilon_high"),
-    ">= 0": (
-        "locate_weight",
-        "optim.weight_decay",
-        "rl.beta",
-        "rl.replay_weight",
-        "rl.delta",
-        "grace_seconds",
-        "step_timeout",
-    ),
-    ">= 1": ("rl.sampler_cap",),
-    ">= 0, < 1": ("optim.b1", "optim.b2"),
-    ">= 0, <= 1": ("optim.final_fraction", "data.reader_miss"),
-    "> 0, <= 1": ("rl.epsilon",),
-    "> 0, < 1": ("rl.overlong_from",),
-}
-"""Rule -> keys whose values are finite numbers that keep it in float32, in which they are used."""
-
-TYPES = {
-    "a section of keys": (
-        ml_collections.ConfigDict,
-        ("data", "optim", "eval", "lora", "mesh", "rl", "rl.reward_weights"),
-    ),
-    "a text": (str, ("model", "data.manifest", "data.image_root")),
-    "True or False": (bool, ("rl.mask_truncated",)),
-    "a tuple": ((tuple, list), ("optim.frozen",)),
-}
-ONE_OF = {
-    "remat": ("none", "full", "dots"),
-    "dtype": tuple(pretrained.DTYPES),
-    "param_dtype": tuple(pretrained.DTYPES),
-    "rl.advantage": ("grpo", "gdpo"),
-    "rl.scale_rewards": ("group", "batch", "none"),
-    "rl.aggregation": AGGREGATIONS,
-    "rl.denominator": ("trained", "all"),
-    "rl.ratio_level": RATIO_LEVELS,
-    "rl.clip": CLIPS,
-    "rl.kl": KLS,
-    "rl.sampler_correction": CORRECTIONS,
-    "eval.select_by": ("jaccard", "macro_f1", "micro_f1", "valid_format"),
-    "data.source": ("phantom", "files"),
-    "data.hospital": phantom.HOSPITALS,
-    "data.ood_hospital": phantom.HOSPITALS,
-}
+TASKS = ("sft", "rl", "evaluate")
+TOP = "run"  # the table of keys that stand in no section
 _COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
-_MOST = float(np.finfo(np.float32).max)
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 _ABSENT = object()
 
 
-def values(config) -> None:
-    """Refuses values that mean nothing, by the config alone. Keys that the config lacks are passed over.
+# ---- The table -------------------------------------------------------------------------------------
 
-    Raises UserError.
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """One key of a config.
+
+    Attributes:
+        name: dotted, as in `--config.NAME=VALUE`.
+        type: see the head of keys.toml.
+        range: rule of a number, as in ">= 0, < 1", or the values of a choice.
+        default: task -> value that its phantom preset has.
+        tasks: whose config holds the key.
+        source: value of `data.source` that has the key; "" if all have.
+        line: what the key is.
     """
-    for what, (kinds, names) in TYPES.items():
-        for name in names:
-            require(config, name, lambda v, k=kinds: isinstance(v, k), f"must be {what}")
-    for table, whole, what in ((WHOLE, True, "whole number"), (NUMBERS, False, "finite number")):
-        for rule, names in table.items():
-            for name in names:
-                require(
-                    config,
-                    name,
-                    lambda v, w=whole, r=rule: is_number(v, r, whole=w),
-                    f"must be a {what} {rule}",
-                )
-    for name in ("seed", "data.seed"):
-        require(
-            config,
-            name,
-            lambda v: is_number(v) and v == int(v) and 0 <= v < 2**32,
-            "must be from 0 to 2^32 - 1: keys know no more bits",
-        )
-    clips = lambda v: v == float("inf") or is_number(v, "> 0")
-    require(config, "optim.clip_norm", clips, "must be a number > 0, or inf")
-    for axis in ("data", "fsdp", "tensor"):
-        require(
-            config,
-            f"mesh.{axis}",
-            lambda v: v == -1 or is_number(v, ">= 1", whole=True),
-            "must be a whole number >= 1, or -1: what remains",
-        )
-    for name, known in ONE_OF.items():
-        require(config, name, lambda v, k=known: v in k, f"is not one of {', '.join(known)}")
-    require(
-        config, "optim.frozen", lambda v: all(map(_is_pattern, v)), "holds a bad regular expression"
+
+    name: str
+    type: str
+    range: str | tuple[str, ...]
+    default: dict[str, Any]
+    tasks: tuple[str, ...]
+    source: str
+    line: str
+
+    @property
+    def section(self) -> str:
+        """Name of the section that the key stands in, "" at the top."""
+        return self.name.rpartition(".")[0]
+
+
+def _key(section: str, name: str, entry: dict) -> Key:
+    value = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+    tasks = value.get("tasks", ("rl",) if section == "rl" else TASKS)
+    return Key(
+        name=name if section == TOP else f"{section}.{name}",
+        type=value["type"],
+        range=value.get("range", ""),
+        default={task: value.get(task, value.get("default")) for task in tasks},
+        tasks=tasks,
+        source=value.get("source", ""),
+        line=value["line"],
     )
-    divides(config, "batch_size", "micro_batches")
-    divides(config, "rl.prompts_per_step", "rl.micro_batches", "rl.minibatches")
-    if "lora" in config:
-        trainable.Trainable.of(config)
 
 
-def is_number(value, rule: str = "", *, whole: bool = False) -> bool:
-    """Whether a value is a finite number that keeps a rule like ">= 0, < 1": in int32 if whole, else in float32."""
-    if isinstance(value, bool) or not isinstance(
-        value, numbers.Integral if whole else numbers.Real
-    ):
+@functools.cache
+def keys() -> dict[str, Key]:
+    """Return every key by its dotted name, in the order of keys.toml."""
+    text = resources.files("cxr_jax.config").joinpath("keys.toml").read_text(encoding="utf-8")
+    entries = [
+        _key(section, name, entry)
+        for section, table in tomllib.loads(text).items()
+        for name, entry in table.items()
+    ]
+    return {key.name: key for key in entries}
+
+
+def choices(name: str) -> tuple[str, ...]:
+    """Return the values that a key of type choice may have."""
+    return tuple(keys()[name].range)
+
+
+def defaults(task: str, source: str = "phantom") -> ml_collections.ConfigDict:
+    """Build the config that the presets of a task begin with: every key that it has, at its default.
+
+    Args:
+        task: "sft", "rl" or "evaluate".
+        source: "phantom" or "files": where the images come from; decides which keys `data` has.
+    """
+    config = ml_collections.ConfigDict()
+    for key in keys().values():
+        if task not in key.tasks or key.source not in ("", source):
+            continue
+        section = config
+        for part in filter(None, key.section.split(".")):
+            if part not in section:
+                section[part] = ml_collections.ConfigDict()
+            section = section[part]
+        value = key.default[task]
+        leaf = key.name.rpartition(".")[2]
+        section[leaf] = ml_collections.ConfigDict(value) if key.type == "section" else value
+    config.task = task
+    config.data.source = source
+    return config
+
+
+# ---- Checks ----------------------------------------------------------------------------------------
+
+
+def check_values(config: ml_collections.ConfigDict) -> None:
+    """Refuse values that mean nothing, by the config alone; keys that the config lacks are passed over.
+
+    Raises:
+        UserError: naming the first key that is wrong, its value and what it must be.
+    """
+    for section in ("data", "optim", "eval", "lora", "mesh", "rl", "rl.reward_weights"):
+        require(config, section, _is_section, "must be a section of keys")
+    for key in keys().values():
+        if key.type == "patterns":
+            require(
+                config, key.name, lambda value: isinstance(value, (tuple, list)), "must be a tuple"
+            )
+            require(config, key.name, _is_patterns, "holds a bad regular expression")
+        elif key.type in _RULES:
+            is_good, must = _RULES[key.type](key.range)
+            require(config, key.name, is_good, must)
+    require_divides(config, "batch_size", "micro_batches")
+    require_divides(config, "rl.prompts_per_step", "rl.micro_batches", "rl.minibatches")
+
+
+def is_number(value: object, rule: str = "", *, whole: bool = False) -> bool:
+    """Tell whether a value is a finite number that keeps a rule like ">= 0, < 1".
+
+    A whole number must fit an int32; any other is held to the rule as float32, in which it is used.
+    """
+    kind = numbers.Integral if whole else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, kind):
         return False
-    if not -_MOST <= value <= _MOST or whole and value >= 2**31:
+    if not -_LARGEST_FLOAT32 <= value <= _LARGEST_FLOAT32:
         return False
-    parts = [part.split() for part in rule.split(", ") if part]
-    value = value if whole else np.float32(value)
-    return all(_COMPARE[sign](value, float(bound)) for sign, bound in parts)
+    if whole and value >= 2**31:
+        return False
+    bounds = [part.split() for part in rule.split(", ") if part]
+    rounded = value if whole else np.float32(value)
+    return all(_COMPARE[sign](rounded, float(bound)) for sign, bound in bounds)
 
 
-def _get(config, name):
-    """The value at a dotted name, _ABSENT if the config has no such key."""
+def require(
+    config: ml_collections.ConfigDict, name: str, is_good: Callable[[Any], bool], must: str
+) -> None:
+    """Refuse the value at a dotted name if it is there and not good; `must` says what it must be.
+
+    Raises:
+        UserError: naming the key and its value.
+    """
+    value = value_at(config, name)
+    if value is not _ABSENT and not is_good(value):
+        raise UserError(f"config.{name}={value!r} {must}")
+
+
+def require_divides(
+    config: ml_collections.ConfigDict, rows: str, micro_batches: str, minibatches: str = ""
+) -> None:
+    """Refuse rows that do not divide into equal minibatches, and those into equal micro-batches.
+
+    Args:
+        rows: dotted name of the key that counts the rows of a step; the others are named likewise.
+
+    Raises:
+        UserError: naming the key and both counts.
+    """
+    count, turns = value_at(config, rows), value_at(config, micro_batches)
+    updates = value_at(config, minibatches) if minibatches else 1
+    if updates is _ABSENT:
+        updates = 1
+    if count is _ABSENT or turns is _ABSENT or count % (updates * turns) == 0:
+        return
+    into = f"{turns} micro-batches"
+    if updates != 1:
+        into = f"{updates} minibatches of {into}"
+    raise UserError(f"config.{rows}={count} does not divide into {into}")
+
+
+def value_at(config: ml_collections.ConfigDict, name: str) -> Any:
+    """Return the value at a dotted name, or a mark of its own if the config has no such key."""
     value = config
-    for key in name.split("."):
-        if not isinstance(value, ml_collections.ConfigDict) or key not in value:
+    for part in name.split("."):
+        if not _is_section(value) or part not in value:
             return _ABSENT
-        value = value[key]
+        value = value[part]
     return value
 
 
-def require(config, name, good, what):
-    value = _get(config, name)
-    if value is not _ABSENT and not good(value):
-        raise UserError(f"config.{name}={value!r} {what}")
+def _is_section(value: object) -> bool:
+    return isinstance(value, ml_collections.ConfigDict)
 
 
-def divides(config, rows, micro_batches, minibatches=None):
-    """Every minibatch has as many rows, and so has each of its micro-batches."""
-    n, turns = _get(config, rows), _get(config, micro_batches)
-    steps = (
-        1
-        if minibatches is None or _get(config, minibatches) is _ABSENT
-        else _get(config, minibatches)
-    )
-    if n is _ABSENT or turns is _ABSENT or n % (steps * turns) == 0:
-        return
-    into = (
-        f"{turns} micro-batches" if steps == 1 else f"{steps} minibatches of {turns} micro-batches"
-    )
-    raise UserError(f"config.{rows}={n} does not divide into {into}")
-
-
-def _is_pattern(text) -> bool:
+def _is_patterns(value: object) -> bool:
     try:
-        re.compile(text)
+        return all(re.compile(pattern) for pattern in value)
     except (re.error, TypeError):
         return False
-    return True
+
+
+# Type -> (range -> (what a value must pass, what a message says that it must be)).
+_Rule = tuple[Callable[[Any], bool], str]
+
+
+def _whole(rule: str) -> _Rule:
+    if rule.startswith("a multiple of "):
+        unit = int(rule.rsplit(" ", 1)[1])
+        return (
+            lambda value: is_number(value, f">= {unit}", whole=True) and value % unit == 0,
+            f"must be {rule}",
+        )
+    return lambda value: is_number(value, rule, whole=True), f"must be a whole number {rule}"
+
+
+def _number(rule: str) -> _Rule:
+    if rule.endswith(", or inf"):
+        finite = rule.removesuffix(", or inf")
+        return (
+            lambda value: value == math.inf or is_number(value, finite),
+            f"must be a number {rule}",
+        )
+    if not rule:  # whoever uses it refuses it, in words of its own
+        return lambda value: True, ""
+    return lambda value: is_number(value, rule), f"must be a finite number {rule}"
+
+
+def _seed(rule: str) -> _Rule:
+    def is_good(value: object) -> bool:
+        return is_number(value) and value == int(value) and 0 <= value < 2**32
+
+    return is_good, "must be from 0 to 2^32 - 1: keys know no more bits"
+
+
+def _axis(rule: str) -> _Rule:
+    def is_good(value: object) -> bool:
+        return value == -1 or is_number(value, ">= 1", whole=True)
+
+    return is_good, "must be a whole number >= 1, or -1: what remains"
+
+
+def _choice(values: tuple[str, ...]) -> _Rule:
+    return lambda value: value in values, f"is not one of {', '.join(values)}"
+
+
+def _text(rule: str) -> _Rule:
+    return lambda value: isinstance(value, str), "must be a text"
+
+
+def _switch(rule: str) -> _Rule:
+    return lambda value: isinstance(value, bool), "must be True or False"
+
+
+_RULES: dict[str, Callable[[Any], _Rule]] = {
+    "whole": _whole,
+    "number": _number,
+    "seed": _seed,
+    "axis": _axis,
+    "choice": _choice,
+    "text": _text,
+    "switch": _switch,
+}
+
+
+# ---- What people read ------------------------------------------------------------------------------
+
+
+def help_text() -> str:
+    """Return all keys as plain text for `--help`: name, range, default, line."""
+    lines = ["", "Keys of a config, as --config.KEY=VALUE (docs/config.md has the same as a page):"]
+    for key in keys().values():
+        lines.append(f"  {key.name}  [{_range_of(key)}]  default {_default_of(key)}")
+        lines.append(f"      {key.line}")
+    return "\n".join(lines) + "\n"
+
+
+def markdown() -> str:
+    """Return docs/config.md: a table for each section."""
+    lines = [
+        "# Every key of a config",
+        "",
+        "Made from `cxr_jax/config/keys.toml` by `python scripts/config_page.py`; a test holds the two together.",
+        "A key is set by `--config.KEY=VALUE`. Defaults are those of the phantom presets; `files` and `nv_reason_3b`",
+        "set their own (`cxr_jax/presets/`). Only the tasks named have the key; keys marked *phantom* or *files* are",
+        "those of that `data.source`.",
+    ]
+    section = None
+    for key in keys().values():
+        if key.section != section:
+            section = key.section
+            title = f"`config.{section}`" if section else "`config`"
+            lines += [
+                "",
+                f"## {title}",
+                "",
+                "| key | type and range | default | tasks | what it is |",
+                "|---|---|---|---|---|",
+            ]
+        tasks = ", ".join(key.tasks) if key.tasks != TASKS else "all"
+        if key.source:
+            tasks += f" (*{key.source}*)"
+        lines.append(
+            f"| `{key.name.rpartition('.')[2]}` | {_range_of(key)} | {_default_of(key)} | {tasks} | {key.line} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _range_of(key: Key) -> str:
+    if key.type == "choice":
+        return ", ".join(key.range)
+    names = {
+        "whole": "whole number",
+        "number": "number",
+        "seed": "whole number, 0 to 2^32 - 1",
+        "axis": "whole number >= 1, or -1",
+        "text": "text",
+        "switch": "True or False",
+        "patterns": "tuple of texts",
+        "names": "tuple of texts",
+        "section": "section",
+    }
+    return f"{names[key.type]} {key.range if isinstance(key.range, str) else ''}".strip()
+
+
+def _default_of(key: Key) -> str:
+    if len(set(map(repr, key.default.values()))) == 1:
+        return _shown(next(iter(key.default.values())))
+    return ", ".join(f"{task} {_shown(value)}" for task, value in key.default.items())
+
+
+def _shown(value: object) -> str:
+    return (
+        f"{value:g}" if isinstance(value, float) else repr(value) if value != {} else "per preset"
+    )

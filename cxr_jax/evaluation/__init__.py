@@ -1,5 +1,1 @@
-"""Evaluation: the task `evaluate`, and what SFT and RL call of it."""
-
-from cxr_jax.evaluation.run import check, run
-
-__all__ = ["check", "run"]
+"""Scores of a model on held-out images: `run` is the program, `guard` chooses steps while a run goes."""

@@ -1,5 +1,1 @@
-"""On-policy GRPO: the task `rl`."""
-
-from cxr_jax.rl.loop import check, run
-
-__all__ = ["check", "run"]
+"""On-policy GRPO: `loop` is the program, `rollout` and `learner` are the halves of its step."""

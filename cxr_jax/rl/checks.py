@@ -6,7 +6,8 @@ from cxr_jax import rewards
 from cxr_jax.config import schema
 from cxr_jax.errors import UserError
 from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.training import checks, trainable
+from cxr_jax.training import checks
+from cxr_jax.training.trainable import Trainable
 from cxr_jax.weights import pretrained
 
 TOGETHER = (
@@ -32,7 +33,7 @@ TOGETHER = (
 def check(config) -> None:
     """Refuses settings that cannot work, before anything is written or, but for phantoms whose targets are to be
     replayed, compiled. Raises UserError."""
-    schema.values(config)
+    schema.check_values(config)
     for name, wrong, why in TOGETHER:
         if wrong(config.rl):
             raise UserError(f"config.rl.{name}={config.rl[name]!r} {why}")
@@ -40,7 +41,7 @@ def check(config) -> None:
     train = checks.common(config)
     trains(config)
     if config.rl.get("replay_weight"):
-        schema.divides(config, "rl.replay_batch", "rl.micro_batches")
+        schema.require_divides(config, "rl.replay_batch", "rl.micro_batches")
         checks.targets_fit(config, train)
 
 
@@ -59,13 +60,11 @@ def reward_weights(weights) -> None:
 def trains(config) -> None:
     """Refuses frozen patterns that match nothing or everything, and adapters that the model's kernels cannot have: by
     shapes alone. Raises UserError."""
-    model_config, what = (
-        checks.read_model_config(config, pretrained.load_tokenizer(config.model)),
-        trainable.Trainable.of(config),
-    )
+    model_config = checks.read_model_config(config, pretrained.load_tokenizer(config.model))
+    trainable = Trainable.from_config(config)
 
     def split():
         key = jax.random.key(0)
-        return what.split({"model": qwen.init_params(model_config, key)}, key)
+        return trainable.split({"model": qwen.init_params(model_config, key)}, key)
 
     jax.eval_shape(split)

@@ -6,7 +6,7 @@ Nothing here knows of models or data. Shapes: B rows, T tokens, D width, V vocab
 import jax
 import jax.numpy as jnp
 
-from cxr_jax.config.schema import AGGREGATIONS, CLIPS, CORRECTIONS, KLS, RATIO_LEVELS
+from cxr_jax.config import schema
 from cxr_jax.training.losses import _token_logprobs, _token_logprobs_bwd, _token_logprobs_fwd
 
 MAX_LOG_RATIO = 20.0  # e^20 is still far from float32's limit
@@ -116,11 +116,11 @@ def policy_loss(
     "clip_region" (either; TRL's clip_ratio/*) and "clip_delta", where the clip takes the gradient away ("cispo": where
     the weight is cut); "kl" with a reference; "correction" with a sampler correction. Raises ValueError.
     """
-    _one_of("aggregation", aggregation, AGGREGATIONS)
-    _one_of("ratio_level", ratio_level, RATIO_LEVELS)
-    _one_of("clip", clip, CLIPS)
-    _one_of("kl", kl, KLS)
-    _one_of("sampler_correction", sampler_correction, CORRECTIONS)
+    _one_of("aggregation", aggregation, schema.choices("rl.aggregation"))
+    _one_of("ratio_level", ratio_level, schema.choices("rl.ratio_level"))
+    _one_of("clip", clip, schema.choices("rl.clip"))
+    _one_of("kl", kl, schema.choices("rl.kl"))
+    _one_of("sampler_correction", sampler_correction, schema.choices("rl.sampler_correction"))
     if beta and ref_logp is None:
         raise ValueError("beta > 0 needs ref_logp")
     if sampler_correction != "none" and sampler_logp is None:

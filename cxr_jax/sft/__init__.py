@@ -1,5 +1,1 @@
-"""Supervised fine-tuning: the task `sft`."""
-
-from cxr_jax.sft.loop import check, run
-
-__all__ = ["check", "run"]
+"""Supervised fine-tuning: `loop` is the program, `step` its two updates."""

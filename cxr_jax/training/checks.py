@@ -8,12 +8,13 @@ import jax
 import numpy as np
 
 from cxr_jax import phantom
-from cxr_jax.config.schema import is_number, require, values
+from cxr_jax.config.schema import check_values, is_number, require
 from cxr_jax.data.sources import phantom as sources_phantom
 from cxr_jax.errors import UserError
 from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.labels import answers
 from cxr_jax.models import tokenizer as tokenizers
+from cxr_jax.training.trainable import Trainable
 from cxr_jax.weights import hf_folder, locate, pretrained
 
 
@@ -22,7 +23,9 @@ def common(config):
 
     Returns the training source. Raises UserError.
     """
-    values(config)
+    check_values(config)
+    if "lora" in config:
+        Trainable.from_config(config)
     needed = {"phantom": ("hospital", "ood_hospital"), "files": ("manifest", "image_root", "size")}[
         config.data.source
     ]

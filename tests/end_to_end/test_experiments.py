@@ -12,9 +12,7 @@ from places import ROOT
 from cxr_jax.errors import UserError
 from cxr_jax.weights import pretrained
 
-FILES = [
-    p for p in sorted((ROOT / "experiments").rglob("*.py")) if "def get_config(" in p.read_text()
-]
+FILES = [p for p in sorted((ROOT / "experiments").rglob("*.py")) if "get_config" in p.read_text()]
 
 TASKS = [
     p for p in FILES if p.parent.name == "experiments"

@@ -332,10 +332,16 @@ def combinations():
     """All of the three switches; the other knobs go round, so that each meets each level, clip and aggregation."""
     others = itertools.cycle(
         itertools.product(
-            (0.0, 1.4), ((0.0, "k3"), (0.3, "k1"), (0.3, "k2"), (0.3, "k3")), schema.CORRECTIONS
+            (0.0, 1.4),
+            ((0.0, "k3"), (0.3, "k1"), (0.3, "k2"), (0.3, "k3")),
+            schema.choices("rl.sampler_correction"),
         )
     )
-    for switches in itertools.product(schema.AGGREGATIONS, schema.RATIO_LEVELS, schema.CLIPS):
+    for switches in itertools.product(
+        schema.choices("rl.aggregation"),
+        schema.choices("rl.ratio_level"),
+        schema.choices("rl.clip"),
+    ):
         delta, (beta, kl), correction = next(others)
         yield dict(zip(("aggregation", "ratio_level", "clip"), switches, strict=True)) | dict(
             delta=delta, beta=beta, kl=kl, correction=correction
@@ -380,7 +386,7 @@ def test_the_cases_can_tell():
 
 
 @pytest.mark.parametrize("denominator", ["trained", "all"])
-@pytest.mark.parametrize("aggregation", schema.AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", schema.choices("rl.aggregation"))
 def test_parts_sum_to_the_loss_of_the_batch(aggregation, denominator):
     """Parts with more and fewer tokens, by the divisors of the whole; of "token_local" they average."""
     completion = np.arange(C) < np.array([5, 3, 5, 1, 4, 5])[:, None]  # row 2 was truncated

@@ -1,0 +1,215 @@
+"""The config of a run as typed, frozen sections: what a function below the doors may read stands in its signature.
+
+`RunConfig.from_config` builds them once, from the `ConfigDict` that the command line has resolved. What each field
+means and may be is said once, in keys.toml; a test holds fields and keys together.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import ml_collections
+
+from cxr_jax.config import schema
+
+
+class _Section:
+    """A group of keys; `PREFIX` is where they stand in a config, "" at the top."""
+
+    PREFIX = ""
+
+    @classmethod
+    def from_config(cls, config: ml_collections.ConfigDict) -> Self:
+        """Read the section from a run's config; a key that the config lacks has the default of keys.toml."""
+        section: Any = config.get(cls.PREFIX, {}) if cls.PREFIX else config
+        values = {}
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            if field.name in section:
+                value = section[field.name]
+            else:
+                name = f"{cls.PREFIX}.{field.name}" if cls.PREFIX else field.name
+                value = next(iter(schema.keys()[name].default.values()))
+            values[field.name] = _frozen(value)
+        return cls(**values)
+
+
+def _frozen(value: Any) -> Any:
+    """A value that nobody changes by accident: lists as tuples, sections as plain dicts of their own."""
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, ml_collections.ConfigDict):
+        return value.to_dict()
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig(_Section):
+    """How many devices divide what: `config.mesh`."""
+
+    PREFIX = "mesh"
+    data: int
+    fsdp: int
+    tensor: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig(_Section):
+    """Adapters on a frozen model: `config.lora`."""
+
+    PREFIX = "lora"
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(_Section):
+    """Where images and truth come from: `config.data`."""
+
+    PREFIX = "data"
+    source: str
+    hospital: str
+    ood_hospital: str
+    seed: int
+    sites: int
+    reader_miss: float
+    manifest: str
+    image_root: str
+    size: int
+    cache_mib: int
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(_Section):
+    """AdamW with warm-up and cosine: `config.optim`."""
+
+    PREFIX = "optim"
+    lr: float
+    warmup_steps: int
+    final_fraction: float
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    clip_norm: float
+    frozen: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig(_Section):
+    """When and how much is read to score a model: `config.eval`."""
+
+    PREFIX = "eval"
+    every: int
+    n: int
+    n_final: int
+    batch_size: int
+    select_by: str
+    bootstrap: int
+    cases: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig(_Section):
+    """How completions are sampled, scored and compared: keys of `config.rl`."""
+
+    PREFIX = "rl"
+    prompts_per_step: int
+    oversample: int
+    group_size: int
+    micro_batches: int
+    temperature: float
+    min_length: int
+    overlong_from: float
+    reward_weights: Mapping[str, float]
+    advantage: str
+    scale_rewards: str
+    mask_truncated: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyLossConfig(_Section):
+    """The objective: keys of `config.rl`. docs/rl.md has each formula."""
+
+    PREFIX = "rl"
+    aggregation: str
+    denominator: str
+    ratio_level: str
+    clip: str
+    epsilon: float
+    epsilon_high: float
+    delta: float
+    beta: float
+    kl: str
+    sampler_correction: str
+    sampler_cap: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig(_Section):
+    """How a rollout is learned from: keys of `config.rl`."""
+
+    PREFIX = "rl"
+    prompts_per_step: int
+    micro_batches: int
+    minibatches: int
+    num_iterations: int
+    temperature: float
+    replay_weight: float
+    replay_batch: int
+    patience: int
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps of one step of the run."""
+        return self.num_iterations * self.minibatches
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(_Section):
+    """A whole run: the keys at the top of a config, and its sections."""
+
+    task: str
+    model: str
+    seed: int
+    steps: int
+    batch_size: int
+    micro_batches: int
+    locate_steps: int
+    locate_weight: float
+    max_completion: int
+    remat: str
+    dtype: str
+    param_dtype: str
+    log_every: int
+    save_every: int
+    grace_seconds: float
+    step_timeout: float
+    max_skipped: int
+    mesh: MeshConfig
+    lora: LoraConfig
+    data: DataConfig
+    optim: OptimizerConfig
+    eval: EvaluationConfig
+    rollout: RolloutConfig
+    loss: PolicyLossConfig
+    learner: LearnerConfig
+
+    @classmethod
+    def from_config(cls, config: ml_collections.ConfigDict) -> Self:
+        """Read a resolved config; sections and keys that its task has no use for have their defaults."""
+        sections = {
+            name: section.from_config(config)  # type: ignore[attr-defined]
+            for name, section in cls.__annotations__.items()
+            if isinstance(section, type) and issubclass(section, _Section)
+        }
+        top = {
+            field.name: config[field.name]
+            if field.name in config
+            else next(iter(schema.keys()[field.name].default.values()))
+            for field in dataclasses.fields(cls)
+            if field.name not in sections
+        }
+        return cls(**top, **sections)

@@ -1,0 +1,62 @@
+"""Configs of GRPO: phantom (default), files, nv_reason_3b, and an algorithm. Results: experiments/rl.py."""
+
+from ml_collections import ConfigDict
+
+from cxr_jax import rewards
+from cxr_jax.config import schema
+from cxr_jax.errors import UserError
+from cxr_jax.rl.algorithms import ALGORITHMS
+
+PRESETS = ("phantom", "files", "nv_reason_3b")
+
+
+def get_config(presets: str = "phantom") -> ConfigDict:
+    """Build the config of an RL run.
+
+    Args:
+        presets: phantom; files (real radiographs, the embedded model); nv_reason_3b (the published recipe). And,
+            after a comma or alone, an algorithm of cxr_jax/rl/algorithms.py: "dapo", "nv_reason_3b,gspo".
+
+    Raises:
+        UserError: for a name that is neither, or a second one of a kind.
+    """
+    preset, algorithm = _chosen(presets.split(","))
+    config = schema.defaults("rl", "phantom" if preset == "phantom" else "files")
+    config.rl.update(ALGORITHMS[algorithm or "corrected"])
+    config.rl.reward_weights = ConfigDict(rewards.weights(rewards.CHECKED))
+    if preset == "files":
+        config.steps = 5
+        config.rl.update(prompts_per_step=4, oversample=1)
+        config.eval.update(every=5, n=64, n_final=1000)
+    if preset == "nv_reason_3b":
+        _published_recipe(config, algorithm)
+    return config
+
+
+def _chosen(names: list[str]) -> tuple[str, str | None]:
+    """The data preset and, if one is named, the algorithm."""
+    preset = next((name for name in names if name in PRESETS), "phantom")
+    algorithm = next((name for name in names if name in ALGORITHMS), None)
+    if unknown := [name for name in names if name not in (*PRESETS, *ALGORITHMS)]:
+        known = ", ".join([*PRESETS, *ALGORITHMS])
+        raise UserError(f"experiments/rl.py has no preset {unknown[0]!r}; it has: {known}")
+    if more := [name for name in names if name not in (preset, algorithm)]:
+        raise UserError(
+            f"experiments/rl.py takes one data preset and one algorithm; {more[0]!r} is a second one"
+        )
+    return preset, algorithm
+
+
+def _published_recipe(config: ConfigDict, algorithm: str | None) -> None:
+    """configs/grpo_config.yaml of the published code: 64 prompts x 16, lr 1e-6 with a 5 % floor, clip 0.2."""
+    config.update(
+        model="", seed=123, remat="full", dtype="bfloat16", max_completion=1800, steps=128
+    )
+    config.data.update(size=476, seed=123)
+    config.mesh.update(data=1, fsdp=-1)
+    config.rl.update(prompts_per_step=64, oversample=1, group_size=16, min_length=400)
+    if algorithm is None:  # what the published code ran: TRL 0.22, a loss averaged by sequence
+        config.rl.update(ALGORITHMS["trl_0_22"])
+        config.rl.update(aggregation="sequence", mask_truncated=True)
+    config.rl.reward_weights = ConfigDict(rewards.weights(rewards.PUBLISHED))
+    config.optim.update(lr=1e-6, final_fraction=0.05, b2=0.999)

@@ -1,0 +1,40 @@
+"""Configs of SFT: phantom (default), continued, nv_reason_3b. experiments/sft.py has what they reached."""
+
+from ml_collections import ConfigDict
+
+from cxr_jax.config import schema
+from cxr_jax.errors import UserError
+
+PRESETS = ("phantom", "continued", "nv_reason_3b")
+
+
+def get_config(preset: str = "phantom") -> ConfigDict:
+    """Build the config of an SFT run.
+
+    Args:
+        preset: phantom (from random weights); continued (more SFT of the embedded model); nv_reason_3b (the published
+            recipe; needs a model folder and sft.jsonl rows).
+
+    Raises:
+        UserError: for any other name.
+    """
+    if preset not in PRESETS:
+        raise UserError(
+            f"experiments/sft.py has no preset {preset!r}; it has: {', '.join(PRESETS)}"
+        )
+    config = schema.defaults("sft", "files" if preset == "nv_reason_3b" else "phantom")
+    if preset == "continued":
+        # What more SFT gives in the minutes of one RL run: the fair companion of experiments/rl.py.
+        config.update(model="phantom", steps=480, locate_steps=0, locate_weight=0.0)
+        config.data.seed = 1
+        config.optim.update(lr=3e-4, warmup_steps=20)
+        config.eval.every = 120
+    if preset == "nv_reason_3b":
+        # configs/sft_config.yaml of the published code: lr 2e-5 cosine, warm-up 3 %, batch 64, clip 0.3, 2 epochs.
+        config.update(model="", seed=123, batch_size=64, steps=3000, remat="full", dtype="bfloat16")
+        config.update(locate_steps=0, locate_weight=0.0, max_completion=1800)
+        config.mesh.update(data=1, fsdp=-1)
+        config.data.update(size=476, seed=123)
+        config.optim.update(lr=2e-5, warmup_steps=90, final_fraction=0.0, b2=0.999)
+        config.optim.update(weight_decay=0.0, clip_norm=0.3)
+    return config
