@@ -23,15 +23,17 @@ class _Section:
     def from_config(cls, config: ml_collections.ConfigDict) -> Self:
         """Read the section from a run's config; a key that the config lacks has the default of keys.toml."""
         section: Any = config.get(cls.PREFIX, {}) if cls.PREFIX else config
-        values = {}
+        names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        return cls.with_defaults(**{name: section[name] for name in names if name in section})
+
+    @classmethod
+    def with_defaults(cls, **values: Any) -> Self:
+        """Build the section from some of its values; the others have the defaults of keys.toml."""
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-            if field.name in section:
-                value = section[field.name]
-            else:
-                name = f"{cls.PREFIX}.{field.name}" if cls.PREFIX else field.name
-                value = next(iter(schema.keys()[name].default.values()))
-            values[field.name] = _frozen(value)
-        return cls(**values)
+            name = f"{cls.PREFIX}.{field.name}" if cls.PREFIX else field.name
+            default = next(iter(schema.keys()[name].default.values()))
+            values.setdefault(field.name, default)
+        return cls(**{name: _frozen(value) for name, value in values.items()})
 
 
 def _frozen(value: Any) -> Any:

@@ -7,12 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from cxr_jax.config import schema
-from cxr_jax.training.losses import _token_logprobs, _token_logprobs_bwd, _token_logprobs_fwd
 
 MAX_LOG_RATIO = 20.0  # e^20 is still far from float32's limit
-
-
-_token_logprobs.defvjp(_token_logprobs_fwd, _token_logprobs_bwd, symbolic_zeros=True)
 
 
 def group_advantages(rewards, *, scale: str = "group", batch=slice(None), eps: float = 1e-4):

@@ -116,6 +116,9 @@ def _token_logprobs_bwd(temperature, cut, saved, cotangents):
     return _from_chunks(d_hidden, shards, len(hidden)), d_head.sum(0).astype(head.dtype), None, None
 
 
+_token_logprobs.defvjp(_token_logprobs_fwd, _token_logprobs_bwd, symbolic_zeros=True)
+
+
 def masked_mean(x, mask):
     """Mean of x where mask (0 if the mask is empty)."""
     mask = mask.astype(x.dtype)
