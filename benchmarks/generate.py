@@ -80,24 +80,26 @@ class Ours:
 
     def rollout(self, batch: int, new_tokens: int) -> dict:
         from cxr_jax.inference import sampling
-        from cxr_jax.inference.model import _vision
+        from cxr_jax.inference.model import encode_images
 
         m, x = self.model, self.inputs
         common.memory(reset=True)
 
         def run():
-            features = _vision(m.params, m.config, x["pixels"][:batch], x["grid"], m.dtype)
+            features = encode_images(m.params, m.config, x["pixels"][:batch], x["grid"], m.dtype)
             self.out = np.asarray(
                 sampling.generate(
                     m.params,
                     m.config,
-                    x["ids"][:batch],
-                    np.full(batch, common.PROMPT),
-                    self.positions[:, :batch],
-                    features,
-                    max_new_tokens=new_tokens,
-                    temperature=0.0,
-                    stop_ids=NEVER,
+                    sampling.PromptBatch(
+                        x["ids"][:batch],
+                        np.full(batch, common.PROMPT),
+                        self.positions[:, :batch],
+                        features,
+                    ),
+                    sampling.SamplingSettings(
+                        max_new_tokens=new_tokens, temperature=0.0, stop_ids=NEVER
+                    ),
                     dtype=m.dtype,
                 )["tokens"]
             )

@@ -26,6 +26,7 @@ from cxr_jax.data.prompts import FIND_PROMPT
 from cxr_jax.errors import UserError, bad_usage
 from cxr_jax.inference.reading import (
     NOTICE,
+    ReadingOptions,
     as_text,
     read_usable,
     reading_record,
@@ -106,7 +107,7 @@ def read_all(args) -> int:
             unable = why_no_probabilities(model)
             if not args.json:
                 print(NOTICE)
-        record = reading_record(model, path, image, args, unable)
+        record = reading_record(model, path, image, _options(args), unable)
         print(
             json.dumps(record) if args.json else "\n" + as_text(record, args.samples, unable),
             flush=True,
@@ -115,6 +116,17 @@ def read_all(args) -> int:
         counts = ", ".join(f"{kind} {count}" for kind, count in model.programs().items())
         print(f"compiled programs: {counts}", file=sys.stderr)
     return 2 if failed else 0
+
+
+def _options(args: argparse.Namespace) -> ReadingOptions:
+    return ReadingOptions(
+        model=args.model,
+        prompt=args.prompt,
+        samples=args.samples,
+        max_new_tokens=args.max_new_tokens,
+        seed=args.seed,
+        constrained=args.constrained,
+    )
 
 
 def main(argv=None) -> int:

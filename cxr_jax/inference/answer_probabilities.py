@@ -2,87 +2,102 @@
 device under the rules of `constrained`."""
 
 import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
 from cxr_jax.errors import UserError
 from cxr_jax.inference import sampling
-from cxr_jax.inference.constrained import Constraint, State
+from cxr_jax.inference.constrained import Constraint
+from cxr_jax.inference.constrained import State as RuleState
 from cxr_jax.models import qwen2_5_vl
 from cxr_jax.models.attention import NEG
 from cxr_jax.models.qwen2_5_vl import decoder
 from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.runtime.trees import Tree
+
+# ---- What goes in ------------------------------------------------------------------------------------------
+
+
+class PromptEnds(NamedTuple):
+    """B prompts that are computed, and where they end."""
+
+    computed: sampling.ComputedPrompt
+    lengths: ArrayLike  # int [B]
+    start: ArrayLike  # int [B]: the position of the first token after each
+
+
+class Traces(NamedTuple):
+    """n completions of each prompt, of which only the trace is used (`Constraint.trace`)."""
+
+    tokens: ArrayLike  # int [B*n, N]
+    lengths: ArrayLike  # int [B*n]
+    # Their keys, if they were just drawn (`sampling.decode` with N slots; more rows do not matter), or None.
+    own_keys: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpansionSettings:
+    """How far the tree of answers is expanded.
+
+    Attributes:
+        width: branches of a trace that are kept open. The logits of one step take B * n * width * V floats.
+        answer_tokens: from the end of the trace to the end of an answer, at most.
+        tolerance: expansion ends when no trace has more of its mass in open branches; what is left is spread like
+            the rest, a bias of at most that.
+        temperature: of the model's distribution.
+        dtype: of the computation.
+    """
+
+    width: int = 8
+    answer_tokens: int = 64
+    tolerance: float = 1e-4
+    temperature: float = 1.0
+    dtype: DTypeLike = jnp.float32
 
 
 def finding_probabilities(
-    params: dict,
+    params: Tree,
     model_config: Config,
-    input_ids,
-    lengths,
-    positions,
-    image_features,
-    tokens,
-    token_lengths,
+    prompts: sampling.PromptBatch,
+    traces: Traces,
     constraint: Constraint,
+    settings: ExpansionSettings = ExpansionSettings(),
     *,
-    dtype=jnp.float32,
-    **settings,
+    keys: jax.Array | None = None,
 ) -> dict:
-    """The probability that the answer names each finding, given each trace, and its mean over the traces.
+    """Compute the probability that the answer names each finding, given each trace, and its mean over the traces.
 
-    input_ids [B, T], lengths [B], positions [3, B, T], image_features as for `sampling.generate`; tokens int
-    [B*n, N] and token_lengths [B*n]: n completions of each prompt, of which only the trace is used
-    (`Constraint.trace`). Settings, results and errors: `probabilities_after`, to which this adds the prefill.
+    `probabilities_after`, to which this adds the prefill; arguments, results and errors are the same.
     """
-    lengths = jnp.asarray(lengths, jnp.int32)
-    prefix = sampling.prefill(
-        params,
-        model_config,
-        jnp.asarray(input_ids),
+    lengths = jnp.asarray(prompts.lengths, jnp.int32)
+    batch = sampling.PromptBatch(
+        jnp.asarray(prompts.input_ids),
         lengths,
-        jnp.asarray(positions),
-        image_features,
-        dtype=dtype,
+        jnp.asarray(prompts.positions),
+        prompts.image_features,
     )
-    return probabilities_after(
-        params,
-        model_config,
-        prefix,
-        lengths,
-        sampling.next_positions(positions, lengths),
-        tokens,
-        token_lengths,
-        constraint,
-        dtype=dtype,
-        **settings,
-    )
+    computed = sampling.prefill(params, model_config, batch, dtype=settings.dtype)
+    ends = PromptEnds(computed, lengths, qwen2_5_vl.next_positions(batch.positions, lengths))
+    return probabilities_after(params, model_config, ends, traces, constraint, settings, keys=keys)
 
 
 def probabilities_after(
-    params: dict,
+    params: Tree,
     model_config: Config,
-    prefix: dict,
-    lengths,
-    start,
-    tokens,
-    token_lengths,
+    prompts: PromptEnds,
+    traces: Traces,
     constraint: Constraint,
+    settings: ExpansionSettings = ExpansionSettings(),
     *,
-    width: int = 8,
-    answer_tokens: int = 64,
-    tolerance: float = 1e-4,
-    temperature: float = 1.0,
-    keys=None,
-    own=None,
-    layers=None,
-    dtype=jnp.float32,
+    keys: jax.Array | None = None,
+    layers: list[Tree] | None = None,
 ) -> dict:
-    """`finding_probabilities` of B prompts that are computed: prefix (`sampling.prefill`), lengths int [B], start
-    int [B] the position of the first token after each. tokens int [B*n, N], token_lengths [B*n]: their completions;
-    own: their keys, if they were just drawn (`sampling.decode` with N slots; more rows do not matter). layers: of
-    `sampling.decode_layers`, if at hand.
+    """Compute `finding_probabilities` of prompts that are computed.
 
     Answers follow the constraint, within answer_tokens from the end of the trace on, and the model at the given
     temperature: the distribution that constrained sampling draws from.
@@ -92,180 +107,346 @@ def probabilities_after(
     others survives with probability w / c and then has weight c, where c makes `width` survive (Fearnhead and
     Clifford 2003, "On-line inference for hidden Markov models via particle filters", J. R. Stat. Soc. B 65).
     So the estimate is unbiased, it is exact as long as `width` branches suffice, and its error is at most
-    1 - exact_mass. Expansion ends when no trace has more than `tolerance` of its mass in open branches; what is
-    left is spread like the rest, a bias of at most that. One trace mostly decides its answer: the mean over
-    traces is what tells how sure the model is. keys: typed keys [B*n] for the survivors; default:
-    `sampling.row_keys(0, B*n)`.
+    1 - exact_mass. One trace mostly decides its answer: the mean over traces is what tells how sure the model is.
 
-    Returns float32 trace [B, n, names] and mean [B, names], both in [0, 1], and exact_mass [B, n]. The logits of
-    one step take B * n * width * V floats. Raises UserError if no answer fits answer_tokens.
+    Args:
+        keys: typed keys [B*n] for the survivors; None: `sampling.row_keys(0, B*n)`.
+        layers: of `sampling.decode_layers`, if at hand.
+
+    Returns:
+        float32 trace [B, n, names] and mean [B, names], both in [0, 1], and exact_mass [B, n].
+
+    Raises:
+        UserError: if no answer fits answer_tokens.
+        ValueError: if the completions are not equally many a prompt.
     """
-    rows, prompts = len(tokens), len(lengths)
-    if rows % prompts:
-        raise ValueError(f"{rows} completions of {prompts} prompts")
-    lead = np.asarray(constraint.fits)[np.asarray(constraint.locked)[0]]
-    if not lead[min(answer_tokens, len(lead) - 1)]:
+    rows, prompt_count = len(traces.tokens), len(prompts.lengths)
+    if rows % prompt_count:
+        raise ValueError(f"{rows} completions of {prompt_count} prompts")
+    answer_tokens = settings.answer_tokens
+    fitting = np.asarray(constraint.fits)[np.asarray(constraint.locked)[0]]
+    if not fitting[min(answer_tokens, len(fitting) - 1)]:
         raise UserError(f"no answer fits answer_tokens={answer_tokens}")
-    int32 = lambda x: jnp.asarray(x, jnp.int32)
-    keys = sampling.row_keys(0, rows) if keys is None else keys
-    layers = sampling.decode_layers(params, model_config) if layers is None else layers
-    got = _expand(
+    probabilities, exact_mass = _expand(
         params,
-        layers,
+        sampling.decode_layers(params, model_config) if layers is None else layers,
         model_config,
-        prefix,
-        int32(lengths),
-        int32(start),
-        int32(tokens),
-        int32(token_lengths),
+        PromptEnds(prompts.computed, _int32(prompts.lengths), _int32(prompts.start)),
+        Traces(_int32(traces.tokens), _int32(traces.lengths), traces.own_keys),
         constraint,
-        keys,
-        jnp.float32(temperature),
-        jnp.float32(tolerance),
-        own,
-        width=width,
-        depth=answer_tokens,
-        dtype=dtype,
+        sampling.row_keys(0, rows) if keys is None else keys,
+        _Limits(jnp.float32(settings.temperature), jnp.float32(settings.tolerance)),
+        size=_Size(width=settings.width, depth=answer_tokens, dtype=settings.dtype),
     )
-    probability, exact = (x.reshape(prompts, -1, *x.shape[1:]) for x in got)
-    return {"trace": probability, "mean": probability.mean(1), "exact_mass": exact}
+    probabilities = probabilities.reshape(prompt_count, -1, *probabilities.shape[1:])
+    return {
+        "trace": probabilities,
+        "mean": probabilities.mean(1),
+        "exact_mass": exact_mass.reshape(prompt_count, -1),
+    }
 
 
-@functools.partial(jax.jit, static_argnames=("model_config", "width", "depth", "dtype"))
-def _expand(
-    params,
-    layers,
-    model_config,
-    prefix,
-    lengths,
-    start,
-    tokens,
-    token_lengths,
-    constraint,
-    keys,
-    temperature,
-    tolerance,
-    drawn,
-    *,
-    width,
-    depth,
-    dtype,
-):
-    R, W, text, tcfg = tokens.shape[0], width, params["text"], model_config.text
-    count, state = constraint.trace(tokens, token_lengths)
-    state = jax.tree.map(
-        lambda x: jnp.repeat(x, W), state._replace(left=jnp.full(R, depth, jnp.int32))
-    )
-    hidden, prompt, lengths, start = _read(
-        params, model_config, prefix, lengths, start, tokens, count, drawn, dtype
-    )
-    names = jnp.arange(len(constraint.conflicts))
+def _int32(values: ArrayLike) -> jax.Array:
+    return jnp.asarray(values, jnp.int32)
 
-    def body(carry):
-        t, h, own, state, weight, exact, mass, settled_mass = carry
-        logits = qwen2_5_vl.unembed(params, model_config, h)
-        options = jnp.asarray(constraint.options)[state.at]
-        after, named, ok = constraint._moves(state, jnp.asarray(constraint.classes)[options])
-        chance = _softmax(
-            jnp.take_along_axis(logits, options, -1, mode="clip") / temperature, ok & (options >= 0)
+
+# ---- The expansion -----------------------------------------------------------------------------------------
+
+
+class _Limits(NamedTuple):
+    """Settings that one program serves with any value."""
+
+    temperature: Any
+    tolerance: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Size:
+    """Settings that make another program."""
+
+    width: int
+    depth: int
+    dtype: DTypeLike
+
+
+class _Trunk(NamedTuple):
+    """What all branches of a trace share: prompt and trace, computed."""
+
+    hidden: Any  # [R, D] of the last token
+    keys: Any  # of prompt and trace, [(k, v)] a layer
+    lengths: Any  # int [R]: tokens in them
+    start: Any  # int [R]: the position of the next token
+
+
+class _Branches(NamedTuple):
+    """The open branches of R traces, W each (in `R * W` rows), and what has been found so far."""
+
+    step: Any  # int32: tokens since the end of the trace
+    hidden: Any  # [R * W, D] that the next token is weighed by
+    own_keys: Any  # of the tokens since the end of the trace
+    rules: RuleState  # the constraint's state of each
+    weight: Any  # float32 [R, W]: the probability of each, 0 for none
+    exact: Any  # bool [R, W]: whether no draw has touched its weight
+    named: Any  # float32 [R, names]: mass of finished answers that name each finding
+    finished: Any  # float32 [2, R]: mass of all finished answers, and of the exact ones among them
+
+
+class _Children(NamedTuple):
+    """All continuations of open branches by one token: F of each branch, `W * F` of each trace."""
+
+    options: Any  # int [R * W, F]: their tokens, -1 for none
+    places: Any  # int [R * W, F]: where the rules are after each
+    named: Any  # int [R * W, F]: findings named, as bits
+    weight: Any  # float32 [R, W * F]
+    finished: Any  # bool [R, W * F]: no further finding can follow
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tree:
+    """The expansion of one traced program."""
+
+    params: Tree
+    layers: list[Tree]
+    model_config: Config
+    constraint: Constraint
+    trunk: _Trunk
+    random_keys: jax.Array  # typed keys [R]
+    temperature: jax.Array
+    size: _Size
+
+    def root(self, rules: RuleState) -> _Branches:
+        """One branch a trace, with all its mass; rules: at the end of each trace [R]."""
+        rows, width, depth = len(self.random_keys), self.size.width, self.size.depth
+        rules = rules._replace(left=jnp.full(rows, depth, jnp.int32))
+        return _Branches(
+            step=jnp.int32(0),
+            hidden=jnp.repeat(self.trunk.hidden, width, 0),
+            own_keys=decoder.empty_own(
+                self.model_config.text, rows * width, depth, self.size.dtype
+            ),
+            rules=jax.tree.map(lambda values: jnp.repeat(values, width), rules),
+            weight=jnp.zeros((rows, width), jnp.float32).at[:, 0].set(1.0),
+            exact=jnp.ones((rows, width), bool),
+            named=jnp.zeros((rows, len(self.constraint.conflicts)), jnp.float32),
+            finished=jnp.zeros((2, rows), jnp.float32),
         )
-        child = (weight.reshape(R * W, 1) * chance).reshape(R, -1)
-        settled = jnp.asarray(constraint.settled)[after].reshape(R, -1)
-        done = jnp.where(settled, child, 0)
-        bits = (named.reshape(R, -1)[..., None] >> names & 1).astype(jnp.float32)
-        mass = mass + (done[..., None] * bits).sum(1)
-        sure = jnp.where(jnp.repeat(exact, options.shape[1], axis=1), done, 0)
-        settled_mass = settled_mass + jnp.stack([done.sum(1), sure.sum(1)])
-        u = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t)))(keys)
-        pick, weight, kept = resample(jnp.where(settled, 0, child), W, u)
-        parent = pick // options.shape[1]
-        exact = kept & jnp.take_along_axis(exact, parent, 1)
-        flat = lambda x: jnp.take_along_axis(x.reshape(R, -1), pick, 1).reshape(-1)
-        rows = (parent + jnp.arange(R)[:, None] * W).reshape(-1)
-        state = State(flat(after), flat(named), state.left - 1)
-        x = qwen2_5_vl.embed(params, model_config, flat(options)[:, None], dtype=dtype)
-        own = jax.tree.map(lambda cached: cached[rows], own)
-        where = jnp.broadcast_to(jnp.repeat(start + t, W)[None, :, None], (3, R * W, 1))
-        h, own = decoder.decode_step(layers, text["final"], tcfg, x, where, prompt, lengths, own, t)
-        return t + 1, h, own, state, weight, exact, mass, settled_mass
 
-    first = jnp.zeros((R, W), jnp.float32).at[:, 0].set(1.0)
-    carry = (
-        jnp.int32(0),
-        jnp.repeat(hidden, W, 0),
-        decoder.empty_own(tcfg, R * W, depth, dtype),
-        state,
-        first,
-        jnp.ones((R, W), bool),
-        jnp.zeros((R, len(names)), jnp.float32),
-        jnp.zeros((2, R), jnp.float32),
+    def grow(self, branches: _Branches) -> _Branches:
+        """All open branches, longer by a token."""
+        children = self._children(branches)
+        return self._survivors(self._counted(branches, children), children)
+
+    def _children(self, branches: _Branches) -> _Children:
+        """Weigh every allowed token after every open branch."""
+        rows = len(self.random_keys)
+        logits = qwen2_5_vl.unembed(self.params, self.model_config, branches.hidden)
+        options = jnp.asarray(self.constraint.options)[branches.rules.at]
+        classes = jnp.asarray(self.constraint.classes)[options]
+        places, named, allowed = self.constraint.moves(branches.rules, classes)
+        scores = jnp.take_along_axis(logits, options, -1, mode="clip") / self.temperature
+        chance = _softmax(scores, allowed & (options >= 0))
+        return _Children(
+            options=options,
+            places=places,
+            named=named,
+            weight=(branches.weight.reshape(-1, 1) * chance).reshape(rows, -1),
+            finished=jnp.asarray(self.constraint.settled)[places].reshape(rows, -1),
+        )
+
+    def _counted(self, branches: _Branches, children: _Children) -> _Branches:
+        """Add the answers that finish now to what has been found."""
+        rows, options = len(self.random_keys), children.options.shape[1]
+        done = jnp.where(children.finished, children.weight, 0)
+        names = jnp.arange(branches.named.shape[1])
+        bits = (children.named.reshape(rows, -1)[..., None] >> names & 1).astype(jnp.float32)
+        exact = jnp.where(jnp.repeat(branches.exact, options, axis=1), done, 0)
+        return branches._replace(
+            named=branches.named + (done[..., None] * bits).sum(1),
+            finished=branches.finished + jnp.stack([done.sum(1), exact.sum(1)]),
+        )
+
+    def _survivors(self, branches: _Branches, children: _Children) -> _Branches:
+        """Keep at most W of the children that go on, and compute their tokens."""
+        step, width = branches.step, self.size.width
+        rows, options = len(self.random_keys), children.options.shape[1]
+
+        # ---- Which: the heavy ones, and a fair draw of the others ----
+        uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, step)))(
+            self.random_keys
+        )
+        going_on = jnp.where(children.finished, 0, children.weight)
+        chosen, weight, kept = resample(going_on, width, uniform)
+        parent = chosen // options
+        exact = kept & jnp.take_along_axis(branches.exact, parent, 1)
+
+        def of_chosen(values: jax.Array) -> jax.Array:
+            return jnp.take_along_axis(values.reshape(rows, -1), chosen, 1).reshape(-1)
+
+        # ---- Their tokens, on top of their parents' keys ----
+        parent_rows = (parent + jnp.arange(rows)[:, None] * width).reshape(-1)
+        rules = RuleState(
+            of_chosen(children.places), of_chosen(children.named), branches.rules.left - 1
+        )
+        embedded = qwen2_5_vl.embed(
+            self.params,
+            self.model_config,
+            of_chosen(children.options)[:, None],
+            dtype=self.size.dtype,
+        )
+        own_keys = jax.tree.map(lambda cached: cached[parent_rows], branches.own_keys)
+        positions = jnp.repeat(self.trunk.start + step, width)
+        hidden, own_keys = decoder.decode_step(
+            self.layers,
+            self.params["text"]["final"],
+            self.model_config.text,
+            embedded,
+            jnp.broadcast_to(positions[None, :, None], (3, rows * width, 1)),
+            self.trunk.keys,
+            self.trunk.lengths,
+            own_keys,
+            step,
+        )
+        return branches._replace(
+            step=step + 1, hidden=hidden, own_keys=own_keys, rules=rules, weight=weight, exact=exact
+        )
+
+
+@functools.partial(jax.jit, static_argnames=("model_config", "size"))
+def _expand(
+    params: Tree,
+    layers: list[Tree],
+    model_config: Config,
+    prompts: PromptEnds,
+    traces: Traces,
+    constraint: Constraint,
+    keys: jax.Array,
+    limits: _Limits,
+    *,
+    size: _Size,
+) -> tuple[jax.Array, jax.Array]:
+    """(probabilities [R, names], exact mass [R]) of R traces."""
+    count, rules = constraint.trace(traces.tokens, traces.lengths)
+    tree = _Tree(
+        params=params,
+        layers=layers,
+        model_config=model_config,
+        constraint=constraint,
+        trunk=_read(params, model_config, prompts, traces, count, size.dtype),
+        random_keys=keys,
+        temperature=limits.temperature,
+        size=size,
     )
-    carry = jax.lax.while_loop(
-        lambda c: (c[0] < depth) & (c[4].sum(1) > tolerance).any(), body, carry
-    )
-    total, sure = carry[7]
-    return jnp.clip(carry[6] / total[:, None], 0, 1), jnp.clip(
-        sure, 0, 1
-    )  # the total is 1, but for the tolerance
+
+    def goes_on(branches: _Branches) -> jax.Array:
+        open_mass = branches.weight.sum(1)
+        return (branches.step < size.depth) & (open_mass > limits.tolerance).any()
+
+    branches = jax.lax.while_loop(goes_on, tree.grow, tree.root(rules))
+    total, exact = branches.finished
+    # The total is 1, but for the tolerance.
+    return jnp.clip(branches.named / total[:, None], 0, 1), jnp.clip(exact, 0, 1)
 
 
-def _read(params, model_config, prefix, lengths, start, tokens, count, drawn, dtype):
-    """The first count[r] tokens of each completion on top of its prompt, which is computed once for all of them;
-    drawn: the keys of the completions, of which only the last token is computed then, or None.
+def _read(
+    params: Tree,
+    model_config: Config,
+    prompts: PromptEnds,
+    traces: Traces,
+    count: jax.Array,
+    dtype: DTypeLike,
+) -> _Trunk:
+    """The first count[r] tokens of each completion on top of its prompt, which is computed once for all of them.
 
-    Returns (hidden [R, D] of the last token, keys of prompt and trace, tokens in them [R], position of the next
-    token [R]).
+    Of traces that bring their keys only the last token is computed.
     """
-    R, N = tokens.shape
-    each = lambda x: jnp.repeat(x, R // len(lengths), axis=0)
+    tokens = traces.tokens
+    rows, width = tokens.shape
+    prompt_count = len(prompts.lengths)
 
-    def extend(tokens, first, count, keys, used):
-        where = jnp.broadcast_to(first[:, None] + jnp.arange(tokens.shape[1]), (3, *tokens.shape))
-        h = qwen2_5_vl.embed(params, model_config, tokens, dtype=dtype)
-        return decoder.extend(params["text"], model_config.text, h, where, count, keys, used)
+    def of_each(values: jax.Array) -> jax.Array:
+        return jnp.repeat(values, rows // prompt_count, axis=0)
 
-    used, start = each(lengths), each(start)
-    if drawn is None:
-        hidden, own = extend(tokens, start, count, prefix["keys"], lengths)
+    def compute(
+        tokens: jax.Array, first: jax.Array, count: jax.Array, keys: list, used: jax.Array
+    ) -> tuple:
+        positions = first[:, None] + jnp.arange(tokens.shape[1])
+        embedded = qwen2_5_vl.embed(params, model_config, tokens, dtype=dtype)
+        return decoder.extend(
+            params["text"],
+            model_config.text,
+            embedded,
+            jnp.broadcast_to(positions, (3, *tokens.shape)),
+            count,
+            keys,
+            used,
+        )
+
+    # ---- The keys of the traces ----
+    prompt_keys = prompts.computed.keys
+    used, start = of_each(prompts.lengths), of_each(prompts.start)
+    if traces.own_keys is None:
+        hidden, own_keys = compute(tokens, start, count, prompt_keys, prompts.lengths)
     else:
-        own = jax.tree.map(lambda x: x[:R], drawn)
-    put = jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice_in_dim(row, new, at, 1))
-    room = lambda x: jnp.pad(each(x), ((0, 0), (0, 0), (0, N), (0, 0)))
-    keys = jax.tree.map(lambda old, new: put(room(old), new, used), prefix["keys"], own)
-    if drawn is not None:
+        own_keys = jax.tree.map(lambda drawn: drawn[:rows], traces.own_keys)
+
+    # ---- behind those of their prompts ----
+    put = jax.vmap(lambda row, new, slot: jax.lax.dynamic_update_slice_in_dim(row, new, slot, 1))
+
+    def joined(old: jax.Array, new: jax.Array) -> jax.Array:
+        room = jnp.pad(of_each(old), ((0, 0), (0, 0), (0, width), (0, 0)))
+        return put(room, new, used)
+
+    keys = jax.tree.map(joined, prompt_keys, own_keys)
+
+    # ---- The hidden state that the answer begins from ----
+    if traces.own_keys is not None:
         last = jnp.take_along_axis(tokens, count[:, None] - 1, 1, mode="clip")
-        hidden, _ = extend(last, start + count - 1, jnp.ones_like(count), keys, used + count - 1)
-    hidden = jnp.where(count[:, None] > 0, hidden, each(prefix["last"]))
-    return hidden, keys, used + count, start + count
+        hidden, _ = compute(last, start + count - 1, jnp.ones_like(count), keys, used + count - 1)
+    hidden = jnp.where(count[:, None] > 0, hidden, of_each(prompts.computed.last))
+    return _Trunk(hidden, keys, used + count, start + count)
 
 
-def _softmax(scores, ok):
-    """Over the last axis, of the entries that are ok; all zero if there are none."""
-    scores = jnp.where(ok, scores, NEG)
-    e = jnp.where(ok, jnp.exp(scores - scores.max(-1, keepdims=True)), 0)
-    return e / jnp.maximum(e.sum(-1, keepdims=True), 1e-30)
+def _softmax(scores: jax.Array, allowed: jax.Array) -> jax.Array:
+    """Over the last axis, of the entries that are allowed; all zero if there are none."""
+    scores = jnp.where(allowed, scores, NEG)
+    exponentials = jnp.where(allowed, jnp.exp(scores - scores.max(-1, keepdims=True)), 0)
+    return exponentials / jnp.maximum(exponentials.sum(-1, keepdims=True), 1e-30)
 
 
-def resample(weights, width: int, u):
-    """At most `width` of the weights float32 [R, K] (K >= width), unbiased: (index [R, W], weight [R, W], kept).
+def resample(
+    weights: jax.Array, width: int, uniform: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Keep at most `width` of the weights of each row, unbiased.
 
-    A weight of at least c is kept as it is (kept: True), a smaller one becomes c with probability w / c, else
-    0; c is such that the sum stays the same. u float32 [R], uniform in [0, 1): one draw a row (systematic).
+    A weight of at least c is kept as it is, a smaller one becomes c with probability w / c, else 0; c is such that
+    the sum stays the same.
+
+    Args:
+        weights: float32 [R, K], K >= width.
+        uniform: float32 [R], uniform in [0, 1): one draw a row (systematic).
+
+    Returns:
+        (index [R, W], weight [R, W], whether the weight was kept as it is [R, W]).
     """
+    # ---- The threshold c: the first at which what is smaller shares the places that are left ----
     ordered = jnp.sort(weights, -1, descending=True)[:, :width]
     tail = weights.sum(-1, keepdims=True) - jnp.cumsum(ordered, -1) + ordered
     tail = jnp.maximum(tail, ordered)
-    c = tail / (width - jnp.arange(width))
-    c = jnp.take_along_axis(c, jnp.argmax(ordered <= c, -1)[:, None], -1)
-    c = jnp.where(
-        (weights > 0).sum(-1, keepdims=True) <= width, 0, c
-    )  # exactly, whatever the rounding
-    keep = weights >= c
-    parts = jnp.cumsum(jnp.where(keep, 0, weights / jnp.maximum(c, 1e-37)), -1)
-    places = parts[
-        :, -1:
-    ]  # a whole number, but for rounding: make it one, or a survivor may go missing
-    parts = jnp.floor(parts * (jnp.round(places) / jnp.maximum(places, 0.5)) + u[:, None])
-    hit = jnp.diff(parts, axis=-1, prepend=0) >= 1
-    weight, index = jax.lax.top_k(jnp.where(keep, weights, jnp.where(hit, c, 0)), width)
+    thresholds = tail / (width - jnp.arange(width))
+    first = jnp.argmax(ordered <= thresholds, -1)[:, None]
+    threshold = jnp.take_along_axis(thresholds, first, -1)
+    # Few enough weights are all kept, exactly, whatever the rounding.
+    few = (weights > 0).sum(-1, keepdims=True) <= width
+    threshold = jnp.where(few, 0, threshold)
+    keep = weights >= threshold
+
+    # ---- One draw decides for all smaller weights: each takes its share of a line, cut at 1 - u, 2 - u, .. ----
+    shares = jnp.where(keep, 0, weights / jnp.maximum(threshold, 1e-37))
+    line = jnp.cumsum(shares, -1)
+    # Its length is a whole number, but for rounding: made one, or a survivor may go missing.
+    length = line[:, -1:]
+    line = jnp.floor(line * (jnp.round(length) / jnp.maximum(length, 0.5)) + uniform[:, None])
+    hit = jnp.diff(line, axis=-1, prepend=0) >= 1
+    drawn = jnp.where(hit, threshold, 0)
+    weight, index = jax.lax.top_k(jnp.where(keep, weights, drawn), width)
     return index, weight, jnp.take_along_axis(keep, index, 1)

@@ -5,29 +5,42 @@ that lead the tokens already on the device keep their keys; only the rest is com
 tokens, and equals reading the whole conversation afresh, whatever a template does to earlier turns.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from cxr_jax.errors import UserError
 from cxr_jax.inference import generation, sampling
-from cxr_jax.inference.generation import Completion, Request, Settings
 from cxr_jax.inference.prompts import render_prompt
+from cxr_jax.inference.requests import Completion, GenerationSettings, Request, check_room
+
+if TYPE_CHECKING:
+    from cxr_jax.inference.model import Model
 
 
 class Chat:
     """A conversation about one image (or none): `ask` as often as wanted. Made by `Model.chat`.
 
-    messages: what was said, without the image. computed: tokens that each answer's prompt had to compute; the first
-    counts the image. A turn that raises leaves the conversation as it was.
+    A turn that raises leaves the conversation as it was.
+
+    Attributes:
+        messages: what was said, without the image.
+        computed: tokens that each answer's prompt had to compute; the first counts the image.
     """
 
-    def __init__(self, model, image=None, system: str | None = None):
+    def __init__(self, model: Model, image: Any = None, system: str | None = None):
+        """Prepare the image (as for `Model.generate`); system replaces the template's own prompt."""
         self.model = model
         self.patches, self.grid = model.prepare(image)
         self.messages = [] if system is None else [{"role": "system", "content": system}]
         self.computed: list[int] = []
-        self._features = None
-        self._ids: list[int] = []  # the tokens whose keys are on the device
-        self._keys = None
+        self._features: np.ndarray | None = None
+        # The tokens whose keys are on the device, and these.
+        self._ids: list[int] = []
+        self._keys: list | None = None
 
     def ask(
         self,
@@ -36,52 +49,54 @@ class Chat:
         temperature: float = 0.0,
         seed: int = 0,
         *,
-        top_p=None,
-        top_k=None,
-        stream=None,
-        constraint=None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        stream: Callable[[int, int, str], None] | None = None,
+        constraint: Any = None,
     ) -> Completion:
-        """The model's answer to `text`, which becomes part of the conversation.
+        """Answer `text`; both become part of the conversation.
 
-        Arguments (constraint="answers" among them) and errors as for `Model.generate`; stream is called with
-        (0, 0, new text).
+        Arguments (constraint="answers" among them) and errors as for `Model.generate`.
+
+        Args:
+            stream: called with (0, 0, new text).
         """
         if not isinstance(text, str):
             raise UserError("a question must be a text")
+        # ---- Everything is checked before anything is computed ----
         model = self.model
-        settings = Settings(max_new_tokens, temperature, 1, seed, top_p, top_k)
+        settings = GenerationSettings(max_new_tokens, temperature, 1, seed, top_p, top_k)
         rules = model.constraint(constraint, settings.max_new_tokens)
         messages = [*self.messages, {"role": "user", "content": text}]
-        request = Request(
-            render_prompt(model.tokenizer, model.config, messages, self.grid),
-            self.patches,
-            self.grid,
-        )
-        generation.check_room(
-            model.config, len(request.ids), settings.max_new_tokens, "the conversation"
-        )
+        ids = render_prompt(model.tokenizer, model.config, messages, self.grid)
+        request = Request(ids, self.patches, self.grid)
+        check_room(model.config, len(ids), settings.max_new_tokens, "the conversation")
+
+        # ---- The answer ----
         prefix, kept = self._prefix(request)
-        tell = None if stream is None else (lambda _, piece: stream(0, 0, piece))
         layers = sampling.decode_layers(model.params, model.config)
-        [answer], own = generation.decode(model, layers, [(prefix, 0)], settings, tell, rules)
-        ids = request.ids + answer.token_ids
-        self._keys = sampling.append(
-            prefix.device["keys"],
-            np.array([prefix.length], np.int32),
-            own,
-            room=generation.bucket(len(ids)),
+        row_stream = None if stream is None else (lambda _, piece: stream(0, 0, piece))
+        [answer], own_keys = generation.decode(
+            model, layers, [(prefix, 0)], settings, row_stream, rules
         )
-        self._ids = ids
+
+        # ---- What the next turn finds on the device ----
+        self._ids = ids + answer.token_ids
+        self._keys = sampling.append(
+            prefix.device.keys,
+            np.array([prefix.length], np.int32),
+            own_keys,
+            room=generation.bucket(len(self._ids)),
+        )
         self.messages = [*messages, {"role": "assistant", "content": answer.text}]
-        self.computed.append(len(request.ids) - kept)
+        self.computed.append(len(ids) - kept)
         return answer
 
-    def _prefix(self, request: Request):
+    def _prefix(self, request: Request) -> tuple[generation.Prefix, int]:
         """(the prefix of the conversation so far, how many of its tokens had their keys already)."""
         ids, model_config = request.ids, self.model.config
-        kept = _common(
-            ids[:-1], self._ids
-        )  # the last token is always computed: the answer is drawn from it
+        # The last token is always computed: the answer is drawn from it.
+        kept = _common(ids[:-1], self._ids)
         if model_config.image_token_id not in ids[kept:] and kept:
             return generation.extend(self.model, self._keys, kept, request), kept
         if self.patches is not None and self._features is None:
@@ -89,7 +104,8 @@ class Chat:
         return generation.prefill(self.model, request, self._features), 0
 
 
-def _common(a: list[int], b: list[int]) -> int:
+def _common(first: list[int], second: list[int]) -> int:
     """How many leading items two lists share."""
-    differ = (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
-    return next(differ, min(len(a), len(b)))
+    pairs = enumerate(zip(first, second, strict=False))
+    differing = (index for index, (one, other) in pairs if one != other)
+    return next(differing, min(len(first), len(second)))

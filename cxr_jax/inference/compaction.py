@@ -10,80 +10,142 @@ A completion does not change: the noise of a token follows from its row's key, a
 """
 
 import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from cxr_jax.runtime.batch_rows import by_shard, put_rows, row_shards, take_rows
 
-ENDS = (5 / 16, 15 / 32, 5 / 8)  # of all stages but the last, as shares of the most tokens
-GRAIN, SHORTEST = (
-    32,
-    96,
-)  # ends are multiples of GRAIN; a loop of fewer tokens than SHORTEST is one stage
-HALVINGS, LEAST_ROWS = 3, 8  # a batch shrinks to 1/8, but to no fewer rows
+# Ends of all stages but the last, as shares of the most tokens.
+ENDS = (5 / 16, 15 / 32, 5 / 8)
+# Ends are multiples of GRAIN tokens; a loop of fewer tokens than SHORTEST is one stage.
+GRAIN, SHORTEST = 32, 96
+# A batch shrinks to 1/8, but to no fewer than LEAST_ROWS rows.
+HALVINGS, LEAST_ROWS = 3, 8
+
+
+class Rows(NamedTuple):
+    """What R rows draw from: constant while they draw. B prompts, R = B * n rows in prompt order."""
+
+    prompt_keys: Any  # [(k, v)] a layer, [B, K, S, d]
+    prompt_lengths: Any  # int32 [B]
+    start: Any  # int32 [R]: the position of each row's first token
+    random_keys: Any  # typed keys [R]
+
+
+DrawUntil = Callable[[Rows, Any, int, tuple | None], Any]
+"""(rows, state, until, place) -> state: draws until step `until` or until all rows are done."""
 
 
 def stage_ends(most: int) -> list[int]:
-    """The token counts at which rows may leave; `most`, the last one, ends the loop."""
+    """Compute the token counts at which rows may leave; `most`, the last one, ends the loop."""
     if most < SHORTEST:
         return [most]
     ends = {GRAIN * max(1, round(share * most / GRAIN)) for share in ENDS}
-    return [*sorted(t for t in ends if t < most), most]
+    return [*sorted(end for end in ends if end < most), most]
 
 
 def sizes(rows: int, shards: int = 1) -> list[int]:
-    """Row counts that a stage is compiled for: all, and halves of it that `shards` devices divide evenly."""
-    out = [rows]
-    while len(out) <= HALVINGS and out[-1] % (2 * shards) == 0 and out[-1] // 2 >= LEAST_ROWS:
-        out.append(out[-1] // 2)
-    return out
+    """List the row counts that a stage is compiled for: all, and halves of it that `shards` devices divide evenly."""
+    counts = [rows]
+    while (
+        len(counts) <= HALVINGS and counts[-1] % (2 * shards) == 0 and counts[-1] // 2 >= LEAST_ROWS
+    ):
+        counts.append(counts[-1] // 2)
+    return counts
 
 
-def run(loop, prompt, lengths, start, keys, state):
-    """`loop` to the end of `state.tokens` [R, N], in stages.
+def run(draw_until: DrawUntil, rows: Rows, state: Any) -> Any:
+    """Run a decode loop to the end of `state.tokens` [R, N], in stages.
 
-    loop(prompt, lengths, start, keys, state, until, place) -> state draws until step `until` or until all are done;
-    place as in `layers.two_part_attention`. prompt [(k, v)] a layer [B, K, S, d] and lengths [B] are the prompts',
-    start and keys [R] the rows'. state: a `sampling.State` whose own keys have room for the first stage. Returns it
-    without own keys.
+    Args:
+        draw_until: the loop; its place as in `attention.two_part_attention`.
+        rows: all rows.
+        state: a `sampling.State` whose own keys have room for the first stage.
+
+    Returns:
+        The state without own keys.
     """
-    R, N, B = len(start), state.tokens.shape[1], len(lengths)
-    shards = row_shards() if B % row_shards() == 0 else 1
-    apart = functools.partial(by_shard, shards=shards)
-
-    def with_rows(size, until, state):
-        """The stage with `size` rows: those that are not done, filled up with some that are."""
-        room = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, until - x.shape[2]), (0, 0)))
-        grown = lambda state: state._replace(own=jax.tree.map(room, state.own))
-        ended = lambda state: (
-            state._replace(own=()) if until == N else state
-        )  # nobody reads the keys any more
-        if size == R:
-            return ended(loop(prompt, lengths, start, keys, grown(state), until, None))
-        index = jnp.argsort(apart(state.done), axis=1, stable=True)[:, : size // shards]
-        pick = lambda tree, index=index: jax.tree.map(lambda x: take_rows(x, index), tree)
-        if (
-            size <= B
-        ):  # every row a copy of its prompt: as much memory again as all prompts take, at most
-            prompt_of, place = pick((prompt, lengths), index // (R // B)), None
-        else:
-            prompt_of, place = (prompt, lengths), (index, R)
-        some = grown(pick(state._replace(step=()))._replace(step=state.step))
-        out = ended(loop(*prompt_of, pick(start), pick(keys), some, until, place))
-        back = lambda old, new: put_rows(old, index, new)
-        return jax.tree.map(
-            back, ended(grown(state))._replace(step=()), out._replace(step=())
-        )._replace(step=out.step)
-
-    options = sizes(R, shards)
-    for i, until in enumerate(stage_ends(N)):
-        if i == 0 or len(options) == 1:
-            state = with_rows(R, until, state)
+    row_count, last_end = len(rows.start), state.tokens.shape[1]
+    shards = row_shards() if len(rows.prompt_lengths) % row_shards() == 0 else 1
+    stages = _Stages(draw_until, rows, last_end, shards)
+    options = sizes(row_count, shards)
+    for number, until in enumerate(stage_ends(last_end)):
+        if number == 0 or len(options) == 1:
+            state = stages.with_all_rows(until, state)
             continue
-        alive = shards * jnp.sum(~apart(state.done), axis=1).max()
-        smallest = sum((alive <= n).astype(jnp.int32) for n in options[1:])
-        state = jax.lax.switch(
-            smallest, [functools.partial(with_rows, n, until) for n in options], state
-        )
+        # All devices take the same branch, so the one with the most rows left decides.
+        alive = shards * jnp.sum(~by_shard(state.done, shards), axis=1).max()
+        smallest = sum((alive <= size).astype(jnp.int32) for size in options[1:])
+        branches = [functools.partial(stages.with_rows, size, until) for size in options]
+        state = jax.lax.switch(smallest, branches, state)
     return state
+
+
+@dataclass(frozen=True)
+class _Stages:
+    """The loop, its rows, and what every stage needs to know of them."""
+
+    draw_until: DrawUntil
+    rows: Rows
+    last_end: int  # tokens at which the last stage ends
+    shards: int  # devices that divide the rows
+
+    def with_rows(self, size: int, until: int, state: Any) -> Any:
+        """Run the stage that ends at `until` with `size` rows: those not done, filled up with some that are."""
+        row_count, prompts = len(self.rows.start), len(self.rows.prompt_lengths)
+        if size == row_count:
+            return self.with_all_rows(until, state)
+
+        # ---- The rows that are left come together, each on its own device ----
+        done = by_shard(state.done, self.shards)
+        index = jnp.argsort(done, axis=1, stable=True)[:, : size // self.shards]
+        rows, place = self._rows_at(index, alone=size <= prompts)
+        some = _take(state._replace(step=()), index)._replace(step=state.step)
+        some = self.draw_until(rows, _grown(some, until), until, place)
+
+        # ---- and go back to where they were ----
+        drawn = self._without_unread_keys(some, until)
+        kept = self._without_unread_keys(_grown(state, until), until)
+        merged = jax.tree.map(
+            lambda old, new: put_rows(old, index, new),
+            kept._replace(step=()),
+            drawn._replace(step=()),
+        )
+        return merged._replace(step=drawn.step)
+
+    def with_all_rows(self, until: int, state: Any) -> Any:
+        """Run the stage that ends at `until` with every row where it is."""
+        drawn = self.draw_until(self.rows, _grown(state, until), until, None)
+        return self._without_unread_keys(drawn, until)
+
+    def _rows_at(self, index: jax.Array, *, alone: bool) -> tuple[Rows, tuple | None]:
+        """The rows at `index` and their place among all. alone: each gets a copy of its prompt, which takes as much
+        memory again as all prompts take, at most; else prompts stay where they are."""
+        rows, row_count = self.rows, len(self.rows.start)
+        prompts = rows.prompt_keys, rows.prompt_lengths
+        place: tuple | None = (index, row_count)
+        if alone:
+            prompts = _take(prompts, index // (row_count // len(rows.prompt_lengths)))
+            place = None
+        return Rows(*prompts, *_take((rows.start, rows.random_keys), index)), place
+
+    def _without_unread_keys(self, state: Any, until: int) -> Any:
+        """The state; after the last stage without own keys, which nobody reads any more."""
+        return state._replace(own_keys=()) if until == self.last_end else state
+
+
+def _take(tree: Any, index: jax.Array) -> Any:
+    return jax.tree.map(lambda leaf: take_rows(leaf, index), tree)
+
+
+def _grown(state: Any, room: int) -> Any:
+    """The state with room for the own keys of `room` tokens."""
+
+    def pad(keys: jax.Array) -> jax.Array:
+        return jnp.pad(keys, ((0, 0), (0, 0), (0, room - keys.shape[2]), (0, 0)))
+
+    return state._replace(own_keys=jax.tree.map(pad, state.own_keys))

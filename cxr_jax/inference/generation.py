@@ -1,4 +1,4 @@
-"""Completions for readers: checked settings, fixed shapes, streaming. `Model.generate` and `models.chat` use it.
+"""Completions for readers: fixed shapes, streaming. `Model.generate` and `Chat` use it.
 
 A completion is to depend on its own prompt, settings, seed and number only. The noise does by its keys
 (`sampling`); for the logits to do so to the last bit, every program that a prompt meets has a shape that follows
@@ -6,46 +6,60 @@ from the prompt and the settings alone: images and prompts are computed one by o
 are decoded together, always in the same number of rows (`rows_at_once`). So few programs are compiled, too.
 """
 
-import hashlib
-import math
-import numbers
-import operator
-import zlib
+from __future__ import annotations
+
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from cxr_jax.errors import UserError
 from cxr_jax.inference import answer_probabilities, sampling
+from cxr_jax.inference.answer_probabilities import ExpansionSettings, PromptEnds, Traces
+from cxr_jax.inference.constrained import Constraint
+from cxr_jax.inference.requests import (
+    Completion,
+    GenerationSettings,
+    GrowingText,
+    Reading,
+    Request,
+    text_of,
+)
 from cxr_jax.labels.taxonomy import CHEXPERT_14
-from cxr_jax.models import qwen2_5_vl
+from cxr_jax.models.tokenizer import Tokenizer
+from cxr_jax.runtime.trees import Tree
+
+if TYPE_CHECKING:
+    from cxr_jax.inference.model import Model
 
 STREAM_EVERY = 8  # tokens between two calls of a stream's callback
 
-
-@dataclass(frozen=True)
-class Completion:
-    """One generated answer. token_ids and logprobs include the stop token; text does not show it."""
-
-    text: str
-    token_ids: list[int]
-    logprobs: list[float]
-    finish_reason: str  # "stop" or "length"
+RowStream = Callable[[int, str], None]
+"""Called with (row, new text)."""
 
 
-def bucket(n: int) -> int:
-    """The smallest of 64, 128, 192, 256, 384, 512, 768, 1024, ... that holds n: powers of 2 and halfway marks."""
+# ---- Shapes ------------------------------------------------------------------------------------------------
+
+
+def bucket(length: int) -> int:
+    """Find the smallest of 64, 128, 192, 256, 384, 512, 768, 1024, ... that holds `length`: powers of 2 and halfway
+    marks."""
     size = 64
-    while size < n:
-        power = size & (size - 1) == 0
-        size += size if size == 64 else size // 2 if power else size // 3
+    while size < length:
+        is_power = size & (size - 1) == 0
+        if size == 64:
+            size = 128
+        elif is_power:
+            size += size // 2
+        else:
+            size += size // 3
     return size
 
 
 def rows_at_once() -> int:
-    """Rows of every decode program; more rows go in turns, fewer are filled up.
+    """Choose the rows of every decode program; more rows go in turns, fewer are filled up.
 
     One count for all calls, because XLA rounds a row differently among 2, 4 or 16 rows (a few 1e-6 in a log-prob).
     Few on a CPU, where an idle row costs time: one answer takes twice as long among 8 rows as among 2. An
@@ -54,389 +68,425 @@ def rows_at_once() -> int:
     return 8 if jax.default_backend() == "cpu" else 16
 
 
-# Settings
+def _padded(values: np.ndarray, length: int, axis: int, fill: int = 0) -> np.ndarray:
+    widths = [(0, 0)] * values.ndim
+    widths[axis] = (0, length - values.shape[axis])
+    return np.pad(values, widths, constant_values=fill)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How to draw. Raises UserError for values that mean nothing."""
-
-    max_new_tokens: int = 512
-    temperature: float = 0.0
-    n: int = 1
-    seed: int = 0
-    top_p: float | None = None
-    top_k: int | None = None
-
-    def __post_init__(self):
-        put = lambda name, value: object.__setattr__(self, name, value)
-        put("max_new_tokens", _whole("max_new_tokens", self.max_new_tokens, 1))
-        put("n", _whole("n", self.n, 1))
-        put("seed", _whole("seed", self.seed, 0, 2**32 - 1))  # keys know no more bits
-        put("temperature", _real("temperature", self.temperature))
-        # Beyond these, float32 logits over the temperature overflow, or ruled-out tokens come back.
-        if self.temperature != 0 and not 1e-6 <= self.temperature <= 1e6:
-            raise UserError(
-                f"temperature must be 0 (greedy) or from 1e-6 to 1e6, got {self.temperature}"
-            )
-        if self.top_p is not None:
-            put("top_p", _real("top_p", self.top_p))
-            if not 0 < self.top_p <= 1:
-                raise UserError(f"top_p must be above 0 and at most 1, got {self.top_p}")
-        if self.top_k is not None:
-            put("top_k", _whole("top_k", self.top_k, 1))
-
-
-def _whole(name, value, least, most=None) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if (
-        number is None
-        or isinstance(value, (bool, np.bool_))
-        or number < least
-        or (most and number > most)
-    ):
-        upper = f" and at most {most}" if most else ""
-        raise UserError(f"{name} must be a whole number of at least {least}{upper}, got {value!r}")
-    return number
-
-
-def _real(name, value) -> float:
-    is_number = isinstance(value, (numbers.Real, np.number)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value):
-        raise UserError(f"{name} must be a finite number, got {value!r}")
-    return float(value)
-
-
-def check_room(model_config, length: int, max_new_tokens: int, what: str = "the prompt") -> None:
-    """Raises UserError if a prompt of `length` tokens and its answer exceed the model's positions."""
-    most = model_config.text.max_position_embeddings
-    if length + max_new_tokens > most:
-        raise UserError(
-            f"{what} has {length} tokens: with max_new_tokens={max_new_tokens} that is more than the "
-            f"{most} positions of the model"
-        )
-
-
-# Prompts
-
-
-@dataclass(frozen=True)
-class Request:
-    """One rendered prompt: token ids, and patches and grid of its image (or None)."""
-
-    ids: list[int]
-    patches: np.ndarray | None
-    grid: tuple[int, int, int] | None
-
-    def image_key(self):
-        return (
-            None
-            if self.patches is None
-            else (self.grid, hashlib.sha256(self.patches.tobytes()).digest())
-        )
-
-    def mark(self) -> int:
-        """A number for the content: equal prompts draw equal noise, wherever they stand."""
-        image = (
-            b""
-            if self.patches is None
-            else np.ascontiguousarray(self.patches, np.float32).tobytes()
-        )
-        return zlib.crc32(np.asarray(self.ids, np.int32).tobytes(), zlib.crc32(image))
-
-    def positions(self, model_config) -> np.ndarray:
-        """M-RoPE positions int32 [3, 1, T]."""
-        return qwen2_5_vl.positions(
-            model_config, np.array([self.ids]), None if self.grid is None else [self.grid]
-        )
+# ---- Prompts -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Prefix:
     """A prompt on the device (see `sampling`), its length, the position of the next token, its content's mark."""
 
-    device: dict
+    device: sampling.ComputedPrompt
     length: int
     start: int
     mark: int
 
 
-def _padded(x: np.ndarray, length: int, axis: int, value: int = 0) -> np.ndarray:
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, length - x.shape[axis])
-    return np.pad(x, widths, constant_values=value)
-
-
-def prefill(model, request: Request, features) -> Prefix:
+def prefill(model: Model, request: Request, features: np.ndarray | None) -> Prefix:
     """Compute a whole prompt; features [I, D] of its image or None."""
     model_config, length = model.config, len(request.ids)
     room = bucket(length)
     model.note("prefill", room)
-    where = request.positions(model_config)
+    positions = request.positions(model_config)
     # As many slots as tokens, with an image or without: one program a bucket.
     image = np.zeros((1, room, model_config.text.hidden_size), model.dtype)
     if features is not None:
         image[0, : len(features)] = features
-    device = sampling.prefill(
-        model.params,
-        model_config,
-        _padded(np.array([request.ids], np.int32), room, 1, model_config.pad_token_id),
+    ids = np.array([request.ids], np.int32)
+    batch = sampling.PromptBatch(
+        _padded(ids, room, 1, model_config.pad_token_id),
         np.array([length], np.int32),
-        _padded(where, room, 2),
+        _padded(positions, room, 2),
         image,
-        dtype=model.dtype,
     )
-    return Prefix(device, length, int(where.max()) + 1, request.mark())
+    device = sampling.prefill(model.params, model_config, batch, dtype=model.dtype)
+    return Prefix(device, length, int(positions.max()) + 1, request.mark())
 
 
-def prefix_of(model, request: Request) -> Prefix:
-    """One prompt and its image, computed."""
+def prefix_of(model: Model, request: Request) -> Prefix:
+    """Compute one prompt and its image."""
     if request.patches is None:
         return prefill(model, request, None)
     return prefill(model, request, model.image_features(request.patches, [request.grid])[0])
 
 
-def extend(model, keys, used: int, request: Request) -> Prefix:
-    """The prefix of a prompt whose first `used` tokens have their keys already; the rest must hold no image."""
+def extend(model: Model, keys: list, used: int, request: Request) -> Prefix:
+    """Compute a prompt whose first `used` tokens have their keys already; the rest must hold no image."""
     model_config, length = model.config, len(request.ids)
-    where, new = request.positions(model_config), np.array([request.ids[used:]], np.int32)
-    width = bucket(new.shape[1])
-    model.note("extend", (keys[0][0].shape[2], width, bucket(length)))
+    positions, new = request.positions(model_config), np.array([request.ids[used:]], np.int32)
+    width, slots = bucket(new.shape[1]), keys[0][0].shape[2]
+    model.note("extend", (slots, width, bucket(length)))
+    tokens = sampling.PromptBatch(
+        _padded(new, width, 1, model_config.pad_token_id),
+        np.array([new.shape[1]], np.int32),
+        _padded(positions[:, :, used:], width, 2),
+    )
     device = sampling.extend(
         model.params,
         model_config,
         keys,
         np.array([used], np.int32),
-        _padded(new, width, 1, model_config.pad_token_id),
-        np.array([new.shape[1]], np.int32),
-        _padded(where[:, :, used:], width, 2),
+        tokens,
         room=bucket(length),
         dtype=model.dtype,
     )
-    return Prefix(device, length, int(where.max()) + 1, request.mark())
+    return Prefix(device, length, int(positions.max()) + 1, request.mark())
 
 
-# Decoding
+# ---- Decoding ----------------------------------------------------------------------------------------------
+
+
+class _Streamer:
+    """Hands the new text of growing rows to a callback."""
+
+    def __init__(self, tokenizer: Tokenizer, rows: int, stream: RowStream):
+        self.texts = [GrowingText(tokenizer) for _ in range(rows)]
+        self.has_ended = np.zeros(rows, bool)
+        self.stream = stream
+
+    def show(self, drawn: _Drawn, last: bool) -> None:
+        for row in np.flatnonzero(~self.has_ended):
+            done = drawn.done[row]
+            ids = drawn.tokens[row, : drawn.counts[row] - done].tolist()
+            piece = self.texts[row].add(ids, bool(done) or last)
+            if piece:
+                self.stream(int(row), piece)
+        self.has_ended = drawn.done.copy()
 
 
 @jax.jit
-def _keys(seed, marks, numbers):
+def _keys(seed: jax.Array, marks: jax.Array, numbers: jax.Array) -> jax.Array:
     """Typed keys [R] folded from (seed, content of the prompt, number of the sample)."""
     fold = jax.random.fold_in
-    return jax.vmap(lambda mark, j: fold(fold(jax.random.key(seed), mark), j))(marks, numbers)
-
-
-def text_of(tokenizer, ids) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-class _Pieces:
-    """New text of one growing completion. A character split over tokens is held back until it is whole."""
-
-    def __init__(self, tokenizer):
-        self.tokenizer, self.shown = tokenizer, ""
-
-    def add(self, ids: list[int], last: bool) -> str:
-        """The text that `ids`, all tokens so far, add to what was given before."""
-        text = text_of(self.tokenizer, ids)
-        # An unfinished character decodes to replacement characters; one that the model meant comes out later.
-        text = text if last else text.rstrip("\ufffd")
-        piece, self.shown = text[len(self.shown) :], text
-        return piece
-
-
-def decode(
-    model, layers, rows: list[tuple[Prefix, int]], settings: Settings, stream=None, constraint=None
-):
-    """(a Completion for each (prefix, number of the sample), the keys of the drawn tokens).
-
-    All prefixes of one bucket; at most model.rows rows. stream: called with (row, piece of text).
-    """
-    model_config, live = model.config, len(rows)
-    R, N = model.rows, settings.max_new_tokens
-    full = rows + rows[:1] * (R - live)
-    ints = lambda values, dtype=np.int32: np.array(list(values), dtype)
-    prompt, own, rest = sampling.begin(
-        [p.device for p, _ in full],
-        live,
-        constraint,
-        model_config=model_config,
-        room=bucket(N),
-        dtype=model.dtype,
+    return jax.vmap(lambda mark, number: fold(fold(jax.random.key(seed), mark), number))(
+        marks, numbers
     )
-    lengths, start = ints(p.length for p, _ in full), ints(p.start for p, _ in full)
-    keys = _keys(
-        np.uint32(settings.seed),
-        ints((p.mark for p, _ in full), np.uint32),
-        ints(j for _, j in full),
-    )
-    greedy = settings.temperature == 0
-    k, p = (None, None) if greedy else (settings.top_k, settings.top_p)
-    choice = {
-        "greedy": greedy,
-        "stop_ids": model.special["stop"],
-        "suppress_ids": model.special["suppress"],
-        "top_k": None if k is None else np.int32(min(k, model_config.text.vocab_size)),
-        "top_p": None if p in (None, 1) else np.float32(p),
-    }
-    rules = jax.tree.structure(constraint), tuple(np.shape(x) for x in jax.tree.leaves(constraint))
-    model.note(
-        "decode", (bucket(full[0][0].length), bucket(N), greedy, k is None, p in (None, 1), rules)
-    )
-    pieces, until = [_Pieces(model.tokenizer) for _ in rows], 0
-    ended = np.zeros(live, bool)
-    while until < N and not ended.all():
-        until = N if stream is None else min(until + STREAM_EVERY, N)
-        own, rest = sampling.decode(
-            model.params,
-            layers,
-            model_config,
-            prompt,
-            lengths,
-            start,
-            keys,
-            np.float32(1 if greedy else settings.temperature),
-            own,
-            rest,
-            np.int32(until),
-            constraint,
-            dtype=model.dtype,
-            **choice,
-        )
-        tokens, logprobs, counts, done = (
-            np.asarray(x)[:live] for x in (rest.tokens, rest.logprobs, rest.lengths, rest.done)
-        )
-        if stream is not None:
-            for i in np.flatnonzero(~ended):
-                last = bool(done[i]) or until == N
-                piece = pieces[i].add(tokens[i, : counts[i] - done[i]].tolist(), last)
-                if piece:
-                    stream(int(i), piece)
-        ended = done.copy()
-    out = []
-    for ids, logps, count, stopped in zip(tokens, logprobs, counts, done, strict=True):
-        text = text_of(model.tokenizer, ids[: count - stopped].tolist())
-        out.append(
-            Completion(
-                text, ids[:count].tolist(), logps[:count].tolist(), "stop" if stopped else "length"
-            )
-        )
-    return out, own
-
-
-def complete(model, requests: list[Request], settings: Settings, stream=None, constraint=None):
-    """settings.n completions of each request, as list of lists. stream: called with (request, sample, piece)."""
-    out = [[None] * settings.n for _ in requests]
-    layers = sampling.decode_layers(model.params, model.config)
-    image_keys = [r.image_key() for r in requests]
-    to_come, features, prefixes = Counter(image_keys), {}, {}
-
-    def computed(b):
-        """Each prompt is computed once, and each image once for all its prompts."""
-        key = image_keys[b]
-        if key is not None and key not in features:
-            [features[key]] = model.image_features(requests[b].patches, [requests[b].grid])
-        to_come[key] -= 1
-        return prefill(
-            model, requests[b], features.get(key) if to_come[key] else features.pop(key, None)
-        )
-
-    groups: dict[int, list] = {}
-    for b, request in enumerate(requests):
-        groups.setdefault(bucket(len(request.ids)), []).extend((b, j) for j in range(settings.n))
-    for jobs in groups.values():
-        for i in range(0, len(jobs), model.rows):
-            turn = jobs[i : i + model.rows]
-            prefixes = {b: prefixes.get(b) or computed(b) for b in dict(turn)}
-            tell = (
-                None
-                if stream is None
-                else (lambda row, piece, turn=turn: stream(*turn[row], piece))
-            )
-            got, _ = decode(
-                model, layers, [(prefixes[b], j) for b, j in turn], settings, tell, constraint
-            )
-            for (b, j), completion in zip(turn, got, strict=True):
-                out[b][j] = completion
-    return out
-
-
-# Readings with probabilities
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One image read: the greedy completion, the samples drawn beside it, and the mean over their traces (without
-    samples: over the greedy one) of the probability that the answer names each of the 14 labels, or None."""
+class _Drawn:
+    """What the rows of a decode hold so far, on the host: tokens and logprobs [R, N], counts and done [R]."""
 
-    shown: Completion
-    samples: list[Completion]
-    probabilities: dict[str, float] | None
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    counts: np.ndarray
+    done: np.ndarray
+
+    @staticmethod
+    def of_state(state: sampling.State, live: int) -> _Drawn:
+        """The first `live` rows; the others only fill the batch."""
+        values = (state.tokens, state.logprobs, state.lengths, state.done)
+        return _Drawn(*(np.asarray(value)[:live] for value in values))
+
+    def completions(self, tokenizer: Tokenizer) -> list[Completion]:
+        rows = zip(self.tokens, self.logprobs, self.counts, self.done, strict=True)
+        return [
+            Completion(
+                text_of(tokenizer, ids[: count - stopped].tolist()),
+                ids[:count].tolist(),
+                logprobs[:count].tolist(),
+                "stop" if stopped else "length",
+            )
+            for ids, logprobs, count, stopped in rows
+        ]
+
+
+def decode(
+    model: Model,
+    layers: list[Tree],
+    samples: list[tuple[Prefix, int]],
+    settings: GenerationSettings,
+    stream: RowStream | None = None,
+    constraint: Any = None,
+) -> tuple[list[Completion], list]:
+    """Decode at most model.rows rows together.
+
+    Args:
+        layers: of `sampling.decode_layers`.
+        samples: (prefix, number of the sample) of each row; all prefixes of one bucket.
+
+    Returns:
+        (a Completion for each, the keys of the drawn tokens).
+    """
+    live, most = len(samples), settings.max_new_tokens
+    # ---- The batch, filled up with copies of its first row ----
+    full = samples + samples[:1] * (model.rows - live)
+    prefixes = [prefix for prefix, _ in full]
+    prompt_keys, own_keys, rest = sampling.begin(
+        [prefix.device for prefix in prefixes],
+        live,
+        constraint,
+        model_config=model.config,
+        room=bucket(most),
+        dtype=model.dtype,
+    )
+    rows = sampling.Rows(
+        prompt_keys=prompt_keys,
+        prompt_lengths=_integers(prefix.length for prefix in prefixes),
+        start=_integers(prefix.start for prefix in prefixes),
+        random_keys=_keys(
+            np.uint32(settings.seed),
+            np.array([prefix.mark for prefix in prefixes], np.uint32),
+            _integers(number for _, number in full),
+        ),
+    )
+    distribution, step_settings = _choice(model, settings)
+    _note_decode(model, prefixes[0], settings, constraint)
+
+    # ---- All tokens in one call, or a few at a time for who watches ----
+    streamer = None if stream is None else _Streamer(model.tokenizer, live, stream)
+    until, every = 0, most if stream is None else STREAM_EVERY
+    drawn = None
+    while drawn is None or (until < most and not drawn.done.all()):
+        until = min(until + every, most)
+        own_keys, rest = sampling.decode(
+            model.params,
+            layers,
+            model.config,
+            rows,
+            distribution,
+            own_keys,
+            rest,
+            np.int32(until),
+            constraint,
+            settings=step_settings,
+        )
+        drawn = _Drawn.of_state(rest, live)
+        if streamer is not None:
+            streamer.show(drawn, last=until == most)
+    return drawn.completions(model.tokenizer), own_keys
+
+
+def _integers(values: Iterable[int]) -> np.ndarray:
+    return np.array(list(values), np.int32)
+
+
+def _choice(
+    model: Model, settings: GenerationSettings
+) -> tuple[sampling.Distribution, sampling.StepSettings]:
+    """The settings as `sampling.decode` takes them; greedy decoding has neither top_k nor top_p."""
+    is_greedy = settings.temperature == 0
+    distribution = sampling.Distribution(np.float32(1))
+    if not is_greedy:
+        top_k, top_p = settings.top_k, settings.top_p
+        distribution = sampling.Distribution(
+            temperature=np.float32(settings.temperature),
+            top_k=None if top_k is None else np.int32(min(top_k, model.config.text.vocab_size)),
+            top_p=None if top_p in (None, 1) else np.float32(top_p),
+        )
+    return distribution, sampling.StepSettings(
+        greedy=is_greedy,
+        stop_ids=model.special["stop"],
+        suppress_ids=model.special["suppress"],
+        dtype=model.dtype,
+    )
+
+
+def _note_decode(
+    model: Model, prefix: Prefix, settings: GenerationSettings, constraint: Any
+) -> None:
+    """Tell the model what makes another decode program."""
+    is_greedy = settings.temperature == 0
+    rules = (
+        jax.tree.structure(constraint),
+        tuple(np.shape(leaf) for leaf in jax.tree.leaves(constraint)),
+    )
+    model.note(
+        "decode",
+        (
+            bucket(prefix.length),
+            bucket(settings.max_new_tokens),
+            is_greedy,
+            is_greedy or settings.top_k is None,
+            is_greedy or settings.top_p in (None, 1),
+            rules,
+        ),
+    )
+
+
+def complete(
+    model: Model,
+    requests: list[Request],
+    settings: GenerationSettings,
+    stream: Callable[[int, int, str], None] | None = None,
+    constraint: Any = None,
+) -> list[list[Completion]]:
+    """Draw settings.n completions of each request.
+
+    Args:
+        stream: called with (request, sample, new text).
+    """
+    layers = sampling.decode_layers(model.params, model.config)
+    prompts = _Prompts(model, requests)
+
+    # ---- Prompts of one length bucket are decoded together ----
+    groups: dict[int, list[tuple[int, int]]] = {}
+    for index, request in enumerate(requests):
+        samples = [(index, number) for number in range(settings.n)]
+        groups.setdefault(bucket(len(request.ids)), []).extend(samples)
+
+    # ---- in turns of as many rows as a program has ----
+    completions: dict[tuple[int, int], Completion] = {}
+    for group in groups.values():
+        for first in range(0, len(group), model.rows):
+            turn = group[first : first + model.rows]
+            rows = prompts.of_turn(turn)
+            drawn, _ = decode(
+                model, layers, rows, settings, _stream_of_turn(stream, turn), constraint
+            )
+            completions.update(zip(turn, drawn, strict=True))
+    return [
+        [completions[index, number] for number in range(settings.n)]
+        for index in range(len(requests))
+    ]
+
+
+def _stream_of_turn(
+    stream: Callable[[int, int, str], None] | None, turn: list[tuple[int, int]]
+) -> RowStream | None:
+    if stream is None:
+        return None
+    return lambda row, piece: stream(*turn[row], piece)
+
+
+class _Prompts:
+    """The prompts of a call, computed when their turn comes: each once, and each image once for all its prompts."""
+
+    def __init__(self, model: Model, requests: list[Request]):
+        self.model = model
+        self.requests = requests
+        self.image_keys = [request.image_key() for request in requests]
+        self.to_come = Counter(self.image_keys)
+        self.features: dict[Any, np.ndarray] = {}
+        self.computed: dict[int, Prefix] = {}
+
+    def of_turn(self, turn: list[tuple[int, int]]) -> list[tuple[Prefix, int]]:
+        """The rows of a turn of (request, sample); prompts of earlier turns that are over are let go."""
+        self.computed = {
+            index: self.computed.get(index) or self._compute(index) for index in dict(turn)
+        }
+        return [(self.computed[index], number) for index, number in turn]
+
+    def _compute(self, index: int) -> Prefix:
+        request, key = self.requests[index], self.image_keys[index]
+        if key is not None and key not in self.features:
+            [self.features[key]] = self.model.image_features(request.patches, [request.grid])
+        self.to_come[key] -= 1
+        features = self.features.get(key)
+        if not self.to_come[key]:
+            self.features.pop(key, None)
+        return prefill(self.model, request, features)
+
+
+# ---- Readings with probabilities ---------------------------------------------------------------------------
 
 
 def read(
-    model, request: Request, greedy: Settings, drawn: Settings | None, constraint, answers
+    model: Model,
+    request: Request,
+    greedy: GenerationSettings,
+    drawn: GenerationSettings | None,
+    constraint: Any,
+    answers: Constraint | None,
 ) -> Reading:
-    """See `Model.read`. drawn: settings of the samples, answers: the rules for probabilities; each None without."""
+    """Read one image, see `Model.read`.
+
+    Args:
+        drawn: settings of the samples, or None without.
+        answers: the rules for probabilities, or None without.
+    """
     prefix, layers = prefix_of(model, request), sampling.decode_layers(model.params, model.config)
-    [shown], own = decode(model, layers, [(prefix, 0)], greedy, None, constraint)
-    samples, found = [], []
-    if drawn is None and answers is not None:
-        found.append(after(model, layers, prefix, [shown], answers, greedy.seed, own)["trace"][0])
-    for i in range(0, 0 if drawn is None else drawn.n, model.rows):
-        got, own = decode(
-            model, layers, [(prefix, j) for j in range(i, min(i + model.rows, drawn.n))], drawn
-        )
-        samples += got
-        if answers is not None:
-            found.append(after(model, layers, prefix, got, answers, drawn.seed, own, i)["trace"][0])
-    return Reading(shown, samples, by_label(np.concatenate(found).mean(0)) if found else None)
+    reader = _TraceReader(model, layers, prefix, answers)
+    [shown], own_keys = decode(model, layers, [(prefix, 0)], greedy, None, constraint)
+    if drawn is None:
+        reader.add([shown], greedy.seed, own_keys, first=0)
+        return Reading(shown, [], reader.mean())
+
+    samples: list[Completion] = []
+    for first in range(0, drawn.n, model.rows):
+        numbers = range(first, min(first + model.rows, drawn.n))
+        turn, own_keys = decode(model, layers, [(prefix, number) for number in numbers], drawn)
+        samples += turn
+        reader.add(turn, drawn.seed, own_keys, first)
+    return Reading(shown, samples, reader.mean())
+
+
+class _TraceReader:
+    """Collects the probabilities after traces of one prompt; without rules, none."""
+
+    def __init__(
+        self, model: Model, layers: list[Tree], prefix: Prefix, answers: Constraint | None
+    ):
+        self.model = model
+        self.layers = layers
+        self.prefix = prefix
+        self.answers = answers
+        self.found: list[np.ndarray] = []
+
+    def add(self, completions: list[Completion], seed: int, own_keys: list, first: int) -> None:
+        if self.answers is not None:
+            after_traces = after(
+                self.model,
+                self.layers,
+                self.prefix,
+                completions,
+                self.answers,
+                seed,
+                own_keys,
+                first,
+            )
+            self.found.append(after_traces["trace"][0])
+
+    def mean(self) -> dict[str, float] | None:
+        if not self.found:
+            return None
+        return by_label(np.concatenate(self.found).mean(0))
 
 
 def after(
-    model,
-    layers,
+    model: Model,
+    layers: list[Tree],
     prefix: Prefix,
     completions: list[Completion],
-    answers,
+    answers: Constraint,
     seed: int,
-    own=None,
+    own_keys: list | None = None,
     first: int = 0,
-) -> dict:
-    """`answer_tree.probabilities_after` of one prompt, at temperature 1, as numpy arrays.
+) -> dict[str, np.ndarray]:
+    """Compute `answer_probabilities.probabilities_after` of one prompt, at temperature 1, as numpy arrays.
 
-    own: the keys that `decode` returned with the completions, or None; first: the number of the first completion.
+    Args:
+        own_keys: those that `decode` returned with the completions, or None.
+        first: the number of the first completion.
     """
-    rows, longest = len(completions), max(len(c.token_ids) for c in completions)
-    room = bucket(longest) if own is None else own[0][0].shape[2]
-    tokens = np.stack([_padded(np.array(c.token_ids, np.int32), room, 0) for c in completions])
+    rows, longest = len(completions), max(len(one.token_ids) for one in completions)
+    room = bucket(longest) if own_keys is None else own_keys[0][0].shape[2]
+    tokens = [_padded(np.array(one.token_ids, np.int32), room, 0) for one in completions]
     # Other numbers than those of the samples: the survivors must not depend on the noise that drew a trace.
     keys = _keys(
         np.uint32(seed),
         np.full(rows, prefix.mark, np.uint32),
         -1 - first - np.arange(rows, dtype=np.int32),
     )
-    model.note("probabilities", (bucket(prefix.length), room, rows, own is None))
-    got = answer_probabilities.probabilities_after(
+    model.note("probabilities", (bucket(prefix.length), room, rows, own_keys is None))
+    probabilities = answer_probabilities.probabilities_after(
         model.params,
         model.config,
-        prefix.device,
-        np.array([prefix.length]),
-        np.array([prefix.start]),
-        tokens,
-        np.array([len(c.token_ids) for c in completions]),
+        PromptEnds(prefix.device, np.array([prefix.length]), np.array([prefix.start])),
+        Traces(np.stack(tokens), np.array([len(one.token_ids) for one in completions]), own_keys),
         answers,
+        ExpansionSettings(dtype=model.dtype),
         keys=keys,
-        own=own,
         layers=layers,
-        dtype=model.dtype,
     )
-    return {name: np.asarray(x) for name, x in got.items()}
+    return {name: np.asarray(values) for name, values in probabilities.items()}
 
 
 def by_label(row: np.ndarray) -> dict[str, float]:
-    """A row [14] -> {label: value}."""
-    return {label: float(x) for label, x in zip(CHEXPERT_14, row, strict=True)}
+    """Name the 14 values of a row."""
+    return {label: float(value) for label, value in zip(CHEXPERT_14, row, strict=True)}

@@ -16,66 +16,63 @@ Log-probs are those of the distribution that it leaves.
 """
 
 import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
 from cxr_jax.inference import compaction
+from cxr_jax.inference.compaction import Rows
+from cxr_jax.inference.token_choice import Distribution, StepSettings, pick
 from cxr_jax.models import qwen2_5_vl
 from cxr_jax.models.attention import NEG
 from cxr_jax.models.qwen2_5_vl import decoder
 from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.runtime.trees import Tree
+
+# ---- What goes in and out ----------------------------------------------------------------------------------
 
 
-def row_keys(seed: int, rows: int):
-    """Typed keys [rows]: fold_in(key(seed), row). For callers that have no chain of their own."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(rows))
+class PromptBatch(NamedTuple):
+    """B prompts in the width of the longest, right-padded."""
+
+    input_ids: ArrayLike  # int [B, T]
+    lengths: ArrayLike  # int [B]
+    positions: ArrayLike  # int [3, B, T], see `qwen2_5_vl.positions`
+    image_features: ArrayLike | None = None  # [B, I, D]
 
 
-def next_positions(positions, lengths):
-    """int [B]: the position of the first generated token, one past the largest of the prompt."""
-    valid = jnp.arange(positions.shape[2]) < lengths[:, None]
-    return jnp.where(valid, positions, -1).max((0, 2)) + 1
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """How completions are drawn by `generate`.
 
-
-def keep_top_k(logits, k):
-    """Logits with all but the k largest of each row ruled out. k: int, or a traced int32 (a program for any k)."""
-    if isinstance(k, int):
-        smallest = jax.lax.top_k(logits, k)[0][..., -1:]
-    else:
-        smallest = jax.lax.dynamic_index_in_dim(jnp.sort(logits, -1, descending=True), k - 1, -1)
-    return jnp.where(logits < smallest, NEG, logits)
-
-
-def keep_top_p(logits, p):
-    """Logits with everything outside the smallest set of probability >= p ruled out; the largest stays."""
-    ordered = jnp.sort(logits, -1, descending=True)
-    probs = jax.nn.softmax(ordered, -1)
-    inside = jnp.cumsum(probs, -1) - probs < p
-    smallest = jnp.min(jnp.where(inside, ordered, jnp.inf), -1, keepdims=True)
-    return jnp.where(logits < smallest, NEG, logits)
-
-
-def pick(logits, keys, step, *, temperature, greedy: bool, top_k: int | None, top_p: float | None):
-    """One token a row from float32 logits [R, V] -> (token int32 [R], its log-probability float32 [R]).
-
-    The log-probability is under the distribution before top_k and top_p, at the given temperature.
+    Attributes:
+        n: completions of each prompt.
+        temperature: 0 is greedy. May be a traced array; greedy is then left out.
+        stop_ids: tokens that end a completion; None: the config's.
+        suppress_ids: tokens that are never drawn; None: the config's media tokens.
+        top_k: draw from the k likeliest tokens only.
+        top_p: draw from the smallest set of tokens of probability >= p only.
     """
-    if greedy:
-        token = jnp.argmax(logits, -1)
-        scaled = logits
-    else:
-        scaled = logits / temperature
-        kept = scaled if top_k is None else keep_top_k(scaled, top_k)
-        kept = kept if top_p is None else keep_top_p(kept, top_p)
-        noise = jax.vmap(
-            lambda k: jax.random.gumbel(jax.random.fold_in(k, step), logits.shape[1:])
-        )(keys)
-        token = jnp.argmax(kept + noise, -1)
-    chosen = jnp.take_along_axis(scaled, token[:, None], -1, mode="clip")[:, 0]
-    return token.astype(jnp.int32), chosen - jax.nn.logsumexp(scaled, -1)
+
+    max_new_tokens: int
+    n: int = 1
+    temperature: float | jax.Array = 1.0
+    stop_ids: Iterable[int] | None = None
+    suppress_ids: Iterable[int] | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+
+
+class ComputedPrompt(NamedTuple):
+    """What the device keeps of prompts: all that their completions are drawn from."""
+
+    keys: Any  # [(k, v)] a layer, [B, K, S, d] each
+    last: Any  # [B, D]: hidden state of the last token
 
 
 class State(NamedTuple):
@@ -83,7 +80,7 @@ class State(NamedTuple):
 
     step: Any  # int32: tokens drawn so far
     hidden: Any  # [R, D] that the next token is drawn from
-    own: Any  # the keys of drawn tokens, see `decoder.empty_own`
+    own_keys: Any  # the keys of drawn tokens, see `decoder.empty_own`
     tokens: Any  # int32 [R, N]
     logprobs: Any  # float32 [R, N]
     lengths: Any  # int32 [R]
@@ -91,107 +88,172 @@ class State(NamedTuple):
     bound: Any  # the constraint's state
 
 
-def _loop(
-    params,
-    layers,
+def row_keys(seed: int, rows: int) -> jax.Array:
+    """Make typed keys [rows]: fold_in(key(seed), row). For callers that have no chain of their own."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(rows))
+
+
+# ---- The loop ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loop:
+    """The decode loop of one traced program: a model, and how it draws."""
+
+    params: Tree
+    layers: list[Tree]  # of `decoder.decode_layers`
+    model_config: Config
+    distribution: Distribution
+    constraint: Any
+    settings: StepSettings
+
+    def draw_until(
+        self, rows: Rows, state: State, until: ArrayLike, place: tuple | None = None
+    ) -> State:
+        """Draw tokens until step `until` or until all rows are done. place: see `compaction.run`."""
+        banned = np.zeros(self.model_config.text.vocab_size, np.float32)
+        banned[list(self.settings.suppress_ids)] = NEG
+        stop_ids = jnp.asarray(self.settings.stop_ids, jnp.int32)
+
+        def step(state: State) -> State:
+            token, logprob = self._draw(rows, state, banned)
+            state = self._written(state, token, logprob, stop_ids)
+            return self._advanced(rows, state, token, place)
+
+        def goes_on(state: State) -> jax.Array:
+            return (state.step < until) & ~state.done.all()
+
+        return jax.lax.while_loop(goes_on, step, state)
+
+    def _draw(self, rows: Rows, state: State, banned: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        """The next token of each row, padding for those that are done, and its log-probability."""
+        logits = qwen2_5_vl.unembed(self.params, self.model_config, state.hidden) + banned
+        if self.constraint is not None:
+            logits = jnp.where(self.constraint.allowed(state.bound), logits, NEG)
+        token, logprob = pick(
+            logits,
+            rows.random_keys,
+            state.step,
+            greedy=self.settings.greedy,
+            **self.distribution._asdict(),
+        )
+        return jnp.where(state.done, self.model_config.pad_token_id, token), logprob
+
+    def _written(
+        self, state: State, token: jax.Array, logprob: jax.Array, stop_ids: jax.Array
+    ) -> State:
+        """The state with the token written down; a row that draws a stop id is done."""
+        write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
+        return state._replace(
+            tokens=write(state.tokens, token[:, None], state.step),
+            logprobs=write(
+                state.logprobs, jnp.where(state.done, 0.0, logprob)[:, None], state.step
+            ),
+            lengths=state.lengths + ~state.done,
+            done=state.done | (token[:, None] == stop_ids).any(-1),
+        )
+
+    def _advanced(self, rows: Rows, state: State, token: jax.Array, place: tuple | None) -> State:
+        """The state after the token just written has gone through the model."""
+        step = state.step
+        embedded = qwen2_5_vl.embed(
+            self.params, self.model_config, token[:, None], dtype=self.settings.dtype
+        )
+        positions = jnp.broadcast_to((rows.start + step)[None, :, None], (3, len(rows.start), 1))
+        hidden, own_keys = decoder.decode_step(
+            self.layers,
+            self.params["text"]["final"],
+            self.model_config.text,
+            embedded,
+            positions,
+            rows.prompt_keys,
+            rows.prompt_lengths,
+            state.own_keys,
+            step,
+            place,
+        )
+        bound = state.bound
+        if self.constraint is not None:
+            bound = self.constraint.advance(bound, token)
+        return state._replace(step=step + 1, hidden=hidden, own_keys=own_keys, bound=bound)
+
+
+def _fresh(
     model_config: Config,
-    temperature,
-    constraint,
-    prompt,
-    lengths,
-    start,
-    keys,
-    state,
-    until,
-    place=None,
+    last: jax.Array,
     *,
-    greedy,
-    stop_ids,
-    suppress_ids,
-    top_k,
-    top_p,
-    dtype,
-):
-    """Draws tokens until step `until` or until all rows are done: `State` -> `State`. place: see `stages.run`."""
-    tcfg, R = model_config.text, start.shape[0]
-    banned = np.zeros(tcfg.vocab_size, np.float32)
-    banned[list(suppress_ids)] = NEG
-    stops = jnp.asarray(stop_ids, jnp.int32)
-    choose = functools.partial(
-        pick, temperature=temperature, greedy=greedy, top_k=top_k, top_p=top_p
-    )
-
-    def body(state):
-        t, h, own, tokens, logprobs, count, done, bound = state
-        logits = qwen2_5_vl.unembed(params, model_config, h) + banned
-        if constraint is not None:
-            logits = jnp.where(constraint.allowed(bound), logits, NEG)
-        token, logprob = choose(logits, keys, t)
-        token = jnp.where(done, model_config.pad_token_id, token)
-        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], t, 1)
-        logprobs = jax.lax.dynamic_update_slice_in_dim(
-            logprobs, jnp.where(done, 0.0, logprob)[:, None], t, 1
-        )
-        count = count + ~done
-        done = done | (token[:, None] == stops).any(-1)
-        x = qwen2_5_vl.embed(params, model_config, token[:, None], dtype=dtype)
-        where = jnp.broadcast_to((start + t)[None, :, None], (3, R, 1))
-        h, own = decoder.decode_step(
-            layers, params["text"]["final"], tcfg, x, where, prompt, lengths, own, t, place
-        )
-        if constraint is not None:
-            bound = constraint.advance(bound, token)
-        return State(t + 1, h, own, tokens, logprobs, count, done, bound)
-
-    return jax.lax.while_loop(lambda s: (s.step < until) & ~s.done.all(), body, state)
-
-
-def _fresh(model_config: Config, last, N: int, room: int, constraint, dtype) -> State:
+    max_new_tokens: int,
+    room: int,
+    constraint: Any,
+    dtype: DTypeLike,
+) -> State:
     """The state before the first token, with room for the keys of `room` tokens; last [R, D]."""
-    R = len(last)
+    rows = len(last)
     return State(
-        jnp.int32(0),
-        last,
-        decoder.empty_own(model_config.text, R, room, dtype),
-        jnp.full((R, N), model_config.pad_token_id, jnp.int32),
-        jnp.zeros((R, N), jnp.float32),
-        jnp.zeros(R, jnp.int32),
-        jnp.zeros(R, bool),
-        None if constraint is None else constraint.init(R),
+        step=jnp.int32(0),
+        hidden=last,
+        own_keys=decoder.empty_own(model_config.text, rows, room, dtype),
+        tokens=jnp.full((rows, max_new_tokens), model_config.pad_token_id, jnp.int32),
+        logprobs=jnp.zeros((rows, max_new_tokens), jnp.float32),
+        lengths=jnp.zeros(rows, jnp.int32),
+        done=jnp.zeros(rows, bool),
+        bound=None if constraint is None else constraint.init(rows),
     )
 
 
-_STATIC = ("model_config", "greedy", "stop_ids", "suppress_ids", "dtype")
+# ---- All in one program ------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnames=(*_STATIC, "n", "max_new_tokens", "top_k", "top_p"))
+@dataclass(frozen=True, kw_only=True)
+class _Program:
+    """What makes another program of `_generate`."""
+
+    n: int
+    max_new_tokens: int
+    top_k: int | None
+    top_p: float | None
+    step: StepSettings
+
+
+@functools.partial(jax.jit, static_argnames=("model_config", "program"))
 def _generate(
-    params,
+    params: Tree,
     model_config: Config,
-    input_ids,
-    lengths,
-    positions,
-    features,
-    keys,
-    temperature,
+    prompts: PromptBatch,
+    keys: jax.Array,
+    temperature: jax.Array,
+    constraint: Any,
     *,
-    n,
-    max_new_tokens,
-    constraint,
-    dtype,
-    **choice,
-):
-    text, tcfg = params["text"], model_config.text
-    h = qwen2_5_vl.embed(params, model_config, input_ids, features, dtype=dtype)
-    last, cache = decoder.prefill(text, tcfg, h, positions, lengths)
-    prompt, layers = decoder.prompt_keys(cache), decoder.decode_layers(text, tcfg)
-    start = jnp.repeat(next_positions(positions, lengths), n)
-    room = compaction.stage_ends(max_new_tokens)[0]
-    state = _fresh(model_config, jnp.repeat(last, n, 0), max_new_tokens, room, constraint, dtype)
-    loop = functools.partial(
-        _loop, params, layers, model_config, temperature, constraint, dtype=dtype, **choice
+    program: _Program,
+) -> dict:
+    # ---- Each prompt once ----
+    dtype = program.step.dtype
+    computed = _compute(params, model_config, prompts, dtype)
+    rows = Rows(
+        prompt_keys=computed.keys,
+        prompt_lengths=prompts.lengths,
+        start=jnp.repeat(qwen2_5_vl.next_positions(prompts.positions, prompts.lengths), program.n),
+        random_keys=keys,
     )
-    state = compaction.run(loop, prompt, lengths, start, keys, state)
+
+    # ---- Its completions together ----
+    loop = _Loop(
+        params=params,
+        layers=decoder.decode_layers(params["text"], model_config.text),
+        model_config=model_config,
+        distribution=Distribution(temperature, program.top_k, program.top_p),
+        constraint=constraint,
+        settings=program.step,
+    )
+    state = _fresh(
+        model_config,
+        jnp.repeat(computed.last, program.n, 0),
+        max_new_tokens=program.max_new_tokens,
+        room=compaction.stage_ends(program.max_new_tokens)[0],
+        constraint=constraint,
+        dtype=dtype,
+    )
+    state = compaction.run(loop.draw_until, rows, state)
     return {
         "tokens": state.tokens,
         "logprobs": state.logprobs,
@@ -200,205 +262,239 @@ def _generate(
     }
 
 
-def _ids(x, default) -> tuple:
-    return tuple(int(i) for i in (default if x is None else x))
-
-
 def generate(
-    params: dict,
+    params: Tree,
     model_config: Config,
-    input_ids,
-    lengths,
-    positions,
-    image_features=None,
+    prompts: PromptBatch,
+    settings: SamplingSettings,
     *,
-    n: int = 1,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    keys=None,
-    stop_ids=None,
-    suppress_ids=None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    constraint=None,
-    dtype=jnp.float32,
+    keys: jax.Array | None = None,
+    constraint: Any = None,
+    dtype: DTypeLike = jnp.float32,
 ) -> dict:
-    """n completions of each prompt.
+    """Draw n completions of each prompt.
 
-    input_ids int [B, T] right-padded, lengths int [B], positions int [3, B, T] (`qwen2_5_vl.positions`),
-    image_features [B, I, D] or None; keys: typed keys [B * n], row b * n + j for sample j of prompt b (not
-    needed when greedy). temperature 0 is greedy. stop_ids default to the config's, suppress_ids to its media
-    tokens. constraint: see the module's text.
+    Args:
+        keys: typed keys [B * n], row b * n + j for sample j of prompt b; not needed when greedy.
+        constraint: see the module's text.
+        dtype: of the computation.
 
-    Returns tokens int32 [B*n, N] (after the stop token: padding), logprobs float32 [B*n, N] of the sampled
-    tokens under the temperature-scaled, suppressed, constrained distribution (before top_k and top_p), lengths
-    int32 [B*n] with the stop token, finished bool [B*n] (False: cut at max_new_tokens).
+    Returns:
+        tokens int32 [B*n, N] (after the stop token: padding), logprobs float32 [B*n, N] of the sampled tokens under
+        the temperature-scaled, suppressed, constrained distribution (before top_k and top_p), lengths int32 [B*n]
+        with the stop token, finished bool [B*n] (False: cut at max_new_tokens).
+
+    Raises:
+        ValueError: at a temperature without keys.
     """
+    temperature = settings.temperature
     greedy = not isinstance(temperature, jax.Array) and temperature == 0
     if keys is None:
         if not greedy:
             raise ValueError("sampling at a temperature needs keys")
-        keys = row_keys(0, input_ids.shape[0] * n)
-    return _generate(
-        params,
-        model_config,
-        jnp.asarray(input_ids),
-        jnp.asarray(lengths, jnp.int32),
-        jnp.asarray(positions),
-        image_features,
-        keys,
-        jnp.float32(1.0 if greedy else temperature),
+        keys = row_keys(0, prompts.input_ids.shape[0] * settings.n)
+    program = _Program(
+        n=settings.n,
+        max_new_tokens=settings.max_new_tokens,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        step=StepSettings(
+            greedy=greedy,
+            stop_ids=_ids(settings.stop_ids, model_config.eos_token_id),
+            suppress_ids=_ids(settings.suppress_ids, model_config.media_token_ids),
+            dtype=dtype,
+        ),
+    )
+    prompts = prompts._replace(
+        input_ids=jnp.asarray(prompts.input_ids),
+        lengths=jnp.asarray(prompts.lengths, jnp.int32),
+        positions=jnp.asarray(prompts.positions),
+    )
+    scale = jnp.float32(1.0 if greedy else temperature)
+    return _generate(params, model_config, prompts, keys, scale, constraint, program=program)
+
+
+def _ids(given: Iterable[int] | None, default: Iterable[int]) -> tuple[int, ...]:
+    return tuple(int(token) for token in (default if given is None else given))
+
+
+def sample_completions(
+    params: Tree,
+    model_config: Config,
+    features: jax.Array,
+    prompts: dict,
+    special: dict,
+    *,
+    n: int,
+    max_new_tokens: int,
+    temperature: float | jax.Array,
+    keys: jax.Array | None = None,
+) -> dict:
+    """`generate` for prompts as from `Prompts.encode`, one image each.
+
+    Args:
+        features: [B, I, D]; the computation takes their type, here and in `completion_logprobs`.
+        special: of `tokenizer.special_ids`.
+    """
+    width = prompts["ids"].shape[1]
+    batch = PromptBatch(
+        prompts["ids"], prompts["lengths"], prompts["positions"][:, :, :width], features
+    )
+    settings = SamplingSettings(
         n=n,
         max_new_tokens=max_new_tokens,
-        greedy=greedy,
-        stop_ids=_ids(stop_ids, model_config.eos_token_id),
-        suppress_ids=_ids(suppress_ids, model_config.media_token_ids),
-        top_k=top_k,
-        top_p=top_p,
-        constraint=constraint,
-        dtype=dtype,
+        temperature=temperature,
+        stop_ids=special["stop"],
+        suppress_ids=special["suppress"],
     )
+    return generate(params, model_config, batch, settings, keys=keys, dtype=features.dtype)
 
 
-# The same in pieces. A prefix is what the device keeps of one prompt: {"keys": [(k, v)] a layer, [1, K, S, d] each,
-# "last": [1, D]}. No piece changes its inputs, but for `decode`, which takes over `own`.
+# ---- The same in pieces ------------------------------------------------------------------------------------
+# No piece changes its inputs, but for `decode`, which takes over `own_keys`.
 
 
 @functools.partial(jax.jit, static_argnames=("model_config", "dtype"))
 def prefill(
-    params, model_config: Config, input_ids, lengths, positions, image_features, *, dtype
-) -> dict:
-    """The prefix of one prompt: input_ids int [1, S], lengths int [1], positions int [3, 1, S], image_features
-    [1, I, D] or None."""
-    h = qwen2_5_vl.embed(params, model_config, input_ids, image_features, dtype=dtype)
-    last, cache = decoder.prefill(params["text"], model_config.text, h, positions, lengths)
-    return {"keys": decoder.prompt_keys(cache), "last": last}
+    params: Tree, model_config: Config, prompts: PromptBatch, *, dtype: DTypeLike
+) -> ComputedPrompt:
+    """Compute prompts from their first token on."""
+    return _compute(params, model_config, prompts, dtype)
+
+
+def _compute(
+    params: Tree, model_config: Config, prompts: PromptBatch, dtype: DTypeLike
+) -> ComputedPrompt:
+    embedded = qwen2_5_vl.embed(
+        params, model_config, prompts.input_ids, prompts.image_features, dtype=dtype
+    )
+    last, cache = decoder.prefill(
+        params["text"], model_config.text, embedded, prompts.positions, prompts.lengths
+    )
+    return ComputedPrompt(decoder.prompt_keys(cache), last)
 
 
 @functools.partial(jax.jit, static_argnames=("model_config", "room", "dtype"))
 def extend(
-    params, model_config: Config, keys, used, input_ids, lengths, positions, *, room: int, dtype
-) -> dict:
-    """The prefix that has `lengths` more tokens after the first `used` of `keys`, in `room` slots.
+    params: Tree,
+    model_config: Config,
+    keys: list,
+    used: ArrayLike,
+    tokens: PromptBatch,
+    *,
+    room: int,
+    dtype: DTypeLike,
+) -> ComputedPrompt:
+    """Compute the prompt that has `tokens` after the first `used` of `keys`, in `room` slots; new tokens only.
 
-    input_ids int [1, E] without images, lengths and used int [1], positions int [3, 1, E]. Computes the new
-    tokens only; used + lengths <= room.
+    Args:
+        keys: of one `ComputedPrompt`.
+        used: int [1]; used + tokens.lengths <= room.
+        tokens: those that follow, [1, E], without images.
     """
-    h = qwen2_5_vl.embed(params, model_config, input_ids, dtype=dtype)
-    last, new = decoder.extend(params["text"], model_config.text, h, positions, lengths, keys, used)
-    return {"keys": _join(keys, used, new, room), "last": last}
+    embedded = qwen2_5_vl.embed(params, model_config, tokens.input_ids, dtype=dtype)
+    last, new = decoder.extend(
+        params["text"], model_config.text, embedded, tokens.positions, tokens.lengths, keys, used
+    )
+    return ComputedPrompt(_join(keys, used, new, room), last)
 
 
-def _join(old, used, new, room: int):
+def _join(old: list, used: jax.Array, new: list, room: int) -> list:
     """Keys [1, K, room, d]: the first `used` of old, then those of new."""
     slot = jnp.arange(room)
+    is_old = (slot < used[0])[:, None]
 
-    def one(a, b):
-        a, b = (jnp.take(x, at, axis=2, mode="clip") for x, at in ((a, slot), (b, slot - used[0])))
-        return jnp.where((slot < used[0])[:, None], a, b)
+    def join(first: jax.Array, second: jax.Array) -> jax.Array:
+        first = jnp.take(first, slot, axis=2, mode="clip")
+        second = jnp.take(second, slot - used[0], axis=2, mode="clip")
+        return jnp.where(is_old, first, second)
 
-    return jax.tree.map(one, old, new)
+    return jax.tree.map(join, old, new)
 
 
 @functools.partial(jax.jit, static_argnames="room")
-def append(keys, used, own, *, room: int):
-    """The keys of a prompt, the first `used`, and after them those that row 0 has drawn (`own` of `decode`)."""
-    return _join(keys, used, jax.tree.map(lambda x: x[:1], own), room)
+def append(keys: list, used: ArrayLike, own_keys: list, *, room: int) -> list:
+    """Join the keys of a prompt, the first `used`, and those that row 0 has drawn (`own_keys` of `decode`)."""
+    return _join(keys, used, jax.tree.map(lambda drawn: drawn[:1], own_keys), room)
 
 
-def decode_layers(params, model_config: Config) -> list:
-    """`decoder.decode_layers`, made once for many calls of `decode`."""
+def decode_layers(params: Tree, model_config: Config) -> list[Tree]:
+    """Make `decoder.decode_layers` once for many calls of `decode`."""
     layers = params["text"]["layers"]
     return layers if isinstance(layers, list) else _decode_layers(params["text"], model_config)
 
 
 @functools.partial(jax.jit, static_argnames="model_config")
-def _decode_layers(text, model_config: Config) -> list:
+def _decode_layers(text: Tree, model_config: Config) -> list[Tree]:
     return decoder.decode_layers(text, model_config.text)
 
 
 @functools.partial(jax.jit, static_argnames=("model_config", "room", "dtype"))
-def begin(prefixes: list[dict], live, constraint, *, model_config: Config, room: int, dtype):
-    """(prompt keys, own, rest) for `decode`: one row a prefix (all of equal S), the first `live` of them drawn;
-    at most `room` tokens."""
-    prompt = jax.tree.map(lambda *x: jnp.concatenate(x), *[p["keys"] for p in prefixes])
-    state = _fresh(
-        model_config, jnp.concatenate([p["last"] for p in prefixes]), room, room, constraint, dtype
-    )
-    return prompt, state.own, state._replace(own=None, done=jnp.arange(len(prefixes)) >= live)
-
-
-@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnames="own")
-def decode(
-    params,
-    layers,
+def begin(
+    prompts: list[ComputedPrompt],
+    live: ArrayLike,
+    constraint: Any,
+    *,
     model_config: Config,
-    prompt,
-    lengths,
-    start,
-    keys,
-    temperature,
-    own,
-    rest,
-    until,
-    constraint,
-    *,
-    dtype,
-    **choice,
-):
-    """Goes on to step `until` or to where all rows are done: (own, rest) -> (own, rest), of `begin`.
+    room: int,
+    dtype: DTypeLike,
+) -> tuple[list, list, State]:
+    """Put prompts side by side for `decode`: one row each (all of equal S), the first `live` of them drawn.
 
-    lengths int [R] of the prompts, start int [R] the position of each first token, keys typed keys [R]. choice:
-    static greedy, stop_ids, suppress_ids; top_k int32 and top_p float32, or None.
-    rest: the `State` without its own keys, which go apart because they alone are taken over.
+    Args:
+        room: the most tokens of a row.
+
+    Returns:
+        (prompt keys, own keys, the state without own keys).
     """
-    state = _loop(
-        params,
-        layers,
+    prompt_keys = jax.tree.map(
+        lambda *keys: jnp.concatenate(keys), *[prompt.keys for prompt in prompts]
+    )
+    state = _fresh(
         model_config,
-        temperature,
-        constraint,
-        prompt,
-        lengths,
-        start,
-        keys,
-        rest._replace(own=own),
-        until,
+        jnp.concatenate([prompt.last for prompt in prompts]),
+        max_new_tokens=room,
+        room=room,
+        constraint=constraint,
         dtype=dtype,
-        **choice,
     )
-    return state.own, state._replace(own=None)
+    done = jnp.arange(len(prompts)) >= live
+    return prompt_keys, state.own_keys, state._replace(own_keys=None, done=done)
 
 
-def sample_completions(
-    params,
-    model_config,
-    features,
-    prompts,
-    special,
+@functools.partial(
+    jax.jit, static_argnames=("model_config", "settings"), donate_argnames="own_keys"
+)
+def decode(
+    params: Tree,
+    layers: list[Tree],
+    model_config: Config,
+    rows: Rows,
+    distribution: Distribution,
+    own_keys: list,
+    rest: State,
+    until: ArrayLike,
+    constraint: Any,
     *,
-    n: int,
-    max_new_tokens: int,
-    temperature: float,
-    keys=None,
-):
-    """`sampling.generate` for prompts as from `Prompts.encode`, one image each; `special` from `special_ids`.
+    settings: StepSettings,
+) -> tuple[list, State]:
+    """Go on to step `until` or to where all rows are done.
 
-    Computed in the type of `features`, here and in `completion_logprobs`.
+    Args:
+        distribution: arrays, so that one program serves all values.
+        own_keys: of `begin` or of the call before; taken over.
+        rest: the `State` without its own keys, which go apart because they alone are taken over.
+
+    Returns:
+        (own_keys, rest) for the next call.
     """
-    width = prompts["ids"].shape[1]
-    return generate(
-        params,
-        model_config,
-        prompts["ids"],
-        prompts["lengths"],
-        prompts["positions"][:, :, :width],
-        features,
-        n=n,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        keys=keys,
-        stop_ids=special["stop"],
-        suppress_ids=special["suppress"],
-        dtype=features.dtype,
+    loop = _Loop(
+        params=params,
+        layers=layers,
+        model_config=model_config,
+        distribution=distribution,
+        constraint=constraint,
+        settings=settings,
     )
+    state = loop.draw_until(rows, rest._replace(own_keys=own_keys), until)
+    return state.own_keys, state._replace(own_keys=None)

@@ -36,7 +36,9 @@ def check_sampling():
     }
 
     def sample(args):
-        return sampling.generate(params, CFG, **args, n=GROUP, max_new_tokens=N, stop_ids=STOP)
+        prompts = sampling.PromptBatch(args["input_ids"], args["lengths"], args["positions"])
+        settings = sampling.SamplingSettings(n=GROUP, max_new_tokens=N, stop_ids=STOP)
+        return sampling.generate(params, CFG, prompts, settings, keys=args["keys"])
 
     want = jax.tree.map(np.asarray, sample(args))
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -1,4 +1,4 @@
-"""stages.py: completions do not change when finished rows leave and the cache grows; work does."""
+"""compaction.py: completions do not change when finished rows leave and the cache grows; work does."""
 
 import functools
 import os
@@ -42,7 +42,7 @@ def small(monkeypatch):
     jax.clear_caches()
 
 
-def sample(prompts, n, **options):
+def sample(prompts, n, constraint=None, **options):
     rng = np.random.default_rng(1)
     ids = rng.integers(7, 20, (prompts, T)).astype(np.int32)
     lengths = rng.integers(2, T + 1, prompts).astype(np.int32)
@@ -52,13 +52,10 @@ def sample(prompts, n, **options):
     out = sampling.generate(
         params,
         CFG,
-        ids,
-        lengths,
-        positions,
-        n=n,
-        max_new_tokens=N,
+        sampling.PromptBatch(ids, lengths, positions),
+        sampling.SamplingSettings(n=n, max_new_tokens=N, **{"stop_ids": STOP, **options}),
         keys=sampling.row_keys(0, prompts * n),
-        **{"stop_ids": STOP, **options},
+        constraint=constraint,
     )
     return {k: np.asarray(v) for k, v in out.items()}
 
@@ -94,9 +91,9 @@ def test_completions_are_those_of_one_loop(prompts, n, options, small, monkeypat
 
     def spy(loop, *args):
         @functools.wraps(loop)
-        def counted(prompt, lengths, start, keys, state, until, place):
-            taken.append((len(start), state.own[0][0].shape[2], place is None))
-            return loop(prompt, lengths, start, keys, state, until, place)
+        def counted(rows, state, until, place):
+            taken.append((len(rows.start), state.own_keys[0][0].shape[2], place is None))
+            return loop(rows, state, until, place)
 
         return real(counted, *args)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cxr_jax.errors import UserError
-from cxr_jax.inference import answer_probabilities, constrained, sampling
+from cxr_jax.inference import answer_probabilities, answer_rules, constrained, sampling
 from cxr_jax.labels import answers as labels_answers
 from cxr_jax.labels.answers import TokenBytes
 from cxr_jax.labels.taxonomy import CHEXPERT_14
@@ -128,7 +128,7 @@ def random_pieces(rng, extra: int):
 def compiled(pieces, max_new_tokens, **kw):
     kw = {"names": NAMES, **kw}
     table = TokenBytes.from_pieces(pieces)
-    return constrained.compile_answers(
+    return answer_rules.compile_answers(
         table, len(pieces) + 1, [STOP], max_new_tokens=max_new_tokens, **kw
     )
 
@@ -296,7 +296,7 @@ def phantom():
     """(tokenizer, byte table, special ids, compiled rules)."""
     tokenizer = tokenizers.load(PHANTOM)
     table, special = TokenBytes.from_tokenizer(tokenizer), tokenizers.special_ids(tokenizer, V)
-    c = constrained.compile_answers(
+    c = answer_rules.compile_answers(
         table,
         V,
         special["stop"],
@@ -320,15 +320,15 @@ def test_an_untrained_model_writes_only_valid_answers(phantom, temperature):
     out = sampling.generate(
         params,
         PHANTOM_CFG,
-        ids,
-        [4],
-        qwen.positions(PHANTOM_CFG, ids, None),
-        n=n,
-        max_new_tokens=N,
-        temperature=temperature,
+        sampling.PromptBatch(ids, [4], qwen.positions(PHANTOM_CFG, ids, None)),
+        sampling.SamplingSettings(
+            n=n,
+            max_new_tokens=N,
+            temperature=temperature,
+            stop_ids=special["stop"],
+            suppress_ids=special["suppress"],
+        ),
         keys=sampling.row_keys(0, n),
-        stop_ids=special["stop"],
-        suppress_ids=special["suppress"],
         constraint=c,
     )
     assert np.asarray(out["finished"]).all()
@@ -433,7 +433,7 @@ DEPTH = 18
 def small():
     params = qwen.init_params(CFG, jax.random.key(1))
     params["text"]["embed"]["embedding"] *= 12
-    c = constrained.compile_answers(
+    c = answer_rules.compile_answers(
         TokenBytes.from_pieces(PIECES),
         24,
         [STOP],
@@ -452,20 +452,19 @@ def padded(rows):
     return tokens, np.array([len(r) for r in rows])
 
 
-def probabilities(small, **kw):
+def probabilities(small, keys=None, **kw):
     params, c = small
     tokens, lengths = padded(TRACES)
     out = answer_probabilities.finding_probabilities(
         params,
         CFG,
-        PROMPTS,
-        LENGTHS,
-        qwen.positions(CFG, PROMPTS, None, np.arange(5) < LENGTHS[:, None]),
-        None,
-        tokens,
-        lengths,
+        sampling.PromptBatch(
+            PROMPTS, LENGTHS, qwen.positions(CFG, PROMPTS, None, np.arange(5) < LENGTHS[:, None])
+        ),
+        answer_probabilities.Traces(tokens, lengths),
         c,
-        **{"answer_tokens": DEPTH, "tolerance": 1e-7, **kw},
+        answer_probabilities.ExpansionSettings(**{"answer_tokens": DEPTH, "tolerance": 1e-7, **kw}),
+        keys=keys,
     )
     return {k: np.asarray(v) for k, v in out.items()}
 
@@ -628,15 +627,15 @@ def test_probabilities_match_counts_of_sampled_answers(small, temperature):
         out = sampling.generate(
             params,
             CFG,
-            prefix,
-            length,
-            qwen.positions(CFG, prefix, None),
-            n=K,
-            max_new_tokens=DEPTH,
-            temperature=temperature,
+            sampling.PromptBatch(prefix, length, qwen.positions(CFG, prefix, None)),
+            sampling.SamplingSettings(
+                n=K,
+                max_new_tokens=DEPTH,
+                temperature=temperature,
+                stop_ids=(STOP,),
+                suppress_ids=(1, 22, 23),
+            ),
             keys=sampling.row_keys(9, K),
-            stop_ids=(STOP,),
-            suppress_ids=(1, 22, 23),
             constraint=Started(c, state.at[i]),
         )
         texts = [

@@ -12,7 +12,14 @@ import cxr_jax
 from cxr_jax.data import prompts as data_prompts
 from cxr_jax.data.sources import phantom
 from cxr_jax.errors import UserError
-from cxr_jax.inference import answer_probabilities, generation, image_inputs, reading, sampling
+from cxr_jax.inference import (
+    answer_probabilities,
+    generation,
+    image_inputs,
+    reading,
+    requests,
+    sampling,
+)
 from cxr_jax.inference import model as inference_model
 from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.labels.taxonomy import CHEXPERT_14
@@ -76,10 +83,10 @@ def calls(monkeypatch):
 
         monkeypatch.setattr(module, name, wrapped)
 
-    watch(inference_model, "_vision", "vision", lambda p, c, pixels, *_: len(pixels))
-    watch(sampling, "prefill", "prefill", lambda p, c, ids, lengths, *_: lengths[0])
-    watch(sampling, "extend", "extend", lambda p, c, keys, used, ids, lengths, *_: lengths[0])
-    watch(sampling, "decode", "decode", lambda *args: args[10])
+    watch(inference_model, "encode_images", "vision", lambda p, c, pixels, *_: len(pixels))
+    watch(sampling, "prefill", "prefill", lambda p, c, prompts: prompts.lengths[0])
+    watch(sampling, "extend", "extend", lambda p, c, keys, used, tokens: tokens.lengths[0])
+    watch(sampling, "decode", "decode", lambda *args: args[7])
     return seen
 
 
@@ -336,12 +343,14 @@ def test_buckets_bound_the_vision_programs(model, monkeypatch):
         blind = lambda params, model_config, pixels, grid, dtype: jnp.zeros(
             (1, np.prod(grid) // 4, 32)
         )
-        monkeypatch.setattr(inference_model, "_vision", jax.jit(blind, static_argnums=(1, 3, 4)))
+        monkeypatch.setattr(
+            inference_model, "encode_images", jax.jit(blind, static_argnums=(1, 3, 4))
+        )
         for picture in pictures:
             patches, grid = made.prepare(picture)
             made.image_features(patches, [grid])
         found[grids] = made.programs()["vision"]
-        assert inference_model._vision._cache_size() == found[grids]
+        assert inference_model.encode_images._cache_size() == found[grids]
     assert found["bucket"] <= 9 and found["exact"] > 30
     with pytest.raises(UserError, match="grids='some'"):
         inference_model.Model(CFG, {}, grids="some")
@@ -354,7 +363,7 @@ def test_buckets_bound_the_vision_programs(model, monkeypatch):
 # Readings
 
 JITS = (
-    inference_model._vision,
+    inference_model.encode_images,
     sampling.prefill,
     sampling.begin,
     sampling.decode,
@@ -383,12 +392,10 @@ def test_a_reading_is_one_vision_pass_one_prefill_and_no_new_program(model, call
 def test_probabilities_after_drawn_keys_and_after_a_full_pass_agree(model):
     """Traces of an untrained model that must keep to the format."""
     patches, grid = model.prepare(image(0))
-    prefix = generation.prefix_of(
-        model, generation.Request(model.render(FIND, grid), patches, grid)
-    )
+    prefix = generation.prefix_of(model, requests.Request(model.render(FIND, grid), patches, grid))
     layers, settings = (
         sampling.decode_layers(model.params, model.config),
-        generation.Settings(64, 1.0, 3),
+        requests.GenerationSettings(64, 1.0, 3),
     )
     rules = model.constraint("answers", 64)
     got, own = generation.decode(
@@ -461,11 +468,11 @@ def test_characters_split_over_tokens_come_out_whole(model):
     text = "Größe 漢字 😀👩‍⚕️ – é"
     ids = TOKENIZER(text, add_special_tokens=False)["input_ids"]
     assert len(ids) > len(text)
-    growing, pieces = generation._Pieces(TOKENIZER), []
+    growing, pieces = requests.GrowingText(TOKENIZER), []
     for k in range(1, len(ids) + 1):
         pieces.append(growing.add(ids[:k], last=k == len(ids)))
     assert "".join(pieces) == text and "" in pieces and not any("\ufffd" in p for p in pieces)
-    cut = generation._Pieces(TOKENIZER)  # an answer that ends inside a character
+    cut = requests.GrowingText(TOKENIZER)  # an answer that ends inside a character
     assert cut.add(ids[:3], False) + cut.add(ids[:3], True) == TOKENIZER.decode(ids[:3])
 
 
@@ -558,7 +565,7 @@ def test_rendering_is_the_chat_template_with_the_pad_repeated(model, talk, grid)
 def tie(model, picture, seed: int, ids: list[int]) -> float:
     """The gap between the two largest perturbed logits where the token after `ids` is drawn at temperature 1."""
     patches, grid = model.prepare(picture)
-    request = generation.Request(model.render(FIND, grid), patches, grid)
+    request = requests.Request(model.render(FIND, grid), patches, grid)
     logits = model.logits([request.ids + ids], patches, [grid])[0, -1].copy()
     logits[list(model.special["suppress"])] = -np.inf
     [key] = generation._keys(

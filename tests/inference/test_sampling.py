@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cxr_jax.inference import sampling
+from cxr_jax.inference import sampling, token_choice
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 
@@ -77,8 +77,9 @@ def pick(b, rows):
 
 def run(params, b, **kw):
     kw = {"n": 1, "max_new_tokens": N, "temperature": 1.0, **kw}
+    rest = {name: kw.pop(name) for name in ("keys", "constraint", "dtype") if name in kw}
     out = sampling.generate(
-        params, CFG, b["input_ids"], b["lengths"], b["positions"], b["image_features"], **kw
+        params, CFG, sampling.PromptBatch(**b), sampling.SamplingSettings(**kw), **rest
     )
     return {k: np.asarray(v) for k, v in out.items()}
 
@@ -254,7 +255,7 @@ def test_top_k_and_top_p_cut_the_tail(k, p):
     probs = np.exp(log_softmax(logits))[0, order]
     inside = order[:k] if k else order[: int((np.cumsum(probs) - probs < p).sum())]
     draw = jax.jit(
-        lambda key: sampling.pick(
+        lambda key: token_choice.pick(
             jnp.repeat(logits, 500, 0),
             jax.random.split(key, 500),
             0,
@@ -267,8 +268,10 @@ def test_top_k_and_top_p_cut_the_tail(k, p):
     tokens, logprobs = draw(jax.random.key(1))
     assert set(np.unique(tokens)) == set(inside.tolist())
     np.testing.assert_allclose(logprobs, log_softmax(logits)[0][np.asarray(tokens)], atol=1e-5)
-    cut = sampling.keep_top_k(logits, k) if k else sampling.keep_top_p(logits, p)
-    traced = jax.jit(sampling.keep_top_k if k else sampling.keep_top_p)(logits, k or np.float32(p))
+    cut = token_choice.keep_top_k(logits, k) if k else token_choice.keep_top_p(logits, p)
+    traced = jax.jit(token_choice.keep_top_k if k else token_choice.keep_top_p)(
+        logits, k or np.float32(p)
+    )
     np.testing.assert_array_equal(cut, traced)
     assert set(np.flatnonzero(np.asarray(cut[0]) > -1e29)) == set(inside.tolist())
 
@@ -280,9 +283,7 @@ def test_group_forward_equals_separate_rows(params):
     own = rng.standard_normal((2 * n, C, 32)).astype(np.float32)
     lengths = np.repeat(b["lengths"], n)
     where = lengths[:, None] + np.arange(C)
-    start = np.repeat(
-        np.asarray(sampling.next_positions(jnp.asarray(b["positions"]), b["lengths"])), n
-    )
+    start = np.repeat(np.asarray(qwen.next_positions(jnp.asarray(b["positions"]), b["lengths"])), n)
     own_positions = np.broadcast_to((start[:, None] + np.arange(C))[None], (3, 2 * n, C))
     positions = np.zeros((3, 2 * n, T + C), np.int32)
     positions[:, :, :T] = np.repeat(b["positions"], n, 1)
@@ -377,43 +378,29 @@ def test_pieces_equal_the_one_program(params):
     made = []
     for r in (0, 1):
         one = pick(b, [r])
-        made.append(
-            sampling.prefill(
-                params,
-                CFG,
-                one["input_ids"],
-                one["lengths"],
-                one["positions"],
-                one["image_features"],
-                dtype=jnp.float32,
-            )
-        )
+        made.append(sampling.prefill(params, CFG, sampling.PromptBatch(**one), dtype=jnp.float32))
     order = [0, 0, 1, 1]
     prompt, own, rest = sampling.begin(
         [made[r] for r in order], 3, None, model_config=CFG, room=16, dtype=jnp.float32
     )
-    start = sampling.next_positions(jnp.asarray(b["positions"]), b["lengths"])[np.array(order)]
+    start = qwen.next_positions(jnp.asarray(b["positions"]), b["lengths"])[np.array(order)]
     layers, four = sampling.decode_layers(params, CFG), keys[np.array([0, 1, 2, 2])]
+    rows = sampling.Rows(prompt, b["lengths"][order], start, four)
+    settings = token_choice.StepSettings(
+        greedy=False, stop_ids=CFG.eos_token_id, suppress_ids=CFG.media_token_ids, dtype=jnp.float32
+    )
     for until in (5, 10, N):
         own, rest = sampling.decode(
             params,
             layers,
             CFG,
-            prompt,
-            b["lengths"][order],
-            start,
-            four,
-            np.float32(1),
+            rows,
+            token_choice.Distribution(np.float32(1)),
             own,
             rest,
             np.int32(until),
             None,
-            greedy=False,
-            stop_ids=CFG.eos_token_id,
-            suppress_ids=CFG.media_token_ids,
-            top_k=None,
-            top_p=None,
-            dtype=jnp.float32,
+            settings=settings,
         )
         assert int(rest.step) <= until
     np.testing.assert_array_equal(rest.tokens[:3, :N], want["tokens"])
@@ -425,23 +412,12 @@ def test_extending_a_prefix_equals_computing_the_whole(params):
     """The kept keys and the new ones, in slots of another count, are those of one prefill; so is the last hidden."""
     b = pick(batch(4), [3])  # 12 tokens
     length = int(b["lengths"][0])
-    whole = sampling.prefill(
-        params,
-        CFG,
-        b["input_ids"],
-        b["lengths"],
-        b["positions"],
-        b["image_features"],
-        dtype=jnp.float32,
-    )
+    whole = sampling.prefill(params, CFG, sampling.PromptBatch(**b), dtype=jnp.float32)
     for used in (6, 9, length - 1):
         first = sampling.prefill(
             params,
             CFG,
-            b["input_ids"],
-            np.array([used], np.int32),
-            b["positions"],
-            b["image_features"],
+            sampling.PromptBatch(**b)._replace(lengths=np.array([used], np.int32)),
             dtype=jnp.float32,
         )
         ids, where = np.full((1, 8), 9, np.int32), np.zeros((3, 1, 8), np.int32)
@@ -450,15 +426,13 @@ def test_extending_a_prefix_equals_computing_the_whole(params):
         got = sampling.extend(
             params,
             CFG,
-            first["keys"],
+            first.keys,
             np.array([used], np.int32),
-            ids,
-            np.array([length - used], np.int32),
-            where,
+            sampling.PromptBatch(ids, np.array([length - used], np.int32), where),
             room=14,
             dtype=jnp.float32,
         )
-        np.testing.assert_allclose(got["last"], whole["last"], atol=1e-5)
-        for x, y in zip(jax.tree.leaves(got["keys"]), jax.tree.leaves(whole["keys"]), strict=True):
+        np.testing.assert_allclose(got.last, whole.last, atol=1e-5)
+        for x, y in zip(jax.tree.leaves(got.keys), jax.tree.leaves(whole.keys), strict=True):
             assert x.shape[2] == 14
             np.testing.assert_allclose(x[:, :, :length], y[:, :, :length], atol=1e-5)

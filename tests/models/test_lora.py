@@ -304,7 +304,10 @@ def test_decoding_with_adapters(params, adapters):
     positions = qwen.positions(CFG, IDS, GRID, mask)
     features = np.random.default_rng(0).standard_normal((2, 8, 32)).astype(np.float32)
     run = lambda p: sampling.generate(
-        p, CFG, IDS, LENGTHS, positions, features, max_new_tokens=8, temperature=0
+        p,
+        CFG,
+        sampling.PromptBatch(IDS, LENGTHS, positions, features),
+        sampling.SamplingSettings(max_new_tokens=8, temperature=0),
     )
     joined = lora.join(params, part, some)
     out, merged, base = run(joined), run(lora.merge(params, part, some)), run(params)

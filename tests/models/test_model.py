@@ -64,13 +64,13 @@ def test_greedy_tokens(model, name):
     out = sampling.generate(
         m.params,
         m.config,
-        c["input_ids"],
-        mask.sum(1),
-        qwen2_5_vl.positions(m.config, c["input_ids"], c["grids"], mask),
-        m._place(c["input_ids"], features),
-        n=2,
-        max_new_tokens=c["tokens"].shape[1],
-        temperature=0,
+        sampling.PromptBatch(
+            c["input_ids"],
+            mask.sum(1),
+            qwen2_5_vl.positions(m.config, c["input_ids"], c["grids"], mask),
+            m._place(c["input_ids"], features),
+        ),
+        sampling.SamplingSettings(n=2, max_new_tokens=c["tokens"].shape[1], temperature=0),
     )
     got = np.where(np.arange(out["tokens"].shape[1]) < out["lengths"][:, None], out["tokens"], -1)
     np.testing.assert_array_equal(got, np.repeat(c["tokens"], 2, 0))

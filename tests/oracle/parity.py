@@ -98,12 +98,8 @@ def decoded(case: cases.Case, m: model.Model, positions, features) -> np.ndarray
     out = sampling.generate(
         m.params,
         m.config,
-        ids,
-        case.lengths,
-        positions,
-        m._place(ids, features),
-        max_new_tokens=cases.NEW_TOKENS,
-        temperature=0,
+        sampling.PromptBatch(ids, case.lengths, positions, m._place(ids, features)),
+        sampling.SamplingSettings(max_new_tokens=cases.NEW_TOKENS, temperature=0),
     )
     return np.where(np.arange(cases.NEW_TOKENS) < out["lengths"][:, None], out["tokens"], -1)
 

@@ -90,12 +90,12 @@ def ours(folder: pathlib.Path, new: int):
     import jax
 
     import cxr_jax
-    from cxr_jax.inference import generation, sampling
+    from cxr_jax.inference import generation, requests, sampling, token_choice
 
     times: dict = {}
     m = timed("load", lambda: cxr_jax.load(folder), times)
     ids, pixels = inputs()
-    request = generation.Request(ids[0].tolist(), pixels, tuple(GRID[0].tolist()))
+    request = requests.Request(ids[0].tolist(), pixels, tuple(GRID[0].tolist()))
     for run in ("first ", ""):  # with and without compilation
         [seen] = timed(run + "vision", lambda: m.image_features(pixels, GRID), times)
 
@@ -111,30 +111,32 @@ def ours(folder: pathlib.Path, new: int):
         )
 
         def decode(prompt=prompt, own=own, rest=rest, prefix=prefix, layers=layers):
-            whole = np.array([prefix.length], np.int32), np.array([prefix.start], np.int32)
+            rows = sampling.Rows(
+                prompt_keys=prompt,
+                prompt_lengths=np.array([prefix.length], np.int32),
+                start=np.array([prefix.start], np.int32),
+                random_keys=sampling.row_keys(0, 1),
+            )
+            settings = token_choice.StepSettings(
+                greedy=True, stop_ids=(-1,), suppress_ids=m.config.media_token_ids, dtype=m.dtype
+            )
             return jax.block_until_ready(
                 sampling.decode(
                     m.params,
                     layers,
                     m.config,
-                    prompt,
-                    *whole,
-                    sampling.row_keys(0, 1),
-                    np.float32(1),
+                    rows,
+                    token_choice.Distribution(np.float32(1)),
                     own,
                     rest,
                     np.int32(new),
                     None,
-                    dtype=m.dtype,
-                    greedy=True,
-                    stop_ids=(-1,),
-                    suppress_ids=m.config.media_token_ids,
-                    top_k=None,
-                    top_p=None,
+                    settings=settings,
                 )
             )
 
-        tokens = np.asarray(timed(run + "decode", decode, times)[1][2])[0]
+        _, state = timed(run + "decode", decode, times)
+        tokens = np.asarray(state.tokens)[0]
     whole = np.concatenate([ids, tokens[None, :-1]], 1)
     logits = timed("first whole pass", lambda: m.logits(whole, pixels, GRID), times)
     return tokens, logits[0, -new - AFTER :], times

@@ -69,16 +69,20 @@ def sample(w, n, temperature, stop=None):
     out = sampling.generate(
         w.params,
         w.config,
-        encoded["ids"],
-        encoded["lengths"],
-        encoded["positions"][:, :, : w.prompts.width],
-        w.features,
-        n=n,
-        max_new_tokens=C,
-        temperature=temperature,
+        sampling.PromptBatch(
+            encoded["ids"],
+            encoded["lengths"],
+            encoded["positions"][:, :, : w.prompts.width],
+            w.features,
+        ),
+        sampling.SamplingSettings(
+            n=n,
+            max_new_tokens=C,
+            temperature=temperature,
+            stop_ids=stop or w.special["stop"],
+            suppress_ids=w.special["suppress"],
+        ),
         keys=sampling.row_keys(3, len(TEXTS) * n),
-        stop_ids=stop or w.special["stop"],
-        suppress_ids=w.special["suppress"],
     )
     out = {k: np.asarray(v).reshape(len(TEXTS), n, *v.shape[1:]) for k, v in out.items()}
     return encoded, out, np.arange(C) < out["lengths"][:, :, None]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from cxr_jax.models.qwen2_5_vl import decoder
 from cxr_jax.models.qwen2_5_vl import vision as tower
 from cxr_jax.models.qwen2_5_vl.config import Config
-from cxr_jax.models.qwen2_5_vl.rope import positions
+from cxr_jax.models.qwen2_5_vl.rope import next_positions, positions
 from cxr_jax.models.qwen2_5_vl.sharding_rules import SHARDING_RULES
 from cxr_jax.runtime import sharding
 
@@ -17,6 +17,7 @@ __all__ = [
     "vision",
     "embed",
     "positions",
+    "next_positions",
     "decode_full",
     "decode_group",
     "unembed",

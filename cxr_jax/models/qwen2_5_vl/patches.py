@@ -73,7 +73,7 @@ def smart_resize(height, width, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS, fa
 
     Raises UserError for an aspect ratio above 200. Source: the Qwen2-VL image processor in transformers.
     """
-    _check_aspect(height, width)
+    check_aspect(height, width)
     h, w = (round(side / factor) * factor for side in (height, width))
     if h * w > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
@@ -86,7 +86,7 @@ def smart_resize(height, width, min_pixels=MIN_PIXELS, max_pixels=MAX_PIXELS, fa
     return h, w
 
 
-def _check_aspect(height, width):
+def check_aspect(height, width):
     if max(height, width) > MAX_ASPECT * min(height, width):
         raise UserError(
             f"the picture is {width} x {height}: its aspect ratio is above {MAX_ASPECT}"

@@ -6,8 +6,10 @@ Positions are host-side numpy: they depend on token ids and grids only, never on
 import functools
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from cxr_jax.errors import UserError
 from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
@@ -94,3 +96,9 @@ def positions(model_config: Config, input_ids, grids=None, mask=None) -> np.ndar
     if not same and next(source, None) is not None:
         raise UserError("more image grids than image placeholders in input_ids")
     return out
+
+
+def next_positions(positions: jax.Array, lengths: ArrayLike) -> jax.Array:
+    """Compute the position int [B] of the first generated token, one past the largest of the prompt."""
+    valid = jnp.arange(positions.shape[2]) < lengths[:, None]
+    return jnp.where(valid, positions, -1).max((0, 2)) + 1

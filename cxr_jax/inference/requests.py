@@ -1,0 +1,227 @@
+"""What a reader asks for and gets: checked settings, rendered prompts, completions, readings."""
+
+import hashlib
+import math
+import numbers
+import operator
+import os
+import zlib
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cxr_jax.errors import UserError
+from cxr_jax.models import qwen2_5_vl
+from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.models.tokenizer import Tokenizer
+
+# ---- What comes and goes -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One generated answer. token_ids and logprobs include the stop token; text does not show it."""
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: str  # "stop" or "length"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One image read.
+
+    Attributes:
+        shown: the greedy completion.
+        samples: those drawn beside it.
+        probabilities: the mean over the samples' traces (without samples: over the greedy one) of the probability
+            that the answer names each of the 14 labels, or None.
+    """
+
+    shown: Completion
+    samples: list[Completion]
+    probabilities: dict[str, float] | None
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How to draw, as a user says it; see `Model.generate`.
+
+    Raises:
+        UserError: for values that mean nothing.
+    """
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+    n: int = 1
+    seed: int = 0
+    top_p: float | None = None
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field, and turn numbers of numpy into Python's."""
+        self._set("max_new_tokens", _whole_number("max_new_tokens", self.max_new_tokens, 1))
+        self._set("n", _whole_number("n", self.n, 1))
+        # Random keys know no more bits.
+        self._set("seed", _whole_number("seed", self.seed, 0, 2**32 - 1))
+        self._set("temperature", _finite_number("temperature", self.temperature))
+        # Beyond these, float32 logits over the temperature overflow, or ruled-out tokens come back.
+        if self.temperature != 0 and not 1e-6 <= self.temperature <= 1e6:
+            raise UserError(
+                f"temperature must be 0 (greedy) or from 1e-6 to 1e6, got {self.temperature}"
+            )
+        if self.top_p is not None:
+            self._set("top_p", _finite_number("top_p", self.top_p))
+            if not 0 < self.top_p <= 1:
+                raise UserError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if self.top_k is not None:
+            self._set("top_k", _whole_number("top_k", self.top_k, 1))
+
+    def _set(self, name: str, value: float) -> None:
+        object.__setattr__(self, name, value)  # the way around "frozen", while it is made
+
+
+def _whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    is_bool = isinstance(value, (bool, np.bool_))
+    if number is None or is_bool or number < least or (most and number > most):
+        upper = f" and at most {most}" if most else ""
+        raise UserError(f"{name} must be a whole number of at least {least}{upper}, got {value!r}")
+    return number
+
+
+def _finite_number(name: str, value: Any) -> float:
+    is_number = isinstance(value, (numbers.Real, np.number)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value):
+        raise UserError(f"{name} must be a finite number, got {value!r}")
+    return float(value)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One rendered prompt: token ids, and patches [P, patch_dim] and grid (t, h, w) of its image (or None)."""
+
+    ids: list[int]
+    patches: np.ndarray | None
+    grid: tuple[int, int, int] | None
+
+    def image_key(self) -> Hashable:
+        """Name the image by its content; None without one."""
+        if self.patches is None:
+            return None
+        return self.grid, hashlib.sha256(self.patches.tobytes()).digest()
+
+    def mark(self) -> int:
+        """Make a number of the content: equal prompts draw equal noise, wherever they stand."""
+        image = b""
+        if self.patches is not None:
+            image = np.ascontiguousarray(self.patches, np.float32).tobytes()
+        return zlib.crc32(np.asarray(self.ids, np.int32).tobytes(), zlib.crc32(image))
+
+    def positions(self, model_config: Config) -> np.ndarray:
+        """Compute M-RoPE positions int32 [3, 1, T]."""
+        grids = None if self.grid is None else [self.grid]
+        return qwen2_5_vl.positions(model_config, np.array([self.ids]), grids)
+
+
+# ---- Checks of arguments -----------------------------------------------------------------------------------
+
+
+def check_room(
+    model_config: Config, length: int, max_new_tokens: int, prompt_name: str = "the prompt"
+) -> None:
+    """Refuse a prompt of `length` tokens that, with its answer, exceeds the model's positions.
+
+    Raises:
+        UserError: which names the prompt by `prompt_name`.
+    """
+    most = model_config.text.max_position_embeddings
+    if length + max_new_tokens > most:
+        raise UserError(
+            f"{prompt_name} has {length} tokens: with max_new_tokens={max_new_tokens} that is more than the "
+            f"{most} positions of the model"
+        )
+
+
+def pair_up(images: Any, prompts: Any) -> tuple[list, list]:
+    """Turn images and prompts (or one prompt for all) into two lists of one length >= 1.
+
+    Raises:
+        UserError: if that cannot be.
+    """
+    try:
+        if isinstance(images, (str, bytes, os.PathLike)) or getattr(images, "ndim", 3) == 2:
+            raise TypeError
+        images = list(images)
+    except TypeError:
+        raise UserError(
+            "images must be a list, one for each prompt (None where there is none)"
+        ) from None
+    if isinstance(prompts, str):
+        prompts = [prompts] * len(images)
+    elif isinstance(prompts, (list, tuple)):
+        prompts = list(prompts)
+    else:
+        raise UserError("prompts must be a text or a list of texts or conversations")
+    if not images or not prompts:
+        raise UserError("nothing to read: images and prompts must not be empty")
+    if len(prompts) != len(images):
+        raise UserError(f"{len(images)} images but {len(prompts)} prompts")
+    return images, prompts
+
+
+def check_completions(completions: Any) -> None:
+    """Refuse anything but a list of completions, at least one. Raises UserError."""
+    if not isinstance(completions, (list, tuple)) or not all(
+        isinstance(completion, Completion) for completion in completions
+    ):
+        raise UserError("finding_probabilities needs a list of completions, as generate gives them")
+    if not completions:
+        raise UserError("finding_probabilities needs at least one completion")
+
+
+def check_ids(ids: np.ndarray, mask: np.ndarray, model_config: Config) -> None:
+    """Refuse ids and a mask that are no right-padded batch [B, T] of the model's tokens. Raises UserError."""
+    if ids.ndim != 2 or ids.shape != mask.shape:
+        raise UserError(
+            f"input_ids {list(ids.shape)} and mask {list(mask.shape)} must both be [B, T]"
+        )
+    if not ids.size or ids.dtype.kind not in "iu":
+        raise UserError(
+            f"input_ids must be whole numbers, at least one, not {ids.dtype} {list(ids.shape)}"
+        )
+    if ids.min() < 0 or ids.max() >= model_config.text.vocab_size:
+        raise UserError(f"input_ids must lie in 0..{model_config.text.vocab_size - 1}")
+    if (np.diff(mask.astype(np.int8), axis=1) > 0).any():
+        raise UserError("attention_mask must be right padding: ones, then zeros")
+
+
+# ---- Texts -------------------------------------------------------------------------------------------------
+
+
+def text_of(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """Decode token ids as they are, special tokens included."""
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+class GrowingText:
+    """The text of one growing completion. A character split over tokens is held back until it is whole."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        """Begin with no text."""
+        self.tokenizer = tokenizer
+        self.shown = ""
+
+    def add(self, ids: list[int], last: bool) -> str:
+        """Return the text that `ids`, all tokens so far, add to what was given before."""
+        text = text_of(self.tokenizer, ids)
+        # An unfinished character decodes to replacement characters; one that the model meant comes out later.
+        text = text if last else text.rstrip("\ufffd")
+        piece, self.shown = text[len(self.shown) :], text
+        return piece
