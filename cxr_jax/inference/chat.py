@@ -8,17 +8,20 @@ tokens, and equals reading the whole conversation afresh, whatever a template do
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from cxr_jax.errors import UserError
 from cxr_jax.inference import generation, sampling
 from cxr_jax.inference.prompts import render_prompt
-from cxr_jax.inference.requests import Completion, GenerationSettings, Request, check_room
-
-if TYPE_CHECKING:
-    from cxr_jax.inference.model import Model
+from cxr_jax.inference.requests import (
+    Completion,
+    GenerationSettings,
+    ReadyModel,
+    Request,
+    check_room,
+)
 
 
 class Chat:
@@ -31,7 +34,7 @@ class Chat:
         computed: tokens that each answer's prompt had to compute; the first counts the image.
     """
 
-    def __init__(self, model: Model, image: Any = None, system: str | None = None):
+    def __init__(self, model: ReadyModel, image: Any = None, system: str | None = None):
         """Prepare the image (as for `Model.generate`); system replaces the template's own prompt."""
         self.model = model
         self.patches, self.grid = model.prepare(image)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,15 +24,13 @@ from cxr_jax.inference.requests import (
     GenerationSettings,
     GrowingText,
     Reading,
+    ReadyModel,
     Request,
     text_of,
 )
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime.trees import Tree
-
-if TYPE_CHECKING:
-    from cxr_jax.inference.model import Model
 
 STREAM_EVERY = 8  # tokens between two calls of a stream's callback
 
@@ -87,7 +85,7 @@ class Prefix:
     mark: int
 
 
-def prefill(model: Model, request: Request, features: np.ndarray | None) -> Prefix:
+def prefill(model: ReadyModel, request: Request, features: np.ndarray | None) -> Prefix:
     """Compute a whole prompt; features [I, D] of its image or None."""
     model_config, length = model.config, len(request.ids)
     room = bucket(length)
@@ -108,14 +106,14 @@ def prefill(model: Model, request: Request, features: np.ndarray | None) -> Pref
     return Prefix(device, length, int(positions.max()) + 1, request.mark())
 
 
-def prefix_of(model: Model, request: Request) -> Prefix:
+def prefix_of(model: ReadyModel, request: Request) -> Prefix:
     """Compute one prompt and its image."""
     if request.patches is None:
         return prefill(model, request, None)
     return prefill(model, request, model.image_features(request.patches, [request.grid])[0])
 
 
-def extend(model: Model, keys: list, used: int, request: Request) -> Prefix:
+def extend(model: ReadyModel, keys: list, used: int, request: Request) -> Prefix:
     """Compute a prompt whose first `used` tokens have their keys already; the rest must hold no image."""
     model_config, length = model.config, len(request.ids)
     positions, new = request.positions(model_config), np.array([request.ids[used:]], np.int32)
@@ -197,7 +195,7 @@ class _Drawn:
 
 
 def decode(
-    model: Model,
+    model: ReadyModel,
     layers: list[Tree],
     samples: list[tuple[Prefix, int]],
     settings: GenerationSettings,
@@ -267,7 +265,7 @@ def _integers(values: Iterable[int]) -> np.ndarray:
 
 
 def _choice(
-    model: Model, settings: GenerationSettings
+    model: ReadyModel, settings: GenerationSettings
 ) -> tuple[sampling.Distribution, sampling.StepSettings]:
     """The settings as `sampling.decode` takes them; greedy decoding has neither top_k nor top_p."""
     is_greedy = settings.temperature == 0
@@ -288,7 +286,7 @@ def _choice(
 
 
 def _note_decode(
-    model: Model, prefix: Prefix, settings: GenerationSettings, constraint: Any
+    model: ReadyModel, prefix: Prefix, settings: GenerationSettings, constraint: Any
 ) -> None:
     """Tell the model what makes another decode program."""
     is_greedy = settings.temperature == 0
@@ -310,7 +308,7 @@ def _note_decode(
 
 
 def complete(
-    model: Model,
+    model: ReadyModel,
     requests: list[Request],
     settings: GenerationSettings,
     stream: Callable[[int, int, str], None] | None = None,
@@ -357,7 +355,7 @@ def _stream_of_turn(
 class _Prompts:
     """The prompts of a call, computed when their turn comes: each once, and each image once for all its prompts."""
 
-    def __init__(self, model: Model, requests: list[Request]):
+    def __init__(self, model: ReadyModel, requests: list[Request]):
         self.model = model
         self.requests = requests
         self.image_keys = [request.image_key() for request in requests]
@@ -387,7 +385,7 @@ class _Prompts:
 
 
 def read(
-    model: Model,
+    model: ReadyModel,
     request: Request,
     greedy: GenerationSettings,
     drawn: GenerationSettings | None,
@@ -420,7 +418,7 @@ class _TraceReader:
     """Collects the probabilities after traces of one prompt; without rules, none."""
 
     def __init__(
-        self, model: Model, layers: list[Tree], prefix: Prefix, answers: Constraint | None
+        self, model: ReadyModel, layers: list[Tree], prefix: Prefix, answers: Constraint | None
     ):
         self.model = model
         self.layers = layers
@@ -449,7 +447,7 @@ class _TraceReader:
 
 
 def after(
-    model: Model,
+    model: ReadyModel,
     layers: list[Tree],
     prefix: Prefix,
     completions: list[Completion],

@@ -6,16 +6,14 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cxr_jax.data import images
 from cxr_jax.data.radiograph import Image
 from cxr_jax.errors import UserError
+from cxr_jax.inference.requests import ReadyModel
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.weights import hf_folder
-
-if TYPE_CHECKING:
-    from cxr_jax.inference.model import Model
 
 NOTICE = "Research use only. Not for diagnosis."
 # The reward's own pattern.
@@ -107,7 +105,7 @@ def read_usable(path: str | os.PathLike, renderer: str, read_anyway: bool = Fals
     return image
 
 
-def why_no_probabilities(model: Model) -> str | None:
+def why_no_probabilities(model: ReadyModel) -> str | None:
     """Say why the model's tokenizer cannot express valid answers; None if it can. Takes seconds, once."""
     try:
         model.answers  # noqa: B018  compiled on first use
@@ -117,7 +115,7 @@ def why_no_probabilities(model: Model) -> str | None:
 
 
 def reading_record(
-    model: Model,
+    model: ReadyModel,
     path: str | os.PathLike,
     image: Image,
     options: ReadingOptions,

@@ -8,14 +8,18 @@ import os
 import zlib
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from cxr_jax.errors import UserError
+from cxr_jax.inference.constrained import Constraint
 from cxr_jax.models import qwen2_5_vl
 from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.models.tokenizer import Tokenizer
+from cxr_jax.runtime.trees import Tree
 
 # ---- What comes and goes -----------------------------------------------------------------------------------
 
@@ -128,6 +132,43 @@ class Request:
         """Compute M-RoPE positions int32 [3, 1, T]."""
         grids = None if self.grid is None else [self.grid]
         return qwen2_5_vl.positions(model_config, np.array([self.ids]), grids)
+
+
+class ReadyModel(Protocol):
+    """What generation, conversations and readings need of a `Model`, where each member is explained."""
+
+    config: Config
+    params: Tree
+    dtype: np.dtype
+    folder: Path | None
+    rows: int
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Of the model's folder."""
+
+    @property
+    def special(self) -> dict[str, tuple[int, ...]]:
+        """Ids that end an answer, and ids that are never drawn."""
+
+    @property
+    def answers(self) -> Constraint:
+        """The rules of valid answers."""
+
+    def constraint(self, constraint: Any, max_new_tokens: int) -> Any:
+        """Turn "answers" into rules."""
+
+    def note(self, kind: str, shape: Hashable) -> None:
+        """Count a program."""
+
+    def image_features(self, pixel_values: ArrayLike, image_grid_thw: ArrayLike) -> list:
+        """Compute image tokens."""
+
+    def prepare(self, image: Any) -> tuple[np.ndarray | None, tuple[int, int, int] | None]:
+        """Turn an image into patches and their grid."""
+
+    def read(self, image: Any, prompt: Any, *settings: int, **options: Any) -> Reading:
+        """Read one image."""
 
 
 # ---- Checks of arguments -----------------------------------------------------------------------------------
