@@ -34,10 +34,10 @@ from pathlib import Path
 from cxr_jax.data import report_files
 from cxr_jax.errors import UserError, bad_usage
 from cxr_jax.runtime import interrupts, whole_files
+from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
 
 CHUNK = 4096  # reports labelled at a time,
 CHUNK_BYTES = 1 << 23  # or fewer, if they are long
-NOTICE = "Research use only. Not for diagnosis."
 _CELLS = {1: "1", 0: "0", -1: "-1", -2: ""}
 
 
@@ -314,7 +314,7 @@ def summary(args, counts):
         lines.append(
             f"{counts['whole']:,} reports have no heading of these sections: {', '.join(args.sections)}"
         )
-    return "\n".join([*lines, NOTICE])
+    return "\n".join([*lines, NOT_FOR_DIAGNOSIS])
 
 
 def run(args) -> int:

@@ -16,6 +16,7 @@ from ml_collections import config_flags
 from cxr_jax.config import command_line
 from cxr_jax.errors import RunFailedError, UserError
 from cxr_jax.runtime import processes
+from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
 
 os.environ.setdefault(
     "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
@@ -80,7 +81,7 @@ def run() -> int:
         folder.finish(table=table, **result)
         processes.barrier("done")
         print(table)
-        print(f"done; report: {folder.file('report.html')}\nResearch use only. Not for diagnosis.")
+        print(f"done; report: {folder.file('report.html')}\n{NOT_FOR_DIAGNOSIS}")
         return 0
     except UserError:
         folder.abandon()

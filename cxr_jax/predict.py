@@ -25,13 +25,13 @@ from cxr_jax.data import radiograph
 from cxr_jax.data.prompts import FIND_PROMPT
 from cxr_jax.errors import UserError, bad_usage
 from cxr_jax.inference.reading import (
-    NOTICE,
     ReadingOptions,
     as_text,
     read_usable,
     reading_record,
     why_no_probabilities,
 )
+from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
 
 # Command line
 
@@ -39,7 +39,7 @@ from cxr_jax.inference.reading import (
 def parse_args(argv):
     parser = argparse.ArgumentParser(
         prog="python -m cxr_jax.predict",
-        description=f"Reads chest radiographs. {NOTICE}",
+        description=f"Reads chest radiographs. {NOT_FOR_DIAGNOSIS}",
         allow_abbrev=False,
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG, JPEG or DICOM file")
@@ -106,7 +106,7 @@ def read_all(args) -> int:
             model = cxr_jax.load(args.model, grids=args.grids)
             unable = why_no_probabilities(model)
             if not args.json:
-                print(NOTICE)
+                print(NOT_FOR_DIAGNOSIS)
         record = reading_record(model, path, image, _options(args), unable)
         print(
             json.dumps(record) if args.json else "\n" + as_text(record, args.samples, unable),

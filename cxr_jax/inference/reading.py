@@ -15,7 +15,6 @@ from cxr_jax.inference.requests import ReadyModel
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.weights import hf_folder
 
-NOTICE = "Research use only. Not for diagnosis."
 # The reward's own pattern.
 _FORMAT = re.compile(r"^<think>.*?</think>\s*<answer>.*?</answer>$", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)

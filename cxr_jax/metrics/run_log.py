@@ -1,11 +1,14 @@
-"""A run's numbers: metrics.jsonl (the truth), TensorBoard beside it, and a progress line now and then."""
+"""A run's numbers: metrics.jsonl (the truth), and TensorBoard beside it."""
 
 import json
 import logging
 import math
 import os
 import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 
@@ -16,30 +19,43 @@ FILE = "metrics.jsonl"
 log = logging.getLogger(__name__)
 
 
-def _plain(value):
-    """JSON value of a Python, NumPy or JAX scalar or array; a non-finite number becomes null."""
+# ---- Strict JSON ----
+
+
+def finite(number: Any) -> float | None:
+    """Return a number as a float, None where it is not finite."""
+    number = float(number)
+    return number if math.isfinite(number) else None
+
+
+def json_value(value: Any, other: Callable[[Any], Any] = finite) -> Any:
+    """Return a value as strict JSON holds it: arrays as lists, a number that is not finite as None.
+
+    Args:
+        value: a Python, NumPy or JAX scalar or array, or dicts, lists and tuples of them.
+        other: what becomes of a value of any other type.
+    """
+    if isinstance(value, dict):
+        return {str(name): json_value(item, other) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_value(item, other) for item in value]
+    if hasattr(value, "dtype"):
+        array = np.asarray(value)
+        # float64 first: NumPy does not know every accelerator type (bfloat16, of kind V) as a Python number.
+        if array.dtype.kind in "fV":
+            array = array.astype(np.float64)
+        return json_value(array.tolist(), other)
+    if isinstance(value, float):
+        return finite(value)
     if isinstance(value, (str, bool, int, type(None))):
         return value
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if hasattr(value, "dtype"):
-        # float64 first: NumPy does not know every accelerator type (bfloat16) as a Python number.
-        value = np.asarray(value)
-        value = value.tolist() if value.dtype.kind in "biu" else value.astype(np.float64).tolist()
-        return _plain(value) if isinstance(value, list) else _plain_float(value)
-    return _plain_float(value)
+    return other(value)
 
 
-def _plain_float(value):
-    if isinstance(value, (bool, int)):
-        return value
-    value = float(value)
-    return value if math.isfinite(value) else None
+# ---- Reading ----
 
 
-def _lines(path):
+def _lines(path: Path) -> Iterator[tuple[bytes, dict]]:
     """(raw line, object) of every complete line; a last line that a kill has torn is left out."""
     for number, raw in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         if not raw.endswith(b"\n"):
@@ -49,39 +65,51 @@ def _lines(path):
         try:
             row = json.loads(raw)
             row["step"]  # noqa: B018  (KeyError or TypeError: not one of our lines)
-        except (ValueError, KeyError, TypeError) as e:
-            raise UserError(f"{path}: line {number} is not a metrics line") from e
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: line {number} is not a metrics line") from error
         yield raw, row
 
 
-def read(workdir) -> list[dict]:
-    """All lines of WORKDIR/metrics.jsonl, in the order written; [] if there is no such file.
+def read(workdir: str | os.PathLike) -> list[dict]:
+    """Read all lines of WORKDIR/metrics.jsonl, in the order written; [] if there is no such file.
 
-    Each has "step" (int), "kind" ("train" or "eval"), "time" (Unix seconds) and the metrics.
+    Returns:
+        A dict a line: "step" (int), "kind" ("train" or "eval"), "time" (Unix seconds) and the metrics.
+
+    Raises:
+        UserError: if a line is not one of ours.
     """
     path = Path(workdir) / FILE
     return [row for _, row in _lines(path)] if path.exists() else []
 
 
-class MetricsWriter:
-    """Appends lines to WORKDIR/metrics.jsonl; scalars go to WORKDIR/tensorboard too, where possible.
+# ---- Writing ----
 
-    `resume_step`: the step of the restored checkpoint. Lines with a later step are removed (the run will
-    write them again), and TensorBoard hides its own. None: keep what is there; -1: start over.
-    `redo`: a kind whose lines at `resume_step` itself are removed as well: the run repeats them first.
-    `tensorboard`: False leaves it out. `enabled`: False on every process but the first: writes nothing.
-    """
+
+class MetricsWriter:
+    """Appends lines to WORKDIR/metrics.jsonl; scalars go to WORKDIR/tensorboard too, where possible."""
 
     def __init__(
         self,
-        workdir,
+        workdir: str | os.PathLike,
         *,
         resume_step: int | None = None,
         redo: str | None = None,
         tensorboard: bool = True,
         enabled: bool = True,
-    ):
-        self._fd, self._board = None, None
+    ) -> None:
+        """Open the file, and take out what a resumed run will write again.
+
+        Args:
+            workdir: the run's folder; made if it is not there.
+            resume_step: the step of the restored checkpoint. Lines with a later step are removed, and TensorBoard
+                hides its own. None: keep what is there; -1: start over.
+            redo: a kind whose lines at `resume_step` itself are removed as well: the run repeats them first.
+            tensorboard: False leaves it out.
+            enabled: False on every process but the first: writes nothing.
+        """
+        self._file: int | None = None
+        self._board: Any = None
         if not enabled:
             return
         workdir = Path(workdir)
@@ -90,52 +118,71 @@ class MetricsWriter:
         if path.exists():
             _truncate(path, resume_step, redo)
         # O_APPEND and one write a line: a reader never sees half a line in the middle of the file.
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         if tensorboard:
             self._board = _tensorboard(workdir / "tensorboard", resume_step)
 
-    def write(self, step: int, metrics: dict, kind: str = "train") -> None:
-        """One line. `metrics`: name -> number, string, list or device scalar (fetched here)."""
-        if self._fd is None:
+    def write(self, step: int, metrics: Mapping[str, Any], kind: str = "train") -> None:
+        """Write one line.
+
+        Args:
+            step: of the run.
+            metrics: name -> number, string, list or device scalar (fetched here).
+            kind: "train" or "eval".
+
+        Raises:
+            ValueError: if a metric has the name of one of the line's own fields.
+        """
+        if self._file is None:
             return
         row = {"step": int(step), "kind": kind, "time": round(time.time(), 3)}
         if clash := row.keys() & metrics.keys():
             raise ValueError(f"reserved metric name: {', '.join(sorted(clash))}")
-        row |= {name: _plain(value) for name, value in metrics.items()}
+        row |= {name: json_value(value) for name, value in metrics.items()}
         data = (json.dumps(row, allow_nan=False) + "\n").encode()
         while data:  # one call unless the disk is full, which raises
-            data = data[os.write(self._fd, data) :]
+            data = data[os.write(self._file, data) :]
         self._to_board(int(step), row, kind)
 
-    def _to_board(self, step, row, kind):
+    def _to_board(self, step: int, row: Mapping[str, Any], kind: str) -> None:
         if self._board is None:
             return
         try:
             for name, value in row.items():
                 if name not in ("step", "time") and isinstance(value, (int, float)):
                     self._board.add_scalar(f"{kind}/{name}", value, step)
-        except Exception as e:  # a broken board never stops a run: metrics.jsonl holds everything
-            log.warning("TensorBoard switched off: %s", e)
+        except (
+            Exception
+        ) as error:  # a broken board never stops a run: metrics.jsonl holds everything
+            log.warning("TensorBoard switched off: %s", error)
             self._board = None
 
     def close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
+        """Close the files; harmless if they are closed."""
+        if self._file is not None:
+            os.close(self._file)
         if self._board is not None:
             self._board.close()
-        self._fd, self._board = None, None
+        self._file, self._board = None, None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
+        """Return the writer itself."""
         return self
 
-    def __exit__(self, *_):
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the files."""
         self.close()
 
 
-def _truncate(path, resume_step, redo):
-    """Rewrite the file without torn or later lines, by an atomic rename, only if there are any."""
+def _truncate(path: Path, resume_step: int | None, redo: str | None) -> None:
+    """Rewrite the file without torn or later lines, only if there are any."""
 
-    def stays(row):
+    def stays(row: Mapping[str, Any]) -> bool:
         if resume_step is None or row["step"] < resume_step:
             return True
         return row["step"] == resume_step and row.get("kind") != redo
@@ -145,13 +192,13 @@ def _truncate(path, resume_step, redo):
         whole_files.write_bytes(path, kept)
 
 
-def _tensorboard(folder, resume_step):
+def _tensorboard(folder: Path, resume_step: int | None) -> Any:
+    """A writer of TensorBoard's files, None where there can be none."""
     try:
         from tensorboardX import SummaryWriter
 
-        return SummaryWriter(
-            str(folder), purge_step=None if resume_step is None else resume_step + 1
-        )
-    except Exception as e:
-        log.warning("no TensorBoard: %s", e)
+        purge_step = None if resume_step is None else resume_step + 1
+        return SummaryWriter(str(folder), purge_step=purge_step)
+    except Exception as error:
+        log.warning("no TensorBoard: %s", error)
         return None

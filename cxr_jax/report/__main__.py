@@ -2,12 +2,14 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from cxr_jax.errors import bad_usage, exit_code
 from cxr_jax.report.write import render
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw the page; returns the exit code."""
     parser = argparse.ArgumentParser(
         "python -m cxr_jax.report", description="Draw a run's report.html again."
     )

@@ -1,138 +1,139 @@
 """The report's cases: radiograph, reasoning and answer against the truth, worst first."""
 
 import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from markupsafe import Markup
 
 from cxr_jax.labels.answer_text import FORMAT_PATTERN
 from cxr_jax.labels.taxonomy import CHEXPERT_14
-from cxr_jax.report.tables import esc, set_name
+from cxr_jax.report.markup import muted, render, set_title
+from cxr_jax.report.records import Case
 
-_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=\S)")
+_SENTENCE_GAP = re.compile(r"(?<=[.!?])\s+(?=\S)")
 UNSCORED = 2.0  # sorts after every score
-SIDES = '<div class="side"><span>R (patient’s right)</span><span>L</span></div>'
-LEGEND = """<ul class="chips"><li class="chip correct"><b>✓</b> named and true</li>
-<li class="chip missed"><b>missed</b> true, not named</li>
-<li class="chip false"><b>false</b> named, not true</li>
-<li class="chip open"><b>?</b> named, the reference does not say</li></ul>"""
 
 
-def marks(case) -> list[tuple[str, str]]:
-    """[(kind, label)] with kind correct, missed, false or open, in the labels' order, unknown names last.
+class Mark(NamedTuple):
+    """A label of an answer or of the truth. kind: "correct", "missed", "false" or "open"."""
+
+    kind: str
+    label: str
+
+
+class Trace(NamedTuple):
+    """A completion of valid format, cut into sentences; answer: as written."""
+
+    sentences: list[str]
+    answer: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the page shows of a case. kinds, labels: what the script filters by."""
+
+    case: Case
+    uri: str
+    marks: list[Mark]
+    trace: Trace | None
+    sort_by: float
+    origin: str
+    kinds: str
+    labels: str
+
+
+# ---- Answers against the truth ----
+
+
+def compare_labels(
+    answer: Collection[str], truth: Collection[str], known: Collection[str] | None
+) -> list[Mark]:
+    """Hold the labels of an answer against those that are true.
+
+    Args:
+        answer: the names that the answer has, also those that are none of the 14.
+        truth: the labels that are there.
+        known: the labels that the reference decides; None: all.
+
+    Returns:
+        A mark for each label that is named, or true and known: in the order of the 14, unknown names last.
+    """
+    decided = set(CHEXPERT_14 if known is None else known)
+    others = [name for name in answer if name not in CHEXPERT_14]
+    marks = []
+    for label in [*CHEXPERT_14, *others]:
+        named, true = label in answer, label in truth
+        if named and label in CHEXPERT_14 and label not in decided:
+            marks.append(Mark("open", label))
+        elif named:
+            marks.append(Mark("correct" if true else "false", label))
+        elif true and label in decided:
+            marks.append(Mark("missed", label))
+    return marks
+
+
+def case_marks(case: Case) -> list[Mark]:
+    """Compare a case's answer with its truth.
 
     A completion of invalid format names nothing, as in the score, even if an answer can be made out in it.
     """
     answer = case.answer if FORMAT_PATTERN.match(case.completion) else []
-    known = set(CHEXPERT_14 if case.known is None else case.known)
-    order = list(CHEXPERT_14) + [n for n in answer if n not in CHEXPERT_14]
-    out = []
-    for name in order:
-        said, true = name in answer, name in case.truth
-        if said and name in CHEXPERT_14 and name not in known:
-            out.append(("open", name))
-        elif said or (true and name in known):
-            out.append(("correct" if said and true else "false" if said else "missed", name))
-    return out
+    return compare_labels(answer, case.truth, case.known)
 
 
-def _chips(found):
-    text = {"correct": "✓", "missed": "missed", "false": "false", "open": "?"}
-    if not found:
-        return '<p class="muted small">No label named, none true.</p>'
-    items = "".join(
-        f'<li class="chip {kind}"><b>{text[kind]}</b> {esc(name)}</li>' for kind, name in found
-    )
-    return f'<ul class="chips">{items}</ul>'
+def _trace(completion: str) -> Trace | None:
+    """The parts of a completion, None where its format is invalid."""
+    parts = FORMAT_PATTERN.match(completion)
+    if parts is None:
+        return None
+    sentences = _SENTENCE_GAP.split(parts[1].strip())
+    return Trace([text for text in sentences if text.strip()], parts[2].strip())
 
 
-def _trace(case):
-    """(valid format, HTML): the sentences of the reasoning and the answer as written, or the raw text."""
-    found = FORMAT_PATTERN.match(case.completion)
-    if not found:
-        raw = f"<pre>{esc(case.completion)}</pre>"
-        return False, f'<p class="invalid small">Invalid format. The raw text:</p>{raw}'
-    sentences = [s for s in _SENTENCE.split(found[1].strip()) if s.strip()]
-    items = "".join(f"<li>{esc(s)}</li>" for s in sentences)
-    trace = (
-        f'<ol class="trace">{items}</ol>'
-        if items
-        else '<p class="muted small">Empty reasoning.</p>'
-    )
-    return (
-        True,
-        trace + f'<p class="answer"><b>Answer:</b> {esc(found[2].strip()) or "(empty)"}</p>',
-    )
+# ---- The section ----
 
 
-def _score(case):
+def _score(case: Case) -> float:
     return UNSCORED if case.score is None else float(case.score)
 
 
-def _card(i, case, uri, show_prompt, sides):
-    found = marks(case)
-    valid, trace = _trace(case)
-    kinds = " ".join(dict.fromkeys([k for k, _ in found] + ([] if valid else ["invalid"])))
-    names = "|".join(dict.fromkeys(n for _, n in found))
-    score = "–" if case.score is None else f"{case.score:.2f}"
-    where = ", ".join(x for x in (set_name(case.hospital), case.model) if x)
-    prompt = (
-        f"<details><summary class=small>Prompt</summary><pre>{esc(case.prompt)}</pre></details>"
-        if show_prompt
-        else ""
-    )
-    attributes = (
-        f'data-order="{i}" data-score="{_score(case)}" data-set="{esc(case.hospital)}" '
-        f'data-labels="{esc(names)}" data-kinds="{kinds}"'
-    )
-    head = f'{esc(case.id)} <span class="muted">{esc(where)}</span>'
-    image = f'<img src="{uri}" alt="Radiograph of case {esc(case.id)}">{SIDES if sides else ""}'
-    return (
-        f'<article class="case" {attributes}>'
-        f'<div class="head"><span>{head}</span><span class="score">Jaccard {score}</span></div>'
-        f"<div>{image}</div><div>{_chips(found)}{trace}</div>{prompt}</article>"
+def _card(case: Case, uri: str) -> Card:
+    marks, trace = case_marks(case), _trace(case.completion)
+    kinds = [mark.kind for mark in marks]
+    if trace is None:
+        kinds.append("invalid")
+    origin = [name for name in (set_title(case.hospital), case.model) if name]
+    return Card(
+        case=case,
+        uri=uri,
+        marks=marks,
+        trace=trace,
+        sort_by=_score(case),
+        origin=", ".join(origin),
+        kinds=" ".join(dict.fromkeys(kinds)),
+        labels="|".join(dict.fromkeys(mark.label for mark in marks)),
     )
 
 
-def _select(id, title, options):
-    items = "".join(f'<option value="{esc(value)}">{esc(name)}</option>' for value, name in options)
-    return f'<label>{title} <select id="{id}"><option value="">all</option>{items}</select></label>'
+def section(cases: Sequence[tuple[Case, str]], *, shows_sides: bool = True) -> Markup:
+    """Draw the cases. The section works without its script: all cases, worst first.
 
-
-def _controls(cases):
-    labels = [(n, n) for n in CHEXPERT_14 if any(n in c.answer or n in c.truth for c, _ in cases)]
-    sets = [(s, set_name(s)) for s in dict.fromkeys(c.hospital for c, _ in cases)]
-    kinds = [
-        ("missed", "something missed"),
-        ("false", "something false"),
-        ("invalid", "invalid format"),
-    ]
-    sort = "".join(
-        f'<button type="button" data-sort="{key}" aria-pressed="{pressed}">{text}</button>'
-        for key, pressed, text in (
-            ("worst", "true", "Worst first"),
-            ("best", "false", "Best first"),
-        )
-    )
-    selects = [_select("by-label", "Label", labels), _select("by-kind", "With", kinds)]
-    if len(sets) > 1:
-        selects.insert(1, _select("by-set", "Set", sets))
-    shown = '<span id="shown" class="muted" aria-live="polite"></span>'
-    return f'<div class="controls">{sort}{"".join(selects)}{shown}</div>'
-
-
-def section(cases, *, sides: bool = True) -> str:
-    """HTML of [(Case, PNG data URI)]. Works without its script: all cases, worst first.
-
-    `sides`: mark the patient's right and left (the image is known to be in the usual orientation).
+    Args:
+        cases: each with the data URI of its PNG.
+        shows_sides: mark the patient's right and left (the image is known to be in the usual orientation).
     """
     if not cases:
-        return '<p class="muted">No case was recorded.</p>'
+        return muted("No case was recorded.")
     cases = sorted(cases, key=lambda pair: _score(pair[0]))
-    prompts = list(dict.fromkeys(c.prompt for c, _ in cases))
-    shared = (
-        f"<p>Every case has the same prompt:</p><pre>{esc(prompts[0])}</pre>"
-        if len(prompts) == 1
-        else ""
+    mentioned = {name for case, _ in cases for name in [*case.answer, *case.truth]}
+    prompts = {case.prompt for case, _ in cases}
+    return render(
+        "cases.html",
+        cards=[_card(case, uri) for case, uri in cases],
+        labels={name: name for name in CHEXPERT_14 if name in mentioned},
+        sets={case.hospital: set_title(case.hospital) for case, _ in cases},
+        shared_prompt=prompts.pop() if len(prompts) == 1 else None,
+        shows_sides=shows_sides,
     )
-    cards = "".join(
-        _card(i, case, uri, len(prompts) > 1, sides) for i, (case, uri) in enumerate(cases)
-    )
-    return f'{shared}{LEGEND}{_controls(cases)}<div class="cases">{cards}</div>'

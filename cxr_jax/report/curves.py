@@ -1,12 +1,28 @@
 """The report's training curves: which metrics are drawn, how, and in which chart."""
 
 import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from markupsafe import Markup
 
 from cxr_jax.metrics.alarms import ALARMS
-from cxr_jax.report.svg import PALETTE, Reference, Series, event_strip, legend, line_chart, smooth
-from cxr_jax.report.tables import esc, set_name
+from cxr_jax.report.markup import muted, render, set_title
+from cxr_jax.report.svg import (
+    PALETTE,
+    Points,
+    Reference,
+    Series,
+    event_strip,
+    legend,
+    line_chart,
+    smooth,
+)
 
-_EVAL = re.compile(r"^(?:eval/)?([^/]+)/(jaccard|macro_f1)$")
+Rows = Sequence[Mapping]  # lines of metrics.jsonl
+
+_EVALUATED = re.compile(r"^(?:eval/)?([^/]+)/(jaccard|macro_f1)$")
 _TERM = re.compile(r"^rewards/([^/]+)/mean$")
 SMOOTH_FROM = 60  # points; from here on a running mean is drawn over the faint raw line
 ACCURACY = ("accuracy", "accuracy_hard")  # drawn with what constant answers would earn
@@ -35,166 +51,225 @@ SHORT = {
     "sampling/sampling_logp_difference/mean": "mean",
     "sampling/sampling_logp_difference/max": "max",
 }
-SETS = {  # which images the held-out curves show: they are used to choose a step
+HELD_OUT = {  # which images the held-out curves show: they are used to choose a step
     "phantom": "Held-out curves use selection images, disjoint from the test images of the tables above.",
     "files": "Held-out curves use selection files, of other patients than the tables above (unless they are too few).",
 }
 HIDDEN = {"step", "time", "step_time", "num_tokens"}
 
 
-def points(rows, kind, name) -> list:
-    """[(step, value)] of one metric, by step; where a step was logged twice, the later line counts."""
-    found = {}
+class Figure(NamedTuple):
+    """A chart with its title and legend."""
+
+    title: str
+    chart: Markup
+    legend: Markup
+
+
+class RungAlarm(NamedTuple):
+    """An alarm that rang: when, and what to do about it."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class AlarmFigure:
+    """The alarms of a run: how many were watched, those that rang, and when."""
+
+    count: int
+    rang: list[RungAlarm]
+    strip: Markup
+
+
+# ---- Points of a metric ----
+
+
+def points(rows: Rows, kind: str, metric: str) -> Points:
+    """Collect (step, value) of one metric, by step; where a step was logged twice, the later line counts."""
+    values = {}
     for row in rows:
-        value = row.get(name)
-        if (
-            row.get("kind") == kind
-            and isinstance(value, (int, float))
-            and not isinstance(value, bool)
-        ):
-            found[row["step"]] = value
-    return sorted(found.items())
+        value = row.get(metric)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if row.get("kind") == kind and is_number:
+            values[row["step"]] = value
+    return sorted(values.items())
 
 
-def _series(name, data, color, marks=False):
+def _names(rows: Rows, kind: str) -> list[str]:
+    """Every name on lines of a kind, in the order of first mention."""
+    return list(dict.fromkeys(name for row in rows if row.get("kind") == kind for name in row))
+
+
+def _is_flat(data: Points) -> bool:
+    """A term that never moves hides others: it is folded away."""
+    return len({value for _, value in data}) < 2
+
+
+def _series(name: str, data: Points, color: str, marks: bool = False) -> Series:
     if marks or len(data) < SMOOTH_FROM:
         return Series(name, data, color, marks=marks)
     return Series(name, smooth(data, max(5, len(data) // 25)), color, faint=data)
 
 
-def _figure(title, series, references=(), floor_zero=False):
-    series = [s for s in series if s.points]
+# ---- Figures ----
+
+
+def _figure(
+    title: str,
+    series: Sequence[Series],
+    references: Sequence[Reference] = (),
+    floor_zero: bool = False,
+) -> Figure | None:
+    """A figure of the series that have points, None if none has."""
+    series = [line for line in series if line.points]
     if not series:
-        return ""
-    note = "faint: each step; line: running mean" if any(s.faint for s in series) else ""
+        return None
+    is_smoothed = any(line.faint for line in series)
+    note = "faint: each step; line: running mean" if is_smoothed else ""
     chart = line_chart(title, series, references, floor_zero=floor_zero)
-    return f"<figure><h3>{esc(title)}</h3>{chart}{legend(series, references, note)}</figure>"
+    return Figure(title, chart, legend(series, references, note))
 
 
-def _names(rows, kind):
-    return list(dict.fromkeys(name for row in rows if row.get("kind") == kind for name in row))
+def _line_figure(
+    title: str,
+    lines: Mapping[str, Points],
+    references: Sequence[Reference] = (),
+    floor_zero: bool = False,
+) -> Figure | None:
+    """A figure of named lines, in the colours of the palette by turns."""
+    series = [
+        _series(name, data, PALETTE[position % len(PALETTE)])
+        for position, (name, data) in enumerate(lines.items())
+    ]
+    return _figure(title, series, references, floor_zero)
 
 
-def _constant(models, name, metric):
-    for sets in models.values():
-        if name in sets:
-            return sets[name]["constants"][f"best_{metric}"][metric]["value"]
+def _best_constant(models: Mapping, set_name: str, metric: str) -> float | None:
+    for summaries in models.values():
+        if set_name in summaries:
+            return summaries[set_name]["constants"][f"best_{metric}"][metric]["value"]
     return None
 
 
-def _eval_figures(rows, models):
-    found = [(n, m) for n in _names(rows, "eval") if (m := _EVAL.match(n))]
-    sets = list(dict.fromkeys(m[1] for _, m in found))
-    out = []
-    for metric, name in (("macro_f1", "macro-F1"), ("jaccard", "Jaccard")):
-        title = f"{name} on held-out images"
+def _held_out_figures(rows: Rows, models: Mapping) -> list[Figure | None]:
+    """Macro-F1 and Jaccard on held-out images: a line a test set, in its colour, dashed its best constant answer."""
+    curves = [(name, match) for name in _names(rows, "eval") if (match := _EVALUATED.match(name))]
+    sets = list(dict.fromkeys(match[1] for _, match in curves))
+    figures = []
+    for metric, metric_title in (("macro_f1", "macro-F1"), ("jaccard", "Jaccard")):
         series, references = [], []
-        for name, m in found:
-            if m[2] != metric:
+        for name, match in curves:
+            if match[2] != metric:
                 continue
-            color = PALETTE[sets.index(m[1]) % len(PALETTE)]
-            series.append(_series(set_name(m[1]), points(rows, "eval", name), color, marks=True))
-            value = _constant(models, m[1], metric)
-            if value is not None:
-                references.append(
-                    Reference(f"best constant answer, {set_name(m[1])}", value, color)
-                )
-        out.append(_figure(title, series, references, floor_zero=True))
-    return out
+            set_name = match[1]
+            color = PALETTE[sets.index(set_name) % len(PALETTE)]
+            data = points(rows, "eval", name)
+            series.append(_series(set_title(set_name), data, color, marks=True))
+            constant = _best_constant(models, set_name, metric)
+            if constant is not None:
+                title = f"best constant answer, {set_title(set_name)}"
+                references.append(Reference(title, constant, color))
+        title = f"{metric_title} on held-out images"
+        figures.append(_figure(title, series, references, floor_zero=True))
+    return figures
 
 
-def _train_figures(rows):
-    names = _names(rows, "train")
-    terms = {m[1]: points(rows, "train", n) for n in names if (m := _TERM.match(n))}
-    moving = {n: p for n, p in terms.items() if not _is_flat(p) and n not in ACCURACY}
-    figure = lambda title, chosen, references=(), floor=False: _figure(
-        title,
-        [_series(n, p, PALETTE[i % len(PALETTE)]) for i, (n, p) in enumerate(chosen.items())],
-        references,
-        floor,
-    )
-    constant = [
-        Reference(title, level[-1][1], PALETTE[4], dash)
-        for name, (title, dash) in CONSTANT.items()
-        if (level := points(rows, "train", name))
+def _constant_references(rows: Rows) -> list[Reference]:
+    """What constant answers earn on the training images, where it was logged."""
+    references = []
+    for metric, (title, dash) in CONSTANT.items():
+        if level := points(rows, "train", metric):
+            references.append(Reference(title, level[-1][1], PALETTE[4], dash))
+    return references
+
+
+def _training_figures(rows: Rows) -> list[Figure | None]:
+    # ---- The reward and its terms ----
+    terms = {
+        match[1]: points(rows, "train", name)
+        for name in _names(rows, "train")
+        if (match := _TERM.match(name))
+    }
+    accuracy = {name: data for name, data in terms.items() if name in ACCURACY}
+    form, trace = {}, {}
+    for name, data in terms.items():
+        if name not in ACCURACY and not _is_flat(data):
+            (trace if name.startswith("trace_") else form)[name] = data
+    reward = _series("reward", points(rows, "train", "reward"), PALETTE[2])
+    figures = [
+        _figure("Reward of sampled completions", [reward]),
+        _line_figure("Accuracy of sampled completions", accuracy, _constant_references(rows), True),
+        _line_figure("Reward terms: form and length", form),
+        _line_figure("Reward terms: trace", trace),
     ]
-    out = [
-        _figure(
-            "Reward of sampled completions",
-            [_series("reward", points(rows, "train", "reward"), PALETTE[2])],
-        ),
-        figure(
-            "Accuracy of sampled completions",
-            {n: p for n, p in terms.items() if n in ACCURACY},
-            constant,
-            True,
-        ),
-        figure(
-            "Reward terms: form and length",
-            {n: p for n, p in moving.items() if not n.startswith("trace_")},
-        ),
-        figure("Reward terms: trace", {n: p for n, p in moving.items() if n.startswith("trace_")}),
-    ]
-    for title, (metrics, floor) in MAIN.items():
-        lines = {SHORT.get(n, n.split("/")[-1]): points(rows, "train", n) for n in metrics}
-        out.append(figure(title, {n: p for n, p in lines.items() if p}, floor=floor))
-    return [*out, _alarms(rows)]
+
+    # ---- How sampling and learning go ----
+    for title, (metrics, floor_zero) in MAIN.items():
+        lines = {
+            SHORT.get(metric, metric.split("/")[-1]): points(rows, "train", metric)
+            for metric in metrics
+        }
+        lines = {name: data for name, data in lines.items() if data}
+        figures.append(_line_figure(title, lines, floor_zero=floor_zero))
+    return figures
 
 
-def _alarms(rows) -> str:
-    """When each alarm rang (those of alarms.ALARMS at every step, and those of a look), or that none did."""
-    found = {}
-    for kind in ("train", "eval"):
-        found |= {n: points(rows, kind, n) for n in _names(rows, kind) if n.startswith("alarms/")}
-    if not found:
-        return ""
-    rang = {n.removeprefix("alarms/"): [x for x, v in p if v] for n, p in found.items()}
-    rang = {n: at for n, at in rang.items() if at}
-    if rang:
-        steps = [x for p in found.values() for x, _ in p]
-        body = event_strip(
-            "Alarms", [(n.replace("_", " "), at) for n, at in rang.items()], min(steps), max(steps)
-        )
-        for n, at in rang.items():
-            text = f"{len(at)} of {len(found[f'alarms/{n}'])} times, first at step {at[0]}"
-            advice = f": {ALARMS[n][1]}" if n in ALARMS else ""
-            body += f'<p class="small"><b>{esc(n.replace("_", " "))}</b> {esc(text + advice)}</p>'
-    else:
-        body = f"<p>None of the {len(found)} alarms rang.</p>"
-    more = '<p class="muted small">An alarm says where to look. It is no verdict.</p>'
-    return f"<figure><h3>Alarms</h3>{body}{more}</figure>"
-
-
-def _is_flat(data) -> bool:
-    """A term that never moves hides others: it is folded away."""
-    return len({value for _, value in data}) < 2
-
-
-def _other_figures(rows):
+def _other_figures(rows: Rows, drawn: Collection[str]) -> list[Figure]:
     """Every other numeric training metric, small and folded away."""
-    skip = HIDDEN | {n for metrics, _ in MAIN.values() for n in metrics} | {"reward"}
-    out = []
+    figures = []
     for name in _names(rows, "train"):
         data, term = points(rows, "train", name), _TERM.match(name)
-        drawn = term and (term[1] in ACCURACY or not _is_flat(data))
-        if name in skip or drawn or name.startswith(("constant/", "alarms/")):
+        is_drawn_term = term and (term[1] in ACCURACY or not _is_flat(data))
+        if name in drawn or is_drawn_term or name.startswith(("constant/", "alarms/")):
             continue
         if len(data) > 1:
-            out.append(_figure(name, [_series(name, data, PALETTE[4])]))
-    return out
+            figures.append(_figure(name, [_series(name, data, PALETTE[4])]))
+    return figures
 
 
-def section(rows, models, kind="phantom") -> str:
-    """HTML of all curves of metrics.jsonl lines; `models` give the constant answers' dashed lines."""
-    main = [f for f in _eval_figures(rows, models) + _train_figures(rows) if f]
-    if not main:
-        return '<p class="muted">No training curve was recorded.</p>'
-    others = [f for f in _other_figures(rows) if f]
-    folded = f'<div class="two">{"".join(others)}</div>'
-    more = f"<details><summary>{len(others)} more curves</summary>{folded}</details>"
-    text = (
-        "Dashed: what the best constant answer would score. Move over a chart to read its values."
-    )
-    return (
-        f'<p>{SETS[kind]} {text}</p><div class="two">{"".join(main)}</div>{more if others else ""}'
+def _alarms(rows: Rows) -> AlarmFigure | None:
+    """When each alarm rang: those of `alarms.ALARMS` at every step, and those of an evaluation."""
+    watched = {}
+    for kind in ("train", "eval"):
+        for name in _names(rows, kind):
+            if name.startswith("alarms/"):
+                watched[name.removeprefix("alarms/")] = points(rows, kind, name)
+    if not watched:
+        return None
+    rang = {
+        name: [step for step, rings in data if rings]
+        for name, data in watched.items()
+        if any(rings for _, rings in data)
+    }
+    if not rang:
+        return AlarmFigure(len(watched), [], Markup())
+    steps = [step for data in watched.values() for step, _ in data]
+    events = {name.replace("_", " "): when for name, when in rang.items()}
+    alarms = []
+    for name, when in rang.items():
+        text = f"{len(when)} of {len(watched[name])} times, first at step {when[0]}"
+        advice = f": {ALARMS[name][1]}" if name in ALARMS else ""
+        alarms.append(RungAlarm(name.replace("_", " "), text + advice))
+    strip = event_strip("Alarms", events, min(steps), max(steps))
+    return AlarmFigure(len(watched), alarms, strip)
+
+
+def section(rows: Rows, models: Mapping, kind: str = "phantom") -> Markup:
+    """Draw all curves of a run.
+
+    Args:
+        rows: the lines of metrics.jsonl.
+        models: the summaries of evaluation.json, for the constant answers' dashed lines.
+        kind: "phantom" or "files": which images the held-out curves show.
+    """
+    figures = [figure for figure in _held_out_figures(rows, models) if figure]
+    figures += [figure for figure in _training_figures(rows) if figure]
+    alarms = _alarms(rows)
+    if not figures and alarms is None:
+        return muted("No training curve was recorded.")
+    drawn = HIDDEN | {"reward"} | {metric for metrics, _ in MAIN.values() for metric in metrics}
+    others = _other_figures(rows, drawn)
+    return render(
+        "curves.html", held_out=HELD_OUT[kind], main=figures, alarms=alarms, others=others
     )

@@ -2,21 +2,36 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any, Self
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 
 from cxr_jax.labels import sentences
 from cxr_jax.labels.sentences import Sentence
 from cxr_jax.labels.taxonomy import CHEXPERT_14, side_name
+from cxr_jax.models.tokenizer import Tokenizer
 
 SAME = 1e-6  # rewards of a group that spread less are the same
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Completion:
-    """One sampled completion. length: tokens. answer: labels named. terms: every reward term's value, unweighted.
-    trained: False if the update left it out (truncated and masked, or its group was not taken)."""
+    """One sampled completion.
+
+    Attributes:
+        text: with its tags.
+        length: in tokens.
+        finished: False if it was cut at the token limit.
+        answer: labels named.
+        valid_format: as the reward judged it.
+        terms: every reward term's value, unweighted.
+        reward: the weighed sum of the terms.
+        advantage: what the step learned from.
+        trained: False if the update left it out (truncated and masked, or its group was not taken).
+        sentences: of the reasoning, each with its verdict.
+    """
 
     text: str
     length: int
@@ -29,12 +44,46 @@ class Completion:
     trained: bool
     sentences: list[Sentence]
 
+    def row(self) -> dict[str, Any]:
+        """Return what stands in samples.jsonl."""
+        return vars(self) | {"sentences": [sentence._asdict() for sentence in self.sentences]}
 
-@dataclass
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """Read what `row` gave. Raises as `Group.from_row` does."""
+        return cls(
+            text=str(row["text"]),
+            length=int(row["length"]),
+            finished=bool(row["finished"]),
+            answer=_texts(row["answer"]),
+            valid_format=bool(row["valid_format"]),
+            terms=_numbers(row["terms"]),
+            reward=_number(row["reward"]),
+            advantage=_number(row["advantage"]),
+            trained=bool(row["trained"]),
+            sentences=[_sentence(sentence) for sentence in row["sentences"]],
+        )
+
+
+@dataclass(kw_only=True)
 class Group:
-    """The completions of one prompt at one step. truth, hedged: labels that are there, and that may be (subtle, or not
-    known). known: the labels that the reference decides (None: all). sides: label -> right, left or both sides.
-    weights: reward term -> weight. kept: the update took it. image: float [H, W] in 0..1, or the PNG."""
+    """The completions of one prompt at one step.
+
+    Attributes:
+        step: the step that learned from it.
+        id: of the image.
+        set: the name of the data.
+        prompt: as text.
+        truth: labels that are there.
+        hedged: labels that may be there (subtle, or not known).
+        known: the labels that the reference decides (None: all).
+        sides: label -> right, left or both sides.
+        completions: in the order sampled.
+        weights: reward term -> weight.
+        kept: the update took it.
+        image: float [H, W] in 0..1, or
+        png: its file.
+    """
 
     step: int
     id: str
@@ -50,163 +99,194 @@ class Group:
     image: np.ndarray | None = None
     png: bytes | None = None
 
-    def row(self) -> dict:
-        """The line of samples.jsonl, without its image."""
+    def row(self) -> dict[str, Any]:
+        """Return the line of samples.jsonl, without its image."""
+        apart = ("image", "png", "completions")
         plain = {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if f.name not in ("image", "png", "completions")
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name not in apart
         }
-        completions = [
-            vars(c) | {"sentences": [s._asdict() for s in c.sentences]} for c in self.completions
-        ]
+        completions = [completion.row() for completion in self.completions]
         return {"kind": "group"} | plain | {"completions": completions}
 
     @classmethod
-    def of_row(cls, row: Mapping, png: bytes) -> "Group":
-        """From a line of samples.jsonl. Raises KeyError, TypeError, ValueError or AttributeError for what is none."""
-        numbers = lambda d: {str(k): _number(v) for k, v in d.items()}
-        known = None if row["known"] is None else _texts(row["known"])
-        completions = [
-            Completion(
-                str(c["text"]),
-                int(c["length"]),
-                bool(c["finished"]),
-                _texts(c["answer"]),
-                bool(c["valid_format"]),
-                numbers(c["terms"]),
-                _number(c["reward"]),
-                _number(c["advantage"]),
-                bool(c["trained"]),
-                [
-                    Sentence(str(s["text"]), str(s["verdict"]), _texts(s.get("why", [])))
-                    for s in c["sentences"]
-                ],
-            )
-            for c in row["completions"]
-        ]
+    def from_row(cls, row: Mapping[str, Any], png: bytes) -> Self:
+        """Read a line of samples.jsonl.
+
+        Raises:
+            KeyError, TypeError, ValueError or AttributeError: for what is no group.
+        """
+        completions = [Completion.from_row(completion) for completion in row["completions"]]
         if not completions:
             raise ValueError("no completion")
         return cls(
-            int(row["step"]),
-            str(row["id"]),
-            str(row["set"]),
-            str(row["prompt"]),
-            _texts(row["truth"]),
-            _texts(row["hedged"]),
-            known,
-            {str(k): str(v) for k, v in row.get("sides", {}).items()},
-            completions,
-            numbers(row["weights"]),
-            bool(row["kept"]),
+            step=int(row["step"]),
+            id=str(row["id"]),
+            set=str(row["set"]),
+            prompt=str(row["prompt"]),
+            truth=_texts(row["truth"]),
+            hedged=_texts(row["hedged"]),
+            known=None if row["known"] is None else _texts(row["known"]),
+            sides={str(label): str(side) for label, side in row.get("sides", {}).items()},
+            completions=completions,
+            weights=_numbers(row["weights"]),
+            kept=bool(row["kept"]),
             png=png,
         )
 
 
-def _number(x) -> float:
-    return float("nan") if x is None else float(x)
+def _number(value: Any) -> float:
+    """A number of a row: what was not finite has become null."""
+    return float("nan") if value is None else float(value)
 
 
-def _texts(x) -> list[str]:
-    if not isinstance(x, list):
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {str(name): _number(value) for name, value in values.items()}
+
+
+def _texts(values: Any) -> list[str]:
+    if not isinstance(values, list):
         raise TypeError("not a list")
-    return [str(t) for t in x]
+    return [str(text) for text in values]
 
 
-# From a rollout --------------------------------------------------------------------------------------
+def _sentence(row: Mapping[str, Any]) -> Sentence:
+    return Sentence(str(row["text"]), str(row["verdict"]), _texts(row.get("why", [])))
 
 
-def choose(reward, n: int) -> list[int]:
-    """The n most telling groups of reward [P, G]: those that spread most, and one, if any, that does not."""
+# ---- From a rollout ----
+
+
+def choose(reward: ArrayLike, count: int) -> list[int]:
+    """Choose the most telling groups of reward [P, G]: those that spread most, and one, if any, that does not."""
     spread = np.asarray(reward).std(axis=1)
     order = np.argsort(-spread, kind="stable")
-    varied, flat = [[int(p) for p in order if (spread[p] >= SAME) == v] for v in (True, False)]
-    taken = varied[: max(1, n - bool(flat))]
-    return (taken + flat)[:n] if len(taken) < n else taken
+    varied = [int(prompt) for prompt in order if spread[prompt] >= SAME]
+    flat = [int(prompt) for prompt in order if spread[prompt] < SAME]
+    # One place is kept for a group that does not spread, where there is one.
+    taken = varied[: max(1, count - bool(flat))]
+    return (taken + flat)[:count] if len(taken) < count else taken
+
+
+def _label_names(flags: ArrayLike) -> list[str]:
+    """The labels of bool [14]."""
+    return [name for name, is_set in zip(CHEXPERT_14, flags, strict=True) if is_set]
+
+
+ROLLOUT_ARRAYS = (
+    "tokens",
+    "lengths",
+    "finished",
+    "reward",
+    "advantages",
+    "terms",
+    "answer",
+    "train_mask",
+    "kept",
+)
+TRUTH_ARRAYS = ("solution", "known", "hedged", "sides")
+
+
+def _sentences(
+    texts: Sequence[str], truth: Mapping[str, np.ndarray], rows: np.ndarray, lexicon: str | None
+) -> list[list[Sentence]]:
+    """The sentences of each text, held against the truth of its row."""
+    certain = truth["solution"] & ~truth["hedged"]
+    return sentences.sentence_verdicts(
+        texts, certain[rows], truth["hedged"][rows], truth["sides"][rows], lexicon
+    )
 
 
 def groups_of(
-    ro: Mapping,
-    batch: Mapping,
-    tokenizer,
+    rollout: Mapping[str, Any],
+    batch: Mapping[str, Any],
+    tokenizer: Tokenizer,
     *,
     step: int,
     weights: Mapping[str, float],
-    n: int = 4,
+    count: int = 4,
     set_name: str = "train",
     lexicon: str | None = None,
     prompts: Sequence[str] | str = "",
     ids: Sequence | None = None,
 ) -> list[Group]:
-    """n groups of a rollout, for `report.save_groups`.
+    """Make records of the most telling groups of a rollout, for `report.save_groups`.
 
-    ro: as rl.make_rollout gives it (tokens int [P, G, C], lengths, finished, reward, advantages [P, G], terms
-    {name: [P, G]}, answer bool [P, G, 14], train_mask bool [P, G, C], kept int [n]); batch: image [P, S, S], solution,
-    known, hedged bool [P, 14], sides bool [P, 14, 2]. tokenizer: decodes ids. weights: of the reward terms. lexicon:
-    as in `load_phrase_bank(None, lexicon)`. prompts: a text a prompt, or one for all. ids: of the images.
+    Args:
+        rollout: as rl.make_rollout gives it (tokens int [P, G, C], lengths, finished, reward, advantages [P, G], terms
+            {name: [P, G]}, answer bool [P, G, 14], train_mask bool [P, G, C], kept int [n]).
+        batch: image [P, S, S], solution, known, hedged bool [P, 14], sides bool [P, 14, 2].
+        tokenizer: decodes ids.
+        step: of the run.
+        weights: of the reward terms.
+        count: how many groups, at most.
+        set_name: the name of the data.
+        lexicon: as in `load_phrase_bank(None, lexicon)`.
+        prompts: a text a prompt, or one for all.
+        ids: of the images; None: the place in the batch.
     """
-    wanted = (
-        "tokens",
-        "lengths",
-        "finished",
-        "reward",
-        "advantages",
-        "terms",
-        "answer",
-        "train_mask",
-        "kept",
-    )
-    ro = jax.device_get({k: ro[k] for k in wanted})
-    truth = {k: np.asarray(batch[k]) for k in ("solution", "known", "hedged", "sides")}
-    chosen, kept = choose(ro["reward"], n), set(np.asarray(ro["kept"]).tolist())
-    g = ro["reward"].shape[1]
-    texts = [
-        tokenizer.decode(ro["tokens"][p, i, : ro["lengths"][p, i]], skip_special_tokens=True)
-        for p in chosen
-        for i in range(g)
+    rollout = jax.device_get({name: rollout[name] for name in ROLLOUT_ARRAYS})
+    truth = {name: np.asarray(batch[name]) for name in TRUTH_ARRAYS}
+    chosen = choose(rollout["reward"], count)
+    kept = set(np.asarray(rollout["kept"]).tolist())
+    group_size = rollout["reward"].shape[1]
+
+    # ---- The texts of the chosen groups, one after the other, and what their sentences claim ----
+    places = [(prompt, sample) for prompt in chosen for sample in range(group_size)]
+    texts = []
+    for prompt, sample in places:
+        length = rollout["lengths"][prompt, sample]
+        tokens = rollout["tokens"][prompt, sample, :length]
+        texts.append(tokenizer.decode(tokens, skip_special_tokens=True))
+    rows = np.repeat(np.array(chosen, int), group_size)
+    verdicts = _sentences(texts, truth, rows, lexicon)
+
+    # ---- The records ----
+    completions = [
+        Completion(
+            text=text,
+            length=int(rollout["lengths"][place]),
+            finished=bool(rollout["finished"][place]),
+            answer=_label_names(rollout["answer"][place]),
+            valid_format=bool(rollout["terms"]["format"][place] == 1),
+            terms={name: float(values[place]) for name, values in rollout["terms"].items()},
+            reward=float(rollout["reward"][place]),
+            advantage=float(rollout["advantages"][place]),
+            trained=place[0] in kept and bool(rollout["train_mask"][place].any()),
+            sentences=verdict,
+        )
+        for place, text, verdict in zip(places, texts, verdicts, strict=True)
     ]
-    rows = np.repeat(np.array(chosen, int), g)
-    certain = truth["solution"] & ~truth["hedged"]
-    read = sentences.sentence_verdicts(
-        texts, certain[rows], truth["hedged"][rows], truth["sides"][rows], lexicon
-    )
-    names = lambda bits: [name for name, on in zip(CHEXPERT_14, bits, strict=True) if on]
-    out = []
-    for at, p in enumerate(chosen):
-        completions = [
-            Completion(
-                texts[at * g + i],
-                int(ro["lengths"][p, i]),
-                bool(ro["finished"][p, i]),
-                names(ro["answer"][p, i]),
-                bool(ro["terms"]["format"][p, i] == 1),
-                {k: float(v[p, i]) for k, v in ro["terms"].items()},
-                float(ro["reward"][p, i]),
-                float(ro["advantages"][p, i]),
-                p in kept and bool(ro["train_mask"][p, i].any()),
-                read[at * g + i],
-            )
-            for i in range(g)
-        ]
-        some = truth["solution"][p] | truth["hedged"][p]
-        sides = {
-            CHEXPERT_14[i]: side_name(*truth["sides"][p, i], both="both sides")
-            for i in np.flatnonzero(some)
-        }
-        out.append(
+    groups = []
+    for position, prompt in enumerate(chosen):
+        first = position * group_size
+        groups.append(
             Group(
-                step,
-                f"prompt {p}" if ids is None else str(ids[p]),
-                set_name,
-                prompts if isinstance(prompts, str) else str(prompts[p]),
-                names(truth["solution"][p]),
-                names(truth["hedged"][p]),
-                None if truth["known"][p].all() else names(truth["known"][p]),
-                {k: v for k, v in sides.items() if v},
-                completions,
-                {k: float(v) for k, v in weights.items()},
-                p in kept,
-                image=np.asarray(batch["image"][p]),
+                step=step,
+                id=f"prompt {prompt}" if ids is None else str(ids[prompt]),
+                set=set_name,
+                prompt=prompts if isinstance(prompts, str) else str(prompts[prompt]),
+                **_truth(truth, prompt),
+                completions=completions[first : first + group_size],
+                weights={name: float(weight) for name, weight in weights.items()},
+                kept=prompt in kept,
+                image=np.asarray(batch["image"][prompt]),
             )
         )
-    return out
+    return groups
+
+
+def _truth(truth: Mapping[str, np.ndarray], prompt: int) -> dict[str, Any]:
+    """What is so of one image: the fields truth, hedged, known and sides of a Group."""
+    labels, hedged, known = (truth[name][prompt] for name in ("solution", "hedged", "known"))
+    sides = {
+        CHEXPERT_14[label]: side_name(*truth["sides"][prompt, label], both="both sides")
+        for label in np.flatnonzero(labels | hedged)
+    }
+    return {
+        "truth": _label_names(labels),
+        "hedged": _label_names(hedged),
+        "known": None if known.all() else _label_names(known),
+        "sides": {name: side for name, side in sides.items() if side},
+    }

@@ -1,234 +1,305 @@
 """The report's groups: why RL preferred one completion of an image to another.
 
 A group is one image and prompt of a training step with its G sampled completions, every reward term of each, and the
-advantages that the step learned from. `groups_of` takes a few from a rollout; report.py keeps them in samples.jsonl;
-`section` draws them.
+advantages that the step learned from. `group_records.groups_of` takes a few from a rollout, `records.py` keeps them in
+samples.jsonl, and `section` draws them.
 """
 
-import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 
 from cxr_jax.labels.answer_text import extract_trace
 from cxr_jax.labels.sentences import AGREES, CONTRADICTS, NOTHING, OPEN, Sentence
-from cxr_jax.report import cases
+from cxr_jax.report.cases import Mark, compare_labels
 from cxr_jax.report.group_records import SAME, Completion, Group
-from cxr_jax.report.preference import ABOUT, _is_same, contributions, number, ranked, why
-from cxr_jax.report.tables import cell, esc, folded, head, table
+from cxr_jax.report.markup import render
+from cxr_jax.report.preference import ABOUT, contributions, is_same_in_all, number, ranked, why
 
-LOOKS = 12  # looks of a run that the page shows: the first, and the latest
+STEPS_SHOWN = 12  # steps of a run that the page shows: the first, and the latest
 ENDS = 2  # completions shown of each end of a group; those between are folded
-
-
-# HTML ------------------------------------------------------------------------------------------------
-
-STYLE = """
-.group { border-top: 1.5px solid var(--ink); padding: 12px 0 20px; margin-top: 18px; }
-.group .top { display: grid; grid-template-columns: minmax(120px, 210px) minmax(0, 1fr); gap: 6px 20px; }
-.group .top img { width: 100%; background: #000; display: block; border-radius: 3px; }
-.group .side { font-size: .7rem; color: var(--muted); display: flex; justify-content: space-between; }
-.group .because { font-size: 1.04rem; font-weight: 600; max-width: 92ch; }
-.group .note { color: var(--warn); font-weight: 600; }
-.comps { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 262px), 1fr)); gap: 12px;
-  margin: 12px 0 0; align-items: start; }
-.comp { border: 1px solid var(--line); border-radius: 5px; padding: 10px; min-width: 0; }
-.comp.left-out { background: var(--soft); border-style: dashed; }
-.comp h4 { margin: 0; font-size: .92rem; display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 8px; }
-.comp table { font-size: .78rem; } .comp th, .comp td { padding: 2px 4px; } .comp .scroll { margin: 6px 0; }
-.comp tbody th { font-weight: 400; white-space: normal; } .comp p.answer { font-size: .8rem; }
-.comp tr.total th, .comp tr.total td { font-weight: 700; border-top: 1.5px solid var(--ink); }
-.comp td.part { background: linear-gradient(to right, var(--tint) var(--w), transparent var(--w)); }
-.comp td.up { --tint: #d3ecdb; } .comp td.down { --tint: #f8d9dd; }
-.adv { position: relative; height: 10px; background: var(--soft); margin: 4px 0 8px; border-radius: 2px; }
-.adv::after { content: ""; position: absolute; left: 50%; top: -2px; bottom: -2px;
-  border-left: 1.5px solid var(--ink); }
-.adv i { position: absolute; top: 0; bottom: 0; }
-.adv i.up { background: var(--good); } .adv i.down { background: var(--bad); }
-.said { list-style: none; margin: 8px 0 0; padding: 0; font-size: .8rem; line-height: 1.42; }
-.said li { padding-left: 1.25em; position: relative; overflow-wrap: anywhere; margin: 2px 0; }
-.said li > b { position: absolute; left: 0; }
-.said .agrees b { color: var(--good); } .said .contradicts b, .said em { color: var(--bad); }
-.said .agrees u { text-decoration: underline solid #7fbf97 1.5px; text-underline-offset: 3px; }
-.said .contradicts u { text-decoration: underline wavy var(--bad) 1px; text-underline-offset: 3px; }
-.said .open u { text-decoration: underline dotted #7b848d 1.5px; text-underline-offset: 3px; }
-.said .nothing u { text-decoration: none; } .said .nothing { color: var(--muted); }
-.said em { font-style: normal; font-weight: 600; }
-ul.said.key { display: flex; flex-wrap: wrap; gap: 2px 22px; font-size: .86rem; }
-@media (max-width: 560px) { .group .top { grid-template-columns: minmax(0, 1fr); }
-  .group .top > div:first-child { max-width: 256px; } }
-"""
 MARKS = {  # verdict -> class, mark, what it means
     AGREES: ("agrees", "✓", "agrees with the truth"),
     CONTRADICTS: ("contradicts", "✗", "contradicts it"),
     OPEN: ("open", "~", "the truth does not decide it"),
     NOTHING: ("nothing", "", "claims nothing about a finding"),
 }
-INTRO = """<p>For every image RL samples several completions and rewards each. The <b>advantage</b> says where a
-completion’s reward stands among those of the same image: what stands above is made more likely, what stands below less.
-Each group below was recorded at the step that learned from it, the highest advantage first. Read the bold sentence
-beside the image first; the parts of a reward (a term’s value × its weight) add up to the reward.</p>"""
 
 
-def _said(s: Sentence) -> str:
-    kind, mark, _ = MARKS.get(s.verdict, MARKS[NOTHING])
-    reasons = f" <em>[{esc(', '.join(s.why))}]</em>" if s.why else ""
-    return f'<li class="{kind}"><b>{mark}</b><u>{esc(s.text)}</u>{reasons}</li>'
+# ---- What the templates draw ----
 
 
-def _legend() -> str:
-    items = "".join(
-        _said(Sentence(text, v, ["what is so"] * (v == CONTRADICTS)))
-        for v, (_, _, text) in MARKS.items()
+class Claim(NamedTuple):
+    """A sentence of a trace, with the mark of its verdict and what is wrong with it."""
+
+    kind: str
+    mark: str
+    text: str
+    reasons: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One reward term of a completion: value x weight = product. width: of its bar, in percent; None: no bar."""
+
+    term: str
+    value: str
+    weight: str
+    product: str
+    direction: str
+    width: str | None
+
+
+class Bar(NamedTuple):
+    """The advantage as a bar from the middle. left, width: in percent of the whole."""
+
+    direction: str
+    left: str
+    width: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletionCard:
+    """What the page shows of one completion. same_in_all: the sum of the terms that are the same in all."""
+
+    place: str
+    advantage: str
+    bar: Bar
+    notes: str
+    marks: list[Mark]
+    parts: list[Part]
+    same_in_all: str | None
+    reward: str
+    length: int
+    trained: bool
+    claims: list[Claim]
+    as_written: str
+    unweighed: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupCard:
+    """What the page shows of one group. between: completions that are folded; truth: title -> labels."""
+
+    uri: str
+    id: str
+    step: int
+    set_name: str
+    prompt: str
+    kept: bool
+    truth: dict[str, str]
+    reason: str
+    same_terms: str
+    shown: list[CompletionCard]
+    between: list[CompletionCard]
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """What the bars of a group are held against: its largest advantage and its largest part of a reward."""
+
+    advantage: float
+    part: float
+    varied: list[str]  # the weighed terms that are not the same in all
+
+
+# ---- One completion ----
+
+
+def _claim(sentence: Sentence) -> Claim:
+    kind, mark, _ = MARKS.get(sentence.verdict, MARKS[NOTHING])
+    return Claim(kind, mark, sentence.text, ", ".join(sentence.why))
+
+
+def _legend() -> list[Claim]:
+    """A sentence of each verdict that says what the verdict means."""
+    claims = []
+    for verdict, (_, _, meaning) in MARKS.items():
+        reasons = ["what is so"] if verdict == CONTRADICTS else []
+        claims.append(_claim(Sentence(meaning, verdict, reasons)))
+    return claims
+
+
+def _part(group: Group, completion: Completion, term: str, scale: _Scale) -> Part:
+    product, weight = contributions(group, completion)[term], group.weights[term]
+    width = None
+    if scale.part > 0:
+        width = f"{min(100.0, 100 * abs(product) / scale.part):.0f}"
+    return Part(
+        term=term,
+        value=number(completion.terms[term]),
+        weight=f"× {weight:g}".replace("-", "−"),
+        product=number(product, sign=True),
+        direction="up" if product > 0 else "down",
+        width=width,
     )
-    return f'<ul class="said key">{items}</ul>'
 
 
-def _chips(group: Group, c: Completion) -> str:
-    # An answer that can be made out is shown even where the format is invalid: accuracy counts it.
-    case = types.SimpleNamespace(
-        answer=c.answer,
-        truth=group.truth,
-        known=group.known,
-        completion="<think></think><answer></answer>",
-    )
-    return cases._chips(cases.marks(case))
+def _same_in_all(group: Group, completion: Completion, varied: Sequence[str]) -> str | None:
+    """The sum of the terms that are the same in all, None without such a term."""
+    products = contributions(group, completion)
+    if len(varied) == len(products):
+        return None
+    total = sum(product for term, product in products.items() if term not in varied)
+    return number(total, sign=True)
 
 
-def _parts(group: Group, c: Completion, varied: list[str], largest: float) -> str:
-    """The table of what the reward is made of; terms that are the same in all are one row."""
-    parts = contributions(group, c)
-    same = sum(v for k, v in parts.items() if k not in varied)
-    rows = []
-    for term in varied:
-        value, weight = parts[term], group.weights[term]
-        width = f' style="--w:{min(100.0, 100 * abs(value) / largest):.0f}%"' if largest > 0 else ""
-        bar = cell(number(value, True), f"part {'up' if value > 0 else 'down'}", attributes=width)
-        product = cell(number(c.terms[term])) + cell(f"× {weight:g}".replace("-", "−"))
-        rows.append(head(esc(term).replace("_", "_<wbr>")) + product + bar)
-    if len(varied) < len(parts):
-        rows.append(head("same in all") + cell() * 2 + cell(number(same, True)))
-    total = head("reward") + cell() * 2 + cell(number(c.reward, True))
-    return table(
-        [head("term", "left") + head("value") + head("weight") + head("part")],
-        [*rows, f'<tr class="total">{total}</tr>'],
-    )
+def _bar(advantage: float, largest: float) -> Bar:
+    share = 50 * min(1.0, abs(np.nan_to_num(advantage)) / largest) if largest > 0 else 0.0
+    if advantage > 0:
+        return Bar("up", "50.0", f"{share:.1f}")
+    return Bar("down", f"{50 - share:.1f}", f"{share:.1f}")
 
 
-def _notes(group: Group, c: Completion) -> str:
+def _notes(group: Group, completion: Completion) -> str:
     notes = []
-    if not c.valid_format:
+    if not completion.valid_format:
         notes.append("Invalid format.")
-    if not c.finished:
+    if not completion.finished:
         notes.append("Truncated at the token limit.")
-    if group.kept and not c.trained:
+    if group.kept and not completion.trained:
         notes.append("Left out of the update.")
-    return f'<p class="invalid small">{" ".join(notes)}</p>' if notes else ""
+    return " ".join(notes)
 
 
-def _completion(
-    group: Group, c: Completion, place: str, scale: tuple[float, float], varied: list[str]
-) -> str:
-    top, largest = scale
-    share = 50 * min(1.0, abs(np.nan_to_num(c.advantage)) / top) if top > 0 else 0.0
-    up = c.advantage > 0
-    bar = f'<i class="{"up" if up else "down"}" style="left:{50 if up else 50 - share:.1f}%;width:{share:.1f}%"></i>'
-    unweighed = [k for k, v in c.terms.items() if not group.weights.get(k)]
-    others = ", ".join(f"{k} {number(c.terms[k])}" for k in unweighed)
-    others = folded(
-        '<span class="small">Terms without weight</span>', f'<p class="small">{esc(others)}</p>'
-    )
-    after = c.text[len(extract_trace(c.text)) :]
-    written = f'<p class="answer"><b>As written:</b> {esc(after)}</p>' if after else ""
-    said = "".join(_said(s) for s in c.sentences) or '<li class="nothing">Empty reasoning.</li>'
-    return (
-        f'<div class="comp{"" if c.trained else " left-out"}"><h4><span>{place}</span>'
-        f"<span>advantage {number(c.advantage, True)}</span></h4>"
-        f'<div class="adv">{bar}</div>{_notes(group, c)}{_chips(group, c)}{_parts(group, c, varied, largest)}'
-        f'<p class="muted small">{c.length} tokens</p><ul class="said">{said}</ul>{written}'
-        f"{others if unweighed else ''}</div>"
+def _completion_card(
+    group: Group, completion: Completion, place: str, scale: _Scale
+) -> CompletionCard:
+    unweighed = [term for term in completion.terms if not group.weights.get(term)]
+    return CompletionCard(
+        place=place,
+        advantage=number(completion.advantage, sign=True),
+        bar=_bar(completion.advantage, scale.advantage),
+        notes=_notes(group, completion),
+        # An answer that can be made out is shown even where the format is invalid: accuracy counts it.
+        marks=compare_labels(completion.answer, group.truth, group.known),
+        parts=[_part(group, completion, term, scale) for term in scale.varied],
+        same_in_all=_same_in_all(group, completion, scale.varied),
+        reward=number(completion.reward, sign=True),
+        length=completion.length,
+        trained=completion.trained,
+        claims=[_claim(sentence) for sentence in completion.sentences],
+        as_written=completion.text[len(extract_trace(completion.text)) :],
+        unweighed=", ".join(f"{term} {number(completion.terms[term])}" for term in unweighed),
     )
 
 
-def _truth(group: Group) -> str:
-    name = lambda k: k + (f" ({group.sides[k]})" if k in group.sides else "")
-    lists = [("Truth", [k for k in group.truth if k not in group.hedged])]
-    lists.append(("Subtle, may be hedged" if group.known is None else "Not known", group.hedged))
-    return "".join(
-        f"<p><b>{title}:</b> {esc(', '.join(map(name, labels)) or 'no label')}</p>"
-        for title, labels in lists
-        if labels or title == "Truth"
+# ---- One group ----
+
+
+def _truth(group: Group) -> dict[str, str]:
+    """Title -> labels with their sides; what is not known is left out where all is."""
+
+    def names(labels: Sequence[str]) -> str:
+        sided = [
+            f"{label} ({group.sides[label]})" if label in group.sides else label for label in labels
+        ]
+        return ", ".join(sided) or "no label"
+
+    truth = {"Truth": names([label for label in group.truth if label not in group.hedged])}
+    if group.hedged:
+        title = "Subtle, may be hedged" if group.known is None else "Not known"
+        truth[title] = names(group.hedged)
+    return truth
+
+
+def _scale(group: Group, order: Sequence[Completion]) -> _Scale:
+    weighed = contributions(group, order[0])
+    varied = [term for term in weighed if not is_same_in_all(group, term)]
+    parts = (
+        abs(product)
+        for completion in order
+        for term, product in contributions(group, completion).items()
+        if term in varied
     )
+    advantage = max(abs(np.nan_to_num(completion.advantage)) for completion in order)
+    return _Scale(advantage, max(parts, default=0.0), varied)
 
 
-def _group(group: Group, uri: str, shows_sides: bool, shows_prompt: bool) -> str:
+def _places(count: int, all_equal: bool) -> list[str]:
+    """What stands above each completion, best first."""
+    if all_equal:
+        return [f"{place} of {count}" for place in range(1, count + 1)]
+    names = [f"Place {place}" for place in range(1, count + 1)]
+    names[-1] = "Worst"
+    names[0] = "Best"  # after "Worst": a group of one has a best and no worst
+    return [f"{name} of {count}" for name in names]
+
+
+def _group_card(group: Group, uri: str) -> GroupCard:
     order = ranked(group)
-    weighed = list(contributions(group, order[0]))
-    varied = [k for k in weighed if not _is_same(group, k)]
-    same = [k for k in weighed if k not in varied]
-    top = max(abs(np.nan_to_num(c.advantage)) for c in order)
-    largest = max(
-        (abs(v) for c in order for k, v in contributions(group, c).items() if k in varied),
-        default=0.0,
-    )
-    n = len(order)
-    places = [
-        f"{'Best' if i == 0 else 'Worst' if i == n - 1 else f'Place {i + 1}'} of {n}"
-        for i in range(n)
-    ]
-    if top < SAME:
-        places = [f"{i + 1} of {n}" for i in range(n)]
+    scale = _scale(group, order)
+    places = _places(len(order), scale.advantage < SAME)
     cards = [
-        _completion(group, c, place, (top, largest), varied)
-        for c, place in zip(order, places, strict=True)
+        _completion_card(group, completion, place, scale)
+        for completion, place in zip(order, places, strict=True)
     ]
-    between = cards[ENDS : n - ENDS] if n > 2 * ENDS else []
-    shown = cards[:ENDS] + cards[n - ENDS :] if between else cards
-    more = (
-        folded(f"{len(between)} more between", f'<div class="comps">{"".join(between)}</div>')
-        if between
-        else ""
+    # In a long group the ends tell most.
+    shown, between = cards, []
+    if len(cards) > 2 * ENDS:
+        shown, between = cards[:ENDS] + cards[-ENDS:], cards[ENDS:-ENDS]
+    same = [term for term in contributions(group, order[0]) if term not in scale.varied]
+    same_terms = ", ".join(
+        f"{term} {number(order[0].terms[term])} × {group.weights[term]:g}" for term in same
     )
-    note = "" if group.kept else '<p class="note">The update did not take this group.</p>'
-    if same:
-        text = ", ".join(
-            f"{k} {number(order[0].terms[k])} × {group.weights[k]:g}" for k in same
-        ).replace("-", "−")
-        note += folded("Terms that are the same in all", f'<p class="small">{esc(text)}</p>')
-    if shows_prompt:
-        note += folded("Prompt", f"<pre>{esc(group.prompt)}</pre>")
-    image = (
-        f'<img src="{uri}" alt="Radiograph of {esc(group.id)}">{cases.SIDES if shows_sides else ""}'
-    )
-    return (
-        f'<article class="group"><div class="top"><div>{image}</div><div>'
-        f'<p class="muted small">Step {group.step}, {esc(group.set)}, {esc(group.id)}</p>{_truth(group)}'
-        f'<p class="because">{esc(why(group))}</p>{note}</div></div><div class="comps">{"".join(shown)}</div>{more}'
-        "</article>"
+    return GroupCard(
+        uri=uri,
+        id=group.id,
+        step=group.step,
+        set_name=group.set,
+        prompt=group.prompt,
+        kept=group.kept,
+        truth=_truth(group),
+        reason=why(group),
+        same_terms=same_terms.replace("-", "−"),
+        shown=shown,
+        between=between,
     )
 
 
-def section(groups: Sequence[tuple[Group, str]], *, sides: bool = True) -> str:
-    """HTML of [(Group, PNG data URI)], the latest step open, earlier ones folded; "" without any.
+# ---- The section ----
 
-    sides: mark the patient's right and left (the image is known to be in the usual orientation).
+
+def _steps_shown(steps: Sequence[int]) -> list[int]:
+    """The steps that the page shows, latest first; steps: in order."""
+    if len(steps) > STEPS_SHOWN:
+        steps = [steps[0], *steps[1 - STEPS_SHOWN :]]
+    return list(reversed(steps))
+
+
+def _glossary(groups: Sequence[tuple[Group, str]]) -> Mapping[str, str]:
+    """What the terms that occur in the groups are."""
+    used = {
+        term for group, _ in groups for completion in group.completions for term in completion.terms
+    }
+    return {term: meaning for term, meaning in ABOUT.items() if term in used}
+
+
+def section(groups: Sequence[tuple[Group, str]], *, shows_sides: bool = True) -> Markup:
+    """Draw the groups, the latest step open, earlier ones folded; nothing without any.
+
+    Args:
+        groups: each with the data URI of its PNG.
+        shows_sides: mark the patient's right and left (the image is known to be in the usual orientation).
     """
     if not groups:
-        return ""
-    steps = sorted({g.step for g, _ in groups})
-    shown = steps if len(steps) <= LOOKS else [steps[0], *steps[1 - LOOKS :]]
-    prompts = list(dict.fromkeys(g.prompt for g, _ in groups))
-    draw = lambda s: "".join(
-        _group(g, uri, sides, len(prompts) > 1) for g, uri in groups if g.step == s
+        return Markup()
+    steps = sorted({group.step for group, _ in groups})
+    shown = _steps_shown(steps)
+    cards = {
+        step: [_group_card(group, uri) for group, uri in groups if group.step == step]
+        for step in shown
+    }
+    prompts = {group.prompt for group, _ in groups}
+    return render(
+        "groups.html",
+        steps=cards,
+        steps_left_out=len(steps) - len(shown),
+        shared_prompt=prompts.pop() if len(prompts) == 1 else None,
+        shows_sides=shows_sides,
+        legend=_legend(),
+        glossary=_glossary(groups),
     )
-    latest, *earlier = reversed(shown)
-    terms = [k for k in ABOUT if any(k in c.terms for g, _ in groups for c in g.completions)]
-    glossary = "".join(f"<dt>{k}</dt><dd>{esc(ABOUT[k])}</dd>" for k in terms)
-    body = INTRO + _legend() + folded("What the reward terms are", f"<dl>{glossary}</dl>")
-    if len(prompts) == 1 and prompts[0]:
-        body += folded("The prompt, the same for all", f"<pre>{esc(prompts[0])}</pre>")
-    body += f"<h3>Step {latest}</h3>{draw(latest)}"
-    body += "".join(folded(f"Step {s}", draw(s)) for s in earlier)
-    if len(shown) < len(steps):
-        body += f'<p class="muted">{len(steps) - len(shown)} more steps are in samples.jsonl.</p>'
-    return body

@@ -1,16 +1,14 @@
 """report.html of a run: one self-contained page, a pure function of the run's folder.
 
 The folder's format (what `write_report` saves, and all that the page is made from):
-- `metrics.jsonl`: see metrics.py. Curves are drawn for the TRL names (`reward`, `rewards/<term>/mean`,
+- `metrics.jsonl`: see metrics/run_log.py. Curves are drawn for the TRL names (`reward`, `rewards/<term>/mean`,
   `completions/mean_length`, `entropy`, `loss`, ...) of kind "train" and for `eval/<set>/jaccard` and
   `eval/<set>/macro_f1` (the prefix `eval/` may be left out) of kind "eval".
-- `evaluation.json`: {"format": 1, "title", "kind": "phantom" | "files", "notes": [str], "config": {...} or
-null
-  (null: config.json is shown), "models": {model: {set: scoring.summary(...)}}, "comparisons": [{"a", "b",
-  "set", "metric", "diff", "lo", "hi"}]}; diff is metric(b) - metric(a), as `scoring.paired_bootstrap` gives
-  it.
+- `evaluation.json`: {"format": 1, "title", "kind": "phantom" | "files", "notes": [str], "config": {...} or null
+  (null: config.json is shown), "models": {model: {set: scores.summary(...)}}, "comparisons": [{"a", "b", "set",
+  "metric", "diff", "lo", "hi"}]}; diff is metric(b) - metric(a), as `scores.paired_bootstrap` gives it.
 - `samples.jsonl`: one object a line. {"kind": "group", "step", "image": "groups/000010_0.png", ...} are the groups of
-  RL, see `report_groups.Group`, in the order of the run. The others with an "image" are the cases: {"id", "hospital",
+  RL, see `group_records.Group`, in the order of the run. The others with an "image" are the cases: {"id", "hospital",
   "model", "prompt", "completion", "answer": [label], "truth": [label], "known": [label] or null, "score": float or
   null, "image": "cases/0000.png"}; other lines are left alone.
 - `cases/*.png`, `groups/*.png`: 8-bit grey, the longer side at most 256 px.
@@ -19,30 +17,44 @@ null
 import base64
 import io
 import json
-import math
+import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.metrics.run_log import json_value
 from cxr_jax.report.group_records import Group
 from cxr_jax.runtime import whole_files
 
 FORMAT = 1
 KINDS = ("phantom", "files")
 IMAGE_SIDE = 256
+CASE_FIELDS = ("prompt", "completion", "answer", "truth", "score", "id", "hospital")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Case:
-    """One image with the model's completion. `image`: float [H, W] in 0..1 (ignored where `png` is given).
+    """One image with the model's completion.
 
-    `answer`, `truth`: label names (or bool [14]); `known`: the labels the reference decides (None: all);
-    `score`: Jaccard of this case, 0..1 (None: not scored).
+    Attributes:
+        image: float [H, W] in 0..1 (ignored where `png` is given).
+        prompt: as text.
+        completion: as written, with its tags.
+        answer: label names (or bool [14]) that the completion names.
+        truth: label names (or bool [14]) that are there.
+        score: Jaccard of this case, 0..1 (None: not scored).
+        id: of the image.
+        hospital: the name of the test set.
+        known: the labels the reference decides (None: all).
+        model: the name of the model.
+        png: the image's file.
     """
 
     image: np.ndarray | None
@@ -57,21 +69,29 @@ class Case:
     model: str = ""
     png: bytes | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        """Turn flags into names."""
         self.answer, self.truth = label_names(self.answer), label_names(self.truth)
         self.known = None if self.known is None else label_names(self.known)
 
 
-def label_names(labels) -> list[str]:
-    """Names from names or from numbers or bool [14] (non-zero: named)."""
+def label_names(labels: Iterable) -> list[str]:
+    """Return names from names, or from numbers or bool [14] (non-zero: named)."""
     labels = list(labels)
-    if labels and all(not isinstance(x, str) for x in labels):
-        return [name for name, on in zip(CHEXPERT_14, labels, strict=True) if on]
-    return [str(x) for x in labels]
+    if labels and not any(isinstance(label, str) for label in labels):
+        return [name for name, is_named in zip(CHEXPERT_14, labels, strict=True) if is_named]
+    return [str(label) for label in labels]
 
 
-def png(image) -> bytes:
-    """8-bit grey PNG of float [H, W] in 0..1, the longer side at most IMAGE_SIDE px."""
+# ---- Images ----
+
+
+def png(image: ArrayLike) -> bytes:
+    """Draw an 8-bit grey PNG of float [H, W] in 0..1, the longer side at most IMAGE_SIDE px.
+
+    Raises:
+        ValueError: if the image has another shape.
+    """
     from PIL import Image
 
     image = np.clip(np.nan_to_num(np.asarray(image, np.float32)), 0.0, 1.0)
@@ -80,37 +100,39 @@ def png(image) -> bytes:
     picture = Image.fromarray(np.round(image * 255).astype(np.uint8))
     scale = IMAGE_SIDE / max(picture.size)
     if scale < 1:
-        picture = picture.resize(
-            [max(1, round(s * scale)) for s in picture.size], Image.Resampling.LANCZOS
-        )
-    out = io.BytesIO()
-    picture.save(out, "PNG", optimize=True)
-    return out.getvalue()
+        size = [max(1, round(side * scale)) for side in picture.size]
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
-# Saving --------------------------------------------------------------------------------------------
+def data_uri(image: bytes) -> str:
+    """Write a PNG as the page holds it."""
+    return "data:image/png;base64," + base64.b64encode(image).decode()
 
 
-def _finite(value):
-    """The same object with non-finite floats as None: the files are strict JSON."""
-    if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    if hasattr(value, "dtype"):
-        return _finite(np.asarray(value).tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+# ---- Saving ----
 
 
 def save_evaluation(
-    workdir, *, title, tables, kind="phantom", config=None, comparisons=(), notes=()
+    workdir: str | os.PathLike,
+    *,
+    title: str,
+    tables: Mapping[str, Mapping[str, Mapping]],
+    kind: str = "phantom",
+    config: Mapping[str, Any] | None = None,
+    comparisons: Sequence[Mapping[str, Any]] = (),
+    notes: Sequence[str] = (),
 ) -> None:
-    """Write evaluation.json."""
+    """Write evaluation.json; the arguments are those of `write_report`.
+
+    Raises:
+        ValueError: if `kind` is none of KINDS.
+    """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
-    data = {
+    evaluation = {
         "format": FORMAT,
         "title": title,
         "kind": kind,
@@ -119,76 +141,95 @@ def save_evaluation(
         "notes": list(notes),
         "config": config,
     }
-    text = json.dumps(_finite(data), indent=1, allow_nan=False)
+    text = json.dumps(json_value(evaluation, str), indent=1, allow_nan=False)
     whole_files.write_text(Path(workdir) / "evaluation.json", text)
 
 
-def save_cases(workdir, cases: Iterable[Case]) -> None:
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    whole_files.write_text(path, "".join(line + "\n" for line in lines))
+
+
+def save_cases(workdir: str | os.PathLike, cases: Iterable[Case]) -> None:
     """Write cases/*.png and their lines in samples.jsonl, in place of an earlier report's."""
     workdir = Path(workdir)
     folder, path = workdir / "cases", workdir / "samples.jsonl"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     lines = [line for line, row in _samples(path) if _is_group(row) or "image" not in row]
-    for i, case in enumerate(cases):
-        name = f"cases/{i:04d}.png"  # never the id: ids are other people's text
+    copied = ("id", "hospital", "model", "prompt", "completion", "answer", "truth", "known")
+    for position, case in enumerate(cases):
+        name = f"cases/{position:04d}.png"  # never the id: ids are other people's text
         (workdir / name).write_bytes(case.png or png(case.image))
-        row = {k: getattr(case, k) for k in ("id", "hospital", "model", "prompt", "completion")}
-        row |= {k: getattr(case, k) for k in ("answer", "truth", "known")}
-        score = None if case.score is None else float(case.score)
-        lines.append(json.dumps(_finite({**row, "score": score, "image": name})))
-    whole_files.write_text(path, "".join(line + "\n" for line in lines))
+        row = {field: getattr(case, field) for field in copied}
+        row["score"] = None if case.score is None else float(case.score)
+        row["image"] = name
+        lines.append(json.dumps(json_value(row, str)))
+    _write_lines(path, lines)
 
 
-def save_groups(workdir, groups: Iterable[Group] = (), resume_step: int | None = None) -> None:
+def save_groups(
+    workdir: str | os.PathLike, groups: Iterable[Group] = (), resume_step: int | None = None
+) -> None:
     """Append the groups of one step to samples.jsonl, and write their images.
 
-    `resume_step`: as for `metrics.MetricsWriter`: the step of the restored checkpoint, -1 to start over; call once with
-    it at the start of a run. Groups of a later step, which the run will record again, are removed. Save a step's groups
-    before its checkpoint: then a run killed anywhere ends with the same lines as one that was not.
+    Save a step's groups before its checkpoint: then a run killed anywhere ends with the same lines as one that was
+    not.
+
+    Args:
+        workdir: the run's folder.
+        groups: of one step.
+        resume_step: as for `MetricsWriter`: the step of the restored checkpoint, -1 to start over; call once with it
+            at the start of a run. Groups of a later step, which the run will record again, are removed.
     """
     workdir = Path(workdir)
     path, folder = workdir / "samples.jsonl", workdir / "groups"
     if resume_step is not None and path.exists():
-        rows = list(_samples(path))
-        lines = [
-            line for line, row in rows if not _is_group(row) or _step(path, row) <= resume_step
-        ]
-        whole_files.write_text(path, "".join(line + "\n" for line in lines))
-        images = {
-            str(row.get("image"))
-            for line, row in rows
-            if _is_group(row) and row["step"] <= resume_step
-        }
-        for file in folder.glob("*.png"):
-            if f"groups/{file.name}" not in images:
-                file.unlink()
+        _remove_later_groups(path, folder, resume_step)
     lines = []
-    for i, group in enumerate(groups):
+    for position, group in enumerate(groups):
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"groups/{group.step:06d}_{i}.png"
+        name = f"groups/{group.step:06d}_{position}.png"
         (workdir / name).write_bytes(group.png or png(group.image))
-        lines.append(json.dumps(_finite(group.row() | {"image": name}), allow_nan=False) + "\n")
+        row = json_value(group.row() | {"image": name}, str)
+        lines.append(json.dumps(row, allow_nan=False) + "\n")
     if lines:
-        with open(
-            path, "ab", buffering=0
-        ) as file:  # one write: a reader sees whole lines, or at most a torn last one
+        # One write: a reader sees whole lines, or at most a torn last one.
+        with open(path, "ab", buffering=0) as file:
             file.write("".join(lines).encode())
 
 
-# Loading -------------------------------------------------------------------------------------------
+def _remove_later_groups(path: Path, folder: Path, last_step: int) -> None:
+    """Remove the groups after `last_step`, and every image of the folder that no line names."""
+    rows = list(_samples(path))
+    _write_lines(
+        path, [line for line, row in rows if not _is_group(row) or _step(path, row) <= last_step]
+    )
+    images = {
+        str(row.get("image")) for _, row in rows if _is_group(row) and row["step"] <= last_step
+    }
+    for file in folder.glob("*.png"):
+        if f"groups/{file.name}" not in images:
+            file.unlink()
 
 
-def _json(path: Path):
+# ---- Loading ----
+
+
+def read_json(path: Path) -> Any:
+    """Read a file of an evaluated run.
+
+    Raises:
+        UserError: if it is not there, or not JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as e:
-        raise UserError(f"{path}: no such file; the run has not been evaluated") from e
-    except ValueError as e:
-        raise UserError(f"{path}: not JSON") from e
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; the run has not been evaluated") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON") from error
 
 
-def _samples(path: Path):
+def _samples(path: Path) -> Iterator[tuple[str, dict]]:
     """(line, object) of each line of samples.jsonl, if there is one; a last line that a kill has torn is left out."""
     if not path.exists():
         return
@@ -198,26 +239,26 @@ def _samples(path: Path):
             continue
         try:
             row = json.loads(line)
-        except ValueError as e:
+        except ValueError as error:
             if number > len(lines):
                 return
-            raise UserError(f"{path}: line {number} is not JSON") from e
+            raise UserError(f"{path}: line {number} is not JSON") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}: line {number} is not an object")
         yield line, row
 
 
-def _is_group(row: dict) -> bool:
+def _is_group(row: Mapping) -> bool:
     return row.get("kind") == "group"
 
 
-def _step(path: Path, row: dict) -> int:
+def _step(path: Path, row: Mapping) -> int:
     if not isinstance(row.get("step"), int):
         raise UserError(f"{path}: a group has no step")
     return row["step"]
 
 
-def _image(workdir: Path, row: dict, folder: str) -> bytes:
+def _image(workdir: Path, row: Mapping, folder: str) -> bytes:
     """The PNG that a line of samples.jsonl names. UserError for what is no file of WORKDIR/folder."""
     file = (workdir / str(row["image"])).resolve()
     if not file.is_relative_to((workdir / folder).resolve()) or not file.is_file():
@@ -226,42 +267,43 @@ def _image(workdir: Path, row: dict, folder: str) -> bytes:
     return file.read_bytes()
 
 
-def load_groups(workdir) -> list[Group]:
-    """The groups of samples.jsonl, with their PNG bytes."""
+def load_groups(workdir: str | os.PathLike) -> list[Group]:
+    """Read the groups of samples.jsonl, with their PNG bytes.
+
+    Raises:
+        UserError: if a line or an image is not of the format.
+    """
     workdir = Path(workdir)
     path, groups = workdir / "samples.jsonl", []
     for _, row in _samples(path):
         if not _is_group(row):
             continue
         try:
-            groups.append(Group.of_row(row, _image(workdir, row, "groups")))
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            groups.append(Group.from_row(row, _image(workdir, row, "groups")))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            step = row.get("step")
             raise UserError(
-                f"{path}: a group of step {row.get('step')} is not of the format: {e!r}"
-            ) from e
+                f"{path}: a group of step {step} is not of the format: {error!r}"
+            ) from error
     return groups
 
 
-def load_cases(workdir) -> list[Case]:
-    """The cases of samples.jsonl, with their PNG bytes."""
+def load_cases(workdir: str | os.PathLike) -> list[Case]:
+    """Read the cases of samples.jsonl, with their PNG bytes.
+
+    Raises:
+        UserError: if a line or an image is not of the format.
+    """
     workdir = Path(workdir)
     path, cases = workdir / "samples.jsonl", []
     for _, row in _samples(path):
         if _is_group(row) or "image" not in row:
             continue
-        data = _image(workdir, row, "cases")
+        image = _image(workdir, row, "cases")
         try:
-            fields = {
-                k: row[k]
-                for k in ("prompt", "completion", "answer", "truth", "score", "id", "hospital")
-            }
-        except KeyError as e:
-            raise UserError(f"{path}: a case has no {e}") from e
-        cases.append(
-            Case(None, known=row.get("known"), model=row.get("model", ""), png=data, **fields)
-        )
+            fields = {name: row[name] for name in CASE_FIELDS}
+        except KeyError as error:
+            raise UserError(f"{path}: a case has no {error}") from error
+        known, model = row.get("known"), row.get("model", "")
+        cases.append(Case(image=None, png=image, known=known, model=model, **fields))
     return cases
-
-
-def data_uri(data: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(data).decode()

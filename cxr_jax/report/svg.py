@@ -1,26 +1,33 @@
-"""Two kinds of inline SVG for the report: a line chart over training steps, and an interval (forest) plot.
+"""The report's inline SVG: line charts over training steps, marks of events, and interval (forest) plots.
 
 Drawn in Python so that the page is complete without its script; the script only adds the hover readout.
 """
 
-import html
 import json
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from cxr_jax.report.markup import escape
 
 PALETTE = ("#1f5fa8", "#b4560f", "#2a7d4f", "#8a3f8f", "#6b6b6b", "#a31f34", "#00798c", "#7a6a00")
 BLUE, ORANGE = PALETTE[:2]
 MAX_POINTS = 400
+WIDTH = 520  # units of a chart's own coordinates; the page scales it to the column
+
+Points = list[tuple[float, float]]  # (step, value)
 
 
 @dataclass
 class Series:
-    """One line. `points`: [(step, value)]; `faint`: the values before smoothing; `marks`: a dot a point."""
+    """One line. faint: the values before smoothing, drawn below it; marks: a dot a point."""
 
     name: str
-    points: list
+    points: Points
     color: str
-    faint: list | None = None
+    faint: Points | None = None
     marks: bool = False
 
 
@@ -34,244 +41,344 @@ class Reference:
     dash: str = "6 4"
 
 
-def nice_ticks(lo: float, hi: float, n: int = 5) -> list[float]:
-    """Round tick values (1, 2, 2.5, 5 times a power of ten) that lie in [lo, hi], about n of them."""
-    if not hi > lo:
-        return [lo]
-    raw = (hi - lo) / n
+@dataclass(frozen=True, kw_only=True)
+class ForestGroup:
+    """The intervals of one heading. estimates: name -> {value, lo, hi}; constant: a dashed line, None for none."""
+
+    heading: str
+    color: str
+    estimates: Mapping[str, Mapping]
+    constant: float | None
+
+
+# ---- Numbers ----
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Choose round tick values (1, 2, 2.5, 5 times a power of ten) that lie in [low, high], about `count` of them."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * (1 - 1e-9))
-    first = math.ceil(lo / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, math.floor(hi / step + 1e-9) + 1)]
+    step = next(
+        factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * (1 - 1e-9)
+    )
+    # A tick on the very limit stays, whatever the rounding of the division.
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(multiple * step, 12) for multiple in range(first, last + 1)]
 
 
-def number(x: float) -> str:
-    """A short tick or readout label."""
-    if x and (abs(x) >= 1e5 or abs(x) < 1e-3):
-        text = f"{x:.3g}"
+def number(value: float) -> str:
+    """Write a short tick or readout label."""
+    size = abs(value)
+    if value and (size >= 1e5 or size < 1e-3):
+        text = f"{value:.3g}"
+    elif size < 100:
+        text = f"{value:.4f}".rstrip("0").rstrip(".")
     else:
-        text = f"{x:.4f}".rstrip("0").rstrip(".") if abs(x) < 100 else f"{x:.0f}"
+        text = f"{value:.0f}"
     return text.replace("-", "−", 1) if text.startswith("-") else text
 
 
-def smooth(points: list, window: int) -> list:
-    """Centred running mean over `window` points (fewer at the ends)."""
-    half, out = window // 2, []
-    for i, (x, _) in enumerate(points):
-        part = [y for _, y in points[max(0, i - half) : i + half + 1]]
-        out.append((x, sum(part) / len(part)))
-    return out
+def smooth(points: Points, window: int) -> Points:
+    """Compute the centred running mean over `window` points (fewer at the ends)."""
+    half, smoothed = window // 2, []
+    for index, (step, _) in enumerate(points):
+        part = [value for _, value in points[max(0, index - half) : index + half + 1]]
+        smoothed.append((step, sum(part) / len(part)))
+    return smoothed
 
 
-def thin(points: list, limit: int = MAX_POINTS) -> list:
-    """At most `limit` points, evenly chosen, the last one kept."""
+def thin(points: Points, limit: int = MAX_POINTS) -> Points:
+    """Keep at most `limit` points, evenly chosen, the last one among them."""
     if len(points) <= limit:
         return points
-    return [points[round(i * (len(points) - 1) / (limit - 1))] for i in range(limit)]
+    return [points[round(index * (len(points) - 1) / (limit - 1))] for index in range(limit)]
 
 
-def _limits(values, floor_zero):
-    lo, hi = min(values), max(values)
-    if floor_zero and lo >= 0:
-        lo = 0.0
-    flat = hi - lo <= 1e-9 * max(
-        abs(hi), abs(lo)
-    )  # a constant, up to the rounding of a running mean
-    pad = max(abs(hi) * 0.1, 1e-3) if flat else (hi - lo) * 0.06
-    return (lo if floor_zero and lo == 0 else lo - pad), hi + pad
+def _limits(values: Sequence[float], floor_zero: bool) -> tuple[float, float]:
+    """The ends of the vertical axis, with some room around the values."""
+    low, high = min(values), max(values)
+    if floor_zero and low >= 0:
+        low = 0.0
+    # Flat is constant up to the rounding of a running mean.
+    is_flat = high - low <= 1e-9 * max(abs(high), abs(low))
+    pad = max(abs(high) * 0.1, 1e-3) if is_flat else (high - low) * 0.06
+    return (low if floor_zero and low == 0 else low - pad), high + pad
 
 
-def line_chart(
-    title: str, series: list[Series], references=(), *, floor_zero=False, width=520, height=256
-) -> str:
-    """<svg> with axes, labelled ticks and a polyline a series; its points go along for the readout."""
-    left, right, top, bottom = 56, 12, 10, 42
-    series = [s for s in series if s.points]
-    xs = [x for s in series for x, _ in s.points]
-    ys = [y for s in series for _, y in s.points + (s.faint or [])] + [r.value for r in references]
-    x0, x1 = min(xs), max(xs)
-    x1 = x1 if x1 > x0 else x0 + 1
-    y0, y1 = _limits(ys, floor_zero)
-    px = lambda x: left + (x - x0) / (x1 - x0) * (width - left - right)
-    py = lambda y: height - bottom - (y - y0) / (y1 - y0) * (height - top - bottom)
-    path = lambda points: " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
-
-    out = []
-    for y in nice_ticks(y0, y1):
-        out.append(
-            f'<line class="grid" x1="{left}" x2="{width - right}" y1="{py(y):.1f}" y2="{py(y):.1f}"/>'
-        )
-        out.append(f'<text x="{left - 6}" y="{py(y) + 4:.1f}" text-anchor="end">{number(y)}</text>')
-    for x in nice_ticks(x0, x1, 6):
-        if x == int(x):
-            out.append(
-                f'<line class="tick" x1="{px(x):.1f}" x2="{px(x):.1f}" y1="{height - bottom}" '
-                f'y2="{height - bottom + 4}"/>'
-            )
-            out.append(
-                f'<text x="{px(x):.1f}" y="{height - bottom + 17}" text-anchor="middle">{number(x)}</text>'
-            )
-    out.append(
-        f'<line class="axis" x1="{left}" x2="{width - right}" y1="{height - bottom}" y2="{height - bottom}"/>'
-    )
-    out.append(
-        f'<text x="{(left + width - right) / 2}" y="{height - 3}" text-anchor="middle">step</text>'
-    )
-    for r in references:
-        out.append(
-            f'<line x1="{left}" x2="{width - right}" y1="{py(r.value):.1f}" y2="{py(r.value):.1f}" '
-            f'stroke="{r.color}" stroke-width="1.5" stroke-dasharray="{r.dash}"/>'
-        )
-    for i, s in enumerate(series):
-        if s.faint:
-            out.append(
-                f'<polyline points="{path(thin(s.faint))}" fill="none" stroke="{s.color}" opacity=".25"/>'
-            )
-        out.append(
-            f'<polyline points="{path(thin(s.points))}" fill="none" stroke="{s.color}" stroke-width="2" '
-            'stroke-linejoin="round"/>'
-        )
-        if s.marks or len(s.points) == 1:
-            out += [_mark(i, px(x), py(y), s.color) for x, y in s.points]
-    out.append(
-        f'<line class="cursor" x1="0" x2="0" y1="{top}" y2="{height - bottom}" visibility="hidden"/>'
-    )
-    data = {
-        "x": [x0, x1],
-        "px": [left, width - right],
-        "width": width,
-        "series": [
-            {
-                "name": s.name,
-                "color": s.color,
-                "points": [[x, float(f"{y:.5g}")] for x, y in thin(s.points)],
-            }
-            for s in series
-        ],
-    }
-    return (
-        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}" '
-        f'data-chart="{html.escape(json.dumps(data, separators=(",", ":")))}">{"".join(out)}</svg>'
-    )
+# ---- Elements ----
 
 
-def _mark(i, x, y, color):
+def _line(x1: float, x2: float, y1: float, y2: float, attributes: str) -> str:
+    """A line. attributes: our own text, as written in SVG."""
+    ends = f'x1="{_place(x1)}" x2="{_place(x2)}" y1="{_place(y1)}" y2="{_place(y2)}"'
+    return f"<line {attributes} {ends}/>"
+
+
+def _text(x: float, y: float, content: str, attributes: str = "") -> str:
+    attributes = f" {attributes}" if attributes else ""
+    return f'<text x="{_place(x)}" y="{_place(y)}"{attributes}>{escape(content)}</text>'
+
+
+def _place(coordinate: float) -> str:
+    """A coordinate: whole numbers as they are, others to a tenth of a unit."""
+    return str(coordinate) if isinstance(coordinate, int) else f"{coordinate:.1f}"
+
+
+def _mark(position: int, x: float, y: float, color: str) -> str:
     """Dots for the first series, squares for the second, ...: lines can be told apart without colour."""
-    if i % 2 == 0:
+    if position % 2 == 0:
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="{color}"/>'
     return f'<rect x="{x - 3:.1f}" y="{y - 3:.1f}" width="6" height="6" fill="{color}"/>'
 
 
-def legend(series, references=(), note="") -> str:
-    """HTML legend of a line chart."""
-    items = []
-    for i, s in enumerate(series):
-        mark = _mark(i, 11, 6, s.color) if s.marks else ""
-        items.append(
-            (
-                s.name,
-                f'<line x1="0" x2="22" y1="6" y2="6" stroke="{s.color}" stroke-width="2.5"/>{mark}',
-            )
+def _picture(
+    title: str, size: tuple[int, int], elements: Sequence[str], attributes: str = ""
+) -> Markup:
+    """The whole <svg>; size: width and height."""
+    label = f'role="img" aria-label="{escape(title)}"'
+    content = "".join(elements)
+    return Markup(f'<svg {attributes}viewBox="0 0 {size[0]} {size[1]}" {label}>{content}</svg>')
+
+
+# ---- Line charts ----
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """Where steps and values lie in a picture of width x height."""
+
+    width: int
+    height: int
+    first: float
+    last: float
+    low: float
+    high: float
+
+    left = 56
+    right = 12
+    top = 10
+    bottom = 42
+
+    @property
+    def end(self) -> int:
+        """Where the steps end, to the right."""
+        return self.width - self.right
+
+    @property
+    def floor(self) -> int:
+        """Where the values begin, at the bottom."""
+        return self.height - self.bottom
+
+    def x(self, step: float) -> float:
+        share = (step - self.first) / (self.last - self.first)
+        return self.left + share * (self.width - self.left - self.right)
+
+    def y(self, value: float) -> float:
+        share = (value - self.low) / (self.high - self.low)
+        return self.floor - share * (self.height - self.top - self.bottom)
+
+    def path(self, points: Points) -> str:
+        return " ".join(f"{self.x(step):.1f},{self.y(value):.1f}" for step, value in points)
+
+    def draw(self) -> list[str]:
+        """The grid, the ticks with their numbers, and the axis."""
+        elements = []
+        for value in nice_ticks(self.low, self.high):
+            y = self.y(value)
+            elements.append(_line(self.left, self.end, y, y, 'class="grid"'))
+            elements.append(_text(self.left - 6, y + 4, number(value), 'text-anchor="end"'))
+        for step in nice_ticks(self.first, self.last, 6):
+            if step == int(step):
+                x = self.x(step)
+                elements.append(_line(x, x, self.floor, self.floor + 4, 'class="tick"'))
+                elements.append(_text(x, self.floor + 17, number(step), 'text-anchor="middle"'))
+        elements.append(_line(self.left, self.end, self.floor, self.floor, 'class="axis"'))
+        middle = (self.left + self.width - self.right) / 2
+        elements.append(_text(middle, self.height - 3, "step", 'text-anchor="middle"'))
+        return elements
+
+
+def _draw_series(position: int, series: Series, axes: _Axes) -> list[str]:
+    elements = []
+    if series.faint:
+        elements.append(
+            f'<polyline points="{axes.path(thin(series.faint))}" fill="none" stroke="{series.color}" opacity=".25"/>'
         )
-    for r in references:
-        items.append(
-            (
-                r.name,
-                f'<line x1="0" x2="22" y1="6" y2="6" stroke="{r.color}" stroke-width="1.5" '
-                f'stroke-dasharray="{r.dash}"/>',
-            )
-        )
-    cells = "".join(
-        f'<span><svg width="22" height="12" aria-hidden="true">{draw}</svg>{html.escape(name)}</span>'
-        for name, draw in items
+    elements.append(
+        f'<polyline points="{axes.path(thin(series.points))}" fill="none" stroke="{series.color}" stroke-width="2" '
+        'stroke-linejoin="round"/>'
     )
-    return f'<div class="legend">{cells}{f"<span class=muted>{html.escape(note)}</span>" if note else ""}</div>'
+    if series.marks or len(series.points) == 1:
+        for step, value in series.points:
+            elements.append(_mark(position, axes.x(step), axes.y(value), series.color))
+    return elements
 
 
-def event_strip(title: str, rows: list, first: int, last: int, *, width=520) -> str:
-    """When something was so: `rows` = [(name, steps)], a mark a step, over the steps first to last."""
-    left, right, row = 200, 12, 24
-    height = row * len(rows) + 40
-    span = max(1, last - first)
-    px = lambda x: left + (x - first) / span * (width - left - right)
-    wide = max(2.0, min(10.0, 0.8 * (width - left - right) / span))
-    out = []
-    for x in nice_ticks(first, last, 6):
-        if x == int(x):
-            out.append(
-                f'<line class="grid" x1="{px(x):.1f}" x2="{px(x):.1f}" y1="4" y2="{height - 36}"/>'
-            )
-            out.append(
-                f'<text x="{px(x):.1f}" y="{height - 22}" text-anchor="middle">{number(x)}</text>'
-            )
-    for i, (name, steps) in enumerate(rows):
-        y = 4 + row * i
-        out.append(f'<text x="4" y="{y + 16}">{html.escape(name)}</text>')
-        out += [
-            f'<rect x="{px(x) - wide / 2:.1f}" y="{y + 4}" width="{wide:.1f}" height="{row - 8}" fill="{PALETTE[5]}"/>'
-            for x in steps
-        ]
-    out.append(
-        f'<text x="{(left + width - right) / 2}" y="{height - 4}" text-anchor="middle">step</text>'
-    )
-    label = f'role="img" aria-label="{html.escape(title)}"'
-    return f'<svg viewBox="0 0 {width} {height}" {label}>{"".join(out)}</svg>'
-
-
-def forest(title: str, groups: list, *, width=520) -> str:
-    """Interval plot: `groups` = [(heading, color, [(name, {value, lo, hi})], constant value or None)]."""
-    left, right, row, head = 92, 50, 24, 26
-    values = [
-        v
-        for _, _, rows, c in groups
-        for _, e in rows
-        for v in (e["hi"], e["value"])
-        if v is not None
+def _readout(series: Sequence[Series], axes: _Axes) -> str:
+    """What the script needs to say the values under the pointer, as JSON."""
+    lines = [
+        {
+            "name": line.name,
+            "color": line.color,
+            "points": [[step, float(f"{value:.5g}")] for step, value in thin(line.points)],
+        }
+        for line in series
     ]
-    values += [c for *_, c in groups if c is not None]
-    top_x = min(1.0, (max(values) if values else 1.0) * 1.08) or 1.0
-    px = lambda v: left + v / top_x * (width - left - right)
-    height = sum(head + row * len(rows) for _, _, rows, _ in groups) + 30
-    out, y = [], 4
-    for x in nice_ticks(0, top_x, 6):
-        out.append(
-            f'<line class="grid" x1="{px(x):.1f}" x2="{px(x):.1f}" y1="4" y2="{height - 26}"/>'
-        )
-        out.append(
-            f'<text x="{px(x):.1f}" y="{height - 10}" text-anchor="middle">{number(x)}</text>'
-        )
-    for heading, color, rows, constant in groups:
-        out.append(
-            f'<text class="strong" x="4" y="{y + 17}" fill="{color}">{html.escape(heading)}</text>'
-        )
-        y += head
-        if constant is not None:
-            x, end = px(constant), y + row * len(rows) - 2
-            out.append(
-                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y - 8}" y2="{end}" stroke="{color}" '
-                'stroke-width="1.5" stroke-dasharray="5 4"/>'
-            )
-            out.append(
-                f'<text class="small" x="{x + 5:.1f}" y="{y - 5}">best constant {constant:.2f}</text>'
-            )
-        for name, e in rows:
-            out.append(_interval(name, e, color, px, y + row / 2, width))
-            y += row
-    label = f'role="img" aria-label="{html.escape(title)}"'
-    return f'<svg viewBox="0 0 {width} {height}" {label}>{"".join(out)}</svg>'
+    data = {
+        "x": [axes.first, axes.last],
+        "px": [axes.left, axes.end],
+        "width": axes.width,
+        "series": lines,
+    }
+    return json.dumps(data, separators=(",", ":"))
 
 
-def _interval(name, e, color, px, y, width):
-    label = f'<text x="{16}" y="{y + 4:.1f}">{html.escape(name)}</text>'
-    if e["value"] is None:
-        return label + f'<text x="{width - 4}" y="{y + 4:.1f}" text-anchor="end">no value</text>'
-    bar = ""
-    if e["lo"] is not None:
-        bar = (
-            f'<line x1="{px(e["lo"]):.1f}" x2="{px(e["hi"]):.1f}" y1="{y:.1f}" y2="{y:.1f}" '
-            f'stroke="{color}" stroke-width="3" opacity=".45"/>'
+def line_chart(
+    title: str,
+    series: Sequence[Series],
+    references: Sequence[Reference] = (),
+    *,
+    floor_zero: bool = False,
+    width: int = WIDTH,
+    height: int = 256,
+) -> Markup:
+    """Draw axes, labelled ticks and a polyline a series; its points go along for the readout."""
+    # ---- What the axes span ----
+    series = [line for line in series if line.points]
+    steps = [step for line in series for step, _ in line.points]
+    values = [value for line in series for _, value in line.points + (line.faint or [])]
+    values += [reference.value for reference in references]
+    first, last = min(steps), max(steps)
+    last = last if last > first else first + 1
+    axes = _Axes(width, height, first, last, *_limits(values, floor_zero))
+
+    # ---- From the back to the front: axes, references, lines, cursor ----
+    elements = axes.draw()
+    for reference in references:
+        y = axes.y(reference.value)
+        dashes = (
+            f'stroke="{reference.color}" stroke-width="1.5" stroke-dasharray="{reference.dash}"'
         )
-    return (
-        f'{label}{bar}<circle cx="{px(e["value"]):.1f}" cy="{y:.1f}" r="4.5" fill="{color}"/>'
-        f'<text class="strong" x="{width - 4}" y="{y + 4:.1f}" text-anchor="end">{e["value"]:.3f}</text>'
+        elements.append(_line(axes.left, axes.end, y, y, dashes))
+    for position, line in enumerate(series):
+        elements += _draw_series(position, line, axes)
+    elements.append(_line(0, 0, axes.top, axes.floor, 'class="cursor" visibility="hidden"'))
+    readout = f'data-chart="{escape(_readout(series, axes))}"'
+    return _picture(title, (width, height), elements, f'class="chart" {readout} ')
+
+
+def legend(
+    series: Sequence[Series], references: Sequence[Reference] = (), note: str = ""
+) -> Markup:
+    """Draw the legend of a line chart, in HTML."""
+    items = []
+    for position, line in enumerate(series):
+        mark = _mark(position, 11, 6, line.color) if line.marks else ""
+        stroke = _line(0, 22, 6, 6, f'stroke="{line.color}" stroke-width="2.5"')
+        items.append((line.name, stroke + mark))
+    for reference in references:
+        dashes = (
+            f'stroke="{reference.color}" stroke-width="1.5" stroke-dasharray="{reference.dash}"'
+        )
+        items.append((reference.name, _line(0, 22, 6, 6, dashes)))
+    cells = "".join(
+        f'<span><svg width="22" height="12" aria-hidden="true">{sample}</svg>{escape(name)}</span>'
+        for name, sample in items
     )
+    if note:
+        cells += f'<span class="muted">{escape(note)}</span>'
+    return Markup(f'<div class="legend">{cells}</div>')
+
+
+# ---- Events and intervals ----
+
+
+def event_strip(
+    title: str, events: Mapping[str, Sequence[int]], first: int, last: int, *, width: int = WIDTH
+) -> Markup:
+    """Draw when something was so: a row a name, a mark a step, over the steps first to last."""
+    left, right, row_height = 200, 12, 24
+    height = row_height * len(events) + 40
+    span = max(1, last - first)
+    mark_width = max(2.0, min(10.0, 0.8 * (width - left - right) / span))
+
+    def place(step: float) -> float:
+        return left + (step - first) / span * (width - left - right)
+
+    elements = []
+    for step in nice_ticks(first, last, 6):
+        if step == int(step):
+            x = place(step)
+            elements.append(_line(x, x, 4, height - 36, 'class="grid"'))
+            elements.append(_text(x, height - 22, number(step), 'text-anchor="middle"'))
+    for row, (name, steps) in enumerate(events.items()):
+        top = 4 + row_height * row
+        elements.append(_text(4, top + 16, name))
+        for step in steps:
+            elements.append(
+                f'<rect x="{place(step) - mark_width / 2:.1f}" y="{top + 4}" width="{mark_width:.1f}" '
+                f'height="{row_height - 8}" fill="{PALETTE[5]}"/>'
+            )
+    elements.append(_text((left + width - right) / 2, height - 4, "step", 'text-anchor="middle"'))
+    return _picture(title, (width, height), elements)
+
+
+def _forest_limit(groups: Sequence[ForestGroup]) -> float:
+    """Where the axis of an interval plot ends: a little beyond the highest value, at most 1."""
+    values = [group.constant for group in groups]
+    for group in groups:
+        for estimate in group.estimates.values():
+            values += [estimate["hi"], estimate["value"]]
+    highest = max((value for value in values if value is not None), default=1.0)
+    return min(1.0, highest * 1.08) or 1.0
+
+
+def forest(title: str, groups: Sequence[ForestGroup], *, width: int = WIDTH) -> Markup:
+    """Draw an interval plot: below each heading a row an estimate, and the constant as a dashed line."""
+    left, right, row_height, head_height = 92, 50, 24, 26
+    limit = _forest_limit(groups)
+    height = sum(head_height + row_height * len(group.estimates) for group in groups) + 30
+
+    def place(value: float) -> float:
+        return left + value / limit * (width - left - right)
+
+    elements = []
+    for value in nice_ticks(0, limit, 6):
+        x = place(value)
+        elements.append(_line(x, x, 4, height - 26, 'class="grid"'))
+        elements.append(_text(x, height - 10, number(value), 'text-anchor="middle"'))
+    y = 4
+    for group in groups:
+        heading = f'class="strong" fill="{group.color}"'
+        elements.append(_text(4, y + 17, group.heading, heading))
+        y += head_height
+        if group.constant is not None:
+            x, end = place(group.constant), y + row_height * len(group.estimates) - 2
+            dashes = f'stroke="{group.color}" stroke-width="1.5" stroke-dasharray="5 4"'
+            elements.append(_line(x, x, y - 8, end, dashes))
+            note = f"best constant {group.constant:.2f}"
+            elements.append(_text(x + 5, y - 5, note, 'class="small"'))
+        for name, estimate in group.estimates.items():
+            elements += _forest_row(name, estimate, group.color, place, y + row_height / 2, width)
+            y += row_height
+    return _picture(title, (width, height), elements)
+
+
+def _forest_row(
+    name: str, estimate: Mapping, color: str, place: Callable[[float], float], y: float, width: int
+) -> list[str]:
+    """The name, the interval with its point, and the value as a number at the right."""
+    elements = [_text(16, y + 4, name)]
+    if estimate["value"] is None:
+        return [*elements, _text(width - 4, y + 4, "no value", 'text-anchor="end"')]
+    if estimate["lo"] is not None:
+        bar = f'stroke="{color}" stroke-width="3" opacity=".45"'
+        elements.append(_line(place(estimate["lo"]), place(estimate["hi"]), y, y, bar))
+    elements.append(
+        f'<circle cx="{place(estimate["value"]):.1f}" cy="{y:.1f}" r="4.5" fill="{color}"/>'
+    )
+    value = f"{estimate['value']:.3f}"
+    elements.append(_text(width - 4, y + 4, value, 'class="strong" text-anchor="end"'))
+    return elements

@@ -1,69 +1,112 @@
 """The results as a plain table for the terminal."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+
 CAVEAT = {
     "phantom": "Phantom results: they say nothing about patients.",
     "files": "Real films read by a model trained on phantoms only: these numbers say nothing about patients.",
 }
 
 
-def text_table(tables, comparisons, kind) -> str:
-    """The results as a plain table for the terminal."""
-    ci = lambda v: "-" if v["value"] is None else f"{v['value']:.3f} [{v['lo']:.3f}, {v['hi']:.3f}]"
-    rows = [
-        (
-            "model",
-            "set",
-            "n",
-            "Jaccard [95 % CI]",
-            "macro-F1 [95 % CI]",
-            "micro-F1",
-            "swapped macro-F1",
-            "parse failures",
-            "trace = answer",
-            "trace = truth",
-        )
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """The cells of one row; a constant answer has only scores."""
+
+    model: str
+    test_set: str
+    images: str
+    jaccard: str
+    macro_f1: str
+    micro_f1: str = ""
+    swapped_macro_f1: str = ""
+    parse_failures: str = ""
+    trace_answer: str = ""
+    trace_truth: str = ""
+
+
+_HEADINGS = _Row(
+    model="model",
+    test_set="set",
+    images="n",
+    jaccard="Jaccard [95 % CI]",
+    macro_f1="macro-F1 [95 % CI]",
+    micro_f1="micro-F1",
+    swapped_macro_f1="swapped macro-F1",
+    parse_failures="parse failures",
+    trace_answer="trace = answer",
+    trace_truth="trace = truth",
+)
+
+
+def _with_interval(estimate: Mapping) -> str:
+    if estimate["value"] is None:
+        return "-"
+    return f"{estimate['value']:.3f} [{estimate['lo']:.3f}, {estimate['hi']:.3f}]"
+
+
+def _model_row(model: str, test_set: str, summary: Mapping) -> _Row:
+    micro_f1 = summary["micro_f1"]["all"]["value"] or 0.0
+    swapped = summary["audit"]["swapped"]["macro_f1"] or 0.0
+    return _Row(
+        model=model,
+        test_set=test_set,
+        images=str(summary["n"]),
+        jaccard=_with_interval(summary["jaccard"]),
+        macro_f1=_with_interval(summary["macro_f1"]["all"]),
+        micro_f1=f"{micro_f1:.3f}",
+        swapped_macro_f1=f"{swapped:.3f}",
+        parse_failures=f"{summary['parse_failure_rate']:.3f}",
+        trace_answer=f"{summary['trace']['trace_answer']['value']:.3f}",
+        trace_truth=f"{summary['trace']['trace_findings']['value']:.3f}",
+    )
+
+
+def _constant_row(best: Mapping, test_set: str, summary: Mapping) -> _Row:
+    """best: the best constant answer by some metric, from the summary of the test set."""
+    return _Row(
+        model=f"constant: {best['policy']}",
+        test_set=test_set,
+        images=str(summary["n"]),
+        jaccard=_with_interval(best["jaccard"]),
+        macro_f1=_with_interval(best["macro_f1"]),
+    )
+
+
+def _aligned(rows: Sequence[_Row]) -> list[str]:
+    """One line a row, columns as wide as their widest cell."""
+    cells = [astuple(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
     ]
-    for m, sets in tables.items():
-        for s, t in sets.items():
-            swapped = t["audit"]["swapped"]["macro_f1"] or 0.0
-            micro = t["micro_f1"]["all"]["value"] or 0.0
-            scores = (ci(t["jaccard"]), ci(t["macro_f1"]["all"]), f"{micro:.3f}", f"{swapped:.3f}")
-            trace = (f"{t['trace'][k]['value']:.3f}" for k in ("trace_answer", "trace_findings"))
-            rows.append((m, s, str(t["n"]), *scores, f"{t['parse_failure_rate']:.3f}", *trace))
-    for s, t in next(iter(tables.values())).items():
-        best_j, best_f = t["constants"]["best_jaccard"], t["constants"]["best_macro_f1"]
-        rows.append(
-            (
-                f"constant: {best_j['policy']}",
-                s,
-                str(t["n"]),
-                ci(best_j["jaccard"]),
-                ci(best_j["macro_f1"]),
-                "",
-                "",
-                "",
-                "",
-                "",
-            )
-        )
-        rows.append(
-            (
-                f"constant: {best_f['policy']}",
-                s,
-                str(t["n"]),
-                ci(best_f["jaccard"]),
-                ci(best_f["macro_f1"]),
-                "",
-                "",
-                "",
-                "",
-                "",
-            )
-        )
-    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
-    for c in comparisons:
-        interval = f"{c['diff']:+.3f} [{c['lo']:+.3f}, {c['hi']:+.3f}]"
-        lines.append(f"{c['b']} - {c['a']} on {c['set']}: {c['metric']} {interval} (paired)")
+
+
+def text_table(
+    tables: Mapping[str, Mapping[str, Mapping]], comparisons: Sequence[Mapping], kind: str
+) -> str:
+    """Write the results as a plain table for the terminal.
+
+    Args:
+        tables: {model: {test set: metrics.scores.summary}}, with traces and the image-use audit.
+        comparisons: as in evaluation.json.
+        kind: "phantom" or "files": what the numbers may be taken for.
+    """
+    rows = [_HEADINGS]
+    for model, summaries in tables.items():
+        for test_set, summary in summaries.items():
+            rows.append(_model_row(model, test_set, summary))
+    # Constant answers do not look, so those of the first model are those of all.
+    for test_set, summary in next(iter(tables.values())).items():
+        for metric in ("jaccard", "macro_f1"):
+            best = summary["constants"][f"best_{metric}"]
+            rows.append(_constant_row(best, test_set, summary))
+    lines = _aligned(rows)
+    for comparison in comparisons:
+        pair = f"{comparison['b']} - {comparison['a']} on {comparison['set']}"
+        interval = f"[{comparison['lo']:+.3f}, {comparison['hi']:+.3f}]"
+        change = f"{comparison['metric']} {comparison['diff']:+.3f} {interval}"
+        lines.append(f"{pair}: {change} (paired)")
     lines.append(CAVEAT[kind])
     return "\n".join(lines)

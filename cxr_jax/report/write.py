@@ -1,7 +1,10 @@
 """Draws report.html from the records of a run's folder."""
 
 import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cxr_jax.errors import UserError
 from cxr_jax.metrics import run_log
@@ -9,64 +12,83 @@ from cxr_jax.report import page as report_page
 from cxr_jax.report.records import (
     FORMAT,
     KINDS,
-    _finite,
-    _json,
+    Case,
     data_uri,
     load_cases,
     load_groups,
+    read_json,
     save_cases,
     save_evaluation,
 )
 from cxr_jax.runtime import whole_files
 
 
-def render(workdir) -> Path:
-    """Draw WORKDIR/report.html from the files of the folder. Returns its path."""
+def render(workdir: str | os.PathLike) -> Path:
+    """Draw WORKDIR/report.html from the files of the folder.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: if the run has not been evaluated, or a file of the folder is not of its format.
+    """
     workdir = Path(workdir)
-    evaluation = _json(workdir / "evaluation.json")
+    path = workdir / "evaluation.json"
+    evaluation = read_json(path)
     keys = {"title", "kind", "models"}
-    if (
-        not isinstance(evaluation, dict)
-        or evaluation.get("format") != FORMAT
-        or not keys <= evaluation.keys()
-    ):
-        raise UserError(f"{workdir / 'evaluation.json'}: not an evaluation of format {FORMAT}")
+    is_evaluation = isinstance(evaluation, dict) and evaluation.get("format") == FORMAT
+    if not is_evaluation or not keys <= evaluation.keys():
+        raise UserError(f"{path}: not an evaluation of format {FORMAT}")
     if evaluation["kind"] not in KINDS:
-        raise UserError(f"{workdir / 'evaluation.json'}: kind is not one of {', '.join(KINDS)}")
+        raise UserError(f"{path}: kind is not one of {', '.join(KINDS)}")
     if evaluation.get("config") is None and (workdir / "config.json").exists():
-        evaluation["config"] = _json(workdir / "config.json")
+        evaluation["config"] = read_json(workdir / "config.json")
     cases = [(case, data_uri(case.png)) for case in load_cases(workdir)]
     groups = [(group, data_uri(group.png)) for group in load_groups(workdir)]
     page = report_page.page(evaluation, run_log.read(workdir), cases, groups)
-    path = workdir / "report.html"
-    whole_files.write_bytes(path, page.encode("utf-8", errors="replace"))
-    return path
+    report = workdir / "report.html"
+    # Half a character of another alphabet in a model's text must not stop the page.
+    whole_files.write_bytes(report, page.encode("utf-8", errors="replace"))
+    return report
 
 
 def write_report(
-    workdir,
+    workdir: str | os.PathLike,
     *,
-    title,
-    config=None,
-    curves=None,
-    tables,
-    cases=(),
-    notes=(),
-    kind="phantom",
-    comparisons=(),
+    title: str,
+    config: Mapping[str, Any] | None = None,
+    curves: Sequence[Mapping[str, Any]] | None = None,
+    tables: Mapping[str, Mapping[str, Mapping]],
+    cases: Iterable[Case] = (),
+    notes: Sequence[str] = (),
+    kind: str = "phantom",
+    comparisons: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
-    """Save the evaluation and the cases in `workdir` and draw report.html from the folder. Returns its path.
+    """Save the evaluation and the cases in `workdir` and draw report.html from the folder.
 
-    `tables`: {model: {set: scoring.summary(...)}}, models in the order base, SFT, RL (the last one is the
-    result); sets are usually "A" and "B". `config`: None shows config.json. `curves`: lines as `metrics.read`
-    gives them; None, or a folder that has its own metrics.jsonl: that file is the truth. `comparisons`: see
-    the module's docstring. `kind`: "phantom", or "files" for real radiographs (the page then says what the
-    embedded model has seen).
+    Args:
+        workdir: the run's folder; made if it is not there.
+        title: of the page.
+        config: None shows config.json.
+        curves: lines as `run_log.read` gives them; None, or a folder that has its own metrics.jsonl: that file is
+            the truth.
+        tables: {model: {set: metrics.scores.summary}}, models in the order base, SFT, RL (the last one is the
+            result); sets are usually "A" and "B".
+        cases: what the page shows of single images.
+        notes: of this run, a sentence each.
+        kind: "phantom", or "files" for real radiographs (the page then says what the embedded model has seen).
+        comparisons: paired differences; `report.records` has their format.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ValueError: if `kind` is none of these.
     """
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     if curves and not (workdir / run_log.FILE).exists():
-        lines = "".join(json.dumps(_finite(row)) + "\n" for row in curves)
+        lines = "".join(json.dumps(run_log.json_value(row, str)) + "\n" for row in curves)
         whole_files.write_text(workdir / run_log.FILE, lines)
     save_evaluation(
         workdir,

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from cxr_jax.models.lora import Lora
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime import processes
+from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
 from cxr_jax.runtime.run_folder import RunFolder
 from cxr_jax.runtime.trees import Tree
 from cxr_jax.weights import hf_folder, peft_folder, pretrained
@@ -21,7 +22,7 @@ license: apache-2.0
 
 Qwen2.5-VL structure. Task: {task}; started from `{started_from}`; data: {data_source}.
 
-Research use only. Not for diagnosis. Phantom results say nothing about patients.
+{notice} Phantom results say nothing about patients.
 """
 
 
@@ -100,7 +101,10 @@ def export(
             run_folder.file("adapter"), model_config, adapters.params, adapters.lora, base_model
         )
     card = _MODEL_CARD.format(
-        task=facts.task, started_from=facts.started_from, data_source=facts.data_source
+        task=facts.task,
+        started_from=facts.started_from,
+        data_source=facts.data_source,
+        notice=NOT_FOR_DIAGNOSIS,
     )
     with open(os.path.join(folder, "README.md"), "w") as file:
         file.write(card)

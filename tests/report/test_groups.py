@@ -1,4 +1,4 @@
-"""report_groups.py, labels/sentences.py: the record of groups survives kills, sentences are judged as rewards judge
+"""report/groups.py, labels/sentences.py: the record of groups survives kills, sentences are judged as rewards judge
 them, and the page says why one completion was preferred."""
 
 import json
@@ -295,7 +295,7 @@ def test_groups_and_cases_keep_out_of_each_others_way(rollout, tmp_path):
     report.save_groups(tmp_path, groups)
     case = dict(prompt="p", completion="c", answer=[], truth=[], score=None, id="i", hospital="A")
     for n in (2, 1):
-        report.save_cases(tmp_path, [report.Case(np.zeros((4, 4)), **case)] * n)
+        report.save_cases(tmp_path, [report.Case(image=np.zeros((4, 4)), **case)] * n)
         assert len(report.load_cases(tmp_path)) == n
     report.save_groups(tmp_path, groups_at(rollout, 20), resume_step=10)
     assert len(report.load_cases(tmp_path)) == 1
@@ -318,7 +318,7 @@ def test_groups_and_cases_keep_out_of_each_others_way(rollout, tmp_path):
     ],
 )
 def test_a_bad_line_gets_one_line(rollout, tmp_path, change):
-    report.save_groups(tmp_path, groups_at(rollout, 10, n=1))
+    report.save_groups(tmp_path, groups_at(rollout, 10, count=1))
     row = json.loads((tmp_path / "samples.jsonl").read_text())
     (tmp_path / "samples.jsonl").write_text(json.dumps(row | change) + "\n")
     with pytest.raises(UserError, match="samples.jsonl: "):
@@ -435,7 +435,9 @@ def test_the_section_shows_a_group():
         and "trace_false 1.00" in text[worst:]
     )
     assert "The update did not take this group." not in text
-    _, text = shown(group(good, bad, kept=False, hedged=["Fracture"], known=["Edema"]), sides=False)
+    _, text = shown(
+        group(good, bad, kept=False, hedged=["Fracture"], known=["Edema"]), shows_sides=False
+    )
     assert "The update did not take this group." in text and "patient’s right" not in text
     assert "Not known: Fracture" in text and "? Fracture" in text
 

@@ -1,4 +1,4 @@
-"""report.py: the page is complete, self-contained, escaped, and a function of the run's folder."""
+"""report/: the page is complete, self-contained, escaped, and a function of the run's folder."""
 
 import json
 import re
@@ -13,10 +13,10 @@ from cxr_jax import report
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.metrics import scores as metrics_scores
-from cxr_jax.report import Case, svg
+from cxr_jax.report import Case, markup, svg
 from cxr_jax.report import cases as report_cases
 from cxr_jax.report import curves as report_curves
-from cxr_jax.report import page as report_page
+from cxr_jax.report.__main__ import main
 from cxr_jax.report.group_records import Completion, Group
 from cxr_jax.report.groups import Sentence
 
@@ -129,7 +129,16 @@ def hostile_group():
     ]
     completions = [
         Completion(
-            HOSTILE, 9, False, [HOSTILE], False, {HOSTILE: x, "format": 0.0}, 2 * x, x, x > 0, said
+            text=HOSTILE,
+            length=9,
+            finished=False,
+            answer=[HOSTILE],
+            valid_format=False,
+            terms={HOSTILE: x, "format": 0.0},
+            reward=2 * x,
+            advantage=x,
+            trained=x > 0,
+            sentences=said,
         )
         for x in (-1.0, 1.0, 0.5, 0.25, 0.1)
     ]
@@ -294,13 +303,13 @@ def test_the_page_is_a_function_of_the_folder(workdir, tmp_path, capsys):
     shutil.copytree(workdir, copy)
     before = (copy / "report.html").read_bytes()
     (copy / "report.html").unlink()
-    assert report.main([str(copy)]) == 0
+    assert main([str(copy)]) == 0
     assert (copy / "report.html").read_bytes() == before
     assert capsys.readouterr().out.strip().endswith("report.html")
 
 
 def test_bad_folders_get_one_line(workdir, tmp_path, capsys):
-    assert report.main([str(tmp_path)]) == 2
+    assert main([str(tmp_path)]) == 2
     assert "has not been evaluated" in capsys.readouterr().err
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
@@ -364,7 +373,7 @@ def test_marks_of_a_case():
         truth=["Edema", "Cardiomegaly", "Lung Lesion"],
     )
     c.known = [n for n in CHEXPERT_14 if n not in ("Pneumonia", "Lung Lesion")]
-    assert report_cases.marks(c) == [
+    assert report_cases.case_marks(c) == [
         ("missed", "Cardiomegaly"),
         ("correct", "Edema"),
         ("open", "Pneumonia"),
@@ -372,7 +381,7 @@ def test_marks_of_a_case():
         ("false", "Foo"),
     ]
     c.completion = "no tags"
-    assert report_cases.marks(c) == [("missed", "Cardiomegaly"), ("missed", "Edema")]
+    assert report_cases.case_marks(c) == [("missed", "Cardiomegaly"), ("missed", "Edema")]
     flags = np.zeros(14, np.float32)
     flags[[2, 5]] = True
     assert (
@@ -419,7 +428,7 @@ def test_ticks_and_smoothing():
         {"step": 1, "kind": "eval", "x": 3},
     ]
     assert report_curves.points(rows, "eval", "x") == [(0, 2), (1, 3)]
-    assert report_page.esc('<&">') == "&lt;&amp;&quot;&gt;"
+    assert markup.escape("<&\"'>\x00") == "&lt;&amp;&#34;&#39;&gt;\ufffd"
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
