@@ -1,16 +1,16 @@
-"""Labels free-text chest X-ray reports: `cxr-jax label IN... -o OUT.csv` (or `python -m cxr_jax.label ..`).
+"""Labels free-text chest X-ray reports: `python -m cxr_jax.label IN... -o OUT.csv`.
 
 IN, one or several:
   table    .csv, .tsv or .jsonl (also .gz): one report a row. Read are findings and impression (also section_findings,
-           section_impression), else report or text (also reports, report_text, full_report), or --text_column.
-  IN.txt   one report a line, a blank line is an empty report. With --one_report the file is one report, and so is one
+           section_impression), else report or text (also reports, report_text, full_report), or --text-column.
+  IN.txt   one report a line, a blank line is an empty report. With --one-report the file is one report, and so is one
            with a heading alone on a line, or with one line only that FINDINGS: or IMPRESSION: begins
   folder   one report a file, below it too: all *.xml (Open-i); without any, all *.txt (as in MIMIC-CXR)
   IN.xml   one Open-i report
 
-OUT.csv has a row a report: id (file stem, --id_column or row number), then the 14 labels in CheXpert's order: 1
+OUT.csv has a row a report: id (file stem, --id-column or row number), then the 14 labels in CheXpert's order: 1
 affirmed, 0 denied, -1 uncertain, blank not mentioned. Report text is patient data: it is never in a message, and in OUT
-only with --with_text.
+only with --with-text.
 
 Of a text with headings, findings and impression are read, and not the indication or comparison: see --sections. Bytes
 that are not UTF-8 are read as U+FFFD and counted. A bad row (no text, over 1,000,000 bytes, torn) costs that row only:
@@ -20,19 +20,19 @@ Exit codes: 0 done; 1 the run failed (disk full, interrupted); 2 bad usage, bad 
 not at all. How a report is read: docs/report_parser.md. Research use only. Not for diagnosis.
 """
 
+import argparse
 import contextlib
 import csv
 import errno
 import os
 import sys
 import time
+import traceback
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
-from cxr_jax.config.arguments import ArgumentParser, wants_debug
 from cxr_jax.data import report_files
-from cxr_jax.errors import UserError, exit_code
+from cxr_jax.errors import UserError, bad_usage
 from cxr_jax.runtime import interrupts, whole_files
 from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
 
@@ -42,25 +42,30 @@ _CELLS = {1: "1", 0: "0", -1: "-1", -2: ""}
 
 
 def parse_args(argv):
-    parser = ArgumentParser("cxr_jax.label", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m cxr_jax.label",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("inputs", nargs="+", metavar="IN", help="table, .txt, .xml or folder")
     parser.add_argument("-o", "--out", required=True, metavar="OUT.csv")
     parser.add_argument(
-        "--text_column",
+        "--text-column",
         metavar="NAME",
-        help="column of the report (with --no_header its number, from 1)",
+        help="column of the report (with --no-header its number, from 1)",
     )
     parser.add_argument(
-        "--id_column",
+        "--id-column",
         metavar="NAME",
         help="column of the id, kept as text (default: study_id, study, "
         "report_id, uid, id, path, path_to_image, .. or the row number)",
     )
     parser.add_argument(
-        "--no_header", action="store_true", help="the first line of a CSV is a report"
+        "--no-header", action="store_true", help="the first line of a CSV is a report"
     )
     parser.add_argument(
-        "--one_report", action="store_true", help="IN.txt is one report, as in a folder"
+        "--one-report", action="store_true", help="IN.txt is one report, as in a folder"
     )
     parser.add_argument(
         "--sections",
@@ -80,13 +85,16 @@ def parse_args(argv):
         "--sides", action="store_true", help="add '<Label> side': right, left, both or blank"
     )
     parser.add_argument(
-        "--with_text", action="store_true", help="add the text that was read, as column Reports"
+        "--with-text", action="store_true", help="add the text that was read, as column Reports"
     )
     parser.add_argument("--force", action="store_true", help="replace OUT")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+
+    parser.error = bad_usage
     args = parser.parse_args(argv)
     for name in ("lexicon", "text_column", "id_column"):
         if getattr(args, name) == "":
-            raise UserError(f"--{name} is empty")
+            raise UserError(f"--{name.replace('_', '-')} is empty")
     return args
 
 
@@ -348,21 +356,23 @@ def run(args) -> int:
     return 2 if counts["bad"] else 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. No traceback unless --debug.
-
-    Returns:
-        The exit code: 0 done, 2 bad usage, input or rows, 1 the run failed.
-    """
-    return exit_code(lambda: run(parse_args(argv)), debug=wants_debug(argv), failure=_failure)
-
-
-def _failure(error: BaseException) -> str:
-    """Return one line for an error that is nobody's input; it could hold report text, so its message is not shown."""
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped before the end; OUT was not written"
-    known = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
-    return f"the run failed ({type(error).__name__}){known}"
+def main(argv=None) -> int:
+    """Exit code: 0 done, 2 bad usage, input or rows, 1 the run failed. No traceback unless --debug."""
+    debug = "--debug" in (sys.argv if argv is None else argv)
+    try:
+        return run(parse_args(argv))
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        if isinstance(error, UserError):
+            reason = " ".join(str(error).split())
+        elif isinstance(error, KeyboardInterrupt):
+            reason = "stopped before the end; OUT was not written"
+        else:  # the message of an error of no known kind could hold report text
+            known = error.strerror if isinstance(error, OSError) else None
+            reason = f"the run failed ({type(error).__name__})" + (f": {known}" if known else "")
+        print(f"error: {reason}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
 
 
 _running: list[Table] = []
@@ -378,11 +388,6 @@ def _stop() -> None:
     os._exit(1)
 
 
-def command() -> int:
-    """Run as a program, which answers signals."""
-    interrupts.on_interrupt(_stop, even_if_ignored=False)
-    return main()
-
-
 if __name__ == "__main__":
-    sys.exit(command())
+    interrupts.on_interrupt(_stop, even_if_ignored=False)
+    sys.exit(main())

@@ -108,7 +108,6 @@ def defaults(task: str, source: str = "phantom") -> ml_collections.ConfigDict:
         value = key.default[task]
         leaf = key.name.rpartition(".")[2]
         section[leaf] = ml_collections.ConfigDict(value) if key.type == "section" else value
-    config.task = task
     config.data.source = source
     return config
 
@@ -291,7 +290,7 @@ def markdown() -> str:
     lines = [
         "# Every key of a config",
         "",
-        "Made from `cxr_jax/config/keys.toml` by `python scripts/config_page.py`; a test holds the two together.",
+        "Made from `cxr_jax/config/keys.toml` by `python -m scripts.config_page`; a test holds the two together.",
         "A key is set by `--config.KEY=VALUE`. Defaults are those of the phantom presets; `files` and `nv_reason_3b`",
         "set their own (`cxr_jax/presets/`). Only the tasks named have the key; keys marked *phantom* or *files* are",
         "those of that `data.source`.",

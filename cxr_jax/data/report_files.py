@@ -281,21 +281,21 @@ class _Csv:
 
     def _check(self, options):
         if not self.columns.texts() and options.text_column:
-            raise UserError(f"{self.path}: has no column --text_column={options.text_column}")
+            raise UserError(f"{self.path}: has no column --text-column={options.text_column}")
         if not self.columns.texts() and not options.header:
             raise UserError(
-                f"{self.path}: has {self.width} columns; --text_column=NUMBER says which one is the text"
+                f"{self.path}: has {self.width} columns; --text-column=NUMBER says which one is the text"
             )
         if not self.columns.texts():
             known = ", ".join([*TEXT_COLUMNS, *SECTIONS])
             raise UserError(
-                f"{self.path}: has no text column (looked for {known}); give --text_column=NAME, "
-                "or --no_header if its first line is a report"
+                f"{self.path}: has no text column (looked for {known}); give --text-column=NAME, "
+                "or --no-header if its first line is a report"
             )
         if options.id_column and self.columns.id is None:
-            raise UserError(f"{self.path}: has no column --id_column={options.id_column}")
-        if self.columns.id in self.columns.texts():  # report text is only written with --with_text
-            raise UserError(f"{self.path}: --id_column={options.id_column} is the text")
+            raise UserError(f"{self.path}: has no column --id-column={options.id_column}")
+        if self.columns.id in self.columns.texts():  # report text is only written with --with-text
+            raise UserError(f"{self.path}: --id-column={options.id_column} is the text")
 
     def __iter__(self):
         records = _csv_records(self.path, self.delimiter)
@@ -369,9 +369,9 @@ class _Jsonl:
             raise _BadReportError("the text is not a string")
         name = f"{self.options.prefix}{row}" if columns.id is None else item[columns.id]
         if self.options.id_column and columns.id is None:
-            raise _BadReportError(f"no key --id_column={self.options.id_column}")
+            raise _BadReportError(f"no key --id-column={self.options.id_column}")
         if columns.id in columns.texts():
-            raise _BadReportError(f"--id_column={self.options.id_column} is the text")
+            raise _BadReportError(f"--id-column={self.options.id_column} is the text")
         if isinstance(name, bool) or not isinstance(name, str | int | float | None):
             raise _BadReportError("the id is not a string or number")
         get = lambda key: "" if _is_null(texts[key]) else texts[key]

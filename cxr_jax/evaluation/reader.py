@@ -1,114 +1,159 @@
 """Greedy reading of many images in fixed shapes."""
 
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from cxr_jax import rewards
-from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.inference import sampling
+from cxr_jax.inference.prompts import Prompts
 from cxr_jax.labels import answers, report_text
 from cxr_jax.labels.phrase_bank import load_phrase_bank
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models import tokenizer as tokenizers
+from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.models.qwen2_5_vl.patches import patchify
+from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.rewards.terms import BYTES_PER_TOKEN, TRACE_TERMS
 from cxr_jax.runtime import processes, sharding
-from cxr_jax.runtime.layout import ONE_DEVICE
+from cxr_jax.runtime.layout import ONE_DEVICE, Layout
+from cxr_jax.runtime.trees import Tree
+
+
+class Readings(NamedTuple):
+    """What a model said of N images, C tokens at most.
+
+    Attributes:
+        tokens: int [N, C].
+        lengths: int [N], tokens of each completion.
+        answer: bool [N, 14], labels that the answer names.
+        valid: bool [N], whether the format was kept.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    answer: np.ndarray
+    valid: np.ndarray
 
 
 class Reader:
-    """Greedy reading in fixed shapes: one compiled program for any number of images.
-
-    `lexicon`: words of the traces beyond labels/lexicon.toml. `poll` is called before each batch; what it raises ends
-    the reading. `layout`: over which devices the rows of a batch are divided, evenly: batch_size is rounded up.
-    """
+    """Reads greedily in fixed shapes: one compiled program for any number of images."""
 
     def __init__(
         self,
-        model_config,
-        tokenizer,
-        prompts: inference_prompts.Prompts,
+        model_config: Config,
+        tokenizer: Tokenizer,
+        prompts: Prompts,
         batch_size: int,
-        dtype=jnp.float32,
-        lexicon=None,
-        poll=lambda: None,
-        layout=ONE_DEVICE,
-    ):
-        self.tokenizer, self.prompts, self.poll, self.layout = tokenizer, prompts, poll, layout
-        self.batch_size = -(-batch_size // layout.shards) * layout.shards
-        special = tokenizers.special_ids(tokenizer, model_config.text.vocab_size)
-        table = answers.TokenBytes.from_tokenizer(tokenizer)
-        c = prompts.max_completion
+        dtype: DTypeLike = jnp.float32,
+        lexicon: str | None = None,
+        poll: Callable[[], None] | None = None,
+        layout: Layout = ONE_DEVICE,
+    ) -> None:
+        """Compile nothing yet: that happens with the first images.
 
-        @jax.jit
-        def read(params, batch):
+        Args:
+            batch_size: images at once; rounded up to divide evenly over the devices of `layout`.
+            dtype: of the computation.
+            lexicon: a file of words of the traces beyond labels/lexicon.toml.
+            poll: called before each batch; what it raises ends the reading.
+        """
+        self.tokenizer, self.prompts, self.layout = tokenizer, prompts, layout
+        self.poll = poll or _go_on
+        self.batch_size = -(-batch_size // layout.shards) * layout.shards
+        self._read_batch = layout.on(jax.jit(self._reading_program(model_config, dtype)))
+        self._score_traces = jax.jit(self._trace_program(lexicon))
+
+    def _reading_program(self, model_config: Config, dtype: DTypeLike) -> Callable:
+        special = tokenizers.special_ids(self.tokenizer, model_config.text.vocab_size)
+        table, room = self._bytes_of_tokens()
+
+        def read(params: Tree, batch: Tree) -> tuple:
             params = sharding.gathered(params, dtype)
             features = qwen.vision(
-                params, model_config, patchify(batch["image"]), prompts.grid, dtype=dtype
+                params, model_config, patchify(batch["image"]), self.prompts.grid, dtype=dtype
             )
-            out = sampling.sample_completions(
+            sampled = sampling.sample_completions(
                 params,
                 model_config,
                 features,
                 batch["prompts"],
                 special,
                 n=1,
-                max_new_tokens=c,
+                max_new_tokens=self.prompts.max_completion,
                 temperature=0.0,
             )
-            parsed = answers.parse_tokens(out["tokens"], out["lengths"], table, c * BYTES_PER_TOKEN)
-            return out["tokens"], out["lengths"], parsed["answer"], parsed["format"]
+            tokens, lengths = sampled["tokens"], sampled["lengths"]
+            parsed = answers.parse_tokens(tokens, lengths, table, room)
+            return tokens, lengths, parsed["answer"], parsed["format"]
 
+        return read
+
+    def _trace_program(self, lexicon: str | None) -> Callable:
+        table, room = self._bytes_of_tokens()
         bank = load_phrase_bank(None, lexicon)
 
-        @jax.jit
-        def trace(tokens, lengths, data):
-            truth = report_text.Truth.from_arrays(
-                data["solution"] & ~data["hedged"], data["hedged"], data["sides"]
-            )
-            parsed = rewards.read_tokens(tokens, lengths, table, c * BYTES_PER_TOKEN, bank, truth)
-            terms = rewards.reward_terms(parsed, data["solution"])
+        def score(tokens: jax.Array, lengths: jax.Array, truth: Tree) -> dict[str, jax.Array]:
+            certain = truth["solution"] & ~truth["hedged"]
+            facts = report_text.Truth.from_arrays(certain, truth["hedged"], truth["sides"])
+            parsed = rewards.read_tokens(tokens, lengths, table, room, bank, facts)
+            terms = rewards.reward_terms(parsed, truth["solution"])
             return {name: terms[name] for name in TRACE_TERMS}
 
-        self._read, self._trace = layout.on(read), trace
+        return score
 
-    def read(self, params, images, texts) -> dict:
-        """images [N, S, S], prompt texts [N] -> tokens [N, C], lengths [N], pred bool [N, 14], valid bool [N]."""
-        n, b, parts = len(images), self.batch_size, []
-        for start in range(0, n, b):
+    def _bytes_of_tokens(self) -> tuple[answers.TokenBytes, int]:
+        """The bytes of each token, and how many bytes of a completion the parsers read at most."""
+        table = answers.TokenBytes.from_tokenizer(self.tokenizer)
+        return table, self.prompts.max_completion * BYTES_PER_TOKEN
+
+    def read(self, params: Tree, images: np.ndarray, texts: Sequence[str]) -> Readings:
+        """Answer the prompts `texts` [N] about `images` [N, S, S], greedily."""
+        count, parts = len(images), []
+        for start in range(0, count, self.batch_size):
             self.poll()
-            rows = np.minimum(
-                start + self.layout.rows_of(b), n - 1
-            )  # the last batch is filled with repeats
+            # The last batch is filled with repeats of its last row: one shape, one program.
+            rows = np.minimum(start + self.layout.rows_of(self.batch_size), count - 1)
             batch = {
                 "image": np.asarray(images)[rows],
-                "prompts": self.prompts.encode([texts[i] for i in rows]),
+                "prompts": self.prompts.encode([texts[row] for row in rows]),
             }
-            got = processes.gather_to_host(self._read(params, self.layout.batch(batch)))
-            parts.append([x[: n - start] for x in got])
-        tokens, lengths, pred, valid = (np.concatenate(x) for x in zip(*parts, strict=True))
-        return {
-            "tokens": tokens,
-            "lengths": lengths,
-            "pred": pred.astype(bool),
-            "valid": valid.astype(bool),
-        }
+            outputs = self._read_batch(params, self.layout.batch(batch))
+            parts.append([part[: count - start] for part in processes.gather_to_host(outputs)])
+        tokens, lengths, answer, valid = (np.concatenate(p) for p in zip(*parts, strict=True))
+        return Readings(tokens, lengths, answer.astype(bool), valid.astype(bool))
 
-    def trace(self, read: dict, data: dict) -> dict:
-        """How the traces of `read` agree with the answers and with what is so: TRACE_TERMS -> float32 [N]."""
-        n, b, parts = len(read["tokens"]), self.batch_size, []
-        for start in range(0, n, b):
+    def score_traces(self, readings: Readings, truth: Tree) -> dict[str, np.ndarray]:
+        """Hold the traces against the answers and against what is so.
+
+        Args:
+            truth: "solution", "hedged" bool [N, 14] and "sides" bool [N, 14, 2].
+
+        Returns:
+            Each of `rewards.TRACE_TERMS` as float32 [N].
+        """
+        count, parts = len(readings.tokens), []
+        for start in range(0, count, self.batch_size):
             self.poll()
-            rows = np.minimum(np.arange(start, start + b), n - 1)
-            truth = {k: data[k][rows] for k in ("solution", "hedged", "sides")}
-            got = self._trace(read["tokens"][rows], read["lengths"][rows], truth)
-            parts.append({k: np.asarray(v)[: n - start] for k, v in got.items()})
-        return {k: np.concatenate([p[k] for p in parts]) for k in TRACE_TERMS}
+            rows = np.minimum(np.arange(start, start + self.batch_size), count - 1)
+            facts = {name: truth[name][rows] for name in ("solution", "hedged", "sides")}
+            terms = self._score_traces(readings.tokens[rows], readings.lengths[rows], facts)
+            parts.append({name: np.asarray(x)[: count - start] for name, x in terms.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in TRACE_TERMS}
 
-    def texts(self, read: dict, rows) -> list[str]:
-        """Decoded completions of the given rows."""
+    def texts(self, readings: Readings, rows: Sequence[int]) -> list[str]:
+        """Decode the completions of the given rows."""
         return [
-            self.tokenizer.decode(read["tokens"][i][: read["lengths"][i]], skip_special_tokens=True)
-            for i in rows
+            self.tokenizer.decode(
+                readings.tokens[row][: readings.lengths[row]], skip_special_tokens=True
+            )
+            for row in rows
         ]
+
+
+def _go_on() -> None:
+    """The poll of a reader that nobody stops."""

@@ -1,164 +1,246 @@
-"""Evaluation: greedy reading of held-out images, the image-use audit, the out-of-distribution guard, final results.
+"""The task `evaluate`, and the final evaluation of every run: scores, audit, comparison, cases, report.
 
-`python -m cxr_jax.main --config=experiments/eval.py` runs `run` alone; SFT and RL call the pieces.
+`python -m cxr_jax.main --config=experiments/eval.py` runs `run` alone; SFT and RL end with `evaluate_models`.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
+from ml_collections import ConfigDict
 
 from cxr_jax import report
-from cxr_jax.data.sources.splits import held_out, open_splits
-from cxr_jax.evaluation.reader import Reader
-from cxr_jax.inference import prompts as inference_prompts
-from cxr_jax.metrics import scores as metrics_scores
+from cxr_jax.config.sections import EvaluationConfig, RunConfig
+from cxr_jax.data.sources.base import Batch
+from cxr_jax.data.sources.splits import Splits, held_out, open_splits
+from cxr_jax.evaluation.reader import Reader, Readings
+from cxr_jax.inference.prompts import Prompts
+from cxr_jax.metrics import scores
 from cxr_jax.models.qwen2_5_vl.patches import grid_of
 from cxr_jax.report.text_table import text_table
 from cxr_jax.runtime import processes
-from cxr_jax.runtime.signals import StoppedError
+from cxr_jax.runtime.layout import Layout
+from cxr_jax.runtime.run_folder import RunFolder
+from cxr_jax.runtime.signals import Stop, StoppedError
+from cxr_jax.runtime.trees import Tree
 from cxr_jax.training import checks
 from cxr_jax.weights import pretrained
 
+BLANK_LEVEL = 0.5  # mid-grey: an image without a finding, without a chest
 
-def predictions(reader, params, data) -> dict:
-    """The model's answers for real, blank (mid-grey) and swapped images, and the real reading itself.
 
-    Swapped: each case is answered from the image of the next one, which is the real reading moved by one.
+# ---- The task --------------------------------------------------------------------------------------
+
+
+def check(config: ConfigDict) -> None:
+    """Refuse settings that cannot work, before anything is written.
+
+    Raises:
+        UserError: naming the key or the file that is wrong.
     """
-    real = reader.read(params, data["image"], data["texts"])
-    blank = reader.read(params, np.full_like(data["image"][:1], 0.5), data["texts"][:1])
-    n = len(data["image"])
-    repeat = lambda k: np.repeat(blank[k], n, axis=0)
-    return {
-        "real": real,
-        "audit": {"blank": repeat("pred"), "swapped": np.roll(real["pred"], 1, axis=0)},
-        "audit_valid": {"blank": repeat("valid"), "swapped": np.roll(real["valid"], 1)},
-    }
+    checks.check_common(config)
 
 
-def full(workdir, config, models: dict, reader, sources, notes=()) -> dict:
-    """Scores every model on every test set, compares the last two, writes the report. Returns {"table": str}."""
-    e = config.eval
-    tables, comparisons, cases = {m: {} for m in models}, [], []
+def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -> dict[str, Any]:
+    """Evaluate one model on every test set.
+
+    Returns:
+        "step" and "results", or "stopped".
+    """
+    settings = RunConfig.from_config(config)
+    start = pretrained.load_starting_model(settings.model, settings.seed)
+    splits = open_splits(settings.data)
+    size = next(iter(splits.test.values())).size
+    prompts = Prompts(
+        start.tokenizer,
+        start.config,
+        grid_of(size, start.config),
+        settings.max_completion,
+        texts=splits.prompts(),
+    )
+    reader = Reader(
+        start.config,
+        start.tokenizer,
+        prompts,
+        settings.eval.batch_size,
+        pretrained.DTYPES[settings.dtype],
+        splits.train.lexicon,
+        poll=stop.check,
+        layout=layout,
+    )
+    try:
+        with layout.on_host():
+            params = pretrained.to_device(start.params, settings.dtype)
+        models = {settings.model: layout.state(params)}
+        table = evaluate_models(models, reader, splits, run_folder, settings)
+        return {"step": 0, "results": {"table": table}}
+    except StoppedError:
+        return {"stopped": stop.requested, "step": 0}
+
+
+# ---- Models on test sets -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answers to the images of a set, and to other images in their place.
+
+    Attributes:
+        real: the readings of the images.
+        audit: "blank", "swapped" -> bool [N, 14], labels answered when the image is mid-grey, or the next one's.
+        audit_valid: likewise bool [N], whether the format was kept.
+    """
+
+    real: Readings
+    audit: dict[str, np.ndarray]
+    audit_valid: dict[str, np.ndarray]
+
+
+def evaluate_models(
+    models: dict[str, Tree],
+    reader: Reader,
+    splits: Splits,
+    run_folder: RunFolder,
+    settings: RunConfig,
+    notes: Sequence[str] = (),
+) -> str:
+    """Score every model on every test set, compare the last two, write the report.
+
+    Args:
+        models: name -> parameters, in the order of the table.
+        notes: sentences for the head of the report.
+
+    Returns:
+        The results as a table for the terminal; empty on all processes but the first.
+    """
+    tables: dict[str, dict] = {name: {} for name in models}
+    comparisons: list[dict] = []
+    cases: list[report.Case] = []
     names = list(models)
-    for set_name, source in sources.test.items():
-        data = held_out(source, e.n_final, reader.poll)
-        found = {}
-        for m, params in models.items():
-            print(f"evaluating {m} on {len(data['image'])} images of {set_name}", flush=True)
-            p = predictions(reader, params, data)
-            found[m] = {**p, "trace": reader.trace(p["real"], data)}
+    for set_name, source in splits.test.items():
+        data = held_out(source, settings.eval.n_final, reader.poll)
+
+        # Every process reads its share of the images; what follows is for the first alone.
+        answers, traces = {}, {}
+        for name, params in models.items():
+            print(f"evaluating {name} on {len(data['image'])} images of {set_name}", flush=True)
+            answers[name] = answer_all(reader, params, data)
+            traces[name] = reader.score_traces(answers[name].real, data)
         if not processes.is_main():
             continue
-        read = {m: p["real"] for m, p in found.items()}
-        for m, p in found.items():
-            tables[m][set_name] = metrics_scores.summary(
-                p["real"]["pred"],
-                data["solution"],
-                known=data["known"],
-                valid=p["real"]["valid"],
-                audit=p["audit"],
-                audit_valid=p["audit_valid"],
-                n_boot=e.bootstrap,
-                trace=p["trace"],
-            )
+
+        for name in names:
+            tables[name][set_name] = _summary(answers[name], traces[name], data, settings.eval)
+        readings = {name: answers[name].real for name in names}
         if len(names) > 1:
-            comparisons += compare(set_name, names[-2], names[-1], read, data, e.bootstrap)
-        cases += worst_cases(set_name, names[-1], read[names[-1]], data, reader, e.cases)
+            pair = names[-2], names[-1]
+            comparisons += compare(set_name, pair, readings, data, settings.eval.bootstrap)
+        last = names[-1]
+        cases += cases_to_show(set_name, last, readings[last], data, reader, settings.eval.cases)
     if not processes.is_main():
-        return {"table": ""}
-    kind = "phantom" if config.data.source == "phantom" else "files"
+        return ""
+
+    kind = settings.data.source
     report.write_report(
-        workdir.path,
-        title=f"cxr_jax {config.task}: {config.model}",
+        run_folder.path,
+        title=f"cxr_jax {settings.task}: {settings.model}",
         tables=tables,
         cases=cases,
         notes=list(notes),
         kind=kind,
         comparisons=comparisons,
     )
-    return {"table": text_table(tables, comparisons, kind)}
+    return text_table(tables, comparisons, kind)
 
 
-def compare(set_name, a, b, read, data, n_boot) -> list[dict]:
-    """Paired differences b - a of Jaccard and macro-F1, with 95 % bootstrap intervals."""
-    out = []
+def answer_all(reader: Reader, params: Tree, data: Batch) -> Answers:
+    """Read the real, blank and swapped images of a set.
+
+    Swapped: each case is answered from the image of the next one, which is the real reading moved by one. Blank: one
+    reading of a mid-grey image stands for all, as the prompts of a set are one.
+    """
+    real = reader.read(params, data["image"], data["texts"])
+    grey = np.full_like(data["image"][:1], BLANK_LEVEL)
+    blank = reader.read(params, grey, data["texts"][:1])
+    count = len(data["image"])
+    return Answers(
+        real=real,
+        audit={
+            "blank": np.repeat(blank.answer, count, axis=0),
+            "swapped": np.roll(real.answer, 1, axis=0),
+        },
+        audit_valid={
+            "blank": np.repeat(blank.valid, count, axis=0),
+            "swapped": np.roll(real.valid, 1),
+        },
+    )
+
+
+def _summary(
+    answers: Answers, traces: dict[str, np.ndarray], data: Batch, settings: EvaluationConfig
+) -> dict[str, Any]:
+    return scores.summary(
+        answers.real.answer,
+        data["solution"],
+        known=data["known"],
+        valid=answers.real.valid,
+        audit=answers.audit,
+        audit_valid=answers.audit_valid,
+        n_boot=settings.bootstrap,
+        trace=traces,
+    )
+
+
+def compare(
+    set_name: str, pair: tuple[str, str], readings: dict[str, Readings], data: Batch, resamples: int
+) -> list[dict[str, Any]]:
+    """Bootstrap the paired differences, second minus first, of Jaccard and macro-F1, with 95 % intervals."""
+    first, second = pair
+    rows = []
     for metric in ("jaccard", "macro_f1"):
-        diff, lo, hi = metrics_scores.paired_bootstrap(
+        difference, low, high = scores.paired_bootstrap(
             metric,
-            read[a]["pred"],
-            read[b]["pred"],
+            readings[first].answer,
+            readings[second].answer,
             data["solution"],
             known=data["known"],
-            valid_a=read[a]["valid"],
-            valid_b=read[b]["valid"],
-            n_boot=n_boot,
+            valid_a=readings[first].valid,
+            valid_b=readings[second].valid,
+            n_boot=resamples,
         )
-        out.append(
-            {"a": a, "b": b, "set": set_name, "metric": metric, "diff": diff, "lo": lo, "hi": hi}
-        )
-    return out
+        row = {"a": first, "b": second, "set": set_name, "metric": metric}
+        rows.append(row | {"diff": difference, "lo": low, "hi": high})
+    return rows
 
 
-def worst_cases(set_name, model, read, data, reader, n: int) -> list:
-    """Cases for the report: the worst half, the best quarter and a quarter from between."""
-    score = metrics_scores.jaccard_rows(
-        read["pred"], data["solution"], data["known"], read["valid"]
-    )
-    order = np.argsort(np.nan_to_num(score, nan=2.0), kind="stable")
-    n = min(n, len(order))
-    worst, best = n // 2, n // 4
+def cases_to_show(
+    set_name: str, model: str, readings: Readings, data: Batch, reader: Reader, count: int
+) -> list[report.Case]:
+    """Choose cases for the report: the worst half, the best quarter and a quarter from between."""
+    jaccard = scores.jaccard_rows(readings.answer, data["solution"], data["known"], readings.valid)
+    # A score that is undefined, with no label known, sorts after the best.
+    order = np.argsort(np.nan_to_num(jaccard, nan=2.0), kind="stable")
+    count = min(count, len(order))
+    worst, best = count // 2, count // 4
     between = order[worst : len(order) - best]
-    spread = np.linspace(0, len(between) - 1, n - worst - best).astype(int)
-    picked = [*order[:worst], *between[spread], *order[len(order) - best :]]
-    texts = reader.texts(read, picked)
-    return [
-        report.Case(
-            image=np.asarray(data["image"][i]),
-            prompt=data["texts"][i],
+    spread = np.linspace(0, len(between) - 1, count - worst - best).astype(int)
+    rows = [*order[:worst], *between[spread], *order[len(order) - best :]]
+
+    cases = []
+    for row, text in zip(rows, reader.texts(readings, rows), strict=True):
+        name = str(data["ids"][row]) if "ids" in data else f"{set_name}-{row}"
+        case = report.Case(
+            image=np.asarray(data["image"][row]),
+            prompt=data["texts"][row],
             completion=text,
-            answer=read["pred"][i],
-            truth=data["solution"][i],
-            known=data["known"][i],
+            answer=readings.answer[row],
+            truth=data["solution"][row],
+            known=data["known"][row],
             hospital=set_name,
             model=model,
-            score=None if np.isnan(score[i]) else float(score[i]),
-            id=str(data["ids"][i]) if "ids" in data else f"{set_name}-{i}",
+            score=None if np.isnan(jaccard[row]) else float(jaccard[row]),
+            id=name,
         )
-        for i, text in zip(picked, texts, strict=True)
-    ]
-
-
-def check(config) -> None:
-    """Refuses settings that cannot work, before anything is written. Raises UserError."""
-    checks.common(config)
-
-
-def run(config, workdir, stop, layout) -> dict:
-    """The `evaluate` task: one model on every test set."""
-    start = pretrained.load_starting_model(config.model, config.seed)
-    found = open_splits(config)
-    size = next(iter(found.test.values())).size
-    prompts = inference_prompts.Prompts(
-        start.tokenizer,
-        start.config,
-        grid_of(size, start.config),
-        config.max_completion,
-        texts=found.prompts(),
-    )
-    dtype = pretrained.DTYPES[config.dtype]
-    reader = Reader(
-        start.config,
-        start.tokenizer,
-        prompts,
-        config.eval.batch_size,
-        dtype,
-        found.train.lexicon,
-        poll=stop.check,
-        layout=layout,
-    )
-    try:
-        with layout.on_host():
-            params = pretrained.to_device(start.params, config.dtype)
-        models = {config.model: layout.state(params)}
-        return {"step": 0, "results": full(workdir, config, models, reader, found)}
-    except StoppedError:
-        return {"stopped": stop.requested, "step": 0}
+        cases.append(case)
+    return cases

@@ -105,9 +105,7 @@ EVIDENCE = {
     "pleural_other": (("fracture", "old trauma"),),
 }
 
-# ---- Each hospital's own phrases, two for every slot -----------------------------------------------
-
-_HOSPITAL_A = {
+_A = {
     "quality": (
         "{view} view, {rotation}, {inspiration}",
         "{view} projection, {rotation}, {inspiration}",
@@ -171,7 +169,7 @@ _HOSPITAL_A = {
     "recheck": ("recheck possible {names}", "follow up possible {names}"),
 }
 
-_HOSPITAL_B = {
+_B = {
     "quality": (
         "{view} film, {rotation}, {inspiration}",
         "{view} radiograph, {rotation}, {inspiration}",
@@ -232,4 +230,4 @@ _HOSPITAL_B = {
     "recheck": ("questionable {names}, repeat film", "review questionable {names}"),
 }
 
-PHRASES: dict[str, dict[str, tuple[str, ...]]] = {"A": _HOSPITAL_A, "B": _HOSPITAL_B}
+PHRASES = {"A": _A, "B": _B}

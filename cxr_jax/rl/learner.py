@@ -15,14 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cxr_jax.config.sections import LearnerConfig, PolicyLossConfig
 from cxr_jax.inference import compaction
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl.patches import patchify
 from cxr_jax.rl import losses
 from cxr_jax.runtime import sharding
-from cxr_jax.training import log_probs, optimizer
+from cxr_jax.training import log_probs
 from cxr_jax.training import losses as training_losses
 from cxr_jax.training import micro_batches as training_micro_batches
+from cxr_jax.training.optimizer import guarded_update
 
 LOSS_KNOBS = (
     "aggregation",
@@ -84,30 +86,32 @@ def trimmed(fn, ends: list[int]):
     return pick
 
 
-def make_learn(config, model_config, grid, special, tx, trainable):
+def make_learn(
+    learner: LearnerConfig,
+    loss: PolicyLossConfig,
+    model_config,
+    grid,
+    special,
+    optimizer,
+    trainable,
+    *,
+    max_completion: int,
+    remat: str,
+):
     """Jitted (state, fixed, batch, rollout, reference) -> (state, metrics), state donated.
 
-    what: a `Trainable`; reference: the parameters of the reference model with config.rl.beta > 0, else None.
+    reference: the parameters of the reference model with config.rl.beta > 0, else None.
     """
-    r = config.rl
-    updates = r.num_iterations * r.minibatches
+    updates = learner.updates
+    settings = loss
     suppress = np.zeros(model_config.text.vocab_size, bool)
     suppress[list(special["suppress"])] = True
     rows = lambda x: x.reshape(-1, x.shape[-1])
-    ends = (
-        compaction.stage_ends(config.max_completion)
-        if r.micro_batches > 1
-        else [config.max_completion]
-    )
+    ends = compaction.stage_ends(max_completion) if learner.micro_batches > 1 else [max_completion]
 
     def see(model, part):
         return qwen.vision(
-            model,
-            model_config,
-            patchify(part["image"]),
-            grid,
-            remat=config.remat,
-            dtype=trainable.dtype,
+            model, model_config, patchify(part["image"]), grid, remat=remat, dtype=trainable.dtype
         )
 
     def logprobs(model, part):
@@ -120,9 +124,9 @@ def make_learn(config, model_config, grid, special, tx, trainable):
             part["prompts"],
             ro["tokens"],
             ro["mask"],
-            temperature=r.temperature,
+            temperature=learner.temperature,
             suppress=suppress,
-            remat=config.remat,
+            remat=remat,
         )
         return {"logp": logp, "entropy": entropy}
 
@@ -142,8 +146,8 @@ def make_learn(config, model_config, grid, special, tx, trainable):
             rows(ro["train_mask"]),
             ref_logp=ref,
             sampler_logp=rows(ro["sampler_logp"]),
-            max_tokens=config.max_completion,
-            **{k: r[k] for k in LOSS_KNOBS},
+            max_tokens=max_completion,
+            **{k: getattr(settings, k) for k in LOSS_KNOBS},
             **totals,
         )
         logged = {
@@ -158,21 +162,21 @@ def make_learn(config, model_config, grid, special, tx, trainable):
     def replay_loss(train, frozen, part, total):
         model = trainable.merge(train, frozen)["model"]
         loss, _ = log_probs.completion_loss(
-            model, model_config, see(model, part), part, total, remat=config.remat
+            model, model_config, see(model, part), part, total, remat=remat
         )
-        return r.replay_weight * loss, r.replay_weight * loss
+        return learner.replay_weight * loss, learner.replay_weight * loss
 
     def ordered(batch):
         """The groups of a minibatch, of about equal length in each micro-batch."""
-        if r.micro_batches == 1:
+        if learner.micro_batches == 1:
             return batch
-        return take_groups(batch, by_length(batch["ro"]["lengths"], r.micro_batches))
+        return take_groups(batch, by_length(batch["ro"]["lengths"], learner.micro_batches))
 
     def before(model, batch):
         """`logprobs` of an ordered minibatch, in its micro-batches."""
         one = trimmed(lambda part: (None, logprobs(model, part)), ends)
         return training_micro_batches.in_turns(
-            lambda part: one(part)[1], training_micro_batches.cut(batch, r.micro_batches)
+            lambda part: one(part)[1], training_micro_batches.cut(batch, learner.micro_batches)
         )
 
     def update(state, frozen, reference, batch, replay):
@@ -181,27 +185,30 @@ def make_learn(config, model_config, grid, special, tx, trainable):
         totals = losses.divisors(
             rows(ro["mask"]),
             rows(ro["train_mask"]),
-            aggregation=r.aggregation,
-            denominator=r.denominator,
+            aggregation=settings.aggregation,
+            denominator=settings.denominator,
         )
         grad = jax.grad(
             lambda train, part: loss_fn(train, frozen, reference, part, totals), has_aux=True
         )
         grad_of_part = lambda train, part: trimmed(functools.partial(grad, train), ends)(part)
         grads, aux = training_micro_batches.accumulate(
-            grad_of_part, state["params"], training_micro_batches.cut(batch, r.micro_batches)
+            grad_of_part, state["params"], training_micro_batches.cut(batch, learner.micro_batches)
         )
         metrics = {"loss": aux.pop("loss").sum()}
-        if r.replay_weight:
+        if learner.replay_weight:
             total = jnp.maximum(jnp.sum(replay["mask"].astype(jnp.float32)), 1.0)
             grad = jax.grad(
                 lambda train, part: replay_loss(train, frozen, part, total), has_aux=True
             )
             grads, aux_of_replay = training_micro_batches.accumulate(
-                grad, state["params"], training_micro_batches.cut(replay, r.micro_batches), grads
+                grad,
+                state["params"],
+                training_micro_batches.cut(replay, learner.micro_batches),
+                grads,
             )
             metrics["replay_loss"] = aux_of_replay.sum()
-        state, metrics["grad_norm"] = optimizer.guarded_update(tx, state, sharding.laid_out(grads))
+        state, metrics["grad_norm"] = guarded_update(optimizer, state, sharding.laid_out(grads))
         state = sharding.laid_out(state)
         of_rows = training_micro_batches.joined(aux)
         metrics |= update_metrics(ro, of_rows)
@@ -214,7 +221,7 @@ def make_learn(config, model_config, grid, special, tx, trainable):
             state, metrics = update(state, frozen, reference, ordered(batch), replay)
         else:
             model = trainable.merge(state["params"], frozen)["model"]
-            each = jax.lax.map(ordered, training_micro_batches.cut(batch, r.minibatches))
+            each = jax.lax.map(ordered, training_micro_batches.cut(batch, learner.minibatches))
             old = jax.lax.map(lambda minibatch: before(model, minibatch), each)
             gaps = gap_metrics(
                 *jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (each["ro"], old))
@@ -223,7 +230,7 @@ def make_learn(config, model_config, grid, special, tx, trainable):
             one = lambda state, i: update(
                 state, frozen, reference, jax.tree.map(lambda x: x[i], each), replay
             )
-            order = jnp.tile(jnp.arange(r.minibatches), r.num_iterations)
+            order = jnp.tile(jnp.arange(learner.minibatches), learner.num_iterations)
             state, metrics = jax.lax.scan(one, state, order)
             metrics = {k: v.mean() for k, v in metrics.items()} | gaps
         return state, {**metrics, "skipped_steps": state["skipped"]}

@@ -6,298 +6,184 @@ whole or it never was: it ends after its last update, a checkpoint holds what is
 kill has cut is done again from its own keys, to the same completions. So there are no pending rollouts to save.
 """
 
-import sys
-import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from ml_collections import ConfigDict
 
 from cxr_jax import report
+from cxr_jax.config.sections import RunConfig
 from cxr_jax.data import loading
-from cxr_jax.data.sources import base as sources_base
-from cxr_jax.data.sources import splits
-from cxr_jax.evaluation import guard as evaluation_guard
-from cxr_jax.evaluation import reader as evaluation_reader
-from cxr_jax.evaluation import run as evaluation_run
-from cxr_jax.inference import prompts as inference_prompts
+from cxr_jax.evaluation.model_selection import ModelSelection, constant_baselines
+from cxr_jax.evaluation.run import evaluate_models
 from cxr_jax.labels import answers
 from cxr_jax.labels.phrase_bank import load_phrase_bank
-from cxr_jax.metrics.alarms import Alarms
-from cxr_jax.metrics.progress import Compilations, Progress
-from cxr_jax.metrics.run_log import MetricsWriter
 from cxr_jax.models import tokenizer as tokenizers
-from cxr_jax.models.qwen2_5_vl import patches
-from cxr_jax.report import group_records
-from cxr_jax.rl import checks
+from cxr_jax.rl.batches import make_batch_fn
+from cxr_jax.rl.checks import check
 from cxr_jax.rl.learner import make_learn
 from cxr_jax.rl.rollout import make_rollout, rollout_metrics
+from cxr_jax.rl.step_log import GroupRecords, StepLog
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.checkpoints import Checkpoints
-from cxr_jax.runtime.layout import ONE_DEVICE
-from cxr_jax.runtime.signals import Skips, StoppedError
-from cxr_jax.training import optimizer, targets, train_state
-from cxr_jax.training.trainable import Trainable
-from cxr_jax.weights import export, pretrained
+from cxr_jax.runtime.layout import Layout
+from cxr_jax.runtime.run_folder import RunFolder
+from cxr_jax.runtime.signals import Stop
+from cxr_jax.runtime.trees import Tree
+from cxr_jax.training import optimizer as optimizers
+from cxr_jax.training.run_loop import RunLoop
+from cxr_jax.training.setup import Setup
+from cxr_jax.training.train_state import StartState, train_state
+from cxr_jax.weights import pretrained
 
-check = checks.check
-
-
-def make_batch_fn(config, source, prompts, completions=None, layout=ONE_DEVICE):
-    """step -> numpy batch of one RL step, of its rows those that this process makes: images, solutions, encoded
-    prompts; with config.rl.replay_weight "replay", too: examples as SFT has them, whose targets `completions`
-    (`batching.Completions`) encodes. "shown": texts of all rows for people, no part of a program's input."""
-
-    def examples(indices):
-        indices = indices[layout.rows_of(len(indices))]
-        batch = source.batch(indices)
-        texts = source.about(indices)["prompts"]
-        return (
-            batch,
-            indices,
-            {"image": np.asarray(batch["image"]), "prompts": prompts.encode(texts)},
-        )
-
-    def make(step: int) -> dict:
-        r = config.rl
-        indices = sources_base.indices_of(
-            step, r.prompts_per_step * r.oversample, len(source), config.data.seed
-        )
-        batch, _, out = examples(indices)
-        out["shown"] = source.about(indices)
-        out |= {k: np.asarray(batch[k]) for k in ("solution", "known", "hedged", "sides")}
-        if r.replay_weight:
-            indices = sources_base.indices_of(step, r.replay_batch, len(source), config.data.seed)
-            batch, indices, out["replay"] = examples(indices)
-            out["replay"] |= completions.encode(source.targets(batch, indices))
-        return out
-
-    return make
+__all__ = ["check", "run"]
 
 
-def run(config, workdir, stop, layout) -> dict:
-    """RL until `config.steps`, evaluating out of distribution as it goes; resumes from the workdir."""
-    start_model = pretrained.load_starting_model(config.model, config.seed)
-    model_config, tokenizer = start_model.config, start_model.tokenizer
-    special = tokenizers.special_ids(tokenizer, model_config.text.vocab_size)
-    table = answers.TokenBytes.from_tokenizer(tokenizer)
-    sources = splits.open_splits(config)
-    train_source = sources.train
-    grid = patches.grid_of(train_source.size, model_config)
-    prompts = inference_prompts.Prompts(
-        tokenizer, model_config, grid, config.max_completion, texts=sources.prompts()
+def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -> dict[str, Any]:
+    """Train a policy with group-relative advantages until `config.steps`; resumes from `run_folder`.
+
+    Returns:
+        "step", "train_seconds", "best_step" and "results"; "stopped" and "step" if a signal ended it.
+    """
+    # ---- Model, data, what trains and what it is held against -----------------------------------------
+    settings = RunConfig.from_config(config)
+    setup = Setup.open(settings)
+    optimizer = optimizers.make_optimizer(settings.optim, settings.steps, settings.learner.updates)
+    checkpoints = Checkpoints(run_folder.path, about=run_folder.about, grace=settings.grace_seconds)
+    begun = _begin(setup, optimizer, layout, checkpoints)
+    frozen, meta = begun.frozen, begun.meta
+    reference = _reference(setup, begun, layout)
+    loop = RunLoop(run_folder, checkpoints, stop, begun, settings.steps, settings.save_every)
+    # Host copies, and what the first step takes over: they would keep their memory for the whole run.
+    setup.forget_start()
+    del begun
+
+    # ---- The two compiled functions, and what happens every K steps -------------------------------------
+    rollout, learn = _programs(setup, optimizer, layout)
+    selection = ModelSelection.open(setup, loop, frozen, layout)
+    selection.resume(meta.get("best"), meta.get("first_look"))
+    log = StepLog(settings, loop, constant_baselines(setup.splits.train), meta)
+    groups = GroupRecords(setup, run_folder)
+    if processes.is_main():  # groups that were saved after the checkpoint come again
+        report.save_groups(run_folder.path, resume_step=loop.start or -1)
+    loop.keep("best", lambda: selection.best)
+    loop.keep("first_look", lambda: selection.first_recall)
+    # Groups go before the checkpoint: a run that resumes from it has no rollout to show.
+    loop.every(settings.eval.every, groups.save, before_save=True)
+    loop.every(settings.eval.every, selection.evaluate_at)
+    loop.end_early_if(lambda step: selection.should_stop_early(step, settings.learner.patience))
+
+    # ---- The loop -----------------------------------------------------------------------------------------
+    make_batch = make_batch_fn(
+        settings, setup.splits.train, setup.prompts, setup.completions, layout
     )
+    with loop:
+        loader = loading.step_loader(make_batch, loop.start, settings.steps, poll=stop.poll)
+        for step, batch in loop.steps(loader):
+            shown, batch = batch.pop("shown"), layout.batch(batch)
+            samples = rollout(loop.params, frozen, batch, step)
+            jax.block_until_ready(samples["reward"])
+            # A stop here costs nothing: the same step samples the same completions again.
+            stop.check()
+            log.end_rollout()
+            state, learned = learn(loop.state, frozen, batch, samples, reference)
+            row = jax.device_get({**rollout_metrics(samples), **learned})
+            loop.finish_step(state)
+            log.end_step(row, samples)
+            groups.remember(samples, batch, shown)
+        del state, samples, reference  # they make room for the models that are compared
+        facts = _finish(setup, loop, frozen, layout, selection, run_folder)
+        return {"step": loop.done, "train_seconds": round(log.seconds), **facts}
+    return {"stopped": stop.requested, "step": loop.done}
 
-    trainable = Trainable.from_config(config)
-    tx = optimizer.make(
-        config.optim, config.steps, config.rl.num_iterations * config.rl.minibatches
-    )
-    checkpoints = Checkpoints(workdir.path, about=workdir.about, grace=config.grace_seconds)
-    state, train, frozen, meta, start = train_state.train_state(
-        config,
-        {"model": start_model.params},
-        trainable,
-        tx,
+
+# ---- Before the loop -------------------------------------------------------------------------------------
+
+
+def _begin(setup: Setup, optimizer: Any, layout: Layout, checkpoints: Checkpoints) -> StartState:
+    """The newest checkpoint that loads, or step 0 of the starting model."""
+    return train_state(
+        {"model": setup.start_params},
+        setup.trainable,
+        optimizer,
         layout,
         checkpoints,
-        keep_start=config.rl.beta > 0,
-    )
-    reference = None
-    if config.rl.beta:  # where the run starts: the base under the adapters, or a copy that stays
-        reference = (
-            trainable.base_params(frozen)
-            or trainable.merge(jax.tree.map(jnp.copy, layout.state(train)), frozen)["model"]
-        )
-    del start_model, train  # host copies, and what the first step takes over
-    meta = {"seconds": 0.0, "best": None, "num_tokens": 0, "first": {}, "first_look": None} | meta
-    metrics = MetricsWriter(
-        workdir.path, resume_step=start or -1, redo="eval", enabled=processes.is_main()
-    )
-    if processes.is_main():
-        report.save_groups(workdir.path, resume_step=start or -1)
-    progress = Progress(
-        config.steps,
-        start=start,
-        show=("reward", "rewards/accuracy/mean"),
-        unit="completions",
-        stream=sys.stdout,
-    )
-    reader = evaluation_reader.Reader(
-        model_config,
-        tokenizer,
-        prompts,
-        batch_size=config.eval.batch_size,
-        dtype=trainable.dtype,
-        lexicon=train_source.lexicon,
-        poll=stop.check,
-        layout=layout,
-    )
-    model_of = lambda train: trainable.merge(train, frozen)["model"]
-    guard = evaluation_guard.ModelSelection(
-        config, reader, sources, metrics, checkpoints, model_of, meta["best"], meta["first_look"]
-    )
-    baselines = evaluation_guard.constant_baselines(sources)
-    alarms = Alarms(meta["first"])
-
-    bank = load_phrase_bank(None, train_source.lexicon)
-    rollout = layout.on(make_rollout(config, model_config, grid, special, table, trainable, bank))
-    learn = layout.on(make_learn(config, model_config, grid, special, tx, trainable))
-    make = make_batch_fn(
-        config, train_source, prompts, targets.Completions(tokenizer, config.max_completion), layout
-    )
-    loader = loading.step_loader(make, start, config.steps, poll=stop.poll)
-    look_due = lambda step: step % config.eval.every == 0 or step == config.steps
-    seconds, done = meta["seconds"], start
-    compilations, skips = (
-        Compilations(),
-        Skips(
-            config.max_skipped,
-            start,
-            int(state["skipped"]),
-            config.rl.num_iterations * config.rl.minibatches,
-        ),
+        seed=setup.settings.seed,
+        keep_start=setup.settings.loss.beta > 0,
     )
 
-    def save():
-        kept = {
-            "seconds": seconds,
-            "best": guard.best,
-            "first": alarms.first,
-            "first_look": guard.first,
-        }
-        checkpoints.save(done, state, {**meta, **kept})
 
-    stop.unsaved = lambda: done - checkpoints.saved
-    try:
-        if look_due(start):
-            guard.look(
-                start, state["params"]
-            )  # before the first step; or the checkpoint is older than its look
-        for step in range(start, config.steps):
-            if guard.stale(step):
-                save()
-                break
-            stop.check()
-            began = time.monotonic()
-            batch = next(loader)
-            shown, batch = batch.pop("shown"), layout.batch(batch)
-            ro = rollout(state["params"], frozen, batch, step)
-            jax.block_until_ready(ro["reward"])
-            stop.check()  # the same step samples the same completions again
-            sampled = time.monotonic()
-            row = rollout_metrics(ro)
-            state, learned = learn(state, frozen, batch, ro, reference)
-            row = {k: float(v) for k, v in jax.device_get({**row, **learned}).items()}
-            done = step + 1
-            checkpoints.poll()
-            meta["num_tokens"] += int(ro["lengths"].sum())
-            row |= {
-                "num_tokens": meta["num_tokens"],
-                "learning_rate": float(optimizer.learning_rate(config.optim, config.steps)(step)),
-                "step_time": time.monotonic() - began,
-                "perf/rollout_seconds": sampled - began,
-                "perf/data_wait_share": loader.last_wait / (time.monotonic() - began),
-                "perf/compilations": compilations.count(),
-                **{f"constant/{k}": v for k, v in baselines.items()},
-            }
-            row |= alarms(row)
-            metrics.write(done, row, kind="train")
-            progress.update(done, row, items=ro["reward"].size)
-            skips.look(done, int(row["skipped_steps"]))
-            seconds += time.monotonic() - began
-            if look_due(
-                done
-            ):  # before the checkpoint: a run that resumes from it has no rollout to show
-                groups = group_records.groups_of(
-                    processes.gather_to_host(ro),
-                    processes.gather_to_host(batch),
-                    tokenizer,
-                    step=done,
-                    lexicon=train_source.lexicon,
-                    weights=dict(config.rl.reward_weights),
-                    set_name=train_source.name,
-                    **shown,
-                )
-                if processes.is_main():
-                    report.save_groups(workdir.path, groups)
-            if done % config.save_every == 0 or done == config.steps:
-                save()
-            if look_due(done):
-                guard.look(done, state["params"])
-        last = state["params"]
-        checkpoints.wait()
-        if checkpoints.saved == done:
-            state = reference = None  # they make room for the models that are compared
-        results = finish(
-            config,
-            workdir,
-            model_config,
-            tokenizer,
-            trainable,
-            last,
-            frozen,
-            checkpoints,
-            reader,
-            sources,
-            layout,
-            done,
-        )
-    except StoppedError:
-        if done > checkpoints.saved:
-            save()
-        return {"stopped": stop.requested, "step": done}
-    except BaseException:
-        checkpoints.drop()
-        raise
-    finally:
-        loader.close()
-        metrics.close()
-        checkpoints.close()
-    return {"step": done, "train_seconds": round(seconds), **results}
+def _reference(setup: Setup, begun: StartState, layout: Layout) -> Tree | None:
+    """Where the run starts, if a KL term holds it there: the base under the adapters, or a copy that stays."""
+    if not setup.settings.loss.beta:
+        return None
+    base = setup.trainable.base_params(begun.frozen)
+    if base is not None:
+        return base
+    # A copy: the first step takes over what trains.
+    start = jax.tree.map(jnp.copy, layout.state(begun.train))
+    return setup.trainable.merge(start, begun.frozen)["model"]
 
 
-def finish(
-    config,
-    workdir,
-    model_config,
-    tokenizer,
-    trainable,
-    last,
-    frozen,
-    checkpoints,
-    reader,
-    sources,
-    layout,
-    steps,
-) -> dict:
-    """Exports the parameters that were best out of distribution, and scores them beside where RL started."""
-    best = checkpoints.restore_best(last)
-    chosen, step = (best[0], best[2]) if best else (last, steps)
-    export.export(
-        workdir,
-        model_config,
-        trainable.export_params(chosen, frozen),
-        tokenizer,
-        export.ExportFacts.from_config(config),
-        trainable.export_adapters(chosen),
+def _programs(setup: Setup, optimizer: Any, layout: Layout) -> tuple:
+    """The compiled halves of a step: (train, frozen, batch, step) -> samples, and what learns from them."""
+    settings, tokenizer = setup.settings, setup.tokenizer
+    special = tokenizers.special_ids(tokenizer, setup.model_config.text.vocab_size)
+    rollout = make_rollout(
+        settings.rollout,
+        setup.model_config,
+        setup.grid,
+        special,
+        answers.TokenBytes.from_tokenizer(tokenizer),
+        setup.trainable,
+        load_phrase_bank(None, setup.splits.train.lexicon),
+        seed=settings.seed,
+        max_completion=settings.max_completion,
     )
-    note = f"RL model: step {step} of {config.steps}"
-    if best:
-        note += f", the best on the selection split of {sources.out_of_distribution}."
-    with layout.on_host():
-        base = trainable.base_params(frozen) or pretrained.to_device(
-            pretrained.load_starting_model(config.model, config.seed).params, config.dtype
-        )
-    base = layout.state(base)
-    models = {"SFT": base, "RL": trainable.merge(chosen, frozen)["model"]}
-    if (
-        config.data.source == "phantom"
-    ):  # of films, untrained weights tell nothing more, and large ones take minutes
-        models = {
-            "base": layout.state(pretrained.untrained_params(model_config, config.seed)),
-            **models,
-        }
-    return {
-        "best_step": step,
-        "results": evaluation_run.full(workdir, config, models, reader, sources, notes=[note]),
-    }
+    learn = make_learn(
+        settings.learner,
+        settings.loss,
+        setup.model_config,
+        setup.grid,
+        special,
+        optimizer,
+        setup.trainable,
+        max_completion=settings.max_completion,
+        remat=settings.remat,
+    )
+    return layout.on(rollout), layout.on(learn)
+
+
+# ---- After the loop --------------------------------------------------------------------------------------
+
+
+def _finish(
+    setup: Setup,
+    loop: RunLoop,
+    frozen: Tree,
+    layout: Layout,
+    selection: ModelSelection,
+    run_folder: RunFolder,
+) -> dict[str, Any]:
+    """Export the parameters that were best out of distribution, and score them beside where RL started."""
+    settings = setup.settings
+    chosen, step = loop.take_params(), loop.done
+    note = ""
+    if best := loop.checkpoints.restore_best(chosen):
+        chosen, _, step = best
+        note = f", the best on the selection split of {setup.splits.out_of_distribution}."
+    setup.export(run_folder, chosen, frozen)
+
+    models = {}
+    if settings.data.source == "phantom":
+        # Of films, untrained weights tell nothing more, and large ones take minutes.
+        untrained = pretrained.untrained_params(setup.model_config, settings.seed)
+        models["base"] = layout.state(untrained)
+    models["SFT"] = setup.start_model(frozen, layout)
+    models["RL"] = setup.trainable.merge(chosen, frozen)["model"]
+    note = f"RL model: step {step} of {settings.steps}{note}"
+    table = evaluate_models(
+        models, selection.reader, setup.splits, run_folder, settings, notes=[note]
+    )
+    return {"best_step": step, "results": {"table": table}}

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from cxr_jax import rewards
+from cxr_jax.config.sections import RolloutConfig
 from cxr_jax.inference import sampling
 from cxr_jax.labels import report_text
 from cxr_jax.models import qwen2_5_vl as qwen
@@ -32,7 +33,18 @@ def sampling_keys(seed: int, step, prompts: int, group: int):
     return jax.vmap(fold)(p.reshape(-1), g.reshape(-1))
 
 
-def make_rollout(config, model_config, grid, special, table, trainable, bank):
+def make_rollout(
+    rollout: RolloutConfig,
+    model_config,
+    grid,
+    special,
+    table,
+    trainable,
+    bank,
+    *,
+    seed: int,
+    max_completion: int,
+):
     """Jitted (train, fixed, batch, step) -> dict of tokens, mask, sampler log-probs, reward terms, advantages, kept.
 
     table: `parser.TokenBytes`; bank: `labels.reports.Bank`, the words of the trace.
@@ -40,13 +52,12 @@ def make_rollout(config, model_config, grid, special, table, trainable, bank):
     All leaves are [P, G, ..], P = prompts_per_step * oversample, but kept: int [prompts_per_step], the groups to learn
     from.
     """
-    r = config.rl
-    weights = dict(r.reward_weights)
+    weights = dict(rollout.reward_weights)
 
     @jax.jit
-    def rollout(train, frozen, batch, step):
+    def sample(train, frozen, batch, step):
         params = sharding.gathered(trainable.merge(train, frozen)["model"], trainable.dtype)
-        p, g = batch["image"].shape[0], r.group_size
+        p, g = batch["image"].shape[0], rollout.group_size
 
         def complete(part):
             features = qwen.vision(
@@ -59,15 +70,16 @@ def make_rollout(config, model_config, grid, special, table, trainable, bank):
                 part["prompts"],
                 special,
                 n=g,
-                max_new_tokens=config.max_completion,
-                temperature=r.temperature,
+                max_new_tokens=max_completion,
+                temperature=rollout.temperature,
                 keys=part["keys"].reshape(-1),
             )
             return jax.tree.map(lambda x: x.reshape(-1, g, *x.shape[1:]), out)  # a row is a group
 
-        keys = sampling_keys(config.seed, step, p, g).reshape(p, g)
+        keys = sampling_keys(seed, step, p, g).reshape(p, g)
         parts = micro_batches.cut(
-            {"image": batch["image"], "prompts": batch["prompts"], "keys": keys}, r.micro_batches
+            {"image": batch["image"], "prompts": batch["prompts"], "keys": keys},
+            rollout.micro_batches,
         )
         out = micro_batches.in_turns(complete, parts)
         out = jax.tree.map(lambda x: x.reshape(p * g, *x.shape[2:]), out)
@@ -77,7 +89,7 @@ def make_rollout(config, model_config, grid, special, table, trainable, bank):
             out["tokens"],
             out["lengths"],
             table,
-            config.max_completion * rewards.BYTES_PER_TOKEN,
+            max_completion * rewards.BYTES_PER_TOKEN,
             bank,
             report_text.Truth.from_arrays(solution & ~hedged, hedged, of_each("sides")),
         )
@@ -86,17 +98,17 @@ def make_rollout(config, model_config, grid, special, table, trainable, bank):
             solution,
             out["lengths"],
             known=known,
-            min_length=r.min_length,
-            max_length=int(r.overlong_from * config.max_completion),
-            limit=config.max_completion,
+            min_length=rollout.min_length,
+            max_length=int(rollout.overlong_from * max_completion),
+            limit=max_completion,
         )
         reward = rewards.combine(terms, weights).reshape(p, g)
-        mask = jnp.arange(config.max_completion)[None] < out["lengths"][:, None]
-        if r.mask_truncated:
+        mask = jnp.arange(max_completion)[None] < out["lengths"][:, None]
+        if rollout.mask_truncated:
             train_mask = mask & out["finished"][:, None]
         else:
             train_mask = mask
-        shape = (p, g, config.max_completion)
+        shape = (p, g, max_completion)
         return {
             "tokens": out["tokens"].reshape(shape),
             "mask": mask.reshape(shape),
@@ -107,22 +119,22 @@ def make_rollout(config, model_config, grid, special, table, trainable, bank):
             "terms": {k: v.reshape(p, g) for k, v in terms.items()},
             "answer": parsed["answer"].reshape(p, g, -1),
             "reward": reward,
-            **advantages(r, terms, reward),
+            **advantages(rollout, terms, reward),
         }
 
-    return rollout
+    return sample
 
 
-def advantages(r, terms: dict, reward) -> dict:
+def advantages(rollout: RolloutConfig, terms: dict, reward) -> dict:
     """{"advantages" [P, G], "kept" [prompts_per_step]} by config.rl: of the summed reward [P, G], or of each weighted
     term [P * G] (GDPO). What is taken over the batch is taken over the groups that are kept."""
-    if r.advantage == "grpo":
-        of = lambda batch: losses.group_advantages(reward, scale=r.scale_rewards, batch=batch)
+    if rollout.advantage == "grpo":
+        of = lambda batch: losses.group_advantages(reward, scale=rollout.scale_rewards, batch=batch)
     else:
-        weights = {name: weight for name, weight in r.reward_weights.items() if weight}
+        weights = {name: weight for name, weight in rollout.reward_weights.items() if weight}
         weighed = {name: terms[name].reshape(reward.shape) for name in weights}
         of = lambda batch: losses.gdpo_advantages(weighed, weights, batch=batch)
-    kept = groups_to_learn(of(slice(None)), r.prompts_per_step)
+    kept = groups_to_learn(of(slice(None)), rollout.prompts_per_step)
     return {"advantages": of(kept), "kept": kept}
 
 

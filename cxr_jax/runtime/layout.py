@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -51,9 +52,16 @@ class Layout:
         self.shards = 1 if on is None else on.shape["data"] * on.shape["fsdp"]
 
     @classmethod
-    def of(cls, config) -> "Layout":
-        """Raises UserError for a mesh that is not as many devices as there are."""
-        on = mesh(**config.mesh)
+    def of(cls, axes: Mapping[str, int]) -> "Layout":
+        """Lay out over all devices.
+
+        Args:
+            axes: "data", "fsdp" and "tensor" -> devices, as in `config.mesh`.
+
+        Raises:
+            UserError: for a mesh that is not as many devices as there are.
+        """
+        on = mesh(**axes)
         return cls(on if on.size > 1 else None)
 
     def __str__(self):

@@ -5,196 +5,154 @@ through a linear head that is thrown away afterwards; it teaches the tower to lo
 with the prior. The joint phase keeps that loss at a small weight. Prompt tokens are never trained on.
 """
 
-import sys
-import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
+from cxr_jax.config.sections import RunConfig
 from cxr_jax.data import loading
-from cxr_jax.data.sources import base as sources_base
-from cxr_jax.data.sources import splits
+from cxr_jax.data.sources.base import Batch, Source, indices_of
 from cxr_jax.errors import UserError
-from cxr_jax.evaluation import guard as evaluation_guard
-from cxr_jax.evaluation import reader as evaluation_reader
-from cxr_jax.evaluation import run as evaluation_run
-from cxr_jax.inference import prompts as inference_prompts
-from cxr_jax.metrics.progress import Progress
-from cxr_jax.metrics.run_log import MetricsWriter
-from cxr_jax.models.qwen2_5_vl import patches
-from cxr_jax.runtime import processes
+from cxr_jax.evaluation.model_selection import ModelSelection
+from cxr_jax.evaluation.run import evaluate_models
+from cxr_jax.inference.prompts import Prompts
 from cxr_jax.runtime.checkpoints import Checkpoints
-from cxr_jax.runtime.layout import ONE_DEVICE
-from cxr_jax.runtime.signals import Skips, StoppedError
-from cxr_jax.sft.step import init_locate_head, make_steps
-from cxr_jax.training import checks, optimizer, train_state
-from cxr_jax.training import targets as training_targets
-from cxr_jax.training.trainable import Trainable
-from cxr_jax.weights import export, pretrained
+from cxr_jax.runtime.layout import ONE_DEVICE, Layout
+from cxr_jax.runtime.run_folder import RunFolder
+from cxr_jax.runtime.signals import Stop
+from cxr_jax.runtime.trees import Tree
+from cxr_jax.sft.step import LOCATED_FINDINGS, init_locate_head, make_steps
+from cxr_jax.sft.window_log import WindowLog
+from cxr_jax.training import checks
+from cxr_jax.training import optimizer as optimizers
+from cxr_jax.training.run_loop import RunLoop
+from cxr_jax.training.setup import Setup
+from cxr_jax.training.targets import Completions
+from cxr_jax.training.train_state import train_state
 
 
-def make_batch_fn(config, source, prompts, completions, layout=ONE_DEVICE):
-    """step -> numpy batch of one SFT step, those of its rows that this process makes. Raises UserError if a target text
-    does not fit max_completion."""
+def check(config: ConfigDict) -> None:
+    """Refuse settings that cannot work, before anything is written.
 
-    def make(step: int) -> dict:
-        indices = sources_base.indices_of(step, config.batch_size, len(source), config.data.seed)
-        indices = indices[layout.rows_of(len(indices))]
-        batch = source.batch(indices)
-        out = {"image": np.asarray(batch["image"])}
-        if config.locate_steps or config.locate_weight:
-            out["regions"] = np.asarray(batch["regions"])
-            out["severity"] = np.asarray(batch["scene"]["severity"])
-        if step >= config.locate_steps:
-            out |= completions.encode(source.targets(batch, indices))
-            out["prompts"] = prompts.encode(source.about(indices)["prompts"])
-        return out
-
-    return make
-
-
-def check(config) -> None:
-    """Refuses settings that cannot work, before anything is written. Raises UserError."""
-    train = checks.common(config)
-    if config.data.source == "files" and (config.locate_steps or config.locate_weight):
+    Raises:
+        UserError: naming the key that is wrong.
+    """
+    train = checks.check_common(config)
+    settings = RunConfig.from_config(config)
+    if settings.data.source == "files" and (settings.locate_steps or settings.locate_weight):
         raise UserError(
             "config.locate_steps and config.locate_weight must be 0 for files: only phantoms know regions"
         )
-    if config.locate_steps < config.steps:
-        checks.targets_fit(config, train)
+    if settings.locate_steps < settings.steps:
+        checks.check_targets_fit(settings, train)
 
 
-def run(config, workdir, stop, layout) -> dict:
-    """Trains until `config.steps`, saving as it goes; resumes from the workdir. Returns facts about the run."""
-    loaded = pretrained.load_starting_model(config.model, config.seed)
-    model_config, tokenizer = loaded.config, loaded.tokenizer
-    sources = splits.open_splits(config)
-    source = sources.train
-    grid = patches.grid_of(source.size, model_config)
-    prompts = inference_prompts.Prompts(
-        tokenizer, model_config, grid, config.max_completion, texts=sources.prompts()
-    )
-    completions = training_targets.Completions(tokenizer, config.max_completion)
+def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -> dict[str, Any]:
+    """Train until `config.steps`, saving as it goes; resumes from `run_folder`.
 
-    trainable = Trainable.from_config(config)
-    head = init_locate_head(jax.random.key(config.seed), model_config.text.hidden_size, 12)
-    tx = optimizer.make(config.optim, config.steps)
-    checkpoints = Checkpoints(workdir.path, about=workdir.about, grace=config.grace_seconds)
-    state, train, frozen, meta, start = train_state.train_state(
-        config, {"model": loaded.params, "locate": head}, trainable, tx, layout, checkpoints
+    Returns:
+        "step", "train_seconds" and "results"; "stopped" and "step" if a signal ended it.
+    """
+    # ---- Model, data, what trains ---------------------------------------------------------------------
+    settings = RunConfig.from_config(config)
+    setup = Setup.open(settings)
+    optimizer = optimizers.make_optimizer(settings.optim, settings.steps)
+    checkpoints = Checkpoints(run_folder.path, about=run_folder.about, grace=settings.grace_seconds)
+    width = setup.model_config.text.hidden_size
+    head = init_locate_head(jax.random.key(settings.seed), width, LOCATED_FINDINGS)
+    begun = train_state(
+        {"model": setup.start_params, "locate": head},
+        setup.trainable,
+        optimizer,
+        layout,
+        checkpoints,
+        seed=settings.seed,
     )
-    del loaded, train  # host copies, and what the first step takes over
-    meta = {"seconds": 0.0, "best": None, "first_look": None, "window": []} | meta
-    model_of = lambda train: trainable.merge(train, frozen)["model"]
-    locate_step, joint_step = map(layout.on, make_steps(config, model_config, tx, grid, trainable))
-    metrics = MetricsWriter(
-        workdir.path, resume_step=start or -1, redo="eval", enabled=processes.is_main()
-    )
-    progress = Progress(
-        config.steps, start=start, show=("loss", "locate_loss"), unit="samples", stream=sys.stdout
-    )
-    reader = evaluation_reader.Reader(
-        model_config,
-        tokenizer,
-        prompts,
-        batch_size=config.eval.batch_size,
-        dtype=trainable.dtype,
-        lexicon=sources.train.lexicon,
-        poll=stop.check,
-        layout=layout,
-    )
-    guard = evaluation_guard.ModelSelection(
-        config, reader, sources, metrics, checkpoints, model_of, meta["best"], meta["first_look"]
-    )
+    frozen, meta = begun.frozen, begun.meta
+    loop = RunLoop(run_folder, checkpoints, stop, begun, settings.steps, settings.save_every)
+    # Host copies, and what the first step takes over: they would keep their memory for the whole run.
+    setup.forget_start()
+    del begun
 
-    make = make_batch_fn(config, source, prompts, completions, layout)
-    loader = loading.step_loader(make, start, config.steps, poll=stop.poll)
-    skips = Skips(config.max_skipped, start, int(state["skipped"]))
-    began, evaluating, window, done = time.monotonic(), 0.0, list(meta.get("window", [])), start
-    waited, counted = (
-        0.0,
-        (began, 0.0),
-    )  # for data since the last line; when that was, and `evaluating` then
-    seconds = lambda: meta["seconds"] + time.monotonic() - began
-    look_due = lambda step: (
-        step > config.locate_steps and (step % config.eval.every == 0 or step == config.steps)
+    # ---- The two compiled steps, and what happens every K steps -----------------------------------------
+    locate_step, joint_step = _programs(setup, optimizer, layout)
+    selection = ModelSelection.open(setup, loop, frozen, layout)
+    selection.resume(meta.get("best"), meta.get("first_look"))
+    log = WindowLog(settings, loop, meta)
+    loop.keep("best", lambda: selection.best)
+    loop.keep("first_look", lambda: selection.first_recall)
+    # The decoder says nothing before the joint phase: there is nothing to look at.
+    look = log.off_the_clock(selection.evaluate_at)
+    loop.every(settings.eval.every, look, after=settings.locate_steps)
+
+    # ---- The loop -----------------------------------------------------------------------------------------
+    with loop:
+        source = setup.splits.train
+        make_batch = make_batch_fn(settings, source, setup.prompts, setup.completions, layout)
+        loader = loading.step_loader(make_batch, loop.start, settings.steps, poll=stop.poll)
+        for step, batch in loop.steps(loader):
+            update = locate_step if step < settings.locate_steps else joint_step
+            state, metrics = update(loop.state, frozen, layout.batch(batch))
+            log.add(metrics)
+            loop.finish_step(state)
+            log.end_step()
+        del state  # its moments make room for the models that are compared
+        train_seconds, last = round(log.seconds()), loop.take_params()
+        setup.export(run_folder, last, frozen)
+        before = "base" if settings.model.startswith("random:") else "start"
+        models = {before: setup.start_model(frozen, layout), "SFT": selection.model_of(last)}
+        table = evaluate_models(models, selection.reader, setup.splits, run_folder, settings)
+        facts = {"train_seconds": train_seconds, "results": {"table": table}}
+        return {"step": settings.steps, **facts}
+    return {"stopped": stop.requested, "step": loop.done}
+
+
+def _programs(
+    setup: Setup, optimizer: Any, layout: Layout
+) -> list[Callable[..., tuple[Tree, Tree]]]:
+    """The located warm-up and the joint step, each (state, frozen, batch) -> (state, metrics), state donated."""
+    settings = setup.settings
+    steps = make_steps(
+        setup.model_config,
+        optimizer,
+        setup.grid,
+        setup.trainable,
+        micro_batches=settings.micro_batches,
+        locate_weight=settings.locate_weight,
+        remat=settings.remat,
     )
+    return [layout.on(step) for step in steps]
 
-    def save():
-        # `window`: the metrics since the last line, so that a resumed run writes the same lines.
-        floats = [{k: float(v) for k, v in w.items()} for w in window]
-        kept = {"best": guard.best, "first_look": guard.first, "window": floats}
-        checkpoints.save(done, state, {"seconds": seconds(), **kept})
 
-    stop.unsaved = lambda: done - checkpoints.saved
-    try:
-        if look_due(start):
-            guard.look(start, state["params"])  # the checkpoint is older than its own look
-        for step in range(start, config.steps):
-            stop.check()
-            batch = layout.batch(next(loader))
-            waited += loader.last_wait
-            state, m = (locate_step if step < config.locate_steps else joint_step)(
-                state, frozen, batch
-            )
-            if window:
-                jax.block_until_ready(
-                    window[-1]
-                )  # one step ahead of the device, no more: a wait for data is a wait
-            window.append(m)
-            done = step + 1
-            checkpoints.poll()
-            if done % config.log_every == 0 or done == config.steps:
-                row = {
-                    k: float(np.mean([float(w[k]) for w in window if k in w])) for k in window[-1]
-                }
-                row["samples_per_second"] = (
-                    config.batch_size * (done - start) / (time.monotonic() - began - evaluating)
-                )
-                passed = time.monotonic() - counted[0] - (evaluating - counted[1])
-                row["perf/data_wait_share"] = waited / passed
-                waited, counted = 0.0, (time.monotonic(), evaluating)
-                row["learning_rate"] = float(
-                    optimizer.learning_rate(config.optim, config.steps)(step)
-                )
-                metrics.write(done, row, kind="train")
-                progress.update(done, row, items=config.batch_size * config.log_every)
-                skips.look(done, int(m["skipped"]))
-                window = []
-            if done % config.save_every == 0 or done == config.steps:
-                save()
-            if look_due(done):
-                pause = time.monotonic()
-                guard.look(done, state["params"])
-                evaluating += time.monotonic() - pause
-        train_seconds, last = round(seconds()), state["params"]
-        checkpoints.wait()
-        if checkpoints.saved == done:
-            state = None  # its moments make room for the models that are compared
-        export.export(
-            workdir,
-            model_config,
-            trainable.export_params(last, frozen),
-            tokenizer,
-            export.ExportFacts.from_config(config),
-            trainable.export_adapters(last),
-        )
-        before = "base" if config.model.startswith("random:") else "start"
-        with layout.on_host():
-            base = trainable.base_params(frozen) or pretrained.to_device(
-                pretrained.load_starting_model(config.model, config.seed).params, config.dtype
-            )
-        models = {before: layout.state(base), "SFT": model_of(last)}
-        results = evaluation_run.full(workdir, config, models, reader, sources)
-    except StoppedError:
-        if done > checkpoints.saved:
-            save()
-        return {"stopped": stop.requested, "step": done}
-    except BaseException:
-        checkpoints.drop()
-        raise
-    finally:
-        loader.close()
-        metrics.close()
-        checkpoints.close()
-    return {"step": config.steps, "train_seconds": train_seconds, "results": results}
+def make_batch_fn(
+    settings: RunConfig,
+    source: Source,
+    prompts: Prompts,
+    completions: Completions,
+    layout: Layout = ONE_DEVICE,
+) -> Callable[[int], Batch]:
+    """Build step -> numpy batch of one SFT step, a function of the step alone; of its rows those of this process.
+
+    Keys: "image" float32 [B, S, S]; with a located loss "regions" [B, F, R, C] and "severity" [B, F]; from the joint
+    phase on "prompts" as from `Prompts.encode`, "completions" int32 and "mask" bool [B, C]. The function raises
+    UserError for a target text that does not fit max_completion.
+    """
+    locates = bool(settings.locate_steps or settings.locate_weight)
+
+    def make(step: int) -> Batch:
+        indices = indices_of(step, settings.batch_size, len(source), settings.data.seed)
+        indices = indices[layout.rows_of(len(indices))]
+        batch = source.batch(indices)
+        step_batch = {"image": np.asarray(batch["image"])}
+        if locates:
+            step_batch["regions"] = np.asarray(batch["regions"])
+            step_batch["severity"] = np.asarray(batch["scene"]["severity"])
+        if step >= settings.locate_steps:
+            step_batch |= completions.encode(source.targets(batch, indices))
+            step_batch["prompts"] = prompts.encode(source.about(indices)["prompts"])
+        return step_batch
+
+    return make

@@ -5,11 +5,16 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from cxr_jax import phantom
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl.patches import patchify
 from cxr_jax.runtime import sharding
-from cxr_jax.training import log_probs, micro_batches, optimizer
+from cxr_jax.training import log_probs
 from cxr_jax.training import losses as training_losses
+from cxr_jax.training import micro_batches as training_micro_batches
+from cxr_jax.training.optimizer import guarded_update
+
+LOCATED_FINDINGS = len(phantom.FINDINGS)  # each is drawn in a place of its own
 
 
 def init_locate_head(key, width: int, findings: int) -> dict:
@@ -41,19 +46,28 @@ def locate_loss(head, features, regions, severity):
     return token + 0.5 * image
 
 
-def make_steps(config, model_config, tx, grid, trainable):
-    """The two jitted updates: (state, fixed, batch) -> (state, metrics), state donated; what: a `Trainable`.
+def make_steps(
+    model_config,
+    optimizer,
+    grid,
+    trainable,
+    *,
+    micro_batches: int,
+    locate_weight: float,
+    remat: str,
+):
+    """The two jitted updates: (state, fixed, batch) -> (state, metrics), state donated.
 
-    A batch is worked through in `config.micro_batches` parts whose gradients are summed; every completion token of
+    A batch is worked through in `micro_batches` parts whose gradients are summed; every completion token of
     the batch weighs the same, whichever part it is in.
     """
-    parts = config.micro_batches
+    parts = micro_batches
     see = lambda params, batch: qwen.vision(
         params["model"],
         model_config,
         patchify(batch["image"]),
         grid,
-        remat=config.remat,
+        remat=remat,
         dtype=trainable.dtype,
     )
 
@@ -66,15 +80,15 @@ def make_steps(config, model_config, tx, grid, trainable):
     def joint(params, batch, total):
         features = see(params, batch)
         ce, p_mean = log_probs.completion_loss(
-            params["model"], model_config, features, batch, total, remat=config.remat
+            params["model"], model_config, features, batch, total, remat=remat
         )
         metrics = {"loss": ce, "mean_token_probability": p_mean}
-        if not config.locate_weight:
+        if not locate_weight:
             return ce, metrics
         locate = (
             locate_loss(params["locate"], features, batch["regions"], batch["severity"]) / parts
         )
-        return ce + config.locate_weight * locate, {**metrics, "locate_loss": locate}
+        return ce + locate_weight * locate, {**metrics, "locate_loss": locate}
 
     def update(loss_fn, state, frozen, batch):
         total = (
@@ -83,10 +97,12 @@ def make_steps(config, model_config, tx, grid, trainable):
             else None
         )
         part_loss = lambda train, part: loss_fn(trainable.merge(train, frozen), part, total)
-        grads, metrics = micro_batches.accumulate(
-            jax.grad(part_loss, has_aux=True), state["params"], micro_batches.cut(batch, parts)
+        grads, metrics = training_micro_batches.accumulate(
+            jax.grad(part_loss, has_aux=True),
+            state["params"],
+            training_micro_batches.cut(batch, parts),
         )
-        state, norm = optimizer.guarded_update(tx, state, sharding.laid_out(grads))
+        state, norm = guarded_update(optimizer, state, sharding.laid_out(grads))
         metrics = {k: v.sum() for k, v in metrics.items()}
         return sharding.laid_out(state), {**metrics, "grad_norm": norm, "skipped": state["skipped"]}
 

@@ -3,178 +3,256 @@
 import functools
 import hashlib
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from cxr_jax import phantom
-from cxr_jax.config.schema import check_values, is_number, require
-from cxr_jax.data.sources import phantom as sources_phantom
+from cxr_jax.config import schema
+from cxr_jax.config.sections import DataConfig, LoraConfig, RunConfig
+from cxr_jax.data.sources import manifest
+from cxr_jax.data.sources.base import Indices, Source
+from cxr_jax.data.sources.manifest import FilesSource
+from cxr_jax.data.sources.phantom import PhantomSource
 from cxr_jax.errors import UserError
-from cxr_jax.inference import prompts as inference_prompts
+from cxr_jax.inference.prompts import render_prompt
 from cxr_jax.labels import answers
+from cxr_jax.models import qwen2_5_vl
 from cxr_jax.models import tokenizer as tokenizers
+from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.models.tokenizer import Tokenizer
+from cxr_jax.runtime.trees import Tree
 from cxr_jax.training.trainable import Trainable
 from cxr_jax.weights import hf_folder, locate, pretrained
 
+# Keys of `config.data` without which a source cannot be opened.
+NEEDED = {"phantom": ("hospital", "ood_hospital"), "files": ("manifest", "image_root", "size")}
+PHANTOMS_TO_TRY = 128  # target texts that are measured: their lengths are alike
 
-def common(config):
-    """What every task needs. Reads the manifest of files, if there is one, and the model's config and tokenizer.
 
-    Returns the training source. Raises UserError.
+# ---- What every task needs ---------------------------------------------------------------------------
+
+
+def check_common(config: ConfigDict) -> Source:
+    """Refuse what no task can run on; reads the manifest of films, if there is one, and the model's settings.
+
+    Returns:
+        The training source.
+
+    Raises:
+        UserError: naming the key, file or row that is wrong.
     """
-    check_values(config)
-    if "lora" in config:
-        Trainable.from_config(config)
-    needed = {"phantom": ("hospital", "ood_hospital"), "files": ("manifest", "image_root", "size")}[
-        config.data.source
-    ]
-    for name in needed:
+    schema.check_values(config)
+    source = config.data.source
+    for name in NEEDED[source]:
         if name not in config.data:
             raise UserError(
-                f"config.data.source={config.data.source!r} needs config.data.{name}: use another preset"
+                f"config.data.source={source!r} needs config.data.{name}: use another preset"
             )
-    pretrained.check_model(config.model)
-    d = config.data
-    if d.source == "phantom":
-        source = sources_phantom.PhantomSource(
-            d.hospital, "train", d.seed, d.get("reader_miss", 0.0), d.get("sites", 0)
-        )
-        model(config, source.size, dict.fromkeys(source.prompts(), "the prompt"))
-        return source
-    if d.get("sites"):
-        raise UserError(
-            f"config.data.sites={d.sites} must be 0 for files: only phantoms are drawn at other sites"
-        )
-    for name in ("manifest", "image_root"):
-        if not d[name]:
-            raise UserError(f"config.data.{name} is empty; give it with --config.data.{name}=PATH")
-    whole = lambda v: is_number(v, ">= 28", whole=True) and v % 28 == 0
-    require(config, "data.size", whole, "must be a multiple of 28")
-    from cxr_jax.data.sources import manifest
-
-    train, held = manifest.open_split(d.manifest, d.image_root, size=d.size, seed=d.seed)
-    model(
-        config,
-        d.size,
-        {r.prompt: f"the prompt of row {r.id}" for r in reversed([*train.rows, *held.rows])},
-    )
+    settings = RunConfig.from_config(config)
+    Trainable.create(settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype)
+    pretrained.check_model(settings.model)
+    if source == "phantom":
+        train, prompts = _phantom_prompts(settings.data)
+    else:
+        train, prompts = _film_prompts(settings.data)
+    check_model(settings.model, train.size, prompts, settings.max_completion)
     return train
 
 
-def model(config, size: int, prompts: dict) -> None:
-    """Refuses a model that cannot read images of `size` pixels and prompts {text: what to call it} or that cannot
-    write answers: by its config and tokenizer, its weights are not read. Raises UserError.
+def _phantom_prompts(data: DataConfig) -> tuple[PhantomSource, dict[str, str]]:
+    train = PhantomSource(data.hospital, "train", data.seed, data.reader_miss, data.sites)
+    return train, dict.fromkeys(train.prompts(), "the prompt")
+
+
+def _film_prompts(data: DataConfig) -> tuple[FilesSource, dict[str, str]]:
+    """The training source of a manifest, and each prompt with the first row that asks it."""
+    if data.sites:
+        raise UserError(
+            f"config.data.sites={data.sites} must be 0 for files: only phantoms are drawn at other sites"
+        )
+    for name in ("manifest", "image_root"):
+        if not getattr(data, name):
+            raise UserError(f"config.data.{name} is empty; give it with --config.data.{name}=PATH")
+    train, held = manifest.open_split(
+        data.manifest, data.image_root, size=data.size, seed=data.seed
+    )
+    rows = reversed([*train.rows, *held.rows])
+    return train, {row.prompt: f"the prompt of row {row.id}" for row in rows}
+
+
+# ---- The model ---------------------------------------------------------------------------------------
+
+
+def check_model(model: str, size: int, prompts: Mapping[str, str], max_completion: int) -> None:
+    """Refuse a model that cannot read the images and prompts, or cannot write answers; its weights are not read.
+
+    Args:
+        model: `config.model`.
+        size: pixels a side of the images.
+        prompts: text -> what a message calls it.
+        max_completion: tokens that follow a prompt at most.
+
+    Raises:
+        UserError: naming the model and what does not fit, or the prompt that is too long.
     """
-    tokenizer = pretrained.load_tokenizer(config.model)
-    refuse = lambda why: UserError(f"config.model={config.model!r}: {why}")
-    vocab, model_config = tokenizer.get_vocab(), read_model_config(config, tokenizer)
-    if "<|endoftext|>" not in vocab:
-        raise refuse("the tokenizer lacks the special token <|endoftext|>")
-    if vocab[tokenizers.IMAGE_PAD] != model_config.image_token_id:
-        raise refuse(
-            f"the tokenizer's {tokenizers.IMAGE_PAD} is {vocab[tokenizers.IMAGE_PAD]}, the config's "
+    tokenizer = pretrained.load_tokenizer(model)
+    model_config = read_model_config(model, tokenizer)
+    if problem := _problem_of_tokenizer(tokenizer, model_config):
+        raise UserError(f"config.model={model!r}: {problem}")
+    vision = model_config.vision
+    unit = vision.patch_size * vision.spatial_merge_size
+    if size % unit:
+        raise UserError(
+            f"config.model={model!r}: images of {size} pixels do not divide into its patches of {unit}"
+        )
+
+    positions = model_config.text.max_position_embeddings
+    grid = (1, size // vision.patch_size, size // vision.patch_size)
+    for text, name in prompts.items():
+        try:
+            length = len(render_prompt(tokenizer, model_config, text, grid))
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+        if length + max_completion > positions:
+            raise UserError(
+                f"{name} has {length} tokens: with config.max_completion={max_completion} that is "
+                f"more than the {positions} positions of the model"
+            )
+
+
+def _problem_of_tokenizer(tokenizer: Tokenizer, model_config: Config) -> str | None:
+    """What keeps a tokenizer from serving the model: special tokens that are missing or other, ids beyond the table."""
+    vocabulary = tokenizer.get_vocab()
+    if "<|endoftext|>" not in vocabulary:
+        return "the tokenizer lacks the special token <|endoftext|>"
+    image_pad = vocabulary[tokenizers.IMAGE_PAD]
+    if image_pad != model_config.image_token_id:
+        return (
+            f"the tokenizer's {tokenizers.IMAGE_PAD} is {image_pad}, the config's "
             f"image_token_id {model_config.image_token_id}: images would not be seen"
         )
-    if vocab["<|im_end|>"] not in model_config.eos_token_id:
-        raise refuse(
-            f"the tokenizer's <|im_end|> is {vocab['<|im_end|>']}, the config's eos_token_id "
+    if vocabulary["<|im_end|>"] not in model_config.eos_token_id:
+        return (
+            f"the tokenizer's <|im_end|> is {vocabulary['<|im_end|>']}, the config's eos_token_id "
             f"{', '.join(map(str, model_config.eos_token_id))}: answers would not end"
         )
-    if (last := max(vocab.values())) >= model_config.text.vocab_size:
-        raise refuse(
+    if (last := max(vocabulary.values())) >= model_config.text.vocab_size:
+        return (
             f"the tokenizer has ids up to {last}, the model embeds {model_config.text.vocab_size}"
         )
     try:
         answers.TokenBytes.from_tokenizer(tokenizer)
-    except UserError as e:
-        raise refuse(e) from None
-    unit, most = (
-        model_config.vision.patch_size * model_config.vision.spatial_merge_size,
-        model_config.text.max_position_embeddings,
-    )
-    if size % unit:
-        raise refuse(f"images of {size} pixels do not divide into its patches of {unit}")
-    grid = (1, size // model_config.vision.patch_size, size // model_config.vision.patch_size)
-    for text, name in prompts.items():
-        try:
-            length = len(inference_prompts.render_prompt(tokenizer, model_config, text, grid))
-        except UserError as e:
-            raise UserError(f"{name}: {e}") from None
-        if length + config.max_completion > most:
-            raise UserError(
-                f"{name} has {length} tokens: with config.max_completion={config.max_completion} that is "
-                f"more than the {most} positions of the model"
-            )
+    except UserError as error:
+        return str(error)
+    return None
 
 
-def read_model_config(config, tokenizer):
-    """The Config of `config.model` with the tokenizer that it brings; weights are not read."""
-    if config.model.startswith("random:"):
-        return pretrained.random_config(config.model, tokenizer)
-    return hf_folder.read_config(locate.find_folder(config.model))
+def read_model_config(model: str, tokenizer: Tokenizer) -> Config:
+    """Read the model's config of `config.model`, for the tokenizer that it brings; weights are not read."""
+    if model.startswith("random:"):
+        return pretrained.random_config(model, tokenizer)
+    return hf_folder.read_config(locate.find_folder(model))
 
 
-def targets_fit(config, train) -> None:
-    """Refuses a `max_completion` that target texts do not fit: all of files, the first 128 of phantoms."""
-    if config.data.source == "files":
-        texts = train.targets({"targets": [r.target for r in train.rows]}, range(len(train.rows)))
+# ---- Targets, rows, fingerprint ------------------------------------------------------------------------
+
+
+def check_targets_fit(settings: RunConfig, train: Source) -> None:
+    """Refuse a `max_completion` that target texts do not fit: all texts of films, the first 128 of phantoms.
+
+    Raises:
+        UserError: with the length of the longest.
+    """
+    if isinstance(train, FilesSource):
+        rows = range(len(train.rows))
+        texts = train.targets({"targets": [row.target for row in train.rows]}, rows)
     else:
-        indices = np.arange(128)
-        texts = train.targets({"scene": jax.tree.map(np.asarray, _scenes(train, indices))}, indices)
-    ids = pretrained.load_tokenizer(config.model)(texts, add_special_tokens=False)["input_ids"]
+        assert isinstance(train, PhantomSource)
+        indices = np.arange(PHANTOMS_TO_TRY)
+        scenes = jax.tree.map(np.asarray, _scenes(train, indices))
+        texts = train.targets({"scene": scenes}, indices)
+    ids = pretrained.load_tokenizer(settings.model)(texts, add_special_tokens=False)["input_ids"]
     longest = 1 + max(map(len, ids))  # and the end of the turn
-    if longest > config.max_completion:
+    if longest > settings.max_completion:
         raise UserError(
-            f"config.max_completion={config.max_completion} is too small: target texts have up to {longest} tokens"
+            f"config.max_completion={settings.max_completion} is too small: target texts have up to "
+            f"{longest} tokens"
         )
 
 
-def _scenes(source, indices):
-    """The scenes of a `batching.PhantomSource`, without drawing them: a fraction of the time of `batch`."""
-    keys, sites = (
-        phantom.example_keys(source.seed, source.split, source.hospital, indices),
-        source.sites_of(indices),
-    )
-    sites = None if sites is None else phantom.site_keys(source.seed, sites)
-    return jax.jit(functools.partial(phantom.sample_scenes, hospital=source.hospital))(
-        keys, sites=sites
-    )
+def _scenes(source: PhantomSource, indices: Indices) -> Tree:
+    """The scenes of phantoms without their images: a fraction of the time of `batch`."""
+    keys = phantom.example_keys(source.seed, source.split, source.hospital, indices)
+    sites = source.sites_of(indices)
+    if sites is not None:
+        sites = phantom.site_keys(source.seed, sites)
+    sample = functools.partial(phantom.sample_scenes, hospital=source.hospital)
+    return jax.jit(sample)(keys, sites=sites)
 
 
-def fingerprint(config) -> dict:
-    """What a run is made from, beyond its config: the bytes of the manifest, or of the code that draws phantoms; and of
-    the weights, if it starts from a folder.
+def fingerprint(model: str, data: DataConfig) -> dict[str, Any]:
+    """Hash what a run is made from beyond its config: the manifest or the code that draws phantoms, and the weights.
 
     A run is never resumed on another manifest or from other weights; the code is for the record.
     """
-    digest, start = hashlib.sha256(), pretrained.fingerprint(config.model)
-    if config.data.source == "files":
-        with open(config.data.manifest, "rb") as f:
-            digest.update(f.read())
-        return {"source": "files", "manifest_sha256": digest.hexdigest(), **start}
+    weights = pretrained.fingerprint(model)
+    if data.source == "files":
+        with open(data.manifest, "rb") as file:
+            digest = hashlib.sha256(file.read()).hexdigest()
+        return {"source": "files", "manifest_sha256": digest, **weights}
+    code = hashlib.sha256()
     for path in sorted(pathlib.Path(phantom.__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return {"source": config.data.source, "code_sha256": digest.hexdigest(), **start}
+        code.update(path.read_bytes())
+    return {"source": data.source, "code_sha256": code.hexdigest(), **weights}
 
 
-def rows_divide(config, shards: int) -> None:
-    """Refuses batches whose rows do not divide over so many devices (data x fsdp). Raises UserError."""
-    for rows, turns in row_counts(config):
+def check_rows_divide(settings: RunConfig, shards: int) -> None:
+    """Refuse batches whose rows do not divide over so many devices (data x fsdp).
+
+    Raises:
+        UserError: with the rows of a step and of a turn.
+    """
+    for rows, turns in row_counts(settings):
         if rows // turns % shards:
             raise UserError(
-                f"{rows} rows a step in {turns} micro-batches are {rows // turns} at a time, which do not "
-                f"divide over {shards} devices (data x fsdp)"
+                f"{rows} rows a step in {turns} micro-batches are {rows // turns} at a time, which do "
+                f"not divide over {shards} devices (data x fsdp)"
             )
 
 
-def row_counts(config) -> list[tuple[int, int]]:
-    """(rows, parts in which they are worked through) of each batch of a step."""
-    if config.task == "evaluate":
+def row_counts(settings: RunConfig) -> list[tuple[int, int]]:
+    """List, for each batch of a step, its rows and the parts in which they are worked through."""
+    if settings.task == "evaluate":
         return []
-    if config.task == "sft":
-        return [(config.batch_size, config.micro_batches)]
-    r = config.rl
-    replay = [(r.replay_batch, r.micro_batches)] if r.replay_weight else []
-    sampled = r.prompts_per_step * r.oversample, r.micro_batches
-    return [sampled, (r.prompts_per_step, r.minibatches * r.micro_batches), *replay]
+    if settings.task == "sft":
+        return [(settings.batch_size, settings.micro_batches)]
+    rollout, learner = settings.rollout, settings.learner
+    counts = [
+        (rollout.prompts_per_step * rollout.oversample, rollout.micro_batches),
+        (learner.prompts_per_step, learner.minibatches * learner.micro_batches),
+    ]
+    if learner.replay_weight:
+        counts.append((learner.replay_batch, learner.micro_batches))
+    return counts
+
+
+def check_trains(
+    model: str, lora: LoraConfig, frozen: tuple[str, ...], dtype: str, param_dtype: str
+) -> None:
+    """Refuse frozen patterns that match nothing or everything, and adapters that no kernel can have: by shapes alone.
+
+    Raises:
+        UserError: naming the pattern or the adapter.
+    """
+    model_config = read_model_config(model, pretrained.load_tokenizer(model))
+    trainable = Trainable.create(lora, frozen, dtype, param_dtype)
+
+    def split() -> tuple:
+        key = jax.random.key(0)
+        return trainable.split({"model": qwen2_5_vl.init_params(model_config, key)}, key)
+
+    jax.eval_shape(split)

@@ -6,17 +6,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cxr_jax.config.sections import OptimizerConfig
 from cxr_jax.runtime.trees import float32, path_string
 
 
-def learning_rate(config, steps: int):
+def learning_rate(settings: OptimizerConfig, steps: int):
     """Schedule over `steps`: linear warm-up, then cosine to `final_fraction` of the peak."""
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
-        peak_value=config.lr,
-        warmup_steps=max(1, config.warmup_steps),
-        decay_steps=max(steps, config.warmup_steps + 1),
-        end_value=config.lr * config.final_fraction,
+        peak_value=settings.lr,
+        warmup_steps=max(1, settings.warmup_steps),
+        decay_steps=max(steps, settings.warmup_steps + 1),
+        end_value=settings.lr * settings.final_fraction,
     )
 
 
@@ -27,23 +28,23 @@ def decay_mask(params):
     )
 
 
-def make(config, steps: int, updates: int = 1):
+def make_optimizer(settings: OptimizerConfig, steps: int, updates: int = 1):
     """optax transformation over `steps` of so many updates each for all that trains (see `trainable`)."""
-    of_step = learning_rate(config, steps)
+    of_step = learning_rate(settings, steps)
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        optax.clip_by_global_norm(settings.clip_norm),
         optax.adamw(
             lambda count: of_step(count // updates),
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
+            b1=settings.b1,
+            b2=settings.b2,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
             mask=decay_mask,
         ),
     )
 
 
-def guarded_update(tx, state, grads):
+def guarded_update(optimizer, state, grads):
     """One optimizer step, skipped and counted if any gradient is not finite.
 
     state: dict(params, opt_state, step, skipped and, for narrow parameters, master). Returns (state, grad_norm). The
@@ -54,7 +55,7 @@ def guarded_update(tx, state, grads):
     ok = jnp.isfinite(norm)
     safe = jax.tree.map(lambda g: jnp.where(ok, g, 0.0), grads)
     master = state.get("master", state["params"])
-    updates, opt_state = tx.update(safe, state["opt_state"], master)
+    updates, opt_state = optimizer.update(safe, state["opt_state"], master)
     # The schedule counts skipped updates, too: the learning rate is a function of the step.
     counts = lambda x: isinstance(x, optax.ScaleByScheduleState)
     kept = lambda a, b: a if counts(a) else jnp.where(ok, a, b)
@@ -71,7 +72,7 @@ def guarded_update(tx, state, grads):
     return new, norm
 
 
-def init_state(tx, params):
+def init_state(optimizer, params):
     """Train state: plain nested dict of params, opt_state, step, skipped.
 
     If parameters are narrower than float32, also of their float32 masters, which the optimizer updates: steps of a
@@ -79,7 +80,7 @@ def init_state(tx, params):
     """
     state = {
         "params": params,
-        "opt_state": tx.init(float32(params)),
+        "opt_state": optimizer.init(float32(params)),
         "step": jnp.zeros((), jnp.int32),
         "skipped": jnp.zeros((), jnp.int32),
     }

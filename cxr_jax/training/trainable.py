@@ -7,12 +7,14 @@ in which it is used anyway.
 
 import re
 from dataclasses import dataclass
+from typing import Self
 
 import jax
 import jax.numpy as jnp
 
+from cxr_jax.config.sections import LoraConfig
 from cxr_jax.errors import UserError
-from cxr_jax.models import lora
+from cxr_jax.models import lora as lora_adapters
 from cxr_jax.runtime.trees import path_string
 from cxr_jax.weights.export import Adapters
 from cxr_jax.weights.pretrained import DTYPES
@@ -27,22 +29,27 @@ class Trainable:
     """
 
     frozen_patterns: tuple[str, ...] = ()
-    adapters: lora.Lora | None = None
+    adapters: lora_adapters.Lora | None = None
     dtype: jnp.dtype = jnp.float32
     param_dtype: jnp.dtype = jnp.float32
 
     @classmethod
-    def from_config(cls, config) -> "Trainable":
-        """From a run's config. Raises UserError for LoRA settings that mean nothing."""
-        c = config.lora
-        adapters = lora.Lora(c.rank, c.alpha, tuple(c.targets)) if c.rank else None
-        if adapters and config.optim.frozen:
-            raise UserError(
-                "config.optim.frozen must be empty with LoRA: the whole model is frozen then"
-            )
-        return cls(
-            tuple(config.optim.frozen), adapters, DTYPES[config.dtype], DTYPES[config.param_dtype]
-        )
+    def create(
+        cls, lora: LoraConfig, frozen: tuple[str, ...], dtype: str, param_dtype: str
+    ) -> Self:
+        """Make one from a run's settings: `config.lora`, `config.optim.frozen` and the two types by name.
+
+        Raises:
+            UserError: for LoRA settings that mean nothing, or patterns beside adapters.
+        """
+        adapters = None
+        if lora.rank:
+            adapters = lora_adapters.Lora(lora.rank, lora.alpha, lora.targets)
+            if frozen:
+                raise UserError(
+                    "config.optim.frozen must be empty with LoRA: the whole model is frozen then"
+                )
+        return cls(frozen, adapters, DTYPES[dtype], DTYPES[param_dtype])
 
     def split(self, params: dict, key, trains: bool = True) -> tuple[dict | None, dict]:
         """(train, fixed) of params {"model": ..., ...}, all on the device; key: for fresh adapters.
@@ -68,14 +75,14 @@ class Trainable:
             return None, frozen
         train = _pick(params, lambda p: not is_frozen(p), self.param_dtype)
         if self.adapters:
-            train["lora"] = lora.init(params["model"], self.adapters, key)
+            train["lora"] = lora_adapters.init(params["model"], self.adapters, key)
         return train, frozen
 
     def merge(self, train: dict, frozen: dict) -> dict:
         """The parameters that a forward pass takes, {"model": ..., ...}: both halves as one tree, no array copied."""
         params = _join({k: v for k, v in train.items() if k != "lora"}, frozen)
         if self.adapters:
-            params["model"] = lora.join(params["model"], train["lora"], self.adapters)
+            params["model"] = lora_adapters.join(params["model"], train["lora"], self.adapters)
         return params
 
     def base_params(self, frozen: dict) -> dict | None:
@@ -85,7 +92,9 @@ class Trainable:
     def export_params(self, train: dict, frozen: dict) -> dict:
         """The model alone, adapters folded into its kernels: for export."""
         params = _join({k: v for k, v in train.items() if k != "lora"}, frozen)["model"]
-        return lora.merge(params, train["lora"], self.adapters) if self.adapters else params
+        return (
+            lora_adapters.merge(params, train["lora"], self.adapters) if self.adapters else params
+        )
 
     def export_adapters(self, train: dict) -> Adapters | None:
         """The adapters alone: for export."""

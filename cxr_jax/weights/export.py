@@ -4,8 +4,6 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from cxr_jax.models.lora import Lora
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime import processes
@@ -41,17 +39,6 @@ class ExportFacts:
     data_source: str
     image_size: int
     dtype: str
-
-    @classmethod
-    def from_config(cls, config: ConfigDict) -> "ExportFacts":
-        """Collect the facts from a run's config."""
-        return cls(
-            task=config.task,
-            started_from=config.model,
-            data_source=config.data.source,
-            image_size=config.data.get("size", 224),  # phantoms have one size, and no key for it
-            dtype=config.dtype,
-        )
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def test_report_text_is_no_id(tmp_path, run, stub):
         ("in.jsonl", json.dumps({"report": SECRET})),
     ):
         code, rows, _, _, err = run(write(tmp_path / name, text), "--id-column=report")
-        assert code == 2 and rows is None and "--id_column=report is the text" in err
+        assert code == 2 and rows is None and "--id-column=report is the text" in err
 
 
 def test_the_first_text_column_that_is_not_blank_is_read(tmp_path, run, stub):
@@ -393,10 +393,10 @@ def test_table_without_header(tmp_path, run, stub):
     code, *_, err = run(
         table, "--force"
     )  # the line taken for a header is a report, and is not in the message
-    assert code == 2 and "no text column" in err and "--no_header" in err
+    assert code == 2 and "no text column" in err and "--no-header" in err
     wide = write(tmp_path / "wide.csv", f"7,{EDEMA}\n8,{NO_EDEMA}\n")
     code, *_, err = run(wide, "--no-header", "--force")
-    assert code == 2 and "--text_column=NUMBER" in err
+    assert code == 2 and "--text-column=NUMBER" in err
     code, rows, *_ = run(wide, "--no-header", "--text-column=2", "--id-column=1", "--force")
     assert code == 0 and [(row["id"], row["Edema"]) for row in rows] == [("7", "1"), ("8", "0")]
 
@@ -551,7 +551,7 @@ def test_an_unusable_input_is_one_line_and_no_out(tmp_path, run, stub, name, dat
         assert len(err.splitlines()) == 1 and reason in err and "in" in err
 
 
-@pytest.mark.parametrize("option", ["--text_column=nope", "--id_column=nope"])
+@pytest.mark.parametrize("option", ["--text-column=nope", "--id-column=nope"])
 def test_a_column_that_is_not_there(tmp_path, run, stub, option):
     code, rows, *_, err = run(write(tmp_path / "in.csv", f"report\n{SECRET}\n"), option)
     assert code == 2 and rows is None and f"has no column {option}" in err

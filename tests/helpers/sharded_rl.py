@@ -68,7 +68,7 @@ def check_traffic():
     config.update(dict(model="random:phantom", max_completion=64))
     config.rl.update(dict(prompts_per_step=4, oversample=1, group_size=2))
     config.mesh.update(dict(data=1, fsdp=4))
-    mesh = layout.Layout.of(config).mesh
+    mesh = layout.Layout.of(config.mesh).mesh
     weights = 4 * qwen.count(jax.eval_shape(lambda: qwen.init_params(PHANTOM, jax.random.key(0))))
     moved = {}
     for name, step, arguments, *_ in programs.programs(config):

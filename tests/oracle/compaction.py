@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cxr_jax.config.sections import RunConfig
 from cxr_jax.data.sources import phantom
 from cxr_jax.inference import compaction, sampling
 from cxr_jax.inference import prompts as inference_prompts
@@ -21,7 +22,7 @@ from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.qwen2_5_vl import patches
 from cxr_jax.models.qwen2_5_vl.patches import patchify
-from cxr_jax.rl import loop, rollout
+from cxr_jax.rl import batches, rollout
 from cxr_jax.weights import pretrained
 from experiments import rl as experiment
 
@@ -42,7 +43,7 @@ def main() -> None:
     grid = patches.grid_of(source.size, model_config)
     prompts = inference_prompts.Prompts(m.tokenizer, model_config, grid, config.max_completion)
     special = tokenizers.special_ids(m.tokenizer, model_config.text.vocab_size)
-    make = loop.make_batch_fn(config, source, prompts)
+    make = batches.make_batch_fn(RunConfig.from_config(config), source, prompts)
     see = jax.jit(lambda image: qwen.vision(params, model_config, patchify(image), grid))
 
     def sample(features, encoded, keys, n):

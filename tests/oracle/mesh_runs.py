@@ -146,10 +146,11 @@ def print_hash():
     processes.start()
     import jax
 
+    from cxr_jax.config.sections import DataConfig, RunConfig
     from cxr_jax.data.sources import splits
     from cxr_jax.inference import prompts as inference_prompts
     from cxr_jax.models.qwen2_5_vl import patches
-    from cxr_jax.rl import loop as rl_loop
+    from cxr_jax.rl import batches
     from cxr_jax.runtime import layout as runtime_layout
     from cxr_jax.sft import loop
     from cxr_jax.training import targets
@@ -158,17 +159,19 @@ def print_hash():
     from experiments import sft as sft_config
 
     digest = hashlib.sha256()
-    for module, config in ((loop, sft_config.get_config()), (rl_loop, rl_config.get_config())):
+    for module, config in ((loop, sft_config.get_config()), (batches, rl_config.get_config())):
         layout, start = (
-            runtime_layout.Layout.of(config),
+            runtime_layout.Layout.of(config.mesh),
             pretrained.load_starting_model(config.model, config.seed),
         )
-        source = splits.open_splits(config).train
+        source = splits.open_splits(DataConfig.from_config(config)).train
         prompts = inference_prompts.Prompts(
             start.tokenizer, start.config, patches.grid_of(224, start.config), config.max_completion
         )
         completions = targets.Completions(start.tokenizer, config.max_completion)
-        make = module.make_batch_fn(config, source, prompts, completions, layout)
+        make = module.make_batch_fn(
+            RunConfig.from_config(config), source, prompts, completions, layout
+        )
         for step in range(HASHED):
             batch = make(step)
             shown = batch.pop("shown", None)

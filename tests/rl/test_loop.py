@@ -6,6 +6,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from cxr_jax.config.sections import RunConfig
 from cxr_jax.data.sources import phantom
 from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.labels import answers
@@ -13,7 +14,7 @@ from cxr_jax.labels.phrase_bank import load_phrase_bank
 from cxr_jax.metrics.progress import Compilations
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.qwen2_5_vl import patches
-from cxr_jax.rl import learner, loop, losses, rollout
+from cxr_jax.rl import batches, learner, losses, rollout
 from cxr_jax.training import optimizer, trainable
 from cxr_jax.weights import pretrained
 from experiments import rl as experiment
@@ -89,25 +90,47 @@ def step():
     prompts = inference_prompts.Prompts(m.tokenizer, m.config, grid, config.max_completion)
     special = tokenizers.special_ids(m.tokenizer, m.config.text.vocab_size)
     tx = optax.sgd(1.0)  # the config's schedule starts at a learning rate of 0
-    batch = loop.make_batch_fn(config, source, prompts)(0)
+    batch = batches.make_batch_fn(RunConfig.from_config(config), source, prompts)(0)
     shown = batch.pop("shown")
     assert shown["prompts"] == [source.prompt] * 4 and len(set(shown["ids"])) == 4
     table = answers.TokenBytes.from_tokenizer(m.tokenizer)
-    what = trainable.Trainable.of(config)
+    settings = RunConfig.from_config(config)
+    what = trainable.Trainable.create(
+        settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype
+    )
     train, fixed = what.split({"model": m.params}, None)
 
     def programs(parts):
         config.rl.micro_batches = parts
+        settings = RunConfig.from_config(config)
         roll = rollout.make_rollout(
-            config, m.config, grid, special, table, what, load_phrase_bank(None, source.lexicon)
+            settings.rollout,
+            m.config,
+            grid,
+            special,
+            table,
+            what,
+            load_phrase_bank(None, source.lexicon),
+            seed=settings.seed,
+            max_completion=settings.max_completion,
         )
-        learn = learner.make_learn(config, m.config, grid, special, tx, what)
+        learn = learner.make_learn(
+            settings.learner,
+            settings.loss,
+            m.config,
+            grid,
+            special,
+            tx,
+            what,
+            max_completion=settings.max_completion,
+            remat=settings.remat,
+        )
         again = lambda batch, step: roll(train, fixed, batch, step)
         return again(batch, 0), lambda state, batch, ro: learn(state, fixed, batch, ro), again
 
     new_state = lambda: optimizer.init_state(tx, jax.tree.map(jax.numpy.array, train))
     ro, learn, again = programs(1)
-    other = loop.make_batch_fn(config, source, prompts)(1)
+    other = batches.make_batch_fn(RunConfig.from_config(config), source, prompts)(1)
     other.pop("shown")
     return config, batch, ro, learn, new_state, programs, lambda: again(other, 1)
 

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from cxr_jax.config.sections import RunConfig
 from cxr_jax.data.sources import phantom
 from cxr_jax.errors import UserError
 from cxr_jax.inference import prompts as inference_prompts
@@ -36,7 +37,10 @@ def world():
     grid = patches.grid_of(source.size, m.config)
     prompts = inference_prompts.Prompts(m.tokenizer, m.config, grid, config.max_completion)
     batch = loop.make_batch_fn(
-        config, source, prompts, targets.Completions(m.tokenizer, config.max_completion)
+        RunConfig.from_config(config),
+        source,
+        prompts,
+        targets.Completions(m.tokenizer, config.max_completion),
     )(0)
     head = sft_step.init_locate_head(jax.random.key(0), m.config.text.hidden_size, 12)
     return config, m, grid, batch, {"model": m.params, "locate": head}

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from cxr_jax.data.image_cache import CACHE_MIB
+from cxr_jax.config.sections import DataConfig
 from cxr_jax.data.sources import manifest, phantom
 from cxr_jax.data.sources.base import Batch, Source
 
@@ -39,27 +38,25 @@ class Splits:
         return tuple(dict.fromkeys(prompt for source in sources for prompt in source.prompts()))
 
 
-def open_splits(config: ConfigDict) -> Splits:
-    """Open the sources that `config.data` names.
+def open_splits(data: DataConfig) -> Splits:
+    """Open the sources that a run's `config.data` names.
 
     Raises:
         UserError: for a bad manifest, or a number that is out of range.
     """
-    if config.data.source == "phantom":
-        return _phantom_splits(config.data)
-    return _file_splits(config.data)
+    if data.source == "phantom":
+        return _phantom_splits(data)
+    return _file_splits(data)
 
 
-def _phantom_splits(data: ConfigDict) -> Splits:
+def _phantom_splits(data: DataConfig) -> Splits:
     def hold_out(split: str) -> dict[str, Source]:
         return {
             hospital: phantom.PhantomSource(hospital, split, 0)
             for hospital in (data.hospital, data.ood_hospital)
         }
 
-    train = phantom.PhantomSource(
-        data.hospital, "train", data.seed, data.get("reader_miss", 0.0), data.get("sites", 0)
-    )
+    train = phantom.PhantomSource(data.hospital, "train", data.seed, data.reader_miss, data.sites)
     return Splits(
         train=train,
         select=hold_out("select"),
@@ -68,14 +65,14 @@ def _phantom_splits(data: ConfigDict) -> Splits:
     )
 
 
-def _file_splits(data: ConfigDict) -> Splits:
+def _file_splits(data: DataConfig) -> Splits:
     train, held = manifest.open_split(
         data.manifest,
         data.image_root,
         size=data.size,
         seed=data.seed,
-        cache_mib=data.get("cache_mib", CACHE_MIB),
-        threads=data.get("threads", 0),
+        cache_mib=data.cache_mib,
+        threads=data.threads,
     )
     patients = list(dict.fromkeys(row.group for row in held.rows))
     for_selection = set(patients[: max(1, len(patients) // 3)])

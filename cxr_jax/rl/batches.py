@@ -1,0 +1,52 @@
+"""The batches of an RL step: prompts to sample from with their truth, and SFT examples that are replayed."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from cxr_jax.config.sections import RunConfig
+from cxr_jax.data.sources.base import Batch, Source, indices_of
+from cxr_jax.inference.prompts import Prompts
+from cxr_jax.runtime.layout import ONE_DEVICE, Layout
+from cxr_jax.training.targets import Completions
+
+
+def make_batch_fn(
+    settings: RunConfig,
+    source: Source,
+    prompts: Prompts,
+    completions: Completions | None = None,
+    layout: Layout = ONE_DEVICE,
+) -> Callable[[int], Batch]:
+    """Build step -> numpy batch, a function of the step alone; of its rows this process makes those of its devices.
+
+    Keys, P prompts (prompts_per_step * oversample): "image" float32 [P, S, S], "prompts" as from `Prompts.encode`,
+    "solution", "known", "hedged" bool [P, 14], "sides" bool [P, 14, 2]. With config.rl.replay_weight "replay", too:
+    examples as SFT has them. "shown": texts of all rows for people, no part of a program's input.
+
+    Args:
+        completions: encodes the targets of replayed examples.
+    """
+    prompts_sampled = settings.rollout.prompts_per_step * settings.rollout.oversample
+
+    def examples(step: int, count: int) -> tuple[np.ndarray, np.ndarray, Batch, Batch]:
+        """Indices of all rows and of this process's, its rows as the source makes them, and as the model reads them."""
+        everywhere = indices_of(step, count, len(source), settings.data.seed)
+        here = everywhere[layout.rows_of(len(everywhere))]
+        batch = source.batch(here)
+        texts = source.about(here)["prompts"]
+        read = {"image": np.asarray(batch["image"]), "prompts": prompts.encode(texts)}
+        return everywhere, here, batch, read
+
+    def make(step: int) -> Batch:
+        everywhere, _, batch, step_batch = examples(step, prompts_sampled)
+        step_batch["shown"] = source.about(everywhere)
+        for name in ("solution", "known", "hedged", "sides"):
+            step_batch[name] = np.asarray(batch[name])
+        if completions is not None and settings.learner.replay_weight:
+            _, here, batch, replay = examples(step, settings.learner.replay_batch)
+            replay |= completions.encode(source.targets(batch, here))
+            step_batch["replay"] = replay
+        return step_batch
+
+    return make

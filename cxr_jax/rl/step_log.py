@@ -1,0 +1,117 @@
+"""What an RL step leaves for people: its line of metrics, its alarms, and groups of completions side by side."""
+
+import sys
+import time
+from typing import Any
+
+from cxr_jax import report
+from cxr_jax.config.sections import RunConfig
+from cxr_jax.data.sources.base import Batch
+from cxr_jax.metrics.alarms import Alarms
+from cxr_jax.metrics.progress import Compilations, Progress
+from cxr_jax.report.group_records import groups_of
+from cxr_jax.runtime import processes
+from cxr_jax.runtime.run_folder import RunFolder
+from cxr_jax.runtime.signals import Skips
+from cxr_jax.runtime.trees import Tree
+from cxr_jax.training import optimizer as optimizers
+from cxr_jax.training.run_loop import RunLoop
+from cxr_jax.training.setup import Setup
+
+
+class StepLog:
+    """Times each step, writes its line, rings alarms, and ends a run whose gradients are not finite.
+
+    Attributes:
+        seconds: of all steps so far, those before a resume included; looks and saves do not count.
+        tokens: completion tokens sampled so far.
+    """
+
+    def __init__(
+        self, settings: RunConfig, loop: RunLoop, baselines: dict[str, float], meta: dict[str, Any]
+    ) -> None:
+        """Go on from what the checkpoint kept.
+
+        Args:
+            baselines: scores of constant policies, logged beside the reward.
+            meta: of the checkpoint; {} of a new run.
+        """
+        self._loop, self._baselines = loop, baselines
+        self._learning_rate = optimizers.learning_rate(settings.optim, settings.steps)
+        self.seconds: float = meta.get("seconds", 0.0)
+        self.tokens: int = meta.get("num_tokens", 0)
+        # Alarms compare with the first step of the run, not of the process.
+        self._alarms = Alarms(meta.get("first", {}))
+        self._compilations = Compilations()
+        self._progress = Progress(
+            settings.steps,
+            start=loop.start,
+            show=("reward", "rewards/accuracy/mean"),
+            unit="completions",
+            stream=sys.stdout,
+        )
+        skipped = int(loop.state["skipped"])
+        self._skips = Skips(settings.max_skipped, loop.start, skipped, settings.learner.updates)
+        self._sampled = 0.0
+        loop.keep("seconds", lambda: self.seconds)
+        loop.keep("num_tokens", lambda: self.tokens)
+        loop.keep("first", lambda: self._alarms.first)
+
+    def end_rollout(self) -> None:
+        """Note when the completions are sampled and scored."""
+        self._sampled = time.monotonic()
+
+    def end_step(self, metrics: Tree, samples: Tree) -> None:
+        """Write the line of the step that has just become whole.
+
+        Raises:
+            RunFailedError: after too many steps in a row whose gradients were not finite.
+        """
+        done, began = self._loop.done, self._loop.step_began
+        self.tokens += int(samples["lengths"].sum())
+        row = {name: float(value) for name, value in metrics.items()}
+        passed = time.monotonic() - began
+        row |= {
+            "num_tokens": self.tokens,
+            "learning_rate": float(self._learning_rate(done - 1)),
+            "step_time": passed,
+            "perf/rollout_seconds": self._sampled - began,
+            "perf/data_wait_share": self._loop.loader.last_wait / passed,
+            "perf/compilations": self._compilations.count(),
+        }
+        row |= {f"constant/{name}": value for name, value in self._baselines.items()}
+        row |= self._alarms(row)
+        self._loop.metrics.write(done, row, kind="train")
+        self._progress.update(done, row, items=samples["reward"].size)
+        self._skips.look(done, int(row["skipped_steps"]))
+        self.seconds += time.monotonic() - began
+
+
+class GroupRecords:
+    """Keeps the groups of the newest step for the report: completions of one prompt side by side."""
+
+    def __init__(self, setup: Setup, run_folder: RunFolder) -> None:
+        self._setup, self._run_folder = setup, run_folder
+        self._latest: tuple[Tree, Batch, dict] | None = None
+
+    def remember(self, samples: Tree, batch: Batch, shown: dict[str, Any]) -> None:
+        """Hold on to a step's rollout until the next one, in case it is to be shown."""
+        self._latest = samples, batch, shown
+
+    def save(self, step: int) -> None:
+        """Choose groups of the newest step and write them into the run's folder."""
+        assert self._latest is not None
+        samples, batch, shown = self._latest
+        source = self._setup.splits.train
+        groups = groups_of(
+            processes.gather_to_host(samples),
+            processes.gather_to_host(batch),
+            self._setup.tokenizer,
+            step=step,
+            lexicon=source.lexicon,
+            weights=dict(self._setup.settings.rollout.reward_weights),
+            set_name=source.name,
+            **shown,
+        )
+        if processes.is_main():
+            report.save_groups(self._run_folder.path, groups)

@@ -1,0 +1,92 @@
+"""What SFT and RL open before they loop: the starting model, the splits, prompts and targets, what trains."""
+
+from dataclasses import dataclass, field
+
+from cxr_jax.config.sections import RunConfig
+from cxr_jax.data.sources.splits import Splits, open_splits
+from cxr_jax.inference.prompts import Prompts
+from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.models.qwen2_5_vl.patches import grid_of
+from cxr_jax.models.tokenizer import Tokenizer
+from cxr_jax.runtime.layout import Layout
+from cxr_jax.runtime.run_folder import RunFolder
+from cxr_jax.runtime.trees import Tree
+from cxr_jax.training.targets import Completions
+from cxr_jax.training.trainable import Trainable
+from cxr_jax.weights import export, pretrained
+
+
+@dataclass(kw_only=True)
+class Setup:
+    """What the functions of a training run work with, beside its arrays.
+
+    Attributes:
+        grid: (t, h, w), patches of every image.
+        start_params: of the starting model, on the host; None once `forget_start` has made room.
+    """
+
+    settings: RunConfig
+    model_config: Config
+    tokenizer: Tokenizer
+    splits: Splits
+    grid: tuple[int, int, int]
+    prompts: Prompts
+    completions: Completions
+    trainable: Trainable
+    start_params: Tree | None = field(repr=False)
+
+    @classmethod
+    def open(cls, settings: RunConfig) -> "Setup":
+        """Load the starting model and open the sources that the config names.
+
+        Raises:
+            UserError: for a model or data that cannot be used.
+        """
+        start = pretrained.load_starting_model(settings.model, settings.seed)
+        splits = open_splits(settings.data)
+        grid = grid_of(splits.train.size, start.config)
+        room = settings.max_completion
+        return cls(
+            settings=settings,
+            model_config=start.config,
+            tokenizer=start.tokenizer,
+            splits=splits,
+            grid=grid,
+            prompts=Prompts(start.tokenizer, start.config, grid, room, texts=splits.prompts()),
+            completions=Completions(start.tokenizer, room),
+            trainable=Trainable.create(
+                settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype
+            ),
+            start_params=start.params,
+        )
+
+    def forget_start(self) -> None:
+        """Let go of the host's copy of the starting model; `start_model` reads it again when it is compared."""
+        self.start_params = None
+
+    def start_model(self, frozen: Tree, layout: Layout) -> Tree:
+        """Give the model that the run started from: the base under the adapters, or what `config.model` names."""
+        with layout.on_host():
+            base = self.trainable.base_params(frozen)
+            if base is None:
+                start = pretrained.load_starting_model(self.settings.model, self.settings.seed)
+                base = pretrained.to_device(start.params, self.settings.dtype)
+        return layout.state(base)
+
+    def export(self, run_folder: RunFolder, train: Tree, frozen: Tree) -> None:
+        """Write `hf/` and, with LoRA, `adapter/` from what trained and what stayed."""
+        settings = self.settings
+        export.export(
+            run_folder,
+            self.model_config,
+            self.trainable.export_params(train, frozen),
+            self.tokenizer,
+            export.ExportFacts(
+                task=settings.task,
+                started_from=settings.model,
+                data_source=settings.data.source,
+                image_size=settings.data.size,
+                dtype=settings.dtype,
+            ),
+            self.trainable.export_adapters(train),
+        )
