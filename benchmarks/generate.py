@@ -74,7 +74,7 @@ class Ours:
     def save(self, folder: str) -> dict:
         from cxr_jax.weights import hf_folder
 
-        hf_folder.save_hf(folder, self.model.config, self.model.params)
+        hf_folder.save(folder, self.model.config, self.model.params)
         np.savez(f"{folder}/inputs.npz", **{k: self.inputs[k] for k in ("pixels", "grid", "ids")})
         return {}
 

@@ -218,7 +218,7 @@ class Ours:
         from cxr_jax.models.qwen2_5_vl.patches import patchify
         from cxr_jax.weights import hf_folder, pretrained
 
-        hf_folder.save_hf(folder, self.config, self.params, tokenizer=pretrained.PHANTOM)
+        hf_folder.save(folder, self.config, self.params, tokenizer=pretrained.PHANTOM)
         images = bool(self.args.side)
         np.savez(
             f"{folder}/inputs.npz",

@@ -136,7 +136,7 @@ class Ours:
     def save(self, folder: str) -> dict:
         from cxr_jax.weights import hf_folder
 
-        hf_folder.save_hf(folder, self.config, self.params["model"])
+        hf_folder.save(folder, self.config, self.params["model"])
         np.savez(
             f"{folder}/inputs.npz",
             **{k: self.inputs[k] for k in ("pixels", "grid", "ids", "completions")},

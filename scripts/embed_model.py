@@ -20,13 +20,13 @@ def embed(run_dir: str, folder: str = PHANTOM) -> None:
     source = Path(run_dir) / "hf"
     if not (source / "config.json").is_file():
         raise UserError(f"{run_dir}: no finished run (it has no hf/)")
-    model_config, params = hf_folder.load_hf(source, np.float32)
+    model_config, params = hf_folder.load(source, np.float32)
     largest = max(float(np.abs(np.asarray(x)).max()) for _, x in trees.flatten(params))
     if largest > np.finfo(np.float16).max:
         raise UserError(f"{run_dir}: a weight of {largest:g} does not fit float16")
     card = Path(folder) / "README.md"
     text = card.read_text() if card.is_file() else ""
-    hf_folder.save_hf(
+    hf_folder.save(
         folder,
         model_config,
         params,

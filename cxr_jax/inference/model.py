@@ -457,7 +457,7 @@ def _read_params(
         else:
             model_config = hf_folder.read_config(folder)
         lora = peft_folder.load(adapter, model_config)
-    read = native_folder.load if is_native else hf_folder.load_hf
+    read = native_folder.load if is_native else hf_folder.load
     model_config, params = read(folder, np.dtype(dtype))
     if lora:
         peft_folder.merge(params, *lora)

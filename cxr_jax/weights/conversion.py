@@ -1,6 +1,7 @@
 """Hugging Face folder to our checkpoint and back, shard by shard."""
 
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -8,79 +9,92 @@ import numpy as np
 
 from cxr_jax.errors import UserError
 from cxr_jax.models import registry
+from cxr_jax.models.family import TensorRule
 from cxr_jax.runtime import whole_files
 from cxr_jax.weights import hf_folder, native_folder, peft_folder
-from cxr_jax.weights.safetensors_file import DTYPES, NAMES, nbytes, write_folder
+from cxr_jax.weights.safetensors_file import DTYPES, NAMES, write_folder
 
 _FILES = hf_folder.SETTINGS_FILES + hf_folder.TOKENIZER_FILES
 
 
-def from_hf(source: Path, temp: Path, adapter: str | None = None) -> None:
-    """Fill the empty folder `temp` with our checkpoint of the Hugging Face folder `source`; adapter: a PEFT folder,
-    merged on the way."""
-    model_config, table, tensors = hf_folder.open_hf(source)
+def from_hf(source: Path, destination: Path, adapter: str | os.PathLike | None = None) -> None:
+    """Fill the empty folder `destination` with our checkpoint of the Hugging Face folder `source`.
+
+    Args:
+        adapter: a PEFT folder, merged on the way.
+    """
+    opened = hf_folder.open_folder(source)
+    rules, tensors = opened.rules, opened.tensors
     # Refused now, and not by whoever opens the checkpoint.
-    registry.family_of(model_config).processor.pixel_limits(*hf_folder.image_settings(source))
-    types = hf_folder.leaf_types(table, tensors)
-    _need_space(temp, sum(math.prod(r.shape) * types[r.path].itemsize for r in table))
-    extra = {
-        "tied_head_is_stored": hf_folder.head_is_stored_twice(model_config, tensors),
+    processor = registry.family_of(opened.model_config).processor
+    processor.pixel_limits(*hf_folder.image_settings(source))
+    types = opened.leaf_types
+    _require_space(
+        destination, sum(math.prod(rule.shape) * types[rule.path].itemsize for rule in rules)
+    )
+    # What the way back cannot see in the arrays.
+    facts = {
+        "tied_head_is_stored": opened.head_is_stored_twice,
         # Layers of one stacked array that are stored in another type than the array has.
         "tensor_types": {
-            r.key: NAMES[tensors.dtype(r.key)]
-            for r in table
-            if tensors.dtype(r.key) != types[r.path]
+            rule.key: NAMES[tensors.dtype(rule.key)]
+            for rule in rules
+            if tensors.dtype(rule.key) != types[rule.path]
         },
     }
-    found = None if adapter is None else peft_folder.load(adapter, model_config)
-    params = hf_folder.read_params(model_config, table, tensors)
-    if found:
-        peft_folder.merge(params, *found)
-    native_folder.save(temp, params, extra)
-    whole_files.copy_files(source, temp, _FILES)
+    # The adapter is read first: a bad one is refused before the weights take their time.
+    loaded_adapter = None
+    if adapter is not None:
+        loaded_adapter = peft_folder.load(adapter, opened.model_config)
+    params = hf_folder.read_params(opened)
+    if loaded_adapter:
+        peft_folder.merge(params, *loaded_adapter)
+    native_folder.save(destination, params, facts)
+    whole_files.copy_files(source, destination, _FILES)
 
 
-def to_hf(source: Path, temp: Path, max_shard_gb: float = 5.0) -> None:
-    """Fill the empty folder `temp` with the Hugging Face form of our checkpoint `source`."""
+def to_hf(source: Path, destination: Path, max_shard_gb: float = 5.0) -> None:
+    """Fill the empty folder `destination` with the Hugging Face form of our checkpoint `source`."""
     arrays = native_folder.Arrays(source)
     family = registry.family_of(arrays.config)
-    held: dict = {}
+    held: dict[tuple[str, ...], np.ndarray] = {}
 
-    def leaf(path):  # `rules` goes array by array, so each is read once, and one is held
+    def read_leaf(path: tuple[str, ...]) -> np.ndarray:
+        # The rules go array by array, so each is read once, and one is held.
         if path not in held:
             held.clear()
             held[path] = arrays[path]
         return held[path]
 
-    entries = [
-        hf_folder.entry(
-            r,
-            leaf,
-            np.dtype(DTYPES[arrays.tensor_types[r.key]])
-            if r.key in arrays.tensor_types
-            else arrays.dtype(r.path),
-        )
-        for r in family.tensor_rules(arrays.config)
+    def stored_type(rule: TensorRule) -> np.dtype:
+        if rule.key in arrays.tensor_types:
+            return np.dtype(DTYPES[arrays.tensor_types[rule.key]])
+        return arrays.dtype(rule.path)
+
+    tensors = [
+        hf_folder.tensor_to_write(rule, read_leaf, stored_type(rule))
+        for rule in family.tensor_rules(arrays.config)
     ]
     if arrays.tied_head_is_stored:
-        embedding = next(e for e in entries if e[0] == "model.embed_tokens.weight")
-        entries.append(("lm_head.weight", *embedding[1:]))
-    _need_space(temp, sum(map(nbytes, entries)))
-    whole_files.copy_files(source, temp, _FILES)
+        embedding = next(tensor for tensor in tensors if tensor.key == hf_folder.EMBEDDING)
+        tensors.append(embedding._replace(key=hf_folder.HEAD))
+    _require_space(destination, sum(tensor.nbytes for tensor in tensors))
+    whole_files.copy_files(source, destination, _FILES)
     # Readers older than transformers 5 do not know image settings in processor_config.json: they get a file of theirs.
     limits = family.processor.pixel_limits(*hf_folder.image_settings(source))
     for name, settings in (
         ("generation_config.json", hf_folder.generation_config(arrays.config)),
         ("preprocessor_config.json", family.processor.settings(arrays.config, *limits)),
     ):
-        if not (temp / name).exists():
-            whole_files.write_json(temp / name, settings)
-    write_folder(temp, entries, max_shard_gb)
+        if not (destination / name).exists():
+            whole_files.write_json(destination / name, settings)
+    write_folder(destination, tensors, max_shard_gb)
 
 
-def _need_space(temp: Path, size: int) -> None:
-    free = shutil.disk_usage(temp).free
+def _require_space(folder: Path, size: int) -> None:
+    """Raise UserError unless the disk has `size` bytes free."""
+    free = shutil.disk_usage(folder).free
     if size > free:
         raise UserError(
-            f"{temp.parent}: {size / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
+            f"{folder.parent}: {size / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free"
         )

@@ -71,7 +71,7 @@ def export(
     if not processes.is_main():
         return
     folder = run_folder.file("hf")
-    hf_folder.save_hf(
+    hf_folder.save(
         folder,
         model_config,
         params,

@@ -10,23 +10,35 @@ from cxr_jax.weights.safetensors_file import PICKLES
 
 
 def find_folder(name: str | os.PathLike) -> Path:
-    """The model folder behind a name: "phantom", a Hugging Face folder, a checkpoint of `cxr_jax.convert`, or a
-    run's workdir (its `hf/`). Raises UserError when there is none."""
+    """Find the model folder behind a name.
+
+    Args:
+        name: "phantom", a Hugging Face folder, a checkpoint of `cxr_jax.convert`, or a run's workdir (its `hf/`).
+
+    Raises:
+        UserError: when there is none.
+    """
     if str(name) == "phantom":
         folder = asset("phantom")
         if not (folder / "config.json").is_file():
             raise UserError("the embedded model 'phantom' is missing from this installation")
         return folder
-    if not Path(name).is_dir():
+    path = Path(name)
+    if not path.is_dir():
         raise UserError(f"{name}: no model there: not a folder")
-    for folder in (Path(name), Path(name) / "hf"):
-        if (folder / "config.json").is_file() and (
-            native_folder.is_native(folder) or any(folder.glob("*.safetensors*"))
-        ):
+    for folder in (path, path / "hf"):
+        if _is_model(folder):
             return folder
-    if any(f for p in PICKLES for f in Path(name).glob(p)):
+    # A folder of pickles would load elsewhere, so it is told why it does not here.
+    if any(file for pattern in PICKLES for file in path.glob(pattern)):
         raise UserError(
             f"{name}: its weights are pickle files, which can run code when they are read; "
             "only safetensors are read"
         )
     raise UserError(f"{name}: no model there (config.json and *.safetensors, or a run with hf/)")
+
+
+def _is_model(folder: Path) -> bool:
+    if not (folder / "config.json").is_file():
+        return False
+    return native_folder.is_native(folder) or any(folder.glob("*.safetensors*"))

@@ -13,13 +13,16 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from cxr_jax.errors import UserError, shown
 from cxr_jax.models import registry
 from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.runtime import trees, whole_files
+from cxr_jax.runtime.trees import Tree
 from cxr_jax.weights import hf_folder
 from cxr_jax.weights.safetensors_file import DTYPES, NAMES
 
@@ -28,146 +31,170 @@ _FORMAT = "cxr_jax checkpoint 1"
 
 
 def is_native(folder: Path) -> bool:
+    """Whether the folder is one of our checkpoints."""
     return (folder / MANIFEST).is_file()
 
 
-def save(folder: Path, params: dict, extra: dict) -> None:
+def save(folder: Path, params: Tree, facts: dict) -> None:
     """Write arrays/ and cxr_jax.json into an existing folder.
 
-    params: nested dict of contiguous numpy arrays, written without a copy; extra: JSON-able, returned by `Arrays`.
+    Args:
+        params: nested dict of contiguous numpy arrays, written without a copy.
+        facts: JSON-able; `Arrays` knows them again.
     """
     import orbax.checkpoint as ocp
 
     types = ocp.type_handlers
     # Orbax would deep-copy all host arrays and then compress a second copy: twice the model in memory.
-    registry = types.create_type_handler_registry(
+    registry_of_types = types.create_type_handler_registry(
         (np.ndarray, types.NumpyHandler(deepcopy_host_arrays=False)), *_jax_handlers(types)
     )
-    with (
-        _quiet(),
-        ocp.Checkpointer(
-            ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
-        ) as writer,
-    ):
+    handler = ocp.PyTreeCheckpointHandler(
+        type_handler_registry=registry_of_types, use_compression=False
+    )
+    with _quiet(), ocp.Checkpointer(handler) as writer:
         writer.save(folder.absolute() / ARRAYS, args=ocp.args.PyTreeSave(params))
     arrays = {
-        "/".join(path): {"dtype": NAMES[x.dtype], "shape": list(x.shape), "sha256": _sha256(x)}
-        for path, x in trees.flatten(params)
+        "/".join(path): {
+            "dtype": NAMES[array.dtype],
+            "shape": list(array.shape),
+            "sha256": _sha256(array),
+        }
+        for path, array in trees.flatten(params)
     }
-    whole_files.write_json(folder / MANIFEST, {"format": _FORMAT, **extra, "arrays": arrays})
+    whole_files.write_json(folder / MANIFEST, {"format": _FORMAT, **facts, "arrays": arrays})
 
 
-def _jax_handlers(types):
+def _jax_handlers(types: Any) -> list[tuple]:
     import jax
 
     return [(jax.Array, types.ArrayHandler())]  # without one, Orbax warns
 
 
-def _sha256(x: np.ndarray) -> str:
-    return hashlib.sha256(x.reshape(-1).view(np.uint8).data).hexdigest()
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
 
 
 class Arrays:
     """The arrays of a checkpoint, read one at a time, each against its checksum.
 
-    Raises UserError when the manifest is damaged or does not fit config.json.
+    Attributes:
+        config: of the model.
+        shapes: path -> shape of every array.
+        tied_head_is_stored: whether the Hugging Face folder had a head of its own that equals the embedding.
+        tensor_types: key of a Hugging Face tensor -> name of its type, where it is not that of its array.
+
+    Raises:
+        UserError: when the manifest is damaged or does not fit config.json.
     """
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | os.PathLike) -> None:
         self.folder = Path(folder)
         self.config = hf_folder.read_config(folder)
         path = self.folder / MANIFEST
-        self.manifest = hf_folder.read_json(path)
-        if self.manifest.get("format") != _FORMAT:
-            raise UserError(
-                f"{path}: format is {shown(self.manifest.get('format'))}, not {_FORMAT!r}"
-            )
-        arrays = self.manifest.get("arrays")
-        if not isinstance(arrays, dict) or not all(_is_entry(x) for x in arrays.values()):
+        manifest = hf_folder.read_json(path)
+        if manifest.get("format") != _FORMAT:
+            raise UserError(f"{path}: format is {shown(manifest.get('format'))}, not {_FORMAT!r}")
+        self._entries = manifest.get("arrays")
+        if not isinstance(self._entries, dict) or not all(
+            _is_entry(entry) for entry in self._entries.values()
+        ):
             raise UserError(f"{path}: damaged")
         self.shapes = registry.family_of(self.config).parameter_shapes(self.config)
-        want = {"/".join(p): list(shape) for p, shape in self.shapes.items()}
-        have = {name: x["shape"] for name, x in arrays.items()}
-        if bad := sorted(
-            name for name in want.keys() | have.keys() if want.get(name) != have.get(name)
-        ):
-            raise UserError(
-                f"{self.folder}: {MANIFEST} does not fit config.json: {shown(bad[0])} is "
-                f"{have.get(bad[0], 'missing')}, should be {want.get(bad[0], 'absent')}"
-            )
-        self.arrays = arrays
-        self.tied_head_is_stored = self.manifest.get("tied_head_is_stored") is True
-        self.tensor_types = self.manifest.get("tensor_types")
-        if not isinstance(self.tensor_types, dict) or any(
-            DTYPES.get(str(t)) not in hf_folder.WEIGHT_TYPES for t in self.tensor_types.values()
+        self._check_shapes()
+        self.tied_head_is_stored = manifest.get("tied_head_is_stored") is True
+        self.tensor_types = manifest.get("tensor_types")
+        if not isinstance(self.tensor_types, dict) or not all(
+            _is_weight_type(name) for name in self.tensor_types.values()
         ):
             raise UserError(f"{path}: damaged")
 
+    def _check_shapes(self) -> None:
+        wanted = {"/".join(path): list(shape) for path, shape in self.shapes.items()}
+        stored = {name: entry["shape"] for name, entry in self._entries.items()}
+        for name in sorted(wanted.keys() | stored.keys()):
+            if wanted.get(name) != stored.get(name):
+                raise UserError(
+                    f"{self.folder}: {MANIFEST} does not fit config.json: {shown(name)} is "
+                    f"{stored.get(name, 'missing')}, should be {wanted.get(name, 'absent')}"
+                )
+
     def dtype(self, path: tuple[str, ...]) -> np.dtype:
-        return np.dtype(DTYPES[self.arrays["/".join(path)]["dtype"]])
+        """Return the type of an array; it is not read."""
+        return np.dtype(DTYPES[self._entries["/".join(path)]["dtype"]])
 
     def __getitem__(self, path: tuple[str, ...]) -> np.ndarray:
-        """One array. Raises UserError if it is damaged."""
+        """Read one array. Raises UserError if it is damaged."""
         name = "/".join(path)
         try:
-            x = self._restore(path)
-        except Exception as e:  # noqa: BLE001 - Orbax and TensorStore raise many kinds for a damaged file
+            array = self._restore(path)
+        except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise many kinds for a damaged file
             raise UserError(
-                f"{self.folder / ARRAYS}: {name} does not load ({type(e).__name__}): missing or "
+                f"{self.folder / ARRAYS}: {name} does not load ({type(error).__name__}): missing or "
                 "damaged"
-            ) from e
-        info = self.arrays[name]
+            ) from error
+        entry = self._entries[name]
         if (
-            NAMES.get(x.dtype) != info["dtype"]
-            or list(x.shape) != info["shape"]
-            or _sha256(x) != info["sha256"]
+            NAMES.get(array.dtype) != entry["dtype"]
+            or list(array.shape) != entry["shape"]
+            or _sha256(array) != entry["sha256"]
         ):
             raise UserError(
                 f"{self.folder / ARRAYS}: {name} is damaged: its checksum is not that of {MANIFEST}"
             )
-        return x
+        return array
 
     def _restore(self, path: tuple[str, ...]) -> np.ndarray:
         import orbax.checkpoint as ocp
 
-        nest = lambda leaf: leaf if not rest else {rest.pop(): nest(leaf)}
-        rest = list(reversed(path))
-        item = nest(0)
-        rest = list(reversed(path))
-        how = nest(ocp.RestoreArgs(restore_type=np.ndarray))
+        # Trees of this one leaf: what to read, and as what.
+        item: Any = 0
+        restore_args: Any = ocp.RestoreArgs(restore_type=np.ndarray)
+        for name in reversed(path):
+            item, restore_args = {name: item}, {name: restore_args}
         with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             tree = reader.restore(
                 self.folder.absolute() / ARRAYS,
-                args=ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True),
+                args=ocp.args.PyTreeRestore(
+                    item=item, restore_args=restore_args, partial_restore=True
+                ),
             )
         return np.ascontiguousarray(dict(trees.flatten(tree))[path])
 
 
-def _is_entry(x) -> bool:
+def _is_entry(entry: object) -> bool:
     return (
-        isinstance(x, dict)
-        and DTYPES.get(str(x.get("dtype"))) in hf_folder.WEIGHT_TYPES
-        and "shape" in x
-        and "sha256" in x
+        isinstance(entry, dict)
+        and _is_weight_type(entry.get("dtype"))
+        and "shape" in entry
+        and "sha256" in entry
     )
 
 
-def load(folder: str | os.PathLike, dtype=None) -> tuple[Config, dict]:
-    """(config, parameters as nested dict of numpy arrays), like `hf.load_hf`. Every array is checked."""
+def _is_weight_type(name: object) -> bool:
+    return DTYPES.get(str(name)) in hf_folder.WEIGHT_TYPES
+
+
+def load(folder: str | os.PathLike, dtype: DTypeLike | None = None) -> tuple[Config, Tree]:
+    """Load (config, parameters as nested dict of numpy arrays), like `hf_folder.load`. Every array is checked.
+
+    Args:
+        dtype: what the arrays are converted to; None keeps theirs.
+    """
     arrays = Arrays(folder)
-    params: dict = {}
+    params: Tree = {}
     for path in arrays.shapes:
+        *parents, name = path
         node = params
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        x = arrays[path]
-        node[path[-1]] = x if dtype is None else x.astype(dtype, copy=False)
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = arrays[path] if dtype is None else arrays[path].astype(dtype, copy=False)
     return arrays.config, params
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax reports through absl's logger what is no news here."""
+    """Keep Orbax from reporting through absl's logger what is no news here."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,14 +1,16 @@
 """Adapters in the folder format of PEFT (adapter_config.json, adapter_model.safetensors), without torch.
 
 `save` writes what `peft.PeftModel.from_pretrained` and vLLM load, under the module names of transformers 4.52 and
-later. `load` also reads those of older versions. Names come from the weights' table in `hf.py`.
+later. `load` also reads those of older versions. Names come from the table of the model's family.
 """
 
 import math
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,14 +22,15 @@ from cxr_jax.models.lora import PATHS, TARGETS, Lora
 from cxr_jax.models.qwen2_5_vl import hf_table
 from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.runtime import trees, whole_files
+from cxr_jax.runtime.trees import Tree
 from cxr_jax.weights import hf_folder
-from cxr_jax.weights.safetensors_file import NAMES, Tensors, write_safetensors
+from cxr_jax.weights.safetensors_file import NAMES, Tensors, TensorToWrite, write_safetensors
 
 __all__ = ["load", "merge", "save"]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_HALVES = (("a", "lora_A"), ("b", "lora_B"))
+_HALVES = (("a", "lora_A"), ("b", "lora_B"))  # our name of each matrix, and PEFT's
 
 # Settings without an effect on what a trained adapter computes. All that is neither here nor in `_READ` must be off.
 _NO_EFFECT = {
@@ -54,97 +57,110 @@ _READ = {
     "layers_to_transform",
     "layers_pattern",
 }
-_PLAIN_INIT = (
-    None,
-    True,
-    False,
-    "gaussian",
-    "eva",
-    "orthogonal",
-)  # the others change the base model's weights
+# Ways to begin that leave the base model's weights as they are; the others change them.
+_PLAIN_INIT = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
 def _modules(model_config: Config) -> dict[str, TensorRule]:
     """Every weight that PEFT could adapt: module name in the published layout -> its rule."""
     return {
-        r.key.removesuffix(".weight"): r
-        for r in registry.family_of(model_config).tensor_rules(model_config)
-        if len(r.shape) > 1
+        rule.key.removesuffix(".weight"): rule
+        for rule in registry.family_of(model_config).tensor_rules(model_config)
+        if len(rule.shape) > 1
     }
 
 
-def _path(rule: TensorRule) -> str:
+def _module_path(rule: TensorRule) -> str:
     return "/".join(rule.path[:-1])
 
 
-def _nested(name: str) -> str:
+def _nested_name(name: str) -> str:
     """A module's name in the published layout -> that of transformers 4.52 and later."""
     if name.startswith("visual."):
         return f"model.{name}"
     return re.sub(r"^model\.", "model.language_model.", name)
 
 
-def merge(params: dict, adapters: dict, lora: Lora) -> None:
+def _peft_shapes(rule: TensorRule, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Shapes of lora_A and lora_B, as torch keeps them."""
+    out_features, in_features = rule.shape
+    return (rank, in_features), (out_features, rank)
+
+
+def merge(params: Tree, adapters: Tree, lora: Lora) -> None:
     """Add adapters to the kernels of host parameters, in place and one module after the other; types are kept.
 
-    Raises UserError if a kernel is not finite with them.
+    Raises:
+        UserError: if a kernel is not finite with them.
     """
     for path in lora.paths:
-        module, own = params, adapters
+        module, adapter = params, adapters
         for name in path.split("/"):
-            module, own = module[name], own[name]
+            module, adapter = module[name], adapter[name]
         with np.errstate(over="ignore"):  # looked at below
-            scaled = own["a"] * np.float32(lora.scale)
-        joined = {"kernel": module["kernel"], "lora_a": scaled, "lora_b": own["b"]}
-        module["kernel"] = np.asarray(merge_adapters(joined)["kernel"])
+            scaled = adapter["a"] * np.float32(lora.scale)
+        adapted = {"kernel": module["kernel"], "lora_a": scaled, "lora_b": adapter["b"]}
+        module["kernel"] = np.asarray(merge_adapters(adapted)["kernel"])
         if not hf_folder.is_finite(module["kernel"]):
             raise UserError(
                 f"the adapters do not fit this model: {path} is infinite or NaN with them"
             )
 
 
-# --- writing -------------------------------------------------------------------------------------------
+# ---- Writing ----
 
 
 def save(
-    folder: str | os.PathLike, model_config: Config, adapters: dict, lora: Lora, base_model: str
+    folder: str | os.PathLike, model_config: Config, adapters: Tree, lora: Lora, base_model: str
 ) -> None:
-    """Write a PEFT folder. base_model: name or folder of the model that the adapters belong to.
+    """Write a PEFT folder.
 
-    Tensors keep the adapters' type. The folder appears whole or not at all; an existing one is replaced only after
-    the new one is complete. Raises ValueError if the adapters are not those of `lora`.
+    Tensors keep the adapters' type. The folder appears whole or not at all; an existing one is replaced only after the
+    new one is complete.
+
+    Args:
+        base_model: name or folder of the model that the adapters belong to.
+
+    Raises:
+        ValueError: if the adapters are not those of `lora`.
     """
-    leaves = {"/".join(path): np.asarray(x) for path, x in trees.flatten(adapters)}
+    leaves = {"/".join(path): np.asarray(leaf) for path, leaf in trees.flatten(adapters)}
     if leaves.keys() != {f"{path}/{half}" for path in lora.paths for half in "ab"}:
         raise ValueError(f"adapters are not those of {lora}")
-    rules = {name: r for name, r in _modules(model_config).items() if _path(r) in lora.paths}
-    with whole_files.atomic_folder(Path(folder)) as temp:
-        whole_files.write_json(temp / CONFIG, _settings(rules, lora, base_model))
-        write_safetensors(temp / WEIGHTS, list(_entries(rules, lora, leaves)))
+    rules = {
+        name: rule
+        for name, rule in _modules(model_config).items()
+        if _module_path(rule) in lora.paths
+    }
+    with whole_files.atomic_folder(Path(folder)) as temporary:
+        whole_files.write_json(temporary / CONFIG, _settings(rules, lora, base_model))
+        write_safetensors(temporary / WEIGHTS, list(_tensors_to_write(rules, lora, leaves)))
 
 
-def _entries(rules: dict[str, TensorRule], lora: Lora, leaves: dict[str, np.ndarray]):
+def _tensors_to_write(
+    rules: dict[str, TensorRule], lora: Lora, leaves: dict[str, np.ndarray]
+) -> Iterator[TensorToWrite]:
     for name, rule in rules.items():
-        for (half, theirs), shape in zip(_HALVES, _shapes(rule, lora.rank), strict=True):
-            x = leaves[f"{_path(rule)}/{half}"]
-            x = x if rule.layer is None else x[rule.layer]
-            yield f"{_PREFIX}{_nested(name)}.{theirs}.weight", shape, x.dtype, lambda x=x: x.T
-
-
-def _shapes(rule: TensorRule, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Of lora_A and lora_B, as torch keeps them."""
-    out, into = rule.shape
-    return (rank, into), (out, rank)
+        for (half, peft_name), shape in zip(_HALVES, _peft_shapes(rule, lora.rank), strict=True):
+            matrix = leaves[f"{_module_path(rule)}/{half}"]
+            if rule.layer is not None:
+                matrix = matrix[rule.layer]
+            key = f"{_PREFIX}{_nested_name(name)}.{peft_name}.weight"
+            yield TensorToWrite(key, shape, matrix.dtype, matrix.transpose)
 
 
 def _settings(rules: dict[str, TensorRule], lora: Lora, base_model: str) -> dict:
-    """adapter_config.json. Both parts of the model have modules of one suffix, so targets are a full pattern."""
+    """The content of adapter_config.json."""
+    # Both parts of the model have modules of one suffix, so targets are a pattern for whole names.
     patterns = []
     for name, rule in rules.items():
-        pattern = re.escape(_nested(name))
-        patterns.append(
-            pattern if rule.layer is None else pattern.replace(rf"\.{rule.layer}\.", r"\.\d+\.", 1)
-        )
+        pattern = re.escape(_nested_name(name))
+        if rule.layer is not None:
+            pattern = pattern.replace(rf"\.{rule.layer}\.", r"\.\d+\.", 1)
+        patterns.append(pattern)
+    alpha = lora.alpha
+    if alpha == int(alpha):
+        alpha = int(alpha)
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -152,7 +168,7 @@ def _settings(rules: dict[str, TensorRule], lora: Lora, base_model: str) -> dict
         "revision": None,
         "inference_mode": True,
         "r": lora.rank,
-        "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
+        "lora_alpha": alpha,
         "lora_dropout": 0.0,
         "target_modules": "|".join(dict.fromkeys(patterns)),
         "exclude_modules": None,
@@ -169,163 +185,191 @@ def _settings(rules: dict[str, TensorRule], lora: Lora, base_model: str) -> dict
     }
 
 
-# --- reading -------------------------------------------------------------------------------------------
+# ---- Reading ----
 
 
-class _Adapter(Tensors):
+class _AdapterTensors(Tensors):
     """The tensors of a PEFT folder, by module name in the published layout; `nested`: the file has the newer names."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         self.nested = False
-        super().__init__(folder, self._canonical)
+        super().__init__(folder, self._canonical, WEIGHTS)
 
     def _canonical(self, key: str) -> str:
         if not key.startswith(_PREFIX):
             raise UserError(f"{self.folder}: tensor {shown(key)} does not begin with {_PREFIX}")
-        name = key.removeprefix(_PREFIX)
-        found = hf_table.canonical_key(name)
-        self.nested |= found != name
-        return found
+        stored_name = key.removeprefix(_PREFIX)
+        name = hf_table.canonical_key(stored_name)
+        self.nested |= name != stored_name
+        return name
 
-    def _files(self):
-        path = self.folder / WEIGHTS
-        if not path.is_file():
-            pickle = path.with_suffix(".bin")
-            raise UserError(
-                f"{self.folder}: {pickle.name} is a pickle file, which can run code when it is read; "
-                "only safetensors are read"
-                if pickle.is_file()
-                else f"{path} is missing"
-            )
-        return [(path, None)]
+    def file_name_of(self, name: str) -> str:
+        """A module's name in the published layout -> its name in this file's layout."""
+        return _nested_name(name) if self.nested else name
 
 
-def load(folder: str | os.PathLike, model_config: Config) -> tuple[dict, Lora]:
-    """(adapters as numpy arrays, float32; their Lora) of a PEFT folder made for a model of this config.
+def load(folder: str | os.PathLike, model_config: Config) -> tuple[Tree, Lora]:
+    """Load (adapters as numpy arrays, float32; their Lora) of a PEFT folder made for a model of this config.
 
     A module that PEFT adapted in some layers only gets zeros in the others. That is exact: they add nothing, and
     since a and b are both zero they have no gradient, so that training goes on with PEFT's layers only.
     rsLoRA's scale, alpha / sqrt(r), comes back as an alpha larger by sqrt(r).
 
-    Raises UserError, naming the setting or the tensors, for settings that change what an adapter computes (DoRA,
-    ranks by pattern, trained biases, ...), for modules outside lora.TARGETS, and unless the tensors are exactly
-    those that the settings ask for, finite and of their shapes.
+    Raises:
+        UserError: naming the setting or the tensors, for settings that change what an adapter computes (DoRA, ranks by
+            pattern, trained biases, ...), for modules outside lora.TARGETS, and unless the tensors are exactly those
+            that the settings ask for, finite and of their shapes.
     """
     folder = Path(folder)
     settings = _read_settings(folder / CONFIG)
-    tensors, modules = _Adapter(folder), _modules(model_config)
-    spelled = lambda name: _nested(name) if tensors.nested else name
+    _check_weights_exist(folder)
+    tensors, modules = _AdapterTensors(folder), _modules(model_config)
+
+    # ---- Which modules the settings target, and whether an adapter can be there ----
     try:
-        chosen = {
-            name: r for name, r in modules.items() if _is_target(settings, spelled(name), r.layer)
+        targeted = {
+            name: rule
+            for name, rule in modules.items()
+            if _is_target(settings, tensors.file_name_of(name), rule.layer)
         }
-    except (re.error, OverflowError, RecursionError) as e:
+    except (re.error, OverflowError, RecursionError) as error:
         raise UserError(
-            f"{folder / CONFIG}: a pattern is not a regular expression: {shown(e)}"
-        ) from e
-    if outside := [name for name, r in chosen.items() if _path(r) not in PATHS]:
-        raise UserError(
-            f"{folder / CONFIG}: {outside[0]} cannot carry an adapter here (lora.TARGETS lists what can)"
-        )
-    if not chosen:
+            f"{folder / CONFIG}: a pattern is not a regular expression: {shown(error)}"
+        ) from error
+    for name, rule in targeted.items():
+        if _module_path(rule) not in PATHS:
+            raise UserError(
+                f"{folder / CONFIG}: {name} cannot carry an adapter here (lora.TARGETS lists what can)"
+            )
+    if not targeted:
         raise UserError(f"{folder / CONFIG}: target_modules match no module of the model")
-    lora = _lora(folder / CONFIG, settings, {_path(r) for r in chosen.values()})
-    want = {
-        f"{name}.{theirs}.weight": shape
-        for name, r in chosen.items()
-        for (_, theirs), shape in zip(_HALVES, _shapes(r, lora.rank), strict=True)
+    lora = _lora(folder / CONFIG, settings, {_module_path(rule) for rule in targeted.values()})
+
+    # ---- Whether the file holds their tensors and no others ----
+    wanted = {
+        f"{name}.{peft_name}.weight": shape
+        for name, rule in targeted.items()
+        for (_, peft_name), shape in zip(_HALVES, _peft_shapes(rule, lora.rank), strict=True)
     }
-    _check(folder, tensors, want)
-    adapters = _read(folder, tensors, modules, chosen, lora.rank)
+    _check_tensors(folder, tensors, wanted)
+    layer_counts: dict[tuple[str, ...], int] = {}
+    for rule in modules.values():
+        layer_counts[rule.path] = layer_counts.get(rule.path, 0) + 1
+    adapters = _read_adapters(folder, tensors, targeted, layer_counts, lora.rank)
     if settings.get("use_rslora"):
         lora = replace(lora, alpha=lora.alpha * math.sqrt(lora.rank))
     return adapters, lora
 
 
+def _check_weights_exist(folder: Path) -> None:
+    path = folder / WEIGHTS
+    if path.is_file():
+        return
+    pickle = path.with_suffix(".bin")
+    if pickle.is_file():
+        raise UserError(
+            f"{folder}: {pickle.name} is a pickle file, which can run code when it is read; "
+            "only safetensors are read"
+        )
+    raise UserError(f"{path} is missing")
+
+
 def _read_settings(path: Path) -> dict:
     if not path.is_file():
         raise UserError(f"{path.parent}: no {path.name}; not a PEFT folder")
-    d = hf_folder.read_json(path)
-    if d.get("peft_type") != "LORA":
-        raise UserError(f"{path}: peft_type is {shown(d.get('peft_type'))}, not LORA")
-    if d.get("bias", "none") != "none":
-        raise UserError(f"{path}: bias is {shown(d['bias'])}; trained biases are not supported")
-    if d.get("init_lora_weights") not in _PLAIN_INIT:
+    settings = hf_folder.read_json(path)
+    if settings.get("peft_type") != "LORA":
+        raise UserError(f"{path}: peft_type is {shown(settings.get('peft_type'))}, not LORA")
+    if settings.get("bias", "none") != "none":
         raise UserError(
-            f"{path}: init_lora_weights {shown(d['init_lora_weights'])} changes the base model's weights; "
+            f"{path}: bias is {shown(settings['bias'])}; trained biases are not supported"
+        )
+    initialization = settings.get("init_lora_weights")
+    if initialization not in _PLAIN_INIT:
+        raise UserError(
+            f"{path}: init_lora_weights {shown(initialization)} changes the base model's weights; "
             "not supported"
         )
-    for key in sorted(d.keys() - _NO_EFFECT - _READ):
-        if d[key]:
+    # What is off does nothing, whatever it is.
+    for key in sorted(settings.keys() - _NO_EFFECT - _READ):
+        if settings[key]:
             raise UserError(f"{path}: {shown(key)} is not supported")
-    _check_types(path, d)
-    return d
+    _check_types(path, settings)
+    return settings
 
 
-def _check_types(path: Path, d: dict) -> None:
-    texts = lambda x: isinstance(x, list) and all(isinstance(s, str) for s in x)
-    layers = d.get("layers_to_transform")
-    good = {
-        "target_modules": isinstance(d.get("target_modules"), str)
-        or texts(d.get("target_modules")),
-        "use_rslora": d.get("use_rslora") in (None, True, False),
-        **{
-            key: d.get(key) is None or isinstance(d[key], str) or texts(d[key])
-            for key in ("exclude_modules", "layers_pattern")
-        },
-        "layers_to_transform": layers is None or all(type(i) is int for i in _listed(layers)),
+def _check_types(path: Path, settings: dict) -> None:
+    targets = settings.get("target_modules")
+    layers = _as_list(settings.get("layers_to_transform"))
+    is_good = {
+        "target_modules": targets is not None and _is_text_or_texts(targets),
+        "use_rslora": settings.get("use_rslora") in (None, True, False),
+        "exclude_modules": _is_text_or_texts(settings.get("exclude_modules")),
+        "layers_pattern": _is_text_or_texts(settings.get("layers_pattern")),
+        "layers_to_transform": all(type(layer) is int for layer in layers),  # and no bool
     }
-    for key, ok in good.items():
-        if not ok:
-            raise UserError(f"{path}: {key} is not of its type: {shown(d.get(key))}")
+    for key, good in is_good.items():
+        if not good:
+            raise UserError(f"{path}: {key} is not of its type: {shown(settings.get(key))}")
 
 
-def _listed(x) -> list:
-    return x if isinstance(x, list) else [] if x is None else [x]
+def _is_text_or_texts(value: object) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(text, str) for text in value)
+    return value is None or isinstance(value, str)
+
+
+def _as_list(value: Any) -> list:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
 
 
 def _is_target(settings: dict, name: str, layer: int | None) -> bool:
     """Whether PEFT adapts the module: a text is a pattern for the whole name, a list holds names or their ends."""
 
-    def named(targets: str | list[str]) -> bool:
+    def is_named(targets: str | list[str]) -> bool:
         if isinstance(targets, str):
             return re.fullmatch(targets, name) is not None
-        return any(name == t or name.endswith(f".{t}") for t in targets)
+        return any(name == target or name.endswith(f".{target}") for target in targets)
 
     targets, excluded = settings["target_modules"], settings.get("exclude_modules")
-    if (excluded and named(excluded)) or not named(targets):
+    if (excluded and is_named(excluded)) or not is_named(targets):
         return False
-    layers = _listed(settings.get("layers_to_transform"))
+    layers = _as_list(settings.get("layers_to_transform"))
     if isinstance(targets, str) or not layers:
         return True
-    parents = _listed(settings.get("layers_pattern") or None)
-    inside = not parents or any(re.match(rf"(?:^|.*?\.){p}\.\d+\.", name) for p in parents)
-    return inside and layer in layers
+    # A list of targets may be narrowed to some layers, and to the stacks whose names match these.
+    stacks = _as_list(settings.get("layers_pattern") or None)
+    is_inside = not stacks or any(re.match(rf"(?:^|.*?\.){stack}\.\d+\.", name) for stack in stacks)
+    return is_inside and layer in layers
 
 
-def _lora(path: Path, settings: dict, found: set[str]) -> Lora:
+def _lora(path: Path, settings: dict, adapted: set[str]) -> Lora:
     """Groups where all their modules are adapted, else single paths; without rsLoRA's scale."""
     targets: list[str] = []
-    for group, paths in TARGETS.items():
-        targets += [group] if found.issuperset(paths) else [p for p in paths if p in found]
+    for group, group_paths in TARGETS.items():
+        if adapted.issuperset(group_paths):
+            targets.append(group)
+        else:
+            targets += [module_path for module_path in group_paths if module_path in adapted]
     try:
         return Lora(settings.get("r"), settings.get("lora_alpha"), tuple(targets))
-    except UserError as e:
-        raise UserError(f"{path}: {shown(e)}") from e
+    except UserError as error:
+        raise UserError(f"{path}: {shown(error)}") from error
 
 
-def _check(folder: Path, tensors: Tensors, want: dict[str, tuple[int, ...]]) -> None:
-    have = set(tensors.where)
-    some = lambda keys: (
-        ", ".join(map(shown, keys[:4])) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
-    )
+def _check_tensors(folder: Path, tensors: Tensors, wanted: dict[str, tuple[int, int]]) -> None:
+    """Refuse a file whose tensors are not exactly those wanted."""
+    stored = set(tensors.stored)
     for title, keys in (
-        ("missing", sorted(want.keys() - have)),
-        ("unexpected", sorted(have - want.keys())),
+        ("missing", sorted(wanted.keys() - stored)),
+        ("unexpected", sorted(stored - wanted.keys())),
     ):
         if keys:
-            raise UserError(f"{folder}: {WEIGHTS} does not fit {CONFIG}; {title}: {some(keys)}")
-    for key, shape in want.items():
+            names = hf_folder.first_names(keys)
+            raise UserError(f"{folder}: {WEIGHTS} does not fit {CONFIG}; {title}: {names}")
+    for key, shape in wanted.items():
         if tensors.shape(key) != shape:
             raise UserError(
                 f"{folder}: {key} is {list(tensors.shape(key))}; model and rank need {list(shape)}"
@@ -336,27 +380,27 @@ def _check(folder: Path, tensors: Tensors, want: dict[str, tuple[int, ...]]) -> 
             )
 
 
-def _read(
+def _read_adapters(
     folder: Path,
     tensors: Tensors,
-    modules: dict[str, TensorRule],
-    chosen: dict[str, TensorRule],
+    targeted: dict[str, TensorRule],
+    layer_counts: dict[tuple[str, ...], int],
     rank: int,
-) -> dict:
-    adapters: dict = {}
-    for name, rule in chosen.items():
-        node = adapters
+) -> Tree:
+    """The adapters as our tree. layer_counts: path of a weight -> layers that are stacked in it."""
+    adapters: Tree = {}
+    for name, rule in targeted.items():
+        module = adapters
         for part in rule.path[:-1]:
-            node = node.setdefault(part, {})
-        if not node:
-            stack = (
-                () if rule.layer is None else (sum(r.path == rule.path for r in modules.values()),)
-            )
-            for (half, _), shape in zip(_HALVES, _shapes(rule, rank), strict=True):
-                node[half] = np.zeros((*stack, *shape[::-1]), np.float32)
-        for half, theirs in _HALVES:
-            raw = tensors[key := f"{name}.{theirs}.weight"]
-            if not hf_folder.is_finite(raw):
+            module = module.setdefault(part, {})
+        if not module:
+            stack = () if rule.layer is None else (layer_counts[rule.path],)
+            for (half, _), shape in zip(_HALVES, _peft_shapes(rule, rank), strict=True):
+                module[half] = np.zeros((*stack, *shape[::-1]), np.float32)
+        for half, peft_name in _HALVES:
+            key = f"{name}.{peft_name}.weight"
+            tensor = tensors[key]
+            if not hf_folder.is_finite(tensor):
                 raise UserError(f"{folder}: {key} holds NaN or infinity")
-            node[half][... if rule.layer is None else rule.layer] = raw.T
+            module[half][... if rule.layer is None else rule.layer] = tensor.T
     return adapters

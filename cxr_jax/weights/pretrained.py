@@ -53,7 +53,7 @@ def load_starting_model(model: str, seed: int) -> StartingModel:
         model_config = random_config(model, tokenizer)
         return StartingModel(model_config, untrained_params(model_config, seed), tokenizer)
     folder = _find_folder(model)
-    load = native_folder.load if native_folder.is_native(folder) else hf_folder.load_hf
+    load = native_folder.load if native_folder.is_native(folder) else hf_folder.load
     model_config, params = load(folder)
     return StartingModel(model_config, params, tokenizer)
 

@@ -1,7 +1,8 @@
 """Safetensors files without torch: checked headers, tensors mapped one at a time, sharded writing.
 
-A header comes from a file that anyone may have made, so nothing in it is believed before it is checked:
-whatever the bytes are, reading them gives tensors that lie inside the file, or a UserError.
+A header comes from a file that anyone may have made, so nothing in it is believed before it is checked: whatever the
+bytes are, reading them gives tensors that lie inside the file, or a UserError. The safetensors library is the oracle of
+the tests and does not read here: see "Our own reader of safetensors" in docs/decisions.md.
 Format: https://huggingface.co/docs/safetensors (8 bytes of length, JSON header, data without holes).
 """
 
@@ -10,6 +11,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -28,148 +30,194 @@ DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-NAMES = {np.dtype(v): k for k, v in DTYPES.items()}
+"""Names of types in a header -> the types."""
+NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
-_MAX_RANK, _MAX_DIM = 8, 2**48
+_MAX_RANK, _MAX_DIM = (
+    8,
+    2**48,
+)  # more than any model has, and small enough for their product to be computed
 
 
-def parse_json(data: bytes, what) -> dict:
-    """The JSON object in `data`. Raises UserError, naming `what`, for anything else, also for a doubled key."""
+# ---- Reading ----
 
-    def once(pairs):
-        found: dict = {}
+
+def parse_json(data: bytes, name: object) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Args:
+        name: what the bytes are, for messages.
+
+    Raises:
+        UserError: for anything else, also for an object in it that has a key twice.
+    """
+
+    def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        parsed: dict[str, Any] = {}
         for key, value in pairs:
-            if key in found:
-                raise UserError(f"{what}: {shown(key)} occurs twice")
-            found[key] = value
-        return found
+            if key in parsed:  # json, and the safetensors library, would take the last
+                raise UserError(f"{name}: {shown(key)} occurs twice")
+            parsed[key] = value
+        return parsed
 
     try:
-        d = json.loads(data.decode(), object_pairs_hook=once)
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{what}: not valid JSON") from e
-    if not isinstance(d, dict):
-        raise UserError(f"{what}: not a JSON object")
-    return d
+        parsed = json.loads(data.decode(), object_pairs_hook=without_doubles)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name}: not valid JSON") from error
+    if not isinstance(parsed, dict):
+        raise UserError(f"{name}: not a JSON object")
+    return parsed
 
 
-# --- reading -------------------------------------------------------------------------------------------
-
-
-def read_header(path: Path) -> tuple[dict, int]:
-    """(header, offset of the data) of a safetensors file. Raises UserError if it is damaged or cut short.
+def read_header(path: Path) -> tuple[dict[str, dict], int]:
+    """Read (header, offset of the data) of a safetensors file.
 
     The header maps a name to its dtype, shape and data_offsets; the tensors cover the data exactly.
+
+    Raises:
+        UserError: if the file is damaged or cut short.
     """
-    size = path.stat().st_size
-    with open(path, "rb") as f:
-        length = int.from_bytes(f.read(8), "little")
-        if size < 8 or length > min(size - 8, _MAX_HEADER):
+    file_size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if file_size < 8 or length > min(file_size - 8, _MAX_HEADER):
             raise UserError(f"{path}: not a safetensors file, or cut short")
-        header = parse_json(f.read(length), f"{path}: damaged safetensors header")
+        header = parse_json(file.read(length), f"{path}: damaged safetensors header")
     header.pop("__metadata__", None)
-    for key, info in header.items():
-        _check_entry(path, key, info)
-    at = 0
-    for start, end, key in sorted((*info["data_offsets"], key) for key, info in header.items()):
-        if start != at:
-            what = "overlaps another" if start < at else "leaves a hole before it"
-            raise UserError(f"{path}: damaged: tensor {shown(key)} {what}")
-        at = end
-    if at != size - 8 - length:
-        how = "cut short" if at > size - 8 - length else "longer than its header says"
-        raise UserError(f"{path}: the file is {how}")
+    for key, entry in header.items():
+        _check_entry(path, key, entry)
+    _check_coverage(path, header, file_size - 8 - length)
     return header, 8 + length
 
 
-def _check_entry(path, key, info) -> None:
-    """Refuses a tensor whose dtype, shape and offsets are not of their types or do not agree."""
-    bad = lambda reason: UserError(f"{path}: tensor {shown(key)} {reason}")
-    if not isinstance(info, dict) or not isinstance(info.get("dtype"), str):
+def _check_entry(path: Path, key: str, entry: object) -> None:
+    """Refuse a tensor whose dtype, shape and offsets are not of their types or do not agree."""
+
+    def bad(reason: str) -> UserError:
+        return UserError(f"{path}: tensor {shown(key)} {reason}")
+
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         raise bad("has no dtype")
-    dtype = DTYPES.get(info["dtype"])
+    dtype = DTYPES.get(entry["dtype"])
     if dtype is None:
-        raise bad(f"has unsupported type {shown(info['dtype'])}")
-    shape, offsets = info.get("shape"), info.get("data_offsets")
-    whole = lambda x, limit: type(x) is int and 0 <= x <= limit  # bool is no int here
-    if (
-        not isinstance(shape, list)
-        or len(shape) > _MAX_RANK
-        or not all(whole(n, _MAX_DIM) for n in shape)
-    ):
+        raise bad(f"has unsupported type {shown(entry['dtype'])}")
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not _are_whole_numbers(shape, _MAX_DIM) or len(shape) > _MAX_RANK:
         raise bad("has no valid shape")
-    if (
-        not isinstance(offsets, list)
-        or len(offsets) != 2
-        or not all(whole(n, 2**63) for n in offsets)
-    ):
+    if not _are_whole_numbers(offsets, 2**63) or len(offsets) != 2:
         raise bad("has no valid data_offsets")
     if offsets[1] - offsets[0] != math.prod(shape) * np.dtype(dtype).itemsize:
         raise bad("has a shape that does not fit its data_offsets")
 
 
+def _are_whole_numbers(values: object, limit: int) -> bool:
+    # `type is int`: isinstance would let True and False pass.
+    return isinstance(values, list) and all(
+        type(value) is int and 0 <= value <= limit for value in values
+    )
+
+
+def _check_coverage(path: Path, header: dict[str, dict], data_size: int) -> None:
+    """Refuse tensors that overlap, leave holes or do not end where the file ends."""
+    position = 0
+    for start, end, key in sorted((*entry["data_offsets"], key) for key, entry in header.items()):
+        if start != position:
+            problem = "overlaps another" if start < position else "leaves a hole before it"
+            raise UserError(f"{path}: damaged: tensor {shown(key)} {problem}")
+        position = end
+    if position != data_size:
+        problem = "cut short" if position > data_size else "longer than its header says"
+        raise UserError(f"{path}: the file is {problem}")
+
+
+class StoredTensor(NamedTuple):
+    """Where a tensor lies; `start` is counted from the beginning of the file, in bytes."""
+
+    path: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Shard(NamedTuple):
+    """A file of a model folder. `indexed`: the names that the index gives to it; None without an index."""
+
+    path: Path
+    indexed: set[str] | None
+
+
 class Tensors:
     """All tensors of a model folder by canonical key; memory-mapped, read one at a time.
 
-    canonical: function from a stored key to the key to use. Raises UserError when a file is missing, damaged or
-    disagrees with the index.
+    Args:
+        canonical: function from a stored key to the key to use.
+        file_name: the one file to read; None: model.safetensors, or the shards of an index.
+
+    Attributes:
+        stored: canonical key -> where the tensor lies.
+
+    Raises:
+        UserError: when a file is missing, damaged or disagrees with the index.
     """
 
     def __init__(
-        self, folder: str | os.PathLike, canonical: Callable[[str], str] = lambda key: key
-    ):
+        self,
+        folder: str | os.PathLike,
+        canonical: Callable[[str], str] = str,
+        file_name: str | None = None,
+    ) -> None:
         self.folder = Path(folder)
-        self.where: dict[str, tuple[Path, int, dict]] = {}
-        for path, indexed in self._files():
-            header, base = read_header(path)
+        self.stored: dict[str, StoredTensor] = {}
+        files = [Shard(self.folder / file_name, None)] if file_name else self._shards()
+        for path, indexed in files:
+            header, data_start = read_header(path)
             if indexed is not None and indexed != set(header):
                 key = min(indexed ^ set(header))
                 lacking = "is not in it" if key in indexed else "is not in the index"
                 raise UserError(
                     f"{path}: does not agree with {INDEX}: tensor {shown(key)} {lacking}"
                 )
-            for key, info in header.items():
-                name = canonical(key)
-                if name in self.where:
-                    raise UserError(f"{self.folder}: tensor {shown(name)} occurs twice")
-                self.where[name] = (path, base, info)
+            for stored_key, entry in header.items():
+                key = canonical(stored_key)
+                if key in self.stored:
+                    raise UserError(f"{self.folder}: tensor {shown(key)} occurs twice")
+                self.stored[key] = StoredTensor(
+                    path,
+                    np.dtype(DTYPES[entry["dtype"]]),
+                    tuple(entry["shape"]),
+                    data_start + entry["data_offsets"][0],
+                )
 
-    def _files(self) -> list[tuple[Path, set[str] | None]]:
-        """(file, names that the index gives to it, None without an index)."""
+    def _shards(self) -> list[Shard]:
         index, single = self.folder / INDEX, self.folder / "model.safetensors"
         if not index.is_file():
             if not single.is_file():
                 raise UserError(f"{self.folder}: {self._why_missing(single)}")
-            return [(single, None)]
+            return [Shard(single, None)]
         if single.is_file():
             raise UserError(
                 f"{self.folder}: holds both model.safetensors and {INDEX}; remove the stale one"
             )
-        weight_map = parse_json(index.read_bytes(), f"{index}: damaged safetensors index").get(
-            "weight_map"
-        )
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise UserError(f"{index}: not a safetensors index: no weight_map")
-        shards: dict[str, set[str]] = {}
-        for key, name in weight_map.items():
-            if (
-                not isinstance(name, str)
-                or Path(name).name != name
-                or not name.endswith(".safetensors")
-            ):
-                raise UserError(f"{index}: shard names must be plain file names, got {shown(name)}")
-            shards.setdefault(name, set()).add(key)
-        for name in sorted(shards):
+        names_of_shard: dict[str, set[str]] = {}
+        for key, name in _read_weight_map(index).items():
+            names_of_shard.setdefault(name, set()).add(key)
+        for name in sorted(names_of_shard):
             if not (self.folder / name).is_file():
                 raise UserError(f"{self.folder}: {shown(name)} is missing")
-        return [(self.folder / name, shards[name]) for name in sorted(shards)]
+        return [Shard(self.folder / name, names_of_shard[name]) for name in sorted(names_of_shard)]
 
     def _why_missing(self, single: Path) -> str:
-        if pickles := sorted(f.name for p in PICKLES for f in self.folder.glob(p)):
+        pickles = [file.name for pattern in PICKLES for file in self.folder.glob(pattern)]
+        if pickles:
             return (
-                f"{shown(pickles[0])} is a pickle file, which can run code when it is read; "
+                f"{shown(min(pickles))} is a pickle file, which can run code when it is read; "
                 "only safetensors are read"
             )
         if single.is_symlink():
@@ -177,82 +225,105 @@ class Tensors:
         return f"{INDEX if any(self.folder.glob('*.safetensors')) else single.name} is missing"
 
     def shape(self, key: str) -> tuple[int, ...]:
-        return tuple(self.where[key][2]["shape"])
+        """Return the shape of a tensor; it is not read."""
+        return self.stored[key].shape
 
     def dtype(self, key: str) -> np.dtype:
-        return np.dtype(DTYPES[self.where[key][2]["dtype"]])
+        """Return the type of a tensor; it is not read."""
+        return self.stored[key].dtype
 
     def place(self, key: str) -> tuple[str, int]:
-        """(file, offset): tensors sorted by it are read front to back, shard by shard."""
-        path, _, info = self.where[key]
-        return path.name, info["data_offsets"][0]
+        """Return (file, offset): tensors sorted by it are read front to back, shard by shard."""
+        return self.stored[key].path.name, self.stored[key].start
 
     def __getitem__(self, key: str) -> np.ndarray:
-        path, base, info = self.where[key]
-        start, end = info["data_offsets"]
-        if end == start:  # an empty file region cannot be mapped
-            return np.zeros(info["shape"], DTYPES[info["dtype"]])
+        """Map a tensor, read-only."""
+        path, dtype, shape, start = stored = self.stored[key]
+        if stored.nbytes == 0:  # an empty file region cannot be mapped
+            return np.zeros(shape, dtype)
         # A map of its own: its pages count as this process's memory until the array is gone.
-        raw = np.memmap(path, np.uint8, "r", base + start, (end - start,))
-        return raw.view(DTYPES[info["dtype"]]).reshape(info["shape"])
+        raw = np.memmap(path, np.uint8, "r", start, (stored.nbytes,))
+        return raw.view(dtype).reshape(shape)
 
 
-# --- writing -------------------------------------------------------------------------------------------
+def _read_weight_map(index: Path) -> dict[str, str]:
+    """Read name of a tensor -> name of its shard. Raises UserError for names that lead out of the folder."""
+    parsed = parse_json(index.read_bytes(), f"{index}: damaged safetensors index")
+    weight_map = parsed.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index}: not a safetensors index: no weight_map")
+    for name in weight_map.values():
+        is_plain = isinstance(name, str) and Path(name).name == name
+        if not is_plain or not name.endswith(".safetensors"):
+            raise UserError(f"{index}: shard names must be plain file names, got {shown(name)}")
+    return weight_map
 
-# One tensor to write: (key, shape, dtype, function that returns the array).
-Entry = tuple[str, tuple[int, ...], np.dtype, Callable[[], np.ndarray]]
+
+# ---- Writing ----
+# By hand, too: the library wants all tensors of a file in memory at once.
 
 
-def nbytes(entry: Entry) -> int:
-    return math.prod(entry[1]) * np.dtype(entry[2]).itemsize
+class TensorToWrite(NamedTuple):
+    """One tensor of a file to be. `make` returns the array when its turn has come."""
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    make: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-def write_safetensors(path: Path, tensors: list[Entry]) -> None:
+def write_safetensors(path: Path, tensors: list[TensorToWrite]) -> None:
     """Write one file, making one tensor at a time: memory stays flat."""
-    header, at = {"__metadata__": {"format": "pt"}}, 0
-    for entry in tensors:
-        key, shape, dtype, _ = entry
-        end = at + nbytes(entry)
-        header[key] = {
-            "dtype": NAMES[np.dtype(dtype)],
-            "shape": list(shape),
-            "data_offsets": [at, end],
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for tensor in tensors:
+        end = position + tensor.nbytes
+        header[tensor.key] = {
+            "dtype": NAMES[np.dtype(tensor.dtype)],
+            "shape": list(tensor.shape),
+            "data_offsets": [position, end],
         }
-        at = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as f:
-        f.write(len(text).to_bytes(8, "little") + text)
-        for _key, shape, dtype, make in tensors:
-            x = np.ascontiguousarray(make(), dtype=dtype)
-            assert x.shape == tuple(shape)
-            f.write(x.reshape(-1).view(np.uint8).data)
-        f.flush()
-        os.fsync(f.fileno())
+        position = end
+    header_bytes = json.dumps(header, separators=(",", ":")).encode()
+    header_bytes += b" " * (-len(header_bytes) % 8)  # so that the data begin at a multiple of 8
+    with open(path, "wb") as file:
+        file.write(len(header_bytes).to_bytes(8, "little") + header_bytes)
+        for tensor in tensors:
+            array = np.ascontiguousarray(tensor.make(), dtype=tensor.dtype)
+            assert array.shape == tuple(tensor.shape)
+            file.write(array.reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def write_folder(folder: Path, tensors: list[Entry], max_shard_gb: float = 5.0) -> None:
+def write_folder(folder: Path, tensors: list[TensorToWrite], max_shard_gb: float = 5.0) -> None:
     """Write model.safetensors, or shards of at most `max_shard_gb` * 10^9 bytes of data and their index.
 
     A tensor that is larger than that gets a shard of its own. Names and index are those of transformers.
     """
-    shards, size = [[]], 0
-    for entry in tensors:
-        if shards[-1] and size + nbytes(entry) > max_shard_gb * 1e9:
+    shards: list[list[TensorToWrite]] = [[]]
+    shard_size = 0
+    for tensor in tensors:
+        if shards[-1] and shard_size + tensor.nbytes > max_shard_gb * 1e9:
             shards.append([])
-            size = 0
-        shards[-1].append(entry)
-        size += nbytes(entry)
+            shard_size = 0
+        shards[-1].append(tensor)
+        shard_size += tensor.nbytes
     if len(shards) == 1:
         write_safetensors(folder / "model.safetensors", tensors)
         return
     weight_map = {}
-    for i, shard in enumerate(shards):
-        name = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write_safetensors(folder / name, shard)
-        weight_map |= {entry[0]: name for entry in shard}
+        weight_map |= {tensor.key: name for tensor in shard}
     index = {
-        "metadata": {"total_size": sum(map(nbytes, tensors))},
+        "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)},
         "weight_map": dict(sorted(weight_map.items())),
     }
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

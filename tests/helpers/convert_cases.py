@@ -6,6 +6,7 @@ import shutil
 import golden_cases
 import ml_dtypes
 import numpy as np
+from golden_cases import entries
 
 from cxr_jax.models.qwen2_5_vl import hf_table
 from cxr_jax.weights.safetensors_file import (
@@ -28,10 +29,6 @@ def nested(key):
         if key != HEAD
         else key
     )
-
-
-def entries(arrays, rename=lambda key: key):
-    return [(rename(k), x.shape, x.dtype, lambda x=x: x) for k, x in arrays.items()]
 
 
 def make(
@@ -80,7 +77,7 @@ def arrays_edit(change):
 
     def corrupt(folder):
         tensors = Tensors(folder, hf_table.canonical_key)
-        arrays = {k: np.array(tensors[k]) for k in tensors.where}
+        arrays = {k: np.array(tensors[k]) for k in tensors.stored}
         change(arrays)
         write_safetensors(folder / "model.safetensors", entries(arrays))
 
@@ -99,7 +96,7 @@ def sharded(change):
 
     def corrupt(folder):
         tensors = Tensors(folder, hf_table.canonical_key)
-        arrays = {k: np.array(tensors[k]) for k in tensors.where}
+        arrays = {k: np.array(tensors[k]) for k in tensors.stored}
         (folder / "model.safetensors").unlink()
         write_folder(folder, entries(arrays), 1e-4)
         index = json.loads((folder / INDEX).read_text())

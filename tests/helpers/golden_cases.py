@@ -8,7 +8,7 @@ import ml_dtypes  # noqa: F401  (numpy learns bfloat16)
 import numpy as np
 from places import ROOT
 
-from cxr_jax.weights import hf_folder
+from cxr_jax.weights.safetensors_file import TensorToWrite, write_safetensors
 
 FOLDER = ROOT / "tests" / "golden"
 NAMES = sorted(p.stem for p in FOLDER.glob("*.npz"))
@@ -33,8 +33,10 @@ def write_folder(folder: pathlib.Path, name: str, rename=lambda key: key) -> pat
     c = case(name)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(c["config"]))
-    hf_folder.write_safetensors(
-        folder / "model.safetensors",
-        [(rename(k), w.shape, w.dtype, lambda w=w: w) for k, w in c["weights"].items()],
-    )
+    write_safetensors(folder / "model.safetensors", entries(c["weights"], rename))
     return folder
+
+
+def entries(arrays: dict, rename=str) -> list[TensorToWrite]:
+    """Arrays as what the writers of safetensors take, under `rename`d keys."""
+    return [TensorToWrite(rename(k), x.shape, x.dtype, lambda x=x: x) for k, x in arrays.items()]

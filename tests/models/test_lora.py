@@ -7,6 +7,7 @@ import re
 import subprocess
 
 import cases
+import golden_cases
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -26,7 +27,7 @@ from cxr_jax.models.qwen2_5_vl import decoder, hf_table
 from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 from cxr_jax.runtime import trees
 from cxr_jax.weights import hf_folder, peft_folder
-from cxr_jax.weights.safetensors_file import Tensors
+from cxr_jax.weights.safetensors_file import Tensors, write_safetensors
 
 CFG = Config(
     vision=VisionConfig(
@@ -350,22 +351,15 @@ def stored(folder) -> dict:
 
 
 def _tensors(path) -> dict:
-    class One(Tensors):
-        def _files(self):
-            return [(path, None)]
-
-    found = One(path.parent)
-    return {k: found[k] for k in found.where}
+    found = Tensors(path.parent, file_name=path.name)
+    return {k: found[k] for k in found.stored}
 
 
 def written(folder, tensors: dict, settings: dict):
     """A PEFT folder of these."""
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps(settings))
-    hf_folder.write_safetensors(
-        folder / "adapter_model.safetensors",
-        [(k, x.shape, x.dtype, lambda x=x: x) for k, x in tensors.items()],
-    )
+    write_safetensors(folder / "adapter_model.safetensors", golden_cases.entries(tensors))
     return folder
 
 
@@ -396,7 +390,7 @@ def test_export_and_import_bit_for_bit(adapters, exported, tmp_path):
 def test_a_model_with_an_adapter_folder(params, adapters, exported, tmp_path, capsys):
     """Read with adapters, and converted with them: both are the merged model. A foreign folder is one line."""
     base = tmp_path / "base"
-    hf_folder.save_hf(base, CFG, params)
+    hf_folder.save(base, CFG, params)
     want = lora.merge(params, adapters, ALL)
     same(cxr_jax.load(base, adapter=exported).params, want)
     assert (
@@ -560,11 +554,8 @@ def test_peft_and_we_read_each_other(tmp_path):
     case, model = cases.draw(seed), tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text(json.dumps(case.config))
-    hf_folder.write_safetensors(
-        model / "model.safetensors",
-        [(k, w.shape, w.dtype, lambda w=w: w) for k, w in cases.weights(case).items()],
-    )
-    model_config, params = hf_folder.load_hf(model)
+    write_safetensors(model / "model.safetensors", golden_cases.entries(cases.weights(case)))
+    model_config, params = hf_folder.load(model)
     own = Lora(4, 6.0, ("decoder", "vision", "merger"))
     adapters = noise(shapes_of(model_config, own)[1], 0)
     peft_folder.save(tmp_path / "ours", model_config, adapters, own, "base")

@@ -19,7 +19,7 @@ def model(tmp_path_factory):
     def get(name):
         if name not in made:
             folder = golden_cases.write_folder(tmp_path_factory.mktemp(name), name)
-            made[name] = inference_model.Model(*hf_folder.load_hf(folder))
+            made[name] = inference_model.Model(*hf_folder.load(folder))
         return made[name]
 
     return get

@@ -169,7 +169,7 @@ def arrays(folder) -> dict:
             for k, x in checkpoint_folder.read_arrays(at, likes).items()
         }
     checkpoints.close()
-    exported = jax.tree_util.tree_leaves_with_path(hf_folder.load_hf(folder / "hf", np.float32)[1])
+    exported = jax.tree_util.tree_leaves_with_path(hf_folder.load(folder / "hf", np.float32)[1])
     return out | {f"export: {jax.tree_util.keystr(p)}": np.asarray(x) for p, x in exported}
 
 

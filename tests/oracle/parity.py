@@ -44,6 +44,7 @@ from cxr_jax.models import layers, qwen2_5_vl
 from cxr_jax.models.qwen2_5_vl import hf_table
 from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.weights import hf_folder
+from cxr_jax.weights.safetensors_file import TensorToWrite, write_safetensors
 
 BAR = 1e-4  # of the standard deviation of what is compared
 hf_table.our_shapes = functools.lru_cache(maxsize=32)(
@@ -81,9 +82,12 @@ def load(case: cases.Case, folder: pathlib.Path) -> model.Model:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(case.config))
     rename = cases.nested_key if case.nested_keys else str
-    tensors = [(rename(k), w.shape, w.dtype, lambda w=w: w) for k, w in cases.weights(case).items()]
-    hf_folder.write_safetensors(folder / "model.safetensors", tensors)
-    return model.Model(*hf_folder.load_hf(folder), folder=folder)
+    tensors = [
+        TensorToWrite(rename(k), w.shape, w.dtype, lambda w=w: w)
+        for k, w in cases.weights(case).items()
+    ]
+    write_safetensors(folder / "model.safetensors", tensors)
+    return model.Model(*hf_folder.load(folder), folder=folder)
 
 
 def ratio(got, want) -> float:

@@ -51,7 +51,7 @@ def write(folder: pathlib.Path) -> None:
 
     from cxr_jax.models.qwen2_5_vl import hf_table
     from cxr_jax.models.qwen2_5_vl.config import QWEN2_5_VL_3B
-    from cxr_jax.weights.safetensors_file import write_folder
+    from cxr_jax.weights.safetensors_file import TensorToWrite, write_folder
 
     def entry(i, rule):
         def make():
@@ -69,7 +69,7 @@ def write(folder: pathlib.Path) -> None:
             )
             return x.astype(ml_dtypes.bfloat16)
 
-        return rule.key, rule.shape, np.dtype(ml_dtypes.bfloat16), make
+        return TensorToWrite(rule.key, rule.shape, np.dtype(ml_dtypes.bfloat16), make)
 
     folder.mkdir(parents=True, exist_ok=True)
     write_folder(folder, [entry(i, r) for i, r in enumerate(hf_table.rules(QWEN2_5_VL_3B))], 4.0)

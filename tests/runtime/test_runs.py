@@ -120,7 +120,7 @@ def arrays(folder):
         jax.tree_util.keystr(p): np.asarray(x)
         for p, x in jax.tree_util.tree_leaves_with_path(state)
     }
-    _, params = hf_folder.load_hf(folder / "hf", np.float32)
+    _, params = hf_folder.load(folder / "hf", np.float32)
     return named | {
         jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)
     }
@@ -171,7 +171,7 @@ def test_a_run_finishes_and_leaves_its_files(whole, task):
 
 def test_adapters_are_exported_alone_and_merged(whole):
     folder, _ = whole["sft"]
-    model_config, merged = hf_folder.load_hf(folder / "hf")
+    model_config, merged = hf_folder.load(folder / "hf")
     base = jax.tree.map(np.array, pretrained.untrained_params(model_config, 0))
     adapters, spec = peft_folder.load(folder / "adapter", model_config)
     assert spec.rank == 2 and all(np.abs(x).max() > 0 for x in jax.tree.leaves(adapters))

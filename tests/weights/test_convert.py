@@ -14,7 +14,9 @@ import golden_cases
 import jax
 import numpy as np
 import pytest
-from convert_cases import BAD, BF16, F16, F32, LAYER, config_edit, entries, make, nested
+import safetensors
+from convert_cases import BAD, BF16, F16, F32, LAYER, config_edit, make, nested
+from golden_cases import entries
 from places import ORACLE_PYTHON, ROOT
 
 import cxr_jax
@@ -30,7 +32,7 @@ from cxr_jax.weights.safetensors_file import INDEX, NAMES, Tensors, write_folder
 def stored(folder):
     """Canonical key -> (type, bytes) of every tensor of a Hugging Face folder."""
     tensors = Tensors(folder, hf_table.canonical_key)
-    return {k: (tensors.dtype(k), np.array(tensors[k]).tobytes()) for k in tensors.where}
+    return {k: (tensors.dtype(k), np.array(tensors[k]).tobytes()) for k in tensors.stored}
 
 
 def call(*argv):
@@ -76,7 +78,7 @@ def test_there_and_back_bit_for_bit(tmp_path, layout, capsys):
     # Ours opens directly, and holds the arrays that the Hugging Face folder gives.
     ours, (model_config, params) = (
         cxr_jax.load(tmp_path / "new" / "ours", dtype="float32"),
-        hf_folder.load_hf(src, F32),
+        hf_folder.load(src, F32),
     )
     assert ours.config == model_config and ours.folder == tmp_path / "new" / "ours"
     jax.tree.map(np.testing.assert_array_equal, ours.params, params)
@@ -131,7 +133,7 @@ def test_orbax_alone_reads_our_arrays(tmp_path):
     src = make(tmp_path / "src", dtype=lambda key: BF16)
     assert call("from-hf", src, tmp_path / "ours") == 0
     tree = ocp.StandardCheckpointer().restore(tmp_path / "ours" / native_folder.ARRAYS)
-    jax.tree.map(np.testing.assert_array_equal, tree, hf_folder.load_hf(src)[1])
+    jax.tree.map(np.testing.assert_array_equal, tree, hf_folder.load(src)[1])
 
 
 # --- what cannot be converted --------------------------------------------------------------------------
@@ -287,8 +289,21 @@ def damaged(data, rng):
     return bytes(data)
 
 
+def same_as_library(path, tensors):
+    """The library reads the same: we accept nothing that it refuses, but for metadata, which we do not read."""
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            assert set(file.keys()) == set(tensors.stored)
+            for key in file.keys():
+                theirs = file.get_tensor(key)
+                assert theirs.dtype == tensors.dtype(key) and theirs.shape == tensors.shape(key)
+                assert theirs.tobytes() == tensors[key].tobytes()
+    except safetensors.SafetensorError as error:
+        assert "__metadata__" in str(error) or "expected a string" in str(error), error
+
+
 def test_damaged_headers_raise_user_errors_only(tmp_path):
-    """Whatever the bytes are: tensors inside the file, or a UserError."""
+    """Whatever the bytes are: tensors inside the file, which the safetensors library reads alike, or a UserError."""
     path = tmp_path / "model.safetensors"
     write_safetensors(
         path,
@@ -301,8 +316,9 @@ def test_damaged_headers_raise_user_errors_only(tmp_path):
         path.write_bytes(damaged(whole[:end], rng) + whole[end:])
         try:
             tensors = Tensors(tmp_path)
-            total = sum(np.array(tensors[k]).nbytes for k in tensors.where)
+            total = sum(np.array(tensors[k]).nbytes for k in tensors.stored)
             assert total <= path.stat().st_size
+            same_as_library(path, tensors)
         except UserError as e:
             refused += 1
             assert "\n" not in str(e) and len(str(e)) < 600
@@ -431,7 +447,7 @@ def large(tmp_path_factory):
             node = node.setdefault(name, {})
         node[path[-1]] = np.resize(noise, shape).view(BF16)
         size += node[path[-1]].nbytes
-    hf_folder.save_hf(folder, model_config, params, max_shard_gb=0.1)
+    hf_folder.save(folder, model_config, params, max_shard_gb=0.1)
     return folder, size
 
 

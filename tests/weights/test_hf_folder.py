@@ -15,7 +15,7 @@ from cxr_jax.errors import UserError
 from cxr_jax.models.qwen2_5_vl import hf_table
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B, Config
 from cxr_jax.weights import hf_folder
-from cxr_jax.weights.safetensors_file import Tensors
+from cxr_jax.weights.safetensors_file import Tensors, write_safetensors
 
 NESTED = {"visual.": "model.visual.", "model.": "model.language_model."}
 
@@ -36,12 +36,9 @@ def folder(tmp_path):
 def rewrite(folder, change):
     """Apply `change` to the dict of all tensors of a folder."""
     tensors = open_tensors(folder)
-    arrays = {k: np.array(tensors[k]) for k in tensors.where}
+    arrays = {k: np.array(tensors[k]) for k in tensors.stored}
     change(arrays)
-    hf_folder.write_safetensors(
-        folder / "model.safetensors",
-        [(k, x.shape, x.dtype, lambda x=x: x) for k, x in arrays.items()],
-    )
+    write_safetensors(folder / "model.safetensors", golden_cases.entries(arrays))
 
 
 def same(a, b):
@@ -54,13 +51,13 @@ def same(a, b):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_round_trip_bit_for_bit(name, dtype, tmp_path):
     src = golden_cases.write_folder(tmp_path / "a", name)
-    model_config, params = hf_folder.load_hf(src, np.dtype(dtype))
-    hf_folder.save_hf(tmp_path / "b", model_config, params)
-    cfg2, params2 = hf_folder.load_hf(tmp_path / "b")
+    model_config, params = hf_folder.load(src, np.dtype(dtype))
+    hf_folder.save(tmp_path / "b", model_config, params)
+    cfg2, params2 = hf_folder.load(tmp_path / "b")
     assert cfg2 == model_config
     same(params, params2)
     tensors, weights = open_tensors(tmp_path / "b"), golden_cases.case(name)["weights"]
-    assert set(tensors.where) == {hf_table.canonical_key(k) for k in weights}
+    assert set(tensors.stored) == {hf_table.canonical_key(k) for k in weights}
     for key, value in weights.items():  # HF -> ours -> HF
         np.testing.assert_array_equal(tensors[hf_table.canonical_key(key)], value.astype(dtype))
 
@@ -69,18 +66,16 @@ def test_files_are_what_the_safetensors_library_reads(tmp_path):
     from safetensors.numpy import load_file
 
     src = golden_cases.write_folder(tmp_path / "a", "even")
-    model_config, params = hf_folder.load_hf(src)
-    hf_folder.save_hf(tmp_path / "b", model_config, params)
+    model_config, params = hf_folder.load(src)
+    hf_folder.save(tmp_path / "b", model_config, params)
     theirs = load_file(tmp_path / "b" / "model.safetensors")
     for key, value in golden_cases.case("even")["weights"].items():
         np.testing.assert_array_equal(theirs[hf_table.canonical_key(key)], value)
 
 
 def test_both_key_layouts_give_the_same_parameters(tmp_path):
-    a = hf_folder.load_hf(
-        golden_cases.write_folder(tmp_path / "a", "ragged", hf_table.canonical_key)
-    )
-    b = hf_folder.load_hf(
+    a = hf_folder.load(golden_cases.write_folder(tmp_path / "a", "ragged", hf_table.canonical_key))
+    b = hf_folder.load(
         golden_cases.write_folder(
             tmp_path / "b", "ragged", lambda k: nested(hf_table.canonical_key(k))
         )
@@ -90,31 +85,29 @@ def test_both_key_layouts_give_the_same_parameters(tmp_path):
 
 
 def test_shards(folder, tmp_path):
-    whole = hf_folder.load_hf(folder)
+    whole = hf_folder.load(folder)
     tensors = open_tensors(folder)
     shards = tmp_path / "shards"
     shards.mkdir()
     shutil.copy(folder / "config.json", shards)
     weight_map = {}
-    for i, key in enumerate(sorted(tensors.where)):
+    for i, key in enumerate(sorted(tensors.stored)):
         weight_map[key] = f"model-{i % 3 + 1:05d}-of-00003.safetensors"
     for name in set(weight_map.values()):
-        part = [(k, np.array(tensors[k])) for k, f in weight_map.items() if f == name]
-        hf_folder.write_safetensors(
-            shards / name, [(k, x.shape, x.dtype, lambda x=x: x) for k, x in part]
-        )
+        part = {k: np.array(tensors[k]) for k, f in weight_map.items() if f == name}
+        write_safetensors(shards / name, golden_cases.entries(part))
     (shards / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    same(whole[1], hf_folder.load_hf(shards)[1])
+    same(whole[1], hf_folder.load(shards)[1])
     (shards / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(UserError, match="model-00002-of-00003.safetensors is missing"):
-        hf_folder.load_hf(shards)
+        hf_folder.load(shards)
 
 
 def test_tied_head_may_be_stored_once_more(tmp_path):
     src = golden_cases.write_folder(tmp_path / "a", "even", hf_table.canonical_key)
-    before = hf_folder.load_hf(src)
+    before = hf_folder.load(src)
     rewrite(src, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}))
-    same(before[1], hf_folder.load_hf(src)[1])
+    same(before[1], hf_folder.load(src)[1])
 
 
 LAYER = "model.layers.1.self_attn.q_proj.weight"
@@ -136,7 +129,7 @@ LAYER = "model.layers.1.self_attn.q_proj.weight"
 def test_tensors_that_do_not_fit_are_named(folder, change, message):
     rewrite(folder, change)
     with pytest.raises(UserError, match=message):
-        hf_folder.load_hf(folder)
+        hf_folder.load(folder)
 
 
 def test_damaged_files(folder):
@@ -153,16 +146,16 @@ def test_damaged_files(folder):
     ):
         weights.write_bytes(bad)
         with pytest.raises(UserError, match="model.safetensors"):
-            hf_folder.load_hf(folder)
+            hf_folder.load(folder)
     weights.unlink()
     with pytest.raises(UserError, match="model.safetensors is missing"):
-        hf_folder.load_hf(folder)
+        hf_folder.load(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
-        hf_folder.load_hf(folder)
+        hf_folder.load(folder)
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match="no config.json"):
-        hf_folder.load_hf(folder)
+        hf_folder.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -207,25 +200,25 @@ def test_published_sizes():
 
 
 def test_saving_replaces_whole_folders_only(tmp_path, monkeypatch):
-    model_config, params = hf_folder.load_hf(golden_cases.write_folder(tmp_path / "a", "text"))
-    hf_folder.save_hf(tmp_path / "out", model_config, params)
+    model_config, params = hf_folder.load(golden_cases.write_folder(tmp_path / "a", "text"))
+    hf_folder.save(tmp_path / "out", model_config, params)
     (tmp_path / "out" / "old.txt").write_text("x")
     monkeypatch.setattr(
         hf_folder, "write_folder", lambda *a: (_ for _ in ()).throw(OSError("disk full"))
     )
     with pytest.raises(OSError, match="disk full"):
-        hf_folder.save_hf(tmp_path / "out", model_config, params)
+        hf_folder.save(tmp_path / "out", model_config, params)
     monkeypatch.undo()
-    same(hf_folder.load_hf(tmp_path / "out")[1], params)
+    same(hf_folder.load(tmp_path / "out")[1], params)
     assert (tmp_path / "out" / "old.txt").exists()
-    hf_folder.save_hf(tmp_path / "out", model_config, params, dtype=ml_dtypes.bfloat16)
+    hf_folder.save(tmp_path / "out", model_config, params, dtype=ml_dtypes.bfloat16)
     assert not (tmp_path / "out" / "old.txt").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "out"]  # no leftovers
 
 
 def test_load_by_name(tmp_path):
-    model_config, params = hf_folder.load_hf(golden_cases.write_folder(tmp_path / "m", "even"))
-    hf_folder.save_hf(tmp_path / "run" / "hf", model_config, params, dtype=ml_dtypes.bfloat16)
+    model_config, params = hf_folder.load(golden_cases.write_folder(tmp_path / "m", "even"))
+    hf_folder.save(tmp_path / "run" / "hf", model_config, params, dtype=ml_dtypes.bfloat16)
     model = cxr_jax.load(tmp_path / "run")
     assert model.config == model_config and {
         x.dtype.name for x in jax.tree.leaves(model.params)
