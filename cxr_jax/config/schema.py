@@ -121,19 +121,19 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     Raises:
         UserError: naming the first key that is wrong, its value and what it must be.
     """
+    values = Values(config)
     for section in ("data", "optim", "eval", "lora", "mesh", "rl", "rl.reward_weights"):
-        require(config, section, _is_section, "must be a section of keys")
+        values.require(section, _is_section, "must be a section of keys")
     for key in keys().values():
         if key.type == "patterns":
-            require(
-                config, key.name, lambda value: isinstance(value, (tuple, list)), "must be a tuple"
+            values.require(
+                key.name, lambda value: isinstance(value, (tuple, list)), "must be a tuple"
             )
-            require(config, key.name, _is_patterns, "holds a bad regular expression")
+            values.require(key.name, _is_patterns, "holds a bad regular expression")
         elif key.type in _RULES:
-            is_good, must = _RULES[key.type](key.range)
-            require(config, key.name, is_good, must)
-    require_divides(config, "batch_size", "micro_batches")
-    require_divides(config, "rl.prompts_per_step", "rl.micro_batches", "rl.minibatches")
+            values.require(key.name, *_RULES[key.type](key.range))
+    values.require_divides("batch_size", "micro_batches")
+    values.require_divides("rl.prompts_per_step", "rl.micro_batches", "rl.minibatches")
 
 
 def is_number(value: object, rule: str = "", *, whole: bool = False) -> bool:
@@ -153,50 +153,50 @@ def is_number(value: object, rule: str = "", *, whole: bool = False) -> bool:
     return all(_COMPARE[sign](rounded, float(bound)) for sign, bound in bounds)
 
 
-def require(
-    config: ml_collections.ConfigDict, name: str, is_good: Callable[[Any], bool], must: str
-) -> None:
-    """Refuse the value at a dotted name if it is there and not good; `must` says what it must be.
+class Values:
+    """The values of a config by dotted name, and what they must be; keys that the config lacks are passed over."""
 
-    Raises:
-        UserError: naming the key and its value.
-    """
-    value = value_at(config, name)
-    if value is not _ABSENT and not is_good(value):
-        raise UserError(f"config.{name}={value!r} {must}")
+    def __init__(self, resolved: ml_collections.ConfigDict) -> None:
+        self._resolved = resolved
 
+    def at(self, name: str) -> Any:
+        """Return the value at a dotted name, or a mark of its own if the config has no such key."""
+        value: Any = self._resolved
+        for part in name.split("."):
+            if not _is_section(value) or part not in value:
+                return _ABSENT
+            value = value[part]
+        return value
 
-def require_divides(
-    config: ml_collections.ConfigDict, rows: str, micro_batches: str, minibatches: str = ""
-) -> None:
-    """Refuse rows that do not divide into equal minibatches, and those into equal micro-batches.
+    def require(self, name: str, is_good: Callable[[Any], bool], must: str) -> None:
+        """Refuse the value at a dotted name if it is there and not good; `must` says what it must be.
 
-    Args:
-        rows: dotted name of the key that counts the rows of a step; the others are named likewise.
+        Raises:
+            UserError: naming the key and its value.
+        """
+        value = self.at(name)
+        if value is not _ABSENT and not is_good(value):
+            raise UserError(f"config.{name}={value!r} {must}")
 
-    Raises:
-        UserError: naming the key and both counts.
-    """
-    count, turns = value_at(config, rows), value_at(config, micro_batches)
-    updates = value_at(config, minibatches) if minibatches else 1
-    if updates is _ABSENT:
-        updates = 1
-    if count is _ABSENT or turns is _ABSENT or count % (updates * turns) == 0:
-        return
-    into = f"{turns} micro-batches"
-    if updates != 1:
-        into = f"{updates} minibatches of {into}"
-    raise UserError(f"config.{rows}={count} does not divide into {into}")
+    def require_divides(self, rows: str, micro_batches: str, minibatches: str = "") -> None:
+        """Refuse rows that do not divide into equal minibatches, and those into equal micro-batches.
 
+        Args:
+            rows: dotted name of the key that counts the rows of a step; the others are named likewise.
 
-def value_at(config: ml_collections.ConfigDict, name: str) -> Any:
-    """Return the value at a dotted name, or a mark of its own if the config has no such key."""
-    value = config
-    for part in name.split("."):
-        if not _is_section(value) or part not in value:
-            return _ABSENT
-        value = value[part]
-    return value
+        Raises:
+            UserError: naming the key and both counts.
+        """
+        count, turns = self.at(rows), self.at(micro_batches)
+        updates = self.at(minibatches) if minibatches else 1
+        if updates is _ABSENT:
+            updates = 1
+        if count is _ABSENT or turns is _ABSENT or count % (updates * turns) == 0:
+            return
+        into = f"{turns} micro-batches"
+        if updates != 1:
+            into = f"{updates} minibatches of {into}"
+        raise UserError(f"config.{rows}={count} does not divide into {into}")
 
 
 def _is_section(value: object) -> bool:

@@ -20,9 +20,9 @@ class _Section:
     PREFIX = ""
 
     @classmethod
-    def from_config(cls, config: ml_collections.ConfigDict) -> Self:
+    def from_config(cls, resolved: ml_collections.ConfigDict) -> Self:
         """Read the section from a run's config; a key that the config lacks has the default of keys.toml."""
-        section: Any = config.get(cls.PREFIX, {}) if cls.PREFIX else config
+        section: Any = resolved.get(cls.PREFIX, {}) if cls.PREFIX else resolved
         names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
         return cls.with_defaults(**{name: section[name] for name in names if name in section})
 
@@ -200,16 +200,16 @@ class RunConfig(_Section):
     learner: LearnerConfig
 
     @classmethod
-    def from_config(cls, config: ml_collections.ConfigDict) -> Self:
+    def from_config(cls, resolved: ml_collections.ConfigDict) -> Self:
         """Read a resolved config; sections and keys that its task has no use for have their defaults."""
         sections = {
-            name: section.from_config(config)  # type: ignore[attr-defined]
+            name: section.from_config(resolved)  # type: ignore[attr-defined]
             for name, section in cls.__annotations__.items()
             if isinstance(section, type) and issubclass(section, _Section)
         }
         top = {
-            field.name: config[field.name]
-            if field.name in config
+            field.name: resolved[field.name]
+            if field.name in resolved
             else next(iter(schema.keys()[field.name].default.values()))
             for field in dataclasses.fields(cls)
             if field.name not in sections

@@ -47,16 +47,16 @@ def _chosen(names: list[str]) -> tuple[str, str | None]:
     return preset, algorithm
 
 
-def _published_recipe(config: ConfigDict, algorithm: str | None) -> None:
+def _published_recipe(preset: ConfigDict, algorithm: str | None) -> None:
     """configs/grpo_config.yaml of the published code: 64 prompts x 16, lr 1e-6 with a 5 % floor, clip 0.2."""
-    config.update(
+    preset.update(
         model="", seed=123, remat="full", dtype="bfloat16", max_completion=1800, steps=128
     )
-    config.data.update(size=476, seed=123)
-    config.mesh.update(data=1, fsdp=-1)
-    config.rl.update(prompts_per_step=64, oversample=1, group_size=16, min_length=400)
+    preset.data.update(size=476, seed=123)
+    preset.mesh.update(data=1, fsdp=-1)
+    preset.rl.update(prompts_per_step=64, oversample=1, group_size=16, min_length=400)
     if algorithm is None:  # what the published code ran: TRL 0.22, a loss averaged by sequence
-        config.rl.update(ALGORITHMS["trl_0_22"])
-        config.rl.update(aggregation="sequence", mask_truncated=True)
-    config.rl.reward_weights = ConfigDict(rewards.weights(rewards.PUBLISHED))
-    config.optim.update(lr=1e-6, final_fraction=0.05, b2=0.999)
+        preset.rl.update(ALGORITHMS["trl_0_22"])
+        preset.rl.update(aggregation="sequence", mask_truncated=True)
+    preset.rl.reward_weights = ConfigDict(rewards.weights(rewards.PUBLISHED))
+    preset.optim.update(lr=1e-6, final_fraction=0.05, b2=0.999)

@@ -28,7 +28,7 @@ def check(config: ConfigDict) -> None:
         settings.model, settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype
     )
     if settings.learner.replay_weight:
-        schema.require_divides(config, "rl.replay_batch", "rl.micro_batches")
+        schema.Values(config).require_divides("rl.replay_batch", "rl.micro_batches")
         checks.check_targets_fit(settings, train)
 
 
