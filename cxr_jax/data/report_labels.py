@@ -170,7 +170,7 @@ def table_columns(options: LabelOptions) -> list[str]:
 def _good_chunks(
     reports: Iterable[Report], handle_bad: Callable[[Report], None]
 ) -> Iterator[list[Report]]:
-    """Gather good rows into lists of at most CHUNK reports and about CHUNK_BYTES; hand each other one to `handle_bad`."""
+    """Gather good rows into lists of at most CHUNK reports and about CHUNK_BYTES; `handle_bad` gets the others."""
     chunk: list[Report] = []
     size = 0
     for report in reports:
