@@ -2,7 +2,12 @@
 
 import importlib
 import pathlib
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from cxr_jax.inference.model import Model
+
+__version__ = "0.1.0"  # the package's metadata take it from here
 __all__ = ["asset", "load"]
 
 _SUBMODULES = (
@@ -16,31 +21,39 @@ _SUBMODULES = (
     "rl",
     "sft",
 )
-_MOVED = {
-    "losses": "cxr_jax.rl.losses",
-    "sampling": "cxr_jax.inference.sampling",
-}  # kept for one release
+# Old names, kept for one release.
+_MOVED = {"losses": "cxr_jax.rl.losses", "sampling": "cxr_jax.inference.sampling"}
 
 
-def load(name_or_dir, dtype=None, grids="exact", adapter=None):
-    """A model to read with: `cxr_jax.inference.model.Model`, with `.logits(...)` and `.generate(...)`.
+def load(
+    name_or_dir: str | pathlib.Path,
+    dtype: Any = None,
+    grids: str = "exact",
+    adapter: str | pathlib.Path | None = None,
+) -> "Model":
+    """Load a model to read with: `cxr_jax.inference.model.Model`, with `.logits(...)` and `.generate(...)`.
 
-    name_or_dir: "phantom" (the embedded one), a Hugging Face folder, or a run's workdir. dtype: compute and
-    weight type; None is float32 on a CPU, whatever the file stores, and bfloat16 on accelerators. grids: shapes
-    of images, "exact" (the processor's) or "bucket" (at most 9), see `Model`. adapter: a folder in PEFT's format, whose
-    LoRA adapters are merged. Raises UserError when there is no such model, or its weights do not fit its config.
+    Args:
+        name_or_dir: "phantom" (the embedded one), a Hugging Face folder, or a run's workdir.
+        dtype: compute and weight type; None is float32 on a CPU, whatever the file stores, and bfloat16 on
+            accelerators.
+        grids: shapes of images, "exact" (the processor's) or "bucket" (at most 9), see `Model`.
+        adapter: a folder in PEFT's format, whose LoRA adapters are merged.
+
+    Raises:
+        UserError: if there is no such model, or its weights do not fit its config.
     """
     from cxr_jax.inference import model
 
     return model.load(name_or_dir, dtype, grids, adapter)
 
 
-def asset(name: str):
-    """Path of a file or folder that ships inside the package, e.g. asset("phantom")."""
+def asset(name: str) -> pathlib.Path:
+    """Return the path of a file or folder that ships inside the package, e.g. asset("phantom")."""
     return pathlib.Path(__file__).parent / "assets" / name
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _SUBMODULES or name in _MOVED:
         return importlib.import_module(_MOVED.get(name, f"cxr_jax.{name}"))
     raise AttributeError(f"module 'cxr_jax' has no attribute {name!r}")

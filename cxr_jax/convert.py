@@ -1,4 +1,6 @@
-"""Hugging Face folder <-> our checkpoint: `python -m cxr_jax.convert from-hf SRC DST`, `... to-hf SRC DST`.
+"""Hugging Face folder <-> our checkpoint: `cxr-jax convert from-hf SRC DST`, `.. to-hf SRC DST`.
+
+`python -m cxr_jax.convert` is the same command.
 
 from-hf: SRC is a Hugging Face Qwen2.5-VL folder (safetensors, one file or shards, either key layout); DST becomes
 a checkpoint that `cxr_jax.load(DST)` and `--config.model=DST` open. to-hf: the way back, in the published layout,
@@ -12,14 +14,15 @@ Exit codes: 0 done; 1 the conversion failed (disk full, interrupted); 2 bad usag
 """
 
 import argparse
+import contextlib
 import errno
 import os
 import sys
-import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cxr_jax.errors import UserError, bad_usage
+from cxr_jax.config.arguments import ArgumentParser, wants_debug
+from cxr_jax.errors import UserError, exit_code
 from cxr_jax.runtime import child_process, interrupts, whole_files
 from cxr_jax.weights import hf_folder, native_folder
 from cxr_jax.weights.conversion import from_hf, to_hf
@@ -43,12 +46,7 @@ _PATH_ERRORS = {
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the flags. Raises UserError for bad usage."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cxr_jax.convert",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ArgumentParser("cxr_jax.convert", description=__doc__)
     parser.add_argument("direction", choices=("from-hf", "to-hf"))
     parser.add_argument("source", metavar="SRC", help="folder to read")
     parser.add_argument(
@@ -60,9 +58,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--adapter", metavar="DIR", help="from-hf: LoRA adapters in PEFT's format, merged"
     )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-
-    parser.error = bad_usage
     return parser.parse_args(argv)
 
 
@@ -104,21 +99,34 @@ def main(argv: Sequence[str] | None = None, in_child: bool = False) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 bad usage or bad SRC.
     """
-    debug = "--debug" in (sys.argv if argv is None else argv)
-    try:
-        args = parse_args(argv)
+    return exit_code(
+        lambda: _run(parse_args(argv), in_child), debug=wants_debug(argv), failure=_failure
+    )
+
+
+def _run(args: argparse.Namespace, in_child: bool) -> int:
+    with _bad_paths_as_user_errors():
         source, destination = check_paths(args)
-        with whole_files.atomic_folder(destination) as folder:
-            if in_child:
-                _convert_in_child(args, source, folder)
-            else:
-                _convert(args, source, folder)
+        try:
+            with whole_files.atomic_folder(destination) as folder:
+                if in_child:
+                    _convert_in_child(args, source, folder)
+                else:
+                    _convert(args, source, folder)
+        except child_process.ChildFailedError as error:
+            return error.exit_code
         _print_result(args.destination, destination)
-        return 0
-    except child_process.ChildFailedError as error:
-        return error.exit_code
-    except (Exception, KeyboardInterrupt) as error:
-        return _report(error, debug)
+    return 0
+
+
+@contextlib.contextmanager
+def _bad_paths_as_user_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _PATH_ERRORS:
+            raise
+        raise UserError(f"{error.filename}: {error.strerror}") from error
 
 
 def _convert(args: argparse.Namespace, source: Path, folder: Path) -> None:
@@ -133,13 +141,17 @@ def _convert_in_child(args: argparse.Namespace, source: Path, folder: Path) -> N
         import jax
 
         jax.config.update("jax_platforms", "cpu")  # nothing here is for an accelerator
-        _convert(args, source, folder)
+        with _bad_paths_as_user_errors():
+            _convert(args, source, folder)
 
-    child_process.run_in_child(
-        work,
-        report=lambda error: _report(error, args.debug),
-        quiet=not args.debug,  # Orbax prints tracebacks of its own
-    )
+    def report(error: BaseException) -> int:
+        def raise_again() -> None:
+            raise error
+
+        return exit_code(raise_again, debug=args.debug, failure=_failure)
+
+    # Orbax prints tracebacks of its own.
+    child_process.run_in_child(work, report, quiet=not args.debug)
 
 
 def _print_result(name: str, destination: Path) -> None:
@@ -149,23 +161,18 @@ def _print_result(name: str, destination: Path) -> None:
         print("note: SRC has no tokenizer, so the model takes and gives token ids only")
 
 
-def _report(error: BaseException, debug: bool) -> int:
-    """Print the error as one line on stderr. Returns the exit code."""
-    if debug:
-        traceback.print_exc()
-    exit_code, reason = 1, " ".join(str(error).split())
-    if isinstance(error, UserError):
-        exit_code = 2
-    elif isinstance(error, OSError) and error.errno in _PATH_ERRORS:
-        exit_code, reason = 2, f"{error.filename}: {error.strerror}"
-    elif isinstance(error, KeyboardInterrupt):
-        reason = "stopped before the end; DST was not written"
-    else:
-        reason = f"the conversion failed ({type(error).__name__}): {reason}"
-    print(f"error: {reason}", file=sys.stderr)
-    return exit_code
+def _failure(error: BaseException) -> str:
+    """Return one line for an error that is nobody's input."""
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped before the end; DST was not written"
+    return f"the conversion failed ({type(error).__name__}): {error}"
+
+
+def command() -> int:
+    """Run as a program: the work in a child process, and an answer to signals."""
+    interrupts.on_interrupt(interrupts.raise_keyboard_interrupt, even_if_ignored=True)
+    return main(in_child=True)
 
 
 if __name__ == "__main__":
-    interrupts.on_interrupt(interrupts.raise_keyboard_interrupt, even_if_ignored=True)
-    sys.exit(main(in_child=True))
+    sys.exit(command())

@@ -1,6 +1,8 @@
-"""The one error that means "your input is wrong": printed as one line, exit code 2."""
+"""The errors that a call can end in, and their exit codes: 1 the run failed, 2 bad usage or bad input."""
 
 import sys
+import traceback
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -14,23 +16,43 @@ class RunFailedError(Exception):
     """The run failed for a reason that one line says: exit code 1, and no traceback."""
 
 
-def exit_code(action) -> int:
-    """0 after `action()`; 2 after a UserError, whose line goes to stderr."""
+def exit_code(
+    action: Callable[[], int | None],
+    *,
+    debug: bool = False,
+    failure: Callable[[BaseException], str] | None = None,
+) -> int:
+    """Run what a command does, turn errors into one line on stderr, and return the exit code.
+
+    Args:
+        action: returns the exit code, or None for 0.
+        debug: whether the traceback of an error stands above its line.
+        failure: says in one line what any other error than the two of this module means. None: such an error is
+            raised on, and Ctrl-C ends without a line.
+
+    Returns:
+        What `action` returns; 2 after a UserError; 1 after any other error and after Ctrl-C.
+    """
     try:
-        action()
-    except UserError as e:
-        print("error: " + " ".join(str(e).split()), file=sys.stderr)
-        return 2
-    return 0
+        return action() or 0
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, (UserError, RunFailedError)):
+            line = str(error)
+        elif failure is not None:
+            line = failure(error)
+        elif isinstance(error, KeyboardInterrupt):
+            return 1
+        else:
+            raise
+        if debug:
+            traceback.print_exc()
+        print("error: " + " ".join(line.split()), file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
 
 
-def bad_usage(message: str):
-    """An `argparse.ArgumentParser.error` that is one line, like every other error."""
-    raise UserError(message)
-
-
-def shown(name) -> str:
-    """A name from a file, fit for one line of a message."""
+def shown(name: object) -> str:
+    """Make a name from a file fit for one line of a message: ASCII, printable, at most 120 characters."""
     text = str(name)
-    text = text if text.isascii() and text.isprintable() else ascii(text)
+    if not (text.isascii() and text.isprintable()):
+        text = ascii(text)
     return text if len(text) <= 120 else text[:117] + "..."

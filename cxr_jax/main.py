@@ -1,5 +1,6 @@
-"""Every run: `python -m cxr_jax.main --config=experiments/X.py[:preset] --workdir=DIR [--config.a.b=v] [--dry_run]`.
+"""Every run: `cxr-jax train --config=NAME[:preset] --workdir=DIR [--config.a.b=v] [--dry_run]`.
 
+NAME is rl, sft or evaluate, or an experiment file; `python -m cxr_jax.main` is the same command.
 Several processes that are started with the same command and `CXR_*` variables (processes.py) are one run.
 Exit codes: 0 done (or saved on SIGTERM), 1 the run failed, 2 bad usage or bad input (one line on stderr).
 """
@@ -9,9 +10,11 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from absl import flags
-from ml_collections import config_flags
 
 from cxr_jax.config import command_line
 from cxr_jax.config.sections import DataConfig, RunConfig
@@ -19,102 +22,124 @@ from cxr_jax.errors import RunFailedError, UserError
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
 
-os.environ.setdefault(
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
-)  # it would announce that torch is absent
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Experiment file, with an optional :preset.", lock_config=True
-)
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from cxr_jax.runtime.layout import Layout
+    from cxr_jax.runtime.run_folder import RunFolder
+    from cxr_jax.runtime.signals import Stop
+
+# transformers would announce that torch is absent
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+TASKS = ("evaluate", "rl", "sft")
+# What a full or write-protected disk raises: a reason that one line says.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+flags.adopt_module_key_flags(command_line)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; a run resumes by itself from it."
 )
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Resolve the config, check it, print it and stop; writes nothing."
 )
-_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of a bad input, too.")
 
 
 def run() -> int:
-    """Runs what the flags say and returns the exit code."""
-    config = _CONFIG.value
-    tasks = {"sft", "rl", "evaluate"}
-    if config.get("task") not in tasks:
-        raise UserError(
-            f"config.task={config.get('task')!r} is not one of {', '.join(sorted(tasks))}"
-        )
+    """Run what the flags say and return the exit code."""
+    config = command_line.CONFIG.value
+    if config.get("task") not in TASKS:
+        raise UserError(f"config.task={config.get('task')!r} is not one of {', '.join(TASKS)}")
     if not (_DRY_RUN.value or _WORKDIR.value):
         raise UserError("--workdir is missing: the folder to write the run to")
-    processes.start()
-    import jax
 
-    _use_compilation_cache(jax)
+    # The processes of a run must find each other before JAX looks for devices.
+    processes.start()
+    _use_compilation_cache()
     if _DRY_RUN.value:
         print(config)
-    from cxr_jax.runtime import layout as runtime_layout
-    from cxr_jax.runtime import signals
-    from cxr_jax.training import checks
-
-    processes.together(lambda: _check(config))
-    layout = processes.together(lambda: runtime_layout.Layout.of(config.mesh))
-    processes.together(
-        lambda: checks.check_rows_divide(RunConfig.from_config(config), layout.shards)
-    )
+    layout = _checked_layout(config)
     if _DRY_RUN.value:
         print("dry run: the config is valid; nothing was written")
         return 0
-    folder = _open(config)
+
+    from cxr_jax.runtime import signals
+
+    folder = _open_folder(config)
     stop = signals.Stop(config.grace_seconds, config.step_timeout)
     try:
         if processes.of_main(bool(folder.status)):
-            print(
-                f"this run is complete ({folder.status['time']}); report: {folder.file('report.html')}"
-            )
-            if "table" in folder.status:
-                print(folder.status["table"])
-            return 0
-        devices = jax.devices()
-        where = f"{len(devices)} {devices[0].platform} device(s), {os.cpu_count()} cores"
-        where += f" ({layout})" if layout.mesh else ""
-        print(f"{config.task} on {where}; workdir {folder.path}", flush=True)
-        result = _task(config.task).run(config, folder, stop, layout)
-        if "stopped" in result:
-            print(f"saved at step {result['step']}; the same command continues from there")
-            return 0
-        table = result.pop("results", {}).get("table", "")
-        folder.finish(table=table, **result)
-        processes.barrier("done")
-        print(table)
-        print(f"done; report: {folder.file('report.html')}\n{NOT_FOR_DIAGNOSIS}")
+            _print_complete(folder)
+        else:
+            _run_task(config, folder, stop, layout)
         return 0
     except UserError:
         folder.abandon()
         raise
-    except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
             raise
         raise RunFailedError(
-            f"--workdir={_WORKDIR.value}: {e.strerror}; what was saved before stays, and the same command "
+            f"--workdir={_WORKDIR.value}: {error.strerror}; what was saved before stays, and the same command "
             "continues from there"
-        ) from e
+        ) from error
     finally:
         stop.close()
         folder.close()
 
 
-def _open(config):
-    """The run's folder, once every process has started the same run and sees it."""
+def _checked_layout(config: "ConfigDict") -> "Layout":
+    """Check the config for its task and return the devices it runs on; an error of one process ends all."""
+    from cxr_jax.runtime import layout as layouts
+    from cxr_jax.training import checks
+
+    processes.together(lambda: _task(config.task).check(config))
+    layout = processes.together(lambda: layouts.Layout.of(config.mesh))
+    settings = RunConfig.from_config(config)
+    processes.together(lambda: checks.check_rows_divide(settings, layout.shards))
+    return layout
+
+
+def _run_task(config: "ConfigDict", folder: "RunFolder", stop: "Stop", layout: "Layout") -> None:
+    """Run the task from where its folder stands, and say where it ended: complete, or saved on a signal."""
+    import jax
+
+    devices = jax.devices()
+    place = f"{len(devices)} {devices[0].platform} device(s), {os.cpu_count()} cores"
+    if layout.mesh:
+        place += f" ({layout})"
+    print(f"{config.task} on {place}; workdir {folder.path}", flush=True)
+
+    result = _task(config.task).run(config, folder, stop, layout)
+    if "stopped" in result:
+        print(f"saved at step {result['step']}; the same command continues from there")
+        return
+    table = result.pop("results", {}).get("table", "")
+    folder.finish(table=table, **result)
+    # Every process stays until the run is marked complete.
+    processes.barrier("done")
+    print(table)
+    print(f"done; report: {folder.file('report.html')}\n{NOT_FOR_DIAGNOSIS}")
+
+
+def _print_complete(folder: "RunFolder") -> None:
+    status = folder.status
+    print(f"this run is complete ({status['time']}); report: {folder.file('report.html')}")
+    if "table" in status:
+        print(status["table"])
+
+
+def _open_folder(config: "ConfigDict") -> "RunFolder":
+    """Open the run's folder, once every process has started the same run, and check that all of them see it."""
     from cxr_jax.runtime import run_folder
     from cxr_jax.training import checks
 
-    settings, data = (
-        config.to_dict(),
-        processes.together(
-            lambda: checks.fingerprint(config.model, DataConfig.from_config(config))
-        ),
+    settings = config.to_dict()
+    data = processes.together(
+        lambda: checks.fingerprint(config.model, DataConfig.from_config(config))
     )
-    if not processes.same(
-        json.dumps([settings, data, run_folder.git_sha()], sort_keys=True, default=str)
-    ):
+    identity = [settings, data, run_folder.git_sha()]
+    if not processes.same(json.dumps(identity, sort_keys=True, default=str)):
         raise UserError(
             "the processes differ in their flags, code, data or weights: start the same command on all"
         )
@@ -122,30 +147,30 @@ def _open(config):
         lambda: run_folder.RunFolder(_WORKDIR.value, settings, data, writes=processes.is_main())
     )
 
-    def seen():
+    def check_seen() -> None:
         if not os.path.exists(folder.file("config.json")):
             raise UserError(
                 f"--workdir={_WORKDIR.value}: process {processes.index()} does not see the folder that "
                 "process 0 has opened; it must be on a disk that all share"
             )
 
-    processes.together(seen)
+    processes.together(check_seen)
     return folder
 
 
-def _task(name):
-    from cxr_jax.evaluation import run as evaluation_run
-    from cxr_jax.rl import loop as rl_loop
-    from cxr_jax.sft import loop
+def _task(name: str) -> ModuleType:
+    """Return the module that has `check(config)` and `run(config, folder, stop, layout)` for a task."""
+    from cxr_jax.evaluation import run as evaluation
+    from cxr_jax.rl import loop as rl
+    from cxr_jax.sft import loop as sft
 
-    return {"sft": loop, "rl": rl_loop, "evaluate": evaluation_run}[name]
-
-
-def _check(config):
-    _task(config.task).check(config)
+    return {"sft": sft, "rl": rl, "evaluate": evaluation}[name]
 
 
-def _use_compilation_cache(jax):
+def _use_compilation_cache() -> None:
+    """Keep compiled programs between runs, where the user's variables do not say otherwise."""
+    import jax
+
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(
         os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "cxr_jax", "xla"
     )
@@ -154,7 +179,8 @@ def _use_compilation_cache(jax):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (program name first; None: that of the process) and return the exit code."""
     try:
         return processes.leave(command_line.main(argv, __name__, run))
     except Exception:

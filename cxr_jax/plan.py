@@ -1,8 +1,8 @@
-"""What a run needs, before there is a machine: `python -m cxr_jax.plan --config=experiments/sft.py:nv_reason_3b`.
+"""What a run needs, before there is a machine: `cxr-jax plan --config=sft:nv_reason_3b --devices=8 --hbm_gib=95`.
 
 Compiles the steps of the config for N devices that need not exist, from shapes alone, and prints for each program:
 bytes on each device by what they hold, floating-point operations of a step, and what each device receives from others.
-The devices form the mesh of config.mesh, as in a run.
+The devices form the mesh of config.mesh, as in a run. `python -m cxr_jax.plan` is the same command.
 With --hbm_gib it says whether that fits, and exits 1 if it does not. Nothing is read but the config and, if
 config.model names a folder, its config.json and tokenizer; an empty config.model stands for the 3B shape.
 
@@ -17,46 +17,28 @@ Exit codes: 0 printed, and it fits if asked; 1 it does not fit; 2 bad usage.
 import json
 import os
 import sys
+from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
 
 from cxr_jax.config import command_line
 from cxr_jax.config.sections import RunConfig
 from cxr_jax.errors import UserError
-from cxr_jax.planning.programs import GIB, needs_of, programs
+from cxr_jax.planning.programs import GIB, Needs, needs_of, programs
 
+# transformers would announce that torch is absent
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Experiment file, with an optional :preset.", lock_config=True
-)
+flags.adopt_module_key_flags(command_line)
 _DEVICES = flags.DEFINE_integer("devices", 1, "Devices to plan for.", lower_bound=1)
-_HBM = flags.DEFINE_float(
+_HBM_GIB = flags.DEFINE_float(
     "hbm_gib", None, "Memory of a device in GiB: makes it a verdict.", lower_bound=0.0
 )
 _JSON = flags.DEFINE_bool(
     "json", False, "Print one JSON object a program: name, bytes, flops, tokens, moved."
 )
-_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of a bad input, too.")
 
-
-def show(needs: dict) -> None:
-    """Prints what one program needs."""
-    print(
-        f"\n{needs['name']}: {needs['tokens']:,} tokens, {needs['flops'] / 1e12:,.1f} TFLOP a step"
-    )
-    for kind, size in needs["bytes"].items():
-        print(f"  {'<=' if kind == 'temporary' else '  '} {size / GIB:9.2f} GiB  {kind}")
-    print(f"  <= {sum(needs['bytes'].values()) / GIB:9.2f} GiB  in all, a device")
-    if needs["moved"]:
-        print(
-            "  moved a step: "
-            + ", ".join(f"{k} {v / GIB:.2f} GiB" for k, v in needs["moved"].items())
-        )
-
-
+# What to change if most of the memory holds this.
 ADVICE = {
     "parameters": "train adapters (--config.lora.rank=16), or take more devices",
     "optimizer": "train adapters (--config.lora.rank=16), or take more devices",
@@ -68,52 +50,76 @@ ADVICE = {
 
 
 def run() -> int:
-    """Prints the plan that the flags ask for and returns the exit code."""
-    config, devices, hbm_gib = _CONFIG.value, _DEVICES.value, _HBM.value
+    """Print the plan that the flags ask for and return the exit code."""
+    config, devices = command_line.CONFIG.value, _DEVICES.value
+
+    # JAX takes the number of devices only before it has looked for them.
     import jax
 
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
     from cxr_jax.config import schema
-    from cxr_jax.runtime import layout as runtime_layout
+    from cxr_jax.runtime import layout as layouts
     from cxr_jax.training import checks
 
     if config.get("task") not in ("sft", "rl"):
         raise UserError(f"config.task={config.get('task')!r}: only sft and rl have steps to plan")
     schema.check_values(config)
-    layout = runtime_layout.Layout.of(config.mesh)
-    mesh = layout.mesh
+    layout = layouts.Layout.of(config.mesh)
     checks.check_rows_divide(RunConfig.from_config(config), layout.shards)
-    wide = config.copy_and_resolve_references()
-    wide.dtype = "float32"
-    pairs = list(zip(programs(config), programs(wide), strict=True))
+
+    # The same programs twice: as the run computes, and in float32, which XLA for CPUs compiles as an accelerator would.
+    config_in_float32 = config.copy_and_resolve_references()
+    config_in_float32.dtype = "float32"
+    pairs = list(zip(programs(config), programs(config_in_float32), strict=True))
     if not _JSON.value:
+        mesh_shape = f": {layout}" if layout.mesh else ""
         print(
-            f"{config.model or 'the 3B shape'}, {config.task}, computed in {config.dtype}, on {devices} device(s)"
-            + (f": {layout}" if mesh else "")
+            f"{config.model or 'the 3B shape'}, {config.task}, computed in {config.dtype}, "
+            f"on {devices} device(s){mesh_shape}"
         )
-    needs = {}
+    needs = []
     for program, in_float32 in pairs:
-        found = needs_of(program, in_float32, mesh)
-        needs[found["name"]] = found["bytes"]
-        print(json.dumps(found), flush=True) if _JSON.value else show(found)
-    if hbm_gib is None:
+        needs.append(needs_of(program, in_float32, layout.mesh))
+        if _JSON.value:
+            print(json.dumps(needs[-1]._asdict()), flush=True)
+        else:
+            print_needs(needs[-1])
+    if _HBM_GIB.value is None:
         return 0
-    verdict = sys.stderr if _JSON.value else sys.stdout
-    name = max(needs, key=lambda n: sum(needs[n].values()))
-    total, largest = sum(needs[name].values()) / GIB, max(needs[name], key=needs[name].get)
+    return print_verdict(needs, _HBM_GIB.value)
+
+
+def print_needs(needs: Needs) -> None:
+    """Print what one program needs."""
+    print(f"\n{needs.name}: {needs.tokens:,} tokens, {needs.flops / 1e12:,.1f} TFLOP a step")
+    for kind, size in needs.bytes.items():
+        print(f"  {'<=' if kind == 'temporary' else '  '} {size / GIB:9.2f} GiB  {kind}")
+    print(f"  <= {needs.total_bytes / GIB:9.2f} GiB  in all, a device")
+    if needs.moved:
+        moved = ", ".join(f"{kind} {size / GIB:.2f} GiB" for kind, size in needs.moved.items())
+        print(f"  moved a step: {moved}")
+
+
+def print_verdict(needs: Sequence[Needs], hbm_gib: float) -> int:
+    """Print whether the program that needs most fits into the memory of a device; return 0 if it does, else 1."""
+    most = max(needs, key=lambda program: program.total_bytes)
+    total = most.total_bytes / GIB
+    stream = sys.stderr if _JSON.value else sys.stdout  # stdout holds JSON objects alone
     if total <= hbm_gib:
-        print(f"\nfits: {total:.1f} of {hbm_gib:g} GiB ({name})", file=verdict)
+        print(f"\nfits: {total:.1f} of {hbm_gib:g} GiB ({most.name})", file=stream)
         return 0
+    largest = max(most.bytes, key=lambda kind: most.bytes[kind])
     print(
-        f"\ndoes not fit: {name} needs {total:.1f} GiB, a device has {hbm_gib:g}. Most of it: {largest}, "
-        f"{needs[name][largest] / GIB:.1f} GiB. To change: {ADVICE[largest]}",
-        file=verdict,
+        f"\ndoes not fit: {most.name} needs {total:.1f} GiB, a device has {hbm_gib:g}. Most of it: {largest}, "
+        f"{most.bytes[largest] / GIB:.1f} GiB. To change: {ADVICE[largest]}",
+        file=stream,
     )
     return 1
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (program name first; None: that of the process) and return the exit code."""
     return command_line.main(argv, __name__, run)
 
 

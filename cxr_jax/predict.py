@@ -1,4 +1,4 @@
-"""Reads chest radiographs: `python -m cxr_jax.predict IMAGE... [--model=NAME_OR_DIR] [--json]`.
+"""Reads chest radiographs: `cxr-jax predict IMAGE... [--model=NAME_OR_DIR] [--json]`.
 
 For each PNG, JPEG or DICOM file: the reasoning, the answer list, and a probability for each of the 14 labels.
 The model reasons `--samples` times (temperature 1) beside the greedy reading that is shown; after each of these
@@ -8,7 +8,7 @@ risk. For a tokenizer that cannot express valid answers it is the share of the s
 (without samples: 1 for the labels of the answer), and a warning says so.
 
 `--constrained` forces the reading that is shown to end with a valid answer list. `--grids=bucket` pads images to few
-shapes, see `cxr_jax.inference.model.Model`.
+shapes, see `cxr_jax.inference.model.Model`. `python -m cxr_jax.predict` is the same command.
 
 A file that cannot be read, or that is visibly no frontal chest radiograph (lateral, other body part, blank,
 colour), gets one line on stderr and no report; `--read_anyway` reads the latter kind. Research use only. Not
@@ -20,10 +20,13 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
+from cxr_jax.config.arguments import ArgumentParser, wants_debug
 from cxr_jax.data import radiograph
 from cxr_jax.data.prompts import FIND_PROMPT
-from cxr_jax.errors import UserError, bad_usage
+from cxr_jax.errors import UserError, exit_code
 from cxr_jax.inference.reading import (
     ReadingOptions,
     as_text,
@@ -33,14 +36,14 @@ from cxr_jax.inference.reading import (
 )
 from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
 
-# Command line
+if TYPE_CHECKING:
+    from cxr_jax.inference.model import Model
 
 
-def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        prog="python -m cxr_jax.predict",
-        description=f"Reads chest radiographs. {NOT_FOR_DIAGNOSIS}",
-        allow_abbrev=False,
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags. Raises UserError for bad usage."""
+    parser = ArgumentParser(
+        "cxr_jax.predict", description=f"Reads chest radiographs. {NOT_FOR_DIAGNOSIS}"
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="PNG, JPEG or DICOM file")
     parser.add_argument(
@@ -49,12 +52,12 @@ def parse_args(argv):
     parser.add_argument("--prompt", default=FIND_PROMPT)
     parser.add_argument(
         "--samples",
-        type=_count(0),
+        type=_whole_number_from(0),
         default=8,
         help="sampled traces behind the probabilities (default 8)",
     )
-    parser.add_argument("--max_new_tokens", type=_count(1), default=512)
-    parser.add_argument("--seed", type=_count(0), default=0)
+    parser.add_argument("--max_new_tokens", type=_whole_number_from(1), default=512)
+    parser.add_argument("--seed", type=_whole_number_from(0), default=0)
     parser.add_argument("--renderer", default="voi", choices=radiograph.RENDERERS)
     parser.add_argument(
         "--constrained", action="store_true", help="the reading shown ends with a valid answer list"
@@ -69,57 +72,23 @@ def parse_args(argv):
     parser.add_argument(
         "--read_anyway", action="store_true", help="also read what is no frontal chest radiograph"
     )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-
-    parser.error = bad_usage
     return parser.parse_args(argv)
 
 
-def _count(least):
-    def parse(text):
-        value = int(text)
-        if not least <= value < 2**31:
+def _whole_number_from(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        number = int(text)
+        if not least <= number < 2**31:
             raise ValueError
-        return value
+        return number
 
     parse.__name__ = f"whole number from {least} to 2^31 - 1"  # argparse puts it in its message
     return parse
 
 
-def read_all(args) -> int:
-    """Read and print every image in the order given; 2 if one could not be read, else 0."""
-    model, unable, failed = None, None, False
-    for path in args.images:
-        try:
-            image = read_usable(path, args.renderer, args.read_anyway)
-        except UserError as error:
-            if args.debug:
-                traceback.print_exc()
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            failed = True
-            continue
-        if model is None:  # only now: a call without one usable image answers at once
-            import cxr_jax
-
-            # Keep stderr for our own lines: transformers would say there that torch is missing.
-            os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-            model = cxr_jax.load(args.model, grids=args.grids)
-            unable = why_no_probabilities(model)
-            if not args.json:
-                print(NOT_FOR_DIAGNOSIS)
-        record = reading_record(model, path, image, _options(args), unable)
-        print(
-            json.dumps(record) if args.json else "\n" + as_text(record, args.samples, unable),
-            flush=True,
-        )
-    if model is not None and not args.json:
-        counts = ", ".join(f"{kind} {count}" for kind, count in model.programs().items())
-        print(f"compiled programs: {counts}", file=sys.stderr)
-    return 2 if failed else 0
-
-
-def _options(args: argparse.Namespace) -> ReadingOptions:
-    return ReadingOptions(
+def read_all(args: argparse.Namespace) -> int:
+    """Read and print every image in the order given; return 2 if one could not be read, else 0."""
+    options = ReadingOptions(
         model=args.model,
         prompt=args.prompt,
         samples=args.samples,
@@ -127,22 +96,55 @@ def _options(args: argparse.Namespace) -> ReadingOptions:
         seed=args.seed,
         constrained=args.constrained,
     )
+    model, why_shares, any_failed = None, None, False
+    for path in args.images:
+        try:
+            image = read_usable(path, args.renderer, args.read_anyway)
+        except UserError as error:
+            if args.debug:
+                traceback.print_exc()
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            any_failed = True
+            continue
+        if model is None:  # only now: a call without one usable image answers at once
+            model = _load(args.model, args.grids)
+            why_shares = why_no_probabilities(model)
+            if not args.json:
+                print(NOT_FOR_DIAGNOSIS)
+        record = reading_record(model, path, image, options, why_shares)
+        if args.json:
+            print(json.dumps(record), flush=True)
+        else:
+            print("\n" + as_text(record, args.samples, why_shares), flush=True)
+    if model is not None and not args.json:
+        counts = ", ".join(f"{kind} {count}" for kind, count in model.programs().items())
+        print(f"compiled programs: {counts}", file=sys.stderr)
+    return 2 if any_failed else 0
 
 
-def main(argv=None) -> int:
-    """Exit code: 0 all read, 2 bad usage or bad input, 1 the reading failed. No traceback unless --debug."""
-    debug = "--debug" in (sys.argv if argv is None else argv)
-    try:
-        return read_all(parse_args(argv))
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        reason = (str(error).splitlines() or [""])[0]
-        if isinstance(error, UserError):
-            print(f"error: {reason}", file=sys.stderr)
-            return 2
-        print(f"error: the reading failed ({type(error).__name__}): {reason}", file=sys.stderr)
-        return 1
+def _load(name_or_dir: str, grids: str) -> "Model":
+    import cxr_jax
+
+    # Keep stderr for our own lines: transformers would say there that torch is missing.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    return cxr_jax.load(name_or_dir, grids=grids)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. No traceback unless --debug.
+
+    Returns:
+        The exit code: 0 all read, 2 bad usage or bad input, 1 the reading failed.
+    """
+    return exit_code(lambda: read_all(parse_args(argv)), debug=wants_debug(argv), failure=_failure)
+
+
+def _failure(error: BaseException) -> str:
+    """Return one line for an error that is nobody's input."""
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped before the end"
+    first_line = (str(error).splitlines() or [""])[0]
+    return f"the reading failed ({type(error).__name__}): {first_line}"
 
 
 if __name__ == "__main__":

@@ -1,76 +1,126 @@
-"""Command lines with a `--config` file: flags parsed, and every mistake one line on stderr and exit code 2."""
+"""Command lines with a `--config`: flags parsed, and every mistake one line on stderr and exit code 2."""
 
 import os
 import re
 import sys
-import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from absl import flags
+from ml_collections import config_flags
 
-from cxr_jax.errors import RunFailedError, UserError
+from cxr_jax.errors import UserError, exit_code
+
+# Files with a `get_config` that ship with the package: `--config=rl` is presets/rl.py, wherever one stands.
+PRESET_FOLDER = Path(__file__).parents[1] / "presets"
+
+# Defined here once for all commands that take a config, so that one process can import several of them. Each adopts
+# them as its own: flags.adopt_module_key_flags(command_line).
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "What to run: rl, sft, evaluate, or an experiment file; with an optional :preset.",
+    lock_config=True,
+)
+DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of a bad input, too.")
 
 
-def main(argv, module: str, run) -> int:
-    """Parses argv for the flags that `module` defined and returns what `run()` does, or 2 for bad usage or input."""
-    argv = list(sys.argv if argv is None else argv)
-    if {"--help", "-help", "-h"} & set(argv[1:]):
-        print(sys.modules[module].__doc__ + flags.FLAGS.module_help(sys.modules[module]))
+def main(argv: Sequence[str] | None, module: str, run: Callable[[], int]) -> int:
+    """Parse the flags that `module` has and run the command.
+
+    Args:
+        argv: program name and arguments; None: those of the process.
+        module: `__name__` of the command, whose docstring begins the help.
+        run: what the command does once its flags are there; returns the exit code.
+
+    Returns:
+        What `run` returns; 2 for bad usage or input, 1 for a failed run.
+    """
+    arguments = list(sys.argv if argv is None else argv)
+    if {"--help", "-help", "-h"} & set(arguments[1:]):
+        print(f"{sys.modules[module].__doc__}\n{_flags_help(module)}")
         return 0
-    debug = any(a in ("--debug", "--debug=true") for a in argv)
-    try:
-        _check_config_file(argv)
-        rest = flags.FLAGS(argv)
-        if len(rest) > 1:
-            raise UserError(f"unknown argument {rest[1]!r}")
-    except UserError as e:
-        return _bad(e, debug)
-    except Exception as e:  # noqa: BLE001 - absl, ml_collections and the config file itself raise many kinds
-        return _bad(UserError(_flag_error(e, argv)), debug)
-    try:
+
+    def parse_and_run() -> int:
+        _parse(arguments)
         return run()
-    except UserError as e:
-        return _bad(e, debug)
-    except RunFailedError as e:
-        _bad(e, debug)
-        return 1
-    except KeyboardInterrupt:
-        return 1
+
+    debug = any(argument in ("--debug", "--debug=true") for argument in arguments)
+    return exit_code(parse_and_run, debug=debug)
 
 
-def _check_config_file(argv):
-    # Looked at first: config_flags reports a missing file late and over many lines.
-    value = None
-    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
-        name, equals, text = arg.lstrip("-").partition("=")
-        if arg.startswith("-") and name == "config":
-            value = text if equals else following
+def preset_names() -> list[str]:
+    """Return what `--config` takes in place of a file."""
+    return sorted(path.stem for path in PRESET_FOLDER.glob("[!_]*.py"))
+
+
+def _flags_help(module: str) -> str:
+    own = flags.FlagValues()
+    for flag in flags.FLAGS.get_key_flags_for_module(sys.modules[module]):
+        own[flag.name] = flag
+    return own.get_help(include_special_flags=False)
+
+
+def _parse(arguments: list[str]) -> None:
+    """Set the flags. Raises UserError for whatever is wrong with them, or with the config file."""
+    try:
+        stray = flags.FLAGS(_with_config_files(arguments))[1:]
+    except UserError:
+        raise
+    except Exception as error:  # absl, ml_collections and the config file itself raise many kinds
+        raise UserError(_flag_error(error, arguments)) from error
+    if stray:
+        raise UserError(f"unknown argument {stray[0]!r}")
+
+
+def _with_config_files(arguments: list[str]) -> list[str]:
+    """Return the arguments with the file of each `--config` that names a preset.
+
+    Files are looked for here, because config_flags reports a missing one late and over many lines.
+    """
+    resolved = list(arguments)
+    value = ""
+    for index, argument in enumerate(arguments):
+        name, equals, value_here = argument.lstrip("-").partition("=")
+        if not argument.startswith("-") or name != "config":
+            continue
+        if equals:
+            value = value_here
+            resolved[index] = f"--config={_config_file(value)}"
+        elif index + 1 < len(arguments):
+            value = arguments[index + 1]
+            resolved[index + 1] = _config_file(value)
     if not value:
         raise UserError("--config is missing, for example --config=experiments/rl.py")
-    if not os.path.isfile(value.split(":")[0]):
-        raise UserError(f"--config={value}: there is no such file")
+    if not os.path.isfile(_config_file(value).split(":")[0]):
+        names = preset_names()
+        is_bare = not re.search(r"[/.\\]", value.split(":")[0])
+        hint = f", and the presets are {', '.join(names)}" if is_bare and names else ""
+        raise UserError(f"--config={value}: there is no such file{hint}")
+    return resolved
 
 
-def _flag_error(e, argv) -> str:
-    """One line that names the flag, whatever absl, ml_collections or a config file raised."""
-    lines = [line.strip() for line in str(e).splitlines() if line.strip()] or [type(e).__name__]
+def _config_file(value: str) -> str:
+    """Return `value` (a name or file, and what follows a colon) with the file of the preset that it names."""
+    name, colon, rest = value.partition(":")
+    if name in preset_names():
+        return f"{PRESET_FOLDER / name}.py{colon}{rest}"
+    return value
+
+
+def _flag_error(error: Exception, arguments: list[str]) -> str:
+    """Return one line that names the flag, whatever absl, ml_collections or a config file raised."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = lines or [type(error).__name__]
     text = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
-    if isinstance(e, flags.Error):
+    if isinstance(error, flags.Error):
         return text
-    key = re.search(
-        r"\w+", text
-    )  # ml_collections says "'stepz'" and perhaps 'Did you mean "steps" ..?'
-    hint = re.search(r'Did you mean "(\w+)"', text)
-    for arg in argv[1:]:
-        path = arg.lstrip("-").split("=")[0].split(".")
+    # ml_collections says "'stepz'" and perhaps 'Did you mean "steps" ..?'
+    key = re.search(r"\w+", text)
+    suggestion = re.search(r'Did you mean "(\w+)"', text)
+    for argument in arguments[1:]:
+        path = argument.lstrip("-").split("=")[0].split(".")
         if path[0] == "config" and key and key[0] in path[1:]:
-            return f"{arg}: the config has no key {key[0]!r}" + (
-                f"; did you mean {hint[1]!r}?" if hint else ""
-            )
-    return f"--config: {type(e).__name__}: {text}"
-
-
-def _bad(e, debug) -> int:
-    if debug:
-        traceback.print_exc()
-    print("error: " + " ".join(str(e).split()), file=sys.stderr)
-    return 2
+            hint = f"; did you mean {suggestion[1]!r}?" if suggestion else ""
+            return f"{argument}: the config has no key {key[0]!r}{hint}"
+    return f"--config: {type(error).__name__}: {text}"

@@ -1,4 +1,6 @@
-"""Our labels of Open-i reports against gold labels: `python -m cxr_jax.evaluation.label_agreement DIR`.
+"""Our labels of Open-i reports against gold labels: `cxr-jax agreement REPORTS_DIR`.
+
+`python -m cxr_jax.evaluation.label_agreement` is the same command.
 
 REPORTS_DIR holds openi_manifest.csv (--manifest: another name or path) and the XML files it lists. Columns that are
 read: file (path below REPORTS_DIR), report_id, and gold_<name> (1: asserted positive, 0: not) for each source label in
@@ -13,7 +15,6 @@ not mentioned). No output holds report text. Exit codes: 0 done, 2 bad usage or 
 diagnosis.
 """
 
-import argparse
 import csv
 import sys
 from pathlib import Path
@@ -21,8 +22,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cxr_jax.config.arguments import ArgumentParser, wants_debug
 from cxr_jax.data import report_files
-from cxr_jax.errors import UserError, bad_usage, exit_code
+from cxr_jax.errors import UserError, exit_code
 from cxr_jax.labels.lexicon import read_toml
 from cxr_jax.labels.taxonomy import CHEXPERT_14, NOT_MENTIONED, POSITIVE, UNCERTAIN
 from cxr_jax.metrics import scores
@@ -186,12 +188,7 @@ def write_errors(path: str, rows) -> None:
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(
-        prog="python -m cxr_jax.evaluation.label_agreement",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ArgumentParser("cxr_jax.evaluation.label_agreement", description=__doc__)
     parser.add_argument("folder", metavar="REPORTS_DIR")
     parser.add_argument(
         "--manifest",
@@ -211,8 +208,6 @@ def parse_args(argv):
     parser.add_argument(
         "--lexicon", metavar="FILE", help="other phrases than the built-in ones (TOML)"
     )
-
-    parser.error = bad_usage
     return parser.parse_args(argv)
 
 
@@ -230,7 +225,7 @@ def run(args) -> None:
 
 
 def main(argv=None) -> int:
-    return exit_code(lambda: run(parse_args(argv)))
+    return exit_code(lambda: run(parse_args(argv)), debug=wants_debug(argv))
 
 
 if __name__ == "__main__":

@@ -1,101 +1,121 @@
 """One image -> its record: reasoning, answer, probabilities, warnings."""
 
-from __future__ import annotations
-
-import os
+import dataclasses
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from cxr_jax.data import images
 from cxr_jax.data.radiograph import Image
 from cxr_jax.errors import UserError
 from cxr_jax.inference.requests import ReadyModel
-from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.labels.answer_text import ANSWER_PATTERN, FORMAT_PATTERN
+from cxr_jax.labels.taxonomy import CHEXPERT_14, find_label
 from cxr_jax.weights import hf_folder
 
-# The reward's own pattern.
-_FORMAT = re.compile(r"^<think>.*?</think>\s*<answer>.*?</answer>$", re.DOTALL)
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+# A screen does not show a probability below this.
+_LEAST_SHOWN = 0.005
+# All control characters but tab and line feed: they can rewrite a screen.
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_BY_LOWER = {name.lower(): name for name in CHEXPERT_14}
 
 
-# ---- One completion -> its parts ---------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """How an image is read.
 
-
-def split_answer(text: str) -> tuple[list[str], list[str]] | None:
-    """Read the first <answer> as the accuracy reward does: split at commas, strip, compare in lower case.
-
-    Returns:
-        (labels in the order written, other names), or None without an answer.
+    Attributes:
+        model: its name or folder, for the record.
+        prompt: the question.
+        samples: completions at temperature 1 behind the probabilities; 0: none.
+        max_new_tokens: of each completion.
+        seed: of the sampling.
+        constrained: whether the reading that is shown is forced to end with a valid answer list.
     """
-    match = _ANSWER.search(text)
-    if not match:
+
+    model: str
+    prompt: str
+    samples: int = 8
+    max_new_tokens: int = 512
+    seed: int = 0
+    constrained: bool = False
+
+
+class AnswerItems(NamedTuple):
+    """What stands in an answer list: labels of the 14, in the order written and each once, and other names."""
+
+    labels: list[str]
+    others: list[str]
+
+
+# ---- One completion -> its parts -------------------------------------------------------------------
+
+
+def split_answer(text: str) -> AnswerItems | None:
+    """Split the first <answer> of a completion; None without one.
+
+    The semantics of the accuracy reward: split at commas, strip, compare in lower case.
+    """
+    answer = ANSWER_PATTERN.search(text)
+    if not answer:
         return None
-    items = [item.strip() for item in match.group(1).split(",")]
-    labels = [_BY_LOWER[item.lower()] for item in items if item.lower() in _BY_LOWER]
-    others = [item for item in items if item and item.lower() not in _BY_LOWER]
-    return list(dict.fromkeys(labels)), others
+    items = [item.strip() for item in answer.group(1).split(",")]
+    labels = [label for label in map(find_label, items) if label is not None]
+    others = [item for item in items if item and find_label(item) is None]
+    return AnswerItems(list(dict.fromkeys(labels)), others)
 
 
 def reasoning_of(text: str) -> str:
-    """Cut out the text of the first <think> element, as far as it goes; without the tag, what precedes <answer>."""
+    """Return the text of the first <think> element, as far as it goes; without the tag, what precedes <answer>."""
     before, tag, after = text.partition("<think>")
     body = after if tag else before
     return re.split(r"</think>|<answer>", body, maxsplit=1)[0].strip()
 
 
 def answer_warnings(text: str, finish_reason: str) -> list[str]:
-    """Say what is wrong with a completion, in plain words."""
+    """Say what is wrong with a completion, in plain words.
+
+    Args:
+        text: of the completion.
+        finish_reason: "stop" or "length".
+    """
     notes = []
     if finish_reason == "length":
         notes.append("the answer was cut at the length limit")
-    split = split_answer(text)
-    if split is None:
+    answer = split_answer(text)
+    if answer is None:
         return [*notes, "the model gave no answer list"]
-    labels, others = split
-    if others:
+    if answer.others:
         notes.append(
-            f"{len(others)} names in the answer are none of the 14 labels and were dropped"
+            f"{len(answer.others)} names in the answer are none of the 14 labels and were dropped"
         )
-    if "No Finding" in labels and set(labels) - {"No Finding", "Support Devices"}:
+    if "No Finding" in answer.labels and set(answer.labels) - {"No Finding", "Support Devices"}:
         notes.append("the answer contradicts itself: No Finding beside a finding")
     return notes
 
 
 def shares(texts: Sequence[str]) -> dict[str, float]:
-    """Compute for each of the 14 labels the share of the texts whose answer names it; no answer names none."""
-    named = [set((split_answer(text) or ([], []))[0]) for text in texts]
-    return {label: sum(label in names for names in named) / len(named) for label in CHEXPERT_14}
+    """Count for each of the 14 labels the share of the texts whose answer names it; no answer names none."""
+    answers = [split_answer(text) for text in texts]
+    return {
+        label: sum(answer is not None and label in answer.labels for answer in answers) / len(texts)
+        for label in CHEXPERT_14
+    }
 
 
-# ---- One image -> its record -------------------------------------------------------------------------------
+# ---- One image -> its report -----------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class ReadingOptions:
-    """How an image is read, as the command line says it.
-
-    Attributes:
-        model: the name or folder that was given, for the record.
-        constrained: whether the answer shown must be a valid list.
-    """
-
-    model: str
-    prompt: str
-    samples: int
-    max_new_tokens: int
-    seed: int
-    constrained: bool
-
-
-def read_usable(path: str | os.PathLike, renderer: str, read_anyway: bool = False) -> Image:
+def read_usable(path: str | Path, renderer: str, read_anyway: bool = False) -> Image:
     """Read one file.
 
+    Args:
+        path: a PNG, JPEG or DICOM file.
+        renderer: of DICOM pixels, one of `radiograph.RENDERERS`.
+        read_anyway: whether to read what is visibly no frontal chest radiograph, too.
+
     Raises:
-        UserError: also for a picture that is visibly no frontal chest radiograph, unless read_anyway.
+        UserError: if the file cannot be read, or is visibly no frontal chest radiograph.
     """
     image = images.read_image(path, renderer)
     if image.meta["unusable"] and not read_anyway:
@@ -115,30 +135,37 @@ def why_no_probabilities(model: ReadyModel) -> str | None:
 
 def reading_record(
     model: ReadyModel,
-    path: str | os.PathLike,
+    path: str | Path,
     image: Image,
     options: ReadingOptions,
-    unable: str | None = None,
+    why_shares: str | None = None,
 ) -> dict[str, Any]:
-    """Read one image into exactly the keys of `--json`.
+    """Read one image and return its record: exactly the keys of `--json`.
 
     Args:
-        unable: see `why_no_probabilities`; probabilities are then shares of the sampled answers.
+        model: that reads.
+        path: of the image, for the record.
+        image: as `read_usable` returns it.
+        options: how it is read.
+        why_shares: as `why_no_probabilities` says; with a reason, the probabilities are shares of sampled answers.
     """
-    reading = model.read(
+    result = model.read(
         image.pixels,
         options.prompt,
         options.samples,
         options.max_new_tokens,
         options.seed,
         constraint="answers" if options.constrained else None,
-        probabilities=unable is None,
+        probabilities=why_shares is None,
     )
-    shown, notes = reading.shown, []
-    if unable is not None:
-        notes = [f"the probabilities are shares of sampled answers: {unable}"]
-    labels, _ = split_answer(shown.text) or ([], [])
-    answered = [completion.text for completion in reading.samples or [shown]]
+    reading = result.shown
+    notes = []
+    if why_shares is not None:
+        notes.append(f"the probabilities are shares of sampled answers: {why_shares}")
+    answer = split_answer(reading.text)
+    probabilities = result.probabilities
+    if not probabilities:
+        probabilities = shares([sample.text for sample in result.samples or [reading]])
     return {
         "image": str(path),
         "model": options.model,
@@ -146,46 +173,46 @@ def reading_record(
         "renderer": image.meta["renderer"],
         "prompt": options.prompt,
         "seed": options.seed,
-        "reasoning": reasoning_of(shown.text),
-        "answer": labels,
-        "probabilities": reading.probabilities or shares(answered),
-        "valid_format": _FORMAT.match(shown.text) is not None,
+        "reasoning": reasoning_of(reading.text),
+        "answer": answer.labels if answer else [],
+        "probabilities": probabilities,
+        "valid_format": FORMAT_PATTERN.match(reading.text) is not None,
         "warnings": [
             *image.meta["warnings"],
-            *answer_warnings(shown.text, shown.finish_reason),
+            *answer_warnings(reading.text, reading.finish_reason),
             *notes,
         ],
     }
 
 
-def as_text(record: dict[str, Any], samples: int, unable: str | None = None) -> str:
-    """Write a record for a reader; unable as for `reading_record`."""
-    likely = sorted(record["probabilities"].items(), key=lambda item: -item[1])
+def as_text(record: dict[str, Any], samples: int, why_shares: str | None = None) -> str:
+    """Write a record for a reader at a terminal.
+
+    Control characters of model text are dropped: they can rewrite a screen.
+
+    Args:
+        record: of `reading_record`.
+        samples: how many traces were sampled.
+        why_shares: as for `reading_record`.
+    """
+    traces = f"mean over {samples} sampled traces" if samples else "after the trace above"
+    if why_shares is not None:
+        traces = "1 for the labels of the answer"
+        if samples:
+            traces = f"share of {samples} sampled answers"
+    reasoning = _CONTROL_CHARACTERS.sub("", record["reasoning"])
+    by_probability = sorted(record["probabilities"].items(), key=lambda item: -item[1])
     lines = [
         record["image"],
         f"  model {record['model']}, renderer {record['renderer']}, seed {record['seed']}",
-        f"  Reasoning: {_printable(record['reasoning']) or '(none)'}",
+        f"  Reasoning: {reasoning or '(none)'}",
         f"  Answer: {', '.join(record['answer']) or '(none)'}",
-        f"  Probability that the answer names it ({_basis(samples, unable)}; no calibrated risk):",
-        *(
-            f"    {probability:5.0%}  {label}"
-            for label, probability in likely
-            if probability >= 0.005
-        ),
+        f"  Probability that the answer names it ({traces}; no calibrated risk):",
     ]
+    for label, probability in by_probability:
+        if probability >= _LEAST_SHOWN:
+            lines.append(f"    {probability:5.0%}  {label}")
     if not record["valid_format"]:
         lines.append("  Warning: the model did not keep to its answer format")
     lines += [f"  Warning: {note}" for note in record["warnings"]]
     return "\n".join(lines)
-
-
-def _basis(samples: int, unable: str | None) -> str:
-    """What the probabilities are of."""
-    if unable is None:
-        return f"mean over {samples} sampled traces" if samples else "after the trace above"
-    return f"share of {samples} sampled answers" if samples else "1 for the labels of the answer"
-
-
-def _printable(text: str) -> str:
-    """Without control characters: those of model text can rewrite a screen."""
-    return _CONTROL_CHARACTERS.sub("", text)

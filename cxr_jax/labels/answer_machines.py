@@ -6,7 +6,7 @@ wherever its bytes stand, whatever broken bytes come before it; and "<" opens a 
 one, so two tags cannot overlap.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from cxr_jax.labels.automaton import Machine, compile_machine
@@ -15,81 +15,111 @@ THINK, END_THINK, ANSWER, END_ANSWER = TAGS = (b"<think>", b"</think>", b"<answe
 
 # What both str.strip() and the `\s` of `re` take for white space (the two sets are the same 29 characters).
 WHITESPACE = frozenset(
-    chr(c).encode()
-    for c in (*range(0x09, 0x0E), *range(0x1C, 0x21), 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B))
-    + (0x2028, 0x2029, 0x202F, 0x205F, 0x3000)
+    chr(code).encode()
+    for code in (
+        *range(0x09, 0x0E),
+        *range(0x1C, 0x21),
+        *(0x85, 0xA0, 0x1680),
+        *range(0x2000, 0x200B),
+        *(0x2028, 0x2029, 0x202F, 0x205F, 0x3000),
+    )
 )
 # Beyond A-Z, the only character whose lower() is one ASCII letter: KELVIN SIGN.
 # (U+0130 lowers to "i" and a combining dot: two characters, never part of an ASCII name.)
 FOLDS = {"\u212a".encode(): b"k"}
 
 
-def _prefixes(words) -> frozenset[bytes]:
-    return frozenset(w[:i] for w in words for i in range(1, len(w)))
+def _prefixes(words: Iterable[bytes]) -> frozenset[bytes]:
+    """All beginnings of the words but the empty one and the whole word."""
+    return frozenset(word[:length] for word in words for length in range(1, len(word)))
 
 
 _PARTIAL_SPACE = _prefixes(WHITESPACE)
 _PARTIAL_CHAR = _prefixes([*WHITESPACE, *FOLDS])
 _TAG_PREFIXES = _prefixes(TAGS) | {b""}
 
+# ---- Tags and format -------------------------------------------------------------------------------------------------
 
-def _tag_step(seen: bytes, byte: bytes) -> tuple[bytes, bytes | None]:
-    """The longest tag prefix that ends at this byte, and the tag that this byte completes, if any."""
+# Where in the format a text is: head (inside the opening tag), think, join (between the two elements), body, end (right
+# after </answer>), newline (after one more line end), dead (no more to be saved).
+Phase = str | tuple[str, bytes]  # a join has the first bytes of what may be a white-space character
+
+
+class _TagStep(NamedTuple):
+    """What a byte does to the tag being read."""
+
+    seen: bytes  # the tag prefix before the byte
+    byte: bytes
+    prefix: bytes  # the longest tag prefix that ends at the byte
+    tag: bytes | None  # the tag that the byte completes
+
+    @property
+    def grows(self) -> bool:
+        """Whether the byte continues the prefix, rather than starting a new one or none."""
+        return self.prefix == self.seen + self.byte
+
+
+def _read_tag(seen: bytes, byte: bytes) -> _TagStep:
     longer = seen + byte
     if longer in TAGS:
-        return b"", longer
+        return _TagStep(seen, byte, b"", longer)
     if longer in _TAG_PREFIXES:
-        return longer, None
-    return (b"<" if byte == b"<" else b""), None
+        return _TagStep(seen, byte, longer, None)
+    return _TagStep(seen, byte, b"<" if byte == b"<" else b"", None)
 
 
-def _format_step(phase, seen: bytes, byte: bytes, now: bytes, tag: bytes | None):
-    """One byte of ^<think>.*?</think>\\s*<answer>.*?</answer>$ (DOTALL). `seen`, `now`: tag prefix before,
-    after.
+def _next_phase(phase: Phase, step: _TagStep) -> Phase:
+    """Read one byte of ^<think>.*?</think>\\s*<answer>.*?</answer>$ (DOTALL).
 
-    Phases: head (inside the opening tag), dead, think, (join, broken-off white-space bytes), body, end,
-    newline. The earliest join leaves the most room for the rest, so one phase is enough.
+    The earliest join leaves the most room for the rest, so one phase is enough: no set of phases is kept.
     """
     if phase == "head":
-        if tag == THINK:
+        if step.tag == THINK:
             return "think"
-        return "head" if now == seen + byte and THINK.startswith(now) else "dead"
+        return "head" if step.grows and THINK.startswith(step.prefix) else "dead"
     if phase == "think":
-        return ("join", b"") if tag == END_THINK else "think"
+        return ("join", b"") if step.tag == END_THINK else "think"
     if phase[0] == "join":
-        return _join_step(phase[1], seen, byte, now, tag)
+        return _leave_join(phase[1], step)
     if phase == "dead":
         return "dead"
-    if tag == END_ANSWER:
+    if step.tag == END_ANSWER:
         return "end"
-    return "newline" if phase == "end" and byte == b"\n" else "body"
+    return "newline" if phase == "end" and step.byte == b"\n" else "body"
 
 
-def _join_step(partial: bytes, seen: bytes, byte: bytes, now: bytes, tag: bytes | None):
-    """After </think>: white space, then <answer>. Anything else is thought again."""
-    if tag is not None:
-        return (
-            "body"  # no other tag can be complete here: its second letter has led back to thought
-        )
-    if seen:
-        return ("join", b"") if now == seen + byte and ANSWER.startswith(now) else "think"
-    char = partial + byte
+def _leave_join(partial: bytes, step: _TagStep) -> Phase:
+    """Read one byte after </think>: white space, then <answer>. Anything else is thought again."""
+    if step.tag is not None:
+        # No other tag can be complete here: its second letter has led back to thought.
+        return "body"
+    if step.seen:
+        return ("join", b"") if step.grows and ANSWER.startswith(step.prefix) else "think"
+    char = partial + step.byte
     if char in WHITESPACE or char == b"<":
         return "join", b""
     return ("join", char) if char in _PARTIAL_SPACE else "think"
 
 
 def tag_machine() -> Machine:
-    """Events 1..4: this byte completes TAGS[event - 1]. Final value 1: the whole text has the format."""
+    """Compile the reader of tags and of the format.
 
-    def step(state, value):
+    Events 1..4: this byte completes TAGS[event - 1]. Final value 1: the whole text has the format.
+    """
+
+    def step(state: tuple[Phase, bytes], value: int) -> tuple[tuple[Phase, bytes], int]:
         phase, seen = state
-        byte = bytes([value])
-        now, tag = _tag_step(seen, byte)
-        after = _format_step(phase, seen, byte, now, tag)
-        return (after, now), TAGS.index(tag) + 1 if tag else 0
+        tag_step = _read_tag(seen, bytes([value]))
+        event = TAGS.index(tag_step.tag) + 1 if tag_step.tag else 0
+        return (_next_phase(phase, tag_step), tag_step.prefix), event
 
-    return compile_machine(("head", b""), step, lambda state: int(state[0] in ("end", "newline")))
+    def final(state: tuple[Phase, bytes]) -> int:
+        return int(state[0] in ("end", "newline"))
+
+    return compile_machine(("head", b""), step, final)
+
+
+# ---- The answer list -------------------------------------------------------------------------------------------------
 
 
 class Item(NamedTuple):
@@ -100,72 +130,106 @@ class Item(NamedTuple):
     partial: bytes = b""  # first bytes of a character that may be white space or fold to a letter
 
     @property
-    def empty(self) -> bool:
+    def is_empty(self) -> bool:
+        """Whether nothing but white space has been read."""
         return self.prefix == b"" and not self.partial
 
 
-DEAD = Item(prefix=None)
+UNKNOWN_ITEM = Item(prefix=None)  # no name starts so
 
 
-def _item_step(names: tuple[bytes, ...], starts: frozenset[bytes], item: Item, byte: bytes) -> Item:
-    """One byte of strip().lower() compared with every name at once. Commas and tags are the caller's."""
+class _Names(NamedTuple):
+    """The names of an answer machine, as an item is compared with them."""
+
+    folded: tuple[bytes, ...]  # in lower case
+    starts: frozenset[bytes]  # all their beginnings, the whole names included
+
+    # Events: name i is i + 1; then these.
+    @property
+    def unknown(self) -> int:
+        """The event of an item that is no name."""
+        return len(self.folded) + 1
+
+    @property
+    def empty(self) -> int:
+        """The event of an empty item; also what is added where the byte closes the element."""
+        return len(self.folded) + 2
+
+    def outcome(self, item: Item) -> int:
+        """The event of an item that ends here."""
+        if item.is_empty:
+            return self.empty
+        return item.label + 1 if item.label >= 0 and not item.partial else self.unknown
+
+
+def _read_item(names: _Names, item: Item, byte: bytes) -> Item:
+    """Read one byte of strip().lower(), compared with every name at once. Commas and tags are the caller's."""
     char = item.partial + byte
     if char in _PARTIAL_CHAR:
         return item._replace(partial=char)
-    space = char in WHITESPACE
-    if space and item.prefix == b"":
-        return Item()
+    is_space = char in WHITESPACE
+    if is_space and item.prefix == b"":
+        return Item()  # leading space
     folded = char.lower() if len(char) == 1 else FOLDS.get(char)
-    longer = item.prefix + folded if item.prefix is not None and folded is not None else None
-    prefix = longer if longer in starts else None
-    if prefix in names:
-        return Item(prefix, names.index(prefix))
-    label = item.label if space else -1
-    return Item(prefix, label) if prefix is not None or label >= 0 else DEAD
+    prefix = None
+    if item.prefix is not None and folded is not None and item.prefix + folded in names.starts:
+        prefix = item.prefix + folded
+    if prefix in names.folded:
+        return Item(prefix, names.folded.index(prefix))
+    label = item.label if is_space else -1  # trailing space leaves the name as it is
+    return Item(prefix, label) if prefix is not None or label >= 0 else UNKNOWN_ITEM
+
+
+# (phase, prefix of a tag read so far, item). Inside the element, at "<" the item so far is put by as its outcome, in
+# case a closing tag follows: then the third entry is an event, not an item.
+_AnswerState = tuple[str, bytes, Item | int | None]
 
 
 def answer_machine(names: Sequence[str]) -> Machine:
-    """Reads the first <answer>(.*?)</answer> as a list split at commas.
+    """Compile the reader of the first <answer>(.*?)</answer> as a list split at commas.
 
-    With n names, at the byte that ends an item the event is: i + 1 for name i, n + 1 for an item that is no
-    name, n + 2 for an empty one; plus n + 2 when the byte also closes the element. Final value 1: it was
-    closed. Items of an element that is never closed are reported too: the caller drops them.
+    With n names, at the byte that ends an item the event is: i + 1 for name i, n + 1 for an item that is no name, n + 2
+    for an empty one; plus n + 2 when the byte also closes the element. Final value 1: it was closed. Items of an
+    element that is never closed are reported too: the caller drops them.
     """
     folded = tuple(name.lower().encode("ascii") for name in names)
-    starts = _prefixes(folded) | frozenset(folded)
-    unknown, empty = len(names) + 1, len(names) + 2
+    known = _Names(folded, _prefixes(folded) | frozenset(folded))
 
-    def outcome(item: Item) -> int:
-        if item.empty:
-            return empty
-        return item.label + 1 if item.label >= 0 and not item.partial else unknown
-
-    def step(state, value):
-        phase, seen, item = state
+    def step(state: _AnswerState, value: int) -> tuple[_AnswerState, int]:
+        phase, seen, _ = state
         byte = bytes([value])
         if phase == "done":
             return state, 0
-        now = seen + byte
-        if phase == "before":
-            if now == ANSWER:
-                return ("inside", b"", Item()), 0
-            return ("before", _keep(now, ANSWER, byte), None), 0
-        # Inside: at "<" the item so far is put by as its outcome, in case a closing tag follows.
-        held = item if seen else outcome(item)
-        if now == END_ANSWER:
-            return ("done", b"", None), held + empty
+        if phase == "inside":
+            return step_inside(state, byte)
+        if seen + byte == ANSWER:
+            return ("inside", b"", Item()), 0
+        return ("before", _keep_prefix(seen + byte, ANSWER), None), 0
+
+    def step_inside(state: _AnswerState, byte: bytes) -> tuple[_AnswerState, int]:
+        _, seen, item = state
+        held = item if seen else known.outcome(item)
+        if seen + byte == END_ANSWER:
+            return ("done", b"", None), held + known.empty
+        # A comma or a "<" after a broken tag ends an item that has a "<" in it, and so is no name.
+        held_or_unknown = known.unknown if seen else held
         if byte == b",":
-            return ("inside", b"", Item()), unknown if seen else held
-        now = _keep(now, END_ANSWER, byte)
-        if now == b"<":
-            return ("inside", now, unknown if seen else held), 0
-        if now:
-            return ("inside", now, held), 0
-        return ("inside", b"", DEAD if seen else _item_step(folded, starts, item, byte)), 0
+            return ("inside", b"", Item()), held_or_unknown
+        prefix = _keep_prefix(seen + byte, END_ANSWER)
+        if prefix == b"<":
+            return ("inside", prefix, held_or_unknown), 0
+        if prefix:
+            return ("inside", prefix, held), 0
+        return ("inside", b"", UNKNOWN_ITEM if seen else _read_item(known, item, byte)), 0
 
-    return compile_machine(("before", b"", None), step, lambda state: int(state[0] == "done"))
+    def final(state: _AnswerState) -> int:
+        return int(state[0] == "done")
+
+    return compile_machine(("before", b"", None), step, final)
 
 
-def _keep(now: bytes, tag: bytes, byte: bytes) -> bytes:
+def _keep_prefix(read: bytes, tag: bytes) -> bytes:
     """The longest prefix of `tag` that ends here ("<" stands only at its start)."""
-    return now if tag.startswith(now) else b"<" if byte == b"<" else b""
+    if tag.startswith(read):
+        return read
+    return b"<" if read.endswith(b"<") else b""

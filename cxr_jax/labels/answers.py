@@ -6,7 +6,7 @@ Everything here runs on the device, inside jit, and equals Python's `str` semant
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,60 +18,78 @@ from cxr_jax.labels.answer_machines import ANSWER, TAGS
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, PATHOLOGY
 from cxr_jax.labels.text_batches import map_texts
 
+if TYPE_CHECKING:
+    import tokenizers
+    from transformers import PreTrainedTokenizerBase
+
+# What a text says, by name: see `parse_bytes`.
 Parsed = dict[str, jax.Array]
 
-_N = len(CHEXPERT_14)
-_UNKNOWN, _CLOSE = _N + 1, _N + 2
+_LABEL_COUNT = len(CHEXPERT_14)
+# Events of the answer machine: label i is i + 1, then these; _CLOSE is added where the element ends.
+_UNKNOWN, _CLOSE = _LABEL_COUNT + 1, _LABEL_COUNT + 2
 
 
 @functools.cache
-def _bank() -> automaton.Bank:
-    return automaton.join(
+def _machines() -> automaton.JoinedMachines:
+    return automaton.join_machines(
         [answer_machines.tag_machine(), answer_machines.answer_machine(CHEXPERT_14)]
     )
 
 
 def parse_bytes(stream: jax.Array, lengths: jax.Array) -> Parsed:
-    """Parse stream uint8 [B, L] (UTF-8, valid or not), of which the first lengths int [B] bytes count.
+    """Parse completions in bytes.
 
-    Returns
-      answer bool [B, 14]: labels in the first <answer> element; all False without one.
-      has_answer bool [B]; format bool [B]: the whole text is <think>..</think>, space, <answer>..</answer>.
-      tag_counts int32 [B, 4]: occurrences of <think>, </think>, <answer>, </answer>.
-      n_unknown int32 [B]: items of the answer that are no label (empty items are not counted).
-      no_finding_conflict bool [B]: No Finding together with a finding (Support Devices is none).
-      trace_length int32 [B]: bytes before the first <answer> tag; all of them without one.
-      overflow bool [B]: lengths > L, so the end of the text was not seen.
+    Args:
+        stream: uint8 [B, L], UTF-8, valid or not.
+        lengths: int [B]: the first bytes of each row, which count.
+
+    Returns:
+        answer bool [B, 14]: labels in the first <answer> element; all False without one.
+        has_answer bool [B]; format bool [B]: the whole text is <think>..</think>, space, <answer>..</answer>.
+        tag_counts int32 [B, 4]: occurrences of <think>, </think>, <answer>, </answer>.
+        n_unknown int32 [B]: items of the answer that are no label (empty items are not counted).
+        no_finding_conflict bool [B]: No Finding together with a finding (Support Devices is none).
+        trace_length int32 [B]: bytes before the first <answer> tag; all of them without one.
+        overflow bool [B]: lengths > L, so the end of the text was not seen.
     """
     width = stream.shape[1]
-    events, final = automaton.run(_bank(), stream, jnp.minimum(lengths, width))
-    tags, items = events
-    counts = jnp.stack([jnp.sum(tags == i + 1, axis=0, dtype=jnp.int32) for i in range(4)], axis=-1)
-    has_answer = final[1] == 1
-    opens = tags == TAGS.index(ANSWER) + 1
-    before_answer = jnp.argmax(opens, axis=0) + 1 - len(ANSWER)
-    trace_length = jnp.where(opens.any(axis=0), before_answer, jnp.minimum(lengths, width))
+    inside = jnp.minimum(lengths, width)
+    (tags, items), (has_format, is_closed) = automaton.run(_machines(), stream, inside)
+    has_answer = is_closed == 1
+
+    # Tags: how often each occurs, and where the trace ends.
+    tag_counts = [
+        jnp.sum(tags == number, axis=0, dtype=jnp.int32) for number in range(1, len(TAGS) + 1)
+    ]
+    opens_answer = tags == TAGS.index(ANSWER) + 1
+    before_answer = jnp.argmax(opens_answer, axis=0) + 1 - len(ANSWER)
+    trace_length = jnp.where(opens_answer.any(axis=0), before_answer, inside)
+
+    # Items: a bit a label, and a count of what is no label. Without a closed element they count for nothing.
     items = jnp.where(items > _CLOSE, items - _CLOSE, items)
-    bits = jnp.where((items >= 1) & (items <= _N), 1 << jnp.clip(items - 1, 0, _N), 0)
-    found = jax.lax.reduce(bits, jnp.int32(0), jax.lax.bitwise_or, (0,))
-    answer = ((found[:, None] >> jnp.arange(_N)) & 1 == 1) & has_answer[:, None]
+    is_label = (items >= 1) & (items <= _LABEL_COUNT)
+    label_bits = jnp.where(is_label, 1 << jnp.clip(items - 1, 0, _LABEL_COUNT), 0)
+    named = jax.lax.reduce(label_bits, jnp.int32(0), jax.lax.bitwise_or, (0,))
+    answer = ((named[:, None] >> jnp.arange(_LABEL_COUNT)) & 1 == 1) & has_answer[:, None]
+    unknown_count = jnp.sum(items == _UNKNOWN, axis=0, dtype=jnp.int32)
+    has_finding = jnp.any(answer & np.array(PATHOLOGY), axis=-1)
     return {
         "answer": answer,
         "has_answer": has_answer,
-        "format": final[0] == 1,
-        "tag_counts": counts,
-        "n_unknown": jnp.where(has_answer, jnp.sum(items == _UNKNOWN, axis=0, dtype=jnp.int32), 0),
-        "no_finding_conflict": answer[:, INDEX["No Finding"]]
-        & jnp.any(answer & np.array(PATHOLOGY), axis=-1),
+        "format": has_format == 1,
+        "tag_counts": jnp.stack(tag_counts, axis=-1),
+        "n_unknown": jnp.where(has_answer, unknown_count, 0),
+        "no_finding_conflict": answer[:, INDEX["No Finding"]] & has_finding,
         "trace_length": trace_length.astype(jnp.int32),
         "overflow": lengths > width,
     }
 
 
 class TokenBytes(NamedTuple):
-    """The bytes each token id decodes to: id t stands for data[offset[t] : offset[t] + length[t]]. A pytree.
+    """The bytes that each token id decodes to. A pytree.
 
-    data uint8 [total], offset and length int32 [V].
+    Id t stands for data[offset[t] : offset[t] + length[t]]; data uint8 [total], offset and length int32 [V].
     """
 
     data: np.ndarray | jax.Array
@@ -79,27 +97,34 @@ class TokenBytes(NamedTuple):
     length: np.ndarray | jax.Array
 
     @classmethod
-    def from_tokenizer(cls, tokenizer) -> "TokenBytes":
-        """The table of a byte-level BPE tokenizer, as decode(ids, skip_special_tokens=True) reads it.
+    def from_tokenizer(
+        cls, tokenizer: "PreTrainedTokenizerBase | tokenizers.Tokenizer"
+    ) -> "TokenBytes":
+        """Make the table of a byte-level BPE tokenizer, as decode(ids, skip_special_tokens=True) reads it.
 
-        Takes a `tokenizers.Tokenizer` or a fast Hugging Face tokenizer. Special tokens stand for nothing,
-        other added tokens for their text. Raises UserError for a tokenizer whose decoder is not byte-level, or that
-        cannot write the four tags.
+        Args:
+            tokenizer: a fast Hugging Face tokenizer, or one of `tokenizers`. Its special tokens stand for nothing,
+                other added tokens for their text.
+
+        Raises:
+            UserError: for a tokenizer whose decoder is not byte-level, or that cannot write the four tags.
         """
         backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
         if type(getattr(backend, "decoder", None)).__name__ != "ByteLevel":
             raise UserError(
                 "the tokenizer's decoder is not byte-level: rewards cannot be read from its ids"
             )
-        special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
+        added = backend.get_added_tokens_decoder()
+        special = {token_id for token_id, token in added.items() if token.special}
         vocab = backend.get_vocab(with_added_tokens=True)
         pieces = [b""] * (max(vocab.values(), default=-1) + 1)
-        for token, i in vocab.items():
-            if i not in special:
-                pieces[i] = _token_bytes(token)
-        for tag in TAGS:  # one that is a special token, or out of the alphabet, would never be read
-            ids = backend.encode(tag.decode(), add_special_tokens=False).ids
-            if b"".join(pieces[i] for i in ids) != tag:
+        for token, token_id in vocab.items():
+            if token_id not in special:
+                pieces[token_id] = _token_bytes(token)
+        # A tag that is a special token, or out of the alphabet, would never be read.
+        for tag in TAGS:
+            token_ids = backend.encode(tag.decode(), add_special_tokens=False).ids
+            if b"".join(pieces[token_id] for token_id in token_ids) != tag:
                 raise UserError(
                     f"the tokenizer cannot write {tag.decode()} as plain text: rewards need it"
                 )
@@ -107,9 +132,10 @@ class TokenBytes(NamedTuple):
 
     @classmethod
     def from_pieces(cls, pieces: Sequence[bytes]) -> "TokenBytes":
-        """The table of a plain list of byte strings."""
-        length = np.array([len(p) for p in pieces], np.int32)
+        """Make the table of a plain list of byte strings."""
+        length = np.array([len(piece) for piece in pieces], np.int32)
         offset = np.cumsum(length, dtype=np.int32) - length
+        # One byte more than there are, so that an empty table can be read, too.
         return cls(np.frombuffer(b"".join(pieces) + b"\0", np.uint8), offset, length)
 
 
@@ -117,61 +143,71 @@ class TokenBytes(NamedTuple):
 def _byte_of_char() -> dict[str, int]:
     """The byte-level alphabet of GPT-2: printable Latin-1 stands for itself, the rest for 256, 257, ..."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    moved = [b for b in range(256) if b not in plain]
-    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(moved)}
+    moved = [byte for byte in range(256) if byte not in plain]
+    alphabet = {chr(byte): byte for byte in plain}
+    return alphabet | {chr(256 + index): byte for index, byte in enumerate(moved)}
 
 
 def _token_bytes(token: str) -> bytes:
     """A token with any character outside the alphabet stands for its own UTF-8 bytes, as in the decoder."""
     table = _byte_of_char()
-    if all(c in table for c in token):
-        return bytes(table[c] for c in token)
+    if all(char in table for char in token):
+        return bytes(table[char] for char in token)
     return token.encode()
 
 
 def tokens_to_bytes(
-    tokens, lengths, table: TokenBytes, max_bytes: int
+    tokens: jax.Array, lengths: jax.Array, table: TokenBytes, max_bytes: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Spell out tokens int [B, N], of which the first lengths [B] count: uint8 [B, max_bytes], byte counts
-    [B].
+    """Spell out tokens on the device.
 
-    The count may exceed max_bytes: the rest is cut off. Ids outside the table stand for nothing, as in
-    decode.
+    Args:
+        tokens: int [B, N]. Ids outside the table stand for nothing, as in decode.
+        lengths: int [B]: the first tokens of each row, which count.
+        table: the bytes of each id.
+        max_bytes: static; what a text has beyond is cut off.
+
+    Returns:
+        uint8 [B, max_bytes], and byte counts int32 [B], which may exceed max_bytes.
     """
-    data, offset, length = (jnp.asarray(x) for x in table)
-    known = (
-        (tokens >= 0)
-        & (tokens < length.shape[0])
-        & (jnp.arange(tokens.shape[1]) < lengths[:, None])
-    )
-    ids = jnp.where(known, tokens, 0)
-    sizes = jnp.where(known, length[ids], 0)
+    data, offset, length = (jnp.asarray(array) for array in table)
+    batch_size, width = tokens.shape
+    is_known = (tokens >= 0) & (tokens < length.shape[0])
+    is_known &= jnp.arange(width) < lengths[:, None]
+    token_ids = jnp.where(is_known, tokens, 0)
+    sizes = jnp.where(is_known, length[token_ids], 0)
     ends = jnp.cumsum(sizes, axis=1)
     # Which token a place belongs to: how many tokens have ended there. Counted from marks at the ends, not searched.
-    marks = jnp.zeros((tokens.shape[0], max_bytes), jnp.int32)
-    marks = marks.at[jnp.arange(tokens.shape[0])[:, None], ends].add(1, mode="drop")
-    owner = jnp.minimum(jnp.cumsum(marks, axis=1), tokens.shape[1] - 1)
-    shift = offset[ids] - (ends - sizes)  # from a place in the text to a place in `data`
+    marks = jnp.zeros((batch_size, max_bytes), jnp.int32)
+    marks = marks.at[jnp.arange(batch_size)[:, None], ends].add(1, mode="drop")
+    owner = jnp.minimum(jnp.cumsum(marks, axis=1), width - 1)
+    shift = offset[token_ids] - (ends - sizes)  # from a place in the text to a place in `data`
     source = jnp.take_along_axis(shift, owner, axis=1) + jnp.arange(max_bytes)
     return data[jnp.clip(source, 0, data.shape[0] - 1)], ends[:, -1]
 
 
-def parse_tokens(tokens, lengths, table: TokenBytes, max_bytes: int) -> Parsed:
-    """`parse_bytes` of the decoded tokens int [B, N], of which the first lengths [B] count.
+def parse_tokens(
+    tokens: jax.Array, lengths: jax.Array, table: TokenBytes, max_bytes: int
+) -> Parsed:
+    """Parse the decoded tokens with `parse_bytes`; arguments as in `tokens_to_bytes`.
 
-    max_bytes is static. A text that is longer is read up to there and marked in "overflow".
+    A text that is longer than max_bytes is read up to there and marked in "overflow".
     """
     return parse_bytes(*tokens_to_bytes(tokens, lengths, table, max_bytes))
 
 
-_parse = jax.jit(parse_bytes)
+_parse_bytes_jitted = jax.jit(parse_bytes)
 
 
 def parse_texts(texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """`parse_bytes` of Python strings, as numpy arrays with one row a text, in order."""
-    return map_texts(_parse, texts)
+    """Parse Python strings with `parse_bytes`: numpy arrays with one row a text, in order."""
+    return map_texts(_parse_bytes_jitted, texts)
 
 
 def parse_answers(texts: Sequence[str]) -> np.ndarray:
-    """bool [N, 14]: the labels in each text's first <answer> element; all False where there is none."""
+    """Parse the answers of texts.
+
+    Returns:
+        bool [N, 14]: the labels in each text's first <answer> element; all False where there is none.
+    """
     return parse_texts(texts)["answer"]

@@ -1,10 +1,8 @@
-"""Finite automata over bytes: written as a plain Python step function, compiled to a table, run on the
-device.
+"""Finite automata over bytes: written as a plain Python step function, compiled to a table, run on the device.
 
-A reader is described by `step(state, byte) -> (state, event)` over hashable states. `compile_machine`
-enumerates every reachable state, so the table is right wherever the step function is. `Bank` joins several
-machines that read the same stream; `run` advances all of them together, one byte a step, vectorised over the
-batch.
+A reader is described by `step(state, byte) -> (state, event)` over hashable states. `compile_machine` enumerates every
+reachable state, so the table is right wherever the step function is. `join_machines` puts several machines that read
+the same stream into one table; `run` advances all of them together, one byte a step, vectorised over the batch.
 """
 
 from collections.abc import Callable, Hashable
@@ -19,53 +17,73 @@ MAX_STATES = 50_000
 
 @dataclass(frozen=True)
 class Machine:
-    """A compiled reader. `next` and `event` int32 [S, 256], `final` int32 [S]; the start is state 0."""
+    """A compiled reader; the start is state 0.
+
+    Attributes:
+        next: int32 [S, 256], the state after each byte.
+        event: int32 [S, 256], what it says at each byte; 0 is nothing.
+        final: int32 [S], what the state says at the end of the text.
+    """
 
     next: np.ndarray
     event: np.ndarray
     final: np.ndarray
 
 
+def _nothing(_state: Hashable) -> int:
+    return 0
+
+
 def compile_machine(
     start: Hashable,
     step: Callable[[Hashable, int], tuple[Hashable, int]],
-    final: Callable[[Hashable], int] = lambda state: 0,
+    final: Callable[[Hashable], int] = _nothing,
 ) -> Machine:
-    """Enumerate the states reachable from `start`. Events and final values are small ints; event 0 is
-    nothing.
+    """Compile a step function to a table, by enumerating the states that can be reached from `start`.
 
-    Raises ValueError past MAX_STATES: the step function then most likely remembers the whole text.
+    Args:
+        start: the first state.
+        step: (state, byte) -> (next state, event). Events are small ints; event 0 is nothing.
+        final: state -> its final value, a small int.
+
+    Raises:
+        ValueError: past MAX_STATES: the step function then most likely remembers the whole text.
     """
-    number = {start: 0}
+    number_of = {start: 0}
     states = [start]
-    nexts, events = [], []
+    next_rows, event_rows = [], []
     for state in states:  # grows while we walk it
-        row_next, row_event = [], []
+        next_row, event_row = [], []
         for byte in range(256):
             target, event = step(state, byte)
-            if target not in number:
-                number[target] = len(states)
+            if target not in number_of:
+                number_of[target] = len(states)
                 states.append(target)
-            row_next.append(number[target])
-            row_event.append(event)
-        nexts.append(row_next)
-        events.append(row_event)
+            next_row.append(number_of[target])
+            event_row.append(event)
+        next_rows.append(next_row)
+        event_rows.append(event_row)
         if len(states) > MAX_STATES:
             raise ValueError(f"the automaton has more than {MAX_STATES} states")
     return Machine(
-        np.array(nexts, np.int32),
-        np.array(events, np.int32),
-        np.array([final(s) for s in states], np.int32),
+        np.array(next_rows, np.int32),
+        np.array(event_rows, np.int32),
+        np.array([final(state) for state in states], np.int32),
     )
 
 
 @dataclass(frozen=True)
-class Bank:
+class JoinedMachines:
     """Several machines in one table. All arrays are numpy and become constants of the compiled program.
 
-    classes int32 [256]: bytes that no machine tells apart share a class; the last class is padding (no
-    effect). next, event int32 [rows * C]; a state is stored as row * C, so that state + class is the index of
-    its cell. starts int32 [K]; final int32 [rows].
+    Attributes:
+        classes: int32 [256]; bytes that no machine tells apart share a class. The last class, which no byte has, is
+            padding: it has no effect.
+        next: int32 [rows * C]; a state is stored as row * C, so that state + class is the index of its cell.
+        event: int32 [rows * C].
+        starts: int32 [K], the first state of each machine.
+        final: int32 [rows].
+        class_count: C.
     """
 
     classes: np.ndarray
@@ -73,47 +91,63 @@ class Bank:
     event: np.ndarray
     starts: np.ndarray
     final: np.ndarray
-    n_classes: int
+    class_count: int
 
 
-def join(machines: list[Machine]) -> Bank:
-    """Put machines that read the same bytes into one bank, in the order given."""
-    sizes = [len(m.final) for m in machines]
+def join_machines(machines: list[Machine]) -> JoinedMachines:
+    """Put machines that read the same bytes into one table, in the order given."""
+    sizes = [len(machine.final) for machine in machines]
     offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    table = np.concatenate([m.next + o for m, o in zip(machines, offsets, strict=True)])
-    event = np.concatenate([m.event for m in machines])
-    cells = np.concatenate([table, event])
-    _, chosen, classes = np.unique(cells, axis=1, return_index=True, return_inverse=True)
-    pad_next = np.arange(len(table))[:, None]
-    table = np.concatenate([table[:, chosen], pad_next], axis=1)
-    event = np.concatenate([event[:, chosen], np.zeros_like(pad_next)], axis=1)
-    n = table.shape[1]
-    return Bank(
+    shifted = [machine.next + offset for machine, offset in zip(machines, offsets, strict=True)]
+    table = np.concatenate(shifted)
+    event = np.concatenate([machine.event for machine in machines])
+
+    # Bytes whose columns are equal in both tables are one class.
+    columns = np.concatenate([table, event])
+    _, chosen, classes = np.unique(columns, axis=1, return_index=True, return_inverse=True)
+
+    # Padding leads back to its state, and says nothing.
+    same_state = np.arange(len(table))[:, None]
+    table = np.concatenate([table[:, chosen], same_state], axis=1)
+    event = np.concatenate([event[:, chosen], np.zeros_like(same_state)], axis=1)
+    class_count = table.shape[1]
+    return JoinedMachines(
         classes=classes.reshape(-1).astype(np.int32),
-        next=(table * n).reshape(-1).astype(np.int32),
+        next=(table * class_count).reshape(-1).astype(np.int32),
         event=event.reshape(-1).astype(np.int32),
-        starts=(offsets * n).astype(np.int32),
-        final=np.concatenate([m.final for m in machines]),
-        n_classes=n,
+        starts=(offsets * class_count).astype(np.int32),
+        final=np.concatenate([machine.final for machine in machines]),
+        class_count=class_count,
     )
 
 
-def run(bank: Bank, stream: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Read stream uint8 [B, L], of which the first lengths [B] bytes count.
+def run(
+    machines: JoinedMachines, stream: jax.Array, lengths: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Run all machines over texts. Works under jit and vmap.
 
-    Returns events int32 [K, L, B] (what each machine said at each byte) and final int32 [K, B] (the final
-    value of the state it ended in). Works under jit and vmap.
+    Args:
+        machines: K machines.
+        stream: uint8 [B, L].
+        lengths: int [B]: the first bytes of each row, which count.
+
+    Returns:
+        Events int32 [K, L, B]: what each machine said at each byte. And final int32 [K, B]: the final value of the
+        state that it ended in.
     """
-    batch, width = stream.shape
+    batch_size, width = stream.shape
     inside = jnp.arange(width)[:, None] < lengths[None, :]
-    codes = jnp.where(inside, jnp.asarray(bank.classes)[stream.T], bank.n_classes - 1)
-    table = jnp.asarray(bank.next)
+    padding = machines.class_count - 1
+    codes = jnp.where(inside, jnp.asarray(machines.classes)[stream.T], padding)
+    table = jnp.asarray(machines.next)
 
-    def advance(state, code):
+    def advance(state: jax.Array, code: jax.Array) -> tuple[jax.Array, jax.Array]:
         cell = state + code[None, :]
         return table[cell], cell
 
-    start = jnp.broadcast_to(jnp.asarray(bank.starts)[:, None], (len(bank.starts), batch))
+    starts = jnp.asarray(machines.starts)[:, None]
+    start = jnp.broadcast_to(starts, (len(machines.starts), batch_size))
     state, cells = jax.lax.scan(advance, start, codes)
-    events = jnp.asarray(bank.event)[cells]
-    return jnp.moveaxis(events, 0, 1), jnp.asarray(bank.final)[state // bank.n_classes]
+    # Events are looked up after the scan, all at once: inside, they would be one more gather a byte.
+    events = jnp.asarray(machines.event)[cells]
+    return jnp.moveaxis(events, 0, 1), jnp.asarray(machines.final)[state // machines.class_count]

@@ -1,6 +1,6 @@
 """The report lexicon: a TOML file of phrases and what they mean, read and checked. docs/report_parser.md is its manual.
 
-Nothing here runs on a device: `labels/phrases.py` compiles what this returns.
+Nothing here runs on a device: `labels/phrase_tables.py` compiles what this returns.
 """
 
 import itertools
@@ -9,18 +9,20 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 
 DEFAULT = Path(__file__).with_name("lexicon.toml")
-OTHER = "Other"
+OTHER = "Other"  # abnormalities that are none of the 14
 LABELS = (*CHEXPERT_14, OTHER)
+# Labels that no side is ever given to.
 SIDELESS = ("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", OTHER)
 
-MODES = ("negative", "uncertain", "ignore")
-KEYS = {  # table -> the keys it may have; None: label names
+_MODES = ("negative", "uncertain", "ignore")
+# Table -> the keys that it may have; None: label names.
+KEYS = {
     "classes": None,
     "findings": None,
     "denials": None,
@@ -28,7 +30,7 @@ KEYS = {  # table -> the keys it may have; None: label names
     "denied": None,
     "subjects": None,
     "qualities": ("normal", "abnormal", "borderline"),
-    "cues": tuple(f"{mode}_{where}" for mode in MODES for where in ("before", "after", "around")),
+    "cues": tuple(f"{mode}_{place}" for mode in _MODES for place in ("before", "after", "around")),
     "sides": ("right", "left", "both"),
     "headings": ("right", "left", "both"),
     "stops": ("sentence", "clause", "clause_right", "clause_left", "clause_both"),
@@ -37,7 +39,9 @@ KEYS = {  # table -> the keys it may have; None: label names
 }
 MAX_WORDS = 64  # of one phrase
 MAX_EXPANSIONS = 1_000  # of one phrase, classes not counted
+_PLAIN_WORD = re.compile(r"[a-z0-9]+")
 _WORD = re.compile(r"[a-z0-9]+\*?|[.?!;:,/]")
+# A group in brackets, or what stands between blanks.
 _TERM = re.compile(r"\(([^()]*)\)(?!\S)|(\S+)")
 
 
@@ -50,9 +54,12 @@ class Meaning(NamedTuple):
 
 
 class Lexicon(NamedTuple):
-    """phrases: sequence of words, stems ("stem*") and classes ("<name>") -> meaning. classes: name -> its words.
+    """The phrases of a lexicon, and what they mean.
 
-    name: the file it came from.
+    Attributes:
+        name: the file it came from.
+        classes: name -> its words.
+        phrases: sequence of words, stems ("stem*") and classes ("<name>") -> meaning.
     """
 
     name: str
@@ -61,75 +68,90 @@ class Lexicon(NamedTuple):
 
 
 def load(path: str | Path | None = None, more: str | Path | None = None) -> Lexicon:
-    """The lexicon in a TOML file, the built-in one by default, and the phrases of a second file, which win over it.
+    """Read and check a lexicon.
 
-    Raises UserError, one line that names the file and the phrase, for a file that cannot be read, an unknown table, key
-    or label, a malformed phrase, and a clash (one expansion with two meanings).
+    Args:
+        path: a TOML file; the built-in lexicon by default.
+        more: a second file, whose phrases win over those of the first.
+
+    Raises:
+        UserError: one line that names the file and the phrase, for a file that cannot be read, an unknown table, key or
+            label, a malformed phrase, and a clash (one expansion with two meanings).
     """
     classes: dict[str, frozenset[str]] = {}
     phrases: dict[tuple[str, ...], Meaning] = {}
-    for file in (Path(path or DEFAULT), *([Path(more)] if more else ())):
-        phrases |= _phrases(str(file), read_toml(file), classes)
+    files = [Path(path or DEFAULT)]
+    if more:
+        files.append(Path(more))
+    for file in files:
+        phrases |= _read_phrases(str(file), read_toml(file), classes)
     name = str(more or path or DEFAULT)
     if not phrases:
         raise UserError(f"{name}: the lexicon has no phrases")
     return Lexicon(name, classes, phrases)
 
 
-def _phrases(
-    name: str, data: dict, classes: dict[str, frozenset[str]]
+def _read_phrases(
+    name: str, tables: dict[str, Any], classes: dict[str, frozenset[str]]
 ) -> dict[tuple[str, ...], Meaning]:
     """The phrases of one file; its classes are added to `classes`."""
-    classes |= _classes(name, data.pop("classes", {}))
+    classes |= _read_classes(name, tables.pop("classes", {}))
     phrases: dict[tuple[str, ...], Meaning] = {}
-    for table, entries in data.items():
+    for table, entries in tables.items():
         if table not in KEYS:
             raise UserError(f"{name}: unknown table {table!r}; there are: {', '.join(KEYS)}")
         if not isinstance(entries, dict):
             raise UserError(f"{name}: [{table}] is not a table")
         for key, texts in entries.items():
             meaning = _meaning(name, table, key)
-            for text in _strings(name, table, key, texts):
+            for text in _check_strings(name, table, key, texts):
                 for words in expand(name, text, classes):
                     if (other := phrases.setdefault(words, meaning)) != meaning:
-                        raise clash(name, words, other, meaning)
+                        raise clash_error(name, words, other, meaning)
     return phrases
 
 
-def clash(name: str, words: Sequence[str], a: Meaning, b: Meaning) -> UserError:
+def clash_error(name: str, words: Sequence[str], first: Meaning, second: Meaning) -> UserError:
+    """Make the error of words that have two meanings."""
+    phrase = " ".join(words)
     return UserError(
-        f"{name}: clash: {' '.join(words)!r} is both [{a.table}] {a.key!r} and [{b.table}] {b.key!r}"
+        f"{name}: clash: {phrase!r} is both [{first.table}] {first.key!r} and "
+        f"[{second.table}] {second.key!r}"
     )
 
 
-def read_toml(path: Path) -> dict:
-    """A TOML file's tables; UserError for one that cannot be read, or is none."""
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read the tables of a TOML file.
+
+    Raises:
+        UserError: for one that cannot be read, or is none.
+    """
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror or type(e).__name__}") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise UserError(f"{path}: not a TOML file: {e}") from e
-    except ValueError as e:
-        raise UserError(f"{path!s:.80}: not the name of a file") from e
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or type(error).__name__}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not a TOML file: {error}") from error
+    except ValueError as error:
+        raise UserError(f"{path!s:.80}: not the name of a file") from error
 
 
-def _classes(name: str, table) -> dict[str, frozenset[str]]:
+def _read_classes(name: str, table: object) -> dict[str, frozenset[str]]:
     if not isinstance(table, dict):
         raise UserError(f"{name}: [classes] is not a table")
     for key, words in table.items():
         if not re.fullmatch(r"\w+", key):
             raise UserError(f"{name}: [classes] {key!r} is not a name")
-        for word in _strings(name, "classes", key, words):
-            if not re.fullmatch(r"[a-z0-9]+", word):
+        for word in _check_strings(name, "classes", key, words):
+            if not _PLAIN_WORD.fullmatch(word):
                 raise UserError(
                     f"{name}: [classes] {key}: {word!r} is not one word of lower-case letters and digits"
                 )
     return {key: frozenset(words) for key, words in table.items()}
 
 
-def _strings(name: str, table: str, key: str, texts) -> Sequence[str]:
-    if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
+def _check_strings(name: str, table: str, key: str, texts: object) -> Sequence[str]:
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise UserError(f"{name}: [{table}] {key!r} is not a list of phrases in quotes")
     return texts
 
@@ -148,38 +170,52 @@ def _meaning(name: str, table: str, key: str) -> Meaning:
 
 
 def expand(name: str, text: str, classes: dict[str, frozenset[str]]) -> Iterator[tuple[str, ...]]:
-    """The word sequences of a phrase; section 2 of docs/report_parser.md. Raises UserError.
+    """Yield the word sequences that a phrase stands for; section 2 of docs/report_parser.md.
 
-    Classes stay as "<name>", and the plain words of a group become a class of their own, which is added to `classes`:
-    so a few sequences stand for thousands.
+    Classes stay as "<name>", and the plain words of a group become a class of their own: so a few sequences stand for
+    thousands.
+
+    Args:
+        name: of the file, for messages.
+        text: the phrase.
+        classes: what each name stands for; those of groups are added.
+
+    Raises:
+        UserError: for a malformed phrase.
     """
-    groups = [
-        [word] if word else _options(group.split("|"), classes)
-        for group, word in _TERM.findall(text)
-    ]
-    if (total := math.prod(map(len, groups))) > MAX_EXPANSIONS:
+    choices = []
+    for group, word in _TERM.findall(text):
+        choices.append([word] if word else _group_options(group.split("|"), classes))
+    if (total := math.prod(map(len, choices))) > MAX_EXPANSIONS:
         raise UserError(
             f"{name}: {text!r:.80} stands for {total} phrases; the limit is {MAX_EXPANSIONS}"
         )
-    for choice in itertools.product(*groups):
-        words = tuple(" ".join(choice).split())
-        if not words:
-            raise UserError(f"{name}: {text!r} may be empty")
-        if len(words) > MAX_WORDS:
-            raise UserError(f"{name}: {text!r:.80} has more than {MAX_WORDS} words")
-        for word in words:
-            if word[0] == "<" and word[1:-1] not in classes:
-                raise UserError(f"{name}: {text!r:.80}: there is no class {word:.80}")
-            if word[0] != "<" and not _WORD.fullmatch(word):
-                what = "is no word of lower-case letters and digits, nor a stem*"
-                raise UserError(f"{name}: {text!r:.80}: {word!r:.80} {what}")
+    for choice in itertools.product(*choices):
+        words = tuple(" ".join(choice).split())  # an option may be of several words, or empty
+        _check_words(name, text, words, classes)
         yield words
 
 
-def _options(options: list[str], classes: dict[str, frozenset[str]]) -> list[str]:
-    words = sorted({o for o in options if re.fullmatch(r"[a-z0-9]+", o)})
+def _check_words(
+    name: str, text: str, words: tuple[str, ...], classes: dict[str, frozenset[str]]
+) -> None:
+    if not words:
+        raise UserError(f"{name}: {text!r} may be empty")
+    if len(words) > MAX_WORDS:
+        raise UserError(f"{name}: {text!r:.80} has more than {MAX_WORDS} words")
+    for word in words:
+        if word[0] == "<" and word[1:-1] not in classes:
+            raise UserError(f"{name}: {text!r:.80}: there is no class {word:.80}")
+        if word[0] != "<" and not _WORD.fullmatch(word):
+            reason = "is no word of lower-case letters and digits, nor a stem*"
+            raise UserError(f"{name}: {text!r:.80}: {word!r:.80} {reason}")
+
+
+def _group_options(options: list[str], classes: dict[str, frozenset[str]]) -> list[str]:
+    """The options of a group, with its plain words, if there are several, as one class, which is added to `classes`."""
+    words = sorted({option for option in options if _PLAIN_WORD.fullmatch(option)})
     if len(words) < 2:
         return options
     key = f"({'|'.join(words)})"
     classes[key] = frozenset(words)
-    return [*(o for o in options if o not in words), f"<{key}>"]
+    return [*(option for option in options if option not in words), f"<{key}>"]

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,72 +11,104 @@ import numpy as np
 
 from cxr_jax.errors import UserError
 
-_ROWS = 1024  # texts in one call
-_CELLS = 1 << 20  # bytes in one call: bounds the memory of what a parser keeps per byte
+_MAX_ROWS = 1024  # texts in one call
+_MAX_CELLS = 1 << 20  # bytes in one call: bounds the memory of what a parser keeps per byte
 
 
-def map_texts(program: Callable, texts: Sequence[str | bytes], *columns: np.ndarray):
-    """program(stream uint8 [B, L], lengths [B], *columns) -> a tree of arrays [B, ..], for texts: numpy arrays, a row
-    a text. columns: what else the program needs of each text, [N, ..].
+def map_texts(
+    program: Callable[..., Any], texts: Sequence[str | bytes], *columns: np.ndarray
+) -> Any:
+    """Run a program of bytes over texts, in groups of like length, with shapes rounded up.
 
-    Texts are grouped by length, and shapes rounded up. Raises UserError for what is no list of texts.
+    Args:
+        program: (stream uint8 [B, L], lengths int32 [B], *columns) -> a tree of arrays [B, ..].
+        texts: N texts, of any length.
+        columns: what else the program needs of each text, [N, ..].
+
+    Returns:
+        The tree of the program, as numpy arrays with a row a text, in order.
+
+    Raises:
+        UserError: for what is no list of texts.
     """
-    if isinstance(texts, (str, bytes, Mapping)):
-        raise UserError(f"texts: expected a list of texts, not one {type(texts).__name__}")
-    for i, text in enumerate(texts):
-        if not isinstance(text, (str, bytes)):
-            raise UserError(f"texts: row {i} is a {type(text).__name__}, not a text")
-    # A lone surrogate is no Unicode text, but JSON can produce one: it passes as three bytes that match
-    # nothing.
-    coded = [t if isinstance(t, bytes) else t.encode("utf-8", "surrogatepass") for t in texts]
-    order = sorted(range(len(coded)), key=lambda i: len(coded[i]))
-    one = [jnp.zeros((1, *c.shape[1:]), c.dtype) for c in columns]
-    shapes = jax.eval_shape(program, jnp.zeros((1, 64), jnp.uint8), jnp.zeros(1, jnp.int32), *one)
-    out = jax.tree.map(lambda s: np.zeros((len(coded), *s.shape[1:]), s.dtype), shapes)
-    parts, at = [], 0
-    while at < len(order):
-        parts.append(_rows(coded, order, at))
-        at += len(parts[-1])
+    encoded = _encode(texts)
+    # Abstract shapes say what the result looks like, so that no text at all gives empty arrays of the right kind.
+    example = [jnp.zeros((1, *column.shape[1:]), column.dtype) for column in columns]
+    shapes = jax.eval_shape(
+        program, jnp.zeros((1, 64), jnp.uint8), jnp.zeros(1, jnp.int32), *example
+    )
+    results = jax.tree.map(
+        lambda shape: np.zeros((len(encoded), *shape.shape[1:]), shape.dtype), shapes
+    )
 
-    def shape(rows):
-        return _pow2(len(rows)), _width(coded[rows[-1]])
+    def run_group(rows: list[int]) -> None:
+        batch_size, width = _group_shape(rows, encoded)
+        stream = np.zeros((batch_size, width), np.uint8)
+        lengths = np.zeros(batch_size, np.int32)
+        for place, row in enumerate(rows):
+            stream[place, : len(encoded[row])] = np.frombuffer(encoded[row], np.uint8)
+            lengths[place] = len(encoded[row])
+        # Rows past the last text hold the columns of some text; what they give is dropped.
+        filled = np.resize(rows, batch_size)
+        outputs = program(stream, lengths, *(column[filled] for column in columns))
+        for result, output in zip(
+            jax.tree.leaves(results), jax.tree.leaves(jax.device_get(outputs)), strict=True
+        ):
+            result[rows] = output[: len(rows)]
 
-    def run(rows):
-        stream = np.zeros(shape(rows), np.uint8)
-        lengths = np.zeros(len(stream), np.int32)
-        for r, i in enumerate(rows):
-            stream[r, : len(coded[i])] = np.frombuffer(coded[i], np.uint8)
-            lengths[r] = len(coded[i])
-        filled = np.resize(rows, len(stream))  # what stands in rows past the last text is dropped
-        got = jax.device_get(program(stream, lengths, *(c[filled] for c in columns)))
-        jax.tree.map(lambda into, value: into.__setitem__(rows, value[: len(rows)]), out, got)
-
-    # A loop over bytes keeps one core busy, so parts run side by side; the first of each shape alone: it compiles.
-    firsts = {shape(rows): rows for rows in reversed(parts)}
-    for rows in firsts.values():
-        run(rows)
-    rest = [rows for rows in parts if rows is not firsts[shape(rows)]]
+    # A loop over bytes keeps one core busy, so groups run side by side; the first of each shape alone: it compiles.
+    groups = _group_by_length(encoded)
+    first_of_shape = {_group_shape(rows, encoded): rows for rows in reversed(groups)}
+    for rows in first_of_shape.values():
+        run_group(rows)
+    rest = [rows for rows in groups if rows is not first_of_shape[_group_shape(rows, encoded)]]
     if rest:
         with futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-            list(pool.map(run, rest))
-    return out
+            list(pool.map(run_group, rest))
+    return results
 
 
-def _rows(coded, order, at) -> list[int]:
-    """The next texts, shortest first, that fit one call together."""
-    stop = at + 1
-    while stop < len(order) and (stop - at) < _ROWS:
-        if _pow2(stop + 1 - at) * _width(coded[order[stop]]) > _CELLS:
-            break
-        stop += 1
-    return order[at:stop]
+def _encode(texts: Sequence[str | bytes]) -> list[bytes]:
+    """The texts as UTF-8; UserError for what is no list of texts."""
+    if isinstance(texts, (str, bytes, Mapping)):
+        raise UserError(f"texts: expected a list of texts, not one {type(texts).__name__}")
+    for row, text in enumerate(texts):
+        if not isinstance(text, (str, bytes)):
+            raise UserError(f"texts: row {row} is a {type(text).__name__}, not a text")
+    # A lone surrogate is no Unicode text, but JSON can produce one: it passes as three bytes that match nothing.
+    return [
+        text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass") for text in texts
+    ]
+
+
+def _group_by_length(encoded: list[bytes]) -> list[list[int]]:
+    """Cut the rows, shortest text first, into groups that fit one call."""
+    order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]))
+    groups: list[list[int]] = []
+    start = 0
+    while start < len(order):
+        stop = start + 1
+        while stop < len(order) and (stop - start) < _MAX_ROWS:
+            # The next text is the longest so far: it sets the width of the group.
+            if _power_of_two(stop + 1 - start) * _width(encoded[order[stop]]) > _MAX_CELLS:
+                break
+            stop += 1
+        groups.append(order[start:stop])
+        start = stop
+    return groups
+
+
+def _group_shape(rows: list[int], encoded: list[bytes]) -> tuple[int, int]:
+    return _power_of_two(len(rows)), _width(encoded[rows[-1]])
 
 
 def _width(text: bytes) -> int:
     """A power of two, or three quarters of one."""
-    whole = _pow2(max(64, len(text)))
-    return whole * 3 // 4 if 64 < whole and len(text) <= whole * 3 // 4 else whole
+    whole = _power_of_two(max(64, len(text)))
+    three_quarters = whole * 3 // 4
+    return three_quarters if 64 < whole and len(text) <= three_quarters else whole
 
 
-def _pow2(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()
+def _power_of_two(count: int) -> int:
+    """The smallest that is not below the count."""
+    return 1 << max(0, count - 1).bit_length()

@@ -1,6 +1,11 @@
-"""Attention with float32 statistics, and attention over two parts that share one softmax."""
+"""Attention with float32 statistics, and attention over two parts that share one softmax.
+
+Axes: B sequences, or groups; R rows, n a group (R = B * n); T queries, S keys, N own keys of a row; H query heads that
+share K key heads, G = H / K; d features of a head.
+"""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,142 +14,221 @@ from cxr_jax.runtime.batch_rows import put_rows, take_rows
 
 NEG = -1e30  # finite, so that a fully masked row gives no NaN
 
+KeysAndValues = tuple[jax.Array, jax.Array]
+
+
+# ---- One part ----------------------------------------------------------------------------------------------
+
 
 @jax.custom_vjp
-def _softmax_attention(q, k, v, bias):
-    return _softmax_attention_fwd(q, k, v, bias)[0]
+def _softmax_attention(
+    queries: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array | None
+) -> jax.Array:
+    return _softmax_attention_fwd(queries, keys, values, bias)[0]
 
 
-def _softmax_attention_fwd(q, k, v, bias):
-    """q [B, K, G, T, d] already scaled, k and v [B, K, S, d], bias float32 over [B, K, G, T, S] or None."""
-    B, K, G, T, d = q.shape
-    s = jnp.einsum(
-        "bktd,bksd->bkts", q.reshape(B, K, G * T, d), k, preferred_element_type=jnp.float32
-    )
+def _softmax_attention_fwd(
+    queries: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array | None
+) -> tuple[jax.Array, tuple]:
+    """queries [B, K, G, T, d] already scaled, keys and values [B, K, S, d], bias float32 over [B, K, G, T, S]."""
+    B, K, G, T, d = queries.shape
+    # All queries of a key head are the rows of one product, so that keys are never repeated.
+    folded = queries.reshape(B, K, G * T, d)
+    scores = jnp.einsum("bktd,bksd->bkts", folded, keys, preferred_element_type=jnp.float32)
     if bias is not None:
-        s = (s.reshape(B, K, G, T, -1) + bias).reshape(s.shape)
-    p = jax.nn.softmax(s, axis=-1).astype(v.dtype)
-    o = jnp.einsum("bkts,bksd->bktd", p, v)
-    return o.reshape(q.shape), (q, k, v, p, o)
+        scores = (scores.reshape(B, K, G, T, -1) + bias).reshape(scores.shape)
+    probabilities = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+    output = jnp.einsum("bkts,bksd->bktd", probabilities, values)
+    return output.reshape(queries.shape), (queries, keys, values, probabilities, output)
 
 
-def _softmax_attention_bwd(saved, g):
-    # Written out: keeps only the probabilities, and takes the row sums from g * o instead of over all keys.
-    q, k, v, p, o = saved
-    g = g.reshape(o.shape)
-    dp = jnp.einsum("bktd,bksd->bkts", g, v, preferred_element_type=jnp.float32)
-    row = jnp.sum(g.astype(jnp.float32) * o.astype(jnp.float32), -1, keepdims=True)
-    ds = (p.astype(jnp.float32) * (dp - row)).astype(q.dtype)
-    dq = jnp.einsum("bkts,bksd->bktd", ds, k).reshape(q.shape)
-    dk = jnp.einsum("bkts,bktd->bksd", ds, q.reshape(o.shape))
-    return dq, dk, jnp.einsum("bkts,bktd->bksd", p, g), None
+def _softmax_attention_bwd(saved: tuple, gradient: jax.Array) -> tuple:
+    # Written out: keeps only the probabilities, and takes the row sums from gradient * output, not over all keys.
+    queries, keys, values, probabilities, output = saved
+    gradient = gradient.reshape(output.shape)
+    d_probabilities = jnp.einsum(
+        "bktd,bksd->bkts", gradient, values, preferred_element_type=jnp.float32
+    )
+    row_sums = jnp.sum(gradient.astype(jnp.float32) * output.astype(jnp.float32), -1, keepdims=True)
+    d_scores = (probabilities.astype(jnp.float32) * (d_probabilities - row_sums)).astype(
+        queries.dtype
+    )
+    d_queries = jnp.einsum("bkts,bksd->bktd", d_scores, keys).reshape(queries.shape)
+    d_keys = jnp.einsum("bkts,bktd->bksd", d_scores, queries.reshape(output.shape))
+    d_values = jnp.einsum("bkts,bktd->bksd", probabilities, gradient)
+    return d_queries, d_keys, d_values, None
 
 
-def attention(q, k, v, bias=None):
-    """Softmax attention in plain XLA. q [B, T, H, d], k and v [B, S, K, d] with H a multiple of K.
+_softmax_attention.defvjp(_softmax_attention_fwd, _softmax_attention_bwd)
 
-    bias: float32 added to the scores, broadcastable to [B, K, H/K, T, S]; no gradient flows to it. Softmax
-    in float32.
-    The query heads that share a key head are folded into the rows of one matrix product, so that keys are
-    never repeated. Returns [B, T, H, d].
+
+def attention(
+    queries: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array | None = None
+) -> jax.Array:
+    """Compute softmax attention in plain XLA, with the softmax in float32.
+
+    Args:
+        queries: [B, T, H, d].
+        keys: [B, S, K, d], as values; H a multiple of K.
+        bias: float32 added to the scores, broadcastable to [B, K, H/K, T, S]; no gradient flows to it.
+
+    Returns:
+        [B, T, H, d].
     """
-    B, T, H, d = q.shape
-    K = k.shape[2]
+    B, T, H, d = queries.shape
+    K = keys.shape[2]
     G = H // K
-    q = (q * d**-0.5).reshape(B, T, K, G, d).transpose(0, 2, 3, 1, 4)
-    o = _softmax_attention(q, k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3), bias)
-    return o.transpose(0, 3, 1, 2, 4).reshape(B, T, H, d)
+    grouped = (queries * d**-0.5).reshape(B, T, K, G, d).transpose(0, 2, 3, 1, 4)
+    output = _softmax_attention(
+        grouped, keys.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3), bias
+    )
+    return output.transpose(0, 3, 1, 2, 4).reshape(B, T, H, d)
 
+
+# ---- Two parts ---------------------------------------------------------------------------------------------
 
 _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-def _by_group(x, B: int):
+def _by_group(array: jax.Array, groups: int) -> jax.Array:
     """[B * n, K, G, T, d] -> [B, K, n * G * T, d]: all that asks the same keys as the rows of one product."""
-    R, K, G, T, d = x.shape
-    return (
-        x.reshape(B, R // B, K, G * T, d).transpose(0, 2, 1, 3, 4).reshape(B, K, R // B * G * T, d)
-    )
+    R, K, G, T, d = array.shape
+    B, n = groups, R // groups
+    folded = array.reshape(B, n, K, G * T, d).transpose(0, 2, 1, 3, 4)
+    return folded.reshape(B, K, n * G * T, d)
 
 
-def _by_row(x, shape: tuple):
+def _by_row(array: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
     """The inverse of `_by_group`: back to [*shape, d] for a shape [B * n, K, G, T]."""
     R, K, G, T = shape
-    B, n = len(x), R // len(x)
-    return x.reshape(B, K, n, G * T, -1).transpose(0, 2, 1, 3, 4).reshape(R, K, G, T, -1)
+    B, n = len(array), R // len(array)
+    return array.reshape(B, K, n, G * T, -1).transpose(0, 2, 1, 3, 4).reshape(R, K, G, T, -1)
 
 
-def _part(q, k, v, bias):
-    """Attention of q [B * n, K, G, T, d], scaled, over some of its keys [B, K, S, d], not yet normalised.
+class _Part(NamedTuple):
+    """Attention over some of the keys, not yet normalised."""
 
-    bias: broadcastable to [B, K, n, G, T, S]. Returns (o float32 [B * n, K, G, T, d], the sum of the exponentials and
-    their largest score [B * n, K, G, T, 1], the exponentials [B, K, n * G * T, S]).
+    output: jax.Array  # float32 [B * n, K, G, T, d]
+    total: jax.Array  # the sum of the exponentials [B * n, K, G, T, 1]
+    largest: jax.Array  # the largest score [B * n, K, G, T, 1]
+    exponentials: jax.Array | None  # [B, K, n * G * T, S]
+
+
+def _part(queries: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array) -> _Part:
+    """Attention of queries [B * n, K, G, T, d], scaled, over keys [B, K, S, d].
+
+    bias: broadcastable to [B, K, n, G, T, S].
     """
-    R, K, G, T, d = q.shape
-    B = len(k)
-    s = _dot("bkqd,bksd->bkqs", _by_group(q, B), k).reshape(B, K, R // B, G, T, -1) + bias
-    top = s.max(-1, keepdims=True)
-    e = jnp.exp(s - top).reshape(B, K, R // B * G * T, -1)
-    rows = lambda x: _by_row(x, (R, K, G, T))
-    total, e = rows(e.sum(-1, keepdims=True)), e.astype(v.dtype)
-    return rows(_dot("bkqs,bksd->bkqd", e, v)), total, rows(top.reshape(B, K, -1, 1)), e
+    R, K, G, T, _ = queries.shape
+    B = len(keys)
+    n = R // B
+    scores = _dot("bkqd,bksd->bkqs", _by_group(queries, B), keys)
+    scores = scores.reshape(B, K, n, G, T, -1) + bias
+    largest = scores.max(-1, keepdims=True)
+    exponentials = jnp.exp(scores - largest).reshape(B, K, n * G * T, -1)
+    total = _by_row(exponentials.sum(-1, keepdims=True), (R, K, G, T))
+    exponentials = exponentials.astype(values.dtype)
+    output = _by_row(_dot("bkqs,bksd->bkqd", exponentials, values), (R, K, G, T))
+    return _Part(output, total, _by_row(largest.reshape(B, K, -1, 1), (R, K, G, T)), exponentials)
 
 
-def _joined(first, second):
-    """(o, w1, w2) of two `_part`s in one softmax: o = w1 o1 + w2 o2, normalised."""
-    (o1, sum1, top1, _), (o2, sum2, top2, _) = first, second
-    top = jnp.maximum(top1, top2)
-    w1, w2 = jnp.exp(top1 - top), jnp.exp(top2 - top)
-    total = w1 * sum1 + w2 * sum2
-    w1, w2 = w1 / total, w2 / total
-    return w1 * o1 + w2 * o2, w1, w2
+def _joined(first: _Part, second: _Part) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(output, w1, w2) of two parts in one softmax: output = w1 * output1 + w2 * output2, normalised."""
+    largest = jnp.maximum(first.largest, second.largest)
+    weight1, weight2 = jnp.exp(first.largest - largest), jnp.exp(second.largest - largest)
+    total = weight1 * first.total + weight2 * second.total
+    weight1, weight2 = weight1 / total, weight2 / total
+    return weight1 * first.output + weight2 * second.output, weight1, weight2
 
 
 @jax.custom_vjp
-def _two_part_softmax(q, first, second, first_bias, second_bias):
-    return _two_part_softmax_fwd(q, first, second, first_bias, second_bias)[0]
+def _two_part_softmax(
+    queries: jax.Array,
+    first: KeysAndValues,
+    second: KeysAndValues,
+    first_bias: jax.Array,
+    second_bias: jax.Array,
+) -> jax.Array:
+    return _two_part_softmax_fwd(queries, first, second, first_bias, second_bias)[0]
 
 
-def _two_part_softmax_fwd(q, first, second, first_bias, second_bias):
-    parts = _part(q, *first, first_bias), _part(q, *second, second_bias)
-    o, *w = _joined(*parts)
-    o = o.astype(q.dtype)
-    return o, (q, (first, second), [p[3] for p in parts], w, o)
+def _two_part_softmax_fwd(
+    queries: jax.Array,
+    first: KeysAndValues,
+    second: KeysAndValues,
+    first_bias: jax.Array,
+    second_bias: jax.Array,
+) -> tuple[jax.Array, tuple]:
+    parts = _part(queries, *first, first_bias), _part(queries, *second, second_bias)
+    output, *weights = _joined(*parts)
+    output = output.astype(queries.dtype)
+    exponentials = [part.exponentials for part in parts]
+    return output, (queries, (first, second), exponentials, weights, output)
 
 
-def _two_part_softmax_bwd(saved, g):
-    # Written out: keeps only the exponentials, and takes the row sums from g * o instead of over all keys.
-    q, keys, exponentials, weights, o = saved
-    shape, g = q.shape[:-1], g.astype(jnp.float32)
-    row = jnp.sum(g * o.astype(jnp.float32), -1, keepdims=True)
-    dq, d_keys = 0.0, []
-    for (k, v), e, w in zip(keys, exponentials, weights, strict=True):
-        gb, rb, wb, qb = (_by_group(x, len(k)) for x in (g.astype(q.dtype), row, w, q))
-        ds = (e * (wb * (_dot("bkqd,bksd->bkqs", gb, v) - rb))).astype(q.dtype)
-        dq = dq + _by_row(jnp.einsum("bkqs,bksd->bkqd", ds, k), shape)
-        gw = (wb * gb).astype(q.dtype)
-        d_keys.append((jnp.einsum("bkqs,bkqd->bksd", ds, qb), jnp.einsum("bkqs,bkqd->bksd", e, gw)))
-    return dq, *d_keys, None, None
+def _two_part_softmax_bwd(saved: tuple, gradient: jax.Array) -> tuple:
+    # Written out: keeps only the exponentials, and takes the row sums from gradient * output, not over all keys.
+    queries, parts, exponentials, weights, output = saved
+    shape, gradient = queries.shape[:-1], gradient.astype(jnp.float32)
+    row_sums = jnp.sum(gradient * output.astype(jnp.float32), -1, keepdims=True)
+    d_queries, d_parts = 0.0, []
+    for (keys, values), part_exponentials, weight in zip(parts, exponentials, weights, strict=True):
+        # Everything in the rows of this part's products.
+        part_gradient, part_sums, part_weight, part_queries = (
+            _by_group(array, len(keys))
+            for array in (gradient.astype(queries.dtype), row_sums, weight, queries)
+        )
+        d_probabilities = _dot("bkqd,bksd->bkqs", part_gradient, values)
+        d_scores = part_exponentials * (part_weight * (d_probabilities - part_sums))
+        d_scores = d_scores.astype(queries.dtype)
+        d_queries = d_queries + _by_row(jnp.einsum("bkqs,bksd->bkqd", d_scores, keys), shape)
+        weighted = (part_weight * part_gradient).astype(queries.dtype)
+        d_keys = jnp.einsum("bkqs,bkqd->bksd", d_scores, part_queries)
+        d_values = jnp.einsum("bkqs,bkqd->bksd", part_exponentials, weighted)
+        d_parts.append((d_keys, d_values))
+    return d_queries, *d_parts, None, None
 
 
-def two_part_attention(q, first, second, first_bias, second_bias, place=None):
-    """Attention of each row over keys shared by its group and keys of its own, in a single softmax.
+_two_part_softmax.defvjp(_two_part_softmax_fwd, _two_part_softmax_bwd)
 
-    q [R, T, H, d]; first = (k, v) [B, K, S, d] for R = B * n rows in group order, stored once a group;
-    second = (k, v) [R, K, N, d]. Biases float32, without gradient: first broadcastable to [B, K, n, G, T, S],
-    second to [R, K, 1, G, T, N], with G = H / K. Returns [R, T, H, d].
 
-    place: (index, rows) where only some of the `rows` = B * n rows in group order are left, those at `index` (see
-    `take_rows`); not differentiable then.
+def two_part_attention(
+    queries: jax.Array,
+    first: KeysAndValues,
+    second: KeysAndValues,
+    first_bias: jax.Array,
+    second_bias: jax.Array,
+    place: tuple[jax.Array, int] | None = None,
+) -> jax.Array:
+    """Compute attention of each row over keys shared by its group and keys of its own, in a single softmax.
+
+    Args:
+        queries: [R, T, H, d], R = B * n rows in group order.
+        first: (keys, values) [B, K, S, d], stored once a group.
+        second: (keys, values) [R, K, N, d].
+        first_bias: float32, without gradient, broadcastable to [B, K, n, G, T, S], with G = H / K.
+        second_bias: float32, without gradient, broadcastable to [R, K, 1, G, T, N].
+        place: (index, rows) where only some of the `rows` = B * n rows in group order are left, those at `index`
+            (see `take_rows`); not differentiable then.
+
+    Returns:
+        [R, T, H, d].
     """
-    R, T, H, d = q.shape
+    R, T, H, d = queries.shape
     K = first[0].shape[1]
-    q = (q * d**-0.5).reshape(R, T, K, H // K, d).transpose(0, 2, 3, 1, 4)
+    grouped = (queries * d**-0.5).reshape(R, T, K, H // K, d).transpose(0, 2, 3, 1, 4)
     if place is None:
-        o = _two_part_softmax(q, first, second, first_bias, second_bias)
+        output = _two_part_softmax(grouped, first, second, first_bias, second_bias)
     else:
+        # The shared keys are asked by all rows, with zeros for those that have left; own keys by those that are left.
         index, rows = place
-        grid = put_rows(jnp.zeros((rows, *q.shape[1:]), q.dtype), index, q)
-        shared = [take_rows(x, index) for x in _part(grid, *first, first_bias)[:3]]
-        o = _joined((*shared, None), _part(q, *second, second_bias))[0].astype(q.dtype)
-    return o.transpose(0, 3, 1, 2, 4).reshape(R, T, H, d)
+        full = put_rows(jnp.zeros((rows, *grouped.shape[1:]), grouped.dtype), index, grouped)
+        shared = _part(full, *first, first_bias)
+        left = _Part(
+            take_rows(shared.output, index),
+            take_rows(shared.total, index),
+            take_rows(shared.largest, index),
+            None,
+        )
+        output = _joined(left, _part(grouped, *second, second_bias))[0].astype(grouped.dtype)
+    return output.transpose(0, 3, 1, 2, 4).reshape(R, T, H, d)

@@ -6,40 +6,45 @@ cast to the dtype of the activations where they are used.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cxr_jax.models.attention import (
-    _softmax_attention,
-    _softmax_attention_bwd,
-    _softmax_attention_fwd,
-    _two_part_softmax,
-    _two_part_softmax_bwd,
-    _two_part_softmax_fwd,
-)
 from cxr_jax.runtime.batch_rows import rows_apart
+from cxr_jax.runtime.trees import Tree
+
+# ---- Modules -----------------------------------------------------------------------------------------------
 
 
 @jax.custom_vjp
-def matmul(x, w):
-    """x [..., din] @ w [din, dout]. The gradients are written out because the automatic one for w is formed
-    transposed and then copied, which halves the speed of small models on a CPU."""
-    return x @ w
+def matmul(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Multiply inputs [..., din] and kernel [din, dout].
+
+    The gradients are written out because the automatic one for the kernel is formed transposed and then copied, which
+    halves the speed of small models on a CPU.
+    """
+    return inputs @ kernel
 
 
-def _matmul_bwd(saved, g):
-    x, w = saved
-    lead = tuple(range(x.ndim - 1))
-    return jnp.tensordot(g, w, ((g.ndim - 1,), (1,))), jnp.tensordot(x, g, (lead, lead))
+def _matmul_fwd(inputs: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
+    return inputs @ kernel, (inputs, kernel)
 
 
-matmul.defvjp(lambda x, w: (x @ w, (x, w)), _matmul_bwd)
+def _matmul_bwd(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    inputs, kernel = saved
+    leading = tuple(range(inputs.ndim - 1))
+    d_inputs = jnp.tensordot(gradient, kernel, ((gradient.ndim - 1,), (1,)))
+    return d_inputs, jnp.tensordot(inputs, gradient, (leading, leading))
+
+
+matmul.defvjp(_matmul_fwd, _matmul_bwd)
 
 
 class Linear(nnx.Module):
-    """x [..., din] -> [..., dout]; kernel [din, dout].
+    """A product [..., din] -> [..., dout]; kernel [din, dout].
 
     With `lora_a` [din, r] and `lora_b` [r, dout] beside the kernel (see `lora.join`): x kernel + x lora_a lora_b.
     """
@@ -47,111 +52,85 @@ class Linear(nnx.Module):
     lora_a = lora_b = None  # `apply` sets them, on the module of one call
 
     def __init__(self, din: int, dout: int, *, bias: bool, rngs: nnx.Rngs, scale: float = 1.0):
-        init = jax.nn.initializers.truncated_normal(scale * din**-0.5)
-        self.kernel = nnx.Param(init(rngs.params(), (din, dout), jnp.float32))
+        """Draw a kernel of standard deviation scale / sqrt(din); the bias is zero."""
+        draw = jax.nn.initializers.truncated_normal(scale * din**-0.5)
+        self.kernel = nnx.Param(draw(rngs.params(), (din, dout), jnp.float32))
         if bias:
             self.bias = nnx.Param(jnp.zeros((dout,), jnp.float32))
         self.use_bias = bias
 
-    def __call__(self, x):
-        kernel = self.kernel[...].astype(x.dtype)
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Multiply, in the type of the inputs."""
+        dtype = inputs.dtype
+        kernel = self.kernel[...].astype(dtype)
         if self.lora_a is None:
-            y = matmul(x, kernel)
-        else:  # a plain product: `matmul` would write out the gradient of a kernel that is frozen
-            y = x @ kernel + matmul(
-                matmul(x, self.lora_a.astype(x.dtype)), self.lora_b.astype(x.dtype)
-            )
-        return y + self.bias[...].astype(x.dtype) if self.use_bias else y
+            outputs = matmul(inputs, kernel)
+        else:
+            # A plain product: `matmul` would write out the gradient of a kernel that is frozen. It comes first:
+            # the gradient of the inputs is summed in the order of their uses.
+            outputs = inputs @ kernel
+            lowered = matmul(inputs, self.lora_a.astype(dtype))
+            outputs = outputs + matmul(lowered, self.lora_b.astype(dtype))
+        return outputs + self.bias[...].astype(dtype) if self.use_bias else outputs
 
 
 class RMSNorm(nnx.Module):
     """Root-mean-square normalisation, statistics in float32."""
 
-    def __init__(self, dim: int, eps: float):
-        self.scale = nnx.Param(jnp.ones((dim,), jnp.float32))
+    def __init__(self, size: int, eps: float):
+        """Begin with a scale of 1."""
+        self.scale = nnx.Param(jnp.ones((size,), jnp.float32))
         self.eps = eps
 
-    def __call__(self, x):
-        x32 = x.astype(jnp.float32)
-        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + self.eps)
-        return x32.astype(x.dtype) * self.scale[...].astype(x.dtype)
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Normalise over the last axis."""
+        wide = inputs.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(wide), -1, keepdims=True)
+        normalised = (wide * jax.lax.rsqrt(mean_square + self.eps)).astype(inputs.dtype)
+        # Rounded before the scale, as the reference does.
+        return normalised * self.scale[...].astype(inputs.dtype)
 
 
 class MLP(nnx.Module):
     """SwiGLU: down(silu(gate x) * up x)."""
 
     def __init__(
-        self, dim: int, hidden: int, *, bias: bool, rngs: nnx.Rngs, out_scale: float = 1.0
+        self, size: int, hidden: int, *, bias: bool, rngs: nnx.Rngs, out_scale: float = 1.0
     ):
-        self.gate = Linear(dim, hidden, bias=bias, rngs=rngs)
-        self.up = Linear(dim, hidden, bias=bias, rngs=rngs)
-        self.down = Linear(hidden, dim, bias=bias, rngs=rngs, scale=out_scale)
+        """Draw fresh kernels; out_scale: of the last one, which is small in deep models."""
+        self.gate = Linear(size, hidden, bias=bias, rngs=rngs)
+        self.up = Linear(size, hidden, bias=bias, rngs=rngs)
+        self.down = Linear(hidden, size, bias=bias, rngs=rngs, scale=out_scale)
 
-    def __call__(self, x):
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Compute [..., size] -> [..., size]."""
+        return self.down(jax.nn.silu(self.gate(inputs)) * self.up(inputs))
 
 
 class FusedMLP(nnx.Module):
     """MLP without biases whose gate and up kernels lie side by side (see `decoder.fuse`)."""
 
-    def __init__(self, dim: int, hidden: int, *, rngs: nnx.Rngs):
-        self.gate_up = Linear(dim, 2 * hidden, bias=False, rngs=rngs)
-        self.down = Linear(hidden, dim, bias=False, rngs=rngs)
+    def __init__(self, size: int, hidden: int, *, rngs: nnx.Rngs):
+        """Draw fresh kernels, only for their shapes."""
+        self.gate_up = Linear(size, 2 * hidden, bias=False, rngs=rngs)
+        self.down = Linear(hidden, size, bias=False, rngs=rngs)
 
-    def __call__(self, x):
-        gate, up = jnp.split(self.gate_up(x), 2, axis=-1)
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Compute [..., size] -> [..., size]."""
+        gate, up = jnp.split(self.gate_up(inputs), 2, axis=-1)
         return self.down(jax.nn.silu(gate) * up)
 
 
-_softmax_attention.defvjp(_softmax_attention_fwd, _softmax_attention_bwd)
-
-
-_two_part_softmax.defvjp(_two_part_softmax_fwd, _two_part_softmax_bwd)
+# ---- Modules as functions of a nested dict -----------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=256)
-def graph(cls, *args):
-    """The static structure of module `cls(*args, rngs=...)`; no array is made."""
+def graph(cls: type[nnx.Module], *args: Any) -> nnx.GraphDef:
+    """Describe the static structure of module `cls(*args, rngs=...)`; no array is made."""
     return nnx.split(nnx.eval_shape(lambda: cls(*args, rngs=nnx.Rngs(0))))[0]
 
 
-LORA = ("lora_a", "lora_b")
-
-
-def split_adapters(params: dict, path: tuple[str, ...] = ()) -> tuple[dict, list]:
-    """(params without the LORA leaves, [(path of their module, {name: leaf})]). The tree is not changed."""
-    rest, found = {}, []
-    for name, value in params.items():
-        if isinstance(value, dict):
-            rest[name], inner = split_adapters(value, (*path, name))
-            found += inner
-        elif name not in LORA:
-            rest[name] = value
-    if len(rest) < len(params):
-        found.append((path, {name: params[name] for name in LORA}))
-    return rest, found
-
-
-def merge_adapters(linear: dict) -> dict:
-    """A Linear's parameters, maybe stacked, with its adapters, if any, added to the kernel.
-
-    The sum is formed in float32 and rounded once to the kernel's type; stacks go layer by layer, so that memory
-    holds one float32 kernel.
-    """
-    if "lora_a" not in linear:
-        return linear
-    rest, [(_, adapters)] = split_adapters(linear)
-
-    def add(w, a, b):
-        delta = jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32), precision="highest")
-        return (w.astype(jnp.float32) + delta).astype(w.dtype)
-
-    args = (rest["kernel"], *(adapters[name] for name in LORA))
-    kernel = add(*args) if args[0].ndim == 2 else jax.lax.map(lambda x: add(*x), args)
-    return {**rest, "kernel": kernel}
-
-
-def apply(graphdef, params, *args, method: str = "__call__"):
+def apply(graphdef: nnx.GraphDef, params: Tree, *args: Any, method: str = "__call__") -> Any:
     """Run a module on a plain nested dict of arrays."""
     params, adapters = split_adapters(params)
     module = nnx.merge(graphdef, nnx.State(params))
@@ -161,51 +140,112 @@ def apply(graphdef, params, *args, method: str = "__call__"):
     return getattr(module, method)(*args)
 
 
-def init(cls, *args, key):
-    """Fresh parameters of `cls(*args)` as a plain nested dict."""
+def init(cls: type[nnx.Module], *args: Any, key: jax.Array) -> Tree:
+    """Draw fresh parameters of `cls(*args)` as a plain nested dict."""
     return nnx.to_pure_dict(nnx.state(cls(*args, rngs=nnx.Rngs(key)), nnx.Param))
 
 
-def init_stacked(cls, *args, key, n: int):
-    """Parameters of n such modules, stacked along axis 0."""
-    return jax.vmap(lambda k: init(cls, *args, key=k))(jax.random.split(key, n))
+def init_stacked(cls: type[nnx.Module], *args: Any, key: jax.Array, count: int) -> Tree:
+    """Draw parameters of `count` such modules, stacked along axis 0."""
+    keys = jax.random.split(key, count)
+    return jax.vmap(lambda one_key: init(cls, *args, key=one_key))(keys)
 
 
-def unstack(tree, n: int) -> list:
-    """The n layers of a stacked tree. One `lax.split` a leaf: its gradient is one concatenation, where n
-    slices would each pad a full-size array."""
-    leaves, treedef = jax.tree.flatten(tree)
-    parts = [jax.lax.split(x, (1,) * n, 0) for x in leaves]
-    return [treedef.unflatten([p[i][0] for p in parts]) for i in range(n)]
+# ---- Adapters beside kernels -------------------------------------------------------------------------------
+
+LORA = ("lora_a", "lora_b")
 
 
-def checkpointed(fn, remat: str):
-    """Wrap a layer for rematerialisation: "none" keeps all activations, "full" none, "dots" the products."""
-    if remat == "none":
-        return fn
-    if remat == "full":
-        return jax.checkpoint(fn)
-    if remat == "dots":
-        return jax.checkpoint(fn, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
-    raise ValueError(f"remat must be 'none', 'full' or 'dots', got {remat!r}")
+def split_adapters(
+    params: Tree, path: tuple[str, ...] = ()
+) -> tuple[Tree, list[tuple[tuple[str, ...], Tree]]]:
+    """Part a tree into (params without the LORA leaves, [(path of their module, {name: leaf})])."""
+    rest: Tree = {}
+    adapters = []
+    for name, value in params.items():
+        if isinstance(value, dict):
+            rest[name], inner = split_adapters(value, (*path, name))
+            adapters += inner
+        elif name not in LORA:
+            rest[name] = value
+    if len(rest) < len(params):
+        adapters.append((path, {name: params[name] for name in LORA}))
+    return rest, adapters
 
+
+def merge_adapters(linear: Tree) -> Tree:
+    """Add the adapters of a Linear's parameters, maybe stacked, to its kernel, if there are any.
+
+    The sum is formed in float32 and rounded once to the kernel's type; stacks go layer by layer, so that memory
+    holds one float32 kernel.
+    """
+    if "lora_a" not in linear:
+        return linear
+    rest, [(_, adapters)] = split_adapters(linear)
+
+    def add(kernel: jax.Array, down: jax.Array, up: jax.Array) -> jax.Array:
+        delta = jnp.matmul(down.astype(jnp.float32), up.astype(jnp.float32), precision="highest")
+        return (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
+
+    arrays = (rest["kernel"], *(adapters[name] for name in LORA))
+    is_stacked = rest["kernel"].ndim > 2
+    kernel = jax.lax.map(lambda layer: add(*layer), arrays) if is_stacked else add(*arrays)
+    return {**rest, "kernel": kernel}
+
+
+# ---- Stacks of layers --------------------------------------------------------------------------------------
 
 UNROLL_UP_TO = 8
 """Stacks of at most this many layers are unrolled: a scan costs small CPU models more than it saves."""
 
 
-def run_layers(layer, stacked, x, n: int, remat: str = "none"):
-    """(x, aux) = layer(params_i, x) for i in 0..n-1 over trees stacked on axis 0; unrolled when shallow, or when
-    `stacked` is a list of n trees.
+def unstack(tree: Any, count: int) -> list:
+    """Part a stacked tree into its layers.
 
-    Returns the last x and the aux outputs stacked on axis 0 (None if layers give None).
+    One `lax.split` a leaf: its gradient is one concatenation, where `count` slices would each pad a full-size array.
     """
-    layer, apart = checkpointed(layer, remat), isinstance(stacked, list)
-    step = lambda h, p: layer(p, rows_apart(h))
-    if n > UNROLL_UP_TO and not apart:
-        return jax.lax.scan(step, x, stacked)
-    aux = []
-    for p in stacked if apart else unstack(stacked, n):
-        x, a = step(x, p)
-        aux.append(a)
-    return x, jax.tree.map(lambda *a: jnp.stack(a), *aux)
+    leaves, structure = jax.tree.flatten(tree)
+    parts = [jax.lax.split(leaf, (1,) * count, 0) for leaf in leaves]
+    return [structure.unflatten([part[index][0] for part in parts]) for index in range(count)]
+
+
+def checkpointed(function: Callable, remat: str) -> Callable:
+    """Wrap a layer for rematerialisation: "none" keeps all activations, "full" none, "dots" the products.
+
+    Raises:
+        ValueError: if `remat` is none of these.
+    """
+    if remat == "none":
+        return function
+    if remat == "full":
+        return jax.checkpoint(function)
+    if remat == "dots":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        return jax.checkpoint(function, policy=policy)
+    raise ValueError(f"remat must be 'none', 'full' or 'dots', got {remat!r}")
+
+
+def run_layers(
+    layer: Callable, stacked: Any, hidden: Any, count: int, remat: str = "none"
+) -> tuple[Any, Any]:
+    """Run (hidden, aux) = layer(params_i, hidden) for i in 0..count-1; unrolled when shallow.
+
+    Args:
+        stacked: trees stacked on axis 0, or a list of `count` trees, which is unrolled, too.
+
+    Returns:
+        The last hidden and the aux outputs stacked on axis 0 (None if layers give None).
+    """
+    layer = checkpointed(layer, remat)
+
+    def step(hidden: Any, params: Any) -> tuple[Any, Any]:
+        return layer(params, rows_apart(hidden))
+
+    is_list = isinstance(stacked, list)
+    if count > UNROLL_UP_TO and not is_list:
+        return jax.lax.scan(step, hidden, stacked)
+    outputs = []
+    for params in stacked if is_list else unstack(stacked, count):
+        hidden, aux = step(hidden, params)
+        outputs.append(aux)
+    return hidden, jax.tree.map(lambda *layers: jnp.stack(layers), *outputs)

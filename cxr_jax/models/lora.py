@@ -2,7 +2,7 @@
 
 Adapters are a tree of their own, {module path...: {"a": float32 [.., din, r], "b": float32 [.., r, dout]}}, stacked
 where the kernel is. `join` hands them to the forward beside the parameters, `merge` adds them for good.
-`peft.py` reads and writes them.
+`weights/peft_folder.py` reads and writes them.
 """
 
 import sys
@@ -14,14 +14,16 @@ import jax.numpy as jnp
 
 from cxr_jax.errors import UserError
 from cxr_jax.models.layers import merge_adapters
+from cxr_jax.runtime.trees import Tree
 
 TARGETS = {
     "decoder": tuple(
-        f"text/layers/{x}"
-        for x in ("attn/q", "attn/k", "attn/v", "attn/o", "mlp/gate", "mlp/up", "mlp/down")
+        f"text/layers/{module}"
+        for module in ("attn/q", "attn/k", "attn/v", "attn/o", "mlp/gate", "mlp/up", "mlp/down")
     ),
     "vision": tuple(
-        f"vision/blocks/{x}" for x in ("attn/qkv", "attn/proj", "mlp/gate", "mlp/up", "mlp/down")
+        f"vision/blocks/{module}"
+        for module in ("attn/qkv", "attn/proj", "mlp/gate", "mlp/up", "mlp/down")
     ),
     "merger": ("vision/merger/fc1", "vision/merger/fc2"),
 }
@@ -32,20 +34,26 @@ PATHS = tuple(path for group in TARGETS.values() for path in group)
 
 @dataclass(frozen=True)
 class Lora:
-    """rank r; alpha: the sum is scaled by alpha / r; targets: groups or single paths of TARGETS.
+    """Which modules carry adapters, and how large.
 
-    Raises UserError for values out of range, and for targets that are unknown or named twice.
+    Attributes:
+        rank: r, the inner size of an adapter.
+        alpha: the sum is scaled by alpha / r.
+        targets: groups or single paths of TARGETS.
+
+    Raises:
+        UserError: for values out of range, and for targets that are unknown or named twice.
     """
 
     rank: int
     alpha: float
     targets: tuple[str, ...] = ("decoder",)
 
-    def __post_init__(self):
-        number = lambda x, *kinds: isinstance(x, kinds) and not isinstance(x, bool)
-        if not number(self.rank, int) or self.rank < 1:
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if not _is_number(self.rank, int) or self.rank < 1:
             raise UserError(f"lora rank must be an integer >= 1, got {self.rank!r}")
-        if not number(self.alpha, int, float) or not 0 < self.alpha <= sys.float_info.max:
+        if not _is_number(self.alpha, int, float) or not 0 < self.alpha <= sys.float_info.max:
             raise UserError(f"lora alpha must be a finite number > 0, got {self.alpha!r}")
         if not isinstance(self.targets, tuple) or not self.targets:
             raise UserError(
@@ -63,59 +71,78 @@ class Lora:
 
     @property
     def scale(self) -> float:
+        """What the product of the two halves is multiplied by."""
         return self.alpha / self.rank
 
     @property
     def paths(self) -> tuple[str, ...]:
         """The targeted modules, in the order of TARGETS."""
         return tuple(
-            p for group, paths in TARGETS.items() for p in paths if {group, p} & set(self.targets)
+            path
+            for group, paths in TARGETS.items()
+            for path in paths
+            if {group, path} & set(self.targets)
         )
 
 
-def init(params: dict, lora: Lora, key) -> dict:
-    """Fresh adapters for params (arrays or shapes): a uniform in +-1/sqrt(din), as in PEFT, and b zero.
+def _is_number(value: object, *kinds: type) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
-    A module's a depends on the key, its own shape and the rank only, not on the other targets. Raises UserError for a
-    rank that a target cannot have.
+
+def init(params: Tree, lora: Lora, key: jax.Array) -> Tree:
+    """Draw fresh adapters: a uniform in +-1/sqrt(din), as in PEFT, and b zero.
+
+    A module's a depends on the key, its own shape and the rank only, not on the other targets.
+
+    Args:
+        params: arrays or shapes.
+
+    Raises:
+        UserError: for a rank that a target cannot have.
     """
-    adapters: dict = {}
+    adapters: Tree = {}
     for path in lora.paths:
-        node, out = params, adapters
+        # Down to the module in both trees.
+        module, adapter = params, adapters
         for name in path.split("/"):
-            node, out = node[name], out.setdefault(name, {})
-        *stack, din, dout = node["kernel"].shape
+            module, adapter = module[name], adapter.setdefault(name, {})
+        *stack, din, dout = module["kernel"].shape
         if lora.rank > min(din, dout):
             raise UserError(f"lora rank {lora.rank} is more than {path} [{din}, {dout}] can have")
-        own = jax.random.fold_in(key, PATHS.index(path))
-        bound = din**-0.5
-        out["a"] = jax.random.uniform(own, (*stack, din, lora.rank), jnp.float32, -bound, bound)
-        out["b"] = jnp.zeros((*stack, lora.rank, dout), jnp.float32)
+        own_key = jax.random.fold_in(key, PATHS.index(path))
+        shape, bound = (*stack, din, lora.rank), din**-0.5
+        adapter["a"] = jax.random.uniform(own_key, shape, jnp.float32, -bound, bound)
+        adapter["b"] = jnp.zeros((*stack, lora.rank, dout), jnp.float32)
     return adapters
 
 
-def join(params: dict, adapters: dict, lora: Lora) -> dict:
-    """Parameters for the forward: each target also holds "lora_a" (scaled) and "lora_b"; kernels are untouched.
+def join(params: Tree, adapters: Tree, lora: Lora) -> Tree:
+    """Put adapters beside their kernels, for the forward: "lora_a" (scaled) and "lora_b"; kernels are untouched.
 
     Differentiate a loss of join(params, adapters, lora) with respect to the adapters alone: the kernels' gradients
     are then never formed.
     """
-    return _at_targets(
-        params, adapters, lambda p, x: {**p, "lora_a": lora.scale * x["a"], "lora_b": x["b"]}
-    )
+
+    def beside(module: Tree, adapter: Tree) -> Tree:
+        return {**module, "lora_a": lora.scale * adapter["a"], "lora_b": adapter["b"]}
+
+    return _at_targets(params, adapters, beside)
 
 
-def merge(params: dict, adapters: dict, lora: Lora) -> dict:
-    """Parameters of the structure and types of `params`, kernel + scale * a b at the targets, formed in float32."""
-    add = lambda p, x: merge_adapters(join(p, x, lora))
-    return _at_targets(params, adapters, add)
+def merge(params: Tree, adapters: Tree, lora: Lora) -> Tree:
+    """Add adapters to their kernels for good: kernel + scale * a b, formed in float32, in the types of `params`."""
+
+    def added(module: Tree, adapter: Tree) -> Tree:
+        return merge_adapters(join(module, adapter, lora))
+
+    return _at_targets(params, adapters, added)
 
 
-def _at_targets(params: dict, adapters: dict, change: Callable) -> dict:
+def _at_targets(params: Tree, adapters: Tree, change: Callable[[Tree, Tree], Tree]) -> Tree:
     """A copy of the tree with change(module's parameters, {"a", "b"}) at every adapter."""
     if adapters.keys() == {"a", "b"}:
         return change(params, adapters)
-    return {
-        **params,
-        **{name: _at_targets(params[name], x, change) for name, x in adapters.items()},
+    changed = {
+        name: _at_targets(params[name], adapter, change) for name, adapter in adapters.items()
     }
+    return {**params, **changed}

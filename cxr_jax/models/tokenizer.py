@@ -53,42 +53,63 @@ CHAT_TEMPLATE = (
 )
 
 
+# ---- Training ----------------------------------------------------------------------------------------------
+
+
 def train(corpus: Iterable[str], folder: str, vocab_size: int = 1024) -> int:
-    """Trains a byte-level BPE on `corpus` and writes a tokenizer folder that `transformers` loads.
+    """Train a byte-level BPE on `corpus` and write a tokenizer folder that `transformers` loads.
 
-    Returns the number of ids in use (<= vocab_size). The same corpus gives the same files.
+    The same corpus gives the same files.
+
+    Returns:
+        The number of ids in use (<= vocab_size).
     """
-    import tokenizers as tk
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+    import tokenizers
 
-    tokenizer = tk.Tokenizer(models.BPE())
+    added_count = len(SPECIAL_TOKENS) + len(FORMAT_TAGS)
+    tokenizer = _byte_level_bpe()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size - added_count,
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    # The tags become tokens of their own afterwards; words beside them must not be learned glued to them.
+    tags = re.compile("|".join(map(re.escape, FORMAT_TAGS)))
+    parts = (part for text in corpus for part in tags.split(text) if part)
+    tokenizer.train_from_iterator(parts, trainer)
+    tokenizer.add_special_tokens(
+        [tokenizers.AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    )
+    tokenizer.add_tokens(
+        [tokenizers.AddedToken(tag, special=False, normalized=False) for tag in FORMAT_TAGS]
+    )
+    _write_folder(tokenizer, folder)
+    return tokenizer.get_vocab_size()
+
+
+def _byte_level_bpe() -> Any:
+    """An untrained tokenizer of the `tokenizers` library that splits text as Qwen2's does."""
+    import tokenizers
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+    tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(tk.Regex(_SPLIT), behavior="isolated"),
+            pre_tokenizers.Split(tokenizers.Regex(_SPLIT), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    n_added = len(SPECIAL_TOKENS) + len(FORMAT_TAGS)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - n_added,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    # The tags become tokens of their own afterwards; words beside them must not be learned glued to them.
-    tags = re.compile("|".join(map(re.escape, FORMAT_TAGS)))
-    tokenizer.train_from_iterator(
-        (part for text in corpus for part in tags.split(text) if part), trainer
-    )
-    tokenizer.add_special_tokens(
-        [tk.AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS]
-    )
-    tokenizer.add_tokens([tk.AddedToken(t, special=False, normalized=False) for t in FORMAT_TAGS])
+    return tokenizer
+
+
+def _write_folder(tokenizer: Any, folder: str) -> None:
+    """The three files that `transformers` needs."""
     os.makedirs(folder, exist_ok=True)
     tokenizer.save(os.path.join(folder, "tokenizer.json"))
-    config = {
+    settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": 32768,
         "clean_up_tokenization_spaces": False,
@@ -97,65 +118,70 @@ def train(corpus: Iterable[str], folder: str, vocab_size: int = 1024) -> int:
         "pad_token": "<|endoftext|>",
         "unk_token": None,
     }
-    with open(os.path.join(folder, "tokenizer_config.json"), "w") as f:
-        json.dump(config, f, indent=2)
-    with open(os.path.join(folder, "chat_template.jinja"), "w") as f:
-        f.write(CHAT_TEMPLATE)
-    return tokenizer.get_vocab_size()
+    with open(os.path.join(folder, "tokenizer_config.json"), "w") as file:
+        json.dump(settings, file, indent=2)
+    with open(os.path.join(folder, "chat_template.jinja"), "w") as file:
+        file.write(CHAT_TEMPLATE)
 
 
-def load(folder: str):
-    """The folder's `transformers` fast tokenizer. UserError when it does not load, or lacks the special tokens or a
-    chat template that works."""
+# ---- Loading -----------------------------------------------------------------------------------------------
+
+
+def load(folder: str) -> Tokenizer:
+    """Load the folder's `transformers` fast tokenizer.
+
+    Raises:
+        UserError: when it does not load, or lacks the special tokens or a chat template that works.
+    """
     from transformers import AutoTokenizer
 
     if not os.path.isfile(os.path.join(folder, "tokenizer.json")):
         raise UserError(f"{folder}: no tokenizer.json in this folder")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as e:
-        raise UserError(f"{folder}: the tokenizer does not load ({type(e).__name__})") from e
+    except Exception as error:
+        raise UserError(
+            f"{folder}: the tokenizer does not load ({type(error).__name__})"
+        ) from error
     vocab = tokenizer.get_vocab()
-    missing = [
-        t
-        for t in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", IMAGE_PAD)
-        if t not in vocab
-    ]
+    needed = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", IMAGE_PAD)
+    missing = [token for token in needed if token not in vocab]
     if missing:
         raise UserError(f"{folder}: the tokenizer lacks the special tokens {', '.join(missing)}")
+    # Tried now, and not in the middle of a run.
     try:
         tokenizer.apply_chat_template(
             [{"role": "user", "content": "?"}], add_generation_prompt=True, tokenize=False
         )
-    except Exception as e:  # noqa: BLE001 - jinja2 and templates themselves raise many kinds
+    except Exception as error:  # noqa: BLE001 - jinja2 and templates themselves raise many kinds
         raise UserError(
-            f"{folder}: the chat template is missing or does not work ({type(e).__name__})"
-        ) from e
+            f"{folder}: the chat template is missing or does not work ({type(error).__name__})"
+        ) from error
     return tokenizer
 
 
-def special_ids(tokenizer, vocab_size: int = 0) -> dict:
-    """Ids that sampling needs: `stop` (end of turn, end of text), `pad`, and `suppress` (never sampled).
+# ---- Ids ---------------------------------------------------------------------------------------------------
 
-    vocab_size: rows of the model's embedding. Those beyond the tokenizer have no text, so a policy could pad its
-    answers with them unseen; they are suppressed, too.
+# Beginnings of tokens that an answer never holds.
+_NEVER = ("<|vision", "<|image", "<|video", "<|im_start", "<|object", "<|box", "<|quad")
+
+
+def special_ids(tokenizer: Tokenizer, vocab_size: int = 0) -> dict[str, Any]:
+    """Find the ids that sampling needs: `stop` (end of turn, end of text), `pad`, and `suppress` (never sampled).
+
+    Args:
+        vocab_size: rows of the model's embedding. Those beyond the tokenizer have no text, so a policy could pad its
+            answers with them unseen; they are suppressed, too.
     """
     vocab = tokenizer.get_vocab()
-    stop = tuple(vocab[t] for t in ("<|im_end|>", "<|endoftext|>") if t in vocab)
-    never = [
-        t
-        for t in vocab
-        if t.startswith(
-            ("<|vision", "<|image", "<|video", "<|im_start", "<|object", "<|box", "<|quad")
-        )
-    ]
+    stop = tuple(vocab[token] for token in ("<|im_end|>", "<|endoftext|>") if token in vocab)
+    never = {vocab[token] for token in vocab if token.startswith(_NEVER)}
     unused = set(range(vocab_size)) - set(vocab.values())
-    suppress = tuple(sorted({vocab[t] for t in never} | unused))
-    return {"stop": stop, "pad": vocab["<|endoftext|>"], "suppress": suppress}
+    return {"stop": stop, "pad": vocab["<|endoftext|>"], "suppress": tuple(sorted(never | unused))}
 
 
-def config_ids(tokenizer) -> dict:
-    """The token ids that a model config holds, from the tokenizer."""
+def config_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Find the token ids that a model config holds, as its fields."""
     vocab = tokenizer.get_vocab()
     return {
         "image_token_id": vocab[IMAGE_PAD],

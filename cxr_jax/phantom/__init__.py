@@ -6,67 +6,73 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from cxr_jax.phantom.constants import DEVICES, FINDINGS, POSITIVE_AT, SIZE
 from cxr_jax.phantom.render import render
 from cxr_jax.phantom.scene import labels, regions, sample_scenes, sides
+from cxr_jax.runtime.trees import Tree
 
-LEXICON = str(
-    Path(__file__).with_name("lexicon.toml")
-)  # what phantom reports say beyond labels/lexicon.toml
+# What phantom reports say beyond labels/lexicon.toml.
+LEXICON = str(Path(__file__).with_name("lexicon.toml"))
 SPLITS = ("train", "select", "test")
-_SITES = 64  # the stream of site keys; those of examples are below it
 HOSPITALS = ("A", "B")
+_SITES = 64  # the stream of site keys; those of examples are below it
 
 
-def example_keys(seed: int, split: str, hospital: str, index) -> jax.Array:
-    """Typed PRNG keys [B] of examples; streams of other splits, hospitals or seeds share no key.
+def example_keys(seed: int, split: str, hospital: str, index: ArrayLike) -> jax.Array:
+    """Make the typed PRNG keys [B] of examples; streams of other splits, hospitals or seeds share no key.
 
-    Raises ValueError for an unknown split or hospital.
+    Raises:
+        ValueError: for an unknown split or hospital.
     """
     if split not in SPLITS or hospital not in HOSPITALS:
         raise ValueError(f"unknown split or hospital: {split!r}, {hospital!r}")
-    return _keys(
-        seed,
-        1 + SPLITS.index(split) + 16 * HOSPITALS.index(hospital),
-        jnp.asarray(index, jnp.uint32),
-    )
+    stream = 1 + SPLITS.index(split) + 16 * HOSPITALS.index(hospital)
+    return _keys(seed, stream, jnp.asarray(index, jnp.uint32))
 
 
-def site_keys(seed: int, site) -> jax.Array:
-    """Typed PRNG keys [B] of sites (int [B]), each a function of (seed, site) alone: every split sees the same ones."""
+def site_keys(seed: int, site: ArrayLike) -> jax.Array:
+    """Make the typed PRNG keys [B] of sites (int [B]), each a function of (seed, site) alone: every split sees the
+    same ones."""
     return _keys(seed, _SITES, jnp.asarray(site, jnp.uint32))
 
 
 @jax.jit
-def _keys(seed, stream, index):
+def _keys(seed: int, stream: int, index: jax.Array) -> jax.Array:
     base = jax.random.fold_in(jax.random.key(seed), stream)
-    return jax.vmap(lambda i: jax.random.fold_in(base, i))(index)
+    return jax.vmap(lambda place: jax.random.fold_in(base, place))(index)
 
 
 @functools.partial(jax.jit, static_argnames="hospital")
-def _batch(keys, hospital, sites=None):
+def _batch(keys: jax.Array, hospital: str, sites: jax.Array | None = None) -> Tree:
     scene = sample_scenes(keys, hospital, sites)
-    out = {"image": render(scene), "labels": labels(scene), "sides": sides(scene), "scene": scene}
-    return out | {"regions": regions(scene)}
+    batch = {"image": render(scene), "labels": labels(scene), "sides": sides(scene), "scene": scene}
+    return batch | {"regions": regions(scene)}
 
 
-def make_batch(seed: int, split: str, hospital: str, indices, sites=None) -> dict:
-    """Examples `indices` of one stream, on the host; sites: int [B], the site of each, or None for the hospital itself.
+def make_batch(
+    seed: int, split: str, hospital: str, indices: ArrayLike, sites: ArrayLike | None = None
+) -> Tree:
+    """Draw examples `indices` of one stream, on the host.
 
-    Returns image float32 [B,224,224] in 0..1, labels int8 [B,14] and sides bool [B,14,2] (CheXpert order), scene
-    (numpy arrays, see `sample_scenes`) and regions float32 [B,12,8,8]. Compiled once per batch size and hospital,
-    for all sites together.
+    Compiled once per batch size and hospital, for all sites together.
+
+    Args:
+        sites: int [B], the site of each, or None for the hospital itself.
+
+    Returns:
+        numpy arrays: image float32 [B,224,224] in 0..1, labels int8 [B,14] and sides bool [B,14,2] (CheXpert order),
+        scene (see `sample_scenes`) and regions float32 [B,12,8,8].
     """
     keys = example_keys(seed, split, hospital, indices)
-    return jax.tree.map(
-        np.asarray, _batch(keys, hospital, None if sites is None else site_keys(seed, sites))
-    )
+    sites = None if sites is None else site_keys(seed, sites)
+    return jax.tree.map(np.asarray, _batch(keys, hospital, sites))
 
 
-def scene_row(scene: dict, i: int) -> dict:
-    """Row i of a scene dict."""
-    return {name: value[i] for name, value in scene.items()}
+def scene_row(scene: Tree, row: int) -> Tree:
+    """Take one row of a scene dict."""
+    return {name: values[row] for name, values in scene.items()}
 
 
 __all__ = [
@@ -84,6 +90,6 @@ __all__ = [
     "render",
     "sample_scenes",
     "scene_row",
-    "site_keys",
     "sides",
+    "site_keys",
 ]

@@ -2,42 +2,52 @@
 
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pydicom
-from pydicom.dataset import FileDataset, FileMetaDataset
+from numpy.typing import ArrayLike
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
 from cxr_jax.errors import UserError
 
-# stored values the display range 0..1 is mapped to; the rest of the range is headroom, as on a real detector
-_FOOT = 32  # per 4096
+PIXEL_MM = 1.6  # side of a pixel on the detector
+# Below the stored values that 0..1 is mapped to, and above them, is headroom, as on a real detector: so many of 4096.
+_HEADROOM = 32
 
 
-def _uid(*parts) -> str:
-    """A UID under the UUID root 2.25, the same for the same parts."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return f"2.25.{int.from_bytes(digest[:15], 'big')}"
+class _Stored(NamedTuple):
+    """Stored values, and the linear VOI window that undoes what was done to them."""
+
+    pixels: np.ndarray  # uint16 [H, W]
+    center: float
+    width: float
 
 
-def _stored(image, photometric, bits):
-    """(stored uint16 [H,W], window centre, window width): the linear VOI window undoes it."""
-    top = (1 << bits) - 1
-    foot = _FOOT * (top + 1) // 4096
-    span = top - 2 * foot
-    shown = np.round(np.clip(image, 0.0, 1.0) * span)
-    if photometric == "MONOCHROME1":  # lowest stored value is white
-        shown = span - shown
-    # DICOM linear window: y = (x - (c - 0.5)) / (w - 1) + 0.5
-    return (shown + foot).astype(np.uint16), foot + span / 2 + 0.5, float(span + 1)
+def write_dicom(
+    path: str | Path,
+    image: ArrayLike,
+    *,
+    hospital: str,
+    photometric: str = "MONOCHROME2",
+    bits: int = 12,
+    ap: bool,
+    seed: object,
+) -> None:
+    """Write an image as Explicit VR little endian DX.
 
+    Args:
+        image: float32 [H,W] in 0..1 (opacity bright).
+        hospital: "A" or "B", stated as the institution.
+        photometric: MONOCHROME1 or MONOCHROME2.
+        bits: stored, 9 to 16.
+        ap: view position AP rather than PA.
+        seed: any value that identifies the phantom; all UIDs and the patient follow from it and the hospital: files
+            are reproducible.
 
-def write_dicom(path, image, *, hospital, photometric="MONOCHROME2", bits=12, ap, seed) -> None:
-    """Write image float32 [H,W] in 0..1 (opacity bright) to path as Explicit VR little endian DX.
-
-    hospital: "A" or "B", stated as the institution. ap: view position AP rather than PA. seed: any value that
-    identifies the phantom; all UIDs and the patient follow from it and the hospital: files are reproducible.
-    Raises UserError for a photometric interpretation, bit depth or image shape it cannot write.
+    Raises:
+        UserError: for a photometric interpretation, bit depth or image shape it cannot write.
     """
     image = np.asarray(image)
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
@@ -46,54 +56,75 @@ def write_dicom(path, image, *, hospital, photometric="MONOCHROME2", bits=12, ap
         raise UserError(f"bits must be 9 to 16, not {bits}")
     if image.ndim != 2:
         raise UserError(f"a phantom image is [H, W], not of shape {image.shape}")
-    pixels, centre, width = _stored(image, photometric, bits)
+    stored = _store(image, photometric, bits)
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
     meta.MediaStorageSOPInstanceUID = _uid("image", hospital, seed, photometric, bits)
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.ImplementationClassUID = _uid("cxr_jax phantom")
-    ds = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-    _describe(ds, meta, hospital, ap, seed)
-    _pixel_module(ds, pixels, photometric, bits, centre, width)
-    pydicom.dcmwrite(Path(path), ds, enforce_file_format=True)
+    dataset = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    dataset.SOPClassUID = meta.MediaStorageSOPClassUID
+    dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
+    _describe(dataset, hospital, ap, seed)
+    _add_pixels(dataset, stored, photometric, bits)
+    pydicom.dcmwrite(Path(path), dataset, enforce_file_format=True)
 
 
-def _describe(ds, meta, hospital, ap, seed):
+def _uid(*parts: object) -> str:
+    """A UID under the UUID root 2.25, the same for the same parts."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return f"2.25.{int.from_bytes(digest[:15], 'big')}"
+
+
+def _store(image: np.ndarray, photometric: str, bits: int) -> _Stored:
+    highest = (1 << bits) - 1
+    foot = _HEADROOM * (highest + 1) // 4096
+    span = highest - 2 * foot
+    shown = np.round(np.clip(image, 0.0, 1.0) * span)
+    if photometric == "MONOCHROME1":  # lowest stored value is white
+        shown = span - shown
+    # DICOM linear window: y = (x - (center - 0.5)) / (width - 1) + 0.5
+    return _Stored((shown + foot).astype(np.uint16), foot + span / 2 + 0.5, float(span + 1))
+
+
+def _describe(dataset: Dataset, hospital: str, ap: bool, seed: object) -> None:
     """Who, where and how; everything says that this is a synthetic picture."""
-    ds.SpecificCharacterSet = "ISO_IR 192"
-    ds.SOPClassUID, ds.SOPInstanceUID = (
-        meta.MediaStorageSOPClassUID,
-        meta.MediaStorageSOPInstanceUID,
-    )
-    ds.StudyInstanceUID = _uid("study", hospital, seed)
-    ds.SeriesInstanceUID = _uid("series", hospital, seed, ap)
-    ds.PatientName, ds.PatientID = f"PHANTOM^{hospital}{seed}", f"PHANTOM-{hospital}-{seed}"
-    ds.PatientBirthDate, ds.PatientSex = "", "O"
-    ds.StudyDate, ds.StudyTime, ds.StudyID, ds.AccessionNumber = "20000101", "000000", "", ""
-    ds.ReferringPhysicianName = ""
-    ds.InstitutionName = f"Phantom hospital {hospital}"
-    ds.Manufacturer, ds.ManufacturerModelName = "cxr_jax", "phantom renderer"
-    ds.StudyDescription, ds.SeriesDescription = "Synthetic chest radiograph", "AP" if ap else "PA"
-    ds.Modality, ds.BodyPartExamined = "DX", "CHEST"
-    ds.ViewPosition = "AP" if ap else "PA"
-    ds.PatientOrientation = ["L", "F"]
-    ds.ImageLaterality = "U"
-    ds.SeriesNumber, ds.InstanceNumber = "1", "1"
-    ds.PresentationIntentType = "FOR PRESENTATION"
-    ds.ImageType = ["ORIGINAL", "PRIMARY", ""]
-    ds.BurnedInAnnotation = "NO"
+    view = "AP" if ap else "PA"
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    dataset.StudyInstanceUID = _uid("study", hospital, seed)
+    dataset.SeriesInstanceUID = _uid("series", hospital, seed, ap)
+    dataset.PatientName = f"PHANTOM^{hospital}{seed}"
+    dataset.PatientID = f"PHANTOM-{hospital}-{seed}"
+    dataset.PatientBirthDate, dataset.PatientSex = "", "O"
+    dataset.StudyDate, dataset.StudyTime = "20000101", "000000"
+    dataset.StudyID, dataset.AccessionNumber = "", ""
+    dataset.ReferringPhysicianName = ""
+    dataset.InstitutionName = f"Phantom hospital {hospital}"
+    dataset.Manufacturer, dataset.ManufacturerModelName = "cxr_jax", "phantom renderer"
+    dataset.StudyDescription, dataset.SeriesDescription = "Synthetic chest radiograph", view
+    dataset.Modality, dataset.BodyPartExamined = "DX", "CHEST"
+    dataset.ViewPosition = view
+    dataset.PatientOrientation = ["L", "F"]
+    dataset.ImageLaterality = "U"
+    dataset.SeriesNumber, dataset.InstanceNumber = "1", "1"
+    dataset.PresentationIntentType = "FOR PRESENTATION"
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", ""]
+    dataset.BurnedInAnnotation = "NO"
 
 
-def _pixel_module(ds, pixels, photometric, bits, centre, width):
-    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, photometric
-    ds.Rows, ds.Columns = pixels.shape
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, bits, bits - 1, 0
-    ds.ImagerPixelSpacing = [1.6, 1.6]
-    ds.PixelIntensityRelationship = "LOG"
-    ds.PixelIntensityRelationshipSign = -1 if photometric == "MONOCHROME2" else 1
-    ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = "0", "1", "US"
-    ds.WindowCenter, ds.WindowWidth = f"{centre:g}", f"{width:g}"
-    ds.VOILUTFunction = "LINEAR"
-    ds.PresentationLUTShape = "INVERSE" if photometric == "MONOCHROME1" else "IDENTITY"
-    ds.LossyImageCompression = "00"
-    ds.PixelData = pixels.astype("<u2").tobytes()
+def _add_pixels(dataset: Dataset, stored: _Stored, photometric: str, bits: int) -> None:
+    """The pixels, and how they are stored and shown."""
+    is_inverse = photometric == "MONOCHROME1"
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, photometric
+    dataset.Rows, dataset.Columns = stored.pixels.shape
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, bits, bits - 1
+    dataset.PixelRepresentation = 0
+    dataset.ImagerPixelSpacing = [PIXEL_MM, PIXEL_MM]
+    dataset.PixelIntensityRelationship = "LOG"
+    dataset.PixelIntensityRelationshipSign = 1 if is_inverse else -1
+    dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = "0", "1", "US"
+    dataset.WindowCenter, dataset.WindowWidth = f"{stored.center:g}", f"{stored.width:g}"
+    dataset.VOILUTFunction = "LINEAR"
+    dataset.PresentationLUTShape = "INVERSE" if is_inverse else "IDENTITY"
+    dataset.LossyImageCompression = "00"
+    dataset.PixelData = stored.pixels.astype("<u2").tobytes()

@@ -1,32 +1,19 @@
-"""Where each finding is drawn: masks over the grid, shared by the renderer and by the region maps."""
+"""Where each finding is drawn: masks over the grid, shared by the renderer and by the region maps.
 
+Every function takes one scene and the grid of its normal chest, and returns float32 [n, n] unless it says otherwise.
+`variant` is the finding's four numbers in 0..1 of the scene: what makes two pictures of one finding differ.
+"""
+
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 
-from cxr_jax.phantom.constants import (
-    ATEL,
-    BOTH,
-    CARD,
-    CELLS,
-    CONS,
-    CVC,
-    DEV,
-    EDEMA,
-    EFF,
-    ETT,
-    FRAC,
-    LEFT,
-    LESION,
-    MED,
-    NGT,
-    PACER,
-    PLEU,
-    PNEU,
-    PTX,
-    WIRES,
-)
+from cxr_jax.phantom.constants import CELLS, LEFT, LOWER, MID, UPPER, Device, Finding
 from cxr_jax.phantom.geometry import (
-    PX,
+    PIXEL,
     RISE,
+    Grid,
     bump,
     by_side,
     chest,
@@ -39,267 +26,401 @@ from cxr_jax.phantom.geometry import (
     strength,
     zone_height,
 )
+from cxr_jax.runtime.trees import Tree
 
 
-def on_side(scene, g, i):
-    """Draw strength of finding i at each pixel (0 on the healthy side)."""
-    right, left = by_side(scene, i)
-    return pick(g, right, left)
+class Pneumothorax(NamedTuple):
+    """The space without markings, and the pleural line of the collapsed lung."""
+
+    air: jax.Array
+    line: jax.Array
 
 
-def lesion(scene, g):
-    """Chord of a round nodule, 10-30 px across."""
-    w = scene["variant"][LESION]
-    r = (5.0 + 2.0 * w[0] + 8.0 * scene["severity"][LESION]) * PX
-    behind = (scene["zone"][LESION] == 2) & (scene["side"][LESION] == LEFT)
-    cx = 0.27 + 0.22 * w[1] + jnp.where(behind, 0.16 - 0.12 * w[1], 0.0)  # not behind the heart
-    cv = zone_height(g, scene["zone"][LESION]) + 0.10 * (w[2] - 0.5)
-    dx, dv = g.x - cx, g.v - cv
-    d2 = (dx * dx * (0.9 + 0.3 * w[3]) + dv * dv) * (1 / (r * r))
-    return chord(d2) * (on_side(scene, g, LESION) > 0)
+class Thickening(NamedTuple):
+    """Thickened pleura, and the denser plaque inside it."""
+
+    band: jax.Array
+    plaque: jax.Array
 
 
-def edema(scene, g):
-    """Bat-wing haze around both hila, before fluff."""
-    dx, dv = (g.x - 0.27) * 3.2, (g.v - 0.02) * 2.1
-    return bump(0.42 * (dx * dx + dv * dv)) * g.in_lung
+class Fracture(NamedTuple):
+    """A broken rib."""
+
+    shift: jax.Array  # how far the rib is displaced, body units downwards
+    gap: jax.Array  # the dark cleft
+    ends: jax.Array  # the bright ends
+    site: jax.Array  # all of it
 
 
-def septal_lines(scene, g):
-    """Kerley B lines: short horizontal lines at the lateral bases."""
-    w = scene["variant"][EDEMA]
-    q = (g.v + 0.12 * g.x) * (1 / 0.062) + w[0]
-    d = (q - jnp.round(q)) * 0.062
-    where = ramp(0.17 - g.e, 0.02) * ramp(g.e - 0.015, 0.01) * ramp(g.v - 0.02, 0.05) * g.in_lung
-    return ramp(0.9 * PX - jnp.abs(d), 0.7 * PX) * where
+def on_side(scene: Tree, grid: Grid, finding: Finding) -> jax.Array:
+    """Give the draw strength of a finding at each pixel (0 on the healthy side)."""
+    right, left = by_side(scene, finding)
+    return pick(grid, right, left)
 
 
-def consolidation(scene, g):
-    """Homogeneous lobar opacity, cut off sharply by a fissure."""
-    w, zone = scene["variant"][CONS], scene["zone"][CONS]
-    s = strength(scene["severity"][CONS])
-    fissure = zone_height(g, 1) - 0.10 + 0.10 * (w[0] - 0.5) + 0.10 * (g.x - 0.35)
-    deep = 0.22 + 0.16 * s
-    far = ramp(0.05, 1.0)  # keeps the three branches one dtype
-    up = ramp(fissure - g.v, 1.3 * PX) * ramp(g.v - (fissure - deep - 0.12), 0.10)
-    mid = ramp(g.v - fissure, 1.3 * PX) * ramp(fissure + deep - 0.22 * (g.x - 0.3) - g.v, 0.05)
-    low = ramp(g.v - (g.dome - deep - 0.02 + 0.35 * (g.x - 0.3)), 1.3 * PX) + 0.0 * far
-    mask = jnp.where(zone == 0, up, jnp.where(zone == 1, mid, low))
-    return mask * ramp(g.x - 0.12, 0.05) * g.in_lung * (on_side(scene, g, CONS) > 0)
+# ---- Lungs -----------------------------------------------------------------------------------------
 
 
-def pneumonia(scene, g):
-    """Soft envelope of a cluster of patches; the renderer breaks it up with noise."""
-    w = scene["variant"][PNEU]
-    cx, cv = 0.33 + 0.08 * w[0], zone_height(g, scene["zone"][PNEU]) + 0.06 * (w[1] - 0.5)
-    size = 0.22 + 0.12 * scene["severity"][PNEU]
-    dx, dv = (g.x - cx) * 1.15, g.v - cv
-    d2 = (dx * dx + dv * dv) * (1 / (size * size))
-    return jnp.sqrt(bump(d2 * 0.8)) * g.in_lung * (on_side(scene, g, PNEU) > 0)
+def lesion(scene: Tree, grid: Grid) -> jax.Array:
+    """Draw the chord of a round nodule, 10-30 px across."""
+    variant = scene["variant"][Finding.LUNG_LESION]
+    radius = (5.0 + 2.0 * variant[0] + 8.0 * scene["severity"][Finding.LUNG_LESION]) * PIXEL
+    # At the left base it keeps to the outside: the heart would hide it.
+    behind_heart = (scene["zone"][Finding.LUNG_LESION] == LOWER) & (
+        scene["side"][Finding.LUNG_LESION] == LEFT
+    )
+    centre_lateral = (
+        0.27 + 0.22 * variant[1] + jnp.where(behind_heart, 0.16 - 0.12 * variant[1], 0.0)
+    )
+    centre_down = zone_height(grid, scene["zone"][Finding.LUNG_LESION]) + 0.10 * (variant[2] - 0.5)
+    lateral, down = grid.lateral - centre_lateral, grid.down - centre_down
+    squared = (lateral * lateral * (0.9 + 0.3 * variant[3]) + down * down) * (1 / (radius * radius))
+    return chord(squared) * (on_side(scene, grid, Finding.LUNG_LESION) > 0)
 
 
-def fluid_level(scene, g):
-    """Top of the pleural fluid at each pixel: low medially, climbing along the chest wall (meniscus)."""
-    s = on_side(scene, g, EFF)
-    climb = jnp.maximum(1.0 - g.e * (1 / 0.30), 0.0)
-    level = g.dome + 0.10 - 0.42 * s * s
-    return jnp.where(s > 0, level - (0.10 + 0.22 * s) * climb * climb, 9.0)
+def edema(scene: Tree, grid: Grid) -> jax.Array:
+    """Draw bat-wing haze around both hila, before fluff."""
+    lateral, down = (grid.lateral - 0.27) * 3.2, (grid.down - 0.02) * 2.1
+    return bump(0.42 * (lateral * lateral + down * down)) * grid.in_lung
 
 
-def effusion(scene, g):
-    return ramp(g.v - fluid_level(scene, g), 2.0 * PX) * ramp(g.e, PX) * ramp(g.x - 0.09, 0.05)
+def septal_lines(scene: Tree, grid: Grid) -> jax.Array:
+    """Draw Kerley B lines: short horizontal lines at the lateral bases."""
+    variant = scene["variant"][Finding.EDEMA]
+    place = (grid.down + 0.12 * grid.lateral) * (1 / 0.062) + variant[0]
+    offset = (place - jnp.round(place)) * 0.062
+    bases = (
+        ramp(0.17 - grid.depth, 0.02)
+        * ramp(grid.depth - 0.015, 0.01)
+        * ramp(grid.down - 0.02, 0.05)
+        * grid.in_lung
+    )
+    return ramp(0.9 * PIXEL - jnp.abs(offset), 0.7 * PIXEL) * bases
 
 
-def atelectasis(scene, g, margin=0.0):
-    """Two or three plate-like bands at the base, above any fluid."""
-    w, s = scene["variant"][ATEL], on_side(scene, g, ATEL)
+def consolidation(scene: Tree, grid: Grid) -> jax.Array:
+    """Draw a homogeneous lobar opacity, cut off sharply by a fissure."""
+    variant, zone = scene["variant"][Finding.CONSOLIDATION], scene["zone"][Finding.CONSOLIDATION]
+    amount = strength(scene["severity"][Finding.CONSOLIDATION])
+    fissure = (
+        zone_height(grid, MID) - 0.10 + 0.10 * (variant[0] - 0.5) + 0.10 * (grid.lateral - 0.35)
+    )
+    thickness = 0.22 + 0.16 * amount
+    one = ramp(0.05, 1.0)  # times 0, it keeps the three branches one dtype
+    upper = ramp(fissure - grid.down, 1.3 * PIXEL) * ramp(
+        grid.down - (fissure - thickness - 0.12), 0.10
+    )
+    middle = ramp(grid.down - fissure, 1.3 * PIXEL) * ramp(
+        fissure + thickness - 0.22 * (grid.lateral - 0.3) - grid.down, 0.05
+    )
+    lower_edge = grid.dome - thickness - 0.02 + 0.35 * (grid.lateral - 0.3)
+    lower = ramp(grid.down - lower_edge, 1.3 * PIXEL) + 0.0 * one
+    lobe = jnp.where(zone == UPPER, upper, jnp.where(zone == MID, middle, lower))
+    return (
+        lobe
+        * ramp(grid.lateral - 0.12, 0.05)
+        * grid.in_lung
+        * (on_side(scene, grid, Finding.CONSOLIDATION) > 0)
+    )
+
+
+def pneumonia(scene: Tree, grid: Grid) -> jax.Array:
+    """Draw the soft envelope of a cluster of patches; the renderer breaks it up with noise."""
+    variant = scene["variant"][Finding.PNEUMONIA]
+    centre_lateral = 0.33 + 0.08 * variant[0]
+    centre_down = zone_height(grid, scene["zone"][Finding.PNEUMONIA]) + 0.06 * (variant[1] - 0.5)
+    radius = 0.22 + 0.12 * scene["severity"][Finding.PNEUMONIA]
+    lateral, down = (grid.lateral - centre_lateral) * 1.15, grid.down - centre_down
+    squared = (lateral * lateral + down * down) * (1 / (radius * radius))
+    envelope = jnp.sqrt(bump(squared * 0.8)) * grid.in_lung
+    return envelope * (on_side(scene, grid, Finding.PNEUMONIA) > 0)
+
+
+def atelectasis(scene: Tree, grid: Grid, margin: float = 0.0) -> jax.Array:
+    """Draw two or three plate-like bands at the base, above any fluid; `margin` widens them."""
+    variant, amount = (
+        scene["variant"][Finding.ATELECTASIS],
+        on_side(scene, grid, Finding.ATELECTASIS),
+    )
     floor = jnp.minimum(
-        g.dome,
+        grid.dome,
         jnp.where(
-            on_side(scene, g, EFF) > 0, g.dome + 0.08 - 0.42 * on_side(scene, g, EFF) ** 2, 9.0
+            on_side(scene, grid, Finding.PLEURAL_EFFUSION) > 0,
+            grid.dome + 0.08 - 0.42 * on_side(scene, grid, Finding.PLEURAL_EFFUSION) ** 2,
+            9.0,
         ),
     )
-    tilt = 0.30 * (w[0] - 0.5) * (g.x - 0.35)
-    reach = 0.14 + 0.09 * w[1]
-    out = 0.0
-    for k in range(3):
-        centre = floor - 0.055 - 0.085 * k - 0.03 * w[2] + tilt * (1 + 0.5 * k)
-        half = (1.3 + 0.9 * s - 0.25 * k) * PX + margin
-        length = ramp(
-            reach + 0.03 * s + margin - jnp.abs(g.x - 0.38 - 0.06 * ((k * 0.6 + w[3]) % 1.0)), 0.04
-        )
-        on = 1.0 if k < 2 else jnp.where(s > 0.75, 1.0, 0.0)
-        out = jnp.maximum(out, ramp(half - jnp.abs(g.v - centre), 1.0 * PX) * length * on)
-    return out * ramp(g.e, PX) * (s > 0)
+    tilt = 0.30 * (variant[0] - 0.5) * (grid.lateral - 0.35)
+    reach = 0.14 + 0.09 * variant[1]
+    bands = 0.0
+    for number in range(3):
+        centre = floor - 0.055 - 0.085 * number - 0.03 * variant[2] + tilt * (1 + 0.5 * number)
+        half_width = (1.3 + 0.9 * amount - 0.25 * number) * PIXEL + margin
+        half_length = reach + 0.03 * amount + margin
+        from_middle = jnp.abs(grid.lateral - 0.38 - 0.06 * ((number * 0.6 + variant[3]) % 1.0))
+        length = ramp(half_length - from_middle, 0.04)
+        # Only a severe collapse has the third.
+        shown = 1.0 if number < 2 else jnp.where(amount > 0.75, 1.0, 0.0)
+        band = ramp(half_width - jnp.abs(grid.down - centre), 1.0 * PIXEL)
+        bands = jnp.maximum(bands, band * length * shown)
+    return bands * ramp(grid.depth, PIXEL) * (amount > 0)
 
 
-def pneumothorax(scene, g):
-    """(air, line): the space without markings, and the pleural line of the collapsed lung."""
-    w, zone, s = scene["variant"][PTX], scene["zone"][PTX], on_side(scene, g, PTX)
-    height = (g.v - g.p.top) / (g.dome - g.p.top)  # 0 apex, 1 dome
-    # how wide the gap is along the wall: from the apex, all along, or at the base
-    down = jnp.clip(1.12 - height * (1.35 - 0.45 * s), 0.0, 1.0)
+# ---- Pleura ----------------------------------------------------------------------------------------
+
+
+def fluid_level(scene: Tree, grid: Grid) -> jax.Array:
+    """Give the top of the pleural fluid at each pixel: low medially, climbing along the chest wall (meniscus)."""
+    amount = on_side(scene, grid, Finding.PLEURAL_EFFUSION)
+    climb = jnp.maximum(1.0 - grid.depth * (1 / 0.30), 0.0)
+    level = grid.dome + 0.10 - 0.42 * amount * amount
+    # 9 is far below the image: no fluid on this side.
+    return jnp.where(amount > 0, level - (0.10 + 0.22 * amount) * climb * climb, 9.0)
+
+
+def effusion(scene: Tree, grid: Grid) -> jax.Array:
+    """Draw pleural fluid, from its level down."""
+    below = ramp(grid.down - fluid_level(scene, grid), 2.0 * PIXEL)
+    return below * ramp(grid.depth, PIXEL) * ramp(grid.lateral - 0.09, 0.05)
+
+
+def pneumothorax(scene: Tree, grid: Grid) -> Pneumothorax:
+    """Draw air around a collapsed lung: from the apex, all along the wall, or at the base."""
+    variant, zone, amount = (
+        scene["variant"][Finding.PNEUMOTHORAX],
+        scene["zone"][Finding.PNEUMOTHORAX],
+        on_side(scene, grid, Finding.PNEUMOTHORAX),
+    )
+    thorax = grid.thorax
+    height = (grid.down - thorax.top) / (grid.dome - thorax.top)  # 0 apex, 1 dome
+    # How wide the gap is along the wall.
+    from_apex = jnp.clip(1.12 - height * (1.35 - 0.45 * amount), 0.0, 1.0)
     shape = jnp.where(
-        zone == 0,
-        down,
-        jnp.where(zone == 1, 0.62 - 0.15 * height, jnp.clip(height * 1.5 - 0.5, 0.0, 0.9)),
+        zone == UPPER,
+        from_apex,
+        jnp.where(zone == MID, 0.62 - 0.15 * height, jnp.clip(height * 1.5 - 0.5, 0.0, 0.9)),
     )
-    gap = s * (0.24 + 0.06 * w[0]) * shape
-    # the apex of the lung drops away from the dome of the chest
-    drop = jnp.where(zone == 0, s * (0.24 + 0.10 * w[1]), 0.04 * s)
-    d = jnp.minimum(g.e - gap, (g.v - g.p.top - drop - 1.3 * (g.x - 0.20) ** 2) * 0.8)
-    air = ramp(-d, PX) * g.in_lung * (s > 0)
+    gap = amount * (0.24 + 0.06 * variant[0]) * shape
+    # The apex of the lung drops away from the dome of the chest.
+    drop = jnp.where(zone == UPPER, amount * (0.24 + 0.10 * variant[1]), 0.04 * amount)
+    from_wall = grid.depth - gap
+    under_apex = grid.down - thorax.top - drop - 1.3 * (grid.lateral - 0.20) ** 2
+    # Signed distance from the edge of the lung: negative in the air.
+    edge = jnp.minimum(from_wall, under_apex * 0.8)
+    air = ramp(-edge, PIXEL) * grid.in_lung * (amount > 0)
     line = (
-        ramp(1.5 * PX - jnp.abs(d), 1.0 * PX) * g.in_lung * (s > 0) * ramp(gap + drop - 0.02, 0.01)
+        ramp(1.5 * PIXEL - jnp.abs(edge), 1.0 * PIXEL)
+        * grid.in_lung
+        * (amount > 0)
+        * ramp(gap + drop - 0.02, 0.01)
     )
-    return air, line
+    return Pneumothorax(air, line)
 
 
-def pleural_other(scene, g):
-    """Thickened pleura: a lumpy band along the chest wall, or a cap over the apex. Returns (band, plaque)."""
-    w, zone, s = scene["variant"][PLEU], scene["zone"][PLEU], on_side(scene, g, PLEU)
-    centre = zone_height(g, zone) - jnp.where(zone == 2, 0.14, 0.0)
-    wave = (g.v - centre) * 9.0 + 6.28 * w[0]
+def pleural_other(scene: Tree, grid: Grid) -> Thickening:
+    """Draw thickened pleura: a lumpy band along the chest wall, or a cap over the apex."""
+    variant, zone, amount = (
+        scene["variant"][Finding.PLEURAL_OTHER],
+        scene["zone"][Finding.PLEURAL_OTHER],
+        on_side(scene, grid, Finding.PLEURAL_OTHER),
+    )
+    centre = zone_height(grid, zone) - jnp.where(zone == LOWER, 0.14, 0.0)
+    # A parabola in place of a cosine, which costs more.
+    wave = (grid.down - centre) * 9.0 + 6.28 * variant[0]
     wave = wave - 6.2832 * jnp.round(wave * (1 / 6.2832))
     lumps = 0.8 + 0.25 * (1.0 - wave * wave * 0.2)
-    thick = (0.045 + 0.060 * s) * lumps
-    along = ramp(0.20 + 0.10 * w[1] - jnp.abs(g.v - centre), 0.05)
-    wall_band = ramp(thick - g.e, 1.3 * PX) * along
-    cap = ramp(g.p.top + 0.10 + 0.09 * s + 0.6 * (g.x - 0.27) ** 2 - g.v, 1.3 * PX)
-    band = jnp.where(zone == 0, jnp.maximum(cap, wall_band * ramp(-0.25 - g.v, 0.05)), wall_band)
-    band = band * ramp(g.e, PX) * ramp(g.above, PX) * (s > 0)
+    thickness = (0.045 + 0.060 * amount) * lumps
+    along = ramp(0.20 + 0.10 * variant[1] - jnp.abs(grid.down - centre), 0.05)
+    wall_band = ramp(thickness - grid.depth, 1.3 * PIXEL) * along
+    cap_edge = grid.thorax.top + 0.10 + 0.09 * amount + 0.6 * (grid.lateral - 0.27) ** 2
+    cap = ramp(cap_edge - grid.down, 1.3 * PIXEL)
+    band = jnp.where(
+        zone == UPPER, jnp.maximum(cap, wall_band * ramp(-0.25 - grid.down, 0.05)), wall_band
+    )
+    band = band * ramp(grid.depth, PIXEL) * ramp(grid.above_diaphragm, PIXEL) * (amount > 0)
     plaque = (
         band
-        * ramp(g.e - 0.012, 0.006)
-        * ramp(0.7 * thick - g.e, 0.008)
-        * jnp.where(zone == 0, 0.3, 1.0)
+        * ramp(grid.depth - 0.012, 0.006)
+        * ramp(0.7 * thickness - grid.depth, 0.008)
+        * jnp.where(zone == UPPER, 0.3, 1.0)
     )
-    return band, plaque
+    return Thickening(band, plaque)
 
 
-def fracture_site(scene, g):
-    """(x, v) scalars of the break: on the posterior rib nearest to the zone, on the right or left."""
-    w, p = scene["variant"][FRAC], g.p
-    x = 0.36 + 0.12 * w[0]
-    share = jnp.array([0.24, 0.48, 0.72])[scene["zone"][FRAC]]
-    dome = jnp.where(scene["side"][FRAC] == LEFT, p.dome_l, p.dome_r)
-    v = p.top + (dome - p.top) * share
-    n = jnp.round((v - rib_curve(g, x)) / p.pitch - p.phase)
-    return x, rib_curve(g, x) + (n + p.phase) * p.pitch
+# ---- Bones -----------------------------------------------------------------------------------------
 
 
-def fracture(scene, g):
-    """(shift, gap, ends, near): rib displacement at the break, dark cleft, bright ends, the whole site."""
-    s = on_side(scene, g, FRAC)
-    x0, v0 = fracture_site(scene, g)
-    dx = g.x - x0
-    dv = g.v - v0 - (rib_curve(g, g.x) - rib_curve(g, x0))
-    near = ramp(0.080 - jnp.abs(dv), 0.02) * ramp(0.17 - jnp.abs(dx), 0.03) * (s > 0)
-    up = jnp.where(scene["variant"][FRAC][1] < 0.5, 1.0, -1.0)
-    shift = up * s * near * jnp.where(dx > 0, 0.050 - 0.10 * dx, -0.024)
-    cut = dx + 0.35 * dv
-    gap = ramp(1.9 * PX - jnp.abs(cut), 1.0 * PX) * near
-    ends = ramp(7.0 * PX - jnp.abs(cut), 3.0 * PX) * near
-    return shift, gap, ends, near
+def fracture_site(scene: Tree, grid: Grid) -> tuple[jax.Array, jax.Array]:
+    """Give the place (lateral, down) of the break, scalars: on the posterior rib nearest to the zone."""
+    variant, thorax = scene["variant"][Finding.FRACTURE], grid.thorax
+    lateral = 0.36 + 0.12 * variant[0]
+    share = jnp.array([0.24, 0.48, 0.72])[scene["zone"][Finding.FRACTURE]]
+    dome = jnp.where(scene["side"][Finding.FRACTURE] == LEFT, thorax.dome_left, thorax.dome_right)
+    down = thorax.top + (dome - thorax.top) * share
+    rib = jnp.round((down - rib_curve(grid, lateral)) / thorax.rib_pitch - thorax.rib_phase)
+    return lateral, rib_curve(grid, lateral) + (rib + thorax.rib_phase) * thorax.rib_pitch
 
 
-def _line(d, half, margin):
-    return ramp(half + margin - jnp.abs(d), PX)
+def fracture(scene: Tree, grid: Grid) -> Fracture:
+    """Draw a broken rib: displaced at the break, with a dark cleft between bright ends."""
+    amount = on_side(scene, grid, Finding.FRACTURE)
+    site_lateral, site_down = fracture_site(scene, grid)
+    lateral = grid.lateral - site_lateral
+    # Height above the rib's own course.
+    down = grid.down - site_down - (rib_curve(grid, grid.lateral) - rib_curve(grid, site_lateral))
+    near = ramp(0.080 - jnp.abs(down), 0.02) * ramp(0.17 - jnp.abs(lateral), 0.03) * (amount > 0)
+    direction = jnp.where(scene["variant"][Finding.FRACTURE][1] < 0.5, 1.0, -1.0)
+    shift = direction * amount * near * jnp.where(lateral > 0, 0.050 - 0.10 * lateral, -0.024)
+    from_break = lateral + 0.35 * down  # it runs obliquely
+    gap = ramp(1.9 * PIXEL - jnp.abs(from_break), 1.0 * PIXEL) * near
+    ends = ramp(7.0 * PIXEL - jnp.abs(from_break), 3.0 * PIXEL) * near
+    return Fracture(shift, gap, ends, near)
 
 
-def devices(scene, g, margin=0.0):
-    """Five maps in the order of DEVICES; margin widens them (for the region maps)."""
-    w, on, um, v = scene["variant"][DEV], scene["device"], g.um, g.v
-    soft = lambda d, width: ramp(d + margin, width)
+# ---- Devices ---------------------------------------------------------------------------------------
 
-    tip = -0.40 + 0.08 * w[0]
-    bore = um - 0.010 - 0.06 * (v + 0.6)
-    wall = _line(bore, 1.9 * PX, margin) - 0.45 * _line(bore, 0.3 * PX, -0.2 * PX) * (margin == 0)
-    ett = wall * soft(tip - v, PX)
 
-    side = jnp.where(w[1] < 0.7, -1.0, 1.0)  # line enters from the patient's right more often
-    fall = jnp.clip((-0.18 - v) * (1 / 0.62), 0.0, 1.3)
+def _line(offset: jax.Array, half_width: float, margin: float) -> jax.Array:
+    return ramp(half_width + margin - jnp.abs(offset), PIXEL)
+
+
+def _endotracheal_tube(variant: jax.Array, grid: Grid, margin: float) -> jax.Array:
+    """A tube with a paler bore, from above the image to a tip over the carina."""
+    tip = -0.40 + 0.08 * variant[0]
+    axis = grid.from_midline - 0.010 - 0.06 * (grid.down + 0.6)
+    wall = _line(axis, 1.9 * PIXEL, margin) - 0.45 * _line(axis, 0.3 * PIXEL, -0.2 * PIXEL) * (
+        margin == 0
+    )
+    return wall * ramp(tip - grid.down + margin, PIXEL)
+
+
+def _central_line(variant: jax.Array, grid: Grid, margin: float) -> jax.Array:
+    """A thin catheter from under a clavicle to the right heart, more often from the patient's right."""
+    down = grid.down
+    side = jnp.where(variant[1] < 0.7, -1.0, 1.0)
+    fall = jnp.clip((-0.18 - down) * (1 / 0.62), 0.0, 1.3)
     start = jnp.where(side < 0, 0.20, 0.36) * side
     path = -0.085 + start * fall * fall
+    # Of the curve: an offset across it, not along the row, keeps the width even.
     slope = 1.0 / jnp.sqrt(1.0 + (2 * start * fall / 0.62) ** 2)
-    cvc = (
-        _line((um - path) * slope, 1.3 * PX, margin)
-        * soft(0.02 + 0.10 * w[2] - v, PX)
-        * soft(v + 0.93, PX)
+    return (
+        _line((grid.from_midline - path) * slope, 1.3 * PIXEL, margin)
+        * ramp(0.02 + 0.10 * variant[2] - down + margin, PIXEL)
+        * ramp(down + 0.93 + margin, PIXEL)
     )
 
-    box_u, box_v = 0.50 + 0.05 * w[2], -0.50 + 0.06 * (w[3] - 0.5)
-    out = jnp.where(w[0] < 0.8, g.u, -g.u)  # generator on the left in four of five
-    bu, bv = (out - box_u) * (1 / 0.115), (v - box_v) * (1 / 0.095)
-    box = ramp(1.0 - (bu**4 + bv**4), 0.12)
-    t = jnp.clip((out + 0.05) * (1 / (box_u - 0.03)), 0.0, 1.0)
-    vein = _line(v - (box_v + 0.03 - 0.28 * t * (1.0 - t) + 0.10 * (1.0 - t)), 1.3 * PX, margin)
-    vein *= soft(box_u - out, 0.02) * soft(out + 0.06, PX)
-    turn = jnp.clip((v + 0.36) * (1 / 0.62), 0.0, 1.0)
+
+def _pacemaker(variant: jax.Array, grid: Grid, margin: float) -> jax.Array:
+    """A generator under a clavicle and its lead, through the vein to the tip of the right ventricle."""
+    midline, down = grid.from_midline, grid.down
+    box_lateral, box_down = 0.50 + 0.05 * variant[2], -0.50 + 0.06 * (variant[3] - 0.5)
+    outward = jnp.where(variant[0] < 0.8, grid.across, -grid.across)  # on the left in four of five
+    box_x, box_y = (outward - box_lateral) * (1 / 0.115), (down - box_down) * (1 / 0.095)
+    box = ramp(1.0 - (box_x**4 + box_y**4), 0.12)
+
+    part = jnp.clip((outward + 0.05) * (1 / (box_lateral - 0.03)), 0.0, 1.0)
+    course = box_down + 0.03 - 0.28 * part * (1.0 - part) + 0.10 * (1.0 - part)
+    vein = _line(down - course, 1.3 * PIXEL, margin)
+    vein *= ramp(box_lateral - outward + margin, 0.02) * ramp(outward + 0.06 + margin, PIXEL)
+
+    turn = jnp.clip((down + 0.36) * (1 / 0.62), 0.0, 1.0)
     lead = (
-        _line(um + 0.06 + 0.055 * (4 * turn * (1 - turn)), 1.3 * PX, margin)
-        * soft(v + 0.41, PX)
-        * soft(0.24 - v, PX)
+        _line(midline + 0.06 + 0.055 * (4 * turn * (1 - turn)), 1.3 * PIXEL, margin)
+        * ramp(down + 0.41 + margin, PIXEL)
+        * ramp(0.24 - down + margin, PIXEL)
     )
-    last = _line(v - 0.235 - 0.55 * (um + 0.06) + 0.5 * (um + 0.06) * (um - 0.2), 1.3 * PX, margin)
-    last *= soft(um + 0.07, PX) * soft(0.22 - um, PX)
-    tip2 = bump(((um - 0.22) ** 2 + (v - 0.39) ** 2) * (1 / 0.0012))
-    pacer = jnp.maximum(jnp.maximum(1.6 * box, tip2), jnp.maximum(vein, jnp.maximum(lead, last)))
+    last = _line(
+        down - 0.235 - 0.55 * (midline + 0.06) + 0.5 * (midline + 0.06) * (midline - 0.2),
+        1.3 * PIXEL,
+        margin,
+    )
+    last *= ramp(midline + 0.07 + margin, PIXEL) * ramp(0.22 - midline + margin, PIXEL)
+    tip = bump(((midline - 0.22) ** 2 + (down - 0.39) ** 2) * (1 / 0.0012))
+    return jnp.maximum(jnp.maximum(1.6 * box, tip), jnp.maximum(vein, jnp.maximum(lead, last)))
 
-    bend = jnp.maximum(v - 0.30, 0.0)
+
+def _nasogastric_tube(variant: jax.Array, grid: Grid, margin: float) -> jax.Array:
+    """A thin tube down the midline, turning into the stomach."""
+    bend = jnp.maximum(grid.down - 0.30, 0.0)
     course = 0.028 + 1.5 * bend * bend
-    ngt = _line((um - course) / jnp.sqrt(1.0 + 9.0 * bend * bend), 1.2 * PX, margin) * soft(
-        0.68 + 0.06 * w[3] - v, PX
+    offset = (grid.from_midline - course) / jnp.sqrt(1.0 + 9.0 * bend * bend)
+    return _line(offset, 1.2 * PIXEL, margin) * ramp(
+        0.68 + 0.06 * variant[3] - grid.down + margin, PIXEL
     )
 
-    q = (v + 0.05 * w[2]) * (1 / 0.125)
-    d = (q - jnp.round(q)) * 0.125
-    loop = (um * (1 / 0.046)) ** 2 + (d * (1 / 0.026)) ** 2
-    wires = (
+
+def _sternal_wires(variant: jax.Array, grid: Grid, margin: float) -> jax.Array:
+    """A row of wire loops along the sternum."""
+    place = (grid.down + 0.05 * variant[2]) * (1 / 0.125)
+    offset = (place - jnp.round(place)) * 0.125
+    loop = (grid.from_midline * (1 / 0.046)) ** 2 + (offset * (1 / 0.026)) ** 2
+    return (
         ramp(0.55 + 25 * margin - jnp.abs(loop - 1.0), 0.30)
-        * ramp(0.38 - v, 0.01)
-        * ramp(v + 0.42, 0.01)
+        * ramp(0.38 - grid.down, 0.01)
+        * ramp(grid.down + 0.42, 0.01)
     )
-    return [
-        m * on[i]
-        for i, m in zip((ETT, CVC, PACER, NGT, WIRES), (ett, cvc, pacer, ngt, wires), strict=True)
-    ]
 
 
-def region_masks(scene, n=CELLS * 7):
-    """float32 [12, n, n] soft masks of the drawn regions; line-like findings get a margin of about 4 px."""
-    g = chest(scene, n)
-    margin = 4 * PX
-    air, line = pneumothorax(scene, g)
-    s = on_side(scene, g, EDEMA) > 0
-    near = fracture(scene, g)[3]
-    upper = ramp(0.10 - g.v, 0.05)
-    risen = (g.above < 0) & (g.above > -RISE * on_side(scene, g, ATEL)) & (g.e > 0)
-    masks = {
-        MED: (mediastinum(scene, g) > 0.05) * upper,
-        CARD: (heart(scene, g) > 0.0) * ramp(g.above + 0.08, 0.05),
-        LESION: (lesion(scene, g) > 0.0) * 1.0,
-        EDEMA: jnp.maximum(ramp(edema(scene, g) - 0.2, 0.1), septal_lines(scene, g)) * s,
-        CONS: consolidation(scene, g),
-        PNEU: ramp(pneumonia(scene, g) - 0.3, 0.1),
-        ATEL: jnp.maximum(atelectasis(scene, g, margin), risen),
-        PTX: jnp.maximum(air, line),
-        EFF: effusion(scene, g) * (g.above > -0.25),
-        PLEU: pleural_other(scene, g)[0],
-        FRAC: near,
-        DEV: jnp.minimum(jnp.max(jnp.stack(devices(scene, g, margin)), 0), 1.0),
+def devices(scene: Tree, grid: Grid, margin: float = 0.0) -> list[jax.Array]:
+    """Draw five maps in the order of DEVICES; `margin` widens them (for the region maps)."""
+    variant, present = scene["variant"][Finding.SUPPORT_DEVICES], scene["device"]
+    drawings = {
+        Device.ENDOTRACHEAL_TUBE: _endotracheal_tube(variant, grid, margin),
+        Device.CENTRAL_LINE: _central_line(variant, grid, margin),
+        Device.PACEMAKER: _pacemaker(variant, grid, margin),
+        Device.NASOGASTRIC_TUBE: _nasogastric_tube(variant, grid, margin),
+        Device.STERNAL_WIRES: _sternal_wires(variant, grid, margin),
     }
-    return jnp.stack([masks[i] * jnp.ones((n, n), jnp.float32) for i in range(len(masks))])
+    return [drawing * present[device] for device, drawing in drawings.items()]
 
 
-def region_maps(scene):
-    """float32 [12,8,8] of one scene: coverage of each cell; half covered counts as 1, and so does the fullest cell."""
-    m = region_masks(scene)
-    n = m.shape[-1] // CELLS
-    cover = m.reshape(m.shape[0], CELLS, n, CELLS, n).mean((2, 4))
-    # a small thing that straddles cells, or a thin tube, still has one cell that is wholly "here"
-    fullest = cover.max((1, 2), keepdims=True)
-    return jnp.minimum(cover / jnp.clip(fullest, 1e-3, 0.5), 1.0)
+# ---- Region maps -----------------------------------------------------------------------------------
 
 
-__all__ = ["BOTH", "region_maps", "region_masks"]
+def region_masks(scene: Tree, count: int = CELLS * 7) -> jax.Array:
+    """Draw soft masks of the regions, float32 [12, count, count]; line-like findings get a margin of about 4 px."""
+    grid = chest(scene, count)
+    margin = 4 * PIXEL
+    air, line = pneumothorax(scene, grid)
+    has_edema = on_side(scene, grid, Finding.EDEMA) > 0
+    break_site = fracture(scene, grid).site
+    upper = ramp(0.10 - grid.down, 0.05)
+    # What a risen hemidiaphragm has taken from the lung.
+    risen = (
+        (grid.above_diaphragm < 0)
+        & (grid.above_diaphragm > -RISE * on_side(scene, grid, Finding.ATELECTASIS))
+        & (grid.depth > 0)
+    )
+    masks = {
+        Finding.ENLARGED_CARDIOMEDIASTINUM: (mediastinum(scene, grid) > 0.05) * upper,
+        Finding.CARDIOMEGALY: (heart(scene, grid) > 0.0) * ramp(grid.above_diaphragm + 0.08, 0.05),
+        Finding.LUNG_LESION: (lesion(scene, grid) > 0.0) * 1.0,
+        Finding.EDEMA: jnp.maximum(ramp(edema(scene, grid) - 0.2, 0.1), septal_lines(scene, grid))
+        * has_edema,
+        Finding.CONSOLIDATION: consolidation(scene, grid),
+        Finding.PNEUMONIA: ramp(pneumonia(scene, grid) - 0.3, 0.1),
+        Finding.ATELECTASIS: jnp.maximum(atelectasis(scene, grid, margin), risen),
+        Finding.PNEUMOTHORAX: jnp.maximum(air, line),
+        Finding.PLEURAL_EFFUSION: effusion(scene, grid) * (grid.above_diaphragm > -0.25),
+        Finding.PLEURAL_OTHER: pleural_other(scene, grid).band,
+        Finding.FRACTURE: break_site,
+        Finding.SUPPORT_DEVICES: jnp.minimum(
+            jnp.max(jnp.stack(devices(scene, grid, margin)), 0), 1.0
+        ),
+    }
+    return jnp.stack(
+        [masks[finding] * jnp.ones((count, count), jnp.float32) for finding in Finding]
+    )
+
+
+def region_maps(scene: Tree) -> jax.Array:
+    """Give the coverage of each cell by each finding of one scene, float32 [12, 8, 8].
+
+    Half covered counts as 1, and so does the fullest cell.
+    """
+    masks = region_masks(scene)
+    side = masks.shape[-1] // CELLS
+    coverage = masks.reshape(masks.shape[0], CELLS, side, CELLS, side).mean((2, 4))
+    # A small thing that straddles cells, or a thin tube, still has one cell that is wholly "here".
+    fullest = coverage.max((1, 2), keepdims=True)
+    return jnp.minimum(coverage / jnp.clip(fullest, 1e-3, 0.5), 1.0)

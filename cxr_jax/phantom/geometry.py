@@ -1,224 +1,279 @@
 """The normal chest as analytic functions over a pixel grid: frame, lungs, diaphragm, heart, ribs.
 
-Body units: half the image is 1; u grows to the image's right (the patient's left), v grows downwards. Both
-lungs are evaluated at once: x is the distance from the spine, `left` says which side a pixel is on.
+Body units: half the image is 1; `across` grows to the image's right (the patient's left), `down` grows downwards.
+Both lungs are evaluated at once: `lateral` is the distance from the spine, `is_left` says which side a pixel is on.
+All fields are float32 [n, n] unless said otherwise.
 """
 
-from types import SimpleNamespace
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
-from cxr_jax.phantom.constants import (
-    ACQ_AP,
-    ACQ_LOW_INSPIRATION,
-    ACQ_MAGNIFICATION,
-    ACQ_ROTATION,
-    ACQ_SHIFT_X,
-    ACQ_SHIFT_Y,
-    ANAT_AORTA,
-    ANAT_APEX,
-    ANAT_DIAPHRAGM_L,
-    ANAT_DIAPHRAGM_R,
-    ANAT_HEART,
-    ANAT_HEART_TILT,
-    ANAT_MEDIASTINUM,
-    ANAT_RIB_PHASE,
-    ANAT_RIB_SLOPE,
-    ANAT_RIB_SPACING,
-    ANAT_WIDTH,
-    ATEL,
-    BOTH,
-    CARD,
-    LEFT,
-    MED,
-    POSITIVE_AT,
-    SIZE,
-)
+from cxr_jax.phantom.constants import BOTH, LEFT, POSITIVE_AT, SIZE, Acquisition, Anatomy, Finding
+from cxr_jax.runtime.trees import Tree
 
-PX = 2.0 / SIZE  # one pixel in body units
+PIXEL = 2.0 / SIZE  # one pixel in body units
 RISE = 0.13  # how far full atelectasis lifts its hemidiaphragm
 
 
-def ramp(d, w):
-    """Smooth step of a signed distance: 0 at d <= -w, 1 at d >= w."""
-    t = jnp.clip(d * (0.5 / w) + 0.5, 0.0, 1.0)
-    return t * t * (3.0 - 2.0 * t)
+# ---- Shapes that everything is drawn with ----------------------------------------------------------
 
 
-def chord(d2):
-    """Chord length of a unit ball or cylinder at squared offset d2 (1 in the middle, 0 outside)."""
-    return jnp.sqrt(jnp.maximum(0.0, 1.0 - d2))
+def ramp(distance: jax.Array | float, width: float) -> jax.Array:
+    """Step smoothly over a signed distance: 0 at distance <= -width, 1 at distance >= width."""
+    part = jnp.clip(distance * (0.5 / width) + 0.5, 0.0, 1.0)
+    return part * part * (3.0 - 2.0 * part)
 
 
-def bump(d2):
-    """Soft compact blob: 1 in the middle, 0 from d2 = 1 on."""
-    t = jnp.maximum(0.0, 1.0 - d2)
-    return t * t
+def chord(squared_offset: jax.Array) -> jax.Array:
+    """Measure the chord of a unit ball or cylinder at a squared offset (1 in the middle, 0 outside)."""
+    return jnp.sqrt(jnp.maximum(0.0, 1.0 - squared_offset))
 
 
-def strength(severity):
-    """How strongly a finding is drawn: faint up to 0.3 for subtle ones, 0.6..1 for positive ones."""
-    clear = 0.6 + 0.4 * (severity - POSITIVE_AT) / (1.0 - POSITIVE_AT)
-    return jnp.where(severity >= POSITIVE_AT, clear, severity)
+def bump(squared_offset: jax.Array) -> jax.Array:
+    """Draw a soft compact blob: 1 in the middle, 0 from a squared offset of 1 on."""
+    height = jnp.maximum(0.0, 1.0 - squared_offset)
+    return height * height
 
 
-def by_side(scene, i):
-    """(right, left) draw strength of finding i, 0 on a side it is not on."""
-    s, side = strength(scene["severity"][i]), scene["side"][i]
-    return jnp.where(side == LEFT, 0.0, s), jnp.where((side == LEFT) | (side == BOTH), s, 0.0)
+def tube_profile(offset: jax.Array, radius: float) -> jax.Array:
+    """Draw a hollow bone seen from the side: bright cortex, paler marrow. `offset` is that from its axis."""
+    squared = (offset * (1.0 / radius)) ** 2
+    return 1.25 * chord(squared) - 0.75 * chord(squared * 1.55)
 
 
-def cardiothoracic_ratio(scene) -> jax.Array:
-    """Heart width / inner chest width of one scene: under 0.5 if normal, 0.5 + 0.2 severity in cardiomegaly.
+# ---- How strongly a finding is drawn ---------------------------------------------------------------
+
+
+def strength(severity: jax.Array) -> jax.Array:
+    """Turn severity into the strength of a drawing: faint up to 0.3 for subtle ones, 0.6..1 for positive ones."""
+    positive = 0.6 + 0.4 * (severity - POSITIVE_AT) / (1.0 - POSITIVE_AT)
+    return jnp.where(severity >= POSITIVE_AT, positive, severity)
+
+
+def by_side(scene: Tree, finding: Finding) -> tuple[jax.Array, jax.Array]:
+    """Give the strength of a finding on the right and on the left, scalars; 0 on a side it is not on."""
+    drawn, side = strength(scene["severity"][finding]), scene["side"][finding]
+    right = jnp.where(side == LEFT, 0.0, drawn)
+    return right, jnp.where((side == LEFT) | (side == BOTH), drawn, 0.0)
+
+
+def cardiothoracic_ratio(scene: Tree) -> jax.Array:
+    """Give heart width / inner chest width of one scene: under 0.5 if normal, 0.5 + 0.2 severity in cardiomegaly.
 
     An AP film shows the heart 4 % larger, a nuisance that stays below 0.5 for a normal heart.
     """
-    s = scene["severity"][CARD]
-    normal = 0.425 + 0.04 * scene["anatomy"][ANAT_HEART]
-    return jnp.where(s > 0, 0.5 + 0.2 * s, normal) * (1.0 + 0.04 * scene["acq"][ACQ_AP])
+    severity = scene["severity"][Finding.CARDIOMEGALY]
+    normal = 0.425 + 0.04 * scene["anatomy"][Anatomy.HEART]
+    ratio = jnp.where(severity > 0, 0.5 + 0.2 * severity, normal)
+    return ratio * (1.0 + 0.04 * scene["acq"][Acquisition.AP])
 
 
-def thorax_shape(scene):
-    """Scalars of the normal anatomy of one scene that several drawings share."""
-    a, q = scene["anatomy"], scene["acq"]
-    low = 0.15 * q[ACQ_LOW_INSPIRATION]
-    up_r, up_l = by_side(scene, ATEL)
-    p = SimpleNamespace()
-    p.width = 0.725 + 0.03 * a[ANAT_WIDTH]
-    p.top = -0.80 + 0.03 * a[ANAT_APEX]
-    rest_r = 0.42 + 0.04 * a[ANAT_DIAPHRAGM_R] - low
-    rest_l = 0.48 + 0.04 * a[ANAT_DIAPHRAGM_L] - low
-    p.rest = jnp.minimum(
-        rest_r, rest_l
-    )  # where the heart lies; lost lung volume lifts the dome beside it
-    p.dome_r, p.dome_l = rest_r - RISE * up_r, rest_l - RISE * up_l
-    p.turn = 0.011 * q[ACQ_ROTATION]  # a turned chest moves heart and trachea off the spine
-    p.pitch = 0.150 + 0.012 * a[ANAT_RIB_SPACING]
-    p.phase = 0.5 * a[ANAT_RIB_PHASE]
-    p.slope = 0.16 + 0.07 * a[ANAT_RIB_SLOPE]
-    return p
+# ---- The frame -------------------------------------------------------------------------------------
 
 
-def pick(g, right, left):
-    """The value that belongs to the side each pixel is on."""
-    return jnp.where(g.left, left, right)
+@dataclass(frozen=True, kw_only=True)
+class Thorax:
+    """Scalars of the normal anatomy of one scene that several drawings share, in body units."""
+
+    width: jax.Array  # from the spine to the lateral wall
+    top: jax.Array  # of the lungs
+    resting_dome: (
+        jax.Array
+    )  # the lower dome; the heart lies on it, lost lung volume lifts the dome beside it
+    dome_right: jax.Array
+    dome_left: jax.Array
+    turn: jax.Array  # a turned chest moves heart and trachea off the spine
+    rib_pitch: jax.Array
+    rib_phase: jax.Array  # in pitches
+    rib_slope: jax.Array
 
 
-def zone_height(g, zone):
-    """Height v of the middle of a lung zone (0 upper, 1 mid, 2 lower), for each pixel's own side."""
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Fields of the normal chest on an n x n grid covering the image, float32 [n, n] or what broadcasts to it."""
+
+    thorax: Thorax
+    across: jax.Array
+    down: jax.Array
+    is_left: jax.Array  # bool
+    lateral: jax.Array  # distance from the spine
+    from_midline: jax.Array  # of heart and mediastinum; left of it in the image is negative
+    dome: jax.Array  # height of the diaphragm's dome on the pixel's own side
+    wall: jax.Array  # distance of the lateral wall from the spine
+    depth: jax.Array  # inside the chest wall, negative outside
+    above_diaphragm: jax.Array
+    lung: jax.Array  # depth along the ray, 0..1
+    in_lung: jax.Array  # 1 where there is lung
+
+
+def thorax_shape(scene: Tree) -> Thorax:
+    """Compute the scalars of the normal anatomy of one scene."""
+    anatomy, acquisition = scene["anatomy"], scene["acq"]
+    raised = 0.15 * acquisition[Acquisition.LOW_INSPIRATION]
+    collapse_right, collapse_left = by_side(scene, Finding.ATELECTASIS)
+    width = 0.725 + 0.03 * anatomy[Anatomy.WIDTH]
+    top = -0.80 + 0.03 * anatomy[Anatomy.APEX]
+    resting_right = 0.42 + 0.04 * anatomy[Anatomy.DIAPHRAGM_RIGHT] - raised
+    resting_left = 0.48 + 0.04 * anatomy[Anatomy.DIAPHRAGM_LEFT] - raised
+    return Thorax(
+        width=width,
+        top=top,
+        resting_dome=jnp.minimum(resting_right, resting_left),
+        dome_right=resting_right - RISE * collapse_right,
+        dome_left=resting_left - RISE * collapse_left,
+        turn=0.011 * acquisition[Acquisition.ROTATION],
+        rib_pitch=0.150 + 0.012 * anatomy[Anatomy.RIB_SPACING],
+        rib_phase=0.5 * anatomy[Anatomy.RIB_PHASE],
+        rib_slope=0.16 + 0.07 * anatomy[Anatomy.RIB_SLOPE],
+    )
+
+
+def pick(grid: Grid, right: jax.Array, left: jax.Array) -> jax.Array:
+    """Choose the value that belongs to the side each pixel is on."""
+    return jnp.where(grid.is_left, left, right)
+
+
+def zone_height(grid: Grid, zone: int | jax.Array) -> jax.Array:
+    """Give the height (`down`) of the middle of a lung zone (0 upper, 1 mid, 2 lower), for each pixel's own side."""
     share = jnp.array([0.26, 0.53, 0.80])[zone]
-    return g.p.top + (g.dome - g.p.top) * share
+    return grid.thorax.top + (grid.dome - grid.thorax.top) * share
 
 
-def chest(scene, n=SIZE):
-    """Fields of the normal chest on an n x n grid covering the image (units: module docstring)."""
-    q, p = scene["acq"], thorax_shape(scene)
-    grid = (jnp.arange(n, dtype=jnp.float32) + 0.5) * (2.0 / n) - 1.0
-    col, row = (grid - q[ACQ_SHIFT_X])[None, :], (grid - q[ACQ_SHIFT_Y])[:, None]
-    angle = q[ACQ_ROTATION] * (jnp.pi / 180.0)
-    cos, sin = jnp.cos(angle) / q[ACQ_MAGNIFICATION], jnp.sin(angle) / q[ACQ_MAGNIFICATION]
-    g = SimpleNamespace(p=p)
-    g.u, g.v = cos * col + sin * row, cos * row - sin * col
-    g.left, g.x = g.u > 0.0, jnp.abs(g.u)
-    g.um = g.u - p.turn  # from the midline of heart and mediastinum
-    g.dome = pick(g, p.dome_r, p.dome_l)
+def pixel_centres(count: int) -> jax.Array:
+    """Give the centres of `count` pixels over the image, float32 [count], in body units."""
+    return (jnp.arange(count, dtype=jnp.float32) + 0.5) * (2.0 / count) - 1.0
 
-    # lateral wall: a quarter ellipse from the apex down to full width, then straight
-    t = jnp.clip((g.v - p.top) * (1 / 0.98), 0.0, 1.0)
-    g.wall = 0.25 + (p.width - 0.25) * jnp.sqrt(t * (2.0 - t))
-    m = jnp.clip((g.v - p.top) * 4.0, 0.0, 1.0)
-    inner = 0.25 - 0.22 * jnp.sqrt(m * (2.0 - m))
-    g.e = g.wall - g.x  # depth inside the chest wall, negative outside
-    inside = jnp.minimum(g.e, (g.x - inner))
-    # diaphragm: a dome that falls steeply into the lateral costophrenic angle
-    off = g.x - 0.32
-    fall = jnp.where(off > 0, 0.75, 0.35)
-    g.dia = g.dome + fall * off * off + 3.0 * jnp.maximum(off - 0.22, 0.0) ** 2
-    g.above = g.dia - g.v  # height above the diaphragm
-    # lung depth along the ray: a solid rounded at its sides
+
+def chest(scene: Tree, count: int = SIZE) -> Grid:
+    """Draw the normal chest of one scene on a grid of count x count pixels."""
+    acquisition, thorax = scene["acq"], thorax_shape(scene)
+
+    # ---- Where a pixel is in the body: shifted, tilted, magnified ----
+    centres = pixel_centres(count)
+    column = (centres - acquisition[Acquisition.SHIFT_X])[None, :]
+    row = (centres - acquisition[Acquisition.SHIFT_Y])[:, None]
+    angle = acquisition[Acquisition.ROTATION] * (jnp.pi / 180.0)
+    cosine = jnp.cos(angle) / acquisition[Acquisition.MAGNIFICATION]
+    sine = jnp.sin(angle) / acquisition[Acquisition.MAGNIFICATION]
+    across, down = cosine * column + sine * row, cosine * row - sine * column
+    is_left, lateral = across > 0.0, jnp.abs(across)
+    from_midline = across - thorax.turn
+    dome = jnp.where(is_left, thorax.dome_left, thorax.dome_right)
+
+    # ---- Lateral wall: a quarter ellipse from the apex down to full width, then straight ----
+    part = jnp.clip((down - thorax.top) * (1 / 0.98), 0.0, 1.0)
+    wall = 0.25 + (thorax.width - 0.25) * jnp.sqrt(part * (2.0 - part))
+    part = jnp.clip((down - thorax.top) * 4.0, 0.0, 1.0)
+    inner = 0.25 - 0.22 * jnp.sqrt(part * (2.0 - part))
+    depth = wall - lateral
+    inside = jnp.minimum(depth, (lateral - inner))
+
+    # ---- Diaphragm: a dome that falls steeply into the lateral costophrenic angle ----
+    offset = lateral - 0.32
+    fall = jnp.where(offset > 0, 0.75, 0.35)
+    diaphragm = dome + fall * offset * offset + 3.0 * jnp.maximum(offset - 0.22, 0.0) ** 2
+    above_diaphragm = diaphragm - down
+
+    # ---- Lung depth along the ray: a solid rounded at its sides ----
     edge = jnp.clip(inside * (1 / 0.22), 0.0, 1.0)
-    g.lung = (
+    lung = (
         jnp.sqrt(edge * (2.0 - edge))
-        * ramp(g.above, 0.9 * PX)
-        * (0.88 + 0.12 * ramp(g.above - 0.1, 0.12))
+        * ramp(above_diaphragm, 0.9 * PIXEL)
+        * (0.88 + 0.12 * ramp(above_diaphragm - 0.1, 0.12))
     )
-    g.in_lung = ramp(inside, PX) * ramp(g.above, PX)
-    return g
-
-
-def heart(scene, g):
-    """Heart depth along the ray in 0..1; its horizontal extent is exactly CTR times the inner chest width."""
-    a = scene["anatomy"]
-    half = cardiothoracic_ratio(scene) * g.p.width
-    tilt = 0.30 + 0.08 * a[ANAT_HEART_TILT]
-    tall = 0.30 + 0.22 * (half - 0.30)
-    across = jnp.sqrt(half * half - (tilt * tall) ** 2)
-    centre_v = g.p.rest - 0.20
-    du, dv = g.um - 0.34 * half, g.v - centre_v
-    # sheared ellipse: its widest points are at du = +-half
-    d2 = ((du - tilt * dv) / across) ** 2 + (dv / tall) ** 2
-    return chord(d2 * d2)
-
-
-def mediastinum(scene, g):
-    """Depth in 0..1 of the vascular pedicle with the aortic knob, widened by Enlarged Cardiomediastinum."""
-    a = scene["anatomy"]
-    s = scene["severity"][MED]
-    more = jnp.where(s > 0, 0.19 * strength(s), 0.0)
-    flare = jnp.clip(g.v + 0.62, 0.0, 0.62)
-    more = more * (1.0 + 0.5 * flare) * ramp(0.05 - g.v, 0.25)
-    half = (
-        0.115 + 0.012 * a[ANAT_MEDIASTINUM] + 0.22 * flare * flare * ramp(0.22 - g.v, 0.10) + more
+    return Grid(
+        thorax=thorax,
+        across=across,
+        down=down,
+        is_left=is_left,
+        lateral=lateral,
+        from_midline=from_midline,
+        dome=dome,
+        wall=wall,
+        depth=depth,
+        above_diaphragm=above_diaphragm,
+        lung=lung,
+        in_lung=ramp(inside, PIXEL) * ramp(above_diaphragm, PIXEL),
     )
-    waist = ramp(0.60 - g.v, 0.10) * ramp(g.v + 0.98, 0.06)
-    band = jnp.clip((half - jnp.abs(g.um)) * (1 / 0.05), 0.0, 1.0)
+
+
+# ---- Heart and mediastinum -------------------------------------------------------------------------
+
+
+def heart(scene: Tree, grid: Grid) -> jax.Array:
+    """Draw the heart's depth along the ray in 0..1; its width is exactly CTR times the inner chest width."""
+    anatomy = scene["anatomy"]
+    half_width = cardiothoracic_ratio(scene) * grid.thorax.width
+    tilt = 0.30 + 0.08 * anatomy[Anatomy.HEART_TILT]
+    half_height = 0.30 + 0.22 * (half_width - 0.30)
+    # Sheared ellipse: its widest points are at a distance of exactly half_width from its centre.
+    semi_axis = jnp.sqrt(half_width * half_width - (tilt * half_height) ** 2)
+    centre = grid.thorax.resting_dome - 0.20
+    across, down = grid.from_midline - 0.34 * half_width, grid.down - centre
+    squared = ((across - tilt * down) / semi_axis) ** 2 + (down / half_height) ** 2
+    return chord(squared * squared)
+
+
+def mediastinum(scene: Tree, grid: Grid) -> jax.Array:
+    """Draw the depth in 0..1 of the vascular pedicle with the aortic knob, widened by Enlarged Cardiomediastinum."""
+    anatomy = scene["anatomy"]
+    severity = scene["severity"][Finding.ENLARGED_CARDIOMEDIASTINUM]
+    widening = jnp.where(severity > 0, 0.19 * strength(severity), 0.0)
+    flare = jnp.clip(grid.down + 0.62, 0.0, 0.62)
+    widening = widening * (1.0 + 0.5 * flare) * ramp(0.05 - grid.down, 0.25)
+    half_width = (
+        0.115
+        + 0.012 * anatomy[Anatomy.MEDIASTINUM]
+        + 0.22 * flare * flare * ramp(0.22 - grid.down, 0.10)
+        + widening
+    )
+    waist = ramp(0.60 - grid.down, 0.10) * ramp(grid.down + 0.98, 0.06)
+    band = jnp.clip((half_width - jnp.abs(grid.from_midline)) * (1 / 0.05), 0.0, 1.0)
     column = jnp.sqrt(band * (2.0 - band)) * waist
-    r = 0.085 + 0.012 * a[ANAT_AORTA]
-    knob = chord(((g.um - 0.085 - more) ** 2 + (g.v + 0.27) ** 2) * (1 / (r * r)))
+
+    radius = 0.085 + 0.012 * anatomy[Anatomy.AORTA]
+    squared = (grid.from_midline - 0.085 - widening) ** 2 + (grid.down + 0.27) ** 2
+    knob = chord(squared * (1 / (radius * radius)))
     return jnp.maximum(column, 0.9 * knob)
 
 
-def rib_curve(g, x):
-    """How far a posterior rib has dropped at distance x from the spine (body units)."""
-    t = x - 0.20
-    return g.p.slope * t + 0.85 * t * t - 0.3 * jnp.maximum(0.24 - x, 0.0)
+# ---- Ribs ------------------------------------------------------------------------------------------
 
 
-def tube_profile(d, half):
-    """A hollow bone seen from the side: bright cortex, paler marrow. d is the offset from its axis."""
-    r2 = (d * (1.0 / half)) ** 2
-    return 1.25 * chord(r2) - 0.75 * chord(r2 * 1.55)
+def rib_curve(grid: Grid, lateral: jax.Array) -> jax.Array:
+    """Give how far a posterior rib has dropped at a distance from the spine (body units)."""
+    offset = lateral - 0.20
+    drop = grid.thorax.rib_slope * offset + 0.85 * offset * offset
+    return drop - 0.3 * jnp.maximum(0.24 - lateral, 0.0)  # it leaves the spine upwards
 
 
-def posterior_ribs(g, v, x):
-    """Attenuation 0..~1 of the posterior ribs; v may already be displaced by a fracture."""
-    q = (v - rib_curve(g, x)) * (1.0 / g.p.pitch) - g.p.phase
-    d = (q - jnp.round(q)) * g.p.pitch
+def posterior_ribs(grid: Grid, down: jax.Array, lateral: jax.Array) -> jax.Array:
+    """Draw the attenuation 0..~1 of the posterior ribs; `down` may already be displaced by a fracture."""
+    thorax = grid.thorax
+    place = (down - rib_curve(grid, lateral)) * (1.0 / thorax.rib_pitch) - thorax.rib_phase
+    offset = (place - jnp.round(place)) * thorax.rib_pitch
     reach = (
-        ramp(x - 0.07, 0.03)
-        * ramp(g.wall + 0.025 - x, 0.012)
-        * ramp(g.v + 0.84, 0.05)
-        * ramp(0.66 - g.v, 0.1)
+        ramp(lateral - 0.07, 0.03)
+        * ramp(grid.wall + 0.025 - lateral, 0.012)
+        * ramp(grid.down + 0.84, 0.05)
+        * ramp(0.66 - grid.down, 0.1)
     )
-    return tube_profile(d, 0.034) * reach
+    return tube_profile(offset, 0.034) * reach
 
 
-def anterior_ribs(g):
-    """Attenuation of the anterior ribs: wider, fainter, falling to the midline and ending in cartilage."""
-    t = g.p.width - g.x
-    q = (g.v - 0.62 * t - 0.15 * t * t) * (1.0 / (g.p.pitch * 1.12)) - g.p.phase * 0.7
-    d = (q - jnp.round(q)) * (g.p.pitch * 1.12)
+def anterior_ribs(grid: Grid) -> jax.Array:
+    """Draw the attenuation of the anterior ribs: wider, fainter, falling to the midline and ending in cartilage."""
+    thorax = grid.thorax
+    inward = thorax.width - grid.lateral
+    height = grid.down - 0.62 * inward - 0.15 * inward * inward
+    place = height * (1.0 / (thorax.rib_pitch * 1.12)) - thorax.rib_phase * 0.7
+    offset = (place - jnp.round(place)) * (thorax.rib_pitch * 1.12)
     reach = (
-        ramp(g.x - 0.32, 0.07)
-        * ramp(g.wall + 0.02 - g.x, 0.012)
-        * ramp(g.v + 0.62, 0.06)
-        * ramp(0.42 - g.v, 0.1)
+        ramp(grid.lateral - 0.32, 0.07)
+        * ramp(grid.wall + 0.02 - grid.lateral, 0.012)
+        * ramp(grid.down + 0.62, 0.06)
+        * ramp(0.42 - grid.down, 0.1)
     )
-    return tube_profile(d, 0.040) * reach
-
-
-def heart_mask(scene, n=SIZE):
-    """bool [n,n] silhouette of the heart of one scene and the mask of the inner chest, to measure the CTR."""
-    g = chest(scene, n)
-    return heart(scene, g) > 0.0, (g.e > 0) & (g.above > 0)
+    return tube_profile(offset, 0.040) * reach

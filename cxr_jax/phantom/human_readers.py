@@ -9,48 +9,59 @@ The traces that SFT imitates are the readers'; the answers that RL verifies are 
     python -m cxr_jax.phantom.human_readers        # how such readers score against the labels, in both hospitals
 """
 
+from typing import Any
+
 import numpy as np
 
-from cxr_jax.phantom.constants import DEV, POSITIVE_AT
+from cxr_jax.phantom.constants import PATHOLOGIES, POSITIVE_AT
 
 SMALL_BELOW = 0.6  # severity; findings that are called are drawn with 0.40..1
+MISSES = 8  # the stream of random numbers that decide on misses: part of their seed
 
 
-def as_read(scene_row: dict, miss: float, rng: np.random.Generator) -> dict:
-    """The scene that its reader reports: `scene_row` with severity 0 for what was missed.
+def as_read(scene_row: dict[str, Any], miss: float, rng: np.random.Generator) -> dict[str, Any]:
+    """Give the scene that its reader reports: `scene_row` with severity 0 for what was missed.
 
-    Devices, and faint findings (hedged, not called), are never missed. `rng` is drawn from once, whatever the scene.
+    Devices, and faint findings (hedged, not called), are never missed.
+
+    Args:
+        miss: the probability with which a finding that can be missed is.
+        rng: drawn from once, whatever the scene.
     """
     severity = np.array(scene_row["severity"], np.float32)
-    called = severity[:DEV] >= np.float32(POSITIVE_AT)
-    small = called & (severity[:DEV] < np.float32(SMALL_BELOW))
-    small[np.argmax(severity[:DEV])] = False
-    missed = small & (rng.random(DEV) < miss) & (called.sum() >= 2)
-    severity[:DEV] = np.where(missed, np.float32(0), severity[:DEV])
+    pathologies = severity[:PATHOLOGIES]
+    is_called = pathologies >= np.float32(POSITIVE_AT)
+    is_small = is_called & (pathologies < np.float32(SMALL_BELOW))
+    is_small[np.argmax(pathologies)] = False  # the most severe is what the reader found
+    is_missed = is_small & (rng.random(PATHOLOGIES) < miss) & (is_called.sum() >= 2)
+    severity[:PATHOLOGIES] = np.where(is_missed, np.float32(0), pathologies)
     return {**scene_row, "severity": severity}
 
 
-def main(n: int = 4000, miss: float = 0.75) -> None:
-    """Prints the readers' mean Jaccard, macro-F1 and lowest recall on n test scenes of each hospital."""
+def main(count: int = 4000, miss: float = 0.75) -> None:
+    """Print the readers' mean Jaccard, macro-F1 and lowest recall on `count` test scenes of each hospital."""
     import jax
 
     from cxr_jax import phantom
     from cxr_jax.metrics import scores
 
     for hospital in phantom.HOSPITALS:
-        keys = phantom.example_keys(0, "test", hospital, np.arange(n))
+        keys = phantom.example_keys(0, "test", hospital, np.arange(count))
         scenes = jax.tree.map(np.asarray, phantom.sample_scenes(keys, hospital))
-        rows = [
-            as_read({"severity": s}, miss, np.random.default_rng([8, i]))
-            for i, s in enumerate(scenes["severity"])
+        severities = [
+            as_read({"severity": severity}, miss, np.random.default_rng([MISSES, index]))
+            for index, severity in enumerate(scenes["severity"])
         ]
-        read = {**scenes, "severity": np.stack([r["severity"] for r in rows])}
-        truth, said = (np.asarray(phantom.labels(s)) == 1 for s in (scenes, read))
-        s = scores.summary(said, truth, n_boot=20)
-        recall, label = min((v["recall"], k) for k, v in s["per_label"].items())
+        read = {**scenes, "severity": np.stack([row["severity"] for row in severities])}
+        truth, said = (np.asarray(phantom.labels(scene)) == 1 for scene in (scenes, read))
+        summary = scores.summary(said, truth, n_boot=20)
+        recall, label = min(
+            (values["recall"], label) for label, values in summary["per_label"].items()
+        )
         print(
-            f"readers of hospital {hospital} ({n} scenes, miss {miss}): Jaccard {s['jaccard']['value']:.3f}, "
-            f"macro-F1 {s['macro_f1']['all']['value']:.3f}, lowest recall {recall:.3f} {label}"
+            f"readers of hospital {hospital} ({count} scenes, miss {miss}): "
+            f"Jaccard {summary['jaccard']['value']:.3f}, "
+            f"macro-F1 {summary['macro_f1']['all']['value']:.3f}, lowest recall {recall:.3f} {label}"
         )
 
 

@@ -1,49 +1,27 @@
-"""Render phantom scenes: attenuation along each ray, Beer-Lambert, scatter, detector, display."""
+"""Render phantom scenes: attenuation along each ray, Beer-Lambert, scatter, detector, display.
+
+Below `render`, every function draws one scene; maps are float32 [SIZE, SIZE].
+"""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cxr_jax.phantom import findings as fi
-from cxr_jax.phantom.constants import (
-    ACQ_CONTRAST,
-    ACQ_GAMMA,
-    ACQ_MAGNIFICATION,
-    ACQ_NOISE,
-    ACQ_SCATTER,
-    ACQ_SHIFT_X,
-    ACQ_SHIFT_Y,
-    ACQ_TREE_L,
-    ACQ_TREE_R,
-    ACQ_VEIL,
-    ACQ_VIGNETTE,
-    ACQ_WINDOW,
-    ANAT_BREAST,
-    ANAT_CLAVICLE,
-    ANAT_HABITUS,
-    ANAT_STOMACH,
-    ANAT_VESSELS,
-    ATEL,
-    CONS,
-    EDEMA,
-    EFF,
-    FRAC,
-    LESION,
-    PLEU,
-    PNEU,
-    PTX,
-    SIZE,
-)
+from cxr_jax.phantom import findings
+from cxr_jax.phantom.constants import SIZE, Acquisition, Anatomy, Device, Finding
 from cxr_jax.phantom.geometry import (
-    PX,
+    PIXEL,
+    Grid,
     anterior_ribs,
     bump,
     chest,
     chord,
     heart,
     mediastinum,
+    pixel_centres,
     posterior_ribs,
     ramp,
     strength,
@@ -51,22 +29,291 @@ from cxr_jax.phantom.geometry import (
 )
 from cxr_jax.phantom.texture import (
     TREE,
-    TREE_V,
-    TREE_X,
+    TREE_DOWN,
+    TREE_LATERAL,
     TREES,
     hat,
     pixel_noise,
     smooth_noise,
     tree_bank,
 )
+from cxr_jax.runtime.trees import Tree
+
+# Findings that are drawn by their strength at each pixel.
+_BY_PIXEL = (
+    Finding.EDEMA,
+    Finding.CONSOLIDATION,
+    Finding.PNEUMONIA,
+    Finding.ATELECTASIS,
+    Finding.PNEUMOTHORAX,
+    Finding.PLEURAL_EFFUSION,
+    Finding.PLEURAL_OTHER,
+)
+# Streams of a scene's noise seed.
+_FLUFF, _CLOUD, _DETECTOR = 1, 2, 3
+BLUR_CELLS = 16  # a side of the grid on which scatter is blurred
 
 
-def render(scene: dict) -> jax.Array:
-    """Images float32 [B,224,224] in 0..1 of scenes; opacity and bone bright, air dark. Jittable."""
+def render(scene: Tree) -> jax.Array:
+    """Render images float32 [B,224,224] in 0..1 of scenes; opacity and bone bright, air dark. Jittable."""
     return jax.vmap(_render_one)(scene)
 
 
-def _seed(scene, stream):
+def _render_one(scene: Tree) -> jax.Array:
+    acquisition = scene["acq"]
+
+    # ---- What reaches the detector ----
+    attenuation, metal = _attenuation(scene)
+    primary = jnp.exp(-attenuation)
+    down, up = (jnp.asarray(matrix) for matrix in _blur_matrices())
+    scatter = up @ (down @ primary @ down.T) @ up.T
+
+    # ---- Log detector: what it reports is the attenuation it believes in ----
+    reported = -jnp.log(primary + acquisition[Acquisition.SCATTER] * scatter + 0.012)
+    shown = (reported - 0.27 + acquisition[Acquisition.WINDOW]) * (1.0 / 2.5)
+
+    # ---- Console: what it does for the eye ----
+    centres = pixel_centres(SIZE)
+    shown -= 0.45 * jnp.maximum(shown - 0.70, 0.0)  # shoulder: leaves room above bone
+    shown += 0.20 * metal  # edge enhancement; scatter would drown metal over the spine
+    shown = (
+        0.5
+        + (shown - 0.5) * acquisition[Acquisition.CONTRAST]
+        + 0.04 * acquisition[Acquisition.VIGNETTE] * centres[None, :]
+    )
+    shown += 0.55 * jnp.maximum(0.20 - shown, 0.0)  # toe: an exposed lung keeps its markings
+    if "sharpness" in scene:  # of sites only: the hospitals' own programs stay as they are
+        shown += scene["sharpness"] * (shown - _soften(shown))
+
+    # ---- Noise, tone and veil ----
+    noise = pixel_noise(_seed(scene, _DETECTOR))
+    amount = acquisition[Acquisition.NOISE] * 1.25 * noise * (0.6 + 0.6 * shown)
+    shown = jnp.clip(shown + amount, 0.0, 1.0)
+    # Tone curve x -> x (1 + gamma) / (1 + gamma x), a cheap stand-in for a power with fixed ends.
+    gamma = acquisition[Acquisition.GAMMA]
+    shown = shown * (1.0 + gamma) / (1.0 + gamma * shown)
+    veiled = shown * (1.0 - acquisition[Acquisition.VEIL]) + acquisition[Acquisition.VEIL]
+    return jnp.clip(veiled, 0.0, 1.0)
+
+
+# ---- Attenuation -----------------------------------------------------------------------------------
+
+
+class _Disease(NamedTuple):
+    """What findings put into the lung and around it, maps in 0..1."""
+
+    amount: dict[Finding, jax.Array]  # strength at each pixel
+    wet: jax.Array  # edema
+    patches: jax.Array  # pneumonia
+    lobe: jax.Array  # consolidation
+    bronchi: jax.Array  # air that shows in it
+    pneumothorax: findings.Pneumothorax
+    fluid: jax.Array
+    thickening: findings.Thickening
+    collapse: jax.Array
+
+
+def _attenuation(scene: Tree) -> tuple[jax.Array, jax.Array]:
+    """Attenuation along each ray (about 0 in free air, 0.6 in lung, 3 in the abdomen), and metal in 0..1."""
+    anatomy = scene["anatomy"]
+    grid = chest(scene)
+    fluff = smooth_noise(_seed(scene, _FLUFF), 30)
+    cloud = smooth_noise(_seed(scene, _CLOUD), 11)
+    tree = _vessel_trees(scene)
+    cardiac, pedicle = heart(scene, grid), mediastinum(scene, grid)
+    disease = _draw_disease(scene, grid, fluff, tree)
+    amount, gas = disease.amount, disease.pneumothorax.air
+
+    # ---- Air in the lung ----
+    fill = _remaining_air(cardiac, pedicle, disease, fluff)
+    lung = grid.lung * (1.0 + 0.02 * cloud)
+    squeezed = (
+        1.0
+        - 0.30 * amount[Finding.PNEUMOTHORAX] * (1.0 - gas)
+        + 0.22 * gas * ramp(amount[Finding.PNEUMOTHORAX] - 0.02, 0.02)
+    )
+    air = lung * fill * squeezed
+
+    # ---- The body around it ----
+    body = _body_depth(grid)
+    thickness = 2.05 + 0.22 * anatomy[Anatomy.HABITUS]
+    total = thickness * body - 1.55 * air
+    total += 0.34 * cardiac + 0.30 * pedicle * ramp(0.3 - grid.down, 0.3)
+    belly = jnp.maximum(ramp(-grid.above_diaphragm, 0.05), disease.fluid) * ramp(
+        grid.depth + 0.02, 0.02
+    )
+    flank = ramp(grid.down - 0.55, 0.22) * ramp(grid.depth + 0.25, 0.25)
+    total += 0.45 * jnp.maximum(belly, flank)
+
+    # ---- Vessels, which need air around them to be seen, and hila ----
+    vessels = (0.50 + 0.10 * anatomy[Anatomy.VESSELS]) * (
+        1.0 + amount[Finding.EDEMA] * (0.6 + 0.7 * ramp(-0.05 - grid.down, 0.2))
+    )
+    total += vessels * tree * grid.lung * fill * (1.0 - gas)
+    hilum = bump(((grid.lateral - 0.17) * (1 / 0.11)) ** 2 + ((grid.down - 0.0) * (1 / 0.17)) ** 2)
+    total += 0.22 * hilum * (1.0 - cardiac)
+
+    # ---- What is added rather than filled ----
+    total = _add_findings(total, scene, grid, disease)
+    total += _bones(scene, grid, anatomy, 1.0 - 0.65 * jnp.maximum(cardiac, pedicle))
+    total -= 0.50 * _airways(grid)
+    total = _add_stomach_and_breasts(total, grid, anatomy)
+
+    metal = findings.devices(scene, grid)
+    total += (
+        0.85 * metal[Device.ENDOTRACHEAL_TUBE]
+        + 0.85 * metal[Device.CENTRAL_LINE]
+        + 1.0 * metal[Device.PACEMAKER]
+        + 0.85 * metal[Device.NASOGASTRIC_TUBE]
+        + 1.1 * metal[Device.STERNAL_WIRES]
+    )
+    return total, jnp.minimum(functools.reduce(jnp.maximum, metal), 1.0)
+
+
+def _draw_disease(scene: Tree, grid: Grid, fluff: jax.Array, tree: jax.Array) -> _Disease:
+    amount = {finding: findings.on_side(scene, grid, finding) for finding in _BY_PIXEL}
+    wet = findings.edema(scene, grid) * amount[Finding.EDEMA]
+    envelope = findings.pneumonia(scene, grid)
+    patches = (
+        ramp(envelope * 1.5 - 0.75 + 0.42 * fluff, 0.60)
+        * ramp(envelope - 0.05, 0.05)
+        * amount[Finding.PNEUMONIA]
+    )
+    lobe = findings.consolidation(scene, grid)
+    bronchi = lobe * ramp(tree - 0.30, 0.18)
+    return _Disease(
+        amount=amount,
+        wet=wet,
+        patches=patches,
+        lobe=lobe,
+        bronchi=bronchi,
+        pneumothorax=findings.pneumothorax(scene, grid),
+        fluid=findings.effusion(scene, grid),
+        thickening=findings.pleural_other(scene, grid),
+        collapse=findings.atelectasis(scene, grid),
+    )
+
+
+def _remaining_air(
+    cardiac: jax.Array, pedicle: jax.Array, disease: _Disease, fluff: jax.Array
+) -> jax.Array:
+    """The share of air that is left in the lung once heart, mediastinum and disease have taken theirs."""
+    amount = disease.amount
+    return (
+        (1.0 - 0.92 * cardiac)
+        * (1.0 - 0.93 * pedicle)
+        * (1.0 - 0.85 * disease.wet * (0.85 + 0.18 * fluff))
+        * (1.0 - 0.80 * disease.patches)
+        * (
+            1.0
+            - 0.90 * disease.lobe * amount[Finding.CONSOLIDATION]
+            + 0.55 * disease.bronchi * amount[Finding.CONSOLIDATION]
+        )
+        * (
+            1.0
+            - 0.95
+            * disease.thickening.band
+            * jnp.minimum(1.35 * amount[Finding.PLEURAL_OTHER], 1.0)
+        )
+        * (1.0 - 0.96 * disease.fluid)
+    )
+
+
+def _body_depth(grid: Grid) -> jax.Array:
+    """Depth of the trunk along the ray in 0..1, with shoulders and neck."""
+    trunk = chord((grid.across * (1.0 / 1.16)) ** 2)
+    shoulder = grid.down + 0.93 - 0.30 * jnp.maximum(grid.lateral - 0.22, 0.0)
+    return trunk * jnp.maximum(ramp(shoulder, 0.05), ramp(0.26 - grid.lateral, 0.03) * 0.9)
+
+
+def _add_findings(total: jax.Array, scene: Tree, grid: Grid, disease: _Disease) -> jax.Array:
+    amount, thickening = disease.amount, disease.thickening
+    severity = scene["severity"][Finding.LUNG_LESION]
+    total += 1.05 * strength(severity) * findings.lesion(scene, grid)
+    total += 0.45 * amount[Finding.EDEMA] * findings.septal_lines(scene, grid)
+    total += 0.95 * amount[Finding.ATELECTASIS] * disease.collapse * ramp(grid.depth, 0.02)
+    total += 0.75 * (0.4 + 0.6 * amount[Finding.PNEUMOTHORAX]) * disease.pneumothorax.line
+    total += (0.85 * thickening.plaque + 0.15 * thickening.band) * amount[Finding.PLEURAL_OTHER]
+    return total
+
+
+def _airways(grid: Grid) -> jax.Array:
+    """Trachea and main bronchi, maps in 0..1."""
+    trachea = ramp(0.032 - jnp.abs(grid.from_midline - 0.008), 0.016) * ramp(
+        -0.28 - grid.down, 0.02
+    )
+    fork = jnp.abs(jnp.abs(grid.from_midline) - 0.55 * (grid.down + 0.31)) - 0.016
+    bronchi = ramp(-fork, 0.012) * ramp(grid.down + 0.31, 0.01) * ramp(-0.14 - grid.down, 0.04)
+    return jnp.maximum(trachea, bronchi)
+
+
+def _add_stomach_and_breasts(total: jax.Array, grid: Grid, anatomy: jax.Array) -> jax.Array:
+    bubble = chord(
+        ((grid.across - 0.30 - 0.06 * anatomy[Anatomy.STOMACH]) / 0.13) ** 2
+        + ((grid.down - grid.thorax.dome_left - 0.15) / 0.085) ** 2
+    )
+    total -= 0.75 * (0.6 + 0.4 * anatomy[Anatomy.STOMACH]) * bubble
+    breast = bump(
+        ((grid.lateral - 0.42) * (1 / 0.34)) ** 2 + ((grid.down - 0.30) * (1 / 0.30)) ** 2
+    )
+    total += 0.26 * jnp.maximum(anatomy[Anatomy.BREAST], 0.0) * breast
+    return total
+
+
+def _bones(scene: Tree, grid: Grid, anatomy: jax.Array, clear: jax.Array) -> jax.Array:
+    """Spine, ribs (with a fracture where there is one), clavicles and shoulder blades.
+
+    `clear`: how well the ribs show through what lies in front of them.
+    """
+    # ---- Ribs ----
+    # A fracture is small, so it is drawn strongly.
+    broken = jnp.minimum(1.3 * findings.on_side(scene, grid, Finding.FRACTURE), 1.0)
+    fracture = findings.fracture(scene, grid)
+    posterior = posterior_ribs(grid, grid.down - fracture.shift, grid.lateral)
+    ribs = (
+        0.44
+        * posterior
+        * (1.0 - 0.95 * fracture.gap * ramp(broken - 0.1, 0.1))
+        * (1.0 + 1.4 * broken * fracture.ends + 0.5 * broken * fracture.site)
+    )
+    ribs = (
+        ribs
+        - 0.30 * broken * fracture.gap * ramp(posterior, 0.2)
+        + 0.42 * broken * fracture.ends * ramp(posterior - 0.05, 0.1)
+    )
+    ribs = ribs * (1.0 + 0.5 * ramp(0.05 - grid.depth, 0.05)) + 0.24 * anterior_ribs(grid)
+
+    # ---- Spine: vertebral bodies between discs ----
+    disc = (grid.down + 0.02) * (1 / 0.118)
+    disc = jnp.abs(disc - jnp.round(disc))
+    spine = ramp(0.078 - grid.lateral, 0.012) * (0.20 + 0.10 * ramp(0.36 - disc, 0.06))
+    spine += 0.10 * ramp(2.0 * PIXEL - jnp.abs(grid.lateral - 0.075), 1.5 * PIXEL)
+
+    # ---- Clavicles and shoulder blades ----
+    outward = grid.lateral - 0.09
+    axis = -0.56 + 0.03 * anatomy[Anatomy.CLAVICLE] - 0.72 * outward + 0.55 * outward * outward
+    clavicle = (
+        tube_profile(grid.down - axis, 0.036)
+        * ramp(outward, 0.012)
+        * ramp(0.80 - grid.lateral, 0.02)
+    )
+    edge = (
+        ramp(2.2 * PIXEL - jnp.abs(grid.lateral - 0.74 + 0.20 * (grid.down + 0.2)), 1.5 * PIXEL)
+        * ramp(0.15 - grid.down, 0.1)
+        * ramp(grid.down + 0.6, 0.1)
+    )
+    plate = (
+        ramp(grid.lateral - 0.74 + 0.20 * (grid.down + 0.2), 0.05)
+        * ramp(0.1 - grid.down, 0.2)
+        * ramp(grid.down + 0.7, 0.1)
+    )
+    return clear * ribs + spine + 0.58 * clavicle + 0.14 * edge + 0.10 * plate
+
+
+# ---- Textures and filters --------------------------------------------------------------------------
+
+
+def _seed(scene: Tree, stream: int) -> jax.Array:
     """uint32 seed of one noise field; the renderer needs no PRNG calls, which keeps it quick to compile."""
     key = scene["noise_key"]
     return (
@@ -76,182 +323,50 @@ def _seed(scene, stream):
     )
 
 
-def _trees(scene):
-    """Vessel map [SIZE,SIZE]: a tree of the bank for each lung, resampled into place by small matmuls."""
-    q = scene["acq"]
+def _vessel_trees(scene: Tree) -> jax.Array:
+    """Vessel map: a tree of the bank for each lung, resampled into place by small matmuls."""
+    acquisition = scene["acq"]
     bank = jnp.asarray(tree_bank())
-    grid = (jnp.arange(SIZE, dtype=jnp.float32) + 0.5) * PX - 1.0
-    u, v = (
-        (grid - q[ACQ_SHIFT_X]) / q[ACQ_MAGNIFICATION],
-        (grid - q[ACQ_SHIFT_Y]) / q[ACQ_MAGNIFICATION],
+    centres = pixel_centres(SIZE)
+    across, down = (
+        (centres - acquisition[Acquisition.SHIFT_X]) / acquisition[Acquisition.MAGNIFICATION],
+        (centres - acquisition[Acquisition.SHIFT_Y]) / acquisition[Acquisition.MAGNIFICATION],
     )
-    cols = hat((jnp.abs(u) - TREE_X[0]) * ((TREE - 1) / (TREE_X[1] - TREE_X[0])), TREE)
-    rows = hat((v - TREE_V[0]) * ((TREE - 1) / (TREE_V[1] - TREE_V[0])), TREE)
-    half = rows @ jnp.concatenate(
+    columns = hat(
+        (jnp.abs(across) - TREE_LATERAL[0]) * ((TREE - 1) / (TREE_LATERAL[1] - TREE_LATERAL[0])),
+        TREE,
+    )
+    rows = hat((down - TREE_DOWN[0]) * ((TREE - 1) / (TREE_DOWN[1] - TREE_DOWN[0])), TREE)
+    # Both trees through the rows at once, then each through the columns of its own lung.
+    both = rows @ jnp.concatenate(
         [
-            bank[(q[ACQ_TREE_R] * TREES).astype(jnp.int32)],
-            bank[(q[ACQ_TREE_L] * TREES).astype(jnp.int32)],
+            bank[(acquisition[Acquisition.TREE_RIGHT] * TREES).astype(jnp.int32)],
+            bank[(acquisition[Acquisition.TREE_LEFT] * TREES).astype(jnp.int32)],
         ],
         axis=1,
     )
-    right = half[:, :TREE] @ (cols * (u <= 0)[:, None]).T
-    return right + half[:, TREE:] @ (cols * (u > 0)[:, None]).T
+    right = both[:, :TREE] @ (columns * (across <= 0)[:, None]).T
+    return right + both[:, TREE:] @ (columns * (across > 0)[:, None]).T
 
 
-def _attenuation(scene):
-    """(attenuation along each ray: about 0 in free air, 0.6 in lung, 3 in the abdomen; metal in 0..1)."""
-    a = scene["anatomy"]
-    g = chest(scene)
-    fluff = smooth_noise(_seed(scene, 1), 30)
-    cloud = smooth_noise(_seed(scene, 2), 11)
-    tree = _trees(scene)
-
-    cor, med = heart(scene, g), mediastinum(scene, g)
-    on = {i: fi.on_side(scene, g, i) for i in (EDEMA, CONS, PNEU, ATEL, PTX, EFF, PLEU)}
-
-    # air left in the lung once heart, mediastinum and disease have taken their share
-    wet = fi.edema(scene, g) * on[EDEMA]
-    patches = fi.pneumonia(scene, g)
-    patches = (
-        ramp(patches * 1.5 - 0.75 + 0.42 * fluff, 0.60) * ramp(patches - 0.05, 0.05) * on[PNEU]
-    )
-    lobe = fi.consolidation(scene, g)
-    bronchi = lobe * ramp(tree - 0.30, 0.18)
-    gas, pleura = fi.pneumothorax(scene, g)
-    fluid = fi.effusion(scene, g)
-    peel, plaque = fi.pleural_other(scene, g)
-    collapse = fi.atelectasis(scene, g)
-    fill = (
-        (1.0 - 0.92 * cor)
-        * (1.0 - 0.93 * med)
-        * (1.0 - 0.85 * wet * (0.85 + 0.18 * fluff))
-        * (1.0 - 0.80 * patches)
-        * (1.0 - 0.90 * lobe * on[CONS] + 0.55 * bronchi * on[CONS])
-        * (1.0 - 0.95 * peel * jnp.minimum(1.35 * on[PLEU], 1.0))
-        * (1.0 - 0.96 * fluid)
-    )
-    lung = g.lung * (1.0 + 0.02 * cloud)
-    squeezed = 1.0 - 0.30 * on[PTX] * (1.0 - gas) + 0.22 * gas * ramp(on[PTX] - 0.02, 0.02)
-    air = lung * fill * squeezed
-
-    body = chord((g.u * (1.0 / 1.16)) ** 2)
-    shoulder = g.v + 0.93 - 0.30 * jnp.maximum(g.x - 0.22, 0.0)
-    body = body * jnp.maximum(ramp(shoulder, 0.05), ramp(0.26 - g.x, 0.03) * 0.9)
-    thick = 2.05 + 0.22 * a[ANAT_HABITUS]
-    m = thick * body - 1.55 * air
-    m += 0.34 * cor + 0.30 * med * ramp(0.3 - g.v, 0.3)
-    belly = jnp.maximum(ramp(-g.above, 0.05), fluid) * ramp(g.e + 0.02, 0.02)
-    m += 0.45 * jnp.maximum(belly, ramp(g.v - 0.55, 0.22) * ramp(g.e + 0.25, 0.25))
-
-    # vessels need air around them to be seen
-    vessels = (0.50 + 0.10 * a[ANAT_VESSELS]) * (
-        1.0 + on[EDEMA] * (0.6 + 0.7 * ramp(-0.05 - g.v, 0.2))
-    )
-    m += vessels * tree * g.lung * fill * (1.0 - gas)
-    hilum = bump(((g.x - 0.17) * (1 / 0.11)) ** 2 + ((g.v - 0.0) * (1 / 0.17)) ** 2)
-    m += 0.22 * hilum * (1.0 - cor)
-
-    # what is added rather than filled
-    m += 1.05 * strength(scene["severity"][LESION]) * fi.lesion(scene, g)
-    m += 0.45 * on[EDEMA] * fi.septal_lines(scene, g)
-    m += 0.95 * on[ATEL] * collapse * ramp(g.e, 0.02)
-    m += 0.75 * (0.4 + 0.6 * on[PTX]) * pleura
-    m += (0.85 * plaque + 0.15 * peel) * on[PLEU]
-    m += _bones(scene, g, a, 1.0 - 0.65 * jnp.maximum(cor, med))
-
-    throat = ramp(0.032 - jnp.abs(g.um - 0.008), 0.016) * ramp(-0.28 - g.v, 0.02)
-    fork = jnp.abs(jnp.abs(g.um) - 0.55 * (g.v + 0.31)) - 0.016
-    throat = jnp.maximum(
-        throat, ramp(-fork, 0.012) * ramp(g.v + 0.31, 0.01) * ramp(-0.14 - g.v, 0.04)
-    )
-    m -= 0.50 * throat
-    bubble = chord(
-        ((g.u - 0.30 - 0.06 * a[ANAT_STOMACH]) / 0.13) ** 2
-        + ((g.v - g.p.dome_l - 0.15) / 0.085) ** 2
-    )
-    m -= 0.75 * (0.6 + 0.4 * a[ANAT_STOMACH]) * bubble
-    breast = bump(((g.x - 0.42) * (1 / 0.34)) ** 2 + ((g.v - 0.30) * (1 / 0.30)) ** 2)
-    m += 0.26 * jnp.maximum(a[ANAT_BREAST], 0.0) * breast
-
-    metal = fi.devices(scene, g)
-    m += 0.85 * metal[0] + 0.85 * metal[1] + 1.0 * metal[2] + 0.85 * metal[3] + 1.1 * metal[4]
-    return m, jnp.minimum(functools.reduce(jnp.maximum, metal), 1.0)
-
-
-def _bones(scene, g, a, clear):
-    """Spine, ribs (with a fracture where there is one), clavicles and shoulder blades."""
-    broken = jnp.minimum(1.3 * fi.on_side(scene, g, FRAC), 1.0)  # small, so drawn strongly
-    shift, gap, ends, near = fi.fracture(scene, g)
-    front = posterior_ribs(g, g.v - shift, g.x)
-    ribs = (
-        0.44
-        * front
-        * (1.0 - 0.95 * gap * ramp(broken - 0.1, 0.1))
-        * (1.0 + 1.4 * broken * ends + 0.5 * broken * near)
-    )
-    ribs = (
-        ribs
-        - 0.30 * broken * gap * ramp(front, 0.2)
-        + 0.42 * broken * ends * ramp(front - 0.05, 0.1)
-    )
-    ribs = ribs * (1.0 + 0.5 * ramp(0.05 - g.e, 0.05)) + 0.24 * anterior_ribs(g)
-
-    disc = (g.v + 0.02) * (1 / 0.118)
-    disc = jnp.abs(disc - jnp.round(disc))
-    spine = ramp(0.078 - g.x, 0.012) * (0.20 + 0.10 * ramp(0.36 - disc, 0.06))
-    spine += 0.10 * ramp(2.0 * PX - jnp.abs(g.x - 0.075), 1.5 * PX)
-
-    t = g.x - 0.09
-    axis = -0.56 + 0.03 * a[ANAT_CLAVICLE] - 0.72 * t + 0.55 * t * t
-    clavicle = tube_profile(g.v - axis, 0.036) * ramp(t, 0.012) * ramp(0.80 - g.x, 0.02)
-    blade = (
-        ramp(2.2 * PX - jnp.abs(g.x - 0.74 + 0.20 * (g.v + 0.2)), 1.5 * PX)
-        * ramp(0.15 - g.v, 0.1)
-        * ramp(g.v + 0.6, 0.1)
-    )
-    plate = (
-        ramp(g.x - 0.74 + 0.20 * (g.v + 0.2), 0.05) * ramp(0.1 - g.v, 0.2) * ramp(g.v + 0.7, 0.1)
-    )
-    return clear * ribs + spine + 0.58 * clavicle + 0.14 * blade + 0.10 * plate
-
-
-def _blur_matrices():
+def _blur_matrices() -> tuple[np.ndarray, np.ndarray]:
     """Fixed matrices of the scatter blur: average to 16 x 16, then back up through a wide smooth kernel."""
-    n = 16
-    down = np.kron(np.eye(n), np.full((1, SIZE // n), n / SIZE)).astype(np.float32)
-    at, centres = (np.arange(SIZE) + 0.5) / SIZE * n - 0.5, np.arange(n)
-    up = np.exp(-((at[:, None] - centres[None, :]) ** 2) / (2 * 1.2**2))
-    return down, (up / up.sum(1, keepdims=True)).astype(np.float32)
+    factor = SIZE // BLUR_CELLS
+    down = np.kron(np.eye(BLUR_CELLS), np.full((1, factor), BLUR_CELLS / SIZE)).astype(np.float32)
+    places = (np.arange(SIZE) + 0.5) / SIZE * BLUR_CELLS - 0.5
+    offset = places[:, None] - np.arange(BLUR_CELLS)[None, :]
+    weights = np.exp(-(offset**2) / (2 * 1.2**2))
+    return down, (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
-def _soft(t):
-    """[SIZE, SIZE] after a 5 x 5 binomial kernel, about 1 px of standard deviation; edges repeat."""
+def _soften(image: jax.Array) -> jax.Array:
+    """The image after a 5 x 5 binomial kernel, about 1 px of standard deviation; edges repeat."""
     for axis in (0, 1):
-        pad = jnp.pad(t, [(2, 2) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
-        at = lambda i, pad=pad, axis=axis: jax.lax.slice_in_dim(pad, i, i + SIZE, axis=axis)
-        t = 0.375 * at(2) + 0.25 * (at(1) + at(3)) + 0.0625 * (at(0) + at(4))
-    return t
+        widths = [(2, 2) if each == axis else (0, 0) for each in (0, 1)]
+        shift = functools.partial(_shift, jnp.pad(image, widths, mode="edge"), axis)
+        image = 0.375 * shift(2) + 0.25 * (shift(1) + shift(3)) + 0.0625 * (shift(0) + shift(4))
+    return image
 
 
-def _render_one(scene):
-    q = scene["acq"]
-    m, metal = _attenuation(scene)
-    primary = jnp.exp(-m)
-    down, up = (jnp.asarray(x) for x in _blur_matrices())
-    scatter = up @ (down @ primary @ down.T) @ up.T
-    # log detector: what it reports is the attenuation it believes in
-    seen = -jnp.log(primary + q[ACQ_SCATTER] * scatter + 0.012)
-    t = (seen - 0.27 + q[ACQ_WINDOW]) * (1.0 / 2.5)
-    grid = (jnp.arange(SIZE, dtype=jnp.float32) + 0.5) * PX - 1.0
-    t -= 0.45 * jnp.maximum(t - 0.70, 0.0)  # shoulder: leaves room above bone
-    t += 0.20 * metal  # edge enhancement of the console; scatter would drown metal over the spine
-    t = 0.5 + (t - 0.5) * q[ACQ_CONTRAST] + 0.04 * q[ACQ_VIGNETTE] * grid[None, :]
-    t += 0.55 * jnp.maximum(0.20 - t, 0.0)  # toe: an exposed lung keeps its markings
-    if "sharpness" in scene:  # of sites only: the hospitals' own programs stay as they are
-        t += scene["sharpness"] * (t - _soft(t))
-    noise = pixel_noise(_seed(scene, 3))
-    t = jnp.clip(t + q[ACQ_NOISE] * 1.25 * noise * (0.6 + 0.6 * t), 0.0, 1.0)
-    # tone curve t -> t (1+k) / (1 + k t), a cheap stand-in for gamma with fixed ends
-    k = q[ACQ_GAMMA]
-    t = t * (1.0 + k) / (1.0 + k * t)
-    return jnp.clip(t * (1.0 - q[ACQ_VEIL]) + q[ACQ_VEIL], 0.0, 1.0)
+def _shift(padded: jax.Array, axis: int, start: int) -> jax.Array:
+    return jax.lax.slice_in_dim(padded, start, start + SIZE, axis=axis)

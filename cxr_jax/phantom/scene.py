@@ -5,40 +5,33 @@ function of a PRNG key and jittable; hospital "A" is the training world, "B" the
 hospital are the business of `sites.py`.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtri
 
 from cxr_jax.phantom import sites as around
 from cxr_jax.phantom.constants import (
-    ACQ_AP,
-    ACQ_LOW_INSPIRATION,
-    ACQ_ROTATION,
-    ATEL,
     BOTH,
-    CARD,
-    CONS,
-    DEV,
     DEVICES,
-    EDEMA,
-    EFF,
     FINDINGS,
-    FRAC,
     LEFT,
-    LESION,
     LOWER,
-    MED,
     MID,
     OPACITIES,
-    PLEU,
-    PNEU,
+    PATHOLOGIES,
     POSITIVE_AT,
-    PTX,
     RIGHT,
     ROTATED_FROM,
+    Acquisition,
+    Finding,
 )
+from cxr_jax.runtime.trees import Tree
 
-# chance that a finding is present (subtle included) in a patient who is not healthy; order of FINDINGS
+# ---- How often ------------------------------------------------------------------------------------
+
+# Chance that a finding is present (subtle included) in a patient who is not healthy; order of FINDINGS.
 PRESENT = {
     "A": (0.135, 0.190, 0.185, 0.170, 0.165, 0.170, 0.215, 0.170, 0.230, 0.145, 0.150),
     "B": (0.120, 0.240, 0.115, 0.240, 0.185, 0.190, 0.260, 0.155, 0.290, 0.100, 0.120),
@@ -48,29 +41,96 @@ SUBTLE = 0.135  # of the findings present, how many are drawn faintly
 DEVICE_RATE = {"A": (0.04, 0.08, 0.058, 0.053, 0.053), "B": (0.165, 0.225, 0.085, 0.165, 0.075)}
 ROTATED = {"A": 0.25, "B": 0.50}  # of the films
 
-# loadings on (congestion, infection, trauma): why findings come together; the rest is independent
-_LOADING = {
-    CARD: (0.55, 0.0, 0.0),
-    EDEMA: (0.65, 0.0, 0.0),
-    EFF: (0.50, 0.25, 0.10),
-    CONS: (0.0, 0.45, 0.0),
-    PNEU: (0.0, 0.45, 0.0),
-    ATEL: (0.15, 0.25, 0.15),
-    PTX: (0.0, 0.0, 0.45),
-    FRAC: (0.0, 0.0, 0.45),
-    MED: (0.15, 0.0, 0.20),
+# Loadings on (congestion, infection, trauma): why findings come together; the rest is independent.
+_LOADINGS = {
+    Finding.CARDIOMEGALY: (0.55, 0.0, 0.0),
+    Finding.EDEMA: (0.65, 0.0, 0.0),
+    Finding.PLEURAL_EFFUSION: (0.50, 0.25, 0.10),
+    Finding.CONSOLIDATION: (0.0, 0.45, 0.0),
+    Finding.PNEUMONIA: (0.0, 0.45, 0.0),
+    Finding.ATELECTASIS: (0.15, 0.25, 0.15),
+    Finding.PNEUMOTHORAX: (0.0, 0.0, 0.45),
+    Finding.FRACTURE: (0.0, 0.0, 0.45),
+    Finding.ENLARGED_CARDIOMEDIASTINUM: (0.15, 0.0, 0.20),
+}
+_INDEPENDENT = (0.0, 0.0, 0.0)
+
+# ---- How it is filmed ------------------------------------------------------------------------------
+
+
+class _Technique(NamedTuple):
+    """How a hospital takes pictures: shares of the films, and ranges (lowest, highest) of what is uniform."""
+
+    ap: float
+    low_inspiration: float
+    contrast: tuple[float, float]
+    gamma: tuple[float, float]
+    noise: tuple[float, float]
+    scatter: tuple[float, float]
+    magnification: tuple[float, float]
+    veil: tuple[float, float]
+    straight: tuple[float, float]  # degrees of tilt
+    rotated: tuple[float, float]
+
+
+_TECHNIQUES = {
+    "A": _Technique(
+        ap=0.20,
+        low_inspiration=0.12,
+        contrast=(0.82, 1.12),
+        gamma=(-0.30, 0.35),
+        noise=(0.008, 0.026),
+        scatter=(0.06, 0.20),
+        magnification=(0.95, 1.05),
+        veil=(0.0, 0.05),
+        straight=(0.0, 1.6),
+        rotated=(2.8, 3.6),
+    ),
+    "B": _Technique(
+        ap=0.85,
+        low_inspiration=0.35,
+        contrast=(0.62, 0.88),
+        gamma=(0.10, 0.75),
+        noise=(0.022, 0.048),
+        scatter=(0.14, 0.34),
+        magnification=(0.98, 1.12),
+        veil=(0.02, 0.10),
+        straight=(0.0, 2.0),
+        rotated=(3.0, 7.0),
+    ),
 }
 
+# How many uniform numbers each part of a scene takes, in the order they are split in `_sample_one`. What is drawn
+# with them changes with any of these.
+_SIZES = (PATHOLOGIES, 3, PATHOLOGIES, PATHOLOGIES, 64, 20, 32, 48, len(DEVICES), 3)
+_DRAWS = sum(_SIZES)
+_CUTS = [sum(_SIZES[: count + 1]) for count in range(len(_SIZES) - 1)]
 
-def sample_scenes(keys: jax.Array, hospital: str, sites: jax.Array | None = None) -> dict:
+
+def sample_scenes(keys: jax.Array, hospital: str, sites: jax.Array | None = None) -> Tree:
     """Draw one scene a key.
 
-    keys: [B] typed keys or uint32 [B, 2]. hospital: "A" or "B" (static). sites: None, or the site of each scene, typed
-    keys [B] (`sites.draw`): the same patients, but for the prevalence, filmed there. Returns severity float32 [B,12] (0
-    absent, else 0.15..1), side and zone int32 [B,12], device bool [B,5], variant float32 [B,12,4] in 0..1,
-    anatomy float32 [B,16] in -1..1, acq float32 [B,16] (ACQ_* of constants.py), quality int32 [B,3] = (AP,
-    rotated, low inspiration), noise_key uint32 [B,2], and with sites sharpness float32 [B]. Raises ValueError for
-    another hospital.
+    Args:
+        keys: [B] typed keys or uint32 [B, 2].
+        hospital: "A" or "B" (static).
+        sites: None, or the site of each scene, typed keys [B] (`sites.draw`): the same patients, but for the
+            prevalence, filmed there.
+
+    Returns:
+        A dict, the scene:
+
+        severity: float32 [B,12], 0 absent, else 0.15..1.
+        side, zone: int32 [B,12].
+        device: bool [B,5].
+        variant: float32 [B,12,4] in 0..1, what makes two drawings of one finding differ.
+        anatomy: float32 [B,16] in -1..1 (`constants.Anatomy`).
+        acq: float32 [B,16] (`constants.Acquisition`).
+        quality: int32 [B,3] = (AP, rotated, low inspiration).
+        noise_key: uint32 [B,2].
+        sharpness: float32 [B], with sites only.
+
+    Raises:
+        ValueError: for another hospital.
     """
     if hospital not in PRESENT:
         raise ValueError(f"hospital must be 'A' or 'B', not {hospital!r}")
@@ -81,10 +141,14 @@ def sample_scenes(keys: jax.Array, hospital: str, sites: jax.Array | None = None
     return jax.vmap(lambda key, site: _sample_one(key, hospital, around.draw(site)))(keys, sites)
 
 
-def _sample_one(key, hospital, site=None):
-    # one draw for everything: many small draws would each be compiled, which takes longer than all the rest
-    u = jax.random.uniform(key, (_DRAWS,), minval=1e-6, maxval=1.0)
-    own, cause, subtle, size, place, acq, anatomy, variant, device, tail = jnp.split(u, _CUTS)
+def _sample_one(key: jax.Array, hospital: str, site: Tree | None = None) -> Tree:
+    # One draw for everything: many small draws would each be compiled, which takes longer than all the rest.
+    uniform = jax.random.uniform(key, (_DRAWS,), minval=1e-6, maxval=1.0)
+    own, cause, subtle, size, place, acquisition, anatomy, variant, device, tail = jnp.split(
+        uniform, _CUTS
+    )
+
+    # ---- How often things are, here ----
     rates = {
         "present": PRESENT[hospital],
         "device": DEVICE_RATE[hospital],
@@ -94,174 +158,221 @@ def _sample_one(key, hospital, site=None):
         rates = {
             name: around.with_odds(jnp.array(rate), site[name]) for name, rate in rates.items()
         }
-    device = device < jnp.array(rates["device"])
-    severity = _severity(own, cause, tail[0], subtle, size, rates["present"], HEALTHY[hospital])
-    severity = jnp.append(severity, jnp.any(device).astype(jnp.float32))
+
+    # ---- What the patient has, and where ----
+    has_device = device < jnp.array(rates["device"])
+    is_present = _is_present(own, cause, tail[0], rates["present"], HEALTHY[hospital])
+    severity = _severity(is_present, subtle, size)
+    severity = jnp.append(severity, jnp.any(has_device).astype(jnp.float32))
     side, zone = _place(place, severity)
-    acq = _acquisition(acq, hospital, rates["rotated"])
+
+    # ---- How it was filmed ----
+    acquisition = _acquisition(acquisition, _TECHNIQUES[hospital], rates["rotated"])
     if site is not None:
-        acq = around.film(acq, site)
-    rotated = jnp.abs(acq[ACQ_ROTATION]) > ROTATED_FROM
-    quality = jnp.stack([acq[ACQ_AP] > 0.5, rotated, acq[ACQ_LOW_INSPIRATION] > 0.5])
+        acquisition = around.film(acquisition, site)
+    is_rotated = jnp.abs(acquisition[Acquisition.ROTATION]) > ROTATED_FROM
+    quality = jnp.stack(
+        [
+            acquisition[Acquisition.AP] > 0.5,
+            is_rotated,
+            acquisition[Acquisition.LOW_INSPIRATION] > 0.5,
+        ]
+    )
     scene = {
         "severity": severity,
         "side": side,
         "zone": zone,
-        "device": device,
+        "device": has_device,
         "variant": variant.reshape(len(FINDINGS), 4),
-        # the sum of two uniforms: most people are near the mean
+        # The sum of two uniforms: most people are near the mean.
         "anatomy": jnp.clip((anatomy[:16] + anatomy[16:] - 1.0) * 1.25, -1.0, 1.0),
-        "acq": acq,
+        "acq": acquisition,
         "quality": quality.astype(jnp.int32),
         "noise_key": (tail[1:3] * 2.0**24).astype(jnp.uint32),
     }
     return scene if site is None else scene | {"sharpness": site["sharpness"]}
 
 
-# how many uniform numbers each part of a scene takes, in the order they are split in _sample_one
-_SIZES = (DEV, 3, DEV, DEV, 64, 20, 32, 48, len(DEVICES), 3)
-_DRAWS, _CUTS = sum(_SIZES), [sum(_SIZES[: i + 1]) for i in range(len(_SIZES) - 1)]
+def _is_present(
+    own: jax.Array, cause: jax.Array, healthy: jax.Array, rates: jax.Array, healthy_rate: float
+) -> jax.Array:
+    """Which of the 11 pathologies are there, bool [11]: a Gaussian copula with three shared causes decides."""
+    loadings = jnp.array([_LOADINGS.get(finding, _INDEPENDENT) for finding in range(PATHOLOGIES)])
+    score = loadings @ ndtri(cause) + ndtri(own) * jnp.sqrt(1.0 - (loadings**2).sum(1))
+    is_present = score > ndtri(1.0 - jnp.array(rates))
+    is_present &= healthy >= healthy_rate
+    return is_present
 
 
-def _severity(own, cause, healthy, subtle, size, rates, healthy_rate):
-    """Severity of the 11 pathologies: a Gaussian copula with three shared causes decides who is present."""
-    load = jnp.array([_LOADING.get(i, (0.0, 0.0, 0.0)) for i in range(DEV)])
-    score = load @ ndtri(cause) + ndtri(own) * jnp.sqrt(1.0 - (load**2).sum(1))
-    present = score > ndtri(1.0 - jnp.array(rates))
-    present &= healthy >= healthy_rate
-    # the empty band 0.30-0.40 keeps "subtle" and "positive" apart for the eye too
+def _severity(is_present: jax.Array, subtle: jax.Array, size: jax.Array) -> jax.Array:
+    """Severity of the 11 pathologies. The empty band 0.30-0.40 keeps "subtle" and "positive" apart for the eye too."""
     return jnp.where(
-        present, jnp.where(subtle < SUBTLE, 0.15 + 0.15 * size, 0.40 + 0.60 * size), 0.0
+        is_present, jnp.where(subtle < SUBTLE, 0.15 + 0.15 * size, 0.40 + 0.60 * size), 0.0
     )
 
 
-def _choice(u, logits):
+# ---- Where -----------------------------------------------------------------------------------------
+
+
+def _choose(uniform: jax.Array, logits: jax.Array) -> jax.Array:
     """Index drawn with softmax(logits), from len(logits) uniform numbers (Gumbel trick)."""
     logits = logits.reshape(-1)
-    return jnp.argmax(logits - jnp.log(-jnp.log(jnp.minimum(u[: logits.size], 0.999999))))
+    noise = jnp.log(-jnp.log(jnp.minimum(uniform[: logits.size], 0.999999)))
+    return jnp.argmax(logits - noise)
 
 
-def _place(u, severity):
-    """Side and zone of every finding, so that no finding is drawn where another would hide it."""
-    u = u.reshape(8, 8)
+def _zone_logits(upper: float, middle: float, lower: float) -> jax.Array:
+    """Logits [side, zone] of a finding that likes both sides alike."""
+    return jnp.log(jnp.array([[upper, middle, lower]] * 2))
+
+
+def _place(uniform: jax.Array, severity: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Side and zone of every finding, int32 [12] each, so that no finding is drawn where another would hide it."""
+    uniform = uniform.reshape(8, 8)
     here = severity > 0
     side = [jnp.int32(BOTH)] * len(FINDINGS)
     zone = [jnp.int32(MID)] * len(FINDINGS)
-    table = lambda up, mid, low: jnp.log(jnp.array([[up, mid, low]] * 2))  # [side, zone]
     sides, zones = jnp.arange(2), jnp.arange(3)
 
-    side[EFF] = _choice(u[0], jnp.log(jnp.array([0.36, 0.34, 0.30])))
-    side[ATEL] = _choice(u[1], jnp.log(jnp.array([0.35, 0.35, 0.30])))
-    zone[EFF] = zone[ATEL] = jnp.int32(LOWER)
-    side[PTX] = (u[2, 0] < 0.5).astype(jnp.int32)
-    zone[PTX] = _choice(u[2, 1:], jnp.log(jnp.array([0.7, 0.2, 0.1])))
+    # ---- What may be on both sides, and air ----
+    effusion, atelectasis, pneumothorax = (
+        Finding.PLEURAL_EFFUSION,
+        Finding.ATELECTASIS,
+        Finding.PNEUMOTHORAX,
+    )
+    side[effusion] = _choose(uniform[0], jnp.log(jnp.array([0.36, 0.34, 0.30])))
+    side[atelectasis] = _choose(uniform[1], jnp.log(jnp.array([0.35, 0.35, 0.30])))
+    zone[effusion] = zone[atelectasis] = jnp.int32(LOWER)
+    side[pneumothorax] = (uniform[2, 0] < 0.5).astype(jnp.int32)
+    zone[pneumothorax] = _choose(uniform[2, 1:], jnp.log(jnp.array([0.7, 0.2, 0.1])))
 
-    wet = here[EFF] & ((side[EFF] == sides) | (side[EFF] == BOTH))  # [2]: fluid on that side
-    fluid = jnp.where(wet[:, None] & (zones == LOWER), -6.0, 0.0)
-    air = jnp.where(here[PTX] & (side[PTX] == sides), -2.0, 0.0)[:, None]
+    # ---- What fluid and air would hide, as logits [side, zone] ----
+    is_wet = here[effusion] & ((side[effusion] == sides) | (side[effusion] == BOTH))  # [2]
+    fluid = jnp.where(is_wet[:, None] & (zones == LOWER), -6.0, 0.0)
+    air = jnp.where(here[pneumothorax] & (side[pneumothorax] == sides), -2.0, 0.0)[:, None]
+
+    # ---- Opacities, each where none of those before is ----
     taken = fluid + air
-    for row, (i, prior) in enumerate(
-        (
-            (CONS, table(0.3, 0.3, 0.4)),
-            (PNEU, table(0.25, 0.35, 0.4)),
-            (LESION, table(0.4, 0.35, 0.25)),
-        )
-    ):
-        cell = _choice(u[3 + row], prior + taken)
-        side[i], zone[i] = cell // 3, cell % 3
+    priors = (
+        (Finding.CONSOLIDATION, _zone_logits(0.3, 0.3, 0.4)),
+        (Finding.PNEUMONIA, _zone_logits(0.25, 0.35, 0.4)),
+        (Finding.LUNG_LESION, _zone_logits(0.4, 0.35, 0.25)),
+    )
+    for row, (finding, prior) in enumerate(priors):
+        cell = _choose(uniform[3 + row], prior + taken)
+        side[finding], zone[finding] = cell // 3, cell % 3
         taken = taken + jnp.where(
-            here[i] & (side[i] == sides)[:, None] & (zone[i] == zones), -6.0, 0.0
+            here[finding] & (side[finding] == sides)[:, None] & (zone[finding] == zones), -6.0, 0.0
         )
-    cell = _choice(u[6], table(0.35, 0.40, 0.25) + 2 * fluid + 2 * air)
-    side[PLEU], zone[PLEU] = cell // 3, cell % 3
-    cell = _choice(u[7], table(0.25, 0.45, 0.30) + fluid)
-    side[FRAC], zone[FRAC] = cell // 3, cell % 3
+
+    # ---- Pleura and ribs ----
+    cell = _choose(uniform[6], _zone_logits(0.35, 0.40, 0.25) + 2 * fluid + 2 * air)
+    side[Finding.PLEURAL_OTHER], zone[Finding.PLEURAL_OTHER] = cell // 3, cell % 3
+    cell = _choose(uniform[7], _zone_logits(0.25, 0.45, 0.30) + fluid)
+    side[Finding.FRACTURE], zone[Finding.FRACTURE] = cell // 3, cell % 3
     return jnp.stack(side).astype(jnp.int32), jnp.stack(zone).astype(jnp.int32)
 
 
-def _acquisition(u, hospital, rotated_rate):
-    """How the picture was taken (ACQ_* order) from 20 uniform numbers."""
-    lin = lambda i, lo, hi: lo + (hi - lo) * u[i]
-    straight = u[8] < 1.0 - rotated_rate
-    if hospital == "A":
-        ap = u[0] < 0.20
-        low = u[1] < 0.12
-        contrast, gamma = lin(2, 0.82, 1.12), lin(3, -0.30, 0.35)
-        noise, scatter = lin(4, 0.008, 0.026), lin(5, 0.06, 0.20)
-        magnification, veil = lin(6, 0.95, 1.05), lin(7, 0.0, 0.05)
-        angle = jnp.where(straight, lin(9, 0.0, 1.6), lin(9, 2.8, 3.6))
-    else:
-        ap = u[0] < 0.85
-        low = u[1] < 0.35
-        contrast, gamma = lin(2, 0.62, 0.88), lin(3, 0.10, 0.75)
-        noise, scatter = lin(4, 0.022, 0.048), lin(5, 0.14, 0.34)
-        magnification, veil = lin(6, 0.98, 1.12), lin(7, 0.02, 0.10)
-        angle = jnp.where(straight, lin(9, 0.0, 2.0), lin(9, 3.0, 7.0))
-    rotation = jnp.where(u[10] < 0.5, angle, -angle)
-    depth = jnp.where(low, lin(11, 0.75, 1.0), lin(11, 0.0, 0.25))
-    values = [
-        contrast,
-        gamma,
-        noise,
-        scatter,
-        magnification,
-        rotation,
-        lin(12, -0.05, 0.05),
-        lin(13, -0.05, 0.05),
-        ap.astype(jnp.float32),
-        depth,
-        lin(14, -0.06, 0.06),
-        u[15],
-        u[16],
-        lin(17, -1.0, 1.0),
-        veil,
-        u[18],
-    ]
-    return jnp.stack(values).astype(jnp.float32)
+# ---- Acquisition -----------------------------------------------------------------------------------
 
 
-def labels(scene: dict) -> jax.Array:
-    """int8 [B,14] in CheXpert order: 1 positive, 0 negative, -1 uncertain (subtle); from severity alone.
+def _acquisition(
+    uniform: jax.Array, technique: _Technique, rotated_rate: float | jax.Array
+) -> jax.Array:
+    """How the picture was taken, float32 [16] (`Acquisition`), from 20 uniform numbers."""
+
+    def between(draw: int, lowest: float, highest: float) -> jax.Array:
+        return lowest + (highest - lowest) * uniform[draw]
+
+    is_straight = uniform[8] < 1.0 - rotated_rate
+    is_ap = uniform[0] < technique.ap
+    is_low = uniform[1] < technique.low_inspiration
+    contrast, gamma = between(2, *technique.contrast), between(3, *technique.gamma)
+    noise, scatter = between(4, *technique.noise), between(5, *technique.scatter)
+    magnification, veil = between(6, *technique.magnification), between(7, *technique.veil)
+    angle = jnp.where(is_straight, between(9, *technique.straight), between(9, *technique.rotated))
+    rotation = jnp.where(uniform[10] < 0.5, angle, -angle)
+    raised = jnp.where(is_low, between(11, 0.75, 1.0), between(11, 0.0, 0.25))
+    values = {
+        Acquisition.CONTRAST: contrast,
+        Acquisition.GAMMA: gamma,
+        Acquisition.NOISE: noise,
+        Acquisition.SCATTER: scatter,
+        Acquisition.MAGNIFICATION: magnification,
+        Acquisition.ROTATION: rotation,
+        Acquisition.SHIFT_X: between(12, -0.05, 0.05),
+        Acquisition.SHIFT_Y: between(13, -0.05, 0.05),
+        Acquisition.AP: is_ap.astype(jnp.float32),
+        Acquisition.LOW_INSPIRATION: raised,
+        Acquisition.WINDOW: between(14, -0.06, 0.06),
+        Acquisition.TREE_RIGHT: uniform[15],
+        Acquisition.TREE_LEFT: uniform[16],
+        Acquisition.VIGNETTE: between(17, -1.0, 1.0),
+        Acquisition.VEIL: veil,
+        Acquisition.SPARE: uniform[18],
+    }
+    return jnp.stack([values[place] for place in Acquisition]).astype(jnp.float32)
+
+
+# ---- The truth of a scene --------------------------------------------------------------------------
+
+# CheXpert's labels from Lung Lesion on, but for Support Devices: each is a finding of its own.
+_LABELLED = (
+    Finding.LUNG_LESION,
+    Finding.EDEMA,
+    Finding.CONSOLIDATION,
+    Finding.PNEUMONIA,
+    Finding.ATELECTASIS,
+    Finding.PNEUMOTHORAX,
+    Finding.PLEURAL_EFFUSION,
+    Finding.PLEURAL_OTHER,
+    Finding.FRACTURE,
+)
+
+
+def labels(scene: Tree) -> jax.Array:
+    """Label scenes, int8 [B,14] in CheXpert order: 1 positive, 0 negative, -1 uncertain (subtle); from severity alone.
 
     Lung Opacity is the parent of lesion, edema, consolidation, pneumonia and atelectasis. No Finding is 1 iff
     no pathology is positive; devices are not pathology. Cardiomegaly implies no Enlarged Cardiomediastinum.
     """
-    s = scene["severity"]
-    state = jnp.where(s >= POSITIVE_AT, 1, jnp.where(s > 0, -1, 0))
+    severity = scene["severity"]
+    state = jnp.where(severity >= POSITIVE_AT, 1, jnp.where(severity > 0, -1, 0))
     parts = state[:, jnp.array(OPACITIES)]
     opacity = jnp.where((parts == 1).any(1), 1, jnp.where((parts == -1).any(1), -1, 0))
-    clean = 1 - (state[:, :DEV] == 1).any(1).astype(state.dtype)
-    out = [clean, state[:, MED], state[:, CARD], opacity]
-    out += [state[:, i] for i in (LESION, EDEMA, CONS, PNEU, ATEL, PTX, EFF, PLEU, FRAC, DEV)]
-    return jnp.stack(out, 1).astype(jnp.int8)
+    no_finding = 1 - (state[:, :PATHOLOGIES] == 1).any(1).astype(state.dtype)
+    columns = [
+        no_finding,
+        state[:, Finding.ENLARGED_CARDIOMEDIASTINUM],
+        state[:, Finding.CARDIOMEGALY],
+        opacity,
+    ]
+    columns += [state[:, finding] for finding in (*_LABELLED, Finding.SUPPORT_DEVICES)]
+    return jnp.stack(columns, 1).astype(jnp.int8)
 
 
-def sides(scene: dict) -> jax.Array:
-    """bool [B,14,2] in CheXpert order: is the finding, sure or subtle, on the patient's right, and on the left?
+def sides(scene: Tree) -> jax.Array:
+    """Tell the sides of findings, bool [B,14,2] in CheXpert order: is it, sure or subtle, on the patient's right, left?
 
     Neither for what has no side (No Finding, the mediastinum, the heart, devices). Lung Opacity is where its parts are.
     """
     side = scene["side"]
     own = jnp.stack([side != LEFT, side != RIGHT], -1)  # BOTH is neither
-    has = (scene["severity"] > 0)[:, jnp.array(OPACITIES), None]
-    opacity = (own[:, jnp.array(OPACITIES)] & has).any(1)
+    is_present = (scene["severity"] > 0)[:, jnp.array(OPACITIES), None]
+    opacity = (own[:, jnp.array(OPACITIES)] & is_present).any(1)
     neither = jnp.zeros_like(opacity)
-    out = [neither, neither, neither, opacity]
-    out += [own[:, i] for i in (LESION, EDEMA, CONS, PNEU, ATEL, PTX, EFF, PLEU, FRAC)] + [neither]
-    return jnp.stack(out, 1)
+    columns = [neither, neither, neither, opacity]
+    columns += [own[:, finding] for finding in _LABELLED] + [neither]
+    return jnp.stack(columns, 1)
 
 
-def regions(scene: dict) -> jax.Array:
-    """float32 [B,12,8,8]: how much of each 28 px cell is inside a finding's drawn region (row 0 = top).
+def regions(scene: Tree) -> jax.Array:
+    """Tell how much of each 28 px cell is inside a finding's drawn region, float32 [B,12,8,8] (row 0 = top).
 
     0 when absent; a subtle finding counts half. Thin things get a margin, see `findings.region_masks`.
     """
     from cxr_jax.phantom.findings import region_maps
 
-    weight = jnp.where(
-        scene["severity"] >= POSITIVE_AT, 1.0, jnp.where(scene["severity"] > 0, 0.5, 0.0)
-    )
+    severity = scene["severity"]
+    weight = jnp.where(severity >= POSITIVE_AT, 1.0, jnp.where(severity > 0, 0.5, 0.0))
     return jax.vmap(region_maps)(scene) * weight[:, :, None, None]
-
-
-__all__ = ["FINDINGS", "DEVICES", "POSITIVE_AT", "sample_scenes", "labels", "regions", "sides"]

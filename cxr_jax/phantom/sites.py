@@ -8,16 +8,8 @@ poor inspirations, scatter and fog, by which B differs as well, stay those of A.
 import jax
 import jax.numpy as jnp
 
-from cxr_jax.phantom.constants import (
-    ACQ_CONTRAST,
-    ACQ_GAMMA,
-    ACQ_MAGNIFICATION,
-    ACQ_NOISE,
-    ACQ_ROTATION,
-    DEV,
-    DEVICES,
-    ROTATED_FROM,
-)
+from cxr_jax.phantom.constants import DEVICES, PATHOLOGIES, ROTATED_FROM, Acquisition
+from cxr_jax.runtime.trees import Tree
 
 # Half the width of the uniform spread between sites. Of a logarithm, 0.25 means 0.78 to 1.28 times.
 CONTRAST = 0.25  # log
@@ -34,44 +26,51 @@ ROTATED = 0.80  # log-odds, of films that are rotated
 TURN = (0.9, 2.2)
 TURN_STRAIGHT = 1.25
 
-_CUTS = (DEV, DEV + len(DEVICES))  # of a site's uniform numbers: findings, devices, the rest
+# Of a site's uniform numbers: findings, devices, and 8 for the rest.
+_CUTS = (PATHOLOGIES, PATHOLOGIES + len(DEVICES))
 _DRAWS = _CUTS[1] + 8
 
 
-def draw(key: jax.Array) -> dict:
-    """What the site of a typed key changes, a dict of float32: odds `present` [11] (pathologies in the order of
-    FINDINGS), `device` [5] and `rotated`, factors `contrast`, `tone`, `noise`, `magnification`, `turn` and
-    `turn_straight`, 1 in the hospital itself; and `sharpness`, 0 there."""
-    own, device, u = jnp.split(jax.random.uniform(key, (_DRAWS,), minval=-1.0, maxval=1.0), _CUTS)
-    turn = TURN[0] + (TURN[1] - TURN[0]) * 0.5 * (1.0 + u[5])
+def draw(key: jax.Array) -> Tree:
+    """Draw what the site of a typed key changes.
+
+    Returns:
+        float32: odds `present` [11] (pathologies in the order of FINDINGS), `device` [5] and `rotated`, factors
+        `contrast`, `tone`, `noise`, `magnification`, `turn` and `turn_straight`, 1 in the hospital itself; and
+        `sharpness`, 0 there.
+    """
+    uniform = jax.random.uniform(key, (_DRAWS,), minval=-1.0, maxval=1.0)
+    finding, device, rest = jnp.split(uniform, _CUTS)
+    turn = TURN[0] + (TURN[1] - TURN[0]) * 0.5 * (1.0 + rest[5])
     return {
-        "present": jnp.exp(FINDING * own + SICKNESS * u[7]),
+        "present": jnp.exp(FINDING * finding + SICKNESS * rest[7]),
         "device": jnp.exp(DEVICE * device),
-        "rotated": jnp.exp(ROTATED * u[6]),
-        "contrast": jnp.exp(CONTRAST * u[0]),
-        "tone": jnp.exp(TONE * u[1]),
-        "noise": jnp.exp(NOISE * u[2]),
-        "sharpness": SHARPNESS * u[3],
-        "magnification": jnp.exp(MAGNIFICATION * u[4]),
+        "rotated": jnp.exp(ROTATED * rest[6]),
+        "contrast": jnp.exp(CONTRAST * rest[0]),
+        "tone": jnp.exp(TONE * rest[1]),
+        "noise": jnp.exp(NOISE * rest[2]),
+        "sharpness": SHARPNESS * rest[3],
+        "magnification": jnp.exp(MAGNIFICATION * rest[4]),
         "turn": turn,
         "turn_straight": jnp.minimum(turn, TURN_STRAIGHT),
     }
 
 
-def with_odds(probability, factor):
-    """The probability with `factor` times the odds; 0 and 1 stay."""
+def with_odds(probability: jax.Array, factor: jax.Array) -> jax.Array:
+    """Give the probability with `factor` times the odds; 0 and 1 stay."""
     return probability * factor / (1.0 - probability + probability * factor)
 
 
-def film(acq: jax.Array, site: dict) -> jax.Array:
-    """The acquisition float32 [16] (ACQ_* order) that the hospital's own becomes at a site."""
-    angle = acq[ACQ_ROTATION]
-    turn = jnp.where(jnp.abs(angle) > ROTATED_FROM, site["turn"], site["turn_straight"])
+def film(acquisition: jax.Array, site: Tree) -> jax.Array:
+    """Turn the hospital's own acquisition, float32 [16] (`Acquisition`), into that of a site."""
+    angle = acquisition[Acquisition.ROTATION]
+    is_rotated = jnp.abs(angle) > ROTATED_FROM
+    turn = jnp.where(is_rotated, site["turn"], site["turn_straight"])
     changed = {
-        ACQ_CONTRAST: acq[ACQ_CONTRAST] * site["contrast"],
-        ACQ_GAMMA: (1.0 + acq[ACQ_GAMMA]) * site["tone"] - 1.0,
-        ACQ_NOISE: acq[ACQ_NOISE] * site["noise"],
-        ACQ_MAGNIFICATION: acq[ACQ_MAGNIFICATION] * site["magnification"],
-        ACQ_ROTATION: angle * turn,
+        Acquisition.CONTRAST: acquisition[Acquisition.CONTRAST] * site["contrast"],
+        Acquisition.GAMMA: (1.0 + acquisition[Acquisition.GAMMA]) * site["tone"] - 1.0,
+        Acquisition.NOISE: acquisition[Acquisition.NOISE] * site["noise"],
+        Acquisition.MAGNIFICATION: acquisition[Acquisition.MAGNIFICATION] * site["magnification"],
+        Acquisition.ROTATION: angle * turn,
     }
-    return jnp.stack([changed.get(i, acq[i]) for i in range(acq.shape[0])])
+    return jnp.stack([changed.get(place, acquisition[place]) for place in Acquisition])

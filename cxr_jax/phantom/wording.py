@@ -105,7 +105,9 @@ EVIDENCE = {
     "pleural_other": (("fracture", "old trauma"),),
 }
 
-_A = {
+# ---- Each hospital's own phrases, two for every slot -----------------------------------------------
+
+_HOSPITAL_A = {
     "quality": (
         "{view} view, {rotation}, {inspiration}",
         "{view} projection, {rotation}, {inspiration}",
@@ -169,7 +171,7 @@ _A = {
     "recheck": ("recheck possible {names}", "follow up possible {names}"),
 }
 
-_B = {
+_HOSPITAL_B = {
     "quality": (
         "{view} film, {rotation}, {inspiration}",
         "{view} radiograph, {rotation}, {inspiration}",
@@ -230,4 +232,4 @@ _B = {
     "recheck": ("questionable {names}, repeat film", "review questionable {names}"),
 }
 
-PHRASES = {"A": _A, "B": _B}
+PHRASES: dict[str, dict[str, tuple[str, ...]]] = {"A": _HOSPITAL_A, "B": _HOSPITAL_B}

@@ -1,12 +1,13 @@
 """What a program costs, without running it: floating-point operations from its jaxpr, collectives from its HLO.
 
 XLA's own cost analysis counts the body of a loop once. Here loops count as often as they run: scans by their length;
-a `while` (a stage of the decode loop) by a number that the caller knows. Of branches, the dearest counts.
+a `while` (a stage of the decode loop) by a number that the caller knows. Of branches, the one that costs most counts.
 """
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 
@@ -25,110 +26,141 @@ _BYTES = {
     "s64": 8,
     "u64": 8,
 }
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+# Of a line of HLO: the type of its result and its operation, ..
+_OPERATION = re.compile(r"= (.*?) ([a-z-]+?)(?:-start)?\(")
+# .. the computations that it calls, and how often, where it is a loop whose turns the compiler knows.
 _CALLEE = re.compile(
     r"(?:body|calls|to_apply|(?:true|false)_computation|branch_computations)="
     r"\{?%?([\w.-]+(?:, %[\w.-]+)*)"
 )
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_KNOWN_TURNS = re.compile(r'known_trip_count[^0-9]*"?n"?[^0-9]*(\d+)')
 
 
-def flops(fn, *args, while_trips: Sequence[int] = (1,)) -> int:
-    """Multiplications and additions of all matrix products in fn(*args), over all devices; args may be abstract.
+# ---- Floating-point operations ---------------------------------------------------------------------
 
-    while_trips: the turns of each `while`, in the order in which they run; the last goes for all that follow.
+
+def flops(function: Callable[..., Any], *arguments: Any, while_trips: Sequence[int] = (1,)) -> int:
+    """Count multiplications and additions of all matrix products in function(*arguments), over all devices.
+
+    Args:
+        function: jitted or not.
+        *arguments: may be abstract.
+        while_trips: the turns of each `while`, in the order in which they run; the last goes for all that follow.
     """
-    return _flops(jax.make_jaxpr(fn)(*args).jaxpr, list(while_trips))
+    return _flops(jax.make_jaxpr(function)(*arguments).jaxpr, list(while_trips))
 
 
-def _flops(jaxpr, trips: list[int]) -> int:
-    """Takes from `trips` those of the loops in jaxpr."""
+def _flops(jaxpr: Any, trips: list[int]) -> int:
+    """Count the operations of `jaxpr`, and take from `trips` those of its loops."""
     total = 0
-    for eqn in jaxpr.eqns:
-        name, p = eqn.primitive.name, eqn.params
-        if name == "dot_general":
-            (contract, _), _ = p["dimension_numbers"]
-            k = math.prod(eqn.invars[0].aval.shape[i] for i in contract)
-            total += 2 * k * math.prod(eqn.outvars[0].aval.shape)
-        elif name == "while":
+    for equation in jaxpr.eqns:
+        primitive, parameters = equation.primitive.name, equation.params
+        if primitive == "dot_general":
+            (contracted_axes, _), _ = parameters["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            contracted = math.prod(shape[axis] for axis in contracted_axes)
+            total += 2 * contracted * math.prod(equation.outvars[0].aval.shape)
+        elif primitive == "while":
             turns = trips.pop(0) if len(trips) > 1 else trips[0]
-            total += turns * _flops(p["body_jaxpr"].jaxpr, trips)
-        elif name == "cond":
-            branches = [
-                (_flops(b.jaxpr, left), left) for b in p["branches"] for left in [list(trips)]
-            ]
-            most, trips[:] = max(branches, key=lambda branch: branch[0])
-            total += most
+            total += turns * _flops(parameters["body_jaxpr"].jaxpr, trips)
+        elif primitive == "cond":
+            total += _flops_of_dearest(parameters["branches"], trips)
         else:
-            times = p["length"] if name == "scan" else 1
+            times = parameters["length"] if primitive == "scan" else 1
             # Of a custom gradient, only the forward function is in the program; its rules are callables.
-            total += times * sum(_flops(j, trips) for j in _inner(p))
+            total += times * sum(_flops(inner, trips) for inner in _inner_jaxprs(parameters))
     return total
 
 
-def _inner(params: dict):
-    for value in params.values():
-        for v in value if isinstance(value, (tuple, list)) else [value]:
-            if hasattr(v, "eqns"):
-                yield v
-            elif hasattr(v, "jaxpr"):
-                yield v.jaxpr
+def _flops_of_dearest(branches: Sequence[Any], trips: list[int]) -> int:
+    """Count the branch that costs most, and leave in `trips` what it leaves."""
+    most, trips_left = -1, trips
+    for branch in branches:
+        branch_trips = list(trips)
+        count = _flops(branch.jaxpr, branch_trips)
+        if count > most:
+            most, trips_left = count, branch_trips
+    trips[:] = trips_left
+    return most
+
+
+def _inner_jaxprs(parameters: Mapping[str, Any]) -> Iterator[Any]:
+    for parameter in parameters.values():
+        for value in parameter if isinstance(parameter, (tuple, list)) else [parameter]:
+            if hasattr(value, "eqns"):
+                yield value
+            elif hasattr(value, "jaxpr"):
+                yield value.jaxpr
+
+
+# ---- Collectives -----------------------------------------------------------------------------------
 
 
 def collectives(hlo: str, devices: int, while_trips: float = 1) -> dict[str, int]:
-    """Bytes that a device sends for each kind of collective, in one run of a compiled program (`compiled.as_text()`).
+    """Count bytes that a device sends for each kind of collective, in one run of a compiled program.
 
     Counted as rings move them, among all devices: an all-gather and an all-to-all their result, a reduce-scatter its
-    operand, an all-reduce (both of these) twice its result. Of branches, the one that moves most counts. while_trips:
-    for loops whose number of turns the compiler does not know, their mean.
+    operand, an all-reduce (both of these) twice its result. Of branches, the one that moves most counts.
+
+    Args:
+        hlo: `compiled.as_text()`.
+        devices: how many the program runs on.
+        while_trips: for loops whose number of turns the compiler does not know, their mean.
     """
     weight = {"all-reduce": 2, "reduce-scatter": devices}
     bodies, entry = _computations(hlo)
-    known: dict[str, dict] = {}
+    known: dict[str, dict[str, int]] = {}
 
-    def of(name: str) -> dict[str, int]:
-        if name not in known:
-            known[name] = total = dict.fromkeys(COLLECTIVES, 0)
-            for line in bodies.get(name, ()):
-                if m := re.search(r"= (.*?) ([a-z-]+?)(?:-start)?\(", line):
-                    if m[2] in total:
-                        kind = (
-                            m[1].rsplit(", ", 1)[-1] if "-start(" in line else m[1]
-                        )  # (operand, result)
-                        total[m[2]] += weight.get(m[2], 1) * _size(kind)
-                turns = 1
-                if re.search(r"\bwhile\(", line):
-                    n = re.search(r'known_trip_count[^0-9]*"?n"?[^0-9]*(\d+)', line)
-                    turns = int(n[1]) if n else while_trips
-                called = [
-                    of(callee) for callee in re.split(r", %", ", %".join(_CALLEE.findall(line)))
-                ]
-                if re.search(r"\bconditional\(", line):
-                    called = [max(called, key=lambda moved: sum(moved.values()))]
-                for moved in called:
-                    for kind, size in moved.items():
-                        total[kind] += round(turns * size)
-        return known[name]
+    def moved_by(computation: str) -> dict[str, int]:
+        if computation in known:
+            return known[computation]
+        known[computation] = total = dict.fromkeys(COLLECTIVES, 0)
+        for line in bodies.get(computation, ()):
+            # What the line itself moves.
+            operation = _OPERATION.search(line)
+            if operation and operation[2] in total:
+                result = operation[1]
+                if "-start(" in line:  # its type is (operand, result)
+                    result = result.rsplit(", ", 1)[-1]
+                total[operation[2]] += weight.get(operation[2], 1) * _size(result)
 
-    return of(entry)
+            # What the computations that it calls move, as often as it calls them.
+            turns: float = 1
+            if re.search(r"\bwhile\(", line):
+                known_turns = _KNOWN_TURNS.search(line)
+                turns = int(known_turns[1]) if known_turns else while_trips
+            callees = re.split(r", %", ", %".join(_CALLEE.findall(line)))
+            called = [moved_by(callee) for callee in callees]
+            if re.search(r"\bconditional\(", line):
+                called = [max(called, key=lambda moved: sum(moved.values()))]
+            for moved in called:
+                for kind, size in moved.items():
+                    total[kind] += round(turns * size)
+        return total
+
+    return moved_by(entry)
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
-    """({name of a computation: its lines}, name of the entry)."""
-    bodies, entry, name = {}, "", None
+    """Return ({name of a computation: its lines}, name of the entry)."""
+    bodies: dict[str, list[str]] = {}
+    entry = name = ""
     for line in hlo.splitlines():
-        if m := re.match(r"(ENTRY )?%?([\w.-]+) .*\{\s*$", line):
-            name = m[2]
+        if header := re.match(r"(ENTRY )?%?([\w.-]+) .*\{\s*$", line):
+            name = header[2]
             bodies[name] = []
-            entry = name if m[1] else entry
+            if header[1]:
+                entry = name
         elif name and line.startswith("  "):
             bodies[name].append(line)
     return bodies, entry
 
 
 def _size(shapes: str) -> int:
-    """Bytes of all arrays in an HLO type such as `(f32[2,3]{1,0}, bf16[4])`."""
-    found = re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+    """Count bytes of all arrays in an HLO type such as `(f32[2,3]{1,0}, bf16[4])`."""
     return sum(
-        _BYTES.get(kind, 4) * math.prod(map(int, filter(None, dims.split(","))))
-        for kind, dims in found
+        _BYTES.get(kind, 4) * math.prod(int(length) for length in lengths.split(",") if length)
+        for kind, lengths in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
     )

@@ -1,72 +1,152 @@
 """The programs of a run, compiled from shapes alone, and what they need on each device."""
 
 import contextlib
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cxr_jax.runtime.trees import Tree
+
+if TYPE_CHECKING:
+    import jax
+    from ml_collections import ConfigDict
+
+    from cxr_jax.models.qwen2_5_vl.config import Config
+    from cxr_jax.models.tokenizer import Tokenizer
 
 GIB = 2**30
+LABELS = 14
+# The loss of locating draws a map for each label but No Finding and Support Devices.
+LOCATED_LABELS = 12
+# What the parts of a program's arguments hold; of the state, what is not parameters is the optimizer's.
+_HOLDS = {
+    "parameters": "parameters",
+    "fixed": "fixed",
+    "reference": "fixed",
+    "waiting": "optimizer",
+}
+
+
+class Program(NamedTuple):
+    """One jitted function of a step, with abstract arguments.
+
+    Attributes:
+        name: for people.
+        step: the jitted function.
+        arguments: its arguments by what they hold, in their order.
+        turns: of each stage of its decode loop; (1,) without one.
+        tokens: that one call reads and writes, over all devices.
+        waiting: what else of the train state lies on the device meanwhile.
+    """
+
+    name: str
+    step: Any
+    arguments: dict[str, Tree]
+    turns: list[int]
+    tokens: int
+    waiting: dict[str, Tree]
+
+
+class Needs(NamedTuple):
+    """What one call of a program needs; its fields are the keys of `plan --json`.
+
+    Attributes:
+        name: of the program.
+        bytes: on one device, by what they hold.
+        flops: multiplications and additions, over all devices.
+        tokens: over all devices.
+        moved: bytes that a device receives, by kind of collective.
+    """
+
+    name: str
+    bytes: dict[str, int]
+    flops: int
+    tokens: int
+    moved: dict[str, int]
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes on one device in all."""
+        return sum(self.bytes.values())
 
 
 class Shapes:
-    """The config, model and abstract arguments of the steps that a config runs."""
+    """The model, tokenizer and abstract arguments of the steps that a config runs.
 
-    def __init__(self, config):
+    Attributes:
+        config: of the run.
+        model_config: of the model.
+        special: token ids that a sampler must know.
+        grid: patches of one image (time, rows, columns).
+        prompt_width: tokens of the longest prompt.
+        params: of the model, abstract.
+    """
+
+    def __init__(self, config: "ConfigDict"):
+        """Read the model's config and tokenizer, and nothing else."""
         import jax
 
-        from cxr_jax.inference import prompts as inference_prompts
+        from cxr_jax.inference import prompts
         from cxr_jax.models import qwen2_5_vl as qwen
         from cxr_jax.models.qwen2_5_vl import patches
         from cxr_jax.models.tokenizer import special_ids
         from cxr_jax.training import optimizer
         from cxr_jax.training.trainable import Trainable
 
-        self.config, self.what = config, Trainable.from_config(config)
-        self.config, tokenizer = _model(config)
+        self.config = config
+        self.trainable = Trainable.from_config(config)
+        self.model_config, self.tokenizer = _read_model(config)
         # The ids that a sampler must not draw do not change what it costs.
-        self.special = {**special_ids(tokenizer), "suppress": self.config.media_token_ids}
-        self.tokenizer, self.grid = (
-            tokenizer,
-            patches.grid_of(config.data.get("size", 224), self.config),
-        )
-        self.prompt_width = inference_prompts.Prompts(
-            tokenizer, self.config, self.grid, config.max_completion
+        self.special = {
+            **special_ids(self.tokenizer),
+            "suppress": self.model_config.media_token_ids,
+        }
+        self.image_size = config.data.get("size", 224)
+        self.grid = patches.grid_of(self.image_size, self.model_config)
+        self.prompt_width = prompts.Prompts(
+            self.tokenizer, self.model_config, self.grid, config.max_completion
         ).width
-        self.tx = optimizer.make(config.optim, config.steps)
+        self.optimizer = optimizer.make(config.optim, config.steps)
         self.key = jax.random.key(0)
-        self.params = jax.eval_shape(lambda: qwen.init_params(self.config, self.key))
+        self.params = jax.eval_shape(lambda: qwen.init_params(self.model_config, self.key))
 
-    def state(self, extra: dict):
-        """(train state, fixed) of {"model": ..., **extra}, abstract."""
+    def state(self, extra: dict[str, Tree]) -> tuple[Tree, Tree]:
+        """Return (train state, frozen parameters) of {"model": .., **extra}, abstract."""
         import jax
 
         from cxr_jax.training import optimizer
 
-        def make(params):
-            train, frozen = self.what.split(params, self.key)
-            return optimizer.init_state(self.tx, train), frozen
+        def make(params: Tree) -> tuple[Tree, Tree]:
+            trained, frozen = self.trainable.split(params, self.key)
+            return optimizer.init_state(self.optimizer, trained), frozen
 
         return jax.eval_shape(make, {"model": self.params, **extra})
 
-    def batch(self, rows: int) -> dict:
-        """Images and prompts."""
-        size = self.config.data.get("size", 224)
-        width, room = self.prompt_width, self.prompt_width + self.config.max_completion
+    def batch(self, rows: int) -> dict[str, Tree]:
+        """Return images and prompts of so many rows, abstract."""
+        room = self.prompt_width + self.config.max_completion
         return {
-            "image": _array((rows, size, size)),
+            "image": _array((rows, self.image_size, self.image_size)),
             "prompts": {
-                "ids": _array((rows, width), "int32"),
+                "ids": _array((rows, self.prompt_width), "int32"),
                 "lengths": _array((rows,), "int32"),
                 "positions": _array((3, rows, room), "int32"),
             },
         }
 
+    def texts(self, rows: int) -> dict[str, Tree]:
+        """Return completions of so many rows and the mask of their tokens, abstract."""
+        shape = (rows, self.config.max_completion)
+        return {"completions": _array(shape, "int32"), "mask": _array(shape, "bool")}
 
-def _array(shape, dtype="float32"):
+
+def _array(shape: tuple[int, ...], dtype: str = "float32") -> "jax.ShapeDtypeStruct":
     import jax
 
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def _model(config):
-    """(Config, tokenizer) of config.model; the 3B shape and the embedded tokenizer if it is empty."""
+def _read_model(config: "ConfigDict") -> "tuple[Config, Tokenizer]":
+    """Return config and tokenizer of config.model; the 3B shape and the embedded tokenizer if it is empty."""
     from cxr_jax.models import tokenizer as tokenizers
     from cxr_jax.weights import hf_folder, locate, pretrained
 
@@ -80,39 +160,43 @@ def _model(config):
     return hf_folder.read_config(folder), tokenizers.load(str(folder))
 
 
-def programs(config):
-    """[(name, jitted step, abstract arguments by what they hold, turns of each stage of its decode loop, tokens of a
-    step, what else of the train state lies on the device meanwhile)]."""
-    s = Shapes(config)
-    return {"sft": _sft, "rl": _rl}[config.task](config, s)
+# ---- The programs of each task ---------------------------------------------------------------------
 
 
-def _sft(config, s):
+def programs(config: "ConfigDict") -> list[Program]:
+    """Return the programs of one step, in the order in which they run."""
+    shapes = Shapes(config)
+    if config.task == "sft":
+        return [_sft_step(config, shapes)]
+    return _rl_programs(config, shapes)
+
+
+def _sft_step(config: "ConfigDict", shapes: Shapes) -> Program:
     import jax
 
     from cxr_jax.sft import step as sft_step
 
-    b, c = config.batch_size, config.max_completion
-    head = jax.eval_shape(lambda: sft_step.init_locate_head(s.key, s.config.text.hidden_size, 12))
-    state, frozen = s.state({"locate": head})
-    batch = {**s.batch(b), "completions": _array((b, c), "int32"), "mask": _array((b, c), "bool")}
-    if config.locate_weight:
-        side = s.grid[1] // s.config.vision.spatial_merge_size
-        batch |= {"regions": _array((b, 12, side, side)), "severity": _array((b, 12))}
-    step = sft_step.make_steps(config, s.config, s.tx, s.grid, s.what)[1]
-    return [
-        (
-            "SFT step",
-            step,
-            {"state": state, "fixed": frozen, "batch": batch},
-            [1],
-            b * (s.prompt_width + c),
-            {},
+    rows = config.batch_size
+    locate_head = jax.eval_shape(
+        lambda: sft_step.init_locate_head(
+            shapes.key, shapes.model_config.text.hidden_size, LOCATED_LABELS
         )
-    ]
+    )
+    state, frozen = shapes.state({"locate": locate_head})
+    batch = {**shapes.batch(rows), **shapes.texts(rows)}
+    if config.locate_weight:
+        side = shapes.grid[1] // shapes.model_config.vision.spatial_merge_size
+        batch["regions"] = _array((rows, LOCATED_LABELS, side, side))
+        batch["severity"] = _array((rows, LOCATED_LABELS))
+    step = sft_step.make_steps(
+        config, shapes.model_config, shapes.optimizer, shapes.grid, shapes.trainable
+    )[1]
+    arguments = {"state": state, "fixed": frozen, "batch": batch}
+    tokens = rows * (shapes.prompt_width + config.max_completion)
+    return Program("SFT step", step, arguments, [1], tokens, {})
 
 
-def _rl(config, s):
+def _rl_programs(config: "ConfigDict", shapes: Shapes) -> list[Program]:
     import jax
 
     from cxr_jax import phantom
@@ -121,49 +205,80 @@ def _rl(config, s):
     from cxr_jax.labels.phrase_bank import load_phrase_bank
     from cxr_jax.rl import learner, rollout
 
-    r, c = config.rl, config.max_completion
-    state, frozen = s.state({})
-    table = answers.TokenBytes.from_tokenizer(s.tokenizer)
-    bank = load_phrase_bank(None, phantom.LEXICON if config.data.source == "phantom" else None)
-    drawn = r.prompts_per_step * r.oversample
-    labels = {k: _array((drawn, 14), "bool") for k in ("solution", "known", "hedged")}
-    labels["sides"] = _array((drawn, 14, 2), "bool")
-    batch = {**s.batch(drawn), **labels}
-    if r.replay_weight:
-        texts = {
-            "completions": _array((r.replay_batch, c), "int32"),
-            "mask": _array((r.replay_batch, c), "bool"),
-        }
-        batch["replay"] = {**s.batch(r.replay_batch), **texts}
-    roll = rollout.make_rollout(config, s.config, s.grid, s.special, table, s.what, bank)
-    learn = learner.make_learn(config, s.config, s.grid, s.special, s.tx, s.what)
+    drawn = config.rl.prompts_per_step * config.rl.oversample
+    state, frozen = shapes.state({})
+    batch = _rl_batch(config, shapes, drawn)
+
+    # ---- The rollout: completions of all prompts that are drawn; the optimizer's arrays wait on the device ----
+    token_bytes = answers.TokenBytes.from_tokenizer(shapes.tokenizer)
+    lexicon = phantom.LEXICON if config.data.source == "phantom" else None
+    sample = rollout.make_rollout(
+        config,
+        shapes.model_config,
+        shapes.grid,
+        shapes.special,
+        token_bytes,
+        shapes.trainable,
+        load_phrase_bank(None, lexicon),
+    )
     sampled = {
         "parameters": state["params"],
         "fixed": frozen,
         "batch": batch,
         "step": _array((), "int32"),
     }
-    ro = jax.eval_shape(roll, *sampled.values())
-    waiting = {
-        k: v for k, v in state.items() if k in ("opt_state", "master")
-    }  # they lie there during the rollout
-    learned = {"state": state, "fixed": frozen, "batch": batch, "rollout": ro}
-    if r.beta:
-        whole = lambda train, frozen: s.what.merge(train, frozen)["model"]
-        learned["reference"] = s.what.base_params(frozen) or jax.eval_shape(
-            whole, state["params"], frozen
-        )
-    ends = compaction.stage_ends(c)
-    turns = [end - before for before, end in zip([0, *ends], ends, strict=False)]
-    count = lambda prompts: prompts * (s.prompt_width + r.group_size * c)
+    waiting = {name: tree for name, tree in state.items() if name in ("opt_state", "master")}
+    stage_ends = compaction.stage_ends(config.max_completion)
+    turns = [end - start for start, end in zip([0, *stage_ends], stage_ends, strict=False)]
+
+    # ---- The update: from the groups that are kept ----
+    learn = learner.make_learn(
+        config, shapes.model_config, shapes.grid, shapes.special, shapes.optimizer, shapes.trainable
+    )
+    learned = {
+        "state": state,
+        "fixed": frozen,
+        "batch": batch,
+        "rollout": jax.eval_shape(sample, *sampled.values()),
+    }
+    if config.rl.beta:
+        learned["reference"] = _reference_params(shapes, state["params"], frozen)
+
+    def tokens_of(prompt_count: int) -> int:
+        completion_tokens = config.rl.group_size * config.max_completion
+        return prompt_count * (shapes.prompt_width + completion_tokens)
+
     return [
-        ("RL rollout", roll, sampled, turns, count(drawn), waiting),
-        ("RL update", learn, learned, [1], count(r.prompts_per_step), {}),
+        Program("RL rollout", sample, sampled, turns, tokens_of(drawn), waiting),
+        Program("RL update", learn, learned, [1], tokens_of(config.rl.prompts_per_step), {}),
     ]
 
 
-def place(arguments: dict, mesh) -> dict:
-    """The abstract arguments with the sharding of each array on a mesh; as they are without one."""
+def _rl_batch(config: "ConfigDict", shapes: Shapes, rows: int) -> dict[str, Tree]:
+    """Return prompts with their truth, and the SFT rows that are replayed beside them."""
+    labels = {name: _array((rows, LABELS), "bool") for name in ("solution", "known", "hedged")}
+    batch = {**shapes.batch(rows), **labels, "sides": _array((rows, LABELS, 2), "bool")}
+    if config.rl.replay_weight:
+        replayed = config.rl.replay_batch
+        batch["replay"] = {**shapes.batch(replayed), **shapes.texts(replayed)}
+    return batch
+
+
+def _reference_params(shapes: Shapes, params: Tree, frozen: Tree) -> Tree:
+    """Return what the KL term is held against: the frozen base of adapters, else a copy of all parameters."""
+    import jax
+
+    def merged(trained: Tree, frozen: Tree) -> Tree:
+        return shapes.trainable.merge(trained, frozen)["model"]
+
+    return shapes.trainable.base_params(frozen) or jax.eval_shape(merged, params, frozen)
+
+
+# ---- What a program needs --------------------------------------------------------------------------
+
+
+def place(arguments: dict[str, Tree], mesh: "jax.sharding.Mesh | None") -> dict[str, Tree]:
+    """Return the abstract arguments with the sharding of each array on a mesh; as they are without one."""
     import jax
 
     from cxr_jax.runtime import sharding
@@ -171,64 +286,75 @@ def place(arguments: dict, mesh) -> dict:
     if mesh is None:
         return arguments
 
-    def placed(name, tree):
-        rows = name in ("batch", "rollout", "step")
-        where = sharding.batch_shardings(tree, mesh) if rows else sharding.shardings(tree, mesh)
+    def placed(name: str, tree: Tree) -> Tree:
+        if name in ("batch", "rollout", "step"):  # rows over the devices; the rest by the rules
+            shardings = sharding.batch_shardings(tree, mesh)
+        else:
+            shardings = sharding.shardings(tree, mesh)
         return jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, where
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            tree,
+            shardings,
         )
 
     return {name: placed(name, tree) for name, tree in arguments.items()}
 
 
-def parts(arguments: dict, mesh) -> dict[str, int]:
-    """Bytes on a device of what trains, its optimizer state (with masters), what is fixed, and the batch."""
-    import math
+def parts(arguments: dict[str, Tree], mesh: "jax.sharding.Mesh | None") -> dict[str, int]:
+    """Count bytes on a device of what trains, its optimizer state (with masters), what is fixed, and the batch.
 
+    Args:
+        arguments: as `place` returns them for `mesh`.
+        mesh: of the devices; None for one.
+    """
     import jax
 
     from cxr_jax.runtime.trees import path_string
 
-    out = dict.fromkeys(("parameters", "optimizer", "fixed", "batch"), 0)
-    for path, x in jax.tree_util.tree_leaves_with_path(arguments):
-        shape = x.shape if mesh is None else x.sharding.shard_shape(x.shape)
-        first, second = (path_string(path) + "/").split("/")[:2]
-        kind = {
-            "state": "parameters" if second == "params" else "optimizer",
-            "parameters": "parameters",
-            "fixed": "fixed",
-            "reference": "fixed",
-            "waiting": "optimizer",
-        }.get(first, "batch")
-        out[kind] += math.prod(shape) * x.dtype.itemsize
-    return out
+    total = dict.fromkeys(("parameters", "optimizer", "fixed", "batch"), 0)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arguments):
+        shape = leaf.shape if mesh is None else leaf.sharding.shard_shape(leaf.shape)
+        argument, part = (path_string(path) + "/").split("/")[:2]
+        if argument == "state":
+            kind = "parameters" if part == "params" else "optimizer"
+        else:
+            kind = _HOLDS.get(argument, "batch")
+        total[kind] += math.prod(shape) * leaf.dtype.itemsize
+    return total
 
 
-def needs_of(program, in_float32, mesh) -> dict:
-    """Compiles one program: {"name", "bytes" on a device by what they hold, "flops", "tokens", "moved": bytes that a
-    device receives by kind of collective}, the latter three of a step.
+def needs_of(
+    program: Program, in_float32: Program, mesh: "jax.sharding.Mesh | None" = None
+) -> Needs:
+    """Compile one program and count what a call of it needs.
 
-    in_float32: the same program, computed in float32.
+    Args:
+        program: as the run computes it.
+        in_float32: the same program, computed in float32; temporary memory and traffic are its.
+        mesh: of the devices; None for one.
     """
     import jax
 
     from cxr_jax.planning import costs
 
-    name, step, arguments, trips, tokens, waiting = program
-    held = {
-        k: v for k, v in parts(place({**arguments, "waiting": waiting}, mesh), mesh).items() if v
-    }
-    count = costs.flops(step, *arguments.values(), while_trips=trips)
+    held = parts(place({**program.arguments, "waiting": program.waiting}, mesh), mesh)
+    size_by_kind = {kind: size for kind, size in held.items() if size}
+    flops = costs.flops(program.step, *program.arguments.values(), while_trips=program.turns)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-        compiled = in_float32[1].lower(*place(in_float32[2], mesh).values()).compile()
+        arguments = place(in_float32.arguments, mesh)
+        compiled = in_float32.step.lower(*arguments.values()).compile()
     memory = compiled.memory_analysis()
-    held["temporary"] = (
+    size_by_kind["temporary"] = (
         memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     )
-    moved = (
-        {}
-        if mesh is None
-        else costs.collectives(compiled.as_text(), mesh.size, sum(trips) / len(trips))
+    moved = {}
+    if mesh is not None:
+        mean_turns = sum(program.turns) / len(program.turns)
+        moved = costs.collectives(compiled.as_text(), mesh.size, mean_turns)
+    return Needs(
+        name=program.name,
+        bytes=size_by_kind,
+        flops=flops,
+        tokens=program.tokens,
+        moved={kind: size for kind, size in moved.items() if size},
     )
-    moved = {k: v for k, v in moved.items() if v}
-    return {"name": name, "bytes": held, "flops": count, "tokens": tokens, "moved": moved}

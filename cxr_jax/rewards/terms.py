@@ -13,23 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax.errors import UserError
-from cxr_jax.labels import answers as labels_answers
-from cxr_jax.labels import report_text
+from cxr_jax.labels import answers, report_text
+from cxr_jax.labels.answers import Parsed, TokenBytes
 from cxr_jax.labels.phrase_bank import PhraseBank
-from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, NOT_MENTIONED, PARENTS, PATHOLOGY
-
-TRACE_TERMS = (
-    "trace_answer",
-    "trace_findings",
-    "trace_coverage",
-    "trace_truth",
-    "trace_false",
-    "repetition",
-)
-BYTES_PER_TOKEN = (
-    12  # byte budget of the reward parser; a longer text is cut there and counted as overflow
+from cxr_jax.labels.report_text import Array, Truth, to_bits
+from cxr_jax.labels.taxonomy import (
+    CHEXPERT_14,
+    INDEX,
+    NEGATIVE,
+    NOT_MENTIONED,
+    PARENTS,
+    PATHOLOGY,
+    POSITIVE,
+    UNCERTAIN,
 )
 
+# ---- The terms and their weights -------------------------------------------------------------------------------------
 
 TERMS = (
     "accuracy",
@@ -47,8 +46,18 @@ TERMS = (
     "trace_truth",
     "trace_false",
 )
-PUBLISHED = {"accuracy_hard": 1.0, "overshort": 1.0}  # the reference run's sum
-CHECKED = {  # the trace has to say what the answer says, and what is so
+TRACE_TERMS = (
+    "trace_answer",
+    "trace_findings",
+    "trace_coverage",
+    "trace_truth",
+    "trace_false",
+    "repetition",
+)
+# The reference run's sum.
+PUBLISHED = {"accuracy_hard": 1.0, "overshort": 1.0}
+# Beyond it, the trace has to say what the answer says, and what is so.
+CHECKED = {
     "accuracy_hard": 1.0,
     "trace_answer": 0.25,
     "trace_findings": 1.0,
@@ -61,50 +70,88 @@ CHECKED = {  # the trace has to say what the answer says, and what is so
 }
 MIN_LENGTH = 400  # tokens, as in the reference run
 NGRAM = 8  # tokens: shorter ones repeat in honest reports ("in the lower zone")
+# Byte budget of the reward parser; a longer text is cut there and counted as overflow.
+BYTES_PER_TOKEN = 12
 
 # Quotients come from tables made on the host: compilers turn a division by a constant into a product with its
 # rounded reciprocal, and some accelerators divide inexactly; either would differ from Python in the last bit.
+_COUNTS = range(len(CHEXPERT_14) + 1)
 _JACCARD = np.array(
-    [[min(1.0, i / u) if u else 1.0 for u in range(15)] for i in range(15)], np.float32
+    [[min(1.0, both / either) if either else 1.0 for either in _COUNTS] for both in _COUNTS],
+    np.float32,
 )
 
+_NO_FINDING = np.arange(len(CHEXPERT_14)) == INDEX["No Finding"]
+# int32 [14, 14]: is the label of the row a child of the label of the column?
+_IS_PARENT = np.array(
+    [[child in PARENTS.get(parent, ()) for parent in CHEXPERT_14] for child in CHEXPERT_14],
+    np.int32,
+)
 
-def read_bytes(
-    stream, sizes, bank: PhraseBank, truth: report_text.Truth | None = None
-) -> labels_answers.Parsed:
-    """`parser.parse_bytes`, and under "trace" what `labels.reports.read_bytes` makes of the text before the answer."""
-    parsed = labels_answers.parse_bytes(stream, sizes)
+# ---- Reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_bytes(stream: Array, sizes: Array, bank: PhraseBank, truth: Truth | None = None) -> Parsed:
+    """Parse completions in bytes: the answer, and the trace as a report.
+
+    Args:
+        stream: uint8 [B, L], UTF-8.
+        sizes: int [B]: the first bytes of each row, which count.
+        bank: the words of the trace.
+        truth: what is so, to hold the trace against.
+
+    Returns:
+        What `answers.parse_bytes` gives, and under "trace" what `report_text.read_bytes` makes of the text before the
+        answer, with the truth under "truth".
+    """
+    parsed = answers.parse_bytes(stream, sizes)
     trace = report_text.read_bytes(stream, parsed["trace_length"], bank, truth)
-    return parsed | {"trace": trace if truth is None else trace | {"truth": truth}}
+    if truth is not None:
+        trace["truth"] = truth
+    return parsed | {"trace": trace}
 
 
 def read_tokens(
-    tokens, lengths, table: labels_answers.TokenBytes, max_bytes: int, bank, truth=None
-) -> labels_answers.Parsed:
-    """`read_bytes` of the decoded tokens int [B, N], of which the first lengths [B] count, and "repeated" float32 [B],
-    see `repeated`. max_bytes is static."""
-    parsed = read_bytes(
-        *labels_answers.tokens_to_bytes(tokens, lengths, table, max_bytes), bank, truth
-    )
+    tokens: Array,
+    lengths: Array,
+    table: TokenBytes,
+    max_bytes: int,
+    bank: PhraseBank,
+    truth: Truth | None = None,
+) -> Parsed:
+    """Parse completions in tokens: `read_bytes` of what they decode to.
+
+    Args:
+        tokens: int [B, N].
+        lengths: int [B]: the first tokens of each row, which count.
+        table: the bytes of each id.
+        max_bytes: static; what a text has beyond is not seen, and marked in "overflow".
+        bank: the words of the trace.
+        truth: what is so, to hold the trace against.
+
+    Returns:
+        What `read_bytes` gives, and "repeated" float32 [B], see `repeated`.
+    """
+    stream, sizes = answers.tokens_to_bytes(tokens, lengths, table, max_bytes)
+    parsed = read_bytes(stream, sizes, bank, truth)
     return parsed | {"repeated": repeated(tokens, lengths)}
 
 
+# ---- Terms -----------------------------------------------------------------------------------------------------------
+
+
 def reward_terms(
-    parsed: labels_answers.Parsed,
-    solution,
-    lengths=None,
+    parsed: Parsed,
+    solution: Array,
+    lengths: Array | None = None,
     *,
-    known=None,
+    known: Array | None = None,
     min_length: int = MIN_LENGTH,
     max_length: int | None = None,
     limit: int | None = None,
 ) -> dict[str, jax.Array]:
-    """Every term as float32 [B]. Pure; runs inside jit.
+    """Compute every term. Pure; runs inside jit.
 
-    parsed: from `read_tokens` or `read_bytes`, or from `parser.parse_bytes` to leave out the terms of the trace;
-    solution bool [B, 14]; lengths int [B] in tokens, or None to leave out overshort and overlong; known bool [B, 14]:
-    labels that are not known (uncertain and blank ones of a manifest) are neither right nor wrong in an answer, so they
-    leave it and the solution; max_length, limit: tokens, see overlong, which is left out without them.
       accuracy: |gold & answer| / |gold | answer|; 1 if both are empty; 0 without an answer element.
       format: 1 if the text is <think>..</think>, white space, <answer>..</answer>.
       tag_count: 0.25 for each of the four tags that occurs exactly once.
@@ -123,136 +170,179 @@ def reward_terms(
       trace_coverage: share of the 13 findings whose state is certain that the trace affirms or denies rightly.
       trace_truth: share of the trace's sentences with a claim that claim nothing false; 0 if none claims anything.
       trace_false: how many claim something false. A metric, as trace_truth: see docs/rewards.md.
-    Raises UserError for min_length < 1, or a limit not above max_length.
+
+    Args:
+        parsed: from `read_tokens` or `read_bytes`, or from `answers.parse_bytes` to leave out the terms of the trace.
+        solution: bool [B, 14].
+        lengths: int [B], in tokens; without them overshort and overlong are left out.
+        known: bool [B, 14]: labels that are not known (uncertain and blank ones of a manifest) are neither right nor
+            wrong in an answer, so they leave it and the solution.
+        min_length: tokens, see overshort.
+        max_length: tokens, see overlong, which is left out without it or `limit`.
+        limit: tokens, see overlong.
+
+    Returns:
+        Term -> float32 [B].
+
+    Raises:
+        UserError: for min_length < 1, or a limit not above max_length.
     """
     if min_length < 1:
         raise UserError(f"min_length must be at least 1 token, got {min_length}")
-    f32 = jnp.float32
-    answer = parsed["answer"]
-    if known is not None:
-        answer, solution = answer & known, solution & known
-    both = jnp.sum(answer & solution, axis=-1)
-    either = jnp.sum(answer | solution, axis=-1)
-    accuracy = jnp.where(parsed["has_answer"], jnp.asarray(_JACCARD)[both, either], f32(0))
-    once = jnp.sum(parsed["tag_counts"] == 1, axis=-1)
-    form = parsed["format"].astype(f32)
-    terms = {
-        "accuracy": accuracy,
-        "format": form,
-        "tag_count": once.astype(f32) * 0.25,
-        "accuracy_hard": accuracy * form * (once == 4),
-        "invented": parsed["n_unknown"].astype(f32),
-        "no_finding_conflict": parsed["no_finding_conflict"].astype(f32),
-    }
+    terms = _answer_terms(parsed, solution, known)
     if "trace" in parsed:
         terms |= _trace_terms(parsed)
     if "repeated" in parsed:
         terms["repetition"] = parsed["repeated"]
     if lengths is not None and max_length is not None and limit is not None:
-        if limit <= max_length:
-            raise UserError(
-                f"max_length must be below the limit of {limit} tokens, got {max_length}"
-            )
-        terms["overlong"] = -jnp.clip(
-            (lengths - max_length) / f32(limit - max_length), 0, 1
-        ).astype(f32)
+        terms["overlong"] = _overlong(lengths, max_length, limit)
     if lengths is not None:
-        short = np.float32((np.arange(min_length + 1) - min_length) / min_length)
-        terms["overshort"] = jnp.asarray(short)[jnp.clip(lengths, 0, min_length)]
+        terms["overshort"] = _overshort(lengths, min_length)
     return terms
 
 
-_NO_FINDING = np.arange(len(CHEXPERT_14)) == INDEX["No Finding"]
-_IS_PARENT = np.array(
-    [[c in PARENTS.get(p, ()) for p in CHEXPERT_14] for c in CHEXPERT_14], np.int32
-)
-
-
-def _trace_terms(parsed) -> dict[str, jax.Array]:
-    trace, answer = parsed["trace"], parsed["answer"]
-    state, f32 = trace["state"], jnp.float32
-    affirmed = (
-        state == 1
-    )  # No Finding is affirmed by the report's rule: nothing else is affirmed or hedged
-    said = (affirmed | (state == -1)) & ~_NO_FINDING
-    sound = ~jnp.any(affirmed & np.array(PATHOLOGY), axis=-1, keepdims=True)
-    supported = jnp.where(_NO_FINDING, sound, said | (said.astype(jnp.int32) @ _IS_PARENT > 0))
-    both, either = jnp.sum(answer & supported, axis=-1), jnp.sum(answer | affirmed, axis=-1)
-    speaks = jnp.any(state != NOT_MENTIONED, axis=-1) | (trace["other"] != NOT_MENTIONED)
-    terms = {
-        "trace_answer": jnp.where(
-            parsed["has_answer"] & speaks, jnp.asarray(_JACCARD)[both, either], f32(0)
-        )
-    }
-    if "truth" in trace:
-        terms |= _against(trace["truth"], trace, affirmed)
-        claims, wrong = trace["claims"].astype(f32), trace["wrong"].astype(f32)
-        terms |= {"trace_truth": (claims - wrong) / jnp.maximum(claims, 1), "trace_false": wrong}
-    return terms
-
-
-def _against(truth: report_text.Truth, trace, affirmed) -> dict[str, jax.Array]:
-    """trace_findings and trace_coverage, float32 [B]."""
-    bits = report_text.to_bits
-    present, absent = bits(truth.present), ~bits(truth.present | truth.hedged)
-    right, left = bits(truth.sides >> 16), bits(truth.sides)
-    # A parent is named in summaries, and placed by its children.
-    placed = (
-        ~(right | left)
-        | np.any(_IS_PARENT, axis=0)
-        | ((trace["right"] == right) & (trace["left"] == left))
-    )
-    elsewhere = (trace["right"] & ~right) | (trace["left"] & ~left)
-    hedged = (trace["state"] == -1) & ~_NO_FINDING
-    where = jnp.where(placed, 1.0, jnp.where(elsewhere, -0.25, 0.25))
-    credit = jnp.where(affirmed, where, jnp.where(hedged, 0.5, 0.0))
-    false = jnp.where(affirmed, 1.0, jnp.where(hedged, 0.5, 0.0))
-    total = jnp.sum(present, axis=1) + jnp.sum(jnp.where(absent, false, 0), axis=1)
-    earned = jnp.sum(jnp.where(present, credit, 0), axis=1)
-    said = (present & affirmed) | (absent & (trace["state"] == 0))
-    sure = (present | absent) & ~_NO_FINDING
+def _answer_terms(parsed: Parsed, solution: Array, known: Array | None) -> dict[str, jax.Array]:
+    answer = parsed["answer"]
+    if known is not None:
+        answer, solution = answer & known, solution & known
+    both = jnp.sum(answer & solution, axis=-1)
+    either = jnp.sum(answer | solution, axis=-1)
+    jaccard = jnp.asarray(_JACCARD)[both, either]
+    accuracy = jnp.where(parsed["has_answer"], jaccard, jnp.float32(0))
+    has_format = parsed["format"].astype(jnp.float32)
+    tags_once = jnp.sum(parsed["tag_counts"] == 1, axis=-1)
     return {
-        "trace_findings": jnp.where(total > 0, earned / jnp.maximum(total, 0.5), 1.0).astype(
-            jnp.float32
-        ),
-        "trace_coverage": jnp.sum(said & sure, axis=1)
-        / jnp.maximum(jnp.sum(sure, axis=1), 1).astype(jnp.float32),
+        "accuracy": accuracy,
+        "format": has_format,
+        "tag_count": tags_once.astype(jnp.float32) * 0.25,
+        "accuracy_hard": accuracy * has_format * (tags_once == 4),
+        "invented": parsed["n_unknown"].astype(jnp.float32),
+        "no_finding_conflict": parsed["no_finding_conflict"].astype(jnp.float32),
     }
 
 
-def repeated(tokens, lengths, n: int = NGRAM) -> jax.Array:
-    """float32 [B]: of the n-grams in tokens int [B, N], of which the first lengths [B] count, the share that has stood
-    there before; 0 for a text with none. Exact: n-grams are sorted, not hashed."""
-    windows = tokens.shape[1] - n + 1
-    if windows < 1:
+def _overlong(lengths: Array, max_length: int, limit: int) -> jax.Array:
+    if limit <= max_length:
+        raise UserError(f"max_length must be below the limit of {limit} tokens, got {max_length}")
+    excess = (lengths - max_length) / jnp.float32(limit - max_length)
+    return -jnp.clip(excess, 0, 1).astype(jnp.float32)
+
+
+def _overshort(lengths: Array, min_length: int) -> jax.Array:
+    by_length = np.float32((np.arange(min_length + 1) - min_length) / min_length)
+    return jnp.asarray(by_length)[jnp.clip(lengths, 0, min_length)]
+
+
+def _trace_terms(parsed: Parsed) -> dict[str, jax.Array]:
+    trace, answer = parsed["trace"], parsed["answer"]
+    state = trace["state"]
+    # No Finding is affirmed by the report's rule: nothing else is affirmed or hedged.
+    affirmed = state == POSITIVE
+    said = (affirmed | (state == UNCERTAIN)) & ~_NO_FINDING
+
+    # trace_answer: does the trace support the answer?
+    is_sound = ~jnp.any(affirmed & np.array(PATHOLOGY), axis=-1, keepdims=True)
+    with_parents = said | (said.astype(jnp.int32) @ _IS_PARENT > 0)
+    supported = jnp.where(_NO_FINDING, is_sound, with_parents)
+    both = jnp.sum(answer & supported, axis=-1)
+    either = jnp.sum(answer | affirmed, axis=-1)
+    says_something = jnp.any(state != NOT_MENTIONED, axis=-1) | (trace["other"] != NOT_MENTIONED)
+    jaccard = jnp.asarray(_JACCARD)[both, either]
+    is_scored = parsed["has_answer"] & says_something
+    terms = {"trace_answer": jnp.where(is_scored, jaccard, jnp.float32(0))}
+    if "truth" not in trace:
+        return terms
+
+    # The others: is what the trace says so?
+    claims, wrong = trace["claims"].astype(jnp.float32), trace["wrong"].astype(jnp.float32)
+    return terms | {
+        **_truth_terms(trace["truth"], trace, affirmed),
+        "trace_truth": (claims - wrong) / jnp.maximum(claims, 1),
+        "trace_false": wrong,
+    }
+
+
+def _truth_terms(truth: Truth, trace: Parsed, affirmed: jax.Array) -> dict[str, jax.Array]:
+    """trace_findings and trace_coverage, float32 [B]."""
+    present, absent = to_bits(truth.present), ~to_bits(truth.present | truth.hedged)
+    hedged = (trace["state"] == UNCERTAIN) & ~_NO_FINDING
+
+    # Credit for what is there: is it said on its side?
+    right, left = to_bits(truth.sides >> 16), to_bits(truth.sides)
+    side_known = right | left
+    is_parent = np.any(_IS_PARENT, axis=0)  # named in summaries, and placed by its children
+    same_sides = (trace["right"] == right) & (trace["left"] == left)
+    placed = ~side_known | is_parent | same_sides
+    elsewhere = (trace["right"] & ~right) | (trace["left"] & ~left)
+    side_credit = jnp.where(placed, 1.0, jnp.where(elsewhere, -0.25, 0.25))
+    hedge_credit = jnp.where(hedged, 0.5, 0.0)
+    credit = jnp.where(affirmed, side_credit, hedge_credit)
+    false_weight = jnp.where(affirmed, 1.0, hedge_credit)
+    earned = jnp.sum(jnp.where(present, credit, 0), axis=1)
+    total = jnp.sum(present, axis=1) + jnp.sum(jnp.where(absent, false_weight, 0), axis=1)
+    findings = jnp.where(total > 0, earned / jnp.maximum(total, 0.5), 1.0)
+
+    # Coverage: how much of what is certain is said at all, rightly?
+    said_rightly = (present & affirmed) | (absent & (trace["state"] == NEGATIVE))
+    is_certain = (present | absent) & ~_NO_FINDING
+    covered = jnp.sum(said_rightly & is_certain, axis=1)
+    certain = jnp.maximum(jnp.sum(is_certain, axis=1), 1).astype(jnp.float32)
+    return {"trace_findings": findings.astype(jnp.float32), "trace_coverage": covered / certain}
+
+
+def repeated(tokens: Array, lengths: Array, ngram: int = NGRAM) -> jax.Array:
+    """Compute the share of n-grams that have stood there before. Exact: n-grams are sorted, not hashed.
+
+    Args:
+        tokens: int [B, N].
+        lengths: int [B]: the first tokens of each row, which count.
+        ngram: tokens of an n-gram.
+
+    Returns:
+        float32 [B]; 0 for a text with no n-gram.
+    """
+    width = tokens.shape[1] - ngram + 1
+    if width < 1:
         return jnp.zeros(tokens.shape[0], jnp.float32)
-    count = jnp.maximum(lengths - n + 1, 0)
-    inside = jnp.arange(windows) < count[:, None]
-    keys = [jnp.where(inside, tokens[:, i : windows + i], -1) for i in range(n)]
-    keys = jax.lax.sort(keys, dimension=1, num_keys=n)
-    same = functools.reduce(jnp.logical_and, [k[:, 1:] == k[:, :-1] for k in keys]) & (
-        keys[0][:, 1:] >= 0
-    )
-    return jnp.sum(same, axis=1) / jnp.maximum(count, 1).astype(jnp.float32)
+    counts = jnp.maximum(lengths - ngram + 1, 0)
+    inside = jnp.arange(width) < counts[:, None]
+    # Sort n-grams by all their tokens; equal ones are neighbours then. Those past the end are -1, and sort first.
+    keys = [jnp.where(inside, tokens[:, start : width + start], -1) for start in range(ngram)]
+    keys = jax.lax.sort(keys, dimension=1, num_keys=ngram)
+    same = functools.reduce(jnp.logical_and, [key[:, 1:] == key[:, :-1] for key in keys])
+    same &= keys[0][:, 1:] >= 0
+    return jnp.sum(same, axis=1) / jnp.maximum(counts, 1).astype(jnp.float32)
+
+
+# ---- Sums and alarms -------------------------------------------------------------------------------------------------
 
 
 def weights(chosen: Mapping[str, float]) -> dict[str, float]:
-    """A weight for every term, 0 for those not chosen: what a config holds, so that each can be set by a flag."""
+    """Give a weight to every term, 0 to those not chosen: what a config holds, so that each can be set by a flag."""
     return {term: float(chosen.get(term, 0.0)) for term in TERMS}
 
 
 def combine(terms: Mapping[str, jax.Array], weights: Mapping[str, float]) -> jax.Array:
-    """The weighted sum of the named terms, [B]. Raises UserError, at trace time, for an unknown term."""
+    """Sum the named terms with their weights, [B].
+
+    Raises:
+        UserError: at trace time, for no weights or an unknown term.
+    """
     if not weights:
         raise UserError(f"no reward terms are weighted; choose from {', '.join(sorted(terms))}")
     for name in weights:
         if name not in terms:
             raise UserError(f"unknown reward term {name!r}; choose from {', '.join(sorted(terms))}")
+    # In the order of the names: a sum of floats depends on its order.
     return sum(terms[name] * jnp.float32(weight) for name, weight in sorted(weights.items()))
 
 
-def modal_share(answers) -> jax.Array:
-    """The share of rows of bool [N, 14] that are the most frequent row: 1 for a policy that always says the same."""
+def modal_share(answers: Array) -> jax.Array:
+    """Compute the share of rows of bool [N, 14] that are the most frequent row.
+
+    1 for a policy that always says the same.
+    """
     codes = jnp.sort(report_text.to_mask(answers))
-    last = jnp.searchsorted(codes, codes, side="right")
-    return jnp.max(last - jnp.searchsorted(codes, codes, side="left")) / codes.shape[0]
+    stop = jnp.searchsorted(codes, codes, side="right")
+    start = jnp.searchsorted(codes, codes, side="left")
+    return jnp.max(stop - start) / codes.shape[0]

@@ -6,7 +6,6 @@ and PATH.svg (ablations_svg.py); PATH is docs/ablations unless given. Runs that 
 Runs that cannot be compared (one arm and seed twice, another n_final, another config in one arm) are an error.
 """
 
-import argparse
 import json
 import re
 import sys
@@ -17,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from scipy.special import stdtrit
 
-from cxr_jax.errors import UserError, bad_usage, exit_code
+from cxr_jax.config.arguments import ArgumentParser, wants_debug
+from cxr_jax.errors import UserError, exit_code
 from cxr_jax.metrics import run_log
 from cxr_jax.report.curves import points
 from experiments.analysis import ablations_plot, seeds
@@ -379,14 +379,11 @@ def write(study: Study, path: Path) -> list[Path]:
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(
-        "python -m experiments.analysis.ablations", description=__doc__.splitlines()[0]
-    )
+    parser = ArgumentParser("experiments.analysis.ablations", description=__doc__.splitlines()[0])
     parser.add_argument("runs", help="the folder of the runs' folders")
     parser.add_argument(
         "-o", "--out", default="docs/ablations", help="where to write, without .md and .svg"
     )
-    parser.error = bad_usage
 
     def tabulate():
         args = parser.parse_args(argv)
@@ -395,7 +392,7 @@ def main(argv=None) -> int:
         for note in study.notes:
             print(note, file=sys.stderr)
 
-    return exit_code(tabulate)
+    return exit_code(tabulate, debug=wants_debug(argv))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from cxr_jax.errors import UserError
 from cxr_jax.labels import answers as labels_answers
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
 from cxr_jax.phantom import human_readers
-from cxr_jax.phantom.constants import F
+from cxr_jax.phantom.constants import FINDING_INDEX
 from cxr_jax.runtime.signals import StoppedError
 
 
@@ -196,20 +196,24 @@ def test_what_a_reader_misses():
     read = lambda s, miss=1.0: human_readers.as_read(
         {"severity": s}, miss, np.random.default_rng(0)
     )["severity"]
-    severity[F["fracture"]] = 0.45
+    severity[FINDING_INDEX["fracture"]] = 0.45
     assert np.array_equal(read(severity), severity)  # it is all there is
-    severity[[F["edema"], F["support_devices"], F["lung_lesion"]]] = 0.9, 1.0, 0.2
-    without = np.where(np.arange(12) == F["fracture"], np.float32(0), severity)
+    severity[
+        [FINDING_INDEX["edema"], FINDING_INDEX["support_devices"], FINDING_INDEX["lung_lesion"]]
+    ] = 0.9, 1.0, 0.2
+    without = np.where(np.arange(12) == FINDING_INDEX["fracture"], np.float32(0), severity)
     assert np.array_equal(read(severity), without)
     assert np.array_equal(read(severity, 0.0), severity)
-    severity[F["fracture"]] = 0.6
+    severity[FINDING_INDEX["fracture"]] = 0.6
     assert np.array_equal(read(severity), severity)  # not small
-    severity[F["fracture"]] = 0.45
+    severity[FINDING_INDEX["fracture"]] = 0.45
     reads = [
         human_readers.as_read({"severity": severity}, 0.75, np.random.default_rng(i))
         for i in range(2000)
     ]
-    assert abs(np.mean([r["severity"][F["fracture"]] == 0 for r in reads]) - 0.75) < 0.04
+    assert (
+        abs(np.mean([r["severity"][FINDING_INDEX["fracture"]] == 0 for r in reads]) - 0.75) < 0.04
+    )
 
 
 @pytest.fixture

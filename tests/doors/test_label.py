@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cxr_jax import label, labels
-from cxr_jax.data import report_files, report_labels, report_rows, report_sections
+from cxr_jax.data import report_files, report_sections
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
 
 SECRET = "Xyzzy"  # stands in every report; must never be in a message
@@ -149,7 +149,7 @@ def test_report_text_is_no_id(tmp_path, run, stub):
         ("in.jsonl", json.dumps({"report": SECRET})),
     ):
         code, rows, _, _, err = run(write(tmp_path / name, text), "--id-column=report")
-        assert code == 2 and rows is None and "--id-column=report is the text" in err
+        assert code == 2 and rows is None and "--id_column=report is the text" in err
 
 
 def test_the_first_text_column_that_is_not_blank_is_read(tmp_path, run, stub):
@@ -207,14 +207,14 @@ def test_a_signal_finds_whose_the_files_are_as_soon_as_they_are_there(
         assert [path in table.parts for table in label._running] == [True]
         return open(path, *args, **options)
 
-    monkeypatch.setattr(report_labels, "open", watched, raising=False)
+    monkeypatch.setattr(label, "open", watched, raising=False)
     code, *_ = run(write(tmp_path / "in.csv", "report\nNo edema.\n"))
     assert code == 0 and len(opened) == 2
 
 
 def test_reads_in_chunks_of_bounded_size(tmp_path, run, stub, monkeypatch):
-    monkeypatch.setattr(report_labels, "CHUNK", 4)
-    monkeypatch.setattr(report_labels, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(label, "CHUNK", 4)
+    monkeypatch.setattr(label, "CHUNK_BYTES", 100)
     write(tmp_path / "in.txt", "edema\n" * 10 + f"{'x' * 200}\n" * 2)
     code, rows, *_ = run(tmp_path / "in.txt")
     assert code == 0 and [row["id"] for row in rows] == [str(i) for i in range(1, 13)]
@@ -393,10 +393,10 @@ def test_table_without_header(tmp_path, run, stub):
     code, *_, err = run(
         table, "--force"
     )  # the line taken for a header is a report, and is not in the message
-    assert code == 2 and "no text column" in err and "--no-header" in err
+    assert code == 2 and "no text column" in err and "--no_header" in err
     wide = write(tmp_path / "wide.csv", f"7,{EDEMA}\n8,{NO_EDEMA}\n")
     code, *_, err = run(wide, "--no-header", "--force")
-    assert code == 2 and "--text-column=NUMBER" in err
+    assert code == 2 and "--text_column=NUMBER" in err
     code, rows, *_ = run(wide, "--no-header", "--text-column=2", "--id-column=1", "--force")
     assert code == 0 and [(row["id"], row["Edema"]) for row in rows] == [("7", "1"), ("8", "0")]
 
@@ -467,8 +467,8 @@ def test_bad_rows_of_json_lines_do_not_lose_the_others(tmp_path, run, stub):
 
 def test_reports_up_to_the_limit_are_read(tmp_path):
     at, over = (
-        "\u00e9" * (report_rows.MAX_BYTES // 2),
-        "\u00e9" * (report_rows.MAX_BYTES // 2) + "x",
+        "\u00e9" * (report_files.MAX_BYTES // 2),
+        "\u00e9" * (report_files.MAX_BYTES // 2) + "x",
     )
     lines = write(tmp_path / "in.txt", f"{at}\n{over}\n{'y' * 10_000_000}\nz\n")
     rows = list(report_files.read(report_files.open_inputs([lines])))
@@ -478,7 +478,7 @@ def test_reports_up_to_the_limit_are_read(tmp_path):
 
 @pytest.mark.parametrize("name", ["in.csv", "in.jsonl", "in.txt"])
 def test_a_line_without_end_is_skipped_unread(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(report_rows, "MAX_RECORD", 1000)
+    monkeypatch.setattr(report_files, "MAX_RECORD", 1000)
     wrap = {"in.csv": "{}\n", "in.jsonl": '{{"report": "{}"}}\n', "in.txt": "{}\n"}[name]
     head = "report\n" if name == "in.csv" else ""
     table = write(
@@ -551,7 +551,7 @@ def test_an_unusable_input_is_one_line_and_no_out(tmp_path, run, stub, name, dat
         assert len(err.splitlines()) == 1 and reason in err and "in" in err
 
 
-@pytest.mark.parametrize("option", ["--text-column=nope", "--id-column=nope"])
+@pytest.mark.parametrize("option", ["--text_column=nope", "--id_column=nope"])
 def test_a_column_that_is_not_there(tmp_path, run, stub, option):
     code, rows, *_, err = run(write(tmp_path / "in.csv", f"report\n{SECRET}\n"), option)
     assert code == 2 and rows is None and f"has no column {option}" in err

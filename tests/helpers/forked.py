@@ -59,4 +59,7 @@ if __name__ == "__main__":
 
     from cxr_jax import main
 
+    for task in main.TASKS:
+        main._task(task)  # imported once here, and not in every call
+
     print("\n" + json.dumps([_one(argv) for argv in json.load(sys.stdin)]))

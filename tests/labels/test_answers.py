@@ -58,7 +58,7 @@ def test_kelvin_sign_folds_in_names_that_have_a_k():
     coded = [
         b"<answer>" + (t if isinstance(t, bytes) else t.encode()) + b"</answer>" for t in texts
     ]
-    (events,), _ = automaton.run(automaton.join([machine]), *rows(coded))
+    (events,), _ = automaton.run(automaton.join_machines([machine]), *rows(coded))
     said = [
         int(e[e > 0][0]) - 4 for e in np.asarray(events).T
     ]  # the closing byte's event: outcome + n + 2

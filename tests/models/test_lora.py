@@ -337,14 +337,6 @@ def exported(adapters, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", autouse=True)
-def trace_once():
-    """Every load and save asks for the shapes of CFG, which are traced anew."""
-    keep, hf_table.our_shapes = hf_table.our_shapes, functools.lru_cache(hf_table.our_shapes)
-    yield
-    hf_table.our_shapes = keep
-
-
 def stored(folder) -> dict:
     path = folder / "adapter_model.safetensors"
     return {k: np.array(x) for k, x in _tensors(path).items()}

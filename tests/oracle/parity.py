@@ -41,15 +41,11 @@ import numpy as np
 
 from cxr_jax.inference import model, sampling
 from cxr_jax.models import layers, qwen2_5_vl
-from cxr_jax.models.qwen2_5_vl import hf_table
 from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.weights import hf_folder
 from cxr_jax.weights.safetensors_file import TensorToWrite, write_safetensors
 
 BAR = 1e-4  # of the standard deviation of what is compared
-hf_table.our_shapes = functools.lru_cache(maxsize=32)(
-    hf_table.our_shapes
-)  # loading asks twice, and tracing is a tenth of all
 ORACLE = ROOT / ".venv-oracle" / "bin" / "python"
 CHUNK = 20  # seeds between two clearings of JAX's caches
 

@@ -10,8 +10,16 @@ from pydicom.pixels import apply_voi_lut
 from cxr_jax import phantom
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
-from cxr_jax.phantom import constants as c
 from cxr_jax.phantom import geometry, render
+from cxr_jax.phantom.constants import (
+    BOTH,
+    FINDINGS,
+    OPACITIES,
+    PATHOLOGIES,
+    POSITIVE_AT,
+    Acquisition,
+    Finding,
+)
 from cxr_jax.phantom.dicom_writer import write_dicom
 
 PATHOLOGY = [
@@ -61,19 +69,22 @@ def test_labels_follow_severity(many, hospital):
     scene, state = many[hospital]
     s = scene["severity"]
     for name, column in (
-        ("Pneumothorax", c.PTX),
-        ("Fracture", c.FRAC),
-        ("Enlarged Cardiomediastinum", c.MED),
+        ("Pneumothorax", Finding.PNEUMOTHORAX),
+        ("Fracture", Finding.FRACTURE),
+        ("Enlarged Cardiomediastinum", Finding.ENLARGED_CARDIOMEDIASTINUM),
     ):
-        want = np.where(s[:, column] >= c.POSITIVE_AT, 1, np.where(s[:, column] > 0, -1, 0))
+        want = np.where(s[:, column] >= POSITIVE_AT, 1, np.where(s[:, column] > 0, -1, 0))
         np.testing.assert_array_equal(state[:, CHEXPERT_14.index(name)], want)
-    parts = s[:, list(c.OPACITIES)]
-    opacity = np.where((parts >= c.POSITIVE_AT).any(1), 1, np.where((parts > 0).any(1), -1, 0))
+    parts = s[:, list(OPACITIES)]
+    opacity = np.where((parts >= POSITIVE_AT).any(1), 1, np.where((parts > 0).any(1), -1, 0))
     np.testing.assert_array_equal(state[:, CHEXPERT_14.index("Lung Opacity")], opacity)
-    np.testing.assert_array_equal(state[:, 0] == 1, ~(s[:, : c.DEV] >= c.POSITIVE_AT).any(1))
-    np.testing.assert_array_equal(s[:, c.DEV] == 1, scene["device"].any(1))
+    np.testing.assert_array_equal(state[:, 0] == 1, ~(s[:, :PATHOLOGIES] >= POSITIVE_AT).any(1))
+    np.testing.assert_array_equal(s[:, Finding.SUPPORT_DEVICES] == 1, scene["device"].any(1))
     assert ((s == 0) | ((s >= 0.15) & (s <= 1))).all()
-    assert (scene["side"][:, [c.EDEMA, c.CARD, c.MED]] == c.BOTH).all()
+    assert (
+        scene["side"][:, [Finding.EDEMA, Finding.CARDIOMEGALY, Finding.ENLARGED_CARDIOMEDIASTINUM]]
+        == BOTH
+    ).all()
 
 
 @pytest.mark.parametrize(
@@ -89,8 +100,8 @@ def test_prevalence(many, hospital, band, clean, device):
     assert (rate > 0.05).all(), "every label is reachable"
     assert band[0] < rate[PATHOLOGY].min() and rate[PATHOLOGY].max() < band[1], rate
     assert clean[0] < rate[0] < clean[1] and device[0] < rate[-1] < device[1], rate
-    present = scene["severity"][:, : c.DEV] > 0
-    subtle = present & (scene["severity"][:, : c.DEV] < c.POSITIVE_AT)
+    present = scene["severity"][:, :PATHOLOGIES] > 0
+    subtle = present & (scene["severity"][:, :PATHOLOGIES] < POSITIVE_AT)
     assert 0.10 < subtle.sum() / present.sum() < 0.17
 
 
@@ -100,15 +111,15 @@ def test_any_two_findings_can_meet(many):
     assert together.min() > 0
 
 
-@pytest.mark.parametrize("i", range(12), ids=c.FINDINGS)
+@pytest.mark.parametrize("i", range(12), ids=FINDINGS)
 def test_a_finding_is_drawn_where_its_region_says(many, i):
     scene, _ = many["A"]
-    rows = np.flatnonzero(scene["severity"][:, i] >= c.POSITIVE_AT)[:16]
+    rows = np.flatnonzero(scene["severity"][:, i] >= POSITIVE_AT)[:16]
     sick = {k: v[rows].copy() for k, v in scene.items()}
     # nothing else in the picture, so that the difference is this finding alone
     keep = np.arange(12) == i
     sick["severity"] = sick["severity"] * keep
-    sick["device"] = sick["device"] & (i == c.DEV)
+    sick["device"] = sick["device"] & (i == Finding.SUPPORT_DEVICES)
     healthy = dict(sick, severity=sick["severity"] * 0, device=sick["device"] & False)
     change = np.abs(np.asarray(_render(sick)) - np.asarray(_render(healthy))).reshape(
         -1, 8, 28, 8, 28
@@ -126,18 +137,20 @@ _regions = jax.jit(phantom.regions)
 
 def test_regions_are_empty_when_absent_and_half_when_subtle(many):
     scene = {k: v[:16].copy() for k, v in many["A"][0].items()}
-    scene["severity"][:, : c.DEV] = 0.0
-    assert np.asarray(_regions(scene))[:, : c.DEV].max() == 0
-    scene["severity"][:, c.CARD] = 0.2
-    assert np.asarray(_regions(scene))[:, c.CARD].max() == 0.5
-    scene["severity"][:, c.CARD] = 0.8
-    assert np.asarray(_regions(scene))[:, c.CARD].max() == 1.0
+    scene["severity"][:, :PATHOLOGIES] = 0.0
+    assert np.asarray(_regions(scene))[:, :PATHOLOGIES].max() == 0
+    scene["severity"][:, Finding.CARDIOMEGALY] = 0.2
+    assert np.asarray(_regions(scene))[:, Finding.CARDIOMEGALY].max() == 0.5
+    scene["severity"][:, Finding.CARDIOMEGALY] = 0.8
+    assert np.asarray(_regions(scene))[:, Finding.CARDIOMEGALY].max() == 1.0
 
 
 def _measured_ctr(row):
     """Widest extent of the drawn heart over the widest inner chest, in body units along a body row."""
-    row = dict(row, acq=row["acq"].at[c.ACQ_ROTATION].set(0.0))
-    heart, inner = (np.asarray(x) for x in geometry.heart_mask(row))
+    row = dict(row, acq=row["acq"].at[Acquisition.ROTATION].set(0.0))
+    grid = geometry.chest(row)
+    heart = np.asarray(geometry.heart(row, grid) > 0)
+    inner = np.asarray((grid.depth > 0) & (grid.above_diaphragm > 0))
     width = lambda mask: np.ptp(np.flatnonzero(mask.any(0))) + 1
     return width(heart) / width(inner)
 
@@ -145,16 +158,22 @@ def _measured_ctr(row):
 def test_cardiothoracic_ratio_is_drawn_honestly(many):
     row = jax.tree.map(lambda x: jnp.asarray(x[0]), many["A"][0])
     row["acq"] = (
-        row["acq"].at[c.ACQ_AP].set(0.0).at[c.ACQ_SHIFT_X].set(0.0).at[c.ACQ_MAGNIFICATION].set(1.0)
+        row["acq"]
+        .at[Acquisition.AP]
+        .set(0.0)
+        .at[Acquisition.SHIFT_X]
+        .set(0.0)
+        .at[Acquisition.MAGNIFICATION]
+        .set(1.0)
     )
     for severity in (0.2, 0.4, 0.7, 1.0):
-        row["severity"] = jnp.zeros(12).at[c.CARD].set(severity)
+        row["severity"] = jnp.zeros(12).at[Finding.CARDIOMEGALY].set(severity)
         assert abs(_measured_ctr(row) - (0.5 + 0.2 * severity)) < 0.015
     row["severity"] = jnp.zeros(12)
     assert 0.35 < _measured_ctr(row) < 0.5
     for scene, _ in many.values():
         ratio = np.asarray(jax.vmap(geometry.cardiothoracic_ratio)(scene))
-        present = scene["severity"][:, c.CARD] > 0
+        present = scene["severity"][:, Finding.CARDIOMEGALY] > 0
         assert ratio[~present].max() < 0.5 < ratio[present].min()
 
 

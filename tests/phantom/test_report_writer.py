@@ -163,20 +163,6 @@ def test_border_severity_is_positive():
     assert "Consolidation" in report_writer.write(row, "A", np.random.default_rng(0)).answer
 
 
-def test_follow_up_texts(written):
-    for row, _, rep in written[:400]:
-        states = expected_states(row)
-        text, causes = report_writer.structured_report(rep), report_writer.differentials(rep)
-        assert text.startswith("FINDINGS:\nQuality") and "\nIMPRESSION:\n1. " in text
-        impression = text.split("IMPRESSION:\n")[1].lower()
-        for name, label in wording.LABEL_OF.items():
-            if name != "support_devices":
-                short = wording.SHORT_NAMES[name]
-                assert (short in impression) == (states[label] != 0)
-                assert (f"possible {short}:" in causes.lower()) == (states[label] == -1)
-        assert ("no finding" in impression) == (states["No Finding"] == 1)
-
-
 def only(**present) -> dict:
     """A clean scene with the given findings: name=(severity, side, zone), or True for a device."""
     row = scene(0, present=0)
@@ -193,10 +179,8 @@ def only(**present) -> dict:
 def test_causes_follow_the_rest_of_the_picture():
     def first_cause(name, **scene_parts):
         rep = report_writer.write(only(**scene_parts), "A", np.random.default_rng(0))
-        line = next(
-            x for x in report_writer.differentials(rep).lower().split("\n") if x.startswith(name)
-        )
-        return line.split(": ")[1].split(",")[0]
+        summary = rep.sentences[-1].text.lower()
+        return re.search(rf"{name} (?:likely )?from ([a-z ]+?)(?: or |[;.])", summary).group(1)
 
     air, broken = (0.9, 1, 0), (0.9, 1, 1)
     assert first_cause("pneumothorax", pneumothorax=air) == "ruptured bleb"
@@ -214,8 +198,6 @@ def test_sentences_that_lean_on_each_other():
     texts = dict(s.text.split(": ", 1) for s in rep.sentences)
     assert "above the effusion" in texts["Right lung"] and "effusion" not in texts["Left lung"]
     assert "AP view" in texts["Heart"]
-    impression = "1. Large effusion on the right.\n2. Possible cardiomegaly, follow up."
-    assert report_writer.structured_report(rep).endswith(impression)
 
 
 @pytest.mark.parametrize("hospital", "AB")
@@ -237,9 +219,7 @@ def test_real_scenes(hospital):
     assert 65 <= np.mean(lengths) <= 90 and max(lengths) <= 135
 
 
-def test_corpus_and_unknown_hospital():
-    texts = list(report_writer.corpus(3, 1, scene))
-    assert texts == list(report_writer.corpus(3, 1, scene)) and len(set(texts)) == 3
+def test_unknown_hospital():
     with pytest.raises(UserError, match="hospital"):
         report_writer.write(scene(0), "C", np.random.default_rng(0))
 

@@ -10,9 +10,9 @@ from cxr_jax import phantom
 from cxr_jax.data.sources import phantom as sources_phantom
 from cxr_jax.errors import UserError
 from cxr_jax.labels import answers
-from cxr_jax.phantom import constants as c
 from cxr_jax.phantom import scene, sites
-from cxr_jax.phantom.render import _soft
+from cxr_jax.phantom.constants import PATHOLOGIES, SIZE, Acquisition
+from cxr_jax.phantom.render import _soften
 
 INDICES = np.arange(
     8
@@ -79,8 +79,8 @@ def test_labels_sides_regions_and_texts_are_those_of_the_picture(batches):
 def test_pictures_are_other_than_the_hospitals_and_sharpness_is_seen(batches):
     assert (np.abs(batches[8]["image"] - batches[0]["image"]).mean((1, 2)) > 0.02).all()
     assert np.isfinite(batches[8]["image"]).all() and batches[8]["image"].std((1, 2)).min() > 0.1
-    step = np.tile(np.where(np.arange(c.SIZE) < 100, 0.2, 0.8), (c.SIZE, 1)).astype(np.float32)
-    soft = np.asarray(jax.jit(_soft)(step))
+    step = np.tile(np.where(np.arange(SIZE) < 100, 0.2, 0.8), (SIZE, 1)).astype(np.float32)
+    soft = np.asarray(jax.jit(_soften)(step))
     np.testing.assert_allclose(soft.sum(), step.sum(), rtol=1e-5)
     np.testing.assert_allclose(soft[7, 98:103], [0.2375, 0.3875, 0.6125, 0.7625, 0.8], atol=1e-6)
 
@@ -111,13 +111,19 @@ def test_what_sites_vary_lies_around_the_hospital(many):
     of_site = lambda values: values.reshape(64, 64, *values.shape[1:]).mean(
         0
     )  # example i comes from site i mod 64
-    for i in (c.ACQ_CONTRAST, c.ACQ_NOISE, c.ACQ_MAGNIFICATION):
+    for i in (Acquisition.CONTRAST, Acquisition.NOISE, Acquisition.MAGNIFICATION):
         between = of_site(acq(away, i)).std()
         assert between > 2.5 * of_site(acq(home, i)).std(), i
         assert abs(acq(away, i).mean() / acq(home, i).mean() - 1) < 0.15, i
-    unchanged = [c.ACQ_AP, c.ACQ_LOW_INSPIRATION, c.ACQ_SCATTER, c.ACQ_VEIL, c.ACQ_WINDOW]
+    unchanged = [
+        Acquisition.AP,
+        Acquisition.LOW_INSPIRATION,
+        Acquisition.SCATTER,
+        Acquisition.VEIL,
+        Acquisition.WINDOW,
+    ]
     assert np.array_equal(away["acq"][:, unchanged], home["acq"][:, unchanged])
-    present = lambda scenes: scenes["severity"][:, : c.DEV] > 0
+    present = lambda scenes: scenes["severity"][:, :PATHOLOGIES] > 0
     for rate in (
         present,
         lambda scenes: scenes["device"],
@@ -130,7 +136,7 @@ def test_what_sites_vary_lies_around_the_hospital(many):
 
 def test_films_are_straight_or_rotated_and_the_report_knows(many):
     away = many[2]
-    angle = np.abs(away["acq"][:, c.ACQ_ROTATION])
+    angle = np.abs(away["acq"][:, Acquisition.ROTATION])
     assert not ((angle > 2.05) & (angle < 2.51)).any() and angle.max() > 5
     np.testing.assert_array_equal(away["quality"][:, 1], angle > 2.5)
 

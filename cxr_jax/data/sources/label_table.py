@@ -1,6 +1,8 @@
 """A label table (CSV with the 14 CheXpert columns) -> manifest rows in the `grpo.jsonl` format.
 
-    python -m cxr_jax.data.sources.label_table LABELS.csv OUT.jsonl [--image_column=file] [--prompt=TEXT]
+    cxr-jax manifest LABELS.csv OUT.jsonl [--image_column=file] [--prompt=TEXT]
+
+`python -m cxr_jax.data.sources.label_table` is the same command.
 
 A row is written if at least one label is known to be positive ("No Finding" counts); its `solution` lists the
 positives and `labels` every known state. Rows without a positive, and rows that say both "No Finding" and a
@@ -12,10 +14,12 @@ import csv
 import io
 import json
 import sys
+from collections.abc import Sequence
 
+from cxr_jax.config.arguments import ArgumentParser, wants_debug
 from cxr_jax.data import radiograph
 from cxr_jax.data.prompts import FIND_PROMPT
-from cxr_jax.errors import UserError
+from cxr_jax.errors import UserError, exit_code
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.runtime import whole_files
 
@@ -106,31 +110,33 @@ def write_rows(path, rows):
         raise UserError(f"{path}: cannot be written ({exc.strerror})") from None
 
 
-def main(argv=None) -> int:
-    about = __doc__.split("\n")[0]
-    parser = argparse.ArgumentParser(
-        prog="python -m cxr_jax.data.sources.label_table", description=about
-    )
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (None: the arguments of the process) and return the exit code."""
+    return exit_code(lambda: run(parse_args(argv)), debug=wants_debug(argv))
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags. Raises UserError for bad usage."""
+    parser = ArgumentParser("cxr_jax.data.sources.label_table", description=__doc__.split("\n")[0])
     parser.add_argument("table", metavar="LABELS.csv")
     parser.add_argument("out", metavar="OUT.jsonl")
     parser.add_argument(
         "--image_column", help="column of the image path (default: the first usual name)"
     )
     parser.add_argument("--prompt", default=FIND_PROMPT)
-    args = parser.parse_args(argv)
-    try:
-        rows, left_out = convert(read_table(args.table, args.image_column), args.prompt)
-        if not rows:
-            raise UserError(f"{args.table}: no row has a label known to be positive")
-        write_rows(args.out, rows)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the manifest and print what it has and what was left out."""
+    rows, left_out = convert(read_table(args.table, args.image_column), args.prompt)
+    if not rows:
+        raise UserError(f"{args.table}: no row has a label known to be positive")
+    write_rows(args.out, rows)
     print(f"{len(rows)} rows written to {args.out}")
     for reason, count in left_out.items():
         if count:
             print(f"{count} left out: {reason}")
-    return 0
 
 
 if __name__ == "__main__":

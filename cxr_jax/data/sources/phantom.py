@@ -14,7 +14,7 @@ from cxr_jax.phantom import human_readers, report_writer
 from cxr_jax.runtime import processes
 
 # What random numbers of `targets` are for: part of their seed, so that the two streams share nothing.
-_WORDING, _MISSES = 7, 8
+_WORDING, _MISSES = 7, human_readers.MISSES
 
 
 class PhantomSource:

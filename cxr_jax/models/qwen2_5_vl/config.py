@@ -4,7 +4,7 @@ The dataclasses are frozen and hashable, so a config can be a static argument of
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from cxr_jax.errors import UserError
 
@@ -29,6 +29,7 @@ class VisionConfig:
 
     @property
     def head_dim(self) -> int:
+        """Features of one head."""
         return self.hidden_size // self.num_heads
 
     @property
@@ -59,6 +60,7 @@ class TextConfig:
 
     @property
     def head_dim(self) -> int:
+        """Features of one head."""
         return self.hidden_size // self.num_attention_heads
 
 
@@ -94,25 +96,29 @@ class Config:
         )
 
     @staticmethod
-    def from_hf(d: dict) -> "Config":
+    def from_hf(settings: dict[str, Any]) -> "Config":
         """Read a parsed `config.json`: the flat layout of the published weights or the nested one.
 
-        Raises UserError for another architecture or an option that this code does not compute.
+        Raises:
+            UserError: for another architecture or an option that this code does not compute.
         """
-        return _from_hf(d)
+        return _from_hf(settings)
 
-    def to_hf(self) -> dict:
-        """The flat `config.json` layout of the published weights, which transformers 4 and 5 both load."""
+    def to_hf(self) -> dict[str, Any]:
+        """Write the flat `config.json` layout of the published weights, which transformers 4 and 5 both load."""
         return _to_hf(self)
 
 
-def _need(d: dict, key: str, where: str):
-    if d.get(key) is None:
+# ---- Reading config.json -----------------------------------------------------------------------------------
+
+
+def _needed(settings: dict[str, Any], key: str, where: str = "") -> Any:
+    if settings.get(key) is None:
         raise UserError(f"config.json: {where}{key} is missing")
-    return d[key]
+    return settings[key]
 
 
-def _one_int(value, name: str) -> int:
+def _one_int(value: Any, name: str) -> int:
     """Newer configs may write a patch size as a list of equal numbers."""
     if isinstance(value, (list, tuple)):
         if len(set(value)) != 1:
@@ -121,160 +127,187 @@ def _one_int(value, name: str) -> int:
     return int(value)
 
 
-def _ids(value) -> tuple[int, ...]:
-    return tuple(int(v) for v in (value if isinstance(value, (list, tuple)) else [value]))
+def _ids(value: Any) -> tuple[int, ...]:
+    return tuple(int(token) for token in (value if isinstance(value, (list, tuple)) else [value]))
 
 
-def _vision_from_hf(v: dict) -> VisionConfig:
-    act = v.get("hidden_act", "silu")
-    if act != "silu":
+def _vision_from_hf(settings: dict[str, Any]) -> VisionConfig:
+    activation = settings.get("hidden_act", "silu")
+    if activation != "silu":
         raise UserError(
-            f"config.json: vision_config.hidden_act {act!r} is not supported (only 'silu')"
+            f"config.json: vision_config.hidden_act {activation!r} is not supported (only 'silu')"
         )
-    where = "vision_config."
-    model_config = VisionConfig(
-        depth=int(_need(v, "depth", where)),
-        hidden_size=int(_need(v, "hidden_size", where)),
-        num_heads=int(_need(v, "num_heads", where)),
-        intermediate_size=int(v.get("intermediate_size", 3420)),
-        out_hidden_size=int(_need(v, "out_hidden_size", where)),
-        fullatt_block_indexes=tuple(
-            int(i) for i in v.get("fullatt_block_indexes", (7, 15, 23, 31))
-        ),
-        in_channels=int(v.get("in_channels", v.get("in_chans", 3))),
-        patch_size=_one_int(v.get("patch_size", 14), "patch_size"),
-        temporal_patch_size=_one_int(v.get("temporal_patch_size", 2), "temporal_patch_size"),
-        spatial_merge_size=int(v.get("spatial_merge_size", 2)),
-        window_size=int(v.get("window_size", 112)),
-        tokens_per_second=int(v.get("tokens_per_second", 4)),
-        rope_theta=float((v.get("rope_parameters") or {}).get("rope_theta", 10000.0)),
+
+    def needed(key: str) -> int:
+        return int(_needed(settings, key, "vision_config."))
+
+    # Where a key is absent: the defaults of transformers, which published files leave out.
+    full_attention = settings.get("fullatt_block_indexes", (7, 15, 23, 31))
+    rope = settings.get("rope_parameters") or {}
+    vision = VisionConfig(
+        depth=needed("depth"),
+        hidden_size=needed("hidden_size"),
+        num_heads=needed("num_heads"),
+        intermediate_size=int(settings.get("intermediate_size", 3420)),
+        out_hidden_size=needed("out_hidden_size"),
+        fullatt_block_indexes=tuple(int(index) for index in full_attention),
+        in_channels=int(settings.get("in_channels", settings.get("in_chans", 3))),
+        patch_size=_one_int(settings.get("patch_size", 14), "patch_size"),
+        temporal_patch_size=_one_int(settings.get("temporal_patch_size", 2), "temporal_patch_size"),
+        spatial_merge_size=int(settings.get("spatial_merge_size", 2)),
+        window_size=int(settings.get("window_size", 112)),
+        tokens_per_second=int(settings.get("tokens_per_second", 4)),
+        rope_theta=float(rope.get("rope_theta", 10000.0)),
     )
-    if model_config.hidden_size % model_config.num_heads or model_config.head_dim % 4:
+    # Half of a head follows the row and half the column, in pairs.
+    if vision.hidden_size % vision.num_heads or vision.head_dim % 4:
         raise UserError(
             "config.json: vision_config.hidden_size / num_heads must be a multiple of 4"
         )
-    if model_config.window_size // model_config.patch_size // model_config.spatial_merge_size < 1:
+    if vision.window_size // vision.patch_size // vision.spatial_merge_size < 1:
         raise UserError("config.json: vision_config.window_size is smaller than one merged patch")
-    return model_config
+    return vision
 
 
-def _text_from_hf(t: dict) -> TextConfig:
-    if t.get("use_sliding_window"):
+def _text_from_hf(settings: dict[str, Any]) -> TextConfig:
+    # ---- What this code does not compute ----
+    if settings.get("use_sliding_window"):
         raise UserError("config.json: use_sliding_window is not supported")
-    if t.get("hidden_act", "silu") != "silu":
+    if settings.get("hidden_act", "silu") != "silu":
         raise UserError(
-            f"config.json: hidden_act {t['hidden_act']!r} is not supported (only 'silu')"
+            f"config.json: hidden_act {settings['hidden_act']!r} is not supported (only 'silu')"
         )
-    rope = {**(t.get("rope_scaling") or {}), **(t.get("rope_parameters") or {})}
+    # transformers 4 writes rope_scaling and rope_theta, transformers 5 rope_parameters.
+    rope = {**(settings.get("rope_scaling") or {}), **(settings.get("rope_parameters") or {})}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope"):
         raise UserError(
             f"config.json: rope type {kind!r} is not supported (only 'default' and 'mrope')"
         )
-    heads = int(_need(t, "num_attention_heads", ""))
-    model_config = TextConfig(
-        vocab_size=int(_need(t, "vocab_size", "")),
-        hidden_size=int(_need(t, "hidden_size", "")),
-        intermediate_size=int(_need(t, "intermediate_size", "")),
-        num_hidden_layers=int(_need(t, "num_hidden_layers", "")),
+
+    # ---- Sizes ----
+    heads = int(_needed(settings, "num_attention_heads"))
+    text = TextConfig(
+        vocab_size=int(_needed(settings, "vocab_size")),
+        hidden_size=int(_needed(settings, "hidden_size")),
+        intermediate_size=int(_needed(settings, "intermediate_size")),
+        num_hidden_layers=int(_needed(settings, "num_hidden_layers")),
         num_attention_heads=heads,
-        num_key_value_heads=int(t.get("num_key_value_heads") or heads),
-        mrope_section=tuple(int(i) for i in rope.get("mrope_section", (16, 24, 24))),
-        rope_theta=float(rope.get("rope_theta", t.get("rope_theta", 1e6))),
-        rms_norm_eps=float(t.get("rms_norm_eps", 1e-5)),
-        max_position_embeddings=int(t.get("max_position_embeddings", 32768)),
+        num_key_value_heads=int(settings.get("num_key_value_heads") or heads),
+        mrope_section=tuple(int(size) for size in rope.get("mrope_section", (16, 24, 24))),
+        rope_theta=float(rope.get("rope_theta", settings.get("rope_theta", 1e6))),
+        rms_norm_eps=float(settings.get("rms_norm_eps", 1e-5)),
+        max_position_embeddings=int(settings.get("max_position_embeddings", 32768)),
     )
-    if model_config.hidden_size % heads or heads % model_config.num_key_value_heads:
+    if text.hidden_size % heads or heads % text.num_key_value_heads:
         raise UserError(
             "config.json: hidden_size, num_attention_heads and num_key_value_heads do not divide"
         )
-    if sum(model_config.mrope_section) * 2 != model_config.head_dim:
+    if sum(text.mrope_section) * 2 != text.head_dim:
         raise UserError(
-            f"config.json: mrope_section {list(model_config.mrope_section)} must sum to half of the "
-            f"head size {model_config.head_dim}"
+            f"config.json: mrope_section {list(text.mrope_section)} must sum to half of the "
+            f"head size {text.head_dim}"
         )
-    return model_config
+    return text
 
 
-def _from_hf(d: dict) -> Config:
-    if d.get("model_type") != "qwen2_5_vl":
-        raise UserError(f"config.json: model_type {d.get('model_type')!r} is not 'qwen2_5_vl'")
-    t = d.get("text_config") or d
-    look = lambda key, default: next((s[key] for s in (d, t) if s.get(key) is not None), default)
-    vision = _vision_from_hf(_need(d, "vision_config", ""))
-    text = _text_from_hf(t)
+def _from_hf(settings: dict[str, Any]) -> Config:
+    if settings.get("model_type") != Config.model_type:
+        raise UserError(
+            f"config.json: model_type {settings.get('model_type')!r} is not {Config.model_type!r}"
+        )
+    text_settings = settings.get("text_config") or settings
+    vision = _vision_from_hf(_needed(settings, "vision_config"))
+    text = _text_from_hf(text_settings)
     if vision.out_hidden_size != text.hidden_size:
         raise UserError("config.json: vision_config.out_hidden_size differs from hidden_size")
-    eos = _ids(look("eos_token_id", 151645))
+
+    def found(key: str, default: Any) -> Any:
+        """Of the top level, else of the nested text_config."""
+        for level in (settings, text_settings):
+            if level.get(key) is not None:
+                return level[key]
+        return default
+
+    eos_token_id = _ids(found("eos_token_id", 151645))
     return Config(
         vision=vision,
         text=text,
-        image_token_id=int(look("image_token_id", 151655)),
-        video_token_id=int(look("video_token_id", 151656)),
-        vision_start_token_id=int(look("vision_start_token_id", 151652)),
-        vision_end_token_id=int(look("vision_end_token_id", 151653)),
+        image_token_id=int(found("image_token_id", 151655)),
+        video_token_id=int(found("video_token_id", 151656)),
+        vision_start_token_id=int(found("vision_start_token_id", 151652)),
+        vision_end_token_id=int(found("vision_end_token_id", 151653)),
         # The published files name no padding id; any id does under a mask, and a stop id is always in range.
-        pad_token_id=int(look("pad_token_id", eos[-1])),
-        bos_token_id=int(look("bos_token_id", eos[-1])),
-        eos_token_id=eos,
-        tie_word_embeddings=bool(d.get("tie_word_embeddings") or t.get("tie_word_embeddings")),
+        pad_token_id=int(found("pad_token_id", eos_token_id[-1])),
+        bos_token_id=int(found("bos_token_id", eos_token_id[-1])),
+        eos_token_id=eos_token_id,
+        tie_word_embeddings=bool(
+            settings.get("tie_word_embeddings") or text_settings.get("tie_word_embeddings")
+        ),
     )
 
 
-def _to_hf(c: Config) -> dict:
-    v, t = c.vision, c.text
+# ---- Writing config.json -----------------------------------------------------------------------------------
+
+
+def _to_hf(model_config: Config) -> dict[str, Any]:
+    text, eos = model_config.text, model_config.eos_token_id
     return {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-        "model_type": "qwen2_5_vl",
+        "model_type": Config.model_type,
         "attention_dropout": 0.0,
-        "bos_token_id": c.bos_token_id,
-        "eos_token_id": c.eos_token_id[0] if len(c.eos_token_id) == 1 else list(c.eos_token_id),
-        "pad_token_id": c.pad_token_id,
-        "image_token_id": c.image_token_id,
-        "video_token_id": c.video_token_id,
-        "vision_start_token_id": c.vision_start_token_id,
-        "vision_end_token_id": c.vision_end_token_id,
+        "bos_token_id": model_config.bos_token_id,
+        "eos_token_id": eos[0] if len(eos) == 1 else list(eos),
+        "pad_token_id": model_config.pad_token_id,
+        "image_token_id": model_config.image_token_id,
+        "video_token_id": model_config.video_token_id,
+        "vision_start_token_id": model_config.vision_start_token_id,
+        "vision_end_token_id": model_config.vision_end_token_id,
         "hidden_act": "silu",
-        "hidden_size": t.hidden_size,
+        "hidden_size": text.hidden_size,
         "initializer_range": 0.02,
-        "intermediate_size": t.intermediate_size,
-        "max_position_embeddings": t.max_position_embeddings,
-        "num_attention_heads": t.num_attention_heads,
-        "num_hidden_layers": t.num_hidden_layers,
-        "num_key_value_heads": t.num_key_value_heads,
-        "rms_norm_eps": t.rms_norm_eps,
-        "rope_theta": t.rope_theta,
-        "rope_scaling": {"type": "mrope", "mrope_section": list(t.mrope_section)},
-        "tie_word_embeddings": c.tie_word_embeddings,
+        "intermediate_size": text.intermediate_size,
+        "max_position_embeddings": text.max_position_embeddings,
+        "num_attention_heads": text.num_attention_heads,
+        "num_hidden_layers": text.num_hidden_layers,
+        "num_key_value_heads": text.num_key_value_heads,
+        "rms_norm_eps": text.rms_norm_eps,
+        "rope_theta": text.rope_theta,
+        "rope_scaling": {"type": "mrope", "mrope_section": list(text.mrope_section)},
+        "tie_word_embeddings": model_config.tie_word_embeddings,
         "use_cache": True,
         "use_sliding_window": False,
-        "vocab_size": t.vocab_size,
-        "vision_config": {
-            "model_type": "qwen2_5_vl",
-            "depth": v.depth,
-            "fullatt_block_indexes": list(v.fullatt_block_indexes),
-            "hidden_act": "silu",
-            "hidden_size": v.hidden_size,
-            "in_channels": v.in_channels,
-            "in_chans": v.in_channels,
-            "intermediate_size": v.intermediate_size,
-            "num_heads": v.num_heads,
-            "out_hidden_size": v.out_hidden_size,
-            "patch_size": v.patch_size,
-            "spatial_merge_size": v.spatial_merge_size,
-            "spatial_patch_size": v.patch_size,
-            "temporal_patch_size": v.temporal_patch_size,
-            "tokens_per_second": v.tokens_per_second,
-            "window_size": v.window_size,
-            # Only newer writers know it; every published model has the default.
-            **(
-                {}
-                if v.rope_theta == 10000.0
-                else {"rope_parameters": {"rope_type": "axial", "rope_theta": v.rope_theta}}
-            ),
-        },
+        "vocab_size": text.vocab_size,
+        "vision_config": _vision_to_hf(model_config.vision),
     }
 
+
+def _vision_to_hf(vision: VisionConfig) -> dict[str, Any]:
+    settings = {
+        "model_type": Config.model_type,
+        "depth": vision.depth,
+        "fullatt_block_indexes": list(vision.fullatt_block_indexes),
+        "hidden_act": "silu",
+        "hidden_size": vision.hidden_size,
+        "in_channels": vision.in_channels,
+        "in_chans": vision.in_channels,
+        "intermediate_size": vision.intermediate_size,
+        "num_heads": vision.num_heads,
+        "out_hidden_size": vision.out_hidden_size,
+        "patch_size": vision.patch_size,
+        "spatial_merge_size": vision.spatial_merge_size,
+        "spatial_patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "tokens_per_second": vision.tokens_per_second,
+        "window_size": vision.window_size,
+    }
+    # Only newer writers know it; every published model has the default.
+    if vision.rope_theta != 10000.0:
+        settings["rope_parameters"] = {"rope_type": "axial", "rope_theta": vision.rope_theta}
+    return settings
+
+
+# ---- Sizes -------------------------------------------------------------------------------------------------
 
 PHANTOM = Config(
     vision=VisionConfig(

@@ -2,13 +2,20 @@
 
 Right padding everywhere: row b's tokens are the first lengths[b]. A prompt's keys are computed and stored
 once, however many completions share it.
+
+A layer is one module (`Block`); the passes below differ in the keys that its queries see. They say so in a function
+attend(queries [B, T, H, d], keys, values [B, T, K, d]) -> ([B, T, H, d], what the pass keeps of the layer).
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike, DTypeLike
 
-from cxr_jax.models.attention import NEG, attention, two_part_attention
+from cxr_jax.models.attention import NEG, KeysAndValues, attention, two_part_attention
 from cxr_jax.models.layers import (
     MLP,
     FusedMLP,
@@ -24,226 +31,141 @@ from cxr_jax.models.layers import (
 )
 from cxr_jax.models.qwen2_5_vl import rope
 from cxr_jax.models.qwen2_5_vl.config import TextConfig
+from cxr_jax.runtime.trees import Tree
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+
+
+# ---- Modules -----------------------------------------------------------------------------------------------
 
 
 class Attention(nnx.Module):
-    """Projections around `attend(q [B,T,H,d], k, v [B,T,K,d]) -> ([B,T,H,d], aux)`, which picks the keys."""
+    """The projections around `attend`, which picks the keys."""
 
     def __init__(self, model_config: TextConfig, *, rngs: nnx.Rngs, fused: bool = False):
-        D, hd = model_config.hidden_size, model_config.head_dim
-        self.widths = [
-            n * hd
-            for n in (model_config.num_attention_heads, *[model_config.num_key_value_heads] * 2)
-        ]
+        """Draw fresh kernels; the one that writes into the residual stream is small in deep models."""
+        heads, key_heads = model_config.num_attention_heads, model_config.num_key_value_heads
+        width, head_dim = model_config.hidden_size, model_config.head_dim
+        self.widths = [heads * head_dim, key_heads * head_dim, key_heads * head_dim]
         if fused:
-            self.qkv = Linear(D, sum(self.widths), bias=True, rngs=rngs)
+            self.qkv = Linear(width, sum(self.widths), bias=True, rngs=rngs)
         else:
-            self.q, self.k, self.v = (Linear(D, w, bias=True, rngs=rngs) for w in self.widths)
+            self.q, self.k, self.v = (
+                Linear(width, size, bias=True, rngs=rngs) for size in self.widths
+            )
         self.o = Linear(
             self.widths[0],
-            D,
+            width,
             bias=False,
             rngs=rngs,
             scale=(2 * model_config.num_hidden_layers) ** -0.5,
         )
-        self.head_dim, self.fused = hd, fused
+        self.head_dim = head_dim
+        self.fused = fused
 
-    def __call__(self, x, cos, sin, attend):
-        B, T, _ = x.shape
-        a, b = self.widths[0], sum(self.widths[:2])
-        parts = (
-            jnp.split(self.qkv(x), (a, b), -1)
-            if self.fused
-            else [f(x) for f in (self.q, self.k, self.v)]
-        )
-        q, k, v = (y.reshape(B, T, -1, self.head_dim) for y in parts)
-        o, aux = attend(rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v)
-        return self.o(o.reshape(B, T, -1)), aux
+    def __call__(
+        self, hidden: jax.Array, cos: jax.Array, sin: jax.Array, attend: Attend
+    ) -> tuple[jax.Array, Any]:
+        """Compute (what attention adds to hidden [B, T, D], what `attend` keeps)."""
+        B, T, _ = hidden.shape
+        if self.fused:
+            cuts = self.widths[0], sum(self.widths[:2])
+            projected = jnp.split(self.qkv(hidden), cuts, -1)
+        else:
+            projected = [project(hidden) for project in (self.q, self.k, self.v)]
+        queries, keys, values = (part.reshape(B, T, -1, self.head_dim) for part in projected)
+        output, kept = attend(rope.rotate(queries, cos, sin), rope.rotate(keys, cos, sin), values)
+        return self.o(output.reshape(B, T, -1)), kept
 
 
 class Block(nnx.Module):
     """One layer. `fused`: for parameters from `fuse`, with q, k, v and gate, up in one kernel each."""
 
     def __init__(self, model_config: TextConfig, fused: bool = False, *, rngs: nnx.Rngs):
-        D, F = model_config.hidden_size, model_config.intermediate_size
-        self.norm1 = RMSNorm(D, model_config.rms_norm_eps)
+        """Draw fresh parameters."""
+        width, inner = model_config.hidden_size, model_config.intermediate_size
+        self.norm1 = RMSNorm(width, model_config.rms_norm_eps)
         self.attn = Attention(model_config, rngs=rngs, fused=fused)
-        self.norm2 = RMSNorm(D, model_config.rms_norm_eps)
+        self.norm2 = RMSNorm(width, model_config.rms_norm_eps)
         if fused:
-            self.mlp = FusedMLP(D, F, rngs=rngs)
+            self.mlp = FusedMLP(width, inner, rngs=rngs)
         else:
-            self.mlp = MLP(
-                D, F, bias=False, rngs=rngs, out_scale=(2 * model_config.num_hidden_layers) ** -0.5
-            )
+            out_scale = (2 * model_config.num_hidden_layers) ** -0.5
+            self.mlp = MLP(width, inner, bias=False, rngs=rngs, out_scale=out_scale)
 
-    def __call__(self, x, cos, sin, attend):
-        y, aux = self.attn(self.norm1(x), cos, sin, attend)
-        x = x + y
-        return x + self.mlp(self.norm2(x)), aux
+    def __call__(
+        self, hidden: jax.Array, cos: jax.Array, sin: jax.Array, attend: Attend
+    ) -> tuple[jax.Array, Any]:
+        """Compute (hidden [B, T, D] after the layer, what `attend` keeps)."""
+        added, kept = self.attn(self.norm1(hidden), cos, sin, attend)
+        hidden = hidden + added
+        return hidden + self.mlp(self.norm2(hidden)), kept
 
 
 class Final(nnx.Module):
     """The last normalisation."""
 
     def __init__(self, model_config: TextConfig, *, rngs: nnx.Rngs):
+        """Begin with a scale of 1."""
         del rngs
         self.norm = RMSNorm(model_config.hidden_size, model_config.rms_norm_eps)
 
-    def __call__(self, x):
-        return self.norm(x)
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """Normalise [..., D]."""
+        return self.norm(hidden)
 
 
-def init_params(model_config: TextConfig, key, tied: bool) -> dict:
-    """Fresh parameters: {"embed": {"embedding" [V, D]}, "layers" (stacked), "final", "head" if untied}."""
-    a, b, c = jax.random.split(key, 3)
-    normal = lambda k, shape: 0.02 * jax.random.normal(k, shape, jnp.float32)
+def final_norm(params: Tree, model_config: TextConfig, hidden: jax.Array) -> jax.Array:
+    """Apply the last normalisation to [..., D]."""
+    return apply(graph(Final, model_config), params["final"], hidden)
+
+
+# ---- Parameters --------------------------------------------------------------------------------------------
+
+
+def init_params(model_config: TextConfig, key: jax.Array, tied: bool) -> Tree:
+    """Draw fresh parameters: {"embed": {"embedding" [V, D]}, "layers" (stacked), "final", "head" if untied}."""
+    embed_key, layers_key, head_key = jax.random.split(key, 3)
+    vocab_size, width = model_config.vocab_size, model_config.hidden_size
+
+    def normal(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+        return 0.02 * jax.random.normal(key, shape, jnp.float32)
+
     params = {
-        "embed": {"embedding": normal(a, (model_config.vocab_size, model_config.hidden_size))},
-        "layers": init_stacked(Block, model_config, key=b, n=model_config.num_hidden_layers),
-        "final": {"norm": {"scale": jnp.ones((model_config.hidden_size,), jnp.float32)}},
+        "embed": {"embedding": normal(embed_key, (vocab_size, width))},
+        "layers": init_stacked(
+            Block, model_config, key=layers_key, count=model_config.num_hidden_layers
+        ),
+        "final": {"norm": {"scale": jnp.ones((width,), jnp.float32)}},
     }
     if not tied:
-        params["head"] = {"kernel": normal(c, (model_config.hidden_size, model_config.vocab_size))}
+        params["head"] = {"kernel": normal(head_key, (width, vocab_size))}
     return params
 
 
-def fuse(layers: dict) -> dict:
-    """Layer parameters with q, k, v and gate, up concatenated: fewer, larger products in the decode loop.
+def fuse(layers: Tree) -> Tree:
+    """Concatenate q, k, v and gate, up of layer parameters: fewer, larger products in the decode loop.
 
     Adapters are added to their kernels: a step then costs what it costs without them.
     """
     attn, mlp = (
-        {name: merge_adapters(p) for name, p in layers[part].items()} for part in ("attn", "mlp")
+        {name: merge_adapters(linear) for name, linear in layers[part].items()}
+        for part in ("attn", "mlp")
     )
-    join = lambda *parts: jax.tree.map(lambda *x: jnp.concatenate(x, -1), *parts)
+
+    def side_by_side(*linears: Tree) -> Tree:
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, -1), *linears)
+
     return {
         **layers,
-        "attn": {"qkv": join(attn["q"], attn["k"], attn["v"]), "o": attn["o"]},
-        "mlp": {"gate_up": join(mlp["gate"], mlp["up"]), "down": mlp["down"]},
+        "attn": {"qkv": side_by_side(attn["q"], attn["k"], attn["v"]), "o": attn["o"]},
+        "mlp": {"gate_up": side_by_side(mlp["gate"], mlp["up"]), "down": mlp["down"]},
     }
 
 
-def key_bias(mask):
-    """float32: 0 where a key may be seen, else very negative; shape as mask."""
-    return jnp.where(mask, 0.0, NEG).astype(jnp.float32)
-
-
-def causal_bias(mask):
-    """[B, 1, 1, T, T] bias: query t sees key s if s <= t and mask[b, s]."""
-    T = mask.shape[1]
-    return key_bias(jnp.tril(jnp.ones((T, T), bool)) & mask.astype(bool)[:, None, :])[:, None, None]
-
-
-def final_norm(params: dict, model_config: TextConfig, h):
-    return apply(graph(Final, model_config), params["final"], h)
-
-
-def forward(params: dict, model_config: TextConfig, h, positions, mask, *, remat: str = "none"):
-    """h [B, T, D], positions int [3, B, T], mask bool [B, T] -> hidden [B, T, D] after the final norm."""
-    cos, sin = rope.text_cos_sin(model_config, positions)
-    bias = causal_bias(mask)
-    block = graph(Block, model_config)
-    attend = lambda q, k, v: (attention(q, k, v, bias), None)
-    layer = lambda p, x: apply(block, p, x, cos, sin, attend)
-    h, _ = run_layers(layer, params["layers"], h, model_config.num_hidden_layers, remat)
-    return final_norm(params, model_config, h)
-
-
-def forward_group(
-    params: dict,
-    model_config: TextConfig,
-    h_prompt,
-    positions,
-    lengths,
-    h_own,
-    own_positions,
-    *,
-    remat: str = "none",
-):
-    """`forward` for prompts that several completions share: each prompt is computed once.
-
-    h_prompt [B, S, D], positions int [3, B, S], lengths int [B]; completions h_own [B*n, C, D] in prompt order
-    with own_positions int [3, B*n, C], right-padded (causality hides the padding). Returns the hidden states
-    after the final norm of both, [B, S, D] and [B*n, C, D]; the gradient of a prompt sums over its n.
-    """
-    S, C = h_prompt.shape[1], h_own.shape[1]
-    mask = jnp.arange(S) < lengths[:, None]
-    angles, own_angles = (
-        rope.text_cos_sin(model_config, positions),
-        rope.text_cos_sin(model_config, own_positions),
-    )
-    bias, seen = causal_bias(mask), key_bias(mask)[:, None, None, None, None]
-    causal = key_bias(jnp.tril(jnp.ones((C, C), bool)))
-    block = graph(Block, model_config)
-
-    def layer(p, x):
-        attend = lambda q, k, v: (
-            attention(q, k, v, bias),
-            (k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)),
-        )
-        prompt, shared = apply(block, p, x[0], *angles, attend)
-
-        def attend_own(q, k, v):
-            kv = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-            return two_part_attention(q, shared, kv, seen, causal), None
-
-        return (prompt, apply(block, p, x[1], *own_angles, attend_own)[0]), None
-
-    x, _ = run_layers(
-        layer, params["layers"], (h_prompt, h_own), model_config.num_hidden_layers, remat
-    )
-    return final_norm(params, model_config, x[0]), final_norm(params, model_config, x[1])
-
-
-def prefill(params: dict, model_config: TextConfig, h, positions, lengths):
-    """Run prompts h [B, S, D] once.
-
-    Returns (hidden [B, D] of each prompt's last token after the final norm, cache {"k", "v"}: [L, B, S, K, d]
-    each).
-    """
-    mask = jnp.arange(h.shape[1]) < lengths[:, None]
-    cos, sin = rope.text_cos_sin(model_config, positions)
-    bias = causal_bias(mask)
-    block = graph(Block, model_config)
-    attend = lambda q, k, v: (attention(q, k, v, bias), {"k": k, "v": v})
-    layer = lambda p, x: apply(block, p, x, cos, sin, attend)
-    h, cache = run_layers(layer, params["layers"], h, model_config.num_hidden_layers)
-    last = jnp.take_along_axis(h, (lengths - 1)[:, None, None], axis=1, mode="clip")[:, 0]
-    return final_norm(params, model_config, last), cache
-
-
-def extend(params: dict, model_config: TextConfig, h, positions, lengths, keys: list[tuple], used):
-    """`prefill` of h [B, E, D] on top of keys that are kept: `prompt_keys` of S slots, the first used [B] filled.
-
-    positions int [3, B, E], lengths int [B] of the new tokens. Returns (hidden [B, D] of each last token after
-    the final norm, the new tokens' [(k, v)] a layer, [B, K, E, d]).
-    """
-    seen = key_bias(jnp.arange(keys[0][0].shape[2]) < used[:, None])[:, None, None, None, None]
-    causal = key_bias(jnp.tril(jnp.ones((h.shape[1], h.shape[1]), bool)))
-    angles = rope.text_cos_sin(model_config, positions)
-    block = graph(Block, model_config)
-
-    def layer(x, h):
-        def attend(q, k, v):
-            new = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-            return two_part_attention(q, x["kept"], new, seen, causal), new
-
-        return apply(block, x["params"], h, *angles, attend)
-
-    if isinstance(params["layers"], list):
-        both = [{"params": p, "kept": k} for p, k in zip(params["layers"], keys, strict=True)]
-    else:
-        both = {"params": params["layers"], "kept": jax.tree.map(lambda *k: jnp.stack(k), *keys)}
-    h, new = run_layers(layer, both, h, model_config.num_hidden_layers)
-    last = jnp.take_along_axis(h, (lengths - 1)[:, None, None], axis=1, mode="clip")[:, 0]
-    return final_norm(params, model_config, last), [
-        tuple(x[i] for x in new) for i in range(len(keys))
-    ]
-
-
-def decode_layers(params: dict, model_config: TextConfig) -> list[dict]:
-    """The unstacked layers that `decode_step` takes, fused: made once, outside the loop, layer by layer, so that there
-    is no second whole copy. A list is taken as it is.
+def decode_layers(params: Tree, model_config: TextConfig) -> list[Tree]:
+    """Unstack and fuse the layers for `decode_step`: made once, outside the loop, layer by layer, so that there is no
+    second whole copy. A list is taken as it is.
 
     Adapters on kernels narrower than float32 stay beside them: their sum would be rounded to the kernel's type, and
     what adapters add in their first steps is less than that. The learner, which keeps them apart, would then not be
@@ -253,19 +175,230 @@ def decode_layers(params: dict, model_config: TextConfig) -> list[dict]:
     if isinstance(layers, list):
         return layers
     apart = unstack(layers, model_config.num_hidden_layers)
-    q = layers["attn"]["q"]["kernel"]
-    return (
-        apart if q.dtype != jnp.float32 and split_adapters(layers)[1] else [fuse(p) for p in apart]
+    is_narrow = layers["attn"]["q"]["kernel"].dtype != jnp.float32
+    if is_narrow and split_adapters(layers)[1]:
+        return apart
+    return [fuse(layer) for layer in apart]
+
+
+# ---- Which keys are seen -----------------------------------------------------------------------------------
+
+
+def key_bias(mask: jax.Array) -> jax.Array:
+    """Make a float32 bias: 0 where a key may be seen, else very negative; shape as mask."""
+    return jnp.where(mask, 0.0, NEG).astype(jnp.float32)
+
+
+def causal_bias(mask: jax.Array) -> jax.Array:
+    """Make a bias [B, 1, 1, T, T] from mask [B, T]: query t sees key s if s <= t and mask[b, s]."""
+    T = mask.shape[1]
+    seen = jnp.tril(jnp.ones((T, T), bool)) & mask.astype(bool)[:, None, :]
+    return key_bias(seen)[:, None, None]
+
+
+def _filled_bias(slots: int, filled: ArrayLike) -> jax.Array:
+    """[B, 1, 1, 1, 1, S]: the first filled[b] of a group's slots are seen by all its queries."""
+    seen = jnp.arange(slots) < filled[:, None]
+    return key_bias(seen)[:, None, None, None, None]
+
+
+def _own_bias(length: int) -> jax.Array:
+    """[T, T]: causal among a row's own tokens, whose padding is on the right and so never seen."""
+    return key_bias(jnp.tril(jnp.ones((length, length), bool)))
+
+
+def _heads_first(keys: jax.Array, values: jax.Array) -> KeysAndValues:
+    """[B, T, K, d] -> [B, K, T, d], the layout in which kept keys are read."""
+    return keys.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3)
+
+
+def _last_of(hidden: jax.Array, lengths: jax.Array) -> jax.Array:
+    """[B, T, D] -> [B, D]: each row's last token."""
+    return jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1, mode="clip")[:, 0]
+
+
+# ---- Whole passes ------------------------------------------------------------------------------------------
+
+
+def forward(
+    params: Tree,
+    model_config: TextConfig,
+    hidden: jax.Array,
+    positions: ArrayLike,
+    mask: jax.Array,
+    *,
+    remat: str = "none",
+) -> jax.Array:
+    """Run all layers on hidden [B, T, D].
+
+    Args:
+        positions: int [3, B, T].
+        mask: bool [B, T].
+
+    Returns:
+        [B, T, D] after the final norm.
+    """
+    cos, sin = rope.text_cos_sin(model_config, positions)
+    bias = causal_bias(mask)
+    block = graph(Block, model_config)
+
+    def attend(queries: jax.Array, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, None]:
+        return attention(queries, keys, values, bias), None
+
+    def layer(layer_params: Tree, hidden: jax.Array) -> tuple[jax.Array, None]:
+        return apply(block, layer_params, hidden, cos, sin, attend)
+
+    hidden, _ = run_layers(layer, params["layers"], hidden, model_config.num_hidden_layers, remat)
+    return final_norm(params, model_config, hidden)
+
+
+def forward_group(
+    params: Tree,
+    model_config: TextConfig,
+    prompt_hidden: jax.Array,
+    positions: ArrayLike,
+    lengths: jax.Array,
+    own_hidden: jax.Array,
+    own_positions: ArrayLike,
+    *,
+    remat: str = "none",
+) -> tuple[jax.Array, jax.Array]:
+    """Run `forward` for prompts that several completions share: each prompt is computed once.
+
+    Args:
+        prompt_hidden: [B, S, D].
+        positions: int [3, B, S].
+        lengths: int [B], of the prompts.
+        own_hidden: [B*n, C, D], completions in prompt order, right-padded (causality hides the padding).
+        own_positions: int [3, B*n, C].
+
+    Returns:
+        The hidden states after the final norm of both, [B, S, D] and [B*n, C, D]; the gradient of a prompt sums over
+        its n.
+    """
+    mask = jnp.arange(prompt_hidden.shape[1]) < lengths[:, None]
+    angles = rope.text_cos_sin(model_config, positions)
+    own_angles = rope.text_cos_sin(model_config, own_positions)
+    bias, prompt_bias = causal_bias(mask), key_bias(mask)[:, None, None, None, None]
+    own_bias = _own_bias(own_hidden.shape[1])
+    block = graph(Block, model_config)
+
+    def attend_prompt(
+        queries: jax.Array, keys: jax.Array, values: jax.Array
+    ) -> tuple[jax.Array, KeysAndValues]:
+        return attention(queries, keys, values, bias), _heads_first(keys, values)
+
+    def layer(layer_params: Tree, hidden: tuple) -> tuple[tuple, None]:
+        prompt, own = hidden
+        prompt, shared = apply(block, layer_params, prompt, *angles, attend_prompt)
+
+        def attend_own(
+            queries: jax.Array, keys: jax.Array, values: jax.Array
+        ) -> tuple[jax.Array, None]:
+            own_keys = _heads_first(keys, values)
+            return two_part_attention(queries, shared, own_keys, prompt_bias, own_bias), None
+
+        own, _ = apply(block, layer_params, own, *own_angles, attend_own)
+        return (prompt, own), None
+
+    (prompt, own), _ = run_layers(
+        layer, params["layers"], (prompt_hidden, own_hidden), model_config.num_hidden_layers, remat
     )
+    return final_norm(params, model_config, prompt), final_norm(params, model_config, own)
 
 
-def prompt_keys(cache: dict) -> list[tuple]:
-    """[(k, v)] a layer, [B, K, S, d]: the layout in which keys are read, made once, outside the loop."""
-    return [tuple(cache[x][i].transpose(0, 2, 1, 3) for x in "kv") for i in range(len(cache["k"]))]
+# ---- Passes that keep keys ---------------------------------------------------------------------------------
 
 
-def empty_own(model_config: TextConfig, rows: int, length: int, dtype) -> list[tuple]:
-    """[(k, v)] a layer, zeros [R, K, length, d]: room for the keys of generated tokens."""
+def prefill(
+    params: Tree,
+    model_config: TextConfig,
+    hidden: jax.Array,
+    positions: ArrayLike,
+    lengths: jax.Array,
+) -> tuple[jax.Array, Tree]:
+    """Run prompts hidden [B, S, D] once.
+
+    Args:
+        positions: int [3, B, S].
+        lengths: int [B].
+
+    Returns:
+        (hidden [B, D] of each prompt's last token after the final norm, cache {"k", "v"}: [L, B, S, K, d] each).
+    """
+    mask = jnp.arange(hidden.shape[1]) < lengths[:, None]
+    cos, sin = rope.text_cos_sin(model_config, positions)
+    bias = causal_bias(mask)
+    block = graph(Block, model_config)
+
+    def attend(queries: jax.Array, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, Tree]:
+        return attention(queries, keys, values, bias), {"k": keys, "v": values}
+
+    def layer(layer_params: Tree, hidden: jax.Array) -> tuple[jax.Array, Tree]:
+        return apply(block, layer_params, hidden, cos, sin, attend)
+
+    hidden, cache = run_layers(layer, params["layers"], hidden, model_config.num_hidden_layers)
+    return final_norm(params, model_config, _last_of(hidden, lengths)), cache
+
+
+def prompt_keys(cache: Tree) -> list[KeysAndValues]:
+    """Lay a cache out as keys are read, made once, outside the loop: [(k, v)] a layer, [B, K, S, d]."""
+    return [_heads_first(cache["k"][index], cache["v"][index]) for index in range(len(cache["k"]))]
+
+
+def extend(
+    params: Tree,
+    model_config: TextConfig,
+    hidden: jax.Array,
+    positions: ArrayLike,
+    lengths: jax.Array,
+    keys: list[KeysAndValues],
+    used: jax.Array,
+) -> tuple[jax.Array, list[KeysAndValues]]:
+    """Run `prefill` of hidden [B, E, D] on top of keys that are kept.
+
+    Args:
+        positions: int [3, B, E].
+        lengths: int [B] of the new tokens.
+        keys: `prompt_keys` of S slots, the first used [B] filled.
+
+    Returns:
+        (hidden [B, D] of each last token after the final norm, the new tokens' [(k, v)] a layer, [B, K, E, d]).
+    """
+    kept_bias = _filled_bias(keys[0][0].shape[2], used)
+    own_bias = _own_bias(hidden.shape[1])
+    angles = rope.text_cos_sin(model_config, positions)
+    block = graph(Block, model_config)
+
+    def layer(inputs: Tree, hidden: jax.Array) -> tuple[jax.Array, KeysAndValues]:
+        def attend(
+            queries: jax.Array, keys: jax.Array, values: jax.Array
+        ) -> tuple[jax.Array, KeysAndValues]:
+            new = _heads_first(keys, values)
+            return two_part_attention(queries, inputs["kept"], new, kept_bias, own_bias), new
+
+        return apply(block, inputs["params"], hidden, *angles, attend)
+
+    # Parameters and kept keys go through the layers together, stacked or as a list, as the parameters are.
+    if isinstance(params["layers"], list):
+        inputs = [
+            {"params": layer_params, "kept": kept}
+            for layer_params, kept in zip(params["layers"], keys, strict=True)
+        ]
+    else:
+        stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *keys)
+        inputs = {"params": params["layers"], "kept": stacked}
+    hidden, (new_keys, new_values) = run_layers(
+        layer, inputs, hidden, model_config.num_hidden_layers
+    )
+    last = final_norm(params, model_config, _last_of(hidden, lengths))
+    return last, [(new_keys[index], new_values[index]) for index in range(len(keys))]
+
+
+def empty_own(
+    model_config: TextConfig, rows: int, length: int, dtype: DTypeLike
+) -> list[KeysAndValues]:
+    """Make room for the keys of generated tokens: [(k, v)] a layer, zeros [R, K, length, d]."""
     shape = (rows, model_config.num_key_value_heads, length, model_config.head_dim)
     return [
         (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
@@ -274,40 +407,55 @@ def empty_own(model_config: TextConfig, rows: int, length: int, dtype) -> list[t
 
 
 def decode_step(
-    layers: list[dict],
-    final: dict,
+    layers: list[Tree],
+    final: Tree,
     model_config: TextConfig,
-    h,
-    positions,
-    prompt: list[tuple],
-    prompt_lengths,
-    own: list[tuple],
-    step,
-    place=None,
-):
-    """One token for each row. h [R, 1, D], positions int [3, R, 1], rows in prompt order (R = B * n).
+    hidden: jax.Array,
+    positions: jax.Array,
+    prompt: list[KeysAndValues],
+    prompt_lengths: jax.Array,
+    own: list[KeysAndValues],
+    step: jax.Array,
+    place: tuple[jax.Array, int] | None = None,
+) -> tuple[jax.Array, list[KeysAndValues]]:
+    """Run one token of each row; each attends to its prompt's keys and its own in one softmax.
 
-    layers from `decode_layers`, final = params["final"], prompt from `prompt_keys`, own from `empty_own` with
-    slots < step filled. Each row attends to its prompt's keys and its own in one softmax. place: where these rows are
-    not all of the prompts' rows, see `two_part_attention`.
-    Returns (hidden [R, D] after the final norm, own with slot `step` filled).
+    Args:
+        layers: from `decode_layers`.
+        final: params["final"].
+        hidden: [R, 1, D], rows in prompt order (R = B * n).
+        positions: int [3, R, 1].
+        prompt: from `prompt_keys`.
+        own: from `empty_own`, slots < step filled.
+        place: where these rows are not all of the prompts' rows, see `two_part_attention`.
+
+    Returns:
+        (hidden [R, D] after the final norm, own with slot `step` filled).
     """
     cos, sin = rope.text_cos_sin(model_config, positions)
-    seen = key_bias(jnp.arange(prompt[0][0].shape[2]) < prompt_lengths[:, None])[
-        :, None, None, None, None
-    ]
-    mine = key_bias(jnp.arange(own[0][0].shape[2]) <= step)
-    block = graph(Block, model_config, "qkv" in layers[0]["attn"])
-    out = []
-    for p, shared, (ko, vo) in zip(layers, prompt, own, strict=True):
+    prompt_bias = _filled_bias(prompt[0][0].shape[2], prompt_lengths)
+    own_bias = key_bias(jnp.arange(own[0][0].shape[2]) <= step)
+    is_fused = "qkv" in layers[0]["attn"]
+    block = graph(Block, model_config, is_fused)
+    own_after = []
+    for layer_params, shared, (old_keys, old_values) in zip(layers, prompt, own, strict=True):
 
-        def attend(q, k, v, shared=shared, ko=ko, vo=vo):
-            kv = tuple(
-                jax.lax.dynamic_update_slice_in_dim(old, new.transpose(0, 2, 1, 3), step, 2)
-                for old, new in ((ko, k), (vo, v))
+        def attend(
+            queries: jax.Array,
+            keys: jax.Array,
+            values: jax.Array,
+            shared: KeysAndValues = shared,
+            old_keys: jax.Array = old_keys,
+            old_values: jax.Array = old_values,
+        ) -> tuple[jax.Array, KeysAndValues]:
+            new_keys, new_values = _heads_first(keys, values)
+            own_keys = (
+                jax.lax.dynamic_update_slice_in_dim(old_keys, new_keys, step, 2),
+                jax.lax.dynamic_update_slice_in_dim(old_values, new_values, step, 2),
             )
-            return two_part_attention(q, shared, kv, seen, mine, place), kv
+            output = two_part_attention(queries, shared, own_keys, prompt_bias, own_bias, place)
+            return output, own_keys
 
-        h, kv = apply(block, p, h, cos, sin, attend)
-        out.append(kv)
-    return apply(graph(Final, model_config), final, h[:, 0]), out
+        hidden, own_keys = apply(block, layer_params, hidden, cos, sin, attend)
+        own_after.append(own_keys)
+    return apply(graph(Final, model_config), final, hidden[:, 0]), own_after

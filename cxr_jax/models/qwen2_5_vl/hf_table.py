@@ -1,14 +1,12 @@
 """The Hugging Face keys of Qwen2.5-VL as a table, and our names for them."""
 
+import functools
+
 from cxr_jax.models.family import TensorRule
 from cxr_jax.models.qwen2_5_vl.config import Config
-from cxr_jax.runtime.trees import flatten
+from cxr_jax.runtime.trees import Tree, flatten
 
-# --- the table -----------------------------------------------------------------------------------------
-
-# (our path, HF key, transform). "{}" in a key is a layer number: such parameters are stacked on axis 0.
-# Transforms: "as is"; "t": torch keeps [out, in], we keep [in, out]; "conv": a 3-D patch convolution
-# (out, c, t, h, w) that we keep as the product [c*t*h*w, out].
+# (our path, HF key, transform of `TensorRule`). "{}" in a key is a layer number: such parameters are stacked on axis 0.
 _VISION = (
     ("patch_embed/proj/kernel", "visual.patch_embed.proj.weight", "conv"),
     ("blocks/norm1/scale", "visual.blocks.{}.norm1.weight", "as is"),
@@ -49,48 +47,72 @@ _TEXT = (
 
 
 def our_shapes(model_config: Config) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Path -> shape of every parameter of a config, from an abstract init: no array is made."""
+    """Compute path -> shape of every parameter of a config, from an abstract init: no array is made."""
+    return dict(_traced_shapes(model_config))
+
+
+@functools.lru_cache(maxsize=32)  # loading asks twice, and a trace takes a good part of a second
+def _traced_shapes(model_config: Config) -> dict[tuple[str, ...], tuple[int, ...]]:
     import jax
 
     from cxr_jax.models import qwen2_5_vl
 
-    tree = jax.eval_shape(lambda k: qwen2_5_vl.init_params(model_config, k), jax.random.key(0))
+    def init(key: jax.Array) -> Tree:
+        return qwen2_5_vl.init_params(model_config, key)
+
+    tree = jax.eval_shape(init, jax.random.key(0))
     return {path: tuple(leaf.shape) for path, leaf in flatten(tree)}
 
 
 def rules(model_config: Config) -> list[TensorRule]:
-    """Every tensor of a model folder, in file order. Raises KeyError if the table and the model disagree."""
+    """List every tensor of a model folder, in file order.
+
+    Raises:
+        KeyError: if the table and the model disagree.
+    """
     shapes = our_shapes(model_config)
-    out, seen = [], set()
+    tensors, known = [], set()
     for part, table in (("vision", _VISION), ("text", _TEXT)):
         for name, key, transform in table:
             path = (part, *name.split("/"))
+            # A tied head is the embedding, and no parameter of its own.
             if path not in shapes and path[1] == "head" and model_config.tie_word_embeddings:
                 continue
-            shape = shapes[path]
-            seen.add(path)
-            layers = range(shape[0]) if "{}" in key else [None]
-            own = shape[1:] if "{}" in key else shape
-            for i in layers:
-                out.append(
-                    TensorRule(
-                        key.format(i), path, i, transform, _hf_shape(model_config, own, transform)
-                    )
-                )
-    if seen != set(shapes):
-        raise KeyError(f"no rule for {sorted(set(shapes) - seen)}")
-    return out
+            known.add(path)
+            tensors += _tensors_of(model_config, path, shapes[path], key, transform)
+    if known != set(shapes):
+        raise KeyError(f"no rule for {sorted(set(shapes) - known)}")
+    return tensors
 
 
-def _hf_shape(model_config: Config, own: tuple[int, ...], transform: str) -> tuple[int, ...]:
-    v = model_config.vision
+def _tensors_of(
+    model_config: Config, path: tuple[str, ...], shape: tuple[int, ...], key: str, transform: str
+) -> list[TensorRule]:
+    """The tensors of one row of the table: one, or one a layer."""
+    if "{}" not in key:
+        return [TensorRule(key, path, None, transform, _hf_shape(model_config, shape, transform))]
+    layer_shape = _hf_shape(model_config, shape[1:], transform)
+    return [
+        TensorRule(key.format(layer), path, layer, transform, layer_shape)
+        for layer in range(shape[0])
+    ]
+
+
+def _hf_shape(model_config: Config, shape: tuple[int, ...], transform: str) -> tuple[int, ...]:
+    vision = model_config.vision
     if transform == "conv":
-        return (v.hidden_size, v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
-    return own[::-1] if transform == "t" else own
+        return (
+            vision.hidden_size,
+            vision.in_channels,
+            vision.temporal_patch_size,
+            vision.patch_size,
+            vision.patch_size,
+        )
+    return shape[::-1] if transform == "t" else shape
 
 
 def canonical_key(key: str) -> str:
-    """A key of either layout -> the key of the published layout."""
+    """Turn a key of either layout into that of the published layout."""
     for nested, flat in (("model.visual.", "visual."), ("model.language_model.", "model.")):
         if key.startswith(nested):
             return flat + key[len(nested) :]

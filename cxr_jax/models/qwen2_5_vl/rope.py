@@ -1,10 +1,11 @@
 """Rotary positions: 2-D for vision patches, three-axis (M-RoPE) for the decoder. Angles are float32 always.
 
-Positions are host-side numpy: they depend on token ids and grids only, never on weights.
+Positions of prompts are host-side numpy: they depend on token ids and grids only, never on weights.
 """
 
 import functools
 import itertools
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,88 +15,115 @@ from jax.typing import ArrayLike
 from cxr_jax.errors import UserError
 from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 
+# ---- Angles ------------------------------------------------------------------------------------------------
 
-def frequencies(theta: float, dim: int) -> np.ndarray:
-    """float32 [dim / 2]: theta ** (-2i / dim)."""
-    power = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+
+def frequencies(theta: float, size: int) -> np.ndarray:
+    """Compute float32 [size / 2]: theta ** (-2i / size)."""
+    power = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
     return np.float32(1.0) / np.float32(theta) ** power
 
 
 @functools.lru_cache(maxsize=64)
-def vision_angles(model_config: VisionConfig, h: int, w: int) -> np.ndarray:
-    """float32 [h * w, head_dim / 2] for one frame, patches in merge-block order (the processor's order)."""
-    m = model_config.spatial_merge_size
-    row, col = (
-        np.mgrid[:h, :w].reshape(2, h // m, m, w // m, m).transpose(0, 1, 3, 2, 4).reshape(2, -1)
-    )
-    freq = frequencies(model_config.rope_theta, model_config.head_dim // 2)
-    return np.concatenate([a[:, None].astype(np.float32) * freq for a in (row, col)], -1)
+def vision_angles(model_config: VisionConfig, rows: int, columns: int) -> np.ndarray:
+    """Compute float32 [rows * columns, head_dim / 2] for one frame of patches.
+
+    Patches are in merge-block order, the processor's order.
+    """
+    merge = model_config.spatial_merge_size
+    blocks = np.mgrid[:rows, :columns].reshape(2, rows // merge, merge, columns // merge, merge)
+    row, column = blocks.transpose(0, 1, 3, 2, 4).reshape(2, -1)
+    frequency = frequencies(model_config.rope_theta, model_config.head_dim // 2)
+    halves = [place[:, None].astype(np.float32) * frequency for place in (row, column)]
+    return np.concatenate(halves, -1)
 
 
-def text_cos_sin(model_config: TextConfig, positions):
-    """cos, sin float32 [B, T, 1, head_dim / 2] from positions int [3, B, T]: each band of frequencies
-    follows its own axis (time, height, width)."""
+def text_cos_sin(model_config: TextConfig, positions: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """Compute cos, sin float32 [B, T, 1, head_dim / 2] from positions int [3, B, T].
+
+    Each band of frequencies follows its own axis (time, height, width).
+    """
     axis = np.repeat(np.arange(3), model_config.mrope_section)
-    freq = frequencies(model_config.rope_theta, model_config.head_dim)
-    picked = jnp.moveaxis(jnp.asarray(positions), 0, -1)[..., axis]  # [B, T, head_dim / 2]
-    angles = picked.astype(jnp.float32) * freq
+    frequency = frequencies(model_config.rope_theta, model_config.head_dim)
+    followed = jnp.moveaxis(jnp.asarray(positions), 0, -1)[..., axis]  # [B, T, head_dim / 2]
+    angles = followed.astype(jnp.float32) * frequency
     return jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
 
 
-def rotate(x, cos, sin):
-    """Rotate the pairs (i, i + d/2) of the last axis of x [..., heads, d], in float32; x's dtype out."""
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+def rotate(heads: jax.Array, cos: ArrayLike, sin: ArrayLike) -> jax.Array:
+    """Rotate the pairs (i, i + d/2) of the last axis of [..., heads, d], in float32; the same type comes out."""
+    first, second = jnp.split(heads.astype(jnp.float32), 2, axis=-1)
+    rotated = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(rotated, -1).astype(heads.dtype)
 
 
-def _image_positions(grid, merge: int, start: int) -> np.ndarray:
-    t, h, w = int(grid[0]), int(grid[1]) // merge, int(grid[2]) // merge
-    return np.mgrid[:t, :h, :w].reshape(3, -1) + start
+# ---- Positions ---------------------------------------------------------------------------------------------
 
 
-def _row_positions(model_config: Config, ids: np.ndarray, grids, row: int) -> np.ndarray:
+def positions(
+    model_config: Config,
+    input_ids: ArrayLike,
+    grids: Sequence | np.ndarray | None = None,
+    mask: ArrayLike | None = None,
+) -> np.ndarray:
+    """Compute M-RoPE positions int32 [3, B, T] (time, height, width) as transformers' `get_rope_index` gives them.
+
+    Args:
+        input_ids: int [B, T].
+        grids: the (t, h, w) of every image in reading order over the batch, [n, 3]; or one (t, h, w) that every image
+            has; or None without images.
+        mask: bool [B, T], False at padding (positions 0).
+
+    Raises:
+        UserError: when placeholders and grids do not match.
+    """
+    ids = np.asarray(input_ids)
+    real = np.ones(ids.shape, bool) if mask is None else np.asarray(mask).astype(bool)
+    table = np.zeros((0, 3), np.int64) if grids is None else np.asarray(grids)
+    is_same_grid = table.ndim == 1
+    source = itertools.repeat(table) if is_same_grid else iter(table)
+    places = np.zeros((3, *ids.shape), np.int32)
+    for row in range(len(ids)):
+        row_ids = ids[row][real[row]]
+        places[:, row, real[row]] = _row_positions(model_config, row_ids, source, row)
+    if not is_same_grid and next(source, None) is not None:
+        raise UserError("more image grids than image placeholders in input_ids")
+    return places
+
+
+def _row_positions(
+    model_config: Config, ids: np.ndarray, grids: Iterator[np.ndarray], row: int
+) -> np.ndarray:
     """[3, T] for one unpadded row; `grids` is an iterator from which the row takes its images."""
     merge = model_config.vision.spatial_merge_size
     is_image = ids == model_config.image_token_id
     edges = np.flatnonzero(np.diff(is_image)) + 1
-    out, start = [np.zeros((3, 0), np.int64)], 0
+    parts, start = [np.zeros((3, 0), np.int64)], 0
     for run in np.split(is_image, edges):
-        if len(run) and run[0]:
-            grid = next(grids, None)
-            if grid is None:
-                raise UserError(f"row {row}: more image placeholders than image grids")
-            pos = _image_positions(grid, merge, start)
-            if pos.shape[1] != len(run):
-                raise UserError(
-                    f"row {row}: {len(run)} image tokens, but grid {tuple(map(int, grid))} "
-                    f"needs {pos.shape[1]}"
-                )
-            start += max(int(grid[1]), int(grid[2])) // merge
-        else:
-            pos = np.broadcast_to(np.arange(len(run)) + start, (3, len(run)))
-            start += len(run)
-        out.append(pos)
-    return np.concatenate(out, 1)
+        length = len(run)
+        if not (length and run[0]):
+            # Text: all three axes count on together.
+            parts.append(np.broadcast_to(np.arange(length) + start, (3, length)))
+            start += length
+            continue
+        # An image: its own grid of places, after which text starts beyond the longer side.
+        grid = next(grids, None)
+        if grid is None:
+            raise UserError(f"row {row}: more image placeholders than image grids")
+        places = _image_positions(grid, merge, start)
+        if places.shape[1] != length:
+            raise UserError(
+                f"row {row}: {length} image tokens, but grid {tuple(map(int, grid))} "
+                f"needs {places.shape[1]}"
+            )
+        parts.append(places)
+        start += max(int(grid[1]), int(grid[2])) // merge
+    return np.concatenate(parts, 1)
 
 
-def positions(model_config: Config, input_ids, grids=None, mask=None) -> np.ndarray:
-    """M-RoPE positions int32 [3, B, T] (time, height, width) as transformers' `get_rope_index` gives them.
-
-    input_ids: int [B, T]. grids: the (t, h, w) of every image in reading order over the batch, [n, 3]; or one
-    (t, h, w) that every image has; or None without images. mask: bool [B, T], False at padding (positions 0).
-    Raises UserError when placeholders and grids do not match.
-    """
-    ids = np.asarray(input_ids)
-    keep = np.ones(ids.shape, bool) if mask is None else np.asarray(mask).astype(bool)
-    table = np.zeros((0, 3), np.int64) if grids is None else np.asarray(grids)
-    same = table.ndim == 1
-    source = itertools.repeat(table) if same else iter(table)
-    out = np.zeros((3, *ids.shape), np.int32)
-    for b in range(len(ids)):
-        out[:, b, keep[b]] = _row_positions(model_config, ids[b][keep[b]], source, b)
-    if not same and next(source, None) is not None:
-        raise UserError("more image grids than image placeholders in input_ids")
-    return out
+def _image_positions(grid: np.ndarray, merge: int, start: int) -> np.ndarray:
+    frames, rows, columns = int(grid[0]), int(grid[1]) // merge, int(grid[2]) // merge
+    return np.mgrid[:frames, :rows, :columns].reshape(3, -1) + start
 
 
 def next_positions(positions: jax.Array, lengths: ArrayLike) -> jax.Array:

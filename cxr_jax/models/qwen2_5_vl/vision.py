@@ -6,55 +6,80 @@ of a shape are adjacent, so window attention is one batched product a shape, wit
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike, DTypeLike
 
 from cxr_jax.errors import UserError
 from cxr_jax.models.attention import attention
 from cxr_jax.models.layers import MLP, Linear, RMSNorm, apply, graph, init, init_stacked, run_layers
 from cxr_jax.models.qwen2_5_vl import rope
 from cxr_jax.models.qwen2_5_vl.config import VisionConfig
+from cxr_jax.runtime.trees import Tree
 
 EPS = 1e-6  # fixed in the reference, not in config.json
+
+Segments = tuple[tuple[int, int], ...]
+"""((windows, patches a window), ...) along the patch axis: attention stays within each window."""
+
+
+# ---- Modules -----------------------------------------------------------------------------------------------
 
 
 class PatchEmbed(nnx.Module):
     """Flattened patches [..., patch_dim] -> [..., hidden]; the reference's 3-D convolution as a product."""
 
     def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs):
+        """Draw a fresh kernel."""
         self.proj = Linear(model_config.patch_dim, model_config.hidden_size, bias=False, rngs=rngs)
 
-    def __call__(self, x):
-        return self.proj(x)
+    def __call__(self, patches: jax.Array) -> jax.Array:
+        """Project the patches."""
+        return self.proj(patches)
 
 
 class Attention(nnx.Module):
-    """Attention within each segment. `segments`: ((windows, patches a window), ...) along the patch axis."""
+    """Attention within each window of the segments."""
 
     def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs):
-        d = model_config.hidden_size
-        self.qkv = Linear(d, 3 * d, bias=True, rngs=rngs)
-        self.proj = Linear(d, d, bias=True, rngs=rngs, scale=(2 * model_config.depth) ** -0.5)
+        """Draw fresh kernels; the one that writes into the residual stream is small in deep models."""
+        width = model_config.hidden_size
+        out_scale = (2 * model_config.depth) ** -0.5
+        self.qkv = Linear(width, 3 * width, bias=True, rngs=rngs)
+        self.proj = Linear(width, width, bias=True, rngs=rngs, scale=out_scale)
         self.heads = model_config.num_heads
 
-    def __call__(self, x, cos, sin, segments):
-        N, P, D = x.shape
-        q, k, v = (a.reshape(N, P, self.heads, -1) for a in jnp.split(self.qkv(x), 3, axis=-1))
-        q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
-        out, at = [], 0
-        for count, size in segments:
-            cut = slice(at, at + count * size)
-            window = [a[:, cut].reshape(N * count, size, self.heads, -1) for a in (q, k, v)]
-            out.append(attention(*window).reshape(N, count * size, D))
-            at += count * size
-        return self.proj(jnp.concatenate(out, 1) if len(out) > 1 else out[0])
+    def __call__(
+        self, hidden: jax.Array, cos: ArrayLike, sin: ArrayLike, segments: Segments
+    ) -> jax.Array:
+        """Compute what attention adds to hidden [N, P, D]."""
+        N, P, D = hidden.shape
+        queries, keys, values = (
+            part.reshape(N, P, self.heads, -1) for part in jnp.split(self.qkv(hidden), 3, axis=-1)
+        )
+        queries, keys = rope.rotate(queries, cos, sin), rope.rotate(keys, cos, sin)
+        # Windows of one shape are rows of one product.
+        outputs, first = [], 0
+        for windows, size in segments:
+            segment = slice(first, first + windows * size)
+            parts = [
+                part[:, segment].reshape(N * windows, size, self.heads, -1)
+                for part in (queries, keys, values)
+            ]
+            outputs.append(attention(*parts).reshape(N, windows * size, D))
+            first += windows * size
+        return self.proj(jnp.concatenate(outputs, 1) if len(outputs) > 1 else outputs[0])
 
 
 class Block(nnx.Module):
+    """One layer of the tower."""
+
     def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs):
+        """Draw fresh parameters."""
         self.norm1 = RMSNorm(model_config.hidden_size, EPS)
         self.attn = Attention(model_config, rngs=rngs)
         self.norm2 = RMSNorm(model_config.hidden_size, EPS)
@@ -66,120 +91,167 @@ class Block(nnx.Module):
             out_scale=(2 * model_config.depth) ** -0.5,
         )
 
-    def __call__(self, x, cos, sin, segments):
-        x = x + self.attn(self.norm1(x), cos, sin, segments)
-        return x + self.mlp(self.norm2(x))
+    def __call__(
+        self, hidden: jax.Array, cos: ArrayLike, sin: ArrayLike, segments: Segments
+    ) -> jax.Array:
+        """Compute hidden [N, P, D] after the layer."""
+        hidden = hidden + self.attn(self.norm1(hidden), cos, sin, segments)
+        return hidden + self.mlp(self.norm2(hidden))
 
 
 class Merger(nnx.Module):
     """Four neighbouring patches [N, P, hidden] -> one token [N, P/4, out]."""
 
     def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs):
-        d = model_config.hidden_size * model_config.merge_unit
+        """Draw fresh parameters."""
+        joined = model_config.hidden_size * model_config.merge_unit
         self.norm = RMSNorm(model_config.hidden_size, EPS)
-        self.fc1 = Linear(d, d, bias=True, rngs=rngs)
-        self.fc2 = Linear(d, model_config.out_hidden_size, bias=True, rngs=rngs)
+        self.fc1 = Linear(joined, joined, bias=True, rngs=rngs)
+        self.fc2 = Linear(joined, model_config.out_hidden_size, bias=True, rngs=rngs)
         self.unit = model_config.merge_unit
 
-    def __call__(self, x):
-        N, P, D = x.shape
-        x = self.norm(x).reshape(N, P // self.unit, D * self.unit)
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """Merge the patches, which stand in merge-block order."""
+        N, P, D = hidden.shape
+        joined = self.norm(hidden).reshape(N, P // self.unit, D * self.unit)
+        # The exact GELU, as in the reference, and not its tanh form.
+        return self.fc2(jax.nn.gelu(self.fc1(joined), approximate=False))
+
+
+# ---- Windows -----------------------------------------------------------------------------------------------
+
+
+class WindowPlan(NamedTuple):
+    """The window order of one frame, in merge units (four patches that become one token)."""
+
+    order: np.ndarray  # int [units]: units in window order, grouped by window shape
+    inverse: np.ndarray  # int [units]: undoes it
+    segments: Segments
 
 
 @functools.lru_cache(maxsize=64)
-def window_plan(model_config: VisionConfig, h: int, w: int):
-    """(order, inverse, segments) for one frame of h x w patches.
-
-    order int [h*w/4]: merge units in window order, grouped by window shape; inverse undoes it;
-    segments: ((windows, patches a window), ...). The windows are those of the reference's window index.
-    """
-    m = model_config.spatial_merge_size
-    rows, cols = h // m, w // m
-    side = model_config.window_size // m // model_config.patch_size
-    index = np.arange(rows * cols).reshape(rows, cols)
-    by_shape: dict[tuple[int, int], list] = {}
-    for r in range(0, rows, side):
-        for c in range(0, cols, side):
-            win = index[r : r + side, c : c + side]
-            by_shape.setdefault(win.shape, []).append(win.ravel())
-    order = np.concatenate([np.concatenate(ws) for ws in by_shape.values()])
-    segments = tuple((len(ws), ws[0].size * model_config.merge_unit) for ws in by_shape.values())
-    return order, np.argsort(order), segments
+def window_plan(model_config: VisionConfig, rows: int, columns: int) -> WindowPlan:
+    """Plan the windows of one frame of rows x columns patches: those of the reference's window index."""
+    merge = model_config.spatial_merge_size
+    unit_rows, unit_columns = rows // merge, columns // merge
+    side = model_config.window_size // merge // model_config.patch_size
+    index = np.arange(unit_rows * unit_columns).reshape(unit_rows, unit_columns)
+    by_shape: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for row in range(0, unit_rows, side):
+        for column in range(0, unit_columns, side):
+            window = index[row : row + side, column : column + side]
+            by_shape.setdefault(window.shape, []).append(window.ravel())
+    order = np.concatenate([np.concatenate(windows) for windows in by_shape.values()])
+    segments = tuple(
+        (len(windows), windows[0].size * model_config.merge_unit) for windows in by_shape.values()
+    )
+    return WindowPlan(order, np.argsort(order), segments)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _permute(x, order, inverse):
-    """x[:, order] for a permutation given as a tuple: its gradient is a gather too, not a slow scatter."""
-    return jnp.take(x, np.asarray(order), axis=1, mode="clip")
+def _permute(array: jax.Array, order: tuple[int, ...], inverse: tuple[int, ...]) -> jax.Array:
+    """array[:, order] for a permutation given as a tuple: its gradient is a gather too, not a slow scatter."""
+    return jnp.take(array, np.asarray(order), axis=1, mode="clip")
 
 
-_permute.defvjp(
-    lambda x, order, inverse: (_permute(x, order, inverse), None),
-    lambda order, inverse, _, g: (_permute(g, inverse, order),),
-)
+def _permute_fwd(
+    array: jax.Array, order: tuple[int, ...], inverse: tuple[int, ...]
+) -> tuple[jax.Array, None]:
+    return _permute(array, order, inverse), None
 
 
-def _runs(model_config: VisionConfig):
-    """Maximal runs of blocks with the same kind of attention: [(full?, first, last + 1)]."""
-    kinds = [i in model_config.fullatt_block_indexes for i in range(model_config.depth)]
-    cuts = (
-        [0]
-        + [i for i in range(1, model_config.depth) if kinds[i] != kinds[i - 1]]
-        + [model_config.depth]
-    )
-    return [(kinds[a], a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+def _permute_bwd(
+    order: tuple[int, ...], inverse: tuple[int, ...], _: None, gradient: jax.Array
+) -> tuple[jax.Array]:
+    return (_permute(gradient, inverse, order),)
 
 
-def init_params(model_config: VisionConfig, key) -> dict:
-    """Fresh parameters: {"patch_embed", "blocks" (stacked on axis 0), "merger"}."""
-    a, b, c = jax.random.split(key, 3)
+_permute.defvjp(_permute_fwd, _permute_bwd)
+
+
+class _Run(NamedTuple):
+    """Adjacent blocks with the same kind of attention: first to last - 1."""
+
+    is_full: bool
+    first: int
+    last: int
+
+
+def _runs(model_config: VisionConfig) -> list[_Run]:
+    """The longest such runs, so that each is one scan."""
+    depth = model_config.depth
+    kinds = [index in model_config.fullatt_block_indexes for index in range(depth)]
+    changes = [index for index in range(1, depth) if kinds[index] != kinds[index - 1]]
+    cuts = [0, *changes, depth]
+    return [_Run(kinds[first], first, last) for first, last in zip(cuts, cuts[1:], strict=False)]
+
+
+# ---- The tower ---------------------------------------------------------------------------------------------
+
+
+def init_params(model_config: VisionConfig, key: jax.Array) -> Tree:
+    """Draw fresh parameters: {"patch_embed", "blocks" (stacked on axis 0), "merger"}."""
+    embed_key, blocks_key, merger_key = jax.random.split(key, 3)
     return {
-        "patch_embed": init(PatchEmbed, model_config, key=a),
-        "blocks": init_stacked(Block, model_config, key=b, n=model_config.depth),
-        "merger": init(Merger, model_config, key=c),
+        "patch_embed": init(PatchEmbed, model_config, key=embed_key),
+        "blocks": init_stacked(Block, model_config, key=blocks_key, count=model_config.depth),
+        "merger": init(Merger, model_config, key=merger_key),
     }
 
 
 def forward(
-    params: dict,
+    params: Tree,
     model_config: VisionConfig,
-    pixels,
+    pixels: jax.Array,
     grid: tuple[int, int, int],
     *,
     remat: str = "none",
-    dtype=jnp.float32,
-):
-    """pixels [N, P, patch_dim] in the processor's patch order, grid (t, h, w) static, P = t*h*w.
+    dtype: DTypeLike = jnp.float32,
+) -> jax.Array:
+    """Run the tower. Frames never attend to each other (nor do they in the reference), so t frames are t images.
 
-    Returns image tokens [N, P/4, out] in row-major order. Frames never attend to each other (nor do they in
-    the reference), so t frames are t images. Raises UserError for a grid that does not fit.
+    Args:
+        pixels: [N, P, patch_dim] in the processor's patch order.
+        grid: (t, h, w), static, P = t*h*w.
+
+    Returns:
+        Image tokens [N, P/4, out] in row-major order.
+
+    Raises:
+        UserError: for a grid that does not fit.
     """
-    t, h, w = (int(g) for g in grid)
+    frames, rows, columns = (int(side) for side in grid)
     N, P, _ = pixels.shape
-    if P != t * h * w or h % model_config.spatial_merge_size or w % model_config.spatial_merge_size:
+    merge, unit = model_config.spatial_merge_size, model_config.merge_unit
+    if P != frames * rows * columns or rows % merge or columns % merge:
         raise UserError(
-            f"image grid {(t, h, w)} does not fit {P} patches merged {model_config.spatial_merge_size} by "
-            f"{model_config.spatial_merge_size}"
+            f"image grid {(frames, rows, columns)} does not fit {P} patches merged {merge} by {merge}"
         )
-    order, inverse, windows = window_plan(model_config, h, w)
-    order, inverse = tuple(order.tolist()), tuple(inverse.tolist())
-    unit, n_units = model_config.merge_unit, h * w // model_config.merge_unit
+    units = rows * columns // unit
+    plan = window_plan(model_config, rows, columns)
+    order, inverse = tuple(plan.order.tolist()), tuple(plan.inverse.tolist())
 
-    x = apply(graph(PatchEmbed, model_config), params["patch_embed"], pixels.astype(dtype))
-    x = _permute(x.reshape(N * t, n_units, -1), order, inverse).reshape(N * t, h * w, -1)
-    angles = (
-        rope.vision_angles(model_config, h, w)
-        .reshape(n_units, unit, -1)[np.asarray(order)]
-        .reshape(h * w, 1, -1)
-    )
+    # ---- Patches, their angles alike, go into window order ----
+    hidden = apply(graph(PatchEmbed, model_config), params["patch_embed"], pixels.astype(dtype))
+    hidden = _permute(hidden.reshape(N * frames, units, -1), order, inverse)
+    hidden = hidden.reshape(N * frames, rows * columns, -1)
+    angles = rope.vision_angles(model_config, rows, columns).reshape(units, unit, -1)
+    angles = angles[np.asarray(order)].reshape(rows * columns, 1, -1)
     cos, sin = np.cos(angles), np.sin(angles)
 
+    # ---- Blocks ----
     block = graph(Block, model_config)
-    for full, first, last in _runs(model_config):
-        segments = ((1, h * w),) if full else windows
-        layer = lambda p, x, segments=segments: (apply(block, p, x, cos, sin, segments), None)
-        part = jax.tree.map(lambda a, i=first, j=last: a[i:j], params["blocks"])
-        x, _ = run_layers(layer, part, x, last - first, remat)
-    x = apply(graph(Merger, model_config), params["merger"], x)
-    return _permute(x, inverse, order).reshape(N, P // unit, -1)
+    for run in _runs(model_config):
+        segments = ((1, rows * columns),) if run.is_full else plan.segments
+
+        def layer(
+            layer_params: Tree, hidden: jax.Array, segments: Segments = segments
+        ) -> tuple[jax.Array, None]:
+            return apply(block, layer_params, hidden, cos, sin, segments), None
+
+        stacked = jax.tree.map(lambda leaf, run=run: leaf[run.first : run.last], params["blocks"])
+        hidden, _ = run_layers(layer, stacked, hidden, run.last - run.first, remat)
+
+    # ---- Tokens, back in reading order ----
+    tokens = apply(graph(Merger, model_config), params["merger"], hidden)
+    return _permute(tokens, inverse, order).reshape(N, P // unit, -1)

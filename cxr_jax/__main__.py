@@ -1,0 +1,81 @@
+"""The console script: `cxr-jax COMMAND ..`, or `python -m cxr_jax COMMAND ..`. Each command is a module of its own."""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cxr_jax import __version__
+
+
+class Command(NamedTuple):
+    """Where a command is: a function of a module that reads `sys.argv` and returns the exit code."""
+
+    module: str
+    function: str
+    summary: str
+
+
+COMMANDS = {
+    "train": Command(
+        "cxr_jax.main", "main", "run SFT, RL or an evaluation: --config=rl --workdir=DIR"
+    ),
+    "predict": Command("cxr_jax.predict", "main", "read chest radiographs: PNG, JPEG, DICOM"),
+    "label": Command(
+        "cxr_jax.label", "command", "label free-text reports with the 14 CheXpert labels"
+    ),
+    "convert": Command("cxr_jax.convert", "command", "Hugging Face folder <-> our checkpoint"),
+    "plan": Command("cxr_jax.plan", "main", "what a run needs on N devices that need not exist"),
+    "report": Command("cxr_jax.report.__main__", "main", "draw a run's report.html again"),
+    "manifest": Command(
+        "cxr_jax.data.sources.label_table", "main", "a label table -> rows to train and evaluate on"
+    ),
+    "agreement": Command(
+        "cxr_jax.evaluation.label_agreement", "main", "our labels of reports against gold labels"
+    ),
+}
+
+
+def usage() -> str:
+    """Return the help: all commands, one a line."""
+    lines = [f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: cxr-jax COMMAND ..    (cxr-jax COMMAND --help says what it takes)",
+            "",
+            *lines,
+            "",
+            "Exit codes: 0 done, 1 failed, 2 bad usage or bad input. Research use only. Not for diagnosis.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the first argument names and return its exit code.
+
+    Args:
+        argv: command and arguments; None: those of the process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    name, *rest = arguments
+    if name in ("--version", "version"):
+        print(f"cxr_jax {__version__}")
+        return 0
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(COMMANDS)}"
+        print(f"error: unknown command {name!r}; {hint}", file=sys.stderr)
+        return 2
+    # Commands read the arguments of the process, and say in their help how they were called. They are imported only
+    # now: most take seconds.
+    sys.argv = [f"cxr-jax {name}", *rest]
+    command = COMMANDS[name]
+    return getattr(importlib.import_module(command.module), command.function)()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+"""The argument parser of the commands that have no config: one flag style, and every mistake a UserError."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from cxr_jax.errors import UserError
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An argparse parser in the style of all commands.
+
+    Flags are declared with `_` (`--max_new_tokens`) and read with `-`, too; none may be abbreviated; `--debug` is
+    there; a mistake raises UserError, so that it is one line on stderr.
+    """
+
+    def __init__(self, module: str, **settings: Any):
+        """Make a parser.
+
+        Args:
+            module: the command as `python -m` names it, e.g. "cxr_jax.predict".
+            **settings: as of argparse; a text of several paragraphs is shown as it is written.
+        """
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(prog=program_name(module), allow_abbrev=False, **settings)
+        self.add_argument("--debug", action="store_true", help="show tracebacks")
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError instead of printing the usage and leaving."""
+        raise UserError(message)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Parse `args` (None: those of the process) with every flag spelt as it is declared."""
+        given = sys.argv[1:] if args is None else args
+        return super().parse_known_args(self._as_declared(given), namespace)
+
+    def _as_declared(self, given: Sequence[str]) -> list[str]:
+        arguments = list(given)
+        for index, argument in enumerate(arguments):
+            if argument == "--":  # what follows are no flags
+                break
+            name, equals, value = argument.partition("=")
+            spelt = "--" + name[2:].replace("-", "_")
+            if name.startswith("--") and spelt in self._option_string_actions:
+                arguments[index] = spelt + equals + value
+        return arguments
+
+
+def program_name(module: str) -> str:
+    """Return what the user called: `cxr-jax COMMAND` through the console script, else `python -m MODULE`."""
+    called = sys.argv[0] if sys.argv else ""
+    return called if called.startswith("cxr-jax ") else f"python -m {module}"
+
+
+def wants_debug(argv: Sequence[str] | None) -> bool:
+    """Return whether `--debug` is among the arguments (None: those of the process), before they are parsed."""
+    return "--debug" in (sys.argv if argv is None else argv)

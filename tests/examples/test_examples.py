@@ -1,0 +1,62 @@
+"""Every script of examples/ runs as its first lines say, and prints what it promises."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from places import ROOT
+
+from cxr_jax.labels import CHEXPERT_14
+
+# The smallest run of train_on_rows.py: completions are cut, which shows in the metrics and fails nothing.
+SMALL_RUN = ["max_completion=16", "rl.prompts_per_step=2", "rl.group_size=2", "eval.n=1"]
+
+
+def run_example(name, *flags) -> str:
+    done = subprocess.run(
+        [sys.executable, f"examples/{name}", *flags],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_script_has_a_test_here():
+    for path in ROOT.glob("examples/*.py"):
+        assert f"test_{path.stem}" in globals()
+
+
+def test_score_completions():
+    lines = run_example("score_completions.py").splitlines()
+    columns = lines[0].split()
+    rows = {line[:18].strip(): line[18:].split() for line in lines[1:4]}
+    published, checked = columns.index("published"), columns.index("checked")
+    honest, silent, opposite = (
+        rows[name] for name in ("honest", "says nothing", "says the opposite")
+    )
+    assert honest[published] == silent[published] == opposite[published] == "1.00"
+    assert float(honest[checked]) > float(silent[checked])
+    assert lines[-1].split("  ")[-1].strip() == (
+        "Cardiomegaly 0, Pneumothorax 1, Pleural Effusion 0"
+    )
+
+
+def test_read_a_film():
+    printed = run_example("read_a_film.py", "--samples=1")
+    assert "<think>" in printed and "<answer>" in printed
+    assert all(f"%  {label}\n" in printed for label in CHEXPERT_14)
+    assert printed.splitlines()[-1] == "Research use only. Not for diagnosis."
+
+
+@pytest.mark.slow
+def test_train_on_rows(tmp_path):
+    flags = [f"--config.{setting}" for setting in SMALL_RUN]
+    printed = run_example("train_on_rows.py", f"--folder={tmp_path}", *flags)
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 16
+    assert (tmp_path / "run" / "report.html").is_file() and (tmp_path / "run" / "hf").is_dir()
+    assert "metrics.jsonl" in printed.splitlines()[-1]
