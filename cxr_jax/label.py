@@ -21,10 +21,9 @@ not at all. How a report is read: docs/report_parser.md. Research use only. Not 
 """
 
 import contextlib
-import csv
-import errno
 import os
 import sys
+<<<<<<< ours
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -35,14 +34,37 @@ from cxr_jax.data import report_files
 from cxr_jax.errors import UserError, exit_code
 from cxr_jax.runtime import interrupts, whole_files
 from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
+=======
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
 
-CHUNK = 4096  # reports labelled at a time,
-CHUNK_BYTES = 1 << 23  # or fewer, if they are long
-_CELLS = {1: "1", 0: "0", -1: "-1", -2: ""}
+from cxr_jax.data import report_files, report_labels
+from cxr_jax.data.report_sections import SECTIONS
+from cxr_jax.errors import UserError, bad_usage
+from cxr_jax.runtime import interrupts
+>>>>>>> theirs
+
+# ---- Flags -----------------------------------------------------------------------------------------------------------
 
 
+<<<<<<< ours
 def parse_args(argv):
     parser = ArgumentParser("cxr_jax.label", description=__doc__)
+=======
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the flags.
+
+    Raises:
+        UserError: for bad usage.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m cxr_jax.label",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+>>>>>>> theirs
     parser.add_argument("inputs", nargs="+", metavar="IN", help="table, .txt, .xml or folder")
     parser.add_argument("-o", "--out", required=True, metavar="OUT.csv")
     parser.add_argument(
@@ -64,8 +86,8 @@ def parse_args(argv):
     )
     parser.add_argument(
         "--sections",
-        type=_sections,
-        default=report_files.SECTIONS,
+        type=_parse_sections,
+        default=SECTIONS,
         metavar="LIST",
         help="findings,impression (default), one of them, or all: the whole text. Where a report has "
         "none of those asked for, the other is read, else its last paragraphs, else all of it",
@@ -90,20 +112,25 @@ def parse_args(argv):
     return args
 
 
-def _sections(text):
+def _parse_sections(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",")))
     if names == ("all",):
         return ()
-    if not set(names) <= set(report_files.SECTIONS):
+    if not set(names) <= set(SECTIONS):
         raise ValueError
     return names
 
 
-_sections.__name__ = "list (findings, impression, or all)"  # argparse puts it in its message
+# argparse puts the name of the function in its message.
+_parse_sections.__name__ = "list (findings, impression, or all)"
 
 
-def check_out(args) -> tuple[Path, Path]:
-    """(OUT, its errors file), links resolved. Raises UserError for a pair that must not be written."""
+def check_out(args: argparse.Namespace) -> tuple[Path, Path]:
+    """Return the paths of OUT and of its errors file, links resolved.
+
+    Raises:
+        UserError: for a pair that must not be written.
+    """
     if not args.out.lower().endswith(".csv"):
         raise UserError(f"{args.out}: OUT must be named .csv")
     out = Path(os.path.realpath(args.out))
@@ -111,20 +138,17 @@ def check_out(args) -> tuple[Path, Path]:
     try:
         _check_paths(args, out, errors)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{args.out}: cannot be written ({getattr(error, 'strerror', None) or 'a bad name'})"
-        ) from None
+        reason = getattr(error, "strerror", None) or "a bad name"
+        raise UserError(f"{args.out}: cannot be written ({reason})") from None
     return out, errors
 
 
-def _check_paths(args, out, errors):
+def _check_paths(args: argparse.Namespace, out: Path, errors: Path) -> None:
     if not out.parent.is_dir():
         raise UserError(f"{args.out}: there is no such folder")
+    inputs = [*args.inputs, args.lexicon or ""]
     for path in (out, errors):
-        if any(
-            os.path.realpath(name) == str(path) or _same(name, path)
-            for name in [*args.inputs, args.lexicon or ""]
-        ):
+        if any(os.path.realpath(name) == str(path) or _is_same(name, path) for name in inputs):
             raise UserError(f"{path}: is an input, and would be overwritten")
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: exists and is not a file")
@@ -132,222 +156,65 @@ def _check_paths(args, out, errors):
             raise UserError(f"{path}: exists; --force replaces it")
 
 
-def _same(a, b):
+def _is_same(name: str, path: Path) -> bool:
+    """Whether both are there and are one file, by whatever links."""
     with contextlib.suppress(OSError, ValueError):
-        return os.path.samefile(a, b)
+        return os.path.samefile(name, path)
     return False
 
 
-# --- labelling -------------------------------------------------------------------------------------------
+# ---- The command -----------------------------------------------------------------------------------------------------
+
+_running: list[report_labels.LabelTable] = []
 
 
-def chunks(rows, bad):
-    """Gather good rows into lists of at most CHUNK reports and about CHUNK_BYTES; call bad(row) for each other one."""
-    held, size = [], 0
-    for row in rows:
-        if row.text is None:
-            bad(row)
-            continue
-        held.append(row)
-        size += len(row.text)
-        if len(held) == CHUNK or size >= CHUNK_BYTES:
-            yield held
-            held, size = [], 0
-    if held:
-        yield held
+def run(args: argparse.Namespace) -> int:
+    """Label the reports of all inputs; print the summary.
 
+    Returns:
+        The exit code: 0, or 2 where rows were bad and left out.
 
-class Table:
-    """OUT and its errors file, written beside them under other names until `finish`."""
-
-    def __init__(self, out, errors, columns, replace):
-        self.out, self.errors, self.replace, self.finishing = out, errors, replace, False
-        self.parts = [whole_files.partial_path(p) for p in (errors, out)]
-        self.columns, self.files, self.writers = columns, [], []
-
-    def open(self):
-        try:
-            for part, header in zip(
-                self.parts, (("source", "row", "reason"), self.columns), strict=True
-            ):
-                # Names of files may hold bytes that are not UTF-8; they are written as they are.
-                self.files.append(
-                    open(part, "w", encoding="utf-8", errors="surrogateescape", newline="")
-                )
-                self.writers.append(csv.writer(self.files[-1], lineterminator="\n"))
-                self.writers[-1].writerow(header)
-        except OSError as error:
-            if error.errno not in (
-                errno.EACCES,
-                errno.EPERM,
-                errno.EROFS,
-                errno.ENOENT,
-                errno.ENAMETOOLONG,
-            ):
-                raise
-            raise UserError(f"{self.out}: cannot be written ({error.strerror})") from None
-
-    def finish(self, any_bad):
-        self.finishing = True
-        for file in self.files:
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-        if any_bad:
-            self._put(self.parts[0], self.errors)
-        else:
-            if self.replace:  # what an earlier run left there is not of this OUT
-                self.errors.unlink(missing_ok=True)
-            self.parts[0].unlink()
-        try:
-            self._put(self.parts[1], self.out)
-        except BaseException:
-            if any_bad:
-                self.errors.unlink(missing_ok=True)
-            raise
-
-    def _put(self, part, path):
-        """Give a whole file its name; one that has come there meanwhile is only replaced with --force."""
-        try:
-            whole_files.give_name(part, path, replace=self.replace)
-        except FileExistsError:
-            raise UserError(f"{path}: has been made meanwhile; --force replaces it") from None
-
-    def discard(self):
-        for file in self.files:
-            with contextlib.suppress(OSError):
-                file.close()
-        self.unlink()
-
-    def unlink(self):
-        for part in self.parts:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-
-
-def label_all(args, inputs, table, counts):
-    """Write a row for each report of `inputs`. counts: filled on the way, keys (label, state) and kinds of rows."""
-    from cxr_jax import labels
-    from cxr_jax.labels.taxonomy import side_name
-
-    error_rows, rows = table.writers
-    start = shown = warm = time.monotonic()
-
-    def bad(row):
-        error_rows.writerow((row.source, row.row, row.reason))
-        counts.setdefault("first bad", f"{row.source}: row {row.row}: {row.reason}")
-        counts["bad"] += 1
-
-    for chunk in chunks(report_files.read(inputs), bad):
-        read = labels.read_reports(
-            [row.text for row in chunk], lexicon=args.lexicon, parents=args.parents
-        )
-        states, right, left = (read[key].tolist() for key in ("state", "right", "left"))
-        for i, row in enumerate(chunk):
-            cells = [row.id, row.text] if args.with_text else [row.id]
-            cells += [_CELLS[state] for state in states[i]]
-            if args.sides:
-                cells += [
-                    side_name(*pair)
-                    for pair in list(zip(right[i], left[i], strict=True))[_FIRST_SIDED:]
-                ]
-            rows.writerow(cells)
-            counts.update(zip(labels.CHEXPERT_14, states[i], strict=True))
-            counts["empty"] += not row.text.strip()
-            counts["replaced"] += row.replaced
-            counts["whole"] += row.whole
-        if not counts["reports"]:  # the first chunk compiles
-            counts["compiling"], warm = len(chunk), time.monotonic()
-        counts["reports"] += len(chunk)
-        if sys.stderr.isatty() and time.monotonic() - shown > 10:
-            shown = time.monotonic()
-            print(
-                f"{counts['reports']:,} reports, {counts['reports'] / (shown - start):,.0f}/s",
-                file=sys.stderr,
-            )
-    counts["seconds"], counts["warm seconds"] = time.monotonic() - start, time.monotonic() - warm
-
-
-_FIRST_SIDED = 3  # No Finding, Enlarged Cardiomediastinum and Cardiomegaly have no side
-
-
-def columns_of(args):
-    from cxr_jax.labels import CHEXPERT_14
-
-    sides = [f"{label} side" for label in CHEXPERT_14[_FIRST_SIDED:]] if args.sides else []
-    return ["id", *(["Reports"] if args.with_text else []), *CHEXPERT_14, *sides]
-
-
-def summary(args, counts):
-    """The table for stdout: counts of states, and what was unusual."""
-    from cxr_jax.labels import CHEXPERT_14
-
-    n, warm = counts["reports"], counts["reports"] - counts["compiling"]
-    rate = (
-        f" ({warm / counts['warm seconds']:,.0f}/s after the first {counts['compiling']:,})"
-        if warm
-        else ""
-    )
-    lines = [
-        f"{args.out}: {n:,} reports in {counts['seconds']:.1f} s{rate}",
-        f"{'label':<28}{'positive':>12}{'negative':>12}{'uncertain':>12}{'not mentioned':>16}",
-    ]
-    for label in CHEXPERT_14:
-        positive, negative, uncertain, nothing = (counts[label, state] for state in (1, 0, -1, -2))
-        lines.append(f"{label:<28}{positive:>12,}{negative:>12,}{uncertain:>12,}{nothing:>16,}")
-    lines.append(f"empty reports: {counts['empty']:,}; bad rows: {counts['bad']:,}")
-    if counts["empty"] == n:
-        lines.append("Warning: every report is empty")
-    if counts["replaced"]:
-        lines.append(
-            f"Warning: {counts['replaced']:,} reports hold bytes that are not UTF-8, read as U+FFFD"
-        )
-    if counts["whole"] and args.sections:
-        lines.append(
-            f"{counts['whole']:,} reports have no heading of these sections: {', '.join(args.sections)}"
-        )
-    return "\n".join([*lines, NOT_FOR_DIAGNOSIS])
-
-
-def run(args) -> int:
+    Raises:
+        UserError: for bad usage or bad input; nothing is written then.
+    """
     out, errors = check_out(args)
     options = report_files.Options(
         args.text_column, args.id_column, not args.no_header, args.sections, args.one_report
     )
     inputs = report_files.open_inputs(args.inputs, options)
-    counts = Counter()
-    table = Table(out, errors, columns_of(args), args.force)
-    _running.append(
-        table
-    )  # before its files are there, so that a signal never finds them and nobody to remove them
+    labelling = report_labels.LabelOptions(
+        lexicon=args.lexicon, parents=args.parents, sides=args.sides, with_text=args.with_text
+    )
+    counts = report_labels.LabelCounts()
+    columns = report_labels.table_columns(labelling)
+    table = report_labels.LabelTable(out, errors, columns, replace=args.force)
+    # Before its files are there, so that a signal never finds them and nobody to remove them.
+    _running.append(table)
     try:
         table.open()
-        label_all(args, inputs, table, counts)
-        if not counts["reports"] and not counts["bad"]:
+        report_labels.label_reports(report_files.read(inputs), table, labelling, counts)
+        if not counts.reports and not counts.bad:
             raise UserError(f"{args.inputs[0]}: no reports")
-        if not counts["reports"]:
-            raise UserError(f"{counts['first bad']} (none of {counts['bad']:,} rows can be used)")
-        table.finish(counts["bad"])
+        if not counts.reports:
+            raise UserError(f"{counts.first_bad} (none of {counts.bad:,} rows can be used)")
+        table.finish(any_bad=counts.bad > 0)
     except BaseException:
         table.discard()
         raise
     finally:
         _running.clear()
-    try:
+    _print_anything(report_labels.summarise(args.out, counts, args.sections))
+    if counts.bad:
+        total = counts.bad + counts.reports
         print(
-            summary(args, counts).encode(errors="backslashreplace").decode(), flush=True
-        )  # OUT may be an odd name
-    except OSError:  # nobody reads it; OUT is there all the same
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if counts["bad"]:
-        total = counts["bad"] + counts["reports"]
-        print(
-            f"error: {counts['bad']:,} of {total:,} rows are bad and left out; {errors} lists them",
+            f"error: {counts.bad:,} of {total:,} rows are bad and left out; {errors} lists them",
             file=sys.stderr,
         )
-    return 2 if counts["bad"] else 0
+        return 2
+    return 0
 
 
+<<<<<<< ours
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. No traceback unless --debug.
 
@@ -363,13 +230,41 @@ def _failure(error: BaseException) -> str:
         return "stopped before the end; OUT was not written"
     known = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
     return f"the run failed ({type(error).__name__}){known}"
+=======
+def _print_anything(text: str) -> None:
+    """Print a text that may hold an odd name of a file, to whoever still reads it."""
+    try:
+        print(text.encode(errors="backslashreplace").decode(), flush=True)
+    except OSError:  # nobody reads it; OUT is there all the same
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-_running: list[Table] = []
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        Exit code: 0 done, 2 bad usage, input or rows, 1 the run failed. No traceback unless --debug.
+    """
+    debug = "--debug" in (sys.argv if argv is None else argv)
+    try:
+        return run(parse_args(argv))
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        if isinstance(error, UserError):
+            reason = " ".join(str(error).split())
+        elif isinstance(error, KeyboardInterrupt):
+            reason = "stopped before the end; OUT was not written"
+        else:  # the message of an error of no known kind could hold report text
+            known = error.strerror if isinstance(error, OSError) else None
+            reason = f"the run failed ({type(error).__name__})" + (f": {known}" if known else "")
+        print(f"error: {reason}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 1
+>>>>>>> theirs
 
 
 def _stop() -> None:
-    """Ends at once: an exception would be lost where libraries call back, and half an import is no place to go on."""
+    """End at once: an exception would be lost where libraries call back, and half an import is no place to go on."""
     if any(table.finishing for table in _running):
         return  # OUT is about to be whole
     for table in _running:

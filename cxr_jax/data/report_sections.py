@@ -5,13 +5,15 @@ those of MIMIC-CXR, CheXpert Plus and NIH reports.
 """
 
 import re
+from typing import NamedTuple
 from xml.parsers import expat
 
 SECTIONS = ("findings", "impression")
 
 _FINDINGS = r"FINDINGS?"
 _IMPRESSION = r"IMPRESSIONS?|OPINION|CONCLUSIONS?|FINDINGS? ?(?:/|AND|&) ?IMPRESSIONS?"
-_OTHER = (  # these end a section: they do not say what the film shows
+# These end a section: they do not say what the film shows.
+_OTHER = (
     r"(?:(?:CLINICAL|PATIENT|MEDICAL) )?(?:INDICATIONS?|HISTORY|INFORMATION|DETAILS?)|QUERY|"
     r"REASON FOR (?:THIS )?(?:EXAM(?:INATION)?|STUDY)|COMPARISONS?(?: EXAMS?| FILMS?)?|"
     r"(?:TYPE OF )?EXAM(?:INATION)?|TECHNIQUE|PROCEDURE(?: COMMENTS)?|NOTIFICATIONS?|RECOMMENDATION(?:S|\(S\))?|"
@@ -37,6 +39,7 @@ _SHOWS = re.compile(
     r"\b(?:CHEST|PORTABLE|LATERAL|FRONTAL|VIEWS?|RIBS?|BONES?|OSSEOUS|LUNGS?|AIRWAYS?|PLEURAL?|HEART|CARDIAC|HILA|"
     r"CARDIOMEDIASTINUM|CARDIOMEDIASTINAL|MEDIASTINUM|DIAPHRAGM|DEVICES|LINES|TUBES|SOFT TISSUES?|ABDOMEN)\b"
 )
+# What a longer heading is by one of its words, the first of these that it has.
 _MAIN_WORDS = (
     ("IMPRESSION", "impression"),
     ("FINDINGS", "findings"),
@@ -47,44 +50,69 @@ _MAIN_WORDS = (
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
 
 
-def split_sections(text):
-    """A report -> list of (kind, text of the section), kind one of findings, impression, other; [] without headings.
+class _Start(NamedTuple):
+    """Where a section starts. Places in the text."""
+
+    kind: str
+    heading: int
+    body: int  # of its text: behind the heading, or at it where its words are the subject of what follows
+    words: int  # of the words after the heading
+
+
+def _section_kind(name: str) -> str | None:
+    """The kind of a known heading, in capitals; None for an unknown one."""
+    for kind, pattern in _KINDS:
+        if pattern.fullmatch(name):
+            return kind
+    return next((kind for word, kind in _MAIN_WORDS if word in name), None)
+
+
+def split_sections(text: str) -> list[tuple[str, str]]:
+    """Split a report at its headings.
 
     An unknown heading inside findings or impression ("LUNGS:") belongs to it. Sections without a letter are left out.
+
+    Returns:
+        (kind, text of the section) in order, kind one of findings, impression, other; [] without headings.
     """
-    starts = []  # (kind, where its text starts, where the words after the heading start, where the heading starts)
+    starts: list[_Start] = []
     for match in _HEADING.finditer(text):
         name = match[0].strip(" \t\n:").upper()
-        begin = match.end()
-        kind = next((kind for kind, pattern in _KINDS if pattern.fullmatch(name)), None)
-        kind = kind or next((kind for word, kind in _MAIN_WORDS if word in name), None)
+        kind, body = _section_kind(name), match.end()
         if kind is None:
-            if starts and starts[-1][0] != "other":
+            if starts and starts[-1].kind != "other":
                 continue
             kind = "findings" if _SHOWS.search(name) else "other"
-            begin = match.start()  # its words are the subject of what follows
-        starts.append((kind, begin, match.end(), match.start()))
-    ends = [*(start[3] for start in starts), len(text)][1:]
+            body = match.start()  # its words are the subject of what follows
+        starts.append(_Start(kind, heading=match.start(), body=body, words=match.end()))
+    ends = [*(start.heading for start in starts), len(text)][1:]
     return [
-        (kind, text[begin:end].strip())
-        for (kind, begin, words, _), end in zip(starts, ends, strict=True)
-        if any(map(str.isalpha, text[words:end]))
+        (start.kind, text[start.body : end].strip())
+        for start, end in zip(starts, ends, strict=True)
+        if any(map(str.isalpha, text[start.words : end]))
     ]
 
 
-def cut(text, wanted=SECTIONS):
-    """(the text of the wanted sections, whether it had none of them).
+def cut(text: str, wanted: tuple[str, ...] = SECTIONS) -> tuple[str, bool]:
+    """Cut a report to the wanted sections.
 
     Without any wanted one: findings or impression, whichever there is; else what follows the first blank line of the
     last section that has one (a history, then the report without a heading); else the whole text.
+
+    Args:
+        text: a report.
+        wanted: of SECTIONS, in the order in which they are joined; () is the whole text.
+
+    Returns:
+        The text, and whether it had none of those sections.
     """
     if not wanted:
         return text, False
     sections = split_sections(text)
     for names in (wanted, SECTIONS):
-        found = [body for name in names for kind, body in sections if kind == name]
-        if found:
-            return "\n\n".join(found), False
+        bodies = [body for name in names for kind, body in sections if kind == name]
+        if bodies:
+            return "\n\n".join(bodies), False
     for _, body in reversed(sections):
         paragraphs = _BLANK_LINE.split(body, maxsplit=1)
         if len(paragraphs) == 2 and any(map(str.isalpha, paragraphs[1])):
@@ -92,39 +120,53 @@ def cut(text, wanted=SECTIONS):
     return text, True
 
 
-class _Refused(Exception):
-    pass
+class _DoctypeError(Exception):
+    """The document has a document type, or declares an entity."""
 
 
-def read_openi(data: bytes):
-    """Bytes of an Open-i XML file -> {label of an AbstractText in lower case: its text}; ValueError with a reason.
+def read_openi(data: bytes) -> dict[str, str]:
+    """Read the texts of an Open-i XML file.
 
     A document type is refused, and with it every entity that could grow or reach for another file.
+
+    Returns:
+        Label of an AbstractText in lower case -> its text.
+
+    Raises:
+        ValueError: with a reason.
     """
-    found, texts = {}, []
+    parts_by_label: dict[str, list[str]] = {}
+    open_texts: list[list[str]] = []  # the AbstractText elements that are open now
 
-    def refuse(*_):
-        raise _Refused
+    def refuse(*_: object) -> None:
+        raise _DoctypeError
 
-    def start(tag, attributes):
+    def start_element(tag: str, attributes: dict[str, str]) -> None:
         if tag == "AbstractText":
-            texts.append(found.setdefault(attributes.get("Label", "").strip().lower(), []))
-            texts[-1].append("\n\n" if texts[-1] else "")
+            label = attributes.get("Label", "").strip().lower()
+            parts = parts_by_label.setdefault(label, [])
+            # Texts with one label are paragraphs of one.
+            parts.append("\n\n" if parts else "")
+            open_texts.append(parts)
 
-    def end(tag):
+    def end_element(tag: str) -> None:
         if tag == "AbstractText":
-            texts.pop()
+            open_texts.pop()
+
+    def add_characters(text: str) -> None:
+        if open_texts:
+            open_texts[-1].append(text)
 
     parser = expat.ParserCreate()
     parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse
-    parser.StartElementHandler, parser.EndElementHandler = start, end
-    parser.CharacterDataHandler = lambda text: texts and texts[-1].append(text)
+    parser.StartElementHandler, parser.EndElementHandler = start_element, end_element
+    parser.CharacterDataHandler = add_characters
     try:
         parser.Parse(data, True)
-    except _Refused:
+    except _DoctypeError:
         raise ValueError("has a document type, which is not read") from None
     except (expat.ExpatError, ValueError, LookupError):  # the last two: an encoding that is unknown
         raise ValueError("not well-formed XML") from None
-    if not found:
+    if not parts_by_label:
         raise ValueError("has no AbstractText: not an Open-i report")
-    return {label: "".join(parts).strip() for label, parts in found.items()}
+    return {label: "".join(parts).strip() for label, parts in parts_by_label.items()}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cxr_jax import label, labels
-from cxr_jax.data import report_files, report_sections
+from cxr_jax.data import report_files, report_labels, report_rows, report_sections
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
 
 SECRET = "Xyzzy"  # stands in every report; must never be in a message
@@ -207,14 +207,14 @@ def test_a_signal_finds_whose_the_files_are_as_soon_as_they_are_there(
         assert [path in table.parts for table in label._running] == [True]
         return open(path, *args, **options)
 
-    monkeypatch.setattr(label, "open", watched, raising=False)
+    monkeypatch.setattr(report_labels, "open", watched, raising=False)
     code, *_ = run(write(tmp_path / "in.csv", "report\nNo edema.\n"))
     assert code == 0 and len(opened) == 2
 
 
 def test_reads_in_chunks_of_bounded_size(tmp_path, run, stub, monkeypatch):
-    monkeypatch.setattr(label, "CHUNK", 4)
-    monkeypatch.setattr(label, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(report_labels, "CHUNK", 4)
+    monkeypatch.setattr(report_labels, "CHUNK_BYTES", 100)
     write(tmp_path / "in.txt", "edema\n" * 10 + f"{'x' * 200}\n" * 2)
     code, rows, *_ = run(tmp_path / "in.txt")
     assert code == 0 and [row["id"] for row in rows] == [str(i) for i in range(1, 13)]
@@ -467,8 +467,8 @@ def test_bad_rows_of_json_lines_do_not_lose_the_others(tmp_path, run, stub):
 
 def test_reports_up_to_the_limit_are_read(tmp_path):
     at, over = (
-        "\u00e9" * (report_files.MAX_BYTES // 2),
-        "\u00e9" * (report_files.MAX_BYTES // 2) + "x",
+        "\u00e9" * (report_rows.MAX_BYTES // 2),
+        "\u00e9" * (report_rows.MAX_BYTES // 2) + "x",
     )
     lines = write(tmp_path / "in.txt", f"{at}\n{over}\n{'y' * 10_000_000}\nz\n")
     rows = list(report_files.read(report_files.open_inputs([lines])))
@@ -478,7 +478,7 @@ def test_reports_up_to_the_limit_are_read(tmp_path):
 
 @pytest.mark.parametrize("name", ["in.csv", "in.jsonl", "in.txt"])
 def test_a_line_without_end_is_skipped_unread(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(report_files, "MAX_RECORD", 1000)
+    monkeypatch.setattr(report_rows, "MAX_RECORD", 1000)
     wrap = {"in.csv": "{}\n", "in.jsonl": '{{"report": "{}"}}\n', "in.txt": "{}\n"}[name]
     head = "report\n" if name == "in.csv" else ""
     table = write(

@@ -1,0 +1,265 @@
+"""Tables of reports, a report a row: CSV, TSV and JSON Lines, each also compressed by gzip."""
+
+import contextlib
+import csv
+import json
+from collections.abc import Hashable, Iterator
+from typing import Any, TextIO
+
+from cxr_jax.data import report_rows
+from cxr_jax.data.report_rows import (
+    TEXT_COLUMNS,
+    TORN_ERRORS,
+    TORN_REASON,
+    BadReportError,
+    Columns,
+    Options,
+    Report,
+    clean_text,
+    file_kind,
+    find_columns,
+    number_lines,
+    open_text,
+    read_line,
+    report_from_columns,
+)
+from cxr_jax.data.report_sections import SECTIONS
+from cxr_jax.errors import UserError
+
+_REREAD = 1 << 26  # characters of torn CSV records that are read a second time, in each file
+_MAX_KEY_SETS = 1000  # of JSON objects: those that differ from row to row must not fill the memory
+_BLANK = "\n\r\t \x00\ufeff"
+
+# ---- CSV -------------------------------------------------------------------------------------------------------------
+
+
+class _RecordLines:
+    """The lines of a file for csv.reader. `record` holds the present record's, so that a torn one can be left."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+        self.record: list[str] = []
+        self.size = 0  # characters of the record
+        self._put_back: list[str] = []
+        self._spare = _REREAD
+
+    def __iter__(self) -> "_RecordLines":
+        return self
+
+    def __next__(self) -> str:
+        line = self._put_back.pop() if self._put_back else read_line(self.file)
+        if line == "":
+            raise StopIteration
+        self.record.append(line or "")
+        self.size += len(line or "")
+        if line is None or self.size > report_rows.MAX_RECORD:
+            raise csv.Error
+        return line
+
+    def next_record(self) -> None:
+        self.record, self.size = [], 0
+
+    def leave_torn(self) -> None:
+        """Go on at the second line of the record: a quote that is never closed costs one line, not the file."""
+        if len(self.record) > 1 and self.size <= self._spare:
+            self._spare -= self.size
+            self._put_back += reversed(self.record[1:])
+
+
+def _csv_records(path: str, delimiter: str) -> Iterator[list[str] | BadReportError]:
+    """Yield the records of a CSV file: a list of cells, or why it is none. Blank lines are left out."""
+    csv.field_size_limit(max(csv.field_size_limit(), report_rows.MAX_RECORD))
+    with open_text(path) as file:
+        lines = _RecordLines(file)
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        while True:
+            lines.next_record()
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error:
+                is_long = lines.size > report_rows.MAX_RECORD or lines.record[-1:] == [""]
+                lines.leave_torn()
+                if is_long:
+                    yield BadReportError(f"over {report_rows.MAX_RECORD:,} characters")
+                else:
+                    yield BadReportError("not valid CSV (is a quote not closed?)")
+            except TORN_ERRORS:
+                yield BadReportError(TORN_REASON)
+                return
+            else:
+                if cells:
+                    yield cells
+
+
+class CsvTable:
+    """A CSV or TSV table: the delimiter is the one with which the header has a text column."""
+
+    def __init__(self, path: str, options: Options) -> None:
+        """Read the header.
+
+        Raises:
+            UserError: for a table that cannot be used as a whole.
+        """
+        self.path, self.options = path, options
+        delimiters = "\t" if file_kind(path) == ".tsv" else ",;\t"
+        if not options.header:
+            delimiters = delimiters[0]
+        for delimiter in delimiters:
+            self.delimiter = delimiter
+            self.width, self.columns = self._read_header()
+            if self.columns.texts():
+                break
+        self._check_columns()
+        if options.header:
+            with contextlib.closing(_csv_records(path, self.delimiter)) as records:
+                next(records)
+                if next(records, None) is None:
+                    raise UserError(f"{path}: has a header and no rows")
+
+    def _read_header(self) -> tuple[int, Columns]:
+        """How many columns there are, and which is which, with the present delimiter."""
+        with contextlib.closing(_csv_records(self.path, self.delimiter)) as records:
+            header = next(records, None)
+            if header is None:
+                raise UserError(f"{self.path}: is empty")
+            if isinstance(header, BadReportError):
+                raise UserError(f"{self.path}: the first record: {header}")
+        width = len(header)
+        if self.options.header:
+            return width, find_columns(zip(header, range(width), strict=True), self.options)
+        # Without a header columns have numbers; the only column needs none.
+        options = self.options
+        if options.text_column is None and width == 1:
+            options = options._replace(text_column="1")
+        numbers = [(str(index + 1), index) for index in range(width)]
+        return width, find_columns(numbers, options)
+
+    def _check_columns(self) -> None:
+        options, texts = self.options, self.columns.texts()
+        if not texts and options.text_column:
+            raise UserError(f"{self.path}: has no column --text-column={options.text_column}")
+        if not texts and not options.header:
+            raise UserError(
+                f"{self.path}: has {self.width} columns; --text-column=NUMBER says which one is the text"
+            )
+        if not texts:
+            known = ", ".join([*TEXT_COLUMNS, *SECTIONS])
+            raise UserError(
+                f"{self.path}: has no text column (looked for {known}); give --text-column=NAME, "
+                "or --no-header if its first line is a report"
+            )
+        if options.id_column and self.columns.id is None:
+            raise UserError(f"{self.path}: has no column --id-column={options.id_column}")
+        if self.columns.id in texts:  # report text is only written with --with-text
+            raise UserError(f"{self.path}: --id-column={options.id_column} is the text")
+
+    def __iter__(self) -> Iterator[Report]:
+        """Yield a report a record."""
+        records = _csv_records(self.path, self.delimiter)
+        if self.options.header:
+            next(records)
+        for row, cells in enumerate(records, 1):
+            report_id = f"{self.options.prefix}{row}"
+            if isinstance(cells, BadReportError):
+                yield Report(self.path, row, report_id, None, str(cells))
+                continue
+            # Too many: a comma in an unquoted report. Too few: the middle of a torn one. Both would give half a text.
+            if len(cells) != self.width:
+                reason = f"{len(cells)} cells, {self.width} columns"
+                yield Report(self.path, row, report_id, None, reason)
+                continue
+            if self.columns.id is not None:
+                report_id = clean_text(cells[self.columns.id])[0]
+            yield report_from_columns(
+                self.path, row, report_id, self.columns, cells.__getitem__, self.options.sections
+            )
+
+
+# ---- JSON Lines ------------------------------------------------------------------------------------------------------
+
+
+class JsonTable:
+    """JSON Lines: an object a line, with the columns of a CSV table as keys. Blank lines are left out."""
+
+    def __init__(self, path: str, options: Options) -> None:
+        """Look for a line.
+
+        Raises:
+            UserError: for a file without one.
+        """
+        self.path, self.options = path, options
+        with open_text(path, "\n") as file:
+            try:
+                line = read_line(file)
+                while line and not line.strip(_BLANK):
+                    line = read_line(file)
+            except TORN_ERRORS:
+                raise UserError(f"{path}: the compressed data is damaged") from None
+            if line == "":
+                raise UserError(f"{path}: is empty")
+
+    def __iter__(self) -> Iterator[Report]:
+        """Yield a report a line."""
+        columns_by_keys: dict[tuple[str, ...], Columns] = {}
+        with open_text(self.path, "\n") as file:
+            for row, line in number_lines(file):
+                if isinstance(line, str) and not line.strip(_BLANK):
+                    continue
+                try:
+                    yield self._read_report(row, line, columns_by_keys)
+                except BadReportError as bad:
+                    report_id = f"{self.options.prefix}{row}"
+                    yield Report(self.path, row, report_id, None, str(bad))
+
+    def _read_report(
+        self, row: int, line: str | BadReportError, columns_by_keys: dict[tuple[str, ...], Columns]
+    ) -> Report:
+        item = _parse_object(line)
+        keys = tuple(item)
+        if keys not in columns_by_keys:
+            if len(columns_by_keys) > _MAX_KEY_SETS:
+                columns_by_keys.clear()
+            columns_by_keys[keys] = find_columns(zip(keys, keys, strict=True), self.options)
+        columns = columns_by_keys[keys]
+
+        # The texts: strings or nothing, and not all nothing.
+        texts = {key: item[key] for key in columns.texts()}
+        if all(_is_null(value) for value in texts.values()):
+            raise BadReportError("no text")
+        if any(not isinstance(value, str) and not _is_null(value) for value in texts.values()):
+            raise BadReportError("the text is not a string")
+
+        # The id.
+        id_column = self.options.id_column
+        value = f"{self.options.prefix}{row}" if columns.id is None else item[columns.id]
+        if id_column and columns.id is None:
+            raise BadReportError(f"no key --id-column={id_column}")
+        if columns.id in texts:
+            raise BadReportError(f"--id-column={id_column} is the text")
+        if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+            raise BadReportError("the id is not a string or number")
+        report_id = "" if _is_null(value) else clean_text(str(value))[0]
+
+        def read_cell(key: Hashable) -> str:
+            return "" if _is_null(texts[key]) else texts[key]
+
+        sections = self.options.sections
+        return report_from_columns(self.path, row, report_id, columns, read_cell, sections)
+
+
+def _parse_object(line: str | BadReportError) -> dict[str, Any]:
+    if isinstance(line, BadReportError):
+        raise line
+    try:
+        item = json.loads(line)
+    except (ValueError, RecursionError):
+        raise BadReportError("not valid JSON") from None
+    if not isinstance(item, dict):
+        raise BadReportError("not a JSON object")
+    return item
+
+
+def _is_null(value: object) -> bool:
+    return value is None or value != value  # NaN, as pandas writes a missing text
