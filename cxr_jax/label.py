@@ -20,51 +20,29 @@ Exit codes: 0 done; 1 the run failed (disk full, interrupted); 2 bad usage, bad 
 not at all. How a report is read: docs/report_parser.md. Research use only. Not for diagnosis.
 """
 
+import argparse
 import contextlib
 import os
 import sys
-<<<<<<< ours
-import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
-from cxr_jax.data import report_files
-from cxr_jax.errors import UserError, exit_code
-from cxr_jax.runtime import interrupts, whole_files
-from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
-=======
-import traceback
-from collections.abc import Sequence
-from pathlib import Path
-
 from cxr_jax.data import report_files, report_labels
 from cxr_jax.data.report_sections import SECTIONS
-from cxr_jax.errors import UserError, bad_usage
+from cxr_jax.errors import UserError, exit_code
 from cxr_jax.runtime import interrupts
->>>>>>> theirs
 
 # ---- Flags -----------------------------------------------------------------------------------------------------------
 
 
-<<<<<<< ours
-def parse_args(argv):
-    parser = ArgumentParser("cxr_jax.label", description=__doc__)
-=======
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the flags.
 
     Raises:
         UserError: for bad usage.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m cxr_jax.label",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
->>>>>>> theirs
+    parser = ArgumentParser("cxr_jax.label", description=__doc__)
     parser.add_argument("inputs", nargs="+", metavar="IN", help="table, .txt, .xml or folder")
     parser.add_argument("-o", "--out", required=True, metavar="OUT.csv")
     parser.add_argument(
@@ -214,7 +192,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-<<<<<<< ours
+def _print_anything(text: str) -> None:
+    """Print a text that may hold an odd name of a file, to whoever still reads it."""
+    try:
+        print(text.encode(errors="backslashreplace").decode(), flush=True)
+    except OSError:  # nobody reads it; OUT is there all the same
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. No traceback unless --debug.
 
@@ -230,37 +215,6 @@ def _failure(error: BaseException) -> str:
         return "stopped before the end; OUT was not written"
     known = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
     return f"the run failed ({type(error).__name__}){known}"
-=======
-def _print_anything(text: str) -> None:
-    """Print a text that may hold an odd name of a file, to whoever still reads it."""
-    try:
-        print(text.encode(errors="backslashreplace").decode(), flush=True)
-    except OSError:  # nobody reads it; OUT is there all the same
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Returns:
-        Exit code: 0 done, 2 bad usage, input or rows, 1 the run failed. No traceback unless --debug.
-    """
-    debug = "--debug" in (sys.argv if argv is None else argv)
-    try:
-        return run(parse_args(argv))
-    except (Exception, KeyboardInterrupt) as error:
-        if debug:
-            traceback.print_exc()
-        if isinstance(error, UserError):
-            reason = " ".join(str(error).split())
-        elif isinstance(error, KeyboardInterrupt):
-            reason = "stopped before the end; OUT was not written"
-        else:  # the message of an error of no known kind could hold report text
-            known = error.strerror if isinstance(error, OSError) else None
-            reason = f"the run failed ({type(error).__name__})" + (f": {known}" if known else "")
-        print(f"error: {reason}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 1
->>>>>>> theirs
 
 
 def _stop() -> None:

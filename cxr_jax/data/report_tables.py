@@ -139,21 +139,21 @@ class CsvTable:
     def _check_columns(self) -> None:
         options, texts = self.options, self.columns.texts()
         if not texts and options.text_column:
-            raise UserError(f"{self.path}: has no column --text-column={options.text_column}")
+            raise UserError(f"{self.path}: has no column --text_column={options.text_column}")
         if not texts and not options.header:
             raise UserError(
-                f"{self.path}: has {self.width} columns; --text-column=NUMBER says which one is the text"
+                f"{self.path}: has {self.width} columns; --text_column=NUMBER says which one is the text"
             )
         if not texts:
             known = ", ".join([*TEXT_COLUMNS, *SECTIONS])
             raise UserError(
-                f"{self.path}: has no text column (looked for {known}); give --text-column=NAME, "
-                "or --no-header if its first line is a report"
+                f"{self.path}: has no text column (looked for {known}); give --text_column=NAME, "
+                "or --no_header if its first line is a report"
             )
         if options.id_column and self.columns.id is None:
-            raise UserError(f"{self.path}: has no column --id-column={options.id_column}")
-        if self.columns.id in texts:  # report text is only written with --with-text
-            raise UserError(f"{self.path}: --id-column={options.id_column} is the text")
+            raise UserError(f"{self.path}: has no column --id_column={options.id_column}")
+        if self.columns.id in texts:  # report text is only written with --with_text
+            raise UserError(f"{self.path}: --id_column={options.id_column} is the text")
 
     def __iter__(self) -> Iterator[Report]:
         """Yield a report a record."""
@@ -235,9 +235,9 @@ class JsonTable:
         id_column = self.options.id_column
         value = f"{self.options.prefix}{row}" if columns.id is None else item[columns.id]
         if id_column and columns.id is None:
-            raise BadReportError(f"no key --id-column={id_column}")
+            raise BadReportError(f"no key --id_column={id_column}")
         if columns.id in texts:
-            raise BadReportError(f"--id-column={id_column} is the text")
+            raise BadReportError(f"--id_column={id_column} is the text")
         if isinstance(value, bool) or not isinstance(value, str | int | float | None):
             raise BadReportError("the id is not a string or number")
         report_id = "" if _is_null(value) else clean_text(str(value))[0]
