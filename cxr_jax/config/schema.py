@@ -59,7 +59,9 @@ class Key:
 
 
 def _key(section: str, name: str, entry: dict) -> Key:
-    value = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
+    value: dict[str, Any] = {
+        field: tuple(part) if isinstance(part, list) else part for field, part in entry.items()
+    }
     tasks = value.get("tasks", ("rl",) if section == "rl" else TASKS)
     return Key(
         name=name if section == TOP else f"{section}.{name}",
@@ -136,12 +138,12 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     values.require_divides("rl.prompts_per_step", "rl.micro_batches", "rl.minibatches")
 
 
-def is_number(value: object, rule: str = "", *, whole: bool = False) -> bool:
+def is_number(value: Any, rule: str = "", *, whole: bool = False) -> bool:
     """Tell whether a value is a finite number that keeps a rule like ">= 0, < 1".
 
     A whole number must fit an int32; any other is held to the rule as float32, in which it is used.
     """
-    kind = numbers.Integral if whole else numbers.Real
+    kind: type = numbers.Integral if whole else numbers.Real
     if isinstance(value, bool) or not isinstance(value, kind):
         return False
     if not -_LARGEST_FLOAT32 <= value <= _LARGEST_FLOAT32:
@@ -203,7 +205,7 @@ def _is_section(value: object) -> bool:
     return isinstance(value, ml_collections.ConfigDict)
 
 
-def _is_patterns(value: object) -> bool:
+def _is_patterns(value: Any) -> bool:
     try:
         return all(re.compile(pattern) for pattern in value)
     except (re.error, TypeError):
@@ -237,7 +239,7 @@ def _number(rule: str) -> _Rule:
 
 
 def _seed(rule: str) -> _Rule:
-    def is_good(value: object) -> bool:
+    def is_good(value: Any) -> bool:
         return is_number(value) and value == int(value) and 0 <= value < 2**32
 
     return is_good, "must be from 0 to 2^32 - 1: keys know no more bits"

@@ -202,16 +202,12 @@ class RunConfig(_Section):
     @classmethod
     def from_config(cls, resolved: ml_collections.ConfigDict) -> Self:
         """Read a resolved config; sections and keys that its task has no use for have their defaults."""
-        sections = {
-            name: section.from_config(resolved)  # type: ignore[attr-defined]
-            for name, section in cls.__annotations__.items()
-            if isinstance(section, type) and issubclass(section, _Section)
-        }
-        top = {
-            field.name: resolved[field.name]
-            if field.name in resolved
-            else next(iter(schema.keys()[field.name].default.values()))
-            for field in dataclasses.fields(cls)
-            if field.name not in sections
-        }
-        return cls(**top, **sections)
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            if isinstance(field.type, type) and issubclass(field.type, _Section):
+                values[field.name] = field.type.from_config(resolved)
+            elif field.name in resolved:
+                values[field.name] = resolved[field.name]
+            else:
+                values[field.name] = next(iter(schema.keys()[field.name].default.values()))
+        return cls(**values)

@@ -147,12 +147,8 @@ class Reader:
 
     def texts(self, readings: Readings, rows: Sequence[int]) -> list[str]:
         """Decode the completions of the given rows."""
-        return [
-            self.tokenizer.decode(
-                readings.tokens[row][: readings.lengths[row]], skip_special_tokens=True
-            )
-            for row in rows
-        ]
+        completions = [readings.tokens[row][: readings.lengths[row]] for row in rows]
+        return [str(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in completions]
 
 
 def _go_on() -> None:

@@ -35,7 +35,7 @@ def make_batch_fn(
         here = everywhere[layout.rows_of(len(everywhere))]
         batch = source.batch(here)
         texts = source.about(here)["prompts"]
-        read = {"image": np.asarray(batch["image"]), "prompts": prompts.encode(texts)}
+        read: Batch = {"image": np.asarray(batch["image"]), "prompts": prompts.encode(texts)}
         return everywhere, here, batch, read
 
     def make(step: int) -> Batch:

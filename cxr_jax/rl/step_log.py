@@ -50,8 +50,8 @@ class StepLog:
             unit="completions",
             stream=sys.stdout,
         )
-        skipped = int(loop.state["skipped"])
-        self._skips = Skips(settings.max_skipped, loop.start, skipped, settings.learner.updates)
+        updates = settings.learner.updates
+        self._skips = Skips(settings.max_skipped, loop.start, loop.skipped, updates)
         self._sampled = 0.0
         loop.keep("seconds", lambda: self.seconds)
         loop.keep("num_tokens", lambda: self.tokens)
@@ -76,7 +76,7 @@ class StepLog:
             "learning_rate": float(self._learning_rate(done - 1)),
             "step_time": passed,
             "perf/rollout_seconds": self._sampled - began,
-            "perf/data_wait_share": self._loop.loader.last_wait / passed,
+            "perf/data_wait_share": self._loop.data_wait / passed,
             "perf/compilations": self._compilations.count(),
         }
         row |= {f"constant/{name}": value for name, value in self._baselines.items()}

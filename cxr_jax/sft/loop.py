@@ -146,7 +146,7 @@ def make_batch_fn(
         indices = indices_of(step, settings.batch_size, len(source), settings.data.seed)
         indices = indices[layout.rows_of(len(indices))]
         batch = source.batch(indices)
-        step_batch = {"image": np.asarray(batch["image"])}
+        step_batch: Batch = {"image": np.asarray(batch["image"])}
         if locates:
             step_batch["regions"] = np.asarray(batch["regions"])
             step_batch["severity"] = np.asarray(batch["scene"]["severity"])

@@ -33,7 +33,7 @@ class WindowLog:
             unit="samples",
             stream=sys.stdout,
         )
-        self._skips = Skips(settings.max_skipped, loop.start, int(loop.state["skipped"]))
+        self._skips = Skips(settings.max_skipped, loop.start, loop.skipped)
         # Metrics since the last line: kept in checkpoints, so that a resumed run writes the same lines.
         self._window: list[Tree] = list(meta.get("window", []))
         self._seconds_before: float = meta.get("seconds", 0.0)
@@ -63,7 +63,7 @@ class WindowLog:
 
     def add(self, metrics: Tree) -> None:
         """Take the metrics of a step, which may still be computing."""
-        self._waited += self._loop.loader.last_wait
+        self._waited += self._loop.data_wait
         if self._window:
             # One step ahead of the device, no more: so a wait for data is a wait for data.
             jax.block_until_ready(self._window[-1])

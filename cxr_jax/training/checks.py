@@ -55,20 +55,18 @@ def check_common(config: ConfigDict) -> Source:
     settings = RunConfig.from_config(config)
     Trainable.create(settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype)
     pretrained.check_model(settings.model)
-    if source == "phantom":
-        train, prompts = _phantom_prompts(settings.data)
-    else:
-        train, prompts = _film_prompts(settings.data)
+    open_prompts = {"phantom": _phantom_prompts, "files": _film_prompts}[source]
+    train, prompts = open_prompts(settings.data)
     check_model(settings.model, train.size, prompts, settings.max_completion)
     return train
 
 
-def _phantom_prompts(data: DataConfig) -> tuple[PhantomSource, dict[str, str]]:
+def _phantom_prompts(data: DataConfig) -> tuple[Source, dict[str, str]]:
     train = PhantomSource(data.hospital, "train", data.seed, data.reader_miss, data.sites)
     return train, dict.fromkeys(train.prompts(), "the prompt")
 
 
-def _film_prompts(data: DataConfig) -> tuple[FilesSource, dict[str, str]]:
+def _film_prompts(data: DataConfig) -> tuple[Source, dict[str, str]]:
     """The training source of a manifest, and each prompt with the first row that asks it."""
     if data.sites:
         raise UserError(
@@ -187,9 +185,8 @@ def check_targets_fit(settings: RunConfig, train: Source) -> None:
 def _scenes(source: PhantomSource, indices: Indices) -> Tree:
     """The scenes of phantoms without their images: a fraction of the time of `batch`."""
     keys = phantom.example_keys(source.seed, source.split, source.hospital, indices)
-    sites = source.sites_of(indices)
-    if sites is not None:
-        sites = phantom.site_keys(source.seed, sites)
+    numbers = source.sites_of(indices)
+    sites = None if numbers is None else phantom.site_keys(source.seed, numbers)
     sample = functools.partial(phantom.sample_scenes, hospital=source.hospital)
     return jax.jit(sample)(keys, sites=sites)
 

@@ -129,6 +129,18 @@ class RunLoop:
         assert self.state is not None
         return self.state["params"]
 
+    @property
+    def data_wait(self) -> float:
+        """Seconds that the step at hand waited for its batch."""
+        assert self.loader is not None
+        return self.loader.last_wait
+
+    @property
+    def skipped(self) -> int:
+        """Optimizer steps left out so far because a gradient was not finite."""
+        assert self.state is not None
+        return int(self.state["skipped"])
+
     def finish_step(self, state: Tree) -> None:
         """Take over the state of a step whose last update is made; from here on it is what a signal saves."""
         self.state = state
