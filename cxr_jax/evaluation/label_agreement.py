@@ -17,8 +17,10 @@ diagnosis.
 
 import csv
 import sys
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,6 +34,9 @@ from cxr_jax.metrics import scores
 MAPS = Path(__file__).parents[1] / "labels" / "maps.toml"
 MAP = "openi_gold"
 POLICIES = ("negative", "positive")  # what an uncertain mention counts as
+_GOLD = "gold_"  # what the names of gold columns begin with
+
+# ---- Gold labels -----------------------------------------------------------------------------------------------------
 
 
 class LabelMap(NamedTuple):
@@ -41,9 +46,20 @@ class LabelMap(NamedTuple):
     version: int
     labels: dict[str, str]
 
+    def scored(self) -> np.ndarray:
+        """Tell which of the 14 labels something maps to: bool [14]."""
+        return np.isin(CHEXPERT_14, list(self.labels.values()))
+
 
 class Gold(NamedTuple):
-    """A manifest: ids [N], paths of the reports [N], truth bool [N, 14], unscored: source labels without a target."""
+    """A manifest of N reports.
+
+    Attributes:
+        ids: of the reports.
+        paths: of their files.
+        truth: bool [N, 14].
+        unscored: source labels without a target.
+    """
 
     ids: list[str]
     paths: list[Path]
@@ -52,7 +68,11 @@ class Gold(NamedTuple):
 
 
 def load_map(name: str = MAP, path: str | Path = MAPS) -> LabelMap:
-    """The table [name] of a file of maps. Raises UserError if it cannot be read or a target is none of the 14."""
+    """Read the table [name] of a file of maps.
+
+    Raises:
+        UserError: if it cannot be read or a target is none of the 14.
+    """
     entry = read_toml(Path(path)).get(name)
     labels = entry.get("map") if isinstance(entry, dict) else None
     if not isinstance(labels, dict) or not labels or not isinstance(entry.get("version"), int):
@@ -66,128 +86,194 @@ def load_map(name: str = MAP, path: str | Path = MAPS) -> LabelMap:
 
 
 def load_gold(folder: str | Path, manifest: str | Path, label_map: LabelMap) -> Gold:
-    """The rows of a manifest. Raises UserError for a missing manifest, column or file, or a gold cell but 0 and 1."""
+    """Read the rows of a manifest.
+
+    Args:
+        folder: where the reports are.
+        manifest: a name below it, or a path.
+        label_map: which gold columns are read.
+
+    Raises:
+        UserError: for a missing manifest, column or file, or a gold cell but 0 and 1.
+    """
     path = Path(folder) / manifest
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            columns, rows = reader.fieldnames or [], list(reader)
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror or type(e).__name__}") from e
-    except (csv.Error, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: not a CSV file in UTF-8") from e
-    for column in ("file", "report_id", *(f"gold_{source}" for source in label_map.labels)):
+    columns, rows = _read_manifest(path)
+    for column in ("file", "report_id", *(_GOLD + source for source in label_map.labels)):
         if column not in columns:
             raise UserError(f"{path}: has no column {column!r}")
     if not rows:
         raise UserError(f"{path}: lists no reports")
     truth = np.zeros((len(rows), len(CHEXPERT_14)), bool)
-    for number, (row, cells) in enumerate(zip(rows, truth, strict=True), 1):
+    for number, (row, row_truth) in enumerate(zip(rows, truth, strict=True), 1):
         for source, target in label_map.labels.items():
-            if row[f"gold_{source}"] not in ("0", "1"):
+            cell = row[_GOLD + source]
+            if cell not in ("0", "1"):
                 raise UserError(f"{path}: row {number}: gold_{source} is neither 0 nor 1")
-            cells[CHEXPERT_14.index(target)] |= row[f"gold_{source}"] == "1"
+            # Of several source labels any one makes the target positive.
+            row_truth[CHEXPERT_14.index(target)] |= cell == "1"
         if not (row["file"] or "").lower().endswith(".xml"):
             raise UserError(f"{path}: row {number}: file is not the name of an .xml file")
     paths = [Path(folder) / row["file"] for row in rows]
-    if missing := next((p for p in paths if not p.is_file()), None):
+    if missing := next((report for report in paths if not report.is_file()), None):
         raise UserError(f"{missing}: there is no such file, but {path.name} lists it")
-    unscored = [c.removeprefix("gold_") for c in columns if c.startswith("gold_")]
-    return Gold(
-        [r["report_id"] for r in rows],
-        paths,
-        truth,
-        [s for s in unscored if s not in label_map.labels],
-    )
+    sources = [column.removeprefix(_GOLD) for column in columns if column.startswith(_GOLD)]
+    unscored = [source for source in sources if source not in label_map.labels]
+    return Gold([row["report_id"] for row in rows], paths, truth, unscored)
 
 
-def read_states(paths, lexicon: str | None = None) -> np.ndarray:
-    """int8 [N, 14]: what the parser reads in findings and impression of Open-i files. UserError for a bad file."""
+def _read_manifest(path: Path) -> tuple[Sequence[str], list[dict[str, str]]]:
+    """The names of the columns, and the rows."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            return reader.fieldnames or [], list(reader)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or type(error).__name__}") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a CSV file in UTF-8") from error
+
+
+# ---- Ours against gold -----------------------------------------------------------------------------------------------
+
+
+def read_states(paths: Sequence[str | Path], lexicon: str | None = None) -> np.ndarray:
+    """Read findings and impression of Open-i files with the parser.
+
+    Args:
+        paths: N files.
+        lexicon: other phrases than the built-in ones.
+
+    Returns:
+        int8 [N, 14].
+
+    Raises:
+        UserError: for a bad file or lexicon.
+    """
     from cxr_jax import labels
 
-    rows = list(report_files.read(report_files.open_inputs(paths)))
-    if bad := next((row for row in rows if row.text is None), None):
+    reports = list(report_files.read(report_files.open_inputs(paths)))
+    if bad := next((report for report in reports if report.text is None), None):
         raise UserError(f"{bad.source}: {bad.reason}")
-    return labels.read_reports([row.text for row in rows], lexicon=lexicon)["state"]
+    return labels.read_reports([report.text for report in reports], lexicon=lexicon)["state"]
 
 
-def positive(states: np.ndarray, policy: str) -> np.ndarray:
-    """bool: which states count as positive under a policy of POLICIES."""
+def is_positive(states: np.ndarray, policy: str) -> np.ndarray:
+    """Tell which states count as positive under a policy of POLICIES: bool, as the states."""
     return (states == POSITIVE) | ((states == UNCERTAIN) & (policy == "positive"))
 
 
-def summarise(states, truth, label_map: LabelMap, policy: str, n_boot: int = 1000) -> dict:
-    """`scoring.summary` over the labels that the map has; the rest are unknown."""
-    scored = np.isin(CHEXPERT_14, list(label_map.labels.values()))
-    return scores.summary(
-        positive(states, policy), truth, known=np.tile(scored, (len(truth), 1)), n_boot=n_boot
-    )
+def summarise(
+    states: np.ndarray, truth: np.ndarray, label_map: LabelMap, policy: str, n_boot: int = 1000
+) -> dict[str, Any]:
+    """Compute `scores.summary` over the labels that the map has; the rest are unknown.
+
+    Args:
+        states: int8 [N, 14].
+        truth: bool [N, 14].
+        label_map: which labels are scored.
+        policy: of POLICIES.
+        n_boot: bootstrap samples of the intervals.
+    """
+    known = np.tile(label_map.scored(), (len(truth), 1))
+    return scores.summary(is_positive(states, policy), truth, known=known, n_boot=n_boot)
 
 
-def errors(gold: Gold, states, label_map: LabelMap, policy: str) -> list[tuple[str, str, str, int]]:
-    """(report_id, label, "FP" or "FN", state) of every scored cell where prediction and gold differ, in order."""
-    wrong = (positive(states, policy) != gold.truth) & np.isin(
-        CHEXPERT_14, list(label_map.labels.values())
-    )
+class LabelError(NamedTuple):
+    """A scored cell where prediction and gold differ."""
+
+    report_id: str
+    label: str
+    kind: str  # "FP" or "FN"
+    state: int  # what was read
+
+
+def find_errors(
+    gold: Gold, states: np.ndarray, label_map: LabelMap, policy: str
+) -> list[LabelError]:
+    """List every scored cell where prediction and gold differ, in order."""
+    wrong = (is_positive(states, policy) != gold.truth) & label_map.scored()
     return [
-        (gold.ids[i], CHEXPERT_14[j], "FN" if gold.truth[i, j] else "FP", int(states[i, j]))
-        for i, j in np.argwhere(wrong)
+        LabelError(
+            gold.ids[row],
+            CHEXPERT_14[column],
+            "FN" if gold.truth[row, column] else "FP",
+            int(states[row, column]),
+        )
+        for row, column in np.argwhere(wrong)
     ]
 
 
-def lines(gold: Gold, states, label_map: LabelMap, policy: str) -> list[str]:
-    """The report, one string a line."""
-    out = summarise(states, gold.truth, label_map, policy)
-    other = POLICIES[1 - POLICIES.index(policy)]
-    rest = summarise(states, gold.truth, label_map, other, n_boot=1)
-    wrong = errors(gold, states, label_map, policy)
-    targets = set(label_map.labels.values())
-    micro, sound, macro = (
-        out["micro_f1"]["all"],
-        out["micro_f1"]["without_no_finding"],
-        out["macro_f1"]["all"],
-    )
-    rows = [
+# ---- Output ----------------------------------------------------------------------------------------------------------
+
+
+def report_lines(gold: Gold, states: np.ndarray, label_map: LabelMap, policy: str) -> list[str]:
+    """Write the report, one string a line."""
+    summary = summarise(states, gold.truth, label_map, policy)
+    other_policy = POLICIES[1 - POLICIES.index(policy)]
+    other = summarise(states, gold.truth, label_map, other_policy, n_boot=1)
+    errors = find_errors(gold, states, label_map, policy)
+    micro, macro = summary["micro_f1"], summary["macro_f1"]["all"]
+    lines = [
         f"{len(gold.ids)} reports; map {label_map.name} version {label_map.version}; uncertain = {policy}",
-        f"micro-F1 {_estimate(micro)}",
-        f"micro-F1 without No Finding {_estimate(sound)}",
-        f"macro-F1 {_estimate(macro)} over the {len(macro['labels'])} labels with a gold positive",
-        f"micro-F1 with uncertain = {other}: {_value(rest['micro_f1']['all']['value'])}",
+        f"micro-F1 {_format_estimate(micro['all'])}",
+        f"micro-F1 without No Finding {_format_estimate(micro['without_no_finding'])}",
+        f"macro-F1 {_format_estimate(macro)} over the {len(macro['labels'])} labels with a gold positive",
+        f"micro-F1 with uncertain = {other_policy}: {_format_value(other['micro_f1']['all']['value'])}",
         f"{'label':<28}{'gold':>6}{'tp':>6}{'fp':>6}{'fn':>6}{'errors':>8}{'precision':>11}{'recall':>8}{'F1':>7}",
     ]
-    for label in CHEXPERT_14:
-        if label in targets:
-            x = out["per_label"][label]
-            rows.append(
-                f"{label:<28}{x['n_pos']:>6}{x['tp']:>6}{x['fp']:>6}{x['fn']:>6}{x['fp'] + x['fn']:>8}"
-                f"{_value(x['precision']):>11}{_value(x['recall']):>8}{_value(x['f1']['value']):>7}"
-            )
-    rows.append(f"{len(wrong)} errors in {len({e[0] for e in wrong})} reports")
+    for label, is_scored in zip(CHEXPERT_14, label_map.scored(), strict=True):
+        if is_scored:
+            lines.append(_label_line(label, summary["per_label"][label]))
+    lines.append(f"{len(errors)} errors in {len({error.report_id for error in errors})} reports")
     if gold.unscored:
-        rows.append(f"not scored: {', '.join(gold.unscored)}")
-    return rows
+        lines.append(f"not scored: {', '.join(gold.unscored)}")
+    return lines
 
 
-def _value(x) -> str:
-    return "-" if x is None else f"{x:.3f}"
+def _label_line(label: str, scored: dict[str, Any]) -> str:
+    true, false, missed = scored["tp"], scored["fp"], scored["fn"]
+    return (
+        f"{label:<28}{scored['n_pos']:>6}{true:>6}{false:>6}{missed:>6}{false + missed:>8}"
+        f"{_format_value(scored['precision']):>11}{_format_value(scored['recall']):>8}"
+        f"{_format_value(scored['f1']['value']):>7}"
+    )
 
 
-def _estimate(e) -> str:
-    return f"{_value(e['value'])} [{_value(e['lo'])}, {_value(e['hi'])}]"
+def _format_value(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
-def write_errors(path: str, rows) -> None:
-    """Raises UserError if it cannot be written."""
+def _format_estimate(estimate: dict[str, Any]) -> str:
+    value, low, high = (_format_value(estimate[name]) for name in ("value", "lo", "hi"))
+    return f"{value} [{low}, {high}]"
+
+
+def write_errors(path: str | Path, errors: Iterable[LabelError]) -> None:
+    """Write a table with a row an error.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
     try:
         with open(path, "w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(("report_id", "label", "kind", "state"))
-            writer.writerows((*row[:3], "" if row[3] == NOT_MENTIONED else row[3]) for row in rows)
-    except OSError as e:
-        raise UserError(f"{path}: cannot be written ({e.strerror})") from e
+            writer.writerow(LabelError._fields)
+            for error in errors:
+                state = "" if error.state == NOT_MENTIONED else error.state
+                writer.writerow((error.report_id, error.label, error.kind, state))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def parse_args(argv):
+# ---- The command -----------------------------------------------------------------------------------------------------
+
+
+def parse_args(argv: Sequence[str] | None) -> Namespace:
+    """Read the flags.
+
+    Raises:
+        UserError: for bad usage.
+    """
     parser = ArgumentParser("cxr_jax.evaluation.label_agreement", description=__doc__)
     parser.add_argument("folder", metavar="REPORTS_DIR")
     parser.add_argument(
@@ -211,20 +297,30 @@ def parse_args(argv):
     return parser.parse_args(argv)
 
 
-def run(args) -> None:
+def run(args: Namespace) -> None:
+    """Compare, print, and write the errors if asked to.
+
+    Raises:
+        UserError: for bad input.
+    """
     label_map = load_map()
     gold = load_gold(args.folder, args.manifest, label_map)
     if args.errors:
-        out, inputs = Path(args.errors), [Path(args.folder) / args.manifest, *gold.paths]
-        if out.suffix.lower() != ".csv" or (out.exists() and any(out.samefile(p) for p in inputs)):
-            raise UserError(f"{out}: must be named .csv, and must not be the manifest")
+        _check_errors_path(Path(args.errors), [Path(args.folder) / args.manifest, *gold.paths])
     states = read_states(gold.paths, args.lexicon)
-    print("\n".join(lines(gold, states, label_map, args.uncertain)))
+    print("\n".join(report_lines(gold, states, label_map, args.uncertain)))
     if args.errors:
-        write_errors(args.errors, errors(gold, states, label_map, args.uncertain))
+        write_errors(args.errors, find_errors(gold, states, label_map, args.uncertain))
 
 
-def main(argv=None) -> int:
+def _check_errors_path(path: Path, inputs: Sequence[Path]) -> None:
+    is_table = path.suffix.lower() == ".csv"
+    if not is_table or (path.exists() and any(path.samefile(other) for other in inputs)):
+        raise UserError(f"{path}: must be named .csv, and must not be the manifest")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
     return exit_code(lambda: run(parse_args(argv)), debug=wants_debug(argv))
 
 

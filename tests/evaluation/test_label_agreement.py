@@ -226,6 +226,6 @@ def test_shared_reports():
     out = label_agreement.summarise(states, gold.truth, label_map, "negative")
     assert out["micro_f1"]["all"]["value"] >= 0.93
     # The same number without the code above: every error is a miss or a false alarm of a cell.
-    wrong = label_agreement.errors(gold, states, label_map, "negative")
+    wrong = label_agreement.find_errors(gold, states, label_map, "negative")
     hits = sum(x["tp"] for x in out["per_label"].values())
     assert np.isclose(out["micro_f1"]["all"]["value"], 2 * hits / (2 * hits + len(wrong)))
