@@ -175,7 +175,9 @@ def summarise(
         n_boot: bootstrap samples of the intervals.
     """
     known = np.tile(label_map.scored(), (len(truth), 1))
-    return scores.summary(is_positive(states, policy), truth, known=known, n_boot=n_boot)
+    answers = scores.Answers(is_positive(states, policy))
+    reference = scores.Reference(truth, known)
+    return scores.summary(answers, reference, bootstrap=scores.Bootstrap(n_boot))
 
 
 class LabelError(NamedTuple):

@@ -11,6 +11,7 @@ from cxr_jax.data.sources.base import Batch, Source
 from cxr_jax.data.sources.splits import Splits, held_out
 from cxr_jax.evaluation.reader import Reader
 from cxr_jax.metrics import scores
+from cxr_jax.metrics.scores import Answers, Bootstrap, Reference
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.layout import Layout
 from cxr_jax.runtime.trees import Tree
@@ -18,7 +19,7 @@ from cxr_jax.training.run_loop import RunLoop
 from cxr_jax.training.setup import Setup
 
 LOST_RECALL = 0.25  # a label whose recall fell by more than this is said to be lost
-LOOK_RESAMPLES = 20  # of a look's bootstrap: its intervals are not shown
+LOOK = Bootstrap(20)  # its intervals are not shown
 
 
 class ModelSelection:
@@ -99,11 +100,9 @@ class ModelSelection:
         """The metrics `eval/<name>/*` of one selection split."""
         readings = self.reader.read(params, data["image"], data["texts"])
         summary = scores.summary(
-            readings.answer,
-            data["solution"],
-            known=data["known"],
-            valid=readings.valid,
-            n_boot=LOOK_RESAMPLES,
+            Answers(readings.answer, readings.valid),
+            Reference(data["solution"], data["known"]),
+            bootstrap=LOOK,
         )
         row = {
             "jaccard": summary["jaccard"]["value"],
@@ -168,7 +167,7 @@ class ModelSelection:
 def constant_baselines(source: Source, count: int = 2000) -> dict[str, float]:
     """Score constant policies on the training stream by Jaccard: what a reward must beat to mean anything."""
     truth = source.solutions(np.arange(min(count, len(source))))
-    policies = scores.constant_policies(truth, n_boot=LOOK_RESAMPLES)["policies"]
+    policies = scores.constant_policies(Reference(truth), bootstrap=LOOK)["policies"]
     return {
         "no_finding": policies["No Finding"]["jaccard"],
         "all_labels": policies["all labels"]["jaccard"],

@@ -17,6 +17,7 @@ from cxr_jax.data.sources.splits import Splits, held_out, open_splits
 from cxr_jax.evaluation.reader import Reader, Readings
 from cxr_jax.inference.prompts import Prompts
 from cxr_jax.metrics import scores
+from cxr_jax.metrics.scores import Answers, Bootstrap, Reference
 from cxr_jax.models.qwen2_5_vl.patches import grid_of
 from cxr_jax.report.text_table import text_table
 from cxr_jax.runtime import processes
@@ -83,18 +84,16 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
 
 
 @dataclass(frozen=True)
-class Answers:
+class SetAnswers:
     """What a model answers to the images of a set, and to other images in their place.
 
     Attributes:
         real: the readings of the images.
-        audit: "blank", "swapped" -> bool [N, 14], labels answered when the image is mid-grey, or the next one's.
-        audit_valid: likewise bool [N], whether the format was kept.
+        other_images: "blank", "swapped" -> what is answered when the image is mid-grey, or the next one's.
     """
 
     real: Readings
-    audit: dict[str, np.ndarray]
-    audit_valid: dict[str, np.ndarray]
+    other_images: dict[str, Answers]
 
 
 def evaluate_models(
@@ -154,7 +153,7 @@ def evaluate_models(
     return text_table(tables, comparisons, kind)
 
 
-def answer_all(reader: Reader, params: Tree, data: Batch) -> Answers:
+def answer_all(reader: Reader, params: Tree, data: Batch) -> SetAnswers:
     """Read the real, blank and swapped images of a set.
 
     Swapped: each case is answered from the image of the next one, which is the real reading moved by one. Blank: one
@@ -164,31 +163,22 @@ def answer_all(reader: Reader, params: Tree, data: Batch) -> Answers:
     grey = np.full_like(data["image"][:1], BLANK_LEVEL)
     blank = reader.read(params, grey, data["texts"][:1])
     count = len(data["image"])
-    return Answers(
-        real=real,
-        audit={
-            "blank": np.repeat(blank.answer, count, axis=0),
-            "swapped": np.roll(real.answer, 1, axis=0),
-        },
-        audit_valid={
-            "blank": np.repeat(blank.valid, count, axis=0),
-            "swapped": np.roll(real.valid, 1),
-        },
+    blank_everywhere = Answers(
+        np.repeat(blank.answer, count, axis=0), np.repeat(blank.valid, count, axis=0)
     )
+    swapped = Answers(np.roll(real.answer, 1, axis=0), np.roll(real.valid, 1))
+    return SetAnswers(real, {"blank": blank_everywhere, "swapped": swapped})
 
 
 def _summary(
-    answers: Answers, traces: dict[str, np.ndarray], data: Batch, settings: EvaluationConfig
+    answers: SetAnswers, traces: dict[str, np.ndarray], data: Batch, settings: EvaluationConfig
 ) -> dict[str, Any]:
     return scores.summary(
-        answers.real.answer,
-        data["solution"],
-        known=data["known"],
-        valid=answers.real.valid,
-        audit=answers.audit,
-        audit_valid=answers.audit_valid,
-        n_boot=settings.bootstrap,
+        Answers(answers.real.answer, answers.real.valid),
+        Reference(data["solution"], data["known"]),
+        other_images=answers.other_images,
         trace=traces,
+        bootstrap=Bootstrap(settings.bootstrap),
     )
 
 
@@ -201,13 +191,10 @@ def compare(
     for metric in ("jaccard", "macro_f1"):
         difference, low, high = scores.paired_bootstrap(
             metric,
-            readings[first].answer,
-            readings[second].answer,
-            data["solution"],
-            known=data["known"],
-            valid_a=readings[first].valid,
-            valid_b=readings[second].valid,
-            n_boot=resamples,
+            Answers(readings[first].answer, readings[first].valid),
+            Answers(readings[second].answer, readings[second].valid),
+            Reference(data["solution"], data["known"]),
+            bootstrap=Bootstrap(resamples),
         )
         row = {"a": first, "b": second, "set": set_name, "metric": metric}
         rows.append(row | {"diff": difference, "lo": low, "hi": high})
@@ -218,7 +205,9 @@ def cases_to_show(
     set_name: str, model: str, readings: Readings, data: Batch, reader: Reader, count: int
 ) -> list[report.Case]:
     """Choose cases for the report: the worst half, the best quarter and a quarter from between."""
-    jaccard = scores.jaccard_rows(readings.answer, data["solution"], data["known"], readings.valid)
+    jaccard = scores.jaccard_rows(
+        Answers(readings.answer, readings.valid), Reference(data["solution"], data["known"])
+    )
     # A score that is undefined, with no label known, sorts after the best.
     order = np.argsort(np.nan_to_num(jaccard, nan=2.0), kind="stable")
     count = min(count, len(order))

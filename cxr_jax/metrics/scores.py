@@ -1,428 +1,389 @@
 """Statistics of label predictions: F1, Jaccard, bootstrap intervals, constant policies, image-use audit.
 
-Pure NumPy. Every metric here is a function of sums over rows, so a row (or a patient) is reduced once to a
-short vector of counts, and a bootstrap of any metric is one matrix product of resampling weights with those
-vectors.
-
-Conventions, used everywhere:
-- `pred`, `truth`: bool [N, 14] in the order of `CHEXPERT_14`; `known`: bool [N, 14], False = the reference
-  does not say (uncertain, blank), and that cell is left out of every number. Default: all known.
-- `valid`: bool [N], False = the completion could not be parsed. Such a row predicts nothing (its positives
-  count as missed) and has Jaccard 0, even where the truth is empty: no answer never earns a point.
-- `groups`: [N] patient ids; the bootstrap then draws patients, not images.
-- Jaccard of two empty sets is 1. A row with no known label carries no Jaccard at all.
-- A label without a known positive has no F1. Macro-F1 is the mean over the labels that have one (again in
-  each bootstrap resample, so the interval is that of the number that is printed); micro-F1 pools all
-  labels.
-- An undefined number is None in the results.
+Pure NumPy. The conventions (what is left out, what an invalid answer is worth) stand in `label_counts.py`.
 """
 
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
+from cxr_jax.metrics.bootstrap import (
+    Bootstrap,
+    estimate,
+    estimate_mean,
+    number_or_none,
+    percentile_interval,
+    resample,
+    sum_by_group,
+)
+from cxr_jax.metrics.label_counts import (
+    IN_SUBSET,
+    LABEL_COUNT,
+    METRICS,
+    SUBSETS,
+    Answers,
+    Reference,
+    check_rows,
+    jaccard_rows,
+    label_counts,
+    label_f1,
+    ratio,
+    row_counts,
+)
 
-N_LABELS = len(CHEXPERT_14)
-METRICS = ("jaccard", "macro_f1", "micro_f1")
-SUBSETS = {
-    "all": (),
-    "without_no_finding": ("No Finding",),
-    "without_support_devices": ("Support Devices",),
-    "findings_only": ("No Finding", "Support Devices"),
-}
-_KEEP = {
-    name: np.array([label not in out for label in CHEXPERT_14]) for name, out in SUBSETS.items()
-}
-_CHUNK = 4_000_000  # resampling weights held at once: 32 MB, whatever n_boot and N are
+__all__ = [
+    "SUBSETS",
+    "Answers",
+    "Bootstrap",
+    "Reference",
+    "auroc",
+    "calibration",
+    "constant_policies",
+    "constant_predictions",
+    "image_use_audit",
+    "jaccard_rows",
+    "paired_bootstrap",
+    "summary",
+]
 
-
-# Rows -> counts -----------------------------------------------------------------------------------
-
-
-def _checked(pred, truth, known=None, valid=None):
-    pred, truth = np.asarray(pred, bool), np.asarray(truth, bool)
-    known = np.ones_like(truth) if known is None else np.asarray(known, bool)
-    valid = np.ones(len(truth), bool) if valid is None else np.asarray(valid, bool)
-    if truth.ndim != 2 or truth.shape[1] != N_LABELS or len(truth) == 0:
-        raise ValueError(f"truth must be [N, {N_LABELS}] with N >= 1, got {list(truth.shape)}")
-    if pred.shape != truth.shape or known.shape != truth.shape or valid.shape != truth.shape[:1]:
-        shapes = {
-            "pred": pred.shape,
-            "truth": truth.shape,
-            "known": known.shape,
-            "valid": valid.shape,
-        }
-        raise ValueError(f"shapes do not agree: {shapes}")
-    return pred, truth, known, valid
-
-
-def jaccard_rows(pred, truth, known=None, valid=None) -> np.ndarray:
-    """Jaccard index of each row's label sets: float64 [N]; NaN where the row has no known label."""
-    pred, truth, known, valid = _checked(pred, truth, known, valid)
-    pred = pred & valid[:, None]
-    both = (pred & truth & known).sum(1)
-    either = ((pred | truth) & known).sum(1)
-    value = np.where(either == 0, 1.0, both / np.maximum(either, 1)) * valid
-    return np.where(known.any(1), value, np.nan)
-
-
-def _row_counts(pred, truth, known=None, valid=None) -> np.ndarray:
-    """float64 [N, 58]: tp, fp, fn and known flags of the 14 labels, then Jaccard and its weight (0 or 1)."""
-    pred, truth, known, valid = _checked(pred, truth, known, valid)
-    jaccard = jaccard_rows(pred, truth, known, valid)
-    pred = pred & valid[:, None]
-    flags = [pred & truth & known, pred & ~truth & known, ~pred & truth & known, known]
-    scored = np.isfinite(jaccard)
-    return np.concatenate(
-        [*flags, np.where(scored, jaccard, 0.0)[:, None], scored[:, None]], axis=1
-    ).astype(float)
+COMPARED = ("jaccard", "macro_f1")  # the metrics of paired differences
+LONGEST_PRIOR = 8  # labels of the longest constant answer that is taken from the frequencies
+DEFAULT = Bootstrap()
 
 
-def _split(counts):
-    tp, fp, fn, n = (counts[..., i * N_LABELS : (i + 1) * N_LABELS] for i in range(4))
-    return tp, fp, fn, n
+# ---- Paired differences ----
 
 
-def _ratio(a, b):
-    return np.where(b > 0, a / np.where(b > 0, b, 1), np.nan)
+class Difference(NamedTuple):
+    """A paired difference with its 95 % percentile interval; NaN where the metric is undefined."""
 
+    value: float
+    low: float
+    high: float
 
-def _label_f1(counts):
-    tp, fp, fn, _ = _split(counts)
-    return np.where(tp + fn > 0, _ratio(2 * tp, 2 * tp + fp + fn), np.nan)
-
-
-def _jaccard(counts, subset="all"):
-    return _ratio(counts[..., -2], counts[..., -1])
-
-
-def _macro_f1(counts, subset="all"):
-    f1 = _label_f1(counts)[..., _KEEP[subset]]
-    return _ratio(np.nansum(f1, -1), np.isfinite(f1).sum(-1))
-
-
-def _micro_f1(counts, subset="all"):
-    tp, fp, fn, _ = (x[..., _KEEP[subset]].sum(-1) for x in _split(counts))
-    return _ratio(2 * tp, 2 * tp + fp + fn)
-
-
-_METRIC = {"jaccard": _jaccard, "macro_f1": _macro_f1, "micro_f1": _micro_f1}
-
-
-# Bootstrap ----------------------------------------------------------------------------------------
-
-
-def _by_group(rows, groups):
-    """Sum the row counts of each patient, so that a resample draws patients."""
-    if groups is None:
-        return rows
-    groups = np.asarray(groups)
-    if groups.shape != rows.shape[:1]:
-        raise ValueError(f"groups must have one id a row: {groups.shape} for {len(rows)} rows")
-    _, index = np.unique(groups, return_inverse=True)
-    out = np.zeros((index.max() + 1, rows.shape[1]))
-    np.add.at(out, index, rows)
-    return out
-
-
-def _resampled(units, n_boot, seed):
-    """Counts of `n_boot` resamples of the units with replacement: [n_boot, K] (multinomial weights)."""
-    n, rng, out = len(units), np.random.default_rng(seed), []
-    for start in range(0, n_boot, max(1, _CHUNK // n)):
-        b = min(max(1, _CHUNK // n), n_boot - start)
-        draws = rng.integers(n, size=(b, n)) + np.arange(b)[:, None] * n
-        weights = np.bincount(draws.ravel(), minlength=b * n).reshape(b, n).astype(float)
-        out.append(weights @ units)
-    return np.concatenate(out)
-
-
-def _interval(samples):
-    """95 % percentile interval (Efron) of the finite samples: (lo, hi), NaN where there is none."""
-    samples = samples[np.isfinite(samples)]
-    return tuple(np.percentile(samples, [2.5, 97.5])) if samples.size else (np.nan, np.nan)
-
-
-def _number(x):
-    return float(x) if np.isfinite(x) else None
-
-
-def _estimate(point, samples):
-    lo, hi = _interval(samples)
-    return {"value": _number(point), "lo": _number(lo), "hi": _number(hi)}
-
-
-def _mean(values, groups, n_boot, seed):
-    rows = np.stack([np.asarray(values, float), np.ones(len(values))], axis=1)
-    units = _by_group(rows, groups)
-    boot = _resampled(units, n_boot, seed)
-    return _estimate(units[:, 0].sum() / units[:, 1].sum(), boot[:, 0] / boot[:, 1])
+    def as_estimate(self) -> dict[str, float | None]:
+        """Return {value, lo, hi}, None where undefined."""
+        names = ("value", "lo", "hi")
+        return dict(zip(names, map(number_or_none, self), strict=True))
 
 
 def paired_bootstrap(
-    metric,
-    pred_a,
-    pred_b,
-    truth,
+    metric: str,
+    first: Answers,
+    second: Answers,
+    reference: Reference,
     *,
-    known=None,
-    valid_a=None,
-    valid_b=None,
-    groups=None,
-    subset="all",
-    n_boot=1000,
-    seed=0,
-):
-    """Difference metric(b) - metric(a) on the same rows, with its 95 % percentile interval.
+    subset: str = "all",
+    bootstrap: Bootstrap = DEFAULT,
+) -> Difference:
+    """Compute metric(second) - metric(first) on the same rows, with its interval.
 
-    `metric`: one of METRICS; `subset`: one of SUBSETS (not used by Jaccard). Both predictions are resampled
-    with the same weights. Returns (diff, lo, hi), floats; NaN where the metric is undefined.
+    Both answers are resampled with the same weights.
+
+    Args:
+        metric: one of METRICS.
+        first: what is subtracted.
+        second: what it is subtracted from.
+        reference: what is so.
+        subset: one of SUBSETS (not used by Jaccard).
+        bootstrap: how the interval is made.
+
+    Raises:
+        ValueError: if `metric` is none of these, or the shapes do not agree.
     """
-    if metric not in _METRIC:
+    if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}; got {metric!r}")
-    a, b = _row_counts(pred_a, truth, known, valid_a), _row_counts(pred_b, truth, known, valid_b)
-    units = _by_group(np.concatenate([a, b], axis=1), groups)
-    f = lambda counts: (
-        _METRIC[metric](counts[..., a.shape[1] :], subset)
-        - _METRIC[metric](counts[..., : a.shape[1]], subset)
-    )
-    lo, hi = _interval(f(_resampled(units, n_boot, seed)))
-    return float(f(units.sum(0))), float(lo), float(hi)
+    counts = [row_counts(answers, reference) for answers in (first, second)]
+    width = counts[0].shape[1]
+    units = sum_by_group(np.concatenate(counts, axis=1), reference.groups)
 
-
-# Constant policies --------------------------------------------------------------------------------
-
-
-def constant_predictions(truth, known=None, prior=None) -> dict[str, np.ndarray]:
-    """The answers that ignore the image: policy name -> bool [14].
-
-    No Finding; all 14 labels; the k most frequent labels for k = 1..8. `prior`: float [14] frequencies (of
-    the training set, say); default: those of `truth` itself, which favours the policy and makes the bar
-    higher.
-    """
-    _, truth, known, _ = _checked(truth, truth, known)
-    frequency = (
-        np.asarray(prior, float)
-        if prior is not None
-        else _ratio((truth & known).sum(0), known.sum(0))
-    )
-    order = np.argsort(-np.nan_to_num(frequency), kind="stable")
-    rows = {"No Finding": [INDEX["No Finding"]], "all labels": list(range(N_LABELS))}
-    rows |= {f"top-{k} prior": order[:k] for k in range(1, 9)}
-    return {name: np.isin(np.arange(N_LABELS), index) for name, index in rows.items()}
-
-
-def constant_policies(truth, *, known=None, groups=None, prior=None, n_boot=1000, seed=0) -> dict:
-    """Scores of every constant policy and the best ones (ties: the first named).
-
-    Returns {"policies": {name: {"labels", "jaccard", "macro_f1", "micro_f1"}}, "best_jaccard": {...},
-    "best_macro_f1": {...}}; the two best hold the name under "policy" and estimates with intervals.
-    """
-    rows = constant_predictions(truth, known, prior)
-    counts = {
-        name: _row_counts(np.broadcast_to(row, np.shape(truth)), truth, known)
-        for name, row in rows.items()
-    }
-    policies = {
-        name: {
-            "labels": [CHEXPERT_14[i] for i in np.flatnonzero(rows[name])],
-            **{m: _number(_METRIC[m](c.sum(0))) for m in METRICS},
-        }
-        for name, c in counts.items()
-    }
-    out = {"policies": policies}
-    for metric in ("jaccard", "macro_f1"):
-        best = max(
-            policies,
-            key=lambda name: -1.0 if policies[name][metric] is None else policies[name][metric],
+    def difference(sums: np.ndarray) -> np.ndarray:
+        return METRICS[metric](sums[..., width:], subset) - METRICS[metric](
+            sums[..., :width], subset
         )
-        units = _by_group(counts[best], groups)
-        boot = _resampled(units, n_boot, seed)
-        out[f"best_{metric}"] = {
+
+    low, high = percentile_interval(difference(resample(units, bootstrap)))
+    return Difference(float(difference(units.sum(0))), float(low), float(high))
+
+
+# ---- Constant policies ----
+
+
+def constant_predictions(
+    reference: Reference, prior: ArrayLike | None = None
+) -> dict[str, np.ndarray]:
+    """List the answers that ignore the image: policy name -> bool [14].
+
+    No Finding; all 14 labels; the k most frequent labels for k = 1..8.
+
+    Args:
+        reference: what is so.
+        prior: float [14] frequencies (of the training set, say); None: those of the truth itself, which favours the
+            policy and makes the bar higher.
+    """
+    _, truth, known, _ = check_rows(Answers(reference.truth), reference)
+    if prior is None:
+        frequency = ratio((truth & known).sum(0), known.sum(0))
+    else:
+        frequency = np.asarray(prior, float)
+    order = np.argsort(-np.nan_to_num(frequency), kind="stable")
+    labels = {"No Finding": [INDEX["No Finding"]], "all labels": list(range(LABEL_COUNT))}
+    labels |= {f"top-{length} prior": order[:length] for length in range(1, LONGEST_PRIOR + 1)}
+    return {name: np.isin(np.arange(LABEL_COUNT), named) for name, named in labels.items()}
+
+
+def constant_policies(
+    reference: Reference, *, prior: ArrayLike | None = None, bootstrap: Bootstrap = DEFAULT
+) -> dict[str, Any]:
+    """Score every constant policy, and find the best ones (ties: the first named).
+
+    Args:
+        reference: what is so.
+        prior: as for `constant_predictions`.
+        bootstrap: how the intervals of the best are made.
+
+    Returns:
+        {"policies": {name: {"labels", "jaccard", "macro_f1", "micro_f1"}}, "best_jaccard": {...},
+        "best_macro_f1": {...}}; the two best hold the name under "policy" and estimates with intervals.
+    """
+    named = constant_predictions(reference, prior)
+    shape = np.shape(reference.truth)
+    counts = {
+        name: row_counts(Answers(np.broadcast_to(labels, shape)), reference)
+        for name, labels in named.items()
+    }
+    policies = {}
+    for name, rows in counts.items():
+        total = rows.sum(0)
+        policies[name] = {
+            "labels": [CHEXPERT_14[label] for label in np.flatnonzero(named[name])],
+            **{metric: number_or_none(compute(total)) for metric, compute in METRICS.items()},
+        }
+    result = {"policies": policies}
+    for metric in COMPARED:
+        scores = {name: policy[metric] for name, policy in policies.items()}
+        best = max(scores, key=lambda name: -1.0 if scores[name] is None else scores[name])
+        units = sum_by_group(counts[best], reference.groups)
+        samples = resample(units, bootstrap)
+        result[f"best_{metric}"] = {
             "policy": best,
             "labels": policies[best]["labels"],
-            **{m: _estimate(_METRIC[m](units.sum(0)), _METRIC[m](boot)) for m in METRICS},
+            **{
+                name: estimate(compute(units.sum(0)), compute(samples))
+                for name, compute in METRICS.items()
+            },
         }
-    return out
+    return result
 
 
-# Image-use audit ----------------------------------------------------------------------------------
+# ---- Image-use audit ----
 
 
 def image_use_audit(
-    predictions: Mapping, truth, *, known=None, valid=None, groups=None, n_boot=1000, seed=0
-) -> dict:
-    """Does the answer depend on the image? The same prompts, answered with the real and with other images.
+    answers: Mapping[str, Answers], reference: Reference, *, bootstrap: Bootstrap = DEFAULT
+) -> dict[str, dict[str, Any]]:
+    """Ask whether the answer depends on the image: the same prompts, answered with the real and with other images.
 
-    `predictions`: {"real": bool [N, 14], "blank": ..., "swapped": ..., any other name}; `valid`: the same
-    names, or None. The truth is always that of the real image. Returns for each name its Jaccard and
-    macro-F1, and for each but "real": `same_answer` (share of rows answered exactly as with the real image)
-    and `drop_jaccard`, `drop_macro_f1` (real minus this one, paired interval). A model that reads has drops
-    with lo > 0.
+    Args:
+        answers: "real", and any other name: "blank", "swapped", ..
+        reference: always that of the real image.
+        bootstrap: how the intervals are made.
+
+    Returns:
+        For each name its Jaccard and macro-F1, and for each but "real": `same_answer` (share of rows answered exactly
+        as with the real image) and `drop_jaccard`, `drop_macro_f1` (real minus this one, paired interval). A model
+        that reads has drops with lo > 0.
+
+    Raises:
+        ValueError: if there is no "real".
     """
-    if "real" not in predictions:
+    if "real" not in answers:
         raise ValueError("predictions must hold 'real'")
-    valid, out = valid or {}, {}
-    options = {"known": known, "groups": groups, "n_boot": n_boot, "seed": seed}
-    for name, pred in predictions.items():
-        total = _row_counts(pred, truth, known, valid.get(name)).sum(0)
-        out[name] = {m: _number(_METRIC[m](total)) for m in ("jaccard", "macro_f1")}
+    real, result = answers["real"], {}
+    for name, shown in answers.items():
+        total = row_counts(shown, reference).sum(0)
+        result[name] = {metric: number_or_none(METRICS[metric](total)) for metric in COMPARED}
         if name == "real":
             continue
-        cells = np.ones_like(np.asarray(truth, bool)) if known is None else np.asarray(known, bool)
-        same = ((np.asarray(pred, bool) == np.asarray(predictions["real"], bool)) | ~cells).all(1)
-        out[name]["same_answer"] = float(same.mean())
-        for metric in ("jaccard", "macro_f1"):
-            diff = paired_bootstrap(
-                metric,
-                pred,
-                predictions["real"],
-                truth,
-                valid_a=valid.get(name),
-                valid_b=valid.get("real"),
-                **options,
-            )
-            out[name][f"drop_{metric}"] = dict(
-                zip(("value", "lo", "hi"), map(_number, diff), strict=True)
-            )
-    return out
+        known = check_rows(shown, reference).known
+        is_same = np.asarray(shown.labels, bool) == np.asarray(real.labels, bool)
+        result[name]["same_answer"] = float((is_same | ~known).all(1).mean())
+        for metric in COMPARED:
+            drop = paired_bootstrap(metric, shown, real, reference, bootstrap=bootstrap)
+            result[name][f"drop_{metric}"] = drop.as_estimate()
+    return result
 
 
-# Calibration --------------------------------------------------------------------------------------
+# ---- Calibration ----
 
 
-def auroc(probability, truth) -> float | None:
-    """Area under the ROC curve by ranks (Mann-Whitney; ties share their rank); None without both classes."""
+def auroc(probability: ArrayLike, truth: ArrayLike) -> float | None:
+    """Compute the area under the ROC curve by ranks (Mann-Whitney; ties share their rank).
+
+    Returns:
+        None without both classes.
+    """
     probability, truth = np.asarray(probability, float), np.asarray(truth, bool)
-    n_pos, n_neg = int(truth.sum()), int((~truth).sum())
-    if not n_pos or not n_neg:
+    positives, negatives = int(truth.sum()), int((~truth).sum())
+    if not positives or not negatives:
         return None
     _, index, count = np.unique(probability, return_inverse=True, return_counts=True)
     rank = (np.cumsum(count) - (count - 1) / 2)[index]
-    return float((rank[truth].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
+    wins = rank[truth].sum() - positives * (positives + 1) / 2
+    return float(wins / (positives * negatives))
 
 
-def calibration(probabilities, truth, *, known=None, bins=15) -> dict:
-    """Per-finding probabilities float [N, 14] against the truth: ECE, Brier and AUROC.
+def calibration(
+    probabilities: ArrayLike, reference: Reference, *, bins: int = 15
+) -> dict[str, Any]:
+    """Hold per-finding probabilities against the truth: ECE, Brier and AUROC.
 
-    ECE: `bins` equal-width bins of the probability, |mean probability - share of positives|, weighted by
-    count, over all known cells. Brier: mean squared error over the same cells. `auroc`: per label (None
-    where one class is missing); `mean_auroc`: over the labels that have one.
+    Args:
+        probabilities: float [N, 14].
+        reference: what is so.
+        bins: of equal width, for ECE.
+
+    Returns:
+        `ece`: |mean probability - share of positives| of each bin, weighted by count, over all known cells. `brier`:
+        mean squared error over the same cells. `auroc`: per label (None where one class is missing); `mean_auroc`:
+        over the labels that have one. `bins`: as given.
     """
-    _, truth, known, _ = _checked(truth, truth, known)
+    _, truth, known, _ = check_rows(Answers(reference.truth), reference)
     probabilities = np.asarray(probabilities, float)
-    p, y = probabilities[known], truth[known].astype(float)
-    bin_of = np.minimum((p * bins).astype(int), bins - 1)
-    gap = np.abs(np.bincount(bin_of, p - y, bins))
-    areas = {
-        name: auroc(probabilities[known[:, i], i], truth[known[:, i], i])
-        for i, name in enumerate(CHEXPERT_14)
-    }
-    defined = [a for a in areas.values() if a is not None]
+    said, true = probabilities[known], truth[known].astype(float)
+    bin_of_cell = np.minimum((said * bins).astype(int), bins - 1)
+    gap = np.abs(np.bincount(bin_of_cell, said - true, bins))
+    areas = {}
+    for label, name in enumerate(CHEXPERT_14):
+        rows = known[:, label]
+        areas[name] = auroc(probabilities[rows, label], truth[rows, label])
+    defined = [area for area in areas.values() if area is not None]
     return {
-        "ece": _number(gap.sum() / p.size) if p.size else None,
-        "brier": _number(np.mean((p - y) ** 2)) if p.size else None,
+        "ece": number_or_none(gap.sum() / said.size) if said.size else None,
+        "brier": number_or_none(np.mean((said - true) ** 2)) if said.size else None,
         "mean_auroc": float(np.mean(defined)) if defined else None,
         "auroc": areas,
         "bins": bins,
     }
 
 
-# Everything of one model on one set ---------------------------------------------------------------
+# ---- Everything of one model on one set ----
 
 
-def _per_label(total, boot):
-    tp, fp, fn, n = _split(total)
-    f1, f1_boot = _label_f1(total), _label_f1(boot)
-    precision, recall = _ratio(tp, tp + fp), _ratio(tp, tp + fn)
+def _per_label(total: np.ndarray, samples: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Counts, precision, recall and F1 of each label; samples: the resampled counts."""
+    true_positive, false_positive, false_negative, known = label_counts(total)
+    f1, f1_samples = label_f1(total), label_f1(samples)
+    named, positive = true_positive + false_positive, true_positive + false_negative
+    precision, recall = ratio(true_positive, named), ratio(true_positive, positive)
+    negative_and_right = known - true_positive - false_positive - false_negative
     return {
         name: {
-            "tp": int(tp[i]),
-            "fp": int(fp[i]),
-            "fn": int(fn[i]),
-            "tn": int(n[i] - tp[i] - fp[i] - fn[i]),
-            "n_known": int(n[i]),
-            "n_pos": int(tp[i] + fn[i]),
-            "n_pred": int(tp[i] + fp[i]),
-            "precision": _number(precision[i]),
-            "recall": _number(recall[i]),
-            "f1": _estimate(f1[i], f1_boot[:, i]),
+            "tp": int(true_positive[label]),
+            "fp": int(false_positive[label]),
+            "fn": int(false_negative[label]),
+            "tn": int(negative_and_right[label]),
+            "n_known": int(known[label]),
+            "n_pos": int(positive[label]),
+            "n_pred": int(named[label]),
+            "precision": number_or_none(precision[label]),
+            "recall": number_or_none(recall[label]),
+            "f1": estimate(f1[label], f1_samples[:, label]),
         }
-        for i, name in enumerate(CHEXPERT_14)
+        for label, name in enumerate(CHEXPERT_14)
     }
 
 
-def _over_constant(pred, truth, valid, constants, options):
+def _by_subset(metric: str, total: np.ndarray, samples: np.ndarray) -> dict[str, dict[str, Any]]:
+    """A metric on each of the SUBSETS, with the labels that enter it: for macro-F1 only those that have one."""
+    compute, has_f1 = METRICS[metric], np.isfinite(label_f1(total))
+    result = {}
+    for subset, kept in IN_SUBSET.items():
+        enters = kept & has_f1 if metric == "macro_f1" else kept
+        labels = [name for name, is_in in zip(CHEXPERT_14, enters, strict=True) if is_in]
+        score = estimate(compute(total, subset), compute(samples, subset))
+        result[subset] = {**score, "labels": labels}
+    return result
+
+
+def _over_constant(
+    answers: Answers, reference: Reference, constants: Mapping[str, Any], bootstrap: Bootstrap
+) -> dict[str, dict[str, Any]]:
     """Paired gain over the best constant policy (chosen on these very rows, which favours the policy)."""
-    out = {}
-    for metric in ("jaccard", "macro_f1"):
+    gains = {}
+    for metric in COMPARED:
         best = constants[f"best_{metric}"]
-        constant = np.tile(np.isin(CHEXPERT_14, best["labels"]), (len(truth), 1))
-        diff = paired_bootstrap(metric, constant, pred, truth, valid_b=valid, **options)
-        values = dict(zip(("value", "lo", "hi"), map(_number, diff), strict=True))
-        out[metric] = {"policy": best["policy"], **values}
-    return out
+        labels = np.tile(np.isin(CHEXPERT_14, best["labels"]), (len(reference.truth), 1))
+        gain = paired_bootstrap(metric, Answers(labels), answers, reference, bootstrap=bootstrap)
+        gains[metric] = {"policy": best["policy"], **gain.as_estimate()}
+    return gains
 
 
 def summary(
-    pred,
-    truth,
+    answers: Answers,
+    reference: Reference,
     *,
-    known=None,
-    valid=None,
-    groups=None,
-    prior=None,
-    audit=None,
-    audit_valid=None,
-    probabilities=None,
-    trace=None,
-    n_boot=1000,
-    seed=0,
-) -> dict:
-    """Everything that is printed about one model on one test set, as a JSON-serialisable dict.
+    prior: ArrayLike | None = None,
+    other_images: Mapping[str, Answers] | None = None,
+    probabilities: ArrayLike | None = None,
+    trace: Mapping[str, ArrayLike] | None = None,
+    bootstrap: Bootstrap = DEFAULT,
+) -> dict[str, Any]:
+    """Compute everything that is printed about one model on one test set.
 
-    Keys: `n`, `n_units` and `unit` (what the bootstrap draws), `n_boot`, `seed`, `parse_failure_rate`;
-    `jaccard` {value, lo, hi}; `macro_f1` and `micro_f1`, each {subset: {value, lo, hi, labels}} for the
-    SUBSETS (`labels`: those that enter the number); `per_label`; `constants` (see constant_policies, with
-    `prior`); `over_constant` (paired gain over the best of them); `audit` where other-image predictions
-    {name: bool [N, 14]} are given; `calibration` where `probabilities` are; `trace` where values of the traces
-    {term: float [N]} are: {term: {value, lo, hi}} of the mean.
+    Args:
+        answers: with the real images.
+        reference: what is so.
+        prior: of the constant policies, as for `constant_predictions`.
+        other_images: name -> answers with other images, for the audit.
+        probabilities: float [N, 14], for the calibration.
+        trace: term -> values float [N] of the traces.
+        bootstrap: how the intervals are made.
+
+    Returns:
+        A dict that JSON can hold. Keys: `n`, `n_units` and `unit` (what the bootstrap draws), `n_boot`, `seed`,
+        `parse_failure_rate`; `jaccard` {value, lo, hi}; `macro_f1` and `micro_f1`, each {subset: {value, lo, hi,
+        labels}} for the SUBSETS (`labels`: those that enter the number); `per_label`; `constants` (see
+        `constant_policies`); `over_constant` (paired gain over the best of them); and where they are given `audit`,
+        `trace` ({term: {value, lo, hi}} of the mean) and `calibration`.
     """
-    pred, truth, known, valid = _checked(pred, truth, known, valid)
-    units = _by_group(_row_counts(pred, truth, known, valid), groups)
-    total, boot = units.sum(0), _resampled(units, n_boot, seed)
-    used = np.isfinite(_label_f1(total))
-    out = {
-        "n": len(truth),
+    # ---- Scores, with intervals over the units ----
+    rows = check_rows(answers, reference)
+    answers = Answers(rows.labels, rows.valid)
+    reference = Reference(rows.truth, rows.known, reference.groups)
+    units = sum_by_group(row_counts(answers, reference), reference.groups)
+    total, samples = units.sum(0), resample(units, bootstrap)
+    jaccard = METRICS["jaccard"]
+    result = {
+        "n": len(rows.truth),
         "n_units": len(units),
-        "unit": "row" if groups is None else "patient",
-        "n_boot": n_boot,
-        "seed": seed,
-        "parse_failure_rate": float((~valid).mean()),
-        "jaccard": _estimate(_jaccard(total), _jaccard(boot)),
+        "unit": "row" if reference.groups is None else "patient",
+        "n_boot": bootstrap.samples,
+        "seed": bootstrap.seed,
+        "parse_failure_rate": float((~rows.valid).mean()),
+        "jaccard": estimate(jaccard(total), jaccard(samples)),
+        "macro_f1": _by_subset("macro_f1", total, samples),
+        "micro_f1": _by_subset("micro_f1", total, samples),
+        "per_label": _per_label(total, samples),
     }
-    for metric, needs_positive in (("macro_f1", True), ("micro_f1", False)):
-        out[metric] = {
-            subset: {
-                **_estimate(_METRIC[metric](total, subset), _METRIC[metric](boot, subset)),
-                "labels": [
-                    name
-                    for i, name in enumerate(CHEXPERT_14)
-                    if keep[i] and (used[i] or not needs_positive)
-                ],
-            }
-            for subset, keep in _KEEP.items()
-        }
-    out["per_label"] = _per_label(total, boot)
-    options = {"known": known, "groups": groups, "n_boot": n_boot, "seed": seed}
-    out["constants"] = constant_policies(truth, prior=prior, **options)
-    out["over_constant"] = _over_constant(pred, truth, valid, out["constants"], options)
-    if audit:
-        out["audit"] = image_use_audit(
-            {"real": pred, **audit}, truth, valid={"real": valid, **(audit_valid or {})}, **options
-        )
+
+    # ---- What a reader that never looks would score ----
+    constants = constant_policies(reference, prior=prior, bootstrap=bootstrap)
+    result["constants"] = constants
+    result["over_constant"] = _over_constant(answers, reference, constants, bootstrap)
+
+    # ---- What not every caller has ----
+    if other_images:
+        shown = {"real": answers, **other_images}
+        result["audit"] = image_use_audit(shown, reference, bootstrap=bootstrap)
     if trace is not None:
-        out["trace"] = {term: _mean(values, groups, n_boot, seed) for term, values in trace.items()}
+        result["trace"] = {
+            term: estimate_mean(values, reference.groups, bootstrap)
+            for term, values in trace.items()
+        }
     if probabilities is not None:
-        out["calibration"] = calibration(probabilities, truth, known=known)
-    return out
+        result["calibration"] = calibration(probabilities, reference)
+    return result

@@ -54,7 +54,9 @@ def main(count: int = 4000, miss: float = 0.75) -> None:
         ]
         read = {**scenes, "severity": np.stack([row["severity"] for row in severities])}
         truth, said = (np.asarray(phantom.labels(scene)) == 1 for scene in (scenes, read))
-        summary = scores.summary(said, truth, n_boot=20)
+        summary = scores.summary(
+            scores.Answers(said), scores.Reference(truth), bootstrap=scores.Bootstrap(20)
+        )
         recall, label = min(
             (values["recall"], label) for label, values in summary["per_label"].items()
         )

@@ -12,6 +12,7 @@ from cxr_jax.data import prompts
 from cxr_jax.data.sources import phantom as sources_phantom
 from cxr_jax.labels import parse_answers
 from cxr_jax.metrics import scores
+from cxr_jax.metrics.scores import Answers, Reference
 from cxr_jax.phantom import dicom_writer
 from cxr_jax.rewards import score
 
@@ -25,8 +26,8 @@ def test_reads_phantoms_far_above_chance_and_in_format():
     got = model.generate(list(batch["image"]), [prompts.FIND_PROMPT] * N, max_new_tokens=208)
     texts = [c[0].text for c in got]
     pred, truth = parse_answers(texts), batch["solution"]
-    real = scores.jaccard_rows(pred, truth).mean()
-    swapped = scores.jaccard_rows(np.roll(pred, 1, axis=0), truth).mean()
+    real = scores.jaccard_rows(Answers(pred), Reference(truth)).mean()
+    swapped = scores.jaccard_rows(Answers(np.roll(pred, 1, axis=0)), Reference(truth)).mean()
     assert score(texts, ["No Finding"] * N)["format"].mean() > 0.95
     assert real > 0.6 and real > swapped + 0.3
     assert all(c[0].finish_reason == "stop" for c in got)

@@ -1,4 +1,4 @@
-"""scoring.py against loops that spell the definitions out."""
+"""metrics/scores.py against loops that spell the definitions out."""
 
 import json
 import time
@@ -8,6 +8,7 @@ import pytest
 
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.metrics import scores
+from cxr_jax.metrics.scores import Answers, Bootstrap, Reference
 
 
 def make(seed, n, unknown=0.2, invalid=0.1):
@@ -15,6 +16,11 @@ def make(seed, n, unknown=0.2, invalid=0.1):
     truth = rng.random((n, 14)) < rng.random(14) * 0.6
     pred = np.where(rng.random((n, 14)) < 0.7, truth, rng.random((n, 14)) < 0.3)
     return pred, truth, rng.random((n, 14)) >= unknown, rng.random(n) >= invalid
+
+
+def asked(pred, truth, known=None, valid=None):
+    """The arguments of `summary`."""
+    return Answers(pred, valid), Reference(truth, known)
 
 
 def brute(pred, truth, known, valid, drop=()):
@@ -50,7 +56,7 @@ def same(a, b):
 def test_points_equal_brute_force(n, unknown):
     for seed in range(4):
         data = make(seed, n, unknown)
-        out = scores.summary(*data[:2], known=data[2], valid=data[3], n_boot=10)
+        out = scores.summary(*asked(*data), bootstrap=Bootstrap(10))
         for subset, drop in scores.SUBSETS.items():
             jaccard, macro, micro, cells = brute(*data, drop=drop)
             assert same(out["jaccard"]["value"], jaccard)
@@ -70,7 +76,9 @@ def test_interval_equals_a_loop_over_resamples(clustered):
     pred, truth, known, valid = make(3, 40)
     groups = np.repeat(np.arange(16), 3)[:40] if clustered else np.arange(40)
     out = scores.summary(
-        pred, truth, known=known, valid=valid, groups=groups if clustered else None, n_boot=50
+        Answers(pred, valid),
+        Reference(truth, known, groups if clustered else None),
+        bootstrap=Bootstrap(50),
     )
     names = np.unique(groups)
     rng, jaccards, macros = np.random.default_rng(0), [], []
@@ -91,7 +99,7 @@ def test_interval_covers_a_known_spread():
     truth = np.zeros((2000, 14), bool)
     truth[:, 0] = True
     pred = truth & (rng.random(2000) < 0.7)[:, None]
-    out = scores.summary(pred, truth)["jaccard"]
+    out = scores.summary(*asked(pred, truth))["jaccard"]
     half = 1.96 * np.sqrt(0.7 * 0.3 / 2000)
     assert abs((out["hi"] - out["lo"]) / 2 - half) < 0.15 * half
     assert out["lo"] < out["value"] < out["hi"]
@@ -101,10 +109,10 @@ def test_patients_widen_the_interval():
     pred, truth, _, _ = make(1, 50, 0, 0)
     pred, truth, groups = (np.repeat(x, 8, axis=0) for x in (pred, truth, np.arange(50)))
     width = lambda out: out["jaccard"]["hi"] - out["jaccard"]["lo"]
-    assert width(scores.summary(pred, truth, groups=groups)) > 2 * width(
-        scores.summary(pred, truth)
-    )
-    assert scores.summary(pred, truth, groups=[f"p{g}" for g in groups], n_boot=5)["n_units"] == 50
+    by_patient = scores.summary(Answers(pred), Reference(truth, groups=groups))
+    assert width(by_patient) > 2 * width(scores.summary(*asked(pred, truth)))
+    named = Reference(truth, groups=[f"p{g}" for g in groups])
+    assert scores.summary(Answers(pred), named, bootstrap=Bootstrap(5))["n_units"] == 50
 
 
 def test_paired_difference():
@@ -116,7 +124,11 @@ def test_paired_difference():
     valid_a = rng.random(120) < 0.95
     for metric, place in (("jaccard", 0), ("macro_f1", 1)):
         diff, lo, hi = scores.paired_bootstrap(
-            metric, a, b, truth, known=known, valid_a=valid_a, n_boot=40
+            metric,
+            Answers(a, valid_a),
+            Answers(b),
+            Reference(truth, known),
+            bootstrap=Bootstrap(40),
         )
         ones = np.ones(120, bool)
         assert same(
@@ -129,14 +141,18 @@ def test_paired_difference():
         ]
         np.testing.assert_allclose([lo, hi], np.percentile(loop, [2.5, 97.5]), atol=1e-12)
         assert lo > 0
-        assert scores.paired_bootstrap(metric, a, a, truth) == (0, 0, 0)
+        assert scores.paired_bootstrap(metric, Answers(a), Answers(a), Reference(truth)) == (
+            0,
+            0,
+            0,
+        )
     with pytest.raises(ValueError, match="jaccard"):
-        scores.paired_bootstrap("accuracy", a, b, truth)
+        scores.paired_bootstrap("accuracy", Answers(a), Answers(b), Reference(truth))
 
 
 def test_constant_policies():
     _, truth, known, _ = make(2, 90, 0.1, 0)
-    out = scores.constant_policies(truth, known=known, n_boot=20)
+    out = scores.constant_policies(Reference(truth, known), bootstrap=Bootstrap(20))
     assert list(out["policies"]) == [
         "No Finding",
         "all labels",
@@ -157,30 +173,36 @@ def test_constant_policies():
         assert best[metric]["lo"] <= best[metric]["value"] <= best[metric]["hi"]
     prior = np.zeros(14)
     prior[[3, 10]] = 0.2, 0.5
-    given = scores.constant_predictions(truth, prior=prior)
+    given = scores.constant_predictions(Reference(truth), prior=prior)
     assert np.flatnonzero(given["top-1 prior"]).tolist() == [10]
     assert np.flatnonzero(given["top-2 prior"]).tolist() == [3, 10]
 
 
 def test_image_use_audit():
     _, truth, _, _ = make(4, 200, 0, 0)
-    reads = {"real": truth, "blank": np.zeros_like(truth), "swapped": np.roll(truth, 1, axis=0)}
-    out = scores.image_use_audit(reads, truth, n_boot=100)
+    reads = {
+        "real": Answers(truth),
+        "blank": Answers(np.zeros_like(truth)),
+        "swapped": Answers(np.roll(truth, 1, axis=0)),
+    }
+    out = scores.image_use_audit(reads, Reference(truth), bootstrap=Bootstrap(100))
     assert out["real"] == {"jaccard": 1.0, "macro_f1": 1.0}
     for name in ("blank", "swapped"):
         assert out[name]["drop_jaccard"]["lo"] > 0 and out[name]["same_answer"] < 0.3
-    deaf = scores.image_use_audit(dict.fromkeys(reads, reads["blank"]), truth, n_boot=20)
+    deaf = scores.image_use_audit(
+        dict.fromkeys(reads, reads["blank"]), Reference(truth), bootstrap=Bootstrap(20)
+    )
     assert (
         deaf["swapped"]["drop_jaccard"] == {"value": 0, "lo": 0, "hi": 0}
         and deaf["swapped"]["same_answer"] == 1
     )
     with pytest.raises(ValueError, match="real"):
-        scores.image_use_audit({"blank": truth}, truth)
+        scores.image_use_audit({"blank": Answers(truth)}, Reference(truth))
 
 
 def test_gain_over_the_best_constant():
     pred, truth, known, valid = make(6, 150, 0.1, 0.05)
-    out = scores.summary(pred, truth, known=known, valid=valid, n_boot=30)
+    out = scores.summary(*asked(pred, truth, known, valid), bootstrap=Bootstrap(30))
     for metric, value in (("jaccard", out["jaccard"]), ("macro_f1", out["macro_f1"]["all"])):
         gain, best = out["over_constant"][metric], out["constants"][f"best_{metric}"]
         assert gain["policy"] == best["policy"] and gain["lo"] <= gain["value"] <= gain["hi"]
@@ -189,30 +211,30 @@ def test_gain_over_the_best_constant():
 
 def test_edges():
     none = np.zeros((3, 14), bool)
-    out = scores.summary(none, none, n_boot=5)
+    out = scores.summary(*asked(none, none), bootstrap=Bootstrap(5))
     assert out["jaccard"]["value"] == 1 and out["macro_f1"]["all"] == {
         "value": None,
         "lo": None,
         "hi": None,
         "labels": [],
     }
-    out = scores.summary(none, none, valid=[True, True, False], n_boot=5)
+    out = scores.summary(*asked(none, none, valid=[True, True, False]), bootstrap=Bootstrap(5))
     assert out["jaccard"]["value"] == pytest.approx(2 / 3) and out[
         "parse_failure_rate"
     ] == pytest.approx(1 / 3)
-    out = scores.summary(~none, ~none, known=none, n_boot=5)
+    out = scores.summary(*asked(~none, ~none, known=none), bootstrap=Bootstrap(5))
     assert out["jaccard"]["value"] is None and out["micro_f1"]["all"]["value"] is None
     assert all(
         row["n_known"] == 0 and row["f1"]["value"] is None for row in out["per_label"].values()
     )
     json.dumps(out, allow_nan=False)
-    one = scores.summary(~none[:1], ~none[:1])
+    one = scores.summary(*asked(~none[:1], ~none[:1]))
     assert one["macro_f1"]["all"] == {"value": 1, "lo": 1, "hi": 1, "labels": list(CHEXPERT_14)}
     for bad in (none[:0], none[:, :13], none[0]):
         with pytest.raises(ValueError):
-            scores.summary(bad, bad)
+            scores.summary(*asked(bad, bad))
     with pytest.raises(ValueError, match="shapes"):
-        scores.summary(none, none, valid=[True])
+        scores.summary(*asked(none, none, valid=[True]))
 
 
 def test_calibration_against_loops():
@@ -220,7 +242,7 @@ def test_calibration_against_loops():
     p = np.round(rng.random((80, 14)), 1)
     truth = rng.random((80, 14)) < p
     known = rng.random((80, 14)) < 0.8
-    out = scores.calibration(p, truth, known=known, bins=10)
+    out = scores.calibration(p, Reference(truth, known), bins=10)
     ece = 0.0
     for b in range(10):
         cell = known & (np.minimum((p * 10).astype(int), 9) == b)
@@ -239,7 +261,7 @@ def test_calibration_against_loops():
 def test_deterministic_and_fast():
     data = make(0, 2000)
     start = time.perf_counter()
-    out = scores.summary(*data[:2], known=data[2], valid=data[3])
+    out = scores.summary(*asked(*data))
     assert time.perf_counter() - start < 5  # about 0.3 s alone on one core; the machine may be busy
-    assert out == scores.summary(*data[:2], known=data[2], valid=data[3])
-    assert out != scores.summary(*data[:2], known=data[2], valid=data[3], seed=1)
+    assert out == scores.summary(*asked(*data))
+    assert out != scores.summary(*asked(*data), bootstrap=Bootstrap(seed=1))

@@ -8,6 +8,7 @@ import pytest
 
 from cxr_jax.labels.sentences import Sentence
 from cxr_jax.metrics import scores
+from cxr_jax.metrics.scores import Answers, Bootstrap, Reference
 from cxr_jax.report import Case, markup
 from cxr_jax.report.group_records import Completion, Group
 from cxr_jax.report.page import page
@@ -52,15 +53,15 @@ def evaluation(text):
     rng = np.random.default_rng(0)
     truth, answers = rng.random((2, 20, 14)) < 0.3
     summary = scores.summary(
-        answers,
-        truth,
-        audit={text("audit"): ~answers},
+        Answers(answers),
+        Reference(truth),
+        other_images={text("audit"): Answers(~answers)},
         trace={
             term: rng.random(20)
             for term in ("trace_answer", "trace_findings", "trace_truth", "trace_false")
         },
         probabilities=rng.random((20, 14)),
-        n_boot=3,
+        bootstrap=Bootstrap(3),
     )
     comparison = {"a": text("older"), "b": text("newer"), "set": text("compared set")}
     return {

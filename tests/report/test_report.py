@@ -13,6 +13,7 @@ from cxr_jax import report
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.metrics import scores as metrics_scores
+from cxr_jax.metrics.scores import Answers, Bootstrap, Reference
 from cxr_jax.report import Case, markup, svg
 from cxr_jax.report import cases as report_cases
 from cxr_jax.report import curves as report_curves
@@ -65,9 +66,12 @@ def tables(n=60):
     read = lambda share: np.where(rng.random((n, 14)) < share, truth, rng.random((n, 14)) < 0.3)
     out = {}
     for model, share in (("base", 0.2), ("SFT", 0.6), ("RL", 0.7)):
-        audit = {"blank": read(0.0), "swapped": read(0.0)}
+        others = {"blank": Answers(read(0.0)), "swapped": Answers(read(0.0))}
         out[model] = {
-            s: metrics_scores.summary(read(share), truth, audit=audit, n_boot=20) for s in "AB"
+            s: metrics_scores.summary(
+                Answers(read(share)), Reference(truth), other_images=others, bootstrap=Bootstrap(20)
+            )
+            for s in "AB"
         }
     return out
 
@@ -357,7 +361,14 @@ def test_real_radiographs_carry_the_warning(tmp_path):
 
 def test_only_one_hospital_and_no_audit(tmp_path):
     truth = np.eye(14, dtype=bool)
-    given = {"base": {"files": metrics_scores.summary(truth, truth, n_boot=5)}, "RL": {}}
+    given = {
+        "base": {
+            "files": metrics_scores.summary(
+                Answers(truth), Reference(truth), bootstrap=Bootstrap(5)
+            )
+        },
+        "RL": {},
+    }
     page = Page(report.write_report(tmp_path, title="t", tables=given, cases=[case(0)]).read_text())
     assert (
         "Given files" in page.text

@@ -1,0 +1,87 @@
+"""Percentile bootstrap of functions of sums over rows or patients."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jax.typing import ArrayLike
+
+_CHUNK = (
+    4_000_000  # resampling weights held at once: 32 MB, whatever the number of samples and of rows
+)
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How many resamples an interval is made from, and the seed of the draws."""
+
+    samples: int = 1000
+    seed: int = 0
+
+
+class Interval(NamedTuple):
+    """A 95 % interval; NaN where there is none."""
+
+    low: float
+    high: float
+
+
+def sum_by_group(rows: np.ndarray, groups: ArrayLike | None) -> np.ndarray:
+    """Sum the row counts [N, K] of each patient, so that a resample draws patients.
+
+    Raises:
+        ValueError: if there is not one id a row.
+    """
+    if groups is None:
+        return rows
+    groups = np.asarray(groups)
+    if groups.shape != rows.shape[:1]:
+        raise ValueError(f"groups must have one id a row: {groups.shape} for {len(rows)} rows")
+    _, index = np.unique(groups, return_inverse=True)
+    sums = np.zeros((index.max() + 1, rows.shape[1]))
+    np.add.at(sums, index, rows)
+    return sums
+
+
+def resample(units: np.ndarray, bootstrap: Bootstrap) -> np.ndarray:
+    """Draw the units [N, K] with replacement: the sums of each resample, [samples, K] (multinomial weights)."""
+    unit_count, random = len(units), np.random.default_rng(bootstrap.seed)
+    chunk = max(1, _CHUNK // unit_count)
+    sums = []
+    for start in range(0, bootstrap.samples, chunk):
+        size = min(chunk, bootstrap.samples - start)
+        draws = random.integers(unit_count, size=(size, unit_count))
+        # One count of all resamples of the chunk: those of resample i lie at i * unit_count.
+        places = draws + np.arange(size)[:, None] * unit_count
+        weights = np.bincount(places.ravel(), minlength=size * unit_count)
+        sums.append(weights.reshape(size, unit_count).astype(float) @ units)
+    return np.concatenate(sums)
+
+
+def percentile_interval(samples: np.ndarray) -> Interval:
+    """Take the 95 % percentile interval (Efron) of the finite samples."""
+    samples = samples[np.isfinite(samples)]
+    if not samples.size:
+        return Interval(np.nan, np.nan)
+    return Interval(*np.percentile(samples, [2.5, 97.5]))
+
+
+def number_or_none(value: float) -> float | None:
+    """Return a number as results hold it: None where it is undefined."""
+    return float(value) if np.isfinite(value) else None
+
+
+def estimate(point: float, samples: np.ndarray) -> dict[str, float | None]:
+    """Return {value, lo, hi} of a metric from its values on the resamples."""
+    low, high = percentile_interval(samples)
+    return {"value": number_or_none(point), "lo": number_or_none(low), "hi": number_or_none(high)}
+
+
+def estimate_mean(
+    values: ArrayLike, groups: ArrayLike | None, bootstrap: Bootstrap
+) -> dict[str, float | None]:
+    """Return {value, lo, hi} of the mean of values [N]."""
+    rows = np.stack([np.asarray(values, float), np.ones(len(values))], axis=1)
+    units = sum_by_group(rows, groups)
+    sums = resample(units, bootstrap)
+    return estimate(units[:, 0].sum() / units[:, 1].sum(), sums[:, 0] / sums[:, 1])
