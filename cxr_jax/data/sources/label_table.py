@@ -14,7 +14,9 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
 from cxr_jax.data import radiograph
@@ -28,12 +30,40 @@ PATIENT_COLUMNS = ("patient_id", "subject_id", "patient id")
 STATES = {"1": 1, "0": 0, "-1": -1, "u": -1, "": None, "nan": None}
 NOT_PATHOLOGY = ("No Finding", "Support Devices")
 
+# Why rows are left out.
+_NO_POSITIVE = "no label known to be positive"
+_CONTRADICTION = "No Finding together with a finding"
 
-def read_table(path, image_column=None):
-    """Yield (line number, image name, patient id or None, {label: 1 / 0 / -1 / None}) for each row of a CSV
-    file.
 
-    Columns are found by name. Raises UserError naming the file, the line and the reason.
+class LabelRow(NamedTuple):
+    """A row of a label table."""
+
+    line: int  # of the file
+    image: str
+    patient: str | None
+    states: dict[str, int | None]  # label -> 1, 0, -1 or None
+
+
+class _Header(NamedTuple):
+    """The names of the columns that are read, as the file spells them."""
+
+    image: str
+    patient: str | None
+    labels: dict[str, str]  # by label
+
+
+def read_table(path: str | Path, image_column: str | None = None) -> Iterator[LabelRow]:
+    """Read a CSV file with the 14 label columns; columns are found by name, in lower case.
+
+    Args:
+        path: the file.
+        image_column: the column of the image path; by default the first of IMAGE_COLUMNS.
+
+    Yields:
+        A row a record.
+
+    Raises:
+        UserError: naming the file, the line and the reason.
     """
     try:
         text = radiograph.read_bytes(path).decode("utf-8-sig")
@@ -41,78 +71,91 @@ def read_table(path, image_column=None):
         raise UserError(f"{path}: not UTF-8 text") from None
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
-        header = {name.strip().lower(): name for name in reader.fieldnames or () if name}
-        missing = [label for label in CHEXPERT_14 if label.lower() not in header]
-        if missing:
-            raise UserError(f"{path}: no column {missing[0]!r} (all 14 labels are needed)")
-        wanted = (image_column.lower(),) if image_column else IMAGE_COLUMNS
-        image = next((header[name] for name in wanted if name in header), None)
-        if image is None:
-            raise UserError(f"{path}: no image column (looked for {', '.join(wanted)})")
-        patient = next((header[name] for name in PATIENT_COLUMNS if name in header), None)
-        for row in reader:
-            line = reader.line_num
-            if not (row[image] or "").strip():
-                raise UserError(f"{path}:{line}: no image name")
-            states = {
-                label: _state(row[header[label.lower()]], path, line, label)
-                for label in CHEXPERT_14
-            }
-            yield (
-                line,
-                row[image].strip(),
-                (row[patient] or "").strip() or None if patient else None,
-                states,
-            )
+        header = _find_columns(path, reader.fieldnames or (), image_column)
+        for cells in reader:
+            yield _read_row(path, reader.line_num, cells, header)
     except csv.Error:
         raise UserError(f"{path}:{reader.line_num}: not valid CSV") from None
 
 
-def _state(cell, path, line, label):
-    key = (cell or "").strip().lower().removesuffix(".0")
-    if key not in STATES:
-        raise UserError(f"{path}:{line}: {label} is {cell!r}, not one of 1, 0, -1, U, blank")
-    return STATES[key]
+def _find_columns(path: str | Path, names: Sequence[str], image_column: str | None) -> _Header:
+    columns = {name.strip().lower(): name for name in names if name}
+    for label in CHEXPERT_14:
+        if label.lower() not in columns:
+            raise UserError(f"{path}: no column {label!r} (all 14 labels are needed)")
+    wanted = (image_column.lower(),) if image_column else IMAGE_COLUMNS
+    image = next((columns[name] for name in wanted if name in columns), None)
+    if image is None:
+        raise UserError(f"{path}: no image column (looked for {', '.join(wanted)})")
+    patient = next((columns[name] for name in PATIENT_COLUMNS if name in columns), None)
+    return _Header(image, patient, {label: columns[label.lower()] for label in CHEXPERT_14})
 
 
-def convert(table, prompt=FIND_PROMPT):
-    """Rows of `read_table` -> (manifest rows, counts of what was left out by reason)."""
-    rows, left_out = (
-        [],
-        {"no label known to be positive": 0, "No Finding together with a finding": 0},
-    )
+def _read_row(
+    path: str | Path, line: int, cells: Mapping[str, str | None], header: _Header
+) -> LabelRow:
+    image = (cells[header.image] or "").strip()
+    if not image:
+        raise UserError(f"{path}:{line}: no image name")
+    states = {}
+    for label, column in header.labels.items():
+        cell = cells[column]
+        key = (cell or "").strip().lower().removesuffix(".0")  # 1.0: as pandas writes numbers
+        if key not in STATES:
+            raise UserError(f"{path}:{line}: {label} is {cell!r}, not one of 1, 0, -1, U, blank")
+        states[label] = STATES[key]
+    patient = None
+    if header.patient is not None:
+        patient = (cells[header.patient] or "").strip() or None
+    return LabelRow(line, image, patient, states)
+
+
+def convert(
+    table: Iterable[LabelRow], prompt: str = FIND_PROMPT
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Make manifest rows of `read_table`.
+
+    Args:
+        table: the rows of a table.
+        prompt: what is asked of every image.
+
+    Returns:
+        The manifest rows, and counts of what was left out by reason.
+    """
+    rows = []
+    left_out = {_NO_POSITIVE: 0, _CONTRADICTION: 0}
     for _, image, patient, states in table:
         positive = [label for label in CHEXPERT_14 if states[label] == 1]
         if not positive:
-            left_out["no label known to be positive"] += 1
-        elif "No Finding" in positive and any(label not in NOT_PATHOLOGY for label in positive):
-            left_out["No Finding together with a finding"] += 1
-        else:
-            row = {
-                "id": image,
-                "image": image,
-                "conversations": [{"from": "human", "value": prompt}],
-            }
-            row |= {"solution": ", ".join(positive)}
-            row |= {
-                "labels": {label: state for label, state in states.items() if state is not None}
-            }
-            rows.append(row | ({"patient_id": patient} if patient else {}))
+            left_out[_NO_POSITIVE] += 1
+            continue
+        if "No Finding" in positive and any(label not in NOT_PATHOLOGY for label in positive):
+            left_out[_CONTRADICTION] += 1
+            continue
+        row = {
+            "id": image,
+            "image": image,
+            "conversations": [{"from": "human", "value": prompt}],
+            "solution": ", ".join(positive),
+            "labels": {label: state for label, state in states.items() if state is not None},
+        }
+        if patient:
+            row["patient_id"] = patient
+        rows.append(row)
     return rows, left_out
 
 
-def write_rows(path, rows):
-    """Write JSON Lines, all or nothing."""
+def write_rows(path: str | Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write JSON Lines, whole or not at all.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     try:
         whole_files.write_text(path, lines)
-    except OSError as exc:
-        raise UserError(f"{path}: cannot be written ({exc.strerror})") from None
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (None: the arguments of the process) and return the exit code."""
-    return exit_code(lambda: run(parse_args(argv)), debug=wants_debug(argv))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -137,6 +180,11 @@ def run(args: argparse.Namespace) -> None:
     for reason, count in left_out.items():
         if count:
             print(f"{count} left out: {reason}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (None: the arguments of the process) and return the exit code."""
+    return exit_code(lambda: run(parse_args(argv)), debug=wants_debug(argv))
 
 
 if __name__ == "__main__":
