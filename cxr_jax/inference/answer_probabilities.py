@@ -120,9 +120,9 @@ def probabilities_after(
         UserError: if no answer fits answer_tokens.
         ValueError: if the completions are not equally many a prompt.
     """
-    rows, prompt_count = len(traces.tokens), len(prompts.lengths)
-    if rows % prompt_count:
-        raise ValueError(f"{rows} completions of {prompt_count} prompts")
+    row_count, prompt_count = len(traces.tokens), len(prompts.lengths)
+    if row_count % prompt_count:
+        raise ValueError(f"{row_count} completions of {prompt_count} prompts")
     answer_tokens = settings.answer_tokens
     fitting = np.asarray(constraint.fits)[np.asarray(constraint.locked)[0]]
     if not fitting[min(answer_tokens, len(fitting) - 1)]:
@@ -134,7 +134,7 @@ def probabilities_after(
         PromptEnds(prompts.computed, _int32(prompts.lengths), _int32(prompts.start)),
         Traces(_int32(traces.tokens), _int32(traces.lengths), traces.own_keys),
         constraint,
-        sampling.row_keys(0, rows) if keys is None else keys,
+        sampling.row_keys(0, row_count) if keys is None else keys,
         _Limits(jnp.float32(settings.temperature), jnp.float32(settings.tolerance)),
         size=_Size(width=settings.width, depth=answer_tokens, dtype=settings.dtype),
     )
@@ -216,19 +216,19 @@ class _Tree:
 
     def root(self, rules: RuleState) -> _Branches:
         """One branch a trace, with all its mass; rules: at the end of each trace [R]."""
-        rows, width, depth = len(self.random_keys), self.size.width, self.size.depth
-        rules = rules._replace(left=jnp.full(rows, depth, jnp.int32))
+        row_count, width, depth = len(self.random_keys), self.size.width, self.size.depth
+        rules = rules._replace(left=jnp.full(row_count, depth, jnp.int32))
         return _Branches(
             step=jnp.int32(0),
             hidden=jnp.repeat(self.trunk.hidden, width, 0),
             own_keys=decoder.empty_own(
-                self.model_config.text, rows * width, depth, self.size.dtype
+                self.model_config.text, row_count * width, depth, self.size.dtype
             ),
             rules=jax.tree.map(lambda values: jnp.repeat(values, width), rules),
-            weight=jnp.zeros((rows, width), jnp.float32).at[:, 0].set(1.0),
-            exact=jnp.ones((rows, width), bool),
-            named=jnp.zeros((rows, len(self.constraint.conflicts)), jnp.float32),
-            finished=jnp.zeros((2, rows), jnp.float32),
+            weight=jnp.zeros((row_count, width), jnp.float32).at[:, 0].set(1.0),
+            exact=jnp.ones((row_count, width), bool),
+            named=jnp.zeros((row_count, len(self.constraint.conflicts)), jnp.float32),
+            finished=jnp.zeros((2, row_count), jnp.float32),
         )
 
     def grow(self, branches: _Branches) -> _Branches:
@@ -238,7 +238,7 @@ class _Tree:
 
     def _children(self, branches: _Branches) -> _Children:
         """Weigh every allowed token after every open branch."""
-        rows = len(self.random_keys)
+        row_count = len(self.random_keys)
         logits = qwen2_5_vl.unembed(self.params, self.model_config, branches.hidden)
         options = jnp.asarray(self.constraint.options)[branches.rules.at]
         classes = jnp.asarray(self.constraint.classes)[options]
@@ -249,41 +249,45 @@ class _Tree:
             options=options,
             places=places,
             named=named,
-            weight=(branches.weight.reshape(-1, 1) * chance).reshape(rows, -1),
-            finished=jnp.asarray(self.constraint.settled)[places].reshape(rows, -1),
+            weight=(branches.weight.reshape(-1, 1) * chance).reshape(row_count, -1),
+            finished=jnp.asarray(self.constraint.settled)[places].reshape(row_count, -1),
         )
 
     def _counted(self, branches: _Branches, children: _Children) -> _Branches:
         """Add the answers that finish now to what has been found."""
-        rows, options = len(self.random_keys), children.options.shape[1]
-        done = jnp.where(children.finished, children.weight, 0)
+        row_count, option_count = len(self.random_keys), children.options.shape[1]
+        finished_weight = jnp.where(children.finished, children.weight, 0)
         names = jnp.arange(branches.named.shape[1])
-        bits = (children.named.reshape(rows, -1)[..., None] >> names & 1).astype(jnp.float32)
-        exact = jnp.where(jnp.repeat(branches.exact, options, axis=1), done, 0)
+        named_bits = (children.named.reshape(row_count, -1)[..., None] >> names & 1).astype(
+            jnp.float32
+        )
+        exact_weight = jnp.where(
+            jnp.repeat(branches.exact, option_count, axis=1), finished_weight, 0
+        )
         return branches._replace(
-            named=branches.named + (done[..., None] * bits).sum(1),
-            finished=branches.finished + jnp.stack([done.sum(1), exact.sum(1)]),
+            named=branches.named + (finished_weight[..., None] * named_bits).sum(1),
+            finished=branches.finished + jnp.stack([finished_weight.sum(1), exact_weight.sum(1)]),
         )
 
     def _survivors(self, branches: _Branches, children: _Children) -> _Branches:
         """Keep at most W of the children that go on, and compute their tokens."""
         step, width = branches.step, self.size.width
-        rows, options = len(self.random_keys), children.options.shape[1]
+        row_count, option_count = len(self.random_keys), children.options.shape[1]
 
         # ---- Which: the heavy ones, and a fair draw of the others ----
         uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, step)))(
             self.random_keys
         )
         going_on = jnp.where(children.finished, 0, children.weight)
-        chosen, weight, kept = resample(going_on, width, uniform)
-        parent = chosen // options
-        exact = kept & jnp.take_along_axis(branches.exact, parent, 1)
+        chosen, weight, is_untouched = resample(going_on, width, uniform)
+        parent = chosen // option_count
+        exact = is_untouched & jnp.take_along_axis(branches.exact, parent, 1)
 
         def of_chosen(values: jax.Array) -> jax.Array:
-            return jnp.take_along_axis(values.reshape(rows, -1), chosen, 1).reshape(-1)
+            return jnp.take_along_axis(values.reshape(row_count, -1), chosen, 1).reshape(-1)
 
         # ---- Their tokens, on top of their parents' keys ----
-        parent_rows = (parent + jnp.arange(rows)[:, None] * width).reshape(-1)
+        parent_rows = (parent + jnp.arange(row_count)[:, None] * width).reshape(-1)
         rules = RuleState(
             of_chosen(children.places), of_chosen(children.named), branches.rules.left - 1
         )
@@ -300,7 +304,7 @@ class _Tree:
             self.params["text"]["final"],
             self.model_config.text,
             embedded,
-            jnp.broadcast_to(positions[None, :, None], (3, rows * width, 1)),
+            jnp.broadcast_to(positions[None, :, None], (3, row_count * width, 1)),
             self.trunk.keys,
             self.trunk.lengths,
             own_keys,
@@ -360,14 +364,14 @@ def _read(
     Of traces that bring their keys only the last token is computed.
     """
     tokens = traces.tokens
-    rows, width = tokens.shape
+    row_count, token_count = tokens.shape
     prompt_count = len(prompts.lengths)
 
     def of_each(values: jax.Array) -> jax.Array:
-        return jnp.repeat(values, rows // prompt_count, axis=0)
+        return jnp.repeat(values, row_count // prompt_count, axis=0)
 
     def compute(
-        tokens: jax.Array, first: jax.Array, count: jax.Array, keys: list, used: jax.Array
+        tokens: jax.Array, first: jax.Array, count: jax.Array, keys: list, used_slots: jax.Array
     ) -> tuple:
         positions = first[:, None] + jnp.arange(tokens.shape[1])
         embedded = qwen2_5_vl.embed(params, model_config, tokens, dtype=dtype)
@@ -378,32 +382,36 @@ def _read(
             jnp.broadcast_to(positions, (3, *tokens.shape)),
             count,
             keys,
-            used,
+            used_slots,
         )
 
     # ---- The keys of the traces ----
     prompt_keys = prompts.computed.keys
-    used, start = of_each(prompts.lengths), of_each(prompts.start)
+    used_slots, start = of_each(prompts.lengths), of_each(prompts.start)
     if traces.own_keys is None:
         hidden, own_keys = compute(tokens, start, count, prompt_keys, prompts.lengths)
     else:
-        own_keys = jax.tree.map(lambda drawn: drawn[:rows], traces.own_keys)
+        own_keys = jax.tree.map(lambda drawn: drawn[:row_count], traces.own_keys)
 
     # ---- behind those of their prompts ----
-    put = jax.vmap(lambda row, new, slot: jax.lax.dynamic_update_slice_in_dim(row, new, slot, 1))
+    put_after = jax.vmap(
+        lambda row, new, slot: jax.lax.dynamic_update_slice_in_dim(row, new, slot, 1)
+    )
 
     def joined(old: jax.Array, new: jax.Array) -> jax.Array:
-        room = jnp.pad(of_each(old), ((0, 0), (0, 0), (0, width), (0, 0)))
-        return put(room, new, used)
+        padded_keys = jnp.pad(of_each(old), ((0, 0), (0, 0), (0, token_count), (0, 0)))
+        return put_after(padded_keys, new, used_slots)
 
     keys = jax.tree.map(joined, prompt_keys, own_keys)
 
     # ---- The hidden state that the answer begins from ----
     if traces.own_keys is not None:
         last = jnp.take_along_axis(tokens, count[:, None] - 1, 1, mode="clip")
-        hidden, _ = compute(last, start + count - 1, jnp.ones_like(count), keys, used + count - 1)
+        hidden, _ = compute(
+            last, start + count - 1, jnp.ones_like(count), keys, used_slots + count - 1
+        )
     hidden = jnp.where(count[:, None] > 0, hidden, of_each(prompts.computed.last))
-    return _Trunk(hidden, keys, used + count, start + count)
+    return _Trunk(hidden, keys, used_slots + count, start + count)
 
 
 def _softmax(scores: jax.Array, allowed: jax.Array) -> jax.Array:
@@ -430,23 +438,25 @@ def resample(
     """
     # ---- The threshold c: the first at which what is smaller shares the places that are left ----
     ordered = jnp.sort(weights, -1, descending=True)[:, :width]
-    tail = weights.sum(-1, keepdims=True) - jnp.cumsum(ordered, -1) + ordered
-    tail = jnp.maximum(tail, ordered)
-    thresholds = tail / (width - jnp.arange(width))
-    first = jnp.argmax(ordered <= thresholds, -1)[:, None]
-    threshold = jnp.take_along_axis(thresholds, first, -1)
+    remainder = weights.sum(-1, keepdims=True) - jnp.cumsum(ordered, -1) + ordered
+    remainder = jnp.maximum(remainder, ordered)
+    thresholds = remainder / (width - jnp.arange(width))
+    first_small = jnp.argmax(ordered <= thresholds, -1)[:, None]
+    threshold = jnp.take_along_axis(thresholds, first_small, -1)
     # Few enough weights are all kept, exactly, whatever the rounding.
-    few = (weights > 0).sum(-1, keepdims=True) <= width
-    threshold = jnp.where(few, 0, threshold)
-    keep = weights >= threshold
+    are_few = (weights > 0).sum(-1, keepdims=True) <= width
+    threshold = jnp.where(are_few, 0, threshold)
+    is_kept = weights >= threshold
 
     # ---- One draw decides for all smaller weights: each takes its share of a line, cut at 1 - u, 2 - u, .. ----
-    shares = jnp.where(keep, 0, weights / jnp.maximum(threshold, 1e-37))
-    line = jnp.cumsum(shares, -1)
+    shares = jnp.where(is_kept, 0, weights / jnp.maximum(threshold, 1e-37))
+    cut_line = jnp.cumsum(shares, -1)
     # Its length is a whole number, but for rounding: made one, or a survivor may go missing.
-    length = line[:, -1:]
-    line = jnp.floor(line * (jnp.round(length) / jnp.maximum(length, 0.5)) + uniform[:, None])
-    hit = jnp.diff(line, axis=-1, prepend=0) >= 1
-    drawn = jnp.where(hit, threshold, 0)
-    weight, index = jax.lax.top_k(jnp.where(keep, weights, drawn), width)
-    return index, weight, jnp.take_along_axis(keep, index, 1)
+    line_length = cut_line[:, -1:]
+    cut_line = jnp.floor(
+        cut_line * (jnp.round(line_length) / jnp.maximum(line_length, 0.5)) + uniform[:, None]
+    )
+    is_drawn = jnp.diff(cut_line, axis=-1, prepend=0) >= 1
+    drawn = jnp.where(is_drawn, threshold, 0)
+    weight, index = jax.lax.top_k(jnp.where(is_kept, weights, drawn), width)
+    return index, weight, jnp.take_along_axis(is_kept, index, 1)

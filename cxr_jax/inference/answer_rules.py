@@ -60,53 +60,46 @@ def compile_answers(
         UserError: for an unknown no_finding, for names that start one another, and as `Constraint.within`.
     """
     # ---- The rules as a machine over bytes ----
-    if no_finding not in NO_FINDING:
-        raise UserError(f"no_finding={no_finding!r}: use one of {', '.join(NO_FINDING)}")
-    grammar = _grammar([name.encode() for name in names], separators, force_format)
     conflicts = _conflicts(list(names), no_finding)
+    grammar = _grammar([name.encode() for name in names], separators, force_format)
     machine = _byte_machine(grammar)
 
     # ---- Over tokens, with their ends ----
     pieces = _pieces(table, vocab_size, {*stop_ids, *suppress_ids})
     tables = _token_tables(pieces, machine, conflicts)
     tables = _with_stops(tables, machine, [token for token in stop_ids if token < vocab_size])
-    need = _shortest(tables, len(names), machine.over)
+    fewest = _shortest(tables, len(names), machine.over)
 
     # ---- What they say of every state ----
     if answer_tokens is None:
         answer_tokens = _spelling(b", ".join(grammar.names) + END_ANSWER, set(pieces))
-    begun = machine.is_in("item", "end", "done")
-    begun[[machine.over, machine.dead]] = True
-    settled = np.isinf(need[:, :-1]).all(1) & begun
-    settled[machine.dead] = False
-    bars = np.zeros_like(tables.hits)
-    for index, mask in enumerate(conflicts):
-        bars |= np.where(tables.hits >> index & 1 == 1, mask, 0)
     return Constraint(
         classes=np.asarray(tables.classes, np.int32),
         next=np.asarray(tables.after, np.int32),
         hits=np.asarray(tables.hits, np.int32),
-        bars=np.asarray(bars, np.int32),
-        fits=np.asarray(_fits(need, machine, answer_tokens), np.int32),
+        bars=np.asarray(_bars(tables, conflicts), np.int32),
+        fits=np.asarray(_fits(fewest, machine, answer_tokens), np.int32),
         conflicts=np.asarray(conflicts, np.int32),
         options=_options(tables, machine),
         locked=machine.locked(),
-        begun=begun,
-        settled=settled,
+        begun=machine.begun(),
+        settled=_settled(fewest, machine),
         budget=np.int32(0),
     ).within(max_new_tokens)
 
 
 def _conflicts(names: list[str], no_finding: str) -> np.ndarray:
     """int32 [n]: bits of the names that cannot follow or precede each name: itself, and No Finding's enemies."""
-    masks = 1 << np.arange(len(names))
-    beside = NO_FINDING[no_finding]
-    if beside is not None and "No Finding" in names:
-        none = names.index("No Finding")
+    if no_finding not in NO_FINDING:
+        raise UserError(f"no_finding={no_finding!r}: use one of {', '.join(NO_FINDING)}")
+    masks = 1 << np.arange(len(names))  # no name twice
+    allowed_beside = NO_FINDING[no_finding]
+    if allowed_beside is not None and "No Finding" in names:
+        no_finding_index = names.index("No Finding")
         for index, name in enumerate(names):
-            if index != none and name not in beside:
-                masks[index] |= 1 << none
-                masks[none] |= 1 << index
+            if index != no_finding_index and name not in allowed_beside:
+                masks[index] |= 1 << no_finding_index
+                masks[no_finding_index] |= 1 << index
     return masks.astype(np.int32)
 
 
@@ -117,7 +110,7 @@ def _conflicts(names: list[str], no_finding: str) -> np.ndarray:
 class _Grammar:
     """names: what the list may hold; leads: what opens the list (from </think> on, if the format is forced)."""
 
-    names: tuple[bytes, ...]
+    names: tuple[bytes, ...]  # none starts another
     leads: tuple[bytes, ...]
     force_format: bool
 
@@ -137,50 +130,59 @@ class _Grammar:
         return (steps[phase](longer) if phase in steps else None), None
 
     def _head(self, longer: bytes) -> Phase | None:
+        # Nothing may come before the opening tag.
         if longer == THINK:
             return "free", b""
-        return ("head", longer) if THINK.startswith(longer) else None
+        return _stay("head", longer, (THINK,))
 
     def _free(self, longer: bytes) -> Phase | None:
         tags = TAGS if self.force_format else (ANSWER,)
+        if longer in tags and not self.force_format:
+            return "item", b""
         if longer in tags:
             # Of the tags only the one that leads on may come.
-            if not self.force_format:
-                return "item", b""
-            return ("lead", longer) if longer == END_THINK else None
+            return _stay("lead", longer, (END_THINK,))
         if any(tag.startswith(longer) for tag in tags):
             return "free", longer
+        # What had begun is text after all; this byte may begin a tag anew.
         return "free", b"<" if longer.endswith(b"<") else b""
 
     def _lead(self, longer: bytes) -> Phase | None:
         if longer in self.leads:
             return "item", b""
-        return ("lead", longer) if any(lead.startswith(longer) for lead in self.leads) else None
+        return _stay("lead", longer, self.leads)
 
     def _item(self, longer: bytes) -> Phase | None:
-        return ("item", longer) if any(name.startswith(longer) for name in self.names) else None
+        # That it ends the name, `step` has seen.
+        return _stay("item", longer, self.names)
 
     def _end(self, longer: bytes) -> Phase | None:
         if longer == b", ":
             return "item", b""
         if longer == END_ANSWER:
             return "done", b""
-        return (
-            ("end", longer)
-            if any(text.startswith(longer) for text in (b", ", END_ANSWER))
-            else None
-        )
+        return _stay("end", longer, (b", ", END_ANSWER))
 
     def lock(self, state: Phase) -> Phase:
         """The state at the same place from which the answer must begin at once."""
         phase, seen = state
         if phase not in ("head", "free"):
             return state
+        # A tag that has begun in free text counts, if it is the one that leads on.
         tag = END_THINK if self.force_format else ANSWER
-        return "lead", seen if phase == "free" and tag.startswith(seen) else b""
+        has_begun = phase == "free" and tag.startswith(seen)
+        return "lead", seen if has_begun else b""
+
+
+def _stay(phase: str, longer: bytes, texts: Sequence[bytes]) -> Phase | None:
+    """The phase with its bytes, as long as they begin one of the texts; else a dead end."""
+    if any(text.startswith(longer) for text in texts):
+        return phase, longer
+    return None
 
 
 def _grammar(names: list[bytes], separators: Sequence[bytes], force_format: bool) -> _Grammar:
+    # Else a name could end inside another, and the list would have two readings.
     for index, name in enumerate(names):
         if any(name.startswith(other) for place, other in enumerate(names) if place != index):
             raise UserError("constrained answers need names of which none starts another")
@@ -195,7 +197,7 @@ class _ByteMachine(NamedTuple):
 
     grammar: _Grammar
     states: list[Phase]
-    number: dict[Phase, int]
+    number: dict[Phase, int]  # of each state
     after: np.ndarray  # int [S, 256]: the next state, -1 for a dead end
     event: np.ndarray  # int [S, 256]: the name completed, or -1
 
@@ -212,6 +214,12 @@ class _ByteMachine(NamedTuple):
         """bool [S + 2]: the states of these phases; over and dead are in none."""
         return np.array([phase in phases for phase, _ in self.states] + [False] * 2)
 
+    def begun(self) -> np.ndarray:
+        """bool [S + 2]: the list has begun, or it is too late for one."""
+        begun = self.is_in("item", "end", "done")
+        begun[[self.over, self.dead]] = True
+        return begun
+
     def locked(self) -> np.ndarray:
         """int32 [S + 2]: see `_Grammar.lock`."""
         locked = [self.number[self.grammar.lock(state)] for state in self.states]
@@ -219,22 +227,30 @@ class _ByteMachine(NamedTuple):
 
 
 def _byte_machine(grammar: _Grammar) -> _ByteMachine:
+    # The beginning is state 0; ("lead", b"") is where `lock` may lead without a byte.
     states: list[Phase] = [("head" if grammar.force_format else "free", b""), ("lead", b"")]
-    number = {state: index for index, state in enumerate(states)}
+    state_numbers = {state: index for index, state in enumerate(states)}
     # Every byte that the rules do not name does what 0 does.
-    used = sorted({*b"".join([*TAGS, *grammar.leads, *grammar.names]), *b", \0"})
-    column = np.array([used.index(byte) if byte in used else 0 for byte in range(256)])
-    after, event = [], []
+    used_bytes = sorted({*b"".join([*TAGS, *grammar.leads, *grammar.names]), *b", \0"})
+    byte_columns = np.array(
+        [used_bytes.index(byte) if byte in used_bytes else 0 for byte in range(256)]
+    )
+    after, completed_names = [], []
     for state in states:  # grows while we walk it
-        steps = [grammar.step(state, bytes([byte])) for byte in used]
+        steps = [grammar.step(state, bytes([byte])) for byte in used_bytes]
+        # New states are walked in their turn.
         for target, _ in steps:
-            if target is not None and target not in number:
-                number[target] = len(states)
+            if target is not None and target not in state_numbers:
+                state_numbers[target] = len(states)
                 states.append(target)
-        after.append([-1 if target is None else number[target] for target, _ in steps])
-        event.append([-1 if name is None else name for _, name in steps])
+        after.append([-1 if target is None else state_numbers[target] for target, _ in steps])
+        completed_names.append([-1 if name is None else name for _, name in steps])
     return _ByteMachine(
-        grammar, states, number, np.array(after)[:, column], np.array(event)[:, column]
+        grammar,
+        states,
+        state_numbers,
+        np.array(after)[:, byte_columns],
+        np.array(completed_names)[:, byte_columns],
     )
 
 
@@ -253,6 +269,7 @@ def _pieces(table: TokenBytes, vocab_size: int, without: set[int]) -> list[bytes
     """The bytes of each token id; none for ids outside the table and for those in `without`."""
     text = np.asarray(table.data).tobytes()
     offsets, lengths = np.asarray(table.offset).tolist(), np.asarray(table.length).tolist()
+    # The embedding may have more rows than the tokenizer has ids, or fewer.
     pieces = [
         b"" if token in without else text[offset : offset + length]
         for token, (offset, length) in enumerate(zip(offsets, lengths, strict=True))
@@ -265,8 +282,10 @@ def _token_tables(
 ) -> _TokenTables:
     """From every state through every piece; the class of a piece without bytes is -1."""
     # Bytes that no state tells apart are written alike first: most tokens then are one of few strings.
-    _, first, same = np.unique(machine.after, axis=1, return_index=True, return_inverse=True)
-    alike = first[same.reshape(-1)].astype(np.uint8).tobytes()
+    _, first_alike, alike_class = np.unique(
+        machine.after, axis=1, return_index=True, return_inverse=True
+    )
+    alike = first_alike[alike_class.reshape(-1)].astype(np.uint8).tobytes()
     plain = [piece.translate(alike) for piece in pieces]
     distinct = sorted({piece for piece in plain if piece}, key=len)
 
@@ -274,7 +293,7 @@ def _token_tables(
     dead_end = np.full((1, 256), -1)
     after_byte = np.concatenate([machine.after, dead_end])
     event = np.concatenate([machine.event, dead_end])
-    masks = np.append(conflicts, 0)
+    conflict_masks = np.append(conflicts, 0)
 
     # Words that lead everywhere to the same are one class; in turns, because a turn takes S * 1024 numbers.
     known: dict[bytes, int] = {}
@@ -282,17 +301,17 @@ def _token_tables(
     columns = []
     for start in range(0, len(distinct), 1024):
         words = distinct[start : start + 1024]
-        after, hits = _walk(words, after_byte, event, masks)
-        behaviours = np.concatenate([after, hits]).T.copy()
-        for index, (word, behaviour) in enumerate(zip(words, behaviours, strict=True)):
+        after, completed = _walk(words, after_byte, event, conflict_masks)
+        behaviours = np.concatenate([after, completed]).T.copy()
+        for word_number, (word, behaviour) in enumerate(zip(words, behaviours, strict=True)):
             behaviour = behaviour.tobytes()
             if behaviour not in known:
                 known[behaviour] = len(known)
-                columns.append((after[:, index].copy(), hits[:, index].copy()))
+                columns.append((after[:, word_number].copy(), completed[:, word_number].copy()))
             class_of[word] = known[behaviour]
-    after, hits = (np.stack(column, axis=1) for column in zip(*columns, strict=True))
+    after, completed = (np.stack(column, axis=1) for column in zip(*columns, strict=True))
     classes = np.array([class_of[piece] for piece in plain], np.int32)
-    return _TokenTables(classes, np.where(after < 0, machine.dead, after), hits)
+    return _TokenTables(classes, np.where(after < 0, machine.dead, after), completed)
 
 
 def _walk(
@@ -301,84 +320,108 @@ def _walk(
     """From every state through every word: (state after, names completed), int32 [S, words]; -1 is dead."""
     states = np.arange(len(after_byte) - 1, dtype=np.int32)
     after = np.repeat(states[:, None], len(words), 1)
-    hits, bars = np.zeros_like(after), np.zeros_like(after)
+    completed, barred = np.zeros_like(after), np.zeros_like(after)
+    # A byte of all words at a time; the longest word is the last.
     for place in range(len(words[-1])):
-        going = np.array([len(word) > place for word in words])
-        byte = np.array([word[place] for word in words if len(word) > place])
-        name = event[after[:, going], byte]
-        bit = np.where(name >= 0, 1 << np.maximum(name, 0), 0)
+        goes_on = np.array([len(word) > place for word in words])
+        next_bytes = np.array([word[place] for word in words if len(word) > place])
+        completed_name = event[after[:, goes_on], next_bytes]
+        name_bits = np.where(completed_name >= 0, 1 << np.maximum(completed_name, 0), 0)
         # A token that names twice, or names a contradiction, is a dead end.
-        is_allowed = bars[:, going] & bit == 0
-        after[:, going] = np.where(is_allowed, after_byte[after[:, going], byte], -1)
-        hits[:, going] |= bit
-        bars[:, going] |= masks[name]
-    return after, np.where(after < 0, 0, hits)
+        is_allowed = barred[:, goes_on] & name_bits == 0
+        after[:, goes_on] = np.where(is_allowed, after_byte[after[:, goes_on], next_bytes], -1)
+        completed[:, goes_on] |= name_bits
+        barred[:, goes_on] |= masks[completed_name]
+    return after, np.where(after < 0, 0, completed)
 
 
 def _with_stops(tables: _TokenTables, machine: _ByteMachine, stop_ids: list[int]) -> _TokenTables:
     """The tables with the states over and dead, a class of stop tokens, and one of tokens that never come."""
-    stop = tables.after.shape[1]
+    stop_class = tables.after.shape[1]  # the class of stop tokens; the one after it never comes
     classes = tables.classes.copy()
-    classes[classes < 0] = stop + 1
-    classes[stop_ids] = stop
+    classes[classes < 0] = stop_class + 1
+    classes[stop_ids] = stop_class
+    # By default, the new classes and states lead nowhere.
     after = np.pad(tables.after, ((0, 2), (0, 2)), constant_values=machine.dead)
-    hits = np.pad(tables.hits, ((0, 2), (0, 2)), constant_values=0)
-    after[machine.number["done", b""], stop] = machine.over
+    completed = np.pad(tables.hits, ((0, 2), (0, 2)), constant_values=0)
+    # A completion stops after its answer, or free text anywhere.
+    after[machine.number["done", b""], stop_class] = machine.over
     after[machine.over] = machine.over  # rows that have stopped are filled with anything
     if not machine.grammar.force_format:
-        after[machine.is_in("free"), stop] = machine.over
-    return _TokenTables(classes, after, hits)
+        after[machine.is_in("free"), stop_class] = machine.over
+    return _TokenTables(classes, after, completed)
 
 
-def _shortest(tables: _TokenTables, names: int, over: int) -> np.ndarray:
+def _shortest(tables: _TokenTables, name_count: int, over: int) -> np.ndarray:
     """float [S, n + 1]: the fewest tokens from a state to the end through exactly name i; column n: no name."""
-    need = np.full((len(tables.after), names + 1), np.inf)
-    need[over, names] = 0
+    fewest = np.full((len(tables.after), name_count + 1), np.inf)
+    fewest[over, name_count] = 0
     names_nothing = tables.hits == 0
-    completes = [tables.hits == 1 << index for index in range(names)]
+    completes = [tables.hits == 1 << index for index in range(name_count)]
+    # One more token a turn, until nothing gets shorter.
     while True:
-        rest = need[tables.after[:, :]]  # [S, C, n + 1]
-        new = np.where(names_nothing[:, :, None], rest, np.inf).min(1)
-        for index, hit in enumerate(completes):
-            through = np.where(hit, rest[:, :, names], np.inf).min(1)
-            new[:, index] = np.minimum(new[:, index], through)
-        new = np.minimum(need, 1 + new)
-        if (new == need).all():
-            return need
-        need = new
+        remaining = fewest[tables.after[:, :]]  # [S, C, n + 1]
+        shorter = np.where(names_nothing[:, :, None], remaining, np.inf).min(1)
+        for index, completes_name in enumerate(completes):
+            through = np.where(completes_name, remaining[:, :, name_count], np.inf).min(1)
+            shorter[:, index] = np.minimum(shorter[:, index], through)
+        shorter = np.minimum(fewest, 1 + shorter)
+        if (shorter == fewest).all():
+            return fewest
+        fewest = shorter
 
 
 def _spelling(text: bytes, pieces: set[bytes]) -> int:
     """The fewest tokens that spell `text`; its length if they cannot."""
-    best = [0] + [len(text)] * len(text)
+    fewest_tokens = [0] + [len(text)] * len(text)  # for each beginning of the text
     for end in range(1, len(text) + 1):
-        options = [best[start] + 1 for start in range(end) if text[start:end] in pieces]
-        best[end] = min(options, default=len(text))
-    return best[-1]
+        token_counts = [
+            fewest_tokens[start] + 1 for start in range(end) if text[start:end] in pieces
+        ]
+        fewest_tokens[end] = min(token_counts, default=len(text))
+    return fewest_tokens[-1]
 
 
-def _fits(need: np.ndarray, machine: _ByteMachine, answer_tokens: int) -> np.ndarray:
+def _settled(fewest: np.ndarray, machine: _ByteMachine) -> np.ndarray:
+    """bool [S]: the list has begun, and no further name can follow."""
+    settled = np.isinf(fewest[:, :-1]).all(1) & machine.begun()
+    settled[machine.dead] = False  # what is dead gives no answer
+    return settled
+
+
+def _fits(fewest: np.ndarray, machine: _ByteMachine, answer_tokens: int) -> np.ndarray:
     """int [S, M]: see `Constraint`. The trace keeps answer_tokens back for the answer."""
     force_format = machine.grammar.force_format
-    need = need.copy()
-    need[machine.is_in("head", "free")] += answer_tokens if force_format else 0
-    finite = need[np.isfinite(need)]
+    fewest = fewest.copy()
+    fewest[machine.is_in("head", "free")] += answer_tokens if force_format else 0
+    # As many columns as the longest need: beyond, everything fits that fits at all.
+    finite = fewest[np.isfinite(fewest)]
     enough = np.arange(int(finite.max(initial=0)) + 1)
-    names = need.shape[1] - 1
-    fits = ((need[:, None] <= enough[None, :, None]) << np.arange(names + 1)).sum(-1)
+    name_count = fewest.shape[1] - 1
+    fitting_names = ((fewest[:, None] <= enough[None, :, None]) << np.arange(name_count + 1)).sum(
+        -1
+    )
     if not force_format:
-        fits[machine.is_in("free")] = 1 << names  # free text owes nothing
-    return fits
+        fitting_names[machine.is_in("free")] = 1 << name_count  # free text owes nothing
+    return fitting_names
+
+
+def _bars(tables: _TokenTables, conflicts: np.ndarray) -> np.ndarray:
+    """int [S, C]: the names that the names a token completes rule out, as bits."""
+    bars = np.zeros_like(tables.hits)
+    for name, ruled_out in enumerate(conflicts):
+        bars |= np.where(tables.hits >> name & 1 == 1, ruled_out, 0)
+    return bars
 
 
 def _options(tables: _TokenTables, machine: _ByteMachine) -> np.ndarray:
     """int32 [S, F]: the tokens that do not lead to a dead end from a state of the answer, -1 beyond."""
     answering = machine.is_in("lead", "item", "end", "done")
-    rows = [
+    token_rows = [
         np.flatnonzero(after[tables.classes] != machine.dead) if is_answering else []
         for after, is_answering in zip(tables.after, answering, strict=True)
     ]
-    options = np.full((len(rows), max(map(len, rows))), -1, np.int32)
-    for row, tokens in zip(options, rows, strict=True):
-        row[: len(tokens)] = tokens
+    options = np.full((len(token_rows), max(map(len, token_rows))), -1, np.int32)
+    for row, allowed_tokens in zip(options, token_rows, strict=True):
+        row[: len(allowed_tokens)] = allowed_tokens
     return options

@@ -40,12 +40,12 @@ DrawUntil = Callable[[Rows, Any, int, tuple | None], Any]
 """(rows, state, until, place) -> state: draws until step `until` or until all rows are done."""
 
 
-def stage_ends(most: int) -> list[int]:
+def stage_ends(max_tokens: int) -> list[int]:
     """Compute the token counts at which rows may leave; `most`, the last one, ends the loop."""
-    if most < SHORTEST:
-        return [most]
-    ends = {GRAIN * max(1, round(share * most / GRAIN)) for share in ENDS}
-    return [*sorted(end for end in ends if end < most), most]
+    if max_tokens < SHORTEST:
+        return [max_tokens]
+    early_ends = {GRAIN * max(1, round(share * max_tokens / GRAIN)) for share in ENDS}
+    return [*sorted(early_end for early_end in early_ends if early_end < max_tokens), max_tokens]
 
 
 def sizes(rows: int, shards: int = 1) -> list[int]:
@@ -72,15 +72,17 @@ def run(draw_until: DrawUntil, rows: Rows, state: Any) -> Any:
     row_count, last_end = len(rows.start), state.tokens.shape[1]
     shards = row_shards() if len(rows.prompt_lengths) % row_shards() == 0 else 1
     stages = _Stages(draw_until, rows, last_end, shards)
-    options = sizes(row_count, shards)
-    for number, until in enumerate(stage_ends(last_end)):
-        if number == 0 or len(options) == 1:
+    row_options = sizes(row_count, shards)
+    for stage_number, until in enumerate(stage_ends(last_end)):
+        if stage_number == 0 or len(row_options) == 1:
             state = stages.with_all_rows(until, state)
             continue
         # All devices take the same branch, so the one with the most rows left decides.
         alive = shards * jnp.sum(~by_shard(state.done, shards), axis=1).max()
-        smallest = sum((alive <= size).astype(jnp.int32) for size in options[1:])
-        branches = [functools.partial(stages.with_rows, size, until) for size in options]
+        smallest = sum((alive <= stage_rows).astype(jnp.int32) for stage_rows in row_options[1:])
+        branches = [
+            functools.partial(stages.with_rows, stage_rows, until) for stage_rows in row_options
+        ]
         state = jax.lax.switch(smallest, branches, state)
     return state
 
@@ -103,16 +105,16 @@ class _Stages:
         # ---- The rows that are left come together, each on its own device ----
         done = by_shard(state.done, self.shards)
         index = jnp.argsort(done, axis=1, stable=True)[:, : size // self.shards]
-        rows, place = self._rows_at(index, alone=size <= prompts)
-        some = _take(state._replace(step=()), index)._replace(step=state.step)
-        some = self.draw_until(rows, _grown(some, until), until, place)
+        rows, remaining_place = self._rows_at(index, alone=size <= prompts)
+        remaining = _take(state._replace(step=()), index)._replace(step=state.step)
+        remaining = self.draw_until(rows, _grown(remaining, until), until, remaining_place)
 
         # ---- and go back to where they were ----
-        drawn = self._without_unread_keys(some, until)
-        kept = self._without_unread_keys(_grown(state, until), until)
+        drawn = self._without_unread_keys(remaining, until)
+        grown_state = self._without_unread_keys(_grown(state, until), until)
         merged = jax.tree.map(
             lambda old, new: put_rows(old, index, new),
-            kept._replace(step=()),
+            grown_state._replace(step=()),
             drawn._replace(step=()),
         )
         return merged._replace(step=drawn.step)

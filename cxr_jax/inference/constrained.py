@@ -14,15 +14,15 @@ from jax.typing import ArrayLike
 
 from cxr_jax.errors import UserError
 
-_AMPLE = 2**30
+_AMPLE = 2**30  # tokens left, where they do not matter
 
 
 class State(NamedTuple):
-    """Where each row is: row of the tables int32 [R], findings named so far as bits int32 [R], tokens left [R]."""
+    """Where each of R rows is."""
 
-    at: jax.Array
-    named: jax.Array
-    left: jax.Array
+    at: jax.Array  # int32 [R]: row of the tables
+    named: jax.Array  # int32 [R]: findings named so far, as bits
+    left: jax.Array  # int32 [R]: tokens left
 
 
 class Moves(NamedTuple):
@@ -35,34 +35,25 @@ class Moves(NamedTuple):
 
 class Constraint(NamedTuple):
     """The compiled rules; a pytree of arrays. S states (the last two: over, dead), C classes of tokens that
-    behave alike, n names.
+    behave alike, n names."""
 
-    Attributes:
-        classes: int32 [V].
-        next: int32 [S, C], the state after a token.
-        hits: int32 [S, C], the names that it completes, as bits.
-        bars: int32 [S, C], the names that these rule out.
-        fits: int32 [S, M], the names that can still be completed, and the answer ended, within m tokens; bit n: it
-            can end without a further name.
-        conflicts: int32 [n], the names that each name rules out, itself among them.
-        options: int32 [S, F], the tokens allowed at all in a state of the answer, -1 beyond.
-        locked: int32 [S], the same place, but the answer must begin now.
-        begun: bool [S], the list has begun.
-        settled: bool [S], no further name can follow.
-        budget: int32, tokens of a whole completion.
-    """
-
-    classes: jax.Array
-    next: jax.Array
-    hits: jax.Array
-    bars: jax.Array
+    # ---- Tokens ----
+    classes: jax.Array  # int32 [V]: the class of each token
+    next: jax.Array  # int32 [S, C]: the state after a token
+    hits: jax.Array  # int32 [S, C]: the names that it completes, as bits
+    bars: jax.Array  # int32 [S, C]: the names that these rule out
+    # ---- States ----
+    # int32 [S, M]: the names that can still be completed, and the answer ended, within m tokens; bit n: it can end
+    # without a further name.
     fits: jax.Array
-    conflicts: jax.Array
+    conflicts: jax.Array  # int32 [n]: the names that each name rules out, itself among them
+    # int32 [S, F]: the tokens allowed at all in a state of the answer, -1 beyond.
     options: jax.Array
-    locked: jax.Array
-    begun: jax.Array
-    settled: jax.Array
-    budget: jax.Array
+    locked: jax.Array  # int32 [S]: the same place, but the answer must begin now
+    begun: jax.Array  # bool [S]: the list has begun
+    settled: jax.Array  # bool [S]: no further name can follow
+    # ---- The completion ----
+    budget: jax.Array  # int32: tokens of a whole completion
 
     def within(self, max_new_tokens: int) -> "Constraint":
         """Make the same rules for completions of at most max_new_tokens, the stop token included.
@@ -70,9 +61,11 @@ class Constraint(NamedTuple):
         Raises:
             UserError: if no valid completion is that short.
         """
-        ends = np.flatnonzero(np.asarray(self.fits)[0])
-        if not len(ends) or max_new_tokens < ends[0]:
-            least = f"they need {ends[0]}" if len(ends) else "the tokenizer cannot spell them"
+        fitting_budgets = np.flatnonzero(np.asarray(self.fits)[0])
+        if not len(fitting_budgets) or max_new_tokens < fitting_budgets[0]:
+            least = "the tokenizer cannot spell them"
+            if len(fitting_budgets):
+                least = f"they need {fitting_budgets[0]}"
             raise UserError(
                 f"constrained answers do not fit max_new_tokens={max_new_tokens}: {least}"
             )
@@ -80,7 +73,7 @@ class Constraint(NamedTuple):
 
     def init(self, rows: int) -> State:
         """Make the state of `rows` completions before their first token."""
-        zero = jnp.zeros(rows, jnp.int32)
+        zero = jnp.zeros(rows, jnp.int32)  # state 0, and no name
         return State(zero, zero, jnp.broadcast_to(jnp.asarray(self.budget), rows))
 
     def allowed(self, state: State) -> jax.Array:
@@ -97,15 +90,17 @@ class Constraint(NamedTuple):
 
     def moves(self, state: State, classes: ArrayLike) -> Moves:
         """Look up where token classes int [R or 1, K] lead."""
-        row = state.at[:, None]
-        after, hits, bars = (
-            jnp.asarray(table)[row, classes] for table in (self.next, self.hits, self.bars)
+        # ---- Where the tokens lead, whatever has been named ----
+        state_rows = state.at[:, None]
+        after, completed, barred = (
+            jnp.asarray(table)[state_rows, classes] for table in (self.next, self.hits, self.bars)
         )
+        # ---- and whether an answer can still end there, in time and without a name that is ruled out ----
         ruled_out = _any_of(state.named, jnp.asarray(self.conflicts))[:, None]
-        left = jnp.clip(state.left - 1, 0, self.fits.shape[1] - 1)[:, None]
-        ends = jnp.asarray(self.fits)[after, left] & ~(ruled_out | bars)
-        allowed = (hits & ruled_out == 0) & (ends != 0)
-        return Moves(after, state.named[:, None] | hits, allowed)
+        tokens_left = jnp.clip(state.left - 1, 0, self.fits.shape[1] - 1)[:, None]
+        can_end = jnp.asarray(self.fits)[after, tokens_left] & ~(ruled_out | barred)
+        allowed = (completed & ruled_out == 0) & (can_end != 0)
+        return Moves(after, state.named[:, None] | completed, allowed)
 
     def trace(self, tokens: jax.Array, lengths: jax.Array) -> tuple[jax.Array, State]:
         """Find where the answer list begins.
@@ -121,27 +116,28 @@ class Constraint(NamedTuple):
             (how many tokens come before the list int32 [R], the state after them, which demands that the answer
             begins at once).
         """
-        rows, width = tokens.shape
-        start = self.init(rows)._replace(left=jnp.full(rows, _AMPLE, jnp.int32))
+        row_count, token_count = tokens.shape
+        start = self.init(row_count)._replace(left=jnp.full(row_count, _AMPLE, jnp.int32))
 
         def step(carry: tuple, column: tuple) -> tuple:
             state, count, in_trace = carry
-            token, place = column
-            new = self.advance(state, token)
-            in_trace &= (place < lengths) & ~jnp.asarray(self.begun)[new.at]
+            token, column_number = column
+            # The state moves on as long as the list has not begun, and then stays.
+            next_state = self.advance(state, token)
+            in_trace &= (column_number < lengths) & ~jnp.asarray(self.begun)[next_state.at]
             state = jax.tree.map(
                 lambda moved, stayed: jnp.where(in_trace, moved, stayed),
-                new._replace(left=state.left),
+                next_state._replace(left=state.left),
                 state,
             )
             return (state, count + in_trace, in_trace), None
 
-        carry = start, jnp.zeros(rows, jnp.int32), jnp.ones(rows, bool)
-        (state, count, _), _ = jax.lax.scan(step, carry, (tokens.T, jnp.arange(width)))
+        carry = start, jnp.zeros(row_count, jnp.int32), jnp.ones(row_count, bool)
+        (state, count, _), _ = jax.lax.scan(step, carry, (tokens.T, jnp.arange(token_count)))
         return count, state._replace(at=jnp.asarray(self.locked)[state.at])
 
 
 def _any_of(bits: jax.Array, masks: jax.Array) -> jax.Array:
     """int32 [R]: the union of masks[i] over the bits i that are set."""
-    chosen = jnp.where(bits[:, None] >> jnp.arange(len(masks)) & 1 == 1, masks, 0)
-    return jax.lax.reduce(chosen, jnp.int32(0), jax.lax.bitwise_or, (1,))
+    chosen_masks = jnp.where(bits[:, None] >> jnp.arange(len(masks)) & 1 == 1, masks, 0)
+    return jax.lax.reduce(chosen_masks, jnp.int32(0), jax.lax.bitwise_or, (1,))

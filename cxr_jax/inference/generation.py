@@ -44,16 +44,16 @@ RowStream = Callable[[int, str], None]
 def bucket(length: int) -> int:
     """Find the smallest of 64, 128, 192, 256, 384, 512, 768, 1024, ... that holds `length`: powers of 2 and halfway
     marks."""
-    size = 64
-    while size < length:
-        is_power = size & (size - 1) == 0
-        if size == 64:
-            size = 128
+    bucket_size = 64
+    while bucket_size < length:
+        is_power = bucket_size & (bucket_size - 1) == 0
+        if bucket_size == 64:
+            bucket_size = 128
         elif is_power:
-            size += size // 2
+            bucket_size += bucket_size // 2
         else:
-            size += size // 3
-    return size
+            bucket_size += bucket_size // 3
+    return bucket_size
 
 
 def rows_at_once() -> int:
@@ -88,19 +88,19 @@ class Prefix:
 def prefill(model: ReadyModel, request: Request, features: np.ndarray | None) -> Prefix:
     """Compute a whole prompt; features [I, D] of its image or None."""
     model_config, length = model.config, len(request.ids)
-    room = bucket(length)
-    model.note("prefill", room)
+    slot_count = bucket(length)
+    model.note("prefill", slot_count)
     positions = request.positions(model_config)
     # As many slots as tokens, with an image or without: one program a bucket.
-    image = np.zeros((1, room, model_config.text.hidden_size), model.dtype)
+    padded_features = np.zeros((1, slot_count, model_config.text.hidden_size), model.dtype)
     if features is not None:
-        image[0, : len(features)] = features
-    ids = np.array([request.ids], np.int32)
+        padded_features[0, : len(features)] = features
+    token_ids = np.array([request.ids], np.int32)
     batch = sampling.PromptBatch(
-        _padded(ids, room, 1, model_config.pad_token_id),
+        _padded(token_ids, slot_count, 1, model_config.pad_token_id),
         np.array([length], np.int32),
-        _padded(positions, room, 2),
-        image,
+        _padded(positions, slot_count, 2),
+        padded_features,
     )
     device = sampling.prefill(model.params, model_config, batch, dtype=model.dtype)
     return Prefix(device, length, int(positions.max()) + 1, request.mark())
@@ -116,13 +116,14 @@ def prefix_of(model: ReadyModel, request: Request) -> Prefix:
 def extend(model: ReadyModel, keys: list, used: int, request: Request) -> Prefix:
     """Compute a prompt whose first `used` tokens have their keys already; the rest must hold no image."""
     model_config, length = model.config, len(request.ids)
-    positions, new = request.positions(model_config), np.array([request.ids[used:]], np.int32)
-    width, slots = bucket(new.shape[1]), keys[0][0].shape[2]
-    model.note("extend", (slots, width, bucket(length)))
+    positions = request.positions(model_config)
+    new_tokens = np.array([request.ids[used:]], np.int32)
+    new_slots, kept_slots = bucket(new_tokens.shape[1]), keys[0][0].shape[2]
+    model.note("extend", (kept_slots, new_slots, bucket(length)))
     tokens = sampling.PromptBatch(
-        _padded(new, width, 1, model_config.pad_token_id),
-        np.array([new.shape[1]], np.int32),
-        _padded(positions[:, :, used:], width, 2),
+        _padded(new_tokens, new_slots, 1, model_config.pad_token_id),
+        np.array([new_tokens.shape[1]], np.int32),
+        _padded(positions[:, :, used:], new_slots, 2),
     )
     device = sampling.extend(
         model.params,
@@ -142,18 +143,18 @@ def extend(model: ReadyModel, keys: list, used: int, request: Request) -> Prefix
 class _Streamer:
     """Hands the new text of growing rows to a callback."""
 
-    def __init__(self, tokenizer: Tokenizer, rows: int, stream: RowStream):
-        self.texts = [GrowingText(tokenizer) for _ in range(rows)]
-        self.has_ended = np.zeros(rows, bool)
+    def __init__(self, tokenizer: Tokenizer, row_count: int, stream: RowStream):
+        self.texts = [GrowingText(tokenizer) for _ in range(row_count)]
+        self.has_ended = np.zeros(row_count, bool)
         self.stream = stream
 
-    def show(self, drawn: _Drawn, last: bool) -> None:
-        for row in np.flatnonzero(~self.has_ended):
-            done = drawn.done[row]
-            ids = drawn.tokens[row, : drawn.counts[row] - done].tolist()
-            piece = self.texts[row].add(ids, bool(done) or last)
+    def show(self, drawn: _Drawn, is_last: bool) -> None:
+        for row_number in np.flatnonzero(~self.has_ended):
+            is_done = drawn.done[row_number]
+            token_ids = drawn.tokens[row_number, : drawn.counts[row_number] - is_done].tolist()
+            piece = self.texts[row_number].add(token_ids, bool(is_done) or is_last)
             if piece:
-                self.stream(int(row), piece)
+                self.stream(int(row_number), piece)
         self.has_ended = drawn.done.copy()
 
 
@@ -176,21 +177,21 @@ class _Drawn:
     done: np.ndarray
 
     @staticmethod
-    def of_state(state: sampling.State, live: int) -> _Drawn:
+    def of_state(state: sampling.State, live_rows: int) -> _Drawn:
         """The first `live` rows; the others only fill the batch."""
         values = (state.tokens, state.logprobs, state.lengths, state.done)
-        return _Drawn(*(np.asarray(value)[:live] for value in values))
+        return _Drawn(*(np.asarray(value)[:live_rows] for value in values))
 
     def completions(self, tokenizer: Tokenizer) -> list[Completion]:
-        rows = zip(self.tokens, self.logprobs, self.counts, self.done, strict=True)
+        drawn_rows = zip(self.tokens, self.logprobs, self.counts, self.done, strict=True)
         return [
             Completion(
-                text_of(tokenizer, ids[: count - stopped].tolist()),
-                ids[:count].tolist(),
+                text_of(tokenizer, token_ids[: count - stopped].tolist()),
+                token_ids[:count].tolist(),
                 logprobs[:count].tolist(),
                 "stop" if stopped else "length",
             )
-            for ids, logprobs, count, stopped in rows
+            for token_ids, logprobs, count, stopped in drawn_rows
         ]
 
 
@@ -211,37 +212,17 @@ def decode(
     Returns:
         (a Completion for each, the keys of the drawn tokens).
     """
-    live, most = len(samples), settings.max_new_tokens
-    # ---- The batch, filled up with copies of its first row ----
-    full = samples + samples[:1] * (model.rows - live)
-    prefixes = [prefix for prefix, _ in full]
-    prompt_keys, own_keys, rest = sampling.begin(
-        [prefix.device for prefix in prefixes],
-        live,
-        constraint,
-        model_config=model.config,
-        room=bucket(most),
-        dtype=model.dtype,
-    )
-    rows = sampling.Rows(
-        prompt_keys=prompt_keys,
-        prompt_lengths=_integers(prefix.length for prefix in prefixes),
-        start=_integers(prefix.start for prefix in prefixes),
-        random_keys=_keys(
-            np.uint32(settings.seed),
-            np.array([prefix.mark for prefix in prefixes], np.uint32),
-            _integers(number for _, number in full),
-        ),
-    )
+    live_rows, max_new_tokens = len(samples), settings.max_new_tokens
+    rows, own_keys, rest = _begin(model, samples, settings, constraint)
     distribution, step_settings = _choice(model, settings)
-    _note_decode(model, prefixes[0], settings, constraint)
+    _note_decode(model, samples[0][0], settings, constraint)
 
     # ---- All tokens in one call, or a few at a time for who watches ----
-    streamer = None if stream is None else _Streamer(model.tokenizer, live, stream)
-    until, every = 0, most if stream is None else STREAM_EVERY
+    streamer = None if stream is None else _Streamer(model.tokenizer, live_rows, stream)
+    until, tokens_a_call = 0, max_new_tokens if stream is None else STREAM_EVERY
     drawn = None
-    while drawn is None or (until < most and not drawn.done.all()):
-        until = min(until + every, most)
+    while drawn is None or (until < max_new_tokens and not drawn.done.all()):
+        until = min(until + tokens_a_call, max_new_tokens)
         own_keys, rest = sampling.decode(
             model.params,
             layers,
@@ -254,10 +235,40 @@ def decode(
             constraint,
             settings=step_settings,
         )
-        drawn = _Drawn.of_state(rest, live)
+        drawn = _Drawn.of_state(rest, live_rows)
         if streamer is not None:
-            streamer.show(drawn, last=until == most)
+            streamer.show(drawn, is_last=until == max_new_tokens)
     return drawn.completions(model.tokenizer), own_keys
+
+
+def _begin(
+    model: ReadyModel,
+    samples: list[tuple[Prefix, int]],
+    settings: GenerationSettings,
+    constraint: Any,
+) -> tuple[sampling.Rows, list, sampling.State]:
+    """The batch before its first token (rows, own keys, the state without), filled up with copies of its first row."""
+    full_batch = samples + samples[:1] * (model.rows - len(samples))
+    prefixes = [prefix for prefix, _ in full_batch]
+    prompt_keys, own_keys, rest = sampling.begin(
+        [prefix.device for prefix in prefixes],
+        len(samples),
+        constraint,
+        model_config=model.config,
+        room=bucket(settings.max_new_tokens),
+        dtype=model.dtype,
+    )
+    rows = sampling.Rows(
+        prompt_keys=prompt_keys,
+        prompt_lengths=_integers(prefix.length for prefix in prefixes),
+        start=_integers(prefix.start for prefix in prefixes),
+        random_keys=_keys(
+            np.uint32(settings.seed),
+            np.array([prefix.mark for prefix in prefixes], np.uint32),
+            _integers(number for _, number in full_batch),
+        ),
+    )
+    return rows, own_keys, rest
 
 
 def _integers(values: Iterable[int]) -> np.ndarray:
@@ -324,23 +335,28 @@ def complete(
 
     # ---- Prompts of one length bucket are decoded together ----
     groups: dict[int, list[tuple[int, int]]] = {}
-    for index, request in enumerate(requests):
-        samples = [(index, number) for number in range(settings.n)]
+    for request_index, request in enumerate(requests):
+        samples = [(request_index, sample_number) for sample_number in range(settings.n)]
         groups.setdefault(bucket(len(request.ids)), []).extend(samples)
 
     # ---- in turns of as many rows as a program has ----
     completions: dict[tuple[int, int], Completion] = {}
-    for group in groups.values():
-        for first in range(0, len(group), model.rows):
-            turn = group[first : first + model.rows]
-            rows = prompts.of_turn(turn)
-            drawn, _ = decode(
-                model, layers, rows, settings, _stream_of_turn(stream, turn), constraint
+    for group_samples in groups.values():
+        for first_sample in range(0, len(group_samples), model.rows):
+            turn_samples = group_samples[first_sample : first_sample + model.rows]
+            turn_rows = prompts.of_turn(turn_samples)
+            turn_completions, _ = decode(
+                model,
+                layers,
+                turn_rows,
+                settings,
+                _stream_of_turn(stream, turn_samples),
+                constraint,
             )
-            completions.update(zip(turn, drawn, strict=True))
+            completions.update(zip(turn_samples, turn_completions, strict=True))
     return [
-        [completions[index, number] for number in range(settings.n)]
-        for index in range(len(requests))
+        [completions[request_index, sample_number] for sample_number in range(settings.n)]
+        for request_index in range(len(requests))
     ]
 
 
@@ -363,21 +379,25 @@ class _Prompts:
         self.features: dict[Any, np.ndarray] = {}
         self.computed: dict[int, Prefix] = {}
 
-    def of_turn(self, turn: list[tuple[int, int]]) -> list[tuple[Prefix, int]]:
+    def of_turn(self, turn_samples: list[tuple[int, int]]) -> list[tuple[Prefix, int]]:
         """The rows of a turn of (request, sample); prompts of earlier turns that are over are let go."""
         self.computed = {
-            index: self.computed.get(index) or self._compute(index) for index in dict(turn)
+            request_index: self.computed.get(request_index) or self._compute(request_index)
+            for request_index in dict(turn_samples)
         }
-        return [(self.computed[index], number) for index, number in turn]
+        return [
+            (self.computed[request_index], sample_number)
+            for request_index, sample_number in turn_samples
+        ]
 
-    def _compute(self, index: int) -> Prefix:
-        request, key = self.requests[index], self.image_keys[index]
-        if key is not None and key not in self.features:
-            [self.features[key]] = self.model.image_features(request.patches, [request.grid])
-        self.to_come[key] -= 1
-        features = self.features.get(key)
-        if not self.to_come[key]:
-            self.features.pop(key, None)
+    def _compute(self, request_index: int) -> Prefix:
+        request, image_key = self.requests[request_index], self.image_keys[request_index]
+        if image_key is not None and image_key not in self.features:
+            [self.features[image_key]] = self.model.image_features(request.patches, [request.grid])
+        self.to_come[image_key] -= 1
+        features = self.features.get(image_key)
+        if not self.to_come[image_key]:
+            self.features.pop(image_key, None)
         return prefill(self.model, request, features)
 
 
@@ -406,11 +426,13 @@ def read(
         return Reading(shown, [], reader.mean())
 
     samples: list[Completion] = []
-    for first in range(0, drawn.n, model.rows):
-        numbers = range(first, min(first + model.rows, drawn.n))
-        turn, own_keys = decode(model, layers, [(prefix, number) for number in numbers], drawn)
-        samples += turn
-        reader.add(turn, drawn.seed, own_keys, first)
+    for first_sample in range(0, drawn.n, model.rows):
+        sample_numbers = range(first_sample, min(first_sample + model.rows, drawn.n))
+        turn_completions, own_keys = decode(
+            model, layers, [(prefix, sample_number) for sample_number in sample_numbers], drawn
+        )
+        samples += turn_completions
+        reader.add(turn_completions, drawn.seed, own_keys, first_sample)
     return Reading(shown, samples, reader.mean())
 
 
@@ -462,21 +484,29 @@ def after(
         own_keys: those that `decode` returned with the completions, or None.
         first: the number of the first completion.
     """
-    rows, longest = len(completions), max(len(one.token_ids) for one in completions)
-    room = bucket(longest) if own_keys is None else own_keys[0][0].shape[2]
-    tokens = [_padded(np.array(one.token_ids, np.int32), room, 0) for one in completions]
+    row_count = len(completions)
+    longest_count = max(len(completion.token_ids) for completion in completions)
+    slot_count = bucket(longest_count) if own_keys is None else own_keys[0][0].shape[2]
+    tokens = [
+        _padded(np.array(completion.token_ids, np.int32), slot_count, 0)
+        for completion in completions
+    ]
     # Other numbers than those of the samples: the survivors must not depend on the noise that drew a trace.
     keys = _keys(
         np.uint32(seed),
-        np.full(rows, prefix.mark, np.uint32),
-        -1 - first - np.arange(rows, dtype=np.int32),
+        np.full(row_count, prefix.mark, np.uint32),
+        -1 - first - np.arange(row_count, dtype=np.int32),
     )
-    model.note("probabilities", (bucket(prefix.length), room, rows, own_keys is None))
+    model.note("probabilities", (bucket(prefix.length), slot_count, row_count, own_keys is None))
     probabilities = answer_probabilities.probabilities_after(
         model.params,
         model.config,
         PromptEnds(prefix.device, np.array([prefix.length]), np.array([prefix.start])),
-        Traces(np.stack(tokens), np.array([len(one.token_ids) for one in completions]), own_keys),
+        Traces(
+            np.stack(tokens),
+            np.array([len(completion.token_ids) for completion in completions]),
+            own_keys,
+        ),
         answers,
         ExpansionSettings(dtype=model.dtype),
         keys=keys,

@@ -167,10 +167,10 @@ class Model:
 
     def note(self, kind: str, shape: Hashable) -> None:
         """Count a program by what makes it another one; log a new one (INFO)."""
-        known = self._programs.setdefault(kind, set())
-        if shape not in known:
-            known.add(shape)
-            _LOG.info("%s program %d: %s", kind, len(known), shape)
+        known_shapes = self._programs.setdefault(kind, set())
+        if shape not in known_shapes:
+            known_shapes.add(shape)
+            _LOG.info("%s program %d: %s", kind, len(known_shapes), shape)
 
     def programs(self) -> dict[str, int]:
         """Count the programs that generate, chat, read and finding_probabilities have needed so far, by kind: vision
@@ -190,9 +190,10 @@ class Model:
             UserError: if the two disagree.
         """
         grids = [
-            tuple(int(side) for side in grid) for grid in np.asarray(image_grid_thw).reshape(-1, 3)
+            tuple(int(side) for side in image_grid)
+            for image_grid in np.asarray(image_grid_thw).reshape(-1, 3)
         ]
-        patch_counts = [int(np.prod(grid)) for grid in grids]
+        patch_counts = [int(np.prod(image_grid)) for image_grid in grids]
         pixels = np.asarray(pixel_values)
         needed_shape = (sum(patch_counts), self.config.vision.patch_dim)
         if pixels.shape != needed_shape:
@@ -202,14 +203,16 @@ class Model:
             )
         images = np.split(pixels, np.cumsum(patch_counts)[:-1])
         features: list = [None] * len(grids)
-        for grid in dict.fromkeys(grids):
-            same = [index for index, other in enumerate(grids) if other == grid]
-            self.note("vision", (grid, len(same)))
-            stacked = np.stack([images[index] for index in same])
-            encoded = encode_images(self.params, self.config, stacked, grid, self.dtype)
+        for image_grid in dict.fromkeys(grids):
+            same_grid = [
+                image_index for image_index, other in enumerate(grids) if other == image_grid
+            ]
+            self.note("vision", (image_grid, len(same_grid)))
+            stacked = np.stack([images[image_index] for image_index in same_grid])
+            encoded = encode_images(self.params, self.config, stacked, image_grid, self.dtype)
             # To the host first: slices of a device array would each compile.
-            for index, tokens in zip(same, np.asarray(encoded), strict=True):
-                features[index] = tokens
+            for image_index, image_tokens in zip(same_grid, np.asarray(encoded), strict=True):
+                features[image_index] = image_tokens
         return features
 
     def _place(self, input_ids: np.ndarray, features: list) -> np.ndarray | None:
@@ -467,9 +470,9 @@ def _read_params(
 def _to_device(tree: Tree) -> Tree:
     """A tree of host arrays, which is emptied on the way: at no time are there two copies of more than one leaf."""
     return {
-        name: _to_device(leaf) if isinstance(leaf, dict) else jnp.asarray(leaf)
-        for name in list(tree)
-        for leaf in [tree.pop(name)]
+        leaf_name: _to_device(host_leaf) if isinstance(host_leaf, dict) else jnp.asarray(host_leaf)
+        for leaf_name in list(tree)
+        for host_leaf in [tree.pop(leaf_name)]
     }
 
 
@@ -480,12 +483,12 @@ def _layers_apart(stacked: Tree, count: int) -> list[Tree]:
     both; here a second copy of a 3B model would not fit 24 GB, and one serves prompts and decoding alike.
     """
     layers: list[Tree] = [{} for _ in range(count)]
-    for name in list(stacked):
-        leaf = stacked.pop(name)
-        if isinstance(leaf, dict):
-            parts = _layers_apart(leaf, count)
+    for leaf_name in list(stacked):
+        stacked_leaf = stacked.pop(leaf_name)
+        if isinstance(stacked_leaf, dict):
+            parts = _layers_apart(stacked_leaf, count)
         else:
-            parts = [jnp.array(leaf[index]) for index in range(count)]
+            parts = [jnp.array(stacked_leaf[index]) for index in range(count)]
         for layer, part in zip(layers, parts, strict=True):
-            layer[name] = part
+            layer[leaf_name] = part
     return layers

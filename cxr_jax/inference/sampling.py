@@ -401,12 +401,12 @@ def extend(
 
 def _join(old: list, used: jax.Array, new: list, room: int) -> list:
     """Keys [1, K, room, d]: the first `used` of old, then those of new."""
-    slot = jnp.arange(room)
-    is_old = (slot < used[0])[:, None]
+    slot_numbers = jnp.arange(room)
+    is_old = (slot_numbers < used[0])[:, None]
 
     def join(first: jax.Array, second: jax.Array) -> jax.Array:
-        first = jnp.take(first, slot, axis=2, mode="clip")
-        second = jnp.take(second, slot - used[0], axis=2, mode="clip")
+        first = jnp.take(first, slot_numbers, axis=2, mode="clip")
+        second = jnp.take(second, slot_numbers - used[0], axis=2, mode="clip")
         return jnp.where(is_old, first, second)
 
     return jax.tree.map(join, old, new)

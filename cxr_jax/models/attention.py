@@ -33,12 +33,13 @@ def _softmax_attention_fwd(
     """queries [B, K, G, T, d] already scaled, keys and values [B, K, S, d], bias float32 over [B, K, G, T, S]."""
     B, K, G, T, d = queries.shape
     # All queries of a key head are the rows of one product, so that keys are never repeated.
-    folded = queries.reshape(B, K, G * T, d)
-    scores = jnp.einsum("bktd,bksd->bkts", folded, keys, preferred_element_type=jnp.float32)
+    folded_queries = queries.reshape(B, K, G * T, d)
+    # Scores and softmax in float32, whatever the type of the computation.
+    scores = jnp.einsum("bktd,bksd->bkts", folded_queries, keys, preferred_element_type=jnp.float32)
     if bias is not None:
         scores = (scores.reshape(B, K, G, T, -1) + bias).reshape(scores.shape)
     probabilities = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    output = jnp.einsum("bkts,bksd->bktd", probabilities, values)
+    output = jnp.einsum("bkts,bksd->bktd", probabilities, values)  # [B, K, G * T, d]
     return output.reshape(queries.shape), (queries, keys, values, probabilities, output)
 
 
@@ -77,7 +78,7 @@ def attention(
     """
     B, T, H, d = queries.shape
     K = keys.shape[2]
-    G = H // K
+    G = H // K  # query heads that share a key head
     grouped = (queries * d**-0.5).reshape(B, T, K, G, d).transpose(0, 2, 3, 1, 4)
     output = _softmax_attention(
         grouped, keys.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3), bias
@@ -94,15 +95,15 @@ def _by_group(array: jax.Array, groups: int) -> jax.Array:
     """[B * n, K, G, T, d] -> [B, K, n * G * T, d]: all that asks the same keys as the rows of one product."""
     R, K, G, T, d = array.shape
     B, n = groups, R // groups
-    folded = array.reshape(B, n, K, G * T, d).transpose(0, 2, 1, 3, 4)
+    folded = array.reshape(B, n, K, G * T, d).transpose(0, 2, 1, 3, 4)  # [B, K, n, G * T, d]
     return folded.reshape(B, K, n * G * T, d)
 
 
-def _by_row(array: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
+def _by_row(folded_rows: jax.Array, shape: tuple[int, int, int, int]) -> jax.Array:
     """The inverse of `_by_group`: back to [*shape, d] for a shape [B * n, K, G, T]."""
     R, K, G, T = shape
-    B, n = len(array), R // len(array)
-    return array.reshape(B, K, n, G * T, -1).transpose(0, 2, 1, 3, 4).reshape(R, K, G, T, -1)
+    B, n = len(folded_rows), R // len(folded_rows)
+    return folded_rows.reshape(B, K, n, G * T, -1).transpose(0, 2, 1, 3, 4).reshape(R, K, G, T, -1)
 
 
 class _Part(NamedTuple):
@@ -121,11 +122,12 @@ def _part(queries: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Arra
     """
     R, K, G, T, _ = queries.shape
     B = len(keys)
-    n = R // B
+    n = R // B  # rows that ask the same keys
     scores = _dot("bkqd,bksd->bkqs", _by_group(queries, B), keys)
-    scores = scores.reshape(B, K, n, G, T, -1) + bias
+    scores = scores.reshape(B, K, n, G, T, -1) + bias  # float32 [B, K, n, G, T, S]
     largest = scores.max(-1, keepdims=True)
     exponentials = jnp.exp(scores - largest).reshape(B, K, n * G * T, -1)
+    # The sum is of the float32 exponentials, before they are rounded for the product.
     total = _by_row(exponentials.sum(-1, keepdims=True), (R, K, G, T))
     exponentials = exponentials.astype(values.dtype)
     output = _by_row(_dot("bkqs,bksd->bkqd", exponentials, values), (R, K, G, T))
@@ -134,6 +136,7 @@ def _part(queries: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Arra
 
 def _joined(first: _Part, second: _Part) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(output, w1, w2) of two parts in one softmax: output = w1 * output1 + w2 * output2, normalised."""
+    # Both parts relative to the larger of their largest scores, so that no exponential overflows.
     largest = jnp.maximum(first.largest, second.largest)
     weight1, weight2 = jnp.exp(first.largest - largest), jnp.exp(second.largest - largest)
     total = weight1 * first.total + weight2 * second.total
@@ -178,10 +181,12 @@ def _two_part_softmax_bwd(saved: tuple, gradient: jax.Array) -> tuple:
             _by_group(array, len(keys))
             for array in (gradient.astype(queries.dtype), row_sums, weight, queries)
         )
+        # Through the scores: the softmax's gradient, with the sum over both parts.
         d_probabilities = _dot("bkqd,bksd->bkqs", part_gradient, values)
         d_scores = part_exponentials * (part_weight * (d_probabilities - part_sums))
         d_scores = d_scores.astype(queries.dtype)
         d_queries = d_queries + _by_row(jnp.einsum("bkqs,bksd->bkqd", d_scores, keys), shape)
+        # Through the values: each part's share of the output.
         weighted = (part_weight * part_gradient).astype(queries.dtype)
         d_keys = jnp.einsum("bkqs,bkqd->bksd", d_scores, part_queries)
         d_values = jnp.einsum("bkqs,bkqd->bksd", part_exponentials, weighted)
@@ -222,13 +227,15 @@ def two_part_attention(
     else:
         # The shared keys are asked by all rows, with zeros for those that have left; own keys by those that are left.
         index, rows = place
-        full = put_rows(jnp.zeros((rows, *grouped.shape[1:]), grouped.dtype), index, grouped)
-        shared = _part(full, *first, first_bias)
-        left = _Part(
-            take_rows(shared.output, index),
-            take_rows(shared.total, index),
-            take_rows(shared.largest, index),
+        all_queries = put_rows(jnp.zeros((rows, *grouped.shape[1:]), grouped.dtype), index, grouped)
+        shared_part = _part(all_queries, *first, first_bias)
+        shared_of_left = _Part(
+            take_rows(shared_part.output, index),
+            take_rows(shared_part.total, index),
+            take_rows(shared_part.largest, index),
             None,
         )
-        output = _joined(left, _part(grouped, *second, second_bias))[0].astype(grouped.dtype)
+        output = _joined(shared_of_left, _part(grouped, *second, second_bias))[0].astype(
+            grouped.dtype
+        )
     return output.transpose(0, 3, 1, 2, 4).reshape(R, T, H, d)

@@ -35,9 +35,9 @@ def _matmul_fwd(inputs: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]
 
 def _matmul_bwd(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     inputs, kernel = saved
-    leading = tuple(range(inputs.ndim - 1))
+    leading_axes = tuple(range(inputs.ndim - 1))  # rows, however many axes they take
     d_inputs = jnp.tensordot(gradient, kernel, ((gradient.ndim - 1,), (1,)))
-    return d_inputs, jnp.tensordot(inputs, gradient, (leading, leading))
+    return d_inputs, jnp.tensordot(inputs, gradient, (leading_axes, leading_axes))
 
 
 matmul.defvjp(_matmul_fwd, _matmul_bwd)
@@ -53,8 +53,9 @@ class Linear(nnx.Module):
 
     def __init__(self, din: int, dout: int, *, bias: bool, rngs: nnx.Rngs, scale: float = 1.0):
         """Draw a kernel of standard deviation scale / sqrt(din); the bias is zero."""
-        draw = jax.nn.initializers.truncated_normal(scale * din**-0.5)
-        self.kernel = nnx.Param(draw(rngs.params(), (din, dout), jnp.float32))
+        initializer = jax.nn.initializers.truncated_normal(scale * din**-0.5)
+        # Parameters are float32; products take the type of their inputs.
+        self.kernel = nnx.Param(initializer(rngs.params(), (din, dout), jnp.float32))
         if bias:
             self.bias = nnx.Param(jnp.zeros((dout,), jnp.float32))
         self.use_bias = bias
@@ -77,16 +78,16 @@ class Linear(nnx.Module):
 class RMSNorm(nnx.Module):
     """Root-mean-square normalisation, statistics in float32."""
 
-    def __init__(self, size: int, eps: float):
+    def __init__(self, width: int, eps: float):
         """Begin with a scale of 1."""
-        self.scale = nnx.Param(jnp.ones((size,), jnp.float32))
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
         self.eps = eps
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Normalise over the last axis."""
-        wide = inputs.astype(jnp.float32)
-        mean_square = jnp.mean(jnp.square(wide), -1, keepdims=True)
-        normalised = (wide * jax.lax.rsqrt(mean_square + self.eps)).astype(inputs.dtype)
+        inputs32 = inputs.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(inputs32), -1, keepdims=True)
+        normalised = (inputs32 * jax.lax.rsqrt(mean_square + self.eps)).astype(inputs.dtype)
         # Rounded before the scale, as the reference does.
         return normalised * self.scale[...].astype(inputs.dtype)
 
@@ -95,12 +96,12 @@ class MLP(nnx.Module):
     """SwiGLU: down(silu(gate x) * up x)."""
 
     def __init__(
-        self, size: int, hidden: int, *, bias: bool, rngs: nnx.Rngs, out_scale: float = 1.0
+        self, width: int, inner_width: int, *, bias: bool, rngs: nnx.Rngs, out_scale: float = 1.0
     ):
         """Draw fresh kernels; out_scale: of the last one, which is small in deep models."""
-        self.gate = Linear(size, hidden, bias=bias, rngs=rngs)
-        self.up = Linear(size, hidden, bias=bias, rngs=rngs)
-        self.down = Linear(hidden, size, bias=bias, rngs=rngs, scale=out_scale)
+        self.gate = Linear(width, inner_width, bias=bias, rngs=rngs)
+        self.up = Linear(width, inner_width, bias=bias, rngs=rngs)
+        self.down = Linear(inner_width, width, bias=bias, rngs=rngs, scale=out_scale)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Compute [..., size] -> [..., size]."""
@@ -110,10 +111,10 @@ class MLP(nnx.Module):
 class FusedMLP(nnx.Module):
     """MLP without biases whose gate and up kernels lie side by side (see `decoder.fuse`)."""
 
-    def __init__(self, size: int, hidden: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, inner_width: int, *, rngs: nnx.Rngs):
         """Draw fresh kernels, only for their shapes."""
-        self.gate_up = Linear(size, 2 * hidden, bias=False, rngs=rngs)
-        self.down = Linear(hidden, size, bias=False, rngs=rngs)
+        self.gate_up = Linear(width, 2 * inner_width, bias=False, rngs=rngs)
+        self.down = Linear(inner_width, width, bias=False, rngs=rngs)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Compute [..., size] -> [..., size]."""
@@ -125,30 +126,33 @@ class FusedMLP(nnx.Module):
 
 
 @functools.lru_cache(maxsize=256)
-def graph(cls: type[nnx.Module], *args: Any) -> nnx.GraphDef:
+def graph(module_class: type[nnx.Module], *arguments: Any) -> nnx.GraphDef:
     """Describe the static structure of module `cls(*args, rngs=...)`; no array is made."""
-    return nnx.split(nnx.eval_shape(lambda: cls(*args, rngs=nnx.Rngs(0))))[0]
+    return nnx.split(nnx.eval_shape(lambda: module_class(*arguments, rngs=nnx.Rngs(0))))[0]
 
 
-def apply(graphdef: nnx.GraphDef, params: Tree, *args: Any, method: str = "__call__") -> Any:
+def apply(graphdef: nnx.GraphDef, params: Tree, *arguments: Any, method: str = "__call__") -> Any:
     """Run a module on a plain nested dict of arrays."""
+    # NNX knows the module without adapters; they are set on this one copy.
     params, adapters = split_adapters(params)
     module = nnx.merge(graphdef, nnx.State(params))
-    for path, leaves in adapters:
-        linear = functools.reduce(getattr, path, module)
-        linear.lora_a, linear.lora_b = (leaves[name] for name in LORA)
-    return getattr(module, method)(*args)
+    for module_path, adapter in adapters:
+        linear = functools.reduce(getattr, module_path, module)
+        linear.lora_a, linear.lora_b = (adapter[half] for half in LORA)
+    return getattr(module, method)(*arguments)
 
 
-def init(cls: type[nnx.Module], *args: Any, key: jax.Array) -> Tree:
+def init(module_class: type[nnx.Module], *arguments: Any, key: jax.Array) -> Tree:
     """Draw fresh parameters of `cls(*args)` as a plain nested dict."""
-    return nnx.to_pure_dict(nnx.state(cls(*args, rngs=nnx.Rngs(key)), nnx.Param))
+    return nnx.to_pure_dict(nnx.state(module_class(*arguments, rngs=nnx.Rngs(key)), nnx.Param))
 
 
-def init_stacked(cls: type[nnx.Module], *args: Any, key: jax.Array, count: int) -> Tree:
+def init_stacked(
+    module_class: type[nnx.Module], *arguments: Any, key: jax.Array, count: int
+) -> Tree:
     """Draw parameters of `count` such modules, stacked along axis 0."""
     keys = jax.random.split(key, count)
-    return jax.vmap(lambda one_key: init(cls, *args, key=one_key))(keys)
+    return jax.vmap(lambda one_key: init(module_class, *arguments, key=one_key))(keys)
 
 
 # ---- Adapters beside kernels -------------------------------------------------------------------------------
@@ -157,20 +161,21 @@ LORA = ("lora_a", "lora_b")
 
 
 def split_adapters(
-    params: Tree, path: tuple[str, ...] = ()
+    params: Tree, module_path: tuple[str, ...] = ()
 ) -> tuple[Tree, list[tuple[tuple[str, ...], Tree]]]:
     """Part a tree into (params without the LORA leaves, [(path of their module, {name: leaf})])."""
-    rest: Tree = {}
+    without_adapters: Tree = {}
     adapters = []
     for name, value in params.items():
         if isinstance(value, dict):
-            rest[name], inner = split_adapters(value, (*path, name))
-            adapters += inner
+            without_adapters[name], inner_adapters = split_adapters(value, (*module_path, name))
+            adapters += inner_adapters
         elif name not in LORA:
-            rest[name] = value
-    if len(rest) < len(params):
-        adapters.append((path, {name: params[name] for name in LORA}))
-    return rest, adapters
+            without_adapters[name] = value
+    # What is missing now are the two leaves of an adapted module.
+    if len(without_adapters) < len(params):
+        adapters.append((module_path, {name: params[name] for name in LORA}))
+    return without_adapters, adapters
 
 
 def merge_adapters(linear: Tree) -> Tree:
@@ -181,16 +186,22 @@ def merge_adapters(linear: Tree) -> Tree:
     """
     if "lora_a" not in linear:
         return linear
-    rest, [(_, adapters)] = split_adapters(linear)
+    without_adapters, [(_, adapters)] = split_adapters(linear)
 
-    def add(kernel: jax.Array, down: jax.Array, up: jax.Array) -> jax.Array:
-        delta = jnp.matmul(down.astype(jnp.float32), up.astype(jnp.float32), precision="highest")
+    def add(kernel: jax.Array, lora_a: jax.Array, lora_b: jax.Array) -> jax.Array:
+        # In float32 to the last bit: a small update must not be lost in a bfloat16 product.
+        delta = jnp.matmul(
+            lora_a.astype(jnp.float32), lora_b.astype(jnp.float32), precision="highest"
+        )
         return (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
 
-    arrays = (rest["kernel"], *(adapters[name] for name in LORA))
-    is_stacked = rest["kernel"].ndim > 2
-    kernel = jax.lax.map(lambda layer: add(*layer), arrays) if is_stacked else add(*arrays)
-    return {**rest, "kernel": kernel}
+    kernel_and_halves = (without_adapters["kernel"], *(adapters[name] for name in LORA))
+    is_stacked = without_adapters["kernel"].ndim > 2
+    if is_stacked:
+        kernel = jax.lax.map(lambda layer: add(*layer), kernel_and_halves)
+    else:
+        kernel = add(*kernel_and_halves)
+    return {**without_adapters, "kernel": kernel}
 
 
 # ---- Stacks of layers --------------------------------------------------------------------------------------
@@ -236,12 +247,14 @@ def run_layers(
     Returns:
         The last hidden and the aux outputs stacked on axis 0 (None if layers give None).
     """
-    layer = checkpointed(layer, remat)
+    layer = checkpointed(layer, remat)  # what its backward pass computes again
 
     def step(hidden: Any, params: Any) -> tuple[Any, Any]:
+        # Said at every layer, or the compiler divides activations by features on a mesh.
         return layer(params, rows_apart(hidden))
 
     is_list = isinstance(stacked, list)
+    # One trace for all layers, or a trace each.
     if count > UNROLL_UP_TO and not is_list:
         return jax.lax.scan(step, hidden, stacked)
     outputs = []

@@ -45,8 +45,8 @@ class Lora:
         UserError: for values out of range, and for targets that are unknown or named twice.
     """
 
-    rank: int
-    alpha: float
+    rank: int  # at least 1
+    alpha: float  # above 0
     targets: tuple[str, ...] = ("decoder",)
 
     def __post_init__(self) -> None:
@@ -59,15 +59,20 @@ class Lora:
             raise UserError(
                 f"lora targets must be a tuple of names, at least one, got {self.targets!r}"
             )
-        for name in self.targets:
-            if name not in TARGETS and name not in PATHS:
+        for target in self.targets:
+            if target not in TARGETS and target not in PATHS:
                 raise UserError(
-                    f"lora target {name!r} is unknown; known are {', '.join(TARGETS)}, and the paths of "
+                    f"lora target {target!r} is unknown; known are {', '.join(TARGETS)}, and the paths of "
                     f"single modules such as {PATHS[0]}"
                 )
-        expanded = [path for name in self.targets for path in TARGETS.get(name, (name,))]
-        if twice := sorted({path for path in expanded if expanded.count(path) > 1}):
-            raise UserError(f"lora targets name {twice[0]} twice")
+        # A group and one of its paths would give the path twice.
+        expanded = [
+            module_path for target in self.targets for module_path in TARGETS.get(target, (target,))
+        ]
+        if repeated := sorted(
+            {module_path for module_path in expanded if expanded.count(module_path) > 1}
+        ):
+            raise UserError(f"lora targets name {repeated[0]} twice")
 
     @property
     def scale(self) -> float:
@@ -78,14 +83,15 @@ class Lora:
     def paths(self) -> tuple[str, ...]:
         """The targeted modules, in the order of TARGETS."""
         return tuple(
-            path
-            for group, paths in TARGETS.items()
-            for path in paths
-            if {group, path} & set(self.targets)
+            module_path
+            for group, group_paths in TARGETS.items()
+            for module_path in group_paths
+            if {group, module_path} & set(self.targets)
         )
 
 
 def _is_number(value: object, *kinds: type) -> bool:
+    # A bool is an int to Python, and no rank.
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 
@@ -101,17 +107,21 @@ def init(params: Tree, lora: Lora, key: jax.Array) -> Tree:
         UserError: for a rank that a target cannot have.
     """
     adapters: Tree = {}
-    for path in lora.paths:
+    for module_path in lora.paths:
         # Down to the module in both trees.
         module, adapter = params, adapters
-        for name in path.split("/"):
+        for name in module_path.split("/"):
             module, adapter = module[name], adapter.setdefault(name, {})
         *stack, din, dout = module["kernel"].shape
         if lora.rank > min(din, dout):
-            raise UserError(f"lora rank {lora.rank} is more than {path} [{din}, {dout}] can have")
-        own_key = jax.random.fold_in(key, PATHS.index(path))
-        shape, bound = (*stack, din, lora.rank), din**-0.5
-        adapter["a"] = jax.random.uniform(own_key, shape, jnp.float32, -bound, bound)
+            raise UserError(
+                f"lora rank {lora.rank} is more than {module_path} [{din}, {dout}] can have"
+            )
+        # By its place in all PATHS, so that another choice of targets draws the same.
+        own_key = jax.random.fold_in(key, PATHS.index(module_path))
+        a_shape, half_width = (*stack, din, lora.rank), din**-0.5
+        adapter["a"] = jax.random.uniform(own_key, a_shape, jnp.float32, -half_width, half_width)
+        # Zero: at first the model is the base model.
         adapter["b"] = jnp.zeros((*stack, lora.rank, dout), jnp.float32)
     return adapters
 

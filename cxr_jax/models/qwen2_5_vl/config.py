@@ -13,18 +13,18 @@ from cxr_jax.errors import UserError
 class VisionConfig:
     """The vision tower. Sizes in features, `patch_size` and `window_size` in pixels."""
 
-    depth: int
+    depth: int  # blocks
     hidden_size: int
     num_heads: int
-    intermediate_size: int
-    out_hidden_size: int
-    fullatt_block_indexes: tuple[int, ...]
+    intermediate_size: int  # inside the MLP
+    out_hidden_size: int  # of the tokens that it gives: the decoder's width
+    fullatt_block_indexes: tuple[int, ...]  # the others attend within windows
     in_channels: int = 3
     patch_size: int = 14
-    temporal_patch_size: int = 2
-    spatial_merge_size: int = 2
+    temporal_patch_size: int = 2  # frames of a patch; a still image is two equal ones
+    spatial_merge_size: int = 2  # patches a side that become one token
     window_size: int = 112
-    tokens_per_second: int = 2
+    tokens_per_second: int = 2  # of videos: kept for the file, not computed
     rope_theta: float = 10000.0
 
     @property
@@ -51,9 +51,9 @@ class TextConfig:
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    mrope_section: tuple[int, int, int]
+    num_attention_heads: int  # of queries
+    num_key_value_heads: int  # each serves several query heads
+    mrope_section: tuple[int, int, int]  # sums to half of the head size
     rope_theta: float = 1e6
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 32768

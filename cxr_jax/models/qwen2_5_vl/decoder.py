@@ -64,18 +64,22 @@ class Attention(nnx.Module):
         self.fused = fused
 
     def __call__(
-        self, hidden: jax.Array, cos: jax.Array, sin: jax.Array, attend: Attend
+        self, hidden: jax.Array, cosines: jax.Array, sines: jax.Array, attend: Attend
     ) -> tuple[jax.Array, Any]:
         """Compute (what attention adds to hidden [B, T, D], what `attend` keeps)."""
         B, T, _ = hidden.shape
         if self.fused:
-            cuts = self.widths[0], sum(self.widths[:2])
-            projected = jnp.split(self.qkv(hidden), cuts, -1)
+            boundaries = self.widths[0], sum(self.widths[:2])
+            projected = jnp.split(self.qkv(hidden), boundaries, -1)
         else:
             projected = [project(hidden) for project in (self.q, self.k, self.v)]
-        queries, keys, values = (part.reshape(B, T, -1, self.head_dim) for part in projected)
-        output, kept = attend(rope.rotate(queries, cos, sin), rope.rotate(keys, cos, sin), values)
-        return self.o(output.reshape(B, T, -1)), kept
+        queries, keys, values = (
+            projection.reshape(B, T, -1, self.head_dim) for projection in projected
+        )
+        output, kept_by_pass = attend(
+            rope.rotate(queries, cosines, sines), rope.rotate(keys, cosines, sines), values
+        )
+        return self.o(output.reshape(B, T, -1)), kept_by_pass
 
 
 class Block(nnx.Module):
@@ -83,23 +87,23 @@ class Block(nnx.Module):
 
     def __init__(self, model_config: TextConfig, fused: bool = False, *, rngs: nnx.Rngs):
         """Draw fresh parameters."""
-        width, inner = model_config.hidden_size, model_config.intermediate_size
+        width, inner_width = model_config.hidden_size, model_config.intermediate_size
         self.norm1 = RMSNorm(width, model_config.rms_norm_eps)
         self.attn = Attention(model_config, rngs=rngs, fused=fused)
         self.norm2 = RMSNorm(width, model_config.rms_norm_eps)
         if fused:
-            self.mlp = FusedMLP(width, inner, rngs=rngs)
+            self.mlp = FusedMLP(width, inner_width, rngs=rngs)
         else:
             out_scale = (2 * model_config.num_hidden_layers) ** -0.5
-            self.mlp = MLP(width, inner, bias=False, rngs=rngs, out_scale=out_scale)
+            self.mlp = MLP(width, inner_width, bias=False, rngs=rngs, out_scale=out_scale)
 
     def __call__(
-        self, hidden: jax.Array, cos: jax.Array, sin: jax.Array, attend: Attend
+        self, hidden: jax.Array, cosines: jax.Array, sines: jax.Array, attend: Attend
     ) -> tuple[jax.Array, Any]:
         """Compute (hidden [B, T, D] after the layer, what `attend` keeps)."""
-        added, kept = self.attn(self.norm1(hidden), cos, sin, attend)
+        added, kept_by_pass = self.attn(self.norm1(hidden), cosines, sines, attend)
         hidden = hidden + added
-        return hidden + self.mlp(self.norm2(hidden)), kept
+        return hidden + self.mlp(self.norm2(hidden)), kept_by_pass
 
 
 class Final(nnx.Module):
@@ -149,8 +153,8 @@ def fuse(layers: Tree) -> Tree:
     Adapters are added to their kernels: a step then costs what it costs without them.
     """
     attn, mlp = (
-        {name: merge_adapters(linear) for name, linear in layers[part].items()}
-        for part in ("attn", "mlp")
+        {name: merge_adapters(linear) for name, linear in layers[module].items()}
+        for module in ("attn", "mlp")
     )
 
     def side_by_side(*linears: Tree) -> Tree:
@@ -238,15 +242,15 @@ def forward(
     Returns:
         [B, T, D] after the final norm.
     """
-    cos, sin = rope.text_cos_sin(model_config, positions)
-    bias = causal_bias(mask)
+    cosines, sines = rope.text_cos_sin(model_config, positions)
+    causal_mask_bias = causal_bias(mask)
     block = graph(Block, model_config)
 
     def attend(queries: jax.Array, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, None]:
-        return attention(queries, keys, values, bias), None
+        return attention(queries, keys, values, causal_mask_bias), None
 
     def layer(layer_params: Tree, hidden: jax.Array) -> tuple[jax.Array, None]:
-        return apply(block, layer_params, hidden, cos, sin, attend)
+        return apply(block, layer_params, hidden, cosines, sines, attend)
 
     hidden, _ = run_layers(layer, params["layers"], hidden, model_config.num_hidden_layers, remat)
     return final_norm(params, model_config, hidden)
@@ -276,21 +280,22 @@ def forward_group(
         The hidden states after the final norm of both, [B, S, D] and [B*n, C, D]; the gradient of a prompt sums over
         its n.
     """
-    mask = jnp.arange(prompt_hidden.shape[1]) < lengths[:, None]
+    prompt_mask = jnp.arange(prompt_hidden.shape[1]) < lengths[:, None]
     angles = rope.text_cos_sin(model_config, positions)
     own_angles = rope.text_cos_sin(model_config, own_positions)
-    bias, prompt_bias = causal_bias(mask), key_bias(mask)[:, None, None, None, None]
+    causal_mask_bias = causal_bias(prompt_mask)  # [B, 1, 1, S, S]
+    prompt_bias = key_bias(prompt_mask)[:, None, None, None, None]  # [B, 1, 1, 1, 1, S]
     own_bias = _own_bias(own_hidden.shape[1])
     block = graph(Block, model_config)
 
     def attend_prompt(
         queries: jax.Array, keys: jax.Array, values: jax.Array
     ) -> tuple[jax.Array, KeysAndValues]:
-        return attention(queries, keys, values, bias), _heads_first(keys, values)
+        return attention(queries, keys, values, causal_mask_bias), _heads_first(keys, values)
 
     def layer(layer_params: Tree, hidden: tuple) -> tuple[tuple, None]:
-        prompt, own = hidden
-        prompt, shared = apply(block, layer_params, prompt, *angles, attend_prompt)
+        prompts, completions = hidden
+        prompts, shared = apply(block, layer_params, prompts, *angles, attend_prompt)
 
         def attend_own(
             queries: jax.Array, keys: jax.Array, values: jax.Array
@@ -298,13 +303,13 @@ def forward_group(
             own_keys = _heads_first(keys, values)
             return two_part_attention(queries, shared, own_keys, prompt_bias, own_bias), None
 
-        own, _ = apply(block, layer_params, own, *own_angles, attend_own)
-        return (prompt, own), None
+        completions, _ = apply(block, layer_params, completions, *own_angles, attend_own)
+        return (prompts, completions), None
 
-    (prompt, own), _ = run_layers(
+    (prompts, completions), _ = run_layers(
         layer, params["layers"], (prompt_hidden, own_hidden), model_config.num_hidden_layers, remat
     )
-    return final_norm(params, model_config, prompt), final_norm(params, model_config, own)
+    return final_norm(params, model_config, prompts), final_norm(params, model_config, completions)
 
 
 # ---- Passes that keep keys ---------------------------------------------------------------------------------
@@ -327,15 +332,15 @@ def prefill(
         (hidden [B, D] of each prompt's last token after the final norm, cache {"k", "v"}: [L, B, S, K, d] each).
     """
     mask = jnp.arange(hidden.shape[1]) < lengths[:, None]
-    cos, sin = rope.text_cos_sin(model_config, positions)
-    bias = causal_bias(mask)
+    cosines, sines = rope.text_cos_sin(model_config, positions)
+    causal_mask_bias = causal_bias(mask)
     block = graph(Block, model_config)
 
     def attend(queries: jax.Array, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, Tree]:
-        return attention(queries, keys, values, bias), {"k": keys, "v": values}
+        return attention(queries, keys, values, causal_mask_bias), {"k": keys, "v": values}
 
     def layer(layer_params: Tree, hidden: jax.Array) -> tuple[jax.Array, Tree]:
-        return apply(block, layer_params, hidden, cos, sin, attend)
+        return apply(block, layer_params, hidden, cosines, sines, attend)
 
     hidden, cache = run_layers(layer, params["layers"], hidden, model_config.num_hidden_layers)
     return final_norm(params, model_config, _last_of(hidden, lengths)), cache
@@ -382,8 +387,8 @@ def extend(
     # Parameters and kept keys go through the layers together, stacked or as a list, as the parameters are.
     if isinstance(params["layers"], list):
         inputs = [
-            {"params": layer_params, "kept": kept}
-            for layer_params, kept in zip(params["layers"], keys, strict=True)
+            {"params": layer_params, "kept": layer_keys}
+            for layer_params, layer_keys in zip(params["layers"], keys, strict=True)
         ]
     else:
         stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *keys)
@@ -432,7 +437,7 @@ def decode_step(
     Returns:
         (hidden [R, D] after the final norm, own with slot `step` filled).
     """
-    cos, sin = rope.text_cos_sin(model_config, positions)
+    cosines, sines = rope.text_cos_sin(model_config, positions)
     prompt_bias = _filled_bias(prompt[0][0].shape[2], prompt_lengths)
     own_bias = key_bias(jnp.arange(own[0][0].shape[2]) <= step)
     is_fused = "qkv" in layers[0]["attn"]
@@ -456,6 +461,6 @@ def decode_step(
             output = two_part_attention(queries, shared, own_keys, prompt_bias, own_bias, place)
             return output, own_keys
 
-        hidden, own_keys = apply(block, layer_params, hidden, cos, sin, attend)
+        hidden, own_keys = apply(block, layer_params, hidden, cosines, sines, attend)
         own_after.append(own_keys)
     return apply(graph(Final, model_config), final, hidden[:, 0]), own_after

@@ -72,28 +72,38 @@ def rules(model_config: Config) -> list[TensorRule]:
     """
     shapes = our_shapes(model_config)
     tensors, known = [], set()
-    for part, table in (("vision", _VISION), ("text", _TEXT)):
-        for name, key, transform in table:
-            path = (part, *name.split("/"))
+    for tree_part, table in (("vision", _VISION), ("text", _TEXT)):
+        for name, hf_key, transform in table:
+            our_path = (tree_part, *name.split("/"))
             # A tied head is the embedding, and no parameter of its own.
-            if path not in shapes and path[1] == "head" and model_config.tie_word_embeddings:
+            if (
+                our_path not in shapes
+                and our_path[1] == "head"
+                and model_config.tie_word_embeddings
+            ):
                 continue
-            known.add(path)
-            tensors += _tensors_of(model_config, path, shapes[path], key, transform)
+            known.add(our_path)
+            tensors += _tensors_of(model_config, our_path, shapes[our_path], hf_key, transform)
     if known != set(shapes):
         raise KeyError(f"no rule for {sorted(set(shapes) - known)}")
     return tensors
 
 
 def _tensors_of(
-    model_config: Config, path: tuple[str, ...], shape: tuple[int, ...], key: str, transform: str
+    model_config: Config,
+    our_path: tuple[str, ...],
+    shape: tuple[int, ...],
+    hf_key: str,
+    transform: str,
 ) -> list[TensorRule]:
     """The tensors of one row of the table: one, or one a layer."""
-    if "{}" not in key:
-        return [TensorRule(key, path, None, transform, _hf_shape(model_config, shape, transform))]
+    if "{}" not in hf_key:
+        return [
+            TensorRule(hf_key, our_path, None, transform, _hf_shape(model_config, shape, transform))
+        ]
     layer_shape = _hf_shape(model_config, shape[1:], transform)
     return [
-        TensorRule(key.format(layer), path, layer, transform, layer_shape)
+        TensorRule(hf_key.format(layer), our_path, layer, transform, layer_shape)
         for layer in range(shape[0])
     ]
 

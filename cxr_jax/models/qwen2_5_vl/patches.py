@@ -58,18 +58,18 @@ def check_settings(settings: dict[str, Any], path: Path | None) -> None:
     Raises:
         UserError: which names the file and the setting.
     """
-    kind = str(settings.get("image_processor_type", _TYPES[0]))
-    if not kind.startswith(_TYPES):
+    processor_type = str(settings.get("image_processor_type", _TYPES[0]))
+    if not processor_type.startswith(_TYPES):
         raise UserError(
-            f"{path}: image_processor_type is {kind[:60]!r}: images are prepared as Qwen2-VL's only"
+            f"{path}: image_processor_type is {processor_type[:60]!r}: images are prepared as Qwen2-VL's only"
         )
-    for name, wanted in _FIXED.items():
-        if name in settings and not _is_same(settings[name], wanted):
-            given = " ".join(str(settings[name]).split())[:80]
+    for setting, wanted in _FIXED.items():
+        if setting in settings and not _is_same(settings[setting], wanted):
+            given = " ".join(str(settings[setting]).split())[:80]
             needed = wanted
             if np.ndim(wanted):
                 needed = [round(float(value), 8) for value in wanted]
-            raise UserError(f"{path}: {name} is {given}: images are prepared with {needed} only")
+            raise UserError(f"{path}: {setting} is {given}: images are prepared with {needed} only")
 
 
 def _is_same(value: Any, wanted: Any) -> bool:
@@ -101,11 +101,11 @@ def smart_resize(
     sides = height, width
     resized = [round(side / factor) * factor for side in sides]
     if math.prod(resized) > max_pixels:
-        shrink = math.sqrt(height * width / max_pixels)
-        resized = [max(factor, math.floor(side / shrink / factor) * factor) for side in sides]
+        reduction = math.sqrt(height * width / max_pixels)
+        resized = [max(factor, math.floor(side / reduction / factor) * factor) for side in sides]
     elif math.prod(resized) < min_pixels:
-        grow = math.sqrt(min_pixels / (height * width))
-        resized = [math.ceil(side * grow / factor) * factor for side in sides]
+        enlargement = math.sqrt(min_pixels / (height * width))
+        resized = [math.ceil(side * enlargement / factor) * factor for side in sides]
     return resized[0], resized[1]
 
 

@@ -30,11 +30,15 @@ def vision_angles(model_config: VisionConfig, rows: int, columns: int) -> np.nda
 
     Patches are in merge-block order, the processor's order.
     """
-    merge = model_config.spatial_merge_size
-    blocks = np.mgrid[:rows, :columns].reshape(2, rows // merge, merge, columns // merge, merge)
-    row, column = blocks.transpose(0, 1, 3, 2, 4).reshape(2, -1)
+    merge_size = model_config.spatial_merge_size
+    blocks = np.mgrid[:rows, :columns].reshape(
+        2, rows // merge_size, merge_size, columns // merge_size, merge_size
+    )
+    row_places, column_places = blocks.transpose(0, 1, 3, 2, 4).reshape(2, -1)
     frequency = frequencies(model_config.rope_theta, model_config.head_dim // 2)
-    halves = [place[:, None].astype(np.float32) * frequency for place in (row, column)]
+    halves = [
+        place[:, None].astype(np.float32) * frequency for place in (row_places, column_places)
+    ]
     return np.concatenate(halves, -1)
 
 
@@ -43,17 +47,19 @@ def text_cos_sin(model_config: TextConfig, positions: ArrayLike) -> tuple[jax.Ar
 
     Each band of frequencies follows its own axis (time, height, width).
     """
-    axis = np.repeat(np.arange(3), model_config.mrope_section)
+    followed_axis = np.repeat(np.arange(3), model_config.mrope_section)
     frequency = frequencies(model_config.rope_theta, model_config.head_dim)
-    followed = jnp.moveaxis(jnp.asarray(positions), 0, -1)[..., axis]  # [B, T, head_dim / 2]
+    followed = jnp.moveaxis(jnp.asarray(positions), 0, -1)[
+        ..., followed_axis
+    ]  # [B, T, head_dim / 2]
     angles = followed.astype(jnp.float32) * frequency
     return jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
 
 
-def rotate(heads: jax.Array, cos: ArrayLike, sin: ArrayLike) -> jax.Array:
+def rotate(heads: jax.Array, cosines: ArrayLike, sines: ArrayLike) -> jax.Array:
     """Rotate the pairs (i, i + d/2) of the last axis of [..., heads, d], in float32; the same type comes out."""
     first, second = jnp.split(heads.astype(jnp.float32), 2, axis=-1)
-    rotated = [first * cos - second * sin, second * cos + first * sin]
+    rotated = [first * cosines - second * sines, second * cosines + first * sines]
     return jnp.concatenate(rotated, -1).astype(heads.dtype)
 
 
@@ -78,30 +84,32 @@ def positions(
         UserError: when placeholders and grids do not match.
     """
     ids = np.asarray(input_ids)
-    real = np.ones(ids.shape, bool) if mask is None else np.asarray(mask).astype(bool)
-    table = np.zeros((0, 3), np.int64) if grids is None else np.asarray(grids)
-    is_same_grid = table.ndim == 1
-    source = itertools.repeat(table) if is_same_grid else iter(table)
+    is_real = np.ones(ids.shape, bool) if mask is None else np.asarray(mask).astype(bool)
+    grid_table = np.zeros((0, 3), np.int64) if grids is None else np.asarray(grids)
+    is_same_grid = grid_table.ndim == 1
+    source = itertools.repeat(grid_table) if is_same_grid else iter(grid_table)
     places = np.zeros((3, *ids.shape), np.int32)
-    for row in range(len(ids)):
-        row_ids = ids[row][real[row]]
-        places[:, row, real[row]] = _row_positions(model_config, row_ids, source, row)
+    for row_number in range(len(ids)):
+        row_ids = ids[row_number][is_real[row_number]]
+        places[:, row_number, is_real[row_number]] = _row_positions(
+            model_config, row_ids, source, row_number
+        )
     if not is_same_grid and next(source, None) is not None:
         raise UserError("more image grids than image placeholders in input_ids")
     return places
 
 
 def _row_positions(
-    model_config: Config, ids: np.ndarray, grids: Iterator[np.ndarray], row: int
+    model_config: Config, ids: np.ndarray, grids: Iterator[np.ndarray], row_number: int
 ) -> np.ndarray:
     """[3, T] for one unpadded row; `grids` is an iterator from which the row takes its images."""
     merge = model_config.vision.spatial_merge_size
     is_image = ids == model_config.image_token_id
     edges = np.flatnonzero(np.diff(is_image)) + 1
     parts, start = [np.zeros((3, 0), np.int64)], 0
-    for run in np.split(is_image, edges):
-        length = len(run)
-        if not (length and run[0]):
+    for segment in np.split(is_image, edges):
+        length = len(segment)
+        if not (length and segment[0]):
             # Text: all three axes count on together.
             parts.append(np.broadcast_to(np.arange(length) + start, (3, length)))
             start += length
@@ -109,11 +117,11 @@ def _row_positions(
         # An image: its own grid of places, after which text starts beyond the longer side.
         grid = next(grids, None)
         if grid is None:
-            raise UserError(f"row {row}: more image placeholders than image grids")
+            raise UserError(f"row {row_number}: more image placeholders than image grids")
         places = _image_positions(grid, merge, start)
         if places.shape[1] != length:
             raise UserError(
-                f"row {row}: {length} image tokens, but grid {tuple(map(int, grid))} "
+                f"row {row_number}: {length} image tokens, but grid {tuple(map(int, grid))} "
                 f"needs {places.shape[1]}"
             )
         parts.append(places)

@@ -54,24 +54,25 @@ class Attention(nnx.Module):
         self.heads = model_config.num_heads
 
     def __call__(
-        self, hidden: jax.Array, cos: ArrayLike, sin: ArrayLike, segments: Segments
+        self, hidden: jax.Array, cosines: ArrayLike, sines: ArrayLike, segments: Segments
     ) -> jax.Array:
         """Compute what attention adds to hidden [N, P, D]."""
         N, P, D = hidden.shape
         queries, keys, values = (
-            part.reshape(N, P, self.heads, -1) for part in jnp.split(self.qkv(hidden), 3, axis=-1)
+            projected.reshape(N, P, self.heads, -1)
+            for projected in jnp.split(self.qkv(hidden), 3, axis=-1)
         )
-        queries, keys = rope.rotate(queries, cos, sin), rope.rotate(keys, cos, sin)
+        queries, keys = rope.rotate(queries, cosines, sines), rope.rotate(keys, cosines, sines)
         # Windows of one shape are rows of one product.
-        outputs, first = [], 0
+        outputs, segment_start = [], 0
         for windows, size in segments:
-            segment = slice(first, first + windows * size)
-            parts = [
-                part[:, segment].reshape(N * windows, size, self.heads, -1)
-                for part in (queries, keys, values)
+            segment = slice(segment_start, segment_start + windows * size)
+            windowed = [
+                projected[:, segment].reshape(N * windows, size, self.heads, -1)
+                for projected in (queries, keys, values)
             ]
-            outputs.append(attention(*parts).reshape(N, windows * size, D))
-            first += windows * size
+            outputs.append(attention(*windowed).reshape(N, windows * size, D))
+            segment_start += windows * size
         return self.proj(jnp.concatenate(outputs, 1) if len(outputs) > 1 else outputs[0])
 
 
@@ -92,10 +93,10 @@ class Block(nnx.Module):
         )
 
     def __call__(
-        self, hidden: jax.Array, cos: ArrayLike, sin: ArrayLike, segments: Segments
+        self, hidden: jax.Array, cosines: ArrayLike, sines: ArrayLike, segments: Segments
     ) -> jax.Array:
         """Compute hidden [N, P, D] after the layer."""
-        hidden = hidden + self.attn(self.norm1(hidden), cos, sin, segments)
+        hidden = hidden + self.attn(self.norm1(hidden), cosines, sines, segments)
         return hidden + self.mlp(self.norm2(hidden))
 
 
@@ -132,14 +133,16 @@ class WindowPlan(NamedTuple):
 @functools.lru_cache(maxsize=64)
 def window_plan(model_config: VisionConfig, rows: int, columns: int) -> WindowPlan:
     """Plan the windows of one frame of rows x columns patches: those of the reference's window index."""
-    merge = model_config.spatial_merge_size
-    unit_rows, unit_columns = rows // merge, columns // merge
-    side = model_config.window_size // merge // model_config.patch_size
-    index = np.arange(unit_rows * unit_columns).reshape(unit_rows, unit_columns)
+    merge_size = model_config.spatial_merge_size
+    unit_rows, unit_columns = rows // merge_size, columns // merge_size
+    window_side = model_config.window_size // merge_size // model_config.patch_size
+    unit_numbers = np.arange(unit_rows * unit_columns).reshape(unit_rows, unit_columns)
     by_shape: dict[tuple[int, ...], list[np.ndarray]] = {}
-    for row in range(0, unit_rows, side):
-        for column in range(0, unit_columns, side):
-            window = index[row : row + side, column : column + side]
+    for top_row in range(0, unit_rows, window_side):
+        for left_column in range(0, unit_columns, window_side):
+            window = unit_numbers[
+                top_row : top_row + window_side, left_column : left_column + window_side
+            ]
             by_shape.setdefault(window.shape, []).append(window.ravel())
     order = np.concatenate([np.concatenate(windows) for windows in by_shape.values()])
     segments = tuple(
@@ -182,8 +185,11 @@ def _runs(model_config: VisionConfig) -> list[_Run]:
     depth = model_config.depth
     kinds = [index in model_config.fullatt_block_indexes for index in range(depth)]
     changes = [index for index in range(1, depth) if kinds[index] != kinds[index - 1]]
-    cuts = [0, *changes, depth]
-    return [_Run(kinds[first], first, last) for first, last in zip(cuts, cuts[1:], strict=False)]
+    boundaries = [0, *changes, depth]
+    return [
+        _Run(kinds[first_block], first_block, last_block)
+        for first_block, last_block in zip(boundaries, boundaries[1:], strict=False)
+    ]
 
 
 # ---- The tower ---------------------------------------------------------------------------------------------
@@ -222,36 +228,38 @@ def forward(
     """
     frames, rows, columns = (int(side) for side in grid)
     N, P, _ = pixels.shape
-    merge, unit = model_config.spatial_merge_size, model_config.merge_unit
-    if P != frames * rows * columns or rows % merge or columns % merge:
+    merge_size, merge_unit = model_config.spatial_merge_size, model_config.merge_unit
+    if P != frames * rows * columns or rows % merge_size or columns % merge_size:
         raise UserError(
-            f"image grid {(frames, rows, columns)} does not fit {P} patches merged {merge} by {merge}"
+            f"image grid {(frames, rows, columns)} does not fit {P} patches merged {merge_size} by {merge_size}"
         )
-    units = rows * columns // unit
+    unit_count = rows * columns // merge_unit
     plan = window_plan(model_config, rows, columns)
     order, inverse = tuple(plan.order.tolist()), tuple(plan.inverse.tolist())
 
     # ---- Patches, their angles alike, go into window order ----
     hidden = apply(graph(PatchEmbed, model_config), params["patch_embed"], pixels.astype(dtype))
-    hidden = _permute(hidden.reshape(N * frames, units, -1), order, inverse)
+    hidden = _permute(hidden.reshape(N * frames, unit_count, -1), order, inverse)
     hidden = hidden.reshape(N * frames, rows * columns, -1)
-    angles = rope.vision_angles(model_config, rows, columns).reshape(units, unit, -1)
+    angles = rope.vision_angles(model_config, rows, columns).reshape(unit_count, merge_unit, -1)
     angles = angles[np.asarray(order)].reshape(rows * columns, 1, -1)
-    cos, sin = np.cos(angles), np.sin(angles)
+    cosines, sines = np.cos(angles), np.sin(angles)
 
     # ---- Blocks ----
     block = graph(Block, model_config)
-    for run in _runs(model_config):
-        segments = ((1, rows * columns),) if run.is_full else plan.segments
+    for block_run in _runs(model_config):
+        segments = ((1, rows * columns),) if block_run.is_full else plan.segments
 
         def layer(
             layer_params: Tree, hidden: jax.Array, segments: Segments = segments
         ) -> tuple[jax.Array, None]:
-            return apply(block, layer_params, hidden, cos, sin, segments), None
+            return apply(block, layer_params, hidden, cosines, sines, segments), None
 
-        stacked = jax.tree.map(lambda leaf, run=run: leaf[run.first : run.last], params["blocks"])
-        hidden, _ = run_layers(layer, stacked, hidden, run.last - run.first, remat)
+        stacked = jax.tree.map(
+            lambda leaf, run=block_run: leaf[run.first : run.last], params["blocks"]
+        )
+        hidden, _ = run_layers(layer, stacked, hidden, block_run.last - block_run.first, remat)
 
     # ---- Tokens, back in reading order ----
     tokens = apply(graph(Merger, model_config), params["merger"], hidden)
-    return _permute(tokens, inverse, order).reshape(N, P // unit, -1)
+    return _permute(tokens, inverse, order).reshape(N, P // merge_unit, -1)
