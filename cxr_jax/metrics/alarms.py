@@ -4,102 +4,172 @@ TRL's metric names come first; the others are this project's (docs/rewards.md, d
 on phantom runs and scripted exploits; they say "look", not "stop".
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+Metrics = Mapping[str, float]
 
 # What a test may compare with: the value at the first step, as "first/<name>".
 SINCE_FIRST = ("rewards/trace_false/mean", "entropy", "completions/mean_length")
 
-ALARMS = {
-    "few_groups_vary": (
-        lambda m: m["frac_reward_zero_std"] > 0.9,
-        "over 90 % of the groups earn one reward: nearly nothing is learned. Sample more prompts (rl.oversample), or "
-        "the task is solved, or no completion holds the format: see rewards/format/mean",
-    ),
-    "truncated": (
-        lambda m: m["completions/clipped_ratio"] > 0.2,
-        "over 20 % of the completions are cut at max_completion: see completions/mean_length, and raise max_completion "
-        "or the weight of overlong",
-    ),
-    "entropy_collapse": (
-        lambda m: m["entropy"] < 0.2 * m["first/entropy"],
-        "entropy is below a fifth of its start: samples of a group become copies. See answers/modal_share; a lower "
-        "learning rate, a higher rl.epsilon_high or rl.beta > 0 slow it",
-    ),
-    "entropy_explosion": (
-        lambda m: m["entropy"] > 2.0 * m["first/entropy"] + 0.5,
-        "entropy has more than doubled: text falls apart. Read samples.jsonl; lower the learning rate",
-    ),
-    "length_collapse": (
-        lambda m: m["completions/mean_length"] < 0.5 * m["first/completions/mean_length"],
-        "completions are half as long as at the start: is the reasoning still there? Read samples.jsonl; the overshort "
-        "and trace terms guard it",
-    ),
-    "length_explosion": (
-        lambda m: m["completions/mean_length"] > 1.5 * m["first/completions/mean_length"],
-        "completions are half as long again as at the start: padding pays? See rewards/repetition/mean and overlong",
-    ),
-    "sampler_and_learner_differ": (
-        lambda m: m["sampling/outside_0.9_1.1"] > 0.05,
-        "sampler and learner disagree by 10 % on the probability of over 5 % of the tokens: the update is off-policy. "
-        "Compute in float32, or correct with rl.sampler_correction",
-    ),
-    "steps_skipped": (
-        lambda m: m["skipped_steps"] > 0,
-        "an update was not finite and was left out: lower the learning rate; with beta > 0 see kl",
-    ),
-    "constant_answers": (
-        lambda m: m["answers/modal_share"] > min(0.95, max(0.5, 2 * m["constant/modal_share"])),
-        "one answer is given to most films: the image is no longer used. See the image-use audit of the report",
-    ),
-    "no_better_than_constant": (
-        lambda m: m["rewards/accuracy/mean"] <= m["constant/best"],
-        "a constant answer would earn as much accuracy (constant/best)",
-    ),
-    "invented_labels": (
-        lambda m: m["rewards/invented/mean"] > 0.5,
-        "answers name labels that do not exist, one in two completions",
-    ),
-    "no_finding_beside_findings": (
-        lambda m: m["rewards/no_finding_conflict/mean"] > 0.1,
-        "answers say No Finding beside findings",
-    ),
-    "repetition": (
-        lambda m: m["rewards/repetition/mean"] > 0.2,
-        "a fifth of the text repeats itself: padding pays?",
-    ),
-    "trace_contradicts_answer": (
-        lambda m: m["rewards/trace_answer/mean"] < 0.5 * m["rewards/format/mean"],
-        "the reasoning does not say what the answer says: read samples.jsonl, weigh trace_answer",
-    ),
-    "trace_contradicts_truth": (
-        lambda m: m["rewards/trace_truth/mean"] < 0.5 * m["rewards/format/mean"],
-        "most sentences of the reasoning are false where the answer may be right: read samples.jsonl, weigh "
-        "trace_findings",
-    ),
-    "trace_drifts": (
-        lambda m: m["rewards/trace_false/mean"] > 0.5 + 2 * m["first/rewards/trace_false/mean"],
-        "false sentences have become far more frequent than at the start: read samples.jsonl, weigh trace_findings",
-    ),
-}
+
+class Alarm(NamedTuple):
+    """A test of a step's metrics, and what to do when it goes off."""
+
+    test: Callable[[Metrics], bool]
+    advice: str
+
+
+ALARMS: dict[str, Alarm] = {}  # name -> alarm, in the order of this file
+
+
+def _alarm(advice: str) -> Callable[[Callable[[Metrics], bool]], Callable[[Metrics], bool]]:
+    """Make an alarm of a test; its name is that of the function."""
+
+    def register(test: Callable[[Metrics], bool]) -> Callable[[Metrics], bool]:
+        ALARMS[test.__name__.removeprefix("_")] = Alarm(test, advice)
+        return test
+
+    return register
+
+
+# ---- The tests -------------------------------------------------------------------------------------
+
+
+@_alarm(
+    "over 90 % of the groups earn one reward: nearly nothing is learned. Sample more prompts (rl.oversample), or "
+    "the task is solved, or no completion holds the format: see rewards/format/mean"
+)
+def _few_groups_vary(row: Metrics) -> bool:
+    return row["frac_reward_zero_std"] > 0.9
+
+
+@_alarm(
+    "over 20 % of the completions are cut at max_completion: see completions/mean_length, and raise max_completion "
+    "or the weight of overlong"
+)
+def _truncated(row: Metrics) -> bool:
+    return row["completions/clipped_ratio"] > 0.2
+
+
+@_alarm(
+    "entropy is below a fifth of its start: samples of a group become copies. See answers/modal_share; a lower "
+    "learning rate, a higher rl.epsilon_high or rl.beta > 0 slow it"
+)
+def _entropy_collapse(row: Metrics) -> bool:
+    return row["entropy"] < 0.2 * row["first/entropy"]
+
+
+@_alarm(
+    "entropy has more than doubled: text falls apart. Read samples.jsonl; lower the learning rate"
+)
+def _entropy_explosion(row: Metrics) -> bool:
+    return row["entropy"] > 2.0 * row["first/entropy"] + 0.5
+
+
+@_alarm(
+    "completions are half as long as at the start: is the reasoning still there? Read samples.jsonl; the overshort "
+    "and trace terms guard it"
+)
+def _length_collapse(row: Metrics) -> bool:
+    return row["completions/mean_length"] < 0.5 * row["first/completions/mean_length"]
+
+
+@_alarm(
+    "completions are half as long again as at the start: padding pays? See rewards/repetition/mean and overlong"
+)
+def _length_explosion(row: Metrics) -> bool:
+    return row["completions/mean_length"] > 1.5 * row["first/completions/mean_length"]
+
+
+@_alarm(
+    "sampler and learner disagree by 10 % on the probability of over 5 % of the tokens: the update is off-policy. "
+    "Compute in float32, or correct with rl.sampler_correction"
+)
+def _sampler_and_learner_differ(row: Metrics) -> bool:
+    return row["sampling/outside_0.9_1.1"] > 0.05
+
+
+@_alarm("an update was not finite and was left out: lower the learning rate; with beta > 0 see kl")
+def _steps_skipped(row: Metrics) -> bool:
+    return row["skipped_steps"] > 0
+
+
+@_alarm(
+    "one answer is given to most films: the image is no longer used. See the image-use audit of the report"
+)
+def _constant_answers(row: Metrics) -> bool:
+    return row["answers/modal_share"] > min(0.95, max(0.5, 2 * row["constant/modal_share"]))
+
+
+@_alarm("a constant answer would earn as much accuracy (constant/best)")
+def _no_better_than_constant(row: Metrics) -> bool:
+    return row["rewards/accuracy/mean"] <= row["constant/best"]
+
+
+@_alarm("answers name labels that do not exist, one in two completions")
+def _invented_labels(row: Metrics) -> bool:
+    return row["rewards/invented/mean"] > 0.5
+
+
+@_alarm("answers say No Finding beside findings")
+def _no_finding_beside_findings(row: Metrics) -> bool:
+    return row["rewards/no_finding_conflict/mean"] > 0.1
+
+
+@_alarm("a fifth of the text repeats itself: padding pays?")
+def _repetition(row: Metrics) -> bool:
+    return row["rewards/repetition/mean"] > 0.2
+
+
+@_alarm("the reasoning does not say what the answer says: read samples.jsonl, weigh trace_answer")
+def _trace_contradicts_answer(row: Metrics) -> bool:
+    return row["rewards/trace_answer/mean"] < 0.5 * row["rewards/format/mean"]
+
+
+@_alarm(
+    "most sentences of the reasoning are false where the answer may be right: read samples.jsonl, weigh "
+    "trace_findings"
+)
+def _trace_contradicts_truth(row: Metrics) -> bool:
+    return row["rewards/trace_truth/mean"] < 0.5 * row["rewards/format/mean"]
+
+
+@_alarm(
+    "false sentences have become far more frequent than at the start: read samples.jsonl, weigh trace_findings"
+)
+def _trace_drifts(row: Metrics) -> bool:
+    return row["rewards/trace_false/mean"] > 0.5 + 2 * row["first/rewards/trace_false/mean"]
+
+
+# ---- The bell ---------------------------------------------------------------------------------------
 
 
 class Alarms:
-    """alarms(row of metrics) -> {"alarms/<name>": 0.0 or 1.0}; prints each alarm once, when it first goes off.
+    """Tests the metrics of each step, and prints each alarm once, when it first goes off."""
 
-    first: what `self.first` was in a run that is resumed: the start of the run, and the alarms that it has printed.
-    """
+    def __init__(
+        self, first: Mapping[str, Any] | None = None, out: Callable[[str], Any] = print
+    ) -> None:
+        """Start to listen.
 
-    def __init__(self, first: dict | None = None, out=print):
-        self.first, self._out = dict(first or {}), out
+        Args:
+            first: what `self.first` was in a run that is resumed: the start of the run, and the alarms that it has
+                printed.
+            out: what takes a line.
+        """
+        self.first: dict[str, Any] = dict(first or {})
+        self._out = out
 
-    def __call__(self, row: Mapping[str, float]) -> dict[str, float]:
+    def __call__(self, row: Metrics) -> dict[str, float]:
+        """Test the metrics of a step; returns {"alarms/<name>": 0.0 or 1.0}."""
         for name in SINCE_FIRST:
             self.first.setdefault(f"first/{name}", float(row[name]))
-        self.first.setdefault("rung", [])
-        on = {name: bool(test({**row, **self.first})) for name, (test, _) in ALARMS.items()}
-        for name in sorted(
-            n for n, ringing in on.items() if ringing and n not in self.first["rung"]
-        ):
+        printed = self.first.setdefault("rung", [])
+        values = {**row, **self.first}
+        rings = {name: bool(alarm.test(values)) for name, alarm in ALARMS.items()}
+        for name in sorted(name for name in rings if rings[name] and name not in printed):
+            # A new list: the old one may stand in a checkpoint that is being written.
             self.first["rung"] = [*self.first["rung"], name]
-            self._out(f"  alarm: {name.replace('_', ' ')}: {ALARMS[name][1]}")
-        return {f"alarms/{name}": float(ringing) for name, ringing in on.items()}
+            self._out(f"  alarm: {name.replace('_', ' ')}: {ALARMS[name].advice}")
+        return {f"alarms/{name}": float(ringing) for name, ringing in rings.items()}

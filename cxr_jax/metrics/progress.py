@@ -2,10 +2,12 @@
 
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TextIO
 
 
 def duration(seconds: float) -> str:
-    """9 s, 3m 05s, 2h 07m."""
+    """Write a time as a person says it: 9s, 3m 05s, 2h 07m."""
     seconds = int(round(seconds))
     if seconds < 60:
         return f"{seconds}s"
@@ -17,26 +19,27 @@ def duration(seconds: float) -> str:
 class Compilations:
     """Counts the programs that this process has compiled or taken from the compilation cache since it was made."""
 
-    def __init__(self):
+    def __init__(self) -> None:
+        """Begin to count."""
         self._events = 0
         import jax  # here: reading metrics needs none
 
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, *_, **__) -> None:
+    def _listen(self, event: str, *_: Any, **__: Any) -> None:
         self._events += event == "/jax/core/compile/backend_compile_duration"
 
     def count(self) -> int:
+        """Return how many programs there have been."""
         return self._events
 
 
 class Progress:
-    """Prints a line for the first step, the last, and every `every_s` seconds or `every_steps` steps between.
+    """Prints a line for the first step, the last, and every so often between.
 
         step   120/2000   6.0%  loss 1.234  reward 0.451  3.2 step/s  51.2 samples/s  ETA 9m 47s
 
-    The same plain lines on a terminal and in a log file. `start`: the step a resumed run begins at. `show`:
-    the metrics to print, where present. The rate leaves the first step out: it compiles.
+    The same plain lines on a terminal and in a log file. The rate leaves the first step out: it compiles.
     """
 
     def __init__(
@@ -46,56 +49,72 @@ class Progress:
         start: int = 0,
         every_s: float = 5.0,
         every_steps: int | None = None,
-        show=("loss", "reward"),
+        show: Sequence[str] = ("loss", "reward"),
         unit: str = "samples",
-        stream=None,
-        clock=time.monotonic,
-    ):
-        self.total, self.every_s, self.every_steps, self.show, self.unit = (
-            total,
-            every_s,
-            every_steps,
-            show,
-            unit,
-        )
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start the clock.
+
+        Args:
+            total: steps of the run.
+            start: the step a resumed run begins at.
+            every_s: seconds between lines, at most.
+            every_steps: steps between lines, at most; None: any number.
+            show: the metrics to print, where present.
+            unit: what a step uses a number of.
+            stream: where to print; None: stderr.
+            clock: in seconds.
+        """
+        self.total, self.show, self.unit = total, show, unit
+        self.every_s, self.every_steps = every_s, every_steps
         self._stream, self._clock = stream, clock
         self._step = self._printed_step = start
-        self._printed_at, self._first = clock(), None
+        self._printed_at = clock()
+        self._first: tuple[float, int] | None = None  # when which step was the first to end
         self._items = 0
 
-    def update(self, step: int, metrics: dict | None = None, items: int = 0) -> None:
-        """Call after each step (1-based) with its metrics and the number of samples it used."""
+    def update(self, step: int, metrics: Mapping[str, Any] | None = None, items: int = 0) -> None:
+        """Take note of a step that ended.
+
+        Args:
+            step: from 1.
+            metrics: of the step.
+            items: how many samples it used.
+        """
         now = self._clock()
         if self._first is None:
             self._first = (now, step)
         else:
             self._items += items
         self._step = step
-        if self._due(now):
+        if self._is_due(now):
             print(self.line(now, metrics or {}), file=self._stream or sys.stderr, flush=True)
             self._printed_at, self._printed_step = now, step
 
-    def _due(self, now):
-        if self._first == (now, self._step) or self._step >= self.total:
+    def _is_due(self, now: float) -> bool:
+        is_first = self._first == (now, self._step)
+        if is_first or self._step >= self.total:
             return True
         if self.every_steps and self._step - self._printed_step >= self.every_steps:
             return True
         return now - self._printed_at >= self.every_s
 
-    def line(self, now: float, metrics: dict) -> str:
+    def line(self, now: float, metrics: Mapping[str, Any]) -> str:
+        """Write the line of the present step. now: as the clock says."""
         width = len(str(self.total))
-        parts = [
-            f"step {self._step:{width}d}/{self.total} {100 * self._step / max(self.total, 1):5.1f}%"
-        ]
+        share = 100 * self._step / max(self.total, 1)
+        parts = [f"step {self._step:{width}d}/{self.total} {share:5.1f}%"]
         parts += [f"{name} {float(metrics[name]):.4g}" for name in self.show if name in metrics]
-        begun, first_step = self._first
-        if now > begun and self._step > first_step:
-            rate = (self._step - first_step) / (now - begun)
+        began, first_step = self._first
+        # After the first step there is no rate yet.
+        if now > began and self._step > first_step:
+            rate = (self._step - first_step) / (now - began)
             parts.append(f"{rate:.3g} step/s")
             if self._items:
-                parts.append(f"{self._items / (now - begun):.3g} {self.unit}/s")
+                parts.append(f"{self._items / (now - began):.3g} {self.unit}/s")
             if self._step < self.total:
                 parts.append(f"ETA {duration((self.total - self._step) / rate)}")
             else:
-                parts.append(f"done in {duration(now - begun)}")
+                parts.append(f"done in {duration(now - began)}")
         return "  ".join(parts)

@@ -249,7 +249,7 @@ def _alarms(rows: Rows) -> AlarmFigure | None:
     alarms = []
     for name, when in rang.items():
         text = f"{len(when)} of {len(watched[name])} times, first at step {when[0]}"
-        advice = f": {ALARMS[name][1]}" if name in ALARMS else ""
+        advice = f": {ALARMS[name].advice}" if name in ALARMS else ""
         alarms.append(RungAlarm(name.replace("_", " "), text + advice))
     strip = event_strip("Alarms", events, min(steps), max(steps))
     return AlarmFigure(len(watched), alarms, strip)

@@ -126,7 +126,7 @@ def _curves(study, top):
     chart = line_chart(title, series, width=WIDTH, height=CURVES)
     place = f'<svg x="0" y="{top + 22}" width="{WIDTH}" height="{CURVES}" '
     out = [f'<text class="strong" x="4" y="{top + 12}">{html.escape(title)}</text>']
-    out.append(chart.replace("<svg ", place, 1))
+    out.append(str(chart).replace("<svg ", place, 1))
     x, y = 56, top + CURVES + 42
     for s in series:
         if x > WIDTH - 120:
