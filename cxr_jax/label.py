@@ -112,6 +112,7 @@ def check_out(args: argparse.Namespace) -> tuple[Path, Path]:
     if not args.out.lower().endswith(".csv"):
         raise UserError(f"{args.out}: OUT must be named .csv")
     out = Path(os.path.realpath(args.out))
+    # Links are resolved first, so that both files stand in one folder, which is written to.
     errors = out.with_suffix(".errors.csv")
     try:
         _check_paths(args, out, errors)
@@ -124,6 +125,7 @@ def check_out(args: argparse.Namespace) -> tuple[Path, Path]:
 def _check_paths(args: argparse.Namespace, out: Path, errors: Path) -> None:
     if not out.parent.is_dir():
         raise UserError(f"{args.out}: there is no such folder")
+    # The lexicon is an input, too.
     inputs = [*args.inputs, args.lexicon or ""]
     for path in (out, errors):
         if any(os.path.realpath(name) == str(path) or _is_same(name, path) for name in inputs):
@@ -159,11 +161,13 @@ def run(args: argparse.Namespace) -> int:
     options = report_files.Options(
         args.text_column, args.id_column, not args.no_header, args.sections, args.one_report
     )
+    # Every input is looked at before anything is written.
     inputs = report_files.open_inputs(args.inputs, options)
     labelling = report_labels.LabelOptions(
         lexicon=args.lexicon, parents=args.parents, sides=args.sides, with_text=args.with_text
     )
     counts = report_labels.LabelCounts()
+    # JAX is imported here at the latest: after all that could be wrong with the flags.
     columns = report_labels.table_columns(labelling)
     table = report_labels.LabelTable(out, errors, columns, replace=args.force)
     # Before its files are there, so that a signal never finds them and nobody to remove them.

@@ -40,9 +40,11 @@ _HEADED_LINE = re.compile(r"^[ \t]*(FINDINGS|IMPRESSION):", re.MULTILINE)
 def _is_one_report(path: str) -> bool:
     """A heading alone on a line, or just one line that FINDINGS: or IMPRESSION: begins: no line is a whole report."""
     with open_text(path) as file:
+        # The first 64 Ki characters decide: reports are shorter.
         start = file.read(1 << 16)
     if _LONE_HEADING.search(start):
         return True
+    # Two lines with the same heading are two reports.
     headed = _HEADED_LINE.findall(start)
     return len(headed) == len(set(headed)) > 0 and "\n" in start.strip()
 
@@ -115,6 +117,7 @@ def _read_bytes(path: str, limit: int) -> bytes:
     if not stat.S_ISREG(mode):
         raise BadReportError("not a regular file")
     with open(path, "rb") as file:
+        # One byte more than may be tells a file that is too large, without reading it all.
         data = file.read(limit + 1)
     if len(data) > limit:
         raise BadReportError(f"over {limit:,} bytes")

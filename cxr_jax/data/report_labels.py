@@ -23,6 +23,7 @@ from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
 
 CHUNK = 4096  # reports labelled at a time,
 CHUNK_BYTES = 1 << 23  # or fewer, if they are long
+# As in CheXpert's tables.
 _CELLS = {1: "1", 0: "0", -1: "-1", -2: ""}
 _FIRST_SIDED = 3  # No Finding, Enlarged Cardiomediastinum and Cardiomegaly have no side
 _SECONDS_BETWEEN_NEWS = 10
@@ -221,6 +222,7 @@ def label_reports(
         if not counts.reports:  # the first chunk compiles
             counts.first_chunk, warm_start = len(chunk), time.monotonic()
         counts.reports += len(chunk)
+        # A person who waits is told how far it is; a log is not filled.
         if sys.stderr.isatty() and time.monotonic() - last_news > _SECONDS_BETWEEN_NEWS:
             last_news = time.monotonic()
             rate = counts.reports / (last_news - start)

@@ -40,6 +40,7 @@ class _RecordLines:
         self.file = file
         self.record: list[str] = []
         self.size = 0  # characters of the record
+        # Lines to be read a second time, the next one last.
         self._put_back: list[str] = []
         self._spare = _REREAD
 
@@ -68,6 +69,7 @@ class _RecordLines:
 
 def _csv_records(path: str, delimiter: str) -> Iterator[list[str] | BadReportError]:
     """Yield the records of a CSV file: a list of cells, or why it is none. Blank lines are left out."""
+    # The limit of the process is only ever raised.
     csv.field_size_limit(max(csv.field_size_limit(), report_rows.MAX_RECORD))
     with open_text(path) as file:
         lines = _RecordLines(file)
@@ -79,6 +81,7 @@ def _csv_records(path: str, delimiter: str) -> Iterator[list[str] | BadReportErr
             except StopIteration:
                 return
             except csv.Error:
+                # `read_line` gives None for a line that is too long, which stands in the record as "".
                 is_long = lines.size > report_rows.MAX_RECORD or lines.record[-1:] == [""]
                 lines.leave_torn()
                 if is_long:
@@ -216,6 +219,7 @@ class JsonTable:
     def _read_report(
         self, row: int, line: str | BadReportError, columns_by_keys: dict[tuple[str, ...], Columns]
     ) -> Report:
+        # Columns are found once for all rows with the same keys.
         item = _parse_object(line)
         keys = tuple(item)
         if keys not in columns_by_keys:

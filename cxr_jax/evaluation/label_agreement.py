@@ -75,6 +75,7 @@ def load_map(name: str = MAP, path: str | Path = MAPS) -> LabelMap:
     """
     entry = read_toml(Path(path)).get(name)
     labels = entry.get("map") if isinstance(entry, dict) else None
+    # A map without a version could change without a trace.
     if not isinstance(labels, dict) or not labels or not isinstance(entry.get("version"), int):
         raise UserError(f"{path}: has no table [{name}] with a version and a map")
     for source, target in labels.items():
@@ -113,9 +114,11 @@ def load_gold(folder: str | Path, manifest: str | Path, label_map: LabelMap) -> 
             row_truth[CHEXPERT_14.index(target)] |= cell == "1"
         if not (row["file"] or "").lower().endswith(".xml"):
             raise UserError(f"{path}: row {number}: file is not the name of an .xml file")
+    # Every file is looked for before one is read.
     paths = [Path(folder) / row["file"] for row in rows]
     if missing := next((report for report in paths if not report.is_file()), None):
         raise UserError(f"{missing}: there is no such file, but {path.name} lists it")
+    # Gold that nothing maps to is told, not dropped in silence.
     sources = [column.removeprefix(_GOLD) for column in columns if column.startswith(_GOLD)]
     unscored = [source for source in sources if source not in label_map.labels]
     return Gold([row["report_id"] for row in rows], paths, truth, unscored)
@@ -174,6 +177,7 @@ def summarise(
         policy: of POLICIES.
         n_boot: bootstrap samples of the intervals.
     """
+    # Labels that nothing maps to are unknown: neither right nor wrong.
     known = np.tile(label_map.scored(), (len(truth), 1))
     answers = scores.Answers(is_positive(states, policy))
     reference = scores.Reference(truth, known)
@@ -212,6 +216,7 @@ def report_lines(gold: Gold, states: np.ndarray, label_map: LabelMap, policy: st
     """Write the report, one string a line."""
     summary = summarise(states, gold.truth, label_map, policy)
     other_policy = POLICIES[1 - POLICIES.index(policy)]
+    # The choice of a policy is shown by what the other one would give; its interval is not needed.
     other = summarise(states, gold.truth, label_map, other_policy, n_boot=1)
     errors = find_errors(gold, states, label_map, policy)
     micro, macro = summary["micro_f1"], summary["macro_f1"]["all"]
@@ -308,6 +313,7 @@ def run(args: Namespace) -> None:
     label_map = load_map()
     gold = load_gold(args.folder, args.manifest, label_map)
     if args.errors:
+        # Before the reports are read, so that a bad name costs no time.
         _check_errors_path(Path(args.errors), [Path(args.folder) / args.manifest, *gold.paths])
     states = read_states(gold.paths, args.lexicon)
     print("\n".join(report_lines(gold, states, label_map, args.uncertain)))

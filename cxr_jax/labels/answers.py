@@ -70,6 +70,7 @@ def parse_bytes(stream: jax.Array, lengths: jax.Array) -> Parsed:
     items = jnp.where(items > _CLOSE, items - _CLOSE, items)
     is_label = (items >= 1) & (items <= _LABEL_COUNT)
     label_bits = jnp.where(is_label, 1 << jnp.clip(items - 1, 0, _LABEL_COUNT), 0)
+    # A label may be named more than once: an or, not a sum.
     named = jax.lax.reduce(label_bits, jnp.int32(0), jax.lax.bitwise_or, (0,))
     answer = ((named[:, None] >> jnp.arange(_LABEL_COUNT)) & 1 == 1) & has_answer[:, None]
     unknown_count = jnp.sum(items == _UNKNOWN, axis=0, dtype=jnp.int32)
@@ -117,6 +118,7 @@ class TokenBytes(NamedTuple):
         added = backend.get_added_tokens_decoder()
         special = {token_id for token_id, token in added.items() if token.special}
         vocab = backend.get_vocab(with_added_tokens=True)
+        # Ids that no token has stand for nothing.
         pieces = [b""] * (max(vocab.values(), default=-1) + 1)
         for token, token_id in vocab.items():
             if token_id not in special:
@@ -142,6 +144,7 @@ class TokenBytes(NamedTuple):
 @functools.cache
 def _byte_of_char() -> dict[str, int]:
     """The byte-level alphabet of GPT-2: printable Latin-1 stands for itself, the rest for 256, 257, ..."""
+    # The printable characters of Latin-1 but the soft hyphen.
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     moved = [byte for byte in range(256) if byte not in plain]
     alphabet = {chr(byte): byte for byte in plain}
@@ -172,6 +175,7 @@ def tokens_to_bytes(
     """
     data, offset, length = (jnp.asarray(array) for array in table)
     batch_size, width = tokens.shape
+    # Ids outside the table, and tokens past the end of their row, spell nothing.
     is_known = (tokens >= 0) & (tokens < length.shape[0])
     is_known &= jnp.arange(width) < lengths[:, None]
     token_ids = jnp.where(is_known, tokens, 0)
@@ -183,6 +187,7 @@ def tokens_to_bytes(
     owner = jnp.minimum(jnp.cumsum(marks, axis=1), width - 1)
     shift = offset[token_ids] - (ends - sizes)  # from a place in the text to a place in `data`
     source = jnp.take_along_axis(shift, owner, axis=1) + jnp.arange(max_bytes)
+    # Places past the end of a text hold some byte; the count says that they do not matter.
     return data[jnp.clip(source, 0, data.shape[0] - 1)], ends[:, -1]
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# The machines here have hundreds of states; one that remembers its text has no end.
 MAX_STATES = 50_000
 
 
@@ -96,6 +97,7 @@ class JoinedMachines:
 
 def join_machines(machines: list[Machine]) -> JoinedMachines:
     """Put machines that read the same bytes into one table, in the order given."""
+    # Each machine keeps a range of rows of its own.
     sizes = [len(machine.final) for machine in machines]
     offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     shifted = [machine.next + offset for machine, offset in zip(machines, offsets, strict=True)]
@@ -136,6 +138,7 @@ def run(
         state that it ended in.
     """
     batch_size, width = stream.shape
+    # Bytes past the end of a text are padding, whatever they are.
     inside = jnp.arange(width)[:, None] < lengths[None, :]
     padding = machines.class_count - 1
     codes = jnp.where(inside, jnp.asarray(machines.classes)[stream.T], padding)
@@ -145,6 +148,7 @@ def run(
         cell = state + code[None, :]
         return table[cell], cell
 
+    # The carry is the row of each machine in each text, [K, B].
     starts = jnp.asarray(machines.starts)[:, None]
     start = jnp.broadcast_to(starts, (len(machines.starts), batch_size))
     state, cells = jax.lax.scan(advance, start, codes)

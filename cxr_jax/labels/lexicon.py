@@ -39,6 +39,7 @@ KEYS = {
 }
 MAX_WORDS = 64  # of one phrase
 MAX_EXPANSIONS = 1_000  # of one phrase, classes not counted
+# Text is compared in lower case, so a lexicon is written in it.
 _PLAIN_WORD = re.compile(r"[a-z0-9]+")
 _WORD = re.compile(r"[a-z0-9]+\*?|[.?!;:,/]")
 # A group in brackets, or what stands between blanks.
@@ -84,6 +85,7 @@ def load(path: str | Path | None = None, more: str | Path | None = None) -> Lexi
     if more:
         files.append(Path(more))
     for file in files:
+        # Later files win; clashes are looked for within each file, and where phrases are compiled.
         phrases |= _read_phrases(str(file), read_toml(file), classes)
     name = str(more or path or DEFAULT)
     if not phrases:
@@ -106,6 +108,7 @@ def _read_phrases(
             meaning = _meaning(name, table, key)
             for text in _check_strings(name, table, key, texts):
                 for words in expand(name, text, classes):
+                    # A phrase may stand in a table twice, but not mean two things.
                     if (other := phrases.setdefault(words, meaning)) != meaning:
                         raise clash_error(name, words, other, meaning)
     return phrases
@@ -162,6 +165,7 @@ def _meaning(name: str, table: str, key: str) -> Meaning:
         if key not in keys:
             raise UserError(f"{name}: [{table}] has no {key!r}; it may have: {', '.join(keys)}")
         return Meaning(table, key)
+    # A key of labels may name several, parted by commas.
     labels = [part.strip() for part in key.split(",")]
     for label in labels:
         if label not in LABELS:
@@ -213,6 +217,7 @@ def _check_words(
 
 def _group_options(options: list[str], classes: dict[str, frozenset[str]]) -> list[str]:
     """The options of a group, with its plain words, if there are several, as one class, which is added to `classes`."""
+    # One plain word needs no class.
     words = sorted({option for option in options if _PLAIN_WORD.fullmatch(option)})
     if len(words) < 2:
         return options

@@ -56,6 +56,7 @@ def compile_lexicon(lexicon: Lexicon) -> Tables:
     # Words: every set of patterns (words, stems, classes) that some word fits is a word class; class 0 fits none.
     vocabulary = _collect_vocabulary(lexicon)
     word_next, word_states = _compile_words(lexicon.name, vocabulary)
+    # A class is a set of patterns, numbered as it is met.
     classes: dict[frozenset[str], int] = {frozenset(): 0}
     word_class = np.zeros(len(word_states), np.int16)
     for state, word_state in enumerate(word_states):
@@ -218,6 +219,7 @@ def _compile_phrases(
         row = np.zeros(len(classes), np.int16) if state == start else rows[0].copy()
         targets = from_root if state == start else reach(state - start)
         for word_class, nodes in targets.items():
+            # A phrase may start at this very word: what the root goes on to is in every target.
             target = frozenset(nodes | from_root.get(word_class, set()))
             if target not in number_of:
                 number_of[target] = len(states)

@@ -89,6 +89,7 @@ def sentence_verdicts(
     if not len(present) == len(hedged) == len(sides) == len(texts):
         raise ValueError(f"{len(texts)} texts with {len(present)} truths")
     bank = load_phrase_bank(None, lexicon)
+    # A lone surrogate, which JSON can hold, passes as bytes that match nothing.
     traces = [extract_trace(text).encode("utf-8", "surrogatepass") for text in texts]
     judged: list[list[Sentence]] = [[] for _ in texts]
     if not traces:
@@ -136,6 +137,7 @@ def _program(
 
 def _read(texts: Sequence[bytes], bank: PhraseBank, *truth: np.ndarray) -> dict[str, np.ndarray]:
     """`_program` of texts in batches of one shape, rows as texts."""
+    # Widths are powers of two from the usual one on.
     width = max(_WIDTH, 1 << (max(map(len, texts)) - 1).bit_length())
     parts = []
     for start in range(0, len(texts), _ROWS):
@@ -173,6 +175,7 @@ def _verdict(said: dict[str, np.ndarray], present: np.ndarray, hedged: np.ndarra
         return NOTHING
     if said["wrong"]:
         return CONTRADICTS
+    # Not all claims are about what the truth decides.
     named = (said["state"] != NOT_MENTIONED) & _IS_FINDING
     if named.any() or said["other"] != NOT_MENTIONED:
         return AGREES if (named & ~hedged).any() else OPEN
@@ -185,9 +188,12 @@ def _explain(
     """What is wrong with a sentence, as far as its reading alone says so."""
     state, said_sides = said["state"], np.stack([said["right"], said["left"]], -1)
     claimed = ((state == POSITIVE) | (state == UNCERTAIN)) & _IS_FINDING
+    # What is affirmed or hedged, and is not there.
     absent = claimed & ~(present | hedged)
+    # What is there, but where its side is known, not on the side that is said.
     on_wrong_side = (said_sides & ~sides & sides.any(-1, keepdims=True)).any(-1)
     elsewhere = claimed & ~absent & on_wrong_side
+    # What is denied, though it is there: on the denied side, if a side is said.
     on_its_side = ~said_sides.any(-1) | (said_sides & sides).any(-1)
     denied = (state == NEGATIVE) & present & on_its_side & _IS_FINDING
     reasons = [f"no {name}" for name in _NAMES[absent]]

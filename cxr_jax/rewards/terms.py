@@ -210,6 +210,7 @@ def _answer_terms(parsed: Parsed, solution: Array, known: Array | None) -> dict[
     jaccard = jnp.asarray(_JACCARD)[both, either]
     accuracy = jnp.where(parsed["has_answer"], jaccard, jnp.float32(0))
     has_format = parsed["format"].astype(jnp.float32)
+    # Four tags that occur once are a tag_count of 1.
     tags_once = jnp.sum(parsed["tag_counts"] == 1, axis=-1)
     return {
         "accuracy": accuracy,
@@ -224,11 +225,13 @@ def _answer_terms(parsed: Parsed, solution: Array, known: Array | None) -> dict[
 def _overlong(lengths: Array, max_length: int, limit: int) -> jax.Array:
     if limit <= max_length:
         raise UserError(f"max_length must be below the limit of {limit} tokens, got {max_length}")
+    # 0 at max_length, 1 at the limit.
     excess = (lengths - max_length) / jnp.float32(limit - max_length)
     return -jnp.clip(excess, 0, 1).astype(jnp.float32)
 
 
 def _overshort(lengths: Array, min_length: int) -> jax.Array:
+    # A table by length, as for the quotients above; lengths run from 0, so it never falls below -1.
     by_length = np.float32((np.arange(min_length + 1) - min_length) / min_length)
     return jnp.asarray(by_length)[jnp.clip(lengths, 0, min_length)]
 
@@ -277,6 +280,7 @@ def _truth_terms(truth: Truth, trace: Parsed, affirmed: jax.Array) -> dict[str, 
     side_credit = jnp.where(placed, 1.0, jnp.where(elsewhere, -0.25, 0.25))
     hedge_credit = jnp.where(hedged, 0.5, 0.0)
     credit = jnp.where(affirmed, side_credit, hedge_credit)
+    # What is claimed and is not there makes the total larger, half as much if hedged.
     false_weight = jnp.where(affirmed, 1.0, hedge_credit)
     earned = jnp.sum(jnp.where(present, credit, 0), axis=1)
     total = jnp.sum(present, axis=1) + jnp.sum(jnp.where(absent, false_weight, 0), axis=1)

@@ -48,6 +48,7 @@ def score(
         if lengths is not None:
             counts += f", {len(lengths)} lengths"
         raise UserError(f"score: {counts}")
+    # Lengths are checked before anything is compiled.
     tokens = None if lengths is None else jnp.asarray(_check_lengths(lengths))
 
     mask = solution_mask(solutions)
@@ -78,6 +79,7 @@ def _read_for_score(
     stream: jax.Array, sizes: jax.Array, solution: jax.Array, bank: PhraseBank
 ) -> Parsed:
     """`read_bytes` with a solution of which no side is known."""
+    # A solution names labels only: a trace is right on whichever side it says.
     no_sides = jnp.zeros((*solution.shape, 2), bool)
     truth = report_text.Truth.from_arrays(solution, jnp.zeros_like(solution), no_sides)
     return read_bytes(stream, sizes, bank, truth)
@@ -87,6 +89,7 @@ def _repeated_words(texts: Sequence[str]) -> np.ndarray:
     """`repeated` of the words of texts, on the host."""
     shares = np.zeros(len(texts), np.float32)
     for row, text in enumerate(texts):
+        # Texts come without a tokenizer, so words stand in for tokens.
         words = text.split()
         ngrams = [tuple(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1)]
         shares[row] = (len(ngrams) - len(set(ngrams))) / max(len(ngrams), 1)
@@ -97,6 +100,7 @@ def solution_mask(solutions: Sequence[str]) -> np.ndarray:
     """Read comma-separated solutions as the reference does: bool [N, 14], unknown names are dropped."""
     mask = np.zeros((len(solutions), len(CHEXPERT_14)), bool)
     for row, solution in zip(mask, solutions, strict=True):
+        # As the reference reads an answer: split at commas, strip, lower.
         for item in solution.split(","):
             label = find_label(item)
             if label is not None:

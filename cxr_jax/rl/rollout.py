@@ -47,7 +47,7 @@ def make_rollout(
 ):
     """Jitted (train, fixed, batch, step) -> dict of tokens, mask, sampler log-probs, reward terms, advantages, kept.
 
-    table: `parser.TokenBytes`; bank: `labels.reports.Bank`, the words of the trace.
+    table: `answers.TokenBytes`; bank: `phrase_bank.PhraseBank`, the words of the trace.
 
     All leaves are [P, G, ..], P = prompts_per_step * oversample, but kept: int [prompts_per_step], the groups to learn
     from.

@@ -27,7 +27,9 @@ from cxr_jax.runtime import whole_files
 
 IMAGE_COLUMNS = ("file", "image", "path", "filename", "file_name", "image_path", "image index")
 PATIENT_COLUMNS = ("patient_id", "subject_id", "patient id")
+# Cells in lower case. Blank is not the same as 0: nothing is known.
 STATES = {"1": 1, "0": 0, "-1": -1, "u": -1, "": None, "nan": None}
+# What may stand beside No Finding.
 NOT_PATHOLOGY = ("No Finding", "Support Devices")
 
 # Why rows are left out.
@@ -66,6 +68,7 @@ def read_table(path: str | Path, image_column: str | None = None) -> Iterator[La
         UserError: naming the file, the line and the reason.
     """
     try:
+        # With or without a byte order mark.
         text = radiograph.read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text") from None
@@ -79,6 +82,7 @@ def read_table(path: str | Path, image_column: str | None = None) -> Iterator[La
 
 
 def _find_columns(path: str | Path, names: Sequence[str], image_column: str | None) -> _Header:
+    # Of columns with one name the last counts, as for csv.DictReader.
     columns = {name.strip().lower(): name for name in names if name}
     for label in CHEXPERT_14:
         if label.lower() not in columns:
