@@ -58,19 +58,24 @@ class Key:
         return self.name.rpartition(".")[0]
 
 
-def _key(section: str, name: str, entry: dict) -> Key:
-    value: dict[str, Any] = {
-        field: tuple(part) if isinstance(part, list) else part for field, part in entry.items()
+def _key(section: str, name: str, entry: dict[str, Any]) -> Key:
+    # TOML has lists; a key that is hashed and compared wants tuples.
+    fields: dict[str, Any] = {
+        field: tuple(value) if isinstance(value, list) else value for field, value in entry.items()
     }
-    tasks = value.get("tasks", ("rl",) if section == "rl" else TASKS)
+    tasks = fields.get("tasks", TASKS)
+    if section == "rl":
+        tasks = ("rl",)
+    if section != TOP:
+        name = f"{section}.{name}"
     return Key(
-        name=name if section == TOP else f"{section}.{name}",
-        type=value["type"],
-        range=value.get("range", ""),
-        default={task: value.get(task, value.get("default")) for task in tasks},
+        name=name,
+        type=fields["type"],
+        range=fields.get("range", ""),
+        default={task: fields.get(task, fields.get("default")) for task in tasks},
         tasks=tasks,
-        source=value.get("source", ""),
-        line=value["line"],
+        source=fields.get("source", ""),
+        line=fields["line"],
     )
 
 
@@ -108,8 +113,9 @@ def defaults(task: str, source: str = "phantom") -> ml_collections.ConfigDict:
                 section[part] = ml_collections.ConfigDict()
             section = section[part]
         value = key.default[task]
-        leaf = key.name.rpartition(".")[2]
-        section[leaf] = ml_collections.ConfigDict(value) if key.type == "section" else value
+        if key.type == "section":
+            value = ml_collections.ConfigDict(value)
+        section[key.name.rpartition(".")[2]] = value
     config.data.source = source
     return config
 
@@ -128,9 +134,8 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         values.require(section, _is_section, "must be a section of keys")
     for key in keys().values():
         if key.type == "patterns":
-            values.require(
-                key.name, lambda value: isinstance(value, (tuple, list)), "must be a tuple"
-            )
+            is_sequence = functools.partial(_is_of, kinds=(tuple, list))
+            values.require(key.name, is_sequence, "must be a tuple")
             values.require(key.name, _is_patterns, "holds a bad regular expression")
         elif key.type in _RULES:
             values.require(key.name, *_RULES[key.type](key.range))
@@ -151,8 +156,9 @@ def is_number(value: Any, rule: str = "", *, whole: bool = False) -> bool:
     if whole and value >= 2**31:
         return False
     bounds = [part.split() for part in rule.split(", ") if part]
-    rounded = value if whole else np.float32(value)
-    return all(_COMPARE[sign](rounded, float(bound)) for sign, bound in bounds)
+    # A fraction below 1 that rounds to 1 in float32 is 1 where it is used.
+    compared = value if whole else np.float32(value)
+    return all(_COMPARE[sign](compared, float(bound)) for sign, bound in bounds)
 
 
 class Values:
@@ -190,9 +196,9 @@ class Values:
             UserError: naming the key and both counts.
         """
         count, turns = self.at(rows), self.at(micro_batches)
-        updates = self.at(minibatches) if minibatches else 1
-        if updates is _ABSENT:
-            updates = 1
+        updates = 1
+        if minibatches and self.at(minibatches) is not _ABSENT:
+            updates = self.at(minibatches)
         if count is _ABSENT or turns is _ABSENT or count % (updates * turns) == 0:
             return
         into = f"{turns} micro-batches"
@@ -212,58 +218,72 @@ def _is_patterns(value: Any) -> bool:
         return False
 
 
-# Type -> (range -> (what a value must pass, what a message says that it must be)).
+# ---- Types of values -----------------------------------------------------------------------------------
+
+# What a value must pass, and what a message says that it must be.
 _Rule = tuple[Callable[[Any], bool], str]
 
 
-def _whole(rule: str) -> _Rule:
-    if rule.startswith("a multiple of "):
-        unit = int(rule.rsplit(" ", 1)[1])
-        return (
-            lambda value: is_number(value, f">= {unit}", whole=True) and value % unit == 0,
-            f"must be {rule}",
-        )
-    return lambda value: is_number(value, rule, whole=True), f"must be a whole number {rule}"
+def _whole(limits: str) -> _Rule:
+    if limits.startswith("a multiple of "):
+        unit = int(limits.rsplit(" ", 1)[1])
+
+        def is_multiple(value: Any) -> bool:
+            return is_number(value, f">= {unit}", whole=True) and value % unit == 0
+
+        return is_multiple, f"must be {limits}"
+    return functools.partial(is_number, rule=limits, whole=True), f"must be a whole number {limits}"
 
 
-def _number(rule: str) -> _Rule:
-    if rule.endswith(", or inf"):
-        finite = rule.removesuffix(", or inf")
-        return (
-            lambda value: value == math.inf or is_number(value, finite),
-            f"must be a number {rule}",
-        )
-    if not rule:  # whoever uses it refuses it, in words of its own
-        return lambda value: True, ""
-    return lambda value: is_number(value, rule), f"must be a finite number {rule}"
+def _number(limits: str) -> _Rule:
+    if not limits:
+        # Whoever uses the value refuses it, in words of its own.
+        return _anything, ""
+    if limits.endswith(", or inf"):
+        finite = limits.removesuffix(", or inf")
+
+        def is_number_or_inf(value: Any) -> bool:
+            return value == math.inf or is_number(value, finite)
+
+        return is_number_or_inf, f"must be a number {limits}"
+    return functools.partial(is_number, rule=limits), f"must be a finite number {limits}"
 
 
-def _seed(rule: str) -> _Rule:
-    def is_good(value: Any) -> bool:
+def _seed(limits: str) -> _Rule:
+    def is_seed(value: Any) -> bool:
         return is_number(value) and value == int(value) and 0 <= value < 2**32
 
-    return is_good, "must be from 0 to 2^32 - 1: keys know no more bits"
+    return is_seed, "must be from 0 to 2^32 - 1: keys know no more bits"
 
 
-def _axis(rule: str) -> _Rule:
-    def is_good(value: object) -> bool:
+def _axis(limits: str) -> _Rule:
+    def is_axis(value: Any) -> bool:
         return value == -1 or is_number(value, ">= 1", whole=True)
 
-    return is_good, "must be a whole number >= 1, or -1: what remains"
+    return is_axis, "must be a whole number >= 1, or -1: what remains"
 
 
 def _choice(values: tuple[str, ...]) -> _Rule:
-    return lambda value: value in values, f"is not one of {', '.join(values)}"
+    return values.__contains__, f"is not one of {', '.join(values)}"
 
 
-def _text(rule: str) -> _Rule:
-    return lambda value: isinstance(value, str), "must be a text"
+def _text(limits: str) -> _Rule:
+    return functools.partial(_is_of, kinds=str), "must be a text"
 
 
-def _switch(rule: str) -> _Rule:
-    return lambda value: isinstance(value, bool), "must be True or False"
+def _switch(limits: str) -> _Rule:
+    return functools.partial(_is_of, kinds=bool), "must be True or False"
 
 
+def _is_of(value: object, kinds: type | tuple[type, ...]) -> bool:
+    return isinstance(value, kinds)
+
+
+def _anything(value: object) -> bool:
+    return True
+
+
+# Type of a key -> (its range -> rule). Names and sections have no rule of their own.
 _RULES: dict[str, Callable[[Any], _Rule]] = {
     "whole": _whole,
     "number": _number,
@@ -318,30 +338,34 @@ def markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
+# Type of a key -> what the page and `--help` call it.
+_TYPE_NAMES = {
+    "whole": "whole number",
+    "number": "number",
+    "seed": "whole number, 0 to 2^32 - 1",
+    "axis": "whole number >= 1, or -1",
+    "text": "text",
+    "switch": "True or False",
+    "patterns": "tuple of texts",
+    "names": "tuple of texts",
+    "section": "section",
+}
+
+
 def _range_of(key: Key) -> str:
-    if key.type == "choice":
+    if isinstance(key.range, tuple):
         return ", ".join(key.range)
-    names = {
-        "whole": "whole number",
-        "number": "number",
-        "seed": "whole number, 0 to 2^32 - 1",
-        "axis": "whole number >= 1, or -1",
-        "text": "text",
-        "switch": "True or False",
-        "patterns": "tuple of texts",
-        "names": "tuple of texts",
-        "section": "section",
-    }
-    return f"{names[key.type]} {key.range if isinstance(key.range, str) else ''}".strip()
+    return f"{_TYPE_NAMES[key.type]} {key.range}".strip()
 
 
 def _default_of(key: Key) -> str:
-    if len(set(map(repr, key.default.values()))) == 1:
-        return _shown(next(iter(key.default.values())))
-    return ", ".join(f"{task} {_shown(value)}" for task, value in key.default.items())
+    shown = {task: _shown(value) for task, value in key.default.items()}
+    if len(set(shown.values())) == 1:
+        return next(iter(shown.values()))
+    return ", ".join(f"{task} {value}" for task, value in shown.items())
 
 
 def _shown(value: object) -> str:
-    return (
-        f"{value:g}" if isinstance(value, float) else repr(value) if value != {} else "per preset"
-    )
+    if value == {}:
+        return "per preset"
+    return f"{value:g}" if isinstance(value, float) else repr(value)
