@@ -106,19 +106,21 @@ class Ours:
         import jax
         import jax.numpy as jnp
 
+        from cxr_jax.config.sections import RunConfig
         from cxr_jax.labels import answers
         from cxr_jax.labels.phrase_bank import load_phrase_bank
         from cxr_jax.metrics import progress
         from cxr_jax.models import qwen2_5_vl
         from cxr_jax.models import tokenizer as tokenizers
-        from cxr_jax.rl import loop
-        from cxr_jax.training import optimizer
+        from cxr_jax.rl.learner import make_learn
+        from cxr_jax.rl.rollout import make_rollout, rollout_metrics
+        from cxr_jax.training.optimizer import init_state, make_optimizer
         from cxr_jax.training.trainable import Trainable
         from cxr_jax.weights import pretrained
         from experiments import rl as experiment
 
         self.compilations = progress.Compilations()
-        self.args, self.config = args, common.config(args.shape)
+        self.args, self.model_config = args, common.config(args.shape)
         tokenizer = tokenizers.load(pretrained.PHANTOM)
         config = experiment.get_config()
         config.update(
@@ -141,38 +143,53 @@ class Ours:
             )
         )
         config.optim.update(dict(lr=1e-6, warmup_steps=1, final_fraction=1.0))
-        self.config, self.tokenizer = config, tokenizer
+        self.settings, self.tokenizer = RunConfig.from_config(config), tokenizer
         self.batch = self.inputs(tokenizer)
         # No stop token: exactly `completion` tokens on all sides. None that has a meaning, either.
-        ids = tokenizers.special_ids(tokenizer, self.config.text.vocab_size)
-        self.suppress = sorted({*ids["suppress"], *ids["stop"], *self.config.media_token_ids})
+        ids = tokenizers.special_ids(tokenizer, self.model_config.text.vocab_size)
+        self.suppress = sorted({*ids["suppress"], *ids["stop"], *self.model_config.media_token_ids})
         special = {**ids, "stop": (-1,), "suppress": tuple(self.suppress)}
         if not args.side:  # the shipped step all the same, of no image
-            grid, D = (1, 2, 2), self.config.text.hidden_size
+            grid, D = (1, 2, 2), self.model_config.text.hidden_size
             qwen2_5_vl.vision = lambda params, model_config, pixels, grid, **kw: jnp.zeros(
                 (len(pixels), 1, D), kw["dtype"]
             )
         else:
             grid = self.grid
-        params = {"model": common.random_params(self.config, jnp.dtype(args.dtype))}
+        params = {"model": common.random_params(self.model_config, jnp.dtype(args.dtype))}
         self.count = qwen2_5_vl.count(params["model"])
-        trainable = Trainable.from_config(config)
-        train, self.fixed = trainable.split(params, jax.random.key(0))
+        settings = self.settings
+        self.trainable = Trainable.create(
+            settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype
+        )
+        train, self.frozen = self.trainable.split(params, jax.random.key(0))
         self.params = params["model"]
-        tx = optimizer.make(config.optim, 1000)
-        self.state = optimizer.init_state(tx, train)
+        self.optimizer = make_optimizer(settings.optim, 1000)
+        self.state = init_state(self.optimizer, train)
         self.table, self.bank = answers.TokenBytes.from_tokenizer(tokenizer), load_phrase_bank()
-        self.rollout = loop.make_rollout(
-            config, self.config, grid, special, self.table, trainable, self.bank
-        )
-        self.learn = loop.make_learn(config, self.config, grid, special, tx, trainable)
-        self.metrics_of, self.special, self.grid, self.what, self.tx = (
-            loop.rollout_metrics,
-            special,
+        self.rollout = make_rollout(
+            settings.rollout,
+            self.model_config,
             grid,
-            trainable,
-            tx,
+            special,
+            self.table,
+            self.trainable,
+            self.bank,
+            seed=settings.seed,
+            max_completion=settings.max_completion,
         )
+        self.learn = make_learn(
+            settings.learner,
+            settings.loss,
+            self.model_config,
+            grid,
+            special,
+            self.optimizer,
+            self.trainable,
+            max_completion=settings.max_completion,
+            remat=settings.remat,
+        )
+        self.metrics_of, self.special, self.grid = rollout_metrics, special, grid
         self.done = 0
 
     def inputs(self, tokenizer) -> dict:
@@ -183,11 +200,15 @@ class Ours:
 
         n, side, rng = self.args.prompts, self.args.side, np.random.default_rng(0)
         self.grid = (
-            (1, side // self.config.vision.patch_size, side // self.config.vision.patch_size)
+            (
+                1,
+                side // self.model_config.vision.patch_size,
+                side // self.model_config.vision.patch_size,
+            )
             if side
             else None
         )
-        slots = int(np.prod(self.grid)) // self.config.vision.merge_unit if side else 0
+        slots = int(np.prod(self.grid)) // self.model_config.vision.merge_unit if side else 0
         self.prompt = slots + (TEXT if side else ALONE)
         self.text = data_prompts.FIND_PROMPT
         while len(ids := inference_prompts.prompt_ids(tokenizer, self.text, slots)) < self.prompt:
@@ -206,7 +227,7 @@ class Ours:
             "prompts": {
                 "ids": ids,
                 "lengths": np.full(n, self.prompt, np.int32),
-                "positions": qwen2_5_vl.positions(self.config, both, self.grid),
+                "positions": qwen2_5_vl.positions(self.model_config, both, self.grid),
             },
         }
 
@@ -218,7 +239,7 @@ class Ours:
         from cxr_jax.models.qwen2_5_vl.patches import patchify
         from cxr_jax.weights import hf_folder, pretrained
 
-        hf_folder.save(folder, self.config, self.params, tokenizer=pretrained.PHANTOM)
+        hf_folder.save(folder, self.model_config, self.params, tokenizer=pretrained.PHANTOM)
         images = bool(self.args.side)
         np.savez(
             f"{folder}/inputs.npz",
@@ -244,12 +265,12 @@ class Ours:
         common.memory(reset=True)
 
         def sample():
-            self.ro = self.rollout(self.state["params"], self.fixed, self.batch, self.done)
+            self.ro = self.rollout(self.state["params"], self.frozen, self.batch, self.done)
             jax.block_until_ready(self.ro["reward"])
 
         def update():
             row = self.metrics_of(self.ro)
-            self.state, learned = self.learn(self.state, self.fixed, self.batch, self.ro)
+            self.state, learned = self.learn(self.state, self.frozen, self.batch, self.ro)
             self.row = {k: float(v) for k, v in {**row, **learned}.items()}
 
         cpu, compiled = time.process_time(), self.compilations.count()
@@ -266,7 +287,7 @@ class Ours:
         }
 
     def gemm(self) -> dict:
-        return {"gflops": common.gemm_gflops(self.what.dtype)}
+        return {"gflops": common.gemm_gflops(self.trainable.dtype)}
 
     def bandwidth(self) -> dict:
         return {"gbps": common.read_gbps()}
@@ -280,7 +301,7 @@ class Ours:
 
         a = self.args
         patches = int(np.prod(self.grid)) if a.side else 0
-        one = flops(self.config, self.prompt, a.completion, patches)
+        one = flops(self.model_config, self.prompt, a.completion, patches)
         if not a.side:
             one |= {"patches": 0, "vision": 0}
         out = {"one": one} | {
@@ -290,19 +311,19 @@ class Ours:
         abstract = lambda tree: jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), tree
         )
-        args = abstract((self.state["params"], self.fixed, self.batch)) + (0,)
+        args = abstract((self.state["params"], self.frozen, self.batch)) + (0,)
         trips = np.diff([0, *compaction.stage_ends(a.completion)]).tolist()  # of the decode loop
         out["program"] = {
             "rollout": costs.flops(self.rollout, *args, while_trips=trips),
             "learn": costs.flops(
-                self.learn, *abstract((self.state, self.fixed, self.batch, self.ro))
+                self.learn, *abstract((self.state, self.frozen, self.batch, self.ro))
             ),
         }
-        t, size = self.config.text, np.dtype(self.what.dtype).itemsize
-        text = self.what.merge(self.state["params"], self.fixed)["model"]["text"]
+        t, size = self.model_config.text, np.dtype(self.trainable.dtype).itemsize
+        text = self.trainable.merge(self.state["params"], self.frozen)["model"]["text"]
         head = (
             text["embed"]["embedding"]
-            if self.config.tie_word_embeddings
+            if self.model_config.tie_word_embeddings
             else text["head"]["kernel"]
         )
         weights = sum(x.size for x in jax.tree.leaves(text["layers"])) + head.size
@@ -326,10 +347,11 @@ class Ours:
         from cxr_jax.training import log_probs, optimizer
         from cxr_jax.training import losses as training_losses
 
-        a, model_config, r, ro, batch = self.args, self.config, self.config.rl, self.ro, self.batch
+        a, model_config, ro, batch = self.args, self.model_config, self.ro, self.batch
+        rollout = self.settings.rollout
         n = a.prompts * a.group
-        params = jax.jit(lambda train, frozen: self.what.merge(train, frozen)["model"])(
-            self.state["params"], self.fixed
+        params = jax.jit(lambda train, frozen: self.trainable.merge(train, frozen)["model"])(
+            self.state["params"], self.frozen
         )
         see = lambda params: qwen.vision(
             params,
@@ -337,7 +359,7 @@ class Ours:
             patchify(batch["image"]),
             self.grid,
             remat=a.remat,
-            dtype=self.what.dtype,
+            dtype=self.trainable.dtype,
         )
         features = jax.jit(see)(params)
 
@@ -357,11 +379,11 @@ class Ours:
                 each("solution"),
                 lengths,
                 known=each("known"),
-                min_length=r.min_length,
+                min_length=rollout.min_length,
                 max_length=a.completion // 2,
                 limit=a.completion,
             )
-            return rewards.combine(terms, dict(r.reward_weights))
+            return rewards.combine(terms, dict(rollout.reward_weights))
 
         def loss(params, features):
             logp, entropy = log_probs.completion_logprobs(
@@ -378,7 +400,9 @@ class Ours:
 
         suppress = np.isin(np.arange(model_config.text.vocab_size), self.suppress)
         hidden = jax.random.normal(
-            jax.random.key(0), (n * a.completion, model_config.text.hidden_size), self.what.dtype
+            jax.random.key(0),
+            (n * a.completion, model_config.text.hidden_size),
+            self.trainable.dtype,
         )
 
         def head(params, hidden):
@@ -416,7 +440,7 @@ class Ours:
                 params,
             ),
             "update": (
-                lambda state, grads: optimizer.guarded_update(self.tx, state, grads),
+                lambda state, grads: optimizer.guarded_update(self.optimizer, state, grads),
                 self.state,
                 self.state["params"],
             ),

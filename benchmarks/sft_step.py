@@ -72,12 +72,12 @@ class Ours:
     def __init__(self, args):
         import jax
         import jax.numpy as jnp
-        from ml_collections import ConfigDict
 
+        from cxr_jax.config.sections import OptimizerConfig
         from cxr_jax.inference.model import Model
         from cxr_jax.models import qwen2_5_vl
         from cxr_jax.sft import step as sft_step
-        from cxr_jax.training import optimizer
+        from cxr_jax.training.optimizer import init_state, make_optimizer
         from cxr_jax.training.trainable import Trainable
         from cxr_jax.weights import pretrained
 
@@ -103,32 +103,35 @@ class Ours:
                 },
             }
         )
-        config = ConfigDict(
-            dict(
-                remat=args.remat,
-                micro_batches=args.micro_batches,
-                locate_weight=0.0,
-                optim=dict(
-                    lr=1e-4,
-                    warmup_steps=1,
-                    final_fraction=1.0,
-                    b1=0.9,
-                    b2=0.99,
-                    eps=1e-8,
-                    weight_decay=0.05,
-                    clip_norm=1.0,
-                ),
-            )
+        settings = OptimizerConfig.with_defaults(
+            lr=1e-4,
+            warmup_steps=1,
+            final_fraction=1.0,
+            b1=0.9,
+            b2=0.99,
+            eps=1e-8,
+            weight_decay=0.05,
+            clip_norm=1.0,
         )
         params = {"model": params}
         trainable = Trainable(dtype=self.dtype, param_dtype=self.dtype)
-        tx = optimizer.make(config.optim, 1000)
-        self.params, self.state = params, optimizer.init_state(tx, params)
-        self.update = sft_step.make_steps(config, self.config, tx, x["grid"], trainable)[1]
+        optimizer = make_optimizer(settings, 1000)
+        self.params, self.state = params, init_state(optimizer, params)
+        self.update = sft_step.make_steps(
+            self.config,
+            optimizer,
+            x["grid"],
+            trainable,
+            micro_batches=args.micro_batches,
+            locate_weight=0.0,
+            remat=args.remat,
+        )[1]
         self.flops = flops(
             self.config, args.batch, common.PROMPT, args.completion, x["pixels"].shape[1]
         )
-        self.optimizer = {k: config.optim[k] for k in ("lr", "b1", "b2", "eps", "weight_decay")}
+        self.optimizer = {
+            name: getattr(settings, name) for name in ("lr", "b1", "b2", "eps", "weight_decay")
+        }
 
     def facts(self) -> dict:
         return {**common.facts(), "parameters": f"{self.count:,}"}

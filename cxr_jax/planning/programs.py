@@ -85,15 +85,19 @@ class Shapes:
         """Read the model's config and tokenizer, and nothing else."""
         import jax
 
+        from cxr_jax.config.sections import RunConfig
         from cxr_jax.inference import prompts
         from cxr_jax.models import qwen2_5_vl as qwen
         from cxr_jax.models.qwen2_5_vl import patches
         from cxr_jax.models.tokenizer import special_ids
-        from cxr_jax.training import optimizer
+        from cxr_jax.training.optimizer import make_optimizer
         from cxr_jax.training.trainable import Trainable
 
         self.config = config
-        self.trainable = Trainable.from_config(config)
+        self.settings = settings = RunConfig.from_config(config)
+        self.trainable = Trainable.create(
+            settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype
+        )
         self.model_config, self.tokenizer = _read_model(config)
         # The ids that a sampler must not draw do not change what it costs.
         self.special = {
@@ -105,7 +109,7 @@ class Shapes:
         self.prompt_width = prompts.Prompts(
             self.tokenizer, self.model_config, self.grid, config.max_completion
         ).width
-        self.optimizer = optimizer.make(config.optim, config.steps)
+        self.optimizer = make_optimizer(settings.optim, settings.steps)
         self.key = jax.random.key(0)
         self.params = jax.eval_shape(lambda: qwen.init_params(self.model_config, self.key))
 
@@ -189,7 +193,13 @@ def _sft_step(config: "ConfigDict", shapes: Shapes) -> Program:
         batch["regions"] = _array((rows, LOCATED_LABELS, side, side))
         batch["severity"] = _array((rows, LOCATED_LABELS))
     step = sft_step.make_steps(
-        config, shapes.model_config, shapes.optimizer, shapes.grid, shapes.trainable
+        shapes.model_config,
+        shapes.optimizer,
+        shapes.grid,
+        shapes.trainable,
+        micro_batches=config.micro_batches,
+        locate_weight=config.locate_weight,
+        remat=config.remat,
     )[1]
     arguments = {"state": state, "fixed": frozen, "batch": batch}
     tokens = rows * (shapes.prompt_width + config.max_completion)
@@ -213,13 +223,15 @@ def _rl_programs(config: "ConfigDict", shapes: Shapes) -> list[Program]:
     token_bytes = answers.TokenBytes.from_tokenizer(shapes.tokenizer)
     lexicon = phantom.LEXICON if config.data.source == "phantom" else None
     sample = rollout.make_rollout(
-        config,
+        shapes.settings.rollout,
         shapes.model_config,
         shapes.grid,
         shapes.special,
         token_bytes,
         shapes.trainable,
         load_phrase_bank(None, lexicon),
+        seed=config.seed,
+        max_completion=config.max_completion,
     )
     sampled = {
         "parameters": state["params"],
@@ -233,7 +245,15 @@ def _rl_programs(config: "ConfigDict", shapes: Shapes) -> list[Program]:
 
     # ---- The update: from the groups that are kept ----
     learn = learner.make_learn(
-        config, shapes.model_config, shapes.grid, shapes.special, shapes.optimizer, shapes.trainable
+        shapes.settings.learner,
+        shapes.settings.loss,
+        shapes.model_config,
+        shapes.grid,
+        shapes.special,
+        shapes.optimizer,
+        shapes.trainable,
+        max_completion=config.max_completion,
+        remat=config.remat,
     )
     learned = {
         "state": state,

@@ -86,7 +86,7 @@ def abstract_state(model_config, adapters=None):
     """The train state and what is fixed, of a whole model or of adapters."""
     what = trainable.Trainable(adapters=adapters)
     params = {"model": jax.eval_shape(lambda: qwen.init_params(model_config, jax.random.key(0)))}
-    tx = optimizer.make(_Optim, 10)
+    tx = optimizer.make_optimizer(_Optim, 10)
     return jax.eval_shape(
         lambda p: [
             f(x)

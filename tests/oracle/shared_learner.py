@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from cxr_jax.config.sections import RunConfig
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 from cxr_jax.models.qwen2_5_vl.patches import patchify
@@ -157,11 +158,11 @@ def shared(case: Case, data):
 
     def part_loss(params, part, totals):
         flat = part["pixels"].reshape(-1, *part["pixels"].shape[2:])
-        features = qwen.vision(params, case.config, flat, GRID, remat=case.remat)
+        features = qwen.vision(params, case.model_config, flat, GRID, remat=case.remat)
         features = features.reshape(len(part["tokens"]), -1, features.shape[-1])
         logp, _ = log_probs.completion_logprobs(
             params,
-            case.config,
+            case.model_config,
             features,
             part["prompts"],
             part["tokens"],
@@ -187,7 +188,7 @@ def shared(case: Case, data):
 
 def plain(case: Case, params) -> tuple:
     """(loss, gradients): P * G rows of prompt and completion, nothing shared, whole logits."""
-    d, model_config = case.data, case.config
+    d, model_config = case.data, case.model_config
     P, G, C = d["tokens"].shape
     T = d["prompts"]["ids"].shape[1]
     ids = np.full((P * G, T + C), PAD, np.int32)
@@ -277,8 +278,20 @@ def check_learner(seed: int, c: Case, mesh=None) -> tuple[float, float]:
     want = plain(dataclasses.replace(c, data=on_policy), c.params)
 
     tx = optax.sgd(RATE)
+    settings = RunConfig.from_config(config)
+    trainable = Trainable.create(
+        settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype
+    )
     learn = learner.make_learn(
-        config, c.config, GRID, {"suppress": ()}, tx, Trainable.from_config(config)
+        settings.learner,
+        settings.loss,
+        c.model_config,
+        GRID,
+        {"suppress": ()},
+        tx,
+        trainable,
+        max_completion=C,
+        remat=c.remat,
     )
     batch = {"image": c.data["image"][:, 0], "prompts": c.data["prompts"]}
     ro = {k: c.data[k] for k in ("tokens", "mask", "train_mask", "advantages")}
@@ -298,9 +311,9 @@ def check_learner(seed: int, c: Case, mesh=None) -> tuple[float, float]:
 
 def shared_logp(c: Case, params):
     """Log-probs [P, G, C] of a case with one image a prompt."""
-    features = qwen.vision(params, c.config, c.data["pixels"][:, 0], GRID)
+    features = qwen.vision(params, c.model_config, c.data["pixels"][:, 0], GRID)
     return log_probs.completion_logprobs(
-        params, c.config, features, c.data["prompts"], c.data["tokens"], c.data["mask"]
+        params, c.model_config, features, c.data["prompts"], c.data["tokens"], c.data["mask"]
     )[0]
 
 
@@ -336,11 +349,11 @@ def check_sharded(seed: int, devices: int) -> list[tuple[float, float]]:
 
         def loss(params):
             flat = data["pixels"].reshape(-1, *data["pixels"].shape[2:])
-            features = qwen.vision(params, c.config, flat, GRID, remat=c.remat)
+            features = qwen.vision(params, c.model_config, flat, GRID, remat=c.remat)
             features = features.reshape(len(data["tokens"]), -1, features.shape[-1])
             logp, _ = log_probs.completion_logprobs(
                 params,
-                c.config,
+                c.model_config,
                 features,
                 data["prompts"],
                 data["tokens"],

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from cxr_jax.config.sections import RunConfig
 from cxr_jax.data import prompts as data_prompts
 from cxr_jax.inference import compaction
 from cxr_jax.inference import prompts as inference_prompts
@@ -79,7 +80,7 @@ def world():
     special = tokenizers.special_ids(tokenizer, model_config.text.vocab_size)
     batch, ro = jax.tree.map(jnp.asarray, (batch, ro))
     w = types.SimpleNamespace(
-        model_config=model_config, params=params, batch=batch, ro=ro, special=special
+        config=model_config, params=params, batch=batch, ro=ro, special=special
     )
     w.logprobs = jax.jit(lambda params: logprobs(w, params))
     return w
@@ -91,8 +92,21 @@ def make(w, **knobs):
     config.max_completion = C
     config.rl.update(dict(prompts_per_step=P, oversample=1, group_size=G, **knobs))
     tx = optax.sgd(1.0)
-    what = Trainable.from_config(config)
-    learn = learner.make_learn(config, w.config, GRID, w.special, tx, what)
+    settings = RunConfig.from_config(config)
+    trainable = Trainable.create(
+        settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype
+    )
+    learn = learner.make_learn(
+        settings.learner,
+        settings.loss,
+        w.config,
+        GRID,
+        w.special,
+        tx,
+        trainable,
+        max_completion=C,
+        remat=settings.remat,
+    )
     return (
         learn,
         lambda: optimizer.init_state(tx, {"model": jax.tree.map(jnp.array, w.params)}),

@@ -37,7 +37,7 @@ def world():
     special = tokenizers.special_ids(tokenizer, model_config.text.vocab_size)
     return types.SimpleNamespace(
         tokenizer=tokenizer,
-        model_config=model_config,
+        config=model_config,
         params=params,
         features=features,
         prompts=prompts,

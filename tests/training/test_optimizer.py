@@ -1,13 +1,13 @@
 """optim.py: which leaves decay, float32 masters, and updates that are skipped."""
 
 import math
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cxr_jax.config.sections import OptimizerConfig
 from cxr_jax.runtime import trees
 from cxr_jax.training import optimizer
 
@@ -24,7 +24,7 @@ CONFIG = dict(
 
 
 def config(**changes):
-    return types.SimpleNamespace(**CONFIG | changes)
+    return OptimizerConfig.with_defaults(**CONFIG | changes)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def leaves(tree):
 
 def two_steps(params, grads, **changes):
     """After one step, whose warm-up rate is 0, and one at the full rate."""
-    tx = optimizer.make(config(**changes), steps=10)
+    tx = optimizer.make_optimizer(config(**changes), steps=10)
     state = optimizer.init_state(tx, params)
     step = jax.jit(lambda s, g: optimizer.guarded_update(tx, s, g)[0])
     return step(step(state, grads), grads)
@@ -72,7 +72,7 @@ def test_narrow_parameters_follow_float32_masters(params):
     """Steps far below bfloat16's resolution add up, and give what float32 parameters would."""
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     grads = jax.tree.map(jnp.ones_like, params)
-    tx = optimizer.make(config(lr=1e-4, weight_decay=0.0, warmup_steps=1), 400)
+    tx = optimizer.make_optimizer(config(lr=1e-4, weight_decay=0.0, warmup_steps=1), 400)
     step = jax.jit(lambda s, g: optimizer.guarded_update(tx, s, g)[0])
     wide, both = optimizer.init_state(tx, params), optimizer.init_state(tx, narrow)
     assert "master" not in wide
@@ -90,7 +90,7 @@ def test_narrow_parameters_follow_float32_masters(params):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
 def test_non_finite_gradients_are_skipped_and_counted(params, bad):
-    tx = optimizer.make(config(), steps=10)
+    tx = optimizer.make_optimizer(config(), steps=10)
     good = jax.tree.map(jnp.ones_like, params)
     poisoned = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(bad), good)
     step = jax.jit(lambda s, g: optimizer.guarded_update(tx, s, g))
@@ -132,7 +132,7 @@ def test_several_updates_a_step_share_its_learning_rate_and_a_skipped_one_counts
         weight_decay=0.0,
         clip_norm=math.inf,
     )
-    tx = optimizer.make(settings, 10, updates=2)
+    tx = optimizer.make_optimizer(settings, 10, updates=2)
     state = optimizer.init_state(tx, {"w": jnp.zeros(())})
     steps = []
     for i in range(8):

@@ -46,17 +46,32 @@ def world():
     return config, m, grid, batch, {"model": m.params, "locate": head}
 
 
+def create(settings):
+    return Trainable.create(
+        settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype
+    )
+
+
 def run(world, tx=None, steps=1, **changes):
     """(train before, fixed, state after, metrics, what) of some steps on one batch."""
     config, m, grid, batch, params = world
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict(changes)
-    what = Trainable.from_config(config)
+    settings = RunConfig.from_config(config)
+    what = create(settings)
     train, frozen = what.split(params, jax.random.key(1))
     tx = tx or optax.sgd(1.0)
     state = optimizer.init_state(tx, train)
     before = jax.tree.map(np.array, train)
-    step = sft_step.make_steps(config, m.config, tx, grid, what)[1]
+    step = sft_step.make_steps(
+        m.config,
+        tx,
+        grid,
+        what,
+        micro_batches=settings.micro_batches,
+        locate_weight=settings.locate_weight,
+        remat=settings.remat,
+    )[1]
     for _ in range(steps):
         state, metrics = step(state, frozen, batch)
     return before, frozen, state, metrics, what
@@ -87,7 +102,7 @@ def test_frozen_parameters_neither_move_nor_cost(world, plain):
 
 
 def test_a_frozen_pattern_that_matches_nothing_is_refused(world):
-    what = Trainable(frozen=("visoin",))
+    what = Trainable(frozen_patterns=("visoin",))
     with pytest.raises(UserError, match="config.optim.frozen: 'visoin' matches no parameter"):
         what.split(world[4], None)
 
@@ -108,7 +123,7 @@ def test_lora_trains_adapters_alone(world):
     want = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), m.params)
     changed = {k for k, x in leaves(merged).items() if not np.array_equal(x, leaves(want)[k])}
     assert changed == {f"{p}/kernel" for p in lora.Lora(4, 32.0, ("decoder", "merger")).paths}
-    see = lambda p: qwen.vision(p, m.config, loop.patchify(batch["image"]), grid)
+    see = lambda p: qwen.vision(p, m.config, patches.patchify(batch["image"]), grid)
     joined = what.merge(state["params"], frozen)["model"]
     np.testing.assert_allclose(see(joined), see(merged), atol=1e-4)
 
@@ -117,7 +132,7 @@ def test_lora_with_frozen_patterns_is_refused(world):
     config = world[0].copy_and_resolve_references()
     config.lora.rank, config.optim.frozen = 4, ("vision",)
     with pytest.raises(UserError, match="must be empty with LoRA"):
-        Trainable.from_config(config)
+        create(RunConfig.from_config(config))
 
 
 def test_parts_of_a_batch_sum_to_the_whole(world, plain):
@@ -148,7 +163,7 @@ def test_bfloat16(world, plain):
 
 def test_nothing_to_train_is_refused(world):
     with pytest.raises(UserError, match="nothing would train"):
-        Trainable(frozen=("",)).split(world[4], None)
+        Trainable(frozen_patterns=("",)).split(world[4], None)
 
 
 def test_a_rank_that_no_matrix_has_is_refused(world):
@@ -163,12 +178,13 @@ def test_a_resume_never_holds_two_states(world, lora_rank, monkeypatch):
     """The checkpoint is read before a fresh state is made, from shapes alone."""
     config = experiment.get_config()
     config.lora.rank = lora_rank
-    what, tx = Trainable.from_config(config), optimizer.make(config.optim, config.steps)
+    settings = RunConfig.from_config(config)
+    what, tx = create(settings), optimizer.make_optimizer(settings.optim, settings.steps)
     params = world[4]
     made, real = [], optimizer.init_state
     concrete = lambda tree: not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(tree))
     monkeypatch.setattr(
-        optimizer,
+        train_state,
         "init_state",
         lambda tx, p: (made.append("state") if concrete(p) else 0, real(tx, p))[1],
     )
@@ -191,11 +207,10 @@ def test_a_resume_never_holds_two_states(world, lora_rank, monkeypatch):
     layout = runtime_layout.Layout(None)
     layout.state = layout_state
     first = Checkpoints(None)
-    state, train, frozen, meta, step = train_state.train_state(
-        config, params, what, tx, layout, first
-    )
+    start = train_state.train_state(params, what, tx, layout, first, seed=config.seed)
+    state, train, frozen = start.state, start.train, start.frozen
     describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
-    assert (meta, step) == ({}, 0) and describe(first.like) == describe(state)
+    assert (start.meta, start.step) == ({}, 0) and describe(first.like) == describe(state)
     assert jax.tree.all(
         jax.tree.map(
             np.array_equal,
@@ -204,8 +219,8 @@ def test_a_resume_never_holds_two_states(world, lora_rank, monkeypatch):
         )
     )
     made.clear()
-    got = train_state.train_state(
-        config, params, what, tx, layout, Checkpoints(("theirs", {"seconds": 1.0}, 7))
-    )
-    assert got[:2] == ("theirs", None) and got[3:] == ({"seconds": 1.0}, 7)
-    assert [x is got[2] for x in made] == [True]  # and of all that a start makes, what is fixed
+    checkpoints = Checkpoints(("theirs", {"seconds": 1.0}, 7))
+    got = train_state.train_state(params, what, tx, layout, checkpoints, seed=config.seed)
+    assert (got.state, got.train) == ("theirs", None)
+    assert (got.meta, got.step) == ({"seconds": 1.0}, 7)
+    assert [x is got.frozen for x in made] == [True]  # and of all that a start makes, what is fixed
