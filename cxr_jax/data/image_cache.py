@@ -33,51 +33,52 @@ class ImageCache:
         # Images that some thread decodes at the moment: the others wait for its result.
         self._decoding: dict[Hashable, Future[np.ndarray]] = {}
 
-    def get(self, key: Hashable, decode: Callable[[], np.ndarray]) -> np.ndarray:
+    def get(self, cache_key: Hashable, decode: Callable[[], np.ndarray]) -> np.ndarray:
         """Give the read-only array of a key, from `decode()` if it is not there. Raises what that raises."""
         with self._lock:
-            if key in self._images:
-                self._images.move_to_end(key)
+            if cache_key in self._images:
+                self._images.move_to_end(cache_key)
                 self._hits += 1
-                return self._images[key]
-            awaited = self._decoding.get(key)
+                return self._images[cache_key]
+            # Another thread may be at it; then this one waits, outside the lock.
+            awaited = self._decoding.get(cache_key)
             if awaited:
                 self._hits += 1
             else:
                 self._misses += 1
-                promise = self._decoding[key] = Future()
+                promise = self._decoding[cache_key] = Future()
         if awaited:
             return awaited.result()
 
         # Outside the lock: decoding takes long, and other images can be decoded meanwhile.
         try:
             image = decode()
-            image.setflags(write=False)
+            image.setflags(write=False)  # shared by all who ask for it
         except BaseException as error:
             with self._lock:
-                del self._decoding[key]
-            promise.set_exception(error)
+                del self._decoding[cache_key]
+            promise.set_exception(error)  # those who wait fail alike
             raise
         with self._lock:
-            del self._decoding[key]
-            self._keep(key, image)
+            del self._decoding[cache_key]
+            self._keep(cache_key, image)
         promise.set_result(image)
         return image
 
-    def _keep(self, key: Hashable, image: np.ndarray) -> None:
+    def _keep(self, cache_key: Hashable, image: np.ndarray) -> None:
         """Make room for an image and keep it, unless it alone is above the limit. The lock must be held."""
         if image.nbytes > self._limit:
             return
         while self._bytes + image.nbytes > self._limit:
             _, oldest = self._images.popitem(last=False)
             self._bytes -= oldest.nbytes
-        self._images[key] = image
+        self._images[cache_key] = image
         self._bytes += image.nbytes
 
-    def __contains__(self, key: Hashable) -> bool:
+    def __contains__(self, cache_key: Hashable) -> bool:
         """Tell whether the image of a key is held now."""
         with self._lock:
-            return key in self._images
+            return cache_key in self._images
 
     def stats(self) -> dict[str, float]:
         """Count hits and misses (images decoded or refused) since the start; images and mib held now."""

@@ -38,21 +38,24 @@ def read_image(path: str | Path, renderer: str = "voi") -> Image:
     return image_from_bytes(path, read_bytes(path), renderer)
 
 
-def image_from_bytes(path: str | Path, data: bytes, renderer: str = "voi") -> Image:
+def image_from_bytes(path: str | Path, file_bytes: bytes, renderer: str = "voi") -> Image:
     """Do what `read_image` does for a file that is already in memory; `path` is only the name used in messages."""
     check_renderer(renderer)
-    pixels, meta = _render(path, data, renderer)
-    return finish(path, pixels, meta)
+    pixels, metadata = _render(path, file_bytes, renderer)
+    return finish(path, pixels, metadata)
 
 
-def _render(path: str | Path, data: bytes, renderer: str) -> tuple[np.ndarray, dict[str, Any]]:
+def _render(
+    path: str | Path, file_bytes: bytes, renderer: str
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Pixels and meta from the reader of the file's format."""
-    if data[128:132] == DICOM_MAGIC:
+    # 128 bytes of preamble, which may hold anything, stand before a DICOM's mark.
+    if file_bytes[128:132] == DICOM_MAGIC:
         from cxr_jax.data import dicom  # pydicom is loaded only when there is a DICOM to read
 
-        return dicom.render_file(path, data, renderer)
-    if data.startswith(PNG_MAGIC):
-        return read_picture(path, data, "PNG", renderer)
-    if data.startswith(JPEG_MAGIC):
-        return read_picture(path, data, "JPEG", renderer)
+        return dicom.render_file(path, file_bytes, renderer)
+    if file_bytes.startswith(PNG_MAGIC):
+        return read_picture(path, file_bytes, "PNG", renderer)
+    if file_bytes.startswith(JPEG_MAGIC):
+        return read_picture(path, file_bytes, "JPEG", renderer)
     raise UserError(f"{path}: not a PNG, JPEG or DICOM file (told by its content, not its name)")

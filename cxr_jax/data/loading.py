@@ -109,6 +109,7 @@ class StepLoader:
         finally:
             self.last_wait = time.monotonic() - began
             self._wait_seconds += self.last_wait
+        # Counted only once it is given out.
         self._remaining -= 1
         self._given_out += 1
         return prepared.batch
@@ -149,6 +150,7 @@ def _prepare(
     """Fill `ready` until all steps are in it, one fails, or `ended` is set."""
     _preparing.ended = ended
 
+    # With a timeout, because a full queue must not hold a thread that is to end.
     def put(prepared: _Prepared) -> None:
         while not ended.is_set():
             try:
@@ -214,6 +216,7 @@ def map_in_threads(
     take_items()
     for helper in helpers:
         helper.join()
+    # The first in the order of items: which thread was first is chance.
     if errors:
         raise errors[min(errors)]
     if waiting:

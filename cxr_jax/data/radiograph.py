@@ -40,8 +40,8 @@ def new_meta(kind: str, renderer: str) -> dict[str, Any]:
     Args:
         kind: PNG, JPEG or DICOM.
     """
-    meta: dict[str, Any] = dict.fromkeys(("photometric", "window", "bits", "size"))
-    return meta | {
+    metadata: dict[str, Any] = dict.fromkeys(("photometric", "window", "bits", "size"))
+    return metadata | {
         "kind": kind,
         "renderer": renderer,
         "view": "unknown",
@@ -111,7 +111,7 @@ def check_size(
 
 
 def stretch(
-    values: np.ndarray, valid: np.ndarray, low: float = 0.0, high: float = 100.0
+    values: np.ndarray, valid_mask: np.ndarray, low: float = 0.0, high: float = 100.0
 ) -> np.ndarray:
     """Map the `low`..`high` percentiles of the valid values to 0..1, clipped; a constant image becomes 0.
 
@@ -121,7 +121,7 @@ def stretch(
     Returns:
         float32 [H, W].
     """
-    inside = values[valid]
+    inside = values[valid_mask]
     if inside.size == 0:
         return np.zeros(values.shape, np.float32)
     if (low, high) == (0.0, 100.0):
@@ -133,13 +133,13 @@ def stretch(
     return np.clip((values - black) / (white - black), 0, 1).astype(np.float32)
 
 
-def equalise(pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
+def equalise(pixels: np.ndarray, valid_mask: np.ndarray) -> np.ndarray:
     """Equalise the histogram of an image in 0..1 in 8 bits, as in the MIMIC-CXR-JPG and CheXpert releases.
 
     Quantised by truncation first, as they do; the level map is OpenCV's `equalizeHist`. float32 [H, W].
     """
     levels = np.floor(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
-    counts = np.bincount(levels[valid], minlength=256)
+    counts = np.bincount(levels[valid_mask], minlength=256)
     cumulative = np.cumsum(counts)
     darkest = int(np.argmax(counts > 0))
     spread_over = cumulative[-1] - counts[darkest]
@@ -149,19 +149,19 @@ def equalise(pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
     return (table[levels] / 255).astype(np.float32)
 
 
-def to_gray(rgb: np.ndarray, full_scale: float, meta: dict[str, Any]) -> np.ndarray:
+def to_gray(rgb: np.ndarray, full_scale: float, metadata: dict[str, Any]) -> np.ndarray:
     """Turn RGB float32 [H, W, 3] into luma [H, W] (ITU-R 601). Marks real colour pictures as unusable."""
     chroma = float(np.mean(rgb.max(-1) - rgb.min(-1))) / full_scale
     if chroma > COLOURFUL:
-        meta["warnings"].append("a colour picture, read as gray")
-        meta["unusable"].append("a colour picture, not a radiograph")
+        metadata["warnings"].append("a colour picture, read as gray")
+        metadata["unusable"].append("a colour picture, not a radiograph")
     return rgb @ np.array(LUMA, np.float32)
 
 
 # ---- The last step of every format -----------------------------------------------------------------
 
 
-def finish(path: str | Path, pixels: np.ndarray, meta: dict[str, Any]) -> Image:
+def finish(path: str | Path, pixels: np.ndarray, metadata: dict[str, Any]) -> Image:
     """Make the `Image`, after the last checks, the same for every format: finite, sane, not blank.
 
     Raises:
@@ -170,7 +170,7 @@ def finish(path: str | Path, pixels: np.ndarray, meta: dict[str, Any]) -> Image:
     if not np.isfinite(pixels).all():
         raise UserError(f"{path}: rendering gave values that are not numbers")
     if float(pixels.max()) - float(pixels.min()) < 1 / 255:
-        meta["warnings"].append("blank: the image is constant")
-        meta["unusable"].append("blank: the image is constant")
-    meta["size"] = list(pixels.shape)
-    return Image(np.ascontiguousarray(pixels, np.float32), meta)
+        metadata["warnings"].append("blank: the image is constant")
+        metadata["unusable"].append("blank: the image is constant")
+    metadata["size"] = list(pixels.shape)
+    return Image(np.ascontiguousarray(pixels, np.float32), metadata)

@@ -28,6 +28,7 @@ def example_keys(seed: int, split: str, hospital: str, index: ArrayLike) -> jax.
     """
     if split not in SPLITS or hospital not in HOSPITALS:
         raise ValueError(f"unknown split or hospital: {split!r}, {hospital!r}")
+    # 0 is no stream, and a hospital has room for 16 splits.
     stream = 1 + SPLITS.index(split) + 16 * HOSPITALS.index(hospital)
     return _keys(seed, stream, jnp.asarray(index, jnp.uint32))
 

@@ -57,6 +57,7 @@ def write_dicom(
     if image.ndim != 2:
         raise UserError(f"a phantom image is [H, W], not of shape {image.shape}")
     stored = _store(image, photometric, bits)
+    # The file's own header, then the data set.
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
     meta.MediaStorageSOPInstanceUID = _uid("image", hospital, seed, photometric, bits)
@@ -78,24 +79,26 @@ def _uid(*parts: object) -> str:
 
 def _store(image: np.ndarray, photometric: str, bits: int) -> _Stored:
     highest = (1 << bits) - 1
-    foot = _HEADROOM * (highest + 1) // 4096
-    span = highest - 2 * foot
+    # The headroom grows with the number of bits.
+    headroom = _HEADROOM * (highest + 1) // 4096
+    span = highest - 2 * headroom
     shown = np.round(np.clip(image, 0.0, 1.0) * span)
     if photometric == "MONOCHROME1":  # lowest stored value is white
         shown = span - shown
     # DICOM linear window: y = (x - (center - 0.5)) / (width - 1) + 0.5
-    return _Stored((shown + foot).astype(np.uint16), foot + span / 2 + 0.5, float(span + 1))
+    return _Stored((shown + headroom).astype(np.uint16), headroom + span / 2 + 0.5, float(span + 1))
 
 
-def _describe(dataset: Dataset, hospital: str, ap: bool, seed: object) -> None:
+def _describe(dataset: Dataset, hospital: str, is_ap: bool, seed: object) -> None:
     """Who, where and how; everything says that this is a synthetic picture."""
-    view = "AP" if ap else "PA"
+    view = "AP" if is_ap else "PA"
     dataset.SpecificCharacterSet = "ISO_IR 192"
     dataset.StudyInstanceUID = _uid("study", hospital, seed)
-    dataset.SeriesInstanceUID = _uid("series", hospital, seed, ap)
+    dataset.SeriesInstanceUID = _uid("series", hospital, seed, is_ap)
     dataset.PatientName = f"PHANTOM^{hospital}{seed}"
     dataset.PatientID = f"PHANTOM-{hospital}-{seed}"
     dataset.PatientBirthDate, dataset.PatientSex = "", "O"
+    # A fixed date: the same phantom is the same file on any day.
     dataset.StudyDate, dataset.StudyTime = "20000101", "000000"
     dataset.StudyID, dataset.AccessionNumber = "", ""
     dataset.ReferringPhysicianName = ""
@@ -120,6 +123,7 @@ def _add_pixels(dataset: Dataset, stored: _Stored, photometric: str, bits: int) 
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, bits, bits - 1
     dataset.PixelRepresentation = 0
     dataset.ImagerPixelSpacing = [PIXEL_MM, PIXEL_MM]
+    # Values are proportional to attenuation: the detector takes the logarithm.
     dataset.PixelIntensityRelationship = "LOG"
     dataset.PixelIntensityRelationshipSign = 1 if is_inverse else -1
     dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = "0", "1", "US"

@@ -1,6 +1,6 @@
 """The normal chest as analytic functions over a pixel grid: frame, lungs, diaphragm, heart, ribs.
 
-Body units: half the image is 1; `across` grows to the image's right (the patient's left), `down` grows downwards.
+Body units: half the image is 1; `across` grows to the image's right (the patient's left), `downward` grows downwards.
 Both lungs are evaluated at once: `lateral` is the distance from the spine, `is_left` says which side a pixel is on.
 All fields are float32 [n, n] unless said otherwise.
 """
@@ -22,8 +22,8 @@ RISE = 0.13  # how far full atelectasis lifts its hemidiaphragm
 
 def ramp(distance: jax.Array | float, width: float) -> jax.Array:
     """Step smoothly over a signed distance: 0 at distance <= -width, 1 at distance >= width."""
-    part = jnp.clip(distance * (0.5 / width) + 0.5, 0.0, 1.0)
-    return part * part * (3.0 - 2.0 * part)
+    fraction = jnp.clip(distance * (0.5 / width) + 0.5, 0.0, 1.0)
+    return fraction * fraction * (3.0 - 2.0 * fraction)
 
 
 def chord(squared_offset: jax.Array) -> jax.Array:
@@ -39,8 +39,8 @@ def bump(squared_offset: jax.Array) -> jax.Array:
 
 def tube_profile(offset: jax.Array, radius: float) -> jax.Array:
     """Draw a hollow bone seen from the side: bright cortex, paler marrow. `offset` is that from its axis."""
-    squared = (offset * (1.0 / radius)) ** 2
-    return 1.25 * chord(squared) - 0.75 * chord(squared * 1.55)
+    squared_offset = (offset * (1.0 / radius)) ** 2
+    return 1.25 * chord(squared_offset) - 0.75 * chord(squared_offset * 1.55)
 
 
 # ---- How strongly a finding is drawn ---------------------------------------------------------------
@@ -78,13 +78,13 @@ class Thorax:
     """Scalars of the normal anatomy of one scene that several drawings share, in body units."""
 
     width: jax.Array  # from the spine to the lateral wall
-    top: jax.Array  # of the lungs
+    lung_top: jax.Array
     resting_dome: (
         jax.Array
     )  # the lower dome; the heart lies on it, lost lung volume lifts the dome beside it
     dome_right: jax.Array
     dome_left: jax.Array
-    turn: jax.Array  # a turned chest moves heart and trachea off the spine
+    midline_shift: jax.Array  # a turned chest moves heart and trachea off the spine
     rib_pitch: jax.Array
     rib_phase: jax.Array  # in pitches
     rib_slope: jax.Array
@@ -96,7 +96,7 @@ class Grid:
 
     thorax: Thorax
     across: jax.Array
-    down: jax.Array
+    downward: jax.Array
     is_left: jax.Array  # bool
     lateral: jax.Array  # distance from the spine
     from_midline: jax.Array  # of heart and mediastinum; left of it in the image is negative
@@ -114,16 +114,16 @@ def thorax_shape(scene: Tree) -> Thorax:
     raised = 0.15 * acquisition[Acquisition.LOW_INSPIRATION]
     collapse_right, collapse_left = by_side(scene, Finding.ATELECTASIS)
     width = 0.725 + 0.03 * anatomy[Anatomy.WIDTH]
-    top = -0.80 + 0.03 * anatomy[Anatomy.APEX]
+    lung_top = -0.80 + 0.03 * anatomy[Anatomy.APEX]
     resting_right = 0.42 + 0.04 * anatomy[Anatomy.DIAPHRAGM_RIGHT] - raised
     resting_left = 0.48 + 0.04 * anatomy[Anatomy.DIAPHRAGM_LEFT] - raised
     return Thorax(
         width=width,
-        top=top,
+        lung_top=lung_top,
         resting_dome=jnp.minimum(resting_right, resting_left),
         dome_right=resting_right - RISE * collapse_right,
         dome_left=resting_left - RISE * collapse_left,
-        turn=0.011 * acquisition[Acquisition.ROTATION],
+        midline_shift=0.011 * acquisition[Acquisition.ROTATION],
         rib_pitch=0.150 + 0.012 * anatomy[Anatomy.RIB_SPACING],
         rib_phase=0.5 * anatomy[Anatomy.RIB_PHASE],
         rib_slope=0.16 + 0.07 * anatomy[Anatomy.RIB_SLOPE],
@@ -136,9 +136,9 @@ def pick(grid: Grid, right: jax.Array, left: jax.Array) -> jax.Array:
 
 
 def zone_height(grid: Grid, zone: int | jax.Array) -> jax.Array:
-    """Give the height (`down`) of the middle of a lung zone (0 upper, 1 mid, 2 lower), for each pixel's own side."""
+    """Give the middle (`downward`) of a lung zone (0 upper, 1 mid, 2 lower), on each pixel's own side."""
     share = jnp.array([0.26, 0.53, 0.80])[zone]
-    return grid.thorax.top + (grid.dome - grid.thorax.top) * share
+    return grid.thorax.lung_top + (grid.dome - grid.thorax.lung_top) * share
 
 
 def pixel_centres(count: int) -> jax.Array:
@@ -157,24 +157,24 @@ def chest(scene: Tree, count: int = SIZE) -> Grid:
     angle = acquisition[Acquisition.ROTATION] * (jnp.pi / 180.0)
     cosine = jnp.cos(angle) / acquisition[Acquisition.MAGNIFICATION]
     sine = jnp.sin(angle) / acquisition[Acquisition.MAGNIFICATION]
-    across, down = cosine * column + sine * row, cosine * row - sine * column
+    across, downward = cosine * column + sine * row, cosine * row - sine * column
     is_left, lateral = across > 0.0, jnp.abs(across)
-    from_midline = across - thorax.turn
+    from_midline = across - thorax.midline_shift
     dome = jnp.where(is_left, thorax.dome_left, thorax.dome_right)
 
     # ---- Lateral wall: a quarter ellipse from the apex down to full width, then straight ----
-    part = jnp.clip((down - thorax.top) * (1 / 0.98), 0.0, 1.0)
-    wall = 0.25 + (thorax.width - 0.25) * jnp.sqrt(part * (2.0 - part))
-    part = jnp.clip((down - thorax.top) * 4.0, 0.0, 1.0)
-    inner = 0.25 - 0.22 * jnp.sqrt(part * (2.0 - part))
+    fraction = jnp.clip((downward - thorax.lung_top) * (1 / 0.98), 0.0, 1.0)
+    wall = 0.25 + (thorax.width - 0.25) * jnp.sqrt(fraction * (2.0 - fraction))
+    fraction = jnp.clip((downward - thorax.lung_top) * 4.0, 0.0, 1.0)
+    apex_wall = 0.25 - 0.22 * jnp.sqrt(fraction * (2.0 - fraction))
     depth = wall - lateral
-    inside = jnp.minimum(depth, (lateral - inner))
+    inside = jnp.minimum(depth, (lateral - apex_wall))
 
     # ---- Diaphragm: a dome that falls steeply into the lateral costophrenic angle ----
     offset = lateral - 0.32
     fall = jnp.where(offset > 0, 0.75, 0.35)
     diaphragm = dome + fall * offset * offset + 3.0 * jnp.maximum(offset - 0.22, 0.0) ** 2
-    above_diaphragm = diaphragm - down
+    above_diaphragm = diaphragm - downward
 
     # ---- Lung depth along the ray: a solid rounded at its sides ----
     edge = jnp.clip(inside * (1 / 0.22), 0.0, 1.0)
@@ -186,7 +186,7 @@ def chest(scene: Tree, count: int = SIZE) -> Grid:
     return Grid(
         thorax=thorax,
         across=across,
-        down=down,
+        downward=downward,
         is_left=is_left,
         lateral=lateral,
         from_midline=from_midline,
@@ -211,9 +211,9 @@ def heart(scene: Tree, grid: Grid) -> jax.Array:
     # Sheared ellipse: its widest points are at a distance of exactly half_width from its centre.
     semi_axis = jnp.sqrt(half_width * half_width - (tilt * half_height) ** 2)
     centre = grid.thorax.resting_dome - 0.20
-    across, down = grid.from_midline - 0.34 * half_width, grid.down - centre
-    squared = ((across - tilt * down) / semi_axis) ** 2 + (down / half_height) ** 2
-    return chord(squared * squared)
+    across, downward = grid.from_midline - 0.34 * half_width, grid.downward - centre
+    squared_offset = ((across - tilt * downward) / semi_axis) ** 2 + (downward / half_height) ** 2
+    return chord(squared_offset * squared_offset)
 
 
 def mediastinum(scene: Tree, grid: Grid) -> jax.Array:
@@ -221,21 +221,21 @@ def mediastinum(scene: Tree, grid: Grid) -> jax.Array:
     anatomy = scene["anatomy"]
     severity = scene["severity"][Finding.ENLARGED_CARDIOMEDIASTINUM]
     widening = jnp.where(severity > 0, 0.19 * strength(severity), 0.0)
-    flare = jnp.clip(grid.down + 0.62, 0.0, 0.62)
-    widening = widening * (1.0 + 0.5 * flare) * ramp(0.05 - grid.down, 0.25)
+    flare = jnp.clip(grid.downward + 0.62, 0.0, 0.62)
+    widening = widening * (1.0 + 0.5 * flare) * ramp(0.05 - grid.downward, 0.25)
     half_width = (
         0.115
         + 0.012 * anatomy[Anatomy.MEDIASTINUM]
-        + 0.22 * flare * flare * ramp(0.22 - grid.down, 0.10)
+        + 0.22 * flare * flare * ramp(0.22 - grid.downward, 0.10)
         + widening
     )
-    waist = ramp(0.60 - grid.down, 0.10) * ramp(grid.down + 0.98, 0.06)
-    band = jnp.clip((half_width - jnp.abs(grid.from_midline)) * (1 / 0.05), 0.0, 1.0)
-    column = jnp.sqrt(band * (2.0 - band)) * waist
+    waist = ramp(0.60 - grid.downward, 0.10) * ramp(grid.downward + 0.98, 0.06)
+    from_edge = jnp.clip((half_width - jnp.abs(grid.from_midline)) * (1 / 0.05), 0.0, 1.0)
+    column = jnp.sqrt(from_edge * (2.0 - from_edge)) * waist
 
     radius = 0.085 + 0.012 * anatomy[Anatomy.AORTA]
-    squared = (grid.from_midline - 0.085 - widening) ** 2 + (grid.down + 0.27) ** 2
-    knob = chord(squared * (1 / (radius * radius)))
+    squared_offset = (grid.from_midline - 0.085 - widening) ** 2 + (grid.downward + 0.27) ** 2
+    knob = chord(squared_offset * (1 / (radius * radius)))
     return jnp.maximum(column, 0.9 * knob)
 
 
@@ -249,16 +249,16 @@ def rib_curve(grid: Grid, lateral: jax.Array) -> jax.Array:
     return drop - 0.3 * jnp.maximum(0.24 - lateral, 0.0)  # it leaves the spine upwards
 
 
-def posterior_ribs(grid: Grid, down: jax.Array, lateral: jax.Array) -> jax.Array:
-    """Draw the attenuation 0..~1 of the posterior ribs; `down` may already be displaced by a fracture."""
+def posterior_ribs(grid: Grid, downward: jax.Array, lateral: jax.Array) -> jax.Array:
+    """Draw the attenuation 0..~1 of the posterior ribs; `downward` may already be displaced by a fracture."""
     thorax = grid.thorax
-    place = (down - rib_curve(grid, lateral)) * (1.0 / thorax.rib_pitch) - thorax.rib_phase
-    offset = (place - jnp.round(place)) * thorax.rib_pitch
+    period = (downward - rib_curve(grid, lateral)) * (1.0 / thorax.rib_pitch) - thorax.rib_phase
+    offset = (period - jnp.round(period)) * thorax.rib_pitch
     reach = (
         ramp(lateral - 0.07, 0.03)
         * ramp(grid.wall + 0.025 - lateral, 0.012)
-        * ramp(grid.down + 0.84, 0.05)
-        * ramp(0.66 - grid.down, 0.1)
+        * ramp(grid.downward + 0.84, 0.05)
+        * ramp(0.66 - grid.downward, 0.1)
     )
     return tube_profile(offset, 0.034) * reach
 
@@ -267,13 +267,13 @@ def anterior_ribs(grid: Grid) -> jax.Array:
     """Draw the attenuation of the anterior ribs: wider, fainter, falling to the midline and ending in cartilage."""
     thorax = grid.thorax
     inward = thorax.width - grid.lateral
-    height = grid.down - 0.62 * inward - 0.15 * inward * inward
-    place = height * (1.0 / (thorax.rib_pitch * 1.12)) - thorax.rib_phase * 0.7
-    offset = (place - jnp.round(place)) * (thorax.rib_pitch * 1.12)
+    height = grid.downward - 0.62 * inward - 0.15 * inward * inward
+    period = height * (1.0 / (thorax.rib_pitch * 1.12)) - thorax.rib_phase * 0.7
+    offset = (period - jnp.round(period)) * (thorax.rib_pitch * 1.12)
     reach = (
         ramp(grid.lateral - 0.32, 0.07)
         * ramp(grid.wall + 0.02 - grid.lateral, 0.012)
-        * ramp(grid.down + 0.62, 0.06)
-        * ramp(0.42 - grid.down, 0.1)
+        * ramp(grid.downward + 0.62, 0.06)
+        * ramp(0.42 - grid.downward, 0.1)
     )
     return tube_profile(offset, 0.040) * reach

@@ -28,6 +28,7 @@ def as_read(scene_row: dict[str, Any], miss: float, rng: np.random.Generator) ->
         miss: the probability with which a finding that can be missed is.
         rng: drawn from once, whatever the scene.
     """
+    # float32 throughout, as the scene's own labels compare.
     severity = np.array(scene_row["severity"], np.float32)
     pathologies = severity[:PATHOLOGIES]
     is_called = pathologies >= np.float32(POSITIVE_AT)
@@ -52,6 +53,7 @@ def main(count: int = 4000, miss: float = 0.75) -> None:
             as_read({"severity": severity}, miss, np.random.default_rng([MISSES, index]))
             for index, severity in enumerate(scenes["severity"])
         ]
+        # The same scenes with what was missed at 0, labelled by the same rule.
         read = {**scenes, "severity": np.stack([row["severity"] for row in severities])}
         truth, said = (np.asarray(phantom.labels(scene)) == 1 for scene in (scenes, read))
         summary = scores.summary(

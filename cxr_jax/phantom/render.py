@@ -70,29 +70,31 @@ def _render_one(scene: Tree) -> jax.Array:
 
     # ---- Log detector: what it reports is the attenuation it believes in ----
     reported = -jnp.log(primary + acquisition[Acquisition.SCATTER] * scatter + 0.012)
-    shown = (reported - 0.27 + acquisition[Acquisition.WINDOW]) * (1.0 / 2.5)
+    displayed = (reported - 0.27 + acquisition[Acquisition.WINDOW]) * (1.0 / 2.5)
 
     # ---- Console: what it does for the eye ----
     centres = pixel_centres(SIZE)
-    shown -= 0.45 * jnp.maximum(shown - 0.70, 0.0)  # shoulder: leaves room above bone
-    shown += 0.20 * metal  # edge enhancement; scatter would drown metal over the spine
-    shown = (
+    displayed -= 0.45 * jnp.maximum(displayed - 0.70, 0.0)  # shoulder: leaves room above bone
+    displayed += 0.20 * metal  # edge enhancement; scatter would drown metal over the spine
+    displayed = (
         0.5
-        + (shown - 0.5) * acquisition[Acquisition.CONTRAST]
+        + (displayed - 0.5) * acquisition[Acquisition.CONTRAST]
         + 0.04 * acquisition[Acquisition.VIGNETTE] * centres[None, :]
     )
-    shown += 0.55 * jnp.maximum(0.20 - shown, 0.0)  # toe: an exposed lung keeps its markings
+    displayed += 0.55 * jnp.maximum(
+        0.20 - displayed, 0.0
+    )  # toe: an exposed lung keeps its markings
     if "sharpness" in scene:  # of sites only: the hospitals' own programs stay as they are
-        shown += scene["sharpness"] * (shown - _soften(shown))
+        displayed += scene["sharpness"] * (displayed - _soften(displayed))
 
     # ---- Noise, tone and veil ----
     noise = pixel_noise(_seed(scene, _DETECTOR))
-    amount = acquisition[Acquisition.NOISE] * 1.25 * noise * (0.6 + 0.6 * shown)
-    shown = jnp.clip(shown + amount, 0.0, 1.0)
+    amount = acquisition[Acquisition.NOISE] * 1.25 * noise * (0.6 + 0.6 * displayed)
+    displayed = jnp.clip(displayed + amount, 0.0, 1.0)
     # Tone curve x -> x (1 + gamma) / (1 + gamma x), a cheap stand-in for a power with fixed ends.
     gamma = acquisition[Acquisition.GAMMA]
-    shown = shown * (1.0 + gamma) / (1.0 + gamma * shown)
-    veiled = shown * (1.0 - acquisition[Acquisition.VEIL]) + acquisition[Acquisition.VEIL]
+    displayed = displayed * (1.0 + gamma) / (1.0 + gamma * displayed)
+    veiled = displayed * (1.0 - acquisition[Acquisition.VEIL]) + acquisition[Acquisition.VEIL]
     return jnp.clip(veiled, 0.0, 1.0)
 
 
@@ -127,6 +129,7 @@ def _attenuation(scene: Tree) -> tuple[jax.Array, jax.Array]:
     # ---- Air in the lung ----
     fill = _remaining_air(cardiac, pedicle, disease, fluff)
     lung = grid.lung * (1.0 + 0.02 * cloud)
+    # A collapsed lung is denser; the air around it is darker than any lung.
     squeezed = (
         1.0
         - 0.30 * amount[Finding.PNEUMOTHORAX] * (1.0 - gas)
@@ -137,42 +140,47 @@ def _attenuation(scene: Tree) -> tuple[jax.Array, jax.Array]:
     # ---- The body around it ----
     body = _body_depth(grid)
     thickness = 2.05 + 0.22 * anatomy[Anatomy.HABITUS]
-    total = thickness * body - 1.55 * air
-    total += 0.34 * cardiac + 0.30 * pedicle * ramp(0.3 - grid.down, 0.3)
+    attenuation = thickness * body - 1.55 * air
+    attenuation += 0.34 * cardiac + 0.30 * pedicle * ramp(0.3 - grid.downward, 0.3)
     belly = jnp.maximum(ramp(-grid.above_diaphragm, 0.05), disease.fluid) * ramp(
         grid.depth + 0.02, 0.02
     )
-    flank = ramp(grid.down - 0.55, 0.22) * ramp(grid.depth + 0.25, 0.25)
-    total += 0.45 * jnp.maximum(belly, flank)
+    flank = ramp(grid.downward - 0.55, 0.22) * ramp(grid.depth + 0.25, 0.25)
+    attenuation += 0.45 * jnp.maximum(belly, flank)
 
     # ---- Vessels, which need air around them to be seen, and hila ----
+    # Edema widens them, those of the upper zones most.
     vessels = (0.50 + 0.10 * anatomy[Anatomy.VESSELS]) * (
-        1.0 + amount[Finding.EDEMA] * (0.6 + 0.7 * ramp(-0.05 - grid.down, 0.2))
+        1.0 + amount[Finding.EDEMA] * (0.6 + 0.7 * ramp(-0.05 - grid.downward, 0.2))
     )
-    total += vessels * tree * grid.lung * fill * (1.0 - gas)
-    hilum = bump(((grid.lateral - 0.17) * (1 / 0.11)) ** 2 + ((grid.down - 0.0) * (1 / 0.17)) ** 2)
-    total += 0.22 * hilum * (1.0 - cardiac)
+    attenuation += vessels * tree * grid.lung * fill * (1.0 - gas)
+    # The heart lies in front of the hila.
+    hilum = bump(
+        ((grid.lateral - 0.17) * (1 / 0.11)) ** 2 + ((grid.downward - 0.0) * (1 / 0.17)) ** 2
+    )
+    attenuation += 0.22 * hilum * (1.0 - cardiac)
 
     # ---- What is added rather than filled ----
-    total = _add_findings(total, scene, grid, disease)
-    total += _bones(scene, grid, anatomy, 1.0 - 0.65 * jnp.maximum(cardiac, pedicle))
-    total -= 0.50 * _airways(grid)
-    total = _add_stomach_and_breasts(total, grid, anatomy)
+    attenuation = _add_findings(attenuation, scene, grid, disease)
+    attenuation += _bones(scene, grid, anatomy, 1.0 - 0.65 * jnp.maximum(cardiac, pedicle))
+    attenuation -= 0.50 * _airways(grid)
+    attenuation = _add_stomach_and_breasts(attenuation, grid, anatomy)
 
     metal = findings.devices(scene, grid)
-    total += (
+    attenuation += (
         0.85 * metal[Device.ENDOTRACHEAL_TUBE]
         + 0.85 * metal[Device.CENTRAL_LINE]
         + 1.0 * metal[Device.PACEMAKER]
         + 0.85 * metal[Device.NASOGASTRIC_TUBE]
         + 1.1 * metal[Device.STERNAL_WIRES]
     )
-    return total, jnp.minimum(functools.reduce(jnp.maximum, metal), 1.0)
+    return attenuation, jnp.minimum(functools.reduce(jnp.maximum, metal), 1.0)
 
 
 def _draw_disease(scene: Tree, grid: Grid, fluff: jax.Array, tree: jax.Array) -> _Disease:
     amount = {finding: findings.on_side(scene, grid, finding) for finding in _BY_PIXEL}
     wet = findings.edema(scene, grid) * amount[Finding.EDEMA]
+    # Noise breaks the envelope of a pneumonia into patches.
     envelope = findings.pneumonia(scene, grid)
     patches = (
         ramp(envelope * 1.5 - 0.75 + 0.42 * fluff, 0.60)
@@ -180,6 +188,7 @@ def _draw_disease(scene: Tree, grid: Grid, fluff: jax.Array, tree: jax.Array) ->
         * amount[Finding.PNEUMONIA]
     )
     lobe = findings.consolidation(scene, grid)
+    # Air bronchograms: where a vessel runs, the airway beside it stays open.
     bronchi = lobe * ramp(tree - 0.30, 0.18)
     return _Disease(
         amount=amount,
@@ -222,42 +231,48 @@ def _remaining_air(
 def _body_depth(grid: Grid) -> jax.Array:
     """Depth of the trunk along the ray in 0..1, with shoulders and neck."""
     trunk = chord((grid.across * (1.0 / 1.16)) ** 2)
-    shoulder = grid.down + 0.93 - 0.30 * jnp.maximum(grid.lateral - 0.22, 0.0)
+    shoulder = grid.downward + 0.93 - 0.30 * jnp.maximum(grid.lateral - 0.22, 0.0)
     return trunk * jnp.maximum(ramp(shoulder, 0.05), ramp(0.26 - grid.lateral, 0.03) * 0.9)
 
 
-def _add_findings(total: jax.Array, scene: Tree, grid: Grid, disease: _Disease) -> jax.Array:
+def _add_findings(attenuation: jax.Array, scene: Tree, grid: Grid, disease: _Disease) -> jax.Array:
     amount, thickening = disease.amount, disease.thickening
     severity = scene["severity"][Finding.LUNG_LESION]
-    total += 1.05 * strength(severity) * findings.lesion(scene, grid)
-    total += 0.45 * amount[Finding.EDEMA] * findings.septal_lines(scene, grid)
-    total += 0.95 * amount[Finding.ATELECTASIS] * disease.collapse * ramp(grid.depth, 0.02)
-    total += 0.75 * (0.4 + 0.6 * amount[Finding.PNEUMOTHORAX]) * disease.pneumothorax.line
-    total += (0.85 * thickening.plaque + 0.15 * thickening.band) * amount[Finding.PLEURAL_OTHER]
-    return total
+    attenuation += 1.05 * strength(severity) * findings.lesion(scene, grid)
+    attenuation += 0.45 * amount[Finding.EDEMA] * findings.septal_lines(scene, grid)
+    attenuation += 0.95 * amount[Finding.ATELECTASIS] * disease.collapse * ramp(grid.depth, 0.02)
+    attenuation += 0.75 * (0.4 + 0.6 * amount[Finding.PNEUMOTHORAX]) * disease.pneumothorax.line
+    attenuation += (0.85 * thickening.plaque + 0.15 * thickening.band) * amount[
+        Finding.PLEURAL_OTHER
+    ]
+    return attenuation
 
 
 def _airways(grid: Grid) -> jax.Array:
     """Trachea and main bronchi, maps in 0..1."""
     trachea = ramp(0.032 - jnp.abs(grid.from_midline - 0.008), 0.016) * ramp(
-        -0.28 - grid.down, 0.02
+        -0.28 - grid.downward, 0.02
     )
-    fork = jnp.abs(jnp.abs(grid.from_midline) - 0.55 * (grid.down + 0.31)) - 0.016
-    bronchi = ramp(-fork, 0.012) * ramp(grid.down + 0.31, 0.01) * ramp(-0.14 - grid.down, 0.04)
+    fork = jnp.abs(jnp.abs(grid.from_midline) - 0.55 * (grid.downward + 0.31)) - 0.016
+    bronchi = (
+        ramp(-fork, 0.012) * ramp(grid.downward + 0.31, 0.01) * ramp(-0.14 - grid.downward, 0.04)
+    )
     return jnp.maximum(trachea, bronchi)
 
 
-def _add_stomach_and_breasts(total: jax.Array, grid: Grid, anatomy: jax.Array) -> jax.Array:
+def _add_stomach_and_breasts(attenuation: jax.Array, grid: Grid, anatomy: jax.Array) -> jax.Array:
+    # The air of the stomach, under the left dome.
     bubble = chord(
         ((grid.across - 0.30 - 0.06 * anatomy[Anatomy.STOMACH]) / 0.13) ** 2
-        + ((grid.down - grid.thorax.dome_left - 0.15) / 0.085) ** 2
+        + ((grid.downward - grid.thorax.dome_left - 0.15) / 0.085) ** 2
     )
-    total -= 0.75 * (0.6 + 0.4 * anatomy[Anatomy.STOMACH]) * bubble
+    attenuation -= 0.75 * (0.6 + 0.4 * anatomy[Anatomy.STOMACH]) * bubble
+    # Only positive numbers of the scene are breasts that show.
     breast = bump(
-        ((grid.lateral - 0.42) * (1 / 0.34)) ** 2 + ((grid.down - 0.30) * (1 / 0.30)) ** 2
+        ((grid.lateral - 0.42) * (1 / 0.34)) ** 2 + ((grid.downward - 0.30) * (1 / 0.30)) ** 2
     )
-    total += 0.26 * jnp.maximum(anatomy[Anatomy.BREAST], 0.0) * breast
-    return total
+    attenuation += 0.26 * jnp.maximum(anatomy[Anatomy.BREAST], 0.0) * breast
+    return attenuation
 
 
 def _bones(scene: Tree, grid: Grid, anatomy: jax.Array, clear: jax.Array) -> jax.Array:
@@ -269,7 +284,7 @@ def _bones(scene: Tree, grid: Grid, anatomy: jax.Array, clear: jax.Array) -> jax
     # A fracture is small, so it is drawn strongly.
     broken = jnp.minimum(1.3 * findings.on_side(scene, grid, Finding.FRACTURE), 1.0)
     fracture = findings.fracture(scene, grid)
-    posterior = posterior_ribs(grid, grid.down - fracture.shift, grid.lateral)
+    posterior = posterior_ribs(grid, grid.downward - fracture.shift, grid.lateral)
     ribs = (
         0.44
         * posterior
@@ -284,7 +299,7 @@ def _bones(scene: Tree, grid: Grid, anatomy: jax.Array, clear: jax.Array) -> jax
     ribs = ribs * (1.0 + 0.5 * ramp(0.05 - grid.depth, 0.05)) + 0.24 * anterior_ribs(grid)
 
     # ---- Spine: vertebral bodies between discs ----
-    disc = (grid.down + 0.02) * (1 / 0.118)
+    disc = (grid.downward + 0.02) * (1 / 0.118)
     disc = jnp.abs(disc - jnp.round(disc))
     spine = ramp(0.078 - grid.lateral, 0.012) * (0.20 + 0.10 * ramp(0.36 - disc, 0.06))
     spine += 0.10 * ramp(2.0 * PIXEL - jnp.abs(grid.lateral - 0.075), 1.5 * PIXEL)
@@ -293,19 +308,19 @@ def _bones(scene: Tree, grid: Grid, anatomy: jax.Array, clear: jax.Array) -> jax
     outward = grid.lateral - 0.09
     axis = -0.56 + 0.03 * anatomy[Anatomy.CLAVICLE] - 0.72 * outward + 0.55 * outward * outward
     clavicle = (
-        tube_profile(grid.down - axis, 0.036)
+        tube_profile(grid.downward - axis, 0.036)
         * ramp(outward, 0.012)
         * ramp(0.80 - grid.lateral, 0.02)
     )
     edge = (
-        ramp(2.2 * PIXEL - jnp.abs(grid.lateral - 0.74 + 0.20 * (grid.down + 0.2)), 1.5 * PIXEL)
-        * ramp(0.15 - grid.down, 0.1)
-        * ramp(grid.down + 0.6, 0.1)
+        ramp(2.2 * PIXEL - jnp.abs(grid.lateral - 0.74 + 0.20 * (grid.downward + 0.2)), 1.5 * PIXEL)
+        * ramp(0.15 - grid.downward, 0.1)
+        * ramp(grid.downward + 0.6, 0.1)
     )
     plate = (
-        ramp(grid.lateral - 0.74 + 0.20 * (grid.down + 0.2), 0.05)
-        * ramp(0.1 - grid.down, 0.2)
-        * ramp(grid.down + 0.7, 0.1)
+        ramp(grid.lateral - 0.74 + 0.20 * (grid.downward + 0.2), 0.05)
+        * ramp(0.1 - grid.downward, 0.2)
+        * ramp(grid.downward + 0.7, 0.1)
     )
     return clear * ribs + spine + 0.58 * clavicle + 0.14 * edge + 0.10 * plate
 

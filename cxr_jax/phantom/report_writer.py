@@ -141,7 +141,7 @@ def label_states(facts: Iterable[Fact]) -> dict[str, int]:
     weight = {1: 2, -1: 1, 0: 0}
     states: dict[str, int] = {}
     for fact in facts:
-        if fact.finding not in CHEXPERT_14:
+        if fact.finding not in CHEXPERT_14:  # airways, hila, abdomen, quality, single devices
             continue
         if weight[fact.state] >= weight[states.get(fact.finding, 0)]:
             states[fact.finding] = fact.state
@@ -178,31 +178,34 @@ class _Writer:
         self.draws_used += 1
         return options[int(self.draws[self.draws_used - 1] * len(options))]
 
-    def state(self, name: str) -> int:
+    def state(self, finding_name: str) -> int:
         """1, -1 or 0: whether a finding is affirmed, hedged or denied."""
-        severity = self.severity[FINDING_INDEX[name]]
+        severity = self.severity[FINDING_INDEX[finding_name]]
         if severity >= _POSITIVE_AT:
             return 1
         return -1 if severity > 0 else 0
 
-    def is_in(self, name: str, side: int) -> bool:
+    def is_in(self, finding_name: str, side: int) -> bool:
         """Whether a finding that is present is on a side."""
-        return self.side[FINDING_INDEX[name]] in (side, BOTH)
+        return self.side[FINDING_INDEX[finding_name]] in (side, BOTH)
 
-    def item(self, name: str, side: int | None = None) -> _Clause:
+    def item(self, finding_name: str, side: int | None = None) -> _Clause:
         """Clause of a finding that is not absent; `side` is given in a one-sided sentence."""
-        index = FINDING_INDEX[name]
-        state, zone = self.state(name), self.zone[index]
+        index = FINDING_INDEX[finding_name]
+        state, zone = self.state(finding_name), self.zone[index]
         side = self.side[index] if side is None else side
-        noun = wording.NOUNS[name]
+        noun = wording.NOUNS[finding_name]
 
         # Only what is affirmed, and has a size or a degree, is graded.
         degree = size = None
-        if state > 0 and name in wording.SEVERITY_WORDS:
+        if state > 0 and finding_name in wording.SEVERITY_WORDS:
             grade = (self.severity[index] >= MODERATE_AT) + (self.severity[index] >= LARGE_AT)
-            degree, size = wording.SEVERITY_WORDS[name][grade], wording.SEVERITIES[grade]
+            degree, size = wording.SEVERITY_WORDS[finding_name][grade], wording.SEVERITIES[grade]
 
-        phrase = self.pick(name) if state > 0 else self.pick("hedge").replace("{noun}", noun)
+        # A hedge is one phrase for all findings, with a noun in it.
+        phrase = (
+            self.pick(finding_name) if state > 0 else self.pick("hedge").replace("{noun}", noun)
+        )
         text = phrase.format(
             side=wording.SIDES[side],
             on_side=wording.ON_SIDE[side],
@@ -210,25 +213,26 @@ class _Writer:
             place=wording.PLEURAL_PLACES[zone],
             severity=degree,
         )
+        # A fact holds a zone only where the words say one.
         has_zone = "zone" in noun or "place" in noun
-        label = wording.LABEL_OF[name]
+        label = wording.LABEL_OF[finding_name]
         return _Clause(text, _make_fact(label, state, side, zone if has_zone else None, size))
 
-    def plain(self, head: str, slot: str, *facts: Fact) -> Sentence:
+    def plain(self, organ: str, slot: str, *facts: Fact) -> Sentence:
         """A sentence of one phrase that has no blanks."""
-        return Sentence(f"{head}: {self.pick(slot)}.", facts)
+        return Sentence(f"{organ}: {self.pick(slot)}.", facts)
 
-    def slots(self, head: str, *names: str) -> Sentence:
-        """A sentence with one clause for each of `names`, always in the same place."""
+    def slots(self, organ: str, *finding_names: str) -> Sentence:
+        """A sentence with one clause for each of `finding_names`, always in the same place."""
         clauses = []
-        for name in names:
-            if self.state(name):
-                clauses.append(self.item(name))
+        for finding_name in finding_names:
+            if self.state(finding_name):
+                clauses.append(self.item(finding_name))
             else:
-                denied = _make_fact(wording.LABEL_OF[name], 0)
-                clauses.append(_Clause(self.pick(f"no_{name}"), denied))
+                denied = _make_fact(wording.LABEL_OF[finding_name], 0)
+                clauses.append(_Clause(self.pick(f"no_{finding_name}"), denied))
         text = "; ".join(clause.text for clause in clauses)
-        return Sentence(f"{head}: {text}.", tuple(clause.fact for clause in clauses))
+        return Sentence(f"{organ}: {text}.", tuple(clause.fact for clause in clauses))
 
     # ---- Sentences, in the order of the tour ----
 
@@ -266,19 +270,20 @@ class _Writer:
     def lung(self, side: int) -> Sentence:
         """The five parenchymal findings of one lung in label order; "clear" covers those not named."""
         texts, facts = [], []
-        for name in wording.LUNG_FINDINGS:
-            if self.state(name) and self.is_in(name, side):
-                clause = self.item(name, side)
+        for finding_name in wording.LUNG_FINDINGS:
+            if self.state(finding_name) and self.is_in(finding_name, side):
+                clause = self.item(finding_name, side)
                 texts.append(clause.text)
                 facts.append(clause.fact)
             else:
-                facts.append(_make_fact(wording.LABEL_OF[name], 0, side))
+                facts.append(_make_fact(wording.LABEL_OF[finding_name], 0, side))
 
         # Lung Opacity is what the strongest of them is: affirmed before hedged before denied.
         states = [fact.state for fact in facts]
         opacity = 1 if 1 in states else min(states)
         facts.append(_make_fact("Lung Opacity", opacity, side))
 
+        # Fluid below a clear lung is named in the same breath, or "clear" would deny it.
         clear = "rest" if texts else "clear"
         has_effusion = self.state("pleural_effusion") > 0 and self.is_in("pleural_effusion", side)
         if has_effusion and not texts:
@@ -311,19 +316,23 @@ class _Writer:
         if "No Finding" not in names:
             facts.append(_make_fact("No Finding", 0))
 
-        urgent = [name for name in wording.URGENCY if name in affirmed]
+        # The fewer findings, the more of them are explained.
+        urgent = [finding_name for finding_name in wording.URGENCY if finding_name in affirmed]
         explained = (len(urgent) <= _FEW) + (len(urgent) <= _MANY)
-        for name in urgent[:explained]:
-            causes = _join(_causes(name, affirmed)[:2], "or")
+        for finding_name in urgent[:explained]:
+            causes = _join(_causes(finding_name, affirmed)[:2], "or")
             clauses.append(
-                self.pick("causes").format(name=wording.SHORT_NAMES[name], causes=causes)
+                self.pick("causes").format(name=wording.SHORT_NAMES[finding_name], causes=causes)
             )
 
-        hedged = [name for name in wording.URGENCY if self.state(name) < 0]
+        # What is unsure asks for another look.
+        hedged = [finding_name for finding_name in wording.URGENCY if self.state(finding_name) < 0]
         if hedged:
-            short_names = _join([wording.SHORT_NAMES[name] for name in hedged], "or")
+            short_names = _join(
+                [wording.SHORT_NAMES[finding_name] for finding_name in hedged], "or"
+            )
             clauses.append(self.pick("recheck").format(names=short_names))
-            facts.extend(_make_fact(wording.LABEL_OF[name], -1) for name in hedged)
+            facts.extend(_make_fact(wording.LABEL_OF[finding_name], -1) for finding_name in hedged)
         return Sentence(f"Summary: {'; '.join(clauses)}.", tuple(facts))
 
 
@@ -331,14 +340,15 @@ class _Writer:
 
 
 def _join(words: Iterable[str], conjunction: str) -> str:
-    *head, tail = words
-    return f"{', '.join(head)} {conjunction} {tail}" if head else tail
+    *others, last = words
+    return f"{', '.join(others)} {conjunction} {last}" if others else last
 
 
 def _answer(body: list[Sentence]) -> str:
     """The positive labels, in CheXpert order."""
     states = label_states(fact for sentence in body for fact in sentence.facts)
     positive = [name for name in CHEXPERT_14 if states.get(name) == 1]
+    # Devices are no pathology: beside them alone stands No Finding.
     if all(name == "Support Devices" for name in positive):
         positive.insert(0, "No Finding")
     return ", ".join(positive)
@@ -350,15 +360,17 @@ def _affirmed(body: list[Sentence]) -> dict[str, int]:
     for fact in (fact for sentence in body for fact in sentence.facts if fact.state > 0):
         name = _NAME_OF.get(fact.finding, fact.finding.removeprefix("device:"))
         side = BOTH if fact.side is None else fact.side
+        # Right in one sentence and left in another is both.
         side_of[name] = side if side_of.get(name, side) == side else BOTH
     return side_of
 
 
-def _causes(name: str, affirmed: dict[str, int]) -> list[str]:
+def _causes(finding_name: str, affirmed: dict[str, int]) -> list[str]:
     """Causes of a finding, likeliest first, in the light of what else was found on its side."""
-    causes = list(wording.CAUSES[name])
-    side = affirmed.get(name, BOTH)
-    for sign, cause in wording.EVIDENCE.get(name, ()):
+    causes = list(wording.CAUSES[finding_name])
+    side = affirmed.get(finding_name, BOTH)
+    # The last sign that applies moves its cause to the front.
+    for sign, cause in wording.EVIDENCE.get(finding_name, ()):
         if sign in affirmed and (affirmed[sign] == side or BOTH in (affirmed[sign], side)):
             causes = [cause, *(other for other in causes if other != cause)]
     return causes

@@ -197,6 +197,7 @@ def _is_present(
     own: jax.Array, cause: jax.Array, healthy: jax.Array, rates: jax.Array, healthy_rate: float
 ) -> jax.Array:
     """Which of the 11 pathologies are there, bool [11]: a Gaussian copula with three shared causes decides."""
+    # Unit variance for every finding, whatever it shares: so its rate is what the table says.
     loadings = jnp.array([_LOADINGS.get(finding, _INDEPENDENT) for finding in range(PATHOLOGIES)])
     score = loadings @ ndtri(cause) + ndtri(own) * jnp.sqrt(1.0 - (loadings**2).sum(1))
     is_present = score > ndtri(1.0 - jnp.array(rates))
@@ -338,6 +339,7 @@ def labels(scene: Tree) -> jax.Array:
     """
     severity = scene["severity"]
     state = jnp.where(severity >= POSITIVE_AT, 1, jnp.where(severity > 0, -1, 0))
+    # A parent is as sure as the surest of its parts.
     parts = state[:, jnp.array(OPACITIES)]
     opacity = jnp.where((parts == 1).any(1), 1, jnp.where((parts == -1).any(1), -1, 0))
     no_finding = 1 - (state[:, :PATHOLOGIES] == 1).any(1).astype(state.dtype)

@@ -40,17 +40,17 @@ def draw(key: jax.Array) -> Tree:
         `sharpness`, 0 there.
     """
     uniform = jax.random.uniform(key, (_DRAWS,), minval=-1.0, maxval=1.0)
-    finding, device, rest = jnp.split(uniform, _CUTS)
-    turn = TURN[0] + (TURN[1] - TURN[0]) * 0.5 * (1.0 + rest[5])
+    finding, device, film_numbers = jnp.split(uniform, _CUTS)
+    turn = TURN[0] + (TURN[1] - TURN[0]) * 0.5 * (1.0 + film_numbers[5])
     return {
-        "present": jnp.exp(FINDING * finding + SICKNESS * rest[7]),
+        "present": jnp.exp(FINDING * finding + SICKNESS * film_numbers[7]),
         "device": jnp.exp(DEVICE * device),
-        "rotated": jnp.exp(ROTATED * rest[6]),
-        "contrast": jnp.exp(CONTRAST * rest[0]),
-        "tone": jnp.exp(TONE * rest[1]),
-        "noise": jnp.exp(NOISE * rest[2]),
-        "sharpness": SHARPNESS * rest[3],
-        "magnification": jnp.exp(MAGNIFICATION * rest[4]),
+        "rotated": jnp.exp(ROTATED * film_numbers[6]),
+        "contrast": jnp.exp(CONTRAST * film_numbers[0]),
+        "tone": jnp.exp(TONE * film_numbers[1]),
+        "noise": jnp.exp(NOISE * film_numbers[2]),
+        "sharpness": SHARPNESS * film_numbers[3],
+        "magnification": jnp.exp(MAGNIFICATION * film_numbers[4]),
         "turn": turn,
         "turn_straight": jnp.minimum(turn, TURN_STRAIGHT),
     }

@@ -67,11 +67,13 @@ def _raster(segments: list[_Segment]) -> np.ndarray:
         # How far along the segment the point nearest to each pixel is.
         along = (pixel_x - start_x) * step_x + (pixel_y - start_y) * step_y
         along = np.clip(along / (step_x * step_x + step_y * step_y + 1e-9), 0, 1)
-        squared = (pixel_x - start_x - along * step_x) ** 2
-        squared = squared + (pixel_y - start_y - along * step_y) ** 2
+        squared_offset = (pixel_x - start_x - along * step_x) ** 2
+        squared_offset = squared_offset + (pixel_y - start_y - along * step_y) ** 2
         # Thin tubes keep a drawable radius and lose brightness instead.
         radius = max(width, 0.008)
-        canvas = np.maximum(canvas, (width / 0.022) ** 0.8 * np.exp(-squared / (radius * radius)))
+        canvas = np.maximum(
+            canvas, (width / 0.022) ** 0.8 * np.exp(-squared_offset / (radius * radius))
+        )
     return np.minimum(canvas, 1.0)
 
 

@@ -37,15 +37,15 @@ def read(path: str | Path, renderer: str = "voi") -> Image:
         UserError: for all else, in a message that never holds a header value.
     """
     radiograph.check_renderer(renderer)
-    data = radiograph.read_bytes(path)
-    if data[128:132] != radiograph.DICOM_MAGIC:
+    file_bytes = radiograph.read_bytes(path)
+    if file_bytes[128:132] != radiograph.DICOM_MAGIC:
         raise UserError(f"{path}: not a DICOM file (no DICM mark after the preamble)")
-    rendered, meta = render_file(path, data, renderer)
-    return radiograph.finish(path, rendered, meta)
+    rendered, metadata = render_file(path, file_bytes, renderer)
+    return radiograph.finish(path, rendered, metadata)
 
 
 def render_file(
-    path: str | Path, data: bytes, renderer: str = "voi"
+    path: str | Path, file_bytes: bytes, renderer: str = "voi"
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Render the bytes of a DICOM file.
 
@@ -61,7 +61,7 @@ def render_file(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _render(path, data, renderer)
+            return _render(path, file_bytes, renderer)
     except UserError:
         raise
     except MemoryError:
@@ -73,30 +73,32 @@ def render_file(
         ) from None
 
 
-def _render(path: str | Path, data: bytes, renderer: str) -> tuple[np.ndarray, dict[str, Any]]:
+def _render(
+    path: str | Path, file_bytes: bytes, renderer: str
+) -> tuple[np.ndarray, dict[str, Any]]:
     # ---- The header, before any pixel is decoded ----
-    header.check_deflated(path, data)
-    dataset = pydicom.dcmread(io.BytesIO(data))
-    meta = radiograph.new_meta("DICOM", renderer)
-    header.check_kind(path, dataset, meta)
-    header.check_layout(path, dataset, meta)
-    header.describe(dataset, meta)
+    header.check_deflated(path, file_bytes)
+    dataset = pydicom.dcmread(io.BytesIO(file_bytes))
+    metadata = radiograph.new_meta("DICOM", renderer)
+    header.check_kind(path, dataset, metadata)
+    header.check_layout(path, dataset, metadata)
+    header.describe(dataset, metadata)
 
     # ---- Stored values, and which of them are padding ----
-    stored = pixels.decode(path, dataset, data)
+    stored = pixels.decode(path, dataset, file_bytes)
     if stored.ndim == 3:
-        meta["warnings"].append("colour (secondary capture): read as gray")
-        stored = radiograph.to_gray(stored.astype(np.float32), 2 ** meta["bits"] - 1, meta)
-        valid = np.ones(
+        metadata["warnings"].append("colour (secondary capture): read as gray")
+        stored = radiograph.to_gray(stored.astype(np.float32), 2 ** metadata["bits"] - 1, metadata)
+        valid_mask = np.ones(
             stored.shape, bool
         )  # padding is a stored gray value, which colour has none of
     else:
-        valid = ~pixels.find_padding(dataset, stored)
-    if not valid.all():
-        meta["warnings"].append("pixel padding was masked")
+        valid_mask = ~pixels.find_padding(dataset, stored)
+    if not valid_mask.all():
+        metadata["warnings"].append("pixel padding was masked")
 
     # ---- Gray values as they are shown ----
-    values = pixels.apply_modality(dataset, stored, meta)
-    shown = pixels.render(dataset, values, valid, renderer, meta)
-    shown[~valid] = 0  # black after the inversion, whatever the photometric interpretation
-    return pixels.make_square(dataset, shown, meta), meta
+    values = pixels.apply_modality(dataset, stored, metadata)
+    shown = pixels.render(dataset, values, valid_mask, renderer, metadata)
+    shown[~valid_mask] = 0  # black after the inversion, whatever the photometric interpretation
+    return pixels.make_square(dataset, shown, metadata), metadata

@@ -59,7 +59,7 @@ class _Worker:
         )
         self._is_late = False
 
-    def decode(self, data: bytes) -> np.ndarray:
+    def decode(self, file_bytes: bytes) -> np.ndarray:
         """The child's answer. Raises DecodeError or _WorkerEndedError, or what interrupts it: the worker has ended
         then."""
         timer = threading.Timer(SECONDS, self._end_late)
@@ -67,10 +67,11 @@ class _Worker:
         try:
             timer.start()
             try:
-                answer = self._ask(data)
+                answer = self._ask(file_bytes)
             finally:
                 timer.cancel()
                 timer.join()  # it may be at work
+            # No answer: by its exit code the worker says why.
             if answer is None or self._is_late:
                 code = self._process.wait()
                 if self._is_late:
@@ -83,12 +84,13 @@ class _Worker:
                 raise DecodeError(REASONS[_codec_worker.DAMAGED]) from None
             raise
 
-    def _ask(self, data: bytes) -> bytes | None:
+    def _ask(self, file_bytes: bytes) -> bytes | None:
         """The bytes of the answer; None where there is no whole one."""
         requests, answers = self._process.stdin, self._process.stdout
+        # A worker that has ended is noticed when its answer is read.
         with contextlib.suppress(BrokenPipeError):
-            requests.write(len(data).to_bytes(_codec_worker.LENGTH_BYTES, "big"))
-            requests.write(data)
+            requests.write(len(file_bytes).to_bytes(_codec_worker.LENGTH_BYTES, "big"))
+            requests.write(file_bytes)
             requests.flush()
         length = answers.read(_codec_worker.LENGTH_BYTES)
         size = int.from_bytes(length, "big")
@@ -127,7 +129,7 @@ if FORKS:
     os.register_at_fork(after_in_child=_idle.clear)  # they are the parent's
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(file_bytes: bytes) -> np.ndarray:
     """Decode the stored values of the whole DICOM file `data`. Threads have a worker each.
 
     Raises:
@@ -141,7 +143,7 @@ def decode(data: bytes) -> np.ndarray:
         except IndexError:
             worker, started = _Worker(), started + 1
         try:
-            pixels = worker.decode(data)
+            pixels = worker.decode(file_bytes)
         except _WorkerEndedError:
             continue
         if FORKS:

@@ -16,7 +16,7 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirecto
 from cxr_jax.data import radiograph
 from cxr_jax.errors import UserError
 
-Meta = dict[str, Any]  # of a `radiograph.Image`
+Metadata = dict[str, Any]  # of a `radiograph.Image`
 
 RADIOGRAPHY = ("CR", "DX", "RG", "DR")
 # May hold a radiograph (secondary captures, test images): read, with a warning.
@@ -43,13 +43,14 @@ INFLATE_STEP = 2**22  # bytes
 # ---- Before the header is parsed -------------------------------------------------------------------
 
 
-def check_deflated(path: str | Path, data: bytes) -> None:
+def check_deflated(path: str | Path, file_bytes: bytes) -> None:
     """Refuse a deflated data set that is a bomb: the parser itself inflates it whole.
 
     Raises:
         UserError: for that, and for a file that does not name its transfer syntax.
     """
-    stream = io.BytesIO(data)
+    # The file's own header is never deflated.
+    stream = io.BytesIO(file_bytes)
     read_preamble(stream, False)
     syntax = _read_file_meta_info(stream).get("TransferSyntaxUID")
     if syntax is None:
@@ -108,11 +109,12 @@ def whole_number(dataset: Dataset, name: str, default: int | None = None) -> int
 # ---- What is refused -------------------------------------------------------------------------------
 
 
-def check_kind(path: str | Path, dataset: Dataset, meta: Meta) -> None:
+def check_kind(path: str | Path, dataset: Dataset, metadata: Metadata) -> None:
     """Refuse what is no radiograph or holds no picture; doubts go to `meta["warnings"]`. Raises UserError."""
     sop_class = read_text(dataset, "SOPClassUID")
     if sop_class == MediaStorageDirectoryStorage or "DirectoryRecordSequence" in dataset:
         raise UserError(f"{path}: a DICOMDIR index, not an image")
+    # No message names a header's value: it may be patient data.
     modality = read_text(dataset, "Modality")
     if modality not in RADIOGRAPHY + DOUBTFUL:
         raise UserError(f"{path}: the Modality is not projection radiography (CR or DX)")
@@ -121,10 +123,12 @@ def check_kind(path: str | Path, dataset: Dataset, meta: Meta) -> None:
     if "PixelData" not in dataset or not dataset["PixelData"].value:
         raise UserError(f"{path}: the DICOM file holds no image (no Pixel Data)")
     if modality in DOUBTFUL:
-        meta["warnings"].append("the Modality does not say that this is a radiograph (CR or DX)")
+        metadata["warnings"].append(
+            "the Modality does not say that this is a radiograph (CR or DX)"
+        )
 
 
-def check_layout(path: str | Path, dataset: Dataset, meta: Meta) -> None:
+def check_layout(path: str | Path, dataset: Dataset, metadata: Metadata) -> None:
     """Refuse pixels that are not laid out as those of a single gray or colour picture; notes how they are.
 
     Raises:
@@ -133,7 +137,7 @@ def check_layout(path: str | Path, dataset: Dataset, meta: Meta) -> None:
     rows, columns = whole_number(dataset, "Rows"), whole_number(dataset, "Columns")
     if not rows or not columns or rows < 0 or columns < 0:
         raise UserError(f"{path}: Rows or Columns is missing")
-    radiograph.check_size(path, rows, columns, meta["warnings"])
+    radiograph.check_size(path, rows, columns, metadata["warnings"])
     if whole_number(dataset, "NumberOfFrames", 1) > 1:
         raise UserError(f"{path}: holds several frames; a single-frame radiograph is needed")
 
@@ -157,7 +161,7 @@ def check_layout(path: str | Path, dataset: Dataset, meta: Meta) -> None:
         raise UserError(
             f"{path}: Bits Allocated and Bits Stored are missing or contradict each other"
         )
-    meta.update(photometric=photometric, bits=bits)
+    metadata.update(photometric=photometric, bits=bits)
     if not UID(dataset.file_meta.TransferSyntaxUID).is_transfer_syntax:
         raise UserError(f"{path}: unknown transfer syntax")
     if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
@@ -170,22 +174,24 @@ def check_layout(path: str | Path, dataset: Dataset, meta: Meta) -> None:
 # ---- What a reader is told -------------------------------------------------------------------------
 
 
-def describe(dataset: Dataset, meta: Meta) -> None:
+def describe(dataset: Dataset, metadata: Metadata) -> None:
     """Note what a reader should know before trusting the picture: warnings, and reasons not to report on it at all."""
-    warnings = meta["warnings"]
-    meta["view"] = view = _read_view(dataset)
+    warnings = metadata["warnings"]
+    metadata["view"] = view = _read_view(dataset)
     if view not in FRONTAL + ("unknown",):
         warnings.append("not frontal: the header says that this is a lateral or other view")
-        meta["unusable"].append("not a frontal view")
+        metadata["unusable"].append("not a frontal view")
 
+    # ---- Is it a chest? ----
     body_part = read_text(dataset, "BodyPartExamined")
     descriptions = read_text(dataset, "StudyDescription") + read_text(dataset, "SeriesDescription")
     if body_part and not any(word in body_part for word in CHEST):
         warnings.append("the body part is not the chest")
-        meta["unusable"].append("the body part is not the chest")
+        metadata["unusable"].append("the body part is not the chest")
     elif not body_part and not re.search(r"CHEST|THORAX", descriptions):
         warnings.append("the header does not say that this is a chest")
 
+    # ---- Is it as it was meant to be seen? ----
     if read_text(dataset, "PresentationIntentType") == "FOR PROCESSING":
         warnings.append("raw detector data (FOR PROCESSING): not meant for display")
     if read_text(dataset, "BurnedInAnnotation") == "YES":

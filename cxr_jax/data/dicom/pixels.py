@@ -12,7 +12,7 @@ from cxr_jax.data.dicom import codecs
 from cxr_jax.data.dicom.header import read_numbers, read_text, whole_number
 from cxr_jax.errors import UserError
 
-Meta = dict[str, Any]  # of a `radiograph.Image`
+Metadata = dict[str, Any]  # of a `radiograph.Image`
 
 
 class _LookedUp(NamedTuple):
@@ -25,7 +25,7 @@ class _LookedUp(NamedTuple):
 # ---- Stored values ---------------------------------------------------------------------------------
 
 
-def decode(path: str | Path, dataset: Dataset, data: bytes) -> np.ndarray:
+def decode(path: str | Path, dataset: Dataset, file_bytes: bytes) -> np.ndarray:
     """Decode the stored values, whole numbers [H, W] or [H, W, 3].
 
     Args:
@@ -36,11 +36,12 @@ def decode(path: str | Path, dataset: Dataset, data: bytes) -> np.ndarray:
     """
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         try:
-            stored = codecs.decode(data)
+            stored = codecs.decode(file_bytes)
         except codecs.DecodeError as error:
             raise UserError(f"{path}: {error}") from None
     else:
         stored = dataset.pixel_array
+    # A codec may well decode something else than the header describes.
     expected = (dataset.Rows, dataset.Columns)
     if whole_number(dataset, "SamplesPerPixel", 1) == 3:
         expected += (3,)
@@ -81,22 +82,23 @@ def _look_up(item: Dataset, values: np.ndarray) -> _LookedUp:
     return _LookedUp(table[entries], bits)
 
 
-def apply_modality(dataset: Dataset, stored: np.ndarray, meta: Meta) -> np.ndarray:
+def apply_modality(dataset: Dataset, stored: np.ndarray, metadata: Metadata) -> np.ndarray:
     """Apply the Modality LUT, else rescale slope and intercept. Returns float values of the shape of `stored`."""
     # float32 holds 24 bits exactly.
-    values = stored.astype(np.float32 if meta["bits"] <= 16 else np.float64)
+    values = stored.astype(np.float32 if metadata["bits"] <= 16 else np.float64)
     if dataset.get("ModalityLUTSequence"):
         try:
             return _look_up(dataset.ModalityLUTSequence[0], values).values
         except Exception:
-            meta["warnings"].append("the Modality LUT is not usable and was ignored")
+            metadata["warnings"].append("the Modality LUT is not usable and was ignored")
             return values
     slope = read_numbers(dataset, "RescaleSlope")
     intercept = read_numbers(dataset, "RescaleIntercept")
     if not slope and not intercept and "RescaleSlope" not in dataset:
         return values
+    # A slope of 0 would make every pixel the same.
     if not slope or slope[0] == 0:
-        meta["warnings"].append("the rescale slope is empty or zero and was taken as 1")
+        metadata["warnings"].append("the rescale slope is empty or zero and was taken as 1")
         slope = [1.0]
     offset = intercept[0] if intercept else 0
     return values * values.dtype.type(slope[0]) + values.dtype.type(offset)
@@ -106,85 +108,92 @@ def apply_modality(dataset: Dataset, stored: np.ndarray, meta: Meta) -> np.ndarr
 
 
 def render(
-    dataset: Dataset, values: np.ndarray, valid: np.ndarray, renderer: str, meta: Meta
+    dataset: Dataset, values: np.ndarray, valid_mask: np.ndarray, renderer: str, metadata: Metadata
 ) -> np.ndarray:
     """Render values as float32 [H, W] in 0..1, bright = dense, by a renderer of `radiograph.RENDERERS`.
 
     Inversion is against the nominal range, not the image's maximum.
     """
     if renderer == "voi":
-        pixels = _render_voi(dataset, values, valid, meta)
+        pixels = _render_voi(dataset, values, valid_mask, metadata)
     elif renderer == "percentile":
-        pixels = radiograph.stretch(values, valid, *radiograph.PERCENTILES)
+        pixels = radiograph.stretch(values, valid_mask, *radiograph.PERCENTILES)
     else:
-        pixels = radiograph.stretch(values, valid)
-    if _is_inverted(dataset, meta):
+        pixels = radiograph.stretch(values, valid_mask)
+    # mimic_jpg equalises what is shown, so after the inversion.
+    if _is_inverted(dataset, metadata):
         pixels = 1 - pixels
     if renderer == "mimic_jpg":
-        pixels = radiograph.equalise(pixels, valid)
+        pixels = radiograph.equalise(pixels, valid_mask)
     return np.array(pixels, np.float32)
 
 
-def _is_inverted(dataset: Dataset, meta: Meta) -> bool:
+def _is_inverted(dataset: Dataset, metadata: Metadata) -> bool:
     """Whether low values are white. MONOCHROME1 and its INVERSE presentation shape are one inversion, not two."""
     shape = read_text(dataset, "PresentationLUTShape")
-    if meta["photometric"] == "MONOCHROME1":
+    if metadata["photometric"] == "MONOCHROME1":
         if shape == "IDENTITY":
-            meta["warnings"].append(
+            metadata["warnings"].append(
                 "MONOCHROME1 with an IDENTITY presentation: shown as MONOCHROME1"
             )
         return True
     return shape == "INVERSE"
 
 
-def _render_voi(dataset: Dataset, values: np.ndarray, valid: np.ndarray, meta: Meta) -> np.ndarray:
+def _render_voi(
+    dataset: Dataset, values: np.ndarray, valid_mask: np.ndarray, metadata: Metadata
+) -> np.ndarray:
     """VOI LUT, else the first window, else the stored range (8 bit) or the 0.5 to 99.5 percentiles."""
-    pixels = _apply_voi_lut(dataset, values, meta)
+    pixels = _apply_voi_lut(dataset, values, metadata)
     if pixels is None:
-        pixels = _apply_first_window(dataset, values, meta)
+        pixels = _apply_first_window(dataset, values, metadata)
     if pixels is not None:
         return pixels
 
     if "WindowCenter" in dataset or "WindowWidth" in dataset:
-        meta["warnings"].append("the window is not usable and was ignored")
+        metadata["warnings"].append("the window is not usable and was ignored")
+    # Eight bits as stored are made for the eye; rescaled ones are measurements.
     is_rescaled = "ModalityLUTSequence" in dataset or "RescaleSlope" in dataset
-    if meta["bits"] <= 8 and not is_rescaled:
-        meta["window"] = {"kind": "stored range"}
+    if metadata["bits"] <= 8 and not is_rescaled:
+        metadata["window"] = {"kind": "stored range"}
         is_signed = whole_number(dataset, "PixelRepresentation", 0) == 1
-        lowest = -(2 ** (meta["bits"] - 1)) if is_signed else 0
-        return np.clip((values - lowest) / (2 ** meta["bits"] - 1), 0, 1)
+        lowest = -(2 ** (metadata["bits"] - 1)) if is_signed else 0
+        return np.clip((values - lowest) / (2 ** metadata["bits"] - 1), 0, 1)
 
     low, high = radiograph.PERCENTILES
-    meta["window"] = {"kind": "percentile", "low": low, "high": high}
-    meta["warnings"].append("no window in the file: the 0.5 to 99.5 percentile range is shown")
-    return radiograph.stretch(values, valid, low, high)
+    metadata["window"] = {"kind": "percentile", "low": low, "high": high}
+    metadata["warnings"].append("no window in the file: the 0.5 to 99.5 percentile range is shown")
+    return radiograph.stretch(values, valid_mask, low, high)
 
 
-def _apply_voi_lut(dataset: Dataset, values: np.ndarray, meta: Meta) -> np.ndarray | None:
+def _apply_voi_lut(dataset: Dataset, values: np.ndarray, metadata: Metadata) -> np.ndarray | None:
     if not dataset.get("VOILUTSequence"):
         return None
     try:
         looked_up = _look_up(dataset.VOILUTSequence[0], values)
-        meta["window"] = {"kind": "VOI LUT", "index": 0, "count": len(dataset.VOILUTSequence)}
-        return np.clip(looked_up.values / _white_of_lut(looked_up, meta), 0, 1)
+        metadata["window"] = {"kind": "VOI LUT", "index": 0, "count": len(dataset.VOILUTSequence)}
+        return np.clip(looked_up.values / _white_of_lut(looked_up, metadata), 0, 1)
     except Exception:
-        meta["warnings"].append("the VOI LUT is not usable and was ignored")
+        metadata["warnings"].append("the VOI LUT is not usable and was ignored")
         return None
 
 
-def _white_of_lut(looked_up: _LookedUp, meta: Meta) -> np.float32:
+def _white_of_lut(looked_up: _LookedUp, metadata: Metadata) -> np.float32:
     """The output level that is white: the nominal one, unless the table plainly uses another number of bits."""
     white = 2**looked_up.bits - 1
     highest = float(looked_up.values.max())
     if highest > white or highest < white / 2:
         white = 2 ** max(1, int(np.ceil(np.log2(highest + 1)))) - 1
-        meta["warnings"].append(
+        metadata["warnings"].append(
             "the VOI LUT does not use the bits it declares: shown on its own scale"
         )
     return np.float32(white)
 
 
-def _apply_first_window(dataset: Dataset, values: np.ndarray, meta: Meta) -> np.ndarray | None:
+def _apply_first_window(
+    dataset: Dataset, values: np.ndarray, metadata: Metadata
+) -> np.ndarray | None:
+    # A file may offer several windows: the first is taken.
     centers, widths = read_numbers(dataset, "WindowCenter"), read_numbers(dataset, "WindowWidth")
     if not centers or not widths:
         return None
@@ -193,7 +202,7 @@ def _apply_first_window(dataset: Dataset, values: np.ndarray, meta: Meta) -> np.
     if shown is None:
         return None
     count = min(len(centers), len(widths))
-    meta["window"] = {
+    metadata["window"] = {
         "kind": "window",
         "center": centers[0],
         "width": widths[0],
@@ -202,7 +211,7 @@ def _apply_first_window(dataset: Dataset, values: np.ndarray, meta: Meta) -> np.
         "count": count,
     }
     if count > 1:
-        meta["warnings"].append(f"{count} windows in the file: the first was used")
+        metadata["warnings"].append(f"{count} windows in the file: the first was used")
     return shown
 
 
@@ -224,7 +233,7 @@ def window(
     return np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1).astype(np.float32)
 
 
-def make_square(dataset: Dataset, pixels: np.ndarray, meta: Meta) -> np.ndarray:
+def make_square(dataset: Dataset, pixels: np.ndarray, metadata: Metadata) -> np.ndarray:
     """Resample when a pixel's height and width differ, so that a heart keeps its shape. float32 [H', W']."""
     spacing = (
         read_numbers(dataset, "PixelAspectRatio")
@@ -238,8 +247,8 @@ def make_square(dataset: Dataset, pixels: np.ndarray, meta: Meta) -> np.ndarray:
     # The longer side of the pixel is stretched: no detail is lost.
     size = (width, round(height * aspect)) if aspect > 1 else (round(width / aspect), height)
     if not 1 / 3 < aspect < 3 or size[0] * size[1] > radiograph.MAX_PIXELS:
-        meta["warnings"].append("the pixel aspect ratio is implausible and was ignored")
+        metadata["warnings"].append("the pixel aspect ratio is implausible and was ignored")
         return pixels
-    meta["warnings"].append("pixels are not square: resampled")
+    metadata["warnings"].append("pixels are not square: resampled")
     image = PilImage.fromarray(pixels).resize(size, PilImage.Resampling.BICUBIC)
     return np.clip(np.asarray(image, np.float32), 0, 1)

@@ -90,22 +90,24 @@ def load_rows(manifest: str | Path, image_root: str | Path) -> list[Row]:
     return rows
 
 
-def _parse_row(line: bytes, root: Path) -> Row:
+def _parse_row(line: bytes, image_root: Path) -> Row:
     try:
-        item = json.loads(line.decode("utf-8"))
+        record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:
         raise _BadRowError("not UTF-8 text") from None
     except (json.JSONDecodeError, RecursionError):
         raise _BadRowError("not valid JSON") from None
-    if not isinstance(item, dict):
+    if not isinstance(record, dict):
         raise _BadRowError("not a JSON object")
-    dialogue = _parse_dialogue(item)
-    image_name = item.get("image", dialogue.image)
+    # In this order: a row is refused for the first of its problems.
+    dialogue = _parse_dialogue(record)
+    image_name = record.get("image", dialogue.image)
     if not isinstance(image_name, str) or not image_name.strip():
         raise _BadRowError("no image")
-    image_path = _find_image(image_name.strip(), root)
-    solution, known = _parse_truth(item)
-    identifier = item.get("id", image_name)
+    image_path = _find_image(image_name.strip(), image_root)
+    solution, known = _parse_truth(record)
+    # Without an id the image's name is one.
+    identifier = record.get("id", image_name)
     if not isinstance(identifier, str | int) or not str(identifier).strip():
         raise _BadRowError("the id is not a string")
     return Row(
@@ -115,31 +117,32 @@ def _parse_row(line: bytes, root: Path) -> Row:
         solution=solution,
         target=dialogue.target,
         known=known,
-        group=_patient_of(item, str(identifier)),
+        group=_patient_of(record, str(identifier)),
     )
 
 
-def _parse_dialogue(item: dict[str, Any]) -> _Dialogue:
+def _parse_dialogue(record: dict[str, Any]) -> _Dialogue:
     # Both formats as (role, text) in order.
     turns, image = [], None
-    if isinstance(item.get("messages"), list):
-        for turn in item["messages"]:
+    if isinstance(record.get("messages"), list):
+        for turn in record["messages"]:
             role = turn.get("role") if isinstance(turn, dict) else None
-            text, shown = _parse_content(turn.get("content") if role else None)
+            spoken, shown = _parse_content(turn.get("content") if role else None)
             image = image or shown
-            turns.append((role, text))
-    elif isinstance(item.get("conversations"), list):
-        for turn in item["conversations"]:
+            turns.append((role, spoken))
+    elif isinstance(record.get("conversations"), list):
+        for turn in record["conversations"]:
             turn = turn if isinstance(turn, dict) else {}
-            text = turn.get("value")
-            text = text if isinstance(text, str) else ""
+            spoken = turn.get("value")
+            spoken = spoken if isinstance(spoken, str) else ""
             # "<image>" is how LLaVA-style files mark the place of the picture; ours always comes first.
-            turns.append((turn.get("from"), text.replace("<image>", "").strip()))
+            turns.append((turn.get("from"), spoken.replace("<image>", "").strip()))
     else:
         raise _BadRowError("neither messages nor conversations")
 
-    prompt = next((text for role, text in turns if role in ("user", "human")), "")
-    target = next((text for role, text in turns if role in ("assistant", "gpt")), None)
+    # The first turn of each; more turns are allowed and not used.
+    prompt = next((spoken for role, spoken in turns if role in ("user", "human")), "")
+    target = next((spoken for role, spoken in turns if role in ("assistant", "gpt")), None)
     if not prompt:
         raise _BadRowError("no prompt (a user or human turn with text)")
     if target is not None and not target:
@@ -161,7 +164,8 @@ def _parse_content(content: object) -> tuple[str, str | None]:
     return "\n".join(texts).strip(), (shown or [None])[0]
 
 
-def _find_image(name: str, root: Path) -> Path:
+def _find_image(name: str, image_root: Path) -> Path:
+    # Paths of either system, and never out of the root: a manifest comes from elsewhere.
     windows_path = PureWindowsPath(name)
     if (
         "://" in name
@@ -175,12 +179,12 @@ def _find_image(name: str, root: Path) -> Path:
     if ".." in parts:
         raise _BadRowError("the image path leaves the image root")
     # Published manifests name folders that users flatten.
-    for candidate in (root.joinpath(*parts), root / parts[-1]):
+    for candidate in (image_root.joinpath(*parts), image_root / parts[-1]):
         if candidate.is_file():
-            if not candidate.resolve().is_relative_to(root.resolve()):
+            if not candidate.resolve().is_relative_to(image_root.resolve()):
                 raise _BadRowError("the image is a link that leaves the image root")
             return candidate
-    raise _BadRowError(f"image file not found: {name!r} below {str(root)!r}")
+    raise _BadRowError(f"image file not found: {name!r} below {str(image_root)!r}")
 
 
 def _canonical_label(name: object) -> str:
@@ -190,30 +194,31 @@ def _canonical_label(name: object) -> str:
     return label
 
 
-def _parse_truth(item: dict[str, Any]) -> tuple[str, tuple[bool, ...]]:
+def _parse_truth(record: dict[str, Any]) -> tuple[str, tuple[bool, ...]]:
     """The solution in CheXpert order, and which labels are known. The two ways of saying it must agree."""
-    solution = item.get("solution")
+    solution = record.get("solution")
     if not isinstance(solution, str) or not solution.strip():
         raise _BadRowError("no solution")
     positive = {_canonical_label(name) for name in solution.split(",")}
     known = [True] * len(CHEXPERT_14)
-    if item.get("labels") is not None:
-        if not isinstance(item["labels"], dict):
+    if record.get("labels") is not None:
+        if not isinstance(record["labels"], dict):
             raise _BadRowError("labels is not an object of label: state")
-        states = {_canonical_label(name): state for name, state in item["labels"].items()}
+        states = {_canonical_label(name): state for name, state in record["labels"].items()}
         if not all(state in (1, 0, -1, None) for state in states.values()):
             raise _BadRowError("a state in labels is none of 1, 0, -1, null")
+        # Solution and labels must name the same positive ones.
         if positive != {name for name, state in states.items() if state == 1}:
             raise _BadRowError("solution and labels contradict each other")
         known = [states.get(name) in (0, 1) for name in CHEXPERT_14]
     return ", ".join(sorted(positive, key=INDEX.__getitem__)), tuple(known)
 
 
-def _patient_of(item: dict[str, Any], identifier: str) -> str:
+def _patient_of(record: dict[str, Any], identifier: str) -> str:
     """The patient of a row; the row's own id where the manifest does not tell."""
     for field in ("patient_id", "subject_id"):
-        if isinstance(item.get(field), str | int):
-            return str(item[field])
+        if isinstance(record.get(field), str | int):
+            return str(record[field])
     patient = re.search(r"patient\d+", identifier)  # CheXpert's paths
     return patient.group() if patient else identifier
 
@@ -300,6 +305,7 @@ class FilesSource:
         if any(not 0 <= index < len(self.rows) for index in indices):
             raise IndexError(f"{self.name}: index outside 0..{len(self.rows) - 1}")
         rows = [self.rows[index] for index in indices]
+        # What is not known is taken as possible: nobody is wrong to mention it.
         known = np.array([row.known for row in rows], bool)
         return {
             "image": np.stack(self._images(indices)),
@@ -359,6 +365,7 @@ def open_split(
     Raises:
         UserError: for a bad manifest, or one of a single patient.
     """
+    # One cache, so that the limit holds for both together.
     cache = ImageCache(cache_mib)
     rows = load_rows(manifest, image_root)
 
@@ -369,11 +376,12 @@ def open_split(
     patients = sorted({row.group for row in rows}, key=place)
     if len(patients) < 2:
         raise UserError(f"{manifest}: rows of at least two patients are needed, to hold some out")
+    # Fewer than about 30 patients say little.
     enough = min(30, len(patients) // 3)
     held_patients = set(patients[: max(1, enough, round(len(patients) / 10))])
 
-    def open_part(name: str, held: bool) -> FilesSource:
-        part = [row for row in rows if (row.group in held_patients) == held]
+    def open_part(name: str, is_held_out: bool) -> FilesSource:
+        part = [row for row in rows if (row.group in held_patients) == is_held_out]
         return FilesSource(
             part, size, renderer=renderer, name=f"files ({name})", cache=cache, threads=threads
         )

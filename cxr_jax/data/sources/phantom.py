@@ -70,6 +70,7 @@ class PhantomSource:
         rows = [self._draw(first), *map_in_threads(self._draw, others)]
         batch = dict(jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows))
         batch["solution"] = np.asarray(batch["labels"]) == 1
+        # The world's own truth: nothing is unknown, and what is subtle may be hedged.
         batch["known"] = np.ones_like(batch["solution"])
         batch["hedged"] = np.asarray(batch["labels"]) == -1
         return batch
@@ -103,6 +104,7 @@ class PhantomSource:
                 for purpose in (_MISSES, _WORDING)
             )
             scene = phantom.scene_row(batch["scene"], row)
+            # First what the reader sees, then in which words it is said.
             scene = human_readers.as_read(scene, self.reader_miss, missing)
             texts.append(report_writer.target(report_writer.write(scene, self.hospital, wording)))
         return texts

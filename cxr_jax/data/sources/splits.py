@@ -49,43 +49,47 @@ def open_splits(data: DataConfig) -> Splits:
     return _file_splits(data)
 
 
-def _phantom_splits(data: DataConfig) -> Splits:
+def _phantom_splits(data_config: DataConfig) -> Splits:
     def hold_out(split: str) -> dict[str, Source]:
         return {
             hospital: phantom.PhantomSource(hospital, split, 0)
-            for hospital in (data.hospital, data.ood_hospital)
+            for hospital in (data_config.hospital, data_config.ood_hospital)
         }
 
-    train = phantom.PhantomSource(data.hospital, "train", data.seed, data.reader_miss, data.sites)
+    # Readers that miss things, and other sites, belong to training alone.
+    train = phantom.PhantomSource(
+        data_config.hospital, "train", data_config.seed, data_config.reader_miss, data_config.sites
+    )
     return Splits(
         train=train,
         select=hold_out("select"),
         test=hold_out("test"),
-        out_of_distribution=data.ood_hospital,
+        out_of_distribution=data_config.ood_hospital,
     )
 
 
-def _file_splits(data: DataConfig) -> Splits:
-    train, held = manifest.open_split(
-        data.manifest,
-        data.image_root,
-        size=data.size,
-        seed=data.seed,
-        cache_mib=data.cache_mib,
-        threads=data.threads,
+def _file_splits(data_config: DataConfig) -> Splits:
+    train, held_source = manifest.open_split(
+        data_config.manifest,
+        data_config.image_root,
+        size=data_config.size,
+        seed=data_config.seed,
+        cache_mib=data_config.cache_mib,
+        threads=data_config.threads,
     )
-    patients = list(dict.fromkeys(row.group for row in held.rows))
+    patients = list(dict.fromkeys(row.group for row in held_source.rows))
+    # In the order of the manifest's held-out rows.
     for_selection = set(patients[: max(1, len(patients) // 3)])
 
     def open_part(name: str, selected: bool) -> Source:
-        rows = [row for row in held.rows if (row.group in for_selection) == selected]
+        rows = [row for row in held_source.rows if (row.group in for_selection) == selected]
         # A single held-out patient serves for both: an empty set could not be scored.
         return manifest.FilesSource(
-            rows or held.rows,
-            data.size,
+            rows or held_source.rows,
+            data_config.size,
             name=f"files ({name})",
-            cache=held.cache,
-            threads=held.threads,
+            cache=held_source.cache,
+            threads=held_source.threads,
         )
 
     return Splits(
@@ -107,6 +111,7 @@ def held_out(source: Source, count: int, poll: Callable[[], object] | None = Non
     """
     count = min(count, len(source))
     parts = []
+    # In parts, so that a signal is seen between them.
     for start in range(0, count, HELD_OUT_PART):
         if poll is not None:
             poll()
@@ -116,6 +121,7 @@ def held_out(source: Source, count: int, poll: Callable[[], object] | None = Non
         for key in ("image", "solution", "known", "hedged", "sides")
     }
     batch["texts"] = source.about(range(count))["prompts"]
+    # Phantoms have no ids of their own.
     if "ids" in parts[0]:
         batch["ids"] = [name for part in parts for name in part["ids"]]
     return batch
