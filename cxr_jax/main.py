@@ -68,7 +68,7 @@ def run() -> int:
     folder = _open_folder(config)
     stop = signals.Stop(config.grace_seconds, config.step_timeout)
     try:
-        if processes.of_main(bool(folder.status)):
+        if processes.from_main(bool(folder.status)):
             _print_complete(folder)
         else:
             _run_task(config, folder, stop, layout)
@@ -94,7 +94,7 @@ def _checked_layout(config: "ConfigDict") -> "Layout":
     from cxr_jax.training import checks
 
     processes.together(lambda: _task(config.task).check(config))
-    layout = processes.together(lambda: layouts.Layout.of(config.mesh))
+    layout = processes.together(lambda: layouts.Layout.from_config(config.mesh))
     settings = RunConfig.from_config(config)
     processes.together(lambda: checks.check_rows_divide(settings, layout.shards))
     return layout
@@ -104,6 +104,9 @@ def _run_task(config: "ConfigDict", folder: "RunFolder", stop: "Stop", layout: "
     """Run the task from where its folder stands, and say where it ended: complete, or saved on a signal."""
     import jax
 
+    from cxr_jax.runtime import checkpoints
+
+    checkpoints.quieten_orbax()  # before a model is loaded, which Orbax may have written
     devices = jax.devices()
     place = f"{len(devices)} {devices[0].platform} device(s), {os.cpu_count()} cores"
     if layout.mesh:
@@ -139,7 +142,7 @@ def _open_folder(config: "ConfigDict") -> "RunFolder":
         lambda: checks.fingerprint(config.model, DataConfig.from_config(config))
     )
     identity = [settings, data, run_folder.git_sha()]
-    if not processes.same(json.dumps(identity, sort_keys=True, default=str)):
+    if not processes.have_same(json.dumps(identity, sort_keys=True, default=str)):
         raise UserError(
             "the processes differ in their flags, code, data or weights: start the same command on all"
         )

@@ -65,7 +65,7 @@ def run() -> int:
     if config.get("task") not in ("sft", "rl"):
         raise UserError(f"config.task={config.get('task')!r}: only sft and rl have steps to plan")
     schema.check_values(config)
-    layout = layouts.Layout.of(config.mesh)
+    layout = layouts.Layout.from_config(config.mesh)
     checks.check_rows_divide(RunConfig.from_config(config), layout.shards)
 
     # The same programs twice: as the run computes, and in float32, which XLA for CPUs compiles as an accelerator would.

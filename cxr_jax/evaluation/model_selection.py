@@ -91,7 +91,7 @@ class ModelSelection:
 
         # None, an undefined score of very few examples, counts as 0.
         score = row[f"eval/{self.out_of_distribution}/{self.settings.select_by}"] or 0.0
-        if processes.of_main(self.best is None or score > self.best["score"]):
+        if processes.from_main(self.best is None or score > self.best["score"]):
             self.best = {"score": score, "step": step}
             self.loop.checkpoints.save_best(step, train, self.best)
         return row

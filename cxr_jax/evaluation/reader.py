@@ -65,7 +65,7 @@ class Reader:
         self.tokenizer, self.prompts, self.layout = tokenizer, prompts, layout
         self.poll = poll or _go_on
         self.batch_size = -(-batch_size // layout.shards) * layout.shards
-        self._read_batch = layout.on(jax.jit(self._reading_program(model_config, dtype)))
+        self._read_batch = layout.on_mesh(jax.jit(self._reading_program(model_config, dtype)))
         self._score_traces = jax.jit(self._trace_program(lexicon))
 
     def _reading_program(self, model_config: Config, dtype: DTypeLike) -> Callable:
@@ -73,7 +73,7 @@ class Reader:
         table, room = self._bytes_of_tokens()
 
         def read(params: Tree, batch: Tree) -> tuple:
-            params = sharding.gathered(params, dtype)
+            params = sharding.gather_weights(params, dtype)
             features = qwen.vision(
                 params, model_config, patchify(batch["image"]), self.prompts.grid, dtype=dtype
             )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cxr_jax.runtime.batch_rows import rows_apart
+from cxr_jax.runtime.batch_rows import divide_rows
 from cxr_jax.runtime.trees import Tree
 
 # ---- Modules -----------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ def run_layers(
 
     def step(hidden: Any, params: Any) -> tuple[Any, Any]:
         # Said at every layer, or the compiler divides activations by features on a mesh.
-        return layer(params, rows_apart(hidden))
+        return layer(params, divide_rows(hidden))
 
     is_list = isinstance(stacked, list)
     # One trace for all layers, or a trace each.

@@ -208,8 +208,8 @@ def make_learn(
                 grads,
             )
             metrics["replay_loss"] = aux_of_replay.sum()
-        state, metrics["grad_norm"] = guarded_update(optimizer, state, sharding.laid_out(grads))
-        state = sharding.laid_out(state)
+        state, metrics["grad_norm"] = guarded_update(optimizer, state, sharding.lay_out(grads))
+        state = sharding.lay_out(state)
         of_rows = training_micro_batches.joined(aux)
         metrics |= update_metrics(ro, of_rows)
         return state, metrics if updates > 1 else metrics | gap_metrics(ro, of_rows)

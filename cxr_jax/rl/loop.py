@@ -152,7 +152,7 @@ def _programs(setup: Setup, optimizer: Any, layout: Layout) -> tuple:
         max_completion=settings.max_completion,
         remat=settings.remat,
     )
-    return layout.on(rollout), layout.on(learn)
+    return layout.on_mesh(rollout), layout.on_mesh(learn)
 
 
 # ---- After the loop --------------------------------------------------------------------------------------

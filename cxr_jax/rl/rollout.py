@@ -56,7 +56,7 @@ def make_rollout(
 
     @jax.jit
     def sample(train, frozen, batch, step):
-        params = sharding.gathered(trainable.merge(train, frozen)["model"], trainable.dtype)
+        params = sharding.gather_weights(trainable.merge(train, frozen)["model"], trainable.dtype)
         p, g = batch["image"].shape[0], rollout.group_size
 
         def complete(part):

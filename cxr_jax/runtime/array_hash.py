@@ -6,6 +6,10 @@ one word, each mix is a bijection: whatever changes in a single word changes the
 damage is missed once in 2^64. Position and type matter; the shape, beyond the order of the words, does not.
 """
 
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,67 +19,76 @@ _HALVES = (
     (0x243F6A89, 0x85A308D3, 0x13198A2F, 0x03707345),
     (0xA4093823, 0x299F31D0, 0x082EFA99, 0xEC4E6C89),
 )
+_SHIFTS = (15, 13)  # after each multiplication of the mix, so that high bits reach the low ones
 _CHUNK = 1 << 20  # words that NumPy works on at a time: they and their index stay in the cache
 
 
-def of(arrays: dict) -> dict[str, str]:
-    """{name: hash as 16 hex digits} of JAX arrays, computed where they lie; every process calls this, and gets all.
+def hash_arrays(arrays: Mapping[str, jax.Array]) -> dict[str, str]:
+    """Hash JAX arrays where they lie: {name: hash as 16 hex digits}; every process calls this, and gets all.
 
-    Types of 1, 2, 4 or 8 bytes; at most 2^32 words tell their positions apart.
+    Args:
+        arrays: of types of 1, 2, 4 or 8 bytes; at most 2^32 words tell their positions apart.
     """
-    return (
-        dict(zip(arrays, map(_hex, np.asarray(_on_device(list(arrays.values())))), strict=True))
-        if arrays
-        else {}
-    )
+    if not arrays:
+        return {}
+    hashes = np.asarray(_hash_on_device(list(arrays.values())))
+    return dict(zip(arrays, map(_hex, hashes), strict=True))
 
 
-def of_host(x: np.ndarray) -> str:
-    """The same hash of an array on the host, with no copy of it as a whole."""
-    words = np.ascontiguousarray(x).reshape(-1)
-    words = words.view(np.uint32 if x.dtype.itemsize >= 4 else f"u{x.dtype.itemsize}")
+def hash_host_array(array: np.ndarray) -> str:
+    """Compute the same hash of an array on the host, with no copy of it as a whole."""
+    words = np.ascontiguousarray(array).reshape(-1)
+    # Narrow types give a word for each number; wide ones two, the low word first.
+    words = words.view(np.uint32 if array.dtype.itemsize >= 4 else f"u{array.dtype.itemsize}")
     sums = np.zeros(2, np.uint32)
     for start in range(0, len(words), _CHUNK):
-        part = words[start : start + _CHUNK].astype(np.uint32)
-        index = np.arange(start, start + len(part), dtype=np.uint64).astype(np.uint32)
-        sums += np.array([_mixed(part, index, half, np).sum(dtype=np.uint32) for half in _HALVES])
+        chunk = words[start : start + _CHUNK].astype(np.uint32)
+        positions = np.arange(start, start + len(chunk), dtype=np.uint64).astype(np.uint32)
+        sums += np.array(
+            [_mix(chunk, positions, half, np).sum(dtype=np.uint32) for half in _HALVES]
+        )
     return _hex(sums)
 
 
 @jax.jit
-def _on_device(arrays):
-    """uint32 [N, 2]"""
-    return jnp.stack([_sums(x) for x in arrays])
+def _hash_on_device(arrays: list[jax.Array]) -> jax.Array:
+    """uint32 [N, 2]: both halves of the hash of each array."""
+    return jnp.stack([_sum_halves(array) for array in arrays])
 
 
-def _sums(x):
-    words = _words(x)
-    index = jnp.zeros(words.shape, jnp.uint32)
+def _sum_halves(array: jax.Array) -> jax.Array:
+    words = _words(array)
+    # Each word's position in the whole array, axis by axis: the compiler forms it where the word lies.
+    positions = jnp.zeros(words.shape, jnp.uint32)
     for axis in range(words.ndim):
         stride = np.uint32(int(np.prod(words.shape[axis + 1 :], dtype=object)) % 2**32)
-        index = index + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * stride
+        positions = positions + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * stride
+    halves, zero = [_mix(words, positions, half, jnp) for half in _HALVES], np.uint32(0)
     # One reduction of both halves: XLA fuses it with the mix, where two `sum`s would make two copies of the array.
-    halves, zero = [_mixed(words, index, half, jnp) for half in _HALVES], np.uint32(0)
-    add = lambda a, b: [x + y for x, y in zip(a, b, strict=True)]
-    return jnp.stack(jax.lax.reduce(halves, [zero, zero], add, tuple(range(words.ndim))))
+    return jnp.stack(jax.lax.reduce(halves, [zero, zero], _add, tuple(range(words.ndim))))
 
 
-def _words(x):
-    """The bits of x as uint32; types of 8 bytes get an axis of two more, the low word first, as in memory."""
-    if x.dtype == bool:
-        return x.astype(jnp.uint32)
-    narrow = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
-    return jax.lax.bitcast_convert_type(x, narrow).astype(jnp.uint32)
+def _add(left: list[jax.Array], right: list[jax.Array]) -> list[jax.Array]:
+    return [a + b for a, b in zip(left, right, strict=True)]
 
 
-def _mixed(words, index, half, np_or_jnp):
-    by, offset, *multipliers = (np_or_jnp.uint32(c) for c in half)
-    mixed = words ^ (index * by + offset)
-    for multiplier, shift in zip(multipliers, (15, 13), strict=True):
+def _words(array: jax.Array) -> jax.Array:
+    """The bits as uint32; types of 8 bytes get an axis of two more, the low word first, as in memory."""
+    if array.dtype == bool:
+        return array.astype(jnp.uint32)
+    word_type = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
+    return jax.lax.bitcast_convert_type(array, word_type).astype(jnp.uint32)
+
+
+def _mix(words: Any, positions: Any, half: tuple[int, ...], numpy: ModuleType) -> Any:
+    """Words of one half of the hash, in NumPy or jax.numpy: uint32, so that all wraps modulo 2^32."""
+    position_multiplier, offset, *multipliers = (numpy.uint32(constant) for constant in half)
+    mixed = words ^ (positions * position_multiplier + offset)
+    for multiplier, shift in zip(multipliers, _SHIFTS, strict=True):
         mixed = mixed * multiplier
-        mixed = mixed ^ (mixed >> np_or_jnp.uint32(shift))
+        mixed = mixed ^ (mixed >> numpy.uint32(shift))
     return mixed
 
 
-def _hex(halves) -> str:
-    return "".join(f"{int(h):08x}" for h in halves)
+def _hex(halves: np.ndarray) -> str:
+    return "".join(f"{int(half):08x}" for half in halves)

@@ -1,53 +1,77 @@
 """The rows of a batch on a mesh that `jax.set_mesh` has set, if any: over how many devices, and what lies on which."""
 
 import math
+from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from cxr_jax.runtime.trees import Tree
 
 BATCH_AXES = ("data", "fsdp")
 """Mesh axes that divide the rows of a batch."""
 
 
 def row_shards() -> int:
-    """Over how many parts of the mesh that `jax.set_mesh` has set, if any, the rows of a batch are divided."""
+    """Count the parts of the mesh that `jax.set_mesh` has set, if any, over which the rows of a batch are divided."""
     mesh = jax.sharding.get_abstract_mesh()
-    return math.prod(mesh.shape[a] for a in row_axes(mesh))
+    return math.prod(mesh.shape[axis] for axis in row_axes(mesh))
 
 
-def row_axes(mesh) -> tuple[str, ...]:
-    """BATCH_AXES that the compiler divides; inside `shard_map` it divides none of them any more."""
+def row_axes(mesh: AbstractMesh) -> tuple[str, ...]:
+    """Pick the BATCH_AXES that the compiler divides; inside `shard_map` it divides none of them any more."""
     types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    return tuple(a for a in BATCH_AXES if types.get(a) == jax.sharding.AxisType.Auto)
+    return tuple(axis for axis in BATCH_AXES if types.get(axis) == jax.sharding.AxisType.Auto)
 
 
-def by_shard(x, shards: int):
-    """[R, ..] -> [shards, R / shards, ..]: the rows of each device."""
-    return x.reshape(shards, -1, *x.shape[1:])
+def by_shard(array: jax.Array, shards: int) -> jax.Array:
+    """Split [R, ..] into [shards, R / shards, ..]: the rows of each device."""
+    return array.reshape(shards, -1, *array.shape[1:])
 
 
-def take_rows(x, index):
-    """Some rows of x [R, ..], of each device its own: index int [shards, m], counted from the device's first row.
-    Returns [shards * m, ..]."""
-    taken = jax.vmap(lambda rows, i: rows[i])(by_shard(x, len(index)), index)
-    return taken.reshape(-1, *x.shape[1:])
+# Rows are taken and put on each device alone: an index into the whole batch would make the compiler gather it first.
 
 
-def put_rows(x, index, new):
-    """x with the rows that `take_rows` would give replaced by new [shards * m, ..]; no index twice."""
-    put = jax.vmap(lambda rows, i, new: rows.at[i].set(new, unique_indices=True))
-    return put(by_shard(x, len(index)), index, by_shard(new, len(index))).reshape(x.shape)
+def take_rows(array: jax.Array, index: jax.Array) -> jax.Array:
+    """Take some rows of each device.
+
+    Args:
+        array: [R, ..].
+        index: int [shards, m], counted from the device's first row.
+
+    Returns:
+        [shards * m, ..].
+    """
+    taken = jax.vmap(lambda rows, chosen: rows[chosen])(by_shard(array, len(index)), index)
+    return taken.reshape(-1, *array.shape[1:])
 
 
-def rows_apart(x, rest=None):
-    """x, rows on axis 0, divided by rows over the batch axes of the mesh. rest: how all other axes are; None: not
-    divided.
+def put_rows(array: jax.Array, index: jax.Array, new: jax.Array) -> jax.Array:
+    """Replace the rows that `take_rows` would give by new [shards * m, ..]; no index twice."""
+
+    def put(rows: jax.Array, chosen: jax.Array, new_rows: jax.Array) -> jax.Array:
+        return rows.at[chosen].set(new_rows, unique_indices=True)
+
+    shards = len(index)
+    result = jax.vmap(put)(by_shard(array, shards), index, by_shard(new, shards))
+    return result.reshape(array.shape)
+
+
+def divide_rows(tree: Tree | jax.Array, rest: Any = None) -> Any:
+    """Divide arrays, rows on axis 0, by rows over the batch axes of the mesh.
 
     Said between layers, so that the compiler gathers weights (FSDP) and does not divide activations by features.
+
+    Args:
+        rest: how all other axes are, as in a PartitionSpec; None: not divided.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = row_axes(mesh)
     if not axes:
-        return x
-    at = lambda a: PartitionSpec(axes, *[rest] * (a.ndim - 1))
-    return jax.tree.map(lambda a: jax.lax.with_sharding_constraint(a, at(a)), x)
+        return tree
+
+    def divide(array: jax.Array) -> jax.Array:
+        spec = PartitionSpec(axes, *[rest] * (array.ndim - 1))
+        return jax.lax.with_sharding_constraint(array, spec)
+
+    return jax.tree.map(divide, tree)

@@ -19,42 +19,45 @@ import shutil
 import sys
 import time
 import warnings
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 from jax._src import distributed  # the processes' key-value store has no public name
 
 from cxr_jax.errors import RunFailedError, UserError
-from cxr_jax.runtime import array_hash, processes
-from cxr_jax.runtime import checkpoint_folder as on_disk
-
-# Orbax logs errors with their tracebacks, from its own threads; here they become one line of one exception.
-logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
-logging.getLogger("asyncio").addFilter(
-    lambda record: "orbax" not in record.getMessage()
-)  # tasks it has left behind
-warnings.filterwarnings(
-    "ignore", r"coroutine 'async_serialize", RuntimeWarning
-)  # and those it never began
-
-
-def _quiet(unraisable, hook=sys.unraisablehook):
-    # After the first array that cannot be written Orbax closes its event loop; the writes of all others, as they end,
-    # call it from threads of TensorStore, which have nobody to raise to.
-    trace = unraisable.exc_traceback
-    if not (
-        unraisable.exc_type is RuntimeError
-        and trace
-        and trace.tb_frame.f_code.co_name == "call_soon_threadsafe"
-    ):
-        hook(unraisable)
-
-
-sys.unraisablehook = _quiet
+from cxr_jax.runtime import array_hash, checkpoint_folder, processes
+from cxr_jax.runtime.trees import Tree
 
 
 class SaveFailedError(RunFailedError, RuntimeError):
     """A checkpoint could not be written. One line: the folder and the reason. Those from before stay loadable."""
+
+
+class Restored(NamedTuple):
+    """What a checkpoint holds: the state or the parameters, the JSON of whoever saved, and its step."""
+
+    state: Tree
+    meta: dict
+    step: int
+
+
+@dataclass(frozen=True)
+class _Series:
+    """`last/` or `best/`: its name, and Orbax's manager of its folder."""
+
+    name: str
+    manager: ocp.CheckpointManager
+
+
+@dataclass(frozen=True)
+class _PendingSave:
+    """A save under way. `outcome`: of `_finish`: (facts, what is wrong with what was written, or None)."""
+
+    series: _Series
+    step: int
+    outcome: concurrent.futures.Future
 
 
 class Checkpoints:
@@ -62,21 +65,27 @@ class Checkpoints:
 
     A save returns when the arrays are copied: a step that takes over (donates) them may follow at once. The rest
     happens in the background: writing, reading back, then removing older ones; one save at a time. What goes wrong
-    there is raised by the next `save`, `restore`, `poll`, `wait` or `close`, as SaveFailed. about: JSON-able facts of
-    the run (config, git sha, fingerprint of the data), written into every checkpoint. grace: seconds that a run has to
-    save when it is told to stop, printed beside what the first save took.
+    there is raised by the next `save`, `restore`, `poll`, `wait` or `close`, as SaveFailedError.
 
-    `saved`: the newest step of `last/` that is known to be whole; 0 before. `last_save`: of the newest save that is
-    through: name, step, blocked_seconds (of the caller), seconds (until verified), bytes (of the arrays); or None.
+    Args:
+        about: JSON-able facts of the run (config, git sha, fingerprint of the data), written into every checkpoint.
+        grace: seconds that a run has to save when it is told to stop, printed beside what the first save took.
+
+    Attributes:
+        saved: the newest step of `last/` that is known to be whole; 0 before.
+        last_save: of the newest save that is through: name, step, blocked_seconds (of the caller), seconds (until
+            verified), bytes (of the arrays); or None.
     """
 
     def __init__(
         self, workdir: str, keep: int = 2, about: dict | None = None, grace: float | None = None
-    ):
+    ) -> None:
+        quieten_orbax()
         self._root = os.path.abspath(os.path.join(workdir, "checkpoints"))
         self._keep, self._about, self._grace, self.saved = keep, about or {}, grace, 0
         self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
-        self._pending = self.last_save = None
+        self._pending: _PendingSave | None = None
+        self.last_save: dict[str, Any] | None = None
         self._dropped = False
         try:
             if processes.is_main():
@@ -87,45 +96,55 @@ class Checkpoints:
             self.last, self.best = (
                 _manager(os.path.join(self._root, name), barrier) for name in ("last", "best")
             )
-        except OSError as e:
-            raise SaveFailedError(f"{self._root}: cannot be written ({e.strerror or e})") from e
+        except OSError as error:
+            raise SaveFailedError(
+                f"{self._root}: cannot be written ({error.strerror or error})"
+            ) from error
+        self._last, self._best = _Series("last", self.last), _Series("best", self.best)
 
-    def save(self, step: int, state: dict, meta: dict) -> None:
-        """Saves the whole state at `step` with JSON-able `meta`. A step that is already saved is left alone."""
+    # ---- What a run calls ----
+
+    def save(self, step: int, state: Tree, meta: dict) -> None:
+        """Save the whole state at `step` with JSON-able `meta`. A step that is already saved is left alone."""
         self.wait()
-        if not processes.of_main(step in self.last.all_steps()):
-            self._start("last", self.last, step, state, meta)
+        if not processes.from_main(step in self.last.all_steps()):
+            self._start(self._last, step, state, meta)
 
-    def restore(self, like: dict) -> tuple[dict, dict, int] | None:
-        """(state, meta, step) of the newest checkpoint that loads, or None. A damaged one is passed over, aloud.
+    def restore(self, like: Tree) -> Restored | None:
+        """Restore the newest checkpoint that loads, if any. A damaged one is passed over, and a line says so.
 
-        like: a state, or jax.ShapeDtypeStructs (`Layout.like`): the arrays come to lie as it does, whatever mesh they
-        were saved from, and may be donated. A damaged checkpoint moves to `damaged_*`: its step will be saved again,
-        and nothing is deleted. Raises UserError for one of another model.
+        A damaged checkpoint moves to `damaged_*`: its step will be saved again, and nothing is deleted.
+
+        Args:
+            like: a state, or jax.ShapeDtypeStructs (`Layout.like`): the arrays come to lie as it does, whatever mesh
+                they were saved from, and may be donated.
+
+        Raises:
+            UserError: for a checkpoint of another model.
         """
-        found = self._newest("last", self.last, like)
-        self.saved = found[2] if found else 0
-        return found
+        restored = self._restore_newest(self._last, like)
+        self.saved = restored.step if restored else 0
+        return restored
 
-    def save_best(self, step: int, params: dict, meta: dict) -> None:
-        """Keeps `params` as the best so far; the one before goes when they are on disk and verified."""
+    def save_best(self, step: int, params: Tree, meta: dict) -> None:
+        """Keep `params` as the best so far; the one before goes when they are on disk and verified."""
         self.wait()
-        self._start("best", self.best, step, params, meta)
+        self._start(self._best, step, params, meta)
 
-    def restore_best(self, like: dict) -> tuple[dict, dict, int] | None:
-        """(params, meta, step) of the best checkpoint, or None when there is none; otherwise as `restore`."""
-        return self._newest("best", self.best, like)
+    def restore_best(self, like: Tree) -> Restored | None:
+        """Restore the best checkpoint, or None when there is none; otherwise as `restore`."""
+        return self._restore_newest(self._best, like)
 
     def poll(self) -> None:
-        """Ends the save under way if it is through, without waiting. Of several processes, all must call it."""
+        """End the save under way if it is through, without waiting. Of several processes, all must call it."""
         self._conclude(block=False)
 
     def wait(self) -> None:
-        """Waits until the save under way is through."""
+        """Wait until the save under way is through."""
         self._conclude(block=True)
 
     def close(self) -> None:
-        """Waits until the save under way is through, and lets go of the folder."""
+        """Wait until the save under way is through, and let go of the folder."""
         if self._dropped:
             return self._background.shutdown(wait=False)
         try:
@@ -144,177 +163,201 @@ class Checkpoints:
         if processes.count() > 1:
             self._dropped = True
 
-    def _start(self, name, manager, step, tree, meta):
+    # ---- One save, from its start to its check ----
+
+    def _start(self, series: _Series, step: int, tree: Tree, meta: dict) -> None:
         began = time.monotonic()
-        args, size = on_disk.items(tree, meta, self._about)
-        self._make_room(name, manager, step)
+        items = checkpoint_folder.make_items(tree, meta, self._about)
+        self._make_room(series, step)
         try:
-            manager.save(step, args=args, force=True)
-        except Exception as e:  # noqa: BLE001 - Orbax and TensorStore raise many kinds
-            raise self._failed(name, manager, step, e) from e
+            series.manager.save(step, args=items.args, force=True)
+        except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise many kinds
+            raise self._failed(series, step, error) from error
         facts = {
-            "name": name,
+            "name": series.name,
             "step": step,
-            "bytes": size,
+            "bytes": items.nbytes,
             "blocked_seconds": time.monotonic() - began,
         }
-        self._pending = (
-            name,
-            manager,
-            step,
-            self._background.submit(self._finish, name, manager, step, facts, began),
-        )
+        outcome = self._background.submit(self._finish, series, step, facts, began)
+        self._pending = _PendingSave(series, step, outcome)
 
-    def _make_room(self, name, manager, step):
+    def _make_room(self, series: _Series, step: int) -> None:
         """Process 0 finds out whether the folder can be written: the others would wait for it inside Orbax."""
-        error, folder, probe = None, self._folder(name, step), os.path.join(self._root, "probe")
+        failure = None
+        folder, probe = self._folder(series.name, step), os.path.join(self._root, "probe")
         try:
             if processes.is_main():
-                with open(probe, "wb") as f:
-                    f.write(bytes(4096))
+                with open(probe, "wb") as file:
+                    file.write(bytes(4096))
                 os.remove(probe)
                 if os.path.isdir(folder):  # the best of a step that has come again
-                    os.replace(folder, self._aside("replaced", name, step))
-        except OSError as e:
-            error = e
-        if processes.agree(error is not None):
-            raise self._failed(name, manager, step, error) from error
-        manager.reload()
+                    os.replace(folder, self._aside("replaced", series.name, step))
+        except OSError as error:
+            failure = error
+        if processes.agree(failure is not None):
+            raise self._failed(series, step, failure) from failure
+        series.manager.reload()
 
-    def _finish(self, name, manager, step, facts, began):
+    def _finish(
+        self, series: _Series, step: int, facts: dict, began: float
+    ) -> tuple[dict, str | None]:
         """In the background: (facts, what is wrong with what was written, or None)."""
-        manager.wait_until_finished()
+        series.manager.wait_until_finished()
         problem = None
         if processes.is_main():
-            if problem := on_disk.problem(self._folder(name, step)):
-                self._set_aside(name, step)
+            folder = self._folder(series.name, step)
+            problem = checkpoint_folder.find_problem(folder)
+            if problem:
+                self._set_aside(series.name, step)
                 self._tidy()
             else:
-                others = sorted(s for s in manager.all_steps() if s != step)
-                spared = 0 if name == "best" else self._keep - 1
-                for old in others[: max(0, len(others) - spared)]:
-                    # Renamed first: a folder that is half removed must not look like a checkpoint.
-                    os.replace(self._folder(name, old), self._aside("removed", name, old))
-                self._tidy(verified=self._folder(name, step))
+                self._remove_older(series, step)
+                self._tidy(verified=folder)
         return {**facts, "seconds": time.monotonic() - began}, problem
 
-    def _conclude(self, block):
+    def _remove_older(self, series: _Series, step: int) -> None:
+        others = sorted(other for other in series.manager.all_steps() if other != step)
+        spared = 0 if series.name == "best" else self._keep - 1
+        for old in others[: max(0, len(others) - spared)]:
+            # Renamed first: a folder that is half removed must not look like a checkpoint.
+            os.replace(self._folder(series.name, old), self._aside("removed", series.name, old))
+
+    def _conclude(self, block: bool) -> None:
         if self._pending is None:
             return
-        name, manager, step, future = self._pending
-        while processes.agree(not future.done()):
+        series, step, outcome = self._pending.series, self._pending.step, self._pending.outcome
+        # Processes end a save together: one that is through waits for the others, or none ends it now.
+        while processes.agree(not outcome.done()):
             if not block:
                 return
-            concurrent.futures.wait([future], timeout=None if processes.count() == 1 else 0.05)
-        self._pending, error = None, future.exception()
+            concurrent.futures.wait([outcome], timeout=None if processes.count() == 1 else 0.05)
+        self._pending, error = None, outcome.exception()
         if processes.agree(error is not None):
-            raise self._failed(name, manager, step, error) from error
-        self.last_save, problem = future.result()
-        manager.reload()
-        if not processes.agree(problem is not None) and name == "last":
+            raise self._failed(series, step, error) from error
+        self.last_save, problem = outcome.result()
+        series.manager.reload()
+        if not processes.agree(problem is not None) and series.name == "last":
             self.saved = step
-        if name == "last" and self._grace is not None:
-            s = self.last_save
-            print(
-                f"a save of {s['bytes'] / 2**20:,.0f} MiB takes {s['seconds']:.1f} s, the run waits for "
-                f"{s['blocked_seconds']:.1f} s of them (config.grace_seconds={self._grace:g})",
-                flush=True,
-            )
+        if series.name == "last" and self._grace is not None:
+            self._print_duration()
             self._grace = None  # once is enough
         if problem:
             print(
-                f"checkpoint {name}/{step} was written, but {problem}: it is set aside as damaged_{name}_{step}; "
-                "the one before stays",
+                f"checkpoint {series.name}/{step} was written, but {problem}: it is set aside as "
+                f"damaged_{series.name}_{step}; the one before stays",
                 flush=True,
             )
 
-    def _failed(self, name, manager, step, error) -> SaveFailedError:
+    def _print_duration(self) -> None:
+        save = self.last_save
+        print(
+            f"a save of {save['bytes'] / 2**20:,.0f} MiB takes {save['seconds']:.1f} s, the run waits for "
+            f"{save['blocked_seconds']:.1f} s of them (config.grace_seconds={self._grace:g})",
+            flush=True,
+        )
+
+    def _failed(self, series: _Series, step: int, error: BaseException | None) -> SaveFailedError:
         """The exception for it; clears away what was half written, so that its disk space is free again."""
         with contextlib.suppress(Exception):  # Orbax raises in each thread what `error` says
-            manager.wait_until_finished()
+            series.manager.wait_until_finished()
         if processes.is_main():
+            half_written = glob.escape(self._folder(series.name, step)) + ".*"
             until = time.monotonic() + 10
-            while (
-                left := glob.glob(glob.escape(self._folder(name, step)) + ".*")
-            ) and time.monotonic() < until:
-                for half in left:
-                    shutil.rmtree(half, ignore_errors=True)
+            while (folders := glob.glob(half_written)) and time.monotonic() < until:
+                for folder in folders:
+                    shutil.rmtree(folder, ignore_errors=True)
                 time.sleep(0.2)  # arrays that were on their way may have made it anew
             self._tidy()
-        manager.reload()
+        series.manager.reload()
         return SaveFailedError(
-            f"{os.path.join(self._root, name)}: the checkpoint of step {step} could not be saved: "
+            f"{os.path.join(self._root, series.name)}: the checkpoint of step {step} could not be saved: "
             f"{_reason(error)}; those before it are not touched"
         )
 
-    def _newest(self, name, manager, like):
+    # ---- Restoring ----
+
+    def _restore_newest(self, series: _Series, like: Tree) -> Restored | None:
         self.wait()
-        wanted, structure = on_disk.named(like), jax.tree.structure(like)
-        while (step := processes.of_main(max(manager.all_steps(), default=-1))) >= 0:
-            folder, damage, other = self._folder(name, step), None, None
+        wanted, structure = checkpoint_folder.leaves_by_path(like), jax.tree.structure(like)
+        steps = series.manager.all_steps
+        while (step := processes.from_main(max(steps(), default=-1))) >= 0:
+            folder, damage, difference = self._folder(series.name, step), None, None
+            # ---- Each process reads its part, and none waits for another meanwhile ----
             try:
-                meta, table = on_disk.read_json(folder)
-                other = on_disk.difference(table, wanted)
-                arrays = {} if other else on_disk.read_arrays(folder, wanted)
+                meta, table = checkpoint_folder.read_json(folder)
+                difference = checkpoint_folder.first_difference(table, wanted)
+                arrays = {} if difference else checkpoint_folder.read_arrays(folder, wanted)
             except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
                 raise  # that is the machine's fault: the next start may read it
-            except Exception as e:  # noqa: BLE001 - whatever is wrong with it, the one before may be good
-                damage = (
-                    f"{type(e).__name__}: {e}"
-                    if isinstance(e, on_disk.DamagedError)
-                    else type(e).__name__
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the one before may be good
+                damage = type(error).__name__
+                if isinstance(error, checkpoint_folder.DamagedError):
+                    damage += f": {error}"
+            # ---- They come to one verdict ----
+            if processes.agree(difference is not None):
+                raise UserError(
+                    f"{folder}: is of another model: {difference or 'see another process'}"
                 )
-            if processes.agree(other is not None):
-                raise UserError(f"{folder}: is of another model: {other or 'see another process'}")
             if processes.agree(damage is not None):
                 damage = damage or "for another process"
             else:  # every process computes the same hashes, and comes to the same verdict
-                hashes = array_hash.of({k: x for k, x in arrays.items() if x.size})
-                damage = next(
-                    (f"the hash of {k} is another" for k, h in hashes.items() if h != table[k][2]),
-                    None,
-                )
+                damage = _damaged_array(arrays, table)
             if damage is None:
-                return jax.tree.unflatten(structure, arrays.values()), meta, step
+                return Restored(jax.tree.unflatten(structure, arrays.values()), meta, step)
             if processes.is_main():
-                before = max((s for s in manager.all_steps() if s < step), default=None)
-                then = (
-                    "there is none before it"
-                    if before is None
-                    else f"trying the one of step {before}"
+                before = max((other for other in steps() if other < step), default=None)
+                then = "there is none before it"
+                if before is not None:
+                    then = f"trying the one of step {before}"
+                print(
+                    f"checkpoint {series.name}/{step} does not load ({damage}); {then}", flush=True
                 )
-                print(f"checkpoint {name}/{step} does not load ({damage}); {then}", flush=True)
-                self._set_aside(name, step)
-            processes.barrier(f"{name}/{step} is set aside")
-            manager.reload()
+                self._set_aside(series.name, step)
+            processes.barrier(f"{series.name}/{step} is set aside")
+            series.manager.reload()
         return None
 
-    def _folder(self, name, step) -> str:
+    # ---- Folders ----
+
+    def _folder(self, name: str, step: int | str) -> str:
         return os.path.join(self._root, name, str(step))
 
-    def _aside(self, why, name, step) -> str:
-        return os.path.join(self._root, f"{why}_{name}_{step}")
+    def _aside(self, reason: str, name: str, step: int | str) -> str:
+        return os.path.join(self._root, f"{reason}_{name}_{step}")
 
-    def _set_aside(self, name, step):
+    def _set_aside(self, name: str, step: int | str) -> None:
         target = self._aside("damaged", name, step)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(self._folder(name, step), target)
 
-    def _tidy(self, verified=None):
+    def _tidy(self, verified: str | None = None) -> None:
         """Ends what a save that was killed or failed has left; what the folder `verified` replaces goes, too."""
         for entry in os.listdir(self._root):
-            if not (found := re.fullmatch(r"(removed|replaced)_(last|best)_(\d+)", entry)):
+            found = re.fullmatch(r"(removed|replaced)_(last|best)_(\d+)", entry)
+            if not found:
                 continue
-            path, new = os.path.join(self._root, entry), self._folder(*found.groups()[1:])
-            if found[1] == "replaced" and new != verified and on_disk.problem(new):
+            reason, name, step = found.groups()
+            path, new = os.path.join(self._root, entry), self._folder(name, step)
+            if reason == "replaced" and new != verified and checkpoint_folder.find_problem(new):
+                # What should replace it is not whole, so it goes back to its place.
                 if os.path.isdir(new):
-                    self._set_aside(*found.groups()[1:])
+                    self._set_aside(name, step)
                 os.replace(path, new)
             else:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _manager(folder, barrier):
+def _damaged_array(arrays: dict[str, jax.Array], table: checkpoint_folder.ArrayTable) -> str | None:
+    """The first array that is not what was written, for a message."""
+    hashes = array_hash.hash_arrays({path: array for path, array in arrays.items() if array.size})
+    for path, hashed in hashes.items():
+        if hashed != table[path][2]:
+            return f"the hash of {path} is another"
+    return None
+
+
+def _manager(folder: str, barrier: "_Barrier") -> ocp.CheckpointManager:
     # Orbax removes nothing: what goes, and when, is decided after the check.
     options = ocp.CheckpointManagerOptions(
         max_to_keep=None,
@@ -340,41 +383,89 @@ class _Barrier:
 
     made = itertools.count()
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._name, self._turn, self._broken = f"cxr_jax/checkpoints/{next(self.made)}", 0, False
 
     def __call__(self, *, key: str, timeout_ms: int) -> None:
         if processes.count() == 1:
             return
-        place = lambda turn, process: f"{self._name}/{turn}/{process}"
-        store, me, turn = distributed.global_state.client, processes.index(), self._turn
+        store, turn = distributed.global_state.client, self._turn
         self._turn += 1
         if not self._broken:
-            store.key_value_set(place(turn, me), key)
-            met = [
-                store.blocking_key_value_get(place(turn, k), timeout_ms)
-                for k in range(processes.count())
+            store.key_value_set(self._place(turn, processes.index()), key)
+            keys = [
+                store.blocking_key_value_get(self._place(turn, process), timeout_ms)
+                for process in range(processes.count())
             ]
-            self._broken = any(other != key for other in met)
+            self._broken = any(other != key for other in keys)
         if self._broken:
             raise _PeerFailedError
         if turn:  # all have come to this turn, so all have read the last
-            store.key_value_delete(place(turn - 1, me))
+            store.key_value_delete(self._place(turn - 1, processes.index()))
+
+    def _place(self, turn: int, process: int) -> str:
+        return f"{self._name}/{turn}/{process}"
 
 
-def _reason(error) -> str:
+def _reason(error: BaseException | None) -> str:
     """One line: what the system said, wherever in the chain and whatever it is wrapped in."""
     known = (
         r"No space left on device|Read-only file system|Disk quota exceeded|File too large|Permission denied|"
         r"Input/output error"
     )
-    e = error
-    while e is not None:
-        if isinstance(e, OSError) and e.strerror:
-            return e.strerror
-        if found := re.search(known, str(e)):
+    cause = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        if found := re.search(known, str(cause)):
             return found[0]
-        e = e.__cause__ or e.__context__
+        cause = cause.__cause__ or cause.__context__
     if error is None or isinstance(error, _PeerFailedError):
         return "another process could not write its part, and says why"
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+
+
+# ---- What Orbax prints ----
+
+
+def quieten_orbax() -> None:
+    """Let Orbax log nothing, for the whole process: what it has to say becomes one line of one exception.
+
+    It logs errors with their tracebacks, from threads of its own. `Checkpoints` calls this; a program calls it when it
+    reads what Orbax wrote before there are any. A second call changes nothing.
+    """
+    logging.getLogger("absl").addFilter(_is_not_from_orbax)
+    logging.getLogger("asyncio").addFilter(_is_not_about_orbax)  # tasks that it has left behind
+    # And those that it never began.
+    warnings.filterwarnings("ignore", r"coroutine 'async_serialize", RuntimeWarning)
+    if not isinstance(sys.unraisablehook, _UnraisableHook):
+        sys.unraisablehook = _UnraisableHook(sys.unraisablehook)
+
+
+def _is_not_from_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname
+
+
+def _is_not_about_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.getMessage()
+
+
+class _UnraisableHook:
+    """A sys.unraisablehook that leaves out what Orbax's event loop raises once it is closed, and passes on all else.
+
+    After the first array that cannot be written Orbax closes its event loop; the writes of all others, as they end,
+    call it from threads of TensorStore, which have nobody to raise to.
+    """
+
+    def __init__(self, before: Any) -> None:
+        self._before = before
+
+    def __call__(self, unraisable: Any) -> None:
+        trace = unraisable.exc_traceback
+        is_late_write = (
+            unraisable.exc_type is RuntimeError
+            and trace
+            and trace.tb_frame.f_code.co_name == "call_soon_threadsafe"
+        )
+        if not is_late_write:
+            self._before(unraisable)

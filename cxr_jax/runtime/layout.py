@@ -2,140 +2,154 @@
 
 import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from cxr_jax.errors import UserError
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.batch_rows import BATCH_AXES
 from cxr_jax.runtime.sharding import batch_shardings, shardings
+from cxr_jax.runtime.trees import Tree
 
 AXES = ("data", "fsdp", "tensor")
 
 
-def mesh(data: int, fsdp: int, tensor: int, devices=None) -> jax.sharding.Mesh:
-    """A mesh of data x fsdp x tensor devices; one of the three may be -1: what remains of all devices.
+def make_mesh(
+    data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Make a mesh of data x fsdp x tensor devices; one of the three may be -1: what remains of all devices.
 
-    Raises UserError if they are not there.
+    Raises:
+        UserError: if they are not there.
     """
     devices = jax.devices() if devices is None else devices
-    shape, n = [data, fsdp, tensor], len(devices)
+    shape, device_count = [data, fsdp, tensor], len(devices)
     asked = " x ".join(map(str, shape))
-    if shape.count(-1) == 1 and min(s for s in shape if s != -1) > 0:
-        shape[shape.index(-1)] = n // int(np.prod([s for s in shape if s != -1]))
-    if min(shape) < 1 or int(np.prod(shape)) != n:
+    given = [size for size in shape if size != -1]
+    if len(given) == 2 and min(given) > 0:
+        shape[shape.index(-1)] = device_count // int(np.prod(given))
+    if min(shape) < 1 or int(np.prod(shape)) != device_count:
         raise UserError(
-            f"config.mesh: {asked} (data x fsdp x tensor; -1: what remains) is not {n} device(s)"
+            f"config.mesh: {asked} (data x fsdp x tensor; -1: what remains) is not {device_count} device(s)"
         )
     try:  # TPUs: an axis may take part of a side of their torus
         placed = mesh_utils.create_device_mesh(
             tuple(shape), devices, allow_split_physical_axes=True
         )
-    except (NotImplementedError, ValueError) as e:
-        why = "does not fit how the devices are wired"
-        raise UserError(f"config.mesh: {asked} (data x fsdp x tensor) {why}: {e}") from e
-    return jax.sharding.Mesh(placed, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+    except (NotImplementedError, ValueError) as error:
+        reason = "does not fit how the devices are wired"
+        raise UserError(f"config.mesh: {asked} (data x fsdp x tensor) {reason}: {error}") from error
+    # Auto: the compiler divides the work by how its inputs lie, and the program says so where that is not enough.
+    return Mesh(placed, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
 
 
 class Layout:
     """Where the arrays of a run lie: on its one device, or on the mesh of `config.mesh` over all devices.
 
     A step's rows are divided over data x fsdp. Each process makes those that lie on its devices, and no others.
+
+    Args:
+        mesh: None for one device.
+
+    Attributes:
+        shards: parts into which the rows of a batch are divided.
     """
 
-    def __init__(self, on: jax.sharding.Mesh | None):
-        self.mesh = on
-        self.shards = 1 if on is None else on.shape["data"] * on.shape["fsdp"]
+    def __init__(self, mesh: Mesh | None) -> None:
+        self.mesh = mesh
+        self.shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
 
     @classmethod
-    def of(cls, axes: Mapping[str, int]) -> "Layout":
-        """Lay out over all devices.
+    def from_config(cls, sizes: Mapping[str, int]) -> "Layout":
+        """Make the layout of `config.mesh`. Raises UserError for a mesh that is not as many devices as there are."""
+        mesh = make_mesh(**sizes)
+        return cls(mesh if mesh.size > 1 else None)
 
-        Args:
-            axes: "data", "fsdp" and "tensor" -> devices, as in `config.mesh`.
-
-        Raises:
-            UserError: for a mesh that is not as many devices as there are.
-        """
-        on = mesh(**axes)
-        return cls(on if on.size > 1 else None)
-
-    def __str__(self):
+    def __str__(self) -> str:
         if self.mesh is None:
             return "one device"
         return " x ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
 
-    def on_host(self):
-        """A context in which whole trees are made beside the accelerators, for `state` to divide: one may not fit."""
-        return (
-            contextlib.nullcontext()
-            if self.mesh is None
-            else jax.default_device(processes.cpu_device())
-        )
+    def on_host(self) -> contextlib.AbstractContextManager:
+        """Enter a context in which whole trees are made beside the accelerators, for `state` to divide.
 
-    def state(self, tree):
-        """A train state, parameters or what is fixed, every array at its place; the same values on every process."""
+        One accelerator may be too small for them.
+        """
         if self.mesh is None:
-            return jax.tree.map(
-                lambda x: x if isinstance(x, jax.Array) else jax.numpy.asarray(x), tree
-            )
+            return contextlib.nullcontext()
+        return jax.default_device(processes.cpu_device())
 
-        def put(x, where):
-            if isinstance(x, jax.Array) and (
-                x.sharding == where or x.is_fully_addressable and processes.count() == 1
-            ):
-                return jax.device_put(x, where)
-            host = np.asarray(
-                x
-            )  # copied: JAX would share its memory, and a step takes over its state
-            return jax.make_array_from_callback(host.shape, where, lambda at: np.array(host[at]))
-
-        return jax.tree.map(put, tree, shardings(tree, self.mesh))
-
-    def like(self, tree):
-        """The jax.ShapeDtypeStructs of what `state` would give."""
+    def state(self, tree: Tree) -> Tree:
+        """Put a train state, parameters or what is frozen at its place, the same values on every process."""
         if self.mesh is None:
-            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), tree)
-        of = lambda x, where: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=where)
-        return jax.tree.map(of, tree, shardings(tree, self.mesh))
+            return jax.tree.map(_as_jax_array, tree)
+        return jax.tree.map(_place, tree, shardings(tree, self.mesh))
 
-    def rows_of(self, n: int) -> np.ndarray:
-        """int: which of n rows this process makes, in order."""
+    def like(self, tree: Tree) -> Tree:
+        """Describe what `state` would give, as jax.ShapeDtypeStructs."""
         if self.mesh is None:
-            return np.arange(n)
-        where = NamedSharding(self.mesh, PartitionSpec(BATCH_AXES)).addressable_devices_indices_map(
-            (n,)
-        )
-        return np.unique(np.concatenate([np.arange(n)[at] for at in where.values()]))
+            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), tree)
 
-    def batch(self, tree):
-        """The rows that every process has made (`rows_of`), as arrays over all devices."""
+        def describe(leaf: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
+
+        return jax.tree.map(describe, tree, shardings(tree, self.mesh))
+
+    def rows_of(self, count: int) -> np.ndarray:
+        """List which of `count` rows this process makes: int, in order."""
+        rows = np.arange(count)
+        if self.mesh is None:
+            return rows
+        sharding = NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
+        slices = sharding.addressable_devices_indices_map((count,)).values()
+        return np.unique(np.concatenate([rows[part] for part in slices]))
+
+    def batch(self, tree: Tree) -> Tree:
+        """Join the rows that every process has made (`rows_of`) to arrays over all devices."""
         if self.mesh is None:
             return tree
-        share = len(self.rows_of(self.shards)) / self.shards
+        share = len(self.rows_of(self.shards)) / self.shards  # of the rows, made by this process
 
-        def put(path, x, where):
-            axis = next((i for i, a in enumerate(where.spec) if a), None)
-            shape = tuple(round(s / share) if i == axis else s for i, s in enumerate(np.shape(x)))
-            return jax.make_array_from_process_local_data(where, np.asarray(x), shape)
+        def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+            divided = next((axis for axis, name in enumerate(sharding.spec) if name), None)
+            shape = tuple(
+                round(size / share) if axis == divided else size
+                for axis, size in enumerate(np.shape(leaf))
+            )
+            return jax.make_array_from_process_local_data(sharding, np.asarray(leaf), shape)
 
-        return jax.tree_util.tree_map_with_path(put, tree, batch_shardings(tree, self.mesh))
+        return jax.tree.map(put, tree, batch_shardings(tree, self.mesh))
 
-    def on(self, program):
-        """The jitted program, called and compiled for the mesh."""
+    def on_mesh(self, program: Callable) -> Callable:
+        """Wrap a jitted program, so that it is called and compiled for the mesh."""
         if self.mesh is None:
             return program
 
         @functools.wraps(program)
-        def call(*arguments):
+        def call(*arguments: Any) -> Any:
             with jax.set_mesh(self.mesh):
                 return program(*arguments)
 
         return call
+
+
+def _as_jax_array(leaf: Any) -> jax.Array:
+    return leaf if isinstance(leaf, jax.Array) else jax.numpy.asarray(leaf)
+
+
+def _place(leaf: Any, sharding: Sharding) -> jax.Array:
+    if isinstance(leaf, jax.Array) and (
+        leaf.sharding == sharding or leaf.is_fully_addressable and processes.count() == 1
+    ):
+        return jax.device_put(leaf, sharding)
+    host = np.asarray(leaf)
+    # Copied: JAX would share its memory, and a step takes over its state.
+    return jax.make_array_from_callback(host.shape, sharding, lambda part: np.array(host[part]))
 
 
 ONE_DEVICE = Layout(None)

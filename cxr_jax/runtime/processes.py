@@ -6,8 +6,8 @@ Every process is started with the same command; `jax.distributed` is the engine.
     CXR_COORDINATOR=HOST:PORT, CXR_NUM_PROCESSES=N, CXR_PROCESS_ID=K        anywhere else, all three
 
 and is one process of its own without any of them. CXR_START_TIMEOUT (300) is how many seconds it waits for the others
-to start, CXR_HEARTBEAT_TIMEOUT (100) how many for a sign of life of one that has. `whole`, `agree` and what is built on
-them are collective: every process must call them, in the same order.
+to start, CXR_HEARTBEAT_TIMEOUT (100) how many for a sign of life of one that has. `gather_to_host`, `agree` and what is
+built on them are collective: every process must call them, in the same order.
 """
 
 import functools
@@ -16,28 +16,47 @@ import socket
 import sys
 import time
 import zlib
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from cxr_jax.errors import RunFailedError, UserError
+
+Result = TypeVar("Result")
 
 _joined = _leaving_together = False
 PORT = "8476"  # pinned: JAX's own default has moved between releases, past firewall rules (jax issue 35905)
 _PLACE = ("CXR_COORDINATOR", "CXR_NUM_PROCESSES", "CXR_PROCESS_ID")
 
 
-def start() -> None:
-    """Joins the other processes, if the environment speaks of any, before JAX looks for devices.
+# ---- Meeting the others ----
 
-    From then on only process 0 prints to stdout. Raises UserError for variables that make no place, RunFailed when
-    the others do not come.
+
+class _Timeouts(NamedTuple):
+    """Seconds to wait for the others to start, and for a sign of life of one that has."""
+
+    start: int
+    heartbeat: int
+
+
+def start() -> None:
+    """Join the other processes, if the environment speaks of any, before JAX looks for devices.
+
+    From then on only process 0 prints to stdout.
+
+    Raises:
+        UserError: for variables that make no place.
+        RunFailedError: when the others do not come.
     """
-    found = [name for name in _PLACE if os.environ.get(name)]
-    if not found and os.environ.get("CXR_DISTRIBUTED", "0") in ("", "0"):
+    set_variables = [name for name in _PLACE if os.environ.get(name)]
+    if not set_variables and os.environ.get("CXR_DISTRIBUTED", "0") in ("", "0"):
         return
     global _joined
-    seconds = _number("CXR_START_TIMEOUT", 300), _number("CXR_HEARTBEAT_TIMEOUT", 100)
-    place = _place(found) if found else {}
+    timeouts = _Timeouts(
+        _whole_number("CXR_START_TIMEOUT", 300), _whole_number("CXR_HEARTBEAT_TIMEOUT", 100)
+    )
+    place = _read_place(set_variables) if set_variables else {}
     os.environ.setdefault("JAX_COORDINATOR_PORT", PORT)
     import jax
     from jax._src import distributed  # the coordinator's address has no public name
@@ -46,52 +65,62 @@ def start() -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         if place.get("process_id"):  # JAX aborts where nothing answers; ask first, to say why
-            _reach(place["coordinator_address"], seconds[0])
+            _reach(place["coordinator_address"], timeouts.start)
         jax.distributed.initialize(
-            **place, initialization_timeout=seconds[0], heartbeat_timeout_seconds=seconds[1]
+            **place,
+            initialization_timeout=timeouts.start,
+            heartbeat_timeout_seconds=timeouts.heartbeat,
         )
-    except (RuntimeError, ValueError, OSError) as e:
-        where = (
+    except (RuntimeError, ValueError, OSError) as error:
+        address = (
             place.get("coordinator_address")
             or distributed.global_state.coordinator_address
             or "unknown"
         )
-        who = f"process {place.get('process_id', '?')} of {place.get('num_processes', '?')}"
+        process = f"process {place.get('process_id', '?')} of {place.get('num_processes', '?')}"
         raise RunFailedError(
-            f"{who}: not all processes met at the coordinator {where} within {seconds[0]} s. Was every one started, "
-            f"with the same variables? Can all reach that port (firewall)? Is it free there? ({_first_line(e)})"
-        ) from e
-    print(
-        f"process {index()} of {count()}, coordinator {distributed.global_state.coordinator_address}",
-        flush=True,
-    )
+            f"{process}: not all processes met at the coordinator {address} within {timeouts.start} s. Was every one "
+            "started, with the same variables? Can all reach that port (firewall)? Is it free there? "
+            f"({_first_line(error)})"
+        ) from error
+    address = distributed.global_state.coordinator_address
+    print(f"process {index()} of {count()}, coordinator {address}", flush=True)
     if not is_main():
         sys.stdout = open(os.devnull, "w")
 
 
-def _place(found) -> dict:
-    if missing := [name for name in _PLACE if name not in found]:
+def _read_place(set_variables: list[str]) -> dict[str, Any]:
+    """What `jax.distributed.initialize` takes, from the variables of `_PLACE`."""
+    for name in _PLACE:
+        if name not in set_variables:
+            raise UserError(
+                f"{name} is not set, but {set_variables[0]} is: set {', '.join(_PLACE)}, all three"
+            )
+    process_count = _whole_number("CXR_NUM_PROCESSES")
+    process_id = _whole_number("CXR_PROCESS_ID", least=0)
+    if process_id >= process_count:
         raise UserError(
-            f"{missing[0]} is not set, but {found[0]} is: set {', '.join(_PLACE)}, all three"
+            f"CXR_PROCESS_ID={process_id} is not below CXR_NUM_PROCESSES={process_count}"
         )
-    n, k = _number("CXR_NUM_PROCESSES"), _number("CXR_PROCESS_ID", least=0)
-    if k >= n:
-        raise UserError(f"CXR_PROCESS_ID={k} is not below CXR_NUM_PROCESSES={n}")
     address = os.environ["CXR_COORDINATOR"]
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise UserError(f"CXR_COORDINATOR={address} is not HOST:PORT")
-    return {"coordinator_address": address, "num_processes": n, "process_id": k}
+    return {
+        "coordinator_address": address,
+        "num_processes": process_count,
+        "process_id": process_id,
+    }
 
 
-def _number(name, default=None, least=1) -> int:
+def _whole_number(name: str, default: int | None = None, least: int = 1) -> int:
     text = os.environ.get(name) or str(default)
     if not text.isdigit() or int(text) < least:
         raise UserError(f"{name}={text} is not a whole number >= {least}")
     return int(text)
 
 
-def _reach(address, seconds):
+def _reach(address: str, seconds: int) -> None:
     """Waits until something listens at the address. OSError if nothing does within so many seconds."""
     host, _, port = address.rpartition(":")
     end = time.monotonic() + seconds
@@ -105,11 +134,16 @@ def _reach(address, seconds):
             time.sleep(0.2)
 
 
-def _first_line(e) -> str:
-    return (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+# ---- This process ----
+# JAX is imported inside the functions: one process alone never needs it here, and `start` must come before.
 
 
 def count() -> int:
+    """Count the processes of the program."""
     if not _joined:
         return 1
     import jax
@@ -118,6 +152,7 @@ def count() -> int:
 
 
 def index() -> int:
+    """Return the number of this process, from 0."""
     if not _joined:
         return 0
     import jax
@@ -130,8 +165,11 @@ def is_main() -> bool:
     return index() == 0
 
 
+# ---- What all must call ----
+
+
 def barrier(name: str) -> None:
-    """Waits for all processes."""
+    """Wait for all processes."""
     if count() > 1:
         from jax.experimental import multihost_utils
 
@@ -147,8 +185,8 @@ def agree(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(bool(flag))).any())
 
 
-def of_main(number: int) -> int:
-    """Process 0's number."""
+def from_main(number: int) -> int:
+    """Return process 0's number."""
     if count() == 1:
         return int(number)
     from jax.experimental import multihost_utils
@@ -156,45 +194,45 @@ def of_main(number: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
-def same(text: str) -> bool:
+def have_same(text: str) -> bool:
     """Whether all processes have the same text."""
     global _leaving_together
-    mine = zlib.crc32(text.encode()) >> 1
-    _leaving_together = agree(mine != of_main(mine))
+    checksum = zlib.crc32(text.encode()) >> 1  # an int32 that is not negative, for `from_main`
+    _leaving_together = agree(checksum != from_main(checksum))
     return not _leaving_together
 
 
-def together(action):
-    """What `action()` returns, if no process raised a UserError in it; else all raise one."""
+def together(action: Callable[[], Result]) -> Result:
+    """Return what `action()` returns, if no process raised a UserError in it; else all raise one."""
     global _leaving_together
-    result, error = None, None
+    result, refusal = None, None
     try:
         result = action()
-    except UserError as e:
-        error = e
-    if agree(error is not None):
+    except UserError as error:
+        refusal = error
+    if agree(refusal is not None):
         _leaving_together = True
-        raise error or UserError("another process has refused its input: see its line")
+        raise refusal or UserError("another process has refused its input: see its line")
     return result
 
 
-def gather_to_host(tree):
-    """The tree as NumPy arrays, on every process."""
+def gather_to_host(tree: Any) -> Any:
+    """Copy a tree into NumPy arrays, on every process."""
     import jax
     from jax.experimental import multihost_utils
 
-    def one(x):
-        if not isinstance(x, jax.Array) or x.is_fully_addressable:
-            return np.asarray(x)
-        if x.is_fully_replicated:
-            return np.asarray(x.addressable_data(0))
-        return multihost_utils.process_allgather(x, tiled=True)
+    def gather(leaf: Any) -> np.ndarray:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+            return np.asarray(leaf)
+        if leaf.is_fully_replicated:
+            return np.asarray(leaf.addressable_data(0))
+        return multihost_utils.process_allgather(leaf, tiled=True)
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(gather, tree)
 
 
 def leave(code: int) -> int:
-    """Ends this process's part of the program; returns its exit code.
+    """End this process's part of the program; return its exit code.
 
     All leave together when they are done. One that fails alone ends at once: the others, which wait for it in a
     collective, learn of it by a connection that closes or a heartbeat that stays out, and end, too.
@@ -211,8 +249,8 @@ def leave(code: int) -> int:
 
 
 @functools.cache
-def cpu_device():
-    """A CPU device beside the accelerator; None (the default device) where JAX has only one platform."""
+def cpu_device() -> Any:
+    """Find a CPU device beside the accelerator; None (the default device) where JAX has only one platform."""
     import jax
 
     if jax.default_backend() == "cpu":

@@ -10,6 +10,8 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Iterable
+from typing import IO, Any
 
 from cxr_jax.errors import UserError
 from cxr_jax.runtime.whole_files import write_json
@@ -25,100 +27,109 @@ MAY_CHANGE = (
 """Keys of a config that do not change what a run computes, but for rounding: it may be resumed with others."""
 
 
-class RunFolder:
-    """Opens (or creates) a run's folder and holds its lock until `close`.
+_MADE_BY_A_RUN = {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "lock"}
 
-    `data`: the fingerprint of the run's data, kept beside the config. `writes`: False on every process but the first,
-    which only look on: they lock nothing and leave nothing. Raises UserError when the folder cannot be written, is in
-    use by another run, or belongs to another config or other data.
+
+class RunFolder:
+    """A run's folder, opened or created; it holds the folder's lock until `close`.
+
+    Args:
+        data: the fingerprint of the run's data, kept beside the config.
+        writes: False on every process but the first, which only look on: they lock nothing and leave nothing.
+
+    Raises:
+        UserError: when the folder cannot be written, is in use by another run, or belongs to another config or other
+            data.
     """
 
-    def __init__(self, path: str, config: dict, data: dict | None = None, writes: bool = True):
+    def __init__(
+        self, path: str, config: dict, data: dict | None = None, writes: bool = True
+    ) -> None:
         self.path, self._lock, self._writes = os.path.abspath(path), None, writes
         if not writes:
             return
+        # What was there before, so that `abandon` takes nothing else away.
         self._created = _missing_parents(self.path)
         try:
             os.makedirs(self.path, exist_ok=True)
             self._before = set(os.listdir(self.path))
             self._lock = open(os.path.join(self.path, "lock"), "a")
-        except OSError as e:
+        except OSError as error:
             _remove_empty(self._created)
-            raise UserError(f"--workdir={path}: cannot be written ({e.strerror})") from e
+            raise UserError(f"--workdir={path}: cannot be written ({error.strerror})") from error
         try:
             _lock(self._lock, path)
-            for left in glob.glob(
-                os.path.join(glob.escape(self.path), ".*.partial")
-            ):  # by an export that was killed
-                shutil.rmtree(left, ignore_errors=True)
+            # What an export that was killed has left.
+            for partial in glob.glob(os.path.join(glob.escape(self.path), ".*.partial")):
+                shutil.rmtree(partial, ignore_errors=True)
             self._check_config(path, {"config": config, "data": data or {}})
         except BaseException:
             self.close()
             raise
 
-    def _check_config(self, path, wanted):
-        file = self.file("config.json")
-        if not os.path.exists(file):
+    def _check_config(self, path: str, wanted: dict) -> None:
+        """Write config.json of a new run, or refuse a config or data other than those of the run that is there."""
+        file_name = self.file("config.json")
+        if not os.path.exists(file_name):
             try:
-                write_json(file, {**wanted, **environment()})
-            except OSError as e:
+                write_json(file_name, {**wanted, **environment()})
+            except OSError as error:
                 self.abandon()
-                raise UserError(f"--workdir={path}: cannot be written ({e.strerror})") from e
+                raise UserError(
+                    f"--workdir={path}: cannot be written ({error.strerror})"
+                ) from error
             return
         try:
-            with open(file) as f:
-                old = json.load(f)
-            changed = _differences(old["config"], json.loads(json.dumps(wanted["config"])))
-            changed = [line for line in changed if not line.startswith(MAY_CHANGE)]
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            raise UserError(f"{file}: is not the config of a run; use another --workdir") from e
-        if changed:
+            with open(file_name) as file:
+                stored = json.load(file)
+            # Compared as JSON gives it back: tuples have become lists.
+            differences = _differences(stored["config"], json.loads(json.dumps(wanted["config"])))
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"--workdir={path}: holds a run with another config ({changed[0]}); "
-                "use another --workdir or the same flags"
-            )
-        for key, what in (
+                f"{file_name}: is not the config of a run; use another --workdir"
+            ) from error
+        for difference in differences:
+            if not difference.startswith(MAY_CHANGE):
+                raise UserError(
+                    f"--workdir={path}: holds a run with another config ({difference}); "
+                    "use another --workdir or the same flags"
+                )
+        for key, name in (
             ("manifest_sha256", "data: the manifest"),
             ("weights_sha256", "weights: config.model"),
         ):
-            before, now = ((x.get("data") or {}).get(key) for x in (old, wanted))
-            if before and before != now:
-                raise UserError(f"--workdir={path}: holds a run on other {what} has changed since")
+            before, now = (facts.get("data") or {} for facts in (stored, wanted))
+            if before.get(key) and before[key] != now.get(key):
+                raise UserError(f"--workdir={path}: holds a run on other {name} has changed since")
 
     @property
-    def about(self) -> dict:
+    def about(self) -> dict[str, Any]:
         """What config.json says: config, data, versions."""
-        with open(self.file("config.json")) as f:
-            return dict(json.load(f))
+        with open(self.file("config.json")) as file:
+            return dict(json.load(file))
 
     @property
-    def status(self) -> dict:
+    def status(self) -> dict[str, Any]:
         """{} while the run is unfinished, else what `finish` wrote."""
-        file = os.path.join(self.path, "done.json")
-        if not os.path.exists(file):
+        file_name = os.path.join(self.path, "done.json")
+        if not os.path.exists(file_name):
             return {}
         try:
-            with open(file) as f:
-                return dict(json.load(f))
-        except (OSError, ValueError, TypeError) as e:
-            raise UserError(f"{file}: cannot be read; remove it to let the run finish again") from e
+            with open(file_name) as file:
+                return dict(json.load(file))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(
+                f"{file_name}: cannot be read; remove it to let the run finish again"
+            ) from error
 
     def abandon(self) -> None:
-        """Takes back a new run that failed before its first checkpoint: bad input leaves nothing behind."""
-        last = self.file("checkpoints", "last")
-        if (
-            not self._writes
-            or "config.json" in self._before
-            or (os.path.isdir(last) and os.listdir(last))
-        ):
+        """Take back a new run that failed before its first checkpoint: bad input leaves nothing behind."""
+        if not self._writes or "config.json" in self._before:
             return
-        for name in {
-            "config.json",
-            "metrics.jsonl",
-            "tensorboard",
-            "checkpoints",
-            "lock",
-        } - self._before:
+        last = self.file("checkpoints", "last")
+        if os.path.isdir(last) and os.listdir(last):
+            return
+        for name in _MADE_BY_A_RUN - self._before:
             path = self.file(name)
             if os.path.isdir(path):
                 shutil.rmtree(path, ignore_errors=True)
@@ -127,46 +138,53 @@ class RunFolder:
                     os.remove(path)
         _remove_empty(self._created)
 
-    def finish(self, **facts) -> None:
+    def finish(self, **facts: Any) -> None:
+        """Write done.json: the time, and these facts."""
         if self._writes:
             write_json(
                 self.file("done.json"), {"time": time.strftime("%Y-%m-%d %H:%M:%S"), **facts}
             )
 
     def file(self, *names: str) -> str:
+        """Name a file of the folder."""
         return os.path.join(self.path, *names)
 
     def close(self) -> None:
+        """Let go of the lock."""
         if self._lock:
             self._lock.close()
 
 
-def _lock(file, path):
+def _lock(file: IO, path: str) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        raise UserError(f"--workdir={path}: another run is using it") from e
-    except OSError as e:
-        raise UserError(f"--workdir={path}: cannot be locked ({e.strerror})") from e
+    except BlockingIOError as error:
+        raise UserError(f"--workdir={path}: another run is using it") from error
+    except OSError as error:
+        raise UserError(f"--workdir={path}: cannot be locked ({error.strerror})") from error
 
 
-def _git(*args) -> str:
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# ---- What a result depends on besides the config ----
+
+
+def _git(*arguments: str) -> str:
+    """What git prints of the code's repository; "" where there is none."""
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     try:
         return subprocess.run(
-            ["git", "-C", root, *args], capture_output=True, text=True, timeout=10
+            ["git", "-C", package, *arguments], capture_output=True, text=True, timeout=10
         ).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return ""
 
 
 def git_sha() -> str | None:
-    """The commit of the code; None where there is no repository."""
+    """Find the commit of the code; None where there is no repository."""
     return _git("rev-parse", "HEAD") or None
 
 
-def environment() -> dict:
-    """What a result depends on besides the config: code version, libraries, machine."""
+def environment() -> dict[str, Any]:
+    """Describe what a result depends on besides the config: code version, libraries, machine."""
     import flax
     import jax
     import numpy
@@ -183,22 +201,27 @@ def environment() -> dict:
             "optax": optax.__version__,
             "numpy": numpy.__version__,
         },
-        "devices": [str(d.device_kind) for d in jax.devices()],
+        "devices": [str(device.device_kind) for device in jax.devices()],
         "cpu_count": os.cpu_count(),
     }
 
 
-def _differences(a, b, prefix="") -> list[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        return [
-            d
-            for k in sorted({*a, *b})
-            for d in _differences(a.get(k), b.get(k), f"{prefix}.{k}" if prefix else k)
-        ]
-    return [] if a == b else [f"{prefix} was {a!r}, now {b!r}"]
+# ---- Helpers ----
 
 
-def _missing_parents(path):
+def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
+    """The keys whose values are others, one line each, in the order of their names."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return [] if before == now else [f"{prefix} was {before!r}, now {now!r}"]
+    lines = []
+    for key in sorted({*before, *now}):
+        name = f"{prefix}.{key}" if prefix else key
+        lines += _differences(before.get(key), now.get(key), name)
+    return lines
+
+
+def _missing_parents(path: str) -> list[str]:
+    """The folders that making `path` will make, the innermost first."""
     missing = []
     while not os.path.exists(path):
         missing.append(path)
@@ -206,7 +229,7 @@ def _missing_parents(path):
     return missing
 
 
-def _remove_empty(paths):
-    for p in paths:
+def _remove_empty(paths: Iterable[str]) -> None:
+    for path in paths:
         with contextlib.suppress(OSError):
-            os.rmdir(p)
+            os.rmdir(path)

@@ -7,14 +7,16 @@ vocabulary. Each model family brings the table of its own parameters (`register_
 """
 
 import re
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from cxr_jax.errors import UserError
 from cxr_jax.runtime.batch_rows import BATCH_AXES, row_axes
-from cxr_jax.runtime.trees import path_string
+from cxr_jax.runtime.trees import Tree, path_string
 
 LOGICAL_TO_MESH = {"width": "fsdp", "heads": "tensor", "hidden": "tensor", "vocab": "tensor"}
 
@@ -36,7 +38,7 @@ def register_rules(family: str, rules: tuple) -> None:
     _FAMILY_RULES[family] = rules
 
 
-def _logical_axes(path: str) -> tuple | None:
+def _logical_axes(path: str) -> tuple[str | None, ...] | None:
     """The logical axes of the last dimensions of the array at `path`; None if no rule covers it."""
     for rules in (_STATE_RULES, *_FAMILY_RULES.values()):
         for pattern, axes in rules:
@@ -45,17 +47,22 @@ def _logical_axes(path: str) -> tuple | None:
     return None
 
 
-def spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionSpec:
-    """The partition of the array at `path`. sizes: devices along each mesh axis.
+def partition_spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionSpec:
+    """Find the partition of the array at `path`.
 
-    Raises UserError for a path that no rule covers, and for a dimension that does not divide.
+    Args:
+        sizes: devices along each mesh axis.
+
+    Raises:
+        UserError: for a path that no rule covers, and for a dimension that does not divide.
     """
     logical = _logical_axes(path)
     if logical is None:
         raise UserError(f"sharding: no rule covers the parameter {path}")
+    # The axes before the last are those of stacked layers.
     logical = (None,) * (len(shape) - len(logical)) + logical
-    mesh_axes = [LOGICAL_TO_MESH.get(a) for a in logical]
-    used = [a for a in mesh_axes if a]
+    mesh_axes = [LOGICAL_TO_MESH.get(name) for name in logical]
+    used = [axis for axis in mesh_axes if axis]
     if len(used) != len(set(used)):
         raise UserError(
             f"sharding: {path} would be divided over the same mesh axis twice: {mesh_axes}"
@@ -68,58 +75,66 @@ def spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionS
     return PartitionSpec(*mesh_axes)
 
 
-def gathered(params: dict, dtype) -> dict:
-    """Parameters of the model in the type of the computation, whole on every device but for `tensor`; as they are where
-    `fsdp` divides none.
+def gather_weights(params: Tree, dtype: DTypeLike) -> Tree:
+    """Gather a model's parameters in the type of the computation, whole on every device but for `tensor`.
 
     For loops that use them at every turn. Left to itself, the compiler divides the products of a decode loop by the
-    weights' features and adds up all rows' parts on every device, for every token.
+    weights' features and adds up all rows' parts on every device, for every token. Where `fsdp` divides none, they are
+    returned as they are.
     """
-    on = jax.sharding.get_abstract_mesh()
-    if "fsdp" not in row_axes(on) or on.shape["fsdp"] == 1:
+    mesh = jax.sharding.get_abstract_mesh()
+    if "fsdp" not in row_axes(mesh) or mesh.shape["fsdp"] == 1:
         return params
+    sizes = dict(mesh.shape)
 
-    def whole(path, x):
-        path = path_string(path)
-        axes = (
-            ()
-            if "/lora_" in path
-            else [a if a == "tensor" else None for a in spec(path, x.shape, dict(on.shape))]
-        )
-        return jax.lax.with_sharding_constraint(x.astype(dtype), PartitionSpec(*axes))
+    def gather(path: tuple, leaf: jax.Array) -> jax.Array:
+        name = path_string(path)
+        axes: list[str | None] = []
+        if "/lora_" not in name:  # adapters are whole everywhere
+            spec = partition_spec(name, leaf.shape, sizes)
+            axes = [axis if axis == "tensor" else None for axis in spec]
+        return jax.lax.with_sharding_constraint(leaf.astype(dtype), PartitionSpec(*axes))
 
-    return jax.tree_util.tree_map_with_path(whole, params)
-
-
-def shardings(tree, on: jax.sharding.Mesh):
-    """NamedSharding of every leaf of a train state, of parameters, or of what is fixed."""
-    sizes = dict(on.shape)
-    return jax.tree_util.tree_map_with_path(
-        lambda p, x: NamedSharding(on, spec(path_string(p), np.shape(x), sizes)), tree
-    )
+    return jax.tree_util.tree_map_with_path(gather, params)
 
 
-def batch_shardings(batch, on: jax.sharding.Mesh):
-    """NamedSharding of every leaf of a batch: rows (axis 0; axis 1 of the prompts' positions) over data and fsdp."""
+def shardings(tree: Tree, mesh: Mesh) -> Tree:
+    """Find the NamedSharding of every leaf of a train state, of parameters, or of what is frozen."""
+    sizes = dict(mesh.shape)
 
-    def one(path, x):
-        rows_on = 1 if path_string(path).endswith("prompts/positions") else 0
-        return NamedSharding(
-            on, PartitionSpec(*[None] * rows_on, BATCH_AXES) if x.ndim else PartitionSpec()
-        )
+    def sharding(path: tuple, leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, partition_spec(path_string(path), np.shape(leaf), sizes))
 
-    return jax.tree_util.tree_map_with_path(one, batch)
+    return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def laid_out(tree):
-    """A train state, or gradients, where the rules say, on the mesh that `jax.set_mesh` has set, if any.
+def batch_shardings(batch: Tree, mesh: Mesh) -> Tree:
+    """Find the NamedSharding of every leaf of a batch: rows over data and fsdp.
+
+    Rows are axis 0; of the prompts' positions [3, rows, tokens] axis 1.
+    """
+
+    def sharding(path: tuple, leaf: Any) -> NamedSharding:
+        if not leaf.ndim:
+            return NamedSharding(mesh, PartitionSpec())
+        row_axis = 1 if path_string(path).endswith("prompts/positions") else 0
+        return NamedSharding(mesh, PartitionSpec(*[None] * row_axis, BATCH_AXES))
+
+    return jax.tree_util.tree_map_with_path(sharding, batch)
+
+
+def lay_out(tree: Tree) -> Tree:
+    """Lay out a train state, or gradients, as the rules say, on the mesh that `jax.set_mesh` has set, if any.
 
     Said of what a step gives out, so that it goes into the next one as it came.
     """
-    on = jax.sharding.get_abstract_mesh()
-    if on.empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return tree
-    place = lambda p, x: jax.lax.with_sharding_constraint(
-        x, spec(path_string(p), x.shape, dict(on.shape))
-    )
+    sizes = dict(mesh.shape)
+
+    def place(path: tuple, leaf: jax.Array) -> jax.Array:
+        spec = partition_spec(path_string(path), leaf.shape, sizes)
+        return jax.lax.with_sharding_constraint(leaf, spec)
+
     return jax.tree_util.tree_map_with_path(place, tree)

@@ -11,9 +11,13 @@ import select
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from types import FrameType
 
 from cxr_jax.errors import RunFailedError
 from cxr_jax.runtime import processes
+
+_ASKED_TO_STOP = (signal.SIGTERM, signal.SIGINT)
 
 
 class StoppedError(Exception):
@@ -23,70 +27,84 @@ class StoppedError(Exception):
 class Stop:
     """What the loops of a run ask between their turns.
 
-    grace: seconds from the first signal on within which a loop should ask. If none has by then, the run ends as it is,
-    with exit code 0: what was saved before stays, and the same command continues from there. It does so at once while
-    there are no steps to save. A second signal ends the process at once.
-    limit: seconds that may pass between two turns before the process ends with a stack dump and exit code 1; 0: any.
-    `unsaved`: set by the program: () -> steps that no checkpoint holds yet.
+    Args:
+        grace: seconds from the first signal on within which a loop should ask. If none has by then, the run ends as it
+            is, with exit code 0: what was saved before stays, and the same command continues from there. It does so at
+            once while there are no steps to save. A second signal ends the process at once.
+        limit: seconds that may pass between two turns before the process ends with a stack dump and exit code 1; 0:
+            any.
+
+    Attributes:
+        requested: name of the signal that has come, or None.
+        unsaved: set by the program: () -> steps that no checkpoint holds yet.
     """
 
-    def __init__(self, grace: float = 90.0, limit: float = 0.0):
-        self.requested, self.unsaved = None, lambda: 0
-        self._grace, self._limit, self._heard = grace, limit, threading.Event()
+    def __init__(self, grace: float = 90.0, limit: float = 0.0) -> None:
+        self.requested: str | None = None
+        self.unsaved: Callable[[], int] = _nothing
+        self._grace, self._limit = grace, limit
+        self._heard = threading.Event()  # a loop has asked, and knows
+        # Python writes the number of each signal into the pipe at once, even while the main thread is in C code.
         self._reads, self._writes = os.pipe()
         os.set_blocking(self._writes, False)
         with contextlib.suppress(ValueError):  # not in the main thread (tests)
             self._before = (
                 signal.set_wakeup_fd(self._writes, warn_on_full_buffer=False),
-                {
-                    number: signal.signal(number, lambda *_: None)
-                    for number in (signal.SIGTERM, signal.SIGINT)
-                },
+                {number: signal.signal(number, _ignore) for number in _ASKED_TO_STOP},
             )
             threading.Thread(target=self._listen, daemon=True).start()
         self._beat()
 
-    def _listen(self):
-        while (number := self._next(None)) is not None:
-            if number in (signal.SIGTERM, signal.SIGINT):
-                break
-        else:
-            return
+    # ---- The thread that listens ----
+
+    def _listen(self) -> None:
+        number = self._next(None)
+        while number not in _ASKED_TO_STOP:
+            if number is None:  # closed: nothing is heard any more
+                return
+            number = self._next(None)
         self.requested = signal.Signals(number).name
         self._say(f"\n{self.requested}: saving after this step (again to stop at once)")
-        nothing = processes.count() == 1 and self.unsaved() == 0
-        number = self._next(min(2.0, self._grace) if nothing else self._grace)
-        if number in (signal.SIGTERM, signal.SIGINT):
+        grace = self._grace
+        if processes.count() == 1 and self.unsaved() == 0:
+            grace = min(2.0, grace)  # there is nothing to wait for but a loop that ends by itself
+        number = self._next(grace)
+        if number in _ASKED_TO_STOP:
             self._say("stopped at once")
             os._exit(128 + number)
         if number is None and not self._heard.is_set():
             lost = self.unsaved()
-            self._say(
-                "nothing new to save"
-                if lost == 0
-                else f"no step ended in time: the last {lost} are not saved"
-            )
+            if lost == 0:
+                self._say("nothing new to save")
+            else:
+                self._say(f"no step ended in time: the last {lost} are not saved")
             self._say("the same command continues from the last checkpoint")
             os._exit(0)
 
-    def _next(self, seconds):
+    def _next(self, seconds: float | None) -> int | None:
         """The number of the next signal; None after so many seconds, or when this is closed."""
         ready = select.select([self._reads], [], [], seconds)[0]
         data = os.read(self._reads, 1) if ready else b""
         return data[0] if data else None
 
     @staticmethod
-    def _say(message):
+    def _say(message: str) -> None:
         # Not print: the main thread may be inside print, which is not reentrant.
         with contextlib.suppress(OSError):
             os.write(1, (message + "\n").encode())
 
-    def _beat(self):
+    # ---- What the loops call ----
+
+    def _beat(self) -> None:
+        """Starts the time limit of a turn anew."""
         if self._limit:
             faulthandler.dump_traceback_later(self._limit, exit=True, file=sys.__stderr__)
 
     def check(self) -> None:
-        """Raises Stopped if a signal has come, to any process: a point that all of them pass, in the same order."""
+        """Raise StoppedError if a signal has come, to any process.
+
+        A point that all of them pass, in the same order.
+        """
         self._beat()
         if processes.agree(self.requested is not None):
             self._heard.set()
@@ -94,13 +112,13 @@ class Stop:
             raise StoppedError(self.requested)
 
     def poll(self) -> None:
-        """Raises Stopped if a signal has come to this process, the only one; several wait for the next `check`."""
+        """Raise StoppedError if a signal has come to this process, the only one; several wait for the next `check`."""
         if self.requested and processes.count() == 1:
             self._heard.set()
             raise StoppedError(self.requested)
 
     def close(self) -> None:
-        """Signals do again what they did before, and nothing watches the time."""
+        """Let signals do again what they did before, and watch the time no more."""
         self._heard.set()  # whatever the run came to, the thread no longer decides how it ends
         faulthandler.cancel_dump_traceback_later()
         if hasattr(self, "_before"):
@@ -114,23 +132,35 @@ class Stop:
             self._writes = None
 
 
+def _nothing() -> int:
+    return 0
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """A handler, so that the signal does not end the process; the thread hears it through the pipe."""
+
+
 class Skips:
     """Ends a run whose gradients were not finite, so skipped and counted, for `limit` steps in a row (0: never).
 
-    updates: of a step, each of which counts.
+    Args:
+        step: where the run begins, with so many `skipped` before.
+        updates: of a step, each of which counts.
     """
 
-    def __init__(self, limit: int, step: int = 0, skipped: int = 0, updates: int = 1):
-        self._limit, self._good, self._step, self._skipped, self._updates = (
-            limit,
-            step,
-            step,
-            skipped,
-            updates,
-        )
+    def __init__(self, limit: int, step: int = 0, skipped: int = 0, updates: int = 1) -> None:
+        self._limit, self._updates = limit, updates
+        self._good, self._step, self._skipped = step, step, skipped
 
     def look(self, step: int, skipped: int) -> None:
-        """skipped: how many until `step`, in all. Raises RunFailed."""
+        """Count a step.
+
+        Args:
+            skipped: how many until `step`, in all.
+
+        Raises:
+            RunFailedError: at the limit.
+        """
         if skipped - self._skipped < (step - self._step) * self._updates:
             self._good = step  # at the latest
         self._step, self._skipped = step, skipped

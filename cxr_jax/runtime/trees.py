@@ -1,6 +1,6 @@
 """Nested dicts of arrays: names of leaves, and copies of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -10,8 +10,8 @@ import jax.numpy as jnp
 Tree = dict[str, Any]
 
 
-def flatten(tree: dict, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
-    """(path, leaf) of a nested dict, in key order."""
+def flatten(tree: Tree, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield (path, leaf) of a nested dict, in key order."""
     for name in sorted(tree):
         if isinstance(tree[name], dict):
             yield from flatten(tree[name], (*prefix, name))
@@ -19,11 +19,11 @@ def flatten(tree: dict, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
             yield (*prefix, name), tree[name]
 
 
-def path_string(path) -> str:
-    """('text', 'layers', 'q') -> 'text/layers/q'."""
-    return "/".join(str(getattr(p, "key", p)) for p in path)
+def path_string(path: Iterable[Any]) -> str:
+    """Join a path of names, or of JAX's keys: ('text', 'layers', 'q') -> 'text/layers/q'."""
+    return "/".join(str(getattr(part, "key", part)) for part in path)
 
 
-def float32(tree):
-    """The same leaves in float32."""
-    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+def float32(tree: Any) -> Any:
+    """Convert the leaves to float32."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)

@@ -4,46 +4,52 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 
-def copy_files(source: Path, dst: Path, names: tuple[str, ...]) -> None:
+def copy_files(source: Path, destination: Path, names: tuple[str, ...]) -> None:
     """Copy those of the files that `source` has, byte for byte."""
     for name in names:
         if (source / name).is_file():
-            shutil.copyfile(source / name, dst / name)
+            shutil.copyfile(source / name, destination / name)
+
+
+# ---- Folders ----
 
 
 @contextlib.contextmanager
-def atomic_folder(folder: Path):
-    """A new, empty folder beside `folder`, which takes its place at the end of the block, or vanishes.
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new, empty folder beside `folder`, which takes its place at the end of the block, or vanishes.
 
     On any exception nothing is left, and what stood at `folder` still stands. Missing parents are made.
     """
-    made = [p for p in (folder.parent, *folder.parent.parents) if not p.exists()]
-    temp = partial_path(folder)
-    shutil.rmtree(temp, ignore_errors=True)  # of a killed process that had this number
+    made_parents = [
+        parent for parent in (folder.parent, *folder.parent.parents) if not parent.exists()
+    ]
+    temporary = partial_path(folder)
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had this number
     try:
-        temp.mkdir(parents=True)
-        yield temp
-        _swap(temp, folder)
+        temporary.mkdir(parents=True)
+        yield temporary
+        _swap(temporary, folder)
     except BaseException:
-        shutil.rmtree(temp, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         with contextlib.suppress(OSError):  # one that another program has filled by now stays
-            for parent in made:
+            for parent in made_parents:
                 parent.rmdir()
         raise
 
 
-def _swap(temp: Path, folder: Path) -> None:
+def _swap(temporary: Path, folder: Path) -> None:
     """Put a complete folder in place; the old one steps aside first, so no moment mixes the two."""
     if not folder.is_dir() or not any(folder.iterdir()):
-        os.rename(temp, folder)  # replaces an empty folder, too
+        os.rename(temporary, folder)  # replaces an empty folder, too
         return
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     os.rename(folder, old)
     try:
-        os.rename(temp, folder)
+        os.rename(temporary, folder)
     except BaseException:
         os.rename(old, folder)
         raise
@@ -53,6 +59,9 @@ def _swap(temp: Path, folder: Path) -> None:
 def partial_path(path: Path) -> Path:
     """Name the place beside `path` where this process makes what will stand there: hidden, and of this process only."""
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+# ---- Files ----
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:

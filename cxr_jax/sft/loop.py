@@ -124,7 +124,7 @@ def _programs(
         locate_weight=settings.locate_weight,
         remat=settings.remat,
     )
-    return [layout.on(step) for step in steps]
+    return [layout.on_mesh(step) for step in steps]
 
 
 def make_batch_fn(

@@ -102,9 +102,9 @@ def make_steps(
             state["params"],
             training_micro_batches.cut(batch, parts),
         )
-        state, norm = guarded_update(optimizer, state, sharding.laid_out(grads))
+        state, norm = guarded_update(optimizer, state, sharding.lay_out(grads))
         metrics = {k: v.sum() for k, v in metrics.items()}
-        return sharding.laid_out(state), {**metrics, "grad_norm": norm, "skipped": state["skipped"]}
+        return sharding.lay_out(state), {**metrics, "grad_norm": norm, "skipped": state["skipped"]}
 
     jit = lambda f: jax.jit(functools.partial(update, f), donate_argnums=0)
     return jit(locate_only), jit(joint)

@@ -13,7 +13,7 @@ def output_head(params, model_config):
     """The output matrix [D, V], tied or not; on a mesh whole, for the loop over the tokens."""
     name = "embed" if model_config.tie_word_embeddings else "head"
     head = {"text": {name: params["text"][name]}}
-    text = sharding.gathered(head, jax.tree.leaves(head)[0].dtype)["text"]
+    text = sharding.gather_weights(head, jax.tree.leaves(head)[0].dtype)["text"]
     return (
         text["embed"]["embedding"].T if model_config.tie_word_embeddings else text["head"]["kernel"]
     )

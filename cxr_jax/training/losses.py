@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 
-from cxr_jax.runtime.batch_rows import by_shard, rows_apart
+from cxr_jax.runtime.batch_rows import by_shard, divide_rows
 
 
 def token_logprobs(
@@ -105,7 +105,7 @@ def _token_logprobs_bwd(temperature, cut, saved, cotangents):
 
     shards = cut[0]
     apart = (
-        functools.partial(rows_apart, rest=PartitionSpec.UNCONSTRAINED)
+        functools.partial(divide_rows, rest=PartitionSpec.UNCONSTRAINED)
         if shards > 1
         else lambda x: x
     )

@@ -123,7 +123,7 @@ def test_every_array_has_a_place_on_published_meshes(model_config, adapters):
         sizes = {"data": 1, "fsdp": fsdp, "tensor": tensor}
         held = 0
         for path, x in jax.tree_util.tree_leaves_with_path(fixed if adapters else state["params"]):
-            spec = sharding.spec("model/" + trees.path_string(path), x.shape, sizes)
+            spec = sharding.partition_spec("model/" + trees.path_string(path), x.shape, sizes)
             held += x.size / math.prod(sizes[axis] for axis in spec if axis)
         # All but norms, biases and, over `tensor`, the vision tower is divided by all devices.
         ideal = qwen.count(
@@ -134,7 +134,7 @@ def test_every_array_has_a_place_on_published_meshes(model_config, adapters):
             tensor,
         )
         for path, x in jax.tree_util.tree_leaves_with_path(state):
-            sharding.spec(trees.path_string(path), x.shape, sizes)
+            sharding.partition_spec(trees.path_string(path), x.shape, sizes)
 
 
 def test_moments_follow_their_parameters():
@@ -144,7 +144,7 @@ def test_moments_follow_their_parameters():
     for path, x in jax.tree_util.tree_leaves_with_path(state):
         name = trees.path_string(path)
         if name.endswith("text/layers/mlp/down/kernel"):
-            specs[name] = sharding.spec(name, x.shape, sizes)
+            specs[name] = sharding.partition_spec(name, x.shape, sizes)
     assert len(specs) == 3 and set(specs.values()) == {P(None, "tensor", "fsdp")}
 
 
@@ -154,15 +154,15 @@ def test_what_has_no_place_is_refused():
         UserError,
         match=r"layers/attn/q/kernel \[36, 2048, 2048\]: 2048 does not divide by tensor=3",
     ):
-        sharding.spec("text/layers/attn/q/kernel", (36, 2048, 2048), sizes)
+        sharding.partition_spec("text/layers/attn/q/kernel", (36, 2048, 2048), sizes)
     with pytest.raises(UserError, match="no rule covers the parameter text/new/kernel"):
-        sharding.spec("text/new/kernel", (2, 2), sizes)
+        sharding.partition_spec("text/new/kernel", (2, 2), sizes)
 
 
 @pytest.mark.parametrize("experiment", [sft_config, rl_config], ids=["sft", "rl"])
 def test_all_arguments_of_all_programs_are_placed(experiment):
     """On a mesh of one device, which every machine has. Bytes by what they hold add up to the arguments."""
-    mesh = layout.mesh(1, 1, 1, jax.devices()[:1])
+    mesh = layout.make_mesh(1, 1, 1, jax.devices()[:1])
     for config in (experiment.get_config(), experiment.get_config("nv_reason_3b")):
         for name, _, arguments, _, tokens, waiting in programs.programs(config):
             placed = programs.place(arguments, mesh)

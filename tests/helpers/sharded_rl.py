@@ -68,7 +68,7 @@ def check_traffic():
     config.update(dict(model="random:phantom", max_completion=64))
     config.rl.update(dict(prompts_per_step=4, oversample=1, group_size=2))
     config.mesh.update(dict(data=1, fsdp=4))
-    mesh = layout.Layout.of(config.mesh).mesh
+    mesh = layout.Layout.from_config(config.mesh).mesh
     weights = 4 * qwen.count(jax.eval_shape(lambda: qwen.init_params(PHANTOM, jax.random.key(0))))
     moved = {}
     for name, step, arguments, *_ in programs.programs(config):
@@ -93,4 +93,4 @@ if __name__ == "__main__":
     check_sampling()
     check_traffic()
     case = dataclasses.replace(shared_learner.case(0, prompts=8), micro_batches=2)
-    shared_learner.check_learner(0, case, layout.mesh(1, 2, 2))  # FSDP x tensor
+    shared_learner.check_learner(0, case, layout.make_mesh(1, 2, 2))  # FSDP x tensor

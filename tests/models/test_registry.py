@@ -42,7 +42,7 @@ def test_the_tables_cover_every_parameter(family):
         for path, shape in shapes.items():
             name = "/".join(path)
             axes = next(axes for pattern, axes in family.sharding_rules if re.search(pattern, name))
-            spec = sharding.spec(name, shape, {"data": 1, "fsdp": 1, "tensor": 1})
+            spec = sharding.partition_spec(name, shape, {"data": 1, "fsdp": 1, "tensor": 1})
             mesh_axes = [sharding.LOGICAL_TO_MESH.get(axis) for axis in axes]
             assert list(spec)[len(shape) - len(axes) :] == mesh_axes
 
@@ -69,10 +69,10 @@ def test_an_unknown_family_is_refused(model_type, tmp_path):
 def test_a_registered_table_is_applied():
     path, sizes = "another_family/kernel", {"data": 1, "fsdp": 2, "tensor": 1}
     with pytest.raises(UserError, match="no rule covers the parameter another_family/kernel"):
-        sharding.spec(path, (4, 4), sizes)
+        sharding.partition_spec(path, (4, 4), sizes)
     try:
         sharding.register_rules("another", ((r"another_family/kernel$", (None, "width")),))
-        spec = sharding.spec(path, (4, 4), sizes)
+        spec = sharding.partition_spec(path, (4, 4), sizes)
         assert spec == jax.sharding.PartitionSpec(None, "fsdp")
     finally:
         sharding._FAMILY_RULES.pop("another", None)

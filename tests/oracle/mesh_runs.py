@@ -161,7 +161,7 @@ def print_hash():
     digest = hashlib.sha256()
     for module, config in ((loop, sft_config.get_config()), (batches, rl_config.get_config())):
         layout, start = (
-            runtime_layout.Layout.of(config.mesh),
+            runtime_layout.Layout.from_config(config.mesh),
             pretrained.load_starting_model(config.model, config.seed),
         )
         source = splits.open_splits(DataConfig.from_config(config)).train

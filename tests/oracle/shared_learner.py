@@ -304,7 +304,7 @@ def check_learner(seed: int, c: Case, mesh=None) -> tuple[float, float]:
     layout = runtime_layout.Layout(mesh)
     rows = layout.batch({"batch": batch, "ro": {k: v for k, v in ro.items() if k != "kept"}})
     ro = {**rows["ro"], "kept": ro["kept"]}
-    state, metrics = layout.on(learn)(layout.state(state), {}, rows["batch"], ro, other)
+    state, metrics = layout.on_mesh(learn)(layout.state(state), {}, rows["batch"], ro, other)
     grads = jax.tree.map(lambda a, b: (a - b) / RATE, c.params, state["params"]["model"])
     return compare(f"seed {seed}, make_learn", c, (grads, metrics["loss"]), want)
 
@@ -374,8 +374,8 @@ def check_sharded(seed: int, devices: int) -> list[tuple[float, float]]:
     results.append(compare(f"seed {seed}, {devices} devices, shard_map", c, got, want))
     if c.data["image"].shape[1] == 1:
         for mesh in (
-            runtime_layout.mesh(devices, 1, 1),
-            runtime_layout.mesh(1, devices, 1),
+            runtime_layout.make_mesh(devices, 1, 1),
+            runtime_layout.make_mesh(1, devices, 1),
         ):  # copies of the weights; FSDP
             results.append(check_learner(seed, c, mesh))
     return results

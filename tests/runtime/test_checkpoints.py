@@ -204,17 +204,17 @@ KINDS = {
 
 def test_the_hash_is_the_same_on_the_device_and_in_numpy(monkeypatch):
     kinds = {k: x for k, x in KINDS.items() if x.size}
-    hashes = array_hash.of({k: jnp.asarray(x) for k, x in kinds.items()})
-    assert hashes == {k: array_hash.of_host(x) for k, x in kinds.items()}
+    hashes = array_hash.hash_arrays({k: jnp.asarray(x) for k, x in kinds.items()})
+    assert hashes == {k: array_hash.hash_host_array(x) for k, x in kinds.items()}
     assert len(set(hashes.values())) == len(kinds) and all(
         re.fullmatch("[0-9a-f]{16}", h) for h in hashes.values()
     )
     monkeypatch.setattr(array_hash, "_CHUNK", 7)
-    assert hashes == {k: array_hash.of_host(x) for k, x in kinds.items()}
+    assert hashes == {k: array_hash.hash_host_array(x) for k, x in kinds.items()}
     with jax.enable_x64(True):
         wide = {"f": np.linspace(0, 1, 12).reshape(3, 4), "i": np.arange(-3, 3) * 2**40}
-        assert array_hash.of({k: jnp.asarray(x) for k, x in wide.items()}) == {
-            k: array_hash.of_host(x) for k, x in wide.items()
+        assert array_hash.hash_arrays({k: jnp.asarray(x) for k, x in wide.items()}) == {
+            k: array_hash.hash_host_array(x) for k, x in wide.items()
         }
 
 
@@ -233,8 +233,8 @@ def test_the_hash_sees_every_bit_and_every_place():
         flipped = x.copy()
         flipped.view(np.uint32).reshape(-1)[77] ^= 1 << bit
         variants.append(flipped)
-    assert len({array_hash.of_host(v) for v in variants}) == len(variants)
-    assert array_hash.of_host(KINDS["nan"][3:4]) != array_hash.of_host(
+    assert len({array_hash.hash_host_array(v) for v in variants}) == len(variants)
+    assert array_hash.hash_host_array(KINDS["nan"][3:4]) != array_hash.hash_host_array(
         KINDS["nan"][4:5]
     )  # -0.0 and 0.0
 
@@ -252,15 +252,19 @@ def test_every_kind_of_leaf(tmp_path):
         ).tobytes()
     contents = json.loads((tmp_path / "checkpoints/last/7/contents/metadata").read_text())
     assert contents["about"] == {"git_sha": "abc", "config": {"lr": 0.1}}
-    assert contents["arrays"]["host/keys"] == ["uint32", [2, 2], array_hash.of_host(KINDS["keys"])]
+    assert contents["arrays"]["host/keys"] == [
+        "uint32",
+        [2, 2],
+        array_hash.hash_host_array(KINDS["keys"]),
+    ]
 
 
 @pytest.fixture
 def held(monkeypatch):
     """Saves are not through before this event is set."""
-    event, check = threading.Event(), checkpoint_folder.problem
+    event, check = threading.Event(), checkpoint_folder.find_problem
     monkeypatch.setattr(
-        checkpoint_folder, "problem", lambda folder: event.wait(60) and check(folder)
+        checkpoint_folder, "find_problem", lambda folder: event.wait(60) and check(folder)
     )
     yield event
     event.set()
@@ -287,19 +291,19 @@ def test_a_donated_step_may_follow_a_save_at_once(tmp_path, held):
 
 
 def test_what_did_not_read_back_is_set_aside(folder, monkeypatch, capsys):
-    check = checkpoint_folder.problem
+    check = checkpoint_folder.find_problem
 
     def damaged(path):
         damage(Path(path), "cut off")
         return check(path)
 
     c = Checkpoints(str(folder), keep=1)
-    monkeypatch.setattr(checkpoint_folder, "problem", damaged)
+    monkeypatch.setattr(checkpoint_folder, "find_problem", damaged)
     c.save(4, state(4), {})
     c.wait()
     assert "last/4 was written, but it does not read back" in capsys.readouterr().out
     assert (folder / "checkpoints" / "damaged_last_4").is_dir()
-    monkeypatch.setattr(checkpoint_folder, "problem", check)
+    monkeypatch.setattr(checkpoint_folder, "find_problem", check)
     assert c.restore(state())[2] == 3
     c.save(5, state(5), {})
     c.close()
@@ -310,12 +314,12 @@ def test_the_check_comes_past_every_array(tmp_path, monkeypatch):
     c = Checkpoints(str(tmp_path))
     c.save(0, {"a": jnp.ones(3), "b": {"c": jnp.zeros(2), "d": jnp.int32(1)}}, {})
     c.close()
-    seen, of_host = set(), array_hash.of_host
-    monkeypatch.setattr(array_hash, "of_host", lambda x: seen.add(x.shape) or of_host(x))
+    seen, of_host = set(), array_hash.hash_host_array
+    monkeypatch.setattr(array_hash, "hash_host_array", lambda x: seen.add(x.shape) or of_host(x))
     path = tmp_path / "checkpoints" / "last"
     for step in range(12):
         os.rename(next(path.glob("[0-9]*")), path / str(step))
-        assert checkpoint_folder.problem(str(path / str(step))) is None
+        assert checkpoint_folder.find_problem(str(path / str(step))) is None
     assert seen == {(3,), (2,), ()}
 
 

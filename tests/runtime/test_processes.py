@@ -96,4 +96,4 @@ def test_meshes_that_are_not_the_devices():
         ((-1, 16, 1), "-1 x 16 x 1"),
     ):
         with pytest.raises(UserError, match=rf"config.mesh: {asked} .* is not 8 device"):
-            runtime_layout.mesh(*sizes, devices=devices)
+            runtime_layout.make_mesh(*sizes, devices=devices)

@@ -47,7 +47,7 @@ try:
     while True:
         time.sleep(0.01)
         stop.{ask}()
-except signals.Stopped as e:
+except signals.StoppedError as e:
     print("saved on", e)
 stop.close()
 """
