@@ -1,8 +1,9 @@
 """Runs of experiments/ablations/grpo.py as a table and a plot: `python -m experiments.analysis.ablations RUNS`.
 
 RUNS holds one folder a run, named ARM_sSEED, each as `cxr_jax.main` leaves it (config.json, metrics.jsonl,
-evaluation.json; formats: report.py and metrics.py). Writes PATH.md, between its two marker lines if the file is there,
-and PATH.svg (ablations_svg.py); PATH is docs/ablations unless given. Runs that are not finished are left out and named.
+evaluation.json; formats: metrics/run_log.py and report/records.py). Writes a .md page, between its two marker lines if
+the file is there, and a .svg (ablations_plot.py), docs/ablations.* unless --out says another. Runs that are not
+finished are left out and named.
 Runs that cannot be compared (one arm and seed twice, another n_final, another config in one arm) are an error.
 """
 
@@ -361,7 +362,7 @@ def section(study: Study, plot: str) -> str:
 
 
 def write(study: Study, path: Path) -> list[Path]:
-    """PATH.md and PATH.svg. UserError if the Markdown is there without its markers, or cannot be written."""
+    """Write `path` with .md and with .svg. UserError for a page without the markers, or one that cannot be written."""
     page, plot = path.with_name(path.name + ".md"), path.with_name(path.name + ".svg")
     try:
         text = page.read_text() if page.exists() else f"# Ablations\n\n{BEGIN}\n{END}\n"

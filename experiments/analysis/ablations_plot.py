@@ -1,4 +1,4 @@
-"""The plot of tools/ablations.py: RL - SFT by arm on both hospitals, and the curves of training, as one SVG file."""
+"""The plot of ablations.py: RL - SFT by arm on both hospitals, and the curves of training, as one SVG file."""
 
 import html
 

@@ -1,4 +1,4 @@
-"""A program that test_stages.py starts: sampling and learning over four fake devices equal those of one."""
+"""A program that test_compaction.py starts: sampling and learning over four fake devices equal those of one."""
 
 import os
 

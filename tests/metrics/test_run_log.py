@@ -1,4 +1,4 @@
-"""metrics.py: the file survives kills and resumes; the board may fail; the progress line is right."""
+"""run_log.py, progress.py: the file survives kills and resumes; the board may fail; the progress line is right."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""checkpoint.py: what goes in comes out bit for bit, on any mesh; what is damaged is passed over, and said so."""
+"""checkpoints.py: what goes in comes out bit for bit, on any mesh; what is damaged is passed over, and said so."""
 
 import contextlib
 import gc

@@ -1,4 +1,4 @@
-"""workdir.py: one run a folder, one config a run, and nothing left behind by a run that could not start."""
+"""run_folder.py: one run a folder, one config a run, and nothing left behind by a run that could not start."""
 
 import json
 import signal

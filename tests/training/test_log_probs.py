@@ -1,4 +1,4 @@
-"""policy.py: the learner's log-probabilities are the sampler's; rows do not see each other or their padding."""
+"""log_probs.py: the learner's log-probabilities are the sampler's; rows do not see each other or their padding."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""optim.py: which leaves decay, float32 masters, and updates that are skipped."""
+"""optimizer.py: which leaves decay, float32 masters, and updates that are skipped."""
 
 import math
 
