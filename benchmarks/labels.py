@@ -68,7 +68,9 @@ def corpus(folder: pathlib.Path) -> tuple[str, str]:
     from cxr_jax.evaluation import label_agreement
 
     if folder.is_dir():
-        gold = label_agreement.load_gold(folder, "openi_manifest.csv", label_agreement.load_map())
+        gold = label_agreement.load_gold(
+            folder, "openi_manifest.csv", label_agreement.load_map(label_agreement.MAP)
+        )
         rows = list(report_files.read(report_files.open_inputs(gold.paths)))
         return " ".join(
             " ".join((row.text or "").split()) for row in rows

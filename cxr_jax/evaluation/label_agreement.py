@@ -27,28 +27,15 @@ import numpy as np
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
 from cxr_jax.data import report_files
 from cxr_jax.errors import UserError, exit_code
-from cxr_jax.labels.lexicon import read_toml
+from cxr_jax.labels.label_maps import LabelMap, load_map
 from cxr_jax.labels.taxonomy import CHEXPERT_14, NOT_MENTIONED, POSITIVE, UNCERTAIN
 from cxr_jax.metrics import scores
 
-MAPS = Path(__file__).parents[1] / "labels" / "maps.toml"
 MAP = "openi_gold"
 POLICIES = ("negative", "positive")  # what an uncertain mention counts as
 _GOLD = "gold_"  # what the names of gold columns begin with
 
 # ---- Gold labels -----------------------------------------------------------------------------------------------------
-
-
-class LabelMap(NamedTuple):
-    """How another taxonomy's labels map to the 14: source label -> label."""
-
-    name: str
-    version: int
-    labels: dict[str, str]
-
-    def scored(self) -> np.ndarray:
-        """Tell which of the 14 labels something maps to: bool [14]."""
-        return np.isin(CHEXPERT_14, list(self.labels.values()))
 
 
 class Gold(NamedTuple):
@@ -65,25 +52,6 @@ class Gold(NamedTuple):
     paths: list[Path]
     truth: np.ndarray
     unscored: list[str]
-
-
-def load_map(name: str = MAP, path: str | Path = MAPS) -> LabelMap:
-    """Read the table [name] of a file of maps.
-
-    Raises:
-        UserError: if it cannot be read or a target is none of the 14.
-    """
-    entry = read_toml(Path(path)).get(name)
-    labels = entry.get("map") if isinstance(entry, dict) else None
-    # A map without a version could change without a trace.
-    if not isinstance(labels, dict) or not labels or not isinstance(entry.get("version"), int):
-        raise UserError(f"{path}: has no table [{name}] with a version and a map")
-    for source, target in labels.items():
-        if target not in CHEXPERT_14:
-            raise UserError(
-                f"{path}: [{name}.map]: {source} maps to {target!r}, which is none of the 14 labels"
-            )
-    return LabelMap(name, entry["version"], labels)
 
 
 def load_gold(folder: str | Path, manifest: str | Path, label_map: LabelMap) -> Gold:
@@ -310,7 +278,7 @@ def run(args: Namespace) -> None:
     Raises:
         UserError: for bad input.
     """
-    label_map = load_map()
+    label_map = load_map(MAP)
     gold = load_gold(args.folder, args.manifest, label_map)
     if args.errors:
         # Before the reports are read, so that a bad name costs no time.

@@ -10,7 +10,7 @@ from cxr_jax.errors import UserError
 from cxr_jax.evaluation import label_agreement
 
 DATA = SHARED / "reports"
-SOURCES = list(label_agreement.load_map().labels)
+SOURCES = list(label_agreement.load_map(label_agreement.MAP).labels)
 
 # (findings, impression, gold): an FP of No Finding and an FN of Lung Lesion in r2, an FN of Edema in r3 (it is hedged).
 REPORTS = {
@@ -210,17 +210,17 @@ def test_bad_map(tmp_path, text, reason):
     path = tmp_path / "maps.toml"
     path.write_text(text)
     with pytest.raises(UserError, match=reason):
-        label_agreement.load_map(path=path)
+        label_agreement.load_map(label_agreement.MAP, path)
 
 
 def test_missing_map(tmp_path):
     with pytest.raises(UserError, match="No such file"):
-        label_agreement.load_map(path=tmp_path / "maps.toml")
+        label_agreement.load_map(label_agreement.MAP, tmp_path / "maps.toml")
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared data folder is absent")
 def test_shared_reports():
-    label_map = label_agreement.load_map()
+    label_map = label_agreement.load_map(label_agreement.MAP)
     gold = label_agreement.load_gold(DATA, "openi_manifest.csv", label_map)
     states = label_agreement.read_states(gold.paths)
     out = label_agreement.summarise(states, gold.truth, label_map, "negative")
