@@ -110,13 +110,14 @@ def _limits(values: Sequence[float], floor_zero: bool) -> tuple[float, float]:
 # ---- Elements ----
 
 
-def _line(x1: float, x2: float, y1: float, y2: float, attributes: str) -> str:
-    """A line. attributes: our own text, as written in SVG."""
+def draw_line(x1: float, x2: float, y1: float, y2: float, attributes: str) -> str:
+    """Draw a line from (x1, y1) to (x2, y2). attributes: our own text, as written in SVG."""
     ends = f'x1="{_place(x1)}" x2="{_place(x2)}" y1="{_place(y1)}" y2="{_place(y2)}"'
     return f"<line {attributes} {ends}/>"
 
 
-def _text(x: float, y: float, content: str, attributes: str = "") -> str:
+def draw_text(x: float, y: float, content: str, attributes: str = "") -> str:
+    """Draw a text, escaped. attributes: our own text, as written in SVG."""
     attributes = f" {attributes}" if attributes else ""
     return f'<text x="{_place(x)}" y="{_place(y)}"{attributes}>{escape(content)}</text>'
 
@@ -187,16 +188,16 @@ class _Axes:
         elements = []
         for value in nice_ticks(self.low, self.high):
             y = self.y(value)
-            elements.append(_line(self.left, self.end, y, y, 'class="grid"'))
-            elements.append(_text(self.left - 6, y + 4, number(value), 'text-anchor="end"'))
+            elements.append(draw_line(self.left, self.end, y, y, 'class="grid"'))
+            elements.append(draw_text(self.left - 6, y + 4, number(value), 'text-anchor="end"'))
         for step in nice_ticks(self.first, self.last, 6):
             if step == int(step):
                 x = self.x(step)
-                elements.append(_line(x, x, self.floor, self.floor + 4, 'class="tick"'))
-                elements.append(_text(x, self.floor + 17, number(step), 'text-anchor="middle"'))
-        elements.append(_line(self.left, self.end, self.floor, self.floor, 'class="axis"'))
+                elements.append(draw_line(x, x, self.floor, self.floor + 4, 'class="tick"'))
+                elements.append(draw_text(x, self.floor + 17, number(step), 'text-anchor="middle"'))
+        elements.append(draw_line(self.left, self.end, self.floor, self.floor, 'class="axis"'))
         middle = (self.left + self.width - self.right) / 2
-        elements.append(_text(middle, self.height - 3, "step", 'text-anchor="middle"'))
+        elements.append(draw_text(middle, self.height - 3, "step", 'text-anchor="middle"'))
         return elements
 
 
@@ -261,10 +262,10 @@ def line_chart(
         dashes = (
             f'stroke="{reference.color}" stroke-width="1.5" stroke-dasharray="{reference.dash}"'
         )
-        elements.append(_line(axes.left, axes.end, y, y, dashes))
+        elements.append(draw_line(axes.left, axes.end, y, y, dashes))
     for position, line in enumerate(series):
         elements += _draw_series(position, line, axes)
-    elements.append(_line(0, 0, axes.top, axes.floor, 'class="cursor" visibility="hidden"'))
+    elements.append(draw_line(0, 0, axes.top, axes.floor, 'class="cursor" visibility="hidden"'))
     readout = f'data-chart="{escape(_readout(series, axes))}"'
     return _picture(title, (width, height), elements, f'class="chart" {readout} ')
 
@@ -276,13 +277,13 @@ def legend(
     items = []
     for position, line in enumerate(series):
         mark = _mark(position, 11, 6, line.color) if line.marks else ""
-        stroke = _line(0, 22, 6, 6, f'stroke="{line.color}" stroke-width="2.5"')
+        stroke = draw_line(0, 22, 6, 6, f'stroke="{line.color}" stroke-width="2.5"')
         items.append((line.name, stroke + mark))
     for reference in references:
         dashes = (
             f'stroke="{reference.color}" stroke-width="1.5" stroke-dasharray="{reference.dash}"'
         )
-        items.append((reference.name, _line(0, 22, 6, 6, dashes)))
+        items.append((reference.name, draw_line(0, 22, 6, 6, dashes)))
     cells = "".join(
         f'<span><svg width="22" height="12" aria-hidden="true">{sample}</svg>{escape(name)}</span>'
         for name, sample in items
@@ -311,17 +312,19 @@ def event_strip(
     for step in nice_ticks(first, last, 6):
         if step == int(step):
             x = place(step)
-            elements.append(_line(x, x, 4, height - 36, 'class="grid"'))
-            elements.append(_text(x, height - 22, number(step), 'text-anchor="middle"'))
+            elements.append(draw_line(x, x, 4, height - 36, 'class="grid"'))
+            elements.append(draw_text(x, height - 22, number(step), 'text-anchor="middle"'))
     for row, (name, steps) in enumerate(events.items()):
         top = 4 + row_height * row
-        elements.append(_text(4, top + 16, name))
+        elements.append(draw_text(4, top + 16, name))
         for step in steps:
             elements.append(
                 f'<rect x="{place(step) - mark_width / 2:.1f}" y="{top + 4}" width="{mark_width:.1f}" '
                 f'height="{row_height - 8}" fill="{PALETTE[5]}"/>'
             )
-    elements.append(_text((left + width - right) / 2, height - 4, "step", 'text-anchor="middle"'))
+    elements.append(
+        draw_text((left + width - right) / 2, height - 4, "step", 'text-anchor="middle"')
+    )
     return _picture(title, (width, height), elements)
 
 
@@ -347,19 +350,19 @@ def forest(title: str, groups: Sequence[ForestGroup], *, width: int = WIDTH) -> 
     elements = []
     for value in nice_ticks(0, limit, 6):
         x = place(value)
-        elements.append(_line(x, x, 4, height - 26, 'class="grid"'))
-        elements.append(_text(x, height - 10, number(value), 'text-anchor="middle"'))
+        elements.append(draw_line(x, x, 4, height - 26, 'class="grid"'))
+        elements.append(draw_text(x, height - 10, number(value), 'text-anchor="middle"'))
     y = 4
     for group in groups:
         heading = f'class="strong" fill="{group.color}"'
-        elements.append(_text(4, y + 17, group.heading, heading))
+        elements.append(draw_text(4, y + 17, group.heading, heading))
         y += head_height
         if group.constant is not None:
             x, end = place(group.constant), y + row_height * len(group.estimates) - 2
             dashes = f'stroke="{group.color}" stroke-width="1.5" stroke-dasharray="5 4"'
-            elements.append(_line(x, x, y - 8, end, dashes))
+            elements.append(draw_line(x, x, y - 8, end, dashes))
             note = f"best constant {group.constant:.2f}"
-            elements.append(_text(x + 5, y - 5, note, 'class="small"'))
+            elements.append(draw_text(x + 5, y - 5, note, 'class="small"'))
         for name, estimate in group.estimates.items():
             elements += _forest_row(name, estimate, group.color, place, y + row_height / 2, width)
             y += row_height
@@ -370,15 +373,15 @@ def _forest_row(
     name: str, estimate: Mapping, color: str, place: Callable[[float], float], y: float, width: int
 ) -> list[str]:
     """The name, the interval with its point, and the value as a number at the right."""
-    elements = [_text(16, y + 4, name)]
+    elements = [draw_text(16, y + 4, name)]
     if estimate["value"] is None:
-        return [*elements, _text(width - 4, y + 4, "no value", 'text-anchor="end"')]
+        return [*elements, draw_text(width - 4, y + 4, "no value", 'text-anchor="end"')]
     if estimate["lo"] is not None:
         bar = f'stroke="{color}" stroke-width="3" opacity=".45"'
-        elements.append(_line(place(estimate["lo"]), place(estimate["hi"]), y, y, bar))
+        elements.append(draw_line(place(estimate["lo"]), place(estimate["hi"]), y, y, bar))
     elements.append(
         f'<circle cx="{place(estimate["value"]):.1f}" cy="{y:.1f}" r="4.5" fill="{color}"/>'
     )
     value = f"{estimate['value']:.3f}"
-    elements.append(_text(width - 4, y + 4, value, 'class="strong" text-anchor="end"'))
+    elements.append(draw_text(width - 4, y + 4, value, 'class="strong" text-anchor="end"'))
     return elements

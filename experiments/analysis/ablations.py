@@ -7,343 +7,165 @@ finished are left out and named.
 Runs that cannot be compared (one arm and seed twice, another n_final, another config in one arm) are an error.
 """
 
-import json
-import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.special import stdtrit
 
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
 from cxr_jax.errors import UserError, exit_code
-from cxr_jax.metrics import run_log
 from cxr_jax.report.curves import points
-from experiments.analysis import ablations_plot, seeds
+from experiments.analysis import ablations_plot
+from experiments.analysis.ablation_runs import (
+    BASE,
+    INTERVAL_FROM,
+    LAST,
+    METRICS,
+    Run,
+    Study,
+    estimate,
+    load,
+)
 
 BEGIN, END = "<!-- ablations: begin -->", "<!-- ablations: end -->"
-BASE = "base"
-LAST = 5  # training steps at the end whose mean is "at the end": one step is 128 completions, and noisy
-SAME = (  # what runs must share, whatever their arm, to stand in one table
-    "steps",
-    "max_completion",
-    "data.source",
-    "data.hospital",
-    "data.ood_hospital",
-    "eval.n",
-    "eval.n_final",
-    "eval.select_by",
-)
-BY_SEED = ("seed", "data.seed")
-METRICS = {"jaccard": "Jaccard", "macro_f1": "macro-F1"}
-INTERVAL_FROM = 3  # seeds
+TRACE = {  # term -> (title, format)
+    "trace_findings": ("trace = truth", ".3f"),
+    "trace_false": ("false sentences", ".2f"),
+}
+Values = Sequence[float | None]  # one a seed
+
+# ---- Cells ----
 
 
-@dataclass
-class Run:
-    """One run's folder: its config (flat: dotted names), code, evaluation.json and lines of metrics.jsonl."""
-
-    name: str
-    arm: str
-    seed: int
-    config: dict
-    code: str
-    evaluation: dict
-    rows: list
-
-    def score(self, model: str, set_name: str, metric: str) -> float | None:
-        """Of the test images. metric: "jaccard", "macro_f1" or the name of a term of the trace."""
-        scores = self.evaluation["models"][model][set_name]
-        if metric == "jaccard":
-            return scores[metric]["value"]
-        return (scores[metric]["all"] if metric in METRICS else scores["trace"][metric])["value"]
-
-    def comparison(self, set_name: str, metric: str) -> dict | None:
-        """The paired difference RL - SFT over the test images, {diff, lo, hi, ...}."""
-        wanted = {"a": "SFT", "b": "RL", "set": set_name, "metric": metric}
-        found = (c for c in self.evaluation["comparisons"] if wanted.items() <= c.items())
-        return next(found, None)
-
-    def end(self, name: str) -> float | None:
-        """Mean of a training metric over the last steps."""
-        values = [v for _, v in points(self.rows, "train", name)[-LAST:]]
-        return float(np.mean(values)) if values else None
-
-
-@dataclass
-class Study:
-    """All finished runs by arm and seed: `base` first, then the arms by what they reach on the other hospital.
-
-    notes: what a reader has to know of the runs.
-    """
-
-    arms: dict[str, list[Run]]
-    notes: list[str]
-
-    def __post_init__(self):
-        self.sft = self.arms.get(BASE, next(iter(self.arms.values())))[
-            0
-        ]  # whose SFT model is the first row
-        self.start = self.sft.config["model"]
-        self.inside, self.outside = (
-            self.sft.config["data.hospital"],
-            self.sft.config["data.ood_hospital"],
-        )
-        reached = lambda runs: np.mean(
-            [run.score("RL", self.outside, "jaccard") or 0.0 for run in runs]
-        )
-        place = {arm: (arm != BASE, -reached(runs), arm) for arm, runs in self.arms.items()}
-        self.arms = {arm: self.arms[arm] for arm in sorted(place, key=place.get)}
-
-    def difference(self, run: Run, set_name: str, metric: str) -> float | None:
-        """RL - SFT of a run on a test set; where it began elsewhere, its RL model against the other arms' SFT model."""
-        if run.config["model"] == self.start and (paired := run.comparison(set_name, metric)):
-            return paired["diff"]
-        a, b = self.sft.score("SFT", set_name, metric), run.score("RL", set_name, metric)
-        return None if a is None or b is None else b - a
-
-    def differences(self, arm: str, set_name: str, metric: str) -> list:
-        return [self.difference(run, set_name, metric) for run in self.arms[arm]]
-
-    def elsewhere(self, arm: str) -> bool:
-        """Whether an arm did not start from the SFT model."""
-        return self.arms[arm][0].config["model"] != self.start
-
-    def curve(self, arm: str) -> list:
-        """[(step, mean over the seeds of the Jaccard index on the selection images of the other hospital)]."""
-        curves = [
-            dict(points(r.rows, "eval", f"eval/{self.outside}/jaccard")) for r in self.arms[arm]
-        ]
-        steps = sorted(set.intersection(*map(set, curves)))
-        return [(step, float(np.mean([curve[step] for curve in curves]))) for step in steps]
-
-
-def estimate(values: list) -> dict:
-    """value: the mean; lo, hi: its 95 % t-interval over the seeds, None from fewer than INTERVAL_FROM."""
-    mean, n = float(np.mean(values)), len(values)
-    if n < INTERVAL_FROM:
-        return {"value": mean, "lo": None, "hi": None}
-    half = float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(n))
-    return {"value": mean, "lo": mean - half, "hi": mean + half}
-
-
-# Reading -------------------------------------------------------------------------------------------
-
-
-def _flat(config: dict, prefix="") -> dict:
-    out = {}
-    for key, value in config.items():
-        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return out
-
-
-def _run(folder: Path, arm: str, seed: int) -> Run:
-    evaluation = seeds.load(str(folder))
-    try:
-        saved = json.loads((folder / "config.json").read_text())
-        config = _flat(saved["config"])
-        code = (saved.get("git_sha") or "unknown")[:7]
-        if saved.get("git_dirty"):
-            code += f" with uncommitted changes {saved['git_dirty'][:6]}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"{folder / 'config.json'}: is not the config of a run") from e
-    if config.get("task") != "rl" or config.get("data.source") != "phantom":
-        raise UserError(f"{folder}: not a run of RL on phantoms")
-    if not {"SFT", "RL"} <= evaluation.get("models", {}).keys():
-        raise UserError(f"{folder}: its evaluation.json does not have the models SFT and RL")
-    if config["seed"] != seed:
-        raise UserError(f"{folder}: its config.seed is {config['seed']}")
-    return Run(folder.name, arm, seed, config, code, evaluation, run_log.read(folder))
-
-
-def load(folder) -> Study:
-    """Every run of a folder. UserError if there is none, or if two do not belong into one table."""
-    folder, runs, unfinished = Path(folder), {}, []
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    for path in sorted(p for p in folder.iterdir() if p.is_dir()):
-        if not (name := re.fullmatch(r"(.+)_s(\d+)", path.name)):
-            continue
-        arm, seed = name[1], int(name[2])
-        if not (path / "evaluation.json").exists():
-            unfinished.append(path.name)
-            continue
-        if (arm, seed) in runs:
-            raise UserError(
-                f"{path}: a second run of arm {arm}, seed {seed}, beside {runs[arm, seed].name}"
-            )
-        runs[arm, seed] = _run(path, arm, seed)
-    if not runs:
-        raise UserError(f"{folder}: holds no finished run in a folder named ARM_sSEED")
-    _check_comparable(folder, list(runs.values()))
-    arms = {}
-    for arm, seed in sorted(runs):
-        arms.setdefault(arm, []).append(runs[arm, seed])
-    return Study(arms, _notes(list(runs.values()), unfinished))
-
-
-def _check_comparable(folder, runs):
-    """UserError where runs differ in what SAME names, or runs of one arm in anything that both their configs have."""
-    of_arm = {}
-    for run in runs:
-        first = of_arm.setdefault(run.arm, run)
-        common = sorted((first.config.keys() & run.config.keys()) - {*BY_SEED})
-        for other, name in [(runs[0], name) for name in SAME] + [(first, name) for name in common]:
-            a, b = other.config.get(name), run.config.get(name)
-            if a != b:
-                raise UserError(
-                    f"{folder}: config.{name} is {a!r} in {other.name}, but {b!r} in {run.name}"
-                )
-
-
-def _notes(runs, unfinished) -> list[str]:
-    notes, of, of_arm = [], {}, {}
-    for (
-        run
-    ) in runs:  # a key that one code knew and another did not: nothing tells what the other did
-        first = of_arm.setdefault(run.arm, run)
-        odd = sorted(first.config.keys() ^ run.config.keys())
-        odd = [f"config.{name}" for name in odd if first.config.get(name) or run.config.get(name)]
-        if odd:
-            notes.append(f"Only one of {first.name} and {run.name} has {', '.join(odd)}.")
-    for run in runs:
-        of.setdefault(run.code, []).append(run.name)
-    if len(of) > 1:
-        found = "; ".join(f"{code}: {', '.join(names)}" for code, names in of.items())
-        notes.append(f"The runs are not all of one commit ({found}).")
-    else:
-        notes.append(f"All runs are of commit {next(iter(of))}.")
-    if unfinished:
-        notes.append(f"Not finished, left out: {', '.join(unfinished)}.")
-    return notes
-
-
-# The table -----------------------------------------------------------------------------------------
-
-
-def _mean(values: list, form: str) -> str:
+def _mean(values: Values, form: str) -> str:
     return "-" if not values or None in values else f"{np.mean(values):{form}}"
 
 
-def _with_seeds(values: list, form: str) -> str:
+def _with_seeds(values: Values, form: str) -> str:
     """The mean, and each seed's value below it."""
     mean = _mean(values, form)
-    return (
-        mean
-        if mean == "-" or len(values) == 1
-        else f"{mean}<br>{', '.join(f'{v:{form}}' for v in values)}"
-    )
+    if mean == "-" or len(values) == 1:
+        return mean
+    return f"{mean}<br>{', '.join(f'{value:{form}}' for value in values)}"
 
 
-def _difference(values: list) -> str:
-    """The mean with its interval, and each seed's value below."""
+def _with_interval(values: Values) -> str:
+    """The mean difference with its interval, and each seed's value below."""
     text = _with_seeds(values, "+.3f")
-    if text == "-" or (e := estimate(values))["lo"] is None:
+    if text == "-":
         return text
-    return text.replace("<br>", f" [{e['lo']:+.3f}, {e['hi']:+.3f}]<br>")
+    mean = estimate(values)
+    if mean["lo"] is None:
+        return text
+    return text.replace("<br>", f" [{mean['lo']:+.3f}, {mean['hi']:+.3f}]<br>")
 
 
 def _against_base(study: Study, arm: str) -> str:
-    seeds_of_base = {run.seed: run for run in study.arms.get(BASE, ())}
-    if arm == BASE or not seeds_of_base:
+    """The RL models of an arm against those of `base` with equal seeds, on the other hospital."""
+    base_runs = {run.seed: run for run in study.arms.get(BASE, ())}
+    if arm == BASE or not base_runs:
         return ""
-    score = lambda run: run.score("RL", study.outside, "jaccard")
-    pairs = [
-        (score(run), score(seeds_of_base[run.seed]))
-        for run in study.arms[arm]
-        if run.seed in seeds_of_base
-    ]
-    return _difference([None if None in pair else pair[0] - pair[1] for pair in pairs])
+    differences = []
+    for run in study.arms[arm]:
+        if run.seed not in base_runs:
+            continue
+        ours = run.score("RL", study.outside, "jaccard")
+        theirs = base_runs[run.seed].score("RL", study.outside, "jaccard")
+        differences.append(None if ours is None or theirs is None else ours - theirs)
+    return _with_interval(differences)
 
 
 def _peak(study: Study, arm: str) -> str:
+    """The best Jaccard on the selection images of the other hospital, and its step, of each seed."""
     peaks = []
     for run in study.arms[arm]:
-        looks = points(run.rows, "eval", f"eval/{study.outside}/jaccard")
-        if not looks:
+        curve = points(run.rows, "eval", f"eval/{study.outside}/jaccard")
+        if not curve:
             return "-"
-        step, value = max(looks, key=lambda look: look[1])
+        step, value = max(curve, key=lambda point: point[1])
         peaks.append(f"{value:.3f} at {step}")
     return "<br>".join(peaks)
 
 
-def _step_seconds(run: Run) -> float | None:
-    times = [t for _, t in points(run.rows, "train", "step_time")]
-    return float(np.median(times)) if times else None
+# ---- The table ----
 
 
-def columns(study: Study) -> dict[str, Callable[[str], str]]:
-    """Heading -> what it says of an arm."""
-    of = lambda value, form, cell=_mean: (
-        lambda arm: cell([value(run) for run in study.arms[arm]], form)
-    )
-    out = {"seeds": lambda arm: ", ".join(str(run.seed) for run in study.arms[arm])}
+def columns(study: Study, arm: str) -> dict[str, str]:
+    """Return heading -> what it says of an arm."""
+    runs = study.arms[arm]
+    cells = {"seeds": ", ".join(str(run.seed) for run in runs)}
     for set_name in (study.inside, study.outside):
         for metric, title in METRICS.items():
-            out[f"{set_name}: {title}"] = lambda arm, s=set_name, m=metric: _difference(
-                study.differences(arm, s, m)
-            )
-    out[f"{study.outside}: Jaccard, arm - base"] = lambda arm: _against_base(study, arm)
-    for term, title, form in (
-        ("trace_findings", "trace = truth", ".3f"),
-        ("trace_false", "false sentences", ".2f"),
-    ):
+            differences = study.differences(arm, set_name, metric)
+            cells[f"{set_name}: {title}"] = _with_interval(differences)
+    cells[f"{study.outside}: Jaccard, arm - base"] = _against_base(study, arm)
+    for term, (title, form) in TRACE.items():
         for set_name in (study.inside, study.outside):
-            value = lambda run, s=set_name, t=term: run.score("RL", s, t)
-            out[f"{set_name}: {title}"] = of(value, form, _with_seeds)
-    out["length"] = of(lambda run: run.end("completions/mean_length"), ".0f")
-    out["entropy"] = of(lambda run: run.end("entropy"), ".3f")
-    out["groups without variance"] = of(lambda run: run.end("frac_reward_zero_std"), ".2f")
-    out["s a step"] = of(_step_seconds, ".1f")
-    out[f"peak on {study.outside}"] = lambda arm: _peak(study, arm)
-    return out
+            scores = [run.score("RL", set_name, term) for run in runs]
+            cells[f"{set_name}: {title}"] = _with_seeds(scores, form)
+
+    def mean_of(value: Callable[[Run], float | None], form: str) -> str:
+        return _mean([value(run) for run in runs], form)
+
+    cells["length"] = mean_of(lambda run: run.end("completions/mean_length"), ".0f")
+    cells["entropy"] = mean_of(lambda run: run.end("entropy"), ".3f")
+    cells["groups without variance"] = mean_of(lambda run: run.end("frac_reward_zero_std"), ".2f")
+    cells["s a step"] = mean_of(Run.step_seconds, ".1f")
+    cells[f"peak on {study.outside}"] = _peak(study, arm)
+    return cells
+
+
+def _sft_columns(study: Study) -> dict[str, str]:
+    """What the SFT model alone scores, under the headings that it has."""
+    forms = {metric: (title, ".3f") for metric, title in METRICS.items()} | TRACE
+    return {
+        f"{set_name}: {title}": _mean([study.sft.score("SFT", set_name, metric)], form)
+        for set_name in (study.inside, study.outside)
+        for metric, (title, form) in forms.items()
+    }
 
 
 def table(study: Study) -> str:
-    """The Markdown table: SFT alone, then a row an arm."""
-    cells = columns(study)
-    lines = [["arm", *cells], ["---"] * (1 + len(cells))]
-    sft = {}
-    for set_name in (study.inside, study.outside):
-        for name, title, form in (
-            ("jaccard", "Jaccard", ".3f"),
-            ("macro_f1", "macro-F1", ".3f"),
-            ("trace_findings", "trace = truth", ".3f"),
-            ("trace_false", "false sentences", ".2f"),
-        ):
-            sft[f"{set_name}: {title}"] = _mean([study.sft.score("SFT", set_name, name)], form)
-    lines.append(["SFT only", *(sft.get(title, "") for title in cells)])
-    for arm in study.arms:
-        lines.append(
-            [arm + (" †" if study.elsewhere(arm) else ""), *(cell(arm) for cell in cells.values())]
-        )
+    """Write the Markdown table: SFT alone, then a row an arm."""
+    rows = {arm: columns(study, arm) for arm in study.arms}
+    headings = list(next(iter(rows.values())))
+    sft = _sft_columns(study)
+    lines = [
+        ["arm", *headings],
+        ["---"] * (1 + len(headings)),
+        ["SFT only", *(sft.get(heading, "") for heading in headings)],
+    ]
+    for arm, cells in rows.items():
+        mark = " †" if study.began_elsewhere(arm) else ""
+        lines.append([arm + mark, *cells.values()])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+# ---- The page ----
 
 
 def _over_images(study: Study) -> str:
     """How wide the intervals over images are: what the seeds' spread does not show."""
-    halves = {}
+    halves = []
     for set_name in (study.inside, study.outside):
-        found = [
-            run.comparison(set_name, "jaccard") for runs in study.arms.values() for run in runs
-        ]
-        wide = [(c["hi"] - c["lo"]) / 2 for c in found if c and None not in (c["lo"], c["hi"])]
-        if wide:
-            halves[set_name] = f"±{np.median(wide):.3f} on {set_name}"
-    return (
-        f" One run's interval over images is about {', '.join(halves.values())} in Jaccard."
-        if halves
-        else ""
-    )
+        widths = []
+        for run in (run for runs in study.arms.values() for run in runs):
+            paired = run.comparison(set_name, "jaccard")
+            if paired and None not in (paired["lo"], paired["hi"]):
+                widths.append((paired["hi"] - paired["lo"]) / 2)
+        if widths:
+            halves.append(f"±{np.median(widths):.3f} on {set_name}")
+    if not halves:
+        return ""
+    return f" One run's interval over images is about {', '.join(halves)} in Jaccard."
 
 
 def section(study: Study, plot: str) -> str:
-    """What stands between the markers."""
-    n = study.sft.evaluation["models"]["SFT"][study.outside]["n"]
+    """Write what stands between the markers. plot: the name of the picture's file."""
+    images = study.sft.evaluation["models"]["SFT"][study.outside]["n"]
     notes = [
-        f"Phantom results. SFT only: scores. Arms, Jaccard and macro-F1: RL - SFT on the same {n:,} test images a "
+        f"Phantom results. SFT only: scores. Arms, Jaccard and macro-F1: RL - SFT on the same {images:,} test images a "
         f"hospital. {study.outside} is out of distribution; the step of a run was chosen on other images of it. "
         f"Mean over seeds [95 % t-interval over seeds, from {INTERVAL_FROM} seeds on], and below it each seed in order."
         + _over_images(study),
@@ -351,18 +173,21 @@ def section(study: Study, plot: str) -> str:
         "(docs/rewards.md), both of the RL model. Length (tokens), entropy (nats a token) and groups without variance: "
         f"of training, mean of the last {LAST} steps. Seconds: the median step. Peak: the best Jaccard on the "
         "selection images, and its step.",
-        *study.notes,
     ]
-    if any(map(study.elsewhere, study.arms)):
-        notes.insert(
-            2, "†: did not start from the SFT model; compared with it all the same, not paired."
+    if any(map(study.began_elsewhere, study.arms)):
+        notes.append(
+            "†: did not start from the SFT model; compared with it all the same, not paired."
         )
     picture = f"![RL - SFT by arm, and Jaccard on {study.outside} in training]({plot})"
-    return "\n\n".join([table(study), *notes, picture])
+    return "\n\n".join([table(study), *notes, *study.notes, picture])
 
 
 def write(study: Study, path: Path) -> list[Path]:
-    """Write `path` with .md and with .svg. UserError for a page without the markers, or one that cannot be written."""
+    """Write `path` with .md and with .svg.
+
+    Raises:
+        UserError: for a page without the markers, or one that cannot be written.
+    """
     page, plot = path.with_name(path.name + ".md"), path.with_name(path.name + ".svg")
     try:
         text = page.read_text() if page.exists() else f"# Ablations\n\n{BEGIN}\n{END}\n"
@@ -373,20 +198,21 @@ def write(study: Study, path: Path) -> list[Path]:
                 f"{page}: has no lines {BEGIN} and {END} for the table to stand between"
             )
         page.write_text(f"{before}{BEGIN}\n\n{section(study, plot.name)}\n\n{END}{after}")
-        plot.write_text(ablations_plot.draw(study, estimate))
-    except OSError as e:
-        raise UserError(f"{e.filename}: cannot be written ({e.strerror})") from e
+        plot.write_text(ablations_plot.draw(study))
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from error
     return [page, plot]
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
     parser = ArgumentParser("experiments.analysis.ablations", description=__doc__.splitlines()[0])
     parser.add_argument("runs", help="the folder of the runs' folders")
     parser.add_argument(
         "-o", "--out", default="docs/ablations", help="where to write, without .md and .svg"
     )
 
-    def tabulate():
+    def tabulate() -> None:
         args = parser.parse_args(argv)
         study = load(args.runs)
         print("wrote " + ", ".join(map(str, write(study, Path(args.out)))))

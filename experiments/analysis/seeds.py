@@ -6,50 +6,74 @@ evaluation.json hold them, and the mean over the runs.
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cxr_jax.errors import UserError, exit_code
 
 
-def load(folder: str) -> dict:
-    """A run's evaluation.json. UserError if the run has none."""
+def load(folder: str) -> dict[str, Any]:
+    """Read a run's evaluation.json.
+
+    Raises:
+        UserError: if the run has none.
+    """
     path = Path(folder) / "evaluation.json"
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path}: not a finished run's evaluation") from e
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a finished run's evaluation") from error
 
 
-def _value(summary: dict, metric: str) -> float:
+def _value(summary: Mapping, metric: str) -> float:
     return (summary[metric] if metric == "jaccard" else summary[metric]["all"])["value"]
 
 
-def lines(folders: list[str]) -> list[str]:
-    """The table, one string a line."""
-    runs = {f: load(f) for f in folders}
-    first = next(iter(runs.values()))
-    out = []
-    for set_name in next(iter(first["models"].values())):
+def _comparisons(evaluation: Mapping, set_name: str, metric: str) -> list[Mapping]:
+    return [
+        comparison
+        for comparison in evaluation["comparisons"]
+        if (comparison["set"], comparison["metric"]) == (set_name, metric)
+    ]
+
+
+def _difference(comparison: Mapping) -> str:
+    pair = f"{comparison['b']} - {comparison['a']}"
+    interval = f"[{comparison['lo']:+.4f}, {comparison['hi']:+.4f}]"
+    return f"  {pair} {comparison['diff']:+.4f} {interval}"
+
+
+def lines(folders: Sequence[str]) -> list[str]:
+    """Write the table, one string a line."""
+    runs = {folder: load(folder) for folder in folders}
+    first_models = next(iter(runs.values()))["models"]
+    table = []
+    for set_name in next(iter(first_models.values())):
         for metric in ("jaccard", "macro_f1"):
-            out.append(f"{set_name} {metric}")
-            diffs = []
-            for folder, run in runs.items():
-                scores = {m: _value(sets[set_name], metric) for m, sets in run["models"].items()}
-                row = "  ".join(f"{m} {v:.3f}" for m, v in scores.items())
-                for c in run["comparisons"]:
-                    if (c["set"], c["metric"]) == (set_name, metric):
-                        row += f"  {c['b']} - {c['a']} {c['diff']:+.4f} [{c['lo']:+.4f}, {c['hi']:+.4f}]"
-                        diffs.append(c["diff"])
-                out.append(f"  {folder}: {row}")
-            if diffs:
-                out.append(f"  mean difference over {len(diffs)} runs: {np.mean(diffs):+.4f}")
-    return out
+            table.append(f"{set_name} {metric}")
+            differences = []
+            for folder, evaluation in runs.items():
+                row = "  ".join(
+                    f"{model} {_value(summaries[set_name], metric):.3f}"
+                    for model, summaries in evaluation["models"].items()
+                )
+                for comparison in _comparisons(evaluation, set_name, metric):
+                    row += _difference(comparison)
+                    differences.append(comparison["diff"])
+                table.append(f"  {folder}: {row}")
+            if differences:
+                mean = np.mean(differences)
+                table.append(f"  mean difference over {len(differences)} runs: {mean:+.4f}")
+    return table
 
 
 def main() -> int:
-    def compare():
+    """Run the command; returns the exit code."""
+
+    def compare() -> None:
         if len(sys.argv) < 2:
             raise UserError("name the run folders")
         print("\n".join(lines(sys.argv[1:])))

@@ -9,7 +9,7 @@ import pytest
 from places import ROOT
 
 from cxr_jax import rewards
-from experiments.analysis import ablations
+from experiments.analysis import ablation_runs, ablations
 
 GRPO = ROOT / "experiments" / "ablations" / "grpo.py"
 
@@ -240,7 +240,7 @@ def grpo():
 
 
 def _flat(config):
-    return ablations._flat(config.to_dict())
+    return ablation_runs.flatten(config.to_dict())
 
 
 def test_an_arm_differs_from_base_in_what_it_says_and_nothing_else(grpo):
