@@ -37,15 +37,22 @@ def hash_arrays(arrays: Mapping[str, jax.Array]) -> dict[str, str]:
 
 def hash_host_array(array: np.ndarray) -> str:
     """Compute the same hash of an array on the host, with no copy of it as a whole."""
-    words = np.ascontiguousarray(array).reshape(-1)
+    array_words = np.ascontiguousarray(array).reshape(-1)
     # Narrow types give a word for each number; wide ones two, the low word first.
-    words = words.view(np.uint32 if array.dtype.itemsize >= 4 else f"u{array.dtype.itemsize}")
+    array_words = array_words.view(
+        np.uint32 if array.dtype.itemsize >= 4 else f"u{array.dtype.itemsize}"
+    )
     sums = np.zeros(2, np.uint32)
-    for start in range(0, len(words), _CHUNK):
-        chunk = words[start : start + _CHUNK].astype(np.uint32)
-        positions = np.arange(start, start + len(chunk), dtype=np.uint64).astype(np.uint32)
+    for chunk_start in range(0, len(array_words), _CHUNK):
+        word_chunk = array_words[chunk_start : chunk_start + _CHUNK].astype(np.uint32)
+        positions = np.arange(chunk_start, chunk_start + len(word_chunk), dtype=np.uint64).astype(
+            np.uint32
+        )
         sums += np.array(
-            [_mix(chunk, positions, half, np).sum(dtype=np.uint32) for half in _HALVES]
+            [
+                _mix(word_chunk, positions, half_constants, np).sum(dtype=np.uint32)
+                for half_constants in _HALVES
+            ]
         )
     return _hex(sums)
 
@@ -57,15 +64,18 @@ def _hash_on_device(arrays: list[jax.Array]) -> jax.Array:
 
 
 def _sum_halves(array: jax.Array) -> jax.Array:
-    words = _words(array)
+    array_words = _words(array)
     # Each word's position in the whole array, axis by axis: the compiler forms it where the word lies.
-    positions = jnp.zeros(words.shape, jnp.uint32)
-    for axis in range(words.ndim):
-        stride = np.uint32(int(np.prod(words.shape[axis + 1 :], dtype=object)) % 2**32)
-        positions = positions + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * stride
-    halves, zero = [_mix(words, positions, half, jnp) for half in _HALVES], np.uint32(0)
+    positions = jnp.zeros(array_words.shape, jnp.uint32)
+    for axis in range(array_words.ndim):
+        stride = np.uint32(int(np.prod(array_words.shape[axis + 1 :], dtype=object)) % 2**32)
+        positions = (
+            positions + jax.lax.broadcasted_iota(jnp.uint32, array_words.shape, axis) * stride
+        )
+    halves = [_mix(array_words, positions, half_constants, jnp) for half_constants in _HALVES]
+    zero = np.uint32(0)
     # One reduction of both halves: XLA fuses it with the mix, where two `sum`s would make two copies of the array.
-    return jnp.stack(jax.lax.reduce(halves, [zero, zero], _add, tuple(range(words.ndim))))
+    return jnp.stack(jax.lax.reduce(halves, [zero, zero], _add, tuple(range(array_words.ndim))))
 
 
 def _add(left: list[jax.Array], right: list[jax.Array]) -> list[jax.Array]:
@@ -80,10 +90,14 @@ def _words(array: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(array, word_type).astype(jnp.uint32)
 
 
-def _mix(words: Any, positions: Any, half: tuple[int, ...], numpy: ModuleType) -> Any:
+def _mix(
+    array_words: Any, positions: Any, half_constants: tuple[int, ...], numpy: ModuleType
+) -> Any:
     """Words of one half of the hash, in NumPy or jax.numpy: uint32, so that all wraps modulo 2^32."""
-    position_multiplier, offset, *multipliers = (numpy.uint32(constant) for constant in half)
-    mixed = words ^ (positions * position_multiplier + offset)
+    position_multiplier, offset, *multipliers = (
+        numpy.uint32(constant) for constant in half_constants
+    )
+    mixed = array_words ^ (positions * position_multiplier + offset)
     for multiplier, shift in zip(multipliers, _SHIFTS, strict=True):
         mixed = mixed * multiplier
         mixed = mixed ^ (mixed >> numpy.uint32(shift))

@@ -15,13 +15,17 @@ BATCH_AXES = ("data", "fsdp")
 def row_shards() -> int:
     """Count the parts of the mesh that `jax.set_mesh` has set, if any, over which the rows of a batch are divided."""
     mesh = jax.sharding.get_abstract_mesh()
-    return math.prod(mesh.shape[axis] for axis in row_axes(mesh))
+    return math.prod(mesh.shape[mesh_axis] for mesh_axis in row_axes(mesh))
 
 
 def row_axes(mesh: AbstractMesh) -> tuple[str, ...]:
     """Pick the BATCH_AXES that the compiler divides; inside `shard_map` it divides none of them any more."""
-    types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    return tuple(axis for axis in BATCH_AXES if types.get(axis) == jax.sharding.AxisType.Auto)
+    axis_types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    return tuple(
+        mesh_axis
+        for mesh_axis in BATCH_AXES
+        if axis_types.get(mesh_axis) == jax.sharding.AxisType.Auto
+    )
 
 
 def by_shard(array: jax.Array, shards: int) -> jax.Array:
@@ -32,28 +36,30 @@ def by_shard(array: jax.Array, shards: int) -> jax.Array:
 # Rows are taken and put on each device alone: an index into the whole batch would make the compiler gather it first.
 
 
-def take_rows(array: jax.Array, index: jax.Array) -> jax.Array:
+def take_rows(array: jax.Array, row_index: jax.Array) -> jax.Array:
     """Take some rows of each device.
 
     Args:
         array: [R, ..].
-        index: int [shards, m], counted from the device's first row.
+        row_index: int [shards, m], counted from the device's first row.
 
     Returns:
         [shards * m, ..].
     """
-    taken = jax.vmap(lambda rows, chosen: rows[chosen])(by_shard(array, len(index)), index)
-    return taken.reshape(-1, *array.shape[1:])
+    taken_rows = jax.vmap(lambda rows, chosen: rows[chosen])(
+        by_shard(array, len(row_index)), row_index
+    )
+    return taken_rows.reshape(-1, *array.shape[1:])
 
 
-def put_rows(array: jax.Array, index: jax.Array, new: jax.Array) -> jax.Array:
-    """Replace the rows that `take_rows` would give by new [shards * m, ..]; no index twice."""
+def put_rows(array: jax.Array, row_index: jax.Array, replacement: jax.Array) -> jax.Array:
+    """Replace the rows that `take_rows` would give by `replacement` [shards * m, ..]; no index twice."""
 
     def put(rows: jax.Array, chosen: jax.Array, new_rows: jax.Array) -> jax.Array:
         return rows.at[chosen].set(new_rows, unique_indices=True)
 
-    shards = len(index)
-    result = jax.vmap(put)(by_shard(array, shards), index, by_shard(new, shards))
+    shards = len(row_index)
+    result = jax.vmap(put)(by_shard(array, shards), row_index, by_shard(replacement, shards))
     return result.reshape(array.shape)
 
 
@@ -66,12 +72,12 @@ def divide_rows(tree: Tree | jax.Array, rest: Any = None) -> Any:
         rest: how all other axes are, as in a PartitionSpec; None: not divided.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    axes = row_axes(mesh)
-    if not axes:
+    batch_axes = row_axes(mesh)
+    if not batch_axes:
         return tree
 
     def divide(array: jax.Array) -> jax.Array:
-        spec = PartitionSpec(axes, *[rest] * (array.ndim - 1))
+        spec = PartitionSpec(batch_axes, *[rest] * (array.ndim - 1))
         return jax.lax.with_sharding_constraint(array, spec)
 
     return jax.tree.map(divide, tree)

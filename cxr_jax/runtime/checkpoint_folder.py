@@ -31,10 +31,10 @@ class DamagedError(ValueError):
     """A file of a checkpoint is not as it was written."""
 
 
-def leaves_by_path(tree: Any) -> dict[str, Any]:
+def leaves_by_path(state_tree: Any) -> dict[str, Any]:
     """Collect {path: leaf}, in the order of the tree."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    by_path = {path_string(path): leaf for path, leaf in leaves}
+    leaves = jax.tree_util.tree_leaves_with_path(state_tree)
+    by_path = {path_string(leaf_path): leaf for leaf_path, leaf in leaves}
     if len(by_path) < len(leaves):
         raise ValueError("two leaves of the tree have the same path")
     return by_path
@@ -47,52 +47,58 @@ class Items(NamedTuple):
     nbytes: int
 
 
-def make_items(tree: Any, meta: dict, about: dict) -> Items:
+def make_items(state_tree: Any, metadata: dict, run_facts: dict) -> Items:
     """Put together what Orbax is to save. Waits for the arrays, whose hashes it takes."""
     arrays = {
-        path: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
-        for path, leaf in leaves_by_path(tree).items()
+        leaf_path: leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+        for leaf_path, leaf in leaves_by_path(state_tree).items()
     }
     # Orbax does not take empty arrays: they are in the table alone.
-    stored = {path: array for path, array in arrays.items() if array.size}
+    stored = {leaf_path: leaf_array for leaf_path, leaf_array in arrays.items() if leaf_array.size}
     hashes = array_hash.hash_arrays(stored)
-    table = {
-        path: [str(array.dtype), list(array.shape), hashes.get(path, "")]
-        for path, array in arrays.items()
+    array_table = {
+        leaf_path: [str(leaf_array.dtype), list(leaf_array.shape), hashes.get(leaf_path, "")]
+        for leaf_path, leaf_array in arrays.items()
     }
     # As JSON gives it back: the checksum is over what a reader will see.
-    meta, contents = json.loads(json.dumps([meta, {"about": about, "arrays": table}]))
-    contents["crc32"] = _crc32(meta, contents)
+    metadata, contents = json.loads(
+        json.dumps([metadata, {"about": run_facts, "arrays": array_table}])
+    )
+    contents["crc32"] = _crc32(metadata, contents)
     args = ocp.args.Composite(
         state=ocp.args.StandardSave(stored),
-        meta=ocp.args.JsonSave(meta),
+        meta=ocp.args.JsonSave(metadata),
         contents=ocp.args.JsonSave(contents),
     )
-    return Items(args, sum(array.nbytes for array in stored.values()))
+    return Items(args, sum(leaf_array.nbytes for leaf_array in stored.values()))
 
 
-def _crc32(meta: dict, contents: dict) -> int:
-    checked = [meta, contents["about"], contents["arrays"]]
+def _crc32(metadata: dict, contents: dict) -> int:
+    checked = [metadata, contents["about"], contents["arrays"]]
     return zlib.crc32(json.dumps(checked, sort_keys=True).encode())
 
 
 def read_json(folder: str) -> tuple[dict, ArrayTable]:
     """Read (meta, table of the arrays). Raises whatever it meets if they are not as they were written."""
     handler = ocp.JsonCheckpointHandler()
-    meta, contents = (handler.restore(Path(folder) / item) for item in ("meta", "contents"))
-    if contents["crc32"] != _crc32(meta, contents):
+    metadata, contents = (
+        handler.restore(Path(folder) / item_name) for item_name in ("meta", "contents")
+    )
+    if contents["crc32"] != _crc32(metadata, contents):
         raise DamagedError("meta and contents do not match their checksum")
-    return meta, contents["arrays"]
+    return metadata, contents["arrays"]
 
 
-def first_difference(table: ArrayTable, wanted: Mapping[str, Any]) -> str | None:
+def first_difference(array_table: ArrayTable, wanted: Mapping[str, Any]) -> str | None:
     """Name the first leaf by which a checkpoint differs from what is wanted, as it is and as it should be, if any."""
-    found = {path: "{} {}".format(*entry) for path, entry in table.items()}
-    expected = {path: f"{leaf.dtype} {list(np.shape(leaf))}" for path, leaf in wanted.items()}
-    for path in [*expected, *found]:
-        if found.get(path) != expected.get(path):
-            there, here = found.get(path, "nothing"), expected.get(path, "nothing")
-            return f"{path}: found {there}, expected {here}"
+    found = {leaf_path: "{} {}".format(*entry) for leaf_path, entry in array_table.items()}
+    expected = {
+        leaf_path: f"{leaf.dtype} {list(np.shape(leaf))}" for leaf_path, leaf in wanted.items()
+    }
+    for leaf_path in [*expected, *found]:
+        if found.get(leaf_path) != expected.get(leaf_path):
+            there, here = found.get(leaf_path, "nothing"), expected.get(leaf_path, "nothing")
+            return f"{leaf_path}: found {there}, expected {here}"
     return None
 
 
@@ -103,47 +109,62 @@ def read_arrays(folder: str, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
         wanted: {path: array or jax.ShapeDtypeStruct}; without a sharding: on this process's first device.
     """
     first_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    likes = {
-        path: jax.ShapeDtypeStruct(
+    templates = {
+        leaf_path: jax.ShapeDtypeStruct(
             np.shape(leaf), leaf.dtype, sharding=getattr(leaf, "sharding", None) or first_device
         )
-        for path, leaf in wanted.items()
+        for leaf_path, leaf in wanted.items()
     }
-    stored = ocp.args.StandardRestore({path: like for path, like in likes.items() if like.size})
+    stored = ocp.args.StandardRestore(
+        {leaf_path: template for leaf_path, template in templates.items() if template.size}
+    )
     arrays = ocp.StandardCheckpointHandler().restore(Path(folder) / "state", args=stored)
     # Taken out one by one, so that no more than one array is there twice.
-    return {path: _own(arrays.pop(path, None), likes[path], leaf) for path, leaf in wanted.items()}
+    return {
+        leaf_path: _own(arrays.pop(leaf_path, None), templates[leaf_path], leaf)
+        for leaf_path, leaf in wanted.items()
+    }
 
 
-def _own(array: jax.Array | None, like: jax.ShapeDtypeStruct, wanted: Any) -> jax.Array:
+def _own(leaf_array: jax.Array | None, template: jax.ShapeDtypeStruct, wanted: Any) -> jax.Array:
     """An array that was read, as one like `wanted` that nothing else refers to."""
-    if not like.size:
-        make = jax.jit(lambda: jnp.zeros(like.shape, like.dtype), out_shardings=like.sharding)
+    if not template.size:
+        make = jax.jit(
+            lambda: jnp.zeros(template.shape, template.dtype), out_shardings=template.sharding
+        )
         return make()
     has_sharding = getattr(wanted, "sharding", None) is not None
     if not getattr(wanted, "committed", has_sharding):
         # Free to follow others to their devices, as a fresh one is.
-        return jnp.array(np.asarray(array))
-    if next(iter(like.sharding.device_set)).platform == "cpu":
+        return jnp.array(np.asarray(leaf_array))
+    if next(iter(template.sharding.device_set)).platform == "cpu":
         # It may share the reader's memory, which a donated step would write to.
-        return jnp.copy(array)
-    return array
+        return jnp.copy(leaf_array)
+    return leaf_array
 
 
 def find_problem(folder: str) -> str | None:
     """Say what is wrong with a checkpoint as it lies on disk: its JSON, or one array, another from step to step."""
     try:
-        _, table = read_json(folder)
-        paths = sorted(path for path, (_, _, hashed) in table.items() if hashed)
-        path = paths[zlib.crc32(os.path.basename(folder).encode()) % len(paths)]
+        _, array_table = read_json(folder)
+        leaf_paths = sorted(
+            leaf_path for leaf_path, (_, _, hashed) in array_table.items() if hashed
+        )
+        leaf_path = leaf_paths[zlib.crc32(os.path.basename(folder).encode()) % len(leaf_paths)]
         args = ocp.args.PyTreeRestore(
-            item={path: 0},
-            restore_args={path: ocp.RestoreArgs(restore_type=np.ndarray)},
+            item={leaf_path: 0},
+            restore_args={leaf_path: ocp.RestoreArgs(restore_type=np.ndarray)},
             partial_restore=True,
         )
-        array = ocp.PyTreeCheckpointHandler().restore(Path(folder) / "state", args=args)[path]
-        if [str(array.dtype), list(array.shape), array_hash.hash_host_array(array)] != table[path]:
-            return f"{path} reads back as something else"
+        leaf_array = ocp.PyTreeCheckpointHandler().restore(Path(folder) / "state", args=args)[
+            leaf_path
+        ]
+        if [
+            str(leaf_array.dtype),
+            list(leaf_array.shape),
+            array_hash.hash_host_array(leaf_array),
+        ] != array_table[leaf_path]:
+            return f"{leaf_path} reads back as something else"
     except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise many kinds
         return f"it does not read back ({type(error).__name__})"
     return None

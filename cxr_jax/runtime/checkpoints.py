@@ -94,7 +94,8 @@ class Checkpoints:
             processes.barrier("checkpoints are tidy")
             barrier = _Barrier()
             self.last, self.best = (
-                _manager(os.path.join(self._root, name), barrier) for name in ("last", "best")
+                _manager(os.path.join(self._root, series_name), barrier)
+                for series_name in ("last", "best")
             )
         except OSError as error:
             raise SaveFailedError(
@@ -104,36 +105,36 @@ class Checkpoints:
 
     # ---- What a run calls ----
 
-    def save(self, step: int, state: Tree, meta: dict) -> None:
+    def save(self, step: int, state: Tree, metadata: dict) -> None:
         """Save the whole state at `step` with JSON-able `meta`. A step that is already saved is left alone."""
         self.wait()
         if not processes.from_main(step in self.last.all_steps()):
-            self._start(self._last, step, state, meta)
+            self._start(self._last, step, state, metadata)
 
-    def restore(self, like: Tree) -> Restored | None:
+    def restore(self, template: Tree) -> Restored | None:
         """Restore the newest checkpoint that loads, if any. A damaged one is passed over, and a line says so.
 
         A damaged checkpoint moves to `damaged_*`: its step will be saved again, and nothing is deleted.
 
         Args:
-            like: a state, or jax.ShapeDtypeStructs (`Layout.like`): the arrays come to lie as it does, whatever mesh
-                they were saved from, and may be donated.
+            template: a state, or jax.ShapeDtypeStructs (`Layout.like`): the arrays come to lie as it does, whatever
+                mesh they were saved from, and may be donated.
 
         Raises:
             UserError: for a checkpoint of another model.
         """
-        restored = self._restore_newest(self._last, like)
+        restored = self._restore_newest(self._last, template)
         self.saved = restored.step if restored else 0
         return restored
 
-    def save_best(self, step: int, params: Tree, meta: dict) -> None:
+    def save_best(self, step: int, params: Tree, metadata: dict) -> None:
         """Keep `params` as the best so far; the one before goes when they are on disk and verified."""
         self.wait()
-        self._start(self._best, step, params, meta)
+        self._start(self._best, step, params, metadata)
 
-    def restore_best(self, like: Tree) -> Restored | None:
+    def restore_best(self, template: Tree) -> Restored | None:
         """Restore the best checkpoint, or None when there is none; otherwise as `restore`."""
-        return self._restore_newest(self._best, like)
+        return self._restore_newest(self._best, template)
 
     def poll(self) -> None:
         """End the save under way if it is through, without waiting. Of several processes, all must call it."""
@@ -165,9 +166,9 @@ class Checkpoints:
 
     # ---- One save, from its start to its check ----
 
-    def _start(self, series: _Series, step: int, tree: Tree, meta: dict) -> None:
+    def _start(self, series: _Series, step: int, state_tree: Tree, metadata: dict) -> None:
         began = time.monotonic()
-        items = checkpoint_folder.make_items(tree, meta, self._about)
+        items = checkpoint_folder.make_items(state_tree, metadata, self._about)
         self._make_room(series, step)
         try:
             series.manager.save(step, args=items.args, force=True)
@@ -217,7 +218,9 @@ class Checkpoints:
         return {**facts, "seconds": time.monotonic() - began}, problem
 
     def _remove_older(self, series: _Series, step: int) -> None:
-        others = sorted(other for other in series.manager.all_steps() if other != step)
+        others = sorted(
+            other_step for other_step in series.manager.all_steps() if other_step != step
+        )
         spared = 0 if series.name == "best" else self._keep - 1
         for old in others[: max(0, len(others) - spared)]:
             # Renamed first: a folder that is half removed must not look like a checkpoint.
@@ -277,16 +280,16 @@ class Checkpoints:
 
     # ---- Restoring ----
 
-    def _restore_newest(self, series: _Series, like: Tree) -> Restored | None:
+    def _restore_newest(self, series: _Series, template: Tree) -> Restored | None:
         self.wait()
-        wanted, structure = checkpoint_folder.leaves_by_path(like), jax.tree.structure(like)
+        wanted, structure = checkpoint_folder.leaves_by_path(template), jax.tree.structure(template)
         steps = series.manager.all_steps
         while (step := processes.from_main(max(steps(), default=-1))) >= 0:
             folder, damage, difference = self._folder(series.name, step), None, None
             # ---- Each process reads its part, and none waits for another meanwhile ----
             try:
-                meta, table = checkpoint_folder.read_json(folder)
-                difference = checkpoint_folder.first_difference(table, wanted)
+                metadata, array_table = checkpoint_folder.read_json(folder)
+                difference = checkpoint_folder.first_difference(array_table, wanted)
                 arrays = {} if difference else checkpoint_folder.read_arrays(folder, wanted)
             except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
                 raise  # that is the machine's fault: the next start may read it
@@ -302,11 +305,13 @@ class Checkpoints:
             if processes.agree(damage is not None):
                 damage = damage or "for another process"
             else:  # every process computes the same hashes, and comes to the same verdict
-                damage = _damaged_array(arrays, table)
+                damage = _damaged_array(arrays, array_table)
             if damage is None:
-                return Restored(jax.tree.unflatten(structure, arrays.values()), meta, step)
+                return Restored(jax.tree.unflatten(structure, arrays.values()), metadata, step)
             if processes.is_main():
-                before = max((other for other in steps() if other < step), default=None)
+                before = max(
+                    (other_step for other_step in steps() if other_step < step), default=None
+                )
                 then = "there is none before it"
                 if before is not None:
                     then = f"trying the one of step {before}"
@@ -320,16 +325,16 @@ class Checkpoints:
 
     # ---- Folders ----
 
-    def _folder(self, name: str, step: int | str) -> str:
-        return os.path.join(self._root, name, str(step))
+    def _folder(self, series_name: str, step: int | str) -> str:
+        return os.path.join(self._root, series_name, str(step))
 
-    def _aside(self, reason: str, name: str, step: int | str) -> str:
-        return os.path.join(self._root, f"{reason}_{name}_{step}")
+    def _aside(self, reason: str, series_name: str, step: int | str) -> str:
+        return os.path.join(self._root, f"{reason}_{series_name}_{step}")
 
-    def _set_aside(self, name: str, step: int | str) -> None:
-        target = self._aside("damaged", name, step)
+    def _set_aside(self, series_name: str, step: int | str) -> None:
+        target = self._aside("damaged", series_name, step)
         shutil.rmtree(target, ignore_errors=True)
-        os.replace(self._folder(name, step), target)
+        os.replace(self._folder(series_name, step), target)
 
     def _tidy(self, verified: str | None = None) -> None:
         """Ends what a save that was killed or failed has left; what the folder `verified` replaces goes, too."""
@@ -337,23 +342,27 @@ class Checkpoints:
             found = re.fullmatch(r"(removed|replaced)_(last|best)_(\d+)", entry)
             if not found:
                 continue
-            reason, name, step = found.groups()
-            path, new = os.path.join(self._root, entry), self._folder(name, step)
+            reason, series_name, step = found.groups()
+            aside_path, new = os.path.join(self._root, entry), self._folder(series_name, step)
             if reason == "replaced" and new != verified and checkpoint_folder.find_problem(new):
                 # What should replace it is not whole, so it goes back to its place.
                 if os.path.isdir(new):
-                    self._set_aside(name, step)
-                os.replace(path, new)
+                    self._set_aside(series_name, step)
+                os.replace(aside_path, new)
             else:
-                shutil.rmtree(path, ignore_errors=True)
+                shutil.rmtree(aside_path, ignore_errors=True)
 
 
-def _damaged_array(arrays: dict[str, jax.Array], table: checkpoint_folder.ArrayTable) -> str | None:
+def _damaged_array(
+    arrays: dict[str, jax.Array], array_table: checkpoint_folder.ArrayTable
+) -> str | None:
     """The first array that is not what was written, for a message."""
-    hashes = array_hash.hash_arrays({path: array for path, array in arrays.items() if array.size})
-    for path, hashed in hashes.items():
-        if hashed != table[path][2]:
-            return f"the hash of {path} is another"
+    hashes = array_hash.hash_arrays(
+        {leaf_path: array for leaf_path, array in arrays.items() if array.size}
+    )
+    for leaf_path, hashed in hashes.items():
+        if hashed != array_table[leaf_path][2]:
+            return f"the hash of {leaf_path} is another"
     return None
 
 

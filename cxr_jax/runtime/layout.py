@@ -30,7 +30,7 @@ def make_mesh(
     devices = jax.devices() if devices is None else devices
     shape, device_count = [data, fsdp, tensor], len(devices)
     asked = " x ".join(map(str, shape))
-    given = [size for size in shape if size != -1]
+    given = [axis_size for axis_size in shape if axis_size != -1]
     if len(given) == 2 and min(given) > 0:
         shape[shape.index(-1)] = device_count // int(np.prod(given))
     if min(shape) < 1 or int(np.prod(shape)) != device_count:
@@ -73,7 +73,7 @@ class Layout:
     def __str__(self) -> str:
         if self.mesh is None:
             return "one device"
-        return " x ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
+        return " x ".join(f"{name} {axis_size}" for name, axis_size in self.mesh.shape.items())
 
     def on_host(self) -> contextlib.AbstractContextManager:
         """Enter a context in which whole trees are made beside the accelerators, for `state` to divide.
@@ -84,46 +84,51 @@ class Layout:
             return contextlib.nullcontext()
         return jax.default_device(processes.cpu_device())
 
-    def state(self, tree: Tree) -> Tree:
+    def state(self, array_tree: Tree) -> Tree:
         """Put a train state, parameters or what is frozen at its place, the same values on every process."""
         if self.mesh is None:
-            return jax.tree.map(_as_jax_array, tree)
-        return jax.tree.map(_place, tree, shardings(tree, self.mesh))
+            return jax.tree.map(_as_jax_array, array_tree)
+        return jax.tree.map(_place, array_tree, shardings(array_tree, self.mesh))
 
-    def like(self, tree: Tree) -> Tree:
+    def like(self, array_tree: Tree) -> Tree:
         """Describe what `state` would give, as jax.ShapeDtypeStructs."""
         if self.mesh is None:
-            return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), tree)
+            return jax.tree.map(
+                lambda tree_leaf: jax.ShapeDtypeStruct(np.shape(tree_leaf), tree_leaf.dtype),
+                array_tree,
+            )
 
-        def describe(leaf: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
+        def describe(tree_leaf: Any, sharding: Sharding) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(np.shape(tree_leaf), tree_leaf.dtype, sharding=sharding)
 
-        return jax.tree.map(describe, tree, shardings(tree, self.mesh))
+        return jax.tree.map(describe, array_tree, shardings(array_tree, self.mesh))
 
     def rows_of(self, count: int) -> np.ndarray:
         """List which of `count` rows this process makes: int, in order."""
-        rows = np.arange(count)
+        row_indices = np.arange(count)
         if self.mesh is None:
-            return rows
+            return row_indices
         sharding = NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
         slices = sharding.addressable_devices_indices_map((count,)).values()
-        return np.unique(np.concatenate([rows[part] for part in slices]))
+        return np.unique(np.concatenate([row_indices[row_slice] for row_slice in slices]))
 
-    def batch(self, tree: Tree) -> Tree:
+    def batch(self, array_tree: Tree) -> Tree:
         """Join the rows that every process has made (`rows_of`) to arrays over all devices."""
         if self.mesh is None:
-            return tree
+            return array_tree
         share = len(self.rows_of(self.shards)) / self.shards  # of the rows, made by this process
 
-        def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-            divided = next((axis for axis, name in enumerate(sharding.spec) if name), None)
-            shape = tuple(
-                round(size / share) if axis == divided else size
-                for axis, size in enumerate(np.shape(leaf))
+        def put(tree_leaf: Any, sharding: NamedSharding) -> jax.Array:
+            divided = next(
+                (leaf_axis for leaf_axis, name in enumerate(sharding.spec) if name), None
             )
-            return jax.make_array_from_process_local_data(sharding, np.asarray(leaf), shape)
+            shape = tuple(
+                round(axis_size / share) if leaf_axis == divided else axis_size
+                for leaf_axis, axis_size in enumerate(np.shape(tree_leaf))
+            )
+            return jax.make_array_from_process_local_data(sharding, np.asarray(tree_leaf), shape)
 
-        return jax.tree.map(put, tree, batch_shardings(tree, self.mesh))
+        return jax.tree.map(put, array_tree, batch_shardings(array_tree, self.mesh))
 
     def on_mesh(self, program: Callable) -> Callable:
         """Wrap a jitted program, so that it is called and compiled for the mesh."""
@@ -138,18 +143,20 @@ class Layout:
         return call
 
 
-def _as_jax_array(leaf: Any) -> jax.Array:
-    return leaf if isinstance(leaf, jax.Array) else jax.numpy.asarray(leaf)
+def _as_jax_array(tree_leaf: Any) -> jax.Array:
+    return tree_leaf if isinstance(tree_leaf, jax.Array) else jax.numpy.asarray(tree_leaf)
 
 
-def _place(leaf: Any, sharding: Sharding) -> jax.Array:
-    if isinstance(leaf, jax.Array) and (
-        leaf.sharding == sharding or leaf.is_fully_addressable and processes.count() == 1
+def _place(tree_leaf: Any, sharding: Sharding) -> jax.Array:
+    if isinstance(tree_leaf, jax.Array) and (
+        tree_leaf.sharding == sharding or tree_leaf.is_fully_addressable and processes.count() == 1
     ):
-        return jax.device_put(leaf, sharding)
-    host = np.asarray(leaf)
+        return jax.device_put(tree_leaf, sharding)
+    host = np.asarray(tree_leaf)
     # Copied: JAX would share its memory, and a step takes over its state.
-    return jax.make_array_from_callback(host.shape, sharding, lambda part: np.array(host[part]))
+    return jax.make_array_from_callback(
+        host.shape, sharding, lambda row_slice: np.array(host[row_slice])
+    )
 
 
 ONE_DEVICE = Layout(None)

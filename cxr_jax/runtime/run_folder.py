@@ -80,8 +80,8 @@ class RunFolder:
                 ) from error
             return
         try:
-            with open(file_name) as file:
-                stored = json.load(file)
+            with open(file_name) as opened_file:
+                stored = json.load(opened_file)
             # Compared as JSON gives it back: tuples have become lists.
             differences = _differences(stored["config"], json.loads(json.dumps(wanted["config"])))
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -105,8 +105,8 @@ class RunFolder:
     @property
     def about(self) -> dict[str, Any]:
         """What config.json says: config, data, versions."""
-        with open(self.file("config.json")) as file:
-            return dict(json.load(file))
+        with open(self.file("config.json")) as opened_file:
+            return dict(json.load(opened_file))
 
     @property
     def status(self) -> dict[str, Any]:
@@ -115,8 +115,8 @@ class RunFolder:
         if not os.path.exists(file_name):
             return {}
         try:
-            with open(file_name) as file:
-                return dict(json.load(file))
+            with open(file_name) as opened_file:
+                return dict(json.load(opened_file))
         except (OSError, ValueError, TypeError) as error:
             raise UserError(
                 f"{file_name}: cannot be read; remove it to let the run finish again"
@@ -155,9 +155,9 @@ class RunFolder:
             self._lock.close()
 
 
-def _lock(file: IO, path: str) -> None:
+def _lock(opened_file: IO, path: str) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(opened_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise UserError(f"--workdir={path}: another run is using it") from error
     except OSError as error:
@@ -213,20 +213,20 @@ def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
     """The keys whose values are others, one line each, in the order of their names."""
     if not (isinstance(before, dict) and isinstance(now, dict)):
         return [] if before == now else [f"{prefix} was {before!r}, now {now!r}"]
-    lines = []
+    differences = []
     for key in sorted({*before, *now}):
         name = f"{prefix}.{key}" if prefix else key
-        lines += _differences(before.get(key), now.get(key), name)
-    return lines
+        differences += _differences(before.get(key), now.get(key), name)
+    return differences
 
 
 def _missing_parents(path: str) -> list[str]:
     """The folders that making `path` will make, the innermost first."""
-    missing = []
+    missing_parents = []
     while not os.path.exists(path):
-        missing.append(path)
+        missing_parents.append(path)
         path = os.path.dirname(path)
-    return missing
+    return missing_parents
 
 
 def _remove_empty(paths: Iterable[str]) -> None:

@@ -28,49 +28,52 @@ _STATE_RULES = (
 _FAMILY_RULES: dict[str, tuple] = {}  # family -> its table; filled by `register_rules`
 
 
-def register_rules(family: str, rules: tuple) -> None:
+def register_rules(family: str, sharding_rules: tuple) -> None:
     """Make a model family's table known; its package does so when it is imported.
 
     Args:
         family: the family's `model_type`.
-        rules: (pattern of a path, logical axes of the last dimensions), of which the first that matches holds.
+        sharding_rules: (pattern of a path, logical axes of the last dimensions), of which the first that matches holds.
     """
-    _FAMILY_RULES[family] = rules
+    _FAMILY_RULES[family] = sharding_rules
 
 
-def _logical_axes(path: str) -> tuple[str | None, ...] | None:
-    """The logical axes of the last dimensions of the array at `path`; None if no rule covers it."""
-    for rules in (_STATE_RULES, *_FAMILY_RULES.values()):
-        for pattern, axes in rules:
-            if re.search(pattern, path):
+def _logical_axes(leaf_path: str) -> tuple[str | None, ...] | None:
+    """The logical axes of the last dimensions of the array at `leaf_path`; None if no rule covers it."""
+    for sharding_rules in (_STATE_RULES, *_FAMILY_RULES.values()):
+        for pattern, axes in sharding_rules:
+            if re.search(pattern, leaf_path):
                 return axes
     return None
 
 
-def partition_spec(path: str, shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionSpec:
-    """Find the partition of the array at `path`.
+def partition_spec(
+    leaf_path: str, shape: tuple[int, ...], axis_sizes: dict[str, int]
+) -> PartitionSpec:
+    """Find the partition of the array at `leaf_path`.
 
     Args:
-        sizes: devices along each mesh axis.
+        axis_sizes: devices along each mesh axis.
 
     Raises:
         UserError: for a path that no rule covers, and for a dimension that does not divide.
     """
-    logical = _logical_axes(path)
+    logical = _logical_axes(leaf_path)
     if logical is None:
-        raise UserError(f"sharding: no rule covers the parameter {path}")
+        raise UserError(f"sharding: no rule covers the parameter {leaf_path}")
     # The axes before the last are those of stacked layers.
     logical = (None,) * (len(shape) - len(logical)) + logical
-    mesh_axes = [LOGICAL_TO_MESH.get(name) for name in logical]
-    used = [axis for axis in mesh_axes if axis]
+    mesh_axes = [LOGICAL_TO_MESH.get(logical_axis) for logical_axis in logical]
+    used = [mesh_axis for mesh_axis in mesh_axes if mesh_axis]
     if len(used) != len(set(used)):
         raise UserError(
-            f"sharding: {path} would be divided over the same mesh axis twice: {mesh_axes}"
+            f"sharding: {leaf_path} would be divided over the same mesh axis twice: {mesh_axes}"
         )
-    for size, axis in zip(shape, mesh_axes, strict=True):
-        if axis and size % sizes[axis]:
+    for dimension, mesh_axis in zip(shape, mesh_axes, strict=True):
+        if mesh_axis and dimension % axis_sizes[mesh_axis]:
             raise UserError(
-                f"sharding: {path} {list(shape)}: {size} does not divide by {axis}={sizes[axis]}"
+                f"sharding: {leaf_path} {list(shape)}: {dimension} does not divide by "
+                f"{mesh_axis}={axis_sizes[mesh_axis]}"
             )
     return PartitionSpec(*mesh_axes)
 
@@ -85,14 +88,14 @@ def gather_weights(params: Tree, dtype: DTypeLike) -> Tree:
     mesh = jax.sharding.get_abstract_mesh()
     if "fsdp" not in row_axes(mesh) or mesh.shape["fsdp"] == 1:
         return params
-    sizes = dict(mesh.shape)
+    axis_sizes = dict(mesh.shape)
 
-    def gather(path: tuple, leaf: jax.Array) -> jax.Array:
-        name = path_string(path)
+    def gather(leaf_path: tuple, leaf: jax.Array) -> jax.Array:
+        leaf_name = path_string(leaf_path)
         axes: list[str | None] = []
-        if "/lora_" not in name:  # adapters are whole everywhere
-            spec = partition_spec(name, leaf.shape, sizes)
-            axes = [axis if axis == "tensor" else None for axis in spec]
+        if "/lora_" not in leaf_name:  # adapters are whole everywhere
+            partition = partition_spec(leaf_name, leaf.shape, axis_sizes)
+            axes = [mesh_axis if mesh_axis == "tensor" else None for mesh_axis in partition]
         return jax.lax.with_sharding_constraint(leaf.astype(dtype), PartitionSpec(*axes))
 
     return jax.tree_util.tree_map_with_path(gather, params)
@@ -100,10 +103,12 @@ def gather_weights(params: Tree, dtype: DTypeLike) -> Tree:
 
 def shardings(tree: Tree, mesh: Mesh) -> Tree:
     """Find the NamedSharding of every leaf of a train state, of parameters, or of what is frozen."""
-    sizes = dict(mesh.shape)
+    axis_sizes = dict(mesh.shape)
 
-    def sharding(path: tuple, leaf: Any) -> NamedSharding:
-        return NamedSharding(mesh, partition_spec(path_string(path), np.shape(leaf), sizes))
+    def sharding(leaf_path: tuple, leaf: Any) -> NamedSharding:
+        return NamedSharding(
+            mesh, partition_spec(path_string(leaf_path), np.shape(leaf), axis_sizes)
+        )
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
@@ -114,10 +119,10 @@ def batch_shardings(batch: Tree, mesh: Mesh) -> Tree:
     Rows are axis 0; of the prompts' positions [3, rows, tokens] axis 1.
     """
 
-    def sharding(path: tuple, leaf: Any) -> NamedSharding:
+    def sharding(leaf_path: tuple, leaf: Any) -> NamedSharding:
         if not leaf.ndim:
             return NamedSharding(mesh, PartitionSpec())
-        row_axis = 1 if path_string(path).endswith("prompts/positions") else 0
+        row_axis = 1 if path_string(leaf_path).endswith("prompts/positions") else 0
         return NamedSharding(mesh, PartitionSpec(*[None] * row_axis, BATCH_AXES))
 
     return jax.tree_util.tree_map_with_path(sharding, batch)
@@ -131,10 +136,10 @@ def lay_out(tree: Tree) -> Tree:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return tree
-    sizes = dict(mesh.shape)
+    axis_sizes = dict(mesh.shape)
 
-    def place(path: tuple, leaf: jax.Array) -> jax.Array:
-        spec = partition_spec(path_string(path), leaf.shape, sizes)
-        return jax.lax.with_sharding_constraint(leaf, spec)
+    def place(leaf_path: tuple, leaf: jax.Array) -> jax.Array:
+        partition = partition_spec(path_string(leaf_path), leaf.shape, axis_sizes)
+        return jax.lax.with_sharding_constraint(leaf, partition)
 
     return jax.tree_util.tree_map_with_path(place, tree)

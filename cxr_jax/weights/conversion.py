@@ -24,22 +24,26 @@ def from_hf(source: Path, destination: Path, adapter: str | os.PathLike | None =
         adapter: a PEFT folder, merged on the way.
     """
     opened = hf_folder.open_folder(source)
-    rules, tensors = opened.rules, opened.tensors
+    tensor_rules, tensors = opened.rules, opened.tensors
     # Refused now, and not by whoever opens the checkpoint.
     processor = registry.family_of(opened.model_config).processor
     processor.pixel_limits(*hf_folder.image_settings(source))
     types = opened.leaf_types
     _require_space(
-        destination, sum(math.prod(rule.shape) * types[rule.path].itemsize for rule in rules)
+        destination,
+        sum(
+            math.prod(tensor_rule.shape) * types[tensor_rule.path].itemsize
+            for tensor_rule in tensor_rules
+        ),
     )
     # What the way back cannot see in the arrays.
     facts = {
         "tied_head_is_stored": opened.head_is_stored_twice,
         # Layers of one stacked array that are stored in another type than the array has.
         "tensor_types": {
-            rule.key: NAMES[tensors.dtype(rule.key)]
-            for rule in rules
-            if tensors.dtype(rule.key) != types[rule.path]
+            tensor_rule.key: NAMES[tensors.dtype(tensor_rule.key)]
+            for tensor_rule in tensor_rules
+            if tensors.dtype(tensor_rule.key) != types[tensor_rule.path]
         },
     }
     # The adapter is read first: a bad one is refused before the weights take their time.
@@ -57,23 +61,23 @@ def to_hf(source: Path, destination: Path, max_shard_gb: float = 5.0) -> None:
     """Fill the empty folder `destination` with the Hugging Face form of our checkpoint `source`."""
     arrays = native_folder.Arrays(source)
     family = registry.family_of(arrays.config)
-    held: dict[tuple[str, ...], np.ndarray] = {}
+    held_arrays: dict[tuple[str, ...], np.ndarray] = {}
 
-    def read_leaf(path: tuple[str, ...]) -> np.ndarray:
+    def read_leaf(leaf_path: tuple[str, ...]) -> np.ndarray:
         # The rules go array by array, so each is read once, and one is held.
-        if path not in held:
-            held.clear()
-            held[path] = arrays[path]
-        return held[path]
+        if leaf_path not in held_arrays:
+            held_arrays.clear()
+            held_arrays[leaf_path] = arrays[leaf_path]
+        return held_arrays[leaf_path]
 
-    def stored_type(rule: TensorRule) -> np.dtype:
-        if rule.key in arrays.tensor_types:
-            return np.dtype(DTYPES[arrays.tensor_types[rule.key]])
-        return arrays.dtype(rule.path)
+    def stored_type(tensor_rule: TensorRule) -> np.dtype:
+        if tensor_rule.key in arrays.tensor_types:
+            return np.dtype(DTYPES[arrays.tensor_types[tensor_rule.key]])
+        return arrays.dtype(tensor_rule.path)
 
     tensors = [
-        hf_folder.tensor_to_write(rule, read_leaf, stored_type(rule))
-        for rule in family.tensor_rules(arrays.config)
+        hf_folder.tensor_to_write(tensor_rule, read_leaf, stored_type(tensor_rule))
+        for tensor_rule in family.tensor_rules(arrays.config)
     ]
     if arrays.tied_head_is_stored:
         embedding = next(tensor for tensor in tensors if tensor.key == hf_folder.EMBEDDING)
@@ -82,12 +86,12 @@ def to_hf(source: Path, destination: Path, max_shard_gb: float = 5.0) -> None:
     whole_files.copy_files(source, destination, _FILES)
     # Readers older than transformers 5 do not know image settings in processor_config.json: they get a file of theirs.
     limits = family.processor.pixel_limits(*hf_folder.image_settings(source))
-    for name, settings in (
+    for file_name, settings in (
         ("generation_config.json", hf_folder.generation_config(arrays.config)),
         ("preprocessor_config.json", family.processor.settings(arrays.config, *limits)),
     ):
-        if not (destination / name).exists():
-            whole_files.write_json(destination / name, settings)
+        if not (destination / file_name).exists():
+            whole_files.write_json(destination / file_name, settings)
     write_folder(destination, tensors, max_shard_gb)
 
 

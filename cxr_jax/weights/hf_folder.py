@@ -59,9 +59,9 @@ SETTINGS_FILES = (
 # ---- Reading a folder ----
 
 
-def read_json(path: Path) -> dict:
+def read_json(file_path: Path) -> dict:
     """Read the JSON object in a file. Raises UserError for anything else."""
-    return parse_json(path.read_bytes(), path)
+    return parse_json(file_path.read_bytes(), file_path)
 
 
 def read_config(folder: str | os.PathLike) -> Config:
@@ -70,10 +70,10 @@ def read_config(folder: str | os.PathLike) -> Config:
     Raises:
         UserError: when it is absent, damaged or of an unknown architecture.
     """
-    path = Path(folder) / "config.json"
-    if not path.is_file():
+    file_path = Path(folder) / "config.json"
+    if not file_path.is_file():
         raise UserError(f"{folder}: no config.json; not a Hugging Face model folder")
-    settings = read_json(path)
+    settings = read_json(file_path)
     generation = Path(folder) / "generation_config.json"
     if generation.is_file():
         # The stop ids that generation uses live here in the published folders (config.json names only one).
@@ -86,19 +86,19 @@ def read_config(folder: str | os.PathLike) -> Config:
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: a value is not of its type: {shown(error)}") from error
-    _check_sizes(path, model_config)
+        raise UserError(f"{file_path}: a value is not of its type: {shown(error)}") from error
+    _check_sizes(file_path, model_config)
     return model_config
 
 
-def _check_sizes(path: Path, model_config: Config) -> None:
+def _check_sizes(file_path: Path, model_config: Config) -> None:
     """Refuse sizes that no model has, before anything is allocated for them."""
     limits = {"depth": 1000, "num_hidden_layers": 1000}
-    for part in (model_config.vision, model_config.text):
-        for field in dataclasses.fields(part):
-            value = getattr(part, field.name)
+    for section in (model_config.vision, model_config.text):
+        for field in dataclasses.fields(section):
+            value = getattr(section, field.name)
             if isinstance(value, int) and not 1 <= value <= limits.get(field.name, 2**24):
-                raise UserError(f"{path}: {field.name} is {value}")
+                raise UserError(f"{file_path}: {field.name} is {value}")
 
 
 @dataclass(frozen=True)
@@ -118,11 +118,13 @@ class OpenFolder:
     def leaf_types(self) -> dict[tuple[str, ...], np.dtype]:
         """Our path -> the type that holds all its layers exactly: theirs, or float32 where layers differ."""
         types_of_layers: dict[tuple[str, ...], set[np.dtype]] = {}
-        for rule in self.rules:
-            types_of_layers.setdefault(rule.path, set()).add(self.tensors.dtype(rule.key))
+        for tensor_rule in self.rules:
+            types_of_layers.setdefault(tensor_rule.path, set()).add(
+                self.tensors.dtype(tensor_rule.key)
+            )
         return {
-            path: types.pop() if len(types) == 1 else np.dtype(np.float32)
-            for path, types in types_of_layers.items()
+            leaf_path: layer_types.pop() if len(layer_types) == 1 else np.dtype(np.float32)
+            for leaf_path, layer_types in types_of_layers.items()
         }
 
 
@@ -148,32 +150,44 @@ def open_folder(folder: str | os.PathLike) -> OpenFolder:
 def _misfits(opened: OpenFolder) -> Iterator[str]:
     """What is missing, unexpected or of another shape or type, by the headers."""
     tensors = opened.tensors
-    wanted = {rule.key: rule.shape for rule in opened.rules}
+    wanted = {tensor_rule.key: tensor_rule.shape for tensor_rule in opened.rules}
     # `inv_freq` is a buffer of old files, not a weight.
-    stored = {key for key in tensors.stored if not key.endswith("rotary_emb.inv_freq")}
+    stored_names = {
+        tensor_name
+        for tensor_name in tensors.stored
+        if not tensor_name.endswith("rotary_emb.inv_freq")
+    }
     if opened.model_config.tie_word_embeddings:
-        stored.discard(HEAD)
-    for title, keys in (
-        ("missing", sorted(wanted.keys() - stored)),
-        ("unexpected", sorted(stored - wanted.keys())),
+        stored_names.discard(HEAD)
+    for title, tensor_names in (
+        ("missing", sorted(wanted.keys() - stored_names)),
+        ("unexpected", sorted(stored_names - wanted.keys())),
     ):
-        if keys:
-            yield f"{title}: {first_names(keys)}"
-    common = sorted(wanted.keys() & stored)
-    if misshapen := [key for key in common if tensors.shape(key) != wanted[key]]:
-        key = misshapen[0]
+        if tensor_names:
+            yield f"{title}: {first_names(tensor_names)}"
+    common_names = sorted(wanted.keys() & stored_names)
+    if misshapen := [
+        tensor_name
+        for tensor_name in common_names
+        if tensors.shape(tensor_name) != wanted[tensor_name]
+    ]:
+        tensor_name = misshapen[0]
         count = f" ({len(misshapen)} such)" if len(misshapen) > 1 else ""
-        found, expected = list(tensors.shape(key)), list(wanted[key])
-        yield f"wrong shape: {key} is {found}, config.json says {expected}{count}"
-    if mistyped := [key for key in common if tensors.dtype(key) not in WEIGHT_TYPES]:
+        found, expected = list(tensors.shape(tensor_name)), list(wanted[tensor_name])
+        yield f"wrong shape: {tensor_name} is {found}, config.json says {expected}{count}"
+    if mistyped := [
+        tensor_name
+        for tensor_name in common_names
+        if tensors.dtype(tensor_name) not in WEIGHT_TYPES
+    ]:
         name = NAMES[tensors.dtype(mistyped[0])]
         yield f"{mistyped[0]} is {name}; weights are F32, BF16 or F16"
 
 
-def first_names(keys: list[str]) -> str:
+def first_names(tensor_names: list[str]) -> str:
     """List names for a message: the first four, and how many more there are."""
-    more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
-    return ", ".join(map(shown, keys[:4])) + more
+    more = f" and {len(tensor_names) - 4} more" if len(tensor_names) > 4 else ""
+    return ", ".join(map(shown, tensor_names[:4])) + more
 
 
 def _heads_are_equal(tensors: Tensors) -> bool:
@@ -205,17 +219,23 @@ def read_params(opened: OpenFolder, dtype: DTypeLike | None = None) -> Tree:
     tensors = opened.tensors
     shapes = registry.family_of(opened.model_config).parameter_shapes(opened.model_config)
     params: Tree = {}
-    for rule in sorted(opened.rules, key=lambda rule: tensors.place(rule.key)):
-        *parents, name = rule.path
-        node = params
+    for tensor_rule in sorted(opened.rules, key=lambda tensor_rule: tensors.place(tensor_rule.key)):
+        *parents, name = tensor_rule.path
+        subtree = params
         for parent in parents:
-            node = node.setdefault(parent, {})
-        tensor = tensors[rule.key]
+            subtree = subtree.setdefault(parent, {})
+        tensor = tensors[tensor_rule.key]
         if not is_finite(tensor):
-            raise UserError(f"{tensors.stored[rule.key].path}: {rule.key} holds NaN or infinity")
-        if name not in node:
-            node[name] = np.empty(shapes[rule.path], dtype or opened.leaf_types[rule.path])
-        node[name][... if rule.layer is None else rule.layer] = rule.to_ours(tensor)
+            raise UserError(
+                f"{tensors.stored[tensor_rule.key].path}: {tensor_rule.key} holds NaN or infinity"
+            )
+        if name not in subtree:
+            subtree[name] = np.empty(
+                shapes[tensor_rule.path], dtype or opened.leaf_types[tensor_rule.path]
+            )
+        subtree[name][... if tensor_rule.layer is None else tensor_rule.layer] = (
+            tensor_rule.to_ours(tensor)
+        )
     return params
 
 
@@ -244,8 +264,8 @@ def weights_sha256(folder: str | os.PathLike | None) -> str | None:
     if not files:
         return None
     digest = hashlib.sha256()
-    for path in files:
-        with open(path, "rb") as file:
+    for file_path in files:
+        with open(file_path, "rb") as file:
             while block := file.read(2**22):
                 digest.update(block)
     return digest.hexdigest()
@@ -259,21 +279,21 @@ def image_settings(folder: str | os.PathLike) -> tuple[dict, Path | None]:
     Raises:
         UserError: for a file that is no JSON object.
     """
-    for file_name, part in (
+    for file_name, section in (
         ("processor_config.json", "image_processor"),
         ("preprocessor_config.json", None),
     ):
-        path = Path(folder) / file_name
-        if not path.is_file():
+        file_path = Path(folder) / file_name
+        if not file_path.is_file():
             continue
-        settings: Any = read_json(path)
-        if part is not None:
-            settings = settings.get(part)
+        settings: Any = read_json(file_path)
+        if section is not None:
+            settings = settings.get(section)
         if settings is None:
             continue
         if not isinstance(settings, dict):
-            raise UserError(f"{path}: {part} is not a JSON object")
-        return {name: value for name, value in settings.items() if value is not None}, path
+            raise UserError(f"{file_path}: {section} is not a JSON object")
+        return {name: value for name, value in settings.items() if value is not None}, file_path
     return {}, None
 
 
@@ -322,13 +342,15 @@ def _tensors_to_write(
 ) -> list[TensorToWrite]:
     leaves = dict(flatten(params))
     return [
-        tensor_to_write(rule, leaves.__getitem__, np.dtype(dtype or leaves[rule.path].dtype))
-        for rule in registry.family_of(model_config).tensor_rules(model_config)
+        tensor_to_write(
+            tensor_rule, leaves.__getitem__, np.dtype(dtype or leaves[tensor_rule.path].dtype)
+        )
+        for tensor_rule in registry.family_of(model_config).tensor_rules(model_config)
     ]
 
 
 def tensor_to_write(
-    rule: TensorRule, read_leaf: Callable[[tuple[str, ...]], Any], dtype: np.dtype
+    tensor_rule: TensorRule, read_leaf: Callable[[tuple[str, ...]], Any], dtype: np.dtype
 ) -> TensorToWrite:
     """Build what `write_folder` takes, for one rule.
 
@@ -338,12 +360,12 @@ def tensor_to_write(
     """
 
     def make() -> np.ndarray:
-        array = read_leaf(rule.path)
-        if rule.layer is not None:
-            array = array[rule.layer]
-        return rule.to_hf(np.asarray(array).astype(dtype, copy=False))
+        array = read_leaf(tensor_rule.path)
+        if tensor_rule.layer is not None:
+            array = array[tensor_rule.layer]
+        return tensor_rule.to_hf(np.asarray(array).astype(dtype, copy=False))
 
-    return TensorToWrite(rule.key, rule.shape, dtype, make)
+    return TensorToWrite(tensor_rule.key, tensor_rule.shape, dtype, make)
 
 
 def generation_config(model_config: Config) -> dict:
@@ -365,11 +387,11 @@ def _add_tokenizer(tokenizer: Tokenizer | str | os.PathLike, folder: Path) -> No
         _name_tokenizer_class(folder / "tokenizer_config.json")
 
 
-def _name_tokenizer_class(path: Path) -> None:
+def _name_tokenizer_class(file_path: Path) -> None:
     """Name a class for the one that transformers 5 writes: transformers 4 and vLLM do not know that one."""
-    settings = json.loads(path.read_text())
+    settings = json.loads(file_path.read_text())
     if settings.get("tokenizer_class") == "TokenizersBackend":
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         for name in ("backend", "is_local", "local_files_only"):
             settings.pop(name, None)
-        write_json(path, settings)
+        write_json(file_path, settings)

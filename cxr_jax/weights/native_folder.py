@@ -55,12 +55,12 @@ def save(folder: Path, params: Tree, facts: dict) -> None:
     with _quiet(), ocp.Checkpointer(handler) as writer:
         writer.save(folder.absolute() / ARRAYS, args=ocp.args.PyTreeSave(params))
     arrays = {
-        "/".join(path): {
+        "/".join(leaf_path): {
             "dtype": NAMES[array.dtype],
             "shape": list(array.shape),
             "sha256": _sha256(array),
         }
-        for path, array in trees.flatten(params)
+        for leaf_path, array in trees.flatten(params)
     }
     whole_files.write_json(folder / MANIFEST, {"format": _FORMAT, **facts, "arrays": arrays})
 
@@ -91,88 +91,92 @@ class Arrays:
     def __init__(self, folder: str | os.PathLike) -> None:
         self.folder = Path(folder)
         self.config = hf_folder.read_config(folder)
-        path = self.folder / MANIFEST
-        manifest = hf_folder.read_json(path)
+        manifest_path = self.folder / MANIFEST
+        manifest = hf_folder.read_json(manifest_path)
         if manifest.get("format") != _FORMAT:
-            raise UserError(f"{path}: format is {shown(manifest.get('format'))}, not {_FORMAT!r}")
+            raise UserError(
+                f"{manifest_path}: format is {shown(manifest.get('format'))}, not {_FORMAT!r}"
+            )
         self._entries = manifest.get("arrays")
         if not isinstance(self._entries, dict) or not all(
-            _is_entry(entry) for entry in self._entries.values()
+            _is_entry(array_entry) for array_entry in self._entries.values()
         ):
-            raise UserError(f"{path}: damaged")
+            raise UserError(f"{manifest_path}: damaged")
         self.shapes = registry.family_of(self.config).parameter_shapes(self.config)
         self._check_shapes()
         self.tied_head_is_stored = manifest.get("tied_head_is_stored") is True
         self.tensor_types = manifest.get("tensor_types")
         if not isinstance(self.tensor_types, dict) or not all(
-            _is_weight_type(name) for name in self.tensor_types.values()
+            _is_weight_type(type_name) for type_name in self.tensor_types.values()
         ):
-            raise UserError(f"{path}: damaged")
+            raise UserError(f"{manifest_path}: damaged")
 
     def _check_shapes(self) -> None:
-        wanted = {"/".join(path): list(shape) for path, shape in self.shapes.items()}
-        stored = {name: entry["shape"] for name, entry in self._entries.items()}
-        for name in sorted(wanted.keys() | stored.keys()):
-            if wanted.get(name) != stored.get(name):
+        wanted = {"/".join(leaf_path): list(shape) for leaf_path, shape in self.shapes.items()}
+        stored = {
+            leaf_name: array_entry["shape"] for leaf_name, array_entry in self._entries.items()
+        }
+        for leaf_name in sorted(wanted.keys() | stored.keys()):
+            if wanted.get(leaf_name) != stored.get(leaf_name):
                 raise UserError(
-                    f"{self.folder}: {MANIFEST} does not fit config.json: {shown(name)} is "
-                    f"{stored.get(name, 'missing')}, should be {wanted.get(name, 'absent')}"
+                    f"{self.folder}: {MANIFEST} does not fit config.json: {shown(leaf_name)} is "
+                    f"{stored.get(leaf_name, 'missing')}, should be {wanted.get(leaf_name, 'absent')}"
                 )
 
-    def dtype(self, path: tuple[str, ...]) -> np.dtype:
+    def dtype(self, leaf_path: tuple[str, ...]) -> np.dtype:
         """Return the type of an array; it is not read."""
-        return np.dtype(DTYPES[self._entries["/".join(path)]["dtype"]])
+        return np.dtype(DTYPES[self._entries["/".join(leaf_path)]["dtype"]])
 
-    def __getitem__(self, path: tuple[str, ...]) -> np.ndarray:
+    def __getitem__(self, leaf_path: tuple[str, ...]) -> np.ndarray:
         """Read one array. Raises UserError if it is damaged."""
-        name = "/".join(path)
+        leaf_name = "/".join(leaf_path)
         try:
-            array = self._restore(path)
+            array = self._restore(leaf_path)
         except Exception as error:  # noqa: BLE001 - Orbax and TensorStore raise many kinds for a damaged file
             raise UserError(
-                f"{self.folder / ARRAYS}: {name} does not load ({type(error).__name__}): missing or "
+                f"{self.folder / ARRAYS}: {leaf_name} does not load ({type(error).__name__}): missing or "
                 "damaged"
             ) from error
-        entry = self._entries[name]
+        array_entry = self._entries[leaf_name]
         if (
-            NAMES.get(array.dtype) != entry["dtype"]
-            or list(array.shape) != entry["shape"]
-            or _sha256(array) != entry["sha256"]
+            NAMES.get(array.dtype) != array_entry["dtype"]
+            or list(array.shape) != array_entry["shape"]
+            or _sha256(array) != array_entry["sha256"]
         ):
             raise UserError(
-                f"{self.folder / ARRAYS}: {name} is damaged: its checksum is not that of {MANIFEST}"
+                f"{self.folder / ARRAYS}: {leaf_name} is damaged: its checksum is not that of {MANIFEST}"
             )
         return array
 
-    def _restore(self, path: tuple[str, ...]) -> np.ndarray:
+    def _restore(self, leaf_path: tuple[str, ...]) -> np.ndarray:
         import orbax.checkpoint as ocp
 
         # Trees of this one leaf: what to read, and as what.
-        item: Any = 0
+        wanted_item: Any = 0
         restore_args: Any = ocp.RestoreArgs(restore_type=np.ndarray)
-        for name in reversed(path):
-            item, restore_args = {name: item}, {name: restore_args}
+        for leaf_name in reversed(leaf_path):
+            wanted_item, restore_args = {leaf_name: wanted_item}, {leaf_name: restore_args}
         with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             tree = reader.restore(
                 self.folder.absolute() / ARRAYS,
                 args=ocp.args.PyTreeRestore(
-                    item=item, restore_args=restore_args, partial_restore=True
+                    item=wanted_item, restore_args=restore_args, partial_restore=True
                 ),
             )
-        return np.ascontiguousarray(dict(trees.flatten(tree))[path])
+        return np.ascontiguousarray(dict(trees.flatten(tree))[leaf_path])
 
 
-def _is_entry(entry: object) -> bool:
+def _is_entry(array_entry: object) -> bool:
     return (
-        isinstance(entry, dict)
-        and _is_weight_type(entry.get("dtype"))
-        and "shape" in entry
-        and "sha256" in entry
+        isinstance(array_entry, dict)
+        and _is_weight_type(array_entry.get("dtype"))
+        and "shape" in array_entry
+        and "sha256" in array_entry
     )
 
 
-def _is_weight_type(name: object) -> bool:
-    return DTYPES.get(str(name)) in hf_folder.WEIGHT_TYPES
+def _is_weight_type(type_name: object) -> bool:
+    return DTYPES.get(str(type_name)) in hf_folder.WEIGHT_TYPES
 
 
 def load(folder: str | os.PathLike, dtype: DTypeLike | None = None) -> tuple[Config, Tree]:
@@ -183,12 +187,14 @@ def load(folder: str | os.PathLike, dtype: DTypeLike | None = None) -> tuple[Con
     """
     arrays = Arrays(folder)
     params: Tree = {}
-    for path in arrays.shapes:
-        *parents, name = path
-        node = params
+    for leaf_path in arrays.shapes:
+        *parents, leaf_name = leaf_path
+        subtree = params
         for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = arrays[path] if dtype is None else arrays[path].astype(dtype, copy=False)
+            subtree = subtree.setdefault(parent, {})
+        subtree[leaf_name] = (
+            arrays[leaf_path] if dtype is None else arrays[leaf_path].astype(dtype, copy=False)
+        )
     return arrays.config, params
 
 
@@ -196,9 +202,9 @@ def load(folder: str | os.PathLike, dtype: DTypeLike | None = None) -> tuple[Con
 def _quiet() -> Iterator[None]:
     """Keep Orbax from reporting through absl's logger what is no news here."""
     logger = logging.getLogger("absl")
-    level = logger.level
+    log_level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.setLevel(log_level)

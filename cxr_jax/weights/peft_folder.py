@@ -64,46 +64,48 @@ _PLAIN_INIT = (None, True, False, "gaussian", "eva", "orthogonal")
 def _modules(model_config: Config) -> dict[str, TensorRule]:
     """Every weight that PEFT could adapt: module name in the published layout -> its rule."""
     return {
-        rule.key.removesuffix(".weight"): rule
-        for rule in registry.family_of(model_config).tensor_rules(model_config)
-        if len(rule.shape) > 1
+        tensor_rule.key.removesuffix(".weight"): tensor_rule
+        for tensor_rule in registry.family_of(model_config).tensor_rules(model_config)
+        if len(tensor_rule.shape) > 1
     }
 
 
-def _module_path(rule: TensorRule) -> str:
-    return "/".join(rule.path[:-1])
+def _module_path(tensor_rule: TensorRule) -> str:
+    return "/".join(tensor_rule.path[:-1])
 
 
-def _nested_name(name: str) -> str:
+def _nested_name(module_name: str) -> str:
     """A module's name in the published layout -> that of transformers 4.52 and later."""
-    if name.startswith("visual."):
-        return f"model.{name}"
-    return re.sub(r"^model\.", "model.language_model.", name)
+    if module_name.startswith("visual."):
+        return f"model.{module_name}"
+    return re.sub(r"^model\.", "model.language_model.", module_name)
 
 
-def _peft_shapes(rule: TensorRule, rank: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def _peft_shapes(
+    tensor_rule: TensorRule, lora_rank: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
     """Shapes of lora_A and lora_B, as torch keeps them."""
-    out_features, in_features = rule.shape
-    return (rank, in_features), (out_features, rank)
+    out_features, in_features = tensor_rule.shape
+    return (lora_rank, in_features), (out_features, lora_rank)
 
 
-def merge(params: Tree, adapters: Tree, lora: Lora) -> None:
+def merge(params: Tree, adapters: Tree, lora_settings: Lora) -> None:
     """Add adapters to the kernels of host parameters, in place and one module after the other; types are kept.
 
     Raises:
         UserError: if a kernel is not finite with them.
     """
-    for path in lora.paths:
+    for module_path in lora_settings.paths:
         module, adapter = params, adapters
-        for name in path.split("/"):
-            module, adapter = module[name], adapter[name]
+        for part in module_path.split("/"):
+            module, adapter = module[part], adapter[part]
         with np.errstate(over="ignore"):  # looked at below
-            scaled = adapter["a"] * np.float32(lora.scale)
+            scaled = adapter["a"] * np.float32(lora_settings.scale)
         adapted = {"kernel": module["kernel"], "lora_a": scaled, "lora_b": adapter["b"]}
         module["kernel"] = np.asarray(merge_adapters(adapted)["kernel"])
         if not hf_folder.is_finite(module["kernel"]):
             raise UserError(
-                f"the adapters do not fit this model: {path} is infinite or NaN with them"
+                f"the adapters do not fit this model: {module_path} is infinite or NaN with them"
             )
 
 
@@ -111,7 +113,11 @@ def merge(params: Tree, adapters: Tree, lora: Lora) -> None:
 
 
 def save(
-    folder: str | os.PathLike, model_config: Config, adapters: Tree, lora: Lora, base_model: str
+    folder: str | os.PathLike,
+    model_config: Config,
+    adapters: Tree,
+    lora_settings: Lora,
+    base_model: str,
 ) -> None:
     """Write a PEFT folder.
 
@@ -122,43 +128,53 @@ def save(
         base_model: name or folder of the model that the adapters belong to.
 
     Raises:
-        ValueError: if the adapters are not those of `lora`.
+        ValueError: if the adapters are not those of `lora_settings`.
     """
-    leaves = {"/".join(path): np.asarray(leaf) for path, leaf in trees.flatten(adapters)}
-    if leaves.keys() != {f"{path}/{half}" for path in lora.paths for half in "ab"}:
-        raise ValueError(f"adapters are not those of {lora}")
-    rules = {
-        name: rule
-        for name, rule in _modules(model_config).items()
-        if _module_path(rule) in lora.paths
+    leaves = {
+        "/".join(module_path): np.asarray(leaf) for module_path, leaf in trees.flatten(adapters)
+    }
+    if leaves.keys() != {
+        f"{module_path}/{half_name}" for module_path in lora_settings.paths for half_name in "ab"
+    }:
+        raise ValueError(f"adapters are not those of {lora_settings}")
+    tensor_rules = {
+        module_name: tensor_rule
+        for module_name, tensor_rule in _modules(model_config).items()
+        if _module_path(tensor_rule) in lora_settings.paths
     }
     with whole_files.atomic_folder(Path(folder)) as temporary:
-        whole_files.write_json(temporary / CONFIG, _settings(rules, lora, base_model))
-        write_safetensors(temporary / WEIGHTS, list(_tensors_to_write(rules, lora, leaves)))
+        whole_files.write_json(
+            temporary / CONFIG, _settings(tensor_rules, lora_settings, base_model)
+        )
+        write_safetensors(
+            temporary / WEIGHTS, list(_tensors_to_write(tensor_rules, lora_settings, leaves))
+        )
 
 
 def _tensors_to_write(
-    rules: dict[str, TensorRule], lora: Lora, leaves: dict[str, np.ndarray]
+    tensor_rules: dict[str, TensorRule], lora_settings: Lora, leaves: dict[str, np.ndarray]
 ) -> Iterator[TensorToWrite]:
-    for name, rule in rules.items():
-        for (half, peft_name), shape in zip(_HALVES, _peft_shapes(rule, lora.rank), strict=True):
-            matrix = leaves[f"{_module_path(rule)}/{half}"]
-            if rule.layer is not None:
-                matrix = matrix[rule.layer]
-            key = f"{_PREFIX}{_nested_name(name)}.{peft_name}.weight"
-            yield TensorToWrite(key, shape, matrix.dtype, matrix.transpose)
+    for module_name, tensor_rule in tensor_rules.items():
+        for (half_name, peft_name), torch_shape in zip(
+            _HALVES, _peft_shapes(tensor_rule, lora_settings.rank), strict=True
+        ):
+            matrix = leaves[f"{_module_path(tensor_rule)}/{half_name}"]
+            if tensor_rule.layer is not None:
+                matrix = matrix[tensor_rule.layer]
+            tensor_name = f"{_PREFIX}{_nested_name(module_name)}.{peft_name}.weight"
+            yield TensorToWrite(tensor_name, torch_shape, matrix.dtype, matrix.transpose)
 
 
-def _settings(rules: dict[str, TensorRule], lora: Lora, base_model: str) -> dict:
+def _settings(tensor_rules: dict[str, TensorRule], lora_settings: Lora, base_model: str) -> dict:
     """The content of adapter_config.json."""
     # Both parts of the model have modules of one suffix, so targets are a pattern for whole names.
     patterns = []
-    for name, rule in rules.items():
-        pattern = re.escape(_nested_name(name))
-        if rule.layer is not None:
-            pattern = pattern.replace(rf"\.{rule.layer}\.", r"\.\d+\.", 1)
+    for module_name, tensor_rule in tensor_rules.items():
+        pattern = re.escape(_nested_name(module_name))
+        if tensor_rule.layer is not None:
+            pattern = pattern.replace(rf"\.{tensor_rule.layer}\.", r"\.\d+\.", 1)
         patterns.append(pattern)
-    alpha = lora.alpha
+    alpha = lora_settings.alpha
     if alpha == int(alpha):
         alpha = int(alpha)
     return {
@@ -167,7 +183,7 @@ def _settings(rules: dict[str, TensorRule], lora: Lora, base_model: str) -> dict
         "base_model_name_or_path": str(base_model),
         "revision": None,
         "inference_mode": True,
-        "r": lora.rank,
+        "r": lora_settings.rank,
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
         "target_modules": "|".join(dict.fromkeys(patterns)),
@@ -195,17 +211,19 @@ class _AdapterTensors(Tensors):
         self.nested = False
         super().__init__(folder, self._canonical, WEIGHTS)
 
-    def _canonical(self, key: str) -> str:
-        if not key.startswith(_PREFIX):
-            raise UserError(f"{self.folder}: tensor {shown(key)} does not begin with {_PREFIX}")
-        stored_name = key.removeprefix(_PREFIX)
-        name = hf_table.canonical_key(stored_name)
-        self.nested |= name != stored_name
-        return name
+    def _canonical(self, tensor_name: str) -> str:
+        if not tensor_name.startswith(_PREFIX):
+            raise UserError(
+                f"{self.folder}: tensor {shown(tensor_name)} does not begin with {_PREFIX}"
+            )
+        stored_name = tensor_name.removeprefix(_PREFIX)
+        module_name = hf_table.canonical_key(stored_name)
+        self.nested |= module_name != stored_name
+        return module_name
 
-    def file_name_of(self, name: str) -> str:
+    def file_name_of(self, module_name: str) -> str:
         """A module's name in the published layout -> its name in this file's layout."""
-        return _nested_name(name) if self.nested else name
+        return _nested_name(module_name) if self.nested else module_name
 
 
 def load(folder: str | os.PathLike, model_config: Config) -> tuple[Tree, Lora]:
@@ -228,89 +246,101 @@ def load(folder: str | os.PathLike, model_config: Config) -> tuple[Tree, Lora]:
     # ---- Which modules the settings target, and whether an adapter can be there ----
     try:
         targeted = {
-            name: rule
-            for name, rule in modules.items()
-            if _is_target(settings, tensors.file_name_of(name), rule.layer)
+            module_name: tensor_rule
+            for module_name, tensor_rule in modules.items()
+            if _is_target(settings, tensors.file_name_of(module_name), tensor_rule.layer)
         }
     except (re.error, OverflowError, RecursionError) as error:
         raise UserError(
             f"{folder / CONFIG}: a pattern is not a regular expression: {shown(error)}"
         ) from error
-    for name, rule in targeted.items():
-        if _module_path(rule) not in PATHS:
+    for module_name, tensor_rule in targeted.items():
+        if _module_path(tensor_rule) not in PATHS:
             raise UserError(
-                f"{folder / CONFIG}: {name} cannot carry an adapter here (lora.TARGETS lists what can)"
+                f"{folder / CONFIG}: {module_name} cannot carry an adapter here (lora.TARGETS lists what can)"
             )
     if not targeted:
         raise UserError(f"{folder / CONFIG}: target_modules match no module of the model")
-    lora = _lora(folder / CONFIG, settings, {_module_path(rule) for rule in targeted.values()})
+    lora_settings = _lora(
+        folder / CONFIG, settings, {_module_path(tensor_rule) for tensor_rule in targeted.values()}
+    )
 
     # ---- Whether the file holds their tensors and no others ----
     wanted = {
-        f"{name}.{peft_name}.weight": shape
-        for name, rule in targeted.items()
-        for (_, peft_name), shape in zip(_HALVES, _peft_shapes(rule, lora.rank), strict=True)
+        f"{module_name}.{peft_name}.weight": torch_shape
+        for module_name, tensor_rule in targeted.items()
+        for (_, peft_name), torch_shape in zip(
+            _HALVES, _peft_shapes(tensor_rule, lora_settings.rank), strict=True
+        )
     }
     _check_tensors(folder, tensors, wanted)
     layer_counts: dict[tuple[str, ...], int] = {}
-    for rule in modules.values():
-        layer_counts[rule.path] = layer_counts.get(rule.path, 0) + 1
-    adapters = _read_adapters(folder, tensors, targeted, layer_counts, lora.rank)
+    for tensor_rule in modules.values():
+        layer_counts[tensor_rule.path] = layer_counts.get(tensor_rule.path, 0) + 1
+    adapters = _read_adapters(folder, tensors, targeted, layer_counts, lora_settings.rank)
     if settings.get("use_rslora"):
-        lora = replace(lora, alpha=lora.alpha * math.sqrt(lora.rank))
-    return adapters, lora
+        lora_settings = replace(
+            lora_settings, alpha=lora_settings.alpha * math.sqrt(lora_settings.rank)
+        )
+    return adapters, lora_settings
 
 
 def _check_weights_exist(folder: Path) -> None:
-    path = folder / WEIGHTS
-    if path.is_file():
+    weights_path = folder / WEIGHTS
+    if weights_path.is_file():
         return
-    pickle = path.with_suffix(".bin")
+    pickle = weights_path.with_suffix(".bin")
     if pickle.is_file():
         raise UserError(
             f"{folder}: {pickle.name} is a pickle file, which can run code when it is read; "
             "only safetensors are read"
         )
-    raise UserError(f"{path} is missing")
+    raise UserError(f"{weights_path} is missing")
 
 
-def _read_settings(path: Path) -> dict:
-    if not path.is_file():
-        raise UserError(f"{path.parent}: no {path.name}; not a PEFT folder")
-    settings = hf_folder.read_json(path)
+def _read_settings(settings_path: Path) -> dict:
+    if not settings_path.is_file():
+        raise UserError(f"{settings_path.parent}: no {settings_path.name}; not a PEFT folder")
+    settings = hf_folder.read_json(settings_path)
     if settings.get("peft_type") != "LORA":
-        raise UserError(f"{path}: peft_type is {shown(settings.get('peft_type'))}, not LORA")
+        raise UserError(
+            f"{settings_path}: peft_type is {shown(settings.get('peft_type'))}, not LORA"
+        )
     if settings.get("bias", "none") != "none":
         raise UserError(
-            f"{path}: bias is {shown(settings['bias'])}; trained biases are not supported"
+            f"{settings_path}: bias is {shown(settings['bias'])}; trained biases are not supported"
         )
     initialization = settings.get("init_lora_weights")
     if initialization not in _PLAIN_INIT:
         raise UserError(
-            f"{path}: init_lora_weights {shown(initialization)} changes the base model's weights; "
+            f"{settings_path}: init_lora_weights {shown(initialization)} changes the base model's weights; "
             "not supported"
         )
     # What is off does nothing, whatever it is.
-    for key in sorted(settings.keys() - _NO_EFFECT - _READ):
-        if settings[key]:
-            raise UserError(f"{path}: {shown(key)} is not supported")
-    _check_types(path, settings)
+    for setting in sorted(settings.keys() - _NO_EFFECT - _READ):
+        if settings[setting]:
+            raise UserError(f"{settings_path}: {shown(setting)} is not supported")
+    _check_types(settings_path, settings)
     return settings
 
 
-def _check_types(path: Path, settings: dict) -> None:
+def _check_types(settings_path: Path, settings: dict) -> None:
     targets = settings.get("target_modules")
-    layers = _as_list(settings.get("layers_to_transform"))
+    layer_indices = _as_list(settings.get("layers_to_transform"))
     is_good = {
         "target_modules": targets is not None and _is_text_or_texts(targets),
         "use_rslora": settings.get("use_rslora") in (None, True, False),
         "exclude_modules": _is_text_or_texts(settings.get("exclude_modules")),
         "layers_pattern": _is_text_or_texts(settings.get("layers_pattern")),
-        "layers_to_transform": all(type(layer) is int for layer in layers),  # and no bool
+        "layers_to_transform": all(
+            type(layer_index) is int for layer_index in layer_indices
+        ),  # and no bool
     }
-    for key, good in is_good.items():
-        if not good:
-            raise UserError(f"{path}: {key} is not of its type: {shown(settings.get(key))}")
+    for setting, is_good_value in is_good.items():
+        if not is_good_value:
+            raise UserError(
+                f"{settings_path}: {setting} is not of its type: {shown(settings.get(setting))}"
+            )
 
 
 def _is_text_or_texts(value: object) -> bool:
@@ -325,27 +355,31 @@ def _as_list(value: Any) -> list:
     return value if isinstance(value, list) else [value]
 
 
-def _is_target(settings: dict, name: str, layer: int | None) -> bool:
+def _is_target(settings: dict, module_name: str, layer_index: int | None) -> bool:
     """Whether PEFT adapts the module: a text is a pattern for the whole name, a list holds names or their ends."""
 
     def is_named(targets: str | list[str]) -> bool:
         if isinstance(targets, str):
-            return re.fullmatch(targets, name) is not None
-        return any(name == target or name.endswith(f".{target}") for target in targets)
+            return re.fullmatch(targets, module_name) is not None
+        return any(
+            module_name == target or module_name.endswith(f".{target}") for target in targets
+        )
 
     targets, excluded = settings["target_modules"], settings.get("exclude_modules")
     if (excluded and is_named(excluded)) or not is_named(targets):
         return False
-    layers = _as_list(settings.get("layers_to_transform"))
-    if isinstance(targets, str) or not layers:
+    layer_indices = _as_list(settings.get("layers_to_transform"))
+    if isinstance(targets, str) or not layer_indices:
         return True
     # A list of targets may be narrowed to some layers, and to the stacks whose names match these.
     stacks = _as_list(settings.get("layers_pattern") or None)
-    is_inside = not stacks or any(re.match(rf"(?:^|.*?\.){stack}\.\d+\.", name) for stack in stacks)
-    return is_inside and layer in layers
+    is_inside = not stacks or any(
+        re.match(rf"(?:^|.*?\.){stack}\.\d+\.", module_name) for stack in stacks
+    )
+    return is_inside and layer_index in layer_indices
 
 
-def _lora(path: Path, settings: dict, adapted: set[str]) -> Lora:
+def _lora(settings_path: Path, settings: dict, adapted: set[str]) -> Lora:
     """Groups where all their modules are adapted, else single paths; without rsLoRA's scale."""
     targets: list[str] = []
     for group, group_paths in TARGETS.items():
@@ -356,27 +390,28 @@ def _lora(path: Path, settings: dict, adapted: set[str]) -> Lora:
     try:
         return Lora(settings.get("r"), settings.get("lora_alpha"), tuple(targets))
     except UserError as error:
-        raise UserError(f"{path}: {shown(error)}") from error
+        raise UserError(f"{settings_path}: {shown(error)}") from error
 
 
 def _check_tensors(folder: Path, tensors: Tensors, wanted: dict[str, tuple[int, int]]) -> None:
     """Refuse a file whose tensors are not exactly those wanted."""
     stored = set(tensors.stored)
-    for title, keys in (
+    for title, tensor_names in (
         ("missing", sorted(wanted.keys() - stored)),
         ("unexpected", sorted(stored - wanted.keys())),
     ):
-        if keys:
-            names = hf_folder.first_names(keys)
+        if tensor_names:
+            names = hf_folder.first_names(tensor_names)
             raise UserError(f"{folder}: {WEIGHTS} does not fit {CONFIG}; {title}: {names}")
-    for key, shape in wanted.items():
-        if tensors.shape(key) != shape:
+    for tensor_name, torch_shape in wanted.items():
+        if tensors.shape(tensor_name) != torch_shape:
             raise UserError(
-                f"{folder}: {key} is {list(tensors.shape(key))}; model and rank need {list(shape)}"
+                f"{folder}: {tensor_name} is {list(tensors.shape(tensor_name))}; model and rank need "
+                f"{list(torch_shape)}"
             )
-        if tensors.dtype(key) not in hf_folder.WEIGHT_TYPES:
+        if tensors.dtype(tensor_name) not in hf_folder.WEIGHT_TYPES:
             raise UserError(
-                f"{folder}: {key} is {NAMES[tensors.dtype(key)]}; adapters are F32, BF16 or F16"
+                f"{folder}: {tensor_name} is {NAMES[tensors.dtype(tensor_name)]}; adapters are F32, BF16 or F16"
             )
 
 
@@ -385,22 +420,24 @@ def _read_adapters(
     tensors: Tensors,
     targeted: dict[str, TensorRule],
     layer_counts: dict[tuple[str, ...], int],
-    rank: int,
+    lora_rank: int,
 ) -> Tree:
     """The adapters as our tree. layer_counts: path of a weight -> layers that are stacked in it."""
     adapters: Tree = {}
-    for name, rule in targeted.items():
+    for module_name, tensor_rule in targeted.items():
         module = adapters
-        for part in rule.path[:-1]:
+        for part in tensor_rule.path[:-1]:
             module = module.setdefault(part, {})
         if not module:
-            stack = () if rule.layer is None else (layer_counts[rule.path],)
-            for (half, _), shape in zip(_HALVES, _peft_shapes(rule, rank), strict=True):
-                module[half] = np.zeros((*stack, *shape[::-1]), np.float32)
-        for half, peft_name in _HALVES:
-            key = f"{name}.{peft_name}.weight"
-            tensor = tensors[key]
+            stack = () if tensor_rule.layer is None else (layer_counts[tensor_rule.path],)
+            for (half_name, _), torch_shape in zip(
+                _HALVES, _peft_shapes(tensor_rule, lora_rank), strict=True
+            ):
+                module[half_name] = np.zeros((*stack, *torch_shape[::-1]), np.float32)
+        for half_name, peft_name in _HALVES:
+            tensor_name = f"{module_name}.{peft_name}.weight"
+            tensor = tensors[tensor_name]
             if not hf_folder.is_finite(tensor):
-                raise UserError(f"{folder}: {key} holds NaN or infinity")
-            module[half][... if rule.layer is None else rule.layer] = tensor.T
+                raise UserError(f"{folder}: {tensor_name} holds NaN or infinity")
+            module[half_name][... if tensor_rule.layer is None else tensor_rule.layer] = tensor.T
     return adapters

@@ -71,7 +71,7 @@ def parse_json(data: bytes, name: object) -> dict[str, Any]:
     return parsed
 
 
-def read_header(path: Path) -> tuple[dict[str, dict], int]:
+def read_header(file_path: Path) -> tuple[dict[str, dict], int]:
     """Read (header, offset of the data) of a safetensors file.
 
     The header maps a name to its dtype, shape and data_offsets; the tensors cover the data exactly.
@@ -79,24 +79,24 @@ def read_header(path: Path) -> tuple[dict[str, dict], int]:
     Raises:
         UserError: if the file is damaged or cut short.
     """
-    file_size = path.stat().st_size
-    with open(path, "rb") as file:
+    file_size = file_path.stat().st_size
+    with open(file_path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if file_size < 8 or length > min(file_size - 8, _MAX_HEADER):
-            raise UserError(f"{path}: not a safetensors file, or cut short")
-        header = parse_json(file.read(length), f"{path}: damaged safetensors header")
+            raise UserError(f"{file_path}: not a safetensors file, or cut short")
+        header = parse_json(file.read(length), f"{file_path}: damaged safetensors header")
     header.pop("__metadata__", None)
-    for key, entry in header.items():
-        _check_entry(path, key, entry)
-    _check_coverage(path, header, file_size - 8 - length)
+    for tensor_name, entry in header.items():
+        _check_entry(file_path, tensor_name, entry)
+    _check_coverage(file_path, header, file_size - 8 - length)
     return header, 8 + length
 
 
-def _check_entry(path: Path, key: str, entry: object) -> None:
+def _check_entry(file_path: Path, tensor_name: str, entry: object) -> None:
     """Refuse a tensor whose dtype, shape and offsets are not of their types or do not agree."""
 
     def bad(reason: str) -> UserError:
-        return UserError(f"{path}: tensor {shown(key)} {reason}")
+        return UserError(f"{file_path}: tensor {shown(tensor_name)} {reason}")
 
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         raise bad("has no dtype")
@@ -119,17 +119,19 @@ def _are_whole_numbers(values: object, limit: int) -> bool:
     )
 
 
-def _check_coverage(path: Path, header: dict[str, dict], data_size: int) -> None:
+def _check_coverage(file_path: Path, header: dict[str, dict], data_size: int) -> None:
     """Refuse tensors that overlap, leave holes or do not end where the file ends."""
     position = 0
-    for start, end, key in sorted((*entry["data_offsets"], key) for key, entry in header.items()):
-        if start != position:
-            problem = "overlaps another" if start < position else "leaves a hole before it"
-            raise UserError(f"{path}: damaged: tensor {shown(key)} {problem}")
-        position = end
+    for start_byte, end_byte, tensor_name in sorted(
+        (*entry["data_offsets"], tensor_name) for tensor_name, entry in header.items()
+    ):
+        if start_byte != position:
+            problem = "overlaps another" if start_byte < position else "leaves a hole before it"
+            raise UserError(f"{file_path}: damaged: tensor {shown(tensor_name)} {problem}")
+        position = end_byte
     if position != data_size:
         problem = "cut short" if position > data_size else "longer than its header says"
-        raise UserError(f"{path}: the file is {problem}")
+        raise UserError(f"{file_path}: the file is {problem}")
 
 
 class StoredTensor(NamedTuple):
@@ -176,20 +178,20 @@ class Tensors:
         self.folder = Path(folder)
         self.stored: dict[str, StoredTensor] = {}
         files = [Shard(self.folder / file_name, None)] if file_name else self._shards()
-        for path, indexed in files:
-            header, data_start = read_header(path)
+        for file_path, indexed in files:
+            header, data_start = read_header(file_path)
             if indexed is not None and indexed != set(header):
-                key = min(indexed ^ set(header))
-                lacking = "is not in it" if key in indexed else "is not in the index"
+                tensor_name = min(indexed ^ set(header))
+                lacking = "is not in it" if tensor_name in indexed else "is not in the index"
                 raise UserError(
-                    f"{path}: does not agree with {INDEX}: tensor {shown(key)} {lacking}"
+                    f"{file_path}: does not agree with {INDEX}: tensor {shown(tensor_name)} {lacking}"
                 )
-            for stored_key, entry in header.items():
-                key = canonical(stored_key)
-                if key in self.stored:
-                    raise UserError(f"{self.folder}: tensor {shown(key)} occurs twice")
-                self.stored[key] = StoredTensor(
-                    path,
+            for stored_name, entry in header.items():
+                tensor_name = canonical(stored_name)
+                if tensor_name in self.stored:
+                    raise UserError(f"{self.folder}: tensor {shown(tensor_name)} occurs twice")
+                self.stored[tensor_name] = StoredTensor(
+                    file_path,
                     np.dtype(DTYPES[entry["dtype"]]),
                     tuple(entry["shape"]),
                     data_start + entry["data_offsets"][0],
@@ -206,8 +208,8 @@ class Tensors:
                 f"{self.folder}: holds both model.safetensors and {INDEX}; remove the stale one"
             )
         names_of_shard: dict[str, set[str]] = {}
-        for key, name in _read_weight_map(index).items():
-            names_of_shard.setdefault(name, set()).add(key)
+        for tensor_name, name in _read_weight_map(index).items():
+            names_of_shard.setdefault(name, set()).add(tensor_name)
         for name in sorted(names_of_shard):
             if not (self.folder / name).is_file():
                 raise UserError(f"{self.folder}: {shown(name)} is missing")
@@ -224,25 +226,25 @@ class Tensors:
             return f"{single.name} is a broken link"
         return f"{INDEX if any(self.folder.glob('*.safetensors')) else single.name} is missing"
 
-    def shape(self, key: str) -> tuple[int, ...]:
+    def shape(self, tensor_name: str) -> tuple[int, ...]:
         """Return the shape of a tensor; it is not read."""
-        return self.stored[key].shape
+        return self.stored[tensor_name].shape
 
-    def dtype(self, key: str) -> np.dtype:
+    def dtype(self, tensor_name: str) -> np.dtype:
         """Return the type of a tensor; it is not read."""
-        return self.stored[key].dtype
+        return self.stored[tensor_name].dtype
 
-    def place(self, key: str) -> tuple[str, int]:
+    def place(self, tensor_name: str) -> tuple[str, int]:
         """Return (file, offset): tensors sorted by it are read front to back, shard by shard."""
-        return self.stored[key].path.name, self.stored[key].start
+        return self.stored[tensor_name].path.name, self.stored[tensor_name].start
 
-    def __getitem__(self, key: str) -> np.ndarray:
+    def __getitem__(self, tensor_name: str) -> np.ndarray:
         """Map a tensor, read-only."""
-        path, dtype, shape, start = stored = self.stored[key]
+        file_path, dtype, shape, start_byte = stored = self.stored[tensor_name]
         if stored.nbytes == 0:  # an empty file region cannot be mapped
             return np.zeros(shape, dtype)
         # A map of its own: its pages count as this process's memory until the array is gone.
-        raw = np.memmap(path, np.uint8, "r", start, (stored.nbytes,))
+        raw = np.memmap(file_path, np.uint8, "r", start_byte, (stored.nbytes,))
         return raw.view(dtype).reshape(shape)
 
 
@@ -277,21 +279,21 @@ class TensorToWrite(NamedTuple):
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-def write_safetensors(path: Path, tensors: list[TensorToWrite]) -> None:
+def write_safetensors(file_path: Path, tensors: list[TensorToWrite]) -> None:
     """Write one file, making one tensor at a time: memory stays flat."""
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     position = 0
     for tensor in tensors:
-        end = position + tensor.nbytes
+        end_byte = position + tensor.nbytes
         header[tensor.key] = {
             "dtype": NAMES[np.dtype(tensor.dtype)],
             "shape": list(tensor.shape),
-            "data_offsets": [position, end],
+            "data_offsets": [position, end_byte],
         }
-        position = end
+        position = end_byte
     header_bytes = json.dumps(header, separators=(",", ":")).encode()
     header_bytes += b" " * (-len(header_bytes) % 8)  # so that the data begin at a multiple of 8
-    with open(path, "wb") as file:
+    with open(file_path, "wb") as file:
         file.write(len(header_bytes).to_bytes(8, "little") + header_bytes)
         for tensor in tensors:
             array = np.ascontiguousarray(tensor.make(), dtype=tensor.dtype)
