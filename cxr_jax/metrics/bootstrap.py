@@ -37,6 +37,7 @@ def sum_by_group(rows: np.ndarray, groups: ArrayLike | None) -> np.ndarray:
     groups = np.asarray(groups)
     if groups.shape != rows.shape[:1]:
         raise ValueError(f"groups must have one id a row: {groups.shape} for {len(rows)} rows")
+    # Ids are names or numbers; what is needed is the place of each one's patient.
     _, index = np.unique(groups, return_inverse=True)
     sums = np.zeros((index.max() + 1, rows.shape[1]))
     np.add.at(sums, index, rows)
@@ -60,6 +61,7 @@ def resample(units: np.ndarray, bootstrap: Bootstrap) -> np.ndarray:
 
 def percentile_interval(samples: np.ndarray) -> Interval:
     """Take the 95 % percentile interval (Efron) of the finite samples."""
+    # A resample without a positive of any label has no macro-F1.
     samples = samples[np.isfinite(samples)]
     if not samples.size:
         return Interval(np.nan, np.nan)

@@ -103,7 +103,7 @@ def check_rows(answers: Answers, reference: Reference) -> CheckedRows:
 def jaccard_rows(answers: Answers, reference: Reference) -> np.ndarray:
     """Compute the Jaccard index of each row's label sets: float64 [N]; NaN where the row has no known label."""
     labels, truth, known, valid = check_rows(answers, reference)
-    named = labels & valid[:, None]
+    named = labels & valid[:, None]  # what could not be parsed names nothing
     both = (named & truth & known).sum(1)
     either = ((named | truth) & known).sum(1)
     value = np.where(either == 0, 1.0, both / np.maximum(either, 1)) * valid
@@ -117,6 +117,7 @@ def row_counts(answers: Answers, reference: Reference) -> np.ndarray:
     weight (0 or 1).
     """
     labels, truth, known, valid = check_rows(answers, reference)
+    # A mean of sums needs the sum and how many enter it: Jaccard goes along with its weight.
     jaccard = jaccard_rows(answers, reference)
     named = labels & valid[:, None]
     flags = [named & truth & known, named & ~truth & known, ~named & truth & known, known]
@@ -162,6 +163,7 @@ def _jaccard(counts: np.ndarray, subset: str = "all") -> np.ndarray:
 
 
 def _macro_f1(counts: np.ndarray, subset: str = "all") -> np.ndarray:
+    # Over the labels that have an F1 in these very counts: in a resample they can be fewer.
     f1 = label_f1(counts)[..., IN_SUBSET[subset]]
     return ratio(np.nansum(f1, -1), np.isfinite(f1).sum(-1))
 

@@ -88,6 +88,7 @@ class Progress:
         else:
             self._items += items
         self._step = step
+        # To stderr by default: stdout is for results.
         if self._is_due(now):
             print(self.line(now, metrics or {}), file=self._stream or sys.stderr, flush=True)
             self._printed_at, self._printed_step = now, step
@@ -111,6 +112,7 @@ class Progress:
         if now > began and self._step > first_step:
             rate = (self._step - first_step) / (now - began)
             parts.append(f"{rate:.3g} step/s")
+            # A caller that counts no samples gets no rate of them.
             if self._items:
                 parts.append(f"{self._items / (now - began):.3g} {self.unit}/s")
             if self._step < self.total:

@@ -98,6 +98,7 @@ def paired_bootstrap(
         raise ValueError(f"metric must be one of {', '.join(METRICS)}; got {metric!r}")
     counts = [row_counts(answers, reference) for answers in (first, second)]
     width = counts[0].shape[1]
+    # Side by side, so that one resample draws the same rows for both.
     units = sum_by_group(np.concatenate(counts, axis=1), reference.groups)
 
     def difference(sums: np.ndarray) -> np.ndarray:
@@ -129,6 +130,7 @@ def constant_predictions(
         frequency = ratio((truth & known).sum(0), known.sum(0))
     else:
         frequency = np.asarray(prior, float)
+    # Stable: of equally frequent labels the first of the 14, on every machine.
     order = np.argsort(-np.nan_to_num(frequency), kind="stable")
     labels = {"No Finding": [INDEX["No Finding"]], "all labels": list(range(LABEL_COUNT))}
     labels |= {f"top-{length} prior": order[:length] for length in range(1, LONGEST_PRIOR + 1)}
@@ -208,6 +210,7 @@ def image_use_audit(
         result[name] = {metric: number_or_none(METRICS[metric](total)) for metric in COMPARED}
         if name == "real":
             continue
+        # A label that the reference does not know may change: it enters no score.
         known = check_rows(shown, reference).known
         is_same = np.asarray(shown.labels, bool) == np.asarray(real.labels, bool)
         result[name]["same_answer"] = float((is_same | ~known).all(1).mean())
@@ -230,6 +233,7 @@ def auroc(probability: ArrayLike, truth: ArrayLike) -> float | None:
     positives, negatives = int(truth.sum()), int((~truth).sum())
     if not positives or not negatives:
         return None
+    # The rank of a value is the middle of the places that it and its equals take.
     _, index, count = np.unique(probability, return_inverse=True, return_counts=True)
     rank = (np.cumsum(count) - (count - 1) / 2)[index]
     wins = rank[truth].sum() - positives * (positives + 1) / 2
@@ -254,6 +258,7 @@ def calibration(
     _, truth, known, _ = check_rows(Answers(reference.truth), reference)
     probabilities = np.asarray(probabilities, float)
     said, true = probabilities[known], truth[known].astype(float)
+    # A probability of 1 belongs to the last bin.
     bin_of_cell = np.minimum((said * bins).astype(int), bins - 1)
     gap = np.abs(np.bincount(bin_of_cell, said - true, bins))
     areas = {}
@@ -322,6 +327,26 @@ def _over_constant(
     return gains
 
 
+def _scores(answers: Answers, reference: Reference, bootstrap: Bootstrap) -> dict[str, Any]:
+    """The scores of a summary, and what their intervals are made from."""
+    units = sum_by_group(row_counts(answers, reference), reference.groups)
+    # Every metric is computed on the same resamples.
+    total, samples = units.sum(0), resample(units, bootstrap)
+    jaccard = METRICS["jaccard"]
+    return {
+        "n": len(reference.truth),
+        "n_units": len(units),
+        "unit": "row" if reference.groups is None else "patient",
+        "n_boot": bootstrap.samples,
+        "seed": bootstrap.seed,
+        "parse_failure_rate": float((~answers.valid).mean()),
+        "jaccard": estimate(jaccard(total), jaccard(samples)),
+        "macro_f1": _by_subset("macro_f1", total, samples),
+        "micro_f1": _by_subset("micro_f1", total, samples),
+        "per_label": _per_label(total, samples),
+    }
+
+
 def summary(
     answers: Answers,
     reference: Reference,
@@ -354,21 +379,7 @@ def summary(
     rows = check_rows(answers, reference)
     answers = Answers(rows.labels, rows.valid)
     reference = Reference(rows.truth, rows.known, reference.groups)
-    units = sum_by_group(row_counts(answers, reference), reference.groups)
-    total, samples = units.sum(0), resample(units, bootstrap)
-    jaccard = METRICS["jaccard"]
-    result = {
-        "n": len(rows.truth),
-        "n_units": len(units),
-        "unit": "row" if reference.groups is None else "patient",
-        "n_boot": bootstrap.samples,
-        "seed": bootstrap.seed,
-        "parse_failure_rate": float((~rows.valid).mean()),
-        "jaccard": estimate(jaccard(total), jaccard(samples)),
-        "macro_f1": _by_subset("macro_f1", total, samples),
-        "micro_f1": _by_subset("micro_f1", total, samples),
-        "per_label": _per_label(total, samples),
-    }
+    result = _scores(answers, reference, bootstrap)
 
     # ---- What a reader that never looks would score ----
     constants = constant_policies(reference, prior=prior, bootstrap=bootstrap)

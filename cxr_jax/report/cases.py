@@ -85,6 +85,7 @@ def case_marks(case: Case) -> list[Mark]:
 
 def _trace(completion: str) -> Trace | None:
     """The parts of a completion, None where its format is invalid."""
+    # The pattern of the reward: what it takes for invalid is shown raw.
     parts = FORMAT_PATTERN.match(completion)
     if parts is None:
         return None
@@ -101,6 +102,7 @@ def _score(case: Case) -> float:
 
 def _card(case: Case, uri: str) -> Card:
     marks, trace = case_marks(case), _trace(case.completion)
+    # The script filters by what stands in the card's attributes.
     kinds = [mark.kind for mark in marks]
     if trace is None:
         kinds.append("invalid")
@@ -126,8 +128,11 @@ def section(cases: Sequence[tuple[Case, str]], *, shows_sides: bool = True) -> M
     """
     if not cases:
         return muted("No case was recorded.")
+    # Worst first, in the file too: the order holds without the script.
     cases = sorted(cases, key=lambda pair: _score(pair[0]))
+    # Only labels that occur can be chosen.
     mentioned = {name for case, _ in cases for name in [*case.answer, *case.truth]}
+    # One prompt for all is shown once, above the cases.
     prompts = {case.prompt for case, _ in cases}
     return render(
         "cases.html",

@@ -154,6 +154,7 @@ def _best_constant(models: Mapping, set_name: str, metric: str) -> float | None:
 
 def _held_out_figures(rows: Rows, models: Mapping) -> list[Figure | None]:
     """Macro-F1 and Jaccard on held-out images: a line a test set, in its colour, dashed its best constant answer."""
+    # A set has one colour in both figures.
     curves = [(name, match) for name in _names(rows, "eval") if (match := _EVALUATED.match(name))]
     sets = list(dict.fromkeys(match[1] for _, match in curves))
     figures = []
@@ -192,6 +193,7 @@ def _training_figures(rows: Rows) -> list[Figure | None]:
         if (match := _TERM.match(name))
     }
     accuracy = {name: data for name, data in terms.items() if name in ACCURACY}
+    # A term that never moves is folded away; those of accuracy have a figure of their own.
     form, trace = {}, {}
     for name, data in terms.items():
         if name not in ACCURACY and not _is_flat(data):
@@ -220,6 +222,7 @@ def _other_figures(rows: Rows, drawn: Collection[str]) -> list[Figure]:
     figures = []
     for name in _names(rows, "train"):
         data, term = points(rows, "train", name), _TERM.match(name)
+        # What stands above is not drawn twice.
         is_drawn_term = term and (term[1] in ACCURACY or not _is_flat(data))
         if name in drawn or is_drawn_term or name.startswith(("constant/", "alarms/")):
             continue
@@ -242,6 +245,7 @@ def _alarms(rows: Rows) -> AlarmFigure | None:
         for name, data in watched.items()
         if any(rings for _, rings in data)
     }
+    # That none rang is told, too: alarms that were not watched look the same otherwise.
     if not rang:
         return AlarmFigure(len(watched), [], Markup())
     steps = [step for data in watched.values() for step, _ in data]

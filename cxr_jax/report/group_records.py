@@ -192,10 +192,48 @@ def _sentences(
     texts: Sequence[str], truth: Mapping[str, np.ndarray], rows: np.ndarray, lexicon: str | None
 ) -> list[list[Sentence]]:
     """The sentences of each text, held against the truth of its row."""
+    # A finding that may be hedged is neither there nor absent for certain.
     certain = truth["solution"] & ~truth["hedged"]
     return sentences.sentence_verdicts(
         texts, certain[rows], truth["hedged"][rows], truth["sides"][rows], lexicon
     )
+
+
+def _completions(
+    rollout: Mapping[str, Any],
+    truth: Mapping[str, np.ndarray],
+    tokenizer: Tokenizer,
+    prompts: Sequence[int],
+    lexicon: str | None,
+) -> list[Completion]:
+    """All completions of the given prompts, prompt by prompt."""
+    group_size = rollout["reward"].shape[1]
+    places = [(prompt, sample) for prompt in prompts for sample in range(group_size)]
+    texts = []
+    for prompt, sample in places:
+        length = rollout["lengths"][prompt, sample]
+        tokens = rollout["tokens"][prompt, sample, :length]
+        texts.append(tokenizer.decode(tokens, skip_special_tokens=True))
+    # All texts at once: the parser takes them in batches of one shape.
+    rows = np.repeat(np.array(prompts, int), group_size)
+    verdicts = _sentences(texts, truth, rows, lexicon)
+    kept = set(np.asarray(rollout["kept"]).tolist())
+    return [
+        Completion(
+            text=text,
+            length=int(rollout["lengths"][place]),
+            finished=bool(rollout["finished"][place]),
+            answer=_label_names(rollout["answer"][place]),
+            valid_format=bool(rollout["terms"]["format"][place] == 1),
+            terms={name: float(values[place]) for name, values in rollout["terms"].items()},
+            reward=float(rollout["reward"][place]),
+            advantage=float(rollout["advantages"][place]),
+            # Of a group that was taken, a truncated completion may still be masked out.
+            trained=place[0] in kept and bool(rollout["train_mask"][place].any()),
+            sentences=verdict,
+        )
+        for place, text, verdict in zip(places, texts, verdicts, strict=True)
+    ]
 
 
 def groups_of(
@@ -229,35 +267,11 @@ def groups_of(
     rollout = jax.device_get({name: rollout[name] for name in ROLLOUT_ARRAYS})
     truth = {name: np.asarray(batch[name]) for name in TRUTH_ARRAYS}
     chosen = choose(rollout["reward"], count)
+    # ---- The completions, and the groups that they make ----
     kept = set(np.asarray(rollout["kept"]).tolist())
     group_size = rollout["reward"].shape[1]
 
-    # ---- The texts of the chosen groups, one after the other, and what their sentences claim ----
-    places = [(prompt, sample) for prompt in chosen for sample in range(group_size)]
-    texts = []
-    for prompt, sample in places:
-        length = rollout["lengths"][prompt, sample]
-        tokens = rollout["tokens"][prompt, sample, :length]
-        texts.append(tokenizer.decode(tokens, skip_special_tokens=True))
-    rows = np.repeat(np.array(chosen, int), group_size)
-    verdicts = _sentences(texts, truth, rows, lexicon)
-
-    # ---- The records ----
-    completions = [
-        Completion(
-            text=text,
-            length=int(rollout["lengths"][place]),
-            finished=bool(rollout["finished"][place]),
-            answer=_label_names(rollout["answer"][place]),
-            valid_format=bool(rollout["terms"]["format"][place] == 1),
-            terms={name: float(values[place]) for name, values in rollout["terms"].items()},
-            reward=float(rollout["reward"][place]),
-            advantage=float(rollout["advantages"][place]),
-            trained=place[0] in kept and bool(rollout["train_mask"][place].any()),
-            sentences=verdict,
-        )
-        for place, text, verdict in zip(places, texts, verdicts, strict=True)
-    ]
+    completions = _completions(rollout, truth, tokenizer, chosen, lexicon)
     groups = []
     for position, prompt in enumerate(chosen):
         first = position * group_size

@@ -125,6 +125,7 @@ def _legend() -> list[Claim]:
 
 def _part(group: Group, completion: Completion, term: str, scale: _Scale) -> Part:
     product, weight = contributions(group, completion)[term], group.weights[term]
+    # Bars of one group have one scale, so that they can be compared.
     width = None
     if scale.part > 0:
         width = f"{min(100.0, 100 * abs(product) / scale.part):.0f}"
@@ -207,6 +208,7 @@ def _truth(group: Group) -> dict[str, str]:
 
 
 def _scale(group: Group, order: Sequence[Completion]) -> _Scale:
+    # Terms that are the same in all teach nothing: they get no row of their own.
     weighed = contributions(group, order[0])
     varied = [term for term in weighed if not is_same_in_all(group, term)]
     parts = (
@@ -230,6 +232,7 @@ def _places(count: int, all_equal: bool) -> list[str]:
 
 
 def _group_card(group: Group, uri: str) -> GroupCard:
+    # Best first: the sentence beside the image speaks of the first and the last.
     order = ranked(group)
     scale = _scale(group, order)
     places = _places(len(order), scale.advantage < SAME)
@@ -287,6 +290,7 @@ def section(groups: Sequence[tuple[Group, str]], *, shows_sides: bool = True) ->
     """
     if not groups:
         return Markup()
+    # A long run has many steps: the page shows the first, and the latest.
     steps = sorted({group.step for group, _ in groups})
     shown = _steps_shown(steps)
     cards = {

@@ -94,6 +94,7 @@ def png(image: ArrayLike) -> bytes:
     """
     from PIL import Image
 
+    # A pixel that is no number is black, not an error: the page is made after the run.
     image = np.clip(np.nan_to_num(np.asarray(image, np.float32)), 0.0, 1.0)
     if image.ndim != 2:
         raise ValueError(f"a case image must be [H, W], got {list(image.shape)}")
@@ -155,6 +156,7 @@ def save_cases(workdir: str | os.PathLike, cases: Iterable[Case]) -> None:
     folder, path = workdir / "cases", workdir / "samples.jsonl"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    # Groups, and lines that others wrote, stay.
     lines = [line for line, row in _samples(path) if _is_group(row) or "image" not in row]
     copied = ("id", "hospital", "model", "prompt", "completion", "answer", "truth", "known")
     for position, case in enumerate(cases):
@@ -240,6 +242,7 @@ def _samples(path: Path) -> Iterator[tuple[str, dict]]:
         try:
             row = json.loads(line)
         except ValueError as error:
+            # Only the last line can be torn: every line before it ended with a newline.
             if number > len(lines):
                 return
             raise UserError(f"{path}: line {number} is not JSON") from error
@@ -260,6 +263,7 @@ def _step(path: Path, row: Mapping) -> int:
 
 def _image(workdir: Path, row: Mapping, folder: str) -> bytes:
     """The PNG that a line of samples.jsonl names. UserError for what is no file of WORKDIR/folder."""
+    # The name comes from a file that anybody may have edited: it must not lead out of the folder.
     file = (workdir / str(row["image"])).resolve()
     if not file.is_relative_to((workdir / folder).resolve()) or not file.is_file():
         path = workdir / "samples.jsonl"

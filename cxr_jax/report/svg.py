@@ -58,6 +58,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Choose round tick values (1, 2, 2.5, 5 times a power of ten) that lie in [low, high], about `count` of them."""
     if not high > low:
         return [low]
+    # The smallest round step that is not below the even one.
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(
@@ -93,6 +94,7 @@ def thin(points: Points, limit: int = MAX_POINTS) -> Points:
     """Keep at most `limit` points, evenly chosen, the last one among them."""
     if len(points) <= limit:
         return points
+    # Evenly by place, not by step: a long run logs at equal distances.
     return [points[round(index * (len(points) - 1) / (limit - 1))] for index in range(limit)]
 
 

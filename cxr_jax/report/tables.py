@@ -88,6 +88,7 @@ def _change(metric: str, estimate: Mapping) -> Change:
     title = METRICS.get(metric, metric)
     if value is None:
         return Change(title, None, "", "")
+    # An interval that reaches over 0 shows nothing, however large the difference.
     if estimate["lo"] is None or estimate["lo"] <= 0 <= estimate["hi"]:
         remark = " (the interval includes 0: no difference shown)"
     else:
@@ -96,6 +97,7 @@ def _change(metric: str, estimate: Mapping) -> Change:
 
 
 def _verdicts(models: Mapping) -> list[Verdict]:
+    # The models stand in the order in which they were trained: the last one is the result.
     last_model = list(models)[-1]
     verdicts = []
     for set_name, summary in models[last_model].items():
@@ -151,6 +153,7 @@ def _forests(models: Mapping) -> dict[str, Markup]:
 
 def _best_constant(summary: Mapping, metric: str) -> ConstantAnswer:
     constants = summary["constants"]
+    # Only the best by Jaccard and by macro-F1 have intervals.
     if f"best_{metric}" in constants:
         best = constants[f"best_{metric}"]
         return ConstantAnswer(best["policy"], best[metric]["value"], interval(best[metric]))
@@ -239,6 +242,7 @@ def image_use(models: Mapping) -> Markup:
     audited = _with_part(models, "audit")
     if not audited:
         return muted("No image-use audit was recorded.")
+    # Not every model needs to have seen every other image.
     names = dict.fromkeys(name for *_, summary in audited for name in summary["audit"])
     others = [name for name in names if name != "real"]
     audits = []
@@ -269,6 +273,7 @@ def labels(models: Mapping) -> Markup:
     """Draw F1 of each label, and all counts folded below; nothing without a model."""
     if not models:
         return Markup()
+    # A column a model, but only in the sets that it was evaluated on.
     columns_of = {
         set_name: {
             model: summaries[set_name]

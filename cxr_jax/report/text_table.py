@@ -75,6 +75,7 @@ def _constant_row(best: Mapping, test_set: str, summary: Mapping) -> _Row:
 
 def _aligned(rows: Sequence[_Row]) -> list[str]:
     """One line a row, columns as wide as their widest cell."""
+    # Spaces at the end of a line would only be copied along.
     cells = [astuple(row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
