@@ -124,6 +124,7 @@ def probabilities_after(
     if row_count % prompt_count:
         raise ValueError(f"{row_count} completions of {prompt_count} prompts")
     answer_tokens = settings.answer_tokens
+    # From the end of a trace on, whatever the trace.
     fitting = np.asarray(constraint.fits)[np.asarray(constraint.locked)[0]]
     if not fitting[min(answer_tokens, len(fitting) - 1)]:
         raise UserError(f"no answer fits answer_tokens={answer_tokens}")
@@ -240,6 +241,7 @@ class _Tree:
         """Weigh every allowed token after every open branch."""
         row_count = len(self.random_keys)
         logits = qwen2_5_vl.unembed(self.params, self.model_config, branches.hidden)
+        # Only tokens that the rules know after this place: far fewer than V.
         options = jnp.asarray(self.constraint.options)[branches.rules.at]
         classes = jnp.asarray(self.constraint.classes)[options]
         places, named, allowed = self.constraint.moves(branches.rules, classes)
@@ -256,6 +258,7 @@ class _Tree:
     def _counted(self, branches: _Branches, children: _Children) -> _Branches:
         """Add the answers that finish now to what has been found."""
         row_count, option_count = len(self.random_keys), children.options.shape[1]
+        # An answer to which no name can be added is finished, whatever punctuation follows.
         finished_weight = jnp.where(children.finished, children.weight, 0)
         names = jnp.arange(branches.named.shape[1])
         named_bits = (children.named.reshape(row_count, -1)[..., None] >> names & 1).astype(
@@ -278,6 +281,7 @@ class _Tree:
         uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, step)))(
             self.random_keys
         )
+        # Finished answers leave the tree.
         going_on = jnp.where(children.finished, 0, children.weight)
         chosen, weight, is_untouched = resample(going_on, width, uniform)
         parent = chosen // option_count
@@ -297,6 +301,7 @@ class _Tree:
             of_chosen(children.options)[:, None],
             dtype=self.size.dtype,
         )
+        # A child continues its parent's cache; two of one parent get copies.
         own_keys = jax.tree.map(lambda cached: cached[parent_rows], branches.own_keys)
         positions = jnp.repeat(self.trunk.start + step, width)
         hidden, own_keys = decoder.decode_step(
@@ -342,6 +347,7 @@ def _expand(
     )
 
     def goes_on(branches: _Branches) -> jax.Array:
+        # Of each trace: what is neither finished nor lost.
         open_mass = branches.weight.sum(1)
         return (branches.step < size.depth) & (open_mass > limits.tolerance).any()
 
@@ -394,15 +400,10 @@ def _read(
         own_keys = jax.tree.map(lambda drawn: drawn[:row_count], traces.own_keys)
 
     # ---- behind those of their prompts ----
-    put_after = jax.vmap(
-        lambda row, new, slot: jax.lax.dynamic_update_slice_in_dim(row, new, slot, 1)
+    # One cache for prompt and trace, which all branches of the trace read.
+    keys = jax.tree.map(
+        lambda old, new: _behind(of_each(old), new, used_slots, token_count), prompt_keys, own_keys
     )
-
-    def joined(old: jax.Array, new: jax.Array) -> jax.Array:
-        padded_keys = jnp.pad(of_each(old), ((0, 0), (0, 0), (0, token_count), (0, 0)))
-        return put_after(padded_keys, new, used_slots)
-
-    keys = jax.tree.map(joined, prompt_keys, own_keys)
 
     # ---- The hidden state that the answer begins from ----
     if traces.own_keys is not None:
@@ -412,6 +413,15 @@ def _read(
         )
     hidden = jnp.where(count[:, None] > 0, hidden, of_each(prompts.computed.last))
     return _Trunk(hidden, keys, used_slots + count, start + count)
+
+
+def _behind(old: jax.Array, new: jax.Array, used: jax.Array, room: int) -> jax.Array:
+    """Keys [R, K, S + room, d]: the first used[r] of old [R, K, S, d], then those of new [R, K, room, d]."""
+    padded = jnp.pad(old, ((0, 0), (0, 0), (0, room), (0, 0)))
+    # Each row at its own place: prompts differ in length.
+    return jax.vmap(
+        lambda row, row_new, slot: jax.lax.dynamic_update_slice_in_dim(row, row_new, slot, 1)
+    )(padded, new, used)
 
 
 def _softmax(scores: jax.Array, allowed: jax.Array) -> jax.Array:
@@ -437,6 +447,7 @@ def resample(
         (index [R, W], weight [R, W], whether the weight was kept as it is [R, W]).
     """
     # ---- The threshold c: the first at which what is smaller shares the places that are left ----
+    # The `width` largest are all that can be kept.
     ordered = jnp.sort(weights, -1, descending=True)[:, :width]
     remainder = weights.sum(-1, keepdims=True) - jnp.cumsum(ordered, -1) + ordered
     remainder = jnp.maximum(remainder, ordered)

@@ -70,7 +70,6 @@ def compile_answers(
     tables = _with_stops(tables, machine, [token for token in stop_ids if token < vocab_size])
     fewest = _shortest(tables, len(names), machine.over)
 
-    # ---- What they say of every state ----
     if answer_tokens is None:
         answer_tokens = _spelling(b", ".join(grammar.names) + END_ANSWER, set(pieces))
     return Constraint(

@@ -100,6 +100,7 @@ class Chat:
         ids, model_config = request.ids, self.model.config
         # The last token is always computed: the answer is drawn from it.
         kept = _common(ids[:-1], self._ids)
+        # What is left may be extended, unless the image itself has to be read again.
         if model_config.image_token_id not in ids[kept:] and kept:
             return generation.extend(self.model, self._keys, kept, request), kept
         if self.patches is not None and self._features is None:

@@ -70,6 +70,7 @@ def run(draw_until: DrawUntil, rows: Rows, state: Any) -> Any:
         The state without own keys.
     """
     row_count, last_end = len(rows.start), state.tokens.shape[1]
+    # Rows that do not divide evenly are not divided at all.
     shards = row_shards() if len(rows.prompt_lengths) % row_shards() == 0 else 1
     stages = _Stages(draw_until, rows, last_end, shards)
     row_options = sizes(row_count, shards)
@@ -112,6 +113,7 @@ class _Stages:
         # ---- and go back to where they were ----
         drawn = self._without_unread_keys(remaining, until)
         grown_state = self._without_unread_keys(_grown(state, until), until)
+        # The step is one number for all rows, and no row of its own.
         merged = jax.tree.map(
             lambda old, new: put_rows(old, index, new),
             grown_state._replace(step=()),

@@ -16,19 +16,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from cxr_jax.inference import answer_probabilities, sampling
-from cxr_jax.inference.answer_probabilities import ExpansionSettings, PromptEnds, Traces
-from cxr_jax.inference.constrained import Constraint
+from cxr_jax.inference import sampling
 from cxr_jax.inference.requests import (
     Completion,
     GenerationSettings,
     GrowingText,
-    Reading,
     ReadyModel,
     Request,
     text_of,
 )
-from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime.trees import Tree
 
@@ -66,7 +62,8 @@ def rows_at_once() -> int:
     return 8 if jax.default_backend() == "cpu" else 16
 
 
-def _padded(values: np.ndarray, length: int, axis: int, fill: int = 0) -> np.ndarray:
+def padded(values: np.ndarray, length: int, axis: int, fill: int = 0) -> np.ndarray:
+    """Pad one axis at its end to `length`."""
     widths = [(0, 0)] * values.ndim
     widths[axis] = (0, length - values.shape[axis])
     return np.pad(values, widths, constant_values=fill)
@@ -97,9 +94,9 @@ def prefill(model: ReadyModel, request: Request, features: np.ndarray | None) ->
         padded_features[0, : len(features)] = features
     token_ids = np.array([request.ids], np.int32)
     batch = sampling.PromptBatch(
-        _padded(token_ids, slot_count, 1, model_config.pad_token_id),
+        padded(token_ids, slot_count, 1, model_config.pad_token_id),
         np.array([length], np.int32),
-        _padded(positions, slot_count, 2),
+        padded(positions, slot_count, 2),
         padded_features,
     )
     device = sampling.prefill(model.params, model_config, batch, dtype=model.dtype)
@@ -121,9 +118,9 @@ def extend(model: ReadyModel, keys: list, used: int, request: Request) -> Prefix
     new_slots, kept_slots = bucket(new_tokens.shape[1]), keys[0][0].shape[2]
     model.note("extend", (kept_slots, new_slots, bucket(length)))
     tokens = sampling.PromptBatch(
-        _padded(new_tokens, new_slots, 1, model_config.pad_token_id),
+        padded(new_tokens, new_slots, 1, model_config.pad_token_id),
         np.array([new_tokens.shape[1]], np.int32),
-        _padded(positions[:, :, used:], new_slots, 2),
+        padded(positions[:, :, used:], new_slots, 2),
     )
     device = sampling.extend(
         model.params,
@@ -159,8 +156,8 @@ class _Streamer:
 
 
 @jax.jit
-def _keys(seed: jax.Array, marks: jax.Array, numbers: jax.Array) -> jax.Array:
-    """Typed keys [R] folded from (seed, content of the prompt, number of the sample)."""
+def sample_keys(seed: jax.Array, marks: jax.Array, numbers: jax.Array) -> jax.Array:
+    """Make typed keys [R] folded from (seed, content of the prompt, number of the sample)."""
     fold = jax.random.fold_in
     return jax.vmap(lambda mark, number: fold(fold(jax.random.key(seed), mark), number))(
         marks, numbers
@@ -220,6 +217,7 @@ def decode(
     # ---- All tokens in one call, or a few at a time for who watches ----
     streamer = None if stream is None else _Streamer(model.tokenizer, live_rows, stream)
     until, tokens_a_call = 0, max_new_tokens if stream is None else STREAM_EVERY
+    # At least one call, so that `drawn` is what the state holds.
     drawn = None
     while drawn is None or (until < max_new_tokens and not drawn.done.all()):
         until = min(until + tokens_a_call, max_new_tokens)
@@ -262,7 +260,7 @@ def _begin(
         prompt_keys=prompt_keys,
         prompt_lengths=_integers(prefix.length for prefix in prefixes),
         start=_integers(prefix.start for prefix in prefixes),
-        random_keys=_keys(
+        random_keys=sample_keys(
             np.uint32(settings.seed),
             np.array([prefix.mark for prefix in prefixes], np.uint32),
             _integers(number for _, number in full_batch),
@@ -301,6 +299,7 @@ def _note_decode(
 ) -> None:
     """Tell the model what makes another decode program."""
     is_greedy = settings.temperature == 0
+    # Another constraint of the same shapes is the same program.
     rules = (
         jax.tree.structure(constraint),
         tuple(np.shape(leaf) for leaf in jax.tree.leaves(constraint)),
@@ -311,6 +310,7 @@ def _note_decode(
             bucket(prefix.length),
             bucket(settings.max_new_tokens),
             is_greedy,
+            # Without a limit the program has no sort.
             is_greedy or settings.top_k is None,
             is_greedy or settings.top_p in (None, 1),
             rules,
@@ -395,126 +395,8 @@ class _Prompts:
         if image_key is not None and image_key not in self.features:
             [self.features[image_key]] = self.model.image_features(request.patches, [request.grid])
         self.to_come[image_key] -= 1
+        # The features of an image are let go with its last prompt.
         features = self.features.get(image_key)
         if not self.to_come[image_key]:
             self.features.pop(image_key, None)
         return prefill(self.model, request, features)
-
-
-# ---- Readings with probabilities ---------------------------------------------------------------------------
-
-
-def read(
-    model: ReadyModel,
-    request: Request,
-    greedy: GenerationSettings,
-    drawn: GenerationSettings | None,
-    constraint: Any,
-    answers: Constraint | None,
-) -> Reading:
-    """Read one image, see `Model.read`.
-
-    Args:
-        drawn: settings of the samples, or None without.
-        answers: the rules for probabilities, or None without.
-    """
-    prefix, layers = prefix_of(model, request), sampling.decode_layers(model.params, model.config)
-    reader = _TraceReader(model, layers, prefix, answers)
-    [shown], own_keys = decode(model, layers, [(prefix, 0)], greedy, None, constraint)
-    if drawn is None:
-        reader.add([shown], greedy.seed, own_keys, first=0)
-        return Reading(shown, [], reader.mean())
-
-    samples: list[Completion] = []
-    for first_sample in range(0, drawn.n, model.rows):
-        sample_numbers = range(first_sample, min(first_sample + model.rows, drawn.n))
-        turn_completions, own_keys = decode(
-            model, layers, [(prefix, sample_number) for sample_number in sample_numbers], drawn
-        )
-        samples += turn_completions
-        reader.add(turn_completions, drawn.seed, own_keys, first_sample)
-    return Reading(shown, samples, reader.mean())
-
-
-class _TraceReader:
-    """Collects the probabilities after traces of one prompt; without rules, none."""
-
-    def __init__(
-        self, model: ReadyModel, layers: list[Tree], prefix: Prefix, answers: Constraint | None
-    ):
-        self.model = model
-        self.layers = layers
-        self.prefix = prefix
-        self.answers = answers
-        self.found: list[np.ndarray] = []
-
-    def add(self, completions: list[Completion], seed: int, own_keys: list, first: int) -> None:
-        if self.answers is not None:
-            after_traces = after(
-                self.model,
-                self.layers,
-                self.prefix,
-                completions,
-                self.answers,
-                seed,
-                own_keys,
-                first,
-            )
-            self.found.append(after_traces["trace"][0])
-
-    def mean(self) -> dict[str, float] | None:
-        if not self.found:
-            return None
-        return by_label(np.concatenate(self.found).mean(0))
-
-
-def after(
-    model: ReadyModel,
-    layers: list[Tree],
-    prefix: Prefix,
-    completions: list[Completion],
-    answers: Constraint,
-    seed: int,
-    own_keys: list | None = None,
-    first: int = 0,
-) -> dict[str, np.ndarray]:
-    """Compute `answer_probabilities.probabilities_after` of one prompt, at temperature 1, as numpy arrays.
-
-    Args:
-        own_keys: those that `decode` returned with the completions, or None.
-        first: the number of the first completion.
-    """
-    row_count = len(completions)
-    longest_count = max(len(completion.token_ids) for completion in completions)
-    slot_count = bucket(longest_count) if own_keys is None else own_keys[0][0].shape[2]
-    tokens = [
-        _padded(np.array(completion.token_ids, np.int32), slot_count, 0)
-        for completion in completions
-    ]
-    # Other numbers than those of the samples: the survivors must not depend on the noise that drew a trace.
-    keys = _keys(
-        np.uint32(seed),
-        np.full(row_count, prefix.mark, np.uint32),
-        -1 - first - np.arange(row_count, dtype=np.int32),
-    )
-    model.note("probabilities", (bucket(prefix.length), slot_count, row_count, own_keys is None))
-    probabilities = answer_probabilities.probabilities_after(
-        model.params,
-        model.config,
-        PromptEnds(prefix.device, np.array([prefix.length]), np.array([prefix.start])),
-        Traces(
-            np.stack(tokens),
-            np.array([len(completion.token_ids) for completion in completions]),
-            own_keys,
-        ),
-        answers,
-        ExpansionSettings(dtype=model.dtype),
-        keys=keys,
-        layers=layers,
-    )
-    return {name: np.asarray(values) for name, values in probabilities.items()}
-
-
-def by_label(row: np.ndarray) -> dict[str, float]:
-    """Name the 14 values of a row."""
-    return {label: float(value) for label, value in zip(CHEXPERT_14, row, strict=True)}

@@ -30,6 +30,7 @@ def pixels_of(image: Any) -> np.ndarray:
         from cxr_jax.data import images
 
         return images.read_image(image).pixels
+    # PIL images are known by what they can do: importing PIL takes time.
     if hasattr(image, "convert"):
         return np.asarray(image.convert("L"), np.float32) / 255
     try:
@@ -73,6 +74,7 @@ def bucket_shapes(max_pixels: int) -> list[tuple[int, int]]:
     def side(length: float) -> int:
         return max(FACTOR, math.floor(length / FACTOR) * FACTOR)
 
+    # From tall to wide, and square in the middle.
     ratios = [2 ** (step / 4) for step in range(-4, 5)]
     shapes = [
         (side(math.sqrt(max_pixels * ratio)), side(math.sqrt(max_pixels / ratio)))
@@ -96,6 +98,7 @@ def prepare_in_buckets(
     Raises:
         UserError: for an aspect ratio above 200.
     """
+    # Before the padding, which would hide a hopeless ratio.
     height, width = np.shape(pixels)
     check_aspect(height, width)
 

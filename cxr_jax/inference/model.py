@@ -15,7 +15,7 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
 from cxr_jax.errors import UserError
-from cxr_jax.inference import answer_rules, generation, image_inputs, sampling
+from cxr_jax.inference import answer_rules, generation, image_inputs, sampling, trace_readings
 from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.inference.chat import Chat
 from cxr_jax.inference.constrained import Constraint
@@ -208,6 +208,7 @@ class Model:
                 image_index for image_index, other in enumerate(grids) if other == image_grid
             ]
             self.note("vision", (image_grid, len(same_grid)))
+            # Images of one grid are one batch; every grid is a program of its own.
             stacked = np.stack([images[image_index] for image_index in same_grid])
             encoded = encode_images(self.params, self.config, stacked, image_grid, self.dtype)
             # To the host first: slices of a device array would each compile.
@@ -225,6 +226,7 @@ class Model:
             raise UserError(
                 f"input_ids has {counts.sum()} image tokens, the images give {len(joined)}"
             )
+        # Each row takes its own run of the joined tokens; beyond, any token will do.
         first = np.cumsum(counts) - counts
         index = np.minimum(first[:, None] + np.arange(max(1, counts.max())), len(joined) - 1)
         return joined[index]
@@ -257,6 +259,7 @@ class Model:
         check_ids(ids, mask, self.config)
         positions = qwen2_5_vl.positions(self.config, ids, grids, mask)
         features = [] if grids is None else self.image_features(pixel_values, grids)
+        # Padding must not count as an image token.
         placed = self._place(np.where(mask, ids, self.config.pad_token_id), features)
         return np.asarray(
             _logits(self.params, self.config, ids, mask, positions, placed, self.dtype)
@@ -357,6 +360,7 @@ class Model:
         Raises:
             UserError: as `generate`, and as `answers` if there are to be probabilities.
         """
+        # All arguments are checked before anything is computed.
         greedy = GenerationSettings(max_new_tokens, seed=seed)
         drawn = None
         if samples != 0:
@@ -364,7 +368,7 @@ class Model:
         rules = self.constraint(constraint, greedy.max_new_tokens)
         answers = self.answers if probabilities else None
         request = self._request(image, prompt, greedy.max_new_tokens)
-        return generation.read(self, request, greedy, drawn, rules, answers)
+        return trace_readings.read(self, request, greedy, drawn, rules, answers)
 
     def finding_probabilities(
         self,
@@ -395,12 +399,14 @@ class Model:
         turns = []
         for first in range(0, len(completions), self.rows):
             turn = completions[first : first + self.rows]
-            turns.append(generation.after(self, layers, prefix, turn, answers, seed, first=first))
+            turns.append(
+                trace_readings.after(self, layers, prefix, turn, answers, seed, first=first)
+            )
         after_traces = np.concatenate([turn["trace"][0] for turn in turns])
         exact_mass = np.concatenate([turn["exact_mass"][0] for turn in turns])
         return {
-            "each": [generation.by_label(row) for row in after_traces],
-            "mean": generation.by_label(after_traces.mean(0)),
+            "each": [trace_readings.by_label(row) for row in after_traces],
+            "mean": trace_readings.by_label(after_traces.mean(0)),
             "exact_mass": exact_mass.tolist(),
         }
 

@@ -61,6 +61,7 @@ def conversation_ids(
         "role": "user",
         "content": [{"type": "image"}, question] if image_tokens else [question],
     }
+    # One pad for each image token; the tokenizer turns each into one id.
     text = tokenizer.apply_chat_template(rendered, add_generation_prompt=True, tokenize=False)
     text = text.replace(IMAGE_PAD, IMAGE_PAD * image_tokens)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -90,6 +91,7 @@ def render_prompt(
     if grid is not None:
         image_tokens = int(np.prod(grid)) // model_config.vision.merge_unit
     ids = conversation_ids(tokenizer, messages_of(prompt), image_tokens)
+    # A text that spells a placeholder would shift the image's own tokens.
     if ids.count(model_config.image_token_id) != image_tokens or model_config.video_token_id in ids:
         raise UserError("a prompt must not hold image or video placeholders of its own")
     return ids
@@ -131,6 +133,7 @@ class Prompts:
     def _ids_and_positions(self, text: str) -> tuple[list[int], np.ndarray]:
         if text not in self._known:
             ids = prompt_ids(self.tokenizer, text, self.image_tokens)
+            # The completion's positions follow the prompt's, whatever its tokens will be.
             row = np.asarray([*ids, *[self.pad] * self.max_completion], np.int32)[None]
             self._known[text] = ids, qwen.positions(self.config, row, [self.grid])[:, 0]
         return self._known[text]
@@ -147,6 +150,7 @@ class Prompts:
             UserError: for a prompt longer than `width`.
         """
         count, width = len(texts), self.width
+        # Padded on the right with text that nobody attends to.
         ids = np.full((count, width), self.pad, np.int32)
         positions = np.ones((3, count, width + self.max_completion), np.int32)
         lengths = np.zeros(count, np.int32)

@@ -93,6 +93,7 @@ def _whole_number(name: str, value: Any, least: int, most: int | None = None) ->
         number = operator.index(value)
     except TypeError:
         number = None
+    # True is 1 to Python, and no count.
     is_bool = isinstance(value, (bool, np.bool_))
     if number is None or is_bool or number < least or (most and number > most):
         upper = f" and at most {most}" if most else ""
@@ -197,6 +198,7 @@ def pair_up(images: Any, prompts: Any) -> tuple[list, list]:
         UserError: if that cannot be.
     """
     try:
+        # A path or one picture is iterable, too, and surely a mistake.
         if isinstance(images, (str, bytes, os.PathLike)) or getattr(images, "ndim", 3) == 2:
             raise TypeError
         images = list(images)

@@ -15,6 +15,7 @@ hashable) with pure methods
 Log-probs are those of the distribution that it leaves.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -111,6 +112,7 @@ class _Loop:
         self, rows: Rows, state: State, until: ArrayLike, place: tuple | None = None
     ) -> State:
         """Draw tokens until step `until` or until all rows are done. place: see `compaction.run`."""
+        # Part of the program, as the ids are static.
         banned = np.zeros(self.model_config.text.vocab_size, np.float32)
         banned[list(self.settings.suppress_ids)] = NEG
         stop_ids = jnp.asarray(self.settings.stop_ids, jnp.int32)
@@ -143,6 +145,7 @@ class _Loop:
         self, state: State, token: jax.Array, logprob: jax.Array, stop_ids: jax.Array
     ) -> State:
         """The state with the token written down; a row that draws a stop id is done."""
+        # Into column `step` of both, for finished rows padding and 0.
         write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
         return state._replace(
             tokens=write(state.tokens, token[:, None], state.step),
@@ -172,6 +175,7 @@ class _Loop:
             step,
             place,
         )
+        # The constraint follows the text, padding of finished rows included.
         bound = state.bound
         if self.constraint is not None:
             bound = self.constraint.advance(bound, token)
@@ -204,18 +208,7 @@ def _fresh(
 # ---- All in one program ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Program:
-    """What makes another program of `_generate`."""
-
-    n: int
-    max_new_tokens: int
-    top_k: int | None
-    top_p: float | None
-    step: StepSettings
-
-
-@functools.partial(jax.jit, static_argnames=("model_config", "program"))
+@functools.partial(jax.jit, static_argnames=("model_config", "settings", "step"))
 def _generate(
     params: Tree,
     model_config: Config,
@@ -224,15 +217,15 @@ def _generate(
     temperature: jax.Array,
     constraint: Any,
     *,
-    program: _Program,
+    settings: SamplingSettings,
+    step: StepSettings,
 ) -> dict:
     # ---- Each prompt once ----
-    dtype = program.step.dtype
-    computed = _compute(params, model_config, prompts, dtype)
+    computed = _compute(params, model_config, prompts, step.dtype)
     rows = Rows(
         prompt_keys=computed.keys,
         prompt_lengths=prompts.lengths,
-        start=jnp.repeat(qwen2_5_vl.next_positions(prompts.positions, prompts.lengths), program.n),
+        start=jnp.repeat(qwen2_5_vl.next_positions(prompts.positions, prompts.lengths), settings.n),
         random_keys=keys,
     )
 
@@ -241,17 +234,17 @@ def _generate(
         params=params,
         layers=decoder.decode_layers(params["text"], model_config.text),
         model_config=model_config,
-        distribution=Distribution(temperature, program.top_k, program.top_p),
+        distribution=Distribution(temperature, settings.top_k, settings.top_p),
         constraint=constraint,
-        settings=program.step,
+        settings=step,
     )
     state = _fresh(
         model_config,
-        jnp.repeat(computed.last, program.n, 0),
-        max_new_tokens=program.max_new_tokens,
-        room=compaction.stage_ends(program.max_new_tokens)[0],
+        jnp.repeat(computed.last, settings.n, 0),
+        max_new_tokens=settings.max_new_tokens,
+        room=compaction.stage_ends(settings.max_new_tokens)[0],
         constraint=constraint,
-        dtype=dtype,
+        dtype=step.dtype,
     )
     state = compaction.run(loop.draw_until, rows, state)
     return {
@@ -288,22 +281,17 @@ def generate(
         ValueError: at a temperature without keys.
     """
     temperature = settings.temperature
+    # A traced temperature cannot be asked whether it is 0.
     greedy = not isinstance(temperature, jax.Array) and temperature == 0
     if keys is None:
         if not greedy:
             raise ValueError("sampling at a temperature needs keys")
         keys = row_keys(0, prompts.input_ids.shape[0] * settings.n)
-    program = _Program(
-        n=settings.n,
-        max_new_tokens=settings.max_new_tokens,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        step=StepSettings(
-            greedy=greedy,
-            stop_ids=_ids(settings.stop_ids, model_config.eos_token_id),
-            suppress_ids=_ids(settings.suppress_ids, model_config.media_token_ids),
-            dtype=dtype,
-        ),
+    step = StepSettings(
+        greedy=greedy,
+        stop_ids=_ids(settings.stop_ids, model_config.eos_token_id),
+        suppress_ids=_ids(settings.suppress_ids, model_config.media_token_ids),
+        dtype=dtype,
     )
     prompts = prompts._replace(
         input_ids=jnp.asarray(prompts.input_ids),
@@ -311,7 +299,11 @@ def generate(
         positions=jnp.asarray(prompts.positions),
     )
     scale = jnp.float32(1.0 if greedy else temperature)
-    return _generate(params, model_config, prompts, keys, scale, constraint, program=program)
+    # The rest of the settings is part of the program, too, but for what has been taken out of it.
+    rest = dataclasses.replace(settings, temperature=1.0, stop_ids=None, suppress_ids=None)
+    return _generate(
+        params, model_config, prompts, keys, scale, constraint, settings=rest, step=step
+    )
 
 
 def _ids(given: Iterable[int] | None, default: Iterable[int]) -> tuple[int, ...]:
@@ -447,6 +439,7 @@ def begin(
     Returns:
         (prompt keys, own keys, the state without own keys).
     """
+    # One copy of all prompts' keys: rows of a decode program lie side by side.
     prompt_keys = jax.tree.map(
         lambda *keys: jnp.concatenate(keys), *[prompt.keys for prompt in prompts]
     )

@@ -76,5 +76,6 @@ def pick(
             lambda key: jax.random.gumbel(jax.random.fold_in(key, step), logits.shape[1:])
         )(keys)
         token = jnp.argmax(kept + noise, -1)
+    # Of `scaled`: what top_k and top_p cut off still counts in the log-probability.
     chosen = jnp.take_along_axis(scaled, token[:, None], -1, mode="clip")[:, 0]
     return token.astype(jnp.int32), chosen - jax.nn.logsumexp(scaled, -1)

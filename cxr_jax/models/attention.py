@@ -79,6 +79,7 @@ def attention(
     B, T, H, d = queries.shape
     K = keys.shape[2]
     G = H // K  # query heads that share a key head
+    # Query heads of a key head side by side: [B, K, G, T, d].
     grouped = (queries * d**-0.5).reshape(B, T, K, G, d).transpose(0, 2, 3, 1, 4)
     output = _softmax_attention(
         grouped, keys.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3), bias
@@ -221,6 +222,7 @@ def two_part_attention(
     """
     R, T, H, d = queries.shape
     K = first[0].shape[1]
+    # [R, K, G, T, d], as in `attention`.
     grouped = (queries * d**-0.5).reshape(R, T, K, H // K, d).transpose(0, 2, 3, 1, 4)
     if place is None:
         output = _two_part_softmax(grouped, first, second, first_bias, second_bias)

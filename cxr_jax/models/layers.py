@@ -86,6 +86,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Normalise over the last axis."""
         inputs32 = inputs.astype(jnp.float32)
+        # In float32: a mean of bfloat16 squares loses digits.
         mean_square = jnp.mean(jnp.square(inputs32), -1, keepdims=True)
         normalised = (inputs32 * jax.lax.rsqrt(mean_square + self.eps)).astype(inputs.dtype)
         # Rounded before the scale, as the reference does.
@@ -151,6 +152,7 @@ def init_stacked(
     module_class: type[nnx.Module], *arguments: Any, key: jax.Array, count: int
 ) -> Tree:
     """Draw parameters of `count` such modules, stacked along axis 0."""
+    # One vmapped init makes the stack in one program.
     keys = jax.random.split(key, count)
     return jax.vmap(lambda one_key: init(module_class, *arguments, key=one_key))(keys)
 
@@ -215,6 +217,7 @@ def unstack(tree: Any, count: int) -> list:
 
     One `lax.split` a leaf: its gradient is one concatenation, where `count` slices would each pad a full-size array.
     """
+    # Layers are unstacked leaf by leaf and put together again.
     leaves, structure = jax.tree.flatten(tree)
     parts = [jax.lax.split(leaf, (1,) * count, 0) for leaf in leaves]
     return [structure.unflatten([part[index][0] for part in parts]) for index in range(count)]

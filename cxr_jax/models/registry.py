@@ -15,6 +15,7 @@ def family_of_type(model_type: object) -> Family:
     Raises:
         UserError: for a type that is none of the registered ones.
     """
+    # By comparison and not by hash: a damaged file may hold anything here.
     for family in FAMILIES:
         if family.model_type == model_type:
             return family

@@ -68,6 +68,7 @@ def train(corpus: Iterable[str], folder: str, vocab_size: int = 1024) -> int:
 
     added_count = len(SPECIAL_TOKENS) + len(FORMAT_TAGS)
     tokenizer = _byte_level_bpe()
+    # All 256 bytes are tokens, so that every text has ids.
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size - added_count,
         initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
@@ -145,6 +146,7 @@ def load(folder: str) -> Tokenizer:
         ) from error
     vocab = tokenizer.get_vocab()
     needed = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", IMAGE_PAD)
+    # What prompts are made of, and what ends an answer.
     missing = [token for token in needed if token not in vocab]
     if missing:
         raise UserError(f"{folder}: the tokenizer lacks the special tokens {', '.join(missing)}")
@@ -174,6 +176,7 @@ def special_ids(tokenizer: Tokenizer, vocab_size: int = 0) -> dict[str, Any]:
             answers with them unseen; they are suppressed, too.
     """
     vocab = tokenizer.get_vocab()
+    # Whichever the tokenizer has; models were trained with either.
     stop = tuple(vocab[token] for token in ("<|im_end|>", "<|endoftext|>") if token in vocab)
     never = {vocab[token] for token in vocab if token.startswith(_NEVER)}
     unused = set(range(vocab_size)) - set(vocab.values())

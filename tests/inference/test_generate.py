@@ -19,6 +19,7 @@ from cxr_jax.inference import (
     reading,
     requests,
     sampling,
+    trace_readings,
 )
 from cxr_jax.inference import model as inference_model
 from cxr_jax.inference import prompts as inference_prompts
@@ -402,7 +403,7 @@ def test_probabilities_after_drawn_keys_and_after_a_full_pass_agree(model):
         model, layers, [(prefix, j) for j in range(3)], settings, None, rules
     )
     assert all("</think>" in c.text and c.finish_reason == "stop" for c in got)
-    kept = generation.after(model, layers, prefix, got, model.answers, 0, own)
+    kept = trace_readings.after(model, layers, prefix, got, model.answers, 0, own)
     traces = kept["trace"][0]
     assert len({len(c.token_ids) for c in got}) > 1 and np.ptp(traces, axis=0).max() > 0.01
     before = answer_probabilities._expand._cache_size()
@@ -568,7 +569,7 @@ def tie(model, picture, seed: int, ids: list[int]) -> float:
     request = requests.Request(model.render(FIND, grid), patches, grid)
     logits = model.logits([request.ids + ids], patches, [grid])[0, -1].copy()
     logits[list(model.special["suppress"])] = -np.inf
-    [key] = generation._keys(
+    [key] = generation.sample_keys(
         np.uint32(seed), np.array([request.mark()], np.uint32), np.array([0], np.int32)
     )
     low, high = np.sort(

@@ -87,6 +87,7 @@ def embed(
     Args:
         image_features: [B, I, D] or None. A row may have fewer placeholders than I; the rest is not used.
     """
+    # Ids out of range are clipped, and do not become NaN as by default.
     embedding = params["text"]["embed"]["embedding"]
     hidden = jnp.take(embedding, input_ids, axis=0, mode="clip").astype(dtype)
     if image_features is None:
@@ -188,6 +189,7 @@ def hidden_states(
         features: [B, I, D] computed before, in the place of pixels; or neither for text only.
     """
     if pixels is not None:
+        # All images of the batch in one pass of the tower.
         flat = pixels.reshape(-1, *pixels.shape[-2:])
         features = vision(params, model_config, flat, grid, remat=remat, dtype=dtype)
         features = features.reshape(input_ids.shape[0], -1, model_config.text.hidden_size)

@@ -44,6 +44,7 @@ class Attention(nnx.Module):
 
     def __init__(self, model_config: TextConfig, *, rngs: nnx.Rngs, fused: bool = False):
         """Draw fresh kernels; the one that writes into the residual stream is small in deep models."""
+        # Several query heads share a key head (grouped-query attention).
         heads, key_heads = model_config.num_attention_heads, model_config.num_key_value_heads
         width, head_dim = model_config.hidden_size, model_config.head_dim
         self.widths = [heads * head_dim, key_heads * head_dim, key_heads * head_dim]
@@ -76,6 +77,7 @@ class Attention(nnx.Module):
         queries, keys, values = (
             projection.reshape(B, T, -1, self.head_dim) for projection in projected
         )
+        # Keys are kept rotated, so that no later pass turns them again.
         output, kept_by_pass = attend(
             rope.rotate(queries, cosines, sines), rope.rotate(keys, cosines, sines), values
         )
@@ -129,6 +131,7 @@ def final_norm(params: Tree, model_config: TextConfig, hidden: jax.Array) -> jax
 
 def init_params(model_config: TextConfig, key: jax.Array, tied: bool) -> Tree:
     """Draw fresh parameters: {"embed": {"embedding" [V, D]}, "layers" (stacked), "final", "head" if untied}."""
+    # Always three keys: a tied model draws the same layers as an untied one.
     embed_key, layers_key, head_key = jax.random.split(key, 3)
     vocab_size, width = model_config.vocab_size, model_config.hidden_size
 
@@ -152,6 +155,7 @@ def fuse(layers: Tree) -> Tree:
 
     Adapters are added to their kernels: a step then costs what it costs without them.
     """
+    # Adapters first, then one kernel of all that reads the same input.
     attn, mlp = (
         {name: merge_adapters(linear) for name, linear in layers[module].items()}
         for module in ("attn", "mlp")
@@ -178,6 +182,7 @@ def decode_layers(params: Tree, model_config: TextConfig) -> list[Tree]:
     layers = params["layers"]
     if isinstance(layers, list):
         return layers
+    # Apart, because a loop over stacked layers would slice them at every token.
     apart = unstack(layers, model_config.num_hidden_layers)
     is_narrow = layers["attn"]["q"]["kernel"].dtype != jnp.float32
     if is_narrow and split_adapters(layers)[1]:
@@ -196,6 +201,7 @@ def key_bias(mask: jax.Array) -> jax.Array:
 def causal_bias(mask: jax.Array) -> jax.Array:
     """Make a bias [B, 1, 1, T, T] from mask [B, T]: query t sees key s if s <= t and mask[b, s]."""
     T = mask.shape[1]
+    # Padding is on the right: the mask matters for the padding's own queries only.
     seen = jnp.tril(jnp.ones((T, T), bool)) & mask.astype(bool)[:, None, :]
     return key_bias(seen)[:, None, None]
 
@@ -285,7 +291,7 @@ def forward_group(
     own_angles = rope.text_cos_sin(model_config, own_positions)
     causal_mask_bias = causal_bias(prompt_mask)  # [B, 1, 1, S, S]
     prompt_bias = key_bias(prompt_mask)[:, None, None, None, None]  # [B, 1, 1, 1, 1, S]
-    own_bias = _own_bias(own_hidden.shape[1])
+    own_bias = _own_bias(own_hidden.shape[1])  # [C, C]
     block = graph(Block, model_config)
 
     def attend_prompt(
@@ -370,7 +376,7 @@ def extend(
     Returns:
         (hidden [B, D] of each last token after the final norm, the new tokens' [(k, v)] a layer, [B, K, E, d]).
     """
-    kept_bias = _filled_bias(keys[0][0].shape[2], used)
+    kept_bias = _filled_bias(keys[0][0].shape[2], used)  # [B, 1, 1, 1, 1, S]
     own_bias = _own_bias(hidden.shape[1])
     angles = rope.text_cos_sin(model_config, positions)
     block = graph(Block, model_config)
@@ -393,6 +399,7 @@ def extend(
     else:
         stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *keys)
         inputs = {"params": params["layers"], "kept": stacked}
+    # New keys come back stacked over the layers.
     hidden, (new_keys, new_values) = run_layers(
         layer, inputs, hidden, model_config.num_hidden_layers
     )
@@ -438,11 +445,12 @@ def decode_step(
         (hidden [R, D] after the final norm, own with slot `step` filled).
     """
     cosines, sines = rope.text_cos_sin(model_config, positions)
-    prompt_bias = _filled_bias(prompt[0][0].shape[2], prompt_lengths)
-    own_bias = key_bias(jnp.arange(own[0][0].shape[2]) <= step)
+    prompt_bias = _filled_bias(prompt[0][0].shape[2], prompt_lengths)  # [B, 1, 1, 1, 1, S]
+    own_bias = key_bias(jnp.arange(own[0][0].shape[2]) <= step)  # [N], the filled slots
     is_fused = "qkv" in layers[0]["attn"]
     block = graph(Block, model_config, is_fused)
     own_after = []
+    # A Python loop: the caches of the layers are arrays of their own, written in place.
     for layer_params, shared, (old_keys, old_values) in zip(layers, prompt, own, strict=True):
 
         def attend(
@@ -453,6 +461,7 @@ def decode_step(
             old_keys: jax.Array = old_keys,
             old_values: jax.Array = old_values,
         ) -> tuple[jax.Array, KeysAndValues]:
+            # The token sees itself: its key goes into its slot before it attends.
             new_keys, new_values = _heads_first(keys, values)
             own_keys = (
                 jax.lax.dynamic_update_slice_in_dim(old_keys, new_keys, step, 2),

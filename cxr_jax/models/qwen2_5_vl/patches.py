@@ -99,6 +99,7 @@ def smart_resize(
     """
     check_aspect(height, width)
     sides = height, width
+    # Python's round, half to even, as the processor's.
     resized = [round(side / factor) * factor for side in sides]
     if math.prod(resized) > max_pixels:
         reduction = math.sqrt(height * width / max_pixels)
@@ -149,6 +150,7 @@ def prepare(
         # The three channels are equal, so one gray resize gives what the processor's RGB resize gives.
         resized = PilImage.fromarray(image).resize((width, height), PilImage.Resampling.BICUBIC)
         image = np.asarray(resized)
+    # In float32 from here on, level / 255, as the PIL backend.
     patches = _patches(image[None].astype(np.float32) / np.float32(255), np)[0]
     return patches, (1, height // PATCH, width // PATCH)
 
@@ -171,6 +173,7 @@ def patchify(pixels: ArrayLike, xp: ModuleType | None = None) -> Any:
         raise UserError(
             f"patchify needs sides that are multiples of {FACTOR}, got {height} x {width}"
         )
+    # Half to even, like numpy's rint.
     levels = xp.round(xp.clip(xp.asarray(pixels, xp.float32), 0, 1) * 255)
     return _patches(levels / 255, xp)
 
@@ -180,6 +183,7 @@ def _patches(gray: Any, xp: ModuleType) -> Any:
     count, height, width = gray.shape
     cells = gray.reshape(count, height // FACTOR, MERGE, PATCH, width // FACTOR, MERGE, PATCH)
     cells = cells.transpose(0, 1, 4, 2, 5, 3, 6)  # [N, rows/2, columns/2, 2, 2, 14, 14]
+    # An axis for the channels.
     cells = cells[:, :, :, :, :, None]
     a_channel = (CHANNELS, 1, 1)
     colour = (cells - xp.asarray(MEAN).reshape(a_channel)) / xp.asarray(STD).reshape(a_channel)

@@ -31,6 +31,7 @@ def vision_angles(model_config: VisionConfig, rows: int, columns: int) -> np.nda
     Patches are in merge-block order, the processor's order.
     """
     merge_size = model_config.spatial_merge_size
+    # Rows and columns of the whole frame, cut into blocks that become one token.
     blocks = np.mgrid[:rows, :columns].reshape(
         2, rows // merge_size, merge_size, columns // merge_size, merge_size
     )
@@ -87,6 +88,7 @@ def positions(
     is_real = np.ones(ids.shape, bool) if mask is None else np.asarray(mask).astype(bool)
     grid_table = np.zeros((0, 3), np.int64) if grids is None else np.asarray(grids)
     is_same_grid = grid_table.ndim == 1
+    # Images are taken in reading order over the whole batch.
     source = itertools.repeat(grid_table) if is_same_grid else iter(grid_table)
     places = np.zeros((3, *ids.shape), np.int32)
     for row_number in range(len(ids)):
@@ -105,6 +107,7 @@ def _row_positions(
     """[3, T] for one unpadded row; `grids` is an iterator from which the row takes its images."""
     merge = model_config.vision.spatial_merge_size
     is_image = ids == model_config.image_token_id
+    # Runs of text and of image placeholders take turns.
     edges = np.flatnonzero(np.diff(is_image)) + 1
     parts, start = [np.zeros((3, 0), np.int64)], 0
     for segment in np.split(is_image, edges):
@@ -136,5 +139,6 @@ def _image_positions(grid: np.ndarray, merge: int, start: int) -> np.ndarray:
 
 def next_positions(positions: jax.Array, lengths: ArrayLike) -> jax.Array:
     """Compute the position int [B] of the first generated token, one past the largest of the prompt."""
+    # Padding lies beyond the lengths, whatever its positions say.
     valid = jnp.arange(positions.shape[2]) < lengths[:, None]
     return jnp.where(valid, positions, -1).max((0, 2)) + 1

@@ -62,6 +62,7 @@ class Attention(nnx.Module):
             projected.reshape(N, P, self.heads, -1)
             for projected in jnp.split(self.qkv(hidden), 3, axis=-1)
         )
+        # Angles are those of the patches' places, in window order.
         queries, keys = rope.rotate(queries, cosines, sines), rope.rotate(keys, cosines, sines)
         # Windows of one shape are rows of one product.
         outputs, segment_start = [], 0
@@ -137,6 +138,7 @@ def window_plan(model_config: VisionConfig, rows: int, columns: int) -> WindowPl
     unit_rows, unit_columns = rows // merge_size, columns // merge_size
     window_side = model_config.window_size // merge_size // model_config.patch_size
     unit_numbers = np.arange(unit_rows * unit_columns).reshape(unit_rows, unit_columns)
+    # Shape in units -> its windows: whole ones, and those cut by the right or lower edge.
     by_shape: dict[tuple[int, ...], list[np.ndarray]] = {}
     for top_row in range(0, unit_rows, window_side):
         for left_column in range(0, unit_columns, window_side):
@@ -144,6 +146,7 @@ def window_plan(model_config: VisionConfig, rows: int, columns: int) -> WindowPl
                 top_row : top_row + window_side, left_column : left_column + window_side
             ]
             by_shape.setdefault(window.shape, []).append(window.ravel())
+    # Windows of one shape side by side, so that a shape is one batched product.
     order = np.concatenate([np.concatenate(windows) for windows in by_shape.values()])
     segments = tuple(
         (len(windows), windows[0].size * model_config.merge_unit) for windows in by_shape.values()
@@ -183,6 +186,7 @@ class _Run(NamedTuple):
 def _runs(model_config: VisionConfig) -> list[_Run]:
     """The longest such runs, so that each is one scan."""
     depth = model_config.depth
+    # Full attention or windows, for each block.
     kinds = [index in model_config.fullatt_block_indexes for index in range(depth)]
     changes = [index for index in range(1, depth) if kinds[index] != kinds[index - 1]]
     boundaries = [0, *changes, depth]
@@ -234,13 +238,14 @@ def forward(
             f"image grid {(frames, rows, columns)} does not fit {P} patches merged {merge_size} by {merge_size}"
         )
     unit_count = rows * columns // merge_unit
+    # Static: the same for all images of the grid.
     plan = window_plan(model_config, rows, columns)
     order, inverse = tuple(plan.order.tolist()), tuple(plan.inverse.tolist())
 
     # ---- Patches, their angles alike, go into window order ----
     hidden = apply(graph(PatchEmbed, model_config), params["patch_embed"], pixels.astype(dtype))
     hidden = _permute(hidden.reshape(N * frames, unit_count, -1), order, inverse)
-    hidden = hidden.reshape(N * frames, rows * columns, -1)
+    hidden = hidden.reshape(N * frames, rows * columns, -1)  # [N * t, h * w, D]
     angles = rope.vision_angles(model_config, rows, columns).reshape(unit_count, merge_unit, -1)
     angles = angles[np.asarray(order)].reshape(rows * columns, 1, -1)
     cosines, sines = np.cos(angles), np.sin(angles)
@@ -255,6 +260,7 @@ def forward(
         ) -> tuple[jax.Array, None]:
             return apply(block, layer_params, hidden, cosines, sines, segments), None
 
+        # The parameters of this run's blocks.
         stacked = jax.tree.map(
             lambda leaf, run=block_run: leaf[run.first : run.last], params["blocks"]
         )
