@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable
 from typing import IO, Any
 
+import cxr_jax
 from cxr_jax.errors import UserError
 from cxr_jax.runtime.whole_files import write_json
 
@@ -179,7 +180,12 @@ def _git(*arguments: str) -> str:
 
 
 def git_sha() -> str | None:
-    """Find the commit of the code; None where there is no repository."""
+    """Find the commit of the code; None where there is no repository.
+
+    An installed package may lie inside somebody else's repository, whose commits say nothing about it.
+    """
+    if not _git("ls-files", "--", "cxr_jax/__init__.py"):
+        return None
     return _git("rev-parse", "HEAD") or None
 
 
@@ -190,11 +196,13 @@ def environment() -> dict[str, Any]:
     import numpy
     import optax
 
-    diff = _git("diff", "HEAD")
+    sha = git_sha()
+    diff = _git("diff", "HEAD") if sha else ""
     return {
-        "git_sha": git_sha(),
+        "git_sha": sha,
         "git_dirty": hashlib.sha256(diff.encode()).hexdigest()[:12] if diff else None,
         "versions": {
+            "cxr_jax": cxr_jax.__version__,
             "python": platform.python_version(),
             "jax": jax.__version__,
             "flax": flax.__version__,
