@@ -147,7 +147,9 @@ def _open_folder(config: "ConfigDict") -> "RunFolder":
             "the processes differ in their flags, code, data or weights: start the same command on all"
         )
     folder = processes.together(
-        lambda: run_folder.RunFolder(_WORKDIR.value, settings, data, writes=processes.is_main())
+        lambda: run_folder.RunFolder(
+            str(_WORKDIR.value), settings, data, writes=processes.is_main()
+        )
     )
 
     def check_seen() -> None:

@@ -14,6 +14,7 @@ libraries, evaluations and the export take is not counted: leave a share of the 
 Exit codes: 0 printed, and it fits if asked; 1 it does not fit; 2 bad usage.
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -65,17 +66,17 @@ def run() -> int:
     if config.get("task") not in ("sft", "rl"):
         raise UserError(f"config.task={config.get('task')!r}: only sft and rl have steps to plan")
     schema.check_values(config)
+    settings = RunConfig.from_config(config)
     layout = layouts.Layout.from_config(config.mesh)
-    checks.check_rows_divide(RunConfig.from_config(config), layout.shards)
+    checks.check_rows_divide(settings, layout.shards)
 
     # The same programs twice: as the run computes, and in float32, which XLA for CPUs compiles as an accelerator would.
-    config_in_float32 = config.copy_and_resolve_references()
-    config_in_float32.dtype = "float32"
-    pairs = list(zip(programs(config), programs(config_in_float32), strict=True))
+    settings_in_float32 = dataclasses.replace(settings, dtype="float32")
+    pairs = list(zip(programs(settings), programs(settings_in_float32), strict=True))
     if not _JSON.value:
         mesh_shape = f": {layout}" if layout.mesh else ""
         print(
-            f"{config.model or 'the 3B shape'}, {config.task}, computed in {config.dtype}, "
+            f"{settings.model or 'the 3B shape'}, {settings.task}, computed in {settings.dtype}, "
             f"on {devices} device(s){mesh_shape}"
         )
     needs = []

@@ -30,7 +30,9 @@ class ArgumentParser(argparse.ArgumentParser):
         """Raise UserError instead of printing the usage and leaving."""
         raise UserError(message)
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_known_args(  # type: ignore[override]  # argparse overloads it by the type of namespace
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
         """Parse `args` (None: those of the process) with every flag spelt as it is declared."""
         given = sys.argv[1:] if args is None else args
         return super().parse_known_args(self._as_declared(given), namespace)

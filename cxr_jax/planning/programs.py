@@ -4,19 +4,17 @@ import contextlib
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.runtime.trees import Tree
 
 if TYPE_CHECKING:
     import jax
-    from ml_collections import ConfigDict
 
+    from cxr_jax.config.sections import RunConfig
     from cxr_jax.models.qwen2_5_vl.config import Config
     from cxr_jax.models.tokenizer import Tokenizer
 
 GIB = 2**30
-LABELS = 14
-# The loss of locating draws a map for each label but No Finding and Support Devices.
-LOCATED_LABELS = 12
 # What the parts of a program's arguments hold; of the state, what is not parameters is the optimizer's.
 _HOLDS = {
     "parameters": "parameters",
@@ -40,10 +38,10 @@ class Program(NamedTuple):
 
     name: str
     step: Any
-    arguments: dict[str, Tree]
+    arguments: Tree
     turns: list[int]
     tokens: int
-    waiting: dict[str, Tree]
+    waiting: Tree
 
 
 class Needs(NamedTuple):
@@ -70,10 +68,10 @@ class Needs(NamedTuple):
 
 
 class Shapes:
-    """The model, tokenizer and abstract arguments of the steps that a config runs.
+    """The model, tokenizer and abstract arguments of the steps that a run's settings ask for.
 
     Attributes:
-        config: of the run.
+        settings: of the run.
         model_config: of the model.
         special: token ids that a sampler must know.
         grid: patches of one image (time, rows, columns).
@@ -81,39 +79,36 @@ class Shapes:
         params: of the model, abstract.
     """
 
-    def __init__(self, config: "ConfigDict"):
+    def __init__(self, settings: "RunConfig"):
         """Read the model's config and tokenizer, and nothing else."""
         import jax
 
-        from cxr_jax.config.sections import RunConfig
         from cxr_jax.inference import prompts
         from cxr_jax.models import qwen2_5_vl as qwen
         from cxr_jax.models.qwen2_5_vl import patches
         from cxr_jax.models.tokenizer import special_ids
-        from cxr_jax.training.optimizer import make_optimizer
+        from cxr_jax.training import optimizer
         from cxr_jax.training.trainable import Trainable
 
-        self.config = config
-        self.settings = settings = RunConfig.from_config(config)
+        self.settings = settings
         self.trainable = Trainable.create(
             settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype
         )
-        self.model_config, self.tokenizer = _read_model(config)
+        self.model_config, self.tokenizer = _read_model(settings.model)
         # The ids that a sampler must not draw do not change what it costs.
         self.special = {
             **special_ids(self.tokenizer),
             "suppress": self.model_config.media_token_ids,
         }
-        self.image_size = config.data.get("size", 224)
-        self.grid = patches.grid_of(self.image_size, self.model_config)
+        self.grid = patches.grid_of(settings.data.size, self.model_config)
         self.prompt_width = prompts.Prompts(
-            self.tokenizer, self.model_config, self.grid, config.max_completion
+            self.tokenizer, self.model_config, self.grid, settings.max_completion
         ).width
-        self.optimizer = make_optimizer(settings.optim, settings.steps)
+        self.optimizer = optimizer.make_optimizer(settings.optim, settings.steps)
         self.key = jax.random.key(0)
         self.params = jax.eval_shape(lambda: qwen.init_params(self.model_config, self.key))
 
-    def state(self, extra: dict[str, Tree]) -> tuple[Tree, Tree]:
+    def state(self, extra: Tree) -> tuple[Tree, Tree]:
         """Return (train state, frozen parameters) of {"model": .., **extra}, abstract."""
         import jax
 
@@ -125,11 +120,12 @@ class Shapes:
 
         return jax.eval_shape(make, {"model": self.params, **extra})
 
-    def batch(self, rows: int) -> dict[str, Tree]:
+    def batch(self, rows: int) -> Tree:
         """Return images and prompts of so many rows, abstract."""
-        room = self.prompt_width + self.config.max_completion
+        size = self.settings.data.size
+        room = self.prompt_width + self.settings.max_completion
         return {
-            "image": _array((rows, self.image_size, self.image_size)),
+            "image": _array((rows, size, size)),
             "prompts": {
                 "ids": _array((rows, self.prompt_width), "int32"),
                 "lengths": _array((rows,), "int32"),
@@ -137,9 +133,9 @@ class Shapes:
             },
         }
 
-    def texts(self, rows: int) -> dict[str, Tree]:
+    def texts(self, rows: int) -> Tree:
         """Return completions of so many rows and the mask of their tokens, abstract."""
-        shape = (rows, self.config.max_completion)
+        shape = (rows, self.settings.max_completion)
         return {"completions": _array(shape, "int32"), "mask": _array(shape, "bool")}
 
 
@@ -149,14 +145,14 @@ def _array(shape: tuple[int, ...], dtype: str = "float32") -> "jax.ShapeDtypeStr
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def _read_model(config: "ConfigDict") -> "tuple[Config, Tokenizer]":
-    """Return config and tokenizer of config.model; the 3B shape and the embedded tokenizer if it is empty."""
+def _read_model(model: str) -> "tuple[Config, Tokenizer]":
+    """Return config and tokenizer of `config.model`; the 3B shape and the embedded tokenizer if it is empty."""
     from cxr_jax.models import tokenizer as tokenizers
     from cxr_jax.weights import hf_folder, locate, pretrained
 
-    name = config.model or "random:qwen2.5-vl-3b"
-    if config.model:
-        pretrained.check_model(config.model)
+    name = model or "random:qwen2.5-vl-3b"
+    if model:
+        pretrained.check_model(model)
     if name.startswith("random:"):
         tokenizer = tokenizers.load(pretrained.PHANTOM)
         return pretrained.random_config(name, tokenizer), tokenizer
@@ -167,46 +163,46 @@ def _read_model(config: "ConfigDict") -> "tuple[Config, Tokenizer]":
 # ---- The programs of each task ---------------------------------------------------------------------
 
 
-def programs(config: "ConfigDict") -> list[Program]:
+def programs(settings: "RunConfig") -> list[Program]:
     """Return the programs of one step, in the order in which they run."""
-    shapes = Shapes(config)
-    if config.task == "sft":
-        return [_sft_step(config, shapes)]
-    return _rl_programs(config, shapes)
+    shapes = Shapes(settings)
+    if settings.task == "sft":
+        return [_sft_step(settings, shapes)]
+    return _rl_programs(settings, shapes)
 
 
-def _sft_step(config: "ConfigDict", shapes: Shapes) -> Program:
+def _sft_step(settings: "RunConfig", shapes: Shapes) -> Program:
     import jax
 
     from cxr_jax.sft import step as sft_step
 
-    rows = config.batch_size
+    rows = settings.batch_size
     locate_head = jax.eval_shape(
         lambda: sft_step.init_locate_head(
-            shapes.key, shapes.model_config.text.hidden_size, LOCATED_LABELS
+            shapes.key, shapes.model_config.text.hidden_size, sft_step.LOCATED_FINDINGS
         )
     )
     state, frozen = shapes.state({"locate": locate_head})
     batch = {**shapes.batch(rows), **shapes.texts(rows)}
-    if config.locate_weight:
+    if settings.locate_weight:
         side = shapes.grid[1] // shapes.model_config.vision.spatial_merge_size
-        batch["regions"] = _array((rows, LOCATED_LABELS, side, side))
-        batch["severity"] = _array((rows, LOCATED_LABELS))
+        batch["regions"] = _array((rows, sft_step.LOCATED_FINDINGS, side, side))
+        batch["severity"] = _array((rows, sft_step.LOCATED_FINDINGS))
     step = sft_step.make_steps(
         shapes.model_config,
         shapes.optimizer,
         shapes.grid,
         shapes.trainable,
-        micro_batches=config.micro_batches,
-        locate_weight=config.locate_weight,
-        remat=config.remat,
+        micro_batches=settings.micro_batches,
+        locate_weight=settings.locate_weight,
+        remat=settings.remat,
     )[1]
     arguments = {"state": state, "fixed": frozen, "batch": batch}
-    tokens = rows * (shapes.prompt_width + config.max_completion)
+    tokens = rows * (shapes.prompt_width + settings.max_completion)
     return Program("SFT step", step, arguments, [1], tokens, {})
 
 
-def _rl_programs(config: "ConfigDict", shapes: Shapes) -> list[Program]:
+def _rl_programs(settings: "RunConfig", shapes: Shapes) -> list[Program]:
     import jax
 
     from cxr_jax import phantom
@@ -215,23 +211,23 @@ def _rl_programs(config: "ConfigDict", shapes: Shapes) -> list[Program]:
     from cxr_jax.labels.phrase_bank import load_phrase_bank
     from cxr_jax.rl import learner, rollout
 
-    drawn = config.rl.prompts_per_step * config.rl.oversample
+    drawn = settings.rollout.prompts_per_step * settings.rollout.oversample
     state, frozen = shapes.state({})
-    batch = _rl_batch(config, shapes, drawn)
+    batch = _rl_batch(settings, shapes, drawn)
 
     # ---- The rollout: completions of all prompts that are drawn; the optimizer's arrays wait on the device ----
     token_bytes = answers.TokenBytes.from_tokenizer(shapes.tokenizer)
-    lexicon = phantom.LEXICON if config.data.source == "phantom" else None
+    lexicon = phantom.LEXICON if settings.data.source == "phantom" else None
     sample = rollout.make_rollout(
-        shapes.settings.rollout,
+        settings.rollout,
         shapes.model_config,
         shapes.grid,
         shapes.special,
         token_bytes,
         shapes.trainable,
         load_phrase_bank(None, lexicon),
-        seed=config.seed,
-        max_completion=config.max_completion,
+        seed=settings.seed,
+        max_completion=settings.max_completion,
     )
     sampled = {
         "parameters": state["params"],
@@ -240,20 +236,20 @@ def _rl_programs(config: "ConfigDict", shapes: Shapes) -> list[Program]:
         "step": _array((), "int32"),
     }
     waiting = {name: tree for name, tree in state.items() if name in ("opt_state", "master")}
-    stage_ends = compaction.stage_ends(config.max_completion)
+    stage_ends = compaction.stage_ends(settings.max_completion)
     turns = [end - start for start, end in zip([0, *stage_ends], stage_ends, strict=False)]
 
     # ---- The update: from the groups that are kept ----
     learn = learner.make_learn(
-        shapes.settings.learner,
-        shapes.settings.loss,
+        settings.learner,
+        settings.loss,
         shapes.model_config,
         shapes.grid,
         shapes.special,
         shapes.optimizer,
         shapes.trainable,
-        max_completion=config.max_completion,
-        remat=config.remat,
+        max_completion=settings.max_completion,
+        remat=settings.remat,
     )
     learned = {
         "state": state,
@@ -261,25 +257,26 @@ def _rl_programs(config: "ConfigDict", shapes: Shapes) -> list[Program]:
         "batch": batch,
         "rollout": jax.eval_shape(sample, *sampled.values()),
     }
-    if config.rl.beta:
+    if settings.loss.beta:
         learned["reference"] = _reference_params(shapes, state["params"], frozen)
 
     def tokens_of(prompt_count: int) -> int:
-        completion_tokens = config.rl.group_size * config.max_completion
+        completion_tokens = settings.rollout.group_size * settings.max_completion
         return prompt_count * (shapes.prompt_width + completion_tokens)
 
     return [
         Program("RL rollout", sample, sampled, turns, tokens_of(drawn), waiting),
-        Program("RL update", learn, learned, [1], tokens_of(config.rl.prompts_per_step), {}),
+        Program("RL update", learn, learned, [1], tokens_of(settings.learner.prompts_per_step), {}),
     ]
 
 
-def _rl_batch(config: "ConfigDict", shapes: Shapes, rows: int) -> dict[str, Tree]:
+def _rl_batch(settings: "RunConfig", shapes: Shapes, rows: int) -> Tree:
     """Return prompts with their truth, and the SFT rows that are replayed beside them."""
-    labels = {name: _array((rows, LABELS), "bool") for name in ("solution", "known", "hedged")}
-    batch = {**shapes.batch(rows), **labels, "sides": _array((rows, LABELS, 2), "bool")}
-    if config.rl.replay_weight:
-        replayed = config.rl.replay_batch
+    label_count = len(CHEXPERT_14)
+    labels = {name: _array((rows, label_count), "bool") for name in ("solution", "known", "hedged")}
+    batch = {**shapes.batch(rows), **labels, "sides": _array((rows, label_count, 2), "bool")}
+    if settings.learner.replay_weight:
+        replayed = settings.learner.replay_batch
         batch["replay"] = {**shapes.batch(replayed), **shapes.texts(replayed)}
     return batch
 
@@ -297,7 +294,7 @@ def _reference_params(shapes: Shapes, params: Tree, frozen: Tree) -> Tree:
 # ---- What a program needs --------------------------------------------------------------------------
 
 
-def place(arguments: dict[str, Tree], mesh: "jax.sharding.Mesh | None") -> dict[str, Tree]:
+def place(arguments: Tree, mesh: "jax.sharding.Mesh | None") -> Tree:
     """Return the abstract arguments with the sharding of each array on a mesh; as they are without one."""
     import jax
 
@@ -320,7 +317,7 @@ def place(arguments: dict[str, Tree], mesh: "jax.sharding.Mesh | None") -> dict[
     return {name: placed(name, tree) for name, tree in arguments.items()}
 
 
-def parts(arguments: dict[str, Tree], mesh: "jax.sharding.Mesh | None") -> dict[str, int]:
+def parts(arguments: Tree, mesh: "jax.sharding.Mesh | None") -> dict[str, int]:
     """Count bytes on a device of what trains, its optimizer state (with masters), what is fixed, and the batch.
 
     Args:

@@ -12,6 +12,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from places import ROOT
 
+from cxr_jax.config.sections import RunConfig
 from cxr_jax.errors import UserError
 from cxr_jax.models import lora
 from cxr_jax.models import qwen2_5_vl as qwen
@@ -164,7 +165,9 @@ def test_all_arguments_of_all_programs_are_placed(experiment):
     """On a mesh of one device, which every machine has. Bytes by what they hold add up to the arguments."""
     mesh = layout.make_mesh(1, 1, 1, jax.devices()[:1])
     for config in (experiment.get_config(), experiment.get_config("nv_reason_3b")):
-        for name, _, arguments, _, tokens, waiting in programs.programs(config):
+        for name, _, arguments, _, tokens, waiting in programs.programs(
+            RunConfig.from_config(config)
+        ):
             placed = programs.place(arguments, mesh)
             held, leaves = programs.parts(placed, mesh), jax.tree.leaves(placed)
             assert (

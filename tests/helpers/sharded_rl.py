@@ -13,6 +13,7 @@ import numpy as np
 from oracle import shared_learner
 from tiny_model import CFG, STOP, N, T
 
+from cxr_jax.config.sections import RunConfig
 from cxr_jax.inference import compaction, sampling
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM
@@ -71,7 +72,7 @@ def check_traffic():
     mesh = layout.Layout.from_config(config.mesh).mesh
     weights = 4 * qwen.count(jax.eval_shape(lambda: qwen.init_params(PHANTOM, jax.random.key(0))))
     moved = {}
-    for name, step, arguments, *_ in programs.programs(config):
+    for name, step, arguments, *_ in programs.programs(RunConfig.from_config(config)):
         with jax.set_mesh(mesh):
             text = step.lower(*programs.place(arguments, mesh).values()).compile().as_text()
         few, many = (sum(costs.collectives(text, mesh.size, n).values()) for n in (1, 1000))
