@@ -20,7 +20,6 @@ from PIL import Image
 from cxr_jax.data.sources.phantom import PhantomSource
 from cxr_jax.labels import CHEXPERT_14
 
-ROOT = Path(__file__).resolve().parents[1]
 FILMS = 16
 PROMPT = "Find abnormalities and support devices."
 
@@ -62,9 +61,9 @@ def train(rows: Path, run_folder: Path, flags: list[str]) -> None:
         "eval.cases": 1,
         "eval.bootstrap": 10,
     }
-    command = [sys.executable, "-m", "cxr_jax.main", "--config=experiments/rl.py:files"]
+    command = [sys.executable, "-m", "cxr_jax.main", "--config=rl:files"]
     command += [f"--config.{key}={value}" for key, value in settings.items()]
-    subprocess.run([*command, f"--workdir={run_folder}", *flags], cwd=ROOT, check=True)
+    subprocess.run([*command, f"--workdir={run_folder}", *flags], check=True)
 
 
 def main() -> None:

@@ -333,7 +333,7 @@ def combinations():
     others = itertools.cycle(
         itertools.product(
             (0.0, 1.4),
-            ((0.0, "k3"), (0.3, "k1"), (0.3, "k2"), (0.3, "k3")),
+            ((0.0, "k3"), *((0.3, kl) for kl in schema.choices("rl.kl"))),
             schema.choices("rl.sampler_correction"),
         )
     )
@@ -511,7 +511,7 @@ def test_log_ratios_are_bounded():
         (dict(aggregation="dapo"), "aggregation must be"),
         (dict(ratio_level="row"), "ratio_level must be"),
         (dict(clip="dual"), "clip must be"),
-        (dict(kl="k4"), "kl must be"),
+        (dict(kl="k0"), "kl must be"),
         (dict(sampler_correction="is"), "sampler_correction must be"),
         (dict(beta=0.1), "ref_logp"),
         (dict(sampler_correction="tis"), "sampler_logp"),
