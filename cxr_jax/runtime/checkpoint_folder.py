@@ -129,6 +129,7 @@ def read_arrays(folder: str, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
 def _own(leaf_array: jax.Array | None, template: jax.ShapeDtypeStruct, wanted: Any) -> jax.Array:
     """An array that was read, as one like `wanted` that nothing else refers to."""
     if not template.size:
+        # Compiled for its place: an empty array, too, must lie where the next step expects it.
         make = jax.jit(
             lambda: jnp.zeros(template.shape, template.dtype), out_shardings=template.sharding
         )
@@ -150,6 +151,7 @@ def find_problem(folder: str) -> str | None:
         leaf_paths = sorted(
             leaf_path for leaf_path, (_, _, hashed) in array_table.items() if hashed
         )
+        # By the step's number: in the course of a run every array has its turn, at the price of one.
         leaf_path = leaf_paths[zlib.crc32(os.path.basename(folder).encode()) % len(leaf_paths)]
         args = ocp.args.PyTreeRestore(
             item={leaf_path: 0},

@@ -91,6 +91,7 @@ class Checkpoints:
             if processes.is_main():
                 os.makedirs(self._root, exist_ok=True)
                 self._tidy()
+            # No process lists the steps before the first one has cleared away what is none.
             processes.barrier("checkpoints are tidy")
             barrier = _Barrier()
             self.last, self.best = (
@@ -151,6 +152,7 @@ class Checkpoints:
         try:
             self.wait()
         finally:
+            # Its one thread has ended its save by now, or `wait` has raised what went wrong.
             self._background.shutdown()
             for manager in (self.last, self.best):
                 with contextlib.suppress(Exception):  # a failed save, which has been raised already
@@ -332,6 +334,7 @@ class Checkpoints:
         return os.path.join(self._root, f"{reason}_{series_name}_{step}")
 
     def _set_aside(self, series_name: str, step: int | str) -> None:
+        # An earlier one of the same step tells nothing more.
         target = self._aside("damaged", series_name, step)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(self._folder(series_name, step), target)

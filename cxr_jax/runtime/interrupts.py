@@ -14,6 +14,7 @@ def on_interrupt(action: Callable[[], None], *, even_if_ignored: bool) -> None:
         even_if_ignored: whether also for a signal that whoever started the command told it to ignore, as `nohup` does,
             or a shell that starts a job in the background of a script.
     """
+    # A program that is told to live on when its terminal closes should do so.
     for number in SIGNALS:
         if even_if_ignored or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: action())
@@ -25,6 +26,7 @@ def raise_keyboard_interrupt() -> None:
     Raises:
         KeyboardInterrupt: always.
     """
+    # A second Ctrl-C would break off the clean-up half way.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -109,6 +109,7 @@ class Layout:
         if self.mesh is None:
             return row_indices
         sharding = NamedSharding(self.mesh, PartitionSpec(BATCH_AXES))
+        # Devices along `tensor` hold the same rows, hence `unique`.
         slices = sharding.addressable_devices_indices_map((count,)).values()
         return np.unique(np.concatenate([row_indices[row_slice] for row_slice in slices]))
 
@@ -116,6 +117,7 @@ class Layout:
         """Join the rows that every process has made (`rows_of`) to arrays over all devices."""
         if self.mesh is None:
             return array_tree
+        # JAX is told the shape of the whole array, of which only this process's rows are here.
         share = len(self.rows_of(self.shards)) / self.shards  # of the rows, made by this process
 
         def put(tree_leaf: Any, sharding: NamedSharding) -> jax.Array:
@@ -137,6 +139,7 @@ class Layout:
 
         @functools.wraps(program)
         def call(*arguments: Any) -> Any:
+            # What a program asks about the mesh (`sharding`, `batch_rows`) is answered by this.
             with jax.set_mesh(self.mesh):
                 return program(*arguments)
 
@@ -148,6 +151,7 @@ def _as_jax_array(tree_leaf: Any) -> jax.Array:
 
 
 def _place(tree_leaf: Any, sharding: Sharding) -> jax.Array:
+    # An array that lies here already moves between devices, without a way over the host.
     if isinstance(tree_leaf, jax.Array) and (
         tree_leaf.sharding == sharding or tree_leaf.is_fully_addressable and processes.count() == 1
     ):

@@ -57,6 +57,7 @@ def start() -> None:
         _whole_number("CXR_START_TIMEOUT", 300), _whole_number("CXR_HEARTBEAT_TIMEOUT", 100)
     )
     place = _read_place(set_variables) if set_variables else {}
+    # For what starts processes without naming a port.
     os.environ.setdefault("JAX_COORDINATOR_PORT", PORT)
     import jax
     from jax._src import distributed  # the coordinator's address has no public name
@@ -86,6 +87,7 @@ def start() -> None:
     address = distributed.global_state.coordinator_address
     print(f"process {index()} of {count()}, coordinator {address}", flush=True)
     if not is_main():
+        # One voice: the others' lines would come between, many times over.
         sys.stdout = open(os.devnull, "w")
 
 
@@ -210,6 +212,7 @@ def together(action: Callable[[], Result]) -> Result:
         result = action()
     except UserError as error:
         refusal = error
+    # Each checks for itself, and all go on or none: one that stopped alone would leave the others waiting.
     if agree(refusal is not None):
         _leaving_together = True
         raise refusal or UserError("another process has refused its input: see its line")
@@ -240,6 +243,7 @@ def leave(code: int) -> int:
     if _joined:
         sys.stdout.flush()
         sys.stderr.flush()
+        # A shutdown would wait for the others, which wait for this one.
         if code and not _leaving_together:
             os._exit(code)
         import jax

@@ -59,6 +59,7 @@ class RunFolder:
             _remove_empty(self._created)
             raise UserError(f"--workdir={path}: cannot be written ({error.strerror})") from error
         try:
+            # The system lets go of the lock when the process ends, however it ends.
             _lock(self._lock, path)
             # What an export that was killed has left.
             for partial in glob.glob(os.path.join(glob.escape(self.path), ".*.partial")):
@@ -95,6 +96,7 @@ class RunFolder:
                     f"--workdir={path}: holds a run with another config ({difference}); "
                     "use another --workdir or the same flags"
                 )
+        # The config holds paths; what lies there may have changed under the same name.
         for key, name in (
             ("manifest_sha256", "data: the manifest"),
             ("weights_sha256", "weights: config.model"),
@@ -127,6 +129,7 @@ class RunFolder:
         """Take back a new run that failed before its first checkpoint: bad input leaves nothing behind."""
         if not self._writes or "config.json" in self._before:
             return
+        # With a checkpoint there is something to resume, and the folder stays.
         last = self.file("checkpoints", "last")
         if os.path.isdir(last) and os.listdir(last):
             return
@@ -191,6 +194,7 @@ def git_sha() -> str | None:
 
 def environment() -> dict[str, Any]:
     """Describe what a result depends on besides the config: code version, libraries, machine."""
+    # Not at the top: they are heavy, and only a new run comes here.
     import flax
     import jax
     import numpy

@@ -64,6 +64,7 @@ def partition_spec(
     # The axes before the last are those of stacked layers.
     logical = (None,) * (len(shape) - len(logical)) + logical
     mesh_axes = [LOGICAL_TO_MESH.get(logical_axis) for logical_axis in logical]
+    # JAX would refuse it too, without the name of the parameter.
     used = [mesh_axis for mesh_axis in mesh_axes if mesh_axis]
     if len(used) != len(set(used)):
         raise UserError(
@@ -133,6 +134,7 @@ def lay_out(tree: Tree) -> Tree:
 
     Said of what a step gives out, so that it goes into the next one as it came.
     """
+    # One device: everything lies where it is.
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return tree

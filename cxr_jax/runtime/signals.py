@@ -121,6 +121,7 @@ class Stop:
         """Let signals do again what they did before, and watch the time no more."""
         self._heard.set()  # whatever the run came to, the thread no longer decides how it ends
         faulthandler.cancel_dump_traceback_later()
+        # Only where `__init__` was in the main thread.
         if hasattr(self, "_before"):
             wakeup, handlers = self._before
             signal.set_wakeup_fd(wakeup)
@@ -161,6 +162,7 @@ class Skips:
         Raises:
             RunFailedError: at the limit.
         """
+        # At least one of the updates since the last look was not skipped.
         if skipped - self._skipped < (step - self._step) * self._updates:
             self._good = step  # at the latest
         self._step, self._skipped = step, skipped

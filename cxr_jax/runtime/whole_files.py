@@ -66,6 +66,7 @@ def partial_path(path: Path) -> Path:
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     """Write a file by a temporary one and a rename: never half a file, and on an error the old one stays."""
+    # Beside the file, so on the same file system, where a rename is one step.
     path = Path(path)
     temporary = partial_path(path)
     try:

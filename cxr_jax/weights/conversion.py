@@ -79,6 +79,7 @@ def to_hf(source: Path, destination: Path, max_shard_gb: float = 5.0) -> None:
         hf_folder.tensor_to_write(tensor_rule, read_leaf, stored_type(tensor_rule))
         for tensor_rule in family.tensor_rules(arrays.config)
     ]
+    # One array of ours, two tensors of theirs.
     if arrays.tied_head_is_stored:
         embedding = next(tensor for tensor in tensors if tensor.key == hf_folder.EMBEDDING)
         tensors.append(embedding._replace(key=hf_folder.HEAD))

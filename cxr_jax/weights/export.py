@@ -65,6 +65,7 @@ def export(
         params: of the whole model, adapters merged; on the host or on devices.
         adapters: the adapters alone, written in PEFT's format.
     """
+    # Every process takes part: each holds a part of the arrays only.
     params = processes.gather_to_host(params)
     if adapters:
         adapters = Adapters(processes.gather_to_host(adapters.params), adapters.lora)
@@ -81,12 +82,14 @@ def export(
         dtype=pretrained.DTYPES[facts.dtype],
     )
     if adapters:
+        # PEFT finds the base by what stands here, from whatever folder it is called.
         base_model = facts.started_from
         if not pretrained.is_built_in(base_model):
             base_model = os.path.abspath(base_model)
         peft_folder.save(
             run_folder.file("adapter"), model_config, adapters.params, adapters.lora, base_model
         )
+    # Written last: its folder has just been replaced as a whole.
     card = _MODEL_CARD.format(
         task=facts.task,
         started_from=facts.started_from,

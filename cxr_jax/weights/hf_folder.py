@@ -87,6 +87,7 @@ def read_config(folder: str | os.PathLike) -> Config:
         raise UserError(f"{folder}: {error}") from error
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"{file_path}: a value is not of its type: {shown(error)}") from error
+    # A config may name any size, and arrays are made before weights are read.
     _check_sizes(file_path, model_config)
     return model_config
 
@@ -149,6 +150,7 @@ def open_folder(folder: str | os.PathLike) -> OpenFolder:
 
 def _misfits(opened: OpenFolder) -> Iterator[str]:
     """What is missing, unexpected or of another shape or type, by the headers."""
+    # By names and shapes alone: no weight is read for a folder that does not fit.
     tensors = opened.tensors
     wanted = {tensor_rule.key: tensor_rule.shape for tensor_rule in opened.rules}
     # `inv_freq` is a buffer of old files, not a weight.
@@ -216,6 +218,7 @@ def load(folder: str | os.PathLike, dtype: DTypeLike | None = None) -> tuple[Con
 
 def read_params(opened: OpenFolder, dtype: DTypeLike | None = None) -> Tree:
     """Read the arrays of a folder; see `load`."""
+    # Front to back through each file, since a disk, and a network disk more so, reads on from where it is.
     tensors = opened.tensors
     shapes = registry.family_of(opened.model_config).parameter_shapes(opened.model_config)
     params: Tree = {}
@@ -225,6 +228,7 @@ def read_params(opened: OpenFolder, dtype: DTypeLike | None = None) -> Tree:
         for parent in parents:
             subtree = subtree.setdefault(parent, {})
         tensor = tensors[tensor_rule.key]
+        # Here, where its pages are in memory anyway, and the file and the tensor can be named.
         if not is_finite(tensor):
             raise UserError(
                 f"{tensors.stored[tensor_rule.key].path}: {tensor_rule.key} holds NaN or infinity"
@@ -241,6 +245,7 @@ def read_params(opened: OpenFolder, dtype: DTypeLike | None = None) -> Tree:
 
 def is_finite(array: np.ndarray) -> bool:
     """Whether there is no NaN and no infinity: by the exponent's bits, a piece at a time, since weights are large."""
+    # An exponent of ones is an infinity or a NaN, in each of the three types.
     unsigned, exponent = {4: (np.uint32, 0x7F800000), 2: (np.uint16, 0x7C00)}[array.itemsize]
     if array.dtype == ml_dtypes.bfloat16:
         exponent = 0x7F80
@@ -260,6 +265,7 @@ def weights_sha256(folder: str | os.PathLike | None) -> str | None:
     if folder is None:
         return None
     folder = Path(folder)
+    # The index is left out: it says only which tensor lies in which of these files.
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("cxr_jax.json"))
     if not files:
         return None
@@ -324,6 +330,7 @@ def save(
     family = registry.family_of(model_config)
     settings = family.write_config(model_config)
     stored_type = np.dtype(dtype or params["text"]["embed"]["embedding"].dtype)
+    # Loaders that are not told a type take the one that stands here.
     settings["torch_dtype"] = _TORCH_NAMES[NAMES[stored_type]]
     with atomic_folder(Path(folder)) as temporary:
         write_json(temporary / "config.json", settings)

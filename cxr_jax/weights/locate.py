@@ -26,6 +26,7 @@ def find_folder(name: str | os.PathLike) -> Path:
     path = Path(name)
     if not path.is_dir():
         raise UserError(f"{name}: no model there: not a folder")
+    # A run's workdir stands for the model that it has exported.
     for folder in (path, path / "hf"):
         if _is_model(folder):
             return folder

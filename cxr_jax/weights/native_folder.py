@@ -137,6 +137,7 @@ class Arrays:
                 f"{self.folder / ARRAYS}: {leaf_name} does not load ({type(error).__name__}): missing or "
                 "damaged"
             ) from error
+        # Orbax has checksums of its own files, not of what came out of them.
         array_entry = self._entries[leaf_name]
         if (
             NAMES.get(array.dtype) != array_entry["dtype"]
@@ -201,6 +202,7 @@ def load(folder: str | os.PathLike, dtype: DTypeLike | None = None) -> tuple[Con
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Orbax from reporting through absl's logger what is no news here."""
+    # The level and not a filter, which would stay in a user's program.
     logger = logging.getLogger("absl")
     log_level = logger.level
     logger.setLevel(logging.ERROR)

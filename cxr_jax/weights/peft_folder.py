@@ -130,6 +130,7 @@ def save(
     Raises:
         ValueError: if the adapters are not those of `lora_settings`.
     """
+    # A tree of others would be written as if it were whole.
     leaves = {
         "/".join(module_path): np.asarray(leaf) for module_path, leaf in trees.flatten(adapters)
     }
@@ -387,6 +388,7 @@ def _lora(settings_path: Path, settings: dict, adapted: set[str]) -> Lora:
             targets.append(group)
         else:
             targets += [module_path for module_path in group_paths if module_path in adapted]
+    # Rank and alpha come from a file, and are checked where ours are.
     try:
         return Lora(settings.get("r"), settings.get("lora_alpha"), tuple(targets))
     except UserError as error:
@@ -428,6 +430,7 @@ def _read_adapters(
         module = adapters
         for part in tensor_rule.path[:-1]:
             module = module.setdefault(part, {})
+        # The first layer of a stack makes the arrays for all of them; those that PEFT left out stay zero.
         if not module:
             stack = () if tensor_rule.layer is None else (layer_counts[tensor_rule.path],)
             for (half_name, _), torch_shape in zip(

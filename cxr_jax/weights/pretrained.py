@@ -47,11 +47,13 @@ def load_starting_model(model: str, seed: int) -> StartingModel:
     Raises:
         UserError: if it names nothing, or what it names is damaged.
     """
+    # Before the tokenizer, so that a bad name is refused for what it is.
     check_model(model)
     tokenizer = load_tokenizer(model)
     if model.startswith(_RANDOM):
         model_config = random_config(model, tokenizer)
         return StartingModel(model_config, untrained_params(model_config, seed), tokenizer)
+    # Our checkpoints and Hugging Face folders are told apart by what lies in them.
     folder = _find_folder(model)
     load = native_folder.load if native_folder.is_native(folder) else hf_folder.load
     model_config, params = load(folder)
@@ -70,6 +72,7 @@ def is_built_in(model: str) -> bool:
 
 def fingerprint(model: str) -> dict[str, str | None]:
     """Hash the weights of a folder that a run starts from: a resumed run takes what is frozen from there."""
+    # What we bring or draw ourselves is known by its name, the code and the seed.
     if is_built_in(model):
         return {}
     return {"weights_sha256": hf_folder.weights_sha256(_find_folder(model))}
@@ -77,6 +80,7 @@ def fingerprint(model: str) -> dict[str, str | None]:
 
 def random_config(name: str, tokenizer: Tokenizer) -> Any:
     """Build the model's config of "random:SIZE" with the token ids of a tokenizer."""
+    # The sizes carry the ids of the published tokenizer, and the embedded one has others.
     return dataclasses.replace(registry.sizes()[name], **tokenizers.config_ids(tokenizer))
 
 
@@ -105,6 +109,7 @@ def load_tokenizer(model: str) -> Tokenizer:
 
 
 def _find_folder(model: str) -> Path:
+    # The message names the key that the user has set, and not only the path.
     try:
         return locate.find_folder(model)
     except UserError as error:

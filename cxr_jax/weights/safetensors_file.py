@@ -81,6 +81,7 @@ def read_header(file_path: Path) -> tuple[dict[str, dict], int]:
     """
     file_size = file_path.stat().st_size
     with open(file_path, "rb") as file:
+        # Against the size of the file first: nothing is read or allocated because a header asks for it.
         length = int.from_bytes(file.read(8), "little")
         if file_size < 8 or length > min(file_size - 8, _MAX_HEADER):
             raise UserError(f"{file_path}: not a safetensors file, or cut short")
@@ -203,6 +204,7 @@ class Tensors:
             if not single.is_file():
                 raise UserError(f"{self.folder}: {self._why_missing(single)}")
             return [Shard(single, None)]
+        # Which one is newer nobody can know, so neither is taken.
         if single.is_file():
             raise UserError(
                 f"{self.folder}: holds both model.safetensors and {INDEX}; remove the stale one"
@@ -299,6 +301,7 @@ def write_safetensors(file_path: Path, tensors: list[TensorToWrite]) -> None:
             array = np.ascontiguousarray(tensor.make(), dtype=tensor.dtype)
             assert array.shape == tuple(tensor.shape)
             file.write(array.reshape(-1).view(np.uint8).data)
+        # On disk before the folder gets its name: a rename may outlive a crash that the data do not.
         file.flush()
         os.fsync(file.fileno())
 
