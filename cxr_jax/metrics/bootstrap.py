@@ -68,12 +68,12 @@ def percentile_interval(samples: np.ndarray) -> Interval:
     return Interval(*np.percentile(samples, [2.5, 97.5]))
 
 
-def number_or_none(value: float) -> float | None:
+def number_or_none(value: np.ndarray | float) -> float | None:
     """Return a number as results hold it: None where it is undefined."""
     return float(value) if np.isfinite(value) else None
 
 
-def estimate(point: float, samples: np.ndarray) -> dict[str, float | None]:
+def estimate(point: np.ndarray | float, samples: np.ndarray) -> dict[str, float | None]:
     """Return {value, lo, hi} of a metric from its values on the resamples."""
     low, high = percentile_interval(samples)
     return {"value": number_or_none(point), "lo": number_or_none(low), "hi": number_or_none(high)}
@@ -83,7 +83,8 @@ def estimate_mean(
     values: ArrayLike, groups: ArrayLike | None, bootstrap: Bootstrap
 ) -> dict[str, float | None]:
     """Return {value, lo, hi} of the mean of values [N]."""
-    rows = np.stack([np.asarray(values, float), np.ones(len(values))], axis=1)
+    values = np.asarray(values, float)
+    rows = np.stack([values, np.ones(len(values))], axis=1)
     units = sum_by_group(rows, groups)
     sums = resample(units, bootstrap)
     return estimate(units[:, 0].sum() / units[:, 1].sum(), sums[:, 0] / sums[:, 1])

@@ -107,7 +107,7 @@ class Progress:
         share = 100 * self._step / max(self.total, 1)
         parts = [f"step {self._step:{width}d}/{self.total} {share:5.1f}%"]
         parts += [f"{name} {float(metrics[name]):.4g}" for name in self.show if name in metrics]
-        began, first_step = self._first
+        began, first_step = self._first or (now, self._step)
         # After the first step there is no rate yet.
         if now > began and self._step > first_step:
             rate = (self._step - first_step) / (now - began)

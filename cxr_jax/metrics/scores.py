@@ -132,7 +132,10 @@ def constant_predictions(
         frequency = np.asarray(prior, float)
     # Stable: of equally frequent labels the first of the 14, on every machine.
     order = np.argsort(-np.nan_to_num(frequency), kind="stable")
-    labels = {"No Finding": [INDEX["No Finding"]], "all labels": list(range(LABEL_COUNT))}
+    labels: dict[str, ArrayLike] = {
+        "No Finding": np.array([INDEX["No Finding"]]),
+        "all labels": np.arange(LABEL_COUNT),
+    }
     labels |= {f"top-{length} prior": order[:length] for length in range(1, LONGEST_PRIOR + 1)}
     return {name: np.isin(np.arange(LABEL_COUNT), named) for name, named in labels.items()}
 
@@ -157,14 +160,14 @@ def constant_policies(
         name: row_counts(Answers(np.broadcast_to(labels, shape)), reference)
         for name, labels in named.items()
     }
-    policies = {}
+    policies: dict[str, dict[str, Any]] = {}
     for name, rows in counts.items():
         total = rows.sum(0)
         policies[name] = {
             "labels": [CHEXPERT_14[label] for label in np.flatnonzero(named[name])],
             **{metric: number_or_none(compute(total)) for metric, compute in METRICS.items()},
         }
-    result = {"policies": policies}
+    result: dict[str, Any] = {"policies": policies}
     for metric in COMPARED:
         scores = {name: policy[metric] for name, policy in policies.items()}
         best = max(scores, key=lambda name: -1.0 if scores[name] is None else scores[name])
@@ -204,7 +207,8 @@ def image_use_audit(
     """
     if "real" not in answers:
         raise ValueError("predictions must hold 'real'")
-    real, result = answers["real"], {}
+    real = answers["real"]
+    result: dict[str, dict[str, Any]] = {}
     for name, shown in answers.items():
         total = row_counts(shown, reference).sum(0)
         result[name] = {metric: number_or_none(METRICS[metric](total)) for metric in COMPARED}
@@ -321,7 +325,7 @@ def _over_constant(
     gains = {}
     for metric in COMPARED:
         best = constants[f"best_{metric}"]
-        labels = np.tile(np.isin(CHEXPERT_14, best["labels"]), (len(reference.truth), 1))
+        labels = np.tile(np.isin(CHEXPERT_14, best["labels"]), (np.shape(reference.truth)[0], 1))
         gain = paired_bootstrap(metric, Answers(labels), answers, reference, bootstrap=bootstrap)
         gains[metric] = {"policy": best["policy"], **gain.as_estimate()}
     return gains
@@ -334,12 +338,12 @@ def _scores(answers: Answers, reference: Reference, bootstrap: Bootstrap) -> dic
     total, samples = units.sum(0), resample(units, bootstrap)
     jaccard = METRICS["jaccard"]
     return {
-        "n": len(reference.truth),
+        "n": np.shape(reference.truth)[0],
         "n_units": len(units),
         "unit": "row" if reference.groups is None else "patient",
         "n_boot": bootstrap.samples,
         "seed": bootstrap.seed,
-        "parse_failure_rate": float((~answers.valid).mean()),
+        "parse_failure_rate": float((~np.asarray(answers.valid)).mean()),
         "jaccard": estimate(jaccard(total), jaccard(samples)),
         "macro_f1": _by_subset("macro_f1", total, samples),
         "micro_f1": _by_subset("micro_f1", total, samples),

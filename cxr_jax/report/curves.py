@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
@@ -87,9 +87,9 @@ class AlarmFigure:
 
 def points(rows: Rows, kind: str, metric: str) -> Points:
     """Collect (step, value) of one metric, by step; where a step was logged twice, the later line counts."""
-    values = {}
+    values: dict[int, float] = {}
     for row in rows:
-        value = row.get(metric)
+        value: Any = row.get(metric)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if row.get("kind") == kind and is_number:
             values[row["step"]] = value
@@ -194,7 +194,8 @@ def _training_figures(rows: Rows) -> list[Figure | None]:
     }
     accuracy = {name: data for name, data in terms.items() if name in ACCURACY}
     # A term that never moves is folded away; those of accuracy have a figure of their own.
-    form, trace = {}, {}
+    form: dict[str, Points] = {}
+    trace: dict[str, Points] = {}
     for name, data in terms.items():
         if name not in ACCURACY and not _is_flat(data):
             (trace if name.startswith("trace_") else form)[name] = data
@@ -226,8 +227,8 @@ def _other_figures(rows: Rows, drawn: Collection[str]) -> list[Figure]:
         is_drawn_term = term and (term[1] in ACCURACY or not _is_flat(data))
         if name in drawn or is_drawn_term or name.startswith(("constant/", "alarms/")):
             continue
-        if len(data) > 1:
-            figures.append(_figure(name, [_series(name, data, PALETTE[4])]))
+        if len(data) > 1 and (figure := _figure(name, [_series(name, data, PALETTE[4])])):
+            figures.append(figure)
     return figures
 
 

@@ -171,7 +171,7 @@ def choose(reward: ArrayLike, count: int) -> list[int]:
 
 def _label_names(flags: ArrayLike) -> list[str]:
     """The labels of bool [14]."""
-    return [name for name, is_set in zip(CHEXPERT_14, flags, strict=True) if is_set]
+    return [name for name, is_set in zip(CHEXPERT_14, np.asarray(flags), strict=True) if is_set]
 
 
 ROLLOUT_ARRAYS = (
@@ -213,7 +213,7 @@ def _completions(
     for prompt, sample in places:
         length = rollout["lengths"][prompt, sample]
         tokens = rollout["tokens"][prompt, sample, :length]
-        texts.append(tokenizer.decode(tokens, skip_special_tokens=True))
+        texts.append(str(tokenizer.decode(tokens, skip_special_tokens=True)))
     # All texts at once: the parser takes them in batches of one shape.
     rows = np.repeat(np.array(prompts, int), group_size)
     verdicts = _sentences(texts, truth, rows, lexicon)

@@ -108,6 +108,15 @@ def png(image: ArrayLike) -> bytes:
     return buffer.getvalue()
 
 
+def _png_file(record: Case | Group) -> bytes:
+    """The image of a record: its file as given, else drawn."""
+    if record.png:
+        return record.png
+    if record.image is None:
+        raise ValueError("a case image must be [H, W], got []")
+    return png(record.image)
+
+
 def data_uri(image: bytes) -> str:
     """Write a PNG as the page holds it."""
     return "data:image/png;base64," + base64.b64encode(image).decode()
@@ -161,7 +170,7 @@ def save_cases(workdir: str | os.PathLike, cases: Iterable[Case]) -> None:
     copied = ("id", "hospital", "model", "prompt", "completion", "answer", "truth", "known")
     for position, case in enumerate(cases):
         name = f"cases/{position:04d}.png"  # never the id: ids are other people's text
-        (workdir / name).write_bytes(case.png or png(case.image))
+        (workdir / name).write_bytes(_png_file(case))
         row = {field: getattr(case, field) for field in copied}
         row["score"] = None if case.score is None else float(case.score)
         row["image"] = name
@@ -191,7 +200,7 @@ def save_groups(
     for position, group in enumerate(groups):
         folder.mkdir(parents=True, exist_ok=True)
         name = f"groups/{group.step:06d}_{position}.png"
-        (workdir / name).write_bytes(group.png or png(group.image))
+        (workdir / name).write_bytes(_png_file(group))
         row = json_value(group.row() | {"image": name}, str)
         lines.append(json.dumps(row, allow_nan=False) + "\n")
     if lines:

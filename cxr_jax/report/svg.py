@@ -299,7 +299,12 @@ def legend(
 
 
 def event_strip(
-    title: str, events: Mapping[str, Sequence[int]], first: int, last: int, *, width: int = WIDTH
+    title: str,
+    events: Mapping[str, Sequence[float]],
+    first: float,
+    last: float,
+    *,
+    width: int = WIDTH,
 ) -> Markup:
     """Draw when something was so: a row a name, a mark a step, over the steps first to last."""
     left, right, row_height = 200, 12, 24

@@ -110,7 +110,7 @@ def _verdicts(models: Mapping) -> list[Verdict]:
 
 def _comparisons(evaluation: Mapping) -> list[Comparison]:
     """The metrics of one pair of models on one set stand in one sentence."""
-    pairs: dict[tuple, list[Change]] = {}
+    pairs: dict[tuple[str, str, str], list[Change]] = {}
     for comparison in evaluation.get("comparisons", ()):
         pair = comparison["b"], comparison["a"], comparison["set"]
         pairs.setdefault(pair, []).append(_change(comparison["metric"], comparison))

@@ -43,8 +43,8 @@ def render(workdir: str | os.PathLike) -> Path:
         raise UserError(f"{path}: kind is not one of {', '.join(KINDS)}")
     if evaluation.get("config") is None and (workdir / "config.json").exists():
         evaluation["config"] = read_json(workdir / "config.json")
-    cases = [(case, data_uri(case.png)) for case in load_cases(workdir)]
-    groups = [(group, data_uri(group.png)) for group in load_groups(workdir)]
+    cases = [(case, data_uri(case.png or b"")) for case in load_cases(workdir)]
+    groups = [(group, data_uri(group.png or b"")) for group in load_groups(workdir)]
     page = report_page.page(evaluation, run_log.read(workdir), cases, groups)
     report = workdir / "report.html"
     # Half a character of another alphabet in a model's text must not stop the page.
