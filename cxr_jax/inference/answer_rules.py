@@ -392,7 +392,8 @@ def _fits(fewest: np.ndarray, machine: _ByteMachine, answer_tokens: int) -> np.n
     """int [S, M]: see `Constraint`. The trace keeps answer_tokens back for the answer."""
     force_format = machine.grammar.force_format
     fewest = fewest.copy()
-    fewest[machine.is_in("head", "free")] += answer_tokens if force_format else 0
+    if force_format:
+        fewest[machine.is_in("head", "free")] += answer_tokens
     # As many columns as the longest need: beyond, everything fits that fits at all.
     finite = fewest[np.isfinite(fewest)]
     enough = np.arange(int(finite.max(initial=0)) + 1)

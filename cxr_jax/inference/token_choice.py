@@ -69,8 +69,11 @@ def pick(
         scaled = logits
     else:
         scaled = logits / temperature
-        kept = scaled if top_k is None else keep_top_k(scaled, top_k)
-        kept = kept if top_p is None else keep_top_p(kept, top_p)
+        kept = scaled
+        if top_k is not None:
+            kept = keep_top_k(kept, top_k)
+        if top_p is not None:
+            kept = keep_top_p(kept, top_p)
         # The largest of logits with Gumbel noise is a draw from their softmax.
         noise = jax.vmap(
             lambda key: jax.random.gumbel(jax.random.fold_in(key, step), logits.shape[1:])
