@@ -168,7 +168,17 @@ class ReadyModel(Protocol):
     def prepare(self, image: Any) -> tuple[np.ndarray | None, tuple[int, int, int] | None]:
         """Turn an image into patches and their grid."""
 
-    def read(self, image: Any, prompt: Any, *settings: int, **options: Any) -> Reading:
+    def read(
+        self,
+        image: Any,
+        prompt: Any,
+        samples: int = 8,
+        max_new_tokens: int = 512,
+        seed: int = 0,
+        *,
+        constraint: Any = None,
+        probabilities: bool = True,
+    ) -> Reading:
         """Read one image."""
 
 
