@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SIDE, PROMPT = 224, 136  # pixels of an image's side; tokens of a prompt, 64 of them the image's
@@ -44,18 +45,18 @@ def serve(handlers: dict) -> None:
         print(json.dumps(handlers[request.pop("do")](**request)), file=answers, flush=True)
 
 
-def product_gflops(multiply, n: int) -> float:
-    """GFLOP/s of multiply(), an n x n x n product: the best of 5 after one that is not counted."""
+def product_gflops(multiply: Callable[[], object], size: int) -> float:
+    """GFLOP/s of multiply(), a size^3 matrix product: the best of 5 after one that is not counted."""
     multiply()
-    return 2e-9 * n**3 / min(clock(multiply) for _ in range(5))
+    return 2e-9 * size**3 / min(clock(multiply) for _ in range(5))
 
 
-def torch_gflops(n: int = 2048) -> float:
+def torch_gflops(size: int = 2048) -> float:
     """`gemm_gflops` of torch."""
     import torch
 
-    a = torch.randn(n, n)
-    return product_gflops(lambda: a @ a, n)
+    matrix = torch.randn(size, size)
+    return product_gflops(lambda: matrix @ matrix, size)
 
 
 class Worker:
@@ -63,7 +64,7 @@ class Worker:
 
     def __init__(self, *command):
         self.process = subprocess.Popen(
-            [str(c) for c in command],
+            [str(part) for part in command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -186,7 +187,8 @@ def random_params(model_config, dtype):
 
     @functools.partial(jax.jit, static_argnames="dtype")
     def make(key, dtype):
-        params = jax.tree.map(lambda x: x.astype(dtype), qwen2_5_vl.init_params(model_config, key))
+        fresh = qwen2_5_vl.init_params(model_config, key)
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), fresh)
         table = params["text"]["embed"]
         table["embedding"] = table["embedding"].at[np.array(model_config.media_token_ids)].set(0)
         return params
@@ -201,33 +203,37 @@ def prompts(model, batch: int) -> dict:
     """
     import numpy as np
 
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (batch, SIDE, SIDE)).astype(np.float32) / 255
-    prepared = [model.prepare(x) for x in images]
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (batch, SIDE, SIDE)).astype(np.float32) / 255
+    prepared = [model.prepare(image) for image in images]
     grid = prepared[0][1]
+    # Longer by a word or shorter by a letter, until the prompt has just as many tokens as it should.
     text = "Find abnormalities and support devices."
     while len(row := model.render(text, grid)) != PROMPT:
-        text = text + " and" if len(row) < PROMPT else text[:-1]
+        if len(row) < PROMPT:
+            text += " and"
+        else:
+            text = text[:-1]
     ids = np.repeat(np.asarray(row, np.int32)[None], batch, 0)
     words = ids[0] < WORDS
-    ids[1:, words] = rng.integers(0, WORDS, (batch - 1, words.sum()))
+    ids[1:, words] = generator.integers(0, WORDS, (batch - 1, words.sum()))
     return {
         "image": images,
-        "pixels": np.stack([p for p, _ in prepared]),
+        "pixels": np.stack([pixels for pixels, _ in prepared]),
         "grid": grid,
         "ids": ids,
         "text": text,
     }
 
 
-def gemm_gflops(dtype, n: int = 2048) -> float:
-    """GFLOP/s of an n x n x n product, the best of 5."""
+def gemm_gflops(dtype, size: int = 2048) -> float:
+    """GFLOP/s of a product of two size x size matrices, the best of 5."""
     import jax
     import jax.numpy as jnp
 
-    a = jax.random.normal(jax.random.key(1), (n, n), dtype)
+    matrix = jax.random.normal(jax.random.key(1), (size, size), dtype)
     dot = jax.jit(jnp.dot)
-    return product_gflops(lambda: dot(a, a).block_until_ready(), n)
+    return product_gflops(lambda: dot(matrix, matrix).block_until_ready(), size)
 
 
 def read_gbps(megabytes: int = 512) -> float:
@@ -235,16 +241,17 @@ def read_gbps(megabytes: int = 512) -> float:
     import jax
     import jax.numpy as jnp
 
-    x = jnp.ones((megabytes, 2**18), jnp.float32)
-    total = jax.jit(lambda x: x.sum())
-    total(x).block_until_ready()
-    return 1e-9 * x.nbytes / min(clock(lambda: total(x).block_until_ready()) for _ in range(5))
+    values = jnp.ones((megabytes, 2**18), jnp.float32)
+    total = jax.jit(jnp.sum)
+    total(values).block_until_ready()
+    seconds = min(clock(lambda: total(values).block_until_ready()) for _ in range(5))
+    return 1e-9 * values.nbytes / seconds
 
 
-def clock(fn) -> float:
-    """Seconds of fn()."""
+def clock(work: Callable[[], object]) -> float:
+    """Seconds of work()."""
     start = time.perf_counter()
-    fn()
+    work()
     return time.perf_counter() - start
 
 
@@ -256,7 +263,8 @@ def memory(reset: bool = False) -> float:
     return stats["peak_bytes_in_use"] / 2**30 if stats else peak(reset)
 
 
-def facts() -> dict:
+def facts() -> dict[str, str]:
+    """The device and the versions of our side."""
     import jax
 
     return {
@@ -271,42 +279,39 @@ def facts() -> dict:
 
 def spread(values, scale: float = 1.0, digits: int = 1) -> str:
     """'median (least-most)'."""
-    low, mid, high = (scale * f(values) for f in (min, statistics.median, max))
-    return f"{mid:.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+    least, median, most = (scale * pick(values) for pick in (min, statistics.median, max))
+    return f"{median:.{digits}f} ({least:.{digits}f}-{most:.{digits}f})"
 
 
 def table(rows: list[list[str]]) -> str:
     """Rows of equal length, columns aligned; the first row and column are names."""
-    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    line = lambda r: "  ".join(
-        [r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:], strict=True))]
-    )
-    return "\n".join(line(r).rstrip() for r in rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *cells in rows:
+        aligned = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *aligned]).rstrip())
+    return "\n".join(lines)
 
 
 def header(*all_facts: dict) -> str:
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    known = {k: v for facts in all_facts for k, v in facts.items()}
-    settings = [
-        f"{k}={os.environ[k]}"
-        for k in ("GLIBC_TUNABLES", "OMP_WAIT_POLICY", "XLA_FLAGS")
-        if k in os.environ
-    ]
-    return "\n".join(
-        [
-            f"{time.strftime('%Y-%m-%d %H:%M')}; {cpu}, {len(os.sched_getaffinity(0))} cores; "
-            + ", ".join(f"{k} {v}" for k, v in known.items()),
-            "command: " + " ".join([*settings, "python", shlex.join(sys.argv)]),
-        ]
-    )
+    """What a result has to say of itself: when, on which machine, with which versions, by which command."""
+    known = {name: value for facts in all_facts for name, value in facts.items()}
+    when = time.strftime("%Y-%m-%d %H:%M")
+    machine = f"{_processor()}, {len(os.sched_getaffinity(0))} cores"
+    versions = ", ".join(f"{name} {value}" for name, value in known.items())
+    variables = ("GLIBC_TUNABLES", "OMP_WAIT_POLICY", "XLA_FLAGS")
+    settings = [f"{name}={os.environ[name]}" for name in variables if name in os.environ]
+    command = " ".join([*settings, "python", shlex.join(sys.argv)])
+    return f"{when}; {machine}; {versions}\ncommand: {command}"
+
+
+def _processor() -> str:
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor()
 
 
 def load() -> str:
+    """How busy the machine is: the mean number of processes that wanted a core in the last minute."""
     return f"{os.getloadavg()[0]:.1f}"

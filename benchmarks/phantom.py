@@ -9,6 +9,7 @@ GLIBC_TUNABLES=glibc.malloc.hugetlb=1 (as launch/*.sh sets it) 708 and 747. Goal
 import argparse
 import os
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -17,34 +18,40 @@ from cxr_jax import phantom
 from cxr_jax.phantom import render
 
 
-def rate(step, batch: int, seconds: float) -> float:
-    """Images per second of step(i) after one warm-up call (which compiles)."""
+def images_per_second(step: Callable[[int], object], batch_size: int, seconds: float) -> float:
+    """Measure step(number) for so many seconds, after one call that compiles and is not counted."""
     step(0)
-    start, n = time.perf_counter(), 0
+    start, number = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
-        n += 1
-        step(n)
-    return n * batch / (time.perf_counter() - start)
+        number += 1
+        step(number)
+    return number * batch_size / (time.perf_counter() - start)
 
 
 def main() -> None:
+    """Print both rates."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=5.0)
     args = parser.parse_args()
-    b = args.batch
-    keys = phantom.example_keys(0, "train", "A", np.arange(b))
+    batch_size = args.batch
+    keys = phantom.example_keys(0, "train", "A", np.arange(batch_size))
     scene = jax.jit(phantom.sample_scenes, static_argnums=1)(keys, "A")
     draw = jax.jit(render)
     device = jax.devices()[0]
     print(
-        f"device {device.platform}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, batch {b}"
+        f"device {device.platform}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, batch {batch_size}"
     )
-    print(
-        f"render     {rate(lambda i: draw(scene).block_until_ready(), b, args.seconds):8.0f} images/s"
-    )
-    batch = lambda i: phantom.make_batch(0, "train", "A", np.arange(i * b, i * b + b))
-    print(f"make_batch {rate(batch, b, args.seconds):8.0f} images/s")
+
+    def draw_again(number: int) -> None:
+        draw(scene).block_until_ready()
+
+    def make_next(number: int) -> None:
+        first = number * batch_size
+        phantom.make_batch(0, "train", "A", np.arange(first, first + batch_size))
+
+    for name, step in (("render", draw_again), ("make_batch", make_next)):
+        print(f"{name:10} {images_per_second(step, batch_size, args.seconds):8.0f} images/s")
 
 
 if __name__ == "__main__":

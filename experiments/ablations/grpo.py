@@ -17,12 +17,17 @@ from cxr_jax import rewards
 from cxr_jax.errors import UserError
 from experiments import rl
 
+# The checked reward without what reads the trace.
 ANSWERS = {
     term: weight for term, weight in rewards.CHECKED.items() if not term.startswith("trace_")
 }
-_reward = lambda terms: {
-    f"rl.reward_weights.{term}": weight for term, weight in rewards.weights(terms).items()
-}
+
+
+def _reward(weights: dict[str, float]) -> dict[str, float]:
+    """Config keys of a reward: every term that `weights` does not name gets 0, so that it replaces the preset's."""
+    all_weights = rewards.weights(weights)
+    return {f"rl.reward_weights.{term}": weight for term, weight in all_weights.items()}
+
 
 ARMS = {  # arm -> what it sets; "preset": that of experiments/rl.py
     "base": {},
@@ -41,12 +46,16 @@ ARMS = {  # arm -> what it sets; "preset": that of experiments/rl.py
 
 
 def get_config(arm: str = "base") -> ConfigDict:
-    """The config of experiments/rl.py with an arm's changes."""
+    """Build the config of experiments/rl.py with an arm's changes.
+
+    Raises:
+        UserError: for an arm that there is not.
+    """
     if arm not in ARMS:
         raise UserError(
             f"experiments/ablations/grpo.py has no preset {arm!r}; it has: {', '.join(ARMS)}"
         )
     changes = dict(ARMS[arm])
-    c = rl.get_config(changes.pop("preset", "phantom"))
-    c.update_from_flattened_dict(changes)
-    return c
+    config = rl.get_config(changes.pop("preset", "phantom"))
+    config.update_from_flattened_dict(changes)
+    return config
