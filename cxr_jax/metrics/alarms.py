@@ -40,106 +40,106 @@ def _alarm(advice: str) -> Callable[[Callable[[Metrics], bool]], Callable[[Metri
     "over 90 % of the groups earn one reward: nearly nothing is learned. Sample more prompts (rl.oversample), or "
     "the task is solved, or no completion holds the format: see rewards/format/mean"
 )
-def _few_groups_vary(row: Metrics) -> bool:
-    return row["frac_reward_zero_std"] > 0.9
+def _few_groups_vary(metrics: Metrics) -> bool:
+    return metrics["frac_reward_zero_std"] > 0.9
 
 
 @_alarm(
     "over 20 % of the completions are cut at max_completion: see completions/mean_length, and raise max_completion "
     "or the weight of overlong"
 )
-def _truncated(row: Metrics) -> bool:
-    return row["completions/clipped_ratio"] > 0.2
+def _truncated(metrics: Metrics) -> bool:
+    return metrics["completions/clipped_ratio"] > 0.2
 
 
 @_alarm(
     "entropy is below a fifth of its start: samples of a group become copies. See answers/modal_share; a lower "
     "learning rate, a higher rl.epsilon_high or rl.beta > 0 slow it"
 )
-def _entropy_collapse(row: Metrics) -> bool:
-    return row["entropy"] < 0.2 * row["first/entropy"]
+def _entropy_collapse(metrics: Metrics) -> bool:
+    return metrics["entropy"] < 0.2 * metrics["first/entropy"]
 
 
 @_alarm(
     "entropy has more than doubled: text falls apart. Read samples.jsonl; lower the learning rate"
 )
-def _entropy_explosion(row: Metrics) -> bool:
-    return row["entropy"] > 2.0 * row["first/entropy"] + 0.5
+def _entropy_explosion(metrics: Metrics) -> bool:
+    return metrics["entropy"] > 2.0 * metrics["first/entropy"] + 0.5
 
 
 @_alarm(
     "completions are half as long as at the start: is the reasoning still there? Read samples.jsonl; the overshort "
     "and trace terms guard it"
 )
-def _length_collapse(row: Metrics) -> bool:
-    return row["completions/mean_length"] < 0.5 * row["first/completions/mean_length"]
+def _length_collapse(metrics: Metrics) -> bool:
+    return metrics["completions/mean_length"] < 0.5 * metrics["first/completions/mean_length"]
 
 
 @_alarm(
     "completions are half as long again as at the start: padding pays? See rewards/repetition/mean and overlong"
 )
-def _length_explosion(row: Metrics) -> bool:
-    return row["completions/mean_length"] > 1.5 * row["first/completions/mean_length"]
+def _length_explosion(metrics: Metrics) -> bool:
+    return metrics["completions/mean_length"] > 1.5 * metrics["first/completions/mean_length"]
 
 
 @_alarm(
     "sampler and learner disagree by 10 % on the probability of over 5 % of the tokens: the update is off-policy. "
     "Compute in float32, or correct with rl.sampler_correction"
 )
-def _sampler_and_learner_differ(row: Metrics) -> bool:
-    return row["sampling/outside_0.9_1.1"] > 0.05
+def _sampler_and_learner_differ(metrics: Metrics) -> bool:
+    return metrics["sampling/outside_0.9_1.1"] > 0.05
 
 
 @_alarm("an update was not finite and was left out: lower the learning rate; with beta > 0 see kl")
-def _steps_skipped(row: Metrics) -> bool:
-    return row["skipped_steps"] > 0
+def _steps_skipped(metrics: Metrics) -> bool:
+    return metrics["skipped_steps"] > 0
 
 
 @_alarm(
     "one answer is given to most films: the image is no longer used. See the image-use audit of the report"
 )
-def _constant_answers(row: Metrics) -> bool:
-    return row["answers/modal_share"] > min(0.95, max(0.5, 2 * row["constant/modal_share"]))
+def _constant_answers(metrics: Metrics) -> bool:
+    return metrics["answers/modal_share"] > min(0.95, max(0.5, 2 * metrics["constant/modal_share"]))
 
 
 @_alarm("a constant answer would earn as much accuracy (constant/best)")
-def _no_better_than_constant(row: Metrics) -> bool:
-    return row["rewards/accuracy/mean"] <= row["constant/best"]
+def _no_better_than_constant(metrics: Metrics) -> bool:
+    return metrics["rewards/accuracy/mean"] <= metrics["constant/best"]
 
 
 @_alarm("answers name labels that do not exist, one in two completions")
-def _invented_labels(row: Metrics) -> bool:
-    return row["rewards/invented/mean"] > 0.5
+def _invented_labels(metrics: Metrics) -> bool:
+    return metrics["rewards/invented/mean"] > 0.5
 
 
 @_alarm("answers say No Finding beside findings")
-def _no_finding_beside_findings(row: Metrics) -> bool:
-    return row["rewards/no_finding_conflict/mean"] > 0.1
+def _no_finding_beside_findings(metrics: Metrics) -> bool:
+    return metrics["rewards/no_finding_conflict/mean"] > 0.1
 
 
 @_alarm("a fifth of the text repeats itself: padding pays?")
-def _repetition(row: Metrics) -> bool:
-    return row["rewards/repetition/mean"] > 0.2
+def _repetition(metrics: Metrics) -> bool:
+    return metrics["rewards/repetition/mean"] > 0.2
 
 
 @_alarm("the reasoning does not say what the answer says: read samples.jsonl, weigh trace_answer")
-def _trace_contradicts_answer(row: Metrics) -> bool:
-    return row["rewards/trace_answer/mean"] < 0.5 * row["rewards/format/mean"]
+def _trace_contradicts_answer(metrics: Metrics) -> bool:
+    return metrics["rewards/trace_answer/mean"] < 0.5 * metrics["rewards/format/mean"]
 
 
 @_alarm(
     "most sentences of the reasoning are false where the answer may be right: read samples.jsonl, weigh "
     "trace_findings"
 )
-def _trace_contradicts_truth(row: Metrics) -> bool:
-    return row["rewards/trace_truth/mean"] < 0.5 * row["rewards/format/mean"]
+def _trace_contradicts_truth(metrics: Metrics) -> bool:
+    return metrics["rewards/trace_truth/mean"] < 0.5 * metrics["rewards/format/mean"]
 
 
 @_alarm(
     "false sentences have become far more frequent than at the start: read samples.jsonl, weigh trace_findings"
 )
-def _trace_drifts(row: Metrics) -> bool:
-    return row["rewards/trace_false/mean"] > 0.5 + 2 * row["first/rewards/trace_false/mean"]
+def _trace_drifts(metrics: Metrics) -> bool:
+    return metrics["rewards/trace_false/mean"] > 0.5 + 2 * metrics["first/rewards/trace_false/mean"]
 
 
 # ---- The bell ---------------------------------------------------------------------------------------
@@ -161,12 +161,12 @@ class Alarms:
         self.first: dict[str, Any] = dict(first or {})
         self._out = out
 
-    def __call__(self, row: Metrics) -> dict[str, float]:
+    def __call__(self, metrics: Metrics) -> dict[str, float]:
         """Test the metrics of a step; returns {"alarms/<name>": 0.0 or 1.0}."""
         for name in SINCE_FIRST:
-            self.first.setdefault(f"first/{name}", float(row[name]))
+            self.first.setdefault(f"first/{name}", float(metrics[name]))
         printed = self.first.setdefault("rung", [])
-        values = {**row, **self.first}
+        values = {**metrics, **self.first}
         rings = {name: bool(alarm.test(values)) for name, alarm in ALARMS.items()}
         for name in sorted(name for name in rings if rings[name] and name not in printed):
             # A new list: the old one may stand in a checkpoint that is being written.

@@ -85,31 +85,37 @@ class AlarmFigure:
 # ---- Points of a metric ----
 
 
-def points(rows: Rows, kind: str, metric: str) -> Points:
+def points(log_rows: Rows, kind: str, metric: str) -> Points:
     """Collect (step, value) of one metric, by step; where a step was logged twice, the later line counts."""
     values: dict[int, float] = {}
-    for row in rows:
-        value: Any = row.get(metric)
+    for log_row in log_rows:
+        value: Any = log_row.get(metric)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if row.get("kind") == kind and is_number:
-            values[row["step"]] = value
+        if log_row.get("kind") == kind and is_number:
+            values[log_row["step"]] = value
     return sorted(values.items())
 
 
-def _names(rows: Rows, kind: str) -> list[str]:
+def _names(log_rows: Rows, kind: str) -> list[str]:
     """Every name on lines of a kind, in the order of first mention."""
-    return list(dict.fromkeys(name for row in rows if row.get("kind") == kind for name in row))
+    return list(
+        dict.fromkeys(
+            name for log_row in log_rows if log_row.get("kind") == kind for name in log_row
+        )
+    )
 
 
-def _is_flat(data: Points) -> bool:
+def _is_flat(data_points: Points) -> bool:
     """A term that never moves hides others: it is folded away."""
-    return len({value for _, value in data}) < 2
+    return len({value for _, value in data_points}) < 2
 
 
-def _series(name: str, data: Points, color: str, marks: bool = False) -> Series:
-    if marks or len(data) < SMOOTH_FROM:
-        return Series(name, data, color, marks=marks)
-    return Series(name, smooth(data, max(5, len(data) // 25)), color, faint=data)
+def _series(name: str, data_points: Points, color: str, marks: bool = False) -> Series:
+    if marks or len(data_points) < SMOOTH_FROM:
+        return Series(name, data_points, color, marks=marks)
+    return Series(
+        name, smooth(data_points, max(5, len(data_points) // 25)), color, faint=data_points
+    )
 
 
 # ---- Figures ----
@@ -139,8 +145,8 @@ def _line_figure(
 ) -> Figure | None:
     """A figure of named lines, in the colours of the palette by turns."""
     series = [
-        _series(name, data, PALETTE[position % len(PALETTE)])
-        for position, (name, data) in enumerate(lines.items())
+        _series(name, data_points, PALETTE[position % len(PALETTE)])
+        for position, (name, data_points) in enumerate(lines.items())
     ]
     return _figure(title, series, references, floor_zero)
 
@@ -152,10 +158,12 @@ def _best_constant(models: Mapping, set_name: str, metric: str) -> float | None:
     return None
 
 
-def _held_out_figures(rows: Rows, models: Mapping) -> list[Figure | None]:
+def _held_out_figures(log_rows: Rows, models: Mapping) -> list[Figure | None]:
     """Macro-F1 and Jaccard on held-out images: a line a test set, in its colour, dashed its best constant answer."""
     # A set has one colour in both figures.
-    curves = [(name, match) for name in _names(rows, "eval") if (match := _EVALUATED.match(name))]
+    curves = [
+        (name, match) for name in _names(log_rows, "eval") if (match := _EVALUATED.match(name))
+    ]
     sets = list(dict.fromkeys(match[1] for _, match in curves))
     figures = []
     for metric, metric_title in (("macro_f1", "macro-F1"), ("jaccard", "Jaccard")):
@@ -165,8 +173,8 @@ def _held_out_figures(rows: Rows, models: Mapping) -> list[Figure | None]:
                 continue
             set_name = match[1]
             color = PALETTE[sets.index(set_name) % len(PALETTE)]
-            data = points(rows, "eval", name)
-            series.append(_series(set_title(set_name), data, color, marks=True))
+            data_points = points(log_rows, "eval", name)
+            series.append(_series(set_title(set_name), data_points, color, marks=True))
             constant = _best_constant(models, set_name, metric)
             if constant is not None:
                 title = f"best constant answer, {set_title(set_name)}"
@@ -176,33 +184,35 @@ def _held_out_figures(rows: Rows, models: Mapping) -> list[Figure | None]:
     return figures
 
 
-def _constant_references(rows: Rows) -> list[Reference]:
+def _constant_references(log_rows: Rows) -> list[Reference]:
     """What constant answers earn on the training images, where it was logged."""
     references = []
     for metric, (title, dash) in CONSTANT.items():
-        if level := points(rows, "train", metric):
+        if level := points(log_rows, "train", metric):
             references.append(Reference(title, level[-1][1], PALETTE[4], dash))
     return references
 
 
-def _training_figures(rows: Rows) -> list[Figure | None]:
+def _training_figures(log_rows: Rows) -> list[Figure | None]:
     # ---- The reward and its terms ----
     terms = {
-        match[1]: points(rows, "train", name)
-        for name in _names(rows, "train")
+        match[1]: points(log_rows, "train", name)
+        for name in _names(log_rows, "train")
         if (match := _TERM.match(name))
     }
-    accuracy = {name: data for name, data in terms.items() if name in ACCURACY}
+    accuracy = {name: data_points for name, data_points in terms.items() if name in ACCURACY}
     # A term that never moves is folded away; those of accuracy have a figure of their own.
     form: dict[str, Points] = {}
     trace: dict[str, Points] = {}
-    for name, data in terms.items():
-        if name not in ACCURACY and not _is_flat(data):
-            (trace if name.startswith("trace_") else form)[name] = data
-    reward = _series("reward", points(rows, "train", "reward"), PALETTE[2])
+    for name, data_points in terms.items():
+        if name not in ACCURACY and not _is_flat(data_points):
+            (trace if name.startswith("trace_") else form)[name] = data_points
+    reward = _series("reward", points(log_rows, "train", "reward"), PALETTE[2])
     figures = [
         _figure("Reward of sampled completions", [reward]),
-        _line_figure("Accuracy of sampled completions", accuracy, _constant_references(rows), True),
+        _line_figure(
+            "Accuracy of sampled completions", accuracy, _constant_references(log_rows), True
+        ),
         _line_figure("Reward terms: form and length", form),
         _line_figure("Reward terms: trace", trace),
     ]
@@ -210,46 +220,48 @@ def _training_figures(rows: Rows) -> list[Figure | None]:
     # ---- How sampling and learning go ----
     for title, (metrics, floor_zero) in MAIN.items():
         lines = {
-            SHORT.get(metric, metric.split("/")[-1]): points(rows, "train", metric)
+            SHORT.get(metric, metric.split("/")[-1]): points(log_rows, "train", metric)
             for metric in metrics
         }
-        lines = {name: data for name, data in lines.items() if data}
+        lines = {name: data_points for name, data_points in lines.items() if data_points}
         figures.append(_line_figure(title, lines, floor_zero=floor_zero))
     return figures
 
 
-def _other_figures(rows: Rows, drawn: Collection[str]) -> list[Figure]:
+def _other_figures(log_rows: Rows, drawn: Collection[str]) -> list[Figure]:
     """Every other numeric training metric, small and folded away."""
     figures = []
-    for name in _names(rows, "train"):
-        data, term = points(rows, "train", name), _TERM.match(name)
+    for name in _names(log_rows, "train"):
+        data_points, term = points(log_rows, "train", name), _TERM.match(name)
         # What stands above is not drawn twice.
-        is_drawn_term = term and (term[1] in ACCURACY or not _is_flat(data))
+        is_drawn_term = term and (term[1] in ACCURACY or not _is_flat(data_points))
         if name in drawn or is_drawn_term or name.startswith(("constant/", "alarms/")):
             continue
-        if len(data) > 1 and (figure := _figure(name, [_series(name, data, PALETTE[4])])):
+        if len(data_points) > 1 and (
+            figure := _figure(name, [_series(name, data_points, PALETTE[4])])
+        ):
             figures.append(figure)
     return figures
 
 
-def _alarms(rows: Rows) -> AlarmFigure | None:
+def _alarms(log_rows: Rows) -> AlarmFigure | None:
     """When each alarm rang: those of `alarms.ALARMS` at every step, and those of an evaluation."""
     watched = {}
     for kind in ("train", "eval"):
-        for name in _names(rows, kind):
+        for name in _names(log_rows, kind):
             if name.startswith("alarms/"):
-                watched[name.removeprefix("alarms/")] = points(rows, kind, name)
+                watched[name.removeprefix("alarms/")] = points(log_rows, kind, name)
     if not watched:
         return None
     rang = {
-        name: [step for step, rings in data if rings]
-        for name, data in watched.items()
-        if any(rings for _, rings in data)
+        name: [step for step, rings in data_points if rings]
+        for name, data_points in watched.items()
+        if any(rings for _, rings in data_points)
     }
     # That none rang is told, too: alarms that were not watched look the same otherwise.
     if not rang:
         return AlarmFigure(len(watched), [], Markup())
-    steps = [step for data in watched.values() for step, _ in data]
+    steps = [step for data_points in watched.values() for step, _ in data_points]
     events = {name.replace("_", " "): when for name, when in rang.items()}
     alarms = []
     for name, when in rang.items():
@@ -260,21 +272,21 @@ def _alarms(rows: Rows) -> AlarmFigure | None:
     return AlarmFigure(len(watched), alarms, strip)
 
 
-def section(rows: Rows, models: Mapping, kind: str = "phantom") -> Markup:
+def section(log_rows: Rows, models: Mapping, kind: str = "phantom") -> Markup:
     """Draw all curves of a run.
 
     Args:
-        rows: the lines of metrics.jsonl.
+        log_rows: the lines of metrics.jsonl.
         models: the summaries of evaluation.json, for the constant answers' dashed lines.
         kind: "phantom" or "files": which images the held-out curves show.
     """
-    figures = [figure for figure in _held_out_figures(rows, models) if figure]
-    figures += [figure for figure in _training_figures(rows) if figure]
-    alarms = _alarms(rows)
+    figures = [figure for figure in _held_out_figures(log_rows, models) if figure]
+    figures += [figure for figure in _training_figures(log_rows) if figure]
+    alarms = _alarms(log_rows)
     if not figures and alarms is None:
         return muted("No training curve was recorded.")
     drawn = HIDDEN | {"reward"} | {metric for metrics, _ in MAIN.values() for metric in metrics}
-    others = _other_figures(rows, drawn)
+    others = _other_figures(log_rows, drawn)
     return render(
         "curves.html", held_out=HELD_OUT[kind], main=figures, alarms=alarms, others=others
     )

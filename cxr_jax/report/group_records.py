@@ -49,19 +49,19 @@ class Completion:
         return vars(self) | {"sentences": [sentence._asdict() for sentence in self.sentences]}
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Self:
+    def from_row(cls, record: Mapping[str, Any]) -> Self:
         """Read what `row` gave. Raises as `Group.from_row` does."""
         return cls(
-            text=str(row["text"]),
-            length=int(row["length"]),
-            finished=bool(row["finished"]),
-            answer=_texts(row["answer"]),
-            valid_format=bool(row["valid_format"]),
-            terms=_numbers(row["terms"]),
-            reward=_number(row["reward"]),
-            advantage=_number(row["advantage"]),
-            trained=bool(row["trained"]),
-            sentences=[_sentence(sentence) for sentence in row["sentences"]],
+            text=str(record["text"]),
+            length=int(record["length"]),
+            finished=bool(record["finished"]),
+            answer=_texts(record["answer"]),
+            valid_format=bool(record["valid_format"]),
+            terms=_numbers(record["terms"]),
+            reward=_number(record["reward"]),
+            advantage=_number(record["advantage"]),
+            trained=bool(record["trained"]),
+            sentences=[_sentence(sentence) for sentence in record["sentences"]],
         )
 
 
@@ -111,33 +111,33 @@ class Group:
         return {"kind": "group"} | plain | {"completions": completions}
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any], png: bytes) -> Self:
+    def from_row(cls, record: Mapping[str, Any], png: bytes) -> Self:
         """Read a line of samples.jsonl.
 
         Raises:
             KeyError, TypeError, ValueError or AttributeError: for what is no group.
         """
-        completions = [Completion.from_row(completion) for completion in row["completions"]]
+        completions = [Completion.from_row(completion) for completion in record["completions"]]
         if not completions:
             raise ValueError("no completion")
         return cls(
-            step=int(row["step"]),
-            id=str(row["id"]),
-            set=str(row["set"]),
-            prompt=str(row["prompt"]),
-            truth=_texts(row["truth"]),
-            hedged=_texts(row["hedged"]),
-            known=None if row["known"] is None else _texts(row["known"]),
-            sides={str(label): str(side) for label, side in row.get("sides", {}).items()},
+            step=int(record["step"]),
+            id=str(record["id"]),
+            set=str(record["set"]),
+            prompt=str(record["prompt"]),
+            truth=_texts(record["truth"]),
+            hedged=_texts(record["hedged"]),
+            known=None if record["known"] is None else _texts(record["known"]),
+            sides={str(label): str(side) for label, side in record.get("sides", {}).items()},
             completions=completions,
-            weights=_numbers(row["weights"]),
-            kept=bool(row["kept"]),
+            weights=_numbers(record["weights"]),
+            kept=bool(record["kept"]),
             png=png,
         )
 
 
 def _number(value: Any) -> float:
-    """A number of a row: what was not finite has become null."""
+    """A number of a record: what was not finite has become null."""
     return float("nan") if value is None else float(value)
 
 
@@ -151,8 +151,8 @@ def _texts(values: Any) -> list[str]:
     return [str(text) for text in values]
 
 
-def _sentence(row: Mapping[str, Any]) -> Sentence:
-    return Sentence(str(row["text"]), str(row["verdict"]), _texts(row.get("why", [])))
+def _sentence(record: Mapping[str, Any]) -> Sentence:
+    return Sentence(str(record["text"]), str(record["verdict"]), _texts(record.get("why", [])))
 
 
 # ---- From a rollout ----

@@ -166,15 +166,15 @@ def save_cases(workdir: str | os.PathLike, cases: Iterable[Case]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     # Groups, and lines that others wrote, stay.
-    lines = [line for line, row in _samples(path) if _is_group(row) or "image" not in row]
+    lines = [line for line, record in _samples(path) if _is_group(record) or "image" not in record]
     copied = ("id", "hospital", "model", "prompt", "completion", "answer", "truth", "known")
     for position, case in enumerate(cases):
         name = f"cases/{position:04d}.png"  # never the id: ids are other people's text
         (workdir / name).write_bytes(_png_file(case))
-        row = {field: getattr(case, field) for field in copied}
-        row["score"] = None if case.score is None else float(case.score)
-        row["image"] = name
-        lines.append(json.dumps(json_value(row, str)))
+        record = {field: getattr(case, field) for field in copied}
+        record["score"] = None if case.score is None else float(case.score)
+        record["image"] = name
+        lines.append(json.dumps(json_value(record, str)))
     _write_lines(path, lines)
 
 
@@ -201,8 +201,8 @@ def save_groups(
         folder.mkdir(parents=True, exist_ok=True)
         name = f"groups/{group.step:06d}_{position}.png"
         (workdir / name).write_bytes(_png_file(group))
-        row = json_value(group.row() | {"image": name}, str)
-        lines.append(json.dumps(row, allow_nan=False) + "\n")
+        record = json_value(group.row() | {"image": name}, str)
+        lines.append(json.dumps(record, allow_nan=False) + "\n")
     if lines:
         # One write: a reader sees whole lines, or at most a torn last one.
         with open(path, "ab", buffering=0) as file:
@@ -213,10 +213,17 @@ def _remove_later_groups(path: Path, folder: Path, last_step: int) -> None:
     """Remove the groups after `last_step`, and every image of the folder that no line names."""
     rows = list(_samples(path))
     _write_lines(
-        path, [line for line, row in rows if not _is_group(row) or _step(path, row) <= last_step]
+        path,
+        [
+            line
+            for line, record in rows
+            if not _is_group(record) or _step(path, record) <= last_step
+        ],
     )
     images = {
-        str(row.get("image")) for _, row in rows if _is_group(row) and row["step"] <= last_step
+        str(record.get("image"))
+        for _, record in rows
+        if _is_group(record) and record["step"] <= last_step
     }
     for file in folder.glob("*.png"):
         if f"groups/{file.name}" not in images:
@@ -249,34 +256,34 @@ def _samples(path: Path) -> Iterator[tuple[str, dict]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            record = json.loads(line)
         except ValueError as error:
             # Only the last line can be torn: every line before it ended with a newline.
             if number > len(lines):
                 return
             raise UserError(f"{path}: line {number} is not JSON") from error
-        if not isinstance(row, dict):
+        if not isinstance(record, dict):
             raise UserError(f"{path}: line {number} is not an object")
-        yield line, row
+        yield line, record
 
 
-def _is_group(row: Mapping) -> bool:
-    return row.get("kind") == "group"
+def _is_group(record: Mapping) -> bool:
+    return record.get("kind") == "group"
 
 
-def _step(path: Path, row: Mapping) -> int:
-    if not isinstance(row.get("step"), int):
+def _step(path: Path, record: Mapping) -> int:
+    if not isinstance(record.get("step"), int):
         raise UserError(f"{path}: a group has no step")
-    return row["step"]
+    return record["step"]
 
 
-def _image(workdir: Path, row: Mapping, folder: str) -> bytes:
+def _image(workdir: Path, record: Mapping, folder: str) -> bytes:
     """The PNG that a line of samples.jsonl names. UserError for what is no file of WORKDIR/folder."""
     # The name comes from a file that anybody may have edited: it must not lead out of the folder.
-    file = (workdir / str(row["image"])).resolve()
+    file = (workdir / str(record["image"])).resolve()
     if not file.is_relative_to((workdir / folder).resolve()) or not file.is_file():
         path = workdir / "samples.jsonl"
-        raise UserError(f"{path}: image {row['image']} is not a file of the folder {folder}/")
+        raise UserError(f"{path}: image {record['image']} is not a file of the folder {folder}/")
     return file.read_bytes()
 
 
@@ -288,13 +295,13 @@ def load_groups(workdir: str | os.PathLike) -> list[Group]:
     """
     workdir = Path(workdir)
     path, groups = workdir / "samples.jsonl", []
-    for _, row in _samples(path):
-        if not _is_group(row):
+    for _, record in _samples(path):
+        if not _is_group(record):
             continue
         try:
-            groups.append(Group.from_row(row, _image(workdir, row, "groups")))
+            groups.append(Group.from_row(record, _image(workdir, record, "groups")))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            step = row.get("step")
+            step = record.get("step")
             raise UserError(
                 f"{path}: a group of step {step} is not of the format: {error!r}"
             ) from error
@@ -309,14 +316,14 @@ def load_cases(workdir: str | os.PathLike) -> list[Case]:
     """
     workdir = Path(workdir)
     path, cases = workdir / "samples.jsonl", []
-    for _, row in _samples(path):
-        if _is_group(row) or "image" not in row:
+    for _, record in _samples(path):
+        if _is_group(record) or "image" not in record:
             continue
-        image = _image(workdir, row, "cases")
+        image = _image(workdir, record, "cases")
         try:
-            fields = {name: row[name] for name in CASE_FIELDS}
+            fields = {name: record[name] for name in CASE_FIELDS}
         except KeyError as error:
             raise UserError(f"{path}: a case has no {error}") from error
-        known, model = row.get("known"), row.get("model", "")
+        known, model = record.get("known"), record.get("model", "")
         cases.append(Case(image=None, png=image, known=known, model=model, **fields))
     return cases
