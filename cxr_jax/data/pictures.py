@@ -113,8 +113,8 @@ def _gray(image: PilImage.Image, metadata: dict[str, Any]) -> np.ndarray:
         has_alpha = "transparency" in image.info or image.mode == "PA"
         image = image.convert("RGBA" if has_alpha else "RGB")
     if image.mode in ("LA", "La", "RGBA", "RGBa"):
-        least_alpha = image.getchannel(image.getbands()[-1]).getextrema()[0]
-        if least_alpha < 255:
+        least_alpha, _ = image.getchannel(image.getbands()[-1]).getextrema()
+        if np.min(least_alpha) < 255:
             metadata["warnings"].append("transparency was ignored")
         image = image.convert("L" if image.mode[0] == "L" else "RGB")
     if image.mode == "L":

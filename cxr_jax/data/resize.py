@@ -19,18 +19,21 @@ def fit(pixels: ArrayLike, size: int | tuple[int, int]) -> np.ndarray:
         float32 [height, width] in 0..1.
     """
     pixels = np.asarray(pixels, np.float32)
-    shape = (size, size) if np.ndim(size) == 0 else tuple(size)
+    target_height, target_width = (int(side) for side in np.broadcast_to(size, 2))
+    shape = (target_height, target_width)
     height, width = pixels.shape
 
     # The smallest canvas of the shape's aspect ratio that holds the image; -(-a // b) rounds up.
-    canvas_height = max(height, -(-width * shape[0] // shape[1]))
-    canvas_width = max(width, -(-height * shape[1] // shape[0]))
+    canvas_height = max(height, -(-width * target_height // target_width))
+    canvas_width = max(width, -(-height * target_width // target_height))
     if (canvas_height, canvas_width) != (height, width):
         top, left = (canvas_height - height) // 2, (canvas_width - width) // 2
         bottom, right = canvas_height - height - top, canvas_width - width - left
         pixels = np.pad(pixels, ((top, bottom), (left, right)))
 
     if pixels.shape != shape:
-        image = PilImage.fromarray(pixels).resize(shape[::-1], PilImage.Resampling.BICUBIC)
+        image = PilImage.fromarray(pixels).resize(
+            (target_width, target_height), PilImage.Resampling.BICUBIC
+        )
         pixels = np.clip(np.asarray(image, np.float32), 0, 1)  # bicubic overshoots at edges
     return np.ascontiguousarray(pixels)

@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 from numpy.typing import ArrayLike
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
+from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
 from cxr_jax.errors import UserError
 
@@ -71,10 +71,10 @@ def write_dicom(
     pydicom.dcmwrite(Path(path), dataset, enforce_file_format=True)
 
 
-def _uid(*parts: object) -> str:
+def _uid(*parts: object) -> UID:
     """A UID under the UUID root 2.25, the same for the same parts."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return f"2.25.{int.from_bytes(digest[:15], 'big')}"
+    return UID(f"2.25.{int.from_bytes(digest[:15], 'big')}")
 
 
 def _store(image: np.ndarray, photometric: str, bits: int) -> _Stored:

@@ -160,7 +160,7 @@ def atelectasis(scene: Tree, grid: Grid, margin: float = 0.0) -> jax.Array:
     )
     tilt = 0.30 * (variant[0] - 0.5) * (grid.lateral - 0.35)
     reach = 0.14 + 0.09 * variant[1]
-    bands = 0.0
+    bands: jax.Array | float = 0.0
     for number in range(3):
         centre = floor - 0.055 - 0.085 * number - 0.03 * variant[2] + tilt * (1 + 0.5 * number)
         half_width = (1.3 + 0.9 * amount - 0.25 * number) * PIXEL + margin

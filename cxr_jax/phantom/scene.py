@@ -5,7 +5,7 @@ function of a PRNG key and jittable; hospital "A" is the training world, "B" the
 hospital are the business of `sites.py`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ DEVICE_RATE = {"A": (0.04, 0.08, 0.058, 0.053, 0.053), "B": (0.165, 0.225, 0.085
 ROTATED = {"A": 0.25, "B": 0.50}  # of the films
 
 # Loadings on (congestion, infection, trauma): why findings come together; the rest is independent.
-_LOADINGS = {
+_LOADINGS: dict[int, tuple[float, float, float]] = {
     Finding.CARDIOMEGALY: (0.55, 0.0, 0.0),
     Finding.EDEMA: (0.65, 0.0, 0.0),
     Finding.PLEURAL_EFFUSION: (0.50, 0.25, 0.10),
@@ -149,7 +149,7 @@ def _sample_one(key: jax.Array, hospital: str, site: Tree | None = None) -> Tree
     )
 
     # ---- How often things are, here ----
-    rates = {
+    rates: dict[str, Any] = {
         "present": PRESENT[hospital],
         "device": DEVICE_RATE[hospital],
         "rotated": ROTATED[hospital],

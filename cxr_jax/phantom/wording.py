@@ -107,7 +107,7 @@ EVIDENCE = {
 
 # ---- Each hospital's own phrases, two for every slot -----------------------------------------------
 
-_HOSPITAL_A = {
+_HOSPITAL_A: dict[str, tuple[str, ...]] = {
     "quality": (
         "{view} view, {rotation}, {inspiration}",
         "{view} projection, {rotation}, {inspiration}",
@@ -171,7 +171,7 @@ _HOSPITAL_A = {
     "recheck": ("recheck possible {names}", "follow up possible {names}"),
 }
 
-_HOSPITAL_B = {
+_HOSPITAL_B: dict[str, tuple[str, ...]] = {
     "quality": (
         "{view} film, {rotation}, {inspiration}",
         "{view} radiograph, {rotation}, {inspiration}",
@@ -232,4 +232,4 @@ _HOSPITAL_B = {
     "recheck": ("questionable {names}, repeat film", "review questionable {names}"),
 }
 
-PHRASES: dict[str, dict[str, tuple[str, ...]]] = {"A": _HOSPITAL_A, "B": _HOSPITAL_B}
+PHRASES = {"A": _HOSPITAL_A, "B": _HOSPITAL_B}

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 
@@ -57,6 +58,9 @@ class _Worker:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        # Pipes were asked for above, so they are there.
+        self._requests = cast(IO[bytes], self._process.stdin)
+        self._answers = cast(IO[bytes], self._process.stdout)
         self._is_late = False
 
     def decode(self, file_bytes: bytes) -> np.ndarray:
@@ -86,7 +90,7 @@ class _Worker:
 
     def _ask(self, file_bytes: bytes) -> bytes | None:
         """The bytes of the answer; None where there is no whole one."""
-        requests, answers = self._process.stdin, self._process.stdout
+        requests, answers = self._requests, self._answers
         # A worker that has ended is noticed when its answer is read.
         with contextlib.suppress(BrokenPipeError):
             requests.write(len(file_bytes).to_bytes(_codec_worker.LENGTH_BYTES, "big"))
@@ -118,7 +122,7 @@ class _Worker:
         if self._process.poll() is None:
             self._kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self._requests, self._answers):
             with contextlib.suppress(OSError):
                 pipe.close()
 

@@ -5,7 +5,7 @@ import io
 import re
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pydicom
@@ -98,6 +98,14 @@ def read_numbers(dataset: Dataset, name: str) -> list[float]:
         return numbers if all(np.isfinite(numbers)) else []
     except Exception:
         return []
+
+
+@overload
+def whole_number(dataset: Dataset, name: str) -> int | None: ...
+
+
+@overload
+def whole_number(dataset: Dataset, name: str, default: int) -> int: ...
 
 
 def whole_number(dataset: Dataset, name: str, default: int | None = None) -> int | None:

@@ -42,7 +42,7 @@ def decode(path: str | Path, dataset: Dataset, file_bytes: bytes) -> np.ndarray:
     else:
         stored = dataset.pixel_array
     # A codec may well decode something else than the header describes.
-    expected = (dataset.Rows, dataset.Columns)
+    expected: tuple[int, ...] = (dataset.Rows, dataset.Columns)
     if whole_number(dataset, "SamplesPerPixel", 1) == 3:
         expected += (3,)
     if stored.shape != expected or stored.dtype.kind not in "iu":
@@ -52,10 +52,10 @@ def decode(path: str | Path, dataset: Dataset, file_bytes: bytes) -> np.ndarray:
 
 def find_padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray:
     """Find padding (outside the exposed field), by PixelPaddingValue and its RangeLimit: bool [H, W]."""
+    names = ("PixelPaddingValue", "PixelPaddingRangeLimit")
     limits = [
-        whole_number(dataset, name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")
+        limit for limit in (whole_number(dataset, name) for name in names) if limit is not None
     ]
-    limits = [limit for limit in limits if limit is not None]
     if stored.dtype.kind == "i":  # the value's own type may have been read as unsigned
         modulus = 2 ** (8 * stored.dtype.itemsize)
         limits = [limit - modulus if limit >= modulus // 2 else limit for limit in limits]
@@ -85,7 +85,7 @@ def _look_up(item: Dataset, values: np.ndarray) -> _LookedUp:
 def apply_modality(dataset: Dataset, stored: np.ndarray, metadata: Metadata) -> np.ndarray:
     """Apply the Modality LUT, else rescale slope and intercept. Returns float values of the shape of `stored`."""
     # float32 holds 24 bits exactly.
-    values = stored.astype(np.float32 if metadata["bits"] <= 16 else np.float64)
+    values: Any = stored.astype(np.float32 if metadata["bits"] <= 16 else np.float64)
     if dataset.get("ModalityLUTSequence"):
         try:
             return _look_up(dataset.ModalityLUTSequence[0], values).values

@@ -133,8 +133,8 @@ def _parse_dialogue(record: dict[str, Any]) -> _Dialogue:
     elif isinstance(record.get("conversations"), list):
         for turn in record["conversations"]:
             turn = turn if isinstance(turn, dict) else {}
-            spoken = turn.get("value")
-            spoken = spoken if isinstance(spoken, str) else ""
+            value = turn.get("value")
+            spoken = value if isinstance(value, str) else ""
             # "<image>" is how LLaVA-style files mark the place of the picture; ours always comes first.
             turns.append((turn.get("from"), spoken.replace("<image>", "").strip()))
     else:

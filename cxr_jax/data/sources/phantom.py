@@ -88,7 +88,8 @@ class PhantomSource:
         """Give the solutions of `batch`, bool [B, 14], without drawing the images."""
         indices = np.asarray(indices)
         keys = phantom.example_keys(self.seed, self.split, self.hospital, indices)
-        site_keys = phantom.site_keys(self.seed, self.sites_of(indices)) if self.sites else None
+        sites = self.sites_of(indices)
+        site_keys = None if sites is None else phantom.site_keys(self.seed, sites)
         return np.asarray(_labels(keys, self.hospital, site_keys)) == 1
 
     def sites_of(self, indices: Indices) -> np.ndarray | None:
