@@ -88,14 +88,14 @@ def run() -> int:
         folder.close()
 
 
-def _checked_layout(config: "ConfigDict") -> "Layout":
+def _checked_layout(resolved: "ConfigDict") -> "Layout":
     """Check the config for its task and return the devices it runs on; an error of one process ends all."""
     from cxr_jax.runtime import layout as layouts
     from cxr_jax.training import checks
 
-    processes.together(lambda: _task(config.task).check(config))
-    layout = processes.together(lambda: layouts.Layout.from_config(config.mesh))
-    settings = RunConfig.from_config(config)
+    processes.together(lambda: _task(resolved.task).check(resolved))
+    layout = processes.together(lambda: layouts.Layout.from_config(resolved.mesh))
+    settings = RunConfig.from_config(resolved)
     processes.together(lambda: checks.check_rows_divide(settings, layout.shards))
     return layout
 
@@ -132,14 +132,14 @@ def _print_complete(folder: "RunFolder") -> None:
         print(status["table"])
 
 
-def _open_folder(config: "ConfigDict") -> "RunFolder":
+def _open_folder(resolved: "ConfigDict") -> "RunFolder":
     """Open the run's folder, once every process has started the same run, and check that all of them see it."""
     from cxr_jax.runtime import run_folder
     from cxr_jax.training import checks
 
-    settings = config.to_dict()
+    settings = resolved.to_dict()
     data = processes.together(
-        lambda: checks.fingerprint(config.model, DataConfig.from_config(config))
+        lambda: checks.fingerprint(resolved.model, DataConfig.from_config(resolved))
     )
     identity = [settings, data, run_folder.git_sha()]
     if not processes.have_same(json.dumps(identity, sort_keys=True, default=str)):

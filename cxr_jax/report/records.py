@@ -131,7 +131,7 @@ def save_evaluation(
     title: str,
     tables: Mapping[str, Mapping[str, Mapping]],
     kind: str = "phantom",
-    config: Mapping[str, Any] | None = None,
+    run_config: Mapping[str, Any] | None = None,
     comparisons: Sequence[Mapping[str, Any]] = (),
     notes: Sequence[str] = (),
 ) -> None:
@@ -149,7 +149,7 @@ def save_evaluation(
         "models": tables,
         "comparisons": list(comparisons),
         "notes": list(notes),
-        "config": config,
+        "config": run_config,
     }
     text = json.dumps(json_value(evaluation, str), indent=1, allow_nan=False)
     whole_files.write_text(Path(workdir) / "evaluation.json", text)

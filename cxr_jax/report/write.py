@@ -56,7 +56,7 @@ def write_report(
     workdir: str | os.PathLike,
     *,
     title: str,
-    config: Mapping[str, Any] | None = None,
+    run_config: Mapping[str, Any] | None = None,
     curves: Sequence[Mapping[str, Any]] | None = None,
     tables: Mapping[str, Mapping[str, Mapping]],
     cases: Iterable[Case] = (),
@@ -69,7 +69,7 @@ def write_report(
     Args:
         workdir: the run's folder; made if it is not there.
         title: of the page.
-        config: None shows config.json.
+        run_config: None shows config.json.
         curves: lines as `run_log.read` gives them; None, or a folder that has its own metrics.jsonl: that file is
             the truth.
         tables: {model: {set: metrics.scores.summary}}, models in the order base, SFT, RL (the last one is the
@@ -95,7 +95,7 @@ def write_report(
         title=title,
         tables=tables,
         kind=kind,
-        config=config,
+        run_config=run_config,
         comparisons=comparisons,
         notes=notes,
     )

@@ -35,6 +35,7 @@ class RunFolder:
     """A run's folder, opened or created; it holds the folder's lock until `close`.
 
     Args:
+        resolved: the run's config, as flags and preset have made it.
         data: the fingerprint of the run's data, kept beside the config.
         writes: False on every process but the first, which only look on: they lock nothing and leave nothing.
 
@@ -44,7 +45,7 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: str, config: dict, data: dict | None = None, writes: bool = True
+        self, path: str, resolved: dict, data: dict | None = None, writes: bool = True
     ) -> None:
         self.path, self._lock, self._writes = os.path.abspath(path), None, writes
         if not writes:
@@ -64,7 +65,7 @@ class RunFolder:
             # What an export that was killed has left.
             for partial in glob.glob(os.path.join(glob.escape(self.path), ".*.partial")):
                 shutil.rmtree(partial, ignore_errors=True)
-            self._check_config(path, {"config": config, "data": data or {}})
+            self._check_config(path, {"config": resolved, "data": data or {}})
         except BaseException:
             self.close()
             raise
