@@ -16,16 +16,21 @@ from cxr_jax.weights.pretrained import PHANTOM
 
 
 def embed(run_dir: str, folder: str = PHANTOM) -> None:
-    """Replaces the embedded model by `run_dir`/hf. UserError if the run has no export, or a weight overflows."""
+    """Replace the embedded model by `run_dir`/hf.
+
+    Raises:
+        UserError: if the run has no export, or a weight overflows float16.
+    """
     source = Path(run_dir) / "hf"
     if not (source / "config.json").is_file():
         raise UserError(f"{run_dir}: no finished run (it has no hf/)")
     model_config, params = hf_folder.load(source, np.float32)
-    largest = max(float(np.abs(np.asarray(x)).max()) for _, x in trees.flatten(params))
+    largest = max(float(np.abs(np.asarray(leaf)).max()) for _, leaf in trees.flatten(params))
     if largest > np.finfo(np.float16).max:
         raise UserError(f"{run_dir}: a weight of {largest:g} does not fit float16")
     card = Path(folder) / "README.md"
-    text = card.read_text() if card.is_file() else ""
+    # The embedded model keeps its own card; saving would leave that of the run.
+    card_text = card.read_text() if card.is_file() else ""
     hf_folder.save(
         folder,
         model_config,
@@ -35,11 +40,13 @@ def embed(run_dir: str, folder: str = PHANTOM) -> None:
         max_pixels=224**2,
         tokenizer=source,
     )
-    card.write_text(text)  # the embedded model keeps its own card
+    card.write_text(card_text)
 
 
 def main() -> int:
-    def run():
+    """Run the command line of the process and return the exit code."""
+
+    def run() -> None:
         if len(sys.argv) != 2:
             raise UserError("name the run folder")
         embed(sys.argv[1])

@@ -12,83 +12,114 @@ import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 PAGE = Path(__file__).parents[1] / "docs" / "plan.md"
 BEGIN, END = "<!-- table -->", "<!-- end of the table -->"
 MODELS = {"3b": "random:qwen2.5-vl-3b", "7b": "random:qwen2.5-vl-7b"}
+TASKS = ("sft", "rl")
 LORA = {"full": [], "lora": ["--config.lora.rank=16"]}
 MESHES = {1: (1, 1, 1), 8: (1, 8, 1), 64: (1, 64, 1), 256: (1, 64, 4)}  # data, fsdp, tensor
-TURNS = {
-    1: 64,
-    8: 8,
-    64: 1,
-    256: 1,
-}  # so that a device works on one of the 64 rows (or prompts) of a step at a time
+# So that a device works on one of the 64 rows (or prompts) of a step at a time.
+MICRO_BATCHES = {1: 64, 8: 8, 64: 1, 256: 1}
 GIB = 2**30
+HEADER = """| model | task | trains | devices | data x fsdp x tensor | weights | optimizer | batch | temporary, at most | in all, at most | tokens | PFLOP | moved, GiB (most of it) |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|
+"""  # noqa: E501
+
+Programs = list[dict[str, Any]]
 
 
-def command(model: str, task: str, trains: str, devices: int) -> list[str]:
-    """The arguments of `python -m cxr_jax.plan`."""
-    turns = "rl.micro_batches" if task == "rl" else "micro_batches"
-    mesh = [
-        f"--config.mesh.{k}={v}"
-        for k, v in zip(("data", "fsdp", "tensor"), MESHES[devices], strict=True)
-    ]
+class Case(NamedTuple):
+    """What a row is about: a key of MODELS, of TASKS, of LORA and of MESHES."""
+
+    model: str
+    task: str
+    trains: str
+    devices: int
+
+
+def plan_arguments(case: Case) -> list[str]:
+    """Return the arguments of `python -m cxr_jax.plan`."""
+    section = "rl.micro_batches" if case.task == "rl" else "micro_batches"
+    mesh = zip(("data", "fsdp", "tensor"), MESHES[case.devices], strict=True)
     return [
-        f"--config=experiments/{task}.py:nv_reason_3b",
-        f"--config.model={MODELS[model]}",
-        f"--devices={devices}",
-        *mesh,
-        f"--config.{turns}={TURNS[devices]}",
-        *LORA[trains],
+        f"--config=experiments/{case.task}.py:nv_reason_3b",
+        f"--config.model={MODELS[case.model]}",
+        f"--devices={case.devices}",
+        *(f"--config.mesh.{axis}={size}" for axis, size in mesh),
+        f"--config.{section}={MICRO_BATCHES[case.devices]}",
+        *LORA[case.trains],
     ]
 
 
-def run(key: tuple) -> dict:
-    """One row: {"key", "programs": what `plan --json` says}. Raises RuntimeError with its last line if it fails."""
+def plan(case: Case) -> Programs:
+    """Return what `plan --json` says of each program.
+
+    Raises:
+        RuntimeError: if it fails, with its last line.
+    """
     done = subprocess.run(
-        [sys.executable, "-m", "cxr_jax.plan", *command(*key), "--json"],
+        [sys.executable, "-m", "cxr_jax.plan", *plan_arguments(case), "--json"],
         capture_output=True,
         text=True,
         cwd=PAGE.parents[1],
     )
     if done.returncode:
-        raise RuntimeError(f"{key}: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
-    return {"key": key, "programs": [json.loads(line) for line in done.stdout.splitlines()]}
+        last_line = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise RuntimeError(f"{tuple(case)}: {last_line}")
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def line(key, programs) -> str:
-    """A row of the table. Bytes: of the program that needs most; moved and computed: of all programs of a step."""
-    model, task, trains, devices = key
-    most = max(programs, key=lambda p: sum(p["bytes"].values()))
-    gib = lambda *kinds: f"{sum(most['bytes'].get(k, 0) for k in kinds) / GIB:,.1f}"
-    moved = sum(v for p in programs for v in p["moved"].values())
-    largest = max(((v, k) for p in programs for k, v in p["moved"].items()), default=(0, ""))
+def table_row(case: Case, programs: Programs) -> str:
+    """Return a row of the table.
+
+    Bytes are those of the program that needs most; moved and computed is what all programs of a step do.
+    """
+    most = max(programs, key=lambda program: sum(program["bytes"].values()))
+
+    def gib(*kinds: str) -> str:
+        return f"{sum(most['bytes'].get(kind, 0) for kind in kinds) / GIB:,.1f}"
+
+    moved = [(size, kind) for program in programs for kind, size in program["moved"].items()]
+    total_moved = sum(size for size, _ in moved)
     cells = (
-        model.upper(),
-        task.upper(),
-        "LoRA" if trains == "lora" else trains,
-        devices,
-        " x ".join(map(str, MESHES[devices])),
+        case.model.upper(),
+        case.task.upper(),
+        "LoRA" if case.trains == "lora" else case.trains,
+        case.devices,
+        " x ".join(map(str, MESHES[case.devices])),
         gib("parameters", "fixed"),
         gib("optimizer"),
         gib("batch"),
         gib("temporary"),
         f"{sum(most['bytes'].values()) / GIB:,.1f}",
-        f"{sum(p['tokens'] for p in programs):,}",
-        f"{sum(p['flops'] for p in programs) / 1e15:,.1f}",
-        f"{moved / GIB:,.0f} ({largest[1]})" if moved else "0",
+        f"{sum(program['tokens'] for program in programs):,}",
+        f"{sum(program['flops'] for program in programs) / 1e15:,.1f}",
+        f"{total_moved / GIB:,.0f} ({max(moved)[1]})" if total_moved else "0",
     )
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-HEADER = """| model | task | trains | devices | data x fsdp x tensor | weights | optimizer | batch | temporary, at most | in all, at most | tokens | PFLOP | moved, GiB (most of it) |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|
-"""  # noqa: E501
+def read_rows(file: Path) -> dict[Case, Programs]:
+    """Read the rows that an earlier call has added to `file`; none if there is no such file."""
+    if not file.exists():
+        return {}
+    entries = map(json.loads, file.read_text().splitlines())
+    return {Case(*entry["key"]): entry["programs"] for entry in entries}
+
+
+def write_table(cases: Sequence[Case], rows: dict[Case, Programs]) -> None:
+    """Write the rows that there are between the markers of docs/plan.md."""
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    table = "".join(table_row(case, rows[case]) + "\n" for case in cases if case in rows)
+    PAGE.write_text(before + BEGIN + "\n" + HEADER + table + END + rest.partition(END)[2])
 
 
 def main() -> int:
+    """Run the command line of the process and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--only",
@@ -98,24 +129,18 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--rows", type=Path, default=PAGE.with_name("plan.jsonl"))
     args = parser.parse_args()
-    keys = list(itertools.product(MODELS, ("sft", "rl"), LORA, MESHES))
-    rows = {}
-    if args.rows.exists():
-        rows = {
-            tuple(r["key"]): r["programs"]
-            for r in map(json.loads, args.rows.read_text().splitlines())
-        }
+
+    cases = [Case(*case) for case in itertools.product(MODELS, TASKS, LORA, MESHES)]
+    rows = read_rows(args.rows)
     only = set(filter(None, args.only.split(",")))
-    wanted = [k for k in keys if k not in rows and only <= {str(x) for x in k}]
+    missing = [case for case in cases if case not in rows and only <= set(map(str, case))]
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        for row in pool.map(run, wanted):
-            rows[row["key"]] = row["programs"]
-            with open(args.rows, "a") as f:
-                f.write(json.dumps(row) + "\n")
-            print(line(row["key"], row["programs"]), flush=True)
-    head, _, rest = PAGE.read_text().partition(BEGIN)
-    table = HEADER + "".join(line(k, rows[k]) + "\n" for k in keys if k in rows)
-    PAGE.write_text(head + BEGIN + "\n" + table + END + rest.partition(END)[2])
+        for case, programs in zip(missing, pool.map(plan, missing), strict=True):
+            rows[case] = programs
+            with open(args.rows, "a") as file:
+                file.write(json.dumps({"key": case, "programs": programs}) + "\n")
+            print(table_row(case, programs), flush=True)
+    write_table(cases, rows)
     return 0
 
 

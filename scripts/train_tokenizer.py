@@ -4,6 +4,7 @@ The corpus is phantom targets of both hospitals, the chat frame and the prompts 
 """
 
 import argparse
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -18,23 +19,27 @@ PROMPTS = (
 )
 
 
-def corpus(examples: int):
-    """Target texts (half a hospital each), then the prompts and the label names often enough to become tokens."""
+BATCH = 64  # phantoms drawn at a time
+
+
+def corpus(examples: int) -> Iterator[str]:
+    """Yield target texts (half a hospital each), then the prompts and the frame often enough to become tokens."""
     for hospital in ("A", "B"):
         source = phantom.PhantomSource(hospital, "train", seed=99)
-        for start in range(0, examples // 2, 64):
-            indices = np.arange(start, start + 64)
+        for start in range(0, examples // 2, BATCH):
+            indices = np.arange(start, start + BATCH)
             yield from source.targets(source.batch(indices), indices)
     for prompt in (*PROMPTS, tokenizers.SYSTEM_PROMPT, "system\n", "user\n", "assistant\n"):
         yield from [prompt] * examples
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("out")
-    p.add_argument("--examples", type=int, default=4000)
-    p.add_argument("--vocab_size", type=int, default=1024)
-    args = p.parse_args()
+    """Train it and print how many ids it has."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out")
+    parser.add_argument("--examples", type=int, default=4000)
+    parser.add_argument("--vocab_size", type=int, default=1024)
+    args = parser.parse_args()
     print(tokenizers.train(corpus(args.examples), args.out, args.vocab_size), "ids")
 
 
