@@ -23,6 +23,7 @@ def from_hf(source: Path, destination: Path, adapter: str | os.PathLike | None =
     Args:
         adapter: a PEFT folder, merged on the way.
     """
+    # Headers are read and compared with config.json here; weights come last.
     opened = hf_folder.open_folder(source)
     tensor_rules, tensors = opened.rules, opened.tensors
     # Refused now, and not by whoever opens the checkpoint.
@@ -54,13 +55,16 @@ def from_hf(source: Path, destination: Path, adapter: str | os.PathLike | None =
     if loaded_adapter:
         peft_folder.merge(params, *loaded_adapter)
     native_folder.save(destination, params, facts)
+    # Everything that can be refused is behind us: only now are the weights read.
     whole_files.copy_files(source, destination, _FILES)
 
 
 def to_hf(source: Path, destination: Path, max_shard_gb: float = 5.0) -> None:
+    # The settings of the source go along byte for byte, so the way back gives the same folder.
     """Fill the empty folder `destination` with the Hugging Face form of our checkpoint `source`."""
     arrays = native_folder.Arrays(source)
     family = registry.family_of(arrays.config)
+    # One tensor of theirs is a layer of an array of ours, made when the writer asks for it.
     held_arrays: dict[tuple[str, ...], np.ndarray] = {}
 
     def read_leaf(leaf_path: tuple[str, ...]) -> np.ndarray:
@@ -70,6 +74,7 @@ def to_hf(source: Path, destination: Path, max_shard_gb: float = 5.0) -> None:
             held_arrays[leaf_path] = arrays[leaf_path]
         return held_arrays[leaf_path]
 
+    # The type of the array, unless the manifest says that this layer had another one.
     def stored_type(tensor_rule: TensorRule) -> np.dtype:
         if tensor_rule.key in arrays.tensor_types:
             return np.dtype(DTYPES[arrays.tensor_types[tensor_rule.key]])
@@ -83,6 +88,7 @@ def to_hf(source: Path, destination: Path, max_shard_gb: float = 5.0) -> None:
     if arrays.tied_head_is_stored:
         embedding = next(tensor for tensor in tensors if tensor.key == hf_folder.EMBEDDING)
         tensors.append(embedding._replace(key=hf_folder.HEAD))
+    # The size is known from the manifest alone, so a full disk is told before anything is written.
     _require_space(destination, sum(tensor.nbytes for tensor in tensors))
     whole_files.copy_files(source, destination, _FILES)
     # Readers older than transformers 5 do not know image settings in processor_config.json: they get a file of theirs.
@@ -91,6 +97,8 @@ def to_hf(source: Path, destination: Path, max_shard_gb: float = 5.0) -> None:
         ("generation_config.json", hf_folder.generation_config(arrays.config)),
         ("preprocessor_config.json", family.processor.settings(arrays.config, *limits)),
     ):
+        # Files of the source win: what was published with the weights is not replaced by our
+        # version of it.
         if not (destination / file_name).exists():
             whole_files.write_json(destination / file_name, settings)
     write_folder(destination, tensors, max_shard_gb)

@@ -12,6 +12,7 @@ from cxr_jax.runtime.run_folder import RunFolder
 from cxr_jax.runtime.trees import Tree
 from cxr_jax.weights import hf_folder, peft_folder, pretrained
 
+# The front matter is what the model hub reads; the text below is for people.
 _MODEL_CARD = """\
 ---
 license: apache-2.0
@@ -76,11 +77,13 @@ def export(
         folder,
         model_config,
         params,
+        # Squares of one size in training, so both limits of the area are that size.
         tokenizer=tokenizer,
         min_pixels=facts.image_size**2,
         max_pixels=facts.image_size**2,
         dtype=pretrained.DTYPES[facts.dtype],
     )
+    # The adapters alone, for servers that hold one base model and many adapters (vLLM, PEFT).
     if adapters:
         # PEFT finds the base by what stands here, from whatever folder it is called.
         base_model = facts.started_from

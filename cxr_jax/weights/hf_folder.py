@@ -29,10 +29,15 @@ from cxr_jax.runtime.trees import Tree, flatten
 from cxr_jax.runtime.whole_files import atomic_folder, copy_files, write_json
 from cxr_jax.weights.safetensors_file import NAMES, Tensors, TensorToWrite, parse_json, write_folder
 
+# What models are trained and published in; quantized and integer tensors need arithmetic that is
+# not here.
 WEIGHT_TYPES = tuple(np.dtype(dtype) for dtype in (np.float32, ml_dtypes.bfloat16, np.float16))
 _TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+# The only two tensors whose relation depends on the config: they may be one array (tied).
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
+# Whatever a writer of any version put beside the weights: it is carried over as bytes, so that
+# nothing is lost on the way.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -94,6 +99,7 @@ def read_config(folder: str | os.PathLike) -> Config:
 
 def _check_sizes(file_path: Path, model_config: Config) -> None:
     """Refuse sizes that no model has, before anything is allocated for them."""
+    # More layers than any published model has; all other numbers have the limit below, 2^24.
     limits = {"depth": 1000, "num_hidden_layers": 1000}
     for section in (model_config.vision, model_config.text):
         for field in dataclasses.fields(section):
@@ -118,6 +124,7 @@ class OpenFolder:
     @functools.cached_property
     def leaf_types(self) -> dict[tuple[str, ...], np.dtype]:
         """Our path -> the type that holds all its layers exactly: theirs, or float32 where layers differ."""
+        # An array of ours stacks one tensor of each layer, and every tensor has a type of its own.
         types_of_layers: dict[tuple[str, ...], set[np.dtype]] = {}
         for tensor_rule in self.rules:
             types_of_layers.setdefault(tensor_rule.path, set()).add(
@@ -136,11 +143,15 @@ def open_folder(folder: str | os.PathLike) -> OpenFolder:
         UserError: that names what is missing, unexpected or of another shape or type.
     """
     model_config = read_config(folder)
+    # Names, shapes and their place in our tree all come from the family; here is only the
+    # comparison.
     family = registry.family_of(model_config)
     rules = family.tensor_rules(model_config)
     opened = OpenFolder(model_config, rules, Tensors(folder, family.canonical_key))
     if problems := list(_misfits(opened)):
         raise UserError(f"{folder}: weights do not fit config.json; " + "; ".join(problems))
+    # Equal values may be one array; others would leave two heads, of which one would be lost in
+    # silence.
     if opened.head_is_stored_twice and not _heads_are_equal(opened.tensors):
         raise UserError(
             f"{folder}: config.json ties the head to the embedding, but lm_head.weight differs from it"
@@ -159,14 +170,19 @@ def _misfits(opened: OpenFolder) -> Iterator[str]:
         for tensor_name in tensors.stored
         if not tensor_name.endswith("rotary_emb.inv_freq")
     }
+    # The tied head is compared with the embedding by the caller, so here it is neither wanted nor
+    # wrong.
     if opened.model_config.tie_word_embeddings:
         stored_names.discard(HEAD)
+    # Names first: each tensor of ours is there, and each of theirs has a place.
     for title, tensor_names in (
         ("missing", sorted(wanted.keys() - stored_names)),
         ("unexpected", sorted(stored_names - wanted.keys())),
     ):
         if tensor_names:
             yield f"{title}: {first_names(tensor_names)}"
+    # Then shapes and types, of the names that both sides have; one example a kind keeps the message
+    # short.
     common_names = sorted(wanted.keys() & stored_names)
     if misshapen := [
         tensor_name
@@ -223,6 +239,7 @@ def read_params(opened: OpenFolder, dtype: DTypeLike | None = None) -> Tree:
     shapes = registry.family_of(opened.model_config).parameter_shapes(opened.model_config)
     params: Tree = {}
     for tensor_rule in sorted(opened.rules, key=lambda tensor_rule: tensors.place(tensor_rule.key)):
+        # The dict of each module is made when the first of its weights comes along.
         *parents, name = tensor_rule.path
         subtree = params
         for parent in parents:
@@ -233,6 +250,8 @@ def read_params(opened: OpenFolder, dtype: DTypeLike | None = None) -> Tree:
             raise UserError(
                 f"{tensors.stored[tensor_rule.key].path}: {tensor_rule.key} holds NaN or infinity"
             )
+        # Likewise the stacked array of all layers is made by whichever of its layers lies first in
+        # the files.
         if name not in subtree:
             subtree[name] = np.empty(
                 shapes[tensor_rule.path], dtype or opened.leaf_types[tensor_rule.path]
@@ -265,10 +284,13 @@ def weights_sha256(folder: str | os.PathLike | None) -> str | None:
     if folder is None:
         return None
     folder = Path(folder)
+    # The manifest stands in for arrays of a converted checkpoint: it is small, and pins each of
+    # them.
     # The index is left out: it says only which tensor lies in which of these files.
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("cxr_jax.json"))
     if not files:
         return None
+    # In blocks of 4 MiB: a shard may be larger than memory.
     digest = hashlib.sha256()
     for file_path in files:
         with open(file_path, "rb") as file:
@@ -289,6 +311,8 @@ def image_settings(folder: str | os.PathLike) -> tuple[dict, Path | None]:
         ("processor_config.json", "image_processor"),
         ("preprocessor_config.json", None),
     ):
+        # A file without the section, or a section that is null, counts as absent, and the next file
+        # is asked.
         file_path = Path(folder) / file_name
         if not file_path.is_file():
             continue
@@ -332,6 +356,7 @@ def save(
     stored_type = np.dtype(dtype or params["text"]["embed"]["embedding"].dtype)
     # Loaders that are not told a type take the one that stands here.
     settings["torch_dtype"] = _TORCH_NAMES[NAMES[stored_type]]
+    # Settings before weights: a mistake in them is found before gigabytes are written.
     with atomic_folder(Path(folder)) as temporary:
         write_json(temporary / "config.json", settings)
         write_json(temporary / "generation_config.json", generation_config(model_config))
@@ -367,6 +392,8 @@ def tensor_to_write(
     """
 
     def make() -> np.ndarray:
+        # Here and not earlier: an array of a checkpoint is read from disk only when its tensor is
+        # written.
         array = read_leaf(tensor_rule.path)
         if tensor_rule.layer is not None:
             array = array[tensor_rule.layer]
@@ -381,12 +408,14 @@ def generation_config(model_config: Config) -> dict:
         "bos_token_id": model_config.bos_token_id,
         "eos_token_id": list(model_config.eos_token_id),
         "pad_token_id": model_config.pad_token_id,
+        # Greedy unless asked otherwise: a reading can then be repeated.
         "do_sample": False,
     }
 
 
 def _add_tokenizer(tokenizer: Tokenizer | str | os.PathLike, folder: Path) -> None:
     """Copy the tokenizer files of a folder, or let a tokenizer object write its own."""
+    # A folder's files are copied as they are: no object would write all of them back byte for byte.
     if isinstance(tokenizer, (str, os.PathLike)):
         copy_files(Path(tokenizer), folder, TOKENIZER_FILES)
     else:
@@ -398,7 +427,10 @@ def _name_tokenizer_class(file_path: Path) -> None:
     """Name a class for the one that transformers 5 writes: transformers 4 and vLLM do not know that one."""
     settings = json.loads(file_path.read_text())
     if settings.get("tokenizer_class") == "TokenizersBackend":
+        # Only for the new class; whatever else the tokenizer says is right for the older versions,
+        # too.
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        # These keys came with the new class, and mean nothing to the old one.
         for name in ("backend", "is_local", "local_files_only"):
             settings.pop(name, None)
         write_json(file_path, settings)

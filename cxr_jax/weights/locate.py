@@ -18,6 +18,8 @@ def find_folder(name: str | os.PathLike) -> Path:
     Raises:
         UserError: when there is none.
     """
+    # The name of the model inside the package wins over a folder of that name in the working
+    # directory.
     if str(name) == "phantom":
         folder = asset("phantom")
         if not (folder / "config.json").is_file():
@@ -40,6 +42,8 @@ def find_folder(name: str | os.PathLike) -> Path:
 
 
 def _is_model(folder: Path) -> bool:
+    # config.json alone is no model: its weights may be missing, or in another format.
     if not (folder / "config.json").is_file():
         return False
+    # The star at the end takes in an index whose shards are missing: the loader then names them.
     return native_folder.is_native(folder) or any(folder.glob("*.safetensors*"))

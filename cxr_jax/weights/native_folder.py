@@ -26,7 +26,9 @@ from cxr_jax.runtime.trees import Tree
 from cxr_jax.weights import hf_folder
 from cxr_jax.weights.safetensors_file import DTYPES, NAMES
 
+# The manifest also marks the folder as ours: see `is_native`.
 MANIFEST, ARRAYS = "cxr_jax.json", "arrays"
+# Raise the number when older code could misread what is written.
 _FORMAT = "cxr_jax checkpoint 1"
 
 
@@ -42,6 +44,7 @@ def save(folder: Path, params: Tree, facts: dict) -> None:
         params: nested dict of contiguous numpy arrays, written without a copy.
         facts: JSON-able; `Arrays` knows them again.
     """
+    # Imported where it is used: Orbax is slow to import, and most commands need no checkpoint.
     import orbax.checkpoint as ocp
 
     types = ocp.type_handlers
@@ -54,6 +57,7 @@ def save(folder: Path, params: Tree, facts: dict) -> None:
     )
     with _quiet(), ocp.Checkpointer(handler) as writer:
         writer.save(folder.absolute() / ARRAYS, args=ocp.args.PyTreeSave(params))
+    # The manifest comes last: a folder without it is not taken for a checkpoint.
     arrays = {
         "/".join(leaf_path): {
             "dtype": NAMES[array.dtype],
@@ -66,6 +70,7 @@ def save(folder: Path, params: Tree, facts: dict) -> None:
 
 
 def _jax_handlers(types: Any) -> list[tuple]:
+    # Imported late, as Orbax is above.
     import jax
 
     return [(jax.Array, types.ArrayHandler())]  # without one, Orbax warns
@@ -92,6 +97,7 @@ class Arrays:
         self.folder = Path(folder)
         self.config = hf_folder.read_config(folder)
         manifest_path = self.folder / MANIFEST
+        # Nothing in the manifest is believed before it is checked: a file may be cut or edited.
         manifest = hf_folder.read_json(manifest_path)
         if manifest.get("format") != _FORMAT:
             raise UserError(
@@ -102,6 +108,7 @@ class Arrays:
             _is_entry(array_entry) for array_entry in self._entries.values()
         ):
             raise UserError(f"{manifest_path}: damaged")
+        # The shapes that the config asks for must be those written, before any array is read.
         self.shapes = registry.family_of(self.config).parameter_shapes(self.config)
         self._check_shapes()
         self.tied_head_is_stored = manifest.get("tied_head_is_stored") is True
@@ -116,6 +123,8 @@ class Arrays:
         stored = {
             leaf_name: array_entry["shape"] for leaf_name, array_entry in self._entries.items()
         }
+        # In the order of the names, over both sides: a missing array and one too many are told
+        # alike.
         for leaf_name in sorted(wanted.keys() | stored.keys()):
             if wanted.get(leaf_name) != stored.get(leaf_name):
                 raise UserError(
@@ -157,6 +166,7 @@ class Arrays:
         restore_args: Any = ocp.RestoreArgs(restore_type=np.ndarray)
         for leaf_name in reversed(leaf_path):
             wanted_item, restore_args = {leaf_name: wanted_item}, {leaf_name: restore_args}
+        # Partial: of the tree on disk only this leaf is read, so one array at a time is in memory.
         with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             tree = reader.restore(
                 self.folder.absolute() / ARRAYS,
@@ -188,6 +198,7 @@ def load(folder: str | os.PathLike, dtype: DTypeLike | None = None) -> tuple[Con
     """
     arrays = Arrays(folder)
     params: Tree = {}
+    # Every array is read whole and compared with its checksum before it is converted.
     for leaf_path in arrays.shapes:
         *parents, leaf_name = leaf_path
         subtree = params
@@ -204,6 +215,7 @@ def _quiet() -> Iterator[None]:
     """Keep Orbax from reporting through absl's logger what is no news here."""
     # The level and not a filter, which would stay in a user's program.
     logger = logging.getLogger("absl")
+    # The level belongs to the program that called us, so it goes back whatever happens.
     log_level = logger.level
     logger.setLevel(logging.ERROR)
     try:

@@ -28,7 +28,9 @@ from cxr_jax.weights.safetensors_file import NAMES, Tensors, TensorToWrite, writ
 
 __all__ = ["load", "merge", "save"]
 
+# Fixed by PEFT: `from_pretrained` looks for exactly these.
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# What PEFT wraps around the model stands before the name of every tensor.
 _PREFIX = "base_model.model."
 _HALVES = (("a", "lora_A"), ("b", "lora_B"))  # our name of each matrix, and PEFT's
 
@@ -63,6 +65,7 @@ _PLAIN_INIT = (None, True, False, "gaussian", "eva", "orthogonal")
 
 def _modules(model_config: Config) -> dict[str, TensorRule]:
     """Every weight that PEFT could adapt: module name in the published layout -> its rule."""
+    # Vectors (norms, biases) cannot be adapted; LoRA needs a matrix.
     return {
         tensor_rule.key.removesuffix(".weight"): tensor_rule
         for tensor_rule in registry.family_of(model_config).tensor_rules(model_config)
@@ -76,6 +79,7 @@ def _module_path(tensor_rule: TensorRule) -> str:
 
 def _nested_name(module_name: str) -> str:
     """A module's name in the published layout -> that of transformers 4.52 and later."""
+    # Since 4.52 the vision tower and the language model lie side by side under `model`.
     if module_name.startswith("visual."):
         return f"model.{module_name}"
     return re.sub(r"^model\.", "model.language_model.", module_name)
@@ -85,6 +89,7 @@ def _peft_shapes(
     tensor_rule: TensorRule, lora_rank: int
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Shapes of lora_A and lora_B, as torch keeps them."""
+    # torch stores a linear layer as [out, in]; ours are [in, out], so a and b are transposed.
     out_features, in_features = tensor_rule.shape
     return (lora_rank, in_features), (out_features, lora_rank)
 
@@ -95,10 +100,13 @@ def merge(params: Tree, adapters: Tree, lora_settings: Lora) -> None:
     Raises:
         UserError: if a kernel is not finite with them.
     """
+    # One module at a time: beside the weights, memory holds a single merged kernel.
     for module_path in lora_settings.paths:
         module, adapter = params, adapters
         for part in module_path.split("/"):
             module, adapter = module[part], adapter[part]
+        # Alpha from a file may overflow here, and the check below names the module, where a warning
+        # would not.
         with np.errstate(over="ignore"):  # looked at below
             scaled = adapter["a"] * np.float32(lora_settings.scale)
         adapted = {"kernel": module["kernel"], "lora_a": scaled, "lora_b": adapter["b"]}
@@ -138,6 +146,7 @@ def save(
         f"{module_path}/{half_name}" for module_path in lora_settings.paths for half_name in "ab"
     }:
         raise ValueError(f"adapters are not those of {lora_settings}")
+    # Of all modules of the model, those that are adapted, in the order of the table.
     tensor_rules = {
         module_name: tensor_rule
         for module_name, tensor_rule in _modules(model_config).items()
@@ -155,6 +164,7 @@ def save(
 def _tensors_to_write(
     tensor_rules: dict[str, TensorRule], lora_settings: Lora, leaves: dict[str, np.ndarray]
 ) -> Iterator[TensorToWrite]:
+    # Layer by layer, as PEFT names them: ours lie stacked in one array.
     for module_name, tensor_rule in tensor_rules.items():
         for (half_name, peft_name), torch_shape in zip(
             _HALVES, _peft_shapes(tensor_rule, lora_settings.rank), strict=True
@@ -170,11 +180,13 @@ def _settings(tensor_rules: dict[str, TensorRule], lora_settings: Lora, base_mod
     """The content of adapter_config.json."""
     # Both parts of the model have modules of one suffix, so targets are a pattern for whole names.
     patterns = []
+    # Layers of a stack share one pattern, with digits in place of the layer's number.
     for module_name, tensor_rule in tensor_rules.items():
         pattern = re.escape(_nested_name(module_name))
         if tensor_rule.layer is not None:
             pattern = pattern.replace(rf"\.{tensor_rule.layer}\.", r"\.\d+\.", 1)
         patterns.append(pattern)
+    # PEFT writes and expects a whole number where it is one.
     alpha = lora_settings.alpha
     if alpha == int(alpha):
         alpha = int(alpha)
@@ -187,6 +199,7 @@ def _settings(tensor_rules: dict[str, TensorRule], lora_settings: Lora, base_mod
         "r": lora_settings.rank,
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
+        # Each pattern once, in order: every layer of a stack has made the same one.
         "target_modules": "|".join(dict.fromkeys(patterns)),
         "exclude_modules": None,
         "bias": "none",
@@ -213,12 +226,14 @@ class _AdapterTensors(Tensors):
         super().__init__(folder, self._canonical, WEIGHTS)
 
     def _canonical(self, tensor_name: str) -> str:
+        # A tensor of something else has no place here, and to pass it over would be a silent loss.
         if not tensor_name.startswith(_PREFIX):
             raise UserError(
                 f"{self.folder}: tensor {shown(tensor_name)} does not begin with {_PREFIX}"
             )
         stored_name = tensor_name.removeprefix(_PREFIX)
         module_name = hf_table.canonical_key(stored_name)
+        # One renamed tensor is enough: a file is written by one version of transformers.
         self.nested |= module_name != stored_name
         return module_name
 
@@ -240,6 +255,7 @@ def load(folder: str | os.PathLike, model_config: Config) -> tuple[Tree, Lora]:
             that the settings ask for, finite and of their shapes.
     """
     folder = Path(folder)
+    # Settings first: they are small, and say what is to be found in the weights.
     settings = _read_settings(folder / CONFIG)
     _check_weights_exist(folder)
     tensors, modules = _AdapterTensors(folder), _modules(model_config)
@@ -255,6 +271,7 @@ def load(folder: str | os.PathLike, model_config: Config) -> tuple[Tree, Lora]:
         raise UserError(
             f"{folder / CONFIG}: a pattern is not a regular expression: {shown(error)}"
         ) from error
+    # Whatever is targeted must have a place in our tree, or a part of the adapter would be lost.
     for module_name, tensor_rule in targeted.items():
         if _module_path(tensor_rule) not in PATHS:
             raise UserError(
@@ -275,10 +292,12 @@ def load(folder: str | os.PathLike, model_config: Config) -> tuple[Tree, Lora]:
         )
     }
     _check_tensors(folder, tensors, wanted)
+    # How many layers a stack has in the model, adapted or not: the arrays have room for all.
     layer_counts: dict[tuple[str, ...], int] = {}
     for tensor_rule in modules.values():
         layer_counts[tensor_rule.path] = layer_counts.get(tensor_rule.path, 0) + 1
     adapters = _read_adapters(folder, tensors, targeted, layer_counts, lora_settings.rank)
+    # Our scale is alpha / rank, so this alpha gives rsLoRA's alpha / sqrt(rank).
     if settings.get("use_rslora"):
         lora_settings = replace(
             lora_settings, alpha=lora_settings.alpha * math.sqrt(lora_settings.rank)
@@ -290,6 +309,7 @@ def _check_weights_exist(folder: Path) -> None:
     weights_path = folder / WEIGHTS
     if weights_path.is_file():
         return
+    # The older format of PEFT; said outright, since the folder looks complete.
     pickle = weights_path.with_suffix(".bin")
     if pickle.is_file():
         raise UserError(
@@ -303,6 +323,7 @@ def _read_settings(settings_path: Path) -> dict:
     if not settings_path.is_file():
         raise UserError(f"{settings_path.parent}: no {settings_path.name}; not a PEFT folder")
     settings = hf_folder.read_json(settings_path)
+    # What changes what an adapter computes is refused by name; a wrong reading would go unnoticed.
     if settings.get("peft_type") != "LORA":
         raise UserError(
             f"{settings_path}: peft_type is {shown(settings.get('peft_type'))}, not LORA"
@@ -326,6 +347,7 @@ def _read_settings(settings_path: Path) -> dict:
 
 
 def _check_types(settings_path: Path, settings: dict) -> None:
+    # By type only: whether the names exist in the model is the caller's question.
     targets = settings.get("target_modules")
     layer_indices = _as_list(settings.get("layers_to_transform"))
     is_good = {
@@ -367,9 +389,11 @@ def _is_target(settings: dict, module_name: str, layer_index: int | None) -> boo
         )
 
     targets, excluded = settings["target_modules"], settings.get("exclude_modules")
+    # Exclusion wins over targets, as in PEFT.
     if (excluded and is_named(excluded)) or not is_named(targets):
         return False
     layer_indices = _as_list(settings.get("layers_to_transform"))
+    # PEFT narrows by layer only where the targets are a list; a pattern names its layers itself.
     if isinstance(targets, str) or not layer_indices:
         return True
     # A list of targets may be narrowed to some layers, and to the stacks whose names match these.
@@ -397,6 +421,8 @@ def _lora(settings_path: Path, settings: dict, adapted: set[str]) -> Lora:
 
 def _check_tensors(folder: Path, tensors: Tensors, wanted: dict[str, tuple[int, int]]) -> None:
     """Refuse a file whose tensors are not exactly those wanted."""
+    # Both directions: one tensor missing or one too many means that file and settings are not a
+    # pair.
     stored = set(tensors.stored)
     for title, tensor_names in (
         ("missing", sorted(wanted.keys() - stored)),
@@ -405,6 +431,7 @@ def _check_tensors(folder: Path, tensors: Tensors, wanted: dict[str, tuple[int, 
         if tensor_names:
             names = hf_folder.first_names(tensor_names)
             raise UserError(f"{folder}: {WEIGHTS} does not fit {CONFIG}; {title}: {names}")
+    # By the headers alone; no weight is read for a file that does not fit.
     for tensor_name, torch_shape in wanted.items():
         if tensors.shape(tensor_name) != torch_shape:
             raise UserError(
@@ -427,6 +454,7 @@ def _read_adapters(
     """The adapters as our tree. layer_counts: path of a weight -> layers that are stacked in it."""
     adapters: Tree = {}
     for module_name, tensor_rule in targeted.items():
+        # Walk to the module's place in the tree, making what is missing on the way.
         module = adapters
         for part in tensor_rule.path[:-1]:
             module = module.setdefault(part, {})
@@ -437,6 +465,7 @@ def _read_adapters(
                 _HALVES, _peft_shapes(tensor_rule, lora_rank), strict=True
             ):
                 module[half_name] = np.zeros((*stack, *torch_shape[::-1]), np.float32)
+        # Converted to float32 by the assignment; transposed from torch's [out, in].
         for half_name, peft_name in _HALVES:
             tensor_name = f"{module_name}.{peft_name}.weight"
             tensor = tensors[tensor_name]

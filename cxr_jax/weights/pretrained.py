@@ -21,6 +21,7 @@ PHANTOM = str(asset("phantom"))
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 """Names of types in a run's config -> the types."""
 
+# What stands before the name of a size, and tells it from a folder.
 _RANDOM = "random:"
 
 
@@ -90,6 +91,7 @@ def check_model(model: str) -> None:
     Raises:
         UserError: if it is empty, an unknown size, or no folder of a model.
     """
+    # Cheapest first: an empty value, then a folder, then the list of sizes.
     if not model:
         raise UserError("config.model is empty; give it with --config.model=FOLDER")
     if not model.startswith(_RANDOM):
@@ -105,6 +107,7 @@ def load_tokenizer(model: str) -> Tokenizer:
     Raises:
         UserError: if it has none.
     """
+    # A model with random weights has no tokenizer of its own, and borrows the embedded one.
     return tokenizers.load(PHANTOM if model.startswith(_RANDOM) else str(_find_folder(model)))
 
 

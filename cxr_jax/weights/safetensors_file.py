@@ -32,6 +32,7 @@ DTYPES = {
 }
 """Names of types in a header -> the types."""
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+# What torch.save writes: code may hide in it, so such files are named and never read.
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
@@ -83,10 +84,13 @@ def read_header(file_path: Path) -> tuple[dict[str, dict], int]:
     with open(file_path, "rb") as file:
         # Against the size of the file first: nothing is read or allocated because a header asks for it.
         length = int.from_bytes(file.read(8), "little")
+        # A length beyond the file or the library's limit is noise read as a number.
         if file_size < 8 or length > min(file_size - 8, _MAX_HEADER):
             raise UserError(f"{file_path}: not a safetensors file, or cut short")
         header = parse_json(file.read(length), f"{file_path}: damaged safetensors header")
+    # Free text of the writer; nothing here depends on it.
     header.pop("__metadata__", None)
+    # Each entry by itself first, then all of them together: the second check relies on the first.
     for tensor_name, entry in header.items():
         _check_entry(file_path, tensor_name, entry)
     _check_coverage(file_path, header, file_size - 8 - length)
@@ -101,6 +105,7 @@ def _check_entry(file_path: Path, tensor_name: str, entry: object) -> None:
 
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         raise bad("has no dtype")
+    # Types that no model here has, such as float8 and packed ones, are refused by name.
     dtype = DTYPES.get(entry["dtype"])
     if dtype is None:
         raise bad(f"has unsupported type {shown(entry['dtype'])}")
@@ -109,6 +114,7 @@ def _check_entry(file_path: Path, tensor_name: str, entry: object) -> None:
         raise bad("has no valid shape")
     if not _are_whole_numbers(offsets, 2**63) or len(offsets) != 2:
         raise bad("has no valid data_offsets")
+    # Exact in Python's whole numbers: in 64 bits a product of dimensions could wrap around and fit.
     if offsets[1] - offsets[0] != math.prod(shape) * np.dtype(dtype).itemsize:
         raise bad("has a shape that does not fit its data_offsets")
 
@@ -122,6 +128,8 @@ def _are_whole_numbers(values: object, limit: int) -> bool:
 
 def _check_coverage(file_path: Path, header: dict[str, dict], data_size: int) -> None:
     """Refuse tensors that overlap, leave holes or do not end where the file ends."""
+    # In the order of their bytes each tensor begins where the one before ended, or something is
+    # wrong.
     position = 0
     for start_byte, end_byte, tensor_name in sorted(
         (*entry["data_offsets"], tensor_name) for tensor_name, entry in header.items()
@@ -181,12 +189,16 @@ class Tensors:
         files = [Shard(self.folder / file_name, None)] if file_name else self._shards()
         for file_path, indexed in files:
             header, data_start = read_header(file_path)
+            # An index is a second account of the same names, so any difference means mixed-up
+            # files.
             if indexed is not None and indexed != set(header):
                 tensor_name = min(indexed ^ set(header))
                 lacking = "is not in it" if tensor_name in indexed else "is not in the index"
                 raise UserError(
                     f"{file_path}: does not agree with {INDEX}: tensor {shown(tensor_name)} {lacking}"
                 )
+            # Two stored names may become one canonical name: then one tensor would replace the
+            # other.
             for stored_name, entry in header.items():
                 tensor_name = canonical(stored_name)
                 if tensor_name in self.stored:
@@ -209,15 +221,19 @@ class Tensors:
             raise UserError(
                 f"{self.folder}: holds both model.safetensors and {INDEX}; remove the stale one"
             )
+        # Turned around: the index is by tensor, and files are opened one by one.
         names_of_shard: dict[str, set[str]] = {}
         for tensor_name, name in _read_weight_map(index).items():
             names_of_shard.setdefault(name, set()).add(tensor_name)
+        # All shards are looked for at once, before the first of them is read.
         for name in sorted(names_of_shard):
             if not (self.folder / name).is_file():
                 raise UserError(f"{self.folder}: {shown(name)} is missing")
         return [Shard(self.folder / name, names_of_shard[name]) for name in sorted(names_of_shard)]
 
     def _why_missing(self, single: Path) -> str:
+        # The reasons that people meet, from the most likely: another format, a dead link, a lost
+        # file.
         pickles = [file.name for pattern in PICKLES for file in self.folder.glob(pattern)]
         if pickles:
             return (
@@ -257,6 +273,7 @@ def _read_weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: not a safetensors index: no weight_map")
     for name in weight_map.values():
+        # A path in the index could point anywhere on this machine.
         is_plain = isinstance(name, str) and Path(name).name == name
         if not is_plain or not name.endswith(".safetensors"):
             raise UserError(f"{index}: shard names must be plain file names, got {shown(name)}")
@@ -283,7 +300,9 @@ class TensorToWrite(NamedTuple):
 
 def write_safetensors(file_path: Path, tensors: list[TensorToWrite]) -> None:
     """Write one file, making one tensor at a time: memory stays flat."""
+    # The mark by which transformers knows the file; versions of it refuse one without "pt".
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    # The header needs all offsets, and shapes give them: no array is made before its turn.
     position = 0
     for tensor in tensors:
         end_byte = position + tensor.nbytes
@@ -299,6 +318,7 @@ def write_safetensors(file_path: Path, tensors: list[TensorToWrite]) -> None:
         file.write(len(header_bytes).to_bytes(8, "little") + header_bytes)
         for tensor in tensors:
             array = np.ascontiguousarray(tensor.make(), dtype=tensor.dtype)
+            # The header is already on disk, so a wrong shape would shift everything behind it.
             assert array.shape == tuple(tensor.shape)
             file.write(array.reshape(-1).view(np.uint8).data)
         # On disk before the folder gets its name: a rename may outlive a crash that the data do not.
@@ -311,6 +331,8 @@ def write_folder(folder: Path, tensors: list[TensorToWrite], max_shard_gb: float
 
     A tensor that is larger than that gets a shard of its own. Names and index are those of transformers.
     """
+    # Fill a shard until the next tensor would not fit; order is kept, so that reading goes front to
+    # back.
     shards: list[list[TensorToWrite]] = [[]]
     shard_size = 0
     for tensor in tensors:
@@ -319,9 +341,11 @@ def write_folder(folder: Path, tensors: list[TensorToWrite], max_shard_gb: float
             shard_size = 0
         shards[-1].append(tensor)
         shard_size += tensor.nbytes
+    # A model that fits in one file gets no index, as transformers writes it.
     if len(shards) == 1:
         write_safetensors(folder / "model.safetensors", tensors)
         return
+    # The number of shards stands in every name, so all must be planned before the first is written.
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
