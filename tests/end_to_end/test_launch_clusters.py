@@ -31,11 +31,12 @@ class Cluster:
             tmp_path / "data" / "my run",
         )
         shutil.copytree(ROOT / "launch", self.root / "launch")
-        (self.root / "cxr_jax").mkdir()
-        (self.root / "cxr_jax" / "__init__.py").touch()
+        (self.root / "cxr_jax" / "runtime").mkdir(parents=True)
+        for name in ("__init__.py", "runtime/__init__.py"):
+            (self.root / "cxr_jax" / name).touch()
         shutil.copy(SHIMS / "standin.py", self.root / "cxr_jax" / "main.py")
-        for name in ("processes.py", "errors.py"):
-            shutil.copy(ROOT / "cxr_jax" / name, self.root / "cxr_jax")
+        for name in ("runtime/processes.py", "errors.py"):
+            shutil.copy(ROOT / "cxr_jax" / name, self.root / "cxr_jax" / name)
         (self.root / "experiments").mkdir()
         (self.root / "experiments" / "it.py").touch()
         for name in ("requirements.txt", "pyproject.toml"):
