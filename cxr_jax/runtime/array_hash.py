@@ -29,8 +29,10 @@ def hash_arrays(arrays: Mapping[str, jax.Array]) -> dict[str, str]:
     Args:
         arrays: of types of 1, 2, 4 or 8 bytes; at most 2^32 words tell their positions apart.
     """
+    # Nothing to compile, and `jnp.stack` refuses an empty list.
     if not arrays:
         return {}
+    # One program for all arrays, and one transfer for all hashes.
     hashes = np.asarray(_hash_on_device(list(arrays.values())))
     return dict(zip(arrays, map(_hex, hashes), strict=True))
 
@@ -42,9 +44,11 @@ def hash_host_array(array: np.ndarray) -> str:
     array_words = array_words.view(
         np.uint32 if array.dtype.itemsize >= 4 else f"u{array.dtype.itemsize}"
     )
+    # Both halves start at zero, as does the reduction on the device, so that the two ways agree.
     sums = np.zeros(2, np.uint32)
     for chunk_start in range(0, len(array_words), _CHUNK):
         word_chunk = array_words[chunk_start : chunk_start + _CHUNK].astype(np.uint32)
+        # Positions wrap at 2^32 as they do on the device.
         positions = np.arange(chunk_start, chunk_start + len(word_chunk), dtype=np.uint64).astype(
             np.uint32
         )
@@ -68,6 +72,7 @@ def _sum_halves(array: jax.Array) -> jax.Array:
     # Each word's position in the whole array, axis by axis: the compiler forms it where the word lies.
     positions = jnp.zeros(array_words.shape, jnp.uint32)
     for axis in range(array_words.ndim):
+        # In Python's numbers, which do not overflow; the hash needs strides modulo 2^32 only.
         stride = np.uint32(int(np.prod(array_words.shape[axis + 1 :], dtype=object)) % 2**32)
         positions = (
             positions + jax.lax.broadcasted_iota(jnp.uint32, array_words.shape, axis) * stride
@@ -84,6 +89,7 @@ def _add(left: list[jax.Array], right: list[jax.Array]) -> list[jax.Array]:
 
 def _words(array: jax.Array) -> jax.Array:
     """The bits as uint32; types of 8 bytes get an axis of two more, the low word first, as in memory."""
+    # A bool has no bits to reinterpret in JAX: as a number it is 0 or 1, like its byte in memory.
     if array.dtype == bool:
         return array.astype(jnp.uint32)
     word_type = {1: jnp.uint8, 2: jnp.uint16}.get(array.dtype.itemsize, jnp.uint32)
@@ -97,6 +103,7 @@ def _mix(
     position_multiplier, offset, *multipliers = (
         numpy.uint32(constant) for constant in half_constants
     )
+    # The position goes in before the mix, or equal words at other places would be alike.
     mixed = array_words ^ (positions * position_multiplier + offset)
     for multiplier, shift in zip(multipliers, _SHIFTS, strict=True):
         mixed = mixed * multiplier

@@ -8,6 +8,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from cxr_jax.runtime.trees import Tree
 
+# The `tensor` axis is not here: its devices hold the same rows and share the work of each.
 BATCH_AXES = ("data", "fsdp")
 """Mesh axes that divide the rows of a batch."""
 
@@ -46,6 +47,7 @@ def take_rows(array: jax.Array, row_index: jax.Array) -> jax.Array:
     Returns:
         [shards * m, ..].
     """
+    # Over the device axis by vmap: each row of indices meets the rows of its own device alone.
     taken_rows = jax.vmap(lambda rows, chosen: rows[chosen])(
         by_shard(array, len(row_index)), row_index
     )
@@ -71,12 +73,14 @@ def divide_rows(tree: Tree | jax.Array, rest: Any = None) -> Any:
     Args:
         rest: how all other axes are, as in a PartitionSpec; None: not divided.
     """
+    # What the program is being compiled for, and not the devices that there are.
     mesh = jax.sharding.get_abstract_mesh()
     batch_axes = row_axes(mesh)
     if not batch_axes:
         return tree
 
     def divide(array: jax.Array) -> jax.Array:
+        # Rows on the batch axes; what `rest` says for every axis behind them.
         spec = PartitionSpec(batch_axes, *[rest] * (array.ndim - 1))
         return jax.lax.with_sharding_constraint(array, spec)
 

@@ -35,6 +35,7 @@ def leaves_by_path(state_tree: Any) -> dict[str, Any]:
     """Collect {path: leaf}, in the order of the tree."""
     leaves = jax.tree_util.tree_leaves_with_path(state_tree)
     by_path = {path_string(leaf_path): leaf for leaf_path, leaf in leaves}
+    # Keys of another kind may print alike, and one array would replace the other in silence.
     if len(by_path) < len(leaves):
         raise ValueError("two leaves of the tree have the same path")
     return by_path
@@ -91,10 +92,12 @@ def read_json(folder: str) -> tuple[dict, ArrayTable]:
 
 def first_difference(array_table: ArrayTable, wanted: Mapping[str, Any]) -> str | None:
     """Name the first leaf by which a checkpoint differs from what is wanted, as it is and as it should be, if any."""
+    # Type and shape as text, so that what differs can be shown as it is.
     found = {leaf_path: "{} {}".format(*entry) for leaf_path, entry in array_table.items()}
     expected = {
         leaf_path: f"{leaf.dtype} {list(np.shape(leaf))}" for leaf_path, leaf in wanted.items()
     }
+    # What is expected comes first: a missing parameter says more than one that is too many.
     for leaf_path in [*expected, *found]:
         if found.get(leaf_path) != expected.get(leaf_path):
             there, here = found.get(leaf_path, "nothing"), expected.get(leaf_path, "nothing")
@@ -108,6 +111,7 @@ def read_arrays(folder: str, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
     Args:
         wanted: {path: array or jax.ShapeDtypeStruct}; without a sharding: on this process's first device.
     """
+    # For leaves that say nothing of where they belong, such as plain arrays of tests and tools.
     first_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     templates = {
         leaf_path: jax.ShapeDtypeStruct(
@@ -115,6 +119,7 @@ def read_arrays(folder: str, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
         )
         for leaf_path, leaf in wanted.items()
     }
+    # The empty ones were never stored, and are made anew below.
     stored = ocp.args.StandardRestore(
         {leaf_path: template for leaf_path, template in templates.items() if template.size}
     )
@@ -161,6 +166,7 @@ def find_problem(folder: str) -> str | None:
         leaf_array = ocp.PyTreeCheckpointHandler().restore(Path(folder) / "state", args=args)[
             leaf_path
         ]
+        # The hash on the host, without a device: the accelerator belongs to the run meanwhile.
         if [
             str(leaf_array.dtype),
             list(leaf_array.shape),

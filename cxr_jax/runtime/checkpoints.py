@@ -83,6 +83,7 @@ class Checkpoints:
         quieten_orbax()
         self._root = os.path.abspath(os.path.join(workdir, "checkpoints"))
         self._keep, self._about, self._grace, self.saved = keep, about or {}, grace, 0
+        # One thread: one save at a time is written and read back.
         self._background = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: _PendingSave | None = None
         self.last_save: dict[str, Any] | None = None
@@ -108,6 +109,7 @@ class Checkpoints:
 
     def save(self, step: int, state: Tree, metadata: dict) -> None:
         """Save the whole state at `step` with JSON-able `meta`. A step that is already saved is left alone."""
+        # Before the list of steps is read: a save under way may be of this very step.
         self.wait()
         if not processes.from_main(step in self.last.all_steps()):
             self._start(self._last, step, state, metadata)
@@ -125,6 +127,7 @@ class Checkpoints:
             UserError: for a checkpoint of another model.
         """
         restored = self._restore_newest(self._last, template)
+        # A step that could not be restored is not known to be whole, so counting begins anew.
         self.saved = restored.step if restored else 0
         return restored
 
@@ -147,6 +150,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait until the save under way is through, and let go of the folder."""
+        # The others may never come to where `wait` would meet them.
         if self._dropped:
             return self._background.shutdown(wait=False)
         try:
@@ -169,8 +173,10 @@ class Checkpoints:
     # ---- One save, from its start to its check ----
 
     def _start(self, series: _Series, step: int, state_tree: Tree, metadata: dict) -> None:
+        # The caller waits only for the copy; writing and checking go on behind the training.
         began = time.monotonic()
         items = checkpoint_folder.make_items(state_tree, metadata, self._about)
+        # Here every process learns whether it can be written, before any of them enters Orbax.
         self._make_room(series, step)
         try:
             series.manager.save(step, args=items.args, force=True)
@@ -191,6 +197,7 @@ class Checkpoints:
         folder, probe = self._folder(series.name, step), os.path.join(self._root, "probe")
         try:
             if processes.is_main():
+                # Not an empty file: a full disk may still have room for names.
                 with open(probe, "wb") as file:
                     file.write(bytes(4096))
                 os.remove(probe)
@@ -198,6 +205,7 @@ class Checkpoints:
                     os.replace(folder, self._aside("replaced", series.name, step))
         except OSError as error:
             failure = error
+        # All fail or none does: one that went on alone would wait inside Orbax.
         if processes.agree(failure is not None):
             raise self._failed(series, step, failure) from failure
         series.manager.reload()
@@ -206,6 +214,7 @@ class Checkpoints:
         self, series: _Series, step: int, facts: dict, began: float
     ) -> tuple[dict, str | None]:
         """In the background: (facts, what is wrong with what was written, or None)."""
+        # Written is not yet whole: it is read back before anything older goes.
         series.manager.wait_until_finished()
         problem = None
         if processes.is_main():
@@ -223,6 +232,7 @@ class Checkpoints:
         others = sorted(
             other_step for other_step in series.manager.all_steps() if other_step != step
         )
+        # Of the best there is one; of the newest, the ones that the new save leaves room for.
         spared = 0 if series.name == "best" else self._keep - 1
         for old in others[: max(0, len(others) - spared)]:
             # Renamed first: a folder that is half removed must not look like a checkpoint.
@@ -286,6 +296,7 @@ class Checkpoints:
         self.wait()
         wanted, structure = checkpoint_folder.leaves_by_path(template), jax.tree.structure(template)
         steps = series.manager.all_steps
+        # From the newest to the oldest, as process 0 sees them.
         while (step := processes.from_main(max(steps(), default=-1))) >= 0:
             folder, damage, difference = self._folder(series.name, step), None, None
             # ---- Each process reads its part, and none waits for another meanwhile ----
@@ -310,6 +321,7 @@ class Checkpoints:
                 damage = _damaged_array(arrays, array_table)
             if damage is None:
                 return Restored(jax.tree.unflatten(structure, arrays.values()), metadata, step)
+            # One process moves the folder and says so; the others wait at the barrier.
             if processes.is_main():
                 before = max(
                     (other_step for other_step in steps() if other_step < step), default=None
@@ -360,6 +372,7 @@ def _damaged_array(
     arrays: dict[str, jax.Array], array_table: checkpoint_folder.ArrayTable
 ) -> str | None:
     """The first array that is not what was written, for a message."""
+    # Empty arrays have no hash: they are not in the files.
     hashes = array_hash.hash_arrays(
         {leaf_path: array for leaf_path, array in arrays.items() if array.size}
     )
@@ -403,6 +416,7 @@ class _Barrier:
             return
         store, turn = distributed.global_state.client, self._turn
         self._turn += 1
+        # Broken once, broken for good: the processes no longer agree on which turn it is.
         if not self._broken:
             store.key_value_set(self._place(turn, processes.index()), key)
             keys = [
@@ -425,6 +439,7 @@ def _reason(error: BaseException | None) -> str:
         r"No space left on device|Read-only file system|Disk quota exceeded|File too large|Permission denied|"
         r"Input/output error"
     )
+    # Orbax wraps the system's error several times, and the useful words are at the bottom.
     cause = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:

@@ -43,10 +43,12 @@ def run_in_child(
         interrupts.let_through()
         exit_code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     except BaseException:
+        # Killed and not asked: the child ignores Ctrl-C, and its work is wanted no more.
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
         raise
+    # The exit code is negative where a signal ended the child.
     if exit_code < 0:
         hint = ": out of memory?" if exit_code == -signal.SIGKILL else ""
         raise RuntimeError(f"killed by signal {-exit_code}{hint}")
@@ -60,6 +62,7 @@ def _work_and_exit(
     """All that the child does. It never returns into the parent's code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to both; the parent answers it
     interrupts.let_through()
+    # Stderr is kept under another number, to report an error even when all else is dropped.
     exit_code, stderr = 1, os.dup(2)
     if quiet:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -70,6 +73,7 @@ def _work_and_exit(
         os.dup2(stderr, 2)
         exit_code = report(error)
     finally:
+        # By hand: `os._exit` flushes nothing, and a normal exit would run the parent's clean-up.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)

@@ -34,6 +34,7 @@ def raise_keyboard_interrupt() -> None:
 
 def hold_back() -> None:
     """Let signals wait until `let_through`."""
+    # Blocked and not ignored: a signal that comes in between is delivered later, and not lost.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 

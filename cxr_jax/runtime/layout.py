@@ -30,6 +30,7 @@ def make_mesh(
     devices = jax.devices() if devices is None else devices
     shape, device_count = [data, fsdp, tensor], len(devices)
     asked = " x ".join(map(str, shape))
+    # What is -1 takes what the two others leave; what does not divide is found below.
     given = [axis_size for axis_size in shape if axis_size != -1]
     if len(given) == 2 and min(given) > 0:
         shape[shape.index(-1)] = device_count // int(np.prod(given))
@@ -68,6 +69,8 @@ class Layout:
     def from_config(cls, sizes: Mapping[str, int]) -> "Layout":
         """Make the layout of `config.mesh`. Raises UserError for a mesh that is not as many devices as there are."""
         mesh = make_mesh(**sizes)
+        # A mesh of one device divides nothing, and would only make other programs of the same
+        # steps.
         return cls(mesh if mesh.size > 1 else None)
 
     def __str__(self) -> str:
@@ -121,6 +124,7 @@ class Layout:
         share = len(self.rows_of(self.shards)) / self.shards  # of the rows, made by this process
 
         def put(tree_leaf: Any, sharding: NamedSharding) -> jax.Array:
+            # The axis that is divided, if any: only there this process holds a part of the whole.
             divided = next(
                 (leaf_axis for leaf_axis, name in enumerate(sharding.spec) if name), None
             )

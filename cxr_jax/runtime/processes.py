@@ -49,6 +49,7 @@ def start() -> None:
         UserError: for variables that make no place.
         RunFailedError: when the others do not come.
     """
+    # Either variables by hand, or a launcher that JAX knows: with neither, this is one process.
     set_variables = [name for name in _PLACE if os.environ.get(name)]
     if not set_variables and os.environ.get("CXR_DISTRIBUTED", "0") in ("", "0"):
         return
@@ -56,6 +57,7 @@ def start() -> None:
     timeouts = _Timeouts(
         _whole_number("CXR_START_TIMEOUT", 300), _whole_number("CXR_HEARTBEAT_TIMEOUT", 100)
     )
+    # Read before JAX is touched, so that a mistake is told at once and by its name.
     place = _read_place(set_variables) if set_variables else {}
     # For what starts processes without naming a port.
     os.environ.setdefault("JAX_COORDINATOR_PORT", PORT)
@@ -63,6 +65,7 @@ def start() -> None:
     from jax._src import distributed  # the coordinator's address has no public name
 
     _joined = True
+    # For processes on CPUs; accelerators bring collectives of their own.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         if place.get("process_id"):  # JAX aborts where nothing answers; ask first, to say why
@@ -73,6 +76,7 @@ def start() -> None:
             heartbeat_timeout_seconds=timeouts.heartbeat,
         )
     except (RuntimeError, ValueError, OSError) as error:
+        # Where they were to meet, from whoever knows it: the message needs it most.
         address = (
             place.get("coordinator_address")
             or distributed.global_state.coordinator_address
@@ -93,6 +97,7 @@ def start() -> None:
 
 def _read_place(set_variables: list[str]) -> dict[str, Any]:
     """What `jax.distributed.initialize` takes, from the variables of `_PLACE`."""
+    # All three or none: with one missing, JAX would wait for processes that never come.
     for name in _PLACE:
         if name not in set_variables:
             raise UserError(
@@ -131,6 +136,8 @@ def _reach(address: str, seconds: int) -> None:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
             return
         except OSError:
+            # Others may still be starting: a refused connection is no failure before the time is
+            # up.
             if time.monotonic() > end:
                 raise
             time.sleep(0.2)
@@ -225,8 +232,10 @@ def gather_to_host(tree: Any) -> Any:
     from jax.experimental import multihost_utils
 
     def gather(leaf: Any) -> np.ndarray:
+        # What lies here whole needs no other process, and plain numbers never do.
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
             return np.asarray(leaf)
+        # Every device holds the same: the first copy that is here is enough.
         if leaf.is_fully_replicated:
             return np.asarray(leaf.addressable_data(0))
         return multihost_utils.process_allgather(leaf, tiled=True)
@@ -241,6 +250,7 @@ def leave(code: int) -> int:
     collective, learn of it by a connection that closes or a heartbeat that stays out, and end, too.
     """
     if _joined:
+        # `os._exit` below would drop what is still in the buffers.
         sys.stdout.flush()
         sys.stderr.flush()
         # A shutdown would wait for the others, which wait for this one.

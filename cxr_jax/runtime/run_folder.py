@@ -73,6 +73,7 @@ class RunFolder:
     def _check_config(self, path: str, wanted: dict) -> None:
         """Write config.json of a new run, or refuse a config or data other than those of the run that is there."""
         file_name = self.file("config.json")
+        # Written before anything is trained: from here on the folder belongs to this config.
         if not os.path.exists(file_name):
             try:
                 write_json(file_name, {**wanted, **environment()})
@@ -91,6 +92,7 @@ class RunFolder:
             raise UserError(
                 f"{file_name}: is not the config of a run; use another --workdir"
             ) from error
+        # A run continued under another config would be neither of the two.
         for difference in differences:
             if not difference.startswith(MAY_CHANGE):
                 raise UserError(
@@ -134,6 +136,7 @@ class RunFolder:
         last = self.file("checkpoints", "last")
         if os.path.isdir(last) and os.listdir(last):
             return
+        # Only what a run makes, and of that only what was not there: a user's files stay.
         for name in _MADE_BY_A_RUN - self._before:
             path = self.file(name)
             if os.path.isdir(path):
@@ -162,6 +165,7 @@ class RunFolder:
 
 def _lock(opened_file: IO, path: str) -> None:
     try:
+        # Without waiting: whoever has the lock may train for days.
         fcntl.flock(opened_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise UserError(f"--workdir={path}: another run is using it") from error
@@ -202,6 +206,7 @@ def environment() -> dict[str, Any]:
     import optax
 
     sha = git_sha()
+    # What no commit holds is known by the hash of its difference, enough to tell two runs apart.
     diff = _git("diff", "HEAD") if sha else ""
     return {
         "git_sha": sha,

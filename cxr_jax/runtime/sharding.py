@@ -40,6 +40,7 @@ def register_rules(family: str, sharding_rules: tuple) -> None:
 
 def _logical_axes(leaf_path: str) -> tuple[str | None, ...] | None:
     """The logical axes of the last dimensions of the array at `leaf_path`; None if no rule covers it."""
+    # A run's own leaves first: adapters have the paths of their modules in theirs, too.
     for sharding_rules in (_STATE_RULES, *_FAMILY_RULES.values()):
         for pattern, axes in sharding_rules:
             if re.search(pattern, leaf_path):
@@ -70,6 +71,7 @@ def partition_spec(
         raise UserError(
             f"sharding: {leaf_path} would be divided over the same mesh axis twice: {mesh_axes}"
         )
+    # JAX divides evenly or not at all; only here the message can name the parameter.
     for dimension, mesh_axis in zip(shape, mesh_axes, strict=True):
         if mesh_axis and dimension % axis_sizes[mesh_axis]:
             raise UserError(
@@ -87,6 +89,7 @@ def gather_weights(params: Tree, dtype: DTypeLike) -> Tree:
     returned as they are.
     """
     mesh = jax.sharding.get_abstract_mesh()
+    # On one device along `fsdp` every weight is whole already.
     if "fsdp" not in row_axes(mesh) or mesh.shape["fsdp"] == 1:
         return params
     axis_sizes = dict(mesh.shape)
@@ -121,8 +124,10 @@ def batch_shardings(batch: Tree, mesh: Mesh) -> Tree:
     """
 
     def sharding(leaf_path: tuple, leaf: Any) -> NamedSharding:
+        # A scalar, such as the number of the step, is the same everywhere.
         if not leaf.ndim:
             return NamedSharding(mesh, PartitionSpec())
+        # Positions have their three axes of M-RoPE in front.
         row_axis = 1 if path_string(leaf_path).endswith("prompts/positions") else 0
         return NamedSharding(mesh, PartitionSpec(*[None] * row_axis, BATCH_AXES))
 

@@ -58,6 +58,7 @@ class Stop:
     # ---- The thread that listens ----
 
     def _listen(self) -> None:
+        # Other signals write into the pipe, too; only these two ask a run to stop.
         number = self._next(None)
         while number not in _ASKED_TO_STOP:
             if number is None:  # closed: nothing is heard any more
@@ -68,10 +69,12 @@ class Stop:
         grace = self._grace
         if processes.count() == 1 and self.unsaved() == 0:
             grace = min(2.0, grace)  # there is nothing to wait for but a loop that ends by itself
+        # Until the grace is over: a second signal, silence, or a pipe that closes as the run ends.
         number = self._next(grace)
         if number in _ASKED_TO_STOP:
             self._say("stopped at once")
             os._exit(128 + number)
+        # No loop has heard it: the program is stuck, or a step takes longer than there is time.
         if number is None and not self._heard.is_set():
             lost = self.unsaved()
             if lost == 0:
@@ -83,6 +86,7 @@ class Stop:
 
     def _next(self, seconds: float | None) -> int | None:
         """The number of the next signal; None after so many seconds, or when this is closed."""
+        # A wait with a timeout, which a read of the pipe alone does not have.
         ready = select.select([self._reads], [], [], seconds)[0]
         data = os.read(self._reads, 1) if ready else b""
         return data[0] if data else None
@@ -106,6 +110,7 @@ class Stop:
         A point that all of them pass, in the same order.
         """
         self._beat()
+        # Several processes stop at the same step, whichever of them got the signal.
         if processes.agree(self.requested is not None):
             self._heard.set()
             self.requested = self.requested or "a signal to another process"

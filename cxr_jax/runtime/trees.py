@@ -12,6 +12,7 @@ Tree = dict[str, Any]
 
 def flatten(tree: Tree, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield (path, leaf) of a nested dict, in key order."""
+    # In a fixed order, since the order of entries in files follows from it.
     for name in sorted(tree):
         if isinstance(tree[name], dict):
             yield from flatten(tree[name], (*prefix, name))
@@ -21,6 +22,7 @@ def flatten(tree: Tree, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
 
 def path_string(path: Iterable[Any]) -> str:
     """Join a path of names, or of JAX's keys: ('text', 'layers', 'q') -> 'text/layers/q'."""
+    # Keys of a pytree carry the name in `key`; plain names are taken as they are.
     return "/".join(str(getattr(part, "key", part)) for part in path)
 
 

@@ -24,6 +24,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
     On any exception nothing is left, and what stood at `folder` still stands. Missing parents are made.
     """
+    # Remembered before they are made, so that a failure can take them away again.
     made_parents = [
         parent for parent in (folder.parent, *folder.parent.parents) if not parent.exists()
     ]
@@ -46,11 +47,13 @@ def _swap(temporary: Path, folder: Path) -> None:
     if not folder.is_dir() or not any(folder.iterdir()):
         os.rename(temporary, folder)  # replaces an empty folder, too
         return
+    # Hidden and with this process's number, so that nobody takes it for a folder to read.
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     os.rename(folder, old)
     try:
         os.rename(temporary, folder)
     except BaseException:
+        # Back in its place before the error goes on: the old folder is what the caller still has.
         os.rename(old, folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
@@ -72,6 +75,7 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     try:
         temporary.write_bytes(data)
         os.replace(temporary, path)
+    # Whatever stopped it, an interrupt included: half a file must not stay under any name.
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
