@@ -148,7 +148,7 @@ def is_number(value: Any, rule: str = "", *, whole: bool = False) -> bool:
 
     A whole number must fit an int32; any other is held to the rule as float32, in which it is used.
     """
-    kind: type = numbers.Integral if whole else numbers.Real
+    kind: Any = numbers.Integral if whole else numbers.Real
     if isinstance(value, bool) or not isinstance(value, kind):
         return False
     if not -_LARGEST_FLOAT32 <= value <= _LARGEST_FLOAT32:

@@ -20,7 +20,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -125,7 +125,8 @@ def read_states(paths: Sequence[str | Path], lexicon: str | None = None) -> np.n
     reports = list(report_files.read(report_files.open_inputs(paths)))
     if bad := next((report for report in reports if report.text is None), None):
         raise UserError(f"{bad.source}: {bad.reason}")
-    return labels.read_reports([report.text for report in reports], lexicon=lexicon)["state"]
+    texts = [cast(str, report.text) for report in reports]
+    return labels.read_reports(texts, lexicon=lexicon)["state"]
 
 
 def is_positive(states: np.ndarray, policy: str) -> np.ndarray:

@@ -7,7 +7,7 @@ one, so two tags cannot overlap.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cxr_jax.labels.automaton import Machine, compile_machine
 
@@ -79,7 +79,7 @@ def _next_phase(phase: Phase, step: _TagStep) -> Phase:
         return "head" if step.grows and THINK.startswith(step.prefix) else "dead"
     if phase == "think":
         return ("join", b"") if step.tag == END_THINK else "think"
-    if phase[0] == "join":
+    if isinstance(phase, tuple):
         return _leave_join(phase[1], step)
     if phase == "dead":
         return "dead"
@@ -116,7 +116,8 @@ def tag_machine() -> Machine:
     def final(state: tuple[Phase, bytes]) -> int:
         return int(state[0] in ("end", "newline"))
 
-    return compile_machine(("head", b""), step, final)
+    start: tuple[Phase, bytes] = ("head", b"")
+    return compile_machine(start, step, final)
 
 
 # ---- The answer list -------------------------------------------------------------------------------------------------
@@ -182,7 +183,7 @@ def _read_item(names: _Names, item: Item, byte: bytes) -> Item:
 
 # (phase, prefix of a tag read so far, item). Inside the element, at "<" the item so far is put by as its outcome, in
 # case a closing tag follows: then the third entry is an event, not an item.
-_AnswerState = tuple[str, bytes, Item | int | None]
+_AnswerState = tuple[str, bytes, Any]
 
 
 def answer_machine(names: Sequence[str]) -> Machine:

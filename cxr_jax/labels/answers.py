@@ -6,7 +6,7 @@ Everything here runs on the device, inside jit, and equals Python's `str` semant
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import numpy as np
 from cxr_jax.errors import UserError
 from cxr_jax.labels import answer_machines, automaton
 from cxr_jax.labels.answer_machines import ANSWER, TAGS
+from cxr_jax.labels.automaton import Array
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, PATHOLOGY
 from cxr_jax.labels.text_batches import map_texts
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     import tokenizers
     from transformers import PreTrainedTokenizerBase
 
-# What a text says, by name: see `parse_bytes`.
-Parsed = dict[str, jax.Array]
+# What a text says, by name: see `parse_bytes`. Arrays, and under "trace" a table of them.
+Parsed = dict[str, Any]
 
 _LABEL_COUNT = len(CHEXPERT_14)
 # Events of the answer machine: label i is i + 1, then these; _CLOSE is added where the element ends.
@@ -37,7 +38,7 @@ def _machines() -> automaton.JoinedMachines:
     )
 
 
-def parse_bytes(stream: jax.Array, lengths: jax.Array) -> Parsed:
+def parse_bytes(stream: Array, lengths: Array) -> Parsed:
     """Parse completions in bytes.
 
     Args:
@@ -93,9 +94,9 @@ class TokenBytes(NamedTuple):
     Id t stands for data[offset[t] : offset[t] + length[t]]; data uint8 [total], offset and length int32 [V].
     """
 
-    data: np.ndarray | jax.Array
-    offset: np.ndarray | jax.Array
-    length: np.ndarray | jax.Array
+    data: Array
+    offset: Array
+    length: Array
 
     @classmethod
     def from_tokenizer(
@@ -110,7 +111,7 @@ class TokenBytes(NamedTuple):
         Raises:
             UserError: for a tokenizer whose decoder is not byte-level, or that cannot write the four tags.
         """
-        backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+        backend: Any = getattr(tokenizer, "backend_tokenizer", tokenizer)
         if type(getattr(backend, "decoder", None)).__name__ != "ByteLevel":
             raise UserError(
                 "the tokenizer's decoder is not byte-level: rewards cannot be read from its ids"
@@ -160,7 +161,7 @@ def _token_bytes(token: str) -> bytes:
 
 
 def tokens_to_bytes(
-    tokens: jax.Array, lengths: jax.Array, table: TokenBytes, max_bytes: int
+    tokens: Array, lengths: Array, table: TokenBytes, max_bytes: int
 ) -> tuple[jax.Array, jax.Array]:
     """Spell out tokens on the device.
 
@@ -191,9 +192,7 @@ def tokens_to_bytes(
     return data[jnp.clip(source, 0, data.shape[0] - 1)], ends[:, -1]
 
 
-def parse_tokens(
-    tokens: jax.Array, lengths: jax.Array, table: TokenBytes, max_bytes: int
-) -> Parsed:
+def parse_tokens(tokens: Array, lengths: Array, table: TokenBytes, max_bytes: int) -> Parsed:
     """Parse the decoded tokens with `parse_bytes`; arguments as in `tokens_to_bytes`.
 
     A text that is longer than max_bytes is read up to there and marked in "overflow".

@@ -7,6 +7,7 @@ the same stream into one table; `run` advances all of them together, one byte a 
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,10 @@ import numpy as np
 
 # The machines here have hundreds of states; one that remembers its text has no end.
 MAX_STATES = 50_000
+
+Array = jax.Array | np.ndarray  # texts come from the device or from the host
+
+State = TypeVar("State", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,9 @@ def _nothing(_state: Hashable) -> int:
 
 
 def compile_machine(
-    start: Hashable,
-    step: Callable[[Hashable, int], tuple[Hashable, int]],
-    final: Callable[[Hashable], int] = _nothing,
+    start: State,
+    step: Callable[[State, int], tuple[State, int]],
+    final: Callable[[State], int] = _nothing,
 ) -> Machine:
     """Compile a step function to a table, by enumerating the states that can be reached from `start`.
 
@@ -123,9 +128,7 @@ def join_machines(machines: list[Machine]) -> JoinedMachines:
     )
 
 
-def run(
-    machines: JoinedMachines, stream: jax.Array, lengths: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def run(machines: JoinedMachines, stream: Array, lengths: Array) -> tuple[jax.Array, jax.Array]:
     """Run all machines over texts. Works under jit and vmap.
 
     Args:

@@ -5,7 +5,7 @@ not scored.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,7 +34,7 @@ def load_map(name: str, path: str | Path = MAPS) -> LabelMap:
     Raises:
         UserError: if it cannot be read or a target is none of the 14.
     """
-    entry = read_toml(Path(path)).get(name)
+    entry: Any = read_toml(Path(path)).get(name)
     labels = entry.get("map") if isinstance(entry, dict) else None
     # A map without a version could change without a trace.
     if not isinstance(labels, dict) or not labels or not isinstance(entry.get("version"), int):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cxr_jax.labels.automaton import Array
 from cxr_jax.labels.phrase_bank import (
     BULLET,
     BYTE_CODES,
@@ -25,7 +26,7 @@ from cxr_jax.labels.phrase_bank import (
 )
 
 
-def code_bytes(data: jax.Array, inside: jax.Array) -> jax.Array:
+def code_bytes(data: Array, inside: Array) -> jax.Array:
     """Give each byte its code, which depends on its neighbours: a word's last letter has a code of its own.
 
     Args:
@@ -99,7 +100,7 @@ class _Selection(NamedTuple):
     """What `take_phrases` has taken of some tokens, from the right."""
 
     hidden: jax.Array  # int32 [B]: how many tokens to the left the phrase taken last still covers
-    count: jax.Array  # int32 [B]: phrases taken
+    taken: jax.Array  # int32 [B]: phrases taken
     items: jax.Array  # int16 [L, B]: indices of their items
 
 
@@ -130,14 +131,14 @@ def take_phrases(bank: PhraseBank, ends: jax.Array) -> tuple[jax.Array, jax.Arra
         is_taken = (selection.hidden == 0) & (width > 0)
         item = (phrase & FOUND_ITEM_MASK).astype(selection.items.dtype)
         # A place past the end is dropped: a text whose token is not taken writes nothing.
-        target = jnp.where(is_taken, selection.count, ends.shape[0])
+        target = jnp.where(is_taken, selection.taken, ends.shape[0])
         return _Selection(
             hidden=jnp.where(is_taken, width - 1, jnp.maximum(selection.hidden - 1, 0)),
-            count=selection.count + is_taken,
+            taken=selection.taken + is_taken,
             items=selection.items.at[target, rows].set(item, mode="drop"),
         )
 
     zero = jnp.zeros(rows.shape, jnp.int32)
     start = _Selection(zero, zero, jnp.zeros(ends.shape, jnp.int16))
     selection = jax.lax.fori_loop(0, jnp.max(number[0]), pass_token, start)
-    return selection.items, jnp.max(selection.count)
+    return selection.items, jnp.max(selection.taken)

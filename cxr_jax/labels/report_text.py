@@ -7,13 +7,14 @@ mask has one bit a label of `lexicon.LABELS`; a pair of masks, right << 16 | lef
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax.labels import lexicon as lexicons
+from cxr_jax.labels.automaton import Array
 from cxr_jax.labels.phrase_bank import (
     AFFIRMED,
     DENIED,
@@ -37,8 +38,6 @@ from cxr_jax.labels.taxonomy import (
     UNCERTAIN,
 )
 from cxr_jax.labels.text_batches import map_texts
-
-Array = jax.Array | np.ndarray
 
 LABEL_COUNT = len(CHEXPERT_14)
 _ALL = (1 << len(lexicons.LABELS)) - 1
@@ -338,8 +337,8 @@ def _end_sentence(registers: _Registers, item: Item, truth: Truth | None) -> _Re
 
 
 def read_bytes(
-    stream: jax.Array, lengths: jax.Array, bank: PhraseBank, truth: Truth | None = None
-) -> dict[str, jax.Array]:
+    stream: Array, lengths: Array, bank: PhraseBank, truth: Truth | None = None
+) -> dict[str, Any]:
     """Read reports in bytes. Pure; works under jit and vmap.
 
     Args:

@@ -15,8 +15,9 @@ import numpy as np
 from cxr_jax.errors import UserError
 from cxr_jax.labels import answers, report_text
 from cxr_jax.labels.answers import Parsed, TokenBytes
+from cxr_jax.labels.automaton import Array
 from cxr_jax.labels.phrase_bank import PhraseBank
-from cxr_jax.labels.report_text import Array, Truth, to_bits
+from cxr_jax.labels.report_text import Truth, to_bits
 from cxr_jax.labels.taxonomy import (
     CHEXPERT_14,
     INDEX,
@@ -311,8 +312,11 @@ def repeated(tokens: Array, lengths: Array, ngram: int = NGRAM) -> jax.Array:
     counts = jnp.maximum(lengths - ngram + 1, 0)
     inside = jnp.arange(width) < counts[:, None]
     # Sort n-grams by all their tokens; equal ones are neighbours then. Those past the end are -1, and sort first.
-    keys = [jnp.where(inside, tokens[:, start : width + start], -1) for start in range(ngram)]
-    keys = jax.lax.sort(keys, dimension=1, num_keys=ngram)
+    keys = jax.lax.sort(
+        [jnp.where(inside, tokens[:, start : width + start], -1) for start in range(ngram)],
+        dimension=1,
+        num_keys=ngram,
+    )
     same = functools.reduce(jnp.logical_and, [key[:, 1:] == key[:, :-1] for key in keys])
     same &= keys[0][:, 1:] >= 0
     return jnp.sum(same, axis=1) / jnp.maximum(counts, 1).astype(jnp.float32)

@@ -1,6 +1,7 @@
 """Reward terms of texts, as a caller has them: strings in, one number a text and term out."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,7 @@ def score(
     parsed = map_texts(
         lambda stream, sizes, solution: _read_for_score(stream, sizes, solution, bank), texts, mask
     )
-    terms = reward_terms(
+    terms: dict[str, Any] = reward_terms(
         parsed, mask, tokens, min_length=min_length, max_length=max_length, limit=limit
     )
     terms["repetition"] = _repeated_words(texts)

@@ -122,6 +122,7 @@ def _reference(setup: Setup, begun: StartState, layout: Layout) -> Tree | None:
     if base is not None:
         return base
     # A copy: the first step takes over what trains.
+    assert begun.train is not None, "`_begin` keeps it where there is a KL term"
     start = jax.tree.map(jnp.copy, layout.state(begun.train))
     return setup.trainable.merge(start, begun.frozen)["model"]
 

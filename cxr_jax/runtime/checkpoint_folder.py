@@ -131,7 +131,7 @@ def read_arrays(folder: str, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
     }
 
 
-def _own(leaf_array: jax.Array | None, template: jax.ShapeDtypeStruct, wanted: Any) -> jax.Array:
+def _own(leaf_array: Any, template: jax.ShapeDtypeStruct, wanted: Any) -> jax.Array:
     """An array that was read, as one like `wanted` that nothing else refers to."""
     if not template.size:
         # Compiled for its place: an empty array, too, must lie where the next step expects it.

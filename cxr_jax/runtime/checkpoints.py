@@ -266,6 +266,7 @@ class Checkpoints:
 
     def _print_duration(self) -> None:
         save = self.last_save
+        assert save is not None
         print(
             f"a save of {save['bytes'] / 2**20:,.0f} MiB takes {save['seconds']:.1f} s, the run waits for "
             f"{save['blocked_seconds']:.1f} s of them (config.grace_seconds={self._grace:g})",
@@ -414,7 +415,8 @@ class _Barrier:
     def __call__(self, *, key: str, timeout_ms: int) -> None:
         if processes.count() == 1:
             return
-        store, turn = distributed.global_state.client, self._turn
+        store: Any = distributed.global_state.client
+        turn = self._turn
         self._turn += 1
         # Broken once, broken for good: the processes no longer agree on which turn it is.
         if not self._broken:

@@ -66,7 +66,7 @@ class Layout:
         self.shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
 
     @classmethod
-    def from_config(cls, sizes: Mapping[str, int]) -> "Layout":
+    def from_config(cls, sizes: Mapping[str, Any]) -> "Layout":
         """Make the layout of `config.mesh`. Raises UserError for a mesh that is not as many devices as there are."""
         mesh = make_mesh(**sizes)
         # A mesh of one device divides nothing, and would only make other programs of the same

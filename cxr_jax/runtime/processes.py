@@ -214,7 +214,8 @@ def have_same(text: str) -> bool:
 def together(action: Callable[[], Result]) -> Result:
     """Return what `action()` returns, if no process raised a UserError in it; else all raise one."""
     global _leaving_together
-    result, refusal = None, None
+    result: Any = None
+    refusal: UserError | None = None
     try:
         result = action()
     except UserError as error:

@@ -18,7 +18,12 @@ from cxr_jax.errors import UserError
 from cxr_jax.runtime.batch_rows import BATCH_AXES, row_axes
 from cxr_jax.runtime.trees import Tree, path_string
 
-LOGICAL_TO_MESH = {"width": "fsdp", "heads": "tensor", "hidden": "tensor", "vocab": "tensor"}
+LOGICAL_TO_MESH: dict[str | None, str] = {
+    "width": "fsdp",
+    "heads": "tensor",
+    "hidden": "tensor",
+    "vocab": "tensor",
+}
 
 # What a run keeps beside a family's parameters: (pattern of a path, logical axes of the last dimensions).
 _STATE_RULES = (

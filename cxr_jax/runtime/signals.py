@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 from cxr_jax.errors import RunFailedError
 from cxr_jax.runtime import processes
@@ -45,6 +46,7 @@ class Stop:
         self._grace, self._limit = grace, limit
         self._heard = threading.Event()  # a loop has asked, and knows
         # Python writes the number of each signal into the pipe at once, even while the main thread is in C code.
+        self._writes: int | None
         self._reads, self._writes = os.pipe()
         os.set_blocking(self._writes, False)
         with contextlib.suppress(ValueError):  # not in the main thread (tests)
@@ -102,7 +104,8 @@ class Stop:
     def _beat(self) -> None:
         """Starts the time limit of a turn anew."""
         if self._limit:
-            faulthandler.dump_traceback_later(self._limit, exit=True, file=sys.__stderr__)
+            stderr: Any = sys.__stderr__  # None where there is no console
+            faulthandler.dump_traceback_later(self._limit, exit=True, file=stderr)
 
     def check(self) -> None:
         """Raise StoppedError if a signal has come, to any process.

@@ -103,7 +103,7 @@ class Arrays:
             raise UserError(
                 f"{manifest_path}: format is {shown(manifest.get('format'))}, not {_FORMAT!r}"
             )
-        self._entries = manifest.get("arrays")
+        self._entries: Any = manifest.get("arrays")
         if not isinstance(self._entries, dict) or not all(
             _is_entry(array_entry) for array_entry in self._entries.values()
         ):
@@ -112,7 +112,7 @@ class Arrays:
         self.shapes = registry.family_of(self.config).parameter_shapes(self.config)
         self._check_shapes()
         self.tied_head_is_stored = manifest.get("tied_head_is_stored") is True
-        self.tensor_types = manifest.get("tensor_types")
+        self.tensor_types: Any = manifest.get("tensor_types")
         if not isinstance(self.tensor_types, dict) or not all(
             _is_weight_type(type_name) for type_name in self.tensor_types.values()
         ):

@@ -413,8 +413,10 @@ def _lora(settings_path: Path, settings: dict, adapted: set[str]) -> Lora:
         else:
             targets += [module_path for module_path in group_paths if module_path in adapted]
     # Rank and alpha come from a file, and are checked where ours are.
+    rank: Any = settings.get("r")
+    alpha: Any = settings.get("lora_alpha")
     try:
-        return Lora(settings.get("r"), settings.get("lora_alpha"), tuple(targets))
+        return Lora(rank, alpha, tuple(targets))
     except UserError as error:
         raise UserError(f"{settings_path}: {shown(error)}") from error
 

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import ml_dtypes
 import numpy as np
@@ -119,7 +119,7 @@ def _check_entry(file_path: Path, tensor_name: str, entry: object) -> None:
         raise bad("has a shape that does not fit its data_offsets")
 
 
-def _are_whole_numbers(values: object, limit: int) -> bool:
+def _are_whole_numbers(values: object, limit: int) -> TypeGuard[list[int]]:
     # `type is int`: isinstance would let True and False pass.
     return isinstance(values, list) and all(
         type(value) is int and 0 <= value <= limit for value in values
@@ -346,7 +346,7 @@ def write_folder(folder: Path, tensors: list[TensorToWrite], max_shard_gb: float
         write_safetensors(folder / "model.safetensors", tensors)
         return
     # The number of shards stands in every name, so all must be planned before the first is written.
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write_safetensors(folder / name, shard)
