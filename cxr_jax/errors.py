@@ -36,6 +36,7 @@ def exit_code(
     try:
         return action() or 0
     except (Exception, KeyboardInterrupt) as error:
+        # These two say all in their message; what any other error means, the command knows.
         if isinstance(error, (UserError, RunFailedError)):
             line = str(error)
         elif failure is not None:
@@ -46,6 +47,7 @@ def exit_code(
             raise
         if debug:
             traceback.print_exc()
+        # One line, whatever the message holds: scripts read stderr line by line.
         print("error: " + " ".join(line.split()), file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
 

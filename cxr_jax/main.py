@@ -93,6 +93,7 @@ def _checked_layout(resolved: "ConfigDict") -> "Layout":
     from cxr_jax.runtime import layout as layouts
     from cxr_jax.training import checks
 
+    # On all processes at once: a bad input that only one of them sees must end the others, too.
     processes.together(lambda: _task(resolved.task).check(resolved))
     layout = processes.together(lambda: layouts.Layout.from_config(resolved.mesh))
     settings = RunConfig.from_config(resolved)
@@ -141,6 +142,7 @@ def _open_folder(resolved: "ConfigDict") -> "RunFolder":
     data = processes.together(
         lambda: checks.fingerprint(resolved.model, DataConfig.from_config(resolved))
     )
+    # Processes with different flags or code would wait for each other in different collectives.
     identity = [settings, data, run_folder.git_sha()]
     if not processes.have_same(json.dumps(identity, sort_keys=True, default=str)):
         raise UserError(
@@ -152,6 +154,7 @@ def _open_folder(resolved: "ConfigDict") -> "RunFolder":
         )
     )
 
+    # A disk that one process does not share would show only at the first save, after hours.
     def check_seen() -> None:
         if not os.path.exists(folder.file("config.json")):
             raise UserError(

@@ -55,6 +55,7 @@ def preset_names() -> list[str]:
 
 
 def _flags_help(module: str) -> str:
+    # absl prints flags by module; a command shows its own and those of a config as one list.
     own = flags.FlagValues()
     for flag in flags.FLAGS.get_key_flags_for_module(sys.modules[module]):
         own[flag.name] = flag
@@ -110,6 +111,7 @@ def _config_file(value: str) -> str:
 
 def _flag_error(error: Exception, arguments: list[str]) -> str:
     """Return one line that names the flag, whatever absl, ml_collections or a config file raised."""
+    # Long explanations begin with what is wrong and end with what to do.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     lines = lines or [type(error).__name__]
     text = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
@@ -118,6 +120,7 @@ def _flag_error(error: Exception, arguments: list[str]) -> str:
     # ml_collections says "'stepz'" and perhaps 'Did you mean "steps" ..?'
     key = re.search(r"\w+", text)
     suggestion = re.search(r'Did you mean "(\w+)"', text)
+    # None of them says which flag it was: look for the one that names the key.
     for argument in arguments[1:]:
         path = argument.lstrip("-").split("=")[0].split(".")
         if path[0] == "config" and key and key[0] in path[1:]:

@@ -95,7 +95,7 @@ class Shapes:
             settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype
         )
         self.model_config, self.tokenizer = _read_model(settings.model)
-        # The ids that a sampler must not draw do not change what it costs.
+        # Which ids a sampler must not draw does not change what it costs.
         self.special = {
             **special_ids(self.tokenizer),
             "suppress": self.model_config.media_token_ids,
@@ -177,6 +177,7 @@ def _sft_step(settings: "RunConfig", shapes: Shapes) -> Program:
     from cxr_jax.sft import step as sft_step
 
     rows = settings.batch_size
+    # The head that SFT locates findings with trains, too.
     locate_head = jax.eval_shape(
         lambda: sft_step.init_locate_head(
             shapes.key, shapes.model_config.text.hidden_size, sft_step.LOCATED_FINDINGS
@@ -188,6 +189,7 @@ def _sft_step(settings: "RunConfig", shapes: Shapes) -> Program:
         side = shapes.grid[1] // shapes.model_config.vision.spatial_merge_size
         batch["regions"] = _array((rows, sft_step.LOCATED_FINDINGS, side, side))
         batch["severity"] = _array((rows, sft_step.LOCATED_FINDINGS))
+    # The joint step; the warm-up before it is the first of the two.
     step = sft_step.make_steps(
         shapes.model_config,
         shapes.optimizer,
@@ -203,44 +205,59 @@ def _sft_step(settings: "RunConfig", shapes: Shapes) -> Program:
 
 
 def _rl_programs(settings: "RunConfig", shapes: Shapes) -> list[Program]:
-    import jax
+    drawn = settings.rollout.prompts_per_step * settings.rollout.oversample
+    state, frozen = shapes.state({})
+    batch = _rl_batch(settings, shapes, drawn)
+    rollout = _rollout(settings, shapes, state, frozen, batch)
+    return [rollout, _update(settings, shapes, state, rollout)]
 
+
+def _rollout(
+    settings: "RunConfig", shapes: Shapes, state: Tree, frozen: Tree, batch: Tree
+) -> Program:
+    """Return what samples and scores completions of all prompts that are drawn."""
     from cxr_jax import phantom
     from cxr_jax.inference import compaction
     from cxr_jax.labels import answers
     from cxr_jax.labels.phrase_bank import load_phrase_bank
-    from cxr_jax.rl import learner, rollout
+    from cxr_jax.rl import rollout
 
-    drawn = settings.rollout.prompts_per_step * settings.rollout.oversample
-    state, frozen = shapes.state({})
-    batch = _rl_batch(settings, shapes, drawn)
-
-    # ---- The rollout: completions of all prompts that are drawn; the optimizer's arrays wait on the device ----
-    token_bytes = answers.TokenBytes.from_tokenizer(shapes.tokenizer)
     lexicon = phantom.LEXICON if settings.data.source == "phantom" else None
-    sample = rollout.make_rollout(
+    step = rollout.make_rollout(
         settings.rollout,
         shapes.model_config,
         shapes.grid,
         shapes.special,
-        token_bytes,
+        answers.TokenBytes.from_tokenizer(shapes.tokenizer),
         shapes.trainable,
         load_phrase_bank(None, lexicon),
         seed=settings.seed,
         max_completion=settings.max_completion,
     )
-    sampled = {
+    arguments = {
         "parameters": state["params"],
         "fixed": frozen,
         "batch": batch,
         "step": _array((), "int32"),
     }
-    waiting = {name: tree for name, tree in state.items() if name in ("opt_state", "master")}
+    # Each stage of the decode loop runs until the next one, with fewer rows, begins.
     stage_ends = compaction.stage_ends(settings.max_completion)
     turns = [end - start for start, end in zip([0, *stage_ends], stage_ends, strict=False)]
+    drawn = settings.rollout.prompts_per_step * settings.rollout.oversample
+    # The optimizer's arrays stay on the device meanwhile.
+    waiting = {name: tree for name, tree in state.items() if name in ("opt_state", "master")}
+    return Program(
+        "RL rollout", step, arguments, turns, _rl_tokens(settings, shapes, drawn), waiting
+    )
 
-    # ---- The update: from the groups that are kept ----
-    learn = learner.make_learn(
+
+def _update(settings: "RunConfig", shapes: Shapes, state: Tree, rollout: Program) -> Program:
+    """Return what learns from the groups of a rollout that are kept."""
+    import jax
+
+    from cxr_jax.rl import learner
+
+    step = learner.make_learn(
         settings.learner,
         settings.loss,
         shapes.model_config,
@@ -251,23 +268,24 @@ def _rl_programs(settings: "RunConfig", shapes: Shapes) -> list[Program]:
         max_completion=settings.max_completion,
         remat=settings.remat,
     )
-    learned = {
+    frozen = rollout.arguments["fixed"]
+    arguments = {
         "state": state,
         "fixed": frozen,
-        "batch": batch,
-        "rollout": jax.eval_shape(sample, *sampled.values()),
+        "batch": rollout.arguments["batch"],
+        "rollout": jax.eval_shape(rollout.step, *rollout.arguments.values()),
     }
+    # A KL term holds the run to where it started, which takes memory of its own unless adapters train.
     if settings.loss.beta:
-        learned["reference"] = _reference_params(shapes, state["params"], frozen)
+        arguments["reference"] = _reference_params(shapes, state["params"], frozen)
+    kept = settings.learner.prompts_per_step
+    return Program("RL update", step, arguments, [1], _rl_tokens(settings, shapes, kept), {})
 
-    def tokens_of(prompt_count: int) -> int:
-        completion_tokens = settings.rollout.group_size * settings.max_completion
-        return prompt_count * (shapes.prompt_width + completion_tokens)
 
-    return [
-        Program("RL rollout", sample, sampled, turns, tokens_of(drawn), waiting),
-        Program("RL update", learn, learned, [1], tokens_of(settings.learner.prompts_per_step), {}),
-    ]
+def _rl_tokens(settings: "RunConfig", shapes: Shapes, prompt_count: int) -> int:
+    # The prompt is computed once for all completions of its group.
+    completion_tokens = settings.rollout.group_size * settings.max_completion
+    return prompt_count * (shapes.prompt_width + completion_tokens)
 
 
 def _rl_batch(settings: "RunConfig", shapes: Shapes, rows: int) -> Tree:
@@ -332,6 +350,7 @@ def parts(arguments: Tree, mesh: "jax.sharding.Mesh | None") -> dict[str, int]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(arguments):
         shape = leaf.shape if mesh is None else leaf.sharding.shard_shape(leaf.shape)
         argument, part = (path_string(path) + "/").split("/")[:2]
+        # The optimizer's arrays lie in the state beside the parameters that they are of.
         if argument == "state":
             kind = "parameters" if part == "params" else "optimizer"
         else:
@@ -354,18 +373,22 @@ def needs_of(
 
     from cxr_jax.planning import costs
 
+    # What the arguments hold is exact, in the types of the run.
     held = parts(place({**program.arguments, "waiting": program.waiting}, mesh), mesh)
     size_by_kind = {kind: size for kind, size in held.items() if size}
     flops = costs.flops(program.step, *program.arguments.values(), while_trips=program.turns)
+    # The rest is the compiler's word on the float32 program.
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         arguments = place(in_float32.arguments, mesh)
         compiled = in_float32.step.lower(*arguments.values()).compile()
+    # Of the results, what takes over an argument's memory (donated state) is no extra.
     memory = compiled.memory_analysis()
     size_by_kind["temporary"] = (
         memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     )
     moved = {}
     if mesh is not None:
+        # Only one number of turns can be said for all loops: their mean.
         mean_turns = sum(program.turns) / len(program.turns)
         moved = costs.collectives(compiled.as_text(), mesh.size, mean_turns)
     return Needs(
