@@ -22,8 +22,11 @@ class ArgumentParser(argparse.ArgumentParser):
             module: the command as `python -m` names it, e.g. "cxr_jax.predict".
             **settings: as of argparse; a text of several paragraphs is shown as it is written.
         """
+        # Descriptions are module docstrings, whose paragraphs argparse would join into one.
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        # No abbreviations: a flag that is added later could make one of them ambiguous.
         super().__init__(prog=program_name(module), allow_abbrev=False, **settings)
+        # Every command has it, so that `wants_debug` can look for it before anything is parsed.
         self.add_argument("--debug", action="store_true", help="show tracebacks")
 
     def error(self, message: str) -> NoReturn:
@@ -34,6 +37,7 @@ class ArgumentParser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> Any:
         """Parse `args` (None: those of the process) with every flag spelt as it is declared."""
+        # Here, where all ways of parsing come by.
         given = sys.argv[1:] if args is None else args
         return super().parse_known_args(self._as_declared(given), namespace)
 
@@ -42,8 +46,10 @@ class ArgumentParser(argparse.ArgumentParser):
         for index, argument in enumerate(arguments):
             if argument == "--":  # what follows are no flags
                 break
+            # Of "--flag=value" only the flag is respelt: a value may hold any dash.
             name, equals, value = argument.partition("=")
             spelt = "--" + name[2:].replace("-", "_")
+            # What is no flag of this command stays as it was typed, since a message will show it.
             if name.startswith("--") and spelt in self._option_string_actions:
                 arguments[index] = spelt + equals + value
         return arguments
@@ -51,10 +57,12 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def program_name(module: str) -> str:
     """Return what the user called: `cxr-jax COMMAND` through the console script, else `python -m MODULE`."""
+    # The console script puts its own name and the command into argv[0].
     called = sys.argv[0] if sys.argv else ""
     return called if called.startswith("cxr-jax ") else f"python -m {module}"
 
 
 def wants_debug(argv: Sequence[str] | None) -> bool:
     """Return whether `--debug` is among the arguments (None: those of the process), before they are parsed."""
+    # Before parsing, because parsing itself may be what fails.
     return "--debug" in (sys.argv if argv is None else argv)

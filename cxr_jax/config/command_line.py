@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None, module: str, run: Callable[[], int]) -> int
         What `run` returns; 2 for bad usage or input, 1 for a failed run.
     """
     arguments = list(sys.argv if argv is None else argv)
+    # By hand, so that help is the docstring, the flags of this command, and nothing else.
     if {"--help", "-help", "-h"} & set(arguments[1:]):
         print(f"{sys.modules[module].__doc__}\n{_flags_help(module)}")
         return 0
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None, module: str, run: Callable[[], int]) -> int
         _parse(arguments)
         return run()
 
+    # Looked for before parsing, which may be what fails.
     debug = any(argument in ("--debug", "--debug=true") for argument in arguments)
     return exit_code(parse_and_run, debug=debug)
 
@@ -65,6 +67,7 @@ def _flags_help(module: str) -> str:
 def _parse(arguments: list[str]) -> None:
     """Set the flags. Raises UserError for whatever is wrong with them, or with the config file."""
     try:
+        # The first of what remains is the program's name; all else should have been a flag.
         stray = flags.FLAGS(_with_config_files(arguments))[1:]
     except UserError:
         raise
@@ -81,6 +84,7 @@ def _with_config_files(arguments: list[str]) -> list[str]:
     """
     resolved = list(arguments)
     value = ""
+    # Both forms of a flag: `--config=FILE`, and `--config FILE` in two arguments.
     for index, argument in enumerate(arguments):
         name, equals, value_here = argument.lstrip("-").partition("=")
         if not argument.startswith("-") or name != "config":
@@ -91,9 +95,11 @@ def _with_config_files(arguments: list[str]) -> list[str]:
         elif index + 1 < len(arguments):
             value = arguments[index + 1]
             resolved[index + 1] = _config_file(value)
+    # What is left is the value of the last `--config`, the one that counts.
     if not value:
         raise UserError("--config is missing, for example --config=experiments/rl.py")
     if not os.path.isfile(_config_file(value).split(":")[0]):
+        # A bare word may be meant as a preset, and a path never is.
         names = preset_names()
         is_bare = not re.search(r"[/.\\]", value.split(":")[0])
         hint = f", and the presets are {', '.join(names)}" if is_bare and names else ""
@@ -104,6 +110,7 @@ def _with_config_files(arguments: list[str]) -> list[str]:
 def _config_file(value: str) -> str:
     """Return `value` (a name or file, and what follows a colon) with the file of the preset that it names."""
     name, colon, rest = value.partition(":")
+    # A preset wins over a file of that name, so that it means the same in any folder.
     if name in preset_names():
         return f"{PRESET_FOLDER / name}.py{colon}{rest}"
     return value
@@ -115,6 +122,7 @@ def _flag_error(error: Exception, arguments: list[str]) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     lines = lines or [type(error).__name__]
     text = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
+    # What absl says already names its flag.
     if isinstance(error, flags.Error):
         return text
     # ml_collections says "'stepz'" and perhaps 'Did you mean "steps" ..?'
@@ -126,4 +134,5 @@ def _flag_error(error: Exception, arguments: list[str]) -> str:
         if path[0] == "config" and key and key[0] in path[1:]:
             hint = f"; did you mean {suggestion[1]!r}?" if suggestion else ""
             return f"{argument}: the config has no key {key[0]!r}{hint}"
+    # What no flag explains came out of the config file itself.
     return f"--config: {type(error).__name__}: {text}"

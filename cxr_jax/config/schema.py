@@ -22,8 +22,11 @@ from cxr_jax.errors import UserError
 
 TASKS = ("sft", "rl", "evaluate")
 TOP = "run"  # the table of keys that stand in no section
+# The four signs of a rule such as ">= 0, < 1".
 _COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+# Whatever is computed with in float32 becomes infinite beyond.
 _LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+# Not None, which a config may hold.
 _ABSENT = object()
 
 
@@ -63,7 +66,9 @@ def _key(section: str, name: str, entry: dict[str, Any]) -> Key:
     fields: dict[str, Any] = {
         field: tuple(value) if isinstance(value, list) else value for field, value in entry.items()
     }
+    # A key belongs to every task, unless the table says which.
     tasks = fields.get("tasks", TASKS)
+    # Said once here, and not in every line of the table.
     if section == "rl":
         tasks = ("rl",)
     if section != TOP:
@@ -72,6 +77,7 @@ def _key(section: str, name: str, entry: dict[str, Any]) -> Key:
         name=name,
         type=fields["type"],
         range=fields.get("range", ""),
+        # A task's own default goes before the common one.
         default={task: fields.get(task, fields.get("default")) for task in tasks},
         tasks=tasks,
         source=fields.get("source", ""),
@@ -79,6 +85,7 @@ def _key(section: str, name: str, entry: dict[str, Any]) -> Key:
     )
 
 
+# Read once: the file ships with the package, and does not change.
 @functools.cache
 def keys() -> dict[str, Key]:
     """Return every key by its dotted name, in the order of keys.toml."""
@@ -105,14 +112,17 @@ def defaults(task: str, source: str = "phantom") -> ml_collections.ConfigDict:
     """
     config = ml_collections.ConfigDict()
     for key in keys().values():
+        # A config holds only keys that do something; a flag for any other is an error.
         if task not in key.tasks or key.source not in ("", source):
             continue
+        # Sections are made as their first key comes along.
         section = config
         for part in filter(None, key.section.split(".")):
             if part not in section:
                 section[part] = ml_collections.ConfigDict()
             section = section[part]
         value = key.default[task]
+        # A copy of its own for each config, since a config is changed in place.
         if key.type == "section":
             value = ml_collections.ConfigDict(value)
         section[key.name.rpartition(".")[2]] = value
@@ -130,15 +140,18 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         UserError: naming the first key that is wrong, its value and what it must be.
     """
     values = Values(config)
+    # Sections first: where a flag has put a number in their place, no key is to be found.
     for section in ("data", "optim", "eval", "lora", "mesh", "rl", "rl.reward_weights"):
         values.require(section, _is_section, "must be a section of keys")
     for key in keys().values():
         if key.type == "patterns":
             is_sequence = functools.partial(_is_of, kinds=(tuple, list))
+            # The container before its content, so that a text is not taken for a tuple of letters.
             values.require(key.name, is_sequence, "must be a tuple")
             values.require(key.name, _is_patterns, "holds a bad regular expression")
         elif key.type in _RULES:
             values.require(key.name, *_RULES[key.type](key.range))
+    # What depends on several keys comes last, when each of them is known to be good.
     values.require_divides("batch_size", "micro_batches")
     values.require_divides("rl.prompts_per_step", "rl.micro_batches", "rl.minibatches")
 
@@ -149,8 +162,10 @@ def is_number(value: Any, rule: str = "", *, whole: bool = False) -> bool:
     A whole number must fit an int32; any other is held to the rule as float32, in which it is used.
     """
     kind: Any = numbers.Integral if whole else numbers.Real
+    # A bool is a number to Python, and a slip in a config.
     if isinstance(value, bool) or not isinstance(value, kind):
         return False
+    # A comparison and not `isfinite`: whole numbers of any size come by, and NaN fails it, too.
     if not -_LARGEST_FLOAT32 <= value <= _LARGEST_FLOAT32:
         return False
     if whole and value >= 2**31:
@@ -171,6 +186,7 @@ class Values:
         """Return the value at a dotted name, or a mark of its own if the config has no such key."""
         value: Any = self._resolved
         for part in name.split("."):
+            # A section that a flag has replaced is no section any more.
             if not _is_section(value) or part not in value:
                 return _ABSENT
             value = value[part]
@@ -199,8 +215,10 @@ class Values:
         updates = 1
         if minibatches and self.at(minibatches) is not _ABSENT:
             updates = self.at(minibatches)
+        # Of a task that lacks a key there is nothing to divide.
         if count is _ABSENT or turns is _ABSENT or count % (updates * turns) == 0:
             return
+        # The message speaks of minibatches only where there are several.
         into = f"{turns} micro-batches"
         if updates != 1:
             into = f"{updates} minibatches of {into}"
@@ -225,6 +243,7 @@ _Rule = tuple[Callable[[Any], bool], str]
 
 
 def _whole(limits: str) -> _Rule:
+    # Sizes of images: whole numbers of patches that are merged two by two.
     if limits.startswith("a multiple of "):
         unit = int(limits.rsplit(" ", 1)[1])
 
@@ -251,6 +270,7 @@ def _number(limits: str) -> _Rule:
 
 def _seed(limits: str) -> _Rule:
     def is_seed(value: Any) -> bool:
+        # A whole number may be written as a float, as in 1e3.
         return is_number(value) and value == int(value) and 0 <= value < 2**32
 
     return is_seed, "must be from 0 to 2^32 - 1: keys know no more bits"
@@ -317,6 +337,7 @@ def markdown() -> str:
         "set their own (`cxr_jax/presets/`). Only the tasks named have the key; keys marked *phantom* or *files* are",
         "those of that `data.source`.",
     ]
+    # Keys of a section stand together in keys.toml, so a change of section begins a table.
     section = None
     for key in keys().values():
         if key.section != section:
@@ -353,12 +374,14 @@ _TYPE_NAMES = {
 
 
 def _range_of(key: Key) -> str:
+    # Of a choice, its values are all there is to say.
     if isinstance(key.range, tuple):
         return ", ".join(key.range)
     return f"{_TYPE_NAMES[key.type]} {key.range}".strip()
 
 
 def _default_of(key: Key) -> str:
+    # One value where all tasks agree, else each with its task.
     shown = {task: _shown(value) for task, value in key.default.items()}
     if len(set(shown.values())) == 1:
         return next(iter(shown.values()))
@@ -366,6 +389,7 @@ def _default_of(key: Key) -> str:
 
 
 def _shown(value: object) -> str:
+    # Weights of the reward: every preset has its own.
     if value == {}:
         return "per preset"
     return f"{value:g}" if isinstance(value, float) else repr(value)

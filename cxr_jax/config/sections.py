@@ -22,6 +22,7 @@ class _Section:
     @classmethod
     def from_config(cls, resolved: ml_collections.ConfigDict) -> Self:
         """Read the section from a run's config; a key that the config lacks has the default of keys.toml."""
+        # Keys at the top of a config have no section around them.
         section: Any = resolved.get(cls.PREFIX, {}) if cls.PREFIX else resolved
         names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
         return cls.with_defaults(**{name: section[name] for name in names if name in section})
@@ -29,10 +30,14 @@ class _Section:
     @classmethod
     def with_defaults(cls, **values: Any) -> Self:
         """Build the section from some of its values; the others have the defaults of keys.toml."""
+        # A test or a tool may give only what it is about.
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
             name = f"{cls.PREFIX}.{field.name}" if cls.PREFIX else field.name
+            # The first of the tasks' defaults: a run has the keys that it reads, and this is for
+            # the rest.
             default = next(iter(schema.keys()[name].default.values()))
             values.setdefault(field.name, default)
+        # Frozen by the dataclass; its values have to be, too.
         return cls(**{name: _frozen(value) for name, value in values.items()})
 
 
@@ -203,9 +208,11 @@ class RunConfig(_Section):
     def from_config(cls, resolved: ml_collections.ConfigDict) -> Self:
         """Read a resolved config; sections and keys that its task has no use for have their defaults."""
         values: dict[str, Any] = {}
+        # Sections know where they stand in the config, so three of them can share `rl`.
         for field in dataclasses.fields(cls):
             if isinstance(field.type, type) and issubclass(field.type, _Section):
                 values[field.name] = field.type.from_config(resolved)
+            # Then the keys at the top, and the defaults of those that this task lacks.
             elif field.name in resolved:
                 values[field.name] = resolved[field.name]
             else:

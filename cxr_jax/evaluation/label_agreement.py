@@ -31,6 +31,7 @@ from cxr_jax.labels.label_maps import LabelMap, load_map
 from cxr_jax.labels.taxonomy import CHEXPERT_14, NOT_MENTIONED, POSITIVE, UNCERTAIN
 from cxr_jax.metrics import scores
 
+# The table of labels/maps.toml that says which gold label is which of the 14.
 MAP = "openi_gold"
 POLICIES = ("negative", "positive")  # what an uncertain mention counts as
 _GOLD = "gold_"  # what the names of gold columns begin with
@@ -67,12 +68,14 @@ def load_gold(folder: str | Path, manifest: str | Path, label_map: LabelMap) -> 
     """
     path = Path(folder) / manifest
     columns, rows = _read_manifest(path)
+    # All columns that are read are asked for first, so that a wrong file is told by its header.
     for column in ("file", "report_id", *(_GOLD + source for source in label_map.labels)):
         if column not in columns:
             raise UserError(f"{path}: has no column {column!r}")
     if not rows:
         raise UserError(f"{path}: lists no reports")
     truth = np.zeros((len(rows), len(CHEXPERT_14)), bool)
+    # Rows are counted from 1, as people count them; the header is no row.
     for number, (row, row_truth) in enumerate(zip(rows, truth, strict=True), 1):
         for source, target in label_map.labels.items():
             cell = row[_GOLD + source]
@@ -95,6 +98,7 @@ def load_gold(folder: str | Path, manifest: str | Path, label_map: LabelMap) -> 
 def _read_manifest(path: Path) -> tuple[Sequence[str], list[dict[str, str]]]:
     """The names of the columns, and the rows."""
     try:
+        # Spreadsheets put a mark before the first name (utf-8-sig); strict makes no guesses.
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             return reader.fieldnames or [], list(reader)
@@ -120,8 +124,10 @@ def read_states(paths: Sequence[str | Path], lexicon: str | None = None) -> np.n
     Raises:
         UserError: for a bad file or lexicon.
     """
+    # Here, so that `--help` and bad usage do not wait for the parser.
     from cxr_jax import labels
 
+    # One bad file refuses them all, before any is parsed.
     reports = list(report_files.read(report_files.open_inputs(paths)))
     if bad := next((report for report in reports if report.text is None), None):
         raise UserError(f"{bad.source}: {bad.reason}")
@@ -131,6 +137,7 @@ def read_states(paths: Sequence[str | Path], lexicon: str | None = None) -> np.n
 
 def is_positive(states: np.ndarray, policy: str) -> np.ndarray:
     """Tell which states count as positive under a policy of POLICIES: bool, as the states."""
+    # What is not mentioned is never positive, under no policy.
     return (states == POSITIVE) | ((states == UNCERTAIN) & (policy == "positive"))
 
 
@@ -166,6 +173,7 @@ def find_errors(
     gold: Gold, states: np.ndarray, label_map: LabelMap, policy: str
 ) -> list[LabelError]:
     """List every scored cell where prediction and gold differ, in order."""
+    # A row of the mask for all reports: labels without gold are no errors.
     wrong = (is_positive(states, policy) != gold.truth) & label_map.scored()
     return [
         LabelError(
@@ -189,6 +197,7 @@ def report_lines(gold: Gold, states: np.ndarray, label_map: LabelMap, policy: st
     other = summarise(states, gold.truth, label_map, other_policy, n_boot=1)
     errors = find_errors(gold, states, label_map, policy)
     micro, macro = summary["micro_f1"], summary["macro_f1"]["all"]
+    # The head of the report: what was compared, by which rules, and the sums.
     lines = [
         f"{len(gold.ids)} reports; map {label_map.name} version {label_map.version}; uncertain = {policy}",
         f"micro-F1 {_format_estimate(micro['all'])}",
@@ -197,10 +206,12 @@ def report_lines(gold: Gold, states: np.ndarray, label_map: LabelMap, policy: st
         f"micro-F1 with uncertain = {other_policy}: {_format_value(other['micro_f1']['all']['value'])}",
         f"{'label':<28}{'gold':>6}{'tp':>6}{'fp':>6}{'fn':>6}{'errors':>8}{'precision':>11}{'recall':>8}{'F1':>7}",
     ]
+    # Then one line a label; those without gold have no numbers to show.
     for label, is_scored in zip(CHEXPERT_14, label_map.scored(), strict=True):
         if is_scored:
             lines.append(_label_line(label, summary["per_label"][label]))
     lines.append(f"{len(errors)} errors in {len({error.report_id for error in errors})} reports")
+    # What was left out is said, or the sums would seem to be over all 14.
     if gold.unscored:
         lines.append(f"not scored: {', '.join(gold.unscored)}")
     return lines
@@ -215,6 +226,7 @@ def _label_line(label: str, scored: dict[str, Any]) -> str:
     )
 
 
+# A precision without a positive is undefined, and no zero.
 def _format_value(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
@@ -232,9 +244,11 @@ def write_errors(path: str | Path, errors: Iterable[LabelError]) -> None:
     """
     try:
         with open(path, "w", encoding="utf-8", newline="") as file:
+            # A fixed line end, so that the file is the same on every system.
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(LabelError._fields)
             for error in errors:
+                # Blank, as in the tables of CheXpert, for what a report does not mention.
                 state = "" if error.state == NOT_MENTIONED else error.state
                 writer.writerow((error.report_id, error.label, error.kind, state))
     except OSError as error:
@@ -251,6 +265,7 @@ def parse_args(argv: Sequence[str] | None) -> Namespace:
         UserError: for bad usage.
     """
     parser = ArgumentParser("cxr_jax.evaluation.label_agreement", description=__doc__)
+    # Flags and their help; rules that need files are checked in `run`.
     parser.add_argument("folder", metavar="REPORTS_DIR")
     parser.add_argument(
         "--manifest",
@@ -291,6 +306,7 @@ def run(args: Namespace) -> None:
 
 
 def _check_errors_path(path: Path, inputs: Sequence[Path]) -> None:
+    # The suffix keeps a slip from replacing a report; samefile sees through links.
     is_table = path.suffix.lower() == ".csv"
     if not is_table or (path.exists() and any(path.samefile(other) for other in inputs)):
         raise UserError(f"{path}: must be named .csv, and must not be the manifest")

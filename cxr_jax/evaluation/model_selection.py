@@ -49,6 +49,7 @@ class ModelSelection:
         self.best: dict[str, Any] | None = None
         self.first_recall: dict[str, float] | None = None
         self.out_of_distribution = splits.out_of_distribution
+        # Once, before the first step: every look reads the same images, so that looks compare.
         self.data = {
             name: held_out(source, settings.n, reader.poll)
             for name, source in splits.select.items()
@@ -69,6 +70,7 @@ class ModelSelection:
             layout=layout,
         )
 
+        # What trains may be adapters alone; a reader wants the whole model.
         def model_of(train: Tree) -> Tree:
             return setup.trainable.merge(train, frozen)["model"]
 
@@ -80,6 +82,7 @@ class ModelSelection:
 
     def evaluate_at(self, step: int) -> dict[str, Any]:
         """Score what trains after `step`, log it, and save it if it is the best so far out of distribution."""
+        # All sets go into one row of the metrics, each under its own name.
         row: dict[str, Any] = {}
         train = self.loop.params
         params = self.model_of(train)
@@ -91,6 +94,7 @@ class ModelSelection:
 
         # None, an undefined score of very few examples, counts as 0.
         score = row[f"eval/{self.out_of_distribution}/{self.settings.select_by}"] or 0.0
+        # All processes must decide alike: a save needs every one of them.
         if processes.from_main(self.best is None or score > self.best["score"]):
             self.best = {"score": score, "step": step}
             self.loop.checkpoints.save_best(step, train, self.best)
@@ -98,12 +102,14 @@ class ModelSelection:
 
     def _score(self, name: str, params: Tree, data: Batch) -> dict[str, Any]:
         """The metrics `eval/<name>/*` of one selection split."""
+        # Greedy, in the order of the images, so that a second look at the same weights is the same.
         readings = self.reader.read(params, data["image"], data["texts"])
         summary = scores.summary(
             Answers(readings.answer, readings.valid),
             Reference(data["solution"], data["known"]),
             bootstrap=LOOK,
         )
+        # The sums that a run is judged by, and two that tell why: broken answers, and their length.
         row = {
             "jaccard": summary["jaccard"]["value"],
             "macro_f1": summary["macro_f1"]["all"]["value"],
@@ -111,8 +117,10 @@ class ModelSelection:
             "valid_format": float(readings.valid.mean()),
             "mean_length": float(readings.lengths.mean()),
         }
+        # Terms of the trace, which the answer alone does not show.
         traces = self.reader.score_traces(readings, data)
         row |= {term: float(values.mean()) for term, values in traces.items()}
+        # Label by label; a metric that is undefined, for want of positives, is left out.
         for label, of_label in summary["per_label"].items():
             for metric in ("precision", "recall", "f1"):
                 if of_label[metric] is not None:
@@ -121,14 +129,17 @@ class ModelSelection:
 
     def _count_lost_labels(self, row: dict[str, Any]) -> int:
         """Count the labels that lost recall out of distribution since the first look; name each: a mean hides it."""
+        # Out of distribution only, as the choice of the best step is.
         prefix = f"eval/{self.out_of_distribution}/"
         recall = {
             name: value
             for name, value in row.items()
             if name.startswith(prefix) and name.endswith("/recall")
         }
+        # The first look of the run, or that of the run which is resumed.
         self.first_recall = self.first_recall or recall
         first = self.first_recall
+        # A label that had no recall at first cannot lose any.
         lost = sorted(n for n, value in recall.items() if value < first.get(n, 0.0) - LOST_RECALL)
         for name in lost:
             label = name.split("/")[2]
@@ -140,6 +151,7 @@ class ModelSelection:
         return len(lost)
 
     def _print(self, step: int, row: dict[str, Any]) -> None:
+        # Undefined is shown as a dash, and not as zero.
         def shown(name: str) -> str:
             return "-" if row[name] is None else f"{row[name]:.3f}"
 
@@ -152,8 +164,10 @@ class ModelSelection:
 
     def should_stop_early(self, step: int, patience: int) -> bool:
         """Tell, and say, whether the last `patience` looks until `step` were no better; 0 is endless patience."""
+        # Before the first best there is nothing to be patient about.
         if not patience or not self.best:
             return False
+        # A look is due every so many steps, so steps stand for looks.
         if step - self.best["step"] < patience * self.settings.every:
             return False
         print(
@@ -166,6 +180,7 @@ class ModelSelection:
 
 def constant_baselines(source: Source, count: int = 2000) -> dict[str, float]:
     """Score constant policies on the training stream by Jaccard: what a reward must beat to mean anything."""
+    # The first examples stand for the stream, which may have no end.
     truth = source.solutions(np.arange(min(count, len(source))))
     policies = scores.constant_policies(Reference(truth), bootstrap=LOOK)["policies"]
     return {

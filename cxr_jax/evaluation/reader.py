@@ -64,19 +64,25 @@ class Reader:
         """
         self.tokenizer, self.prompts, self.layout = tokenizer, prompts, layout
         self.poll = poll or _go_on
+        # JAX divides rows evenly or not at all.
         self.batch_size = -(-batch_size // layout.shards) * layout.shards
+        # Compiled for the mesh; the terms of traces are small, and computed on one device.
         self._read_batch = layout.on_mesh(jax.jit(self._reading_program(model_config, dtype)))
         self._score_traces = jax.jit(self._trace_program(lexicon))
 
     def _reading_program(self, model_config: Config, dtype: DTypeLike) -> Callable:
+        # Ids without text, and those of media, can never be drawn.
         special = tokenizers.special_ids(self.tokenizer, model_config.text.vocab_size)
         table, room = self._bytes_of_tokens()
 
         def read(params: Tree, batch: Tree) -> tuple:
+            # Whole once, before the loop that uses them at every token (see `gather_weights`).
             params = sharding.gather_weights(params, dtype)
+            # Every image once; its features stand in the prompt, so the loop never sees pixels.
             features = qwen.vision(
                 params, model_config, patchify(batch["image"]), self.prompts.grid, dtype=dtype
             )
+            # One completion a prompt, of the likeliest tokens: evaluation has no noise of its own.
             sampled = sampling.sample_completions(
                 params,
                 model_config,
@@ -88,6 +94,7 @@ class Reader:
                 temperature=0.0,
             )
             tokens, lengths = sampled["tokens"], sampled["lengths"]
+            # Read on the device, by the parser that rewards use: both judge an answer alike.
             parsed = answers.parse_tokens(tokens, lengths, table, room)
             return tokens, lengths, parsed["answer"], parsed["format"]
 
@@ -98,9 +105,11 @@ class Reader:
         bank = load_phrase_bank(None, lexicon)
 
         def score(tokens: jax.Array, lengths: jax.Array, truth: Tree) -> dict[str, jax.Array]:
+            # A finding that is there for certain, and not one that the truth itself hedges.
             certain = truth["solution"] & ~truth["hedged"]
             facts = report_text.Truth.from_arrays(certain, truth["hedged"], truth["sides"])
             parsed = rewards.read_tokens(tokens, lengths, table, room, bank, facts)
+            # Those that nobody asks for are dropped by the compiler.
             terms = rewards.reward_terms(parsed, truth["solution"])
             return {name: terms[name] for name in TRACE_TERMS}
 
@@ -122,8 +131,11 @@ class Reader:
                 "image": np.asarray(images)[rows],
                 "prompts": self.prompts.encode([texts[row] for row in rows]),
             }
+            # Of several processes each has made its share; `layout.batch` joins them.
             outputs = self._read_batch(params, self.layout.batch(batch))
+            # Without the repeats that filled the last batch.
             parts.append([part[: count - start] for part in processes.gather_to_host(outputs)])
+        # Every process has gathered all rows, so all return the same.
         tokens, lengths, answer, valid = (np.concatenate(p) for p in zip(*parts, strict=True))
         return Readings(tokens, lengths, answer.astype(bool), valid.astype(bool))
 
@@ -139,6 +151,7 @@ class Reader:
         count, parts = len(readings.tokens), []
         for start in range(0, count, self.batch_size):
             self.poll()
+            # The same filling as in `read`, so here, too, one shape is compiled.
             rows = np.minimum(np.arange(start, start + self.batch_size), count - 1)
             facts = {name: truth[name][rows] for name in ("solution", "hedged", "sides")}
             terms = self._score_traces(readings.tokens[rows], readings.lengths[rows], facts)
@@ -147,6 +160,7 @@ class Reader:
 
     def texts(self, readings: Readings, rows: Sequence[int]) -> list[str]:
         """Decode the completions of the given rows."""
+        # The room behind the end holds padding, which is no text.
         completions = [readings.tokens[row][: readings.lengths[row]] for row in rows]
         return [str(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in completions]
 

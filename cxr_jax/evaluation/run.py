@@ -49,10 +49,13 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     Returns:
         "step" and "results", or "stopped".
     """
+    # What the config names is loaded, opened and checked before the first image is read.
     settings = RunConfig.from_config(config)
     start = pretrained.load_starting_model(settings.model, settings.seed)
     splits = open_splits(settings.data)
+    # All test sets have images of one size: the first one tells it.
     size = next(iter(splits.test.values())).size
+    # Prompts of all sets, so that the longest decides the width of the one program.
     prompts = Prompts(
         start.tokenizer,
         start.config,
@@ -71,11 +74,13 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
         layout=layout,
     )
     try:
+        # On the host first: a model that is divided over devices may fit on none of them.
         with layout.on_host():
             params = pretrained.to_device(start.params, settings.dtype)
         models = {settings.model: layout.state(params)}
         table = evaluate_models(models, reader, splits, run_folder, settings)
         return {"step": 0, "results": {"table": table}}
+    # A stop in the middle gives no result: half an evaluation would look like a whole one.
     except StoppedError:
         return {"stopped": stop.requested, "step": 0}
 
@@ -116,6 +121,7 @@ def evaluate_models(
     tables: dict[str, dict] = {name: {} for name in models}
     comparisons: list[dict] = []
     cases: list[report.Case] = []
+    # The last model is the one that a run has made; the one before is what it is held against.
     names = list(models)
     for set_name, source in splits.test.items():
         data = held_out(source, settings.eval.n_final, reader.poll)
@@ -135,11 +141,13 @@ def evaluate_models(
         if len(names) > 1:
             pair = names[-2], names[-1]
             comparisons += compare(set_name, pair, readings, data, settings.eval.bootstrap)
+        # Cases are those of the last model alone, for a person to look at.
         last = names[-1]
         cases += cases_to_show(set_name, last, readings[last], data, reader, settings.eval.cases)
     if not processes.is_main():
         return ""
 
+    # The report says of its numbers where the images came from: phantoms are no patients.
     kind = settings.data.source
     report.write_report(
         run_folder.path,
@@ -160,12 +168,14 @@ def answer_all(reader: Reader, params: Tree, data: Batch) -> SetAnswers:
     reading of a mid-grey image stands for all, as the prompts of a set are one.
     """
     real = reader.read(params, data["image"], data["texts"])
+    # One grey image and one prompt: the answer without looking.
     grey = np.full_like(data["image"][:1], BLANK_LEVEL)
     blank = reader.read(params, grey, data["texts"][:1])
     count = len(data["image"])
     blank_everywhere = Answers(
         np.repeat(blank.answer, count, axis=0), np.repeat(blank.valid, count, axis=0)
     )
+    # Reading the moved images once more would give the same readings, moved.
     swapped = Answers(np.roll(real.answer, 1, axis=0), np.roll(real.valid, 1))
     return SetAnswers(real, {"blank": blank_everywhere, "swapped": swapped})
 
@@ -188,6 +198,7 @@ def compare(
     """Bootstrap the paired differences, second minus first, of Jaccard and macro-F1, with 95 % intervals."""
     first, second = pair
     rows = []
+    # The two scores by which a run is judged, on the same resamples for both models.
     for metric in ("jaccard", "macro_f1"):
         difference, low, high = scores.paired_bootstrap(
             metric,
@@ -212,12 +223,14 @@ def cases_to_show(
     order = np.argsort(np.nan_to_num(jaccard, nan=2.0), kind="stable")
     count = min(count, len(order))
     worst, best = count // 2, count // 4
+    # From the sorted rest, at even distances: neither the worst nor the best.
     between = order[worst : len(order) - best]
     spread = np.linspace(0, len(between) - 1, count - worst - best).astype(int)
     rows = [*order[:worst], *between[spread], *order[len(order) - best :]]
 
     cases = []
     for row, text in zip(rows, reader.texts(readings, rows), strict=True):
+        # Files have names of their own; phantoms are numbered.
         name = str(data["ids"][row]) if "ids" in data else f"{set_name}-{row}"
         case = report.Case(
             image=np.asarray(data["image"][row]),

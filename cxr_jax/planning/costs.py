@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+# Bytes of one element by HLO's name of its type.
 _BYTES = {
     "pred": 1,
     "s8": 1,
@@ -26,6 +27,7 @@ _BYTES = {
     "s64": 8,
     "u64": 8,
 }
+# What devices say to each other; all else that a program does stays on its device.
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 # Of a line of HLO: the type of its result and its operation, ..
@@ -49,6 +51,7 @@ def flops(function: Callable[..., Any], *arguments: Any, while_trips: Sequence[i
         *arguments: may be abstract.
         while_trips: the turns of each `while`, in the order in which they run; the last goes for all that follow.
     """
+    # Copied, because it is used up as loops are met, in the order of the program.
     return _flops(jax.make_jaxpr(function)(*arguments).jaxpr, list(while_trips))
 
 
@@ -57,17 +60,20 @@ def _flops(jaxpr: Any, trips: list[int]) -> int:
     total = 0
     for equation in jaxpr.eqns:
         primitive, parameters = equation.primitive.name, equation.params
+        # A product of [.., m, k] and [.., k, n]: one multiplication and one addition for each k.
         if primitive == "dot_general":
             (contracted_axes, _), _ = parameters["dimension_numbers"]
             shape = equation.invars[0].aval.shape
             contracted = math.prod(shape[axis] for axis in contracted_axes)
             total += 2 * contracted * math.prod(equation.outvars[0].aval.shape)
         elif primitive == "while":
+            # The last number is never taken out: it goes for all loops that follow.
             turns = trips.pop(0) if len(trips) > 1 else trips[0]
             total += turns * _flops(parameters["body_jaxpr"].jaxpr, trips)
         elif primitive == "cond":
             total += _flops_of_dearest(parameters["branches"], trips)
         else:
+            # A scan knows its turns; other primitives with an inner program run it once.
             times = parameters["length"] if primitive == "scan" else 1
             # Of a custom gradient, only the forward function is in the program; its rules are callables.
             total += times * sum(_flops(inner, trips) for inner in _inner_jaxprs(parameters))
@@ -79,15 +85,18 @@ def _flops_of_dearest(branches: Sequence[Any], trips: list[int]) -> int:
     most, trips_left = -1, trips
     for branch in branches:
         branch_trips = list(trips)
+        # Each branch counts with its own copy, since only one of them runs.
         count = _flops(branch.jaxpr, branch_trips)
         if count > most:
             most, trips_left = count, branch_trips
+    # In place: the caller goes on with the same list.
     trips[:] = trips_left
     return most
 
 
 def _inner_jaxprs(parameters: Mapping[str, Any]) -> Iterator[Any]:
     for parameter in parameters.values():
+        # Inner programs stand in the parameters of a primitive under many names, alone or in a row.
         for value in parameter if isinstance(parameter, (tuple, list)) else [parameter]:
             if hasattr(value, "eqns"):
                 yield value
@@ -109,10 +118,12 @@ def collectives(hlo: str, devices: int, while_trips: float = 1) -> dict[str, int
         devices: how many the program runs on.
         while_trips: for loops whose number of turns the compiler does not know, their mean.
     """
+    # Factors of a result's bytes, by the rule above; the other kinds send it once.
     weight = {"all-reduce": 2, "reduce-scatter": devices}
     bodies, entry = _computations(hlo)
     known: dict[str, dict[str, int]] = {}
 
+    # Called from several places, a computation is counted once and remembered.
     def moved_by(computation: str) -> dict[str, int]:
         if computation in known:
             return known[computation]
@@ -134,6 +145,7 @@ def collectives(hlo: str, devices: int, while_trips: float = 1) -> dict[str, int
             callees = re.split(r", %", ", %".join(_CALLEE.findall(line)))
             called = [moved_by(callee) for callee in callees]
             if re.search(r"\bconditional\(", line):
+                # Which branch will run is not known; the dearest is an upper bound.
                 called = [max(called, key=lambda moved: sum(moved.values()))]
             for moved in called:
                 for kind, size in moved.items():
@@ -148,6 +160,7 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
     bodies: dict[str, list[str]] = {}
     entry = name = ""
     for line in hlo.splitlines():
+        # A header opens a computation; its lines are indented by two blanks or more.
         if header := re.match(r"(ENTRY )?%?([\w.-]+) .*\{\s*$", line):
             name = header[2]
             bodies[name] = []
@@ -161,6 +174,7 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
 def _size(shapes: str) -> int:
     """Count bytes of all arrays in an HLO type such as `(f32[2,3]{1,0}, bf16[4])`."""
     return sum(
+        # An unknown type counts 4 bytes, and a scalar has no lengths: one element.
         _BYTES.get(kind, 4) * math.prod(int(length) for length in lengths.split(",") if length)
         for kind, lengths in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
     )

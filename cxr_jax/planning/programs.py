@@ -81,6 +81,7 @@ class Shapes:
 
     def __init__(self, settings: "RunConfig"):
         """Read the model's config and tokenizer, and nothing else."""
+        # Imported here: the command sets up its devices before JAX looks for them.
         import jax
 
         from cxr_jax.inference import prompts
@@ -100,11 +101,14 @@ class Shapes:
             **special_ids(self.tokenizer),
             "suppress": self.model_config.media_token_ids,
         }
+        # All images of a plan are squares of `config.data.size`, as in training.
         self.grid = patches.grid_of(settings.data.size, self.model_config)
+        # As the run renders them: the prompt decides how wide every array of tokens is.
         self.prompt_width = prompts.Prompts(
             self.tokenizer, self.model_config, self.grid, settings.max_completion
         ).width
         self.optimizer = optimizer.make_optimizer(settings.optim, settings.steps)
+        # Which key it is does not change what is compiled.
         self.key = jax.random.key(0)
         self.params = jax.eval_shape(lambda: qwen.init_params(self.model_config, self.key))
 
@@ -114,6 +118,7 @@ class Shapes:
 
         from cxr_jax.training import optimizer
 
+        # Split first, since what is frozen has no optimizer state.
         def make(params: Tree) -> tuple[Tree, Tree]:
             trained, frozen = self.trainable.split(params, self.key)
             return optimizer.init_state(self.optimizer, trained), frozen
@@ -122,6 +127,7 @@ class Shapes:
 
     def batch(self, rows: int) -> Tree:
         """Return images and prompts of so many rows, abstract."""
+        # Prompt and completion lie in one row, so positions are made for both.
         size = self.settings.data.size
         room = self.prompt_width + self.settings.max_completion
         return {
@@ -150,13 +156,16 @@ def _read_model(model: str) -> "tuple[Config, Tokenizer]":
     from cxr_jax.models import tokenizer as tokenizers
     from cxr_jax.weights import hf_folder, locate, pretrained
 
+    # The published recipe names no model, since it has to be a folder; it is made for the 3B.
     name = model or "random:qwen2.5-vl-3b"
     if model:
         pretrained.check_model(model)
     if name.startswith("random:"):
+        # Sizes need no weights, but prompts need a tokenizer: the embedded one stands in.
         tokenizer = tokenizers.load(pretrained.PHANTOM)
         return pretrained.random_config(name, tokenizer), tokenizer
     folder = locate.find_folder(name)
+    # Config and tokenizer only: weights may not even be on this machine.
     return hf_folder.read_config(folder), tokenizers.load(str(folder))
 
 
@@ -183,9 +192,11 @@ def _sft_step(settings: "RunConfig", shapes: Shapes) -> Program:
             shapes.key, shapes.model_config.text.hidden_size, sft_step.LOCATED_FINDINGS
         )
     )
+    # The head that finds findings in region maps trains beside the model (`locate_weight`).
     state, frozen = shapes.state({"locate": locate_head})
     batch = {**shapes.batch(rows), **shapes.texts(rows)}
     if settings.locate_weight:
+        # Region maps have a cell for each image token, a merged square of patches.
         side = shapes.grid[1] // shapes.model_config.vision.spatial_merge_size
         batch["regions"] = _array((rows, sft_step.LOCATED_FINDINGS, side, side))
         batch["severity"] = _array((rows, sft_step.LOCATED_FINDINGS))
@@ -306,6 +317,7 @@ def _reference_params(shapes: Shapes, params: Tree, frozen: Tree) -> Tree:
     def merged(trained: Tree, frozen: Tree) -> Tree:
         return shapes.trainable.merge(trained, frozen)["model"]
 
+    # Adapters have their base on the device anyway; else a copy is made, as large as the model.
     return shapes.trainable.base_params(frozen) or jax.eval_shape(merged, params, frozen)
 
 
@@ -326,6 +338,7 @@ def place(arguments: Tree, mesh: "jax.sharding.Mesh | None") -> Tree:
             shardings = sharding.batch_shardings(tree, mesh)
         else:
             shardings = sharding.shardings(tree, mesh)
+        # Abstract still: only the sharding is added to shape and type.
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             tree,
@@ -348,7 +361,9 @@ def parts(arguments: Tree, mesh: "jax.sharding.Mesh | None") -> dict[str, int]:
 
     total = dict.fromkeys(("parameters", "optimizer", "fixed", "batch"), 0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(arguments):
+        # What one device holds of an array; along axes that do not divide it, all of it.
         shape = leaf.shape if mesh is None else leaf.sharding.shard_shape(leaf.shape)
+        # The first part of a path is the argument, the second the part of the train state.
         argument, part = (path_string(path) + "/").split("/")[:2]
         # The optimizer's arrays lie in the state beside the parameters that they are of.
         if argument == "state":

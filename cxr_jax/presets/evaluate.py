@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from cxr_jax.config import schema
 from cxr_jax.errors import UserError
 
+# Where the images come from; both read the embedded model unless a flag names another.
 PRESETS = ("phantom", "files")
 
 
@@ -14,6 +15,7 @@ def get_config(preset: str = "phantom") -> ConfigDict:
     Raises:
         UserError: for any other preset.
     """
+    # Before the config is made: a mistyped preset should not become a source of data.
     if preset not in PRESETS:
         raise UserError(
             f"experiments/eval.py has no preset {preset!r}; it has: {', '.join(PRESETS)}"

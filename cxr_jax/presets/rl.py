@@ -7,6 +7,7 @@ from cxr_jax.config import schema
 from cxr_jax.errors import UserError
 from cxr_jax.rl.algorithms import ALGORITHMS
 
+# Data and scale; the algorithm is named beside them (`ALGORITHMS`).
 PRESETS = ("phantom", "files", "nv_reason_3b")
 
 
@@ -21,9 +22,12 @@ def get_config(presets: str = "phantom") -> ConfigDict:
         UserError: for a name that is neither, or a second one of a kind.
     """
     preset, algorithm = _chosen(presets.split(","))
+    # The published recipe reads files, too.
     config = schema.defaults("rl", "phantom" if preset == "phantom" else "files")
+    # Before the presets, which may change single keys of it.
     config.rl.update(ALGORITHMS[algorithm or "corrected"])
     config.rl.reward_weights = ConfigDict(rewards.weights(rewards.CHECKED))
+    # A few small steps: a first look at real films, and no result.
     if preset == "files":
         config.steps = 5
         config.rl.update(prompts_per_step=4, oversample=1)
@@ -35,11 +39,13 @@ def get_config(presets: str = "phantom") -> ConfigDict:
 
 def _chosen(names: list[str]) -> tuple[str, str | None]:
     """The data preset and, if one is named, the algorithm."""
+    # Names may come in any order, and either kind may be left out.
     preset = next((name for name in names if name in PRESETS), "phantom")
     algorithm = next((name for name in names if name in ALGORITHMS), None)
     if unknown := [name for name in names if name not in (*PRESETS, *ALGORITHMS)]:
         known = ", ".join([*PRESETS, *ALGORITHMS])
         raise UserError(f"experiments/rl.py has no preset {unknown[0]!r}; it has: {known}")
+    # Each kind at most once, or the second would be dropped in silence.
     if more := [name for name in names if name not in (preset, algorithm)]:
         raise UserError(
             f"experiments/rl.py takes one data preset and one algorithm; {more[0]!r} is a second one"
@@ -49,14 +55,18 @@ def _chosen(names: list[str]) -> tuple[str, str | None]:
 
 def _published_recipe(preset: ConfigDict, algorithm: str | None) -> None:
     """configs/grpo_config.yaml of the published code: 64 prompts x 16, lr 1e-6 with a 5 % floor, clip 0.2."""
+    # No model and no data: they cannot travel with the code, so a flag must name them.
     preset.update(
         model="", seed=123, remat="full", dtype="bfloat16", max_completion=1800, steps=128
     )
+    # Squares of 476 pixels, 34 patches a side, as the published recipe makes them.
     preset.data.update(size=476, seed=123)
+    # FSDP: each device holds a part of the weights and of the optimizer (docs/scale.md).
     preset.mesh.update(data=1, fsdp=-1)
     preset.rl.update(prompts_per_step=64, oversample=1, group_size=16, min_length=400)
     if algorithm is None:  # what the published code ran: TRL 0.22, a loss averaged by sequence
         preset.rl.update(ALGORITHMS["trl_0_22"])
         preset.rl.update(aggregation="sequence", mask_truncated=True)
     preset.rl.reward_weights = ConfigDict(rewards.weights(rewards.PUBLISHED))
+    # b2 is the default of torch's AdamW; phantom runs, which are short, forget faster.
     preset.optim.update(lr=1e-6, final_fraction=0.05, b2=0.999)

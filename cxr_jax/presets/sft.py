@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from cxr_jax.config import schema
 from cxr_jax.errors import UserError
 
+# From nothing, from the embedded model, and as published.
 PRESETS = ("phantom", "continued", "nv_reason_3b")
 
 
@@ -22,6 +23,7 @@ def get_config(preset: str = "phantom") -> ConfigDict:
         raise UserError(
             f"experiments/sft.py has no preset {preset!r}; it has: {', '.join(PRESETS)}"
         )
+    # The published recipe is the one that reads files.
     config = schema.defaults("sft", "files" if preset == "nv_reason_3b" else "phantom")
     if preset == "continued":
         # What more SFT gives in the minutes of one RL run: the fair companion of experiments/rl.py.
@@ -33,6 +35,7 @@ def get_config(preset: str = "phantom") -> ConfigDict:
         # configs/sft_config.yaml of the published code: lr 2e-5 cosine, warm-up 3 %, batch 64, clip 0.3, 2 epochs.
         config.update(model="", seed=123, batch_size=64, steps=3000, remat="full", dtype="bfloat16")
         config.update(locate_steps=0, locate_weight=0.0, max_completion=1800)
+        # FSDP: each device holds a part of the weights and of the optimizer (docs/scale.md).
         config.mesh.update(data=1, fsdp=-1)
         config.data.update(size=476, seed=123)
         config.optim.update(lr=2e-5, warmup_steps=90, final_fraction=0.0, b2=0.999)

@@ -188,9 +188,11 @@ def reward_terms(
     Raises:
         UserError: for min_length < 1, or a limit not above max_length.
     """
+    # Checked at trace time, so that a bad setting costs no step.
     if min_length < 1:
         raise UserError(f"min_length must be at least 1 token, got {min_length}")
     terms = _answer_terms(parsed, solution, known)
+    # Whatever the parser has read decides which terms there are: not every caller has a trace.
     if "trace" in parsed:
         terms |= _trace_terms(parsed)
     if "repeated" in parsed:
@@ -203,12 +205,14 @@ def reward_terms(
 
 
 def _answer_terms(parsed: Parsed, solution: Array, known: Array | None) -> dict[str, jax.Array]:
+    # Labels that nobody knows leave both sides, so naming them neither helps nor harms.
     answer = parsed["answer"]
     if known is not None:
         answer, solution = answer & known, solution & known
     both = jnp.sum(answer & solution, axis=-1)
     either = jnp.sum(answer | solution, axis=-1)
     jaccard = jnp.asarray(_JACCARD)[both, either]
+    # Without an answer element nothing was answered, which is not the same as an empty list.
     accuracy = jnp.where(parsed["has_answer"], jaccard, jnp.float32(0))
     has_format = parsed["format"].astype(jnp.float32)
     # Four tags that occur once are a tag_count of 1.
@@ -258,6 +262,7 @@ def _trace_terms(parsed: Parsed) -> dict[str, jax.Array]:
         return terms
 
     # The others: is what the trace says so?
+    # Float32 holds these counts exactly, so the share is that of whole numbers.
     claims, wrong = trace["claims"].astype(jnp.float32), trace["wrong"].astype(jnp.float32)
     return terms | {
         **_truth_terms(trace["truth"], trace, affirmed),
@@ -279,12 +284,14 @@ def _truth_terms(truth: Truth, trace: Parsed, affirmed: jax.Array) -> dict[str, 
     placed = ~side_known | is_parent | same_sides
     elsewhere = (trace["right"] & ~right) | (trace["left"] & ~left)
     side_credit = jnp.where(placed, 1.0, jnp.where(elsewhere, -0.25, 0.25))
+    # Half the credit of a finding that is affirmed: a hedge says less, and should earn less.
     hedge_credit = jnp.where(hedged, 0.5, 0.0)
     credit = jnp.where(affirmed, side_credit, hedge_credit)
     # What is claimed and is not there makes the total larger, half as much if hedged.
     false_weight = jnp.where(affirmed, 1.0, hedge_credit)
     earned = jnp.sum(jnp.where(present, credit, 0), axis=1)
     total = jnp.sum(present, axis=1) + jnp.sum(jnp.where(absent, false_weight, 0), axis=1)
+    # Nothing there and nothing claimed is as right as can be; 0.5 is the least total above zero.
     findings = jnp.where(total > 0, earned / jnp.maximum(total, 0.5), 1.0)
 
     # Coverage: how much of what is certain is said at all, rightly?
@@ -306,6 +313,7 @@ def repeated(tokens: Array, lengths: Array, ngram: int = NGRAM) -> jax.Array:
     Returns:
         float32 [B]; 0 for a text with no n-gram.
     """
+    # A window that slides over the tokens; a text shorter than one n-gram repeats nothing.
     width = tokens.shape[1] - ngram + 1
     if width < 1:
         return jnp.zeros(tokens.shape[0], jnp.float32)
@@ -317,6 +325,7 @@ def repeated(tokens: Array, lengths: Array, ngram: int = NGRAM) -> jax.Array:
         dimension=1,
         num_keys=ngram,
     )
+    # Equal in all tokens to the neighbour before: that one stood there already.
     same = functools.reduce(jnp.logical_and, [key[:, 1:] == key[:, :-1] for key in keys])
     same &= keys[0][:, 1:] >= 0
     return jnp.sum(same, axis=1) / jnp.maximum(counts, 1).astype(jnp.float32)
@@ -350,6 +359,7 @@ def modal_share(answers: Array) -> jax.Array:
 
     1 for a policy that always says the same.
     """
+    # Each row as one number, so that equal rows are equal numbers, and neighbours once sorted.
     codes = jnp.sort(report_text.to_mask(answers))
     stop = jnp.searchsorted(codes, codes, side="right")
     start = jnp.searchsorted(codes, codes, side="left")

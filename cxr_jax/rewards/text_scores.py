@@ -42,6 +42,7 @@ def score(
     Raises:
         UserError: if the numbers of rows differ, or lengths are no whole numbers.
     """
+    # A str is a sequence of texts of one letter, and would be scored as such.
     if isinstance(texts, str) or isinstance(solutions, str):
         raise UserError("score: expected lists of texts and of solutions, not one str")
     if len(texts) != len(solutions) or (lengths is not None and len(lengths) != len(texts)):
@@ -52,6 +53,7 @@ def score(
     # Lengths are checked before anything is compiled.
     tokens = None if lengths is None else jnp.asarray(_check_lengths(lengths))
 
+    # The same mask serves as solution and as truth of the trace.
     mask = solution_mask(solutions)
     bank = jax.device_put(load_phrase_bank())
     parsed = map_texts(
@@ -92,6 +94,7 @@ def _repeated_words(texts: Sequence[str]) -> np.ndarray:
     for row, text in enumerate(texts):
         # Texts come without a tokenizer, so words stand in for tokens.
         words = text.split()
+        # Sets count what is new: the rest stood there before, as in `repeated`.
         ngrams = [tuple(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1)]
         shares[row] = (len(ngrams) - len(set(ngrams))) / max(len(ngrams), 1)
     return shares
@@ -99,6 +102,7 @@ def _repeated_words(texts: Sequence[str]) -> np.ndarray:
 
 def solution_mask(solutions: Sequence[str]) -> np.ndarray:
     """Read comma-separated solutions as the reference does: bool [N, 14], unknown names are dropped."""
+    # A name that is no label is dropped here, and counts as invented in answers only.
     mask = np.zeros((len(solutions), len(CHEXPERT_14)), bool)
     for row, solution in zip(mask, solutions, strict=True):
         # As the reference reads an answer: split at commas, strip, lower.
