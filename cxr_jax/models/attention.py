@@ -50,13 +50,16 @@ def _softmax_attention_bwd(saved: tuple, gradient: jax.Array) -> tuple:
     d_probabilities = jnp.einsum(
         "bktd,bksd->bkts", gradient, values, preferred_element_type=jnp.float32
     )
+    # The sum over s of p * dp, by way of the output: d terms a query, however many keys.
     row_sums = jnp.sum(gradient.astype(jnp.float32) * output.astype(jnp.float32), -1, keepdims=True)
+    # In float32 up to here, and rounded once, for the products that follow.
     d_scores = (probabilities.astype(jnp.float32) * (d_probabilities - row_sums)).astype(
         queries.dtype
     )
     d_queries = jnp.einsum("bkts,bksd->bktd", d_scores, keys).reshape(queries.shape)
     d_keys = jnp.einsum("bkts,bktd->bksd", d_scores, queries.reshape(output.shape))
     d_values = jnp.einsum("bkts,bktd->bksd", probabilities, gradient)
+    # The bias is a mask, made of positions and lengths: nothing trains through it.
     return d_queries, d_keys, d_values, None
 
 
@@ -89,6 +92,7 @@ def attention(
 
 # ---- Two parts ---------------------------------------------------------------------------------------------
 
+# Products of narrow types are summed in float32, as everything a softmax is made of.
 _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
@@ -126,6 +130,7 @@ def _part(queries: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Arra
     n = R // B  # rows that ask the same keys
     scores = _dot("bkqd,bksd->bkqs", _by_group(queries, B), keys)
     scores = scores.reshape(B, K, n, G, T, -1) + bias  # float32 [B, K, n, G, T, S]
+    # Each part by its own largest score for now; `_joined` brings both to one.
     largest = scores.max(-1, keepdims=True)
     exponentials = jnp.exp(scores - largest).reshape(B, K, n * G * T, -1)
     # The sum is of the float32 exponentials, before they are rounded for the product.
@@ -163,6 +168,7 @@ def _two_part_softmax_fwd(
     first_bias: jax.Array,
     second_bias: jax.Array,
 ) -> tuple[jax.Array, tuple]:
+    # The parts keep their keys apart: a prompt's are never copied to its rows.
     parts = _part(queries, *first, first_bias), _part(queries, *second, second_bias)
     output, *weights = _joined(*parts)
     output = output.astype(queries.dtype)

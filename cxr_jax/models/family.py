@@ -31,6 +31,7 @@ class TensorRule:
 
     def to_ours(self, tensor: np.ndarray) -> np.ndarray:
         """Turn a tensor of the file into our form: a view, no copy."""
+        # C * t * h * w in one axis, and transposed like any other kernel.
         if self.transform == "conv":
             return tensor.reshape(tensor.shape[0], -1).T
         return tensor.T if self.transform == "t" else tensor
@@ -38,6 +39,7 @@ class TensorRule:
     def to_hf(self, array: np.ndarray) -> np.ndarray:
         """Turn one layer of ours into the file's form, contiguous."""
         turned = array if self.transform == "as is" else array.T
+        # A transposed view is not contiguous, and files hold tensors row by row.
         return np.ascontiguousarray(turned).reshape(self.shape)
 
 

@@ -36,6 +36,7 @@ def _matmul_fwd(inputs: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]
 def _matmul_bwd(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     inputs, kernel = saved
     leading_axes = tuple(range(inputs.ndim - 1))  # rows, however many axes they take
+    # The sum over the kernel's outputs, without a transposed copy of the kernel.
     d_inputs = jnp.tensordot(gradient, kernel, ((gradient.ndim - 1,), (1,)))
     return d_inputs, jnp.tensordot(inputs, gradient, (leading_axes, leading_axes))
 
@@ -62,6 +63,7 @@ class Linear(nnx.Module):
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Multiply, in the type of the inputs."""
+        # What stands beside the kernel decides: the same module serves with adapters and without.
         dtype = inputs.dtype
         kernel = self.kernel[...].astype(dtype)
         if self.lora_a is None:
@@ -119,6 +121,7 @@ class FusedMLP(nnx.Module):
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Compute [..., size] -> [..., size]."""
+        # One product in place of two; halves in the order in which `decoder.fuse` put them.
         gate, up = jnp.split(self.gate_up(inputs), 2, axis=-1)
         return self.down(jax.nn.silu(gate) * up)
 
@@ -129,6 +132,7 @@ class FusedMLP(nnx.Module):
 @functools.lru_cache(maxsize=256)
 def graph(module_class: type[nnx.Module], *arguments: Any) -> nnx.GraphDef:
     """Describe the static structure of module `cls(*args, rngs=...)`; no array is made."""
+    # `eval_shape`: the structure follows from the arguments, so no array has to be drawn.
     return nnx.split(nnx.eval_shape(lambda: module_class(*arguments, rngs=nnx.Rngs(0))))[0]
 
 
@@ -198,6 +202,7 @@ def merge_adapters(linear: Tree) -> Tree:
         return (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
 
     kernel_and_halves = (without_adapters["kernel"], *(adapters[name] for name in LORA))
+    # Layers of a model are stacked on axis 0, in front of the two of a matrix.
     is_stacked = without_adapters["kernel"].ndim > 2
     if is_stacked:
         kernel = jax.lax.map(lambda layer: add(*layer), kernel_and_halves)
@@ -260,6 +265,7 @@ def run_layers(
     # One trace for all layers, or a trace each.
     if count > UNROLL_UP_TO and not is_list:
         return jax.lax.scan(step, hidden, stacked)
+    # Unrolled: the compiler sees every layer, and fuses what follows one with what begins the next.
     outputs = []
     for params in stacked if is_list else unstack(stacked, count):
         hidden, aux = step(hidden, params)

@@ -16,6 +16,7 @@ from cxr_jax.errors import UserError
 from cxr_jax.models.layers import merge_adapters
 from cxr_jax.runtime.trees import Tree
 
+# By what people train: the language model alone, the tower, or the two layers between them.
 TARGETS = {
     "decoder": tuple(
         f"text/layers/{module}"
@@ -29,6 +30,7 @@ TARGETS = {
 }
 """Group -> the Linear modules that can carry an adapter."""
 
+# In a fixed order: `init` draws by a module's place in it, so new targets belong at the end.
 PATHS = tuple(path for group in TARGETS.values() for path in group)
 
 
@@ -51,6 +53,7 @@ class Lora:
 
     def __post_init__(self) -> None:
         """Check every field."""
+        # Checked here, because settings come from flags and from files of others alike.
         if not _is_number(self.rank, int) or self.rank < 1:
             raise UserError(f"lora rank must be an integer >= 1, got {self.rank!r}")
         if not _is_number(self.alpha, int, float) or not 0 < self.alpha <= sys.float_info.max:
@@ -59,6 +62,7 @@ class Lora:
             raise UserError(
                 f"lora targets must be a tuple of names, at least one, got {self.targets!r}"
             )
+        # A name may be a group or the path of one module.
         for target in self.targets:
             if target not in TARGETS and target not in PATHS:
                 raise UserError(
@@ -112,6 +116,7 @@ def init(params: Tree, lora: Lora, key: jax.Array) -> Tree:
         module, adapter = params, adapters
         for name in module_path.split("/"):
             module, adapter = module[name], adapter.setdefault(name, {})
+        # Stacked layers have an axis in front; the last two are the matrix.
         *stack, din, dout = module["kernel"].shape
         if lora.rank > min(din, dout):
             raise UserError(
@@ -134,6 +139,7 @@ def join(params: Tree, adapters: Tree, lora: Lora) -> Tree:
     """
 
     def beside(module: Tree, adapter: Tree) -> Tree:
+        # Scaled here and not after the product: a is much smaller than what it gives.
         return {**module, "lora_a": lora.scale * adapter["a"], "lora_b": adapter["b"]}
 
     return _at_targets(params, adapters, beside)
@@ -150,6 +156,7 @@ def merge(params: Tree, adapters: Tree, lora: Lora) -> Tree:
 
 def _at_targets(params: Tree, adapters: Tree, change: Callable[[Tree, Tree], Tree]) -> Tree:
     """A copy of the tree with change(module's parameters, {"a", "b"}) at every adapter."""
+    # An adapter ends where its two halves stand; above it are only names of modules.
     if adapters.keys() == {"a", "b"}:
         return change(params, adapters)
     changed = {

@@ -6,6 +6,7 @@ from cxr_jax.errors import UserError
 from cxr_jax.models.family import Family
 from cxr_jax.models.qwen2_5_vl.family import FAMILY as QWEN2_5_VL
 
+# Imported by name and not found in folders, so that a broken family fails here, and says so.
 FAMILIES: tuple[Family, ...] = (QWEN2_5_VL,)
 
 

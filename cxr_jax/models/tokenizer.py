@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import
 else:
     Tokenizer = Any
 
+# Qwen's, in Qwen's order, so that prompts are written as for the published models.
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -27,6 +28,7 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+# What the format reward counts: each is a token of its own.
 FORMAT_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 IMAGE_PAD = "<|image_pad|>"
 SYSTEM_PROMPT = "You are a helpful assistant."
@@ -66,6 +68,7 @@ def train(corpus: Iterable[str], folder: str, vocab_size: int = 1024) -> int:
     """
     import tokenizers
 
+    # Added tokens come on top of what is trained, and the sum must stay within vocab_size.
     added_count = len(SPECIAL_TOKENS) + len(FORMAT_TAGS)
     tokenizer = _byte_level_bpe()
     # All 256 bytes are tokens, so that every text has ids.
@@ -78,6 +81,7 @@ def train(corpus: Iterable[str], folder: str, vocab_size: int = 1024) -> int:
     tags = re.compile("|".join(map(re.escape, FORMAT_TAGS)))
     parts = (part for text in corpus for part in tags.split(text) if part)
     tokenizer.train_from_iterator(parts, trainer)
+    # After training, so that their ids follow those of the learned words.
     tokenizer.add_special_tokens(
         [tokenizers.AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
     )
@@ -94,6 +98,7 @@ def _byte_level_bpe() -> Any:
     from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
     tokenizer = tokenizers.Tokenizer(models.BPE())
+    # NFC as in Qwen2: an accented letter is one character however it was typed.
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -102,6 +107,7 @@ def _byte_level_bpe() -> Any:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
+    # Offsets keep the leading space that is part of a word's token.
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     return tokenizer
 
@@ -110,6 +116,7 @@ def _write_folder(tokenizer: Any, folder: str) -> None:
     """The three files that `transformers` needs."""
     os.makedirs(folder, exist_ok=True)
     tokenizer.save(os.path.join(folder, "tokenizer.json"))
+    # A class that transformers 4 and 5 both know.
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": 32768,
@@ -139,6 +146,7 @@ def load(folder: str) -> Tokenizer:
     if not os.path.isfile(os.path.join(folder, "tokenizer.json")):
         raise UserError(f"{folder}: no tokenizer.json in this folder")
     try:
+        # Whatever is wrong with the folder, its name and the kind of the error say enough.
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:
         raise UserError(
@@ -186,6 +194,7 @@ def special_ids(tokenizer: Tokenizer, vocab_size: int = 0) -> dict[str, Any]:
 def config_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     """Find the token ids that a model config holds, as its fields."""
     vocab = tokenizer.get_vocab()
+    # By the texts of the tokens: ids differ between tokenizers.
     return {
         "image_token_id": vocab[IMAGE_PAD],
         "video_token_id": vocab["<|video_pad|>"],

@@ -284,9 +284,7 @@ def weights_sha256(folder: str | os.PathLike | None) -> str | None:
     if folder is None:
         return None
     folder = Path(folder)
-    # The manifest stands in for arrays of a converted checkpoint: it is small, and pins each of
-    # them.
-    # The index is left out: it says only which tensor lies in which of these files.
+    # Of a converted checkpoint the manifest is enough: it pins every array.
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("cxr_jax.json"))
     if not files:
         return None

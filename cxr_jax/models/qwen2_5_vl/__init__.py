@@ -27,6 +27,7 @@ __all__ = [
     "count",
 ]
 
+# On import, so that whoever has the model has its rules.
 sharding.register_rules(Config.model_type, SHARDING_RULES)
 
 
@@ -36,6 +37,7 @@ sharding.register_rules(Config.model_type, SHARDING_RULES)
 @functools.partial(jax.jit, static_argnames="model_config")
 def init_params(model_config: Config, key: jax.Array) -> Tree:
     """Draw fresh float32 parameters."""
+    # Apart, so that the tower is drawn alike whatever the decoder's size.
     vision_key, text_key = jax.random.split(key)
     return {
         "vision": tower.init_params(model_config.vision, vision_key),
@@ -96,6 +98,7 @@ def embed(
     # A gather by each token's own number among its row's placeholders, so that no shape depends on the ids.
     slot = jnp.clip(jnp.cumsum(is_image, 1) - 1, 0, image_features.shape[1] - 1)
     placed = jnp.take_along_axis(image_features.astype(dtype), slot[..., None], axis=1, mode="clip")
+    # Text keeps its embedding, and every placeholder takes the token of its image.
     return jnp.where(is_image[..., None], placed, hidden)
 
 
@@ -107,6 +110,7 @@ def unembed(params: Tree, model_config: Config, hidden: jax.Array) -> jax.Array:
         # Not by the transpose: of one row, XLA for CPUs would copy it at every step.
         embedding = text["embed"]["embedding"].astype(hidden.dtype)
         return product("...d,vd->...v", hidden, embedding)
+    # An untied head has a kernel of its own, stored the other way around.
     return product("...d,dv->...v", hidden, text["head"]["kernel"].astype(hidden.dtype))
 
 

@@ -128,10 +128,12 @@ def _one_int(value: Any, name: str) -> int:
 
 
 def _ids(value: Any) -> tuple[int, ...]:
+    # One stop id stands alone in config.json, several as a list.
     return tuple(int(token) for token in (value if isinstance(value, (list, tuple)) else [value]))
 
 
 def _vision_from_hf(settings: dict[str, Any]) -> VisionConfig:
+    # Refused and not ignored: with another activation the same weights mean another model.
     activation = settings.get("hidden_act", "silu")
     if activation != "silu":
         raise UserError(
@@ -143,6 +145,7 @@ def _vision_from_hf(settings: dict[str, Any]) -> VisionConfig:
 
     # Where a key is absent: the defaults of transformers, which published files leave out.
     full_attention = settings.get("fullatt_block_indexes", (7, 15, 23, 31))
+    # transformers 5 writes it; older files have the default.
     rope = settings.get("rope_parameters") or {}
     vision = VisionConfig(
         depth=needed("depth"),
@@ -151,6 +154,7 @@ def _vision_from_hf(settings: dict[str, Any]) -> VisionConfig:
         intermediate_size=int(settings.get("intermediate_size", 3420)),
         out_hidden_size=needed("out_hidden_size"),
         fullatt_block_indexes=tuple(int(index) for index in full_attention),
+        # Both spellings are in circulation.
         in_channels=int(settings.get("in_channels", settings.get("in_chans", 3))),
         patch_size=_one_int(settings.get("patch_size", 14), "patch_size"),
         temporal_patch_size=_one_int(settings.get("temporal_patch_size", 2), "temporal_patch_size"),
@@ -164,6 +168,7 @@ def _vision_from_hf(settings: dict[str, Any]) -> VisionConfig:
         raise UserError(
             "config.json: vision_config.hidden_size / num_heads must be a multiple of 4"
         )
+    # A window must hold a token at least, or there would be no windows.
     if vision.window_size // vision.patch_size // vision.spatial_merge_size < 1:
         raise UserError("config.json: vision_config.window_size is smaller than one merged patch")
     return vision
@@ -193,6 +198,7 @@ def _text_from_hf(settings: dict[str, Any]) -> TextConfig:
         intermediate_size=int(_needed(settings, "intermediate_size")),
         num_hidden_layers=int(_needed(settings, "num_hidden_layers")),
         num_attention_heads=heads,
+        # Without the key every query head has a key head of its own.
         num_key_value_heads=int(settings.get("num_key_value_heads") or heads),
         mrope_section=tuple(int(size) for size in rope.get("mrope_section", (16, 24, 24))),
         rope_theta=float(rope.get("rope_theta", settings.get("rope_theta", 1e6))),
@@ -203,6 +209,7 @@ def _text_from_hf(settings: dict[str, Any]) -> TextConfig:
         raise UserError(
             "config.json: hidden_size, num_attention_heads and num_key_value_heads do not divide"
         )
+    # Every frequency of a head follows one of the three axes.
     if sum(text.mrope_section) * 2 != text.head_dim:
         raise UserError(
             f"config.json: mrope_section {list(text.mrope_section)} must sum to half of the "
@@ -216,9 +223,11 @@ def _from_hf(settings: dict[str, Any]) -> Config:
         raise UserError(
             f"config.json: model_type {settings.get('model_type')!r} is not {Config.model_type!r}"
         )
+    # transformers 5 nests the decoder's settings, the published files do not.
     text_settings = settings.get("text_config") or settings
     vision = _vision_from_hf(_needed(settings, "vision_config"))
     text = _text_from_hf(text_settings)
+    # The tower's tokens take the place of embeddings, so both have the same width.
     if vision.out_hidden_size != text.hidden_size:
         raise UserError("config.json: vision_config.out_hidden_size differs from hidden_size")
 
@@ -241,6 +250,7 @@ def _from_hf(settings: dict[str, Any]) -> Config:
         pad_token_id=int(found("pad_token_id", eos_token_id[-1])),
         bos_token_id=int(found("bos_token_id", eos_token_id[-1])),
         eos_token_id=eos_token_id,
+        # Newer files say it at the top, nested ones in the text's settings.
         tie_word_embeddings=bool(
             settings.get("tie_word_embeddings") or text_settings.get("tie_word_embeddings")
         ),
@@ -251,6 +261,7 @@ def _from_hf(settings: dict[str, Any]) -> Config:
 
 
 def _to_hf(model_config: Config) -> dict[str, Any]:
+    # Flat, as the published files are: readers of both versions know it.
     text, eos = model_config.text, model_config.eos_token_id
     return {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
@@ -290,6 +301,7 @@ def _vision_to_hf(vision: VisionConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "hidden_size": vision.hidden_size,
         "in_channels": vision.in_channels,
+        # Under both names, for readers that know only one of them.
         "in_chans": vision.in_channels,
         "intermediate_size": vision.intermediate_size,
         "num_heads": vision.num_heads,
@@ -309,6 +321,7 @@ def _vision_to_hf(vision: VisionConfig) -> dict[str, Any]:
 
 # ---- Sizes -------------------------------------------------------------------------------------------------
 
+# Small enough to train on two CPU cores in about an hour (experiments/sft.py).
 PHANTOM = Config(
     vision=VisionConfig(
         depth=4,
@@ -340,6 +353,7 @@ PHANTOM = Config(
 )
 """The embedded model, with the ids of its tokenizer (`tokenizer.config_ids`; tests/models/test_tokenizer.py)."""
 
+# As in the config.json of the published weights.
 QWEN2_5_VL_3B = Config(
     vision=VisionConfig(
         depth=32,
@@ -362,6 +376,7 @@ QWEN2_5_VL_3B = Config(
     tie_word_embeddings=True,
 )
 
+# As in the config.json of the published weights; its head is not tied.
 QWEN2_5_VL_7B = Config(
     vision=VisionConfig(
         depth=32,

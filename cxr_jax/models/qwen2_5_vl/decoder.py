@@ -59,6 +59,7 @@ class Attention(nnx.Module):
             width,
             bias=False,
             rngs=rngs,
+            # Each layer adds two terms to the stream: so its variance does not grow with depth.
             scale=(2 * model_config.num_hidden_layers) ** -0.5,
         )
         self.head_dim = head_dim
@@ -69,6 +70,7 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, Any]:
         """Compute (what attention adds to hidden [B, T, D], what `attend` keeps)."""
         B, T, _ = hidden.shape
+        # One product for all three, cut where one kind of head ends.
         if self.fused:
             boundaries = self.widths[0], sum(self.widths[:2])
             projected = jnp.split(self.qkv(hidden), boundaries, -1)
@@ -136,6 +138,7 @@ def init_params(model_config: TextConfig, key: jax.Array, tied: bool) -> Tree:
     vocab_size, width = model_config.vocab_size, model_config.hidden_size
 
     def normal(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+        # 0.02: the standard deviation that transformers initialises with, too.
         return 0.02 * jax.random.normal(key, shape, jnp.float32)
 
     params = {
@@ -248,6 +251,7 @@ def forward(
     Returns:
         [B, T, D] after the final norm.
     """
+    # Angles and bias are the same in all layers, so they are made once.
     cosines, sines = rope.text_cos_sin(model_config, positions)
     causal_mask_bias = causal_bias(mask)
     block = graph(Block, model_config)
@@ -303,6 +307,7 @@ def forward_group(
         prompts, completions = hidden
         prompts, shared = apply(block, layer_params, prompts, *angles, attend_prompt)
 
+        # Defined in the layer: it closes over the prompt's keys of this very layer.
         def attend_own(
             queries: jax.Array, keys: jax.Array, values: jax.Array
         ) -> tuple[jax.Array, None]:
@@ -312,6 +317,7 @@ def forward_group(
         completions, _ = apply(block, layer_params, completions, *own_angles, attend_own)
         return (prompts, completions), None
 
+    # Both go through the layers together, since no layer needs the prompt's keys of another.
     (prompts, completions), _ = run_layers(
         layer, params["layers"], (prompt_hidden, own_hidden), model_config.num_hidden_layers, remat
     )
@@ -349,6 +355,7 @@ def prefill(
         return apply(block, layer_params, hidden, cosines, sines, attend)
 
     hidden, cache = run_layers(layer, params["layers"], hidden, model_config.num_hidden_layers)
+    # Only the last token's state is wanted: the next token is drawn from it.
     return final_norm(params, model_config, _last_of(hidden, lengths)), cache
 
 
@@ -385,6 +392,7 @@ def extend(
         def attend(
             queries: jax.Array, keys: jax.Array, values: jax.Array
         ) -> tuple[jax.Array, KeysAndValues]:
+            # Keys of the new tokens are kept apart; whoever asked joins them to the others.
             new = _heads_first(keys, values)
             return two_part_attention(queries, inputs["kept"], new, kept_bias, own_bias), new
 
@@ -457,6 +465,7 @@ def decode_step(
             queries: jax.Array,
             keys: jax.Array,
             values: jax.Array,
+            # Bound now, by defaults: a closure would see the last layer's keys in every turn.
             shared: KeysAndValues = shared,
             old_keys: jax.Array = old_keys,
             old_values: jax.Array = old_values,
@@ -472,4 +481,5 @@ def decode_step(
 
         hidden, own_keys = apply(block, layer_params, hidden, cosines, sines, attend)
         own_after.append(own_keys)
+    # The one position of each row, without its axis.
     return apply(graph(Final, model_config), final, hidden[:, 0]), own_after

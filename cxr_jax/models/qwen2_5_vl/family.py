@@ -10,6 +10,7 @@ FAMILY = Family(
     model_type=Config.model_type,
     read_config=Config.from_hf,
     write_config=Config.to_hf,
+    # Named "random:", because they come without weights.
     sizes={
         "random:phantom": PHANTOM,
         "random:qwen2.5-vl-3b": QWEN2_5_VL_3B,
@@ -25,6 +26,7 @@ FAMILY = Family(
         patchify=patches.patchify,
         settings=image_settings.preprocessor_config,
     ),
+    # The texts of Qwen's special tokens; their ids are the tokenizer's to say.
     markers=Markers(
         image=tokenizers.IMAGE_PAD,
         video="<|video_pad|>",

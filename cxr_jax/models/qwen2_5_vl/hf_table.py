@@ -27,6 +27,7 @@ _VISION = (
     ("merger/fc2/kernel", "visual.merger.mlp.2.weight", "t"),
     ("merger/fc2/bias", "visual.merger.mlp.2.bias", "as is"),
 )
+# No bias at o, gate, up and down: the decoder has them at q, k and v alone.
 _TEXT = (
     ("embed/embedding", "model.embed_tokens.weight", "as is"),
     ("layers/norm1/scale", "model.layers.{}.input_layernorm.weight", "as is"),
@@ -60,6 +61,7 @@ def _traced_shapes(model_config: Config) -> dict[tuple[str, ...], tuple[int, ...
     def init(key: jax.Array) -> Tree:
         return qwen2_5_vl.init_params(model_config, key)
 
+    # Abstract: shapes of a 7B model cost no memory.
     tree = jax.eval_shape(init, jax.random.key(0))
     return {path: tuple(leaf.shape) for path, leaf in flatten(tree)}
 
@@ -102,6 +104,7 @@ def _tensors_of(
         return [
             TensorRule(hf_key, our_path, None, transform, _hf_shape(model_config, shape, transform))
         ]
+    # The first axis of ours are the layers, of which each is a tensor of theirs.
     layer_shape = _hf_shape(model_config, shape[1:], transform)
     return [
         TensorRule(hf_key.format(layer), our_path, layer, transform, layer_shape)
@@ -111,6 +114,7 @@ def _tensors_of(
 
 def _hf_shape(model_config: Config, shape: tuple[int, ...], transform: str) -> tuple[int, ...]:
     vision = model_config.vision
+    # A 3-D convolution over channels, frames, rows and columns, kept as one matrix here.
     if transform == "conv":
         return (
             vision.hidden_size,
@@ -124,6 +128,7 @@ def _hf_shape(model_config: Config, shape: tuple[int, ...], transform: str) -> t
 
 def canonical_key(key: str) -> str:
     """Turn a key of either layout into that of the published layout."""
+    # The published layout comes out as it went in.
     for nested, flat in (("model.visual.", "visual."), ("model.language_model.", "model.")):
         if key.startswith(nested):
             return flat + key[len(nested) :]

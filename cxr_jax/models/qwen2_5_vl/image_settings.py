@@ -23,11 +23,13 @@ def pixel_limits(settings: dict[str, Any], path: Path | None) -> tuple[int, int]
     Raises:
         UserError: which names the file, for limits that no image meets.
     """
+    # No file at all: nobody has said otherwise, so the published limits hold.
     if path is None:
         return PIXEL_LIMITS
     size = settings.get("size", _DEFAULT_SIZE)
     if not isinstance(size, dict):
         raise UserError(f"{path}: size is not a JSON object")
+    # The older keys go first, as in the processor.
     low = settings.get("min_pixels", size.get("shortest_edge"))
     high = settings.get("max_pixels", size.get("longest_edge"))
     if not (_is_limit(low) and _is_limit(high)) or low > high:
@@ -49,6 +51,7 @@ def preprocessor_config(
     """Write down the image arithmetic of Qwen2-VL, as preprocessor_config.json has it."""
     vision = model_config.vision
     return {
+        # The names that transformers looks its classes up by.
         "image_processor_type": "Qwen2VLImageProcessor",
         "processor_class": "Qwen2_5_VLProcessor",
         "min_pixels": min_pixels,
@@ -63,6 +66,7 @@ def preprocessor_config(
         "do_rescale": True,
         "do_normalize": True,
         "do_convert_rgb": True,
+        # Bytes to 0..1; 3 is PIL's number for bicubic.
         "rescale_factor": 1 / 255,
         "resample": 3,
     }

@@ -20,6 +20,7 @@ from cxr_jax.models.qwen2_5_vl.config import Config
 PATCH, MERGE, TEMPORAL, CHANNELS = 14, 2, 2, 3
 FACTOR = PATCH * MERGE  # both sides of a resized image are multiples of this
 PATCH_DIM = CHANNELS * TEMPORAL * PATCH * PATCH  # 1176
+# The processor's own limit on the ratio of the sides.
 MAX_ASPECT = 200
 # The processor's own defaults; a checkpoint's config replaces them.
 MIN_PIXELS, MAX_PIXELS = 56 * 56, 28 * 28 * 1280
@@ -44,6 +45,7 @@ _FIXED = {
     "do_normalize": True,
     "do_convert_rgb": True,
 }
+# Both classes compute the same; published folders name either.
 _TYPES = ("Qwen2VL", "Qwen2_5_VL")
 
 
@@ -58,11 +60,13 @@ def check_settings(settings: dict[str, Any], path: Path | None) -> None:
     Raises:
         UserError: which names the file and the setting.
     """
+    # A file without a type is taken for the usual one.
     processor_type = str(settings.get("image_processor_type", _TYPES[0]))
     if not processor_type.startswith(_TYPES):
         raise UserError(
             f"{path}: image_processor_type is {processor_type[:60]!r}: images are prepared as Qwen2-VL's only"
         )
+    # What is absent has the processor's default, which is what is computed here.
     for setting, wanted in _FIXED.items():
         if setting in settings and not _is_same(settings[setting], wanted):
             given = " ".join(str(settings[setting]).split())[:80]
@@ -73,6 +77,7 @@ def check_settings(settings: dict[str, Any], path: Path | None) -> None:
 
 
 def _is_same(value: Any, wanted: Any) -> bool:
+    # Settings may be numbers, lists or switches: one comparison for all of them.
     try:
         value = np.asarray(value, np.float64)
     except (TypeError, ValueError, OverflowError):
@@ -101,9 +106,11 @@ def smart_resize(
     sides = height, width
     # Python's round, half to even, as the processor's.
     resized = [round(side / factor) * factor for side in sides]
+    # Too large: both sides shrink by one factor, rounded down so that the limit holds.
     if math.prod(resized) > max_pixels:
         reduction = math.sqrt(height * width / max_pixels)
         resized = [max(factor, math.floor(side / reduction / factor) * factor) for side in sides]
+    # Too small: rounded up, for the same reason.
     elif math.prod(resized) < min_pixels:
         enlargement = math.sqrt(min_pixels / (height * width))
         resized = [math.ceil(side * enlargement / factor) * factor for side in sides]
@@ -129,6 +136,7 @@ def grid_of(size: int, model_config: Config) -> tuple[int, int, int]:
 
 def quantise(pixels: ArrayLike) -> np.ndarray:
     """Round gray [..., H, W] in 0..1 to uint8: the one place where a picture loses its depth."""
+    # Clipped first: a resize may have overshot, and bytes would wrap around.
     levels = np.clip(np.asarray(pixels, np.float32), 0, 1) * np.float32(255)
     return np.rint(levels).astype(np.uint8)
 
@@ -181,6 +189,7 @@ def patchify(pixels: ArrayLike, xp: ModuleType | None = None) -> Any:
 def _patches(gray: Any, xp: ModuleType) -> Any:
     """[N, H, W] float32 in 0..1 -> [N, P, 1176], patches grouped 2 x 2 as the merger wants them."""
     count, height, width = gray.shape
+    # Cut both sides into merged blocks, those into patches, and those into pixels.
     cells = gray.reshape(count, height // FACTOR, MERGE, PATCH, width // FACTOR, MERGE, PATCH)
     cells = cells.transpose(0, 1, 4, 2, 5, 3, 6)  # [N, rows/2, columns/2, 2, 2, 14, 14]
     # An axis for the channels.

@@ -20,6 +20,7 @@ from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 
 def frequencies(theta: float, size: int) -> np.ndarray:
     """Compute float32 [size / 2]: theta ** (-2i / size)."""
+    # In float32 step by step, as the reference: double precision would give other last digits.
     power = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
     return np.float32(1.0) / np.float32(theta) ** power
 
@@ -35,7 +36,9 @@ def vision_angles(model_config: VisionConfig, rows: int, columns: int) -> np.nda
     blocks = np.mgrid[:rows, :columns].reshape(
         2, rows // merge_size, merge_size, columns // merge_size, merge_size
     )
+    # The order of the processor: block by block, and row by row inside a block.
     row_places, column_places = blocks.transpose(0, 1, 3, 2, 4).reshape(2, -1)
+    # Half of the head follows the row, the other half the column.
     frequency = frequencies(model_config.rope_theta, model_config.head_dim // 2)
     halves = [
         place[:, None].astype(np.float32) * frequency for place in (row_places, column_places)
@@ -48,6 +51,7 @@ def text_cos_sin(model_config: TextConfig, positions: ArrayLike) -> tuple[jax.Ar
 
     Each band of frequencies follows its own axis (time, height, width).
     """
+    # By band of frequencies: which of the three axes it follows.
     followed_axis = np.repeat(np.arange(3), model_config.mrope_section)
     frequency = frequencies(model_config.rope_theta, model_config.head_dim)
     followed = jnp.moveaxis(jnp.asarray(positions), 0, -1)[
@@ -59,6 +63,7 @@ def text_cos_sin(model_config: TextConfig, positions: ArrayLike) -> tuple[jax.Ar
 
 def rotate(heads: jax.Array, cosines: ArrayLike, sines: ArrayLike) -> jax.Array:
     """Rotate the pairs (i, i + d/2) of the last axis of [..., heads, d], in float32; the same type comes out."""
+    # Halves and not neighbours: the pairing of the published weights.
     first, second = jnp.split(heads.astype(jnp.float32), 2, axis=-1)
     rotated = [first * cosines - second * sines, second * cosines + first * sines]
     return jnp.concatenate(rotated, -1).astype(heads.dtype)
@@ -128,11 +133,13 @@ def _row_positions(
                 f"needs {places.shape[1]}"
             )
         parts.append(places)
+        # The longer side, since rows and columns both count from the start of the image.
         start += max(int(grid[1]), int(grid[2])) // merge
     return np.concatenate(parts, 1)
 
 
 def _image_positions(grid: np.ndarray, merge: int, start: int) -> np.ndarray:
+    # In merged units, one position for each token that the tower gives.
     frames, rows, columns = int(grid[0]), int(grid[1]) // merge, int(grid[2]) // merge
     return np.mgrid[:frames, :rows, :columns].reshape(3, -1) + start
 

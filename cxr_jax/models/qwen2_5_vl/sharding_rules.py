@@ -9,6 +9,7 @@ SHARDING_RULES: ShardingRules = (
     (r"/(norm\d?|bias|pool_scale|pool_bias)(/|$)", ()),  # small: everywhere
     (r"text/embed/embedding$", ("vocab", "width")),
     (r"text/head/kernel$", ("width", "vocab")),
+    # By columns on the way in, by rows on the way out: `tensor` needs one sum a pair of products.
     (r"text/layers/attn/[qkv]/kernel$", ("width", "heads")),
     (r"text/layers/attn/o/kernel$", ("heads", "width")),
     (r"text/layers/mlp/(gate|up)/kernel$", ("width", "hidden")),

@@ -106,6 +106,7 @@ class Merger(nnx.Module):
 
     def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs):
         """Draw fresh parameters."""
+        # All features of the four patches side by side, in the order of the merge block.
         joined = model_config.hidden_size * model_config.merge_unit
         self.norm = RMSNorm(model_config.hidden_size, EPS)
         self.fc1 = Linear(joined, joined, bias=True, rngs=rngs)
@@ -136,6 +137,7 @@ def window_plan(model_config: VisionConfig, rows: int, columns: int) -> WindowPl
     """Plan the windows of one frame of rows x columns patches: those of the reference's window index."""
     merge_size = model_config.spatial_merge_size
     unit_rows, unit_columns = rows // merge_size, columns // merge_size
+    # Windows are measured in pixels, and cut here in tokens.
     window_side = model_config.window_size // merge_size // model_config.patch_size
     unit_numbers = np.arange(unit_rows * unit_columns).reshape(unit_rows, unit_columns)
     # Shape in units -> its windows: whole ones, and those cut by the right or lower edge.
@@ -248,11 +250,13 @@ def forward(
     hidden = hidden.reshape(N * frames, rows * columns, -1)  # [N * t, h * w, D]
     angles = rope.vision_angles(model_config, rows, columns).reshape(unit_count, merge_unit, -1)
     angles = angles[np.asarray(order)].reshape(rows * columns, 1, -1)
+    # In numpy: constants of the program, since the grid is static.
     cosines, sines = np.cos(angles), np.sin(angles)
 
     # ---- Blocks ----
     block = graph(Block, model_config)
     for block_run in _runs(model_config):
+        # A full block is one window that holds the whole frame.
         segments = ((1, rows * columns),) if block_run.is_full else plan.segments
 
         def layer(
