@@ -128,6 +128,7 @@ def probabilities_after(
     fitting = np.asarray(constraint.fits)[np.asarray(constraint.locked)[0]]
     if not fitting[min(answer_tokens, len(fitting) - 1)]:
         raise UserError(f"no answer fits answer_tokens={answer_tokens}")
+    # Values that may change without another program are arrays; sizes are static.
     probabilities, exact_mass = _expand(
         params,
         sampling.decode_layers(params, model_config) if layers is None else layers,
@@ -226,6 +227,7 @@ class _Tree:
                 self.model_config.text, row_count * width, depth, self.size.dtype
             ),
             rules=jax.tree.map(lambda values: jnp.repeat(values, width), rules),
+            # All mass in the first branch; the others wait, empty.
             weight=jnp.zeros((row_count, width), jnp.float32).at[:, 0].set(1.0),
             exact=jnp.ones((row_count, width), bool),
             named=jnp.zeros((row_count, len(self.constraint.conflicts)), jnp.float32),

@@ -117,6 +117,7 @@ class _Grammar:
         """One byte: (state, or None for a dead end; the name completed, or None)."""
         phase, seen = state
         longer = seen + byte
+        # A name that is complete is an event, and the only one that the tables count.
         if phase == "item" and longer in self.names:
             return ("end", b""), self.names.index(longer)
         steps = {
@@ -185,6 +186,7 @@ def _grammar(names: list[bytes], separators: Sequence[bytes], force_format: bool
     for index, name in enumerate(names):
         if any(name.startswith(other) for place, other in enumerate(names) if place != index):
             raise UserError("constrained answers need names of which none starts another")
+    # Without the format forced, a list may begin anywhere in free text.
     leads = (ANSWER,)
     if force_format:
         leads = tuple(END_THINK + separator + ANSWER for separator in separators)
@@ -310,6 +312,7 @@ def _token_tables(
             class_of[word] = known[behaviour]
     after, completed = (np.stack(column, axis=1) for column in zip(*columns, strict=True))
     classes = np.array([class_of[piece] for piece in plain], np.int32)
+    # Dead ends get a state of their own, so that tables can be read without a test.
     return _TokenTables(classes, np.where(after < 0, machine.dead, after), completed)
 
 
@@ -383,6 +386,7 @@ def _spelling(text: bytes, pieces: set[bytes]) -> int:
 
 def _settled(fewest: np.ndarray, machine: _ByteMachine) -> np.ndarray:
     """bool [S]: the list has begun, and no further name can follow."""
+    # A name that no number of tokens can still reach is out.
     settled = np.isinf(fewest[:, :-1]).all(1) & machine.begun()
     settled[machine.dead] = False  # what is dead gives no answer
     return settled
@@ -398,6 +402,7 @@ def _fits(fewest: np.ndarray, machine: _ByteMachine, answer_tokens: int) -> np.n
     finite = fewest[np.isfinite(fewest)]
     enough = np.arange(int(finite.max(initial=0)) + 1)
     name_count = fewest.shape[1] - 1
+    # All names as the bits of one number, to be cut down by a mask.
     fitting_names = ((fewest[:, None] <= enough[None, :, None]) << np.arange(name_count + 1)).sum(
         -1
     )

@@ -40,6 +40,7 @@ class Chat:
         self.patches, self.grid = model.prepare(image)
         self.messages = [] if system is None else [{"role": "system", "content": system}]
         self.computed: list[int] = []
+        # Computed with the first question, and kept: another turn may have to read the image again.
         self._features: np.ndarray | None = None
         # The tokens whose keys are on the device, and these.
         self._ids: list[int] = []
@@ -64,6 +65,7 @@ class Chat:
         Args:
             stream: called with (0, 0, new text).
         """
+        # Refused here: the template would fail in words of its own.
         if not isinstance(text, str):
             raise UserError("a question must be a text")
         # ---- Everything is checked before anything is computed ----
@@ -78,12 +80,14 @@ class Chat:
         # ---- The answer ----
         prefix, kept = self._prefix(request)
         layers = sampling.decode_layers(model.params, model.config)
+        # A stream of many rows becomes that of the one row that there is.
         row_stream = None if stream is None else (lambda _, piece: stream(0, 0, piece))
         [answer], own_keys = generation.decode(
             model, layers, [(prefix, 0)], settings, row_stream, rules
         )
 
         # ---- What the next turn finds on the device ----
+        # With the stop token, which the template may write otherwise: the next turn compares.
         self._ids = ids + answer.token_ids
         self._keys = sampling.append(
             prefix.device.keys,
@@ -92,6 +96,7 @@ class Chat:
             room=generation.bucket(len(self._ids)),
         )
         self.messages = [*messages, {"role": "assistant", "content": answer.text}]
+        # Counted, to show that a turn costs only its own tokens.
         self.computed.append(len(ids) - kept)
         return answer
 
@@ -110,6 +115,7 @@ class Chat:
 
 def _common(first: list[int], second: list[int]) -> int:
     """How many leading items two lists share."""
+    # Of equal beginnings the shorter list's length counts.
     pairs = enumerate(zip(first, second, strict=False))
     differing = (index for index, (one, other) in pairs if one != other)
     return next(differing, min(len(first), len(second)))

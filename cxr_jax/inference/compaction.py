@@ -45,6 +45,7 @@ def stage_ends(max_tokens: int) -> list[int]:
     if max_tokens < SHORTEST:
         return [max_tokens]
     early_ends = {GRAIN * max(1, round(share * max_tokens / GRAIN)) for share in ENDS}
+    # A short loop may round two ends to one, or to its own end.
     return [*sorted(early_end for early_end in early_ends if early_end < max_tokens), max_tokens]
 
 
@@ -75,6 +76,7 @@ def run(draw_until: DrawUntil, rows: Rows, state: Any) -> Any:
     stages = _Stages(draw_until, rows, last_end, shards)
     row_options = sizes(row_count, shards)
     for stage_number, until in enumerate(stage_ends(last_end)):
+        # At first nobody has finished, and without a smaller size there is nothing to choose.
         if stage_number == 0 or len(row_options) == 1:
             state = stages.with_all_rows(until, state)
             continue
@@ -105,6 +107,7 @@ class _Stages:
 
         # ---- The rows that are left come together, each on its own device ----
         done = by_shard(state.done, self.shards)
+        # Stable: rows that go on come first, in their own order, on each device.
         index = jnp.argsort(done, axis=1, stable=True)[:, : size // self.shards]
         rows, remaining_place = self._rows_at(index, alone=size <= prompts)
         remaining = _take(state._replace(step=()), index)._replace(step=state.step)
@@ -112,6 +115,7 @@ class _Stages:
 
         # ---- and go back to where they were ----
         drawn = self._without_unread_keys(remaining, until)
+        # The others grow alike, since both branches must give the same shapes.
         grown_state = self._without_unread_keys(_grown(state, until), until)
         # The step is one number for all rows, and no row of its own.
         merged = jax.tree.map(
@@ -150,6 +154,7 @@ def _grown(state: Any, room: int) -> Any:
     """The state with room for the own keys of `room` tokens."""
 
     def pad(keys: jax.Array) -> jax.Array:
+        # On the axis of the tokens; the new slots are masked until they are filled.
         return jnp.pad(keys, ((0, 0), (0, 0), (0, room - keys.shape[2]), (0, 0)))
 
     return state._replace(own_keys=jax.tree.map(pad, state.own_keys))

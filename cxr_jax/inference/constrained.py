@@ -61,6 +61,7 @@ class Constraint(NamedTuple):
         Raises:
             UserError: if no valid completion is that short.
         """
+        # By the first state: what fits there fits a whole completion.
         fitting_budgets = np.flatnonzero(np.asarray(self.fits)[0])
         if not len(fitting_budgets) or max_new_tokens < fitting_budgets[0]:
             least = "the tokenizer cannot spell them"
@@ -78,6 +79,7 @@ class Constraint(NamedTuple):
 
     def allowed(self, state: State) -> jax.Array:
         """Find the tokens, bool [R, V], after which a valid completion is still possible in the tokens left."""
+        # Classes first: there are far fewer of them than tokens.
         every_class = jnp.arange(self.next.shape[1])[None]
         return self.moves(state, every_class).allowed[:, self.classes]
 
@@ -85,6 +87,7 @@ class Constraint(NamedTuple):
         """Take token int [R]. One that is not allowed leads to the dead state, for good."""
         classes = jnp.asarray(self.classes)[token][:, None]
         after, named, allowed = (values[:, 0] for values in self.moves(state, classes))
+        # Dead is the last row of all tables.
         dead = self.next.shape[0] - 1
         return State(jnp.where(allowed, after, dead), named, state.left - 1)
 
@@ -117,6 +120,7 @@ class Constraint(NamedTuple):
             begins at once).
         """
         row_count, token_count = tokens.shape
+        # Here only the place in the rules matters, and not whether an answer still fits.
         start = self.init(row_count)._replace(left=jnp.full(row_count, _AMPLE, jnp.int32))
 
         def step(carry: tuple, column: tuple) -> tuple:
@@ -139,5 +143,6 @@ class Constraint(NamedTuple):
 
 def _any_of(bits: jax.Array, masks: jax.Array) -> jax.Array:
     """int32 [R]: the union of masks[i] over the bits i that are set."""
+    # [R, n]: the mask of every name whose bit is set.
     chosen_masks = jnp.where(bits[:, None] >> jnp.arange(len(masks)) & 1 == 1, masks, 0)
     return jax.lax.reduce(chosen_masks, jnp.int32(0), jax.lax.bitwise_or, (1,))

@@ -28,6 +28,7 @@ from cxr_jax.inference.requests import (
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime.trees import Tree
 
+# Often enough to look fluent; each call costs a way to the host and back.
 STREAM_EVERY = 8  # tokens between two calls of a stream's callback
 
 RowStream = Callable[[int, str], None]
@@ -40,6 +41,7 @@ RowStream = Callable[[int, str], None]
 def bucket(length: int) -> int:
     """Find the smallest of 64, 128, 192, 256, 384, 512, 768, 1024, ... that holds `length`: powers of 2 and halfway
     marks."""
+    # The least length that is worth a program of its own.
     bucket_size = 64
     while bucket_size < length:
         is_power = bucket_size & (bucket_size - 1) == 0
@@ -86,6 +88,7 @@ def prefill(model: ReadyModel, request: Request, features: np.ndarray | None) ->
     """Compute a whole prompt; features [I, D] of its image or None."""
     model_config, length = model.config, len(request.ids)
     slot_count = bucket(length)
+    # Told before it is compiled, so that a log shows what takes the time.
     model.note("prefill", slot_count)
     positions = request.positions(model_config)
     # As many slots as tokens, with an image or without: one program a bucket.
@@ -100,11 +103,13 @@ def prefill(model: ReadyModel, request: Request, features: np.ndarray | None) ->
         padded_features,
     )
     device = sampling.prefill(model.params, model_config, batch, dtype=model.dtype)
+    # One past the largest position, as `next_positions` has it for batches.
     return Prefix(device, length, int(positions.max()) + 1, request.mark())
 
 
 def prefix_of(model: ReadyModel, request: Request) -> Prefix:
     """Compute one prompt and its image."""
+    # Text alone needs no tower.
     if request.patches is None:
         return prefill(model, request, None)
     return prefill(model, request, model.image_features(request.patches, [request.grid])[0])
@@ -113,8 +118,10 @@ def prefix_of(model: ReadyModel, request: Request) -> Prefix:
 def extend(model: ReadyModel, keys: list, used: int, request: Request) -> Prefix:
     """Compute a prompt whose first `used` tokens have their keys already; the rest must hold no image."""
     model_config, length = model.config, len(request.ids)
+    # Of the whole prompt, because an image in front shifts the text behind it.
     positions = request.positions(model_config)
     new_tokens = np.array([request.ids[used:]], np.int32)
+    # Three lengths make the program: what is kept, what is new, and their sum.
     new_slots, kept_slots = bucket(new_tokens.shape[1]), keys[0][0].shape[2]
     model.note("extend", (kept_slots, new_slots, bucket(length)))
     tokens = sampling.PromptBatch(
@@ -147,8 +154,10 @@ class _Streamer:
 
     def show(self, drawn: _Drawn, is_last: bool) -> None:
         for row_number in np.flatnonzero(~self.has_ended):
+            # A stop token is part of the completion, and not of its text.
             is_done = drawn.done[row_number]
             token_ids = drawn.tokens[row_number, : drawn.counts[row_number] - is_done].tolist()
+            # At the end whatever is held back comes out.
             piece = self.texts[row_number].add(token_ids, bool(is_done) or is_last)
             if piece:
                 self.stream(int(row_number), piece)
@@ -159,6 +168,7 @@ class _Streamer:
 def sample_keys(seed: jax.Array, marks: jax.Array, numbers: jax.Array) -> jax.Array:
     """Make typed keys [R] folded from (seed, content of the prompt, number of the sample)."""
     fold = jax.random.fold_in
+    # Folded one by one: each of the three changes the noise by itself.
     return jax.vmap(lambda mark, number: fold(fold(jax.random.key(seed), mark), number))(
         marks, numbers
     )
@@ -183,6 +193,7 @@ class _Drawn:
         drawn_rows = zip(self.tokens, self.logprobs, self.counts, self.done, strict=True)
         return [
             Completion(
+                # The stop token counts as a token with its log-prob, and shows no text.
                 text_of(tokenizer, token_ids[: count - stopped].tolist()),
                 token_ids[:count].tolist(),
                 logprobs[:count].tolist(),
@@ -246,6 +257,7 @@ def _begin(
     constraint: Any,
 ) -> tuple[sampling.Rows, list, sampling.State]:
     """The batch before its first token (rows, own keys, the state without), filled up with copies of its first row."""
+    # A filling row needs keys of the same shapes; nobody looks at what it draws.
     full_batch = samples + samples[:1] * (model.rows - len(samples))
     prefixes = [prefix for prefix, _ in full_batch]
     prompt_keys, own_keys, rest = sampling.begin(
@@ -258,6 +270,7 @@ def _begin(
     )
     rows = sampling.Rows(
         prompt_keys=prompt_keys,
+        # As arrays: what changes from call to call must not be part of the program.
         prompt_lengths=_integers(prefix.length for prefix in prefixes),
         start=_integers(prefix.start for prefix in prefixes),
         random_keys=sample_keys(
@@ -278,14 +291,17 @@ def _choice(
 ) -> tuple[sampling.Distribution, sampling.StepSettings]:
     """The settings as `sampling.decode` takes them; greedy decoding has neither top_k nor top_p."""
     is_greedy = settings.temperature == 0
+    # At 1, where it does nothing: greedy choice knows no temperature.
     distribution = sampling.Distribution(np.float32(1))
     if not is_greedy:
         top_k, top_p = settings.top_k, settings.top_p
         distribution = sampling.Distribution(
             temperature=np.float32(settings.temperature),
+            # No more than there are: the program looks up the k-th largest.
             top_k=None if top_k is None else np.int32(min(top_k, model.config.text.vocab_size)),
             top_p=None if top_p in (None, 1) else np.float32(top_p),
         )
+    # Static: another value of these is another program.
     return distribution, sampling.StepSettings(
         greedy=is_greedy,
         stop_ids=model.special["stop"],
@@ -330,6 +346,7 @@ def complete(
     Args:
         stream: called with (request, sample, new text).
     """
+    # Made once for all turns of the call.
     layers = sampling.decode_layers(model.params, model.config)
     prompts = _Prompts(model, requests)
 
@@ -353,6 +370,7 @@ def complete(
                 _stream_of_turn(stream, turn_samples),
                 constraint,
             )
+            # Whatever order the turns came in, each goes to its request and number.
             completions.update(zip(turn_samples, turn_completions, strict=True))
     return [
         [completions[request_index, sample_number] for sample_number in range(settings.n)]
@@ -365,6 +383,7 @@ def _stream_of_turn(
 ) -> RowStream | None:
     if stream is None:
         return None
+    # Rows of a turn are numbered from 0, and the caller counts requests and samples.
     return lambda row, piece: stream(*turn[row], piece)
 
 
@@ -374,6 +393,7 @@ class _Prompts:
     def __init__(self, model: ReadyModel, requests: list[Request]):
         self.model = model
         self.requests = requests
+        # By content: one image under many prompts is encoded once.
         self.image_keys = [request.image_key() for request in requests]
         self.to_come = Counter(self.image_keys)
         self.features: dict[Any, np.ndarray] = {}
@@ -381,6 +401,7 @@ class _Prompts:
 
     def of_turn(self, turn_samples: list[tuple[int, int]]) -> list[tuple[Prefix, int]]:
         """The rows of a turn of (request, sample); prompts of earlier turns that are over are let go."""
+        # What an earlier turn has computed and this one needs again is kept.
         self.computed = {
             request_index: self.computed.get(request_index) or self._compute(request_index)
             for request_index in dict(turn_samples)
@@ -394,6 +415,7 @@ class _Prompts:
         request, image_key = self.requests[request_index], self.image_keys[request_index]
         if image_key is not None and image_key not in self.features:
             [self.features[image_key]] = self.model.image_features(request.patches, [request.grid])
+        # One prompt fewer that will ask for this image.
         self.to_come[image_key] -= 1
         # The features of an image are let go with its last prompt.
         features = self.features.get(image_key)

@@ -26,12 +26,14 @@ def pixels_of(image: Any) -> np.ndarray:
     Raises:
         UserError: for anything else, and for a file that cannot be read.
     """
+    # Imported for paths only: reading DICOM needs libraries that an array does not.
     if isinstance(image, (str, os.PathLike)):
         from cxr_jax.data import images
 
         return images.read_image(image).pixels
     # PIL images are known by what they can do: importing PIL takes time.
     if hasattr(image, "convert"):
+        # Gray by PIL's weights of red, green and blue, in 256 levels.
         return np.asarray(image.convert("L"), np.float32) / 255
     try:
         pixels = np.asarray(image, np.float32)
@@ -72,6 +74,7 @@ def bucket_shapes(max_pixels: int) -> list[tuple[int, int]]:
     about 2 ** 0.25, each as large as max_pixels allows."""
 
     def side(length: float) -> int:
+        # Rounded down, so that the area stays within max_pixels, but at least one merged patch.
         return max(FACTOR, math.floor(length / FACTOR) * FACTOR)
 
     # From tall to wide, and square in the middle.
@@ -80,6 +83,7 @@ def bucket_shapes(max_pixels: int) -> list[tuple[int, int]]:
         (side(math.sqrt(max_pixels * ratio)), side(math.sqrt(max_pixels / ratio)))
         for ratio in ratios
     ]
+    # A side of the least size may have made a shape too large, and two ratios may share one.
     return sorted({(height, width) for height, width in shapes if height * width <= max_pixels})
 
 
@@ -103,8 +107,10 @@ def prepare_in_buckets(
     check_aspect(height, width)
 
     def distance(shape: tuple[int, int]) -> float:
+        # In logarithms, so that twice as wide is as far as twice as tall.
         return abs(math.log(shape[0] / shape[1] / (height / width)))
 
     shape = min(bucket_shapes(max_pixels), key=distance)
+    # `fit` and `patchify` are those of training.
     patches = patchify(fit(pixels, shape)[None], np)[0]
     return patches, (1, shape[0] // PATCH, shape[1] // PATCH)

@@ -100,7 +100,7 @@ class Model:
         self.params = jax.tree.map(lambda leaf: jnp.asarray(leaf, self.dtype), params)
         self.rows = generation.rows_at_once()
         self._processor = registry.family_of(model_config).processor
-        self._programs: dict[str, set] = {}
+        self._programs: dict[str, set] = {}  # kind -> what makes each of its programs, see `note`
 
     # ---- What a folder brings ------------------------------------------------------------------------------
 
@@ -147,7 +147,7 @@ class Model:
             self.config.text.vocab_size,
             self.special["stop"],
             suppress_ids=self.special["suppress"],
-            max_new_tokens=512,
+            max_new_tokens=512,  # replaced by `within`, see `constraint`
         )
         return jax.tree.map(jnp.asarray, rules)
 
@@ -201,8 +201,8 @@ class Model:
                 f"pixel_values has shape {list(pixels.shape)}, image_grid_thw needs "
                 f"{list(needed_shape)}"
             )
-        images = np.split(pixels, np.cumsum(patch_counts)[:-1])
-        features: list = [None] * len(grids)
+        images = np.split(pixels, np.cumsum(patch_counts)[:-1])  # [P, patch_dim] each
+        features: list = [None] * len(grids)  # in the order of the images
         for image_grid in dict.fromkeys(grids):
             same_grid = [
                 image_index for image_index, other in enumerate(grids) if other == image_grid
@@ -220,14 +220,14 @@ class Model:
         """[B, I, D]: each row's image tokens in reading order, or None if there are none."""
         if not features:
             return None
-        counts = (input_ids == self.config.image_token_id).sum(1)
-        joined = np.concatenate(features)
+        counts = (input_ids == self.config.image_token_id).sum(1)  # [B]
+        joined = np.concatenate(features)  # [tokens of all images, D]
         if counts.sum() != len(joined):
             raise UserError(
                 f"input_ids has {counts.sum()} image tokens, the images give {len(joined)}"
             )
         # Each row takes its own run of the joined tokens; beyond, any token will do.
-        first = np.cumsum(counts) - counts
+        first = np.cumsum(counts) - counts  # [B]
         index = np.minimum(first[:, None] + np.arange(max(1, counts.max())), len(joined) - 1)
         return joined[index]
 
@@ -279,7 +279,7 @@ class Model:
             return None, None
         pixels = image_inputs.pixels_of(image)
         low, high = self.pixel_limits
-        if self.grids == "bucket" and low != high:
+        if self.grids == "bucket" and low != high:  # a model of one size has one shape anyway
             return image_inputs.prepare_in_buckets(pixels, high)
         fitted = image_inputs.fit_to_model(pixels, (low, high))
         return self._processor.prepare(fitted, min_pixels=low, max_pixels=high)
@@ -395,7 +395,7 @@ class Model:
         answers = self.answers
         longest = max(len(completion.token_ids) for completion in completions)
         prefix = generation.prefix_of(self, self._request(image, prompt, longest))
-        layers = sampling.decode_layers(self.params, self.config)
+        layers = sampling.decode_layers(self.params, self.config)  # once for all turns
         turns = []
         for first in range(0, len(completions), self.rows):
             turn = completions[first : first + self.rows]
@@ -437,9 +437,9 @@ def load(
         raise UserError(f"dtype={dtype!r}: use float32, bfloat16 or float16")
     model_config, params = _read_params(folder, dtype, adapter)
     layer_count = model_config.text.num_hidden_layers
-    layers = params["text"].pop("layers")
+    layers = params["text"].pop("layers")  # apart from the rest: they are most of a model
     params = _to_device(params)
-    if jax.default_backend() == "cpu" and layer_count > UNROLL_UP_TO:
+    if jax.default_backend() == "cpu" and layer_count > UNROLL_UP_TO:  # see `_layers_apart`
         params["text"]["layers"] = _layers_apart(layers, layer_count)
     else:
         params["text"]["layers"] = _to_device(layers)
@@ -494,7 +494,7 @@ def _layers_apart(stacked: Tree, count: int) -> list[Tree]:
         if isinstance(stacked_leaf, dict):
             parts = _layers_apart(stacked_leaf, count)
         else:
-            parts = [jnp.array(stacked_leaf[index]) for index in range(count)]
+            parts = [jnp.array(stacked_leaf[index]) for index in range(count)]  # copies
         for layer, part in zip(layers, parts, strict=True):
             layer[leaf_name] = part
     return layers

@@ -25,12 +25,15 @@ def messages_of(prompt: str | Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
+    # Before anything is read from it: a request of a server may hold any JSON.
     if not isinstance(prompt, (list, tuple)) or not all(map(_is_message, prompt)):
         raise UserError(
             'a prompt must be a text, or messages {"role": system|user|assistant, "content": text}'
         )
+    # The model's turn comes next, so the last word must be the user's.
     if not prompt or prompt[-1]["role"] != "user":
         raise UserError("a conversation must end with a user's message")
+    # Only these two keys: a template may give others a meaning.
     return [{"role": message["role"], "content": message["content"]} for message in prompt]
 
 
@@ -55,6 +58,7 @@ def conversation_ids(
         Token ids. The template writes one image pad; it is repeated here, as the Qwen processor does.
     """
     first_user = next(index for index, message in enumerate(messages) if message["role"] == "user")
+    # In parts, the form in which a template knows where an image stands.
     question = {"type": "text", "text": messages[first_user]["content"]}
     rendered = list(messages)
     rendered[first_user] = {
@@ -64,6 +68,7 @@ def conversation_ids(
     # One pad for each image token; the tokenizer turns each into one id.
     text = tokenizer.apply_chat_template(rendered, add_generation_prompt=True, tokenize=False)
     text = text.replace(IMAGE_PAD, IMAGE_PAD * image_tokens)
+    # The template has written the special tokens already.
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -89,6 +94,7 @@ def render_prompt(
     """
     image_tokens = 0
     if grid is not None:
+        # What the merger makes of the patches.
         image_tokens = int(np.prod(grid)) // model_config.vision.merge_unit
     ids = conversation_ids(tokenizer, messages_of(prompt), image_tokens)
     # A text that spells a placeholder would shift the image's own tokens.
@@ -128,6 +134,7 @@ class Prompts:
         self.pad = tokenizer.get_vocab()["<|endoftext|>"]
         # Few prompts are used again and again: text -> (its ids, positions int32 [3, T + C]).
         self._known: dict[str, tuple[list[int], np.ndarray]] = {}
+        # Wide enough for each of the texts: so all of them share one program.
         self.width = width or max(len(self._ids_and_positions(text)[0]) for text in texts)
 
     def _ids_and_positions(self, text: str) -> tuple[list[int], np.ndarray]:
@@ -152,10 +159,12 @@ class Prompts:
         count, width = len(texts), self.width
         # Padded on the right with text that nobody attends to.
         ids = np.full((count, width), self.pad, np.int32)
+        # Any position does for padding, as nobody attends to it.
         positions = np.ones((3, count, width + self.max_completion), np.int32)
         lengths = np.zeros(count, np.int32)
         for index, text in enumerate(texts):
             prompt, places = self._ids_and_positions(text)
+            # A text that was not among `texts`, or a width that was given, may not fit.
             if len(prompt) > width:
                 raise UserError(
                     f"a prompt of {len(prompt)} tokens does not fit config.prompt_width={width}"

@@ -61,14 +61,18 @@ def split_answer(text: str) -> AnswerItems | None:
         return None
     items = [item.strip() for item in answer.group(1).split(",")]
     labels = [label for label in map(find_label, items) if label is not None]
+    # Empty items, such as after a last comma, are no names.
     others = [item for item in items if item and find_label(item) is None]
+    # Each once, in the order in which the model wrote them.
     return AnswerItems(list(dict.fromkeys(labels)), others)
 
 
 def reasoning_of(text: str) -> str:
     """Return the text of the first <think> element, as far as it goes; without the tag, what precedes <answer>."""
     before, tag, after = text.partition("<think>")
+    # Without an opening tag the model has begun to think at once, which is reasoning all the same.
     body = after if tag else before
+    # It ends with its tag, or where the answer begins without one.
     return re.split(r"</think>|<answer>", body, maxsplit=1)[0].strip()
 
 
@@ -80,6 +84,7 @@ def answer_warnings(text: str, finish_reason: str) -> list[str]:
         finish_reason: "stop" or "length".
     """
     notes = []
+    # First, since it explains what may be missing further on.
     if finish_reason == "length":
         notes.append("the answer was cut at the length limit")
     answer = split_answer(text)
@@ -89,6 +94,7 @@ def answer_warnings(text: str, finish_reason: str) -> list[str]:
         notes.append(
             f"{len(answer.others)} names in the answer are none of the 14 labels and were dropped"
         )
+    # Devices are no disease: they may stand beside No Finding, as in the label set.
     if "No Finding" in answer.labels and set(answer.labels) - {"No Finding", "Support Devices"}:
         notes.append("the answer contradicts itself: No Finding beside a finding")
     return notes
@@ -118,6 +124,7 @@ def read_usable(path: str | Path, renderer: str, read_anyway: bool = False) -> I
         UserError: if the file cannot be read, or is visibly no frontal chest radiograph.
     """
     image = images.read_image(path, renderer)
+    # Refused with its reasons: a report on something else would be confident and wrong.
     if image.meta["unusable"] and not read_anyway:
         reasons = "; ".join(image.meta["unusable"])
         raise UserError(f"{path}: not read: {reasons} (--read_anyway reads it all the same)")
@@ -149,6 +156,7 @@ def reading_record(
         options: how it is read.
         why_shares: as `why_no_probabilities` says; with a reason, the probabilities are shares of sampled answers.
     """
+    # All in one call: the image is encoded and the prompt computed once.
     result = model.read(
         image.pixels,
         options.prompt,
@@ -159,11 +167,13 @@ def reading_record(
         probabilities=why_shares is None,
     )
     reading = result.shown
+    # What the probabilities are is said in every record, for readers who see nothing else.
     notes = []
     if why_shares is not None:
         notes.append(f"the probabilities are shares of sampled answers: {why_shares}")
     answer = split_answer(reading.text)
     probabilities = result.probabilities
+    # A tokenizer that cannot spell the answers leaves the shares of what was sampled.
     if not probabilities:
         probabilities = shares([sample.text for sample in result.samples or [reading]])
     return {
@@ -195,12 +205,14 @@ def as_text(record: dict[str, Any], samples: int, why_shares: str | None = None)
         samples: how many traces were sampled.
         why_shares: as for `reading_record`.
     """
+    # What the figures are, which depends on how they came about.
     traces = f"mean over {samples} sampled traces" if samples else "after the trace above"
     if why_shares is not None:
         traces = "1 for the labels of the answer"
         if samples:
             traces = f"share of {samples} sampled answers"
     reasoning = _CONTROL_CHARACTERS.sub("", record["reasoning"])
+    # Most likely first; Python's sort keeps the order of labels among equals.
     by_probability = sorted(record["probabilities"].items(), key=lambda item: -item[1])
     lines = [
         record["image"],

@@ -90,6 +90,7 @@ class GenerationSettings:
 
 def _whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
     try:
+        # `index` takes whole numbers of every kind, and no float, not even 1.0.
         number = operator.index(value)
     except TypeError:
         number = None
@@ -102,6 +103,7 @@ def _whole_number(name: str, value: Any, least: int, most: int | None = None) ->
 
 
 def _finite_number(name: str, value: Any) -> float:
+    # NaN and infinity are floats, too, and no setting.
     is_number = isinstance(value, (numbers.Real, np.number)) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value):
         raise UserError(f"{name} must be a finite number, got {value!r}")
@@ -120,17 +122,21 @@ class Request:
         """Name the image by its content; None without one."""
         if self.patches is None:
             return None
+        # By the patches, which are what the model sees: one picture may come from two files.
         return self.grid, hashlib.sha256(self.patches.tobytes()).digest()
 
     def mark(self) -> int:
         """Make a number of the content: equal prompts draw equal noise, wherever they stand."""
+        # Over float32, whatever type the caller's array has.
         image = b""
         if self.patches is not None:
             image = np.ascontiguousarray(self.patches, np.float32).tobytes()
+        # Four bytes, as much as a fold into a random key takes.
         return zlib.crc32(np.asarray(self.ids, np.int32).tobytes(), zlib.crc32(image))
 
     def positions(self, model_config: Config) -> np.ndarray:
         """Compute M-RoPE positions int32 [3, 1, T]."""
+        # None and not empty: text alone has no images to match.
         grids = None if self.grid is None else [self.grid]
         return qwen2_5_vl.positions(model_config, np.array([self.ids]), grids)
 
@@ -193,6 +199,7 @@ def check_room(
     Raises:
         UserError: which names the prompt by `prompt_name`.
     """
+    # Beyond its positions a model was never trained.
     most = model_config.text.max_position_embeddings
     if length + max_new_tokens > most:
         raise UserError(
@@ -216,6 +223,7 @@ def pair_up(images: Any, prompts: Any) -> tuple[list, list]:
         raise UserError(
             "images must be a list, one for each prompt (None where there is none)"
         ) from None
+    # One question about many images is the usual case.
     if isinstance(prompts, str):
         prompts = [prompts] * len(images)
     elif isinstance(prompts, (list, tuple)):
@@ -241,6 +249,7 @@ def check_completions(completions: Any) -> None:
 
 def check_ids(ids: np.ndarray, mask: np.ndarray, model_config: Config) -> None:
     """Refuse ids and a mask that are no right-padded batch [B, T] of the model's tokens. Raises UserError."""
+    # Shapes first: all other checks rely on them.
     if ids.ndim != 2 or ids.shape != mask.shape:
         raise UserError(
             f"input_ids {list(ids.shape)} and mask {list(mask.shape)} must both be [B, T]"
@@ -249,8 +258,10 @@ def check_ids(ids: np.ndarray, mask: np.ndarray, model_config: Config) -> None:
         raise UserError(
             f"input_ids must be whole numbers, at least one, not {ids.dtype} {list(ids.shape)}"
         )
+    # An id beyond the table would read another token's embedding, clipped, without a word.
     if ids.min() < 0 or ids.max() >= model_config.text.vocab_size:
         raise UserError(f"input_ids must lie in 0..{model_config.text.vocab_size - 1}")
+    # A mask that rises again has a hole, which positions and caches do not know.
     if (np.diff(mask.astype(np.int8), axis=1) > 0).any():
         raise UserError("attention_mask must be right padding: ones, then zeros")
 
@@ -276,5 +287,6 @@ class GrowingText:
         text = text_of(self.tokenizer, ids)
         # An unfinished character decodes to replacement characters; one that the model meant comes out later.
         text = text if last else text.rstrip("\ufffd")
+        # What was held back before is part of the text now.
         piece, self.shown = text[len(self.shown) :], text
         return piece

@@ -118,6 +118,7 @@ class _Loop:
         stop_ids = jnp.asarray(self.settings.stop_ids, jnp.int32)
 
         def step(state: State) -> State:
+            # The order of a turn: draw, write down, and only then the model's next state.
             token, logprob = self._draw(rows, state, banned)
             state = self._written(state, token, logprob, stop_ids)
             return self._advanced(rows, state, token, place)
@@ -328,6 +329,7 @@ def sample_completions(
         features: [B, I, D]; the computation takes their type, here and in `completion_logprobs`.
         special: of `tokenizer.special_ids`.
     """
+    # Positions reach over the completion, too; the prefill takes those of the prompt alone.
     width = prompts["ids"].shape[1]
     batch = PromptBatch(
         prompts["ids"], prompts["lengths"], prompts["positions"][:, :, :width], features
@@ -393,6 +395,7 @@ def extend(
 
 def _join(old: list, used: jax.Array, new: list, room: int) -> list:
     """Keys [1, K, room, d]: the first `used` of old, then those of new."""
+    # Slots of old keys up to `used`, of new ones behind: one choice for each slot.
     slot_numbers = jnp.arange(room)
     is_old = (slot_numbers < used[0])[:, None]
 
@@ -413,6 +416,7 @@ def append(keys: list, used: ArrayLike, own_keys: list, *, room: int) -> list:
 def decode_layers(params: Tree, model_config: Config) -> list[Tree]:
     """Make `decoder.decode_layers` once for many calls of `decode`."""
     layers = params["text"]["layers"]
+    # Layers that lie apart already (CPU) are used as they are.
     return layers if isinstance(layers, list) else _decode_layers(params["text"], model_config)
 
 
@@ -451,6 +455,7 @@ def begin(
         constraint=constraint,
         dtype=dtype,
     )
+    # Rows beyond the live ones only fill the batch, and never draw.
     done = jnp.arange(len(prompts)) >= live
     return prompt_keys, state.own_keys, state._replace(own_keys=None, done=done)
 

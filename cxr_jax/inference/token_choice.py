@@ -31,11 +31,13 @@ class Distribution(NamedTuple):
 
 def keep_top_k(logits: jax.Array, count: int | jax.Array) -> jax.Array:
     """Rule out all but the `count` largest logits of each row. A traced int32 makes one program for any count."""
+    # A number known now needs no sort of the whole vocabulary; one that is data does.
     if isinstance(count, int):
         smallest = jax.lax.top_k(logits, count)[0][..., -1:]
     else:
         ordered = jnp.sort(logits, -1, descending=True)
         smallest = jax.lax.dynamic_index_in_dim(ordered, count - 1, -1)
+    # Equal logits at the border all stay: which of them is meant nobody can say.
     return jnp.where(logits < smallest, NEG, logits)
 
 
@@ -43,7 +45,9 @@ def keep_top_p(logits: jax.Array, mass: float | jax.Array) -> jax.Array:
     """Rule out everything outside the smallest set of probability >= mass; the largest logit stays."""
     ordered = jnp.sort(logits, -1, descending=True)
     probabilities = jax.nn.softmax(ordered, -1)
+    # Up to, and not including, the token itself: so the first is always inside.
     inside = jnp.cumsum(probabilities, -1) - probabilities < mass
+    # As a threshold on logits, which saves the way back from sorted places.
     smallest = jnp.min(jnp.where(inside, ordered, jnp.inf), -1, keepdims=True)
     return jnp.where(logits < smallest, NEG, logits)
 
@@ -68,6 +72,7 @@ def pick(
         token = jnp.argmax(logits, -1)
         scaled = logits
     else:
+        # Scaled first: top_p counts probabilities at the temperature.
         scaled = logits / temperature
         kept = scaled
         if top_k is not None:
@@ -76,6 +81,7 @@ def pick(
             kept = keep_top_p(kept, top_p)
         # The largest of logits with Gumbel noise is a draw from their softmax.
         noise = jax.vmap(
+            # The noise of a row follows from its own key and the step alone.
             lambda key: jax.random.gumbel(jax.random.fold_in(key, step), logits.shape[1:])
         )(keys)
         token = jnp.argmax(kept + noise, -1)

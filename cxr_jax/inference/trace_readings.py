@@ -26,6 +26,7 @@ def read(
         drawn: settings of the samples, or None without.
         answers: the rules for probabilities, or None without.
     """
+    # Once, for the reading that is shown and for all samples.
     prefix, layers = (
         generation.prefix_of(model, request),
         sampling.decode_layers(model.params, model.config),
@@ -33,10 +34,12 @@ def read(
     # Traces are weighed as they come, while their keys are still at hand.
     reader = _TraceReader(model, layers, prefix, answers)
     [shown], own_keys = generation.decode(model, layers, [(prefix, 0)], greedy, None, constraint)
+    # Without samples, the trace that is shown is the only one.
     if drawn is None:
         reader.add([shown], greedy.seed, own_keys, first=0)
         return Reading(shown, [], reader.mean())
 
+    # In turns of as many rows as a decode program has.
     samples: list[Completion] = []
     for first_sample in range(0, drawn.n, model.rows):
         sample_numbers = range(first_sample, min(first_sample + model.rows, drawn.n))
@@ -62,9 +65,11 @@ class _TraceReader:
         self.layers = layers
         self.prefix = prefix
         self.answers = answers
+        # One array [rows, 14] for each turn.
         self.found: list[np.ndarray] = []
 
     def add(self, completions: list[Completion], seed: int, own_keys: list, first: int) -> None:
+        # Without rules there is nothing to weigh an answer by.
         if self.answers is not None:
             after_traces = after(
                 self.model,
@@ -81,6 +86,7 @@ class _TraceReader:
     def mean(self) -> dict[str, float] | None:
         if not self.found:
             return None
+        # Over all traces alike, whatever turn they came in.
         return by_label(np.concatenate(self.found).mean(0))
 
 
@@ -101,6 +107,7 @@ def after(
         first: the number of the first completion.
     """
     row_count = len(completions)
+    # Keys that are at hand tell how many slots there are; without, the longest trace does.
     longest_count = max(len(completion.token_ids) for completion in completions)
     slot_count = generation.bucket(longest_count) if own_keys is None else own_keys[0][0].shape[2]
     tokens = [
@@ -113,9 +120,11 @@ def after(
         np.full(row_count, prefix.mark, np.uint32),
         -1 - first - np.arange(row_count, dtype=np.int32),
     )
+    # What makes another program, before it is compiled.
     model.note(
         "probabilities", (generation.bucket(prefix.length), slot_count, row_count, own_keys is None)
     )
+    # One prompt, and all its completions as rows.
     probabilities = answer_probabilities.probabilities_after(
         model.params,
         model.config,
