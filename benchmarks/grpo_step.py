@@ -386,7 +386,7 @@ class Ours:
             return rewards.combine(terms, dict(rollout.reward_weights))
 
         def loss(params, features):
-            logp, entropy = log_probs.completion_logprobs(
+            logp, entropy = log_probs.completion_log_probs(
                 params,
                 model_config,
                 features,
@@ -406,7 +406,7 @@ class Ours:
         )
 
         def head(params, hidden):
-            logp, entropy = training_losses.token_logprobs(
+            logp, entropy = training_losses.token_log_probs(
                 hidden,
                 log_probs.output_head(params, model_config),
                 ro["tokens"].reshape(-1),

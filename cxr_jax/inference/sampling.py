@@ -326,7 +326,7 @@ def sample_completions(
     """`generate` for prompts as from `Prompts.encode`, one image each.
 
     Args:
-        features: [B, I, D]; the computation takes their type, here and in `completion_logprobs`.
+        features: [B, I, D]; the computation takes their type, here and in `completion_log_probs`.
         special: of `tokenizer.special_ids`.
     """
     # Positions reach over the completion, too; the prefill takes those of the prompt alone.

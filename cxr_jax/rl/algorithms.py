@@ -5,28 +5,35 @@ batch and learning rate are no part of an algorithm here. A published value that
 with the minibatches that make it act.
 """
 
+from typing import Any
+
+from cxr_jax.config import schema
+
+# What an algorithm sets, of config.rl.
+_KNOBS = (
+    "num_iterations",
+    "minibatches",
+    "advantage",
+    "scale_rewards",
+    "aggregation",
+    "denominator",
+    "mask_truncated",
+    "ratio_level",
+    "clip",
+    "epsilon",
+    "epsilon_high",
+    "delta",
+    "beta",
+    "kl",
+    "sampler_correction",
+    "sampler_cap",
+)
+
 # On-policy GRPO as this library has it by default. Token aggregation and the divisor of trained tokens only: TRL 0.22
 # let truncated tokens, which do not train, make the rest of the batch count less (huggingface/trl issue 6369).
-_CORRECTED = {
-    "num_iterations": 1,
-    "minibatches": 1,
-    "advantage": "grpo",
-    "scale_rewards": "group",
-    "aggregation": "token",
-    "denominator": "trained",
-    "mask_truncated": True,
-    "ratio_level": "token",
-    "clip": "ppo",
-    "epsilon": 0.2,
-    "epsilon_high": 0.2,
-    "delta": 0.0,
-    "beta": 0.0,
-    "kl": "k3",
-    "sampler_correction": "none",
-    "sampler_cap": 2.0,
-}
+_CORRECTED: dict[str, Any] = {name: schema.keys()[f"rl.{name}"].default["rl"] for name in _KNOBS}
 
-ALGORITHMS = {
+ALGORITHMS: dict[str, dict[str, Any]] = {
     "corrected": _CORRECTED,
     # The defaults of trl.GRPOConfig 0.22.2: loss_type "dapo", scale_rewards "group" (ddof 1, eps 1e-4), beta 0, epsilon
     # 0.2 on both sides, no delta, num_iterations 1, mask_truncated_completions False, and no correction for the sampler

@@ -3,259 +3,391 @@
 The groups to learn from go through the model in micro-batches whose gradients are summed; every token weighs what it
 weighs in the whole minibatch, whichever micro-batch it is in, and a micro-batch computes only as many completion slots
 as its longest completion needs. A group's image and prompt are computed once, forward and backward
-(`policy.completion_logprobs`). With one update a rollout the old log-probs are the new ones under stop-gradient, so the
-ratio is 1 by construction; with several (`num_iterations`, `minibatches`) they come from a pass over the same
-micro-batches before the first update. What the sampler recorded is compared with what the learner computes at every
-step.
+(`training.log_probs`). With one update a rollout the old log-probs are the new ones under stop-gradient, so the ratio
+is 1 by construction; with several (`num_iterations`, `minibatches`) they come from a pass over the same micro-batches
+before the first update. What the sampler recorded is compared with what the learner computes at every step.
 """
 
-import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from cxr_jax.config.sections import LearnerConfig, PolicyLossConfig
 from cxr_jax.inference import compaction
 from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.models.qwen2_5_vl.patches import patchify
-from cxr_jax.rl import losses
+from cxr_jax.rl.losses import Divisors, divisors, policy_loss
 from cxr_jax.runtime import sharding
-from cxr_jax.training import log_probs
-from cxr_jax.training import losses as training_losses
-from cxr_jax.training import micro_batches as training_micro_batches
+from cxr_jax.runtime.trees import Tree
+from cxr_jax.training.log_probs import completion_log_probs, completion_loss
+from cxr_jax.training.losses import masked_mean
+from cxr_jax.training.micro_batches import accumulate, cut, join, map_in_turns
 from cxr_jax.training.optimizer import guarded_update
+from cxr_jax.training.trainable import Trainable
 
-LOSS_KNOBS = (
-    "aggregation",
-    "ratio_level",
-    "clip",
-    "epsilon",
-    "epsilon_high",
-    "delta",
-    "beta",
-    "kl",
-    "sampler_correction",
-    "sampler_cap",
-)
-CLIPPED = ("low", "high", "region", "delta")  # parts of `losses.policy_loss`'s metrics, clip_<part>
-OF_TOKENS = ("tokens", "mask", "train_mask", "sampler_logp", "old_logp")  # of a rollout, [P, G, C]
+CLIPPED = ("low", "high", "region", "delta")
+"""Parts of `policy_loss`'s metrics, clip_<part>."""
 
-
-def take_groups(batch, index) -> dict:
-    """The groups `index` of a batch {"image", "prompts", "ro"}, rows on axis 0 but for the prompts' positions."""
-    prompts = {
-        k: jnp.take(v, index, axis=1 if k == "positions" else 0)
-        for k, v in batch["prompts"].items()
-    }
-    pick = lambda tree: jax.tree.map(lambda x: x[index], tree)
-    return {"image": batch["image"][index], "prompts": prompts, "ro": pick(batch["ro"])}
-
-
-def by_length(lengths, micro_batches: int):
-    """int [P]: groups of lengths [P, G] in an order that puts about equal ones into the same micro-batch."""
-    order = jnp.argsort(lengths.max(axis=1), stable=True)
-    return order.reshape(micro_batches, -1).T.reshape(
-        -1
-    )  # part i of `policy.cut` is rows i, i + micro_batches, ...
-
-
-def trimmed(fn, ends: list[int]):
-    """fn(part) -> (anything, {name: [P, G, C] or scalar}), given only as many slots of the completions as the longest
-    of the part needs, one of `ends`; a program a length, picked on the device."""
-
-    def at(end):
-        def run(part):
-            cut = {k: v[:, :, :end] if k in OF_TOKENS else v for k, v in part["ro"].items()}
-            out, of_rows = fn({**part, "ro": cut})
-            pad = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, ends[-1] - end))) if x.ndim == 3 else x
-            return out, jax.tree.map(pad, of_rows)
-
-        return run
-
-    def pick(part):
-        if len(ends) == 1:
-            return fn(part)
-        need = part["ro"]["lengths"].max()
-        return jax.lax.switch(
-            sum((need > end).astype(jnp.int32) for end in ends[:-1]),
-            [at(end) for end in ends],
-            part,
-        )
-
-    return pick
+_TOKEN_ARRAYS = ("tokens", "mask", "train_mask", "sampler_log_probs", "old_log_probs")
+"""Of the samples, those of shape [P, G, C]."""
 
 
 def make_learn(
     learner: LearnerConfig,
     loss: PolicyLossConfig,
-    model_config,
-    grid,
-    special,
-    optimizer,
-    trainable,
+    model_config: Config,
+    grid: tuple[int, int, int],
+    special: Mapping[str, Any],
+    optimizer: optax.GradientTransformation,
+    trainable: Trainable,
     *,
     max_completion: int,
     remat: str,
-):
-    """Jitted (state, fixed, batch, rollout, reference) -> (state, metrics), state donated.
+) -> Callable[..., tuple[Tree, dict[str, jax.Array]]]:
+    """Build the jitted function (state, frozen, batch, samples, reference=None) -> (state, metrics), state donated.
 
-    reference: the parameters of the reference model with config.rl.beta > 0, else None.
+    Args:
+        grid: (t, h, w), patches of every image.
+        special: of `tokenizer.special_ids`.
+        max_completion: tokens that a completion may have, C.
+
+    Returns:
+        The function. batch and samples: as the rollout takes and gives them, with replay "replay" in the batch;
+        reference: the parameters of the reference model with config.rl.beta > 0, else None.
     """
-    updates = learner.updates
-    settings = loss
     suppress = np.zeros(model_config.text.vocab_size, bool)
     suppress[list(special["suppress"])] = True
-    rows = lambda x: x.reshape(-1, x.shape[-1])
-    ends = compaction.stage_ends(max_completion) if learner.micro_batches > 1 else [max_completion]
+    # Parts of one length would gain nothing from programs of other lengths.
+    slot_counts = [max_completion]
+    if learner.micro_batches > 1:
+        slot_counts = compaction.stage_ends(max_completion)
+    programs = _Learner(
+        learner=learner,
+        loss=loss,
+        model_config=model_config,
+        grid=grid,
+        suppress=suppress,
+        optimizer=optimizer,
+        trainable=trainable,
+        max_completion=max_completion,
+        slot_counts=slot_counts,
+        remat=remat,
+    )
+    return jax.jit(programs.learn, donate_argnums=0)
 
-    def see(model, part):
+
+# ---- Groups, and micro-batches of about equal length -----------------------------------------------------
+
+
+def take_groups(batch: Tree, index: jax.Array) -> Tree:
+    """Take some groups of a batch {"image", "prompts", "samples"}, rows on axis 0 but for the prompts' positions."""
+    prompts = {
+        name: jnp.take(values, index, axis=1 if name == "positions" else 0)
+        for name, values in batch["prompts"].items()
+    }
+    return {
+        "image": batch["image"][index],
+        "prompts": prompts,
+        "samples": jax.tree.map(lambda leaf: leaf[index], batch["samples"]),
+    }
+
+
+def order_by_length(lengths: jax.Array, micro_batches: int) -> jax.Array:
+    """Order groups of lengths [P, G] such that about equal ones come into the same micro-batch.
+
+    Returns:
+        int [P].
+    """
+    order = jnp.argsort(lengths.max(axis=1), stable=True)
+    # Part i of `cut` is rows i, i + micro_batches, ...
+    return order.reshape(micro_batches, -1).T.reshape(-1)
+
+
+def in_needed_slots(
+    compute: Callable[[Tree], tuple[Any, Tree]], slot_counts: list[int]
+) -> Callable[[Tree], tuple[Any, Tree]]:
+    """Give `compute` only as many slots of the completions as the longest of the part needs.
+
+    Args:
+        compute: part -> (anything, {name: [P, G, C] or scalar}).
+        slot_counts: the lengths to choose from, ascending: a program a length, picked on the device.
+
+    Returns:
+        The same function, its arrays [P, G, C] padded with zeros.
+    """
+
+    def compute_in(slots: int) -> Callable[[Tree], tuple[Any, Tree]]:
+        padding = ((0, 0), (0, 0), (0, slot_counts[-1] - slots))
+
+        def run(part: Tree) -> tuple[Any, Tree]:
+            samples = {
+                name: values[:, :, :slots] if name in _TOKEN_ARRAYS else values
+                for name, values in part["samples"].items()
+            }
+            result, scores = compute({**part, "samples": samples})
+            return result, jax.tree.map(
+                lambda leaf: jnp.pad(leaf, padding) if leaf.ndim == 3 else leaf, scores
+            )
+
+        return run
+
+    def pick(part: Tree) -> tuple[Any, Tree]:
+        if len(slot_counts) == 1:
+            return compute(part)
+        longest = part["samples"]["lengths"].max()
+        too_short = sum((longest > slots).astype(jnp.int32) for slots in slot_counts[:-1])
+        return jax.lax.switch(too_short, [compute_in(slots) for slots in slot_counts], part)
+
+    return pick
+
+
+# ---- The updates -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Learner:
+    """What the pieces of the program share; each method is one of them, traced inside jit.
+
+    A part or batch is {"image", "prompts", "samples"}, one image and prompt a group of completions.
+    """
+
+    learner: LearnerConfig
+    loss: PolicyLossConfig
+    model_config: Config
+    grid: tuple[int, int, int]
+    suppress: np.ndarray
+    optimizer: optax.GradientTransformation
+    trainable: Trainable
+    max_completion: int
+    slot_counts: list[int]
+    remat: str
+
+    # ---- What a part costs and says ----
+
+    def image_features(self, model: Tree, part: Tree) -> jax.Array:
         return qwen.vision(
-            model, model_config, patchify(part["image"]), grid, remat=remat, dtype=trainable.dtype
-        )
-
-    def logprobs(model, part):
-        """{"logp", "entropy"} [P, G, C] of a part's completions."""
-        ro = part["ro"]
-        logp, entropy = log_probs.completion_logprobs(
             model,
-            model_config,
-            see(model, part),
-            part["prompts"],
-            ro["tokens"],
-            ro["mask"],
-            temperature=learner.temperature,
-            suppress=suppress,
-            remat=remat,
+            self.model_config,
+            patchify(part["image"]),
+            self.grid,
+            remat=self.remat,
+            dtype=self.trainable.dtype,
         )
-        return {"logp": logp, "entropy": entropy}
 
-    def loss_fn(train, frozen, reference, part, totals):
-        ro, made = part["ro"], logprobs(trainable.merge(train, frozen)["model"], part)
-        logp = rows(made["logp"])
-        old = rows(ro["old_logp"]) if updates > 1 else jax.lax.stop_gradient(logp)
-        ref = (
-            None
-            if reference is None
-            else jax.lax.stop_gradient(rows(logprobs(reference, part)["logp"]))
+    def score_part(self, model: Tree, part: Tree) -> dict[str, jax.Array]:
+        """{"log_probs", "entropy"} [P, G, C] of a part's completions."""
+        log_probs, entropy = completion_log_probs(
+            model,
+            self.model_config,
+            self.image_features(model, part),
+            part["prompts"],
+            part["samples"]["tokens"],
+            part["samples"]["mask"],
+            temperature=self.learner.temperature,
+            suppress=self.suppress,
+            remat=self.remat,
         )
-        loss, of_tokens = losses.policy_loss(
-            logp,
-            old,
-            ro["advantages"].reshape(-1),
-            rows(ro["train_mask"]),
-            ref_logp=ref,
-            sampler_logp=rows(ro["sampler_logp"]),
-            max_tokens=max_completion,
-            **{k: getattr(settings, k) for k in LOSS_KNOBS},
-            **totals,
+        return {"log_probs": log_probs, "entropy": entropy}
+
+    def part_loss(
+        self, train: Tree, frozen: Tree, reference: Tree | None, part: Tree, totals: Divisors
+    ) -> tuple[jax.Array, Tree]:
+        """A part's share of the policy loss; and that loss again with arrays [P, G, C] to be logged."""
+        samples = part["samples"]
+        scores = self.score_part(self.trainable.merge(train, frozen)["model"], part)
+        log_probs = _rows(scores["log_probs"])
+        if self.learner.updates > 1:
+            old_log_probs = _rows(samples["old_log_probs"])
+        else:
+            old_log_probs = jax.lax.stop_gradient(log_probs)
+        reference_log_probs = None
+        if reference is not None:
+            reference_scores = self.score_part(reference, part)
+            reference_log_probs = jax.lax.stop_gradient(_rows(reference_scores["log_probs"]))
+        loss, metrics = policy_loss(
+            log_probs,
+            old_log_probs,
+            samples["advantages"].reshape(-1),
+            _rows(samples["train_mask"]),
+            self.loss,
+            reference_log_probs=reference_log_probs,
+            sampler_log_probs=_rows(samples["sampler_log_probs"]),
+            max_tokens=self.max_completion,
+            divisors=totals,
         )
         logged = {
-            k: of_tokens[k] for k in ("kl", *(f"clip_{part}" for part in CLIPPED)) if k in of_tokens
+            name: metrics[name].reshape(samples["mask"].shape)
+            for name in ("kl", *(f"clip_{part}" for part in CLIPPED))
+            if name in metrics
         }
-        return loss, {
-            "loss": loss,
-            **made,
-            **{k: v.reshape(ro["mask"].shape) for k, v in logged.items()},
-        }
+        return loss, {"loss": loss, **scores, **logged}
 
-    def replay_loss(train, frozen, part, total):
-        model = trainable.merge(train, frozen)["model"]
-        loss, _ = log_probs.completion_loss(
-            model, model_config, see(model, part), part, total, remat=remat
-        )
-        return learner.replay_weight * loss, learner.replay_weight * loss
+    def replay_loss(
+        self, train: Tree, frozen: Tree, part: Tree, total: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """A part's share of the weighted cross-entropy of SFT's targets, twice: once to be logged."""
+        model = self.trainable.merge(train, frozen)["model"]
+        features = self.image_features(model, part)
+        loss, _ = completion_loss(model, self.model_config, features, part, total, remat=self.remat)
+        return self.learner.replay_weight * loss, self.learner.replay_weight * loss
 
-    def ordered(batch):
+    # ---- A minibatch in its micro-batches ----
+
+    def sort_groups(self, batch: Tree) -> Tree:
         """The groups of a minibatch, of about equal length in each micro-batch."""
-        if learner.micro_batches == 1:
+        if self.learner.micro_batches == 1:
             return batch
-        return take_groups(batch, by_length(batch["ro"]["lengths"], learner.micro_batches))
+        lengths = batch["samples"]["lengths"]
+        return take_groups(batch, order_by_length(lengths, self.learner.micro_batches))
 
-    def before(model, batch):
-        """`logprobs` of an ordered minibatch, in its micro-batches."""
-        one = trimmed(lambda part: (None, logprobs(model, part)), ends)
-        return training_micro_batches.in_turns(
-            lambda part: one(part)[1], training_micro_batches.cut(batch, learner.micro_batches)
+    def score_batch(self, model: Tree, batch: Tree) -> dict[str, jax.Array]:
+        """`score_part` of a sorted minibatch, in its micro-batches."""
+        score = in_needed_slots(lambda part: (None, self.score_part(model, part)), self.slot_counts)
+        parts = cut(batch, self.learner.micro_batches)
+        return map_in_turns(lambda part: score(part)[1], parts)
+
+    def gradients(
+        self, train: Tree, frozen: Tree, reference: Tree | None, batch: Tree
+    ) -> tuple[Tree, Tree]:
+        """Gradients of the policy loss of a sorted minibatch, and what `part_loss` logs, stacked by part."""
+        samples = batch["samples"]
+        totals = divisors(
+            _rows(samples["mask"]),
+            _rows(samples["train_mask"]),
+            aggregation=self.loss.aggregation,
+            denominator=self.loss.denominator,
         )
 
-    def update(state, frozen, reference, batch, replay):
-        """One optimizer step on an ordered minibatch {"image", "prompts", "ro"}: (state, metrics)."""
-        ro = batch["ro"]
-        totals = losses.divisors(
-            rows(ro["mask"]),
-            rows(ro["train_mask"]),
-            aggregation=settings.aggregation,
-            denominator=settings.denominator,
-        )
-        grad = jax.grad(
-            lambda train, part: loss_fn(train, frozen, reference, part, totals), has_aux=True
-        )
-        grad_of_part = lambda train, part: trimmed(functools.partial(grad, train), ends)(part)
-        grads, aux = training_micro_batches.accumulate(
-            grad_of_part, state["params"], training_micro_batches.cut(batch, learner.micro_batches)
-        )
-        metrics = {"loss": aux.pop("loss").sum()}
-        if learner.replay_weight:
-            total = jnp.maximum(jnp.sum(replay["mask"].astype(jnp.float32)), 1.0)
-            grad = jax.grad(
-                lambda train, part: replay_loss(train, frozen, part, total), has_aux=True
+        def differentiate(train: Tree, part: Tree) -> tuple[Tree, Tree]:
+            gradient = jax.grad(self.part_loss, has_aux=True)
+            compute = in_needed_slots(
+                lambda part: gradient(train, frozen, reference, part, totals), self.slot_counts
             )
-            grads, aux_of_replay = training_micro_batches.accumulate(
-                grad,
-                state["params"],
-                training_micro_batches.cut(replay, learner.micro_batches),
-                grads,
+            return compute(part)
+
+        return accumulate(differentiate, train, cut(batch, self.learner.micro_batches))
+
+    def add_replay_gradients(
+        self, train: Tree, frozen: Tree, replay: Tree, gradients: Tree
+    ) -> tuple[Tree, jax.Array]:
+        """Add the gradients of SFT on a batch of targets to those of the policy; also give its loss."""
+        total = jnp.maximum(jnp.sum(replay["mask"].astype(jnp.float32)), 1.0)
+        gradient = jax.grad(self.replay_loss, has_aux=True)
+        gradients, losses = accumulate(
+            lambda train, part: gradient(train, frozen, part, total),
+            train,
+            cut(replay, self.learner.micro_batches),
+            gradients,
+        )
+        return gradients, losses.sum()
+
+    # ---- One update, and a step of one or several ----
+
+    def update(
+        self, state: Tree, frozen: Tree, reference: Tree | None, batch: Tree, replay: Tree | None
+    ) -> tuple[Tree, dict[str, jax.Array]]:
+        """One optimizer step on a sorted minibatch."""
+        train = state["params"]
+        gradients, logged = self.gradients(train, frozen, reference, batch)
+        metrics = {"loss": logged.pop("loss").sum()}
+        if replay is not None and self.learner.replay_weight:
+            gradients, metrics["replay_loss"] = self.add_replay_gradients(
+                train, frozen, replay, gradients
             )
-            metrics["replay_loss"] = aux_of_replay.sum()
-        state, metrics["grad_norm"] = guarded_update(optimizer, state, sharding.lay_out(grads))
+        state, metrics["grad_norm"] = guarded_update(
+            self.optimizer, state, sharding.lay_out(gradients)
+        )
         state = sharding.lay_out(state)
-        of_rows = training_micro_batches.joined(aux)
-        metrics |= update_metrics(ro, of_rows)
-        return state, metrics if updates > 1 else metrics | gap_metrics(ro, of_rows)
+        scores = join(logged)
+        metrics |= update_metrics(batch["samples"], scores)
+        if self.learner.updates == 1:
+            metrics |= gap_metrics(batch["samples"], scores)
+        return state, metrics
 
-    def learn(state, frozen, batch, ro, reference=None):
-        replay, kept = batch.get("replay"), ro["kept"]
-        batch = take_groups({**batch, "ro": {k: v for k, v in ro.items() if k != "kept"}}, kept)
-        if updates == 1:
-            state, metrics = update(state, frozen, reference, ordered(batch), replay)
+    def update_often(
+        self, state: Tree, frozen: Tree, reference: Tree | None, batch: Tree, replay: Tree | None
+    ) -> tuple[Tree, dict[str, jax.Array]]:
+        """`num_iterations` passes over the minibatches, against the log-probs before the first update."""
+        model = self.trainable.merge(state["params"], frozen)["model"]
+        minibatches = jax.lax.map(self.sort_groups, cut(batch, self.learner.minibatches))
+        scores = jax.lax.map(lambda minibatch: self.score_batch(model, minibatch), minibatches)
+        samples, all_scores = jax.tree.map(
+            lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (minibatches["samples"], scores)
+        )
+        gaps = gap_metrics(samples, all_scores)
+        minibatches["samples"]["old_log_probs"] = scores["log_probs"]
+
+        def update(state: Tree, index: jax.Array) -> tuple[Tree, dict[str, jax.Array]]:
+            minibatch = jax.tree.map(lambda leaf: leaf[index], minibatches)
+            return self.update(state, frozen, reference, minibatch, replay)
+
+        order = jnp.tile(jnp.arange(self.learner.minibatches), self.learner.num_iterations)
+        state, metrics = jax.lax.scan(update, state, order)
+        return state, {name: values.mean() for name, values in metrics.items()} | gaps
+
+    def learn(
+        self, state: Tree, frozen: Tree, batch: Tree, samples: Tree, reference: Tree | None = None
+    ) -> tuple[Tree, dict[str, jax.Array]]:
+        """The whole step: the groups that are kept, then one or several updates."""
+        replay, kept = batch.get("replay"), samples["kept"]
+        samples = {name: values for name, values in samples.items() if name != "kept"}
+        batch = take_groups({**batch, "samples": samples}, kept)
+        if self.learner.updates == 1:
+            batch = self.sort_groups(batch)
+            state, metrics = self.update(state, frozen, reference, batch, replay)
         else:
-            model = trainable.merge(state["params"], frozen)["model"]
-            each = jax.lax.map(ordered, training_micro_batches.cut(batch, learner.minibatches))
-            old = jax.lax.map(lambda minibatch: before(model, minibatch), each)
-            gaps = gap_metrics(
-                *jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (each["ro"], old))
-            )
-            each["ro"]["old_logp"] = old["logp"]
-            one = lambda state, i: update(
-                state, frozen, reference, jax.tree.map(lambda x: x[i], each), replay
-            )
-            order = jnp.tile(jnp.arange(learner.minibatches), learner.num_iterations)
-            state, metrics = jax.lax.scan(one, state, order)
-            metrics = {k: v.mean() for k, v in metrics.items()} | gaps
+            state, metrics = self.update_often(state, frozen, reference, batch, replay)
         return state, {**metrics, "skipped_steps": state["skipped"]}
 
-    return jax.jit(learn, donate_argnums=0)
+
+def _rows(values: jax.Array) -> jax.Array:
+    """[P, G, C] -> [P * G, C]."""
+    return values.reshape(-1, values.shape[-1])
 
 
-def update_metrics(ro, of_rows) -> dict:
-    """What the loss did to the tokens that train, by TRL's names; of_rows: `losses.policy_loss`'s metrics [P, G, C]."""
-    mean = lambda x: training_losses.masked_mean(x.astype(jnp.float32), ro["train_mask"])
-    out = {f"clip_ratio/{part}_mean": mean(of_rows[f"clip_{part}"]) for part in CLIPPED}
-    return out | ({"kl": mean(of_rows["kl"])} if "kl" in of_rows else {})
+# ---- Metrics ---------------------------------------------------------------------------------------------
 
 
-def gap_metrics(ro, made) -> dict:
-    """How far sampler and learner are apart before the update, and entropy, over all completion tokens [P, G, C]."""
-    mean = lambda x: training_losses.masked_mean(x.astype(jnp.float32), ro["mask"])
-    gap = jnp.where(ro["mask"], made["logp"] - ro["sampler_logp"], 0.0)
+def update_metrics(samples: Tree, scores: Tree) -> dict[str, jax.Array]:
+    """Say what the loss did to the tokens that train, by TRL's names.
+
+    Args:
+        scores: of `policy_loss`'s metrics those that are logged, [P, G, C].
+    """
+    metrics = {
+        f"clip_ratio/{part}_mean": _mean(scores[f"clip_{part}"], samples["train_mask"])
+        for part in CLIPPED
+    }
+    if "kl" in scores:
+        metrics["kl"] = _mean(scores["kl"], samples["train_mask"])
+    return metrics
+
+
+def gap_metrics(samples: Tree, scores: Tree) -> dict[str, jax.Array]:
+    """Say how far sampler and learner are apart before the update, over all completion tokens; and the entropy.
+
+    Args:
+        scores: "log_probs" and "entropy" [P, G, C].
+    """
+    mask = samples["mask"]
+    gap = jnp.where(mask, scores["log_probs"] - samples["sampler_log_probs"], 0.0)
     ratio = jnp.exp(gap)
     return {
-        "entropy": mean(made["entropy"]),
-        "sampling/sampling_logp_difference/mean": mean(jnp.abs(gap)),
+        "entropy": _mean(scores["entropy"], mask),
+        "sampling/sampling_logp_difference/mean": _mean(jnp.abs(gap), mask),
         "sampling/sampling_logp_difference/max": jnp.max(jnp.abs(gap)),
-        "sampling/outside_0.9_1.1": mean((ratio < 0.9) | (ratio > 1.1)),
-        "sampling/importance_sampling_ratio/min": jnp.min(jnp.where(ro["mask"], ratio, jnp.inf)),
-        "sampling/importance_sampling_ratio/mean": mean(ratio),
-        "sampling/importance_sampling_ratio/max": jnp.max(jnp.where(ro["mask"], ratio, 0.0)),
+        "sampling/outside_0.9_1.1": _mean((ratio < 0.9) | (ratio > 1.1), mask),
+        "sampling/importance_sampling_ratio/min": jnp.min(jnp.where(mask, ratio, jnp.inf)),
+        "sampling/importance_sampling_ratio/mean": _mean(ratio, mask),
+        "sampling/importance_sampling_ratio/max": jnp.max(jnp.where(mask, ratio, 0.0)),
     }
+
+
+def _mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+    return masked_mean(values.astype(jnp.float32), mask)

@@ -1,23 +1,46 @@
-"""Losses as pure functions: chunked-vocabulary log-probs and entropy, cross-entropy, advantages, policy losses.
+"""Advantages and policy losses of RL as pure functions of arrays. docs/rl.md has the formulas.
 
-Nothing here knows of models or data. Shapes: B rows, T tokens, D width, V vocabulary. docs/rl.md has the formulas.
+Nothing here knows of models or data. Shapes: P prompts, G completions each; R rows (completions) of N tokens.
 """
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from cxr_jax.config import schema
+from cxr_jax.config.sections import PolicyLossConfig
 
 MAX_LOG_RATIO = 20.0  # e^20 is still far from float32's limit
 
+_CHOICES = ("aggregation", "ratio_level", "clip", "kl", "sampler_correction")
 
-def group_advantages(rewards, *, scale: str = "group", batch=slice(None), eps: float = 1e-4):
-    """GRPO advantages. rewards [P, G] -> [P, G].
 
-    (r - mean of the group) / (std + eps), std with ddof 1 and eps 1e-4 as in TRL (0.22 and now). scale: "group"
-    divides by the group's std, "batch" by the std of all rewards, "none" not at all (Dr. GRPO, arXiv 2503.20783).
-    batch: the groups that make up the batch (all). A group whose rewards are all the same has advantages of exactly 0,
-    whatever the mean rounds to.
+# ---- Advantages ------------------------------------------------------------------------------------------
+
+
+def group_advantages(
+    rewards: jax.Array,
+    *,
+    scale: str = "group",
+    batch: slice | jax.Array = slice(None),
+    eps: float = 1e-4,
+) -> jax.Array:
+    """Compute GRPO advantages: (r - mean of the group) / (std + eps), std with ddof 1 as in TRL (0.22 and now).
+
+    Args:
+        rewards: [P, G].
+        scale: "group" divides by the group's std, "batch" by the std of all rewards, "none" not at all
+            (Dr. GRPO, arXiv 2503.20783).
+        batch: the groups that make up the batch; all without it.
+        eps: 1e-4 as in TRL.
+
+    Returns:
+        [P, G]; exactly 0 for a group whose rewards are all the same, whatever the mean rounds to.
+
+    Raises:
+        ValueError: if `scale` is none of these.
     """
     centred = _centred(rewards)
     if scale == "none":
@@ -29,74 +52,105 @@ def group_advantages(rewards, *, scale: str = "group", batch=slice(None), eps: f
     raise ValueError(f"scale_rewards must be group, batch or none, got {scale!r}")
 
 
-def gdpo_advantages(terms: dict, weights: dict, *, batch=slice(None), eps: float = 1e-4):
-    """GDPO advantages (arXiv 2601.05242): every reward term normalised in its group before the weighted sum.
+def gdpo_advantages(
+    terms: Mapping[str, jax.Array],
+    weights: Mapping[str, float],
+    *,
+    batch: slice | jax.Array = slice(None),
+    eps: float = 1e-4,
+) -> jax.Array:
+    """Compute GDPO advantages (arXiv 2601.05242): every term is normalised in its group before the weighted sum.
 
-    terms {name: [P, G]}; weights {name: float}, of which 0 leaves a term out -> [P, G]. The sum is divided by its std
-    over the groups of the batch (all), so that its scale does not grow with the number of terms. Equal to TRL's
-    `normalize_then_sum`,
-    which subtracts the mean of the batch too: it is 0, as every group's is, and only its rounding would reach groups
-    without variance, whose advantages are exactly 0 here.
+    The sum is divided by its std over the groups of the batch, so that its scale does not grow with the number of
+    terms. Equal to TRL's `normalize_then_sum`, which subtracts the mean of the batch too: it is 0, as every group's is,
+    and only its rounding would reach groups without variance, whose advantages are exactly 0 here.
+
+    Args:
+        terms: name -> reward term [P, G].
+        weights: name -> weight; 0 leaves a term out.
+        batch: the groups that make up the batch; all without it.
+        eps: as in `group_advantages`.
+
+    Returns:
+        [P, G].
     """
-    total = sum(w * group_advantages(terms[name], eps=eps) for name, w in weights.items() if w)
+    total = sum(
+        weight * group_advantages(terms[name], eps=eps)
+        for name, weight in weights.items()
+        if weight
+    )
     return total / (jnp.std(total[batch], ddof=1) + eps)
 
 
-def _centred(rewards):
-    same = jnp.all(rewards == rewards[:, :1], axis=1, keepdims=True)
-    return jnp.where(same, 0.0, rewards - rewards.mean(axis=1, keepdims=True))
+def _centred(rewards: jax.Array) -> jax.Array:
+    is_flat = jnp.all(rewards == rewards[:, :1], axis=1, keepdims=True)
+    return jnp.where(is_flat, 0.0, rewards - rewards.mean(axis=1, keepdims=True))
 
 
-def divisors(mask, train_mask, *, aggregation: str, denominator: str) -> dict:
-    """What `policy_loss` divides by: {"rows", "tokens"} of a whole batch, of which it may see only a part.
+# ---- What a loss is divided by ---------------------------------------------------------------------------
 
-    mask [R, N]: all completion tokens; train_mask [R, N]: those that train. denominator: "trained" counts what trains;
-    "all" every completion, truncated or not, so that truncated ones make the rest of the batch count less (TRL 0.22;
-    for rows, TRL to this day). "token_local" and "constant" always count all rows: their divisor is no count of what
-    trains.
+
+class Divisors(NamedTuple):
+    """What `policy_loss` divides by: counts of a whole batch, of which it may see only a part."""
+
+    rows: jax.Array
+    tokens: jax.Array
+
+
+def divisors(
+    mask: jax.Array, train_mask: jax.Array, *, aggregation: str, denominator: str
+) -> Divisors:
+    """Count what divides the loss of a whole batch.
+
+    "token_local" and "constant" always count all rows: their divisor is no count of what trains.
+
+    Args:
+        mask: [R, N], all completion tokens.
+        train_mask: [R, N], those that train.
+        aggregation: as in `PolicyLossConfig`.
+        denominator: "trained" counts what trains; "all" every completion, truncated or not, so that truncated ones
+            make the rest of the batch count less (TRL 0.22; for rows, TRL to this day).
+
+    Returns:
+        float32 scalars.
+
+    Raises:
+        ValueError: if `denominator` is neither.
     """
-    _one_of("denominator", denominator, ("trained", "all"))
+    _require_one_of("denominator", denominator, ("trained", "all"))
     counted = train_mask if denominator == "trained" else mask
-    trained_rows = denominator == "trained" and aggregation == "sequence"
-    rows = jnp.sum(jnp.any(train_mask > 0, axis=1)) if trained_rows else jnp.array(len(mask))
-    return {"rows": rows.astype(jnp.float32), "tokens": jnp.sum(counted > 0).astype(jnp.float32)}
+    if denominator == "trained" and aggregation == "sequence":
+        rows = jnp.sum(jnp.any(train_mask > 0, axis=1))
+    else:
+        rows = jnp.array(len(mask))
+    return Divisors(rows.astype(jnp.float32), jnp.sum(counted > 0).astype(jnp.float32))
+
+
+# ---- The policy loss -------------------------------------------------------------------------------------
 
 
 def policy_loss(
-    logp,
-    old_logp,
-    advantages,
-    mask,
+    log_probs: jax.Array,
+    old_log_probs: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
+    settings: PolicyLossConfig,
     *,
-    aggregation: str = "token",
-    ratio_level: str = "token",
-    clip: str = "ppo",
-    epsilon: float = 0.2,
-    epsilon_high: float = 0.2,
-    delta: float = 0.0,
-    beta: float = 0.0,
-    kl: str = "k3",
-    ref_logp=None,
-    sampler_logp=None,
-    sampler_correction: str = "none",
-    sampler_cap: float = 2.0,
-    max_tokens=None,
-    rows=None,
-    tokens=None,
-):
-    """Policy-gradient loss over completions, by three independent switches: aggregation, ratio level, clip.
+    reference_log_probs: jax.Array | None = None,
+    sampler_log_probs: jax.Array | None = None,
+    max_tokens: int | None = None,
+    divisors: Divisors | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Compute the policy-gradient loss by three independent switches: aggregation, ratio level, clip.
 
-    logp, old_logp, ref_logp, sampler_logp [R, N]: log-probabilities of the tokens under the policy that learns, the
-    policy at the time of the rollout (as the learner computes it), the reference, and the sampler; advantages [R];
-    mask [R, N], 1 on tokens that train: the only mask, of value, divisor and metrics; what stands elsewhere may be
-    anything, NaN too. On-policy, pass old_logp = stop_gradient(logp): the ratio is then 1 by construction and clipping
-    never acts. Only logp gets a gradient. docs/rl.md gives every formula and its source.
+    On-policy, pass old_log_probs = stop_gradient(log_probs): the ratio is then 1 by construction and clipping never
+    acts. Only `log_probs` gets a gradient. docs/rl.md gives every formula and its source.
 
     ratio_level   "token" | "sequence" (GSPO: exp of the mean log-ratio of the row's trained tokens) |
                   "sequence_token" (GSPO-token: that value, the gradient of the token)
     delta         > 0: the ratio is at most this (INTELLECT-2's two-sided clipping, for negative advantages)
     clip          "ppo": min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) |
-                  "cispo": stop_gradient(min(r, 1 + epsilon_high)) A logp (TRL's epsilon_high is 1 more) | "none": r A
+                  "cispo": stop_gradient(min(r, 1 + epsilon_high)) A log p (TRL's epsilon_high is 1 more) | "none": r A
     beta, kl      beta times the k1, k2 or k3 estimate of KL(policy || reference) a token, added to the loss
     sampler_correction  weight a token by w = old / sampler: "tis" min(w, cap) | "icepop" w where 1 / cap <= w <= cap,
                   else 0
@@ -104,106 +158,197 @@ def policy_loss(
                   "constant": sum / (rows * max_tokens) (Dr. GRPO) | "token_local": mean over the tokens of this call
                   (BNPO)
 
-    For a part of a batch, rows and tokens are what divides the whole batch (`divisors`): the parts then sum to its
-    loss. "token_local" is the exception: each part is divided by its own tokens and weighs by its share of the rows, so
-    the sum, the mean over parts, depends on the split. Nothing to train: 0, with zero gradient.
+    Args:
+        log_probs: [R, N], of the tokens under the policy that learns.
+        old_log_probs: [R, N], under the policy at the time of the rollout, as the learner computes it.
+        advantages: [R].
+        mask: [R, N], 1 on tokens that train: the only mask, of value, divisor and metrics; what stands elsewhere may
+            be anything, NaN too.
+        settings: the switches above; `denominator` acts in `divisors` alone.
+        reference_log_probs: [R, N], under the reference; needed with beta.
+        sampler_log_probs: [R, N], as the sampler recorded them; needed with a sampler correction.
+        max_tokens: length that a completion may have; needed with aggregation "constant".
+        divisors: for a part of a batch, what divides the whole: the parts then sum to its loss. "token_local" is the
+            exception: each part is divided by its own tokens and weighs by its share of the rows, so the sum, the
+            mean over parts, depends on the split.
 
-    Returns (loss, metrics), arrays [R, N] without gradient, 0 where mask is: "ratio"; bool "clip_low", "clip_high",
-    "clip_region" (either; TRL's clip_ratio/*) and "clip_delta", where the clip takes the gradient away ("cispo": where
-    the weight is cut); "kl" with a reference; "correction" with a sampler correction. Raises ValueError.
+    Returns:
+        The loss, 0 with zero gradient where nothing trains; and arrays [R, N] without gradient, 0 where mask is:
+        "ratio"; bool "clip_low", "clip_high", "clip_region" (either; TRL's clip_ratio/*) and "clip_delta", where the
+        clip takes the gradient away ("cispo": where the weight is cut); "kl" with a reference; "correction" with a
+        sampler correction.
+
+    Raises:
+        ValueError: for an unknown choice, or a choice without the array that it needs.
     """
-    _one_of("aggregation", aggregation, schema.choices("rl.aggregation"))
-    _one_of("ratio_level", ratio_level, schema.choices("rl.ratio_level"))
-    _one_of("clip", clip, schema.choices("rl.clip"))
-    _one_of("kl", kl, schema.choices("rl.kl"))
-    _one_of("sampler_correction", sampler_correction, schema.choices("rl.sampler_correction"))
-    if beta and ref_logp is None:
-        raise ValueError("beta > 0 needs ref_logp")
-    if sampler_correction != "none" and sampler_logp is None:
-        raise ValueError(f"sampler_correction={sampler_correction!r} needs sampler_logp")
-    if aggregation == "constant" and max_tokens is None:
+    _check_choices(settings)
+    if settings.beta and reference_log_probs is None:
+        raise ValueError("beta > 0 needs reference_log_probs")
+    if settings.sampler_correction != "none" and sampler_log_probs is None:
+        raise ValueError(
+            f"sampler_correction={settings.sampler_correction!r} needs sampler_log_probs"
+        )
+    if settings.aggregation == "constant" and max_tokens is None:
         raise ValueError("aggregation='constant' needs max_tokens")
 
     mask = mask > 0
-    # Zeros before anything is computed: a where() after it would still send 0 * NaN back.
-    trained = lambda x: jnp.where(mask, x, 0.0)
-    fixed = lambda x: jax.lax.stop_gradient(trained(x))
-    logp, old_logp = trained(logp), fixed(old_logp)
-    a = advantages[:, None]
+    log_probs = _zero_outside(mask, log_probs)
+    old_log_probs = _constant_inside(mask, old_log_probs)
+    advantages = advantages[:, None]
     metrics = {}
 
-    ratio = _ratio(logp, old_logp, mask, ratio_level)
-    bounded = jnp.minimum(ratio, delta) if delta else ratio
-    low, high = 1.0 - epsilon, 1.0 + epsilon_high
-    if clip == "ppo":
-        gain = jnp.minimum(bounded * a, jnp.clip(ratio, low, high) * a)
-    elif clip == "cispo":
-        gain = jax.lax.stop_gradient(jnp.minimum(bounded, high)) * a * logp
-    else:
-        gain = bounded * a
-    if sampler_correction != "none":
-        weight = _exp(old_logp - fixed(sampler_logp))
-        if sampler_correction == "tis":
-            weight = jnp.minimum(weight, sampler_cap)
-        else:
-            weight = jnp.where((weight >= 1.0 / sampler_cap) & (weight <= sampler_cap), weight, 0.0)
-        gain = gain * weight
-        metrics["correction"] = weight
-    per_token = -gain
-    if ref_logp is not None:
-        estimate = _kl(logp, fixed(ref_logp), kl)
-        if beta:
-            per_token = per_token + beta * estimate
-        metrics["kl"] = estimate
-    loss = _aggregate(jnp.where(mask, per_token, 0.0), mask, aggregation, max_tokens, rows, tokens)
+    # ---- How much likelier the policy makes each token, and what that gains ----
+    ratio = _ratio(log_probs, old_log_probs, mask, settings.ratio_level)
+    bounded = jnp.minimum(ratio, settings.delta) if settings.delta else ratio
+    gain = _clipped_gain(ratio, bounded, log_probs, advantages, settings)
 
-    never = jnp.zeros_like(mask)
+    # ---- The sampler is not quite the policy: weigh by how far they are apart ----
+    if sampler_log_probs is not None and settings.sampler_correction != "none":
+        log_weight = old_log_probs - _constant_inside(mask, sampler_log_probs)
+        metrics["correction"] = _sampler_weight(log_weight, settings)
+        gain = gain * metrics["correction"]
+    token_losses = -gain
+
+    # ---- The pull back to the reference ----
+    if reference_log_probs is not None:
+        reference_log_probs = _constant_inside(mask, reference_log_probs)
+        metrics["kl"] = _kl_estimate(log_probs, reference_log_probs, settings.kl)
+        if settings.beta:
+            token_losses = token_losses + settings.beta * metrics["kl"]
+
+    # ---- One number, and what was clipped ----
+    token_losses = jnp.where(mask, token_losses, 0.0)
+    loss = _aggregate(token_losses, mask, settings.aggregation, max_tokens, divisors)
     metrics["ratio"] = ratio
-    metrics["clip_low"] = (bounded < low) & (a < 0) if clip == "ppo" else never
-    metrics["clip_high"] = (bounded > high) & (a > 0) if clip != "none" else never
-    metrics["clip_region"] = metrics["clip_low"] | metrics["clip_high"]
-    metrics["clip_delta"] = (
-        (ratio > delta) & (a < 0 if clip == "ppo" else a != 0) if delta else never
-    )
-    return loss, {
-        k: jax.lax.stop_gradient(jnp.where(mask, v, jnp.zeros_like(v))) for k, v in metrics.items()
+    metrics |= _clip_metrics(ratio, bounded, advantages, mask, settings)
+    metrics = {
+        name: jax.lax.stop_gradient(jnp.where(mask, values, jnp.zeros_like(values)))
+        for name, values in metrics.items()
     }
+    return loss, metrics
 
 
-def _exp(log_ratio):
+def _zero_outside(mask: jax.Array, values: jax.Array) -> jax.Array:
+    """Zeros before anything is computed: a where() after it would still send 0 * NaN back."""
+    return jnp.where(mask, values, 0.0)
+
+
+def _constant_inside(mask: jax.Array, values: jax.Array) -> jax.Array:
+    return jax.lax.stop_gradient(_zero_outside(mask, values))
+
+
+def _bounded_exp(log_ratio: jax.Array) -> jax.Array:
     return jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
 
 
-def _ratio(logp, old_logp, mask, level):
-    """[R, N]. logp and old_logp are 0 where mask is False."""
-    log_ratio = logp - old_logp
+def _ratio(
+    log_probs: jax.Array, old_log_probs: jax.Array, mask: jax.Array, level: str
+) -> jax.Array:
+    """[R, N]: new over old probability. Both log-probs are 0 where mask is False."""
+    log_ratio = log_probs - old_log_probs
     if level == "token":
-        return _exp(log_ratio)
-    count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
-    of_row = jnp.sum(log_ratio, axis=1, keepdims=True) / count
+        return _bounded_exp(log_ratio)
+    token_counts = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
+    row_log_ratio = jnp.sum(log_ratio, axis=1, keepdims=True) / token_counts
     if level == "sequence_token":
-        of_row = jax.lax.stop_gradient(of_row) + logp - jax.lax.stop_gradient(logp)
-    return jnp.broadcast_to(_exp(of_row), logp.shape)
+        # The value of the row, the gradient of the token.
+        row_log_ratio = (
+            jax.lax.stop_gradient(row_log_ratio) + log_probs - jax.lax.stop_gradient(log_probs)
+        )
+    return jnp.broadcast_to(_bounded_exp(row_log_ratio), log_probs.shape)
 
 
-def _kl(logp, ref_logp, kind):
+def _clipped_gain(
+    ratio: jax.Array,
+    bounded: jax.Array,
+    log_probs: jax.Array,
+    advantages: jax.Array,
+    settings: PolicyLossConfig,
+) -> jax.Array:
+    """[R, N], what is maximised; `bounded` is the ratio, at most `delta` if that is set."""
+    low, high = 1.0 - settings.epsilon, 1.0 + settings.epsilon_high
+    if settings.clip == "ppo":
+        return jnp.minimum(bounded * advantages, jnp.clip(ratio, low, high) * advantages)
+    if settings.clip == "cispo":
+        # The weight is cut, but the token keeps its gradient.
+        weight = jax.lax.stop_gradient(jnp.minimum(bounded, high))
+        return weight * advantages * log_probs
+    return bounded * advantages
+
+
+def _sampler_weight(log_weight: jax.Array, settings: PolicyLossConfig) -> jax.Array:
+    """[R, N], old over sampler probability: cut at the cap ("tis"), or 0 outside 1 / cap .. cap ("icepop")."""
+    weight, cap = _bounded_exp(log_weight), settings.sampler_cap
+    if settings.sampler_correction == "tis":
+        return jnp.minimum(weight, cap)
+    return jnp.where((weight >= 1.0 / cap) & (weight <= cap), weight, 0.0)
+
+
+def _kl_estimate(log_probs: jax.Array, reference_log_probs: jax.Array, kind: str) -> jax.Array:
     """Per-token estimates of KL(policy || reference) from its own samples (Schulman 2020)."""
-    d = jnp.clip(ref_logp - logp, -MAX_LOG_RATIO, MAX_LOG_RATIO)
-    return {"k1": lambda: -d, "k2": lambda: 0.5 * d**2, "k3": lambda: jnp.exp(d) - d - 1.0}[kind]()
+    log_ratio = jnp.clip(reference_log_probs - log_probs, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    if kind == "k1":
+        return -log_ratio
+    if kind == "k2":
+        return 0.5 * log_ratio**2
+    return jnp.exp(log_ratio) - log_ratio - 1.0
 
 
-def _aggregate(per_token, mask, how, max_tokens, rows, tokens):
-    own_rows, own_tokens = len(mask), jnp.sum(mask).astype(per_token.dtype)
-    rows = jnp.maximum(own_rows if rows is None else rows, 1.0)
-    if how == "sequence":
-        return jnp.sum(jnp.sum(per_token, axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1.0)) / rows
-    if how == "token":
-        return jnp.sum(per_token) / jnp.maximum(own_tokens if tokens is None else tokens, 1.0)
-    if how == "token_local":
-        return jnp.sum(per_token) / jnp.maximum(own_tokens, 1.0) * (own_rows / rows)
-    return jnp.sum(per_token) / (rows * max_tokens)
+def _aggregate(
+    token_losses: jax.Array,
+    mask: jax.Array,
+    aggregation: str,
+    max_tokens: int | None,
+    divisors: Divisors | None,
+) -> jax.Array:
+    """The loss of all tokens; token_losses are 0 where mask is False."""
+    own_rows, own_tokens = len(mask), jnp.sum(mask).astype(token_losses.dtype)
+    rows, tokens = (own_rows, own_tokens) if divisors is None else divisors
+    rows = jnp.maximum(rows, 1.0)
+    if aggregation == "sequence":
+        row_sums = jnp.sum(token_losses, axis=1)
+        return jnp.sum(row_sums / jnp.maximum(jnp.sum(mask, axis=1), 1.0)) / rows
+    if aggregation == "token":
+        return jnp.sum(token_losses) / jnp.maximum(tokens, 1.0)
+    if aggregation == "token_local":
+        return jnp.sum(token_losses) / jnp.maximum(own_tokens, 1.0) * (own_rows / rows)
+    assert max_tokens is not None
+    return jnp.sum(token_losses) / (rows * max_tokens)
 
 
-def _one_of(name, value, known):
+def _clip_metrics(
+    ratio: jax.Array,
+    bounded: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
+    settings: PolicyLossConfig,
+) -> dict[str, jax.Array]:
+    """bool [R, N]: where each bound takes the gradient away; clip "cispo": where it cuts the weight."""
+    low, high = 1.0 - settings.epsilon, 1.0 + settings.epsilon_high
+    is_ppo = settings.clip == "ppo"
+    never = jnp.zeros_like(mask)
+    clips = {"clip_low": never, "clip_high": never}
+    if is_ppo:
+        clips["clip_low"] = (bounded < low) & (advantages < 0)
+    if settings.clip != "none":
+        clips["clip_high"] = (bounded > high) & (advantages > 0)
+    clips["clip_region"] = clips["clip_low"] | clips["clip_high"]
+    clips["clip_delta"] = never
+    if settings.delta:
+        # PPO clips a positive advantage at 1 + epsilon_high before this bound, which is higher, can act.
+        is_above = ratio > settings.delta
+        clips["clip_delta"] = is_above & (advantages < 0 if is_ppo else advantages != 0)
+    return clips
+
+
+# ---- Checks ----------------------------------------------------------------------------------------------
+
+
+def _check_choices(settings: PolicyLossConfig) -> None:
+    for name in _CHOICES:
+        _require_one_of(name, getattr(settings, name), schema.choices(f"rl.{name}"))
+
+
+def _require_one_of(name: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise ValueError(f"{name} must be {', '.join(known[:-1])} or {known[-1]}, got {value!r}")

@@ -1,12 +1,16 @@
 """The rollout of a GRPO step, one jitted program: images -> completions -> reward terms -> advantages.
 
 Per prompt the image is encoded once and the prompt prefilled once; its G completions share the prompt's keys and leave
-the batch as they finish (`stages`). Rewards are parsed from token ids on the device (`rewards`).
+the batch as they finish (`inference.compaction`). Rewards are parsed from token ids on the device (`rewards`).
 
 Groups whose completions all earned the same reward have no advantage and teach nothing. `config.rl.oversample` draws
 that many times `prompts_per_step` prompts, and the learner, which is dearer a prompt, takes the groups that vary first:
 DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) in one pass of static shapes instead of a loop.
 """
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,109 +19,132 @@ from cxr_jax import rewards
 from cxr_jax.config.sections import RolloutConfig
 from cxr_jax.inference import sampling
 from cxr_jax.labels import report_text
+from cxr_jax.labels.answers import TokenBytes
+from cxr_jax.labels.phrase_bank import PhraseBank
 from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.models.qwen2_5_vl.patches import patchify
 from cxr_jax.rl import losses
 from cxr_jax.runtime import sharding
-from cxr_jax.training import losses as training_losses
+from cxr_jax.runtime.trees import Tree
 from cxr_jax.training import micro_batches
+from cxr_jax.training.losses import masked_mean
+from cxr_jax.training.trainable import Trainable
 
 ZERO_STD = 1e-6  # a group's rewards that spread less are the same
 
 
-def sampling_keys(seed: int, step, prompts: int, group: int):
-    """Keys [P * G] folded from (seed, step, prompt, sample): a completion depends on nothing else that is sampled."""
-    base = jax.random.fold_in(jax.random.key(seed), step)
-    fold = lambda p, g: jax.random.fold_in(jax.random.fold_in(base, p), g)
-    p, g = jnp.meshgrid(jnp.arange(prompts), jnp.arange(group), indexing="ij")
-    return jax.vmap(fold)(p.reshape(-1), g.reshape(-1))
+def sampling_keys(seed: int, step: int | jax.Array, prompts: int, group: int) -> jax.Array:
+    """Fold keys [P * G] from (seed, step, prompt, sample): a completion depends on nothing else that is sampled."""
+    step_key = jax.random.fold_in(jax.random.key(seed), step)
+
+    def fold(prompt: jax.Array, sample: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(step_key, prompt), sample)
+
+    prompt, sample = jnp.meshgrid(jnp.arange(prompts), jnp.arange(group), indexing="ij")
+    return jax.vmap(fold)(prompt.reshape(-1), sample.reshape(-1))
 
 
 def make_rollout(
     rollout: RolloutConfig,
-    model_config,
-    grid,
-    special,
-    table,
-    trainable,
-    bank,
+    model_config: Config,
+    grid: tuple[int, int, int],
+    special: Mapping[str, Any],
+    table: TokenBytes,
+    trainable: Trainable,
+    bank: PhraseBank,
     *,
     seed: int,
     max_completion: int,
-):
-    """Jitted (train, fixed, batch, step) -> dict of tokens, mask, sampler log-probs, reward terms, advantages, kept.
+) -> Callable[..., Tree]:
+    """Build the jitted function (train, frozen, batch, step) -> samples.
 
-    table: `answers.TokenBytes`; bank: `phrase_bank.PhraseBank`, the words of the trace.
+    Args:
+        grid: (t, h, w), patches of every image.
+        special: of `tokenizer.special_ids`.
+        table: the bytes of every token.
+        bank: the words of the trace.
+        seed: of the run; folded into every key.
+        max_completion: tokens that a completion may have, C.
 
-    All leaves are [P, G, ..], P = prompts_per_step * oversample, but kept: int [prompts_per_step], the groups to learn
-    from.
+    Returns:
+        The function. Its samples, all [P, G, ..] with P = prompts_per_step * oversample: "tokens", "mask",
+        "train_mask" and "sampler_log_probs" [P, G, C]; "lengths", "finished", "reward", "advantages" and the reward
+        terms [P, G]; "answer" bool [P, G, 14]. But "kept": int [prompts_per_step], the groups to learn from.
     """
-    weights = dict(rollout.reward_weights)
+    G, C = rollout.group_size, max_completion
 
-    @jax.jit
-    def sample(train, frozen, batch, step):
-        params = sharding.gather_weights(trainable.merge(train, frozen)["model"], trainable.dtype)
-        p, g = batch["image"].shape[0], rollout.group_size
-
-        def complete(part):
-            features = qwen.vision(
-                params, model_config, patchify(part["image"]), grid, dtype=trainable.dtype
-            )
-            out = sampling.sample_completions(
-                params,
-                model_config,
-                features,
-                part["prompts"],
-                special,
-                n=g,
-                max_new_tokens=max_completion,
-                temperature=rollout.temperature,
-                keys=part["keys"].reshape(-1),
-            )
-            return jax.tree.map(lambda x: x.reshape(-1, g, *x.shape[1:]), out)  # a row is a group
-
-        keys = sampling_keys(seed, step, p, g).reshape(p, g)
-        parts = micro_batches.cut(
-            {"image": batch["image"], "prompts": batch["prompts"], "keys": keys},
-            rollout.micro_batches,
+    def complete(params: Tree, part: Tree) -> Tree:
+        """Sample the completions of some prompts, [p, G, ..]."""
+        pixels = patchify(part["image"])
+        features = qwen.vision(params, model_config, pixels, grid, dtype=trainable.dtype)
+        completions = sampling.sample_completions(
+            params,
+            model_config,
+            features,
+            part["prompts"],
+            special,
+            n=G,
+            max_new_tokens=C,
+            temperature=rollout.temperature,
+            keys=part["keys"].reshape(-1),
         )
-        out = micro_batches.in_turns(complete, parts)
-        out = jax.tree.map(lambda x: x.reshape(p * g, *x.shape[2:]), out)
-        of_each = lambda key: jnp.repeat(batch[key], g, axis=0)
-        solution, known, hedged = of_each("solution"), of_each("known"), of_each("hedged")
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, G, *leaf.shape[1:]), completions)
+
+    def score(batch: Tree, completions: Tree) -> tuple[Tree, dict[str, jax.Array]]:
+        """Parse the completions, rows [P * G, ..], and compute every reward term [P * G]."""
+        solution, known, hedged = (
+            jnp.repeat(batch[name], G, axis=0) for name in ("solution", "known", "hedged")
+        )
         parsed = rewards.read_tokens(
-            out["tokens"],
-            out["lengths"],
+            completions["tokens"],
+            completions["lengths"],
             table,
-            max_completion * rewards.BYTES_PER_TOKEN,
+            C * rewards.BYTES_PER_TOKEN,
             bank,
-            report_text.Truth.from_arrays(solution & ~hedged, hedged, of_each("sides")),
+            report_text.Truth.from_arrays(
+                solution & ~hedged, hedged, jnp.repeat(batch["sides"], G, axis=0)
+            ),
         )
         terms = rewards.reward_terms(
             parsed,
             solution,
-            out["lengths"],
+            completions["lengths"],
             known=known,
             min_length=rollout.min_length,
-            max_length=int(rollout.overlong_from * max_completion),
-            limit=max_completion,
+            max_length=int(rollout.overlong_from * C),
+            limit=C,
         )
-        reward = rewards.combine(terms, weights).reshape(p, g)
-        mask = jnp.arange(max_completion)[None] < out["lengths"][:, None]
+        return parsed, terms
+
+    @jax.jit
+    def sample(train: Tree, frozen: Tree, batch: Tree, step: int | jax.Array) -> Tree:
+        P = batch["image"].shape[0]
+
+        # ---- Completions, a micro-batch of prompts at a time ----
+        params = sharding.gather_weights(trainable.merge(train, frozen)["model"], trainable.dtype)
+        keys = sampling_keys(seed, step, P, G).reshape(P, G)
+        inputs = {"image": batch["image"], "prompts": batch["prompts"], "keys": keys}
+        parts = micro_batches.cut(inputs, rollout.micro_batches)
+        completions = micro_batches.map_in_turns(lambda part: complete(params, part), parts)
+        completions = jax.tree.map(lambda leaf: leaf.reshape(P * G, *leaf.shape[2:]), completions)
+
+        # ---- Rewards, and the tokens that train ----
+        parsed, terms = score(batch, completions)
+        reward = rewards.combine(terms, dict(rollout.reward_weights)).reshape(P, G)
+        mask = jnp.arange(C)[None] < completions["lengths"][:, None]
+        train_mask = mask
         if rollout.mask_truncated:
-            train_mask = mask & out["finished"][:, None]
-        else:
-            train_mask = mask
-        shape = (p, g, max_completion)
+            train_mask = mask & completions["finished"][:, None]
         return {
-            "tokens": out["tokens"].reshape(shape),
-            "mask": mask.reshape(shape),
-            "train_mask": train_mask.reshape(shape),
-            "sampler_logp": out["logprobs"].reshape(shape),
-            "lengths": out["lengths"].reshape(p, g),
-            "finished": out["finished"].reshape(p, g),
-            "terms": {k: v.reshape(p, g) for k, v in terms.items()},
-            "answer": parsed["answer"].reshape(p, g, -1),
+            "tokens": completions["tokens"].reshape(P, G, C),
+            "mask": mask.reshape(P, G, C),
+            "train_mask": train_mask.reshape(P, G, C),
+            "sampler_log_probs": completions["logprobs"].reshape(P, G, C),
+            "lengths": completions["lengths"].reshape(P, G),
+            "finished": completions["finished"].reshape(P, G),
+            "terms": {name: term.reshape(P, G) for name, term in terms.items()},
+            "answer": parsed["answer"].reshape(P, G, -1),
             "reward": reward,
             **advantages(rollout, terms, reward),
         }
@@ -125,49 +152,64 @@ def make_rollout(
     return sample
 
 
-def advantages(rollout: RolloutConfig, terms: dict, reward) -> dict:
-    """{"advantages" [P, G], "kept" [prompts_per_step]} by config.rl: of the summed reward [P, G], or of each weighted
-    term [P * G] (GDPO). What is taken over the batch is taken over the groups that are kept."""
+def advantages(
+    rollout: RolloutConfig, terms: Mapping[str, jax.Array], reward: jax.Array
+) -> dict[str, jax.Array]:
+    """Compute the advantages of all groups, and choose those to learn from.
+
+    What is taken over the batch is taken over the groups that are kept.
+
+    Args:
+        terms: reward terms [P * G]; GDPO takes each weighted one.
+        reward: [P, G], their sum; GRPO takes that.
+
+    Returns:
+        "advantages" [P, G] and "kept" int [prompts_per_step].
+    """
     if rollout.advantage == "grpo":
-        of = lambda batch: losses.group_advantages(reward, scale=rollout.scale_rewards, batch=batch)
+        over = functools.partial(losses.group_advantages, reward, scale=rollout.scale_rewards)
     else:
         weights = {name: weight for name, weight in rollout.reward_weights.items() if weight}
         weighed = {name: terms[name].reshape(reward.shape) for name in weights}
-        of = lambda batch: losses.gdpo_advantages(weighed, weights, batch=batch)
-    kept = groups_to_learn(of(slice(None)), rollout.prompts_per_step)
-    return {"advantages": of(kept), "kept": kept}
+        over = functools.partial(losses.gdpo_advantages, weighed, weights)
+
+    # Which groups vary does not depend on what they are scaled by.
+    kept = groups_to_learn(over(), rollout.prompts_per_step)
+    return {"advantages": over(batch=kept), "kept": kept}
 
 
-def varies(advantages):
-    """bool [P]: the groups of advantages [P, G] that teach something; a flat group's are exactly 0."""
+def varies(advantages: jax.Array) -> jax.Array:
+    """Mark the groups of advantages [P, G] that teach something, bool [P]; a flat group's are exactly 0."""
     return jnp.any(advantages != 0, axis=1)
 
 
-def groups_to_learn(advantages, n: int):
-    """int [n]: the first n groups of advantages [P, G] that vary, in order, filled up with groups that do not."""
-    return jnp.argsort(~varies(advantages), stable=True)[:n]
+def groups_to_learn(advantages: jax.Array, count: int) -> jax.Array:
+    """Choose the first groups of advantages [P, G] that vary, in order, filled up with groups that do not.
+
+    Returns:
+        int [count].
+    """
+    return jnp.argsort(~varies(advantages), stable=True)[:count]
 
 
 @jax.jit
-def rollout_metrics(ro) -> dict:
-    """TRL's metric names from one rollout."""
-    std = jnp.std(ro["reward"], axis=1, ddof=1)
-    lengths = ro["lengths"].astype(jnp.float32)
-    out = {
-        "reward": ro["reward"].mean(),
+def rollout_metrics(samples: Tree) -> dict[str, jax.Array]:
+    """Summarise one rollout by TRL's metric names."""
+    std = jnp.std(samples["reward"], axis=1, ddof=1)
+    lengths, answers = samples["lengths"].astype(jnp.float32), samples["answer"]
+    metrics = {
+        "reward": samples["reward"].mean(),
         "reward_std": std.mean(),
         "frac_reward_zero_std": (std < ZERO_STD).mean(),
-        "groups/learned": varies(ro["advantages"])[ro["kept"]].sum(),
+        "groups/learned": varies(samples["advantages"])[samples["kept"]].sum(),
         "completions/mean_length": lengths.mean(),
         "completions/min_length": lengths.min(),
         "completions/max_length": lengths.max(),
-        "completions/clipped_ratio": 1.0 - ro["finished"].mean(),
-        "completions/mean_terminated_length": training_losses.masked_mean(lengths, ro["finished"]),
-        "answers/labels_per_answer": ro["answer"].sum(-1).mean(),
-        "answers/modal_share": rewards.modal_share(
-            ro["answer"].reshape(-1, ro["answer"].shape[-1])
-        ),
+        "completions/clipped_ratio": 1.0 - samples["finished"].mean(),
+        "completions/mean_terminated_length": masked_mean(lengths, samples["finished"]),
+        "answers/labels_per_answer": answers.sum(-1).mean(),
+        "answers/modal_share": rewards.modal_share(answers.reshape(-1, answers.shape[-1])),
     }
-    for name, value in ro["terms"].items():
-        out |= {f"rewards/{name}/mean": value.mean(), f"rewards/{name}/std": value.std(ddof=1)}
-    return out
+    for name, term in samples["terms"].items():
+        metrics |= {f"rewards/{name}/mean": term.mean(), f"rewards/{name}/std": term.std(ddof=1)}
+    return metrics

@@ -1,110 +1,166 @@
 """The two jitted updates of SFT: the located-finding warm-up, and the joint step."""
 
 import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from cxr_jax import phantom
 from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.models.qwen2_5_vl.patches import patchify
 from cxr_jax.runtime import sharding
-from cxr_jax.training import log_probs
-from cxr_jax.training import losses as training_losses
-from cxr_jax.training import micro_batches as training_micro_batches
+from cxr_jax.runtime.trees import Tree
+from cxr_jax.training.log_probs import completion_loss
+from cxr_jax.training.losses import binary_cross_entropy
+from cxr_jax.training.micro_batches import accumulate, cut
 from cxr_jax.training.optimizer import guarded_update
+from cxr_jax.training.trainable import Trainable
 
 LOCATED_FINDINGS = len(phantom.FINDINGS)  # each is drawn in a place of its own
 
+_Loss = Callable[[Tree, Tree, jax.Array | None], tuple[jax.Array, dict[str, jax.Array]]]
+"""(params, part, completion tokens of the batch) -> (loss, metrics): those of all parts sum to those of the batch."""
 
-def init_locate_head(key, width: int, findings: int) -> dict:
-    """Linear head on image tokens [.., width] -> findings, and the scale that turns its pooled logit into a label."""
+
+def init_locate_head(key: jax.Array, width: int, findings: int) -> Tree:
+    """Make a linear head on image tokens [.., width] -> findings, and what turns a pooled logit into a label."""
     kernel = jax.random.normal(key, (width, findings), jnp.float32) * width**-0.5
     return {
         "kernel": kernel,
+        # Findings cover a few per cent of the tokens: the head begins by saying so.
         "bias": jnp.full((findings,), -3.0),
         "pool_scale": jnp.ones(()),
         "pool_bias": jnp.zeros((findings,)),
     }
 
 
-def locate_loss(head, features, regions, severity):
-    """features [B, I, D]; regions [B, F, R, C] with R*C = I; severity [B, F] -> scalar.
+def locate_loss(
+    head: Tree, features: jax.Array, regions: jax.Array, severity: jax.Array
+) -> jax.Array:
+    """Compute the loss of saying which findings lie under each image token.
 
     Per-token cross-entropy (positives weighted up: they cover a few per cent of the tokens) plus an image-level one
     on the smooth maximum over tokens.
+
+    Args:
+        head: of `init_locate_head`.
+        features: [B, I, D].
+        regions: [B, F, R, C] with R * C = I.
+        severity: [B, F]; at least 0.35 is a finding, above 0 half of one.
     """
-    b, i, _ = features.shape
+    B, I, _ = features.shape
     logits = features @ head["kernel"] + head["bias"]
-    targets = regions.reshape(b, regions.shape[1], i).transpose(0, 2, 1)
-    token = training_losses.binary_cross_entropy(logits, targets, 1.0 + 4.0 * targets)
+    targets = regions.reshape(B, regions.shape[1], I).transpose(0, 2, 1)
+    token_loss = binary_cross_entropy(logits, targets, 1.0 + 4.0 * targets)
     pooled = jax.nn.logsumexp(logits * 2.0, axis=1) / 2.0
     present = jnp.where(severity >= 0.35, 1.0, jnp.where(severity > 0, 0.5, 0.0))
-    image = training_losses.binary_cross_entropy(
-        pooled * head["pool_scale"] + head["pool_bias"], present
-    )
-    return token + 0.5 * image
+    image_loss = binary_cross_entropy(pooled * head["pool_scale"] + head["pool_bias"], present)
+    return token_loss + 0.5 * image_loss
 
 
 def make_steps(
-    model_config,
-    optimizer,
-    grid,
-    trainable,
+    model_config: Config,
+    optimizer: optax.GradientTransformation,
+    grid: tuple[int, int, int],
+    trainable: Trainable,
     *,
     micro_batches: int,
     locate_weight: float,
     remat: str,
-):
-    """The two jitted updates: (state, fixed, batch) -> (state, metrics), state donated.
+) -> tuple[Callable[..., tuple[Tree, Tree]], Callable[..., tuple[Tree, Tree]]]:
+    """Build the two jitted updates, each (state, frozen, batch) -> (state, metrics), state donated.
 
-    A batch is worked through in `micro_batches` parts whose gradients are summed; every completion token of
-    the batch weighs the same, whichever part it is in.
+    A batch is worked through in `micro_batches` parts whose gradients are summed; every completion token of the batch
+    weighs the same, whichever part it is in.
+
+    Args:
+        grid: (t, h, w), patches of every image.
+        locate_weight: of the located loss in the joint step.
+
+    Returns:
+        The located warm-up and the joint step.
     """
-    parts = micro_batches
-    see = lambda params, batch: qwen.vision(
-        params["model"],
-        model_config,
-        patchify(batch["image"]),
-        grid,
+    steps = _Steps(
+        model_config=model_config,
+        optimizer=optimizer,
+        grid=grid,
+        trainable=trainable,
+        micro_batches=micro_batches,
+        locate_weight=locate_weight,
         remat=remat,
-        dtype=trainable.dtype,
+    )
+    return (
+        jax.jit(functools.partial(steps.update, steps.locate_only), donate_argnums=0),
+        jax.jit(functools.partial(steps.update, steps.joint), donate_argnums=0),
     )
 
-    # Losses and metrics of a part, such that those of all parts sum to those of the batch.
-    def locate_only(params, batch, total):
-        features = see(params, batch)
-        loss = locate_loss(params["locate"], features, batch["regions"], batch["severity"]) / parts
+
+@dataclass(frozen=True, kw_only=True)
+class _Steps:
+    """What both updates share; each method is a piece of them, traced inside jit."""
+
+    model_config: Config
+    optimizer: optax.GradientTransformation
+    grid: tuple[int, int, int]
+    trainable: Trainable
+    micro_batches: int
+    locate_weight: float
+    remat: str
+
+    def image_features(self, params: Tree, part: Tree) -> jax.Array:
+        return qwen.vision(
+            params["model"],
+            self.model_config,
+            patchify(part["image"]),
+            self.grid,
+            remat=self.remat,
+            dtype=self.trainable.dtype,
+        )
+
+    def located(self, params: Tree, features: jax.Array, part: Tree) -> jax.Array:
+        """A part's share of the located loss."""
+        loss = locate_loss(params["locate"], features, part["regions"], part["severity"])
+        return loss / self.micro_batches
+
+    def locate_only(
+        self, params: Tree, part: Tree, total: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        loss = self.located(params, self.image_features(params, part), part)
         return loss, {"locate_loss": loss}
 
-    def joint(params, batch, total):
-        features = see(params, batch)
-        ce, p_mean = log_probs.completion_loss(
-            params["model"], model_config, features, batch, total, remat=remat
+    def joint(
+        self, params: Tree, part: Tree, total: jax.Array | None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        features = self.image_features(params, part)
+        assert total is not None
+        loss, probability = completion_loss(
+            params["model"], self.model_config, features, part, total, remat=self.remat
         )
-        metrics = {"loss": ce, "mean_token_probability": p_mean}
-        if not locate_weight:
-            return ce, metrics
-        locate = (
-            locate_loss(params["locate"], features, batch["regions"], batch["severity"]) / parts
-        )
-        return ce + locate_weight * locate, {**metrics, "locate_loss": locate}
+        metrics = {"loss": loss, "mean_token_probability": probability}
+        if not self.locate_weight:
+            return loss, metrics
+        located = self.located(params, features, part)
+        return loss + self.locate_weight * located, {**metrics, "locate_loss": located}
 
-    def update(loss_fn, state, frozen, batch):
-        total = (
-            jnp.maximum(jnp.sum(batch["mask"].astype(jnp.float32)), 1.0)
-            if "mask" in batch
-            else None
-        )
-        part_loss = lambda train, part: loss_fn(trainable.merge(train, frozen), part, total)
-        grads, metrics = training_micro_batches.accumulate(
-            jax.grad(part_loss, has_aux=True),
-            state["params"],
-            training_micro_batches.cut(batch, parts),
-        )
-        state, norm = guarded_update(optimizer, state, sharding.lay_out(grads))
-        metrics = {k: v.sum() for k, v in metrics.items()}
-        return sharding.lay_out(state), {**metrics, "grad_norm": norm, "skipped": state["skipped"]}
+    def update(
+        self, compute_loss: _Loss, state: Tree, frozen: Tree, batch: Tree
+    ) -> tuple[Tree, Tree]:
+        """One optimizer step on a batch, in its parts."""
+        total = None
+        if "mask" in batch:
+            total = jnp.maximum(jnp.sum(batch["mask"].astype(jnp.float32)), 1.0)
 
-    jit = lambda f: jax.jit(functools.partial(update, f), donate_argnums=0)
-    return jit(locate_only), jit(joint)
+        def part_loss(train: Tree, part: Tree) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return compute_loss(self.trainable.merge(train, frozen), part, total)
+
+        gradients, metrics = accumulate(
+            jax.grad(part_loss, has_aux=True), state["params"], cut(batch, self.micro_batches)
+        )
+        state, norm = guarded_update(self.optimizer, state, sharding.lay_out(gradients))
+        metrics = {name: values.sum() for name, values in metrics.items()}
+        facts = {"grad_norm": norm, "skipped": state["skipped"]}
+        return sharding.lay_out(state), {**metrics, **facts}

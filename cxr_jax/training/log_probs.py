@@ -1,48 +1,59 @@
-"""The model as a policy: prompts in fixed shapes, and log-probs of completions. One program for SFT and RL."""
+"""Log-probs and entropies of completions under the model: one program for SFT and RL."""
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.runtime import sharding
 from cxr_jax.runtime.batch_rows import row_shards
-from cxr_jax.training import losses as training_losses
+from cxr_jax.runtime.trees import Tree
+from cxr_jax.training.losses import token_log_probs
 
 
-def output_head(params, model_config):
-    """The output matrix [D, V], tied or not; on a mesh whole, for the loop over the tokens."""
+def output_head(params: Tree, model_config: Config) -> jax.Array:
+    """Give the output matrix [D, V], tied or not; on a mesh whole, for the loop over the tokens."""
     name = "embed" if model_config.tie_word_embeddings else "head"
     head = {"text": {name: params["text"][name]}}
     text = sharding.gather_weights(head, jax.tree.leaves(head)[0].dtype)["text"]
-    return (
-        text["embed"]["embedding"].T if model_config.tie_word_embeddings else text["head"]["kernel"]
-    )
+    if model_config.tie_word_embeddings:
+        return text["embed"]["embedding"].T
+    return text["head"]["kernel"]
 
 
-def completion_logprobs(
-    params,
-    model_config,
-    features,
-    prompts,
-    completions,
-    mask,
+def completion_log_probs(
+    params: Tree,
+    model_config: Config,
+    features: jax.Array,
+    prompts: Tree,
+    completions: jax.Array,
+    mask: jax.Array,
     *,
-    temperature=1.0,
-    suppress=None,
-    remat="none",
-    chunk=2048,
-):
-    """Log-probs and entropies of completions under the model.
+    temperature: float = 1.0,
+    suppress: ArrayLike | None = None,
+    remat: str = "none",
+    chunk: int = 2048,
+) -> tuple[jax.Array, jax.Array]:
+    """Compute log-probs and entropies of completions under the model.
 
-    features [P, I, D] image tokens, one image a prompt; prompts as from `Prompts.encode`; completions int [P, G, C],
-    mask bool [P, G, C] (False after the end) -> (logp, entropy), float32 [P, G, C]. The image is encoded once a
-    prompt, by the caller; its gradient sums over the G completions.
+    The image is encoded once a prompt, by the caller; its gradient sums over the G completions.
+
+    Args:
+        features: [P, I, D], image tokens, one image a prompt.
+        prompts: as from `Prompts.encode`.
+        completions: int [P, G, C].
+        mask: bool [P, G, C], False after the end.
+        suppress: as in `token_log_probs`, and `chunk` too.
+
+    Returns:
+        (log-probs, entropies), float32 [P, G, C].
     """
-    p, g, c = completions.shape
-    hidden = _plain if g == 1 else _shared
-    hidden = hidden(params, model_config, features, prompts, completions, mask, remat)
-    logp, entropy = training_losses.token_logprobs(
-        hidden.reshape(p * g * c, -1),
+    P, G, C = completions.shape
+    read = _hidden_by_row if G == 1 else _hidden_by_group
+    hidden = read(params, model_config, features, prompts, completions, mask, remat)
+    log_probs, entropy = token_log_probs(
+        hidden.reshape(P * G * C, -1),
         output_head(params, model_config),
         completions.reshape(-1),
         temperature=temperature,
@@ -50,13 +61,25 @@ def completion_logprobs(
         chunk=chunk,
         shards=row_shards(),
     )
-    return logp.reshape(p, g, c), entropy.reshape(p, g, c)
+    return log_probs.reshape(P, G, C), entropy.reshape(P, G, C)
 
 
-def completion_loss(params, model_config, features, batch, total, *, remat="none"):
-    """Cross-entropy and the probability given to the right token, both summed over completion tokens and divided by
-    `total`: with the number of such tokens, their means."""
-    logp, _ = completion_logprobs(
+def completion_loss(
+    params: Tree,
+    model_config: Config,
+    features: jax.Array,
+    batch: Tree,
+    total: jax.Array,
+    *,
+    remat: str = "none",
+) -> tuple[jax.Array, jax.Array]:
+    """Sum cross-entropy and probability of the right token over completion tokens, and divide both.
+
+    Args:
+        batch: "prompts", "completions" int [B, C] and "mask" bool [B, C].
+        total: the divisor: with the number of such tokens in the whole batch, the sums over its parts are their means.
+    """
+    log_probs, _ = completion_log_probs(
         params,
         model_config,
         features,
@@ -65,46 +88,66 @@ def completion_loss(params, model_config, features, batch, total, *, remat="none
         batch["mask"][:, None],
         remat=remat,
     )
-    mask = batch["mask"][:, None].astype(logp.dtype)
-    return -jnp.sum(logp * mask) / total, jnp.sum(jnp.exp(logp) * mask) / total
+    mask = batch["mask"][:, None].astype(log_probs.dtype)
+    return -jnp.sum(log_probs * mask) / total, jnp.sum(jnp.exp(log_probs) * mask) / total
 
 
-def _plain(params, model_config, features, prompts, completions, mask, remat):
-    """hidden [P * G, C, D] that predict the completion tokens: prompt and completion in one pass a row."""
-    p, g, c = completions.shape
-    t = prompts["ids"].shape[1]
-    each = lambda x, axis=0: jnp.repeat(x, g, axis=axis)
-    lengths = each(prompts["lengths"])
-    place = lengths[:, None] + jnp.arange(c)
-    ids = jnp.pad(each(prompts["ids"]), ((0, 0), (0, c)))
-    ids = jnp.put_along_axis(ids, place, completions.reshape(p * g, c), axis=1, inplace=False)
-    valid = jnp.arange(t + c)[None] < (lengths + mask.reshape(p * g, c).sum(axis=1))[:, None]
-    hidden = qwen.embed(params, model_config, ids, each(features), dtype=features.dtype)
-    hidden = qwen.decode_full(
-        params, model_config, hidden, each(prompts["positions"], 1), valid, remat=remat
-    )
-    return jnp.take_along_axis(hidden, (place - 1)[:, :, None], axis=1)
+def _hidden_by_row(
+    params: Tree,
+    model_config: Config,
+    features: jax.Array,
+    prompts: Tree,
+    completions: jax.Array,
+    mask: jax.Array,
+    remat: str,
+) -> jax.Array:
+    """[P * G, C, D] that predict the completion tokens: prompt and completion in one pass a row."""
+    P, G, C = completions.shape
+    width = prompts["ids"].shape[1]
+    # A row holds the prompt, then its completion at once, then padding.
+    lengths = jnp.repeat(prompts["lengths"], G, axis=0)
+    slots = lengths[:, None] + jnp.arange(C)
+    ids = jnp.pad(jnp.repeat(prompts["ids"], G, axis=0), ((0, 0), (0, C)))
+    ids = jnp.put_along_axis(ids, slots, completions.reshape(P * G, C), axis=1, inplace=False)
+    room = jnp.arange(width + C)[None]
+    is_token = room < (lengths + mask.reshape(P * G, C).sum(axis=1))[:, None]
+    row_features = jnp.repeat(features, G, axis=0)
+    hidden = qwen.embed(params, model_config, ids, row_features, dtype=features.dtype)
+    positions = jnp.repeat(prompts["positions"], G, axis=1)
+    hidden = qwen.decode_full(params, model_config, hidden, positions, is_token, remat=remat)
+    # What predicts a token stands one slot before it.
+    return jnp.take_along_axis(hidden, (slots - 1)[:, :, None], axis=1)
 
 
-def _shared(params, model_config, features, prompts, completions, mask, remat):
+def _hidden_by_group(
+    params: Tree,
+    model_config: Config,
+    features: jax.Array,
+    prompts: Tree,
+    completions: jax.Array,
+    mask: jax.Array,
+    remat: str,
+) -> jax.Array:
     """The same, with each prompt computed once; its gradient sums over the G completions that attend to it."""
-    p, g, c = completions.shape
-    t = prompts["ids"].shape[1]
-    each = lambda x, axis=0: jnp.repeat(x, g, axis=axis)
+    P, G, C = completions.shape
+    width = prompts["ids"].shape[1]
     lengths = prompts["lengths"]
-    place = lengths[:, None] + jnp.arange(c - 1)
-    positions = each(jnp.take_along_axis(prompts["positions"], place[None], axis=2), 1)
-    prompt, own = qwen.decode_group(
+    slots = lengths[:, None] + jnp.arange(C - 1)
+    slot_positions = jnp.take_along_axis(prompts["positions"], slots[None], axis=2)
+    completion_positions = jnp.repeat(slot_positions, G, axis=1)
+    prompt_hidden, completion_hidden = qwen.decode_group(
         params,
         model_config,
         qwen.embed(params, model_config, prompts["ids"], features, dtype=features.dtype),
-        prompts["positions"][:, :, :t],
+        prompts["positions"][:, :, :width],
         lengths,
+        # The last token of a completion predicts none.
         qwen.embed(
-            params, model_config, completions.reshape(p * g, c)[:, :-1], dtype=features.dtype
-        ),  # the last predicts none
-        positions,
+            params, model_config, completions.reshape(P * G, C)[:, :-1], dtype=features.dtype
+        ),
+        completion_positions,
         remat=remat,
     )
-    last = jnp.take_along_axis(prompt, (lengths - 1)[:, None, None], axis=1)
-    return jnp.concatenate([each(last), own], axis=1)
+    # The end of the prompt predicts the first token of every completion.
+    last = jnp.take_along_axis(prompt_hidden, (lengths - 1)[:, None, None], axis=1)
+    return jnp.concatenate([jnp.repeat(last, G, axis=0), completion_hidden], axis=1)

@@ -1,40 +1,52 @@
 """AdamW with warm-up and cosine, decay on matrices only, float32 masters, and the guarded update."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from cxr_jax.config.sections import OptimizerConfig
-from cxr_jax.runtime.trees import float32, path_string
+from cxr_jax.runtime.trees import Tree, float32, path_string
+
+# Norms and biases: a decay towards 0 would change what they mean, not how large the model is.
+_NEVER_DECAYS = re.compile(r"(norm|bias|ln_q)")
 
 
-def learning_rate(settings: OptimizerConfig, steps: int):
-    """Schedule over `steps`: linear warm-up, then cosine to `final_fraction` of the peak."""
+def learning_rate(settings: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Build the schedule over `steps`: linear warm-up, then cosine to `final_fraction` of the peak."""
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=settings.lr,
         warmup_steps=max(1, settings.warmup_steps),
+        # A run shorter than its warm-up ends on the way up.
         decay_steps=max(steps, settings.warmup_steps + 1),
         end_value=settings.lr * settings.final_fraction,
     )
 
 
-def decay_mask(params):
-    """True on leaves that weight decay applies to: not norms, not biases."""
+def decay_mask(params: Tree) -> Tree:
+    """Mark the leaves that weight decay applies to: not norms, not biases."""
     return jax.tree_util.tree_map_with_path(
-        lambda p, x: not re.search(r"(norm|bias|ln_q)", path_string(p)), params
+        lambda path, leaf: not _NEVER_DECAYS.search(path_string(path)), params
     )
 
 
-def make_optimizer(settings: OptimizerConfig, steps: int, updates: int = 1):
-    """optax transformation over `steps` of so many updates each for all that trains (see `trainable`)."""
-    of_step = learning_rate(settings, steps)
+def make_optimizer(
+    settings: OptimizerConfig, steps: int, updates: int = 1
+) -> optax.GradientTransformation:
+    """Build the optimizer of all that trains (see `trainable`).
+
+    Args:
+        steps: of the whole run.
+        updates: optimizer steps of one step of the run; they share its learning rate.
+    """
+    rate_of_step = learning_rate(settings, steps)
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
         optax.adamw(
-            lambda count: of_step(count // updates),
+            lambda count: rate_of_step(count // updates),
             b1=settings.b1,
             b2=settings.b2,
             eps=settings.eps,
@@ -44,36 +56,51 @@ def make_optimizer(settings: OptimizerConfig, steps: int, updates: int = 1):
     )
 
 
-def guarded_update(optimizer, state, grads):
-    """One optimizer step, skipped and counted if any gradient is not finite.
+def guarded_update(
+    optimizer: optax.GradientTransformation, state: Tree, gradients: Tree
+) -> tuple[Tree, jax.Array]:
+    """Take one optimizer step, skipped and counted if any gradient is not finite.
 
-    state: dict(params, opt_state, step, skipped and, for narrow parameters, master). Returns (state, grad_norm). The
-    step counter always advances: it is the position in the data.
+    The step counter always advances: it is the position in the data.
+
+    Args:
+        state: dict(params, opt_state, step, skipped and, for narrow parameters, master).
+
+    Returns:
+        The state and the gradients' norm.
     """
-    grads = float32(grads)
-    norm = optax.global_norm(grads)
-    ok = jnp.isfinite(norm)
-    safe = jax.tree.map(lambda g: jnp.where(ok, g, 0.0), grads)
+    gradients = float32(gradients)
+    norm = optax.global_norm(gradients)
+    is_finite = jnp.isfinite(norm)
+    # Zeros in place of what is not finite: the optimizer's arithmetic runs either way.
+    safe = jax.tree.map(lambda gradient: jnp.where(is_finite, gradient, 0.0), gradients)
     master = state.get("master", state["params"])
     updates, opt_state = optimizer.update(safe, state["opt_state"], master)
-    # The schedule counts skipped updates, too: the learning rate is a function of the step.
-    counts = lambda x: isinstance(x, optax.ScaleByScheduleState)
-    kept = lambda a, b: a if counts(a) else jnp.where(ok, a, b)
-    keep = lambda new, old: jax.tree.map(kept, new, old, is_leaf=counts)
-    new = {
-        "params": keep(optax.apply_updates(master, updates), master),
-        "opt_state": keep(opt_state, state["opt_state"]),
+
+    def keep(new: Any, old: Any) -> Any:
+        # The schedule counts skipped updates, too: the learning rate is a function of the step.
+        return new if _is_schedule(new) else jnp.where(is_finite, new, old)
+
+    new_state = {
+        "params": jax.tree.map(keep, optax.apply_updates(master, updates), master),
+        "opt_state": jax.tree.map(keep, opt_state, state["opt_state"], is_leaf=_is_schedule),
         "step": state["step"] + 1,
-        "skipped": state["skipped"] + jnp.where(ok, 0, 1),
+        "skipped": state["skipped"] + jnp.where(is_finite, 0, 1),
     }
     if "master" in state:
-        new["master"] = new["params"]
-        new["params"] = jax.tree.map(lambda m, p: m.astype(p.dtype), new["master"], state["params"])
-    return new, norm
+        new_state["master"] = new_state["params"]
+        new_state["params"] = jax.tree.map(
+            lambda wide, narrow: wide.astype(narrow.dtype), new_state["master"], state["params"]
+        )
+    return new_state, norm
 
 
-def init_state(optimizer, params):
-    """Train state: plain nested dict of params, opt_state, step, skipped.
+def _is_schedule(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByScheduleState)
+
+
+def init_state(optimizer: optax.GradientTransformation, params: Tree) -> Tree:
+    """Build a train state: plain nested dict of params, opt_state, step, skipped.
 
     If parameters are narrower than float32, also of their float32 masters, which the optimizer updates: steps of a
     small learning rate vanish in bfloat16. The moments are float32 always.
@@ -84,10 +111,7 @@ def init_state(optimizer, params):
         "step": jnp.zeros((), jnp.int32),
         "skipped": jnp.zeros((), jnp.int32),
     }
-    narrow = any(x.dtype != jnp.float32 for x in jax.tree.leaves(params))
-    # Copies: of what is float32 already, too, for a step takes over both.
-    return (
-        {**state, "master": jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)}
-        if narrow
-        else state
-    )
+    if any(leaf.dtype != jnp.float32 for leaf in jax.tree.leaves(params)):
+        # Copies: of what is float32 already, too, for a step takes over both.
+        state["master"] = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), params)
+    return state

@@ -1,28 +1,43 @@
-"""Target texts as token ids: what SFT imitates."""
+"""Target texts as token ids: what SFT imitates, and RL replays."""
 
 import numpy as np
 
 from cxr_jax.errors import UserError
+from cxr_jax.models.tokenizer import Tokenizer
 
 
 class Completions:
-    """Target texts to fixed-shape ids, ending in the end-of-turn token: what SFT trains on."""
+    """Encodes target texts as ids of one fixed shape, each ending in the end-of-turn token."""
 
-    def __init__(self, tokenizer, max_completion: int):
+    def __init__(self, tokenizer: Tokenizer, max_completion: int):
+        """Look up the tokens that end and fill a row.
+
+        Args:
+            max_completion: tokens of a row, C.
+        """
         self.tokenizer, self.max_completion = tokenizer, max_completion
-        self.stop = tokenizer.get_vocab()["<|im_end|>"]
-        self.pad = tokenizer.get_vocab()["<|endoftext|>"]
+        vocabulary = tokenizer.get_vocab()
+        self.stop = vocabulary["<|im_end|>"]
+        self.pad = vocabulary["<|endoftext|>"]
 
-    def encode(self, texts: list[str]) -> dict:
-        """completions int32 [B, C], mask bool [B, C]. UserError for a text longer than C."""
-        ids = np.full((len(texts), self.max_completion), self.pad, np.int32)
-        mask = np.zeros(ids.shape, bool)
-        for i, row in enumerate(self.tokenizer(texts, add_special_tokens=False)["input_ids"]):
-            row = [*row, self.stop]
-            if len(row) > self.max_completion:
+    def encode(self, texts: list[str]) -> dict[str, np.ndarray]:
+        """Encode one text a row.
+
+        Returns:
+            "completions" int32 [B, C] and "mask" bool [B, C].
+
+        Raises:
+            UserError: for a text longer than C.
+        """
+        completions = np.full((len(texts), self.max_completion), self.pad, np.int32)
+        mask = np.zeros(completions.shape, bool)
+        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        for index, text_ids in enumerate(encoded):
+            length = len(text_ids) + 1
+            if length > self.max_completion:
                 raise UserError(
-                    f"a target text has {len(row)} tokens, more than config.max_completion={self.max_completion}"
+                    f"a target text has {length} tokens, more than config.max_completion={self.max_completion}"
                 )
-            ids[i, : len(row)] = row
-            mask[i, : len(row)] = True
-        return {"completions": ids, "mask": mask}
+            completions[index, :length] = [*text_ids, self.stop]
+            mask[index, :length] = True
+        return {"completions": completions, "mask": mask}

@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import optax
 
+from cxr_jax.runtime.checkpoints import Checkpoints
+from cxr_jax.runtime.layout import Layout
 from cxr_jax.runtime.trees import Tree
 from cxr_jax.training.optimizer import init_state
+from cxr_jax.training.trainable import Trainable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,14 @@ class StartState:
 
 
 def train_state(
-    params, trainable, optimizer, layout, checkpoints, *, seed: int, keep_start: bool = False
+    params: Tree,
+    trainable: Trainable,
+    optimizer: optax.GradientTransformation,
+    layout: Layout,
+    checkpoints: Checkpoints,
+    *,
+    seed: int,
+    keep_start: bool = False,
 ) -> StartState:
     """Load the newest checkpoint that can be read, or make the state of step 0.
 
@@ -43,10 +54,13 @@ def train_state(
     """
     split = functools.partial(trainable.split, key=jax.random.key(seed))
     like = jax.eval_shape(lambda params: init_state(optimizer, split(params)[0]), params)
+    # ---- The newest checkpoint; its arrays come to lie as the state of step 0 would ----
     restored = checkpoints.restore(layout.like(like))
     with layout.on_host():
         train, frozen = split(params, trains=keep_start or not restored)
     frozen = layout.state(frozen)
+
+    # ---- Where that leaves the run ----
     if restored:
         state, meta, step = restored
         print(f"resuming at step {step}", flush=True)

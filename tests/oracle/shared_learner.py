@@ -6,7 +6,7 @@ images, its own prompt and whole logits.
 
 Random shapes: prompts of several lengths with one to three images, groups of 1 to 5, ragged completions, truncated
 ones, micro-batches, tied and untied heads, remat, all aggregations and ratio levels, off-policy log-probs, a reference.
-Each shape goes through what the learner is made of (`policy.completion_logprobs`, `losses.policy_loss`,
+Each shape goes through what the learner is made of (`policy.completion_log_probs`, `losses.policy_loss`,
 `optim.accumulate`); those with one image a prompt through `learner.make_learn` itself, too: on-policy, the reference a
 model, the gradient read off a step of plain descent.
 Asserts in float32 that the loss is within 1e-5 (of the loss, where that is above 1) and that every leaf of the gradient
@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cxr_jax.config.sections import RunConfig
+from cxr_jax.config.sections import PolicyLossConfig, RunConfig
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
 from cxr_jax.models.qwen2_5_vl.patches import patchify
@@ -128,7 +128,6 @@ def case(seed: int, prompts: int | None = None) -> Case:
         ratio_level=str(rng.choice(["token", "sequence"])),
         clip=str(rng.choice(["ppo", "cispo"])),
         beta=float(rng.choice([0.0, 0.1])),
-        max_tokens=C,
     )
     params = qwen.init_params(model_config, jax.random.key(seed))
     params["text"]["embed"]["embedding"] *= (
@@ -147,9 +146,10 @@ def _loss(case, logp, part, totals):
         old,
         part["advantages"].reshape(-1),
         rows(part["train_mask"]),
-        ref_logp=ref,
-        **case.knobs,
-        **totals,
+        PolicyLossConfig.with_defaults(**case.knobs),
+        reference_log_probs=ref,
+        max_tokens=logp.shape[-1],
+        divisors=totals,
     )[0]
 
 
@@ -160,7 +160,7 @@ def shared(case: Case, data):
         flat = part["pixels"].reshape(-1, *part["pixels"].shape[2:])
         features = qwen.vision(params, case.model_config, flat, GRID, remat=case.remat)
         features = features.reshape(len(part["tokens"]), -1, features.shape[-1])
-        logp, _ = log_probs.completion_logprobs(
+        logp, _ = log_probs.completion_log_probs(
             params,
             case.model_config,
             features,
@@ -218,7 +218,7 @@ def plain(case: Case, params) -> tuple:
         logp = jnp.where(d["mask"].reshape(P * G, C), logp, 0.0).reshape(P, G, C)
         trained = d["train_mask"].reshape(P * G, C)
         rows = trained.any(1).sum() if case.knobs["aggregation"] == "sequence" else P * G
-        return _loss(case, logp, d, {"rows": rows, "tokens": trained.sum()})
+        return _loss(case, logp, d, losses.Divisors(rows, trained.sum()))
 
     return jax.jit(jax.value_and_grad(loss))(params)
 
@@ -262,9 +262,10 @@ def check_learner(seed: int, c: Case, mesh=None) -> tuple[float, float]:
     P, G, C = c.data["tokens"].shape
     config = experiment.get_config()
     config.update(dict(max_completion=C, remat=c.remat))
-    knobs = {k: v for k, v in c.knobs.items() if k != "max_tokens"}
     config.rl.update(
-        dict(prompts_per_step=P, oversample=1, group_size=G, micro_batches=c.micro_batches, **knobs)
+        dict(
+            prompts_per_step=P, oversample=1, group_size=G, micro_batches=c.micro_batches, **c.knobs
+        )
     )
     other = jax.tree.map(lambda x: x * 1.02, c.params) if c.knobs["beta"] else None
     on_policy = {
@@ -297,7 +298,7 @@ def check_learner(seed: int, c: Case, mesh=None) -> tuple[float, float]:
     ro = {k: c.data[k] for k in ("tokens", "mask", "train_mask", "advantages")}
     ro |= {
         "lengths": c.data["mask"].sum(-1),
-        "sampler_logp": np.zeros((P, G, C), np.float32),
+        "sampler_log_probs": np.zeros((P, G, C), np.float32),
         "kept": np.arange(P),
     }
     state = optimizer.init_state(tx, {"model": jax.tree.map(jnp.array, c.params)})
@@ -312,7 +313,7 @@ def check_learner(seed: int, c: Case, mesh=None) -> tuple[float, float]:
 def shared_logp(c: Case, params):
     """Log-probs [P, G, C] of a case with one image a prompt."""
     features = qwen.vision(params, c.model_config, c.data["pixels"][:, 0], GRID)
-    return log_probs.completion_logprobs(
+    return log_probs.completion_log_probs(
         params, c.model_config, features, c.data["prompts"], c.data["tokens"], c.data["mask"]
     )[0]
 
@@ -351,7 +352,7 @@ def check_sharded(seed: int, devices: int) -> list[tuple[float, float]]:
             flat = data["pixels"].reshape(-1, *data["pixels"].shape[2:])
             features = qwen.vision(params, c.model_config, flat, GRID, remat=c.remat)
             features = features.reshape(len(data["tokens"]), -1, features.shape[-1])
-            logp, _ = log_probs.completion_logprobs(
+            logp, _ = log_probs.completion_log_probs(
                 params,
                 c.model_config,
                 features,

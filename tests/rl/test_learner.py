@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from cxr_jax.config.sections import RunConfig
+from cxr_jax.config.sections import PolicyLossConfig, RunConfig
 from cxr_jax.data import prompts as data_prompts
 from cxr_jax.inference import compaction
 from cxr_jax.inference import prompts as inference_prompts
@@ -65,7 +65,7 @@ def world():
         "train_mask": mask & finished[:, :, None],
         "lengths": lengths.astype(np.int32),
         "finished": finished,
-        "sampler_logp": np.full((P, G, C), -5.0, np.float32),
+        "sampler_log_probs": np.full((P, G, C), -5.0, np.float32),
         "reward": rng.random((P, G)).astype(np.float32),
         "advantages": rng.normal(0, 1, (P, G)).astype(np.float32),
         "kept": np.arange(P),
@@ -130,28 +130,32 @@ def logprobs(w, params, at=slice(None)):
     prompts = {k: v[:, at] if k == "positions" else v[at] for k, v in w.batch["prompts"].items()}
     suppress = np.isin(np.arange(w.config.text.vocab_size), w.special["suppress"])
     features = qwen.vision(params, w.config, patchify(w.batch["image"][at]), GRID)
-    return log_probs.completion_logprobs(
+    return log_probs.completion_log_probs(
         params, w.config, features, prompts, w.ro["tokens"][at], w.ro["mask"][at], suppress=suppress
     )[0]
 
 
-def loss(w, logp, old, knobs, at=slice(None), **options):
+def loss(w, logp, old, knobs, at=slice(None), sampler=None, **options):
     rows = lambda x: x.reshape(-1, C)
     mask, trained = rows(w.ro["mask"][at]), rows(w.ro["train_mask"][at])
     totals = losses.divisors(
         mask, trained, aggregation=knobs["aggregation"], denominator=knobs["denominator"]
+    )
+    settings = PolicyLossConfig.with_defaults(
+        epsilon=knobs["epsilon"],
+        epsilon_high=knobs["epsilon_high"],
+        aggregation=knobs["aggregation"],
+        **options,
     )
     return losses.policy_loss(
         rows(logp),
         rows(old),
         w.ro["advantages"][at].reshape(-1),
         trained,
+        settings,
         max_tokens=C,
-        epsilon=knobs["epsilon"],
-        epsilon_high=knobs["epsilon_high"],
-        aggregation=knobs["aggregation"],
-        **options,
-        **totals,
+        divisors=totals,
+        sampler_log_probs=sampler,
     )[0]
 
 
@@ -206,7 +210,7 @@ def test_knobs_reach_the_loss(world, monkeypatch, knobs):
     mask = jnp.arange(C) < lengths[:, :, None]
     ro = {
         **world.ro,
-        "sampler_logp": logp + off,
+        "sampler_log_probs": logp + off,
         "lengths": lengths,
         "mask": mask,
         "train_mask": world.ro["train_mask"] & mask,
@@ -223,7 +227,7 @@ def test_knobs_reach_the_loss(world, monkeypatch, knobs):
             x,
             jax.lax.stop_gradient(x),
             r,
-            sampler_logp=ro["sampler_logp"].reshape(-1, C),
+            sampler=ro["sampler_log_probs"].reshape(-1, C),
             **options,
         )
 
@@ -302,7 +306,7 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted(world, base):
 
 def test_groups_of_about_equal_length_share_a_micro_batch():
     lengths = np.array([[9, 1], [3, 3], [8, 8], [1, 2]])
-    order = learner.by_length(lengths, 2)
+    order = learner.order_by_length(lengths, 2)
     parts = micro_batches.cut({"lengths": lengths[np.asarray(order)]}, 2)["lengths"]
     assert sorted(np.asarray(parts).max((1, 2)).tolist()) == [3, 9]
 
@@ -311,17 +315,17 @@ def test_a_short_part_is_computed_in_fewer_slots():
     ends, seen = [2, 4, 6], []
 
     def fn(part):
-        seen.append(part["ro"]["mask"].shape[2])
-        return part["ro"]["mask"].sum() + part["ro"]["answer"].sum(), {
-            "of_tokens": part["ro"]["mask"] * 2.0
+        seen.append(part["samples"]["mask"].shape[2])
+        return part["samples"]["mask"].sum() + part["samples"]["answer"].sum(), {
+            "of_tokens": part["samples"]["mask"] * 2.0
         }
 
     ro = {
         "mask": np.where(np.arange(6) < 3, 1.0, 0.0) * np.ones((2, 1, 1)),
         "lengths": np.array([[3], [2]]),
     }
-    total, out = learner.trimmed(fn, ends)(
-        {"ro": {**ro, "answer": np.ones((2, 1, 6))}}
+    total, out = learner.in_needed_slots(fn, ends)(
+        {"samples": {**ro, "answer": np.ones((2, 1, 6))}}
     )  # not of tokens
     assert seen == ends and total == 6 + 12
     np.testing.assert_array_equal(out["of_tokens"], 2 * ro["mask"])

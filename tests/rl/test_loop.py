@@ -196,7 +196,7 @@ def test_a_step_in_turns_is_the_same_step(step):
     in_turns, learn_in_turns, _ = programs(2)
     assert ro["mask"].sum(-1).std() > 0  # rows of unequal weight
     np.testing.assert_array_equal(in_turns["tokens"], ro["tokens"])
-    np.testing.assert_allclose(in_turns["sampler_logp"], ro["sampler_logp"], atol=1e-4)
+    np.testing.assert_allclose(in_turns["sampler_log_probs"], ro["sampler_log_probs"], atol=1e-4)
     advantages = np.asarray(jax.random.normal(jax.random.key(0), ro["advantages"].shape))
     ro = {**ro, "advantages": advantages}
     (want, metrics), (got, metrics_in_turns) = (

@@ -1,7 +1,6 @@
 """losses.py against plain NumPy and plain Python: chunking, gradients, advantages, every switch of the policy loss."""
 
 import functools
-import inspect
 import itertools
 import math
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from cxr_jax.config import schema
+from cxr_jax.config.sections import PolicyLossConfig
 from cxr_jax.rl import losses
 from cxr_jax.rl.algorithms import ALGORITHMS
 from cxr_jax.training import losses as training_losses
@@ -36,7 +36,7 @@ def plain(hidden, head, targets, temperature=1.0, suppress=None):
 
 @pytest.mark.parametrize("chunk", [1, 4, 2048])
 @pytest.mark.parametrize("temperature, suppressed", [(1.0, False), (0.7, True)])
-def test_token_logprobs_and_gradients(case, chunk, temperature, suppressed):
+def test_token_log_probs_and_gradients(case, chunk, temperature, suppressed):
     hidden, head, targets = case
     suppress = np.arange(V) >= V - 4 if suppressed else None
     if suppressed:
@@ -54,7 +54,7 @@ def test_token_logprobs_and_gradients(case, chunk, temperature, suppressed):
             *jax.grad(lambda h, w: jnp.sum(f(h, w)[0] * weights), argnums=(0, 1))(*args),
         )
 
-    ours = lambda h, w: training_losses.token_logprobs(h, w, targets, chunk=chunk, **options)
+    ours = lambda h, w: training_losses.token_log_probs(h, w, targets, chunk=chunk, **options)
     theirs = lambda h, w: plain(h, w, targets, **options)
     (values, grads), (want, want_grads) = (run(f, hidden, head) for f in (ours, theirs))
     for a, b in zip(values, want, strict=True):
@@ -71,7 +71,7 @@ def test_token_logprobs_and_gradients(case, chunk, temperature, suppressed):
 def test_extreme_logits_stay_finite(case):
     hidden, head, targets = case
     f = lambda h: (
-        sum(map(jnp.sum, out := training_losses.token_logprobs(h, head, targets, chunk=4))),
+        sum(map(jnp.sum, out := training_losses.token_log_probs(h, head, targets, chunk=4))),
         out,
     )
     grad, (logp, entropy) = jax.jit(jax.grad(f, has_aux=True))(hidden * 1e4)
@@ -80,7 +80,7 @@ def test_extreme_logits_stay_finite(case):
     )
 
 
-def test_token_logprobs_in_a_scan_from_a_tied_bfloat16_table():
+def test_token_log_probs_in_a_scan_from_a_tied_bfloat16_table():
     """As the model calls it: bfloat16 hidden, the float32 embedding transposed, inside a scan over micro-batches."""
     rng = np.random.default_rng(5)
     hidden = jnp.asarray(rng.normal(size=(2, N, D)), jnp.bfloat16)
@@ -98,7 +98,7 @@ def test_token_logprobs_in_a_scan_from_a_tied_bfloat16_table():
 
     rounded = lambda h, w, t: plain(h, w.astype(jnp.bfloat16).astype(jnp.float32), t)
     run = lambda f: jax.jit(jax.value_and_grad(functools.partial(total, f), has_aux=True))(table)
-    (ours, logp), grad = run(functools.partial(training_losses.token_logprobs, chunk=4))
+    (ours, logp), grad = run(functools.partial(training_losses.token_log_probs, chunk=4))
     (theirs, want), want_grad = run(rounded)
     assert logp.dtype == jnp.float32 and grad.dtype == jnp.float32
     assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
@@ -119,7 +119,7 @@ def test_no_array_of_tokens_by_vocabulary():
     n, chunk, d, v = 96, 8, 4, 50
     shape = lambda *s, dtype=jnp.float32: jax.ShapeDtypeStruct(s, dtype)
     loss = lambda h, w, t: sum(
-        jnp.sum(x) for x in training_losses.token_logprobs(h, w, t, chunk=chunk)
+        jnp.sum(x) for x in training_losses.token_log_probs(h, w, t, chunk=chunk)
     )
     program = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(
         shape(n, d), shape(d, v), shape(n, dtype=jnp.int32)
@@ -144,7 +144,7 @@ def test_chunks_are_even_and_strided(n, chunk, longest, monkeypatch):
         training_losses, "_logits", lambda h, *rest: seen.append(h.shape) or real(h, *rest)
     )
     jax.eval_shape(
-        lambda h, t: training_losses.token_logprobs(h, jnp.zeros((2, 3)), t, chunk=chunk),
+        lambda h, t: training_losses.token_log_probs(h, jnp.zeros((2, 3)), t, chunk=chunk),
         jnp.zeros((n, 2)),
         jnp.zeros(n, int),
     )
@@ -174,7 +174,7 @@ def test_shards_change_nothing(n, chunk):
     targets = jnp.asarray(rng.integers(0, 11, n))
 
     def both(shards):
-        f = lambda h, w: training_losses.token_logprobs(
+        f = lambda h, w: training_losses.token_log_probs(
             h, w, targets, chunk=chunk, shards=shards, temperature=0.7
         )
         out, pull = jax.vjp(f, h, w)
@@ -244,6 +244,7 @@ OLD, REF, SAMPLER = (LOGP + RNG.normal(0, 0.5, (R, C)) for _ in range(3))
 ADVANTAGES = np.array([1.3, -0.7, 0.4, 0.9, -1.6, 0.0])
 MASK = np.arange(C) < np.array([5, 3, 0, 1, 4, 5])[:, None]
 MAX = 10
+DEFAULTS = PolicyLossConfig.with_defaults()
 
 
 def python_loss(
@@ -309,22 +310,31 @@ def python_loss(
 
 
 def ours(
-    logp, *, low=0.2, high=0.3, correction="none", cap=1.2, old=OLD, part=slice(None), **switches
+    logp,
+    *,
+    low=0.2,
+    high=0.3,
+    correction="none",
+    cap=1.2,
+    old=OLD,
+    part=slice(None),
+    divisors=None,
+    **switches,
 ):
     f32 = lambda x: jnp.asarray(x[part], jnp.float32)
+    settings = PolicyLossConfig.with_defaults(
+        epsilon=low, epsilon_high=high, sampler_correction=correction, sampler_cap=cap, **switches
+    )
     return losses.policy_loss(
         logp[part],
         f32(old),
         f32(ADVANTAGES),
         MASK[part],
-        epsilon=low,
-        epsilon_high=high,
-        ref_logp=f32(REF),
-        sampler_logp=f32(SAMPLER),
-        sampler_correction=correction,
-        sampler_cap=cap,
+        settings,
+        reference_log_probs=f32(REF),
+        sampler_log_probs=f32(SAMPLER),
         max_tokens=MAX,
-        **switches,
+        divisors=divisors,
     )
 
 
@@ -391,7 +401,7 @@ def test_parts_sum_to_the_loss_of_the_batch(aggregation, denominator):
     """Parts with more and fewer tokens, by the divisors of the whole; of "token_local" they average."""
     completion = np.arange(C) < np.array([5, 3, 5, 1, 4, 5])[:, None]  # row 2 was truncated
     totals = losses.divisors(completion, MASK, aggregation=aggregation, denominator=denominator)
-    logp, how = jnp.float32(LOGP), dict(aggregation=aggregation, **totals)
+    logp, how = jnp.float32(LOGP), dict(aggregation=aggregation, divisors=totals)
     whole = python_loss(LOGP, aggregation=aggregation, ratio_level="token", clip="ppo")[0]
     if aggregation == "sequence" and denominator == "trained":
         whole *= 6 / 5
@@ -415,8 +425,9 @@ def test_on_policy_gradient_is_the_policy_gradient():
     )
     for case in combinations():
         how = {k: case[k] for k in ("aggregation", "ratio_level", "clip")}
-        loss = lambda x, how=how: losses.policy_loss(
-            x, jax.lax.stop_gradient(x), a, MASK, max_tokens=MAX, **how
+        settings = PolicyLossConfig.with_defaults(**how)
+        loss = lambda x, settings=settings: losses.policy_loss(
+            x, jax.lax.stop_gradient(x), a, MASK, settings, max_tokens=MAX
         )[0]
         divisor = sums.get(how["aggregation"], np.full(R, MASK.sum()))
         want = -(ADVANTAGES / divisor)[:, None] * MASK
@@ -437,18 +448,20 @@ def test_nothing_to_learn_is_zero_and_not_nan(what):
     for case in combinations():
         case["sampler_correction"] = case.pop("correction")
         case["beta"] = 0.0 if zero else case["beta"]  # a KL term does not need advantages
-        case |= losses.divisors(
+        totals = losses.divisors(
             np.ones((R, C)), mask, aggregation=case["aggregation"], denominator="trained"
         )
-        f = lambda x, case=case: losses.policy_loss(
+        settings = PolicyLossConfig.with_defaults(**case)
+        f = lambda x, settings=settings, totals=totals: losses.policy_loss(
             x,
             jax.lax.stop_gradient(x),
             advantages,
             mask,
+            settings,
             max_tokens=MAX,
-            ref_logp=x - 1,
-            sampler_logp=x,
-            **case,
+            reference_log_probs=x - 1,
+            sampler_log_probs=x,
+            divisors=totals,
         )
         (loss, metrics), grad = jax.value_and_grad(f, has_aux=True)(x)
         assert loss == 0 and not np.asarray(grad).any(), case
@@ -463,32 +476,32 @@ def test_masked_positions_cannot_poison():
     bad = lambda x: jnp.where(MASK, jnp.float32(x), poison)
     for case in combinations():
         case["sampler_correction"] = case.pop("correction")
-        f = lambda x, c, case=case: losses.policy_loss(
+        settings = PolicyLossConfig.with_defaults(**case)
+        f = lambda x, c, settings=settings: losses.policy_loss(
             x,
             c(OLD),
             jnp.float32(ADVANTAGES),
             MASK,
-            ref_logp=c(REF),
-            sampler_logp=c(SAMPLER),
+            settings,
+            reference_log_probs=c(REF),
+            sampler_log_probs=c(SAMPLER),
             max_tokens=MAX,
-            **case,
         )
         run = lambda c, f=f: jax.value_and_grad(f, has_aux=True)(c(LOGP), c)
         for a, b in zip(jax.tree.leaves(run(bad)), jax.tree.leaves(run(jnp.float32)), strict=True):
             assert np.array_equal(a, b), case
 
 
-def test_only_logp_gets_a_gradient():
+def test_only_log_probs_get_a_gradient():
     others = [jnp.float32(x) for x in (OLD, REF, SAMPLER)]
     f = lambda old, ref, sampler: losses.policy_loss(
         jnp.float32(LOGP),
         old,
         jnp.float32(ADVANTAGES),
         MASK,
-        beta=0.3,
-        ref_logp=ref,
-        sampler_logp=sampler,
-        sampler_correction="tis",
+        PolicyLossConfig.with_defaults(beta=0.3, sampler_correction="tis"),
+        reference_log_probs=ref,
+        sampler_log_probs=sampler,
     )[0]
     assert not any(np.asarray(g).any() for g in jax.grad(f, argnums=(0, 1, 2))(*others))
 
@@ -496,12 +509,13 @@ def test_only_logp_gets_a_gradient():
 def test_log_ratios_are_bounded():
     """A token that was all but impossible gives a large ratio, not an infinite one, and no gradient."""
     everywhere = lambda value: jnp.full((R, C), value)
-    f = lambda x: losses.policy_loss(x, everywhere(-300.0), -jnp.ones(R), MASK)[0]
+    f = lambda x: losses.policy_loss(x, everywhere(-300.0), -jnp.ones(R), MASK, DEFAULTS)[0]
     loss, grad = jax.value_and_grad(f)(everywhere(-0.1))
     assert float(loss) == pytest.approx(math.exp(20.0), rel=1e-5) and not np.asarray(grad).any()
-    f = lambda x: losses.policy_loss(x, x, jnp.zeros(R), MASK, beta=1.0, ref_logp=everywhere(0.0))[
-        0
-    ]
+    pulled = PolicyLossConfig.with_defaults(beta=1.0)
+    f = lambda x: losses.policy_loss(
+        x, x, jnp.zeros(R), MASK, pulled, reference_log_probs=everywhere(0.0)
+    )[0]
     assert np.isfinite(jax.grad(f)(everywhere(-500.0))).all()
 
 
@@ -513,15 +527,15 @@ def test_log_ratios_are_bounded():
         (dict(clip="dual"), "clip must be"),
         (dict(kl="k0"), "kl must be"),
         (dict(sampler_correction="is"), "sampler_correction must be"),
-        (dict(beta=0.1), "ref_logp"),
-        (dict(sampler_correction="tis"), "sampler_logp"),
+        (dict(beta=0.1), "beta > 0 needs reference_log_probs"),
+        (dict(sampler_correction="tis"), "sampler_correction='tis' needs sampler_log_probs"),
         (dict(aggregation="constant"), "max_tokens"),
     ],
 )
 def test_refused(options, match):
-    x = jnp.zeros((1, 2))
+    x, settings = jnp.zeros((1, 2)), PolicyLossConfig.with_defaults(**options)
     with pytest.raises(ValueError, match=match):
-        losses.policy_loss(x, x, jnp.zeros(1), jnp.ones((1, 2)), **options)
+        losses.policy_loss(x, x, jnp.zeros(1), jnp.ones((1, 2)), settings)
 
 
 def test_unknown_denominator_is_refused():
@@ -533,12 +547,12 @@ def test_presets():
     """Every preset has the same knobs, and the loss takes each."""
     keys = set(ALGORITHMS["corrected"])
     assert set(ALGORITHMS) == {"corrected", "trl_0_22", "dr_grpo", "dapo", "gspo", "cispo"}
-    x, of_loss = jnp.full((R, C), -1.0), set(inspect.signature(losses.policy_loss).parameters)
+    x, of_loss = jnp.full((R, C), -1.0), set(PolicyLossConfig.__dataclass_fields__)
     for name, knobs in ALGORITHMS.items():
         assert set(knobs) == keys, name
-        options = {k: v for k, v in knobs.items() if k in of_loss}
+        settings = PolicyLossConfig(**{k: v for k, v in knobs.items() if k in of_loss})
         loss, _ = losses.policy_loss(
-            x, x, jnp.ones(R), jnp.ones((R, C)), sampler_logp=x, max_tokens=C, **options
+            x, x, jnp.ones(R), jnp.ones((R, C)), settings, sampler_log_probs=x, max_tokens=C
         )
         assert float(loss) == pytest.approx(1.0 if knobs["clip"] == "cispo" else -1.0), name
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from places import ROOT
 
+from cxr_jax.config.sections import PolicyLossConfig
 from cxr_jax.rl import losses
 from cxr_jax.rl.algorithms import ALGORITHMS
 from cxr_jax.training import losses as training_losses
@@ -25,18 +26,6 @@ AGGREGATION = {
     "dapo": "token",
     "cispo": "token",
 }
-OF_LOSS = (
-    "aggregation",
-    "ratio_level",
-    "clip",
-    "epsilon",
-    "epsilon_high",
-    "delta",
-    "beta",
-    "kl",
-    "sampler_correction",
-    "sampler_cap",
-)
 
 
 def knobs(options: dict, version: str) -> dict:
@@ -84,13 +73,22 @@ def masks(knobs, data):
 
 def step(knobs, parts, data, adv, mask, totals):
     """(loss, gradient by the log-probabilities, what TRL logs) of a batch, the losses of its parts summed."""
-    options = {k: knobs[k] for k in OF_LOSS} | totals | {"max_tokens": mask.shape[1]}
-    rows = {k: data[k] for k in ("sampler_logp", *(["ref_logp"] if knobs["beta"] else []))}
+    settings = PolicyLossConfig(**{k: knobs[k] for k in PolicyLossConfig.__dataclass_fields__})
+    rows = {"sampler_log_probs": data["sampler_logp"]}
+    if knobs["beta"]:
+        rows["reference_log_probs"] = data["ref_logp"]
 
     def loss_fn(logp):
         old = data["old_logp"] if knobs["num_iterations"] > 1 else jax.lax.stop_gradient(logp)
         loss = lambda s: losses.policy_loss(
-            logp[s], old[s], adv[s], mask[s], **{k: v[s] for k, v in rows.items()}, **options
+            logp[s],
+            old[s],
+            adv[s],
+            mask[s],
+            settings,
+            max_tokens=mask.shape[1],
+            divisors=totals,
+            **{k: v[s] for k, v in rows.items()},
         )
         out = [
             loss(slice(start, start + len(mask) // parts))

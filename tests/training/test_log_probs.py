@@ -51,7 +51,7 @@ def suppress(w):
 
 @functools.partial(jax.jit, static_argnames=("model_config", "temperature"))
 def learner(params, model_config, features, prompts, tokens, mask, banned=None, temperature=1.0):
-    return log_probs.completion_logprobs(
+    return log_probs.completion_log_probs(
         params,
         model_config,
         features,
@@ -148,7 +148,7 @@ def test_sharing_a_prompt_changes_neither_values_nor_gradients(world):
     encoded, out, mask = sample(world, 2, 1.0)
 
     def loss(params, features, encoded, tokens, mask):
-        logp, entropy = log_probs.completion_logprobs(
+        logp, entropy = log_probs.completion_log_probs(
             params, world.config, features, encoded, tokens, mask
         )
         return jnp.sum(jnp.where(mask, logp + 0.1 * entropy, 0.0))
@@ -177,13 +177,13 @@ def sft_batch(world):
 def test_sft_trains_on_completion_tokens_only(world, monkeypatch):
     """The targets that reach the loss are the completions: no prompt token is ever a target."""
     batch, seen = sft_batch(world), []
-    real = training_losses.token_logprobs
+    real = training_losses.token_log_probs
 
     def spy(hidden, head, targets, **options):
         seen.append(np.asarray(targets))
         return real(hidden, head, targets, **options)
 
-    monkeypatch.setattr(training_losses, "token_logprobs", spy)
+    monkeypatch.setattr(log_probs, "token_log_probs", spy)
     run = jax.jit(
         lambda params: log_probs.completion_loss(
             params, world.config, world.features, batch, batch["mask"].sum()
