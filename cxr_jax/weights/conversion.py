@@ -55,7 +55,7 @@ def from_hf(source: Path, destination: Path, adapter: str | os.PathLike | None =
     if loaded_adapter:
         peft_folder.merge(params, *loaded_adapter)
     native_folder.save(destination, params, facts)
-    # Everything that can be refused is behind us: only now are the weights read.
+    # All that headers and settings can tell is checked by now: only the weights are left to read.
     whole_files.copy_files(source, destination, _FILES)
 
 
