@@ -39,12 +39,14 @@ COMMANDS = {
 
 def usage() -> str:
     """Return the help: all commands, one a line."""
-    lines = [f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()]
+    command_lines = [
+        f"  {command_name:<10} {command.summary}" for command_name, command in COMMANDS.items()
+    ]
     return "\n".join(
         [
             "usage: cxr-jax COMMAND ..    (cxr-jax COMMAND --help says what it takes)",
             "",
-            *lines,
+            *command_lines,
             "",
             "Exit codes: 0 done, 1 failed, 2 bad usage or bad input. Research use only. Not for diagnosis.",
         ]
@@ -61,19 +63,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
-    name, *rest = arguments
-    if name in ("--version", "version"):
+    command_name, *remaining = arguments
+    if command_name in ("--version", "version"):
         print(f"cxr_jax {__version__}")
         return 0
-    if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(COMMANDS)}"
-        print(f"error: unknown command {name!r}; {hint}", file=sys.stderr)
+    if command_name not in COMMANDS:
+        close_matches = difflib.get_close_matches(command_name, COMMANDS, n=1)
+        hint = (
+            f"did you mean {close_matches[0]!r}?"
+            if close_matches
+            else f"there are {', '.join(COMMANDS)}"
+        )
+        print(f"error: unknown command {command_name!r}; {hint}", file=sys.stderr)
         return 2
     # Commands read the arguments of the process, and say in their help how they were called. They are imported only
     # now: most take seconds.
-    sys.argv = [f"cxr-jax {name}", *rest]
-    command = COMMANDS[name]
+    sys.argv = [f"cxr-jax {command_name}", *remaining]
+    command = COMMANDS[command_name]
     return getattr(importlib.import_module(command.module), command.function)()
 
 

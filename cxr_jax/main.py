@@ -109,20 +109,20 @@ def _run_task(config: "ConfigDict", folder: "RunFolder", stop: "Stop", layout: "
 
     checkpoints.quieten_orbax()  # before a model is loaded, which Orbax may have written
     devices = jax.devices()
-    place = f"{len(devices)} {devices[0].platform} device(s), {os.cpu_count()} cores"
+    device_summary = f"{len(devices)} {devices[0].platform} device(s), {os.cpu_count()} cores"
     if layout.mesh:
-        place += f" ({layout})"
-    print(f"{config.task} on {place}; workdir {folder.path}", flush=True)
+        device_summary += f" ({layout})"
+    print(f"{config.task} on {device_summary}; workdir {folder.path}", flush=True)
 
-    result = _task(config.task).run(config, folder, stop, layout)
-    if "stopped" in result:
-        print(f"saved at step {result['step']}; the same command continues from there")
+    task_result = _task(config.task).run(config, folder, stop, layout)
+    if "stopped" in task_result:
+        print(f"saved at step {task_result['step']}; the same command continues from there")
         return
-    table = result.pop("results", {}).get("table", "")
-    folder.finish(table=table, **result)
+    result_table = task_result.pop("results", {}).get("table", "")
+    folder.finish(table=result_table, **task_result)
     # Every process stays until the run is marked complete.
     processes.barrier("done")
-    print(table)
+    print(result_table)
     print(f"done; report: {folder.file('report.html')}\n{NOT_FOR_DIAGNOSIS}")
 
 
@@ -139,18 +139,18 @@ def _open_folder(resolved: "ConfigDict") -> "RunFolder":
     from cxr_jax.training import checks
 
     settings = resolved.to_dict()
-    data = processes.together(
+    data_fingerprint = processes.together(
         lambda: checks.fingerprint(resolved.model, DataConfig.from_config(resolved))
     )
     # Processes with different flags or code would wait for each other in different collectives.
-    identity = [settings, data, run_folder.git_sha()]
+    identity = [settings, data_fingerprint, run_folder.git_sha()]
     if not processes.have_same(json.dumps(identity, sort_keys=True, default=str)):
         raise UserError(
             "the processes differ in their flags, code, data or weights: start the same command on all"
         )
     folder = processes.together(
         lambda: run_folder.RunFolder(
-            str(_WORKDIR.value), settings, data, writes=processes.is_main()
+            str(_WORKDIR.value), settings, data_fingerprint, writes=processes.is_main()
         )
     )
 
@@ -179,10 +179,10 @@ def _use_compilation_cache() -> None:
     """Keep compiled programs between runs, where the user's variables do not say otherwise."""
     import jax
 
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(
+    cache_folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(
         os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "cxr_jax", "xla"
     )
-    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_compilation_cache_dir", cache_folder)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 

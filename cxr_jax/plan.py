@@ -19,6 +19,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from operator import itemgetter
 
 from absl import flags
 
@@ -72,7 +73,7 @@ def run() -> int:
 
     # The same programs twice: as the run computes, and in float32, which XLA for CPUs compiles as an accelerator would.
     settings_in_float32 = dataclasses.replace(settings, dtype="float32")
-    pairs = list(zip(programs(settings), programs(settings_in_float32), strict=True))
+    program_pairs = list(zip(programs(settings), programs(settings_in_float32), strict=True))
     if not _JSON.value:
         mesh_shape = f": {layout}" if layout.mesh else ""
         print(
@@ -80,7 +81,7 @@ def run() -> int:
             f"on {devices} device(s){mesh_shape}"
         )
     needs = []
-    for program, in_float32 in pairs:
+    for program, in_float32 in program_pairs:
         needs.append(needs_of(program, in_float32, layout.mesh))
         if _JSON.value:
             print(json.dumps(needs[-1]._asdict()), flush=True)
@@ -94,26 +95,29 @@ def run() -> int:
 def print_needs(needs: Needs) -> None:
     """Print what one program needs."""
     print(f"\n{needs.name}: {needs.tokens:,} tokens, {needs.flops / 1e12:,.1f} TFLOP a step")
-    for kind, size in needs.bytes.items():
-        print(f"  {'<=' if kind == 'temporary' else '  '} {size / GIB:9.2f} GiB  {kind}")
+    for memory_kind, byte_count in needs.bytes.items():
+        # Temporary memory is that of another compiler: an estimate from above.
+        bound = "<=" if memory_kind == "temporary" else "  "
+        print(f"  {bound} {byte_count / GIB:9.2f} GiB  {memory_kind}")
     print(f"  <= {needs.total_bytes / GIB:9.2f} GiB  in all, a device")
     if needs.moved:
-        moved = ", ".join(f"{kind} {size / GIB:.2f} GiB" for kind, size in needs.moved.items())
-        print(f"  moved a step: {moved}")
+        moved = [f"{kind} {byte_count / GIB:.2f} GiB" for kind, byte_count in needs.moved.items()]
+        print(f"  moved a step: {', '.join(moved)}")
 
 
 def print_verdict(needs: Sequence[Needs], hbm_gib: float) -> int:
     """Print whether the program that needs most fits into the memory of a device; return 0 if it does, else 1."""
-    most = max(needs, key=lambda program: program.total_bytes)
-    total = most.total_bytes / GIB
+    largest = max(needs, key=lambda program: program.total_bytes)
+    total_gib = largest.total_bytes / GIB
     stream = sys.stderr if _JSON.value else sys.stdout  # stdout holds JSON objects alone
-    if total <= hbm_gib:
-        print(f"\nfits: {total:.1f} of {hbm_gib:g} GiB ({most.name})", file=stream)
+    if total_gib <= hbm_gib:
+        print(f"\nfits: {total_gib:.1f} of {hbm_gib:g} GiB ({largest.name})", file=stream)
         return 0
-    largest = max(most.bytes, key=lambda kind: most.bytes[kind])
+    # The advice is about what takes most of the memory.
+    kind, byte_count = max(largest.bytes.items(), key=itemgetter(1))
     print(
-        f"\ndoes not fit: {most.name} needs {total:.1f} GiB, a device has {hbm_gib:g}. Most of it: {largest}, "
-        f"{most.bytes[largest] / GIB:.1f} GiB. To change: {ADVICE[largest]}",
+        f"\ndoes not fit: {largest.name} needs {total_gib:.1f} GiB, a device has {hbm_gib:g}. Most of it: {kind}, "
+        f"{byte_count / GIB:.1f} GiB. To change: {ADVICE[kind]}",
         file=stream,
     )
     return 1

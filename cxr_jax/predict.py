@@ -76,8 +76,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _whole_number_from(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        number = int(text)
+    def parse(argument: str) -> int:
+        number = int(argument)
         if not least <= number < 2**31:
             raise ValueError
         return number
@@ -86,39 +86,42 @@ def _whole_number_from(least: int) -> Callable[[str], int]:
     return parse
 
 
-def read_all(args: argparse.Namespace) -> int:
+def read_all(arguments: argparse.Namespace) -> int:
     """Read and print every image in the order given; return 2 if one could not be read, else 0."""
     options = ReadingOptions(
-        model=args.model,
-        prompt=args.prompt,
-        samples=args.samples,
-        max_new_tokens=args.max_new_tokens,
-        seed=args.seed,
-        constrained=args.constrained,
+        model=arguments.model,
+        prompt=arguments.prompt,
+        samples=arguments.samples,
+        max_new_tokens=arguments.max_new_tokens,
+        seed=arguments.seed,
+        constrained=arguments.constrained,
     )
     model, why_shares, any_failed = None, None, False
-    for path in args.images:
+    for image_path in arguments.images:
         try:
-            image = read_usable(path, args.renderer, args.read_anyway)
+            image = read_usable(image_path, arguments.renderer, arguments.read_anyway)
         except UserError as error:
-            if args.debug:
+            if arguments.debug:
                 traceback.print_exc()
             print(f"error: {error}", file=sys.stderr, flush=True)
             any_failed = True
             continue
         if model is None:  # only now: a call without one usable image answers at once
-            model = _load(args.model, args.grids)
+            model = _load(arguments.model, arguments.grids)
             why_shares = why_no_probabilities(model)
-            if not args.json:
+            if not arguments.json:
                 print(NOT_FOR_DIAGNOSIS)
-        record = reading_record(model, path, image, options, why_shares)
-        if args.json:
+        record = reading_record(model, image_path, image, options, why_shares)
+        if arguments.json:
             print(json.dumps(record), flush=True)
         else:
-            print("\n" + as_text(record, args.samples, why_shares), flush=True)
-    if model is not None and not args.json:
-        counts = ", ".join(f"{kind} {count}" for kind, count in model.programs().items())
-        print(f"compiled programs: {counts}", file=sys.stderr)
+            print("\n" + as_text(record, arguments.samples, why_shares), flush=True)
+    if model is not None and not arguments.json:
+        program_counts = ", ".join(
+            f"{program_kind} {program_count}"
+            for program_kind, program_count in model.programs().items()
+        )
+        print(f"compiled programs: {program_counts}", file=sys.stderr)
     return 2 if any_failed else 0
 
 

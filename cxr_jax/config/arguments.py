@@ -38,28 +38,28 @@ class ArgumentParser(argparse.ArgumentParser):
     ) -> Any:
         """Parse `args` (None: those of the process) with every flag spelt as it is declared."""
         # Here, where all ways of parsing come by.
-        given = sys.argv[1:] if args is None else args
-        return super().parse_known_args(self._as_declared(given), namespace)
+        given_arguments = sys.argv[1:] if args is None else args
+        return super().parse_known_args(self._as_declared(given_arguments), namespace)
 
-    def _as_declared(self, given: Sequence[str]) -> list[str]:
-        arguments = list(given)
+    def _as_declared(self, given_arguments: Sequence[str]) -> list[str]:
+        arguments = list(given_arguments)
         for index, argument in enumerate(arguments):
             if argument == "--":  # what follows are no flags
                 break
             # Of "--flag=value" only the flag is respelt: a value may hold any dash.
-            name, equals, value = argument.partition("=")
-            spelt = "--" + name[2:].replace("-", "_")
+            flag_name, equals, flag_value = argument.partition("=")
+            declared_name = "--" + flag_name[2:].replace("-", "_")
             # What is no flag of this command stays as it was typed, since a message will show it.
-            if name.startswith("--") and spelt in self._option_string_actions:
-                arguments[index] = spelt + equals + value
+            if flag_name.startswith("--") and declared_name in self._option_string_actions:
+                arguments[index] = declared_name + equals + flag_value
         return arguments
 
 
 def program_name(module: str) -> str:
     """Return what the user called: `cxr-jax COMMAND` through the console script, else `python -m MODULE`."""
     # The console script puts its own name and the command into argv[0].
-    called = sys.argv[0] if sys.argv else ""
-    return called if called.startswith("cxr-jax ") else f"python -m {module}"
+    called_program = sys.argv[0] if sys.argv else ""
+    return called_program if called_program.startswith("cxr-jax ") else f"python -m {module}"
 
 
 def wants_debug(argv: Sequence[str] | None) -> bool:

@@ -53,28 +53,28 @@ def main(argv: Sequence[str] | None, module: str, run: Callable[[], int]) -> int
 
 def preset_names() -> list[str]:
     """Return what `--config` takes in place of a file."""
-    return sorted(path.stem for path in PRESET_FOLDER.glob("[!_]*.py"))
+    return sorted(preset_path.stem for preset_path in PRESET_FOLDER.glob("[!_]*.py"))
 
 
 def _flags_help(module: str) -> str:
     # absl prints flags by module; a command shows its own and those of a config as one list.
-    own = flags.FlagValues()
-    for flag in flags.FLAGS.get_key_flags_for_module(sys.modules[module]):
-        own[flag.name] = flag
-    return own.get_help(include_special_flags=False)
+    module_flags = flags.FlagValues()
+    for module_flag in flags.FLAGS.get_key_flags_for_module(sys.modules[module]):
+        module_flags[module_flag.name] = module_flag
+    return module_flags.get_help(include_special_flags=False)
 
 
 def _parse(arguments: list[str]) -> None:
     """Set the flags. Raises UserError for whatever is wrong with them, or with the config file."""
     try:
         # The first of what remains is the program's name; all else should have been a flag.
-        stray = flags.FLAGS(_with_config_files(arguments))[1:]
+        stray_arguments = flags.FLAGS(_with_config_files(arguments))[1:]
     except UserError:
         raise
     except Exception as error:  # absl, ml_collections and the config file itself raise many kinds
         raise UserError(_flag_error(error, arguments)) from error
-    if stray:
-        raise UserError(f"unknown argument {stray[0]!r}")
+    if stray_arguments:
+        raise UserError(f"unknown argument {stray_arguments[0]!r}")
 
 
 def _with_config_files(arguments: list[str]) -> list[str]:
@@ -83,56 +83,62 @@ def _with_config_files(arguments: list[str]) -> list[str]:
     Files are looked for here, because config_flags reports a missing one late and over many lines.
     """
     resolved = list(arguments)
-    value = ""
+    config_value = ""
     # Both forms of a flag: `--config=FILE`, and `--config FILE` in two arguments.
     for index, argument in enumerate(arguments):
-        name, equals, value_here = argument.lstrip("-").partition("=")
-        if not argument.startswith("-") or name != "config":
+        flag_name, equals, value_here = argument.lstrip("-").partition("=")
+        if not argument.startswith("-") or flag_name != "config":
             continue
         if equals:
-            value = value_here
-            resolved[index] = f"--config={_config_file(value)}"
+            config_value = value_here
+            resolved[index] = f"--config={_config_file(config_value)}"
         elif index + 1 < len(arguments):
-            value = arguments[index + 1]
-            resolved[index + 1] = _config_file(value)
+            config_value = arguments[index + 1]
+            resolved[index + 1] = _config_file(config_value)
     # What is left is the value of the last `--config`, the one that counts.
-    if not value:
+    if not config_value:
         raise UserError("--config is missing, for example --config=experiments/rl.py")
-    if not os.path.isfile(_config_file(value).split(":")[0]):
+    if not os.path.isfile(_config_file(config_value).split(":")[0]):
         # A bare word may be meant as a preset, and a path never is.
-        names = preset_names()
-        is_bare = not re.search(r"[/.\\]", value.split(":")[0])
-        hint = f", and the presets are {', '.join(names)}" if is_bare and names else ""
-        raise UserError(f"--config={value}: there is no such file{hint}")
+        known_presets = preset_names()
+        is_bare = not re.search(r"[/.\\]", config_value.split(":")[0])
+        hint = (
+            f", and the presets are {', '.join(known_presets)}" if is_bare and known_presets else ""
+        )
+        raise UserError(f"--config={config_value}: there is no such file{hint}")
     return resolved
 
 
-def _config_file(value: str) -> str:
-    """Return `value` (a name or file, and what follows a colon) with the file of the preset that it names."""
-    name, colon, rest = value.partition(":")
+def _config_file(config_value: str) -> str:
+    """Return `config_value` (a name or file, and what follows a colon) with the file of the preset that it names."""
+    preset_name, colon, suffix = config_value.partition(":")
     # A preset wins over a file of that name, so that it means the same in any folder.
-    if name in preset_names():
-        return f"{PRESET_FOLDER / name}.py{colon}{rest}"
-    return value
+    if preset_name in preset_names():
+        return f"{PRESET_FOLDER / preset_name}.py{colon}{suffix}"
+    return config_value
 
 
 def _flag_error(error: Exception, arguments: list[str]) -> str:
     """Return one line that names the flag, whatever absl, ml_collections or a config file raised."""
     # Long explanations begin with what is wrong and end with what to do.
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = lines or [type(error).__name__]
-    text = lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
+    message_lines = [
+        message_line.strip() for message_line in str(error).splitlines() if message_line.strip()
+    ]
+    message_lines = message_lines or [type(error).__name__]
+    message = (
+        message_lines[0] if len(message_lines) == 1 else f"{message_lines[0]} {message_lines[-1]}"
+    )
     # What absl says already names its flag.
     if isinstance(error, flags.Error):
-        return text
+        return message
     # ml_collections says "'stepz'" and perhaps 'Did you mean "steps" ..?'
-    key = re.search(r"\w+", text)
-    suggestion = re.search(r'Did you mean "(\w+)"', text)
+    named_key = re.search(r"\w+", message)
+    suggestion = re.search(r'Did you mean "(\w+)"', message)
     # None of them says which flag it was: look for the one that names the key.
     for argument in arguments[1:]:
-        path = argument.lstrip("-").split("=")[0].split(".")
-        if path[0] == "config" and key and key[0] in path[1:]:
+        key_path = argument.lstrip("-").split("=")[0].split(".")
+        if key_path[0] == "config" and named_key and named_key[0] in key_path[1:]:
             hint = f"; did you mean {suggestion[1]!r}?" if suggestion else ""
-            return f"{argument}: the config has no key {key[0]!r}{hint}"
+            return f"{argument}: the config has no key {named_key[0]!r}{hint}"
     # What no flag explains came out of the config file itself.
-    return f"--config: {type(error).__name__}: {text}"
+    return f"--config: {type(error).__name__}: {message}"

@@ -66,46 +66,62 @@ def load_gold(folder: str | Path, manifest: str | Path, label_map: LabelMap) -> 
     Raises:
         UserError: for a missing manifest, column or file, or a gold cell but 0 and 1.
     """
-    path = Path(folder) / manifest
-    columns, rows = _read_manifest(path)
+    manifest_path = Path(folder) / manifest
+    columns, manifest_rows = _read_manifest(manifest_path)
     # All columns that are read are asked for first, so that a wrong file is told by its header.
-    for column in ("file", "report_id", *(_GOLD + source for source in label_map.labels)):
+    for column in (
+        "file",
+        "report_id",
+        *(_GOLD + source_label for source_label in label_map.labels),
+    ):
         if column not in columns:
-            raise UserError(f"{path}: has no column {column!r}")
-    if not rows:
-        raise UserError(f"{path}: lists no reports")
-    truth = np.zeros((len(rows), len(CHEXPERT_14)), bool)
+            raise UserError(f"{manifest_path}: has no column {column!r}")
+    if not manifest_rows:
+        raise UserError(f"{manifest_path}: lists no reports")
+    truth = np.zeros((len(manifest_rows), len(CHEXPERT_14)), bool)
     # Rows are counted from 1, as people count them; the header is no row.
-    for number, (row, row_truth) in enumerate(zip(rows, truth, strict=True), 1):
-        for source, target in label_map.labels.items():
-            cell = row[_GOLD + source]
-            if cell not in ("0", "1"):
-                raise UserError(f"{path}: row {number}: gold_{source} is neither 0 nor 1")
+    for row_number, (manifest_row, row_truth) in enumerate(
+        zip(manifest_rows, truth, strict=True), 1
+    ):
+        for source_label, target_label in label_map.labels.items():
+            gold_cell = manifest_row[_GOLD + source_label]
+            if gold_cell not in ("0", "1"):
+                raise UserError(
+                    f"{manifest_path}: row {row_number}: gold_{source_label} is neither 0 nor 1"
+                )
             # Of several source labels any one makes the target positive.
-            row_truth[CHEXPERT_14.index(target)] |= cell == "1"
-        if not (row["file"] or "").lower().endswith(".xml"):
-            raise UserError(f"{path}: row {number}: file is not the name of an .xml file")
+            row_truth[CHEXPERT_14.index(target_label)] |= gold_cell == "1"
+        if not (manifest_row["file"] or "").lower().endswith(".xml"):
+            raise UserError(
+                f"{manifest_path}: row {row_number}: file is not the name of an .xml file"
+            )
     # Every file is looked for before one is read.
-    paths = [Path(folder) / row["file"] for row in rows]
-    if missing := next((report for report in paths if not report.is_file()), None):
-        raise UserError(f"{missing}: there is no such file, but {path.name} lists it")
+    report_paths = [Path(folder) / manifest_row["file"] for manifest_row in manifest_rows]
+    if missing := next(
+        (report_path for report_path in report_paths if not report_path.is_file()), None
+    ):
+        raise UserError(f"{missing}: there is no such file, but {manifest_path.name} lists it")
     # Gold that nothing maps to is told, not dropped in silence.
-    sources = [column.removeprefix(_GOLD) for column in columns if column.startswith(_GOLD)]
-    unscored = [source for source in sources if source not in label_map.labels]
-    return Gold([row["report_id"] for row in rows], paths, truth, unscored)
+    source_labels = [column.removeprefix(_GOLD) for column in columns if column.startswith(_GOLD)]
+    unscored = [
+        source_label for source_label in source_labels if source_label not in label_map.labels
+    ]
+    return Gold(
+        [manifest_row["report_id"] for manifest_row in manifest_rows], report_paths, truth, unscored
+    )
 
 
-def _read_manifest(path: Path) -> tuple[Sequence[str], list[dict[str, str]]]:
+def _read_manifest(manifest_path: Path) -> tuple[Sequence[str], list[dict[str, str]]]:
     """The names of the columns, and the rows."""
     try:
         # Spreadsheets put a mark before the first name (utf-8-sig); strict makes no guesses.
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            return reader.fieldnames or [], list(reader)
+        with open(manifest_path, encoding="utf-8-sig", newline="") as manifest_file:
+            csv_reader = csv.DictReader(manifest_file, strict=True)
+            return csv_reader.fieldnames or [], list(csv_reader)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or type(error).__name__}") from error
+        raise UserError(f"{manifest_path}: {error.strerror or type(error).__name__}") from error
     except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a CSV file in UTF-8") from error
+        raise UserError(f"{manifest_path}: not a CSV file in UTF-8") from error
 
 
 # ---- Ours against gold -----------------------------------------------------------------------------------------------
@@ -129,8 +145,8 @@ def read_states(paths: Sequence[str | Path], lexicon: str | None = None) -> np.n
 
     # One bad file refuses them all, before any is parsed.
     reports = list(report_files.read(report_files.open_inputs(paths)))
-    if bad := next((report for report in reports if report.text is None), None):
-        raise UserError(f"{bad.source}: {bad.reason}")
+    if unreadable_report := next((report for report in reports if report.text is None), None):
+        raise UserError(f"{unreadable_report.source}: {unreadable_report.reason}")
     texts = [cast(str, report.text) for report in reports]
     return labels.read_reports(texts, lexicon=lexicon)["state"]
 
@@ -174,15 +190,15 @@ def find_errors(
 ) -> list[LabelError]:
     """List every scored cell where prediction and gold differ, in order."""
     # A row of the mask for all reports: labels without gold are no errors.
-    wrong = (is_positive(states, policy) != gold.truth) & label_map.scored()
+    is_wrong = (is_positive(states, policy) != gold.truth) & label_map.scored()
     return [
         LabelError(
-            gold.ids[row],
-            CHEXPERT_14[column],
-            "FN" if gold.truth[row, column] else "FP",
-            int(states[row, column]),
+            gold.ids[report_index],
+            CHEXPERT_14[label_index],
+            "FN" if gold.truth[report_index, label_index] else "FP",
+            int(states[report_index, label_index]),
         )
-        for row, column in np.argwhere(wrong)
+        for report_index, label_index in np.argwhere(is_wrong)
     ]
 
 
@@ -194,33 +210,36 @@ def report_lines(gold: Gold, states: np.ndarray, label_map: LabelMap, policy: st
     summary = summarise(states, gold.truth, label_map, policy)
     other_policy = POLICIES[1 - POLICIES.index(policy)]
     # The choice of a policy is shown by what the other one would give; its interval is not needed.
-    other = summarise(states, gold.truth, label_map, other_policy, n_boot=1)
+    other_summary = summarise(states, gold.truth, label_map, other_policy, n_boot=1)
     errors = find_errors(gold, states, label_map, policy)
-    micro, macro = summary["micro_f1"], summary["macro_f1"]["all"]
+    micro_f1, macro_f1 = summary["micro_f1"], summary["macro_f1"]["all"]
     # The head of the report: what was compared, by which rules, and the sums.
-    lines = [
+    written_lines = [
         f"{len(gold.ids)} reports; map {label_map.name} version {label_map.version}; uncertain = {policy}",
-        f"micro-F1 {_format_estimate(micro['all'])}",
-        f"micro-F1 without No Finding {_format_estimate(micro['without_no_finding'])}",
-        f"macro-F1 {_format_estimate(macro)} over the {len(macro['labels'])} labels with a gold positive",
-        f"micro-F1 with uncertain = {other_policy}: {_format_value(other['micro_f1']['all']['value'])}",
+        f"micro-F1 {_format_estimate(micro_f1['all'])}",
+        f"micro-F1 without No Finding {_format_estimate(micro_f1['without_no_finding'])}",
+        f"macro-F1 {_format_estimate(macro_f1)} over the {len(macro_f1['labels'])} labels with a gold positive",
+        f"micro-F1 with uncertain = {other_policy}: {_format_value(other_summary['micro_f1']['all']['value'])}",
         f"{'label':<28}{'gold':>6}{'tp':>6}{'fp':>6}{'fn':>6}{'errors':>8}{'precision':>11}{'recall':>8}{'F1':>7}",
     ]
     # Then one line a label; those without gold have no numbers to show.
     for label, is_scored in zip(CHEXPERT_14, label_map.scored(), strict=True):
         if is_scored:
-            lines.append(_label_line(label, summary["per_label"][label]))
-    lines.append(f"{len(errors)} errors in {len({error.report_id for error in errors})} reports")
+            written_lines.append(_label_line(label, summary["per_label"][label]))
+    written_lines.append(
+        f"{len(errors)} errors in {len({error.report_id for error in errors})} reports"
+    )
     # What was left out is said, or the sums would seem to be over all 14.
     if gold.unscored:
-        lines.append(f"not scored: {', '.join(gold.unscored)}")
-    return lines
+        written_lines.append(f"not scored: {', '.join(gold.unscored)}")
+    return written_lines
 
 
 def _label_line(label: str, scored: dict[str, Any]) -> str:
-    true, false, missed = scored["tp"], scored["fp"], scored["fn"]
+    true_positives, false_positives, false_negatives = scored["tp"], scored["fp"], scored["fn"]
+    label_errors = false_positives + false_negatives
     return (
-        f"{label:<28}{scored['n_pos']:>6}{true:>6}{false:>6}{missed:>6}{false + missed:>8}"
+        f"{label:<28}{scored['n_pos']:>6}{true_positives:>6}{false_positives:>6}{false_negatives:>6}{label_errors:>8}"
         f"{_format_value(scored['precision']):>11}{_format_value(scored['recall']):>8}"
         f"{_format_value(scored['f1']['value']):>7}"
     )
@@ -232,8 +251,10 @@ def _format_value(value: float | None) -> str:
 
 
 def _format_estimate(estimate: dict[str, Any]) -> str:
-    value, low, high = (_format_value(estimate[name]) for name in ("value", "lo", "hi"))
-    return f"{value} [{low}, {high}]"
+    value, lower_bound, upper_bound = (
+        _format_value(estimate[bound_name]) for bound_name in ("value", "lo", "hi")
+    )
+    return f"{value} [{lower_bound}, {upper_bound}]"
 
 
 def write_errors(path: str | Path, errors: Iterable[LabelError]) -> None:
@@ -243,14 +264,14 @@ def write_errors(path: str | Path, errors: Iterable[LabelError]) -> None:
         UserError: if it cannot be written.
     """
     try:
-        with open(path, "w", encoding="utf-8", newline="") as file:
+        with open(path, "w", encoding="utf-8", newline="") as errors_file:
             # A fixed line end, so that the file is the same on every system.
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(LabelError._fields)
+            csv_writer = csv.writer(errors_file, lineterminator="\n")
+            csv_writer.writerow(LabelError._fields)
             for error in errors:
                 # Blank, as in the tables of CheXpert, for what a report does not mention.
-                state = "" if error.state == NOT_MENTIONED else error.state
-                writer.writerow((error.report_id, error.label, error.kind, state))
+                state_cell = "" if error.state == NOT_MENTIONED else error.state
+                csv_writer.writerow((error.report_id, error.label, error.kind, state_cell))
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
@@ -288,28 +309,32 @@ def parse_args(argv: Sequence[str] | None) -> Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: Namespace) -> None:
+def run(arguments: Namespace) -> None:
     """Compare, print, and write the errors if asked to.
 
     Raises:
         UserError: for bad input.
     """
     label_map = load_map(MAP)
-    gold = load_gold(args.folder, args.manifest, label_map)
-    if args.errors:
+    gold = load_gold(arguments.folder, arguments.manifest, label_map)
+    if arguments.errors:
         # Before the reports are read, so that a bad name costs no time.
-        _check_errors_path(Path(args.errors), [Path(args.folder) / args.manifest, *gold.paths])
-    states = read_states(gold.paths, args.lexicon)
-    print("\n".join(report_lines(gold, states, label_map, args.uncertain)))
-    if args.errors:
-        write_errors(args.errors, find_errors(gold, states, label_map, args.uncertain))
+        _check_errors_path(
+            Path(arguments.errors), [Path(arguments.folder) / arguments.manifest, *gold.paths]
+        )
+    states = read_states(gold.paths, arguments.lexicon)
+    print("\n".join(report_lines(gold, states, label_map, arguments.uncertain)))
+    if arguments.errors:
+        write_errors(arguments.errors, find_errors(gold, states, label_map, arguments.uncertain))
 
 
-def _check_errors_path(path: Path, inputs: Sequence[Path]) -> None:
+def _check_errors_path(errors_path: Path, input_paths: Sequence[Path]) -> None:
     # The suffix keeps a slip from replacing a report; samefile sees through links.
-    is_table = path.suffix.lower() == ".csv"
-    if not is_table or (path.exists() and any(path.samefile(other) for other in inputs)):
-        raise UserError(f"{path}: must be named .csv, and must not be the manifest")
+    is_table = errors_path.suffix.lower() == ".csv"
+    if not is_table or (
+        errors_path.exists() and any(errors_path.samefile(input_path) for input_path in input_paths)
+    ):
+        raise UserError(f"{errors_path}: must be named .csv, and must not be the manifest")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from cxr_jax.training.run_loop import RunLoop
 from cxr_jax.training.setup import Setup
 
 LOST_RECALL = 0.25  # a label whose recall fell by more than this is said to be lost
-LOOK = Bootstrap(20)  # its intervals are not shown
+LOOK_BOOTSTRAP = Bootstrap(20)  # its intervals are not shown
 
 
 class ModelSelection:
@@ -51,8 +51,8 @@ class ModelSelection:
         self.out_of_distribution = splits.out_of_distribution
         # Once, before the first step: every look reads the same images, so that looks compare.
         self.data = {
-            name: held_out(source, settings.n, reader.poll)
-            for name, source in splits.select.items()
+            split_name: held_out(source, settings.n, reader.poll)
+            for split_name, source in splits.select.items()
         }
 
     @classmethod
@@ -71,8 +71,8 @@ class ModelSelection:
         )
 
         # What trains may be adapters alone; a reader wants the whole model.
-        def model_of(train: Tree) -> Tree:
-            return setup.trainable.merge(train, frozen)["model"]
+        def model_of(trained: Tree) -> Tree:
+            return setup.trainable.merge(trained, frozen)["model"]
 
         return cls(settings.eval, reader, setup.splits, loop, model_of)
 
@@ -83,34 +83,36 @@ class ModelSelection:
     def evaluate_at(self, step: int) -> dict[str, Any]:
         """Score what trains after `step`, log it, and save it if it is the best so far out of distribution."""
         # All sets go into one row of the metrics, each under its own name.
-        row: dict[str, Any] = {}
-        train = self.loop.params
-        params = self.model_of(train)
-        for name, data in self.data.items():
-            row |= self._score(name, params, data)
-        row["alarms/lost_recall"] = self._count_lost_labels(row)
-        self.loop.metrics.write(step, row, kind="eval")
-        self._print(step, row)
+        log_metrics: dict[str, Any] = {}
+        trained = self.loop.params
+        params = self.model_of(trained)
+        for split_name, held_out_batch in self.data.items():
+            log_metrics |= self._score(split_name, params, held_out_batch)
+        log_metrics["alarms/lost_recall"] = self._count_lost_labels(log_metrics)
+        self.loop.metrics.write(step, log_metrics, kind="eval")
+        self._print(step, log_metrics)
 
         # None, an undefined score of very few examples, counts as 0.
-        score = row[f"eval/{self.out_of_distribution}/{self.settings.select_by}"] or 0.0
+        selection_score = (
+            log_metrics[f"eval/{self.out_of_distribution}/{self.settings.select_by}"] or 0.0
+        )
         # All processes must decide alike: a save needs every one of them.
-        if processes.from_main(self.best is None or score > self.best["score"]):
-            self.best = {"score": score, "step": step}
-            self.loop.checkpoints.save_best(step, train, self.best)
-        return row
+        if processes.from_main(self.best is None or selection_score > self.best["score"]):
+            self.best = {"score": selection_score, "step": step}
+            self.loop.checkpoints.save_best(step, trained, self.best)
+        return log_metrics
 
-    def _score(self, name: str, params: Tree, data: Batch) -> dict[str, Any]:
+    def _score(self, split_name: str, params: Tree, held_out_batch: Batch) -> dict[str, Any]:
         """The metrics `eval/<name>/*` of one selection split."""
         # Greedy, in the order of the images, so that a second look at the same weights is the same.
-        readings = self.reader.read(params, data["image"], data["texts"])
+        readings = self.reader.read(params, held_out_batch["image"], held_out_batch["texts"])
         summary = scores.summary(
             Answers(readings.answer, readings.valid),
-            Reference(data["solution"], data["known"]),
-            bootstrap=LOOK,
+            Reference(held_out_batch["solution"], held_out_batch["known"]),
+            bootstrap=LOOK_BOOTSTRAP,
         )
         # The sums that a run is judged by, and two that tell why: broken answers, and their length.
-        row = {
+        split_metrics = {
             "jaccard": summary["jaccard"]["value"],
             "macro_f1": summary["macro_f1"]["all"]["value"],
             "micro_f1": summary["micro_f1"]["all"]["value"],
@@ -118,49 +120,59 @@ class ModelSelection:
             "mean_length": float(readings.lengths.mean()),
         }
         # Terms of the trace, which the answer alone does not show.
-        traces = self.reader.score_traces(readings, data)
-        row |= {term: float(values.mean()) for term, values in traces.items()}
+        traces = self.reader.score_traces(readings, held_out_batch)
+        split_metrics |= {
+            trace_term: float(term_values.mean()) for trace_term, term_values in traces.items()
+        }
         # Label by label; a metric that is undefined, for want of positives, is left out.
         for label, of_label in summary["per_label"].items():
             for metric in ("precision", "recall", "f1"):
                 if of_label[metric] is not None:
-                    row[f"{label}/{metric}"] = of_label[metric]
-        return {f"eval/{name}/{key}": value for key, value in row.items()}
+                    split_metrics[f"{label}/{metric}"] = of_label[metric]
+        return {
+            f"eval/{split_name}/{metric_name}": value
+            for metric_name, value in split_metrics.items()
+        }
 
-    def _count_lost_labels(self, row: dict[str, Any]) -> int:
+    def _count_lost_labels(self, log_metrics: dict[str, Any]) -> int:
         """Count the labels that lost recall out of distribution since the first look; name each: a mean hides it."""
         # Out of distribution only, as the choice of the best step is.
         prefix = f"eval/{self.out_of_distribution}/"
-        recall = {
-            name: value
-            for name, value in row.items()
-            if name.startswith(prefix) and name.endswith("/recall")
+        current_recall = {
+            metric_name: label_recall
+            for metric_name, label_recall in log_metrics.items()
+            if metric_name.startswith(prefix) and metric_name.endswith("/recall")
         }
         # The first look of the run, or that of the run which is resumed.
-        self.first_recall = self.first_recall or recall
-        first = self.first_recall
+        self.first_recall = self.first_recall or current_recall
+        first_recall = self.first_recall
         # A label that had no recall at first cannot lose any.
-        lost = sorted(n for n, value in recall.items() if value < first.get(n, 0.0) - LOST_RECALL)
-        for name in lost:
-            label = name.split("/")[2]
+        lost_recalls = sorted(
+            metric_name
+            for metric_name, label_recall in current_recall.items()
+            if label_recall < first_recall.get(metric_name, 0.0) - LOST_RECALL
+        )
+        for metric_name in lost_recalls:
+            label_name = metric_name.split("/")[2]
+            fall = f"from {first_recall[metric_name]:.2f} to {current_recall[metric_name]:.2f}"
             print(
-                f"  alarm: recall of {label} on {self.out_of_distribution} fell from {first[name]:.2f} "
-                f"to {recall[name]:.2f}: see {prefix}{label}/* and the samples whose answer leaves it out",
+                f"  alarm: recall of {label_name} on {self.out_of_distribution} fell {fall}: "
+                f"see {prefix}{label_name}/* and the samples whose answer leaves it out",
                 flush=True,
             )
-        return len(lost)
+        return len(lost_recalls)
 
-    def _print(self, step: int, row: dict[str, Any]) -> None:
+    def _print(self, step: int, log_metrics: dict[str, Any]) -> None:
         # Undefined is shown as a dash, and not as zero.
         def shown(name: str) -> str:
-            return "-" if row[name] is None else f"{row[name]:.3f}"
+            return "-" if log_metrics[name] is None else f"{log_metrics[name]:.3f}"
 
-        sets = ", ".join(
+        split_scores = ", ".join(
             f"{name} Jaccard {shown(f'eval/{name}/jaccard')} "
             f"macro-F1 {shown(f'eval/{name}/macro_f1')}"
             for name in self.data
         )
-        print(f"  step {step} on the selection splits: {sets}", flush=True)
+        print(f"  step {step} on the selection splits: {split_scores}", flush=True)
 
     def should_stop_early(self, step: int, patience: int) -> bool:
         """Tell, and say, whether the last `patience` looks until `step` were no better; 0 is endless patience."""
@@ -178,11 +190,11 @@ class ModelSelection:
         return True
 
 
-def constant_baselines(source: Source, count: int = 2000) -> dict[str, float]:
+def constant_baselines(source: Source, example_count: int = 2000) -> dict[str, float]:
     """Score constant policies on the training stream by Jaccard: what a reward must beat to mean anything."""
     # The first examples stand for the stream, which may have no end.
-    truth = source.solutions(np.arange(min(count, len(source))))
-    policies = scores.constant_policies(Reference(truth), bootstrap=LOOK)["policies"]
+    truth = source.solutions(np.arange(min(example_count, len(source))))
+    policies = scores.constant_policies(Reference(truth), bootstrap=LOOK_BOOTSTRAP)["policies"]
     return {
         "no_finding": policies["No Finding"]["jaccard"],
         "all_labels": policies["all labels"]["jaccard"],

@@ -73,7 +73,7 @@ class Reader:
     def _reading_program(self, model_config: Config, dtype: DTypeLike) -> Callable:
         # Ids without text, and those of media, can never be drawn.
         special = tokenizers.special_ids(self.tokenizer, model_config.text.vocab_size)
-        table, room = self._bytes_of_tokens()
+        token_bytes, byte_limit = self._bytes_of_tokens()
 
         def read(params: Tree, batch: Tree) -> tuple:
             # Whole once, before the loop that uses them at every token (see `gather_weights`).
@@ -95,48 +95,59 @@ class Reader:
             )
             tokens, lengths = sampled["tokens"], sampled["lengths"]
             # Read on the device, by the parser that rewards use: both judge an answer alike.
-            parsed = answers.parse_tokens(tokens, lengths, table, room)
+            parsed = answers.parse_tokens(tokens, lengths, token_bytes, byte_limit)
             return tokens, lengths, parsed["answer"], parsed["format"]
 
         return read
 
     def _trace_program(self, lexicon: str | None) -> Callable:
-        table, room = self._bytes_of_tokens()
-        bank = load_phrase_bank(None, lexicon)
+        token_bytes, byte_limit = self._bytes_of_tokens()
+        phrase_bank = load_phrase_bank(None, lexicon)
 
         def score(tokens: jax.Array, lengths: jax.Array, truth: Tree) -> dict[str, jax.Array]:
             # A finding that is there for certain, and not one that the truth itself hedges.
             certain = truth["solution"] & ~truth["hedged"]
             facts = report_text.Truth.from_arrays(certain, truth["hedged"], truth["sides"])
-            parsed = rewards.read_tokens(tokens, lengths, table, room, bank, facts)
+            parsed_traces = rewards.read_tokens(
+                tokens, lengths, token_bytes, byte_limit, phrase_bank, facts
+            )
             # Those that nobody asks for are dropped by the compiler.
-            terms = rewards.reward_terms(parsed, truth["solution"])
-            return {name: terms[name] for name in TRACE_TERMS}
+            reward_terms = rewards.reward_terms(parsed_traces, truth["solution"])
+            return {term_name: reward_terms[term_name] for term_name in TRACE_TERMS}
 
         return score
 
     def _bytes_of_tokens(self) -> tuple[answers.TokenBytes, int]:
         """The bytes of each token, and how many bytes of a completion the parsers read at most."""
-        table = answers.TokenBytes.from_tokenizer(self.tokenizer)
-        return table, self.prompts.max_completion * BYTES_PER_TOKEN
+        token_bytes = answers.TokenBytes.from_tokenizer(self.tokenizer)
+        return token_bytes, self.prompts.max_completion * BYTES_PER_TOKEN
 
     def read(self, params: Tree, images: np.ndarray, texts: Sequence[str]) -> Readings:
         """Answer the prompts `texts` [N] about `images` [N, S, S], greedily."""
-        count, parts = len(images), []
-        for start in range(0, count, self.batch_size):
+        image_count, batch_outputs = len(images), []
+        for batch_start in range(0, image_count, self.batch_size):
             self.poll()
             # The last batch is filled with repeats of its last row: one shape, one program.
-            rows = np.minimum(start + self.layout.rows_of(self.batch_size), count - 1)
+            batch_rows = np.minimum(
+                batch_start + self.layout.rows_of(self.batch_size), image_count - 1
+            )
             batch = {
-                "image": np.asarray(images)[rows],
-                "prompts": self.prompts.encode([texts[row] for row in rows]),
+                "image": np.asarray(images)[batch_rows],
+                "prompts": self.prompts.encode([texts[image_index] for image_index in batch_rows]),
             }
             # Of several processes each has made its share; `layout.batch` joins them.
             outputs = self._read_batch(params, self.layout.batch(batch))
             # Without the repeats that filled the last batch.
-            parts.append([part[: count - start] for part in processes.gather_to_host(outputs)])
+            batch_outputs.append(
+                [
+                    batch_output[: image_count - batch_start]
+                    for batch_output in processes.gather_to_host(outputs)
+                ]
+            )
         # Every process has gathered all rows, so all return the same.
-        tokens, lengths, answer, valid = (np.concatenate(p) for p in zip(*parts, strict=True))
+        tokens, lengths, answer, valid = (
+            np.concatenate(pieces) for pieces in zip(*batch_outputs, strict=True)
+        )
         return Readings(tokens, lengths, answer.astype(bool), valid.astype(bool))
 
     def score_traces(self, readings: Readings, truth: Tree) -> dict[str, np.ndarray]:
@@ -148,21 +159,41 @@ class Reader:
         Returns:
             Each of `rewards.TRACE_TERMS` as float32 [N].
         """
-        count, parts = len(readings.tokens), []
-        for start in range(0, count, self.batch_size):
+        reading_count, batch_terms = len(readings.tokens), []
+        for batch_start in range(0, reading_count, self.batch_size):
             self.poll()
             # The same filling as in `read`, so here, too, one shape is compiled.
-            rows = np.minimum(np.arange(start, start + self.batch_size), count - 1)
-            facts = {name: truth[name][rows] for name in ("solution", "hedged", "sides")}
-            terms = self._score_traces(readings.tokens[rows], readings.lengths[rows], facts)
-            parts.append({name: np.asarray(x)[: count - start] for name, x in terms.items()})
-        return {name: np.concatenate([part[name] for part in parts]) for name in TRACE_TERMS}
+            batch_rows = np.minimum(
+                np.arange(batch_start, batch_start + self.batch_size), reading_count - 1
+            )
+            facts = {
+                term_name: truth[term_name][batch_rows]
+                for term_name in ("solution", "hedged", "sides")
+            }
+            values_by_term = self._score_traces(
+                readings.tokens[batch_rows], readings.lengths[batch_rows], facts
+            )
+            batch_terms.append(
+                {
+                    term_name: np.asarray(term_values)[: reading_count - batch_start]
+                    for term_name, term_values in values_by_term.items()
+                }
+            )
+        return {
+            term_name: np.concatenate([batch_term[term_name] for batch_term in batch_terms])
+            for term_name in TRACE_TERMS
+        }
 
     def texts(self, readings: Readings, rows: Sequence[int]) -> list[str]:
         """Decode the completions of the given rows."""
         # The room behind the end holds padding, which is no text.
-        completions = [readings.tokens[row][: readings.lengths[row]] for row in rows]
-        return [str(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in completions]
+        completions = [
+            readings.tokens[image_index][: readings.lengths[image_index]] for image_index in rows
+        ]
+        return [
+            str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+            for token_ids in completions
+        ]
 
 
 def _go_on() -> None:

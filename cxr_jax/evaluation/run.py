@@ -51,21 +51,21 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     """
     # What the config names is loaded, opened and checked before the first image is read.
     settings = RunConfig.from_config(config)
-    start = pretrained.load_starting_model(settings.model, settings.seed)
+    starting_model = pretrained.load_starting_model(settings.model, settings.seed)
     splits = open_splits(settings.data)
     # All test sets have images of one size: the first one tells it.
-    size = next(iter(splits.test.values())).size
+    image_size = next(iter(splits.test.values())).size
     # Prompts of all sets, so that the longest decides the width of the one program.
     prompts = Prompts(
-        start.tokenizer,
-        start.config,
-        grid_of(size, start.config),
+        starting_model.tokenizer,
+        starting_model.config,
+        grid_of(image_size, starting_model.config),
         settings.max_completion,
         texts=splits.prompts(),
     )
     reader = Reader(
-        start.config,
-        start.tokenizer,
+        starting_model.config,
+        starting_model.tokenizer,
         prompts,
         settings.eval.batch_size,
         pretrained.DTYPES[settings.dtype],
@@ -76,10 +76,10 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     try:
         # On the host first: a model that is divided over devices may fit on none of them.
         with layout.on_host():
-            params = pretrained.to_device(start.params, settings.dtype)
+            params = pretrained.to_device(starting_model.params, settings.dtype)
         models = {settings.model: layout.state(params)}
-        table = evaluate_models(models, reader, splits, run_folder, settings)
-        return {"step": 0, "results": {"table": table}}
+        result_table = evaluate_models(models, reader, splits, run_folder, settings)
+        return {"step": 0, "results": {"table": result_table}}
     # A stop in the middle gives no result: half an evaluation would look like a whole one.
     except StoppedError:
         return {"stopped": stop.requested, "step": 0}
@@ -118,131 +118,170 @@ def evaluate_models(
     Returns:
         The results as a table for the terminal; empty on all processes but the first.
     """
-    tables: dict[str, dict] = {name: {} for name in models}
+    tables: dict[str, dict] = {model_name: {} for model_name in models}
     comparisons: list[dict] = []
     cases: list[report.Case] = []
     # The last model is the one that a run has made; the one before is what it is held against.
-    names = list(models)
+    model_names = list(models)
     for set_name, source in splits.test.items():
-        data = held_out(source, settings.eval.n_final, reader.poll)
+        held_out_batch = held_out(source, settings.eval.n_final, reader.poll)
 
         # Every process reads its share of the images; what follows is for the first alone.
-        answers, traces = {}, {}
-        for name, params in models.items():
-            print(f"evaluating {name} on {len(data['image'])} images of {set_name}", flush=True)
-            answers[name] = answer_all(reader, params, data)
-            traces[name] = reader.score_traces(answers[name].real, data)
+        answers, trace_terms = {}, {}
+        for model_name, params in models.items():
+            print(
+                f"evaluating {model_name} on {len(held_out_batch['image'])} images of {set_name}",
+                flush=True,
+            )
+            answers[model_name] = answer_all(reader, params, held_out_batch)
+            trace_terms[model_name] = reader.score_traces(answers[model_name].real, held_out_batch)
         if not processes.is_main():
             continue
 
-        for name in names:
-            tables[name][set_name] = _summary(answers[name], traces[name], data, settings.eval)
-        readings = {name: answers[name].real for name in names}
-        if len(names) > 1:
-            pair = names[-2], names[-1]
-            comparisons += compare(set_name, pair, readings, data, settings.eval.bootstrap)
+        for model_name in model_names:
+            tables[model_name][set_name] = _summary(
+                answers[model_name], trace_terms[model_name], held_out_batch, settings.eval
+            )
+        readings = {model_name: answers[model_name].real for model_name in model_names}
+        if len(model_names) > 1:
+            last_two = model_names[-2], model_names[-1]
+            comparisons += compare(
+                set_name, last_two, readings, held_out_batch, settings.eval.bootstrap
+            )
         # Cases are those of the last model alone, for a person to look at.
-        last = names[-1]
-        cases += cases_to_show(set_name, last, readings[last], data, reader, settings.eval.cases)
+        last_model = model_names[-1]
+        cases += cases_to_show(
+            set_name, last_model, readings[last_model], held_out_batch, reader, settings.eval.cases
+        )
     if not processes.is_main():
         return ""
 
     # The report says of its numbers where the images came from: phantoms are no patients.
-    kind = settings.data.source
+    source_kind = settings.data.source
     report.write_report(
         run_folder.path,
         title=f"cxr_jax {settings.task}: {settings.model}",
         tables=tables,
         cases=cases,
         notes=list(notes),
-        kind=kind,
+        kind=source_kind,
         comparisons=comparisons,
     )
-    return text_table(tables, comparisons, kind)
+    return text_table(tables, comparisons, source_kind)
 
 
-def answer_all(reader: Reader, params: Tree, data: Batch) -> SetAnswers:
+def answer_all(reader: Reader, params: Tree, held_out_batch: Batch) -> SetAnswers:
     """Read the real, blank and swapped images of a set.
 
     Swapped: each case is answered from the image of the next one, which is the real reading moved by one. Blank: one
     reading of a mid-grey image stands for all, as the prompts of a set are one.
     """
-    real = reader.read(params, data["image"], data["texts"])
+    real_readings = reader.read(params, held_out_batch["image"], held_out_batch["texts"])
     # One grey image and one prompt: the answer without looking.
-    grey = np.full_like(data["image"][:1], BLANK_LEVEL)
-    blank = reader.read(params, grey, data["texts"][:1])
-    count = len(data["image"])
+    grey_image = np.full_like(held_out_batch["image"][:1], BLANK_LEVEL)
+    blank_readings = reader.read(params, grey_image, held_out_batch["texts"][:1])
+    image_count = len(held_out_batch["image"])
     blank_everywhere = Answers(
-        np.repeat(blank.answer, count, axis=0), np.repeat(blank.valid, count, axis=0)
+        np.repeat(blank_readings.answer, image_count, axis=0),
+        np.repeat(blank_readings.valid, image_count, axis=0),
     )
     # Reading the moved images once more would give the same readings, moved.
-    swapped = Answers(np.roll(real.answer, 1, axis=0), np.roll(real.valid, 1))
-    return SetAnswers(real, {"blank": blank_everywhere, "swapped": swapped})
+    swapped_answers = Answers(
+        np.roll(real_readings.answer, 1, axis=0), np.roll(real_readings.valid, 1)
+    )
+    return SetAnswers(real_readings, {"blank": blank_everywhere, "swapped": swapped_answers})
 
 
 def _summary(
-    answers: SetAnswers, traces: dict[str, np.ndarray], data: Batch, settings: EvaluationConfig
+    answers: SetAnswers,
+    trace_terms: dict[str, np.ndarray],
+    held_out_batch: Batch,
+    settings: EvaluationConfig,
 ) -> dict[str, Any]:
     return scores.summary(
         Answers(answers.real.answer, answers.real.valid),
-        Reference(data["solution"], data["known"]),
+        Reference(held_out_batch["solution"], held_out_batch["known"]),
         other_images=answers.other_images,
-        trace=traces,
+        trace=trace_terms,
         bootstrap=Bootstrap(settings.bootstrap),
     )
 
 
 def compare(
-    set_name: str, pair: tuple[str, str], readings: dict[str, Readings], data: Batch, resamples: int
+    set_name: str,
+    model_pair: tuple[str, str],
+    readings: dict[str, Readings],
+    held_out_batch: Batch,
+    resamples: int,
 ) -> list[dict[str, Any]]:
     """Bootstrap the paired differences, second minus first, of Jaccard and macro-F1, with 95 % intervals."""
-    first, second = pair
-    rows = []
+    first, second = model_pair
+    comparison_rows = []
     # The two scores by which a run is judged, on the same resamples for both models.
     for metric in ("jaccard", "macro_f1"):
-        difference, low, high = scores.paired_bootstrap(
+        difference, lower_bound, upper_bound = scores.paired_bootstrap(
             metric,
             Answers(readings[first].answer, readings[first].valid),
             Answers(readings[second].answer, readings[second].valid),
-            Reference(data["solution"], data["known"]),
+            Reference(held_out_batch["solution"], held_out_batch["known"]),
             bootstrap=Bootstrap(resamples),
         )
-        row = {"a": first, "b": second, "set": set_name, "metric": metric}
-        rows.append(row | {"diff": difference, "lo": low, "hi": high})
-    return rows
+        comparison = {"a": first, "b": second, "set": set_name, "metric": metric}
+        comparison_rows.append(
+            comparison | {"diff": difference, "lo": lower_bound, "hi": upper_bound}
+        )
+    return comparison_rows
 
 
 def cases_to_show(
-    set_name: str, model: str, readings: Readings, data: Batch, reader: Reader, count: int
+    set_name: str,
+    model: str,
+    readings: Readings,
+    held_out_batch: Batch,
+    reader: Reader,
+    case_count: int,
 ) -> list[report.Case]:
     """Choose cases for the report: the worst half, the best quarter and a quarter from between."""
     jaccard = scores.jaccard_rows(
-        Answers(readings.answer, readings.valid), Reference(data["solution"], data["known"])
+        Answers(readings.answer, readings.valid),
+        Reference(held_out_batch["solution"], held_out_batch["known"]),
     )
     # A score that is undefined, with no label known, sorts after the best.
-    order = np.argsort(np.nan_to_num(jaccard, nan=2.0), kind="stable")
-    count = min(count, len(order))
-    worst, best = count // 2, count // 4
+    worst_first = np.argsort(np.nan_to_num(jaccard, nan=2.0), kind="stable")
+    case_count = min(case_count, len(worst_first))
+    worst_count, best_count = case_count // 2, case_count // 4
     # From the sorted rest, at even distances: neither the worst nor the best.
-    between = order[worst : len(order) - best]
-    spread = np.linspace(0, len(between) - 1, count - worst - best).astype(int)
-    rows = [*order[:worst], *between[spread], *order[len(order) - best :]]
+    between = worst_first[worst_count : len(worst_first) - best_count]
+    spread_places = np.linspace(0, len(between) - 1, case_count - worst_count - best_count).astype(
+        int
+    )
+    shown_rows = [
+        *worst_first[:worst_count],
+        *between[spread_places],
+        *worst_first[len(worst_first) - best_count :],
+    ]
 
     cases = []
-    for row, text in zip(rows, reader.texts(readings, rows), strict=True):
+    for image_index, completion_text in zip(
+        shown_rows, reader.texts(readings, shown_rows), strict=True
+    ):
         # Files have names of their own; phantoms are numbered.
-        name = str(data["ids"][row]) if "ids" in data else f"{set_name}-{row}"
+        image_id = (
+            str(held_out_batch["ids"][image_index])
+            if "ids" in held_out_batch
+            else f"{set_name}-{image_index}"
+        )
         case = report.Case(
-            image=np.asarray(data["image"][row]),
-            prompt=data["texts"][row],
-            completion=text,
-            answer=readings.answer[row],
-            truth=data["solution"][row],
-            known=data["known"][row],
+            image=np.asarray(held_out_batch["image"][image_index]),
+            prompt=held_out_batch["texts"][image_index],
+            completion=completion_text,
+            answer=readings.answer[image_index],
+            truth=held_out_batch["solution"][image_index],
+            known=held_out_batch["known"][image_index],
             hospital=set_name,
             model=model,
-            score=None if np.isnan(jaccard[row]) else float(jaccard[row]),
-            id=name,
+            score=None if np.isnan(jaccard[image_index]) else float(jaccard[image_index]),
+            id=image_id,
         )
         cases.append(case)
     return cases

@@ -166,8 +166,8 @@ class Alarms:
         for name in SINCE_FIRST:
             self.first.setdefault(f"first/{name}", float(metrics[name]))
         printed = self.first.setdefault("rung", [])
-        values = {**metrics, **self.first}
-        rings = {name: bool(alarm.test(values)) for name, alarm in ALARMS.items()}
+        current_values = {**metrics, **self.first}
+        rings = {name: bool(alarm.test(current_values)) for name, alarm in ALARMS.items()}
         for name in sorted(name for name in rings if rings[name] and name not in printed):
             # A new list: the old one may stand in a checkpoint that is being written.
             self.first["rung"] = [*self.first["rung"], name]

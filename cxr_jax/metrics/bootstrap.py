@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jax.typing import ArrayLike
 
-_CHUNK = (
+_HELD_WEIGHTS = (
     4_000_000  # resampling weights held at once: 32 MB, whatever the number of samples and of rows
 )
 
@@ -26,37 +26,39 @@ class Interval(NamedTuple):
     high: float
 
 
-def sum_by_group(rows: np.ndarray, groups: ArrayLike | None) -> np.ndarray:
+def sum_by_group(row_counts: np.ndarray, groups: ArrayLike | None) -> np.ndarray:
     """Sum the row counts [N, K] of each patient, so that a resample draws patients.
 
     Raises:
         ValueError: if there is not one id a row.
     """
     if groups is None:
-        return rows
+        return row_counts
     groups = np.asarray(groups)
-    if groups.shape != rows.shape[:1]:
-        raise ValueError(f"groups must have one id a row: {groups.shape} for {len(rows)} rows")
+    if groups.shape != row_counts.shape[:1]:
+        raise ValueError(
+            f"groups must have one id a row: {groups.shape} for {len(row_counts)} rows"
+        )
     # Ids are names or numbers; what is needed is the place of each one's patient.
-    _, index = np.unique(groups, return_inverse=True)
-    sums = np.zeros((index.max() + 1, rows.shape[1]))
-    np.add.at(sums, index, rows)
-    return sums
+    patients, patient_index = np.unique(groups, return_inverse=True)
+    patient_sums = np.zeros((patient_index.max() + 1, row_counts.shape[1]))
+    np.add.at(patient_sums, patient_index, row_counts)
+    return patient_sums
 
 
 def resample(units: np.ndarray, bootstrap: Bootstrap) -> np.ndarray:
     """Draw the units [N, K] with replacement: the sums of each resample, [samples, K] (multinomial weights)."""
-    unit_count, random = len(units), np.random.default_rng(bootstrap.seed)
-    chunk = max(1, _CHUNK // unit_count)
-    sums = []
-    for start in range(0, bootstrap.samples, chunk):
-        size = min(chunk, bootstrap.samples - start)
-        draws = random.integers(unit_count, size=(size, unit_count))
+    unit_count, generator = len(units), np.random.default_rng(bootstrap.seed)
+    chunk_samples = max(1, _HELD_WEIGHTS // unit_count)
+    resampled_sums = []
+    for chunk_start in range(0, bootstrap.samples, chunk_samples):
+        chunk_size = min(chunk_samples, bootstrap.samples - chunk_start)
+        drawn_units = generator.integers(unit_count, size=(chunk_size, unit_count))
         # One count of all resamples of the chunk: those of resample i lie at i * unit_count.
-        places = draws + np.arange(size)[:, None] * unit_count
-        weights = np.bincount(places.ravel(), minlength=size * unit_count)
-        sums.append(weights.reshape(size, unit_count).astype(float) @ units)
-    return np.concatenate(sums)
+        flat_places = drawn_units + np.arange(chunk_size)[:, None] * unit_count
+        weights = np.bincount(flat_places.ravel(), minlength=chunk_size * unit_count)
+        resampled_sums.append(weights.reshape(chunk_size, unit_count).astype(float) @ units)
+    return np.concatenate(resampled_sums)
 
 
 def percentile_interval(samples: np.ndarray) -> Interval:
@@ -75,8 +77,12 @@ def number_or_none(value: np.ndarray | float) -> float | None:
 
 def estimate(point: np.ndarray | float, samples: np.ndarray) -> dict[str, float | None]:
     """Return {value, lo, hi} of a metric from its values on the resamples."""
-    low, high = percentile_interval(samples)
-    return {"value": number_or_none(point), "lo": number_or_none(low), "hi": number_or_none(high)}
+    lower_bound, upper_bound = percentile_interval(samples)
+    return {
+        "value": number_or_none(point),
+        "lo": number_or_none(lower_bound),
+        "hi": number_or_none(upper_bound),
+    }
 
 
 def estimate_mean(
@@ -84,7 +90,9 @@ def estimate_mean(
 ) -> dict[str, float | None]:
     """Return {value, lo, hi} of the mean of values [N]."""
     values = np.asarray(values, float)
-    rows = np.stack([values, np.ones(len(values))], axis=1)
-    units = sum_by_group(rows, groups)
-    sums = resample(units, bootstrap)
-    return estimate(units[:, 0].sum() / units[:, 1].sum(), sums[:, 0] / sums[:, 1])
+    weighed_values = np.stack([values, np.ones(len(values))], axis=1)
+    units = sum_by_group(weighed_values, groups)
+    resampled_sums = resample(units, bootstrap)
+    return estimate(
+        units[:, 0].sum() / units[:, 1].sum(), resampled_sums[:, 0] / resampled_sums[:, 1]
+    )

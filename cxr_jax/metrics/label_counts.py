@@ -103,11 +103,11 @@ def check_rows(answers: Answers, reference: Reference) -> CheckedRows:
 def jaccard_rows(answers: Answers, reference: Reference) -> np.ndarray:
     """Compute the Jaccard index of each row's label sets: float64 [N]; NaN where the row has no known label."""
     labels, truth, known, valid = check_rows(answers, reference)
-    named = labels & valid[:, None]  # what could not be parsed names nothing
-    both = (named & truth & known).sum(1)
-    either = ((named | truth) & known).sum(1)
-    value = np.where(either == 0, 1.0, both / np.maximum(either, 1)) * valid
-    return np.where(known.any(1), value, np.nan)
+    named_labels = labels & valid[:, None]  # what could not be parsed names nothing
+    shared_count = (named_labels & truth & known).sum(1)
+    union_count = ((named_labels | truth) & known).sum(1)
+    row_scores = np.where(union_count == 0, 1.0, shared_count / np.maximum(union_count, 1)) * valid
+    return np.where(known.any(1), row_scores, np.nan)
 
 
 def row_counts(answers: Answers, reference: Reference) -> np.ndarray:
@@ -119,10 +119,15 @@ def row_counts(answers: Answers, reference: Reference) -> np.ndarray:
     labels, truth, known, valid = check_rows(answers, reference)
     # A mean of sums needs the sum and how many enter it: Jaccard goes along with its weight.
     jaccard = jaccard_rows(answers, reference)
-    named = labels & valid[:, None]
-    flags = [named & truth & known, named & ~truth & known, ~named & truth & known, known]
-    scored = np.isfinite(jaccard)
-    columns = [*flags, np.where(scored, jaccard, 0.0)[:, None], scored[:, None]]
+    named_labels = labels & valid[:, None]
+    label_flags = [
+        named_labels & truth & known,
+        named_labels & ~truth & known,
+        ~named_labels & truth & known,
+        known,
+    ]
+    is_scored = np.isfinite(jaccard)
+    columns = [*label_flags, np.where(is_scored, jaccard, 0.0)[:, None], is_scored[:, None]]
     return np.concatenate(columns, axis=1).astype(float)
 
 
@@ -138,7 +143,10 @@ class LabelCounts(NamedTuple):
 def label_counts(counts: np.ndarray) -> LabelCounts:
     """Cut counts [..., 58] into those of the labels."""
     return LabelCounts(
-        *(counts[..., part * LABEL_COUNT : (part + 1) * LABEL_COUNT] for part in range(4))
+        *(
+            counts[..., block_index * LABEL_COUNT : (block_index + 1) * LABEL_COUNT]
+            for block_index in range(4)
+        )
     )
 
 
@@ -153,8 +161,8 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 def label_f1(counts: np.ndarray) -> np.ndarray:
     """Compute F1 of each label, [..., 14]; NaN without a known positive."""
     true_positive, false_positive, false_negative, _ = label_counts(counts)
-    f1 = ratio(2 * true_positive, 2 * true_positive + false_positive + false_negative)
-    return np.where(true_positive + false_negative > 0, f1, np.nan)
+    f1_scores = ratio(2 * true_positive, 2 * true_positive + false_positive + false_negative)
+    return np.where(true_positive + false_negative > 0, f1_scores, np.nan)
 
 
 def _jaccard(counts: np.ndarray, subset: str = "all") -> np.ndarray:
@@ -164,13 +172,13 @@ def _jaccard(counts: np.ndarray, subset: str = "all") -> np.ndarray:
 
 def _macro_f1(counts: np.ndarray, subset: str = "all") -> np.ndarray:
     # Over the labels that have an F1 in these very counts: in a resample they can be fewer.
-    f1 = label_f1(counts)[..., IN_SUBSET[subset]]
-    return ratio(np.nansum(f1, -1), np.isfinite(f1).sum(-1))
+    f1_scores = label_f1(counts)[..., IN_SUBSET[subset]]
+    return ratio(np.nansum(f1_scores, -1), np.isfinite(f1_scores).sum(-1))
 
 
 def _micro_f1(counts: np.ndarray, subset: str = "all") -> np.ndarray:
     true_positive, false_positive, false_negative, _ = (
-        part[..., IN_SUBSET[subset]].sum(-1) for part in label_counts(counts)
+        label_columns[..., IN_SUBSET[subset]].sum(-1) for label_columns in label_counts(counts)
     )
     return ratio(2 * true_positive, 2 * true_positive + false_positive + false_negative)
 

@@ -26,7 +26,7 @@ class Compilations:
 
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, *_: Any, **__: Any) -> None:
+    def _listen(self, event: str, *details: Any, **named_details: Any) -> None:
         self._events += event == "/jax/core/compile/backend_compile_duration"
 
     def count(self) -> int:
@@ -82,41 +82,47 @@ class Progress:
             metrics: of the step.
             items: how many samples it used.
         """
-        now = self._clock()
+        current_time = self._clock()
         if self._first is None:
-            self._first = (now, step)
+            self._first = (current_time, step)
         else:
             self._items += items
         self._step = step
         # To stderr by default: stdout is for results.
-        if self._is_due(now):
-            print(self.line(now, metrics or {}), file=self._stream or sys.stderr, flush=True)
-            self._printed_at, self._printed_step = now, step
+        if self._is_due(current_time):
+            print(
+                self.line(current_time, metrics or {}), file=self._stream or sys.stderr, flush=True
+            )
+            self._printed_at, self._printed_step = current_time, step
 
-    def _is_due(self, now: float) -> bool:
-        is_first = self._first == (now, self._step)
+    def _is_due(self, current_time: float) -> bool:
+        is_first = self._first == (current_time, self._step)
         if is_first or self._step >= self.total:
             return True
         if self.every_steps and self._step - self._printed_step >= self.every_steps:
             return True
-        return now - self._printed_at >= self.every_s
+        return current_time - self._printed_at >= self.every_s
 
-    def line(self, now: float, metrics: Mapping[str, Any]) -> str:
-        """Write the line of the present step. now: as the clock says."""
-        width = len(str(self.total))
-        share = 100 * self._step / max(self.total, 1)
-        parts = [f"step {self._step:{width}d}/{self.total} {share:5.1f}%"]
-        parts += [f"{name} {float(metrics[name]):.4g}" for name in self.show if name in metrics]
-        began, first_step = self._first or (now, self._step)
+    def line(self, current_time: float, metrics: Mapping[str, Any]) -> str:
+        """Write the line of the present step. current_time: as the clock says."""
+        step_digits = len(str(self.total))
+        percentage = 100 * self._step / max(self.total, 1)
+        line_parts = [f"step {self._step:{step_digits}d}/{self.total} {percentage:5.1f}%"]
+        line_parts += [
+            f"{metric_name} {float(metrics[metric_name]):.4g}"
+            for metric_name in self.show
+            if metric_name in metrics
+        ]
+        rate_start, first_step = self._first or (current_time, self._step)
         # After the first step there is no rate yet.
-        if now > began and self._step > first_step:
-            rate = (self._step - first_step) / (now - began)
-            parts.append(f"{rate:.3g} step/s")
+        if current_time > rate_start and self._step > first_step:
+            steps_per_second = (self._step - first_step) / (current_time - rate_start)
+            line_parts.append(f"{steps_per_second:.3g} step/s")
             # A caller that counts no samples gets no rate of them.
             if self._items:
-                parts.append(f"{self._items / (now - began):.3g} {self.unit}/s")
+                line_parts.append(f"{self._items / (current_time - rate_start):.3g} {self.unit}/s")
             if self._step < self.total:
-                parts.append(f"ETA {duration((self.total - self._step) / rate)}")
+                line_parts.append(f"ETA {duration((self.total - self._step) / steps_per_second)}")
             else:
-                parts.append(f"done in {duration(now - began)}")
-        return "  ".join(parts)
+                line_parts.append(f"done in {duration(current_time - rate_start)}")
+        return "  ".join(line_parts)

@@ -16,7 +16,7 @@ from cxr_jax.errors import UserError
 from cxr_jax.runtime import whole_files
 
 FILE = "metrics.jsonl"
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 # ---- Strict JSON ----
@@ -36,9 +36,11 @@ def json_value(value: Any, other: Callable[[Any], Any] = finite) -> Any:
         other: what becomes of a value of any other type.
     """
     if isinstance(value, dict):
-        return {str(name): json_value(item, other) for name, item in value.items()}
+        return {
+            str(entry_name): json_value(element, other) for entry_name, element in value.items()
+        }
     if isinstance(value, (list, tuple)):
-        return [json_value(item, other) for item in value]
+        return [json_value(element, other) for element in value]
     if hasattr(value, "dtype"):
         array = np.asarray(value)
         # float64 first: NumPy does not know every accelerator type (bfloat16, of kind V) as a Python number.
@@ -55,19 +57,21 @@ def json_value(value: Any, other: Callable[[Any], Any] = finite) -> Any:
 # ---- Reading ----
 
 
-def _lines(path: Path) -> Iterator[tuple[bytes, dict]]:
+def _lines(log_path: Path) -> Iterator[tuple[bytes, dict]]:
     """(raw line, object) of every complete line; a last line that a kill has torn is left out."""
-    for number, raw in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
-        if not raw.endswith(b"\n"):
+    for line_number, raw_line in enumerate(
+        log_path.read_bytes().splitlines(keepends=True), start=1
+    ):
+        if not raw_line.endswith(b"\n"):
             return
-        if not raw.strip():
+        if not raw_line.strip():
             continue
         try:
-            row = json.loads(raw)
-            row["step"]  # noqa: B018  (KeyError or TypeError: not one of our lines)
+            metrics_row = json.loads(raw_line)
+            metrics_row["step"]  # noqa: B018  (KeyError or TypeError: not one of our lines)
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: line {number} is not a metrics line") from error
-        yield raw, row
+            raise UserError(f"{log_path}: line {line_number} is not a metrics line") from error
+        yield raw_line, metrics_row
 
 
 def read(workdir: str | os.PathLike) -> list[dict]:
@@ -79,8 +83,8 @@ def read(workdir: str | os.PathLike) -> list[dict]:
     Raises:
         UserError: if a line is not one of ours.
     """
-    path = Path(workdir) / FILE
-    return [row for _, row in _lines(path)] if path.exists() else []
+    log_path = Path(workdir) / FILE
+    return [metrics_row for raw_line, metrics_row in _lines(log_path)] if log_path.exists() else []
 
 
 # ---- Writing ----
@@ -114,11 +118,11 @@ class MetricsWriter:
             return
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / FILE
-        if path.exists():
-            _truncate(path, resume_step, redo)
+        log_path = workdir / FILE
+        if log_path.exists():
+            _truncate(log_path, resume_step, redo)
         # O_APPEND and one write a line: a reader never sees half a line in the middle of the file.
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         if tensorboard:
             self._board = _tensorboard(workdir / "tensorboard", resume_step)
 
@@ -135,26 +139,26 @@ class MetricsWriter:
         """
         if self._file is None:
             return
-        row = {"step": int(step), "kind": kind, "time": round(time.time(), 3)}
-        if clash := row.keys() & metrics.keys():
-            raise ValueError(f"reserved metric name: {', '.join(sorted(clash))}")
-        row |= {name: json_value(value) for name, value in metrics.items()}
-        data = (json.dumps(row, allow_nan=False) + "\n").encode()
-        while data:  # one call unless the disk is full, which raises
-            data = data[os.write(self._file, data) :]
-        self._to_board(int(step), row, kind)
+        metrics_row = {"step": int(step), "kind": kind, "time": round(time.time(), 3)}
+        if reserved_names := metrics_row.keys() & metrics.keys():
+            raise ValueError(f"reserved metric name: {', '.join(sorted(reserved_names))}")
+        metrics_row |= {metric_name: json_value(value) for metric_name, value in metrics.items()}
+        unwritten = (json.dumps(metrics_row, allow_nan=False) + "\n").encode()
+        while unwritten:  # one call unless the disk is full, which raises
+            unwritten = unwritten[os.write(self._file, unwritten) :]
+        self._to_board(int(step), metrics_row, kind)
 
-    def _to_board(self, step: int, row: Mapping[str, Any], kind: str) -> None:
+    def _to_board(self, step: int, metrics_row: Mapping[str, Any], line_kind: str) -> None:
         if self._board is None:
             return
         try:
-            for name, value in row.items():
-                if name not in ("step", "time") and isinstance(value, (int, float)):
-                    self._board.add_scalar(f"{kind}/{name}", value, step)
+            for metric_name, value in metrics_row.items():
+                if metric_name not in ("step", "time") and isinstance(value, (int, float)):
+                    self._board.add_scalar(f"{line_kind}/{metric_name}", value, step)
         except (
             Exception
         ) as error:  # a broken board never stops a run: metrics.jsonl holds everything
-            log.warning("TensorBoard switched off: %s", error)
+            logger.warning("TensorBoard switched off: %s", error)
             self._board = None
 
     def close(self) -> None:
@@ -171,7 +175,7 @@ class MetricsWriter:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
@@ -179,26 +183,28 @@ class MetricsWriter:
         self.close()
 
 
-def _truncate(path: Path, resume_step: int | None, redo: str | None) -> None:
+def _truncate(log_path: Path, resume_step: int | None, repeated_kind: str | None) -> None:
     """Rewrite the file without torn or later lines, only if there are any."""
 
-    def stays(row: Mapping[str, Any]) -> bool:
-        if resume_step is None or row["step"] < resume_step:
+    def stays(metrics_row: Mapping[str, Any]) -> bool:
+        if resume_step is None or metrics_row["step"] < resume_step:
             return True
-        return row["step"] == resume_step and row.get("kind") != redo
+        return metrics_row["step"] == resume_step and metrics_row.get("kind") != repeated_kind
 
-    kept = b"".join(raw for raw, row in _lines(path) if stays(row))
-    if len(kept) != path.stat().st_size:
-        whole_files.write_bytes(path, kept)
+    kept_lines = b"".join(
+        raw_line for raw_line, metrics_row in _lines(log_path) if stays(metrics_row)
+    )
+    if len(kept_lines) != log_path.stat().st_size:
+        whole_files.write_bytes(log_path, kept_lines)
 
 
-def _tensorboard(folder: Path, resume_step: int | None) -> Any:
+def _tensorboard(board_folder: Path, resume_step: int | None) -> Any:
     """A writer of TensorBoard's files, None where there can be none."""
     try:
         from tensorboardX import SummaryWriter
 
         purge_step = None if resume_step is None else resume_step + 1
-        return SummaryWriter(str(folder), purge_step=purge_step)
+        return SummaryWriter(str(board_folder), purge_step=purge_step)
     except Exception as error:
-        log.warning("no TensorBoard: %s", error)
+        logger.warning("no TensorBoard: %s", error)
         return None

@@ -66,8 +66,8 @@ class Difference(NamedTuple):
 
     def as_estimate(self) -> dict[str, float | None]:
         """Return {value, lo, hi}, None where undefined."""
-        names = ("value", "lo", "hi")
-        return dict(zip(names, map(number_or_none, self), strict=True))
+        result_keys = ("value", "lo", "hi")
+        return dict(zip(result_keys, map(number_or_none, self), strict=True))
 
 
 def paired_bootstrap(
@@ -97,17 +97,17 @@ def paired_bootstrap(
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}; got {metric!r}")
     counts = [row_counts(answers, reference) for answers in (first, second)]
-    width = counts[0].shape[1]
+    column_count = counts[0].shape[1]
     # Side by side, so that one resample draws the same rows for both.
     units = sum_by_group(np.concatenate(counts, axis=1), reference.groups)
 
     def difference(sums: np.ndarray) -> np.ndarray:
-        return METRICS[metric](sums[..., width:], subset) - METRICS[metric](
-            sums[..., :width], subset
+        return METRICS[metric](sums[..., column_count:], subset) - METRICS[metric](
+            sums[..., :column_count], subset
         )
 
-    low, high = percentile_interval(difference(resample(units, bootstrap)))
-    return Difference(float(difference(units.sum(0))), float(low), float(high))
+    lower_bound, upper_bound = percentile_interval(difference(resample(units, bootstrap)))
+    return Difference(float(difference(units.sum(0))), float(lower_bound), float(upper_bound))
 
 
 # ---- Constant policies ----
@@ -131,13 +131,18 @@ def constant_predictions(
     else:
         frequency = np.asarray(prior, float)
     # Stable: of equally frequent labels the first of the 14, on every machine.
-    order = np.argsort(-np.nan_to_num(frequency), kind="stable")
-    labels: dict[str, ArrayLike] = {
+    by_frequency = np.argsort(-np.nan_to_num(frequency), kind="stable")
+    named_labels: dict[str, ArrayLike] = {
         "No Finding": np.array([INDEX["No Finding"]]),
         "all labels": np.arange(LABEL_COUNT),
     }
-    labels |= {f"top-{length} prior": order[:length] for length in range(1, LONGEST_PRIOR + 1)}
-    return {name: np.isin(np.arange(LABEL_COUNT), named) for name, named in labels.items()}
+    named_labels |= {
+        f"top-{length} prior": by_frequency[:length] for length in range(1, LONGEST_PRIOR + 1)
+    }
+    return {
+        policy_name: np.isin(np.arange(LABEL_COUNT), label_indices)
+        for policy_name, label_indices in named_labels.items()
+    }
 
 
 def constant_policies(
@@ -154,31 +159,36 @@ def constant_policies(
         {"policies": {name: {"labels", "jaccard", "macro_f1", "micro_f1"}}, "best_jaccard": {...},
         "best_macro_f1": {...}}; the two best hold the name under "policy" and estimates with intervals.
     """
-    named = constant_predictions(reference, prior)
-    shape = np.shape(reference.truth)
+    predictions = constant_predictions(reference, prior)
+    truth_shape = np.shape(reference.truth)
     counts = {
-        name: row_counts(Answers(np.broadcast_to(labels, shape)), reference)
-        for name, labels in named.items()
+        policy_name: row_counts(Answers(np.broadcast_to(labels, truth_shape)), reference)
+        for policy_name, labels in predictions.items()
     }
     policies: dict[str, dict[str, Any]] = {}
-    for name, rows in counts.items():
-        total = rows.sum(0)
-        policies[name] = {
-            "labels": [CHEXPERT_14[label] for label in np.flatnonzero(named[name])],
-            **{metric: number_or_none(compute(total)) for metric, compute in METRICS.items()},
+    for policy_name, counts_of_policy in counts.items():
+        total_counts = counts_of_policy.sum(0)
+        policies[policy_name] = {
+            "labels": [CHEXPERT_14[label] for label in np.flatnonzero(predictions[policy_name])],
+            **{
+                metric: number_or_none(compute(total_counts)) for metric, compute in METRICS.items()
+            },
         }
     result: dict[str, Any] = {"policies": policies}
     for metric in COMPARED:
-        scores = {name: policy[metric] for name, policy in policies.items()}
-        best = max(scores, key=lambda name: -1.0 if scores[name] is None else scores[name])
-        units = sum_by_group(counts[best], reference.groups)
+        scores = {policy_name: policy[metric] for policy_name, policy in policies.items()}
+        best_policy = max(
+            scores,
+            key=lambda policy_name: -1.0 if scores[policy_name] is None else scores[policy_name],
+        )
+        units = sum_by_group(counts[best_policy], reference.groups)
         samples = resample(units, bootstrap)
         result[f"best_{metric}"] = {
-            "policy": best,
-            "labels": policies[best]["labels"],
+            "policy": best_policy,
+            "labels": policies[best_policy]["labels"],
             **{
-                name: estimate(compute(units.sum(0)), compute(samples))
-                for name, compute in METRICS.items()
+                policy_name: estimate(compute(units.sum(0)), compute(samples))
+                for policy_name, compute in METRICS.items()
             },
         }
     return result
@@ -207,20 +217,24 @@ def image_use_audit(
     """
     if "real" not in answers:
         raise ValueError("predictions must hold 'real'")
-    real = answers["real"]
+    real_answers = answers["real"]
     result: dict[str, dict[str, Any]] = {}
-    for name, shown in answers.items():
-        total = row_counts(shown, reference).sum(0)
-        result[name] = {metric: number_or_none(METRICS[metric](total)) for metric in COMPARED}
-        if name == "real":
+    for image_name, shown_answers in answers.items():
+        total_counts = row_counts(shown_answers, reference).sum(0)
+        result[image_name] = {
+            metric: number_or_none(METRICS[metric](total_counts)) for metric in COMPARED
+        }
+        if image_name == "real":
             continue
         # A label that the reference does not know may change: it enters no score.
-        known = check_rows(shown, reference).known
-        is_same = np.asarray(shown.labels, bool) == np.asarray(real.labels, bool)
-        result[name]["same_answer"] = float((is_same | ~known).all(1).mean())
+        known = check_rows(shown_answers, reference).known
+        is_same = np.asarray(shown_answers.labels, bool) == np.asarray(real_answers.labels, bool)
+        result[image_name]["same_answer"] = float((is_same | ~known).all(1).mean())
         for metric in COMPARED:
-            drop = paired_bootstrap(metric, shown, real, reference, bootstrap=bootstrap)
-            result[name][f"drop_{metric}"] = drop.as_estimate()
+            drop = paired_bootstrap(
+                metric, shown_answers, real_answers, reference, bootstrap=bootstrap
+            )
+            result[image_name][f"drop_{metric}"] = drop.as_estimate()
     return result
 
 
@@ -238,10 +252,12 @@ def auroc(probability: ArrayLike, truth: ArrayLike) -> float | None:
     if not positives or not negatives:
         return None
     # The rank of a value is the middle of the places that it and its equals take.
-    _, index, count = np.unique(probability, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(count) - (count - 1) / 2)[index]
-    wins = rank[truth].sum() - positives * (positives + 1) / 2
-    return float(wins / (positives * negatives))
+    thresholds, rank_index, tie_counts = np.unique(
+        probability, return_inverse=True, return_counts=True
+    )
+    shared_ranks = (np.cumsum(tie_counts) - (tie_counts - 1) / 2)[rank_index]
+    won_pairs = shared_ranks[truth].sum() - positives * (positives + 1) / 2
+    return float(won_pairs / (positives * negatives))
 
 
 def calibration(
@@ -261,20 +277,22 @@ def calibration(
     """
     _, truth, known, _ = check_rows(Answers(reference.truth), reference)
     probabilities = np.asarray(probabilities, float)
-    said, true = probabilities[known], truth[known].astype(float)
+    predicted, observed = probabilities[known], truth[known].astype(float)
     # A probability of 1 belongs to the last bin.
-    bin_of_cell = np.minimum((said * bins).astype(int), bins - 1)
-    gap = np.abs(np.bincount(bin_of_cell, said - true, bins))
-    areas = {}
-    for label, name in enumerate(CHEXPERT_14):
-        rows = known[:, label]
-        areas[name] = auroc(probabilities[rows, label], truth[rows, label])
-    defined = [area for area in areas.values() if area is not None]
+    bin_of_cell = np.minimum((predicted * bins).astype(int), bins - 1)
+    bin_gaps = np.abs(np.bincount(bin_of_cell, predicted - observed, bins))
+    area_by_label = {}
+    for label_index, label_name in enumerate(CHEXPERT_14):
+        known_rows = known[:, label_index]
+        area_by_label[label_name] = auroc(
+            probabilities[known_rows, label_index], truth[known_rows, label_index]
+        )
+    defined_areas = [area for area in area_by_label.values() if area is not None]
     return {
-        "ece": number_or_none(gap.sum() / said.size) if said.size else None,
-        "brier": number_or_none(np.mean((said - true) ** 2)) if said.size else None,
-        "mean_auroc": float(np.mean(defined)) if defined else None,
-        "auroc": areas,
+        "ece": number_or_none(bin_gaps.sum() / predicted.size) if predicted.size else None,
+        "brier": number_or_none(np.mean((predicted - observed) ** 2)) if predicted.size else None,
+        "mean_auroc": float(np.mean(defined_areas)) if defined_areas else None,
+        "auroc": area_by_label,
         "bins": bins,
     }
 
@@ -282,40 +300,46 @@ def calibration(
 # ---- Everything of one model on one set ----
 
 
-def _per_label(total: np.ndarray, samples: np.ndarray) -> dict[str, dict[str, Any]]:
+def _per_label(total_counts: np.ndarray, resampled_counts: np.ndarray) -> dict[str, dict[str, Any]]:
     """Counts, precision, recall and F1 of each label; samples: the resampled counts."""
-    true_positive, false_positive, false_negative, known = label_counts(total)
-    f1, f1_samples = label_f1(total), label_f1(samples)
+    true_positive, false_positive, false_negative, known = label_counts(total_counts)
+    f1_scores, f1_samples = label_f1(total_counts), label_f1(resampled_counts)
     named, positive = true_positive + false_positive, true_positive + false_negative
     precision, recall = ratio(true_positive, named), ratio(true_positive, positive)
     negative_and_right = known - true_positive - false_positive - false_negative
     return {
-        name: {
-            "tp": int(true_positive[label]),
-            "fp": int(false_positive[label]),
-            "fn": int(false_negative[label]),
-            "tn": int(negative_and_right[label]),
-            "n_known": int(known[label]),
-            "n_pos": int(positive[label]),
-            "n_pred": int(named[label]),
-            "precision": number_or_none(precision[label]),
-            "recall": number_or_none(recall[label]),
-            "f1": estimate(f1[label], f1_samples[:, label]),
+        label_name: {
+            "tp": int(true_positive[label_index]),
+            "fp": int(false_positive[label_index]),
+            "fn": int(false_negative[label_index]),
+            "tn": int(negative_and_right[label_index]),
+            "n_known": int(known[label_index]),
+            "n_pos": int(positive[label_index]),
+            "n_pred": int(named[label_index]),
+            "precision": number_or_none(precision[label_index]),
+            "recall": number_or_none(recall[label_index]),
+            "f1": estimate(f1_scores[label_index], f1_samples[:, label_index]),
         }
-        for label, name in enumerate(CHEXPERT_14)
+        for label_index, label_name in enumerate(CHEXPERT_14)
     }
 
 
-def _by_subset(metric: str, total: np.ndarray, samples: np.ndarray) -> dict[str, dict[str, Any]]:
+def _by_subset(
+    metric: str, total_counts: np.ndarray, resampled_counts: np.ndarray
+) -> dict[str, dict[str, Any]]:
     """A metric on each of the SUBSETS, with the labels that enter it: for macro-F1 only those that have one."""
-    compute, has_f1 = METRICS[metric], np.isfinite(label_f1(total))
-    result = {}
-    for subset, kept in IN_SUBSET.items():
-        enters = kept & has_f1 if metric == "macro_f1" else kept
-        labels = [name for name, is_in in zip(CHEXPERT_14, enters, strict=True) if is_in]
-        score = estimate(compute(total, subset), compute(samples, subset))
-        result[subset] = {**score, "labels": labels}
-    return result
+    compute, has_f1 = METRICS[metric], np.isfinite(label_f1(total_counts))
+    by_subset = {}
+    for subset, in_subset in IN_SUBSET.items():
+        entering_labels = in_subset & has_f1 if metric == "macro_f1" else in_subset
+        label_names = [
+            label_name
+            for label_name, is_entering in zip(CHEXPERT_14, entering_labels, strict=True)
+            if is_entering
+        ]
+        subset_score = estimate(compute(total_counts, subset), compute(resampled_counts, subset))
+        by_subset[subset] = {**subset_score, "labels": label_names}
+    return by_subset
 
 
 def _over_constant(
@@ -324,10 +348,14 @@ def _over_constant(
     """Paired gain over the best constant policy (chosen on these very rows, which favours the policy)."""
     gains = {}
     for metric in COMPARED:
-        best = constants[f"best_{metric}"]
-        labels = np.tile(np.isin(CHEXPERT_14, best["labels"]), (np.shape(reference.truth)[0], 1))
-        gain = paired_bootstrap(metric, Answers(labels), answers, reference, bootstrap=bootstrap)
-        gains[metric] = {"policy": best["policy"], **gain.as_estimate()}
+        best_policy = constants[f"best_{metric}"]
+        constant_labels = np.tile(
+            np.isin(CHEXPERT_14, best_policy["labels"]), (np.shape(reference.truth)[0], 1)
+        )
+        paired_gain = paired_bootstrap(
+            metric, Answers(constant_labels), answers, reference, bootstrap=bootstrap
+        )
+        gains[metric] = {"policy": best_policy["policy"], **paired_gain.as_estimate()}
     return gains
 
 
@@ -335,7 +363,7 @@ def _scores(answers: Answers, reference: Reference, bootstrap: Bootstrap) -> dic
     """The scores of a summary, and what their intervals are made from."""
     units = sum_by_group(row_counts(answers, reference), reference.groups)
     # Every metric is computed on the same resamples.
-    total, samples = units.sum(0), resample(units, bootstrap)
+    total_counts, resampled_counts = units.sum(0), resample(units, bootstrap)
     jaccard = METRICS["jaccard"]
     return {
         "n": np.shape(reference.truth)[0],
@@ -344,10 +372,10 @@ def _scores(answers: Answers, reference: Reference, bootstrap: Bootstrap) -> dic
         "n_boot": bootstrap.samples,
         "seed": bootstrap.seed,
         "parse_failure_rate": float((~np.asarray(answers.valid)).mean()),
-        "jaccard": estimate(jaccard(total), jaccard(samples)),
-        "macro_f1": _by_subset("macro_f1", total, samples),
-        "micro_f1": _by_subset("micro_f1", total, samples),
-        "per_label": _per_label(total, samples),
+        "jaccard": estimate(jaccard(total_counts), jaccard(resampled_counts)),
+        "macro_f1": _by_subset("macro_f1", total_counts, resampled_counts),
+        "micro_f1": _by_subset("micro_f1", total_counts, resampled_counts),
+        "per_label": _per_label(total_counts, resampled_counts),
     }
 
 
@@ -380,9 +408,9 @@ def summary(
         `trace` ({term: {value, lo, hi}} of the mean) and `calibration`.
     """
     # ---- Scores, with intervals over the units ----
-    rows = check_rows(answers, reference)
-    answers = Answers(rows.labels, rows.valid)
-    reference = Reference(rows.truth, rows.known, reference.groups)
+    checked_rows = check_rows(answers, reference)
+    answers = Answers(checked_rows.labels, checked_rows.valid)
+    reference = Reference(checked_rows.truth, checked_rows.known, reference.groups)
     result = _scores(answers, reference, bootstrap)
 
     # ---- What a reader that never looks would score ----
@@ -392,12 +420,12 @@ def summary(
 
     # ---- What not every caller has ----
     if other_images:
-        shown = {"real": answers, **other_images}
-        result["audit"] = image_use_audit(shown, reference, bootstrap=bootstrap)
+        shown_answers = {"real": answers, **other_images}
+        result["audit"] = image_use_audit(shown_answers, reference, bootstrap=bootstrap)
     if trace is not None:
         result["trace"] = {
-            term: estimate_mean(values, reference.groups, bootstrap)
-            for term, values in trace.items()
+            trace_term: estimate_mean(term_values, reference.groups, bootstrap)
+            for trace_term, term_values in trace.items()
         }
     if probabilities is not None:
         result["calibration"] = calibration(probabilities, reference)

@@ -55,53 +55,55 @@ def flops(function: Callable[..., Any], *arguments: Any, while_trips: Sequence[i
     return _flops(jax.make_jaxpr(function)(*arguments).jaxpr, list(while_trips))
 
 
-def _flops(jaxpr: Any, trips: list[int]) -> int:
-    """Count the operations of `jaxpr`, and take from `trips` those of its loops."""
-    total = 0
+def _flops(jaxpr: Any, trip_counts: list[int]) -> int:
+    """Count the operations of `jaxpr`, and take from `trip_counts` those of its loops."""
+    operation_count = 0
     for equation in jaxpr.eqns:
         primitive, parameters = equation.primitive.name, equation.params
         # A product of [.., m, k] and [.., k, n]: one multiplication and one addition for each k.
         if primitive == "dot_general":
-            (contracted_axes, _), _ = parameters["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            contracted = math.prod(shape[axis] for axis in contracted_axes)
-            total += 2 * contracted * math.prod(equation.outvars[0].aval.shape)
+            (contracted_axes, batch_axes), batch_axes = parameters["dimension_numbers"]
+            left_shape = equation.invars[0].aval.shape
+            contracted = math.prod(left_shape[axis] for axis in contracted_axes)
+            operation_count += 2 * contracted * math.prod(equation.outvars[0].aval.shape)
         elif primitive == "while":
             # The last number is never taken out: it goes for all loops that follow.
-            turns = trips.pop(0) if len(trips) > 1 else trips[0]
-            total += turns * _flops(parameters["body_jaxpr"].jaxpr, trips)
+            loop_turns = trip_counts.pop(0) if len(trip_counts) > 1 else trip_counts[0]
+            operation_count += loop_turns * _flops(parameters["body_jaxpr"].jaxpr, trip_counts)
         elif primitive == "cond":
-            total += _flops_of_dearest(parameters["branches"], trips)
+            operation_count += _flops_of_dearest(parameters["branches"], trip_counts)
         else:
             # A scan knows its turns; other primitives with an inner program run it once.
-            times = parameters["length"] if primitive == "scan" else 1
+            repetitions = parameters["length"] if primitive == "scan" else 1
             # Of a custom gradient, only the forward function is in the program; its rules are callables.
-            total += times * sum(_flops(inner, trips) for inner in _inner_jaxprs(parameters))
-    return total
+            operation_count += repetitions * sum(
+                _flops(inner_jaxpr, trip_counts) for inner_jaxpr in _inner_jaxprs(parameters)
+            )
+    return operation_count
 
 
-def _flops_of_dearest(branches: Sequence[Any], trips: list[int]) -> int:
-    """Count the branch that costs most, and leave in `trips` what it leaves."""
-    most, trips_left = -1, trips
+def _flops_of_dearest(branches: Sequence[Any], trip_counts: list[int]) -> int:
+    """Count the branch that costs most, and leave in `trip_counts` what it leaves."""
+    most_operations, trips_left = -1, trip_counts
     for branch in branches:
-        branch_trips = list(trips)
+        branch_trips = list(trip_counts)
         # Each branch counts with its own copy, since only one of them runs.
-        count = _flops(branch.jaxpr, branch_trips)
-        if count > most:
-            most, trips_left = count, branch_trips
+        branch_operations = _flops(branch.jaxpr, branch_trips)
+        if branch_operations > most_operations:
+            most_operations, trips_left = branch_operations, branch_trips
     # In place: the caller goes on with the same list.
-    trips[:] = trips_left
-    return most
+    trip_counts[:] = trips_left
+    return most_operations
 
 
 def _inner_jaxprs(parameters: Mapping[str, Any]) -> Iterator[Any]:
     for parameter in parameters.values():
         # Inner programs stand in the parameters of a primitive under many names, alone or in a row.
-        for value in parameter if isinstance(parameter, (tuple, list)) else [parameter]:
-            if hasattr(value, "eqns"):
-                yield value
-            elif hasattr(value, "jaxpr"):
-                yield value.jaxpr
+        for element in parameter if isinstance(parameter, (tuple, list)) else [parameter]:
+            if hasattr(element, "eqns"):
+                yield element
+            elif hasattr(element, "jaxpr"):
+                yield element.jaxpr
 
 
 # ---- Collectives -----------------------------------------------------------------------------------
@@ -119,62 +121,67 @@ def collectives(hlo: str, devices: int, while_trips: float = 1) -> dict[str, int
         while_trips: for loops whose number of turns the compiler does not know, their mean.
     """
     # Factors of a result's bytes, by the rule above; the other kinds send it once.
-    weight = {"all-reduce": 2, "reduce-scatter": devices}
-    bodies, entry = _computations(hlo)
-    known: dict[str, dict[str, int]] = {}
+    result_weights = {"all-reduce": 2, "reduce-scatter": devices}
+    lines_by_computation, entry = _computations(hlo)
+    counted: dict[str, dict[str, int]] = {}
 
     # Called from several places, a computation is counted once and remembered.
     def moved_by(computation: str) -> dict[str, int]:
-        if computation in known:
-            return known[computation]
-        known[computation] = total = dict.fromkeys(COLLECTIVES, 0)
-        for line in bodies.get(computation, ()):
+        if computation in counted:
+            return counted[computation]
+        counted[computation] = total_bytes = dict.fromkeys(COLLECTIVES, 0)
+        for hlo_line in lines_by_computation.get(computation, ()):
             # What the line itself moves.
-            operation = _OPERATION.search(line)
-            if operation and operation[2] in total:
-                result = operation[1]
-                if "-start(" in line:  # its type is (operand, result)
-                    result = result.rsplit(", ", 1)[-1]
-                total[operation[2]] += weight.get(operation[2], 1) * _size(result)
+            operation = _OPERATION.search(hlo_line)
+            if operation and operation[2] in total_bytes:
+                result_type = operation[1]
+                if "-start(" in hlo_line:  # its type is (operand, result)
+                    result_type = result_type.rsplit(", ", 1)[-1]
+                total_bytes[operation[2]] += result_weights.get(operation[2], 1) * _size(
+                    result_type
+                )
 
             # What the computations that it calls move, as often as it calls them.
-            turns: float = 1
-            if re.search(r"\bwhile\(", line):
-                known_turns = _KNOWN_TURNS.search(line)
-                turns = int(known_turns[1]) if known_turns else while_trips
-            callees = re.split(r", %", ", %".join(_CALLEE.findall(line)))
-            called = [moved_by(callee) for callee in callees]
-            if re.search(r"\bconditional\(", line):
+            call_count: float = 1
+            if re.search(r"\bwhile\(", hlo_line):
+                known_turns = _KNOWN_TURNS.search(hlo_line)
+                call_count = int(known_turns[1]) if known_turns else while_trips
+            callees = re.split(r", %", ", %".join(_CALLEE.findall(hlo_line)))
+            callee_bytes = [moved_by(callee) for callee in callees]
+            if re.search(r"\bconditional\(", hlo_line):
                 # Which branch will run is not known; the dearest is an upper bound.
-                called = [max(called, key=lambda moved: sum(moved.values()))]
-            for moved in called:
-                for kind, size in moved.items():
-                    total[kind] += round(turns * size)
-        return total
+                callee_bytes = [
+                    max(callee_bytes, key=lambda bytes_moved: sum(bytes_moved.values()))
+                ]
+            for bytes_moved in callee_bytes:
+                for collective, byte_count in bytes_moved.items():
+                    total_bytes[collective] += round(call_count * byte_count)
+        return total_bytes
 
     return moved_by(entry)
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
     """Return ({name of a computation: its lines}, name of the entry)."""
-    bodies: dict[str, list[str]] = {}
-    entry = name = ""
-    for line in hlo.splitlines():
+    lines_by_computation: dict[str, list[str]] = {}
+    entry = computation = ""
+    for hlo_line in hlo.splitlines():
         # A header opens a computation; its lines are indented by two blanks or more.
-        if header := re.match(r"(ENTRY )?%?([\w.-]+) .*\{\s*$", line):
-            name = header[2]
-            bodies[name] = []
+        if header := re.match(r"(ENTRY )?%?([\w.-]+) .*\{\s*$", hlo_line):
+            computation = header[2]
+            lines_by_computation[computation] = []
             if header[1]:
-                entry = name
-        elif name and line.startswith("  "):
-            bodies[name].append(line)
-    return bodies, entry
+                entry = computation
+        elif computation and hlo_line.startswith("  "):
+            lines_by_computation[computation].append(hlo_line)
+    return lines_by_computation, entry
 
 
-def _size(shapes: str) -> int:
+def _size(array_types: str) -> int:
     """Count bytes of all arrays in an HLO type such as `(f32[2,3]{1,0}, bf16[4])`."""
     return sum(
         # An unknown type counts 4 bytes, and a scalar has no lengths: one element.
-        _BYTES.get(kind, 4) * math.prod(int(length) for length in lengths.split(",") if length)
-        for kind, lengths in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+        _BYTES.get(element_type, 4)
+        * math.prod(int(length) for length in lengths.split(",") if length)
+        for element_type, lengths in re.findall(r"(\w+)\[([\d,]*)\]", array_types)
     )

@@ -112,7 +112,7 @@ class Shapes:
         self.key = jax.random.key(0)
         self.params = jax.eval_shape(lambda: qwen.init_params(self.model_config, self.key))
 
-    def state(self, extra: Tree) -> tuple[Tree, Tree]:
+    def state(self, extra_params: Tree) -> tuple[Tree, Tree]:
         """Return (train state, frozen parameters) of {"model": .., **extra}, abstract."""
         import jax
 
@@ -123,26 +123,26 @@ class Shapes:
             trained, frozen = self.trainable.split(params, self.key)
             return optimizer.init_state(self.optimizer, trained), frozen
 
-        return jax.eval_shape(make, {"model": self.params, **extra})
+        return jax.eval_shape(make, {"model": self.params, **extra_params})
 
-    def batch(self, rows: int) -> Tree:
+    def batch(self, row_count: int) -> Tree:
         """Return images and prompts of so many rows, abstract."""
         # Prompt and completion lie in one row, so positions are made for both.
-        size = self.settings.data.size
-        room = self.prompt_width + self.settings.max_completion
+        image_size = self.settings.data.size
+        sequence_length = self.prompt_width + self.settings.max_completion
         return {
-            "image": _array((rows, size, size)),
+            "image": _array((row_count, image_size, image_size)),
             "prompts": {
-                "ids": _array((rows, self.prompt_width), "int32"),
-                "lengths": _array((rows,), "int32"),
-                "positions": _array((3, rows, room), "int32"),
+                "ids": _array((row_count, self.prompt_width), "int32"),
+                "lengths": _array((row_count,), "int32"),
+                "positions": _array((3, row_count, sequence_length), "int32"),
             },
         }
 
-    def texts(self, rows: int) -> Tree:
+    def texts(self, row_count: int) -> Tree:
         """Return completions of so many rows and the mask of their tokens, abstract."""
-        shape = (rows, self.settings.max_completion)
-        return {"completions": _array(shape, "int32"), "mask": _array(shape, "bool")}
+        token_shape = (row_count, self.settings.max_completion)
+        return {"completions": _array(token_shape, "int32"), "mask": _array(token_shape, "bool")}
 
 
 def _array(shape: tuple[int, ...], dtype: str = "float32") -> "jax.ShapeDtypeStruct":
@@ -157,16 +157,16 @@ def _read_model(model: str) -> "tuple[Config, Tokenizer]":
     from cxr_jax.weights import hf_folder, locate, pretrained
 
     # The published recipe names no model, since it has to be a folder; it is made for the 3B.
-    name = model or "random:qwen2.5-vl-3b"
+    model_name = model or "random:qwen2.5-vl-3b"
     if model:
         pretrained.check_model(model)
-    if name.startswith("random:"):
+    if model_name.startswith("random:"):
         # Sizes need no weights, but prompts need a tokenizer: the embedded one stands in.
         tokenizer = tokenizers.load(pretrained.PHANTOM)
-        return pretrained.random_config(name, tokenizer), tokenizer
-    folder = locate.find_folder(name)
+        return pretrained.random_config(model_name, tokenizer), tokenizer
+    model_folder = locate.find_folder(model_name)
     # Config and tokenizer only: weights may not even be on this machine.
-    return hf_folder.read_config(folder), tokenizers.load(str(folder))
+    return hf_folder.read_config(model_folder), tokenizers.load(str(model_folder))
 
 
 # ---- The programs of each task ---------------------------------------------------------------------
@@ -185,7 +185,7 @@ def _sft_step(settings: "RunConfig", shapes: Shapes) -> Program:
 
     from cxr_jax.sft import step as sft_step
 
-    rows = settings.batch_size
+    row_count = settings.batch_size
     # The head that SFT locates findings with trains, too.
     locate_head = jax.eval_shape(
         lambda: sft_step.init_locate_head(
@@ -194,12 +194,12 @@ def _sft_step(settings: "RunConfig", shapes: Shapes) -> Program:
     )
     # The head that finds findings in region maps trains beside the model (`locate_weight`).
     state, frozen = shapes.state({"locate": locate_head})
-    batch = {**shapes.batch(rows), **shapes.texts(rows)}
+    batch = {**shapes.batch(row_count), **shapes.texts(row_count)}
     if settings.locate_weight:
         # Region maps have a cell for each image token, a merged square of patches.
-        side = shapes.grid[1] // shapes.model_config.vision.spatial_merge_size
-        batch["regions"] = _array((rows, sft_step.LOCATED_FINDINGS, side, side))
-        batch["severity"] = _array((rows, sft_step.LOCATED_FINDINGS))
+        grid_side = shapes.grid[1] // shapes.model_config.vision.spatial_merge_size
+        batch["regions"] = _array((row_count, sft_step.LOCATED_FINDINGS, grid_side, grid_side))
+        batch["severity"] = _array((row_count, sft_step.LOCATED_FINDINGS))
     # The joint step; the warm-up before it is the first of the two.
     step = sft_step.make_steps(
         shapes.model_config,
@@ -211,14 +211,14 @@ def _sft_step(settings: "RunConfig", shapes: Shapes) -> Program:
         remat=settings.remat,
     )[1]
     arguments = {"state": state, "fixed": frozen, "batch": batch}
-    tokens = rows * (shapes.prompt_width + settings.max_completion)
-    return Program("SFT step", step, arguments, [1], tokens, {})
+    token_count = row_count * (shapes.prompt_width + settings.max_completion)
+    return Program("SFT step", step, arguments, [1], token_count, {})
 
 
 def _rl_programs(settings: "RunConfig", shapes: Shapes) -> list[Program]:
-    drawn = settings.rollout.prompts_per_step * settings.rollout.oversample
+    drawn_prompts = settings.rollout.prompts_per_step * settings.rollout.oversample
     state, frozen = shapes.state({})
-    batch = _rl_batch(settings, shapes, drawn)
+    batch = _rl_batch(settings, shapes, drawn_prompts)
     rollout = _rollout(settings, shapes, state, frozen, batch)
     return [rollout, _update(settings, shapes, state, rollout)]
 
@@ -299,11 +299,18 @@ def _rl_tokens(settings: "RunConfig", shapes: Shapes, prompt_count: int) -> int:
     return prompt_count * (shapes.prompt_width + completion_tokens)
 
 
-def _rl_batch(settings: "RunConfig", shapes: Shapes, rows: int) -> Tree:
+def _rl_batch(settings: "RunConfig", shapes: Shapes, row_count: int) -> Tree:
     """Return prompts with their truth, and the SFT rows that are replayed beside them."""
     label_count = len(CHEXPERT_14)
-    labels = {name: _array((rows, label_count), "bool") for name in ("solution", "known", "hedged")}
-    batch = {**shapes.batch(rows), **labels, "sides": _array((rows, label_count, 2), "bool")}
+    truth_arrays = {
+        truth_name: _array((row_count, label_count), "bool")
+        for truth_name in ("solution", "known", "hedged")
+    }
+    batch = {
+        **shapes.batch(row_count),
+        **truth_arrays,
+        "sides": _array((row_count, label_count, 2), "bool"),
+    }
     if settings.learner.replay_weight:
         replayed = settings.learner.replay_batch
         batch["replay"] = {**shapes.batch(replayed), **shapes.texts(replayed)}
@@ -333,19 +340,28 @@ def place(arguments: Tree, mesh: "jax.sharding.Mesh | None") -> Tree:
     if mesh is None:
         return arguments
 
-    def placed(name: str, tree: Tree) -> Tree:
-        if name in ("batch", "rollout", "step"):  # rows over the devices; the rest by the rules
-            shardings = sharding.batch_shardings(tree, mesh)
+    def placed(argument_name: str, argument_tree: Tree) -> Tree:
+        if argument_name in (
+            "batch",
+            "rollout",
+            "step",
+        ):  # rows over the devices; the rest by the rules
+            shardings = sharding.batch_shardings(argument_tree, mesh)
         else:
-            shardings = sharding.shardings(tree, mesh)
+            shardings = sharding.shardings(argument_tree, mesh)
         # Abstract still: only the sharding is added to shape and type.
         return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            tree,
+            lambda array_shape, sharding: jax.ShapeDtypeStruct(
+                array_shape.shape, array_shape.dtype, sharding=sharding
+            ),
+            argument_tree,
             shardings,
         )
 
-    return {name: placed(name, tree) for name, tree in arguments.items()}
+    return {
+        argument_name: placed(argument_name, argument_tree)
+        for argument_name, argument_tree in arguments.items()
+    }
 
 
 def parts(arguments: Tree, mesh: "jax.sharding.Mesh | None") -> dict[str, int]:
@@ -359,19 +375,23 @@ def parts(arguments: Tree, mesh: "jax.sharding.Mesh | None") -> dict[str, int]:
 
     from cxr_jax.runtime.trees import path_string
 
-    total = dict.fromkeys(("parameters", "optimizer", "fixed", "batch"), 0)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(arguments):
+    bytes_by_kind = dict.fromkeys(("parameters", "optimizer", "fixed", "batch"), 0)
+    for tree_path, array_shape in jax.tree_util.tree_leaves_with_path(arguments):
         # What one device holds of an array; along axes that do not divide it, all of it.
-        shape = leaf.shape if mesh is None else leaf.sharding.shard_shape(leaf.shape)
+        device_shape = (
+            array_shape.shape
+            if mesh is None
+            else array_shape.sharding.shard_shape(array_shape.shape)
+        )
         # The first part of a path is the argument, the second the part of the train state.
-        argument, part = (path_string(path) + "/").split("/")[:2]
+        argument, argument_part = (path_string(tree_path) + "/").split("/")[:2]
         # The optimizer's arrays lie in the state beside the parameters that they are of.
         if argument == "state":
-            kind = "parameters" if part == "params" else "optimizer"
+            memory_kind = "parameters" if argument_part == "params" else "optimizer"
         else:
-            kind = _HOLDS.get(argument, "batch")
-        total[kind] += math.prod(shape) * leaf.dtype.itemsize
-    return total
+            memory_kind = _HOLDS.get(argument, "batch")
+        bytes_by_kind[memory_kind] += math.prod(device_shape) * array_shape.dtype.itemsize
+    return bytes_by_kind
 
 
 def needs_of(
@@ -389,8 +409,10 @@ def needs_of(
     from cxr_jax.planning import costs
 
     # What the arguments hold is exact, in the types of the run.
-    held = parts(place({**program.arguments, "waiting": program.waiting}, mesh), mesh)
-    size_by_kind = {kind: size for kind, size in held.items() if size}
+    bytes_held = parts(place({**program.arguments, "waiting": program.waiting}, mesh), mesh)
+    bytes_by_kind = {
+        memory_kind: byte_count for memory_kind, byte_count in bytes_held.items() if byte_count
+    }
     flops = costs.flops(program.step, *program.arguments.values(), while_trips=program.turns)
     # The rest is the compiler's word on the float32 program.
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
@@ -398,18 +420,20 @@ def needs_of(
         compiled = in_float32.step.lower(*arguments.values()).compile()
     # Of the results, what takes over an argument's memory (donated state) is no extra.
     memory = compiled.memory_analysis()
-    size_by_kind["temporary"] = (
+    bytes_by_kind["temporary"] = (
         memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     )
-    moved = {}
+    bytes_moved = {}
     if mesh is not None:
         # Only one number of turns can be said for all loops: their mean.
         mean_turns = sum(program.turns) / len(program.turns)
-        moved = costs.collectives(compiled.as_text(), mesh.size, mean_turns)
+        bytes_moved = costs.collectives(compiled.as_text(), mesh.size, mean_turns)
     return Needs(
         name=program.name,
-        bytes=size_by_kind,
+        bytes=bytes_by_kind,
         flops=flops,
         tokens=program.tokens,
-        moved={kind: size for kind, size in moved.items() if size},
+        moved={
+            memory_kind: byte_count for memory_kind, byte_count in bytes_moved.items() if byte_count
+        },
     )

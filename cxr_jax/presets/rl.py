@@ -37,18 +37,26 @@ def get_config(presets: str = "phantom") -> ConfigDict:
     return config
 
 
-def _chosen(names: list[str]) -> tuple[str, str | None]:
+def _chosen(preset_names: list[str]) -> tuple[str, str | None]:
     """The data preset and, if one is named, the algorithm."""
     # Names may come in any order, and either kind may be left out.
-    preset = next((name for name in names if name in PRESETS), "phantom")
-    algorithm = next((name for name in names if name in ALGORITHMS), None)
-    if unknown := [name for name in names if name not in (*PRESETS, *ALGORITHMS)]:
-        known = ", ".join([*PRESETS, *ALGORITHMS])
-        raise UserError(f"experiments/rl.py has no preset {unknown[0]!r}; it has: {known}")
+    preset = next(
+        (preset_name for preset_name in preset_names if preset_name in PRESETS), "phantom"
+    )
+    algorithm = next(
+        (preset_name for preset_name in preset_names if preset_name in ALGORITHMS), None
+    )
+    if unknown := [
+        preset_name for preset_name in preset_names if preset_name not in (*PRESETS, *ALGORITHMS)
+    ]:
+        known_names = ", ".join([*PRESETS, *ALGORITHMS])
+        raise UserError(f"experiments/rl.py has no preset {unknown[0]!r}; it has: {known_names}")
     # Each kind at most once, or the second would be dropped in silence.
-    if more := [name for name in names if name not in (preset, algorithm)]:
+    if surplus := [
+        preset_name for preset_name in preset_names if preset_name not in (preset, algorithm)
+    ]:
         raise UserError(
-            f"experiments/rl.py takes one data preset and one algorithm; {more[0]!r} is a second one"
+            f"experiments/rl.py takes one data preset and one algorithm; {surplus[0]!r} is a second one"
         )
     return preset, algorithm
 

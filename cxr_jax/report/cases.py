@@ -61,15 +61,15 @@ def compare_labels(
         A mark for each label that is named, or true and known: in the order of the 14, unknown names last.
     """
     decided = set(CHEXPERT_14 if known is None else known)
-    others = [name for name in answer if name not in CHEXPERT_14]
+    unknown_names = [label_name for label_name in answer if label_name not in CHEXPERT_14]
     marks = []
-    for label in [*CHEXPERT_14, *others]:
-        named, true = label in answer, label in truth
-        if named and label in CHEXPERT_14 and label not in decided:
+    for label in [*CHEXPERT_14, *unknown_names]:
+        is_named, is_true = label in answer, label in truth
+        if is_named and label in CHEXPERT_14 and label not in decided:
             marks.append(Mark("open", label))
-        elif named:
-            marks.append(Mark("correct" if true else "false", label))
-        elif true and label in decided:
+        elif is_named:
+            marks.append(Mark("correct" if is_true else "false", label))
+        elif is_true and label in decided:
             marks.append(Mark("missed", label))
     return marks
 
@@ -90,7 +90,7 @@ def _trace(completion: str) -> Trace | None:
     if parts is None:
         return None
     sentences = _SENTENCE_GAP.split(parts[1].strip())
-    return Trace([text for text in sentences if text.strip()], parts[2].strip())
+    return Trace([sentence for sentence in sentences if sentence.strip()], parts[2].strip())
 
 
 # ---- The section ----
@@ -100,21 +100,23 @@ def _score(case: Case) -> float:
     return UNSCORED if case.score is None else float(case.score)
 
 
-def _card(case: Case, uri: str) -> Card:
+def _card(case: Case, image_uri: str) -> Card:
     marks, trace = case_marks(case), _trace(case.completion)
     # The script filters by what stands in the card's attributes.
-    kinds = [mark.kind for mark in marks]
+    mark_kinds = [mark.kind for mark in marks]
     if trace is None:
-        kinds.append("invalid")
-    origin = [name for name in (set_title(case.hospital), case.model) if name]
+        mark_kinds.append("invalid")
+    origin_names = [
+        origin_name for origin_name in (set_title(case.hospital), case.model) if origin_name
+    ]
     return Card(
         case=case,
-        uri=uri,
+        uri=image_uri,
         marks=marks,
         trace=trace,
         sort_by=_score(case),
-        origin=", ".join(origin),
-        kinds=" ".join(dict.fromkeys(kinds)),
+        origin=", ".join(origin_names),
+        kinds=" ".join(dict.fromkeys(mark_kinds)),
         labels="|".join(dict.fromkeys(mark.label for mark in marks)),
     )
 
@@ -131,13 +133,13 @@ def section(cases: Sequence[tuple[Case, str]], *, shows_sides: bool = True) -> M
     # Worst first, in the file too: the order holds without the script.
     cases = sorted(cases, key=lambda pair: _score(pair[0]))
     # Only labels that occur can be chosen.
-    mentioned = {name for case, _ in cases for name in [*case.answer, *case.truth]}
+    mentioned = {label_name for case, _ in cases for label_name in [*case.answer, *case.truth]}
     # One prompt for all is shown once, above the cases.
     prompts = {case.prompt for case, _ in cases}
     return render(
         "cases.html",
-        cards=[_card(case, uri) for case, uri in cases],
-        labels={name: name for name in CHEXPERT_14 if name in mentioned},
+        cards=[_card(case, image_uri) for case, image_uri in cases],
+        labels={label_name: label_name for label_name in CHEXPERT_14 if label_name in mentioned},
         sets={case.hospital: set_title(case.hospital) for case, _ in cases},
         shared_prompt=prompts.pop() if len(prompts) == 1 else None,
         shows_sides=shows_sides,

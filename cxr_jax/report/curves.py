@@ -20,7 +20,7 @@ from cxr_jax.report.svg import (
     smooth,
 )
 
-Rows = Sequence[Mapping]  # lines of metrics.jsonl
+LogRows = Sequence[Mapping]  # lines of metrics.jsonl
 
 _EVALUATED = re.compile(r"^(?:eval/)?([^/]+)/(jaccard|macro_f1)$")
 _TERM = re.compile(r"^rewards/([^/]+)/mean$")
@@ -85,36 +85,44 @@ class AlarmFigure:
 # ---- Points of a metric ----
 
 
-def points(log_rows: Rows, kind: str, metric: str) -> Points:
+def points(log_rows: LogRows, kind: str, metric: str) -> Points:
     """Collect (step, value) of one metric, by step; where a step was logged twice, the later line counts."""
-    values: dict[int, float] = {}
+    value_by_step: dict[int, float] = {}
     for log_row in log_rows:
-        value: Any = log_row.get(metric)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        logged: Any = log_row.get(metric)
+        is_number = isinstance(logged, (int, float)) and not isinstance(logged, bool)
         if log_row.get("kind") == kind and is_number:
-            values[log_row["step"]] = value
-    return sorted(values.items())
+            value_by_step[log_row["step"]] = logged
+    return sorted(value_by_step.items())
 
 
-def _names(log_rows: Rows, kind: str) -> list[str]:
+def _names(log_rows: LogRows, line_kind: str) -> list[str]:
     """Every name on lines of a kind, in the order of first mention."""
     return list(
         dict.fromkeys(
-            name for log_row in log_rows if log_row.get("kind") == kind for name in log_row
+            metric_name
+            for log_row in log_rows
+            if log_row.get("kind") == line_kind
+            for metric_name in log_row
         )
     )
 
 
 def _is_flat(data_points: Points) -> bool:
     """A term that never moves hides others: it is folded away."""
-    return len({value for _, value in data_points}) < 2
+    return len({value for step, value in data_points}) < 2
 
 
-def _series(name: str, data_points: Points, color: str, marks: bool = False) -> Series:
-    if marks or len(data_points) < SMOOTH_FROM:
-        return Series(name, data_points, color, marks=marks)
+def _series(
+    line_name: str, data_points: Points, line_color: str, has_marks: bool = False
+) -> Series:
+    if has_marks or len(data_points) < SMOOTH_FROM:
+        return Series(line_name, data_points, line_color, marks=has_marks)
     return Series(
-        name, smooth(data_points, max(5, len(data_points) // 25)), color, faint=data_points
+        line_name,
+        smooth(data_points, max(5, len(data_points) // 25)),
+        line_color,
+        faint=data_points,
     )
 
 
@@ -128,25 +136,25 @@ def _figure(
     floor_zero: bool = False,
 ) -> Figure | None:
     """A figure of the series that have points, None if none has."""
-    series = [line for line in series if line.points]
+    series = [chart_line for chart_line in series if chart_line.points]
     if not series:
         return None
-    is_smoothed = any(line.faint for line in series)
-    note = "faint: each step; line: running mean" if is_smoothed else ""
+    is_smoothed = any(chart_line.faint for chart_line in series)
+    smoothing_note = "faint: each step; line: running mean" if is_smoothed else ""
     chart = line_chart(title, series, references, floor_zero=floor_zero)
-    return Figure(title, chart, legend(series, references, note))
+    return Figure(title, chart, legend(series, references, smoothing_note))
 
 
 def _line_figure(
     title: str,
-    lines: Mapping[str, Points],
+    named_points: Mapping[str, Points],
     references: Sequence[Reference] = (),
     floor_zero: bool = False,
 ) -> Figure | None:
     """A figure of named lines, in the colours of the palette by turns."""
     series = [
-        _series(name, data_points, PALETTE[position % len(PALETTE)])
-        for position, (name, data_points) in enumerate(lines.items())
+        _series(line_name, data_points, PALETTE[position % len(PALETTE)])
+        for position, (line_name, data_points) in enumerate(named_points.items())
     ]
     return _figure(title, series, references, floor_zero)
 
@@ -158,121 +166,140 @@ def _best_constant(models: Mapping, set_name: str, metric: str) -> float | None:
     return None
 
 
-def _held_out_figures(log_rows: Rows, models: Mapping) -> list[Figure | None]:
+def _held_out_figures(log_rows: LogRows, models: Mapping) -> list[Figure | None]:
     """Macro-F1 and Jaccard on held-out images: a line a test set, in its colour, dashed its best constant answer."""
     # A set has one colour in both figures.
-    curves = [
-        (name, match) for name in _names(log_rows, "eval") if (match := _EVALUATED.match(name))
+    held_out_curves = [
+        (metric_name, name_match)
+        for metric_name in _names(log_rows, "eval")
+        if (name_match := _EVALUATED.match(metric_name))
     ]
-    sets = list(dict.fromkeys(match[1] for _, match in curves))
+    test_sets = list(dict.fromkeys(name_match[1] for _, name_match in held_out_curves))
     figures = []
     for metric, metric_title in (("macro_f1", "macro-F1"), ("jaccard", "Jaccard")):
         series, references = [], []
-        for name, match in curves:
-            if match[2] != metric:
+        for metric_name, name_match in held_out_curves:
+            if name_match[2] != metric:
                 continue
-            set_name = match[1]
-            color = PALETTE[sets.index(set_name) % len(PALETTE)]
-            data_points = points(log_rows, "eval", name)
-            series.append(_series(set_title(set_name), data_points, color, marks=True))
+            set_name = name_match[1]
+            set_color = PALETTE[test_sets.index(set_name) % len(PALETTE)]
+            data_points = points(log_rows, "eval", metric_name)
+            series.append(_series(set_title(set_name), data_points, set_color, has_marks=True))
             constant = _best_constant(models, set_name, metric)
             if constant is not None:
                 title = f"best constant answer, {set_title(set_name)}"
-                references.append(Reference(title, constant, color))
+                references.append(Reference(title, constant, set_color))
         title = f"{metric_title} on held-out images"
         figures.append(_figure(title, series, references, floor_zero=True))
     return figures
 
 
-def _constant_references(log_rows: Rows) -> list[Reference]:
+def _constant_references(log_rows: LogRows) -> list[Reference]:
     """What constant answers earn on the training images, where it was logged."""
     references = []
-    for metric, (title, dash) in CONSTANT.items():
-        if level := points(log_rows, "train", metric):
-            references.append(Reference(title, level[-1][1], PALETTE[4], dash))
+    for metric, (answer_title, dash_pattern) in CONSTANT.items():
+        if level_points := points(log_rows, "train", metric):
+            references.append(
+                Reference(answer_title, level_points[-1][1], PALETTE[4], dash_pattern)
+            )
     return references
 
 
-def _training_figures(log_rows: Rows) -> list[Figure | None]:
+def _training_figures(log_rows: LogRows) -> list[Figure | None]:
     # ---- The reward and its terms ----
-    terms = {
-        match[1]: points(log_rows, "train", name)
+    points_by_term = {
+        name_match[1]: points(log_rows, "train", name)
         for name in _names(log_rows, "train")
-        if (match := _TERM.match(name))
+        if (name_match := _TERM.match(name))
     }
-    accuracy = {name: data_points for name, data_points in terms.items() if name in ACCURACY}
+    accuracy_terms = {
+        name: data_points for name, data_points in points_by_term.items() if name in ACCURACY
+    }
     # A term that never moves is folded away; those of accuracy have a figure of their own.
-    form: dict[str, Points] = {}
-    trace: dict[str, Points] = {}
-    for name, data_points in terms.items():
+    form_terms: dict[str, Points] = {}
+    trace_terms: dict[str, Points] = {}
+    for name, data_points in points_by_term.items():
         if name not in ACCURACY and not _is_flat(data_points):
-            (trace if name.startswith("trace_") else form)[name] = data_points
+            (trace_terms if name.startswith("trace_") else form_terms)[name] = data_points
     reward = _series("reward", points(log_rows, "train", "reward"), PALETTE[2])
     figures = [
         _figure("Reward of sampled completions", [reward]),
         _line_figure(
-            "Accuracy of sampled completions", accuracy, _constant_references(log_rows), True
+            "Accuracy of sampled completions", accuracy_terms, _constant_references(log_rows), True
         ),
-        _line_figure("Reward terms: form and length", form),
-        _line_figure("Reward terms: trace", trace),
+        _line_figure("Reward terms: form and length", form_terms),
+        _line_figure("Reward terms: trace", trace_terms),
     ]
 
     # ---- How sampling and learning go ----
     for title, (metrics, floor_zero) in MAIN.items():
-        lines = {
+        named_points = {
             SHORT.get(metric, metric.split("/")[-1]): points(log_rows, "train", metric)
             for metric in metrics
         }
-        lines = {name: data_points for name, data_points in lines.items() if data_points}
-        figures.append(_line_figure(title, lines, floor_zero=floor_zero))
+        named_points = {
+            name: data_points for name, data_points in named_points.items() if data_points
+        }
+        figures.append(_line_figure(title, named_points, floor_zero=floor_zero))
     return figures
 
 
-def _other_figures(log_rows: Rows, drawn: Collection[str]) -> list[Figure]:
+def _other_figures(log_rows: LogRows, drawn_metrics: Collection[str]) -> list[Figure]:
     """Every other numeric training metric, small and folded away."""
     figures = []
-    for name in _names(log_rows, "train"):
-        data_points, term = points(log_rows, "train", name), _TERM.match(name)
+    for metric_name in _names(log_rows, "train"):
+        data_points, term_match = points(log_rows, "train", metric_name), _TERM.match(metric_name)
         # What stands above is not drawn twice.
-        is_drawn_term = term and (term[1] in ACCURACY or not _is_flat(data_points))
-        if name in drawn or is_drawn_term or name.startswith(("constant/", "alarms/")):
+        is_drawn_term = term_match and (term_match[1] in ACCURACY or not _is_flat(data_points))
+        if (
+            metric_name in drawn_metrics
+            or is_drawn_term
+            or metric_name.startswith(("constant/", "alarms/"))
+        ):
             continue
         if len(data_points) > 1 and (
-            figure := _figure(name, [_series(name, data_points, PALETTE[4])])
+            figure := _figure(metric_name, [_series(metric_name, data_points, PALETTE[4])])
         ):
             figures.append(figure)
     return figures
 
 
-def _alarms(log_rows: Rows) -> AlarmFigure | None:
+def _alarms(log_rows: LogRows) -> AlarmFigure | None:
     """When each alarm rang: those of `alarms.ALARMS` at every step, and those of an evaluation."""
     watched = {}
-    for kind in ("train", "eval"):
-        for name in _names(log_rows, kind):
-            if name.startswith("alarms/"):
-                watched[name.removeprefix("alarms/")] = points(log_rows, kind, name)
+    for line_kind in ("train", "eval"):
+        for alarm_name in _names(log_rows, line_kind):
+            if alarm_name.startswith("alarms/"):
+                watched[alarm_name.removeprefix("alarms/")] = points(
+                    log_rows, line_kind, alarm_name
+                )
     if not watched:
         return None
-    rang = {
-        name: [step for step, rings in data_points if rings]
-        for name, data_points in watched.items()
-        if any(rings for _, rings in data_points)
+    ringing_steps = {
+        alarm_name: [train_step for train_step, is_ringing in data_points if is_ringing]
+        for alarm_name, data_points in watched.items()
+        if any(is_ringing for _, is_ringing in data_points)
     }
     # That none rang is told, too: alarms that were not watched look the same otherwise.
-    if not rang:
+    if not ringing_steps:
         return AlarmFigure(len(watched), [], Markup())
-    steps = [step for data_points in watched.values() for step, _ in data_points]
-    events = {name.replace("_", " "): when for name, when in rang.items()}
+    watched_steps = [
+        train_step for data_points in watched.values() for train_step, _ in data_points
+    ]
+    event_steps = {
+        alarm_name.replace("_", " "): alarm_steps
+        for alarm_name, alarm_steps in ringing_steps.items()
+    }
     alarms = []
-    for name, when in rang.items():
-        text = f"{len(when)} of {len(watched[name])} times, first at step {when[0]}"
-        advice = f": {ALARMS[name].advice}" if name in ALARMS else ""
-        alarms.append(RungAlarm(name.replace("_", " "), text + advice))
-    strip = event_strip("Alarms", events, min(steps), max(steps))
+    for alarm_name, alarm_steps in ringing_steps.items():
+        occurrence = f"{len(alarm_steps)} of {len(watched[alarm_name])} times, first at step {alarm_steps[0]}"
+        advice = f": {ALARMS[alarm_name].advice}" if alarm_name in ALARMS else ""
+        alarms.append(RungAlarm(alarm_name.replace("_", " "), occurrence + advice))
+    strip = event_strip("Alarms", event_steps, min(watched_steps), max(watched_steps))
     return AlarmFigure(len(watched), alarms, strip)
 
 
-def section(log_rows: Rows, models: Mapping, kind: str = "phantom") -> Markup:
+def section(log_rows: LogRows, models: Mapping, kind: str = "phantom") -> Markup:
     """Draw all curves of a run.
 
     Args:
@@ -285,8 +312,10 @@ def section(log_rows: Rows, models: Mapping, kind: str = "phantom") -> Markup:
     alarms = _alarms(log_rows)
     if not figures and alarms is None:
         return muted("No training curve was recorded.")
-    drawn = HIDDEN | {"reward"} | {metric for metrics, _ in MAIN.values() for metric in metrics}
-    others = _other_figures(log_rows, drawn)
+    drawn_metrics = (
+        HIDDEN | {"reward"} | {metric for metrics, _ in MAIN.values() for metric in metrics}
+    )
+    other_figures = _other_figures(log_rows, drawn_metrics)
     return render(
-        "curves.html", held_out=HELD_OUT[kind], main=figures, alarms=alarms, others=others
+        "curves.html", held_out=HELD_OUT[kind], main=figures, alarms=alarms, others=other_figures
     )

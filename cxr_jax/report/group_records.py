@@ -101,14 +101,14 @@ class Group:
 
     def row(self) -> dict[str, Any]:
         """Return the line of samples.jsonl, without its image."""
-        apart = ("image", "png", "completions")
-        plain = {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if field.name not in apart
+        separate_fields = ("image", "png", "completions")
+        plain_fields = {
+            plain_field.name: getattr(self, plain_field.name)
+            for plain_field in fields(self)
+            if plain_field.name not in separate_fields
         }
         completions = [completion.row() for completion in self.completions]
-        return {"kind": "group"} | plain | {"completions": completions}
+        return {"kind": "group"} | plain_fields | {"completions": completions}
 
     @classmethod
     def from_row(cls, record: Mapping[str, Any], png: bytes) -> Self:
@@ -142,13 +142,13 @@ def _number(value: Any) -> float:
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    return {str(name): _number(value) for name, value in values.items()}
+    return {str(term_name): _number(value) for term_name, value in values.items()}
 
 
 def _texts(values: Any) -> list[str]:
     if not isinstance(values, list):
         raise TypeError("not a list")
-    return [str(text) for text in values]
+    return [str(element) for element in values]
 
 
 def _sentence(record: Mapping[str, Any]) -> Sentence:
@@ -158,20 +158,28 @@ def _sentence(record: Mapping[str, Any]) -> Sentence:
 # ---- From a rollout ----
 
 
-def choose(reward: ArrayLike, count: int) -> list[int]:
+def choose(reward: ArrayLike, group_count: int) -> list[int]:
     """Choose the most telling groups of reward [P, G]: those that spread most, and one, if any, that does not."""
     spread = np.asarray(reward).std(axis=1)
     order = np.argsort(-spread, kind="stable")
-    varied = [int(prompt) for prompt in order if spread[prompt] >= SAME]
-    flat = [int(prompt) for prompt in order if spread[prompt] < SAME]
+    varied_groups = [int(prompt_index) for prompt_index in order if spread[prompt_index] >= SAME]
+    flat_groups = [int(prompt_index) for prompt_index in order if spread[prompt_index] < SAME]
     # One place is kept for a group that does not spread, where there is one.
-    taken = varied[: max(1, count - bool(flat))]
-    return (taken + flat)[:count] if len(taken) < count else taken
+    taken_groups = varied_groups[: max(1, group_count - bool(flat_groups))]
+    return (
+        (taken_groups + flat_groups)[:group_count]
+        if len(taken_groups) < group_count
+        else taken_groups
+    )
 
 
 def _label_names(flags: ArrayLike) -> list[str]:
     """The labels of bool [14]."""
-    return [name for name, is_set in zip(CHEXPERT_14, np.asarray(flags), strict=True) if is_set]
+    return [
+        label_name
+        for label_name, is_set in zip(CHEXPERT_14, np.asarray(flags), strict=True)
+        if is_set
+    ]
 
 
 ROLLOUT_ARRAYS = (
@@ -189,13 +197,20 @@ TRUTH_ARRAYS = ("solution", "known", "hedged", "sides")
 
 
 def _sentences(
-    texts: Sequence[str], truth: Mapping[str, np.ndarray], rows: np.ndarray, lexicon: str | None
+    texts: Sequence[str],
+    truth: Mapping[str, np.ndarray],
+    prompt_rows: np.ndarray,
+    lexicon: str | None,
 ) -> list[list[Sentence]]:
     """The sentences of each text, held against the truth of its row."""
     # A finding that may be hedged is neither there nor absent for certain.
     certain = truth["solution"] & ~truth["hedged"]
     return sentences.sentence_verdicts(
-        texts, certain[rows], truth["hedged"][rows], truth["sides"][rows], lexicon
+        texts,
+        certain[prompt_rows],
+        truth["hedged"][prompt_rows],
+        truth["sides"][prompt_rows],
+        lexicon,
     )
 
 
@@ -208,31 +223,37 @@ def _completions(
 ) -> list[Completion]:
     """All completions of the given prompts, prompt by prompt."""
     group_size = rollout["reward"].shape[1]
-    places = [(prompt, sample) for prompt in prompts for sample in range(group_size)]
-    texts = []
-    for prompt, sample in places:
-        length = rollout["lengths"][prompt, sample]
-        tokens = rollout["tokens"][prompt, sample, :length]
-        texts.append(str(tokenizer.decode(tokens, skip_special_tokens=True)))
+    places = [
+        (prompt_index, sample_index)
+        for prompt_index in prompts
+        for sample_index in range(group_size)
+    ]
+    completion_texts = []
+    for prompt_index, sample_index in places:
+        token_count = rollout["lengths"][prompt_index, sample_index]
+        tokens = rollout["tokens"][prompt_index, sample_index, :token_count]
+        completion_texts.append(str(tokenizer.decode(tokens, skip_special_tokens=True)))
     # All texts at once: the parser takes them in batches of one shape.
-    rows = np.repeat(np.array(prompts, int), group_size)
-    verdicts = _sentences(texts, truth, rows, lexicon)
-    kept = set(np.asarray(rollout["kept"]).tolist())
+    prompt_rows = np.repeat(np.array(prompts, int), group_size)
+    verdicts = _sentences(completion_texts, truth, prompt_rows, lexicon)
+    kept_prompts = set(np.asarray(rollout["kept"]).tolist())
     return [
         Completion(
-            text=text,
+            text=completion_text,
             length=int(rollout["lengths"][place]),
             finished=bool(rollout["finished"][place]),
             answer=_label_names(rollout["answer"][place]),
             valid_format=bool(rollout["terms"]["format"][place] == 1),
-            terms={name: float(values[place]) for name, values in rollout["terms"].items()},
+            terms={
+                term_name: float(values[place]) for term_name, values in rollout["terms"].items()
+            },
             reward=float(rollout["reward"][place]),
             advantage=float(rollout["advantages"][place]),
             # Of a group that was taken, a truncated completion may still be masked out.
-            trained=place[0] in kept and bool(rollout["train_mask"][place].any()),
+            trained=place[0] in kept_prompts and bool(rollout["train_mask"][place].any()),
             sentences=verdict,
         )
-        for place, text, verdict in zip(places, texts, verdicts, strict=True)
+        for place, completion_text, verdict in zip(places, completion_texts, verdicts, strict=True)
     ]
 
 
@@ -264,43 +285,47 @@ def groups_of(
         prompts: a text a prompt, or one for all.
         ids: of the images; None: the place in the batch.
     """
-    rollout = jax.device_get({name: rollout[name] for name in ROLLOUT_ARRAYS})
-    truth = {name: np.asarray(batch[name]) for name in TRUTH_ARRAYS}
+    rollout = jax.device_get({array_name: rollout[array_name] for array_name in ROLLOUT_ARRAYS})
+    truth = {array_name: np.asarray(batch[array_name]) for array_name in TRUTH_ARRAYS}
     chosen = choose(rollout["reward"], count)
     # ---- The completions, and the groups that they make ----
-    kept = set(np.asarray(rollout["kept"]).tolist())
+    kept_prompts = set(np.asarray(rollout["kept"]).tolist())
     group_size = rollout["reward"].shape[1]
 
     completions = _completions(rollout, truth, tokenizer, chosen, lexicon)
     groups = []
-    for position, prompt in enumerate(chosen):
-        first = position * group_size
+    for position, prompt_index in enumerate(chosen):
+        first_completion = position * group_size
         groups.append(
             Group(
                 step=step,
-                id=f"prompt {prompt}" if ids is None else str(ids[prompt]),
+                id=f"prompt {prompt_index}" if ids is None else str(ids[prompt_index]),
                 set=set_name,
-                prompt=prompts if isinstance(prompts, str) else str(prompts[prompt]),
-                **_truth(truth, prompt),
-                completions=completions[first : first + group_size],
-                weights={name: float(weight) for name, weight in weights.items()},
-                kept=prompt in kept,
-                image=np.asarray(batch["image"][prompt]),
+                prompt=prompts if isinstance(prompts, str) else str(prompts[prompt_index]),
+                **_truth(truth, prompt_index),
+                completions=completions[first_completion : first_completion + group_size],
+                weights={array_name: float(weight) for array_name, weight in weights.items()},
+                kept=prompt_index in kept_prompts,
+                image=np.asarray(batch["image"][prompt_index]),
             )
         )
     return groups
 
 
-def _truth(truth: Mapping[str, np.ndarray], prompt: int) -> dict[str, Any]:
+def _truth(truth: Mapping[str, np.ndarray], prompt_index: int) -> dict[str, Any]:
     """What is so of one image: the fields truth, hedged, known and sides of a Group."""
-    labels, hedged, known = (truth[name][prompt] for name in ("solution", "hedged", "known"))
+    labels, hedged, known = (
+        truth[array_name][prompt_index] for array_name in ("solution", "hedged", "known")
+    )
     sides = {
-        CHEXPERT_14[label]: side_name(*truth["sides"][prompt, label], both="both sides")
-        for label in np.flatnonzero(labels | hedged)
+        CHEXPERT_14[label_index]: side_name(
+            *truth["sides"][prompt_index, label_index], both="both sides"
+        )
+        for label_index in np.flatnonzero(labels | hedged)
     }
     return {
         "truth": _label_names(labels),
         "hedged": _label_names(hedged),
         "known": None if known.all() else _label_names(known),
-        "sides": {name: side for name, side in sides.items() if side},
+        "sides": {array_name: side_text for array_name, side_text in sides.items() if side_text},
     }

@@ -20,7 +20,7 @@ from cxr_jax.report.markup import render
 from cxr_jax.report.preference import ABOUT, contributions, is_same_in_all, number, ranked, why
 
 STEPS_SHOWN = 12  # steps of a run that the page shows: the first, and the latest
-ENDS = 2  # completions shown of each end of a group; those between are folded
+END_CARDS = 2  # completions shown of each end of a group; those between are folded
 MARKS = {  # verdict -> class, mark, what it means
     AGREES: ("agrees", "✓", "agrees with the truth"),
     CONTRADICTS: ("contradicts", "✗", "contradicts it"),
@@ -110,8 +110,8 @@ class _Scale:
 
 
 def _claim(sentence: Sentence) -> Claim:
-    kind, mark, _ = MARKS.get(sentence.verdict, MARKS[NOTHING])
-    return Claim(kind, mark, sentence.text, ", ".join(sentence.why))
+    verdict_class, verdict_mark, _ = MARKS.get(sentence.verdict, MARKS[NOTHING])
+    return Claim(verdict_class, verdict_mark, sentence.text, ", ".join(sentence.why))
 
 
 def _legend() -> list[Claim]:
@@ -123,36 +123,38 @@ def _legend() -> list[Claim]:
     return claims
 
 
-def _part(group: Group, completion: Completion, term: str, scale: _Scale) -> Part:
-    product, weight = contributions(group, completion)[term], group.weights[term]
+def _part(group: Group, completion: Completion, reward_term: str, group_scale: _Scale) -> Part:
+    product, weight = contributions(group, completion)[reward_term], group.weights[reward_term]
     # Bars of one group have one scale, so that they can be compared.
-    width = None
-    if scale.part > 0:
-        width = f"{min(100.0, 100 * abs(product) / scale.part):.0f}"
+    bar_width = None
+    if group_scale.part > 0:
+        bar_width = f"{min(100.0, 100 * abs(product) / group_scale.part):.0f}"
     return Part(
-        term=term,
-        value=number(completion.terms[term]),
+        term=reward_term,
+        value=number(completion.terms[reward_term]),
         weight=f"× {weight:g}".replace("-", "−"),
         product=number(product, sign=True),
         direction="up" if product > 0 else "down",
-        width=width,
+        width=bar_width,
     )
 
 
-def _same_in_all(group: Group, completion: Completion, varied: Sequence[str]) -> str | None:
+def _same_in_all(group: Group, completion: Completion, varied_terms: Sequence[str]) -> str | None:
     """The sum of the terms that are the same in all, None without such a term."""
     products = contributions(group, completion)
-    if len(varied) == len(products):
+    if len(varied_terms) == len(products):
         return None
-    total = sum(product for term, product in products.items() if term not in varied)
+    total = sum(
+        product for reward_term, product in products.items() if reward_term not in varied_terms
+    )
     return number(total, sign=True)
 
 
 def _bar(advantage: float, largest: float) -> Bar:
-    share = 50 * min(1.0, abs(np.nan_to_num(advantage)) / largest) if largest > 0 else 0.0
+    bar_width = 50 * min(1.0, abs(np.nan_to_num(advantage)) / largest) if largest > 0 else 0.0
     if advantage > 0:
-        return Bar("up", "50.0", f"{share:.1f}")
-    return Bar("down", f"{50 - share:.1f}", f"{share:.1f}")
+        return Bar("up", "50.0", f"{bar_width:.1f}")
+    return Bar("down", f"{50 - bar_width:.1f}", f"{bar_width:.1f}")
 
 
 def _notes(group: Group, completion: Completion) -> str:
@@ -167,24 +169,30 @@ def _notes(group: Group, completion: Completion) -> str:
 
 
 def _completion_card(
-    group: Group, completion: Completion, place: str, scale: _Scale
+    group: Group, completion: Completion, place: str, group_scale: _Scale
 ) -> CompletionCard:
-    unweighed = [term for term in completion.terms if not group.weights.get(term)]
+    unweighed = [
+        reward_term for reward_term in completion.terms if not group.weights.get(reward_term)
+    ]
     return CompletionCard(
         place=place,
         advantage=number(completion.advantage, sign=True),
-        bar=_bar(completion.advantage, scale.advantage),
+        bar=_bar(completion.advantage, group_scale.advantage),
         notes=_notes(group, completion),
         # An answer that can be made out is shown even where the format is invalid: accuracy counts it.
         marks=compare_labels(completion.answer, group.truth, group.known),
-        parts=[_part(group, completion, term, scale) for term in scale.varied],
-        same_in_all=_same_in_all(group, completion, scale.varied),
+        parts=[
+            _part(group, completion, reward_term, group_scale) for reward_term in group_scale.varied
+        ],
+        same_in_all=_same_in_all(group, completion, group_scale.varied),
         reward=number(completion.reward, sign=True),
         length=completion.length,
         trained=completion.trained,
         claims=[_claim(sentence) for sentence in completion.sentences],
         as_written=completion.text[len(extract_trace(completion.text)) :],
-        unweighed=", ".join(f"{term} {number(completion.terms[term])}" for term in unweighed),
+        unweighed=", ".join(
+            f"{reward_term} {number(completion.terms[reward_term])}" for reward_term in unweighed
+        ),
     )
 
 
@@ -194,62 +202,74 @@ def _completion_card(
 def _truth(group: Group) -> dict[str, str]:
     """Title -> labels with their sides; what is not known is left out where all is."""
 
-    def names(labels: Sequence[str]) -> str:
-        sided = [
+    def join_labels(labels: Sequence[str]) -> str:
+        sided_labels = [
             f"{label} ({group.sides[label]})" if label in group.sides else label for label in labels
         ]
-        return ", ".join(sided) or "no label"
+        return ", ".join(sided_labels) or "no label"
 
-    truth = {"Truth": names([label for label in group.truth if label not in group.hedged])}
+    labels_by_title = {
+        "Truth": join_labels([label for label in group.truth if label not in group.hedged])
+    }
     if group.hedged:
-        title = "Subtle, may be hedged" if group.known is None else "Not known"
-        truth[title] = names(group.hedged)
-    return truth
+        hedged_title = "Subtle, may be hedged" if group.known is None else "Not known"
+        labels_by_title[hedged_title] = join_labels(group.hedged)
+    return labels_by_title
 
 
-def _scale(group: Group, order: Sequence[Completion]) -> _Scale:
+def _scale(group: Group, best_first: Sequence[Completion]) -> _Scale:
     # Terms that are the same in all teach nothing: they get no row of their own.
-    weighed = contributions(group, order[0])
-    varied = [term for term in weighed if not is_same_in_all(group, term)]
-    parts = (
+    weighed = contributions(group, best_first[0])
+    varied_terms = [
+        reward_term for reward_term in weighed if not is_same_in_all(group, reward_term)
+    ]
+    magnitudes = (
         abs(product)
-        for completion in order
-        for term, product in contributions(group, completion).items()
-        if term in varied
+        for completion in best_first
+        for reward_term, product in contributions(group, completion).items()
+        if reward_term in varied_terms
     )
-    advantage = max(abs(np.nan_to_num(completion.advantage)) for completion in order)
-    return _Scale(advantage, max(parts, default=0.0), varied)
+    advantage = max(abs(np.nan_to_num(completion.advantage)) for completion in best_first)
+    return _Scale(advantage, max(magnitudes, default=0.0), varied_terms)
 
 
-def _places(count: int, all_equal: bool) -> list[str]:
+def _places(completion_count: int, all_equal: bool) -> list[str]:
     """What stands above each completion, best first."""
     if all_equal:
-        return [f"{place} of {count}" for place in range(1, count + 1)]
-    names = [f"Place {place}" for place in range(1, count + 1)]
-    names[-1] = "Worst"
-    names[0] = "Best"  # after "Worst": a group of one has a best and no worst
-    return [f"{name} of {count}" for name in names]
+        return [f"{place} of {completion_count}" for place in range(1, completion_count + 1)]
+    place_names = [f"Place {place}" for place in range(1, completion_count + 1)]
+    place_names[-1] = "Worst"
+    place_names[0] = "Best"  # after "Worst": a group of one has a best and no worst
+    return [f"{place_name} of {completion_count}" for place_name in place_names]
 
 
-def _group_card(group: Group, uri: str) -> GroupCard:
+def _group_card(group: Group, image_uri: str) -> GroupCard:
     # Best first: the sentence beside the image speaks of the first and the last.
-    order = ranked(group)
-    scale = _scale(group, order)
-    places = _places(len(order), scale.advantage < SAME)
+    best_first = ranked(group)
+    group_scale = _scale(group, best_first)
+    places = _places(len(best_first), group_scale.advantage < SAME)
     cards = [
-        _completion_card(group, completion, place, scale)
-        for completion, place in zip(order, places, strict=True)
+        _completion_card(group, completion, place, group_scale)
+        for completion, place in zip(best_first, places, strict=True)
     ]
     # In a long group the ends tell most.
-    shown, between = cards, []
-    if len(cards) > 2 * ENDS:
-        shown, between = cards[:ENDS] + cards[-ENDS:], cards[ENDS:-ENDS]
-    same = [term for term in contributions(group, order[0]) if term not in scale.varied]
+    shown_cards, folded_cards = cards, []
+    if len(cards) > 2 * END_CARDS:
+        shown_cards, folded_cards = (
+            cards[:END_CARDS] + cards[-END_CARDS:],
+            cards[END_CARDS:-END_CARDS],
+        )
+    equal_terms = [
+        reward_term
+        for reward_term in contributions(group, best_first[0])
+        if reward_term not in group_scale.varied
+    ]
     same_terms = ", ".join(
-        f"{term} {number(order[0].terms[term])} × {group.weights[term]:g}" for term in same
+        f"{reward_term} {number(best_first[0].terms[reward_term])} × {group.weights[reward_term]:g}"
+        for reward_term in equal_terms
     )
     return GroupCard(
-        uri=uri,
+        uri=image_uri,
         id=group.id,
         step=group.step,
         set_name=group.set,
@@ -258,27 +278,32 @@ def _group_card(group: Group, uri: str) -> GroupCard:
         truth=_truth(group),
         reason=why(group),
         same_terms=same_terms.replace("-", "−"),
-        shown=shown,
-        between=between,
+        shown=shown_cards,
+        between=folded_cards,
     )
 
 
 # ---- The section ----
 
 
-def _steps_shown(steps: Sequence[int]) -> list[int]:
+def _steps_shown(train_steps: Sequence[int]) -> list[int]:
     """The steps that the page shows, latest first; steps: in order."""
-    if len(steps) > STEPS_SHOWN:
-        steps = [steps[0], *steps[1 - STEPS_SHOWN :]]
-    return list(reversed(steps))
+    if len(train_steps) > STEPS_SHOWN:
+        train_steps = [train_steps[0], *train_steps[1 - STEPS_SHOWN :]]
+    return list(reversed(train_steps))
 
 
 def _glossary(groups: Sequence[tuple[Group, str]]) -> Mapping[str, str]:
     """What the terms that occur in the groups are."""
-    used = {
-        term for group, _ in groups for completion in group.completions for term in completion.terms
+    used_terms = {
+        reward_term
+        for group, _ in groups
+        for completion in group.completions
+        for reward_term in completion.terms
     }
-    return {term: meaning for term, meaning in ABOUT.items() if term in used}
+    return {
+        reward_term: meaning for reward_term, meaning in ABOUT.items() if reward_term in used_terms
+    }
 
 
 def section(groups: Sequence[tuple[Group, str]], *, shows_sides: bool = True) -> Markup:
@@ -291,17 +316,19 @@ def section(groups: Sequence[tuple[Group, str]], *, shows_sides: bool = True) ->
     if not groups:
         return Markup()
     # A long run has many steps: the page shows the first, and the latest.
-    steps = sorted({group.step for group, _ in groups})
-    shown = _steps_shown(steps)
-    cards = {
-        step: [_group_card(group, uri) for group, uri in groups if group.step == step]
-        for step in shown
+    train_steps = sorted({group.step for group, _ in groups})
+    shown_steps = _steps_shown(train_steps)
+    cards_by_step = {
+        train_step: [
+            _group_card(group, image_uri) for group, image_uri in groups if group.step == train_step
+        ]
+        for train_step in shown_steps
     }
     prompts = {group.prompt for group, _ in groups}
     return render(
         "groups.html",
-        steps=cards,
-        steps_left_out=len(steps) - len(shown),
+        steps=cards_by_step,
+        steps_left_out=len(train_steps) - len(shown_steps),
         shared_prompt=prompts.pop() if len(prompts) == 1 else None,
         shows_sides=shows_sides,
         legend=_legend(),

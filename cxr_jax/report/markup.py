@@ -33,9 +33,9 @@ def escape(text: object) -> Markup:
     return markupsafe.escape(_show_controls(text))
 
 
-def set_title(name: str) -> str:
+def set_title(set_name: str) -> str:
     """Return what a reader is told of a test set: "Hospital A" for "A"."""
-    return SET_NAMES.get(name, name)
+    return SET_NAMES.get(set_name, set_name)
 
 
 def fixed(value: float | None, digits: int = 3) -> str:

@@ -25,15 +25,18 @@ class Section(NamedTuple):
     body: Markup
 
 
-def _asset(name: str) -> Markup:
+def _asset(file_name: str) -> Markup:
     """Our own file, which needs no escaping."""
-    return Markup((resources.files("cxr_jax") / "assets" / name).read_text(encoding="utf-8"))
+    return Markup((resources.files("cxr_jax") / "assets" / file_name).read_text(encoding="utf-8"))
 
 
 def _about(evaluation: Mapping) -> Markup:
     """What was done, how to read the numbers, and the run's own notes."""
     models = evaluation["models"]
-    counts = {name: tables.first_summary(models, name)["n"] for name in tables.set_names(models)}
+    counts = {
+        set_name: tables.first_summary(models, set_name)["n"]
+        for set_name in tables.set_names(models)
+    }
     notes = list(evaluation.get("notes", ()))
     return render("about.html", counts=counts, kind=evaluation["kind"], notes=notes)
 
@@ -75,7 +78,7 @@ def page(
         Section("cases", "Cases", report_cases.section(cases, shows_sides=shows_sides)),
         Section("config", "Configuration", _config(evaluation)),
     ]
-    whole = render(
+    whole_page = render(
         "page.html",
         title=evaluation["title"],
         kind=kind,
@@ -84,4 +87,4 @@ def page(
         stylesheet=_asset("report.css"),
         script=_asset("report.js"),
     )
-    return str(whole)
+    return str(whole_page)

@@ -24,7 +24,7 @@ ABOUT = {  # docs/rewards.md, in a line each
     "trace_truth": "share of claiming sentences without an error",
     "trace_false": "how many sentences claim what is not so",
 }
-TOLD = 3  # terms that the sentence names; what is left is "all else"
+NAMED_TERMS = 3  # terms that the sentence names; what is left is "all else"
 SHOWN_FROM = 0.005  # a smaller difference would be printed as 0
 
 
@@ -33,16 +33,16 @@ SHOWN_FROM = 0.005  # a smaller difference would be printed as 0
 
 def number(value: float, sign: bool = False) -> str:
     """Write a number with two decimals; nearly 0 is 0. sign: also show a plus."""
-    text = f"{value:+.2f}" if sign else f"{value:.2f}"
-    return ("0" if float(text) == 0 else text).replace("-", "−")
+    written = f"{value:+.2f}" if sign else f"{value:.2f}"
+    return ("0" if float(written) == 0 else written).replace("-", "−")
 
 
 def contributions(group: Group, completion: Completion) -> dict[str, float]:
     """Compute value x weight of each weighed term: they add up to the reward."""
     return {
-        term: completion.terms[term] * weight
-        for term, weight in group.weights.items()
-        if weight and term in completion.terms
+        reward_term: completion.terms[reward_term] * weight
+        for reward_term, weight in group.weights.items()
+        if weight and reward_term in completion.terms
     }
 
 
@@ -55,9 +55,9 @@ def ranked(group: Group) -> list[Completion]:
     return sorted(group.completions, key=_rank)
 
 
-def is_same_in_all(group: Group, term: str) -> bool:
+def is_same_in_all(group: Group, reward_term: str) -> bool:
     """Say whether a term has the same value in all completions."""
-    values = [completion.terms.get(term, 0.0) for completion in group.completions]
+    values = [completion.terms.get(reward_term, 0.0) for completion in group.completions]
     return max(values) - min(values) < SAME
 
 
@@ -66,67 +66,73 @@ def is_same_in_all(group: Group, term: str) -> bool:
 
 def why(group: Group) -> str:
     """Say in one plain sentence what the best completion earned that the worst did not."""
-    order = ranked(group)
-    best, worst = order[0], order[-1]
+    best_first = ranked(group)
+    best, worst = best_first[0], best_first[-1]
     if best.advantage - worst.advantage < SAME:
-        return (
-            f"All {len(order)} earned the same: none is preferred, and there is nothing to learn."
-        )
+        return f"All {len(best_first)} earned the same: none is preferred, and there is nothing to learn."
 
     # The terms that differ most, each with what in the texts makes it differ.
     of_best, of_worst = contributions(group, best), contributions(group, worst)
-    differences = {term: of_best[term] - of_worst[term] for term in of_best}
+    differences = {
+        reward_term: of_best[reward_term] - of_worst[reward_term] for reward_term in of_best
+    }
     by_size = sorted(
-        ((difference, term) for term, difference in differences.items()),
+        ((difference, reward_term) for reward_term, difference in differences.items()),
         key=lambda pair: -abs(pair[0]),
     )
-    told = [(change, term) for change, term in by_size[:TOLD] if abs(change) >= SHOWN_FROM]
+    named_terms = [
+        (contribution, reward_term)
+        for contribution, reward_term in by_size[:NAMED_TERMS]
+        if abs(contribution) >= SHOWN_FROM
+    ]
     parts = []
-    for change, term in told:
-        reason = _reason(group, term, best, worst)
-        parts.append(f"{number(change, sign=True)} {term}" + (f" ({reason})" if reason else ""))
+    for contribution, reward_term in named_terms:
+        reason = _reason(group, reward_term, best, worst)
+        parts.append(
+            f"{number(contribution, sign=True)} {reward_term}" + (f" ({reason})" if reason else "")
+        )
 
     # What is left of the whole difference.
     total = best.reward - worst.reward
-    rest = total - sum(change for change, _ in told)
-    if abs(rest) >= SHOWN_FROM:
-        parts.append(f"{number(rest, sign=True)} all else")
+    remainder = total - sum(contribution for contribution, _ in named_terms)
+    if abs(remainder) >= SHOWN_FROM:
+        parts.append(f"{number(remainder, sign=True)} all else")
     return f"Best against worst, {number(total, sign=True)} reward: {', '.join(parts)}."
 
 
-def _reason(group: Group, term: str, best: Completion, worst: Completion) -> str:
+def _reason(group: Group, reward_term: str, best: Completion, worst: Completion) -> str:
     """What in the two texts makes a term differ."""
-    if term == "accuracy_hard" and best.valid_format != worst.valid_format:
+    if reward_term == "accuracy_hard" and best.valid_format != worst.valid_format:
         return f"the {'worst' if best.valid_format else 'best'}’s format is invalid"
-    if term in ("accuracy", "accuracy_hard"):
+    if reward_term in ("accuracy", "accuracy_hard"):
         return _reason_of_answers(group, best, worst)
-    if term in ("trace_findings", "trace_truth", "trace_false"):
+    if reward_term in ("trace_findings", "trace_truth", "trace_false"):
         return _reason_of_traces(best, worst)
-    if term in ("overshort", "overlong"):
+    if reward_term in ("overshort", "overlong"):
         return f"{best.length} against {worst.length} tokens"
-    return f"{number(best.terms[term])} against {number(worst.terms[term])}"
+    return f"{number(best.terms[reward_term])} against {number(worst.terms[reward_term])}"
 
 
 def _reason_of_answers(group: Group, best: Completion, worst: Completion) -> str:
     """The labels that only one of two answers names: the true ones first, then the false."""
 
-    def named(completion: Completion, true: bool) -> set[str]:
+    def named(completion: Completion, is_true: bool) -> set[str]:
         return {
             label
             for label in completion.answer
-            if (label in group.truth) == true and _is_decided(group, label)
+            if (label in group.truth) == is_true and _is_decided(group, label)
         }
 
     phrases = []
-    for true, only_best, only_worst in (
+    for is_true, only_best, only_worst in (
         (True, "names {}, which the worst misses", "misses {}, which the worst names"),
         (False, "adds {}", "the worst adds {}"),
     ):
-        of_best, of_worst = named(best, true), named(worst, true)
-        for phrase, labels in ((only_best, of_best - of_worst), (only_worst, of_worst - of_best)):
+        of_best, of_worst = named(best, is_true), named(worst, is_true)
+        for template, labels in ((only_best, of_best - of_worst), (only_worst, of_worst - of_best)):
             if labels:
-                listed = ", ".join(label for label in CHEXPERT_14 if label in labels)
-                phrases.append(phrase.format(listed))
+                listed_labels = ", ".join(label for label in CHEXPERT_14 if label in labels)
+                phrases.append(template.format(listed_labels))
     return "; ".join(phrases)
 
 
@@ -137,13 +143,13 @@ def _false_sentences(completion: Completion) -> list[Sentence]:
 def _reason_of_traces(best: Completion, worst: Completion) -> str:
     """How many sentences are false, and where the worst has more of them, what is so instead."""
     of_best, of_worst = _false_sentences(best), _false_sentences(worst)
-    text = f"false sentences: {len(of_best)} against {len(of_worst)}"
+    sentence_counts = f"false sentences: {len(of_best)} against {len(of_worst)}"
     reasons: Sequence[str] = list(
         dict.fromkeys(reason for sentence in of_worst for reason in sentence.why)
     )[:3]
     if reasons and len(of_worst) > len(of_best):
-        text += f"; in truth: {', '.join(reasons)}"
-    return text
+        sentence_counts += f"; in truth: {', '.join(reasons)}"
+    return sentence_counts
 
 
 def _is_decided(group: Group, label: str) -> bool:

@@ -79,7 +79,9 @@ def label_names(labels: Iterable) -> list[str]:
     """Return names from names, or from numbers or bool [14] (non-zero: named)."""
     labels = list(labels)
     if labels and not any(isinstance(label, str) for label in labels):
-        return [name for name, is_named in zip(CHEXPERT_14, labels, strict=True) if is_named]
+        return [
+            label_name for label_name, is_named in zip(CHEXPERT_14, labels, strict=True) if is_named
+        ]
     return [str(label) for label in labels]
 
 
@@ -99,10 +101,10 @@ def png(image: ArrayLike) -> bytes:
     if image.ndim != 2:
         raise ValueError(f"a case image must be [H, W], got {list(image.shape)}")
     picture = Image.fromarray(np.round(image * 255).astype(np.uint8))
-    scale = IMAGE_SIDE / max(picture.size)
-    if scale < 1:
-        size = [max(1, round(side * scale)) for side in picture.size]
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    reduction = IMAGE_SIDE / max(picture.size)
+    if reduction < 1:
+        reduced_size = [max(1, round(side_length * reduction)) for side_length in picture.size]
+        picture = picture.resize(reduced_size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
@@ -151,31 +153,37 @@ def save_evaluation(
         "notes": list(notes),
         "config": run_config,
     }
-    text = json.dumps(json_value(evaluation, str), indent=1, allow_nan=False)
-    whole_files.write_text(Path(workdir) / "evaluation.json", text)
+    evaluation_json = json.dumps(json_value(evaluation, str), indent=1, allow_nan=False)
+    whole_files.write_text(Path(workdir) / "evaluation.json", evaluation_json)
 
 
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    whole_files.write_text(path, "".join(line + "\n" for line in lines))
+def _write_lines(samples_path: Path, sample_lines: Iterable[str]) -> None:
+    whole_files.write_text(
+        samples_path, "".join(sample_line + "\n" for sample_line in sample_lines)
+    )
 
 
 def save_cases(workdir: str | os.PathLike, cases: Iterable[Case]) -> None:
     """Write cases/*.png and their lines in samples.jsonl, in place of an earlier report's."""
     workdir = Path(workdir)
-    folder, path = workdir / "cases", workdir / "samples.jsonl"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    case_folder, samples_path = workdir / "cases", workdir / "samples.jsonl"
+    shutil.rmtree(case_folder, ignore_errors=True)
+    case_folder.mkdir(parents=True)
     # Groups, and lines that others wrote, stay.
-    lines = [line for line, record in _samples(path) if _is_group(record) or "image" not in record]
-    copied = ("id", "hospital", "model", "prompt", "completion", "answer", "truth", "known")
+    sample_lines = [
+        sample_line
+        for sample_line, record in _samples(samples_path)
+        if _is_group(record) or "image" not in record
+    ]
+    copied_fields = ("id", "hospital", "model", "prompt", "completion", "answer", "truth", "known")
     for position, case in enumerate(cases):
-        name = f"cases/{position:04d}.png"  # never the id: ids are other people's text
-        (workdir / name).write_bytes(_png_file(case))
-        record = {field: getattr(case, field) for field in copied}
+        image_name = f"cases/{position:04d}.png"  # never the id: ids are other people's text
+        (workdir / image_name).write_bytes(_png_file(case))
+        record = {field_name: getattr(case, field_name) for field_name in copied_fields}
         record["score"] = None if case.score is None else float(case.score)
-        record["image"] = name
-        lines.append(json.dumps(json_value(record, str)))
-    _write_lines(path, lines)
+        record["image"] = image_name
+        sample_lines.append(json.dumps(json_value(record, str)))
+    _write_lines(samples_path, sample_lines)
 
 
 def save_groups(
@@ -193,41 +201,41 @@ def save_groups(
             at the start of a run. Groups of a later step, which the run will record again, are removed.
     """
     workdir = Path(workdir)
-    path, folder = workdir / "samples.jsonl", workdir / "groups"
-    if resume_step is not None and path.exists():
-        _remove_later_groups(path, folder, resume_step)
-    lines = []
+    samples_path, group_folder = workdir / "samples.jsonl", workdir / "groups"
+    if resume_step is not None and samples_path.exists():
+        _remove_later_groups(samples_path, group_folder, resume_step)
+    sample_lines = []
     for position, group in enumerate(groups):
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"groups/{group.step:06d}_{position}.png"
-        (workdir / name).write_bytes(_png_file(group))
-        record = json_value(group.row() | {"image": name}, str)
-        lines.append(json.dumps(record, allow_nan=False) + "\n")
-    if lines:
+        group_folder.mkdir(parents=True, exist_ok=True)
+        image_name = f"groups/{group.step:06d}_{position}.png"
+        (workdir / image_name).write_bytes(_png_file(group))
+        record = json_value(group.row() | {"image": image_name}, str)
+        sample_lines.append(json.dumps(record, allow_nan=False) + "\n")
+    if sample_lines:
         # One write: a reader sees whole lines, or at most a torn last one.
-        with open(path, "ab", buffering=0) as file:
-            file.write("".join(lines).encode())
+        with open(samples_path, "ab", buffering=0) as samples_file:
+            samples_file.write("".join(sample_lines).encode())
 
 
-def _remove_later_groups(path: Path, folder: Path, last_step: int) -> None:
+def _remove_later_groups(samples_path: Path, group_folder: Path, last_step: int) -> None:
     """Remove the groups after `last_step`, and every image of the folder that no line names."""
-    rows = list(_samples(path))
+    samples = list(_samples(samples_path))
     _write_lines(
-        path,
+        samples_path,
         [
-            line
-            for line, record in rows
-            if not _is_group(record) or _step(path, record) <= last_step
+            sample_line
+            for sample_line, record in samples
+            if not _is_group(record) or _step(samples_path, record) <= last_step
         ],
     )
-    images = {
+    kept_images = {
         str(record.get("image"))
-        for _, record in rows
+        for _, record in samples
         if _is_group(record) and record["step"] <= last_step
     }
-    for file in folder.glob("*.png"):
-        if f"groups/{file.name}" not in images:
-            file.unlink()
+    for image_file in group_folder.glob("*.png"):
+        if f"groups/{image_file.name}" not in kept_images:
+            image_file.unlink()
 
 
 # ---- Loading ----
@@ -247,44 +255,46 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not JSON") from error
 
 
-def _samples(path: Path) -> Iterator[tuple[str, dict]]:
+def _samples(samples_path: Path) -> Iterator[tuple[str, dict]]:
     """(line, object) of each line of samples.jsonl, if there is one; a last line that a kill has torn is left out."""
-    if not path.exists():
+    if not samples_path.exists():
         return
-    *lines, last = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, line in enumerate([*lines, last], start=1):
-        if not line.strip():
+    *whole_lines, last_line = samples_path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for line_number, sample_line in enumerate([*whole_lines, last_line], start=1):
+        if not sample_line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(sample_line)
         except ValueError as error:
             # Only the last line can be torn: every line before it ended with a newline.
-            if number > len(lines):
+            if line_number > len(whole_lines):
                 return
-            raise UserError(f"{path}: line {number} is not JSON") from error
+            raise UserError(f"{samples_path}: line {line_number} is not JSON") from error
         if not isinstance(record, dict):
-            raise UserError(f"{path}: line {number} is not an object")
-        yield line, record
+            raise UserError(f"{samples_path}: line {line_number} is not an object")
+        yield sample_line, record
 
 
 def _is_group(record: Mapping) -> bool:
     return record.get("kind") == "group"
 
 
-def _step(path: Path, record: Mapping) -> int:
+def _step(samples_path: Path, record: Mapping) -> int:
     if not isinstance(record.get("step"), int):
-        raise UserError(f"{path}: a group has no step")
+        raise UserError(f"{samples_path}: a group has no step")
     return record["step"]
 
 
-def _image(workdir: Path, record: Mapping, folder: str) -> bytes:
+def _image(workdir: Path, record: Mapping, folder_name: str) -> bytes:
     """The PNG that a line of samples.jsonl names. UserError for what is no file of WORKDIR/folder."""
     # The name comes from a file that anybody may have edited: it must not lead out of the folder.
-    file = (workdir / str(record["image"])).resolve()
-    if not file.is_relative_to((workdir / folder).resolve()) or not file.is_file():
-        path = workdir / "samples.jsonl"
-        raise UserError(f"{path}: image {record['image']} is not a file of the folder {folder}/")
-    return file.read_bytes()
+    image_file = (workdir / str(record["image"])).resolve()
+    if not image_file.is_relative_to((workdir / folder_name).resolve()) or not image_file.is_file():
+        samples_path = workdir / "samples.jsonl"
+        raise UserError(
+            f"{samples_path}: image {record['image']} is not a file of the folder {folder_name}/"
+        )
+    return image_file.read_bytes()
 
 
 def load_groups(workdir: str | os.PathLike) -> list[Group]:
@@ -294,16 +304,16 @@ def load_groups(workdir: str | os.PathLike) -> list[Group]:
         UserError: if a line or an image is not of the format.
     """
     workdir = Path(workdir)
-    path, groups = workdir / "samples.jsonl", []
-    for _, record in _samples(path):
+    samples_path, groups = workdir / "samples.jsonl", []
+    for _, record in _samples(samples_path):
         if not _is_group(record):
             continue
         try:
             groups.append(Group.from_row(record, _image(workdir, record, "groups")))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            step = record.get("step")
+            train_step = record.get("step")
             raise UserError(
-                f"{path}: a group of step {step} is not of the format: {error!r}"
+                f"{samples_path}: a group of step {train_step} is not of the format: {error!r}"
             ) from error
     return groups
 
@@ -315,15 +325,15 @@ def load_cases(workdir: str | os.PathLike) -> list[Case]:
         UserError: if a line or an image is not of the format.
     """
     workdir = Path(workdir)
-    path, cases = workdir / "samples.jsonl", []
-    for _, record in _samples(path):
+    samples_path, cases = workdir / "samples.jsonl", []
+    for _, record in _samples(samples_path):
         if _is_group(record) or "image" not in record:
             continue
         image = _image(workdir, record, "cases")
         try:
-            fields = {name: record[name] for name in CASE_FIELDS}
+            case_fields = {field_name: record[field_name] for field_name in CASE_FIELDS}
         except KeyError as error:
-            raise UserError(f"{path}: a case has no {error}") from error
+            raise UserError(f"{samples_path}: a case has no {error}") from error
         known, model = record.get("known"), record.get("model", "")
-        cases.append(Case(image=None, png=image, known=known, model=model, **fields))
+        cases.append(Case(image=None, png=image, known=known, model=model, **case_fields))
     return cases

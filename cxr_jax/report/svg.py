@@ -54,74 +54,89 @@ class ForestGroup:
 # ---- Numbers ----
 
 
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Choose round tick values (1, 2, 2.5, 5 times a power of ten) that lie in [low, high], about `count` of them."""
-    if not high > low:
-        return [low]
+def nice_ticks(lowest: float, highest: float, tick_count: int = 5) -> list[float]:
+    """Choose about `tick_count` round values (1, 2, 2.5, 5 times a power of ten) from lowest to highest."""
+    if not highest > lowest:
+        return [lowest]
     # The smallest round step that is not below the even one.
-    raw = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(
-        factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * (1 - 1e-9)
+    even_step = (highest - lowest) / tick_count
+    power_of_ten = 10.0 ** math.floor(math.log10(even_step))
+    tick_step = next(
+        factor * power_of_ten
+        for factor in (1, 2, 2.5, 5, 10)
+        if factor * power_of_ten >= even_step * (1 - 1e-9)
     )
     # A tick on the very limit stays, whatever the rounding of the division.
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(multiple * step, 12) for multiple in range(first, last + 1)]
+    first_multiple, last_multiple = (
+        math.ceil(lowest / tick_step - 1e-9),
+        math.floor(highest / tick_step + 1e-9),
+    )
+    return [
+        round(multiple * tick_step, 12) for multiple in range(first_multiple, last_multiple + 1)
+    ]
 
 
 def number(value: float) -> str:
     """Write a short tick or readout label."""
-    size = abs(value)
-    if value and (size >= 1e5 or size < 1e-3):
-        text = f"{value:.3g}"
-    elif size < 100:
-        text = f"{value:.4f}".rstrip("0").rstrip(".")
+    magnitude = abs(value)
+    if value and (magnitude >= 1e5 or magnitude < 1e-3):
+        written = f"{value:.3g}"
+    elif magnitude < 100:
+        written = f"{value:.4f}".rstrip("0").rstrip(".")
     else:
-        text = f"{value:.0f}"
-    return text.replace("-", "−", 1) if text.startswith("-") else text
+        written = f"{value:.0f}"
+    return written.replace("-", "−", 1) if written.startswith("-") else written
 
 
 def smooth(points: Points, window: int) -> Points:
     """Compute the centred running mean over `window` points (fewer at the ends)."""
-    half, smoothed = window // 2, []
-    for index, (step, _) in enumerate(points):
-        part = [value for _, value in points[max(0, index - half) : index + half + 1]]
-        smoothed.append((step, sum(part) / len(part)))
+    half_window, smoothed = window // 2, []
+    for index, (position, _) in enumerate(points):
+        neighbours = [
+            value for _, value in points[max(0, index - half_window) : index + half_window + 1]
+        ]
+        smoothed.append((position, sum(neighbours) / len(neighbours)))
     return smoothed
 
 
-def thin(points: Points, limit: int = MAX_POINTS) -> Points:
-    """Keep at most `limit` points, evenly chosen, the last one among them."""
-    if len(points) <= limit:
+def thin(points: Points, most_points: int = MAX_POINTS) -> Points:
+    """Keep at most `most_points` points, evenly chosen, the last one among them."""
+    if len(points) <= most_points:
         return points
     # Evenly by place, not by step: a long run logs at equal distances.
-    return [points[round(index * (len(points) - 1) / (limit - 1))] for index in range(limit)]
+    return [
+        points[round(index * (len(points) - 1) / (most_points - 1))] for index in range(most_points)
+    ]
 
 
 def _limits(values: Sequence[float], floor_zero: bool) -> tuple[float, float]:
     """The ends of the vertical axis, with some room around the values."""
-    low, high = min(values), max(values)
-    if floor_zero and low >= 0:
-        low = 0.0
+    lowest, highest = min(values), max(values)
+    if floor_zero and lowest >= 0:
+        lowest = 0.0
     # Flat is constant up to the rounding of a running mean.
-    is_flat = high - low <= 1e-9 * max(abs(high), abs(low))
-    pad = max(abs(high) * 0.1, 1e-3) if is_flat else (high - low) * 0.06
-    return (low if floor_zero and low == 0 else low - pad), high + pad
+    is_flat = highest - lowest <= 1e-9 * max(abs(highest), abs(lowest))
+    padding = max(abs(highest) * 0.1, 1e-3) if is_flat else (highest - lowest) * 0.06
+    return (lowest if floor_zero and lowest == 0 else lowest - padding), highest + padding
 
 
 # ---- Elements ----
 
 
-def draw_line(x1: float, x2: float, y1: float, y2: float, attributes: str) -> str:
+def draw_line(start_x: float, end_x: float, start_y: float, end_y: float, attributes: str) -> str:
     """Draw a line from (x1, y1) to (x2, y2). attributes: our own text, as written in SVG."""
-    ends = f'x1="{_place(x1)}" x2="{_place(x2)}" y1="{_place(y1)}" y2="{_place(y2)}"'
-    return f"<line {attributes} {ends}/>"
+    coordinates = (
+        f'x1="{_place(start_x)}" x2="{_place(end_x)}" y1="{_place(start_y)}" y2="{_place(end_y)}"'
+    )
+    return f"<line {attributes} {coordinates}/>"
 
 
-def draw_text(x: float, y: float, content: str, attributes: str = "") -> str:
+def draw_text(anchor_x: float, baseline: float, content: str, attributes: str = "") -> str:
     """Draw a text, escaped. attributes: our own text, as written in SVG."""
     attributes = f" {attributes}" if attributes else ""
-    return f'<text x="{_place(x)}" y="{_place(y)}"{attributes}>{escape(content)}</text>'
+    return (
+        f'<text x="{_place(anchor_x)}" y="{_place(baseline)}"{attributes}>{escape(content)}</text>'
+    )
 
 
 def _place(coordinate: float) -> str:
@@ -129,20 +144,24 @@ def _place(coordinate: float) -> str:
     return str(coordinate) if isinstance(coordinate, int) else f"{coordinate:.1f}"
 
 
-def _mark(position: int, x: float, y: float, color: str) -> str:
+def _mark(position: int, center_x: float, center_y: float, color: str) -> str:
     """Dots for the first series, squares for the second, ...: lines can be told apart without colour."""
     if position % 2 == 0:
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="{color}"/>'
-    return f'<rect x="{x - 3:.1f}" y="{y - 3:.1f}" width="6" height="6" fill="{color}"/>'
+        return f'<circle cx="{center_x:.1f}" cy="{center_y:.1f}" r="3.2" fill="{color}"/>'
+    return (
+        f'<rect x="{center_x - 3:.1f}" y="{center_y - 3:.1f}" width="6" height="6" fill="{color}"/>'
+    )
 
 
 def _picture(
-    title: str, size: tuple[int, int], elements: Sequence[str], attributes: str = ""
+    title: str, dimensions: tuple[int, int], elements: Sequence[str], attributes: str = ""
 ) -> Markup:
     """The whole <svg>; size: width and height."""
-    label = f'role="img" aria-label="{escape(title)}"'
+    accessible_name = f'role="img" aria-label="{escape(title)}"'
     content = "".join(elements)
-    return Markup(f'<svg {attributes}viewBox="0 0 {size[0]} {size[1]}" {label}>{content}</svg>')
+    return Markup(
+        f'<svg {attributes}viewBox="0 0 {dimensions[0]} {dimensions[1]}" {accessible_name}>{content}</svg>'
+    )
 
 
 # ---- Line charts ----
@@ -174,29 +193,37 @@ class _Axes:
         """Where the values begin, at the bottom."""
         return self.height - self.bottom
 
-    def x(self, step: float) -> float:
-        share = (step - self.first) / (self.last - self.first)
-        return self.left + share * (self.width - self.left - self.right)
+    def x(self, train_step: float) -> float:
+        run_share = (train_step - self.first) / (self.last - self.first)
+        return self.left + run_share * (self.width - self.left - self.right)
 
     def y(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return self.floor - share * (self.height - self.top - self.bottom)
+        range_share = (value - self.low) / (self.high - self.low)
+        return self.floor - range_share * (self.height - self.top - self.bottom)
 
     def path(self, points: Points) -> str:
-        return " ".join(f"{self.x(step):.1f},{self.y(value):.1f}" for step, value in points)
+        return " ".join(
+            f"{self.x(train_step):.1f},{self.y(value):.1f}" for train_step, value in points
+        )
 
     def draw(self) -> list[str]:
         """The grid, the ticks with their numbers, and the axis."""
         elements = []
-        for value in nice_ticks(self.low, self.high):
-            y = self.y(value)
-            elements.append(draw_line(self.left, self.end, y, y, 'class="grid"'))
-            elements.append(draw_text(self.left - 6, y + 4, number(value), 'text-anchor="end"'))
-        for step in nice_ticks(self.first, self.last, 6):
-            if step == int(step):
-                x = self.x(step)
-                elements.append(draw_line(x, x, self.floor, self.floor + 4, 'class="tick"'))
-                elements.append(draw_text(x, self.floor + 17, number(step), 'text-anchor="middle"'))
+        for tick_value in nice_ticks(self.low, self.high):
+            grid_y = self.y(tick_value)
+            elements.append(draw_line(self.left, self.end, grid_y, grid_y, 'class="grid"'))
+            elements.append(
+                draw_text(self.left - 6, grid_y + 4, number(tick_value), 'text-anchor="end"')
+            )
+        for train_step in nice_ticks(self.first, self.last, 6):
+            if train_step == int(train_step):
+                tick_x = self.x(train_step)
+                elements.append(
+                    draw_line(tick_x, tick_x, self.floor, self.floor + 4, 'class="tick"')
+                )
+                elements.append(
+                    draw_text(tick_x, self.floor + 17, number(train_step), 'text-anchor="middle"')
+                )
         elements.append(draw_line(self.left, self.end, self.floor, self.floor, 'class="axis"'))
         middle = (self.left + self.width - self.right) / 2
         elements.append(draw_text(middle, self.height - 3, "step", 'text-anchor="middle"'))
@@ -214,28 +241,30 @@ def _draw_series(position: int, series: Series, axes: _Axes) -> list[str]:
         'stroke-linejoin="round"/>'
     )
     if series.marks or len(series.points) == 1:
-        for step, value in series.points:
-            elements.append(_mark(position, axes.x(step), axes.y(value), series.color))
+        for train_step, value in series.points:
+            elements.append(_mark(position, axes.x(train_step), axes.y(value), series.color))
     return elements
 
 
 def _readout(series: Sequence[Series], axes: _Axes) -> str:
     """What the script needs to say the values under the pointer, as JSON."""
-    lines = [
+    line_readouts = [
         {
-            "name": line.name,
-            "color": line.color,
-            "points": [[step, float(f"{value:.5g}")] for step, value in thin(line.points)],
+            "name": chart_line.name,
+            "color": chart_line.color,
+            "points": [
+                [train_step, float(f"{value:.5g}")] for train_step, value in thin(chart_line.points)
+            ],
         }
-        for line in series
+        for chart_line in series
     ]
-    data = {
+    readout = {
         "x": [axes.first, axes.last],
         "px": [axes.left, axes.end],
         "width": axes.width,
-        "series": lines,
+        "series": line_readouts,
     }
-    return json.dumps(data, separators=(",", ":"))
+    return json.dumps(readout, separators=(",", ":"))
 
 
 def line_chart(
@@ -249,24 +278,26 @@ def line_chart(
 ) -> Markup:
     """Draw axes, labelled ticks and a polyline a series; its points go along for the readout."""
     # ---- What the axes span ----
-    series = [line for line in series if line.points]
-    steps = [step for line in series for step, _ in line.points]
-    values = [value for line in series for _, value in line.points + (line.faint or [])]
+    series = [chart_line for chart_line in series if chart_line.points]
+    train_steps = [train_step for chart_line in series for train_step, _ in chart_line.points]
+    values = [
+        value for chart_line in series for _, value in chart_line.points + (chart_line.faint or [])
+    ]
     values += [reference.value for reference in references]
-    first, last = min(steps), max(steps)
-    last = last if last > first else first + 1
-    axes = _Axes(width, height, first, last, *_limits(values, floor_zero))
+    first_step, last_step = min(train_steps), max(train_steps)
+    last_step = last_step if last_step > first_step else first_step + 1
+    axes = _Axes(width, height, first_step, last_step, *_limits(values, floor_zero))
 
     # ---- From the back to the front: axes, references, lines, cursor ----
     elements = axes.draw()
     for reference in references:
-        y = axes.y(reference.value)
-        dashes = (
+        reference_y = axes.y(reference.value)
+        dash_attributes = (
             f'stroke="{reference.color}" stroke-width="1.5" stroke-dasharray="{reference.dash}"'
         )
-        elements.append(draw_line(axes.left, axes.end, y, y, dashes))
-    for position, line in enumerate(series):
-        elements += _draw_series(position, line, axes)
+        elements.append(draw_line(axes.left, axes.end, reference_y, reference_y, dash_attributes))
+    for position, chart_line in enumerate(series):
+        elements += _draw_series(position, chart_line, axes)
     elements.append(draw_line(0, 0, axes.top, axes.floor, 'class="cursor" visibility="hidden"'))
     readout = f'data-chart="{escape(_readout(series, axes))}"'
     return _picture(title, (width, height), elements, f'class="chart" {readout} ')
@@ -276,23 +307,23 @@ def legend(
     series: Sequence[Series], references: Sequence[Reference] = (), note: str = ""
 ) -> Markup:
     """Draw the legend of a line chart, in HTML."""
-    items = []
-    for position, line in enumerate(series):
-        mark = _mark(position, 11, 6, line.color) if line.marks else ""
-        stroke = draw_line(0, 22, 6, 6, f'stroke="{line.color}" stroke-width="2.5"')
-        items.append((line.name, stroke + mark))
+    entries = []
+    for position, chart_line in enumerate(series):
+        marker = _mark(position, 11, 6, chart_line.color) if chart_line.marks else ""
+        line_sample = draw_line(0, 22, 6, 6, f'stroke="{chart_line.color}" stroke-width="2.5"')
+        entries.append((chart_line.name, line_sample + marker))
     for reference in references:
-        dashes = (
+        dash_attributes = (
             f'stroke="{reference.color}" stroke-width="1.5" stroke-dasharray="{reference.dash}"'
         )
-        items.append((reference.name, draw_line(0, 22, 6, 6, dashes)))
-    cells = "".join(
-        f'<span><svg width="22" height="12" aria-hidden="true">{sample}</svg>{escape(name)}</span>'
-        for name, sample in items
+        entries.append((reference.name, draw_line(0, 22, 6, 6, dash_attributes)))
+    entry_markup = "".join(
+        f'<span><svg width="22" height="12" aria-hidden="true">{sample}</svg>{escape(entry_name)}</span>'
+        for entry_name, sample in entries
     )
     if note:
-        cells += f'<span class="muted">{escape(note)}</span>'
-    return Markup(f'<div class="legend">{cells}</div>')
+        entry_markup += f'<span class="muted">{escape(note)}</span>'
+    return Markup(f'<div class="legend">{entry_markup}</div>')
 
 
 # ---- Events and intervals ----
@@ -301,36 +332,42 @@ def legend(
 def event_strip(
     title: str,
     events: Mapping[str, Sequence[float]],
-    first: float,
-    last: float,
+    first_step: float,
+    last_step: float,
     *,
     width: int = WIDTH,
 ) -> Markup:
     """Draw when something was so: a row a name, a mark a step, over the steps first to last."""
-    left, right, row_height = 200, 12, 24
+    left_margin, right_margin, row_height = 200, 12, 24
     height = row_height * len(events) + 40
-    span = max(1, last - first)
-    mark_width = max(2.0, min(10.0, 0.8 * (width - left - right) / span))
+    step_span = max(1, last_step - first_step)
+    mark_width = max(2.0, min(10.0, 0.8 * (width - left_margin - right_margin) / step_span))
 
-    def place(step: float) -> float:
-        return left + (step - first) / span * (width - left - right)
+    def place(train_step: float) -> float:
+        return left_margin + (train_step - first_step) / step_span * (
+            width - left_margin - right_margin
+        )
 
     elements = []
-    for step in nice_ticks(first, last, 6):
-        if step == int(step):
-            x = place(step)
-            elements.append(draw_line(x, x, 4, height - 36, 'class="grid"'))
-            elements.append(draw_text(x, height - 22, number(step), 'text-anchor="middle"'))
-    for row, (name, steps) in enumerate(events.items()):
-        top = 4 + row_height * row
-        elements.append(draw_text(4, top + 16, name))
-        for step in steps:
+    for train_step in nice_ticks(first_step, last_step, 6):
+        if train_step == int(train_step):
+            tick_x = place(train_step)
+            elements.append(draw_line(tick_x, tick_x, 4, height - 36, 'class="grid"'))
             elements.append(
-                f'<rect x="{place(step) - mark_width / 2:.1f}" y="{top + 4}" width="{mark_width:.1f}" '
+                draw_text(tick_x, height - 22, number(train_step), 'text-anchor="middle"')
+            )
+    for row_index, (event_name, event_steps) in enumerate(events.items()):
+        row_top = 4 + row_height * row_index
+        elements.append(draw_text(4, row_top + 16, event_name))
+        for train_step in event_steps:
+            elements.append(
+                f'<rect x="{place(train_step) - mark_width / 2:.1f}" y="{row_top + 4}" width="{mark_width:.1f}" '
                 f'height="{row_height - 8}" fill="{PALETTE[5]}"/>'
             )
     elements.append(
-        draw_text((left + width - right) / 2, height - 4, "step", 'text-anchor="middle"')
+        draw_text(
+            (left_margin + width - right_margin) / 2, height - 4, "step", 'text-anchor="middle"'
+        )
     )
     return _picture(title, (width, height), elements)
 
@@ -347,48 +384,65 @@ def _forest_limit(groups: Sequence[ForestGroup]) -> float:
 
 def forest(title: str, groups: Sequence[ForestGroup], *, width: int = WIDTH) -> Markup:
     """Draw an interval plot: below each heading a row an estimate, and the constant as a dashed line."""
-    left, right, row_height, head_height = 92, 50, 24, 26
-    limit = _forest_limit(groups)
+    left_margin, right_margin, row_height, head_height = 92, 50, 24, 26
+    axis_end = _forest_limit(groups)
     height = sum(head_height + row_height * len(group.estimates) for group in groups) + 30
 
     def place(value: float) -> float:
-        return left + value / limit * (width - left - right)
+        return left_margin + value / axis_end * (width - left_margin - right_margin)
 
     elements = []
-    for value in nice_ticks(0, limit, 6):
+    for value in nice_ticks(0, axis_end, 6):
         x = place(value)
         elements.append(draw_line(x, x, 4, height - 26, 'class="grid"'))
         elements.append(draw_text(x, height - 10, number(value), 'text-anchor="middle"'))
-    y = 4
+    row_top = 4
     for group in groups:
         heading = f'class="strong" fill="{group.color}"'
-        elements.append(draw_text(4, y + 17, group.heading, heading))
-        y += head_height
+        elements.append(draw_text(4, row_top + 17, group.heading, heading))
+        row_top += head_height
         if group.constant is not None:
-            x, end = place(group.constant), y + row_height * len(group.estimates) - 2
-            dashes = f'stroke="{group.color}" stroke-width="1.5" stroke-dasharray="5 4"'
-            elements.append(draw_line(x, x, y - 8, end, dashes))
-            note = f"best constant {group.constant:.2f}"
-            elements.append(draw_text(x + 5, y - 5, note, 'class="small"'))
-        for name, estimate in group.estimates.items():
-            elements += _forest_row(name, estimate, group.color, place, y + row_height / 2, width)
-            y += row_height
+            x, dash_end = place(group.constant), row_top + row_height * len(group.estimates) - 2
+            dash_attributes = f'stroke="{group.color}" stroke-width="1.5" stroke-dasharray="5 4"'
+            elements.append(draw_line(x, x, row_top - 8, dash_end, dash_attributes))
+            constant_note = f"best constant {group.constant:.2f}"
+            elements.append(draw_text(x + 5, row_top - 5, constant_note, 'class="small"'))
+        for estimate_name, estimate in group.estimates.items():
+            elements += _forest_row(
+                estimate_name, estimate, group.color, place, row_top + row_height / 2, width
+            )
+            row_top += row_height
     return _picture(title, (width, height), elements)
 
 
 def _forest_row(
-    name: str, estimate: Mapping, color: str, place: Callable[[float], float], y: float, width: int
+    estimate_name: str,
+    estimate: Mapping,
+    color: str,
+    place: Callable[[float], float],
+    row_middle: float,
+    width: int,
 ) -> list[str]:
     """The name, the interval with its point, and the value as a number at the right."""
-    elements = [draw_text(16, y + 4, name)]
+    elements = [draw_text(16, row_middle + 4, estimate_name)]
     if estimate["value"] is None:
-        return [*elements, draw_text(width - 4, y + 4, "no value", 'text-anchor="end"')]
+        return [*elements, draw_text(width - 4, row_middle + 4, "no value", 'text-anchor="end"')]
     if estimate["lo"] is not None:
-        bar = f'stroke="{color}" stroke-width="3" opacity=".45"'
-        elements.append(draw_line(place(estimate["lo"]), place(estimate["hi"]), y, y, bar))
+        interval_stroke = f'stroke="{color}" stroke-width="3" opacity=".45"'
+        elements.append(
+            draw_line(
+                place(estimate["lo"]),
+                place(estimate["hi"]),
+                row_middle,
+                row_middle,
+                interval_stroke,
+            )
+        )
     elements.append(
-        f'<circle cx="{place(estimate["value"]):.1f}" cy="{y:.1f}" r="4.5" fill="{color}"/>'
+        f'<circle cx="{place(estimate["value"]):.1f}" cy="{row_middle:.1f}" r="4.5" fill="{color}"/>'
     )
-    value = f"{estimate['value']:.3f}"
-    elements.append(draw_text(width - 4, y + 4, value, 'class="strong" text-anchor="end"'))
+    written_value = f"{estimate['value']:.3f}"
+    elements.append(
+        draw_text(width - 4, row_middle + 4, written_value, 'class="strong" text-anchor="end"')
+    )
     return elements

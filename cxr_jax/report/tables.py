@@ -27,7 +27,7 @@ assert SUBSET_TITLES.keys() == SUBSETS.keys()
 
 def set_names(models: Mapping) -> list[str]:
     """Return the names of all test sets, in the order of their first mention."""
-    return list(dict.fromkeys(name for summaries in models.values() for name in summaries))
+    return list(dict.fromkeys(set_name for summaries in models.values() for set_name in summaries))
 
 
 def first_summary(models: Mapping, set_name: str) -> dict:
@@ -40,13 +40,13 @@ def overall(summary: Mapping, metric: str) -> dict:
     return summary["jaccard"] if metric == "jaccard" else summary[metric]["all"]
 
 
-def _with_part(models: Mapping, part: str) -> list[tuple[str, str, dict]]:
+def _with_part(models: Mapping, part_name: str) -> list[tuple[str, str, dict]]:
     """(model, test set, summary) of all summaries that have a part: "trace", "audit" or "calibration"."""
     return [
-        (model, set_name, summary)
-        for model, summaries in models.items()
+        (model_name, set_name, summary)
+        for model_name, summaries in models.items()
         for set_name, summary in summaries.items()
-        if summary.get(part)
+        if summary.get(part_name)
     ]
 
 
@@ -84,16 +84,16 @@ class Comparison:
 
 def _change(metric: str, estimate: Mapping) -> Change:
     """estimate: holds "diff" or "value", "lo" and "hi"."""
-    value = estimate["diff"] if "diff" in estimate else estimate["value"]
-    title = METRICS.get(metric, metric)
-    if value is None:
-        return Change(title, None, "", "")
+    difference = estimate["diff"] if "diff" in estimate else estimate["value"]
+    metric_title = METRICS.get(metric, metric)
+    if difference is None:
+        return Change(metric_title, None, "", "")
     # An interval that reaches over 0 shows nothing, however large the difference.
     if estimate["lo"] is None or estimate["lo"] <= 0 <= estimate["hi"]:
         remark = " (the interval includes 0: no difference shown)"
     else:
         remark = " (worse)" if estimate["hi"] < 0 else ""
-    return Change(title, value, interval(estimate, sign="+"), remark)
+    return Change(metric_title, difference, interval(estimate, sign="+"), remark)
 
 
 def _verdicts(models: Mapping) -> list[Verdict]:
@@ -102,19 +102,23 @@ def _verdicts(models: Mapping) -> list[Verdict]:
     verdicts = []
     for set_name, summary in models[last_model].items():
         scores = {METRICS[metric]: overall(summary, metric) for metric in HEADLINES}
-        gain = summary.get("over_constant")
-        gains = [_change(metric, gain[metric]) for metric in HEADLINES] if gain else []
+        gain_by_metric = summary.get("over_constant")
+        gains = (
+            [_change(metric, gain_by_metric[metric]) for metric in HEADLINES]
+            if gain_by_metric
+            else []
+        )
         verdicts.append(Verdict(set_name, last_model, scores, gains))
     return verdicts
 
 
 def _comparisons(evaluation: Mapping) -> list[Comparison]:
     """The metrics of one pair of models on one set stand in one sentence."""
-    pairs: dict[tuple[str, str, str], list[Change]] = {}
+    changes_by_pair: dict[tuple[str, str, str], list[Change]] = {}
     for comparison in evaluation.get("comparisons", ()):
-        pair = comparison["b"], comparison["a"], comparison["set"]
-        pairs.setdefault(pair, []).append(_change(comparison["metric"], comparison))
-    return [Comparison(*pair, changes) for pair, changes in pairs.items()]
+        model_pair = comparison["b"], comparison["a"], comparison["set"]
+        changes_by_pair.setdefault(model_pair, []).append(_change(comparison["metric"], comparison))
+    return [Comparison(*model_pair, changes) for model_pair, changes in changes_by_pair.items()]
 
 
 # ---- The headline: plots and tables ----
@@ -132,22 +136,22 @@ def _forests(models: Mapping) -> dict[str, Markup]:
     """Interval plots of macro-F1 and Jaccard, with the best constant answer of each set."""
     plots = {}
     for metric in HEADLINES:
-        groups = []
+        set_groups = []
         for position, set_name in enumerate(set_names(models)):
             estimates = {
-                model: overall(summaries[set_name], metric)
-                for model, summaries in models.items()
+                model_name: overall(summaries[set_name], metric)
+                for model_name, summaries in models.items()
                 if set_name in summaries
             }
             constants = first_summary(models, set_name)["constants"]
-            group = svg.ForestGroup(
+            set_group = svg.ForestGroup(
                 heading=set_title(set_name),
                 color=svg.PALETTE[position % len(svg.PALETTE)],
                 estimates=estimates,
                 constant=constants[f"best_{metric}"][metric]["value"],
             )
-            groups.append(group)
-        plots[METRICS[metric]] = svg.forest(METRICS[metric], groups)
+            set_groups.append(set_group)
+        plots[METRICS[metric]] = svg.forest(METRICS[metric], set_groups)
     return plots
 
 
@@ -155,21 +159,25 @@ def _best_constant(summary: Mapping, metric: str) -> ConstantAnswer:
     constants = summary["constants"]
     # Only the best by Jaccard and by macro-F1 have intervals.
     if f"best_{metric}" in constants:
-        best = constants[f"best_{metric}"]
-        return ConstantAnswer(best["policy"], best[metric]["value"], interval(best[metric]))
-    scores = {name: policy[metric] for name, policy in constants["policies"].items()}
-    policy = max(scores, key=lambda name: -1.0 if scores[name] is None else scores[name])
+        best_policy = constants[f"best_{metric}"]
+        return ConstantAnswer(
+            best_policy["policy"], best_policy[metric]["value"], interval(best_policy[metric])
+        )
+    scores = {policy_name: policy[metric] for policy_name, policy in constants["policies"].items()}
+    policy = max(
+        scores, key=lambda policy_name: -1.0 if scores[policy_name] is None else scores[policy_name]
+    )
     return ConstantAnswer(policy, scores[policy], None)
 
 
 def _highest(models: Mapping, set_name: str, metric: str) -> float | None:
     """The highest score of all models, None where none has one."""
-    values = [
+    set_scores = [
         overall(summaries[set_name], metric)["value"]
         for summaries in models.values()
         if set_name in summaries
     ]
-    return max((value for value in values if value is not None), default=None)
+    return max((set_score for set_score in set_scores if set_score is not None), default=None)
 
 
 def result(evaluation: Mapping) -> Markup:
@@ -177,11 +185,11 @@ def result(evaluation: Mapping) -> Markup:
     models = evaluation["models"]
     if not models:
         return muted("No evaluation was recorded.")
-    sets = set_names(models)
+    test_sets = set_names(models)
     return render(
         "result.html",
         models=models,
-        sets=sets,
+        sets=test_sets,
         metrics=METRICS,
         subsets=SUBSET_TITLES,
         overall=overall,
@@ -189,11 +197,14 @@ def result(evaluation: Mapping) -> Markup:
         comparisons=_comparisons(evaluation),
         forests=_forests(models),
         constants={
-            name: [_best_constant(first_summary(models, name), metric) for metric in METRICS]
-            for name in sets
+            set_name: [
+                _best_constant(first_summary(models, set_name), metric) for metric in METRICS
+            ]
+            for set_name in test_sets
         },
         best={
-            name: {metric: _highest(models, name, metric) for metric in METRICS} for name in sets
+            set_name: {metric: _highest(models, set_name, metric) for metric in METRICS}
+            for set_name in test_sets
         },
         calibrated=_with_part(models, "calibration"),
     )
@@ -233,7 +244,7 @@ def _image_change(scores: Mapping, metric: str) -> ImageChange:
 
 def _uses_image(audit: Mapping) -> bool:
     """Whether Jaccard falls with each of the other images, the interval clear of 0."""
-    drops = [scores["drop_jaccard"] for name, scores in audit.items() if name != "real"]
+    drops = [scores["drop_jaccard"] for image_name, scores in audit.items() if image_name != "real"]
     return bool(drops) and all(drop["lo"] is not None and drop["lo"] > 0 for drop in drops)
 
 
@@ -243,19 +254,26 @@ def image_use(models: Mapping) -> Markup:
     if not audited:
         return muted("No image-use audit was recorded.")
     # Not every model needs to have seen every other image.
-    names = dict.fromkeys(name for *_, summary in audited for name in summary["audit"])
-    others = [name for name in names if name != "real"]
+    image_names = dict.fromkeys(
+        image_name for *_, summary in audited for image_name in summary["audit"]
+    )
+    other_images = [image_name for image_name in image_names if image_name != "real"]
     audits = []
-    for model, set_name, summary in audited:
+    for model_name, set_name, summary in audited:
         audit = summary["audit"]
         changes = {
-            metric: {name: _image_change(audit.get(name, {}), metric) for name in others}
+            metric: {
+                image_name: _image_change(audit.get(image_name, {}), metric)
+                for image_name in other_images
+            }
             for metric in ("jaccard", "macro_f1")
         }
-        same_answer = {name: audit.get(name, {}).get("same_answer") for name in others}
+        same_answer = {
+            image_name: audit.get(image_name, {}).get("same_answer") for image_name in other_images
+        }
         uses_image = _uses_image(audit)
-        audits.append(Audit(model, set_name, audit["real"], changes, same_answer, uses_image))
-    return render("image_use.html", audits=audits, others=others)
+        audits.append(Audit(model_name, set_name, audit["real"], changes, same_answer, uses_image))
+    return render("image_use.html", audits=audits, others=other_images)
 
 
 # ---- The trace, and label by label ----
@@ -276,8 +294,8 @@ def labels(models: Mapping) -> Markup:
     # A column a model, but only in the sets that it was evaluated on.
     columns_of = {
         set_name: {
-            model: summaries[set_name]
-            for model, summaries in models.items()
+            model_name: summaries[set_name]
+            for model_name, summaries in models.items()
             if set_name in summaries
         }
         for set_name in set_names(models)

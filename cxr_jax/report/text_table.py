@@ -76,11 +76,11 @@ def _constant_row(best: Mapping, test_set: str, summary: Mapping) -> _Row:
 def _aligned(rows: Sequence[_Row]) -> list[str]:
     """One line a row, columns as wide as their widest cell."""
     # Spaces at the end of a line would only be copied along.
-    cells = [astuple(row) for row in rows]
+    cells = [astuple(row_cells) for row_cells in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
+        "  ".join(cell.ljust(width) for cell, width in zip(row_cells, widths, strict=True)).rstrip()
+        for row_cells in cells
     ]
 
 
@@ -101,13 +101,13 @@ def text_table(
     # Constant answers do not look, so those of the first model are those of all.
     for test_set, summary in next(iter(tables.values())).items():
         for metric in ("jaccard", "macro_f1"):
-            best = summary["constants"][f"best_{metric}"]
-            rows.append(_constant_row(best, test_set, summary))
-    lines = _aligned(rows)
+            best_policy = summary["constants"][f"best_{metric}"]
+            rows.append(_constant_row(best_policy, test_set, summary))
+    table_lines = _aligned(rows)
     for comparison in comparisons:
-        pair = f"{comparison['b']} - {comparison['a']} on {comparison['set']}"
+        model_pair = f"{comparison['b']} - {comparison['a']} on {comparison['set']}"
         interval = f"[{comparison['lo']:+.3f}, {comparison['hi']:+.3f}]"
         change = f"{comparison['metric']} {comparison['diff']:+.3f} {interval}"
-        lines.append(f"{pair}: {change} (paired)")
-    lines.append(CAVEAT[kind])
-    return "\n".join(lines)
+        table_lines.append(f"{model_pair}: {change} (paired)")
+    table_lines.append(CAVEAT[kind])
+    return "\n".join(table_lines)

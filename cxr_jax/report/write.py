@@ -33,23 +33,23 @@ def render(workdir: str | os.PathLike) -> Path:
         UserError: if the run has not been evaluated, or a file of the folder is not of its format.
     """
     workdir = Path(workdir)
-    path = workdir / "evaluation.json"
-    evaluation = read_json(path)
-    keys = {"title", "kind", "models"}
+    evaluation_path = workdir / "evaluation.json"
+    evaluation = read_json(evaluation_path)
+    required_keys = {"title", "kind", "models"}
     is_evaluation = isinstance(evaluation, dict) and evaluation.get("format") == FORMAT
-    if not is_evaluation or not keys <= evaluation.keys():
-        raise UserError(f"{path}: not an evaluation of format {FORMAT}")
+    if not is_evaluation or not required_keys <= evaluation.keys():
+        raise UserError(f"{evaluation_path}: not an evaluation of format {FORMAT}")
     if evaluation["kind"] not in KINDS:
-        raise UserError(f"{path}: kind is not one of {', '.join(KINDS)}")
+        raise UserError(f"{evaluation_path}: kind is not one of {', '.join(KINDS)}")
     if evaluation.get("config") is None and (workdir / "config.json").exists():
         evaluation["config"] = read_json(workdir / "config.json")
     cases = [(case, data_uri(case.png or b"")) for case in load_cases(workdir)]
     groups = [(group, data_uri(group.png or b"")) for group in load_groups(workdir)]
-    page = report_page.page(evaluation, run_log.read(workdir), cases, groups)
-    report = workdir / "report.html"
+    page_html = report_page.page(evaluation, run_log.read(workdir), cases, groups)
+    report_path = workdir / "report.html"
     # Half a character of another alphabet in a model's text must not stop the page.
-    whole_files.write_bytes(report, page.encode("utf-8", errors="replace"))
-    return report
+    whole_files.write_bytes(report_path, page_html.encode("utf-8", errors="replace"))
+    return report_path
 
 
 def write_report(
@@ -88,8 +88,10 @@ def write_report(
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     if curves and not (workdir / run_log.FILE).exists():
-        lines = "".join(json.dumps(run_log.json_value(row, str)) + "\n" for row in curves)
-        whole_files.write_text(workdir / run_log.FILE, lines)
+        log_lines = "".join(
+            json.dumps(run_log.json_value(log_row, str)) + "\n" for log_row in curves
+        )
+        whole_files.write_text(workdir / run_log.FILE, log_lines)
     save_evaluation(
         workdir,
         title=title,
