@@ -12,9 +12,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (None: the arguments of the process) and return the exit code."""
     parser = ArgumentParser("cxr_jax.report", description="Draw a run's report.html again.")
     parser.add_argument("workdir", help="the run's folder")
-    return exit_code(
-        lambda: print(render(parser.parse_args(argv).workdir)), debug=wants_debug(argv)
-    )
+
+    def draw_page() -> None:
+        # The path alone goes to stdout, for a shell to open.
+        print(render(parser.parse_args(argv).workdir))
+
+    return exit_code(draw_page, debug=wants_debug(argv))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -12,6 +13,7 @@ from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.report.markup import muted, render, set_title
 from cxr_jax.report.records import Case
 
+# A gap, not an end: the marks of a sentence stay with it.
 _SENTENCE_GAP = re.compile(r"(?<=[.!?])\s+(?=\S)")
 UNSCORED = 2.0  # sorts after every score
 
@@ -61,10 +63,12 @@ def compare_labels(
         A mark for each label that is named, or true and known: in the order of the 14, unknown names last.
     """
     decided = set(CHEXPERT_14 if known is None else known)
+    # Names that are none of the 14 follow: a reader sees them in the answer, too.
     unknown_names = [label_name for label_name in answer if label_name not in CHEXPERT_14]
     marks = []
     for label in [*CHEXPERT_14, *unknown_names]:
         is_named, is_true = label in answer, label in truth
+        # What the reference does not decide is neither right nor wrong.
         if is_named and label in CHEXPERT_14 and label not in decided:
             marks.append(Mark("open", label))
         elif is_named:
@@ -79,8 +83,8 @@ def case_marks(case: Case) -> list[Mark]:
 
     A completion of invalid format names nothing, as in the score, even if an answer can be made out in it.
     """
-    answer = case.answer if FORMAT_PATTERN.match(case.completion) else []
-    return compare_labels(answer, case.truth, case.known)
+    has_valid_format = FORMAT_PATTERN.match(case.completion) is not None
+    return compare_labels(case.answer if has_valid_format else [], case.truth, case.known)
 
 
 def _trace(completion: str) -> Trace | None:
@@ -97,7 +101,9 @@ def _trace(completion: str) -> Trace | None:
 
 
 def _score(case: Case) -> float:
-    return UNSCORED if case.score is None else float(case.score)
+    if case.score is None:
+        return UNSCORED
+    return float(case.score)
 
 
 def _card(case: Case, image_uri: str) -> Card:
@@ -106,6 +112,7 @@ def _card(case: Case, image_uri: str) -> Card:
     mark_kinds = [mark.kind for mark in marks]
     if trace is None:
         mark_kinds.append("invalid")
+    # Both may be empty: a run of one model and one set has nothing to tell apart.
     origin_names = [
         origin_name for origin_name in (set_title(case.hospital), case.model) if origin_name
     ]
@@ -131,16 +138,17 @@ def section(cases: Sequence[tuple[Case, str]], *, shows_sides: bool = True) -> M
     if not cases:
         return muted("No case was recorded.")
     # Worst first, in the file too: the order holds without the script.
-    cases = sorted(cases, key=lambda pair: _score(pair[0]))
+    cards = sorted((_card(case, uri) for case, uri in cases), key=attrgetter("sort_by"))
+    shown_cases = [card.case for card in cards]
     # Only labels that occur can be chosen.
-    mentioned = {label_name for case, _ in cases for label_name in [*case.answer, *case.truth]}
+    mentioned = {label for case in shown_cases for label in [*case.answer, *case.truth]}
     # One prompt for all is shown once, above the cases.
-    prompts = {case.prompt for case, _ in cases}
+    prompts = {case.prompt for case in shown_cases}
     return render(
         "cases.html",
-        cards=[_card(case, image_uri) for case, image_uri in cases],
+        cards=cards,
         labels={label_name: label_name for label_name in CHEXPERT_14 if label_name in mentioned},
-        sets={case.hospital: set_title(case.hospital) for case, _ in cases},
+        sets={case.hospital: set_title(case.hospital) for case in shown_cases},
         shared_prompt=prompts.pop() if len(prompts) == 1 else None,
         shows_sides=shows_sides,
     )

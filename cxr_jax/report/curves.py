@@ -22,6 +22,7 @@ from cxr_jax.report.svg import (
 
 LogRows = Sequence[Mapping]  # lines of metrics.jsonl
 
+# The prefix may be left out: see `records.py` for the names.
 _EVALUATED = re.compile(r"^(?:eval/)?([^/]+)/(jaccard|macro_f1)$")
 _TERM = re.compile(r"^rewards/([^/]+)/mean$")
 SMOOTH_FROM = 60  # points; from here on a running mean is drawn over the faint raw line
@@ -47,7 +48,7 @@ MAIN = {  # title -> (metrics in one chart, floor at zero)
     ),
     "Loss": (("loss",), False),
 }
-SHORT = {
+SHORT = {  # metric -> its name in a legend, where the last part of the metric's says too little
     "sampling/sampling_logp_difference/mean": "mean",
     "sampling/sampling_logp_difference/max": "max",
 }
@@ -55,6 +56,7 @@ HELD_OUT = {  # which images the held-out curves show: they are used to choose a
     "phantom": "Held-out curves use selection images, disjoint from the test images of the tables above.",
     "files": "Held-out curves use selection files, of other patients than the tables above (unless they are too few).",
 }
+# Of the run, not of the model: they have no figure.
 HIDDEN = {"step", "time", "step_time", "num_tokens"}
 
 
@@ -116,6 +118,7 @@ def _is_flat(data_points: Points) -> bool:
 def _series(
     line_name: str, data_points: Points, line_color: str, has_marks: bool = False
 ) -> Series:
+    # What is marked was measured rarely, and is shown as it was measured.
     if has_marks or len(data_points) < SMOOTH_FROM:
         return Series(line_name, data_points, line_color, marks=has_marks)
     return Series(
@@ -139,6 +142,7 @@ def _figure(
     series = [chart_line for chart_line in series if chart_line.points]
     if not series:
         return None
+    # Only a line that has been smoothed has a faint one that needs explaining.
     is_smoothed = any(chart_line.faint for chart_line in series)
     smoothing_note = "faint: each step; line: running mean" if is_smoothed else ""
     chart = line_chart(title, series, references, floor_zero=floor_zero)
@@ -160,6 +164,7 @@ def _line_figure(
 
 
 def _best_constant(models: Mapping, set_name: str, metric: str) -> float | None:
+    # Constants concern the set alone: any model that was evaluated on it has them.
     for summaries in models.values():
         if set_name in summaries:
             return summaries[set_name]["constants"][f"best_{metric}"][metric]["value"]
@@ -179,6 +184,7 @@ def _held_out_figures(log_rows: LogRows, models: Mapping) -> list[Figure | None]
     for metric, metric_title in (("macro_f1", "macro-F1"), ("jaccard", "Jaccard")):
         series, references = [], []
         for metric_name, name_match in held_out_curves:
+            # Each metric has a figure of its own.
             if name_match[2] != metric:
                 continue
             set_name = name_match[1]
@@ -198,6 +204,7 @@ def _constant_references(log_rows: LogRows) -> list[Reference]:
     """What constant answers earn on the training images, where it was logged."""
     references = []
     for metric, (answer_title, dash_pattern) in CONSTANT.items():
+        # A dashed line has one level: the last that was logged.
         if level_points := points(log_rows, "train", metric):
             references.append(
                 Reference(answer_title, level_points[-1][1], PALETTE[4], dash_pattern)
@@ -232,6 +239,7 @@ def _training_figures(log_rows: LogRows) -> list[Figure | None]:
     ]
 
     # ---- How sampling and learning go ----
+    # A metric that this run did not log leaves no entry in the legend.
     for title, (metrics, floor_zero) in MAIN.items():
         named_points = {
             SHORT.get(metric, metric.split("/")[-1]): points(log_rows, "train", metric)
@@ -307,11 +315,13 @@ def section(log_rows: LogRows, models: Mapping, kind: str = "phantom") -> Markup
         models: the summaries of evaluation.json, for the constant answers' dashed lines.
         kind: "phantom" or "files": which images the held-out curves show.
     """
+    # Held-out scores first: they are what a run is for.
     figures = [figure for figure in _held_out_figures(log_rows, models) if figure]
     figures += [figure for figure in _training_figures(log_rows) if figure]
     alarms = _alarms(log_rows)
     if not figures and alarms is None:
         return muted("No training curve was recorded.")
+    # What is left goes below, folded away: nothing that was logged is lost.
     drawn_metrics = (
         HIDDEN | {"reward"} | {metric for metrics, _ in MAIN.values() for metric in metrics}
     )

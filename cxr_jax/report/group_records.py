@@ -101,6 +101,7 @@ class Group:
 
     def row(self) -> dict[str, Any]:
         """Return the line of samples.jsonl, without its image."""
+        # The image is a file of its own, and completions are rows themselves.
         separate_fields = ("image", "png", "completions")
         plain_fields = {
             plain_field.name: getattr(self, plain_field.name)
@@ -118,6 +119,7 @@ class Group:
             KeyError, TypeError, ValueError or AttributeError: for what is no group.
         """
         completions = [Completion.from_row(completion) for completion in record["completions"]]
+        # The page shows the best and the worst: there must be one.
         if not completions:
             raise ValueError("no completion")
         return cls(
@@ -127,7 +129,9 @@ class Group:
             prompt=str(record["prompt"]),
             truth=_texts(record["truth"]),
             hedged=_texts(record["hedged"]),
+            # null stands for all 14: most references decide every label.
             known=None if record["known"] is None else _texts(record["known"]),
+            # Older lines have no sides.
             sides={str(label): str(side) for label, side in record.get("sides", {}).items()},
             completions=completions,
             weights=_numbers(record["weights"]),
@@ -138,7 +142,9 @@ class Group:
 
 def _number(value: Any) -> float:
     """A number of a record: what was not finite has become null."""
-    return float("nan") if value is None else float(value)
+    if value is None:
+        return float("nan")
+    return float(value)
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
@@ -146,6 +152,7 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _texts(values: Any) -> list[str]:
+    # A string would pass for a list of its letters.
     if not isinstance(values, list):
         raise TypeError("not a list")
     return [str(element) for element in values]
@@ -161,16 +168,15 @@ def _sentence(record: Mapping[str, Any]) -> Sentence:
 def choose(reward: ArrayLike, group_count: int) -> list[int]:
     """Choose the most telling groups of reward [P, G]: those that spread most, and one, if any, that does not."""
     spread = np.asarray(reward).std(axis=1)
+    # Stable: of groups that spread alike the first of the batch, on every machine.
     order = np.argsort(-spread, kind="stable")
     varied_groups = [int(prompt_index) for prompt_index in order if spread[prompt_index] >= SAME]
     flat_groups = [int(prompt_index) for prompt_index in order if spread[prompt_index] < SAME]
     # One place is kept for a group that does not spread, where there is one.
     taken_groups = varied_groups[: max(1, group_count - bool(flat_groups))]
-    return (
-        (taken_groups + flat_groups)[:group_count]
-        if len(taken_groups) < group_count
-        else taken_groups
-    )
+    if len(taken_groups) >= group_count:
+        return taken_groups
+    return (taken_groups + flat_groups)[:group_count]
 
 
 def _label_names(flags: ArrayLike) -> list[str]:
@@ -231,6 +237,7 @@ def _completions(
     completion_texts = []
     for prompt_index, sample_index in places:
         token_count = rollout["lengths"][prompt_index, sample_index]
+        # Beyond its length a row holds padding.
         tokens = rollout["tokens"][prompt_index, sample_index, :token_count]
         completion_texts.append(str(tokenizer.decode(tokens, skip_special_tokens=True)))
     # All texts at once: the parser takes them in batches of one shape.
@@ -285,6 +292,7 @@ def groups_of(
         prompts: a text a prompt, or one for all.
         ids: of the images; None: the place in the batch.
     """
+    # One transfer of what is needed, and of nothing else: a rollout holds much more.
     rollout = jax.device_get({array_name: rollout[array_name] for array_name in ROLLOUT_ARRAYS})
     truth = {array_name: np.asarray(batch[array_name]) for array_name in TRUTH_ARRAYS}
     chosen = choose(rollout["reward"], count)
@@ -295,6 +303,7 @@ def groups_of(
     completions = _completions(rollout, truth, tokenizer, chosen, lexicon)
     groups = []
     for position, prompt_index in enumerate(chosen):
+        # The completions lie prompt by prompt, as many for each.
         first_completion = position * group_size
         groups.append(
             Group(
@@ -314,6 +323,7 @@ def groups_of(
 
 def _truth(truth: Mapping[str, np.ndarray], prompt_index: int) -> dict[str, Any]:
     """What is so of one image: the fields truth, hedged, known and sides of a Group."""
+    # A finding that may be hedged has its side, too: the page names it with its label.
     labels, hedged, known = (
         truth[array_name][prompt_index] for array_name in ("solution", "hedged", "known")
     )

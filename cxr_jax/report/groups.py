@@ -21,11 +21,22 @@ from cxr_jax.report.preference import ABOUT, contributions, is_same_in_all, numb
 
 STEPS_SHOWN = 12  # steps of a run that the page shows: the first, and the latest
 END_CARDS = 2  # completions shown of each end of a group; those between are folded
-MARKS = {  # verdict -> class, mark, what it means
-    AGREES: ("agrees", "✓", "agrees with the truth"),
-    CONTRADICTS: ("contradicts", "✗", "contradicts it"),
-    OPEN: ("open", "~", "the truth does not decide it"),
-    NOTHING: ("nothing", "", "claims nothing about a finding"),
+
+
+class VerdictMark(NamedTuple):
+    """How a verdict looks: the class of its style, its sign, and what the legend says of it."""
+
+    kind: str
+    sign: str
+    meaning: str
+
+
+# A sign beside the colour: the verdicts can be told apart without seeing colours.
+MARKS = {
+    AGREES: VerdictMark("agrees", "✓", "agrees with the truth"),
+    CONTRADICTS: VerdictMark("contradicts", "✗", "contradicts it"),
+    OPEN: VerdictMark("open", "~", "the truth does not decide it"),
+    NOTHING: VerdictMark("nothing", "", "claims nothing about a finding"),
 }
 
 
@@ -110,16 +121,18 @@ class _Scale:
 
 
 def _claim(sentence: Sentence) -> Claim:
-    verdict_class, verdict_mark, _ = MARKS.get(sentence.verdict, MARKS[NOTHING])
-    return Claim(verdict_class, verdict_mark, sentence.text, ", ".join(sentence.why))
+    # A record may come from a version that knows other verdicts: those get no mark.
+    shown_mark = MARKS.get(sentence.verdict, MARKS[NOTHING])
+    return Claim(shown_mark.kind, shown_mark.sign, sentence.text, ", ".join(sentence.why))
 
 
 def _legend() -> list[Claim]:
     """A sentence of each verdict that says what the verdict means."""
     claims = []
-    for verdict, (_, _, meaning) in MARKS.items():
+    for verdict, shown_mark in MARKS.items():
+        # Only a contradiction is shown with a reason, so only its sample has one.
         reasons = ["what is so"] if verdict == CONTRADICTS else []
-        claims.append(_claim(Sentence(meaning, verdict, reasons)))
+        claims.append(_claim(Sentence(shown_mark.meaning, verdict, reasons)))
     return claims
 
 
@@ -142,6 +155,7 @@ def _part(group: Group, completion: Completion, reward_term: str, group_scale: _
 def _same_in_all(group: Group, completion: Completion, varied_terms: Sequence[str]) -> str | None:
     """The sum of the terms that are the same in all, None without such a term."""
     products = contributions(group, completion)
+    # Without such a term there is no row, not a row of 0.
     if len(varied_terms) == len(products):
         return None
     total = sum(
@@ -151,7 +165,11 @@ def _same_in_all(group: Group, completion: Completion, varied_terms: Sequence[st
 
 
 def _bar(advantage: float, largest: float) -> Bar:
-    bar_width = 50 * min(1.0, abs(np.nan_to_num(advantage)) / largest) if largest > 0 else 0.0
+    # A group without spread has no largest advantage to hold the others against.
+    bar_width = 0.0
+    if largest > 0:
+        bar_width = 50 * min(1.0, abs(np.nan_to_num(advantage)) / largest)
+    # From the middle to the right what was encouraged, to the left what was not.
     if advantage > 0:
         return Bar("up", "50.0", f"{bar_width:.1f}")
     return Bar("down", f"{50 - bar_width:.1f}", f"{bar_width:.1f}")
@@ -163,6 +181,7 @@ def _notes(group: Group, completion: Completion) -> str:
         notes.append("Invalid format.")
     if not completion.finished:
         notes.append("Truncated at the token limit.")
+    # Of a group that was not taken, the card of the group says so once.
     if group.kept and not completion.trained:
         notes.append("Left out of the update.")
     return " ".join(notes)
@@ -171,6 +190,7 @@ def _notes(group: Group, completion: Completion) -> str:
 def _completion_card(
     group: Group, completion: Completion, place: str, group_scale: _Scale
 ) -> CompletionCard:
+    # A term of weight 0 is only watched: it is named below the bars.
     unweighed = [
         reward_term for reward_term in completion.terms if not group.weights.get(reward_term)
     ]
@@ -203,14 +223,16 @@ def _truth(group: Group) -> dict[str, str]:
     """Title -> labels with their sides; what is not known is left out where all is."""
 
     def join_labels(labels: Sequence[str]) -> str:
-        sided_labels = [
-            f"{label} ({group.sides[label]})" if label in group.sides else label for label in labels
-        ]
+        sided_labels = []
+        for label in labels:
+            side = f" ({group.sides[label]})" if label in group.sides else ""
+            sided_labels.append(label + side)
         return ", ".join(sided_labels) or "no label"
 
     labels_by_title = {
         "Truth": join_labels([label for label in group.truth if label not in group.hedged])
     }
+    # With all labels known, hedged ones are findings too subtle to be sure of.
     if group.hedged:
         hedged_title = "Subtle, may be hedged" if group.known is None else "Not known"
         labels_by_title[hedged_title] = join_labels(group.hedged)
@@ -229,12 +251,14 @@ def _scale(group: Group, best_first: Sequence[Completion]) -> _Scale:
         for reward_term, product in contributions(group, completion).items()
         if reward_term in varied_terms
     )
+    # An advantage that was not finite stands as NaN in a record, and counts as 0 here.
     advantage = max(abs(np.nan_to_num(completion.advantage)) for completion in best_first)
     return _Scale(advantage, max(magnitudes, default=0.0), varied_terms)
 
 
 def _places(completion_count: int, all_equal: bool) -> list[str]:
     """What stands above each completion, best first."""
+    # Where all are equal, no place is better than another.
     if all_equal:
         return [f"{place} of {completion_count}" for place in range(1, completion_count + 1)]
     place_names = [f"Place {place}" for place in range(1, completion_count + 1)]
@@ -288,6 +312,7 @@ def _group_card(group: Group, image_uri: str) -> GroupCard:
 
 def _steps_shown(train_steps: Sequence[int]) -> list[int]:
     """The steps that the page shows, latest first; steps: in order."""
+    # The first step is what the latest ones are held against.
     if len(train_steps) > STEPS_SHOWN:
         train_steps = [train_steps[0], *train_steps[1 - STEPS_SHOWN :]]
     return list(reversed(train_steps))
@@ -295,6 +320,7 @@ def _steps_shown(train_steps: Sequence[int]) -> list[int]:
 
 def _glossary(groups: Sequence[tuple[Group, str]]) -> Mapping[str, str]:
     """What the terms that occur in the groups are."""
+    # A short glossary: the page explains no term that it does not show.
     used_terms = {
         reward_term
         for group, _ in groups

@@ -33,9 +33,9 @@ from cxr_jax.metrics.run_log import json_value
 from cxr_jax.report.group_records import Group
 from cxr_jax.runtime import whole_files
 
-FORMAT = 1
+FORMAT = 1  # of evaluation.json: a page is never drawn from a format that it does not know
 KINDS = ("phantom", "files")
-IMAGE_SIDE = 256
+IMAGE_SIDE = 256  # px, the longer side: the page holds all images inside
 CASE_FIELDS = ("prompt", "completion", "answer", "truth", "score", "id", "hospital")
 
 
@@ -72,12 +72,14 @@ class Case:
     def __post_init__(self) -> None:
         """Turn flags into names."""
         self.answer, self.truth = label_names(self.answer), label_names(self.truth)
-        self.known = None if self.known is None else label_names(self.known)
+        if self.known is not None:
+            self.known = label_names(self.known)
 
 
 def label_names(labels: Iterable) -> list[str]:
     """Return names from names, or from numbers or bool [14] (non-zero: named)."""
     labels = list(labels)
+    # One name among them is enough to tell names from flags.
     if labels and not any(isinstance(label, str) for label in labels):
         return [
             label_name for label_name, is_named in zip(CHEXPERT_14, labels, strict=True) if is_named
@@ -94,7 +96,7 @@ def png(image: ArrayLike) -> bytes:
     Raises:
         ValueError: if the image has another shape.
     """
-    from PIL import Image
+    from PIL import Image  # here: drawing a page again needs none
 
     # A pixel that is no number is black, not an error: the page is made after the run.
     image = np.clip(np.nan_to_num(np.asarray(image, np.float32)), 0.0, 1.0)
@@ -102,6 +104,7 @@ def png(image: ArrayLike) -> bytes:
         raise ValueError(f"a case image must be [H, W], got {list(image.shape)}")
     picture = Image.fromarray(np.round(image * 255).astype(np.uint8))
     reduction = IMAGE_SIDE / max(picture.size)
+    # Small images stay as they are: the page scales them up.
     if reduction < 1:
         reduced_size = [max(1, round(side_length * reduction)) for side_length in picture.size]
         picture = picture.resize(reduced_size, Image.Resampling.LANCZOS)
@@ -121,6 +124,7 @@ def _png_file(record: Case | Group) -> bytes:
 
 def data_uri(image: bytes) -> str:
     """Write a PNG as the page holds it."""
+    # Inside the page, so that it stays one file.
     return "data:image/png;base64," + base64.b64encode(image).decode()
 
 
@@ -167,6 +171,7 @@ def save_cases(workdir: str | os.PathLike, cases: Iterable[Case]) -> None:
     """Write cases/*.png and their lines in samples.jsonl, in place of an earlier report's."""
     workdir = Path(workdir)
     case_folder, samples_path = workdir / "cases", workdir / "samples.jsonl"
+    # Images of an earlier report must not stay among the new ones.
     shutil.rmtree(case_folder, ignore_errors=True)
     case_folder.mkdir(parents=True)
     # Groups, and lines that others wrote, stay.
@@ -180,6 +185,7 @@ def save_cases(workdir: str | os.PathLike, cases: Iterable[Case]) -> None:
         image_name = f"cases/{position:04d}.png"  # never the id: ids are other people's text
         (workdir / image_name).write_bytes(_png_file(case))
         record = {field_name: getattr(case, field_name) for field_name in copied_fields}
+        # The score may be a scalar of NumPy; JSON knows only numbers of Python.
         record["score"] = None if case.score is None else float(case.score)
         record["image"] = image_name
         sample_lines.append(json.dumps(json_value(record, str)))
@@ -202,6 +208,7 @@ def save_groups(
     """
     workdir = Path(workdir)
     samples_path, group_folder = workdir / "samples.jsonl", workdir / "groups"
+    # First what the run will record again, then what it has now.
     if resume_step is not None and samples_path.exists():
         _remove_later_groups(samples_path, group_folder, resume_step)
     sample_lines = []
@@ -209,6 +216,7 @@ def save_groups(
         group_folder.mkdir(parents=True, exist_ok=True)
         image_name = f"groups/{group.step:06d}_{position}.png"
         (workdir / image_name).write_bytes(_png_file(group))
+        # The line is made after its image: it never names a file that is not there.
         record = json_value(group.row() | {"image": image_name}, str)
         sample_lines.append(json.dumps(record, allow_nan=False) + "\n")
     if sample_lines:
@@ -219,6 +227,7 @@ def save_groups(
 
 def _remove_later_groups(samples_path: Path, group_folder: Path, last_step: int) -> None:
     """Remove the groups after `last_step`, and every image of the folder that no line names."""
+    # Read whole before the file is written anew.
     samples = list(_samples(samples_path))
     _write_lines(
         samples_path,
@@ -228,6 +237,7 @@ def _remove_later_groups(samples_path: Path, group_folder: Path, last_step: int)
             if not _is_group(record) or _step(samples_path, record) <= last_step
         ],
     )
+    # Images are written before their lines, so a kill can leave one that no line names.
     kept_images = {
         str(record.get("image"))
         for _, record in samples
@@ -261,6 +271,7 @@ def _samples(samples_path: Path) -> Iterator[tuple[str, dict]]:
         return
     *whole_lines, last_line = samples_path.read_text(encoding="utf-8", errors="replace").split("\n")
     for line_number, sample_line in enumerate([*whole_lines, last_line], start=1):
+        # The text ends with a newline, so the last piece is empty.
         if not sample_line.strip():
             continue
         try:
@@ -309,6 +320,7 @@ def load_groups(workdir: str | os.PathLike) -> list[Group]:
         if not _is_group(record):
             continue
         try:
+            # The lines of a run's folder may come from elsewhere, so nothing of them is taken for granted.
             groups.append(Group.from_row(record, _image(workdir, record, "groups")))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             train_step = record.get("step")
@@ -327,6 +339,7 @@ def load_cases(workdir: str | os.PathLike) -> list[Case]:
     workdir = Path(workdir)
     samples_path, cases = workdir / "samples.jsonl", []
     for _, record in _samples(samples_path):
+        # Lines that are neither cases nor groups belong to others.
         if _is_group(record) or "image" not in record:
             continue
         image = _image(workdir, record, "cases")
@@ -334,6 +347,7 @@ def load_cases(workdir: str | os.PathLike) -> list[Case]:
             case_fields = {field_name: record[field_name] for field_name in CASE_FIELDS}
         except KeyError as error:
             raise UserError(f"{samples_path}: a case has no {error}") from error
+        # These two have defaults, as in `Case`.
         known, model = record.get("known"), record.get("model", "")
         cases.append(Case(image=None, png=image, known=known, model=model, **case_fields))
     return cases
