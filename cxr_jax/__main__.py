@@ -67,13 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command_name in ("--version", "version"):
         print(f"cxr_jax {__version__}")
         return 0
+    # A mistyped command is told what it is closest to, if it is close to one.
     if command_name not in COMMANDS:
         close_matches = difflib.get_close_matches(command_name, COMMANDS, n=1)
-        hint = (
-            f"did you mean {close_matches[0]!r}?"
-            if close_matches
-            else f"there are {', '.join(COMMANDS)}"
-        )
+        hint = f"there are {', '.join(COMMANDS)}"
+        if close_matches:
+            hint = f"did you mean {close_matches[0]!r}?"
         print(f"error: unknown command {command_name!r}; {hint}", file=sys.stderr)
         return 2
     # Commands read the arguments of the process, and say in their help how they were called. They are imported only

@@ -38,8 +38,9 @@ class ArgumentParser(argparse.ArgumentParser):
     ) -> Any:
         """Parse `args` (None: those of the process) with every flag spelt as it is declared."""
         # Here, where all ways of parsing come by.
-        given_arguments = sys.argv[1:] if args is None else args
-        return super().parse_known_args(self._as_declared(given_arguments), namespace)
+        if args is None:
+            args = sys.argv[1:]
+        return super().parse_known_args(self._as_declared(args), namespace)
 
     def _as_declared(self, given_arguments: Sequence[str]) -> list[str]:
         arguments = list(given_arguments)
@@ -59,7 +60,9 @@ def program_name(module: str) -> str:
     """Return what the user called: `cxr-jax COMMAND` through the console script, else `python -m MODULE`."""
     # The console script puts its own name and the command into argv[0].
     called_program = sys.argv[0] if sys.argv else ""
-    return called_program if called_program.startswith("cxr-jax ") else f"python -m {module}"
+    if called_program.startswith("cxr-jax "):
+        return called_program
+    return f"python -m {module}"
 
 
 def wants_debug(argv: Sequence[str] | None) -> bool:

@@ -102,9 +102,9 @@ def _with_config_files(arguments: list[str]) -> list[str]:
         # A bare word may be meant as a preset, and a path never is.
         known_presets = preset_names()
         is_bare = not re.search(r"[/.\\]", config_value.split(":")[0])
-        hint = (
-            f", and the presets are {', '.join(known_presets)}" if is_bare and known_presets else ""
-        )
+        hint = ""
+        if is_bare and known_presets:
+            hint = f", and the presets are {', '.join(known_presets)}"
         raise UserError(f"--config={config_value}: there is no such file{hint}")
     return resolved
 
@@ -121,13 +121,11 @@ def _config_file(config_value: str) -> str:
 def _flag_error(error: Exception, arguments: list[str]) -> str:
     """Return one line that names the flag, whatever absl, ml_collections or a config file raised."""
     # Long explanations begin with what is wrong and end with what to do.
-    message_lines = [
-        message_line.strip() for message_line in str(error).splitlines() if message_line.strip()
-    ]
-    message_lines = message_lines or [type(error).__name__]
-    message = (
-        message_lines[0] if len(message_lines) == 1 else f"{message_lines[0]} {message_lines[-1]}"
-    )
+    stripped_lines = map(str.strip, str(error).splitlines())
+    message_lines = list(filter(None, stripped_lines)) or [type(error).__name__]
+    message = message_lines[0]
+    if len(message_lines) > 1:
+        message += f" {message_lines[-1]}"
     # What absl says already names its flag.
     if isinstance(error, flags.Error):
         return message

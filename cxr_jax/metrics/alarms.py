@@ -27,6 +27,7 @@ def _alarm(advice: str) -> Callable[[Callable[[Metrics], bool]], Callable[[Metri
     """Make an alarm of a test; its name is that of the function."""
 
     def register(test: Callable[[Metrics], bool]) -> Callable[[Metrics], bool]:
+        # The name goes into metrics.jsonl and docs: it is that of the function.
         ALARMS[test.__name__.removeprefix("_")] = Alarm(test, advice)
         return test
 
@@ -164,9 +165,11 @@ class Alarms:
     def __call__(self, metrics: Metrics) -> dict[str, float]:
         """Test the metrics of a step; returns {"alarms/<name>": 0.0 or 1.0}."""
         for name in SINCE_FIRST:
+            # Only the first step sets it; a resumed run brings it along.
             self.first.setdefault(f"first/{name}", float(metrics[name]))
         printed = self.first.setdefault("rung", [])
         current_values = {**metrics, **self.first}
+        # What rings is logged at every step, and printed once.
         rings = {name: bool(alarm.test(current_values)) for name, alarm in ALARMS.items()}
         for name in sorted(name for name in rings if rings[name] and name not in printed):
             # A new list: the old one may stand in a checkpoint that is being written.

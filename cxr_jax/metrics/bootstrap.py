@@ -32,6 +32,7 @@ def sum_by_group(row_counts: np.ndarray, groups: ArrayLike | None) -> np.ndarray
     Raises:
         ValueError: if there is not one id a row.
     """
+    # Every row is a unit of its own.
     if groups is None:
         return row_counts
     groups = np.asarray(groups)
@@ -42,6 +43,7 @@ def sum_by_group(row_counts: np.ndarray, groups: ArrayLike | None) -> np.ndarray
     # Ids are names or numbers; what is needed is the place of each one's patient.
     patients, patient_index = np.unique(groups, return_inverse=True)
     patient_sums = np.zeros((patient_index.max() + 1, row_counts.shape[1]))
+    # Unlike +=, this adds all rows of a patient.
     np.add.at(patient_sums, patient_index, row_counts)
     return patient_sums
 
@@ -49,6 +51,7 @@ def sum_by_group(row_counts: np.ndarray, groups: ArrayLike | None) -> np.ndarray
 def resample(units: np.ndarray, bootstrap: Bootstrap) -> np.ndarray:
     """Draw the units [N, K] with replacement: the sums of each resample, [samples, K] (multinomial weights)."""
     unit_count, generator = len(units), np.random.default_rng(bootstrap.seed)
+    # At least one: with very many units a single resample may exceed the limit.
     chunk_samples = max(1, _HELD_WEIGHTS // unit_count)
     resampled_sums = []
     for chunk_start in range(0, bootstrap.samples, chunk_samples):
@@ -56,6 +59,7 @@ def resample(units: np.ndarray, bootstrap: Bootstrap) -> np.ndarray:
         drawn_units = generator.integers(unit_count, size=(chunk_size, unit_count))
         # One count of all resamples of the chunk: those of resample i lie at i * unit_count.
         flat_places = drawn_units + np.arange(chunk_size)[:, None] * unit_count
+        # How often each unit was drawn is all that a sum needs.
         weights = np.bincount(flat_places.ravel(), minlength=chunk_size * unit_count)
         resampled_sums.append(weights.reshape(chunk_size, unit_count).astype(float) @ units)
     return np.concatenate(resampled_sums)
@@ -90,6 +94,7 @@ def estimate_mean(
 ) -> dict[str, float | None]:
     """Return {value, lo, hi} of the mean of values [N]."""
     values = np.asarray(values, float)
+    # A mean is a ratio of two sums, and a resample of patients changes both.
     weighed_values = np.stack([values, np.ones(len(values))], axis=1)
     units = sum_by_group(weighed_values, groups)
     resampled_sums = resample(units, bootstrap)

@@ -28,6 +28,7 @@ SUBSETS = {  # name -> labels that are left out
     "without_support_devices": ("Support Devices",),
     "findings_only": ("No Finding", "Support Devices"),
 }
+# As masks, which cut label columns [.., 14].
 IN_SUBSET = {
     name: np.array([label not in left_out for label in CHEXPERT_14])
     for name, left_out in SUBSETS.items()
@@ -83,6 +84,7 @@ def check_rows(answers: Answers, reference: Reference) -> CheckedRows:
         known = np.asarray(reference.known, bool)
     if answers.valid is not None:
         valid = np.asarray(answers.valid, bool)
+    # The truth first: the other shapes are held against it.
     if truth.ndim != 2 or truth.shape[1] != LABEL_COUNT or len(truth) == 0:
         raise ValueError(f"truth must be [N, {LABEL_COUNT}] with N >= 1, got {list(truth.shape)}")
     is_per_cell = labels.shape == truth.shape and known.shape == truth.shape
@@ -106,6 +108,7 @@ def jaccard_rows(answers: Answers, reference: Reference) -> np.ndarray:
     named_labels = labels & valid[:, None]  # what could not be parsed names nothing
     shared_count = (named_labels & truth & known).sum(1)
     union_count = ((named_labels | truth) & known).sum(1)
+    # Two empty sets agree; what could not be parsed earns nothing all the same.
     row_scores = np.where(union_count == 0, 1.0, shared_count / np.maximum(union_count, 1)) * valid
     return np.where(known.any(1), row_scores, np.nan)
 
@@ -126,6 +129,7 @@ def row_counts(answers: Answers, reference: Reference) -> np.ndarray:
         ~named_labels & truth & known,
         known,
     ]
+    # A row without a known label carries neither a score nor a weight.
     is_scored = np.isfinite(jaccard)
     columns = [*label_flags, np.where(is_scored, jaccard, 0.0)[:, None], is_scored[:, None]]
     return np.concatenate(columns, axis=1).astype(float)
@@ -161,6 +165,7 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 def label_f1(counts: np.ndarray) -> np.ndarray:
     """Compute F1 of each label, [..., 14]; NaN without a known positive."""
     true_positive, false_positive, false_negative, _ = label_counts(counts)
+    # F1 from counts: 2 TP / (2 TP + FP + FN).
     f1_scores = ratio(2 * true_positive, 2 * true_positive + false_positive + false_negative)
     return np.where(true_positive + false_negative > 0, f1_scores, np.nan)
 
@@ -183,4 +188,5 @@ def _micro_f1(counts: np.ndarray, subset: str = "all") -> np.ndarray:
     return ratio(2 * true_positive, 2 * true_positive + false_positive + false_negative)
 
 
+# One signature for all, so that a metric can be chosen by name.
 METRICS = {"jaccard": _jaccard, "macro_f1": _macro_f1, "micro_f1": _micro_f1}

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 def duration(seconds: float) -> str:
     """Write a time as a person says it: 9s, 3m 05s, 2h 07m."""
     seconds = int(round(seconds))
+    # Two units at most: a longer time needs no seconds.
     if seconds < 60:
         return f"{seconds}s"
     if seconds < 3600:
@@ -27,6 +28,7 @@ class Compilations:
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
     def _listen(self, event: str, *details: Any, **named_details: Any) -> None:
+        # The same event is reported for a compilation and for a program from the cache.
         self._events += event == "/jax/core/compile/backend_compile_duration"
 
     def count(self) -> int:
@@ -70,6 +72,7 @@ class Progress:
         self.every_s, self.every_steps = every_s, every_steps
         self._stream, self._clock = stream, clock
         self._step = self._printed_step = start
+        # The wait for the next line counts from here.
         self._printed_at = clock()
         self._first: tuple[float, int] | None = None  # when which step was the first to end
         self._items = 0
@@ -83,6 +86,7 @@ class Progress:
             items: how many samples it used.
         """
         current_time = self._clock()
+        # The first step compiles: its samples would spoil the rate.
         if self._first is None:
             self._first = (current_time, step)
         else:
@@ -96,16 +100,20 @@ class Progress:
             self._printed_at, self._printed_step = current_time, step
 
     def _is_due(self, current_time: float) -> bool:
+        # The first line tells that the run has come alive, the last one that it ends.
         is_first = self._first == (current_time, self._step)
         if is_first or self._step >= self.total:
             return True
+        # A run on a fixed rhythm prints at the same steps on every machine.
         if self.every_steps and self._step - self._printed_step >= self.every_steps:
             return True
         return current_time - self._printed_at >= self.every_s
 
     def line(self, current_time: float, metrics: Mapping[str, Any]) -> str:
         """Write the line of the present step. current_time: as the clock says."""
+        # As wide as the last step, so that lines stand below each other.
         step_digits = len(str(self.total))
+        # An empty run has no share.
         percentage = 100 * self._step / max(self.total, 1)
         line_parts = [f"step {self._step:{step_digits}d}/{self.total} {percentage:5.1f}%"]
         line_parts += [

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 def finite(number: Any) -> float | None:
     """Return a number as a float, None where it is not finite."""
+    # A scalar of NumPy or JAX becomes a plain float, which JSON can hold.
     number = float(number)
     return number if math.isfinite(number) else None
 
@@ -35,6 +36,7 @@ def json_value(value: Any, other: Callable[[Any], Any] = finite) -> Any:
         value: a Python, NumPy or JAX scalar or array, or dicts, lists and tuples of them.
         other: what becomes of a value of any other type.
     """
+    # Names in JSON are text: a number becomes one, too.
     if isinstance(value, dict):
         return {
             str(entry_name): json_value(element, other) for entry_name, element in value.items()
@@ -42,11 +44,13 @@ def json_value(value: Any, other: Callable[[Any], Any] = finite) -> Any:
     if isinstance(value, (list, tuple)):
         return [json_value(element, other) for element in value]
     if hasattr(value, "dtype"):
+        # A device array is fetched here, once.
         array = np.asarray(value)
         # float64 first: NumPy does not know every accelerator type (bfloat16, of kind V) as a Python number.
         if array.dtype.kind in "fV":
             array = array.astype(np.float64)
         return json_value(array.tolist(), other)
+    # Strict JSON knows neither NaN nor infinity, and neither do the readers of the page.
     if isinstance(value, float):
         return finite(value)
     if isinstance(value, (str, bool, int, type(None))):
@@ -62,12 +66,14 @@ def _lines(log_path: Path) -> Iterator[tuple[bytes, dict]]:
     for line_number, raw_line in enumerate(
         log_path.read_bytes().splitlines(keepends=True), start=1
     ):
+        # Only the last line can lack its newline: a kill stopped its write.
         if not raw_line.endswith(b"\n"):
             return
         if not raw_line.strip():
             continue
         try:
             metrics_row = json.loads(raw_line)
+            # Every line has a step, which resuming relies on.
             metrics_row["step"]  # noqa: B018  (KeyError or TypeError: not one of our lines)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{log_path}: line {line_number} is not a metrics line") from error
@@ -83,6 +89,7 @@ def read(workdir: str | os.PathLike) -> list[dict]:
     Raises:
         UserError: if a line is not one of ours.
     """
+    # A run that has not logged yet has no file: that is no error.
     log_path = Path(workdir) / FILE
     return [metrics_row for raw_line, metrics_row in _lines(log_path)] if log_path.exists() else []
 
@@ -114,11 +121,13 @@ class MetricsWriter:
         """
         self._file: int | None = None
         self._board: Any = None
+        # One process writes: the others would add the same lines.
         if not enabled:
             return
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         log_path = workdir / FILE
+        # Before the file is opened to append: it is replaced as a whole.
         if log_path.exists():
             _truncate(log_path, resume_step, redo)
         # O_APPEND and one write a line: a reader never sees half a line in the middle of the file.
@@ -140,12 +149,14 @@ class MetricsWriter:
         if self._file is None:
             return
         metrics_row = {"step": int(step), "kind": kind, "time": round(time.time(), 3)}
+        # A metric must not overwrite what resuming reads.
         if reserved_names := metrics_row.keys() & metrics.keys():
             raise ValueError(f"reserved metric name: {', '.join(sorted(reserved_names))}")
         metrics_row |= {metric_name: json_value(value) for metric_name, value in metrics.items()}
         unwritten = (json.dumps(metrics_row, allow_nan=False) + "\n").encode()
         while unwritten:  # one call unless the disk is full, which raises
             unwritten = unwritten[os.write(self._file, unwritten) :]
+        # The board comes last: what it shows stands in the file.
         self._to_board(int(step), metrics_row, kind)
 
     def _to_board(self, step: int, metrics_row: Mapping[str, Any], line_kind: str) -> None:
@@ -153,6 +164,7 @@ class MetricsWriter:
             return
         try:
             for metric_name, value in metrics_row.items():
+                # TensorBoard has a step and a clock of its own, and holds numbers alone.
                 if metric_name not in ("step", "time") and isinstance(value, (int, float)):
                     self._board.add_scalar(f"{line_kind}/{metric_name}", value, step)
         except (
@@ -187,6 +199,7 @@ def _truncate(log_path: Path, resume_step: int | None, repeated_kind: str | None
     """Rewrite the file without torn or later lines, only if there are any."""
 
     def stays(metrics_row: Mapping[str, Any]) -> bool:
+        # What came before the checkpoint is not repeated; without one, nothing is.
         if resume_step is None or metrics_row["step"] < resume_step:
             return True
         return metrics_row["step"] == resume_step and metrics_row.get("kind") != repeated_kind
@@ -194,6 +207,7 @@ def _truncate(log_path: Path, resume_step: int | None, repeated_kind: str | None
     kept_lines = b"".join(
         raw_line for raw_line, metrics_row in _lines(log_path) if stays(metrics_row)
     )
+    # The size tells whether a line was dropped: the lines that stay are unchanged.
     if len(kept_lines) != log_path.stat().st_size:
         whole_files.write_bytes(log_path, kept_lines)
 

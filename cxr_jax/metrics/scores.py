@@ -66,6 +66,7 @@ class Difference(NamedTuple):
 
     def as_estimate(self) -> dict[str, float | None]:
         """Return {value, lo, hi}, None where undefined."""
+        # The keys of every estimate in the results.
         result_keys = ("value", "lo", "hi")
         return dict(zip(result_keys, map(number_or_none, self), strict=True))
 
@@ -96,6 +97,7 @@ def paired_bootstrap(
     """
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}; got {metric!r}")
+    # Each row is counted once; all resamples are sums of these.
     counts = [row_counts(answers, reference) for answers in (first, second)]
     column_count = counts[0].shape[1]
     # Side by side, so that one resample draws the same rows for both.
@@ -129,6 +131,7 @@ def constant_predictions(
     if prior is None:
         frequency = ratio((truth & known).sum(0), known.sum(0))
     else:
+        # Labels that the prior does not know, NaN, come last.
         frequency = np.asarray(prior, float)
     # Stable: of equally frequent labels the first of the 14, on every machine.
     by_frequency = np.argsort(-np.nan_to_num(frequency), kind="stable")
@@ -165,6 +168,7 @@ def constant_policies(
         policy_name: row_counts(Answers(np.broadcast_to(labels, truth_shape)), reference)
         for policy_name, labels in predictions.items()
     }
+    # ---- Every policy: points alone ----
     policies: dict[str, dict[str, Any]] = {}
     for policy_name, counts_of_policy in counts.items():
         total_counts = counts_of_policy.sum(0)
@@ -174,8 +178,10 @@ def constant_policies(
                 metric: number_or_none(compute(total_counts)) for metric, compute in METRICS.items()
             },
         }
+    # ---- The best ones: with intervals ----
     result: dict[str, Any] = {"policies": policies}
     for metric in COMPARED:
+        # An undefined score, None, is never the best.
         scores = {policy_name: policy[metric] for policy_name, policy in policies.items()}
         best_policy = max(
             scores,
@@ -215,6 +221,7 @@ def image_use_audit(
     Raises:
         ValueError: if there is no "real".
     """
+    # The real image is what the others are held against.
     if "real" not in answers:
         raise ValueError("predictions must hold 'real'")
     real_answers = answers["real"]
@@ -228,6 +235,7 @@ def image_use_audit(
             continue
         # A label that the reference does not know may change: it enters no score.
         known = check_rows(shown_answers, reference).known
+        # Same in every label that is known: one difference makes it another answer.
         is_same = np.asarray(shown_answers.labels, bool) == np.asarray(real_answers.labels, bool)
         result[image_name]["same_answer"] = float((is_same | ~known).all(1).mean())
         for metric in COMPARED:
@@ -249,6 +257,7 @@ def auroc(probability: ArrayLike, truth: ArrayLike) -> float | None:
     """
     probability, truth = np.asarray(probability, float), np.asarray(truth, bool)
     positives, negatives = int(truth.sum()), int((~truth).sum())
+    # Without a pair there is nothing to rank.
     if not positives or not negatives:
         return None
     # The rank of a value is the middle of the places that it and its equals take.
@@ -256,6 +265,7 @@ def auroc(probability: ArrayLike, truth: ArrayLike) -> float | None:
         probability, return_inverse=True, return_counts=True
     )
     shared_ranks = (np.cumsum(tie_counts) - (tie_counts - 1) / 2)[rank_index]
+    # Mann-Whitney U: pairs in which the positive ranks higher, ties as halves.
     won_pairs = shared_ranks[truth].sum() - positives * (positives + 1) / 2
     return float(won_pairs / (positives * negatives))
 
@@ -276,6 +286,7 @@ def calibration(
         over the labels that have one. `bins`: as given.
     """
     _, truth, known, _ = check_rows(Answers(reference.truth), reference)
+    # Only cells whose truth is known can be held against it.
     probabilities = np.asarray(probabilities, float)
     predicted, observed = probabilities[known], truth[known].astype(float)
     # A probability of 1 belongs to the last bin.
@@ -287,6 +298,7 @@ def calibration(
         area_by_label[label_name] = auroc(
             probabilities[known_rows, label_index], truth[known_rows, label_index]
         )
+    # A label with one class alone has no area, and does not enter the mean.
     defined_areas = [area for area in area_by_label.values() if area is not None]
     return {
         "ece": number_or_none(bin_gaps.sum() / predicted.size) if predicted.size else None,
@@ -303,9 +315,11 @@ def calibration(
 def _per_label(total_counts: np.ndarray, resampled_counts: np.ndarray) -> dict[str, dict[str, Any]]:
     """Counts, precision, recall and F1 of each label; samples: the resampled counts."""
     true_positive, false_positive, false_negative, known = label_counts(total_counts)
+    # F1 alone has an interval: precision and recall are there to explain it.
     f1_scores, f1_samples = label_f1(total_counts), label_f1(resampled_counts)
     named, positive = true_positive + false_positive, true_positive + false_negative
     precision, recall = ratio(true_positive, named), ratio(true_positive, positive)
+    # What is left of the known cells.
     negative_and_right = known - true_positive - false_positive - false_negative
     return {
         label_name: {
@@ -349,6 +363,7 @@ def _over_constant(
     gains = {}
     for metric in COMPARED:
         best_policy = constants[f"best_{metric}"]
+        # The constant answer as predictions: the same labels in every row.
         constant_labels = np.tile(
             np.isin(CHEXPERT_14, best_policy["labels"]), (np.shape(reference.truth)[0], 1)
         )
@@ -364,6 +379,7 @@ def _scores(answers: Answers, reference: Reference, bootstrap: Bootstrap) -> dic
     units = sum_by_group(row_counts(answers, reference), reference.groups)
     # Every metric is computed on the same resamples.
     total_counts, resampled_counts = units.sum(0), resample(units, bootstrap)
+    # Jaccard knows no subsets: a row has one set of labels.
     jaccard = METRICS["jaccard"]
     return {
         "n": np.shape(reference.truth)[0],
@@ -408,6 +424,7 @@ def summary(
         `trace` ({term: {value, lo, hi}} of the mean) and `calibration`.
     """
     # ---- Scores, with intervals over the units ----
+    # Checked once, with what was left out filled in; all that follows may rely on it.
     checked_rows = check_rows(answers, reference)
     answers = Answers(checked_rows.labels, checked_rows.valid)
     reference = Reference(checked_rows.truth, checked_rows.known, reference.groups)

@@ -62,13 +62,15 @@ def _flops(jaxpr: Any, trip_counts: list[int]) -> int:
         primitive, parameters = equation.primitive.name, equation.params
         # A product of [.., m, k] and [.., k, n]: one multiplication and one addition for each k.
         if primitive == "dot_general":
-            (contracted_axes, batch_axes), batch_axes = parameters["dimension_numbers"]
+            (contracted_axes, right_axes), batch_axes = parameters["dimension_numbers"]
             left_shape = equation.invars[0].aval.shape
             contracted = math.prod(left_shape[axis] for axis in contracted_axes)
             operation_count += 2 * contracted * math.prod(equation.outvars[0].aval.shape)
         elif primitive == "while":
             # The last number is never taken out: it goes for all loops that follow.
-            loop_turns = trip_counts.pop(0) if len(trip_counts) > 1 else trip_counts[0]
+            loop_turns = trip_counts[0]
+            if len(trip_counts) > 1:
+                del trip_counts[0]
             operation_count += loop_turns * _flops(parameters["body_jaxpr"].jaxpr, trip_counts)
         elif primitive == "cond":
             operation_count += _flops_of_dearest(parameters["branches"], trip_counts)
@@ -137,9 +139,8 @@ def collectives(hlo: str, devices: int, while_trips: float = 1) -> dict[str, int
                 result_type = operation[1]
                 if "-start(" in hlo_line:  # its type is (operand, result)
                     result_type = result_type.rsplit(", ", 1)[-1]
-                total_bytes[operation[2]] += result_weights.get(operation[2], 1) * _size(
-                    result_type
-                )
+                weight = result_weights.get(operation[2], 1)
+                total_bytes[operation[2]] += weight * _size(result_type)
 
             # What the computations that it calls move, as often as it calls them.
             call_count: float = 1
@@ -150,9 +151,7 @@ def collectives(hlo: str, devices: int, while_trips: float = 1) -> dict[str, int
             callee_bytes = [moved_by(callee) for callee in callees]
             if re.search(r"\bconditional\(", hlo_line):
                 # Which branch will run is not known; the dearest is an upper bound.
-                callee_bytes = [
-                    max(callee_bytes, key=lambda bytes_moved: sum(bytes_moved.values()))
-                ]
+                callee_bytes = [max(callee_bytes, key=lambda moved: sum(moved.values()))]
             for bytes_moved in callee_bytes:
                 for collective, byte_count in bytes_moved.items():
                     total_bytes[collective] += round(call_count * byte_count)

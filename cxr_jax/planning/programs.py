@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cxr_jax.labels.taxonomy import CHEXPERT_14
@@ -110,7 +111,7 @@ class Shapes:
         self.optimizer = optimizer.make_optimizer(settings.optim, settings.steps)
         # Which key it is does not change what is compiled.
         self.key = jax.random.key(0)
-        self.params = jax.eval_shape(lambda: qwen.init_params(self.model_config, self.key))
+        self.params = jax.eval_shape(partial(qwen.init_params, self.model_config, self.key))
 
     def state(self, extra_params: Tree) -> tuple[Tree, Tree]:
         """Return (train state, frozen parameters) of {"model": .., **extra}, abstract."""
@@ -187,10 +188,9 @@ def _sft_step(settings: "RunConfig", shapes: Shapes) -> Program:
 
     row_count = settings.batch_size
     # The head that SFT locates findings with trains, too.
+    hidden_size = shapes.model_config.text.hidden_size
     locate_head = jax.eval_shape(
-        lambda: sft_step.init_locate_head(
-            shapes.key, shapes.model_config.text.hidden_size, sft_step.LOCATED_FINDINGS
-        )
+        partial(sft_step.init_locate_head, shapes.key, hidden_size, sft_step.LOCATED_FINDINGS)
     )
     # The head that finds findings in region maps trains beside the model (`locate_weight`).
     state, frozen = shapes.state({"locate": locate_head})
@@ -341,27 +341,26 @@ def place(arguments: Tree, mesh: "jax.sharding.Mesh | None") -> Tree:
         return arguments
 
     def placed(argument_name: str, argument_tree: Tree) -> Tree:
-        if argument_name in (
-            "batch",
-            "rollout",
-            "step",
-        ):  # rows over the devices; the rest by the rules
+        # Rows lie over the devices; the rest lies as the rules of the model say.
+        if argument_name in ("batch", "rollout", "step"):
             shardings = sharding.batch_shardings(argument_tree, mesh)
         else:
             shardings = sharding.shardings(argument_tree, mesh)
-        # Abstract still: only the sharding is added to shape and type.
-        return jax.tree.map(
-            lambda array_shape, sharding: jax.ShapeDtypeStruct(
-                array_shape.shape, array_shape.dtype, sharding=sharding
-            ),
-            argument_tree,
-            shardings,
-        )
+        return jax.tree.map(_with_sharding, argument_tree, shardings)
 
     return {
         argument_name: placed(argument_name, argument_tree)
         for argument_name, argument_tree in arguments.items()
     }
+
+
+def _with_sharding(
+    array: "jax.ShapeDtypeStruct", sharding: "jax.sharding.Sharding"
+) -> "jax.ShapeDtypeStruct":
+    """Abstract still: only the sharding is added to shape and type."""
+    import jax
+
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
 
 def parts(arguments: Tree, mesh: "jax.sharding.Mesh | None") -> dict[str, int]:
@@ -376,13 +375,11 @@ def parts(arguments: Tree, mesh: "jax.sharding.Mesh | None") -> dict[str, int]:
     from cxr_jax.runtime.trees import path_string
 
     bytes_by_kind = dict.fromkeys(("parameters", "optimizer", "fixed", "batch"), 0)
-    for tree_path, array_shape in jax.tree_util.tree_leaves_with_path(arguments):
+    for tree_path, array in jax.tree_util.tree_leaves_with_path(arguments):
         # What one device holds of an array; along axes that do not divide it, all of it.
-        device_shape = (
-            array_shape.shape
-            if mesh is None
-            else array_shape.sharding.shard_shape(array_shape.shape)
-        )
+        device_shape = array.shape
+        if mesh is not None:
+            device_shape = array.sharding.shard_shape(array.shape)
         # The first part of a path is the argument, the second the part of the train state.
         argument, argument_part = (path_string(tree_path) + "/").split("/")[:2]
         # The optimizer's arrays lie in the state beside the parameters that they are of.
@@ -390,7 +387,7 @@ def parts(arguments: Tree, mesh: "jax.sharding.Mesh | None") -> dict[str, int]:
             memory_kind = "parameters" if argument_part == "params" else "optimizer"
         else:
             memory_kind = _HOLDS.get(argument, "batch")
-        bytes_by_kind[memory_kind] += math.prod(device_shape) * array_shape.dtype.itemsize
+        bytes_by_kind[memory_kind] += math.prod(device_shape) * array.dtype.itemsize
     return bytes_by_kind
 
 
@@ -410,9 +407,7 @@ def needs_of(
 
     # What the arguments hold is exact, in the types of the run.
     bytes_held = parts(place({**program.arguments, "waiting": program.waiting}, mesh), mesh)
-    bytes_by_kind = {
-        memory_kind: byte_count for memory_kind, byte_count in bytes_held.items() if byte_count
-    }
+    bytes_by_kind = {kind: byte_count for kind, byte_count in bytes_held.items() if byte_count}
     flops = costs.flops(program.step, *program.arguments.values(), while_trips=program.turns)
     # The rest is the compiler's word on the float32 program.
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
@@ -433,7 +428,5 @@ def needs_of(
         bytes=bytes_by_kind,
         flops=flops,
         tokens=program.tokens,
-        moved={
-            memory_kind: byte_count for memory_kind, byte_count in bytes_moved.items() if byte_count
-        },
+        moved={kind: byte_count for kind, byte_count in bytes_moved.items() if byte_count},
     )

@@ -92,6 +92,7 @@ def points(log_rows: LogRows, kind: str, metric: str) -> Points:
     value_by_step: dict[int, float] = {}
     for log_row in log_rows:
         logged: Any = log_row.get(metric)
+        # True is an int in Python, but no value of a curve.
         is_number = isinstance(logged, (int, float)) and not isinstance(logged, bool)
         if log_row.get("kind") == kind and is_number:
             value_by_step[log_row["step"]] = logged
@@ -274,6 +275,7 @@ def _other_figures(log_rows: LogRows, drawn_metrics: Collection[str]) -> list[Fi
 
 def _alarms(log_rows: LogRows) -> AlarmFigure | None:
     """When each alarm rang: those of `alarms.ALARMS` at every step, and those of an evaluation."""
+    # An alarm is a metric, too: 1 where it rang, 0 where it was quiet.
     watched = {}
     for line_kind in ("train", "eval"):
         for alarm_name in _names(log_rows, line_kind):
@@ -303,6 +305,7 @@ def _alarms(log_rows: LogRows) -> AlarmFigure | None:
         occurrence = f"{len(alarm_steps)} of {len(watched[alarm_name])} times, first at step {alarm_steps[0]}"
         advice = f": {ALARMS[alarm_name].advice}" if alarm_name in ALARMS else ""
         alarms.append(RungAlarm(alarm_name.replace("_", " "), occurrence + advice))
+    # The strip spans every step that was watched, so that a late alarm looks late.
     strip = event_strip("Alarms", event_steps, min(watched_steps), max(watched_steps))
     return AlarmFigure(len(watched), alarms, strip)
 

@@ -108,6 +108,7 @@ class Group:
             for plain_field in fields(self)
             if plain_field.name not in separate_fields
         }
+        # Nested rows, so that one line holds all of a group.
         completions = [completion.row() for completion in self.completions]
         return {"kind": "group"} | plain_fields | {"completions": completions}
 
@@ -167,6 +168,7 @@ def _sentence(record: Mapping[str, Any]) -> Sentence:
 
 def choose(reward: ArrayLike, group_count: int) -> list[int]:
     """Choose the most telling groups of reward [P, G]: those that spread most, and one, if any, that does not."""
+    # A group teaches by its spread: advantages are differences within it.
     spread = np.asarray(reward).std(axis=1)
     # Stable: of groups that spread alike the first of the batch, on every machine.
     order = np.argsort(-spread, kind="stable")
@@ -188,6 +190,7 @@ def _label_names(flags: ArrayLike) -> list[str]:
     ]
 
 
+# What a record needs of a rollout; the rest stays on the device.
 ROLLOUT_ARRAYS = (
     "tokens",
     "lengths",
@@ -199,6 +202,7 @@ ROLLOUT_ARRAYS = (
     "train_mask",
     "kept",
 )
+# Of the batch; what a rollout made is above.
 TRUTH_ARRAYS = ("solution", "known", "hedged", "sides")
 
 
@@ -295,6 +299,7 @@ def groups_of(
     # One transfer of what is needed, and of nothing else: a rollout holds much more.
     rollout = jax.device_get({array_name: rollout[array_name] for array_name in ROLLOUT_ARRAYS})
     truth = {array_name: np.asarray(batch[array_name]) for array_name in TRUTH_ARRAYS}
+    # Few, since every group costs an image and a screen of the page.
     chosen = choose(rollout["reward"], count)
     # ---- The completions, and the groups that they make ----
     kept_prompts = set(np.asarray(rollout["kept"]).tolist())

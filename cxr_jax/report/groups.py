@@ -137,6 +137,7 @@ def _legend() -> list[Claim]:
 
 
 def _part(group: Group, completion: Completion, reward_term: str, group_scale: _Scale) -> Part:
+    # The bar shows the product: a large value of a small weight moves little.
     product, weight = contributions(group, completion)[reward_term], group.weights[reward_term]
     # Bars of one group have one scale, so that they can be compared.
     bar_width = None
@@ -241,6 +242,7 @@ def _truth(group: Group) -> dict[str, str]:
 
 def _scale(group: Group, best_first: Sequence[Completion]) -> _Scale:
     # Terms that are the same in all teach nothing: they get no row of their own.
+    # Every completion has the same terms, so the first stands for all.
     weighed = contributions(group, best_first[0])
     varied_terms = [
         reward_term for reward_term in weighed if not is_same_in_all(group, reward_term)
@@ -283,6 +285,7 @@ def _group_card(group: Group, image_uri: str) -> GroupCard:
             cards[:END_CARDS] + cards[-END_CARDS:],
             cards[END_CARDS:-END_CARDS],
         )
+    # They are told in one line, as they do not tell completions apart.
     equal_terms = [
         reward_term
         for reward_term in contributions(group, best_first[0])
@@ -350,6 +353,7 @@ def section(groups: Sequence[tuple[Group, str]], *, shows_sides: bool = True) ->
         ]
         for train_step in shown_steps
     }
+    # One prompt for all is shown once, above the groups.
     prompts = {group.prompt for group, _ in groups}
     return render(
         "groups.html",

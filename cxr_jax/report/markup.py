@@ -13,6 +13,7 @@ import markupsafe
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+# The two sets of the phantom world, and that of a manifest; others keep their names.
 SET_NAMES = {"A": "Hospital A", "B": "Hospital B", "files": "Given files"}
 # C0 controls except tab and newline, and the characters that turn the direction of text.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]")
@@ -23,6 +24,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]")
 
 def _show_controls(value: object) -> object:
     """Make control and text-direction characters of a text visible; leave markup and other values as they are."""
+    # Text that reorders or hides itself could make a page say what nobody wrote.
     if isinstance(value, str) and not isinstance(value, Markup):
         return _CONTROL.sub("\ufffd", value)
     return value
@@ -40,6 +42,7 @@ def set_title(set_name: str) -> str:
 
 def fixed(value: float | None, digits: int = 3) -> str:
     """Write a number with `digits` decimals, a missing one as a dash."""
+    # A dash, not 0: what is undefined is not a bad score.
     return "–" if value is None else f"{value:.{digits}f}"
 
 
@@ -65,6 +68,7 @@ def interval(estimate: Mapping, sign: str = "") -> str:
 
 @functools.cache
 def _environment() -> Environment:
+    # One environment: templates are compiled once a process.
     environment = Environment(
         loader=PackageLoader("cxr_jax.report"),
         autoescape=True,
@@ -73,6 +77,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # Templates know these by the names that they have here.
     for function in (fixed, signed, percent, interval, set_title):
         environment.filters[function.__name__] = function
     return environment

@@ -37,11 +37,13 @@ def _about(evaluation: Mapping) -> Markup:
         set_name: tables.first_summary(models, set_name)["n"]
         for set_name in tables.set_names(models)
     }
+    # Notes are optional in the format.
     notes = list(evaluation.get("notes", ()))
     return render("about.html", counts=counts, kind=evaluation["kind"], notes=notes)
 
 
 def _config(evaluation: Mapping) -> Markup:
+    # As text in full: it is there to be compared and copied.
     config = json.dumps(evaluation.get("config") or {}, indent=2, ensure_ascii=False)
     return render("config.html", config=config)
 
@@ -60,9 +62,11 @@ def page(
         cases: each with the data URI of its PNG.
         groups: each with the data URI of its PNG.
     """
+    # What the page claims depends on whose images these are.
     models, kind = evaluation["models"], evaluation["kind"]
     # The usual orientation of the image is known of phantoms alone.
     shows_sides = kind == "phantom"
+    # From the result down to what it was made from.
     sections = [
         Section("about", "What this is", _about(evaluation)),
         Section("result", "Result", tables.result(evaluation)),
@@ -83,6 +87,7 @@ def page(
         title=evaluation["title"],
         kind=kind,
         notice=NOT_FOR_DIAGNOSIS,
+        # A section without content would be a heading over nothing.
         sections=[section for section in sections if section.body],
         stylesheet=_asset("report.css"),
         script=_asset("report.js"),

@@ -39,6 +39,7 @@ def number(value: float, sign: bool = False) -> str:
 
 def contributions(group: Group, completion: Completion) -> dict[str, float]:
     """Compute value x weight of each weighed term: they add up to the reward."""
+    # A term of weight 0 is measured and shown, but is no part of the reward.
     return {
         reward_term: completion.terms[reward_term] * weight
         for reward_term, weight in group.weights.items()
@@ -47,6 +48,7 @@ def contributions(group: Group, completion: Completion) -> dict[str, float]:
 
 
 def _rank(completion: Completion) -> tuple[float, float]:
+    # Negative, so that the best comes first while equal ones keep their order.
     return -np.nan_to_num(completion.advantage), -np.nan_to_num(completion.reward)
 
 
@@ -57,6 +59,7 @@ def ranked(group: Group) -> list[Completion]:
 
 def is_same_in_all(group: Group, reward_term: str) -> bool:
     """Say whether a term has the same value in all completions."""
+    # A term that a completion lacks counts as 0, as it does in its reward.
     values = [completion.terms.get(reward_term, 0.0) for completion in group.completions]
     return max(values) - min(values) < SAME
 
@@ -68,6 +71,7 @@ def why(group: Group) -> str:
     """Say in one plain sentence what the best completion earned that the worst did not."""
     best_first = ranked(group)
     best, worst = best_first[0], best_first[-1]
+    # Equal advantages cancel: the update has nothing to prefer.
     if best.advantage - worst.advantage < SAME:
         return f"All {len(best_first)} earned the same: none is preferred, and there is nothing to learn."
 
@@ -102,8 +106,10 @@ def why(group: Group) -> str:
 
 def _reason(group: Group, reward_term: str, best: Completion, worst: Completion) -> str:
     """What in the two texts makes a term differ."""
+    # An invalid format takes all of this term, whatever the answers say.
     if reward_term == "accuracy_hard" and best.valid_format != worst.valid_format:
         return f"the {'worst' if best.valid_format else 'best'}’s format is invalid"
+    # The other terms are told by what they judge: answers, sentences, lengths.
     if reward_term in ("accuracy", "accuracy_hard"):
         return _reason_of_answers(group, best, worst)
     if reward_term in ("trace_findings", "trace_truth", "trace_false"):
@@ -124,6 +130,7 @@ def _reason_of_answers(group: Group, best: Completion, worst: Completion) -> str
         }
 
     phrases = []
+    # True labels first: they are what the reward asks for.
     for is_true, only_best, only_worst in (
         (True, "names {}, which the worst misses", "misses {}, which the worst names"),
         (False, "adds {}", "the worst adds {}"),
@@ -131,6 +138,7 @@ def _reason_of_answers(group: Group, best: Completion, worst: Completion) -> str
         of_best, of_worst = named(best, is_true), named(worst, is_true)
         for template, labels in ((only_best, of_best - of_worst), (only_worst, of_worst - of_best)):
             if labels:
+                # In the order of the 14, so that a sentence does not change from run to run.
                 listed_labels = ", ".join(label for label in CHEXPERT_14 if label in labels)
                 phrases.append(template.format(listed_labels))
     return "; ".join(phrases)
@@ -147,6 +155,7 @@ def _reason_of_traces(best: Completion, worst: Completion) -> str:
     reasons: Sequence[str] = list(
         dict.fromkeys(reason for sentence in of_worst for reason in sentence.why)
     )[:3]
+    # What is so instead explains the worse one only if it has more false sentences.
     if reasons and len(of_worst) > len(of_best):
         sentence_counts += f"; in truth: {', '.join(reasons)}"
     return sentence_counts

@@ -22,6 +22,7 @@ SUBSET_TITLES = {
     "without_support_devices": "without Support Devices",
     "findings_only": "without both",
 }
+# A subset without a title would be missing from the page in silence.
 assert SUBSET_TITLES.keys() == SUBSETS.keys()
 
 
@@ -86,6 +87,7 @@ def _change(metric: str, estimate: Mapping) -> Change:
     """estimate: holds "diff" or "value", "lo" and "hi"."""
     difference = estimate["diff"] if "diff" in estimate else estimate["value"]
     metric_title = METRICS.get(metric, metric)
+    # Undefined on one side: there is nothing to say of it.
     if difference is None:
         return Change(metric_title, None, "", "")
     # An interval that reaches over 0 shows nothing, however large the difference.
@@ -102,6 +104,7 @@ def _verdicts(models: Mapping) -> list[Verdict]:
     verdicts = []
     for set_name, summary in models[last_model].items():
         scores = {METRICS[metric]: overall(summary, metric) for metric in HEADLINES}
+        # Only a summary that was held against constant answers has gains.
         gain_by_metric = summary.get("over_constant")
         gains = (
             [_change(metric, gain_by_metric[metric]) for metric in HEADLINES]
@@ -116,6 +119,7 @@ def _comparisons(evaluation: Mapping) -> list[Comparison]:
     """The metrics of one pair of models on one set stand in one sentence."""
     changes_by_pair: dict[tuple[str, str, str], list[Change]] = {}
     for comparison in evaluation.get("comparisons", ()):
+        # As the sentence names them: the newer model first.
         model_pair = comparison["b"], comparison["a"], comparison["set"]
         changes_by_pair.setdefault(model_pair, []).append(_change(comparison["metric"], comparison))
     return [Comparison(*model_pair, changes) for model_pair, changes in changes_by_pair.items()]
@@ -137,6 +141,7 @@ def _forests(models: Mapping) -> dict[str, Markup]:
     plots = {}
     for metric in HEADLINES:
         set_groups = []
+        # A set has the same colour in both plots.
         for position, set_name in enumerate(set_names(models)):
             estimates = {
                 model_name: overall(summaries[set_name], metric)
@@ -159,10 +164,12 @@ def _best_constant(summary: Mapping, metric: str) -> ConstantAnswer:
     constants = summary["constants"]
     # Only the best by Jaccard and by macro-F1 have intervals.
     if f"best_{metric}" in constants:
+        # Their intervals were made with the summary.
         best_policy = constants[f"best_{metric}"]
         return ConstantAnswer(
             best_policy["policy"], best_policy[metric]["value"], interval(best_policy[metric])
         )
+    # The other metric has points alone: the best by it is looked up here.
     scores = {policy_name: policy[metric] for policy_name, policy in constants["policies"].items()}
     policy = max(
         scores, key=lambda policy_name: -1.0 if scores[policy_name] is None else scores[policy_name]
@@ -234,6 +241,7 @@ class Audit:
 
 
 def _image_change(scores: Mapping, metric: str) -> ImageChange:
+    # A drop may be missing, or undefined on very few images.
     drop = scores.get(f"drop_{metric}") or {}
     if drop.get("value") is None or drop.get("lo") is None:
         return ImageChange(scores.get(metric), None, "")
@@ -244,12 +252,14 @@ def _image_change(scores: Mapping, metric: str) -> ImageChange:
 
 def _uses_image(audit: Mapping) -> bool:
     """Whether Jaccard falls with each of the other images, the interval clear of 0."""
+    # All of them: one drop alone may come from what is odd about that image.
     drops = [scores["drop_jaccard"] for image_name, scores in audit.items() if image_name != "real"]
     return bool(drops) and all(drop["lo"] is not None and drop["lo"] > 0 for drop in drops)
 
 
 def image_use(models: Mapping) -> Markup:
     """Draw the scores with real, blank and swapped images."""
+    # One table a model and set, but only where the audit was made.
     audited = _with_part(models, "audit")
     if not audited:
         return muted("No image-use audit was recorded.")
@@ -281,6 +291,7 @@ def image_use(models: Mapping) -> Markup:
 
 def trace(models: Mapping) -> Markup:
     """Draw how the reasoning agrees with the answer and with the truth."""
+    # The trace is read only where an evaluation was asked for it.
     traced = _with_part(models, "trace")
     if not traced:
         return muted("The traces were not read.")

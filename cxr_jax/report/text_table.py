@@ -26,6 +26,7 @@ class _Row:
 
 
 _HEADINGS = _Row(
+    # Written like any other row, so that the columns fit it, too.
     model="model",
     test_set="set",
     images="n",
@@ -40,6 +41,7 @@ _HEADINGS = _Row(
 
 
 def _with_interval(estimate: Mapping) -> str:
+    # Very few images may define no score.
     if estimate["value"] is None:
         return "-"
     return f"{estimate['value']:.3f} [{estimate['lo']:.3f}, {estimate['hi']:.3f}]"
@@ -99,6 +101,7 @@ def text_table(
         for test_set, summary in summaries.items():
             rows.append(_model_row(model, test_set, summary))
     # Constant answers do not look, so those of the first model are those of all.
+    # Below the models: the bar that they have to pass.
     for test_set, summary in next(iter(tables.values())).items():
         for metric in ("jaccard", "macro_f1"):
             best_policy = summary["constants"][f"best_{metric}"]
@@ -109,5 +112,6 @@ def text_table(
         interval = f"[{comparison['lo']:+.3f}, {comparison['hi']:+.3f}]"
         change = f"{comparison['metric']} {comparison['diff']:+.3f} {interval}"
         table_lines.append(f"{model_pair}: {change} (paired)")
+    # The last line is the one that stays on the screen.
     table_lines.append(CAVEAT[kind])
     return "\n".join(table_lines)

@@ -34,15 +34,19 @@ def render(workdir: str | os.PathLike) -> Path:
     """
     workdir = Path(workdir)
     evaluation_path = workdir / "evaluation.json"
+    # The page is made from files alone, so that it can be drawn again at any time.
     evaluation = read_json(evaluation_path)
     required_keys = {"title", "kind", "models"}
     is_evaluation = isinstance(evaluation, dict) and evaluation.get("format") == FORMAT
     if not is_evaluation or not required_keys <= evaluation.keys():
         raise UserError(f"{evaluation_path}: not an evaluation of format {FORMAT}")
+    # The kind decides what the page says of the images.
     if evaluation["kind"] not in KINDS:
         raise UserError(f"{evaluation_path}: kind is not one of {', '.join(KINDS)}")
+    # A run keeps its config in a file of its own; an evaluation may bring another.
     if evaluation.get("config") is None and (workdir / "config.json").exists():
         evaluation["config"] = read_json(workdir / "config.json")
+    # Images go inside the page: it stays whole when it is copied.
     cases = [(case, data_uri(case.png or b"")) for case in load_cases(workdir)]
     groups = [(group, data_uri(group.png or b"")) for group in load_groups(workdir)]
     page_html = report_page.page(evaluation, run_log.read(workdir), cases, groups)
@@ -86,7 +90,9 @@ def write_report(
         ValueError: if `kind` is none of these.
     """
     workdir = Path(workdir)
+    # A report of results that no run has made needs a folder, too.
     workdir.mkdir(parents=True, exist_ok=True)
+    # The run's own file is the truth: it is never overwritten.
     if curves and not (workdir / run_log.FILE).exists():
         log_lines = "".join(
             json.dumps(run_log.json_value(log_row, str)) + "\n" for log_row in curves
@@ -101,5 +107,6 @@ def write_report(
         comparisons=comparisons,
         notes=notes,
     )
+    # All that is drawn is first written, then read back.
     save_cases(workdir, cases)
     return render(workdir)
