@@ -27,51 +27,68 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import several
 from oracle import mesh_runs
 
+from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.metrics import run_log
+
+FILMS = 256  # that `feeding` reads, each once
 
 
 def processes(steps: int, folder: Path) -> None:
+    """Print the time of a step on three layouts, and how far their losses are apart."""
     flags = ["--config.batch_size=8", "--config.locate_steps=0"]
-    first = None
+    first_rows, first_seconds = None, 0.0
     for layout in ("1x4", "2x2", "4x1"):
         rows, _ = mesh_runs.run("sft", layout, steps, folder / layout, flags)
-        rows = [r for r in rows if r["kind"] == "train"]
-        times = [b["time"] - a["time"] for a, b in zip(rows[1:], rows[2:], strict=False)]
-        first = first or (rows, statistics.median(times))
-        apart, _ = mesh_runs.furthest(first[0], rows, mesh_runs.LOSSES)
+        rows = [row for row in rows if row["kind"] == "train"]
+        seconds = median_step(rows[1:])
+        if first_rows is None:
+            first_rows, first_seconds = rows, seconds
+        apart, _ = mesh_runs.furthest(first_rows, rows, mesh_runs.LOSSES)
         print(
-            f"{layout}: {statistics.median(times):.2f} s a step, {statistics.median(times) / first[1]:.2f} x 1x4; "
+            f"{layout}: {seconds:.2f} s a step, {seconds / first_seconds:.2f} x 1x4; "
             f"losses within {apart:.0e} of 1x4's",
             flush=True,
         )
 
 
+def median_step(rows: list[dict]) -> float:
+    """Seconds between two lines of metrics.jsonl, the median."""
+    return statistics.median(
+        later["time"] - row["time"] for row, later in zip(rows, rows[1:], strict=False)
+    )
+
+
 def saves(mib: int, folder: Path) -> None:
+    """Print what a save and a restore take, beside writing and reading the same bytes as one file."""
     import jax
-    import numpy as np
 
     from cxr_jax.runtime.checkpoints import Checkpoints
 
     rows = 256
     shape = rows, mib * 2**20 // (4 * 16 * rows)
-    # Random, as weights are: what Orbax writes is compressed.
-    make = jax.jit(
-        lambda: {"params": {f"{i}": jax.random.normal(jax.random.key(i), shape) for i in range(16)}}
-    )
-    state = make()
-    size = sum(x.nbytes for x in jax.tree.leaves(state))
-    host = np.concatenate([np.asarray(x).reshape(-1) for x in jax.tree.leaves(state)])
 
-    def plain_write():
-        with open(folder / "plain", "wb") as f:
-            f.write(memoryview(host))
-            f.flush()
-            os.fsync(f.fileno())
+    # Random, as weights are: what Orbax writes is compressed.
+    @jax.jit
+    def make() -> dict:
+        leaves = {f"{leaf}": jax.random.normal(jax.random.key(leaf), shape) for leaf in range(16)}
+        return {"params": leaves}
+
+    state = make()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    host = np.concatenate([np.asarray(leaf).reshape(-1) for leaf in jax.tree.leaves(state)])
+
+    def plain_write() -> None:
+        with open(folder / "plain", "wb") as file:
+            file.write(memoryview(host))
+            file.flush()
+            os.fsync(file.fileno())
 
     written, read = clock(plain_write), clock(lambda: (folder / "plain").read_bytes())
     checkpoints = Checkpoints(str(folder))
@@ -88,102 +105,113 @@ def saves(mib: int, folder: Path) -> None:
     )
 
 
-def clock(action) -> float:
+def clock(action: Callable[[], object]) -> float:
+    """Seconds of action()."""
     began = time.monotonic()
     action()
     return time.monotonic() - began
 
 
-def feeding(steps: int, folder: Path, n: int = 256) -> None:
-    import numpy as np
-    import pydicom
-
-    from cxr_jax.data.sources import phantom
-    from cxr_jax.labels.taxonomy import CHEXPERT_14
-    from cxr_jax.phantom import dicom_writer
-
-    source = phantom.PhantomSource("A", "train", 3)
-    lines = []
-    for start in range(0, n, 32):
-        indices = np.arange(start, start + 32)
-        batch = source.batch(indices)
-        for i, image, truth, text in zip(
-            indices, batch["image"], batch["solution"], source.targets(batch, indices), strict=True
-        ):
-            dicom_writer.write_dicom(
-                folder / f"{i}.dcm", image, hospital="A", ap=False, seed=int(i)
-            )
-            names = [CHEXPERT_14[k] for k in np.flatnonzero(truth)] or ["No Finding"]
-            talk = [
-                {"role": "user", "content": source.prompt},
-                {"role": "assistant", "content": text},
-            ]
-            lines.append(
-                json.dumps(
-                    {
-                        "id": f"p{i}",
-                        "image": f"{i}.dcm",
-                        "patient_id": f"p{i}",
-                        "solution": ", ".join(names),
-                        "messages": talk,
-                    }
-                )
-            )
-    (folder / "sft.jsonl").write_text("\n".join(lines) + "\n")
-    argv = [
-        "--config=experiments/sft.py:nv_reason_3b",
-        "--config.model=phantom",
-        "--config.data.size=224",
-        "--config.batch_size=16",
-        "--config.max_completion=208",
-        "--config.dtype=float32",
-        "--config.remat=none",
-        f"--config.steps={steps}",
-        "--config.log_every=1",
-        "--config.save_every=100000",
-        "--config.eval.every=100000",
-        "--config.eval.n=4",
-        "--config.eval.n_final=4",
-        "--config.eval.bootstrap=10",
-        f"--config.data.manifest={folder / 'sft.jsonl'}",
-        f"--config.data.image_root={folder}",
-    ]
+def feeding(steps: int, folder: Path) -> None:
+    """Print the share of the time that steps of SFT wait for films, plain ones and compressed ones."""
+    size = write_films(folder)
     for kind in ("plain", "compressed"):
         if kind == "compressed":
-            for i in range(n):
-                film = pydicom.dcmread(folder / f"{i}.dcm")
-                film.compress(pydicom.uid.RLELossless)
-                film.save_as(folder / f"{i}.dcm")
-        for code, out, err in several.end(
-            several.start([*argv, f"--workdir={folder / kind}"], 1, 1)
-        ):
+            compress_films(folder)
+        flags = [*feeding_flags(folder, steps), f"--workdir={folder / kind}"]
+        for code, out, err in several.end(several.start(flags, 1, 1)):
             assert code == 0, out + err
-        rows = [r for r in run_log.read(folder / kind) if r["kind"] == "train"][2:]
-        share = [r["perf/data_wait_share"] for r in rows]
-        seconds = statistics.median(
-            b["time"] - a["time"] for a, b in zip(rows, rows[1:], strict=False)
-        )
+        # The first two steps compile and fill the queue.
+        rows = [row for row in run_log.read(folder / kind) if row["kind"] == "train"][2:]
+        share = [row["perf/data_wait_share"] for row in rows]
         print(
-            f"{n} phantom DICOMs of {source.size} px, {kind}, batch 16, {seconds:.2f} s a step: waiting for data "
-            f"{100 * statistics.mean(share):.2f} % of the time (worst step {100 * max(share):.1f} %)",
+            f"{FILMS} phantom DICOMs of {size} px, {kind}, batch 16, {median_step(rows):.2f} s a step: waiting for "
+            f"data {100 * statistics.mean(share):.2f} % of the time (worst step {100 * max(share):.1f} %)",
             flush=True,
         )
 
 
+def write_films(folder: Path) -> int:
+    """Write FILMS phantoms as DICOMs and sft.jsonl, which lists them; returns their side in pixels."""
+    from cxr_jax.data.sources import phantom
+    from cxr_jax.phantom import dicom_writer
+
+    source = phantom.PhantomSource("A", "train", 3)
+    lines = []
+    for start in range(0, FILMS, 32):
+        indices = np.arange(start, start + 32)
+        batch = source.batch(indices)
+        examples = zip(
+            indices, batch["image"], batch["solution"], source.targets(batch, indices), strict=True
+        )
+        for index, image, solution, text in examples:
+            name = f"{index}.dcm"
+            dicom_writer.write_dicom(folder / name, image, hospital="A", ap=False, seed=int(index))
+            row = {
+                "id": f"p{index}",
+                "image": name,
+                "patient_id": f"p{index}",
+                "solution": ", ".join(np.array(CHEXPERT_14)[solution]) or "No Finding",
+                "messages": [
+                    {"role": "user", "content": source.prompt},
+                    {"role": "assistant", "content": text},
+                ],
+            }
+            lines.append(json.dumps(row))
+    (folder / "sft.jsonl").write_text("\n".join(lines) + "\n")
+    return source.size
+
+
+def compress_films(folder: Path) -> None:
+    """Compress the films in place, by RLE."""
+    import pydicom
+
+    for index in range(FILMS):
+        film = pydicom.dcmread(folder / f"{index}.dcm")
+        film.compress(pydicom.uid.RLELossless)
+        film.save_as(folder / f"{index}.dcm")
+
+
+def feeding_flags(folder: Path, steps: int) -> list[str]:
+    """The flags of an SFT run on those films, with nothing else to wait for."""
+    settings = {
+        "model": "phantom",
+        "data.size": 224,
+        "batch_size": 16,
+        "max_completion": 208,
+        "dtype": "float32",
+        "remat": "none",
+        "steps": steps,
+        "log_every": 1,
+        "save_every": 100000,
+        "eval.every": 100000,
+        "eval.n": 4,
+        "eval.n_final": 4,
+        "eval.bootstrap": 10,
+        "data.manifest": folder / "sft.jsonl",
+        "data.image_root": folder,
+    }
+    keys = [f"--config.{key}={value}" for key, value in settings.items()]
+    return ["--config=experiments/sft.py:nv_reason_3b", *keys]
+
+
 def main() -> None:
+    """Run the parts that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--mib", type=int, default=1024)
     parser.add_argument("--only", default="processes,saves,feeding")
     args = parser.parse_args()
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    parts = {
+        "processes": (processes, args.steps),
+        "saves": (saves, args.mib),
+        "feeding": (feeding, args.steps),
+    }
     for name in args.only.split(","):
+        part, amount = parts[name]
         with tempfile.TemporaryDirectory() as folder:
-            {
-                "processes": lambda f: processes(args.steps, f),
-                "saves": lambda f: saves(args.mib, f),
-                "feeding": lambda f: feeding(args.steps, f),
-            }[name](Path(folder))
+            part(amount, Path(folder))
 
 
 if __name__ == "__main__":
