@@ -1,6 +1,27 @@
-"""Advantages and policy losses of RL as pure functions of arrays. docs/rl.md has the formulas.
+"""Advantages and policy losses of RL as pure functions of arrays.
 
 Nothing here knows of models or data. Shapes: P prompts, G completions each; R rows (completions) of N tokens.
+
+The policy loss has three independent switches, aggregation, ratio level and clip, and some more knobs; docs/rl.md gives
+every formula and its source. r is the ratio of a token, A its row's advantage, p its probability:
+
+ratio_level   "token" | "sequence" (GSPO: exp of the mean log-ratio of the row's trained tokens) |
+              "sequence_token" (GSPO-token: that value, the gradient of the token)
+delta         > 0: the ratio is at most this (INTELLECT-2's two-sided clipping, for negative advantages)
+clip          "ppo": min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) |
+              "cispo": stop_gradient(min(r, 1 + epsilon_high)) A log p (TRL's epsilon_high is 1 more) | "none": r A
+beta, kl      beta times the k1, k2 or k3 estimate of KL(policy || reference) a token, added to the loss
+sampler_correction  weight a token by w = old / sampler: "tis" min(w, cap) | "icepop" w where 1 / cap <= w <= cap,
+              else 0
+aggregation   "sequence": mean over rows of each row's token mean (GRPO) | "token": mean over tokens (DAPO) |
+              "constant": sum / (rows * max_tokens) (Dr. GRPO) | "token_local": mean over the tokens of this call
+              (BNPO)
+
+On-policy, old_log_probs = stop_gradient(log_probs): the ratio is then 1 by construction and clipping never acts.
+
+For a part of a batch, what divides the whole divides it (`Divisors`), so that the parts sum to its loss. "token_local"
+is the exception: each part is divided by its own tokens and weighs by its share of the rows, so the sum, the mean over
+parts, depends on the split.
 """
 
 from collections.abc import Mapping, Sequence
@@ -141,91 +162,58 @@ def policy_loss(
     max_tokens: int | None = None,
     divisors: Divisors | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Compute the policy-gradient loss by three independent switches: aggregation, ratio level, clip.
-
-    On-policy, pass old_log_probs = stop_gradient(log_probs): the ratio is then 1 by construction and clipping never
-    acts. Only `log_probs` gets a gradient. docs/rl.md gives every formula and its source.
-
-    ratio_level   "token" | "sequence" (GSPO: exp of the mean log-ratio of the row's trained tokens) |
-                  "sequence_token" (GSPO-token: that value, the gradient of the token)
-    delta         > 0: the ratio is at most this (INTELLECT-2's two-sided clipping, for negative advantages)
-    clip          "ppo": min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) |
-                  "cispo": stop_gradient(min(r, 1 + epsilon_high)) A log p (TRL's epsilon_high is 1 more) | "none": r A
-    beta, kl      beta times the k1, k2 or k3 estimate of KL(policy || reference) a token, added to the loss
-    sampler_correction  weight a token by w = old / sampler: "tis" min(w, cap) | "icepop" w where 1 / cap <= w <= cap,
-                  else 0
-    aggregation   "sequence": mean over rows of each row's token mean (GRPO) | "token": mean over tokens (DAPO) |
-                  "constant": sum / (rows * max_tokens) (Dr. GRPO) | "token_local": mean over the tokens of this call
-                  (BNPO)
+    """Compute the policy-gradient loss by the switches at the head of this file; `denominator` is not read.
 
     Args:
-        log_probs: [R, N], of the tokens under the policy that learns.
+        log_probs: [R, N], of the tokens under the policy that learns; nothing else gets a gradient.
         old_log_probs: [R, N], under the policy at the time of the rollout, as the learner computes it.
         advantages: [R].
         mask: [R, N], 1 on tokens that train: the only mask, of value, divisor and metrics; what stands elsewhere may
             be anything, NaN too.
-        settings: the switches above; `denominator` acts in `divisors` alone.
         reference_log_probs: [R, N], under the reference; needed with beta.
         sampler_log_probs: [R, N], as the sampler recorded them; needed with a sampler correction.
         max_tokens: length that a completion may have; needed with aggregation "constant".
-        divisors: for a part of a batch, what divides the whole: the parts then sum to its loss. "token_local" is the
-            exception: each part is divided by its own tokens and weighs by its share of the rows, so the sum, the
-            mean over parts, depends on the split.
+        divisors: for a part of a batch, those of the whole.
 
     Returns:
         The loss, 0 with zero gradient where nothing trains; and arrays [R, N] without gradient, 0 where mask is:
-        "ratio"; bool "clip_low", "clip_high", "clip_region" (either; TRL's clip_ratio/*) and "clip_delta", where the
-        clip takes the gradient away ("cispo": where the weight is cut); "kl" with a reference; "correction" with a
-        sampler correction.
+        "ratio"; "kl" with a reference; "correction" with a sampler correction; and those of `_clip_metrics`.
 
     Raises:
         ValueError: for an unknown choice, or a choice without the array that it needs.
     """
-    _check_choices(settings)
-    if settings.beta and reference_log_probs is None:
-        raise ValueError("beta > 0 needs reference_log_probs")
-    if settings.sampler_correction != "none" and sampler_log_probs is None:
-        raise ValueError(
-            f"sampler_correction={settings.sampler_correction!r} needs sampler_log_probs"
-        )
-    if settings.aggregation == "constant" and max_tokens is None:
-        raise ValueError("aggregation='constant' needs max_tokens")
-
+    _check(settings, reference_log_probs, sampler_log_probs, max_tokens)
     mask = mask > 0
     log_probs = _zero_outside(mask, log_probs)
     old_log_probs = _constant_inside(mask, old_log_probs)
-    advantages = advantages[:, None]
-    metrics = {}
+    advantages, metrics = advantages[:, None], {}
 
-    # ---- How much likelier the policy makes each token, and what that gains ----
+    # How much likelier the policy makes each token, and what that gains.
     ratio = _ratio(log_probs, old_log_probs, mask, settings.ratio_level)
     bounded = jnp.minimum(ratio, settings.delta) if settings.delta else ratio
     gain = _clipped_gain(ratio, bounded, log_probs, advantages, settings)
 
-    # ---- The sampler is not quite the policy: weigh by how far they are apart ----
+    # The sampler is not quite the policy: weigh by how far they are apart.
     if sampler_log_probs is not None and settings.sampler_correction != "none":
-        log_weight = old_log_probs - _constant_inside(mask, sampler_log_probs)
-        metrics["correction"] = _sampler_weight(log_weight, settings)
+        sampler_log_probs = _constant_inside(mask, sampler_log_probs)
+        metrics["correction"] = _sampler_weight(old_log_probs - sampler_log_probs, settings)
         gain = gain * metrics["correction"]
-    token_losses = -gain
 
-    # ---- The pull back to the reference ----
+    # The pull back to the reference.
+    token_losses = -gain
     if reference_log_probs is not None:
         reference_log_probs = _constant_inside(mask, reference_log_probs)
         metrics["kl"] = _kl_estimate(log_probs, reference_log_probs, settings.kl)
         if settings.beta:
             token_losses = token_losses + settings.beta * metrics["kl"]
-
-    # ---- One number, and what was clipped ----
-    token_losses = jnp.where(mask, token_losses, 0.0)
     loss = _aggregate(token_losses, mask, settings.aggregation, max_tokens, divisors)
     metrics["ratio"] = ratio
     metrics |= _clip_metrics(ratio, bounded, advantages, mask, settings)
-    metrics = {
-        name: jax.lax.stop_gradient(jnp.where(mask, values, jnp.zeros_like(values)))
-        for name, values in metrics.items()
-    }
-    return loss, metrics
+    return loss, {name: _masked_constant(mask, values) for name, values in metrics.items()}
+
+
+def _masked_constant(mask: jax.Array, values: jax.Array) -> jax.Array:
+    return jax.lax.stop_gradient(jnp.where(mask, values, jnp.zeros_like(values)))
 
 
 def _zero_outside(mask: jax.Array, values: jax.Array) -> jax.Array:
@@ -301,7 +289,8 @@ def _aggregate(
     max_tokens: int | None,
     divisors: Divisors | None,
 ) -> jax.Array:
-    """The loss of all tokens; token_losses are 0 where mask is False."""
+    """One number from the losses of all tokens where mask is."""
+    token_losses = jnp.where(mask, token_losses, 0.0)
     own_rows, own_tokens = len(mask), jnp.sum(mask).astype(token_losses.dtype)
     rows, tokens = (own_rows, own_tokens) if divisors is None else divisors
     rows = jnp.maximum(rows, 1.0)
@@ -344,9 +333,23 @@ def _clip_metrics(
 # ---- Checks ----------------------------------------------------------------------------------------------
 
 
-def _check_choices(settings: PolicyLossConfig) -> None:
+def _check(
+    settings: PolicyLossConfig,
+    reference_log_probs: jax.Array | None,
+    sampler_log_probs: jax.Array | None,
+    max_tokens: int | None,
+) -> None:
+    """Refuse unknown choices, and choices without the array that they need."""
     for name in _CHOICES:
         _require_one_of(name, getattr(settings, name), schema.choices(f"rl.{name}"))
+    if settings.beta and reference_log_probs is None:
+        raise ValueError("beta > 0 needs reference_log_probs")
+    if settings.sampler_correction != "none" and sampler_log_probs is None:
+        raise ValueError(
+            f"sampler_correction={settings.sampler_correction!r} needs sampler_log_probs"
+        )
+    if settings.aggregation == "constant" and max_tokens is None:
+        raise ValueError("aggregation='constant' needs max_tokens")
 
 
 def _require_one_of(name: str, value: str, known: Sequence[str]) -> None:

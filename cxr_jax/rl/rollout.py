@@ -10,6 +10,7 @@ DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) in one pass of static sh
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -72,36 +73,66 @@ def make_rollout(
         "train_mask" and "sampler_log_probs" [P, G, C]; "lengths", "finished", "reward", "advantages" and the reward
         terms [P, G]; "answer" bool [P, G, 14]. But "kept": int [prompts_per_step], the groups to learn from.
     """
-    G, C = rollout.group_size, max_completion
+    programs = _Rollout(
+        rollout=rollout,
+        model_config=model_config,
+        grid=grid,
+        special=special,
+        table=table,
+        trainable=trainable,
+        bank=bank,
+        seed=seed,
+        max_completion=max_completion,
+    )
+    return jax.jit(programs.sample)
 
-    def complete(params: Tree, part: Tree) -> Tree:
-        """Sample the completions of some prompts, [p, G, ..]."""
+
+@dataclass(frozen=True, kw_only=True)
+class _Rollout:
+    """What the pieces of the program share; each method is one of them, traced inside jit."""
+
+    rollout: RolloutConfig
+    model_config: Config
+    grid: tuple[int, int, int]
+    special: Mapping[str, Any]
+    table: TokenBytes
+    trainable: Trainable
+    bank: PhraseBank
+    seed: int
+    max_completion: int
+
+    def complete(self, params: Tree, part: Tree) -> Tree:
+        """Completions of some prompts, [p, G, ..]: the image encoded and the prompt read once a group."""
         pixels = patchify(part["image"])
-        features = qwen.vision(params, model_config, pixels, grid, dtype=trainable.dtype)
+        features = qwen.vision(
+            params, self.model_config, pixels, self.grid, dtype=self.trainable.dtype
+        )
+        G = self.rollout.group_size
         completions = sampling.sample_completions(
             params,
-            model_config,
+            self.model_config,
             features,
             part["prompts"],
-            special,
+            self.special,
             n=G,
-            max_new_tokens=C,
-            temperature=rollout.temperature,
+            max_new_tokens=self.max_completion,
+            temperature=self.rollout.temperature,
             keys=part["keys"].reshape(-1),
         )
         return jax.tree.map(lambda leaf: leaf.reshape(-1, G, *leaf.shape[1:]), completions)
 
-    def score(batch: Tree, completions: Tree) -> tuple[Tree, dict[str, jax.Array]]:
-        """Parse the completions, rows [P * G, ..], and compute every reward term [P * G]."""
+    def score(self, batch: Tree, completions: Tree) -> tuple[Tree, dict[str, jax.Array]]:
+        """What rows [P * G, ..] of completions say, and every reward term [P * G]."""
+        G, C = self.rollout.group_size, self.max_completion
         solution, known, hedged = (
             jnp.repeat(batch[name], G, axis=0) for name in ("solution", "known", "hedged")
         )
         parsed = rewards.read_tokens(
             completions["tokens"],
             completions["lengths"],
-            table,
+            self.table,
             C * rewards.BYTES_PER_TOKEN,
-            bank,
+            self.bank,
             report_text.Truth.from_arrays(
                 solution & ~hedged, hedged, jnp.repeat(batch["sides"], G, axis=0)
             ),
@@ -111,30 +142,33 @@ def make_rollout(
             solution,
             completions["lengths"],
             known=known,
-            min_length=rollout.min_length,
-            max_length=int(rollout.overlong_from * C),
+            min_length=self.rollout.min_length,
+            max_length=int(self.rollout.overlong_from * C),
             limit=C,
         )
         return parsed, terms
 
-    @jax.jit
-    def sample(train: Tree, frozen: Tree, batch: Tree, step: int | jax.Array) -> Tree:
-        P = batch["image"].shape[0]
+    def sample(self, train: Tree, frozen: Tree, batch: Tree, step: int | jax.Array) -> Tree:
+        """The whole step: completions, their rewards, advantages, and the groups to learn from."""
+        P, G, C = batch["image"].shape[0], self.rollout.group_size, self.max_completion
 
         # ---- Completions, a micro-batch of prompts at a time ----
+        trainable = self.trainable
         params = sharding.gather_weights(trainable.merge(train, frozen)["model"], trainable.dtype)
-        keys = sampling_keys(seed, step, P, G).reshape(P, G)
+        keys = sampling_keys(self.seed, step, P, G).reshape(P, G)
         inputs = {"image": batch["image"], "prompts": batch["prompts"], "keys": keys}
-        parts = micro_batches.cut(inputs, rollout.micro_batches)
-        completions = micro_batches.map_in_turns(lambda part: complete(params, part), parts)
+        parts = micro_batches.cut(inputs, self.rollout.micro_batches)
+        completions = micro_batches.map_in_turns(lambda part: self.complete(params, part), parts)
         completions = jax.tree.map(lambda leaf: leaf.reshape(P * G, *leaf.shape[2:]), completions)
 
-        # ---- Rewards, and the tokens that train ----
-        parsed, terms = score(batch, completions)
-        reward = rewards.combine(terms, dict(rollout.reward_weights)).reshape(P, G)
+        # ---- Rewards ----
+        parsed, terms = self.score(batch, completions)
+        reward = rewards.combine(terms, dict(self.rollout.reward_weights)).reshape(P, G)
+
+        # ---- Tokens of the completions; a truncated one may be kept out of the loss ----
         mask = jnp.arange(C)[None] < completions["lengths"][:, None]
         train_mask = mask
-        if rollout.mask_truncated:
+        if self.rollout.mask_truncated:
             train_mask = mask & completions["finished"][:, None]
         return {
             "tokens": completions["tokens"].reshape(P, G, C),
@@ -146,10 +180,8 @@ def make_rollout(
             "terms": {name: term.reshape(P, G) for name, term in terms.items()},
             "answer": parsed["answer"].reshape(P, G, -1),
             "reward": reward,
-            **advantages(rollout, terms, reward),
+            **advantages(self.rollout, terms, reward),
         }
-
-    return sample
 
 
 def advantages(
