@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from cxr_jax.data.report_rows import Report
 from cxr_jax.errors import UserError
@@ -210,7 +210,7 @@ def label_reports(
 
     start = last_news = warm_start = time.monotonic()
     for chunk in _good_chunks(reports, list_bad):
-        texts = [report.text for report in chunk]
+        texts = [cast(str, report.text) for report in chunk]  # good rows have one
         reading = labels.read_reports(texts, lexicon=options.lexicon, parents=options.parents)
         columns = (reading[name].tolist() for name in ("state", "right", "left"))
         for report, states, right, left in zip(chunk, *columns, strict=True):
@@ -238,7 +238,7 @@ def _row_cells(
 
     cells = [report.id]
     if options.with_text:
-        cells.append(report.text)
+        cells.append(cast(str, report.text))
     cells += [_CELLS[state] for state in states]
     if options.sides:
         cells += map(side_name, right[_FIRST_SIDED:], left[_FIRST_SIDED:])

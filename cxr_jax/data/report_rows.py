@@ -9,9 +9,9 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from cxr_jax.data.report_sections import SECTIONS, cut
 from cxr_jax.errors import UserError
@@ -98,35 +98,38 @@ def make_report(
 # ---- Columns ---------------------------------------------------------------------------------------------------------
 
 
+Key = Any  # of a JSON object: a str; of a CSV record: a position
+
+
 class Columns(NamedTuple):
     """Where a row has its texts and its id: keys of a JSON object, or positions in a CSV record."""
 
-    sections: dict[str, Hashable]  # findings, impression -> key
-    last: Hashable  # the paragraph that the MIMIC section parser gives where there is neither; or None
-    wholes: tuple[Hashable, ...]  # of whole reports: the first that is not blank is read
-    id: Hashable  # or None
+    sections: dict[str, Key]  # findings, impression -> key
+    last: Key  # the paragraph that the MIMIC section parser gives where there is neither; or None
+    wholes: tuple[Key, ...]  # of whole reports: the first that is not blank is read
+    id: Key  # or None
 
-    def texts(self) -> list[Hashable]:
+    def texts(self) -> list[Key]:
         """List the keys of all columns that hold text."""
         keys = (*self.sections.values(), self.last, *self.wholes)
         return [key for key in keys if key is not None]
 
 
-def find_columns(names: Iterable[tuple[str, Hashable]], options: Options) -> Columns:
+def find_columns(names: Iterable[tuple[str, Key]], options: Options) -> Columns:
     """Find the columns of a table by their names, compared in lower case.
 
     Args:
         names: (name, key) pairs; of equal names the first counts.
         options: may name the columns of text and id.
     """
-    keys: dict[str, Hashable] = {}
+    keys: dict[str, Key] = {}
     for name, key in names:
         keys.setdefault(name.strip().lower(), key)
 
-    def find_all(wanted: Iterable[str]) -> tuple[Hashable, ...]:
+    def find_all(wanted: Iterable[str]) -> tuple[Key, ...]:
         return tuple(keys[name] for name in wanted if name in keys)
 
-    def find_first(wanted: Iterable[str]) -> Hashable:
+    def find_first(wanted: Iterable[str]) -> Key:
         return next(iter(find_all(wanted)), None)
 
     id_names = [options.id_column.strip().lower()] if options.id_column else ID_COLUMNS
@@ -143,7 +146,7 @@ def report_from_columns(
     row: int,
     report_id: str,
     columns: Columns,
-    read_cell: Callable[[Hashable], str],
+    read_cell: Callable[[Key], str],
     wanted: tuple[str, ...],
 ) -> Report:
     """Make the report of a row of a table.

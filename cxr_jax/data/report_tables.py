@@ -3,7 +3,7 @@
 import contextlib
 import csv
 import json
-from collections.abc import Hashable, Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, TextIO
 
 from cxr_jax.data import report_rows
@@ -67,7 +67,7 @@ class _RecordLines:
             self._put_back += reversed(self.record[1:])
 
 
-def _csv_records(path: str, delimiter: str) -> Iterator[list[str] | BadReportError]:
+def _csv_records(path: str, delimiter: str) -> Generator[list[str] | BadReportError, None, None]:
     """Yield the records of a CSV file: a list of cells, or why it is none. Blank lines are left out."""
     # The limit of the process is only ever raised.
     csv.field_size_limit(max(csv.field_size_limit(), report_rows.MAX_RECORD))
@@ -246,7 +246,7 @@ class JsonTable:
             raise BadReportError("the id is not a string or number")
         report_id = "" if _is_null(value) else clean_text(str(value))[0]
 
-        def read_cell(key: Hashable) -> str:
+        def read_cell(key: Any) -> str:
             return "" if _is_null(texts[key]) else texts[key]
 
         sections = self.options.sections

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
 from cxr_jax.errors import UserError
 from cxr_jax.inference import sampling
@@ -18,7 +18,7 @@ from cxr_jax.models import qwen2_5_vl
 from cxr_jax.models.attention import NEG
 from cxr_jax.models.qwen2_5_vl import decoder
 from cxr_jax.models.qwen2_5_vl.config import Config
-from cxr_jax.runtime.trees import Tree
+from cxr_jax.runtime.trees import Array, Tree
 
 # ---- What goes in ------------------------------------------------------------------------------------------
 
@@ -27,15 +27,15 @@ class PromptEnds(NamedTuple):
     """B prompts that are computed, and where they end."""
 
     computed: sampling.ComputedPrompt
-    lengths: ArrayLike  # int [B]
-    start: ArrayLike  # int [B]: the position of the first token after each
+    lengths: Array  # int [B]
+    start: Array  # int [B]: the position of the first token after each
 
 
 class Traces(NamedTuple):
     """n completions of each prompt, of which only the trace is used (`Constraint.trace`)."""
 
-    tokens: ArrayLike  # int [B*n, N]
-    lengths: ArrayLike  # int [B*n]
+    tokens: Array  # int [B*n, N]
+    lengths: Array  # int [B*n]
     # Their keys, if they were just drawn (`sampling.decode` with N slots; more rows do not matter), or None.
     own_keys: Any = None
 
@@ -148,7 +148,7 @@ def probabilities_after(
     }
 
 
-def _int32(values: ArrayLike) -> jax.Array:
+def _int32(values: Array) -> jax.Array:
     return jnp.asarray(values, jnp.int32)
 
 
@@ -375,11 +375,11 @@ def _read(
     row_count, token_count = tokens.shape
     prompt_count = len(prompts.lengths)
 
-    def of_each(values: jax.Array) -> jax.Array:
+    def of_each(values: Array) -> jax.Array:
         return jnp.repeat(values, row_count // prompt_count, axis=0)
 
     def compute(
-        tokens: jax.Array, first: jax.Array, count: jax.Array, keys: list, used_slots: jax.Array
+        tokens: Array, first: jax.Array, count: jax.Array, keys: list, used_slots: Array
     ) -> tuple:
         positions = first[:, None] + jnp.arange(tokens.shape[1])
         embedded = qwen2_5_vl.embed(params, model_config, tokens, dtype=dtype)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -187,7 +187,7 @@ def _grammar(names: list[bytes], separators: Sequence[bytes], force_format: bool
         if any(name.startswith(other) for place, other in enumerate(names) if place != index):
             raise UserError("constrained answers need names of which none starts another")
     # Without the format forced, a list may begin anywhere in free text.
-    leads = (ANSWER,)
+    leads: tuple[bytes, ...] = (ANSWER,)
     if force_format:
         leads = tuple(END_THINK + separator + ANSWER for separator in separators)
     return _Grammar(names=tuple(names), leads=leads, force_format=force_format)
@@ -422,7 +422,7 @@ def _bars(tables: _TokenTables, conflicts: np.ndarray) -> np.ndarray:
 def _options(tables: _TokenTables, machine: _ByteMachine) -> np.ndarray:
     """int32 [S, F]: the tokens that do not lead to a dead end from a state of the answer, -1 beyond."""
     answering = machine.is_in("lead", "item", "end", "done")
-    token_rows = [
+    token_rows: list[Any] = [
         np.flatnonzero(after[tables.classes] != machine.dead) if is_answering else []
         for after, is_answering in zip(tables.after, answering, strict=True)
     ]

@@ -107,6 +107,7 @@ class Chat:
         kept = _common(ids[:-1], self._ids)
         # What is left may be extended, unless the image itself has to be read again.
         if model_config.image_token_id not in ids[kept:] and kept:
+            assert self._keys is not None, "set with the ids"
             return generation.extend(self.model, self._keys, kept, request), kept
         if self.patches is not None and self._features is None:
             [self._features] = self.model.image_features(self.patches, [self.grid])

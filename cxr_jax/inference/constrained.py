@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from cxr_jax.errors import UserError
+from cxr_jax.runtime.trees import Array
 
 _AMPLE = 2**30  # tokens left, where they do not matter
 
@@ -38,22 +39,22 @@ class Constraint(NamedTuple):
     behave alike, n names."""
 
     # ---- Tokens ----
-    classes: jax.Array  # int32 [V]: the class of each token
-    next: jax.Array  # int32 [S, C]: the state after a token
-    hits: jax.Array  # int32 [S, C]: the names that it completes, as bits
-    bars: jax.Array  # int32 [S, C]: the names that these rule out
+    classes: Array  # int32 [V]: the class of each token
+    next: Array  # int32 [S, C]: the state after a token
+    hits: Array  # int32 [S, C]: the names that it completes, as bits
+    bars: Array  # int32 [S, C]: the names that these rule out
     # ---- States ----
     # int32 [S, M]: the names that can still be completed, and the answer ended, within m tokens; bit n: it can end
     # without a further name.
-    fits: jax.Array
-    conflicts: jax.Array  # int32 [n]: the names that each name rules out, itself among them
+    fits: Array
+    conflicts: Array  # int32 [n]: the names that each name rules out, itself among them
     # int32 [S, F]: the tokens allowed at all in a state of the answer, -1 beyond.
-    options: jax.Array
-    locked: jax.Array  # int32 [S]: the same place, but the answer must begin now
-    begun: jax.Array  # bool [S]: the list has begun
-    settled: jax.Array  # bool [S]: no further name can follow
+    options: Array
+    locked: Array  # int32 [S]: the same place, but the answer must begin now
+    begun: Array  # bool [S]: the list has begun
+    settled: Array  # bool [S]: no further name can follow
     # ---- The completion ----
-    budget: jax.Array  # int32: tokens of a whole completion
+    budget: ArrayLike  # int32: tokens of a whole completion
 
     def within(self, max_new_tokens: int) -> "Constraint":
         """Make the same rules for completions of at most max_new_tokens, the stop token included.
@@ -105,7 +106,7 @@ class Constraint(NamedTuple):
         allowed = (completed & ruled_out == 0) & (can_end != 0)
         return Moves(after, state.named[:, None] | completed, allowed)
 
-    def trace(self, tokens: jax.Array, lengths: jax.Array) -> tuple[jax.Array, State]:
+    def trace(self, tokens: Array, lengths: Array) -> tuple[jax.Array, State]:
         """Find where the answer list begins.
 
         The count leaves out the token in which the list begins, however much of the tags it holds: its choice may

@@ -2,7 +2,8 @@
 
 import math
 import os
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -30,7 +31,7 @@ def pixels_of(image: Any) -> np.ndarray:
     if isinstance(image, (str, os.PathLike)):
         from cxr_jax.data import images
 
-        return images.read_image(image).pixels
+        return images.read_image(cast(str | Path, image)).pixels
     # PIL images are known by what they can do: importing PIL takes time.
     if hasattr(image, "convert"):
         # Gray by PIL's weights of red, green and blue, in 256 levels.

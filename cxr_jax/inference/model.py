@@ -33,7 +33,7 @@ from cxr_jax.models import qwen2_5_vl, registry
 from cxr_jax.models.layers import UNROLL_UP_TO
 from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.models.tokenizer import Tokenizer
-from cxr_jax.runtime.trees import Tree
+from cxr_jax.runtime.trees import Array, Tree
 from cxr_jax.weights import hf_folder, native_folder, peft_folder
 from cxr_jax.weights.locate import find_folder
 
@@ -42,11 +42,7 @@ _LOG = logging.getLogger(__name__)
 
 @functools.partial(jax.jit, static_argnames=("model_config", "grid", "dtype"))
 def encode_images(
-    params: Tree,
-    model_config: Config,
-    pixels: ArrayLike,
-    grid: tuple[int, int, int],
-    dtype: DTypeLike,
+    params: Tree, model_config: Config, pixels: Array, grid: tuple[int, int, int], dtype: DTypeLike
 ) -> jax.Array:
     """Run the vision tower, compiled, on images of one grid: [N, P, patch_dim] -> [N, I, D]."""
     return qwen2_5_vl.vision(params, model_config, pixels, grid, dtype=dtype)
@@ -56,10 +52,10 @@ def encode_images(
 def _logits(
     params: Tree,
     model_config: Config,
-    input_ids: ArrayLike,
-    mask: ArrayLike,
-    positions: ArrayLike,
-    features: ArrayLike | None,
+    input_ids: Array,
+    mask: Array,
+    positions: Array,
+    features: Array | None,
     dtype: DTypeLike,
 ) -> jax.Array:
     hidden = qwen2_5_vl.hidden_states(
@@ -179,7 +175,7 @@ class Model:
 
     # ---- Arrays in, arrays out -----------------------------------------------------------------------------
 
-    def image_features(self, pixel_values: ArrayLike, image_grid_thw: ArrayLike) -> list:
+    def image_features(self, pixel_values: ArrayLike | None, image_grid_thw: Any) -> list:
         """Compute the image tokens [t*h*w/4, D] of each image; images of one grid run together.
 
         Args:
@@ -235,7 +231,7 @@ class Model:
         self,
         input_ids: ArrayLike,
         pixel_values: ArrayLike | None = None,
-        image_grid_thw: ArrayLike | None = None,
+        image_grid_thw: Array | Sequence[Any] | None = None,
         attention_mask: ArrayLike | None = None,
     ) -> np.ndarray:
         """Compute next-token logits float32 [B, T, V] from the arrays that a Hugging Face processor gives.
@@ -492,7 +488,7 @@ def _layers_apart(stacked: Tree, count: int) -> list[Tree]:
     for leaf_name in list(stacked):
         stacked_leaf = stacked.pop(leaf_name)
         if isinstance(stacked_leaf, dict):
-            parts = _layers_apart(stacked_leaf, count)
+            parts: list[Any] = _layers_apart(stacked_leaf, count)
         else:
             parts = [jnp.array(stacked_leaf[index]) for index in range(count)]  # copies
         for layer, part in zip(layers, parts, strict=True):

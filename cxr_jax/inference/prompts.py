@@ -66,7 +66,7 @@ def conversation_ids(
         "content": [{"type": "image"}, question] if image_tokens else [question],
     }
     # One pad for each image token; the tokenizer turns each into one id.
-    text = tokenizer.apply_chat_template(rendered, add_generation_prompt=True, tokenize=False)
+    text: Any = tokenizer.apply_chat_template(rendered, add_generation_prompt=True, tokenize=False)
     text = text.replace(IMAGE_PAD, IMAGE_PAD * image_tokens)
     # The template has written the special tokens already.
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])

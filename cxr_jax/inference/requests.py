@@ -168,7 +168,7 @@ class ReadyModel(Protocol):
     def note(self, kind: str, shape: Hashable) -> None:
         """Count a program."""
 
-    def image_features(self, pixel_values: ArrayLike, image_grid_thw: ArrayLike) -> list:
+    def image_features(self, pixel_values: ArrayLike | None, image_grid_thw: Any) -> list:
         """Compute image tokens."""
 
     def prepare(self, image: Any) -> tuple[np.ndarray | None, tuple[int, int, int] | None]:
@@ -271,7 +271,8 @@ def check_ids(ids: np.ndarray, mask: np.ndarray, model_config: Config) -> None:
 
 def text_of(tokenizer: Tokenizer, ids: list[int]) -> str:
     """Decode token ids as they are, special tokens included."""
-    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    text: Any = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text
 
 
 class GrowingText:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
 from cxr_jax.inference import compaction
 from cxr_jax.inference.compaction import Rows
@@ -33,7 +33,7 @@ from cxr_jax.models import qwen2_5_vl
 from cxr_jax.models.attention import NEG
 from cxr_jax.models.qwen2_5_vl import decoder
 from cxr_jax.models.qwen2_5_vl.config import Config
-from cxr_jax.runtime.trees import Tree
+from cxr_jax.runtime.trees import Array, Tree
 
 # ---- What goes in and out ----------------------------------------------------------------------------------
 
@@ -41,10 +41,10 @@ from cxr_jax.runtime.trees import Tree
 class PromptBatch(NamedTuple):
     """B prompts in the width of the longest, right-padded."""
 
-    input_ids: ArrayLike  # int [B, T]
-    lengths: ArrayLike  # int [B]
-    positions: ArrayLike  # int [3, B, T], see `qwen2_5_vl.positions`
-    image_features: ArrayLike | None = None  # [B, I, D]
+    input_ids: Array  # int [B, T]
+    lengths: Array  # int [B]
+    positions: Array  # int [3, B, T], see `qwen2_5_vl.positions`
+    image_features: Array | None = None  # [B, I, D]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ class _Loop:
     settings: StepSettings
 
     def draw_until(
-        self, rows: Rows, state: State, until: ArrayLike, place: tuple | None = None
+        self, rows: Rows, state: State, until: Array | int, place: tuple | None = None
     ) -> State:
         """Draw tokens until step `until` or until all rows are done. place: see `compaction.run`."""
         # Part of the program, as the ids are static.
@@ -373,7 +373,7 @@ def extend(
     params: Tree,
     model_config: Config,
     keys: list,
-    used: ArrayLike,
+    used: Array,
     tokens: PromptBatch,
     *,
     room: int,
@@ -393,7 +393,7 @@ def extend(
     return ComputedPrompt(_join(keys, used, new, room), last)
 
 
-def _join(old: list, used: jax.Array, new: list, room: int) -> list:
+def _join(old: list, used: Array, new: list, room: int) -> list:
     """Keys [1, K, room, d]: the first `used` of old, then those of new."""
     # Slots of old keys up to `used`, of new ones behind: one choice for each slot.
     slot_numbers = jnp.arange(room)
@@ -408,7 +408,7 @@ def _join(old: list, used: jax.Array, new: list, room: int) -> list:
 
 
 @functools.partial(jax.jit, static_argnames="room")
-def append(keys: list, used: ArrayLike, own_keys: list, *, room: int) -> list:
+def append(keys: list, used: Array, own_keys: list, *, room: int) -> list:
     """Join the keys of a prompt, the first `used`, and those that row 0 has drawn (`own_keys` of `decode`)."""
     return _join(keys, used, jax.tree.map(lambda drawn: drawn[:1], own_keys), room)
 
@@ -428,7 +428,7 @@ def _decode_layers(text: Tree, model_config: Config) -> list[Tree]:
 @functools.partial(jax.jit, static_argnames=("model_config", "room", "dtype"))
 def begin(
     prompts: list[ComputedPrompt],
-    live: ArrayLike,
+    live: Array,
     constraint: Any,
     *,
     model_config: Config,
@@ -471,7 +471,7 @@ def decode(
     distribution: Distribution,
     own_keys: list,
     rest: State,
-    until: ArrayLike,
+    until: Array | int,
     constraint: Any,
     *,
     settings: StepSettings,

@@ -5,7 +5,7 @@ share K key heads, G = H / K; d features of a head.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -181,7 +181,8 @@ def _two_part_softmax_bwd(saved: tuple, gradient: jax.Array) -> tuple:
     queries, parts, exponentials, weights, output = saved
     shape, gradient = queries.shape[:-1], gradient.astype(jnp.float32)
     row_sums = jnp.sum(gradient * output.astype(jnp.float32), -1, keepdims=True)
-    d_queries, d_parts = 0.0, []
+    d_queries: Any = 0.0
+    d_parts = []
     for (keys, values), part_exponentials, weight in zip(parts, exponentials, weights, strict=True):
         # Everything in the rows of this part's products.
         part_gradient, part_sums, part_weight, part_queries = (

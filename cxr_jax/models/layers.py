@@ -130,7 +130,7 @@ class FusedMLP(nnx.Module):
 
 
 @functools.lru_cache(maxsize=256)
-def graph(module_class: type[nnx.Module], *arguments: Any) -> nnx.GraphDef:
+def graph(module_class: Callable[..., nnx.Module], *arguments: Any) -> nnx.GraphDef:
     """Describe the static structure of module `cls(*args, rngs=...)`; no array is made."""
     # `eval_shape`: the structure follows from the arguments, so no array has to be drawn.
     return nnx.split(nnx.eval_shape(lambda: module_class(*arguments, rngs=nnx.Rngs(0))))[0]
@@ -147,13 +147,13 @@ def apply(graphdef: nnx.GraphDef, params: Tree, *arguments: Any, method: str = "
     return getattr(module, method)(*arguments)
 
 
-def init(module_class: type[nnx.Module], *arguments: Any, key: jax.Array) -> Tree:
+def init(module_class: Callable[..., nnx.Module], *arguments: Any, key: jax.Array) -> Tree:
     """Draw fresh parameters of `cls(*args)` as a plain nested dict."""
     return nnx.to_pure_dict(nnx.state(module_class(*arguments, rngs=nnx.Rngs(key)), nnx.Param))
 
 
 def init_stacked(
-    module_class: type[nnx.Module], *arguments: Any, key: jax.Array, count: int
+    module_class: Callable[..., nnx.Module], *arguments: Any, key: jax.Array, count: int
 ) -> Tree:
     """Draw parameters of `count` such modules, stacked along axis 0."""
     # One vmapped init makes the stack in one program.
@@ -225,7 +225,9 @@ def unstack(tree: Any, count: int) -> list:
     # Layers are unstacked leaf by leaf and put together again.
     leaves, structure = jax.tree.flatten(tree)
     parts = [jax.lax.split(leaf, (1,) * count, 0) for leaf in leaves]
-    return [structure.unflatten([part[index][0] for part in parts]) for index in range(count)]
+    return [
+        jax.tree.unflatten(structure, [part[index][0] for part in parts]) for index in range(count)
+    ]
 
 
 def checkpointed(function: Callable, remat: str) -> Callable:

@@ -5,9 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # Nested dicts of arrays: parameters, optimizer states, batches.
 Tree = dict[str, Any]
+# One array, on the device or still on the host: programs take both.
+Array = jax.Array | np.ndarray
 
 
 def flatten(tree: Tree, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -4,7 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
 from cxr_jax.models.qwen2_5_vl import decoder
 from cxr_jax.models.qwen2_5_vl import vision as tower
@@ -12,7 +12,7 @@ from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.models.qwen2_5_vl.rope import next_positions, positions
 from cxr_jax.models.qwen2_5_vl.sharding_rules import SHARDING_RULES
 from cxr_jax.runtime import sharding
-from cxr_jax.runtime.trees import Tree
+from cxr_jax.runtime.trees import Array, Tree
 
 __all__ = [
     "init_params",
@@ -56,7 +56,7 @@ def count(params: Tree) -> int:
 def vision(
     params: Tree,
     model_config: Config,
-    pixels: ArrayLike,
+    pixels: Array,
     grid: tuple[int, int, int] = (1, 16, 16),
     *,
     remat: str = "none",
@@ -79,8 +79,8 @@ def vision(
 def embed(
     params: Tree,
     model_config: Config,
-    input_ids: ArrayLike,
-    image_features: ArrayLike | None = None,
+    input_ids: Array,
+    image_features: Array | None = None,
     *,
     dtype: DTypeLike = jnp.float32,
 ) -> jax.Array:
@@ -121,8 +121,8 @@ def decode_full(
     params: Tree,
     model_config: Config,
     hidden: jax.Array,
-    positions: ArrayLike,
-    mask: ArrayLike,
+    positions: Array,
+    mask: Array,
     *,
     remat: str = "none",
 ) -> jax.Array:
@@ -142,10 +142,10 @@ def decode_group(
     params: Tree,
     model_config: Config,
     prompt_hidden: jax.Array,
-    positions: ArrayLike,
+    positions: Array,
     lengths: jax.Array,
     own_hidden: jax.Array,
-    own_positions: ArrayLike,
+    own_positions: Array,
     *,
     remat: str = "none",
 ) -> tuple[jax.Array, jax.Array]:
@@ -176,11 +176,11 @@ def decode_group(
 def hidden_states(
     params: Tree,
     model_config: Config,
-    input_ids: jax.Array,
-    mask: ArrayLike,
-    positions: ArrayLike,
+    input_ids: Array,
+    mask: Array,
+    positions: Array,
     pixels: jax.Array | None = None,
-    features: ArrayLike | None = None,
+    features: Array | None = None,
     *,
     grid: tuple[int, int, int] = (1, 16, 16),
     remat: str = "none",

@@ -53,7 +53,7 @@ class TextConfig:
     num_hidden_layers: int
     num_attention_heads: int  # of queries
     num_key_value_heads: int  # each serves several query heads
-    mrope_section: tuple[int, int, int]  # sums to half of the head size
+    mrope_section: tuple[int, ...]  # sums to half of the head size
     rope_theta: float = 1e6
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 32768

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
 from cxr_jax.models.attention import NEG, KeysAndValues, attention, two_part_attention
 from cxr_jax.models.layers import (
@@ -31,7 +31,7 @@ from cxr_jax.models.layers import (
 )
 from cxr_jax.models.qwen2_5_vl import rope
 from cxr_jax.models.qwen2_5_vl.config import TextConfig
-from cxr_jax.runtime.trees import Tree
+from cxr_jax.runtime.trees import Array, Tree
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
@@ -96,7 +96,7 @@ class Block(nnx.Module):
         self.attn = Attention(model_config, rngs=rngs, fused=fused)
         self.norm2 = RMSNorm(width, model_config.rms_norm_eps)
         if fused:
-            self.mlp = FusedMLP(width, inner_width, rngs=rngs)
+            self.mlp: FusedMLP | MLP = FusedMLP(width, inner_width, rngs=rngs)
         else:
             out_scale = (2 * model_config.num_hidden_layers) ** -0.5
             self.mlp = MLP(width, inner_width, bias=False, rngs=rngs, out_scale=out_scale)
@@ -196,12 +196,12 @@ def decode_layers(params: Tree, model_config: TextConfig) -> list[Tree]:
 # ---- Which keys are seen -----------------------------------------------------------------------------------
 
 
-def key_bias(mask: jax.Array) -> jax.Array:
+def key_bias(mask: Array) -> jax.Array:
     """Make a float32 bias: 0 where a key may be seen, else very negative; shape as mask."""
     return jnp.where(mask, 0.0, NEG).astype(jnp.float32)
 
 
-def causal_bias(mask: jax.Array) -> jax.Array:
+def causal_bias(mask: Array) -> jax.Array:
     """Make a bias [B, 1, 1, T, T] from mask [B, T]: query t sees key s if s <= t and mask[b, s]."""
     T = mask.shape[1]
     # Padding is on the right: the mask matters for the padding's own queries only.
@@ -209,7 +209,7 @@ def causal_bias(mask: jax.Array) -> jax.Array:
     return key_bias(seen)[:, None, None]
 
 
-def _filled_bias(slots: int, filled: ArrayLike) -> jax.Array:
+def _filled_bias(slots: int, filled: Array) -> jax.Array:
     """[B, 1, 1, 1, 1, S]: the first filled[b] of a group's slots are seen by all its queries."""
     seen = jnp.arange(slots) < filled[:, None]
     return key_bias(seen)[:, None, None, None, None]
@@ -225,7 +225,7 @@ def _heads_first(keys: jax.Array, values: jax.Array) -> KeysAndValues:
     return keys.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3)
 
 
-def _last_of(hidden: jax.Array, lengths: jax.Array) -> jax.Array:
+def _last_of(hidden: jax.Array, lengths: Array) -> jax.Array:
     """[B, T, D] -> [B, D]: each row's last token."""
     return jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1, mode="clip")[:, 0]
 
@@ -237,8 +237,8 @@ def forward(
     params: Tree,
     model_config: TextConfig,
     hidden: jax.Array,
-    positions: ArrayLike,
-    mask: jax.Array,
+    positions: Array,
+    mask: Array,
     *,
     remat: str = "none",
 ) -> jax.Array:
@@ -270,10 +270,10 @@ def forward_group(
     params: Tree,
     model_config: TextConfig,
     prompt_hidden: jax.Array,
-    positions: ArrayLike,
+    positions: Array,
     lengths: jax.Array,
     own_hidden: jax.Array,
-    own_positions: ArrayLike,
+    own_positions: Array,
     *,
     remat: str = "none",
 ) -> tuple[jax.Array, jax.Array]:
@@ -328,11 +328,7 @@ def forward_group(
 
 
 def prefill(
-    params: Tree,
-    model_config: TextConfig,
-    hidden: jax.Array,
-    positions: ArrayLike,
-    lengths: jax.Array,
+    params: Tree, model_config: TextConfig, hidden: jax.Array, positions: Array, lengths: Array
 ) -> tuple[jax.Array, Tree]:
     """Run prompts hidden [B, S, D] once.
 
@@ -368,10 +364,10 @@ def extend(
     params: Tree,
     model_config: TextConfig,
     hidden: jax.Array,
-    positions: ArrayLike,
-    lengths: jax.Array,
+    positions: Array,
+    lengths: Array,
     keys: list[KeysAndValues],
-    used: jax.Array,
+    used: Array,
 ) -> tuple[jax.Array, list[KeysAndValues]]:
     """Run `prefill` of hidden [B, E, D] on top of keys that are kept.
 
@@ -400,7 +396,7 @@ def extend(
 
     # Parameters and kept keys go through the layers together, stacked or as a list, as the parameters are.
     if isinstance(params["layers"], list):
-        inputs = [
+        inputs: Any = [
             {"params": layer_params, "kept": layer_keys}
             for layer_params, layer_keys in zip(params["layers"], keys, strict=True)
         ]

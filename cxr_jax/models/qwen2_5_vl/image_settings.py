@@ -1,7 +1,7 @@
 """The image settings of a Qwen2.5-VL folder: what sizes its processor makes."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from cxr_jax.errors import UserError, shown
 from cxr_jax.models.qwen2_5_vl import patches
@@ -40,7 +40,7 @@ def pixel_limits(settings: dict[str, Any], path: Path | None) -> tuple[int, int]
     return low, high
 
 
-def _is_limit(value: object) -> bool:
+def _is_limit(value: object) -> TypeGuard[int]:
     """At least one merged patch; `type`, because a bool is an int."""
     return type(value) is int and 28 * 28 <= value <= MOST_PIXELS
 

@@ -8,7 +8,7 @@ training needs the same arithmetic inside jit. `tests/data/test_images.py` holds
 import math
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -16,6 +16,7 @@ from PIL import Image as PilImage
 
 from cxr_jax.errors import UserError
 from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.runtime.trees import Array
 
 PATCH, MERGE, TEMPORAL, CHANNELS = 14, 2, 2, 3
 FACTOR = PATCH * MERGE  # both sides of a resized image are multiples of this
@@ -32,7 +33,7 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 # ---- Settings of a folder ----------------------------------------------------------------------------------
 
 # Settings of a processor whose arithmetic is the one below.
-_FIXED = {
+_FIXED: dict[str, Any] = {
     "patch_size": PATCH,
     "merge_size": MERGE,
     "temporal_patch_size": TEMPORAL,
@@ -153,7 +154,7 @@ def prepare(
         UserError: for an aspect ratio above 200.
     """
     image = quantise(pixels)
-    height, width = smart_resize(*image.shape, min_pixels, max_pixels)
+    height, width = smart_resize(*cast(tuple[int, int], image.shape), min_pixels, max_pixels)
     if (height, width) != image.shape:
         # The three channels are equal, so one gray resize gives what the processor's RGB resize gives.
         resized = PilImage.fromarray(image).resize((width, height), PilImage.Resampling.BICUBIC)
@@ -163,7 +164,7 @@ def prepare(
     return patches, (1, height // PATCH, width // PATCH)
 
 
-def patchify(pixels: ArrayLike, xp: ModuleType | None = None) -> Any:
+def patchify(pixels: Array, xp: Any = None) -> Any:
     """Turn gray [N, H, W] in 0..1, H and W multiples of 28, into patches float32 [N, P, 1176]. Works inside jit.
 
     Rounds to 8 bit first, so that training on an array equals reading the same picture from an 8-bit PNG.

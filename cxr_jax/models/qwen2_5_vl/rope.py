@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
 from cxr_jax.errors import UserError
 from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
+from cxr_jax.runtime.trees import Array
 
 # ---- Angles ------------------------------------------------------------------------------------------------
 
@@ -46,7 +46,7 @@ def vision_angles(model_config: VisionConfig, rows: int, columns: int) -> np.nda
     return np.concatenate(halves, -1)
 
 
-def text_cos_sin(model_config: TextConfig, positions: ArrayLike) -> tuple[jax.Array, jax.Array]:
+def text_cos_sin(model_config: TextConfig, positions: Array) -> tuple[jax.Array, jax.Array]:
     """Compute cos, sin float32 [B, T, 1, head_dim / 2] from positions int [3, B, T].
 
     Each band of frequencies follows its own axis (time, height, width).
@@ -61,7 +61,7 @@ def text_cos_sin(model_config: TextConfig, positions: ArrayLike) -> tuple[jax.Ar
     return jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
 
 
-def rotate(heads: jax.Array, cosines: ArrayLike, sines: ArrayLike) -> jax.Array:
+def rotate(heads: jax.Array, cosines: Array, sines: Array) -> jax.Array:
     """Rotate the pairs (i, i + d/2) of the last axis of [..., heads, d], in float32; the same type comes out."""
     # Halves and not neighbours: the pairing of the published weights.
     first, second = jnp.split(heads.astype(jnp.float32), 2, axis=-1)
@@ -74,9 +74,9 @@ def rotate(heads: jax.Array, cosines: ArrayLike, sines: ArrayLike) -> jax.Array:
 
 def positions(
     model_config: Config,
-    input_ids: ArrayLike,
+    input_ids: Array,
     grids: Sequence | np.ndarray | None = None,
-    mask: ArrayLike | None = None,
+    mask: Array | None = None,
 ) -> np.ndarray:
     """Compute M-RoPE positions int32 [3, B, T] (time, height, width) as transformers' `get_rope_index` gives them.
 
@@ -144,7 +144,7 @@ def _image_positions(grid: np.ndarray, merge: int, start: int) -> np.ndarray:
     return np.mgrid[:frames, :rows, :columns].reshape(3, -1) + start
 
 
-def next_positions(positions: jax.Array, lengths: ArrayLike) -> jax.Array:
+def next_positions(positions: Array, lengths: Array) -> jax.Array:
     """Compute the position int [B] of the first generated token, one past the largest of the prompt."""
     # Padding lies beyond the lengths, whatever its positions say.
     valid = jnp.arange(positions.shape[2]) < lengths[:, None]

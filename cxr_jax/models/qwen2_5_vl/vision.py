@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import DTypeLike
 
 from cxr_jax.errors import UserError
 from cxr_jax.models.attention import attention
 from cxr_jax.models.layers import MLP, Linear, RMSNorm, apply, graph, init, init_stacked, run_layers
 from cxr_jax.models.qwen2_5_vl import rope
 from cxr_jax.models.qwen2_5_vl.config import VisionConfig
-from cxr_jax.runtime.trees import Tree
+from cxr_jax.runtime.trees import Array, Tree
 
 EPS = 1e-6  # fixed in the reference, not in config.json
 
@@ -54,7 +54,7 @@ class Attention(nnx.Module):
         self.heads = model_config.num_heads
 
     def __call__(
-        self, hidden: jax.Array, cosines: ArrayLike, sines: ArrayLike, segments: Segments
+        self, hidden: jax.Array, cosines: Array, sines: Array, segments: Segments
     ) -> jax.Array:
         """Compute what attention adds to hidden [N, P, D]."""
         N, P, D = hidden.shape
@@ -94,7 +94,7 @@ class Block(nnx.Module):
         )
 
     def __call__(
-        self, hidden: jax.Array, cosines: ArrayLike, sines: ArrayLike, segments: Segments
+        self, hidden: jax.Array, cosines: Array, sines: Array, segments: Segments
     ) -> jax.Array:
         """Compute hidden [N, P, D] after the layer."""
         hidden = hidden + self.attn(self.norm1(hidden), cosines, sines, segments)
@@ -214,7 +214,7 @@ def init_params(model_config: VisionConfig, key: jax.Array) -> Tree:
 def forward(
     params: Tree,
     model_config: VisionConfig,
-    pixels: jax.Array,
+    pixels: Array,
     grid: tuple[int, int, int],
     *,
     remat: str = "none",
