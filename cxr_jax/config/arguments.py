@@ -15,7 +15,7 @@ class ArgumentParser(argparse.ArgumentParser):
     there; a mistake raises UserError, so that it is one line on stderr.
     """
 
-    def __init__(self, module: str, **settings: Any):
+    def __init__(self, module: str, **settings: Any) -> None:
         """Make a parser.
 
         Args:

@@ -34,7 +34,7 @@ class Chat:
         computed: tokens that each answer's prompt had to compute; the first counts the image.
     """
 
-    def __init__(self, model: ReadyModel, image: Any = None, system: str | None = None):
+    def __init__(self, model: ReadyModel, image: Any = None, system: str | None = None) -> None:
         """Prepare the image (as for `Model.generate`); system replaces the template's own prompt."""
         self.model = model
         self.patches, self.grid = model.prepare(image)

@@ -147,7 +147,7 @@ def extend(model: ReadyModel, keys: list, used: int, request: Request) -> Prefix
 class _Streamer:
     """Hands the new text of growing rows to a callback."""
 
-    def __init__(self, tokenizer: Tokenizer, row_count: int, stream: RowStream):
+    def __init__(self, tokenizer: Tokenizer, row_count: int, stream: RowStream) -> None:
         self.texts = [GrowingText(tokenizer) for _ in range(row_count)]
         self.has_ended = np.zeros(row_count, bool)
         self.stream = stream
@@ -390,7 +390,7 @@ def _stream_of_turn(
 class _Prompts:
     """The prompts of a call, computed when their turn comes: each once, and each image once for all its prompts."""
 
-    def __init__(self, model: ReadyModel, requests: list[Request]):
+    def __init__(self, model: ReadyModel, requests: list[Request]) -> None:
         self.model = model
         self.requests = requests
         # By content: one image under many prompts is encoded once.

@@ -85,7 +85,7 @@ class Model:
         folder: str | os.PathLike | None = None,
         dtype: DTypeLike = jnp.float32,
         grids: str = "exact",
-    ):
+    ) -> None:
         """Put the parameters on the device, in `dtype`; `load` reads them from a folder."""
         if grids not in image_inputs.GRIDS:
             raise UserError(f"grids={grids!r}: use one of {', '.join(image_inputs.GRIDS)}")

@@ -119,7 +119,7 @@ class Prompts:
         max_completion: int,
         width: int | None = None,
         texts: Sequence[str] = (data_prompts.FIND_PROMPT,),
-    ):
+    ) -> None:
         """Fix the shapes.
 
         Args:

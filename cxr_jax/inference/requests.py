@@ -278,7 +278,7 @@ def text_of(tokenizer: Tokenizer, ids: list[int]) -> str:
 class GrowingText:
     """The text of one growing completion. A character split over tokens is held back until it is whole."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer) -> None:
         """Begin with no text."""
         self.tokenizer = tokenizer
         self.shown = ""

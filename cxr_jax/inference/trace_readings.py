@@ -60,7 +60,7 @@ class _TraceReader:
         layers: list[Tree],
         prefix: generation.Prefix,
         answers: Constraint | None,
-    ):
+    ) -> None:
         self.model = model
         self.layers = layers
         self.prefix = prefix

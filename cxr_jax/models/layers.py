@@ -52,7 +52,9 @@ class Linear(nnx.Module):
 
     lora_a = lora_b = None  # `apply` sets them, on the module of one call
 
-    def __init__(self, din: int, dout: int, *, bias: bool, rngs: nnx.Rngs, scale: float = 1.0):
+    def __init__(
+        self, din: int, dout: int, *, bias: bool, rngs: nnx.Rngs, scale: float = 1.0
+    ) -> None:
         """Draw a kernel of standard deviation scale / sqrt(din); the bias is zero."""
         initializer = jax.nn.initializers.truncated_normal(scale * din**-0.5)
         # Parameters are float32; products take the type of their inputs.
@@ -80,7 +82,7 @@ class Linear(nnx.Module):
 class RMSNorm(nnx.Module):
     """Root-mean-square normalisation, statistics in float32."""
 
-    def __init__(self, width: int, eps: float):
+    def __init__(self, width: int, eps: float) -> None:
         """Begin with a scale of 1."""
         self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
         self.eps = eps
@@ -100,7 +102,7 @@ class MLP(nnx.Module):
 
     def __init__(
         self, width: int, inner_width: int, *, bias: bool, rngs: nnx.Rngs, out_scale: float = 1.0
-    ):
+    ) -> None:
         """Draw fresh kernels; out_scale: of the last one, which is small in deep models."""
         self.gate = Linear(width, inner_width, bias=bias, rngs=rngs)
         self.up = Linear(width, inner_width, bias=bias, rngs=rngs)
@@ -114,7 +116,7 @@ class MLP(nnx.Module):
 class FusedMLP(nnx.Module):
     """MLP without biases whose gate and up kernels lie side by side (see `decoder.fuse`)."""
 
-    def __init__(self, width: int, inner_width: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, inner_width: int, *, rngs: nnx.Rngs) -> None:
         """Draw fresh kernels, only for their shapes."""
         self.gate_up = Linear(width, 2 * inner_width, bias=False, rngs=rngs)
         self.down = Linear(inner_width, width, bias=False, rngs=rngs)

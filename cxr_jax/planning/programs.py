@@ -80,7 +80,7 @@ class Shapes:
         params: of the model, abstract.
     """
 
-    def __init__(self, settings: "RunConfig"):
+    def __init__(self, settings: "RunConfig") -> None:
         """Read the model's config and tokenizer, and nothing else."""
         # Imported here: the command sets up its devices before JAX looks for them.
         import jax

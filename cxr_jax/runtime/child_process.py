@@ -14,7 +14,7 @@ from cxr_jax.runtime import interrupts
 class ChildFailedError(Exception):
     """The work failed, and the child has said why on stderr."""
 
-    def __init__(self, exit_code: int):
+    def __init__(self, exit_code: int) -> None:
         super().__init__(exit_code)
         self.exit_code = exit_code
 

@@ -42,7 +42,7 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 class Attention(nnx.Module):
     """The projections around `attend`, which picks the keys."""
 
-    def __init__(self, model_config: TextConfig, *, rngs: nnx.Rngs, fused: bool = False):
+    def __init__(self, model_config: TextConfig, *, rngs: nnx.Rngs, fused: bool = False) -> None:
         """Draw fresh kernels; the one that writes into the residual stream is small in deep models."""
         # Several query heads share a key head (grouped-query attention).
         heads, key_heads = model_config.num_attention_heads, model_config.num_key_value_heads
@@ -89,7 +89,7 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """One layer. `fused`: for parameters from `fuse`, with q, k, v and gate, up in one kernel each."""
 
-    def __init__(self, model_config: TextConfig, fused: bool = False, *, rngs: nnx.Rngs):
+    def __init__(self, model_config: TextConfig, fused: bool = False, *, rngs: nnx.Rngs) -> None:
         """Draw fresh parameters."""
         width, inner_width = model_config.hidden_size, model_config.intermediate_size
         self.norm1 = RMSNorm(width, model_config.rms_norm_eps)
@@ -113,7 +113,7 @@ class Block(nnx.Module):
 class Final(nnx.Module):
     """The last normalisation."""
 
-    def __init__(self, model_config: TextConfig, *, rngs: nnx.Rngs):
+    def __init__(self, model_config: TextConfig, *, rngs: nnx.Rngs) -> None:
         """Begin with a scale of 1."""
         del rngs
         self.norm = RMSNorm(model_config.hidden_size, model_config.rms_norm_eps)

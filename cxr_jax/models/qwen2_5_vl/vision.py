@@ -33,7 +33,7 @@ Segments = tuple[tuple[int, int], ...]
 class PatchEmbed(nnx.Module):
     """Flattened patches [..., patch_dim] -> [..., hidden]; the reference's 3-D convolution as a product."""
 
-    def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs):
+    def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs) -> None:
         """Draw a fresh kernel."""
         self.proj = Linear(model_config.patch_dim, model_config.hidden_size, bias=False, rngs=rngs)
 
@@ -45,7 +45,7 @@ class PatchEmbed(nnx.Module):
 class Attention(nnx.Module):
     """Attention within each window of the segments."""
 
-    def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs):
+    def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs) -> None:
         """Draw fresh kernels; the one that writes into the residual stream is small in deep models."""
         width = model_config.hidden_size
         out_scale = (2 * model_config.depth) ** -0.5
@@ -80,7 +80,7 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """One layer of the tower."""
 
-    def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs):
+    def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs) -> None:
         """Draw fresh parameters."""
         self.norm1 = RMSNorm(model_config.hidden_size, EPS)
         self.attn = Attention(model_config, rngs=rngs)
@@ -104,7 +104,7 @@ class Block(nnx.Module):
 class Merger(nnx.Module):
     """Four neighbouring patches [N, P, hidden] -> one token [N, P/4, out]."""
 
-    def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs):
+    def __init__(self, model_config: VisionConfig, *, rngs: nnx.Rngs) -> None:
         """Draw fresh parameters."""
         # All features of the four patches side by side, in the order of the merge block.
         joined = model_config.hidden_size * model_config.merge_unit
