@@ -17,7 +17,7 @@ Log-probs are those of the distribution that it leaves.
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -315,8 +315,8 @@ def sample_completions(
     params: Tree,
     model_config: Config,
     features: jax.Array,
-    prompts: dict,
-    special: dict,
+    prompts: Mapping[str, Any],
+    special: Mapping[str, Any],
     *,
     n: int,
     max_new_tokens: int,

@@ -25,7 +25,7 @@ parts, depends on the split.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +95,7 @@ def gdpo_advantages(
     Returns:
         [P, G].
     """
-    total = sum(
+    total: Any = sum(
         weight * group_advantages(terms[name], eps=eps)
         for name, weight in weights.items()
         if weight

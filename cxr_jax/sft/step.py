@@ -52,9 +52,9 @@ def locate_loss(
         regions: [B, F, R, C] with R * C = I.
         severity: [B, F]; at least 0.35 is a finding, above 0 half of one.
     """
-    B, I, _ = features.shape
+    B, image_tokens, _ = features.shape
     logits = features @ head["kernel"] + head["bias"]
-    targets = regions.reshape(B, regions.shape[1], I).transpose(0, 2, 1)
+    targets = regions.reshape(B, regions.shape[1], image_tokens).transpose(0, 2, 1)
     token_loss = binary_cross_entropy(logits, targets, 1.0 + 4.0 * targets)
     pooled = jax.nn.logsumexp(logits * 2.0, axis=1) / 2.0
     present = jnp.where(severity >= 0.35, 1.0, jnp.where(severity > 0, 0.5, 0.0))

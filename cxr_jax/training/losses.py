@@ -138,7 +138,7 @@ def _token_log_probs_bwd(temperature: float, cut: _Cut, saved: tuple, cotangents
             return by_device
         return divide_rows(by_device, rest=PartitionSpec.UNCONSTRAINED)
 
-    def add_chunk(d_head: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    def add_chunk(d_head: jax.Array, chunk: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
         chunk_hidden, chunk_targets, chunk_entropy, chunk_log_sum, d_log_probs, d_entropy = chunk
         logits = _logits(chunk_hidden, head, suppress, temperature)
         log_probs = logits - chunk_log_sum[:, None]

@@ -9,7 +9,7 @@ from cxr_jax.models.tokenizer import Tokenizer
 class Completions:
     """Encodes target texts as ids of one fixed shape, each ending in the end-of-turn token."""
 
-    def __init__(self, tokenizer: Tokenizer, max_completion: int):
+    def __init__(self, tokenizer: Tokenizer, max_completion: int) -> None:
         """Look up the tokens that end and fill a row.
 
         Args:

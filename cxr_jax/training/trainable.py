@@ -8,7 +8,7 @@ in which it is used anyway.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ class Trainable:
                 )
         return cls(frozen, adapters, DTYPES[dtype], DTYPES[param_dtype])
 
-    def split(self, params: Tree, key: jax.Array, trains: bool = True) -> tuple[Tree | None, Tree]:
+    def split(self, params: Tree, key: jax.Array, trains: bool = True) -> tuple[Any, Tree]:
         """Split a model's parameters, and what else is trained beside them, into both halves, all on the device.
 
         Args:
@@ -126,7 +126,7 @@ def _without_adapters(train: Tree) -> Tree:
 
 def _pick(tree: Tree, is_wanted: Callable[[str], bool], dtype: DTypeLike, prefix: str = "") -> Tree:
     """The leaves whose path is wanted, as arrays of their own of type dtype; a dict without any is left out."""
-    picked = {}
+    picked: Tree = {}
     for name, value in tree.items():
         path = prefix + name
         if isinstance(value, dict):
