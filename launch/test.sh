@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The same set-up as local.sh, then lint and the whole test suite, fast tests first, or pytest with the arguments given.
+# The same set-up as local.sh, then lint, types and the whole test suite, fast tests first, or pytest with the arguments given.
 #   bash launch/test.sh
 #   bash launch/test.sh tests/rewards/test_rewards.py -k overshort
 # The whole suite compares with transformers on torch, which live in an environment of their own, .venv-oracle.
@@ -31,6 +31,7 @@ if [ $# -gt 0 ]; then
 fi
 "$python" -m ruff format --check --quiet . || fail "files are not formatted: $python -m ruff format ." 1
 "$python" -m ruff check .
+"$python" -m mypy
 set_up_oracle || echo "warning: no .venv-oracle, so tests/end_to_end/test_parity.py is skipped; the lines above say why" >&2
 code=0
 "$python" -m pytest -m "not slow" || code=1

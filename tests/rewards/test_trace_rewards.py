@@ -174,8 +174,8 @@ def test_every_sentence_of_a_perfect_trace_agrees_with_its_scene(hospital):
     ]
     bank = jax.device_put(load_phrase_bank(None, phantom.LEXICON))
     read = jax.jit(
-        lambda s, l, labels, sides: report_text.read_bytes(
-            s, l, bank, report_text.Truth.from_arrays(labels == 1, labels == -1, sides)
+        lambda stream, lengths, labels, sides: report_text.read_bytes(
+            stream, lengths, bank, report_text.Truth.from_arrays(labels == 1, labels == -1, sides)
         )
     )
     right = map_texts(read, [r.trace for r in written], labels, sides)
