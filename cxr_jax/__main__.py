@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: command and arguments; None: those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # No command at all gets the help, not an error.
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0

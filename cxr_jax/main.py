@@ -68,12 +68,14 @@ def run() -> int:
     folder = _open_folder(config)
     stop = signals.Stop(config.grace_seconds, config.step_timeout)
     try:
+        # The first process has the say: disks of others may lag behind.
         if processes.from_main(bool(folder.status)):
             _print_complete(folder)
         else:
             _run_task(config, folder, stop, layout)
         return 0
     except UserError:
+        # Bad input leaves nothing half-written.
         folder.abandon()
         raise
     except OSError as error:
@@ -115,6 +117,7 @@ def _run_task(config: "ConfigDict", folder: "RunFolder", stop: "Stop", layout: "
     print(f"{config.task} on {device_summary}; workdir {folder.path}", flush=True)
 
     task_result = _task(config.task).run(config, folder, stop, layout)
+    # On a signal the run is saved, not failed.
     if "stopped" in task_result:
         print(f"saved at step {task_result['step']}; the same command continues from there")
         return
@@ -143,6 +146,7 @@ def _open_folder(resolved: "ConfigDict") -> "RunFolder":
         lambda: checks.fingerprint(resolved.model, DataConfig.from_config(resolved))
     )
     # Processes with different flags or code would wait for each other in different collectives.
+    # Another folder, commit or weight on one process would train another model there.
     identity = [settings, data_fingerprint, run_folder.git_sha()]
     if not processes.have_same(json.dumps(identity, sort_keys=True, default=str)):
         raise UserError(

@@ -101,6 +101,7 @@ def read_all(arguments: argparse.Namespace) -> int:
         try:
             image = read_usable(image_path, arguments.renderer, arguments.read_anyway)
         except UserError as error:
+            # The other images are still answered.
             if arguments.debug:
                 traceback.print_exc()
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -112,16 +113,15 @@ def read_all(arguments: argparse.Namespace) -> int:
             if not arguments.json:
                 print(NOT_FOR_DIAGNOSIS)
         record = reading_record(model, image_path, image, options, why_shares)
+        # At once, so that a reader need not wait for the last image.
         if arguments.json:
             print(json.dumps(record), flush=True)
         else:
             print("\n" + as_text(record, arguments.samples, why_shares), flush=True)
     if model is not None and not arguments.json:
-        program_counts = ", ".join(
-            f"{program_kind} {program_count}"
-            for program_kind, program_count in model.programs().items()
-        )
-        print(f"compiled programs: {program_counts}", file=sys.stderr)
+        # Each new shape of an image compiles programs: `--grids=bucket` makes them fewer.
+        counts = [f"{program} {count}" for program, count in model.programs().items()]
+        print(f"compiled programs: {', '.join(counts)}", file=sys.stderr)
     return 2 if any_failed else 0
 
 
@@ -146,6 +146,7 @@ def _failure(error: BaseException) -> str:
     """Return one line for an error that is nobody's input."""
     if isinstance(error, KeyboardInterrupt):
         return "stopped before the end"
+    # Libraries raise over many lines: the first one says most.
     first_line = (str(error).splitlines() or [""])[0]
     return f"the reading failed ({type(error).__name__}): {first_line}"
 

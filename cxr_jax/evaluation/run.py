@@ -125,14 +125,12 @@ def evaluate_models(
     model_names = list(models)
     for set_name, source in splits.test.items():
         held_out_batch = held_out(source, settings.eval.n_final, reader.poll)
+        image_count = len(held_out_batch["image"])
 
         # Every process reads its share of the images; what follows is for the first alone.
         answers, trace_terms = {}, {}
         for model_name, params in models.items():
-            print(
-                f"evaluating {model_name} on {len(held_out_batch['image'])} images of {set_name}",
-                flush=True,
-            )
+            print(f"evaluating {model_name} on {image_count} images of {set_name}", flush=True)
             answers[model_name] = answer_all(reader, params, held_out_batch)
             trace_terms[model_name] = reader.score_traces(answers[model_name].real, held_out_batch)
         if not processes.is_main():
@@ -145,9 +143,8 @@ def evaluate_models(
         readings = {model_name: answers[model_name].real for model_name in model_names}
         if len(model_names) > 1:
             last_two = model_names[-2], model_names[-1]
-            comparisons += compare(
-                set_name, last_two, readings, held_out_batch, settings.eval.bootstrap
-            )
+            resamples = settings.eval.bootstrap
+            comparisons += compare(set_name, last_two, readings, held_out_batch, resamples)
         # Cases are those of the last model alone, for a person to look at.
         last_model = model_names[-1]
         cases += cases_to_show(
@@ -156,18 +153,28 @@ def evaluate_models(
     if not processes.is_main():
         return ""
 
-    # The report says of its numbers where the images came from: phantoms are no patients.
-    source_kind = settings.data.source
+    _write_report(run_folder, settings, tables, comparisons, cases, notes)
+    return text_table(tables, comparisons, settings.data.source)
+
+
+def _write_report(
+    run_folder: RunFolder,
+    settings: RunConfig,
+    tables: dict[str, dict],
+    comparisons: list[dict],
+    cases: list[report.Case],
+    notes: Sequence[str],
+) -> None:
     report.write_report(
         run_folder.path,
         title=f"cxr_jax {settings.task}: {settings.model}",
         tables=tables,
         cases=cases,
         notes=list(notes),
-        kind=source_kind,
+        # The page says of its numbers where the images came from: phantoms are no patients.
+        kind=settings.data.source,
         comparisons=comparisons,
     )
-    return text_table(tables, comparisons, source_kind)
 
 
 def answer_all(reader: Reader, params: Tree, held_out_batch: Batch) -> SetAnswers:

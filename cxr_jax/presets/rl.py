@@ -23,7 +23,10 @@ def get_config(presets: str = "phantom") -> ConfigDict:
     """
     preset, algorithm = _chosen(presets.split(","))
     # The published recipe reads files, too.
-    config = schema.defaults("rl", "phantom" if preset == "phantom" else "files")
+    source = "files"
+    if preset == "phantom":
+        source = preset
+    config = schema.defaults("rl", source)
     # Before the presets, which may change single keys of it.
     config.rl.update(ALGORITHMS[algorithm or "corrected"])
     config.rl.reward_weights = ConfigDict(rewards.weights(rewards.CHECKED))

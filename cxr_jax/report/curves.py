@@ -324,7 +324,7 @@ def section(log_rows: LogRows, models: Mapping, kind: str = "phantom") -> Markup
     alarms = _alarms(log_rows)
     if not figures and alarms is None:
         return muted("No training curve was recorded.")
-    # What is left goes below, folded away: nothing that was logged is lost.
+    # Every other metric goes below, folded away.
     drawn_metrics = (
         HIDDEN | {"reward"} | {metric for metrics, _ in MAIN.values() for metric in metrics}
     )
