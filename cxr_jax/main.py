@@ -146,7 +146,7 @@ def _open_folder(resolved: "ConfigDict") -> "RunFolder":
         lambda: checks.fingerprint(resolved.model, DataConfig.from_config(resolved))
     )
     # Processes with different flags or code would wait for each other in different collectives.
-    # Another folder, commit or weight on one process would train another model there.
+    # With other settings, data or code, one process would train another model than the rest.
     identity = [settings, data_fingerprint, run_folder.git_sha()]
     if not processes.have_same(json.dumps(identity, sort_keys=True, default=str)):
         raise UserError(
