@@ -31,6 +31,7 @@ if [ $# -gt 0 ]; then
 fi
 "$python" -m ruff format --check --quiet . || fail "files are not formatted: $python -m ruff format ." 1
 "$python" -m ruff check .
+"$python" -m scripts.style_figures --check >/dev/null || fail "the limits of docs/style.md: $python -m scripts.style_figures --check" 1
 "$python" -m mypy
 set_up_oracle || echo "warning: no .venv-oracle, so tests/end_to_end/test_parity.py is skipped; the lines above say why" >&2
 code=0

@@ -176,8 +176,7 @@ def reward_terms(
         parsed: from `read_tokens` or `read_bytes`, or from `answers.parse_bytes` to leave out the terms of the trace.
         solution: bool [B, 14].
         lengths: int [B], in tokens; without them overshort and overlong are left out.
-        known: bool [B, 14]: labels that are not known (uncertain and blank ones of a manifest) are neither right nor
-            wrong in an answer, so they leave it and the solution.
+        known: bool [B, 14]: labels that are not known (uncertain, blank) leave both the answer and the solution.
         min_length: tokens, see overshort.
         max_length: tokens, see overlong, which is left out without it or `limit`.
         limit: tokens, see overlong.

@@ -7,6 +7,7 @@ later. `load` also reads those of older versions. Names come from the table of t
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -293,9 +294,7 @@ def load(folder: str | os.PathLike, model_config: Config) -> tuple[Tree, Lora]:
     }
     _check_tensors(folder, tensors, wanted)
     # How many layers a stack has in the model, adapted or not: the arrays have room for all.
-    layer_counts: dict[tuple[str, ...], int] = {}
-    for tensor_rule in modules.values():
-        layer_counts[tensor_rule.path] = layer_counts.get(tensor_rule.path, 0) + 1
+    layer_counts = Counter(tensor_rule.path for tensor_rule in modules.values())
     adapters = _read_adapters(folder, tensors, targeted, layer_counts, lora_settings.rank)
     # Our scale is alpha / rank, so this alpha gives rsLoRA's alpha / sqrt(rank).
     if settings.get("use_rslora"):

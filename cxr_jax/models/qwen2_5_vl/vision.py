@@ -211,6 +211,14 @@ def init_params(model_config: VisionConfig, key: jax.Array) -> Tree:
     }
 
 
+def _check_grid(grid: tuple[int, int, int], patches: int, merge_size: int) -> None:
+    frames, rows, columns = grid
+    if patches != frames * rows * columns or rows % merge_size or columns % merge_size:
+        raise UserError(
+            f"image grid {grid} does not fit {patches} patches merged {merge_size} by {merge_size}"
+        )
+
+
 def forward(
     params: Tree,
     model_config: VisionConfig,
@@ -234,11 +242,8 @@ def forward(
     """
     frames, rows, columns = (int(side) for side in grid)
     N, P, _ = pixels.shape
-    merge_size, merge_unit = model_config.spatial_merge_size, model_config.merge_unit
-    if P != frames * rows * columns or rows % merge_size or columns % merge_size:
-        raise UserError(
-            f"image grid {(frames, rows, columns)} does not fit {P} patches merged {merge_size} by {merge_size}"
-        )
+    merge_unit = model_config.merge_unit
+    _check_grid((frames, rows, columns), P, model_config.spatial_merge_size)
     unit_count = rows * columns // merge_unit
     # Static: the same for all images of the grid.
     plan = window_plan(model_config, rows, columns)
