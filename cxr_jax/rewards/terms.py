@@ -7,6 +7,7 @@ the device from token ids and equal Python's string semantics on every text. The
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -350,7 +351,8 @@ def combine(terms: Mapping[str, jax.Array], weights: Mapping[str, float]) -> jax
         if name not in terms:
             raise UserError(f"unknown reward term {name!r}; choose from {', '.join(sorted(terms))}")
     # In the order of the names: a sum of floats depends on its order.
-    return sum(terms[name] * jnp.float32(weight) for name, weight in sorted(weights.items()))
+    total: Any = sum(terms[name] * jnp.float32(weight) for name, weight in sorted(weights.items()))
+    return total
 
 
 def modal_share(answers: Array) -> jax.Array:
