@@ -9,6 +9,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from cxr_jax.config import schema
 from cxr_jax.errors import UserError, exit_code
 
 # Files with a `get_config` that ship with the package: `--config=rl` is presets/rl.py, wherever one stands.
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None, module: str, run: Callable[[], int]) -> int
     arguments = list(sys.argv if argv is None else argv)
     # By hand, so that help is the docstring, the flags of this command, and nothing else.
     if {"--help", "-help", "-h"} & set(arguments[1:]):
-        print(f"{sys.modules[module].__doc__}\n{_flags_help(module)}")
+        print(f"{sys.modules[module].__doc__}\n{_flags_help(module)}\n{schema.help_text()}")
         return 0
 
     def parse_and_run() -> int:

@@ -220,6 +220,7 @@ def test_nothing_is_left_behind(results):
 def test_good_calls(results):
     help_, debug, run = (results[0][name] for name in ("help", "debug", "dry run"))
     assert help_[0] == 0 and "--workdir" in help_[1] and "--dry_run" in help_[1] and help_[2] == ""
+    assert "  rl.epsilon  [number > 0, <= 1]  default 0.2\n" in help_[1]  # every key of a config
     assert (
         debug[0] == 2
         and "Traceback" in debug[2]
