@@ -10,7 +10,7 @@ always 8 rows on a CPU (`generation.rows_at_once`), image preparation and text i
 Measured 2026-11-26, 2 cores of an AMD EPYC (Zen 5), jax 0.10.2, torch 2.13.0, transformers 5.23.0, load average below
 2.3; medians of 5 rounds, 136 prompt tokens with a 224 px image:
 
-    tiny (4.7 M), 128 new tokens                  decode tokenizer/s    against    prefill    all      peak GiB
+    tiny (4.7 M), 128 new tokens                  decode tok/s    against    prefill    all      peak GiB
       batch 1    sampling                                 4555     5.1x       1.6x     4.2x     0.96
                  Model.generate                           1363     1.5x       1.0x     1.5x     0.96
                  transformers                              889                                 0.51
@@ -208,8 +208,8 @@ def measure(args, ours, peer) -> None:
             "",
             "batch",
             "prefill + 1 token, ms",
-            "decode tokenizer/s",
-            f"all {new}, tokenizer/s",
+            "decode tok/s",
+            f"all {new}, tok/s",
             "peak GiB",
             "first calls, s",
         ]
