@@ -8,6 +8,7 @@ import numpy as np
 import pydicom
 from numpy.typing import ArrayLike
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.sequence import Sequence
 from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
 from cxr_jax.errors import UserError
@@ -15,6 +16,11 @@ from cxr_jax.errors import UserError
 PIXEL_MM = 1.6  # side of a pixel on the detector
 # Below the stored values that 0..1 is mapped to, and above them, is headroom, as on a real detector: so many of 4096.
 _HEADROOM = 32
+# SNOMED CT, as DICOM's context groups 4009 (regions) and 4010 (views) have them.
+_CHEST = ("43799004", "Chest")
+_VIEWS = {"PA": ("272479007", "postero-anterior"), "AP": ("399348003", "antero-posterior")}
+# Characters of a seed in a name or an id, which may have 64 in all (PS3.5, table 6.2-1).
+_TEXT_LENGTH = 40
 
 
 class _Stored(NamedTuple):
@@ -73,7 +79,7 @@ def write_dicom(
 
 def _uid(*parts: object) -> UID:
     """A UID under the UUID root 2.25, the same for the same parts."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    digest = hashlib.sha256("/".join(map(str, parts)).encode(errors="backslashreplace")).digest()
     return UID(f"2.25.{int.from_bytes(digest[:15], 'big')}")
 
 
@@ -95,24 +101,44 @@ def _describe(dataset: Dataset, hospital: str, is_ap: bool, seed: object) -> Non
     dataset.SpecificCharacterSet = "ISO_IR 192"
     dataset.StudyInstanceUID = _uid("study", hospital, seed)
     dataset.SeriesInstanceUID = _uid("series", hospital, seed, is_ap)
-    dataset.PatientName = f"PHANTOM^{hospital}{seed}"
-    dataset.PatientID = f"PHANTOM-{hospital}-{seed}"
+    dataset.PatientName = f"PHANTOM^{_text(f'{hospital}{seed}')}"
+    dataset.PatientID = f"PHANTOM-{_text(f'{hospital}-{seed}')}"
     dataset.PatientBirthDate, dataset.PatientSex = "", "O"
     # A fixed date: the same phantom is the same file on any day.
     dataset.StudyDate, dataset.StudyTime = "20000101", "000000"
-    dataset.StudyID, dataset.AccessionNumber = "", ""
+    dataset.StudyID, dataset.AccessionNumber = "1", ""
     dataset.ReferringPhysicianName = ""
-    dataset.InstitutionName = f"Phantom hospital {hospital}"
+    dataset.InstitutionName = f"Phantom hospital {_text(hospital)}"
     dataset.Manufacturer, dataset.ManufacturerModelName = "cxr_jax", "phantom renderer"
     dataset.StudyDescription, dataset.SeriesDescription = "Synthetic chest radiograph", view
     dataset.Modality, dataset.BodyPartExamined = "DX", "CHEST"
     dataset.ViewPosition = view
+    dataset.AnatomicRegionSequence = _code(*_CHEST)
+    dataset.ViewCodeSequence = _code(*_VIEWS[view])
     dataset.PatientOrientation = ["L", "F"]
     dataset.ImageLaterality = "U"
     dataset.SeriesNumber, dataset.InstanceNumber = "1", "1"
     dataset.PresentationIntentType = "FOR PRESENTATION"
     dataset.ImageType = ["ORIGINAL", "PRIMARY", ""]
     dataset.BurnedInAnnotation = "NO"
+    # Asked for by the standard, even where there is nothing to tell: no stand, no real detector, no contrast.
+    dataset.PositionerType, dataset.DetectorType = "NONE", ""
+    dataset.AcquisitionContextSequence = Sequence()
+
+
+def _code(value: str, meaning: str) -> Sequence:
+    """A coded concept of SNOMED CT, as the sequence of one item that the standard asks for."""
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "SCT", meaning
+    return Sequence([item])
+
+
+def _text(name: str) -> str:
+    """A part of a name or an id as the standard allows it: short, printable, without the marks that part values."""
+    allowed = "".join(letter if letter.isprintable() else " " for letter in name)
+    text = allowed.translate(dict.fromkeys(map(ord, "\\^="), "/")).strip()
+    # Cut off, two patients could become one.
+    return text if len(text) <= _TEXT_LENGTH else str(_uid(name))[-_TEXT_LENGTH:]
 
 
 def _add_pixels(dataset: Dataset, stored: _Stored, photometric: str, bits: int) -> None:
