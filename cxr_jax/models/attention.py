@@ -2,19 +2,151 @@
 
 Axes: B sequences, or groups; R rows, n a group (R = B * n); T queries, S keys, N own keys of a row; H query heads that
 share K key heads, G = H / K; d features of a head.
+
+Scores take T * S numbers a head: 100 GB for one film of 2,544 x 3,056 pixels. So where there are many keys, queries go
+in blocks, one after the other (`query_block`); each row of scores is whole in its block, and nothing is approximated.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from cxr_jax.runtime.batch_rows import put_rows, take_rows
+from cxr_jax.runtime.trees import Array
 
 NEG = -1e30  # finite, so that a fully masked row gives no NaN
 
 KeysAndValues = tuple[jax.Array, jax.Array]
+
+ALL_AT_ONCE_UP_TO = 4096
+"""Keys up to which all queries go at once: the sizes of the published recipes (476 px: 1,156 patches)."""
+SCORES_AT_ONCE = 2**26
+"""Scores that a block of queries may have beyond that, in all its rows and heads: 256 MiB in float32."""
+LEAST_BLOCK = 64
+
+
+# ---- Masks -------------------------------------------------------------------------------------------------
+
+
+def key_bias(mask: Array) -> jax.Array:
+    """Make a float32 bias: 0 where a key may be seen, else very negative; shape as mask."""
+    return jnp.where(mask, 0.0, NEG).astype(jnp.float32)
+
+
+def causal_bias(mask: Array) -> jax.Array:
+    """Make a bias [B, 1, 1, T, T] from mask [B, T]: query t sees key s if s <= t and mask[b, s]."""
+    T = mask.shape[1]
+    # Padding is on the right: the mask matters for the padding's own queries only.
+    seen = jnp.tril(jnp.ones((T, T), bool)) & mask.astype(bool)[:, None, :]
+    return key_bias(seen)[:, None, None]
+
+
+# ---- Blocks of queries -------------------------------------------------------------------------------------
+
+_Attend = Callable[[jax.Array, Any, Any, Any], jax.Array]
+"""(queries [.., T, d], keys and values, biases, number of the first query) -> [.., T, d], each row by itself."""
+
+
+def query_block(rows: int, queries: int, keys: int) -> int:
+    """Choose how many queries go at once: all of them, or a multiple of LEAST_BLOCK.
+
+    Args:
+        rows: sequences times query heads.
+        queries: of a sequence.
+        keys: that each query asks.
+    """
+    if keys <= ALL_AT_ONCE_UP_TO:
+        return queries
+    block = SCORES_AT_ONCE // (rows * keys) // LEAST_BLOCK * LEAST_BLOCK
+    return min(queries, max(block, LEAST_BLOCK))
+
+
+def _attend_in_blocks(
+    attend: _Attend, block: int, queries: jax.Array, seen: Any, biases: tuple
+) -> jax.Array:
+    """attend(queries, seen, biases, 0), by blocks of queries where one does not hold them all.
+
+    biases: None or arrays; those with a row a query are divided like the queries.
+    """
+    if block >= queries.shape[-2]:
+        return attend(queries, seen, biases, 0)
+    return _in_blocks(attend, block, queries, seen, biases)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _in_blocks(
+    attend: _Attend, block: int, queries: jax.Array, seen: Any, biases: tuple
+) -> jax.Array:
+    def attend_block(part: tuple) -> jax.Array:
+        first, some_queries, rows = part
+        return attend(some_queries, seen, _with_rows(biases, rows), first)
+
+    return _joined_blocks(jax.lax.map(attend_block, _parts(block, queries, biases)), queries)
+
+
+def _in_blocks_fwd(
+    attend: _Attend, block: int, queries: jax.Array, seen: Any, biases: tuple
+) -> tuple[jax.Array, tuple]:
+    # Neither scores nor probabilities are kept: the backward pass computes them again, block by block.
+    return _in_blocks(attend, block, queries, seen, biases), (queries, seen, biases)
+
+
+def _in_blocks_bwd(attend: _Attend, block: int, saved: tuple, gradient: jax.Array) -> tuple:
+    queries, seen, biases = saved
+
+    def pull_back(d_seen: Any, part: tuple) -> tuple[Any, jax.Array]:
+        (first, some_queries, rows), some_gradient = part
+
+        def attend_block(queries: jax.Array, seen: Any) -> jax.Array:
+            return attend(queries, seen, _with_rows(biases, rows), first)
+
+        d_queries, d_block = jax.vjp(attend_block, some_queries, seen)[1](some_gradient)
+        return jax.tree.map(jnp.add, d_seen, d_block), d_queries
+
+    # All queries ask the same keys, whose gradient is a sum over the blocks: in float32, whatever their type.
+    zeros = jax.tree.map(lambda array: jnp.zeros(array.shape, jnp.float32), seen)
+    parts = _parts(block, queries, biases), _blocks(gradient, block)
+    d_seen, d_queries = jax.lax.scan(pull_back, zeros, parts)
+    d_seen = jax.tree.map(lambda total, array: total.astype(array.dtype), d_seen, seen)
+    return _joined_blocks(d_queries, queries), d_seen, None
+
+
+_in_blocks.defvjp(_in_blocks_fwd, _in_blocks_bwd)
+
+
+def _blocks(array: jax.Array, block: int) -> jax.Array:
+    """[.., T, d] -> [blocks, .., block, d], the last one filled up with zeros."""
+    *leading, T, d = array.shape
+    count = -(-T // block)
+    filled = jnp.pad(array, [(0, 0)] * len(leading) + [(0, count * block - T), (0, 0)])
+    return jnp.moveaxis(filled.reshape(*leading, count, block, d), -3, 0)
+
+
+def _joined_blocks(blocks: jax.Array, like: jax.Array) -> jax.Array:
+    """The inverse of `_blocks`, for an array of the shape of `like`."""
+    *leading, T, d = like.shape
+    return jnp.moveaxis(blocks, 0, -3).reshape(*leading, -1, d)[..., :T, :]
+
+
+def _parts(block: int, queries: jax.Array, biases: tuple) -> tuple:
+    """What each block takes of its own: the number of its first query, its queries, its rows of biases (or None)."""
+    query_blocks = _blocks(queries, block)
+    rows = [
+        _blocks(bias, block)
+        if bias is not None and bias.shape[-2:-1] == queries.shape[-2:-1]
+        else None
+        for bias in biases
+    ]
+    return jnp.arange(len(query_blocks)) * block, query_blocks, rows
+
+
+def _with_rows(biases: tuple, rows: list) -> tuple:
+    """The biases of a block: its own rows where they have been divided, and else the whole."""
+    pairs = zip(biases, rows, strict=True)
+    return tuple(bias if part is None else part for bias, part in pairs)
 
 
 # ---- One part ----------------------------------------------------------------------------------------------
@@ -66,6 +198,18 @@ def _softmax_attention_bwd(saved: tuple, gradient: jax.Array) -> tuple:
 _softmax_attention.defvjp(_softmax_attention_fwd, _softmax_attention_bwd)
 
 
+def _attend_all(queries: jax.Array, seen: KeysAndValues, biases: tuple, first: Any) -> jax.Array:
+    del first
+    return _softmax_attention(queries, *seen, *biases)
+
+
+def _attend_before(queries: jax.Array, seen: KeysAndValues, biases: tuple, first: Any) -> jax.Array:
+    """Attention to keys up to the query's own number only; the bias [B, 1, 1, 1, S] is that of all queries."""
+    places = first + jnp.arange(queries.shape[-2])
+    is_before = jnp.arange(seen[0].shape[2]) <= places[:, None]
+    return _softmax_attention(queries, *seen, jnp.where(is_before, biases[0], NEG))
+
+
 def attention(
     queries: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array | None = None
 ) -> jax.Array:
@@ -79,14 +223,32 @@ def attention(
     Returns:
         [B, T, H, d].
     """
+    return _attention(_attend_all, queries, keys, values, bias)
+
+
+def causal_attention(mask: Array) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+    """Make `attention` of (queries, keys, values) for sequences in which a token sees itself and those before it.
+
+    Args:
+        mask: bool [B, T], False at padding, which is on the right.
+    """
+    # Made once for all layers, but for long sequences, whose bias would be as large as a head's scores.
+    if mask.shape[1] <= ALL_AT_ONCE_UP_TO:
+        return functools.partial(_attention, _attend_all, bias=causal_bias(mask))
+    bias = key_bias(mask)[:, None, None, None]
+    return functools.partial(_attention, _attend_before, bias=bias)
+
+
+def _attention(
+    attend: _Attend, queries: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array | None
+) -> jax.Array:
     B, T, H, d = queries.shape
-    K = keys.shape[2]
+    S, K = keys.shape[1:3]
     G = H // K  # query heads that share a key head
     # Query heads of a key head side by side: [B, K, G, T, d].
     grouped = (queries * d**-0.5).reshape(B, T, K, G, d).transpose(0, 2, 3, 1, 4)
-    output = _softmax_attention(
-        grouped, keys.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3), bias
-    )
+    seen = keys.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3)
+    output = _attend_in_blocks(attend, query_block(B * H, T, S), grouped, seen, (bias,))
     return output.transpose(0, 3, 1, 2, 4).reshape(B, T, H, d)
 
 
@@ -205,6 +367,13 @@ def _two_part_softmax_bwd(saved: tuple, gradient: jax.Array) -> tuple:
 _two_part_softmax.defvjp(_two_part_softmax_fwd, _two_part_softmax_bwd)
 
 
+def _attend_both(
+    queries: jax.Array, seen: tuple[KeysAndValues, KeysAndValues], biases: tuple, first: Any
+) -> jax.Array:
+    del first
+    return _two_part_softmax(queries, *seen, *biases)
+
+
 def two_part_attention(
     queries: jax.Array,
     first: KeysAndValues,
@@ -232,7 +401,9 @@ def two_part_attention(
     # [R, K, G, T, d], as in `attention`.
     grouped = (queries * d**-0.5).reshape(R, T, K, H // K, d).transpose(0, 2, 3, 1, 4)
     if place is None:
-        output = _two_part_softmax(grouped, first, second, first_bias, second_bias)
+        block = query_block(R * H, T, max(first[0].shape[2], second[0].shape[2]))
+        biases = first_bias, second_bias
+        output = _attend_in_blocks(_attend_both, block, grouped, (first, second), biases)
     else:
         # The shared keys are asked by all rows, with zeros for those that have left; own keys by those that are left.
         index, rows = place

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from cxr_jax.models.attention import NEG, KeysAndValues, attention, two_part_attention
+from cxr_jax.models.attention import KeysAndValues, causal_attention, key_bias, two_part_attention
 from cxr_jax.models.layers import (
     MLP,
     FusedMLP,
@@ -196,19 +196,6 @@ def decode_layers(params: Tree, model_config: TextConfig) -> list[Tree]:
 # ---- Which keys are seen -----------------------------------------------------------------------------------
 
 
-def key_bias(mask: Array) -> jax.Array:
-    """Make a float32 bias: 0 where a key may be seen, else very negative; shape as mask."""
-    return jnp.where(mask, 0.0, NEG).astype(jnp.float32)
-
-
-def causal_bias(mask: Array) -> jax.Array:
-    """Make a bias [B, 1, 1, T, T] from mask [B, T]: query t sees key s if s <= t and mask[b, s]."""
-    T = mask.shape[1]
-    # Padding is on the right: the mask matters for the padding's own queries only.
-    seen = jnp.tril(jnp.ones((T, T), bool)) & mask.astype(bool)[:, None, :]
-    return key_bias(seen)[:, None, None]
-
-
 def _filled_bias(slots: int, filled: Array) -> jax.Array:
     """[B, 1, 1, 1, 1, S]: the first filled[b] of a group's slots are seen by all its queries."""
     seen = jnp.arange(slots) < filled[:, None]
@@ -253,11 +240,11 @@ def forward(
     """
     # Angles and bias are the same in all layers, so they are made once.
     cosines, sines = rope.text_cos_sin(model_config, positions)
-    causal_mask_bias = causal_bias(mask)
+    attend_before = causal_attention(mask)
     block = graph(Block, model_config)
 
     def attend(queries: jax.Array, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, None]:
-        return attention(queries, keys, values, causal_mask_bias), None
+        return attend_before(queries, keys, values), None
 
     def layer(layer_params: Tree, hidden: jax.Array) -> tuple[jax.Array, None]:
         return apply(block, layer_params, hidden, cosines, sines, attend)
@@ -293,7 +280,7 @@ def forward_group(
     prompt_mask = jnp.arange(prompt_hidden.shape[1]) < lengths[:, None]
     angles = rope.text_cos_sin(model_config, positions)
     own_angles = rope.text_cos_sin(model_config, own_positions)
-    causal_mask_bias = causal_bias(prompt_mask)  # [B, 1, 1, S, S]
+    attend_before = causal_attention(prompt_mask)
     prompt_bias = key_bias(prompt_mask)[:, None, None, None, None]  # [B, 1, 1, 1, 1, S]
     own_bias = _own_bias(own_hidden.shape[1])  # [C, C]
     block = graph(Block, model_config)
@@ -301,7 +288,7 @@ def forward_group(
     def attend_prompt(
         queries: jax.Array, keys: jax.Array, values: jax.Array
     ) -> tuple[jax.Array, KeysAndValues]:
-        return attention(queries, keys, values, causal_mask_bias), _heads_first(keys, values)
+        return attend_before(queries, keys, values), _heads_first(keys, values)
 
     def layer(layer_params: Tree, hidden: tuple) -> tuple[tuple, None]:
         prompts, completions = hidden
@@ -341,11 +328,11 @@ def prefill(
     """
     mask = jnp.arange(hidden.shape[1]) < lengths[:, None]
     cosines, sines = rope.text_cos_sin(model_config, positions)
-    causal_mask_bias = causal_bias(mask)
+    attend_before = causal_attention(mask)
     block = graph(Block, model_config)
 
     def attend(queries: jax.Array, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, Tree]:
-        return attention(queries, keys, values, causal_mask_bias), {"k": keys, "v": values}
+        return attend_before(queries, keys, values), {"k": keys, "v": values}
 
     def layer(layer_params: Tree, hidden: jax.Array) -> tuple[jax.Array, Tree]:
         return apply(block, layer_params, hidden, cosines, sines, attend)
