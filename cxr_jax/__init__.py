@@ -30,6 +30,7 @@ def load(
     dtype: Any = None,
     grids: str = "exact",
     adapter: str | pathlib.Path | None = None,
+    max_pixels: int | None = None,
 ) -> "Model":
     """Load a model to read with: `cxr_jax.inference.model.Model`, with `.logits(...)` and `.generate(...)`.
 
@@ -37,15 +38,16 @@ def load(
         name_or_dir: "phantom" (the embedded one), a Hugging Face folder, or a run's workdir.
         dtype: compute and weight type; None is float32 on a CPU, whatever the file stores, and bfloat16 on
             accelerators.
-        grids: shapes of images, "exact" (the processor's) or "bucket" (at most 9), see `Model`.
+        grids: shapes of images, "exact" (the processor's) or "bucket" (few), see `Model`.
         adapter: a folder in PEFT's format, whose LoRA adapters are merged.
+        max_pixels: most pixels of an image (docs/inputs.md, section 6), where that is less than the model's own limit.
 
     Raises:
-        UserError: if there is no such model, or its weights do not fit its config.
+        UserError: if there is no such model, its weights do not fit its config, or max_pixels is below 28 x 28.
     """
     from cxr_jax.inference import model
 
-    return model.load(name_or_dir, dtype, grids, adapter)
+    return model.load(name_or_dir, dtype, grids, adapter, max_pixels)
 
 
 def asset(name: str) -> pathlib.Path:

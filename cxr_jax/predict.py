@@ -8,7 +8,8 @@ risk. For a tokenizer that cannot express valid answers it is the share of the s
 (without samples: 1 for the labels of the answer), and a warning says so.
 
 `--constrained` forces the reading that is shown to end with a valid answer list. `--grids=bucket` pads images to few
-shapes, see `cxr_jax.inference.model.Model`. `python -m cxr_jax.predict` is the same command.
+shapes, see `cxr_jax.inference.model.Model`. `--max_pixels=N` resizes larger films to at most N pixels, where that is
+less than the model's own limit: less memory, less time. `python -m cxr_jax.predict` is the same command.
 
 A file that cannot be read, or that is visibly no frontal chest radiograph (lateral, other body part, blank,
 colour), gets one line on stderr and no report; `--read_anyway` reads the latter kind. Research use only. Not
@@ -68,6 +69,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=("exact", "bucket"),
         help="shapes of images: the processor's, or few",
     )
+    parser.add_argument(
+        "--max_pixels",
+        type=_whole_number_from(28 * 28),
+        metavar="N",
+        help="most pixels of an image (height x width); default: the model's own limit",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument(
         "--read_anyway", action="store_true", help="also read what is no frontal chest radiograph"
@@ -108,7 +115,7 @@ def read_all(arguments: argparse.Namespace) -> int:
             any_failed = True
             continue
         if model is None:  # only now: a call without one usable image answers at once
-            model = _load(arguments.model, arguments.grids)
+            model = _load(arguments.model, arguments.grids, arguments.max_pixels)
             why_shares = why_no_probabilities(model)
             if not arguments.json:
                 print(NOT_FOR_DIAGNOSIS)
@@ -125,12 +132,12 @@ def read_all(arguments: argparse.Namespace) -> int:
     return 2 if any_failed else 0
 
 
-def _load(name_or_dir: str, grids: str) -> "Model":
+def _load(name_or_dir: str, grids: str, max_pixels: int | None) -> "Model":
     import cxr_jax
 
     # Keep stderr for our own lines: transformers would say there that torch is missing.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    return cxr_jax.load(name_or_dir, grids=grids)
+    return cxr_jax.load(name_or_dir, grids=grids, max_pixels=max_pixels)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -64,6 +64,19 @@ def rows_at_once() -> int:
     return 8 if jax.default_backend() == "cpu" else 16
 
 
+# Slots up to which every row of a decode program has its copy of its prompt's keys: 36 kB a slot in a 3B, in float32.
+_LONG_PROMPT = 4096
+
+
+def rows_for(rows: int, slot_count: int) -> int:
+    """Choose the rows of a decode program for prompts of so many slots: fewer than `rows` where prompts are long.
+
+    A prompt with a full-size film has 12,288 slots: its keys take 0.9 GB a row in the 3B (float32). A function of the
+    bucket alone, for the same reason as `rows_at_once`.
+    """
+    return max(1, min(rows, rows * _LONG_PROMPT // slot_count))
+
+
 def padded(values: np.ndarray, length: int, axis: int, fill: int = 0) -> np.ndarray:
     """Pad one axis at its end to `length`."""
     widths = [(0, 0)] * values.ndim
@@ -211,7 +224,7 @@ def decode(
     stream: RowStream | None = None,
     constraint: Any = None,
 ) -> tuple[list[Completion], list]:
-    """Decode at most model.rows rows together.
+    """Decode at most `rows_for` rows together.
 
     Args:
         layers: of `sampling.decode_layers`.
@@ -258,7 +271,8 @@ def _begin(
 ) -> tuple[sampling.Rows, list, sampling.State]:
     """The batch before its first token (rows, own keys, the state without), filled up with copies of its first row."""
     # A filling row needs keys of the same shapes; nobody looks at what it draws.
-    full_batch = samples + samples[:1] * (model.rows - len(samples))
+    row_count = rows_for(model.rows, bucket(samples[0][0].length))
+    full_batch = samples + samples[:1] * (row_count - len(samples))
     prefixes = [prefix for prefix, _ in full_batch]
     prompt_keys, own_keys, rest = sampling.begin(
         [prefix.device for prefix in prefixes],
@@ -358,9 +372,10 @@ def complete(
 
     # ---- in turns of as many rows as a program has ----
     completions: dict[tuple[int, int], Completion] = {}
-    for group_samples in groups.values():
-        for first_sample in range(0, len(group_samples), model.rows):
-            turn_samples = group_samples[first_sample : first_sample + model.rows]
+    for slot_count, group_samples in groups.items():
+        row_count = rows_for(model.rows, slot_count)
+        for first_sample in range(0, len(group_samples), row_count):
+            turn_samples = group_samples[first_sample : first_sample + row_count]
             turn_rows = prompts.of_turn(turn_samples)
             turn_completions, _ = decode(
                 model,

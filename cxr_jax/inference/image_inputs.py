@@ -1,6 +1,7 @@
 """A picture as the model takes it: its size, its patches, its grid."""
 
 import math
+import numbers
 import os
 from pathlib import Path
 from typing import Any, cast
@@ -56,6 +57,26 @@ def _is_gray_picture(pixels: np.ndarray) -> bool:
     return bool(pixels.min() >= 0 and pixels.max() <= 1)
 
 
+def split_images(
+    pixel_values: Any, image_grid_thw: Any, patch_dim: int
+) -> tuple[list[tuple[int, int, int]], list[np.ndarray]]:
+    """Part the patches of several images, [sum of t*h*w, patch_dim], by their grids [n, 3]: (grids, patches of each).
+
+    Raises:
+        UserError: if the two disagree.
+    """
+    rows = np.asarray(image_grid_thw).reshape(-1, 3)
+    grids = [(int(frames), int(height), int(width)) for frames, height, width in rows]
+    patch_counts = [math.prod(grid) for grid in grids]
+    pixels = np.asarray(pixel_values)
+    needed_shape = (sum(patch_counts), patch_dim)
+    if pixels.shape != needed_shape:
+        raise UserError(
+            f"pixel_values has shape {list(pixels.shape)}, image_grid_thw needs {list(needed_shape)}"
+        )
+    return grids, np.split(pixels, np.cumsum(patch_counts)[:-1])
+
+
 # ---- Their size --------------------------------------------------------------------------------------------
 
 
@@ -88,14 +109,36 @@ def bucket_shapes(max_pixels: int) -> list[tuple[int, int]]:
     return sorted({(height, width) for height, width in shapes if height * width <= max_pixels})
 
 
+def bucket_shape(height: int, width: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """Find the shape (h, w) that a picture is fitted into: of nearest aspect ratio among `bucket_shapes` of max_pixels,
+    or of half, a quarter .. of it, so that the picture is not enlarged unless it is below min_pixels."""
+
+    def distance(shape: tuple[int, int]) -> float:
+        # In logarithms, so that twice as wide is as far as twice as tall.
+        return abs(math.log(shape[0] / shape[1] / (height / width)))
+
+    found = min(bucket_shapes(max_pixels), key=distance)
+    area = max_pixels
+    # Larger than the picture on both sides: fitting it would enlarge it.
+    while found[0] > height and found[1] > width and area // 2 >= FACTOR**2:
+        area //= 2
+        smaller = min(bucket_shapes(area), key=distance)
+        # As the processor, which enlarges what is below min_pixels.
+        if math.prod(smaller) < min_pixels and height * width < min_pixels:
+            break
+        found = smaller
+    return found
+
+
 def prepare_in_buckets(
-    pixels: np.ndarray, max_pixels: int
+    pixels: np.ndarray, max_pixels: int, min_pixels: int = FACTOR**2
 ) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """Prepare a picture in the one of `bucket_shapes` whose aspect ratio is nearest: few shapes, few programs.
+    """Prepare a picture in the shape of `bucket_shape`: few shapes, few programs.
 
     The picture is padded with black, not stretched and not cropped: stretching changes the ratio of heart to chest.
-    Padding takes up to about a tenth of the shape for aspect ratios from 1/2 to 2 (more where max_pixels is so small
-    that the shapes are coarse). Unlike the processor, a picture smaller than max_pixels is enlarged to it.
+    Padding takes up to about a tenth of the shape for aspect ratios from 1/2 to 2 (more where the shape is so small
+    that shapes are coarse). A picture is never enlarged, unless it is below min_pixels; one that is smaller than
+    max_pixels may lose up to half of its area, where the processor would keep its size.
 
     Returns:
         (patches [P, patch_dim], grid (t, h, w)).
@@ -106,12 +149,52 @@ def prepare_in_buckets(
     # Before the padding, which would hide a hopeless ratio.
     height, width = np.shape(pixels)
     check_aspect(height, width)
-
-    def distance(shape: tuple[int, int]) -> float:
-        # In logarithms, so that twice as wide is as far as twice as tall.
-        return abs(math.log(shape[0] / shape[1] / (height / width)))
-
-    shape = min(bucket_shapes(max_pixels), key=distance)
+    shape = bucket_shape(height, width, min_pixels, max_pixels)
     # `fit` and `patchify` are those of training.
     patches = patchify(fit(pixels, shape)[None], np)[0]
     return patches, (1, shape[0] // PATCH, shape[1] // PATCH)
+
+
+# ---- Their limit -------------------------------------------------------------------------------------------
+
+
+def check_max_pixels(max_pixels: Any, name: str = "max_pixels") -> None:
+    """Refuse a limit that is no whole number of at least one merged patch (28 x 28). Raises UserError."""
+    if max_pixels is None:
+        return
+    # A bool is a number to Python, and a slip here.
+    is_whole = isinstance(max_pixels, numbers.Integral) and not isinstance(max_pixels, bool)
+    if not is_whole or max_pixels < FACTOR**2:
+        raise UserError(f"{name}={max_pixels!r}: use a whole number from {FACTOR**2} (28 x 28)")
+
+
+def remark_on_limit(pixel_limits: tuple[int, int], max_pixels: int) -> str | None:
+    """Say what a reader's max_pixels does that they may not expect, in one line; None if it just lowers the limit."""
+    low, high = pixel_limits
+    if max_pixels > high:
+        return f"max_pixels={max_pixels} is above the model's own limit, {high}, which stays"
+    if max_pixels >= low:
+        return None
+    if low == high:
+        sides = [math.isqrt(limit) // FACTOR * FACTOR for limit in (high, max_pixels)]
+        return (
+            f"max_pixels={max_pixels}: the model reads pictures of {sides[0]} x {sides[0]} and now gets "
+            f"{sides[1]} x {sides[1]}, a size that it was not trained on"
+        )
+    return f"max_pixels={max_pixels} is below the model's min_pixels, {low}, which gives way"
+
+
+def limited(pixel_limits: tuple[int, int], max_pixels: int | None) -> tuple[int, int]:
+    """Lower the pixel limits of a model to a reader's own max_pixels; above the model's own it changes nothing.
+
+    Below min_pixels, min_pixels gives way. A model of one size (min_pixels == max_pixels) gets the largest square of
+    merged patches that is within max_pixels: smaller pictures than it was trained on.
+    """
+    low, high = pixel_limits
+    if max_pixels is None or max_pixels >= high:
+        return pixel_limits
+    if low == high:
+        side = math.isqrt(max_pixels) // FACTOR * FACTOR
+        return side**2, side**2
+    # Such a minimum could not be kept: one merged patch is the least that there is.
+    return (low if low <= max_pixels else FACTOR**2), max_pixels

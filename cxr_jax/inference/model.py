@@ -72,9 +72,10 @@ class Model:
             prompts faster (another number rounds differently: log-probs change by some 1e-6).
         grids: "exact" gives each image the shape that the Hugging Face processor gives it, so every other shape
             compiles a vision program of its own (and a prefill program for every other length bucket). "bucket" pads
-            images to at most 9 shapes (`image_inputs.prepare_in_buckets`): few programs for many sizes, but other
-            pixels than the processor's, so not the published model's exact answers. A model of one image size has
-            one shape either way.
+            images to at most 9 shapes, and for images below max_pixels to 9 of half its area, of a quarter ..
+            (`image_inputs.prepare_in_buckets`): few programs for many sizes, but other pixels than the processor's,
+            so not the published model's exact answers. A model of one image size has one shape either way.
+        max_pixels: most pixels of an image, where that is less than the model's own limit; None: the model's own.
     """
 
     def __init__(
@@ -85,14 +86,17 @@ class Model:
         folder: str | os.PathLike | None = None,
         dtype: DTypeLike = jnp.float32,
         grids: str = "exact",
+        max_pixels: int | None = None,
     ) -> None:
         """Put the parameters on the device, in `dtype`; `load` reads them from a folder."""
         if grids not in image_inputs.GRIDS:
             raise UserError(f"grids={grids!r}: use one of {', '.join(image_inputs.GRIDS)}")
+        image_inputs.check_max_pixels(max_pixels)
         self.config = model_config
         self.dtype = jnp.dtype(dtype)
         self.folder = None if folder is None else Path(folder)
         self.grids = grids
+        self.max_pixels = max_pixels
         self.params = jax.tree.map(lambda leaf: jnp.asarray(leaf, self.dtype), params)
         self.rows = generation.rows_at_once()
         self._processor = registry.family_of(model_config).processor
@@ -185,19 +189,9 @@ class Model:
         Raises:
             UserError: if the two disagree.
         """
-        grids = [
-            tuple(int(side) for side in image_grid)
-            for image_grid in np.asarray(image_grid_thw).reshape(-1, 3)
-        ]
-        patch_counts = [int(np.prod(image_grid)) for image_grid in grids]
-        pixels = np.asarray(pixel_values)
-        needed_shape = (sum(patch_counts), self.config.vision.patch_dim)
-        if pixels.shape != needed_shape:
-            raise UserError(
-                f"pixel_values has shape {list(pixels.shape)}, image_grid_thw needs "
-                f"{list(needed_shape)}"
-            )
-        images = np.split(pixels, np.cumsum(patch_counts)[:-1])  # [P, patch_dim] each
+        grids, images = image_inputs.split_images(
+            pixel_values, image_grid_thw, self.config.vision.patch_dim
+        )
         features: list = [None] * len(grids)  # in the order of the images
         for image_grid in dict.fromkeys(grids):
             same_grid = [
@@ -274,9 +268,9 @@ class Model:
         if image is None:
             return None, None
         pixels = image_inputs.pixels_of(image)
-        low, high = self.pixel_limits
+        low, high = image_inputs.limited(self.pixel_limits, self.max_pixels)
         if self.grids == "bucket" and low != high:  # a model of one size has one shape anyway
-            return image_inputs.prepare_in_buckets(pixels, high)
+            return image_inputs.prepare_in_buckets(pixels, high, low)
         fitted = image_inputs.fit_to_model(pixels, (low, high))
         return self._processor.prepare(fitted, min_pixels=low, max_pixels=high)
 
@@ -420,12 +414,14 @@ def load(
     dtype: DTypeLike | None = None,
     grids: str = "exact",
     adapter: str | os.PathLike | None = None,
+    max_pixels: int | None = None,
 ) -> Model:
     """Load a model; see `cxr_jax.load`."""
     if not all(isinstance(given, (str, os.PathLike)) for given in (name, adapter or "")):
         raise UserError(
             f"a model or an adapter must be a name or a folder, not {name!r}, {adapter!r}"
         )
+    image_inputs.check_max_pixels(max_pixels)  # before the weights take their time
     folder = find_folder(name)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
@@ -439,7 +435,13 @@ def load(
         params["text"]["layers"] = _layers_apart(layers, layer_count)
     else:
         params["text"]["layers"] = _to_device(layers)
-    return Model(model_config, params, folder=folder, dtype=dtype, grids=grids)
+    model = Model(
+        model_config, params, folder=folder, dtype=dtype, grids=grids, max_pixels=max_pixels
+    )
+    if max_pixels is not None:
+        if remark := image_inputs.remark_on_limit(model.pixel_limits, max_pixels):
+            _LOG.warning(remark)
+    return model
 
 
 def _is_floating(dtype: Any) -> bool:

@@ -41,8 +41,9 @@ def read(
 
     # In turns of as many rows as a decode program has.
     samples: list[Completion] = []
-    for first_sample in range(0, drawn.n, model.rows):
-        sample_numbers = range(first_sample, min(first_sample + model.rows, drawn.n))
+    row_count = generation.rows_for(model.rows, generation.bucket(prefix.length))
+    for first_sample in range(0, drawn.n, row_count):
+        sample_numbers = range(first_sample, min(first_sample + row_count, drawn.n))
         turn_completions, own_keys = generation.decode(
             model, layers, [(prefix, sample_number) for sample_number in sample_numbers], drawn
         )

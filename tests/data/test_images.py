@@ -11,6 +11,7 @@ import pytest
 from PIL import Image as PilImage
 from places import SHARED
 
+import cxr_jax
 from cxr_jax.data import images, radiograph, resize
 from cxr_jax.errors import UserError
 from cxr_jax.inference import image_inputs
@@ -114,7 +115,7 @@ def test_buckets_pad_and_neither_stretch_nor_crop():
     for limit_ in (784, 3136, 12845056):
         assert 1 <= len(image_inputs.bucket_shapes(limit_)) <= 9
     for _ in range(6):
-        side = rng.integers(300, 700)
+        side = rng.integers(650, 900)
         h, w = side, int(side * rng.uniform(0.55, 1.8))
         white = np.ones((h, w), np.float32)
         patches, grid = image_inputs.prepare_in_buckets(white, limit)
@@ -131,6 +132,78 @@ def test_buckets_pad_and_neither_stretch_nor_crop():
         assert shown.mean() > 0.87  # what is padded
     with pytest.raises(UserError, match="aspect"):
         image_inputs.prepare_in_buckets(np.zeros((1, 300)), limit)
+
+
+def test_buckets_never_enlarge_a_film():
+    """Of films smaller than max_pixels: no side of the shape's film is longer than the film's own."""
+    rng = np.random.default_rng(1)
+    limits = [(784, 476**2), (3136, 12845056), (128**2, 476**2)]
+    shapes = set()
+    for _ in range(300):
+        low, high = limits[rng.integers(3)]
+        h = int(rng.integers(130, 3200))
+        w = int(h * rng.uniform(0.5, 2.0))
+        height, width = image_inputs.bucket_shape(h, w, low, high)
+        shapes.add((height, width))
+        assert height % 28 == width % 28 == 0 and height * width <= high
+        # `resize.fit` scales by the smaller one; what is below min_pixels is enlarged by the processor, too.
+        assert min(height / h, width / w) <= 1 or h * w < low
+        assert height * width >= min(0.4 * min(h * w, high), high)  # and much is left of it
+    assert len(shapes) < 80  # few, for 300 sizes under three limits
+    # Published limits: a film of CheXpert-small became 3,584 x 3,584 pixels.
+    _, grid = image_inputs.prepare_in_buckets(np.ones((390, 320), np.float32), 12845056, 3136)
+    assert grid[1] * grid[2] * 196 <= 390 * 320
+    # As the processor, what is below min_pixels is enlarged, here to less than twice its area.
+    assert image_inputs.bucket_shape(40, 40, 128**2, 476**2) == (168, 168)
+
+
+# --- a reader's own limit
+
+
+def test_max_pixels_lowers_the_limit_as_in_the_processor():
+    """The same sizes as `Qwen2VLImageProcessorPil` gives with max_pixels set."""
+    from transformers import Qwen2VLImageProcessorPil
+
+    rng = np.random.default_rng(2)
+    for _ in range(6):
+        h, w = (int(side) for side in rng.integers(200, 900, 2))
+        most = int(rng.integers(128**2, 476**2))
+        gray = picture(h, w)
+        low, high = image_inputs.limited((128**2, 12845056), most)
+        patches, grid = qwen2_5_vl_patches.prepare(gray / np.float32(255), low, high)
+        size = {"shortest_edge": 128**2, "longest_edge": most}
+        want = Qwen2VLImageProcessorPil()([PilImage.fromarray(gray)], size=size)
+        assert grid == tuple(want["image_grid_thw"][0]) and grid[1] * grid[2] * 196 <= most
+        np.testing.assert_allclose(patches, want["pixel_values"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "limits,most,want,remark",
+    [
+        ((3136, 12845056), None, (3136, 12845056), None),
+        ((3136, 12845056), 10**6, (3136, 10**6), None),
+        ((3136, 226576), 10**6, (3136, 226576), "above the model's own limit, 226576"),
+        ((16384, 226576), 10000, (784, 10000), "below the model's min_pixels, 16384"),
+        ((50176, 50176), 10**6, (50176, 50176), "above"),
+        ((50176, 50176), 20000, (19600, 19600), "224 x 224 and now gets 140 x 140"),
+        ((50176, 50176), 784, (784, 784), "28 x 28"),
+    ],
+)
+def test_max_pixels_is_never_exceeded(limits, most, want, remark):
+    assert image_inputs.limited(limits, most) == want
+    if most is not None:
+        said = image_inputs.remark_on_limit(limits, most)
+        assert said is None if remark is None else (remark in said and "\n" not in said)
+        for h, w in ((30, 50), (3056, 2544), (390, 320)):
+            fitted = image_inputs.fit_to_model(np.zeros((h, w)), want)
+            _, grid = qwen2_5_vl_patches.prepare(fitted, *want)
+            assert grid[1] * grid[2] * 196 <= max(most, 784)
+
+
+@pytest.mark.parametrize("most", [783, 0, -5, 1e6, True, "many", float("nan")])
+def test_a_bad_max_pixels_is_refused(most):
+    with pytest.raises(UserError, match="max_pixels=.*whole number from 784"):
+        cxr_jax.load("phantom", max_pixels=most)
 
 
 # --- settings of a folder
