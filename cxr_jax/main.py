@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from cxr_jax.config import command_line
+from cxr_jax.config import command_line, schema
 from cxr_jax.config.sections import DataConfig, RunConfig
 from cxr_jax.errors import RunFailedError, UserError
 from cxr_jax.runtime import processes
@@ -152,9 +152,10 @@ def _open_folder(resolved: "ConfigDict") -> "RunFolder":
         raise UserError(
             "the processes differ in their flags, code, data or weights: start the same command on all"
         )
+    defaults = schema.defaults(resolved.task, resolved.data.source).to_dict()
     folder = processes.together(
         lambda: run_folder.RunFolder(
-            str(_WORKDIR.value), settings, data_fingerprint, writes=processes.is_main()
+            str(_WORKDIR.value), settings, data_fingerprint, processes.is_main(), defaults
         )
     )
 

@@ -137,7 +137,8 @@ def _load(name_or_dir: str, grids: str, max_pixels: int | None) -> "Model":
 
     # Keep stderr for our own lines: transformers would say there that torch is missing.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    return cxr_jax.load(name_or_dir, grids=grids, max_pixels=max_pixels)
+    limit = {} if max_pixels is None else {"max_pixels": max_pixels}
+    return cxr_jax.load(name_or_dir, grids=grids, **limit)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -251,6 +251,14 @@ def _whole(limits: str) -> _Rule:
             return is_number(value, f">= {unit}", whole=True) and value % unit == 0
 
         return is_multiple, f"must be {limits}"
+    # Off, or a limit that can be kept.
+    if limits.startswith("0, or "):
+        bound = limits.removeprefix("0, or ")
+
+        def is_off_or_within(value: Any) -> bool:
+            return is_number(value, whole=True) and (value == 0 or is_number(value, bound))
+
+        return is_off_or_within, f"must be a whole number, {limits}"
     return functools.partial(is_number, rule=limits, whole=True), f"must be a whole number {limits}"
 
 

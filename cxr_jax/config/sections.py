@@ -5,6 +5,7 @@ means and may be is said once, in keys.toml; a test holds fields and keys togeth
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -84,8 +85,17 @@ class DataConfig(_Section):
     manifest: str
     image_root: str
     size: int
+    max_pixels: int
     cache_mib: int
     threads: int
+
+    @property
+    def side(self) -> int:
+        """Pixels a side of the squares that films are fitted into: `size`, or the multiple of 28 that max_pixels
+        leaves."""
+        if not 0 < self.max_pixels < self.size**2:
+            return self.size
+        return math.isqrt(self.max_pixels) // 28 * 28
 
 
 @dataclass(frozen=True, kw_only=True)

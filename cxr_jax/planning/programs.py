@@ -102,8 +102,8 @@ class Shapes:
             **special_ids(self.tokenizer),
             "suppress": self.model_config.media_token_ids,
         }
-        # All images of a plan are squares of `config.data.size`, as in training.
-        self.grid = patches.grid_of(settings.data.size, self.model_config)
+        # All images of a plan are squares of one size, as in training.
+        self.grid = patches.grid_of(settings.data.side, self.model_config)
         # As the run renders them: the prompt decides how wide every array of tokens is.
         self.prompt_width = prompts.Prompts(
             self.tokenizer, self.model_config, self.grid, settings.max_completion
@@ -129,7 +129,7 @@ class Shapes:
     def batch(self, row_count: int) -> Tree:
         """Return images and prompts of so many rows, abstract."""
         # Prompt and completion lie in one row, so positions are made for both.
-        image_size = self.settings.data.size
+        image_size = self.settings.data.side
         sequence_length = self.prompt_width + self.settings.max_completion
         return {
             "image": _array((row_count, image_size, image_size)),

@@ -37,6 +37,7 @@ class RunFolder:
     Args:
         resolved: the run's config, as flags and preset have made it.
         data: the fingerprint of the run's data, kept beside the config.
+        defaults: of the run's keys: what a config of an earlier version, which lacks some, meant.
         writes: False on every process but the first, which only look on: they lock nothing and leave nothing.
 
     Raises:
@@ -45,7 +46,12 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: str, resolved: dict, data: dict | None = None, writes: bool = True
+        self,
+        path: str,
+        resolved: dict,
+        data: dict | None = None,
+        writes: bool = True,
+        defaults: dict | None = None,
     ) -> None:
         self.path, self._lock, self._writes = os.path.abspath(path), None, writes
         if not writes:
@@ -65,12 +71,13 @@ class RunFolder:
             # What an export that was killed has left.
             for partial in glob.glob(os.path.join(glob.escape(self.path), ".*.partial")):
                 shutil.rmtree(partial, ignore_errors=True)
-            self._check_config(path, {"config": resolved, "data": data or {}})
+            wanted = {"config": resolved, "data": data or {}}
+            self._check_config(path, wanted, defaults or {})
         except BaseException:
             self.close()
             raise
 
-    def _check_config(self, path: str, wanted: dict) -> None:
+    def _check_config(self, path: str, wanted: dict, defaults: dict) -> None:
         """Write config.json of a new run, or refuse a config or data other than those of the run that is there."""
         file_name = self.file("config.json")
         # Written before anything is trained: from here on the folder belongs to this config.
@@ -87,7 +94,11 @@ class RunFolder:
             with open(file_name) as opened_file:
                 stored = json.load(opened_file)
             # Compared as JSON gives it back: tuples have become lists.
-            differences = _differences(stored["config"], json.loads(json.dumps(wanted["config"])))
+            before, now = (
+                json.loads(json.dumps(_completed(config, defaults)))
+                for config in (stored["config"], wanted["config"])
+            )
+            differences = _differences(before, now)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{file_name}: is not the config of a run; use another --workdir"
@@ -225,6 +236,17 @@ def environment() -> dict[str, Any]:
 
 
 # ---- Helpers ----
+
+
+def _completed(config: dict, defaults: dict) -> dict:
+    """A config with the keys of `defaults` that it lacks."""
+    completed = dict(config)
+    for key, default in defaults.items():
+        if key not in completed:
+            completed[key] = default
+        elif isinstance(default, dict) and isinstance(completed[key], dict):
+            completed[key] = _completed(completed[key], default)
+    return completed
 
 
 def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:

@@ -76,7 +76,7 @@ def _film_prompts(data: DataConfig) -> tuple[Source, dict[str, str]]:
         if not getattr(data, name):
             raise UserError(f"config.data.{name} is empty; give it with --config.data.{name}=PATH")
     train, held = manifest.open_split(
-        data.manifest, data.image_root, size=data.size, seed=data.seed
+        data.manifest, data.image_root, size=data.side, seed=data.seed
     )
     rows = reversed([*train.rows, *held.rows])
     return train, {row.prompt: f"the prompt of row {row.id}" for row in rows}

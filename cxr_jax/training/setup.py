@@ -85,7 +85,7 @@ class Setup:
                 task=settings.task,
                 started_from=settings.model,
                 data_source=settings.data.source,
-                image_size=settings.data.size,
+                image_size=settings.data.side,
                 dtype=settings.dtype,
             ),
             self.trainable.export_adapters(train),

@@ -7,6 +7,7 @@ from places import ROOT
 
 from cxr_jax import phantom, rewards
 from cxr_jax.config import schema, sections
+from cxr_jax.errors import UserError
 from cxr_jax.presets import evaluate, rl, sft
 from cxr_jax.rl.algorithms import ALGORITHMS
 from cxr_jax.weights import pretrained
@@ -107,3 +108,23 @@ def test_the_page_is_the_table():
 def test_help_has_every_key():
     text = schema.help_text()
     assert all(f"  {key.name}  [" in text and key.line in text for key in schema.keys().values())
+
+
+@pytest.mark.parametrize(
+    "size,most,side",
+    [(476, 0, 476), (476, 476**2, 476), (476, 10**7, 476), (476, 476**2 - 1, 448), (476, 784, 28)],
+)
+def test_max_pixels_lowers_the_side_of_the_squares_and_never_raises_it(size, most, side):
+    config = schema.defaults("sft", "files")
+    config.data.update(size=size, max_pixels=most)
+    schema.check_values(config)
+    assert sections.RunConfig.from_config(config).data.side == side
+
+
+@pytest.mark.parametrize("most", [783, 1, -1, 1000.5, True, "many", 2**31, None])
+def test_a_max_pixels_that_no_film_meets_is_refused(most):
+    config = schema.defaults("rl", "files")
+    with config.ignore_type():
+        config.data.max_pixels = most
+    with pytest.raises(UserError, match="config.data.max_pixels=.* must be a whole number, 0, or"):
+        schema.check_values(config)

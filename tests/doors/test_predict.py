@@ -262,3 +262,20 @@ def test_as_a_command(tmp_path):
         done.stderr
         == "error: x.dcm: not a PNG, JPEG or DICOM file (told by its content, not its name)\n"
     )
+
+
+@pytest.mark.parametrize("flag", ["--max_pixels", "--max-pixels"])
+def test_max_pixels_reaches_the_model(film, model, monkeypatch, flag):
+    asked = []
+    monkeypatch.setattr(
+        cxr_jax, "load", lambda name, **settings: asked.append((name, settings)) or model
+    )
+    assert predict.main([str(film), "--json", "--samples=0", f"{flag}=100352"]) == 0
+    assert asked == [("phantom", {"grids": "exact", "max_pixels": 100352})]
+
+
+@pytest.mark.parametrize("value", ["783", "0", "-1", "1e5", "many", "2147483648", ""])
+def test_a_bad_max_pixels_is_one_line(film, model, capsys, value):
+    assert predict.main([str(film), "--json", f"--max_pixels={value}"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "--max_pixels" in err and "784" in err

@@ -23,6 +23,18 @@ def tree(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
 
 
+def test_a_run_of_before_a_new_key_goes_on(tmp_path):
+    """A key that config.json lacks had its default; another value of it is another run."""
+    RunFolder(str(tmp_path), CONFIG).close()
+    defaults = {"data": {"max_pixels": 0, "source": "files"}, "patience": 3}
+    now = CONFIG | {"data": {"source": "phantom", "max_pixels": 0}, "patience": 3}
+    RunFolder(str(tmp_path), now, defaults=defaults).close()
+    RunFolder(str(tmp_path), CONFIG, defaults=defaults).close()
+    changed = now | {"data": {"source": "phantom", "max_pixels": 9000}}
+    with pytest.raises(UserError, match="data.max_pixels was 0, now 9000"):
+        RunFolder(str(tmp_path), changed, defaults=defaults)
+
+
 def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
     first = RunFolder(str(tmp_path / "run"), CONFIG)
     before = tree(tmp_path)

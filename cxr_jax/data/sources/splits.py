@@ -72,7 +72,7 @@ def _file_splits(data_config: DataConfig) -> Splits:
     train, held_source = manifest.open_split(
         data_config.manifest,
         data_config.image_root,
-        size=data_config.size,
+        size=data_config.side,
         seed=data_config.seed,
         cache_mib=data_config.cache_mib,
         threads=data_config.threads,
@@ -86,7 +86,7 @@ def _file_splits(data_config: DataConfig) -> Splits:
         # A single held-out patient serves for both: an empty set could not be scored.
         return manifest.FilesSource(
             rows or held_source.rows,
-            data_config.size,
+            data_config.side,
             name=f"files ({name})",
             cache=held_source.cache,
             threads=held_source.threads,

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image as PilImage
 from places import SHARED
 
+from cxr_jax.config.sections import DataConfig
 from cxr_jax.data import image_cache, images, radiograph, resize
-from cxr_jax.data.sources import label_table, manifest
+from cxr_jax.data.sources import label_table, manifest, splits
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
 
@@ -352,3 +353,14 @@ def test_real_label_table(tmp_path):
     train, held = manifest.open_split(out, DATA, size=56, seed=1)
     assert len(train) > len(held) >= 20
     assert held.batch(range(2))["image"].std() > 0.1
+
+
+def test_max_pixels_makes_smaller_squares_in_every_split(tmp_path, root):
+    """Train, selection and test: all films as the config's limit says."""
+    path = write(tmp_path, *(grpo(id=f"test/patient{i:05d}/study1/view0.jpg") for i in range(12)))
+    data = DataConfig.with_defaults(
+        source="files", manifest=str(path), image_root=str(root), size=224, max_pixels=10_000
+    )
+    found = splits.open_splits(data)
+    for source in (found.train, *found.select.values(), *found.test.values()):
+        assert source.size == 84 and source.batch([0])["image"].shape == (1, 84, 84)
