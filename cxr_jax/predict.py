@@ -22,7 +22,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
 from cxr_jax.data import radiograph
@@ -137,7 +137,7 @@ def _load(name_or_dir: str, grids: str, max_pixels: int | None) -> "Model":
 
     # Keep stderr for our own lines: transformers would say there that torch is missing.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    limit = {} if max_pixels is None else {"max_pixels": max_pixels}
+    limit: dict[str, Any] = {} if max_pixels is None else {"max_pixels": max_pixels}
     return cxr_jax.load(name_or_dir, grids=grids, **limit)
 
 

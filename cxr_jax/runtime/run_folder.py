@@ -238,9 +238,9 @@ def environment() -> dict[str, Any]:
 # ---- Helpers ----
 
 
-def _completed(config: dict, defaults: dict) -> dict:
+def _completed(stored: dict, defaults: dict) -> dict:
     """A config with the keys of `defaults` that it lacks."""
-    completed = dict(config)
+    completed = dict(stored)
     for key, default in defaults.items():
         if key not in completed:
             completed[key] = default
