@@ -23,6 +23,7 @@ MAX_FILE_BYTES = 512 * 2**20
 COLOURFUL = 0.05  # mean chroma, of full scale, above which a picture is no radiograph
 
 PNG_MAGIC, JPEG_MAGIC, DICOM_MAGIC = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"DICM"
+NO_PICTURE = "not a PNG, JPEG or DICOM file (told by its content, not its name)"
 LUMA = (0.299, 0.587, 0.114)  # red, green, blue (ITU-R 601)
 
 

@@ -43,7 +43,13 @@ def build(pixels=None, *, bits=12, syntax=ExplicitVRLittleEndian, remove=(), **e
     ds.PixelData = (pixels.byteswap() if big else pixels).tobytes()
     ds["PixelData"].VR = "OW" if pixels.dtype.itemsize > 1 else "OB"
     for name, value in elements.items():
-        setattr(ds, name, value)
+        # An overlay in the bits of the pixels (retired): OverlayBitPosition_0 .. _15.
+        if name.startswith("OverlayBitPosition_"):
+            group = 0x6000 + 2 * int(name.rpartition("_")[2])
+            ds.add_new((group, 0x0100), "US", ds.BitsAllocated)
+            ds.add_new((group, 0x0102), "US", value)
+        else:
+            setattr(ds, name, value)
     for name in remove:
         delattr(ds, name)
     out = io.BytesIO()

@@ -16,7 +16,7 @@ import numpy as np
 import pydicom
 
 from cxr_jax.data import radiograph
-from cxr_jax.data.dicom import header, pixels
+from cxr_jax.data.dicom import header, pixels, preamble, stored_bits
 from cxr_jax.data.radiograph import Image
 from cxr_jax.errors import UserError
 
@@ -38,8 +38,6 @@ def read(path: str | Path, renderer: str = "voi") -> Image:
     """
     radiograph.check_renderer(renderer)
     file_bytes = radiograph.read_bytes(path)
-    if file_bytes[128:132] != radiograph.DICOM_MAGIC:
-        raise UserError(f"{path}: not a DICOM file (no DICM mark after the preamble)")
     rendered, metadata = render_file(path, file_bytes, renderer)
     return radiograph.finish(path, rendered, metadata)
 
@@ -77,6 +75,7 @@ def _render(
     path: str | Path, file_bytes: bytes, renderer: str
 ) -> tuple[np.ndarray, dict[str, Any]]:
     # ---- The header, before any pixel is decoded ----
+    file_bytes = preamble.complete(path, file_bytes)
     header.check_deflated(path, file_bytes)
     dataset = pydicom.dcmread(io.BytesIO(file_bytes))
     metadata = radiograph.new_meta("DICOM", renderer)
@@ -85,20 +84,30 @@ def _render(
     header.describe(dataset, metadata)
 
     # ---- Stored values, and which of them are padding ----
-    stored = pixels.decode(path, dataset, file_bytes)
-    if stored.ndim == 3:
+    cells = pixels.decode(path, dataset, file_bytes)
+    is_colour = cells.ndim == 3
+    # Padding is a stored gray value, which colour has none of.
+    padding_mask = np.zeros(cells.shape, bool) if is_colour else pixels.find_padding(dataset, cells)
+    stored = stored_bits.extract(path, dataset, cells, padding_mask, metadata)
+    if is_colour:
         metadata["warnings"].append("colour (secondary capture): read as gray")
         stored = radiograph.to_gray(stored.astype(np.float32), 2 ** metadata["bits"] - 1, metadata)
-        valid_mask = np.ones(
-            stored.shape, bool
-        )  # padding is a stored gray value, which colour has none of
-    else:
-        valid_mask = ~pixels.find_padding(dataset, stored)
-    if not valid_mask.all():
+        padding_mask = np.zeros(stored.shape, bool)
+    elif stored is not cells:
+        # Padding may lie outside the range of the values, or be one of them.
+        value_mask = pixels.find_padding(dataset, stored)
+        is_shifted = stored_bits.shift(dataset, metadata["bits"]) > 0
+        padding_mask = value_mask if is_shifted else value_mask | padding_mask
+    valid_mask = ~padding_mask
+    if padding_mask.any():
         metadata["warnings"].append("pixel padding was masked")
 
     # ---- Gray values as they are shown ----
     values = pixels.apply_modality(dataset, stored, metadata)
-    shown = pixels.render(dataset, values, valid_mask, renderer, metadata)
+    # Eight bits as stored are made for the eye. Slope 1 and intercept 0 are written by many, and change nothing.
+    is_for_the_eye = metadata["bits"] <= 8 and np.array_equal(values, stored)
+    shown = pixels.render(
+        dataset, values, valid_mask, renderer, metadata, is_for_the_eye=is_for_the_eye
+    )
     shown[~valid_mask] = 0  # black after the inversion, whatever the photometric interpretation
     return pixels.make_square(dataset, shown, metadata), metadata

@@ -63,6 +63,8 @@ def _decode(size: int, max_bytes: int, max_seconds: int) -> int:
             available = False
         if not available:
             return NO_CODEC
+        # Which bits of a cell are the pixel, the reader says (`stored_bits.py`).
+        dataset.pixel_array_options(correct_unused_bits=False)
         pixels = dataset.pixel_array
         if pixels.nbytes > max_bytes // 8:  # the parent has to hold it too
             return TOO_BIG

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import re
 import zlib
 from pathlib import Path
 from typing import Any, overload
@@ -14,18 +13,15 @@ from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from cxr_jax.data import radiograph
+from cxr_jax.data.dicom import words
+from cxr_jax.data.dicom.words import FRONTAL, Meaning
 from cxr_jax.errors import UserError
 
 Metadata = dict[str, Any]  # of a `radiograph.Image`
 
-RADIOGRAPHY = ("CR", "DX", "RG", "DR")
-# May hold a radiograph (secondary captures, test images): read, with a warning.
-DOUBTFUL = ("OT", "SC", "RF", "")
 # Photometric Interpretations of one sample a pixel, and of three.
 MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420")
-CHEST = ("CHEST", "THORAX", "LUNG", "RIB", "HEART", "STERNUM")
-FRONTAL, LATERAL = ("PA", "AP"), ("LL", "RL", "LAT", "LATERAL")
 VIEW_CODES = {  # SNOMED CT and the older SNOMED RT codes of DICOM CID 4010
     "272479007": "PA",
     "R-10214": "PA",
@@ -37,6 +33,7 @@ VIEW_CODES = {  # SNOMED CT and the older SNOMED RT codes of DICOM CID 4010
     "R-10228": "LATERAL",
     "R-10236": "LATERAL",
 }
+OVERLAY_GROUPS = range(0x6000, 0x6020, 2)
 INFLATE_STEP = 2**22  # bytes
 
 
@@ -47,14 +44,12 @@ def check_deflated(path: str | Path, file_bytes: bytes) -> None:
     """Refuse a deflated data set that is a bomb: the parser itself inflates it whole.
 
     Raises:
-        UserError: for that, and for a file that does not name its transfer syntax.
+        UserError: for that.
     """
     # The file's own header is never deflated.
     stream = io.BytesIO(file_bytes)
     read_preamble(stream, False)
-    syntax = _read_file_meta_info(stream).get("TransferSyntaxUID")
-    if syntax is None:
-        raise UserError(f"{path}: the DICOM file does not say its transfer syntax")
+    syntax = _read_file_meta_info(stream).TransferSyntaxUID
     if syntax != DeflatedExplicitVRLittleEndian:
         return
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -79,7 +74,7 @@ def read_text(dataset: Dataset, name: str) -> str:
     """Read an element's text in upper case, or "" when missing or unreadable. For comparing, never for printing."""
     try:
         value = dataset.get(name)
-        return "" if value is None else str(value).strip().upper()
+        return "" if value is None else str(value).strip(" \0\t\r\n").upper()
     except Exception:
         return ""
 
@@ -123,14 +118,15 @@ def check_kind(path: str | Path, dataset: Dataset, metadata: Metadata) -> None:
     if sop_class == MediaStorageDirectoryStorage or "DirectoryRecordSequence" in dataset:
         raise UserError(f"{path}: a DICOMDIR index, not an image")
     # No message names a header's value: it may be patient data.
-    modality = read_text(dataset, "Modality")
-    if modality not in RADIOGRAPHY + DOUBTFUL:
+    class_name = UID(sop_class).name
+    modality = words.meaning_of_modality(read_text(dataset, "Modality"), class_name)
+    if modality is Meaning.OTHER:
         raise UserError(f"{path}: the Modality is not projection radiography (CR or DX)")
     if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
         raise UserError(f"{path}: stores floating-point pixels, which no radiograph does")
     if "PixelData" not in dataset or not dataset["PixelData"].value:
         raise UserError(f"{path}: the DICOM file holds no image (no Pixel Data)")
-    if modality in DOUBTFUL:
+    if modality is Meaning.NOT_UNDERSTOOD:
         metadata["warnings"].append(
             "the Modality does not say that this is a radiograph (CR or DX)"
         )
@@ -169,10 +165,19 @@ def check_layout(path: str | Path, dataset: Dataset, metadata: Metadata) -> None
         raise UserError(
             f"{path}: Bits Allocated and Bits Stored are missing or contradict each other"
         )
+    if not bits <= whole_number(dataset, "HighBit", bits - 1) + 1 <= allocated:
+        raise UserError(f"{path}: High Bit contradicts Bits Allocated and Bits Stored")
+    if whole_number(dataset, "PixelRepresentation", 0) not in (0, 1):
+        raise UserError(f"{path}: Pixel Representation is neither 0 nor 1")
     metadata.update(photometric=photometric, bits=bits)
     if not UID(dataset.file_meta.TransferSyntaxUID).is_transfer_syntax:
         raise UserError(f"{path}: unknown transfer syntax")
     if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        # Of undefined length are only compressed pixels.
+        if dataset["PixelData"].is_undefined_length:
+            raise UserError(
+                f"{path}: the pixel data is compressed, and the transfer syntax does not say how"
+            )
         # 4:2:2 has half as many samples of each of the two colours.
         stored_samples = 2 if photometric == "YBR_FULL_422" else samples
         if len(dataset.PixelData) < rows * columns * stored_samples * (allocated // 8):
@@ -185,19 +190,31 @@ def check_layout(path: str | Path, dataset: Dataset, metadata: Metadata) -> None
 def describe(dataset: Dataset, metadata: Metadata) -> None:
     """Note what a reader should know before trusting the picture: warnings, and reasons not to report on it at all."""
     warnings = metadata["warnings"]
-    metadata["view"] = view = _read_view(dataset)
+    position = read_text(dataset, "ViewPosition")
+    metadata["view"] = view = _read_view(dataset, position)
     if view not in FRONTAL + ("unknown",):
         warnings.append("not frontal: the header says that this is a lateral or other view")
         metadata["unusable"].append("not a frontal view")
+    elif view == "unknown" and position and not words.view_of_position(position):
+        warnings.append("the view is a word that is not understood: check that this is frontal")
 
     # ---- Is it a chest? ----
-    body_part = read_text(dataset, "BodyPartExamined")
-    descriptions = read_text(dataset, "StudyDescription") + read_text(dataset, "SeriesDescription")
-    if body_part and not any(word in body_part for word in CHEST):
+    body_part = read_text(dataset, "BodyPartExamined") or _code_meaning(
+        dataset, "AnatomicRegionSequence"
+    )
+    meaning = words.meaning_of_body_part(body_part)
+    descriptions = [read_text(dataset, name) for name in ("StudyDescription", "SeriesDescription")]
+    if meaning is Meaning.OTHER:
         warnings.append("the body part is not the chest")
         metadata["unusable"].append("the body part is not the chest")
-    elif not body_part and not re.search(r"CHEST|THORAX", descriptions):
-        warnings.append("the header does not say that this is a chest")
+    elif meaning is Meaning.NOT_UNDERSTOOD and all(
+        words.meaning_of_body_part(text) is not Meaning.RIGHT for text in descriptions
+    ):
+        warnings.append(
+            "the body part is a word that is not understood: check that this is a chest"
+            if body_part
+            else "the header does not say that this is a chest"
+        )
 
     # ---- Is it as it was meant to be seen? ----
     if read_text(dataset, "PresentationIntentType") == "FOR PROCESSING":
@@ -211,9 +228,22 @@ def describe(dataset: Dataset, metadata: Metadata) -> None:
         warnings.append(
             "unusual orientation in the header: left and right, or up and down, may be exchanged"
         )
-    # Overlay Data of the groups 6000 to 601E, the even ones.
-    if any((0x6000 <= tag.group <= 0x601E and tag.element == 0x3000) for tag in dataset.keys()):
+    # Overlay Data beside the pixels, or a plane of bits among theirs (retired).
+    if overlay_bits(dataset) or any(
+        tag.group in OVERLAY_GROUPS and tag.element == 0x3000 for tag in dataset.keys()
+    ):
         warnings.append("an overlay is present and is not shown")
+
+
+def overlay_bits(dataset: Dataset) -> int:
+    """Mask of the bits of a pixel's cell that hold overlays (Overlay Bit Position of groups without Overlay Data)."""
+    mask = 0
+    for group in OVERLAY_GROUPS:
+        if (group, 0x0102) in dataset and (group, 0x3000) not in dataset:
+            with contextlib.suppress(Exception):
+                position = int(dataset[group, 0x0102].value)
+                mask |= 1 << position if 0 <= position < 32 else 0
+    return mask
 
 
 def _read_orientation(dataset: Dataset) -> str:
@@ -222,24 +252,28 @@ def _read_orientation(dataset: Dataset) -> str:
     return text.replace(" ", "").replace("\\", ",")
 
 
-def _read_view(dataset: Dataset) -> str:
+def _read_view(dataset: Dataset, position: str) -> str:
     """PA, AP, LATERAL, OTHER or unknown: from ViewPosition, else the view code, else the protocol's or series' name."""
-    position = read_text(dataset, "ViewPosition")
-    if position in FRONTAL:
-        return position
-    if position in LATERAL:
-        return "LATERAL"
-    if position:
-        return "OTHER"
+    view = words.view_of_position(position)
+    if view not in ("", "unknown"):
+        return view
     with contextlib.suppress(Exception):
         code = str(dataset.ViewCodeSequence[0].CodeValue).strip()
         if code in VIEW_CODES:
             return VIEW_CODES[code]
+    view = words.view_of_position(_code_meaning(dataset, "ViewCodeSequence"))
+    if view not in ("", "unknown"):
+        return view
     for name in ("ProtocolName", "SeriesDescription"):
-        words = set(re.findall(r"[A-Z]+", read_text(dataset, name)))
-        views = words & set(FRONTAL)
-        if words & set(LATERAL):
-            views.add("LATERAL")
+        # Such a name is of several films, and may say more than the view.
+        views = words.views_in(read_text(dataset, name)) & {*FRONTAL, "LATERAL"}
         if len(views) == 1:  # a name that says both says nothing
             return views.pop()
     return "unknown"
+
+
+def _code_meaning(dataset: Dataset, name: str) -> str:
+    """The meaning of the first code of a sequence, in upper case, or "" when there is none."""
+    with contextlib.suppress(Exception):
+        return read_text(dataset[name][0], "CodeMeaning")
+    return ""

@@ -26,10 +26,10 @@ class _LookedUp(NamedTuple):
 
 
 def decode(path: str | Path, dataset: Dataset, file_bytes: bytes) -> np.ndarray:
-    """Decode the stored values, whole numbers [H, W] or [H, W, 3].
+    """Decode the pixels' cells, whole numbers [H, W] or [H, W, 3]; `stored_bits` takes the values out of them.
 
     Args:
-        data: the bytes of the file that `dataset` was read from.
+        file_bytes: the bytes of the file that `dataset` was read from.
 
     Raises:
         UserError: for pixels that cannot be decoded, or are not what the header describes.
@@ -40,7 +40,10 @@ def decode(path: str | Path, dataset: Dataset, file_bytes: bytes) -> np.ndarray:
         except codecs.DecodeError as error:
             raise UserError(f"{path}: {error}") from None
     else:
+        # Unasked, pydicom takes the lowest bits of a cell, whatever High Bit says.
+        dataset.pixel_array_options(correct_unused_bits=False)
         stored = dataset.pixel_array
+    stored = stored.astype(stored.dtype.newbyteorder("="), copy=False)
     # A codec may well decode something else than the header describes.
     expected: tuple[int, ...] = (dataset.Rows, dataset.Columns)
     if whole_number(dataset, "SamplesPerPixel", 1) == 3:
@@ -51,7 +54,11 @@ def decode(path: str | Path, dataset: Dataset, file_bytes: bytes) -> np.ndarray:
 
 
 def find_padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray:
-    """Find padding (outside the exposed field), by PixelPaddingValue and its RangeLimit: bool [H, W]."""
+    """Find padding (outside the exposed field), by PixelPaddingValue and its RangeLimit: bool [H, W].
+
+    Args:
+        stored: values, or the cells they were taken from.
+    """
     names = ("PixelPaddingValue", "PixelPaddingRangeLimit")
     limits = [
         limit for limit in (whole_number(dataset, name) for name in names) if limit is not None
@@ -108,14 +115,23 @@ def apply_modality(dataset: Dataset, stored: np.ndarray, metadata: Metadata) -> 
 
 
 def render(
-    dataset: Dataset, values: np.ndarray, valid_mask: np.ndarray, renderer: str, metadata: Metadata
+    dataset: Dataset,
+    values: np.ndarray,
+    valid_mask: np.ndarray,
+    renderer: str,
+    metadata: Metadata,
+    *,
+    is_for_the_eye: bool,
 ) -> np.ndarray:
     """Render values as float32 [H, W] in 0..1, bright = dense, by a renderer of `radiograph.RENDERERS`.
 
     Inversion is against the nominal range, not the image's maximum.
+
+    Args:
+        is_for_the_eye: whether the values run from black to white as they are, and need no window.
     """
     if renderer == "voi":
-        pixels = _render_voi(dataset, values, valid_mask, metadata)
+        pixels = _render_voi(dataset, values, valid_mask, metadata, is_for_the_eye)
     elif renderer == "percentile":
         pixels = radiograph.stretch(values, valid_mask, *radiograph.PERCENTILES)
     else:
@@ -141,7 +157,11 @@ def _is_inverted(dataset: Dataset, metadata: Metadata) -> bool:
 
 
 def _render_voi(
-    dataset: Dataset, values: np.ndarray, valid_mask: np.ndarray, metadata: Metadata
+    dataset: Dataset,
+    values: np.ndarray,
+    valid_mask: np.ndarray,
+    metadata: Metadata,
+    is_for_the_eye: bool,
 ) -> np.ndarray:
     """VOI LUT, else the first window, else the stored range (8 bit) or the 0.5 to 99.5 percentiles."""
     pixels = _apply_voi_lut(dataset, values, metadata)
@@ -152,9 +172,7 @@ def _render_voi(
 
     if "WindowCenter" in dataset or "WindowWidth" in dataset:
         metadata["warnings"].append("the window is not usable and was ignored")
-    # Eight bits as stored are made for the eye; rescaled ones are measurements.
-    is_rescaled = "ModalityLUTSequence" in dataset or "RescaleSlope" in dataset
-    if metadata["bits"] <= 8 and not is_rescaled:
+    if is_for_the_eye:
         metadata["window"] = {"kind": "stored range"}
         is_signed = whole_number(dataset, "PixelRepresentation", 0) == 1
         lowest = -(2 ** (metadata["bits"] - 1)) if is_signed else 0

@@ -294,7 +294,7 @@ REFUSED = {
     "too small": lambda: build(np.zeros((1, 1), np.uint16)),
     "strip": lambda: build(np.zeros((40, 2000), np.uint16)),
     "not projection radiography": lambda: build(Modality="CT"),
-    "not projection radiography ": lambda: build(Modality=SECRET),
+    "not projection radiography ": lambda: build(Modality="MR\\CR"),
     "contradict each other": lambda: build(BitsStored=20),
     "DICOMDIR": lambda: build(SOPClassUID=MediaStorageDirectoryStorage),
     "floating-point": lambda: build(FloatPixelData=bytes(64 * 80 * 4), remove=("PixelData",)),
@@ -349,6 +349,60 @@ def test_random_damage_ends_in_an_image_or_one_line(capfd, caplog):
         else:
             assert np.isfinite(image.pixels).all()
             assert image.pixels.min() >= 0 and image.pixels.max() <= 1
+    out, err = capfd.readouterr()
+    assert "SECRET" not in out + err + caplog.text
+
+
+ODD_VALUES = {
+    "US": [0, 1, 2, 3, 7, 8, 10, 12, 15, 16, 17, 64, 80, 4095, 65535, [12, 13], None],
+    "DS": ["", "0", "1", "-1", "1e9", "1e-9", "1\\\\2", "0.5", "4096", None],
+    "CS": [
+        "",
+        SECRET,
+        "PA",
+        "NONE",
+        "MONOCHROME1",
+        "MONOCHROME",
+        "RGB",
+        "INVERSE",
+        "SIGMOID",
+        ["A", "B"],
+        "\0",
+        None,
+    ],
+}
+ODD_NAMES = {
+    "US": "Rows Columns SamplesPerPixel BitsAllocated BitsStored HighBit PixelRepresentation PlanarConfiguration "
+    "PixelPaddingValue PixelPaddingRangeLimit NumberOfFrames OverlayBitPosition_0",
+    "DS": "RescaleSlope RescaleIntercept WindowCenter WindowWidth ImagerPixelSpacing PixelAspectRatio",
+    "CS": "PhotometricInterpretation PresentationLUTShape VOILUTFunction ViewPosition BodyPartExamined Modality "
+    "PresentationIntentType PatientOrientation SpecificCharacterSet ImageType",
+}
+
+
+def test_random_odd_headers_end_in_an_image_or_one_line(capfd, caplog):
+    rng = np.random.default_rng(0)
+    outcomes = {True: 0, False: 0}
+    for _ in range(300):
+        elements = dict(FULL)
+        for _ in range(rng.integers(1, 4)):
+            kind = str(rng.choice(list(ODD_NAMES)))
+            name = str(rng.choice(ODD_NAMES[kind].split()))
+            elements[name] = ODD_VALUES[kind][rng.integers(len(ODD_VALUES[kind]))]
+        try:
+            file_bytes = build(**elements)
+        except Exception:  # pydicom cannot write it
+            continue
+        try:
+            image = read(file_bytes)
+        except UserError as error:
+            assert SECRET not in str(error) and "\n" not in str(error)
+            outcomes[False] += 1
+        else:
+            assert SECRET not in repr(image.meta)
+            assert image.pixels.min() >= 0 and image.pixels.max() <= 1
+            outcomes[True] += 1
+    assert min(outcomes.values()) > 30
     out, err = capfd.readouterr()
     assert "SECRET" not in out + err + caplog.text
 
