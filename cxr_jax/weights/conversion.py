@@ -39,7 +39,7 @@ def from_hf(source: Path, destination: Path, adapter: str | os.PathLike | None =
     )
     # What the way back cannot see in the arrays.
     facts = {
-        "tied_head_is_stored": opened.head_is_stored_twice,
+        "tied_head_is_stored": opened.tied_head_is_stored,
         # Layers of one stacked array that are stored in another type than the array has.
         "tensor_types": {
             tensor_rule.key: NAMES[tensors.dtype(tensor_rule.key)]

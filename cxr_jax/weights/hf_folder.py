@@ -27,6 +27,7 @@ from cxr_jax.models.qwen2_5_vl.image_settings import PIXEL_LIMITS
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime.trees import Tree, flatten
 from cxr_jax.runtime.whole_files import atomic_folder, copy_files, write_json
+from cxr_jax.weights import quantization
 from cxr_jax.weights.safetensors_file import NAMES, Tensors, TensorToWrite, parse_json, write_folder
 
 # What models are trained and published in; quantized and integer tensors need arithmetic that is
@@ -79,6 +80,8 @@ def read_config(folder: str | os.PathLike) -> Config:
     if not file_path.is_file():
         raise UserError(f"{folder}: no config.json; not a Hugging Face model folder")
     settings = read_json(file_path)
+    # Before anything else is made of it: what follows would call its tensors missing.
+    quantization.refuse(Path(folder), settings)
     generation = Path(folder) / "generation_config.json"
     if generation.is_file():
         # The stop ids that generation uses live here in the published folders (config.json names only one).
@@ -117,8 +120,8 @@ class OpenFolder:
     tensors: Tensors
 
     @property
-    def head_is_stored_twice(self) -> bool:
-        """Whether a head that is tied to the embedding has a tensor of its own, too, as some writers store it."""
+    def tied_head_is_stored(self) -> bool:
+        """Whether a head that is tied to the embedding has a tensor of its own, beside the embedding or alone."""
         return self.model_config.tie_word_embeddings and HEAD in self.tensors.stored
 
     @functools.cached_property
@@ -147,12 +150,17 @@ def open_folder(folder: str | os.PathLike) -> OpenFolder:
     # comparison.
     family = registry.family_of(model_config)
     rules = family.tensor_rules(model_config)
-    opened = OpenFolder(model_config, rules, Tensors(folder, family.canonical_key))
+    tensors = Tensors(folder, family.canonical_key)
+    # Of two names for one array a writer may drop either: the head is then the embedding.
+    if model_config.tie_word_embeddings and EMBEDDING not in tensors.stored:
+        if HEAD in tensors.stored:
+            tensors.stored[EMBEDDING] = tensors.stored[HEAD]
+    opened = OpenFolder(model_config, rules, tensors)
     if problems := list(_misfits(opened)):
         raise UserError(f"{folder}: weights do not fit config.json; " + "; ".join(problems))
     # Equal values may be one array; others would leave two heads, of which one would be lost in
     # silence.
-    if opened.head_is_stored_twice and not _heads_are_equal(opened.tensors):
+    if opened.tied_head_is_stored and not _heads_are_equal(opened.tensors):
         raise UserError(
             f"{folder}: config.json ties the head to the embedding, but lm_head.weight differs from it"
         )
@@ -170,6 +178,12 @@ def _misfits(opened: OpenFolder) -> Iterator[str]:
         for tensor_name in tensors.stored
         if not tensor_name.endswith("rotary_emb.inv_freq")
     }
+    if packed := quantization.packed_tensor(stored_names - wanted.keys()):
+        yield (
+            f"{shown(packed)} is of quantized weights, which are not read, and config.json has no "
+            "quantization_config"
+        )
+        return
     # The tied head is compared with the embedding by the caller, so here it is neither wanted nor
     # wrong.
     if opened.model_config.tie_word_embeddings:
@@ -209,6 +223,8 @@ def first_names(tensor_names: list[str]) -> str:
 
 
 def _heads_are_equal(tensors: Tensors) -> bool:
+    if tensors.stored[HEAD] == tensors.stored[EMBEDDING]:
+        return True
     head, embedding = tensors[HEAD], tensors[EMBEDDING]
     if head.dtype != embedding.dtype or head.shape != embedding.shape:
         return False

@@ -86,16 +86,17 @@ def random_config(name: str, tokenizer: Tokenizer) -> Any:
 
 
 def check_model(model: str) -> None:
-    """Refuse a `config.model` that names nothing, before anything is loaded.
+    """Refuse a `config.model` that names nothing or nothing that can be read, before anything is loaded.
 
     Raises:
-        UserError: if it is empty, an unknown size, or no folder of a model.
+        UserError: if it is empty, an unknown size, or no folder of a model whose config.json can be used.
     """
     # Cheapest first: an empty value, then a folder, then the list of sizes.
     if not model:
         raise UserError("config.model is empty; give it with --config.model=FOLDER")
     if not model.startswith(_RANDOM):
-        _find_folder(model)
+        # A few lines of JSON, which tell another family and quantized weights from ours.
+        hf_folder.read_config(_find_folder(model))
     elif model not in registry.sizes():
         known = ", ".join(registry.sizes())
         raise UserError(f"config.model={model!r}: no such size; known: {known}")

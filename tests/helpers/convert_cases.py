@@ -38,12 +38,15 @@ def make(
     rename=lambda key: key,
     shard_gb=5.0,
     stored_head=False,
+    head_alone=False,
 ):
     """A Hugging Face folder with unknown config keys and some side files."""
     c = golden_cases.case(case)
     arrays = {hf_table.canonical_key(k): w.astype(dtype(k)) for k, w in c["weights"].items()}
     if stored_head:
         arrays[HEAD] = arrays[EMBED]
+    if head_alone:
+        arrays[HEAD] = arrays.pop(EMBED)
     folder.mkdir(parents=True)
     write_folder(folder, entries(arrays, rename), shard_gb)
     text = json.dumps(

@@ -87,6 +87,15 @@ def test_there_and_back_bit_for_bit(tmp_path, layout, capsys):
     )  # so does --config.model
 
 
+def test_a_tied_head_that_stands_alone_comes_back_beside_the_embedding(tmp_path):
+    """Under both names, since readers of before transformers 5 look for the embedding alone."""
+    src = make(tmp_path / "src", case="even", dtype=lambda key: BF16, head_alone=True)
+    assert call("from-hf", src, tmp_path / "ours") == 0
+    assert call("to-hf", tmp_path / "ours", tmp_path / "back") == 0
+    head = stored(src)["lm_head.weight"]
+    assert stored(tmp_path / "back") == {**stored(src), "model.embed_tokens.weight": head}
+
+
 def test_shards_are_those_of_transformers(tmp_path):
     from safetensors.numpy import load_file
 

@@ -15,7 +15,7 @@ from cxr_jax.errors import UserError
 from cxr_jax.models.qwen2_5_vl import hf_table
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B, Config
 from cxr_jax.weights import hf_folder
-from cxr_jax.weights.safetensors_file import Tensors, write_safetensors
+from cxr_jax.weights.safetensors_file import Tensors, write_folder, write_safetensors
 
 NESTED = {"visual.": "model.visual.", "model.": "model.language_model."}
 
@@ -108,6 +108,38 @@ def test_tied_head_may_be_stored_once_more(tmp_path):
     before = hf_folder.load(src)
     rewrite(src, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}))
     same(before[1], hf_folder.load(src)[1])
+
+
+EMBEDDING = "model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize("shards", [False, True])
+@pytest.mark.parametrize("rename", [str, nested])
+def test_tied_weights_stored_as_head_only(tmp_path, rename, shards):
+    """transformers reads such a folder as the tied model, too (tests/oracle/folders.py)."""
+    src = golden_cases.write_folder(tmp_path / "a", "even", hf_table.canonical_key)
+    before = hf_folder.load(src)
+    tensors = open_tensors(src)
+    arrays = {key: np.array(tensors[key]) for key in tensors.stored}
+    arrays["lm_head.weight"] = arrays.pop(EMBEDDING)
+    (src / "model.safetensors").unlink()
+    entries = golden_cases.entries(
+        arrays, lambda key: key if key == "lm_head.weight" else rename(key)
+    )
+    write_folder(src, entries, 1e-4 if shards else 5.0)
+    assert any(src.glob("*.index.json")) == shards
+    after = hf_folder.load(src)
+    assert after[0] == before[0]
+    same(before[1], after[1])
+
+
+def test_untied_weights_need_both(folder):
+    """What stands for the other in a tied model does not in an untied one: a head is not guessed."""
+    for key in ("lm_head.weight", EMBEDDING):
+        rewrite(folder, lambda arrays, key=key: arrays.pop(key))
+        with pytest.raises(UserError, match=f"missing: {key}"):
+            hf_folder.load(folder)
+        golden_cases.write_folder(folder, "ragged", hf_table.canonical_key)
 
 
 LAYER = "model.layers.1.self_attn.q_proj.weight"
