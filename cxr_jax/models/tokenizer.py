@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from cxr_jax.errors import UserError
 
 if TYPE_CHECKING:  # transformers takes seconds to import
@@ -31,6 +33,7 @@ SPECIAL_TOKENS = (
 # What the format reward counts: each is a token of its own.
 FORMAT_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 IMAGE_PAD = "<|image_pad|>"
+VIDEO_PAD = "<|video_pad|>"
 SYSTEM_PROMPT = "You are a helpful assistant."
 
 # Splits text into words with their leading space, numbers digit by digit, punctuation and white space: the behaviour
@@ -197,10 +200,31 @@ def config_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     # By the texts of the tokens: ids differ between tokenizers.
     return {
         "image_token_id": vocab[IMAGE_PAD],
-        "video_token_id": vocab["<|video_pad|>"],
+        "video_token_id": vocab[VIDEO_PAD],
         "vision_start_token_id": vocab["<|vision_start|>"],
         "vision_end_token_id": vocab["<|vision_end|>"],
         "pad_token_id": vocab["<|endoftext|>"],
         "bos_token_id": vocab["<|endoftext|>"],
         "eos_token_id": (vocab["<|im_end|>"], vocab["<|endoftext|>"]),
     }
+
+
+# ---- Texts -------------------------------------------------------------------------------------------------
+
+
+def completion_text(
+    tokenizer: Tokenizer, tokens: np.ndarray, length: int, opened: np.ndarray | None = None
+) -> str:
+    """Decode a completion for people: what the rewards read.
+
+    Args:
+        tokens: int [C].
+        length: the first tokens, which count; behind them is padding.
+        opened: int [K], what the prompt has opened the completion with; -1 is no token. Or None.
+    """
+    token_ids = np.asarray(tokens)[:length].tolist()
+    if opened is not None:
+        token_ids = [
+            token_id for token_id in np.asarray(opened).tolist() if token_id >= 0
+        ] + token_ids
+    return str(tokenizer.decode(token_ids, skip_special_tokens=True))
