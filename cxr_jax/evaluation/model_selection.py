@@ -10,7 +10,7 @@ from cxr_jax.config.sections import EvaluationConfig
 from cxr_jax.data.sources.base import Batch, Source
 from cxr_jax.data.sources.splits import Splits, held_out
 from cxr_jax.evaluation.reader import Reader
-from cxr_jax.metrics import scores
+from cxr_jax.metrics import alarms, scores
 from cxr_jax.metrics.scores import Answers, Bootstrap, Reference
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.layout import Layout
@@ -49,6 +49,7 @@ class ModelSelection:
         self.best: dict[str, Any] | None = None
         self.first_recall: dict[str, float] | None = None
         self.out_of_distribution = splits.out_of_distribution
+        self._said_formatless = False
         # Once, before the first step: every look reads the same images, so that looks compare.
         self.data = {
             split_name: held_out(source, settings.n, reader.poll)
@@ -89,6 +90,7 @@ class ModelSelection:
         for split_name, held_out_batch in self.data.items():
             log_metrics |= self._score(split_name, params, held_out_batch)
         log_metrics["alarms/lost_recall"] = self._count_lost_labels(log_metrics)
+        log_metrics["alarms/format_never_held"] = self._count_formatless_sets(log_metrics)
         self.loop.metrics.write(step, log_metrics, kind="eval")
         self._print(step, log_metrics)
 
@@ -161,6 +163,22 @@ class ModelSelection:
                 flush=True,
             )
         return len(lost_recalls)
+
+    def _count_formatless_sets(self, log_metrics: dict[str, Any]) -> int:
+        """Count the sets with right answers and no text that holds the format; say so once a process."""
+        formatless = [
+            split_name
+            for split_name in self.data
+            if alarms.format_never_held(
+                log_metrics[f"eval/{split_name}/micro_f1"] or 0.0,
+                log_metrics[f"eval/{split_name}/valid_format"],
+            )
+        ]
+        if formatless and not self._said_formatless:
+            self._said_formatless = True
+            sets = ", ".join(formatless)
+            print(f"  alarm: format never held on {sets}: {alarms.FORMAT_NEVER_HELD}", flush=True)
+        return len(formatless)
 
     def _print(self, step: int, log_metrics: dict[str, Any]) -> None:
         # Undefined is shown as a dash, and not as zero.

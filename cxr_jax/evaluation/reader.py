@@ -17,7 +17,7 @@ from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.models.qwen2_5_vl.patches import patchify
-from cxr_jax.models.tokenizer import Tokenizer
+from cxr_jax.models.tokenizer import Tokenizer, completion_text
 from cxr_jax.rewards.terms import BYTES_PER_TOKEN, TRACE_TERMS
 from cxr_jax.runtime import processes, sharding
 from cxr_jax.runtime.layout import ONE_DEVICE, Layout
@@ -32,12 +32,14 @@ class Readings(NamedTuple):
         lengths: int [N], tokens of each completion.
         answer: bool [N, 14], labels that the answer names.
         valid: bool [N], whether the format was kept.
+        opened: int [N, K], tokens that the prompts have opened the answers with (`Prompts.opened_ids`), or None.
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
     answer: np.ndarray
     valid: np.ndarray
+    opened: np.ndarray | None = None
 
 
 class Reader:
@@ -95,7 +97,8 @@ class Reader:
             )
             tokens, lengths = sampled["tokens"], sampled["lengths"]
             # Read on the device, by the parser that rewards use: both judge an answer alike.
-            parsed = answers.parse_tokens(tokens, lengths, token_bytes, byte_limit)
+            opened = batch["prompts"].get("opened")
+            parsed = answers.parse_tokens(tokens, lengths, token_bytes, byte_limit, opened)
             return tokens, lengths, parsed["answer"], parsed["format"]
 
         return read
@@ -104,12 +107,14 @@ class Reader:
         token_bytes, byte_limit = self._bytes_of_tokens()
         phrase_bank = load_phrase_bank(None, lexicon)
 
-        def score(tokens: jax.Array, lengths: jax.Array, truth: Tree) -> dict[str, jax.Array]:
+        def score(
+            tokens: jax.Array, lengths: jax.Array, opened: jax.Array | None, truth: Tree
+        ) -> dict[str, jax.Array]:
             # A finding that is there for certain, and not one that the truth itself hedges.
             certain = truth["solution"] & ~truth["hedged"]
             facts = report_text.Truth.from_arrays(certain, truth["hedged"], truth["sides"])
             parsed_traces = rewards.read_tokens(
-                tokens, lengths, token_bytes, byte_limit, phrase_bank, facts
+                tokens, lengths, token_bytes, byte_limit, phrase_bank, facts, opened
             )
             # Those that nobody asks for are dropped by the compiler.
             reward_terms = rewards.reward_terms(parsed_traces, truth["solution"])
@@ -120,7 +125,8 @@ class Reader:
     def _bytes_of_tokens(self) -> tuple[answers.TokenBytes, int]:
         """The bytes of each token, and how many bytes of a completion the parsers read at most."""
         token_bytes = answers.TokenBytes.from_tokenizer(self.tokenizer)
-        return token_bytes, self.prompts.max_completion * BYTES_PER_TOKEN
+        token_count = self.prompts.max_completion + self.prompts.opened_width
+        return token_bytes, token_count * BYTES_PER_TOKEN
 
     def read(self, params: Tree, images: np.ndarray, texts: Sequence[str]) -> Readings:
         """Answer the prompts `texts` [N] about `images` [N, S, S], greedily."""
@@ -148,7 +154,8 @@ class Reader:
         tokens, lengths, answer, valid = (
             np.concatenate(pieces) for pieces in zip(*batch_outputs, strict=True)
         )
-        return Readings(tokens, lengths, answer.astype(bool), valid.astype(bool))
+        opened = self.prompts.opened_ids(texts)
+        return Readings(tokens, lengths, answer.astype(bool), valid.astype(bool), opened)
 
     def score_traces(self, readings: Readings, truth: Tree) -> dict[str, np.ndarray]:
         """Hold the traces against the answers and against what is so.
@@ -171,7 +178,10 @@ class Reader:
                 for term_name in ("solution", "hedged", "sides")
             }
             values_by_term = self._score_traces(
-                readings.tokens[batch_rows], readings.lengths[batch_rows], facts
+                readings.tokens[batch_rows],
+                readings.lengths[batch_rows],
+                None if readings.opened is None else readings.opened[batch_rows],
+                facts,
             )
             batch_terms.append(
                 {
@@ -185,14 +195,15 @@ class Reader:
         }
 
     def texts(self, readings: Readings, rows: Sequence[int]) -> list[str]:
-        """Decode the completions of the given rows."""
-        # The room behind the end holds padding, which is no text.
-        completions = [
-            readings.tokens[image_index][: readings.lengths[image_index]] for image_index in rows
-        ]
+        """Decode the completions of the given rows, with what the prompts have opened them with."""
         return [
-            str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
-            for token_ids in completions
+            completion_text(
+                self.tokenizer,
+                readings.tokens[image_index],
+                readings.lengths[image_index],
+                None if readings.opened is None else readings.opened[image_index],
+            )
+            for image_index in rows
         ]
 
 

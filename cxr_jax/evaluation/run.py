@@ -16,7 +16,7 @@ from cxr_jax.data.sources.base import Batch
 from cxr_jax.data.sources.splits import Splits, held_out, open_splits
 from cxr_jax.evaluation.reader import Reader, Readings
 from cxr_jax.inference.prompts import Prompts
-from cxr_jax.metrics import scores
+from cxr_jax.metrics import alarms, scores
 from cxr_jax.metrics.scores import Answers, Bootstrap, Reference
 from cxr_jax.models.qwen2_5_vl.patches import grid_of
 from cxr_jax.report.text_table import text_table
@@ -137,9 +137,11 @@ def evaluate_models(
             continue
 
         for model_name in model_names:
-            tables[model_name][set_name] = _summary(
+            summary = _summary(
                 answers[model_name], trace_terms[model_name], held_out_batch, settings.eval
             )
+            tables[model_name][set_name] = summary
+            _warn_of_format(f"{model_name} on {set_name}", summary, answers[model_name].real)
         readings = {model_name: answers[model_name].real for model_name in model_names}
         if len(model_names) > 1:
             last_two = model_names[-2], model_names[-1]
@@ -155,6 +157,13 @@ def evaluate_models(
 
     _write_report(run_folder, settings, tables, comparisons, cases, notes)
     return text_table(tables, comparisons, settings.data.source)
+
+
+def _warn_of_format(name: str, summary: dict[str, Any], readings: Readings) -> None:
+    # Above 0 where any label is named rightly.
+    micro_f1 = summary["micro_f1"]["all"]["value"] or 0.0
+    if alarms.format_never_held(micro_f1, float(readings.valid.mean())):
+        print(f"alarm: format never held by {name}: {alarms.FORMAT_NEVER_HELD}", flush=True)
 
 
 def _write_report(

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
 from cxr_jax.errors import UserError
@@ -125,10 +124,9 @@ def probabilities_after(
         raise ValueError(f"{row_count} completions of {prompt_count} prompts")
     answer_tokens = settings.answer_tokens
     # From the end of a trace on, whatever the trace.
-    fitting = np.asarray(constraint.fits)[np.asarray(constraint.locked)[0]]
+    fitting = constraint.fits_after_trace()
     if not fitting[min(answer_tokens, len(fitting) - 1)]:
         raise UserError(f"no answer fits answer_tokens={answer_tokens}")
-    # Values that may change without another program are arrays; sizes are static.
     probabilities, exact_mass = _expand(
         params,
         sampling.decode_layers(params, model_config) if layers is None else layers,
@@ -137,6 +135,7 @@ def probabilities_after(
         Traces(_int32(traces.tokens), _int32(traces.lengths), traces.own_keys),
         constraint,
         sampling.row_keys(0, row_count) if keys is None else keys,
+        # Values that may change without another program are arrays; sizes are static.
         _Limits(jnp.float32(settings.temperature), jnp.float32(settings.tolerance)),
         size=_Size(width=settings.width, depth=answer_tokens, dtype=settings.dtype),
     )

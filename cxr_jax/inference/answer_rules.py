@@ -83,7 +83,7 @@ def compile_answers(
         locked=machine.locked(),
         begun=machine.begun(),
         settled=_settled(fewest, machine),
-        budget=np.int32(0),
+        after_byte=machine.after_byte(),
     ).within(max_new_tokens)
 
 
@@ -220,6 +220,11 @@ class _ByteMachine(NamedTuple):
         begun = self.is_in("item", "end", "done")
         begun[[self.over, self.dead]] = True
         return begun
+
+    def after_byte(self) -> np.ndarray:
+        """int32 [S + 2, 256]: the state after each byte; what is over or dead stays dead."""
+        after = np.pad(self.after, ((0, 2), (0, 0)), constant_values=-1)
+        return np.where(after < 0, self.dead, after).astype(np.int32)
 
     def locked(self) -> np.ndarray:
         """int32 [S + 2]: see `_Grammar.lock`."""

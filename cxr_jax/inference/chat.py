@@ -20,6 +20,7 @@ from cxr_jax.inference.requests import (
     GenerationSettings,
     ReadyModel,
     Request,
+    check_constraint,
     check_room,
 )
 
@@ -71,10 +72,12 @@ class Chat:
         # ---- Everything is checked before anything is computed ----
         model = self.model
         settings = GenerationSettings(max_new_tokens, temperature, 1, seed, top_p, top_k)
-        rules = model.constraint(constraint, settings.max_new_tokens)
+        check_constraint(constraint)
         messages = [*self.messages, {"role": "user", "content": text}]
-        ids = render_prompt(model.tokenizer, model.config, messages, self.grid)
-        request = Request(ids, self.patches, self.grid)
+        rendered = render_prompt(model.tokenizer, model.config, messages, self.grid)
+        ids = rendered.ids
+        rules = model.constraint(constraint, settings.max_new_tokens, rendered.opened)
+        request = Request(ids, self.patches, self.grid, rendered.opened)
         check_room(model.config, len(ids), settings.max_new_tokens, "the conversation")
 
         # ---- The answer ----

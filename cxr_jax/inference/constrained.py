@@ -5,6 +5,7 @@ about text: every tokenisation of a valid text is allowed, also with tokens that
 and nothing else. `answer_probabilities` weighs all answers after a trace, under the same rules.
 """
 
+import re
 from typing import NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from cxr_jax.errors import UserError
 from cxr_jax.runtime.trees import Array
 
 _AMPLE = 2**30  # tokens left, where they do not matter
+_SPACE_AFTER_TRACE = re.compile(r"</think>\s*(<answer>|)$")
 
 
 class State(NamedTuple):
@@ -53,8 +55,36 @@ class Constraint(NamedTuple):
     locked: Array  # int32 [S]: the same place, but the answer must begin now
     begun: Array  # bool [S]: the list has begun
     settled: Array  # bool [S]: no further name can follow
+    after_byte: Array  # int32 [S, 256]: the state after a byte
     # ---- The completion ----
-    budget: ArrayLike  # int32: tokens of a whole completion
+    start: ArrayLike = np.int32(0)  # the state before its first token
+    budget: ArrayLike = np.int32(0)  # tokens of a whole completion
+
+    def after(self, opened: str) -> "Constraint":
+        """Make the same rules for completions that go on where `opened` ends: what a chat template has said for them.
+
+        Raises:
+            UserError: if no valid answer begins so.
+        """
+        # After a closed trace the format takes any white space, and the rules only some.
+        for text in (opened, _SPACE_AFTER_TRACE.sub(r"</think>\1", opened)):
+            state = 0
+            for byte in text.encode():
+                state = int(np.asarray(self.after_byte)[state, byte])
+            # Names that were completed would have to be counted: no template gives an answer.
+            is_dead = state == self.next.shape[0] - 1 or text.partition("<answer>")[2]
+            if not is_dead:
+                return self._replace(start=np.int32(state))
+        raise UserError(
+            "constrained answers cannot follow this chat template: no valid answer begins as it opens the answer"
+        )
+
+    def after_if_valid(self, opened: str) -> "Constraint":
+        """Make the rules of `after`, or leave them as they are where no valid answer begins as opened."""
+        try:
+            return self.after(opened)
+        except UserError:
+            return self
 
     def within(self, max_new_tokens: int) -> "Constraint":
         """Make the same rules for completions of at most max_new_tokens, the stop token included.
@@ -63,7 +93,7 @@ class Constraint(NamedTuple):
             UserError: if no valid completion is that short.
         """
         # By the first state: what fits there fits a whole completion.
-        fitting_budgets = np.flatnonzero(np.asarray(self.fits)[0])
+        fitting_budgets = np.flatnonzero(np.asarray(self.fits)[np.asarray(self.start)])
         if not len(fitting_budgets) or max_new_tokens < fitting_budgets[0]:
             least = "the tokenizer cannot spell them"
             if len(fitting_budgets):
@@ -73,10 +103,17 @@ class Constraint(NamedTuple):
             )
         return self._replace(budget=np.int32(max_new_tokens))
 
+    def fits_after_trace(self) -> np.ndarray:
+        """Look up `fits` where a trace that has just begun must end at once, int32 [M]."""
+        locked = np.asarray(self.locked)[np.asarray(self.start)]
+        return np.asarray(self.fits)[locked]
+
     def init(self, rows: int) -> State:
         """Make the state of `rows` completions before their first token."""
-        zero = jnp.zeros(rows, jnp.int32)  # state 0, and no name
-        return State(zero, zero, jnp.broadcast_to(jnp.asarray(self.budget), rows))
+        start, budget = (
+            jnp.broadcast_to(jnp.asarray(value), rows) for value in (self.start, self.budget)
+        )
+        return State(start, jnp.zeros(rows, jnp.int32), budget)
 
     def allowed(self, state: State) -> jax.Array:
         """Find the tokens, bool [R, V], after which a valid completion is still possible in the tokens left."""

@@ -9,7 +9,7 @@ are decoded together, always in the same number of rows (`rows_at_once`). So few
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,12 +89,14 @@ def padded(values: np.ndarray, length: int, axis: int, fill: int = 0) -> np.ndar
 
 @dataclass(frozen=True)
 class Prefix:
-    """A prompt on the device (see `sampling`), its length, the position of the next token, its content's mark."""
+    """A prompt on the device (see `sampling`), its length, the position of the next token, its content's mark, and
+    what it has opened the answer with."""
 
     device: sampling.ComputedPrompt
     length: int
     start: int
     mark: int
+    opened: str
 
 
 def prefill(model: ReadyModel, request: Request, features: np.ndarray | None) -> Prefix:
@@ -117,7 +119,7 @@ def prefill(model: ReadyModel, request: Request, features: np.ndarray | None) ->
     )
     device = sampling.prefill(model.params, model_config, batch, dtype=model.dtype)
     # One past the largest position, as `next_positions` has it for batches.
-    return Prefix(device, length, int(positions.max()) + 1, request.mark())
+    return Prefix(device, length, int(positions.max()) + 1, request.mark(), request.opened)
 
 
 def prefix_of(model: ReadyModel, request: Request) -> Prefix:
@@ -151,7 +153,7 @@ def extend(model: ReadyModel, keys: list, used: int, request: Request) -> Prefix
         room=bucket(length),
         dtype=model.dtype,
     )
-    return Prefix(device, length, int(positions.max()) + 1, request.mark())
+    return Prefix(device, length, int(positions.max()) + 1, request.mark(), request.opened)
 
 
 # ---- Decoding ----------------------------------------------------------------------------------------------
@@ -160,9 +162,9 @@ def extend(model: ReadyModel, keys: list, used: int, request: Request) -> Prefix
 class _Streamer:
     """Hands the new text of growing rows to a callback."""
 
-    def __init__(self, tokenizer: Tokenizer, row_count: int, stream: RowStream) -> None:
-        self.texts = [GrowingText(tokenizer) for _ in range(row_count)]
-        self.has_ended = np.zeros(row_count, bool)
+    def __init__(self, tokenizer: Tokenizer, opened: list[str], stream: RowStream) -> None:
+        self.texts = [GrowingText(tokenizer, row_opened) for row_opened in opened]
+        self.has_ended = np.zeros(len(opened), bool)
         self.stream = stream
 
     def show(self, drawn: _Drawn, is_last: bool) -> None:
@@ -202,17 +204,18 @@ class _Drawn:
         values = (state.tokens, state.logprobs, state.lengths, state.done)
         return _Drawn(*(np.asarray(value)[:live_rows] for value in values))
 
-    def completions(self, tokenizer: Tokenizer) -> list[Completion]:
-        drawn_rows = zip(self.tokens, self.logprobs, self.counts, self.done, strict=True)
+    def completions(self, tokenizer: Tokenizer, opened: list[str]) -> list[Completion]:
+        drawn_rows = zip(self.tokens, self.logprobs, self.counts, self.done, opened, strict=True)
         return [
             Completion(
                 # The stop token counts as a token with its log-prob, and shows no text.
-                text_of(tokenizer, token_ids[: count - stopped].tolist()),
+                row_opened + text_of(tokenizer, token_ids[: count - stopped].tolist()),
                 token_ids[:count].tolist(),
                 logprobs[:count].tolist(),
                 "stop" if stopped else "length",
+                row_opened,
             )
-            for token_ids, logprobs, count, stopped in drawn_rows
+            for token_ids, logprobs, count, stopped, row_opened in drawn_rows
         ]
 
 
@@ -239,7 +242,8 @@ def decode(
     _note_decode(model, samples[0][0], settings, constraint)
 
     # ---- All tokens in one call, or a few at a time for who watches ----
-    streamer = None if stream is None else _Streamer(model.tokenizer, live_rows, stream)
+    opened = [prefix.opened for prefix, _ in samples]
+    streamer = None if stream is None else _Streamer(model.tokenizer, opened, stream)
     until, tokens_a_call = 0, max_new_tokens if stream is None else STREAM_EVERY
     # At least one call, so that `drawn` is what the state holds.
     drawn = None
@@ -260,7 +264,7 @@ def decode(
         drawn = _Drawn.of_state(rest, live_rows)
         if streamer is not None:
             streamer.show(drawn, is_last=until == max_new_tokens)
-    return drawn.completions(model.tokenizer), own_keys
+    return drawn.completions(model.tokenizer, opened), own_keys
 
 
 def _begin(
@@ -353,26 +357,27 @@ def complete(
     requests: list[Request],
     settings: GenerationSettings,
     stream: Callable[[int, int, str], None] | None = None,
-    constraint: Any = None,
+    constraints: Mapping[str, Any] | None = None,
 ) -> list[list[Completion]]:
     """Draw settings.n completions of each request.
 
     Args:
         stream: called with (request, sample, new text).
+        constraints: for each `Request.opened` the rules that its completions follow.
     """
     # Made once for all turns of the call.
     layers = sampling.decode_layers(model.params, model.config)
     prompts = _Prompts(model, requests)
 
-    # ---- Prompts of one length bucket are decoded together ----
-    groups: dict[int, list[tuple[int, int]]] = {}
+    # ---- Prompts of one length bucket are decoded together, if their answers have begun alike ----
+    groups: dict[tuple[int, str], list[tuple[int, int]]] = {}
     for request_index, request in enumerate(requests):
         samples = [(request_index, sample_number) for sample_number in range(settings.n)]
-        groups.setdefault(bucket(len(request.ids)), []).extend(samples)
+        groups.setdefault((bucket(len(request.ids)), request.opened), []).extend(samples)
 
     # ---- in turns of as many rows as a program has ----
     completions: dict[tuple[int, int], Completion] = {}
-    for slot_count, group_samples in groups.items():
+    for (slot_count, opened), group_samples in groups.items():
         row_count = rows_for(model.rows, slot_count)
         for first_sample in range(0, len(group_samples), row_count):
             turn_samples = group_samples[first_sample : first_sample + row_count]
@@ -383,7 +388,7 @@ def complete(
                 turn_rows,
                 settings,
                 _stream_of_turn(stream, turn_samples),
-                constraint,
+                None if constraints is None else constraints[opened],
             )
             # Whatever order the turns came in, each goes to its request and number.
             completions.update(zip(turn_samples, turn_completions, strict=True))

@@ -25,6 +25,7 @@ from cxr_jax.inference.requests import (
     Reading,
     Request,
     check_completions,
+    check_constraint,
     check_ids,
     check_room,
     pair_up,
@@ -151,17 +152,16 @@ class Model:
         )
         return jax.tree.map(jnp.asarray, rules)
 
-    def constraint(self, constraint: Any, max_new_tokens: int) -> Any:
-        """Turn "answers" into `answers` within max_new_tokens; None and what `sampling` takes stay as they are.
+    def constraint(self, constraint: Any, max_new_tokens: int, opened: str = "") -> Any:
+        """Turn "answers" into `answers` after what the template opened, within max_new_tokens; others stay.
 
         Raises:
-            UserError: for another text, or if no valid answer is as short as max_new_tokens.
+            UserError: for another text, or if no valid answer is as short as max_new_tokens, or begins as opened.
         """
-        if constraint is None or hasattr(constraint, "allowed"):
-            return constraint
-        if not (isinstance(constraint, str) and constraint == "answers"):
-            raise UserError(f'constraint={constraint!r}: use "answers"')
-        return self.answers.within(max_new_tokens)
+        check_constraint(constraint)
+        if isinstance(constraint, str):
+            constraint = self.answers.after(opened).within(max_new_tokens)
+        return constraint
 
     # ---- Which programs it needed --------------------------------------------------------------------------
 
@@ -261,7 +261,7 @@ class Model:
         self, prompt: str | Sequence[dict[str, Any]], grid: tuple[int, int, int] | None
     ) -> list[int]:
         """Render one user turn (or a conversation), with the image (if any) before the first user's text."""
-        return inference_prompts.render_prompt(self.tokenizer, self.config, prompt, grid)
+        return inference_prompts.render_prompt(self.tokenizer, self.config, prompt, grid).ids
 
     def prepare(self, image: Any) -> tuple[np.ndarray | None, tuple[int, int, int] | None]:
         """Turn an image (path, PIL image, or [H, W] floats in 0..1) into (patches, grid); (None, None) for None."""
@@ -300,8 +300,7 @@ class Model:
             temperature: 0 is greedy (top_p and top_k then change nothing).
             constraint: None, "answers" (the completion ends with a valid answer list, see `answers`), or what
                 `sampling` takes.
-            stream: called with (prompt index, sample index, new text) every few tokens; the pieces of a completion
-                add up to its text.
+            stream: called with (prompt index, sample index, new text) every few tokens; the pieces add up to the text.
 
         Raises:
             UserError: for arguments out of range, an unusable image, a prompt that does not leave room for
@@ -309,19 +308,22 @@ class Model:
                 tokenizer; nothing is computed then.
         """
         settings = GenerationSettings(max_new_tokens, temperature, n, seed, top_p, top_k)
+        check_constraint(constraint)
         image_list, prompt_list = pair_up(images, prompts)
-        rules = self.constraint(constraint, settings.max_new_tokens)
         requests = []
         for index, (image, prompt) in enumerate(zip(image_list, prompt_list, strict=True)):
             name = "the prompt" if len(prompt_list) == 1 else f"prompt {index}"
             requests.append(self._request(image, prompt, settings.max_new_tokens, name))
+        new_tokens, beginnings = settings.max_new_tokens, {request.opened for request in requests}
+        rules = {opened: self.constraint(constraint, new_tokens, opened) for opened in beginnings}
         return generation.complete(self, requests, settings, stream, rules)
 
     def _request(
         self, image: Any, prompt: Any, new_tokens: int, name: str = "the prompt"
     ) -> Request:
         patches, grid = self.prepare(image)
-        request = Request(self.render(prompt, grid), patches, grid)
+        rendered = inference_prompts.render_prompt(self.tokenizer, self.config, prompt, grid)
+        request = Request(rendered.ids, patches, grid, rendered.opened)
         check_room(self.config, len(request.ids), new_tokens, name)
         return request
 
@@ -352,12 +354,11 @@ class Model:
         """
         # All arguments are checked before anything is computed.
         greedy = GenerationSettings(max_new_tokens, seed=seed)
-        drawn = None
-        if samples != 0:
-            drawn = GenerationSettings(max_new_tokens, 1.0, samples, seed)
-        rules = self.constraint(constraint, greedy.max_new_tokens)
-        answers = self.answers if probabilities else None
+        drawn = GenerationSettings(max_new_tokens, 1.0, samples, seed) if samples != 0 else None
+        check_constraint(constraint)
         request = self._request(image, prompt, greedy.max_new_tokens)
+        rules = self.constraint(constraint, greedy.max_new_tokens, request.opened)
+        answers = self.answers.after_if_valid(request.opened) if probabilities else None
         return trace_readings.read(self, request, greedy, drawn, rules, answers)
 
     def finding_probabilities(
@@ -382,9 +383,10 @@ class Model:
         """
         GenerationSettings(1, seed=seed)  # checks the seed
         check_completions(completions)
-        answers = self.answers
         longest = max(len(completion.token_ids) for completion in completions)
-        prefix = generation.prefix_of(self, self._request(image, prompt, longest))
+        request = self._request(image, prompt, longest)
+        answers = self.answers.after_if_valid(request.opened)
+        prefix = generation.prefix_of(self, request)
         layers = sampling.decode_layers(self.params, self.config)  # once for all turns
         turns = []
         for first in range(0, len(completions), self.rows):

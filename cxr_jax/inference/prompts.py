@@ -1,17 +1,41 @@
-"""Prompts as token ids: one renderer for serving and training, and prompts in fixed shapes."""
+"""Prompts as token ids: one renderer for serving and training, and prompts in fixed shapes.
 
+A chat template may open the model's turn itself (`<think>` and a line end, or an empty `<think>` element). What it has
+said there is part of what the model says: every `RenderedPrompt` tells it as `opened`, and every reader of a completion
+(rewards, scores, constraint, texts for people) begins with it.
+"""
+
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from cxr_jax.data import prompts as data_prompts
 from cxr_jax.errors import UserError
+from cxr_jax.models import plain_text
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.models.tokenizer import IMAGE_PAD, Tokenizer
 
 ROLES = ("system", "user", "assistant")
+# The word by which templates name whose turn begins, if they write one in plain text.
+_SPEAKER = re.compile(r"^\s*(assistant|model|ai|bot)[ \t]*(:|\n|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class RenderedPrompt:
+    """A prompt as the model reads it.
+
+    Attributes:
+        ids: its token ids, up to where the model goes on.
+        opened: the text at their end that belongs to the model's own turn: what the chat template says for it. Empty
+            with most templates.
+    """
+
+    ids: list[int]
+    opened: str
 
 
 def messages_of(prompt: str | Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -45,35 +69,77 @@ def _is_message(message: object) -> bool:
     )
 
 
-def conversation_ids(
+def render_conversation(
     tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], image_tokens: int
-) -> list[int]:
+) -> RenderedPrompt:
     """Render messages up to the assistant's next turn: the one renderer of training and serving.
+
+    Special tokens that a message spells are encoded as text; of an assistant's message, the tags of the answer format
+    are the tokens that they are to the model (`plain_text`).
 
     Args:
         messages: {"role", "content": text}, at least one of them a user's.
         image_tokens: of the image, which stands before the first user's text; 0 without an image.
 
     Returns:
-        Token ids. The template writes one image pad; it is repeated here, as the Qwen processor does.
+        The prompt. The template writes one image pad; it is repeated here, as the Qwen processor does.
+
+    Raises:
+        UserError: for a message that holds placeholders of images.
     """
+    for message in messages:
+        plain_text.refuse_placeholders(message["content"], "a prompt")
+    mark = plain_text.choose_mark(message["content"] for message in messages)
+    rendered = [_marked(tokenizer, message, mark) for message in messages]
     first_user = next(index for index, message in enumerate(messages) if message["role"] == "user")
     # In parts, the form in which a template knows where an image stands.
-    question = {"type": "text", "text": messages[first_user]["content"]}
-    rendered = list(messages)
+    question = {"type": "text", "text": rendered[first_user]["content"]}
     rendered[first_user] = {
         "role": "user",
         "content": [{"type": "image"}, question] if image_tokens else [question],
     }
+    text, text_before = (
+        str(tokenizer.apply_chat_template(rendered, add_generation_prompt=opens, tokenize=False))
+        for opens in (True, False)
+    )
     # One pad for each image token; the tokenizer turns each into one id.
-    text: Any = tokenizer.apply_chat_template(rendered, add_generation_prompt=True, tokenize=False)
-    text = text.replace(IMAGE_PAD, IMAGE_PAD * image_tokens)
+    with_image = text.replace(IMAGE_PAD, IMAGE_PAD * image_tokens)
     # The template has written the special tokens already.
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = plain_text.encode_marked(tokenizer, with_image, mark)
+    return RenderedPrompt(ids, _opened(tokenizer, text, text_before))
+
+
+def _marked(tokenizer: Tokenizer, message: dict[str, Any], mark: str) -> dict[str, Any]:
+    allowed = plain_text.MODEL_TOKENS if message["role"] == "assistant" else ()
+    content = plain_text.break_tokens(tokenizer, message["content"], mark, allowed)
+    return {**message, "content": content}
+
+
+def _opened(tokenizer: Tokenizer, text: str, text_before: str) -> str:
+    """What the end of a rendered prompt says in the model's turn.
+
+    Args:
+        text: with the generation prompt.
+        text_before: without.
+    """
+    # A template that knows no generation prompt, or always writes it, has the turn at its end.
+    has_more = len(text) > len(text_before) and text.startswith(text_before)
+    turn = text[len(text_before) :] if has_more else text
+    for token in plain_text.control_tokens(tokenizer):
+        turn = turn.rpartition(token)[2]
+    # White space in front is the frame's, not the model's.
+    return _SPEAKER.sub("", turn, count=1).lstrip()
+
+
+def conversation_ids(
+    tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], image_tokens: int
+) -> list[int]:
+    """Give the ids of `render_conversation`."""
+    return render_conversation(tokenizer, messages, image_tokens).ids
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str, image_tokens: int) -> list[int]:
-    """Render one question about one image (if image_tokens > 0), as training does: `text` is ours, and not checked."""
+    """Render one question about one image (if image_tokens > 0), as training does."""
     return conversation_ids(tokenizer, messages_of(text), image_tokens)
 
 
@@ -82,7 +148,7 @@ def render_prompt(
     model_config: Config,
     prompt: str | Sequence[dict[str, Any]],
     grid: tuple[int, int, int] | None,
-) -> list[int]:
+) -> RenderedPrompt:
     """Render a user's prompt, a text or a conversation, as serving does.
 
     Args:
@@ -96,11 +162,12 @@ def render_prompt(
     if grid is not None:
         # What the merger makes of the patches.
         image_tokens = int(np.prod(grid)) // model_config.vision.merge_unit
-    ids = conversation_ids(tokenizer, messages_of(prompt), image_tokens)
-    # A text that spells a placeholder would shift the image's own tokens.
+    rendered = render_conversation(tokenizer, messages_of(prompt), image_tokens)
+    # A template that writes a placeholder of its own would shift the image's tokens.
+    ids = rendered.ids
     if ids.count(model_config.image_token_id) != image_tokens or model_config.video_token_id in ids:
         raise UserError("a prompt must not hold image or video placeholders of its own")
-    return ids
+    return rendered
 
 
 class Prompts:
@@ -108,6 +175,7 @@ class Prompts:
 
     Attributes:
         width: tokens of every row: the given one, or those of the longest of `texts`.
+        opened_width: tokens of the longest text that the template opens the model's turn with; 0 without one.
         pad: the id of padding, end of text.
     """
 
@@ -132,18 +200,49 @@ class Prompts:
         self.max_completion = max_completion
         self.image_tokens = int(np.prod(grid)) // model_config.vision.merge_unit
         self.pad = tokenizer.get_vocab()["<|endoftext|>"]
-        # Few prompts are used again and again: text -> (its ids, positions int32 [3, T + C]).
-        self._known: dict[str, tuple[list[int], np.ndarray]] = {}
+        # Few prompts are used again and again.
+        self._known: dict[str, _KnownPrompt] = {}
+        known = [self._prompt(text) for text in texts]
         # Wide enough for each of the texts: so all of them share one program.
-        self.width = width or max(len(self._ids_and_positions(text)[0]) for text in texts)
+        self.width = width or max(len(prompt.ids) for prompt in known)
+        self.opened_width = max(len(prompt.opened_ids) for prompt in known)
 
-    def _ids_and_positions(self, text: str) -> tuple[list[int], np.ndarray]:
+    def _prompt(self, text: str) -> "_KnownPrompt":
         if text not in self._known:
-            ids = prompt_ids(self.tokenizer, text, self.image_tokens)
+            rendered = render_conversation(self.tokenizer, messages_of(text), self.image_tokens)
             # The completion's positions follow the prompt's, whatever its tokens will be.
-            row = np.asarray([*ids, *[self.pad] * self.max_completion], np.int32)[None]
-            self._known[text] = ids, qwen.positions(self.config, row, [self.grid])[:, 0]
+            row = np.asarray([*rendered.ids, *[self.pad] * self.max_completion], np.int32)[None]
+            self._known[text] = _KnownPrompt(
+                ids=rendered.ids,
+                positions=qwen.positions(self.config, row, [self.grid])[:, 0],
+                opened=rendered.opened,
+                opened_ids=self.tokenizer(rendered.opened, add_special_tokens=False)["input_ids"],
+            )
         return self._known[text]
+
+    def opened(self, texts: Sequence[str]) -> list[str]:
+        """Tell what the template opens the model's turn with after each text, see `RenderedPrompt`."""
+        return [self._prompt(text).opened for text in texts]
+
+    def opened_ids(self, texts: Sequence[str]) -> np.ndarray | None:
+        """Give the tokens of `opened`.
+
+        Returns:
+            int32 [B, K] with -1, which is no token, in front of shorter ones; None if no prompt opens anything.
+
+        Raises:
+            UserError: for one longer than those of the texts that the widths were made for.
+        """
+        rows = np.full((len(texts), self.opened_width), -1, np.int32)
+        for row, text in zip(rows, texts, strict=True):
+            ids = self._prompt(text).opened_ids
+            if len(ids) > self.opened_width:
+                raise UserError(
+                    f"the chat template opens the answer to a prompt with {len(ids)} tokens, to others with "
+                    f"{self.opened_width} at most"
+                )
+            row[self.opened_width - len(ids) :] = ids
+        return rows if self.opened_width else None
 
     def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Encode B texts.
@@ -151,7 +250,7 @@ class Prompts:
         Returns:
             ids int32 [B, T], lengths int32 [B], positions int32 [3, B, T + C]: M-RoPE positions of the prompt and
             of any C completion tokens that follow it directly, computed once and used by prefill, decode and
-            training alike.
+            training alike. With a template that opens the model's turn "opened", too, see `opened_ids`.
 
         Raises:
             UserError: for a prompt longer than `width`.
@@ -163,13 +262,26 @@ class Prompts:
         positions = np.ones((3, count, width + self.max_completion), np.int32)
         lengths = np.zeros(count, np.int32)
         for index, text in enumerate(texts):
-            prompt, places = self._ids_and_positions(text)
+            prompt = self._prompt(text)
             # A text that was not among `texts`, or a width that was given, may not fit.
-            if len(prompt) > width:
+            if len(prompt.ids) > width:
                 raise UserError(
-                    f"a prompt of {len(prompt)} tokens does not fit config.prompt_width={width}"
+                    f"a prompt of {len(prompt.ids)} tokens does not fit config.prompt_width={width}"
                 )
-            ids[index, : len(prompt)] = prompt
-            lengths[index] = len(prompt)
-            positions[:, index, : places.shape[1]] = places
-        return {"ids": ids, "lengths": lengths, "positions": positions}
+            ids[index, : len(prompt.ids)] = prompt.ids
+            lengths[index] = len(prompt.ids)
+            positions[:, index, : prompt.positions.shape[1]] = prompt.positions
+        encoded = {"ids": ids, "lengths": lengths, "positions": positions}
+        opened = self.opened_ids(texts)
+        # Left out where there is nothing: most programs never hear of it.
+        return encoded if opened is None else {**encoded, "opened": opened}
+
+
+@dataclass(frozen=True)
+class _KnownPrompt:
+    """A rendered prompt, with positions int32 [3, T + C] and the tokens of what the template opens."""
+
+    ids: list[int]
+    positions: np.ndarray
+    opened: str
+    opened_ids: list[int]

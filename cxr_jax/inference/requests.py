@@ -26,12 +26,21 @@ from cxr_jax.runtime.trees import Tree
 
 @dataclass(frozen=True)
 class Completion:
-    """One generated answer. token_ids and logprobs include the stop token; text does not show it."""
+    """One generated answer.
+
+    Attributes:
+        text: the model's turn: what the chat template opened it with, if anything, and what the model wrote.
+        token_ids: what the model wrote, the stop token included, which the text does not show.
+        logprobs: of these tokens.
+        finish_reason: "stop" or "length".
+        opened: what the text begins with that the model did not write.
+    """
 
     text: str
     token_ids: list[int]
     logprobs: list[float]
-    finish_reason: str  # "stop" or "length"
+    finish_reason: str
+    opened: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,11 +121,13 @@ def _finite_number(name: str, value: Any) -> float:
 
 @dataclass(frozen=True)
 class Request:
-    """One rendered prompt: token ids, and patches [P, patch_dim] and grid (t, h, w) of its image (or None)."""
+    """One rendered prompt: token ids, patches [P, patch_dim] and grid (t, h, w) of its image (or None), and what the
+    template opened the model's turn with."""
 
     ids: list[int]
     patches: np.ndarray | None
     grid: tuple[int, int, int] | None
+    opened: str = ""
 
     def image_key(self) -> Hashable:
         """Name the image by its content; None without one."""
@@ -162,7 +173,7 @@ class ReadyModel(Protocol):
     def answers(self) -> Constraint:
         """The rules of valid answers."""
 
-    def constraint(self, constraint: Any, max_new_tokens: int) -> Any:
+    def constraint(self, constraint: Any, max_new_tokens: int, opened: str = "") -> Any:
         """Turn "answers" into rules."""
 
     def note(self, kind: str, shape: Hashable) -> None:
@@ -206,6 +217,14 @@ def check_room(
             f"{prompt_name} has {length} tokens: with max_new_tokens={max_new_tokens} that is more than the "
             f"{most} positions of the model"
         )
+
+
+def check_constraint(constraint: Any) -> None:
+    """Refuse what is neither None, "answers" nor rules that `sampling` takes. Raises UserError."""
+    if constraint is None or hasattr(constraint, "allowed"):
+        return
+    if not (isinstance(constraint, str) and constraint == "answers"):
+        raise UserError(f'constraint={constraint!r}: use "answers"')
 
 
 def pair_up(images: Any, prompts: Any) -> tuple[list, list]:
@@ -278,14 +297,15 @@ def text_of(tokenizer: Tokenizer, ids: list[int]) -> str:
 class GrowingText:
     """The text of one growing completion. A character split over tokens is held back until it is whole."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """Begin with no text."""
+    def __init__(self, tokenizer: Tokenizer, opened: str = "") -> None:
+        """Begin with no text shown; the first piece begins with `opened`."""
         self.tokenizer = tokenizer
+        self.opened = opened
         self.shown = ""
 
     def add(self, ids: list[int], last: bool) -> str:
         """Return the text that `ids`, all tokens so far, add to what was given before."""
-        text = text_of(self.tokenizer, ids)
+        text = self.opened + text_of(self.tokenizer, ids)
         # An unfinished character decodes to replacement characters; one that the model meant comes out later.
         text = text if last else text.rstrip("\ufffd")
         # What was held back before is part of the text now.

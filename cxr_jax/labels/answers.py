@@ -161,20 +161,23 @@ def _token_bytes(token: str) -> bytes:
 
 
 def tokens_to_bytes(
-    tokens: Array, lengths: Array, table: TokenBytes, max_bytes: int
+    tokens: Array, lengths: Array, table: TokenBytes, max_bytes: int, opened: Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Spell out tokens on the device.
+    """Spell out tokens on the device, behind what the prompt has opened the text with.
 
     Args:
         tokens: int [B, N]. Ids outside the table stand for nothing, as in decode.
         lengths: int [B]: the first tokens of each row, which count.
         table: the bytes of each id.
         max_bytes: static; what a text has beyond is cut off.
+        opened: int [B, K], the tokens in front, -1 for none; they are data, so one program serves all prompts.
 
     Returns:
         uint8 [B, max_bytes], and byte counts int32 [B], which may exceed max_bytes.
     """
     data, offset, length = (jnp.asarray(array) for array in table)
+    if opened is not None:
+        tokens, lengths = jnp.concatenate([opened, tokens], axis=1), lengths + opened.shape[1]
     batch_size, width = tokens.shape
     # Ids outside the table, and tokens past the end of their row, spell nothing.
     is_known = (tokens >= 0) & (tokens < length.shape[0])
@@ -192,12 +195,14 @@ def tokens_to_bytes(
     return data[jnp.clip(source, 0, data.shape[0] - 1)], ends[:, -1]
 
 
-def parse_tokens(tokens: Array, lengths: Array, table: TokenBytes, max_bytes: int) -> Parsed:
+def parse_tokens(
+    tokens: Array, lengths: Array, table: TokenBytes, max_bytes: int, opened: Array | None = None
+) -> Parsed:
     """Parse the decoded tokens with `parse_bytes`; arguments as in `tokens_to_bytes`.
 
     A text that is longer than max_bytes is read up to there and marked in "overflow".
     """
-    return parse_bytes(*tokens_to_bytes(tokens, lengths, table, max_bytes))
+    return parse_bytes(*tokens_to_bytes(tokens, lengths, table, max_bytes, opened))
 
 
 _parse_bytes_jitted = jax.jit(parse_bytes)

@@ -103,6 +103,24 @@ def _constant_answers(metrics: Metrics) -> bool:
     return metrics["answers/modal_share"] > min(0.95, max(0.5, 2 * metrics["constant/modal_share"]))
 
 
+# What a run says of it, and an evaluation, too.
+FORMAT_NEVER_HELD = (
+    "answers are right and not one text holds the format: nothing is paid, and the traces may be read wrongly. Does "
+    "the chat template, the prompt or the target text have other tags, or text in front of <think>? See the texts in "
+    "samples.jsonl or the report, and docs/inputs.md, section 4"
+)
+
+
+def format_never_held(accuracy: float, valid_format: float) -> bool:
+    """Tell whether answers are right though no text holds the format: more likely a frame than a policy at fault."""
+    return accuracy > 0 and valid_format == 0
+
+
+@_alarm(FORMAT_NEVER_HELD)
+def _format_never_held(metrics: Metrics) -> bool:
+    return format_never_held(metrics["rewards/accuracy/mean"], metrics["rewards/format/mean"])
+
+
 @_alarm("a constant answer would earn as much accuracy (constant/best)")
 def _no_better_than_constant(metrics: Metrics) -> bool:
     return metrics["rewards/accuracy/mean"] <= metrics["constant/best"]

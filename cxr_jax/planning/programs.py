@@ -77,6 +77,7 @@ class Shapes:
         special: token ids that a sampler must know.
         grid: patches of one image (time, rows, columns).
         prompt_width: tokens of the longest prompt.
+        opened_width: tokens of what the chat template opens the model's turn with.
         params: of the model, abstract.
     """
 
@@ -105,9 +106,10 @@ class Shapes:
         # All images of a plan are squares of one size, as in training.
         self.grid = patches.grid_of(settings.data.side, self.model_config)
         # As the run renders them: the prompt decides how wide every array of tokens is.
-        self.prompt_width = prompts.Prompts(
+        rendered = prompts.Prompts(
             self.tokenizer, self.model_config, self.grid, settings.max_completion
-        ).width
+        )
+        self.prompt_width, self.opened_width = rendered.width, rendered.opened_width
         self.optimizer = optimizer.make_optimizer(settings.optim, settings.steps)
         # Which key it is does not change what is compiled.
         self.key = jax.random.key(0)
@@ -131,14 +133,14 @@ class Shapes:
         # Prompt and completion lie in one row, so positions are made for both.
         image_size = self.settings.data.side
         sequence_length = self.prompt_width + self.settings.max_completion
-        return {
-            "image": _array((row_count, image_size, image_size)),
-            "prompts": {
-                "ids": _array((row_count, self.prompt_width), "int32"),
-                "lengths": _array((row_count,), "int32"),
-                "positions": _array((3, row_count, sequence_length), "int32"),
-            },
+        prompts = {
+            "ids": _array((row_count, self.prompt_width), "int32"),
+            "lengths": _array((row_count,), "int32"),
+            "positions": _array((3, row_count, sequence_length), "int32"),
         }
+        if self.opened_width:
+            prompts["opened"] = _array((row_count, self.opened_width), "int32")
+        return {"image": _array((row_count, image_size, image_size)), "prompts": prompts}
 
     def texts(self, row_count: int) -> Tree:
         """Return completions of so many rows and the mask of their tokens, abstract."""

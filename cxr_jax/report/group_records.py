@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from cxr_jax.labels import sentences
 from cxr_jax.labels.sentences import Sentence
 from cxr_jax.labels.taxonomy import CHEXPERT_14, side_name
-from cxr_jax.models.tokenizer import Tokenizer
+from cxr_jax.models.tokenizer import Tokenizer, completion_text
 
 SAME = 1e-6  # rewards of a group that spread less are the same
 
@@ -21,7 +21,7 @@ class Completion:
     """One sampled completion.
 
     Attributes:
-        text: with its tags.
+        text: with its tags, and with what the chat template opened it with.
         length: in tokens.
         finished: False if it was cut at the token limit.
         answer: labels named.
@@ -230,20 +230,24 @@ def _completions(
     tokenizer: Tokenizer,
     prompts: Sequence[int],
     lexicon: str | None,
+    opened: np.ndarray | None,
 ) -> list[Completion]:
-    """All completions of the given prompts, prompt by prompt."""
+    """All completions of the given prompts, prompt by prompt; opened int [P, K]: how the prompts began them."""
     group_size = rollout["reward"].shape[1]
     places = [
         (prompt_index, sample_index)
         for prompt_index in prompts
         for sample_index in range(group_size)
     ]
-    completion_texts = []
-    for prompt_index, sample_index in places:
-        token_count = rollout["lengths"][prompt_index, sample_index]
-        # Beyond its length a row holds padding.
-        tokens = rollout["tokens"][prompt_index, sample_index, :token_count]
-        completion_texts.append(str(tokenizer.decode(tokens, skip_special_tokens=True)))
+    completion_texts = [
+        completion_text(
+            tokenizer,
+            rollout["tokens"][place],
+            rollout["lengths"][place],
+            None if opened is None else opened[place[0]],
+        )
+        for place in places
+    ]
     # All texts at once: the parser takes them in batches of one shape.
     prompt_rows = np.repeat(np.array(prompts, int), group_size)
     verdicts = _sentences(completion_texts, truth, prompt_rows, lexicon)
@@ -286,7 +290,8 @@ def groups_of(
     Args:
         rollout: as rl.make_rollout gives it (tokens int [P, G, C], lengths, finished, reward, advantages [P, G], terms
             {name: [P, G]}, answer bool [P, G, 14], train_mask bool [P, G, C], kept int [n]).
-        batch: image [P, S, S], solution, known, hedged bool [P, 14], sides bool [P, 14, 2].
+        batch: image [P, S, S], solution, known, hedged bool [P, 14], sides bool [P, 14, 2]; "prompts" as of
+            `Prompts.encode`, for what they opened.
         tokenizer: decodes ids.
         step: of the run.
         weights: of the reward terms.
@@ -305,7 +310,8 @@ def groups_of(
     kept_prompts = set(np.asarray(rollout["kept"]).tolist())
     group_size = rollout["reward"].shape[1]
 
-    completions = _completions(rollout, truth, tokenizer, chosen, lexicon)
+    opened = batch.get("prompts", {}).get("opened")
+    completions = _completions(rollout, truth, tokenizer, chosen, lexicon, opened)
     groups = []
     for position, prompt_index in enumerate(chosen):
         # The completions lie prompt by prompt, as many for each.

@@ -120,6 +120,7 @@ def read_tokens(
     max_bytes: int,
     bank: PhraseBank,
     truth: Truth | None = None,
+    opened: Array | None = None,
 ) -> Parsed:
     """Parse completions in tokens: `read_bytes` of what they decode to.
 
@@ -130,11 +131,12 @@ def read_tokens(
         max_bytes: static; what a text has beyond is not seen, and marked in "overflow".
         bank: the words of the trace.
         truth: what is so, to hold the trace against.
+        opened: int [B, K], tokens that the prompt has said in the model's turn: part of the text, but in "repeated".
 
     Returns:
         What `read_bytes` gives, and "repeated" float32 [B], see `repeated`.
     """
-    stream, sizes = answers.tokens_to_bytes(tokens, lengths, table, max_bytes)
+    stream, sizes = answers.tokens_to_bytes(tokens, lengths, table, max_bytes, opened)
     parsed = read_bytes(stream, sizes, bank, truth)
     return parsed | {"repeated": repeated(tokens, lengths)}
 

@@ -23,6 +23,7 @@ def score(
     min_length: int = MIN_LENGTH,
     max_length: int | None = None,
     limit: int | None = None,
+    opened: str = "",
 ) -> dict[str, np.ndarray]:
     """Compute the terms of `reward_terms` for Python strings.
 
@@ -35,6 +36,8 @@ def score(
         min_length: tokens, as in `reward_terms`.
         max_length: tokens, as in `reward_terms`.
         limit: tokens, as in `reward_terms`.
+        opened: what the chat template has said before every text (`<think>` and a line end), if the texts come from a
+            program that leaves it out; those of `Model.generate` have it.
 
     Returns:
         Term -> np.float32 [N]. "repetition" is that of words.
@@ -57,7 +60,9 @@ def score(
     mask = solution_mask(solutions)
     bank = jax.device_put(load_phrase_bank())
     parsed = map_texts(
-        lambda stream, sizes, solution: _read_for_score(stream, sizes, solution, bank), texts, mask
+        lambda stream, sizes, solution: _read_for_score(stream, sizes, solution, bank),
+        [opened + text for text in texts] if opened else texts,
+        mask,
     )
     terms: dict[str, Any] = reward_terms(
         parsed, mask, tokens, min_length=min_length, max_length=max_length, limit=limit

@@ -45,7 +45,8 @@ def make_batch_fn(
             step_batch[name] = np.asarray(batch[name])
         if completions is not None and settings.learner.replay_weight:
             _, here, batch, replay = examples(step, settings.learner.replay_batch)
-            replay |= completions.encode(source.targets(batch, here))
+            opened = prompts.opened(source.about(here)["prompts"])
+            replay |= completions.encode(source.targets(batch, here), opened)
             step_batch["replay"] = replay
         return step_batch
 

@@ -127,15 +127,19 @@ class _Rollout:
         solution, known, hedged = (
             jnp.repeat(batch[name], G, axis=0) for name in ("solution", "known", "hedged")
         )
+        # What the chat template has said already is part of what is judged.
+        opened = batch["prompts"].get("opened")
+        opened_width = 0 if opened is None else opened.shape[1]
         parsed = rewards.read_tokens(
             completions["tokens"],
             completions["lengths"],
             self.table,
-            C * rewards.BYTES_PER_TOKEN,
+            (C + opened_width) * rewards.BYTES_PER_TOKEN,
             self.bank,
             report_text.Truth.from_arrays(
                 solution & ~hedged, hedged, jnp.repeat(batch["sides"], G, axis=0)
             ),
+            None if opened is None else jnp.repeat(opened, G, axis=0),
         )
         terms = rewards.reward_terms(
             parsed,

@@ -151,8 +151,10 @@ def make_batch_fn(
             step_batch["regions"] = np.asarray(batch["regions"])
             step_batch["severity"] = np.asarray(batch["scene"]["severity"])
         if step >= settings.locate_steps:
-            step_batch |= completions.encode(source.targets(batch, indices))
-            step_batch["prompts"] = prompts.encode(source.about(indices)["prompts"])
+            texts = source.about(indices)["prompts"]
+            targets = source.targets(batch, indices)
+            step_batch |= completions.encode(targets, prompts.opened(texts))
+            step_batch["prompts"] = prompts.encode(texts)
         return step_batch
 
     return make

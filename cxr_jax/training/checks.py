@@ -3,7 +3,8 @@
 import functools
 import hashlib
 import pathlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,13 +19,15 @@ from cxr_jax.data.sources.base import Indices, Source
 from cxr_jax.data.sources.manifest import FilesSource
 from cxr_jax.data.sources.phantom import PhantomSource
 from cxr_jax.errors import UserError
-from cxr_jax.inference.prompts import render_prompt
+from cxr_jax.inference.prompts import messages_of, render_conversation, render_prompt
 from cxr_jax.labels import answers
-from cxr_jax.models import qwen2_5_vl
+from cxr_jax.models import plain_text, qwen2_5_vl
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.models.tokenizer import Tokenizer
+from cxr_jax.runtime import processes
 from cxr_jax.runtime.trees import Tree
+from cxr_jax.training import targets
 from cxr_jax.training.trainable import Trainable
 from cxr_jax.weights import hf_folder, locate, pretrained
 
@@ -108,11 +111,12 @@ def check_model(model: str, size: int, prompts: Mapping[str, str], max_completio
             f"config.model={model!r}: images of {size} pixels do not divide into its patches of {unit}"
         )
 
+    _warn_of_spelled_tokens(tokenizer, {name: text for text, name in prompts.items()})
     positions = model_config.text.max_position_embeddings
     grid = (1, size // vision.patch_size, size // vision.patch_size)
     for text, name in prompts.items():
         try:
-            length = len(render_prompt(tokenizer, model_config, text, grid))
+            length = len(render_prompt(tokenizer, model_config, text, grid).ids)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
         if length + max_completion > positions:
@@ -120,6 +124,25 @@ def check_model(model: str, size: int, prompts: Mapping[str, str], max_completio
                 f"{name} has {length} tokens: with config.max_completion={max_completion} that is "
                 f"more than the {positions} positions of the model"
             )
+
+
+def _warn_of_spelled_tokens(
+    tokenizer: Tokenizer, texts: Mapping[str, str], allowed: Sequence[str] = ()
+) -> None:
+    """Say once that texts (name -> text) spell special tokens, which they are read as words of."""
+    spelled = {
+        name: tokens
+        for name, text in texts.items()
+        if (tokens := plain_text.spelled_tokens(tokenizer, text, allowed))
+    }
+    if spelled and processes.is_main():
+        name, tokens = next(iter(spelled.items()))
+        others = f", and {len(spelled) - 1} more" if len(spelled) > 1 else ""
+        print(
+            f"warning: {name} spells {', '.join(tokens)}{others}: read as plain text, not as special tokens",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _problem_of_tokenizer(tokenizer: Tokenizer, model_config: Config) -> str | None:
@@ -166,20 +189,42 @@ def check_targets_fit(settings: RunConfig, train: Source) -> None:
         UserError: with the length of the longest.
     """
     if isinstance(train, FilesSource):
-        rows = range(len(train.rows))
+        rows: Indices = np.arange(len(train.rows))
         texts = train.targets({"targets": [row.target for row in train.rows]}, rows)
     else:
         assert isinstance(train, PhantomSource)
         indices = np.arange(PHANTOMS_TO_TRY)
         scenes = jax.tree.map(np.asarray, _scenes(train, indices))
-        texts = train.targets({"scene": scenes}, indices)
-    ids = pretrained.load_tokenizer(settings.model)(texts, add_special_tokens=False)["input_ids"]
+        rows, texts = indices, train.targets({"scene": scenes}, indices)
+    ids = _target_ids(pretrained.load_tokenizer(settings.model), texts, train.about(rows))
     longest = 1 + max(map(len, ids))  # and the end of the turn
     if longest > settings.max_completion:
         raise UserError(
             f"config.max_completion={settings.max_completion} is too small: target texts have up to "
             f"{longest} tokens"
         )
+
+
+def _target_ids(
+    tokenizer: Tokenizer, texts: list[str], about: Mapping[str, list[str]]
+) -> list[list[int]]:
+    """The tokens that the model is to write, as SFT encodes them; about: `Source.about` of the rows."""
+    opened = {
+        prompt: render_conversation(tokenizer, messages_of(prompt), image_tokens=1).opened
+        for prompt in set(about["prompts"])
+    }
+    to_write = []
+    for text, prompt, row_id in zip(texts, about["prompts"], about["ids"], strict=True):
+        try:
+            to_write.append(targets.continuation(text, opened[prompt]))
+        except UserError as error:
+            raise UserError(f"the target of row {row_id}: {error}") from None
+    named = {
+        f"the target of row {row_id}": text
+        for row_id, text in zip(about["ids"], texts, strict=True)
+    }
+    _warn_of_spelled_tokens(tokenizer, named, plain_text.MODEL_TOKENS)
+    return plain_text.encode_texts(tokenizer, to_write, plain_text.MODEL_TOKENS)
 
 
 def _scenes(source: PhantomSource, indices: Indices) -> Tree:

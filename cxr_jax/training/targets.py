@@ -1,9 +1,44 @@
 """Target texts as token ids: what SFT imitates, and RL replays."""
 
+import re
+from collections.abc import Sequence
+
 import numpy as np
 
 from cxr_jax.errors import UserError
+from cxr_jax.models import plain_text
 from cxr_jax.models.tokenizer import Tokenizer
+
+
+def continuation(target: str, opened: str) -> str:
+    """Give what is left to write of a target where the chat template has opened the model's turn.
+
+    What the template has said is left out of the front of the target, whatever white space stands there; a target that
+    already goes on from it stays as it is.
+
+    Args:
+        target: the whole of what the model should say, or what follows on `opened`.
+        opened: see `RenderedPrompt`.
+
+    Raises:
+        UserError: if the two do not go together (a trace behind a closed trace, or none in an open one), or if the
+            target spells the place of an image.
+    """
+    plain_text.refuse_placeholders(target, "a target text")
+    if target.startswith(opened):
+        return target[len(opened) :]
+    pattern = r"\s*" + r"\s*".join(map(re.escape, opened.split()))
+    # Behind it white space is the template's to say, if it says any.
+    if repeated := re.match(pattern + (r"\s*" if opened[-1].isspace() else ""), target):
+        return target[repeated.end() :]
+    has_trace = "<think>" in opened
+    is_open = has_trace and "</think>" not in opened
+    closes = target.count("</think>")
+    if has_trace and ("<think>" in target or closes != int(is_open)):
+        raise UserError(
+            f"the target text does not go on from {opened!r}, with which the chat template opens the answer"
+        )
+    return target
 
 
 class Completions:
@@ -20,19 +55,30 @@ class Completions:
         self.stop = vocabulary["<|im_end|>"]
         self.pad = vocabulary["<|endoftext|>"]
 
-    def encode(self, texts: list[str]) -> dict[str, np.ndarray]:
+    def token_ids(self, texts: Sequence[str], opened: Sequence[str] = ()) -> list[list[int]]:
+        """Encode what is left to write of each text, without its end; see `encode`."""
+        pairs = zip(texts, opened or [""] * len(texts), strict=True)
+        to_write = [continuation(text, row_opened) for text, row_opened in pairs]
+        return plain_text.encode_texts(self.tokenizer, to_write, plain_text.MODEL_TOKENS)
+
+    def encode(self, texts: Sequence[str], opened: Sequence[str] = ()) -> dict[str, np.ndarray]:
         """Encode one text a row.
+
+        The tags of the answer format are the tokens that they are to the model; other special tokens that a text
+        spells stay text (`plain_text`).
+
+        Args:
+            opened: what the prompt of each has opened (`Prompts.opened`), which its target does not repeat.
 
         Returns:
             "completions" int32 [B, C] and "mask" bool [B, C].
 
         Raises:
-            UserError: for a text longer than C.
+            UserError: for a text longer than C, one that spells the place of an image, or see `continuation`.
         """
         completions = np.full((len(texts), self.max_completion), self.pad, np.int32)
         mask = np.zeros(completions.shape, bool)
-        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        for index, text_ids in enumerate(encoded):
+        for index, text_ids in enumerate(self.token_ids(texts, opened)):
             length = len(text_ids) + 1
             if length > self.max_completion:
                 raise UserError(

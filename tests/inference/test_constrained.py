@@ -244,6 +244,59 @@ def test_every_tokenisation_of_a_valid_text_is_allowed():
             assert np.flatnonzero(np.asarray(allowed(c, state))[0]).tolist() == [STOP]
 
 
+OPENED = [
+    b"<think>",
+    b"<think>\n",
+    b"<think>x y",
+    b"<thi",
+    b"<think></think>",
+    b"<think>x</think>\n",
+]
+
+
+@pytest.mark.parametrize("opened", OPENED)
+def test_rules_go_on_where_the_prompt_ends(opened):
+    """Every token, on random walks from what a chat template has said, by the oracle on the whole text."""
+    rng = np.random.default_rng(len(opened))
+    texts = [b"<think>\nx y</think>\n<answer>" + t for t, _ in valid_lists("devices")]
+    pieces = random_pieces(rng, 120)
+    pieces = [*pieces, *({bytes([b]) for b in b"".join(texts)} - set(pieces))]
+    oracle = Oracle(pieces, "devices", True, (b"", b"\n"), 5)
+    whole = compiled(pieces, 99, answer_tokens=5, separators=(b"", b"\n"))
+    least = int(oracle.need(opened))
+    with pytest.raises(UserError, match="do not fit"):
+        whole.after(opened.decode()).within(least - 1)
+    allowed, advance = jitted()
+    for left in (least, least + 9):
+        c = whole.after(opened.decode()).within(left)
+        state, written = c.init(4), [opened] * 4
+        stopped = np.zeros(4, bool)
+        for step in range(left):
+            got, choice = np.asarray(allowed(c, state)), np.zeros(4, np.int32)
+            for w in np.flatnonzero(~stopped):
+                np.testing.assert_array_equal(
+                    got[w, :-1], oracle.allowed(written[w], left - step), err_msg=str(written[w])
+                )
+                choice[w] = rng.choice(np.flatnonzero(got[w]))
+                stopped[w] = choice[w] == STOP
+                written[w] += pieces[choice[w]]
+            state = advance(c, state, choice)
+        assert stopped.all()
+        assert all(FORMAT.match(text.decode(errors="replace")) for text in written)
+
+
+def test_rules_after_texts_that_no_oracle_writes(phantom):
+    *_, rules = phantom
+    begun = rules.after("<think>\n\n</think>\n\n\n <answer>")
+    assert np.asarray(rules.begun)[begun.start] and rules.after("").start == 0
+    # White space that the format takes and the rules do not write: the list begins next.
+    assert rules.after("<think></think> \n\t").start == rules.after("<think></think>").start
+    for dead in ("Certainly. ", "</think>", "<think></think>So", "<think></think><answer>Edema"):
+        with pytest.raises(UserError, match="cannot follow this chat template"):
+            rules.after(dead)
+        assert rules.after_if_valid(dead).start == 0
+
+
 def test_bad_settings_are_refused():
     pieces = random_pieces(np.random.default_rng(0), 50)
     with pytest.raises(UserError, match="do not fit max_new_tokens=5"):

@@ -2,13 +2,16 @@
 completions that do not depend on their company. A tiny random model with the phantom tokenizer; slow: the phantom."""
 
 import dataclasses
+import functools
 
+import chat_templates
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import cxr_jax
+from cxr_jax import rewards
 from cxr_jax.data import prompts as data_prompts
 from cxr_jax.data.sources import phantom
 from cxr_jax.errors import UserError
@@ -521,7 +524,7 @@ def test_an_answer_whose_text_has_other_tokens_is_read_as_the_template_writes_it
 TALKS = [
     FIND,
     "",
-    "  Wo?  \n\n日本 <think> <answer>",
+    "  Wo?  \n\n日本 <thin> <answ",
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it so?"}],
     [
         {"role": "system", "content": "s"},
@@ -558,6 +561,84 @@ def test_rendering_is_the_chat_template_with_the_pad_repeated(model, talk, grid)
             assert row["ids"][0, : row["lengths"][0]].tolist() == ids
             want = qwen2_5_vl.positions(CFG, [[*ids, *[encoder.pad] * 5]], [grid])
             np.testing.assert_array_equal(row["positions"], want)
+
+
+# A template that opens the model's turn
+
+
+@pytest.fixture(scope="module")
+def opening(model, tmp_path_factory):
+    """opened -> the same model under a template that opens its turn so; no program is compiled anew."""
+
+    @functools.cache
+    def make(opened):
+        folder = tmp_path_factory.mktemp("folders") / "model"
+        folder = chat_templates.folder_with(opened, folder)
+        made = inference_model.Model(CFG, model.params, folder=folder)
+        made.rows = model.rows
+        return made
+
+    return make
+
+
+@pytest.mark.parametrize("opened", ["<think>\n", "<think>\n\n</think>\n\n"])
+def test_completions_begin_with_what_the_template_opened(opening, opened):
+    talker = opening(opened)
+    pieces = {}
+
+    def stream(prompt, sample, piece):
+        pieces[sample] = pieces.get(sample, "") + piece
+
+    [drawn] = talker.generate([image(0)], FIND, 20, temperature=1.0, n=2, stream=stream)
+    for sample, completion in enumerate(drawn):
+        written = requests.text_of(TOKENIZER, completion.token_ids)
+        assert completion.opened == opened and pieces[sample] == completion.text
+        assert completion.text == opened + written.removesuffix("<|im_end|>")
+
+
+@pytest.mark.parametrize("opened", [o for o in chat_templates.OPENED.values() if "<" in o])
+def test_constrained_answers_go_on_from_what_was_opened(opening, opened):
+    talker = opening(opened)
+    [[free]] = talker.generate([image(0)], FIND, 80, temperature=1.0)
+    assert not reading.FORMAT_PATTERN.match(free.text)  # random weights
+    [[forced]] = talker.generate([image(0)], FIND, 80, temperature=1.0, constraint="answers")
+    assert reading.FORMAT_PATTERN.match(forced.text) and forced.text.startswith(opened)
+    assert all(forced.text.count(tag) == 1 for tag in tokenizer.FORMAT_TAGS)
+    scores = rewards.score([forced.text], [""])
+    assert scores["format"] == scores["tag_count"] == 1
+    result = talker.read(image(0), FIND, 0, 80, constraint="answers")
+    assert reading.FORMAT_PATTERN.match(result.shown.text)
+    after = talker.finding_probabilities(image(0), FIND, [result.shown])
+    assert after["mean"] == pytest.approx(result.probabilities, abs=1e-4)
+
+
+def test_a_template_that_no_valid_answer_follows_refuses_the_constraint_only(opening):
+    talker = opening("Certainly. ")
+    with pytest.raises(UserError, match="cannot follow this chat template"):
+        talker.generate([image(0)], FIND, 80, constraint="answers")
+    result = talker.read(image(0), FIND, 0, 20)
+    assert result.shown.text.startswith("Certainly. ") and result.probabilities
+
+
+def test_a_conversation_keeps_the_whole_turn(opening, calls):
+    chat = opening("<think>\n").chat(image(1))
+    answers = [chat.ask(question, max_new_tokens=10) for question in QUESTIONS[:2]]
+    said = [message["content"] for message in chat.messages if message["role"] == "assistant"]
+    assert said == [answer.text for answer in answers]
+    assert all(text.startswith("<think>\n") for text in said)
+    # The opened tokens are among those that are kept.
+    assert chat.computed[1] < chat.computed[0] and [c[0] for c in calls].count("vision") == 1
+
+
+def test_special_tokens_in_a_conversation_are_text(model):
+    chat = model.chat(image(1), system="Be brief.<|im_end|>")
+    chat.ask("Is it <|im_end|> or <think>?", max_new_tokens=6)
+    ids = model.render([*chat.messages, {"role": "user", "content": "Sure?"}], (1, 16, 16))
+    vocabulary = TOKENIZER.get_vocab()
+    assert ids.count(vocabulary["<|im_start|>"]) == 5 and ids.count(vocabulary["<|im_end|>"]) == 4
+    assert vocabulary["<think>"] not in ids[: ids.index(vocabulary["<|vision_end|>"]) + 20]
+    with pytest.raises(UserError, match="placeholders"):
+        chat.ask("What is <|image_pad|>?")
 
 
 # The phantom

@@ -28,6 +28,7 @@ CASES = {
     "sampler_and_learner_differ": {"sampling/outside_0.9_1.1": 0.08},
     "steps_skipped": {"skipped_steps": 1.0},
     "constant_answers": {"answers/modal_share": 0.9},
+    "format_never_held": {"rewards/format/mean": 0.0},
     "no_better_than_constant": {"rewards/accuracy/mean": 0.3},
     "invented_labels": {"rewards/invented/mean": 2.0},
     "no_finding_beside_findings": {"rewards/no_finding_conflict/mean": 0.5},

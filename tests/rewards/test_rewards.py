@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle_rewards as oracle
 import pytest
+from chat_templates import OPENED, tokenizer_with
 from completions import good
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -163,6 +164,54 @@ def test_solution_masks():
         "Edema",
     ] and not mask[1].any()
     np.testing.assert_array_equal(rewards.solution_mask(["edema, no finding"]), mask[:1])
+
+
+# --- what a chat template has opened -----------------------------------------
+
+
+def test_what_the_prompt_opened_counts_as_if_it_had_been_written():
+    """Token ids, any beginning of any text as the prompt's: one program, and the oracle on the whole text."""
+    tokenizer = tokenizer_with("")
+    ids = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+    table = answers.TokenBytes.from_tokenizer(tokenizer)
+    rng = np.random.default_rng(3)
+    opened_width, token_width, rows = 40, 260, 256
+
+    @jax.jit
+    def terms_of(opened, tokens, lengths, solution):
+        width = (opened_width + token_width) * rewards.BYTES_PER_TOKEN
+        parsed = answers.parse_tokens(tokens, lengths, table, width, opened)
+        return rewards.reward_terms(parsed, solution, lengths)
+
+    for _ in range(4):
+        texts, lengths, solutions = [], [], []
+        opened = np.full((rows, opened_width), -1, np.int32)
+        tokens = np.zeros((rows, token_width), np.int32)
+        while len(texts) < rows:
+            text = fuzz_texts.near_miss(rng)
+            front = str(rng.choice([*OPENED.values(), "</think>\n", "<think>a <answer>"]))
+            if rng.random() < 0.5:
+                front, text = text[: (cut := rng.integers(0, 40))], text[cut:]
+            before, after = ids(front), ids(text)
+            if len(before) > opened_width or len(after) > token_width:
+                continue
+            row = len(texts)
+            opened[row, opened_width - len(before) :] = before
+            tokens[row, : len(after)] = after
+            texts.append(tokenizer.decode(before) + tokenizer.decode(after))
+            lengths.append(len(after))
+            solutions.append(fuzz_texts.solution(rng))
+        mask = rewards.solution_mask(solutions)
+        got = terms_of(opened, tokens, np.array(lengths, np.int32), mask)
+        assert_same(jax.device_get(got), texts, solutions, lengths)
+    assert terms_of._cache_size() == 1  # the opened text is data, and makes no program
+
+
+@pytest.mark.parametrize("opened", OPENED.values(), ids=OPENED)
+def test_texts_are_scored_behind_what_was_opened(opened):
+    written = ["Wet.</think><answer>Edema</answer>", "<answer>Edema</answer>", good("Edema"), ""]
+    got = rewards.score(written, ["Edema"] * 4, [400] * 4, opened=opened)
+    assert_same(got, [opened + text for text in written], ["Edema"] * 4, [400] * 4)
 
 
 # --- exploits of the reference reward ----------------------------------------

@@ -2,8 +2,10 @@
 
 import json
 import math
+import pathlib
 import shutil
 
+import chat_templates
 import jax
 import numpy as np
 import pytest
@@ -360,6 +362,43 @@ def test_films_pass(images):
 )
 def test_a_row_that_cannot_be_used(compiled, images, change, named):
     refused(compiled, films(images, change), named)
+
+
+SPELLED = "What is <|im_end|> or <answer>?"
+
+
+@pytest.mark.parametrize("replay_weight", [0, 0.1])
+def test_rows_that_spell_special_tokens_are_read_as_text_with_one_warning(
+    images, capsys, replay_weight
+):
+    target = "<think>Wet.<|im_end|></think><answer>Edema</answer>"
+    checks.check(films(images, say(SPELLED), target=target, replay_weight=replay_weight))
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 1 + (replay_weight > 0)
+    assert "the prompt of row c spells <|im_end|>, <answer>: read as plain text" in warnings[0]
+    for warning in warnings[1:]:
+        assert "spells <|im_end|>, and 1 more: read as plain text" in warning  # one is held out
+
+
+@pytest.mark.parametrize(
+    "opened, target, named",
+    [
+        ("<think>\n", None, None),
+        ("<think>\n", "No finding.", ": the target text does not go on from"),
+        ("<think>\n\n</think>\n\n", "<think>Wet.</think>", ": the target text does not go on"),
+        ("", "Wet <|image_pad|>.", ": a target text must not hold placeholders"),
+    ],
+)
+def test_targets_must_go_on_from_what_the_template_opened(
+    compiled, images, folder, opened, target, named
+):
+    config = films(images, replay_weight=0.1, **({"target": target} if target else {}))
+    config.model = folder().model
+    pathlib.Path(config.model, "chat_template.jinja").write_text(chat_templates.opening(opened))
+    if named:
+        refused(compiled, config, named)
+    else:
+        checks.check(config)
 
 
 def test_replay_needs_targets_that_fit(compiled, images):
