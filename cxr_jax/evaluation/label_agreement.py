@@ -83,6 +83,9 @@ def load_gold(folder: str | Path, manifest: str | Path, label_map: LabelMap) -> 
     for row_number, (manifest_row, row_truth) in enumerate(
         zip(manifest_rows, truth, strict=True), 1
     ):
+        # Where csv.DictReader puts cells beyond the header: a comma too many has shifted the others.
+        if None in manifest_row:
+            raise UserError(f"{manifest_path}: row {row_number}: more cells than columns")
         for source_label, target_label in label_map.labels.items():
             gold_cell = manifest_row[_GOLD + source_label]
             if gold_cell not in ("0", "1"):
@@ -215,7 +218,8 @@ def report_lines(gold: Gold, states: np.ndarray, label_map: LabelMap, policy: st
     micro_f1, macro_f1 = summary["micro_f1"], summary["macro_f1"]["all"]
     # The head of the report: what was compared, by which rules, and the sums.
     written_lines = [
-        f"{len(gold.ids)} reports; map {label_map.name} version {label_map.version}; uncertain = {policy}",
+        f"{len(gold.ids)} reports; map {label_map.name} version {label_map.version}; uncertain = {policy}, "
+        "not mentioned = negative",
         f"micro-F1 {_format_estimate(micro_f1['all'])}",
         f"micro-F1 without No Finding {_format_estimate(micro_f1['without_no_finding'])}",
         f"macro-F1 {_format_estimate(macro_f1)} over the {len(macro_f1['labels'])} labels with a gold positive",

@@ -110,7 +110,7 @@ class ModelSelection:
         readings = self.reader.read(params, held_out_batch["image"], held_out_batch["texts"])
         summary = scores.summary(
             Answers(readings.answer, readings.valid),
-            Reference(held_out_batch["solution"], held_out_batch["known"]),
+            Reference.from_batch(held_out_batch),
             bootstrap=LOOK_BOOTSTRAP,
         )
         # The sums that a run is judged by, and two that tell why: broken answers, and their length.
@@ -211,8 +211,12 @@ class ModelSelection:
 def constant_baselines(source: Source, example_count: int = 2000) -> dict[str, float]:
     """Score constant policies on the training stream by Jaccard: what a reward must beat to mean anything."""
     # The first examples stand for the stream, which may have no end.
-    truth = source.solutions(np.arange(min(example_count, len(source))))
-    policies = scores.constant_policies(Reference(truth), bootstrap=LOOK_BOOTSTRAP)["policies"]
+    indices = np.arange(min(example_count, len(source)))
+    truth = source.solutions(indices)
+    # Under the mask that rewards have, or a constant answer would seem to earn less than it does.
+    known, hedged = source.masks(indices)
+    reference = Reference(truth, known, blank=~known & ~hedged)
+    policies = scores.constant_policies(reference, bootstrap=LOOK_BOOTSTRAP)["policies"]
     return {
         "no_finding": policies["No Finding"]["jaccard"],
         "all_labels": policies["all labels"]["jaccard"],

@@ -112,7 +112,9 @@ class Reader:
         ) -> dict[str, jax.Array]:
             # A finding that is there for certain, and not one that the truth itself hedges.
             certain = truth["solution"] & ~truth["hedged"]
-            facts = report_text.Truth.from_arrays(certain, truth["hedged"], truth["sides"])
+            facts = report_text.Truth.from_arrays(
+                certain, truth["hedged"], truth["sides"], truth["known"]
+            )
             parsed_traces = rewards.read_tokens(
                 tokens, lengths, token_bytes, byte_limit, phrase_bank, facts, opened
             )
@@ -161,7 +163,7 @@ class Reader:
         """Hold the traces against the answers and against what is so.
 
         Args:
-            truth: "solution", "hedged" bool [N, 14] and "sides" bool [N, 14, 2].
+            truth: "solution", "known", "hedged" bool [N, 14] and "sides" bool [N, 14, 2].
 
         Returns:
             Each of `rewards.TRACE_TERMS` as float32 [N].
@@ -175,7 +177,7 @@ class Reader:
             )
             facts = {
                 term_name: truth[term_name][batch_rows]
-                for term_name in ("solution", "hedged", "sides")
+                for term_name in ("solution", "known", "hedged", "sides")
             }
             values_by_term = self._score_traces(
                 readings.tokens[batch_rows],

@@ -155,8 +155,8 @@ def evaluate_models(
     if not processes.is_main():
         return ""
 
-    _write_report(run_folder, settings, tables, comparisons, cases, notes)
-    return text_table(tables, comparisons, settings.data.source)
+    _write_report(run_folder, settings, tables, comparisons, cases, notes, splits.label_policy)
+    return text_table(tables, comparisons, settings.data.source, splits.label_policy)
 
 
 def _warn_of_format(name: str, summary: dict[str, Any], readings: Readings) -> None:
@@ -173,6 +173,7 @@ def _write_report(
     comparisons: list[dict],
     cases: list[report.Case],
     notes: Sequence[str],
+    label_policy: str,
 ) -> None:
     report.write_report(
         run_folder.path,
@@ -183,6 +184,7 @@ def _write_report(
         # The page says of its numbers where the images came from: phantoms are no patients.
         kind=settings.data.source,
         comparisons=comparisons,
+        label_policy=label_policy,
     )
 
 
@@ -216,7 +218,7 @@ def _summary(
 ) -> dict[str, Any]:
     return scores.summary(
         Answers(answers.real.answer, answers.real.valid),
-        Reference(held_out_batch["solution"], held_out_batch["known"]),
+        Reference.from_batch(held_out_batch),
         other_images=answers.other_images,
         trace=trace_terms,
         bootstrap=Bootstrap(settings.bootstrap),
@@ -239,7 +241,7 @@ def compare(
             metric,
             Answers(readings[first].answer, readings[first].valid),
             Answers(readings[second].answer, readings[second].valid),
-            Reference(held_out_batch["solution"], held_out_batch["known"]),
+            Reference.from_batch(held_out_batch),
             bootstrap=Bootstrap(resamples),
         )
         comparison = {"a": first, "b": second, "set": set_name, "metric": metric}
@@ -259,8 +261,7 @@ def cases_to_show(
 ) -> list[report.Case]:
     """Choose cases for the report: the worst half, the best quarter and a quarter from between."""
     jaccard = scores.jaccard_rows(
-        Answers(readings.answer, readings.valid),
-        Reference(held_out_batch["solution"], held_out_batch["known"]),
+        Answers(readings.answer, readings.valid), Reference.from_batch(held_out_batch)
     )
     # A score that is undefined, with no label known, sorts after the best.
     worst_first = np.argsort(np.nan_to_num(jaccard, nan=2.0), kind="stable")

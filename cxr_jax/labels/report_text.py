@@ -85,24 +85,32 @@ class Truth(NamedTuple):
     """What is so, to hold claims against: masks int32 [B] over the 14 labels.
 
     present: for certain; hedged: perhaps. sides: pairs; a label that has no side, or whose side is not known, has
-    neither.
+    neither. blank: those of the hedged that are so only because nobody said anything of them; None: there are none.
     """
 
     present: jax.Array
     hedged: jax.Array
     sides: jax.Array
+    blank: jax.Array | None = None
 
     @classmethod
-    def from_arrays(cls, present: Array, hedged: Array, sides: Array) -> "Truth":
+    def from_arrays(
+        cls, present: Array, hedged: Array, sides: Array, known: Array | None = None
+    ) -> "Truth":
         """Pack a truth from arrays.
 
         Args:
             present: bool [B, 14].
             hedged: bool [B, 14].
             sides: bool [B, 14, 2]: is it known to be on the right, and on the left?
+            known: bool [B, 14]: what is neither known nor hedged is blank; None: all is known.
         """
         right, left = to_mask(sides[..., 0]), to_mask(sides[..., 1])
-        return cls(to_mask(present), to_mask(hedged), right << _PAIR_BITS | left)
+        pairs = right << _PAIR_BITS | left
+        if known is None:
+            return cls(to_mask(present), to_mask(hedged), pairs)
+        blank = ~known & ~hedged
+        return cls(to_mask(present), to_mask(hedged | blank), pairs, to_mask(blank))
 
 
 def _is_wrong(

@@ -22,6 +22,12 @@ _BY_LOWER_CASE = {name.lower(): name for name in CHEXPERT_14}
 # The four states of a label in a report, and what they are in CheXpert's tables (not mentioned: blank).
 POSITIVE, NEGATIVE, UNCERTAIN, NOT_MENTIONED = 1, 0, -1, -2
 
+# Of a false positive: what it costs to name a label that a table leaves blank, in scores and rewards. Tables leave
+# blank what nobody mentioned and seldom say what is absent; at no price the answer that names all 14 labels beats
+# honest ones (docs/rewards.md). Half, as a hedge is half a claim: to see what a table leaves out is better than to be
+# wrong.
+BLANK_PRICE = 0.5
+
 # What No Finding excludes.
 PATHOLOGY = tuple(name not in ("No Finding", "Support Devices") for name in CHEXPERT_14)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.typing import ArrayLike
 
-from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
+from cxr_jax.labels.taxonomy import BLANK_PRICE, CHEXPERT_14, INDEX
 from cxr_jax.metrics.bootstrap import (
     Bootstrap,
     estimate,
@@ -127,7 +127,8 @@ def constant_predictions(
         prior: float [14] frequencies (of the training set, say); None: those of the truth itself, which favours the
             policy and makes the bar higher.
     """
-    _, truth, known, _ = check_rows(Answers(reference.truth), reference)
+    checked_rows = check_rows(Answers(reference.truth), reference)
+    truth, known = checked_rows.truth, checked_rows.known
     if prior is None:
         frequency = ratio((truth & known).sum(0), known.sum(0))
     else:
@@ -285,7 +286,8 @@ def calibration(
         mean squared error over the same cells. `auroc`: per label (None where one class is missing); `mean_auroc`:
         over the labels that have one. `bins`: as given.
     """
-    _, truth, known, _ = check_rows(Answers(reference.truth), reference)
+    checked_rows = check_rows(Answers(reference.truth), reference)
+    truth, known = checked_rows.truth, checked_rows.known
     # Only cells whose truth is known can be held against it.
     probabilities = np.asarray(probabilities, float)
     predicted, observed = probabilities[known], truth[known].astype(float)
@@ -314,11 +316,12 @@ def calibration(
 
 def _per_label(total_counts: np.ndarray, resampled_counts: np.ndarray) -> dict[str, dict[str, Any]]:
     """Counts, precision, recall and F1 of each label; samples: the resampled counts."""
-    true_positive, false_positive, false_negative, known = label_counts(total_counts)
+    true_positive, false_positive, false_negative, known, blank_named = label_counts(total_counts)
     # F1 alone has an interval: precision and recall are there to explain it.
     f1_scores, f1_samples = label_f1(total_counts), label_f1(resampled_counts)
     named, positive = true_positive + false_positive, true_positive + false_negative
-    precision, recall = ratio(true_positive, named), ratio(true_positive, positive)
+    precision = ratio(true_positive, named + BLANK_PRICE * blank_named)
+    recall = ratio(true_positive, positive)
     # What is left of the known cells.
     negative_and_right = known - true_positive - false_positive - false_negative
     return {
@@ -330,6 +333,7 @@ def _per_label(total_counts: np.ndarray, resampled_counts: np.ndarray) -> dict[s
             "n_known": int(known[label_index]),
             "n_pos": int(positive[label_index]),
             "n_pred": int(named[label_index]),
+            "n_blank_named": int(blank_named[label_index]),
             "precision": number_or_none(precision[label_index]),
             "recall": number_or_none(recall[label_index]),
             "f1": estimate(f1_scores[label_index], f1_samples[:, label_index]),
@@ -427,7 +431,9 @@ def summary(
     # Checked once, with what was left out filled in; all that follows may rely on it.
     checked_rows = check_rows(answers, reference)
     answers = Answers(checked_rows.labels, checked_rows.valid)
-    reference = Reference(checked_rows.truth, checked_rows.known, reference.groups)
+    reference = Reference(
+        checked_rows.truth, checked_rows.known, reference.groups, checked_rows.blank
+    )
     result = _scores(answers, reference, bootstrap)
 
     # ---- What a reader that never looks would score ----

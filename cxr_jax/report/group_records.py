@@ -304,6 +304,8 @@ def groups_of(
     # One transfer of what is needed, and of nothing else: a rollout holds much more.
     rollout = jax.device_get({array_name: rollout[array_name] for array_name in ROLLOUT_ARRAYS})
     truth = {array_name: np.asarray(batch[array_name]) for array_name in TRUTH_ARRAYS}
+    # For a page, what is blank may be there as what is hedged may.
+    truth["hedged"] = truth["hedged"] | ~truth["known"]
     # Few, since every group costs an image and a screen of the page.
     chosen = choose(rollout["reward"], count)
     # ---- The completions, and the groups that they make ----

@@ -39,6 +39,8 @@ def _about(evaluation: Mapping) -> Markup:
     }
     # Notes are optional in the format.
     notes = list(evaluation.get("notes", ()))
+    if label_policy := evaluation.get("label_policy"):
+        notes.append(f"What blank and uncertain labels counted as in every number: {label_policy}.")
     return render("about.html", counts=counts, kind=evaluation["kind"], notes=notes)
 
 

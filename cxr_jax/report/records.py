@@ -4,9 +4,10 @@ The folder's format (what `write_report` saves, and all that the page is made fr
 - `metrics.jsonl`: see metrics/run_log.py. Curves are drawn for the TRL names (`reward`, `rewards/<term>/mean`,
   `completions/mean_length`, `entropy`, `loss`, ...) of kind "train" and for `eval/<set>/jaccard` and
   `eval/<set>/macro_f1` (the prefix `eval/` may be left out) of kind "eval".
-- `evaluation.json`: {"format": 1, "title", "kind": "phantom" | "files", "notes": [str], "config": {...} or null
-  (null: config.json is shown), "models": {model: {set: scores.summary(...)}}, "comparisons": [{"a", "b", "set",
-  "metric", "diff", "lo", "hi"}]}; diff is metric(b) - metric(a), as `scores.paired_bootstrap` gives it.
+- `evaluation.json`: {"format": 1, "title", "kind": "phantom" | "files", "notes": [str], "label_policy": str,
+  "config": {...} or null (null: config.json is shown), "models": {model: {set: scores.summary(...)}},
+  "comparisons": [{"a", "b", "set", "metric", "diff", "lo", "hi"}]}; diff is metric(b) - metric(a), as
+  `scores.paired_bootstrap` gives it.
 - `samples.jsonl`: one object a line. {"kind": "group", "step", "image": "groups/000010_0.png", ...} are the groups of
   RL, see `group_records.Group`, in the order of the run. The others with an "image" are the cases: {"id", "hospital",
   "model", "prompt", "completion", "answer": [label], "truth": [label], "known": [label] or null, "score": float or
@@ -140,6 +141,7 @@ def save_evaluation(
     run_config: Mapping[str, Any] | None = None,
     comparisons: Sequence[Mapping[str, Any]] = (),
     notes: Sequence[str] = (),
+    label_policy: str = "",
 ) -> None:
     """Write evaluation.json; the arguments are those of `write_report`.
 
@@ -155,6 +157,7 @@ def save_evaluation(
         "models": tables,
         "comparisons": list(comparisons),
         "notes": list(notes),
+        "label_policy": label_policy,
         "config": run_config,
     }
     evaluation_json = json.dumps(json_value(evaluation, str), indent=1, allow_nan=False)

@@ -87,7 +87,10 @@ def _aligned(rows: Sequence[_Row]) -> list[str]:
 
 
 def text_table(
-    tables: Mapping[str, Mapping[str, Mapping]], comparisons: Sequence[Mapping], kind: str
+    tables: Mapping[str, Mapping[str, Mapping]],
+    comparisons: Sequence[Mapping],
+    kind: str,
+    label_policy: str = "",
 ) -> str:
     """Write the results as a plain table for the terminal.
 
@@ -95,6 +98,7 @@ def text_table(
         tables: {model: {test set: metrics.scores.summary}}, with traces and the image-use audit.
         comparisons: as in evaluation.json.
         kind: "phantom" or "files": what the numbers may be taken for.
+        label_policy: what blank and uncertain labels counted as; "" where all are known.
     """
     rows = [_HEADINGS]
     for model, summaries in tables.items():
@@ -112,6 +116,8 @@ def text_table(
         interval = f"[{comparison['lo']:+.3f}, {comparison['hi']:+.3f}]"
         change = f"{comparison['metric']} {comparison['diff']:+.3f} {interval}"
         table_lines.append(f"{model_pair}: {change} (paired)")
+    if label_policy:
+        table_lines.append(f"labels: {label_policy}")
     # The last line is the one that stays on the screen.
     table_lines.append(CAVEAT[kind])
     return "\n".join(table_lines)

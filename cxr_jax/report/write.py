@@ -67,6 +67,7 @@ def write_report(
     notes: Sequence[str] = (),
     kind: str = "phantom",
     comparisons: Sequence[Mapping[str, Any]] = (),
+    label_policy: str = "",
 ) -> Path:
     """Save the evaluation and the cases in `workdir` and draw report.html from the folder.
 
@@ -82,6 +83,7 @@ def write_report(
         notes: of this run, a sentence each.
         kind: "phantom", or "files" for real radiographs (the page then says what the embedded model has seen).
         comparisons: paired differences; `report.records` has their format.
+        label_policy: what blank and uncertain labels counted as; "" where all are known.
 
     Returns:
         The path of the page.
@@ -106,6 +108,7 @@ def write_report(
         run_config=run_config,
         comparisons=comparisons,
         notes=notes,
+        label_policy=label_policy,
     )
     # All that is drawn is first written, then read back.
     save_cases(workdir, cases)

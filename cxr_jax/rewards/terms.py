@@ -20,6 +20,7 @@ from cxr_jax.labels.automaton import Array
 from cxr_jax.labels.phrase_bank import PhraseBank
 from cxr_jax.labels.report_text import Truth, to_bits
 from cxr_jax.labels.taxonomy import (
+    BLANK_PRICE,
     CHEXPERT_14,
     INDEX,
     NEGATIVE,
@@ -80,6 +81,19 @@ BYTES_PER_TOKEN = 12
 _COUNTS = range(len(CHEXPERT_14) + 1)
 _JACCARD = np.array(
     [[min(1.0, both / either) if either else 1.0 for either in _COUNTS] for both in _COUNTS],
+    np.float32,
+)
+
+# The same by halves of the union: a label that is named where the truth is blank adds half a label to it.
+_HALVES = round(1 / BLANK_PRICE)
+_JACCARD_BY_HALVES = np.array(
+    [
+        [
+            min(1.0, _HALVES * both / halves) if halves else 1.0
+            for halves in range(_HALVES * len(CHEXPERT_14) + 1)
+        ]
+        for both in _COUNTS
+    ],
     np.float32,
 )
 
@@ -150,13 +164,14 @@ def reward_terms(
     lengths: Array | None = None,
     *,
     known: Array | None = None,
+    hedged: Array | None = None,
     min_length: int = MIN_LENGTH,
     max_length: int | None = None,
     limit: int | None = None,
 ) -> dict[str, jax.Array]:
     """Compute every term. Pure; runs inside jit.
 
-      accuracy: |gold & answer| / |gold | answer|; 1 if both are empty; 0 without an answer element.
+      accuracy: |gold & answer| / (|gold | answer| + half of |blank & answer|); 1 if all are empty; 0 without an answer.
       format: 1 if the text is <think>..</think>, white space, <answer>..</answer>.
       tag_count: 0.25 for each of the four tags that occurs exactly once.
       accuracy_hard: accuracy * format * (tag_count == 1).
@@ -170,7 +185,7 @@ def reward_terms(
       trace_findings: what the trace affirms against what is there, for certain: credits of the labels that are there /
         (how many they are + what is affirmed and not there + half of what is hedged and not there). Credit: 1 affirmed
         and, where the side is known, on just that side; 1/4 without a side or with one of two, -1/4 on a side where it
-        is not; 1/2 hedged. Needs a truth.
+        is not; 1/2 hedged. What is blank in the truth counts as half not there. Needs a truth.
       trace_coverage: share of the 13 findings whose state is certain that the trace affirms or denies rightly.
       trace_truth: share of the trace's sentences with a claim that claim nothing false; 0 if none claims anything.
       trace_false: how many claim something false. A metric, as trace_truth: see docs/rewards.md.
@@ -180,9 +195,9 @@ def reward_terms(
         solution: bool [B, 14].
         lengths: int [B], in tokens; without them overshort and overlong are left out.
         known: bool [B, 14]: labels that are not known (uncertain, blank) leave both the answer and the solution.
+        hedged: bool [B, 14]: which of those that are not known may be there; the others are blank. Without it none is.
         min_length: tokens, see overshort.
-        max_length: tokens, see overlong, which is left out without it or `limit`.
-        limit: tokens, see overlong.
+        max_length, limit: tokens, see overlong, which is left out without one of them.
 
     Returns:
         Term -> float32 [B].
@@ -193,9 +208,8 @@ def reward_terms(
     # Checked at trace time, so that a bad setting costs no step.
     if min_length < 1:
         raise UserError(f"min_length must be at least 1 token, got {min_length}")
-    terms = _answer_terms(parsed, solution, known)
-    # Whatever the parser has read decides which terms there are: not every caller has a trace.
-    if "trace" in parsed:
+    terms = _answer_terms(parsed, solution, known, hedged)
+    if "trace" in parsed:  # not every caller has one
         terms |= _trace_terms(parsed)
     if "repeated" in parsed:
         terms["repetition"] = parsed["repeated"]
@@ -206,14 +220,20 @@ def reward_terms(
     return terms
 
 
-def _answer_terms(parsed: Parsed, solution: Array, known: Array | None) -> dict[str, jax.Array]:
+def _answer_terms(
+    parsed: Parsed, solution: Array, known: Array | None, hedged: Array | None
+) -> dict[str, jax.Array]:
     # Labels that nobody knows leave both sides, so naming them neither helps nor harms.
-    answer = parsed["answer"]
+    named = answer = parsed["answer"]
     if known is not None:
         answer, solution = answer & known, solution & known
     both = jnp.sum(answer & solution, axis=-1)
     either = jnp.sum(answer | solution, axis=-1)
     jaccard = jnp.asarray(_JACCARD)[both, either]
+    if known is not None and hedged is not None:
+        # But for what is blank: named for nothing, all 14 would be the best answer to a table with few negatives.
+        halves = _HALVES * either + jnp.sum(named & ~known & ~hedged, axis=-1)
+        jaccard = jnp.asarray(_JACCARD_BY_HALVES)[both, halves]
     # Without an answer element nothing was answered, which is not the same as an empty list.
     accuracy = jnp.where(parsed["has_answer"], jaccard, jnp.float32(0))
     has_format = parsed["format"].astype(jnp.float32)
@@ -293,8 +313,11 @@ def _truth_terms(truth: Truth, trace: Parsed, affirmed: jax.Array) -> dict[str, 
     false_weight = jnp.where(affirmed, 1.0, hedge_credit)
     earned = jnp.sum(jnp.where(present, credit, 0), axis=1)
     total = jnp.sum(present, axis=1) + jnp.sum(jnp.where(absent, false_weight, 0), axis=1)
-    # Nothing there and nothing claimed is as right as can be; 0.5 is the least total above zero.
-    findings = jnp.where(total > 0, earned / jnp.maximum(total, 0.5), 1.0)
+    if truth.blank is not None:
+        blank_weight = jnp.where(to_bits(truth.blank), BLANK_PRICE * false_weight, 0)
+        total += jnp.sum(blank_weight, axis=1)
+    # Nothing there and nothing claimed is as right as can be; half a blank hedge is the least total above zero.
+    findings = jnp.where(total > 0, earned / jnp.maximum(total, 0.5 * BLANK_PRICE), 1.0)
 
     # Coverage: how much of what is certain is said at all, rightly?
     said_rightly = (present & affirmed) | (absent & (trace["state"] == NEGATIVE))

@@ -137,7 +137,7 @@ class _Rollout:
             (C + opened_width) * rewards.BYTES_PER_TOKEN,
             self.bank,
             report_text.Truth.from_arrays(
-                solution & ~hedged, hedged, jnp.repeat(batch["sides"], G, axis=0)
+                solution & ~hedged, hedged, jnp.repeat(batch["sides"], G, axis=0), known
             ),
             None if opened is None else jnp.repeat(opened, G, axis=0),
         )
@@ -146,6 +146,7 @@ class _Rollout:
             solution,
             completions["lengths"],
             known=known,
+            hedged=hedged,
             min_length=self.rollout.min_length,
             max_length=int(self.rollout.overlong_from * C),
             limit=C,

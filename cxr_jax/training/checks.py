@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from cxr_jax import phantom
 from cxr_jax.config import schema
 from cxr_jax.config.sections import DataConfig, LoraConfig, RunConfig
-from cxr_jax.data.sources import manifest
+from cxr_jax.data.sources import splits
 from cxr_jax.data.sources.base import Indices, Source
 from cxr_jax.data.sources.manifest import FilesSource
 from cxr_jax.data.sources.phantom import PhantomSource
@@ -78,11 +78,15 @@ def _film_prompts(data: DataConfig) -> tuple[Source, dict[str, str]]:
     for name in ("manifest", "image_root"):
         if not getattr(data, name):
             raise UserError(f"config.data.{name} is empty; give it with --config.data.{name}=PATH")
-    train, held = manifest.open_split(
-        data.manifest, data.image_root, size=data.side, seed=data.seed
-    )
-    rows = reversed([*train.rows, *held.rows])
-    return train, {row.prompt: f"the prompt of row {row.id}" for row in rows}
+    opened = splits.open_splits(data)
+    if processes.is_main():
+        for line in opened.about:
+            print(line, flush=True)
+        for line in opened.warnings:
+            print(line, file=sys.stderr, flush=True)
+    sources = [opened.train, *opened.select.values(), *opened.test.values()]
+    rows = [row for source in sources if isinstance(source, FilesSource) for row in source.rows]
+    return opened.train, {row.prompt: f"the prompt of row {row.id}" for row in reversed(rows)}
 
 
 # ---- The model ---------------------------------------------------------------------------------------

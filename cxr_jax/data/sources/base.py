@@ -4,8 +4,10 @@ A batch is a dict, B examples in the order of the indices that were asked for. E
 
     image       float32 [B, S, S]    gray in 0..1, bright = dense; S is the source's `size`
     solution    bool [B, 14]         which labels are positive (CheXpert order, like everything of 14 here)
-    known       bool [B, 14]         whether the truth of a label is known; one that is not counts neither way
-    hedged      bool [B, 14]         the label may be there or not: text may hedge it
+    known       bool [B, 14]         whether the truth of a label is known
+    hedged      bool [B, 14]         the label may be there or not: text may hedge it, and one that is not known,
+                                     either, counts neither way. One that is neither known nor hedged is blank: nobody
+                                     said anything of it, and to name it costs `taxonomy.BLANK_PRICE` of a false one
     sides       bool [B, 14, 2]      the finding is on the patient's right, on the left; neither where that is unknown
 
 Only phantoms have these, too:
@@ -67,6 +69,10 @@ class Source(Protocol):
 
     def solutions(self, indices: Indices) -> np.ndarray:
         """Give the `solution` of `batch`, bool [B, 14], without making the images."""
+        ...
+
+    def masks(self, indices: Indices) -> tuple[np.ndarray, np.ndarray]:
+        """Give `known` and `hedged` of `batch`, bool [B, 14] each, without making the images."""
         ...
 
     def targets(self, batch: Batch, indices: Indices) -> list[str]:

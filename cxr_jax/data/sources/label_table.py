@@ -1,40 +1,56 @@
 """A label table (CSV with the 14 CheXpert columns) -> manifest rows in the `grpo.jsonl` format.
 
-    cxr-jax manifest LABELS.csv OUT.jsonl [--image_column=file] [--prompt=TEXT]
+    cxr-jax manifest LABELS.csv OUT.jsonl [--image_column=file] [--prompt=TEXT] [--blank=unknown|negative]
+                     [--uncertain=unknown|negative|positive] [--views=frontal|any]
 
-`python -m cxr_jax.data.sources.label_table` is the same command.
+`python -m cxr_jax.data.sources.label_table` is the same command. docs/inputs.md says what is read and what is refused.
 
-A row is written if at least one label is known to be positive ("No Finding" counts); its `solution` lists the
-positives and `labels` every known state. Rows without a positive, and rows that say both "No Finding" and a
-finding, are left out and counted. Cells: 1, 0, -1 or U (uncertain), blank or nan (unknown).
+A row is written if at least one label is positive ("No Finding" counts); its `solution` lists the positives, `labels`
+every state that is not blank, `policy` what blank and uncertain cells counted as. Left out and counted: rows without a
+positive, rows that say both "No Finding" and a finding, films that are not frontal. Cells: 1, 0, -1 or U (uncertain),
+blank or nan.
 """
 
 import argparse
-import csv
-import io
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
-from cxr_jax.data import radiograph
 from cxr_jax.data.prompts import FIND_PROMPT
+from cxr_jax.data.sources import patients, policy, views
+from cxr_jax.data.sources.image_files import BadNameError, split_name
+from cxr_jax.data.sources.policy import LabelPolicy
+from cxr_jax.data.sources.table import DELIMITERS, Record, Table, is_blank
 from cxr_jax.errors import UserError, exit_code
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.runtime import whole_files
 
-IMAGE_COLUMNS = ("file", "image", "path", "filename", "file_name", "image_path", "image index")
-PATIENT_COLUMNS = ("patient_id", "subject_id", "patient id")
-# Cells in lower case. Blank is not the same as 0: nothing is known.
-STATES = {"1": 1, "0": 0, "-1": -1, "u": -1, "": None, "nan": None}
+# In the order in which they are asked.
+IMAGE_COLUMNS = (
+    *(
+        "file",
+        "image",
+        "path",
+        "filename",
+        "image_path",
+        "image index",
+        "path_to_image",
+        "file_path",
+    ),
+    *("img_path", "png_path", "jpg_path", "dicom_path", "image_id", "image_name", "img"),
+)
 # What may stand beside No Finding.
 NOT_PATHOLOGY = ("No Finding", "Support Devices")
+VIEWS = ("frontal", "any")
 
 # Why rows are left out.
 _NO_POSITIVE = "no label known to be positive"
 _CONTRADICTION = "No Finding together with a finding"
+_LATERAL = "a lateral view, by its column or path"
+_NOT_FRONTAL = "no frontal film of the chest, by its view"
 
 
 class LabelRow(NamedTuple):
@@ -44,18 +60,18 @@ class LabelRow(NamedTuple):
     image: str
     patient: str | None
     states: dict[str, int | None]  # label -> 1, 0, -1 or None
+    view: str | None = None  # of sources.views
 
 
 class _Header(NamedTuple):
     """The names of the columns that are read, as the file spells them."""
 
     image: str
-    patient: str | None
     labels: dict[str, str]  # by label
 
 
 def read_table(path: str | Path, image_column: str | None = None) -> Iterator[LabelRow]:
-    """Read a CSV file with the 14 label columns; columns are found by name, in lower case.
+    """Read a table with the 14 label columns; columns are found by name, whatever their case, spaces and signs.
 
     Args:
         path: the file.
@@ -67,69 +83,105 @@ def read_table(path: str | Path, image_column: str | None = None) -> Iterator[La
     Raises:
         UserError: naming the file, the line and the reason.
     """
-    try:
-        # With or without a byte order mark.
-        text = radiograph.read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text") from None
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = _find_columns(path, reader.fieldnames or (), image_column)
-        for cells in reader:
-            yield _read_row(path, reader.line_num, cells, header)
-    except csv.Error:
-        raise UserError(f"{path}:{reader.line_num}: not valid CSV") from None
+    table = Table(path, CHEXPERT_14)
+    header = _find_columns(table, image_column)
+    first_rows: dict[str, list[LabelRow]] = {}
+    for record in table:
+        row = _read_row(path, record, header)
+        _check_repeated(path, row, first_rows.setdefault(row.image, []))
+        yield row
+    if not first_rows:
+        raise UserError(f"{path}: has a header and no rows")
 
 
-def _find_columns(path: str | Path, names: Sequence[str], image_column: str | None) -> _Header:
-    # Of columns with one name the last counts, as for csv.DictReader.
-    columns = {name.strip().lower(): name for name in names if name}
+def _find_columns(table: Table, image_column: str | None) -> _Header:
+    labels = {}
     for label in CHEXPERT_14:
-        if label.lower() not in columns:
-            raise UserError(f"{path}: no column {label!r} (all 14 labels are needed)")
-    wanted = (image_column.lower(),) if image_column else IMAGE_COLUMNS
-    image = next((columns[name] for name in wanted if name in columns), None)
-    if image is None:
-        raise UserError(f"{path}: no image column (looked for {', '.join(wanted)})")
-    patient = next((columns[name] for name in PATIENT_COLUMNS if name in columns), None)
-    return _Header(image, patient, {label: columns[label.lower()] for label in CHEXPERT_14})
+        found = table.columns([label])
+        if not found:
+            separator = DELIMITERS[table.delimiter]
+            raise UserError(
+                f"{table.path}: no column {label!r} (all 14 labels are needed; cells are separated by {separator})"
+            )
+        labels[label] = found[0]
+    wanted = (image_column,) if image_column else IMAGE_COLUMNS
+    images = table.columns(wanted)
+    if not images:
+        raise UserError(f"{table.path}: no image column (looked for {', '.join(wanted)})")
+    return _Header(images[0], labels)
 
 
-def _read_row(
-    path: str | Path, line: int, cells: Mapping[str, str | None], header: _Header
-) -> LabelRow:
-    image = (cells[header.image] or "").strip()
+def _read_row(path: str | Path, record: Record, header: _Header) -> LabelRow:
+    image = record.cells[header.image].strip()
     if not image:
-        raise UserError(f"{path}:{line}: no image name")
+        raise UserError(f"{path}:{record.line}: no image name")
     states = {}
     for label, column in header.labels.items():
-        cell = cells[column]
-        key = (cell or "").strip().lower().removesuffix(".0")  # 1.0: as pandas writes numbers
-        if key not in STATES:
-            raise UserError(f"{path}:{line}: {label} is {cell!r}, not one of 1, 0, -1, U, blank")
-        states[label] = STATES[key]
-    patient = None
-    if header.patient is not None:
-        patient = (cells[header.patient] or "").strip() or None
-    return LabelRow(line, image, patient, states)
+        cell = record.cells[column]
+        try:
+            states[label] = _read_state(cell)
+        except ValueError:
+            raise UserError(
+                f"{path}:{record.line}: {label} is {cell!r}, not one of 1, 0, -1, U, blank"
+            ) from None
+    try:
+        split_name(image)
+        patient = patients.find_patient(record.cells, [image])
+    except (BadNameError, patients.LostDigitsError) as reason:
+        raise UserError(f"{path}:{record.line}: {reason}") from None
+    return LabelRow(record.line, image, patient, states, views.find_view(record.cells, [image]))
+
+
+def _read_state(cell: str) -> int | None:
+    """The state of a cell. Blank is not the same as 0: nothing is known. Raises ValueError."""
+    text = cell.strip().lower()
+    if is_blank(text):
+        return None
+    if text == "u":
+        return -1
+    number = float(
+        text.replace(",", ".")
+    )  # 1.0 as pandas writes numbers, 1,0 as some spreadsheets do
+    if number not in (1, 0, -1):
+        raise ValueError
+    return int(number)
+
+
+def _check_repeated(path: str | Path, row: LabelRow, before: list[LabelRow]) -> None:
+    """Refuse a film that is listed again, but for one of another patient with the same labels (see `convert`)."""
+    for first in before:
+        if row.patient == first.patient or row.states != first.states:
+            difference = "" if row.states == first.states else ", with other labels"
+            raise UserError(f"{path}:{row.line}: the film is that of line {first.line}{difference}")
+    before.append(row)
 
 
 def convert(
-    table: Iterable[LabelRow], prompt: str = FIND_PROMPT
+    table: Iterable[LabelRow],
+    prompt: str = FIND_PROMPT,
+    label_policy: LabelPolicy = LabelPolicy(),  # noqa: B008 - frozen
+    only_frontal: bool = True,
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Make manifest rows of `read_table`.
 
     Args:
         table: the rows of a table.
         prompt: what is asked of every image.
+        label_policy: what blank and uncertain cells count as.
+        only_frontal: leave out films whose column or path says another view; else the view is written with the row.
 
     Returns:
         The manifest rows, and counts of what was left out by reason.
     """
     rows = []
-    left_out = {_NO_POSITIVE: 0, _CONTRADICTION: 0}
-    for _, image, patient, states in table:
+    left_out = dict.fromkeys((_NO_POSITIVE, _CONTRADICTION, _LATERAL, _NOT_FRONTAL), 0)
+    seen: set[str] = set()
+    for line, image, patient, table_states, view in table:
+        states = label_policy.apply(table_states)
         positive = [label for label in CHEXPERT_14 if states[label] == 1]
+        if only_frontal and view in (views.LATERAL, views.OTHER):
+            left_out[_LATERAL if view == views.LATERAL else _NOT_FRONTAL] += 1
+            continue
         if not positive:
             left_out[_NO_POSITIVE] += 1
             continue
@@ -137,14 +189,19 @@ def convert(
             left_out[_CONTRADICTION] += 1
             continue
         row = {
-            "id": image,
+            # A film that is listed under two patients still has an id of its own in each row.
+            "id": f"{image}#{line}" if image in seen else image,
             "image": image,
             "conversations": [{"from": "human", "value": prompt}],
             "solution": ", ".join(positive),
             "labels": {label: state for label, state in states.items() if state is not None},
+            "policy": {"blank": label_policy.blank, "uncertain": label_policy.uncertain},
         }
         if patient:
             row["patient_id"] = patient
+        if view:
+            row["view"] = view
+        seen.add(image)
         rows.append(row)
     return rows, left_out
 
@@ -171,19 +228,69 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--image_column", help="column of the image path (default: the first usual name)"
     )
     parser.add_argument("--prompt", default=FIND_PROMPT)
+    parser.add_argument(
+        "--blank",
+        choices=policy.BLANK_CHOICES,
+        default=policy.BLANK_CHOICES[0],
+        help="what a blank cell counts as (default: unknown)",
+    )
+    parser.add_argument(
+        "--uncertain",
+        choices=policy.UNCERTAIN_CHOICES,
+        default=policy.UNCERTAIN_CHOICES[0],
+        help="what an uncertain cell (-1, U) counts as (default: unknown)",
+    )
+    parser.add_argument(
+        "--views",
+        choices=VIEWS,
+        default=VIEWS[0],
+        help="leave out films that a column or path calls lateral or other, or write their view (default: frontal)",
+    )
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the manifest and print what it has and what was left out."""
-    rows, left_out = convert(read_table(args.table, args.image_column), args.prompt)
+    label_policy = LabelPolicy(args.blank, args.uncertain)
+    table = read_table(args.table, args.image_column)
+    rows, left_out = convert(table, args.prompt, label_policy, args.views == VIEWS[0])
+    left_out = {reason: count for reason, count in left_out.items() if count}
     if not rows:
-        raise UserError(f"{args.table}: no row has a label known to be positive")
+        reasons = "; ".join(f"{count} left out: {reason}" for reason, count in left_out.items())
+        raise UserError(f"{args.table}: no row has a label known to be positive ({reasons})")
     write_rows(args.out, rows)
-    print(f"{len(rows)} rows written to {args.out}")
+    known = sum(state in (0, 1) for row in rows for state in row["labels"].values())
+    known_share = known / (len(rows) * len(CHEXPERT_14))
+    print(f"{len(rows)} rows written to {args.out}; {_count_patients(rows)}")
+    print(f"labels: {policy.describe([label_policy], known_share)}")
     for reason, count in left_out.items():
-        if count:
-            print(f"{count} left out: {reason}")
+        print(f"{count} left out: {reason}")
+    for warning in _warnings(args.table, rows, known_share):
+        print(warning, file=sys.stderr)
+
+
+def _count_patients(rows: Sequence[dict[str, Any]]) -> str:
+    known = [row["patient_id"] for row in rows if "patient_id" in row]
+    count = len(set(map(patients.same_patient_key, known)))
+    if len(known) == len(rows):
+        return f"{count} patients"
+    return f"{count} patients, {len(rows) - len(known)} rows of no known patient"
+
+
+def _warnings(
+    name: str | Path, rows: Sequence[dict[str, Any]], known_share: float
+) -> Iterator[str]:
+    """What no number of these rows may be read without, a line each."""
+    if all("patient_id" not in row for row in rows):
+        yield (
+            f"warning: {name}: no column and no path names a patient: a split will count every film as a patient"
+        )
+    if repeated := len(rows) - len({row["image"] for row in rows}):
+        yield (
+            f"warning: {name}: {repeated} rows list a film that another patient's row lists, too: whose is it?"
+        )
+    if few := policy.warn_few_known(str(name), known_share):
+        yield few
 
 
 def main(argv: Sequence[str] | None = None) -> int:

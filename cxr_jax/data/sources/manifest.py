@@ -4,8 +4,9 @@
 - `sft.jsonl`: {id, image, subject_id, study_id, solution, messages: [{role, content}]}; the assistant's text
   is the target.
 
-Our extension, optional in both: `labels`, a dict of label name -> 1 / 0 / -1 / null. Labels that are
-uncertain or blank there are left out of every score; without it the solution is taken as complete.
+Our extensions, optional in both: `labels`, a dict of label name -> 1 / 0 / -1 / null; without it the solution is taken
+as complete. `policy`, {"blank": .., "uncertain": ..}: what labels that are blank or uncertain there count as
+(`sources.policy`); by default they are unknown. `patient_id`, or another usual name (`sources.patients`).
 
 Reading is strict: the first problem is a UserError that names the manifest, the line and the reason, so a run
 never starts on half of its data.
@@ -13,21 +14,29 @@ never starts on half of its data.
 
 import hashlib
 import json
-import re
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cxr_jax.data import images, loading, radiograph, resize
 from cxr_jax.data.image_cache import CACHE_MIB, ImageCache
+from cxr_jax.data.sources import patients, views
 from cxr_jax.data.sources.base import Batch, Indices
+from cxr_jax.data.sources.image_files import BadNameError, ImageFinder
+from cxr_jax.data.sources.policy import COMPLETE, LabelPolicy
 from cxr_jax.errors import UserError
-from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, find_label
+from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, PARENTS, find_label
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+# int [14, 14]: is the label of the row a child of the label of the column?
+IS_PARENT = np.array(
+    [[child in PARENTS.get(parent, ()) for parent in CHEXPERT_14] for child in CHEXPERT_14], int
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,12 @@ class Row:
     target: str | None  # the assistant's text, if the manifest has one
     known: tuple[bool, ...]  # of the 14: does the manifest say positive or negative?
     group: str  # patient, as far as the manifest tells; a split never divides it
+    patient: str | None = None  # as the manifest spells it; None: it does not tell
+    view: str | None = None  # of sources.views
+    policy: LabelPolicy = COMPLETE  # what blank and uncertain labels count as
+    # Of the 14: may it be there, so that nobody is wrong to name it? What is neither known nor this is blank. None: all
+    # that is not known.
+    hedged: tuple[bool, ...] | None = None
 
 
 class _BadRowError(Exception):
@@ -69,28 +84,41 @@ def load_rows(manifest: str | Path, image_root: str | Path) -> list[Row]:
             `image_root`, a label that is none of the 14, a repeated id.
     """
     content = radiograph.read_bytes(manifest)
-    root = Path(image_root)
-    if not root.is_dir():
-        raise UserError(f"{image_root}: the image root is not a directory")
+    finder = ImageFinder(image_root)
     rows: list[Row] = []
     line_of_id: dict[str, int] = {}
     for number, line in enumerate(content.removeprefix(_BYTE_ORDER_MARK).splitlines(), 1):
         if not line.strip():
             continue
         try:
-            row = _parse_row(line, root)
+            row = _parse_row(line, finder)
             if row.id in line_of_id:
                 raise _BadRowError(f"the id is that of line {line_of_id[row.id]}")
-        except _BadRowError as reason:
+        except (_BadRowError, BadNameError, patients.LostDigitsError) as reason:
             raise UserError(f"{manifest}:{number}: {reason}") from None
         line_of_id[row.id] = number
         rows.append(row)
     if not rows:
         raise UserError(f"{manifest}: holds no rows")
-    return rows
+    return _see_whole(rows)
 
 
-def _parse_row(line: bytes, image_root: Path) -> Row:
+def _see_whole(rows: list[Row]) -> list[Row]:
+    """Settle what no row tells by itself: which rows are one patient's, and which labels nobody was asked about."""
+    films = [patients.Film(row.id, row.patient, row.image_path) for row in rows]
+    # A label that no row knows is not blank in this one: the set does not have it, so nobody is wrong to name it.
+    is_asked = np.any([row.known for row in rows], axis=0)
+    settled = []
+    for row, group in zip(rows, patients.group_films(films), strict=True):
+        known, hedged = np.array(row.known), np.array(row.hedged)
+        # Neither is a parent of what is there or may be: edema is an opacity, whether or not the table says so.
+        possible = np.isin(CHEXPERT_14, row.solution.split(", ")) | hedged
+        hedged |= ~known & (~is_asked | (possible @ IS_PARENT > 0))
+        settled.append(replace(row, group=group, hedged=tuple(hedged.tolist())))
+    return settled
+
+
+def _parse_row(line: bytes, finder: ImageFinder) -> Row:
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError:
@@ -104,20 +132,22 @@ def _parse_row(line: bytes, image_root: Path) -> Row:
     image_name = record.get("image", dialogue.image)
     if not isinstance(image_name, str) or not image_name.strip():
         raise _BadRowError("no image")
-    image_path = _find_image(image_name.strip(), image_root)
-    solution, known = _parse_truth(record)
+    image_path = finder.find(image_name.strip())
+    truth = _parse_truth(record)
     # Without an id the image's name is one.
     identifier = record.get("id", image_name)
     if not isinstance(identifier, str | int) or not str(identifier).strip():
         raise _BadRowError("the id is not a string")
+    names = (str(identifier), image_name)
     return Row(
         id=str(identifier),
         image_path=image_path,
         prompt=dialogue.prompt,
-        solution=solution,
         target=dialogue.target,
-        known=known,
-        group=_patient_of(record, str(identifier)),
+        group=str(identifier),  # until all rows are seen
+        patient=patients.find_patient(record, names),
+        view=views.find_view(record, names),
+        **truth._asdict(),
     )
 
 
@@ -164,29 +194,6 @@ def _parse_content(content: object) -> tuple[str, str | None]:
     return "\n".join(texts).strip(), (shown or [None])[0]
 
 
-def _find_image(name: str, image_root: Path) -> Path:
-    # Paths of either system, and never out of the root: a manifest comes from elsewhere.
-    windows_path = PureWindowsPath(name)
-    if (
-        "://" in name
-        or "\0" in name
-        or name.startswith("/")
-        or windows_path.drive
-        or windows_path.is_absolute()
-    ):
-        raise _BadRowError("the image is not a path relative to the image root")
-    parts = windows_path.parts  # splits at / and at \ alike
-    if ".." in parts:
-        raise _BadRowError("the image path leaves the image root")
-    # Published manifests name folders that users flatten.
-    for candidate in (image_root.joinpath(*parts), image_root / parts[-1]):
-        if candidate.is_file():
-            if not candidate.resolve().is_relative_to(image_root.resolve()):
-                raise _BadRowError("the image is a link that leaves the image root")
-            return candidate
-    raise _BadRowError(f"image file not found: {name!r} below {str(image_root)!r}")
-
-
 def _canonical_label(name: object) -> str:
     label = find_label(name) if isinstance(name, str) else None
     if label is None:
@@ -194,33 +201,56 @@ def _canonical_label(name: object) -> str:
     return label
 
 
-def _parse_truth(record: dict[str, Any]) -> tuple[str, tuple[bool, ...]]:
+class _Truth(NamedTuple):
+    """What a row says of the 14 labels: fields of `Row`."""
+
+    solution: str
+    known: tuple[bool, ...]
+    hedged: tuple[bool, ...]
+    policy: LabelPolicy
+
+
+def _parse_truth(record: dict[str, Any]) -> _Truth:
     """The solution in CheXpert order, and which labels are known. The two ways of saying it must agree."""
     solution = record.get("solution")
     if not isinstance(solution, str) or not solution.strip():
         raise _BadRowError("no solution")
     positive = {_canonical_label(name) for name in solution.split(",")}
-    known = [True] * len(CHEXPERT_14)
+    states: dict[str, int | None] = dict.fromkeys(positive, 1)
+    policy = COMPLETE
     if record.get("labels") is not None:
         if not isinstance(record["labels"], dict):
             raise _BadRowError("labels is not an object of label: state")
         states = {_canonical_label(name): state for name, state in record["labels"].items()}
         if not all(state in (1, 0, -1, None) for state in states.values()):
             raise _BadRowError("a state in labels is none of 1, 0, -1, null")
-        # Solution and labels must name the same positive ones.
-        if positive != {name for name, state in states.items() if state == 1}:
-            raise _BadRowError("solution and labels contradict each other")
-        known = [states.get(name) in (0, 1) for name in CHEXPERT_14]
-    return ", ".join(sorted(positive, key=INDEX.__getitem__)), tuple(known)
+        policy = LabelPolicy()
+    if record.get("policy") is not None:
+        policy = _parse_policy(record["policy"])
+    states = policy.apply(states)
+    # Solution and labels must name the same positive ones.
+    if positive != {name for name, state in states.items() if state == 1}:
+        raise _BadRowError("solution and labels contradict each other")
+    return _Truth(
+        solution=", ".join(sorted(positive, key=INDEX.__getitem__)),
+        known=tuple(states[name] in (0, 1) for name in CHEXPERT_14),
+        hedged=tuple(states[name] == -1 for name in CHEXPERT_14),
+        policy=policy,
+    )
 
 
-def _patient_of(record: dict[str, Any], identifier: str) -> str:
-    """The patient of a row; the row's own id where the manifest does not tell."""
-    for field in ("patient_id", "subject_id"):
-        if isinstance(record.get(field), str | int):
-            return str(record[field])
-    patient = re.search(r"patient\d+", identifier)  # CheXpert's paths
-    return patient.group() if patient else identifier
+def _parse_policy(policy: object) -> LabelPolicy:
+    if not isinstance(policy, dict) or not policy.keys() <= {"blank", "uncertain"}:
+        raise _BadRowError("policy is not an object of blank and uncertain")
+    try:
+        return LabelPolicy(**policy)
+    except UserError as error:
+        raise _BadRowError(str(error)) from None
+
+
+def known_share(rows: Sequence[Row]) -> float:
+    """Give the share of the rows' 14 labels each that are known to be positive or negative."""
+    return float(np.mean([row.known for row in rows]))
 
 
 # ---- Rows -> batches -------------------------------------------------------------------------------
@@ -294,8 +324,7 @@ class FilesSource:
         return loading.map_in_threads(self.image, indices, self.threads if any_absent else 1)
 
     def batch(self, indices: Indices) -> Batch:
-        """Read the rows of `indices`, with the keys that `sources.base` lists: what is not known may be there, and
-        sides are not known.
+        """Read the rows of `indices`, with the keys that `sources.base` lists; sides are not known.
 
         Raises:
             IndexError: for an index outside 0..len-1.
@@ -305,13 +334,12 @@ class FilesSource:
         if any(not 0 <= index < len(self.rows) for index in indices):
             raise IndexError(f"{self.name}: index outside 0..{len(self.rows) - 1}")
         rows = [self.rows[index] for index in indices]
-        # What is not known is taken as possible: nobody is wrong to mention it.
-        known = np.array([row.known for row in rows], bool)
+        known, hedged = self.masks(indices)
         return {
             "image": np.stack(self._images(indices)),
             "solution": self.solutions(indices),
             "known": known,
-            "hedged": ~known,
+            "hedged": hedged,
             "sides": np.zeros((*known.shape, 2), bool),
             "targets": [row.target for row in rows],
             **self.about(indices),
@@ -329,6 +357,16 @@ class FilesSource:
             positive = self.rows[int(index)].solution.split(", ")
             solution[[INDEX[name] for name in positive]] = True
         return solutions
+
+    def masks(self, indices: Indices) -> tuple[np.ndarray, np.ndarray]:
+        """Give `known` and `hedged` of `batch`, bool [B, 14], without reading the images."""
+        rows = [self.rows[int(index)] for index in indices]
+        known = np.array([row.known for row in rows], bool)
+        hedged = [
+            row_known if row.hedged is None else row.hedged
+            for row, row_known in zip(rows, ~known, strict=True)
+        ]
+        return known, np.array(hedged, bool)
 
     def targets(self, batch: Batch, indices: Indices) -> list[str]:
         """Give the assistant's text of each row, to train on.
@@ -359,8 +397,9 @@ def open_split(
 ) -> tuple[FilesSource, FilesSource]:
     """Open a manifest as (train, held-out) sources, split by patient; they share one `ImageCache`.
 
-    A tenth of the patients is held out, or 30 where that is more and no more than a third. Which ones depends on
-    `seed` and on their own id alone, so adding rows moves few of them.
+    A tenth of the patients is held out, or 30 where that is more and no more than a third; of three at least two, so
+    that a checkpoint is not chosen by those it is tested on. Which ones depends on `seed` and on their own id alone, so
+    adding rows moves few of them.
 
     Raises:
         UserError: for a bad manifest, or one of a single patient.
@@ -373,15 +412,16 @@ def open_split(
     def place(patient: str) -> bytes:
         return hashlib.sha256(f"{seed}:{patient}".encode()).digest()
 
-    patients = sorted({row.group for row in rows}, key=place)
-    if len(patients) < 2:
+    groups = sorted({row.group for row in rows}, key=place)
+    if len(groups) < 2:
         raise UserError(f"{manifest}: rows of at least two patients are needed, to hold some out")
     # Fewer than about 30 patients say little.
-    enough = min(30, len(patients) // 3)
-    held_patients = set(patients[: max(1, enough, round(len(patients) / 10))])
+    enough = min(30, len(groups) // 3)
+    at_least = min(2, len(groups) - 1)
+    held_groups = set(groups[: max(at_least, enough, round(len(groups) / 10))])
 
     def open_part(name: str, is_held_out: bool) -> FilesSource:
-        part = [row for row in rows if (row.group in held_patients) == is_held_out]
+        part = [row for row in rows if (row.group in held_groups) == is_held_out]
         return FilesSource(
             part, size, renderer=renderer, name=f"files ({name})", cache=cache, threads=threads
         )

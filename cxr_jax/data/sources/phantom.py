@@ -86,11 +86,20 @@ class PhantomSource:
 
     def solutions(self, indices: Indices) -> np.ndarray:
         """Give the solutions of `batch`, bool [B, 14], without drawing the images."""
+        return self._states(indices) == 1
+
+    def masks(self, indices: Indices) -> tuple[np.ndarray, np.ndarray]:
+        """Give `known` and `hedged` of `batch`, bool [B, 14], without drawing the images."""
+        states = self._states(indices)
+        return np.ones_like(states, bool), states == -1
+
+    def _states(self, indices: Indices) -> np.ndarray:
+        """The `labels` of `batch`."""
         indices = np.asarray(indices)
         keys = phantom.example_keys(self.seed, self.split, self.hospital, indices)
         sites = self.sites_of(indices)
         site_keys = None if sites is None else phantom.site_keys(self.seed, sites)
-        return np.asarray(_labels(keys, self.hospital, site_keys)) == 1
+        return np.asarray(_labels(keys, self.hospital, site_keys))
 
     def sites_of(self, indices: Indices) -> np.ndarray | None:
         """Give the site of each example, int [B]; None without sites."""

@@ -4,33 +4,42 @@ Phantoms: disjoint streams ("train", "select", "test") of the training hospital 
 Files: some patients are held out (`manifest.open_split`), a third of them for selection and the others for the test.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from cxr_jax.config.sections import DataConfig
-from cxr_jax.data.sources import manifest, phantom
+from cxr_jax.data.sources import manifest, phantom, policy
 from cxr_jax.data.sources.base import Batch, Source
+from cxr_jax.data.sources.views import LATERAL, OTHER
+from cxr_jax.errors import UserError
 
 HELD_OUT_PART = 64  # examples that `held_out` asks a source for at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """The sources of a run; no patient is in two of the three splits, unless the manifest has very few.
+    """The sources of a run; no patient is in two of the three splits.
 
     Attributes:
         train: what trains.
         select: by display name, what a checkpoint is chosen by.
         test: by display name, what is reported.
         out_of_distribution: the name, in `select` and `test`, of the set that decides which checkpoint is best.
+        label_policy: what blank and uncertain labels count as, to stand beside every number; "" of phantoms, whose
+            labels are all known.
+        about: what a run says of its rows before it begins, a line each.
+        warnings: what a person should look at, a line each.
     """
 
     train: Source
     select: dict[str, Source]
     test: dict[str, Source]
     out_of_distribution: str
+    label_policy: str = ""
+    about: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def prompts(self) -> tuple[str, ...]:
         """List every prompt text, each once: held-out rows may ask what training rows do not."""
@@ -78,26 +87,66 @@ def _file_splits(data_config: DataConfig) -> Splits:
         threads=data_config.threads,
     )
     patients = list(dict.fromkeys(row.group for row in held_source.rows))
+    if len(patients) < 2:
+        raise UserError(
+            f"{data_config.manifest}: rows of at least three patients are needed: to train, to choose a checkpoint by, "
+            "and to test"
+        )
     # In the order of the manifest's held-out rows.
     for_selection = set(patients[: max(1, len(patients) // 3)])
 
-    def open_part(name: str, selected: bool) -> Source:
+    def open_part(name: str, selected: bool) -> manifest.FilesSource:
         rows = [row for row in held_source.rows if (row.group in for_selection) == selected]
-        # A single held-out patient serves for both: an empty set could not be scored.
         return manifest.FilesSource(
-            rows or held_source.rows,
+            rows,
             data_config.side,
             name=f"files ({name})",
             cache=held_source.cache,
             threads=held_source.threads,
         )
 
+    selection, test = open_part("selection", True), open_part("test", False)
+    rows = [*train.rows, *held_source.rows]
+    known_share = manifest.known_share(rows)
+    label_policy = policy.describe((row.policy for row in rows), known_share)
+    parts = {"train": train, "selection": selection, "test": test}
     return Splits(
         train=train,
-        select={"files": open_part("selection", True)},
-        test={"files": open_part("test", False)},
+        select={"files": selection},
+        test={"files": test},
         out_of_distribution="files",
+        label_policy=label_policy,
+        about=(_describe_groups(parts), f"labels: {label_policy}"),
+        warnings=_warnings(data_config.manifest, rows, known_share),
     )
+
+
+def _describe_groups(parts: Mapping[str, manifest.FilesSource]) -> str:
+    """The groups of a split in one line: what is drawn as a patient, and how many are where."""
+    rows = [row for source in parts.values() for row in source.rows]
+    unit = "patients" if all(row.patient is not None for row in rows) else "groups"
+    counts = {name: len({row.group for row in source.rows}) for name, source in parts.items()}
+    shares = ", ".join(f"{name} {count} ({len(parts[name])})" for name, count in counts.items())
+    return f"data: {len(rows):,} rows of {sum(counts.values()):,} {unit}; {unit} (rows): {shares}"
+
+
+def _warnings(name: str, rows: Sequence[manifest.Row], known_share: float) -> tuple[str, ...]:
+    """What no number of a run may be read without, a line each."""
+    warnings = []
+    if unknown := sum(row.patient is None for row in rows):
+        which = "any row" if unknown == len(rows) else f"{unknown:,} of {len(rows):,} rows"
+        warnings.append(
+            f"warning: {name}: no patient is known of {which}: each of these images counts as a patient of its own, "
+            "so one patient may stand on both sides of the split (docs/inputs.md: columns and paths that are read)"
+        )
+    if turned := sum(row.view in (LATERAL, OTHER) for row in rows):
+        warnings.append(
+            f"warning: {name}: {turned:,} of {len(rows):,} rows are no frontal films by their view or path, and are "
+            "asked what frontal ones are"
+        )
+    if few := policy.warn_few_known(name, known_share):
+        warnings.append(few)
+    return tuple(warnings)
 
 
 def held_out(source: Source, count: int, poll: Callable[[], object] | None = None) -> Batch:

@@ -1,0 +1,76 @@
+"""The file of each row of a manifest, below the image root."""
+
+from pathlib import Path, PureWindowsPath
+
+from cxr_jax.errors import UserError
+
+
+class BadNameError(Exception):
+    """The reason why the name of an image is refused."""
+
+
+def split_name(name: str) -> tuple[str, ...]:
+    """Split the name of an image at / and at \\ alike, which must be a path relative to a root that it never leaves.
+
+    Raises:
+        BadNameError: with the reason.
+    """
+    # Paths of either system, and never out of the root: a manifest comes from elsewhere.
+    windows_path = PureWindowsPath(name)
+    if (
+        "://" in name
+        or "\0" in name
+        or name.startswith("/")
+        or windows_path.drive
+        or windows_path.is_absolute()
+    ):
+        raise BadNameError("the image is not a path relative to the image root")
+    if ".." in windows_path.parts:
+        raise BadNameError("the image path leaves the image root")
+    return windows_path.parts
+
+
+class ImageFinder:
+    """Finds images below a root: by their path, then by their bare name, since users flatten published folders.
+
+    A bare name stands for one path only: view1_frontal.jpg of a second patient would be the first one's film.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        """Look below `root`.
+
+        Raises:
+            UserError: if it is no folder.
+        """
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise UserError(f"{root}: the image root is not a directory")
+        self._resolved_root = self.root.resolve()
+        self._names: dict[Path, tuple[str, ...]] = {}  # file -> the name by which it was asked for
+        self._flattened: set[Path] = set()  # files that were found by a bare name
+
+    def find(self, name: str) -> Path:
+        """Find the file of an image.
+
+        Raises:
+            BadNameError: with the reason: a name as `split_name` refuses it, no file, a link out of the root, a bare
+                name that would stand for two images.
+        """
+        parts = split_name(name)
+        for candidate in (self.root.joinpath(*parts), self.root / parts[-1]):
+            if candidate.is_file():
+                if not candidate.resolve().is_relative_to(self._resolved_root):
+                    raise BadNameError("the image is a link that leaves the image root")
+                self._check_one_name(candidate, parts)
+                return candidate
+        raise BadNameError(f"image file not found: {name!r} below {str(self.root)!r}")
+
+    def _check_one_name(self, file: Path, parts: tuple[str, ...]) -> None:
+        other = self._names.setdefault(file, parts)
+        if file != self.root.joinpath(*parts):
+            self._flattened.add(file)
+        if other != parts and file in self._flattened:
+            raise BadNameError(
+                f"{'/'.join(parts)!r} and {'/'.join(other)!r} would both be read from {file.name!r}: their folders "
+                f"are missing below {str(self.root)!r}"
+            )

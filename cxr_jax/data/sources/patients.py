@@ -1,0 +1,158 @@
+"""Whose film a row is: the patient by a usual column or path, and the groups that a split never divides.
+
+Two spellings of one id must not become two patients, so groups are made by `same_patient_key`; that two patients share
+a key only keeps them on one side. docs/inputs.md lists the columns and paths.
+"""
+
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from decimal import Decimal, InvalidOperation
+from typing import NamedTuple
+
+from cxr_jax.data.sources.table import column_key, is_blank
+
+# In the order in which they are asked, as `column_key` spells them.
+PATIENT_COLUMNS = (
+    "patientid",
+    "subjectid",
+    "patient",
+    "subject",
+    "deidpatientid",
+    "deidentifiedpatientid",
+    "anonpatientid",
+    "anonymizedpatientid",
+    "patientidentifier",
+    "patientnumber",
+    "patientno",
+    "patientkey",
+    "patientuid",
+    "patienthash",
+    "patid",
+    "ptid",
+    "pid",
+    "idpatient",
+    "subjectnumber",
+    "participantid",
+    "personid",
+    "empianon",
+    "empi",
+    "mrn",
+)
+# What stands in a column of ids and is none.
+_NO_ID = ("unknown", "anonymous", "anonymized", "-", "?")
+
+# The group "id" of each is the patient.
+_PATH_PATTERNS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"(?<![a-z])(?P<id>patient[ _-]?\d+)",  # CheXpert: patient00001/study1/view1_frontal.jpg
+        r"(?:^|[/_-])p(?P<id>\d{8})(?=[/_-])",  # MIMIC-CXR: p10/p10000032/s50414267/..
+        r"(?:^|[^0-9])(?P<id>000\d{5})_\d{3}(?![0-9])",  # NIH: 00000001_000.png
+        r"(?:^|/)id_(?P<id>[0-9a-f-]{8,})/study_",  # BRAX
+        r"(?:^|/)(?P<id>GRDN[0-9a-z]+)/GRDN[0-9a-z]+/studies/",  # ReXGradient
+        r"(?:^|/)sub-(?P<id>[0-9a-z]+)(?=[/_])",  # BIDS, as BIMCV publishes
+        r"(?:^|[/_-])(?P<id>subject[ _-]?\d+)(?=[/_.-])",
+        r"(?:^|/)(?P<id>CXR\d+)_(?:\d+_)?IM-",  # Open-i, which has one report a patient
+    )
+)
+_WHOLE_FLOAT = re.compile(r"\d+\.0*")
+_SCIENTIFIC = re.compile(r"\d+(?:\.\d+)?e\+?\d+", re.IGNORECASE)
+_EXACT_DIGITS = 15  # that a float holds of any whole number
+_NUMBERED = re.compile(r"(?:patient|subject|sub|pat|pt|p|id)?[_#-]*0*(\d+)")
+
+
+class LostDigitsError(ValueError):
+    """An id that a program has rounded: it may be another patient's by now."""
+
+
+def clean_id(value: object) -> str | None:
+    """Give the text of an id, None for a blank one: 12345.0 and 1.2345e4 are 12345, leading zeros stay.
+
+    Raises:
+        LostDigitsError: for a number in scientific notation with more digits than a float holds.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    text = " ".join(str(value).split())
+    if is_blank(text) or text.lower() in _NO_ID:
+        return None
+    if _WHOLE_FLOAT.fullmatch(text):
+        return text.partition(".")[0]
+    if _SCIENTIFIC.fullmatch(text):
+        try:
+            number = Decimal(text)
+        except InvalidOperation:
+            return text
+        if number.adjusted() >= _EXACT_DIGITS or number != number.to_integral_value():
+            raise LostDigitsError("the patient's id is a rounded number: read its column as text")
+        return str(int(number))
+    return text
+
+
+def patient_in_path(path: str) -> str | None:
+    """Find the patient that a path of CheXpert, MIMIC-CXR, NIH, BRAX, ReXGradient, Open-i or BIDS names."""
+    path = path.replace("\\", "/")
+    matches = (pattern.search(path) for pattern in _PATH_PATTERNS)
+    return next((match["id"] for match in matches if match), None)
+
+
+def find_patient(fields: Mapping[str, object], paths: Iterable[str]) -> str | None:
+    """Find the patient of a row: the first usual column that is not blank, then the first path that names one.
+
+    Args:
+        fields: column or key -> its value, however they are spelt.
+        paths: the row's id, its image.
+
+    Raises:
+        LostDigitsError: see `clean_id`.
+    """
+    by_key: dict[str, str] = {}
+    for name, value in fields.items():
+        key = column_key(name)
+        if key in PATIENT_COLUMNS and key not in by_key and (patient := clean_id(value)):
+            by_key[key] = patient
+    for key in PATIENT_COLUMNS:
+        if key in by_key:
+            return by_key[key]
+    return next(filter(None, map(patient_in_path, paths)), None)
+
+
+def same_patient_key(patient: str) -> str:
+    """Give what spellings of one id have in common: case, spaces, leading zeros and the word patient do not count."""
+    text = "".join(patient.split()).casefold()
+    numbered = _NUMBERED.fullmatch(text)
+    return numbered[1] if numbered else text
+
+
+class Film(NamedTuple):
+    """What says which rows belong together."""
+
+    row_id: str
+    patient: str | None
+    file: Hashable
+
+
+def group_films(films: Sequence[Film]) -> list[str]:
+    """Name the group of each film: its patient, under one of the spellings; without one, all rows of its file.
+
+    Returns:
+        For each film the least spelling of its patient. Where no patient is known that of the patient of another row of
+        the file, or else the least id of the file's rows. So a group's name does not depend on the order of rows.
+    """
+    owners: dict[Hashable, Hashable] = {}  # of files: a patient's key
+    for film in films:
+        if film.patient is not None:
+            key = same_patient_key(film.patient)
+            owners[film.file] = min(key, str(owners.get(film.file, key)))
+
+    def group(film: Film) -> Hashable:
+        if film.patient is not None:
+            return same_patient_key(film.patient)
+        return owners.get(film.file, ("file", film.file))
+
+    names: dict[Hashable, str] = {}
+    for film in films:
+        if film.patient is not None or film.file not in owners:
+            name = film.row_id if film.patient is None else film.patient
+            names[group(film)] = min(name, names.get(group(film), name))
+    return [names[group(film)] for film in films]

@@ -1,0 +1,135 @@
+"""A table of cells with a header: commas, semicolons, tabs or bars between them, found out by the header.
+
+Reading is strict, and the first problem is a UserError that names file, line and reason: cells that are missing or too
+many would shift or drop what follows them without a word.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cxr_jax.data import radiograph
+from cxr_jax.errors import UserError
+
+DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
+# How programs write that a cell is empty, in lower case.
+BLANK_WORDS = ("", "nan", "na", "n/a", "none", "null", "<na>", "nat")
+
+
+class Record(NamedTuple):
+    """A row of a table.
+
+    Attributes:
+        line: of the file, where the row begins.
+        cells: by the column's name, as the file spells it; with a column that stands twice none is lost unsaid, since
+            `Table.column` refuses it.
+    """
+
+    line: int
+    cells: Mapping[str, str]
+
+
+class Table:
+    """A table whose header is read; iterate it for its rows, blank lines left out.
+
+    Attributes:
+        path: as given.
+        names: of the columns, as the file spells them.
+        delimiter: what stands between cells.
+    """
+
+    def __init__(self, path: str | Path, needed: Sequence[str]) -> None:
+        """Read the header with the delimiter that finds most of the columns in `needed`.
+
+        Raises:
+            UserError: for a file that is no text in UTF-8, or no table.
+        """
+        self.path = path
+        self._text = _read_text(path)
+        keys = {column_key(name) for name in needed}
+
+        # Of equally good ones the first: a table of one column has no delimiter at all.
+        def count_needed(delimiter: str) -> int:
+            self.delimiter = delimiter
+            _, header = next(self._records(), (1, []))
+            return len(keys & {column_key(name) for name in header})
+
+        self.delimiter = max(DELIMITERS, key=count_needed)
+        _, self.names = next(self._records(), (1, []))
+        if not self.names:
+            raise UserError(f"{path}: is empty")
+
+    def columns(self, keys: Sequence[str]) -> list[str]:
+        """List the columns that `keys` name, in the order of `keys`; case, spaces and signs do not count.
+
+        Raises:
+            UserError: for a column that stands there twice.
+        """
+        found = []
+        for key in keys:
+            names = [name for name in self.names if column_key(name) == column_key(key)]
+            if len(names) > 1:
+                raise UserError(f"{self.path}: column {names[0].strip()!r} stands there twice")
+            found += names
+        return found
+
+    def __iter__(self) -> Iterator[Record]:
+        """Yield the rows.
+
+        Raises:
+            UserError: naming the line of a row that has other cells than the header.
+        """
+        records = self._records()
+        next(records)
+        width = len(self.names)
+        for line, cells in records:
+            # Spreadsheets write blank cells, and blank rows, beyond the table.
+            while len(cells) > width and not cells[-1].strip():
+                cells.pop()
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != width:
+                raise UserError(f"{self.path}:{line}: {len(cells)} cells, {width} columns")
+            yield Record(line, dict(zip(self.names, cells, strict=True)))
+
+    def _records(self) -> Iterator[tuple[int, list[str]]]:
+        """Yield each record that is not a blank line, with the line on which it begins."""
+        reader = csv.reader(
+            io.StringIO(self._text, newline=""), delimiter=self.delimiter, strict=True
+        )
+        line = 1
+        try:
+            for cells in reader:
+                if cells:
+                    yield line, cells
+                line = reader.line_num + 1
+        except csv.Error as error:
+            reason = "not valid CSV (is a quote not closed?)"
+            if "field limit" in str(error):
+                reason = f"a cell of more than {csv.field_size_limit():,} characters"
+            raise UserError(f"{self.path}:{line}: {reason}") from None
+
+
+def _read_text(path: str | Path) -> str:
+    content = radiograph.read_bytes(path)
+    try:
+        text = content.decode("utf-8-sig")  # with or without a byte order mark
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text") from None
+    # What a disk leaves of a torn file, and text in UTF-16.
+    if (place := text.find("\0")) >= 0:
+        raise UserError(f"{path}:{1 + text.count(chr(10), 0, place)}: a NUL character")
+    return text
+
+
+def column_key(name: str) -> str:
+    """Give what spellings of a column's name have in common: "Patient ID", patient_id and PatientID are one."""
+    return re.sub(r"[\W_]+", "", name).lower()
+
+
+def is_blank(cell: str) -> bool:
+    """Tell whether a cell is empty, or says so as a program would: nan, NA, None, null."""
+    return cell.strip().lower() in BLANK_WORDS

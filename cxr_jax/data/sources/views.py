@@ -1,0 +1,125 @@
+"""Which way a film was taken, as far as a table or a path says: a prompt for frontal films is not asked of others."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from cxr_jax.data.sources.table import column_key
+
+FRONTAL, LATERAL, OTHER = "frontal", "lateral", "other"
+
+# As `column_key` spells them.
+VIEW_COLUMNS = frozenset(
+    (
+        "view",
+        "views",
+        "viewposition",
+        "viewpositiondicom",
+        "viewpos",
+        "viewtype",
+        "viewlabel",
+        "viewname",
+        "imageview",
+        "xrayview",
+        "projection",
+        "projectionview",
+        "frontallateral",
+        "lateralfrontal",
+        "appa",
+        "paap",
+        "viewcodesequence",
+        "viewcodesequencecodemeaning",
+        "viewcode",
+        "filmview",
+    )
+)
+# Columns that say yes or no of one view.
+_YES_NO_COLUMNS = {
+    "lateral": LATERAL,
+    "islateral": LATERAL,
+    "frontal": FRONTAL,
+    "isfrontal": FRONTAL,
+}
+_YES, _NO = ("1", "1.0", "true", "yes", "y"), ("0", "0.0", "false", "no", "n")
+
+_FRONTAL_WORDS = frozenset(
+    (
+        "pa",
+        "ap",
+        "frontal",
+        "front",
+        "posteroanterior",
+        "anteroposterior",
+        "postero",
+        "antero",
+        "frente",
+    )
+)
+_LATERAL_WORDS = frozenset(
+    ("l", "ll", "rl", "lat", "llat", "rlat", "lateral", "laterale", "latero", "laterolateral")
+) | frozenset(("perfil", "profil", "seitlich"))
+_OTHER_WORDS = frozenset(
+    ("lao", "rao", "lpo", "rpo", "oblique", "obl", "decubitus", "decub", "lld", "rld", "lordotic")
+) | frozenset(("axial", "coronal", "sagittal", "transverse", "costal", "ct", "exclude", "abdomen"))
+# In a file's name a single letter is no view.
+_PATH_LATERAL = frozenset(("lateral", "lat", "llat", "rlat"))
+
+
+def _words(text: str) -> list[str]:
+    # POSTERO_ANTERIOR, ap-supine, viewLateral
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
+    return re.findall(r"[a-z]+", spaced.lower())
+
+
+def view_of_text(text: str) -> str | None:
+    """Read a view: PA, AP_horizontal, POSTERO_ANTERIOR; LL, "left lateral"; LAO, Axial. None: it says none of these.
+
+    A lateral decubitus is `OTHER`; what names both a frontal and a lateral view says neither.
+    """
+    words = set(_words(text))
+    if words & _OTHER_WORDS:
+        return OTHER
+    is_frontal = bool(words & _FRONTAL_WORDS)
+    is_lateral = bool(words & _LATERAL_WORDS)
+    if is_frontal == is_lateral:
+        return None
+    return FRONTAL if is_frontal else LATERAL
+
+
+def view_in_path(path: str) -> str | None:
+    """Find the view that a file's name or its folder says: view2_lateral.jpg, lateral/00012.png."""
+    names = path.replace("\\", "/").split("/")
+    in_file = set(_words(names[-1].rpartition(".")[0] or names[-1]))
+    in_folder = set(_words(names[-2])) if len(names) > 1 else set()
+    is_lateral = bool(in_file & _PATH_LATERAL) or "lateral" in in_folder
+    is_frontal = "frontal" in in_file or "frontal" in in_folder
+    if is_frontal == is_lateral:
+        return None
+    return FRONTAL if is_frontal else LATERAL
+
+
+def find_view(fields: Mapping[str, object], paths: Iterable[str]) -> str | None:
+    """Find the view of a row in its usual columns and in its paths; what is not frontal counts before what is.
+
+    Args:
+        fields: column or key -> its value, however they are spelt.
+        paths: the row's id, its image.
+
+    Returns:
+        FRONTAL, LATERAL, OTHER, or None where nothing says.
+    """
+    found = {view_in_path(path) for path in paths}
+    for name, value in fields.items():
+        key, text = column_key(name), str(value).strip()
+        if key in VIEW_COLUMNS:
+            found.add(view_of_text(text))
+        elif key in _YES_NO_COLUMNS:
+            found.add(_view_of_answer(_YES_NO_COLUMNS[key], text.lower()))
+    return next((view for view in (LATERAL, OTHER, FRONTAL) if view in found), None)
+
+
+def _view_of_answer(view: str, answer: str) -> str | None:
+    if answer in _YES:
+        return view
+    if answer in _NO:
+        return FRONTAL if view == LATERAL else LATERAL
+    return None
