@@ -11,6 +11,11 @@ program computed in float32 and compiled for CPUs, with plain attention: estimat
 in bfloat16, XLA for CPUs keeps float32 copies of all weights, which no accelerator needs.) What the runtime, its
 libraries, evaluations and the export take is not counted: leave a share of the memory free.
 
+`--film=2544x3056` (height x width) plans the reading of one film of that size on one device in place of the run's
+steps: into how many patches it is cut, and what the vision tower, the prompt and the decoding need. Its size is
+bounded as by `cxr-jax predict`: by the model's own limits (those of the published folders, where there is no folder)
+and by --max_pixels.
+
 Exit codes: 0 printed, and it fits if asked; 1 it does not fit; 2 bad usage.
 """
 
@@ -18,15 +23,20 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import itemgetter
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from cxr_jax.config import command_line
 from cxr_jax.config.sections import RunConfig
 from cxr_jax.errors import UserError
-from cxr_jax.planning.programs import GIB, Needs, needs_of, programs
+from cxr_jax.planning.films import Film, FilmReading, film_of_grid, parse_size
+from cxr_jax.planning.programs import GIB, Needs, Shapes, needs_of, programs
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 # transformers would announce that torch is absent
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -37,8 +47,18 @@ _HBM_GIB = flags.DEFINE_float(
     "hbm_gib", None, "Memory of a device in GiB: makes it a verdict.", lower_bound=0.0
 )
 _JSON = flags.DEFINE_bool(
-    "json", False, "Print one JSON object a program: name, bytes, flops, tokens, moved."
+    "json",
+    False,
+    "Print one JSON object a program: name, bytes, flops, tokens, moved, peak; film, resized, patches, image_tokens.",
 )
+_FILM = flags.DEFINE_string(
+    "film", None, "Plan the reading of one film of HEIGHTxWIDTH pixels, as in 2544x3056."
+)
+_MAX_PIXELS = flags.DEFINE_integer(
+    "max_pixels", None, "With --film: most pixels that are read of it.", lower_bound=28 * 28
+)
+
+WITHOUT_HIDDEN_MEMORY = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 # What to change if most of the memory holds this.
 ADVICE = {
@@ -64,6 +84,10 @@ def run() -> int:
     from cxr_jax.runtime import layout as layouts
     from cxr_jax.training import checks
 
+    if _FILM.value is not None:
+        return plan_reading(config, _FILM.value)
+    if _MAX_PIXELS.value is not None:
+        raise UserError("--max_pixels is for --film; of a run it is --config.data.max_pixels")
     if config.get("task") not in ("sft", "rl"):
         raise UserError(f"config.task={config.get('task')!r}: only sft and rl have steps to plan")
     schema.check_values(config)
@@ -80,16 +104,45 @@ def run() -> int:
             f"{settings.model or 'the 3B shape'}, {settings.task}, computed in {settings.dtype}, "
             f"on {devices} device(s){mesh_shape}"
         )
-    needs = []
-    for program, in_float32 in program_pairs:
-        needs.append(needs_of(program, in_float32, layout.mesh))
+    shapes = Shapes(settings)
+    film = film_of_grid(None, shapes.grid, shapes.model_config)
+    return print_plan(film, (needs_of(*pair, layout.mesh) for pair in program_pairs))
+
+
+def plan_reading(config: "ConfigDict", size: str) -> int:
+    """Print what it takes to read one film of a size (HEIGHTxWIDTH) and return the exit code."""
+    from cxr_jax.config import schema
+
+    schema.check_values(config)
+    settings = RunConfig.from_config(config)
+    # The same programs twice, as for a run.
+    reading, in_float32 = (
+        FilmReading(typed_settings, parse_size(size), _MAX_PIXELS.value)
+        for typed_settings in (settings, dataclasses.replace(settings, dtype="float32"))
+    )
+    if not _JSON.value:
+        print(f"{settings.model or 'the 3B shape'}, read in {settings.dtype} on one device")
+    pairs = zip(reading.programs(), in_float32.programs(), strict=True)
+    # Without XLA's CPU kernels for whole attentions: their scores lie in memory that it does not count.
+    needs = (needs_of(*pair, compiler_options=WITHOUT_HIDDEN_MEMORY) for pair in pairs)
+    return print_plan(reading.film, needs)
+
+
+def print_plan(film: Film, all_needs: Iterable[Needs]) -> int:
+    """Print what programs need as each is compiled, and the verdict, if one is asked for; return the exit code."""
+    if not _JSON.value:
+        print(film)
+    printed = []
+    for needs in all_needs:
+        printed.append(needs)
         if _JSON.value:
-            print(json.dumps(needs[-1]._asdict()), flush=True)
+            row = {**needs._asdict(), "peak": needs.total_bytes, **film._asdict()}
+            print(json.dumps(row), flush=True)
         else:
-            print_needs(needs[-1])
+            print_needs(needs)
     if _HBM_GIB.value is None:
         return 0
-    return print_verdict(needs, _HBM_GIB.value)
+    return print_verdict(printed, _HBM_GIB.value)
 
 
 def print_needs(needs: Needs) -> None:

@@ -54,6 +54,9 @@ def bucket(length: int) -> int:
     return bucket_size
 
 
+ROWS_ON_ACCELERATORS = 16
+
+
 def rows_at_once() -> int:
     """Choose the rows of every decode program; more rows go in turns, fewer are filled up.
 
@@ -61,7 +64,7 @@ def rows_at_once() -> int:
     Few on a CPU, where an idle row costs time: one answer takes twice as long among 8 rows as among 2. An
     accelerator reads the same weights for one row as for 16.
     """
-    return 8 if jax.default_backend() == "cpu" else 16
+    return 8 if jax.default_backend() == "cpu" else ROWS_ON_ACCELERATORS
 
 
 # Slots up to which every row of a decode program has its copy of its prompt's keys: 36 kB a slot in a 3B, in float32.

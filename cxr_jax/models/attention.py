@@ -60,8 +60,11 @@ def query_block(rows: int, queries: int, keys: int) -> int:
     """
     if keys <= ALL_AT_ONCE_UP_TO:
         return queries
-    block = SCORES_AT_ONCE // (rows * keys) // LEAST_BLOCK * LEAST_BLOCK
-    return min(queries, max(block, LEAST_BLOCK))
+    most = max(SCORES_AT_ONCE // (rows * keys) // LEAST_BLOCK, 1)  # in least blocks
+    in_all = -(-queries // LEAST_BLOCK)
+    # As many blocks as must be, all of about one size: the last one is filled up with zeros.
+    count = -(-in_all // most)
+    return min(queries, -(-in_all // count) * LEAST_BLOCK)
 
 
 def _attend_in_blocks(

@@ -97,7 +97,7 @@ class Shapes:
         self.trainable = Trainable.create(
             settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype
         )
-        self.model_config, self.tokenizer = _read_model(settings.model)
+        self.model_config, self.tokenizer = read_model(settings.model)
         # Which ids a sampler must not draw does not change what it costs.
         self.special = {
             **special_ids(self.tokenizer),
@@ -134,27 +134,31 @@ class Shapes:
         image_size = self.settings.data.side
         sequence_length = self.prompt_width + self.settings.max_completion
         prompts = {
-            "ids": _array((row_count, self.prompt_width), "int32"),
-            "lengths": _array((row_count,), "int32"),
-            "positions": _array((3, row_count, sequence_length), "int32"),
+            "ids": abstract_array((row_count, self.prompt_width), "int32"),
+            "lengths": abstract_array((row_count,), "int32"),
+            "positions": abstract_array((3, row_count, sequence_length), "int32"),
         }
         if self.opened_width:
-            prompts["opened"] = _array((row_count, self.opened_width), "int32")
-        return {"image": _array((row_count, image_size, image_size)), "prompts": prompts}
+            prompts["opened"] = abstract_array((row_count, self.opened_width), "int32")
+        return {"image": abstract_array((row_count, image_size, image_size)), "prompts": prompts}
 
     def texts(self, row_count: int) -> Tree:
         """Return completions of so many rows and the mask of their tokens, abstract."""
         token_shape = (row_count, self.settings.max_completion)
-        return {"completions": _array(token_shape, "int32"), "mask": _array(token_shape, "bool")}
+        return {
+            "completions": abstract_array(token_shape, "int32"),
+            "mask": abstract_array(token_shape, "bool"),
+        }
 
 
-def _array(shape: tuple[int, ...], dtype: str = "float32") -> "jax.ShapeDtypeStruct":
+def abstract_array(shape: tuple[int, ...], dtype: Any = "float32") -> "jax.ShapeDtypeStruct":
+    """Make an array that has a shape and a type only."""
     import jax
 
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def _read_model(model: str) -> "tuple[Config, Tokenizer]":
+def read_model(model: str) -> "tuple[Config, Tokenizer]":
     """Return config and tokenizer of `config.model`; the 3B shape and the embedded tokenizer if it is empty."""
     from cxr_jax.models import tokenizer as tokenizers
     from cxr_jax.weights import hf_folder, locate, pretrained
@@ -200,8 +204,10 @@ def _sft_step(settings: "RunConfig", shapes: Shapes) -> Program:
     if settings.locate_weight:
         # Region maps have a cell for each image token, a merged square of patches.
         grid_side = shapes.grid[1] // shapes.model_config.vision.spatial_merge_size
-        batch["regions"] = _array((row_count, sft_step.LOCATED_FINDINGS, grid_side, grid_side))
-        batch["severity"] = _array((row_count, sft_step.LOCATED_FINDINGS))
+        batch["regions"] = abstract_array(
+            (row_count, sft_step.LOCATED_FINDINGS, grid_side, grid_side)
+        )
+        batch["severity"] = abstract_array((row_count, sft_step.LOCATED_FINDINGS))
     # The joint step; the warm-up before it is the first of the two.
     step = sft_step.make_steps(
         shapes.model_config,
@@ -251,7 +257,7 @@ def _rollout(
         "parameters": state["params"],
         "fixed": frozen,
         "batch": batch,
-        "step": _array((), "int32"),
+        "step": abstract_array((), "int32"),
     }
     # Each stage of the decode loop runs until the next one, with fewer rows, begins.
     stage_ends = compaction.stage_ends(settings.max_completion)
@@ -305,13 +311,13 @@ def _rl_batch(settings: "RunConfig", shapes: Shapes, row_count: int) -> Tree:
     """Return prompts with their truth, and the SFT rows that are replayed beside them."""
     label_count = len(CHEXPERT_14)
     truth_arrays = {
-        truth_name: _array((row_count, label_count), "bool")
+        truth_name: abstract_array((row_count, label_count), "bool")
         for truth_name in ("solution", "known", "hedged")
     }
     batch = {
         **shapes.batch(row_count),
         **truth_arrays,
-        "sides": _array((row_count, label_count, 2), "bool"),
+        "sides": abstract_array((row_count, label_count, 2), "bool"),
     }
     if settings.learner.replay_weight:
         replayed = settings.learner.replay_batch
@@ -394,7 +400,10 @@ def parts(arguments: Tree, mesh: "jax.sharding.Mesh | None") -> dict[str, int]:
 
 
 def needs_of(
-    program: Program, in_float32: Program, mesh: "jax.sharding.Mesh | None" = None
+    program: Program,
+    in_float32: Program,
+    mesh: "jax.sharding.Mesh | None" = None,
+    compiler_options: dict[str, Any] | None = None,
 ) -> Needs:
     """Compile one program and count what a call of it needs.
 
@@ -402,6 +411,7 @@ def needs_of(
         program: as the run computes it.
         in_float32: the same program, computed in float32; temporary memory and traffic are its.
         mesh: of the devices; None for one.
+        compiler_options: of XLA, for this program alone.
     """
     import jax
 
@@ -414,7 +424,7 @@ def needs_of(
     # The rest is the compiler's word on the float32 program.
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         arguments = place(in_float32.arguments, mesh)
-        compiled = in_float32.step.lower(*arguments.values()).compile()
+        compiled = in_float32.step.lower(*arguments.values()).compile(compiler_options)
     # Of the results, what takes over an argument's memory (donated state) is no extra.
     memory = compiled.memory_analysis()
     bytes_by_kind["temporary"] = (

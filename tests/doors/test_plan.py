@@ -1,6 +1,7 @@
 """plan.py, costs.py, sharding.py: counts against hand arithmetic, and the command as a user calls it."""
 
 import concurrent.futures
+import json
 import math
 import os
 import subprocess
@@ -12,12 +13,13 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from places import ROOT
 
+from cxr_jax import plan
 from cxr_jax.config.sections import RunConfig
 from cxr_jax.errors import UserError
-from cxr_jax.models import lora
+from cxr_jax.models import attention, lora
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B
-from cxr_jax.planning import costs, programs
+from cxr_jax.planning import costs, films, programs
 from cxr_jax.runtime import layout, sharding, trees
 from cxr_jax.training import optimizer, trainable
 from experiments import rl as rl_config
@@ -200,7 +202,7 @@ def commands():
         done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True)
         return done.returncode, done.stdout, done.stderr
 
-    calls = [PLAN, *(tuple(args) for args, _ in BAD)]
+    calls = [PLAN, FILM, *(tuple(args) for args, _ in BAD)]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         return dict(zip(calls, pool.map(command, calls), strict=True))
 
@@ -213,6 +215,7 @@ def test_a_plan_on_devices_that_are_not_there(commands):
         "random:phantom, sft, computed in float32, on 2 device(s): data 1 x fsdp 2 x tensor 1"
         in out
     )
+    assert "films, read at 224 x 224: 256 patches, 64 image tokens" in out
     assert "SFT step: 4,784 tokens" in out and "moved a step: all-gather" in out
     model = qwen.count(jax.eval_shape(lambda: qwen.init_params(PHANTOM, jax.random.key(0))))
     assert (
@@ -222,7 +225,75 @@ def test_a_plan_on_devices_that_are_not_there(commands):
     assert out.splitlines()[-1].startswith("does not fit: SFT step needs ")
 
 
+def test_the_plan_of_a_reading_says_the_film_its_patches_and_the_peak(commands):
+    code, out, err = commands[FILM]
+    assert (code, err) == (0, "")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["name"] for row in rows] == ["vision", "prompt", "decode"]
+    for row in rows:
+        assert (row["film"], row["resized"]) == ([2544, 3056], [84, 84])
+        assert (row["patches"], row["image_tokens"]) == (36, 9)
+        assert row["peak"] == sum(row["bytes"].values()) and row["flops"] > 0
+    assert rows[0]["bytes"]["batch"] == 36 * 1176 * 4
+
+
+def reading(size, max_pixels=None, model="", **keys):
+    config = sft_config.get_config("nv_reason_3b")
+    config.update(model=model, **keys)
+    return films.FilmReading(RunConfig.from_config(config), size, max_pixels)
+
+
+def test_a_full_size_film_at_published_settings_in_the_plan():
+    """2,544 x 3,056 is below the published max_pixels; the published recipe's own limit is 476 x 476."""
+    film = reading((2544, 3056)).film
+    assert film == ((2544, 3056), (2548, 3052), 39676, 9919)
+    assert str(film) == (
+        "film of 2,544 x 3,056 pixels, read at 2,548 x 3,052: 39,676 patches, 9,919 image tokens"
+    )
+    limited = reading((2544, 3056), 476**2).film
+    assert limited.resized == (420, 504) and limited.image_tokens == 270
+    assert reading((4000, 5000)).film.resized == (3192, 4004)  # 12,845,056 pixels at most
+    with pytest.raises(UserError, match="more than the 4096 positions of the model"):
+        reading((2544, 3056), model="random:phantom")
+
+
+def test_the_plan_counts_the_memory_of_scores_that_cpu_kernels_hide(monkeypatch):
+    """Vision of 4,356 patches: scores of all of them, or by blocks. Both are in the plan's temporary memory."""
+    monkeypatch.setattr(attention, "SCORES_AT_ONCE", 2**22)
+    made = reading((924, 924), model="random:phantom", max_completion=64)
+    program = made.programs()[0]
+    assert made.film.patches == 4356
+    all_scores = PHANTOM.vision.num_heads * 4356**2 * 4
+
+    def temporary():
+        needs = programs.needs_of(program, program, compiler_options=plan.WITHOUT_HIDDEN_MEMORY)
+        return needs.bytes["temporary"]
+
+    assert temporary() < all_scores
+    monkeypatch.setattr(attention, "ALL_AT_ONCE_UP_TO", 10**6)
+    program = made.programs()[0]
+    assert temporary() > all_scores
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2544", "2544x", "x", "2544X3056", "-1x5", "31x31", "1e3x1e3", "99999x99999", "40x4000"],
+)
+def test_a_film_that_is_none_is_refused(text):
+    with pytest.raises(UserError) as error:
+        films.parse_size(text)
+    assert str(error.value).startswith(f"--film={text}: ") and "\n" not in str(error.value)
+
+
+FILM = ("--config=evaluate", "--film=2544x3056", "--max_pixels=10000", "--json")
+
+
 BAD = [
+    (["--config=evaluate", "--film=2544"], None),
+    (
+        ["--config=sft", "--max_pixels=10000"],
+        "--max_pixels is for --film; of a run it is --config.data.max_pixels",
+    ),
     (
         ["--config=experiments/eval.py"],
         "config.task='evaluate': only sft and rl have steps to plan",

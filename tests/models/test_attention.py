@@ -141,6 +141,7 @@ def test_usual_sizes_go_at_once():
     for rows, keys in ((16, 4097), (16, 12288), (28, 20000), (1, 10**5)):
         block = attentions.query_block(rows, keys, keys)
         assert 0 < block < keys and block % attentions.LEAST_BLOCK == 0
+        assert -(-keys // block) * block < 1.06 * keys  # what filling up costs
         assert block == attentions.LEAST_BLOCK or rows * block * keys <= attentions.SCORES_AT_ONCE
 
 
