@@ -25,7 +25,6 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
-from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -34,9 +33,6 @@ from cxr_jax.config.sections import RunConfig
 from cxr_jax.errors import UserError
 from cxr_jax.planning.films import Film, FilmReading, film_of_grid, parse_size
 from cxr_jax.planning.programs import GIB, Needs, Shapes, needs_of, programs
-
-if TYPE_CHECKING:
-    from ml_collections import ConfigDict
 
 # transformers would announce that torch is absent
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -85,7 +81,8 @@ def run() -> int:
     from cxr_jax.training import checks
 
     if _FILM.value is not None:
-        return plan_reading(config, _FILM.value)
+        schema.check_values(config)
+        return plan_reading(RunConfig.from_config(config), _FILM.value)
     if _MAX_PIXELS.value is not None:
         raise UserError("--max_pixels is for --film; of a run it is --config.data.max_pixels")
     if config.get("task") not in ("sft", "rl"):
@@ -109,12 +106,8 @@ def run() -> int:
     return print_plan(film, (needs_of(*pair, layout.mesh) for pair in program_pairs))
 
 
-def plan_reading(config: "ConfigDict", size: str) -> int:
+def plan_reading(settings: RunConfig, size: str) -> int:
     """Print what it takes to read one film of a size (HEIGHTxWIDTH) and return the exit code."""
-    from cxr_jax.config import schema
-
-    schema.check_values(config)
-    settings = RunConfig.from_config(config)
     # The same programs twice, as for a run.
     reading, in_float32 = (
         FilmReading(typed_settings, parse_size(size), _MAX_PIXELS.value)

@@ -85,7 +85,8 @@ class FilmReading:
         self.model_config, tokenizer = read_model(settings.model)
         self.grid = _grid(size, settings.model, self.model_config, max_pixels)
         self.film = film_of_grid(size, self.grid, self.model_config)
-        ids = prompts.render_prompt(tokenizer, self.model_config, FIND_PROMPT, self.grid)
+        rendered = prompts.render_prompt(tokenizer, self.model_config, FIND_PROMPT, self.grid)
+        ids = rendered.ids
         check_room(self.model_config, len(ids), settings.max_completion)
         self.slot_count = generation.bucket(len(ids))
 
@@ -124,12 +125,13 @@ class FilmReading:
             return sampling.prefill(params, self.model_config, prompts, dtype=self.dtype)
 
         slots = self.slot_count
-        prompts = sampling.PromptBatch(
+        arrays: list[Any] = [
             abstract_array((1, slots), "int32"),
             abstract_array((1,), "int32"),
             abstract_array((3, 1, slots), "int32"),
             abstract_array((1, slots, self.model_config.text.hidden_size), self.dtype),
-        )
+        ]
+        prompts = sampling.PromptBatch(*arrays)
         arguments = {"parameters": params, "batch": prompts}
         return Program("prompt", jax.jit(prefill), arguments, [1], slots, {})
 
