@@ -30,9 +30,9 @@ WORDS = 900  # smaller ids are no special tokens
 
 def peak(reset: bool = False) -> float:
     """GiB of memory that this process has held at most since the last reset."""
-    status = pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1]
+    status = pathlib.Path("/proc/self/status").read_text(encoding="utf-8").split("VmHWM:")[1]
     if reset:
-        pathlib.Path("/proc/self/clear_refs").write_text("5")
+        pathlib.Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     return int(status.split()[0]) / 2**20
 
 
@@ -306,7 +306,7 @@ def header(*all_facts: dict) -> str:
 
 
 def _processor() -> str:
-    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+    for line in pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):
             return line.split(":")[1].strip()
     return platform.processor()

@@ -59,7 +59,7 @@ def reward(completions, **_) -> list[float]:
 class Peer(transformers.TrainerCallback):
     def __init__(self, folder: str):
         torch.set_num_threads(len(os.sched_getaffinity(0)))
-        with open(f"{folder}/setting.json") as f:
+        with open(f"{folder}/setting.json", encoding="utf-8") as f:
             s = json.load(f)
         with np.load(f"{folder}/inputs.npz") as f:
             self.ids, images, self.pixels = (f[k] for k in ("ids", "image", "pixels"))

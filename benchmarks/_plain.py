@@ -132,7 +132,7 @@ class Regex:
 
 class Plain:
     def __init__(self, path: str):
-        self.texts = json.loads(pathlib.Path(path).read_text())
+        self.texts = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
         self.at = 0  # where `rate` goes on
         rules = Reader(tomllib.loads(lexicon.DEFAULT.read_text()))
         self.readers = {

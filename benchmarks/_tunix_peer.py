@@ -57,8 +57,8 @@ def reward(prompts, completions, **_) -> list[float]:
 
 class Peer:
     def __init__(self, folder: str):
-        s = json.loads(pathlib.Path(folder, "setting.json").read_text())
-        t = json.loads(pathlib.Path(folder, "config.json").read_text())
+        s = json.loads(pathlib.Path(folder, "setting.json").read_text(encoding="utf-8"))
+        t = json.loads(pathlib.Path(folder, "config.json").read_text(encoding="utf-8"))
         t = {**t, **t.get("text_config", {})}
         with np.load(f"{folder}/inputs.npz") as f:
             self.ids = f["ids"]

@@ -254,7 +254,7 @@ class Ours:
             "lr": 1e-6,
             "suppress": self.suppress,
         }
-        pathlib.Path(folder, "setting.json").write_text(json.dumps(setting))
+        pathlib.Path(folder, "setting.json").write_text(json.dumps(setting), encoding="utf-8")
         return {}
 
     def step(self) -> dict:

@@ -171,7 +171,7 @@ class Ours:
 
     def save(self, path: str) -> dict:
         pathlib.Path(path).write_text(
-            json.dumps({name: kind.texts for name, kind in self.kinds.items()})
+            json.dumps({name: kind.texts for name, kind in self.kinds.items()}), encoding="utf-8"
         )
         return {}
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cxr_jax import __version__
+from cxr_jax.errors import print_any_text
 
 
 class Command(NamedTuple):
@@ -59,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: command and arguments; None: those of the process.
     """
+    print_any_text()
     arguments = list(sys.argv[1:] if argv is None else argv)
     # No command at all gets the help, not an error.
     if not arguments or arguments[0] in ("-h", "--help", "help"):

@@ -67,6 +67,9 @@ def check_paths(args: argparse.Namespace) -> tuple[Path, Path]:
         raise UserError(f"--max_shard_gb={args.max_shard_gb}: must be above 0")
     if args.adapter and args.direction == "to-hf":
         raise UserError("--adapter is for from-hf: adapters are merged when the base is read")
+    # Our checkpoint is the one of the two.
+    checkpoint = args.destination if args.direction == "from-hf" else args.source
+    whole_files.check_utf8(os.path.realpath(checkpoint), checkpoint)
     source = find_folder(args.source)
     if native_folder.is_native(source) != (args.direction == "to-hf"):
         kind = "a Hugging Face folder"

@@ -1,5 +1,8 @@
-"""The errors that a call can end in, and their exit codes: 1 the run failed, 2 bad usage or bad input."""
+"""The errors that a call can end in, their exit codes (1 the run failed, 2 bad usage or bad input), and how any text,
+names of files above all, gets to a terminal or into a file of ours.
+"""
 
+import contextlib
 import sys
 import traceback
 from collections.abc import Callable
@@ -33,6 +36,7 @@ def exit_code(
     Returns:
         What `action` returns; 2 after a UserError; 1 after any other error and after Ctrl-C.
     """
+    print_any_text()
     try:
         return action() or 0
     except (Exception, KeyboardInterrupt) as error:
@@ -48,8 +52,44 @@ def exit_code(
         if debug:
             traceback.print_exc()
         # One line, whatever the message holds: scripts read stderr line by line.
-        print("error: " + " ".join(line.split()), file=sys.stderr)
+        print("error: " + printable(" ".join(line.split())), file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+
+
+# ---- Any text, anywhere ----------------------------------------------------------------------------
+
+
+def print_any_text() -> None:
+    """Let this process print any text, whatever the terminal can show: what it cannot, is escaped (\\u4e2d).
+
+    Names of files may hold bytes that are no text, and terminals are not all UTF-8; neither may end a batch.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # A stream that somebody has put in place may be of another kind, or none.
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def as_utf8(text: object) -> str:
+    """Make a name fit for a file in UTF-8 that others read: bytes that are no text are escaped (\\xff).
+
+    Under a locale that knows ASCII alone, Python holds every other byte of a name as such; most are text all the same.
+    """
+    try:
+        return str(text).encode(errors="surrogateescape").decode(errors="backslashreplace")
+    except UnicodeEncodeError:  # half a character, which is in no name of a file
+        return str(text).encode(errors="backslashreplace").decode()
+
+
+def printable(text: object) -> str:
+    """Escape what does not print: line ends, control characters, those that turn the direction of text, lone bytes.
+
+    For one line of a message or a screen: whatever a name holds, it neither moves the cursor nor begins a new line.
+    """
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in as_utf8(text)
+    )
 
 
 def shown(name: object) -> str:

@@ -30,7 +30,7 @@ from pathlib import Path
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
 from cxr_jax.data import report_files, report_labels
 from cxr_jax.data.report_sections import SECTIONS
-from cxr_jax.errors import UserError, exit_code
+from cxr_jax.errors import UserError, exit_code, printable
 from cxr_jax.runtime import interrupts
 
 # ---- Flags -----------------------------------------------------------------------------------------------------------
@@ -185,21 +185,21 @@ def run(args: argparse.Namespace) -> int:
         raise
     finally:
         _running.clear()
-    _print_anything(report_labels.summarise(args.out, counts, args.sections))
+    _print_if_read(report_labels.summarise(args.out, counts, args.sections))
     if counts.bad:
         total = counts.bad + counts.reports
         print(
-            f"error: {counts.bad:,} of {total:,} rows are bad and left out; {errors} lists them",
+            f"error: {counts.bad:,} of {total:,} rows are bad and left out; {printable(errors)} lists them",
             file=sys.stderr,
         )
         return 2
     return 0
 
 
-def _print_anything(text: str) -> None:
-    """Print a text that may hold an odd name of a file, to whoever still reads it."""
+def _print_if_read(text: str) -> None:
+    """Print a text to whoever still reads it."""
     try:
-        print(text.encode(errors="backslashreplace").decode(), flush=True)
+        print(text, flush=True)
     except OSError:  # nobody reads it; OUT is there all the same
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
 from cxr_jax.data import radiograph
 from cxr_jax.data.prompts import FIND_PROMPT
-from cxr_jax.errors import UserError, exit_code
+from cxr_jax.errors import UserError, exit_code, printable
 from cxr_jax.inference.reading import (
     ReadingOptions,
     as_text,
@@ -111,7 +111,7 @@ def read_all(arguments: argparse.Namespace) -> int:
             # The other images are still answered.
             if arguments.debug:
                 traceback.print_exc()
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {printable(error)}", file=sys.stderr, flush=True)
             any_failed = True
             continue
         if model is None:  # only now: a call without one usable image answers at once

@@ -107,7 +107,7 @@ def read_rows(file: Path) -> dict[Case, Programs]:
     """Read the rows that an earlier call has added to `file`; none if there is no such file."""
     if not file.exists():
         return {}
-    entries = map(json.loads, file.read_text().splitlines())
+    entries = map(json.loads, file.read_text(encoding="utf-8").splitlines())
     return {Case(*entry["key"]): entry["programs"] for entry in entries}
 
 
@@ -137,7 +137,7 @@ def main() -> int:
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         for case, programs in zip(missing, pool.map(plan, missing), strict=True):
             rows[case] = programs
-            with open(args.rows, "a") as file:
+            with open(args.rows, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"key": case, "programs": programs}) + "\n")
             print(table_row(case, programs), flush=True)
     write_table(cases, rows)

@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from cxr_jax.config import schema
-from cxr_jax.errors import UserError, exit_code
+from cxr_jax.errors import UserError, exit_code, print_any_text
 
 # Files with a `get_config` that ship with the package: `--config=rl` is presets/rl.py, wherever one stands.
 PRESET_FOLDER = Path(__file__).parents[1] / "presets"
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None, module: str, run: Callable[[], int]) -> int
     Returns:
         What `run` returns; 2 for bad usage or input, 1 for a failed run.
     """
+    print_any_text()  # of which the help is the first
     arguments = list(sys.argv if argv is None else argv)
     # By hand, so that help is the docstring, the flags of this command, and nothing else.
     if {"--help", "-help", "-h"} & set(arguments[1:]):

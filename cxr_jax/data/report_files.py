@@ -18,7 +18,6 @@ from cxr_jax.data.report_rows import (
     Columns,
     Options,
     Report,
-    clean_text,
     file_kind,
     make_report,
     number_lines,
@@ -27,7 +26,7 @@ from cxr_jax.data.report_rows import (
 )
 from cxr_jax.data.report_sections import SECTIONS, read_openi
 from cxr_jax.data.report_tables import CsvTable, JsonTable
-from cxr_jax.errors import UserError
+from cxr_jax.errors import UserError, as_utf8
 
 MAX_XML_BYTES = 8_000_000  # of one XML file: the coding and the figures come on top of the text
 
@@ -81,7 +80,8 @@ class ReportFiles:
     def __iter__(self) -> Iterator[Report]:
         """Yield a report a file."""
         for path in self.paths:
-            report_id = clean_text(Path(path).stem)[0]
+            # Escaped and not U+FFFD, so that two files never get one id.
+            report_id = as_utf8(Path(path).stem)
             read = self._read_xml if file_kind(path) == ".xml" else self._read_text
             try:
                 yield read(path, report_id)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from cxr_jax.data.report_rows import Report
-from cxr_jax.errors import UserError
+from cxr_jax.errors import UserError, printable
 from cxr_jax.runtime import whole_files
 from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
 
@@ -92,8 +92,8 @@ class LabelTable:
         """
         try:
             for part, header in zip(self.parts, self._headers, strict=True):
-                # Names of files may hold bytes that are not UTF-8; they are written as they are.
-                file = open(part, "w", encoding="utf-8", errors="surrogateescape", newline="")
+                # Names of files may hold bytes that are not UTF-8, which a table in UTF-8 may not.
+                file = open(part, "w", encoding="utf-8", errors="backslashreplace", newline="")
                 self._files.append(file)
                 self._writers.append(csv.writer(file, lineterminator="\n"))
                 self._writers[-1].writerow(header)
@@ -261,7 +261,7 @@ def summarise(out: str, counts: LabelCounts, sections: Sequence[str]) -> str:
         per_second = warm / counts.warm_seconds
         rate = f" ({per_second:,.0f}/s after the first {counts.first_chunk:,})"
     lines = [
-        f"{out}: {total:,} reports in {counts.seconds:.1f} s{rate}",
+        f"{printable(out)}: {total:,} reports in {counts.seconds:.1f} s{rate}",
         f"{'label':<28}{'positive':>12}{'negative':>12}{'uncertain':>12}{'not mentioned':>16}",
     ]
     for label in CHEXPERT_14:

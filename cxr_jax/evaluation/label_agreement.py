@@ -268,7 +268,9 @@ def write_errors(path: str | Path, errors: Iterable[LabelError]) -> None:
         UserError: if it cannot be written.
     """
     try:
-        with open(path, "w", encoding="utf-8", newline="") as errors_file:
+        with open(
+            path, "w", encoding="utf-8", errors="backslashreplace", newline=""
+        ) as errors_file:
             # A fixed line end, so that the file is the same on every system.
             csv_writer = csv.writer(errors_file, lineterminator="\n")
             csv_writer.writerow(LabelError._fields)

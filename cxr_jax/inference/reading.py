@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from cxr_jax.data import images
 from cxr_jax.data.radiograph import Image
-from cxr_jax.errors import UserError
+from cxr_jax.errors import UserError, as_utf8, printable
 from cxr_jax.inference.requests import ReadyModel
 from cxr_jax.labels.answer_text import ANSWER_PATTERN, FORMAT_PATTERN
 from cxr_jax.labels.taxonomy import CHEXPERT_14, find_label
@@ -16,8 +16,8 @@ from cxr_jax.weights import hf_folder
 
 # A screen does not show a probability below this.
 _LEAST_SHOWN = 0.005
-# All control characters but tab and line feed: they can rewrite a screen.
-_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# All control characters but tab and line feed, and those that turn the direction of text: they can rewrite a screen.
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -177,8 +177,8 @@ def reading_record(
     if not probabilities:
         probabilities = shares([sample.text for sample in result.samples or [reading]])
     return {
-        "image": str(path),
-        "model": options.model,
+        "image": as_utf8(path),
+        "model": as_utf8(options.model),
         "weights_sha256": hf_folder.weights_sha256(model.folder),
         "renderer": image.meta["renderer"],
         "prompt": options.prompt,
@@ -215,7 +215,7 @@ def as_text(record: dict[str, Any], samples: int, why_shares: str | None = None)
     # Most likely first; Python's sort keeps the order of labels among equals.
     by_probability = sorted(record["probabilities"].items(), key=lambda item: -item[1])
     lines = [
-        record["image"],
+        printable(record["image"]),
         f"  model {record['model']}, renderer {record['renderer']}, seed {record['seed']}",
         f"  Reasoning: {reasoning or '(none)'}",
         f"  Answer: {', '.join(record['answer']) or '(none)'}",

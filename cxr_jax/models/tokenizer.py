@@ -129,9 +129,9 @@ def _write_folder(tokenizer: Any, folder: str) -> None:
         "pad_token": "<|endoftext|>",
         "unk_token": None,
     }
-    with open(os.path.join(folder, "tokenizer_config.json"), "w") as file:
+    with open(os.path.join(folder, "tokenizer_config.json"), "w", encoding="utf-8") as file:
         json.dump(settings, file, indent=2)
-    with open(os.path.join(folder, "chat_template.jinja"), "w") as file:
+    with open(os.path.join(folder, "chat_template.jinja"), "w", encoding="utf-8") as file:
         file.write(CHAT_TEMPLATE)
 
 

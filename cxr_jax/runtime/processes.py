@@ -92,7 +92,7 @@ def start() -> None:
     print(f"process {index()} of {count()}, coordinator {address}", flush=True)
     if not is_main():
         # One voice: the others' lines would come between, many times over.
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
 
 
 def _read_place(set_variables: list[str]) -> dict[str, Any]:

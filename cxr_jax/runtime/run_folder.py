@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import cxr_jax
 from cxr_jax.errors import UserError
-from cxr_jax.runtime.whole_files import write_json
+from cxr_jax.runtime.whole_files import check_utf8, write_json
 
 MAY_CHANGE = (
     "mesh.",
@@ -56,12 +56,14 @@ class RunFolder:
         self.path, self._lock, self._writes = os.path.abspath(path), None, writes
         if not writes:
             return
+        # Now, and not at the first save.
+        check_utf8(path, f"--workdir={path}")
         # What was there before, so that `abandon` takes nothing else away.
         self._created = _missing_parents(self.path)
         try:
             os.makedirs(self.path, exist_ok=True)
             self._before = set(os.listdir(self.path))
-            self._lock = open(os.path.join(self.path, "lock"), "a")
+            self._lock = open(os.path.join(self.path, "lock"), "a", encoding="utf-8")
         except OSError as error:
             _remove_empty(self._created)
             raise UserError(f"--workdir={path}: cannot be written ({error.strerror})") from error
@@ -91,7 +93,7 @@ class RunFolder:
                 ) from error
             return
         try:
-            with open(file_name) as opened_file:
+            with open(file_name, encoding="utf-8") as opened_file:
                 stored = json.load(opened_file)
             # Compared as JSON gives it back: tuples have become lists.
             before, now = (
@@ -122,7 +124,7 @@ class RunFolder:
     @property
     def about(self) -> dict[str, Any]:
         """What config.json says: config, data, versions."""
-        with open(self.file("config.json")) as opened_file:
+        with open(self.file("config.json"), encoding="utf-8") as opened_file:
             return dict(json.load(opened_file))
 
     @property
@@ -132,7 +134,7 @@ class RunFolder:
         if not os.path.exists(file_name):
             return {}
         try:
-            with open(file_name) as opened_file:
+            with open(file_name, encoding="utf-8") as opened_file:
                 return dict(json.load(opened_file))
         except (OSError, ValueError, TypeError) as error:
             raise UserError(

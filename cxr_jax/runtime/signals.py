@@ -97,7 +97,7 @@ class Stop:
     def _say(message: str) -> None:
         # Not print: the main thread may be inside print, which is not reentrant.
         with contextlib.suppress(OSError):
-            os.write(1, (message + "\n").encode())
+            os.write(1, (message + "\n").encode(errors="backslashreplace"))
 
     # ---- What the loops call ----
 

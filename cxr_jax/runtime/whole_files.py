@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from cxr_jax.errors import UserError
+
 
 def copy_files(source: Path, destination: Path, names: tuple[str, ...]) -> None:
     """Copy those of the files that `source` has, byte for byte."""
@@ -64,6 +66,22 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
+def check_utf8(path: str | os.PathLike, named: str) -> None:
+    """Refuse a place for checkpoints whose path is not UTF-8: the library that writes them takes no such path.
+
+    Args:
+        path: of the folder; those above it count.
+        named: as the user named it, for the message.
+
+    Raises:
+        UserError: for bytes that are no text.
+    """
+    try:
+        os.path.abspath(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{named}: the path is not UTF-8, and checkpoints need that") from None
+
+
 # ---- Files ----
 
 
@@ -83,8 +101,8 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write a file in UTF-8, whole or not at all."""
-    write_bytes(path, text.encode())
+    """Write a file in UTF-8, whole or not at all. What UTF-8 cannot hold is escaped, as in JSON (\\udcff)."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:

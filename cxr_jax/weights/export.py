@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from cxr_jax.errors import as_utf8
 from cxr_jax.models.lora import Lora
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime import processes
@@ -99,5 +100,5 @@ def export(
         data_source=facts.data_source,
         notice=NOT_FOR_DIAGNOSIS,
     )
-    with open(os.path.join(folder, "README.md"), "w") as file:
-        file.write(card)
+    with open(os.path.join(folder, "README.md"), "w", encoding="utf-8") as file:
+        file.write(as_utf8(card))

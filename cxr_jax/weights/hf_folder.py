@@ -439,7 +439,7 @@ def _add_tokenizer(tokenizer: Tokenizer | str | os.PathLike, folder: Path) -> No
 
 def _name_tokenizer_class(file_path: Path) -> None:
     """Name a class for the one that transformers 5 writes: transformers 4 and vLLM do not know that one."""
-    settings = json.loads(file_path.read_text())
+    settings = json.loads(file_path.read_text(encoding="utf-8"))
     if settings.get("tokenizer_class") == "TokenizersBackend":
         # Only for the new class; whatever else the tokenizer says is right for the older versions,
         # too.

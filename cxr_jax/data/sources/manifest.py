@@ -27,7 +27,7 @@ from cxr_jax.data.sources import patients, views
 from cxr_jax.data.sources.base import Batch, Indices
 from cxr_jax.data.sources.image_files import BadNameError, ImageFinder
 from cxr_jax.data.sources.policy import COMPLETE, LabelPolicy
-from cxr_jax.errors import UserError
+from cxr_jax.errors import UserError, as_utf8
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, PARENTS, find_label
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -140,7 +140,7 @@ def _parse_row(line: bytes, finder: ImageFinder) -> Row:
         raise _BadRowError("the id is not a string")
     names = (str(identifier), image_name)
     return Row(
-        id=str(identifier),
+        id=as_utf8(identifier),
         image_path=image_path,
         prompt=dialogue.prompt,
         target=dialogue.target,
