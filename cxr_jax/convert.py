@@ -23,8 +23,9 @@ from pathlib import Path
 
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
 from cxr_jax.errors import UserError, exit_code
+from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.runtime import child_process, interrupts, whole_files
-from cxr_jax.weights import hf_folder, native_folder
+from cxr_jax.weights import native_folder
 from cxr_jax.weights.conversion import from_hf, to_hf
 from cxr_jax.weights.locate import find_folder
 
@@ -160,8 +161,10 @@ def _convert_in_child(args: argparse.Namespace, source: Path, folder: Path) -> N
 def _print_result(name: str, destination: Path) -> None:
     size = sum(file.stat().st_size for file in destination.rglob("*") if file.is_file())
     print(f"{name}: written, {size / 1e9:.3f} GB")
-    if not any((destination / file).exists() for file in hf_folder.TOKENIZER_FILES):
-        print("note: SRC has no tokenizer, so the model takes and gives token ids only")
+    if missing := tokenizers.missing_files(destination):
+        print(
+            f"note: SRC has no tokenizer ({missing}), so the model takes and gives token ids only"
+        )
 
 
 def _failure(error: BaseException) -> str:

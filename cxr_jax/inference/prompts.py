@@ -14,7 +14,7 @@ import numpy as np
 
 from cxr_jax.data import prompts as data_prompts
 from cxr_jax.errors import UserError
-from cxr_jax.models import plain_text
+from cxr_jax.models import chat_template, plain_text
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.models.tokenizer import IMAGE_PAD, Tokenizer
@@ -85,21 +85,16 @@ def render_conversation(
         The prompt. The template writes one image pad; it is repeated here, as the Qwen processor does.
 
     Raises:
-        UserError: for a message that holds placeholders of images.
+        UserError: for a message that holds placeholders of images, and for turns that the template refuses or leaves
+            out.
     """
     for message in messages:
         plain_text.refuse_placeholders(message["content"], "a prompt")
     mark = plain_text.choose_mark(message["content"] for message in messages)
-    rendered = [_marked(tokenizer, message, mark) for message in messages]
-    first_user = next(index for index, message in enumerate(messages) if message["role"] == "user")
-    # In parts, the form in which a template knows where an image stands.
-    question = {"type": "text", "text": rendered[first_user]["content"]}
-    rendered[first_user] = {
-        "role": "user",
-        "content": [{"type": "image"}, question] if image_tokens else [question],
-    }
+    marked = [_marked(tokenizer, message, mark) for message in messages]
+    rendered = chat_template.in_form(tokenizer, marked, has_image=image_tokens > 0)
     text, text_before = (
-        str(tokenizer.apply_chat_template(rendered, add_generation_prompt=opens, tokenize=False))
+        chat_template.render(tokenizer, rendered, add_generation_prompt=opens)
         for opens in (True, False)
     )
     # One pad for each image token; the tokenizer turns each into one id.

@@ -8,11 +8,13 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cxr_jax.errors import UserError
+from cxr_jax.errors import UserError, shown
+from cxr_jax.models import chat_template
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -32,7 +34,7 @@ SPECIAL_TOKENS = (
 )
 # What the format reward counts: each is a token of its own.
 FORMAT_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-IMAGE_PAD = "<|image_pad|>"
+IMAGE_PAD = chat_template.IMAGE_PAD
 VIDEO_PAD = "<|video_pad|>"
 SYSTEM_PROMPT = "You are a helpful assistant."
 
@@ -138,39 +140,85 @@ def _write_folder(tokenizer: Any, folder: str) -> None:
 # ---- Loading -----------------------------------------------------------------------------------------------
 
 
+# What a tokenizer was kept in before tokenizer.json.
+_PAIR = ("vocab.json", "merges.txt")
+_TAG = re.compile(r"[<\[].*[>\]]")
+
+
 def load(folder: str) -> Tokenizer:
-    """Load the folder's `transformers` fast tokenizer.
+    """Load the folder's `transformers` fast tokenizer: of tokenizer.json, or of vocab.json and merges.txt.
 
     Raises:
         UserError: when it does not load, or lacks the special tokens or a chat template that works.
     """
     from transformers import AutoTokenizer
 
-    if not os.path.isfile(os.path.join(folder, "tokenizer.json")):
-        raise UserError(f"{folder}: no tokenizer.json in this folder")
+    if missing := missing_files(Path(folder)):
+        raise UserError(f"{folder}: {missing}")
+    files = "tokenizer.json"
+    if not os.path.isfile(os.path.join(folder, files)):
+        _check_merges(Path(folder))
+        files = " and ".join(_PAIR) + _as_class(Path(folder))
     try:
         # Whatever is wrong with the folder, its name and the kind of the error say enough.
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:
         raise UserError(
-            f"{folder}: the tokenizer does not load ({type(error).__name__})"
+            f"{folder}: the tokenizer does not load from {files} ({type(error).__name__})"
         ) from error
     vocab = tokenizer.get_vocab()
     needed = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", IMAGE_PAD)
     # What prompts are made of, and what ends an answer.
-    missing = [token for token in needed if token not in vocab]
-    if missing:
-        raise UserError(f"{folder}: the tokenizer lacks the special tokens {', '.join(missing)}")
+    absent = [token for token in needed if token not in vocab]
+    if absent:
+        raise UserError(
+            f"{folder}: the tokenizer lacks the special tokens {', '.join(absent)}; they stand in tokenizer.json, "
+            "in added_tokens.json or in added_tokens_decoder of tokenizer_config.json"
+        )
     # Tried now, and not in the middle of a run.
     try:
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": "?"}], add_generation_prompt=True, tokenize=False
-        )
-    except Exception as error:  # noqa: BLE001 - jinja2 and templates themselves raise many kinds
-        raise UserError(
-            f"{folder}: the chat template is missing or does not work ({type(error).__name__})"
-        ) from error
+        chat_template.choose(Path(folder), tokenizer)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
     return tokenizer
+
+
+def missing_files(folder: Path) -> str:
+    """Say which files a folder lacks for a tokenizer, in words for a message; empty if it has them."""
+    has_vocab, has_merges = ((folder / name).is_file() for name in _PAIR)
+    if (folder / "tokenizer.json").is_file() or (has_vocab and has_merges):
+        return ""
+    if has_vocab or has_merges:
+        names = _PAIR if has_vocab else _PAIR[::-1]
+        return f"no tokenizer.json in this folder, and {' without '.join(names)}"
+    return f"no tokenizer.json in this folder, nor {' with '.join(_PAIR)}"
+
+
+def _check_merges(folder: Path) -> None:
+    """Refuse merges that do not make the words of the vocabulary: a text would become other, shorter tokens."""
+    try:
+        vocab = json.loads((folder / "vocab.json").read_bytes())
+        lines = (folder / "merges.txt").read_bytes().decode().split("\n")
+    except ValueError as error:
+        raise UserError(f"{folder}: vocab.json or merges.txt is damaged") from error
+    merged = {line.rstrip("\r").replace(" ", "", 1) for line in lines}
+    # One character is a byte, and what looks like a tag is an added token.
+    words = [word for word in vocab if len(word) > 1 and not _TAG.fullmatch(word)]
+    unmade = sum(word not in merged for word in words)
+    if unmade:
+        raise UserError(
+            f"{folder}: merges.txt does not belong to vocab.json, or is cut short: it makes {len(words) - unmade:,} "
+            f"of its {len(words):,} words"
+        )
+
+
+def _as_class(folder: Path) -> str:
+    """The class that tokenizer_config.json asks for, as words for a message."""
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_bytes())
+        return f" as a {shown(settings['tokenizer_class'])}"
+    except (OSError, LookupError, TypeError, ValueError):
+        return ""
 
 
 # ---- Ids ---------------------------------------------------------------------------------------------------

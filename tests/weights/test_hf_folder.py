@@ -116,7 +116,7 @@ EMBEDDING = "model.embed_tokens.weight"
 @pytest.mark.parametrize("shards", [False, True])
 @pytest.mark.parametrize("rename", [str, nested])
 def test_tied_weights_stored_as_head_only(tmp_path, rename, shards):
-    """transformers reads such a folder as the tied model, too (tests/oracle/folders.py)."""
+    """transformers reads such a folder as the tied model, too (test_convert.py compares the logits)."""
     src = golden_cases.write_folder(tmp_path / "a", "even", hf_table.canonical_key)
     before = hf_folder.load(src)
     tensors = open_tensors(src)
