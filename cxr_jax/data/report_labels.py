@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 from cxr_jax.data.report_rows import Report
-from cxr_jax.errors import UserError, printable
+from cxr_jax.errors import UserError, as_utf8, printable
 from cxr_jax.runtime import whole_files
 from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
 
@@ -204,7 +204,7 @@ def label_reports(
     from cxr_jax import labels
 
     def list_bad(report: Report) -> None:
-        table.write_bad_row((report.source, report.row, report.reason))
+        table.write_bad_row((as_utf8(report.source), report.row, report.reason))
         counts.first_bad = counts.first_bad or f"{report.source}: row {report.row}: {report.reason}"
         counts.bad += 1
 

@@ -253,7 +253,10 @@ def _read_orientation(dataset: Dataset) -> str:
 
 
 def _read_view(dataset: Dataset, position: str) -> str:
-    """PA, AP, LATERAL, OTHER or unknown: from ViewPosition, else the view code, else the protocol's or series' name."""
+    """PA, AP, LATERAL, OTHER or unknown.
+
+    From ViewPosition, else the view code, else the protocol's or series' name, else how the patient lies in the picture.
+    """
     view = words.view_of_position(position)
     if view not in ("", "unknown"):
         return view
@@ -269,7 +272,8 @@ def _read_view(dataset: Dataset, position: str) -> str:
         views = words.views_in(read_text(dataset, name)) & {*FRONTAL, "LATERAL"}
         if len(views) == 1:  # a name that says both says nothing
             return views.pop()
-    return "unknown"
+    # Rows that run to the front or the back of the patient.
+    return "LATERAL" if _read_orientation(dataset)[:2] in ("A,", "P,") else "unknown"
 
 
 def _code_meaning(dataset: Dataset, name: str) -> str:

@@ -89,6 +89,15 @@ def test_a_view_word_that_is_not_understood_leaves_it_to_the_code_and_the_names(
     assert read_meta(ViewPosition="STEHEND", ProtocolName="Thorax a.p.")["warnings"] == []
 
 
+@pytest.mark.parametrize(
+    "orientation, view",
+    [(["A", "F"], "LATERAL"), (["P", "F"], "LATERAL"), (["L", "F"], "unknown"), ("", "unknown")],
+)
+def test_a_film_that_does_not_name_its_view_may_be_lateral_by_its_orientation(orientation, view):
+    meta = read_meta(ViewPosition="", PatientOrientation=orientation)
+    assert meta["view"] == view and (not meta["unusable"]) == (view == "unknown")
+
+
 CHEST = """CHEST|chest|CHEST PA|CHEST_PA|PACHEST|CHEST, PORTABLE|THORAX|THORAX PA|THORAXPA|TORAX|TÓRAX|TORAX AP|TORACE
 |POUMON|POUMONS
 |PULMON|PULMÓN|PULMAO|LUNG|LUNGS|LUNGE|BRUST|BRUSTKORB|BORSTKAS|CAGE THORACIQUE|TORAKS|RIBS|LRIBS|HEART
