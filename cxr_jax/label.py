@@ -1,8 +1,9 @@
 """Labels free-text chest X-ray reports: `cxr-jax label IN... -o OUT.csv` (or `python -m cxr_jax.label ..`).
 
 IN, one or several:
-  table    .csv, .tsv or .jsonl (also .gz): one report a row. Read are findings and impression (also section_findings,
-           section_impression), else report or text (also reports, report_text, full_report), or --text_column.
+  table    .csv, .tsv, .jsonl or .json (also .gz): one report a row. Read are findings and impression (also
+           section_findings, section_impression), else report or text (also reports, report_text, full_report), or
+           --text_column.
   IN.txt   one report a line, a blank line is an empty report. With --one_report the file is one report, and so is one
            with a heading alone on a line, or with one line only that FINDINGS: or IMPRESSION: begins
   folder   one report a file, below it too: all *.xml (Open-i); without any, all *.txt (as in MIMIC-CXR)

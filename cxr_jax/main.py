@@ -21,6 +21,7 @@ from cxr_jax.config.sections import DataConfig, RunConfig
 from cxr_jax.errors import RunFailedError, UserError
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
+from cxr_jax.runtime.run_folder import CONTINUABLE
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -40,6 +41,14 @@ flags.adopt_module_key_flags(command_line)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; a run resumes by itself from it."
 )
+_CHECK_IMAGES = flags.DEFINE_bool(
+    "check_images", False, "Decode every film of the manifest before the run, or with --dry_run."
+)
+_MAY_CHANGE = flags.DEFINE_list(
+    "may_change",
+    [],
+    "Continue the run of --workdir with others of these: steps, manifest, image_root.",
+)
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Resolve the config, check it, print it and stop; writes nothing."
 )
@@ -50,6 +59,9 @@ def run() -> int:
     config = command_line.CONFIG.value
     if config.get("task") not in TASKS:
         raise UserError(f"config.task={config.get('task')!r} is not one of {', '.join(TASKS)}")
+    for name in _MAY_CHANGE.value:
+        if name not in CONTINUABLE:
+            raise UserError(f"--may_change={name}: is not one of {', '.join(CONTINUABLE)}")
     if not (_DRY_RUN.value or _WORKDIR.value):
         raise UserError("--workdir is missing: the folder to write the run to")
 
@@ -59,6 +71,8 @@ def run() -> int:
     if _DRY_RUN.value:
         print(config)
     layout = _checked_layout(config)
+    if _CHECK_IMAGES.value:
+        processes.together(lambda: _check_images(DataConfig.from_config(config)))
     if _DRY_RUN.value:
         print("dry run: the config is valid; nothing was written")
         return 0
@@ -101,6 +115,18 @@ def _checked_layout(resolved: "ConfigDict") -> "Layout":
     settings = RunConfig.from_config(resolved)
     processes.together(lambda: checks.check_rows_divide(settings, layout.shards))
     return layout
+
+
+def _check_images(data: DataConfig) -> None:
+    """Decode every film of the manifest, in the first process, and print how many can be read."""
+    from cxr_jax.data.sources import manifest, unreadable
+
+    if data.source != "files":
+        raise UserError(f"--check_images: config.data.source={data.source!r} has no files")
+    if processes.is_main():
+        rows = manifest.load_rows(data.manifest, data.image_root, data.repeats)
+        paths = [row.image_path for row in rows]
+        print(unreadable.check_files(paths, limit=data.max_bad, threads=data.threads), flush=True)
 
 
 def _run_task(config: "ConfigDict", folder: "RunFolder", stop: "Stop", layout: "Layout") -> None:
@@ -155,7 +181,12 @@ def _open_folder(resolved: "ConfigDict") -> "RunFolder":
     defaults = schema.defaults(resolved.task, resolved.data.source).to_dict()
     folder = processes.together(
         lambda: run_folder.RunFolder(
-            str(_WORKDIR.value), settings, data_fingerprint, processes.is_main(), defaults
+            str(_WORKDIR.value),
+            settings,
+            data_fingerprint,
+            processes.is_main(),
+            defaults,
+            _MAY_CHANGE.value,
         )
     )
 

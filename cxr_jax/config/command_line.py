@@ -70,13 +70,28 @@ def _parse(arguments: list[str]) -> None:
     """Set the flags. Raises UserError for whatever is wrong with them, or with the config file."""
     try:
         # The first of what remains is the program's name; all else should have been a flag.
-        stray_arguments = flags.FLAGS(_with_config_files(arguments))[1:]
+        declared = _with_config_files(_as_declared(arguments))
+        stray_arguments = flags.FLAGS(declared)[1:]
     except UserError:
         raise
     except Exception as error:  # absl, ml_collections and the config file itself raise many kinds
         raise UserError(_flag_error(error, arguments)) from error
     if stray_arguments:
         raise UserError(f"unknown argument {stray_arguments[0]!r}")
+
+
+def _as_declared(arguments: list[str]) -> list[str]:
+    """Return the arguments with every flag spelt as it is declared: `-` is read where a name has `_`."""
+    declared = list(arguments)
+    for index, argument in enumerate(arguments[1:], 1):
+        if argument == "--":  # what follows are no flags
+            break
+        flag_name, equals, value = argument.partition("=")
+        name = flag_name.removeprefix("--").replace("-", "_")
+        # Only the whole name of a flag: keys of a config are no names of flags of their own.
+        if flag_name.startswith("--") and name in flags.FLAGS:
+            declared[index] = f"--{name}{equals}{value}"
+    return declared
 
 
 def _with_config_files(arguments: list[str]) -> list[str]:

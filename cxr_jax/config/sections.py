@@ -86,6 +86,8 @@ class DataConfig(_Section):
     image_root: str
     size: int
     max_pixels: int
+    repeats: str
+    max_bad: int
     cache_mib: int
     threads: int
 

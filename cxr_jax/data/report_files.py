@@ -1,4 +1,4 @@
-"""Report files -> `Report` rows, as a stream: CSV, JSON Lines, text, Open-i XML, MIMIC-CXR folders.
+"""Report files -> `Report` rows, as a stream: CSV, JSON, text, Open-i XML, MIMIC-CXR folders.
 
 `open_inputs(paths, options)` looks at every input first and raises UserError for one that is unusable as a whole;
 `read(inputs)` then yields one `Report` a row, good or bad, in bounded memory. A bad row has a reason and no
@@ -203,12 +203,12 @@ def _open_input(path: str, options: Options) -> Iterable[Report]:
         kind = file_kind(path)
         if not kind:
             raise UserError(
-                f"{path}: not a folder, .csv, .tsv, .jsonl (or these with .gz), .txt or .xml"
+                f"{path}: not a folder, .csv, .tsv, .jsonl, .json (or these with .gz), .txt or .xml"
             )
         if not stat.S_ISREG(mode):
             raise UserError(f"{path}: not a regular file")
         open(path, "rb").close()  # raises where it cannot be read
-        if kind == ".jsonl":
+        if kind in (".jsonl", ".json"):
             return JsonTable(path, options)
         if kind in (".csv", ".tsv"):
             return CsvTable(path, options)

@@ -19,7 +19,7 @@ from cxr_jax.errors import UserError
 MAX_BYTES = 1_000_000  # of one report, as UTF-8
 MAX_RECORD = 1 << 24  # characters of one CSV record or one line; what is longer is skipped
 
-TABLES = (".csv", ".tsv", ".jsonl")  # each also with .gz
+TABLES = (".csv", ".tsv", ".jsonl", ".json")  # each also with .gz
 TEXT_COLUMNS = ("report", "reports", "text", "report_text", "full_report")
 SECTION_COLUMNS = {
     "findings": ("findings", "section_findings"),
@@ -237,7 +237,7 @@ def open_text(path: str, newline: str = "") -> Iterator[TextIO]:
 
 
 def file_kind(path: str | Path) -> str:
-    """Tell the kind of a file by its name: .csv, .tsv, .jsonl, .txt, .xml or ""."""
+    """Tell the kind of a file by its name: .csv, .tsv, .jsonl, .json, .txt, .xml or ""."""
     name = Path(path).name.lower()
     suffix = Path(name.removesuffix(".gz")).suffix
     if suffix in TABLES:

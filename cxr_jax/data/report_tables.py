@@ -1,12 +1,12 @@
-"""Tables of reports, a report a row: CSV, TSV and JSON Lines, each also compressed by gzip."""
+"""Tables of reports, a report a row: CSV, TSV and JSON (lines or an array), each also compressed by gzip."""
 
 import contextlib
 import csv
-import json
 from collections.abc import Generator, Iterator
 from typing import Any, TextIO
 
-from cxr_jax.data import report_rows
+from cxr_jax.data import json_rows, report_rows
+from cxr_jax.data.json_rows import BadRowError, is_null
 from cxr_jax.data.report_rows import (
     TEXT_COLUMNS,
     TORN_ERRORS,
@@ -180,17 +180,20 @@ class CsvTable:
             )
 
 
-# ---- JSON Lines ------------------------------------------------------------------------------------------------------
+# ---- JSON ------------------------------------------------------------------------------------------------------------
 
 
 class JsonTable:
-    """JSON Lines: an object a line, with the columns of a CSV table as keys. Blank lines are left out."""
+    """An object a line, or an array of them, with the columns of a CSV table as keys. Blank lines are left out.
+
+    Lines are read as a stream; an array is held in memory, and has the size limit of `json_rows`.
+    """
 
     def __init__(self, path: str, options: Options) -> None:
-        """Look for a line.
+        """Look for a row.
 
         Raises:
-            UserError: for a file without one.
+            UserError: for a file without one, or an array that cannot be read at all.
         """
         self.path, self.options = path, options
         with open_text(path, "\n") as file:
@@ -202,25 +205,44 @@ class JsonTable:
                 raise UserError(f"{path}: the compressed data is damaged") from None
             if line == "":
                 raise UserError(f"{path}: is empty")
+        self.is_array = line is not None and json_rows.is_array(line)
+        if self.is_array and next(json_rows.read_rows(path), None) is None:
+            raise UserError(f"{path}: is an array without rows")
 
     def __iter__(self) -> Iterator[Report]:
-        """Yield a report a line."""
+        """Yield a report a row."""
         columns_by_keys: dict[tuple[str, ...], Columns] = {}
+        rows = self._array_rows() if self.is_array else self._line_rows()
+        for row, item in rows:
+            try:
+                yield self._read_report(row, item, columns_by_keys)
+            except (BadReportError, BadRowError) as bad:
+                report_id = f"{self.options.prefix}{row}"
+                yield Report(self.path, row, report_id, None, str(bad))
+
+    def _array_rows(self) -> Iterator[tuple[int, Any]]:
+        for row in json_rows.read_rows(self.path, "surrogateescape"):
+            yield row.number, row.record
+
+    def _line_rows(self) -> Iterator[tuple[int, Any]]:
         with open_text(self.path, "\n") as file:
             for row, line in number_lines(file):
                 if isinstance(line, str) and not line.strip(_BLANK):
                     continue
+                if isinstance(line, BadReportError):
+                    yield row, line
+                    continue
                 try:
-                    yield self._read_report(row, line, columns_by_keys)
-                except BadReportError as bad:
-                    report_id = f"{self.options.prefix}{row}"
-                    yield Report(self.path, row, report_id, None, str(bad))
+                    yield row, json_rows.parse_object(line)
+                except BadRowError as bad:
+                    yield row, bad
 
     def _read_report(
-        self, row: int, line: str | BadReportError, columns_by_keys: dict[tuple[str, ...], Columns]
+        self, row: int, item: Any, columns_by_keys: dict[tuple[str, ...], Columns]
     ) -> Report:
+        if isinstance(item, (BadReportError, BadRowError)):
+            raise item
         # Columns are found once for all rows with the same keys.
-        item = _parse_object(line)
         keys = tuple(item)
         if keys not in columns_by_keys:
             if len(columns_by_keys) > _MAX_KEY_SETS:
@@ -230,9 +252,9 @@ class JsonTable:
 
         # The texts: strings or nothing, and not all nothing.
         texts = {key: item[key] for key in columns.texts()}
-        if all(_is_null(value) for value in texts.values()):
+        if all(is_null(value) for value in texts.values()):
             raise BadReportError("no text")
-        if any(not isinstance(value, str) and not _is_null(value) for value in texts.values()):
+        if any(not isinstance(value, str) and not is_null(value) for value in texts.values()):
             raise BadReportError("the text is not a string")
 
         # The id.
@@ -244,26 +266,10 @@ class JsonTable:
             raise BadReportError(f"--id_column={id_column} is the text")
         if isinstance(value, bool) or not isinstance(value, str | int | float | None):
             raise BadReportError("the id is not a string or number")
-        report_id = "" if _is_null(value) else clean_text(str(value))[0]
+        report_id = "" if is_null(value) else clean_text(str(value))[0]
 
         def read_cell(key: Any) -> str:
-            return "" if _is_null(texts[key]) else texts[key]
+            return "" if is_null(texts[key]) else texts[key]
 
         sections = self.options.sections
         return report_from_columns(self.path, row, report_id, columns, read_cell, sections)
-
-
-def _parse_object(line: str | BadReportError) -> dict[str, Any]:
-    if isinstance(line, BadReportError):
-        raise line
-    try:
-        item = json.loads(line)
-    except (ValueError, RecursionError):
-        raise BadReportError("not valid JSON") from None
-    if not isinstance(item, dict):
-        raise BadReportError("not a JSON object")
-    return item
-
-
-def _is_null(value: object) -> bool:
-    return value is None or value != value  # NaN, as pandas writes a missing text

@@ -48,7 +48,7 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     """
     # ---- Model, data, what trains and what it is held against -----------------------------------------
     settings = RunConfig.from_config(config)
-    setup = Setup.open(settings)
+    setup = Setup.open(settings, run_folder)
     optimizer = optimizers.make_optimizer(settings.optim, settings.steps, settings.learner.updates)
     checkpoints = Checkpoints(run_folder.path, about=run_folder.about, grace=settings.grace_seconds)
     begun = _begin(setup, optimizer, layout, checkpoints)

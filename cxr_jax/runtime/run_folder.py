@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import IO, Any
 
 import cxr_jax
@@ -24,10 +24,15 @@ MAY_CHANGE = (
     "max_skipped ",
     "data.cache_mib ",
     "data.threads ",
+    "data.max_bad ",
 )
 """Keys of a config that do not change what a run computes, but for rounding: it may be resumed with others."""
 
+CONTINUABLE = {"steps": "steps ", "manifest": "data.manifest ", "image_root": "data.image_root "}
+"""What a run may be continued with another of, by its name in `--may_change` -> its key."""
 
+
+_OTHER_ROWS = "the rows of the manifest are others"
 _MADE_BY_A_RUN = {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "lock"}
 
 
@@ -38,6 +43,8 @@ class RunFolder:
         resolved: the run's config, as flags and preset have made it.
         data: the fingerprint of the run's data, kept beside the config.
         defaults: of the run's keys: what a config of an earlier version, which lacks some, meant.
+        may_change: names of CONTINUABLE: the run goes on with others, which its config.json has from then on, and a
+            finished run of fewer steps is one that is not finished.
         writes: False on every process but the first, which only look on: they lock nothing and leave nothing.
 
     Raises:
@@ -52,6 +59,7 @@ class RunFolder:
         data: dict | None = None,
         writes: bool = True,
         defaults: dict | None = None,
+        may_change: Sequence[str] = (),
     ) -> None:
         self.path, self._lock, self._writes = os.path.abspath(path), None, writes
         if not writes:
@@ -74,12 +82,14 @@ class RunFolder:
             for partial in glob.glob(os.path.join(glob.escape(self.path), ".*.partial")):
                 shutil.rmtree(partial, ignore_errors=True)
             wanted = {"config": resolved, "data": data or {}}
-            self._check_config(path, wanted, defaults or {})
+            self._check_config(path, wanted, defaults or {}, may_change)
         except BaseException:
             self.close()
             raise
 
-    def _check_config(self, path: str, wanted: dict, defaults: dict) -> None:
+    def _check_config(
+        self, path: str, wanted: dict, defaults: dict, may_change: Sequence[str]
+    ) -> None:
         """Write config.json of a new run, or refuse a config or data other than those of the run that is there."""
         file_name = self.file("config.json")
         # Written before anything is trained: from here on the folder belongs to this config.
@@ -93,8 +103,7 @@ class RunFolder:
                 ) from error
             return
         try:
-            with open(file_name, encoding="utf-8") as opened_file:
-                stored = json.load(opened_file)
+            stored = self.about
             # Compared as JSON gives it back: tuples have become lists.
             before, now = (
                 json.loads(json.dumps(_completed(config, defaults)))
@@ -105,27 +114,66 @@ class RunFolder:
             raise UserError(
                 f"{file_name}: is not the config of a run; use another --workdir"
             ) from error
-        # A run continued under another config would be neither of the two.
+        # A run continued under another config would be neither of the two, unless that is asked for.
+        allowed = tuple(CONTINUABLE[name] for name in may_change)
         for difference in differences:
-            if not difference.startswith(MAY_CHANGE):
+            if not difference.startswith((*MAY_CHANGE, *allowed)):
                 raise UserError(
                     f"--workdir={path}: holds a run with another config ({difference}); "
-                    "use another --workdir or the same flags"
+                    f"use another --workdir or the same flags{_hint(difference)}"
                 )
-        # The config holds paths; what lies there may have changed under the same name.
-        for key, name in (
-            ("manifest_sha256", "data: the manifest"),
-            ("weights_sha256", "weights: config.model"),
-        ):
-            before, now = (facts.get("data") or {} for facts in (stored, wanted))
-            if before.get(key) and before[key] != now.get(key):
-                raise UserError(f"--workdir={path}: holds a run on other {name} has changed since")
+        changes = [line for line in differences if allowed and line.startswith(allowed)]
+        changes += _data_changes(path, stored, wanted, may_change)
+        if changes:
+            self._continue_with(path, stored, wanted, changes)
+
+    def _continue_with(self, path: str, stored: dict, wanted: dict, changes: list[str]) -> None:
+        """Make the folder one of the changed run, and say so."""
+        steps, done = wanted["config"].get("steps"), self._steps_saved()
+        if steps is not None and steps < done:
+            raise UserError(
+                f"--workdir={path}: config.steps={steps} is fewer than the {done} that are done"
+            )
+        # In this order: a kill between the two leaves a run that the same command continues.
+        if steps != stored["config"].get("steps"):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(self.file("done.json"))
+        history = [*stored.get("changes", []), {"step": done, "changes": changes}]
+        facts = {**(stored.get("data") or {}), **wanted["data"]}
+        write_json(
+            self.file("config.json"),
+            {**stored, "config": wanted["config"], "data": facts, "changes": history},
+        )
+        line = f"goes on from step {done} with changes: {'; '.join(changes)}"
+        if _OTHER_ROWS in changes and "held_out_up_to" not in facts:
+            line += "; which patients were held out is not known of this run: they are drawn anew"
+        print(line, flush=True)
+
+    def _steps_saved(self) -> int:
+        """The newest step that `checkpoints/last` has, 0 without one."""
+        last = self.file("checkpoints", "last")
+        names = os.listdir(last) if os.path.isdir(last) else []
+        return max((int(name) for name in names if name.isdecimal()), default=0)
+
+    def remember(self, **facts: Any) -> None:
+        """Keep facts of the run's data in config.json that only its opened sources tell; those there already stay."""
+        if not self._writes:
+            return
+        about = self.about
+        kept = about.get("data") or {}
+        if facts.keys() - kept.keys():
+            write_json(self.file("config.json"), {**about, "data": {**facts, **kept}})
 
     @property
     def about(self) -> dict[str, Any]:
         """What config.json says: config, data, versions."""
         with open(self.file("config.json"), encoding="utf-8") as opened_file:
             return dict(json.load(opened_file))
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The facts of the run's data that config.json keeps."""
+        return dict(self.about.get("data") or {})
 
     @property
     def status(self) -> dict[str, Any]:
@@ -238,6 +286,31 @@ def environment() -> dict[str, Any]:
 
 
 # ---- Helpers ----
+
+
+def _hint(difference: str) -> str:
+    """The flag that lets a run go on with such a difference, if there is one."""
+    names = [name for name, key in CONTINUABLE.items() if difference.startswith(key)]
+    return f", or continue it by --may_change={names[0]}" if names else ""
+
+
+def _data_changes(path: str, stored: dict, wanted: dict, may_change: Sequence[str]) -> list[str]:
+    """What lies under the names of a config may have changed: a line for what may, a UserError for what may not."""
+    before, now = (facts.get("data") or {} for facts in (stored, wanted))
+    changes = []
+    for key, name, flag in (
+        ("manifest_sha256", "data: the manifest", "manifest"),
+        ("weights_sha256", "weights: config.model", ""),
+    ):
+        if not before.get(key) or before[key] == now.get(key):
+            continue
+        if flag not in may_change:
+            hint = f"; --may_change={flag} continues it with these" if flag else ""
+            raise UserError(
+                f"--workdir={path}: holds a run on other {name} has changed since{hint}"
+            )
+        changes.append(_OTHER_ROWS)
+    return changes
 
 
 def _completed(stored: dict, defaults: dict) -> dict:

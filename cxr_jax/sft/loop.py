@@ -58,7 +58,7 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     """
     # ---- Model, data, what trains ---------------------------------------------------------------------
     settings = RunConfig.from_config(config)
-    setup = Setup.open(settings)
+    setup = Setup.open(settings, run_folder)
     optimizer = optimizers.make_optimizer(settings.optim, settings.steps)
     checkpoints = Checkpoints(run_folder.path, about=run_folder.about, grace=settings.grace_seconds)
     width = setup.model_config.text.hidden_size

@@ -18,6 +18,7 @@ from cxr_jax.data.sources import splits
 from cxr_jax.data.sources.base import Indices, Source
 from cxr_jax.data.sources.manifest import FilesSource
 from cxr_jax.data.sources.phantom import PhantomSource
+from cxr_jax.data.sources.rows import Row
 from cxr_jax.errors import UserError
 from cxr_jax.inference.prompts import messages_of, render_conversation, render_prompt
 from cxr_jax.labels import answers
@@ -59,18 +60,20 @@ def check_common(config: ConfigDict) -> Source:
     Trainable.create(settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype)
     pretrained.check_model(settings.model)
     open_prompts = {"phantom": _phantom_prompts, "files": _film_prompts}[source]
-    train, prompts = open_prompts(settings.data)
+    train, prompts = open_prompts(settings)
     check_model(settings.model, train.size, prompts, settings.max_completion)
     return train
 
 
-def _phantom_prompts(data: DataConfig) -> tuple[Source, dict[str, str]]:
+def _phantom_prompts(settings: RunConfig) -> tuple[Source, dict[str, str]]:
+    data = settings.data
     train = PhantomSource(data.hospital, "train", data.seed, data.reader_miss, data.sites)
     return train, dict.fromkeys(train.prompts(), "the prompt")
 
 
-def _film_prompts(data: DataConfig) -> tuple[Source, dict[str, str]]:
+def _film_prompts(settings: RunConfig) -> tuple[Source, dict[str, str]]:
     """The training source of a manifest, and each prompt with the first row that asks it."""
+    data = settings.data
     if data.sites:
         raise UserError(
             f"config.data.sites={data.sites} must be 0 for files: only phantoms are drawn at other sites"
@@ -86,7 +89,29 @@ def _film_prompts(data: DataConfig) -> tuple[Source, dict[str, str]]:
             print(line, file=sys.stderr, flush=True)
     sources = [opened.train, *opened.select.values(), *opened.test.values()]
     rows = [row for source in sources if isinstance(source, FilesSource) for row in source.rows]
+    _check_system_turns(settings.model, rows)
     return opened.train, {row.prompt: f"the prompt of row {row.id}" for row in reversed(rows)}
+
+
+def _check_system_turns(model: str, rows: Sequence[Row]) -> None:
+    """Refuse a system turn, unless it is the one that the chat template writes where there is none."""
+    first_rows = {row.system: row for row in reversed(rows) if row.system is not None}
+    if not first_rows:
+        return
+    tokenizer = pretrained.load_tokenizer(model)
+    model_config = read_model_config(model, tokenizer)
+    for system, row in first_rows.items():
+        question = {"role": "user", "content": row.prompt}
+        turns = [{"role": "system", "content": system}, question]
+        with_turn, without = (
+            render_prompt(tokenizer, model_config, messages, None)
+            for messages in (turns, [question])
+        )
+        if with_turn != without:
+            raise UserError(
+                f"row {row.id}: has a system turn that is not the chat template's own; write what it says into the "
+                "question, or leave it out"
+            )
 
 
 # ---- The model ---------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from cxr_jax.inference.prompts import Prompts
 from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.models.qwen2_5_vl.patches import grid_of
 from cxr_jax.models.tokenizer import Tokenizer
+from cxr_jax.runtime import processes
 from cxr_jax.runtime.layout import Layout
 from cxr_jax.runtime.run_folder import RunFolder
 from cxr_jax.runtime.trees import Tree
@@ -36,14 +37,19 @@ class Setup:
     start_params: Tree | None = field(repr=False)
 
     @classmethod
-    def open(cls, settings: RunConfig) -> "Setup":
-        """Load the starting model and open the sources that the config names.
+    def open(cls, settings: RunConfig, run_folder: RunFolder) -> "Setup":
+        """Load the starting model and open the sources that the config names, split as the run has split them before.
 
         Raises:
             UserError: for a model or data that cannot be used.
         """
         start = pretrained.load_starting_model(settings.model, settings.seed)
-        splits = open_splits(settings.data)
+        splits = open_splits(settings.data, run_folder.data.get("held_out_up_to", ""))
+        if splits.held_out_up_to:
+            run_folder.remember(held_out_up_to=splits.held_out_up_to)
+        if run_folder.about.get("changes") and processes.is_main():
+            # The checks have drawn the split anew, as of a run that begins.
+            print("; ".join([*splits.about[:1], "split as when the run began"]), flush=True)
         grid = grid_of(splits.train.size, start.config)
         room = settings.max_completion
         return cls(

@@ -59,6 +59,10 @@ class Source(Protocol):
         """List every prompt text that batches can hold, each once."""
         ...
 
+    def readable(self, indices: Indices) -> list[int]:
+        """List those of `indices` that `batch` can give; it puts others in the place of the rest."""
+        ...
+
     def batch(self, indices: Indices) -> Batch:
         """Make the examples of `indices`, with the keys that stand at the top of this file."""
         ...

@@ -1,10 +1,12 @@
-"""Radiographs on disk, listed by a JSON Lines manifest in the formats that NV-Reason-CXR publishes.
+"""Radiographs on disk, listed by a manifest: JSON Lines or one JSON array, a row a film, compressed by gzip or not.
+
+NV-Reason-CXR publishes two forms, and `sources.dialogue` reads the other usual schemas as well:
 
 - `grpo.jsonl`: {id, image, conversations: [{from: "human", value: prompt}], solution: "A, B"}
 - `sft.jsonl`: {id, image, subject_id, study_id, solution, messages: [{role, content}]}; the assistant's text
   is the target.
 
-Our extensions, optional in both: `labels`, a dict of label name -> 1 / 0 / -1 / null; without it the solution is taken
+Our extensions, optional in all: `labels`, a dict of label name -> 1 / 0 / -1 / null; without it the solution is taken
 as complete. `policy`, {"blank": .., "uncertain": ..}: what labels that are blank or uncertain there count as
 (`sources.policy`); by default they are unknown. `patient_id`, or another usual name (`sources.patients`).
 
@@ -12,26 +14,27 @@ Reading is strict: the first problem is a UserError that names the manifest, the
 never starts on half of its data.
 """
 
+import contextlib
 import hashlib
-import json
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cxr_jax.data import images, loading, radiograph, resize
+from cxr_jax.data import images, json_rows, loading, resize
 from cxr_jax.data.image_cache import CACHE_MIB, ImageCache
+from cxr_jax.data.json_rows import BadRowError, is_null
 from cxr_jax.data.sources import patients, views
 from cxr_jax.data.sources.base import Batch, Indices
-from cxr_jax.data.sources.image_files import BadNameError, ImageFinder
+from cxr_jax.data.sources.dialogue import parse_dialogue
+from cxr_jax.data.sources.image_files import BadNameError, ImageFinder, split_name
 from cxr_jax.data.sources.policy import COMPLETE, LabelPolicy
+from cxr_jax.data.sources.rows import Row, Seen
+from cxr_jax.data.sources.unreadable import UnreadableFiles
 from cxr_jax.errors import UserError, as_utf8
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, PARENTS, find_label
-
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
 
 # int [14, 14]: is the label of the row a child of the label of the column?
 IS_PARENT = np.array(
@@ -39,68 +42,36 @@ IS_PARENT = np.array(
 )
 
 
-@dataclass(frozen=True)
-class Row:
-    """One image with its prompt and its truth."""
-
-    id: str
-    image_path: Path
-    prompt: str
-    solution: str  # positive labels in CheXpert order, ", " between them
-    target: str | None  # the assistant's text, if the manifest has one
-    known: tuple[bool, ...]  # of the 14: does the manifest say positive or negative?
-    group: str  # patient, as far as the manifest tells; a split never divides it
-    patient: str | None = None  # as the manifest spells it; None: it does not tell
-    view: str | None = None  # of sources.views
-    policy: LabelPolicy = COMPLETE  # what blank and uncertain labels count as
-    # Of the 14: may it be there, so that nobody is wrong to name it? What is neither known nor this is blank. None: all
-    # that is not known.
-    hedged: tuple[bool, ...] | None = None
-
-
-class _BadRowError(Exception):
-    """The reason why a line is refused."""
-
-
-class _Dialogue(NamedTuple):
-    """What is said in a row."""
-
-    prompt: str
-    target: str | None
-    image: str | None  # the path that a message names
-
-
 # ---- Manifest -> rows ------------------------------------------------------------------------------
 
 
-def load_rows(manifest: str | Path, image_root: str | Path) -> list[Row]:
+def load_rows(manifest: str | Path, image_root: str | Path, repeats: str = "keep") -> list[Row]:
     """Read every row of a manifest.
 
     Args:
         image_root: the folder below which images are looked for: by their path, then by their bare name.
+        repeats: "keep", or "once" to leave out rows that say what one before them says (`sources.rows`).
 
     Raises:
         UserError: naming `manifest:line` and the reason: not JSON, a missing field, an image that is missing or outside
-            `image_root`, a label that is none of the 14, a repeated id.
+            `image_root`, a label that is none of the 14, a repeated id, one film and question with two truths.
     """
-    content = radiograph.read_bytes(manifest)
     finder = ImageFinder(image_root)
     rows: list[Row] = []
-    line_of_id: dict[str, int] = {}
-    for number, line in enumerate(content.removeprefix(_BYTE_ORDER_MARK).splitlines(), 1):
-        if not line.strip():
-            continue
+    seen = Seen(repeats)
+    for number, place, record in json_rows.read_rows(manifest):
         try:
-            row = _parse_row(line, finder)
-            if row.id in line_of_id:
-                raise _BadRowError(f"the id is that of line {line_of_id[row.id]}")
-        except (_BadRowError, BadNameError, patients.LostDigitsError) as reason:
-            raise UserError(f"{manifest}:{number}: {reason}") from None
-        line_of_id[row.id] = number
-        rows.append(row)
+            if isinstance(record, BadRowError):
+                raise record
+            row = _parse_row(record, finder)
+            if seen.add(row, place):
+                rows.append(row)
+        except (BadRowError, BadNameError, patients.LostDigitsError) as reason:
+            line = f":{number}" if place.startswith("line") else f": {place}"
+            raise UserError(f"{manifest}{line}: {reason}") from None
     if not rows:
         raise UserError(f"{manifest}: holds no rows")
-    return _see_whole(rows)
+    return _see_whole(seen.counted(rows))
 
 
 def _see_whole(rows: list[Row]) -> list[Row]:
@@ -118,86 +89,70 @@ def _see_whole(rows: list[Row]) -> list[Row]:
     return settled
 
 
-def _parse_row(line: bytes, finder: ImageFinder) -> Row:
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise _BadRowError("not UTF-8 text") from None
-    except (json.JSONDecodeError, RecursionError):
-        raise _BadRowError("not valid JSON") from None
-    if not isinstance(record, dict):
-        raise _BadRowError("not a JSON object")
+def _parse_row(record: dict[str, Any], finder: ImageFinder) -> Row:
     # In this order: a row is refused for the first of its problems.
-    dialogue = _parse_dialogue(record)
-    image_name = record.get("image", dialogue.image)
-    if not isinstance(image_name, str) or not image_name.strip():
-        raise _BadRowError("no image")
-    image_path = finder.find(image_name.strip())
+    dialogue = parse_dialogue(record)
+    image_name, image_path = _find_image(dialogue.images, finder)
     truth = _parse_truth(record)
-    # Without an id the image's name is one.
-    identifier = record.get("id", image_name)
-    if not isinstance(identifier, str | int) or not str(identifier).strip():
-        raise _BadRowError("the id is not a string")
-    names = (str(identifier), image_name)
+    identifier = _parse_id(record, image_name)
+    names = (identifier, image_name)
     return Row(
         id=as_utf8(identifier),
         image_path=image_path,
         prompt=dialogue.prompt,
         target=dialogue.target,
-        group=str(identifier),  # until all rows are seen
+        group=identifier,  # until all rows are seen
         patient=patients.find_patient(record, names),
         view=views.find_view(record, names),
+        system=dialogue.system,
         **truth._asdict(),
     )
 
 
-def _parse_dialogue(record: dict[str, Any]) -> _Dialogue:
-    # Both formats as (role, text) in order.
-    turns, image = [], None
-    if isinstance(record.get("messages"), list):
-        for turn in record["messages"]:
-            role = turn.get("role") if isinstance(turn, dict) else None
-            spoken, shown = _parse_content(turn.get("content") if role else None)
-            image = image or shown
-            turns.append((role, spoken))
-    elif isinstance(record.get("conversations"), list):
-        for turn in record["conversations"]:
-            turn = turn if isinstance(turn, dict) else {}
-            value = turn.get("value")
-            spoken = value if isinstance(value, str) else ""
-            # "<image>" is how LLaVA-style files mark the place of the picture; ours always comes first.
-            turns.append((turn.get("from"), spoken.replace("<image>", "").strip()))
-    else:
-        raise _BadRowError("neither messages nor conversations")
-
-    # The first turn of each; more turns are allowed and not used.
-    prompt = next((spoken for role, spoken in turns if role in ("user", "human")), "")
-    target = next((spoken for role, spoken in turns if role in ("assistant", "gpt")), None)
-    if not prompt:
-        raise _BadRowError("no prompt (a user or human turn with text)")
-    if target is not None and not target:
-        raise _BadRowError("the assistant's turn is empty")
-    return _Dialogue(prompt, target, image)
+def _find_image(names: Sequence[str], finder: ImageFinder) -> tuple[str, Path]:
+    """The name and the file of a row's film, which several of its keys may name."""
+    if not names:
+        raise BadRowError("no image")
+    # Of several names the last, which stands beside the dialogue: rows are known by that.
+    *others, image_name = (_below_root(name, finder.root) for name in names)
+    image_path = finder.find(image_name)
+    for other in dict.fromkeys(others):
+        parts = split_name(other)
+        own_path = finder.root.joinpath(*parts)
+        # Where folders are flattened, the same name in other folders is the same film.
+        is_same = own_path == image_path or (
+            parts[-1] == image_path.name and not own_path.is_file()
+        )
+        if not is_same:
+            raise BadRowError("several images in one row: its keys name different files")
+    return image_name, image_path
 
 
-def _parse_content(content: object) -> tuple[str, str | None]:
-    """Text and image path of one message: a string, or a list of {type: text | image, ...}."""
-    if isinstance(content, str):
-        return content.strip(), None
-    parts = []
-    if isinstance(content, list):
-        parts = [part for part in content if isinstance(part, dict)]
-    texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
-    shown = [part["image"] for part in parts if isinstance(part.get("image"), str)]
-    if len(shown) > 1:
-        raise _BadRowError("several images in one row")
-    return "\n".join(texts).strip(), (shown or [None])[0]
+def _below_root(name: str, root: Path) -> str:
+    """The name relative to the root, where it is an absolute path below it."""
+    with contextlib.suppress(ValueError):
+        if name.startswith("/"):
+            return str(Path(name).relative_to(root.absolute()))
+    return name
+
+
+def _parse_id(record: dict[str, Any], image_name: str) -> str:
+    # Without an id the image's name is one.
+    identifier = record.get("id")
+    if is_null(identifier):
+        return image_name
+    is_text = isinstance(identifier, str | int) and not isinstance(identifier, bool)
+    if not is_text or not str(identifier).strip():
+        raise BadRowError("the id is not a string")
+    return str(identifier)
 
 
 def _canonical_label(name: object) -> str:
     label = find_label(name) if isinstance(name, str) else None
     if label is None:
-        raise _BadRowError(f"{name!r} is none of the 14 labels")
+        # What is longer is no name, and may be a report.
+        what = repr(name) if len(repr(name)) <= 60 else "what stands there"
+        raise BadRowError(f"{what} is none of the 14 labels")
     return label
 
 
@@ -213,24 +168,32 @@ class _Truth(NamedTuple):
 def _parse_truth(record: dict[str, Any]) -> _Truth:
     """The solution in CheXpert order, and which labels are known. The two ways of saying it must agree."""
     solution = record.get("solution")
+    # A list is as clear as a text with commas.
+    if isinstance(solution, list) and all(isinstance(name, str) for name in solution):
+        solution = ",".join(solution)
     if not isinstance(solution, str) or not solution.strip():
-        raise _BadRowError("no solution")
+        raise BadRowError("no solution")
     positive = {_canonical_label(name) for name in solution.split(",")}
     states: dict[str, int | None] = dict.fromkeys(positive, 1)
     policy = COMPLETE
     if record.get("labels") is not None:
         if not isinstance(record["labels"], dict):
-            raise _BadRowError("labels is not an object of label: state")
-        states = {_canonical_label(name): state for name, state in record["labels"].items()}
+            raise BadRowError("labels is not an object of label: state")
+        states = {
+            _canonical_label(name): None if is_null(state) else state
+            for name, state in record["labels"].items()
+        }
+        if len(states) < len(record["labels"]):
+            raise BadRowError("labels names one of the 14 twice")
         if not all(state in (1, 0, -1, None) for state in states.values()):
-            raise _BadRowError("a state in labels is none of 1, 0, -1, null")
+            raise BadRowError("a state in labels is none of 1, 0, -1, null")
         policy = LabelPolicy()
     if record.get("policy") is not None:
         policy = _parse_policy(record["policy"])
     states = policy.apply(states)
     # Solution and labels must name the same positive ones.
     if positive != {name for name, state in states.items() if state == 1}:
-        raise _BadRowError("solution and labels contradict each other")
+        raise BadRowError("solution and labels contradict each other")
     return _Truth(
         solution=", ".join(sorted(positive, key=INDEX.__getitem__)),
         known=tuple(states[name] in (0, 1) for name in CHEXPERT_14),
@@ -241,11 +204,11 @@ def _parse_truth(record: dict[str, Any]) -> _Truth:
 
 def _parse_policy(policy: object) -> LabelPolicy:
     if not isinstance(policy, dict) or not policy.keys() <= {"blank", "uncertain"}:
-        raise _BadRowError("policy is not an object of blank and uncertain")
+        raise BadRowError("policy is not an object of blank and uncertain")
     try:
         return LabelPolicy(**policy)
     except UserError as error:
-        raise _BadRowError(str(error)) from None
+        raise BadRowError(str(error)) from None
 
 
 def known_share(rows: Sequence[Row]) -> float:
@@ -263,6 +226,7 @@ class FilesSource:
         size: pixels a side after `resize.fit`.
         renderer: see `images.read_image`.
         cache: of decoded images; None for one of its own.
+        unreadable: the run's count of files that cannot be read; None: not one may be.
         threads: that decode the images of one batch, 0 for one a core; each keeps a process that decodes compressed
             DICOMs (`dicom.codecs`).
 
@@ -283,6 +247,7 @@ class FilesSource:
         name: str = "files",
         cache: ImageCache | None = None,
         threads: int = 0,
+        unreadable: UnreadableFiles | None = None,
     ) -> None:
         if threads < 0:
             raise UserError(
@@ -293,6 +258,9 @@ class FilesSource:
             raise UserError(f"{name}: no rows")
         self.prompt = self.rows[0].prompt
         self.cache, self.threads = cache or ImageCache(), threads
+        self.unreadable = unreadable or UnreadableFiles()
+        # Rows that were asked for -> those that were read in their place, mostly themselves.
+        self._stand_ins: dict[int, int] = {}
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -318,40 +286,85 @@ class FilesSource:
     def _cache_key(self, index: int) -> Hashable:
         return self.rows[index].image_path, self.size, self.renderer
 
-    def _images(self, indices: list[int]) -> list[np.ndarray]:
+    def _read(self, index: int) -> tuple[int, np.ndarray]:
+        """Read the image of a row, or of the next one whose file can be read; tells which one it was.
+
+        A function of the files alone: neither of what was read before nor of the rows beside it.
+        """
+        for distance in range(len(self.rows)):
+            stand_in = (index + distance) % len(self.rows)
+            path = self.rows[stand_in].image_path
+            if path in self.unreadable:
+                continue
+            try:
+                image = self.image(stand_in)
+            except UserError as error:
+                self.unreadable.add(path, error)
+                continue
+            self._stand_ins[index] = stand_in
+            return stand_in, image
+        raise UserError(
+            f"{self.name}: not one of {len(self.rows)} rows has a film that can be read"
+        )
+
+    def _read_all(self, indices: list[int]) -> list[tuple[int, np.ndarray]]:
         # Threads pay only where something has to be decoded.
         any_absent = any(self._cache_key(index) not in self.cache for index in indices)
-        return loading.map_in_threads(self.image, indices, self.threads if any_absent else 1)
+        return loading.map_in_threads(self._read, indices, self.threads if any_absent else 1)
+
+    def _stand_ins_of(self, indices: Indices) -> list[int]:
+        """The rows that `batch` reads for those of `indices`; files are read only where some may be unreadable."""
+        indices = [int(index) for index in indices]
+        if not self.unreadable.limit:
+            return indices
+        unknown = [index for index in indices if index not in self._stand_ins]
+        if unknown:
+            self._read_all(unknown)
+        return [self._stand_ins[index] for index in indices]
+
+    def readable(self, indices: Indices) -> list[int]:
+        """List those of `indices` whose files can be read: a set that is scored must not hold a row twice."""
+        asked = [int(index) for index in indices]
+        stand_ins = self._stand_ins_of(asked)
+        return [
+            index for index, stand_in in zip(asked, stand_ins, strict=True) if index == stand_in
+        ]
 
     def batch(self, indices: Indices) -> Batch:
         """Read the rows of `indices`, with the keys that `sources.base` lists; sides are not known.
 
+        A row whose file cannot be read is left out, up to the limit of such files: the next one that can stands in its
+        place, with its own truth.
+
         Raises:
             IndexError: for an index outside 0..len-1.
-            UserError: for a file that cannot be read.
+            UserError: for one file too many that cannot be read.
         """
         indices = [int(index) for index in np.asarray(indices).ravel()]
         if any(not 0 <= index < len(self.rows) for index in indices):
             raise IndexError(f"{self.name}: index outside 0..{len(self.rows) - 1}")
+        read = self._read_all(indices)
+        indices = [stand_in for stand_in, _ in read]
         rows = [self.rows[index] for index in indices]
         known, hedged = self.masks(indices)
         return {
-            "image": np.stack(self._images(indices)),
+            "image": np.stack([image for _, image in read]),
             "solution": self.solutions(indices),
             "known": known,
             "hedged": hedged,
             "sides": np.zeros((*known.shape, 2), bool),
             "targets": [row.target for row in rows],
-            **self.about(indices),
+            "prompts": [row.prompt for row in rows],
+            "ids": [row.id for row in rows],
         }
 
     def about(self, indices: Indices) -> dict[str, list[str]]:
-        """List prompts and ids of the rows, without reading the images."""
-        rows = [self.rows[int(index)] for index in indices]
+        """List prompts and ids of the rows as `batch` has them; reads no images where all must be readable."""
+        rows = [self.rows[index] for index in self._stand_ins_of(indices)]
         return {"prompts": [row.prompt for row in rows], "ids": [row.id for row in rows]}
 
     def solutions(self, indices: Indices) -> np.ndarray:
-        """Give the solutions of `batch`, bool [B, 14], without reading the images."""
+        """Give the solutions of the rows, bool [B, 14], without reading the images."""
         solutions = np.zeros((len(indices), len(CHEXPERT_14)), bool)
         for solution, index in zip(solutions, indices, strict=True):
             positive = self.rows[int(index)].solution.split(", ")
@@ -385,6 +398,11 @@ class FilesSource:
 # ---- Patients held out -----------------------------------------------------------------------------
 
 
+def place_of(patient: str, seed: int) -> str:
+    """Give the place of a patient in the order in which patients are held out: a hash, which names nobody."""
+    return hashlib.sha256(f"{seed}:{patient}".encode()).hexdigest()
+
+
 def open_split(
     manifest: str | Path,
     image_root: str | Path,
@@ -394,6 +412,9 @@ def open_split(
     renderer: str = "voi",
     cache_mib: float = CACHE_MIB,
     threads: int = 0,
+    repeats: str = "keep",
+    max_bad: int = 0,
+    held_out_up_to: str = "",
 ) -> tuple[FilesSource, FilesSource]:
     """Open a manifest as (train, held-out) sources, split by patient; they share one `ImageCache`.
 
@@ -401,29 +422,38 @@ def open_split(
     that a checkpoint is not chosen by those it is tested on. Which ones depends on `seed` and on their own id alone, so
     adding rows moves few of them.
 
+    Args:
+        repeats: see `load_rows`.
+        max_bad: files that may be unreadable.
+        held_out_up_to: the last place (`place_of`) that is held out, of a run whose rows have changed since: no patient
+            then changes sides.
+
     Raises:
         UserError: for a bad manifest, or one of a single patient.
     """
-    # One cache, so that the limit holds for both together.
-    cache = ImageCache(cache_mib)
-    rows = load_rows(manifest, image_root)
+    # One of each, so that the limits hold for both together.
+    cache, unreadable = ImageCache(cache_mib), UnreadableFiles(max_bad)
+    rows = load_rows(manifest, image_root, repeats)
 
-    # A hash of the seed and the patient's id is the patient's place in the order.
-    def place(patient: str) -> bytes:
-        return hashlib.sha256(f"{seed}:{patient}".encode()).digest()
-
-    groups = sorted({row.group for row in rows}, key=place)
+    groups = sorted({row.group for row in rows}, key=lambda group: place_of(group, seed))
     if len(groups) < 2:
         raise UserError(f"{manifest}: rows of at least two patients are needed, to hold some out")
     # Fewer than about 30 patients say little.
     enough = min(30, len(groups) // 3)
     at_least = min(2, len(groups) - 1)
-    held_groups = set(groups[: max(at_least, enough, round(len(groups) / 10))])
+    last = place_of(groups[max(at_least, enough, round(len(groups) / 10)) - 1], seed)
+    held_groups = {group for group in groups if place_of(group, seed) <= (held_out_up_to or last)}
 
     def open_part(name: str, is_held_out: bool) -> FilesSource:
         part = [row for row in rows if (row.group in held_groups) == is_held_out]
         return FilesSource(
-            part, size, renderer=renderer, name=f"files ({name})", cache=cache, threads=threads
+            part,
+            size,
+            renderer=renderer,
+            name=f"files ({name})",
+            cache=cache,
+            threads=threads,
+            unreadable=unreadable,
         )
 
     return open_part("train", False), open_part("held out", True)

@@ -54,6 +54,10 @@ class PhantomSource:
         """List every prompt text that batches can hold: one."""
         return (self.prompt,)
 
+    def readable(self, indices: Indices) -> list[int]:
+        """List `indices`: every phantom can be drawn."""
+        return [int(index) for index in indices]
+
     def about(self, indices: Indices) -> dict[str, list[str]]:
         """List prompts and ids, a text each of every index: what there is to say of examples without drawing them."""
         return {

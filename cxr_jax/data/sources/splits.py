@@ -12,8 +12,10 @@ import numpy as np
 from cxr_jax.config.sections import DataConfig
 from cxr_jax.data.sources import manifest, phantom, policy
 from cxr_jax.data.sources.base import Batch, Source
+from cxr_jax.data.sources.rows import describe_repeats
 from cxr_jax.data.sources.views import LATERAL, OTHER
-from cxr_jax.errors import UserError
+from cxr_jax.errors import RunFailedError, UserError
+from cxr_jax.runtime import processes
 
 HELD_OUT_PART = 64  # examples that `held_out` asks a source for at a time
 
@@ -31,6 +33,8 @@ class Splits:
             labels are all known.
         about: what a run says of its rows before it begins, a line each.
         warnings: what a person should look at, a line each.
+        held_out_up_to: which patients are held out (`manifest.place_of`): with it, a run whose rows change later keeps
+            every patient on its side. "" of phantoms.
     """
 
     train: Source
@@ -40,6 +44,7 @@ class Splits:
     label_policy: str = ""
     about: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    held_out_up_to: str = ""
 
     def prompts(self) -> tuple[str, ...]:
         """List every prompt text, each once: held-out rows may ask what training rows do not."""
@@ -47,15 +52,18 @@ class Splits:
         return tuple(dict.fromkeys(prompt for source in sources for prompt in source.prompts()))
 
 
-def open_splits(data: DataConfig) -> Splits:
+def open_splits(data: DataConfig, held_out_up_to: str = "") -> Splits:
     """Open the sources that a run's `config.data` names.
+
+    Args:
+        held_out_up_to: `Splits.held_out_up_to` of the run when it began, "" of a new one.
 
     Raises:
         UserError: for a bad manifest, or a number that is out of range.
     """
     if data.source == "phantom":
         return _phantom_splits(data)
-    return _file_splits(data)
+    return _file_splits(data, held_out_up_to)
 
 
 def _phantom_splits(data_config: DataConfig) -> Splits:
@@ -77,7 +85,7 @@ def _phantom_splits(data_config: DataConfig) -> Splits:
     )
 
 
-def _file_splits(data_config: DataConfig) -> Splits:
+def _file_splits(data_config: DataConfig, held_out_up_to: str) -> Splits:
     train, held_source = manifest.open_split(
         data_config.manifest,
         data_config.image_root,
@@ -85,6 +93,9 @@ def _file_splits(data_config: DataConfig) -> Splits:
         seed=data_config.seed,
         cache_mib=data_config.cache_mib,
         threads=data_config.threads,
+        repeats=data_config.repeats,
+        max_bad=data_config.max_bad,
+        held_out_up_to=held_out_up_to,
     )
     patients = list(dict.fromkeys(row.group for row in held_source.rows))
     if len(patients) < 2:
@@ -103,10 +114,12 @@ def _file_splits(data_config: DataConfig) -> Splits:
             name=f"files ({name})",
             cache=held_source.cache,
             threads=held_source.threads,
+            unreadable=held_source.unreadable,
         )
 
     selection, test = open_part("selection", True), open_part("test", False)
     rows = [*train.rows, *held_source.rows]
+    last_place = max(manifest.place_of(row.group, data_config.seed) for row in held_source.rows)
     known_share = manifest.known_share(rows)
     label_policy = policy.describe((row.policy for row in rows), known_share)
     parts = {"train": train, "selection": selection, "test": test}
@@ -116,8 +129,13 @@ def _file_splits(data_config: DataConfig) -> Splits:
         test={"files": test},
         out_of_distribution="files",
         label_policy=label_policy,
-        about=(_describe_groups(parts), f"labels: {label_policy}"),
+        about=tuple(
+            filter(
+                None, (_describe_groups(parts), f"labels: {label_policy}", describe_repeats(rows))
+            )
+        ),
         warnings=_warnings(data_config.manifest, rows, known_share),
+        held_out_up_to=held_out_up_to or last_place,
     )
 
 
@@ -150,26 +168,38 @@ def _warnings(name: str, rows: Sequence[manifest.Row], known_share: float) -> tu
 
 
 def held_out(source: Source, count: int, poll: Callable[[], object] | None = None) -> Batch:
-    """Make the first `count` examples of a source, in order; all of a smaller one.
+    """Make the first `count` examples of a source, in order; all of a smaller one. Unreadable files are left out.
 
     Args:
         poll: called before every HELD_OUT_PART examples; what it raises ends this.
 
     Returns:
         The keys that every source fills (`base`), "texts" (the prompts) and, of files, "ids".
+
+    Raises:
+        UserError: for one file too many that cannot be read, or none that can.
+        RunFailedError: if the processes of a run can read different files.
     """
     count = min(count, len(source))
-    parts = []
+    parts, taken = [], []
     # In parts, so that a signal is seen between them.
     for start in range(0, count, HELD_OUT_PART):
         if poll is not None:
             poll()
-        parts.append(source.batch(np.arange(start, min(start + HELD_OUT_PART, count))))
+        part = source.readable(range(start, min(start + HELD_OUT_PART, count)))
+        if part:
+            parts.append(source.batch(np.array(part)))
+            taken += part
+    # Every process reads its share of one set: with different ones they would wait for each other.
+    if not processes.have_same(repr(taken)):
+        raise RunFailedError(f"{source.name}: not every process can read the same held-out films")
+    if not taken:
+        raise UserError(f"{source.name}: none of the first {count} films can be read")
     batch: Batch = {
         key: np.concatenate([np.asarray(part[key]) for part in parts])
         for key in ("image", "solution", "known", "hedged", "sides")
     }
-    batch["texts"] = source.about(range(count))["prompts"]
+    batch["texts"] = source.about(taken)["prompts"]
     # Phantoms have no ids of their own.
     if "ids" in parts[0]:
         batch["ids"] = [name for part in parts for name in part["ids"]]

@@ -13,6 +13,7 @@ from places import SHARED
 from cxr_jax.config.sections import DataConfig
 from cxr_jax.data import image_cache, images, radiograph, resize
 from cxr_jax.data.sources import label_table, manifest, splits
+from cxr_jax.data.sources.rows import describe_repeats
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
 
@@ -86,7 +87,8 @@ BAD = {
     "not a JSON object": b"[1]\n",
     "neither messages nor conversations": {"id": "a", "image": "a.png", "solution": "Edema"},
     "no prompt": grpo(conversations=[{"from": "gpt", "value": "x"}]),
-    "no prompt ": grpo(conversations=["x", None, {"from": "human", "value": 3}]),
+    "a turn is not an object": grpo(conversations=["x", None, {"from": "human", "value": 3}]),
+    "neither a text nor a list": grpo(conversations=[{"from": "human", "value": 3}]),
     "assistant's turn is empty": sft(text=" "),
     "several images": sft(
         messages=[{"role": "user", "content": [{"image": "a.png"}, {"image": "b.png"}]}]
@@ -364,3 +366,129 @@ def test_max_pixels_makes_smaller_squares_in_every_split(tmp_path, root):
     found = splits.open_splits(data)
     for source in (found.train, *found.select.values(), *found.test.values()):
         assert source.size == 84 and source.batch([0])["image"].shape == (1, 84, 84)
+
+
+# --- rows of other tools, repeated rows
+
+
+def test_the_same_rows_by_lines_array_and_other_schemas(tmp_path, root):
+    rows = [grpo("a.png", "Edema", id="1"), grpo("b.png", "Fracture", id="2")]
+    want = manifest.load_rows(write(tmp_path, *rows), root)
+    texts = {"messages": lambda row: [{"role": "user", "content": "<image>" + PROMPT}]}
+    texts |= {"prompt": lambda row: PROMPT, "query": lambda row: PROMPT + "<image>"}
+    for key, ask in texts.items():
+        others = [
+            {
+                "id": row["id"],
+                "images": [row["image"]],
+                "solution": [row["solution"]],
+                key: ask(row),
+            }
+            for row in rows
+        ]
+        assert manifest.load_rows(write(tmp_path, *others), root) == want
+        path = tmp_path / "rows.json"
+        path.write_text(json.dumps(others, indent=1))
+        assert manifest.load_rows(path, root) == want
+
+
+def test_an_error_in_an_array_names_file_row_and_reason(tmp_path, root):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([grpo("a.png"), grpo("b.png", solution="Oedema")], indent=1))
+    with pytest.raises(UserError) as caught:
+        manifest.load_rows(path, root)
+    assert str(caught.value) == f"{path}: row 2: 'Oedema' is none of the 14 labels"
+
+
+def test_absolute_paths_below_the_root_are_read(tmp_path, root):
+    [row] = manifest.load_rows(write(tmp_path, grpo(str(root / "sub" / "c.png"))), root)
+    assert row.image_path == root / "sub" / "c.png"
+
+
+def test_one_film_that_two_keys_name(tmp_path, root):
+    """The published rows name it beside the messages and in them; users flatten the folders of both."""
+    for inner in ("b.png", "deep/b.png", "other/folder/b.png"):
+        [row] = manifest.load_rows(write(tmp_path, sft(inner) | {"image": "deep/b.png"}), root)
+        assert row.image_path == root / "b.png"
+    for outer, inner in (("a.png", "b.png"), ("a.png", "sub/c.png")):
+        with pytest.raises(UserError, match="several images"):
+            manifest.load_rows(write(tmp_path, sft(inner) | {"image": outer}), root)
+
+
+def test_nan_is_null_wherever_pandas_writes_it(tmp_path, root):
+    nan = float("nan")
+    row = grpo(id=nan, labels={"Edema": 1, "Fracture": nan, "Pneumonia": 0.0})
+    [got] = manifest.load_rows(write(tmp_path, row), root)
+    assert got.id == "a.png"
+    assert [name for name in CHEXPERT_14 if got.known[INDEX[name]]] == ["Edema", "Pneumonia"]
+
+
+@pytest.mark.parametrize(
+    "row, reason",
+    [
+        (grpo(labels={"Edema": 1, "edema ": 0}), "twice"),
+        (grpo(solution=[]), "no solution"),
+        (grpo(solution=["Edema", 3]), "no solution"),
+        (grpo(solution=float("nan")), "no solution"),
+        (grpo(id=True), "the id is not a string"),
+        (
+            grpo(solution="The lungs are clear of any focal consolidation. " * 3),
+            "what stands there",
+        ),
+    ],
+)
+def test_values_of_the_wrong_kind_are_refused(tmp_path, root, row, reason):
+    with pytest.raises(UserError, match=reason) as caught:
+        manifest.load_rows(write(tmp_path, row), root)
+    assert "lungs" not in str(caught.value)
+
+
+def test_repeated_rows_are_counted_and_read_once_on_request(tmp_path, root):
+    rows = [
+        grpo("a.png", id="1"),
+        grpo("b.png", id="2"),
+        grpo("a.png", id="3"),
+        grpo("a.png", id="4"),
+    ]
+    path = write(tmp_path, *rows)
+    kept = manifest.load_rows(path, root)
+    assert [row.id for row in kept] == ["1", "2", "3", "4"]
+    assert "2 of 4 rows repeat" in describe_repeats(kept) and "=keep" in describe_repeats(kept)
+    once = manifest.load_rows(path, root, "once")
+    assert [row.id for row in once] == ["1", "2"]
+    assert "2 of 4 rows repeat" in describe_repeats(once) and "=once" in describe_repeats(once)
+    assert describe_repeats(kept[:2]) is None
+    # A file that was written twice: the ids come again, too.
+    double = write(tmp_path, *rows[:2], *rows[:2])
+    with pytest.raises(UserError, match=":3: the id is that of line 1"):
+        manifest.load_rows(double, root)
+    assert [row.id for row in manifest.load_rows(double, root, "once")] == ["1", "2"]
+
+
+def test_rows_that_contradict_each_other_are_refused_and_other_answers_are_not(tmp_path, root):
+    two = [grpo("a.png", "Edema", id="1"), grpo("a.png", "Fracture", id="2")]
+    answers = [sft(text="One.", id="1"), sft(text="Two.", id="2")]
+    for repeats in ("keep", "once"):
+        with pytest.raises(
+            UserError, match=":2: the same film and question as line 1, with another"
+        ):
+            manifest.load_rows(write(tmp_path, *two), root, repeats)
+        rows = manifest.load_rows(write(tmp_path, *answers), root, repeats)
+        assert [row.target for row in rows] == ["One.", "Two."] and describe_repeats(rows) is None
+
+
+def test_rows_that_vanish_move_no_patient_across_the_split(tmp_path, root):
+    rows = [grpo("a.png", id=f"patient{n:05d}", prompt=f"{n}?") for n in range(60)]
+    for n, row in enumerate(rows):
+        row["conversations"] = [{"from": "human", "value": f"Question {n}?"}]
+    _, held = manifest.open_split(write(tmp_path, *rows), root, seed=1)
+    last = max(manifest.place_of(row.group, 1) for row in held.rows)
+    held_before = {row.group for row in held.rows}
+    random = np.random.default_rng(0)
+    for count in (59, 50, 30, 20):
+        fewer = [rows[n] for n in sorted(random.choice(60, count, replace=False))]
+        train, held = manifest.open_split(
+            write(tmp_path, *fewer), root, seed=1, held_out_up_to=last
+        )
+        assert {row.group for row in held.rows} <= held_before
+        assert not {row.group for row in train.rows} & held_before

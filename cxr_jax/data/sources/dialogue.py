@@ -1,0 +1,316 @@
+"""What is asked and answered in a row, in whichever of the usual schemas it is written.
+
+A row is one question about one film and, to imitate, one answer. A system turn is kept apart. What says more than that
+(later turns, several films, a film in the middle of the text) is refused, because a part of it would be lost without a
+word. docs/inputs.md lists the schemas.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from cxr_jax.data.json_rows import BadRowError, is_null
+
+IMAGE_MARK = "<image>"
+# What other tools write in its place, and marks of what we do not read.
+_FOREIGN_MARK = re.compile(
+    r"</?(?:images?|img|pictures?|videos?|audios?)\b[^<>\n]{0,40}>|\[/?(?:IMG|IMAGE)\]",
+    re.IGNORECASE,
+)
+
+# Keys of turns: ShareGPT and LLaVA write from / value, OpenAI, ms-swift and TRL role / content.
+_TURN_LISTS = ("messages", "conversations", "conversation")
+# One question and its answer as plain keys: (question, what follows it in the question, answer).
+_PLAIN_KEYS = (
+    ("prompt", None, "completion"),  # TRL
+    ("query", None, "response"),  # ms-swift
+    ("instruction", "input", "output"),  # Alpaca, as LLaMA-Factory reads it
+    ("problem", None, None),  # open-r1
+    ("question", None, None),
+)
+_ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+}
+_IMAGE_TYPES = ("image", "image_url", "input_image")
+_TEXT_TYPES = ("text", "input_text", "output_text")
+
+
+class Dialogue(NamedTuple):
+    """What is said in a row.
+
+    Attributes:
+        prompt: the user's text, without the mark of the film's place: ours always stands first.
+        target: the assistant's text, or None.
+        system: the text of a system turn, or None.
+        images: names of the film, one for each place in the row that names it.
+    """
+
+    prompt: str
+    target: str | None
+    system: str | None
+    images: tuple[str, ...]
+
+
+class _Picture(NamedTuple):
+    """The place of a film in a turn, and its name where the turn has it."""
+
+    name: str | None
+
+
+class _Turn(NamedTuple):
+    role: str
+    parts: tuple[str | _Picture, ...]  # as they follow each other
+
+    @property
+    def text(self) -> str:
+        return "\n".join(part for part in self.parts if isinstance(part, str)).strip()
+
+    @property
+    def pictures(self) -> list[_Picture]:
+        return [part for part in self.parts if isinstance(part, _Picture)]
+
+
+def parse_dialogue(record: dict[str, Any]) -> Dialogue:
+    """Read the dialogue of a row.
+
+    Raises:
+        BadRowError: with the reason why it is none, or more than one question with its answer about one film.
+    """
+    turns = _find_turns(record)
+    system, question, answer = _split_turns(turns)
+    prompt = _prompt_of(question)
+    if not prompt:
+        raise BadRowError("no prompt (a user or human turn with text)")
+    if answer is not None and not answer.text:
+        raise BadRowError("the assistant's turn is empty")
+    for turn in (system, answer):
+        if turn is not None and turn.pictures:
+            raise BadRowError(f"a picture's place ({IMAGE_MARK}) in the {turn.role}'s turn")
+    names = [picture.name for picture in question.pictures if picture.name is not None]
+    dialogue = Dialogue(
+        prompt=prompt,
+        target=None if answer is None else answer.text,
+        system=system.text or None if system is not None else None,
+        images=(*names, *_image_names(record)),
+    )
+    for text in (prompt, dialogue.target, dialogue.system):
+        check_text(text)
+    return dialogue
+
+
+def check_text(text: str | None) -> None:
+    """Refuse a text that UTF-8 cannot hold: half of a pair that JSON spells as two escapes. Raises BadRowError."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError:
+        raise BadRowError("a text holds half a character (a lone surrogate)") from None
+
+
+# ---- The schemas -----------------------------------------------------------------------------------
+
+
+def _find_turns(record: dict[str, Any]) -> list[_Turn]:
+    """The turns of a row, by the first schema that it has; two schemas must say the same."""
+    readings = {
+        name: _read_turns(record[name]) for name in _TURN_LISTS if not _is_absent(record, name)
+    }
+    if not readings:
+        readings = _read_plain_keys(record)
+    if not readings:
+        raise BadRowError("neither messages nor conversations, nor prompt, query or instruction")
+    first, *others = readings
+    for other in others:
+        if readings[other] != readings[first]:
+            raise BadRowError(f"{first} and {other} say different things")
+    turns = readings[first]
+
+    # Beside the turns there may be what came before them.
+    if not _is_absent(record, "history"):
+        raise BadRowError("earlier turns (history): a row is one question and its answer")
+    if not _is_absent(record, "system"):
+        if not isinstance(record["system"], str):
+            raise BadRowError("system is not a text")
+        system = _Turn("system", _parse_text(record["system"]))
+        if turns[0].role != "system":
+            turns = [system, *turns]
+        elif turns[0] != system:
+            raise BadRowError(f"system and the system turn of {first} say different things")
+    for name in ("videos", "audios", "video", "audio"):
+        if not _is_absent(record, name):
+            raise BadRowError(f"{name}: only films are read")
+    return turns
+
+
+def _read_plain_keys(record: dict[str, Any]) -> dict[str, list[_Turn]]:
+    readings = {}
+    for question_key, more_key, answer_key in _PLAIN_KEYS:
+        if _is_absent(record, question_key):
+            continue
+        turns = _as_turns(record[question_key], "user", question_key)
+        if more_key is not None and not _is_absent(record, more_key):
+            more = _as_turns(record[more_key], "user", more_key)
+            turns = [_Turn("user", (*turns[0].parts, *more[0].parts))]
+        if answer_key is not None and not _is_absent(record, answer_key):
+            turns = turns + _as_turns(record[answer_key], "assistant", answer_key)
+        readings[question_key] = turns
+    return readings
+
+
+def _as_turns(value: Any, role: str, key: str) -> list[_Turn]:
+    """What a plain key holds: a text, or, as in TRL, messages."""
+    if isinstance(value, str):
+        return [_Turn(role, _parse_text(value))]
+    if not isinstance(value, list):
+        raise BadRowError(f"{key} is neither a text nor messages")
+    return _read_turns(value)
+
+
+def _is_absent(record: dict[str, Any], key: str) -> bool:
+    """Whether a row has no such key: data sets that were joined fill what a row lacks with nothing."""
+    value = record.get(key)
+    return is_null(value) or value == "" or value == []
+
+
+# ---- Turns -----------------------------------------------------------------------------------------
+
+
+def _read_turns(value: Any) -> list[_Turn]:
+    if not isinstance(value, list):
+        raise BadRowError("the turns are not a list")
+    return [_read_turn(turn) for turn in value]
+
+
+def _read_turn(turn: Any) -> _Turn:
+    if not isinstance(turn, dict):
+        raise BadRowError("a turn is not an object")
+    role = turn.get("role", turn.get("from"))
+    known = _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+    if known is None:
+        raise BadRowError("the role of a turn is none of system, user (human), assistant (gpt)")
+    if not is_null(turn.get("tool_calls")) and turn["tool_calls"] != []:
+        raise BadRowError("a turn calls tools")
+    content = turn.get("content", turn.get("value"))
+    return _Turn(known, _parse_content(content))
+
+
+def _parse_content(content: Any) -> tuple[str | _Picture, ...]:
+    """Parts of a message: of a text, or of a list of {type: text | image, ...}."""
+    if is_null(content):
+        return ()
+    if isinstance(content, str):
+        return _parse_text(content)
+    if isinstance(content, dict):
+        content = [content]
+    if not isinstance(content, list):
+        raise BadRowError("what a turn says is neither a text nor a list of parts")
+    parts: list[str | _Picture] = []
+    for part in content:
+        if isinstance(part, str):
+            parts += _parse_text(part)
+            continue
+        if not isinstance(part, dict):
+            raise BadRowError("a part of a message is not an object")
+        parts += _parse_part(part)
+    return tuple(parts)
+
+
+def _parse_part(part: dict[str, Any]) -> tuple[str | _Picture, ...]:
+    # Joined data sets give every part every key, most of them null.
+    given = {key: value for key, value in part.items() if not is_null(value)}
+    kind = given.get("type")
+    if kind in _TEXT_TYPES or (kind is None and "text" in given):
+        if not isinstance(given.get("text"), str):
+            raise BadRowError("a text part of a message has no text")
+        return _parse_text(given["text"])
+    if kind in _IMAGE_TYPES or (kind is None and {"image", "image_url"} & given.keys()):
+        keys = ("image", "image_url", "path", "url")
+        names = [name for key in keys if key in given for name in names_in(given[key])]
+        if len(set(names)) > 1:
+            raise BadRowError("several images in one row")
+        return (_Picture(names[0] if names else None),)
+    raise BadRowError("a part of a message is neither text nor image")
+
+
+def _parse_text(text: str) -> tuple[str | _Picture, ...]:
+    """A text, cut where it marks the place of a film."""
+    for mark in _FOREIGN_MARK.findall(text):
+        if mark != IMAGE_MARK:
+            raise BadRowError(
+                f"the text holds {mark[:40]!a}: a film's place is marked {IMAGE_MARK}"
+            )
+    first, *others = text.split(IMAGE_MARK)
+    parts: list[str | _Picture] = [first.strip()]
+    for other in others:
+        parts += [_Picture(None), other.strip()]
+    return tuple(part for part in parts if part != "")
+
+
+def _split_turns(turns: Sequence[_Turn]) -> tuple[_Turn | None, _Turn, _Turn | None]:
+    """A system turn or none, the user's turn, the assistant's or none."""
+    rest = list(turns)
+    system = rest.pop(0) if rest and rest[0].role == "system" else None
+    roles = [turn.role for turn in rest]
+    if not roles or "user" not in roles:
+        raise BadRowError("no prompt (a user or human turn with text)")
+    if roles == ["user"]:
+        return system, rest[0], None
+    if roles == ["user", "assistant"]:
+        return system, rest[0], rest[1]
+    if roles[0] == "assistant":
+        raise BadRowError("the assistant speaks before it is asked")
+    raise BadRowError(f"{len(roles)} turns: a row is one question and its answer")
+
+
+def _prompt_of(question: _Turn) -> str:
+    """The user's text; the film may stand before it or after it, and ours always stands before."""
+    if len(question.pictures) > 1:
+        raise BadRowError(f"several images in one row ({len(question.pictures)} places for one)")
+    kinds = [isinstance(part, _Picture) for part in question.parts]
+    if True in kinds[1:-1]:
+        raise BadRowError(f"the place of the image ({IMAGE_MARK}) is in the middle of the text")
+    return question.text
+
+
+# ---- Names of films --------------------------------------------------------------------------------
+
+
+def names_in(value: Any) -> list[str]:
+    """List the names of films that a value of a row holds: a name, {path: ..} as data sets write it, or a list.
+
+    Raises:
+        BadRowError: for anything else, a film as bytes included.
+    """
+    if is_null(value):
+        return []
+    if isinstance(value, str):
+        return [value.strip()] if value.strip() else []
+    if isinstance(value, list):
+        return [name for item in value for name in names_in(item)]
+    if isinstance(value, dict):
+        for key in ("path", "image", "url", "file_name"):
+            if not is_null(value.get(key)) and not isinstance(value[key], dict):
+                return names_in(value[key])
+        if not is_null(value.get("bytes")):
+            raise BadRowError(
+                "the image is in the row itself: write it to a file, and its name here"
+            )
+    raise BadRowError("no image: what should name it is no name")
+
+
+def _image_names(record: dict[str, Any]) -> list[str]:
+    """The names beside the dialogue, under `image` and `images`."""
+    found = []
+    for key in ("image", "images"):
+        names = names_in(record.get(key))
+        if len(names) > 1:
+            raise BadRowError(f"several images in one row ({len(names)})")
+        found += names
+    return found

@@ -1,0 +1,111 @@
+"""What a row of a manifest is, once it is read, and which rows say again what a row before them has said.
+
+Repeated rows are counted, left out on request, and refused where they contradict. Several answers to one question about
+one film are no repeats: they are several samples to imitate.
+"""
+
+import collections
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cxr_jax.data.json_rows import BadRowError
+from cxr_jax.data.sources.policy import COMPLETE, LabelPolicy
+from cxr_jax.labels.taxonomy import CHEXPERT_14
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image with its prompt and its truth."""
+
+    id: str
+    image_path: Path
+    prompt: str
+    solution: str  # positive labels in CheXpert order, ", " between them
+    target: str | None  # the assistant's text, if the manifest has one
+    known: tuple[bool, ...]  # of the 14: does the manifest say positive or negative?
+    group: str  # patient, as far as the manifest tells; a split never divides it
+    patient: str | None = None  # as the manifest spells it; None: it does not tell
+    view: str | None = None  # of sources.views
+    policy: LabelPolicy = COMPLETE  # what blank and uncertain labels count as
+    # Of the 14: may it be there, so that nobody is wrong to name it? What is neither known nor this is blank. None: all
+    # that is not known.
+    hedged: tuple[bool, ...] | None = None
+    system: str | None = None  # the text of a system turn, if the manifest has one
+    times: int = 1  # rows of the manifest that say this, where each is read once (below)
+
+
+# ---- Repeated rows ---------------------------------------------------------------------------------
+
+
+class Seen:
+    """The rows of a manifest so far.
+
+    Args:
+        repeats: "keep" reads every row, and refuses an id that comes again; "once" leaves out a row that repeats one
+            before it, whatever its id.
+    """
+
+    def __init__(self, repeats: str = "keep") -> None:
+        self._once = repeats == "once"
+        self._place_of_id: dict[str, str] = {}
+        self._first: dict[tuple, tuple[str, Row]] = {}  # film and question -> place and row
+        self._times: collections.Counter[tuple] = collections.Counter()
+
+    def add(self, row: Row, place: str) -> bool:
+        """Take note of a row; tells whether it is to be read.
+
+        Raises:
+            BadRowError: for an id that comes again, and for one film and question with two truths.
+        """
+        first_place, first = self._first.setdefault(_question(row), (place, row))
+        if _contradict(first, row):
+            raise BadRowError(f"the same film and question as {first_place}, with another solution")
+        self._times[_content(row)] += 1
+        if self._once and self._times[_content(row)] > 1:
+            return False
+        # An id that comes again with another content names two things.
+        if (place_of_id := self._place_of_id.setdefault(row.id, place)) != place:
+            raise BadRowError(f"the id is that of {place_of_id}")
+        return True
+
+    def counted(self, rows: list[Row]) -> list[Row]:
+        """Give the rows that were read with `times` set, where each was read once."""
+        if not self._once:
+            return rows
+        return [replace(row, times=self._times[_content(row)]) for row in rows]
+
+
+def _question(row: Row) -> tuple:
+    return row.image_path, row.prompt, row.system
+
+
+def _content(row: Row) -> tuple:
+    """All that a row says but its id and patient."""
+    return (*_question(row), row.target, row.solution, row.known)
+
+
+def _contradict(one: Row, other: Row) -> bool:
+    """Whether a label is there in one row and is known to be absent in the other."""
+    positive = [set(row.solution.split(", ")) for row in (one, other)]
+    if positive[0] == positive[1]:
+        return False
+    known = [dict(zip(CHEXPERT_14, row.known, strict=True)) for row in (one, other)]
+    return any(
+        known[0][label] and known[1][label]
+        for label in positive[0].symmetric_difference(positive[1])
+    )
+
+
+def describe_repeats(rows: Sequence[Row]) -> str | None:
+    """Count repeated rows in one line, with what became of them; None where no row repeats another."""
+    total = sum(row.times for row in rows)
+    count = total - len({_content(row) for row in rows})
+    if not count:
+        return None
+    policy = "each is read once (config.data.repeats=once)"
+    if total == len(rows):
+        policy = "all are read (config.data.repeats=keep)"
+    return (
+        f"repeats: {count:,} of {total:,} rows repeat another's film, question and answer; {policy}"
+    )
