@@ -16,7 +16,8 @@ RANDOM = "--config.model=random:phantom"
 
 def _row(name, **changes):
     talk = [{"from": "human", "value": "Find abnormalities and support devices."}]
-    return {"id": name, "image": name, "conversations": talk, "solution": "Edema"} | changes
+    row = {"id": name, "image": name, "subject_id": name, "conversations": talk}
+    return row | {"solution": "Edema"} | changes
 
 
 def _manifest(folder, name, *rows):
@@ -30,17 +31,24 @@ def here(tmp_path_factory):
     """A folder with images, manifests that have one thing wrong each, and a plain file."""
     folder = tmp_path_factory.mktemp("main")
     (folder / "file").write_text("mine")
-    for name in ("a.png", "b.png"):
+    for name in ("a.png", "b.png", "c.png"):
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60), np.uint8)).save(
             folder / name
         )
-    (folder / "torn.png").write_bytes((folder / "a.png").read_bytes()[:200])
+    torn = ("torn.png", "torn_too.png", "torn_as_well.png")
+    for name in torn:
+        (folder / name).write_bytes((folder / "a.png").read_bytes()[:200])
     good = _row("a.png")
     _manifest(folder, "label.jsonl", good, _row("b.png", solution="Oedema"))
     _manifest(folder, "image.jsonl", good, _row("missing.png"))
     _manifest(folder, "one.jsonl", good)
-    _manifest(folder, "torn.jsonl", _row("torn.png"), _row("torn.png", id="again"))
-    _manifest(folder, "good.jsonl", good, _row("b.png"))
+    _manifest(folder, "torn.jsonl", *map(_row, torn))
+    rows = [good, _row("b.png"), _row("c.png")]
+    _manifest(folder, "good.jsonl", *rows)
+    talk = [{"from": "system", "value": "Speak as a pirate."}, *good["conversations"]]
+    _manifest(folder, "system.jsonl", good | {"conversations": talk}, *rows[1:])
+    talk = [*good["conversations"], {"from": "gpt", "value": "None."}, *good["conversations"]]
+    _manifest(folder, "later.jsonl", *rows[1:], good | {"conversations": talk})
     (folder / "broken.py").write_text("def get_config(:\n")
     (folder / "empty.py").write_text("x = 1\n")
     (folder / "raises.py").write_text("def get_config():\n    raise ValueError('one\\ntwo')\n")
@@ -67,9 +75,10 @@ def files(manifest, *more):
     ]
 
 
-def tiny(manifest):
+def tiny(manifest, *more):
     return files(
         manifest,
+        *more,
         "--config.eval.batch_size=2",
         "--config.eval.n_final=2",
         "--config.max_completion=8",
@@ -147,7 +156,16 @@ CASES = {
     "missing image": (files("image.jsonl"), "@/image.jsonl:2: image file not found: 'missing.png'"),
     "one patient": (files("one.jsonl"), "@/one.jsonl"),
     "odd size": (files("good.jsonl", "--config.data.size=100"), "config.data.size=100"),
-    "torn image": (tiny("torn.jsonl"), "@/torn.png"),
+    "torn image": (tiny("torn.jsonl"), "@/torn"),
+    "torn images, checked": (
+        tiny("torn.jsonl", "--check-images", "--dry-run"),
+        "3 of 3 films cannot be read, the first: @/torn.png",
+    ),
+    "no files to check": ([RL, RANDOM, "--check_images"], "--check_images"),
+    "system turn": (files("system.jsonl"), "row a.png: has a system turn"),
+    "later turns": (files("later.jsonl"), "@/later.jsonl:3: 3 turns"),
+    "no such change": ([RL, RANDOM, "--may_change=steps,beauty"], "--may_change=beauty"),
+    "repeats by what": (files("good.jsonl", "--config.data.repeats=drop"), "config.data.repeats"),
     "files by the phantom preset": (
         [RL, RANDOM, "--config.data.source=files"],
         "needs config.data.manifest",

@@ -185,3 +185,78 @@ def test_write_json_leaves_the_old_file_when_it_fails(tmp_path):
     with pytest.raises(TypeError):
         write_json(str(file), {"a": object()})
     assert json.loads(file.read_text()) == {"a": 1} and tree(tmp_path) == ["x.json"]
+
+
+FILES = CONFIG | {"data": {"source": "files", "manifest": "a.jsonl", "image_root": "films"}}
+FACTS = {"manifest_sha256": "a", "weights_sha256": "w"}
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """The folder of a run of 3 steps that is done."""
+    folder = RunFolder(str(tmp_path), FILES, data=FACTS)
+    (tmp_path / "checkpoints" / "last" / "3").mkdir(parents=True)
+    folder.remember(held_out_up_to="hash")
+    folder.finish(step=3)
+    folder.close()
+    return tmp_path
+
+
+def changed(**data):
+    return FILES | {"data": FILES["data"] | data}
+
+
+@pytest.mark.parametrize(
+    "name, config, facts",
+    [
+        ("steps", FILES | {"steps": 5}, FACTS),
+        ("image_root", changed(image_root="moved"), FACTS),
+        ("manifest", changed(manifest="b.jsonl"), FACTS),
+        ("manifest", FILES, FACTS | {"manifest_sha256": "b"}),
+    ],
+)
+def test_a_run_goes_on_with_others_only_where_the_flag_names_them(
+    finished, name, config, facts, capsys
+):
+    before = (finished / "config.json").read_bytes()
+    for others in ((), tuple({"steps", "image_root", "manifest"} - {name})):
+        with pytest.raises(UserError, match=f"--may_change={name}") as refused:
+            RunFolder(str(finished), config, facts, may_change=others)
+        assert "\n" not in str(refused.value) and (finished / "config.json").read_bytes() == before
+    assert capsys.readouterr().out == ""
+    folder = RunFolder(str(finished), config, facts, may_change=(name,))
+    # More steps make a finished run one that is not; other rows do not.
+    assert bool(folder.status) == (name != "steps")
+    assert folder.about["config"] == json.loads(json.dumps(config))
+    assert folder.data == facts | {"held_out_up_to": "hash"}
+    [change] = folder.about["changes"]
+    assert change["step"] == 3 and len(change["changes"]) == 1
+    assert capsys.readouterr().out.count("\n") == 1
+    folder.close()
+    # From then on it is that run: the same command needs no flag, and the one before is refused.
+    RunFolder(str(finished), config, facts).close()
+    with pytest.raises(UserError, match="--may_change"):
+        RunFolder(str(finished), FILES, FACTS)
+
+
+def test_other_keys_and_weights_are_refused_whatever_the_flag_names(finished):
+    names = ("steps", "manifest", "image_root")
+    before = tree(finished), (finished / "config.json").read_bytes()
+    for config, facts in (
+        (FILES | {"optim": {"lr": 1e-3, "frozen": ()}}, FACTS),
+        (changed(size=56), FACTS),
+        (FILES | {"steps": 5}, FACTS | {"weights_sha256": "v"}),
+        (FILES | {"steps": 2}, FACTS),  # fewer than are done
+    ):
+        with pytest.raises(UserError):
+            RunFolder(str(finished), config, facts, may_change=names)
+    assert (tree(finished), (finished / "config.json").read_bytes()) == before
+
+
+def test_facts_that_are_known_stay(finished):
+    folder = RunFolder(str(finished), FILES, FACTS)
+    folder.remember(held_out_up_to="another")
+    assert folder.data["held_out_up_to"] == "hash"
+    RunFolder(str(finished), FILES, FACTS, writes=False).remember(more=1)
+    assert "more" not in folder.data
+    folder.close()
