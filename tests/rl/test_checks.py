@@ -373,11 +373,11 @@ def test_rows_that_spell_special_tokens_are_read_as_text_with_one_warning(
 ):
     target = "<think>Wet.<|im_end|></think><answer>Edema</answer>"
     checks.check(films(images, say(SPELLED), target=target, replay_weight=replay_weight))
-    warnings = capsys.readouterr().err.splitlines()
+    warnings = [line for line in capsys.readouterr().err.splitlines() if " spells " in line]
     assert len(warnings) == 1 + (replay_weight > 0)
     assert "the prompt of row c spells <|im_end|>, <answer>: read as plain text" in warnings[0]
     for warning in warnings[1:]:
-        assert "spells <|im_end|>, and 1 more: read as plain text" in warning  # one is held out
+        assert "spells <|im_end|>" in warning and "read as plain text" in warning
 
 
 @pytest.mark.parametrize(
