@@ -249,12 +249,18 @@ def checkpointed(function: Callable, remat: str) -> Callable:
 
 
 def run_layers(
-    layer: Callable, stacked: Any, hidden: Any, count: int, remat: str = "none"
+    layer: Callable,
+    stacked: Any,
+    hidden: Any,
+    count: int,
+    remat: str = "none",
+    unroll_up_to: int | None = None,
 ) -> tuple[Any, Any]:
     """Run (hidden, aux) = layer(params_i, hidden) for i in 0..count-1; unrolled when shallow.
 
     Args:
         stacked: trees stacked on axis 0, or a list of `count` trees, which is unrolled, too.
+        unroll_up_to: layers; None: UNROLL_UP_TO.
 
     Returns:
         The last hidden and the aux outputs stacked on axis 0 (None if layers give None).
@@ -267,7 +273,7 @@ def run_layers(
 
     is_list = isinstance(stacked, list)
     # One trace for all layers, or a trace each.
-    if count > UNROLL_UP_TO and not is_list:
+    if count > (UNROLL_UP_TO if unroll_up_to is None else unroll_up_to) and not is_list:
         return jax.lax.scan(step, hidden, stacked)
     # Unrolled: the compiler sees every layer, and fuses what follows one with what begins the next.
     outputs = []

@@ -1,5 +1,6 @@
 """Attention by blocks of queries is plain attention: values, gradients, masks, meshes; and its memory is small."""
 
+import dataclasses
 import functools
 import math
 import os
@@ -17,7 +18,7 @@ from places import ROOT
 from cxr_jax.inference import model as inference_model
 from cxr_jax.models import attention as attentions
 from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.models.qwen2_5_vl import decoder
+from cxr_jax.models.qwen2_5_vl import decoder, tower
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM, QWEN2_5_VL_3B
 from cxr_jax.weights import hf_folder
 
@@ -160,6 +161,28 @@ def test_blocks_have_the_logits_of_transformers(blocks, tmp_path):
         jax.clear_caches()
     keep = case["attention_mask"].astype(bool)
     assert np.abs(got - case["logits"])[keep].max() <= 1e-4 * case["logits"][keep].std()
+
+
+def test_the_tower_of_a_large_film_trains_as_that_of_a_small_one(blocks, monkeypatch):
+    """Blocks of queries, and layers in scans: the features and every gradient of two films, rematerialised or not."""
+    config = dataclasses.replace(
+        PHANTOM.vision, depth=3, hidden_size=32, intermediate_size=48, fullatt_block_indexes=(2,)
+    )
+    params = tower.init_params(config, jax.random.key(0))
+    films = normal(2, 4 * 8, 1176)
+
+    def trained(remat):
+        def loss(params):
+            features = tower.forward(params, config, films, (1, 4, 8), remat=remat)
+            return (features * normal(*features.shape, seed=4)).sum(), features
+
+        (_, features), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        return features, gradients
+
+    want = trained("none")
+    blocks()
+    monkeypatch.setattr(tower, "ALL_AT_ONCE_UP_TO", 1)
+    assert_equal(trained("full"), want, 2e-5)
 
 
 # --- memory: the largest array of a program, from shapes alone
