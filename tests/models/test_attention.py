@@ -168,7 +168,7 @@ def test_the_tower_of_a_large_film_trains_as_that_of_a_small_one(blocks, monkeyp
     config = dataclasses.replace(
         PHANTOM.vision, depth=3, hidden_size=32, intermediate_size=48, fullatt_block_indexes=(2,)
     )
-    params = tower.init_params(config, jax.random.key(0))
+    params = jax.jit(lambda key: tower.init_params(config, key))(jax.random.key(0))
     films = normal(2, 4 * 8, 1176)
 
     def trained(remat):

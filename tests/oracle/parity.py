@@ -40,7 +40,7 @@ import jax
 import numpy as np
 
 from cxr_jax.inference import model, sampling
-from cxr_jax.models import layers, qwen2_5_vl
+from cxr_jax.models import attention, layers, qwen2_5_vl
 from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.weights import hf_folder
 from cxr_jax.weights.safetensors_file import TensorToWrite, write_safetensors
@@ -238,12 +238,19 @@ def main() -> int:
         default=1,
         help="decode with the cache for seeds divisible by this",
     )
+    p.add_argument(
+        "--blocks",
+        action="store_true",
+        help="attend in blocks of 8 queries, as large films are read",
+    )
     p.add_argument("--jobs", type=int, default=os.cpu_count(), help="cases compiled at a time")
     p.add_argument("--jsonl", type=pathlib.Path, help="write one line a seed here")
     p.add_argument(
         "--optimise", action="store_true", help="compile as in production, which takes longer"
     )
     args = p.parse_args()
+    if args.blocks:
+        attention.ALL_AT_ONCE_UP_TO, attention.SCORES_AT_ONCE, attention.LEAST_BLOCK = 1, 1, 8
     if not ORACLE.exists():
         print(
             "error: .venv-oracle is missing: `bash launch/test.sh` without arguments makes it",
