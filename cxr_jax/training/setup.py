@@ -14,7 +14,7 @@ from cxr_jax.runtime.run_folder import RunFolder
 from cxr_jax.runtime.trees import Tree
 from cxr_jax.training.targets import Completions
 from cxr_jax.training.trainable import Trainable
-from cxr_jax.weights import export, pretrained
+from cxr_jax.weights import export, model_card, pretrained
 
 
 @dataclass(kw_only=True)
@@ -23,6 +23,7 @@ class Setup:
 
     Attributes:
         grid: (t, h, w), patches of every image.
+        started_from: what the export says about the starting model.
         start_params: of the starting model, on the host; None once `forget_start` has made room.
     """
 
@@ -34,6 +35,7 @@ class Setup:
     prompts: Prompts
     completions: Completions
     trainable: Trainable
+    started_from: model_card.Origin = field(repr=False)
     start_params: Tree | None = field(repr=False)
 
     @classmethod
@@ -63,6 +65,8 @@ class Setup:
             trainable=Trainable.create(
                 settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype
             ),
+            # Now, and not at the export: a folder may have changed by then, or be gone.
+            started_from=pretrained.origin(settings.model),
             start_params=start.params,
         )
 
@@ -89,7 +93,7 @@ class Setup:
             self.tokenizer,
             export.ExportFacts(
                 task=settings.task,
-                started_from=settings.model,
+                started_from=self.started_from,
                 data_source=settings.data.source,
                 image_size=settings.data.side,
                 dtype=settings.dtype,

@@ -11,10 +11,11 @@ from cxr_jax.errors import UserError
 from cxr_jax.models import registry
 from cxr_jax.models.family import TensorRule
 from cxr_jax.runtime import whole_files
-from cxr_jax.weights import hf_folder, native_folder, peft_folder
+from cxr_jax.weights import hf_folder, model_card, native_folder, peft_folder
 from cxr_jax.weights.safetensors_file import DTYPES, NAMES, write_folder
 
-_FILES = hf_folder.SETTINGS_FILES + hf_folder.TOKENIZER_FILES
+# Named chat templates of transformers 5, beside chat_template.jinja.
+_TEMPLATES = "additional_chat_templates"
 
 
 def from_hf(source: Path, destination: Path, adapter: str | os.PathLike | None = None) -> None:
@@ -56,7 +57,7 @@ def from_hf(source: Path, destination: Path, adapter: str | os.PathLike | None =
         peft_folder.merge(params, *loaded_adapter)
     native_folder.save(destination, params, facts)
     # All that headers and settings can tell is checked by now: only the weights are left to read.
-    whole_files.copy_files(source, destination, _FILES)
+    _copy_side_files(source, destination)
 
 
 def to_hf(source: Path, destination: Path, max_shard_gb: float = 5.0) -> None:
@@ -90,7 +91,7 @@ def to_hf(source: Path, destination: Path, max_shard_gb: float = 5.0) -> None:
         tensors.append(embedding._replace(key=hf_folder.HEAD))
     # The size is known from the manifest alone, so a full disk is told before anything is written.
     _require_space(destination, sum(tensor.nbytes for tensor in tensors))
-    whole_files.copy_files(source, destination, _FILES)
+    _copy_side_files(source, destination)
     # Readers older than transformers 5 do not know image settings in processor_config.json: they get a file of theirs.
     limits = family.processor.pixel_limits(*hf_folder.image_settings(source))
     for file_name, settings in (
@@ -102,6 +103,16 @@ def to_hf(source: Path, destination: Path, max_shard_gb: float = 5.0) -> None:
         if not (destination / file_name).exists():
             whole_files.write_json(destination / file_name, settings)
     write_folder(destination, tensors, max_shard_gb)
+
+
+def _copy_side_files(source: Path, destination: Path) -> None:
+    """Copy what lies beside the weights: settings, tokenizer, chat templates, card and licence."""
+    names = hf_folder.SETTINGS_FILES + hf_folder.TOKENIZER_FILES
+    whole_files.copy_files(source, destination, (*names, *model_card.licence_files(source)))
+    templates = sorted(path.name for path in (source / _TEMPLATES).glob("*.jinja"))
+    if templates:
+        (destination / _TEMPLATES).mkdir()
+        whole_files.copy_files(source / _TEMPLATES, destination / _TEMPLATES, tuple(templates))
 
 
 def _require_space(folder: Path, size: int) -> None:

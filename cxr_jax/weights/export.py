@@ -1,29 +1,15 @@
 """What a finished run hands on: `hf/`, and `adapter/` in PEFT's format."""
 
-import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from cxr_jax.errors import as_utf8
 from cxr_jax.models.lora import Lora
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime import processes
-from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
 from cxr_jax.runtime.run_folder import RunFolder
 from cxr_jax.runtime.trees import Tree
-from cxr_jax.weights import hf_folder, peft_folder, pretrained
-
-# The front matter is what the model hub reads; the text below is for people.
-_MODEL_CARD = """\
----
-license: apache-2.0
----
-# cxr_jax export
-
-Qwen2.5-VL structure. Task: {task}; started from `{started_from}`; data: {data_source}.
-
-{notice} Phantom results say nothing about patients.
-"""
+from cxr_jax.weights import hf_folder, model_card, peft_folder, pretrained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +17,13 @@ class ExportFacts:
     """What the files of an export say about the run.
 
     Attributes:
-        started_from: `config.model`.
+        started_from: the model of `config.model`.
         image_size: pixels; the side of the squares that the run has read.
         dtype: name of the type in which weights are stored, that of the computation.
     """
 
     task: str
-    started_from: str
+    started_from: model_card.Origin
     data_source: str
     image_size: int
     dtype: str
@@ -84,21 +70,16 @@ def export(
         max_pixels=facts.image_size**2,
         dtype=pretrained.DTYPES[facts.dtype],
     )
+    model_card.write(Path(folder), facts.started_from, facts.task, facts.data_source)
     # The adapters alone, for servers that hold one base model and many adapters (vLLM, PEFT).
     if adapters:
-        # PEFT finds the base by what stands here, from whatever folder it is called.
-        base_model = facts.started_from
-        if not pretrained.is_built_in(base_model):
-            base_model = os.path.abspath(base_model)
+        # By its name: a path of this machine leads nowhere on others, and tells about it.
         peft_folder.save(
-            run_folder.file("adapter"), model_config, adapters.params, adapters.lora, base_model
+            run_folder.file("adapter"),
+            model_config,
+            adapters.params,
+            adapters.lora,
+            facts.started_from.name,
         )
-    # Written last: its folder has just been replaced as a whole.
-    card = _MODEL_CARD.format(
-        task=facts.task,
-        started_from=facts.started_from,
-        data_source=facts.data_source,
-        notice=NOT_FOR_DIAGNOSIS,
-    )
-    with open(os.path.join(folder, "README.md"), "w", encoding="utf-8") as file:
-        file.write(as_utf8(card))
+        adapter_folder = Path(run_folder.file("adapter"))
+        model_card.write(adapter_folder, facts.started_from, facts.task, facts.data_source)

@@ -56,9 +56,6 @@ SETTINGS_FILES = (
     "processor_config.json",
     "video_preprocessor_config.json",
     "README.md",
-    "LICENSE",
-    "LICENSE.md",
-    "NOTICE",
 )
 
 

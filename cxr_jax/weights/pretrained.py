@@ -14,7 +14,7 @@ from cxr_jax.models import qwen2_5_vl, registry
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime.trees import Tree
-from cxr_jax.weights import hf_folder, locate, native_folder
+from cxr_jax.weights import hf_folder, locate, model_card, native_folder
 
 PHANTOM = str(asset("phantom"))
 
@@ -77,6 +77,20 @@ def fingerprint(model: str) -> dict[str, str | None]:
     if is_built_in(model):
         return {}
     return {"weights_sha256": hf_folder.weights_sha256(_find_folder(model))}
+
+
+def origin(model: str) -> model_card.Origin:
+    """Tell where a run starts, as the card of its export says it."""
+    if model.startswith(_RANDOM):
+        return model_card.Origin(
+            name=model, weights_sha256=None, licence=model_card.licence_of(None)
+        )
+    folder = _find_folder(model)
+    return model_card.Origin(
+        name=model if is_built_in(model) else model_card.name_of(folder),
+        weights_sha256=fingerprint(model).get("weights_sha256"),
+        licence=model_card.licence_of(folder),
+    )
 
 
 def random_config(name: str, tokenizer: Tokenizer) -> Any:
