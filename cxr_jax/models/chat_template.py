@@ -6,6 +6,7 @@ text models a text, and either may write nonsense, and no error, for the other f
 that can be found again, and the form is used in which it gives all of them back.
 """
 
+import functools
 import json
 import logging
 from collections.abc import Sequence
@@ -50,13 +51,17 @@ def choose(folder: Path, tokenizer: Tokenizer) -> None:
             tokenizer.chat_template = template
             own_prompt = None if own is None else _prompt_of(tokenizer, own)
             if own_prompt not in (None, _prompt_of(tokenizer, template)):
-                _LOG.warning(
-                    "%s: %s has another chat template than the tokenizer; it is used, as by transformers' processor",
-                    folder,
-                    name,
+                _warn_once(
+                    f"{folder}: {name} has another chat template than the tokenizer; it is used"
                 )
             break
     _check(tokenizer)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    # A run opens its tokenizer for every check.
+    _LOG.warning(message)
 
 
 def _template_in(path: Path) -> Any:
