@@ -5,6 +5,7 @@ said there is part of what the model says: every `RenderedPrompt` tells it as `o
 (rewards, scores, constraint, texts for people) begins with it.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from cxr_jax.errors import UserError
 from cxr_jax.models import chat_template, plain_text
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models.qwen2_5_vl.config import Config
-from cxr_jax.models.tokenizer import IMAGE_PAD, Tokenizer
+from cxr_jax.models.tokenizer import FORMAT_TAGS, IMAGE_PAD, Tokenizer
 
 ROLES = ("system", "user", "assistant")
 # The word by which templates name whose turn begins, if they write one in plain text.
@@ -92,16 +93,14 @@ def render_conversation(
         plain_text.refuse_placeholders(message["content"], "a prompt")
     mark = plain_text.choose_mark(message["content"] for message in messages)
     marked = [_marked(tokenizer, message, mark) for message in messages]
-    rendered = chat_template.in_form(tokenizer, marked, has_image=image_tokens > 0)
-    text, text_before = (
-        chat_template.render(tokenizer, rendered, add_generation_prompt=opens)
-        for opens in (True, False)
-    )
+    has_image = image_tokens > 0
+    rendered = chat_template.in_form(tokenizer, marked, has_image=has_image)
+    text = chat_template.render(tokenizer, rendered)
     # One pad for each image token; the tokenizer turns each into one id.
     with_image = text.replace(IMAGE_PAD, IMAGE_PAD * image_tokens)
     # The template has written the special tokens already.
     ids = plain_text.encode_marked(tokenizer, with_image, mark)
-    return RenderedPrompt(ids, _opened(tokenizer, text, text_before))
+    return RenderedPrompt(ids, _opened(tokenizer, marked, text, mark, has_image))
 
 
 def _marked(tokenizer: Tokenizer, message: dict[str, Any], mark: str) -> dict[str, Any]:
@@ -110,11 +109,42 @@ def _marked(tokenizer: Tokenizer, message: dict[str, Any], mark: str) -> dict[st
     return {**message, "content": content}
 
 
-def _opened(tokenizer: Tokenizer, text: str, text_before: str) -> str:
+def _opened(
+    tokenizer: Tokenizer, messages: list[dict[str, Any]], text: str, mark: str, has_image: bool
+) -> str:
     """What the end of a rendered prompt says in the model's turn.
 
     Args:
-        text: with the generation prompt.
+        text: the messages with the generation prompt.
+        mark: a character that they do not hold.
+        has_image: whether they are about an image.
+    """
+    before = _turns(tokenizer, messages, has_image)
+    opened = _words_of_turn(tokenizer, text, before)
+    if not opened:
+        return ""
+    # A frame in plain words stands in front of every turn of the model; a tag is no frame.
+    spoken = _turns(tokenizer, [*messages, {"role": "assistant", "content": mark}], has_image)
+    frame = _words_of_turn(tokenizer, spoken.partition(mark)[0], before)
+    shared = len(os.path.commonprefix([opened, frame]))
+    tags = [opened.find(tag) for tag in FORMAT_TAGS if tag in opened]
+    return opened[min([shared, *tags]) :].lstrip()
+
+
+def _turns(tokenizer: Tokenizer, messages: list[dict[str, Any]], has_image: bool) -> str:
+    """The messages without a generation prompt; nothing where the template does not take them so."""
+    try:
+        rendered = chat_template.in_form(tokenizer, messages, has_image=has_image)
+        return chat_template.render(tokenizer, rendered, add_generation_prompt=False)
+    except UserError:
+        return ""
+
+
+def _words_of_turn(tokenizer: Tokenizer, text: str, text_before: str) -> str:
+    """The last turn of a rendered text from its first word on: without tokens of the frame and the speaker's name.
+
+    Args:
+        text: with the turn.
         text_before: without.
     """
     # A template that knows no generation prompt, or always writes it, has the turn at its end.

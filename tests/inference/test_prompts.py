@@ -60,6 +60,32 @@ def test_heads_of_the_turn_are_no_part_of_what_is_opened(frame, opened):
     assert rendered(tokenizer, "What?").opened == ""  # no generation prompt at all
 
 
+@pytest.mark.parametrize("opened", OPENED.values(), ids=OPENED)
+@pytest.mark.parametrize("head", ["### Response:\n", "Doctor -> ", "[the reader's words]"])
+def test_a_frame_in_plain_words_is_known_by_the_turns_that_have_it(head, opened):
+    tokenizer = tokenizers.load(chat_templates.pretrained.PHANTOM)
+    # Turns of the past may have an empty trace of their own, as Qwen3 writes them.
+    for past in ("", OPENED["empty_think"]):
+        tokenizer.chat_template = (
+            "{%- for message in messages -%}{%- if message['role'] == 'assistant' -%}"
+            f"{{{{ {head + past!r} + message['content'] + '\\n' }}}}"
+            "{%- else -%}{%- for part in message['content'] -%}"
+            "{%- if part['type'] == 'image' -%}<|image_pad|>{%- else -%}### Task: {{ part['text'] }}\n"
+            "{%- endif -%}{%- endfor -%}{%- endif -%}{%- endfor -%}"
+            f"{{%- if add_generation_prompt -%}}{{{{ {head + opened!r} }}}}{{%- endif -%}}"
+        )
+        assert rendered(tokenizer, "What? ### Response: x").opened == opened
+
+
+def test_a_template_that_asks_for_a_generation_prompt_is_taken_at_its_end():
+    tokenizer = tokenizers.load(chat_templates.pretrained.PHANTOM)
+    tokenizer.chat_template = (
+        "{%- if not add_generation_prompt -%}{{ raise_exception('no') }}{%- endif -%}"
+        + chat_templates.opening("<think>\n")
+    )
+    assert rendered(tokenizer, "What?").opened == "<think>\n"
+
+
 def test_a_template_may_open_by_what_is_asked():
     tokenizer = tokenizers.load(chat_templates.pretrained.PHANTOM)
     empty, think = (

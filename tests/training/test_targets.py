@@ -1,12 +1,21 @@
 """Targets: what is left to write behind what a template opened, and special tokens that a row spells."""
 
+import dataclasses
 import re
 
+import numpy as np
 import pytest
 from chat_templates import OPENED, split, tokenizer_with
 
+from cxr_jax.config.sections import RunConfig
 from cxr_jax.errors import UserError
+from cxr_jax.inference import prompts
 from cxr_jax.models import tokenizer as tokenizers
+from cxr_jax.models.qwen2_5_vl.config import PHANTOM
+from cxr_jax.presets import rl as presets_rl
+from cxr_jax.presets import sft as presets_sft
+from cxr_jax.rl import batches as rl_batches
+from cxr_jax.sft import loop as sft_loop
 from cxr_jax.training import targets
 
 FULL = "<think>\nWet lungs.</think>\n<answer>Edema</answer>"
@@ -78,3 +87,42 @@ def test_tags_of_a_target_are_tokens_and_special_tokens_that_it_spells_are_text(
 def test_a_target_with_the_place_of_an_image_is_refused(place):
     with pytest.raises(UserError, match=re.escape(place)):
         targets.Completions(tokenizer_with(""), 64).encode([f"Wet {place}."])
+
+
+class Rows:
+    """A source of two rows, without images."""
+
+    name, size = "rows", 8
+
+    def __len__(self):
+        return 2
+
+    def batch(self, indices):
+        truth = np.zeros((len(indices), 14), bool)
+        batch = dict.fromkeys(("solution", "known", "hedged"), truth)
+        return batch | {"image": np.zeros((len(indices), 8, 8)), "sides": np.zeros(1)}
+
+    def about(self, indices):
+        return {"prompts": ["What?"] * len(indices), "ids": ["a"] * len(indices)}
+
+    def targets(self, batch, indices):
+        return [FULL] * len(indices)
+
+
+@pytest.mark.parametrize("opened", ["", "<think>\n"])
+def test_batches_of_sft_and_replay_leave_out_what_was_opened(opened):
+    tokenizer = tokenizer_with(opened)
+    encoder = prompts.Prompts(tokenizer, PHANTOM, (1, 4, 4), 64, texts=["What?"])
+    completions = targets.Completions(tokenizer, 64)
+    sft = RunConfig.from_config(presets_sft.get_config())
+    sft = dataclasses.replace(sft, batch_size=2, locate_steps=0, locate_weight=0.0)
+    config = presets_rl.get_config()
+    config.rl.update({"prompts_per_step": 2, "replay_weight": 0.1, "replay_batch": 2})
+    rl = RunConfig.from_config(config)
+    for batch in (
+        sft_loop.make_batch_fn(sft, Rows(), encoder, completions)(0),
+        rl_batches.make_batch_fn(rl, Rows(), encoder, completions)(0)["replay"],
+    ):
+        for row, mask in zip(batch["completions"], batch["mask"], strict=True):
+            assert opened + tokenizer.decode(row[mask][:-1]) == FULL
+        assert ("opened" in batch["prompts"]) == bool(opened)
