@@ -1,5 +1,6 @@
 """The file of each row of a manifest, below the image root."""
 
+import os
 from pathlib import Path, PureWindowsPath
 
 from cxr_jax.errors import UserError
@@ -42,12 +43,13 @@ class ImageFinder:
         Raises:
             UserError: if it is no folder.
         """
-        self.root = Path(root)
-        if not self.root.is_dir():
+        if not os.path.isdir(root):
             raise UserError(f"{root}: the image root is not a directory")
-        self._resolved_root = self.root.resolve()
-        self._names: dict[Path, tuple[str, ...]] = {}  # file -> the name by which it was asked for
-        self._flattened: set[Path] = set()  # files that were found by a bare name
+        self.root = str(root)
+        # Text and no Path: a manifest of a large set has hundreds of thousands of rows.
+        self._inside = os.path.join(os.path.realpath(root), "")
+        self._names: dict[str, tuple[str, ...]] = {}  # file -> the name by which it was asked for
+        self._flattened: set[str] = set()  # files that were found by a bare name
 
     def find(self, name: str) -> Path:
         """Find the file of an image.
@@ -57,20 +59,20 @@ class ImageFinder:
                 name that would stand for two images.
         """
         parts = split_name(name)
-        for candidate in (self.root.joinpath(*parts), self.root / parts[-1]):
-            if candidate.is_file():
-                if not candidate.resolve().is_relative_to(self._resolved_root):
+        for candidate in (os.path.join(self.root, *parts), os.path.join(self.root, parts[-1])):
+            if os.path.isfile(candidate):
+                if not os.path.realpath(candidate).startswith(self._inside):
                     raise BadNameError("the image is a link that leaves the image root")
                 self._check_one_name(candidate, parts)
-                return candidate
-        raise BadNameError(f"image file not found: {name!r} below {str(self.root)!r}")
+                return Path(candidate)
+        raise BadNameError(f"image file not found: {name!r} below {self.root!r}")
 
-    def _check_one_name(self, file: Path, parts: tuple[str, ...]) -> None:
+    def _check_one_name(self, file: str, parts: tuple[str, ...]) -> None:
         other = self._names.setdefault(file, parts)
-        if file != self.root.joinpath(*parts):
+        if file != os.path.join(self.root, *parts):
             self._flattened.add(file)
         if other != parts and file in self._flattened:
             raise BadNameError(
-                f"{'/'.join(parts)!r} and {'/'.join(other)!r} would both be read from {file.name!r}: their folders "
-                f"are missing below {str(self.root)!r}"
+                f"{'/'.join(parts)!r} and {'/'.join(other)!r} would both be read from {parts[-1]!r}: their folders are "
+                f"missing below {self.root!r}"
             )

@@ -37,7 +37,7 @@ from cxr_jax.errors import UserError, as_utf8
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, PARENTS, find_label
 
 # int [14, 14]: is the label of the row a child of the label of the column?
-IS_PARENT = np.array(
+_IS_PARENT = np.array(
     [[child in PARENTS.get(parent, ()) for parent in CHEXPERT_14] for child in CHEXPERT_14], int
 )
 
@@ -77,16 +77,26 @@ def load_rows(manifest: str | Path, image_root: str | Path, repeats: str = "keep
 def _see_whole(rows: list[Row]) -> list[Row]:
     """Settle what no row tells by itself: which rows are one patient's, and which labels nobody was asked about."""
     films = [patients.Film(row.id, row.patient, row.image_path) for row in rows]
-    # A label that no row knows is not blank in this one: the set does not have it, so nobody is wrong to name it.
-    is_asked = np.any([row.known for row in rows], axis=0)
-    settled = []
-    for row, group in zip(rows, patients.group_films(films), strict=True):
-        known, hedged = np.array(row.known), np.array(row.hedged)
-        # Neither is a parent of what is there or may be: edema is an opacity, whether or not the table says so.
-        possible = np.isin(CHEXPERT_14, row.solution.split(", ")) | hedged
-        hedged |= ~known & (~is_asked | (possible @ IS_PARENT > 0))
-        settled.append(replace(row, group=group, hedged=tuple(hedged.tolist())))
-    return settled
+    known, hedged = np.array([row.known for row in rows]), np.array([row.hedged for row in rows])
+    # A label that no row knows is not blank in one of them: the set does not have it, so nobody is wrong to name it.
+    is_asked = known.any(axis=0)
+    # Neither is a parent of what is there or may be: edema is an opacity, whether or not the table says so.
+    has_child = (_solution_mask(rows) | hedged) @ _IS_PARENT > 0
+    hedged |= ~known & (~is_asked | has_child)
+    return [
+        replace(row, group=group, hedged=tuple(row_hedged))
+        for row, group, row_hedged in zip(
+            rows, patients.group_films(films), hedged.tolist(), strict=True
+        )
+    ]
+
+
+def _solution_mask(rows: Sequence[Row]) -> np.ndarray:
+    """The positive labels of rows, bool [N, 14]."""
+    mask = np.zeros((len(rows), len(CHEXPERT_14)), bool)
+    for row_mask, row in zip(mask, rows, strict=True):
+        row_mask[[INDEX[name] for name in row.solution.split(", ")]] = True
+    return mask
 
 
 def _parse_row(record: dict[str, Any], finder: ImageFinder) -> Row:
@@ -365,11 +375,7 @@ class FilesSource:
 
     def solutions(self, indices: Indices) -> np.ndarray:
         """Give the solutions of the rows, bool [B, 14], without reading the images."""
-        solutions = np.zeros((len(indices), len(CHEXPERT_14)), bool)
-        for solution, index in zip(solutions, indices, strict=True):
-            positive = self.rows[int(index)].solution.split(", ")
-            solution[[INDEX[name] for name in positive]] = True
-        return solutions
+        return _solution_mask([self.rows[int(index)] for index in indices])
 
     def masks(self, indices: Indices) -> tuple[np.ndarray, np.ndarray]:
         """Give `known` and `hedged` of `batch`, bool [B, 14], without reading the images."""

@@ -139,20 +139,19 @@ def group_films(films: Sequence[Film]) -> list[str]:
         For each film the least spelling of its patient. Where no patient is known that of the patient of another row of
         the file, or else the least id of the file's rows. So a group's name does not depend on the order of rows.
     """
-    owners: dict[Hashable, Hashable] = {}  # of files: a patient's key
-    for film in films:
-        if film.patient is not None:
-            key = same_patient_key(film.patient)
-            owners[film.file] = min(key, str(owners.get(film.file, key)))
-
-    def group(film: Film) -> Hashable:
-        if film.patient is not None:
-            return same_patient_key(film.patient)
-        return owners.get(film.file, ("file", film.file))
-
+    keys = [film.patient and same_patient_key(film.patient) for film in films]
+    owners: dict[Hashable, str] = {}  # of files: a patient's key
+    for film, key in zip(films, keys, strict=True):
+        if key is not None:
+            owners[film.file] = min(key, owners.get(film.file, key))
+    groups = [
+        key or owners.get(film.file) or ("file", film.file)
+        for film, key in zip(films, keys, strict=True)
+    ]
     names: dict[Hashable, str] = {}
-    for film in films:
-        if film.patient is not None or film.file not in owners:
+    for film, key, group in zip(films, keys, groups, strict=True):
+        # A row without a patient names its group only where nobody else does.
+        if key is not None or film.file not in owners:
             name = film.row_id if film.patient is None else film.patient
-            names[group(film)] = min(name, names.get(group(film), name))
-    return [names[group(film)] for film in films]
+            names[group] = min(name, names.get(group, name))
+    return [names[group] for group in groups]

@@ -5,6 +5,7 @@ many would shift or drop what follows them without a word.
 """
 
 import csv
+import functools
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -125,6 +126,7 @@ def _read_text(path: str | Path) -> str:
     return text
 
 
+@functools.lru_cache(maxsize=4096)
 def column_key(name: str) -> str:
     """Give what spellings of a column's name have in common: "Patient ID", patient_id and PatientID are one."""
     return re.sub(r"[\W_]+", "", name).lower()
