@@ -30,16 +30,12 @@ from cxr_jax.data.sources import patients, views
 from cxr_jax.data.sources.base import Batch, Indices
 from cxr_jax.data.sources.dialogue import parse_dialogue
 from cxr_jax.data.sources.image_files import BadNameError, ImageFinder, split_name
-from cxr_jax.data.sources.policy import COMPLETE, LabelPolicy
+from cxr_jax.data.sources.policy import COMPLETE, LabelPolicy, may_be_named
 from cxr_jax.data.sources.rows import Row, Seen
 from cxr_jax.data.sources.unreadable import UnreadableFiles
 from cxr_jax.errors import UserError, as_utf8
-from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, PARENTS, find_label
+from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, find_label
 
-# int [14, 14]: is the label of the row a child of the label of the column?
-_IS_PARENT = np.array(
-    [[child in PARENTS.get(parent, ()) for parent in CHEXPERT_14] for child in CHEXPERT_14], int
-)
 
 
 # ---- Manifest -> rows ------------------------------------------------------------------------------
@@ -77,12 +73,11 @@ def load_rows(manifest: str | Path, image_root: str | Path, repeats: str = "keep
 def _see_whole(rows: list[Row]) -> list[Row]:
     """Settle what no row tells by itself: which rows are one patient's, and which labels nobody was asked about."""
     films = [patients.Film(row.id, row.patient, row.image_path) for row in rows]
-    known, hedged = np.array([row.known for row in rows]), np.array([row.hedged for row in rows])
-    # A label that no row knows is not blank in one of them: the set does not have it, so nobody is wrong to name it.
-    is_asked = known.any(axis=0)
-    # Neither is a parent of what is there or may be: edema is an opacity, whether or not the table says so.
-    has_child = (_solution_mask(rows) | hedged) @ _IS_PARENT > 0
-    hedged |= ~known & (~is_asked | has_child)
+    known, uncertain = (
+        np.array([row.known for row in rows]),
+        np.array([row.hedged for row in rows]),
+    )
+    hedged = may_be_named(_solution_mask(rows), known, uncertain)
     return [
         replace(row, group=group, hedged=tuple(row_hedged))
         for row, group, row_hedged in zip(

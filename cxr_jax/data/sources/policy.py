@@ -7,14 +7,20 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from cxr_jax.errors import UserError
-from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.labels.taxonomy import CHEXPERT_14, PARENTS
 
 BLANK_CHOICES = ("unknown", "negative")
 UNCERTAIN_CHOICES = ("unknown", "negative", "positive")
 FEW_KNOWN = 0.2  # share of known cells below which a table is warned of
 
 _STATE_OF = {"unknown": None, "negative": 0, "positive": 1}
+# int [14, 14]: is the label of the row a child of the label of the column?
+_IS_PARENT = np.array(
+    [[child in PARENTS.get(parent, ()) for parent in CHEXPERT_14] for child in CHEXPERT_14], int
+)
 States = Mapping[str, int | None]  # label -> 1, 0, -1 (uncertain) or None (blank)
 
 
@@ -46,6 +52,22 @@ class LabelPolicy:
                 state = _STATE_OF[self.uncertain]
             applied[label] = state
         return applied
+
+
+def may_be_named(positive: np.ndarray, known: np.ndarray, uncertain: np.ndarray) -> np.ndarray:
+    """Tell which labels that are not known nobody is wrong to name; the others that are not known are blank.
+
+    Those that are uncertain; those that the whole set does not have; parents of what is there or may be: edema is an
+    opacity, whether or not the table says so.
+
+    Args:
+        positive: bool [N, 14], all rows of a set.
+        known: bool [N, 14].
+        uncertain: bool [N, 14].
+    """
+    is_asked = known.any(axis=0)
+    has_child = (positive | uncertain) @ _IS_PARENT > 0
+    return uncertain | ~known & (~is_asked | has_child)
 
 
 # Rows without states have a solution that is taken as complete.

@@ -6,8 +6,10 @@ many would shift or drop what follows them without a word.
 
 import csv
 import functools
+import gzip
 import io
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +18,7 @@ from cxr_jax.data import radiograph
 from cxr_jax.errors import UserError
 
 DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
+_GZIP_MAGIC = b"\x1f\x8b"
 # How programs write that a cell is empty, in lower case.
 BLANK_WORDS = ("", "nan", "na", "n/a", "none", "null", "<na>", "nat")
 
@@ -43,7 +46,7 @@ class Table:
     """
 
     def __init__(self, path: str | Path, needed: Sequence[str]) -> None:
-        """Read the header with the delimiter that finds most of the columns in `needed`.
+        """Read the header, of a gzip file too, with the delimiter that finds most of the columns in `needed`.
 
         Raises:
             UserError: for a file that is no text in UTF-8, or no table.
@@ -116,6 +119,8 @@ class Table:
 
 def _read_text(path: str | Path) -> str:
     content = radiograph.read_bytes(path)
+    if content.startswith(_GZIP_MAGIC):
+        content = _decompress(path, content)
     try:
         text = content.decode("utf-8-sig")  # with or without a byte order mark
     except UnicodeDecodeError:
@@ -124,6 +129,19 @@ def _read_text(path: str | Path) -> str:
     if (place := text.find("\0")) >= 0:
         raise UserError(f"{path}:{1 + text.count(chr(10), 0, place)}: a NUL character")
     return text
+
+
+def _decompress(path: str | Path, content: bytes) -> bytes:
+    try:
+        with gzip.open(io.BytesIO(content)) as file:
+            # One byte more than may be: a small file may hold any number of zeros.
+            decompressed = file.read(radiograph.MAX_FILE_BYTES + 1)
+    except (OSError, EOFError, zlib.error):
+        raise UserError(f"{path}: the compressed data is damaged") from None
+    if len(decompressed) > radiograph.MAX_FILE_BYTES:
+        limit = radiograph.MAX_FILE_BYTES // 2**20
+        raise UserError(f"{path}: more than {limit} MiB when decompressed")
+    return decompressed
 
 
 @functools.lru_cache(maxsize=4096)
