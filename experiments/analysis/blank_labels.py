@@ -1,8 +1,9 @@
 """What naming everything earns where a table leaves labels blank: `python -m experiments.analysis.blank_labels TABLE`.
 
 TABLE is a label table as `cxr-jax manifest` reads it; the answers are scripted, and no image is read. One Markdown
-table, that of docs/rewards.md: Jaccard (which is the reward term accuracy) and macro-F1 of each answer where blank labels cost
-nothing to name, half of a false one (`taxonomy.BLANK_PRICE`, what rewards and scores do), and where blank is negative.
+table, that of docs/rewards.md: Jaccard (which is the reward term accuracy) and macro-F1 of each answer where blank
+labels cost nothing to name, half of a false one (`taxonomy.BLANK_PRICE`, what rewards and scores do), and where blank
+is negative.
 """
 
 import sys
@@ -77,7 +78,11 @@ def run(path: str) -> None:
     states = read_states(path)
     known = np.isin(states, (0, 1)).mean()
     print(f"{len(states):,} rows, {known:.1%} of the label cells known\n")
-    print("| answer | " + " | ".join(f"{name}: Jaccard, macro-F1" for name in references(states)) + " |")
+    print(
+        "| answer | "
+        + " | ".join(f"{name}: Jaccard, macro-F1" for name in references(states))
+        + " |"
+    )
     print("|---|" + "--:|" * len(references(states)))
     for name, values in table(states).items():
         cells = " | ".join(f"{jaccard:.3f}, {macro_f1:.3f}" for jaccard, macro_f1 in values)

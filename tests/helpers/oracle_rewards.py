@@ -21,6 +21,7 @@ NAMES = [
     ),
     *("fracture", "support devices"),
 ]
+ALL = frozenset(NAMES)
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 FORMAT = re.compile(r"^<think>.*?</think>\s*<answer>.*?</answer>$", re.DOTALL)
@@ -47,11 +48,14 @@ def n_unknown(text: str) -> int:
     return sum(1 for item in answer_items(text) or () if item and item not in NAMES)
 
 
-def accuracy(text: str, solution: str) -> float:
+def accuracy(text: str, solution: str, known: set = ALL, hedged: set = frozenset()) -> float:
+    """Labels that are not known leave both sides; one that is named though it is blank adds a half to the union."""
     if answer_items(text) is None:
         return 0.0
-    gold, said = labels(solution), answer(text)
-    return len(gold & said) / len(gold | said) if gold | said else 1.0
+    gold, said = labels(solution) & known, answer(text) & known
+    blank = answer(text) - known - hedged
+    union = len(gold | said) + len(blank) / 2
+    return len(gold & said) / union if union else 1.0
 
 
 def format_ok(text: str) -> float:

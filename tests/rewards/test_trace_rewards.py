@@ -55,6 +55,8 @@ def trace_terms(reader, text: bytes, truth: dict) -> dict[str, float]:
         elif name in present & hedged:
             earned += 0.5
     total = len(present) + len(affirmed & absent) + 0.5 * len(hedged & absent)
+    blank = truth.get("blank", set())  # of what the truth hedges: to claim it is half a false claim
+    total += 0.5 * (len(affirmed & blank) + 0.5 * len(hedged & blank))
     sure = (present | absent) - {"No Finding"}
     covered = sum(1 for n in sure if (n in present & affirmed) or (n in absent and state[n] == 0))
     wrong = sum(
@@ -85,6 +87,9 @@ def test_terms_of_the_trace_equal_plain_python(pair):
     rng = random.Random(5)
     for _ in range(4):
         texts, truths = [], [fuzz_reports.draw_truth(rng) for _ in range(ROWS)]
+        for truth in truths[::2]:
+            possible = sorted(truth["hedged"] - truth["present"])
+            truth["blank"] = set(rng.sample(possible, rng.randrange(len(possible) + 1)))
         for _ in range(ROWS):
             trace = b"".join(pair.texts.draw(rng))
             names = ", ".join(rng.sample(CHEXPERT_14, rng.randrange(4))).encode()
@@ -94,7 +99,11 @@ def test_terms_of_the_trace_equal_plain_python(pair):
             )
             texts.append(rng.choice([b"<think>%b</think>", b"%b"]) % trace + answer % names)
         stream, sizes = fuzz_reports.packed(texts, ROWS, WIDTH)
-        got = jax.device_get(device_terms(stream, sizes, pair.bank, fuzz_reports.masks(truths)))
+        blank = [[name in truth.get("blank", ()) for name in CHEXPERT_14] for truth in truths]
+        truth_masks = fuzz_reports.masks(truths)._replace(
+            blank=report_text.to_mask(np.array(blank))
+        )
+        got = jax.device_get(device_terms(stream, sizes, pair.bank, truth_masks))
         for i, (text, truth) in enumerate(zip(texts, truths, strict=True)):
             for term, want in trace_terms(pair.reader, text, truth).items():
                 assert got[term][i] == pytest.approx(want, abs=1e-6), (term, text, truth)

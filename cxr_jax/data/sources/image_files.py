@@ -45,8 +45,9 @@ class ImageFinder:
         """
         if not os.path.isdir(root):
             raise UserError(f"{root}: the image root is not a directory")
-        self.root = str(root)
+        self.root = Path(root)
         # Text and no Path: a manifest of a large set has hundreds of thousands of rows.
+        self._root_name = str(root)
         self._inside = os.path.join(os.path.realpath(root), "")
         self._names: dict[str, tuple[str, ...]] = {}  # file -> the name by which it was asked for
         self._flattened: set[str] = set()  # files that were found by a bare name
@@ -59,20 +60,20 @@ class ImageFinder:
                 name that would stand for two images.
         """
         parts = split_name(name)
-        for candidate in (os.path.join(self.root, *parts), os.path.join(self.root, parts[-1])):
+        for candidate in (os.path.join(self._root_name, *parts), os.path.join(self._root_name, parts[-1])):
             if os.path.isfile(candidate):
                 if not os.path.realpath(candidate).startswith(self._inside):
                     raise BadNameError("the image is a link that leaves the image root")
                 self._check_one_name(candidate, parts)
                 return Path(candidate)
-        raise BadNameError(f"image file not found: {name!r} below {self.root!r}")
+        raise BadNameError(f"image file not found: {name!r} below {self._root_name!r}")
 
     def _check_one_name(self, file: str, parts: tuple[str, ...]) -> None:
         other = self._names.setdefault(file, parts)
-        if file != os.path.join(self.root, *parts):
+        if file != os.path.join(self._root_name, *parts):
             self._flattened.add(file)
         if other != parts and file in self._flattened:
             raise BadNameError(
                 f"{'/'.join(parts)!r} and {'/'.join(other)!r} would both be read from {parts[-1]!r}: their folders are "
-                f"missing below {self.root!r}"
+                f"missing below {self._root_name!r}"
             )

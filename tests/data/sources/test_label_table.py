@@ -1,0 +1,233 @@
+"""Label tables: separators, torn and repeated rows, blank and uncertain cells by policy, views."""
+
+import gzip
+import json
+import random
+
+import pytest
+from places import SHARED
+
+from cxr_jax.data.sources import label_table, policy, views
+from cxr_jax.data.sources.policy import LabelPolicy
+from cxr_jax.errors import UserError
+from cxr_jax.labels.taxonomy import CHEXPERT_14
+
+HEADER = ("Path", "Sex", *CHEXPERT_14)
+FULL = ["0"] * 13 + ["1"]
+
+
+def write(folder, rows, header=HEADER, separator=",", name="t.csv"):
+    path = folder / name
+    lines = [separator.join(row) for row in (header, *rows)]
+    path.write_bytes(("\n".join(lines) + "\n").encode())
+    return path
+
+
+def convert(capsys, table, *flags):
+    """(exit code, rows or None, stdout, stderr) of the command."""
+    out = table.with_suffix(".jsonl")
+    code = label_table.main([str(table), str(out), *flags])
+    rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else None
+    return code, rows, *capsys.readouterr()
+
+
+def refusal(capsys, table, *flags):
+    code, rows, out, err = convert(capsys, table, *flags)
+    assert (code, rows, out) == (2, None, "") and err.count("\n") == 1
+    return err
+
+
+# ---- The form of a table -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
+def test_every_separator_gives_the_same_rows(tmp_path, capsys, separator, start):
+    draw = random.Random(3)
+    rows = [[f"{i}.png", "F", *draw.choices(["1", "0", "-1", ""], k=13), "1"] for i in range(30)]
+    want = convert(capsys, write(tmp_path, rows))[1]
+    table = write(tmp_path, rows, separator=separator, name="other.csv")
+    table.write_bytes(start + table.read_bytes().replace(b"\n", b"\r\n"))
+    assert convert(capsys, table)[1] == want
+    table.with_suffix(".csv").write_bytes(gzip.compress(table.read_bytes()))
+    assert convert(capsys, table)[1] == want
+
+
+def test_cells_as_programs_write_them(tmp_path, capsys):
+    cells = ["0,0", "1.0", "1,0", "0", "0.00", "-1", "-1.0", "U", "u", "", "nan", "NA", " ", "None"]
+    table = write(tmp_path, [["a.png", "M", *cells]], separator=";")
+    [row] = convert(capsys, table)[1]
+    states = [row["labels"].get(label) for label in CHEXPERT_14]
+    assert states == [0, 1, 1, 0, 0, -1, -1, -1, -1, None, None, None, None, None]
+
+
+@pytest.mark.parametrize("cut", range(1, 16))
+def test_a_short_row_is_refused_wherever_it_is_torn(tmp_path, capsys, cut):
+    table = write(tmp_path, [["a.png", "M", *FULL], ["b.png", "M", *FULL][:cut]])
+    assert f"t.csv:3: {cut} cells, 16 columns" in refusal(capsys, table)
+
+
+@pytest.mark.parametrize("more", [["x"], ["", "1.0"]])
+def test_a_long_row_is_refused(tmp_path, capsys, more):
+    table = write(tmp_path, [["a.png", "M", *FULL, *more]])
+    assert f"t.csv:2: {16 + len(more)} cells, 16 columns" in refusal(capsys, table)
+
+
+def test_blank_cells_and_rows_beyond_the_table_are_none(tmp_path, capsys):
+    rows = [["a.png", "M", *FULL, "", ""], [""] * 16, ["b.png", "M", *FULL]]
+    assert [row["id"] for row in convert(capsys, write(tmp_path, rows))[1]] == ["a.png", "b.png"]
+
+
+def test_a_quoted_line_end_does_not_move_the_line_that_is_named(tmp_path, capsys):
+    table = write(tmp_path, [["a.png", '"M\nF"', *FULL], ["b.png", "M", *FULL[:-1], "7"]])
+    assert "t.csv:4: Support Devices is '7'" in refusal(capsys, table)
+
+
+BAD = {
+    "stands there twice": [(*HEADER, "edema"), ["a.png", "M", *FULL, "0"]],
+    "separated by a semicolon": [(*HEADER[:5], *HEADER[6:]), ["a.png", "M", *FULL[1:]]],
+    "has a header and no rows": [HEADER],
+    "not valid CSV": [HEADER, ['"a.png', "M", *FULL]],
+    "a NUL character": [HEADER, ["a.png", "M\0", *FULL]],
+    "of more than": [HEADER, ["a.png", "x" * 200_000, *FULL]],
+    "relative to the image root": [HEADER, ["/data/a.png", "M", *FULL]],
+    "relative to the image root ": [HEADER, ["https://example.org/a.png", "M", *FULL]],
+    "leaves the image root": [HEADER, ["x/../../a.png", "M", *FULL]],
+    "the film is that of line 2": [HEADER, ["a.png", "M", *FULL], ["a.png", "M", *FULL]],
+    "with other labels": [HEADER, ["a.png", "M", *FULL], ["a.png", "M", "1", *FULL[1:]]],
+    "a rounded number": [("PatientID", *HEADER), ["2.34e+35", "a.png", "M", *FULL]],
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_tables_that_would_be_read_wrongly_are_refused(tmp_path, capsys, reason):
+    header, *rows = BAD[reason]
+    separator = ";" if "semicolon" in reason else ","
+    table = write(tmp_path, rows, header, separator)
+    assert reason.strip() in refusal(capsys, table)
+
+
+def test_a_film_of_two_patients_is_said_and_keeps_two_ids(tmp_path, capsys):
+    header = ("patient", *HEADER)
+    table = write(tmp_path, [[p, "a.png", "M", *FULL] for p in "PQ"], header)
+    code, rows, _, err = convert(capsys, table)
+    assert code == 0 and [row["id"] for row in rows] == ["a.png", "a.png#3"]
+    assert "1 rows list a film that another patient's row lists" in err
+
+
+# ---- Blank and uncertain cells -----------------------------------------------------------------------
+
+
+def test_policies_settle_what_blank_and_uncertain_cells_count_as(tmp_path, capsys):
+    table = write(tmp_path, [["a.png", "M", "", "-1", "U", "0", "", "1", *[""] * 8]])
+    for blank in policy.BLANK_CHOICES:
+        for uncertain in policy.UNCERTAIN_CHOICES:
+            code, [row], out, _ = convert(
+                capsys, table, f"--blank={blank}", f"--uncertain={uncertain}"
+            )
+            assert code == 0 and f"labels: blank={blank}, uncertain={uncertain};" in out
+            assert row["policy"] == {"blank": blank, "uncertain": uncertain}
+            hedged = [CHEXPERT_14[1], CHEXPERT_14[2]]
+            assert row["solution"].split(", ") == [
+                *(hedged if uncertain == "positive" else []),
+                "Edema",
+            ]
+            state = {"unknown": -1, "negative": 0, "positive": 1}[uncertain]
+            assert [row["labels"][label] for label in hedged] == [state, state]
+            assert len(row["labels"]) == (14 if blank == "negative" else 4)
+    assert "--blank" in refusal(capsys, table.rename(tmp_path / "u.csv"), "--blank=maybe")
+
+
+@pytest.mark.parametrize("known, warns", [(2, True), (3, False)])
+def test_a_table_of_which_little_is_known_is_warned_of(tmp_path, capsys, known, warns):
+    cells = ["1", *["0"] * (known - 1), *[""] * (14 - known)]
+    cells[0], cells[1] = cells[1], cells[0]  # not No Finding
+    table = write(tmp_path, [["patient1.png", "M", *cells]])
+    _, _, out, err = convert(capsys, table)
+    assert f"{known / 14:.0%} of the label cells known" in out
+    assert (err.count("\n") == 1 and "--blank=negative" in err) == warns
+    assert not convert(capsys, table, "--blank=negative")[3]
+
+
+def test_a_policy_has_known_names_only():
+    with pytest.raises(UserError, match="uncertain"):
+        LabelPolicy("unknown", "maybe")
+
+
+# ---- Views -------------------------------------------------------------------------------------------
+
+LATERAL = ("LL", "L", "LATERAL", "lateral", "left lateral", "RL", "LLAT", "LAT", "LARGE LATERAL")
+FRONTAL = (
+    "PA",
+    "AP",
+    "Frontal",
+    "AP_horizontal",
+    "POSTERO_ANTERIOR",
+    "antero-posterior",
+    "AP Supine",
+)
+OTHER = ("LAO", "left oblique", "Axial", "LATERAL DECUBITUS", "COSTAL", "EXCLUDE")
+UNKNOWN = ("", "UNK", "nan", "PA and lateral", "erect")
+
+
+@pytest.mark.parametrize(
+    "texts, view", [(LATERAL, "lateral"), (FRONTAL, "frontal"), (OTHER, "other"), (UNKNOWN, None)]
+)
+def test_words_of_views(texts, view):
+    for text in texts:
+        assert views.view_of_text(text) == view, text
+
+
+PATHS = {
+    "patient00001/study1/view2_lateral.jpg": "lateral",
+    "lateral/00012.png": "lateral",
+    "x/1_lat.png": "lateral",
+    "patient00001/study1/view1_frontal.jpg": "frontal",
+    "bilateral_effusion.png": None,
+    "collateral/plate.png": None,
+    "L.png": None,
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_views_of_paths(path):
+    assert views.view_in_path(path) == PATHS[path]
+
+
+COLUMNS = ("ViewPosition", "View Position", "Frontal/Lateral", "AP/PA", "Projection", "view")
+COLUMNS += ("frontal_lateral", "ViewCodeSequence_CodeMeaning", "VIEW_POSITION")
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_lateral_rows_are_left_out_or_written_with_their_view(tmp_path, capsys, column):
+    cells = ["PA", *LATERAL, "Axial", ""]
+    rows = [[cell, f"{i}.png", "M", *FULL] for i, cell in enumerate(cells)]
+    table = write(tmp_path, rows, (column, *HEADER))
+    _, written, out, _ = convert(capsys, table)
+    assert [row.get("view") for row in written] == ["frontal", None]
+    assert (
+        f"{len(LATERAL)} left out: a lateral view" in out and "1 left out: no frontal film" in out
+    )
+    _, written, out, _ = convert(capsys, table, "--views=any")
+    want = ["frontal", *["lateral"] * len(LATERAL), "other", None]
+    assert [row.get("view") for row in written] == want and "left out" not in out
+
+
+def test_columns_that_say_yes_or_no():
+    assert views.find_view({"is_lateral": "1.0"}, []) == "lateral"
+    assert views.find_view({"Lateral": "False"}, ["a.png"]) == "frontal"
+    assert views.find_view({"Frontal/Lateral": "Frontal", "AP/PA": "LL"}, []) == "lateral"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data folder is absent")
+def test_given_tables_that_are_bad(tmp_path, capsys):
+    folder = SHARED / "tables/synthetic/bad"
+    refused = [
+        *("missing_label", "two_same_columns", "header_only", "unknown_state", "url", "absolute"),
+        *("dotdot", "duplicate_row", "short_row", "long_row", "nul", "latin1", "huge_field"),
+    ]
+    for table in [SHARED / "cases/tables/short.csv", *(folder / f"{name}.csv" for name in refused)]:
+        assert label_table.main([str(table), str(tmp_path / "o.jsonl")]) == 2, table
+        assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "o.jsonl").exists()
+    for name in ("semicolon", "state_u", "state_nan", "windows", "quoted_newline", "formula"):
+        assert label_table.main([str(folder / f"{name}.csv"), str(tmp_path / "o.jsonl")]) == 0
