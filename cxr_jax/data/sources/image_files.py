@@ -60,7 +60,10 @@ class ImageFinder:
                 name that would stand for two images.
         """
         parts = split_name(name)
-        for candidate in (os.path.join(self._root_name, *parts), os.path.join(self._root_name, parts[-1])):
+        for candidate in (
+            os.path.join(self._root_name, *parts),
+            os.path.join(self._root_name, parts[-1]),
+        ):
             if os.path.isfile(candidate):
                 if not os.path.realpath(candidate).startswith(self._inside):
                     raise BadNameError("the image is a link that leaves the image root")

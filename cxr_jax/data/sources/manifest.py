@@ -36,8 +36,6 @@ from cxr_jax.data.sources.unreadable import UnreadableFiles
 from cxr_jax.errors import UserError, as_utf8
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, find_label
 
-
-
 # ---- Manifest -> rows ------------------------------------------------------------------------------
 
 
