@@ -31,6 +31,7 @@ def load(
     grids: str = "exact",
     adapter: str | pathlib.Path | None = None,
     max_pixels: int | None = None,
+    image_gate: str = "refuse",
 ) -> "Model":
     """Load a model to read with: `cxr_jax.inference.model.Model`, with `.logits(...)` and `.generate(...)`.
 
@@ -41,13 +42,15 @@ def load(
         grids: shapes of images, "exact" (the processor's) or "bucket" (few), see `Model`.
         adapter: a folder in PEFT's format, whose LoRA adapters are merged.
         max_pixels: most pixels of an image (docs/inputs.md, section 6), where that is less than the model's own limit.
+        image_gate: what becomes of image files that are no chest films by their pixels (docs/inputs.md, section 5):
+            "refuse", "warn" or "off".
 
     Raises:
         UserError: if there is no such model, its weights do not fit its config, or max_pixels is below 28 x 28.
     """
     from cxr_jax.inference import model
 
-    return model.load(name_or_dir, dtype, grids, adapter, max_pixels)
+    return model.load(name_or_dir, dtype, grids, adapter, max_pixels, image_gate)
 
 
 def asset(name: str) -> pathlib.Path:

@@ -133,6 +133,7 @@ def _run_task(config: "ConfigDict", folder: "RunFolder", stop: "Stop", layout: "
     """Run the task from where its folder stands, and say where it ended: complete, or saved on a signal."""
     import jax
 
+    from cxr_jax.data import image_gate
     from cxr_jax.runtime import checkpoints
 
     checkpoints.quieten_orbax()  # before a model is loaded, which Orbax may have written
@@ -143,6 +144,8 @@ def _run_task(config: "ConfigDict", folder: "RunFolder", stop: "Stop", layout: "
     print(f"{config.task} on {device_summary}; workdir {folder.path}", flush=True)
 
     task_result = _task(config.task).run(config, folder, stop, layout)
+    for line in image_gate.take_count_lines():
+        print(f"warning: {line}", file=sys.stderr, flush=True)
     # On a signal the run is saved, not failed.
     if "stopped" in task_result:
         print(f"saved at step {task_result['step']}; the same command continues from there")

@@ -12,8 +12,9 @@ shapes, see `cxr_jax.inference.model.Model`. `--max_pixels=N` resizes larger fil
 less than the model's own limit: less memory, less time. `python -m cxr_jax.predict` is the same command.
 
 A file that cannot be read, or that is visibly no frontal chest radiograph (lateral, other body part, blank,
-colour), gets one line on stderr and no report; `--read_anyway` reads the latter kind. Research use only. Not
-for diagnosis.
+colour; by its pixels noise, text, a photograph, a limb, a CT slice), gets one line on stderr and no report;
+`--read_anyway` reads the latter kind, and `--image_gate=warn` or `off` what the pixels alone speak against. Research
+use only. Not for diagnosis.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
-from cxr_jax.data import radiograph
+from cxr_jax.data import image_gate, radiograph
 from cxr_jax.data.prompts import FIND_PROMPT
 from cxr_jax.errors import UserError, exit_code, printable
 from cxr_jax.inference.reading import (
@@ -75,6 +76,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="most pixels of an image (height x width); default: the model's own limit",
     )
+    parser.add_argument(
+        "--image_gate",
+        default="refuse",
+        choices=image_gate.POLICIES,
+        help="what becomes of a picture whose pixels are no chest film's (docs/inputs.md, section 5)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument(
         "--read_anyway", action="store_true", help="also read what is no frontal chest radiograph"
@@ -106,7 +113,9 @@ def read_all(arguments: argparse.Namespace) -> int:
     model, why_shares, any_failed = None, None, False
     for image_path in arguments.images:
         try:
-            image = read_usable(image_path, arguments.renderer, arguments.read_anyway)
+            image = read_usable(
+                image_path, arguments.renderer, arguments.read_anyway, arguments.image_gate
+            )
         except UserError as error:
             # The other images are still answered.
             if arguments.debug:

@@ -88,6 +88,7 @@ class DataConfig(_Section):
     max_pixels: int
     repeats: str
     max_bad: int
+    image_gate: str
     cache_mib: int
     threads: int
 

@@ -1,5 +1,6 @@
 """A picture as the model takes it: its size, its patches, its grid."""
 
+import logging
 import math
 import numbers
 import os
@@ -8,9 +9,12 @@ from typing import Any, cast
 
 import numpy as np
 
+from cxr_jax.data import image_gate
 from cxr_jax.data.resize import fit
 from cxr_jax.errors import UserError
 from cxr_jax.models.qwen2_5_vl.patches import FACTOR, PATCH, check_aspect, patchify
+
+_LOG = logging.getLogger(__name__)
 
 GRIDS = ("exact", "bucket")
 """How an image gets its shape, see `Model`."""
@@ -19,20 +23,26 @@ GRIDS = ("exact", "bucket")
 # ---- Pixels ------------------------------------------------------------------------------------------------
 
 
-def pixels_of(image: Any) -> np.ndarray:
+def pixels_of(image: Any, gate_policy: str = "off") -> np.ndarray:
     """Read any accepted image as float32 [H, W] in 0..1.
 
     Args:
         image: path, PIL image, or array [H, W] with values in 0..1.
+        gate_policy: what becomes of a file that `data.image_gate` takes for no chest film: "refuse", "warn" (one line
+            in the log) or "off". Arrays and PIL images are their maker's affair: they are not judged.
 
     Raises:
-        UserError: for anything else, and for a file that cannot be read.
+        UserError: for anything else, and for a file that cannot be read or is refused.
     """
     # Imported for paths only: reading DICOM needs libraries that an array does not.
     if isinstance(image, (str, os.PathLike)):
         from cxr_jax.data import images
 
-        return images.read_image(cast(str | Path, image)).pixels
+        film = images.read_image(cast(str | Path, image))
+        image_gate.check(cast(str | Path, image), film, gate_policy, flag="image_gate")
+        if "image_gate" in film.meta:
+            _LOG.warning("%s: %s", image, film.meta["warnings"][-1])
+        return film.pixels
     # PIL images are known by what they can do: importing PIL takes time.
     if hasattr(image, "convert"):
         # Gray by PIL's weights of red, green and blue, in 256 levels.
@@ -156,6 +166,14 @@ def prepare_in_buckets(
 
 
 # ---- Their limit -------------------------------------------------------------------------------------------
+
+
+def check_settings(grids: str, max_pixels: Any, gate_policy: str) -> None:
+    """Refuse settings of a reader that mean nothing: grids, max_pixels and image_gate of `Model`. Raises UserError."""
+    if grids not in GRIDS:
+        raise UserError(f"grids={grids!r}: use one of {', '.join(GRIDS)}")
+    check_max_pixels(max_pixels)
+    image_gate.check_policy(gate_policy, "image_gate")
 
 
 def check_max_pixels(max_pixels: Any, name: str = "max_pixels") -> None:

@@ -77,6 +77,7 @@ class Model:
             (`image_inputs.prepare_in_buckets`): few programs for many sizes, but other pixels than the processor's,
             so not the published model's exact answers. A model of one image size has one shape either way.
         max_pixels: most pixels of an image, where that is less than the model's own limit; None: the model's own.
+        image_gate: what becomes of image files that are no chest films by their pixels: "refuse", "warn" or "off".
     """
 
     def __init__(
@@ -88,16 +89,14 @@ class Model:
         dtype: DTypeLike = jnp.float32,
         grids: str = "exact",
         max_pixels: int | None = None,
+        image_gate: str = "refuse",
     ) -> None:
         """Put the parameters on the device, in `dtype`; `load` reads them from a folder."""
-        if grids not in image_inputs.GRIDS:
-            raise UserError(f"grids={grids!r}: use one of {', '.join(image_inputs.GRIDS)}")
-        image_inputs.check_max_pixels(max_pixels)
+        image_inputs.check_settings(grids, max_pixels, image_gate)
         self.config = model_config
         self.dtype = jnp.dtype(dtype)
         self.folder = None if folder is None else Path(folder)
-        self.grids = grids
-        self.max_pixels = max_pixels
+        self.grids, self.max_pixels, self.image_gate = grids, max_pixels, image_gate
         self.params = jax.tree.map(lambda leaf: jnp.asarray(leaf, self.dtype), params)
         self.rows = generation.rows_at_once()
         self._processor = registry.family_of(model_config).processor
@@ -267,7 +266,7 @@ class Model:
         """Turn an image (path, PIL image, or [H, W] floats in 0..1) into (patches, grid); (None, None) for None."""
         if image is None:
             return None, None
-        pixels = image_inputs.pixels_of(image)
+        pixels = image_inputs.pixels_of(image, self.image_gate)
         low, high = image_inputs.limited(self.pixel_limits, self.max_pixels)
         if self.grids == "bucket" and low != high:  # a model of one size has one shape anyway
             return image_inputs.prepare_in_buckets(pixels, high, low)
@@ -417,13 +416,14 @@ def load(
     grids: str = "exact",
     adapter: str | os.PathLike | None = None,
     max_pixels: int | None = None,
+    image_gate: str = "refuse",
 ) -> Model:
     """Load a model; see `cxr_jax.load`."""
     if not all(isinstance(given, (str, os.PathLike)) for given in (name, adapter or "")):
         raise UserError(
             f"a model or an adapter must be a name or a folder, not {name!r}, {adapter!r}"
         )
-    image_inputs.check_max_pixels(max_pixels)  # before the weights take their time
+    image_inputs.check_settings(grids, max_pixels, image_gate)  # before the weights take their time
     folder = find_folder(name)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
@@ -440,9 +440,9 @@ def load(
     model = Model(
         model_config, params, folder=folder, dtype=dtype, grids=grids, max_pixels=max_pixels
     )
-    if max_pixels is not None:
-        if remark := image_inputs.remark_on_limit(model.pixel_limits, max_pixels):
-            _LOG.warning(remark)
+    model.image_gate = image_gate
+    if max_pixels and (remark := image_inputs.remark_on_limit(model.pixel_limits, max_pixels)):
+        _LOG.warning(remark)
     return model
 
 

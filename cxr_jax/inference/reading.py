@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cxr_jax.data import images
+from cxr_jax.data import image_gate, images
 from cxr_jax.data.radiograph import Image
 from cxr_jax.errors import UserError, as_utf8, printable
 from cxr_jax.inference.requests import ReadyModel
@@ -112,13 +112,16 @@ def shares(texts: Sequence[str]) -> dict[str, float]:
 # ---- One image -> its report -----------------------------------------------------------------------
 
 
-def read_usable(path: str | Path, renderer: str, read_anyway: bool = False) -> Image:
+def read_usable(
+    path: str | Path, renderer: str, read_anyway: bool = False, gate_policy: str = "refuse"
+) -> Image:
     """Read one file.
 
     Args:
         path: a PNG, JPEG or DICOM file.
         renderer: of DICOM pixels, one of `radiograph.RENDERERS`.
         read_anyway: whether to read what is visibly no frontal chest radiograph, too.
+        gate_policy: what becomes of a picture that `image_gate` takes for no chest film, one of its POLICIES.
 
     Raises:
         UserError: if the file cannot be read, or is visibly no frontal chest radiograph.
@@ -128,6 +131,10 @@ def read_usable(path: str | Path, renderer: str, read_anyway: bool = False) -> I
     if image.meta["unusable"] and not read_anyway:
         reasons = "; ".join(image.meta["unusable"])
         raise UserError(f"{path}: not read: {reasons} (--read_anyway reads it all the same)")
+    # What is said to be a chest film may still be noise: the pixels have their own say.
+    if read_anyway and gate_policy == "refuse":
+        gate_policy = "warn"
+    image_gate.check(path, image, gate_policy)
     return image
 
 
@@ -147,7 +154,7 @@ def reading_record(
     options: ReadingOptions,
     why_shares: str | None = None,
 ) -> dict[str, Any]:
-    """Read one image and return its record: exactly the keys of `--json`.
+    """Read one image and return its record: exactly the keys of `--json`, and "image_gate" where that said something.
 
     Args:
         model: that reads.
@@ -192,6 +199,7 @@ def reading_record(
             *answer_warnings(reading.text, reading.finish_reason),
             *notes,
         ],
+        **{key: image.meta[key] for key in ("image_gate",) if key in image.meta},
     }
 
 

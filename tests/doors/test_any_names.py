@@ -10,6 +10,7 @@ import types
 
 import numpy as np
 import pytest
+from films import draw_film
 from PIL import Image as PilImage
 from places import ROOT
 
@@ -77,7 +78,7 @@ def path_of(folder, name, suffix):
 
 @pytest.fixture
 def films(tmp_path):
-    pixels = PilImage.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60), np.uint8))
+    pixels = PilImage.fromarray(draw_film(40, 60))
     paths = [path_of(tmp_path, name, b".png") for name in NAMES]
     for path in paths:
         with open(path, "wb") as file:

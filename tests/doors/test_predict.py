@@ -9,6 +9,7 @@ import types
 
 import numpy as np
 import pytest
+from films import draw_film
 from PIL import Image as PilImage
 from places import ROOT
 
@@ -77,7 +78,7 @@ def raises(message):
 @pytest.fixture
 def film(tmp_path):
     path = tmp_path / "film.png"
-    PilImage.fromarray(np.random.default_rng(0).integers(0, 255, (90, 60), np.uint8)).save(path)
+    PilImage.fromarray(draw_film(90, 60)).save(path)
     return path
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cxr_jax.data import images, json_rows, loading, resize
+from cxr_jax.data import image_gate, images, json_rows, loading, resize
 from cxr_jax.data.image_cache import CACHE_MIB, ImageCache
 from cxr_jax.data.json_rows import BadRowError, is_null
 from cxr_jax.data.sources import patients, views
@@ -262,6 +262,7 @@ class FilesSource:
         self.prompt = self.rows[0].prompt
         self.cache, self.threads = cache or ImageCache(), threads
         self.unreadable = unreadable or UnreadableFiles()
+        self.watch: image_gate.Watch | None = None  # judges what is decoded, if anybody does
         # Rows that were asked for -> those that were read in their place, mostly themselves.
         self._stand_ins: dict[int, int] = {}
 
@@ -282,7 +283,10 @@ class FilesSource:
         path = self.rows[index].image_path
 
         def decode() -> np.ndarray:
-            return resize.fit(images.read_image(path, self.renderer).pixels, self.size)
+            film = images.read_image(path, self.renderer)
+            if self.watch:
+                self.watch.look(path, film)
+            return resize.fit(film.pixels, self.size)
 
         return self.cache.get(self._cache_key(index), decode)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cxr_jax.config.sections import DataConfig
+from cxr_jax.data import image_gate
 from cxr_jax.data.sources import manifest, phantom, policy
 from cxr_jax.data.sources.base import Batch, Source
 from cxr_jax.data.sources.rows import describe_repeats
@@ -123,6 +124,10 @@ def _file_splits(data_config: DataConfig, held_out_up_to: str) -> Splits:
     known_share = manifest.known_share(rows)
     label_policy = policy.describe((row.policy for row in rows), known_share)
     parts = {"train": train, "selection": selection, "test": test}
+    # One for all three: a run says once how many films are none.
+    watch = image_gate.Watch(data_config.image_gate)
+    for source in parts.values():
+        source.watch = watch
     return Splits(
         train=train,
         select={"files": selection},
