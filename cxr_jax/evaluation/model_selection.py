@@ -9,7 +9,7 @@ from cxr_jax import rewards
 from cxr_jax.config.sections import EvaluationConfig
 from cxr_jax.data.sources.base import Batch, Source
 from cxr_jax.data.sources.splits import Splits, held_out
-from cxr_jax.evaluation.reader import Reader
+from cxr_jax.evaluation.reader import Reader, Readings
 from cxr_jax.metrics import alarms, scores
 from cxr_jax.metrics.scores import Answers, Bootstrap, Reference
 from cxr_jax.runtime import processes
@@ -87,10 +87,16 @@ class ModelSelection:
         log_metrics: dict[str, Any] = {}
         trained = self.loop.params
         params = self.model_of(trained)
+        formatless = []
         for split_name, held_out_batch in self.data.items():
-            log_metrics |= self._score(split_name, params, held_out_batch)
+            # Greedy, in the order of the images, so that a second look at the same weights is the same.
+            readings = self.reader.read(params, held_out_batch["image"], held_out_batch["texts"])
+            log_metrics |= self._score(split_name, readings, held_out_batch)
+            if readings.lack_format(held_out_batch["solution"]):
+                formatless.append(split_name)
         log_metrics["alarms/lost_recall"] = self._count_lost_labels(log_metrics)
-        log_metrics["alarms/format_never_held"] = self._count_formatless_sets(log_metrics)
+        log_metrics["alarms/format_never_held"] = len(formatless)
+        self._say_formatless(formatless)
         self.loop.metrics.write(step, log_metrics, kind="eval")
         self._print(step, log_metrics)
 
@@ -104,10 +110,8 @@ class ModelSelection:
             self.loop.checkpoints.save_best(step, trained, self.best)
         return log_metrics
 
-    def _score(self, split_name: str, params: Tree, held_out_batch: Batch) -> dict[str, Any]:
+    def _score(self, split_name: str, readings: Readings, held_out_batch: Batch) -> dict[str, Any]:
         """The metrics `eval/<name>/*` of one selection split."""
-        # Greedy, in the order of the images, so that a second look at the same weights is the same.
-        readings = self.reader.read(params, held_out_batch["image"], held_out_batch["texts"])
         summary = scores.summary(
             Answers(readings.answer, readings.valid),
             Reference.from_batch(held_out_batch),
@@ -164,21 +168,12 @@ class ModelSelection:
             )
         return len(lost_recalls)
 
-    def _count_formatless_sets(self, log_metrics: dict[str, Any]) -> int:
-        """Count the sets with right answers and no text that holds the format; say so once a process."""
-        formatless = [
-            split_name
-            for split_name in self.data
-            if alarms.format_never_held(
-                log_metrics[f"eval/{split_name}/micro_f1"] or 0.0,
-                log_metrics[f"eval/{split_name}/valid_format"],
-            )
-        ]
+    def _say_formatless(self, formatless: list[str]) -> None:
+        """Say once a process on which sets answers are right and no text holds the format."""
         if formatless and not self._said_formatless:
             self._said_formatless = True
             sets = ", ".join(formatless)
             print(f"  alarm: format never held on {sets}: {alarms.FORMAT_NEVER_HELD}", flush=True)
-        return len(formatless)
 
     def _print(self, step: int, log_metrics: dict[str, Any]) -> None:
         # Undefined is shown as a dash, and not as zero.

@@ -13,6 +13,7 @@ from cxr_jax.inference import sampling
 from cxr_jax.inference.prompts import Prompts
 from cxr_jax.labels import answers, report_text
 from cxr_jax.labels.phrase_bank import load_phrase_bank
+from cxr_jax.metrics import alarms
 from cxr_jax.models import qwen2_5_vl as qwen
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.qwen2_5_vl.config import Config
@@ -40,6 +41,12 @@ class Readings(NamedTuple):
     answer: np.ndarray
     valid: np.ndarray
     opened: np.ndarray | None = None
+
+    def lack_format(self, solution: np.ndarray) -> bool:
+        """Tell whether answers name what is there, bool [N, 14], and no text holds the format; see `alarms`."""
+        # Scores count the labels of valid texts alone: this is about the others.
+        accuracy = float((self.answer & solution).any(axis=1).mean())
+        return alarms.format_never_held(accuracy, float(self.valid.mean()))
 
 
 class Reader:

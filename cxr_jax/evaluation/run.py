@@ -137,11 +137,11 @@ def evaluate_models(
             continue
 
         for model_name in model_names:
-            summary = _summary(
+            tables[model_name][set_name] = _summary(
                 answers[model_name], trace_terms[model_name], held_out_batch, settings.eval
             )
-            tables[model_name][set_name] = summary
-            _warn_of_format(f"{model_name} on {set_name}", summary, answers[model_name].real)
+            real = answers[model_name].real
+            _warn_of_format(f"{model_name} on {set_name}", real, held_out_batch["solution"])
         readings = {model_name: answers[model_name].real for model_name in model_names}
         if len(model_names) > 1:
             last_two = model_names[-2], model_names[-1]
@@ -159,10 +159,8 @@ def evaluate_models(
     return text_table(tables, comparisons, settings.data.source, splits.label_policy)
 
 
-def _warn_of_format(name: str, summary: dict[str, Any], readings: Readings) -> None:
-    # Above 0 where any label is named rightly.
-    micro_f1 = summary["micro_f1"]["all"]["value"] or 0.0
-    if alarms.format_never_held(micro_f1, float(readings.valid.mean())):
+def _warn_of_format(name: str, readings: Readings, solution: np.ndarray) -> None:
+    if readings.lack_format(solution):
         print(f"alarm: format never held by {name}: {alarms.FORMAT_NEVER_HELD}", flush=True)
 
 

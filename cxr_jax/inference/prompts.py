@@ -116,7 +116,7 @@ def _opened(
 
     Args:
         text: the messages with the generation prompt.
-        mark: a character that they do not hold.
+        mark: a character that people's texts did not hold.
         has_image: whether they are about an image.
     """
     before = _turns(tokenizer, messages, has_image)
@@ -125,7 +125,8 @@ def _opened(
         return ""
     # A frame in plain words stands in front of every turn of the model; a tag is no frame.
     spoken = _turns(tokenizer, [*messages, {"role": "assistant", "content": mark}], has_image)
-    frame = _words_of_turn(tokenizer, spoken.partition(mark)[0], before)
+    # The last mark: people's texts may have been marked, too.
+    frame = _words_of_turn(tokenizer, spoken.rpartition(mark)[0], before)
     shared = len(os.path.commonprefix([opened, frame]))
     tags = [opened.find(tag) for tag in FORMAT_TAGS if tag in opened]
     return opened[min([shared, *tags]) :].lstrip()

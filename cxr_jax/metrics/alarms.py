@@ -112,7 +112,12 @@ FORMAT_NEVER_HELD = (
 
 
 def format_never_held(accuracy: float, valid_format: float) -> bool:
-    """Tell whether answers are right though no text holds the format: more likely a frame than a policy at fault."""
+    """Tell whether answers are right though no text holds the format: more likely a frame than a policy at fault.
+
+    Args:
+        accuracy: of the answers whatever the format; scores that count only valid texts are 0 here.
+        valid_format: the share of the texts that hold it.
+    """
     return accuracy > 0 and valid_format == 0
 
 

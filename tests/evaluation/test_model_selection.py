@@ -7,6 +7,7 @@ import pytest
 
 from cxr_jax.config.sections import EvaluationConfig
 from cxr_jax.evaluation import model_selection
+from cxr_jax.evaluation import run as evaluation_run
 from cxr_jax.evaluation.reader import Readings
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.rewards import terms
@@ -19,10 +20,11 @@ class Reader:
     """Answers what it is told to: `answers` bool [N, 14] for every set."""
 
     poll = None
+    valid = True
 
     def read(self, params, images, texts):
         count = len(images)
-        return Readings(None, np.full(count, 50), params, np.ones(count, bool))
+        return Readings(None, np.full(count, 50), params, np.full(count, self.valid))
 
     def score_traces(self, readings, data):
         return {name: np.ones(len(data["solution"])) for name in terms.TRACE_TERMS}
@@ -86,6 +88,30 @@ def test_the_best_look_is_kept_and_a_run_that_stalls_is_ended(world, capsys):
     resumed.resume(selection.best, selection.first_recall)
     assert resumed.should_stop_early(30, patience=2)
     assert not selection.should_stop_early(1000, patience=0)
+
+
+def test_right_answers_without_the_format_ring_at_looks_and_in_evaluations(world, capsys):
+    make, look, log, truth = world
+    selection = make()
+    unread = np.zeros_like(truth)
+    for valid, answers, rings in (
+        (True, truth, False),
+        (False, truth, True),
+        (False, truth, True),
+        (False, unread, False),
+    ):
+        selection.reader.valid = valid
+        look(selection, 0, answers)
+        assert log.rows[-1]["alarms/format_never_held"] == (2 if rings else 0)
+        readings = Readings(None, np.full(N, 50), answers, np.full(N, valid))
+        capsys_before = capsys.readouterr().out
+        evaluation_run._warn_of_format("SFT on A", readings, truth)
+        said = capsys.readouterr().out
+        assert said.startswith("alarm: format never held by SFT on A: ") == rings
+        assert said.count("\n") == rings
+        # The look says it once a process.
+        first = valid is False and rings and len(log.rows) == 2
+        assert capsys_before.count("alarm: format never held on A, B: ") == first
 
 
 def test_a_label_that_is_lost_out_of_distribution_is_named(world, capsys):

@@ -74,7 +74,8 @@ def test_a_frame_in_plain_words_is_known_by_the_turns_that_have_it(head, opened)
             "{%- endif -%}{%- endfor -%}{%- endif -%}{%- endfor -%}"
             f"{{%- if add_generation_prompt -%}}{{{{ {head + opened!r} }}}}{{%- endif -%}}"
         )
-        assert rendered(tokenizer, "What? ### Response: x").opened == opened
+        for question in ("What? ### Response: x", "What is <|im_end|>?"):
+            assert rendered(tokenizer, question).opened == opened
 
 
 def test_a_template_that_asks_for_a_generation_prompt_is_taken_at_its_end():
