@@ -86,9 +86,10 @@ def render_conversation(
         The prompt. The template writes one image pad; it is repeated here, as the Qwen processor does.
 
     Raises:
-        UserError: for a message that holds placeholders of images, and for turns that the template refuses or leaves
-            out.
+        UserError: for a message that holds placeholders of images or marks the place of one that is not there, and for
+            turns that the template refuses or leaves out.
     """
+    messages = _without_marks(messages, image_tokens > 0)
     for message in messages:
         plain_text.refuse_placeholders(message["content"], "a prompt")
     mark = plain_text.choose_mark(message["content"] for message in messages)
@@ -101,6 +102,17 @@ def render_conversation(
     # The template has written the special tokens already.
     ids = plain_text.encode_marked(tokenizer, with_image, mark)
     return RenderedPrompt(ids, _opened(tokenizer, marked, text, mark, has_image))
+
+
+def _without_marks(messages: Sequence[dict[str, Any]], has_image: bool) -> list[dict[str, Any]]:
+    """The messages without the mark of the image's place, which the first user's text may have."""
+    unmarked = []
+    for message in messages:
+        if message["role"] == "user":
+            content = data_prompts.without_mark(message["content"], has_image)
+            message, has_image = {**message, "content": content}, False
+        unmarked.append(message)
+    return unmarked
 
 
 def _marked(tokenizer: Tokenizer, message: dict[str, Any], mark: str) -> dict[str, Any]:

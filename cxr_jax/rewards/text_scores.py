@@ -18,7 +18,7 @@ from cxr_jax.rewards.terms import MIN_LENGTH, NGRAM, read_bytes, reward_terms
 
 def score(
     texts: Sequence[str],
-    solutions: Sequence[str],
+    solutions: Sequence[str | Sequence[str]],
     lengths: Sequence[int] | None = None,
     min_length: int = MIN_LENGTH,
     max_length: int | None = None,
@@ -29,8 +29,8 @@ def score(
 
     Args:
         texts: N completions.
-        solutions: comma-separated labels; names that are none of the 14 are dropped, as in the reference. The trace is
-            held against them, without sides.
+        solutions: comma-separated labels, or lists of labels; names that are none of the 14 are dropped, as in the
+            reference. The trace is held against them, without sides.
         lengths: completion tokens, whole numbers; without them there is no "overshort", and no "overlong" without
             max_length and limit.
         min_length: tokens, as in `reward_terms`.
@@ -105,11 +105,21 @@ def _repeated_words(texts: Sequence[str]) -> np.ndarray:
     return shares
 
 
-def solution_mask(solutions: Sequence[str]) -> np.ndarray:
-    """Read comma-separated solutions as the reference does: bool [N, 14], unknown names are dropped."""
+def solution_mask(solutions: Sequence[str | Sequence[str]]) -> np.ndarray:
+    """Read comma-separated solutions as the reference does: bool [N, 14], unknown names are dropped.
+
+    A list of names is read as the same names with commas between them, as in rows.
+
+    Raises:
+        UserError: for a solution that is neither.
+    """
     # A name that is no label is dropped here, and counts as invented in answers only.
     mask = np.zeros((len(solutions), len(CHEXPERT_14)), bool)
-    for row, solution in zip(mask, solutions, strict=True):
+    for number, (row, solution) in enumerate(zip(mask, solutions, strict=True), 1):
+        if isinstance(solution, (list, tuple)) and all(isinstance(name, str) for name in solution):
+            solution = ",".join(solution)
+        if not isinstance(solution, str):
+            raise UserError(f"score: solution {number} is neither a text nor a list of names")
         # As the reference reads an answer: split at commas, strip, lower.
         for item in solution.split(","):
             label = find_label(item)

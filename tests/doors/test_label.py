@@ -380,6 +380,10 @@ def test_which_column_is_the_id(tmp_path, header, expected):
         ("packed.csv.gz", 'report\none\n"two\nlines"\n'),
         ("LINES.JSONL", '\ufeff{"report": "one"}\r\n\r\n{"report": "two\\nlines", "x": null}'),
         ("packed.jsonl.gz", '{"report": "one"}\n{"text": "two\\nlines"}\n'),
+        ("array.json", '[{"report": "one"}, {"report": "two\\nlines"}]'),
+        ("array.jsonl", '\ufeff\r\n[\n {"report": "one"},\n {"report": "two\\nlines"}\n]\n'),
+        ("lines.json", '{"report": "one"}\n{"report": "two\\nlines"}'),
+        ("packed.json.gz", '[{"report": "one"}, {"text": "two\\nlines"}]'),
     ],
 )
 def test_shapes_of_tables(tmp_path, name, data):
@@ -465,6 +469,20 @@ def test_bad_rows_of_json_lines_do_not_lose_the_others(tmp_path, run, stub):
     assert reasons[4:7] == ["no text"] * 3 and "empty reports: 1; bad rows: 11" in out
 
 
+def test_rows_of_an_array_that_cannot_be_read_cost_those_rows(tmp_path, run, stub):
+    rows = [{"report": EDEMA}, [SECRET], {"report": NO_EDEMA}]
+    text = (
+        json.dumps(rows)[:-1] + f', {{"report": "{SECRET}", "report": "x"}}, {{"report": "{SECRET}'
+    )
+    code, rows, errors, *_ = run(write(tmp_path / "in.json", text))
+    assert code == 2 and [(row["id"], row["Edema"]) for row in rows] == [("1", "1"), ("3", "0")]
+    assert [(row["row"], row["reason"]) for row in errors] == [
+        ("2", "not a JSON object"),
+        ("4", "a key occurs twice in one object"),
+        ("5", "not valid JSON; nothing after this row was read"),
+    ]
+
+
 def test_reports_up_to_the_limit_are_read(tmp_path):
     at, over = (
         "\u00e9" * (report_rows.MAX_BYTES // 2),
@@ -529,6 +547,9 @@ def test_damaged_gzip_keeps_what_came_before(tmp_path, run, stub):
         ("in.csv.gz", gzip.compress(b"report\nx\n")[:12], "damaged"),
         ("in.jsonl", "\n \n", "is empty"),
         ("in.jsonl", json.dumps({"x": SECRET}), "row 1: no text"),
+        ("in.json", " [\n]", "is an array without rows"),
+        ("in.json", json.dumps([{"report": SECRET}])[:-4], "row 1: not valid JSON"),
+        ("in.json", f'{{"report": "{SECRET}", "report": "x"}}', "row 1: a key occurs twice"),
         ("in.txt", "", "is empty"),
         ("in.xml", f"<a>{SECRET}</a>", "not an Open-i report"),
         ("in.xlsx", SECRET, "not a folder"),

@@ -237,3 +237,32 @@ def test_tokens_that_swallow_spaces_are_found_as_the_tokenizer_finds_them():
         tokenize=False,
     )
     assert prompts.prompt_ids(tokenizer, plain, 1) == tokenizer(whole)["input_ids"]
+
+
+# ---- Where the film stands -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["<image>{}", "<image>\n{}", "{} <image>", "{}\n<image>\n"])
+def test_the_mark_of_a_film_is_no_text_to_the_model(form):
+    tokenizer, asked = tokenizer_with(""), form.format(FIND_PROMPT)
+    assert rendered(tokenizer, asked) == rendered(tokenizer, FIND_PROMPT)
+    history = [{"role": "assistant", "content": "x"}, {"role": "user", "content": "More?"}]
+    turns = [[{"role": "user", "content": text}, *history] for text in (asked, FIND_PROMPT)]
+    assert rendered(tokenizer, turns[0]) == rendered(tokenizer, turns[1])
+
+
+@pytest.mark.parametrize(
+    "text, image_tokens",
+    [
+        ("<image>" + FIND_PROMPT, 0),
+        ("<image><image>" + FIND_PROMPT, 3),
+        ("What is in <image> here?", 3),
+        ("<img>" + FIND_PROMPT, 3),
+    ],
+)
+def test_marks_that_do_not_fit_the_film_are_refused(text, image_tokens):
+    with pytest.raises(UserError, match="<image>"):
+        rendered(tokenizer_with(""), text, image_tokens)
+    turns = [{"role": role, "content": "x"} for role in ("user", "assistant")]
+    with pytest.raises(UserError, match="<image>"):
+        rendered(tokenizer_with(""), [*turns, {"role": "user", "content": "<image>" + text}], 3)

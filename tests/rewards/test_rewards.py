@@ -157,6 +157,15 @@ def test_bad_arguments():
     np.testing.assert_allclose(rewards.combine(terms, {"accuracy": 1.0, "format": 0.5}), [1.5, 1.5])
 
 
+def test_solutions_as_lists_of_names():
+    want = rewards.solution_mask(["Edema, No Finding", "Edema"])
+    for lists in ([["Edema", "No Finding"], ["Edema"]], [("edema", "no finding"), "Edema"]):
+        np.testing.assert_array_equal(rewards.solution_mask(lists), want)
+    for bad in (None, 3, ["Edema", None], float("nan"), {"Edema": 1}):
+        with pytest.raises(UserError, match="solution 2 is neither"):
+            rewards.solution_mask(["Edema", bad])
+
+
 def test_solution_masks():
     mask = rewards.solution_mask([" Edema,\tNO FINDING ,junk,", ""])
     assert [CHEXPERT_14[i] for i in np.flatnonzero(mask[0])] == [

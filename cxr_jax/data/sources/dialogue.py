@@ -5,18 +5,12 @@ A row is one question about one film and, to imitate, one answer. A system turn 
 word. docs/inputs.md lists the schemas.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from cxr_jax.data.json_rows import BadRowError, is_null
-
-IMAGE_MARK = "<image>"
-# What other tools write in its place, and marks of what we do not read.
-_FOREIGN_MARK = re.compile(
-    r"</?(?:images?|img|pictures?|videos?|audios?)\b[^<>\n]{0,40}>|\[/?(?:IMG|IMAGE)\]",
-    re.IGNORECASE,
-)
+from cxr_jax.data.prompts import IMAGE_MARK, cut_at_marks
+from cxr_jax.errors import UserError
 
 # Keys of turns: ShareGPT and LLaVA write from / value, OpenAI, ms-swift and TRL role / content.
 _TURN_LISTS = ("messages", "conversations", "conversation")
@@ -241,16 +235,11 @@ def _parse_part(part: dict[str, Any]) -> tuple[str | _Picture, ...]:
 
 def _parse_text(text: str) -> tuple[str | _Picture, ...]:
     """A text, cut where it marks the place of a film."""
-    for mark in _FOREIGN_MARK.findall(text):
-        if mark != IMAGE_MARK:
-            raise BadRowError(
-                f"the text holds {mark[:40]!a}: a film's place is marked {IMAGE_MARK}"
-            )
-    first, *others = text.split(IMAGE_MARK)
-    parts: list[str | _Picture] = [first.strip()]
-    for other in others:
-        parts += [_Picture(None), other.strip()]
-    return tuple(part for part in parts if part != "")
+    try:
+        parts = cut_at_marks(text)
+    except UserError as error:
+        raise BadRowError(str(error)) from None
+    return tuple(_Picture(None) if part is None else part for part in parts)
 
 
 def _split_turns(turns: Sequence[_Turn]) -> tuple[_Turn | None, _Turn, _Turn | None]:

@@ -154,7 +154,7 @@ def _canonical_label(name: object) -> str:
     label = find_label(name) if isinstance(name, str) else None
     if label is None:
         # What is longer is no name, and may be a report.
-        what = repr(name) if len(repr(name)) <= 60 else "what stands there"
+        what = repr(name) if len(repr(name)) <= 40 else "what stands there"
         raise BadRowError(f"{what} is none of the 14 labels")
     return label
 
