@@ -126,7 +126,10 @@ def _check_images(data: DataConfig) -> None:
     if processes.is_main():
         rows = manifest.load_rows(data.manifest, data.image_root, data.repeats)
         paths = [row.image_path for row in rows]
-        print(unreadable.check_files(paths, limit=data.max_bad, threads=data.threads), flush=True)
+        found = unreadable.check_files(
+            paths, limit=data.max_bad, threads=data.threads, gate=data.image_gate
+        )
+        print(found, flush=True)
 
 
 def _run_task(config: "ConfigDict", folder: "RunFolder", stop: "Stop", layout: "Layout") -> None:

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from cxr_jax.data import images, loading
+from cxr_jax.data import image_gate, images, loading
 from cxr_jax.errors import UserError
 
 CHECK_PART = 256  # files that are decoded between two looks for a signal
@@ -55,6 +55,7 @@ def check_files(
     *,
     limit: int = 0,
     threads: int = 0,
+    gate: str = "off",
     poll: Callable[[], object] | None = None,
 ) -> str:
     """Decode every file, each once, and print those that cannot be read.
@@ -62,6 +63,7 @@ def check_files(
     Args:
         limit: files that may be unreadable.
         threads: as of `loading.map_in_threads`.
+        gate: policy of `image_gate`; under "refuse" what is no chest film cannot be read.
         poll: called before every CHECK_PART files; what it raises ends this.
 
     Returns:
@@ -74,7 +76,9 @@ def check_files(
 
     def problem_of(path: Path) -> str | None:
         try:
-            images.read_image(path)
+            film = images.read_image(path)
+            if gate == "refuse":
+                image_gate.check(path, film, gate, "config.data.image_gate")
         except UserError as error:
             return str(error)
         return None

@@ -118,3 +118,11 @@ def test_check_reads_every_file_and_lists_what_it_cannot_read(folder, capsys):
     assert [line.startswith("unreadable: ") for line in listed] == [True] * 3
     with pytest.raises(UserError, match=r"2\.png: .*max_bad=0"):
         unreadable.check_files(paths[:3])
+
+
+def test_what_the_image_gate_refuses_cannot_be_read(folder):
+    """These films are noise."""
+    paths = [folder / "0.png", folder / "1.png"]
+    assert unreadable.check_files(paths, gate="warn") == "checked 2 films: all can be read"
+    with pytest.raises(UserError, match="^2 of 2 films cannot be read.*no chest film"):
+        unreadable.check_files(paths, gate="refuse")
