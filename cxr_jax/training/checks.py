@@ -28,7 +28,7 @@ from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.trees import Tree
-from cxr_jax.training import targets
+from cxr_jax.training import earlier_runs, targets
 from cxr_jax.training.trainable import Trainable
 from cxr_jax.weights import hf_folder, locate, pretrained
 
@@ -82,10 +82,11 @@ def _film_prompts(settings: RunConfig) -> tuple[Source, dict[str, str]]:
         if not getattr(data, name):
             raise UserError(f"config.data.{name} is empty; give it with --config.data.{name}=PATH")
     opened = splits.open_splits(data)
+    earlier = earlier_runs.check_held_out(settings.model, data, opened)
     if processes.is_main():
         for line in opened.about:
             print(line, flush=True)
-        for line in opened.warnings:
+        for line in (*opened.warnings, *earlier):
             print(line, file=sys.stderr, flush=True)
     sources = [opened.train, *opened.select.values(), *opened.test.values()]
     rows = [row for source in sources if isinstance(source, FilesSource) for row in source.rows]

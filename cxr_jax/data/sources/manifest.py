@@ -406,6 +406,36 @@ def place_of(patient: str, seed: int) -> str:
     return hashlib.sha256(f"{seed}:{patient}".encode()).hexdigest()
 
 
+def last_held_out(groups: Iterable[str], seed: int) -> str:
+    """Give the place (`place_of`) of the last group that is held out of at least two: see `open_split`."""
+    places = sorted(place_of(group, seed) for group in set(groups))
+    # Fewer than about 30 patients say little.
+    enough = min(30, len(places) // 3)
+    at_least = min(2, len(places) - 1)
+    return places[max(at_least, enough, round(len(places) / 10)) - 1]
+
+
+def read_groups(manifest: str | Path) -> dict[str, str]:
+    """Read the groups of a manifest whose images need not be there: `same_patient_key` -> the group's name.
+
+    Rows that cannot be read, or of no known patient, are left out.
+
+    Raises:
+        UserError: for a file that is no manifest.
+    """
+    names: dict[str, str] = {}
+    for _, _, record in json_rows.read_rows(manifest):
+        with contextlib.suppress(BadRowError, patients.LostDigitsError):
+            if isinstance(record, BadRowError):
+                continue
+            image_names = parse_dialogue(record).images
+            identifier = str(record.get("id", ""))
+            if patient := patients.find_patient(record, [identifier, *image_names]):
+                key = patients.same_patient_key(patient)
+                names[key] = min(patient, names.get(key, patient))
+    return names
+
+
 def open_split(
     manifest: str | Path,
     image_root: str | Path,
@@ -438,14 +468,11 @@ def open_split(
     cache, unreadable = ImageCache(cache_mib), UnreadableFiles(max_bad)
     rows = load_rows(manifest, image_root, repeats)
 
-    groups = sorted({row.group for row in rows}, key=lambda group: place_of(group, seed))
+    groups = {row.group for row in rows}
     if len(groups) < 2:
         raise UserError(f"{manifest}: rows of at least two patients are needed, to hold some out")
-    # Fewer than about 30 patients say little.
-    enough = min(30, len(groups) // 3)
-    at_least = min(2, len(groups) - 1)
-    last = place_of(groups[max(at_least, enough, round(len(groups) / 10)) - 1], seed)
-    held_groups = {group for group in groups if place_of(group, seed) <= (held_out_up_to or last)}
+    last = held_out_up_to or last_held_out(groups, seed)
+    held_groups = {group for group in groups if place_of(group, seed) <= last}
 
     def open_part(name: str, is_held_out: bool) -> FilesSource:
         part = [row for row in rows if (row.group in held_groups) == is_held_out]

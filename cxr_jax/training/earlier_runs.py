@@ -1,0 +1,130 @@
+"""Patients that trained a model in an earlier run: they may not choose or test what comes of it now."""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cxr_jax.config.sections import DataConfig
+from cxr_jax.data.sources import manifest, patients
+from cxr_jax.data.sources.base import Source
+from cxr_jax.data.sources.manifest import FilesSource
+from cxr_jax.data.sources.rows import Row
+from cxr_jax.data.sources.splits import Splits
+from cxr_jax.errors import UserError
+
+_LONGEST_CHAIN = 20  # runs, each started from the model of the one before
+
+
+class EarlierRun(NamedTuple):
+    """A run that trained on films.
+
+    Attributes:
+        folder: of the run.
+        manifest: as its config names it.
+        seed: of its split.
+        facts: of its data, from its config.json.
+    """
+
+    folder: Path
+    manifest: str
+    seed: int
+    facts: dict[str, Any]
+
+
+def trained_on_films(model: str) -> Iterator[EarlierRun]:
+    """Yield the runs that made a model, the newest first: those whose folders tell and that trained on films."""
+    for _ in range(_LONGEST_CHAIN):
+        # A run's folder, or the hf/ in it.
+        folders = (Path(model), Path(model).parent)
+        abouts = ((folder, _read_about(folder)) for folder in folders)
+        folder, about = next(((folder, about) for folder, about in abouts if about), (None, {}))
+        if folder is None:
+            return
+        config = about["config"]
+        data = config.get("data") or {}
+        if config.get("task") in ("sft", "rl") and data.get("source") == "files":
+            facts = about.get("data") or {}
+            yield EarlierRun(folder, str(data.get("manifest")), int(data.get("seed", 0)), facts)
+        model = str(config.get("model", ""))
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    """config.json of a run; {} where there is none, or only that of a model."""
+    try:
+        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    is_run = isinstance(about, dict) and isinstance(about.get("config"), dict)
+    return about if is_run and "task" in about["config"] else {}
+
+
+def check_held_out(model: str, data: DataConfig, opened: Splits) -> list[str]:
+    """Look for held-out patients of a run in what trained its model.
+
+    Args:
+        model: `config.model`.
+        data: of the run.
+        opened: its sources, of films.
+
+    Returns:
+        Warnings, a line each: of patients that another manifest shares with this one.
+
+    Raises:
+        UserError: if the model was trained on the same manifest, split by another seed.
+    """
+    held_rows = _rows([*opened.select.values(), *opened.test.values()])
+    groups = {row.group for row in [*_rows([opened.train]), *held_rows]}
+    held = {row.group for row in held_rows}
+    warnings = []
+    for run in trained_on_films(model):
+        if run.facts.get("manifest_sha256") == _sha256(data.manifest):
+            trained = _trained(groups, run) & held
+            if trained and run.seed != data.seed:
+                raise UserError(
+                    f"config.data.seed={data.seed}: {len(trained)} of {len(held)} held-out patients trained "
+                    f"config.model={model!r}, whose run held out others of the same rows: give "
+                    f"--config.data.seed={run.seed}"
+                )
+        else:
+            try:
+                trained = _trained_elsewhere(run, held_rows)
+            except UserError:
+                warnings.append(
+                    f"warning: config.model={model!r}: the rows that trained it are not at {run.manifest!r}: whether "
+                    "they share patients with the held-out ones is not known"
+                )
+                continue
+        if trained:
+            warnings.append(
+                f"warning: config.model={model!r}: {len(trained)} of {len(held)} held-out patients trained it, in the "
+                f"run {str(run.folder)!r}: scores on them are not those of new patients"
+            )
+    return warnings
+
+
+def _rows(sources: Sequence[Source]) -> list[Row]:
+    return [row for source in sources if isinstance(source, FilesSource) for row in source.rows]
+
+
+def _trained(groups: Collection[str], run: EarlierRun) -> set[str]:
+    """Those of a run's groups that it trained on. Runs from before that fact was kept split by the rule alone."""
+    last = run.facts.get("held_out_up_to") or manifest.last_held_out(groups, run.seed)
+    return {group for group in groups if manifest.place_of(group, run.seed) > last}
+
+
+def _trained_elsewhere(run: EarlierRun, held_rows: Sequence[Row]) -> set[str]:
+    """The groups of rows whose patient is in another manifest, among those that trained. Raises UserError."""
+    names = manifest.read_groups(run.manifest)
+    trained = _trained(set(names.values()), run) if names else set()
+    return {
+        row.group
+        for row in held_rows
+        if row.patient and names.get(patients.same_patient_key(row.patient)) in trained
+    }
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()

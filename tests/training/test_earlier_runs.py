@@ -1,0 +1,105 @@
+"""Patients that trained a model in an earlier run do not test it unsaid: other seeds, other rows, chains of runs."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cxr_jax.config.sections import DataConfig
+from cxr_jax.data.sources import splits
+from cxr_jax.errors import UserError
+from cxr_jax.training import earlier_runs
+
+PATIENTS = 40
+
+
+def write_manifest(folder, name, numbers):
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "a.png")
+    talk = [{"from": "human", "value": "Find."}]
+    rows = [
+        {
+            "id": f"{n}",
+            "image": "a.png",
+            "subject_id": n,
+            "conversations": talk,
+            "solution": "Edema",
+        }
+        for n in numbers
+    ]
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / name)
+
+
+def data_of(folder, manifest, seed):
+    return DataConfig.with_defaults(
+        source="files", manifest=manifest, image_root=str(folder), size=28, seed=seed
+    )
+
+
+def train(folder, manifest, seed, model="phantom", boundary=True):
+    """A run's folder, as far as it is read here; and the patients that trained."""
+    opened = splits.open_splits(data_of(folder, manifest, seed))
+    run = folder / f"run{seed}"
+    run.mkdir()
+    digest = hashlib.sha256(open(manifest, "rb").read()).hexdigest()
+    facts = {"source": "files", "manifest_sha256": digest}
+    if boundary:
+        facts["held_out_up_to"] = opened.held_out_up_to
+    data = {"source": "files", "manifest": manifest, "image_root": str(folder), "seed": seed}
+    config = {"task": "rl", "model": model, "data": data}
+    (run / "config.json").write_text(json.dumps({"config": config, "data": facts}))
+    return str(run), {row.group for row in opened.train.rows}
+
+
+def check(folder, model, manifest, seed):
+    data = data_of(folder, manifest, seed)
+    opened = splits.open_splits(data)
+    held = {row.group for part in (opened.select, opened.test) for row in part["files"].rows}
+    return earlier_runs.check_held_out(model, data, opened), held
+
+
+@pytest.mark.parametrize("boundary", [True, False])
+def test_another_seed_on_the_same_rows_is_refused(tmp_path, boundary):
+    rows = write_manifest(tmp_path, "m.jsonl", range(PATIENTS))
+    run, trained = train(tmp_path, rows, 1, boundary=boundary)
+    assert check(tmp_path, run, rows, 1)[0] == []
+    for model in (run, f"{run}/hf"):
+        with pytest.raises(UserError, match=r"give --config.data.seed=1") as caught:
+            check(tmp_path, model, rows, 0)
+        held = {
+            row.group for row in splits.open_splits(data_of(tmp_path, rows, 0)).test["files"].rows
+        }
+        assert held & trained and "\n" not in str(caught.value)
+
+
+def test_patients_that_two_manifests_share_are_counted(tmp_path):
+    first = write_manifest(tmp_path, "train.jsonl", range(PATIENTS))
+    run, trained = train(tmp_path, first, 0)
+    # The same patients as another program writes them.
+    second = write_manifest(tmp_path, "valid.jsonl", [f"{n:06d}" for n in range(20, 60)])
+    [warning], held = check(tmp_path, run, second, 0)
+    shared = {group for group in held if str(int(group)) in trained}
+    assert shared and f"{len(shared)} of {len(held)} held-out patients trained it" in warning
+    other = write_manifest(tmp_path, "other.jsonl", range(100, 140))
+    assert check(tmp_path, run, other, 0)[0] == []
+
+
+def test_chains_of_runs_are_followed_to_their_start(tmp_path):
+    rows = write_manifest(tmp_path, "m.jsonl", range(PATIENTS))
+    first, _ = train(tmp_path, rows, 1)
+    second, _ = train(tmp_path, write_manifest(tmp_path, "o.jsonl", range(90, 130)), 2, model=first)
+    with pytest.raises(UserError, match="seed=1"):
+        check(tmp_path, second, rows, 0)
+    assert [run.seed for run in earlier_runs.trained_on_films(second)] == [2, 1]
+    assert not [*earlier_runs.trained_on_films("phantom")]
+
+
+def test_rows_that_are_gone_are_said(tmp_path):
+    rows = write_manifest(tmp_path, "m.jsonl", range(PATIENTS))
+    run, _ = train(tmp_path, rows, 1)
+    (tmp_path / "m.jsonl").unlink()
+    other = write_manifest(tmp_path, "other.jsonl", range(PATIENTS + 1))
+    [warning], _ = check(tmp_path, run, other, 0)
+    assert "is not known" in warning and "\n" not in warning
