@@ -255,7 +255,7 @@ def _read_orientation(dataset: Dataset) -> str:
 def _read_view(dataset: Dataset, position: str) -> str:
     """PA, AP, LATERAL, OTHER or unknown.
 
-    From ViewPosition, else the view code, else the protocol's or series' name, else how the patient lies in the picture.
+    From ViewPosition, else the view code, else the protocol's or series' name, else how the patient lies on the film.
     """
     view = words.view_of_position(position)
     if view not in ("", "unknown"):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset
+from pydicom.uid import RLELossless
 
 from cxr_jax.data.dicom.header import overlay_bits, whole_number
 from cxr_jax.errors import UserError
@@ -46,9 +47,6 @@ def extract(
     """
     bits = metadata["bits"]
     size, up = 8 * cells.dtype.itemsize, shift(dataset, bits)
-    # What a codec gives may have no room beside the value.
-    if bits + up > size:
-        raise UserError(f"{path}: High Bit says that the pixels lie in other bits than they do")
     if bits == size:
         return cells
     whole = cells.view(f"u{cells.dtype.itemsize}")
@@ -56,7 +54,11 @@ def extract(
     if not up and not overlays and _are_values(cells, bits):
         return cells
     whole = whole & whole.dtype.type(~overlays & ((1 << size) - 1))
-    _check_place(path, whole[~padding_mask], bits, up)
+    if _are_in_lowest(whole[~padding_mask], bits) and up:
+        # A codec that knows how many bits a value has gives it without a cell around it.
+        if not _is_from_codec(dataset):
+            raise UserError(f"{path}: High Bit says that the pixels lie in other bits than they do")
+        up = 0
     # By the standard: what is above the value is not part of it.
     room = size - bits
     values = (whole >> up << room).view(cells.dtype) >> room
@@ -77,10 +79,18 @@ def _range(values: np.ndarray, bits: int) -> tuple[int, int]:
     return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
 
 
-def _check_place(path: str | Path, whole: np.ndarray, bits: int, up: int) -> None:
-    """Refuse a High Bit above the pixels, which lie in the lowest bits after all. Raises UserError."""
-    if up and np.any(whole & whole.dtype.type((1 << up) - 1)) and not np.any(whole >> bits):
-        raise UserError(f"{path}: High Bit says that the pixels lie in other bits than they do")
+def _are_in_lowest(whole: np.ndarray, bits: int) -> bool:
+    """Whether no pixel reaches above the lowest bits.
+
+    With a High Bit above them, either they lie there after all, or the film is so dark that nobody can tell.
+    """
+    return bool(whole.any()) and not np.any(whole >> bits)
+
+
+def _is_from_codec(dataset: Dataset) -> bool:
+    """Whether the pixels were compressed as values; RLE packs the bytes of cells."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    return syntax.is_encapsulated and syntax != RLELossless
 
 
 def _settle(

@@ -1,8 +1,10 @@
 """Which bits of a cell are the pixel: every layout gives the picture of the plain one, or is refused in one line."""
 
 import dataclasses
+import io
 
 import numpy as np
+import pydicom
 import pytest
 from dicom_files import build
 from places import SHARED
@@ -11,6 +13,8 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    RLELossless,
 )
 
 from cxr_jax.data import images
@@ -125,6 +129,20 @@ def test_pixels_that_lie_in_the_high_bits_are_shifted():
         assert image.meta["warnings"] == [] and image.meta["bits"] == 12
 
 
+def test_compressed_values_have_no_cell_for_a_high_bit():
+    for syntax, is_refused in ((JPEG2000Lossless, False), (RLELossless, True)):
+        dataset = pydicom.dcmread(io.BytesIO(Layout().file(film())))
+        dataset.compress(syntax)
+        dataset.HighBit = 15
+        buffer = io.BytesIO()
+        dataset.save_as(buffer)
+        if is_refused:
+            with pytest.raises(UserError, match="High Bit says"):
+                read(buffer.getvalue())
+        else:
+            np.testing.assert_allclose(read(buffer.getvalue()).pixels, film() / 4095, atol=1e-6)
+
+
 def test_overlays_among_the_bits_are_masked_declared_or_not():
     values = film()
     rng = np.random.default_rng(1)
@@ -174,6 +192,8 @@ def test_a_few_values_above_the_range_are_clipped():
         (film().astype(np.int16), {}, "Bits Stored or Pixel Representation contradict"),
         (film().astype(np.uint16), {"HighBit": 15}, "High Bit says"),
         (film().astype(np.uint16), {"HighBit": 13}, "High Bit says"),
+        (film(8).astype(np.uint16) << 4, {"HighBit": 15}, "High Bit says"),
+        (film(12).astype(np.uint16) << 1, {"BitsStored": 14, "HighBit": 14}, "High Bit says"),
         (film().astype(np.uint16), {"HighBit": 10}, "High Bit contradicts"),
         (film().astype(np.uint16), {"HighBit": 16}, "High Bit contradicts"),
         (film().astype(np.uint16), {"BitsStored": 17, "HighBit": 16}, "contradict each other"),
