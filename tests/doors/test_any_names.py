@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ import cxr_jax
 from cxr_jax import __main__ as console
 from cxr_jax import convert, label, labels, main, predict
 from cxr_jax.config import command_line
-from cxr_jax.data.sources import label_table, manifest
-from cxr_jax.errors import UserError, as_utf8, exit_code, printable
+from cxr_jax.data.sources import label_table, manifest, unreadable
+from cxr_jax.errors import UserError, as_utf8, exit_code, print_any_text, printable
 from cxr_jax.evaluation import label_agreement
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.report.__main__ import main as draw_report
@@ -184,6 +185,18 @@ def test_manifest_command(tmp_path, open_terminal):
     terminal()
     assert label_table.main([str(tmp_path / os.fsdecode(b"no\xff\x1b.csv")), str(out)]) == 2
     assert "no\\xff\\x1b.csv" in terminal()[1]
+
+
+def test_unreadable_films_are_named_a_line_each(tmp_path, open_terminal):
+    terminal = open_terminal()
+    print_any_text()  # as every door does
+    bad = unreadable.UnreadableFiles(len(NAMES))
+    paths = [Path(path_of(tmp_path, name, b".png")) for name in NAMES]
+    for path in paths:
+        bad.add(path, UserError(f"{path}: no such file"))
+    unreadable.check_files(paths, limit=len(NAMES))
+    out, err = terminal()
+    assert out.count("\n") == err.count("\n") == len(NAMES) and is_plain(out + err)
 
 
 def test_agreement_writes_errors_in_utf8(tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cxr_jax.data import image_gate, images, loading
-from cxr_jax.errors import UserError
+from cxr_jax.errors import UserError, printable
 
 CHECK_PART = 256  # files that are decoded between two looks for a signal
 LISTED = 100  # unreadable files that a check names
@@ -37,7 +37,8 @@ class UnreadableFiles:
                 raise UserError(too_many(str(error), self.limit)) from error
             self._paths.add(path)
             print(
-                f"warning: {error}; left out, {len(self._paths)} of at most {self.limit} (config.data.max_bad)",
+                f"warning: {printable(error)}; left out, {len(self._paths)} of at most {self.limit} "
+                "(config.data.max_bad)",
                 file=sys.stderr,
                 flush=True,
             )
@@ -91,7 +92,7 @@ def check_files(
         problems += filter(None, part)
     if problems and (limit or len(problems) > 1):
         for problem in problems[:LISTED]:
-            print(f"unreadable: {problem}", flush=True)
+            print(f"unreadable: {printable(problem)}", flush=True)
     if len(problems) > limit:
         count = (
             f"{len(problems):,} of {len(files):,} films cannot be read, the first: {problems[0]}"
