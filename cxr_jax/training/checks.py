@@ -59,6 +59,7 @@ def check_common(config: ConfigDict) -> Source:
     settings = RunConfig.from_config(config)
     Trainable.create(settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype)
     pretrained.check_model(settings.model)
+    pretrained.check_weights(settings.model)
     open_prompts = {"phantom": _phantom_prompts, "files": _film_prompts}[source]
     train, prompts = open_prompts(settings)
     check_model(settings.model, train.size, prompts, settings.max_completion)

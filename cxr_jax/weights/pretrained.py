@@ -116,6 +116,21 @@ def check_model(model: str) -> None:
         raise UserError(f"config.model={model!r}: no such size; known: {known}")
 
 
+def check_weights(model: str) -> None:
+    """Refuse a folder whose files of weights are missing or do not fit its config.json; their headers tell.
+
+    Raises:
+        UserError: naming the file or the tensors.
+    """
+    if model.startswith(_RANDOM):
+        return
+    folder = _find_folder(model)
+    if native_folder.is_native(folder):
+        native_folder.Arrays(folder)
+    else:
+        hf_folder.open_folder(folder)
+
+
 def load_tokenizer(model: str) -> Tokenizer:
     """Load the tokenizer that `config.model` brings.
 

@@ -14,7 +14,7 @@ import cxr_jax
 from cxr_jax.errors import UserError
 from cxr_jax.models.qwen2_5_vl import hf_table
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B, Config
-from cxr_jax.weights import hf_folder
+from cxr_jax.weights import hf_folder, pretrained
 from cxr_jax.weights.safetensors_file import Tensors, write_folder, write_safetensors
 
 NESTED = {"visual.": "model.visual.", "model.": "model.language_model."}
@@ -131,6 +131,22 @@ def test_tied_weights_stored_as_head_only(tmp_path, rename, shards):
     after = hf_folder.load(src)
     assert after[0] == before[0]
     same(before[1], after[1])
+
+
+def test_weights_that_do_not_fit_are_refused_before_a_run(tmp_path):
+    """At a dry run: what the headers tell needs no weights."""
+    src = golden_cases.write_folder(tmp_path / "a", "even", hf_table.canonical_key)
+    pretrained.check_weights(str(src))
+    pretrained.check_weights("phantom")
+    pretrained.check_weights("random:phantom")
+    rewrite(src, lambda arrays: arrays.pop(EMBEDDING))
+    with pytest.raises(UserError, match=f"missing: {EMBEDDING}"):
+        pretrained.check_weights(str(src))
+    (src / "model.safetensors").unlink()
+    index = {"weight_map": {EMBEDDING: "model-00001-of-00002.safetensors"}}
+    (src / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="model-00001-of-00002.safetensors is missing"):
+        pretrained.check_weights(str(src))
 
 
 def test_untied_weights_need_both(folder):
