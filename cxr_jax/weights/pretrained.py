@@ -15,6 +15,7 @@ from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime.trees import Tree
 from cxr_jax.weights import hf_folder, locate, model_card, native_folder
+from cxr_jax.weights.safetensors_file import find_shards
 
 PHANTOM = str(asset("phantom"))
 
@@ -117,18 +118,13 @@ def check_model(model: str) -> None:
 
 
 def check_weights(model: str) -> None:
-    """Refuse a folder whose files of weights are missing or do not fit its config.json; their headers tell.
+    """Refuse a folder that lacks files of its weights; none is opened.
 
     Raises:
-        UserError: naming the file or the tensors.
+        UserError: naming the file.
     """
-    if model.startswith(_RANDOM):
-        return
-    folder = _find_folder(model)
-    if native_folder.is_native(folder):
-        native_folder.Arrays(folder)
-    else:
-        hf_folder.open_folder(folder)
+    if not model.startswith(_RANDOM) and not native_folder.is_native(_find_folder(model)):
+        find_shards(_find_folder(model))
 
 
 def load_tokenizer(model: str) -> Tokenizer:

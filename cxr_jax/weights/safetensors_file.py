@@ -164,6 +164,45 @@ class Shard(NamedTuple):
     indexed: set[str] | None
 
 
+def find_shards(folder: Path) -> list[Shard]:
+    """Find the files of a model folder's weights; none is opened but the index.
+
+    Raises:
+        UserError: when one is missing.
+    """
+    index, single = folder / INDEX, folder / "model.safetensors"
+    if not index.is_file():
+        if not single.is_file():
+            raise UserError(f"{folder}: {_why_missing(folder, single)}")
+        return [Shard(single, None)]
+    # Which one is newer nobody can know, so neither is taken.
+    if single.is_file():
+        raise UserError(f"{folder}: holds both model.safetensors and {INDEX}; remove the stale one")
+    # Turned around: the index is by tensor, and files are opened one by one.
+    names_of_shard: dict[str, set[str]] = {}
+    for tensor_name, name in _read_weight_map(index).items():
+        names_of_shard.setdefault(name, set()).add(tensor_name)
+    # All shards are looked for at once, before the first of them is read.
+    for name in sorted(names_of_shard):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: {shown(name)} is missing")
+    return [Shard(folder / name, names_of_shard[name]) for name in sorted(names_of_shard)]
+
+
+def _why_missing(folder: Path, single: Path) -> str:
+    # The reasons that people meet, from the most likely: another format, a dead link, a lost
+    # file.
+    pickles = [file.name for pattern in PICKLES for file in folder.glob(pattern)]
+    if pickles:
+        return (
+            f"{shown(min(pickles))} is a pickle file, which can run code when it is read; "
+            "only safetensors are read"
+        )
+    if single.is_symlink():
+        return f"{single.name} is a broken link"
+    return f"{INDEX if any(folder.glob('*.safetensors')) else single.name} is missing"
+
+
 class Tensors:
     """All tensors of a model folder by canonical key; memory-mapped, read one at a time.
 
@@ -186,7 +225,7 @@ class Tensors:
     ) -> None:
         self.folder = Path(folder)
         self.stored: dict[str, StoredTensor] = {}
-        files = [Shard(self.folder / file_name, None)] if file_name else self._shards()
+        files = [Shard(self.folder / file_name, None)] if file_name else find_shards(self.folder)
         for file_path, indexed in files:
             header, data_start = read_header(file_path)
             # An index is a second account of the same names, so any difference means mixed-up
@@ -209,40 +248,6 @@ class Tensors:
                     tuple(entry["shape"]),
                     data_start + entry["data_offsets"][0],
                 )
-
-    def _shards(self) -> list[Shard]:
-        index, single = self.folder / INDEX, self.folder / "model.safetensors"
-        if not index.is_file():
-            if not single.is_file():
-                raise UserError(f"{self.folder}: {self._why_missing(single)}")
-            return [Shard(single, None)]
-        # Which one is newer nobody can know, so neither is taken.
-        if single.is_file():
-            raise UserError(
-                f"{self.folder}: holds both model.safetensors and {INDEX}; remove the stale one"
-            )
-        # Turned around: the index is by tensor, and files are opened one by one.
-        names_of_shard: dict[str, set[str]] = {}
-        for tensor_name, name in _read_weight_map(index).items():
-            names_of_shard.setdefault(name, set()).add(tensor_name)
-        # All shards are looked for at once, before the first of them is read.
-        for name in sorted(names_of_shard):
-            if not (self.folder / name).is_file():
-                raise UserError(f"{self.folder}: {shown(name)} is missing")
-        return [Shard(self.folder / name, names_of_shard[name]) for name in sorted(names_of_shard)]
-
-    def _why_missing(self, single: Path) -> str:
-        # The reasons that people meet, from the most likely: another format, a dead link, a lost
-        # file.
-        pickles = [file.name for pattern in PICKLES for file in self.folder.glob(pattern)]
-        if pickles:
-            return (
-                f"{shown(min(pickles))} is a pickle file, which can run code when it is read; "
-                "only safetensors are read"
-            )
-        if single.is_symlink():
-            return f"{single.name} is a broken link"
-        return f"{INDEX if any(self.folder.glob('*.safetensors')) else single.name} is missing"
 
     def shape(self, tensor_name: str) -> tuple[int, ...]:
         """Return the shape of a tensor; it is not read."""

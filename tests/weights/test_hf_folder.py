@@ -133,19 +133,15 @@ def test_tied_weights_stored_as_head_only(tmp_path, rename, shards):
     same(before[1], after[1])
 
 
-def test_weights_that_do_not_fit_are_refused_before_a_run(tmp_path):
-    """At a dry run: what the headers tell needs no weights."""
+def test_missing_shards_are_told_before_a_run(tmp_path):
+    """At a dry run, which reads no weights."""
     src = golden_cases.write_folder(tmp_path / "a", "even", hf_table.canonical_key)
-    pretrained.check_weights(str(src))
-    pretrained.check_weights("phantom")
-    pretrained.check_weights("random:phantom")
-    rewrite(src, lambda arrays: arrays.pop(EMBEDDING))
-    with pytest.raises(UserError, match=f"missing: {EMBEDDING}"):
-        pretrained.check_weights(str(src))
+    for model in (str(src), "phantom", "random:phantom"):
+        pretrained.check_weights(model)
     (src / "model.safetensors").unlink()
     index = {"weight_map": {EMBEDDING: "model-00001-of-00002.safetensors"}}
     (src / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match="model-00001-of-00002.safetensors is missing"):
+    with pytest.raises(UserError, match=r"model-00001-of-00002\.safetensors is missing"):
         pretrained.check_weights(str(src))
 
 

@@ -79,7 +79,7 @@ def test_quantized_folder_is_refused_by_its_config(folder, capsys, kind):
     doors = {
         "load, predict, evaluate": lambda: cxr_jax.load(folder),
         "train, --dry_run": lambda: pretrained.check_model(str(folder)),
-        "plan": lambda: programs._read_model(str(folder)),
+        "plan": lambda: programs.read_model(str(folder)),
         "base of an adapter, arrays": lambda: hf_folder.load(folder),
     }
     for door, enter in doors.items():
