@@ -36,6 +36,7 @@ def exit_code(
     Returns:
         What `action` returns; 2 after a UserError; 1 after any other error and after Ctrl-C.
     """
+    # Here, where all commands come by.
     print_any_text()
     try:
         return action() or 0
@@ -86,6 +87,7 @@ def printable(text: object) -> str:
 
     For one line of a message or a screen: whatever a name holds, it neither moves the cursor nor begins a new line.
     """
+    # Python's own notion of what prints, so that letters of every alphabet stay.
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in as_utf8(text)

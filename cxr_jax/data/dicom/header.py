@@ -118,6 +118,7 @@ def check_kind(path: str | Path, dataset: Dataset, metadata: Metadata) -> None:
     if sop_class == MediaStorageDirectoryStorage or "DirectoryRecordSequence" in dataset:
         raise UserError(f"{path}: a DICOMDIR index, not an image")
     # No message names a header's value: it may be patient data.
+    # What the file is stored as decides where the modality's word is not understood.
     class_name = UID(sop_class).name
     modality = words.meaning_of_modality(read_text(dataset, "Modality"), class_name)
     if modality is Meaning.OTHER:

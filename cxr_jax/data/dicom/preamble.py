@@ -60,6 +60,7 @@ def complete(path: str | Path, file_bytes: bytes) -> bytes:
         if start or has_meta:
             raise UserError(f"{path}: the DICOM file does not say its transfer syntax")
         raise UserError(f"{path}: {radiograph.NO_PICTURE}")
+    # Values have an even number of bytes.
     value = syntax.encode() + b"\0" * (len(syntax) % 2)
     meta = b"\x02\x00\x10\x00UI" + struct.pack("<H", len(value)) + value
     return PREAMBLE + meta + file_bytes[data_start:]
@@ -83,6 +84,8 @@ def _holds_elements(file_bytes: bytes, start: int, syntax: UID) -> bool:
         if len(file_bytes) - position < 8:
             return False
         tag = struct.unpack_from(order + "HH", file_bytes, position)
+        # Tags of a data set grow. Bytes of another kind of file seldom do,
+        # and lengths that lead past its end betray it.
         if tag <= last_tag or (position == start and tag[0] not in FIRST_GROUPS):
             return False
         vr, header_size = file_bytes[position + 4 : position + 6], 8

@@ -47,6 +47,7 @@ def extract(
     """
     bits = metadata["bits"]
     size, up = 8 * cells.dtype.itemsize, shift(dataset, bits)
+    # A cell that is all value has no room for anything else.
     if bits == size:
         return cells
     whole = cells.view(f"u{cells.dtype.itemsize}")
@@ -59,7 +60,8 @@ def extract(
         if not _is_from_codec(dataset):
             raise UserError(f"{path}: High Bit says that the pixels lie in other bits than they do")
         up = 0
-    # By the standard: what is above the value is not part of it.
+    # By the standard: what is above the value is not part of it. Up to the top of the cell and down again, which
+    # repeats the sign of signed values.
     room = size - bits
     values = (whole >> up << room).view(cells.dtype) >> room
     whole_values = whole.view(cells.dtype) >> up
@@ -106,6 +108,7 @@ def _settle(
     Masking the latter wraps bright pixels to black; not masking the former leaves a drawing of full brightness. A film
     is smooth: the right reading has fewer neighbours that differ by half the range. Raises UserError.
     """
+    # Padding may be any number, and says nothing of the pixels.
     is_odd = (values != whole_values) & ~padding_mask
     if not is_odd.any():
         return values
@@ -116,6 +119,7 @@ def _settle(
         return values
     if np.count_nonzero(is_odd) > FEW * is_odd.size:
         raise UserError(f"{path}: Bits Stored or Pixel Representation contradict the pixels")
+    # Wrapped, they would be black specks in white; one step too high is white all the same.
     metadata["warnings"].append("a few pixels are out of the range of Bits Stored: clipped")
     return np.clip(whole_values, *_range(values, bits))
 

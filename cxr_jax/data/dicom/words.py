@@ -86,6 +86,7 @@ class Meaning(Enum):
 
 def _fold(text: str) -> str:
     """Upper case, accents left out."""
+    # NFKD parts a letter from its accent, which is then a character of its own.
     letters = unicodedata.normalize("NFKD", text.upper())
     return "".join(letter for letter in letters if not unicodedata.combining(letter))
 
@@ -102,6 +103,7 @@ def meaning_of_modality(text: str, class_name: str) -> Meaning:
         class_name: the standard's name of the SOP class, asked where the modality is not understood.
     """
     words = _words(text)
+    # First what it is not: of a file that says CT and CR one is wrong, and nobody knows which.
     if any(word in OTHER_MODALITIES for word in words):
         return Meaning.OTHER
     if any(word in RADIOGRAPHY for word in words):
@@ -112,10 +114,12 @@ def meaning_of_modality(text: str, class_name: str) -> Meaning:
 def meaning_of_body_part(text: str) -> Meaning:
     """Understand a body part, or a description that may name one."""
     folded, words = _fold(text), _words(text)
+    # Before the chest words, which such a part has as well.
     if any(stem in folded for stem in SPINE_STEMS):
         return Meaning.OTHER
     # A side may be written on to the part: LHAND.
     words += [word[1:] for word in words if word[0] in "LR"]
+    # Before other parts: a film of chest and abdomen shows the chest.
     if any(word.startswith(CHEST_STEMS) for word in words):
         return Meaning.RIGHT
     if any(part in folded for part in (*CHEST_PARTS, *map(_fold, CHEST_SIGNS))):
@@ -133,6 +137,7 @@ def views_in(text: str) -> set[str]:
     text = re.sub(r"\bANTERI?O?R?\W*POSTERI\w*", " AP ", text)
     text = re.sub(r"\b(DORSO\W*VENTRAL\w*|D\W?V)\b", " PA ", text)
     text = re.sub(r"\b(VENTRO\W*DORSAL\w*|V\W?D)\b", " AP ", text)
+    # Word by word: what stands beside a view (SUPINE, PORTABLE, ERECT) says how it was taken, not what it is.
     views = set()
     for word in re.findall(r"[A-Z]+", text):
         if word in FRONTAL:
@@ -152,6 +157,7 @@ def view_of_position(text: str) -> str:
     # A decubitus film is called lateral, too, an apical one AP; two views of one film are no frontal one.
     if "OTHER" in views or len(views - {"unknown"}) > 1:
         return "OTHER"
+    # One view, perhaps beside a word that says nothing.
     known = views - {"unknown"}
     if known:
         return known.pop()
