@@ -61,7 +61,7 @@ def test_the_default_preset_is_phantom():
 def dry(tmp_path_factory):
     folder = tmp_path_factory.mktemp("experiments")
     rows = []
-    for name in ("a.png", "b.png"):
+    for name in ("a.png", "b.png", "c.png"):  # a patient each: to train, to choose by, to test
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60), np.uint8)).save(
             folder / name
         )
