@@ -44,6 +44,7 @@ def choose(folder: Path, tokenizer: Tokenizer) -> None:
     Raises:
         UserError: if there is none, none named "default" of several, or none that renders a question about an image.
     """
+    # What the tokenizer has found by itself, in the two files that it knows.
     own = tokenizer.chat_template
     for name in _PROCESSOR_FILES:
         template = _template_in(folder / name)
@@ -74,6 +75,7 @@ def _template_in(path: Path) -> Any:
         return None
     except (TypeError, ValueError) as error:
         raise UserError(f"{path.name}: not valid JSON, or no JSON object") from error
+    # Named templates are a list in files of before transformers 5, and a dict in memory.
     if isinstance(template, list):
         try:
             return {str(named["name"]): named["template"] for named in template}
@@ -92,6 +94,7 @@ def _check(tokenizer: Tokenizer) -> None:
     if isinstance(template, dict) and "default" not in template:
         names = ", ".join(map(shown, template))
         raise UserError(f"has the chat templates {names}, and none is named 'default'")
+    # Which of several is meant nobody can know, unless one is named so.
     used = template["default"] if isinstance(template, dict) else template
     if not isinstance(used, str):
         raise UserError("the chat template is no text")
@@ -166,6 +169,7 @@ def _lost(rendered: str, probe: Messages, has_image: bool) -> str:
         return "the image"
     if _STRAY in rendered:
         return "the words of a message, and prints its parts"
+    # Each word is another, so that a turn which stands twice does not hide one that is left out.
     roles = [message["role"] for message in probe if message["content"] not in rendered]
     return f"the text of the {roles[0]}{_TURN}" if roles else ""
 
@@ -175,6 +179,7 @@ def _written(
 ) -> list[dict[str, Any]]:
     """Messages of which some are lists of parts; the image is a part of the question, or its tokens in the text."""
     roles = [message["role"] for message in messages]
+    # The image stands before the first question, in whatever form.
     question = roles.index("user")
     written = []
     for index, (role, message) in enumerate(zip(roles, messages, strict=True)):

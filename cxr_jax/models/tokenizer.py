@@ -201,9 +201,11 @@ def _check_merges(folder: Path) -> None:
         lines = (folder / "merges.txt").read_bytes().decode().split("\n")
     except ValueError as error:
         raise UserError(f"{folder}: vocab.json or merges.txt is damaged") from error
+    # A merge is two words with a space between them, and makes what they are together.
     merged = {line.rstrip("\r").replace(" ", "", 1) for line in lines}
     # One character is a byte, and what looks like a tag is an added token.
     words = [word for word in vocab if len(word) > 1 and not _TAG.fullmatch(word)]
+    # Published vocabularies have none such, so a single one shows that the files are not of one tokenizer.
     unmade = sum(word not in merged for word in words)
     if unmade:
         raise UserError(

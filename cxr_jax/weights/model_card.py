@@ -56,6 +56,7 @@ def licence_of(folder: Path | None) -> Licence:
     settings = _stated(folder, files)
     # A notice is no licence.
     texts = [name for name in files if name.lower().startswith(("licen", "copying"))]
+    # What the folder's own card says goes before what can be seen in its files.
     if "license" in settings:
         words = ", ".join(f"`{value}`" for value in settings.values())
         sentence = f"Its licence is that of the model it started from: {words}."
@@ -88,6 +89,7 @@ def _stated(folder: Path, files: Mapping[str, bytes]) -> dict[str, Any]:
     card = folder / _CARD
     if not card.is_file():
         return {}
+    # Whoever wrote the card may have written anything, of any length.
     with open(card, "rb") as file:
         text = file.read(_MOST_BYTES).decode("utf-8", "replace")
     found = _FRONT_MATTER.match(text)
@@ -132,6 +134,7 @@ class Origin:
 
 def name_of(folder: Path) -> str:
     """Name a model folder without its place: owner/name in a cache of the model hub, else the folder's own name."""
+    # Links are not followed: in a cache of the hub they lead to files that are named by their hashes.
     parts = folder.absolute().parts
     for part in parts:
         if part.startswith("models--"):
@@ -161,6 +164,7 @@ def write(folder: Path, origin: Origin, task: str, data_source: str) -> None:
         f"{origin.licence.sentence}\n\n"
         f"{NOT_FOR_DIAGNOSIS} Phantom results say nothing about patients.\n"
     )
+    # The terms first: a card without them would point at nothing.
     for name, content in origin.licence.files.items():
         whole_files.write_bytes(folder / name, content)
     whole_files.write_text(folder / _CARD, card)

@@ -30,6 +30,7 @@ def refuse(folder: Path, settings: dict[str, Any]) -> None:
     Raises:
         UserError: which names `quantization_config`, or what stands in its place.
     """
+    # The first that is found says enough.
     for place, key, value in _declared(settings):
         how = f" ({_method(value)})" if _method(value) else ""
         raise UserError(f"{folder}: config.json has {place}{_named(key)}{how}: {_ADVICE}")
@@ -59,6 +60,7 @@ def _method(value: object) -> str:
     """How the folder was quantized, in its own words."""
     if not isinstance(value, dict):
         return ""
+    # The key of transformers, that of ModelOpt, and that of compressed-tensors.
     method = value.get("quant_method") or value.get("quant_algo") or value.get("format")
     bits = value.get("bits") or ("4" if value.get("load_in_4bit") else None)
     words = [] if method is None else [shown(method).strip("'")]
