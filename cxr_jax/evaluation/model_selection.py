@@ -92,7 +92,7 @@ class ModelSelection:
             # Greedy, in the order of the images, so that a second look at the same weights is the same.
             readings = self.reader.read(params, held_out_batch["image"], held_out_batch["texts"])
             log_metrics |= self._score(split_name, readings, held_out_batch)
-            if readings.lack_format(held_out_batch["solution"]):
+            if readings.has_answers_without_format(held_out_batch["solution"]):
                 formatless.append(split_name)
         log_metrics["alarms/lost_recall"] = self._count_lost_labels(log_metrics)
         log_metrics["alarms/format_never_held"] = len(formatless)

@@ -42,7 +42,7 @@ class Readings(NamedTuple):
     valid: np.ndarray
     opened: np.ndarray | None = None
 
-    def lack_format(self, solution: np.ndarray) -> bool:
+    def has_answers_without_format(self, solution: np.ndarray) -> bool:
         """Tell whether answers name what is there, bool [N, 14], and no text holds the format; see `alarms`."""
         # Scores count the labels of valid texts alone: this is about the others.
         accuracy = float((self.answer & solution).any(axis=1).mean())

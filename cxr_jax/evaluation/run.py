@@ -160,7 +160,7 @@ def evaluate_models(
 
 
 def _warn_of_format(name: str, readings: Readings, solution: np.ndarray) -> None:
-    if readings.lack_format(solution):
+    if readings.has_answers_without_format(solution):
         print(f"alarm: format never held by {name}: {alarms.FORMAT_NEVER_HELD}", flush=True)
 
 
