@@ -68,6 +68,7 @@ class Constraint(NamedTuple):
         """
         # After a closed trace the format takes any white space, and the rules only some.
         for text in (opened, _SPACE_AFTER_TRACE.sub(r"</think>\1", opened)):
+            # By bytes, not by tokens: the prompt may have cut the text otherwise.
             state = 0
             for byte in text.encode():
                 state = int(np.asarray(self.after_byte)[state, byte])

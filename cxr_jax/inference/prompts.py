@@ -94,6 +94,7 @@ def render_conversation(
         plain_text.refuse_placeholders(message["content"], "a prompt")
     mark = plain_text.choose_mark(message["content"] for message in messages)
     marked = [_marked(tokenizer, message, mark) for message in messages]
+    # In the form that this template reads, with the spellings broken before it sees them.
     has_image = image_tokens > 0
     rendered = chat_template.in_form(tokenizer, marked, has_image=has_image)
     text = chat_template.render(tokenizer, rendered)
@@ -131,6 +132,7 @@ def _opened(
         mark: a character that people's texts did not hold.
         has_image: whether they are about an image.
     """
+    # What the generation prompt adds, without the frame that decoding would skip.
     before = _turns(tokenizer, messages, has_image)
     opened = _words_of_turn(tokenizer, text, before)
     if not opened:
@@ -163,6 +165,7 @@ def _words_of_turn(tokenizer: Tokenizer, text: str, text_before: str) -> str:
     # A template that knows no generation prompt, or always writes it, has the turn at its end.
     has_more = len(text) > len(text_before) and text.startswith(text_before)
     turn = text[len(text_before) :] if has_more else text
+    # Whatever stands before the last token of the frame is the frame's.
     for token in plain_text.control_tokens(tokenizer):
         turn = turn.rpartition(token)[2]
     # White space in front is the frame's, not the model's.
@@ -254,6 +257,7 @@ class Prompts:
                 ids=rendered.ids,
                 positions=qwen.positions(self.config, row, [self.grid])[:, 0],
                 opened=rendered.opened,
+                # Encoded by itself: in the prompt its first token may reach into the frame.
                 opened_ids=self.tokenizer(rendered.opened, add_special_tokens=False)["input_ids"],
             )
         return self._known[text]

@@ -176,6 +176,7 @@ def tokens_to_bytes(
         uint8 [B, max_bytes], and byte counts int32 [B], which may exceed max_bytes.
     """
     data, offset, length = (jnp.asarray(array) for array in table)
+    # What was opened lies at the end of its columns, so the two are one run of tokens.
     if opened is not None:
         tokens, lengths = jnp.concatenate([opened, tokens], axis=1), lengths + opened.shape[1]
     batch_size, width = tokens.shape

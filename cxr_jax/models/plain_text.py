@@ -53,6 +53,7 @@ class _AddedTokens:
 
 def _pattern(token: Any) -> str:
     """Where the tokenizer finds an added token, by its flags."""
+    # Literally, and at the borders as the library's flags have it.
     pattern = re.escape(token.content)
     if token.single_word:
         pattern = rf"(?<!\w){pattern}(?!\w)"
@@ -98,6 +99,7 @@ def refuse_placeholders(text: str, name: str) -> None:
     Raises:
         UserError: naming the placeholder.
     """
+    # By the text: a tokenizer may not have the token, and the writer meant it all the same.
     for placeholder, kind in _PLACEHOLDERS.items():
         if placeholder in text:
             raise UserError(
@@ -110,6 +112,7 @@ def refuse_placeholders(text: str, name: str) -> None:
 
 def choose_mark(texts: Iterable[str]) -> str:
     """Choose a character that none of the texts holds. Raises UserError if there is none."""
+    # One for all texts of a prompt: after the template nobody knows whose text a place is in.
     joined = "".join(texts)
     for mark in _MARKS:
         if mark not in joined:
@@ -119,6 +122,7 @@ def choose_mark(texts: Iterable[str]) -> str:
 
 def break_tokens(tokenizer: Tokenizer, text: str, mark: str, allowed: Sequence[str] = ()) -> str:
     """Put the mark behind the first character of each added token that a text spells, but for those allowed."""
+    # Behind the first character: what is left of the spelling is no token, whatever stands before it.
     pattern = _spelling(tokenizer, tuple(allowed))
     return pattern.sub(lambda match: match.group() + mark, text)
 
@@ -127,12 +131,14 @@ def encode_marked(tokenizer: Tokenizer, text: str, mark: str) -> list[int]:
     """Encode a text in which `break_tokens` has broken what is no token."""
     if mark not in text:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    # ---- The template's own tokens, and plain text between them ----
     added = _added_tokens(tokenizer)
     token_ids: list[int] = []
     place = 0
 
     def add_plain(piece: str) -> None:
         plain_ids = added.plain.encode(piece.replace(mark, ""), add_special_tokens=False).ids
+        # A vocabulary may hold a special token as a word, too.
         if not set(plain_ids).isdisjoint(added.ids):
             raise UserError("the tokenizer cannot write its special tokens as plain text")
         token_ids.extend(plain_ids)

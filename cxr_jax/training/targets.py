@@ -25,12 +25,14 @@ def continuation(target: str, opened: str) -> str:
             target spells the place of an image.
     """
     plain_text.refuse_placeholders(target, "a target text")
+    # Exactly so: nothing is to be decided about white space.
     if target.startswith(opened):
         return target[len(opened) :]
     pattern = r"\s*" + r"\s*".join(map(re.escape, opened.split()))
     # Behind it white space is the template's to say, if it says any.
     if repeated := re.match(pattern + (r"\s*" if opened[-1].isspace() else ""), target):
         return target[repeated.end() :]
+    # A target that goes on by itself: is its trace where the template has left off?
     has_trace = "<think>" in opened
     is_open = has_trace and "</think>" not in opened
     closes = target.count("</think>")
