@@ -68,7 +68,8 @@ def dry(tmp_path_factory):
         user = [{"type": "image", "image": name}, {"type": "text", "text": "What is wrong?"}]
         turns = [("user", user), ("assistant", "<think>Wet.</think><answer>Edema</answer>")]
         messages = [{"role": role, "content": content} for role, content in turns]
-        rows.append({"id": name, "image": name, "solution": "Edema", "messages": messages})
+        row = {"id": name, "image": name, "patient_id": name, "solution": "Edema"}
+        rows.append({**row, "messages": messages})
     (folder / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     before = sorted(folder.iterdir())
     done = calls([_arguments(path, preset, folder) for path, preset in PRESETS])
