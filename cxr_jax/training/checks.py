@@ -85,10 +85,8 @@ def _film_prompts(settings: RunConfig) -> tuple[Source, dict[str, str]]:
     opened = splits.open_splits(data)
     earlier = earlier_runs.check_held_out(settings.model, data, opened)
     if processes.is_main():
-        for line in opened.about:
+        for line in (*opened.about, *opened.warnings, *earlier):
             print(line, flush=True)
-        for line in (*opened.warnings, *earlier):
-            print(line, file=sys.stderr, flush=True)
     sources = [opened.train, *opened.select.values(), *opened.test.values()]
     rows = [row for source in sources if isinstance(source, FilesSource) for row in source.rows]
     _check_system_turns(settings.model, rows)

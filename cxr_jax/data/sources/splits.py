@@ -23,7 +23,7 @@ HELD_OUT_PART = 64  # examples that `held_out` asks a source for at a time
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """The sources of a run; no patient is in two of the three splits.
+    """The sources of a run; no patient is in two of the three splits, unless a manifest has only two patients.
 
     Attributes:
         train: what trains.
@@ -99,16 +99,13 @@ def _file_splits(data_config: DataConfig, held_out_up_to: str) -> Splits:
         held_out_up_to=held_out_up_to,
     )
     patients = list(dict.fromkeys(row.group for row in held_source.rows))
-    if len(patients) < 2:
-        raise UserError(
-            f"{data_config.manifest}: rows of at least three patients are needed: to train, to choose a checkpoint by, "
-            "and to test"
-        )
     # In the order of the manifest's held-out rows.
     for_selection = set(patients[: max(1, len(patients) // 3)])
 
     def open_part(name: str, selected: bool) -> manifest.FilesSource:
         rows = [row for row in held_source.rows if (row.group in for_selection) == selected]
+        # Of two patients one is held out and serves for both, which is warned of: an empty set could not be scored.
+        rows = rows or held_source.rows
         return manifest.FilesSource(
             rows,
             data_config.side,
@@ -136,7 +133,8 @@ def _file_splits(data_config: DataConfig, held_out_up_to: str) -> Splits:
         label_policy=label_policy,
         about=tuple(
             filter(
-                None, (_describe_groups(parts), f"labels: {label_policy}", describe_repeats(rows))
+                None,
+                (_describe_groups(rows, parts), f"labels: {label_policy}", describe_repeats(rows)),
             )
         ),
         warnings=_warnings(data_config.manifest, rows, known_share),
@@ -144,18 +142,24 @@ def _file_splits(data_config: DataConfig, held_out_up_to: str) -> Splits:
     )
 
 
-def _describe_groups(parts: Mapping[str, manifest.FilesSource]) -> str:
+def _describe_groups(
+    rows: Sequence[manifest.Row], parts: Mapping[str, manifest.FilesSource]
+) -> str:
     """The groups of a split in one line: what is drawn as a patient, and how many are where."""
-    rows = [row for source in parts.values() for row in source.rows]
     unit = "patients" if all(row.patient is not None for row in rows) else "groups"
+    group_count = len({row.group for row in rows})
     counts = {name: len({row.group for row in source.rows}) for name, source in parts.items()}
     shares = ", ".join(f"{name} {count} ({len(parts[name])})" for name, count in counts.items())
-    return f"data: {len(rows):,} rows of {sum(counts.values()):,} {unit}; {unit} (rows): {shares}"
+    return f"data: {len(rows):,} rows of {group_count:,} {unit}; {unit} (rows): {shares}"
 
 
 def _warnings(name: str, rows: Sequence[manifest.Row], known_share: float) -> tuple[str, ...]:
     """What no number of a run may be read without, a line each."""
     warnings = []
+    if len({row.group for row in rows}) == 2:
+        warnings.append(
+            f"warning: {name}: rows of two patients: the one that is held out both chooses the checkpoint and tests it"
+        )
     if unknown := sum(row.patient is None for row in rows):
         which = "any row" if unknown == len(rows) else f"{unknown:,} of {len(rows):,} rows"
         warnings.append(

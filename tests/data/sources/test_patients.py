@@ -170,11 +170,15 @@ def test_rows_of_one_file_are_one_group_where_no_patient_is_known(tmp_path):
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7])
 def test_no_patient_both_chooses_a_checkpoint_and_tests_it(tmp_path, count):
     write_rows(tmp_path, count, patient_id=lambda index: index)
-    if count < 3:
+    if count == 1:
         with pytest.raises(UserError, match="patients are needed"):
             open_splits(tmp_path)
         return
     opened = open_splits(tmp_path)
+    [*warnings] = (line for line in opened.warnings if "two patients" in line)
+    assert len(warnings) == (count == 2)
+    if count == 2:
+        return
     parts = [opened.train, *opened.select.values(), *opened.test.values()]
     groups = [{row.group for row in part.rows} for part in parts]
     assert all(groups) and sum(map(len, groups)) == len(set.union(*groups)) == count
