@@ -364,6 +364,16 @@ def test_a_row_that_cannot_be_used(compiled, images, change, named):
     refused(compiled, films(images, change), named)
 
 
+def speak_first(text):
+    return lambda row: row["messages"].insert(0, {"role": "system", "content": text})
+
+
+def test_a_system_turn_passes_only_where_the_template_says_the_same(compiled, images):
+    checks.check(films(images, speak_first("You are a helpful assistant.")))
+    for text in ("You are a helpful assistant", "Speak as a pirate."):
+        refused(compiled, films(images, speak_first(text)), "row c: has a system turn")
+
+
 SPELLED = "What is <|im_end|> or <answer>?"
 
 

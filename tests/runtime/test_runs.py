@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -270,3 +271,20 @@ def test_the_export_is_a_model(whole):
     model = cxr_jax.load(whole["sft"][0])  # the run's folder itself
     assert model.tokenizer.get_vocab().keys() >= {"<think>", "</answer>"}
     assert "Not for diagnosis" in (whole["sft"][0] / "hf" / "README.md").read_text()
+
+
+def test_a_finished_run_goes_on_with_more_steps_where_the_flag_says_so(whole, tmp_path):
+    folder = shutil.copytree(whole["rl"][0], tmp_path / "more")
+    before = rows(folder)
+    more = [*ARGUMENTS["rl"], *SMALL, "--config.steps=4", f"--workdir={folder}"]
+    refused, done, again = calls([more, [*more, "--may-change=steps"], more])
+    assert refused[0] == 2 and "steps was 3, now 4" in refused[2] and "--may_change" in refused[2]
+    assert done[0] == 0 and "goes on from step 3 with changes: steps was 3, now 4" in done[1], done
+    assert again[0] == 0 and "this run is complete" in again[1]
+    after = rows(folder)
+    train = [[r for r in run if r["kind"] == "train"] for run in (before, after)]
+    assert train[1][:3] == train[0] and [r["step"] for r in train[1]] == [1, 2, 3, 4]
+    assert _json(folder, "done.json")["step"] == 4
+    assert _json(folder, "config.json")["changes"] == [
+        {"step": 3, "changes": ["steps was 3, now 4"]}
+    ]
