@@ -17,7 +17,9 @@ from _common import serve
 
 from cxr_jax.labels import lexicon
 from cxr_jax.labels.taxonomy import CHEXPERT_14
-from tests.helpers.oracle_reports import Reader
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests" / "helpers"))
+from oracle_reports import Reader  # noqa: E402
 
 CHUNK = 32  # reports between two looks at the clock
 
