@@ -21,16 +21,24 @@ LABELS = (*CHEXPERT_14, OTHER)
 SIDELESS = ("No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", OTHER)
 
 _MODES = ("negative", "uncertain", "ignore")
-# Table -> the keys that it may have; None: label names.
+# Table -> the keys that it may have; None: names (of labels, but for the first two).
 KEYS = {
     "classes": None,
+    "groups": None,
+    "words": ("hanging", "abbreviated", "near", "english", "foreign", "known"),
     "findings": None,
     "denials": None,
     "hedged": None,
     "denied": None,
     "subjects": None,
     "qualities": ("normal", "abnormal", "borderline"),
-    "cues": tuple(f"{mode}_{place}" for mode in _MODES for place in ("before", "after", "around")),
+    "cues": (
+        *(f"{mode}_{place}" for mode in _MODES for place in ("before", "after", "around", "field")),
+        "field_name",
+    ),
+    "values": ("positive", *_MODES),
+    "questions": ("question",),
+    "parts": ("before", "after"),
     "sides": ("right", "left", "both"),
     "headings": ("right", "left", "both"),
     "stops": ("sentence", "clause", "clause_right", "clause_left", "clause_both"),
@@ -41,7 +49,10 @@ MAX_WORDS = 64  # of one phrase
 MAX_EXPANSIONS = 1_000  # of one phrase, classes not counted
 # Text is compared in lower case, so a lexicon is written in it.
 _PLAIN_WORD = re.compile(r"[a-z0-9]+")
-_WORD = re.compile(r"[a-z0-9]+\*?|[.?!;:,/]")
+# The marks, lines and dashes of section 1 are tokens that no byte stands for alone; so is the break, written <end>.
+BREAK, END = "\n", "<end>"
+SENTENCE_ENDS = (".", "!", "?", BREAK)
+_WORD = re.compile(r"[a-z0-9]+\*?|-[a-z0-9]+|[.?!;:,/|\u00bf\u2013+^~-]|\n")
 # A group in brackets, or what stands between blanks.
 _TERM = re.compile(r"\(([^()]*)\)(?!\S)|(\S+)")
 
@@ -60,12 +71,14 @@ class Lexicon(NamedTuple):
     Attributes:
         name: the file it came from.
         classes: name -> its words.
-        phrases: sequence of words, stems ("stem*") and classes ("<name>") -> meaning.
+        phrases: sequence of words ("-word" where dashed), stems ("stem*") and classes ("<name>") -> meaning.
+        words: key of [words] -> its words, in the order of the file.
     """
 
     name: str
     classes: dict[str, frozenset[str]]
     phrases: dict[tuple[str, ...], Meaning]
+    words: dict[str, tuple[str, ...]]
 
 
 def load(path: str | Path | None = None, more: str | Path | None = None) -> Lexicon:
@@ -79,25 +92,45 @@ def load(path: str | Path | None = None, more: str | Path | None = None) -> Lexi
         UserError: one line that names the file and the phrase, for a file that cannot be read, an unknown table, key or
             label, a malformed phrase, and a clash (one expansion with two meanings).
     """
-    classes: dict[str, frozenset[str]] = {}
+    names = Names({}, {})
     phrases: dict[tuple[str, ...], Meaning] = {}
+    words: dict[str, tuple[str, ...]] = dict.fromkeys(KEYS["words"] or (), ())
     files = [Path(path or DEFAULT)]
     if more:
         files.append(Path(more))
     for file in files:
+        tables = read_toml(file)
+        for key, plain_words in _read_word_lists(str(file), "words", tables.pop("words", {})):
+            if key not in words:
+                raise UserError(f"{file}: [words] has no {key!r}; it may have: {', '.join(words)}")
+            words[key] += plain_words
         # Later files win; clashes are looked for within each file, and where phrases are compiled.
-        phrases |= _read_phrases(str(file), read_toml(file), classes)
+        phrases |= _read_phrases(str(file), tables, names)
     name = str(more or path or DEFAULT)
     if not phrases:
         raise UserError(f"{name}: the lexicon has no phrases")
-    return Lexicon(name, classes, phrases)
+    return Lexicon(name, names.classes, phrases, words)
+
+
+class Names(NamedTuple):
+    """What `<name>` can stand for.
+
+    Attributes:
+        classes: plain words; a phrase keeps the class as one pattern.
+        groups: phrases; a phrase stands for one with each.
+    """
+
+    classes: dict[str, frozenset[str]]
+    groups: dict[str, tuple[tuple[str, ...], ...]]
 
 
 def _read_phrases(
-    name: str, tables: dict[str, Any], classes: dict[str, frozenset[str]]
+    name: str, tables: dict[str, Any], names: Names
 ) -> dict[tuple[str, ...], Meaning]:
-    """The phrases of one file; its classes are added to `classes`."""
-    classes |= _read_classes(name, tables.pop("classes", {}))
+    """The phrases of one file; its classes and groups are added to `names`."""
+    for key, words in _read_word_lists(name, "classes", tables.pop("classes", {})):
+        names.classes[key] = frozenset(words)
+    _read_groups(name, tables.pop("groups", {}), names)
     phrases: dict[tuple[str, ...], Meaning] = {}
     for table, entries in tables.items():
         if table not in KEYS:
@@ -107,11 +140,19 @@ def _read_phrases(
         for key, texts in entries.items():
             meaning = _meaning(name, table, key)
             for text in _check_strings(name, table, key, texts):
-                for words in expand(name, text, classes):
+                for words in expand(name, text, names):
+                    said = _meaning_of_value(meaning, words)
                     # A phrase may stand in a table twice, but not mean two things.
-                    if (other := phrases.setdefault(words, meaning)) != meaning:
-                        raise clash_error(name, words, other, meaning)
+                    if (other := phrases.setdefault(words, said)) != said:
+                        raise clash_error(name, words, other, said)
     return phrases
+
+
+def _meaning_of_value(meaning: Meaning, words: tuple[str, ...]) -> Meaning:
+    """A value ends what its last token ends: "values_end" is the table of those that end a sentence."""
+    if meaning.table == "values" and words[-1] in SENTENCE_ENDS:
+        return meaning._replace(table="values_end")
+    return meaning
 
 
 def clash_error(name: str, words: Sequence[str], first: Meaning, second: Meaning) -> UserError:
@@ -139,18 +180,32 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path!s:.80}: not the name of a file") from error
 
 
-def _read_classes(name: str, table: object) -> dict[str, frozenset[str]]:
-    if not isinstance(table, dict):
-        raise UserError(f"{name}: [classes] is not a table")
-    for key, words in table.items():
-        if not re.fullmatch(r"\w+", key):
-            raise UserError(f"{name}: [classes] {key!r} is not a name")
-        for word in _check_strings(name, "classes", key, words):
+def _read_word_lists(name: str, table: str, lists: object) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The lists of plain words of [classes] or [words]."""
+    if not isinstance(lists, dict):
+        raise UserError(f"{name}: [{table}] is not a table")
+    for key, words in lists.items():
+        if not re.fullmatch(r"\w+", key) or key == END[1:-1]:
+            raise UserError(f"{name}: [{table}] {key!r} is not a name")
+        for word in _check_strings(name, table, key, words):
             if not _PLAIN_WORD.fullmatch(word):
                 raise UserError(
-                    f"{name}: [classes] {key}: {word!r} is not one word of lower-case letters and digits"
+                    f"{name}: [{table}] {key}: {word!r} is not one word of lower-case letters and digits"
                 )
-    return {key: frozenset(words) for key, words in table.items()}
+        yield key, tuple(words)
+
+
+def _read_groups(name: str, table: object, names: Names) -> None:
+    """Add the groups of one file to `names`; a group may name classes, and groups that stand before it."""
+    if not isinstance(table, dict):
+        raise UserError(f"{name}: [groups] is not a table")
+    for key, texts in table.items():
+        if not re.fullmatch(r"\w+", key) or key == END[1:-1] or key in names.classes:
+            raise UserError(f"{name}: [groups] {key!r} is not a name")
+        phrases: dict[tuple[str, ...], None] = {}
+        for text in _check_strings(name, "groups", key, texts):
+            phrases |= dict.fromkeys(expand(name, text, names))
+        names.groups[key] = tuple(phrases)
 
 
 def _check_strings(name: str, table: str, key: str, texts: object) -> Sequence[str]:
@@ -173,31 +228,42 @@ def _meaning(name: str, table: str, key: str) -> Meaning:
     return Meaning(table, key, tuple(sorted({LABELS.index(label) for label in labels})))
 
 
-def expand(name: str, text: str, classes: dict[str, frozenset[str]]) -> Iterator[tuple[str, ...]]:
+def expand(name: str, text: str, names: Names) -> Iterator[tuple[str, ...]]:
     """Yield the word sequences that a phrase stands for; section 2 of docs/report_parser.md.
 
-    Classes stay as "<name>", and the plain words of a group become a class of their own: so a few sequences stand for
-    thousands.
+    Classes stay as "<name>", and the plain words of a group in brackets become a class of their own: so a few sequences
+    stand for thousands.
 
     Args:
         name: of the file, for messages.
         text: the phrase.
-        classes: what each name stands for; those of groups are added.
+        names: what `<name>` stands for; classes of brackets are added.
 
     Raises:
         UserError: for a malformed phrase.
     """
-    choices = []
+    choices: list[list[tuple[str, ...]]] = []
     for group, word in _TERM.findall(text):
-        choices.append([word] if word else _group_options(group.split("|"), classes))
+        options = [word] if word else _bracket_options(group.split("|"), names.classes)
+        choices.append([words for option in options for words in _option_words(option, names)])
     if (total := math.prod(map(len, choices))) > MAX_EXPANSIONS:
         raise UserError(
             f"{name}: {text!r:.80} stands for {total} phrases; the limit is {MAX_EXPANSIONS}"
         )
     for choice in itertools.product(*choices):
-        words = tuple(" ".join(choice).split())  # an option may be of several words, or empty
-        _check_words(name, text, words, classes)
+        words = tuple(itertools.chain.from_iterable(choice))
+        _check_words(name, text, words, names.classes)
         yield words
+
+
+def _option_words(option: str, names: Names) -> Iterator[tuple[str, ...]]:
+    """What an alternative stands for: it may be of several words, or empty, and name groups."""
+    parts = []
+    for word in option.split():
+        named = names.groups.get(word[1:-1]) if word[0] == "<" else None
+        parts.append(named or ((BREAK if word == END else word,),))
+    for choice in itertools.product(*parts):
+        yield tuple(itertools.chain.from_iterable(choice))
 
 
 def _check_words(
@@ -207,6 +273,8 @@ def _check_words(
         raise UserError(f"{name}: {text!r} may be empty")
     if len(words) > MAX_WORDS:
         raise UserError(f"{name}: {text!r:.80} has more than {MAX_WORDS} words")
+    if BREAK in words[:-1]:
+        raise UserError(f"{name}: {text!r:.80}: nothing can follow {END}")
     for word in words:
         if word[0] == "<" and word[1:-1] not in classes:
             raise UserError(f"{name}: {text!r:.80}: there is no class {word:.80}")
@@ -215,8 +283,8 @@ def _check_words(
             raise UserError(f"{name}: {text!r:.80}: {word!r:.80} {reason}")
 
 
-def _group_options(options: list[str], classes: dict[str, frozenset[str]]) -> list[str]:
-    """The options of a group, with its plain words, if there are several, as one class, which is added to `classes`."""
+def _bracket_options(options: list[str], classes: dict[str, frozenset[str]]) -> list[str]:
+    """The options in brackets; plain words, if there are several, are one class, which is added to `classes`."""
     # One plain word needs no class.
     words = sorted({option for option in options if _PLAIN_WORD.fullmatch(option)})
     if len(words) < 2:

@@ -15,7 +15,17 @@ import jax
 import numpy as np
 
 from cxr_jax.labels import lexicon as lexicons
-from cxr_jax.labels.phrase_tables import LETTERS, TOKENS, Tables, compile_lexicon
+from cxr_jax.labels.phrase_tables import (
+    LEADING_MARKS,
+    MARKS,
+    PUNCTUATION,
+    QUERY,
+    TOKENS,
+    Tables,
+    WordFlags,
+    compile_lexicon,
+)
+from cxr_jax.labels.word_tables import LETTERS
 
 # The three states that a mention can have: rows of state arrays. A cue can also drop a mention.
 AFFIRMED, DENIED, HEDGED = 0, 1, 2
@@ -23,12 +33,31 @@ IGNORED = 3
 
 # ---- The codes of bytes ----------------------------------------------------------------------------------------------
 
+# In this order: letters inside words, letters that end one, tokens, and what may be a token.
 LETTER_COUNT = len(LETTERS)
 DECIMAL_POINT = LETTER_COUNT - 1  # a letter like the others, where digits stand on both sides
-_FIRST_TOKEN = 2 * LETTER_COUNT  # after the letters inside words, and those that end one
-NEWLINE = _FIRST_TOKEN + len(TOKENS)
-BULLET, OTHER = NEWLINE + 1, NEWLINE + 2
-CODE_COUNT = NEWLINE + 3
+_FIRST_TOKEN = 2 * LETTER_COUNT
+COLON, BAR, FULL_STOP = (_FIRST_TOKEN + TOKENS.index(token) for token in ":|.")
+OPENING_QUESTION = _FIRST_TOKEN + TOKENS.index(QUERY)
+# The marks for yes and no, and so many codes further on the same where they lead.
+STROKE_TOKEN = _FIRST_TOKEN + len(TOKENS) - 1
+YES, NO = (_FIRST_TOKEN + TOKENS.index(mark) for mark in MARKS)
+LEADS = TOKENS.index(LEADING_MARKS) - TOKENS.index(MARKS)
+# A full stop that ends nothing behind an abbreviation; a letter that is not ASCII.
+SOFT_POINT = _FIRST_TOKEN + len(TOKENS)
+FOREIGN_LETTER = SOFT_POINT + 1
+# Breaks: always one; a newline that is one on a blank line, one unless what stands before it hangs, always one.
+BREAK_SIGN = FOREIGN_LETTER + 1
+NEWLINE, NEWLINE_UNLESS_HANGING, NEWLINE_ALWAYS = range(BREAK_SIGN + 1, BREAK_SIGN + 4)
+# A dash and a star are one at the start of a line; so are a stroke and an arrow, which are tokens elsewhere.
+DASH, STAR, STROKE, ARROW = range(NEWLINE_ALWAYS + 1, NEWLINE_ALWAYS + 5)
+# Separators: an opening bracket, behind which a word is dashed; and the rest.
+BRACKET = ARROW + 1
+OTHER = BRACKET + 1
+CODE_COUNT = OTHER + 1
+# Set beside the code of a word's last letter: it may be an abbreviation.
+CAPITALS = 128
+assert CODE_COUNT <= CAPITALS
 
 
 def _code_bytes() -> tuple[np.ndarray, np.ndarray]:
@@ -38,18 +67,31 @@ def _code_bytes() -> tuple[np.ndarray, np.ndarray]:
         both_cases = [ord(letter), ord(letter.upper())]
         codes[both_cases] = index
         is_letter[both_cases] = True
-    for index, token in enumerate(TOKENS):
+    for index, token in enumerate(PUNCTUATION):
         codes[ord(token)] = _FIRST_TOKEN + index
+    codes[ord("=")] = COLON
     codes[ord("\n")] = NEWLINE
-    codes[[ord("-"), ord("*")]] = BULLET
+    codes[ord("-")], codes[ord("*")], codes[ord("+")] = DASH, STAR, STAR
+    codes[ord("(")] = codes[ord("[")] = BRACKET
+    # The first bytes of letters beyond ASCII. 0xC3 is one unless a sign follows; 0xE2 begins signs.
+    foreign = [*range(0xC3, 0xE2), *range(0xE3, 0xEE)]
+    codes[foreign] = FOREIGN_LETTER
     return codes, is_letter
 
 
 BYTE_CODES, IS_LETTER = _code_bytes()
+# Signs of three bytes, the first of them 0xE2: the last two, and the code of the last.
+SIGNS = {
+    (0x86, 0x92): ARROW,
+    (0x80, 0xA6): FULL_STOP,  # an ellipsis
+    **dict.fromkeys([(0x80, 0xA2), (0x97, 0x8F), (0x97, 0xA6), (0x96, 0xAA)], BREAK_SIGN),
+    **dict.fromkeys([(0x9C, 0x93), (0x9C, 0x94), (0x98, 0x91), (0x98, 0x92)], YES),
+    **dict.fromkeys([(0x9C, 0x97), (0x9C, 0x98), (0x98, 0x90)], NO),
+}
 
 # ---- Items -----------------------------------------------------------------------------------------------------------
 
-LABEL_BITS = 16
+LABEL_BITS = 15
 # Fields of an item, in the order of `Item`, and how many bits each has.
 _FIELD_BITS = {
     "mention": 2,
@@ -63,12 +105,14 @@ _FIELD_BITS = {
     "clause": 1,
     "sentence": 1,
     "comma": 1,
+    "field": 1,
 }
 _FIELD_SHIFT = {
     name: LABEL_BITS + sum(list(_FIELD_BITS.values())[:index])
     for index, name in enumerate(_FIELD_BITS)
 }
-_MODES = {"negative": DENIED, "uncertain": HEDGED, "ignore": IGNORED}
+# A cue that changes nothing has the mode of what is affirmed.
+_MODES = {"negative": DENIED, "uncertain": HEDGED, "ignore": IGNORED, "positive": AFFIRMED}
 _QUALITIES = {"normal": 1 + DENIED, "borderline": 1 + HEDGED, "abnormal": 1 + AFFIRMED}
 _SIDES = {"right": 2, "left": 1, "both": 3}
 _MENTIONS = {"findings": 1, "hedged": 2, "denied": 3}
@@ -84,13 +128,15 @@ class Item(NamedTuple):
     subject: jax.Array  # flag: its state is said by a quality ("the heart .. is normal")
     before: jax.Array  # flag: a cue that stands before the mentions it changes
     after: jax.Array  # flag: a cue that stands after them
-    mode: jax.Array  # of a cue: DENIED, HEDGED or IGNORED
+    mode: jax.Array  # of a cue: DENIED, HEDGED or IGNORED; AFFIRMED changes nothing
     quality: jax.Array  # 1 + the state that it gives to a subject; 0 none
     side: jax.Array  # 2 right, 1 left, 3 both
     heading: jax.Array  # flag: the side is that of all that follows in the sentence
     clause: jax.Array  # flag: ends the clause to its left
     sentence: jax.Array  # flag: ends the sentence, too
     comma: jax.Array  # flag
+    field: jax.Array  # flag of a cue: what stands before it is the name of a field, and is dropped; of one that is no
+    # cue "before", only if such a cue follows
 
 
 def unpack_items(items: jax.Array) -> Item:
@@ -128,10 +174,24 @@ def _fields_of(meaning: lexicons.Meaning) -> dict[str, int]:
     if table == "qualities":
         return {"quality": _QUALITIES[key]}
     if table == "cues":
+        if key == "field_name":  # it drops the field's name, if a cue follows it
+            return {"mode": IGNORED, "after": 1, "field": 1}
         mode, place = key.split("_")
-        # A cue "around" is both.
+        # A cue "around" is both, and so is that of a field.
         before, after = int(place != "after"), int(place != "before")
-        return {"mode": _MODES[mode], "before": before, "after": after}
+        return {
+            "mode": _MODES[mode],
+            "before": before,
+            "after": after,
+            "field": int(place == "field"),
+        }
+    if table in ("values", "values_end"):
+        ends_sentence = int(table == "values_end")
+        return {"mode": _MODES[key], "after": 1, "clause": 1, "sentence": ends_sentence}
+    if table == "questions":  # a cue that is never close: as if a comma stood before it
+        return {"mode": HEDGED, "after": 1, "clause": 1, "sentence": 1, "comma": 1}
+    if table == "parts":
+        return {"mode": AFFIRMED, key: 1}
     if table == "stops":
         kind, _, side = key.partition("_")
         fields = {"clause": 1, "sentence": int(kind == "sentence")}
@@ -149,8 +209,11 @@ SENTENCE_END = _pack_item(clause=1, sentence=1)
 
 # ---- The arrays ------------------------------------------------------------------------------------------------------
 
-# Set in a cell of `PhraseBank.words` where a word or token ends.
+# A cell of `PhraseBank.words` where a word or token ends: this bit, its class, and above that its `WordFlags`.
 ENDS_TOKEN = 1 << 30
+CLASS_MASK, FLAG_SHIFT = (1 << 15) - 1, 15
+# Where the table of words stands behind a dash.
+AFTER_DASH = CODE_COUNT
 # Low bits of `PhraseBank.found`: an index into the items. Above them: how many tokens the phrase has.
 FOUND_ITEM_BITS = 16
 FOUND_ITEM_MASK = (1 << FOUND_ITEM_BITS) - 1
@@ -159,7 +222,7 @@ FOUND_ITEM_MASK = (1 << FOUND_ITEM_BITS) - 1
 class PhraseBank(NamedTuple):
     """A lexicon as arrays: constants of the compiled program. A pytree.
 
-    words int32 [W * codes]: next state * codes, or, at a word's or token's end, ENDS_TOKEN | its class.
+    words int32 [W * codes]: next state * codes, or, at a word's or token's end, ENDS_TOKEN | its class and flags.
     phrases int16 [P, C]: next state, for C classes of words.
     found int32 [P]: of the longest phrase that ends in the state, the index of its item | its tokens << 16.
     items int32 [M]: item 0 is none.
@@ -199,16 +262,20 @@ def _load_version(path: str | None, more: str | None, *_versions: object) -> Phr
 
 
 def _make_phrase_bank(tables: Tables) -> PhraseBank:
-    ends = np.int32(ENDS_TOKEN)
+    word_ends = np.int32(ENDS_TOKEN) | tables.word_flags << FLAG_SHIFT | tables.word_class
+    token_ends = np.int32(ENDS_TOKEN) | tables.token_flags << FLAG_SHIFT | tables.token_class
     words = np.zeros((len(tables.word_next), CODE_COUNT), np.int32)
     # A letter inside a word leads on; the same letter at its end says which class the word has.
     words[:, :LETTER_COUNT] = tables.word_next.astype(np.int32) * CODE_COUNT
-    words[:, LETTER_COUNT:_FIRST_TOKEN] = (
-        tables.word_class[tables.word_next].astype(np.int32) | ends
-    )
-    words[:, _FIRST_TOKEN:NEWLINE] = tables.token_class[:-1].astype(np.int32) | ends
-    # A line end or bullet is a break if the line is blank so far; else `find_phrases` passes over it.
-    words[:, NEWLINE : BULLET + 1] = np.int32(tables.token_class[-1]) | ends
+    words[:, LETTER_COUNT:_FIRST_TOKEN] = word_ends[tables.word_next]
+    words[:, _FIRST_TOKEN:SOFT_POINT] = token_ends[:-1]
+    words[:, SOFT_POINT] = token_ends[TOKENS.index(".")]
+    # No phrase has a foreign letter: its class is that of words that no pattern fits.
+    words[:, FOREIGN_LETTER] = np.int32(ENDS_TOKEN) | int(WordFlags.FOREIGN) << FLAG_SHIFT
+    # Whether these are a break depends on the line; if not, `find_phrases` passes over them.
+    words[:, BREAK_SIGN:BRACKET] = token_ends[-1]
+    # What separates leaves the dash behind which a word is dashed; an opening bracket is one.
+    words[:, BRACKET] = words[1, OTHER] = AFTER_DASH
     items = np.array([0, *map(_make_item, tables.meanings)], np.int32)
     found = tables.phrase.astype(np.int32) | tables.phrase_words.astype(np.int32) << FOUND_ITEM_BITS
     return PhraseBank(words.reshape(-1), tables.phrase_next, found, items)

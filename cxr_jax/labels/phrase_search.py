@@ -10,42 +10,39 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cxr_jax.labels.automaton import Array
 from cxr_jax.labels.phrase_bank import (
-    BULLET,
-    BYTE_CODES,
-    DECIMAL_POINT,
+    AFTER_DASH,
+    ARROW,
+    BRACKET,
+    BREAK_SIGN,
+    CAPITALS,
+    CLASS_MASK,
+    COLON,
+    DASH,
     ENDS_TOKEN,
+    FLAG_SHIFT,
     FOUND_ITEM_BITS,
     FOUND_ITEM_MASK,
-    IS_LETTER,
-    LETTER_COUNT,
+    LEADS,
     NEWLINE,
-    OTHER,
+    NEWLINE_ALWAYS,
+    NEWLINE_UNLESS_HANGING,
+    NO,
+    SOFT_POINT,
+    STROKE,
+    STROKE_TOKEN,
+    YES,
     PhraseBank,
 )
+from cxr_jax.labels.phrase_tables import WordFlags
 
 
-def code_bytes(data: Array, inside: Array) -> jax.Array:
-    """Give each byte its code, which depends on its neighbours: a word's last letter has a code of its own.
+class Evidence(NamedTuple):
+    """What the words of each text tell of its language, and of what was not read; int32 [B]."""
 
-    Args:
-        data: uint8 [L, B].
-        inside: bool [L, B]: which bytes belong to their text.
-
-    Returns:
-        Codes uint8 [L, B] of `labels/phrase_bank.py`. A point between digits is a letter.
-    """
-    data = jnp.where(inside, data, 0)
-    outside = jnp.zeros((1, data.shape[1]), bool)
-    is_digit = (data >= ord("0")) & (data <= ord("9"))
-    digit_before = jnp.concatenate([outside, is_digit[:-1]])
-    digit_after = jnp.concatenate([is_digit[1:], outside])
-    is_point = (data == ord(".")) & digit_before & digit_after
-    is_letter = jnp.asarray(IS_LETTER)[data] | is_point
-    ends_word = is_letter & ~jnp.concatenate([is_letter[1:], outside])
-    codes = jnp.where(is_point, DECIMAL_POINT, jnp.asarray(BYTE_CODES)[data])
-    return (codes + jnp.where(ends_word, LETTER_COUNT, 0)).astype(jnp.uint8)
+    english: jax.Array  # 2 for each word of [words] english
+    foreign: jax.Array  # 3 for each word of [words] foreign, 1 for each letter that is not ASCII
+    unread: jax.Array  # words that look like findings and are not known
 
 
 class _Search(NamedTuple):
@@ -53,47 +50,121 @@ class _Search(NamedTuple):
 
     word: jax.Array  # int32 [B]: state of the table of words, as an offset into it
     phrase: jax.Array  # int32 [B]: state of the table of phrases
-    is_blank: jax.Array  # bool [B]: nothing but white space and bullets stands on the line so far
-    ends: jax.Array  # int16 [L, B]: the result
+    flags: jax.Array  # int32 [B]: `WordFlags` of the last word or token
+    is_blank: jax.Array  # bool [B]: no word or token stands on the line so far
+    marks_lead: jax.Array  # bool [B]: a mark was the first on the line
+    evidence: Evidence
+    ends: jax.Array  # int16 [L + 1, B]: the result
 
 
-def find_phrases(bank: PhraseBank, codes: jax.Array, longest: jax.Array) -> jax.Array:
+def find_phrases(
+    bank: PhraseBank, codes: jax.Array, longest: jax.Array
+) -> tuple[jax.Array, Evidence]:
     """Run the tables of words and of phrases over codes uint8 [L, B], from the left.
 
     Args:
         bank: the lexicon.
-        codes: from `code_bytes`.
+        codes: from `byte_codes.code_bytes`.
         longest: int, bytes of the longest text; none past it are looked at.
 
     Returns:
-        int16 [L, B]: 1 + the state of the phrase table at the last byte of every word and token, 0 elsewhere.
+        int16 [L + 1, B]: 1 + the state of the phrase table at the last byte of every word and token, 0 elsewhere; the
+        last is the break at the end of the text. And what the words tell.
     """
-    words, phrase_next = jnp.asarray(bank.words), jnp.asarray(bank.phrases)
-    class_count = phrase_next.shape[1]
-    phrase_next = phrase_next.reshape(-1)
+    words = jnp.asarray(bank.words)
 
     def read_byte(index: jax.Array, search: _Search) -> _Search:
-        code = codes[index].astype(jnp.int32)
+        code_and_case = codes[index].astype(jnp.int32)
+        code = code_and_case & (CAPITALS - 1)
+        # Marks lead on a line that begins with one.
+        is_mark = (code == YES) | (code == NO)
+        marks_lead = search.marks_lead | (is_mark & search.is_blank)
+        code = jnp.where(is_mark & marks_lead, code + LEADS, code)
         cell = words[search.word + code]
-        # A line end or a bullet is a token (a break) on a blank line only.
-        is_break = (code == NEWLINE) | (code == BULLET)
-        is_token = (cell >= ENDS_TOKEN) & (search.is_blank | ~is_break)
-        word_class = jnp.where(is_token, cell - ENDS_TOKEN, 0)
-        next_phrase = phrase_next[search.phrase * class_count + word_class].astype(jnp.int32)
-        phrase = jnp.where(is_token, next_phrase, search.phrase)
-        stays_blank = search.is_blank & ((code == OTHER) | is_break)
+
+        # A stroke or an arrow that is no break is a token of its own.
+        passes, is_break = _passes(code, search, marks_lead)
+        is_sign = ((code == STROKE) | (code == ARROW)) & ~is_break
+        cell = jnp.where(is_sign, words[jnp.where(code == ARROW, COLON, STROKE_TOKEN)], cell)
+        ends_here = cell >= ENDS_TOKEN
+        is_token = ends_here & (~passes | is_sign)
+
+        # A word or token takes the table of phrases one step on.
+        word_class = jnp.where(is_token, cell & CLASS_MASK, 0)
+        phrase = jnp.where(is_token, _next_phrase(bank, search.phrase, word_class), search.phrase)
         ends = jnp.where(is_token, phrase + 1, 0).astype(search.ends.dtype)
+        # Behind a dash that is no token the next word is dashed; other signs that are none change nothing.
+        behind_sign = jnp.where(code == DASH, AFTER_DASH, search.word)
+        word = jnp.where(is_token, 0, behind_sign)
+
+        flags = _flags_of(cell, is_token, search)
+        is_newline = (code >= NEWLINE) & (code <= NEWLINE_ALWAYS)
         return _Search(
-            word=jnp.where(cell >= ENDS_TOKEN, 0, cell),
+            word=jnp.where(ends_here, word, cell),
             phrase=phrase,
-            is_blank=(code == NEWLINE) | stays_blank,
+            flags=jnp.where(is_token, flags, search.flags),
+            is_blank=is_newline | (search.is_blank & (code >= BREAK_SIGN)),
+            marks_lead=marks_lead & ~is_newline,
+            evidence=_gather_evidence(search.evidence, flags, code_and_case),
             ends=jax.lax.dynamic_update_index_in_dim(search.ends, ends, index, 0),
         )
 
-    zero = jnp.zeros(codes.shape[1], jnp.int32)
-    start = _Search(zero, zero, zero == 1, jnp.zeros(codes.shape, jnp.int16))
     # Bytes past the longest text of the batch are many where a budget is fixed, as in RL: they are not looked at.
-    return jax.lax.fori_loop(0, longest, read_byte, start).ends
+    search = jax.lax.fori_loop(0, longest, read_byte, _start_of_search(codes.shape))
+    # The end of the text is a break.
+    break_class = words[NEWLINE] & CLASS_MASK
+    at_end = _next_phrase(bank, search.phrase, break_class) + 1
+    return search.ends.at[-1].set(at_end.astype(jnp.int16)), search.evidence
+
+
+def _next_phrase(bank: PhraseBank, phrase: jax.Array, word_class: jax.Array) -> jax.Array:
+    """One step of the table of phrases."""
+    class_count = bank.phrases.shape[1]
+    flat = jnp.asarray(bank.phrases).reshape(-1)
+    return flat[phrase * class_count + word_class].astype(jnp.int32)
+
+
+def _start_of_search(shape: tuple[int, ...]) -> _Search:
+    """What is known before the first byte of [L, B]: no word or token stands on the line so far."""
+    zero = jnp.zeros(shape[1], jnp.int32)
+    ends = jnp.zeros((shape[0] + 1, shape[1]), jnp.int16)
+    return _Search(zero, zero, zero, zero == 0, zero == 1, Evidence(zero, zero, zero), ends)
+
+
+def _flags_of(cell: jax.Array, is_token: jax.Array, search: _Search) -> jax.Array:
+    """int32 [B]: `WordFlags` of the word or token that ends here; 0 where none does."""
+    flags = jnp.where(is_token, cell >> FLAG_SHIFT & (1 << len(WordFlags)) - 1, 0)
+    # The first word behind a separator is a value, and may end a line.
+    is_value = search.flags & WordFlags.SEPARATOR != 0
+    return jnp.where(is_value, flags & ~int(WordFlags.HANGING), flags)
+
+
+def _passes(code: jax.Array, search: _Search, marks_lead: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Which bytes are no token after all, and which are breaks if they are one. bool [B] each.
+
+    Line ends, dashes and stars are breaks by what stands on the line; some full stops are no token.
+    """
+    is_newline = (code >= NEWLINE) & (code <= NEWLINE_ALWAYS)
+    may_be_break = (code >= BREAK_SIGN) & (code < BRACKET)
+    hangs = search.flags & WordFlags.HANGING != 0
+    is_break = search.is_blank | (code == BREAK_SIGN) | (code == NEWLINE_ALWAYS)
+    is_break |= (code == NEWLINE_UNLESS_HANGING) & ~hangs
+    is_break |= is_newline & marks_lead
+    is_abbreviated = search.flags & WordFlags.ABBREVIATED != 0
+    passes = (may_be_break & ~is_break) | ((code == SOFT_POINT) & is_abbreviated)
+    return passes, is_break
+
+
+def _gather_evidence(evidence: Evidence, flags: jax.Array, code_and_case: jax.Array) -> Evidence:
+    """Add what a word or token tells; its flags are 0 where there is none."""
+    is_foreign = flags & WordFlags.FOREIGN != 0
+    is_word = code_and_case & (CAPITALS - 1) < YES
+    unknown = (flags & WordFlags.UNKNOWN != 0) & (code_and_case >= CAPITALS)
+    return Evidence(
+        english=evidence.english + 2 * (flags & WordFlags.ENGLISH != 0),
+        foreign=evidence.foreign + jnp.where(is_word, 3, 1) * is_foreign,
+        unread=evidence.unread + (unknown | (is_foreign & is_word)),
+    )
 
 
 class _Selection(NamedTuple):

@@ -1,23 +1,25 @@
 """Phrases compiled to two tables: one that reads words letter by letter, one that finds phrases word by word.
 
-Words: an automaton over the 37 symbols a word has (a-z, 0-9 and the point of a decimal), whose state says which of the
-lexicon's words, stems and classes the letters so far could be. Words that the lexicon never tells apart share a word
-class. Phrases: the subset construction of Aho-Corasick with word classes as the alphabet; a state knows the
-longest phrase that ends at it. Nothing here runs on a device.
+Words: the automaton of `labels/word_tables.py`. Words that the lexicon never tells apart share a word class. Phrases:
+the subset construction of Aho-Corasick with word classes as the alphabet; a state knows the longest phrase that ends
+at it. Nothing here runs on a device.
 """
 
+import enum
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from cxr_jax.errors import UserError
-from cxr_jax.labels.lexicon import Lexicon, Meaning, clash_error
+from cxr_jax.labels.lexicon import BREAK, Lexicon, Meaning, clash_error
+from cxr_jax.labels.word_tables import MAX_STATES, WordState, collect_vocabulary, compile_words
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789."  # "." is a decimal point inside a number
-TOKENS = ".?!;:,/"  # punctuation that is a token of its own
-BREAK = "\n"  # a blank line or a bullet
-MAX_STATES = 32_767
+# Punctuation that is a token of its own; a question mark that opens a word; marks for yes and no, and those that lead.
+PUNCTUATION, QUERY, MARKS, LEADING_MARKS = ".?!;:,/|", "\u00bf", "+-", "^~"
+STROKE = "\u2013"
+TOKENS = PUNCTUATION + QUERY + MARKS + LEADING_MARKS + STROKE
+_HANGING_TOKENS, _SEPARATORS = ",/:", ":|?" + STROKE
 MAX_CELLS = 1 << 27  # of the phrase table
 
 _SENTENCE_END = Meaning("stops", "sentence")
@@ -28,9 +30,11 @@ class Tables(NamedTuple):
     """A compiled lexicon.
 
     Attributes:
-        word_next: int16 [W, 37], next state of a word (0: start).
+        word_next: int16 [W, 37], next state of a word (0: start, 1: start behind a dash).
         word_class: int16 [W], the class of a word that ends in the state.
-        token_class: int16 [8], the classes of TOKENS and BREAK.
+        word_flags: int32 [W], `WordFlags` of a word that ends in the state, as bits.
+        token_class: int16 [15], the classes of TOKENS and BREAK.
+        token_flags: int32 [15], likewise.
         phrase_next: int16 [P, C], next state after a word of the class.
         phrase: int16 [P], 1 + index into `meanings` of the longest phrase that ends in the state; 0 for none.
         phrase_words: int16 [P], how many tokens it has.
@@ -39,11 +43,24 @@ class Tables(NamedTuple):
 
     word_next: np.ndarray
     word_class: np.ndarray
+    word_flags: np.ndarray
     token_class: np.ndarray
+    token_flags: np.ndarray
     phrase_next: np.ndarray
     phrase: np.ndarray
     phrase_words: np.ndarray
     meanings: tuple[Meaning, ...]
+
+
+class WordFlags(enum.IntFlag):
+    """What is to be known of a word beyond the phrases that it is in."""
+
+    HANGING = 1
+    ABBREVIATED = 2
+    ENGLISH = 4
+    FOREIGN = 8
+    UNKNOWN = 16  # no pattern of the lexicon fits
+    SEPARATOR = 32  # a token between a field's name and its value
 
 
 def compile_lexicon(lexicon: Lexicon) -> Tables:
@@ -54,18 +71,26 @@ def compile_lexicon(lexicon: Lexicon) -> Tables:
             lexicon that is too large.
     """
     # Words: every set of patterns (words, stems, classes) that some word fits is a word class; class 0 fits none.
-    vocabulary = _collect_vocabulary(lexicon)
-    word_next, word_states = _compile_words(lexicon.name, vocabulary)
+    vocabulary = collect_vocabulary(lexicon)
+    word_next, word_states = compile_words(lexicon.name, vocabulary)
     # A class is a set of patterns, numbered as it is met.
     classes: dict[frozenset[str], int] = {frozenset(): 0}
     word_class = np.zeros(len(word_states), np.int16)
-    for state, word_state in enumerate(word_states):
-        patterns = vocabulary.patterns(word_state)
-        word_class[state] = classes.setdefault(patterns, len(classes))
+    word_flags = np.zeros(len(word_states), np.int32)
+    for index, state in enumerate(word_states):
+        word = vocabulary.reading(state)
+        patterns = vocabulary.patterns(word, state)
+        word_class[index] = classes.setdefault(patterns, len(classes))
+        word_flags[index] = _word_flags(lexicon, state, word)
     token_class = np.zeros(len(TOKENS) + 1, np.int16)
     for index, token in enumerate(TOKENS + BREAK):
         if token in vocabulary.words or token == BREAK:
             token_class[index] = classes.setdefault(frozenset({token}), len(classes))
+    token_flags = [
+        WordFlags.HANGING * (token in _HANGING_TOKENS)
+        | WordFlags.SEPARATOR * (token in _SEPARATORS)
+        for token in TOKENS
+    ]
 
     # Phrases: a break ends a sentence, whatever the lexicon says.
     meanings = tuple(dict.fromkeys([*lexicon.phrases.values(), _SENTENCE_END]))
@@ -79,7 +104,9 @@ def compile_lexicon(lexicon: Lexicon) -> Tables:
     return Tables(
         word_next=word_next,
         word_class=same_class[word_class],
+        word_flags=word_flags,
         token_class=same_class[token_class],
+        token_flags=np.array([*token_flags, 0], np.int32),
         phrase_next=phrase_next,
         phrase=table.phrase,
         phrase_words=table.words,
@@ -87,64 +114,19 @@ def compile_lexicon(lexicon: Lexicon) -> Tables:
     )
 
 
-# ---- Words -----------------------------------------------------------------------------------------------------------
-
-
-class _WordState(NamedTuple):
-    """What the letters of a word so far could be."""
-
-    word: str | None  # the letters, or None where no word of the lexicon starts with them
-    stems: frozenset[str]  # the stems among their beginnings
-
-
-class _Vocabulary(NamedTuple):
-    words: set[str]  # plain words, those of classes included
-    stems: set[str]
-    classes_of: dict[str, set[str]]  # word -> the classes it is in ("<name>")
-
-    def patterns(self, state: _WordState) -> frozenset[str]:
-        """All patterns that a word fits which ends in the state."""
-        patterns = {f"{stem}*" for stem in state.stems}
-        if state.word in self.words:
-            patterns |= {state.word, *self.classes_of.get(state.word, ())}
-        return frozenset(patterns)
-
-
-def _collect_vocabulary(lexicon: Lexicon) -> _Vocabulary:
-    vocabulary = _Vocabulary(set(), set(), {})
-    for pattern in {pattern for phrase in lexicon.phrases for pattern in phrase}:
-        if pattern[0] == "<":
-            for word in lexicon.classes[pattern[1:-1]]:
-                vocabulary.words.add(word)
-                vocabulary.classes_of.setdefault(word, set()).add(pattern)
-        elif pattern[-1] == "*":
-            vocabulary.stems.add(pattern[:-1])
-        else:
-            vocabulary.words.add(pattern)
-    return vocabulary
-
-
-def _compile_words(name: str, vocabulary: _Vocabulary) -> tuple[np.ndarray, list[_WordState]]:
-    """Next states int16 [W, 37], and what each state has read."""
-    known = vocabulary.words | vocabulary.stems
-    prefixes = {word[:length] for word in known for length in range(len(word) + 1)}
-    start = _WordState("", frozenset())
-    number_of, states, rows = {start: 0}, [start], []
-    for word, stems in states:  # grows while we walk it
-        row = []
-        for letter in LETTERS:
-            longer = None if word is None or word + letter not in prefixes else word + letter
-            state = _WordState(longer, stems | {longer} if longer in vocabulary.stems else stems)
-            if state not in number_of:
-                number_of[state] = len(states)
-                states.append(state)
-            row.append(number_of[state])
-        rows.append(row)
-    if len(states) > MAX_STATES:
-        raise UserError(
-            f"{name}: the lexicon is too large: its words take more than {MAX_STATES} states"
-        )
-    return np.array(rows, np.int16), states
+def _word_flags(lexicon: Lexicon, state: WordState, word: str | None) -> int:
+    """The flags of a word as it is written, and, of its language, as it is read."""
+    is_known = word is not None or bool(state.stems)
+    flags = WordFlags(0) if is_known else WordFlags.UNKNOWN
+    for flag, looked_up in (
+        (WordFlags.HANGING, state.word),
+        (WordFlags.ABBREVIATED, state.word),
+        (WordFlags.ENGLISH, word),
+        (WordFlags.FOREIGN, word),
+    ):
+        if looked_up in lexicon.words[str(flag.name).lower()]:
+            flags |= flag
+    return int(flags)
 
 
 # ---- Phrases ---------------------------------------------------------------------------------------------------------
@@ -251,10 +233,19 @@ def _choose_phrase(name: str, ended: Sequence[_PhraseEnd]) -> _PhraseEnd | None:
 
 
 def _specificity(pattern: str) -> int:
-    """A word beats one of several (a class or a group), which beats a stem; a longer stem beats a shorter one."""
+    """A dashed word beats a word, which beats one of several, which beats a stem; a longer stem beats a shorter one."""
     if pattern[-1] == "*":
         return len(pattern)
-    return 900 if pattern[0] == "<" else 1_000
+    if pattern[0] == "<":
+        return 900
+    return 1_100 if pattern[0] == "-" and len(pattern) > 1 else 1_000
+
+
+def _distinct_columns(table: np.ndarray) -> np.ndarray:
+    """The first of each kind of column; told apart by sums of random multiples, so two may pass for one kind."""
+    multiples = np.random.default_rng(1).integers(1, 2**63, len(table), dtype=np.uint64)
+    sums = np.einsum("s,sc->c", multiples, table.astype(np.uint64))
+    return np.unique(sums, return_index=True)[1]
 
 
 def _merge_states(table: _PhraseTable) -> _PhraseTable:
@@ -262,15 +253,17 @@ def _merge_states(table: _PhraseTable) -> _PhraseTable:
 
     Parts are told apart by 64-bit sums of random multiples; the result is checked, so a collision would be an error.
     """
-    multiples = np.random.default_rng(0).integers(
-        1, 2**63, table.next.shape[1] + 1, dtype=np.uint64
-    )
+    random = np.random.default_rng(0)
+    # Of columns that are equal one is enough.
+    columns = table.next[:, _distinct_columns(table.next)]
+    multiples = random.integers(1, 2**63, columns.shape[1] + 1, dtype=np.uint64)
+    numbers = random.integers(1, 2**63, len(columns), dtype=np.uint64)  # one a part
     # The first parts: states that find the same. Then states whose next states are in different parts are parted, too.
     outcome = table.phrase.astype(np.int64) << 16 | table.words
     part = np.unique(outcome, return_inverse=True)[1].reshape(-1)
     while True:
-        sums = (part[table.next].astype(np.uint64) * multiples[1:]).sum(axis=1)
-        sums += part.astype(np.uint64) * multiples[0]
+        sums = np.einsum("sc,c->s", numbers[part][columns], multiples[1:])
+        sums += numbers[part] * multiples[0]
         _, first, finer = np.unique(sums, return_index=True, return_inverse=True)
         finer = finer.reshape(-1)
         if len(first) == part.max() + 1:

@@ -1,11 +1,13 @@
 """The jitted parser of free text: 14 findings x {affirmed, denied, hedged, not mentioned}, with sides.
 
 docs/report_parser.md is the meaning, exactly; `labels/lexicon.toml` the words. Three passes, tables and bit masks
-vectorised over the batch: which byte ends a word (from its neighbours); forward over the bytes, words and phrases;
-backward over the tokens, what the phrases say. The first two are in `labels/phrase_search.py`; this is the third. A
-mask has one bit a label of `lexicon.LABELS`; a pair of masks, right << 16 | left, holds the sides.
+vectorised over the batch: what each byte is (from its neighbours, `labels/byte_codes.py`); forward over the bytes,
+words and phrases (`labels/phrase_search.py`); backward over the tokens, what the phrases say, which is here. A mask has
+one bit a label of `lexicon.LABELS`; a pair of masks, right << 16 | left, holds the sides.
 """
 
+import functools
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ import numpy as np
 
 from cxr_jax.labels import lexicon as lexicons
 from cxr_jax.labels.automaton import Array
+from cxr_jax.labels.byte_codes import code_bytes
 from cxr_jax.labels.phrase_bank import (
     AFFIRMED,
     DENIED,
@@ -26,7 +29,7 @@ from cxr_jax.labels.phrase_bank import (
     load_phrase_bank,
     unpack_items,
 )
-from cxr_jax.labels.phrase_search import code_bytes, find_phrases, take_phrases
+from cxr_jax.labels.phrase_search import Evidence, find_phrases, take_phrases
 from cxr_jax.labels.taxonomy import (
     CHEXPERT_14,
     INDEX,
@@ -44,6 +47,7 @@ _ALL = (1 << len(lexicons.LABELS)) - 1
 _SIDED = _ALL & ~sum(1 << lexicons.LABELS.index(name) for name in lexicons.SIDELESS)
 _PATHOLOGY = sum(1 << index for index in range(LABEL_COUNT) if PATHOLOGY[index])
 _NO_FINDING = 1 << INDEX["No Finding"]
+_DEVICES = 1 << INDEX["Support Devices"]
 _FINDINGS = ((1 << LABEL_COUNT) - 1) & ~_NO_FINDING
 
 # A pair of masks is right << 16 | left: multiply a mask by one of these, or by their sum, to make one.
@@ -141,27 +145,29 @@ def _is_wrong(
 
 # ---- The backward pass -----------------------------------------------------------------------------------------------
 
-# Rows of unsettled mentions: the three states that a cue on the left can still change, then two that none can.
-_FOR_GOOD = 2  # from a state to the row of those that keep it
-_DENIED_FOR_GOOD, _HEDGED_FOR_GOOD = DENIED + _FOR_GOOD, HEDGED + _FOR_GOOD
-_UNSETTLED_ROWS = 5
-_UNTIL_COMMA = 4  # added to the mode of a cue that a comma ends
+# Rows of unsettled mentions: the three states that a cue on the left can still change, then those that none can.
+_FOR_GOOD = 3  # from a state to the row of those that keep it
+_UNSETTLED_ROWS = 6
 _MODE_MASK = 3
+_UNTIL_COMMA = 4  # added to the mode of a cue that a comma ends
+_OF_FIELD = 8  # and of one that drops the name of a field, which a device is not
+_AFFIRMS = 16  # instead of a mode
 
 
 class _Registers(NamedTuple):
     """What the backward pass remembers, int32 [.., B]."""
 
     # What stands to the right of the next mention.
-    cue: jax.Array  # mode of the nearest cue; 0 none; + _UNTIL_COMMA
+    cue: jax.Array  # mode of the nearest cue; 0 none; + _UNTIL_COMMA, + _OF_FIELD
     cue_is_close: jax.Array  # no comma since
+    behind_cue: jax.Array  # the phrase read last is a cue for what stands to its right
     side: jax.Array  # the current side: 2 right, 1 left
     side_is_taken: jax.Array  # a mention has taken it
     quality: jax.Array  # the current quality: 1 + state
     # What waits for something on its left.
     subjects: jax.Array  # mask of subjects without a quality
-    unsettled: jax.Array  # masks [5] of mentions since the last cue, without a side
-    unsettled_sided: jax.Array  # pairs [5], likewise
+    unsettled: jax.Array  # masks [6] of mentions since the last cue, without a side
+    unsettled_sided: jax.Array  # pairs [6], likewise
     # What the sentence says so far, by state.
     sentence: jax.Array  # masks [3] of mentions without a side
     sentence_sided: jax.Array  # pairs [3]
@@ -231,39 +237,53 @@ def _settle(registers: _Registers, item: Item) -> _Registers:
     """Settle what the mentions on the right are: by a cue on their left, or by the end of the clause."""
     denies = item.before & (item.mode == DENIED)
     hedges = item.before & (item.mode == HEDGED)
-    settles = item.clause | item.before
+    # "Tip of the": the device is there, whatever is said of its tip. No cue for any other mention.
+    places = item.before & (item.mode == AFFIRMED)
+    settles = item.clause | (item.before & ~places)
+    devices = _DEVICES * (_RIGHT + _LEFT)
 
     def by_state(unsettled: jax.Array) -> jax.Array:
-        """Masks or pairs [5, B] -> those that are settled now, [3, B]. A cue "ignore" drops what it could change."""
+        """Masks or pairs [6, B] -> those that are settled now, [3, B]. A cue "ignore" drops what it could change."""
         changeable = unsettled[AFFIRMED] | unsettled[DENIED] | unsettled[HEDGED]
-        affirmed = _keep_where(item.clause, unsettled[AFFIRMED])
-        denied = _keep_where(item.clause, unsettled[DENIED]) | _keep_where(denies, changeable)
-        hedged = _keep_where(item.clause, unsettled[HEDGED]) | _keep_where(hedges, changeable)
-        denied |= _keep_where(settles, unsettled[_DENIED_FOR_GOOD])
-        hedged |= _keep_where(settles, unsettled[_HEDGED_FOR_GOOD])
+        settled = _keep_where(item.clause, unsettled[:_FOR_GOOD])
+        settled |= _keep_where(settles, unsettled[_FOR_GOOD:])
+        affirmed, denied, hedged = settled
+        denied |= _keep_where(denies, changeable)
+        hedged |= _keep_where(hedges, changeable)
         return jnp.stack([affirmed, denied, hedged])
+
+    def still_unsettled(unsettled: jax.Array) -> jax.Array:
+        placed = functools.reduce(operator.or_, unsettled) & devices
+        row = jnp.arange(_UNSETTLED_ROWS)[:, None]
+        moved = (unsettled & ~devices) | jnp.where(row == AFFIRMED + _FOR_GOOD, placed, 0)
+        return _keep_where(~settles, jnp.where(places, moved, unsettled))
 
     return registers._replace(
         sentence=registers.sentence | by_state(registers.unsettled),
         sentence_sided=registers.sentence_sided | by_state(registers.unsettled_sided),
-        unsettled=_keep_where(~settles, registers.unsettled),
-        unsettled_sided=_keep_where(~settles, registers.unsettled_sided),
+        unsettled=still_unsettled(registers.unsettled),
+        unsettled_sided=still_unsettled(registers.unsettled_sided),
     )
 
 
 def _carry_on(registers: _Registers, item: Item) -> _Registers:
     """Update the cue and the side that mentions further to the left will see on their right."""
-    is_stop = item.clause | item.before
-    ends_cue = is_stop | (item.comma & (registers.cue >= _UNTIL_COMMA))
+    is_stop = item.clause | (item.before & (item.mode != AFFIRMED))
+    ends_cue = is_stop | (item.comma & (registers.cue & _UNTIL_COMMA != 0))
     kept_cue = _keep_where(~ends_cue, registers.cue)
-    new_cue = (
-        item.mode + _UNTIL_COMMA * item.before
-    )  # a cue "around" reaches no further than a comma
+    # A cue "around" reaches no further than a comma; one of a field drops what it follows.
+    new_cue = item.mode + _UNTIL_COMMA * item.before
+    new_cue = jnp.where(item.clause & (item.mode == AFFIRMED), _AFFIRMS, new_cue)
+    new_cue = jnp.where(item.field, IGNORED + _UNTIL_COMMA + _OF_FIELD, new_cue)
+    # "Effusion: no ..": the colon makes a name of what stands before it.
+    is_after = item.after & (~item.field | item.before | (registers.behind_cue == 1))
+    is_cue = item.before & (item.mode != AFFIRMED) & (item.mention == 0)
     ends_side = is_stop | (item.comma & (registers.side_is_taken == 1))
     side = _keep_where(~ends_side, registers.side)
     return registers._replace(
-        cue=jnp.where(item.after, new_cue, kept_cue),
-        cue_is_close=jnp.where(item.after, 1, _keep_where(~item.comma, registers.cue_is_close)),
+        cue=jnp.where(is_after, new_cue, kept_cue),
+        cue_is_close=jnp.where(item.comma, 0, jnp.where(is_after, 1, registers.cue_is_close)),
+        behind_cue=is_cue.astype(jnp.int32),
         side=side,
         side_is_taken=_keep_where(side > 0, registers.side_is_taken),
     )
@@ -282,12 +302,17 @@ def _add_mention(registers: _Registers, item: Item) -> _Registers:
     """Add a mention to the unsettled ones, in the row that the cue to its right asks for."""
     is_mention = item.mention > 0
     cue = registers.cue & _MODE_MASK
+    of_field = registers.cue & _OF_FIELD != 0
+    cue = _keep_where(~(of_field & (item.labels == _DEVICES)), cue)
     # A cue that is close, or that drops the mention, has the last word; else a cue on the left can still change it.
     last_word = _keep_where((registers.cue_is_close == 1) | (cue == IGNORED), cue)
     last_word = jnp.where(item.mention == 3, DENIED, last_word)
-    for_now = jnp.where(cue > 0, cue, jnp.where(item.mention == 2, HEDGED, AFFIRMED))
+    unless_cue = jnp.where(item.mention == 2, HEDGED, AFFIRMED)
+    for_now = jnp.where(cue > 0, cue, unless_cue)
     for_good = jnp.where(last_word == IGNORED, -1, last_word + _FOR_GOOD)
     row = jnp.where(last_word == 0, for_now, for_good)
+    is_affirmed = (registers.cue == _AFFIRMS) & (registers.cue_is_close == 1) & (item.mention < 3)
+    row = jnp.where(is_affirmed, unless_cue + _FOR_GOOD, row)
     added = (jnp.arange(_UNSETTLED_ROWS)[:, None] == row) & is_mention
     added = jnp.where(added, item.labels, 0)
     # The current side goes to the labels that can have one.
@@ -297,6 +322,8 @@ def _add_mention(registers: _Registers, item: Item) -> _Registers:
         unsettled=registers.unsettled | without_side,
         unsettled_sided=registers.unsettled_sided | _to_pair(added & _SIDED, registers.side),
         side_is_taken=jnp.where(takes_side, 1, registers.side_is_taken),
+        # A field has one name.
+        cue=_keep_where(~(is_mention & of_field), registers.cue),
     )
 
 
@@ -359,6 +386,8 @@ def read_bytes(
         state int8 [B, 14]: 1 affirmed, 0 denied, -1 hedged, -2 not mentioned.
         right, left bool [B, 14]: the sides of the mentions that won.
         other int8 [B]: the state of any abnormality that is none of the 14.
+        foreign bool [B]: the text is in another language; of it only denials are read.
+        unread int32 [B]: words that look like findings and are not known.
         With a truth, claims and wrong int32 [B]: sentences that claim something, and those that claim what is not so
         (affirm or hedge what is not there, or on a side where it is not; deny what is there; call a film normal that is
         not).
@@ -366,9 +395,27 @@ def read_bytes(
     width = stream.shape[1]
     inside = jnp.arange(width)[:, None] < lengths[None, :]
     longest = jnp.minimum(jnp.max(lengths), width)
-    ends = find_phrases(bank, code_bytes(stream.T, inside), longest)
+    ends, evidence = find_phrases(bank, code_bytes(stream.T, inside), longest)
     registers = _read_phrases(bank, ends, truth)
+    # In another language only what known words deny is kept.
+    is_foreign = evidence.foreign > jnp.maximum(evidence.english, 2)
+    registers = registers._replace(
+        report=_only_denied_where(is_foreign, registers.report),
+        report_sided=_only_denied_where(is_foreign, registers.report_sided),
+        claims=_keep_where(~is_foreign, registers.claims),
+        wrong=_keep_where(~is_foreign, registers.wrong),
+    )
 
+    outputs = _report_outputs(registers, evidence, is_foreign)
+    if truth is None:
+        return outputs
+    return outputs | {"claims": registers.claims, "wrong": registers.wrong}
+
+
+def _report_outputs(
+    registers: _Registers, evidence: Evidence, is_foreign: jax.Array
+) -> dict[str, jax.Array]:
+    """Section 6: what the report says of each label."""
     # Of several mentions of a label the strongest wins, with its sides.
     affirmed, denied, hedged = (_label_bits(mask) for mask in registers.report)
     unaffirmed = jnp.where(hedged, UNCERTAIN, jnp.where(denied, NEGATIVE, NOT_MENTIONED))
@@ -378,20 +425,26 @@ def read_bytes(
         for shift in (_PAIR_BITS, 0)
     )
 
-    # No Finding has a rule of its own: the report says something, and nothing that is a finding.
+    # No Finding has a rule of its own: the report says something, nothing that is a finding, and nothing unread.
     says_something = jnp.any(state != NOT_MENTIONED, axis=1)
     is_sick = jnp.any((affirmed | hedged) & np.array([*PATHOLOGY, True]), axis=1)
-    normal = jnp.where(says_something & ~is_sick, POSITIVE, NOT_MENTIONED)
+    is_normal = says_something & ~is_sick & (evidence.unread == 0) & ~is_foreign
+    normal = jnp.where(is_normal, POSITIVE, NOT_MENTIONED)
     state = state.at[:, INDEX["No Finding"]].set(normal)
-    outputs = {
+    return {
         "state": state[:, :LABEL_COUNT].astype(jnp.int8),
         "right": right[:, :LABEL_COUNT],
         "left": left[:, :LABEL_COUNT],
         "other": state[:, LABEL_COUNT].astype(jnp.int8),
+        "foreign": is_foreign,
+        "unread": evidence.unread,
     }
-    if truth is None:
-        return outputs
-    return outputs | {"claims": registers.claims, "wrong": registers.wrong}
+
+
+def _only_denied_where(condition: jax.Array, by_state: jax.Array) -> jax.Array:
+    """Masks or pairs [3, B] by state: where the condition holds, those of what is affirmed or hedged are 0."""
+    is_kept = ~condition | (jnp.arange(3)[:, None] == DENIED)
+    return _keep_where(is_kept, by_state)
 
 
 def _label_bits(mask: jax.Array) -> jax.Array:
@@ -423,6 +476,8 @@ def read_reports(
         state int8 [N, 14]: 1 affirmed, 0 denied, -1 hedged, -2 not mentioned.
         right, left bool [N, 14]: the sides of the mentions that won.
         other int8 [N]: the state of any abnormality that is none of the 14.
+        foreign bool [N]: the text is in another language; of it only denials are read.
+        unread int32 [N]: words that look like findings and are not known.
 
     Raises:
         UserError: for a bad lexicon, or for what is no list of texts.

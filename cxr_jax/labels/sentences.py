@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from cxr_jax.labels import report_text
 from cxr_jax.labels.answer_text import extract_trace
+from cxr_jax.labels.byte_codes import code_bytes
 from cxr_jax.labels.phrase_bank import (
     FOUND_ITEM_BITS,
     FOUND_ITEM_MASK,
@@ -25,7 +26,7 @@ from cxr_jax.labels.phrase_bank import (
     ends_sentence,
     load_phrase_bank,
 )
-from cxr_jax.labels.phrase_search import code_bytes, find_phrases
+from cxr_jax.labels.phrase_search import find_phrases
 from cxr_jax.labels.taxonomy import (
     CHEXPERT_14,
     INDEX,
@@ -130,7 +131,7 @@ def _program(
 ) -> dict[str, jax.Array]:
     """`report_text.read_bytes`, and under "ends" where phrases can end, int16 [B, L]."""
     inside = jnp.arange(stream.shape[1])[:, None] < lengths
-    ends = find_phrases(bank, code_bytes(stream.T, inside), jnp.max(lengths))
+    ends, _ = find_phrases(bank, code_bytes(stream.T, inside), jnp.max(lengths))
     truth = report_text.Truth.from_arrays(present, hedged, sides)
     return report_text.read_bytes(stream, lengths, bank, truth) | {"ends": ends.T}
 
@@ -155,9 +156,9 @@ def _read(texts: Sequence[bytes], bank: PhraseBank, *truth: np.ndarray) -> dict[
 
 
 def _sentence_ends(ends: np.ndarray, bank: PhraseBank) -> list[int]:
-    """The places behind the sentence ends of one text, in order. ends int16 [L]: 1 + the phrase state at each token."""
+    """The places behind the sentence ends inside one text, in order. ends int16 [L + 1], of `find_phrases`."""
     hidden, places = 0, []
-    # Phrases are taken from the right, and hide what they cover, as in `take_phrases`.
+    # Phrases are taken from the right, and hide what they cover, as in `take_phrases`. The last is the end of the text.
     for place in np.flatnonzero(ends)[::-1]:
         phrase = int(bank.found[ends[place] - 1])
         width = phrase >> FOUND_ITEM_BITS
@@ -167,7 +168,7 @@ def _sentence_ends(ends: np.ndarray, bank: PhraseBank) -> list[int]:
             hidden = width - 1
             if ends_sentence(int(bank.items[phrase & FOUND_ITEM_MASK])):
                 places.append(int(place) + 1)
-    return places[::-1]
+    return places[:0:-1]
 
 
 def _verdict(said: dict[str, np.ndarray], present: np.ndarray, hedged: np.ndarray) -> str:

@@ -160,6 +160,8 @@ def test_no_texts_and_empty_texts():
         "right": (0, 14),
         "left": (0, 14),
         "other": (0,),
+        "foreign": (0,),
+        "unread": (0,),
     }
     assert parse_reports([], parents=True).shape == (0, 14)
     got = read_reports(["", " \n\n - \n", "."], parents=True)

@@ -41,7 +41,8 @@ def trace_terms(reader, text: bytes, truth: dict) -> dict[str, float]:
     if affirmed <= {"No Finding", "Support Devices"}:
         supported.add("No Finding")
     agree = 0.0
-    if answer is not None and said["claims"]:
+    says_something = any(s != -2 for s in said["state"]) or said["other"] != -2
+    if answer is not None and says_something:
         either = answer | affirmed
         agree = len(answer & supported) / len(either) if either else 1.0
     present, absent = truth["present"], set(CHEXPERT_14) - truth["present"] - truth["hedged"]
