@@ -10,15 +10,17 @@ IN, one or several:
   IN.xml   one Open-i report
 
 OUT.csv has a row a report: id (file stem, --id_column or row number), then the 14 labels in CheXpert's order: 1
-affirmed, 0 denied, -1 uncertain, blank not mentioned. Report text is patient data: it is never in a message, and in OUT
-only with --with_text.
+affirmed, 0 denied, -1 uncertain, blank not mentioned; and Unread: "another language" where the report is not in
+English (nothing is affirmed in it), or how many of its words look like findings and are not known. Report text is
+patient data: it is never in a message, and in OUT only with --with_text.
 
 Of a text with headings, findings and impression are read, and not the indication or comparison: see --sections. Bytes
 that are not UTF-8 are read as U+FFFD and counted. A bad row (no text, over 1,000,000 bytes, torn) costs that row only:
 OUT has the others, OUT.errors.csv (beside OUT.csv) says which and why, and the exit code is 2.
 
-Exit codes: 0 done; 1 the run failed (disk full, interrupted); 2 bad usage, bad input or bad rows. OUT appears whole or
-not at all. How a report is read: docs/report_parser.md. Research use only. Not for diagnosis.
+Exit codes: 0 done; 1 the run failed (disk full, interrupted); 2 bad usage, bad input, bad rows, or all reports in
+another language. OUT appears whole or not at all. How a report is read: docs/report_parser.md. Research use only. Not
+for diagnosis.
 """
 
 import argparse
@@ -187,6 +189,12 @@ def run(args: argparse.Namespace) -> int:
     finally:
         _running.clear()
     _print_if_read(report_labels.summarise(args.out, counts, args.sections))
+    if counts.foreign == counts.reports:
+        print("error: all reports are in another language; only English is read", file=sys.stderr)
+        return 2
+    if counts.foreign:
+        message = f"{counts.foreign:,} of {counts.reports:,} reports are in another language"
+        print(f"warning: {message}; only English is read", file=sys.stderr)
     if counts.bad:
         total = counts.bad + counts.reports
         print(

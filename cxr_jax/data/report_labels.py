@@ -25,6 +25,8 @@ CHUNK = 4096  # reports labelled at a time,
 CHUNK_BYTES = 1 << 23  # or fewer, if they are long
 # As in CheXpert's tables.
 _CELLS = {1: "1", 0: "0", -1: "-1", -2: ""}
+UNREAD = "Unread"  # the last column: what of the report was not read
+_ANOTHER_LANGUAGE = "another language"
 _FIRST_SIDED = 3  # No Finding, Enlarged Cardiomediastinum and Cardiomegaly have no side
 _SECONDS_BETWEEN_NEWS = 10
 # Reasons for which a folder takes no file of ours; others (a full disk) are a failed run.
@@ -50,6 +52,8 @@ class LabelCounts:
     empty: int = 0
     replaced: int = 0  # held bytes that are not UTF-8
     without_headings: int = 0
+    foreign: int = 0  # in another language
+    unread: int = 0  # with words that look like findings and are not known
     states: Counter[tuple[str, int]] = field(default_factory=Counter)  # by (label, state)
     first_bad: str = ""  # the first bad row and its reason
     first_chunk: int = 0  # reports in the chunk that compiled
@@ -153,7 +157,7 @@ class LabelTable:
 
 
 def table_columns(options: LabelOptions) -> list[str]:
-    """Name the columns of the table: id, perhaps the text, the 14 labels, perhaps their sides."""
+    """Name the columns of the table: id, perhaps the text, the 14 labels, perhaps their sides, what was not read."""
     from cxr_jax.labels import CHEXPERT_14
 
     columns = ["id"]
@@ -162,7 +166,7 @@ def table_columns(options: LabelOptions) -> list[str]:
     columns += CHEXPERT_14
     if options.sides:
         columns += [f"{label} side" for label in CHEXPERT_14[_FIRST_SIDED:]]
-    return columns
+    return [*columns, UNREAD]
 
 
 # ---- Labelling -------------------------------------------------------------------------------------------------------
@@ -212,9 +216,13 @@ def label_reports(
     for chunk in _good_chunks(reports, list_bad):
         texts = [cast(str, report.text) for report in chunk]  # good rows have one
         reading = labels.read_reports(texts, lexicon=options.lexicon, parents=options.parents)
-        columns = (reading[name].tolist() for name in ("state", "right", "left"))
-        for report, states, right, left in zip(chunk, *columns, strict=True):
-            table.write_row(_row_cells(report, states, right, left, options))
+        names = ("state", "right", "left", "foreign", "unread")
+        columns = (reading[name].tolist() for name in names)
+        for report, states, right, left, is_foreign, unread in zip(chunk, *columns, strict=True):
+            cells = _row_cells(report, states, right, left, options)
+            table.write_row([*cells, _unread_cell(is_foreign, unread)])
+            counts.foreign += is_foreign
+            counts.unread += unread > 0 and not is_foreign
             counts.states.update(zip(labels.CHEXPERT_14, states, strict=True))
             counts.empty += not report.text.strip()
             counts.replaced += report.replaced
@@ -243,6 +251,15 @@ def _row_cells(
     if options.sides:
         cells += map(side_name, right[_FIRST_SIDED:], left[_FIRST_SIDED:])
     return cells
+
+
+def _unread_cell(is_foreign: bool, unread: int) -> str:
+    """What of a report was not read: all of it, or how many words that look like findings."""
+    if is_foreign:
+        return _ANOTHER_LANGUAGE
+    if unread:
+        return f"{unread} word{'s' if unread > 1 else ''}"
+    return ""
 
 
 def summarise(out: str, counts: LabelCounts, sections: Sequence[str]) -> str:
@@ -275,6 +292,16 @@ def summarise(out: str, counts: LabelCounts, sections: Sequence[str]) -> str:
     if counts.replaced:
         lines.append(
             f"Warning: {counts.replaced:,} reports hold bytes that are not UTF-8, read as U+FFFD"
+        )
+    if counts.foreign:
+        lines.append(
+            f"Warning: {counts.foreign:,} of {total:,} reports are in another language; nothing is affirmed in them "
+            f"(column {UNREAD})"
+        )
+    if counts.unread:
+        lines.append(
+            f"{counts.unread:,} reports hold abbreviations or foreign words that are not known: No Finding is left "
+            f"blank in them (column {UNREAD})"
         )
     if counts.without_headings and sections:
         lines.append(

@@ -37,7 +37,9 @@ def stub(monkeypatch):
                     -1 if "possible" in text else 0 if "no edema" in text else 1
                 )
         side = lambda word: (state > -2) & np.array([word in text for text in texts])[:, None]
-        return {"state": state, "right": side("right"), "left": side("left")}
+        foreign, unread = np.zeros(len(texts), bool), np.zeros(len(texts), np.int32)
+        sides = {"right": side("right"), "left": side("left")}
+        return {"state": state, **sides, "foreign": foreign, "unread": unread}
 
     monkeypatch.setattr(labels, "read_reports", read_reports, raising=False)
     return calls
@@ -90,7 +92,7 @@ def test_a_row_has_the_id_and_the_14_labels(tmp_path, run, stub):
     )
     code, rows, errors, out, err = run(table)
     assert code == 0 and err == "" and errors is None
-    assert list(rows[0]) == ["id", *CHEXPERT_14]
+    assert list(rows[0]) == ["id", *CHEXPERT_14, "Unread"]
     assert [(row["id"], row["Edema"]) for row in rows] == [
         ("007", "1"),
         ("50414267", "-1"),
@@ -123,6 +125,7 @@ def test_options_reach_the_parser_and_add_columns(tmp_path, run, stub):
         "Reports",
         *CHEXPERT_14,
         *(f"{name} side" for name in CHEXPERT_14[3:]),
+        "Unread",
     ]
     assert [row["Edema side"] for row in rows] == ["both", "right", "left", "", ""]
     assert rows[0]["Reports"] == f"{SECRET} right edema, left"
