@@ -97,6 +97,11 @@ def is_null(value: object) -> bool:
     return value is None or value != value
 
 
+def is_absent(value: object) -> bool:
+    """Whether a value is as none at all: data sets that were joined fill what a row lacks with null, NaN, "" or []."""
+    return is_null(value) or value == "" or value == []
+
+
 # ---- One file --------------------------------------------------------------------------------------
 
 

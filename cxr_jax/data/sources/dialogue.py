@@ -8,7 +8,7 @@ word. docs/inputs.md lists the schemas.
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from cxr_jax.data.json_rows import BadRowError, is_null
+from cxr_jax.data.json_rows import BadRowError, is_absent, is_null
 from cxr_jax.data.prompts import IMAGE_MARK, cut_at_marks
 from cxr_jax.errors import UserError
 
@@ -114,7 +114,7 @@ def check_text(text: str | None) -> None:
 def _find_turns(record: dict[str, Any]) -> list[_Turn]:
     """The turns of a row, by the first schema that it has; two schemas must say the same."""
     readings = {
-        name: _read_turns(record[name]) for name in _TURN_LISTS if not _is_absent(record, name)
+        name: _read_turns(record[name]) for name in _TURN_LISTS if not is_absent(record.get(name))
     }
     if not readings:
         readings = _read_plain_keys(record)
@@ -127,9 +127,9 @@ def _find_turns(record: dict[str, Any]) -> list[_Turn]:
     turns = readings[first]
 
     # Beside the turns there may be what came before them.
-    if not _is_absent(record, "history"):
+    if not is_absent(record.get("history")):
         raise BadRowError("earlier turns (history): a row is one question and its answer")
-    if not _is_absent(record, "system"):
+    if not is_absent(record.get("system")):
         if not isinstance(record["system"], str):
             raise BadRowError("system is not a text")
         system = _Turn("system", _parse_text(record["system"]))
@@ -138,7 +138,7 @@ def _find_turns(record: dict[str, Any]) -> list[_Turn]:
         elif turns[0] != system:
             raise BadRowError(f"system and the system turn of {first} say different things")
     for name in ("videos", "audios", "video", "audio"):
-        if not _is_absent(record, name):
+        if not is_absent(record.get(name)):
             raise BadRowError(f"{name}: only films are read")
     return turns
 
@@ -146,13 +146,13 @@ def _find_turns(record: dict[str, Any]) -> list[_Turn]:
 def _read_plain_keys(record: dict[str, Any]) -> dict[str, list[_Turn]]:
     readings = {}
     for question_key, more_key, answer_key in _PLAIN_KEYS:
-        if _is_absent(record, question_key):
+        if is_absent(record.get(question_key)):
             continue
         turns = _as_turns(record[question_key], "user", question_key)
-        if more_key is not None and not _is_absent(record, more_key):
+        if more_key is not None and not is_absent(record.get(more_key)):
             more = _as_turns(record[more_key], "user", more_key)
             turns = [_Turn("user", (*turns[0].parts, *more[0].parts))]
-        if answer_key is not None and not _is_absent(record, answer_key):
+        if answer_key is not None and not is_absent(record.get(answer_key)):
             turns = turns + _as_turns(record[answer_key], "assistant", answer_key)
         readings[question_key] = turns
     return readings
@@ -165,12 +165,6 @@ def _as_turns(value: Any, role: str, key: str) -> list[_Turn]:
     if not isinstance(value, list):
         raise BadRowError(f"{key} is neither a text nor messages")
     return _read_turns(value)
-
-
-def _is_absent(record: dict[str, Any], key: str) -> bool:
-    """Whether a row has no such key: data sets that were joined fill what a row lacks with nothing."""
-    value = record.get(key)
-    return is_null(value) or value == "" or value == []
 
 
 # ---- Turns -----------------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ def split_name(name: str) -> tuple[str, ...]:
         raise BadNameError("the image is not a path relative to the image root")
     if ".." in windows_path.parts:
         raise BadNameError("the image path leaves the image root")
+    if not windows_path.parts:
+        raise BadNameError("the image is the image root itself, not a file in it")
     return windows_path.parts
 
 

@@ -7,8 +7,8 @@
 
 A row is written if at least one label is positive ("No Finding" counts); its `solution` lists the positives, `labels`
 every state that is not blank, `policy` what blank and uncertain cells counted as. Left out and counted: rows without a
-positive, rows that say both "No Finding" and a finding, films that are not frontal. Cells: 1, 0, -1 or U (uncertain),
-blank or nan.
+positive, rows that say both "No Finding" and a finding, films that are not frontal, rows that repeat another.
+Cells: 1, 0, -1 or U (uncertain), blank or nan.
 """
 
 import argparse
@@ -48,6 +48,7 @@ VIEWS = ("frontal", "any")
 
 # Why rows are left out.
 _NO_POSITIVE = "no label known to be positive"
+_REPEATED = "repeated: the film of a row before it, with the same patient and labels"
 _CONTRADICTION = "No Finding together with a finding"
 _LATERAL = "a lateral view, by its column or path"
 _NOT_FRONTAL = "no frontal film of the chest, by its view"
@@ -105,8 +106,9 @@ def _find_columns(table: Table, image_column: str | None) -> _Header:
             )
         labels[label] = found[0]
     wanted = (image_column,) if image_column else IMAGE_COLUMNS
-    images = table.columns(wanted)
-    if not images:
+    # One by one: a column after the one that is read may stand there twice.
+    images = next(filter(None, (table.columns([name]) for name in wanted)), None)
+    if images is None:
         raise UserError(f"{table.path}: no image column (looked for {', '.join(wanted)})")
     return _Header(images[0], labels)
 
@@ -117,12 +119,12 @@ def _read_row(path: str | Path, record: Record, header: _Header) -> LabelRow:
         raise UserError(f"{path}:{record.line}: no image name")
     states = {}
     for label, column in header.labels.items():
-        cell = record.cells[column]
         try:
-            states[label] = _read_state(cell)
+            states[label] = _read_state(record.cells[column])
         except ValueError:
+            # What stands there is not shown: of a shifted column it may be a name.
             raise UserError(
-                f"{path}:{record.line}: {label} is {cell!r}, not one of 1, 0, -1, U, blank"
+                f"{path}:{record.line}: {label} is not one of 1, 0, -1, U, blank"
             ) from None
     try:
         split_name(image)
@@ -148,11 +150,13 @@ def _read_state(cell: str) -> int | None:
 
 
 def _check_repeated(path: str | Path, row: LabelRow, before: list[LabelRow]) -> None:
-    """Refuse a film that is listed again, but for one of another patient with the same labels (see `convert`)."""
+    """Refuse a film that is listed again with other labels, or another view; see `convert` for one that is the same."""
     for first in before:
-        if row.patient == first.patient or row.states != first.states:
-            difference = "" if row.states == first.states else ", with other labels"
-            raise UserError(f"{path}:{row.line}: the film is that of line {first.line}{difference}")
+        place = f"{path}:{row.line}: the film is that of line {first.line}"
+        if row.states != first.states:
+            raise UserError(f"{place}, with other labels")
+        if row.view != first.view:
+            raise UserError(f"{place}, with another view")
     before.append(row)
 
 
@@ -174,11 +178,16 @@ def convert(
         The manifest rows, and counts of what was left out by reason.
     """
     rows = []
-    left_out = dict.fromkeys((_NO_POSITIVE, _CONTRADICTION, _LATERAL, _NOT_FRONTAL), 0)
+    left_out = dict.fromkeys((_NO_POSITIVE, _CONTRADICTION, _LATERAL, _NOT_FRONTAL, _REPEATED), 0)
     seen: set[str] = set()
+    patients_of_films: set[tuple[str, str | None]] = set()
     for line, image, patient, table_states, view in table:
         states = label_policy.apply(table_states)
         positive = [label for label in CHEXPERT_14 if states[label] == 1]
+        if (image, patient) in patients_of_films:
+            left_out[_REPEATED] += 1
+            continue
+        patients_of_films.add((image, patient))
         if only_frontal and view in (views.LATERAL, views.OTHER):
             left_out[_LATERAL if view == views.LATERAL else _NOT_FRONTAL] += 1
             continue

@@ -25,7 +25,7 @@ import numpy as np
 
 from cxr_jax.data import image_gate, images, json_rows, loading, resize
 from cxr_jax.data.image_cache import CACHE_MIB, ImageCache
-from cxr_jax.data.json_rows import BadRowError, is_null
+from cxr_jax.data.json_rows import BadRowError, is_absent
 from cxr_jax.data.sources import patients, views
 from cxr_jax.data.sources.base import Batch, Indices
 from cxr_jax.data.sources.dialogue import parse_dialogue
@@ -142,7 +142,7 @@ def _below_root(name: str, root: Path) -> str:
 def _parse_id(record: dict[str, Any], image_name: str) -> str:
     # Without an id the image's name is one.
     identifier = record.get("id")
-    if is_null(identifier):
+    if is_absent(identifier):
         return image_name
     is_text = isinstance(identifier, str | int) and not isinstance(identifier, bool)
     if not is_text or not str(identifier).strip():
@@ -150,12 +150,11 @@ def _parse_id(record: dict[str, Any], image_name: str) -> str:
     return str(identifier)
 
 
-def _canonical_label(name: object) -> str:
+def _canonical_label(name: object, key: str, number: int) -> str:
     label = find_label(name) if isinstance(name, str) else None
     if label is None:
-        # What is longer is no name, and may be a report.
-        what = repr(name) if len(repr(name)) <= 40 else "what stands there"
-        raise BadRowError(f"{what} is none of the 14 labels")
+        # It is not shown: it may be a person's name, or a report.
+        raise BadRowError(f"name {number} in {key} is none of the 14 labels")
     return label
 
 
@@ -176,22 +175,25 @@ def _parse_truth(record: dict[str, Any]) -> _Truth:
         solution = ",".join(solution)
     if not isinstance(solution, str) or not solution.strip():
         raise BadRowError("no solution")
-    positive = {_canonical_label(name) for name in solution.split(",")}
+    positive = {
+        _canonical_label(name, "solution", number)
+        for number, name in enumerate(solution.split(","), 1)
+    }
     states: dict[str, int | None] = dict.fromkeys(positive, 1)
     policy = COMPLETE
-    if record.get("labels") is not None:
+    if not is_absent(record.get("labels")):
         if not isinstance(record["labels"], dict):
             raise BadRowError("labels is not an object of label: state")
         states = {
-            _canonical_label(name): None if is_null(state) else state
-            for name, state in record["labels"].items()
+            _canonical_label(name, "labels", number): None if is_absent(state) else state
+            for number, (name, state) in enumerate(record["labels"].items(), 1)
         }
         if len(states) < len(record["labels"]):
             raise BadRowError("labels names one of the 14 twice")
         if not all(state in (1, 0, -1, None) for state in states.values()):
             raise BadRowError("a state in labels is none of 1, 0, -1, null")
         policy = LabelPolicy()
-    if record.get("policy") is not None:
+    if not is_absent(record.get("policy")):
         policy = _parse_policy(record["policy"])
     states = policy.apply(states)
     # Solution and labels must name the same positive ones.
@@ -208,8 +210,9 @@ def _parse_truth(record: dict[str, Any]) -> _Truth:
 def _parse_policy(policy: object) -> LabelPolicy:
     if not isinstance(policy, dict) or not policy.keys() <= {"blank", "uncertain"}:
         raise BadRowError("policy is not an object of blank and uncertain")
+    given = {name: choice for name, choice in policy.items() if not is_absent(choice)}
     try:
-        return LabelPolicy(**policy)
+        return LabelPolicy(**given)
     except UserError as error:
         raise BadRowError(str(error)) from None
 

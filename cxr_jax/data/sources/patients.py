@@ -56,7 +56,8 @@ _PATH_PATTERNS = tuple(
     )
 )
 _WHOLE_FLOAT = re.compile(r"\d+\.0*")
-_SCIENTIFIC = re.compile(r"\d+(?:\.\d+)?e\+?\d+", re.IGNORECASE)
+# As programs write numbers: with one digit before the point and a sign, which no hexadecimal id (80e12345) has.
+_SCIENTIFIC = re.compile(r"\d(?:[.,]\d+)?e\+\d{1,3}", re.IGNORECASE)
 _EXACT_DIGITS = 15  # that a float holds of any whole number
 _NUMBERED = re.compile(r"(?:patient|subject|sub|pat|pt|p|id)?[_#-]*0*(\d+)")
 
@@ -66,7 +67,7 @@ class LostDigitsError(ValueError):
 
 
 def clean_id(value: object) -> str | None:
-    """Give the text of an id, None for a blank one: 12345.0 and 1.2345e4 are 12345, leading zeros stay.
+    """Give the text of an id, None for a blank one: 12345.0 and 1.2345e+04 are 12345, leading zeros stay.
 
     Raises:
         LostDigitsError: for a number in scientific notation with more digits than a float holds.
@@ -80,7 +81,7 @@ def clean_id(value: object) -> str | None:
         return text.partition(".")[0]
     if _SCIENTIFIC.fullmatch(text):
         try:
-            number = Decimal(text)
+            number = Decimal(text.replace(",", "."))
         except InvalidOperation:
             return text
         if number.adjusted() >= _EXACT_DIGITS or number != number.to_integral_value():

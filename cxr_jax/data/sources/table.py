@@ -58,7 +58,11 @@ class Table:
         # Of equally good ones the first: a table of one column has no delimiter at all.
         def count_needed(delimiter: str) -> int:
             self.delimiter = delimiter
-            _, header = next(self._records(), (1, []))
+            try:
+                _, header = next(self._records(), (1, []))
+            except UserError:
+                # Quotes that close before another delimiter than this one.
+                return -1
             return len(keys & {column_key(name) for name in header})
 
         self.delimiter = max(DELIMITERS, key=count_needed)

@@ -1,5 +1,6 @@
 """Label tables: separators, torn and repeated rows, blank and uncertain cells by policy, views."""
 
+import csv
 import gzip
 import json
 import random
@@ -53,6 +54,42 @@ def test_every_separator_gives_the_same_rows(tmp_path, capsys, separator, start)
     assert convert(capsys, table)[1] == want
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_tables_with_every_cell_in_quotes(tmp_path, capsys, separator):
+    rows = [["a, b;c|d.png", "M", *FULL], ["b.png", "F", *FULL]]
+    plain = [["a.png", "M", *FULL], rows[1]]
+    for cells in (rows, plain):
+        path = tmp_path / "quoted.csv"
+        with open(path, "w", newline="") as file:
+            writer = csv.writer(file, delimiter=separator, quoting=csv.QUOTE_ALL)
+            writer.writerows([HEADER, *cells])
+        code, read, _, err = convert(capsys, path)
+        assert code == 0, err
+        assert [row["image"] for row in read] == [cells[0][0], "b.png"]
+
+
+def test_a_later_image_column_may_stand_there_twice(tmp_path, capsys):
+    row = ["x", "a.png", "M", *FULL, "y"]
+    code, rows, _, _ = convert(capsys, write(tmp_path, [row], ("img", *HEADER, "IMG")))
+    assert code == 0 and rows[0]["image"] == "a.png"
+    table = write(
+        tmp_path, [["a.png", "b.png", *FULL]], ("path", "PATH", *CHEXPERT_14), name="u.csv"
+    )
+    assert "stands there twice" in refusal(capsys, table)
+
+
+def test_rows_that_repeat_another_are_left_out_and_counted(tmp_path, capsys):
+    films = [["a.png", "M", *FULL], ["b.png", "M", *FULL], ["a.png", "M", *FULL]]
+    code, rows, out, _ = convert(capsys, write(tmp_path, [*films, films[0]]))
+    assert code == 0 and [row["id"] for row in rows] == ["a.png", "b.png"]
+    assert "2 left out: repeated" in out
+
+
+def test_a_state_that_is_none_is_not_shown(tmp_path, capsys):
+    said = refusal(capsys, write(tmp_path, [["a.png", "M", "Jane Doe", *FULL[1:]]]))
+    assert f"t.csv:2: {CHEXPERT_14[0]} is not one of" in said and "Doe" not in said
+
+
 def test_cells_as_programs_write_them(tmp_path, capsys):
     cells = ["0,0", "1.0", "1,0", "0", "0.00", "-1", "-1.0", "U", "u", "", "nan", "NA", " ", "None"]
     table = write(tmp_path, [["a.png", "M", *cells]], separator=";")
@@ -80,7 +117,7 @@ def test_blank_cells_and_rows_beyond_the_table_are_none(tmp_path, capsys):
 
 def test_a_quoted_line_end_does_not_move_the_line_that_is_named(tmp_path, capsys):
     table = write(tmp_path, [["a.png", '"M\nF"', *FULL], ["b.png", "M", *FULL[:-1], "7"]])
-    assert "t.csv:4: Support Devices is '7'" in refusal(capsys, table)
+    assert "t.csv:4: Support Devices is not one" in refusal(capsys, table)
 
 
 BAD = {
@@ -93,7 +130,13 @@ BAD = {
     "relative to the image root": [HEADER, ["/data/a.png", "M", *FULL]],
     "relative to the image root ": [HEADER, ["https://example.org/a.png", "M", *FULL]],
     "leaves the image root": [HEADER, ["x/../../a.png", "M", *FULL]],
-    "the film is that of line 2": [HEADER, ["a.png", "M", *FULL], ["a.png", "M", *FULL]],
+    "relative to the image root  ": [HEADER, ["/", "M", *FULL]],
+    "the image root itself": [HEADER, [".", "M", *FULL]],
+    "with another view": [
+        ("View", *HEADER),
+        ["PA", "a.png", "M", *FULL],
+        ["LL", "a.png", "M", *FULL],
+    ],
     "with other labels": [HEADER, ["a.png", "M", *FULL], ["a.png", "M", "1", *FULL[1:]]],
     "a rounded number": [("PatientID", *HEADER), ["2.34e+35", "a.png", "M", *FULL]],
 }
@@ -224,10 +267,18 @@ def test_given_tables_that_are_bad(tmp_path, capsys):
     folder = SHARED / "tables/synthetic/bad"
     refused = [
         *("missing_label", "two_same_columns", "header_only", "unknown_state", "url", "absolute"),
-        *("dotdot", "duplicate_row", "short_row", "long_row", "nul", "latin1", "huge_field"),
+        *("dotdot", "short_row", "long_row", "nul", "latin1", "huge_field"),
     ]
     for table in [SHARED / "cases/tables/short.csv", *(folder / f"{name}.csv" for name in refused)]:
         assert label_table.main([str(table), str(tmp_path / "o.jsonl")]) == 2, table
         assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "o.jsonl").exists()
-    for name in ("semicolon", "state_u", "state_nan", "windows", "quoted_newline", "formula"):
+    for name in (
+        "duplicate_row",
+        "semicolon",
+        "state_u",
+        "state_nan",
+        "windows",
+        "quoted_newline",
+        "formula",
+    ):
         assert label_table.main([str(folder / f"{name}.csv"), str(tmp_path / "o.jsonl")]) == 0

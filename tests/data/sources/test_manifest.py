@@ -114,6 +114,32 @@ BAD = {
 }
 
 
+NONE_AT_ALL = (None, float("nan"), "", [])
+
+
+@pytest.mark.parametrize("none", NONE_AT_ALL)
+def test_what_says_nothing_is_as_if_the_key_were_not_there(tmp_path, root, none):
+    without_id = {key: value for key, value in grpo().items() if key != "id"}
+    [plain] = manifest.load_rows(write(tmp_path, without_id), root)
+    for key in ("id", "labels", "policy"):
+        [row] = manifest.load_rows(write(tmp_path, without_id | {key: none}), root)
+        assert row == plain
+    labels = {"Edema": 1}
+    [blank] = manifest.load_rows(write(tmp_path, grpo(labels=labels)), root)
+    for more in (
+        {"labels": labels | {"Fracture": none}},
+        {"labels": labels, "policy": {"blank": none, "uncertain": "unknown"}},
+    ):
+        assert manifest.load_rows(write(tmp_path, grpo(**more)), root) == [blank]
+
+
+def test_what_is_no_label_is_not_shown(tmp_path, root):
+    for more in ({"solution": "Edema, Jane Doe"}, {"labels": {"Edema": 1, "Jane Doe": 0}}):
+        with pytest.raises(UserError, match="name 2 in ") as caught:
+            manifest.load_rows(write(tmp_path, grpo(**more)), root)
+        assert "Doe" not in str(caught.value)
+
+
 @pytest.mark.parametrize("reason", BAD)
 def test_every_problem_names_file_line_and_reason(tmp_path, root, reason):
     os.symlink(__file__, root / "link.png")
@@ -336,7 +362,7 @@ def test_converter_reads_columns_by_name(tmp_path):
     [
         (("file", *CHEXPERT_14[1:]), ["a.png", *cells()[1:]], "no column 'No Finding'"),
         (("pic", *CHEXPERT_14), ["a.png", *cells()], "no image column"),
-        (("file", *CHEXPERT_14), ["a.png", *cells(Edema="2")], "labels.csv:2: Edema is '2'"),
+        (("file", *CHEXPERT_14), ["a.png", *cells(Edema="2")], "labels.csv:2: Edema is not one of"),
         (("file", *CHEXPERT_14), [" ", *cells(Edema="1")], "labels.csv:2: no image name"),
         (("file", *CHEXPERT_14), ["a.png", *cells()], "no row has a label"),
     ],
@@ -397,7 +423,7 @@ def test_an_error_in_an_array_names_file_row_and_reason(tmp_path, root):
     path.write_text(json.dumps([grpo("a.png"), grpo("b.png", solution="Oedema")], indent=1))
     with pytest.raises(UserError) as caught:
         manifest.load_rows(path, root)
-    assert str(caught.value) == f"{path}: row 2: 'Oedema' is none of the 14 labels"
+    assert str(caught.value) == f"{path}: row 2: name 1 in solution is none of the 14 labels"
 
 
 def test_absolute_paths_below_the_root_are_read(tmp_path, root):
@@ -433,7 +459,7 @@ def test_nan_is_null_wherever_pandas_writes_it(tmp_path, root):
         (grpo(id=True), "the id is not a string"),
         (
             grpo(solution="The lungs are clear of any focal consolidation. " * 3),
-            "what stands there",
+            "name 1 in solution is none",
         ),
     ],
 )
