@@ -49,7 +49,8 @@ class Seen:
     def __init__(self, repeats: str = "keep") -> None:
         self._once = repeats == "once"
         self._place_of_id: dict[str, str] = {}
-        self._first: dict[tuple, tuple[str, Row]] = {}  # film and question -> place and row
+        # Film and question -> each of their truths, with the place where it first stands.
+        self._truths: dict[tuple, list[tuple[str, Row]]] = {}
         self._times: collections.Counter[tuple] = collections.Counter()
 
     def add(self, row: Row, place: str) -> bool:
@@ -58,9 +59,15 @@ class Seen:
         Raises:
             BadRowError: for an id that comes again, and for one film and question with two truths.
         """
-        first_place, first = self._first.setdefault(_question(row), (place, row))
-        if _contradict(first, row):
-            raise BadRowError(f"the same film and question as {first_place}, with another solution")
+        truths = self._truths.setdefault(_question(row), [])
+        # All of them: a label that the first row does not know may be there in the second and absent in the third.
+        for place_of_truth, other in truths:
+            if _contradict(other, row):
+                raise BadRowError(
+                    f"the same film and question as {place_of_truth}, with another solution"
+                )
+        if all((other.solution, other.known) != (row.solution, row.known) for _, other in truths):
+            truths.append((place, row))
         self._times[_content(row)] += 1
         if self._once and self._times[_content(row)] > 1:
             return False
@@ -82,7 +89,7 @@ def _question(row: Row) -> tuple:
 
 def _content(row: Row) -> tuple:
     """All that a row says but its id and patient."""
-    return (*_question(row), row.target, row.solution, row.known)
+    return (*_question(row), row.target, row.solution, row.known, row.hedged)
 
 
 def _contradict(one: Row, other: Row) -> bool:

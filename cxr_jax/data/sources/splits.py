@@ -6,6 +6,7 @@ Files: some patients are held out (`manifest.open_split`), a third of them for s
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -165,6 +166,14 @@ def _warnings(name: str, rows: Sequence[manifest.Row], known_share: float) -> tu
         warnings.append(
             f"warning: {name}: no patient is known of {which}: each of these images counts as a patient of its own, "
             "so one patient may stand on both sides of the split (docs/inputs.md: columns and paths that are read)"
+        )
+    groups_of_films: dict[Path, set[str]] = {}
+    for row in rows:
+        groups_of_films.setdefault(row.image_path, set()).add(row.group)
+    if shared := sum(len(groups) > 1 for groups in groups_of_films.values()):
+        warnings.append(
+            f"warning: {name}: {shared:,} of {len(groups_of_films):,} films are listed under several patients, so one "
+            "film may stand on both sides of the split: whose is it?"
         )
     if turned := sum(row.view in (LATERAL, OTHER) for row in rows):
         warnings.append(

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 
+from cxr_jax.data.dicom import words as header_words
 from cxr_jax.data.sources.table import column_key
 
 FRONTAL, LATERAL, OTHER = "frontal", "lateral", "other"
@@ -76,10 +77,12 @@ def view_of_text(text: str) -> str | None:
     A lateral decubitus is `OTHER`; what names both a frontal and a lateral view says neither.
     """
     words = set(_words(text))
-    if words & _OTHER_WORDS:
+    # What a header's view says, a column says too: P.A., A-P, profile, tangential.
+    header_views = header_words.views_in(text)
+    if words & _OTHER_WORDS or "OTHER" in header_views:
         return OTHER
-    is_frontal = bool(words & _FRONTAL_WORDS)
-    is_lateral = bool(words & _LATERAL_WORDS)
+    is_frontal = bool(words & _FRONTAL_WORDS or header_views & {*header_words.FRONTAL})
+    is_lateral = bool(words & _LATERAL_WORDS or "LATERAL" in header_views)
     if is_frontal == is_lateral:
         return None
     return FRONTAL if is_frontal else LATERAL
@@ -111,7 +114,8 @@ def find_view(fields: Mapping[str, object], paths: Iterable[str]) -> str | None:
     for name, value in fields.items():
         key, text = column_key(name), str(value).strip()
         if key in VIEW_COLUMNS:
-            found.add(view_of_text(text))
+            # The three names as they are written here, of which "other" says no view in anybody else's words.
+            found.add(text if text in (FRONTAL, LATERAL, OTHER) else view_of_text(text))
         elif key in _YES_NO_COLUMNS:
             found.add(_view_of_answer(_YES_NO_COLUMNS[key], text.lower()))
     return next((view for view in (LATERAL, OTHER, FRONTAL) if view in found), None)

@@ -8,6 +8,7 @@ import random
 import pytest
 from places import SHARED
 
+from cxr_jax.data.dicom import words
 from cxr_jax.data.sources import label_table, policy, views
 from cxr_jax.data.sources.policy import LabelPolicy
 from cxr_jax.errors import UserError
@@ -219,6 +220,29 @@ UNKNOWN = ("", "UNK", "nan", "PA and lateral", "erect")
 def test_words_of_views(texts, view):
     for text in texts:
         assert views.view_of_text(text) == view, text
+
+
+@pytest.mark.parametrize(
+    "texts, view",
+    [
+        (("P.A.", "A-P", "a/p", "PA erect"), "frontal"),
+        (("PROFILE", "Perfil", "seitlich", "LLAT"), "lateral"),
+        (("ML", "CV", "TANGENTIAL", "PA oblique"), "other"),
+    ],
+)
+def test_words_of_views_mean_what_they_mean_in_a_header(texts, view):
+    in_header = {"PA": "frontal", "AP": "frontal", "LATERAL": "lateral", "OTHER": "other"}
+    for text in texts:
+        assert views.view_of_text(text) == in_header[words.view_of_position(text)] == view, text
+
+
+def test_views_that_are_written_are_read_back(tmp_path, capsys):
+    films = [[view, f"{n}.png", "M", *FULL] for n, view in enumerate(("PA", "LL", "LAO"))]
+    table = write(tmp_path, films, ("view", *HEADER))
+    _, rows, _, _ = convert(capsys, table, "--views=any")
+    written = [row["view"] for row in rows]
+    assert written == ["frontal", "lateral", "other"]
+    assert [views.find_view(row, ["a.png"]) for row in rows] == written
 
 
 PATHS = {

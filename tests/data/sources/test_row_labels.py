@@ -132,3 +132,37 @@ def test_films_in_their_own_folders_are_two(tmp_path):
         Image.fromarray(np.zeros((40, 40), np.uint8)).save(tmp_path / folder / "a.png")
     rows = load(tmp_path, row_of(0, image="p1/a.png"), row_of(1, image="p2/a.png"))
     assert len({row.image_path for row in rows}) == 2
+
+
+# ---- Rows that speak of one film ---------------------------------------------------------------------
+
+
+def one_film(number, state, patient=0):
+    labels = {"Edema": 1} if state is None else {"Edema": 1, "Fracture": state}
+    solution = "Edema, Fracture" if state == 1 else "Edema"
+    return row_of(number, solution, labels=labels, image="0.png", patient_id=patient)
+
+
+@pytest.mark.parametrize("states", [(None, 1, 0), (-1, None, 0, 1), (0, None, None, 1)])
+def test_truths_contradict_whatever_the_first_row_says(tmp_path, states):
+    rows = [one_film(number, state) for number, state in enumerate(states)]
+    with pytest.raises(UserError, match="with another solution"):
+        load(tmp_path, *rows)
+    assert len(load(tmp_path, *rows[:-1])) == len(states) - 1
+
+
+def test_an_uncertain_label_is_no_repeat_of_a_blank_one(tmp_path):
+    load(tmp_path, one_film(0, None), one_film(1, -1), one_film(2, -1))
+    rows = manifest.load_rows(tmp_path / "m.jsonl", tmp_path, "once")
+    assert [row.times for row in rows] == [1, 2]
+
+
+def test_a_film_under_two_patients_is_said_in_a_line(tmp_path):
+    own = [row_of(number) for number in range(1, 4)]
+    for patients, said in (((0, 9), True), ((0, 0), False)):
+        load(tmp_path, *own, *(one_film(10 + n, 0, patient) for n, patient in enumerate(patients)))
+        data = DataConfig.with_defaults(
+            source="files", manifest=str(tmp_path / "m.jsonl"), image_root=str(tmp_path), size=28
+        )
+        found = [line for line in splits.open_splits(data).warnings if "several patients" in line]
+        assert len(found) == said and all("1 of 4 films" in line for line in found)
