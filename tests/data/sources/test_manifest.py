@@ -101,6 +101,8 @@ BAD = {
     "leaves the image root": grpo("../rows.jsonl"),
     "leaves the image root ": grpo("sub\\..\\..\\rows.jsonl"),
     "link that leaves": grpo("link.png"),
+    "the image root itself": grpo(".", id="x"),
+    "the image root itself ": grpo("./", id="x"),
     "no solution": grpo(solution=" "),
     "no solution ": grpo(solution=None),
     "none of the 14 labels": grpo(solution="Edema, Effusion"),
@@ -131,6 +133,11 @@ def test_what_says_nothing_is_as_if_the_key_were_not_there(tmp_path, root, none)
         {"labels": labels, "policy": {"blank": none, "uncertain": "unknown"}},
     ):
         assert manifest.load_rows(write(tmp_path, grpo(**more)), root) == [blank]
+
+
+def test_the_root_is_no_image_by_its_whole_path_either(tmp_path, root):
+    with pytest.raises(UserError, match="the image root itself"):
+        manifest.load_rows(write(tmp_path, grpo(str(root.absolute()), id="x")), root)
 
 
 def test_what_is_no_label_is_not_shown(tmp_path, root):
