@@ -327,6 +327,11 @@ class Reader:
         waiting, after = [], 0  # section 4: mentions that wait for P; A,
         close = around = field = False  # whether it is close, an `_around` cue, of a `_field`
         devices = []  # mentions that wait for [parts] before
+        reach, under, names = (
+            set(),
+            set(),
+            None,
+        )  # labels since the last cue or stop; of that cue; of a field's name
         open_subjects, quality = [], None
         open_mentions, side, taken = [], None, False  # section 5
         kinds_behind = [NOTHING, *(kind for kind, _ in phrases)]
@@ -344,14 +349,16 @@ class Reader:
                 # Its cue comes after the mention: it is met first, and stands between mention and A.
                 for mention, by_cue, _ in waiting:
                     mention[1] = by_cue[NEGATIVE]
-                waiting, after, devices = [], 0, []
+                waiting, after, devices, reach = [], 0, [], set()
                 open_mentions, side = [], None
                 kind = MENTION
             if kind == MENTION:
                 labels, by_cue = value
                 mention = [labels, None, None, not SIDELESS.issuperset(labels), False]
                 sentence.append(mention)
-                reached = 0 if field and labels == (DEVICES,) else after
+                reached = after
+                if field and (names.isdisjoint(labels) if names else labels == (DEVICES,)):
+                    reached = 0
                 if field:  # for the nearest mention only
                     after, field = 0, False
                 if reached and (close or reached == IGNORE):
@@ -360,6 +367,7 @@ class Reader:
                         continue
                 else:
                     waiting.append((mention, by_cue, reached))
+                reach.update(labels)
                 if DEVICES in labels:
                     devices.append(mention)
                 if not mention[3]:
@@ -372,6 +380,7 @@ class Reader:
                 for mention, by_cue, a in waiting:
                     mention[1] = by_cue[a]
                 waiting, devices, after, close, around, field = [], [], 0, False, False, False
+                reach = set()
                 open_subjects, quality = [], None
                 open_mentions, side = [], None
                 ends = kind == QUESTION or value is True
@@ -397,10 +406,14 @@ class Reader:
                     mention[1] = by_cue[value]
                 around, field = kind == AROUND, kind == FIELD
                 close, after = kind != BEFORE, {BEFORE: 0, AROUND: value, FIELD: IGNORE}[kind]
-                waiting, devices = [], []
+                waiting, devices, names = [], [], None
+                under, reach = reach, set()
                 open_mentions, side = [], None
-            elif kind == AFTER or kind == STATEMENT and behind in (BEFORE, AROUND, FIELD):
-                after, close, around, field = value, True, False, kind == STATEMENT
+            elif kind == AFTER:
+                after, close, around, field = value, True, False, False
+            elif kind == STATEMENT:
+                if behind in (BEFORE, AROUND, FIELD) and under:
+                    after, close, around, field, names = value, True, False, True, under
             elif kind == PART:
                 for mention in devices:
                     mention[4] = True
@@ -430,8 +443,8 @@ class Reader:
         foreign = unread = sum(map(self.foreign.__contains__, words))
         for word in abbreviations(text):
             unread += self.mended[word] == word and not self.mended.fits(word)
-        signs = 3 * foreign + words.count(FOREIGN)
-        return unread, signs > 2 and signs > 2 * sum(map(self.english.__contains__, words))
+        signs = 4 * foreign + words.count(FOREIGN)
+        return unread, signs > 3 and signs > 2 * sum(map(self.english.__contains__, words))
 
     def read(self, text, parents=False):
         """What a report (`str` or UTF-8 `bytes`) says, as a dict.

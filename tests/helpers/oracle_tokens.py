@@ -12,7 +12,8 @@ DASH, NOTHING = "dash", "nothing"
 OPENED = "\u2e2e"  # a `?` that opens a word, by a character that no byte is
 PLAIN = re.compile(r"[a-z0-9]+(?:(?<=[0-9])\.(?=[0-9])[a-z0-9]+)*")
 WORD = PLAIN.pattern.replace("a-z", "A-Za-z")
-DOT = r"\.(?=[,;:)]|[ \t](?:[a-z0-9]|[A-Z][A-Z \t]))"
+INNER = r"\.(?=[,;:)])"
+DOT = r"\.(?:(?=[ \t][a-z0-9])|(?<=[a-z]\.)(?=[ \t][A-Z][A-Z \t]))"
 OPENS = re.compile(
     r"\A\?(?=[ \t]?[A-Za-z])|(?<![A-Za-z0-9)\]*?])\?(?:(?=[A-Za-z])|(?<=[ \t]\?)(?=[ \t][a-z]))"
 )
@@ -38,19 +39,22 @@ SIGNS |= {chr(byte): FOREIGN for byte in (*range(0xC3, 0xE2), *range(0xE3, 0xEE)
 BULLETS = {latin(sign) for sign in ("-", "–", "—", "→", "*", "+", "·", "- ", "-\t", "– ", "–\t")}
 NUMBER = r"(?<![A-Za-z0-9])(?:\([0-9]\)|\[[0-9]\])(?=[ \t])"
 PIECES = re.compile(
-    f"{WORD}(?:{DOT})?|{NUMBER}"
-    r"|\([-+xX ]?\)|\[[-+xX ]?\]|--+|(?<=[ \t])(?:-|\xe2\x80\x93)[ \t]|[\[.?!;:,/|=*+(\u2e2e-]|(?<=[-=])>"
-    r"|<(?=[A-Za-z/])(?!/?[BIUbiu]>)|(?<=[A-Za-z]{3})\t(?=[A-Za-z])|\xc2\xb7"
+    f"{WORD}(?:{DOT}|{INNER})?|{NUMBER}"
+    r"|\([-+xX ]?\)|\[[-+xX ]?\]|--+|(?<=[ \t])(?:-|\xe2\x80\x93)[ \t]|[.?!;:,/|=*+\u2e2e-]"
+    r"|[(\[](?![A-Za-z]*[)\]])|(?<=[-=])>"
+    r"|<(?=[A-Za-z/])(?!/?(?:[BIUbiu]>|(?i:em|ma|sp|st|su)))|(?<=[A-Za-z]{3})\t(?=[A-Za-z])|\xc2\xb7"
     r"|\xc3(?![\x97\xb7])|[\xc4-\xe1\xe3-\xed]|"
     + "|".join(sign for sign in SIGNS if sign[0] == "\xe2" and sign[-1] not in " \t")
 )
 # A line with none of these has only words and the tokens that are a sign of their own.
-SPECIAL, DOTS = re.compile(r"[()\[\]*=<>+\t\x80-\xff-]"), re.compile(DOT)
+SPECIAL, DOTS = re.compile(r"[()\[\]*=<>+\t\x80-\xff-]"), re.compile(f"{DOT}|{INNER}")
 SIMPLE = re.compile(PLAIN.pattern + r"|[.?!;:,/|¿]")
 LEADING = {"+": "^", "-": "~"}
 SKIPPED = "[ \\t*#_\"'>]{0,7}"
-FIELD_STARTS = re.compile(SKIPPED + r"[A-Za-z][A-Za-z0-9 \t/*()_-]{0,30}[:=]")
-LINE_STARTS = re.compile(SKIPPED + r"(?:[0-9](?:\)|\.(?![0-9]))|[A-Za-z]\)|[A-Z][a-z \t])")
+FIELD_STARTS = re.compile(SKIPPED + r"[A-Za-z][A-Za-z0-9 \t/*()_-]{0,30}[:=](?![0-9])")
+LINE_STARTS = re.compile(
+    SKIPPED + r"(?:[0-9](?:\)|\.(?![0-9]))|[A-Za-z]\)|[A-Z](?:[a-z]|[ \t][a-z]))"
+)
 CAPITAL_STARTS = re.compile(SKIPPED + r"[A-Z]")
 SHORT = 32  # bytes: a line of fewer ends before any capital letter
 BEFORE_VALUES = frozenset((":", "|", "?", STROKE))
@@ -83,7 +87,9 @@ def _cut(line, out, abbreviated, dashed):
     whether there is a dash before the next word: at the start of the line (if no break is there), and at its end.
     """
     started = leads = False
-    for piece in PIECES.findall(OPENS.sub(OPENED, line) if "?" in line else line):
+    source = OPENS.sub(OPENED, line) if "?" in line else line
+    for found in PIECES.finditer(source):
+        piece = found.group()
         token = SIGNS.get(piece)
         if token is BREAK or not started and (piece in BULLETS or piece[:2] == "--"):
             out.append(BREAK)
@@ -101,7 +107,8 @@ def _cut(line, out, abbreviated, dashed):
         elif token is None:
             word = piece.lower().rstrip(".")
             out.append("-" + word if dashed else word)
-            if piece[-1] == "." and word not in abbreviated:
+            is_inner = source[found.end() : found.end() + 1] in (",", ";", ":", ")")
+            if piece[-1] == "." and word not in abbreviated and not is_inner:
                 out.append(".")
         else:
             if token in LEADING and not started:
@@ -115,15 +122,13 @@ def _cut(line, out, abbreviated, dashed):
 
 def _ends(line, following, out, hanging):
     """Whether the newline between two lines ends the first, by what follows it, if these are the tokens up to it."""
-    if FIELD_STARTS.match(following):
-        return True
     last, value = out[-1], len(out) > 1 and out[-2] in BEFORE_VALUES
     if not value and (
         last in ",/:" or last.lstrip("-") in hanging
     ):  # no word is as short as to be in `,/:`
         return False
     short = len(line) < SHORT and CAPITAL_STARTS.match(following)
-    return bool(short or LINE_STARTS.match(following))
+    return bool(short or FIELD_STARTS.match(following) or LINE_STARTS.match(following))
 
 
 # Section 6. Two to five capitals that are a word, and what has to stand on one of its sides.
