@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from cxr_jax.labels.automaton import Array
 from cxr_jax.labels.phrase_bank import (
     BAR,
+    BRACKET,
     BREAK_SIGN,
     BYTE_CODES,
     CAPITALS,
@@ -22,7 +23,7 @@ from cxr_jax.labels.phrase_bank import (
     DECIMAL_POINT,
     LETTER_COUNT,
     NEWLINE,
-    NEWLINE_ALWAYS,
+    NEWLINE_BEFORE_FIELD,
     NEWLINE_UNLESS_HANGING,
     NO,
     OPENING_QUESTION,
@@ -131,15 +132,18 @@ def _code_stops(data: jax.Array) -> jax.Array:
     is_point = _shift(is_digit, -1) & _shift(is_digit, 1)
     is_capital = _is_capital(data)
     in_capitals = is_capital & _shift(is_capital | is_blank, 1)
-    lower_next = _shift(is_blank, 1) & _shift(is_lower | is_digit | in_capitals, 2)
-    is_soft = _shift(is_word, -1) & (lower_next | _is_any(_shift(data, 1), ",;:)"))
+    goes_on = _shift(is_lower | is_digit, 2) | (_shift(is_lower, -1) & _shift(in_capitals, 2))
+    is_soft = _shift(is_word, -1) & _shift(is_blank, 1) & goes_on
+    # A full stop directly before other punctuation ends nothing, whatever word it stands behind.
+    is_inner = _shift(is_word, -1) & _is_any(_shift(data, 1), ",;:)")
     opens_word = _shift(_is_ascii_letter(data), 1)
     before = _shift(data, -1)
     starts_line = (jnp.arange(data.shape[0])[:, None] == 0) | (before == ord("\n"))
     spaced_next = _shift(is_blank, 1) & _shift(_is_ascii_letter(data), 2)
     opens_word |= spaced_next & (starts_line | (_is_blank(before) & _shift(is_lower, 2)))
     opens_word &= ~(_shift(is_word, -1) | _is_any(before, ")]*?"))
-    codes = _where((data == ord(".")) & ~is_point & is_soft, SOFT_POINT)
+    is_stop = (data == ord(".")) & ~is_point
+    codes = _where(is_stop & is_inner, OTHER) | _where(is_stop & is_soft & ~is_inner, SOFT_POINT)
     return codes | _where((data == ord("?")) & opens_word, OPENING_QUESTION)
 
 
@@ -193,9 +197,12 @@ def _ends_sign(data: jax.Array, second: int, last: int) -> jax.Array:
 def _is_tag(data: jax.Array) -> jax.Array:
     """bool [L, B]: what follows is a tag's name, but not that of bold or slanted words."""
     after, after_2, after_3 = (_shift(data, steps) for steps in (1, 2, 3))
-    opens_style = _is_any(after, "biuBIU") & (after_2 == ord(">"))
-    closes_style = (after == ord("/")) & _is_any(after_2, "biuBIU") & (after_3 == ord(">"))
-    return (_is_ascii_letter(after) | (after == ord("/"))) & ~opens_style & ~closes_style
+    is_closing = after == ord("/")
+    first, second = jnp.where(is_closing, after_2, after), jnp.where(is_closing, after_3, after_2)
+    is_style = _is_any(first, "biuBIU") & (second == ord(">"))
+    for name in ("em", "ma", "sp", "st", "su"):
+        is_style |= (first | 0x20 == ord(name[0])) & (second | 0x20 == ord(name[1]))
+    return (_is_ascii_letter(after) | is_closing) & ~is_style
 
 
 def _is_cross(data: jax.Array) -> jax.Array:
@@ -227,7 +234,8 @@ def _may_be_abbreviation(data: jax.Array) -> jax.Array:
 
 
 # What a byte is to the line that starts with it, as bits.
-_CAPITAL, _NUMBER_OR_TITLE, _FIELD = 1, 2, 4  # kinds of starts
+_CAPITAL, _NUMBER_OR_TITLE, _FIELD = 1, 2, 4  # kinds of starts; no byte is a field by itself,
+_CLOSING = _FIELD  # so the bit is free for a bracket
 _LETTER, _IN_FIELD, _COLON, _SKIPPED, _NEWLINE = 8, 16, 32, 64, 128
 _FAR = 255
 
@@ -237,13 +245,15 @@ def _line_roles(data: jax.Array) -> jax.Array:
     after_point = _is_any(_shift(data, 1), ".") & ~_shift(is_digit, 2)
     before_bracket = (is_digit | _is_ascii_letter(data)) & _is_any(_shift(data, 1), ")")
     is_number = (is_digit & after_point) | before_bracket
-    is_title = is_capital & _shift(_is_lower(data) | is_blank, 1)
+    is_lower = _is_lower(data)
+    is_title = is_capital & (_shift(is_lower, 1) | (_shift(is_blank, 1) & _shift(is_lower, 2)))
     roles = {
         _CAPITAL: is_capital,
         _NUMBER_OR_TITLE: is_number | is_title,
         _LETTER: _is_ascii_letter(data),
         _IN_FIELD: _is_alphanumeric(data) | _is_any(data, " \t/-*()_"),
-        _COLON: _is_any(data, ":="),
+        _CLOSING: _is_any(data, ")]"),
+        _COLON: _is_any(data, ":=") & ~_shift(is_digit, 1),
         _SKIPPED: is_blank | _is_any(data, "*#_\"'>"),
         _NEWLINE: data == ord("\n"),
     }
@@ -272,6 +282,7 @@ class _NextLine(NamedTuple):
     to_colon: jax.Array  # bytes of a field up to its colon
     kind: jax.Array  # what the start of a line that began here would be, as bits
     skipped: jax.Array  # bytes up to that start
+    closes_word: jax.Array  # 1: one word or less, and then a closing bracket
     codes: jax.Array  # [L, B]
 
 
@@ -287,8 +298,11 @@ def _join(layers: _Layers) -> jax.Array:
         capital = (starts & _CAPITAL != 0) & (here.line_length < _SHORT_LINE)
         unless_hanging = (starts & _NUMBER_OR_TITLE != 0) | capital
         newline = jnp.where(unless_hanging, NEWLINE_UNLESS_HANGING, NEWLINE)
-        newline = jnp.where(starts & _FIELD != 0, NEWLINE_ALWAYS, newline)
+        newline = jnp.where(starts & _FIELD != 0, NEWLINE_BEFORE_FIELD, newline)
         code = jnp.where(role & _NEWLINE != 0, newline, here.alone + here.added)
+        # Brackets around one word part nothing.
+        is_transparent = (code == BRACKET) & (behind.closes_word == 1)
+        code = jnp.where(is_transparent, OTHER, code)
         instead = here.signs | here.stops
         code = jnp.where(instead != 0, instead, code).astype(jnp.uint8)
 
@@ -299,13 +313,17 @@ def _join(layers: _Layers) -> jax.Array:
         kind = (role & (_CAPITAL | _NUMBER_OR_TITLE)) | _where(is_field, _FIELD)
         is_skipped = role & _SKIPPED != 0
         skipped = jnp.minimum(behind.skipped, _FAR - 1) + 1
+        closes_word = jnp.where(
+            role & _LETTER != 0, behind.closes_word, _where(role & _CLOSING != 0, 1)
+        )
         return _NextLine(
             to_colon=to_colon,
             kind=jnp.where(is_skipped, behind.kind, kind),
             skipped=jnp.where(is_skipped, skipped, 0).astype(jnp.uint8),
+            closes_word=closes_word,
             codes=jax.lax.dynamic_update_index_in_dim(behind.codes, code, index, 0),
         )
 
     zero = jnp.zeros(layers.roles.shape[1], jnp.uint8)
-    start = _NextLine(zero + _FAR, zero, zero, jnp.zeros_like(layers.roles))
+    start = _NextLine(zero + _FAR, zero, zero, zero, jnp.zeros_like(layers.roles))
     return jax.lax.fori_loop(0, length, read_byte, start).codes

@@ -48,9 +48,9 @@ SOFT_POINT = _FIRST_TOKEN + len(TOKENS)
 FOREIGN_LETTER = SOFT_POINT + 1
 # Breaks: always one; a newline that is one on a blank line, one unless what stands before it hangs, always one.
 BREAK_SIGN = FOREIGN_LETTER + 1
-NEWLINE, NEWLINE_UNLESS_HANGING, NEWLINE_ALWAYS = range(BREAK_SIGN + 1, BREAK_SIGN + 4)
+NEWLINE, NEWLINE_UNLESS_HANGING, NEWLINE_BEFORE_FIELD = range(BREAK_SIGN + 1, BREAK_SIGN + 4)
 # A dash and a star are one at the start of a line; so are a stroke and an arrow, which are tokens elsewhere.
-DASH, STAR, STROKE, ARROW = range(NEWLINE_ALWAYS + 1, NEWLINE_ALWAYS + 5)
+DASH, STAR, STROKE, ARROW = range(NEWLINE_BEFORE_FIELD + 1, NEWLINE_BEFORE_FIELD + 5)
 # Separators: an opening bracket, behind which a word is dashed; and the rest.
 BRACKET = ARROW + 1
 OTHER = BRACKET + 1

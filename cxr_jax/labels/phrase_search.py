@@ -25,8 +25,7 @@ from cxr_jax.labels.phrase_bank import (
     FOUND_ITEM_MASK,
     LEADS,
     NEWLINE,
-    NEWLINE_ALWAYS,
-    NEWLINE_UNLESS_HANGING,
+    NEWLINE_BEFORE_FIELD,
     NO,
     SOFT_POINT,
     STROKE,
@@ -41,7 +40,7 @@ class Evidence(NamedTuple):
     """What the words of each text tell of its language, and of what was not read; int32 [B]."""
 
     english: jax.Array  # 2 for each word of [words] english
-    foreign: jax.Array  # 3 for each word of [words] foreign, 1 for each letter that is not ASCII
+    foreign: jax.Array  # 4 for each word of [words] foreign, 1 for each letter that is not ASCII
     unread: jax.Array  # words that look like findings and are not known
 
 
@@ -98,7 +97,7 @@ def find_phrases(
         word = jnp.where(is_token, 0, behind_sign)
 
         flags = _flags_of(cell, is_token, search)
-        is_newline = (code >= NEWLINE) & (code <= NEWLINE_ALWAYS)
+        is_newline = (code >= NEWLINE) & (code <= NEWLINE_BEFORE_FIELD)
         return _Search(
             word=jnp.where(ends_here, word, cell),
             phrase=phrase,
@@ -144,11 +143,11 @@ def _passes(code: jax.Array, search: _Search, marks_lead: jax.Array) -> tuple[ja
 
     Line ends, dashes and stars are breaks by what stands on the line; some full stops are no token.
     """
-    is_newline = (code >= NEWLINE) & (code <= NEWLINE_ALWAYS)
+    is_newline = (code >= NEWLINE) & (code <= NEWLINE_BEFORE_FIELD)
     may_be_break = (code >= BREAK_SIGN) & (code < BRACKET)
     hangs = search.flags & WordFlags.HANGING != 0
-    is_break = search.is_blank | (code == BREAK_SIGN) | (code == NEWLINE_ALWAYS)
-    is_break |= (code == NEWLINE_UNLESS_HANGING) & ~hangs
+    is_break = search.is_blank | (code == BREAK_SIGN)
+    is_break |= is_newline & (code != NEWLINE) & ~hangs
     is_break |= is_newline & marks_lead
     is_abbreviated = search.flags & WordFlags.ABBREVIATED != 0
     passes = (may_be_break & ~is_break) | ((code == SOFT_POINT) & is_abbreviated)
@@ -162,7 +161,7 @@ def _gather_evidence(evidence: Evidence, flags: jax.Array, code_and_case: jax.Ar
     unknown = (flags & WordFlags.UNKNOWN != 0) & (code_and_case >= CAPITALS)
     return Evidence(
         english=evidence.english + 2 * (flags & WordFlags.ENGLISH != 0),
-        foreign=evidence.foreign + jnp.where(is_word, 3, 1) * is_foreign,
+        foreign=evidence.foreign + jnp.where(is_word, 4, 1) * is_foreign,
         unread=evidence.unread + (unknown | (is_foreign & is_word)),
     )
 

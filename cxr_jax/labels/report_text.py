@@ -160,7 +160,10 @@ class _Registers(NamedTuple):
     # What stands to the right of the next mention.
     cue: jax.Array  # mode of the nearest cue; 0 none; + _UNTIL_COMMA, + _OF_FIELD
     cue_is_close: jax.Array  # no comma since
-    behind_cue: jax.Array  # the phrase read last is a cue for what stands to its right
+    field_labels: (
+        jax.Array
+    )  # of a cue of a field's name: what the value speaks of; no other name is dropped
+    under_cue: jax.Array  # mask of what a cue settled, if it is the phrase read last
     side: jax.Array  # the current side: 2 right, 1 left
     side_is_taken: jax.Array  # a mention has taken it
     quality: jax.Array  # the current quality: 1 + state
@@ -208,8 +211,9 @@ def _read_item(registers: _Registers, items: jax.Array, truth: Truth | None) -> 
     """Read one item of each text, [B], from right to left. The order of the steps is that of docs/report_parser.md."""
     item = unpack_items(items)
     registers, item = _give_side(registers, item)
+    settled_by_cue = _settled_by_cue(registers, item)
     registers = _settle(registers, item)
-    registers = _carry_on(registers, item)
+    registers = _carry_on(registers, item, settled_by_cue)
     registers = _apply_heading(registers, item)
     registers = _add_mention(registers, item)
     registers = _judge_subjects(registers, item)
@@ -266,7 +270,16 @@ def _settle(registers: _Registers, item: Item) -> _Registers:
     )
 
 
-def _carry_on(registers: _Registers, item: Item) -> _Registers:
+def _settled_by_cue(registers: _Registers, item: Item) -> jax.Array:
+    """The mask of the mentions that a cue on their left, and nothing else, settles."""
+    waiting = functools.reduce(
+        operator.or_, [*registers.unsettled, *map(_either_side, registers.unsettled_sided)]
+    )
+    is_cue = item.before & (item.mode != AFFIRMED) & (item.mention == 0)
+    return _keep_where(is_cue, waiting)
+
+
+def _carry_on(registers: _Registers, item: Item, settled_by_cue: jax.Array) -> _Registers:
     """Update the cue and the side that mentions further to the left will see on their right."""
     is_stop = item.clause | (item.before & (item.mode != AFFIRMED))
     ends_cue = is_stop | (item.comma & (registers.cue & _UNTIL_COMMA != 0))
@@ -275,15 +288,19 @@ def _carry_on(registers: _Registers, item: Item) -> _Registers:
     new_cue = item.mode + _UNTIL_COMMA * item.before
     new_cue = jnp.where(item.clause & (item.mode == AFFIRMED), _AFFIRMS, new_cue)
     new_cue = jnp.where(item.field, IGNORED + _UNTIL_COMMA + _OF_FIELD, new_cue)
-    # "Effusion: no ..": the colon makes a name of what stands before it.
-    is_after = item.after & (~item.field | item.before | (registers.behind_cue == 1))
-    is_cue = item.before & (item.mode != AFFIRMED) & (item.mention == 0)
+    # "Effusion: no effusion": the colon makes a name of what stands before it.
+    is_name = item.field & ~item.before
+    is_after = item.after & (~is_name | (registers.under_cue != 0))
+    field_labels = jnp.where(item.field, _ALL, registers.field_labels)
+    field_labels = jnp.where(is_name, registers.under_cue, field_labels)
+    field_labels = jnp.where(is_after, field_labels, registers.field_labels)
     ends_side = is_stop | (item.comma & (registers.side_is_taken == 1))
     side = _keep_where(~ends_side, registers.side)
     return registers._replace(
         cue=jnp.where(is_after, new_cue, kept_cue),
         cue_is_close=jnp.where(item.comma, 0, jnp.where(is_after, 1, registers.cue_is_close)),
-        behind_cue=is_cue.astype(jnp.int32),
+        field_labels=field_labels,
+        under_cue=settled_by_cue,
         side=side,
         side_is_taken=_keep_where(side > 0, registers.side_is_taken),
     )
@@ -303,7 +320,11 @@ def _add_mention(registers: _Registers, item: Item) -> _Registers:
     is_mention = item.mention > 0
     cue = registers.cue & _MODE_MASK
     of_field = registers.cue & _OF_FIELD != 0
-    cue = _keep_where(~(of_field & (item.labels == _DEVICES)), cue)
+    # A name that the value does not speak of says something itself; so does a device.
+    is_dropped = (item.labels & registers.field_labels != 0) & (
+        (item.labels != _DEVICES) | (registers.field_labels != _ALL)
+    )
+    cue = _keep_where(~of_field | is_dropped, cue)
     # A cue that is close, or that drops the mention, has the last word; else a cue on the left can still change it.
     last_word = _keep_where((registers.cue_is_close == 1) | (cue == IGNORED), cue)
     last_word = jnp.where(item.mention == 3, DENIED, last_word)
@@ -396,9 +417,26 @@ def read_bytes(
     inside = jnp.arange(width)[:, None] < lengths[None, :]
     longest = jnp.minimum(jnp.max(lengths), width)
     ends, evidence = find_phrases(bank, code_bytes(stream.T, inside), longest)
+    return read_ends(ends, evidence, bank, truth)
+
+
+def read_ends(
+    ends: jax.Array, evidence: Evidence, bank: PhraseBank, truth: Truth | None = None
+) -> dict[str, Any]:
+    """Read reports, or parts of them that no phrase reaches out of, from what `find_phrases` makes of them.
+
+    Args:
+        ends: int16 [L + 1, B]; 0 outside of the part.
+        evidence: what their words tell.
+        bank: the words.
+        truth: as for `read_bytes`.
+
+    Returns:
+        What `read_bytes` returns.
+    """
     registers = _read_phrases(bank, ends, truth)
     # In another language only what known words deny is kept.
-    is_foreign = evidence.foreign > jnp.maximum(evidence.english, 2)
+    is_foreign = evidence.foreign > jnp.maximum(evidence.english, 3)
     registers = registers._replace(
         report=_only_denied_where(is_foreign, registers.report),
         report_sided=_only_denied_where(is_foreign, registers.report_sided),

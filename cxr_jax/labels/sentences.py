@@ -2,8 +2,9 @@
 
 `trace_false` (rewards/terms.py) counts, on the device, the sentences that claim what is not so. A reader of the report
 wants to see which ones. So a text is cut where the parser of reports ends a sentence (docs/report_parser.md, section
-3), every sentence is read alone, and what it claims is held against the same truth. A sentence means the same alone and
-in its text: no phrase that the parser takes reaches over a sentence end, and nothing is carried over one.
+3), every sentence is read by itself, and what it claims is held against the same truth. What a byte is, and the
+language, are those of the whole text; but no phrase that the parser takes reaches over a sentence end, and nothing is
+carried over one.
 """
 
 import itertools
@@ -26,7 +27,7 @@ from cxr_jax.labels.phrase_bank import (
     ends_sentence,
     load_phrase_bank,
 )
-from cxr_jax.labels.phrase_search import find_phrases
+from cxr_jax.labels.phrase_search import Evidence, find_phrases
 from cxr_jax.labels.taxonomy import (
     CHEXPERT_14,
     INDEX,
@@ -97,47 +98,63 @@ def sentence_verdicts(
         return judged
 
     # Cut every trace where the parser ends a sentence ..
-    ends = _read(traces, bank, present, hedged, sides)["ends"]
-    pieces, owners = [], []
-    for owner, (trace, trace_ends) in enumerate(zip(traces, ends, strict=True)):
-        cuts = [0, *_sentence_ends(trace_ends, bank), len(trace)]
-        pieces += [trace[start:stop] for start, stop in itertools.pairwise(cuts)]
-        owners += [owner] * (len(cuts) - 1)
+    whole = _search(traces, bank)
+    pieces: list[bytes] = []
+    owners: list[int] = []
+    spans: list[tuple[int, int]] = []
+    for owner, (trace, ends) in enumerate(zip(traces, whole["ends"], strict=True)):
+        stops = [*_sentence_ends(ends, bank), len(ends)]
+        # A tag opens the sentence behind it; every other sign ends the one before.
+        opens = [stop <= len(trace) and trace[stop - 1] == ord("<") for stop in stops]
+        cuts = [stop - is_tag for stop, is_tag in zip(stops, opens, strict=True)]
+        pieces += [trace[start:stop] for start, stop in itertools.pairwise([0, *cuts])]
+        spans += itertools.pairwise([0, *stops])
+        owners += [owner] * len(stops)
 
-    # .. and read each piece alone, against the truth of its trace.
+    # .. and read each piece by itself, against the truth of its trace.
     rows = np.array(owners)
-    readings = _read(pieces, bank, present[rows], hedged[rows], sides[rows])
+    readings = _read(whole, rows, spans, bank, (present[rows], hedged[rows], sides[rows]))
     for index, (piece, owner) in enumerate(zip(pieces, owners, strict=True)):
         said = {name: values[index] for name, values in readings.items()}
         verdict = _verdict(said, present[owner], hedged[owner])
         line = " ".join(_THINK_TAG.sub(" ", piece.decode("utf-8", "replace")).split())
         if not line.strip(".,;:!?-*/ ") and verdict == NOTHING:
             continue  # punctuation between two sentences
-        why: list[str] = []
-        if verdict == CONTRADICTS:
-            why = _explain(said, present[owner], hedged[owner], sides[owner])
+        is_wrong = verdict == CONTRADICTS
+        why = _explain(said, present[owner], hedged[owner], sides[owner]) if is_wrong else []
         judged[owner].append(Sentence(line, verdict, why))
     return judged
 
 
 @jax.jit
-def _program(
-    stream: jax.Array,
-    lengths: jax.Array,
+def _find(stream: jax.Array, lengths: jax.Array, bank: PhraseBank) -> dict[str, jax.Array]:
+    """Where phrases can end, int16 [B, L + 1], and whether the text is in another language, bool [B]."""
+    inside = jnp.arange(stream.shape[1])[:, None] < lengths
+    ends, evidence = find_phrases(bank, code_bytes(stream.T, inside), jnp.max(lengths))
+    foreign = report_text.read_ends(ends, evidence, bank)["foreign"]
+    return {"ends": ends.T, "foreign": foreign}
+
+
+@jax.jit
+def _read_parts(
+    ends: jax.Array,
+    spans: jax.Array,
     bank: PhraseBank,
     present: jax.Array,
     hedged: jax.Array,
     sides: jax.Array,
 ) -> dict[str, jax.Array]:
-    """`report_text.read_bytes`, and under "ends" where phrases can end, int16 [B, L]."""
-    inside = jnp.arange(stream.shape[1])[:, None] < lengths
-    ends, _ = find_phrases(bank, code_bytes(stream.T, inside), jnp.max(lengths))
+    """`report_text.read_ends` of the places from spans[:, 0] up to spans[:, 1]."""
+    place = jnp.arange(ends.shape[1])
+    inside = (place >= spans[:, :1]) & (place < spans[:, 1:])
+    zero = jnp.zeros(len(ends), jnp.int32)
     truth = report_text.Truth.from_arrays(present, hedged, sides)
-    return report_text.read_bytes(stream, lengths, bank, truth) | {"ends": ends.T}
+    part = jnp.where(inside, ends, 0).T
+    return report_text.read_ends(part, Evidence(zero, zero, zero), bank, truth)
 
 
-def _read(texts: Sequence[bytes], bank: PhraseBank, *truth: np.ndarray) -> dict[str, np.ndarray]:
-    """`_program` of texts in batches of one shape, rows as texts."""
+def _search(texts: Sequence[bytes], bank: PhraseBank) -> dict[str, np.ndarray]:
+    """`_find` of texts, in batches of one shape."""
     # Widths are powers of two from the usual one on.
     width = max(_WIDTH, 1 << (max(map(len, texts)) - 1).bit_length())
     parts = []
@@ -147,11 +164,31 @@ def _read(texts: Sequence[bytes], bank: PhraseBank, *truth: np.ndarray) -> dict[
         for row, text in enumerate(batch):
             stream[row, : len(text)] = np.frombuffer(text, np.uint8)
             lengths[row] = len(text)
-        # Rows past the last text are empty, with the truth of the last one; what they give is dropped.
-        filled = np.minimum(np.arange(start, start + _ROWS), len(texts) - 1)
-        outputs = _program(stream, lengths, bank, *(values[filled] for values in truth))
-        outputs = jax.device_get(outputs)
+        outputs = jax.device_get(_find(stream, lengths, bank))
         parts.append({name: values[: len(batch)] for name, values in outputs.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _read(
+    whole: dict[str, np.ndarray],
+    rows: np.ndarray,
+    spans: Sequence[tuple[int, int]],
+    bank: PhraseBank,
+    truth: Sequence[np.ndarray],
+) -> dict[str, np.ndarray]:
+    """`_read_parts` of texts rows[i] at spans[i], in batches of one shape; of a foreign text nothing is claimed."""
+    parts = []
+    for start in range(0, len(rows), _ROWS):
+        # Parts past the last one are that again; what they give is dropped.
+        filled = np.minimum(np.arange(start, start + _ROWS), len(rows) - 1)
+        count = min(_ROWS, len(rows) - start)
+        span = np.array(spans, np.int32)[filled]
+        span[whole["foreign"][rows[filled]]] = 0
+        outputs = _read_parts(
+            whole["ends"][rows[filled]], span, bank, *(values[filled] for values in truth)
+        )
+        outputs = jax.device_get(outputs)
+        parts.append({name: values[:count] for name, values in outputs.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

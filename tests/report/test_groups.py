@@ -41,9 +41,15 @@ def counts(read):
 
 def whole(texts, present, hedged, sides):
     """What `trace_false` counts: the parser over the whole trace."""
-    traces = [extract_trace(t).encode() for t in texts]
-    read = sentences._read(traces, load_phrase_bank(None, MORE), present, hedged, sides)
-    return read["wrong"], read["claims"]
+    bank, said = load_phrase_bank(None, MORE), []
+    for start in range(0, len(texts), fuzz_reports.BATCH):
+        part = slice(start, start + fuzz_reports.BATCH)
+        traces = [extract_trace(t).encode() for t in texts[part]]
+        truth = report_text.Truth.from_arrays(present[part], hedged[part], sides[part])
+        width = 1 << (max(map(len, traces)) - 1).bit_length()
+        packed = fuzz_reports.packed(traces, len(traces), max(width, 2048))
+        said.append(jax.device_get(fuzz_reports.PROGRAM(*packed, bank, truth)))
+    return [np.concatenate([part[name] for part in said]) for name in ("wrong", "claims")]
 
 
 def test_as_many_sentences_contradict_as_trace_false_counts():
@@ -134,18 +140,12 @@ def test_of_a_label_that_is_not_known_nothing_is_said():
 
 
 def test_texts_go_through_in_one_shape_and_come_back_in_order(monkeypatch):
-    program = lambda stream, sizes, bank, row: {
-        "size": sizes,
-        "row": row,
-        "width": sizes * 0 + stream.shape[1],
-    }
-    monkeypatch.setattr(sentences, "_program", program)
+    find = lambda stream, sizes, bank: {"size": sizes, "width": sizes * 0 + stream.shape[1]}
+    monkeypatch.setattr(sentences, "_find", find)
     for n, longest, width in ((1, 5, 2048), (64, 2048, 2048), (150, 2049, 4096)):
         texts = [b"x" * (i % 7) for i in range(n - 1)] + [b"x" * longest]
-        got = sentences._read(texts, None, np.arange(n))
-        assert got["size"].tolist() == [len(t) for t in texts] and got["row"].tolist() == list(
-            range(n)
-        )
+        got = sentences._search(texts, None)
+        assert got["size"].tolist() == [len(t) for t in texts]
         assert set(got["width"]) == {width}
 
 
