@@ -139,8 +139,9 @@ def test_label_writes_tables_in_utf8(tmp_path, open_terminal, monkeypatch):
             file.write(b"FINDINGS: Edema.")
         with open(path_of(reports, name + b" bad", b".txt"), "wb") as file:
             file.write(b"\xff\xfe")
-    read = lambda texts, **options: dict.fromkeys(
-        ("state", "right", "left"), np.zeros((len(texts), 14), np.int8)
+    read = lambda texts, **options: (
+        dict.fromkeys(("state", "right", "left"), np.zeros((len(texts), 14), np.int8))
+        | dict.fromkeys(("foreign", "unread"), np.zeros(len(texts), np.int8))
     )
     monkeypatch.setattr(labels, "read_reports", read, raising=False)
     out_path = tmp_path / os.fsdecode(b"out\xff\n.csv")
