@@ -354,7 +354,7 @@ def test_films_pass(images):
     [
         (
             lambda row: row.update(solution="Edema, Tumour"),
-            ":3: ' Tumour' is none of the 14 labels",
+            ":3: name 2 in solution is none of the 14 labels",
         ),
         (say("Look closely. " * 2000), "the prompt of row c has"),
         (say("What is <|image_pad|> this?"), "the prompt of row c: a prompt must not hold"),
