@@ -152,7 +152,7 @@ CASES = {
     "empty evaluation": ([EVAL, RANDOM, "--config.eval.n_final=0"], "config.eval.n_final=0"),
     "no manifest": ([RL + ":files", RANDOM], "config.data.manifest"),
     "missing manifest": (files("none.jsonl"), "@/none.jsonl"),
-    "unknown label": (files("label.jsonl"), "@/label.jsonl:2: 'Oedema'"),
+    "unknown label": (files("label.jsonl"), "@/label.jsonl:2: name 1 in solution"),
     "missing image": (files("image.jsonl"), "@/image.jsonl:2: image file not found: 'missing.png'"),
     "one patient": (files("one.jsonl"), "@/one.jsonl"),
     "odd size": (files("good.jsonl", "--config.data.size=100"), "config.data.size=100"),
