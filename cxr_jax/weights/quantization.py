@@ -18,6 +18,11 @@ _PACKED = frozenset(
     ("qweight", "qzeros", "g_idx", "weight_packed", "weight_scale", "weight_scale_inv", "scales")
     + ("input_scale", "weight_zero_point", "absmax", "quant_map", "SCB", "weight_format")
 )
+# What says how, or to how many bits; a configuration that has such keys, all of them empty, says that nothing is.
+_DECISIVE = frozenset(
+    ("quant_method", "quant_algo", "format", "bits", "load_in_4bit", "load_in_8bit")
+    + ("_load_in_4bit", "_load_in_8bit", "config_groups", "quantization")
+)
 _ADVICE = "quantized weights are not read; take the folder that it was made from"
 
 
@@ -48,8 +53,17 @@ def _declared(settings: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
     for place, section in sections.items():
         for key in _KEYS if isinstance(section, dict) else ():
             # An object of a name that others may use for their own settings counts at the top alone.
-            if section.get(key) and (not place or key == "quantization_config"):
+            counts = not place or key == "quantization_config"
+            if counts and _says_quantized(section.get(key)):
                 yield place, key, section[key]
+
+
+def _says_quantized(value: object) -> bool:
+    if isinstance(value, str):
+        return value.strip().lower() not in ("", "none", "null", "false")
+    if isinstance(value, dict) and _DECISIVE.intersection(value):
+        return any(_says_quantized(value.get(key)) for key in _DECISIVE)
+    return bool(value)
 
 
 def _named(key: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import golden_cases
 import numpy as np
@@ -12,7 +13,7 @@ from cxr_jax import convert
 from cxr_jax.errors import UserError
 from cxr_jax.models.qwen2_5_vl import hf_table
 from cxr_jax.planning import programs
-from cxr_jax.weights import hf_folder, pretrained
+from cxr_jax.weights import hf_folder, pretrained, quantization
 from cxr_jax.weights.safetensors_file import write_safetensors
 
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}
@@ -129,8 +130,24 @@ def test_quantized_folder_is_refused_by_its_tensors(tmp_path, ending):
         hf_folder.load(folder)
 
 
-@pytest.mark.parametrize("nothing", [None, {}, False])
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        None,
+        {},
+        False,
+        "none",
+        {"quant_method": None, "load_in_4bit": False, "llm_int8_threshold": 6.0},
+    ],
+)
 def test_a_quantization_config_of_nothing_is_no_quantization(tmp_path, nothing):
     folder = golden_cases.write_folder(tmp_path / "model", "even", hf_table.canonical_key)
     declare(folder, {"quantization_config": nothing})
     hf_folder.load(folder)
+
+
+@pytest.mark.parametrize("nothing", ["none", {"bits": None, "group_size": 128}])
+def test_another_key_of_nothing_is_no_quantization(nothing):
+    quantization.refuse(Path("model"), {"quantization": nothing})
+    with pytest.raises(UserError, match="quantization_config"):
+        quantization.refuse(Path("model"), {"quantization": {"bits": 4}})
