@@ -31,7 +31,7 @@ _COPY = 256  # the longer side of the copy that margins are cut from
 _FINE, _MIDDLE, _COARSE, _LOWEST = 128, 64, 16, 4
 _MOST_MARGIN = 0.3  # of a side that may be cut off at each end
 _PLAIN = 0.02  # standard deviation of a line, of the picture's range, below which it is margin
-_BLANK = -99.0  # points of a picture without any light and dark
+_BLANK = -99.0  # points of a picture without any light and dark, or with pixels that are no numbers
 
 
 class Verdict(NamedTuple):
@@ -121,6 +121,8 @@ def take_count_lines() -> list[str]:
 
 def judge(pixels: np.ndarray) -> Verdict:
     """Judge a picture, float [H, W] in 0..1, by the card."""
+    if not np.isfinite(pixels).all():
+        return Verdict(_BLANK, "pixels that are no finite numbers")
     if float(np.ptp(pixels)) < 1 / 255:
         return Verdict(_BLANK, "blank: one level all over")
     return judge_statistics(statistics(pixels))

@@ -248,3 +248,10 @@ def test_a_watch_counts_every_file_once_from_many_threads():
         thread.join()
     assert watch.count_line().endswith(", and 1 more")
     image_gate.take_count_lines()
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_pixels_that_are_no_finite_numbers_are_no_film(number):
+    pixels = np.linspace(0, 1, 64 * 64).reshape(64, 64)
+    pixels[5, 7] = number
+    assert "no finite numbers" in image_gate.judge(pixels).reason
