@@ -154,7 +154,7 @@ def reading_record(
     options: ReadingOptions,
     why_shares: str | None = None,
 ) -> dict[str, Any]:
-    """Read one image and return its record: exactly the keys of `--json`, and "image_gate" where that said something.
+    """Read one image and return its record: exactly the keys of `--json`.
 
     Args:
         model: that reads.
@@ -199,7 +199,6 @@ def reading_record(
             *answer_warnings(reading.text, reading.finish_reason),
             *notes,
         ],
-        **{key: image.meta[key] for key in ("image_gate",) if key in image.meta},
     }
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -148,7 +149,7 @@ def test_predict_refuses_pictures_and_goes_on_with_films(tmp_path, monkeypatch, 
 
     def record(model, path, image, options, why_shares):
         read.append(path)
-        return {"image": path, **{k: image.meta[k] for k in ("image_gate",) if k in image.meta}}
+        return {"image": path, "warnings": image.meta["warnings"]}
 
     monkeypatch.setattr(predict, "_load", lambda *arguments: object())
     monkeypatch.setattr(predict, "why_no_probabilities", lambda model: None)
@@ -157,12 +158,12 @@ def test_predict_refuses_pictures_and_goes_on_with_films(tmp_path, monkeypatch, 
     film = str(as_file(tmp_path / "film.png", phantoms[0]))
     assert predict.main([page, film, "--json"]) == 2
     out, err = capsys.readouterr()
-    assert read == [film] and json.loads(out) == {"image": film}
+    assert read == [film] and json.loads(out) == {"image": film, "warnings": []}
     assert err.count("\n") == 1 and "a page of text" in err and err.startswith(f"error: {page}")
 
     assert predict.main([page, film, "--json", "--image-gate=warn"]) == 0
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
-    assert first["image_gate"]["reason"] and "image_gate" not in second
+    assert "a page of text" in first["warnings"][-1] and not second["warnings"]
     assert predict.main([page, "--image_gate=off", "--json"]) == 0
     assert predict.main([page, "--image_gate=maybe"]) == 2
 
@@ -255,3 +256,22 @@ def test_pixels_that_are_no_finite_numbers_are_no_film(number):
     pixels = np.linspace(0, 1, 64 * 64).reshape(64, 64)
     pixels[5, 7] = number
     assert "no finite numbers" in image_gate.judge(pixels).reason
+
+
+def test_a_warned_record_has_the_keys_of_every_record():
+    reading_of_model = SimpleNamespace(text="", finish_reason="stop")
+    result = SimpleNamespace(shown=reading_of_model, probabilities={"Edema": 0.5}, samples=[])
+    model = SimpleNamespace(read=lambda *arguments, **options: result, folder="phantom")
+    options = SimpleNamespace(
+        **dict.fromkeys(("prompt", "samples", "max_new_tokens", "seed", "constrained"), 0),
+        model="phantom",
+    )
+    gate = {"reason": "a page of text", "points": -1.0}
+    records = []
+    for more in ({}, {"image_gate": gate}):
+        meta = {"renderer": "voi", "warnings": ["a page of text"], **more}
+        image = SimpleNamespace(pixels=None, meta=meta)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(reading.hf_folder, "weights_sha256", lambda folder: "0")
+            records.append(reading.reading_record(model, "film.png", image, options))
+    assert records[0] == records[1] and "a page of text" in records[1]["warnings"]
