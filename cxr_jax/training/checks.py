@@ -83,7 +83,8 @@ def _film_prompts(settings: RunConfig) -> tuple[Source, dict[str, str]]:
         if not getattr(data, name):
             raise UserError(f"config.data.{name} is empty; give it with --config.data.{name}=PATH")
     opened = splits.open_splits(data)
-    earlier = earlier_runs.check_held_out(settings.model, data, opened)
+    only_scores = settings.task == "evaluate"
+    earlier = earlier_runs.check_held_out(settings.model, data, opened, only_scores=only_scores)
     if processes.is_main():
         for line in (*opened.about, *opened.warnings, *earlier):
             print(line, flush=True)
@@ -220,12 +221,17 @@ def check_targets_fit(settings: RunConfig, train: Source) -> None:
     if isinstance(train, FilesSource):
         rows: Indices = np.arange(len(train.rows))
         texts = train.targets({"targets": [row.target for row in train.rows]}, rows)
+        # Of the rows as they are written: that some films cannot be read is no matter here, and takes long to find.
+        about = {
+            "prompts": [row.prompt for row in train.rows],
+            "ids": [row.id for row in train.rows],
+        }
     else:
         assert isinstance(train, PhantomSource)
         indices = np.arange(PHANTOMS_TO_TRY)
         scenes = jax.tree.map(np.asarray, _scenes(train, indices))
-        rows, texts = indices, train.targets({"scene": scenes}, indices)
-    ids = _target_ids(pretrained.load_tokenizer(settings.model), texts, train.about(rows))
+        texts, about = train.targets({"scene": scenes}, indices), train.about(indices)
+    ids = _target_ids(pretrained.load_tokenizer(settings.model), texts, about)
     longest = 1 + max(map(len, ids))  # and the end of the turn
     if longest > settings.max_completion:
         raise UserError(

@@ -36,8 +36,10 @@ class EarlierRun(NamedTuple):
 def trained_on_films(model: str) -> Iterator[EarlierRun]:
     """Yield the runs that made a model, the newest first: those whose folders tell and that trained on films."""
     for _ in range(_LONGEST_CHAIN):
-        # A run's folder, or the hf/ in it.
-        folders = (Path(model), Path(model).parent)
+        # A run's folder, or what it exports in it; other names of models are of no run.
+        folders = [Path(model)]
+        if folders[0].name in ("hf", "adapter"):
+            folders.append(folders[0].parent)
         abouts = ((folder, _read_about(folder)) for folder in folders)
         folder, about = next(((folder, about) for folder, about in abouts if about), (None, {}))
         if folder is None:
@@ -60,28 +62,34 @@ def _read_about(folder: Path) -> dict[str, Any]:
     return about if is_run and "task" in about["config"] else {}
 
 
-def check_held_out(model: str, data: DataConfig, opened: Splits) -> list[str]:
+def check_held_out(model: str, data: DataConfig, opened: Splits, *, only_scores: bool) -> list[str]:
     """Look for held-out patients of a run in what trained its model.
 
     Args:
         model: `config.model`.
         data: of the run.
         opened: its sources, of films.
+        only_scores: the run is an evaluation, which can as well be made with another seed.
 
     Returns:
-        Warnings, a line each: of patients that another manifest shares with this one.
+        Warnings, a line each: of held-out patients that trained the model.
 
     Raises:
-        UserError: if the model was trained on the same manifest, split by another seed.
+        UserError: for an evaluation, if one seed holds out the patients of all runs on the same manifest, and another
+            was given.
     """
+    runs = list(trained_on_films(model))
+    digest = _sha256(data.manifest) if runs else ""
+    seeds = {run.seed for run in runs if run.facts.get("manifest_sha256") == digest}
     held_rows = _rows([*opened.select.values(), *opened.test.values()])
     groups = {row.group for row in [*_rows([opened.train]), *held_rows]}
     held = {row.group for row in held_rows}
     warnings = []
-    for run in trained_on_films(model):
-        if run.facts.get("manifest_sha256") == _sha256(data.manifest):
+    for run in runs:
+        if run.facts.get("manifest_sha256") == digest:
             trained = _trained(groups, run) & held
-            if trained and run.seed != data.seed:
+            # Runs of several seeds have together trained on whoever is held out now: that can only be said.
+            if trained and only_scores and seeds == {run.seed} != {data.seed}:
                 raise UserError(
                     f"config.data.seed={data.seed}: {len(trained)} of {len(held)} held-out patients trained "
                     f"config.model={model!r}, whose run held out others of the same rows: give "
@@ -99,7 +107,8 @@ def check_held_out(model: str, data: DataConfig, opened: Splits) -> list[str]:
         if trained:
             warnings.append(
                 f"warning: config.model={model!r}: {len(trained)} of {len(held)} held-out patients trained it, in the "
-                f"run {str(run.folder)!r}: scores on them are not those of new patients"
+                f"run {str(run.folder)!r}, with config.data.seed={run.seed}: scores on them are not those of new "
+                "patients"
             )
     return warnings
 

@@ -53,11 +53,12 @@ def train(folder, manifest, seed, model="phantom", boundary=True):
     return str(run), {row.group for row in opened.train.rows}
 
 
-def check(folder, model, manifest, seed):
+def check(folder, model, manifest, seed, only_scores=True):
     data = data_of(folder, manifest, seed)
     opened = splits.open_splits(data)
     held = {row.group for part in (opened.select, opened.test) for row in part["files"].rows}
-    return earlier_runs.check_held_out(model, data, opened), held
+    warnings = earlier_runs.check_held_out(model, data, opened, only_scores=only_scores)
+    return warnings, held
 
 
 @pytest.mark.parametrize("boundary", [True, False])
@@ -72,6 +73,32 @@ def test_another_seed_on_the_same_rows_is_refused(tmp_path, boundary):
             row.group for row in splits.open_splits(data_of(tmp_path, rows, 0)).test["files"].rows
         }
         assert held & trained and "\n" not in str(caught.value)
+
+
+def test_a_training_run_goes_on_with_another_seed_and_says_so(tmp_path):
+    """The defaults of SFT and RL differ; and a run that has begun cannot change its seed."""
+    rows = write_manifest(tmp_path, "m.jsonl", range(PATIENTS))
+    run, trained = train(tmp_path, rows, 0)
+    [warning], held = check(tmp_path, run, rows, 1, only_scores=False)
+    assert f"{len(held & trained)} of {len(held)} held-out patients trained it" in warning
+    assert "config.data.seed=0" in warning
+
+
+def test_a_chain_of_seeds_that_no_seed_satisfies_is_evaluated_with_warnings(tmp_path):
+    rows = write_manifest(tmp_path, "m.jsonl", range(PATIENTS))
+    first, _ = train(tmp_path, rows, 0)
+    second, _ = train(tmp_path, rows, 1, model=first)
+    for seed in (0, 1, 2):
+        warnings, _ = check(tmp_path, second, rows, seed)
+        assert len(warnings) == (2 if seed == 2 else 1)
+
+
+def test_names_of_models_are_no_run_folders(tmp_path, monkeypatch):
+    rows = write_manifest(tmp_path, "m.jsonl", range(PATIENTS))
+    run, _ = train(tmp_path, rows, 1)
+    monkeypatch.chdir(run)
+    assert not [*earlier_runs.trained_on_films("phantom")]
+    assert not [*earlier_runs.trained_on_films("random:tiny")]
 
 
 def test_patients_that_two_manifests_share_are_counted(tmp_path):
