@@ -182,6 +182,8 @@ class CsvTable:
 
 # ---- JSON ------------------------------------------------------------------------------------------------------------
 
+_START = 4096  # characters that tell an array from lines
+
 
 class JsonTable:
     """An object a line, or an array of them, with the columns of a CSV table as keys. Blank lines are left out.
@@ -198,14 +200,15 @@ class JsonTable:
         self.path, self.options = path, options
         with open_text(path, "\n") as file:
             try:
-                line = read_line(file)
-                while line and not line.strip(_BLANK):
-                    line = read_line(file)
+                start = file.read(_START)
+                while start and not start.strip(_BLANK):
+                    start = file.read(_START)
             except TORN_ERRORS:
                 raise UserError(f"{path}: the compressed data is damaged") from None
-            if line == "":
+            if start == "":
                 raise UserError(f"{path}: is empty")
-        self.is_array = line is not None and json_rows.is_array(line)
+        # By its first bytes: an array on one line may be longer than any line that is read.
+        self.is_array = json_rows.is_array(start)
         if self.is_array and next(json_rows.read_rows(path), None) is None:
             raise UserError(f"{path}: is an array without rows")
 

@@ -393,6 +393,13 @@ def test_shapes_of_tables(tmp_path, name, data):
     assert texts_of(write(tmp_path / name, data)) == ["one", "two\nlines"]
 
 
+def test_an_array_on_one_line_may_be_longer_than_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(report_rows, "MAX_RECORD", 40)
+    data = '[{"report": "one"}, {"report": "two\\nlines"}, {"report": "a third of some length"}]'
+    got = texts_of(write(tmp_path / "array.json", data))
+    assert got == ["one", "two\nlines", "a third of some length"]
+
+
 def test_table_without_header(tmp_path, run, stub):
     table = write(tmp_path / "in.csv", f'{NO_EDEMA}\n"1. {EDEMA}\n\n2. Effusion."\n')
     code, rows, *_ = run(table, "--no-header")
