@@ -51,10 +51,7 @@ def code_bytes(data: Array, inside: Array) -> jax.Array:
         uint8 [L, B]. A word's last letter has a code of its own, and CAPITALS beside it where it may be an
         abbreviation; a point between digits is a letter.
     """
-    data = jnp.where(inside, data, 0).astype(jnp.uint8)
-    # A line may end with a carriage return alone.
-    is_return = (data == ord("\r")) & (_shift(data, 1) != ord("\n"))
-    data = jnp.where(is_return, jnp.uint8(ord("\n")), data)
+    data = _clean(data, inside)
     layers = _Layers(
         alone=jnp.asarray(BYTE_CODES, jnp.uint8)[data],
         added=_code_ends(data),
@@ -64,6 +61,25 @@ def code_bytes(data: Array, inside: Array) -> jax.Array:
         line_length=_bytes_since_newline(data == ord("\n")),
     )
     return _join(layers)
+
+
+def _clean(data: Array, inside: Array) -> jax.Array:
+    """uint8 [L, B]: 0 outside of the texts, a line feed for a carriage return alone. In a loop: see `_Layers`."""
+    data, inside = jnp.asarray(data), jnp.asarray(inside)
+    length, batch_size = data.shape
+
+    def read_byte(
+        step: jax.Array, state: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        behind, cleaned = state
+        index = length - 1 - step
+        here = jnp.where(inside[index], data[index], 0).astype(jnp.uint8)
+        is_return = (here == ord("\r")) & (behind != ord("\n"))
+        clean = jnp.where(is_return, jnp.uint8(ord("\n")), here)
+        return here, jax.lax.dynamic_update_index_in_dim(cleaned, clean, index, 0)
+
+    start = (jnp.zeros(batch_size, jnp.uint8), jnp.zeros((length, batch_size), jnp.uint8))
+    return jax.lax.fori_loop(0, length, read_byte, start)[1]
 
 
 class _Layers(NamedTuple):
