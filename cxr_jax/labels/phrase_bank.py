@@ -46,7 +46,8 @@ LEADS = TOKENS.index(LEADING_MARKS) - TOKENS.index(MARKS)
 # A full stop that ends nothing behind an abbreviation; a letter that is not ASCII.
 SOFT_POINT = _FIRST_TOKEN + len(TOKENS)
 FOREIGN_LETTER = SOFT_POINT + 1
-# Breaks: always one; a newline that is one on a blank line, one unless what stands before it hangs, always one.
+# Breaks: always one; a newline that is one on a blank line; one before a new line, and one before a field, unless what
+# stands before it hangs.
 BREAK_SIGN = FOREIGN_LETTER + 1
 NEWLINE, NEWLINE_UNLESS_HANGING, NEWLINE_BEFORE_FIELD = range(BREAK_SIGN + 1, BREAK_SIGN + 4)
 # A dash and a star are one at the start of a line; so are a stroke and an arrow, which are tokens elsewhere.
