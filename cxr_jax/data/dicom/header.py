@@ -33,6 +33,8 @@ VIEW_CODES = {  # SNOMED CT and the older SNOMED RT codes of DICOM CID 4010
     "R-10228": "LATERAL",
     "R-10236": "LATERAL",
 }
+# Views of `words` that leave open which way the film was taken.
+_WAY_UNKNOWN = ("", "unknown", "FRONTAL")
 OVERLAY_GROUPS = range(0x6000, 0x6020, 2)
 INFLATE_STEP = 2**22  # bytes
 
@@ -259,18 +261,20 @@ def _read_view(dataset: Dataset, position: str) -> str:
     From ViewPosition, else the view code, else the protocol's or series' name, else how the patient lies on the film.
     """
     view = words.view_of_position(position)
-    if view not in ("", "unknown"):
+    if view not in _WAY_UNKNOWN:
         return view
     with contextlib.suppress(Exception):
         code = str(dataset.ViewCodeSequence[0].CodeValue).strip()
         if code in VIEW_CODES:
             return VIEW_CODES[code]
     view = words.view_of_position(_code_meaning(dataset, "ViewCodeSequence"))
-    if view not in ("", "unknown"):
+    if view not in _WAY_UNKNOWN:
         return view
     for name in ("ProtocolName", "SeriesDescription"):
         # Such a name is of several films, and may say more than the view.
-        views = words.views_in(read_text(dataset, name)) & {*FRONTAL, "LATERAL"}
+        views = words.views_in(read_text(dataset, name)) & {*FRONTAL, "FRONTAL", "LATERAL"}
+        if "LATERAL" not in views:
+            views.discard("FRONTAL")  # which says less than PA beside it
         if len(views) == 1:  # a name that says both says nothing
             return views.pop()
     # Rows that run to the front or the back of the patient.

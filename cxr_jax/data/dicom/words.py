@@ -64,16 +64,22 @@ OTHER_WORDS = frozenset(
 
 # ---- View ------------------------------------------------------------------------------------------
 
+# The one table of views: columns of tables are read by it, too (`data/sources/views.py`).
 FRONTAL = ("PA", "AP")
-LATERAL_WORDS = frozenset("LL RL LLAT RLAT LTLAT RTLAT PERFIL PROFIL PROFILE SEIT".split())
+# Frontal, and no word of which way.
+FRONTAL_WORDS = frozenset("FRONTAL FRONT FRENTE POSTERO ANTERO".split())
+LATERAL_WORDS = frozenset("LL RL LAT LLAT RLAT LTLAT RTLAT PERFIL PROFIL PROFILE SEIT".split())
 LATERAL_STEMS = ("LATER", "SEITL")
-# Obliques, decubitus, lordotic, and the views of other parts.
+# PadChest's word for a lateral film; beside other words it is the left side.
+LATERAL_ALONE = "L"
+# Obliques, decubitus, lordotic, the views of other parts and of slices, and films that a table leaves out.
 OTHER_VIEWS = frozenset(
     """LAO RAO LPO RPO LLO RLO LLD RLD DECUB LORDOTIC LORDOT OBL AXIAL MLO LMO CC XCC XCCL XCCM ML LM SIO ISO CV FB LOMO
-    TANGENTIAL TAN SUNRISE SKYLINE FROG MORTISE WATERS TOWNE TOWNES CALDWELL SWIMMERS SCHRAEG SCHRAG""".split()
+    TANGENTIAL TAN SUNRISE SKYLINE FROG MORTISE WATERS TOWNE TOWNES CALDWELL SWIMMERS SCHRAEG SCHRAG CORONAL SAGITTAL
+    TRANSVERSE COSTAL CT ABDOMEN EXCLUDE""".split()
 )
 OTHER_VIEW_STEMS = ("DECUB", "LORDO", "OBLI", "AXIAL", "TANGEN")
-SAYS_NOTHING = frozenset("FRONTAL FRONT UNKNOWN UNK NONE".split())
+SAYS_NOTHING = frozenset("UNKNOWN UNK NONE".split())
 
 
 class Meaning(Enum):
@@ -130,35 +136,50 @@ def meaning_of_body_part(text: str) -> Meaning:
 
 
 def views_in(text: str) -> set[str]:
-    """Find all views that a text names: PA, AP, LATERAL, OTHER, and "unknown" where it says that there is none."""
-    # A.P., A-P, A/P; antero-posterior, and the beams named by the patient's sides.
-    text = re.sub(r"\b([AP])\W{0,2}([AP])\b", r"\1\2", _fold(text).replace("_", " "))
+    """Find all views that a text names (`view_of_position`), and "unknown" where it says that there is none."""
+    # viewLateral; A.P., A-P, A/P; antero-posterior, and the beams named by the patient's sides.
+    text = _fold(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)).replace("_", " ")
+    text = re.sub(r"\b([AP])\W{0,2}([AP])\b", r"\1\2", text)
     text = re.sub(r"\bPOSTERI?O?R?\W*ANTERI\w*", " PA ", text)
     text = re.sub(r"\bANTERI?O?R?\W*POSTERI\w*", " AP ", text)
     text = re.sub(r"\b(DORSO\W*VENTRAL\w*|D\W?V)\b", " PA ", text)
     text = re.sub(r"\b(VENTRO\W*DORSAL\w*|V\W?D)\b", " AP ", text)
     # Word by word: what stands beside a view (SUPINE, PORTABLE, ERECT) says how it was taken, not what it is.
-    views = set()
-    for word in re.findall(r"[A-Z]+", text):
-        if word in FRONTAL:
-            views.add(word)
-        elif word in OTHER_VIEWS or word.startswith(OTHER_VIEW_STEMS):
-            views.add("OTHER")
-        elif word in LATERAL_WORDS or word == "LAT" or word.startswith(LATERAL_STEMS):
-            views.add("LATERAL")
-        elif word in SAYS_NOTHING:
-            views.add("unknown")
-    return views
+    words = re.findall(r"[A-Z]+", text)
+    if words == [LATERAL_ALONE]:
+        return {"LATERAL"}
+    return {view for view in map(_view_of_word, words) if view}
+
+
+def _view_of_word(word: str) -> str | None:
+    if word in FRONTAL:
+        return word
+    if word in OTHER_VIEWS or word.startswith(OTHER_VIEW_STEMS):
+        return "OTHER"
+    if word in LATERAL_WORDS or word.startswith(LATERAL_STEMS):
+        return "LATERAL"
+    if word in FRONTAL_WORDS:
+        return "FRONTAL"
+    return "unknown" if word in SAYS_NOTHING else None
 
 
 def view_of_position(text: str) -> str:
-    """Understand a ViewPosition: PA, AP, LATERAL, OTHER, "unknown" where it says so, "" where it is not understood."""
+    """Understand a view, of a header or of a column.
+
+    Returns:
+        PA, AP, FRONTAL (one of the two, not known which), LATERAL, OTHER, "unknown" where the text says so, "" where it
+        is not understood.
+    """
     views = views_in(text)
-    # A decubitus film is called lateral, too, an apical one AP; two views of one film are no frontal one.
-    if "OTHER" in views or len(views - {"unknown"}) > 1:
+    frontal = views & {*FRONTAL, "FRONTAL"}
+    # A decubitus film is called lateral, too, an apical one AP. Of a frontal and a lateral view nobody knows which of
+    # the two the film is.
+    if "OTHER" in views or ("LATERAL" in views and frontal):
         return "OTHER"
-    # One view, perhaps beside a word that says nothing.
-    known = views - {"unknown"}
-    if known:
-        return known.pop()
+    if "LATERAL" in views:
+        return "LATERAL"
+    if frontal:
+        directions = frontal & {*FRONTAL}
+        return directions.pop() if len(directions) == 1 else "FRONTAL"
+    # One that says that it is unknown, perhaps beside words that say nothing.
     return "unknown" if views else ""

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 
-from cxr_jax.data.dicom import words as header_words
+from cxr_jax.data.dicom import words
 from cxr_jax.data.sources.table import column_key
 
 FRONTAL, LATERAL, OTHER = "frontal", "lateral", "other"
@@ -42,27 +42,16 @@ _YES_NO_COLUMNS = {
 }
 _YES, _NO = ("1", "1.0", "true", "yes", "y"), ("0", "0.0", "false", "no", "n")
 
-_FRONTAL_WORDS = frozenset(
-    (
-        "pa",
-        "ap",
-        "frontal",
-        "front",
-        "posteroanterior",
-        "anteroposterior",
-        "postero",
-        "antero",
-        "frente",
-    )
-)
-_LATERAL_WORDS = frozenset(
-    ("l", "ll", "rl", "lat", "llat", "rlat", "lateral", "laterale", "latero", "laterolateral")
-) | frozenset(("perfil", "profil", "seitlich"))
-_OTHER_WORDS = frozenset(
-    ("lao", "rao", "lpo", "rpo", "oblique", "obl", "decubitus", "decub", "lld", "rld", "lordotic")
-) | frozenset(("axial", "coronal", "sagittal", "transverse", "costal", "ct", "exclude", "abdomen"))
+# What the words of a header's view are to a prompt for frontal films.
+_VIEW_OF_HEADER = {
+    "PA": FRONTAL,
+    "AP": FRONTAL,
+    "FRONTAL": FRONTAL,
+    "LATERAL": LATERAL,
+    "OTHER": OTHER,
+}
 # In a file's name a single letter is no view.
-_PATH_LATERAL = frozenset(("lateral", "lat", "llat", "rlat"))
+PATH_LATERAL = frozenset(("lateral", "lat", "llat", "rlat"))
 
 
 def _words(text: str) -> list[str]:
@@ -72,20 +61,12 @@ def _words(text: str) -> list[str]:
 
 
 def view_of_text(text: str) -> str | None:
-    """Read a view: PA, AP_horizontal, POSTERO_ANTERIOR; LL, "left lateral"; LAO, Axial. None: it says none of these.
+    """Read a view as a header's is read: PA, AP_horizontal, POSTERO_ANTERIOR; LL, "left lateral"; LAO, Axial.
 
-    A lateral decubitus is `OTHER`; what names both a frontal and a lateral view says neither.
+    Returns:
+        None where it says none. A lateral decubitus is `OTHER`, and so is what names a frontal and a lateral view.
     """
-    words = set(_words(text))
-    # What a header's view says, a column says too: P.A., A-P, profile, tangential.
-    header_views = header_words.views_in(text)
-    if words & _OTHER_WORDS or "OTHER" in header_views:
-        return OTHER
-    is_frontal = bool(words & _FRONTAL_WORDS or header_views & {*header_words.FRONTAL})
-    is_lateral = bool(words & _LATERAL_WORDS or "LATERAL" in header_views)
-    if is_frontal == is_lateral:
-        return None
-    return FRONTAL if is_frontal else LATERAL
+    return _VIEW_OF_HEADER.get(words.view_of_position(text))
 
 
 def view_in_path(path: str) -> str | None:
@@ -93,7 +74,7 @@ def view_in_path(path: str) -> str | None:
     names = path.replace("\\", "/").split("/")
     in_file = set(_words(names[-1].rpartition(".")[0] or names[-1]))
     in_folder = set(_words(names[-2])) if len(names) > 1 else set()
-    is_lateral = bool(in_file & _PATH_LATERAL) or "lateral" in in_folder
+    is_lateral = bool(in_file & PATH_LATERAL) or "lateral" in in_folder
     is_frontal = "frontal" in in_file or "frontal" in in_folder
     if is_frontal == is_lateral:
         return None

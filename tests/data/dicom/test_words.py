@@ -26,13 +26,14 @@ PA = """PA|pa|P.A.|p.a|P-A|P/A|PA ERECT|PA_ERECT|ERECT PA|PA UPRIGHT|CHEST PA|TH
 |POSTERO-ANTERIORE|DORSO-VENTRAL|DORSOVENTRAL|PA EXPIRATION|PA 72IN|"""
 AP = """AP|ap|A.P.|a.p|A-P|A/P|AP SUPINE|SUPINE AP|AP_SUPINE|PORTABLE AP|AP PORTABLE|AP SEMI-ERECT|AP SITTING|MOBILE AP
 |ANTEROPOSTERIOR|ANTERO-POSTERIOR|ANTERO POSTERIOR|ANTERIOR-POSTERIOR|ANTERO-POSTERIEUR|AP BEDSIDE|VENTRODORSAL|"""
-LATERAL = """LL|RL|LAT|LATERAL
+LATERAL = """L|LL|RL|LAT|LATERAL
 |LLAT|L LAT|LEFT LATERAL|LATERAL LEFT|RT LAT|LATERALE|PERFIL|PROFIL|SEITLICH|LATERO-LATERAL
 |LAT ERECT|"""
 OTHER = """LLD|RLD
 |LATERAL DECUBITUS|AP DECUBITUS|LAO|RAO|LPO|RPO|LLO|RLO|OBLIQUE|OBL|AP LORDOTIC|LORDOTIC|AP AXIAL|AXIAL
-|MLO|CC|ML|SUNRISE|PA/LAT|AP LAT|"""
-UNKNOWN = "NONE|UNKNOWN|FRONTAL|"
+|MLO|CC|ML|CV|TANGENTIAL|SUNRISE|PA/LAT|AP LAT|PA AND LAT|PA LATERAL|FRONTAL AND LATERAL|COSTAL|CORONAL|"""
+FRONTAL = "FRONTAL|FRONT|FRENTE|PA/AP|AP PA|PA OR AP|"
+UNKNOWN = "NONE|UNKNOWN|UNK|"
 NOT_UNDERSTOOD = (
     "SECRETNAME|PORTABLE|ERECT|SUPINE|BEDSIDE|TUBE|X|1|PALMAR|APEX|PAPA|LATEX|STEHEND|?|"
 )
@@ -49,6 +50,7 @@ def split(table):
         (AP, "AP"),
         (LATERAL, "LATERAL"),
         (OTHER, "OTHER"),
+        (FRONTAL, "FRONTAL"),
         (UNKNOWN, "unknown"),
         (NOT_UNDERSTOOD, ""),
     ],
@@ -69,6 +71,9 @@ def test_spellings_of_views(table, view):
         ("LLAT", "LATERAL", False, "not frontal"),
         ("LLD", "OTHER", False, "not frontal"),
         ("FRONTAL", "unknown", True, None),
+        ("PA/AP", "unknown", True, None),
+        ("L", "LATERAL", False, "not frontal"),
+        ("PA LATERAL", "OTHER", False, "not frontal"),
         (SECRET, "unknown", True, "the view is a word that is not understood"),
         ("STEHEND", "unknown", True, "the view is a word that is not understood"),
     ],
@@ -87,6 +92,10 @@ def test_a_view_word_that_is_not_understood_leaves_it_to_the_code_and_the_names(
     assert read_meta(ViewPosition="", ViewCodeSequence=Sequence([code]))["unusable"]
     assert read_meta(ViewPosition="STEHEND", ProtocolName="Thorax a.p.")["view"] == "AP"
     assert read_meta(ViewPosition="STEHEND", ProtocolName="Thorax a.p.")["warnings"] == []
+    assert read_meta(ViewPosition="FRONTAL", ProtocolName="Thorax frontal PA")["view"] == "PA"
+    # The name of a series of two films, and no word of which of them this is.
+    both = read_meta(ViewPosition="", ProtocolName="Thorax frontal + lateral")
+    assert both["view"] == "unknown" and not both["unusable"]
 
 
 @pytest.mark.parametrize(

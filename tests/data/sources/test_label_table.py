@@ -7,8 +7,10 @@ import random
 
 import pytest
 from places import SHARED
+from pydicom.config import disable_value_validation
+from pydicom.dataset import Dataset
 
-from cxr_jax.data.dicom import words
+from cxr_jax.data.dicom import header, words
 from cxr_jax.data.sources import label_table, policy, views
 from cxr_jax.data.sources.policy import LabelPolicy
 from cxr_jax.errors import UserError
@@ -211,7 +213,8 @@ FRONTAL = (
     "AP Supine",
 )
 OTHER = ("LAO", "left oblique", "Axial", "LATERAL DECUBITUS", "COSTAL", "EXCLUDE")
-UNKNOWN = ("", "UNK", "nan", "PA and lateral", "erect")
+OTHER += ("PA and lateral", "PA LATERAL", "PA/LAT", "frontal, lateral")
+UNKNOWN = ("", "UNK", "nan", "erect")
 
 
 @pytest.mark.parametrize(
@@ -222,18 +225,37 @@ def test_words_of_views(texts, view):
         assert views.view_of_text(text) == view, text
 
 
+# Every word of the table, and what people write around it.
+VIEW_WORDS = [*words.FRONTAL, *words.FRONTAL_WORDS, *words.LATERAL_WORDS, *words.LATERAL_STEMS]
+VIEW_WORDS += [words.LATERAL_ALONE, *words.OTHER_VIEWS, *words.OTHER_VIEW_STEMS]
+WRITTEN = ("L LL LAT PROFILE ML CV TANGENTIAL P.A. A-P a/p POSTEROANTERIOR PosteroAnterior").split()
+WRITTEN += ["PA AND LAT", "PA LATERAL", "AP SUPINE", "PA ERECT", "PA/AP", "left lateral"]
+IN_COLUMN = {"PA": "frontal", "AP": "frontal", "LATERAL": "lateral", "OTHER": "other"}
+
+
 @pytest.mark.parametrize(
-    "texts, view",
-    [
-        (("P.A.", "A-P", "a/p", "PA erect"), "frontal"),
-        (("PROFILE", "Perfil", "seitlich", "LLAT"), "lateral"),
-        (("ML", "CV", "TANGENTIAL", "PA oblique"), "other"),
-    ],
+    "form", ["{}", "{} erect", "_{}_", "(portable) {}", "{} PA", "{}, lateral"]
 )
-def test_words_of_views_mean_what_they_mean_in_a_header(texts, view):
-    in_header = {"PA": "frontal", "AP": "frontal", "LATERAL": "lateral", "OTHER": "other"}
-    for text in texts:
-        assert views.view_of_text(text) == in_header[words.view_of_position(text)] == view, text
+def test_columns_and_headers_understand_the_same_words_of_views(form):
+    for text in (form.format(word) for word in (*VIEW_WORDS, *words.SAYS_NOTHING, *WRITTEN)):
+        for spelled in (text, text.lower(), text.title()):
+            film = Dataset()
+            with disable_value_validation():
+                film.ViewPosition = spelled
+            meta = {"warnings": [], "unusable": []}
+            header.describe(film, meta)
+            in_column = views.view_of_text(spelled)
+            # A header has no word for a film of which only the way is unknown.
+            assert in_column in (IN_COLUMN.get(meta["view"]), "frontal"), spelled
+            assert (in_column in ("lateral", "other")) == (
+                "not a frontal view" in meta["unusable"]
+            ), spelled
+
+
+def test_every_word_of_views_names_one():
+    assert all(views.view_of_text(word) for word in VIEW_WORDS)
+    assert not any(views.view_of_text(word) for word in words.SAYS_NOTHING)
+    assert {word for word in views.PATH_LATERAL if views.view_of_text(word) != "lateral"} == set()
 
 
 def test_views_that_are_written_are_read_back(tmp_path, capsys):
