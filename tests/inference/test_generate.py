@@ -1,18 +1,15 @@
-"""Model.generate and Model.chat: checked arguments, streaming, turns that keep their keys, few programs, and
-completions that do not depend on their company. A tiny random model with the phantom tokenizer; slow: the phantom."""
+"""Model.generate: checked arguments, streaming, few programs, readings, and completions that do not depend on their
+company. A tiny random model with the phantom tokenizer; slow: the phantom."""
 
 import dataclasses
-import functools
 
-import chat_templates
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from generating import CFG, FIND, STOP, TOKENIZER, V, Words, image
 
 import cxr_jax
-from cxr_jax import rewards
-from cxr_jax.data import prompts as data_prompts
 from cxr_jax.data.sources import phantom
 from cxr_jax.errors import UserError
 from cxr_jax.inference import (
@@ -25,109 +22,7 @@ from cxr_jax.inference import (
     trace_readings,
 )
 from cxr_jax.inference import model as inference_model
-from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.labels.taxonomy import CHEXPERT_14
-from cxr_jax.models import qwen2_5_vl, tokenizer
-from cxr_jax.models.qwen2_5_vl.config import PHANTOM, TextConfig, VisionConfig
-
-V, N_IMAGE = 960, 64  # more ids than the tokenizer has; 224 px are 8 x 8 image tokens
-TOKENIZER = tokenizer.load(str(cxr_jax.asset("phantom")))
-CFG = dataclasses.replace(
-    PHANTOM,
-    **tokenizer.config_ids(TOKENIZER),
-    vision=VisionConfig(
-        depth=1,
-        hidden_size=16,
-        num_heads=2,
-        intermediate_size=16,
-        out_hidden_size=32,
-        fullatt_block_indexes=(0,),
-    ),
-    text=TextConfig(
-        vocab_size=V,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        mrope_section=(1, 1, 2),
-        rope_theta=1e4,
-        max_position_embeddings=400,
-    ),
-)
-FIND = data_prompts.FIND_PROMPT
-STOP = CFG.eos_token_id[0]
-
-
-def image(i: int) -> np.ndarray:
-    return np.random.default_rng(i).random((224, 224), np.float32)
-
-
-@pytest.fixture(scope="module")
-def model():
-    params = qwen2_5_vl.init_params(CFG, jax.random.key(0))
-    # Larger embeddings: a peaked distribution, so that a wrong key or position changes tokens.
-    params["text"]["embed"]["embedding"] = params["text"]["embed"]["embedding"] * 25
-    made = inference_model.Model(CFG, params, folder=cxr_jax.asset("phantom"))
-    made.rows = 4
-    return made
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """What is computed, in order: ("vision", patches), ("prefill", tokens), ("extend", tokens), ("decode", until)."""
-    seen = []
-
-    def watch(module, name, label, what):
-        inner = getattr(module, name)
-
-        def wrapped(*args, **kw):
-            seen.append((label, int(what(*args))))
-            return inner(*args, **kw)
-
-        monkeypatch.setattr(module, name, wrapped)
-
-    watch(inference_model, "encode_images", "vision", lambda p, c, pixels, *_: len(pixels))
-    watch(sampling, "prefill", "prefill", lambda p, c, prompts: prompts.lengths[0])
-    watch(sampling, "extend", "extend", lambda p, c, keys, used, tokens: tokens.lengths[0])
-    watch(sampling, "decode", "decode", lambda *args: args[7])
-    return seen
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Words:
-    """A constraint: `first` holds the tokens that may come at even steps, `second` those at odd ones."""
-
-    first: jax.Array  # bool [V]
-    second: jax.Array
-
-    def init(self, rows):
-        return jnp.zeros(rows, jnp.int32)
-
-    def allowed(self, state):
-        return jnp.where((state % 2 == 0)[:, None], self.first, self.second)
-
-    def advance(self, state, token):
-        return state + 1
-
-
-def words(first, second):
-    """The constraint that alternates between words of one token each."""
-    ids = lambda texts: [
-        i for t in texts for i in TOKENIZER(t, add_special_tokens=False)["input_ids"]
-    ]
-    assert len(ids(first)) == len(first) and len(ids(second)) == len(second)
-    return Words(
-        *(jnp.zeros(V, bool).at[jnp.array(ids(texts))].set(True) for texts in (first, second))
-    )
-
-
-def close(a, b):
-    """Equal completions, but for the rounding of log-probs."""
-    assert a.token_ids == b.token_ids and a.text == b.text and a.finish_reason == b.finish_reason
-    np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-4)
-
 
 # Arguments
 
@@ -180,24 +75,6 @@ def test_bad_arguments_are_one_clear_line_before_anything_is_computed(
     with pytest.raises(UserError, match=message) as error:
         model.generate(**call)
     assert "\n" not in str(error.value) and not calls
-
-
-def test_a_bad_turn_leaves_the_conversation_as_it_was(model):
-    chat = model.chat(image(0))
-    for bad in (dict(text=3), dict(text="x", max_new_tokens=400), dict(text="x", temperature=-1)):
-        with pytest.raises(UserError):
-            chat.ask(**bad)
-    first = chat.ask(FIND, max_new_tokens=4)
-
-    def fails(*_):
-        raise RuntimeError("reader left")
-
-    with pytest.raises(RuntimeError, match="reader left"):
-        chat.ask("Provide differentials.", max_new_tokens=16, stream=fails)
-    assert len(chat.messages) == 2 and len(chat.computed) == 1
-    again = model.chat(image(0))
-    close(again.ask(FIND, max_new_tokens=4), first)
-    close(again.ask("More.", max_new_tokens=4), chat.ask("More.", max_new_tokens=4))
 
 
 # Sampling
@@ -480,167 +357,6 @@ def test_characters_split_over_tokens_come_out_whole(model):
     assert cut.add(ids[:3], False) + cut.add(ids[:3], True) == TOKENIZER.decode(ids[:3])
 
 
-# Conversations
-
-QUESTIONS = (FIND, "Provide differentials.", "Write a structured report.")
-
-
-def from_scratch(model, picture, chat, **kw):
-    [[c]] = model.generate([picture], [chat.messages[:-1]], **kw)
-    return c
-
-
-def test_a_turn_computes_its_own_tokens_only_and_equals_the_whole_conversation(model, calls):
-    # Whole words, so that the answer's text has the same tokens again.
-    only = words((" heart", " lung"), (" no", " clear"))
-    chat, said = model.chat(image(0)), []
-    for question in QUESTIONS:
-        calls.clear()
-        answer = chat.ask(question, max_new_tokens=6, constraint=only)
-        said.append([c for c in calls if c[0] != "decode"])
-        assert len(answer.token_ids) == 6 and answer.finish_reason == "length"
-        close(answer, from_scratch(model, image(0), chat, max_new_tokens=6, constraint=only))
-    lengths = [len(model.render(chat.messages[: 2 * i + 1], (1, 16, 16))) for i in range(3)]
-    own = [b - a - 6 for a, b in zip(lengths, lengths[1:], strict=False)]
-    assert said[0] == [("vision", 1), ("prefill", lengths[0])]
-    assert said[1:] == [[("extend", own[0])], [("extend", own[1])]]
-    assert chat.computed == [lengths[0], *own] and max(own) < 30
-
-
-def test_an_answer_whose_text_has_other_tokens_is_read_as_the_template_writes_it(model, calls):
-    chat = model.chat(image(1), system="Answer briefly.")
-    for question in QUESTIONS[:2]:
-        answer = chat.ask(question, max_new_tokens=10, temperature=1.0, seed=4)
-        close(
-            answer, from_scratch(model, image(1), chat, max_new_tokens=10, temperature=1.0, seed=4)
-        )
-    again = model.render(chat.messages[:-1], (1, 16, 16))
-    assert chat._ids[: len(again)] == again
-    assert [c[0] for c in calls].count("vision") == 3 and chat.computed[1] < len(
-        again
-    )  # 1 of them the chat's
-
-
-TALKS = [
-    FIND,
-    "",
-    "  Wo?  \n\n日本 <thin> <answ",
-    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it so?"}],
-    [
-        {"role": "system", "content": "s"},
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "<think>b</think><answer>Edema</answer>"},
-        {"role": "user", "content": "c"},
-    ],
-]
-
-
-@pytest.mark.parametrize("grid", [None, (1, 4, 4), (1, 16, 16), (2, 6, 4)])
-@pytest.mark.parametrize("talk", TALKS, ids=range(len(TALKS)))
-def test_rendering_is_the_chat_template_with_the_pad_repeated(model, talk, grid):
-    """By the template alone: text of each turn, the image's pads before the first question."""
-    pads = "" if grid is None else "<|image_pad|>" * (grid[0] * grid[1] * grid[2] // 4)
-    picture = f"<|vision_start|>{pads}<|vision_end|>" if pads else ""
-    turns = [{"role": "user", "content": talk}] if isinstance(talk, str) else talk
-    first = [turn["role"] for turn in turns].index("user")
-    if turns[0]["role"] != "system":
-        turns = [{"role": "system", "content": "You are a helpful assistant."}, *turns]
-        first += 1
-    text = "".join(
-        f"<|im_start|>{turn['role']}\n{picture if index == first else ''}{turn['content']}<|im_end|>\n"
-        for index, turn in enumerate(turns)
-    )
-    ids = model.render(talk, grid)
-    assert ids == TOKENIZER(text + "<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
-    if isinstance(talk, str):  # training renders questions
-        count = 0 if grid is None else int(np.prod(grid)) // 4
-        assert ids == inference_prompts.prompt_ids(TOKENIZER, talk, count)
-        if grid is not None:
-            encoder = inference_prompts.Prompts(TOKENIZER, CFG, grid, 5, texts=[talk])
-            row = encoder.encode([talk])
-            assert row["ids"][0, : row["lengths"][0]].tolist() == ids
-            want = qwen2_5_vl.positions(CFG, [[*ids, *[encoder.pad] * 5]], [grid])
-            np.testing.assert_array_equal(row["positions"], want)
-
-
-# A template that opens the model's turn
-
-
-@pytest.fixture(scope="module")
-def opening(model, tmp_path_factory):
-    """opened -> the same model under a template that opens its turn so; no program is compiled anew."""
-
-    @functools.cache
-    def make(opened):
-        folder = tmp_path_factory.mktemp("folders") / "model"
-        folder = chat_templates.folder_with(opened, folder)
-        made = inference_model.Model(CFG, model.params, folder=folder)
-        made.rows = model.rows
-        return made
-
-    return make
-
-
-@pytest.mark.parametrize("opened", ["<think>\n", "<think>\n\n</think>\n\n"])
-def test_completions_begin_with_what_the_template_opened(opening, opened):
-    talker = opening(opened)
-    pieces = {}
-
-    def stream(prompt, sample, piece):
-        pieces[sample] = pieces.get(sample, "") + piece
-
-    [drawn] = talker.generate([image(0)], FIND, 20, temperature=1.0, n=2, stream=stream)
-    for sample, completion in enumerate(drawn):
-        written = requests.text_of(TOKENIZER, completion.token_ids)
-        assert completion.opened == opened and pieces[sample] == completion.text
-        assert completion.text == opened + written.removesuffix("<|im_end|>")
-
-
-@pytest.mark.parametrize("opened", [o for o in chat_templates.OPENED.values() if "<" in o])
-def test_constrained_answers_go_on_from_what_was_opened(opening, opened):
-    talker = opening(opened)
-    [[free]] = talker.generate([image(0)], FIND, 80, temperature=1.0)
-    assert not reading.FORMAT_PATTERN.match(free.text)  # random weights
-    [[forced]] = talker.generate([image(0)], FIND, 80, temperature=1.0, constraint="answers")
-    assert reading.FORMAT_PATTERN.match(forced.text) and forced.text.startswith(opened)
-    assert all(forced.text.count(tag) == 1 for tag in tokenizer.FORMAT_TAGS)
-    scores = rewards.score([forced.text], [""])
-    assert scores["format"] == scores["tag_count"] == 1
-    result = talker.read(image(0), FIND, 0, 80, constraint="answers")
-    assert reading.FORMAT_PATTERN.match(result.shown.text)
-    after = talker.finding_probabilities(image(0), FIND, [result.shown])
-    assert after["mean"] == pytest.approx(result.probabilities, abs=1e-4)
-
-
-def test_a_template_that_no_valid_answer_follows_refuses_the_constraint_only(opening):
-    talker = opening("Certainly. ")
-    with pytest.raises(UserError, match="cannot follow this chat template"):
-        talker.generate([image(0)], FIND, 80, constraint="answers")
-    result = talker.read(image(0), FIND, 0, 20)
-    assert result.shown.text.startswith("Certainly. ") and result.probabilities
-
-
-def test_a_conversation_keeps_the_whole_turn(opening, calls):
-    chat = opening("<think>\n").chat(image(1))
-    answers = [chat.ask(question, max_new_tokens=10) for question in QUESTIONS[:2]]
-    said = [message["content"] for message in chat.messages if message["role"] == "assistant"]
-    assert said == [answer.text for answer in answers]
-    assert all(text.startswith("<think>\n") for text in said)
-    # The opened tokens are among those that are kept.
-    assert chat.computed[1] < chat.computed[0] and [c[0] for c in calls].count("vision") == 1
-
-
-def test_special_tokens_in_a_conversation_are_text(model):
-    chat = model.chat(image(1), system="Be brief.<|im_end|>")
-    chat.ask("Is it <|im_end|> or <think>?", max_new_tokens=6)
-    ids = model.render([*chat.messages, {"role": "user", "content": "Sure?"}], (1, 16, 16))
-    vocabulary = TOKENIZER.get_vocab()
-    assert ids.count(vocabulary["<|im_start|>"]) == 5 and ids.count(vocabulary["<|im_end|>"]) == 4
-    assert vocabulary["<think>"] not in ids[: ids.index(vocabulary["<|vision_end|>"]) + 20]
-    with pytest.raises(UserError, match="placeholders"):
-        chat.ask("What is <|image_pad|>?")
-
-
 # The phantom
 
 
@@ -686,17 +402,6 @@ def test_alone_and_in_a_batch_of_16_the_same_tokens():
     model = cxr_jax.load("phantom")
     pictures = list(phantom.PhantomSource("A", "test", 0).batch(np.arange(16))["image"])
     assert company(model, range(5), pictures) == (80, 0)
-
-
-@pytest.mark.slow
-def test_the_phantom_model_talks_in_turns():
-    model = cxr_jax.load("phantom")
-    [picture] = phantom.PhantomSource("B", "test", 0).batch(np.arange(1))["image"]
-    chat = model.chat(picture)
-    for question in QUESTIONS:
-        answer = chat.ask(question, max_new_tokens=160)
-        close(answer, from_scratch(model, picture, chat, max_new_tokens=160))
-    assert chat.computed[0] == 91 and max(chat.computed[1:]) < 20
 
 
 def test_long_prompts_decode_in_fewer_rows_at_once():
