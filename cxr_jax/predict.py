@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
 from cxr_jax.data import image_gate, radiograph
-from cxr_jax.data.prompts import FIND_PROMPT
+from cxr_jax.data.prompts import FIND_PROMPT, check_prompt
 from cxr_jax.errors import UserError, exit_code, printable
 from cxr_jax.inference.reading import (
     ReadingOptions,
@@ -104,7 +104,7 @@ def read_all(arguments: argparse.Namespace) -> int:
     """Read and print every image in the order given; return 2 if one could not be read, else 0."""
     options = ReadingOptions(
         model=arguments.model,
-        prompt=arguments.prompt,
+        prompt=check_prompt(arguments.prompt),
         samples=arguments.samples,
         max_new_tokens=arguments.max_new_tokens,
         seed=arguments.seed,

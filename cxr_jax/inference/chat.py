@@ -14,7 +14,7 @@ import numpy as np
 
 from cxr_jax.errors import UserError
 from cxr_jax.inference import generation, sampling
-from cxr_jax.inference.prompts import render_prompt
+from cxr_jax.inference.prompts import render_question
 from cxr_jax.inference.requests import (
     Completion,
     GenerationSettings,
@@ -74,7 +74,7 @@ class Chat:
         settings = GenerationSettings(max_new_tokens, temperature, 1, seed, top_p, top_k)
         check_constraint(constraint)
         messages = [*self.messages, {"role": "user", "content": text}]
-        rendered = render_prompt(model.tokenizer, model.config, messages, self.grid)
+        rendered = render_question(model.tokenizer, model.config, messages, self.grid)
         ids = rendered.ids
         rules = model.constraint(constraint, settings.max_new_tokens, rendered.opened)
         request = Request(ids, self.patches, self.grid, rendered.opened)

@@ -321,7 +321,7 @@ class Model:
         self, image: Any, prompt: Any, new_tokens: int, name: str = "the prompt"
     ) -> Request:
         patches, grid = self.prepare(image)
-        rendered = inference_prompts.render_prompt(self.tokenizer, self.config, prompt, grid)
+        rendered = inference_prompts.render_question(self.tokenizer, self.config, prompt, grid)
         request = Request(rendered.ids, patches, grid, rendered.opened)
         check_room(self.config, len(request.ids), new_tokens, name)
         return request

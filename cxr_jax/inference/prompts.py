@@ -211,6 +211,23 @@ def render_prompt(
     return rendered
 
 
+def render_question(
+    tokenizer: Tokenizer,
+    model_config: Config,
+    prompt: str | Sequence[dict[str, Any]],
+    grid: tuple[int, int, int] | None,
+) -> RenderedPrompt:
+    """Render a prompt that is answered: as `render_prompt`, and every turn of the user asks something.
+
+    Raises:
+        UserError: for one that does not, and as `render_prompt` does.
+    """
+    for message in messages_of(prompt):
+        if message["role"] == "user" and data_prompts.asks_nothing(message["content"]):
+            raise UserError(data_prompts.NO_PROMPT)
+    return render_prompt(tokenizer, model_config, prompt, grid)
+
+
 class Prompts:
     """Encodes prompt texts (one image each) to right-padded ids of one static width.
 

@@ -15,6 +15,8 @@ from places import ROOT
 
 import cxr_jax
 from cxr_jax import predict
+from cxr_jax.data.prompts import NO_PROMPT
+from cxr_jax.data.sources import label_table
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 
@@ -173,6 +175,30 @@ def test_without_a_usable_image_the_model_is_not_even_loaded(tmp_path, monkeypat
     monkeypatch.setattr(cxr_jax, "load", lambda name, grids: pytest.fail("loaded"))
     assert predict.main([str(tmp_path / "no.png")]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "prompt, reason",
+    [
+        (" \n", NO_PROMPT),
+        ("<image>", NO_PROMPT),
+        ("[IMG] What?", "<image>"),
+        ("a<image>b", "middle"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_refused_before_the_model_is_loaded(
+    prompt, reason, film, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(cxr_jax, "load", lambda name, grids: pytest.fail("loaded"))
+    assert predict.main([str(film), "--prompt", prompt]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("error: --prompt: ") and reason in err
+    assert err.count("\n") == 1 and not out
+    # A manifest with such a question would be refused later, when it trains.
+    table = tmp_path / "labels.csv"
+    table.write_text("Path," + ",".join(CHEXPERT_14) + "\na.png" + ",1" * 14 + "\n")
+    assert label_table.main([str(table), str(tmp_path / "rows.jsonl"), "--prompt", prompt]) == 2
+    assert capsys.readouterr().err == err and not (tmp_path / "rows.jsonl").exists()
 
 
 def test_plain_text(film, model, capsys):

@@ -22,6 +22,9 @@ def test_a_bad_turn_leaves_the_conversation_as_it_was(model):
     for bad in (dict(text=3), dict(text="x", max_new_tokens=400), dict(text="x", temperature=-1)):
         with pytest.raises(UserError):
             chat.ask(**bad)
+    for nothing in ("", "\n ", "\u200b", "<image>"):
+        with pytest.raises(UserError, match="no prompt: nothing is asked"):
+            chat.ask(nothing)
     first = chat.ask(FIND, max_new_tokens=4)
 
     def fails(*_):

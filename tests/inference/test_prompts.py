@@ -266,3 +266,16 @@ def test_marks_that_do_not_fit_the_film_are_refused(text, image_tokens):
     turns = [{"role": role, "content": "x"} for role in ("user", "assistant")]
     with pytest.raises(UserError, match="<image>"):
         rendered(tokenizer_with(""), [*turns, {"role": "user", "content": "<image>" + text}], 3)
+
+
+@pytest.mark.parametrize("image_tokens", [0, 3])
+@pytest.mark.parametrize(
+    "text",
+    ["What is [IMG] to an <IMAGE> tag?", "A <picture frame> (x.png).", "Does <img src=1> show?"],
+)
+def test_what_others_write_for_a_film_is_text_amid_a_question(text, image_tokens):
+    tokenizer = tokenizer_with("")
+    ids = prompts.prompt_ids(tokenizer, text, image_tokens)
+    assert text in tokenizer.decode(ids)
+    if image_tokens:
+        assert ids == prompts.prompt_ids(tokenizer, f"<image>\n{text}", image_tokens)

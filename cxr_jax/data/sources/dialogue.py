@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from cxr_jax.data.json_rows import BadRowError, is_absent, is_null
-from cxr_jax.data.prompts import IMAGE_MARK, cut_at_marks
+from cxr_jax.data.prompts import IMAGE_MARK, NO_PROMPT, asks_nothing, cut_at_marks
 from cxr_jax.errors import UserError
 
 # Keys of turns: ShareGPT and LLaVA write from / value, OpenAI, ms-swift and TRL role / content.
@@ -81,8 +81,8 @@ def parse_dialogue(record: dict[str, Any]) -> Dialogue:
     turns = _find_turns(record)
     system, question, answer = _split_turns(turns)
     prompt = _prompt_of(question)
-    if not prompt:
-        raise BadRowError("no prompt (a user or human turn with text)")
+    if asks_nothing(prompt):
+        raise BadRowError(NO_PROMPT)
     if answer is not None and not answer.text:
         raise BadRowError("the assistant's turn is empty")
     for turn in (system, answer):
@@ -119,7 +119,9 @@ def _find_turns(record: dict[str, Any]) -> list[_Turn]:
     if not readings:
         readings = _read_plain_keys(record)
     if not readings:
-        raise BadRowError("neither messages nor conversations, nor prompt, query or instruction")
+        raise BadRowError(
+            f"{NO_PROMPT}: neither messages nor conversations, nor prompt, query or instruction"
+        )
     first, *others = readings
     for other in others:
         if readings[other] != readings[first]:

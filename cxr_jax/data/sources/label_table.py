@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
-from cxr_jax.data.prompts import FIND_PROMPT
+from cxr_jax.data.prompts import FIND_PROMPT, check_prompt
 from cxr_jax.data.sources import patients, policy, views
 from cxr_jax.data.sources.image_files import BadNameError, split_name
 from cxr_jax.data.sources.policy import LabelPolicy
@@ -261,8 +261,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Write the manifest and print what it has and what was left out."""
     label_policy = LabelPolicy(args.blank, args.uncertain)
+    # A row with a question that cannot be asked would be refused when it trains.
+    prompt = check_prompt(args.prompt)
     table = read_table(args.table, args.image_column)
-    rows, left_out = convert(table, args.prompt, label_policy, args.views == VIEWS[0])
+    rows, left_out = convert(table, prompt, label_policy, args.views == VIEWS[0])
     left_out = {reason: count for reason, count in left_out.items() if count}
     if not rows:
         reasons = "; ".join(f"{count} left out: {reason}" for reason, count in left_out.items())

@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import re
 
 import pytest
 
 from cxr_jax.data.json_rows import BadRowError
+from cxr_jax.data.prompts import NO_PROMPT
 from cxr_jax.data.sources.dialogue import parse_dialogue
 
 ASK, SAY, FILM = (
@@ -104,6 +106,10 @@ REFUSED_MARKS = {
     "'</image>'": "<image></image>{}",
     "'<IMAGE>'": "<IMAGE>{}",
     "'<image 1>'": "<image 1>{}",
+    "'<img src=1>'": "{} <img src=1>",
+    "'<|image_1|>'": "<|image_1|>\n{}",
+    "'<IMG>'": "Look.\n<IMG>\n{}",
+    "'<img>'  ": "<image>\n{}\n<img>",
     "'<video>'": "<video>{}",
     "'[IMG]'": "[IMG] {}",
 }
@@ -115,6 +121,31 @@ def test_marks_that_do_not_fit_one_film_before_the_text_are_refused_in_any_schem
     with pytest.raises(BadRowError) as caught:
         parse_dialogue(row[name])
     assert reason.strip() in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "mark",
+    ["[IMG]", "<IMAGE>", "<picture frame>", "<img src=1>", "<images>", "<|image|>", "</img>"],
+)
+def test_what_others_write_for_a_film_is_text_amid_a_text(mark):
+    for ask in (
+        f"Does {mark} show a film?",
+        f"Two lines.\nThe second has a {mark} in it.\nA third.",
+    ):
+        say = SAY.replace("Clear", f"A {mark} is there")
+        for name in WITH_TEXT_ONLY:
+            row = json.loads(json.dumps(schemas(f"<image>\n{ask}")[name]).replace(SAY, say))
+            assert parse_dialogue(row)[:2] == (ask, say)
+
+
+BLANK = ["", " ", "\n\t\r\n", "\u00a0\u2003", "\ufeff\u200b", "<image>", " <image>\n"]
+
+
+@pytest.mark.parametrize("ask", BLANK)
+def test_rows_that_ask_nothing_are_refused_in_the_same_words(ask):
+    for name in WITH_TEXT_ONLY:
+        with pytest.raises(BadRowError, match=re.escape(NO_PROMPT)):
+            parse_dialogue(schemas(ask)[name])
 
 
 @pytest.mark.parametrize("make", [messages, llava])
