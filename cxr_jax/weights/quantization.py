@@ -1,6 +1,7 @@
 """Quantized folders are refused by name: their tensors need arithmetic that is not here.
 
-A folder says that it is quantized in its config.json, in a file beside it (older writers), or only by its tensors.
+A folder says that it is quantized in its config.json, in a file beside it (older writers), or only by its tensors. A
+file beside config.json may also be a leftover of other weights, so it counts with packed tensors alone.
 """
 
 from collections.abc import Iterable, Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cxr_jax.errors import UserError, shown
+from cxr_jax.weights.safetensors_file import stored_names
 
 # transformers (AWQ, GPTQ, bitsandbytes, FP8, compressed-tensors ..); compressed-tensors by itself; MLX.
 _KEYS = ("quantization_config", "compression_config", "quantization")
@@ -18,16 +20,17 @@ _PACKED = frozenset(
     ("qweight", "qzeros", "g_idx", "weight_packed", "weight_scale", "weight_scale_inv", "scales")
     + ("input_scale", "weight_zero_point", "absmax", "quant_map", "SCB", "weight_format")
 )
-# What says how, or to how many bits; a configuration that has such keys, all of them empty, says that nothing is.
+# What says how, or to how many bits. All else (group sizes, modules to leave out) describes what these turn on.
 _DECISIVE = frozenset(
-    ("quant_method", "quant_algo", "format", "bits", "load_in_4bit", "load_in_8bit")
-    + ("_load_in_4bit", "_load_in_8bit", "config_groups", "quantization")
+    ("quant_method", "quant_algo", "quant_type", "format", "quantization")
+    + ("bits", "nbits", "num_bits", "w_bit")
+    + ("load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit")
 )
 _ADVICE = "quantized weights are not read; take the folder that it was made from"
 
 
 def refuse(folder: Path, settings: dict[str, Any]) -> None:
-    """Refuse a folder that says that its weights are quantized; only `settings` and names of files are looked at.
+    """Refuse a folder that says that its weights are quantized; no weight is read.
 
     Args:
         settings: the content of its config.json.
@@ -40,10 +43,19 @@ def refuse(folder: Path, settings: dict[str, Any]) -> None:
         how = f" ({_method(value)})" if _method(value) else ""
         raise UserError(f"{folder}: config.json has {place}{_named(key)}{how}: {_ADVICE}")
     for name in _FILES:
-        if (folder / name).is_file():
+        if (folder / name).is_file() and not _is_plain(folder):
             raise UserError(
                 f"{folder}: {name} says what quantization_config says in config.json: {_ADVICE}"
             )
+
+
+def _is_plain(folder: Path) -> bool:
+    """Whether the weights are there and none is packed, by their names."""
+    try:
+        return packed_tensor(stored_names(folder)) is None
+    except UserError:
+        # Weights in another file, as AutoGPTQ names them, or of a type such as FP8: then the file beside them is right.
+        return False
 
 
 def _declared(settings: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
@@ -61,8 +73,11 @@ def _declared(settings: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
 def _says_quantized(value: object) -> bool:
     if isinstance(value, str):
         return value.strip().lower() not in ("", "none", "null", "false")
-    if isinstance(value, dict) and _DECISIVE.intersection(value):
-        return any(_says_quantized(value.get(key)) for key in _DECISIVE)
+    if isinstance(value, dict):
+        return any(
+            (key in _DECISIVE or isinstance(part, dict)) and _says_quantized(part)
+            for key, part in value.items()
+        )
     return bool(value)
 
 

@@ -189,6 +189,19 @@ def find_shards(folder: Path) -> list[Shard]:
     return [Shard(folder / name, names_of_shard[name]) for name in sorted(names_of_shard)]
 
 
+def stored_names(folder: Path) -> set[str]:
+    """Read the names of a folder's tensors, by its index or by the header of its one file.
+
+    Raises:
+        UserError: if it has neither, or one that is damaged or has types that are not read.
+    """
+    # By the index alone: shards may be many, and some of them away.
+    if (folder / INDEX).is_file():
+        return set(_read_weight_map(folder / INDEX))
+    [shard] = find_shards(folder)
+    return set(read_header(shard.path)[0])
+
+
 def _why_missing(folder: Path, single: Path) -> str:
     # The reasons that people meet, from the most likely: another format, a dead link, a lost
     # file.

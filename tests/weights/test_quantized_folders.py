@@ -14,7 +14,7 @@ from cxr_jax.errors import UserError
 from cxr_jax.models.qwen2_5_vl import hf_table
 from cxr_jax.planning import programs
 from cxr_jax.weights import hf_folder, pretrained, quantization
-from cxr_jax.weights.safetensors_file import write_safetensors
+from cxr_jax.weights.safetensors_file import TensorToWrite, write_safetensors
 
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
@@ -50,6 +50,10 @@ DECLARED = {
     "nested": ({"text_config": {"quantization_config": GPTQ}}, "text_config.quantization_config"),
     "MLX": ({"quantization": {"group_size": 64, "bits": 4}}, "4 bits"),
     "no method": ({"quantization_config": {"bits": 3}}, "3 bits"),
+    "bits of a group": (
+        {"quantization_config": {"config_groups": {"group_0": {"weights": {"num_bits": 8}}}}},
+        "quantization_config",
+    ),
     "no object": ({"quantization_config": "awq"}, "quantization_config"),
 }
 
@@ -95,13 +99,57 @@ def test_quantized_folder_is_refused_by_its_config(folder, capsys, kind):
     assert not (folder.parent / "ours").exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["quantize_config.json", "quant_config.json", "hf_quant_config.json"]
-)
+FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_quantized_folder_is_refused_by_a_file_beside_its_config(folder, name):
     (folder / name).write_text(json.dumps({"bits": 4, "group_size": 128}))
-    with pytest.raises(UserError, match=rf"{name} says what quantization_config says"):
+    refusal = rf"{name} says what quantization_config says"
+    layer = "model.layers.0.mlp.up_proj."
+    weights = folder / "model.safetensors"
+
+    def write(**tensors):
+        entries = [
+            TensorToWrite(layer + key, a.shape, a.dtype, lambda a=a: a)
+            for key, a in tensors.items()
+        ]
+        write_safetensors(weights, entries)
+
+    # Nobody can look into the weights: bytes of another format, a name of their own.
+    with pytest.raises(UserError, match=refusal):
         pretrained.check_model(str(folder))
+    weights.rename(folder / "gptq_model-4bit-128g.safetensors")
+    with pytest.raises(UserError, match=refusal):
+        pretrained.check_model(str(folder))
+    packed = np.zeros((4, 4), np.int8)
+    for tensors in (
+        {"qweight": packed},
+        {"weight": packed, "scales": packed},
+        {"weight_scale_inv": packed},
+    ):
+        write(**tensors)
+        with pytest.raises(UserError, match=refusal):
+            pretrained.check_model(str(folder))
+    weights.unlink()
+    index = {"weight_map": {layer + "weight_packed": "model-1.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=refusal):
+        pretrained.check_model(str(folder))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_leftover_file_over_plain_weights_is_no_quantization(tmp_path, name):
+    folder = golden_cases.write_folder(tmp_path / "model", "even", hf_table.canonical_key)
+    (folder / name).write_text(json.dumps(GPTQ))
+    hf_folder.load(folder)
+    pretrained.check_model(str(folder))
+    # Shards that are away are told as such.
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    index = {"weight_map": {"model.embed_tokens.weight": "model-2.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="model-2.safetensors is missing"):
+        hf_folder.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +186,9 @@ def test_quantized_folder_is_refused_by_its_tensors(tmp_path, ending):
         False,
         "none",
         {"quant_method": None, "load_in_4bit": False, "llm_int8_threshold": 6.0},
+        {"quant_method": "none", "bits": 0, "modules_to_not_convert": ["visual"]},
+        {"group_size": 128, "desc_act": False},
+        {"quant_method": "", "config_groups": {"group_0": {"weights": {"num_bits": None}}}},
     ],
 )
 def test_a_quantization_config_of_nothing_is_no_quantization(tmp_path, nothing):
