@@ -138,10 +138,28 @@ def in_form(tokenizer: Tokenizer, messages: Messages, *, has_image: bool) -> lis
     Raises:
         UserError: if there is no form in which the template gives back every text, and the image once.
     """
+    roles = tuple(message["role"] for message in messages)
+    # As text: a tokenizer that gets another template is tried anew, and a file may hold anything in its place.
+    template = str(tokenizer.chat_template)
+    return _written(messages, _form(tokenizer, template, roles, has_image), has_image, {})
+
+
+# A few conversations of each of a few tokenizers; trying takes longer than rendering.
+@functools.lru_cache(maxsize=32)
+def _form(
+    tokenizer: Tokenizer, template: str, roles: tuple[str, ...], has_image: bool
+) -> tuple[str, ...]:
+    """Whose turns are lists of parts for a template, by trying.
+
+    Args:
+        template: that of the tokenizer, since what is remembered holds for it alone.
+
+    Raises:
+        UserError: see `in_form`.
+    """
     # Words that no template has of its own.
     probe = [
-        {"role": message["role"], "content": f"word{index}of{len(messages)}"}
-        for index, message in enumerate(messages)
+        {"role": role, "content": f"word{index}of{len(roles)}"} for index, role in enumerate(roles)
     ]
     problems = []
     for in_parts in _FORMS:
@@ -152,7 +170,7 @@ def in_form(tokenizer: Tokenizer, messages: Messages, *, has_image: bool) -> lis
             continue
         lost = _lost(rendered, probe, has_image)
         if not lost:
-            return _written(messages, in_parts, has_image, {})
+            return in_parts
         problems.append(f"the chat template leaves out {lost}")
     # Of all forms, the one that went farthest says most.
     raise UserError(

@@ -48,6 +48,15 @@ def check_dry(folder):
     checks.check_model(str(folder), 112, {"Which?": "the prompt"}, 64)
 
 
+def assert_refused_in_a_line(folder, change, message):
+    """Whatever the change has damaged, a dry run says so by the folder's name, in one line."""
+    shutil.copy(PHANTOM / "model.safetensors", folder)
+    change(folder)
+    with pytest.raises(UserError, match=message) as refusal:
+        check_dry(folder)
+    assert str(folder) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
 # ---- vocab.json and merges.txt -------------------------------------------------------------------------------
 
 
@@ -123,13 +132,7 @@ INCOMPLETE = {
 
 @pytest.mark.parametrize("name", INCOMPLETE)
 def test_incomplete_tokenizer_files_are_named(tmp_path, name):
-    change, message = INCOMPLETE[name]
-    folder = pair_folder(tmp_path / "model")
-    shutil.copy(PHANTOM / "model.safetensors", folder)
-    change(folder)
-    with pytest.raises(UserError, match=message) as refusal:
-        check_dry(folder)
-    assert "\n" not in str(refusal.value)
+    assert_refused_in_a_line(pair_folder(tmp_path / "model"), *INCOMPLETE[name])
 
 
 # ---- Where a template stands ---------------------------------------------------------------------------------
@@ -243,13 +246,7 @@ NO_TEMPLATE = {
 
 @pytest.mark.parametrize("name", NO_TEMPLATE)
 def test_template_that_cannot_be_used_is_one_line(tmp_path, name):
-    change, message = NO_TEMPLATE[name]
-    folder = template_folder(tmp_path / "model")
-    shutil.copy(PHANTOM / "model.safetensors", folder)
-    change(folder)
-    with pytest.raises(UserError, match=message) as refusal:
-        check_dry(folder)
-    assert str(folder) in str(refusal.value) and "\n" not in str(refusal.value)
+    assert_refused_in_a_line(template_folder(tmp_path / "model"), *NO_TEMPLATE[name])
 
 
 # ---- Which form of messages a template takes -------------------------------------------------------------------
@@ -325,3 +322,35 @@ def test_published_forms_are_left_as_they_were():
     given = chat_template.in_form(embedded(), messages, has_image=True)
     parts = [{"type": "image"}, {"type": "text", "text": QUESTION["content"]}]
     assert given == [SYSTEM, {"role": "user", "content": parts}, ANSWER, AGAIN]
+
+
+def test_a_template_is_tried_once_for_the_same_roles_and_anew_when_it_changes(monkeypatch):
+    tokenizer = tokenizers.load(str(PHANTOM))
+    calls = []
+    render = chat_template.render
+    monkeypatch.setattr(
+        chat_template, "render", lambda *args, **kw: calls.append(args) or render(*args, **kw)
+    )
+
+    def count(messages, image_tokens):
+        calls.clear()
+        ids = prompts.conversation_ids(tokenizer, messages, image_tokens)
+        return len(calls), tokenizer.decode(ids)
+
+    for image_tokens in (0, 2):
+        for messages in CONVERSATIONS.values():
+            first, text = count(messages, image_tokens)
+            again = [message | {"content": message["content"] + "!"} for message in messages]
+            fewer, other_text = count(again, image_tokens)
+            # With the head of the model's turn and without it. A question about a film was tried when it was loaded.
+            assert fewer == 2 and (first > 2 or (messages, image_tokens) == ([QUESTION], 2))
+            assert count(messages, image_tokens) == (2, text)
+            assert other_text != text and other_text.count("!<|im_end|>") == len(messages)
+    # The form is that of the template that the tokenizer has now, tried before or not.
+    own, before = tokenizer.chat_template, count([QUESTION], 2)
+    framed_text = framed([QUESTION], True).replace("<|image_pad|>", "<|image_pad|>" * 2)
+    for template in (*TEMPLATES.values(), *TEMPLATES.values()):
+        tokenizer.chat_template = template
+        assert count([QUESTION], 2)[1] == framed_text
+    tokenizer.chat_template = own
+    assert count([QUESTION], 2) == before
