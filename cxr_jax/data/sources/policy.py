@@ -10,17 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from cxr_jax.errors import UserError
-from cxr_jax.labels.taxonomy import CHEXPERT_14, PARENTS
+from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, PARENTS
 
 BLANK_CHOICES = ("unknown", "negative")
 UNCERTAIN_CHOICES = ("unknown", "negative", "positive")
 FEW_KNOWN = 0.2  # share of known cells below which a table is warned of
 
 _STATE_OF = {"unknown": None, "negative": 0, "positive": 1}
-# int [14, 14]: is the label of the row a child of the label of the column?
-_IS_PARENT = np.array(
-    [[child in PARENTS.get(parent, ()) for parent in CHEXPERT_14] for child in CHEXPERT_14], int
-)
 States = Mapping[str, int | None]  # label -> 1, 0, -1 (uncertain) or None (blank)
 
 
@@ -66,7 +62,11 @@ def may_be_named(positive: np.ndarray, known: np.ndarray, uncertain: np.ndarray)
         uncertain: bool [N, 14].
     """
     is_asked = known.any(axis=0)
-    has_child = (positive | uncertain) @ _IS_PARENT > 0
+    may_be = positive | uncertain
+    has_child = np.zeros_like(may_be)
+    for parent, children in PARENTS.items():
+        child_columns = [INDEX[child] for child in children]
+        has_child[:, INDEX[parent]] = may_be[:, child_columns].any(axis=1)
     return uncertain | ~known & (~is_asked | has_child)
 
 
