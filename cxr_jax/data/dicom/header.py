@@ -35,6 +35,11 @@ VIEW_CODES = {  # SNOMED CT and the older SNOMED RT codes of DICOM CID 4010
 }
 # Views of `words` that leave open which way the film was taken.
 _WAY_UNKNOWN = ("", "unknown", "FRONTAL")
+# What describes CT and MR slices, and no projection.
+_OF_SLICES = ("EchoTime", "RepetitionTime", "MagneticFieldStrength") + (
+    "GantryDetectorTilt",
+    "ReconstructionDiameter",
+)
 OVERLAY_GROUPS = range(0x6000, 0x6020, 2)
 INFLATE_STEP = 2**22  # bytes
 
@@ -133,6 +138,14 @@ def check_kind(path: str | Path, dataset: Dataset, metadata: Metadata) -> None:
         metadata["warnings"].append(
             "the Modality does not say that this is a radiograph (CR or DX)"
         )
+    elif words.OTHER_CLASSES.search(class_name) or any(
+        read_text(dataset, name) for name in _OF_SLICES
+    ):
+        # One of the two is wrong, and nobody knows which.
+        metadata["warnings"].append(
+            "the Modality says radiograph (CR or DX), and the rest of the header another kind of image"
+        )
+        metadata["unusable"].append("by its header another kind of image, whatever the Modality")
 
 
 def check_layout(path: str | Path, dataset: Dataset, metadata: Metadata) -> None:

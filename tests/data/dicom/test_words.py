@@ -1,8 +1,12 @@
 """Words of the header in any writer's spelling: only what is understood as something else is a reason not to read."""
 
+import io
+
 import pytest
 from dicom_files import SECRET, build
 from places import SHARED
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
@@ -182,6 +186,41 @@ def test_modalities_that_are_something_else_are_refused(text):
 def test_a_modality_that_is_not_understood_is_asked_of_the_class():
     with pytest.raises(UserError, match="not projection radiography"):
         read_meta(Modality="", SOPClassUID="1.2.840.10008.5.1.4.1.1.2")  # CT Image Storage
+
+
+@pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm"])
+@pytest.mark.parametrize("change", [{}, {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.1"}])
+def test_a_slice_whose_modality_says_radiograph_is_not_read(name, change):
+    slice_ = dcmread(get_testdata_file(name))
+    with pytest.raises(UserError, match="not projection radiography"):
+        images.image_from_bytes(name, written(slice_))
+    # The pixels alone pass the image gate: a slice cut close has no empty field around a body.
+    elements = {"Modality": "DX", "BodyPartExamined": "CHEST", "ViewPosition": "PA", **change}
+    for keyword, value in elements.items():
+        setattr(slice_, keyword, value)
+    meta = images.image_from_bytes(name, written(slice_)).meta
+    assert meta["unusable"] == ["by its header another kind of image, whatever the Modality"]
+
+
+def written(dataset):
+    file = io.BytesIO()
+    dataset.save_as(file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2"},
+        {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.6.1"},
+        {"EchoTime": "90"},
+        {"GantryDetectorTilt": "0"},
+    ],
+)
+def test_a_modality_that_the_rest_of_the_header_contradicts_is_not_believed(elements):
+    assert read_meta(**elements)["unusable"] and not read_meta()["unusable"]
+    # Elements that are there and empty say nothing.
+    assert not read_meta(EchoTime=None, GantryDetectorTilt="")["unusable"]
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="the shared data folder is absent")
