@@ -114,7 +114,7 @@ def read_rows(path: str | Path, undecodable: str = "strict") -> Iterator[JsonRow
     Raises:
         UserError: for a file that cannot be used as a whole: missing, too large, damaged gzip, UTF-16.
     """
-    content = _read_content(path)
+    content = read_content(path)
     if is_array(content[:64].decode("utf-8", "replace")):
         yield from _array_rows(content, undecodable)
     else:
@@ -126,7 +126,12 @@ def is_array(start: str) -> bool:
     return start.lstrip("\ufeff \t\r\n").startswith("[")
 
 
-def _read_content(path: str | Path) -> bytes:
+def read_content(path: str | Path) -> bytes:
+    """Read a file of text, unpacked if it is gzip data, without a byte order mark.
+
+    Raises:
+        UserError: for a file that is missing, above the limit of size (unpacked, too), damaged gzip data or UTF-16.
+    """
     content = radiograph.read_bytes(path)
     if content.startswith(_GZIP_MARK):
         content = _unpack(path, content)

@@ -24,6 +24,7 @@ from cxr_jax.data.report_rows import (
     report_from_columns,
 )
 from cxr_jax.data.report_sections import SECTIONS
+from cxr_jax.data.sources.table import CsvReader
 from cxr_jax.errors import UserError
 
 _REREAD = 1 << 26  # characters of torn CSV records that are read a second time, in each file
@@ -34,7 +35,7 @@ _BLANK = "\n\r\t \x00\ufeff"
 
 
 class _RecordLines:
-    """The lines of a file for csv.reader. `record` holds the present record's, so that a torn one can be left."""
+    """The lines of a file for CsvReader. `record` holds the present record's, so that a torn one can be left."""
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
@@ -69,11 +70,9 @@ class _RecordLines:
 
 def _csv_records(path: str, delimiter: str) -> Generator[list[str] | BadReportError, None, None]:
     """Yield the records of a CSV file: a list of cells, or why it is none. Blank lines are left out."""
-    # The limit of the process is only ever raised.
-    csv.field_size_limit(max(csv.field_size_limit(), report_rows.MAX_RECORD))
     with open_text(path) as file:
         lines = _RecordLines(file)
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        reader = CsvReader(lines, delimiter, report_rows.MAX_RECORD)
         while True:
             lines.next_record()
             try:

@@ -6,21 +6,54 @@ many would shift or drop what follows them without a word.
 
 import csv
 import functools
-import gzip
 import io
 import re
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cxr_jax.data import radiograph
+from cxr_jax.data import json_rows
 from cxr_jax.errors import UserError
 
 DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
-_GZIP_MAGIC = b"\x1f\x8b"
+MAX_CELL = 1 << 17  # characters
 # How programs write that a cell is empty, in lower case.
 BLANK_WORDS = ("", "nan", "na", "n/a", "none", "null", "<na>", "nat")
+
+
+class CsvReader:
+    """`csv.reader`, strict, with a limit of its own for a cell: csv's is one for the whole process.
+
+    Attributes:
+        max_cell: characters that a cell may have.
+    """
+
+    _one_at_a_time = threading.Lock()
+
+    def __init__(
+        self, lines: Iterable[str], delimiter: str = ",", max_cell: int = MAX_CELL
+    ) -> None:
+        """Read from lines as a file opened with `newline=""` gives them."""
+        self.max_cell = max_cell
+        self._reader = csv.reader(lines, delimiter=delimiter, strict=True)
+
+    def __iter__(self) -> "CsvReader":
+        return self
+
+    def __next__(self) -> list[str]:
+        """Give the cells of the next record; after a csv.Error the one after it."""
+        with self._one_at_a_time:
+            others = csv.field_size_limit(self.max_cell)
+            try:
+                return next(self._reader)
+            finally:
+                csv.field_size_limit(others)
+
+    @property
+    def line_num(self) -> int:
+        """Lines that were read."""
+        return self._reader.line_num
 
 
 class Record(NamedTuple):
@@ -105,9 +138,7 @@ class Table:
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
         """Yield each record that is not a blank line, with the line on which it begins."""
-        reader = csv.reader(
-            io.StringIO(self._text, newline=""), delimiter=self.delimiter, strict=True
-        )
+        reader = CsvReader(io.StringIO(self._text, newline=""), self.delimiter)
         line = 1
         try:
             for cells in reader:
@@ -117,35 +148,19 @@ class Table:
         except csv.Error as error:
             reason = "not valid CSV (is a quote not closed?)"
             if "field limit" in str(error):
-                reason = f"a cell of more than {csv.field_size_limit():,} characters"
+                reason = f"a cell of more than {reader.max_cell:,} characters"
             raise UserError(f"{self.path}:{line}: {reason}") from None
 
 
 def _read_text(path: str | Path) -> str:
-    content = radiograph.read_bytes(path)
-    if content.startswith(_GZIP_MAGIC):
-        content = _decompress(path, content)
     try:
-        text = content.decode("utf-8-sig")  # with or without a byte order mark
+        text = json_rows.read_content(path).decode("utf-8")
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text") from None
     # What a disk leaves of a torn file, and text in UTF-16.
     if (place := text.find("\0")) >= 0:
         raise UserError(f"{path}:{1 + text.count(chr(10), 0, place)}: a NUL character")
     return text
-
-
-def _decompress(path: str | Path, content: bytes) -> bytes:
-    try:
-        with gzip.open(io.BytesIO(content)) as file:
-            # One byte more than may be: a small file may hold any number of zeros.
-            decompressed = file.read(radiograph.MAX_FILE_BYTES + 1)
-    except (OSError, EOFError, zlib.error):
-        raise UserError(f"{path}: the compressed data is damaged") from None
-    if len(decompressed) > radiograph.MAX_FILE_BYTES:
-        limit = radiograph.MAX_FILE_BYTES // 2**20
-        raise UserError(f"{path}: more than {limit} MiB when decompressed")
-    return decompressed
 
 
 @functools.lru_cache(maxsize=4096)

@@ -4,12 +4,14 @@ import csv
 import gzip
 import json
 import random
+import re
 
 import pytest
 from places import SHARED
 from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 
+from cxr_jax.data import report_rows, report_tables
 from cxr_jax.data.dicom import header, words
 from cxr_jax.data.sources import label_table, policy, views
 from cxr_jax.data.sources.policy import LabelPolicy
@@ -151,6 +153,47 @@ def test_tables_that_would_be_read_wrongly_are_refused(tmp_path, capsys, reason)
     separator = ";" if "semicolon" in reason else ","
     table = write(tmp_path, rows, header, separator)
     assert reason.strip() in refusal(capsys, table)
+
+
+def test_readers_of_tables_with_other_limits_of_a_cell_leave_each_other_alone(tmp_path, capsys):
+    """csv's limit is one for the process: a reader of long reports must not raise it for another, even half-way."""
+    limit = csv.field_size_limit()
+    reports, long = tmp_path / "reports.csv", "No effusion. " * 20_000
+    reports.write_text(f"id,report\n1,{long}\n2,{long}\n3,Clear.\n")
+    labels = write(tmp_path, [["a.png", "x" * 200_000, *FULL]])
+    rows = iter(report_tables.CsvTable(str(reports), report_rows.Options()))
+    for number in (1, 2):
+        assert next(rows).row == number
+        assert csv.field_size_limit() == limit
+        assert "a cell of more than 131,072 characters" in refusal(capsys, labels)
+    assert next(rows).text == "Clear." and csv.field_size_limit() == limit
+    # Nor does a limit that somebody else has set count for either.
+    try:
+        csv.field_size_limit(100)
+        rows = [*report_tables.CsvTable(str(reports), report_rows.Options())]
+        assert [len(row.text) > 100 for row in rows] == [True, True, False]
+        csv.field_size_limit(10**9)
+        assert "a cell of more than 131,072 characters" in refusal(capsys, labels)
+    finally:
+        csv.field_size_limit(limit)
+
+
+def test_a_compressed_table_is_read_and_a_damaged_one_refused(tmp_path, capsys):
+    plain = write(tmp_path, [["a.png", "M", *FULL]])
+    packed, table = gzip.compress(plain.read_bytes()), tmp_path / "other.csv"
+    for content, reason in (
+        (packed, None),
+        (packed + packed[:20], "cut off"),
+        (packed[:-12], "cut off"),
+        (packed[:15] + b"\xff\xff" + packed[17:], "damaged|cut off"),
+        (plain.read_text().encode("utf-16"), "is UTF-16 text"),
+    ):
+        table.write_bytes(content)
+        table.with_suffix(".jsonl").unlink(missing_ok=True)
+        if reason:
+            assert re.search(reason, refusal(capsys, table))
+        else:
+            assert [row["id"] for row in convert(capsys, table)[1]] == ["a.png"]
 
 
 def test_a_film_of_two_patients_is_said_and_keeps_two_ids(tmp_path, capsys):
