@@ -155,6 +155,7 @@ def evaluate_models(
     if not processes.is_main():
         return ""
 
+    run_folder.commit_changes()
     _write_report(run_folder, settings, tables, comparisons, cases, notes, splits.label_policy)
     return text_table(tables, comparisons, settings.data.source, splits.label_policy)
 

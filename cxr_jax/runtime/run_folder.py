@@ -11,11 +11,12 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 import cxr_jax
 from cxr_jax.errors import UserError
-from cxr_jax.runtime.whole_files import check_utf8, write_json
+from cxr_jax.runtime.whole_files import check_utf8, partial_path, write_json
 
 MAY_CHANGE = (
     "mesh.",
@@ -43,8 +44,8 @@ class RunFolder:
         resolved: the run's config, as flags and preset have made it.
         data: the fingerprint of the run's data, kept beside the config.
         defaults: of the run's keys: what a config of an earlier version, which lacks some, meant.
-        may_change: names of CONTINUABLE: the run goes on with others, which its config.json has from then on, and a
-            finished run of fewer steps is one that is not finished.
+        may_change: names of CONTINUABLE: the run goes on with others, which its config.json has from `commit_changes`
+            on, and a finished run of fewer steps is one that is not finished.
         writes: False on every process but the first, which only look on: they lock nothing and leave nothing.
 
     Raises:
@@ -62,6 +63,8 @@ class RunFolder:
         may_change: Sequence[str] = (),
     ) -> None:
         self.path, self._lock, self._writes = os.path.abspath(path), None, writes
+        # config.json as it will be, of a run that goes on with others, until `commit_changes`.
+        self._pending: dict[str, Any] | None = None
         if not writes:
             return
         # Now, and not at the first save.
@@ -78,9 +81,11 @@ class RunFolder:
         try:
             # The system lets go of the lock when the process ends, however it ends.
             _lock(self._lock, path)
-            # What an export that was killed has left.
+            # What a write or an export that was killed has left.
             for partial in glob.glob(os.path.join(glob.escape(self.path), ".*.partial")):
                 shutil.rmtree(partial, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    os.remove(partial)
             wanted = {"config": resolved, "data": data or {}}
             self._check_config(path, wanted, defaults or {}, may_change)
         except BaseException:
@@ -128,28 +133,50 @@ class RunFolder:
             self._continue_with(path, stored, wanted, changes)
 
     def _continue_with(self, path: str, stored: dict, wanted: dict, changes: list[str]) -> None:
-        """Make the folder one of the changed run, and say so."""
-        steps, done = wanted["config"].get("steps"), self._steps_saved()
+        """Be the changed run from here on, but for the files of the folder: see `commit_changes`."""
+        steps, done = wanted["config"].get("steps"), self.steps_saved()
         if steps is not None and steps < done:
             raise UserError(
                 f"--workdir={path}: config.steps={steps} is fewer than the {done} that are done"
             )
-        # In this order: a kill between the two leaves a run that the same command continues.
-        if steps != stored["config"].get("steps"):
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(self.file("done.json"))
-        history = [*stored.get("changes", []), {"step": done, "changes": changes}]
         facts = {**(stored.get("data") or {}), **wanted["data"]}
-        write_json(
-            self.file("config.json"),
-            {**stored, "config": wanted["config"], "data": facts, "changes": history},
-        )
-        line = f"goes on from step {done} with changes: {'; '.join(changes)}"
-        if _OTHER_ROWS in changes and "held_out_up_to" not in facts:
-            line += "; which patients were held out is not known of this run: they are drawn anew"
-        print(line, flush=True)
+        if _OTHER_ROWS in changes and done and "held_out_up_to" not in facts:
+            raise UserError(
+                f"--workdir={path}: who is held out in this run of an earlier version is not kept yet: continue it "
+                "once with the rows that it began with (a finished one with more steps), then with others"
+            )
+        history = [*stored.get("changes", []), {"step": done, "changes": changes}]
+        config = wanted["config"]
+        pending = {**stored, "config": config, "data": facts, "changes": history}
+        self._pending = json.loads(json.dumps(pending))  # as the file will give it back
 
-    def _steps_saved(self) -> int:
+    def commit_changes(self) -> None:
+        """Make the folder one of the changed run, and say so: when what the run goes on with is known to work."""
+        if self._pending is None:
+            return
+        *_, last = self._pending["changes"]
+        done = self.file("done.json")
+        aside = partial_path(Path(done))
+        # In this order: a kill in between leaves a run that the same command continues.
+        if is_unfinished := os.path.exists(done) and self._changes_steps():
+            os.rename(done, aside)
+        try:
+            write_json(self.file("config.json"), self._pending)
+        except BaseException:
+            if is_unfinished:
+                os.rename(aside, done)
+            raise
+        aside.unlink(missing_ok=True)
+        self._pending = None
+        changes = "; ".join(last["changes"])
+        print(f"goes on from step {last['step']} with changes: {changes}", flush=True)
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether the run is to go on with others, and the folder is still as it was."""
+        return self._pending is not None
+
+    def steps_saved(self) -> int:
         """The newest step that `checkpoints/last` has, 0 without one."""
         last = self.file("checkpoints", "last")
         names = os.listdir(last) if os.path.isdir(last) else []
@@ -161,12 +188,22 @@ class RunFolder:
             return
         about = self.about
         kept = about.get("data") or {}
-        if facts.keys() - kept.keys():
-            write_json(self.file("config.json"), {**about, "data": {**facts, **kept}})
+        if not facts.keys() - kept.keys():
+            return
+        about = {**about, "data": {**facts, **kept}}
+        if self.has_changes:
+            self._pending = about
+        else:
+            write_json(self.file("config.json"), about)
 
     @property
     def about(self) -> dict[str, Any]:
-        """What config.json says: config, data, versions."""
+        """What config.json says, or will: config, data, versions."""
+        if self._pending is not None:
+            return self._pending
+        return self._stored()
+
+    def _stored(self) -> dict[str, Any]:
         with open(self.file("config.json"), encoding="utf-8") as opened_file:
             return dict(json.load(opened_file))
 
@@ -179,7 +216,7 @@ class RunFolder:
     def status(self) -> dict[str, Any]:
         """{} while the run is unfinished, else what `finish` wrote."""
         file_name = os.path.join(self.path, "done.json")
-        if not os.path.exists(file_name):
+        if not os.path.exists(file_name) or self._changes_steps():
             return {}
         try:
             with open(file_name, encoding="utf-8") as opened_file:
@@ -188,6 +225,11 @@ class RunFolder:
             raise UserError(
                 f"{file_name}: cannot be read; remove it to let the run finish again"
             ) from error
+
+    def _changes_steps(self) -> bool:
+        if self._pending is None:
+            return False
+        return self._pending["config"].get("steps") != self._stored()["config"].get("steps")
 
     def abandon(self) -> None:
         """Take back a new run that failed before its first checkpoint: bad input leaves nothing behind."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +10,11 @@ from cxr_jax.config.sections import DataConfig
 from cxr_jax.data.sources import manifest, patients
 from cxr_jax.data.sources.base import Source
 from cxr_jax.data.sources.manifest import FilesSource
+from cxr_jax.data.sources.patients import FORMER, Sides
 from cxr_jax.data.sources.rows import Row
 from cxr_jax.data.sources.splits import Splits
 from cxr_jax.errors import UserError
-
-_LONGEST_CHAIN = 20  # runs, each started from the model of the one before
+from cxr_jax.weights import pretrained
 
 
 class EarlierRun(NamedTuple):
@@ -35,15 +35,19 @@ class EarlierRun(NamedTuple):
 
 def trained_on_films(model: str) -> Iterator[EarlierRun]:
     """Yield the runs that made a model, the newest first: those whose folders tell and that trained on films."""
-    for _ in range(_LONGEST_CHAIN):
-        # A run's folder, or what it exports in it; other names of models are of no run.
+    visited: set[Path] = set()
+    # Names that stand for a model wherever one stands are no folders, even where there is one of that name.
+    while model and not pretrained.is_built_in(model):
+        # A run's folder, or what it exports in it.
         folders = [Path(model)]
         if folders[0].name in ("hf", "adapter"):
             folders.append(folders[0].parent)
         abouts = ((folder, _read_about(folder)) for folder in folders)
         folder, about = next(((folder, about) for folder, about in abouts if about), (None, {}))
-        if folder is None:
+        # A run whose folder was moved over that of the one before begins, by its config, with itself.
+        if folder is None or folder.resolve() in visited:
             return
+        visited.add(folder.resolve())
         config = about["config"]
         data = config.get("data") or {}
         if config.get("task") in ("sft", "rl") and data.get("source") == "files":
@@ -56,7 +60,7 @@ def _read_about(folder: Path) -> dict[str, Any]:
     """config.json of a run; {} where there is none, or only that of a model."""
     try:
         about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     is_run = isinstance(about, dict) and isinstance(about.get("config"), dict)
     return about if is_run and "task" in about["config"] else {}
@@ -82,12 +86,15 @@ def check_held_out(model: str, data: DataConfig, opened: Splits, *, only_scores:
     digest = _sha256(data.manifest) if runs else ""
     seeds = {run.seed for run in runs if run.facts.get("manifest_sha256") == digest}
     held_rows = _rows([*opened.select.values(), *opened.test.values()])
-    groups = {row.group for row in [*_rows([opened.train]), *held_rows]}
+    everyone = [
+        _Person(row.group, row.group, row.former_group)
+        for row in [*_rows([opened.train]), *held_rows]
+    ]
     held = {row.group for row in held_rows}
     warnings = []
     for run in runs:
         if run.facts.get("manifest_sha256") == digest:
-            trained = _trained(groups, run) & held
+            trained = _trained(everyone, run) & held
             # Runs of several seeds have together trained on whoever is held out now: that can only be said.
             if trained and only_scores and seeds == {run.seed} != {data.seed}:
                 raise UserError(
@@ -117,20 +124,54 @@ def _rows(sources: Sequence[Source]) -> list[Row]:
     return [row for source in sources if isinstance(source, FilesSource) for row in source.rows]
 
 
-def _trained(groups: Collection[str], run: EarlierRun) -> set[str]:
-    """Those of a run's groups that it trained on. Runs from before that fact was kept split by the rule alone."""
-    last = run.facts.get("held_out_up_to") or manifest.last_held_out(groups, run.seed)
-    return {group for group in groups if manifest.place_of(group, run.seed) > last}
+class _Person(NamedTuple):
+    """Whose a row is: a name, and what a split of today and one of before draw."""
+
+    name: str
+    group: str
+    former_group: str
+
+
+def _trained(people: Iterable[_Person], run: EarlierRun) -> set[str]:
+    """The names of those that a run trained on. Runs that do not keep who was held out split by the rules of before."""
+    sides = Sides.of_run(run.facts)
+    if not sides.held_out_up_to:
+        sides = Sides(patients_by=FORMER)
+    is_former = sides.patients_by == FORMER
+    names_of_groups: dict[str, set[str]] = {}
+    for person in people:
+        group = person.former_group if is_former else person.group
+        names_of_groups.setdefault(group, set()).add(person.name)
+    if not names_of_groups:
+        return set()
+    last = sides.last_of(names_of_groups, run.seed)
+    return {
+        name
+        for group, names in names_of_groups.items()
+        if patients.place_of(group, run.seed) > last
+        for name in names
+    }
 
 
 def _trained_elsewhere(run: EarlierRun, held_rows: Sequence[Row]) -> set[str]:
     """The groups of rows whose patient is in another manifest, among those that trained. Raises UserError."""
-    names = manifest.read_groups(run.manifest)
-    trained = _trained(set(names.values()), run) if names else set()
+    rows = manifest.read_patients(run.manifest)
+    # A patient's group has the least of its spellings.
+    groups: dict[str, str] = {}
+    for patient, _ in rows:
+        if patient:
+            key = patients.same_patient_key(patient)
+            groups[key] = min(patient, groups.get(key, patient))
+    people = []
+    for patient, former_group in rows:
+        # Of an unknown patient only the former group counts, among those that were drawn from.
+        key = patients.same_patient_key(patient) if patient else ""
+        people.append(_Person(key, groups.get(key, ""), former_group))
+    trained = _trained(people, run)
     return {
         row.group
         for row in held_rows
-        if row.patient and names.get(patients.same_patient_key(row.patient)) in trained
+        if row.patient and patients.same_patient_key(row.patient) in trained
     }
 
 

@@ -2,8 +2,16 @@
 
 from dataclasses import dataclass, field
 
-from cxr_jax.config.sections import RunConfig
-from cxr_jax.data.sources.splits import Splits, open_splits
+from cxr_jax.config.sections import DataConfig, RunConfig
+from cxr_jax.data.sources.base import indices_of
+from cxr_jax.data.sources.patients import Sides
+from cxr_jax.data.sources.splits import (
+    HELD_OUT_PART,
+    Splits,
+    describe_kept,
+    former_sides,
+    open_splits,
+)
 from cxr_jax.inference.prompts import Prompts
 from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.models.qwen2_5_vl.patches import grid_of
@@ -12,6 +20,7 @@ from cxr_jax.runtime import processes
 from cxr_jax.runtime.layout import Layout
 from cxr_jax.runtime.run_folder import RunFolder
 from cxr_jax.runtime.trees import Tree
+from cxr_jax.training.checks import row_counts
 from cxr_jax.training.targets import Completions
 from cxr_jax.training.trainable import Trainable
 from cxr_jax.weights import export, model_card, pretrained
@@ -46,15 +55,11 @@ class Setup:
             UserError: for a model or data that cannot be used.
         """
         start = pretrained.load_starting_model(settings.model, settings.seed)
-        splits = open_splits(settings.data, run_folder.data.get("held_out_up_to", ""))
-        if splits.held_out_up_to:
-            run_folder.remember(held_out_up_to=splits.held_out_up_to)
-        if run_folder.about.get("changes") and processes.is_main():
-            # The checks have drawn the split anew, as of a run that begins.
-            print("; ".join([*splits.about[:1], "split as when the run began"]), flush=True)
+        sides = _sides_of(settings.data, run_folder)
+        splits = open_splits(settings.data, sides)
         grid = grid_of(splits.train.size, start.config)
         room = settings.max_completion
-        return cls(
+        setup = cls(
             settings=settings,
             model_config=start.config,
             tokenizer=start.tokenizer,
@@ -69,6 +74,16 @@ class Setup:
             started_from=pretrained.origin(settings.model),
             start_params=start.params,
         )
+        if settings.data.source == "files" and processes.from_main(run_folder.has_changes):
+            processes.together(lambda: _read_first_films(setup, run_folder.steps_saved()))
+        # Only now: what could be refused is, and the folder is as it was until here.
+        run_folder.remember(**splits.sides.facts())
+        run_folder.commit_changes()
+        is_other = run_folder.about.get("changes") or splits.sides.patients_by
+        if is_other and sides.held_out_up_to and processes.is_main():
+            # The checks have drawn the split anew, as of a run that begins.
+            print("\n".join(describe_kept(splits, sides)), flush=True)
+        return setup
 
     def forget_start(self) -> None:
         """Let go of the host's copy of the starting model; `start_model` reads it again when it is compared."""
@@ -100,3 +115,22 @@ class Setup:
             ),
             self.trainable.export_adapters(train),
         )
+
+
+def _sides_of(data: DataConfig, run_folder: RunFolder) -> Sides:
+    """Who is on which side of the run's split, as its folder says, or else as the run must have drawn it."""
+    sides = Sides.of_run(run_folder.data)
+    if data.source == "files" and not sides.held_out_up_to and run_folder.steps_saved():
+        return former_sides(data)
+    return sides
+
+
+def _read_first_films(setup: Setup, step: int) -> None:
+    """Read what a run that goes on with others reads first: where films cannot be read, that is to be seen now."""
+    settings, splits = setup.settings, setup.splits
+    row_count = max((rows for rows, _ in row_counts(settings)), default=0)
+    train = splits.train
+    train.batch(indices_of(step, row_count, len(train), settings.data.seed))
+    for source in (*splits.select.values(), *splits.test.values()):
+        if part := source.readable(range(min(HELD_OUT_PART, settings.eval.n, len(source)))):
+            source.batch(part)

@@ -229,6 +229,9 @@ def test_a_run_goes_on_with_others_only_where_the_flag_names_them(
     assert bool(folder.status) == (name != "steps")
     assert folder.about["config"] == json.loads(json.dumps(config))
     assert folder.data == facts | {"held_out_up_to": "hash"}
+    assert (finished / "config.json").read_bytes() == before and capsys.readouterr().out == ""
+    folder.commit_changes()
+    assert (finished / "done.json").exists() == bool(folder.status)
     [change] = folder.about["changes"]
     assert change["step"] == 3 and len(change["changes"]) == 1
     assert capsys.readouterr().out.count("\n") == 1

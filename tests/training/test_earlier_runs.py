@@ -46,7 +46,7 @@ def train(folder, manifest, seed, model="phantom", boundary=True):
     digest = hashlib.sha256(open(manifest, "rb").read()).hexdigest()
     facts = {"source": "files", "manifest_sha256": digest}
     if boundary:
-        facts["held_out_up_to"] = opened.held_out_up_to
+        facts |= opened.sides.facts()
     data = {"source": "files", "manifest": manifest, "image_root": str(folder), "seed": seed}
     config = {"task": "rl", "model": model, "data": data}
     (run / "config.json").write_text(json.dumps({"config": config, "data": facts}))
@@ -93,12 +93,71 @@ def test_a_chain_of_seeds_that_no_seed_satisfies_is_evaluated_with_warnings(tmp_
         assert len(warnings) == (2 if seed == 2 else 1)
 
 
-def test_names_of_models_are_no_run_folders(tmp_path, monkeypatch):
+def as_run(folder, model, seed=1):
+    """A folder with the config.json of a run on films."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = {"source": "files", "manifest": "m.jsonl", "seed": seed}
+    about = {"config": {"task": "rl", "model": model, "data": data}, "data": {}}
+    (folder / "config.json").write_text(json.dumps(about))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["phantom", "random:phantom", "random:tiny", "", "gone"])
+def test_names_of_models_are_no_run_folders(tmp_path, monkeypatch, name):
+    """Neither the folder in which one stands, nor one that is called as a model of ours is."""
+    as_run(tmp_path, "phantom")
+    monkeypatch.chdir(tmp_path)
+    if name and name != "gone":
+        as_run(tmp_path / name, "phantom")
+    assert not [*earlier_runs.trained_on_films(name)]
+    # Nor where a run says that it began with it.
+    as_run(tmp_path / "last", name, seed=2)
+    assert [run.seed for run in earlier_runs.trained_on_films("last")] == [2]
+
+
+@pytest.mark.parametrize("name", ["hf", "adapter", "checkpoints", "best", "model"])
+def test_only_what_a_run_exports_leads_to_its_folder(tmp_path, name):
+    run = as_run(tmp_path / "run", "phantom")
+    (run / name).mkdir()
+    (run / name / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    found = [each.folder for each in earlier_runs.trained_on_films(str(run / name))]
+    assert found == ([run] if name in ("hf", "adapter") else [])
+    assert [each.folder for each in earlier_runs.trained_on_films(f"{run / name}/..")] != []
+
+
+def test_a_chain_of_runs_that_comes_back_ends(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    as_run(tmp_path / "own", f"{tmp_path}/own/hf", seed=1)
+    as_run(tmp_path / "one", "two/hf", seed=2)
+    as_run(tmp_path / "two", "link", seed=3)
+    (tmp_path / "link").symlink_to("one")
+    for model, seeds in (("own", [1]), ("own/hf", [1]), ("one", [2, 3]), ("link", [2, 3])):
+        assert [run.seed for run in earlier_runs.trained_on_films(model)] == seeds
+    # A long one that does not is followed to its end.
+    for number in range(40):
+        as_run(tmp_path / f"{number}", f"{number - 1}/hf" if number else "phantom", seed=number)
+    assert [run.seed for run in earlier_runs.trained_on_films("39")] == [*range(39, -1, -1)]
+
+
+def test_runs_that_do_not_keep_who_trained_are_read_by_the_rules_of_their_time(tmp_path):
+    """Then a patient was a patient_id, a subject_id or a row's id: another column made each row a patient."""
     rows = write_manifest(tmp_path, "m.jsonl", range(PATIENTS))
-    run, _ = train(tmp_path, rows, 1)
-    monkeypatch.chdir(run)
-    assert not [*earlier_runs.trained_on_films("phantom")]
-    assert not [*earlier_runs.trained_on_films("random:tiny")]
+    records = [json.loads(line) for line in open(rows)]
+    for number, record in enumerate(records):
+        record["Patient ID"] = record.pop("subject_id") // 2
+        record["conversations"] = [{"from": "human", "value": f"{number}?"}]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    run, _ = train(tmp_path, rows, 1, boundary=False)
+    places = sorted(hashlib.sha256(f"1:{n}".encode()).hexdigest() for n in range(PATIENTS))
+    last = places[PATIENTS // 3 - 1]
+    trained = {
+        str(n // 2) for n in range(PATIENTS) if hashlib.sha256(f"1:{n}".encode()).hexdigest() > last
+    }
+    # The same rows, and the same patients in other rows; with the seed of the run, which is another split by now.
+    other = write_manifest(tmp_path, "other.jsonl", range(PATIENTS // 2))
+    for manifest in (rows, other):
+        [warning], held = check(tmp_path, run, manifest, 1)
+        assert f"{len(held & trained)} of {len(held)} held-out patients trained it" in warning
 
 
 def test_patients_that_two_manifests_share_are_counted(tmp_path):

@@ -15,7 +15,6 @@ never starts on half of its data.
 """
 
 import contextlib
-import hashlib
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -108,6 +107,7 @@ def _parse_row(record: dict[str, Any], finder: ImageFinder) -> Row:
         patient=patients.find_patient(record, names),
         view=views.find_view(record, names),
         system=dialogue.system,
+        former_group=patients.former_group(record, identifier),
         **truth._asdict(),
     )
 
@@ -404,39 +404,34 @@ class FilesSource:
 # ---- Patients held out -----------------------------------------------------------------------------
 
 
-def place_of(patient: str, seed: int) -> str:
-    """Give the place of a patient in the order in which patients are held out: a hash, which names nobody."""
-    return hashlib.sha256(f"{seed}:{patient}".encode()).hexdigest()
+class PatientOfRow(NamedTuple):
+    """Whose film a row of a manifest is, for a manifest whose images need not be there.
+
+    Attributes:
+        patient: as the manifest spells it, None where it does not tell.
+        former_group: see `patients.former_group`.
+    """
+
+    patient: str | None
+    former_group: str
 
 
-def last_held_out(groups: Iterable[str], seed: int) -> str:
-    """Give the place (`place_of`) of the last group that is held out of at least two: see `open_split`."""
-    places = sorted(place_of(group, seed) for group in set(groups))
-    # Fewer than about 30 patients say little.
-    enough = min(30, len(places) // 3)
-    at_least = min(2, len(places) - 1)
-    return places[max(at_least, enough, round(len(places) / 10)) - 1]
-
-
-def read_groups(manifest: str | Path) -> dict[str, str]:
-    """Read the groups of a manifest whose images need not be there: `same_patient_key` -> the group's name.
-
-    Rows that cannot be read, or of no known patient, are left out.
+def read_patients(manifest: str | Path) -> list[PatientOfRow]:
+    """Read the patients of a manifest; rows that cannot be read are left out.
 
     Raises:
         UserError: for a file that is no manifest.
     """
-    names: dict[str, str] = {}
+    found = []
     for _, _, record in json_rows.read_rows(manifest):
         with contextlib.suppress(BadRowError, patients.LostDigitsError):
             if isinstance(record, BadRowError):
                 continue
             image_names = parse_dialogue(record).images
-            identifier = str(record.get("id", ""))
-            if patient := patients.find_patient(record, [identifier, *image_names]):
-                key = patients.same_patient_key(patient)
-                names[key] = min(patient, names.get(key, patient))
-    return names
+            identifier = _parse_id(record, image_names[-1] if image_names else "")
+            patient = patients.find_patient(record, [identifier, *image_names])
+            found.append(PatientOfRow(patient, patients.former_group(record, identifier)))
+    return found
 
 
 def open_split(
@@ -450,7 +445,7 @@ def open_split(
     threads: int = 0,
     repeats: str = "keep",
     max_bad: int = 0,
-    held_out_up_to: str = "",
+    sides: patients.Sides = patients.NOT_DRAWN,
 ) -> tuple[FilesSource, FilesSource]:
     """Open a manifest as (train, held-out) sources, split by patient; they share one `ImageCache`.
 
@@ -461,8 +456,7 @@ def open_split(
     Args:
         repeats: see `load_rows`.
         max_bad: files that may be unreadable.
-        held_out_up_to: the last place (`place_of`) that is held out, of a run whose rows have changed since: no patient
-            then changes sides.
+        sides: of a run whose rows, or the rules of splits, have changed since: no patient then changes sides.
 
     Raises:
         UserError: for a bad manifest, or one of a single patient.
@@ -470,12 +464,17 @@ def open_split(
     # One of each, so that the limits hold for both together.
     cache, unreadable = ImageCache(cache_mib), UnreadableFiles(max_bad)
     rows = load_rows(manifest, image_root, repeats)
+    if sides.patients_by == patients.FORMER:
+        rows = [replace(row, group=row.former_group) for row in rows]
 
     groups = {row.group for row in rows}
     if len(groups) < 2:
         raise UserError(f"{manifest}: rows of at least two patients are needed, to hold some out")
-    last = held_out_up_to or last_held_out(groups, seed)
-    held_groups = {group for group in groups if place_of(group, seed) <= last}
+    last = sides.last_of(groups, seed)
+    held_groups = {group for group in groups if patients.place_of(group, seed) <= last}
+    if not 0 < len(held_groups) < len(groups):
+        absent = "trains" if held_groups else "is held out"
+        raise UserError(f"{manifest}: holds no patient that {absent} in this run")
 
     def open_part(name: str, is_held_out: bool) -> FilesSource:
         part = [row for row in rows if (row.group in held_groups) == is_held_out]

@@ -4,10 +4,12 @@ Two spellings of one id must not become two patients, so groups are made by `sam
 a key only keeps them on one side. docs/inputs.md lists the columns and paths.
 """
 
+import hashlib
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from decimal import Decimal, InvalidOperation
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cxr_jax.data.sources.table import column_key, is_blank
 
@@ -156,3 +158,71 @@ def group_films(films: Sequence[Film]) -> list[str]:
             name = film.row_id if film.patient is None else film.patient
             names[group] = min(name, names.get(group, name))
     return [names[group] for group in groups]
+
+
+# ---- Who is held out -------------------------------------------------------------------------------
+
+
+def place_of(patient: str, seed: int) -> str:
+    """Give the place of a patient in the order in which patients are held out: a hash, which names nobody."""
+    return hashlib.sha256(f"{seed}:{patient}".encode(errors="surrogatepass")).hexdigest()
+
+
+def last_held_out(groups: Iterable[str], seed: int, at_least: int = 2) -> str:
+    """Give the place (`place_of`) of the last group that is held out of at least two: see `manifest.open_split`."""
+    places = sorted(place_of(group, seed) for group in set(groups))
+    # Fewer than about 30 patients say little.
+    enough = min(30, len(places) // 3)
+    at_least = min(at_least, len(places) - 1)
+    return places[max(at_least, enough, round(len(places) / 10)) - 1]
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Who is on which side of a run's split, kept in its folder: nobody changes sides when rows do, or rules.
+
+    Attributes:
+        held_out_up_to: the place of the last patient that is held out; "" before a split is drawn.
+        selected: the places, shortened, of those of them who choose the checkpoint, " " between; "" where the only one
+            that is held out also tests.
+        patients_by: "" for `group_films`; FORMER for `former_group`.
+    """
+
+    held_out_up_to: str = ""
+    selected: str = ""
+    patients_by: str = ""
+
+    @classmethod
+    def of_run(cls, facts: Mapping[str, Any]) -> "Sides":
+        """Read what a run keeps among the facts of its data."""
+        return cls(**{field.name: str(facts.get(field.name, "")) for field in fields(cls)})
+
+    def facts(self) -> dict[str, str]:
+        """Give what a run keeps."""
+        return {name: value for name, value in asdict(self).items() if value}
+
+    def last_of(self, groups: Iterable[str], seed: int) -> str:
+        """Give the place of the last that is held out of these groups, which are drawn where none are yet."""
+        at_least = 1 if self.patients_by == FORMER else 2
+        return self.held_out_up_to or last_held_out(groups, seed, at_least)
+
+
+NOT_DRAWN = Sides()
+# Runs that do not keep who was held out are from before all the usual columns and paths were read.
+FORMER = "patient_id, subject_id or id"
+_FORMER_ID = re.compile(r"patient\d+")
+_SHORT = 12  # characters of a place: enough for no two of some thousand to be alike
+
+
+def short_place(patient: str, seed: int) -> str:
+    """Give the beginning of `place_of`, by which one of a run's held-out patients is known."""
+    return place_of(patient, seed)[:_SHORT]
+
+
+def former_group(fields: Mapping[str, object], row_id: str) -> str:
+    """Name the group of a row as FORMER says."""
+    for name in ("patient_id", "subject_id"):
+        if isinstance(patient := fields.get(name), str | int):
+            return str(patient)
+    named = _FORMER_ID.search(row_id)
+    return named[0] if named else row_id

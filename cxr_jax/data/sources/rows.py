@@ -32,6 +32,7 @@ class Row:
     # that is not known.
     hedged: tuple[bool, ...] | None = None
     system: str | None = None  # the text of a system turn, if the manifest has one
+    former_group: str = ""  # what `group` was for runs of before (`patients.former_group`)
     times: int = 1  # rows of the manifest that say this, where each is read once (below)
 
 

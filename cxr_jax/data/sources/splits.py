@@ -4,7 +4,7 @@ Phantoms: disjoint streams ("train", "select", "test") of the training hospital 
 Files: some patients are held out (`manifest.open_split`), a third of them for selection and the others for the test.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,14 @@ from cxr_jax.config.sections import DataConfig
 from cxr_jax.data import image_gate
 from cxr_jax.data.sources import manifest, phantom, policy
 from cxr_jax.data.sources.base import Batch, Source
+from cxr_jax.data.sources.patients import (
+    FORMER,
+    NOT_DRAWN,
+    Sides,
+    place_of,
+    same_patient_key,
+    short_place,
+)
 from cxr_jax.data.sources.rows import describe_repeats
 from cxr_jax.data.sources.views import LATERAL, OTHER
 from cxr_jax.errors import RunFailedError, UserError
@@ -35,8 +43,8 @@ class Splits:
             labels are all known.
         about: what a run says of its rows before it begins, a line each.
         warnings: what a person should look at, a line each.
-        held_out_up_to: which patients are held out (`manifest.place_of`): with it, a run whose rows change later keeps
-            every patient on its side. "" of phantoms.
+        sides: which patients are on which side: with it, a run whose rows change later keeps every patient there.
+            Empty of phantoms.
     """
 
     train: Source
@@ -46,7 +54,7 @@ class Splits:
     label_policy: str = ""
     about: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    held_out_up_to: str = ""
+    sides: Sides = NOT_DRAWN
 
     def prompts(self) -> tuple[str, ...]:
         """List every prompt text, each once: held-out rows may ask what training rows do not."""
@@ -54,18 +62,18 @@ class Splits:
         return tuple(dict.fromkeys(prompt for source in sources for prompt in source.prompts()))
 
 
-def open_splits(data: DataConfig, held_out_up_to: str = "") -> Splits:
+def open_splits(data: DataConfig, sides: Sides = NOT_DRAWN) -> Splits:
     """Open the sources that a run's `config.data` names.
 
     Args:
-        held_out_up_to: `Splits.held_out_up_to` of the run when it began, "" of a new one.
+        sides: `Splits.sides` of the run when it began.
 
     Raises:
         UserError: for a bad manifest, or a number that is out of range.
     """
     if data.source == "phantom":
         return _phantom_splits(data)
-    return _file_splits(data, held_out_up_to)
+    return _file_splits(data, sides)
 
 
 def _phantom_splits(data_config: DataConfig) -> Splits:
@@ -87,7 +95,56 @@ def _phantom_splits(data_config: DataConfig) -> Splits:
     )
 
 
-def _file_splits(data_config: DataConfig, held_out_up_to: str) -> Splits:
+def former_sides(data: DataConfig) -> Sides:
+    """Find the sides of a run on files that has trained and kept none of them: it was split by the rules of before.
+
+    Returns:
+        Those of today's rules, where they draw the same.
+
+    Raises:
+        UserError: for a bad manifest.
+    """
+    today, former = (_file_splits(data, Sides(patients_by=rule)) for rule in ("", FORMER))
+    row_ids = [
+        [
+            [row.id for row in source.rows]
+            for source in (splits.train, *splits.select.values(), *splits.test.values())
+            if isinstance(source, manifest.FilesSource)
+        ]
+        for splits in (today, former)
+    ]
+    return (today if row_ids[0] == row_ids[1] else former).sides
+
+
+def describe_kept(splits: Splits, sides: Sides) -> tuple[str, ...]:
+    """Say where patients are in a split that is as when the run began, not as one is drawn now: a line each.
+
+    Args:
+        sides: what the run had kept of it.
+    """
+    lines = [f"{splits.about[0]}; split as when the run began"]
+    if splits.sides.patients_by:
+        sources = [splits.train, *splits.select.values(), *splits.test.values()]
+        train, *held = (_who(source) for source in sources)
+        lines[0] += f", by {splits.sides.patients_by}"
+        if shared := len(train & set().union(*held)):
+            lines.append(
+                f"warning: {shared:,} patients, as all columns and paths are read now, train and are held out as well"
+            )
+    if not sides.selected:
+        lines[0] += (
+            ", but for who chooses the checkpoint and who tests it: drawn by the rows as they are"
+        )
+    return tuple(lines)
+
+
+def _who(source: Source) -> set[Hashable]:
+    """The patients of a source of films; of rows without one the films."""
+    assert isinstance(source, manifest.FilesSource)
+    return {same_patient_key(row.patient) if row.patient else row.image_path for row in source.rows}
+
+
+def _file_splits(data_config: DataConfig, sides: Sides) -> Splits:
     train, held_source = manifest.open_split(
         data_config.manifest,
         data_config.image_root,
@@ -97,11 +154,9 @@ def _file_splits(data_config: DataConfig, held_out_up_to: str) -> Splits:
         threads=data_config.threads,
         repeats=data_config.repeats,
         max_bad=data_config.max_bad,
-        held_out_up_to=held_out_up_to,
+        sides=sides,
     )
-    patients = list(dict.fromkeys(row.group for row in held_source.rows))
-    # In the order of the manifest's held-out rows.
-    for_selection = set(patients[: max(1, len(patients) // 3)])
+    for_selection = _choose_selection(data_config, held_source, sides)
 
     def open_part(name: str, selected: bool) -> manifest.FilesSource:
         rows = [row for row in held_source.rows if (row.group in for_selection) == selected]
@@ -118,7 +173,6 @@ def _file_splits(data_config: DataConfig, held_out_up_to: str) -> Splits:
 
     selection, test = open_part("selection", True), open_part("test", False)
     rows = [*train.rows, *held_source.rows]
-    last_place = max(manifest.place_of(row.group, data_config.seed) for row in held_source.rows)
     known_share = manifest.known_share(rows)
     label_policy = policy.describe((row.policy for row in rows), known_share)
     parts = {"train": train, "selection": selection, "test": test}
@@ -139,8 +193,39 @@ def _file_splits(data_config: DataConfig, held_out_up_to: str) -> Splits:
             )
         ),
         warnings=_warnings(data_config.manifest, rows, known_share),
-        held_out_up_to=held_out_up_to or last_place,
+        sides=_sides_of(held_source, for_selection, data_config.seed, sides),
     )
+
+
+def _choose_selection(
+    data_config: DataConfig, held_source: manifest.FilesSource, sides: Sides
+) -> set[str]:
+    """The held-out patients that choose the checkpoint: the first third as the manifest lists them, or who did before.
+
+    Raises:
+        UserError: if who did before, or who tested, is gone.
+    """
+    held = list(dict.fromkeys(row.group for row in held_source.rows))
+    if not sides.selected:
+        return set(held[: max(1, len(held) // 3)])
+    before = set(sides.selected.split())
+    chosen = {group for group in held if short_place(group, data_config.seed) in before}
+    if not 0 < len(chosen) < len(held):
+        does = "tests the model" if chosen else "chooses the checkpoint"
+        raise UserError(f"{data_config.manifest}: holds no patient that {does} in this run")
+    return chosen
+
+
+def _sides_of(
+    held_source: manifest.FilesSource, for_selection: set[str], seed: int, before: Sides
+) -> Sides:
+    """The sides as they are drawn, by what the run had `before`."""
+    held = {row.group for row in held_source.rows}
+    last = before.held_out_up_to or max(place_of(group, seed) for group in held)
+    if held == for_selection:
+        return Sides(last, "", before.patients_by)
+    selected = sorted(short_place(group, seed) for group in for_selection)
+    return Sides(last, " ".join(selected), before.patients_by)
 
 
 def _describe_groups(

@@ -12,7 +12,7 @@ from places import SHARED
 
 from cxr_jax.config.sections import DataConfig
 from cxr_jax.data import image_cache, images, radiograph, resize
-from cxr_jax.data.sources import label_table, manifest, splits
+from cxr_jax.data.sources import label_table, manifest, patients, splits
 from cxr_jax.data.sources.rows import describe_repeats
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
@@ -515,13 +515,13 @@ def test_rows_that_vanish_move_no_patient_across_the_split(tmp_path, root):
     for n, row in enumerate(rows):
         row["conversations"] = [{"from": "human", "value": f"Question {n}?"}]
     _, held = manifest.open_split(write(tmp_path, *rows), root, seed=1)
-    last = max(manifest.place_of(row.group, 1) for row in held.rows)
+    last = max(patients.place_of(row.group, 1) for row in held.rows)
     held_before = {row.group for row in held.rows}
     random = np.random.default_rng(0)
     for count in (59, 50, 30, 20):
         fewer = [rows[n] for n in sorted(random.choice(60, count, replace=False))]
         train, held = manifest.open_split(
-            write(tmp_path, *fewer), root, seed=1, held_out_up_to=last
+            write(tmp_path, *fewer), root, seed=1, sides=patients.Sides(last)
         )
         assert {row.group for row in held.rows} <= held_before
         assert not {row.group for row in train.rows} & held_before
