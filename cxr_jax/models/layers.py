@@ -219,6 +219,11 @@ UNROLL_UP_TO = 8
 """Stacks of at most this many layers are unrolled: a scan costs small CPU models more than it saves."""
 
 
+def is_shallow(count: int) -> bool:
+    """Say whether a stack of so many layers is unrolled."""
+    return count <= UNROLL_UP_TO
+
+
 def unstack(tree: Any, count: int) -> list:
     """Part a stacked tree into its layers.
 

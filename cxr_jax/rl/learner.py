@@ -3,9 +3,10 @@
 The groups to learn from go through the model in micro-batches whose gradients are summed; every token weighs what it
 weighs in the whole minibatch, whichever micro-batch it is in, and a micro-batch computes only as many completion slots
 as its longest completion needs. A group's image and prompt are computed once, forward and backward
-(`training.log_probs`). With one update a rollout the old log-probs are the new ones under stop-gradient, so the ratio
-is 1 by construction; with several (`num_iterations`, `minibatches`) they come from a pass over the same micro-batches
-before the first update. What the sampler recorded is compared with what the learner computes at every step.
+(`training.log_probs`), and the image is outside of what is compiled once for each number of slots. With one update a
+rollout the old log-probs are the new ones under stop-gradient, so the ratio is 1 by construction; with several
+(`num_iterations`, `minibatches`) they come from a pass over the same micro-batches before the first update. What the
+sampler recorded is compared with what the learner computes at every step.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +30,7 @@ from cxr_jax.training.log_probs import completion_log_probs, completion_loss
 from cxr_jax.training.losses import masked_mean
 from cxr_jax.training.micro_batches import accumulate, cut, join, map_in_turns
 from cxr_jax.training.optimizer import guarded_update
-from cxr_jax.training.trainable import Trainable
+from cxr_jax.training.trainable import Trainable, join_trees, split_tower
 
 CLIPPED = ("low", "high", "region", "delta")
 """Parts of `policy_loss`'s metrics, clip_<part>."""
@@ -154,7 +155,8 @@ def in_needed_slots(
 class _Learner:
     """What the pieces of the program share; each method is one of them, traced inside jit.
 
-    A part or batch is {"image", "prompts", "samples"}, one image and prompt a group of completions.
+    A part or batch is {"image", "prompts", "samples"}, one image and prompt a group of completions; a part that is
+    scored has the "features" of its images, too, and with a reference its "reference_features".
     """
 
     learner: LearnerConfig
@@ -180,12 +182,12 @@ class _Learner:
             dtype=self.trainable.dtype,
         )
 
-    def score_part(self, model: Tree, part: Tree) -> dict[str, jax.Array]:
+    def score_part(self, model: Tree, features: jax.Array, part: Tree) -> dict[str, jax.Array]:
         """{"log_probs", "entropy"} [P, G, C] of a part's completions."""
         log_probs, entropy = completion_log_probs(
             model,
             self.model_config,
-            self.image_features(model, part),
+            features,
             part["prompts"],
             part["samples"]["tokens"],
             part["samples"]["mask"],
@@ -200,7 +202,8 @@ class _Learner:
     ) -> tuple[jax.Array, Tree]:
         """A part's share of the policy loss; and that loss again with arrays [P, G, C] to be logged."""
         samples = part["samples"]
-        scores = self.score_part(self.trainable.merge(train, frozen)["model"], part)
+        model = self.trainable.merge(train, frozen)["model"]
+        scores = self.score_part(model, part["features"], part)
         log_probs = _rows(scores["log_probs"])
         if self.learner.updates > 1:
             old_log_probs = _rows(samples["old_log_probs"])
@@ -208,7 +211,7 @@ class _Learner:
             old_log_probs = jax.lax.stop_gradient(log_probs)
         reference_log_probs = None
         if reference is not None:
-            reference_scores = self.score_part(reference, part)
+            reference_scores = self.score_part(reference, part["reference_features"], part)
             reference_log_probs = jax.lax.stop_gradient(_rows(reference_scores["log_probs"]))
         loss, metrics = policy_loss(
             log_probs,
@@ -227,6 +230,42 @@ class _Learner:
             if name in metrics
         }
         return loss, {"loss": loss, **scores, **logged}
+
+    def part_gradients(
+        self, train: Tree, frozen: Tree, reference: Tree | None, part: Tree, totals: Divisors
+    ) -> tuple[Tree, Tree]:
+        """Gradients of `part_loss` in as few slots as the part needs, and what it logs.
+
+        The images do not depend on the number of slots: forward before the choice of a program, backward behind it. A
+        tower inside would be in the program once for each number, and is most of it.
+        """
+        tower, rest = split_tower(train)
+
+        def encode(tower: Tree) -> jax.Array:
+            model = self.trainable.merge(join_trees(tower, rest), frozen)["model"]
+            return self.image_features(model, part)
+
+        features, pull_back = jax.vjp(encode, tower)
+        inputs = {**part, "features": features}
+        if reference is not None:
+            inputs["reference_features"] = self.image_features(reference, part)
+
+        def loss(rest: Tree, features: jax.Array, part: Tree) -> tuple[jax.Array, Tree]:
+            train = join_trees(tower, rest)
+            part = {**part, "features": features}
+            return self.part_loss(train, frozen, reference, part, totals)
+
+        # Where the tower is frozen, nothing asks for the gradient of its features.
+        is_tower_trained = bool(jax.tree.leaves(tower))
+        gradient = jax.grad(loss, (0, 1) if is_tower_trained else (0,), has_aux=True)
+        compute = in_needed_slots(
+            lambda part: gradient(rest, part["features"], part), self.slot_counts
+        )
+        (d_rest, *d_features), logged = compute(inputs)
+        if not is_tower_trained:
+            return d_rest, logged
+        (d_tower,) = pull_back(*d_features)
+        return join_trees(d_tower, d_rest), logged
 
     def replay_loss(
         self, train: Tree, frozen: Tree, part: Tree, total: jax.Array
@@ -248,9 +287,14 @@ class _Learner:
 
     def score_batch(self, model: Tree, batch: Tree) -> dict[str, jax.Array]:
         """`score_part` of a sorted minibatch, in its micro-batches."""
-        score = in_needed_slots(lambda part: (None, self.score_part(model, part)), self.slot_counts)
-        parts = cut(batch, self.learner.micro_batches)
-        return map_in_turns(lambda part: score(part)[1], parts)
+        score = in_needed_slots(
+            lambda part: (None, self.score_part(model, part["features"], part)), self.slot_counts
+        )
+
+        def score_with_image(part: Tree) -> dict[str, jax.Array]:
+            return score({**part, "features": self.image_features(model, part)})[1]
+
+        return map_in_turns(score_with_image, cut(batch, self.learner.micro_batches))
 
     def gradients(
         self, train: Tree, frozen: Tree, reference: Tree | None, batch: Tree
@@ -265,11 +309,7 @@ class _Learner:
         )
 
         def differentiate(train: Tree, part: Tree) -> tuple[Tree, Tree]:
-            gradient = jax.grad(self.part_loss, has_aux=True)
-            compute = in_needed_slots(
-                lambda part: gradient(train, frozen, reference, part, totals), self.slot_counts
-            )
-            return compute(part)
+            return self.part_gradients(train, frozen, reference, part, totals)
 
         return accumulate(differentiate, train, cut(batch, self.learner.micro_batches))
 

@@ -99,7 +99,7 @@ class Trainable:
 
     def merge(self, train: Tree, frozen: Tree) -> Tree:
         """Put both halves into one tree that a forward pass takes, {"model": ..., ...}; no array is copied."""
-        params = _join(_without_adapters(train), frozen)
+        params = join_trees(_without_adapters(train), frozen)
         if self.adapters:
             params["model"] = lora_adapters.join(params["model"], train["lora"], self.adapters)
         return params
@@ -110,7 +110,7 @@ class Trainable:
 
     def export_params(self, train: Tree, frozen: Tree) -> Tree:
         """Give the model alone, adapters folded into its kernels: for export."""
-        params = _join(_without_adapters(train), frozen)["model"]
+        params = join_trees(_without_adapters(train), frozen)["model"]
         if self.adapters:
             return lora_adapters.merge(params, train["lora"], self.adapters)
         return params
@@ -137,9 +137,22 @@ def _pick(tree: Tree, is_wanted: Callable[[str], bool], dtype: DTypeLike, prefix
     return picked
 
 
-def _join(first: Tree, second: Tree) -> Tree:
-    """Two nested dicts without a common leaf as one."""
+def split_tower(train: Tree) -> tuple[Tree, Tree]:
+    """Split what trains into what the image features depend on and the rest; `join_trees` undoes it.
+
+    Of either kind, the model's parameters and adapters, and without a leaf where the tower is frozen.
+    """
+    tower = {group: {"vision": tree["vision"]} for group, tree in train.items() if "vision" in tree}
+    rest = {
+        group: {name: value for name, value in tree.items() if name != "vision"}
+        for group, tree in train.items()
+    }
+    return tower, rest
+
+
+def join_trees(first: Tree, second: Tree) -> Tree:
+    """Put two nested dicts without a common leaf into one."""
     joined = {**first, **second}
     for name in first.keys() & second.keys():
-        joined[name] = _join(first[name], second[name])
+        joined[name] = join_trees(first[name], second[name])
     return joined

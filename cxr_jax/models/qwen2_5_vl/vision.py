@@ -6,6 +6,7 @@ of a shape are adjacent, so window attention is one batched product a shape, wit
 """
 
 import functools
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,17 @@ from jax.typing import DTypeLike
 
 from cxr_jax.errors import UserError
 from cxr_jax.models.attention import ALL_AT_ONCE_UP_TO, attention
-from cxr_jax.models.layers import MLP, Linear, RMSNorm, apply, graph, init, init_stacked, run_layers
+from cxr_jax.models.layers import (
+    MLP,
+    Linear,
+    RMSNorm,
+    apply,
+    graph,
+    init,
+    init_stacked,
+    is_shallow,
+    run_layers,
+)
 from cxr_jax.models.qwen2_5_vl import rope
 from cxr_jax.models.qwen2_5_vl.config import VisionConfig
 from cxr_jax.runtime.trees import Array, Tree
@@ -177,6 +188,9 @@ def _permute_bwd(
 _permute.defvjp(_permute_fwd, _permute_bwd)
 
 
+# ---- Blocks that repeat ------------------------------------------------------------------------------------
+
+
 class _Run(NamedTuple):
     """Adjacent blocks with the same kind of attention: first to last - 1."""
 
@@ -185,17 +199,94 @@ class _Run(NamedTuple):
     last: int
 
 
-def _runs(model_config: VisionConfig) -> list[_Run]:
-    """The longest such runs, so that each is one scan."""
-    depth = model_config.depth
-    # Full attention or windows, for each block.
-    kinds = [index in model_config.fullatt_block_indexes for index in range(depth)]
-    changes = [index for index in range(1, depth) if kinds[index] != kinds[index - 1]]
-    boundaries = [0, *changes, depth]
+def _runs(kinds: tuple[bool, ...]) -> list[_Run]:
+    """The longest such runs of blocks whose kinds are given: full attention or windows."""
+    changes = [index for index in range(1, len(kinds)) if kinds[index] != kinds[index - 1]]
+    boundaries = [0, *changes, len(kinds)]
     return [
         _Run(kinds[first_block], first_block, last_block)
         for first_block, last_block in zip(boundaries, boundaries[1:], strict=False)
     ]
+
+
+class _Stretch(NamedTuple):
+    """Adjacent blocks, first to last - 1, that are `repeats` times the same runs."""
+
+    first: int
+    last: int
+    repeats: int
+    runs: list[_Run]  # of one time, counted from its first block
+
+
+def _stretches(kinds: tuple[bool, ...]) -> list[_Stretch]:
+    """Divide the blocks into what repeats and what is left over, such that the fewest runs are written out.
+
+    A tower of 7 windowed blocks and a full one, four times, is one stretch of two runs. Where blocks follow no pattern,
+    all runs are written out.
+    """
+    depth = len(kinds)
+
+    def divided(period: int) -> list[_Stretch]:
+        repeats = 1
+        while kinds[repeats * period :][:period] == kinds[:period]:
+            repeats += 1
+        boundary = repeats * period
+        stretches = [_Stretch(0, boundary, repeats, _runs(kinds[:period]))]
+        if boundary < depth:
+            stretches.append(_Stretch(boundary, depth, 1, _runs(kinds[boundary:])))
+        return stretches
+
+    def cost(stretches: list[_Stretch]) -> tuple[int, int]:
+        return sum(len(stretch.runs) for stretch in stretches), len(stretches)
+
+    return min((divided(period) for period in range(1, depth + 1)), key=cost)
+
+
+_Layer = Callable[[Tree, jax.Array], tuple[jax.Array, None]]
+
+
+def _run_blocks(
+    layers: Mapping[bool, _Layer],
+    kinds: tuple[bool, ...],
+    stacked: Tree,
+    hidden: jax.Array,
+    remat: str,
+) -> jax.Array:
+    """Run blocks of the kinds given, full attention or not, each by the layer of its kind.
+
+    Shallow towers are unrolled (`layers.UNROLL_UP_TO`): on CPUs a scan costs small models more than it saves. Of a
+    deep one, only what differs is written out, and once: a scan over what repeats, and within it one over each run.
+    So the program, and the time that it takes to compile, does not grow with the depth. The same goes for a tower that
+    is computed again in the backward pass on many patches: of unrolled layers, a compiler may compute all again before
+    it needs the first, and hold them side by side: in the 3B's backward pass at 39,676 patches 130 GiB, where a scan
+    takes 26.
+    """
+    is_large = remat != "none" and hidden.shape[1] > ALL_AT_ONCE_UP_TO
+    if is_large or not is_shallow(len(kinds)):
+        stretches, unroll_up_to = _stretches(kinds), 1
+    else:
+        stretches, unroll_up_to = [_Stretch(0, len(kinds), 1, _runs(kinds))], None
+
+    def run_period(runs: list[_Run], hidden: jax.Array, blocks: Tree) -> tuple[jax.Array, None]:
+        for run in runs:
+            blocks_of_run = jax.tree.map(lambda leaf, run=run: leaf[run.first : run.last], blocks)
+            count = run.last - run.first
+            hidden, _ = run_layers(
+                layers[run.is_full], blocks_of_run, hidden, count, remat, unroll_up_to
+            )
+        return hidden, None
+
+    for stretch in stretches:
+        blocks = jax.tree.map(lambda leaf, s=stretch: leaf[s.first : s.last], stacked)
+        step = functools.partial(run_period, stretch.runs)
+        if stretch.repeats == 1:
+            hidden, _ = step(hidden, blocks)
+            continue
+        by_period = jax.tree.map(
+            lambda leaf, s=stretch: leaf.reshape(s.repeats, -1, *leaf.shape[1:]), blocks
+        )
+        hidden, _ = jax.lax.scan(step, hidden, by_period)
+    return hidden
 
 
 # ---- The tower ---------------------------------------------------------------------------------------------
@@ -217,16 +308,6 @@ def _check_grid(grid: tuple[int, int, int], patches: int, merge_size: int) -> No
         raise UserError(
             f"image grid {grid} does not fit {patches} patches merged {merge_size} by {merge_size}"
         )
-
-
-def _unroll_up_to(remat: str, patches: int) -> int | None:
-    """How many layers may be unrolled; None: the usual number.
-
-    Of unrolled layers, a compiler may compute all again before it needs the first, and hold them side by side: in the
-    3B's backward pass at 39,676 patches 130 GiB, where a scan takes 26.
-    """
-    is_large = remat != "none" and patches > ALL_AT_ONCE_UP_TO
-    return 1 if is_large else None
 
 
 def forward(
@@ -270,21 +351,19 @@ def forward(
 
     # ---- Blocks ----
     block = graph(Block, model_config)
-    for block_run in _runs(model_config):
-        # A full block is one window that holds the whole frame.
-        segments = ((1, rows * columns),) if block_run.is_full else plan.segments
 
-        def layer(
-            layer_params: Tree, hidden: jax.Array, segments: Segments = segments
-        ) -> tuple[jax.Array, None]:
-            return apply(block, layer_params, hidden, cosines, sines, segments), None
+    def layer(segments: Segments, layer_params: Tree, hidden: jax.Array) -> tuple[jax.Array, None]:
+        return apply(block, layer_params, hidden, cosines, sines, segments), None
 
-        # The parameters of this run's blocks.
-        stacked = jax.tree.map(
-            lambda leaf, run=block_run: leaf[run.first : run.last], params["blocks"]
-        )
-        count, unroll_up_to = block_run.last - block_run.first, _unroll_up_to(remat, rows * columns)
-        hidden, _ = run_layers(layer, stacked, hidden, count, remat, unroll_up_to)
+    # A full block is one window that holds the whole frame.
+    whole_frame = ((1, rows * columns),)
+    layers = {
+        True: functools.partial(layer, whole_frame),
+        False: functools.partial(layer, plan.segments),
+    }
+    full_blocks = model_config.fullatt_block_indexes
+    kinds = tuple(index in full_blocks for index in range(model_config.depth))
+    hidden = _run_blocks(layers, kinds, params["blocks"], hidden, remat)
 
     # ---- Tokens, back in reading order ----
     tokens = apply(graph(Merger, model_config), params["merger"], hidden)
