@@ -1,8 +1,10 @@
-"""Runs `cxr_jax.main` many times at the price of one import: each call is a fork with its own flags.
+"""Runs `cxr_jax.main`, or another command, many times at the price of one import: each call is a fork with own flags.
 
-As a program: reads a JSON list of argument lists, writes a JSON list of [exit code, stdout, stderr].
+As a program, of the command's module: reads a JSON list of argument lists, writes a JSON list of
+[exit code, stdout, stderr].
 """
 
+import importlib
 import json
 import os
 import subprocess
@@ -12,22 +14,24 @@ import tempfile
 from places import ROOT
 
 
-def calls(argument_lists, timeout=300) -> list[tuple[int, str, str]]:
-    """(exit code, stdout, stderr) of `python -m cxr_jax.main ARGS...` for each list of arguments."""
+def calls(
+    argument_lists, timeout=300, module="cxr_jax.main", env=os.environ
+) -> list[tuple[int, str, str]]:
+    """(exit code, stdout, stderr) of `python -m MODULE ARGS...` for each list of arguments."""
     done = subprocess.run(
-        [sys.executable, __file__],
+        [sys.executable, __file__, module],
         input=json.dumps(argument_lists),
         capture_output=True,
         text=True,
         timeout=timeout,
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env={**env, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
     return [tuple(x) for x in json.loads(done.stdout.splitlines()[-1])]
 
 
-def _one(argv):
+def _one(command, argv):
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
         if child == 0:
@@ -35,8 +39,8 @@ def _one(argv):
             try:
                 os.dup2(out.fileno(), 1)
                 os.dup2(err.fileno(), 2)
-                sys.argv = ["main.py", *argv]  # where ml_collections looks for overrides
-                code = main.main()
+                sys.argv = [command.__file__, *argv]  # where ml_collections looks for overrides
+                code = command.main()
             except BaseException:
                 import traceback
 
@@ -57,9 +61,8 @@ if __name__ == "__main__":
     # No JAX array is made here: its threads would not survive the fork.
     from transformers import AutoTokenizer  # noqa: F401
 
-    from cxr_jax import main
+    command = importlib.import_module(sys.argv[1])
+    for task in getattr(command, "TASKS", ()):
+        command._task(task)  # imported once here, and not in every call
 
-    for task in main.TASKS:
-        main._task(task)  # imported once here, and not in every call
-
-    print("\n" + json.dumps([_one(argv) for argv in json.load(sys.stdin)]))
+    print("\n" + json.dumps([_one(command, argv) for argv in json.load(sys.stdin)]))

@@ -37,9 +37,14 @@ def small(monkeypatch):
     """Stages of 4 to 16 tokens and batches down to 2 rows, so that a short loop goes through all of them."""
     for name, value in {"GRAIN": 4, "SHORTEST": 8, "LEAST_ROWS": 2}.items():
         monkeypatch.setattr(compaction, name, value)
-    jax.clear_caches()
+    forget()
     yield
-    jax.clear_caches()
+    forget()
+
+
+def forget():
+    """Drop the sampler's programs, which hold the stages of the module's numbers; all others stay."""
+    sampling._generate.clear_cache()
 
 
 def sample(prompts, n, constraint=None, **options):
@@ -89,7 +94,7 @@ def test_completions_are_those_of_one_loop(prompts, n, options, small, monkeypat
     taken = []
     real = compaction.run
 
-    def spy(loop, *args):
+    def spy(loop, *args):  # called when a program is traced
         @functools.wraps(loop)
         def counted(rows, state, until, place):
             taken.append((len(rows.start), state.own_keys[0][0].shape[2], place is None))
@@ -104,10 +109,11 @@ def test_completions_are_those_of_one_loop(prompts, n, options, small, monkeypat
         room for _, room, _ in taken
     } == {8, 12, 16, 24}
     assert all(alone for r, _, alone in taken if r <= prompts)
-    monkeypatch.setattr(compaction, "run", real)
     monkeypatch.setattr(compaction, "SHORTEST", 10**6)
-    jax.clear_caches()
+    taken.clear()
+    forget()
     want = sample(prompts, n, **options)
+    assert {room for _, room, _ in taken} == {N}  # one loop, traced anew
     # Many rows end in every stage, and some never.
     assert (
         np.ptp(want["lengths"]) > 12
