@@ -37,7 +37,6 @@ set_up_oracle || echo "warning: no .venv-oracle, so tests/end_to_end/test_parity
 code=0
 # A process a core, up to four: each takes its half of the tests in their order, so that what a file compiles is compiled
 # once, and then what is left of the others'.
-shared=(-n auto --maxprocesses=4 --dist=worksteal)
-"$python" -m pytest "${shared[@]}" -m "not slow" || code=1
-"$python" -m pytest "${shared[@]}" -m slow || code=1 # whole runs, several processes
+"$python" -m pytest -n auto --maxprocesses=4 --dist=worksteal -m "not slow" || code=1
+"$python" -m pytest -m slow || code=1 # whole runs, several processes each
 exit "$code"

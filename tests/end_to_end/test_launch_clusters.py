@@ -164,6 +164,11 @@ def test_tpu_run_stop_and_continue(cluster):
 
     out, error, code = cluster.launch("tpu_vm.sh", "stop", **env)
     assert code == 0 and out.count(": ended") == 2, error
+    # The run has ended; the line of its exit code is written next.
+    wait(
+        lambda: cluster.launch("tpu_vm.sh", "logs", **env)[0].count("exit code 0") == 2,
+        "both exit codes are in the log",
+    )
     out, _, _ = cluster.launch("tpu_vm.sh", "logs", **env)
     first, second = records(out)
     for k, record in enumerate((first, second)):

@@ -205,7 +205,8 @@ def test_few_programs_are_compiled(model):
             stream=lambda *_: None,
         )
     assert size() == before
-    model.generate([image(0)], FIND, max_new_tokens=65, temperature=1.0)  # more room
+    # More room than any other test of this model takes: its programs may be there from another file.
+    model.generate([image(0)], FIND, max_new_tokens=129, temperature=1.0)
     after = size()
     assert after == {
         "prefill": before["prefill"],
