@@ -197,7 +197,7 @@ PLAN = (
 def commands():
     """{arguments: (exit code, stdout, stderr)}: one as a process of its own, and all others of one import."""
     lists = [FILM, *(tuple(args) for args, _ in BAD)]
-    # What is counted is XLA's; LLVM, which would take half of the time, changes none of it.
+    # What is counted is XLA's; LLVM, which would take a quarter of the time, changes none of it.
     env = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": NO_LLVM}
     done = dict(zip(lists, forked.calls(lists, module="cxr_jax.plan", env=env), strict=True))
     line = [sys.executable, "-m", "cxr_jax.plan", *PLAN]
