@@ -302,7 +302,7 @@ class Ours:
 
         from cxr_jax import rewards
         from cxr_jax.inference import sampling
-        from cxr_jax.labels import report_text
+        from cxr_jax.labels import phrase_reading
         from cxr_jax.models import qwen2_5_vl as qwen
         from cxr_jax.models.qwen2_5_vl.patches import patchify
         from cxr_jax.training import log_probs, optimizer
@@ -326,7 +326,9 @@ class Ours:
 
         def read(tokens, lengths):
             each = lambda key: jnp.repeat(batch[key], a.group, axis=0)
-            truth = report_text.Truth.from_arrays(each("solution"), each("hedged"), each("sides"))
+            truth = phrase_reading.Truth.from_arrays(
+                each("solution"), each("hedged"), each("sides")
+            )
             parsed = rewards.read_tokens(
                 tokens,
                 lengths,

@@ -335,7 +335,7 @@ def reward_share(args, rounds: int = 7, steps: int = 4) -> str:
 
     from cxr_jax import rewards
     from cxr_jax.labels import answers as labels_answers
-    from cxr_jax.labels import report_text
+    from cxr_jax.labels import phrase_reading
     from cxr_jax.labels.phrase_bank import load_phrase_bank
     from cxr_jax.models import tokenizer as tokenizers
     from cxr_jax.weights import pretrained
@@ -382,7 +382,7 @@ def reward_share(args, rounds: int = 7, steps: int = 4) -> str:
         )
 
     def whole(x, bank):
-        truth = report_text.Truth.from_arrays(
+        truth = phrase_reading.Truth.from_arrays(
             solution, np.zeros_like(solution), np.ones((rows, 14, 2), bool)
         )
         parsed = rewards.read_tokens(**x, max_bytes=max_bytes, bank=bank, truth=truth)

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from cxr_jax import rewards
 from cxr_jax.inference import sampling
 from cxr_jax.inference.prompts import Prompts
-from cxr_jax.labels import answers, report_text
+from cxr_jax.labels import answers, phrase_reading
 from cxr_jax.labels.phrase_bank import load_phrase_bank
 from cxr_jax.metrics import alarms
 from cxr_jax.models import qwen2_5_vl as qwen
@@ -119,7 +119,7 @@ class Reader:
         ) -> dict[str, jax.Array]:
             # A finding that is there for certain, and not one that the truth itself hedges.
             certain = truth["solution"] & ~truth["hedged"]
-            facts = report_text.Truth.from_arrays(
+            facts = phrase_reading.Truth.from_arrays(
                 certain, truth["hedged"], truth["sides"], truth["known"]
             )
             parsed_traces = rewards.read_tokens(

@@ -10,7 +10,7 @@ from cxr_jax.data import image_gate, images
 from cxr_jax.data.radiograph import Image
 from cxr_jax.errors import UserError, as_utf8, printable
 from cxr_jax.inference.requests import ReadyModel
-from cxr_jax.labels.answer_text import ANSWER_PATTERN, FORMAT_PATTERN
+from cxr_jax.labels.answers import ANSWER_PATTERN, FORMAT_PATTERN
 from cxr_jax.labels.taxonomy import CHEXPERT_14, find_label
 from cxr_jax.weights import hf_folder
 

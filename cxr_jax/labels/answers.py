@@ -1,10 +1,11 @@
 """The jitted parser of completions: from UTF-8 bytes or token ids to the answer, the format and the tags.
 
-Everything here runs on the device, inside jit, and equals Python's `str` semantics on the decoded text
-(errors="replace") for every string.
+It runs on the device, inside jit, and equals Python's `str` semantics on the decoded text (errors="replace") for every
+string; the patterns of the reference reward stand below, for strings on the host.
 """
 
 import functools
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -221,3 +222,16 @@ def parse_answers(texts: Sequence[str]) -> np.ndarray:
         bool [N, 14]: the labels in each text's first <answer> element; all False where there is none.
     """
     return parse_texts(texts)["answer"]
+
+
+# ---- On the host -----------------------------------------------------------------------------------------------------
+
+# The format that the reference reward asks for. Groups: what stands in <think>, what stands in <answer>.
+FORMAT_PATTERN = re.compile(r"^<think>(.*?)</think>\s*<answer>(.*?)</answer>$", re.DOTALL)
+# The answer, wherever it stands; the first one counts. Group: what stands in <answer>.
+ANSWER_PATTERN = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+def extract_trace(text: str) -> str:
+    """Return what stands before the first <answer>: the trace that rewards read."""
+    return text.split("<answer>", 1)[0]

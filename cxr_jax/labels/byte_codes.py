@@ -23,7 +23,6 @@ from cxr_jax.labels.phrase_bank import (
     DECIMAL_POINT,
     LETTER_COUNT,
     NEWLINE,
-    NEWLINE_BEFORE_FIELD,
     NEWLINE_UNLESS_HANGING,
     NO,
     OPENING_QUESTION,
@@ -51,88 +50,109 @@ def code_bytes(data: Array, inside: Array) -> jax.Array:
         uint8 [L, B]. A word's last letter has a code of its own, and CAPITALS beside it where it may be an
         abbreviation; a point between digits is a letter.
     """
-    data = _clean(data, inside)
+    text, line_length = _clean(data, inside)
     layers = _Layers(
-        alone=jnp.asarray(BYTE_CODES, jnp.uint8)[data],
-        added=_code_ends(data),
-        signs=_code_signs(data),
-        stops=_code_stops(data),
-        roles=_line_roles(data),
-        line_length=_bytes_since_newline(data == ord("\n")),
+        alone=jnp.asarray(BYTE_CODES, jnp.uint8)[text.at(0)],
+        added=_code_ends(text),
+        signs=_code_signs(text),
+        stops=_code_stops(text),
+        roles=_line_roles(text),
+        line_length=line_length,
     )
     return _join(layers)
 
 
-def _clean(data: Array, inside: Array) -> jax.Array:
-    """uint8 [L, B]: 0 outside of the texts, a line feed for a carriage return alone. In a loop: see `_Layers`."""
+_MARGIN = 8  # zero bytes before and behind a text: no neighbour is farther
+
+
+class _Text(NamedTuple):
+    """Bytes of texts, between zeros: a neighbour is a slice, and no place needs to be looked at."""
+
+    padded: jax.Array  # uint8 [L + 2 * _MARGIN, B]
+
+    def at(self, steps: int) -> jax.Array:
+        """uint8 [L, B]: the byte so many places further on (before, where negative); zero past both ends."""
+        start = _MARGIN + steps
+        return self.padded[start : start + self.padded.shape[0] - 2 * _MARGIN]
+
+
+def _clean(data: Array, inside: Array) -> tuple[_Text, jax.Array]:
+    """The texts, with a line feed for a carriage return alone; and how far back the newline before a byte is.
+
+    The second is uint8 [L, B]: bytes since the newline, or since the start of the text; at most _FAR. In a loop: what a
+    loop writes is computed once, and anything else by XLA for every neighbour that reads it.
+    """
     data, inside = jnp.asarray(data), jnp.asarray(inside)
     length, batch_size = data.shape
+    newline = ord("\n")
 
     def read_byte(
-        step: jax.Array, state: tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, jax.Array]:
-        behind, cleaned = state
-        index = length - 1 - step
+        index: jax.Array, state: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        since, padded, counts = state
+        behind = jnp.minimum(index + 1, length - 1)
+        ends_line = inside[behind] & (data[behind] == newline) & (behind > index)
         here = jnp.where(inside[index], data[index], 0).astype(jnp.uint8)
-        is_return = (here == ord("\r")) & (behind != ord("\n"))
-        clean = jnp.where(is_return, jnp.uint8(ord("\n")), here)
-        return here, jax.lax.dynamic_update_index_in_dim(cleaned, clean, index, 0)
+        clean = jnp.where((here == ord("\r")) & ~ends_line, jnp.uint8(newline), here)
+        counts = jax.lax.dynamic_update_index_in_dim(counts, since, index, 0)
+        padded = jax.lax.dynamic_update_index_in_dim(padded, clean, index + _MARGIN, 0)
+        further = (jnp.minimum(since, _FAR - 1) + 1).astype(jnp.uint8)
+        return jnp.where(clean == newline, jnp.uint8(0), further), padded, counts
 
-    start = (jnp.zeros(batch_size, jnp.uint8), jnp.zeros((length, batch_size), jnp.uint8))
-    return jax.lax.fori_loop(0, length, read_byte, start)[1]
+    start = (
+        jnp.zeros(batch_size, jnp.uint8),
+        jnp.zeros((length + 2 * _MARGIN, batch_size), jnp.uint8),
+        jnp.zeros((length, batch_size), jnp.uint8),
+    )
+    _, padded, counts = jax.lax.fori_loop(0, length, read_byte, start)
+    return _Text(padded), counts
 
 
 class _Layers(NamedTuple):
-    """What a byte's code is made of, uint8 [L, B] each. A loop joins them: in one expression, XLA would compute each
-    for every neighbour that reads it."""
+    """What a byte's code is made of, uint8 [L, B] each; `_join` puts them together."""
 
     alone: jax.Array  # the code that a byte has in whatever word it stands
     added: jax.Array  # to that, for a word's last letter
-    signs: jax.Array  # instead of that: a sign or mark that ends here, a decimal point, the x of a mark; 0 for none
-    stops: (
-        jax.Array
-    )  # likewise: full stops that may end nothing, and question marks that open a word
+    # Instead of that, 0 for none: a sign or mark that ends here, a decimal point, the x of a mark; and full stops that
+    # may end nothing, and question marks that open a word.
+    signs: jax.Array
+    stops: jax.Array
     roles: jax.Array  # what the byte is to a line that starts with it
     line_length: jax.Array  # bytes since the newline before
 
 
-def _code_ends(data: jax.Array) -> jax.Array:
-    is_digit = _is_digit(data)
-    is_point = (data == ord(".")) & _shift(is_digit, -1) & _shift(is_digit, 1)
-    is_letter = (_is_alphanumeric(data) & ~_is_cross(data)) | is_point
-    ends_word = is_letter & ~_shift(is_letter, 1)
-    is_abbreviation = ends_word & _may_be_abbreviation(data)
+def _code_ends(text: _Text) -> jax.Array:
+    ends_word = _is_letter(text, 0) & ~_is_letter(text, 1)
+    is_abbreviation = ends_word & _may_be_abbreviation(text)
     return _where(ends_word, LETTER_COUNT) + _where(is_abbreviation, CAPITALS)
 
 
-def _code_signs(data: jax.Array) -> jax.Array:
-    before, before_2, after = _shift(data, -1), _shift(data, -2), _shift(data, 1)
-    is_digit = _is_digit(data)
-    is_point = (data == ord(".")) & _shift(is_digit, -1) & _shift(is_digit, 1)
-    codes = _where(is_point, DECIMAL_POINT)
-    is_sign = (data == 0xC3) & ((after == 0x97) | (after == 0xB7))
-    codes |= _where(is_sign | _is_cross(data), OTHER)
-    is_arrow = (data == ord(">")) & ((before == ord("-")) | (before == ord("=")))
+def _code_signs(text: _Text) -> jax.Array:
+    here, before, before_2, before_3 = (text.at(-steps) for steps in range(4))
+    after = text.at(1)
+    codes = _where(_is_point(text, 0), DECIMAL_POINT)
+    is_sign = (here == 0xC3) & ((after == 0x97) | (after == 0xB7))
+    codes |= _where(is_sign | _is_cross(text, 0), OTHER)
+    is_arrow = (here == ord(">")) & ((before == ord("-")) | (before == ord("=")))
     codes |= _where(is_arrow, COLON)
     # Signs of several bytes get their code at the last of them.
     for (second, last), code in SIGNS.items():
-        codes |= _where(_ends_sign(data, second, last), code)
-    codes |= _where((data == 0xB7) & (before == 0xC2), STAR)  # a middle dot
+        codes |= _where(_ends_sign(text, second, last), code)
+    codes |= _where((here == 0xB7) & (before == 0xC2), STAR)  # a middle dot
     # A tab between words parts the cells of a table; behind "no" it is only a wide blank.
     is_cell = _is_ascii_letter(after) & _is_ascii_letter(before)
-    is_cell &= _is_ascii_letter(before_2) & _is_ascii_letter(_shift(data, -3))
-    codes |= _where((data == ord("\t")) & is_cell, BAR)
-    codes |= _where((data == ord("<")) & _is_tag(data), BREAK_SIGN)
+    is_cell &= _is_ascii_letter(before_2) & _is_ascii_letter(before_3)
+    codes |= _where((here == ord("\t")) & is_cell, BAR)
+    codes |= _where((here == ord("<")) & _is_tag(text), BREAK_SIGN)
     is_spaced = _is_blank(before) & _is_blank(after)
-    is_stroke = (data == ord("-")) & (is_spaced | (before == ord("-")))
+    is_stroke = (here == ord("-")) & (is_spaced | (before == ord("-")))
     # A stroke stands apart, is long, or is typed as two hyphens.
-    before_3 = _shift(data, -3)
-    codes |= _where(is_stroke | _ends_sign(data, 0x80, 0x94), STROKE)
+    codes |= _where(is_stroke | _ends_sign(text, 0x80, 0x94), STROKE)
     # A short dash is a long one between blanks, and else a hyphen.
-    is_short_dash, is_apart = _ends_sign(data, 0x80, 0x93), _is_blank(before_3) & _is_blank(after)
+    is_short_dash, is_apart = _ends_sign(text, 0x80, 0x93), _is_blank(before_3) & _is_blank(after)
     codes |= _where(is_short_dash & is_apart, STROKE) | _where(is_short_dash & ~is_apart, DASH)
     for opened, closed in ("()", "[]"):
-        closes = data == ord(closed)
+        closes = here == ord(closed)
         # A number in brackets, by itself: the next of a list.
         is_number = closes & _is_digit(before) & (before_2 == ord(opened)) & _is_blank(after)
         codes |= _where(is_number & ~_is_alphanumeric(before_3), BREAK_SIGN)
@@ -142,38 +162,26 @@ def _code_signs(data: jax.Array) -> jax.Array:
     return codes
 
 
-def _code_stops(data: jax.Array) -> jax.Array:
-    is_blank, is_digit, is_word = _is_blank(data), _is_digit(data), _is_alphanumeric(data)
-    is_lower = _is_lower(data)
-    is_point = _shift(is_digit, -1) & _shift(is_digit, 1)
-    is_capital = _is_capital(data)
-    in_capitals = is_capital & _shift(is_capital | is_blank, 1)
-    goes_on = _shift(is_lower | is_digit, 2) | (_shift(is_lower, -1) & _shift(in_capitals, 2))
-    is_soft = _shift(is_word, -1) & _shift(is_blank, 1) & goes_on
+def _code_stops(text: _Text) -> jax.Array:
+    here, before, after, after_2, after_3 = (text.at(steps) for steps in (0, -1, 1, 2, 3))
+    in_capitals = _is_capital(after_2) & (_is_capital(after_3) | _is_blank(after_3))
+    goes_on = _is_lower(after_2) | _is_digit(after_2) | (_is_lower(before) & in_capitals)
+    behind_word = _is_alphanumeric(before)
+    is_soft = behind_word & _is_blank(after) & goes_on
     # A full stop directly before other punctuation ends nothing, whatever word it stands behind.
-    is_inner = _shift(is_word, -1) & _is_any(_shift(data, 1), ",;:)")
-    opens_word = _shift(_is_ascii_letter(data), 1)
-    before = _shift(data, -1)
-    starts_line = (jnp.arange(data.shape[0])[:, None] == 0) | (before == ord("\n"))
-    spaced_next = _shift(is_blank, 1) & _shift(_is_ascii_letter(data), 2)
-    opens_word |= spaced_next & (starts_line | (_is_blank(before) & _shift(is_lower, 2)))
-    opens_word &= ~(_shift(is_word, -1) | _is_any(before, ")]*?"))
-    is_stop = (data == ord(".")) & ~is_point
+    is_inner = behind_word & _is_any(after, ",;:)")
+    is_stop = (here == ord(".")) & ~_is_point(text, 0)
     codes = _where(is_stop & is_inner, OTHER) | _where(is_stop & is_soft & ~is_inner, SOFT_POINT)
-    return codes | _where((data == ord("?")) & opens_word, OPENING_QUESTION)
+
+    starts_line = (jnp.arange(here.shape[0])[:, None] == 0) | (before == ord("\n"))
+    spaced_next = _is_blank(after) & _is_ascii_letter(after_2)
+    is_apart = starts_line | (_is_blank(before) & _is_lower(after_2))
+    opens_word = _is_ascii_letter(after) | (spaced_next & is_apart)
+    opens_word &= ~(behind_word | _is_any(before, ")]*?"))
+    return codes | _where((here == ord("?")) & opens_word, OPENING_QUESTION)
 
 
 # ---- Bytes -----------------------------------------------------------------------------------------------------------
-
-
-def _shift(values: jax.Array, steps: int) -> jax.Array:
-    """Values [L, B] so many places further on (before, where negative); zero past both ends."""
-    length = values.shape[0]
-    if abs(steps) >= length:
-        return jnp.zeros_like(values)
-    if steps >= 0:
-        return jnp.pad(values[steps:], ((0, steps), (0, 0)))
-    return jnp.pad(values[:steps], ((-steps, 0), (0, 0)))
 
 
 def _is_any(data: jax.Array, characters: str) -> jax.Array:
@@ -205,14 +213,41 @@ def _is_alphanumeric(data: jax.Array) -> jax.Array:
     return _is_ascii_letter(data) | _is_digit(data)
 
 
-def _ends_sign(data: jax.Array, second: int, last: int) -> jax.Array:
+def _where(condition: jax.Array, value: int) -> jax.Array:
+    """uint8: the value where the condition holds, 0 elsewhere."""
+    return jnp.where(condition, jnp.uint8(value), jnp.uint8(0))
+
+
+# ---- Bytes and their neighbours --------------------------------------------------------------------------------------
+
+
+def _is_point(text: _Text, steps: int) -> jax.Array:
+    """A point between digits."""
+    before, here, after = (text.at(steps + further) for further in (-1, 0, 1))
+    return (here == ord(".")) & _is_digit(before) & _is_digit(after)
+
+
+def _is_cross(text: _Text, steps: int) -> jax.Array:
+    """The x of a mark."""
+    before, here, after = (text.at(steps + further) for further in (-1, 0, 1))
+    pairs = [(before == ord(opened)) & (after == ord(closed)) for opened, closed in ("()", "[]")]
+    return _is_any(here, "xX") & functools.reduce(operator.or_, pairs)
+
+
+def _is_letter(text: _Text, steps: int) -> jax.Array:
+    """A letter or digit of a word, or the point of a number."""
+    is_word = _is_alphanumeric(text.at(steps)) & ~_is_cross(text, steps)
+    return is_word | _is_point(text, steps)
+
+
+def _ends_sign(text: _Text, second: int, last: int) -> jax.Array:
     """bool [L, B]: the last byte of a sign of three, of which the first is 0xE2."""
-    return (data == last) & (_shift(data, -1) == second) & (_shift(data, -2) == 0xE2)
+    return (text.at(0) == last) & (text.at(-1) == second) & (text.at(-2) == 0xE2)
 
 
-def _is_tag(data: jax.Array) -> jax.Array:
+def _is_tag(text: _Text) -> jax.Array:
     """bool [L, B]: what follows is a tag's name, but not that of bold or slanted words."""
-    after, after_2, after_3 = (_shift(data, steps) for steps in (1, 2, 3))
+    after, after_2, after_3 = (text.at(steps) for steps in (1, 2, 3))
     is_closing = after == ord("/")
     first, second = jnp.where(is_closing, after_2, after), jnp.where(is_closing, after_3, after_2)
     is_style = _is_any(first, "biuBIU") & (second == ord(">"))
@@ -221,33 +256,20 @@ def _is_tag(data: jax.Array) -> jax.Array:
     return (_is_ascii_letter(after) | is_closing) & ~is_style
 
 
-def _is_cross(data: jax.Array) -> jax.Array:
-    """The x of a mark."""
-    before, behind = _shift(data, -1), _shift(data, 1)
-    pairs = [(before == ord(opened)) & (behind == ord(closed)) for opened, closed in ("()", "[]")]
-    return _is_any(data, "xX") & functools.reduce(operator.or_, pairs)
-
-
-def _where(condition: jax.Array, value: int) -> jax.Array:
-    """uint8: the value where the condition holds, 0 elsewhere."""
-    return jnp.where(condition, jnp.uint8(value), jnp.uint8(0))
-
-
-# ---- What reaches further --------------------------------------------------------------------------------------------
-
-
-def _may_be_abbreviation(data: jax.Array) -> jax.Array:
+def _may_be_abbreviation(text: _Text) -> jax.Array:
     """bool [L, B]: the last letters of words of 2 to 5 capitals beside a word that ends, or begins, in lower case."""
-    is_capital, is_word = _is_capital(data), _is_alphanumeric(data)
-    is_blank, is_lower = _is_blank(data), _is_lower(data)
-    lower_behind = _shift(is_blank, 1) & _shift(is_lower, 2)
-    run, found = is_capital, jnp.zeros_like(is_capital)
+    lower_behind = _is_blank(text.at(1)) & _is_lower(text.at(2))
+    run = _is_capital(text.at(0))
+    found = jnp.zeros_like(run)
     for size in range(2, _LONGEST_ABBREVIATION + 1):
-        run = run & _shift(is_capital, 1 - size)
-        lower_before = _shift(is_blank, -size) & _shift(is_lower, -size - 1)
-        found |= run & ~_shift(is_word, -size) & (lower_behind | lower_before)
+        run = run & _is_capital(text.at(1 - size))
+        before, before_2 = text.at(-size), text.at(-size - 1)
+        lower_before = _is_blank(before) & _is_lower(before_2)
+        found |= run & ~_is_alphanumeric(before) & (lower_behind | lower_before)
     return found
 
+
+# ---- Lines -----------------------------------------------------------------------------------------------------------
 
 # What a byte is to the line that starts with it, as bits.
 _CAPITAL, _NUMBER_OR_TITLE, _FIELD = 1, 2, 4  # kinds of starts; no byte is a field by itself,
@@ -256,50 +278,38 @@ _LETTER, _IN_FIELD, _COLON, _SKIPPED, _NEWLINE = 8, 16, 32, 64, 128
 _FAR = 255
 
 
-def _line_roles(data: jax.Array) -> jax.Array:
-    is_capital, is_digit, is_blank = _is_capital(data), _is_digit(data), _is_blank(data)
-    after_point = _is_any(_shift(data, 1), ".") & ~_shift(is_digit, 2)
-    before_bracket = (is_digit | _is_ascii_letter(data)) & _is_any(_shift(data, 1), ")")
+def _line_roles(text: _Text) -> jax.Array:
+    here, after, after_2 = (text.at(steps) for steps in range(3))
+    is_capital, is_digit, is_blank = _is_capital(here), _is_digit(here), _is_blank(here)
+    after_point = (after == ord(".")) & ~_is_digit(after_2)
+    before_bracket = (is_digit | _is_ascii_letter(here)) & (after == ord(")"))
     is_number = (is_digit & after_point) | before_bracket
-    is_lower = _is_lower(data)
-    is_title = is_capital & (_shift(is_lower, 1) | (_shift(is_blank, 1) & _shift(is_lower, 2)))
+    is_title = is_capital & (_is_lower(after) | (_is_blank(after) & _is_lower(after_2)))
     roles = {
         _CAPITAL: is_capital,
         _NUMBER_OR_TITLE: is_number | is_title,
-        _LETTER: _is_ascii_letter(data),
-        _IN_FIELD: _is_alphanumeric(data) | _is_any(data, " \t/-*()_"),
-        _CLOSING: _is_any(data, ")]"),
-        _COLON: _is_any(data, ":=") & ~_shift(is_digit, 1),
-        _SKIPPED: is_blank | _is_any(data, "*#_\"'>"),
-        _NEWLINE: data == ord("\n"),
+        _LETTER: _is_ascii_letter(here),
+        _IN_FIELD: _is_alphanumeric(here) | _is_any(here, " \t/-*()_"),
+        _CLOSING: _is_any(here, ")]"),
+        _COLON: _is_any(here, ":=") & ~_is_digit(after),
+        _SKIPPED: is_blank | _is_any(here, "*#_\"'>"),
+        _NEWLINE: here == ord("\n"),
     }
     return functools.reduce(operator.or_, [_where(holds, bit) for bit, holds in roles.items()])
 
 
-def _bytes_since_newline(is_newline: jax.Array) -> jax.Array:
-    """uint8 [L, B]: bytes since the newline before, or since the start of the text; at most _FAR."""
-
-    def read_byte(
-        index: jax.Array, state: tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, jax.Array]:
-        since, counts = state
-        counts = jax.lax.dynamic_update_index_in_dim(counts, since, index, 0)
-        since = jnp.where(is_newline[index], 0, jnp.minimum(since, _FAR - 1) + 1).astype(jnp.uint8)
-        return since, counts
-
-    zero = jnp.zeros(is_newline.shape[1], jnp.uint8)
-    start = (zero, jnp.zeros(is_newline.shape, jnp.uint8))
-    return jax.lax.fori_loop(0, is_newline.shape[0], read_byte, start)[1]
-
-
 class _NextLine(NamedTuple):
-    """What `_join` knows of the bytes behind, uint8 [B], and its result."""
+    """What `_join` knows of the bytes behind, uint8 [B], and its result. Few arrays: see `_clean`."""
 
     to_colon: jax.Array  # bytes of a field up to its colon
-    kind: jax.Array  # what the start of a line that began here would be, as bits
-    skipped: jax.Array  # bytes up to that start
-    closes_word: jax.Array  # 1: one word or less, and then a closing bracket
+    # What the start of a line that began here would be, as bits; _CLOSES_WORD: one word or less, and then a closing
+    # bracket; and times _SKIPPED_ONE, bytes up to that start.
+    start: jax.Array
     codes: jax.Array  # [L, B]
+
+
+_KINDS = _CAPITAL | _NUMBER_OR_TITLE | _FIELD
+_CLOSES_WORD, _SKIPPED_ONE, _MOST_SKIPPED = 8, 16, 15
 
 
 def _join(layers: _Layers) -> jax.Array:
@@ -309,15 +319,14 @@ def _join(layers: _Layers) -> jax.Array:
     def read_byte(step: jax.Array, behind: _NextLine) -> _NextLine:
         index = length - 1 - step
         here = _Layers(*(layer[index] for layer in layers))
-        role = here.roles
-        starts = jnp.where(behind.skipped < _START_WITHIN, behind.kind, 0)
-        capital = (starts & _CAPITAL != 0) & (here.line_length < _SHORT_LINE)
-        unless_hanging = (starts & _NUMBER_OR_TITLE != 0) | capital
+        role, skipped = here.roles, behind.start // _SKIPPED_ONE
+        starts = jnp.where(skipped < _START_WITHIN, behind.start, 0)
+        unless_hanging = starts & (_NUMBER_OR_TITLE | _FIELD) != 0
+        unless_hanging |= (starts & _CAPITAL != 0) & (here.line_length < _SHORT_LINE)
         newline = jnp.where(unless_hanging, NEWLINE_UNLESS_HANGING, NEWLINE)
-        newline = jnp.where(starts & _FIELD != 0, NEWLINE_BEFORE_FIELD, newline)
         code = jnp.where(role & _NEWLINE != 0, newline, here.alone + here.added)
         # Brackets around one word part nothing.
-        is_transparent = (code == BRACKET) & (behind.closes_word == 1)
+        is_transparent = (code == BRACKET) & (behind.start & _CLOSES_WORD != 0)
         code = jnp.where(is_transparent, OTHER, code)
         instead = here.signs | here.stops
         code = jnp.where(instead != 0, instead, code).astype(jnp.uint8)
@@ -327,19 +336,17 @@ def _join(layers: _Layers) -> jax.Array:
         to_colon = jnp.where(role & _COLON != 0, 0, further).astype(jnp.uint8)
         is_field = (role & _LETTER != 0) & (to_colon < _LONGEST_FIELD)
         kind = (role & (_CAPITAL | _NUMBER_OR_TITLE)) | _where(is_field, _FIELD)
+        one_more = jnp.minimum(skipped + 1, _MOST_SKIPPED) * _SKIPPED_ONE
         is_skipped = role & _SKIPPED != 0
-        skipped = jnp.minimum(behind.skipped, _FAR - 1) + 1
-        closes_word = jnp.where(
-            role & _LETTER != 0, behind.closes_word, _where(role & _CLOSING != 0, 1)
-        )
+        start = jnp.where(is_skipped, (behind.start & _KINDS) | one_more, kind)
+        closes = _where(role & _CLOSING != 0, _CLOSES_WORD)
+        closes = jnp.where(role & _LETTER != 0, behind.start & _CLOSES_WORD, closes)
         return _NextLine(
             to_colon=to_colon,
-            kind=jnp.where(is_skipped, behind.kind, kind),
-            skipped=jnp.where(is_skipped, skipped, 0).astype(jnp.uint8),
-            closes_word=closes_word,
+            start=(start | closes).astype(jnp.uint8),
             codes=jax.lax.dynamic_update_index_in_dim(behind.codes, code, index, 0),
         )
 
     zero = jnp.zeros(layers.roles.shape[1], jnp.uint8)
-    start = _NextLine(zero + _FAR, zero, zero, zero, jnp.zeros_like(layers.roles))
+    start = _NextLine(zero + _FAR, zero, jnp.zeros_like(layers.roles))
     return jax.lax.fori_loop(0, length, read_byte, start).codes

@@ -24,6 +24,7 @@ from cxr_jax.labels.phrase_tables import (
     Tables,
     WordFlags,
     compile_lexicon,
+    equal_states,
 )
 from cxr_jax.labels.word_tables import LETTERS
 
@@ -46,12 +47,12 @@ LEADS = TOKENS.index(LEADING_MARKS) - TOKENS.index(MARKS)
 # A full stop that ends nothing behind an abbreviation; a letter that is not ASCII.
 SOFT_POINT = _FIRST_TOKEN + len(TOKENS)
 FOREIGN_LETTER = SOFT_POINT + 1
-# Breaks: always one; a newline that is one on a blank line; one before a new line, and one before a field, unless what
-# stands before it hangs.
+# Breaks: always one; a newline that is one on a blank line; one before what starts a line, unless what stands before it
+# hangs.
 BREAK_SIGN = FOREIGN_LETTER + 1
-NEWLINE, NEWLINE_UNLESS_HANGING, NEWLINE_BEFORE_FIELD = range(BREAK_SIGN + 1, BREAK_SIGN + 4)
+NEWLINE, NEWLINE_UNLESS_HANGING = range(BREAK_SIGN + 1, BREAK_SIGN + 3)
 # A dash and a star are one at the start of a line; so are a stroke and an arrow, which are tokens elsewhere.
-DASH, STAR, STROKE, ARROW = range(NEWLINE_BEFORE_FIELD + 1, NEWLINE_BEFORE_FIELD + 5)
+DASH, STAR, STROKE, ARROW = range(NEWLINE_UNLESS_HANGING + 1, NEWLINE_UNLESS_HANGING + 5)
 # Separators: an opening bracket, behind which a word is dashed; and the rest.
 BRACKET = ARROW + 1
 OTHER = BRACKET + 1
@@ -265,10 +266,14 @@ def _load_version(path: str | None, more: str | None, *_versions: object) -> Phr
 def _make_phrase_bank(tables: Tables) -> PhraseBank:
     word_ends = np.int32(ENDS_TOKEN) | tables.word_flags << FLAG_SHIFT | tables.word_class
     token_ends = np.int32(ENDS_TOKEN) | tables.token_flags << FLAG_SHIFT | tables.token_class
-    words = np.zeros((len(tables.word_next), CODE_COUNT), np.int32)
-    # A letter inside a word leads on; the same letter at its end says which class the word has.
-    words[:, :LETTER_COUNT] = tables.word_next.astype(np.int32) * CODE_COUNT
-    words[:, LETTER_COUNT:_FIRST_TOKEN] = word_ends[tables.word_next]
+    # A letter inside a word leads on; the same letter at its end says which class the word has. States that no letters
+    # can tell apart are one: a smaller table stays nearer to the processor. The two starts stay what they are.
+    word_ends = word_ends[tables.word_next]
+    is_start = np.arange(len(word_ends))[:, None] == [0, 1]
+    part, first = equal_states(tables.word_next, np.concatenate([word_ends, is_start], 1))
+    words = np.zeros((len(first), CODE_COUNT), np.int32)
+    words[:, :LETTER_COUNT] = part[tables.word_next[first]] * CODE_COUNT
+    words[:, LETTER_COUNT:_FIRST_TOKEN] = word_ends[first]
     words[:, _FIRST_TOKEN:SOFT_POINT] = token_ends[:-1]
     words[:, SOFT_POINT] = token_ends[TOKENS.index(".")]
     # No phrase has a foreign letter: its class is that of words that no pattern fits.

@@ -25,7 +25,7 @@ from cxr_jax.labels.phrase_bank import (
     FOUND_ITEM_MASK,
     LEADS,
     NEWLINE,
-    NEWLINE_BEFORE_FIELD,
+    NEWLINE_UNLESS_HANGING,
     NO,
     SOFT_POINT,
     STROKE,
@@ -45,15 +45,21 @@ class Evidence(NamedTuple):
 
 
 class _Search(NamedTuple):
-    """What `find_phrases` knows after some bytes."""
+    """What `find_phrases` knows after some bytes; few arrays, since a loop computes each by itself."""
 
     word: jax.Array  # int32 [B]: state of the table of words, as an offset into it
     phrase: jax.Array  # int32 [B]: state of the table of phrases
-    flags: jax.Array  # int32 [B]: `WordFlags` of the last word or token
-    is_blank: jax.Array  # bool [B]: no word or token stands on the line so far
-    marks_lead: jax.Array  # bool [B]: a mark was the first on the line
-    evidence: Evidence
+    line: (
+        jax.Array
+    )  # int32 [B]: `WordFlags` of the last word or token, and `_LINE_IS_BLANK`, `_MARKS_LEAD`
     ends: jax.Array  # int16 [L + 1, B]: the result
+    told: jax.Array  # uint8 [L, B]: what the word or token that ends at a byte tells, `_ENGLISH` ..
+
+
+# No word or token stands on the line so far; a mark was the first on the line.
+_LINE_IS_BLANK, _MARKS_LEAD = (1 << len(WordFlags) + place for place in range(2))
+_ALL_FLAGS = (1 << len(WordFlags)) - 1
+_ENGLISH, _FOREIGN_WORD, _FOREIGN_LETTER, _UNREAD = (1 << bit for bit in range(4))
 
 
 def find_phrases(
@@ -71,20 +77,22 @@ def find_phrases(
         last is the break at the end of the text. And what the words tell.
     """
     words = jnp.asarray(bank.words)
+    colon, stroke = words[COLON], words[STROKE_TOKEN]
 
     def read_byte(index: jax.Array, search: _Search) -> _Search:
         code_and_case = codes[index].astype(jnp.int32)
         code = code_and_case & (CAPITALS - 1)
         # Marks lead on a line that begins with one.
         is_mark = (code == YES) | (code == NO)
-        marks_lead = search.marks_lead | (is_mark & search.is_blank)
+        is_blank = search.line & _LINE_IS_BLANK != 0
+        marks_lead = (search.line & _MARKS_LEAD != 0) | (is_mark & is_blank)
         code = jnp.where(is_mark & marks_lead, code + LEADS, code)
         cell = words[search.word + code]
 
         # A stroke or an arrow that is no break is a token of its own.
-        passes, is_break = _passes(code, search, marks_lead)
+        passes, is_break = _passes(code, search.line, is_blank, marks_lead)
         is_sign = ((code == STROKE) | (code == ARROW)) & ~is_break
-        cell = jnp.where(is_sign, words[jnp.where(code == ARROW, COLON, STROKE_TOKEN)], cell)
+        cell = jnp.where(is_sign, jnp.where(code == ARROW, colon, stroke), cell)
         ends_here = cell >= ENDS_TOKEN
         is_token = ends_here & (~passes | is_sign)
 
@@ -96,24 +104,27 @@ def find_phrases(
         behind_sign = jnp.where(code == DASH, AFTER_DASH, search.word)
         word = jnp.where(is_token, 0, behind_sign)
 
-        flags = _flags_of(cell, is_token, search)
-        is_newline = (code >= NEWLINE) & (code <= NEWLINE_BEFORE_FIELD)
+        flags = _flags_of(cell, search.line)
+        told = jnp.where(is_token, _told(flags, code_and_case), 0).astype(search.told.dtype)
+        flags = jnp.where(is_token, flags, search.line & _ALL_FLAGS)
         return _Search(
             word=jnp.where(ends_here, word, cell),
             phrase=phrase,
-            flags=jnp.where(is_token, flags, search.flags),
-            is_blank=is_newline | (search.is_blank & (code >= BREAK_SIGN)),
-            marks_lead=marks_lead & ~is_newline,
-            evidence=_gather_evidence(search.evidence, flags, code_and_case),
+            line=flags | _line_marks(code, is_blank, marks_lead),
             ends=jax.lax.dynamic_update_index_in_dim(search.ends, ends, index, 0),
+            told=jax.lax.dynamic_update_index_in_dim(search.told, told, index, 0),
         )
 
+    length, batch_size = codes.shape
+    zero = jnp.zeros(batch_size, jnp.int32)
+    ends = jnp.zeros((length + 1, batch_size), jnp.int16)
+    start = _Search(zero, zero, zero | _LINE_IS_BLANK, ends, jnp.zeros_like(codes))
     # Bytes past the longest text of the batch are many where a budget is fixed, as in RL: they are not looked at.
-    search = jax.lax.fori_loop(0, longest, read_byte, _start_of_search(codes.shape))
+    search = jax.lax.fori_loop(0, longest, read_byte, start)
     # The end of the text is a break.
     break_class = words[NEWLINE] & CLASS_MASK
     at_end = _next_phrase(bank, search.phrase, break_class) + 1
-    return search.ends.at[-1].set(at_end.astype(jnp.int16)), search.evidence
+    return search.ends.at[-1].set(at_end.astype(jnp.int16)), _gather_evidence(search.told)
 
 
 def _next_phrase(bank: PhraseBank, phrase: jax.Array, word_class: jax.Array) -> jax.Array:
@@ -123,46 +134,60 @@ def _next_phrase(bank: PhraseBank, phrase: jax.Array, word_class: jax.Array) -> 
     return flat[phrase * class_count + word_class].astype(jnp.int32)
 
 
-def _start_of_search(shape: tuple[int, ...]) -> _Search:
-    """What is known before the first byte of [L, B]: no word or token stands on the line so far."""
-    zero = jnp.zeros(shape[1], jnp.int32)
-    ends = jnp.zeros((shape[0] + 1, shape[1]), jnp.int16)
-    return _Search(zero, zero, zero, zero == 0, zero == 1, Evidence(zero, zero, zero), ends)
-
-
-def _flags_of(cell: jax.Array, is_token: jax.Array, search: _Search) -> jax.Array:
-    """int32 [B]: `WordFlags` of the word or token that ends here; 0 where none does."""
-    flags = jnp.where(is_token, cell >> FLAG_SHIFT & (1 << len(WordFlags)) - 1, 0)
+def _flags_of(cell: jax.Array, line: jax.Array) -> jax.Array:
+    """int32 [B]: `WordFlags` of the word or token that ends in a cell."""
+    flags = cell >> FLAG_SHIFT & _ALL_FLAGS
     # The first word behind a separator is a value, and may end a line.
-    is_value = search.flags & WordFlags.SEPARATOR != 0
+    is_value = line & WordFlags.SEPARATOR != 0
     return jnp.where(is_value, flags & ~int(WordFlags.HANGING), flags)
 
 
-def _passes(code: jax.Array, search: _Search, marks_lead: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _passes(
+    code: jax.Array, line: jax.Array, is_blank: jax.Array, marks_lead: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Which bytes are no token after all, and which are breaks if they are one. bool [B] each.
 
     Line ends, dashes and stars are breaks by what stands on the line; some full stops are no token.
     """
-    is_newline = (code >= NEWLINE) & (code <= NEWLINE_BEFORE_FIELD)
+    is_newline = (code >= NEWLINE) & (code <= NEWLINE_UNLESS_HANGING)
     may_be_break = (code >= BREAK_SIGN) & (code < BRACKET)
-    hangs = search.flags & WordFlags.HANGING != 0
-    is_break = search.is_blank | (code == BREAK_SIGN)
-    is_break |= is_newline & (code != NEWLINE) & ~hangs
+    hangs = line & WordFlags.HANGING != 0
+    is_break = is_blank | (code == BREAK_SIGN)
+    is_break |= (code == NEWLINE_UNLESS_HANGING) & ~hangs
     is_break |= is_newline & marks_lead
-    is_abbreviated = search.flags & WordFlags.ABBREVIATED != 0
+    is_abbreviated = line & WordFlags.ABBREVIATED != 0
     passes = (may_be_break & ~is_break) | ((code == SOFT_POINT) & is_abbreviated)
     return passes, is_break
 
 
-def _gather_evidence(evidence: Evidence, flags: jax.Array, code_and_case: jax.Array) -> Evidence:
-    """Add what a word or token tells; its flags are 0 where there is none."""
-    is_foreign = flags & WordFlags.FOREIGN != 0
+def _line_marks(code: jax.Array, is_blank: jax.Array, marks_lead: jax.Array) -> jax.Array:
+    """int32 [B]: whether the line is blank, and whether marks lead on it, behind this byte."""
+    is_newline = (code >= NEWLINE) & (code <= NEWLINE_UNLESS_HANGING)
+    is_blank = is_newline | (is_blank & (code >= BREAK_SIGN))
+    marks = jnp.where(is_blank, _LINE_IS_BLANK, 0)
+    return marks | jnp.where(marks_lead & ~is_newline, _MARKS_LEAD, 0)
+
+
+def _told(flags: jax.Array, code_and_case: jax.Array) -> jax.Array:
+    """What a word or token tells, as bits."""
     is_word = code_and_case & (CAPITALS - 1) < YES
-    unknown = (flags & WordFlags.UNKNOWN != 0) & (code_and_case >= CAPITALS)
+    is_foreign = flags & WordFlags.FOREIGN != 0
+    is_unknown = (flags & WordFlags.UNKNOWN != 0) & (code_and_case >= CAPITALS)
+    told = jnp.where(flags & WordFlags.ENGLISH != 0, _ENGLISH, 0)
+    told |= jnp.where(is_foreign, jnp.where(is_word, _FOREIGN_WORD, _FOREIGN_LETTER), 0)
+    return told | jnp.where(is_unknown | (is_foreign & is_word), _UNREAD, 0)
+
+
+def _gather_evidence(told: jax.Array) -> Evidence:
+    """Add up what the words of each text tell, uint8 [L, B]."""
+
+    def count(bit: int) -> jax.Array:
+        return jnp.sum(told & bit != 0, axis=0, dtype=jnp.int32)
+
     return Evidence(
-        english=evidence.english + 2 * (flags & WordFlags.ENGLISH != 0),
-        foreign=evidence.foreign + jnp.where(is_word, 4, 1) * is_foreign,
-        unread=evidence.unread + (unknown | (is_foreign & is_word)),
+        english=2 * count(_ENGLISH),
+        foreign=4 * count(_FOREIGN_WORD) + count(_FOREIGN_LETTER),
+        unread=count(_UNREAD),
     )
 
 

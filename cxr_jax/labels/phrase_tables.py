@@ -248,19 +248,27 @@ def _distinct_columns(table: np.ndarray) -> np.ndarray:
     return np.unique(sums, return_index=True)[1]
 
 
-def _merge_states(table: _PhraseTable) -> _PhraseTable:
-    """The same automaton without states that nothing that follows can tell apart (Moore's partition refinement).
+def equal_states(following: np.ndarray, outcomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Moore's partition refinement: the states of an automaton that nothing that follows can tell apart are one.
 
     Parts are told apart by 64-bit sums of random multiples; the result is checked, so a collision would be an error.
+
+    Args:
+        following: [S, C], the next states.
+        outcomes: [S, K], what else tells states apart.
+
+    Returns:
+        int64 [S], the part of each state, numbered by their first states; and those, int64 [parts].
     """
     random = np.random.default_rng(0)
     # Of columns that are equal one is enough.
-    columns = table.next[:, _distinct_columns(table.next)]
+    columns = following[:, _distinct_columns(following)]
     multiples = random.integers(1, 2**63, columns.shape[1] + 1, dtype=np.uint64)
     numbers = random.integers(1, 2**63, len(columns), dtype=np.uint64)  # one a part
-    # The first parts: states that find the same. Then states whose next states are in different parts are parted, too.
-    outcome = table.phrase.astype(np.int64) << 16 | table.words
-    part = np.unique(outcome, return_inverse=True)[1].reshape(-1)
+    # The first parts: states with one outcome. Then states whose next states are in different parts are parted, too.
+    weights = random.integers(1, 2**63, outcomes.shape[1], dtype=np.uint64)
+    sums = np.einsum("so,o->s", outcomes.astype(np.uint64), weights)
+    part = np.unique(sums, return_inverse=True)[1].reshape(-1)
     while True:
         sums = np.einsum("sc,c->s", numbers[part][columns], multiples[1:])
         sums += numbers[part] * multiples[0]
@@ -275,7 +283,14 @@ def _merge_states(table: _PhraseTable) -> _PhraseTable:
     number = np.empty(len(first), np.int64)
     number[order] = np.arange(len(first))
     part, first = number[finer], first[order]
-    merged = part[table.next[first]].astype(np.int16)
-    assert (merged[part] == part[table.next]).all()
-    assert (table.phrase[first][part] == table.phrase).all()
-    return _PhraseTable(merged, table.phrase[first], table.words[first])
+    assert (part[following[first]][part] == part[following]).all()
+    assert (outcomes[first][part] == outcomes).all()
+    return part, first
+
+
+def _merge_states(table: _PhraseTable) -> _PhraseTable:
+    """The same automaton with fewer states."""
+    part, first = equal_states(table.next, np.stack([table.phrase, table.words], 1))
+    return _PhraseTable(
+        part[table.next[first]].astype(np.int16), table.phrase[first], table.words[first]
+    )

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cxr_jax.labels import report_text
-from cxr_jax.labels.answer_text import extract_trace
+from cxr_jax.labels import phrase_reading, report_text
+from cxr_jax.labels.answers import extract_trace
 from cxr_jax.labels.byte_codes import code_bytes
 from cxr_jax.labels.phrase_bank import (
     FOUND_ITEM_BITS,
@@ -148,7 +148,7 @@ def _read_parts(
     place = jnp.arange(ends.shape[1])
     inside = (place >= spans[:, :1]) & (place < spans[:, 1:])
     zero = jnp.zeros(len(ends), jnp.int32)
-    truth = report_text.Truth.from_arrays(present, hedged, sides)
+    truth = phrase_reading.Truth.from_arrays(present, hedged, sides)
     part = jnp.where(inside, ends, 0).T
     return report_text.read_ends(part, Evidence(zero, zero, zero), bank, truth)
 

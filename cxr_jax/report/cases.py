@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from cxr_jax.labels.answer_text import FORMAT_PATTERN
+from cxr_jax.labels.answers import FORMAT_PATTERN
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.report.markup import muted, render, set_title
 from cxr_jax.report.records import Case

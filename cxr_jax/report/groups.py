@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from cxr_jax.labels.answer_text import extract_trace
+from cxr_jax.labels.answers import extract_trace
 from cxr_jax.labels.sentences import AGREES, CONTRADICTS, NOTHING, OPEN, Sentence
 from cxr_jax.report.cases import Mark, compare_labels
 from cxr_jax.report.group_records import SAME, Completion, Group

@@ -18,7 +18,7 @@ from cxr_jax.labels import answers, report_text
 from cxr_jax.labels.answers import Parsed, TokenBytes
 from cxr_jax.labels.automaton import Array
 from cxr_jax.labels.phrase_bank import PhraseBank
-from cxr_jax.labels.report_text import Truth, to_bits
+from cxr_jax.labels.phrase_reading import Truth, to_bits, to_mask
 from cxr_jax.labels.taxonomy import (
     BLANK_PRICE,
     CHEXPERT_14,
@@ -386,7 +386,7 @@ def modal_share(answers: Array) -> jax.Array:
     1 for a policy that always says the same.
     """
     # Each row as one number, so that equal rows are equal numbers, and neighbours once sorted.
-    codes = jnp.sort(report_text.to_mask(answers))
+    codes = jnp.sort(to_mask(answers))
     stop = jnp.searchsorted(codes, codes, side="right")
     start = jnp.searchsorted(codes, codes, side="left")
     return jnp.max(stop - start) / codes.shape[0]

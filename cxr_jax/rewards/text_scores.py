@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax.errors import UserError
-from cxr_jax.labels import report_text
+from cxr_jax.labels import phrase_reading
 from cxr_jax.labels.answers import Parsed
 from cxr_jax.labels.phrase_bank import PhraseBank, load_phrase_bank
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, find_label
@@ -89,7 +89,7 @@ def _read_for_score(
     """`read_bytes` with a solution of which no side is known."""
     # A solution names labels only: a trace is right on whichever side it says.
     no_sides = jnp.zeros((*solution.shape, 2), bool)
-    truth = report_text.Truth.from_arrays(solution, jnp.zeros_like(solution), no_sides)
+    truth = phrase_reading.Truth.from_arrays(solution, jnp.zeros_like(solution), no_sides)
     return read_bytes(stream, sizes, bank, truth)
 
 

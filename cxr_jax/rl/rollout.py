@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from cxr_jax import rewards
 from cxr_jax.config.sections import RolloutConfig
 from cxr_jax.inference import sampling
-from cxr_jax.labels import report_text
+from cxr_jax.labels import phrase_reading
 from cxr_jax.labels.answers import TokenBytes
 from cxr_jax.labels.phrase_bank import PhraseBank
 from cxr_jax.models import qwen2_5_vl as qwen
@@ -136,7 +136,7 @@ class _Rollout:
             self.table,
             (C + opened_width) * rewards.BYTES_PER_TOKEN,
             self.bank,
-            report_text.Truth.from_arrays(
+            phrase_reading.Truth.from_arrays(
                 solution & ~hedged, hedged, jnp.repeat(batch["sides"], G, axis=0), known
             ),
             None if opened is None else jnp.repeat(opened, G, axis=0),

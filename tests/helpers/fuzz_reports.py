@@ -11,7 +11,7 @@ from report_texts import SMALL as SMALL
 from report_texts import Texts
 from report_texts import draw_small as draw_small
 
-from cxr_jax.labels import CHEXPERT_14, lexicon, report_text
+from cxr_jax.labels import CHEXPERT_14, lexicon, phrase_reading, report_text
 from cxr_jax.labels.phrase_bank import load_phrase_bank
 
 BATCH, WIDTH = 256, 512  # one shape, so that one program is compiled
@@ -31,7 +31,7 @@ def draw_truth(rng: random.Random) -> dict:
     return {"present": some(share), "hedged": some(0.2), "sides": sides}
 
 
-def masks(truths: list[dict]) -> report_text.Truth:
+def masks(truths: list[dict]) -> phrase_reading.Truth:
     bit = lambda label: 1 << CHEXPERT_14.index(label)
     of = lambda labels: sum(map(bit, labels))
     side = {"right": RIGHT, "left": LEFT}
@@ -39,7 +39,7 @@ def masks(truths: list[dict]) -> report_text.Truth:
         sum(bit(label) * sum(map(side.get, s)) for label, s in t["sides"].items()) for t in truths
     ]
     rows = [of(t["present"]) for t in truths], [of(t["hedged"]) for t in truths], pairs
-    return report_text.Truth(*(np.array(x, np.int32) for x in rows))
+    return phrase_reading.Truth(*(np.array(x, np.int32) for x in rows))
 
 
 def is_false(claim, truth) -> bool:

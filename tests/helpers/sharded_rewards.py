@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cxr_jax import rewards
-from cxr_jax.labels import answers, report_text
+from cxr_jax.labels import answers, phrase_reading
 from cxr_jax.labels.phrase_bank import load_phrase_bank
 
 TEXTS = [
@@ -28,7 +28,9 @@ def main() -> None:
         row[: len(text)] = list(text.encode())
     solution = np.zeros((len(TEXTS), 14), bool)
     solution[:, 10] = True
-    truth = report_text.Truth.from_arrays(solution, ~solution, np.ones((*solution.shape, 2), bool))
+    truth = phrase_reading.Truth.from_arrays(
+        solution, ~solution, np.ones((*solution.shape, 2), bool)
+    )
 
     @jax.jit
     def terms(tokens, lengths, solution, truth):

@@ -13,8 +13,8 @@ import pytest
 
 from cxr_jax import phantom, report
 from cxr_jax.errors import UserError
-from cxr_jax.labels import lexicon, report_text, sentences
-from cxr_jax.labels.answer_text import extract_trace
+from cxr_jax.labels import lexicon, phrase_reading, sentences
+from cxr_jax.labels.answers import extract_trace
 from cxr_jax.labels.phrase_bank import load_phrase_bank
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
 from cxr_jax.phantom import report_writer as phantom_report
@@ -45,7 +45,7 @@ def whole(texts, present, hedged, sides):
     for start in range(0, len(texts), fuzz_reports.BATCH):
         part = slice(start, start + fuzz_reports.BATCH)
         traces = [extract_trace(t).encode() for t in texts[part]]
-        truth = report_text.Truth.from_arrays(present[part], hedged[part], sides[part])
+        truth = phrase_reading.Truth.from_arrays(present[part], hedged[part], sides[part])
         width = 1 << (max(map(len, traces)) - 1).bit_length()
         packed = fuzz_reports.packed(traces, len(traces), max(width, 2048))
         said.append(jax.device_get(fuzz_reports.PROGRAM(*packed, bank, truth)))
@@ -81,7 +81,7 @@ def test_the_same_on_random_texts_of_the_lexicon():
         draw = fuzz_reports.Texts(tomllib.load(file)).draw
     texts = [b"".join(draw(rng)).decode("utf-8", "replace") for _ in range(256)]
     masks = fuzz_reports.masks([fuzz_reports.draw_truth(rng) for _ in texts])
-    bits = lambda mask: np.asarray(report_text.to_bits(mask))
+    bits = lambda mask: np.asarray(phrase_reading.to_bits(mask))
     truth = (
         bits(masks.present),
         bits(masks.hedged),

@@ -15,7 +15,7 @@ from places import ROOT
 import cxr_jax.labels
 from cxr_jax import phantom, rewards
 from cxr_jax.errors import UserError
-from cxr_jax.labels import CHEXPERT_14, report_text
+from cxr_jax.labels import CHEXPERT_14, phrase_reading, report_text
 from cxr_jax.labels import answers as labels_answers
 from cxr_jax.labels.phrase_bank import load_phrase_bank
 from cxr_jax.labels.taxonomy import PARENTS
@@ -102,7 +102,7 @@ def test_terms_of_the_trace_equal_plain_python(pair):
         stream, sizes = fuzz_reports.packed(texts, ROWS, WIDTH)
         blank = [[name in truth.get("blank", ()) for name in CHEXPERT_14] for truth in truths]
         truth_masks = fuzz_reports.masks(truths)._replace(
-            blank=report_text.to_mask(np.array(blank))
+            blank=phrase_reading.to_mask(np.array(blank))
         )
         got = jax.device_get(device_terms(stream, sizes, pair.bank, truth_masks))
         for i, (text, truth) in enumerate(zip(texts, truths, strict=True)):
@@ -185,7 +185,10 @@ def test_every_sentence_of_a_perfect_trace_agrees_with_its_scene(hospital):
     bank = jax.device_put(load_phrase_bank(None, phantom.LEXICON))
     read = jax.jit(
         lambda stream, lengths, labels, sides: report_text.read_bytes(
-            stream, lengths, bank, report_text.Truth.from_arrays(labels == 1, labels == -1, sides)
+            stream,
+            lengths,
+            bank,
+            phrase_reading.Truth.from_arrays(labels == 1, labels == -1, sides),
         )
     )
     right = map_texts(read, [r.trace for r in written], labels, sides)
