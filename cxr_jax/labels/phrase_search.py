@@ -115,16 +115,20 @@ def find_phrases(
             told=jax.lax.dynamic_update_index_in_dim(search.told, told, index, 0),
         )
 
-    length, batch_size = codes.shape
-    zero = jnp.zeros(batch_size, jnp.int32)
-    ends = jnp.zeros((length + 1, batch_size), jnp.int16)
-    start = _Search(zero, zero, zero | _LINE_IS_BLANK, ends, jnp.zeros_like(codes))
     # Bytes past the longest text of the batch are many where a budget is fixed, as in RL: they are not looked at.
-    search = jax.lax.fori_loop(0, longest, read_byte, start)
+    search = jax.lax.fori_loop(0, longest, read_byte, _start_of_search(codes))
     # The end of the text is a break.
     break_class = words[NEWLINE] & CLASS_MASK
     at_end = _next_phrase(bank, search.phrase, break_class) + 1
     return search.ends.at[-1].set(at_end.astype(jnp.int16)), _gather_evidence(search.told)
+
+
+def _start_of_search(codes: jax.Array) -> _Search:
+    """What is known before the first byte of codes [L, B]."""
+    length, batch_size = codes.shape
+    zero = jnp.zeros(batch_size, jnp.int32)
+    ends = jnp.zeros((length + 1, batch_size), jnp.int16)
+    return _Search(zero, zero, zero | _LINE_IS_BLANK, ends, jnp.zeros_like(codes))
 
 
 def _next_phrase(bank: PhraseBank, phrase: jax.Array, word_class: jax.Array) -> jax.Array:
