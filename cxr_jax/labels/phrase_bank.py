@@ -246,8 +246,16 @@ def load_phrase_bank(path: str | None = None, more: str | None = None) -> Phrase
     Raises:
         UserError: for a bad lexicon; one line that names the file and the phrase.
     """
-    versions = [_file_version(file) for file in (path, more) if file]
-    return _load_version(path, more, *versions)
+    return _load_version(path, more, *_file_versions(path, more))
+
+
+def device_phrase_bank(path: str | None = None, more: str | None = None) -> PhraseBank:
+    """`load_phrase_bank` as arrays on the device, put there once: for programs that are called from the host."""
+    return _put_version(path, more, *_file_versions(path, more))
+
+
+def _file_versions(*files: str | None) -> list[tuple[int, int] | None]:
+    return [_file_version(file) for file in files if file]
 
 
 def _file_version(path: str) -> tuple[int, int] | None:
@@ -261,6 +269,11 @@ def _file_version(path: str) -> tuple[int, int] | None:
 @functools.lru_cache(16)
 def _load_version(path: str | None, more: str | None, *_versions: object) -> PhraseBank:
     return _make_phrase_bank(compile_lexicon(lexicons.load(path, more)))
+
+
+@functools.lru_cache(4)
+def _put_version(path: str | None, more: str | None, *versions: object) -> PhraseBank:
+    return jax.device_put(_load_version(path, more, *versions))
 
 
 def _make_phrase_bank(tables: Tables) -> PhraseBank:

@@ -14,7 +14,7 @@ import numpy as np
 
 from cxr_jax.labels.automaton import Array
 from cxr_jax.labels.byte_codes import code_bytes
-from cxr_jax.labels.phrase_bank import AFFIRMED, DENIED, HEDGED, PhraseBank, load_phrase_bank
+from cxr_jax.labels.phrase_bank import AFFIRMED, DENIED, HEDGED, PhraseBank, device_phrase_bank
 from cxr_jax.labels.phrase_reading import (
     LABEL_COUNT,
     Claims,
@@ -152,7 +152,7 @@ def read_reports(
     Raises:
         UserError: for a bad lexicon, or for what is no list of texts.
     """
-    bank = jax.device_put(load_phrase_bank(lexicon))
+    bank = device_phrase_bank(lexicon)
     reading = map_texts(lambda stream, lengths: _read_bytes_jitted(stream, lengths, bank), texts)
     if parents:
         reading["state"] = with_parents(reading["state"])

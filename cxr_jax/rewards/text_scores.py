@@ -10,7 +10,7 @@ import numpy as np
 from cxr_jax.errors import UserError
 from cxr_jax.labels import phrase_reading
 from cxr_jax.labels.answers import Parsed
-from cxr_jax.labels.phrase_bank import PhraseBank, load_phrase_bank
+from cxr_jax.labels.phrase_bank import PhraseBank, device_phrase_bank
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, find_label
 from cxr_jax.labels.text_batches import map_texts
 from cxr_jax.rewards.terms import MIN_LENGTH, NGRAM, read_bytes, reward_terms
@@ -58,7 +58,7 @@ def score(
 
     # The same mask serves as solution and as truth of the trace.
     mask = solution_mask(solutions)
-    bank = jax.device_put(load_phrase_bank())
+    bank = device_phrase_bank()
     parsed = map_texts(
         lambda stream, sizes, solution: _read_for_score(stream, sizes, solution, bank),
         [opened + text for text in texts] if opened else texts,
