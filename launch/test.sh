@@ -33,7 +33,7 @@ fi
 "$python" -m ruff check .
 "$python" -m scripts.style_figures --check >/dev/null || fail "the limits of docs/style.md: $python -m scripts.style_figures --check" 1
 "$python" -m mypy
-set_up_oracle || echo "warning: no .venv-oracle, so tests/end_to_end/test_parity.py is skipped; the lines above say why" >&2
+set_up_oracle || echo "warning: no .venv-oracle, so tests/end_to_end/test_parity.py and tests/models/test_qwen_tokenizer.py are skipped; the lines above say why" >&2
 code=0
 # A process a core, up to four: each takes its half of the tests in their order, so that what a file compiles is compiled
 # once, and then what is left of the others'.

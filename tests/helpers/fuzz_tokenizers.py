@@ -1,7 +1,8 @@
-"""Three tokenizers for differential tests of rewards from token ids, and rows of ids that are hard to read.
+"""Tokenizers for differential tests of rewards from token ids, and rows of ids that are hard to read.
 
 "phantom": the embedded one. "small": 700 merges whose borders cross tags, and added tokens that decode oddly.
-"qwen": Qwen2.5's in size, class, special and added tokens; its merges are made up here, as no file is at hand.
+"qwen": Qwen2.5's in size, class, special and added tokens; its merges are made up to be hard, and need no package.
+"published": Qwen2.5's own, where the package that has it is installed.
 """
 
 import functools
@@ -11,44 +12,18 @@ from typing import NamedTuple
 import fuzz_texts
 import numpy as np
 import oracle_rewards as oracle
+import qwen_tokenizer
+from qwen_tokenizer import ADDED as QWEN_ADDED
+from qwen_tokenizer import ALPHABET, spelt
+from qwen_tokenizer import BASE as QWEN_BASE
+from qwen_tokenizer import ROWS as QWEN_ROWS
 from transformers import Qwen2Tokenizer
 
 from cxr_jax.labels.answers import TokenBytes
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.weights import pretrained
 
-QWEN_BASE, QWEN_ROWS = 151_643, 151_936  # entries of the BPE; rows of the model's embedding
-QWEN_SPECIAL = (
-    "endoftext",
-    "im_start",
-    "im_end",
-    "object_ref_start",
-    "object_ref_end",
-    "box_start",
-    "box_end",
-)
-QWEN_SPECIAL += (
-    "quad_start",
-    "quad_end",
-    "vision_start",
-    "vision_end",
-    "vision_pad",
-    "image_pad",
-    "video_pad",
-)
-QWEN_ADDED = (
-    "<tool_call>",
-    "</tool_call>",
-    "<|fim_prefix|>",
-    "<|fim_middle|>",
-    "<|fim_suffix|>",
-    "<|fim_pad|>",
-)
-QWEN_ADDED += ("<|repo_name|>", "<|file_sep|>")
-_PLAIN = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
-_ALPHABET = {b: chr(b) for b in _PLAIN}
-_ALPHABET |= {b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in _PLAIN)}
-_BYTES = {c: b for b, c in _ALPHABET.items()}
+_BYTES = {c: b for b, c in ALPHABET.items()}
 
 
 class Rng:
@@ -101,13 +76,15 @@ def _subject(name: str, tokenizer, rows: int) -> Subject:
 
 @functools.cache
 def load(name: str) -> Subject:
-    """The subject "phantom", "small" or "qwen"."""
+    """The subject "phantom", "small", "qwen" or "published"."""
     if name == "phantom":
         return _subject(name, tokenizers.load(pretrained.PHANTOM), 1024)
     if name == "small":
         from completions import small_tokenizer
 
         return _subject(name, small_tokenizer(), 768)
+    if name == "published":
+        return _subject(name, tokenizers.load(str(qwen_tokenizer.folder())), QWEN_ROWS)
     if name != "qwen":
         raise ValueError(f"no tokenizer {name!r}")
     return _subject(name, qwen(), QWEN_ROWS)
@@ -118,18 +95,14 @@ def qwen() -> Qwen2Tokenizer:
     from tokenizers import AddedToken
 
     pieces, merges = qwen_merges()
-    spelt = [_spelt(p) for p in pieces]
+    spelt = [spelt(p) for p in pieces]
     vocab = {s: i for i, s in enumerate(spelt)}
-    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[(_spelt(a), _spelt(b)) for a, b in merges])
-    added = [AddedToken(f"<|{t}|>", special=True, normalized=False) for t in QWEN_SPECIAL]
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[(spelt(a), spelt(b)) for a, b in merges])
+    added = [AddedToken(t, special=True, normalized=False) for t in qwen_tokenizer.SPECIAL]
     tokenizer.add_tokens(
         added + [AddedToken(t, special=False, normalized=False) for t in QWEN_ADDED]
     )
     return tokenizer
-
-
-def _spelt(piece: bytes) -> str:
-    return "".join(_ALPHABET[b] for b in piece)
 
 
 def _meant(token: str) -> bytes:
@@ -144,7 +117,7 @@ def qwen_merges() -> tuple[list[bytes], list[tuple[bytes, bytes]]]:
     tags and cut characters, then pairs of bytes, then earlier entries joined at random.
     """
     rng = Rng("qwen")
-    pieces = [bytes([b]) for b in _ALPHABET]
+    pieces = [bytes([b]) for b in ALPHABET]
     known, merges = set(pieces), []
 
     def learn(piece: bytes) -> None:
