@@ -1,7 +1,7 @@
 """Qwen2.5-VL weights to and from Hugging Face folders, through one table, without torch.
 
 Reads single-file and sharded safetensors, in the key layout of the published weights (`visual.*`, `model.layers.*`) and
-in the nested one (`model.visual.*`, `model.language_model.*`). The mapping is a bijection or an error: a missing,
+in all others in circulation (the family's `canonical_key`). The mapping is a bijection or an error: a missing,
 unexpected or mis-shaped tensor is never passed over. Writes the published layout, which transformers and vLLM load.
 """
 
@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,15 @@ WEIGHT_TYPES = tuple(np.dtype(dtype) for dtype in (np.float32, ml_dtypes.bfloat1
 _TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 # The only two tensors whose relation depends on the config: they may be one array (tied).
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+# What trainers save although it follows from config.json: tables of the rotary positions, no weights.
+_BUFFERS = tuple(
+    f".{module}.{buffer}"
+    for module in ("rotary_emb", "rotary_pos_emb")
+    for buffer in ("inv_freq", "original_inv_freq", "cos_cached", "sin_cached")
+)
+# PEFT's names of what stands beside a weight until it is merged.
+_ADAPTER = re.compile(r"\.(lora_[A-Za-z_]+|modules_to_save|original_module)\.")
 
 # Whatever a writer of any version put beside the weights: it is carried over as bytes, so that
 # nothing is lost on the way.
@@ -169,16 +179,17 @@ def _misfits(opened: OpenFolder) -> Iterator[str]:
     # By names and shapes alone: no weight is read for a folder that does not fit.
     tensors = opened.tensors
     wanted = {tensor_rule.key: tensor_rule.shape for tensor_rule in opened.rules}
-    # `inv_freq` is a buffer of old files, not a weight.
-    stored_names = {
-        tensor_name
-        for tensor_name in tensors.stored
-        if not tensor_name.endswith("rotary_emb.inv_freq")
-    }
+    stored_names = {name for name in tensors.stored if not name.endswith(_BUFFERS)}
     if packed := quantization.packed_tensor(stored_names - wanted.keys()):
         yield (
             f"{shown(packed)} is of quantized weights, which are not read, and config.json has no "
             "quantization_config"
+        )
+        return
+    if adapter := next((name for name in sorted(stored_names) if _ADAPTER.search(name)), None):
+        yield (
+            f"{shown(adapter)} is of an adapter that is not merged into the weights; merge it, or take the base model "
+            "and the adapter's own folder (convert --adapter)"
         )
         return
     # The tied head is compared with the embedding by the caller, so here it is neither wanted nor

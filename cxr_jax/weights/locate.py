@@ -6,7 +6,7 @@ from pathlib import Path
 from cxr_jax import asset
 from cxr_jax.errors import UserError
 from cxr_jax.weights import native_folder
-from cxr_jax.weights.safetensors_file import PICKLES
+from cxr_jax.weights.safetensors_file import pickled_weights
 
 
 def find_folder(name: str | os.PathLike) -> Path:
@@ -33,10 +33,14 @@ def find_folder(name: str | os.PathLike) -> Path:
         if _is_model(folder):
             return folder
     # A folder of pickles would load elsewhere, so it is told why it does not here.
-    if any(file for pattern in PICKLES for file in path.glob(pattern)):
+    if pickled_weights(path):
         raise UserError(
             f"{name}: its weights are pickle files, which can run code when they are read; "
             "only safetensors are read"
+        )
+    if (path / "adapter_config.json").is_file():
+        raise UserError(
+            f"{name}: an adapter and no model there: merge it into its base model (cxr-jax convert from-hf --adapter)"
         )
     raise UserError(f"{name}: no model there (config.json and *.safetensors, or a run with hf/)")
 

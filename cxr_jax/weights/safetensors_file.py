@@ -35,6 +35,16 @@ NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 # What torch.save writes: code may hide in it, so such files are named and never read.
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# What trainers leave beside weights: of transformers, accelerate, DeepSpeed and FSDP.
+_TRAINER_STATES = (
+    "training_args",
+    "optimizer",
+    "scheduler",
+    "scaler",
+    "rng_state",
+    "random_states",
+)
+_ADAPTER = "adapter_model.safetensors"
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 _MAX_RANK, _MAX_DIM = (
     8,
@@ -202,17 +212,28 @@ def stored_names(folder: Path) -> set[str]:
     return set(read_header(shard.path)[0])
 
 
+def pickled_weights(folder: Path) -> list[str]:
+    """List the names of files that may be weights in torch's own format; states of a trainer are none."""
+    return [
+        file.name
+        for pattern in PICKLES
+        for file in folder.glob(pattern)
+        if not file.name.startswith(_TRAINER_STATES)
+    ]
+
+
 def _why_missing(folder: Path, single: Path) -> str:
     # The reasons that people meet, from the most likely: another format, a dead link, a lost
     # file.
-    pickles = [file.name for pattern in PICKLES for file in folder.glob(pattern)]
-    if pickles:
+    if pickles := pickled_weights(folder):
         return (
             f"{shown(min(pickles))} is a pickle file, which can run code when it is read; "
             "only safetensors are read"
         )
     if single.is_symlink():
         return f"{single.name} is a broken link"
+    if (folder / _ADAPTER).is_file():
+        return f"{single.name} is missing; {_ADAPTER} beside it is an adapter, to be given with its base model"
     return f"{INDEX if any(folder.glob('*.safetensors')) else single.name} is missing"
 
 

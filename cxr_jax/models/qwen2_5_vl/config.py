@@ -6,7 +6,7 @@ The dataclasses are frozen and hashable, so a config can be a static argument of
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from cxr_jax.errors import UserError
+from cxr_jax.errors import UserError, shown
 
 
 @dataclass(frozen=True)
@@ -132,36 +132,42 @@ def _ids(value: Any) -> tuple[int, ...]:
     return tuple(int(token) for token in (value if isinstance(value, (list, tuple)) else [value]))
 
 
+def _or_default(settings: dict[str, Any], key: str, default: Any) -> Any:
+    """A key that is null is one that is not there."""
+    return default if settings.get(key) is None else settings[key]
+
+
 def _vision_from_hf(settings: dict[str, Any]) -> VisionConfig:
     # Refused and not ignored: with another activation the same weights mean another model.
-    activation = settings.get("hidden_act", "silu")
+    activation = _or_default(settings, "hidden_act", "silu")
     if activation != "silu":
         raise UserError(
             f"config.json: vision_config.hidden_act {activation!r} is not supported (only 'silu')"
         )
 
-    def needed(key: str) -> int:
-        return int(_needed(settings, key, "vision_config."))
+    # Where a key is absent: the defaults of transformers, which saves of 4.49 to 4.51 leave out, the sizes included.
+    def value(key: str, default: Any) -> Any:
+        return _or_default(settings, key, default)
 
-    # Where a key is absent: the defaults of transformers, which published files leave out.
-    full_attention = settings.get("fullatt_block_indexes", (7, 15, 23, 31))
-    # transformers 5 writes it; older files have the default.
-    rope = settings.get("rope_parameters") or {}
+    rope = _rope(settings, "vision_config.", ("default", "axial"))
     vision = VisionConfig(
-        depth=needed("depth"),
-        hidden_size=needed("hidden_size"),
-        num_heads=needed("num_heads"),
-        intermediate_size=int(settings.get("intermediate_size", 3420)),
-        out_hidden_size=needed("out_hidden_size"),
-        fullatt_block_indexes=tuple(int(index) for index in full_attention),
+        depth=int(value("depth", 32)),
+        hidden_size=int(value("hidden_size", 3584)),
+        num_heads=int(value("num_heads", 16)),
+        intermediate_size=int(value("intermediate_size", 3420)),
+        out_hidden_size=int(value("out_hidden_size", 3584)),
+        fullatt_block_indexes=tuple(
+            int(index) for index in value("fullatt_block_indexes", (7, 15, 23, 31))
+        ),
         # Both spellings are in circulation.
-        in_channels=int(settings.get("in_channels", settings.get("in_chans", 3))),
-        patch_size=_one_int(settings.get("patch_size", 14), "patch_size"),
-        temporal_patch_size=_one_int(settings.get("temporal_patch_size", 2), "temporal_patch_size"),
-        spatial_merge_size=int(settings.get("spatial_merge_size", 2)),
-        window_size=int(settings.get("window_size", 112)),
-        tokens_per_second=int(settings.get("tokens_per_second", 4)),
-        rope_theta=float(rope.get("rope_theta", 10000.0)),
+        in_channels=int(value("in_channels", value("in_chans", 3))),
+        patch_size=_one_int(value("patch_size", 14), "patch_size"),
+        temporal_patch_size=_one_int(value("temporal_patch_size", 2), "temporal_patch_size"),
+        spatial_merge_size=int(value("spatial_merge_size", 2)),
+        window_size=int(value("window_size", 112)),
+        tokens_per_second=int(value("tokens_per_second", 4)),
+        # transformers 5 writes it; older files have the default.
+        rope_theta=float(_or_default(rope, "rope_theta", 10000.0)),
     )
     # Half of a head follows the row and half the column, in pairs.
     if vision.hidden_size % vision.num_heads or vision.head_dim % 4:
@@ -174,22 +180,74 @@ def _vision_from_hf(settings: dict[str, Any]) -> VisionConfig:
     return vision
 
 
-def _text_from_hf(settings: dict[str, Any]) -> TextConfig:
-    # ---- What this code does not compute ----
-    if settings.get("use_sliding_window"):
-        raise UserError("config.json: use_sliding_window is not supported")
-    if settings.get("hidden_act", "silu") != "silu":
-        raise UserError(
-            f"config.json: hidden_act {settings['hidden_act']!r} is not supported (only 'silu')"
-        )
-    # transformers 4 writes rope_scaling and rope_theta, transformers 5 rope_parameters.
-    rope = {**(settings.get("rope_scaling") or {}), **(settings.get("rope_parameters") or {})}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "mrope"):
-        raise UserError(
-            f"config.json: rope type {kind!r} is not supported (only 'default' and 'mrope')"
-        )
+def _rope(settings: dict[str, Any], place: str, kinds: tuple[str, ...]) -> dict[str, Any]:
+    """The rotary settings of one level: transformers 4 writes rope_scaling, transformers 5 rope_parameters.
 
+    Raises:
+        UserError: for rotations that this code does not compute, and for two accounts that differ.
+    """
+    rope: dict[str, Any] = {}
+    for section in ("rope_scaling", "rope_parameters"):
+        where = f"config.json: {place}{section}"
+        said = _or_default(settings, section, {})
+        if not isinstance(said, dict):
+            raise UserError(f"{where} is not a JSON object")
+        for key, value in said.items():
+            # Older writers say `type`, newer ones `rope_type`, some both: each must be one that is known.
+            if key in ("type", "rope_type") and value not in (None, *kinds):
+                known = " and ".join(map(repr, kinds))
+                raise UserError(
+                    f"{where}.{key}: rope type {shown(value)!r} is not supported (only {known})"
+                )
+            if isinstance(value, dict) or (key == "mrope_interleaved" and value):
+                raise UserError(f"{where}.{key} {shown(value)} is not supported")
+            if key == "partial_rotary_factor" and value not in (None, 1):
+                raise UserError(f"{where}.{key} {shown(value)} is not supported (only 1)")
+            if key in ("rope_theta", "mrope_section") and value is not None:
+                if rope.setdefault(key, value) != value:
+                    raise UserError(
+                        f"{where}.{key} is {shown(value)}, in rope_scaling {shown(rope[key])}"
+                    )
+    return rope
+
+
+def _refuse_other_arithmetic(settings: dict[str, Any], place: str) -> None:
+    """Refuse what a config may ask of the decoder and this code does not compute, by key and value."""
+
+    def refuse(key: str, only: str = "") -> None:
+        note = f" (only {only})" if only else ""
+        value = settings[key]
+        named = repr(value) if isinstance(value, str) else shown(value)
+        raise UserError(f"config.json: {place}{key} {named} is not supported{note}")
+
+    if settings.get("use_sliding_window"):
+        refuse("use_sliding_window", "false")
+    if _or_default(settings, "hidden_act", "silu") != "silu":
+        refuse("hidden_act", "'silu'")
+    for layer_type in _or_default(settings, "layer_types", ()):
+        if layer_type != "full_attention":
+            raise UserError(
+                f"config.json: {place}layer_types has {shown(layer_type)}, which is not supported "
+                "(only full_attention)"
+            )
+    # Mixtures of experts have tensors of other names; the reason is here.
+    for key in _EXPERTS:
+        if settings.get(key) not in (None, 0):
+            refuse(key, "dense models")
+
+
+_EXPERTS = (
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+)
+
+
+def _text_from_hf(settings: dict[str, Any], place: str) -> TextConfig:
+    _refuse_other_arithmetic(settings, place)
+    rope = _rope(settings, place, ("default", "mrope"))
     # ---- Sizes ----
     heads = int(_needed(settings, "num_attention_heads"))
     text = TextConfig(
@@ -201,13 +259,18 @@ def _text_from_hf(settings: dict[str, Any]) -> TextConfig:
         # Without the key every query head has a key head of its own.
         num_key_value_heads=int(settings.get("num_key_value_heads") or heads),
         mrope_section=tuple(int(size) for size in rope.get("mrope_section", (16, 24, 24))),
-        rope_theta=float(rope.get("rope_theta", settings.get("rope_theta", 1e6))),
-        rms_norm_eps=float(settings.get("rms_norm_eps", 1e-5)),
-        max_position_embeddings=int(settings.get("max_position_embeddings", 32768)),
+        rope_theta=float(rope.get("rope_theta", _or_default(settings, "rope_theta", 1e6))),
+        rms_norm_eps=float(_or_default(settings, "rms_norm_eps", 1e-5)),
+        max_position_embeddings=int(_or_default(settings, "max_position_embeddings", 32768)),
     )
     if text.hidden_size % heads or heads % text.num_key_value_heads:
         raise UserError(
             "config.json: hidden_size, num_attention_heads and num_key_value_heads do not divide"
+        )
+    if _or_default(settings, "head_dim", text.head_dim) != text.head_dim:
+        raise UserError(
+            f"config.json: {place}head_dim {shown(settings['head_dim'])} is not supported (only hidden_size / "
+            f"num_attention_heads, {text.head_dim})"
         )
     # Every frequency of a head follows one of the three axes.
     if sum(text.mrope_section) * 2 != text.head_dim:
@@ -218,15 +281,30 @@ def _text_from_hf(settings: dict[str, Any]) -> TextConfig:
     return text
 
 
+def _check_flat_beside_nested(settings: dict[str, Any], text: TextConfig) -> None:
+    """Refuse flat settings that differ from the nested ones in what shapes of weights do not show.
+
+    transformers takes the nested ones, so a change of the flat ones alone would be lost without a word.
+    """
+    _refuse_other_arithmetic(settings, "")
+    said = {**settings, **_rope(settings, "", ("default", "mrope"))}
+    for key in ("rope_theta", "rms_norm_eps", "num_attention_heads", "mrope_section"):
+        flat, nested = said.get(key), getattr(text, key)
+        if flat is not None and nested != (tuple(flat) if key == "mrope_section" else flat):
+            nested = list(nested) if key == "mrope_section" else nested
+            raise UserError(f"config.json: {key} is {shown(flat)}, in text_config {nested}")
+
+
 def _from_hf(settings: dict[str, Any]) -> Config:
     if settings.get("model_type") != Config.model_type:
         raise UserError(
             f"config.json: model_type {settings.get('model_type')!r} is not {Config.model_type!r}"
         )
-    # transformers 5 nests the decoder's settings, the published files do not.
+    # transformers 4.52 and later nest the decoder's settings, the published files do not, and some have both.
     text_settings = settings.get("text_config") or settings
     vision = _vision_from_hf(_needed(settings, "vision_config"))
-    text = _text_from_hf(text_settings)
+    text = _text_from_hf(text_settings, "" if text_settings is settings else "text_config.")
+    _check_flat_beside_nested(settings, text)
     # The tower's tokens take the place of embeddings, so both have the same width.
     if vision.out_hidden_size != text.hidden_size:
         raise UserError("config.json: vision_config.out_hidden_size differs from hidden_size")
@@ -242,8 +320,9 @@ def _from_hf(settings: dict[str, Any]) -> Config:
     return Config(
         vision=vision,
         text=text,
-        image_token_id=int(found("image_token_id", 151655)),
-        video_token_id=int(found("video_token_id", 151656)),
+        # The older name, as other families of that time have it.
+        image_token_id=int(found("image_token_id", found("image_token_index", 151655))),
+        video_token_id=int(found("video_token_id", found("video_token_index", 151656))),
         vision_start_token_id=int(found("vision_start_token_id", 151652)),
         vision_end_token_id=int(found("vision_end_token_id", 151653)),
         # The published files name no padding id; any id does under a mask, and a stop id is always in range.

@@ -126,10 +126,24 @@ def _hf_shape(model_config: Config, shape: tuple[int, ...], transform: str) -> t
     return shape[::-1] if transform == "t" else shape
 
 
+# What a version of transformers, PEFT, DDP or a compiler puts the model into: no part of a weight's name.
+_AROUND = frozenset(("base_model", "model", "language_model", "module"))
+# What wrappers put amid it: FSDP, activation checkpoints, a compiler, a LoRA module around its merged layer.
+_AMID = frozenset(("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod", "base_layer"))
+_DECODER = frozenset(("embed_tokens", "layers", "norm", "rotary_emb"))
+
+
 def canonical_key(key: str) -> str:
-    """Turn a key of either layout into that of the published layout."""
-    # The published layout comes out as it went in.
-    for nested, flat in (("model.visual.", "visual."), ("model.language_model.", "model.")):
-        if key.startswith(nested):
-            return flat + key[len(nested) :]
-    return key
+    """Turn a key of any layout in circulation into that of the published layout; others stay as they are.
+
+    In circulation are `model.layers.*` and `visual.*` (published), `model.language_model.layers.*` and
+    `model.visual.*` (transformers 4.52 and later), `language_model.model.layers.*`, the bare `language_model.layers.*`,
+    each of them also as `base_model.model.*` and the like.
+    """
+    parts = [part for part in key.split(".") if part not in _AMID]
+    while len(parts) > 1 and parts[0] in _AROUND:
+        del parts[0]
+    # The published layout has the decoder in `model`, and the tower and the head beside it.
+    if parts[0] in _DECODER:
+        return ".".join(["model", *parts])
+    return ".".join(parts) if parts[0] in ("visual", "lm_head") else key
