@@ -260,6 +260,26 @@ def test_descendant_of_any_form_of_config_is_the_same_model(tmp_path, form, case
     check_same(write(tmp_path / "model", changed, arrays), case)
 
 
+def test_forms_of_config_mean_to_transformers_what_they_mean_here():
+    """But for nulls, which its strict classes refuse, and lists, which it keeps."""
+    from transformers import Qwen2_5_VLConfig
+
+    for form in FORMS.keys() - {"null in_channels", "nulls", "patch sizes as lists"}:
+        config = FORMS[form](parts_of("ragged")[0])
+        ours = Config.from_hf(copy.deepcopy(config))
+        theirs = Qwen2_5_VLConfig.from_dict(config)
+        rope = theirs.text_config.rope_parameters
+        assert rope["rope_type"] in ("default", None), form
+        for part, same in ((ours.text, theirs.text_config), (ours.vision, theirs.vision_config)):
+            read = {name: getattr(part, name) for name in vars(part)}
+            told = {name: getattr(same, name, None) for name in read}
+            told["rope_theta"] = same.rope_parameters["rope_theta"]
+            told["mrope_section"] = rope.get("mrope_section")
+            for name, value in read.items():
+                assert np.array_equal(told[name], value), (form, name)
+        assert theirs.tie_word_embeddings == ours.tie_word_embeddings
+
+
 @pytest.mark.parametrize("model_config", [QWEN2_5_VL_3B, QWEN2_5_VL_7B])
 def test_sizes_of_the_tower_that_saves_of_4_49_leave_out(model_config):
     """transformers 4.49 to 4.51 save of vision_config what differs from its class: not even the depth."""
