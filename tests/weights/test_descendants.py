@@ -344,6 +344,14 @@ UNSUPPORTED = {
     ),
     "rope no object": (at("rope_scaling", value=[1]), "rope_scaling is not a JSON object"),
     "two sections": (at("rope_parameters", value={"mrope_section": [8, 0, 0]}), "mrope_section is"),
+    "two bases": (
+        at("rope_parameters", value={"rope_theta": 5e6}),
+        "rope_theta is 5000000.0, and 1000000.0",
+    ),
+    "part of a head, older place": (
+        at("partial_rotary_factor", value=0.5),
+        "partial_rotary_factor 0.5",
+    ),
     "tower's rope": (
         at("vision_config", "rope_parameters", value=PARAMETERS),
         r"vision_config\.rope_par.*'yarn'",

@@ -142,7 +142,7 @@ def _vision_from_hf(settings: dict[str, Any]) -> VisionConfig:
     activation = _or_default(settings, "hidden_act", "silu")
     if activation != "silu":
         raise UserError(
-            f"config.json: vision_config.hidden_act {activation!r} is not supported (only 'silu')"
+            f"config.json: vision_config.hidden_act {shown(activation)!r} is not supported (only 'silu')"
         )
 
     # Where a key is absent: the defaults of transformers, which saves of 4.49 to 4.51 leave out, the sizes included.
@@ -167,7 +167,7 @@ def _vision_from_hf(settings: dict[str, Any]) -> VisionConfig:
         window_size=int(value("window_size", 112)),
         tokens_per_second=int(value("tokens_per_second", 4)),
         # transformers 5 writes it; older files have the default.
-        rope_theta=float(_or_default(rope, "rope_theta", 10000.0)),
+        rope_theta=float(rope.get("rope_theta", 10000.0)),
     )
     # Half of a head follows the row and half the column, in pairs.
     if vision.hidden_size % vision.num_heads or vision.head_dim % 4:
@@ -187,6 +187,8 @@ def _rope(settings: dict[str, Any], place: str, kinds: tuple[str, ...]) -> dict[
         UserError: for rotations that this code does not compute, and for two accounts that differ.
     """
     rope: dict[str, Any] = {}
+    if settings.get("rope_theta") is not None:
+        rope["rope_theta"] = settings["rope_theta"]
     for section in ("rope_scaling", "rope_parameters"):
         where = f"config.json: {place}{section}"
         said = _or_default(settings, section, {})
@@ -205,10 +207,21 @@ def _rope(settings: dict[str, Any], place: str, kinds: tuple[str, ...]) -> dict[
                 raise UserError(f"{where}.{key} {shown(value)} is not supported (only 1)")
             if key in ("rope_theta", "mrope_section") and value is not None:
                 if rope.setdefault(key, value) != value:
+                    other = shown(rope[key])
                     raise UserError(
-                        f"{where}.{key} is {shown(value)}, in rope_scaling {shown(rope[key])}"
+                        f"{where}.{key} is {shown(value)}, and {other} in another place"
                     )
     return rope
+
+
+# Mixtures of experts have tensors of other names; these keys say why.
+_EXPERTS = (
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+)
 
 
 def _refuse_other_arithmetic(settings: dict[str, Any], place: str) -> None:
@@ -217,7 +230,7 @@ def _refuse_other_arithmetic(settings: dict[str, Any], place: str) -> None:
     def refuse(key: str, only: str = "") -> None:
         note = f" (only {only})" if only else ""
         value = settings[key]
-        named = repr(value) if isinstance(value, str) else shown(value)
+        named = repr(shown(value)) if isinstance(value, str) else shown(value)
         raise UserError(f"config.json: {place}{key} {named} is not supported{note}")
 
     if settings.get("use_sliding_window"):
@@ -230,19 +243,11 @@ def _refuse_other_arithmetic(settings: dict[str, Any], place: str) -> None:
                 f"config.json: {place}layer_types has {shown(layer_type)}, which is not supported "
                 "(only full_attention)"
             )
-    # Mixtures of experts have tensors of other names; the reason is here.
+    if settings.get("partial_rotary_factor") not in (None, 1):
+        refuse("partial_rotary_factor", "1")
     for key in _EXPERTS:
         if settings.get(key) not in (None, 0):
             refuse(key, "dense models")
-
-
-_EXPERTS = (
-    "num_experts",
-    "num_local_experts",
-    "n_routed_experts",
-    "num_experts_per_tok",
-    "moe_intermediate_size",
-)
 
 
 def _text_from_hf(settings: dict[str, Any], place: str) -> TextConfig:
@@ -259,7 +264,7 @@ def _text_from_hf(settings: dict[str, Any], place: str) -> TextConfig:
         # Without the key every query head has a key head of its own.
         num_key_value_heads=int(settings.get("num_key_value_heads") or heads),
         mrope_section=tuple(int(size) for size in rope.get("mrope_section", (16, 24, 24))),
-        rope_theta=float(rope.get("rope_theta", _or_default(settings, "rope_theta", 1e6))),
+        rope_theta=float(rope.get("rope_theta", 1e6)),
         rms_norm_eps=float(_or_default(settings, "rms_norm_eps", 1e-5)),
         max_position_embeddings=int(_or_default(settings, "max_position_embeddings", 32768)),
     )
