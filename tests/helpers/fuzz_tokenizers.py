@@ -95,8 +95,8 @@ def qwen() -> Qwen2Tokenizer:
     from tokenizers import AddedToken
 
     pieces, merges = qwen_merges()
-    spelt = [spelt(p) for p in pieces]
-    vocab = {s: i for i, s in enumerate(spelt)}
+    words = [spelt(p) for p in pieces]
+    vocab = {s: i for i, s in enumerate(words)}
     tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[(spelt(a), spelt(b)) for a, b in merges])
     added = [AddedToken(t, special=True, normalized=False) for t in qwen_tokenizer.SPECIAL]
     tokenizer.add_tokens(
