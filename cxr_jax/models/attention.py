@@ -213,6 +213,15 @@ def _attend_before(queries: jax.Array, seen: KeysAndValues, biases: tuple, first
     return _softmax_attention(queries, *seen, jnp.where(is_before, biases[0], NEG))
 
 
+def _attend_own_part(
+    queries: jax.Array, seen: KeysAndValues, biases: tuple, first: Any
+) -> jax.Array:
+    """Attention to keys of the query's own part; the parts [B, 1, 1, T, 1] and [B, 1, 1, 1, S] stand for biases."""
+    del first
+    query_parts, key_parts = biases
+    return _softmax_attention(queries, *seen, key_bias(query_parts == key_parts))
+
+
 def attention(
     queries: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array | None = None
 ) -> jax.Array:
@@ -237,13 +246,31 @@ def causal_attention(mask: Array) -> Callable[[jax.Array, jax.Array, jax.Array],
     """
     # Made once for all layers, but for long sequences, whose bias would be as large as a head's scores.
     if mask.shape[1] <= ALL_AT_ONCE_UP_TO:
-        return functools.partial(_attention, _attend_all, bias=causal_bias(mask))
-    bias = key_bias(mask)[:, None, None, None]
-    return functools.partial(_attention, _attend_before, bias=bias)
+        attend, bias = _attend_all, causal_bias(mask)
+    else:
+        attend, bias = _attend_before, key_bias(mask)[:, None, None, None]
+
+    def attend_causally(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+        return _attention(attend, queries, keys, values, bias)
+
+    return attend_causally
+
+
+def part_attention(
+    parts: jax.Array, queries: jax.Array, keys: jax.Array, values: jax.Array
+) -> jax.Array:
+    """Compute `attention` within each part of a sequence: parts int [B, T], of queries and keys alike."""
+    # Compared block by block: a bias made once would be as large as a head's scores.
+    query_parts, key_parts = parts[:, None, None, :, None], parts[:, None, None, None, :]
+    return _attention(_attend_own_part, queries, keys, values, query_parts, key_parts)
 
 
 def _attention(
-    attend: _Attend, queries: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array | None
+    attend: _Attend,
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    *biases: jax.Array | None,
 ) -> jax.Array:
     B, T, H, d = queries.shape
     S, K = keys.shape[1:3]
@@ -251,7 +278,7 @@ def _attention(
     # Query heads of a key head side by side: [B, K, G, T, d].
     grouped = (queries * d**-0.5).reshape(B, T, K, G, d).transpose(0, 2, 3, 1, 4)
     seen = keys.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3)
-    output = _attend_in_blocks(attend, query_block(B * H, T, S), grouped, seen, (bias,))
+    output = _attend_in_blocks(attend, query_block(B * H, T, S), grouped, seen, biases)
     return output.transpose(0, 3, 1, 2, 4).reshape(B, T, H, d)
 
 

@@ -3,6 +3,7 @@
 All images of a call share one static grid, so the code is dense: patches are put in window order once, by a
 static permutation. Windows come in at most four shapes (interior, right edge, bottom edge, corner); windows
 of a shape are adjacent, so window attention is one batched product a shape, with neither padding nor mask.
+Images of several sizes in one call are `vision_packed`'s.
 """
 
 import functools
@@ -16,7 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from cxr_jax.errors import UserError
-from cxr_jax.models.attention import ALL_AT_ONCE_UP_TO, attention
+from cxr_jax.models.attention import ALL_AT_ONCE_UP_TO, attention, part_attention
 from cxr_jax.models.layers import (
     MLP,
     Linear,
@@ -65,9 +66,18 @@ class Attention(nnx.Module):
         self.heads = model_config.num_heads
 
     def __call__(
-        self, hidden: jax.Array, cosines: Array, sines: Array, segments: Segments
+        self,
+        hidden: jax.Array,
+        cosines: Array,
+        sines: Array,
+        segments: Segments,
+        parts: jax.Array | None = None,
     ) -> jax.Array:
-        """Compute what attention adds to hidden [N, P, D]."""
+        """Compute what attention adds to hidden [N, P, D].
+
+        Args:
+            parts: int [N, P] or None: within a window, a patch sees those of its own part only.
+        """
         N, P, D = hidden.shape
         queries, keys, values = (
             projected.reshape(N, P, self.heads, -1)
@@ -83,7 +93,12 @@ class Attention(nnx.Module):
                 projected[:, segment].reshape(N * windows, size, self.heads, -1)
                 for projected in (queries, keys, values)
             ]
-            outputs.append(attention(*windowed).reshape(N, windows * size, D))
+            if parts is None:
+                output = attention(*windowed)
+            else:
+                windowed_parts = parts[:, segment].reshape(N * windows, size)
+                output = part_attention(windowed_parts, *windowed)
+            outputs.append(output.reshape(N, windows * size, D))
             segment_start += windows * size
         return self.proj(jnp.concatenate(outputs, 1) if len(outputs) > 1 else outputs[0])
 
@@ -105,10 +120,15 @@ class Block(nnx.Module):
         )
 
     def __call__(
-        self, hidden: jax.Array, cosines: Array, sines: Array, segments: Segments
+        self,
+        hidden: jax.Array,
+        cosines: Array,
+        sines: Array,
+        segments: Segments,
+        parts: jax.Array | None = None,
     ) -> jax.Array:
-        """Compute hidden [N, P, D] after the layer."""
-        hidden = hidden + self.attn(self.norm1(hidden), cosines, sines, segments)
+        """Compute hidden [N, P, D] after the layer; parts: see `Attention`."""
+        hidden = hidden + self.attn(self.norm1(hidden), cosines, sines, segments, parts)
         return hidden + self.mlp(self.norm2(hidden))
 
 
@@ -143,7 +163,7 @@ class WindowPlan(NamedTuple):
     segments: Segments
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=4096)
 def window_plan(model_config: VisionConfig, rows: int, columns: int) -> WindowPlan:
     """Plan the windows of one frame of rows x columns patches: those of the reference's window index."""
     merge_size = model_config.spatial_merge_size
@@ -245,7 +265,7 @@ def _stretches(kinds: tuple[bool, ...]) -> list[_Stretch]:
 _Layer = Callable[[Tree, jax.Array], tuple[jax.Array, None]]
 
 
-def _run_blocks(
+def run_blocks(
     layers: Mapping[bool, _Layer],
     kinds: tuple[bool, ...],
     stacked: Tree,
@@ -363,7 +383,7 @@ def forward(
     }
     full_blocks = model_config.fullatt_block_indexes
     kinds = tuple(index in full_blocks for index in range(model_config.depth))
-    hidden = _run_blocks(layers, kinds, params["blocks"], hidden, remat)
+    hidden = run_blocks(layers, kinds, params["blocks"], hidden, remat)
 
     # ---- Tokens, back in reading order ----
     tokens = apply(graph(Merger, model_config), params["merger"], hidden)

@@ -1,0 +1,119 @@
+"""The vision tower on packed images: one compiled program for images of all sizes, which are data (`packing`)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from cxr_jax.errors import UserError
+from cxr_jax.models.layers import apply, graph
+from cxr_jax.models.qwen2_5_vl import rope
+from cxr_jax.models.qwen2_5_vl.config import VisionConfig
+from cxr_jax.models.qwen2_5_vl.packing import Packing, window_patches
+from cxr_jax.models.qwen2_5_vl.vision import Block, Merger, PatchEmbed, Segments, run_blocks
+from cxr_jax.runtime.trees import Array, Tree
+
+
+@jax.custom_vjp
+def _permute(array: jax.Array, order: Array, inverse: Array) -> jax.Array:
+    """array[r, order[r]] for a permutation a row: its gradient is a gather too, not a slow scatter."""
+    return jnp.take_along_axis(array, jnp.asarray(order)[..., None], axis=1, mode="clip")
+
+
+def _permute_fwd(array: jax.Array, order: Array, inverse: Array) -> tuple[jax.Array, tuple]:
+    return _permute(array, order, inverse), (order, inverse)
+
+
+def _permute_bwd(saved: tuple, gradient: jax.Array) -> tuple:
+    order, inverse = saved
+    return _permute(gradient, inverse, order), None, None
+
+
+_permute.defvjp(_permute_fwd, _permute_bwd)
+
+
+def _cos_sin(model_config: VisionConfig, places: Array) -> tuple[jax.Array, jax.Array]:
+    """cos, sin float32 [R, P, 1, head_dim / 2] for the rows and columns of units, int [R, U, 2]."""
+    R, U, _ = places.shape
+    merge_size = model_config.spatial_merge_size
+    # Row and column of each patch in its unit, in the processor's order.
+    in_unit = np.stack(np.divmod(np.arange(model_config.merge_unit), merge_size), -1)
+    patches = places[:, :, None] * merge_size + in_unit  # [R, U, patches of a unit, 2]
+    # Half of the head follows the row, the other half the column (`rope.vision_angles`).
+    frequency = rope.frequencies(model_config.rope_theta, model_config.head_dim // 2)
+    angles = patches[..., None].astype(jnp.float32) * frequency
+    angles = angles.reshape(R, U * model_config.merge_unit, 1, -1)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def _seen(model_config: VisionConfig, packing: Packing) -> dict[bool, tuple[Segments, jax.Array]]:
+    """What patches of full blocks (True) and of the others see: static segments, and parts int32 [R, P] of them."""
+    # Padding is a part of its own, so that no query is without keys.
+    images, windows = (
+        jnp.repeat(jnp.asarray(part), model_config.merge_unit, axis=1)
+        for part in (packing.images, packing.windows)
+    )
+    P, bin_size = images.shape[1], window_patches(model_config)
+    bins = ((P // bin_size, bin_size), (1, P % bin_size))
+    return {True: (((1, P),), images), False: (tuple(pair for pair in bins if all(pair)), windows)}
+
+
+def forward(
+    params: Tree,
+    model_config: VisionConfig,
+    pixels: Array,
+    packing: Packing,
+    *,
+    remat: str = "none",
+    dtype: DTypeLike = jnp.float32,
+) -> jax.Array:
+    """Run the tower on rows of packed images; none attends to another, nor to padding.
+
+    Args:
+        pixels: [R, P, patch_dim] in reading order; what padding holds does not matter.
+        packing: arrays of `packing.pack`.
+
+    Returns:
+        Image tokens [R, P/4, out] in reading order, 0 at padding.
+
+    Raises:
+        UserError: for a packing of another size.
+    """
+    R, P, _ = pixels.shape
+    merge_unit = model_config.merge_unit
+    U = P // merge_unit
+    packing = Packing(*(jnp.asarray(array) for array in packing))
+    if packing.order.shape != (R, U) or P % merge_unit:
+        raise UserError(
+            f"packed pixels of {R} x {P} patches do not fit a packing of {packing.order.shape} units"
+        )
+    is_image = packing.images[..., None] > 0  # [R, U, 1]
+
+    # ---- Patches go into slots, those of padding as zeros: a NaN there would reach the kernel's gradient ----
+    units = _permute(pixels.astype(dtype).reshape(R, U, -1), packing.order, packing.inverse)
+    units = jnp.where(is_image, units, 0)
+    embed = graph(PatchEmbed, model_config)
+    hidden = apply(embed, params["patch_embed"], units.reshape(R, P, -1))
+    cosines, sines = _cos_sin(model_config, packing.places)
+
+    # ---- Blocks ----
+    block = graph(Block, model_config)
+
+    def layer(
+        segments: Segments, parts: jax.Array, layer_params: Tree, hidden: jax.Array
+    ) -> tuple[jax.Array, None]:
+        return apply(block, layer_params, hidden, cosines, sines, segments, parts), None
+
+    layers = {
+        is_full: functools.partial(layer, *seen)
+        for is_full, seen in _seen(model_config, packing).items()
+    }
+    full_blocks = model_config.fullatt_block_indexes
+    kinds = tuple(index in full_blocks for index in range(model_config.depth))
+    hidden = run_blocks(layers, kinds, params["blocks"], hidden, remat)
+
+    # ---- Tokens, back in reading order ----
+    tokens = apply(graph(Merger, model_config), params["merger"], hidden)
+    return _permute(jnp.where(is_image, tokens, 0), packing.inverse, packing.order)
