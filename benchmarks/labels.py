@@ -33,11 +33,11 @@ medians of 5 rounds, reports/s:
     BERT-base                          14.5                2.02
     reports that regex reads alike     95 %                80 %
 
-Since 2026-11-29 fields, lines, marks and languages are read, too, and the figures above are those of the parser before. On
-that day, in turn on one idle machine (3 rounds, --no_peer), before / after: 320 characters: tokens, 2 threads 218,320 /
-205,945 (0.94), bytes 288,148 / 284,581 (0.99); 2,048 characters: tokens 30,896 / 29,932 (0.97), bytes 34,827 / 42,835
-(1.23), strings 19,913 / 21,964 (1.10). Strings of 320 characters, 40 calls of 4,096 each in turn, the tables on the device:
-126,064 / 130,144 (1.03).
+Since 2026-11-29 fields, lines, marks and languages are read, too, and the figures above are those of the parser before.
+On that day, in turn on one idle machine (3 rounds, --no_peer), before / after: 320 characters: tokens, 2 threads
+218,320 / 205,945 (0.94), bytes 288,148 / 284,581 (0.99); 2,048 characters: tokens 30,896 / 29,932 (0.97), bytes
+34,827 / 42,835 (1.23), strings 19,913 / 21,964 (1.10). Strings of 320 characters, 40 calls of 4,096 each in turn, the
+tables on the device: 126,064 / 130,144 (1.03).
 
 So from token ids 55 and 50 times the regex labeler on the same two cores, 15,342 and 15,728 times BERT-base; and 2.8
 and 2.2 times the same rules in plain Python, whose reader walks a trie of words with remembered states.
