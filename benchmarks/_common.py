@@ -183,11 +183,11 @@ def random_params(model_config, dtype):
     import jax
     import numpy as np
 
-    from cxr_jax.models import qwen2_5_vl
+    from cxr_jax.models import network
 
     @functools.partial(jax.jit, static_argnames="dtype")
     def make(key, dtype):
-        fresh = qwen2_5_vl.init_params(model_config, key)
+        fresh = network.init_params(model_config, key)
         params = jax.tree.map(lambda leaf: leaf.astype(dtype), fresh)
         table = params["text"]["embed"]
         table["embedding"] = table["embedding"].at[np.array(model_config.media_token_ids)].set(0)

@@ -71,7 +71,7 @@ class Ours:
         from cxr_jax.labels import answers
         from cxr_jax.labels.phrase_bank import load_phrase_bank
         from cxr_jax.metrics import progress
-        from cxr_jax.models import qwen2_5_vl
+        from cxr_jax.models import network
         from cxr_jax.models import tokenizer as tokenizers
         from cxr_jax.rl.learner import make_learn
         from cxr_jax.rl.rollout import make_rollout, rollout_metrics
@@ -112,13 +112,13 @@ class Ours:
         special = {**ids, "stop": (-1,), "suppress": tuple(self.suppress)}
         if not args.side:  # the shipped step all the same, of no image
             grid, D = (1, 2, 2), self.model_config.text.hidden_size
-            qwen2_5_vl.vision = lambda params, model_config, pixels, grid, **kw: jnp.zeros(
+            network.vision = lambda params, model_config, pixels, grid, **kw: jnp.zeros(
                 (len(pixels), 1, D), kw["dtype"]
             )
         else:
             grid = self.grid
         params = {"model": common.random_params(self.model_config, jnp.dtype(args.dtype))}
-        self.count = qwen2_5_vl.count(params["model"])
+        self.count = network.count(params["model"])
         settings = self.settings
         self.trainable = Trainable.create(
             settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype
@@ -157,7 +157,7 @@ class Ours:
         """The batch of `rl.make_batch_fn`, all prompts of one text, each with an image of its own."""
         from cxr_jax.data import prompts as data_prompts
         from cxr_jax.inference import prompts as inference_prompts
-        from cxr_jax.models import qwen2_5_vl
+        from cxr_jax.models import network
 
         n, side, rng = self.args.prompts, self.args.side, np.random.default_rng(0)
         self.grid = (
@@ -188,7 +188,7 @@ class Ours:
             "prompts": {
                 "ids": ids,
                 "lengths": np.full(n, self.prompt, np.int32),
-                "positions": qwen2_5_vl.positions(self.model_config, both, self.grid),
+                "positions": network.positions(self.model_config, both, self.grid),
             },
         }
 
@@ -303,7 +303,7 @@ class Ours:
         from cxr_jax import rewards
         from cxr_jax.inference import sampling
         from cxr_jax.labels import phrase_reading
-        from cxr_jax.models import qwen2_5_vl as qwen
+        from cxr_jax.models import network
         from cxr_jax.models.qwen2_5_vl.patches import patchify
         from cxr_jax.training import log_probs, optimizer
         from cxr_jax.training import losses as training_losses
@@ -314,7 +314,7 @@ class Ours:
         params = jax.jit(lambda train, frozen: self.trainable.merge(train, frozen)["model"])(
             self.state["params"], self.frozen
         )
-        see = lambda params: qwen.vision(
+        see = lambda params: network.vision(
             params,
             model_config,
             patchify(batch["image"]),

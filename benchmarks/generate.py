@@ -53,7 +53,7 @@ class Ours:
         import jax.numpy as jnp
 
         from cxr_jax.inference.model import Model
-        from cxr_jax.models import qwen2_5_vl
+        from cxr_jax.models import network
         from cxr_jax.weights import pretrained
 
         model_config = common.config(args.shape)
@@ -65,8 +65,8 @@ class Ours:
         )
         self.model.special = {"stop": NEVER, "suppress": model_config.media_token_ids}
         self.inputs = common.prompts(self.model, max(args.batch))
-        self.positions = qwen2_5_vl.positions(model_config, self.inputs["ids"], self.inputs["grid"])
-        self.count = qwen2_5_vl.count(self.model.params)
+        self.positions = network.positions(model_config, self.inputs["ids"], self.inputs["grid"])
+        self.count = network.count(self.model.params)
 
     def facts(self) -> dict:
         return {**common.facts(), "parameters": f"{self.count:,}"}

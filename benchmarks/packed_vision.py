@@ -22,8 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax.errors import UserError
-from cxr_jax.models.qwen2_5_vl import packing, patches, tower, vision_packed
-from cxr_jax.models.qwen2_5_vl.config import VisionConfig
+from cxr_jax.models.network import packing, tower, tower_packed
+from cxr_jax.models.network.config import VisionConfig
+from cxr_jax.models.qwen2_5_vl import patches
 
 FILMS = ((2544, 3056), (2500, 2048), (2828, 2320), (390, 320), (2022, 2022))  # pixels, h x w
 SQUARE = (1, 34, 34)
@@ -104,7 +105,7 @@ def main() -> None:
     settings = {"remat": options.remat, "dtype": options.dtype}
 
     def encode_packed(params: dict, pixels: jax.Array, packed: packing.Packing) -> jax.Array:
-        return vision_packed.forward(params, model_config, pixels, packed, **settings)
+        return tower_packed.forward(params, model_config, pixels, packed, **settings)
 
     def encode_squares(params: dict, pixels: jax.Array) -> jax.Array:
         return tower.forward(params, model_config, pixels, SQUARE, **settings)

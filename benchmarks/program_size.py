@@ -30,7 +30,7 @@ from absl import app, flags
 
 from cxr_jax.config import command_line, schema
 from cxr_jax.config.sections import RunConfig
-from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models import network
 from cxr_jax.planning import programs
 from cxr_jax.runtime.trees import Tree
 
@@ -52,7 +52,7 @@ def tower_steps(settings: RunConfig, shapes: programs.Shapes) -> list[Callable]:
     """The tower alone: forward, and with its gradient."""
 
     def encode(params: Tree, pixels: jax.Array) -> jax.Array:
-        return qwen.vision(
+        return network.vision(
             params,
             shapes.model_config,
             pixels,

@@ -75,7 +75,7 @@ class Ours:
 
         from cxr_jax.config.sections import OptimizerConfig
         from cxr_jax.inference.model import Model
-        from cxr_jax.models import qwen2_5_vl
+        from cxr_jax.models import network
         from cxr_jax.sft import step as sft_step
         from cxr_jax.training.optimizer import init_state, make_optimizer
         from cxr_jax.training.trainable import Trainable
@@ -83,7 +83,7 @@ class Ours:
 
         self.config, self.dtype = common.config(args.shape), jnp.dtype(args.dtype)
         params = common.random_params(self.config, self.dtype)
-        self.count = qwen2_5_vl.count(params)
+        self.count = network.count(params)
         x = self.inputs = common.prompts(
             Model(self.config, {}, folder=pretrained.PHANTOM, dtype=args.dtype), args.batch
         )
@@ -99,7 +99,7 @@ class Ours:
                 "prompts": {
                     "ids": x["ids"],
                     "lengths": np.full(args.batch, common.PROMPT, np.int32),
-                    "positions": qwen2_5_vl.positions(self.config, both, x["grid"]),
+                    "positions": network.positions(self.config, both, x["grid"]),
                 },
             }
         )

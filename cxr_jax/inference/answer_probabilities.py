@@ -13,10 +13,10 @@ from cxr_jax.errors import UserError
 from cxr_jax.inference import sampling
 from cxr_jax.inference.constrained import Constraint
 from cxr_jax.inference.constrained import State as RuleState
-from cxr_jax.models import qwen2_5_vl
+from cxr_jax.models import network
 from cxr_jax.models.attention import NEG
-from cxr_jax.models.qwen2_5_vl import decoder
-from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.models.network import decoder
+from cxr_jax.models.network.config import Config
 from cxr_jax.runtime.trees import Array, Tree
 
 # ---- What goes in ------------------------------------------------------------------------------------------
@@ -81,7 +81,7 @@ def finding_probabilities(
         prompts.image_features,
     )
     computed = sampling.prefill(params, model_config, batch, dtype=settings.dtype)
-    ends = PromptEnds(computed, lengths, qwen2_5_vl.next_positions(batch.positions, lengths))
+    ends = PromptEnds(computed, lengths, network.next_positions(batch.positions, lengths))
     return probabilities_after(params, model_config, ends, traces, constraint, settings, keys=keys)
 
 
@@ -241,7 +241,7 @@ class _Tree:
     def _children(self, branches: _Branches) -> _Children:
         """Weigh every allowed token after every open branch."""
         row_count = len(self.random_keys)
-        logits = qwen2_5_vl.unembed(self.params, self.model_config, branches.hidden)
+        logits = network.unembed(self.params, self.model_config, branches.hidden)
         # Only tokens that the rules know after this place: far fewer than V.
         options = jnp.asarray(self.constraint.options)[branches.rules.at]
         classes = jnp.asarray(self.constraint.classes)[options]
@@ -296,7 +296,7 @@ class _Tree:
         rules = RuleState(
             of_chosen(children.places), of_chosen(children.named), branches.rules.left - 1
         )
-        embedded = qwen2_5_vl.embed(
+        embedded = network.embed(
             self.params,
             self.model_config,
             of_chosen(children.options)[:, None],
@@ -381,7 +381,7 @@ def _read(
         tokens: Array, first: jax.Array, count: jax.Array, keys: list, used_slots: Array
     ) -> tuple:
         positions = first[:, None] + jnp.arange(tokens.shape[1])
-        embedded = qwen2_5_vl.embed(params, model_config, tokens, dtype=dtype)
+        embedded = network.embed(params, model_config, tokens, dtype=dtype)
         return decoder.extend(
             params["text"],
             model_config.text,

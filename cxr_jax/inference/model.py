@@ -30,9 +30,9 @@ from cxr_jax.inference.requests import (
     check_room,
     pair_up,
 )
-from cxr_jax.models import qwen2_5_vl, registry
+from cxr_jax.models import network, registry
 from cxr_jax.models.layers import UNROLL_UP_TO
-from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.models.network.config import Config
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime.trees import Array, Tree
 from cxr_jax.weights import hf_folder, native_folder, peft_folder
@@ -46,7 +46,7 @@ def encode_images(
     params: Tree, model_config: Config, pixels: Array, grid: tuple[int, int, int], dtype: DTypeLike
 ) -> jax.Array:
     """Run the vision tower, compiled, on images of one grid: [N, P, patch_dim] -> [N, I, D]."""
-    return qwen2_5_vl.vision(params, model_config, pixels, grid, dtype=dtype)
+    return network.vision(params, model_config, pixels, grid, dtype=dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("model_config", "dtype"))
@@ -59,10 +59,10 @@ def _logits(
     features: Array | None,
     dtype: DTypeLike,
 ) -> jax.Array:
-    hidden = qwen2_5_vl.hidden_states(
+    hidden = network.hidden_states(
         params, model_config, input_ids, mask, positions, features=features, dtype=dtype
     )
-    return qwen2_5_vl.unembed(params, model_config, hidden)
+    return network.unembed(params, model_config, hidden)
 
 
 class Model:
@@ -246,7 +246,7 @@ class Model:
         if image_grid_thw is not None and len(image_grid_thw):
             grids = np.asarray(image_grid_thw)
         check_ids(ids, mask, self.config)
-        positions = qwen2_5_vl.positions(self.config, ids, grids, mask)
+        positions = network.positions(self.config, ids, grids, mask)
         features = [] if grids is None else self.image_features(pixel_values, grids)
         # Padding must not count as an image token.
         placed = self._place(np.where(mask, ids, self.config.pad_token_id), features)

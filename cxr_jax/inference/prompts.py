@@ -15,9 +15,8 @@ import numpy as np
 
 from cxr_jax.data import prompts as data_prompts
 from cxr_jax.errors import UserError
-from cxr_jax.models import chat_template, plain_text
-from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.models import chat_template, network, plain_text
+from cxr_jax.models.network.config import Config
 from cxr_jax.models.tokenizer import FORMAT_TAGS, IMAGE_PAD, Tokenizer
 
 ROLES = ("system", "user", "assistant")
@@ -272,7 +271,7 @@ class Prompts:
             row = np.asarray([*rendered.ids, *[self.pad] * self.max_completion], np.int32)[None]
             self._known[text] = _KnownPrompt(
                 ids=rendered.ids,
-                positions=qwen.positions(self.config, row, [self.grid])[:, 0],
+                positions=network.positions(self.config, row, [self.grid])[:, 0],
                 opened=rendered.opened,
                 # Encoded by itself: in the prompt its first token may reach into the frame.
                 opened_ids=self.tokenizer(rendered.opened, add_special_tokens=False)["input_ids"],

@@ -16,8 +16,8 @@ from jax.typing import ArrayLike
 
 from cxr_jax.errors import UserError
 from cxr_jax.inference.constrained import Constraint
-from cxr_jax.models import qwen2_5_vl
-from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.models import network
+from cxr_jax.models.network.config import Config
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime.trees import Tree
 
@@ -149,7 +149,7 @@ class Request:
         """Compute M-RoPE positions int32 [3, 1, T]."""
         # None and not empty: text alone has no images to match.
         grids = None if self.grid is None else [self.grid]
-        return qwen2_5_vl.positions(model_config, np.array([self.ids]), grids)
+        return network.positions(model_config, np.array([self.ids]), grids)
 
 
 class ReadyModel(Protocol):

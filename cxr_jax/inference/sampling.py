@@ -29,10 +29,10 @@ from jax.typing import DTypeLike
 from cxr_jax.inference import compaction
 from cxr_jax.inference.compaction import Rows
 from cxr_jax.inference.token_choice import Distribution, StepSettings, pick
-from cxr_jax.models import qwen2_5_vl
+from cxr_jax.models import network
 from cxr_jax.models.attention import NEG
-from cxr_jax.models.qwen2_5_vl import decoder
-from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.models.network import decoder
+from cxr_jax.models.network.config import Config
 from cxr_jax.runtime.trees import Array, Tree
 
 # ---- What goes in and out ----------------------------------------------------------------------------------
@@ -43,7 +43,7 @@ class PromptBatch(NamedTuple):
 
     input_ids: Array  # int [B, T]
     lengths: Array  # int [B]
-    positions: Array  # int [3, B, T], see `qwen2_5_vl.positions`
+    positions: Array  # int [3, B, T], see `network.positions`
     image_features: Array | None = None  # [B, I, D]
 
 
@@ -130,7 +130,7 @@ class _Loop:
 
     def _draw(self, rows: Rows, state: State, banned: np.ndarray) -> tuple[jax.Array, jax.Array]:
         """The next token of each row, padding for those that are done, and its log-probability."""
-        logits = qwen2_5_vl.unembed(self.params, self.model_config, state.hidden) + banned
+        logits = network.unembed(self.params, self.model_config, state.hidden) + banned
         if self.constraint is not None:
             logits = jnp.where(self.constraint.allowed(state.bound), logits, NEG)
         token, logprob = pick(
@@ -160,7 +160,7 @@ class _Loop:
     def _advanced(self, rows: Rows, state: State, token: jax.Array, place: tuple | None) -> State:
         """The state after the token just written has gone through the model."""
         step = state.step
-        embedded = qwen2_5_vl.embed(
+        embedded = network.embed(
             self.params, self.model_config, token[:, None], dtype=self.settings.dtype
         )
         positions = jnp.broadcast_to((rows.start + step)[None, :, None], (3, len(rows.start), 1))
@@ -226,7 +226,7 @@ def _generate(
     rows = Rows(
         prompt_keys=computed.keys,
         prompt_lengths=prompts.lengths,
-        start=jnp.repeat(qwen2_5_vl.next_positions(prompts.positions, prompts.lengths), settings.n),
+        start=jnp.repeat(network.next_positions(prompts.positions, prompts.lengths), settings.n),
         random_keys=keys,
     )
 
@@ -359,7 +359,7 @@ def prefill(
 def _compute(
     params: Tree, model_config: Config, prompts: PromptBatch, dtype: DTypeLike
 ) -> ComputedPrompt:
-    embedded = qwen2_5_vl.embed(
+    embedded = network.embed(
         params, model_config, prompts.input_ids, prompts.image_features, dtype=dtype
     )
     last, cache = decoder.prefill(
@@ -386,7 +386,7 @@ def extend(
         used: int [1]; used + tokens.lengths <= room.
         tokens: those that follow, [1, E], without images.
     """
-    embedded = qwen2_5_vl.embed(params, model_config, tokens.input_ids, dtype=dtype)
+    embedded = network.embed(params, model_config, tokens.input_ids, dtype=dtype)
     last, new = decoder.extend(
         params["text"], model_config.text, embedded, tokens.positions, tokens.lengths, keys, used
     )

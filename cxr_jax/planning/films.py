@@ -13,7 +13,7 @@ from cxr_jax.runtime.trees import Tree
 
 if TYPE_CHECKING:
     from cxr_jax.config.sections import RunConfig
-    from cxr_jax.models.qwen2_5_vl.config import Config
+    from cxr_jax.models.network.config import Config
 
 
 class Film(NamedTuple):
@@ -94,9 +94,9 @@ class FilmReading:
         """Return vision, prompt and decode, in the order in which they run."""
         import jax
 
-        from cxr_jax.models import qwen2_5_vl as qwen
+        from cxr_jax.models import network
 
-        draw = partial(qwen.init_params, self.model_config, jax.random.key(0))
+        draw = partial(network.init_params, self.model_config, jax.random.key(0))
         # A reader holds its weights in the type of the computation.
         params = jax.tree.map(
             lambda leaf: abstract_array(leaf.shape, self.dtype), jax.eval_shape(draw)
@@ -107,10 +107,10 @@ class FilmReading:
     def _vision(self, params: Tree) -> Program:
         import jax
 
-        from cxr_jax.models import qwen2_5_vl as qwen
+        from cxr_jax.models import network
 
         def encode(params: Tree, patches: Any) -> Any:
-            return qwen.vision(params, self.model_config, patches, self.grid, dtype=self.dtype)
+            return network.vision(params, self.model_config, patches, self.grid, dtype=self.dtype)
 
         patches = abstract_array((1, self.film.patches, self.model_config.vision.patch_dim))
         arguments = {"parameters": params, "batch": patches}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import jax
 
     from cxr_jax.config.sections import RunConfig
-    from cxr_jax.models.qwen2_5_vl.config import Config
+    from cxr_jax.models.network.config import Config
     from cxr_jax.models.tokenizer import Tokenizer
 
 GIB = 2**30
@@ -87,7 +87,7 @@ class Shapes:
         import jax
 
         from cxr_jax.inference import prompts
-        from cxr_jax.models import qwen2_5_vl as qwen
+        from cxr_jax.models import network
         from cxr_jax.models.qwen2_5_vl import patches
         from cxr_jax.models.tokenizer import special_ids
         from cxr_jax.training import optimizer
@@ -113,7 +113,7 @@ class Shapes:
         self.optimizer = optimizer.make_optimizer(settings.optim, settings.steps)
         # Which key it is does not change what is compiled.
         self.key = jax.random.key(0)
-        self.params = jax.eval_shape(partial(qwen.init_params, self.model_config, self.key))
+        self.params = jax.eval_shape(partial(network.init_params, self.model_config, self.key))
 
     def state(self, extra_params: Tree) -> tuple[Tree, Tree]:
         """Return (train state, frozen parameters) of {"model": .., **extra}, abstract."""

@@ -20,8 +20,8 @@ import optax
 
 from cxr_jax.config.sections import LearnerConfig, PolicyLossConfig
 from cxr_jax.inference import compaction
-from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.models import network
+from cxr_jax.models.network.config import Config
 from cxr_jax.models.qwen2_5_vl.patches import patchify
 from cxr_jax.rl.losses import Divisors, divisors, policy_loss
 from cxr_jax.runtime import sharding
@@ -173,7 +173,7 @@ class _Learner:
     # ---- What a part costs and says ----
 
     def image_features(self, model: Tree, part: Tree) -> jax.Array:
-        return qwen.vision(
+        return network.vision(
             model,
             self.model_config,
             patchify(part["image"]),

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from cxr_jax import phantom
-from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.models import network
+from cxr_jax.models.network.config import Config
 from cxr_jax.models.qwen2_5_vl.patches import patchify
 from cxr_jax.runtime import sharding
 from cxr_jax.runtime.trees import Tree
@@ -112,7 +112,7 @@ class _Steps:
     remat: str
 
     def image_features(self, params: Tree, part: Tree) -> jax.Array:
-        return qwen.vision(
+        return network.vision(
             params["model"],
             self.model_config,
             patchify(part["image"]),

@@ -22,9 +22,9 @@ from cxr_jax.data.sources.rows import Row
 from cxr_jax.errors import UserError
 from cxr_jax.inference.prompts import messages_of, render_conversation, render_prompt
 from cxr_jax.labels import answers
-from cxr_jax.models import plain_text, qwen2_5_vl
+from cxr_jax.models import network, plain_text
 from cxr_jax.models import tokenizer as tokenizers
-from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.models.network.config import Config
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.trees import Tree
@@ -330,6 +330,6 @@ def check_trains(
 
     def split() -> tuple:
         key = jax.random.key(0)
-        return trainable.split({"model": qwen2_5_vl.init_params(model_config, key)}, key)
+        return trainable.split({"model": network.init_params(model_config, key)}, key)
 
     jax.eval_shape(split)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.models import network
+from cxr_jax.models.network.config import Config
 from cxr_jax.runtime import sharding
 from cxr_jax.runtime.batch_rows import row_shards
 from cxr_jax.runtime.trees import Tree
@@ -112,9 +112,9 @@ def _hidden_by_row(
     room = jnp.arange(width + C)[None]
     is_token = room < (lengths + mask.reshape(P * G, C).sum(axis=1))[:, None]
     row_features = jnp.repeat(features, G, axis=0)
-    hidden = qwen.embed(params, model_config, ids, row_features, dtype=features.dtype)
+    hidden = network.embed(params, model_config, ids, row_features, dtype=features.dtype)
     positions = jnp.repeat(prompts["positions"], G, axis=1)
-    hidden = qwen.decode_full(params, model_config, hidden, positions, is_token, remat=remat)
+    hidden = network.decode_full(params, model_config, hidden, positions, is_token, remat=remat)
     # What predicts a token stands one slot before it.
     return jnp.take_along_axis(hidden, (slots - 1)[:, :, None], axis=1)
 
@@ -135,14 +135,14 @@ def _hidden_by_group(
     slots = lengths[:, None] + jnp.arange(C - 1)
     slot_positions = jnp.take_along_axis(prompts["positions"], slots[None], axis=2)
     completion_positions = jnp.repeat(slot_positions, G, axis=1)
-    prompt_hidden, completion_hidden = qwen.decode_group(
+    prompt_hidden, completion_hidden = network.decode_group(
         params,
         model_config,
-        qwen.embed(params, model_config, prompts["ids"], features, dtype=features.dtype),
+        network.embed(params, model_config, prompts["ids"], features, dtype=features.dtype),
         prompts["positions"][:, :, :width],
         lengths,
         # The last token of a completion predicts none.
-        qwen.embed(
+        network.embed(
             params, model_config, completions.reshape(P * G, C)[:, :-1], dtype=features.dtype
         ),
         completion_positions,

@@ -13,7 +13,7 @@ from cxr_jax.data.sources.splits import (
     open_splits,
 )
 from cxr_jax.inference.prompts import Prompts
-from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.models.network.config import Config
 from cxr_jax.models.qwen2_5_vl.patches import grid_of
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime import processes

@@ -23,7 +23,7 @@ from numpy.typing import DTypeLike
 from cxr_jax.errors import UserError, shown
 from cxr_jax.models import registry
 from cxr_jax.models.family import TensorRule
-from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.models.network.config import Config
 from cxr_jax.models.qwen2_5_vl.image_settings import PIXEL_LIMITS
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime.trees import Tree, flatten
@@ -114,7 +114,9 @@ def _check_sizes(file_path: Path, model_config: Config) -> None:
     for section in (model_config.vision, model_config.text):
         for field in dataclasses.fields(section):
             value = getattr(section, field.name)
-            if isinstance(value, int) and not 1 <= value <= limits.get(field.name, 2**24):
+            if type(value) is not int or value == field.default:  # a bool is an int, too
+                continue
+            if not 1 <= value <= limits.get(field.name, 2**24):
                 raise UserError(f"{file_path}: {field.name} is {value}")
 
 

@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike
 
 from cxr_jax.errors import UserError, shown
 from cxr_jax.models import registry
-from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.models.network.config import Config
 from cxr_jax.runtime import trees, whole_files
 from cxr_jax.runtime.trees import Tree
 from cxr_jax.weights import hf_folder

@@ -20,8 +20,8 @@ from cxr_jax.models import registry
 from cxr_jax.models.family import TensorRule
 from cxr_jax.models.layers import merge_adapters
 from cxr_jax.models.lora import PATHS, TARGETS, Lora
+from cxr_jax.models.network.config import Config
 from cxr_jax.models.qwen2_5_vl import hf_table
-from cxr_jax.models.qwen2_5_vl.config import Config
 from cxr_jax.runtime import trees, whole_files
 from cxr_jax.runtime.trees import Tree
 from cxr_jax.weights import hf_folder

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from cxr_jax import asset
 from cxr_jax.errors import UserError
-from cxr_jax.models import qwen2_5_vl, registry
+from cxr_jax.models import network, registry
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime.trees import Tree
@@ -147,4 +147,4 @@ def _find_folder(model: str) -> Path:
 
 def untrained_params(model_config: Any, seed: int) -> Tree:
     """Draw untrained weights of the same size: the "base" row of a phantom table."""
-    return qwen2_5_vl.init_params(model_config, jax.random.key(seed))
+    return network.init_params(model_config, jax.random.key(seed))

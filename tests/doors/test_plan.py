@@ -16,8 +16,7 @@ from places import ROOT
 from cxr_jax import plan
 from cxr_jax.config.sections import RunConfig
 from cxr_jax.errors import UserError
-from cxr_jax.models import attention, lora
-from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models import attention, lora, network
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B
 from cxr_jax.planning import costs, films, programs
 from cxr_jax.runtime import layout, sharding, trees
@@ -88,7 +87,7 @@ def test_collectives_in_loops_and_branches():
 def abstract_state(model_config, adapters=None):
     """The train state and what is fixed, of a whole model or of adapters."""
     what = trainable.Trainable(adapters=adapters)
-    params = {"model": jax.eval_shape(lambda: qwen.init_params(model_config, jax.random.key(0)))}
+    params = {"model": jax.eval_shape(lambda: network.init_params(model_config, jax.random.key(0)))}
     tx = optimizer.make_optimizer(_Optim, 10)
     return jax.eval_shape(
         lambda p: [
@@ -129,8 +128,8 @@ def test_every_array_has_a_place_on_published_meshes(model_config, adapters):
             spec = sharding.partition_spec("model/" + trees.path_string(path), x.shape, sizes)
             held += x.size / math.prod(sizes[axis] for axis in spec if axis)
         # All but norms, biases and, over `tensor`, the vision tower is divided by all devices.
-        ideal = qwen.count(
-            jax.eval_shape(lambda: qwen.init_params(model_config, jax.random.key(0)))
+        ideal = network.count(
+            jax.eval_shape(lambda: network.init_params(model_config, jax.random.key(0)))
         ) / (fsdp * tensor)
         assert ideal <= held < ideal * (1.6 if tensor > 1 else 1.02 if fsdp <= 64 else 1.06), (
             fsdp,
@@ -215,7 +214,7 @@ def test_a_plan_on_devices_that_are_not_there(commands):
     )
     assert "films, read at 224 x 224: 256 patches, 64 image tokens" in out
     assert "SFT step: 4,784 tokens" in out and "moved a step: all-gather" in out
-    model = qwen.count(jax.eval_shape(lambda: qwen.init_params(PHANTOM, jax.random.key(0))))
+    model = network.count(jax.eval_shape(lambda: network.init_params(PHANTOM, jax.random.key(0))))
     assert (
         f"{model * 4 / 2 / 2**30:.2f} GiB  parameters" in out
         and f"{model * 4 / 2**30:.2f} GiB  optimizer" in out

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
+from cxr_jax.models.network.config import Config, TextConfig, VisionConfig
 
 NAMES = ("No Finding", "Edema", "Eddy", "Support Devices")
 TAGS = (b"<think>", b"</think>", b"<answer>", b"</answer>")

@@ -19,7 +19,7 @@ from tiny_model import CFG, STOP, N, T
 
 from cxr_jax.config.sections import RunConfig
 from cxr_jax.inference import compaction, sampling
-from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models import network
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM
 from cxr_jax.planning import costs, programs
 from cxr_jax.runtime import layout
@@ -31,7 +31,7 @@ PROMPTS, GROUP = 8, 2
 def check_sampling():
     compaction.GRAIN, compaction.SHORTEST, compaction.LEAST_ROWS = 4, 8, 4
     rng = np.random.default_rng(1)
-    params = qwen.init_params(CFG, jax.random.key(0))
+    params = network.init_params(CFG, jax.random.key(0))
     params["text"]["embed"]["embedding"] *= 25.0
     args = {
         "input_ids": rng.integers(7, 20, (PROMPTS, T)).astype(np.int32),
@@ -74,7 +74,9 @@ def check_traffic():
     config.rl.update(dict(prompts_per_step=4, oversample=1, group_size=2))
     config.mesh.update(dict(data=1, fsdp=4))
     mesh = layout.Layout.from_config(config.mesh).mesh
-    weights = 4 * qwen.count(jax.eval_shape(lambda: qwen.init_params(PHANTOM, jax.random.key(0))))
+    weights = 4 * network.count(
+        jax.eval_shape(lambda: network.init_params(PHANTOM, jax.random.key(0)))
+    )
     moved = {}
     for name, step, arguments, *_ in programs.programs(RunConfig.from_config(config)):
         with jax.set_mesh(mesh):

@@ -1,6 +1,6 @@
 """A model config that compiles in seconds: one layer of 16, 24 tokens."""
 
-from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
+from cxr_jax.models.network.config import Config, TextConfig, VisionConfig
 
 V, T, N, STOP = 24, 6, 24, tuple(range(1, 7))
 CFG = Config(

@@ -7,12 +7,12 @@ from generating import CFG
 import cxr_jax
 from cxr_jax.inference import model as inference_model
 from cxr_jax.inference import sampling
-from cxr_jax.models import qwen2_5_vl
+from cxr_jax.models import network
 
 
 @pytest.fixture(scope="module")
 def model():
-    params = qwen2_5_vl.init_params(CFG, jax.random.key(0))
+    params = network.init_params(CFG, jax.random.key(0))
     # Larger embeddings: a peaked distribution, so that a wrong key or position changes tokens.
     params["text"]["embed"]["embedding"] = params["text"]["embed"]["embedding"] * 25
     made = inference_model.Model(CFG, params, folder=cxr_jax.asset("phantom"))

@@ -11,8 +11,8 @@ from answer_oracle import FORMAT, NAMES, PHANTOM_CFG, STOP, Oracle
 from cxr_jax.errors import UserError
 from cxr_jax.inference import answer_probabilities, answer_rules, constrained, sampling
 from cxr_jax.labels.answers import TokenBytes
-from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.models import network
+from cxr_jax.models.network.config import Config
 
 # A small vocabulary, so that all answers can be enumerated.
 PIECES = [
@@ -67,7 +67,7 @@ DEPTH = 18
 
 @pytest.fixture(scope="module")
 def small():
-    params = qwen.init_params(CFG, jax.random.key(1))
+    params = network.init_params(CFG, jax.random.key(1))
     params["text"]["embed"]["embedding"] *= 12
     c = answer_rules.compile_answers(
         TokenBytes.from_pieces(PIECES),
@@ -95,7 +95,7 @@ def probabilities(small, keys=None, **kw):
         params,
         CFG,
         sampling.PromptBatch(
-            PROMPTS, LENGTHS, qwen.positions(CFG, PROMPTS, None, np.arange(5) < LENGTHS[:, None])
+            PROMPTS, LENGTHS, network.positions(CFG, PROMPTS, None, np.arange(5) < LENGTHS[:, None])
         ),
         answer_probabilities.Traces(tokens, lengths),
         c,
@@ -147,8 +147,8 @@ def scored(params, rows):
 def _last_logits(params, ids, length):
     mask = jnp.arange(WIDTH)[None] < length[:, None]
     positions = jnp.broadcast_to(jnp.arange(WIDTH), (3, *ids.shape))
-    hidden = qwen.hidden_states(params, CFG, ids, mask, positions)
-    return qwen.unembed(
+    hidden = network.hidden_states(params, CFG, ids, mask, positions)
+    return network.unembed(
         params, CFG, jnp.take_along_axis(hidden, (length - 1)[:, None, None], 1)[:, 0]
     )
 
@@ -263,7 +263,7 @@ def test_probabilities_match_counts_of_sampled_answers(small, temperature):
         out = sampling.generate(
             params,
             CFG,
-            sampling.PromptBatch(prefix, length, qwen.positions(CFG, prefix, None)),
+            sampling.PromptBatch(prefix, length, network.positions(CFG, prefix, None)),
             sampling.SamplingSettings(
                 n=K,
                 max_new_tokens=DEPTH,

@@ -14,7 +14,7 @@ from cxr_jax.errors import UserError
 from cxr_jax.inference import model as inference_model
 from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.inference import reading, requests
-from cxr_jax.models import qwen2_5_vl, tokenizer
+from cxr_jax.models import network, tokenizer
 
 
 def test_a_bad_turn_leaves_the_conversation_as_it_was(model):
@@ -117,7 +117,7 @@ def test_rendering_is_the_chat_template_with_the_pad_repeated(model, talk, grid)
             encoder = inference_prompts.Prompts(TOKENIZER, CFG, grid, 5, texts=[talk])
             row = encoder.encode([talk])
             assert row["ids"][0, : row["lengths"][0]].tolist() == ids
-            want = qwen2_5_vl.positions(CFG, [[*ids, *[encoder.pad] * 5]], [grid])
+            want = network.positions(CFG, [[*ids, *[encoder.pad] * 5]], [grid])
             np.testing.assert_array_equal(row["positions"], want)
 
 

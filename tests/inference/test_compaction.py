@@ -13,7 +13,7 @@ from places import ROOT
 from tiny_model import CFG, STOP, N, T, V
 
 from cxr_jax.inference import compaction, sampling
-from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models import network
 
 
 def test_stage_ends():
@@ -52,7 +52,7 @@ def sample(prompts, n, constraint=None, **options):
     ids = rng.integers(7, 20, (prompts, T)).astype(np.int32)
     lengths = rng.integers(2, T + 1, prompts).astype(np.int32)
     positions = np.broadcast_to(np.arange(T, dtype=np.int32), (3, prompts, T))
-    params = qwen.init_params(CFG, jax.random.key(0))
+    params = network.init_params(CFG, jax.random.key(0))
     params["text"]["embed"]["embedding"] *= 25.0
     out = sampling.generate(
         params,

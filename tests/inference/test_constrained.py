@@ -13,7 +13,7 @@ from cxr_jax.inference import answer_rules, sampling
 from cxr_jax.labels import answers as labels_answers
 from cxr_jax.labels.answers import TokenBytes
 from cxr_jax.labels.taxonomy import CHEXPERT_14
-from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models import network
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.phantom import report_writer
 from cxr_jax.weights.pretrained import PHANTOM
@@ -235,7 +235,7 @@ def phantom():
 def test_an_untrained_model_writes_only_valid_answers(phantom, temperature):
     """1,000 of 1,000 samples, within 40 tokens, read by the rewards' own parser and by a regular expression."""
     tokenizer, table, special, c = phantom
-    params = qwen.init_params(PHANTOM_CFG, jax.random.key(0))
+    params = network.init_params(PHANTOM_CFG, jax.random.key(0))
     params["text"]["embed"]["embedding"] *= (
         20  # peaked and different everywhere: nothing like a list of findings
     )
@@ -244,7 +244,7 @@ def test_an_untrained_model_writes_only_valid_answers(phantom, temperature):
     out = sampling.generate(
         params,
         PHANTOM_CFG,
-        sampling.PromptBatch(ids, [4], qwen.positions(PHANTOM_CFG, ids, None)),
+        sampling.PromptBatch(ids, [4], network.positions(PHANTOM_CFG, ids, None)),
         sampling.SamplingSettings(
             n=n,
             max_new_tokens=N,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from cxr_jax.inference import sampling, token_choice
-from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
+from cxr_jax.models import network
+from cxr_jax.models.network.config import Config, TextConfig, VisionConfig
 
 V = 60
 CFG = Config(
@@ -47,7 +47,7 @@ GRID, N_IMAGE, T, N = (1, 4, 4), 4, 16, 12
 
 @pytest.fixture(scope="module")
 def params():
-    p = qwen.init_params(CFG, jax.random.key(0))
+    p = network.init_params(CFG, jax.random.key(0))
     # Larger embeddings: a peaked distribution, so that a wrong key or position changes tokens.
     p["text"]["embed"]["embedding"] = p["text"]["embed"]["embedding"] * 25
     return p
@@ -67,7 +67,7 @@ def batch(rows: int):
         "input_ids": ids,
         "lengths": lengths,
         "image_features": features,
-        "positions": qwen.positions(CFG, ids, GRID, mask),
+        "positions": network.positions(CFG, ids, GRID, mask),
     }
 
 
@@ -86,8 +86,8 @@ def run(params, b, **kw):
 
 @jax.jit
 def all_logits(params, ids, positions, mask, features):
-    return qwen.unembed(
-        params, CFG, qwen.hidden_states(params, CFG, ids, mask, positions, features=features)
+    return network.unembed(
+        params, CFG, network.hidden_states(params, CFG, ids, mask, positions, features=features)
     )
 
 
@@ -100,7 +100,7 @@ def rescored(params, b, out, n: int):
     np.put_along_axis(ids, where, tokens, 1)
     mask = np.arange(T + N) < (lengths + out["lengths"])[:, None]
     # Padding after the end reads as text; grids are as in the prompt.
-    positions = qwen.positions(CFG, ids, GRID, mask)
+    positions = network.positions(CFG, ids, GRID, mask)
     logits = np.asarray(
         all_logits(params, ids, positions, mask, np.repeat(b["image_features"], n, 0))
     )
@@ -283,7 +283,9 @@ def test_group_forward_equals_separate_rows(params):
     own = rng.standard_normal((2 * n, C, 32)).astype(np.float32)
     lengths = np.repeat(b["lengths"], n)
     where = lengths[:, None] + np.arange(C)
-    start = np.repeat(np.asarray(qwen.next_positions(jnp.asarray(b["positions"]), b["lengths"])), n)
+    start = np.repeat(
+        np.asarray(network.next_positions(jnp.asarray(b["positions"]), b["lengths"])), n
+    )
     own_positions = np.broadcast_to((start[:, None] + np.arange(C))[None], (3, 2 * n, C))
     positions = np.zeros((3, 2 * n, T + C), np.int32)
     positions[:, :, :T] = np.repeat(b["positions"], n, 1)
@@ -292,16 +294,16 @@ def test_group_forward_equals_separate_rows(params):
     weight = rng.standard_normal((2 * n, C, 32)).astype(np.float32)
 
     def group(p, x):
-        h = qwen.embed(p, CFG, b["input_ids"], b["image_features"])
-        return qwen.decode_group(p, CFG, h, b["positions"], b["lengths"], x, own_positions)[1]
+        h = network.embed(p, CFG, b["input_ids"], b["image_features"])
+        return network.decode_group(p, CFG, h, b["positions"], b["lengths"], x, own_positions)[1]
 
     def flat(p, x):
-        h = jnp.repeat(qwen.embed(p, CFG, b["input_ids"], b["image_features"]), n, 0)
+        h = jnp.repeat(network.embed(p, CFG, b["input_ids"], b["image_features"]), n, 0)
         h = jnp.pad(h, ((0, 0), (0, C), (0, 0)))
         h = jax.vmap(lambda a, i, v: a.at[i].set(v))(h, where, x)
         mask = np.arange(T + C) < (lengths + C)[:, None]
         return jnp.take_along_axis(
-            qwen.decode_full(p, CFG, h, positions, mask), where[..., None], 1
+            network.decode_full(p, CFG, h, positions, mask), where[..., None], 1
         )
 
     values, grads = [], []
@@ -383,7 +385,7 @@ def test_pieces_equal_the_one_program(params):
     prompt, own, rest = sampling.begin(
         [made[r] for r in order], 3, None, model_config=CFG, room=16, dtype=jnp.float32
     )
-    start = qwen.next_positions(jnp.asarray(b["positions"]), b["lengths"])[np.array(order)]
+    start = network.next_positions(jnp.asarray(b["positions"]), b["lengths"])[np.array(order)]
     layers, four = sampling.decode_layers(params, CFG), keys[np.array([0, 1, 2, 2])]
     rows = sampling.Rows(prompt, b["lengths"][order], start, four)
     settings = token_choice.StepSettings(

@@ -17,8 +17,8 @@ from places import ROOT
 
 from cxr_jax.inference import model as inference_model
 from cxr_jax.models import attention as attentions
-from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.models.qwen2_5_vl import decoder, tower
+from cxr_jax.models import network
+from cxr_jax.models.network import decoder, tower
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM, QWEN2_5_VL_3B
 from cxr_jax.weights import hf_folder
 
@@ -210,7 +210,7 @@ def largest_array(function, *arguments):
 
 
 def shapes_of(model_config):
-    return jax.eval_shape(functools.partial(qwen.init_params, model_config, jax.random.key(0)))
+    return jax.eval_shape(functools.partial(network.init_params, model_config, jax.random.key(0)))
 
 
 def shaped(*shape, dtype=jnp.float32):
@@ -224,7 +224,7 @@ def test_a_full_size_film_makes_no_array_of_scores(model_config, train):
     params = shapes_of(model_config)
 
     def features(params, pixels):
-        return qwen.vision(params, model_config, pixels, FILM, remat="full" if train else "none")
+        return network.vision(params, model_config, pixels, FILM, remat="full" if train else "none")
 
     def gradient(params, pixels):
         return jax.grad(lambda params: features(params, pixels).sum())(params)

@@ -20,11 +20,11 @@ from cxr_jax import convert
 from cxr_jax.errors import UserError
 from cxr_jax.inference import model as inference_model
 from cxr_jax.inference import sampling
-from cxr_jax.models import layers, lora
-from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models import layers, lora, network
 from cxr_jax.models.lora import Lora
-from cxr_jax.models.qwen2_5_vl import decoder, hf_table
-from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
+from cxr_jax.models.network import decoder
+from cxr_jax.models.network.config import Config, TextConfig, VisionConfig
+from cxr_jax.models.qwen2_5_vl import hf_table
 from cxr_jax.runtime import trees
 from cxr_jax.weights import hf_folder, peft_folder
 from cxr_jax.weights.safetensors_file import Tensors, write_safetensors
@@ -77,7 +77,7 @@ def noise(shapes, seed: int, size=lambda path, shape: 0.2):
 
 
 def shapes_of(model_config, own):
-    params = jax.eval_shape(lambda: qwen.init_params(model_config, jax.random.key(0)))
+    params = jax.eval_shape(lambda: network.init_params(model_config, jax.random.key(0)))
     return params, jax.eval_shape(lambda: lora.init(params, own, jax.random.key(0)))
 
 
@@ -103,8 +103,15 @@ def pixels():
 
 def hidden(params, pixels, remat="none"):
     mask = np.arange(IDS.shape[1]) < LENGTHS[:, None]
-    return qwen.hidden_states(
-        params, CFG, IDS, mask, qwen.positions(CFG, IDS, GRID, mask), pixels, grid=GRID, remat=remat
+    return network.hidden_states(
+        params,
+        CFG,
+        IDS,
+        mask,
+        network.positions(CFG, IDS, GRID, mask),
+        pixels,
+        grid=GRID,
+        remat=remat,
     )
 
 
@@ -302,7 +309,7 @@ def test_decoding_with_adapters(params, adapters):
         }
     }
     mask = np.arange(IDS.shape[1]) < LENGTHS[:, None]
-    positions = qwen.positions(CFG, IDS, GRID, mask)
+    positions = network.positions(CFG, IDS, GRID, mask)
     features = np.random.default_rng(0).standard_normal((2, 8, 32)).astype(np.float32)
     run = lambda p: sampling.generate(
         p,

@@ -6,7 +6,7 @@ import pytest
 
 from cxr_jax.inference import model as inference_model
 from cxr_jax.inference import sampling
-from cxr_jax.models import qwen2_5_vl
+from cxr_jax.models import network
 from cxr_jax.weights import hf_folder
 
 BAR = 1e-4  # of the standard deviation of the logits
@@ -32,7 +32,7 @@ def images_of(c):
 @pytest.mark.parametrize("name", golden_cases.NAMES)
 def test_positions(model, name):
     c = golden_cases.case(name)
-    got = qwen2_5_vl.positions(model(name).config, c["input_ids"], c["grids"], c["attention_mask"])
+    got = network.positions(model(name).config, c["input_ids"], c["grids"], c["attention_mask"])
     if "positions" in c:
         np.testing.assert_array_equal(got, c["positions"])
     else:  # text only: plain counting
@@ -67,7 +67,7 @@ def test_greedy_tokens(model, name):
         sampling.PromptBatch(
             c["input_ids"],
             mask.sum(1),
-            qwen2_5_vl.positions(m.config, c["input_ids"], c["grids"], mask),
+            network.positions(m.config, c["input_ids"], c["grids"], mask),
             m._place(c["input_ids"], features),
         ),
         sampling.SamplingSettings(n=2, max_new_tokens=c["tokens"].shape[1], temperature=0),

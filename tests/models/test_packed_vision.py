@@ -13,9 +13,10 @@ import tiny_model
 from cxr_jax.errors import UserError
 from cxr_jax.models import attention as attentions
 from cxr_jax.models import layers, lora
-from cxr_jax.models.qwen2_5_vl import packing, patches, tower, vision_packed
+from cxr_jax.models.network import packing, tower, tower_packed
+from cxr_jax.models.network.packing import PackSizes
+from cxr_jax.models.qwen2_5_vl import patches
 from cxr_jax.models.qwen2_5_vl.config import QWEN2_5_VL_3B
-from cxr_jax.models.qwen2_5_vl.packing import PackSizes
 
 PUBLISHED = QWEN2_5_VL_3B.vision
 # Windows of 3 x 3 units: whole and cut ones, one row of units, smaller than a window.
@@ -171,7 +172,7 @@ def exact_program(pattern, grid, is_trained):
 @functools.lru_cache
 def packed_program(pattern, is_trained=True, remat="none"):
     def encode(params, pixels, packed):
-        return vision_packed.forward(params, config_of(pattern), pixels, packed, remat=remat)
+        return tower_packed.forward(params, config_of(pattern), pixels, packed, remat=remat)
 
     return program(encode, is_trained)
 
@@ -299,7 +300,7 @@ def test_the_program_does_not_grow_with_the_depth():
         params = jax.eval_shape(lambda: tower.init_params(model_config, jax.random.key(0)))
         packed, _ = packing.pack(model_config, [], SIZES)
         pixels = jax.ShapeDtypeStruct((*SIZES, model_config.patch_dim), "float32")
-        encode = jax.jit(functools.partial(vision_packed.forward, model_config=model_config))
+        encode = jax.jit(functools.partial(tower_packed.forward, model_config=model_config))
         return encode.lower(params, pixels=pixels, packing=packed).as_text().count("dot_general")
 
     assert layers.UNROLL_UP_TO < 12

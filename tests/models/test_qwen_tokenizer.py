@@ -23,8 +23,9 @@ from qwen_tokenizer import ADDED, BASE, ROWS, SPECIAL
 from cxr_jax.inference import answer_rules, prompts
 from cxr_jax.labels import answers
 from cxr_jax.labels.taxonomy import CHEXPERT_14
-from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models import network
 from cxr_jax.models import tokenizer as tokenizers
+from cxr_jax.models.network.config import Config
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM
 from cxr_jax.weights import hf_folder
 
@@ -72,9 +73,7 @@ def test_words_and_added_tokens_have_their_published_ids():
     assert special["stop"] == (151_645, 151_643) and special["pad"] == 151_643
     # All that stands for pixels, turns and places, and the rows of the embedding that no token has.
     assert {*range(151_646, 151_657), *range(151_665, ROWS)} <= set(special["suppress"])
-    published = qwen.config.Config(
-        PHANTOM.vision, PHANTOM.text
-    )  # its defaults are the published ids
+    published = Config(PHANTOM.vision, PHANTOM.text)  # its defaults are the published ids
     ids = tokenizers.config_ids(tokenizer)
     assert ids == {name: getattr(published, name) for name in ids}
 
@@ -211,7 +210,7 @@ def test_a_model_with_its_vocabulary_is_exported_and_read_back(tmp_path):
     vision = dataclasses.replace(PHANTOM.vision, depth=1, fullatt_block_indexes=(0,))
     ids = tokenizers.config_ids(tokenizer)
     config = dataclasses.replace(PHANTOM, vision=vision, text=text, **ids)
-    shapes = jax.eval_shape(lambda: qwen.init_params(config, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: network.init_params(config, jax.random.key(0)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: rng.standard_normal(leaf.shape, np.float32).astype(ml_dtypes.bfloat16), shapes

@@ -11,7 +11,7 @@ import pytest
 import tiny_model
 
 from cxr_jax.models import layers
-from cxr_jax.models.qwen2_5_vl import rope, tower
+from cxr_jax.models.network import rope, tower
 
 GRID = (1, 4, 6)  # windows of 4 x 4 patches, of which the second is cut
 PATTERNS = {

@@ -18,7 +18,7 @@ from cxr_jax.config.sections import RunConfig
 from cxr_jax.data.sources import phantom
 from cxr_jax.inference import compaction, sampling
 from cxr_jax.inference import prompts as inference_prompts
-from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models import network
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.qwen2_5_vl import patches
 from cxr_jax.models.qwen2_5_vl.patches import patchify
@@ -44,7 +44,7 @@ def main() -> None:
     prompts = inference_prompts.Prompts(m.tokenizer, model_config, grid, config.max_completion)
     special = tokenizers.special_ids(m.tokenizer, model_config.text.vocab_size)
     make = batches.make_batch_fn(RunConfig.from_config(config), source, prompts)
-    see = jax.jit(lambda image: qwen.vision(params, model_config, patchify(image), grid))
+    see = jax.jit(lambda image: network.vision(params, model_config, patchify(image), grid))
 
     def sample(features, encoded, keys, n):
         out = sampling.sample_completions(
@@ -116,10 +116,10 @@ def trace(params, model_config, features, prompts, key, together, alone, r, spec
     ids = np.full((1, width + t), model_config.pad_token_id, np.int32)
     ids[0, : length + t] = [*prompts["ids"][0, :length], *alone["tokens"][0, :t]]
     mask = np.arange(width + t)[None] < length + t
-    hidden = qwen.hidden_states(
+    hidden = network.hidden_states(
         params, model_config, ids, mask, prompts["positions"][:, :, : width + t], features=features
     )
-    logits = np.array(qwen.unembed(params, model_config, hidden[:, length + t - 1])[0])
+    logits = np.array(network.unembed(params, model_config, hidden[:, length + t - 1])[0])
     logits[list(special["suppress"])] = -1e30
     noise = jax.random.gumbel(jax.random.fold_in(key, t), logits.shape)
     scores = logits + np.asarray(noise)

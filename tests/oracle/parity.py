@@ -40,8 +40,8 @@ import jax
 import numpy as np
 
 from cxr_jax.inference import model, sampling
-from cxr_jax.models import attention, layers, qwen2_5_vl
-from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.models import attention, layers, network
+from cxr_jax.models.qwen2_5_vl.config import read_config
 from cxr_jax.weights import hf_folder
 from cxr_jax.weights.safetensors_file import TensorToWrite, write_safetensors
 
@@ -116,7 +116,7 @@ def argmaxes(case: cases.Case, logits, tokens) -> np.ndarray:
 def compare(case: cases.Case, m: model.Model, ref: dict, loop: bool) -> Result:
     """loop: decode with the cache as well, which costs as much compilation as all the rest."""
     images = (case.pixel_values, case.grids) if len(case.grids) else (None, None)
-    place = functools.partial(qwen2_5_vl.positions, m.config, grids=images[1])
+    place = functools.partial(network.positions, m.config, grids=images[1])
     positions = place(case.input_ids, mask=case.attention_mask)
     ids, mask, tokens = (
         ref["input_ids"],
@@ -151,7 +151,7 @@ def compare(case: cases.Case, m: model.Model, ref: dict, loop: bool) -> Result:
             ends = min(tokens[b, j], got[b, j]) < 0
             pair = ref["scores"][b, j, [tokens[b, j], got[b, j]]]
             gap = max(gap, np.inf if ends else float(abs(pair[0] - pair[1]) / spread))
-    same_config = Config.from_hf(json.loads(str(ref["config"]))) == m.config
+    same_config = read_config(json.loads(str(ref["config"]))) == m.config
     return Result(
         case.seed,
         seen,

@@ -50,7 +50,7 @@ def write(folder: pathlib.Path) -> None:
     import ml_dtypes
 
     from cxr_jax.models.qwen2_5_vl import hf_table
-    from cxr_jax.models.qwen2_5_vl.config import QWEN2_5_VL_3B
+    from cxr_jax.models.qwen2_5_vl.config import QWEN2_5_VL_3B, write_config
     from cxr_jax.weights.safetensors_file import TensorToWrite, write_folder
 
     def entry(i, rule):
@@ -74,7 +74,7 @@ def write(folder: pathlib.Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_folder(folder, [entry(i, r) for i, r in enumerate(hf_table.rules(QWEN2_5_VL_3B))], 4.0)
     (folder / "config.json").write_text(
-        json.dumps({**QWEN2_5_VL_3B.to_hf(), "torch_dtype": "bfloat16"})
+        json.dumps({**write_config(QWEN2_5_VL_3B), "torch_dtype": "bfloat16"})
     )
 
 

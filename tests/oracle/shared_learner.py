@@ -29,8 +29,8 @@ import numpy as np
 import optax
 
 from cxr_jax.config.sections import PolicyLossConfig, RunConfig
-from cxr_jax.models import qwen2_5_vl as qwen
-from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
+from cxr_jax.models import network
+from cxr_jax.models.network.config import Config, TextConfig, VisionConfig
 from cxr_jax.models.qwen2_5_vl.patches import patchify
 from cxr_jax.rl import learner, losses
 from cxr_jax.runtime import layout as runtime_layout
@@ -102,9 +102,9 @@ def case(seed: int, prompts: int | None = None) -> Case:
         words = rng.integers(7, V, int(rng.integers(1, T - 6 * images + 1)))
         row = np.array([*[3, *[IMAGE] * 4, 4] * images, *words])
         ids[p, : len(row)], lengths[p] = row, len(row)
-        own = qwen.positions(model_config, np.array([[*row, *[7] * C]], np.int32), [GRID] * images)[
-            :, 0
-        ]
+        own = network.positions(
+            model_config, np.array([[*row, *[7] * C]], np.int32), [GRID] * images
+        )[:, 0]
         positions[:, p, : own.shape[1]] = own
     sizes = rng.integers(1, C + 1, (P, G))
     truncated = rng.random((P, G)) < 0.25
@@ -129,7 +129,7 @@ def case(seed: int, prompts: int | None = None) -> Case:
         clip=str(rng.choice(["ppo", "cispo"])),
         beta=float(rng.choice([0.0, 0.1])),
     )
-    params = qwen.init_params(model_config, jax.random.key(seed))
+    params = network.init_params(model_config, jax.random.key(seed))
     params["text"]["embed"]["embedding"] *= (
         20.0  # sharp distributions: a wrong key or position changes much
     )
@@ -158,7 +158,7 @@ def shared(case: Case, data):
 
     def part_loss(params, part, totals):
         flat = part["pixels"].reshape(-1, *part["pixels"].shape[2:])
-        features = qwen.vision(params, case.model_config, flat, GRID, remat=case.remat)
+        features = network.vision(params, case.model_config, flat, GRID, remat=case.remat)
         features = features.reshape(len(part["tokens"]), -1, features.shape[-1])
         logp, _ = log_probs.completion_log_probs(
             params,
@@ -203,7 +203,7 @@ def plain(case: Case, params) -> tuple:
     each = lambda x, axis=0: np.repeat(x, G, axis)
 
     def loss(params):
-        hidden = qwen.hidden_states(
+        hidden = network.hidden_states(
             params,
             model_config,
             ids,
@@ -212,7 +212,7 @@ def plain(case: Case, params) -> tuple:
             each(d["pixels"]),
             grid=GRID,
         )
-        logp = jax.nn.log_softmax(qwen.unembed(params, model_config, hidden), -1)
+        logp = jax.nn.log_softmax(network.unembed(params, model_config, hidden), -1)
         logp = jnp.take_along_axis(logp, at[:, :, None], 1)
         logp = jnp.take_along_axis(logp, d["tokens"].reshape(P * G, C, 1), 2)[:, :, 0]
         logp = jnp.where(d["mask"].reshape(P * G, C), logp, 0.0).reshape(P, G, C)
@@ -312,7 +312,7 @@ def check_learner(seed: int, c: Case, mesh=None) -> tuple[float, float]:
 
 def shared_logp(c: Case, params):
     """Log-probs [P, G, C] of a case with one image a prompt."""
-    features = qwen.vision(params, c.model_config, c.data["pixels"][:, 0], GRID)
+    features = network.vision(params, c.model_config, c.data["pixels"][:, 0], GRID)
     return log_probs.completion_log_probs(
         params, c.model_config, features, c.data["prompts"], c.data["tokens"], c.data["mask"]
     )[0]
@@ -350,7 +350,7 @@ def check_sharded(seed: int, devices: int) -> list[tuple[float, float]]:
 
         def loss(params):
             flat = data["pixels"].reshape(-1, *data["pixels"].shape[2:])
-            features = qwen.vision(params, c.model_config, flat, GRID, remat=c.remat)
+            features = network.vision(params, c.model_config, flat, GRID, remat=c.remat)
             features = features.reshape(len(data["tokens"]), -1, features.shape[-1])
             logp, _ = log_probs.completion_log_probs(
                 params,

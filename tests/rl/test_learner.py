@@ -13,7 +13,7 @@ from cxr_jax.config.sections import PolicyLossConfig, RunConfig
 from cxr_jax.data import prompts as data_prompts
 from cxr_jax.inference import compaction
 from cxr_jax.inference import prompts as inference_prompts
-from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models import network
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.qwen2_5_vl import config as sizes
 from cxr_jax.models.qwen2_5_vl.patches import patchify
@@ -51,7 +51,7 @@ def world():
     model_config = dataclasses.replace(
         sizes.PHANTOM, text=text, vision=vision, **tokenizers.config_ids(tokenizer)
     )
-    params = qwen.init_params(model_config, jax.random.key(0))
+    params = network.init_params(model_config, jax.random.key(0))
     params["text"]["embed"]["embedding"] *= 20.0
     prompts = inference_prompts.Prompts(tokenizer, model_config, GRID, C)
     rng = np.random.default_rng(0)
@@ -129,7 +129,7 @@ def logprobs(w, params, at=slice(None)):
     """[P, G, C], for the prompts `at`."""
     prompts = {k: v[:, at] if k == "positions" else v[at] for k, v in w.batch["prompts"].items()}
     suppress = np.isin(np.arange(w.config.text.vocab_size), w.special["suppress"])
-    features = qwen.vision(params, w.config, patchify(w.batch["image"][at]), GRID)
+    features = network.vision(params, w.config, patchify(w.batch["image"][at]), GRID)
     return log_probs.completion_log_probs(
         params, w.config, features, prompts, w.ro["tokens"][at], w.ro["mask"][at], suppress=suppress
     )[0]
@@ -276,7 +276,7 @@ def test_replay_adds_the_gradient_of_sft(world, base):
     replay = world.batch["replay"]
 
     def ce(params):
-        features = qwen.vision(params, world.config, patchify(replay["image"]), GRID)
+        features = network.vision(params, world.config, patchify(replay["image"]), GRID)
         return log_probs.completion_loss(
             params, world.config, features, replay, replay["mask"].sum()
         )[0]

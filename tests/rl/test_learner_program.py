@@ -9,7 +9,7 @@ import tiny_model
 from cxr_jax.config import schema
 from cxr_jax.config.sections import RunConfig
 from cxr_jax.inference import compaction
-from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models import network
 from cxr_jax.planning.programs import abstract_array
 from cxr_jax.rl import learner
 from cxr_jax.training import optimizer
@@ -43,7 +43,7 @@ def products(depth, **settings):
     updates = optimizer.make_optimizer(run.optim, 1)
 
     def make_state(key):
-        train, frozen = trainable.split({"model": qwen.init_params(model_config, key)}, key)
+        train, frozen = trainable.split({"model": network.init_params(model_config, key)}, key)
         return optimizer.init_state(updates, train), frozen
 
     state, frozen = jax.eval_shape(make_state, jax.random.key(0))
@@ -105,9 +105,9 @@ def products_of_tower(depth):
     model_config = config_of(depth)
 
     def encode(tower, pixels):
-        return qwen.vision({"vision": tower}, model_config, pixels, GRID).sum()
+        return network.vision({"vision": tower}, model_config, pixels, GRID).sum()
 
-    tower = jax.eval_shape(lambda: qwen.init_params(model_config, jax.random.key(0)))["vision"]
+    tower = jax.eval_shape(lambda: network.init_params(model_config, jax.random.key(0)))["vision"]
     pixels = abstract_array((P // 2, GRID[1] * GRID[2], model_config.vision.patch_dim))
     return [
         jax.jit(step).lower(tower, pixels).as_text().count("dot_general")

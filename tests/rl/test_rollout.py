@@ -114,7 +114,7 @@ def test_an_evaluation_judges_the_whole_turn(opened, monkeypatch):
     tokens, lengths = written(tokenizer)
     drawn = {"tokens": jnp.asarray(tokens), "lengths": jnp.asarray(lengths)}
     monkeypatch.setattr(readers.sampling, "sample_completions", lambda *args, **kw: drawn)
-    monkeypatch.setattr(readers.qwen, "vision", lambda *args, **kw: None)
+    monkeypatch.setattr(readers.network, "vision", lambda *args, **kw: None)
     monkeypatch.setattr(readers, "patchify", lambda image: None)
     reader = readers.Reader(PHANTOM, tokenizer, encoder, 4, layout=layout.ONE_DEVICE)
     readings = reader.read({}, np.zeros((4, 8, 8)), ["Find."] * 4)

@@ -12,7 +12,7 @@ import pytest
 from cxr_jax.errors import UserError
 from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.inference import sampling
-from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models import network
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.qwen2_5_vl import config as sizes
 from cxr_jax.training import log_probs
@@ -30,7 +30,7 @@ def world():
     tokenizer = tokenizers.load(pretrained.PHANTOM)
     text = dataclasses.replace(sizes.PHANTOM.text, num_hidden_layers=2)
     model_config = dataclasses.replace(sizes.PHANTOM, text=text, **tokenizers.config_ids(tokenizer))
-    params = qwen.init_params(model_config, jax.random.key(0))
+    params = network.init_params(model_config, jax.random.key(0))
     params["text"]["embed"]["embedding"] *= 5.0
     features = jax.random.normal(jax.random.key(1), (len(TEXTS), 4, model_config.text.hidden_size))
     prompts = inference_prompts.Prompts(tokenizer, model_config, GRID, C, texts=TEXTS)
@@ -198,11 +198,11 @@ def test_sft_trains_on_completion_tokens_only(world, monkeypatch):
     for i, (n, m) in enumerate(zip(lengths, own, strict=True)):
         ids[i, : n + m] = [*batch["prompts"]["ids"][i, :n], *batch["completions"][i, :m]]
     mask = np.arange(ids.shape[1]) < (lengths + own)[:, None]
-    where = qwen.positions(world.config, ids, [GRID] * 3, mask)
-    hidden = jax.jit(qwen.hidden_states, static_argnums=1)(
+    where = network.positions(world.config, ids, [GRID] * 3, mask)
+    hidden = jax.jit(network.hidden_states, static_argnums=1)(
         world.params, world.config, ids, mask, where, features=world.features
     )
-    logp = jax.nn.log_softmax(qwen.unembed(world.params, world.config, hidden))
+    logp = jax.nn.log_softmax(network.unembed(world.params, world.config, hidden))
     chosen = np.take_along_axis(np.asarray(logp)[:, :-1], ids[:, 1:, None], axis=2)[:, :, 0]
     trained = mask[:, 1:] & (np.arange(1, ids.shape[1]) >= lengths[:, None])
     assert (

@@ -10,8 +10,7 @@ from cxr_jax.config.sections import RunConfig
 from cxr_jax.data.sources import phantom
 from cxr_jax.errors import UserError
 from cxr_jax.inference import prompts as inference_prompts
-from cxr_jax.models import lora
-from cxr_jax.models import qwen2_5_vl as qwen
+from cxr_jax.models import lora, network
 from cxr_jax.models.qwen2_5_vl import patches
 from cxr_jax.runtime import layout as runtime_layout
 from cxr_jax.runtime import trees
@@ -123,7 +122,7 @@ def test_lora_trains_adapters_alone(world):
     want = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), m.params)
     changed = {k for k, x in leaves(merged).items() if not np.array_equal(x, leaves(want)[k])}
     assert changed == {f"{p}/kernel" for p in lora.Lora(4, 32.0, ("decoder", "merger")).paths}
-    see = lambda p: qwen.vision(p, m.config, patches.patchify(batch["image"]), grid)
+    see = lambda p: network.vision(p, m.config, patches.patchify(batch["image"]), grid)
     joined = what.merge(state["params"], frozen)["model"]
     np.testing.assert_allclose(see(joined), see(merged), atol=1e-4)
 

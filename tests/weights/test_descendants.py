@@ -11,7 +11,7 @@ from golden_cases import entries
 
 from cxr_jax.errors import UserError
 from cxr_jax.models.qwen2_5_vl import hf_table
-from cxr_jax.models.qwen2_5_vl.config import QWEN2_5_VL_3B, QWEN2_5_VL_7B, Config
+from cxr_jax.models.qwen2_5_vl.config import QWEN2_5_VL_3B, QWEN2_5_VL_7B, read_config, write_config
 from cxr_jax.weights import hf_folder, locate, pretrained
 from cxr_jax.weights.safetensors_file import write_folder, write_safetensors
 
@@ -21,7 +21,7 @@ HEAD = "lm_head.weight"
 def parts_of(case):
     """(config.json in the flat layout of transformers 4.49, published key -> array)."""
     c = golden_cases.case(case)
-    config = Config.from_hf(c["config"]).to_hf()
+    config = write_config(read_config(c["config"]))
     return config, {hf_table.canonical_key(key): value for key, value in c["weights"].items()}
 
 
@@ -36,7 +36,7 @@ def check_same(folder, case):
     """The folder is read as the case's config and parameters, bit for bit."""
     config, arrays = parts_of(case)
     model_config, params = hf_folder.load(folder)
-    assert model_config == Config.from_hf(config)
+    assert model_config == read_config(config)
     for rule in hf_table.rules(model_config):
         leaf = params
         for name in rule.path:
@@ -266,7 +266,7 @@ def test_forms_of_config_mean_to_transformers_what_they_mean_here():
 
     for form in FORMS.keys() - {"null in_channels", "nulls", "patch sizes as lists"}:
         config = FORMS[form](parts_of("ragged")[0])
-        ours = Config.from_hf(copy.deepcopy(config))
+        ours = read_config(copy.deepcopy(config))
         theirs = Qwen2_5_VLConfig.from_dict(config)
         rope = theirs.text_config.rope_parameters
         assert rope["rope_type"] in ("default", None), form
@@ -283,7 +283,7 @@ def test_forms_of_config_mean_to_transformers_what_they_mean_here():
 @pytest.mark.parametrize("model_config", [QWEN2_5_VL_3B, QWEN2_5_VL_7B])
 def test_sizes_of_the_tower_that_saves_of_4_49_leave_out(model_config):
     """transformers 4.49 to 4.51 save of vision_config what differs from its class: not even the depth."""
-    config = model_config.to_hf()
+    config = write_config(model_config)
     vision = {
         "hidden_size": 1280,
         "in_chans": 3,
@@ -293,7 +293,7 @@ def test_sizes_of_the_tower_that_saves_of_4_49_leave_out(model_config):
     vision |= {"tokens_per_second": 2, "torch_dtype": "bfloat16"}
     if model_config is QWEN2_5_VL_3B:
         vision["out_hidden_size"] = 2048
-    assert Config.from_hf({**config, "vision_config": vision}) == model_config
+    assert read_config({**config, "vision_config": vision}) == model_config
 
 
 # ---- What is not supported -----------------------------------------------------------------------------------
@@ -403,7 +403,7 @@ def test_it_is_refused_at_either_level_of_the_config(name, place):
     else:
         config = change(config)
     with pytest.raises(UserError, match=message) as refused:
-        Config.from_hf(config)
+        read_config(config)
     assert ("text_config" in str(refused.value)) == (place == "nested")
 
 
@@ -424,7 +424,7 @@ def test_a_flat_setting_that_the_nested_one_contradicts_is_refused(key, value):
     else:
         config[key] = value
     with pytest.raises(UserError, match=f"{key} is .* in text_config"):
-        Config.from_hf(config)
+        read_config(config)
 
 
 @pytest.mark.parametrize(
@@ -474,7 +474,7 @@ def test_a_folder_of_an_adapter_or_of_a_trainer_alone_says_what_it_is(tmp_path):
 def test_videos_in_ids_are_refused():
     from cxr_jax.inference.requests import check_ids
 
-    config = Config.from_hf(parts_of("ragged")[0])
+    config = read_config(parts_of("ragged")[0])
     ids = np.array([[1, 2, config.video_token_id]])
     with pytest.raises(UserError, match=f"video_token_id {config.video_token_id}"):
         check_ids(ids, np.ones_like(ids, bool), config)

@@ -13,7 +13,13 @@ import pytest
 import cxr_jax
 from cxr_jax.errors import UserError
 from cxr_jax.models.qwen2_5_vl import hf_table
-from cxr_jax.models.qwen2_5_vl.config import PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B, Config
+from cxr_jax.models.qwen2_5_vl.config import (
+    PHANTOM,
+    QWEN2_5_VL_3B,
+    QWEN2_5_VL_7B,
+    read_config,
+    write_config,
+)
 from cxr_jax.weights import hf_folder, pretrained
 from cxr_jax.weights.safetensors_file import Tensors, write_folder, write_safetensors
 
@@ -220,7 +226,7 @@ def test_configs_that_are_not_supported(key, value, message):
     d = json.loads(json.dumps(golden_cases.case("ragged")["config"]))
     d[key] = value
     with pytest.raises(UserError, match=message):
-        Config.from_hf(d)
+        read_config(d)
 
 
 OTHER_ROPE = dataclasses.replace(
@@ -230,7 +236,7 @@ OTHER_ROPE = dataclasses.replace(
 
 @pytest.mark.parametrize("model_config", [PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B, OTHER_ROPE])
 def test_config_round_trip(model_config):
-    assert Config.from_hf(json.loads(json.dumps(model_config.to_hf()))) == model_config
+    assert read_config(json.loads(json.dumps(write_config(model_config)))) == model_config
     hash(model_config)
 
 

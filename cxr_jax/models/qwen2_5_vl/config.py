@@ -1,113 +1,11 @@
-"""Sizes and token ids of a Qwen2.5-VL model, read from and written to a Hugging Face `config.json`.
+"""Qwen2.5-VL's `config.json`, read and written, and the published sizes."""
 
-The dataclasses are frozen and hashable, so a config can be a static argument of `jax.jit`.
-"""
-
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from cxr_jax.errors import UserError, shown
+from cxr_jax.models.network.config import Config, TextConfig, VisionConfig
 
-
-@dataclass(frozen=True)
-class VisionConfig:
-    """The vision tower. Sizes in features, `patch_size` and `window_size` in pixels."""
-
-    depth: int  # blocks
-    hidden_size: int
-    num_heads: int
-    intermediate_size: int  # inside the MLP
-    out_hidden_size: int  # of the tokens that it gives: the decoder's width
-    fullatt_block_indexes: tuple[int, ...]  # the others attend within windows
-    in_channels: int = 3
-    patch_size: int = 14
-    temporal_patch_size: int = 2  # frames of a patch; a still image is two equal ones
-    spatial_merge_size: int = 2  # patches a side that become one token
-    window_size: int = 112
-    tokens_per_second: int = 2  # of videos: kept for the file, not computed
-    rope_theta: float = 10000.0
-
-    @property
-    def head_dim(self) -> int:
-        """Features of one head."""
-        return self.hidden_size // self.num_heads
-
-    @property
-    def merge_unit(self) -> int:
-        """Patches that one language-model token stands for."""
-        return self.spatial_merge_size**2
-
-    @property
-    def patch_dim(self) -> int:
-        """Numbers in one flattened patch: channels * frames * height * width (1176 by default)."""
-        return self.in_channels * self.temporal_patch_size * self.patch_size**2
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """The decoder. `mrope_section` counts rotary frequencies for time, height and width."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int  # of queries
-    num_key_value_heads: int  # each serves several query heads
-    mrope_section: tuple[int, ...]  # sums to half of the head size
-    rope_theta: float = 1e6
-    rms_norm_eps: float = 1e-6
-    max_position_embeddings: int = 32768
-
-    @property
-    def head_dim(self) -> int:
-        """Features of one head."""
-        return self.hidden_size // self.num_attention_heads
-
-
-@dataclass(frozen=True)
-class Config:
-    """A whole model. Token ids are those of its tokenizer; `eos_token_id` holds every stop id."""
-
-    model_type: ClassVar[str] = "qwen2_5_vl"  # the family, see `registry`
-
-    vision: VisionConfig
-    text: TextConfig
-    image_token_id: int = 151655
-    video_token_id: int = 151656
-    vision_start_token_id: int = 151652
-    vision_end_token_id: int = 151653
-    pad_token_id: int = 151643
-    bos_token_id: int = 151643
-    eos_token_id: tuple[int, ...] = field(default=(151645, 151643))
-    tie_word_embeddings: bool = False
-
-    @property
-    def media_token_ids(self) -> tuple[int, ...]:
-        """Ids that stand for pixels: they may never be sampled."""
-        return tuple(
-            sorted(
-                {
-                    self.image_token_id,
-                    self.video_token_id,
-                    self.vision_start_token_id,
-                    self.vision_end_token_id,
-                }
-            )
-        )
-
-    @staticmethod
-    def from_hf(settings: dict[str, Any]) -> "Config":
-        """Read a parsed `config.json`: the flat layout of the published weights or the nested one.
-
-        Raises:
-            UserError: for another architecture or an option that this code does not compute.
-        """
-        return _from_hf(settings)
-
-    def to_hf(self) -> dict[str, Any]:
-        """Write the flat `config.json` layout of the published weights, which transformers 4 and 5 both load."""
-        return _to_hf(self)
-
+MODEL_TYPE = "qwen2_5_vl"
 
 # ---- Reading config.json -----------------------------------------------------------------------------------
 
@@ -300,10 +198,15 @@ def _check_flat_beside_nested(settings: dict[str, Any], text: TextConfig) -> Non
             raise UserError(f"config.json: {key} is {shown(flat)}, in text_config {nested}")
 
 
-def _from_hf(settings: dict[str, Any]) -> Config:
-    if settings.get("model_type") != Config.model_type:
+def read_config(settings: dict[str, Any]) -> Config:
+    """Read a parsed `config.json`: the flat layout of the published weights or the nested one.
+
+    Raises:
+        UserError: for another architecture or an option that this code does not compute.
+    """
+    if settings.get("model_type") != MODEL_TYPE:
         raise UserError(
-            f"config.json: model_type {settings.get('model_type')!r} is not {Config.model_type!r}"
+            f"config.json: model_type {settings.get('model_type')!r} is not {MODEL_TYPE!r}"
         )
     # transformers 4.52 and later nest the decoder's settings, the published files do not, and some have both.
     text_settings = settings.get("text_config") or settings
@@ -344,12 +247,13 @@ def _from_hf(settings: dict[str, Any]) -> Config:
 # ---- Writing config.json -----------------------------------------------------------------------------------
 
 
-def _to_hf(model_config: Config) -> dict[str, Any]:
+def write_config(model_config: Config) -> dict[str, Any]:
+    """Write the flat `config.json` layout of the published weights, which transformers 4 and 5 both load."""
     # Flat, as the published files are: readers of both versions know it.
     text, eos = model_config.text, model_config.eos_token_id
     return {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-        "model_type": Config.model_type,
+        "model_type": MODEL_TYPE,
         "attention_dropout": 0.0,
         "bos_token_id": model_config.bos_token_id,
         "eos_token_id": eos[0] if len(eos) == 1 else list(eos),
@@ -379,9 +283,9 @@ def _to_hf(model_config: Config) -> dict[str, Any]:
 
 def _vision_to_hf(vision: VisionConfig) -> dict[str, Any]:
     settings = {
-        "model_type": Config.model_type,
+        "model_type": MODEL_TYPE,
         "depth": vision.depth,
-        "fullatt_block_indexes": list(vision.fullatt_block_indexes),
+        "fullatt_block_indexes": list(vision.fullatt_block_indexes or ()),
         "hidden_act": "silu",
         "hidden_size": vision.hidden_size,
         "in_channels": vision.in_channels,

@@ -2,14 +2,14 @@
 
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.family import Family, Markers, Processor
-from cxr_jax.models.qwen2_5_vl import hf_table, image_settings, patches
-from cxr_jax.models.qwen2_5_vl.config import PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B, Config
-from cxr_jax.models.qwen2_5_vl.sharding_rules import SHARDING_RULES
+from cxr_jax.models.network.sharding_rules import SHARDING_RULES
+from cxr_jax.models.qwen2_5_vl import config, hf_table, image_settings, patches
+from cxr_jax.models.qwen2_5_vl.config import PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B
 
 FAMILY = Family(
-    model_type=Config.model_type,
-    read_config=Config.from_hf,
-    write_config=Config.to_hf,
+    model_type=config.MODEL_TYPE,
+    read_config=config.read_config,
+    write_config=config.write_config,
     # Named "random:", because they come without weights.
     sizes={
         "random:phantom": PHANTOM,

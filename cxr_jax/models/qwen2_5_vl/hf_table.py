@@ -3,7 +3,7 @@
 import functools
 
 from cxr_jax.models.family import TensorRule
-from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.models.network.config import Config
 from cxr_jax.runtime.trees import Tree, flatten
 
 # (our path, HF key, transform of `TensorRule`). "{}" in a key is a layer number: such parameters are stacked on axis 0.
@@ -56,10 +56,10 @@ def our_shapes(model_config: Config) -> dict[tuple[str, ...], tuple[int, ...]]:
 def _traced_shapes(model_config: Config) -> dict[tuple[str, ...], tuple[int, ...]]:
     import jax
 
-    from cxr_jax.models import qwen2_5_vl
+    from cxr_jax.models import network
 
     def init(key: jax.Array) -> Tree:
-        return qwen2_5_vl.init_params(model_config, key)
+        return network.init_params(model_config, key)
 
     # Abstract: shapes of a 7B model cost no memory.
     tree = jax.eval_shape(init, jax.random.key(0))

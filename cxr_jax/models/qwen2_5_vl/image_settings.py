@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from cxr_jax.errors import UserError, shown
+from cxr_jax.models.network.config import Config
 from cxr_jax.models.qwen2_5_vl import patches
-from cxr_jax.models.qwen2_5_vl.config import Config
 
 PIXEL_LIMITS = 3136, 12845056  # min_pixels and max_pixels of the published Qwen2.5-VL folders
 MOST_PIXELS = 2**28  # some gigabytes of patches: more is a mistake

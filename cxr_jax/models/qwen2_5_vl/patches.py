@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from PIL import Image as PilImage
 
 from cxr_jax.errors import UserError
-from cxr_jax.models.qwen2_5_vl.config import Config
+from cxr_jax.models.network.config import Config
 from cxr_jax.runtime.trees import Array
 
 PATCH, MERGE, TEMPORAL, CHANNELS = 14, 2, 2, 3

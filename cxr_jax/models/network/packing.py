@@ -6,7 +6,7 @@ row, so full attention is one product over rows with a mask. In a row, slots are
 others, and window attention is one product over bins with a mask. Nothing moves between blocks, and only the slots
 that no window fits into are computed in vain.
 
-Everything is counted in units here: the patches that become one token. The program is `vision_packed.forward`.
+Everything is counted in units here: the patches that become one token. The program is `tower_packed.forward`.
 """
 
 import functools
@@ -16,9 +16,9 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from cxr_jax.errors import UserError
-from cxr_jax.models.qwen2_5_vl.config import VisionConfig
+from cxr_jax.models.network.config import VisionConfig
+from cxr_jax.models.network.tower import WindowPlan, window_plan
 from cxr_jax.models.qwen2_5_vl.patches import MAX_ASPECT
-from cxr_jax.models.qwen2_5_vl.vision import WindowPlan, window_plan
 from cxr_jax.runtime.trees import Array
 
 

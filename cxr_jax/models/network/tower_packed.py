@@ -9,10 +9,10 @@ from jax.typing import DTypeLike
 
 from cxr_jax.errors import UserError
 from cxr_jax.models.layers import apply, graph
-from cxr_jax.models.qwen2_5_vl import rope
-from cxr_jax.models.qwen2_5_vl.config import VisionConfig
-from cxr_jax.models.qwen2_5_vl.packing import Packing, window_patches
-from cxr_jax.models.qwen2_5_vl.vision import Block, Merger, PatchEmbed, Segments, run_blocks
+from cxr_jax.models.network import rope
+from cxr_jax.models.network.config import VisionConfig
+from cxr_jax.models.network.packing import Packing, window_patches
+from cxr_jax.models.network.tower import Block, Merger, PatchEmbed, Segments, run_blocks
 from cxr_jax.runtime.trees import Array, Tree
 
 
@@ -110,8 +110,7 @@ def forward(
         is_full: functools.partial(layer, *seen)
         for is_full, seen in _seen(model_config, packing).items()
     }
-    full_blocks = model_config.fullatt_block_indexes
-    kinds = tuple(index in full_blocks for index in range(model_config.depth))
+    kinds = tuple(model_config.is_full(block) for block in range(model_config.depth))
     hidden = run_blocks(layers, kinds, params["blocks"], hidden, remat)
 
     # ---- Tokens, back in reading order ----

@@ -29,8 +29,8 @@ from cxr_jax.models.layers import (
     split_adapters,
     unstack,
 )
-from cxr_jax.models.qwen2_5_vl import rope
-from cxr_jax.models.qwen2_5_vl.config import TextConfig
+from cxr_jax.models.network import rope
+from cxr_jax.models.network.config import TextConfig
 from cxr_jax.runtime.trees import Array, Tree
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]

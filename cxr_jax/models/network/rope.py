@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax.errors import UserError
-from cxr_jax.models.qwen2_5_vl.config import Config, TextConfig, VisionConfig
+from cxr_jax.models.network.config import Config, TextConfig, VisionConfig
 from cxr_jax.runtime.trees import Array
 
 # ---- Angles ------------------------------------------------------------------------------------------------

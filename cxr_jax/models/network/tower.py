@@ -3,7 +3,7 @@
 All images of a call share one static grid, so the code is dense: patches are put in window order once, by a
 static permutation. Windows come in at most four shapes (interior, right edge, bottom edge, corner); windows
 of a shape are adjacent, so window attention is one batched product a shape, with neither padding nor mask.
-Images of several sizes in one call are `vision_packed`'s.
+Images of several sizes in one call are `tower_packed`'s.
 """
 
 import functools
@@ -29,8 +29,8 @@ from cxr_jax.models.layers import (
     is_shallow,
     run_layers,
 )
-from cxr_jax.models.qwen2_5_vl import rope
-from cxr_jax.models.qwen2_5_vl.config import VisionConfig
+from cxr_jax.models.network import rope
+from cxr_jax.models.network.config import VisionConfig
 from cxr_jax.runtime.trees import Array, Tree
 
 EPS = 1e-6  # fixed in the reference, not in config.json
@@ -381,8 +381,7 @@ def forward(
         True: functools.partial(layer, whole_frame),
         False: functools.partial(layer, plan.segments),
     }
-    full_blocks = model_config.fullatt_block_indexes
-    kinds = tuple(index in full_blocks for index in range(model_config.depth))
+    kinds = tuple(model_config.is_full(block) for block in range(model_config.depth))
     hidden = run_blocks(layers, kinds, params["blocks"], hidden, remat)
 
     # ---- Tokens, back in reading order ----

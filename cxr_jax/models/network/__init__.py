@@ -1,4 +1,4 @@
-"""Qwen2.5-VL as pure functions of a plain nested dict of parameters: {"vision": ..., "text": ...}."""
+"""A vision-language model as pure functions of a plain nested dict of parameters: {"vision": ..., "text": ...}."""
 
 import functools
 
@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from cxr_jax.models.qwen2_5_vl import decoder
-from cxr_jax.models.qwen2_5_vl import vision as tower
-from cxr_jax.models.qwen2_5_vl.config import Config
-from cxr_jax.models.qwen2_5_vl.rope import next_positions, positions
-from cxr_jax.models.qwen2_5_vl.sharding_rules import SHARDING_RULES
+from cxr_jax.models.network import decoder, tower
+from cxr_jax.models.network.config import Config
+from cxr_jax.models.network.rope import next_positions, positions
+from cxr_jax.models.network.sharding_rules import SHARDING_RULES
 from cxr_jax.runtime import sharding
 from cxr_jax.runtime.trees import Array, Tree
 
@@ -28,7 +27,7 @@ __all__ = [
 ]
 
 # On import, so that whoever has the model has its rules.
-sharding.register_rules(Config.model_type, SHARDING_RULES)
+sharding.register_rules("network", SHARDING_RULES)
 
 
 # ---- Parameters --------------------------------------------------------------------------------------------
