@@ -1,4 +1,4 @@
-"""vision.py: a scanned tower is the unrolled one, whatever the pattern of its blocks, and its program does not grow."""
+"""tower.py: a scanned tower is the unrolled one, whatever the pattern of its blocks, and its program does not grow."""
 
 import dataclasses
 import functools
