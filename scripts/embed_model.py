@@ -36,8 +36,7 @@ def embed(run_dir: str, folder: str = PHANTOM) -> None:
         model_config,
         params,
         dtype=np.float16,
-        min_pixels=224**2,
-        max_pixels=224**2,
+        pixel_limits=(224**2, 224**2),
         tokenizer=source,
     )
     card.write_text(card_text)

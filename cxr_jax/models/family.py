@@ -86,6 +86,7 @@ class Family:
         tensor_rules: config -> the rule of every tensor of a model folder, in file order.
         parameter_shapes: config -> {path: shape} of every parameter.
         canonical_key: a key of any layout in circulation -> the key of the published layout.
+        module_key: a key of the published layout -> its name in the model that transformers 4.52 and later build.
     """
 
     model_type: str
@@ -95,6 +96,7 @@ class Family:
     tensor_rules: Callable[[Any], list[TensorRule]]
     parameter_shapes: Callable[[Any], dict[tuple[str, ...], tuple[int, ...]]]
     canonical_key: Callable[[str], str]
+    module_key: Callable[[str], str]
     processor: Processor
     markers: Markers
     sharding_rules: ShardingRules

@@ -81,13 +81,15 @@ def to_hf(source: Path, destination: Path, max_shard_gb: float = 5.0) -> None:
             return np.dtype(DTYPES[arrays.tensor_types[tensor_rule.key]])
         return arrays.dtype(tensor_rule.path)
 
+    tensor_rules = family.tensor_rules(arrays.config)
     tensors = [
         hf_folder.tensor_to_write(tensor_rule, read_leaf, stored_type(tensor_rule))
-        for tensor_rule in family.tensor_rules(arrays.config)
+        for tensor_rule in tensor_rules
     ]
     # One array of ours, two tensors of theirs.
     if arrays.tied_head_is_stored:
-        embedding = next(tensor for tensor in tensors if tensor.key == hf_folder.EMBEDDING)
+        embedding_key = hf_folder.embedding_key(tensor_rules)
+        embedding = next(tensor for tensor in tensors if tensor.key == embedding_key)
         tensors.append(embedding._replace(key=hf_folder.HEAD))
     # The size is known from the manifest alone, so a full disk is told before anything is written.
     _require_space(destination, sum(tensor.nbytes for tensor in tensors))

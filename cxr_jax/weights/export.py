@@ -66,8 +66,7 @@ def export(
         params,
         # Squares of one size in training, so both limits of the area are that size.
         tokenizer=tokenizer,
-        min_pixels=facts.image_size**2,
-        max_pixels=facts.image_size**2,
+        pixel_limits=(facts.image_size**2, facts.image_size**2),
         dtype=pretrained.DTYPES[facts.dtype],
     )
     model_card.write(Path(folder), facts.started_from, facts.task, facts.data_source)

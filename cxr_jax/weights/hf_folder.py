@@ -1,6 +1,6 @@
-"""Qwen2.5-VL weights to and from Hugging Face folders, through one table, without torch.
+"""Weights to and from Hugging Face folders, through the table of the model's family, without torch.
 
-Reads single-file and sharded safetensors, in the key layout of the published weights (`visual.*`, `model.layers.*`) and
+Reads single-file and sharded safetensors, in the key layout of the published weights and
 in all others in circulation (the family's `canonical_key`). The mapping is a bijection or an error: a missing,
 unexpected or mis-shaped tensor is never passed over. Writes the published layout, which transformers and vLLM load.
 """
@@ -24,7 +24,6 @@ from cxr_jax.errors import UserError, shown
 from cxr_jax.models import registry
 from cxr_jax.models.family import TensorRule
 from cxr_jax.models.network.config import Config
-from cxr_jax.models.qwen2_5_vl.image_settings import PIXEL_LIMITS
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime.trees import Tree, flatten
 from cxr_jax.runtime.whole_files import atomic_folder, copy_files, write_json
@@ -35,8 +34,8 @@ from cxr_jax.weights.safetensors_file import NAMES, Tensors, TensorToWrite, pars
 # not here.
 WEIGHT_TYPES = tuple(np.dtype(dtype) for dtype in (np.float32, ml_dtypes.bfloat16, np.float16))
 _TORCH_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-# The only two tensors whose relation depends on the config: they may be one array (tied).
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+# It may be one array with the embedding, by the config (tied).
+HEAD = "lm_head.weight"
 
 # What trainers save although it follows from config.json: tables of the rotary positions, no weights.
 _BUFFERS = tuple(
@@ -129,6 +128,11 @@ class OpenFolder:
     tensors: Tensors
 
     @property
+    def embedding_key(self) -> str:
+        """The tensor that a tied head is."""
+        return embedding_key(self.rules)
+
+    @property
     def tied_head_is_stored(self) -> bool:
         """Whether a head that is tied to the embedding has a tensor of its own, beside the embedding or alone."""
         return self.model_config.tie_word_embeddings and HEAD in self.tensors.stored
@@ -148,6 +152,11 @@ class OpenFolder:
         }
 
 
+def embedding_key(rules: list[TensorRule]) -> str:
+    """Find the key of the token embedding."""
+    return next(rule.key for rule in rules if rule.path == ("text", "embed", "embedding"))
+
+
 def open_folder(folder: str | os.PathLike) -> OpenFolder:
     """Open a model folder.
 
@@ -161,15 +170,14 @@ def open_folder(folder: str | os.PathLike) -> OpenFolder:
     rules = family.tensor_rules(model_config)
     tensors = Tensors(folder, family.canonical_key)
     # Of two names for one array a writer may drop either: the head is then the embedding.
-    if model_config.tie_word_embeddings and EMBEDDING not in tensors.stored:
-        if HEAD in tensors.stored:
-            tensors.stored[EMBEDDING] = tensors.stored[HEAD]
     opened = OpenFolder(model_config, rules, tensors)
+    if opened.tied_head_is_stored:
+        tensors.stored.setdefault(opened.embedding_key, tensors.stored[HEAD])
     if problems := list(_misfits(opened)):
         raise UserError(f"{folder}: weights do not fit config.json; " + "; ".join(problems))
     # Equal values may be one array; others would leave two heads, of which one would be lost in
     # silence.
-    if opened.tied_head_is_stored and not _heads_are_equal(opened.tensors):
+    if opened.tied_head_is_stored and not _heads_are_equal(opened):
         raise UserError(
             f"{folder}: config.json ties the head to the embedding, but lm_head.weight differs from it"
         )
@@ -232,10 +240,11 @@ def first_names(tensor_names: list[str]) -> str:
     return ", ".join(map(shown, tensor_names[:4])) + more
 
 
-def _heads_are_equal(tensors: Tensors) -> bool:
-    if tensors.stored[HEAD] == tensors.stored[EMBEDDING]:
+def _heads_are_equal(opened: OpenFolder) -> bool:
+    tensors, embedding_name = opened.tensors, opened.embedding_key
+    if tensors.stored[HEAD] == tensors.stored[embedding_name]:
         return True
-    head, embedding = tensors[HEAD], tensors[EMBEDDING]
+    head, embedding = tensors[HEAD], tensors[embedding_name]
     if head.dtype != embedding.dtype or head.shape != embedding.shape:
         return False
     # Bytes and not numbers, so that NaN equals itself; a piece at a time, since they are copied.
@@ -360,8 +369,7 @@ def save(
     params: Tree,
     *,
     dtype: DTypeLike | None = None,
-    min_pixels: int = PIXEL_LIMITS[0],
-    max_pixels: int = PIXEL_LIMITS[1],
+    pixel_limits: tuple[int, int] | None = None,
     tokenizer: Tokenizer | str | os.PathLike | None = None,
     max_shard_gb: float = 5.0,
 ) -> None:
@@ -373,10 +381,12 @@ def save(
 
     Args:
         dtype: stored type; None: that of the arrays.
+        pixel_limits: (min_pixels, max_pixels) of images; None: those of the family's published folders.
         tokenizer: an object, or a folder whose files are copied.
     """
     family = registry.family_of(model_config)
     settings = family.write_config(model_config)
+    limits = pixel_limits or family.processor.pixel_limits({}, None)
     stored_type = np.dtype(dtype or params["text"]["embed"]["embedding"].dtype)
     # Loaders that are not told a type take the one that stands here.
     settings["torch_dtype"] = _TORCH_NAMES[NAMES[stored_type]]
@@ -385,8 +395,7 @@ def save(
         write_json(temporary / "config.json", settings)
         write_json(temporary / "generation_config.json", generation_config(model_config))
         write_json(
-            temporary / "preprocessor_config.json",
-            family.processor.settings(model_config, min_pixels, max_pixels),
+            temporary / "preprocessor_config.json", family.processor.settings(model_config, *limits)
         )
         if tokenizer is not None:
             _add_tokenizer(tokenizer, temporary)

@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,10 @@ import numpy as np
 
 from cxr_jax.errors import UserError, shown
 from cxr_jax.models import registry
-from cxr_jax.models.family import TensorRule
+from cxr_jax.models.family import Family, TensorRule
 from cxr_jax.models.layers import merge_adapters
 from cxr_jax.models.lora import PATHS, TARGETS, Lora
 from cxr_jax.models.network.config import Config
-from cxr_jax.models.qwen2_5_vl import hf_table
 from cxr_jax.runtime import trees, whole_files
 from cxr_jax.runtime.trees import Tree
 from cxr_jax.weights import hf_folder
@@ -76,14 +75,6 @@ def _modules(model_config: Config) -> dict[str, TensorRule]:
 
 def _module_path(tensor_rule: TensorRule) -> str:
     return "/".join(tensor_rule.path[:-1])
-
-
-def _nested_name(module_name: str) -> str:
-    """A module's name in the published layout -> that of transformers 4.52 and later."""
-    # Since 4.52 the vision tower and the language model lie side by side under `model`.
-    if module_name.startswith("visual."):
-        return f"model.{module_name}"
-    return re.sub(r"^model\.", "model.language_model.", module_name)
 
 
 def _peft_shapes(
@@ -153,17 +144,22 @@ def save(
         for module_name, tensor_rule in _modules(model_config).items()
         if _module_path(tensor_rule) in lora_settings.paths
     }
+    module_key = registry.family_of(model_config).module_key
     with whole_files.atomic_folder(Path(folder)) as temporary:
         whole_files.write_json(
-            temporary / CONFIG, _settings(tensor_rules, lora_settings, base_model)
+            temporary / CONFIG, _settings(tensor_rules, lora_settings, base_model, module_key)
         )
         write_safetensors(
-            temporary / WEIGHTS, list(_tensors_to_write(tensor_rules, lora_settings, leaves))
+            temporary / WEIGHTS,
+            list(_tensors_to_write(tensor_rules, lora_settings, leaves, module_key)),
         )
 
 
 def _tensors_to_write(
-    tensor_rules: dict[str, TensorRule], lora_settings: Lora, leaves: dict[str, np.ndarray]
+    tensor_rules: dict[str, TensorRule],
+    lora_settings: Lora,
+    leaves: dict[str, np.ndarray],
+    module_key: Callable[[str], str],
 ) -> Iterator[TensorToWrite]:
     # Layer by layer, as PEFT names them: ours lie stacked in one array.
     for module_name, tensor_rule in tensor_rules.items():
@@ -173,17 +169,22 @@ def _tensors_to_write(
             matrix = leaves[f"{_module_path(tensor_rule)}/{half_name}"]
             if tensor_rule.layer is not None:
                 matrix = matrix[tensor_rule.layer]
-            tensor_name = f"{_PREFIX}{_nested_name(module_name)}.{peft_name}.weight"
+            tensor_name = f"{_PREFIX}{module_key(module_name)}.{peft_name}.weight"
             yield TensorToWrite(tensor_name, torch_shape, matrix.dtype, matrix.transpose)
 
 
-def _settings(tensor_rules: dict[str, TensorRule], lora_settings: Lora, base_model: str) -> dict:
+def _settings(
+    tensor_rules: dict[str, TensorRule],
+    lora_settings: Lora,
+    base_model: str,
+    module_key: Callable[[str], str],
+) -> dict:
     """The content of adapter_config.json."""
     # Both parts of the model have modules of one suffix, so targets are a pattern for whole names.
     patterns = []
     # Layers of a stack share one pattern, with digits in place of the layer's number.
     for module_name, tensor_rule in tensor_rules.items():
-        pattern = re.escape(_nested_name(module_name))
+        pattern = re.escape(module_key(module_name))
         if tensor_rule.layer is not None:
             pattern = pattern.replace(rf"\.{tensor_rule.layer}\.", r"\.\d+\.", 1)
         patterns.append(pattern)
@@ -222,8 +223,8 @@ def _settings(tensor_rules: dict[str, TensorRule], lora_settings: Lora, base_mod
 class _AdapterTensors(Tensors):
     """The tensors of a PEFT folder, by module name in the published layout; `nested`: the file has the newer names."""
 
-    def __init__(self, folder: Path) -> None:
-        self.nested = False
+    def __init__(self, folder: Path, family: Family) -> None:
+        self.nested, self.family = False, family
         super().__init__(folder, self._canonical, WEIGHTS)
 
     def _canonical(self, tensor_name: str) -> str:
@@ -233,14 +234,14 @@ class _AdapterTensors(Tensors):
                 f"{self.folder}: tensor {shown(tensor_name)} does not begin with {_PREFIX}"
             )
         stored_name = tensor_name.removeprefix(_PREFIX)
-        module_name = hf_table.canonical_key(stored_name)
+        module_name = self.family.canonical_key(stored_name)
         # One renamed tensor is enough: a file is written by one version of transformers.
         self.nested |= module_name != stored_name
         return module_name
 
     def file_name_of(self, module_name: str) -> str:
         """A module's name in the published layout -> its name in this file's layout."""
-        return _nested_name(module_name) if self.nested else module_name
+        return self.family.module_key(module_name) if self.nested else module_name
 
 
 def load(folder: str | os.PathLike, model_config: Config) -> tuple[Tree, Lora]:
@@ -259,7 +260,8 @@ def load(folder: str | os.PathLike, model_config: Config) -> tuple[Tree, Lora]:
     # Settings first: they are small, and say what is to be found in the weights.
     settings = _read_settings(folder / CONFIG)
     _check_weights_exist(folder)
-    tensors, modules = _AdapterTensors(folder), _modules(model_config)
+    tensors = _AdapterTensors(folder, registry.family_of(model_config))
+    modules = _modules(model_config)
 
     # ---- Which modules the settings target, and whether an adapter can be there ----
     try:

@@ -14,8 +14,9 @@ from convert_calls import listing, refuses, stored
 from convert_cases import BF16, make
 from places import ROOT
 
+from cxr_jax.models import tensor_table
 from cxr_jax.models.family import TensorRule
-from cxr_jax.models.qwen2_5_vl import config, hf_table
+from cxr_jax.models.qwen2_5_vl import config
 from cxr_jax.weights import conversion, hf_folder, native_folder
 from cxr_jax.weights.safetensors_file import write_folder, write_safetensors
 
@@ -117,7 +118,7 @@ def large(tmp_path_factory):
     rng, size = np.random.default_rng(0), 0
     noise = rng.integers(0, 0x7F00, 2**20, dtype=np.uint16)
     params: dict = {}
-    for path, shape in hf_table.our_shapes(model_config).items():
+    for path, shape in tensor_table.parameter_shapes(model_config).items():
         node = params
         for name in path[:-1]:
             node = node.setdefault(name, {})

@@ -3,6 +3,14 @@
 from typing import Any
 
 from cxr_jax.errors import UserError, shown
+from cxr_jax.models.config_json import (
+    needed,
+    one_int,
+    or_default,
+    refuse_other_decoders,
+    rope_settings,
+    special_ids,
+)
 from cxr_jax.models.network.config import Config, TextConfig, VisionConfig
 
 MODEL_TYPE = "qwen2_5_vl"
@@ -10,34 +18,9 @@ MODEL_TYPE = "qwen2_5_vl"
 # ---- Reading config.json -----------------------------------------------------------------------------------
 
 
-def _needed(settings: dict[str, Any], key: str, where: str = "") -> Any:
-    if settings.get(key) is None:
-        raise UserError(f"config.json: {where}{key} is missing")
-    return settings[key]
-
-
-def _one_int(value: Any, name: str) -> int:
-    """Newer configs may write a patch size as a list of equal numbers."""
-    if isinstance(value, (list, tuple)):
-        if len(set(value)) != 1:
-            raise UserError(f"config.json: {name} must be square, got {list(value)}")
-        value = value[0]
-    return int(value)
-
-
-def _ids(value: Any) -> tuple[int, ...]:
-    # One stop id stands alone in config.json, several as a list.
-    return tuple(int(token) for token in (value if isinstance(value, (list, tuple)) else [value]))
-
-
-def _or_default(settings: dict[str, Any], key: str, default: Any) -> Any:
-    """A key that is null is one that is not there."""
-    return default if settings.get(key) is None else settings[key]
-
-
 def _vision_from_hf(settings: dict[str, Any]) -> VisionConfig:
     # Refused and not ignored: with another activation the same weights mean another model.
-    activation = _or_default(settings, "hidden_act", "silu")
+    activation = or_default(settings, "hidden_act", "silu")
     if activation != "silu":
         raise UserError(
             f"config.json: vision_config.hidden_act {shown(activation)!r} is not supported (only 'silu')"
@@ -45,9 +28,9 @@ def _vision_from_hf(settings: dict[str, Any]) -> VisionConfig:
 
     # Where a key is absent: the defaults of transformers, which saves of 4.49 to 4.51 leave out, the sizes included.
     def value(key: str, default: Any) -> Any:
-        return _or_default(settings, key, default)
+        return or_default(settings, key, default)
 
-    rope = _rope(settings, "vision_config.", ("default", "axial"))
+    rope = rope_settings(settings, "vision_config.", ("default", "axial"))
     vision = VisionConfig(
         depth=int(value("depth", 32)),
         hidden_size=int(value("hidden_size", 3584)),
@@ -59,8 +42,8 @@ def _vision_from_hf(settings: dict[str, Any]) -> VisionConfig:
         ),
         # Both spellings are in circulation.
         in_channels=int(value("in_channels", value("in_chans", 3))),
-        patch_size=_one_int(value("patch_size", 14), "patch_size"),
-        temporal_patch_size=_one_int(value("temporal_patch_size", 2), "temporal_patch_size"),
+        patch_size=one_int(value("patch_size", 14), "patch_size"),
+        temporal_patch_size=one_int(value("temporal_patch_size", 2), "temporal_patch_size"),
         spatial_merge_size=int(value("spatial_merge_size", 2)),
         window_size=int(value("window_size", 112)),
         tokens_per_second=int(value("tokens_per_second", 4)),
@@ -78,99 +61,29 @@ def _vision_from_hf(settings: dict[str, Any]) -> VisionConfig:
     return vision
 
 
-def _rope(settings: dict[str, Any], place: str, kinds: tuple[str, ...]) -> dict[str, Any]:
-    """The rotary settings of one level: transformers 4 writes rope_scaling, transformers 5 rope_parameters.
-
-    Raises:
-        UserError: for rotations that this code does not compute, and for two accounts that differ.
-    """
-    rope: dict[str, Any] = {}
-    if settings.get("rope_theta") is not None:
-        rope["rope_theta"] = settings["rope_theta"]
-    for section in ("rope_scaling", "rope_parameters"):
-        where = f"config.json: {place}{section}"
-        said = _or_default(settings, section, {})
-        if not isinstance(said, dict):
-            raise UserError(f"{where} is not a JSON object")
-        for key, value in said.items():
-            # Older writers say `type`, newer ones `rope_type`, some both: each must be one that is known.
-            if key in ("type", "rope_type") and value not in (None, *kinds):
-                known = " and ".join(map(repr, kinds))
-                raise UserError(
-                    f"{where}.{key}: rope type {shown(value)!r} is not supported (only {known})"
-                )
-            if isinstance(value, dict) or (key == "mrope_interleaved" and value):
-                raise UserError(f"{where}.{key} {shown(value)} is not supported")
-            if key == "partial_rotary_factor" and value not in (None, 1):
-                raise UserError(f"{where}.{key} {shown(value)} is not supported (only 1)")
-            if key in ("rope_theta", "mrope_section") and value is not None:
-                if rope.setdefault(key, value) != value:
-                    other = shown(rope[key])
-                    raise UserError(
-                        f"{where}.{key} is {shown(value)}, and {other} in another place"
-                    )
-    return rope
-
-
-# Mixtures of experts have tensors of other names; these keys say why.
-_EXPERTS = (
-    "num_experts",
-    "num_local_experts",
-    "n_routed_experts",
-    "num_experts_per_tok",
-    "moe_intermediate_size",
-)
-
-
-def _refuse_other_arithmetic(settings: dict[str, Any], place: str) -> None:
-    """Refuse what a config may ask of the decoder and this code does not compute, by key and value."""
-
-    def refuse(key: str, only: str = "") -> None:
-        note = f" (only {only})" if only else ""
-        value = settings[key]
-        named = repr(shown(value)) if isinstance(value, str) else shown(value)
-        raise UserError(f"config.json: {place}{key} {named} is not supported{note}")
-
-    if settings.get("use_sliding_window"):
-        refuse("use_sliding_window", "false")
-    if _or_default(settings, "hidden_act", "silu") != "silu":
-        refuse("hidden_act", "'silu'")
-    for layer_type in _or_default(settings, "layer_types", ()):
-        if layer_type != "full_attention":
-            raise UserError(
-                f"config.json: {place}layer_types has {shown(layer_type)}, which is not supported "
-                "(only full_attention)"
-            )
-    if settings.get("partial_rotary_factor") not in (None, 1):
-        refuse("partial_rotary_factor", "1")
-    for key in _EXPERTS:
-        if settings.get(key) not in (None, 0):
-            refuse(key, "dense models")
-
-
 def _text_from_hf(settings: dict[str, Any], place: str) -> TextConfig:
-    _refuse_other_arithmetic(settings, place)
-    rope = _rope(settings, place, ("default", "mrope"))
+    refuse_other_decoders(settings, place)
+    rope = rope_settings(settings, place, ("default", "mrope"))
     # ---- Sizes ----
-    heads = int(_needed(settings, "num_attention_heads"))
+    heads = int(needed(settings, "num_attention_heads"))
     text = TextConfig(
-        vocab_size=int(_needed(settings, "vocab_size")),
-        hidden_size=int(_needed(settings, "hidden_size")),
-        intermediate_size=int(_needed(settings, "intermediate_size")),
-        num_hidden_layers=int(_needed(settings, "num_hidden_layers")),
+        vocab_size=int(needed(settings, "vocab_size")),
+        hidden_size=int(needed(settings, "hidden_size")),
+        intermediate_size=int(needed(settings, "intermediate_size")),
+        num_hidden_layers=int(needed(settings, "num_hidden_layers")),
         num_attention_heads=heads,
         # Without the key every query head has a key head of its own.
         num_key_value_heads=int(settings.get("num_key_value_heads") or heads),
         mrope_section=tuple(int(size) for size in rope.get("mrope_section", (16, 24, 24))),
         rope_theta=float(rope.get("rope_theta", 1e6)),
-        rms_norm_eps=float(_or_default(settings, "rms_norm_eps", 1e-5)),
-        max_position_embeddings=int(_or_default(settings, "max_position_embeddings", 32768)),
+        rms_norm_eps=float(or_default(settings, "rms_norm_eps", 1e-5)),
+        max_position_embeddings=int(or_default(settings, "max_position_embeddings", 32768)),
     )
     if text.hidden_size % heads or heads % text.num_key_value_heads:
         raise UserError(
             "config.json: hidden_size, num_attention_heads and num_key_value_heads do not divide"
         )
-    if _or_default(settings, "head_dim", text.head_dim) != text.head_dim:
+    if or_default(settings, "head_dim", text.head_dim) != text.head_dim:
         raise UserError(
             f"config.json: {place}head_dim {shown(settings['head_dim'])} is not supported (only hidden_size / "
             f"num_attention_heads, {text.head_dim})"
@@ -189,8 +102,8 @@ def _check_flat_beside_nested(settings: dict[str, Any], text: TextConfig) -> Non
 
     transformers takes the nested ones, so a change of the flat ones alone would be lost without a word.
     """
-    _refuse_other_arithmetic(settings, "")
-    said = {**settings, **_rope(settings, "", ("default", "mrope"))}
+    refuse_other_decoders(settings, "")
+    said = {**settings, **rope_settings(settings, "", ("default", "mrope"))}
     for key in ("rope_theta", "rms_norm_eps", "num_attention_heads", "mrope_section"):
         flat, nested = said.get(key), getattr(text, key)
         if flat is not None and nested != (tuple(flat) if key == "mrope_section" else flat):
@@ -210,33 +123,17 @@ def read_config(settings: dict[str, Any]) -> Config:
         )
     # transformers 4.52 and later nest the decoder's settings, the published files do not, and some have both.
     text_settings = settings.get("text_config") or settings
-    vision = _vision_from_hf(_needed(settings, "vision_config"))
+    vision = _vision_from_hf(needed(settings, "vision_config"))
     text = _text_from_hf(text_settings, "" if text_settings is settings else "text_config.")
     _check_flat_beside_nested(settings, text)
     # The tower's tokens take the place of embeddings, so both have the same width.
     if vision.out_hidden_size != text.hidden_size:
         raise UserError("config.json: vision_config.out_hidden_size differs from hidden_size")
 
-    def found(key: str, default: Any) -> Any:
-        """Of the top level, else of the nested text_config."""
-        for level in (settings, text_settings):
-            if level.get(key) is not None:
-                return level[key]
-        return default
-
-    eos_token_id = _ids(found("eos_token_id", 151645))
     return Config(
         vision=vision,
         text=text,
-        # The older name, as other families of that time have it.
-        image_token_id=int(found("image_token_id", found("image_token_index", 151655))),
-        video_token_id=int(found("video_token_id", found("video_token_index", 151656))),
-        vision_start_token_id=int(found("vision_start_token_id", 151652)),
-        vision_end_token_id=int(found("vision_end_token_id", 151653)),
-        # The published files name no padding id; any id does under a mask, and a stop id is always in range.
-        pad_token_id=int(found("pad_token_id", eos_token_id[-1])),
-        bos_token_id=int(found("bos_token_id", eos_token_id[-1])),
-        eos_token_id=eos_token_id,
+        **special_ids(settings, text_settings),
         # Newer files say it at the top, nested ones in the text's settings.
         tie_word_embeddings=bool(
             settings.get("tie_word_embeddings") or text_settings.get("tie_word_embeddings")

@@ -1,5 +1,6 @@
 """Qwen2.5-VL as an entry of the registry."""
 
+from cxr_jax.models import tensor_table
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.family import Family, Markers, Processor
 from cxr_jax.models.network.sharding_rules import SHARDING_RULES
@@ -17,8 +18,9 @@ FAMILY = Family(
         "random:qwen2.5-vl-7b": QWEN2_5_VL_7B,
     },
     tensor_rules=hf_table.rules,
-    parameter_shapes=hf_table.our_shapes,
+    parameter_shapes=tensor_table.parameter_shapes,
     canonical_key=hf_table.canonical_key,
+    module_key=hf_table.module_key,
     processor=Processor(
         check_settings=patches.check_settings,
         pixel_limits=image_settings.pixel_limits,
