@@ -209,7 +209,7 @@ def prompts(model, batch: int) -> dict:
     grid = prepared[0][1]
     # Longer by a word or shorter by a letter, until the prompt has just as many tokens as it should.
     text = "Find abnormalities and support devices."
-    while len(row := model.render(text, grid)) != PROMPT:
+    while len(row := model.render(text, [grid])) != PROMPT:
         if len(row) < PROMPT:
             text += " and"
         else:

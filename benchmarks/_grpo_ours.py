@@ -172,7 +172,10 @@ class Ours:
         slots = int(np.prod(self.grid)) // self.model_config.vision.merge_unit if side else 0
         self.prompt = slots + (TEXT if side else ALONE)
         self.text = data_prompts.FIND_PROMPT
-        while len(ids := inference_prompts.prompt_ids(tokenizer, self.text, slots)) < self.prompt:
+        while (
+            len(ids := inference_prompts.prompt_ids(tokenizer, self.text, [slots][: bool(side)]))
+            < self.prompt
+        ):
             self.text += " and"
         ids = np.repeat(np.asarray(ids, np.int32)[None], n, 0)
         assert ids.shape[1] == self.prompt

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 from cxr_jax.errors import UserError
 
@@ -32,15 +33,15 @@ def asks_nothing(text: str) -> bool:
 
 
 def cut_at_marks(text: str) -> list[str | None]:
-    """Cut a text where it marks the place of a film: its parts without white space around them, None for each mark.
+    """Cut a text where it marks the place of a film: its parts as they are, None for each mark, nothing empty.
 
     Raises:
         UserError: for the mark of another tool where a film's could stand; amid a text it is text.
     """
     first, *others = text.split(IMAGE_MARK)
-    parts: list[str | None] = [first.strip()]
+    parts: list[str | None] = [first]
     for other in others:
-        parts += [None, other.strip()]
+        parts += [None, other]
     for part in parts:
         mark = _IN_PLACE_OF_A_FILM.search(part or "")
         if mark:
@@ -50,38 +51,47 @@ def cut_at_marks(text: str) -> list[str | None]:
     return [part for part in parts if part != ""]
 
 
-def without_mark(text: str, has_film: bool) -> str:
-    """Give a prompt without the mark of its film's place, which may stand before the text or after it.
+def place_films(texts: Sequence[str], film_count: int) -> list[list[str | None]]:
+    """Cut the user's texts of a conversation where its films stand: the parts of each, None for each film.
 
-    The film always stands first: LLaVA's rows are read so, too. A text without a mark stays as it is.
+    Films stand where the texts mark them; without marks all of them before the first text. A text is kept as it is,
+    white space too, but where marks say no more than that: films that are marked at the beginning of the first text,
+    and one film at its end (as LLaVA's rows are read), stand before it as without marks.
+
+    Args:
+        texts: of the user's turns, at least one.
 
     Raises:
-        UserError: for more marks than films, a mark in the middle of the text, the mark of another tool in the place of
-            a film.
+        UserError: for other marks than films, the mark of another tool in the place of a film.
     """
-    parts = cut_at_marks(text)
-    marks = parts.count(None)
-    if not marks:
-        return text
-    if marks > has_film:
+    parts_of_texts = [cut_at_marks(text) for text in texts]
+    mark_count = sum(parts.count(None) for parts in parts_of_texts)
+    if mark_count not in (0, film_count):
         raise UserError(
-            f"a prompt has {marks} places for an image ({IMAGE_MARK}), and {int(has_film)} images"
+            f"a prompt has {mark_count} places for an image ({IMAGE_MARK}), and {film_count} images"
         )
-    if None in parts[1:-1]:
-        raise UserError(f"the place of the image ({IMAGE_MARK}) is in the middle of the text")
-    return "".join(part for part in parts if part is not None)
+    placed = [list(parts) or [""] for parts in parts_of_texts]
+    first = [part for part in parts_of_texts[0] if part is None or part.strip()]
+    films: list[str | None] = [None] * film_count
+    if not mark_count:
+        placed[0] = [*films, texts[0]]
+    elif first[:film_count] == films and None not in first[film_count:]:
+        placed[0] = [*films, "".join(filter(None, first)).strip()]
+    elif film_count == 1 and first[-1:] == films:
+        placed[0] = [*films, "".join(filter(None, first)).strip()]
+    return placed
 
 
 def check_prompt(text: str) -> str:
     """Return a question about a film that a flag holds.
 
     Raises:
-        UserError: naming the flag, for one that asks nothing, and as `without_mark` does.
+        UserError: naming the flag, for one that asks nothing, and as `place_films` does.
     """
     try:
         if asks_nothing(text):
             raise UserError(NO_PROMPT)
-        without_mark(text, has_film=True)
+        place_films([text], film_count=1)
     except UserError as error:
         raise UserError(f"--prompt: {error}") from None
     return text

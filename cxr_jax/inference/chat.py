@@ -74,7 +74,9 @@ class Chat:
         settings = GenerationSettings(max_new_tokens, temperature, 1, seed, top_p, top_k)
         check_constraint(constraint)
         messages = [*self.messages, {"role": "user", "content": text}]
-        rendered = render_question(model.tokenizer, model.config, messages, self.grid)
+        rendered = render_question(
+            model.tokenizer, model.config, messages, [] if self.grid is None else [self.grid]
+        )
         ids = rendered.ids
         rules = model.constraint(constraint, settings.max_new_tokens, rendered.opened)
         request = Request(ids, self.patches, self.grid, rendered.opened)

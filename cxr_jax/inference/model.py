@@ -257,10 +257,10 @@ class Model:
     # ---- Images and texts in, texts out --------------------------------------------------------------------
 
     def render(
-        self, prompt: str | Sequence[dict[str, Any]], grid: tuple[int, int, int] | None
+        self, prompt: str | Sequence[dict[str, Any]], grids: Sequence[tuple[int, int, int]] = ()
     ) -> list[int]:
-        """Render one user turn (or a conversation), with the image (if any) before the first user's text."""
-        return inference_prompts.render_prompt(self.tokenizer, self.config, prompt, grid).ids
+        """Render one user turn (or a conversation) with its images, see `inference.prompts.render_conversation`."""
+        return inference_prompts.render_prompt(self.tokenizer, self.config, prompt, grids).ids
 
     def prepare(self, image: Any) -> tuple[np.ndarray | None, tuple[int, int, int] | None]:
         """Turn an image (path, PIL image, or [H, W] floats in 0..1) into (patches, grid); (None, None) for None."""
@@ -321,7 +321,9 @@ class Model:
         self, image: Any, prompt: Any, new_tokens: int, name: str = "the prompt"
     ) -> Request:
         patches, grid = self.prepare(image)
-        rendered = inference_prompts.render_question(self.tokenizer, self.config, prompt, grid)
+        rendered = inference_prompts.render_question(
+            self.tokenizer, self.config, prompt, [] if grid is None else [grid]
+        )
         request = Request(rendered.ids, patches, grid, rendered.opened)
         check_room(self.config, len(request.ids), new_tokens, name)
         return request

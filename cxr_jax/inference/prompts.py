@@ -5,6 +5,8 @@ said there is part of what the model says: every `RenderedPrompt` tells it as `o
 (rewards, scores, constraint, texts for people) begins with it.
 """
 
+import itertools
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -20,6 +22,8 @@ from cxr_jax.models.network.config import Config
 from cxr_jax.models.tokenizer import FORMAT_TAGS, IMAGE_PAD, Tokenizer
 
 ROLES = ("system", "user", "assistant")
+Grid = tuple[int, int, int]  # of an image in patches: frames, height, width
+Grids = Sequence[Sequence[Grid]]  # of the images of each of several prompts
 # The word by which templates name whose turn begins, if they write one in plain text.
 _SPEAKER = re.compile(r"^\s*(assistant|model|ai|bot)[ \t]*(:|\n|$)", re.IGNORECASE)
 
@@ -70,74 +74,94 @@ def _is_message(message: object) -> bool:
 
 
 def render_conversation(
-    tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], image_tokens: int
+    tokenizer: Tokenizer,
+    messages: Sequence[dict[str, Any]],
+    image_tokens: Sequence[int] = (),
+    *,
+    numbered: bool = False,
 ) -> RenderedPrompt:
     """Render messages up to the assistant's next turn: the one renderer of training and serving.
 
-    Special tokens that a message spells are encoded as text; of an assistant's message, the tags of the answer format
-    are the tokens that they are to the model (`plain_text`).
+    Images stand where the user's texts mark their places, without marks before the first of them
+    (`data.prompts.place_films`). Special tokens that a message spells are encoded as text; of an assistant's message,
+    the tags of the answer format are the tokens that they are to the model (`plain_text`).
 
     Args:
         messages: {"role", "content": text}, at least one of them a user's.
-        image_tokens: of the image, which stands before the first user's text; 0 without an image.
+        image_tokens: of each image, in the order of their places in the conversation.
+        numbered: whether "Picture n: " stands before each image, as the published template's add_vision_id has it.
 
     Returns:
-        The prompt. The template writes one image pad; it is repeated here, as the Qwen processor does.
+        The prompt. The template writes one pad for each image; it is repeated here, as the Qwen processor does.
 
     Raises:
-        UserError: for a message that holds placeholders of images or marks the place of one that is not there, and for
+        UserError: for a message that holds placeholders of images, for other marks of images than there are, and for
             turns that the template refuses or leaves out.
     """
-    messages = _without_marks(messages, image_tokens > 0)
-    for message in messages:
-        plain_text.refuse_placeholders(message["content"], "a prompt")
-    mark = plain_text.choose_mark(message["content"] for message in messages)
-    marked = [_marked(tokenizer, message, mark) for message in messages]
+    placed = _placed(messages, len(image_tokens), numbered)
+    texts = [part for message in placed for part in message["content"] if part is not None]
+    for text in texts:
+        plain_text.refuse_placeholders(text, "a prompt")
+    mark = plain_text.choose_mark(texts)
     # In the form that this template reads, with the spellings broken before it sees them.
-    has_image = image_tokens > 0
-    rendered = chat_template.in_form(tokenizer, marked, has_image=has_image)
+    marked = [_marked(tokenizer, message, mark) for message in placed]
+    rendered = chat_template.in_form(tokenizer, marked)
     text = chat_template.render(tokenizer, rendered)
     # One pad for each image token; the tokenizer turns each into one id.
-    with_image = text.replace(IMAGE_PAD, IMAGE_PAD * image_tokens)
+    first, *others = text.split(IMAGE_PAD)
+    if len(others) != len(image_tokens):
+        raise UserError("the chat template writes placeholders of images that are not there")
+    pads = (IMAGE_PAD * count for count in image_tokens)
+    with_images = first + "".join(itertools.chain(*zip(pads, others, strict=True)))
     # The template has written the special tokens already.
-    ids = plain_text.encode_marked(tokenizer, with_image, mark)
-    return RenderedPrompt(ids, _opened(tokenizer, marked, text, mark, has_image))
+    ids = plain_text.encode_marked(tokenizer, with_images, mark)
+    return RenderedPrompt(ids, _opened(tokenizer, marked, text, mark))
 
 
-def _without_marks(messages: Sequence[dict[str, Any]], has_image: bool) -> list[dict[str, Any]]:
-    """The messages without the mark of the image's place, which the first user's text may have."""
-    unmarked = []
+def _placed(
+    messages: Sequence[dict[str, Any]], image_count: int, numbered: bool
+) -> list[dict[str, Any]]:
+    """The messages with their content in parts, see `chat_template.Content`."""
+    of_users = [message["content"] for message in messages if message["role"] == "user"]
+    parts_of_users = iter(data_prompts.place_films(of_users, image_count))
+    numbers = itertools.count(1)
+    placed = []
     for message in messages:
-        if message["role"] == "user":
-            content = data_prompts.without_mark(message["content"], has_image)
-            message, has_image = {**message, "content": content}, False
-        unmarked.append(message)
-    return unmarked
+        is_user = message["role"] == "user"
+        parts = next(parts_of_users) if is_user else [message["content"]]
+        if numbered:
+            # As text, and not by the template's own option: others than the published one have none.
+            pairs = (
+                (f"Picture {next(numbers)}: ", None) if part is None else (part,) for part in parts
+            )
+            parts = list(itertools.chain(*pairs))
+        placed.append({"role": message["role"], "content": parts})
+    return placed
 
 
 def _marked(tokenizer: Tokenizer, message: dict[str, Any], mark: str) -> dict[str, Any]:
     allowed = plain_text.MODEL_TOKENS if message["role"] == "assistant" else ()
-    content = plain_text.break_tokens(tokenizer, message["content"], mark, allowed)
-    return {**message, "content": content}
+    parts = [
+        part if part is None else plain_text.break_tokens(tokenizer, part, mark, allowed)
+        for part in message["content"]
+    ]
+    return {**message, "content": parts}
 
 
-def _opened(
-    tokenizer: Tokenizer, messages: list[dict[str, Any]], text: str, mark: str, has_image: bool
-) -> str:
+def _opened(tokenizer: Tokenizer, messages: list[dict[str, Any]], text: str, mark: str) -> str:
     """What the end of a rendered prompt says in the model's turn.
 
     Args:
         text: the messages with the generation prompt.
         mark: a character that people's texts did not hold.
-        has_image: whether they are about an image.
     """
     # What the generation prompt adds, without the frame that decoding would skip.
-    before = _turns(tokenizer, messages, has_image)
+    before = _turns(tokenizer, messages)
     opened = _words_of_turn(tokenizer, text, before)
     if not opened:
         return ""
     # A frame in plain words stands in front of every turn of the model; a tag is no frame.
-    spoken = _turns(tokenizer, [*messages, {"role": "assistant", "content": mark}], has_image)
+    spoken = _turns(tokenizer, [*messages, {"role": "assistant", "content": mark}])
     # The last mark: people's texts may have been marked, too.
     frame = _words_of_turn(tokenizer, spoken.rpartition(mark)[0], before)
     shared = len(os.path.commonprefix([opened, frame]))
@@ -145,10 +169,10 @@ def _opened(
     return opened[min([shared, *tags]) :].lstrip()
 
 
-def _turns(tokenizer: Tokenizer, messages: list[dict[str, Any]], has_image: bool) -> str:
+def _turns(tokenizer: Tokenizer, messages: list[dict[str, Any]]) -> str:
     """The messages without a generation prompt; nothing where the template does not take them so."""
     try:
-        rendered = chat_template.in_form(tokenizer, messages, has_image=has_image)
+        rendered = chat_template.in_form(tokenizer, messages)
         return chat_template.render(tokenizer, rendered, add_generation_prompt=False)
     except UserError:
         return ""
@@ -172,40 +196,43 @@ def _words_of_turn(tokenizer: Tokenizer, text: str, text_before: str) -> str:
 
 
 def conversation_ids(
-    tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], image_tokens: int
+    tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], image_tokens: Sequence[int] = ()
 ) -> list[int]:
     """Give the ids of `render_conversation`."""
     return render_conversation(tokenizer, messages, image_tokens).ids
 
 
-def prompt_ids(tokenizer: Tokenizer, text: str, image_tokens: int) -> list[int]:
-    """Render one question about one image (if image_tokens > 0), as training does."""
+def prompt_ids(tokenizer: Tokenizer, text: str, image_tokens: Sequence[int] = ()) -> list[int]:
+    """Render one question about images (or none), as training does."""
     return conversation_ids(tokenizer, messages_of(text), image_tokens)
+
+
+def count_image_tokens(model_config: Config, grids: Sequence[Grid]) -> list[int]:
+    """Count what the merger makes of the patches of each image."""
+    return [math.prod(grid) // model_config.vision.merge_unit for grid in grids]
 
 
 def render_prompt(
     tokenizer: Tokenizer,
     model_config: Config,
     prompt: str | Sequence[dict[str, Any]],
-    grid: tuple[int, int, int] | None,
+    grids: Sequence[Grid] = (),
 ) -> RenderedPrompt:
     """Render a user's prompt, a text or a conversation, as serving does.
 
     Args:
         prompt: see `messages_of`.
-        grid: (t, h, w) of the image in patches, or None without an image.
+        grids: (t, h, w) of each image in patches.
 
     Raises:
         UserError: for a malformed conversation, or a prompt that holds image or video placeholders of its own.
     """
-    image_tokens = 0
-    if grid is not None:
-        # What the merger makes of the patches.
-        image_tokens = int(np.prod(grid)) // model_config.vision.merge_unit
+    image_tokens = count_image_tokens(model_config, grids)
     rendered = render_conversation(tokenizer, messages_of(prompt), image_tokens)
-    # A template that writes a placeholder of its own would shift the image's tokens.
+    # A template that writes a placeholder of its own would shift the images' tokens.
     ids = rendered.ids
-    if ids.count(model_config.image_token_id) != image_tokens or model_config.video_token_id in ids:
+    is_right = ids.count(model_config.image_token_id) == sum(image_tokens)
+    if not is_right or model_config.video_token_id in ids:
         raise UserError("a prompt must not hold image or video placeholders of its own")
     return rendered
 
@@ -214,7 +241,7 @@ def render_question(
     tokenizer: Tokenizer,
     model_config: Config,
     prompt: str | Sequence[dict[str, Any]],
-    grid: tuple[int, int, int] | None,
+    grids: Sequence[Grid] = (),
 ) -> RenderedPrompt:
     """Render a prompt that is answered: as `render_prompt`, and every turn of the user asks something.
 
@@ -224,11 +251,11 @@ def render_question(
     for message in messages_of(prompt):
         if message["role"] == "user" and data_prompts.asks_nothing(message["content"]):
             raise UserError(data_prompts.NO_PROMPT)
-    return render_prompt(tokenizer, model_config, prompt, grid)
+    return render_prompt(tokenizer, model_config, prompt, grids)
 
 
 class Prompts:
-    """Encodes prompt texts (one image each) to right-padded ids of one static width.
+    """Encodes prompt texts with their images to right-padded ids of one static width.
 
     Attributes:
         width: tokens of every row: the given one, or those of the longest of `texts`.
@@ -240,7 +267,7 @@ class Prompts:
         self,
         tokenizer: Tokenizer,
         model_config: Config,
-        grid: tuple[int, int, int],
+        grid: Grid,
         max_completion: int,
         width: int | None = None,
         texts: Sequence[str] = (data_prompts.FIND_PROMPT,),
@@ -248,41 +275,47 @@ class Prompts:
         """Fix the shapes.
 
         Args:
-            grid: (t, h, w) in patches of every image.
+            grid: (t, h, w) in patches of the one image that a prompt has where `encode` is not told otherwise.
             max_completion: tokens C that may follow a prompt directly; positions are computed for them, too.
         """
         self.tokenizer = tokenizer
         self.config = model_config
         self.grid = grid
         self.max_completion = max_completion
-        self.image_tokens = int(np.prod(grid)) // model_config.vision.merge_unit
+        [self.image_tokens] = count_image_tokens(model_config, [grid])
         self.pad = tokenizer.get_vocab()["<|endoftext|>"]
         # Few prompts are used again and again.
-        self._known: dict[str, _KnownPrompt] = {}
+        self._known: dict[tuple, _KnownPrompt] = {}
         known = [self._prompt(text) for text in texts]
         # Wide enough for each of the texts: so all of them share one program.
         self.width = width or max(len(prompt.ids) for prompt in known)
         self.opened_width = max(len(prompt.opened_ids) for prompt in known)
 
-    def _prompt(self, text: str) -> "_KnownPrompt":
-        if text not in self._known:
-            rendered = render_conversation(self.tokenizer, messages_of(text), self.image_tokens)
+    def _prompt(self, text: str, grids: Sequence[Grid] | None = None) -> "_KnownPrompt":
+        grids = (self.grid,) if grids is None else tuple(grids)
+        if (text, grids) not in self._known:
+            image_tokens = count_image_tokens(self.config, grids)
+            rendered = render_conversation(self.tokenizer, messages_of(text), image_tokens)
             # The completion's positions follow the prompt's, whatever its tokens will be.
             row = np.asarray([*rendered.ids, *[self.pad] * self.max_completion], np.int32)[None]
-            self._known[text] = _KnownPrompt(
+            self._known[text, grids] = _KnownPrompt(
                 ids=rendered.ids,
-                positions=network.positions(self.config, row, [self.grid])[:, 0],
+                positions=network.positions(self.config, row, grids or None)[:, 0],
                 opened=rendered.opened,
                 # Encoded by itself: in the prompt its first token may reach into the frame.
                 opened_ids=self.tokenizer(rendered.opened, add_special_tokens=False)["input_ids"],
             )
-        return self._known[text]
+        return self._known[text, grids]
 
-    def opened(self, texts: Sequence[str]) -> list[str]:
+    def _prompts(self, texts: Sequence[str], grids: Grids | None) -> list["_KnownPrompt"]:
+        each = [None] * len(texts) if grids is None else grids
+        return [self._prompt(text, own) for text, own in zip(texts, each, strict=True)]
+
+    def opened(self, texts: Sequence[str], grids: Grids | None = None) -> list[str]:
         """Tell what the template opens the model's turn with after each text, see `RenderedPrompt`."""
-        return [self._prompt(text).opened for text in texts]
+        return [prompt.opened for prompt in self._prompts(texts, grids)]
 
-    def opened_ids(self, texts: Sequence[str]) -> np.ndarray | None:
+    def opened_ids(self, texts: Sequence[str], grids: Grids | None = None) -> np.ndarray | None:
         """Give the tokens of `opened`.
 
         Returns:
@@ -292,8 +325,8 @@ class Prompts:
             UserError: for one longer than those of the texts that the widths were made for.
         """
         rows = np.full((len(texts), self.opened_width), -1, np.int32)
-        for row, text in zip(rows, texts, strict=True):
-            ids = self._prompt(text).opened_ids
+        for row, prompt in zip(rows, self._prompts(texts, grids), strict=True):
+            ids = prompt.opened_ids
             if len(ids) > self.opened_width:
                 raise UserError(
                     f"the chat template opens the answer to a prompt with {len(ids)} tokens, to others with "
@@ -302,8 +335,11 @@ class Prompts:
             row[self.opened_width - len(ids) :] = ids
         return rows if self.opened_width else None
 
-    def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    def encode(self, texts: Sequence[str], grids: Grids | None = None) -> dict[str, np.ndarray]:
         """Encode B texts.
+
+        Args:
+            grids: of the images of each text, as many as it has; None: each has one of the grid given at first.
 
         Returns:
             ids int32 [B, T], lengths int32 [B], positions int32 [3, B, T + C]: M-RoPE positions of the prompt and
@@ -319,8 +355,7 @@ class Prompts:
         # Any position does for padding, as nobody attends to it.
         positions = np.ones((3, count, width + self.max_completion), np.int32)
         lengths = np.zeros(count, np.int32)
-        for index, text in enumerate(texts):
-            prompt = self._prompt(text)
+        for index, prompt in enumerate(self._prompts(texts, grids)):
             # A text that was not among `texts`, or a width that was given, may not fit.
             if len(prompt.ids) > width:
                 raise UserError(
@@ -330,7 +365,7 @@ class Prompts:
             lengths[index] = len(prompt.ids)
             positions[:, index, : prompt.positions.shape[1]] = prompt.positions
         encoded = {"ids": ids, "lengths": lengths, "positions": positions}
-        opened = self.opened_ids(texts)
+        opened = self.opened_ids(texts, grids)
         # Left out where there is nothing: most programs never hear of it.
         return encoded if opened is None else {**encoded, "opened": opened}
 

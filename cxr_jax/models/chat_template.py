@@ -9,6 +9,7 @@ that can be found again, and the form is used in which it gives all of them back
 import functools
 import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,10 +27,12 @@ _IMAGE = f"<|vision_start|>{IMAGE_PAD}<|vision_end|>"
 # Files of the processor alone, in its order: the first that has a template wins.
 _PROCESSOR_FILES = ("processor_config.json", "chat_template.json")
 # A prompt like most.
-_QUESTION = ({"role": "user", "content": "?"},)
+_QUESTION = ({"role": "user", "content": (None, "?")},)
 _LOG = logging.getLogger(__name__)
 
 Messages = Sequence[dict[str, Any]]
+# What is said in a turn: a text, or the parts of one, between which None stands for an image.
+Content = str | Sequence[str | None]
 
 
 # ---- The template of a folder --------------------------------------------------------------------------------
@@ -98,14 +101,14 @@ def _check(tokenizer: Tokenizer) -> None:
     used = template["default"] if isinstance(template, dict) else template
     if not isinstance(used, str):
         raise UserError("the chat template is no text")
-    in_form(tokenizer, _QUESTION, has_image=True)
+    in_form(tokenizer, _QUESTION)
 
 
 def _prompt_of(tokenizer: Tokenizer, template: Any) -> str | None:
     """The prompt that a template makes of a question about an image; None if it makes none."""
     kept, tokenizer.chat_template = tokenizer.chat_template, template
     try:
-        return render(tokenizer, in_form(tokenizer, _QUESTION, has_image=True))
+        return render(tokenizer, in_form(tokenizer, _QUESTION))
     except UserError:
         return None
     finally:
@@ -114,8 +117,8 @@ def _prompt_of(tokenizer: Tokenizer, template: Any) -> str | None:
 
 # ---- The form of messages ------------------------------------------------------------------------------------
 
-# Whose turns are lists of parts: that of the question about the image alone; of users; of all; .. Last: nobody's, for
-# templates that know no images.
+# Whose turns are lists of parts: those with images alone, or without any the first question; those of users; of all; ..
+# Last: nobody's, for templates that know no images.
 _FORMS = (
     ("question",),
     ("question", "user"),
@@ -128,27 +131,36 @@ _FORMS = (
 _STRAY = "stray0key"
 
 
-def in_form(tokenizer: Tokenizer, messages: Messages, *, has_image: bool) -> list[dict[str, Any]]:
+def in_form(tokenizer: Tokenizer, messages: Messages) -> list[dict[str, Any]]:
     """Write messages in the form that the chat template reads.
 
     Args:
-        messages: {"role", "content": text}, at least one of them a user's.
-        has_image: whether an image stands before the first user's text.
+        messages: {"role", "content": `Content`}, at least one of them a user's.
 
     Raises:
-        UserError: if there is no form in which the template gives back every text, and the image once.
+        UserError: if there is no form in which the template gives back every text, and each image once, in its place.
     """
-    roles = tuple(message["role"] for message in messages)
+    layout = tuple(
+        (message["role"], tuple(part is None for part in _parts(message["content"])))
+        for message in messages
+    )
     # As text: a tokenizer that gets another template is tried anew, and a file may hold anything in its place.
-    template = str(tokenizer.chat_template)
-    return _written(messages, _form(tokenizer, template, roles, has_image), has_image, {})
+    in_parts = _form(tokenizer, str(tokenizer.chat_template), layout)
+    return _written(messages, in_parts, {})
+
+
+def _parts(content: Content) -> Sequence[str | None]:
+    return (content,) if isinstance(content, str) else content
+
+
+Layout = tuple[
+    tuple[str, tuple[bool, ...]], ...
+]  # of each turn the role, and which parts are images
 
 
 # A few conversations of each of a few tokenizers; trying takes longer than rendering.
-@functools.lru_cache(maxsize=32)
-def _form(
-    tokenizer: Tokenizer, template: str, roles: tuple[str, ...], has_image: bool
-) -> tuple[str, ...]:
+@functools.lru_cache(maxsize=128)
+def _form(tokenizer: Tokenizer, template: str, layout: Layout) -> tuple[str, ...]:
     """Whose turns are lists of parts for a template, by trying.
 
     Args:
@@ -157,18 +169,15 @@ def _form(
     Raises:
         UserError: see `in_form`.
     """
-    # Words that no template has of its own.
-    probe = [
-        {"role": role, "content": f"word{index}of{len(roles)}"} for index, role in enumerate(roles)
-    ]
+    probe = _probe(layout)
     problems = []
     for in_parts in _FORMS:
         try:
-            rendered = render(tokenizer, _written(probe, in_parts, has_image, {_STRAY: _STRAY}))
+            rendered = render(tokenizer, _written(probe, in_parts, {_STRAY: _STRAY}))
         except UserError as error:
             problems.append(str(error))
             continue
-        lost = _lost(rendered, probe, has_image)
+        lost = _lost(rendered, probe)
         if not lost:
             return in_parts
         problems.append(f"the chat template leaves out {lost}")
@@ -181,32 +190,62 @@ def _form(
 _TURN = "'s turn"
 
 
-def _lost(rendered: str, probe: Messages, has_image: bool) -> str:
+def _probe(layout: Layout) -> list[dict[str, Any]]:
+    """Messages of a layout, of words that no template has of its own, each another."""
+    count = sum(len(kinds) for _, kinds in layout)
+    words = (f"word{index}of{count}" for index in range(count))
+    return [
+        {
+            "role": role,
+            "content": tuple(
+                None if is_image else word for is_image, word in zip(kinds, words, strict=False)
+            ),
+        }
+        for role, kinds in layout
+    ]
+
+
+def _lost(rendered: str, probe: Messages) -> str:
     """What a template has not written, as words for a message; empty if all is there."""
-    if rendered.count(IMAGE_PAD) != int(has_image):
-        return "the image"
+    expected = [IMAGE_PAD if part is None else part for turn in probe for part in turn["content"]]
+    image_count = expected.count(IMAGE_PAD)
+    if rendered.count(IMAGE_PAD) != image_count:
+        return "the image" if image_count < 2 else "images"
     if _STRAY in rendered:
         return "the words of a message, and prints its parts"
     # Each word is another, so that a turn which stands twice does not hide one that is left out.
-    roles = [message["role"] for message in probe if message["content"] not in rendered]
-    return f"the text of the {roles[0]}{_TURN}" if roles else ""
+    for turn in probe:
+        if any(part is not None and part not in rendered for part in turn["content"]):
+            return f"the text of the {turn['role']}{_TURN}"
+    # Where one image stands beside its question is the template's affair; of several, and amid a text, ours.
+    is_plain = image_count < 2 and not any(None in turn["content"][1:] for turn in probe)
+    found = re.findall("|".join(map(re.escape, set(expected))), rendered)
+    return "" if is_plain or _holds_in_order(found, expected) else "the places of the images"
+
+
+def _holds_in_order(found: list[str], expected: list[str]) -> bool:
+    remaining = iter(found)
+    return all(item in remaining for item in expected)
 
 
 def _written(
-    messages: Messages, in_parts: Sequence[str], has_image: bool, extra: dict[str, str]
+    messages: Messages, in_parts: Sequence[str], extra: dict[str, str]
 ) -> list[dict[str, Any]]:
-    """Messages of which some are lists of parts; the image is a part of the question, or its tokens in the text."""
+    """Messages of which some are lists of parts; an image is a part of its turn, or its tokens in the text."""
+    contents = [_parts(message["content"]) for message in messages]
     roles = [message["role"] for message in messages]
-    # The image stands before the first question, in whatever form.
-    question = roles.index("user")
+    # Without an image the first question is what a template was made for, in whatever form.
+    shows_image = [None in parts for parts in contents]
+    if not any(shows_image):
+        shows_image[roles.index("user")] = True
     written = []
-    for index, (role, message) in enumerate(zip(roles, messages, strict=True)):
-        text = message["content"]
-        shows_image = has_image and index == question
-        content: Any = _IMAGE + text if shows_image else text
-        if (index == question and "question" in in_parts) or role in in_parts:
-            image = [{"type": "image", **extra}] if shows_image else []
-            content = [*image, {"type": "text", "text": text, **extra}]
+    for role, parts, is_question in zip(roles, contents, shows_image, strict=True):
+        content: Any = [
+            {"type": "image", **extra} if part is None else {"type": "text", "text": part, **extra}
+            for part in parts
+        ]
+        if not (is_question and "question" in in_parts or role in in_parts):
+            content = "".join(_IMAGE if part is None else part for part in parts)
         written.append({"role": role, "content": content})
     return written
 

@@ -85,7 +85,7 @@ class FilmReading:
         self.model_config, tokenizer = read_model(settings.model)
         self.grid = _grid(size, settings.model, self.model_config, max_pixels)
         self.film = film_of_grid(size, self.grid, self.model_config)
-        rendered = prompts.render_prompt(tokenizer, self.model_config, FIND_PROMPT, self.grid)
+        rendered = prompts.render_prompt(tokenizer, self.model_config, FIND_PROMPT, [self.grid])
         ids = rendered.ids
         check_room(self.model_config, len(ids), settings.max_completion)
         self.slot_count = generation.bucket(len(ids))

@@ -105,8 +105,7 @@ def _check_system_turns(model: str, rows: Sequence[Row]) -> None:
         question = {"role": "user", "content": row.prompt}
         turns = [{"role": "system", "content": system}, question]
         with_turn, without = (
-            render_prompt(tokenizer, model_config, messages, None)
-            for messages in (turns, [question])
+            render_prompt(tokenizer, model_config, messages) for messages in (turns, [question])
         )
         if with_turn != without:
             raise UserError(
@@ -146,7 +145,7 @@ def check_model(model: str, size: int, prompts: Mapping[str, str], max_completio
     grid = (1, size // vision.patch_size, size // vision.patch_size)
     for text, name in prompts.items():
         try:
-            length = len(render_prompt(tokenizer, model_config, text, grid).ids)
+            length = len(render_prompt(tokenizer, model_config, text, [grid]).ids)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
         if length + max_completion > positions:
@@ -245,7 +244,7 @@ def _target_ids(
 ) -> list[list[int]]:
     """The tokens that the model is to write, as SFT encodes them; about: `Source.about` of the rows."""
     opened = {
-        prompt: render_conversation(tokenizer, messages_of(prompt), image_tokens=1).opened
+        prompt: render_conversation(tokenizer, messages_of(prompt), [1]).opened
         for prompt in set(about["prompts"])
     }
     to_write = []

@@ -183,7 +183,7 @@ def test_without_a_usable_image_the_model_is_not_even_loaded(tmp_path, monkeypat
         (" \n", NO_PROMPT),
         ("<image>", NO_PROMPT),
         ("[IMG] What?", "<image>"),
-        ("a<image>b", "middle"),
+        ("a<image>b<image>c", "2 places"),
     ],
 )
 def test_a_question_that_cannot_be_asked_is_refused_before_the_model_is_loaded(

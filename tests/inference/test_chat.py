@@ -58,7 +58,7 @@ def test_a_turn_computes_its_own_tokens_only_and_equals_the_whole_conversation(m
         said.append([c for c in calls if c[0] != "decode"])
         assert len(answer.token_ids) == 6 and answer.finish_reason == "length"
         close(answer, from_scratch(model, image(0), chat, max_new_tokens=6, constraint=only))
-    lengths = [len(model.render(chat.messages[: 2 * i + 1], (1, 16, 16))) for i in range(3)]
+    lengths = [len(model.render(chat.messages[: 2 * i + 1], [(1, 16, 16)])) for i in range(3)]
     own = [b - a - 6 for a, b in zip(lengths, lengths[1:], strict=False)]
     assert said[0] == [("vision", 1), ("prefill", lengths[0])]
     assert said[1:] == [[("extend", own[0])], [("extend", own[1])]]
@@ -72,7 +72,7 @@ def test_an_answer_whose_text_has_other_tokens_is_read_as_the_template_writes_it
         close(
             answer, from_scratch(model, image(1), chat, max_new_tokens=10, temperature=1.0, seed=4)
         )
-    again = model.render(chat.messages[:-1], (1, 16, 16))
+    again = model.render(chat.messages[:-1], [(1, 16, 16)])
     assert chat._ids[: len(again)] == again
     assert [c[0] for c in calls].count("vision") == 3 and chat.computed[1] < len(
         again
@@ -108,11 +108,11 @@ def test_rendering_is_the_chat_template_with_the_pad_repeated(model, talk, grid)
         f"<|im_start|>{turn['role']}\n{picture if index == first else ''}{turn['content']}<|im_end|>\n"
         for index, turn in enumerate(turns)
     )
-    ids = model.render(talk, grid)
+    ids = model.render(talk, [] if grid is None else [grid])
     assert ids == TOKENIZER(text + "<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
     if isinstance(talk, str):  # training renders questions
         count = 0 if grid is None else int(np.prod(grid)) // 4
-        assert ids == inference_prompts.prompt_ids(TOKENIZER, talk, count)
+        assert ids == inference_prompts.prompt_ids(TOKENIZER, talk, [count][: count > 0])
         if grid is not None:
             encoder = inference_prompts.Prompts(TOKENIZER, CFG, grid, 5, texts=[talk])
             row = encoder.encode([talk])
@@ -191,7 +191,7 @@ def test_a_conversation_keeps_the_whole_turn(opening, calls):
 def test_special_tokens_in_a_conversation_are_text(model):
     chat = model.chat(image(1), system="Be brief.<|im_end|>")
     chat.ask("Is it <|im_end|> or <think>?", max_new_tokens=6)
-    ids = model.render([*chat.messages, {"role": "user", "content": "Sure?"}], (1, 16, 16))
+    ids = model.render([*chat.messages, {"role": "user", "content": "Sure?"}], [(1, 16, 16)])
     vocabulary = TOKENIZER.get_vocab()
     assert ids.count(vocabulary["<|im_start|>"]) == 5 and ids.count(vocabulary["<|im_end|>"]) == 4
     assert vocabulary["<think>"] not in ids[: ids.index(vocabulary["<|vision_end|>"]) + 20]

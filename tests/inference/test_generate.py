@@ -114,7 +114,7 @@ def test_one_vision_pass_an_image_and_one_prefill_a_prompt(model, calls):
 def test_logprobs_are_those_of_a_full_forward(model):
     [[c]] = model.generate([image(1)], [FIND], max_new_tokens=12, temperature=0.7, seed=3)
     patches, grid = model.prepare(image(1))
-    ids = model.render(FIND, grid)
+    ids = model.render(FIND, [grid])
     logits = model.logits([ids + c.token_ids], patches, [grid])[0, len(ids) - 1 : -1].copy()
     logits[:, list(model.special["suppress"])] = -np.inf
     want = np.asarray(jax.nn.log_softmax(logits / 0.7))[np.arange(len(c.token_ids)), c.token_ids]
@@ -282,7 +282,9 @@ def test_a_reading_is_one_vision_pass_one_prefill_and_no_new_program(model, call
 def test_probabilities_after_drawn_keys_and_after_a_full_pass_agree(model):
     """Traces of an untrained model that must keep to the format."""
     patches, grid = model.prepare(image(0))
-    prefix = generation.prefix_of(model, requests.Request(model.render(FIND, grid), patches, grid))
+    prefix = generation.prefix_of(
+        model, requests.Request(model.render(FIND, [grid]), patches, grid)
+    )
     layers, settings = (
         sampling.decode_layers(model.params, model.config),
         requests.GenerationSettings(64, 1.0, 3),
@@ -372,7 +374,7 @@ def test_characters_split_over_tokens_come_out_whole(model):
 def tie(model, picture, seed: int, ids: list[int]) -> float:
     """The gap between the two largest perturbed logits where the token after `ids` is drawn at temperature 1."""
     patches, grid = model.prepare(picture)
-    request = requests.Request(model.render(FIND, grid), patches, grid)
+    request = requests.Request(model.render(FIND, [grid]), patches, grid)
     logits = model.logits([request.ids + ids], patches, [grid])[0, -1].copy()
     logits[list(model.special["suppress"])] = -np.inf
     [key] = generation.sample_keys(

@@ -18,7 +18,9 @@ GRID = (1, 4, 4)
 
 
 def rendered(tokenizer, prompt, image_tokens=1):
-    return prompts.render_conversation(tokenizer, prompts.messages_of(prompt), image_tokens)
+    return prompts.render_conversation(
+        tokenizer, prompts.messages_of(prompt), [image_tokens][: image_tokens > 0]
+    )
 
 
 # ---- What the template opens -------------------------------------------------------------------------------
@@ -170,22 +172,24 @@ def test_special_tokens_in_a_question_are_text_as_transformers_splits_them(text,
         ],
     ]
     for talk in talks:
-        got = prompts.conversation_ids(tokenizer_with(""), talk, pads)
+        got = prompts.conversation_ids(tokenizer_with(""), talk, [pads][: pads > 0])
         assert got == by_oracle(talk, pads)
         whole = tokenizer_with("").decode(got)
         assert text in whole  # nothing is lost
-    assert prompts.prompt_ids(tokenizer_with(""), text, pads) == by_oracle(talks[0], pads)
+    assert prompts.prompt_ids(tokenizer_with(""), text, [pads][: pads > 0]) == by_oracle(
+        talks[0], pads
+    )
 
 
 def test_random_mixes_of_special_tokens_never_become_special():
     rng = np.random.default_rng(0)
     parts = [*(token for token in SPELLED if token not in PLACES), "<", "|>", "think", " x", "\n"]
-    frame = prompts.prompt_ids(tokenizer_with(""), "What?", 2)
+    frame = prompts.prompt_ids(tokenizer_with(""), "What?", [2])
     special = set(tokenizer_with("").added_tokens_decoder)
     in_frame = [token for token in frame if token in special]
     for _ in range(300):
         text = "".join(rng.choice(parts, rng.integers(1, 8)))
-        ids = prompts.prompt_ids(tokenizer_with(""), text, 2)
+        ids = prompts.prompt_ids(tokenizer_with(""), text, [2])
         assert [token for token in ids if token in special] == in_frame, text
         assert text in tokenizer_with("").decode(ids)
 
@@ -198,7 +202,7 @@ def test_a_models_own_turn_keeps_its_tags_and_nothing_else():
         {"role": "assistant", "content": said},
         {"role": "user", "content": "Sure?"},
     ]
-    ids = prompts.conversation_ids(tokenizer_with(""), talk, 0)
+    ids = prompts.conversation_ids(tokenizer_with(""), talk)
     assert [ids.count(vocabulary[tag]) for tag in tokenizers.FORMAT_TAGS] == [1, 1, 1, 1]
     assert ids.count(vocabulary["<|im_end|>"]) == 4 and said in tokenizer_with("").decode(ids)
 
@@ -209,8 +213,8 @@ def test_a_placeholder_of_an_image_is_refused_wherever_it_stands(place, role):
     if role == "assistant":
         talk = [talk[1], *talk]
     for make in (
-        lambda: prompts.render_prompt(tokenizer_with(""), PHANTOM, talk, GRID),
-        lambda: prompts.render_prompt(tokenizer_with(""), PHANTOM, talk, None),
+        lambda: prompts.render_prompt(tokenizer_with(""), PHANTOM, talk, [GRID]),
+        lambda: prompts.render_prompt(tokenizer_with(""), PHANTOM, talk),
         lambda: prompts.Prompts(tokenizer_with(""), PHANTOM, GRID, 5, texts=[f"What {place}?"]),
     ):
         with pytest.raises(UserError, match=re.escape(place)) as refusal:
@@ -229,14 +233,14 @@ def test_tokens_that_swallow_spaces_are_found_as_the_tokenizer_finds_them():
     )
     plain, spelled = "What    is  this?", "What    is <|im_end|> this?"
     for text in (plain, spelled):
-        ids = prompts.prompt_ids(tokenizer, text, 1)
+        ids = prompts.prompt_ids(tokenizer, text, [1])
         assert ids.count(tokenizer.get_vocab()["<|im_end|>"]) == 2
     whole = tokenizer.apply_chat_template(
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": plain}]}],
         add_generation_prompt=True,
         tokenize=False,
     )
-    assert prompts.prompt_ids(tokenizer, plain, 1) == tokenizer(whole)["input_ids"]
+    assert prompts.prompt_ids(tokenizer, plain, [1]) == tokenizer(whole)["input_ids"]
 
 
 # ---- Where the film stands -----------------------------------------------------------------------------------
@@ -253,12 +257,7 @@ def test_the_mark_of_a_film_is_no_text_to_the_model(form):
 
 @pytest.mark.parametrize(
     "text, image_tokens",
-    [
-        ("<image>" + FIND_PROMPT, 0),
-        ("<image><image>" + FIND_PROMPT, 3),
-        ("What is in <image> here?", 3),
-        ("<img>" + FIND_PROMPT, 3),
-    ],
+    [("<image>" + FIND_PROMPT, 0), ("<image><image>" + FIND_PROMPT, 3), ("<img>" + FIND_PROMPT, 3)],
 )
 def test_marks_that_do_not_fit_the_film_are_refused(text, image_tokens):
     with pytest.raises(UserError, match="<image>"):
@@ -275,7 +274,7 @@ def test_marks_that_do_not_fit_the_film_are_refused(text, image_tokens):
 )
 def test_what_others_write_for_a_film_is_text_amid_a_question(text, image_tokens):
     tokenizer = tokenizer_with("")
-    ids = prompts.prompt_ids(tokenizer, text, image_tokens)
+    ids = prompts.prompt_ids(tokenizer, text, [image_tokens][: image_tokens > 0])
     assert text in tokenizer.decode(ids)
     if image_tokens:
-        assert ids == prompts.prompt_ids(tokenizer, f"<image>\n{text}", image_tokens)
+        assert ids == prompts.prompt_ids(tokenizer, f"<image>\n{text}", [image_tokens])

@@ -116,11 +116,11 @@ def test_random_texts_are_cut_as_by_the_ranks_alone():
 def test_a_prompt_by_the_chat_template():
     tokenizer = subject().tokenizer
     image = [151652, *[151655] * 5, 151653]
-    given = prompts.prompt_ids(tokenizer, "What is 2+2?", image_tokens=5)
+    given = prompts.prompt_ids(tokenizer, "What is 2+2?", image_tokens=[5])
     assert given == SYSTEM + USER + image + SUM + ASSISTANT
-    assert prompts.prompt_ids(tokenizer, "What is 2+2?", 0) == SYSTEM + USER + SUM + ASSISTANT
+    assert prompts.prompt_ids(tokenizer, "What is 2+2?") == SYSTEM + USER + SUM + ASSISTANT
     # What spells a special token in a question is text; the tags of the format are no tokens here.
-    asked = prompts.prompt_ids(tokenizer, "Is <|im_end|> or <tool_call> seen?", 0)
+    asked = prompts.prompt_ids(tokenizer, "Is <|im_end|> or <tool_call> seen?")
     assert asked.count(151_645) == 2 and 151_657 not in asked
     assert tokenizer.decode(asked[len(SYSTEM + USER) : -5]) == "Is <|im_end|> or <tool_call> seen?"
     own = prompts.conversation_ids(
@@ -130,7 +130,7 @@ def test_a_prompt_by_the_chat_template():
             {"role": "assistant", "content": "<think>a</think><answer>Edema</answer>"},
             {"role": "user", "content": "What is 2+2?"},
         ],
-        5,
+        [5],
     )
     turn = ids_of("assistant\n<think>a</think><answer>Edema</answer>")
     assert own[len(SYSTEM + USER + image + SUM) + 3 :][: len(turn)] == turn
@@ -223,7 +223,7 @@ def test_a_model_with_its_vocabulary_is_exported_and_read_back(tmp_path):
     assert again.get_vocab() == tokenizer.get_vocab()
     texts = list(random_texts(300)) + list(KNOWN)
     assert again(texts)["input_ids"] == tokenizer(texts)["input_ids"]
-    asked = prompts.prompt_ids(again, "What is 2+2?", image_tokens=5)
-    assert asked == prompts.prompt_ids(tokenizer, "What is 2+2?", image_tokens=5)
+    asked = prompts.prompt_ids(again, "What is 2+2?", image_tokens=[5])
+    assert asked == prompts.prompt_ids(tokenizer, "What is 2+2?", image_tokens=[5])
     settings = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert settings["eos_token_id"] == [151_645, 151_643] and settings["image_token_id"] == 151_655

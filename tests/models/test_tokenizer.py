@@ -67,14 +67,14 @@ def test_tags_stay_in_the_text_and_special_tokens_do_not(tokenizer):
 
 
 def test_chat_frame_is_that_of_qwen2_5(tokenizer):
-    ids = prompts.prompt_ids(tokenizer, "Find abnormalities and support devices.", 3)
+    ids = prompts.prompt_ids(tokenizer, "Find abnormalities and support devices.", [3])
     assert tokenizer.decode(ids) == (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         "<|im_start|>user\n<|vision_start|><|image_pad|><|image_pad|><|image_pad|><|vision_end|>"
         "Find abnormalities and support devices.<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
-    assert "vision" not in tokenizer.decode(prompts.prompt_ids(tokenizer, "Hello", 0))
+    assert "vision" not in tokenizer.decode(prompts.prompt_ids(tokenizer, "Hello"))
 
 
 def test_chat_frame_with_a_system_turn_and_history(tokenizer):
@@ -84,7 +84,7 @@ def test_chat_frame_with_a_system_turn_and_history(tokenizer):
         {"role": "assistant", "content": "Edema."},
         {"role": "user", "content": "Where?"},
     )
-    assert tokenizer.decode(prompts.conversation_ids(tokenizer, messages, 1)) == (
+    assert tokenizer.decode(prompts.conversation_ids(tokenizer, messages, [1])) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n"
         "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What?<|im_end|>\n"
         "<|im_start|>assistant\nEdema.<|im_end|>\n<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\n"

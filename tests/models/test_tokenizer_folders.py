@@ -75,7 +75,7 @@ def test_vocab_and_merges_are_a_tokenizer(tmp_path, kept_in, tokenizer_class):
     assert all(
         (a == b).all() if hasattr(a, "all") else a == b for a, b in zip(ours, theirs, strict=True)
     )
-    assert prompts.prompt_ids(mine, "Which?", 9) == prompts.prompt_ids(embedded(), "Which?", 9)
+    assert prompts.prompt_ids(mine, "Which?", [9]) == prompts.prompt_ids(embedded(), "Which?", [9])
     check_dry(folder)
     # An export has a tokenizer.json, and the same tokens.
     mine.save_pretrained(str(tmp_path / "export"))
@@ -174,13 +174,13 @@ def test_template_is_found_where_folders_keep_it(tmp_path, place):
     shutil.copy(PHANTOM / "model.safetensors", folder)
     PLACES[place](folder, TEMPLATE)
     tokenizer = tokenizers.load(str(folder))
-    ids = prompts.prompt_ids(tokenizer, "Which?", 1)
+    ids = prompts.prompt_ids(tokenizer, "Which?", [1])
     want = framed([{"role": "user", "content": "Which?"}], has_image=True)
     assert tokenizer.decode(ids) == want
     check_dry(folder)
     # What is exported is used again.
     tokenizer.save_pretrained(str(tmp_path / "export"))
-    assert prompts.prompt_ids(tokenizers.load(str(tmp_path / "export")), "Which?", 1) == ids
+    assert prompts.prompt_ids(tokenizers.load(str(tmp_path / "export")), "Which?", [1]) == ids
 
 
 @pytest.mark.parametrize("pair", itertools.permutations(list(PLACES)[:4], 2))
@@ -270,7 +270,7 @@ def test_every_turn_reaches_the_model_in_whatever_form_the_template_takes(
     template, conversation, image_tokens
 ):
     tokenizer, messages = _with_template(TEMPLATES[template]), CONVERSATIONS[conversation]
-    ids = prompts.conversation_ids(tokenizer, messages, image_tokens)
+    ids = prompts.conversation_ids(tokenizer, messages, [image_tokens][: image_tokens > 0])
     want = framed(messages, image_tokens > 0).replace("<|image_pad|>", "<|image_pad|>" * 5)
     assert tokenizer.decode(ids) == want
     assert ids == tokenizer(want, add_special_tokens=False)["input_ids"]
@@ -311,15 +311,16 @@ def test_turn_that_a_template_leaves_out_is_refused(name, template):
     before, messages, message = LEFT_OUT[name]
     tokenizer = _with_template(before + TEMPLATES[template])
     with pytest.raises(UserError, match=message):
-        prompts.conversation_ids(tokenizer, messages, 5)
+        prompts.conversation_ids(tokenizer, messages, [5])
     # A question alone is asked as ever.
-    prompts.conversation_ids(tokenizer, [QUESTION], 5)
+    prompts.conversation_ids(tokenizer, [QUESTION], [5])
 
 
 def test_published_forms_are_left_as_they_were():
     """The embedded template, and those of the published models, get the question in parts and all else as texts."""
     messages = CONVERSATIONS["system and history"]
-    given = chat_template.in_form(embedded(), messages, has_image=True)
+    shown = [m | {"content": (None, m["content"])} if m is QUESTION else m for m in messages]
+    given = chat_template.in_form(embedded(), shown)
     parts = [{"type": "image"}, {"type": "text", "text": QUESTION["content"]}]
     assert given == [SYSTEM, {"role": "user", "content": parts}, ANSWER, AGAIN]
 
@@ -334,7 +335,7 @@ def test_a_template_is_tried_once_for_the_same_roles_and_anew_when_it_changes(mo
 
     def count(messages, image_tokens):
         calls.clear()
-        ids = prompts.conversation_ids(tokenizer, messages, image_tokens)
+        ids = prompts.conversation_ids(tokenizer, messages, [image_tokens][: image_tokens > 0])
         return len(calls), tokenizer.decode(ids)
 
     for image_tokens in (0, 2):

@@ -235,7 +235,8 @@ def _parse_text(text: str) -> tuple[str | _Picture, ...]:
         parts = cut_at_marks(text)
     except UserError as error:
         raise BadRowError(str(error)) from None
-    return tuple(_Picture(None) if part is None else part for part in parts)
+    stripped = (part if part is None else part.strip() for part in parts)
+    return tuple(_Picture(None) if part is None else part for part in stripped if part != "")
 
 
 def _split_turns(turns: Sequence[_Turn]) -> tuple[_Turn | None, _Turn, _Turn | None]:
