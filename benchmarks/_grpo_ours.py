@@ -200,7 +200,7 @@ class Ours:
 
     def save(self, folder: str) -> dict:
         """The model and the inputs, for the peers."""
-        from cxr_jax.models.qwen2_5_vl.patches import patchify
+        from cxr_jax.models.qwen2_5_vl.processor import PROCESSOR
         from cxr_jax.weights import hf_folder, pretrained
 
         hf_folder.save(folder, self.model_config, self.params, tokenizer=pretrained.PHANTOM)
@@ -209,7 +209,7 @@ class Ours:
             f"{folder}/inputs.npz",
             ids=self.batch["prompts"]["ids"],
             image=self.levels[: None if images else 0],
-            pixels=patchify(self.batch["image"], np) if images else np.zeros(0),
+            pixels=PROCESSOR.patchify(self.batch["image"], np) if images else np.zeros(0),
         )
         setting = {
             "text": self.text,
@@ -307,7 +307,7 @@ class Ours:
         from cxr_jax.inference import sampling
         from cxr_jax.labels import phrase_reading
         from cxr_jax.models import network
-        from cxr_jax.models.qwen2_5_vl.patches import patchify
+        from cxr_jax.models.qwen2_5_vl.processor import PROCESSOR
         from cxr_jax.training import log_probs, optimizer
         from cxr_jax.training import losses as training_losses
 
@@ -320,7 +320,7 @@ class Ours:
         see = lambda params: network.vision(
             params,
             model_config,
-            patchify(batch["image"]),
+            PROCESSOR.patchify(batch["image"]),
             self.grid,
             remat=a.remat,
             dtype=self.trainable.dtype,

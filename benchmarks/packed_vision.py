@@ -24,7 +24,7 @@ import numpy as np
 from cxr_jax.errors import UserError
 from cxr_jax.models.network import packing, tower, tower_packed
 from cxr_jax.models.network.config import VisionConfig
-from cxr_jax.models.qwen2_5_vl import patches
+from cxr_jax.models.qwen2_5_vl.processor import PROCESSOR
 
 FILMS = ((2544, 3056), (2500, 2048), (2828, 2320), (390, 320), (2022, 2022))  # pixels, h x w
 SQUARE = (1, 34, 34)
@@ -32,8 +32,11 @@ SQUARE = (1, 34, 34)
 
 def film_grids(count: int) -> list[tuple[int, int, int]]:
     """The grids of so many films, of each size as many."""
-    sides = [patches.smart_resize(*film, 128**2, 476**2) for film in FILMS]
-    grids = [(1, height // patches.PATCH, width // patches.PATCH) for height, width in sides]
+    sides = [PROCESSOR.resized(*film, 128**2, 476**2) for film in FILMS]
+    grids = [
+        (1, height // PROCESSOR.patch_size, width // PROCESSOR.patch_size)
+        for height, width in sides
+    ]
     return [grids[number % len(grids)] for number in range(count)]
 
 

@@ -9,7 +9,7 @@ def fit(pixels: ArrayLike, size: int | tuple[int, int]) -> np.ndarray:
     """Pad an image with black, evenly on both sides, to the aspect ratio of a shape, and resize it to the shape.
 
     Padding, not cropping: a crop of a portrait film cuts off the costophrenic angles. The resize is bicubic
-    with antialiasing, in float, so 12-bit data keeps its depth until `patches.quantise`.
+    with antialiasing, in float, so 12-bit data keeps its depth until `image_processor.quantise`.
 
     Args:
         pixels: gray float [H, W] in 0..1.

@@ -14,10 +14,9 @@ from cxr_jax.inference.prompts import Prompts
 from cxr_jax.labels import answers, phrase_reading
 from cxr_jax.labels.phrase_bank import load_phrase_bank
 from cxr_jax.metrics import alarms
-from cxr_jax.models import network
+from cxr_jax.models import network, registry
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.network.config import Config
-from cxr_jax.models.qwen2_5_vl.patches import patchify
 from cxr_jax.models.tokenizer import Tokenizer, completion_text
 from cxr_jax.rewards.terms import BYTES_PER_TOKEN, TRACE_TERMS
 from cxr_jax.runtime import processes, sharding
@@ -83,13 +82,18 @@ class Reader:
         # Ids without text, and those of media, can never be drawn.
         special = tokenizers.special_ids(self.tokenizer, model_config.text.vocab_size)
         token_bytes, byte_limit = self._bytes_of_tokens()
+        processor = registry.processor_of(model_config)
 
         def read(params: Tree, batch: Tree) -> tuple:
             # Whole once, before the loop that uses them at every token (see `gather_weights`).
             params = sharding.gather_weights(params, dtype)
             # Every image once; its features stand in the prompt, so the loop never sees pixels.
             features = network.vision(
-                params, model_config, patchify(batch["image"]), self.prompts.grid, dtype=dtype
+                params,
+                model_config,
+                processor.patchify(batch["image"]),
+                self.prompts.grid,
+                dtype=dtype,
             )
             # One completion a prompt, of the likeliest tokens: evaluation has no noise of its own.
             sampled = sampling.sample_completions(

@@ -18,7 +18,7 @@ from cxr_jax.evaluation.reader import Reader, Readings
 from cxr_jax.inference.prompts import Prompts
 from cxr_jax.metrics import alarms, scores
 from cxr_jax.metrics.scores import Answers, Bootstrap, Reference
-from cxr_jax.models.qwen2_5_vl.patches import grid_of
+from cxr_jax.models import registry
 from cxr_jax.report.text_table import text_table
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.layout import Layout
@@ -59,7 +59,7 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     prompts = Prompts(
         starting_model.tokenizer,
         starting_model.config,
-        grid_of(image_size, starting_model.config),
+        registry.processor_of(starting_model.config).grid(image_size, image_size),
         settings.max_completion,
         texts=splits.prompts(),
     )

@@ -12,9 +12,12 @@ import numpy as np
 from cxr_jax.data import image_gate
 from cxr_jax.data.resize import fit
 from cxr_jax.errors import UserError
-from cxr_jax.models.qwen2_5_vl.patches import FACTOR, PATCH, check_aspect, patchify
+from cxr_jax.models.image_processor import ImageProcessor, check_aspect
 
 _LOG = logging.getLogger(__name__)
+
+FACTOR = 28
+"""Pixels a side of a merged patch, where no processor says another: those of Qwen2.5-VL."""
 
 GRIDS = ("exact", "bucket")
 """How an image gets its shape, see `Model`."""
@@ -101,13 +104,13 @@ def fit_to_model(pixels: np.ndarray, pixel_limits: tuple[int, int]) -> np.ndarra
     return np.asarray(pixels, np.float32)
 
 
-def bucket_shapes(max_pixels: int) -> list[tuple[int, int]]:
-    """List at most 9 image shapes (h, w), multiples of 28 with h * w <= max_pixels: h / w from 1/2 to 2 in steps of
-    about 2 ** 0.25, each as large as max_pixels allows."""
+def bucket_shapes(max_pixels: int, factor: int = FACTOR) -> list[tuple[int, int]]:
+    """List at most 9 image shapes (h, w), multiples of factor with h * w <= max_pixels: h / w from 1/2 to 2 in
+    steps of about 2 ** 0.25, each as large as max_pixels allows."""
 
     def side(length: float) -> int:
         # Rounded down, so that the area stays within max_pixels, but at least one merged patch.
-        return max(FACTOR, math.floor(length / FACTOR) * FACTOR)
+        return max(factor, math.floor(length / factor) * factor)
 
     # From tall to wide, and square in the middle.
     ratios = [2 ** (step / 4) for step in range(-4, 5)]
@@ -119,7 +122,9 @@ def bucket_shapes(max_pixels: int) -> list[tuple[int, int]]:
     return sorted({(height, width) for height, width in shapes if height * width <= max_pixels})
 
 
-def bucket_shape(height: int, width: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+def bucket_shape(
+    height: int, width: int, min_pixels: int, max_pixels: int, factor: int = FACTOR
+) -> tuple[int, int]:
     """Find the shape (h, w) that a picture is fitted into: of nearest aspect ratio among `bucket_shapes` of max_pixels,
     or of half, a quarter .. of it, so that the picture is not enlarged unless it is below min_pixels."""
 
@@ -127,12 +132,12 @@ def bucket_shape(height: int, width: int, min_pixels: int, max_pixels: int) -> t
         # In logarithms, so that twice as wide is as far as twice as tall.
         return abs(math.log(shape[0] / shape[1] / (height / width)))
 
-    found = min(bucket_shapes(max_pixels), key=distance)
+    found = min(bucket_shapes(max_pixels, factor), key=distance)
     area = max_pixels
     # Larger than the picture on both sides: fitting it would enlarge it.
-    while found[0] > height and found[1] > width and area // 2 >= FACTOR**2:
+    while found[0] > height and found[1] > width and area // 2 >= factor**2:
         area //= 2
-        smaller = min(bucket_shapes(area), key=distance)
+        smaller = min(bucket_shapes(area, factor), key=distance)
         # As the processor, which enlarges what is below min_pixels.
         if math.prod(smaller) < min_pixels and height * width < min_pixels:
             break
@@ -141,7 +146,7 @@ def bucket_shape(height: int, width: int, min_pixels: int, max_pixels: int) -> t
 
 
 def prepare_in_buckets(
-    pixels: np.ndarray, max_pixels: int, min_pixels: int = FACTOR**2
+    processor: ImageProcessor, pixels: np.ndarray, max_pixels: int, min_pixels: int = 0
 ) -> tuple[np.ndarray, tuple[int, int, int]]:
     """Prepare a picture in the shape of `bucket_shape`: few shapes, few programs.
 
@@ -159,10 +164,10 @@ def prepare_in_buckets(
     # Before the padding, which would hide a hopeless ratio.
     height, width = np.shape(pixels)
     check_aspect(height, width)
-    shape = bucket_shape(height, width, min_pixels, max_pixels)
+    shape = bucket_shape(height, width, min_pixels, max_pixels, processor.factor)
     # `fit` and `patchify` are those of training.
-    patches = patchify(fit(pixels, shape)[None], np)[0]
-    return patches, (1, shape[0] // PATCH, shape[1] // PATCH)
+    patches = processor.patchify(fit(pixels, shape)[None], np)[0]
+    return patches, processor.grid(*shape)
 
 
 # ---- Their limit -------------------------------------------------------------------------------------------

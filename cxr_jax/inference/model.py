@@ -99,7 +99,7 @@ class Model:
         self.grids, self.max_pixels, self.image_gate = grids, max_pixels, image_gate
         self.params = jax.tree.map(lambda leaf: jnp.asarray(leaf, self.dtype), params)
         self.rows = generation.rows_at_once()
-        self._processor = registry.family_of(model_config).processor
+        self._processor = registry.processor_of(model_config)
         self._programs: dict[str, set] = {}  # kind -> what makes each of its programs, see `note`
 
     # ---- What a folder brings ------------------------------------------------------------------------------
@@ -269,9 +269,10 @@ class Model:
         pixels = image_inputs.pixels_of(image, self.image_gate)
         low, high = image_inputs.limited(self.pixel_limits, self.max_pixels)
         if self.grids == "bucket" and low != high:  # a model of one size has one shape anyway
-            return image_inputs.prepare_in_buckets(pixels, high, low)
-        fitted = image_inputs.fit_to_model(pixels, (low, high))
-        return self._processor.prepare(fitted, min_pixels=low, max_pixels=high)
+            return image_inputs.prepare_in_buckets(self._processor, pixels, high, low)
+        if self._processor.side is None:
+            pixels = image_inputs.fit_to_model(pixels, (low, high))
+        return self._processor.prepare(pixels, min_pixels=low, max_pixels=high)
 
     def generate(
         self,

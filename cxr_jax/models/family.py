@@ -6,10 +6,11 @@ checkpoint, a processor or a mesh needs to know about a family stands here, so t
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from cxr_jax.models.image_processor import ImageProcessor
 
 ShardingRules = tuple[tuple[str, tuple[str | None, ...]], ...]
 """(pattern of a parameter's path, logical axes of its last dimensions), first match first; see `runtime.sharding`."""
@@ -56,25 +57,6 @@ class Markers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Processor:
-    """How a picture becomes patches, with the arithmetic of the family's Hugging Face processor.
-
-    Attributes:
-        check_settings: (settings, path) -> None; raises UserError for settings that ask for other arithmetic.
-        pixel_limits: (settings, path or None) -> (min_pixels, max_pixels) of a folder's image settings.
-        prepare: (gray float32 [H, W] in 0..1, min_pixels, max_pixels) -> (patches [P, patch_dim], grid (t, h, w)).
-        patchify: gray [N, H, W] -> patches [N, P, patch_dim], inside jit.
-        settings: (config, min_pixels, max_pixels) -> the content of preprocessor_config.json.
-    """
-
-    check_settings: Callable[[dict, Path | None], None]
-    pixel_limits: Callable[[dict, Path | None], tuple[int, int]]
-    prepare: Callable[..., tuple[np.ndarray, tuple[int, int, int]]]
-    patchify: Callable
-    settings: Callable[..., dict]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Family:
     """All that differs between families but their arithmetic.
 
@@ -85,6 +67,7 @@ class Family:
         sizes: name as in `config.model` ("random:SIZE") -> config.
         tensor_rules: config -> the rule of every tensor of a model folder, in file order.
         parameter_shapes: config -> {path: shape} of every parameter.
+        processor: how pictures become patches.
         canonical_key: a key of any layout in circulation -> the key of the published layout.
         module_key: a key of the published layout -> its name in the model that transformers 4.52 and later build.
     """
@@ -97,6 +80,6 @@ class Family:
     parameter_shapes: Callable[[Any], dict[tuple[str, ...], tuple[int, ...]]]
     canonical_key: Callable[[str], str]
     module_key: Callable[[str], str]
-    processor: Processor
+    processor: ImageProcessor
     markers: Markers
     sharding_rules: ShardingRules

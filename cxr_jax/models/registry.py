@@ -1,9 +1,11 @@
 """The model families by the `model_type` of their `config.json`: a new one is a folder, and a line here."""
 
+import dataclasses
 from typing import Any
 
 from cxr_jax.errors import UserError
 from cxr_jax.models.family import Family
+from cxr_jax.models.image_processor import ImageProcessor
 from cxr_jax.models.qwen2_5_vl.family import FAMILY as QWEN2_5_VL
 
 # Imported by name and not found in folders, so that a broken family fails here, and says so.
@@ -27,6 +29,17 @@ def family_of_type(model_type: object) -> Family:
 def family_of(model_config: Any) -> Family:
     """Find the family of a config."""
     return family_of_type(model_config.model_type)
+
+
+def processor_of(model_config: Any) -> ImageProcessor:
+    """Find how pictures become patches of a model: its family's processor, with the sizes of patches of its config."""
+    vision = model_config.vision
+    return dataclasses.replace(
+        family_of(model_config).processor,
+        patch_size=vision.patch_size,
+        merge_size=vision.spatial_merge_size,
+        temporal_patch_size=vision.temporal_patch_size,
+    )
 
 
 def read_config(settings: dict) -> Any:

@@ -194,7 +194,6 @@ def _grid(
     """Find the grid (t, h, w) of a film of a size, as `Model.prepare` makes it."""
     from cxr_jax.inference import image_inputs
     from cxr_jax.models import registry
-    from cxr_jax.models.qwen2_5_vl.patches import smart_resize
     from cxr_jax.weights import hf_folder, locate
 
     settings: dict = {}
@@ -202,11 +201,10 @@ def _grid(
     # A shape without a folder has the published settings.
     if model and not model.startswith("random:"):
         settings, path = hf_folder.image_settings(locate.find_folder(model))
-    limits = registry.family_of(model_config).processor.pixel_limits(settings, path)
+    processor = registry.processor_of(model_config)
+    limits = processor.pixel_limits(settings, path)
     low, high = image_inputs.limited(limits, max_pixels)
     # A model of one size pads every film to a square of it.
     if low == high:
         size = math.isqrt(high), math.isqrt(high)
-    height, width = smart_resize(*size, low, high)
-    patch_size = model_config.vision.patch_size
-    return 1, height // patch_size, width // patch_size
+    return processor.grid(*processor.resized(*size, low, high))

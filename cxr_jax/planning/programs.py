@@ -87,8 +87,7 @@ class Shapes:
         import jax
 
         from cxr_jax.inference import prompts
-        from cxr_jax.models import network
-        from cxr_jax.models.qwen2_5_vl import patches
+        from cxr_jax.models import network, registry
         from cxr_jax.models.tokenizer import special_ids
         from cxr_jax.training import optimizer
         from cxr_jax.training.trainable import Trainable
@@ -104,7 +103,8 @@ class Shapes:
             "suppress": self.model_config.media_token_ids,
         }
         # All images of a plan are squares of one size, as in training.
-        self.grid = patches.grid_of(settings.data.side, self.model_config)
+        side = settings.data.side
+        self.grid = registry.processor_of(self.model_config).grid(side, side)
         # As the run renders them: the prompt decides how wide every array of tokens is.
         rendered = prompts.Prompts(
             self.tokenizer, self.model_config, self.grid, settings.max_completion

@@ -20,9 +20,8 @@ import optax
 
 from cxr_jax.config.sections import LearnerConfig, PolicyLossConfig
 from cxr_jax.inference import compaction
-from cxr_jax.models import network
+from cxr_jax.models import network, registry
 from cxr_jax.models.network.config import Config
-from cxr_jax.models.qwen2_5_vl.patches import patchify
 from cxr_jax.rl.losses import Divisors, divisors, policy_loss
 from cxr_jax.runtime import sharding
 from cxr_jax.runtime.trees import Tree
@@ -176,7 +175,7 @@ class _Learner:
         return network.vision(
             model,
             self.model_config,
-            patchify(part["image"]),
+            registry.processor_of(self.model_config).patchify(part["image"]),
             self.grid,
             remat=self.remat,
             dtype=self.trainable.dtype,

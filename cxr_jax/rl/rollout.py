@@ -22,9 +22,8 @@ from cxr_jax.inference import sampling
 from cxr_jax.labels import phrase_reading
 from cxr_jax.labels.answers import TokenBytes
 from cxr_jax.labels.phrase_bank import PhraseBank
-from cxr_jax.models import network
+from cxr_jax.models import network, registry
 from cxr_jax.models.network.config import Config
-from cxr_jax.models.qwen2_5_vl.patches import patchify
 from cxr_jax.rl import losses
 from cxr_jax.runtime import sharding
 from cxr_jax.runtime.trees import Tree
@@ -103,7 +102,7 @@ class _Rollout:
 
     def complete(self, params: Tree, part: Tree) -> Tree:
         """Completions of some prompts, [p, G, ..]: the image encoded and the prompt read once a group."""
-        pixels = patchify(part["image"])
+        pixels = registry.processor_of(self.model_config).patchify(part["image"])
         features = network.vision(
             params, self.model_config, pixels, self.grid, dtype=self.trainable.dtype
         )

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from cxr_jax import phantom
-from cxr_jax.models import network
+from cxr_jax.models import network, registry
 from cxr_jax.models.network.config import Config
-from cxr_jax.models.qwen2_5_vl.patches import patchify
 from cxr_jax.runtime import sharding
 from cxr_jax.runtime.trees import Tree
 from cxr_jax.training.log_probs import completion_loss
@@ -115,7 +114,7 @@ class _Steps:
         return network.vision(
             params["model"],
             self.model_config,
-            patchify(part["image"]),
+            registry.processor_of(self.model_config).patchify(part["image"]),
             self.grid,
             remat=self.remat,
             dtype=self.trainable.dtype,

@@ -13,8 +13,8 @@ from cxr_jax.data.sources.splits import (
     open_splits,
 )
 from cxr_jax.inference.prompts import Prompts
+from cxr_jax.models import registry
 from cxr_jax.models.network.config import Config
-from cxr_jax.models.qwen2_5_vl.patches import grid_of
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.layout import Layout
@@ -57,7 +57,8 @@ class Setup:
         start = pretrained.load_starting_model(settings.model, settings.seed)
         sides = _sides_of(settings.data, run_folder)
         splits = open_splits(settings.data, sides)
-        grid = grid_of(splits.train.size, start.config)
+        side = splits.train.size
+        grid = registry.processor_of(start.config).grid(side, side)
         room = settings.max_completion
         setup = cls(
             settings=settings,

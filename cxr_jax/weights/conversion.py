@@ -28,7 +28,7 @@ def from_hf(source: Path, destination: Path, adapter: str | os.PathLike | None =
     opened = hf_folder.open_folder(source)
     tensor_rules, tensors = opened.rules, opened.tensors
     # Refused now, and not by whoever opens the checkpoint.
-    processor = registry.family_of(opened.model_config).processor
+    processor = registry.processor_of(opened.model_config)
     processor.pixel_limits(*hf_folder.image_settings(source))
     types = opened.leaf_types
     _require_space(
@@ -95,10 +95,11 @@ def to_hf(source: Path, destination: Path, max_shard_gb: float = 5.0) -> None:
     _require_space(destination, sum(tensor.nbytes for tensor in tensors))
     _copy_side_files(source, destination)
     # Readers older than transformers 5 do not know image settings in processor_config.json: they get a file of theirs.
-    limits = family.processor.pixel_limits(*hf_folder.image_settings(source))
+    processor = registry.processor_of(arrays.config)
+    limits = processor.pixel_limits(*hf_folder.image_settings(source))
     for file_name, settings in (
         ("generation_config.json", hf_folder.generation_config(arrays.config)),
-        ("preprocessor_config.json", family.processor.settings(arrays.config, *limits)),
+        ("preprocessor_config.json", processor.settings(*limits)),
     ):
         # Files of the source win: what was published with the weights is not replaced by our
         # version of it.

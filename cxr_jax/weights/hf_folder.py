@@ -384,9 +384,9 @@ def save(
         pixel_limits: (min_pixels, max_pixels) of images; None: those of the family's published folders.
         tokenizer: an object, or a folder whose files are copied.
     """
-    family = registry.family_of(model_config)
+    family, processor = registry.family_of(model_config), registry.processor_of(model_config)
     settings = family.write_config(model_config)
-    limits = pixel_limits or family.processor.pixel_limits({}, None)
+    limits = pixel_limits or processor.published_limits
     stored_type = np.dtype(dtype or params["text"]["embed"]["embedding"].dtype)
     # Loaders that are not told a type take the one that stands here.
     settings["torch_dtype"] = _TORCH_NAMES[NAMES[stored_type]]
@@ -394,9 +394,7 @@ def save(
     with atomic_folder(Path(folder)) as temporary:
         write_json(temporary / "config.json", settings)
         write_json(temporary / "generation_config.json", generation_config(model_config))
-        write_json(
-            temporary / "preprocessor_config.json", family.processor.settings(model_config, *limits)
-        )
+        write_json(temporary / "preprocessor_config.json", processor.settings(*limits))
         if tokenizer is not None:
             _add_tokenizer(tokenizer, temporary)
         write_folder(temporary, _tensors_to_write(model_config, params, dtype), max_shard_gb)

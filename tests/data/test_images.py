@@ -1,5 +1,6 @@
 """Reading PNG and JPEG files, and turning pixels into the patches of the Qwen2-VL image processor."""
 
+import dataclasses
 import io
 import json
 import struct
@@ -16,9 +17,9 @@ from cxr_jax.data import images, radiograph, resize
 from cxr_jax.errors import UserError
 from cxr_jax.inference import image_inputs
 from cxr_jax.inference import model as inference_model
-from cxr_jax.models.qwen2_5_vl import image_settings
-from cxr_jax.models.qwen2_5_vl import patches as qwen2_5_vl_patches
+from cxr_jax.models import image_processor
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM
+from cxr_jax.models.qwen2_5_vl.processor import PROCESSOR
 
 DATA = SHARED
 
@@ -48,44 +49,79 @@ def test_prepare_equals_the_hugging_face_processor(h, w):
     low, high = 80 * 80, 400 * 400
     gray = picture(h, w)
     want = processor([PilImage.fromarray(gray)], size={"shortest_edge": low, "longest_edge": high})
-    patches, grid = qwen2_5_vl_patches.prepare(
-        gray / np.float32(255), min_pixels=low, max_pixels=high
-    )
+    floats = gray / np.float32(255)
+    patches, grid = PROCESSOR.prepare(floats, min_pixels=low, max_pixels=high)
     assert grid == tuple(want["image_grid_thw"][0])
     assert patches.dtype == np.float32
-    np.testing.assert_allclose(patches, want["pixel_values"], atol=1e-6)
+    np.testing.assert_array_equal(patches, want["pixel_values"])
+    # And what a compiled program makes of the levels, which is all that travels to it.
+    levels = PROCESSOR.cut(PROCESSOR.levels(floats, low, high))
+    assert levels.dtype == np.uint8
+    np.testing.assert_array_equal(jax.jit(PROCESSOR.normalise)(levels), patches)
+
+
+def other_processor(**changes):
+    """A processor of other constants, as other families have."""
+    return dataclasses.replace(PROCESSOR, mean=(0.5,) * 3, std=(0.5,) * 3, **changes)
+
+
+def test_another_size_of_patches_equals_the_hugging_face_processor():
+    """Qwen3-VL's: patches of 16 pixels, mean and deviation 0.5."""
+    from transformers import Qwen2VLImageProcessorPil
+
+    half = [0.5] * 3
+    processor = Qwen2VLImageProcessorPil(patch_size=16, image_mean=half, image_std=half)
+    gray = picture(297, 461)
+    size = {"shortest_edge": 256**2, "longest_edge": 320**2}
+    want = processor([PilImage.fromarray(gray)], size=size)
+    patches, grid = other_processor(patch_size=16).prepare(gray / np.float32(255), 256**2, 320**2)
+    assert grid == tuple(want["image_grid_thw"][0])
+    np.testing.assert_array_equal(patches, want["pixel_values"])
+
+
+def test_a_square_of_one_size_equals_the_hugging_face_processor():
+    """Gemma 3's: every picture is stretched to one square, bilinear; patches without an axis of frames."""
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    gray = picture(97, 61)
+    processor = SiglipImageProcessorPil(size={"height": 112, "width": 112}, resample=2)
+    want = processor([PilImage.fromarray(gray).convert("RGB")])["pixel_values"][0]  # [3, 112, 112]
+    ours = other_processor(merge_size=4, temporal_patch_size=1, side=112, resample=2)
+    patches, grid = ours.prepare(gray / np.float32(255))
+    assert grid == (1, 8, 8) and patches.shape == (64, 588)
+    # Raster order of the reference: a row of patches after the other.
+    want = want.reshape(3, 8, 14, 8, 14).transpose(1, 3, 0, 2, 4).reshape(8, 8, 588)
+    blocks = want.reshape(2, 4, 2, 4, 588).transpose(0, 2, 1, 3, 4).reshape(64, 588)
+    np.testing.assert_array_equal(patches, blocks)
 
 
 def test_default_limits_are_those_of_the_processor():
     from transformers import Qwen2VLImageProcessorPil
 
     size = Qwen2VLImageProcessorPil().size
-    assert (size["shortest_edge"], size["longest_edge"]) == (
-        qwen2_5_vl_patches.MIN_PIXELS,
-        qwen2_5_vl_patches.MAX_PIXELS,
-    )
+    assert (size["shortest_edge"], size["longest_edge"]) == PROCESSOR.default_limits
 
 
 def test_patchify_equals_prepare_of_the_same_picture_as_png(tmp_path):
     floats = np.random.default_rng(1).random((2, 224, 224), np.float32)
-    got = jax.jit(qwen2_5_vl_patches.patchify)(floats)
+    got = jax.jit(PROCESSOR.patchify)(floats)
     assert got.shape == (2, 256, 1176)
-    np.testing.assert_allclose(qwen2_5_vl_patches.patchify(floats, np), got, atol=1e-6)
+    np.testing.assert_allclose(PROCESSOR.patchify(floats, np), got, atol=1e-6)
     for row, pixels in zip(np.asarray(got), floats, strict=True):
-        path = save(tmp_path / "x.png", qwen2_5_vl_patches.quantise(pixels))
-        patches, grid = qwen2_5_vl_patches.prepare(images.read_image(path).pixels)
+        path = save(tmp_path / "x.png", image_processor.quantise(pixels))
+        patches, grid = PROCESSOR.prepare(images.read_image(path).pixels)
         assert grid == (1, 16, 16)
         np.testing.assert_allclose(row, patches, atol=1e-6)
 
 
 def test_patchify_refuses_sizes_off_the_grid():
     with pytest.raises(UserError, match="28"):
-        qwen2_5_vl_patches.patchify(np.zeros((1, 224, 230)))
+        PROCESSOR.patchify(np.zeros((1, 224, 230)))
 
 
 def test_smart_resize_refuses_strips():
     with pytest.raises(UserError, match="aspect"):
-        qwen2_5_vl_patches.smart_resize(1, 20_000)
+        PROCESSOR.resized(1, 20_000, 784, 10**6)
 
 
 def test_fit_pads_to_a_square_and_keeps_depth():
@@ -118,10 +154,10 @@ def test_buckets_pad_and_neither_stretch_nor_crop():
         side = rng.integers(650, 900)
         h, w = side, int(side * rng.uniform(0.55, 1.8))
         white = np.ones((h, w), np.float32)
-        patches, grid = image_inputs.prepare_in_buckets(white, limit)
+        patches, grid = image_inputs.prepare_in_buckets(PROCESSOR, white, limit)
         shape = grid[1] * 14, grid[2] * 14
         padded = resize.fit(white, shape)
-        want, same = qwen2_5_vl_patches.prepare(
+        want, same = PROCESSOR.prepare(
             padded, 784, limit
         )  # the processor's arithmetic, with nothing to resize
         np.testing.assert_allclose(patches, want, atol=1e-6)
@@ -131,7 +167,7 @@ def test_buckets_pad_and_neither_stretch_nor_crop():
         assert abs(tall / wide / (h / w) - 1) < 0.01 and (tall == shape[0] or wide == shape[1])
         assert shown.mean() > 0.87  # what is padded
     with pytest.raises(UserError, match="aspect"):
-        image_inputs.prepare_in_buckets(np.zeros((1, 300)), limit)
+        image_inputs.prepare_in_buckets(PROCESSOR, np.zeros((1, 300)), limit)
 
 
 def test_buckets_never_enlarge_a_film():
@@ -151,7 +187,9 @@ def test_buckets_never_enlarge_a_film():
         assert height * width >= min(0.4 * min(h * w, high), high)  # and much is left of it
     assert len(shapes) < 80  # few, for 300 sizes under three limits
     # Published limits: a film of CheXpert-small became 3,584 x 3,584 pixels.
-    _, grid = image_inputs.prepare_in_buckets(np.ones((390, 320), np.float32), 12845056, 3136)
+    _, grid = image_inputs.prepare_in_buckets(
+        PROCESSOR, np.ones((390, 320), np.float32), 12845056, 3136
+    )
     assert grid[1] * grid[2] * 196 <= 390 * 320
     # As the processor, what is below min_pixels is enlarged, here to less than twice its area.
     assert image_inputs.bucket_shape(40, 40, 128**2, 476**2) == (168, 168)
@@ -170,7 +208,7 @@ def test_max_pixels_lowers_the_limit_as_in_the_processor():
         most = int(rng.integers(128**2, 476**2))
         gray = picture(h, w)
         low, high = image_inputs.limited((128**2, 12845056), most)
-        patches, grid = qwen2_5_vl_patches.prepare(gray / np.float32(255), low, high)
+        patches, grid = PROCESSOR.prepare(gray / np.float32(255), low, high)
         size = {"shortest_edge": 128**2, "longest_edge": most}
         want = Qwen2VLImageProcessorPil()([PilImage.fromarray(gray)], size=size)
         assert grid == tuple(want["image_grid_thw"][0]) and grid[1] * grid[2] * 196 <= most
@@ -196,7 +234,7 @@ def test_max_pixels_is_never_exceeded(limits, most, want, remark):
         assert said is None if remark is None else (remark in said and "\n" not in said)
         for h, w in ((30, 50), (3056, 2544), (390, 320)):
             fitted = image_inputs.fit_to_model(np.zeros((h, w)), want)
-            _, grid = qwen2_5_vl_patches.prepare(fitted, *want)
+            _, grid = PROCESSOR.prepare(fitted, *want)
             assert grid[1] * grid[2] * 196 <= max(most, 784)
 
 
@@ -220,7 +258,7 @@ FLAT = {
     "image_processor_type": "Qwen2VLImageProcessor",
     "size": {"shortest_edge": 3200, "longest_edge": 50000},
 }
-OURS = image_settings.preprocessor_config(PHANTOM, 3136, 226576)
+OURS = PROCESSOR.settings(3136, 226576)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +290,7 @@ def test_limits_are_those_that_transformers_reads(tmp_path, files):
 def test_without_settings_the_published_limits():
     assert (
         inference_model.Model(PHANTOM, {}).pixel_limits
-        == image_settings.PIXEL_LIMITS
+        == PROCESSOR.published_limits
         == (3136, 12845056)
     )
 

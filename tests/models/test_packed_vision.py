@@ -15,8 +15,8 @@ from cxr_jax.models import attention as attentions
 from cxr_jax.models import layers, lora
 from cxr_jax.models.network import packing, tower, tower_packed
 from cxr_jax.models.network.packing import PackSizes
-from cxr_jax.models.qwen2_5_vl import patches
 from cxr_jax.models.qwen2_5_vl.config import QWEN2_5_VL_3B
+from cxr_jax.models.qwen2_5_vl.processor import PROCESSOR
 
 PUBLISHED = QWEN2_5_VL_3B.vision
 # Windows of 3 x 3 units: whole and cut ones, one row of units, smaller than a window.
@@ -42,8 +42,8 @@ def reference_windows(height, width, side):
 def film_grid(rng):
     """The grid of a film of any size, as the published recipe prepares it."""
     height, width = (int(side) for side in rng.integers(200, 3500, 2))
-    sides = patches.smart_resize(height, width, 128**2, 476**2)
-    return 1, *(side // patches.PATCH for side in sides)
+    sides = PROCESSOR.resized(height, width, 128**2, 476**2)
+    return 1, *(side // PROCESSOR.patch_size for side in sides)
 
 
 def check_arrays(model_config, grids, sizes):

@@ -20,8 +20,7 @@ from cxr_jax.inference import compaction, sampling
 from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.models import network
 from cxr_jax.models import tokenizer as tokenizers
-from cxr_jax.models.qwen2_5_vl import patches
-from cxr_jax.models.qwen2_5_vl.patches import patchify
+from cxr_jax.models.qwen2_5_vl.processor import PROCESSOR
 from cxr_jax.rl import batches, rollout
 from cxr_jax.weights import pretrained
 from experiments import rl as experiment
@@ -40,11 +39,13 @@ def main() -> None:
     m = pretrained.load_starting_model(config.model, config.seed)
     model_config, params = m.config, jax.tree.map(jnp.asarray, m.params)
     source = phantom.PhantomSource("A", "train", 11)
-    grid = patches.grid_of(source.size, model_config)
+    grid = PROCESSOR.grid(source.size, source.size)
     prompts = inference_prompts.Prompts(m.tokenizer, model_config, grid, config.max_completion)
     special = tokenizers.special_ids(m.tokenizer, model_config.text.vocab_size)
     make = batches.make_batch_fn(RunConfig.from_config(config), source, prompts)
-    see = jax.jit(lambda image: network.vision(params, model_config, patchify(image), grid))
+    see = jax.jit(
+        lambda image: network.vision(params, model_config, PROCESSOR.patchify(image), grid)
+    )
 
     def sample(features, encoded, keys, n):
         out = sampling.sample_completions(

@@ -149,7 +149,7 @@ def print_hash():
     from cxr_jax.config.sections import DataConfig, RunConfig
     from cxr_jax.data.sources import splits
     from cxr_jax.inference import prompts as inference_prompts
-    from cxr_jax.models.qwen2_5_vl import patches
+    from cxr_jax.models.qwen2_5_vl.processor import PROCESSOR
     from cxr_jax.rl import batches
     from cxr_jax.runtime import layout as runtime_layout
     from cxr_jax.sft import loop
@@ -166,7 +166,7 @@ def print_hash():
         )
         source = splits.open_splits(DataConfig.from_config(config)).train
         prompts = inference_prompts.Prompts(
-            start.tokenizer, start.config, patches.grid_of(224, start.config), config.max_completion
+            start.tokenizer, start.config, PROCESSOR.grid(224, 224), config.max_completion
         )
         completions = targets.Completions(start.tokenizer, config.max_completion)
         make = module.make_batch_fn(

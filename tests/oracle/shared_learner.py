@@ -31,7 +31,7 @@ import optax
 from cxr_jax.config.sections import PolicyLossConfig, RunConfig
 from cxr_jax.models import network
 from cxr_jax.models.network.config import Config, TextConfig, VisionConfig
-from cxr_jax.models.qwen2_5_vl.patches import patchify
+from cxr_jax.models.qwen2_5_vl.processor import PROCESSOR
 from cxr_jax.rl import learner, losses
 from cxr_jax.runtime import layout as runtime_layout
 from cxr_jax.training import log_probs, optimizer
@@ -114,7 +114,7 @@ def case(seed: int, prompts: int | None = None) -> Case:
     image = rng.random((P, images, 56, 56)).astype(np.float32)
     data = {
         "image": image,
-        "pixels": patchify(image.reshape(-1, 56, 56), np).reshape(P, images, 16, -1),
+        "pixels": PROCESSOR.patchify(image.reshape(-1, 56, 56), np).reshape(P, images, 16, -1),
         "prompts": {"ids": ids, "lengths": lengths, "positions": positions},
         "tokens": rng.integers(7, V, (P, G, C)).astype(np.int32),
         "mask": mask,

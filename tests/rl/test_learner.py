@@ -16,7 +16,7 @@ from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.models import network
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.qwen2_5_vl import config as sizes
-from cxr_jax.models.qwen2_5_vl.patches import patchify
+from cxr_jax.models.qwen2_5_vl.processor import PROCESSOR
 from cxr_jax.rl import learner, losses
 from cxr_jax.training import log_probs, micro_batches, optimizer, targets
 from cxr_jax.training.trainable import Trainable
@@ -129,7 +129,7 @@ def logprobs(w, params, at=slice(None)):
     """[P, G, C], for the prompts `at`."""
     prompts = {k: v[:, at] if k == "positions" else v[at] for k, v in w.batch["prompts"].items()}
     suppress = np.isin(np.arange(w.config.text.vocab_size), w.special["suppress"])
-    features = network.vision(params, w.config, patchify(w.batch["image"][at]), GRID)
+    features = network.vision(params, w.config, PROCESSOR.patchify(w.batch["image"][at]), GRID)
     return log_probs.completion_log_probs(
         params, w.config, features, prompts, w.ro["tokens"][at], w.ro["mask"][at], suppress=suppress
     )[0]
@@ -276,7 +276,7 @@ def test_replay_adds_the_gradient_of_sft(world, base):
     replay = world.batch["replay"]
 
     def ce(params):
-        features = network.vision(params, world.config, patchify(replay["image"]), GRID)
+        features = network.vision(params, world.config, PROCESSOR.patchify(replay["image"]), GRID)
         return log_probs.completion_loss(
             params, world.config, features, replay, replay["mask"].sum()
         )[0]

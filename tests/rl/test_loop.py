@@ -13,7 +13,7 @@ from cxr_jax.labels import answers
 from cxr_jax.labels.phrase_bank import load_phrase_bank
 from cxr_jax.metrics.progress import Compilations
 from cxr_jax.models import tokenizer as tokenizers
-from cxr_jax.models.qwen2_5_vl import patches
+from cxr_jax.models.qwen2_5_vl.processor import PROCESSOR
 from cxr_jax.rl import batches, learner, losses, rollout
 from cxr_jax.training import optimizer, trainable
 from cxr_jax.weights import pretrained
@@ -86,7 +86,7 @@ def step():
     )
     m = pretrained.load_starting_model(config.model, config.seed)
     source = phantom.PhantomSource("A", "train", 3)
-    grid = patches.grid_of(source.size, m.config)
+    grid = PROCESSOR.grid(source.size, source.size)
     prompts = inference_prompts.Prompts(m.tokenizer, m.config, grid, config.max_completion)
     special = tokenizers.special_ids(m.tokenizer, m.config.text.vocab_size)
     tx = optax.sgd(1.0)  # the config's schedule starts at a learning rate of 0

@@ -115,9 +115,8 @@ def test_an_evaluation_judges_the_whole_turn(opened, monkeypatch):
     drawn = {"tokens": jnp.asarray(tokens), "lengths": jnp.asarray(lengths)}
     monkeypatch.setattr(readers.sampling, "sample_completions", lambda *args, **kw: drawn)
     monkeypatch.setattr(readers.network, "vision", lambda *args, **kw: None)
-    monkeypatch.setattr(readers, "patchify", lambda image: None)
     reader = readers.Reader(PHANTOM, tokenizer, encoder, 4, layout=layout.ONE_DEVICE)
-    readings = reader.read({}, np.zeros((4, 8, 8)), ["Find."] * 4)
+    readings = reader.read({}, np.zeros((4, 28, 28)), ["Find."] * 4)
     want = expected(opened)
     np.testing.assert_array_equal(readings.valid, want["format"] == 1)
     assert reader.texts(readings, range(4)) == [opened + text for text in WRITTEN]

@@ -11,7 +11,7 @@ from cxr_jax.data.sources import phantom
 from cxr_jax.errors import UserError
 from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.models import lora, network
-from cxr_jax.models.qwen2_5_vl import patches
+from cxr_jax.models.qwen2_5_vl.processor import PROCESSOR
 from cxr_jax.runtime import layout as runtime_layout
 from cxr_jax.runtime import trees
 from cxr_jax.sft import loop
@@ -33,7 +33,7 @@ def world():
     config.update(dict(batch_size=4, max_completion=160, locate_weight=0.3))
     m = pretrained.load_starting_model(config.model, config.seed)
     source = phantom.PhantomSource("A", "train", 3)
-    grid = patches.grid_of(source.size, m.config)
+    grid = PROCESSOR.grid(source.size, source.size)
     prompts = inference_prompts.Prompts(m.tokenizer, m.config, grid, config.max_completion)
     batch = loop.make_batch_fn(
         RunConfig.from_config(config),
@@ -122,7 +122,7 @@ def test_lora_trains_adapters_alone(world):
     want = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), m.params)
     changed = {k for k, x in leaves(merged).items() if not np.array_equal(x, leaves(want)[k])}
     assert changed == {f"{p}/kernel" for p in lora.Lora(4, 32.0, ("decoder", "merger")).paths}
-    see = lambda p: network.vision(p, m.config, patches.patchify(batch["image"]), grid)
+    see = lambda p: network.vision(p, m.config, PROCESSOR.patchify(batch["image"]), grid)
     joined = what.merge(state["params"], frozen)["model"]
     np.testing.assert_allclose(see(joined), see(merged), atol=1e-4)
 

@@ -16,9 +16,9 @@ from typing import NamedTuple, cast
 import numpy as np
 
 from cxr_jax.errors import UserError
+from cxr_jax.models.image_processor import MAX_ASPECT
 from cxr_jax.models.network.config import VisionConfig
 from cxr_jax.models.network.tower import WindowPlan, window_plan
-from cxr_jax.models.qwen2_5_vl.patches import MAX_ASPECT
 from cxr_jax.runtime.trees import Array
 
 

@@ -2,10 +2,11 @@
 
 from cxr_jax.models import tensor_table
 from cxr_jax.models import tokenizer as tokenizers
-from cxr_jax.models.family import Family, Markers, Processor
+from cxr_jax.models.family import Family, Markers
 from cxr_jax.models.network.sharding_rules import SHARDING_RULES
-from cxr_jax.models.qwen2_5_vl import config, hf_table, image_settings, patches
+from cxr_jax.models.qwen2_5_vl import config, hf_table
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B
+from cxr_jax.models.qwen2_5_vl.processor import PROCESSOR
 
 FAMILY = Family(
     model_type=config.MODEL_TYPE,
@@ -21,13 +22,7 @@ FAMILY = Family(
     parameter_shapes=tensor_table.parameter_shapes,
     canonical_key=hf_table.canonical_key,
     module_key=hf_table.module_key,
-    processor=Processor(
-        check_settings=patches.check_settings,
-        pixel_limits=image_settings.pixel_limits,
-        prepare=patches.prepare,
-        patchify=patches.patchify,
-        settings=image_settings.preprocessor_config,
-    ),
+    processor=PROCESSOR,
     # The texts of Qwen's special tokens; their ids are the tokenizer's to say.
     markers=Markers(
         image=tokenizers.IMAGE_PAD,
