@@ -12,7 +12,7 @@ import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -196,7 +196,7 @@ class ImageProcessor:
             )
         return low, high
 
-    def _is_limit(self, value: object) -> bool:
+    def _is_limit(self, value: object) -> TypeGuard[int]:
         """At least one merged patch; `type`, because a bool is an int."""
         return type(value) is int and self.factor**2 <= value <= MOST_PIXELS
 
