@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import cases
+import cases_qwen3_vl
 import pytest
 from places import ORACLE, ORACLE_PYTHON
 
@@ -20,6 +21,11 @@ BAR = 1e-4  # of the standard deviation
 @pytest.fixture(scope="module")
 def drawn():
     return [cases.draw(seed) for seed in range(CONFIGS)]
+
+
+@pytest.fixture(scope="module")
+def drawn_qwen3_vl():
+    return [cases.draw(seed, "qwen3_vl") for seed in range(CONFIGS)]
 
 
 def share(drawn, fact) -> float:
@@ -68,8 +74,73 @@ def test_what_is_drawn(drawn, name, fact):
     assert 0.015 <= share(drawn, fact) < 1, name
 
 
+@pytest.mark.parametrize(
+    "name, fact",
+    {
+        "quiet residual stream": lambda c: cases_qwen3_vl.is_quiet(c.seed),
+        "large eps": lambda c: c.text["rms_norm_eps"] >= 0.3,
+        "small eps": lambda c: c.text["rms_norm_eps"] <= 1e-5,
+        "heads are not the width": lambda c: heads(c) != c.text["hidden_size"],
+        "heads are wider": lambda c: heads(c) > c.text["hidden_size"],
+        "odd-sided table": lambda c: table(c) % 2,
+        "table of one row": lambda c: table(c) == 1,
+        "table smaller than the grid": lambda c: any(x > table(c) for g in c.grids for x in g[1:]),
+        "table larger than the grid": lambda c: any(x < table(c) for g in c.grids for x in g[1:]),
+        "table is no square": lambda c: vision(c)["num_position_embeddings"] > table(c) ** 2,
+        "one row or column of patches": lambda c: (c.grids[:, 1:] == 1).any(),
+        "deep tower with taps": lambda c: vision(c)["depth"] > 8 and taps(c),
+        "deep decoder with taps": lambda c: c.text["num_hidden_layers"] > 8 and taps(c),
+        "tap of the first block": lambda c: 0 in taps(c),
+        "tap of the last block": lambda c: vision(c)["depth"] - 1 in taps(c),
+        "taps out of order": lambda c: taps(c) != sorted(taps(c)),
+        "tap beyond the depth": lambda c: any(tap >= vision(c)["depth"] for tap in taps(c)),
+        "as many taps as layers": lambda c: given(c) == c.text["num_hidden_layers"],
+        "more taps than layers": lambda c: given(c) > c.text["num_hidden_layers"],
+        "no tap": lambda c: not taps(c),
+        "rows with and without images": lambda c: (
+            0 < (c.input_ids == c.config["image_token_id"]).any(1).sum() < len(c.input_ids)
+        ),
+        "published heads and sections": lambda c: sections(c) == [24, 20, 20],
+        "sections do not sum to half a head": lambda c: sum(sections(c)) != c.text["head_dim"] // 2,
+        "a section of zero": lambda c: 0 in sections(c),
+        "theta of the class": lambda c: (
+            "rope_theta" not in c.text and "rope_theta" not in c.text.get("rope_parameters", {})
+        ),
+        "biases": lambda c: c.text["attention_bias"],
+        "merge size not 2": lambda c: merge(c) != 2,
+        "frames": lambda c: (c.grids[:, 0] > 1).any(),
+        "text only": lambda c: not len(c.grids),
+        "different grids": lambda c: len({tuple(g) for g in c.grids.tolist()}) > 1,
+        "padding": lambda c: c.attention_mask is not None and not c.attention_mask.all(),
+        "tied": lambda c: "lm_head.weight" not in cases.shapes(c),
+        "untied": lambda c: "lm_head.weight" in cases.shapes(c),
+        "transformers 4": lambda c: "rope_scaling" in c.text,
+        "transformers 5": lambda c: "rope_parameters" in c.text,
+    }.items(),
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_what_is_drawn_of_qwen3_vl(drawn_qwen3_vl, name, fact):
+    assert 0.015 <= share(drawn_qwen3_vl, fact) < 1, name
+
+
 def vision(c):
     return c.config["vision_config"]
+
+
+def heads(c):
+    return c.text["num_attention_heads"] * c.text["head_dim"]
+
+
+def table(c):
+    return int(vision(c)["num_position_embeddings"] ** 0.5)
+
+
+def taps(c):
+    return vision(c)["deepstack_visual_indexes"]
+
+
+def given(c):
+    return sum(tap < vision(c)["depth"] for tap in taps(c))
 
 
 def full(c):

@@ -1,10 +1,14 @@
-"""Random Qwen2.5-VL models and prompts, a function of a seed alone: numpy only, so that both environments draw them.
+"""Random models and prompts, a function of family and seed: numpy only, so that both environments draw them.
+
+Configs of Qwen2.5-VL are drawn here, of other families in `cases_FAMILY.py`; prompts of all are drawn alike.
 
 A case is a `config.json` in one of the layouts in circulation, weights under the published keys, and the arrays
 that a Hugging Face processor would give. Sizes are tiny; everything else ranges over what the architecture allows.
 """
 
 import dataclasses
+import importlib
+from types import ModuleType
 
 import numpy as np
 
@@ -26,6 +30,7 @@ class Case:
     attention_mask: np.ndarray | None
     pixel_values: np.ndarray
     grids: np.ndarray
+    family: str = "qwen2_5_vl"
 
     @property
     def text(self) -> dict:
@@ -39,6 +44,11 @@ class Case:
     def lengths(self) -> np.ndarray:
         B, T = self.input_ids.shape
         return np.full(B, T) if self.attention_mask is None else self.attention_mask.sum(1)
+
+
+def _family(name: str) -> ModuleType | None:
+    """The module of a family; None for Qwen2.5-VL, which is drawn here."""
+    return None if name == "qwen2_5_vl" else importlib.import_module(f"cases_{name}")
 
 
 def is_big(seed: int) -> bool:
@@ -225,10 +235,11 @@ def write_row(rng, parts: list, config: dict, words: np.ndarray, merge: int) -> 
     return ids
 
 
-def draw(seed: int) -> Case:
+def draw(seed: int, family: str = "qwen2_5_vl") -> Case:
     """The case of a seed."""
     rng, big = np.random.default_rng([seed, 1]), is_big(seed)
-    config = draw_config(rng, big)
+    module = _family(family)
+    config = module.draw_config(rng, big) if module else draw_config(rng, big)
     v, t = config["vision_config"], config.get("text_config") or config
     merge = v["spatial_merge_size"]
     rows = draw_rows(rng, merge, big)
@@ -253,6 +264,7 @@ def draw(seed: int) -> Case:
         None if whole else mask,
         pixels,
         grids,
+        family,
     )
 
 
@@ -264,6 +276,8 @@ def patch_shape(v: dict) -> tuple[int, int, int, int]:
 
 def shapes(case: Case) -> dict[str, tuple[int, ...]]:
     """HF key (published layout) -> shape; written down apart from the table under test."""
+    if module := _family(case.family):
+        return module.shapes(case)
     v, t, tree = case.config["vision_config"], case.text, {}
 
     def add(prefix, table):
@@ -311,19 +325,21 @@ def shapes(case: Case) -> dict[str, tuple[int, ...]]:
 
 def weights(case: Case) -> dict[str, np.ndarray]:
     """HF key (published layout) -> float32 weight. Scaled so that every part of the model shows in the logits."""
-    rng, out = np.random.default_rng([case.seed, 2]), {}
+    rng, out, module = np.random.default_rng([case.seed, 2]), {}, _family(case.family)
     for key, shape in shapes(case).items():
         z = rng.standard_normal(shape)
         if len(shape) == 1:
-            z = z / 4 + ("norm" in key or "ln_q" in key)
+            z = z / 4 + (("norm" in key or "ln_q" in key) and key.endswith("weight"))
         else:
             z = z / (4 if "embed_tokens" in key else np.sqrt(np.prod(shape[1:])))
-        out[key] = z.astype(np.float32)
+        out[key] = (z * module.scale(case, key) if module else z).astype(np.float32)
     return out
 
 
 def nested_key(key: str) -> str:
     """A published key -> the key that transformers 5 gives the same tensor."""
+    if key.startswith(("model.visual.", "model.language_model.")):
+        return key  # of a family that has one layout alone
     if key.startswith("visual."):
         return "model." + key
     return "model.language_model." + key.removeprefix("model.") if key.startswith("model.") else key

@@ -1,6 +1,6 @@
 """What transformers computes for random cases, one npz a seed. Runs in the oracle's own environment (torch).
 
-    .venv-oracle/bin/python tests/oracle/reference.py OUT --seeds 0:200
+    .venv-oracle/bin/python tests/oracle/reference.py OUT --seeds 0:200 [--family qwen3_vl]
 
 A file appears whole or not at all, in the order of the seeds, so a reader may follow along.
 """
@@ -14,18 +14,29 @@ import time
 import cases
 import numpy as np
 import torch
-from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+import transformers
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 GENERATE_EVERY = 10  # for one case in so many, `generate` with its cache must give the same tokens
 
 
-def build(case: cases.Case) -> Qwen2_5_VLForConditionalGeneration:
-    config = Qwen2_5_VLConfig.from_dict(copy.deepcopy(case.config))
+# What transformers calls the classes of a family.
+ARCHITECTURES = {"qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
+
+
+def build(case: cases.Case) -> PreTrainedModel:
+    name = ARCHITECTURES[case.family]
+    config = getattr(transformers, f"{name}Config").from_dict(copy.deepcopy(case.config))
     # float32 from the start: buffers made in another type would stay rounded.
-    model = Qwen2_5_VLForConditionalGeneration._from_config(
-        config, attn_implementation="sdpa" if case.sdpa else "eager", dtype=torch.float32
-    ).eval()
+    model = (
+        getattr(transformers, f"{name}ForConditionalGeneration")
+        ._from_config(
+            config, attn_implementation="sdpa" if case.sdpa else "eager", dtype=torch.float32
+        )
+        .eval()
+    )
     given = {cases.nested_key(k): torch.from_numpy(w) for k, w in cases.weights(case).items()}
     missing, unexpected = model.load_state_dict(given, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
@@ -39,12 +50,14 @@ class Runner:
     def __init__(self, model, case: cases.Case):
         self.model, self.image_id = model, case.config["image_token_id"]
         self.grids = torch.from_numpy(case.grids) if len(case.grids) else None
-        self.features = None
+        self.features, self.taps = None, ()
         if self.grids is not None:
             found = model.model.get_image_features(
                 torch.from_numpy(case.pixel_values), self.grids, return_dict=True
             )
             self.features = torch.cat(tuple(found.pooler_output))
+            # DeepStack: features of blocks further down, in the order of the blocks.
+            self.taps = [torch.cat(tuple(tap)) for tap in getattr(found, "deepstack_features", ())]
 
     def positions(self, ids, mask):
         ids = torch.from_numpy(ids)
@@ -60,6 +73,11 @@ class Runner:
         ids, kw = torch.from_numpy(ids), {}
         if self.grids is not None:
             made = BaseModelOutputWithPooling(pooler_output=(self.features,))
+            if self.model.config.model_type == "qwen3_vl":
+                taps = [(tap,) for tap in self.taps]
+                made = BaseModelOutputWithDeepstackFeatures(
+                    pooler_output=(self.features,), deepstack_features=taps
+                )
             kw = {
                 "image_grid_thw": self.grids,
                 "mm_token_type_ids": (ids == self.image_id).int(),
@@ -142,10 +160,10 @@ def generate(model, case: cases.Case, tokens, positions) -> bool:
     return True
 
 
-def compute(seed: int) -> dict[str, np.ndarray]:
+def compute(seed: int, family: str) -> dict[str, np.ndarray]:
     """Arrays for one seed: the prompts' positions; greedy tokens and the scores they were taken from; and for the
-    prompts with these tokens appended: input_ids, attention_mask, grown_positions, logits. Image features."""
-    case = cases.draw(seed)
+    prompts with these tokens appended: input_ids, attention_mask, grown_positions, logits. Image features, taps."""
+    case = cases.draw(seed, family)
     model = build(case)
     run = Runner(model, case)
     mask = np.ones_like(case.input_ids) if case.attention_mask is None else case.attention_mask
@@ -167,6 +185,7 @@ def compute(seed: int) -> dict[str, np.ndarray]:
     }
     if run.features is not None:
         out["features"] = run.features.numpy()
+        out |= {f"tap{number}": tap.numpy() for number, tap in enumerate(run.taps)}
     if seed % GENERATE_EVERY == 0:
         out["generate_agrees"] = np.array(generate(model, case, tokens, positions))
     return out
@@ -182,6 +201,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("out", type=pathlib.Path)
     p.add_argument("--seeds", type=parse_seeds, required=True)
+    p.add_argument("--family", choices=ARCHITECTURES, default="qwen2_5_vl")
     p.add_argument(
         "--ahead", type=int, help="wait while the reader has left so many files; without: no limit"
     )
@@ -195,7 +215,7 @@ def main() -> None:
             if os.getppid() != parent:  # the reader was killed
                 return
         part = args.out / f".{seed}.npz"
-        np.savez(part, **compute(seed))
+        np.savez(part, **compute(seed, args.family))
         os.replace(part, args.out / f"{seed}.npz")
 
 
