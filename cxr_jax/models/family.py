@@ -21,7 +21,7 @@ class TensorRule:
     """One tensor of a Hugging Face file: its key, our path, its layer (None if not stacked), transform and HF shape.
 
     Transforms: "as is"; "t": torch keeps [out, in], we keep [in, out]; "conv": a 3-D patch convolution
-    (out, c, t, h, w) that we keep as the product [c*t*h*w, out].
+    (out, c, t, h, w) that we keep as the product [c*t*h*w, out]; "conv 2d": (out, c, h, w) likewise.
     """
 
     key: str
@@ -33,7 +33,7 @@ class TensorRule:
     def to_ours(self, tensor: np.ndarray) -> np.ndarray:
         """Turn a tensor of the file into our form: a view, no copy."""
         # C * t * h * w in one axis, and transposed like any other kernel.
-        if self.transform == "conv":
+        if self.transform.startswith("conv"):
             return tensor.reshape(tensor.shape[0], -1).T
         return tensor.T if self.transform == "t" else tensor
 

@@ -85,13 +85,9 @@ def _tensors_of(
 
 def _hf_shape(model_config: Config, shape: tuple[int, ...], transform: str) -> tuple[int, ...]:
     vision = model_config.vision
-    # A 3-D convolution over channels, frames, rows and columns, kept as one matrix here.
-    if transform == "conv":
-        return (
-            vision.hidden_size,
-            vision.in_channels,
-            vision.temporal_patch_size,
-            vision.patch_size,
-            vision.patch_size,
-        )
+    # A convolution over channels, frames, rows and columns, kept as one matrix here; one of images has no frames.
+    if transform in ("conv", "conv 2d"):
+        frames = (vision.temporal_patch_size,) if transform == "conv" else ()
+        side = vision.patch_size
+        return (vision.hidden_size, vision.in_channels, *frames, side, side)
     return shape[::-1] if transform == "t" else shape

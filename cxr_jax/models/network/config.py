@@ -114,7 +114,7 @@ class Config:
     vision: VisionConfig
     text: TextConfig
     image_token_id: int = 151655
-    video_token_id: int = 151656
+    video_token_id: int | None = 151656  # None: a family without videos
     vision_start_token_id: int = 151652
     vision_end_token_id: int = 151653
     pad_token_id: int = 151643
@@ -126,13 +126,10 @@ class Config:
     @property
     def media_token_ids(self) -> tuple[int, ...]:
         """Ids that stand for pixels: they may never be sampled."""
-        return tuple(
-            sorted(
-                {
-                    self.image_token_id,
-                    self.video_token_id,
-                    self.vision_start_token_id,
-                    self.vision_end_token_id,
-                }
-            )
-        )
+        ids = {
+            self.image_token_id,
+            self.video_token_id,
+            self.vision_start_token_id,
+            self.vision_end_token_id,
+        }
+        return tuple(sorted(token_id for token_id in ids if token_id is not None))
