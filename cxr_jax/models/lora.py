@@ -6,7 +6,7 @@ where the kernel is. `join` hands them to the forward beside the parameters, `me
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import jax
@@ -14,9 +14,10 @@ import jax.numpy as jnp
 
 from cxr_jax.errors import UserError
 from cxr_jax.models.layers import merge_adapters
-from cxr_jax.runtime.trees import Tree
+from cxr_jax.runtime.trees import Tree, flatten
 
-# By what people train: the language model alone, the tower, or the two layers between them.
+# By what people train: the language model alone, the tower, or the layers between them. Of a group, each model has the
+# modules of its family: gate, up and down, or fc1 and fc2.
 TARGETS = {
     "decoder": tuple(
         f"text/layers/{module}"
@@ -24,14 +25,19 @@ TARGETS = {
     ),
     "vision": tuple(
         f"vision/blocks/{module}"
-        for module in ("attn/qkv", "attn/proj", "mlp/gate", "mlp/up", "mlp/down")
+        for module in (
+            *("attn/qkv", "attn/proj", "mlp/gate", "mlp/up", "mlp/down"),
+            *("mlp/fc1", "mlp/fc2"),
+        )
     ),
-    "merger": ("vision/merger/fc1", "vision/merger/fc2"),
+    "merger": ("vision/merger/fc1", "vision/merger/fc2", "vision/taps/fc1", "vision/taps/fc2"),
 }
 """Group -> the Linear modules that can carry an adapter."""
 
+# Of families that came later, in the order in which they came.
+_LATER = ("vision/blocks/mlp/fc1", "vision/blocks/mlp/fc2", "vision/taps/fc1", "vision/taps/fc2")
 # In a fixed order: `init` draws by a module's place in it, so new targets belong at the end.
-PATHS = tuple(path for group in TARGETS.values() for path in group)
+PATHS = (*(path for group in TARGETS.values() for path in group if path not in _LATER), *_LATER)
 
 
 @dataclass(frozen=True)
@@ -83,20 +89,35 @@ class Lora:
         """What the product of the two halves is multiplied by."""
         return self.alpha / self.rank
 
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """The targeted modules, in the order of TARGETS."""
+    def paths_in(self, modules: Collection[str]) -> tuple[str, ...]:
+        """List the targeted modules that a model has, in the order of TARGETS.
+
+        Args:
+            modules: paths of the model's Linear modules, see `modules_of`.
+
+        Raises:
+            UserError: for a target that the model has nothing of.
+        """
+        for target in self.targets:
+            if not set(TARGETS.get(target, (target,))) & set(modules):
+                raise UserError(f"lora target {target!r}: this model has no such module")
         return tuple(
             module_path
             for group, group_paths in TARGETS.items()
             for module_path in group_paths
-            if {group, module_path} & set(self.targets)
+            if {group, module_path} & set(self.targets) and module_path in modules
         )
 
 
 def _is_number(value: object, *kinds: type) -> bool:
     # A bool is an int to Python, and no rank.
     return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def modules_of(params: Tree) -> set[str]:
+    """List the modules of a model that can carry an adapter, as paths. Of arrays, or of shapes."""
+    has_kernel = {"/".join(path[:-1]) for path, _ in flatten(params) if path[-1] == "kernel"}
+    return has_kernel.intersection(PATHS)
 
 
 def init(params: Tree, lora: Lora, key: jax.Array) -> Tree:
@@ -108,10 +129,10 @@ def init(params: Tree, lora: Lora, key: jax.Array) -> Tree:
         params: arrays or shapes.
 
     Raises:
-        UserError: for a rank that a target cannot have.
+        UserError: for a rank that a target cannot have, and for a target that the model has nothing of.
     """
     adapters: Tree = {}
-    for module_path in lora.paths:
+    for module_path in lora.paths_in(modules_of(params)):
         # Down to the module in both trees.
         module, adapter = params, adapters
         for name in module_path.split("/"):

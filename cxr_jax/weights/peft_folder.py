@@ -19,7 +19,7 @@ from cxr_jax.errors import UserError, shown
 from cxr_jax.models import registry
 from cxr_jax.models.family import Family, TensorRule
 from cxr_jax.models.layers import merge_adapters
-from cxr_jax.models.lora import PATHS, TARGETS, Lora
+from cxr_jax.models.lora import PATHS, TARGETS, Lora, modules_of
 from cxr_jax.models.network.config import Config
 from cxr_jax.runtime import trees, whole_files
 from cxr_jax.runtime.trees import Tree
@@ -93,7 +93,7 @@ def merge(params: Tree, adapters: Tree, lora_settings: Lora) -> None:
         UserError: if a kernel is not finite with them.
     """
     # One module at a time: beside the weights, memory holds a single merged kernel.
-    for module_path in lora_settings.paths:
+    for module_path in lora_settings.paths_in(modules_of(params)):
         module, adapter = params, adapters
         for part in module_path.split("/"):
             module, adapter = module[part], adapter[part]
@@ -130,19 +130,21 @@ def save(
     Raises:
         ValueError: if the adapters are not those of `lora_settings`.
     """
+    modules = _modules(model_config)
+    adapted = lora_settings.paths_in(set(map(_module_path, modules.values())))
     # A tree of others would be written as if it were whole.
     leaves = {
         "/".join(module_path): np.asarray(leaf) for module_path, leaf in trees.flatten(adapters)
     }
     if leaves.keys() != {
-        f"{module_path}/{half_name}" for module_path in lora_settings.paths for half_name in "ab"
+        f"{module_path}/{half_name}" for module_path in adapted for half_name in "ab"
     }:
         raise ValueError(f"adapters are not those of {lora_settings}")
     # Of all modules of the model, those that are adapted, in the order of the table.
     tensor_rules = {
         module_name: tensor_rule
-        for module_name, tensor_rule in _modules(model_config).items()
-        if _module_path(tensor_rule) in lora_settings.paths
+        for module_name, tensor_rule in modules.items()
+        if _module_path(tensor_rule) in adapted
     }
     module_key = registry.family_of(model_config).module_key
     with whole_files.atomic_folder(Path(folder)) as temporary:
@@ -282,9 +284,8 @@ def load(folder: str | os.PathLike, model_config: Config) -> tuple[Tree, Lora]:
             )
     if not targeted:
         raise UserError(f"{folder / CONFIG}: target_modules match no module of the model")
-    lora_settings = _lora(
-        folder / CONFIG, settings, {_module_path(tensor_rule) for tensor_rule in targeted.values()}
-    )
+    adapted, own = ({*map(_module_path, some.values())} for some in (targeted, modules))
+    lora_settings = _lora(folder / CONFIG, settings, adapted, own)
 
     # ---- Whether the file holds their tensors and no others ----
     wanted = {
@@ -405,11 +406,12 @@ def _is_target(settings: dict, module_name: str, layer_index: int | None) -> boo
     return is_inside and layer_index in layer_indices
 
 
-def _lora(settings_path: Path, settings: dict, adapted: set[str]) -> Lora:
-    """Groups where all their modules are adapted, else single paths; without rsLoRA's scale."""
+def _lora(settings_path: Path, settings: dict, adapted: set[str], modules: set[str]) -> Lora:
+    """Groups where all their modules that the model has are adapted, else single paths; without rsLoRA's scale."""
     targets: list[str] = []
     for group, group_paths in TARGETS.items():
-        if adapted.issuperset(group_paths):
+        own_paths = modules.intersection(group_paths)
+        if own_paths and adapted.issuperset(own_paths):
             targets.append(group)
         else:
             targets += [module_path for module_path in group_paths if module_path in adapted]

@@ -63,6 +63,7 @@ GRID = (1, 4, 8)
 IDS = np.array([[3, *[5] * 8, 4, 9, 10, 11, 12], [3, *[5] * 8, 4, 20, 21, 0, 0]])
 LENGTHS = np.array([14, 12])
 ALL = Lora(3, 6.0, ("decoder", "vision", "merger"))
+OWN = lora.PATHS[:14]  # Qwen2.5-VL's
 # Programs run once: unoptimised code is reached sooner.
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
@@ -138,7 +139,13 @@ def same(a, b):
 def test_the_table_holds_every_linear_module_but_the_patch_embedding(params):
     linear = {name.removesuffix("/kernel") for name in flat(params) if name.endswith("/kernel")}
     assert linear - set(lora.PATHS) == {"vision/patch_embed/proj"}
-    assert set(lora.PATHS) < linear and len(lora.PATHS) == 14
+    # In this order, by which fresh adapters are drawn.
+    assert OWN == lora.PATHS[:14] == ALL.paths_in(lora.modules_of(params))
+    assert set(OWN) < linear
+    assert len(set(lora.PATHS)) == len(lora.PATHS)
+    assert {path for group in lora.TARGETS.values() for path in group} == set(lora.PATHS)
+    with pytest.raises(UserError, match="'vision/taps/fc1': this model has no such module"):
+        Lora(3, 6.0, ("vision/taps/fc1",)).paths_in(lora.modules_of(params))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +208,7 @@ def by_chain_rule(params, adapters, pixels):
         f = jax.jit(jax.value_and_grad(loss), compiler_options=FAST)
         value, full = f(lora.merge(params, adapters, ALL), pixels)
     full, want = flat(full), {}
-    for path in lora.PATHS:
+    for path in OWN:
         node = functools.reduce(lambda tree, name: tree[name], path.split("/"), adapters)
         g = full[f"{path}/kernel"]
         want[f"{path}/a"] = ALL.scale * g @ node["b"].swapaxes(-1, -2)

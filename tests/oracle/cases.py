@@ -1,6 +1,6 @@
 """Random models and prompts, a function of family and seed: numpy only, so that both environments draw them.
 
-Configs of Qwen2.5-VL are drawn here, of other families in `cases_FAMILY.py`; prompts of all are drawn alike.
+Configs of Qwen2.5-VL are drawn here, of other families in a file of their own each; prompts of all are drawn alike.
 
 A case is a `config.json` in one of the layouts in circulation, weights under the published keys, and the arrays
 that a Hugging Face processor would give. Sizes are tiny; everything else ranges over what the architecture allows.
