@@ -18,8 +18,9 @@ import numpy as np
 from cxr_jax.data import prompts as data_prompts
 from cxr_jax.errors import UserError
 from cxr_jax.models import chat_template, network, plain_text
+from cxr_jax.models.markers import markers_of
 from cxr_jax.models.network.config import Config
-from cxr_jax.models.tokenizer import FORMAT_TAGS, IMAGE_PAD, Tokenizer
+from cxr_jax.models.tokenizer import FORMAT_TAGS, Tokenizer
 
 ROLES = ("system", "user", "assistant")
 Grid = tuple[int, int, int]  # of an image in patches: frames, height, width
@@ -92,7 +93,7 @@ def render_conversation(
         numbered: whether "Picture n: " stands before each image, as the published template's add_vision_id has it.
 
     Returns:
-        The prompt. The template writes one pad for each image; it is repeated here, as the Qwen processor does.
+        The prompt. The template writes a placeholder for each image, which becomes its tokens here as in the processor.
 
     Raises:
         UserError: for a message that holds placeholders of images, for other marks of images than there are, and for
@@ -107,12 +108,13 @@ def render_conversation(
     marked = [_marked(tokenizer, message, mark) for message in placed]
     rendered = chat_template.in_form(tokenizer, marked)
     text = chat_template.render(tokenizer, rendered)
-    # One pad for each image token; the tokenizer turns each into one id.
-    first, *others = text.split(IMAGE_PAD)
+    # One placeholder for each image; the tokenizer turns each of its tokens into one id.
+    markers = markers_of(tokenizer)
+    first, *others = text.split(markers.placeholder)
     if len(others) != len(image_tokens):
         raise UserError("the chat template writes placeholders of images that are not there")
-    pads = (IMAGE_PAD * count for count in image_tokens)
-    with_images = first + "".join(itertools.chain(*zip(pads, others, strict=True)))
+    images = map(markers.image_text, image_tokens)
+    with_images = first + "".join(itertools.chain(*zip(images, others, strict=True)))
     # The template has written the special tokens already.
     ids = plain_text.encode_marked(tokenizer, with_images, mark)
     return RenderedPrompt(ids, _opened(tokenizer, marked, text, mark))
@@ -283,7 +285,7 @@ class Prompts:
         self.grid = grid
         self.max_completion = max_completion
         [self.image_tokens] = count_image_tokens(model_config, [grid])
-        self.pad = tokenizer.get_vocab()["<|endoftext|>"]
+        self.pad = tokenizer.get_vocab()[markers_of(tokenizer).padding]
         # Few prompts are used again and again.
         self._known: dict[tuple, _KnownPrompt] = {}
         known = [self._prompt(text) for text in texts]

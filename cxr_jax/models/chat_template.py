@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cxr_jax.errors import UserError, shown
+from cxr_jax.models.markers import markers_of
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerBase as Tokenizer
 else:
     Tokenizer = Any
 
-IMAGE_PAD = "<|image_pad|>"
-# What a template of the model's own writes for an image, for those that know no images.
-_IMAGE = f"<|vision_start|>{IMAGE_PAD}<|vision_end|>"
 # Files of the processor alone, in its order: the first that has a template wins.
 _PROCESSOR_FILES = ("processor_config.json", "chat_template.json")
 # A prompt like most.
@@ -146,7 +144,7 @@ def in_form(tokenizer: Tokenizer, messages: Messages) -> list[dict[str, Any]]:
     )
     # As text: a tokenizer that gets another template is tried anew, and a file may hold anything in its place.
     in_parts = _form(tokenizer, str(tokenizer.chat_template), layout)
-    return _written(messages, in_parts, {})
+    return _written(messages, in_parts, markers_of(tokenizer).whole_placeholder, {})
 
 
 def _parts(content: Content) -> Sequence[str | None]:
@@ -169,15 +167,16 @@ def _form(tokenizer: Tokenizer, template: str, layout: Layout) -> tuple[str, ...
     Raises:
         UserError: see `in_form`.
     """
-    probe = _probe(layout)
+    probe, markers = _probe(layout), markers_of(tokenizer)
     problems = []
     for in_parts in _FORMS:
         try:
-            rendered = render(tokenizer, _written(probe, in_parts, {_STRAY: _STRAY}))
+            written = _written(probe, in_parts, markers.whole_placeholder, {_STRAY: _STRAY})
+            rendered = render(tokenizer, written)
         except UserError as error:
             problems.append(str(error))
             continue
-        lost = _lost(rendered, probe)
+        lost = _lost(rendered, probe, markers.placeholder)
         if not lost:
             return in_parts
         problems.append(f"the chat template leaves out {lost}")
@@ -205,11 +204,11 @@ def _probe(layout: Layout) -> list[dict[str, Any]]:
     ]
 
 
-def _lost(rendered: str, probe: Messages) -> str:
+def _lost(rendered: str, probe: Messages, placeholder: str) -> str:
     """What a template has not written, as words for a message; empty if all is there."""
-    expected = [IMAGE_PAD if part is None else part for turn in probe for part in turn["content"]]
-    image_count = expected.count(IMAGE_PAD)
-    if rendered.count(IMAGE_PAD) != image_count:
+    expected = [placeholder if part is None else part for turn in probe for part in turn["content"]]
+    image_count = expected.count(placeholder)
+    if rendered.count(placeholder) != image_count:
         return "the image" if image_count < 2 else "images"
     if _STRAY in rendered:
         return "the words of a message, and prints its parts"
@@ -229,9 +228,13 @@ def _holds_in_order(found: list[str], expected: list[str]) -> bool:
 
 
 def _written(
-    messages: Messages, in_parts: Sequence[str], extra: dict[str, str]
+    messages: Messages, in_parts: Sequence[str], whole_placeholder: str, extra: dict[str, str]
 ) -> list[dict[str, Any]]:
-    """Messages of which some are lists of parts; an image is a part of its turn, or its tokens in the text."""
+    """Messages of which some are lists of parts; an image is a part of its turn, or a placeholder in the text.
+
+    Args:
+        whole_placeholder: what a template of the model's own writes for an image, for those that know no images.
+    """
     contents = [_parts(message["content"]) for message in messages]
     roles = [message["role"] for message in messages]
     # Without an image the first question is what a template was made for, in whatever form.
@@ -245,7 +248,7 @@ def _written(
             for part in parts
         ]
         if not (is_question and "question" in in_parts or role in in_parts):
-            content = "".join(_IMAGE if part is None else part for part in parts)
+            content = "".join(whole_placeholder if part is None else part for part in parts)
         written.append({"role": role, "content": content})
     return written
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cxr_jax.models.image_processor import ImageProcessor
+from cxr_jax.models.markers import Markers
 
 ShardingRules = tuple[tuple[str, tuple[str | None, ...]], ...]
 """(pattern of a parameter's path, logical axes of its last dimensions), first match first; see `runtime.sharding`."""
@@ -45,18 +46,6 @@ class TensorRule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Markers:
-    """The texts of special tokens; their ids come from the tokenizer."""
-
-    image: str  # stands once for each image token of a prompt
-    video: str
-    before_media: str
-    after_media: str
-    end_of_turn: str
-    end_of_text: str  # also the padding
-
-
-@dataclass(frozen=True, kw_only=True)
 class Family:
     """All that differs between families but their arithmetic.
 
@@ -68,6 +57,7 @@ class Family:
         tensor_rules: config -> the rule of every tensor of a model folder, in file order.
         parameter_shapes: config -> {path: shape} of every parameter.
         processor: how pictures become patches.
+        markers: what the special tokens of its published tokenizer are called.
         canonical_key: a key of any layout in circulation -> the key of the published layout.
         module_key: a key of the published layout -> its name in the model that transformers 4.52 and later build.
     """

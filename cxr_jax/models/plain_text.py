@@ -14,11 +14,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cxr_jax.errors import UserError
-from cxr_jax.models.tokenizer import FORMAT_TAGS, IMAGE_PAD, VIDEO_PAD, Tokenizer
+from cxr_jax.models.markers import PLACEHOLDERS
+from cxr_jax.models.tokenizer import FORMAT_TAGS, Tokenizer
 
 # Noncharacters of Unicode: no text that is meant to be read holds them.
 _MARKS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
-_PLACEHOLDERS = {IMAGE_PAD: "an image", VIDEO_PAD: "a video"}
 # What the model itself writes may hold the tags of its format as the tokens that they are to it; nothing else may.
 MODEL_TOKENS = FORMAT_TAGS
 
@@ -100,7 +100,7 @@ def refuse_placeholders(text: str, name: str) -> None:
         UserError: naming the placeholder.
     """
     # By the text: a tokenizer may not have the token, and the writer meant it all the same.
-    for placeholder, kind in _PLACEHOLDERS.items():
+    for placeholder, kind in PLACEHOLDERS.items():
         if placeholder in text:
             raise UserError(
                 f"{name} must not hold placeholders of its own: {placeholder} is {kind} placeholder"

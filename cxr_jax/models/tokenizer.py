@@ -1,7 +1,8 @@
-"""A Qwen-style tokenizer: byte-level BPE in Hugging Face format, with Qwen2.5-VL's special tokens and chat format.
+"""Tokenizers of folders, and the embedded one: byte-level BPE with Qwen2.5-VL's special tokens and chat format.
 
-Real checkpoints bring their own tokenizer; `train` makes the small one of the phantom model. The tags of the answer
-format are added (not special) tokens: one id each, and still part of the decoded text, as the rewards need.
+Real checkpoints bring their own tokenizer, of any family (`markers`); `train` makes the small one of the phantom
+model. There the tags of the answer format are added (not special) tokens: one id each, and still part of the
+decoded text, as the rewards need; elsewhere they may be several.
 """
 
 import json
@@ -15,6 +16,7 @@ import numpy as np
 
 from cxr_jax.errors import UserError, shown
 from cxr_jax.models import chat_template
+from cxr_jax.models.markers import CHATML, markers_of
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -32,10 +34,8 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-# What the format reward counts: each is a token of its own.
+# What the format reward counts.
 FORMAT_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-IMAGE_PAD = chat_template.IMAGE_PAD
-VIDEO_PAD = "<|video_pad|>"
 SYSTEM_PROMPT = "You are a helpful assistant."
 
 # Splits text into words with their leading space, numbers digit by digit, punctuation and white space: the behaviour
@@ -127,8 +127,8 @@ def _write_folder(tokenizer: Any, folder: str) -> None:
         "model_max_length": 32768,
         "clean_up_tokenization_spaces": False,
         "bos_token": None,
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
+        "eos_token": CHATML.end_of_turn,
+        "pad_token": CHATML.padding,
         "unk_token": None,
     }
     with open(os.path.join(folder, "tokenizer_config.json"), "w", encoding="utf-8") as file:
@@ -167,9 +167,7 @@ def load(folder: str) -> Tokenizer:
             f"{folder}: the tokenizer does not load from {files} ({type(error).__name__})"
         ) from error
     vocab = tokenizer.get_vocab()
-    needed = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", IMAGE_PAD)
-    # What prompts are made of, and what ends an answer.
-    absent = [token for token in needed if token not in vocab]
+    absent = [token for token in markers_of(tokenizer).needed if token not in vocab]
     if absent:
         raise UserError(
             f"{folder}: the tokenizer lacks the special tokens {', '.join(absent)}; they stand in tokenizer.json, "
@@ -225,9 +223,6 @@ def _as_class(folder: Path) -> str:
 
 # ---- Ids ---------------------------------------------------------------------------------------------------
 
-# Beginnings of tokens that an answer never holds.
-_NEVER = ("<|vision", "<|image", "<|video", "<|im_start", "<|object", "<|box", "<|quad")
-
 
 def special_ids(tokenizer: Tokenizer, vocab_size: int = 0) -> dict[str, Any]:
     """Find the ids that sampling needs: `stop` (end of turn, end of text), `pad`, and `suppress` (never sampled).
@@ -236,26 +231,26 @@ def special_ids(tokenizer: Tokenizer, vocab_size: int = 0) -> dict[str, Any]:
         vocab_size: rows of the model's embedding. Those beyond the tokenizer have no text, so a policy could pad its
             answers with them unseen; they are suppressed, too.
     """
-    vocab = tokenizer.get_vocab()
+    vocab, markers = tokenizer.get_vocab(), markers_of(tokenizer)
     # Whichever the tokenizer has; models were trained with either.
-    stop = tuple(vocab[token] for token in ("<|im_end|>", "<|endoftext|>") if token in vocab)
-    never = {vocab[token] for token in vocab if token.startswith(_NEVER)}
+    stop = tuple(vocab[token] for token in markers.stops if token in vocab)
+    never = {vocab[token] for token in vocab if token.startswith(markers.never)}
     unused = set(range(vocab_size)) - set(vocab.values())
-    return {"stop": stop, "pad": vocab["<|endoftext|>"], "suppress": tuple(sorted(never | unused))}
+    return {"stop": stop, "pad": vocab[markers.padding], "suppress": tuple(sorted(never | unused))}
 
 
 def config_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     """Find the token ids that a model config holds, as its fields."""
-    vocab = tokenizer.get_vocab()
+    vocab, markers = tokenizer.get_vocab(), markers_of(tokenizer)
     # By the texts of the tokens: ids differ between tokenizers.
     return {
-        "image_token_id": vocab[IMAGE_PAD],
-        "video_token_id": vocab[VIDEO_PAD],
-        "vision_start_token_id": vocab["<|vision_start|>"],
-        "vision_end_token_id": vocab["<|vision_end|>"],
-        "pad_token_id": vocab["<|endoftext|>"],
-        "bos_token_id": vocab["<|endoftext|>"],
-        "eos_token_id": (vocab["<|im_end|>"], vocab["<|endoftext|>"]),
+        "image_token_id": vocab[markers.image],
+        "video_token_id": None if markers.video is None else vocab[markers.video],
+        "vision_start_token_id": vocab[markers.before_media],
+        "vision_end_token_id": vocab[markers.after_media],
+        "pad_token_id": vocab[markers.padding],
+        "bos_token_id": vocab[markers.start_of_text],
+        "eos_token_id": tuple(vocab[token] for token in markers.stops),
     }
 
 

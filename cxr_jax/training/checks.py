@@ -23,7 +23,7 @@ from cxr_jax.errors import UserError
 from cxr_jax.inference.prompts import messages_of, render_conversation, render_prompt
 from cxr_jax.labels import answers
 from cxr_jax.models import network, plain_text
-from cxr_jax.models import tokenizer as tokenizers
+from cxr_jax.models.markers import markers_of
 from cxr_jax.models.network.config import Config
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime import processes
@@ -177,17 +177,19 @@ def _warn_of_spelled_tokens(
 def _problem_of_tokenizer(tokenizer: Tokenizer, model_config: Config) -> str | None:
     """What keeps a tokenizer from serving the model: special tokens that are missing or other, ids beyond the table."""
     vocabulary = tokenizer.get_vocab()
-    if "<|endoftext|>" not in vocabulary:
-        return "the tokenizer lacks the special token <|endoftext|>"
-    image_pad = vocabulary[tokenizers.IMAGE_PAD]
-    if image_pad != model_config.image_token_id:
+    markers = markers_of(tokenizer)
+    for token in (markers.end_of_text, markers.padding):
+        if token not in vocabulary:
+            return f"the tokenizer lacks the special token {token}"
+    image, end = vocabulary[markers.image], vocabulary[markers.end_of_turn]
+    if image != model_config.image_token_id:
         return (
-            f"the tokenizer's {tokenizers.IMAGE_PAD} is {image_pad}, the config's "
+            f"the tokenizer's {markers.image} is {image}, the config's "
             f"image_token_id {model_config.image_token_id}: images would not be seen"
         )
-    if vocabulary["<|im_end|>"] not in model_config.eos_token_id:
+    if end not in model_config.eos_token_id:
         return (
-            f"the tokenizer's <|im_end|> is {vocabulary['<|im_end|>']}, the config's eos_token_id "
+            f"the tokenizer's {markers.end_of_turn} is {end}, the config's eos_token_id "
             f"{', '.join(map(str, model_config.eos_token_id))}: answers would not end"
         )
     if (last := max(vocabulary.values())) >= model_config.text.vocab_size:

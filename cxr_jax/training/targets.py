@@ -7,6 +7,7 @@ import numpy as np
 
 from cxr_jax.errors import UserError
 from cxr_jax.models import plain_text
+from cxr_jax.models.markers import markers_of
 from cxr_jax.models.tokenizer import Tokenizer
 
 
@@ -53,9 +54,9 @@ class Completions:
             max_completion: tokens of a row, C.
         """
         self.tokenizer, self.max_completion = tokenizer, max_completion
-        vocabulary = tokenizer.get_vocab()
-        self.stop = vocabulary["<|im_end|>"]
-        self.pad = vocabulary["<|endoftext|>"]
+        vocabulary, markers = tokenizer.get_vocab(), markers_of(tokenizer)
+        self.stop = vocabulary[markers.end_of_turn]
+        self.pad = vocabulary[markers.padding]
 
     def token_ids(self, texts: Sequence[str], opened: Sequence[str] = ()) -> list[list[int]]:
         """Encode what is left to write of each text, without its end; see `encode`."""

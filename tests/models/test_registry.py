@@ -11,6 +11,7 @@ from places import ROOT
 from cxr_jax import asset
 from cxr_jax.errors import UserError
 from cxr_jax.models import registry, tokenizer
+from cxr_jax.models.markers import CHATML
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM
 from cxr_jax.runtime import sharding
 from cxr_jax.weights import hf_folder
@@ -51,6 +52,8 @@ def test_the_tables_cover_every_parameter(family):
 def test_markers_are_tokens_of_the_embedded_tokenizer(family):
     vocab = tokenizer.load(str(asset("phantom"))).get_vocab()
     markers = family.markers
+    if markers is not CHATML:
+        pytest.skip("another tokenizer: tests/models/test_gemma_tokenizer.py")
     assert vocab[markers.image] == PHANTOM.image_token_id
     assert vocab[markers.video] == PHANTOM.video_token_id
     assert vocab[markers.before_media] == PHANTOM.vision_start_token_id

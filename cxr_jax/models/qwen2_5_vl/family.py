@@ -1,8 +1,8 @@
 """Qwen2.5-VL as an entry of the registry."""
 
 from cxr_jax.models import tensor_table
-from cxr_jax.models import tokenizer as tokenizers
-from cxr_jax.models.family import Family, Markers
+from cxr_jax.models.family import Family
+from cxr_jax.models.markers import CHATML
 from cxr_jax.models.network.sharding_rules import SHARDING_RULES
 from cxr_jax.models.qwen2_5_vl import config, hf_table
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B
@@ -23,14 +23,6 @@ FAMILY = Family(
     canonical_key=hf_table.canonical_key,
     module_key=hf_table.module_key,
     processor=PROCESSOR,
-    # The texts of Qwen's special tokens; their ids are the tokenizer's to say.
-    markers=Markers(
-        image=tokenizers.IMAGE_PAD,
-        video="<|video_pad|>",
-        before_media="<|vision_start|>",
-        after_media="<|vision_end|>",
-        end_of_turn="<|im_end|>",
-        end_of_text="<|endoftext|>",
-    ),
+    markers=CHATML,
     sharding_rules=SHARDING_RULES,
 )
