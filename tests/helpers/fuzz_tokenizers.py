@@ -2,7 +2,7 @@
 
 "phantom": the embedded one. "small": 700 merges whose borders cross tags, and added tokens that decode oddly.
 "qwen": Qwen2.5's in size, class, special and added tokens; its merges are made up to be hard, and need no package.
-"published": Qwen2.5's own, where the package that has it is installed.
+"published": Qwen2.5's own, where the package that has it is installed; "published3": Qwen3's.
 """
 
 import functools
@@ -76,7 +76,7 @@ def _subject(name: str, tokenizer, rows: int) -> Subject:
 
 @functools.cache
 def load(name: str) -> Subject:
-    """The subject "phantom", "small", "qwen" or "published"."""
+    """The subject "phantom", "small", "qwen", "published" or "published3"."""
     if name == "phantom":
         return _subject(name, tokenizers.load(pretrained.PHANTOM), 1024)
     if name == "small":
@@ -85,6 +85,8 @@ def load(name: str) -> Subject:
         return _subject(name, small_tokenizer(), 768)
     if name == "published":
         return _subject(name, tokenizers.load(str(qwen_tokenizer.folder())), QWEN_ROWS)
+    if name == "published3":
+        return _subject(name, tokenizers.load(str(qwen_tokenizer.folder("qwen3"))), QWEN_ROWS)
     if name != "qwen":
         raise ValueError(f"no tokenizer {name!r}")
     return _subject(name, qwen(), QWEN_ROWS)

@@ -1,8 +1,8 @@
 """Qwen's own tokenizer as a folder, from the ranks of its byte-level BPE that the PyPI package dashscope ships.
 
-Qwen1.5 to Qwen2.5 and Qwen2.5-VL have one vocabulary; only added tokens differ. The package is never imported: one
-file of it is read, from this environment or from the oracle's (tests/oracle/requirements.txt), and tests are skipped
-where neither has it. The folder is made once a machine, below the temporary folder.
+Qwen1.5 to Qwen3-VL have one vocabulary; only added tokens and templates differ (`KINDS`). The package is never
+imported: one file of it is read, from this environment or from the oracle's (tests/oracle/requirements.txt), and tests
+are skipped where neither has it. The folder is made once a machine, below the temporary folder.
 """
 
 import base64
@@ -30,6 +30,8 @@ ADDED = ("<tool_call>", "</tool_call>") + tuple(
     f"<|{name}|>" for name in "fim_prefix fim_middle fim_suffix fim_pad repo_name file_sep".split()
 )
 """Added tokens that are part of a text, behind the special ones."""
+ADDED_QWEN3 = (*ADDED, "<tool_response>", "</tool_response>", "<think>", "</think>")
+"""Qwen3's: the thought's tags are one token each, the answer's are not."""
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -64,6 +66,25 @@ TEMPLATE = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
 """
+# What Qwen3-VL's writes: no system turn of its own.
+TEMPLATE_QWEN3 = TEMPLATE.replace(
+    """\
+{%- if loop.first and message['role'] != 'system' -%}
+{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
+{%- endif -%}
+""",
+    "",
+)
+assert len(TEMPLATE_QWEN3) < len(TEMPLATE)
+KINDS = {
+    "qwen2.5": (ADDED, TEMPLATE),
+    "qwen3": (ADDED_QWEN3, TEMPLATE_QWEN3),
+    # Its thinking models begin the model's turn themselves.
+    "qwen3-thinking": (
+        ADDED_QWEN3,
+        TEMPLATE_QWEN3.replace("assistant\\n'", "assistant\\n<think>\\n'"),
+    ),
+}
 
 
 def spelt(piece: bytes) -> str:
@@ -108,15 +129,15 @@ def merges(ranks: dict[bytes, int]) -> list[list[bytes]]:
 
 
 @functools.cache
-def folder() -> Path:
+def folder(kind: str = "qwen2.5") -> Path:
     """A folder with tokenizer.json, its settings and a chat template, as published ones have; never change it."""
-    words = ranks()
-    made_from = json.dumps([TEMPLATE, PATTERN, SPECIAL, ADDED, 1]).encode() + repr(words).encode()
+    words, (added, template) = ranks(), KINDS[kind]
+    made_from = json.dumps([template, PATTERN, SPECIAL, added, 1]).encode() + repr(words).encode()
     name = f"cxr_jax_test_qwen_{getpass.getuser()}_{hashlib.sha256(made_from).hexdigest()[:16]}"
     path = Path(tempfile.gettempdir(), name)
     if not path.is_dir():
         temporary = Path(tempfile.mkdtemp())
-        _write(temporary, words)
+        _write(temporary, words, added, template)
         try:
             temporary.rename(path)  # whole, since other processes of the suite look for it, too
         except OSError:
@@ -124,13 +145,13 @@ def folder() -> Path:
     return path
 
 
-def _write(path: Path, words: dict[bytes, int]) -> None:
+def _write(path: Path, words: dict[bytes, int], names: tuple[str, ...], template: str) -> None:
     vocab = {spelt(word): rank for word, rank in words.items()}
     pairs = [" ".join(map(spelt, pair)) for pair in merges(words)]
     flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False)
     added = [
         {"id": BASE + i, "content": token, **flags, "special": token in SPECIAL}
-        for i, token in enumerate(SPECIAL + ADDED)
+        for i, token in enumerate(SPECIAL + names)
     ]
     byte_level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=False, use_regex=False)
     split = dict(type="Split", pattern={"Regex": PATTERN}, behavior="Isolated", invert=False)
@@ -147,5 +168,5 @@ def _write(path: Path, words: dict[bytes, int]) -> None:
     settings |= dict(add_prefix_space=False, clean_up_tokenization_spaces=False)
     (path / "tokenizer.json").write_text(json.dumps(parts, ensure_ascii=False), encoding="utf-8")
     (path / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
-    (path / "chat_template.jinja").write_text(TEMPLATE)
+    (path / "chat_template.jinja").write_text(template)
     os.chmod(path, 0o755)
