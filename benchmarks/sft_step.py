@@ -95,6 +95,7 @@ class Ours:
             {
                 "image": x["image"],
                 "completions": x["completions"],
+                "lengths": np.full(args.batch, args.completion, np.int32),
                 "mask": np.ones(x["completions"].shape, bool),
                 "prompts": {
                     "ids": x["ids"],

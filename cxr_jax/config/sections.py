@@ -200,6 +200,7 @@ class RunConfig(_Section):
     locate_steps: int
     locate_weight: float
     max_completion: int
+    train_turns: str
     remat: str
     dtype: str
     param_dtype: str

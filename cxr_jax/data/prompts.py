@@ -3,10 +3,30 @@
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from cxr_jax.errors import UserError
 
 FIND_PROMPT = "Find abnormalities and support devices."
+
+
+class Message(NamedTuple):
+    """A turn of a conversation; `role` is "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+Conversation = tuple[Message, ...]
+Prompt = str | Conversation  # a question by itself, or a conversation that ends with one
+
+
+def as_prompt(messages: Conversation) -> Prompt:
+    """Give a conversation as a prompt: of a question by itself the text, so that both are one prompt."""
+    if len(messages) == 1 and messages[0].role == "user":
+        return messages[0].content
+    return messages
+
 
 IMAGE_MARK = "<image>"
 NO_PROMPT = "no prompt: nothing is asked (the text is empty or blank)"

@@ -5,6 +5,7 @@ said there is part of what the model says: every `RenderedPrompt` tells it as `o
 (rewards, scores, constraint, texts for people) begins with it.
 """
 
+import functools
 import itertools
 import math
 import os
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from cxr_jax.data import prompts as data_prompts
+from cxr_jax.data.prompts import Message, Prompt
 from cxr_jax.errors import UserError
 from cxr_jax.models import chat_template, network, plain_text
 from cxr_jax.models.markers import markers_of
@@ -43,7 +45,7 @@ class RenderedPrompt:
     opened: str
 
 
-def messages_of(prompt: str | Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def messages_of(prompt: str | Sequence[dict[str, Any] | Message]) -> list[dict[str, Any]]:
     """Turn a prompt into messages.
 
     Args:
@@ -54,6 +56,8 @@ def messages_of(prompt: str | Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
+    if isinstance(prompt, tuple):
+        prompt = [turn._asdict() if isinstance(turn, Message) else turn for turn in prompt]
     # Before anything is read from it: a request of a server may hold any JSON.
     if not isinstance(prompt, (list, tuple)) or not all(map(_is_message, prompt)):
         raise UserError(
@@ -257,7 +261,7 @@ def render_question(
 
 
 class Prompts:
-    """Encodes prompt texts with their images to right-padded ids of one static width.
+    """Encodes prompts with their images to right-padded ids of one static width.
 
     Attributes:
         width: tokens of every row: the given one, or those of the longest of `texts`.
@@ -272,7 +276,7 @@ class Prompts:
         grid: Grid,
         max_completion: int,
         width: int | None = None,
-        texts: Sequence[str] = (data_prompts.FIND_PROMPT,),
+        texts: Sequence[Prompt] = (data_prompts.FIND_PROMPT,),
     ) -> None:
         """Fix the shapes.
 
@@ -286,38 +290,39 @@ class Prompts:
         self.max_completion = max_completion
         [self.image_tokens] = count_image_tokens(model_config, [grid])
         self.pad = tokenizer.get_vocab()[markers_of(tokenizer).padding]
-        # Few prompts are used again and again.
-        self._known: dict[tuple, _KnownPrompt] = {}
-        known = [self._prompt(text) for text in texts]
+        # Few prompts are used again and again; conversations come once each.
+        self._remembered = functools.lru_cache(maxsize=1024)(self._render)
+        known = [self.known(text) for text in texts]
         # Wide enough for each of the texts: so all of them share one program.
         self.width = width or max(len(prompt.ids) for prompt in known)
         self.opened_width = max(len(prompt.opened_ids) for prompt in known)
 
-    def _prompt(self, text: str, grids: Sequence[Grid] | None = None) -> "_KnownPrompt":
-        grids = (self.grid,) if grids is None else tuple(grids)
-        if (text, grids) not in self._known:
-            image_tokens = count_image_tokens(self.config, grids)
-            rendered = render_conversation(self.tokenizer, messages_of(text), image_tokens)
-            # The completion's positions follow the prompt's, whatever its tokens will be.
-            row = np.asarray([*rendered.ids, *[self.pad] * self.max_completion], np.int32)[None]
-            self._known[text, grids] = _KnownPrompt(
-                ids=rendered.ids,
-                positions=network.positions(self.config, row, grids or None)[:, 0],
-                opened=rendered.opened,
-                # Encoded by itself: in the prompt its first token may reach into the frame.
-                opened_ids=self.tokenizer(rendered.opened, add_special_tokens=False)["input_ids"],
-            )
-        return self._known[text, grids]
+    def known(self, text: Prompt, grids: Sequence[Grid] | None = None) -> "KnownPrompt":
+        """Render a prompt, and remember it.
 
-    def _prompts(self, texts: Sequence[str], grids: Grids | None) -> list["_KnownPrompt"]:
+        Args:
+            grids: see `encode`.
+        """
+        return self._remembered(text, (self.grid,) if grids is None else tuple(grids))
+
+    def _render(self, text: Prompt, grids: tuple[Grid, ...]) -> "KnownPrompt":
+        image_tokens = count_image_tokens(self.config, grids)
+        rendered = render_conversation(self.tokenizer, messages_of(text), image_tokens)
+        # The completion's positions follow the prompt's, whatever its tokens will be.
+        row = np.asarray([*rendered.ids, *[self.pad] * self.max_completion], np.int32)[None]
+        return KnownPrompt(
+            ids=rendered.ids,
+            opened=rendered.opened,
+            positions=network.positions(self.config, row, grids or None)[:, 0],
+            # Encoded by itself: in the prompt its first token may reach into the frame.
+            opened_ids=self.tokenizer(rendered.opened, add_special_tokens=False)["input_ids"],
+        )
+
+    def _prompts(self, texts: Sequence[Prompt], grids: Grids | None) -> list["KnownPrompt"]:
         each = [None] * len(texts) if grids is None else grids
-        return [self._prompt(text, own) for text, own in zip(texts, each, strict=True)]
+        return [self.known(text, own) for text, own in zip(texts, each, strict=True)]
 
-    def opened(self, texts: Sequence[str], grids: Grids | None = None) -> list[str]:
-        """Tell what the template opens the model's turn with after each text, see `RenderedPrompt`."""
-        return [prompt.opened for prompt in self._prompts(texts, grids)]
-
-    def opened_ids(self, texts: Sequence[str], grids: Grids | None = None) -> np.ndarray | None:
+    def opened_ids(self, texts: Sequence[Prompt], grids: Grids | None = None) -> np.ndarray | None:
         """Give the tokens of `opened`.
 
         Returns:
@@ -337,8 +342,8 @@ class Prompts:
             row[self.opened_width - len(ids) :] = ids
         return rows if self.opened_width else None
 
-    def encode(self, texts: Sequence[str], grids: Grids | None = None) -> dict[str, np.ndarray]:
-        """Encode B texts.
+    def encode(self, texts: Sequence[Prompt], grids: Grids | None = None) -> dict[str, np.ndarray]:
+        """Encode B prompts.
 
         Args:
             grids: of the images of each text, as many as it has; None: each has one of the grid given at first.
@@ -373,10 +378,8 @@ class Prompts:
 
 
 @dataclass(frozen=True)
-class _KnownPrompt:
+class KnownPrompt(RenderedPrompt):
     """A rendered prompt, with positions int32 [3, T + C] and the tokens of what the template opens."""
 
-    ids: list[int]
     positions: np.ndarray
-    opened: str
     opened_ids: list[int]

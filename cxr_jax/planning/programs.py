@@ -143,10 +143,11 @@ class Shapes:
         return {"image": abstract_array((row_count, image_size, image_size)), "prompts": prompts}
 
     def texts(self, row_count: int) -> Tree:
-        """Return completions of so many rows and the mask of their tokens, abstract."""
+        """Return completions of so many rows, their lengths and the mask of what trains, abstract."""
         token_shape = (row_count, self.settings.max_completion)
         return {
             "completions": abstract_array(token_shape, "int32"),
+            "lengths": abstract_array((row_count,), "int32"),
             "mask": abstract_array(token_shape, "bool"),
         }
 

@@ -8,14 +8,14 @@ from cxr_jax.config.sections import RunConfig
 from cxr_jax.data.sources.base import Batch, Source, indices_of
 from cxr_jax.inference.prompts import Prompts
 from cxr_jax.runtime.layout import ONE_DEVICE, Layout
-from cxr_jax.training.targets import Completions
+from cxr_jax.training.conversations import Examples
 
 
 def make_batch_fn(
     settings: RunConfig,
     source: Source,
     prompts: Prompts,
-    completions: Completions | None = None,
+    examples: Examples | None = None,
     layout: Layout = ONE_DEVICE,
 ) -> Callable[[int], Batch]:
     """Build step -> numpy batch, a function of the step alone; of its rows this process makes those of its devices.
@@ -25,29 +25,29 @@ def make_batch_fn(
     examples as SFT has them. "shown": texts of all rows for people, no part of a program's input.
 
     Args:
-        completions: encodes the targets of replayed examples.
+        examples: encodes the conversations of replayed examples.
     """
     prompts_sampled = settings.rollout.prompts_per_step * settings.rollout.oversample
 
-    def examples(step: int, count: int) -> tuple[np.ndarray, np.ndarray, Batch, Batch]:
-        """Indices of all rows and of this process's, its rows as the source makes them, and as the model reads them."""
+    def draw(step: int, count: int) -> tuple[np.ndarray, np.ndarray, Batch]:
+        """Indices of all rows and of this process's, and its rows as the source makes them."""
         everywhere = indices_of(step, count, len(source), settings.data.seed)
         here = everywhere[layout.rows_of(len(everywhere))]
-        batch = source.batch(here)
-        texts = source.about(here)["prompts"]
-        read: Batch = {"image": np.asarray(batch["image"]), "prompts": prompts.encode(texts)}
-        return everywhere, here, batch, read
+        return everywhere, here, source.batch(here)
 
     def make(step: int) -> Batch:
-        everywhere, _, batch, step_batch = examples(step, prompts_sampled)
-        step_batch["shown"] = source.about(everywhere)
+        everywhere, here, batch = draw(step, prompts_sampled)
+        step_batch: Batch = {
+            "image": np.asarray(batch["image"]),
+            "prompts": prompts.encode(source.about(here)["prompts"]),
+            "shown": source.about(everywhere),
+        }
         for name in ("solution", "known", "hedged", "sides"):
             step_batch[name] = np.asarray(batch[name])
-        if completions is not None and settings.learner.replay_weight:
-            _, here, batch, replay = examples(step, settings.learner.replay_batch)
-            opened = prompts.opened(source.about(here)["prompts"])
-            replay |= completions.encode(source.targets(batch, here), opened)
-            step_batch["replay"] = replay
+        if examples is not None and settings.learner.replay_weight:
+            _, here, batch = draw(step, settings.learner.replay_batch)
+            replay: Batch = {"image": np.asarray(batch["image"])}
+            step_batch["replay"] = replay | examples.encode(source.conversations(batch, here))
         return step_batch
 
     return make

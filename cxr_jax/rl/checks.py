@@ -27,7 +27,7 @@ def check(config: ConfigDict) -> None:
     checks.check_trains(
         settings.model, settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype
     )
-    if settings.learner.replay_weight:
+    if checks.imitates(settings):
         schema.Values(config).require_divides("rl.replay_batch", "rl.micro_batches")
         checks.check_targets_fit(settings, train)
 

@@ -75,9 +75,7 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     loop.end_early_if(lambda step: selection.should_stop_early(step, settings.learner.patience))
 
     # ---- The loop -----------------------------------------------------------------------------------------
-    make_batch = make_batch_fn(
-        settings, setup.splits.train, setup.prompts, setup.completions, layout
-    )
+    make_batch = make_batch_fn(settings, setup.splits.train, setup.prompts, setup.examples, layout)
     with loop:
         loader = loading.step_loader(make_batch, loop.start, settings.steps, poll=stop.poll)
         for step, batch in loop.steps(loader):

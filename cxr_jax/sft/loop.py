@@ -1,8 +1,8 @@
-"""Supervised fine-tuning: located-finding warm-up of the vision tower, then cross-entropy on the completion.
+"""Supervised fine-tuning: located-finding warm-up of the vision tower, then cross-entropy on the answers.
 
 The warm-up asks each of the merged image tokens which findings lie under it (targets: the phantom's own region maps)
 through a linear head that is thrown away afterwards; it teaches the tower to look before the decoder can distract it
-with the prior. The joint phase keeps that loss at a small weight. Prompt tokens are never trained on.
+with the prior. The joint phase keeps that loss at a small weight. What is not the model's to say is never trained on.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,6 @@ from cxr_jax.data.sources.base import Batch, Source, indices_of
 from cxr_jax.errors import UserError
 from cxr_jax.evaluation.model_selection import ModelSelection
 from cxr_jax.evaluation.run import evaluate_models
-from cxr_jax.inference.prompts import Prompts
 from cxr_jax.runtime.checkpoints import Checkpoints
 from cxr_jax.runtime.layout import ONE_DEVICE, Layout
 from cxr_jax.runtime.run_folder import RunFolder
@@ -28,9 +27,9 @@ from cxr_jax.sft.step import LOCATED_FINDINGS, init_locate_head, make_steps
 from cxr_jax.sft.window_log import WindowLog
 from cxr_jax.training import checks
 from cxr_jax.training import optimizer as optimizers
+from cxr_jax.training.conversations import Examples
 from cxr_jax.training.run_loop import RunLoop
 from cxr_jax.training.setup import Setup
-from cxr_jax.training.targets import Completions
 from cxr_jax.training.train_state import train_state
 
 
@@ -46,7 +45,7 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             "config.locate_steps and config.locate_weight must be 0 for files: only phantoms know regions"
         )
-    if settings.locate_steps < settings.steps:
+    if checks.imitates(settings):
         checks.check_targets_fit(settings, train)
 
 
@@ -91,7 +90,7 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     # ---- The loop -----------------------------------------------------------------------------------------
     with loop:
         source = setup.splits.train
-        make_batch = make_batch_fn(settings, source, setup.prompts, setup.completions, layout)
+        make_batch = make_batch_fn(settings, source, setup.examples, layout)
         loader = loading.step_loader(make_batch, loop.start, settings.steps, poll=stop.poll)
         for step, batch in loop.steps(loader):
             update = locate_step if step < settings.locate_steps else joint_step
@@ -128,17 +127,12 @@ def _programs(
 
 
 def make_batch_fn(
-    settings: RunConfig,
-    source: Source,
-    prompts: Prompts,
-    completions: Completions,
-    layout: Layout = ONE_DEVICE,
+    settings: RunConfig, source: Source, examples: Examples, layout: Layout = ONE_DEVICE
 ) -> Callable[[int], Batch]:
     """Build step -> numpy batch of one SFT step, a function of the step alone; of its rows those of this process.
 
     Keys: "image" float32 [B, S, S]; with a located loss "regions" [B, F, R, C] and "severity" [B, F]; from the joint
-    phase on "prompts" as from `Prompts.encode`, "completions" int32 and "mask" bool [B, C]. The function raises
-    UserError for a target text that does not fit max_completion.
+    phase on those of `Examples.encode`. The function raises UserError for a conversation that does not fit.
     """
     locates = bool(settings.locate_steps or settings.locate_weight)
 
@@ -151,10 +145,7 @@ def make_batch_fn(
             step_batch["regions"] = np.asarray(batch["regions"])
             step_batch["severity"] = np.asarray(batch["scene"]["severity"])
         if step >= settings.locate_steps:
-            texts = source.about(indices)["prompts"]
-            targets = source.targets(batch, indices)
-            step_batch |= completions.encode(targets, prompts.opened(texts))
-            step_batch["prompts"] = prompts.encode(texts)
+            step_batch |= examples.encode(source.conversations(batch, indices))
         return step_batch
 
     return make

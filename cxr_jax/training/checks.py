@@ -1,11 +1,12 @@
 """Config mistakes caught before anything compiles or is written: one clear line that names the key."""
 
+import contextlib
 import functools
 import hashlib
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,21 +15,29 @@ from ml_collections import ConfigDict
 from cxr_jax import phantom
 from cxr_jax.config import schema
 from cxr_jax.config.sections import DataConfig, LoraConfig, RunConfig
+from cxr_jax.data.prompts import Conversation, Prompt
 from cxr_jax.data.sources import splits
 from cxr_jax.data.sources.base import Indices, Source
 from cxr_jax.data.sources.manifest import FilesSource
 from cxr_jax.data.sources.phantom import PhantomSource
-from cxr_jax.data.sources.rows import Row
+from cxr_jax.data.sources.rows import Row, conversations_of
 from cxr_jax.errors import UserError
-from cxr_jax.inference.prompts import messages_of, render_conversation, render_prompt
+from cxr_jax.inference.prompts import (
+    ROLES,
+    RenderedPrompt,
+    count_image_tokens,
+    messages_of,
+    render_conversation,
+    render_prompt,
+)
 from cxr_jax.labels import answers
-from cxr_jax.models import network, plain_text
+from cxr_jax.models import network, plain_text, registry
 from cxr_jax.models.markers import markers_of
 from cxr_jax.models.network.config import Config
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.trees import Tree
-from cxr_jax.training import earlier_runs, targets
+from cxr_jax.training import conversations, earlier_runs
 from cxr_jax.training.trainable import Trainable
 from cxr_jax.weights import hf_folder, locate, pretrained
 
@@ -213,27 +222,31 @@ def read_model_config(model: str, tokenizer: Tokenizer) -> Config:
 # ---- Targets, rows, fingerprint ------------------------------------------------------------------------
 
 
+def imitates(settings: RunConfig) -> bool:
+    """Tell whether a run trains on conversations: SFT that goes past its warm-up, RL with a replay."""
+    if settings.task == "sft":
+        return settings.locate_steps < settings.steps
+    return settings.task == "rl" and settings.learner.replay_weight > 0
+
+
 def check_targets_fit(settings: RunConfig, train: Source) -> None:
-    """Refuse a `max_completion` that target texts do not fit: all texts of films, the first 128 of phantoms.
+    """Refuse conversations that cannot train or are too long: all of films, the first 128 of phantoms.
 
     Raises:
-        UserError: with the length of the longest.
+        UserError: naming the row, or with the length of the longest target text.
     """
-    if isinstance(train, FilesSource):
-        rows: Indices = np.arange(len(train.rows))
-        texts = train.targets({"targets": [row.target for row in train.rows]}, rows)
-        # Of the rows as they are written: that some films cannot be read is no matter here, and takes long to find.
-        about = {
-            "prompts": [row.prompt for row in train.rows],
-            "ids": [row.id for row in train.rows],
-        }
-    else:
-        assert isinstance(train, PhantomSource)
-        indices = np.arange(PHANTOMS_TO_TRY)
-        scenes = jax.tree.map(np.asarray, _scenes(train, indices))
-        texts, about = train.targets({"scene": scenes}, indices), train.about(indices)
-    ids = _target_ids(pretrained.load_tokenizer(settings.model), texts, about)
-    longest = 1 + max(map(len, ids))  # and the end of the turn
+    tokenizer = pretrained.load_tokenizer(settings.model)
+    model_config = read_model_config(settings.model, tokenizer)
+    room = model_config.text.max_position_embeddings - settings.max_completion
+    longest = 0
+    for row in _measure(tokenizer, model_config, settings.train_turns, train):
+        longest = max(longest, row.completion)
+        if row.prompt > room:
+            raise UserError(
+                f"row {row.name}: what is said before its answer has {row.prompt} tokens: with "
+                f"config.max_completion={settings.max_completion} that is more than the "
+                f"{room + settings.max_completion} positions of the model"
+            )
     if longest > settings.max_completion:
         raise UserError(
             f"config.max_completion={settings.max_completion} is too small: target texts have up to "
@@ -241,26 +254,80 @@ def check_targets_fit(settings: RunConfig, train: Source) -> None:
         )
 
 
-def _target_ids(
-    tokenizer: Tokenizer, texts: list[str], about: Mapping[str, list[str]]
-) -> list[list[int]]:
-    """The tokens that the model is to write, as SFT encodes them; about: `Source.about` of the rows."""
-    opened = {
-        prompt: render_conversation(tokenizer, messages_of(prompt), [1]).opened
-        for prompt in set(about["prompts"])
-    }
-    to_write = []
-    for text, prompt, row_id in zip(texts, about["prompts"], about["ids"], strict=True):
-        try:
-            to_write.append(targets.continuation(text, opened[prompt]))
-        except UserError as error:
-            raise UserError(f"the target of row {row_id}: {error}") from None
-    named = {
-        f"the target of row {row_id}": text
-        for row_id, text in zip(about["ids"], texts, strict=True)
-    }
-    _warn_of_spelled_tokens(tokenizer, named, plain_text.MODEL_TOKENS)
-    return plain_text.encode_texts(tokenizer, to_write, plain_text.MODEL_TOKENS)
+def history_width(train: Source, tokenizer: Tokenizer, model_config: Config) -> int:
+    """Give the tokens of the longest prompt of those whose last answer trains: what was said before is a part of it."""
+    rows = _measure(tokenizer, model_config, "last", train)
+    longest = max(row.prompt for row in rows)
+    # Of phantoms there are always more than those that are tried.
+    return longest + (longest // 8 if isinstance(train, PhantomSource) else 0)
+
+
+class _Measured(NamedTuple):
+    name: str
+    prompt: int  # tokens before the first answer that trains
+    completion: int  # tokens that follow
+
+
+def _measure(
+    tokenizer: Tokenizer, model_config: Config, train_turns: str, train: Source
+) -> Iterator[_Measured]:
+    """The lengths of conversations as SFT lays them out."""
+    said, names = _conversations_of(train)
+    _warn_of_spelled_turns(tokenizer, said, names)
+    grid = registry.processor_of(model_config).grid(train.size, train.size)
+    image_tokens = count_image_tokens(model_config, [grid])
+
+    @functools.lru_cache(maxsize=1024)
+    def render(prompt: Prompt, image_count: int) -> RenderedPrompt:
+        return render_conversation(tokenizer, messages_of(prompt), image_tokens[:image_count])
+
+    # Some at a time: encoding many is faster, and keeping all takes memory.
+    for start in range(0, len(said), 256):
+        plans = []
+        for messages, name in zip(said[start : start + 256], names[start:], strict=False):
+            with _naming(name):
+                plans.append((name, conversations.plan(messages, train_turns, 1, render)))
+        answers = [answer for _, plan in plans for answer in plan.answers]
+        encoded = iter(plain_text.encode_texts(tokenizer, answers, plain_text.MODEL_TOKENS))
+        stop = tokenizer.get_vocab()[markers_of(tokenizer).end_of_turn]
+        for name, plan in plans:
+            answer_ids = [[*next(encoded), stop] for _ in plan.answers]
+            with _naming(name):
+                following, _ = conversations.join(plan.contexts, answer_ids)
+            yield _Measured(name, len(plan.contexts[0]), len(following))
+
+
+@contextlib.contextmanager
+def _naming(row_name: str) -> Iterator[None]:
+    """Puts the name of a row in front of what refuses its conversation."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"the target of row {row_name}: {error}") from None
+
+
+def _conversations_of(train: Source) -> tuple[list[Conversation], list[str]]:
+    """Conversations that a source trains on, and names of their rows."""
+    if isinstance(train, FilesSource):
+        # Of the rows as they are written: that some films cannot be read is no matter here, and takes long to find.
+        return conversations_of(train.rows, train.name), [row.id for row in train.rows]
+    assert isinstance(train, PhantomSource)
+    indices = np.arange(PHANTOMS_TO_TRY)
+    scenes = jax.tree.map(np.asarray, _scenes(train, indices))
+    return train.conversations({"scene": scenes}, indices), train.about(indices)["ids"]
+
+
+def _warn_of_spelled_turns(
+    tokenizer: Tokenizer, said: Sequence[Conversation], names: Sequence[str]
+) -> None:
+    """Say once that answers, or questions after the first, spell special tokens."""
+    answers, questions = {}, {}
+    for messages, name in zip(said, names, strict=True):
+        texts = {role: [turn.content for turn in messages if turn.role == role] for role in ROLES}
+        answers[f"the target of row {name}"] = "\n".join(texts["assistant"])
+        questions[f"a later question of row {name}"] = "\n".join(texts["user"][1:])
+    _warn_of_spelled_tokens(tokenizer, answers, plain_text.MODEL_TOKENS)
+    _warn_of_spelled_tokens(tokenizer, questions)
 
 
 def _scenes(source: PhantomSource, indices: Indices) -> Tree:

@@ -76,16 +76,18 @@ def completion_loss(
     """Sum cross-entropy and probability of the right token over completion tokens, and divide both.
 
     Args:
-        batch: "prompts", "completions" int [B, C] and "mask" bool [B, C].
+        batch: "prompts", "completions" int [B, C], "lengths" int [B], the tokens of each, and "mask" bool [B, C], those
+            that train: what it leaves out before the end is read, and no target.
         total: the divisor: with the number of such tokens in the whole batch, the sums over its parts are their means.
     """
+    is_token = jnp.arange(batch["completions"].shape[1]) < batch["lengths"][:, None]
     log_probs, _ = completion_log_probs(
         params,
         model_config,
         features,
         batch["prompts"],
         batch["completions"][:, None],
-        batch["mask"][:, None],
+        is_token[:, None],
         remat=remat,
     )
     mask = batch["mask"][:, None].astype(log_probs.dtype)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from cxr_jax.config.sections import DataConfig, RunConfig
-from cxr_jax.data.sources.base import indices_of
+from cxr_jax.data.sources.base import Source, indices_of
 from cxr_jax.data.sources.patients import Sides
 from cxr_jax.data.sources.splits import (
     HELD_OUT_PART,
@@ -20,7 +20,8 @@ from cxr_jax.runtime import processes
 from cxr_jax.runtime.layout import Layout
 from cxr_jax.runtime.run_folder import RunFolder
 from cxr_jax.runtime.trees import Tree
-from cxr_jax.training.checks import row_counts
+from cxr_jax.training.checks import history_width, imitates, row_counts
+from cxr_jax.training.conversations import Examples
 from cxr_jax.training.targets import Completions
 from cxr_jax.training.trainable import Trainable
 from cxr_jax.weights import export, model_card, pretrained
@@ -32,6 +33,8 @@ class Setup:
 
     Attributes:
         grid: (t, h, w), patches of every image.
+        prompts: encodes what is asked and scored.
+        examples: encodes the conversations that SFT and replay imitate.
         started_from: what the export says about the starting model.
         start_params: of the starting model, on the host; None once `forget_start` has made room.
     """
@@ -42,7 +45,7 @@ class Setup:
     splits: Splits
     grid: tuple[int, int, int]
     prompts: Prompts
-    completions: Completions
+    examples: Examples
     trainable: Trainable
     started_from: model_card.Origin = field(repr=False)
     start_params: Tree | None = field(repr=False)
@@ -59,15 +62,17 @@ class Setup:
         splits = open_splits(settings.data, sides)
         side = splits.train.size
         grid = registry.processor_of(start.config).grid(side, side)
-        room = settings.max_completion
+        prompts = Prompts(
+            start.tokenizer, start.config, grid, settings.max_completion, texts=splits.prompts()
+        )
         setup = cls(
             settings=settings,
             model_config=start.config,
             tokenizer=start.tokenizer,
             splits=splits,
             grid=grid,
-            prompts=Prompts(start.tokenizer, start.config, grid, room, texts=splits.prompts()),
-            completions=Completions(start.tokenizer, room),
+            prompts=prompts,
+            examples=_open_examples(settings, splits.train, prompts),
             trainable=Trainable.create(
                 settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype
             ),
@@ -116,6 +121,17 @@ class Setup:
             ),
             self.trainable.export_adapters(train),
         )
+
+
+def _open_examples(settings: RunConfig, train: Source, prompts: Prompts) -> Examples:
+    """The encoder of conversations. Where their last answers train, its prompts hold what was said before."""
+    completions = Completions(prompts.tokenizer, settings.max_completion)
+    if settings.train_turns == "last" and imitates(settings):
+        width = history_width(train, prompts.tokenizer, prompts.config)
+        prompts = Prompts(
+            prompts.tokenizer, prompts.config, prompts.grid, settings.max_completion, width
+        )
+    return Examples(prompts, completions, settings.train_turns)
 
 
 def _sides_of(data: DataConfig, run_folder: RunFolder) -> Sides:

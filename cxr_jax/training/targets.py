@@ -58,11 +58,9 @@ class Completions:
         self.stop = vocabulary[markers.end_of_turn]
         self.pad = vocabulary[markers.padding]
 
-    def token_ids(self, texts: Sequence[str], opened: Sequence[str] = ()) -> list[list[int]]:
-        """Encode what is left to write of each text, without its end; see `encode`."""
-        pairs = zip(texts, opened or [""] * len(texts), strict=True)
-        to_write = [continuation(text, row_opened) for text, row_opened in pairs]
-        return plain_text.encode_texts(self.tokenizer, to_write, plain_text.MODEL_TOKENS)
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode texts that the model is to write, without their end; see `encode`."""
+        return plain_text.encode_texts(self.tokenizer, texts, plain_text.MODEL_TOKENS)
 
     def encode(self, texts: Sequence[str], opened: Sequence[str] = ()) -> dict[str, np.ndarray]:
         """Encode one text a row.
@@ -71,22 +69,43 @@ class Completions:
         spells stay text (`plain_text`).
 
         Args:
-            opened: what the prompt of each has opened (`Prompts.opened`), which its target does not repeat.
+            opened: what the prompt of each has opened (`RenderedPrompt.opened`), which its target does not repeat.
 
         Returns:
-            "completions" int32 [B, C] and "mask" bool [B, C].
+            As `fill`.
 
         Raises:
             UserError: for a text longer than C, one that spells the place of an image, or see `continuation`.
         """
-        completions = np.full((len(texts), self.max_completion), self.pad, np.int32)
+        pairs = zip(texts, opened or [""] * len(texts), strict=True)
+        to_write = [continuation(text, row_opened) for text, row_opened in pairs]
+        rows = [[*text_ids, self.stop] for text_ids in self.token_ids(to_write)]
+        return self.fill(rows, [[True] * len(row) for row in rows])
+
+    def fill(
+        self, rows: Sequence[list[int]], trained: Sequence[list[bool]]
+    ) -> dict[str, np.ndarray]:
+        """Bring rows of tokens into one shape.
+
+        Args:
+            rows: what follows each prompt.
+            trained: of each token, whether it is the model's to say.
+
+        Returns:
+            "completions" int32 [B, C], "lengths" int32 [B], the tokens of each row, and "mask" bool [B, C], those that
+            train.
+
+        Raises:
+            UserError: for a row longer than C.
+        """
+        completions = np.full((len(rows), self.max_completion), self.pad, np.int32)
         mask = np.zeros(completions.shape, bool)
-        for index, text_ids in enumerate(self.token_ids(texts, opened)):
-            length = len(text_ids) + 1
-            if length > self.max_completion:
+        lengths = np.array([len(row) for row in rows], np.int32)
+        for index, (row, row_trained) in enumerate(zip(rows, trained, strict=True)):
+            if len(row) > self.max_completion:
                 raise UserError(
-                    f"a target text has {length} tokens, more than config.max_completion={self.max_completion}"
+                    f"a target text has {len(row)} tokens, more than config.max_completion={self.max_completion}"
                 )
-            completions[index, :length] = [*text_ids, self.stop]
-            mask[index, :length] = True
-        return {"completions": completions, "mask": mask}
+            completions[index, : len(row)] = row
+            mask[index, : len(row)] = row_trained
+        return {"completions": completions, "lengths": lengths, "mask": mask}

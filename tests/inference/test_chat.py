@@ -5,16 +5,18 @@ import functools
 import chat_templates
 import numpy as np
 import pytest
-from generating import CFG, FIND, TOKENIZER, close, image, words
+from generating import CFG, FIND, STOP, TOKENIZER, close, image, words
 
 import cxr_jax
 from cxr_jax import rewards
+from cxr_jax.data import prompts as data_prompts
 from cxr_jax.data.sources import phantom
 from cxr_jax.errors import UserError
 from cxr_jax.inference import model as inference_model
 from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.inference import reading, requests
 from cxr_jax.models import network, tokenizer
+from cxr_jax.training import conversations, targets
 
 
 def test_a_bad_turn_leaves_the_conversation_as_it_was(model):
@@ -63,6 +65,24 @@ def test_a_turn_computes_its_own_tokens_only_and_equals_the_whole_conversation(m
     assert said[0] == [("vision", 1), ("prefill", lengths[0])]
     assert said[1:] == [[("extend", own[0])], [("extend", own[1])]]
     assert chat.computed == [lengths[0], *own] and max(own) < 30
+
+
+@pytest.mark.parametrize("system", [None, "Answer briefly."])
+def test_training_on_a_chat_conditions_on_what_the_chat_has_read(model, system):
+    only = words((" heart", " lung"), (" no", " clear"))
+    chat = model.chat(image(0), system=system)
+    for question in QUESTIONS:
+        chat.ask(question, max_new_tokens=6, constraint=only)
+    talk = tuple(data_prompts.Message(**message) for message in chat.messages)
+    encoder = inference_prompts.Prompts(TOKENIZER, CFG, (1, 16, 16), 128, width=300)
+    completions = targets.Completions(TOKENIZER, 128)
+    for train_turns in ("each", "last"):
+        row = conversations.Examples(encoder, completions, train_turns).encode([talk])
+        count, length = int(row["prompts"]["lengths"][0]), int(row["lengths"][0])
+        ids = [*row["prompts"]["ids"][0, :count], *row["completions"][0, :length]]
+        assert ids == [*chat._ids, STOP]  # it was cut before it could end
+        said = [name for name, trains in zip(ids[count:], row["mask"][0], strict=False) if trains]
+        assert len(said) == (21 if train_turns == "each" else 7)
 
 
 def test_an_answer_whose_text_has_other_tokens_is_read_as_the_template_writes_it(model, calls):

@@ -101,7 +101,7 @@ def test_a_template_may_open_by_what_is_asked():
     )
     texts = ["What?", "What? /no_think"]
     encoder = prompts.Prompts(tokenizer, PHANTOM, GRID, 5, texts=texts)
-    assert encoder.opened(texts) == ["<think>\n", OPENED["empty_think"]]
+    assert [encoder.known(text).opened for text in texts] == ["<think>\n", OPENED["empty_think"]]
     opened = encoder.encode(texts)["opened"]
     known = [row[row >= 0].tolist() for row in opened]
     assert [tokenizer.decode(row) for row in known] == ["<think>\n", OPENED["empty_think"]]

@@ -153,7 +153,7 @@ def print_hash():
     from cxr_jax.rl import batches
     from cxr_jax.runtime import layout as runtime_layout
     from cxr_jax.sft import loop
-    from cxr_jax.training import targets
+    from cxr_jax.training import conversations, targets
     from cxr_jax.weights import pretrained
     from experiments import rl as rl_config
     from experiments import sft as sft_config
@@ -169,9 +169,9 @@ def print_hash():
             start.tokenizer, start.config, PROCESSOR.grid(224, 224), config.max_completion
         )
         completions = targets.Completions(start.tokenizer, config.max_completion)
-        make = module.make_batch_fn(
-            RunConfig.from_config(config), source, prompts, completions, layout
-        )
+        examples = conversations.Examples(prompts, completions, config.train_turns)
+        encoders = (examples,) if module is loop else (prompts, examples)
+        make = module.make_batch_fn(RunConfig.from_config(config), source, *encoders, layout)
         for step in range(HASHED):
             batch = make(step)
             shown = batch.pop("shown", None)

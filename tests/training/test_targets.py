@@ -8,6 +8,7 @@ import pytest
 from chat_templates import OPENED, split, tokenizer_with
 
 from cxr_jax.config.sections import RunConfig
+from cxr_jax.data.prompts import Message
 from cxr_jax.errors import UserError
 from cxr_jax.inference import prompts
 from cxr_jax.models import tokenizer as tokenizers
@@ -16,7 +17,7 @@ from cxr_jax.presets import rl as presets_rl
 from cxr_jax.presets import sft as presets_sft
 from cxr_jax.rl import batches as rl_batches
 from cxr_jax.sft import loop as sft_loop
-from cxr_jax.training import targets
+from cxr_jax.training import conversations, targets
 
 FULL = "<think>\nWet lungs.</think>\n<answer>Edema</answer>"
 EMPTY = OPENED["empty_think"]
@@ -44,8 +45,9 @@ EMPTY = OPENED["empty_think"]
 )
 def test_a_target_does_not_repeat_what_the_template_opened(opened, target, left):
     assert targets.continuation(target, opened) == left
-    ids = targets.Completions(tokenizer_with(opened), 64).token_ids([target], [opened])[0]
-    assert tokenizer_with(opened).decode(ids) == left
+    made = targets.Completions(tokenizer_with(opened), 64).encode([target], [opened])
+    ids = made["completions"][0, : made["lengths"][0] - 1]
+    assert tokenizer_with(opened).decode(ids) == left and made["mask"].sum() == len(ids) + 1
 
 
 @pytest.mark.parametrize(
@@ -105,8 +107,8 @@ class Rows:
     def about(self, indices):
         return {"prompts": ["What?"] * len(indices), "ids": ["a"] * len(indices)}
 
-    def targets(self, batch, indices):
-        return [FULL] * len(indices)
+    def conversations(self, batch, indices):
+        return [(Message("user", "What?"), Message("assistant", FULL))] * len(indices)
 
 
 @pytest.mark.parametrize("opened", ["", "<think>\n"])
@@ -114,14 +116,15 @@ def test_batches_of_sft_and_replay_leave_out_what_was_opened(opened):
     tokenizer = tokenizer_with(opened)
     encoder = prompts.Prompts(tokenizer, PHANTOM, (1, 4, 4), 64, texts=["What?"])
     completions = targets.Completions(tokenizer, 64)
+    examples = conversations.Examples(encoder, completions, "each")
     sft = RunConfig.from_config(presets_sft.get_config())
     sft = dataclasses.replace(sft, batch_size=2, locate_steps=0, locate_weight=0.0)
     config = presets_rl.get_config()
     config.rl.update({"prompts_per_step": 2, "replay_weight": 0.1, "replay_batch": 2})
     rl = RunConfig.from_config(config)
     for batch in (
-        sft_loop.make_batch_fn(sft, Rows(), encoder, completions)(0),
-        rl_batches.make_batch_fn(rl, Rows(), encoder, completions)(0)["replay"],
+        sft_loop.make_batch_fn(sft, Rows(), examples)(0),
+        rl_batches.make_batch_fn(rl, Rows(), encoder, examples)(0)["replay"],
     ):
         for row, mask in zip(batch["completions"], batch["mask"], strict=True):
             assert opened + tokenizer.decode(row[mask][:-1]) == FULL

@@ -16,7 +16,7 @@ from cxr_jax.runtime import layout as runtime_layout
 from cxr_jax.runtime import trees
 from cxr_jax.sft import loop
 from cxr_jax.sft import step as sft_step
-from cxr_jax.training import optimizer, targets, train_state
+from cxr_jax.training import conversations, optimizer, targets, train_state
 from cxr_jax.training.trainable import Trainable
 from cxr_jax.weights import pretrained
 from experiments import sft as experiment
@@ -38,8 +38,9 @@ def world():
     batch = loop.make_batch_fn(
         RunConfig.from_config(config),
         source,
-        prompts,
-        targets.Completions(m.tokenizer, config.max_completion),
+        conversations.Examples(
+            prompts, targets.Completions(m.tokenizer, config.max_completion), "each"
+        ),
     )(0)
     head = sft_step.init_locate_head(jax.random.key(0), m.config.text.hidden_size, 12)
     return config, m, grid, batch, {"model": m.params, "locate": head}

@@ -28,6 +28,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from cxr_jax.data.prompts import Conversation
+
 ENDLESS = 2**31 - 1  # the length of a source that answers any index
 Batch = dict[str, Any]  # the keys stand at the top of this file
 Indices = Sequence[int] | np.ndarray  # of examples
@@ -79,8 +81,8 @@ class Source(Protocol):
         """Give `known` and `hedged` of `batch`, bool [B, 14] each, without making the images."""
         ...
 
-    def targets(self, batch: Batch, indices: Indices) -> list[str]:
-        """Write the texts that SFT imitates, one for each row of `batch(indices)`."""
+    def conversations(self, batch: Batch, indices: Indices) -> list[Conversation]:
+        """Give the conversations that SFT imitates, one a row of `batch(indices)`; the last turn is the model's."""
         ...
 
 

@@ -25,12 +25,13 @@ import numpy as np
 from cxr_jax.data import image_gate, images, json_rows, loading, resize
 from cxr_jax.data.image_cache import CACHE_MIB, ImageCache
 from cxr_jax.data.json_rows import BadRowError, is_absent
+from cxr_jax.data.prompts import Conversation
 from cxr_jax.data.sources import patients, views
 from cxr_jax.data.sources.base import Batch, Indices
 from cxr_jax.data.sources.dialogue import parse_dialogue
 from cxr_jax.data.sources.image_files import BadNameError, ImageFinder, split_name
 from cxr_jax.data.sources.policy import COMPLETE, LabelPolicy, may_be_named
-from cxr_jax.data.sources.rows import Row, Seen
+from cxr_jax.data.sources.rows import Row, Seen, conversations_of
 from cxr_jax.data.sources.unreadable import UnreadableFiles
 from cxr_jax.errors import UserError, as_utf8
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, find_label
@@ -387,18 +388,14 @@ class FilesSource:
         ]
         return known, np.array(hedged, bool)
 
-    def targets(self, batch: Batch, indices: Indices) -> list[str]:
-        """Give the assistant's text of each row, to train on.
+    def conversations(self, batch: Batch, indices: Indices) -> list[Conversation]:
+        """Give the conversation of each row, to train on.
 
         Raises:
-            UserError: for a row that has none.
+            UserError: for a row without an assistant's text.
         """
-        for index, target in zip(indices, batch["targets"], strict=True):
-            if not target:
-                raise UserError(
-                    f"{self.name}: row {self.rows[int(index)].id} has no assistant text to train on"
-                )
-        return batch["targets"]
+        rows = [self.rows[index] for index in self._stand_ins_of(indices)]
+        return conversations_of(rows, self.name)
 
 
 # ---- Patients held out -----------------------------------------------------------------------------

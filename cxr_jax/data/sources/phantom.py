@@ -7,7 +7,7 @@ import numpy as np
 
 from cxr_jax import phantom
 from cxr_jax.data.loading import map_in_threads
-from cxr_jax.data.prompts import FIND_PROMPT
+from cxr_jax.data.prompts import FIND_PROMPT, Conversation, Message
 from cxr_jax.data.sources.base import ENDLESS, Batch, Indices
 from cxr_jax.errors import UserError
 from cxr_jax.phantom import human_readers, report_writer
@@ -108,6 +108,11 @@ class PhantomSource:
     def sites_of(self, indices: Indices) -> np.ndarray | None:
         """Give the site of each example, int [B]; None without sites."""
         return np.asarray(indices) % self.sites if self.sites else None
+
+    def conversations(self, batch: Batch, indices: Indices) -> list[Conversation]:
+        """Give the question and the text of `targets`, for each scene."""
+        question = Message("user", self.prompt)
+        return [(question, Message("assistant", target)) for target in self.targets(batch, indices)]
 
     def targets(self, batch: Batch, indices: Indices) -> list[str]:
         """Write the text of each scene's reader; misses and wording are drawn from (seed, example index) alone."""

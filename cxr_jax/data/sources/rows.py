@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cxr_jax.data.json_rows import BadRowError
+from cxr_jax.data.prompts import Conversation, Message
 from cxr_jax.data.sources.policy import COMPLETE, LabelPolicy
+from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 
 
@@ -34,6 +36,27 @@ class Row:
     system: str | None = None  # the text of a system turn, if the manifest has one
     former_group: str = ""  # what `group` was for runs of before (`patients.former_group`)
     times: int = 1  # rows of the manifest that say this, where each is read once (below)
+
+    @property
+    def conversation(self) -> Conversation:
+        """What is said in the row, in its order."""
+        texts = (("system", self.system), ("user", self.prompt), ("assistant", self.target))
+        return tuple(Message(role, text) for role, text in texts if text is not None)
+
+
+def conversations_of(rows: Sequence[Row], name: str) -> list[Conversation]:
+    """Give the conversations of rows, to train on.
+
+    Args:
+        name: what a message calls the rows.
+
+    Raises:
+        UserError: for a row without an assistant's text.
+    """
+    for row in rows:
+        if not row.target:
+            raise UserError(f"{name}: row {row.id} has no assistant text to train on")
+    return [row.conversation for row in rows]
 
 
 # ---- Repeated rows ---------------------------------------------------------------------------------

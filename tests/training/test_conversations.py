@@ -1,0 +1,263 @@
+"""Conversations as rows: the template's own ids, a loss on answers alone, what a chat conditions on."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from chat_templates import OPENED, tokenizer_with
+from generating import CFG, TOKENIZER
+
+from cxr_jax.data.prompts import FIND_PROMPT, Message, as_prompt
+from cxr_jax.errors import UserError
+from cxr_jax.inference import prompts as inference_prompts
+from cxr_jax.models import network
+from cxr_jax.models import tokenizer as tokenizers
+from cxr_jax.training import conversations, log_probs, targets
+from cxr_jax.weights import pretrained
+
+GRID, IMAGE_TOKENS, C = (1, 4, 4), 4, 96
+SYSTEM = "You are a helpful assistant."  # what the template says by itself
+WORDS = "No fracture. Edema, mild; <think> wide\n\nheart  é 日本 </think><answer>No Finding</answer> 3.5 ?".split(
+    " "
+)
+TALK = (
+    Message("user", FIND_PROMPT),
+    Message("assistant", "<think>Wet.</think><answer>Edema</answer>"),
+    Message("user", "Provide differentials."),
+    Message("assistant", "Heart failure."),
+    Message("user", "Sure?"),
+    Message("assistant", "Yes."),
+)
+
+
+def examples(tokenizer=TOKENIZER, train_turns="each", room=C, width=400):
+    prompts = inference_prompts.Prompts(tokenizer, CFG, GRID, room, width=width)
+    return conversations.Examples(prompts, targets.Completions(tokenizer, room), train_turns)
+
+
+def row_of(made, index=0):
+    """(ids of prompt and completion together, whether each token trains)."""
+    count = made["prompts"]["lengths"][index]
+    following = made["completions"][index, : made["lengths"][index]]
+    ids = [*made["prompts"]["ids"][index, :count], *following]
+    mask = made["mask"][index]
+    assert not mask[made["lengths"][index] :].any()
+    return [int(i) for i in ids], [False] * int(count) + mask[: len(following)].tolist()
+
+
+def random_talk(rng):
+    def say(role, count):
+        text = " ".join(rng.choice(WORDS, count)).strip()
+        # Tags are tokens in answers alone.
+        if role != "assistant":
+            text = text.replace("<", "(").replace(">", ")")
+        return Message(role, text or "x")
+
+    system = [say("system", 3)] if rng.random() < 0.4 else []
+    turns = int(rng.integers(1, 5))
+    pairs = [
+        say(role, int(rng.integers(1, 9))) for _ in range(turns) for role in ("user", "assistant")
+    ]
+    return (*system, *pairs)
+
+
+def as_template_writes(talk):
+    """The whole conversation by hand, and the characters that are the assistant's to say."""
+    picture = f"<|vision_start|>{'<|image_pad|>' * IMAGE_TOKENS}<|vision_end|>"
+    text, spoken = "", []
+    if talk[0].role != "system":
+        talk = (Message("system", SYSTEM), *talk)
+    for number, (role, content) in enumerate(talk):
+        text += f"<|im_start|>{role}\n" + (picture if number == 1 else "")
+        begin = len(text)
+        text += content + "<|im_end|>"
+        if role == "assistant":
+            spoken.append((begin, len(text)))
+        text += "\n"
+    return text[:-1], spoken
+
+
+def test_random_conversations_are_the_templates_ids_and_train_where_the_assistant_speaks():
+    rng = np.random.default_rng(0)
+    talks = [random_talk(rng) for _ in range(150)]
+    for train_turns in ("each", "last"):
+        made = examples(train_turns=train_turns, room=300).encode(talks)
+        for index, talk in enumerate(talks):
+            text, spoken = as_template_writes(talk)
+            wanted = TOKENIZER(text, add_special_tokens=False, return_offsets_mapping=True)
+            spoken = spoken if train_turns == "each" else spoken[-1:]
+            trained = [
+                any(begin <= start and end <= stop for begin, stop in spoken)
+                for start, end in wanted["offset_mapping"]
+            ]
+            ids, mask = row_of(made, index)
+            assert ids == wanted["input_ids"] and mask == trained
+            # The first token after the prompt is the first that trains.
+            assert mask.index(True) == made["prompts"]["lengths"][index]
+
+
+def test_one_question_and_its_answer_are_the_row_of_before():
+    made = examples().encode([TALK[:2], TALK[2:4]])
+    before = targets.Completions(TOKENIZER, C).encode([TALK[1].content, TALK[3].content])
+    prompts = examples().prompts.encode([FIND_PROMPT, TALK[2].content])
+    for name, values in before.items():
+        np.testing.assert_array_equal(made[name], values)
+    for name, values in prompts.items():
+        np.testing.assert_array_equal(made["prompts"][name], values)
+
+
+def test_special_tokens_that_turns_spell_are_text():
+    odd = "Is it <|im_end|> or </think>?"
+    talk = (*TALK[:2], Message("user", odd), Message("assistant", "No <|im_end|>."))
+    ids, mask = row_of(examples().encode([talk]))
+    vocabulary = TOKENIZER.get_vocab()
+    stop, closed = vocabulary["<|im_end|>"], vocabulary["</think>"]
+    assert ids.count(stop) == 5 and ids[-1] == stop  # system's and the four turns'
+    assert ids.count(closed) == 1
+    assert [m for i, m in zip(ids, mask, strict=True) if i == stop] == [False, False, True] + [
+        False,
+        True,
+    ]
+
+
+# ---- Templates that open turns, or write earlier ones otherwise --------------------------------------------
+
+
+@pytest.mark.parametrize("opened", OPENED.values(), ids=OPENED)
+def test_what_a_template_opens_is_context_and_history(opened):
+    """A chat keeps what was opened as part of the answer, and its next turn is read with that."""
+    tokenizer = tokenizer_with(opened)
+    full = "<think>Wet.</think><answer>Edema</answer>"
+    if opened.startswith("<think>\n\n"):
+        full = "<answer>Edema</answer>"
+    if opened.startswith("<think>\nLet"):
+        full = opened + " Wet.</think>"
+    if opened == "Certainly. ":
+        full = "Certainly. Wet."
+    told = [targets.continuation(text, opened) for text in (full, full)]
+    talk = tuple(
+        Message(role, text)
+        for question in ("A?", "B?")
+        for role, text in (("user", question), ("assistant", full))
+    )
+    made = examples(tokenizer).encode([talk])
+    ids, mask = row_of(made)
+    trained = [i for i, m in zip(ids, mask, strict=True) if m]
+    assert tokenizer.decode(trained) == "".join(f"{text}<|im_end|>" for text in told)
+    # What the chat of a model that answers just so has on the device.
+    history = [
+        {"role": "user", "content": "A?"},
+        {"role": "assistant", "content": opened + told[0]},
+        {"role": "user", "content": "B?"},
+    ]
+    context = inference_prompts.conversation_ids(tokenizer, history, [IMAGE_TOKENS])
+    answer = tokenizer(told[1] + "<|im_end|>", add_special_tokens=False)["input_ids"]
+    assert ids == context + answer
+
+
+def forgetful():
+    """As Qwen3's thinking models: traces of earlier turns are left out."""
+    made = tokenizers.load(pretrained.PHANTOM)
+    made.chat_template = (
+        "{%- for message in messages -%}{{ '<|im_start|>' + message['role'] + '\\n' }}"
+        "{%- if message['content'] is string -%}{{ message['content'].split('</think>')[-1] }}"
+        "{%- else -%}{%- for part in message['content'] -%}{%- if part['type'] == 'image' -%}"
+        "<|vision_start|><|image_pad|><|vision_end|>{%- else -%}{{ part['text'] }}{%- endif -%}"
+        "{%- endfor -%}{%- endif -%}{{ '<|im_end|>\\n' }}{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
+    )
+    return made
+
+
+def test_a_template_that_rewrites_earlier_answers_trains_the_last_one_alone():
+    tokenizer = forgetful()
+    with pytest.raises(UserError, match="train_turns=last") as refusal:
+        examples(tokenizer).encode([TALK[:4]])
+    assert "\n" not in str(refusal.value)
+    ids, mask = row_of(examples(tokenizer, "last").encode([TALK[:4]]))
+    text = tokenizer.decode(ids)
+    assert "Wet" not in text and "<answer>Edema</answer><|im_end|>" in text
+    context = inference_prompts.conversation_ids(
+        tokenizer, inference_prompts.messages_of(TALK[:3]), [IMAGE_TOKENS]
+    )
+    assert ids[: len(context)] == context and not any(mask[: len(context)])
+    assert tokenizer.decode(ids[len(context) :]) == "Heart failure.<|im_end|>"
+    # Without a trace there is nothing to rewrite.
+    plain = (TALK[0], Message("assistant", "Edema."), *TALK[2:4])
+    assert sum(row_of(examples(tokenizer).encode([plain]))[1]) > 4
+
+
+def test_a_history_that_does_not_go_on_from_what_is_opened_is_refused():
+    talk = (Message("user", "A?"), Message("assistant", "No trace."), *TALK[2:4])
+    for train_turns in ("each", "last"):
+        with pytest.raises(UserError, match="does not go on from"):
+            examples(tokenizer_with("<think>\n"), train_turns).encode([talk])
+
+
+def test_what_is_too_long_is_refused():
+    with pytest.raises(UserError, match="more than config.max_completion=20"):
+        examples(room=20).encode([TALK])
+    assert examples(train_turns="last", room=20).encode([TALK])["lengths"][0] == 4
+    with pytest.raises(UserError, match="does not fit"):
+        examples(train_turns="last", width=30).encode([TALK])
+
+
+# ---- Gradients ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world():
+    params = network.init_params(CFG, jax.random.key(0))
+    params["text"]["embed"]["embedding"] *= 5.0
+    features = jax.random.normal(jax.random.key(1), (1, IMAGE_TOKENS, CFG.text.hidden_size))
+
+    @jax.jit
+    def gradient(params, batch):
+        def loss(params):
+            return log_probs.completion_loss(params, CFG, features, batch, jnp.float32(1))[0]
+
+        return jax.value_and_grad(loss)(params)
+
+    return types.SimpleNamespace(gradient=lambda batch: gradient(params, batch))
+
+
+def together(*results):
+    return jax.tree.map(lambda *leaves: sum(leaves), *results)
+
+
+def assert_same(got, want):
+    got, want = (
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(x)]) for x in (got, want)
+    )
+    assert np.linalg.norm(got - want) <= 1e-5 * np.linalg.norm(want) > 0
+
+
+def test_a_row_of_several_answers_has_the_gradients_of_its_answers(world):
+    """Each answer alone, behind its history: as rows of one answer had them before."""
+    each, last = examples(width=150), examples(train_turns="last", width=150)
+    whole = world.gradient(each.encode([TALK]))
+    apart = [world.gradient(last.encode([TALK[:end]])) for end in (2, 4, 6)]
+    assert_same(whole, together(*apart))
+    assert min(float(value) for value, _ in apart) > 1
+
+
+def test_the_last_answer_is_a_row_of_one_answer(world):
+    last = examples(train_turns="last", width=150).encode([TALK])
+    alone = targets.Completions(TOKENIZER, C).encode([TALK[-1].content])
+    prompts = inference_prompts.Prompts(TOKENIZER, CFG, GRID, C, width=150)
+    by_hand = {**alone, "prompts": prompts.encode([as_prompt(TALK[:-1])])}
+    assert_same(world.gradient(last), world.gradient(by_hand))
+
+
+def test_what_stands_behind_the_end_of_a_row_does_not_matter(world):
+    made = examples(width=150).encode([TALK[:4]])
+    filled = np.where(np.arange(C) < made["lengths"][:, None], made["completions"], 77)
+    assert_same(world.gradient({**made, "completions": filled}), world.gradient(made))
+    # A word of a question is no target, and is read.
+    place = int(np.flatnonzero(~made["mask"][0, : made["lengths"][0]])[4])
+    other = made["completions"].copy()
+    other[0, place] += 1
+    changed = world.gradient({**made, "completions": other})[0]
+    assert changed != world.gradient(made)[0]
