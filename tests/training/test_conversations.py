@@ -196,6 +196,30 @@ def test_a_history_that_does_not_go_on_from_what_is_opened_is_refused():
             examples(tokenizer_with("<think>\n"), train_turns).encode([talk])
 
 
+def test_images_stand_where_turns_mark_them():
+    """Two films, the second with the second question: as a chat of that history has them, or not at all."""
+    grids, tokens = [(1, 4, 4), (1, 4, 6)], [4, 6]
+    first = Message("user", "Current: <image> Find abnormalities.")
+    second = Message("user", "Prior: <image> Compare.")
+    talk = (first, TALK[1], second, TALK[3])
+    with pytest.raises(UserError, match="an image stands in a later turn.*train_turns=last"):
+        examples().encode([talk], [grids])
+    made = examples(train_turns="last").encode([talk, talk[:2]], [grids, grids[:1]])
+    context = inference_prompts.conversation_ids(
+        TOKENIZER, inference_prompts.messages_of(talk[:3]), tokens
+    )
+    assert row_of(made)[0][: len(context)] == context
+    count = int(made["prompts"]["lengths"][0])
+    wanted = network.positions(CFG, [[*context, *[9] * C]], grids)[:, 0]
+    np.testing.assert_array_equal(made["prompts"]["positions"][:, 0, : count + C], wanted)
+    # In the first turn, or without marks, both stand before every answer.
+    both = Message("user", "Current: <image> Prior: <image> Compare.")
+    for question in (both, Message("user", "Compare.")):
+        ids, mask = row_of(examples().encode([(question, *TALK[1:4])], [grids]))
+        assert ids.count(CFG.image_token_id) == 10 and sum(mask) > 12
+        assert not any(mask[: len(ids) - ids[::-1].index(CFG.image_token_id)])
+
+
 def test_what_is_too_long_is_refused():
     with pytest.raises(UserError, match="more than config.max_completion=20"):
         examples(room=20).encode([TALK])
