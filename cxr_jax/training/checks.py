@@ -240,6 +240,7 @@ def check_targets_fit(settings: RunConfig, train: Source) -> None:
     room = model_config.text.max_position_embeddings - settings.max_completion
     longest = 0
     for row in _measure(tokenizer, model_config, settings.train_turns, train):
+        # Of all rows the longest is told: so one change of the key is enough.
         longest = max(longest, row.completion)
         if row.prompt > room:
             raise UserError(

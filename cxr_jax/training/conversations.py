@@ -76,6 +76,7 @@ def plan(
             # As a chat keeps it: what the template has opened is part of what was said.
             message = Message("assistant", rendered.opened + answer)
         said.append(message)
+    # The last answer needs all that was said before it; the first one, what the template says of an only question.
     first = 0 if train_turns == "each" else len(answers) - 1
     if films[first] < film_count:
         raise UserError(
@@ -111,8 +112,10 @@ def join(
                 f"the chat template writes the answer before answer {number} otherwise than it trains: only the last "
                 "answer of such a conversation can train (config.train_turns=last)"
             )
+        # Between two answers: the end of one frame, a question, the beginning of the next.
         trained += [False] * (len(context) - len(row)) + [True] * len(answer)
         row = context + answer
+    # The prompt is another array: of one static width, with its images.
     start = len(contexts[0])
     return row[start:], trained[start:]
 
@@ -145,6 +148,7 @@ class Examples:
             plan(messages, self.train_turns, len(own), functools.partial(self._render, own))
             for messages, own in zip(conversations, each, strict=True)
         ]
+        # All texts of the batch at once: the tokenizer works them off in parallel.
         answer_ids = iter(
             self.completions.token_ids([answer for row in plans for answer in row.answers])
         )

@@ -80,6 +80,7 @@ def completion_loss(
             that train: what it leaves out before the end is read, and no target.
         total: the divisor: with the number of such tokens in the whole batch, the sums over its parts are their means.
     """
+    # A question between two answers is read like any token of the row, whether it trains or not.
     is_token = jnp.arange(batch["completions"].shape[1]) < batch["lengths"][:, None]
     log_probs, _ = completion_log_probs(
         params,
