@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from cxr_jax.errors import UserError
@@ -90,11 +90,14 @@ def place_films(texts: Sequence[str], film_count: int) -> list[list[str | None]]
         raise UserError(
             f"a prompt has {mark_count} places for an image ({IMAGE_MARK}), and {film_count} images"
         )
+    # A turn always has a text, if an empty one.
     placed = [list(parts) or [""] for parts in parts_of_texts]
+    # White space says nothing about places.
     first = [part for part in parts_of_texts[0] if part is None or part.strip()]
     films: list[str | None] = [None] * film_count
     if not mark_count:
         placed[0] = [*films, texts[0]]
+    # Marks that say what none would say, too.
     elif first[:film_count] == films and None not in first[film_count:]:
         placed[0] = [*films, "".join(filter(None, first)).strip()]
     elif film_count == 1 and first[-1:] == films:
@@ -102,8 +105,95 @@ def place_films(texts: Sequence[str], film_count: int) -> list[list[str | None]]
     return placed
 
 
-def check_prompt(text: str) -> str:
-    """Return a question about a film that a flag holds.
+def mark_films(text: str, film_count: int) -> str:
+    """Write a question so that its marks tell how many films it has, and where: see `place_films`.
+
+    The model reads the text as before. One film that stands before the text has no mark: prompts of one film are as
+    people write them.
+
+    Raises:
+        UserError: as `place_films` does.
+    """
+    [parts] = place_films([text], film_count)
+    is_usual = film_count == 1 and parts[0] is None
+    return "".join(IMAGE_MARK if part is None else part for part in parts[is_usual:])
+
+
+def count_films(prompt: Prompt) -> int:
+    """Count the films that texts of `mark_films` ask about: those that they mark, or one."""
+    if isinstance(prompt, str):
+        return prompt.count(IMAGE_MARK) or 1
+    return sum(turn.content.count(IMAGE_MARK) for turn in prompt if turn.role == "user") or 1
+
+
+# ---- What a film is to the question ----------------------------------------------------------------
+
+
+class Role(NamedTuple):
+    """What a film is to the one that is asked about.
+
+    Attributes:
+        view: "frontal" or "lateral".
+        when: "current", of the study that is asked about, or "prior".
+    """
+
+    view: str
+    when: str
+
+
+# In the order in which a prompt names them; no other place says how.
+ROLES = {
+    "frontal": Role("frontal", "current"),
+    "lateral": Role("lateral", "current"),
+    "prior": Role("frontal", "prior"),
+    "prior_lateral": Role("lateral", "prior"),
+}
+
+
+def ask_of_roles(roles: Sequence[str], text: str) -> str:
+    """Write a question about films that have roles: which film is which, then the question.
+
+    Args:
+        roles: of `ROLES`, as `sort_roles` has them.
+        text: as people write it, without marks of films.
+    """
+    named = (f"{ROLES[role].when} {ROLES[role].view}: {IMAGE_MARK}" for role in roles)
+    return " ".join(name.capitalize() for name in named) + "\n" + text.strip()
+
+
+def sort_roles(roles: Iterable[str]) -> list[str]:
+    """Bring roles into the order of `ROLES`.
+
+    Raises:
+        UserError: for a name that is none, one that comes twice, or none at all.
+    """
+    given = list(roles)
+    for role in given:
+        if role not in ROLES:
+            raise UserError(f"{role[:40]!a} is none of {', '.join(ROLES)}")
+        if given.count(role) > 1:
+            raise UserError(f"{role} is there {given.count(role)} times")
+    if not given:
+        raise UserError(f"names none of {', '.join(ROLES)}")
+    return sorted(given, key=list(ROLES).index)
+
+
+def split_roles(text: str) -> list[str]:
+    """Read the roles that a flag or a config key names, "frontal,lateral,prior", in the order given.
+
+    Raises:
+        UserError: as `sort_roles` does.
+    """
+    roles = [role.strip() for role in text.split(",") if role.strip()]
+    sort_roles(roles)
+    return roles
+
+
+# ---- Flags -----------------------------------------------------------------------------------------
+
+
+def check_prompt(text: str, film_count: int = 1) -> str:
+    """Return a question about films that a flag holds.
 
     Raises:
         UserError: naming the flag, for one that asks nothing, and as `place_films` does.
@@ -111,7 +201,7 @@ def check_prompt(text: str) -> str:
     try:
         if asks_nothing(text):
             raise UserError(NO_PROMPT)
-        place_films([text], film_count=1)
+        place_films([text], film_count)
     except UserError as error:
         raise UserError(f"--prompt: {error}") from None
     return text

@@ -114,6 +114,7 @@ def render_conversation(
     text = chat_template.render(tokenizer, rendered)
     # One placeholder for each image; the tokenizer turns each of its tokens into one id.
     markers = markers_of(tokenizer)
+    # The order of pads is that of the places, which the template keeps (`in_form`).
     first, *others = text.split(markers.placeholder)
     if len(others) != len(image_tokens):
         raise UserError("the chat template writes placeholders of images that are not there")
@@ -131,6 +132,7 @@ def _placed(
     of_users = [message["content"] for message in messages if message["role"] == "user"]
     parts_of_users = iter(data_prompts.place_films(of_users, image_count))
     numbers = itertools.count(1)
+    # Counted over the whole chat, as the published template counts.
     placed = []
     for message in messages:
         is_user = message["role"] == "user"
@@ -281,7 +283,7 @@ class Prompts:
         """Fix the shapes.
 
         Args:
-            grid: (t, h, w) in patches of the one image that a prompt has where `encode` is not told otherwise.
+            grid: (t, h, w) in patches of every image, where `encode` is not told otherwise.
             max_completion: tokens C that may follow a prompt directly; positions are computed for them, too.
         """
         self.tokenizer = tokenizer
@@ -303,7 +305,9 @@ class Prompts:
         Args:
             grids: see `encode`.
         """
-        return self._remembered(text, (self.grid,) if grids is None else tuple(grids))
+        if grids is None:
+            grids = [self.grid] * data_prompts.count_films(text)
+        return self._remembered(text, tuple(grids))
 
     def _render(self, text: Prompt, grids: tuple[Grid, ...]) -> "KnownPrompt":
         image_tokens = count_image_tokens(self.config, grids)
@@ -346,7 +350,7 @@ class Prompts:
         """Encode B prompts.
 
         Args:
-            grids: of the images of each text, as many as it has; None: each has one of the grid given at first.
+            grids: of the images of each text; None: of as many as it marks, one without marks, of the given grid.
 
         Returns:
             ids int32 [B, T], lengths int32 [B], positions int32 [3, B, T + C]: M-RoPE positions of the prompt and

@@ -218,6 +218,7 @@ def _lost(rendered: str, probe: Messages, placeholder: str) -> str:
             return f"the text of the {turn['role']}{_TURN}"
     # Where one image stands beside its question is the template's affair; of several, and amid a text, ours.
     is_plain = image_count < 2 and not any(None in turn["content"][1:] for turn in probe)
+    # By first occurrence: a template may repeat a text elsewhere.
     found = re.findall("|".join(map(re.escape, set(expected))), rendered)
     return "" if is_plain or _holds_in_order(found, expected) else "the places of the images"
 
@@ -235,6 +236,7 @@ def _written(
     Args:
         whole_placeholder: what a template of the model's own writes for an image, for those that know no images.
     """
+    # Of texts and of parts alike, as messages come both ways.
     contents = [_parts(message["content"]) for message in messages]
     roles = [message["role"] for message in messages]
     # Without an image the first question is what a template was made for, in whatever form.

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from cxr_jax import phantom
 from cxr_jax.config import schema
 from cxr_jax.config.sections import DataConfig, LoraConfig, RunConfig
+from cxr_jax.data import prompts as data_prompts
 from cxr_jax.data.prompts import Conversation, Prompt
 from cxr_jax.data.sources import splits
 from cxr_jax.data.sources.base import Indices, Source
@@ -99,8 +100,18 @@ def _film_prompts(settings: RunConfig) -> tuple[Source, dict[str, str]]:
             print(line, flush=True)
     sources = [opened.train, *opened.select.values(), *opened.test.values()]
     rows = [row for source in sources if isinstance(source, FilesSource) for row in source.rows]
+    _check_film_counts(rows)
     _check_system_turns(settings.model, rows)
     return opened.train, {row.prompt: f"the prompt of row {row.id}" for row in reversed(rows)}
+
+
+def _check_film_counts(rows: Sequence[Row]) -> None:
+    """Refuse rows of several films, which no program of a run takes yet."""
+    for row in rows:
+        if len(row.image_paths) > 1:
+            raise UserError(
+                f"row {row.id}: asks about {len(row.image_paths)} images; training and evaluation read one a row"
+            )
 
 
 def _check_system_turns(model: str, rows: Sequence[Row]) -> None:
@@ -111,7 +122,9 @@ def _check_system_turns(model: str, rows: Sequence[Row]) -> None:
     tokenizer = pretrained.load_tokenizer(model)
     model_config = read_model_config(model, tokenizer)
     for system, row in first_rows.items():
-        question = {"role": "user", "content": row.prompt}
+        # Where its films stand is no matter here.
+        text = row.prompt.replace(data_prompts.IMAGE_MARK, "")
+        question = {"role": "user", "content": text}
         turns = [{"role": "system", "content": system}, question]
         with_turn, without = (
             render_prompt(tokenizer, model_config, messages) for messages in (turns, [question])
@@ -153,8 +166,9 @@ def check_model(model: str, size: int, prompts: Mapping[str, str], max_completio
     positions = model_config.text.max_position_embeddings
     grid = (1, size // vision.patch_size, size // vision.patch_size)
     for text, name in prompts.items():
+        grids = [grid] * data_prompts.count_films(text)
         try:
-            length = len(render_prompt(tokenizer, model_config, text, [grid]).ids)
+            length = len(render_prompt(tokenizer, model_config, text, grids).ids)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
         if length + max_completion > positions:
@@ -276,18 +290,19 @@ def _measure(
     said, names = _conversations_of(train)
     _warn_of_spelled_turns(tokenizer, said, names)
     grid = registry.processor_of(model_config).grid(train.size, train.size)
-    image_tokens = count_image_tokens(model_config, [grid])
+    [image_tokens] = count_image_tokens(model_config, [grid])
 
     @functools.lru_cache(maxsize=1024)
     def render(prompt: Prompt, image_count: int) -> RenderedPrompt:
-        return render_conversation(tokenizer, messages_of(prompt), image_tokens[:image_count])
+        return render_conversation(tokenizer, messages_of(prompt), [image_tokens] * image_count)
 
     # Some at a time: encoding many is faster, and keeping all takes memory.
     for start in range(0, len(said), 256):
         plans = []
         for messages, name in zip(said[start : start + 256], names[start:], strict=False):
             with _naming(name):
-                plans.append((name, conversations.plan(messages, train_turns, 1, render)))
+                film_count = data_prompts.count_films(messages)
+                plans.append((name, conversations.plan(messages, train_turns, film_count, render)))
         answers = [answer for _, plan in plans for answer in plan.answers]
         encoded = iter(plain_text.encode_texts(tokenizer, answers, plain_text.MODEL_TOKENS))
         stop = tokenizer.get_vocab()[markers_of(tokenizer).end_of_turn]

@@ -1,15 +1,17 @@
 """What is asked and answered in a row, in whichever of the usual schemas it is written.
 
-A row is one question about one film and, to imitate, one answer. A system turn is kept apart. What says more than that
-(later turns, several films, a film in the middle of the text) is refused, because a part of it would be lost without a
-word. docs/inputs.md lists the schemas.
+A row is one question about one film, or several, and, to imitate, one answer. A system turn is kept apart. What says
+more than that (later turns) is refused, because a part of it would be lost without a word. docs/inputs.md lists the
+schemas.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from cxr_jax.data import prompts
 from cxr_jax.data.json_rows import BadRowError, is_absent, is_null
 from cxr_jax.data.prompts import IMAGE_MARK, NO_PROMPT, asks_nothing, cut_at_marks
+from cxr_jax.data.sources import views
 from cxr_jax.errors import UserError
 
 # Keys of turns: ShareGPT and LLaVA write from / value, OpenAI, ms-swift and TRL role / content.
@@ -41,31 +43,46 @@ class Dialogue(NamedTuple):
     """What is said in a row.
 
     Attributes:
-        prompt: the user's text, without the mark of the film's place: ours always stands first.
+        prompt: the user's text, as `prompts.mark_films` writes it.
         target: the assistant's text, or None.
         system: the text of a system turn, or None.
-        images: names of the film, one for each place in the row that names it.
+        films: as the prompt asks about them.
     """
 
     prompt: str
     target: str | None
     system: str | None
-    images: tuple[str, ...]
+    films: tuple["NamedFilm", ...]
+
+
+class NamedFilm(NamedTuple):
+    """A film of a row.
+
+    Attributes:
+        names: one for each place in the row that names it.
+        role: of `prompts.ROLES`, or None.
+    """
+
+    names: tuple[str, ...]
+    role: str | None
 
 
 class _Picture(NamedTuple):
-    """The place of a film in a turn, and its name where the turn has it."""
+    """The place of a film in a turn, its name and its role where the turn has them."""
 
-    name: str | None
+    name: str | None = None
+    role: str | None = None
 
 
 class _Turn(NamedTuple):
     role: str
-    parts: tuple[str | _Picture, ...]  # as they follow each other
+    parts: tuple[str | _Picture, ...]  # as they follow each other, no text beside another
 
     @property
     def text(self) -> str:
-        return "\n".join(part for part in self.parts if isinstance(part, str)).strip()
+        return "".join(
+            IMAGE_MARK if isinstance(part, _Picture) else part for part in self.parts
+        ).strip()
 
     @property
     def pictures(self) -> list[_Picture]:
@@ -80,20 +97,20 @@ def parse_dialogue(record: dict[str, Any]) -> Dialogue:
     """
     turns = _find_turns(record)
     system, question, answer = _split_turns(turns)
-    prompt = _prompt_of(question)
-    if asks_nothing(prompt):
+    if asks_nothing(question.text):
         raise BadRowError(NO_PROMPT)
     if answer is not None and not answer.text:
         raise BadRowError("the assistant's turn is empty")
     for turn in (system, answer):
         if turn is not None and turn.pictures:
             raise BadRowError(f"a picture's place ({IMAGE_MARK}) in the {turn.role}'s turn")
-    names = [picture.name for picture in question.pictures if picture.name is not None]
+    films = _find_films(question, record)
+    prompt, films = _ask(question, films)
     dialogue = Dialogue(
         prompt=prompt,
         target=None if answer is None else answer.text,
         system=system.text or None if system is not None else None,
-        images=(*names, *_image_names(record)),
+        films=films,
     )
     for text in (prompt, dialogue.target, dialogue.system):
         check_text(text)
@@ -124,7 +141,7 @@ def _find_turns(record: dict[str, Any]) -> list[_Turn]:
         )
     first, *others = readings
     for other in others:
-        if readings[other] != readings[first]:
+        if _stripped(readings[other]) != _stripped(readings[first]):
             raise BadRowError(f"{first} and {other} say different things")
     turns = readings[first]
 
@@ -137,12 +154,27 @@ def _find_turns(record: dict[str, Any]) -> list[_Turn]:
         system = _Turn("system", _parse_text(record["system"]))
         if turns[0].role != "system":
             turns = [system, *turns]
-        elif turns[0] != system:
+        elif _stripped(turns[:1]) != _stripped([system]):
             raise BadRowError(f"system and the system turn of {first} say different things")
     for name in ("videos", "audios", "video", "audio"):
         if not is_absent(record.get(name)):
             raise BadRowError(f"{name}: only films are read")
     return turns
+
+
+def _stripped(turns: Sequence[_Turn]) -> list[_Turn]:
+    """Turns without the white space beside images and ends, in which schemas may differ."""
+    return [
+        _Turn(
+            role,
+            tuple(
+                part
+                for part in (part.strip() if isinstance(part, str) else part for part in parts)
+                if part != ""
+            ),
+        )
+        for role, parts in turns
+    ]
 
 
 def _read_plain_keys(record: dict[str, Any]) -> dict[str, list[_Turn]]:
@@ -153,7 +185,7 @@ def _read_plain_keys(record: dict[str, Any]) -> dict[str, list[_Turn]]:
         turns = _as_turns(record[question_key], "user", question_key)
         if more_key is not None and not is_absent(record.get(more_key)):
             more = _as_turns(record[more_key], "user", more_key)
-            turns = [_Turn("user", (*turns[0].parts, *more[0].parts))]
+            turns = [_Turn("user", _joined((*turns[0].parts, *more[0].parts)))]
         if answer_key is not None and not is_absent(record.get(answer_key)):
             turns = turns + _as_turns(record[answer_key], "assistant", answer_key)
         readings[question_key] = turns
@@ -209,7 +241,20 @@ def _parse_content(content: Any) -> tuple[str | _Picture, ...]:
         if not isinstance(part, dict):
             raise BadRowError("a part of a message is not an object")
         parts += _parse_part(part)
-    return tuple(parts)
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[str | _Picture]) -> tuple[str | _Picture, ...]:
+    """Parts of which no text stands beside another: those that did are lines of one."""
+    joined: list[str | _Picture] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        if isinstance(part, str) and isinstance(last, str):
+            texts = [text for text in (last.rstrip(), part.lstrip()) if text.strip()]
+            joined[-1] = "\n".join(texts) or last
+        else:
+            joined.append(part)
+    return tuple(joined)
 
 
 def _parse_part(part: dict[str, Any]) -> tuple[str | _Picture, ...]:
@@ -224,8 +269,8 @@ def _parse_part(part: dict[str, Any]) -> tuple[str | _Picture, ...]:
         keys = ("image", "image_url", "path", "url")
         names = [name for key in keys if key in given for name in names_in(given[key])]
         if len(set(names)) > 1:
-            raise BadRowError("several images in one row")
-        return (_Picture(names[0] if names else None),)
+            raise BadRowError("a part of a message names several images")
+        return (_Picture(names[0] if names else None, _role_of(part)),)
     raise BadRowError("a part of a message is neither text nor image")
 
 
@@ -235,8 +280,7 @@ def _parse_text(text: str) -> tuple[str | _Picture, ...]:
         parts = cut_at_marks(text)
     except UserError as error:
         raise BadRowError(str(error)) from None
-    stripped = (part if part is None else part.strip() for part in parts)
-    return tuple(_Picture(None) if part is None else part for part in stripped if part != "")
+    return tuple(_Picture() if part is None else part for part in parts)
 
 
 def _split_turns(turns: Sequence[_Turn]) -> tuple[_Turn | None, _Turn, _Turn | None]:
@@ -255,14 +299,17 @@ def _split_turns(turns: Sequence[_Turn]) -> tuple[_Turn | None, _Turn, _Turn | N
     raise BadRowError(f"{len(roles)} turns: a row is one question and its answer")
 
 
-def _prompt_of(question: _Turn) -> str:
-    """The user's text; the film may stand before it or after it, and ours always stands before."""
-    if len(question.pictures) > 1:
-        raise BadRowError(f"several images in one row ({len(question.pictures)} places for one)")
-    kinds = [isinstance(part, _Picture) for part in question.parts]
-    if True in kinds[1:-1]:
-        raise BadRowError(f"the place of the image ({IMAGE_MARK}) is in the middle of the text")
-    return question.text
+def _ask(question: _Turn, films: tuple[NamedFilm, ...]) -> tuple[str, tuple[NamedFilm, ...]]:
+    """The prompt, and the films in its order: it says which is which, unless it has their places."""
+    roles = [film.role for film in films if film.role is not None]
+    try:
+        in_order = prompts.sort_roles(roles) if roles else []
+        if roles and not question.pictures:
+            films = tuple(sorted(films, key=lambda film: in_order.index(film.role or "")))
+            return prompts.ask_of_roles(in_order, question.text), films
+        return prompts.mark_films(question.text, len(films)), films
+    except UserError as error:
+        raise BadRowError(str(error)) from None
 
 
 # ---- Names of films --------------------------------------------------------------------------------
@@ -291,12 +338,60 @@ def names_in(value: Any) -> list[str]:
     raise BadRowError("no image: what should name it is no name")
 
 
-def _image_names(record: dict[str, Any]) -> list[str]:
-    """The names beside the dialogue, under `image` and `images`."""
-    found = []
+def _find_films(question: _Turn, record: dict[str, Any]) -> tuple[NamedFilm, ...]:
+    """The films of a row, named in the question's turn, beside the dialogue (`image`, `images`), or in both."""
+    in_turn = question.pictures
+    lists = [[picture.name for picture in in_turn if picture.name is not None]]
+    if lists[0] and len(lists[0]) < len(in_turn):
+        raise BadRowError("an image of the turn has a name, and another has none")
+    # The roles that go with each list, if they stand there.
+    roles_of_lists = [[picture.role for picture in in_turn]]
     for key in ("image", "images"):
-        names = names_in(record.get(key))
-        if len(names) > 1:
-            raise BadRowError(f"several images in one row ({len(names)})")
-        found += names
-    return found
+        items = _items(record.get(key))
+        lists.append([name for item in items for name in names_in(item)])
+        roles_of_lists.append([_role_of(item) for item in items])
+    _, one, several = lists
+    # `image` may name the one of `images` that rows are known by.
+    if len(one) == 1 and len(several) > 1 and one[0] in several:
+        lists[1] = []
+    lists = [names for names in lists if names]
+    if len({len(names) for names in lists}) > 1:
+        counts = " and ".join(str(len(names)) for names in lists)
+        raise BadRowError(f"the keys of the row name {counts} images")
+    # Each film by the names that the lists have at its place.
+    films = list(zip(*lists, strict=True))
+    roles = next((roles for roles in roles_of_lists if any(roles)), [None] * len(films))
+    if any(roles) and (None in roles or len(roles) != len(films)):
+        raise BadRowError("an image has a role, and another has none")
+    return tuple(NamedFilm(names, role) for names, role in zip(films, roles, strict=True))
+
+
+def _items(value: Any) -> list[Any]:
+    if isinstance(value, list):
+        return [item for element in value for item in _items(element)]
+    return [] if is_absent(value) else [value]
+
+
+def _role_of(item: Any) -> str | None:
+    """The role that an object names, or the one of its view and when (both may be left out)."""
+    if not isinstance(item, dict):
+        return None
+    said = {key: item[key] for key in ("role", "view", "when") if not is_absent(item.get(key))}
+    if not all(isinstance(word, str) for word in said.values()):
+        raise BadRowError("the role, view or when of an image is not a text")
+    if not said:
+        return None
+    role = said.get("role", "").strip().lower()
+    if role and role not in prompts.ROLES:
+        raise BadRowError(f"the role of an image is none of {', '.join(prompts.ROLES)}")
+    view = views.view_of_text(said["view"]) if "view" in said else None
+    # What is not said follows from the role; without one a film is a current frontal.
+    when = said.get("when", prompts.ROLES[role].when if role else "current").strip().lower()
+    if when not in ("current", "prior"):
+        raise BadRowError('the when of an image is neither "current" nor "prior"')
+    if "view" in said and view not in (views.FRONTAL, views.LATERAL):
+        raise BadRowError("the view of an image is neither frontal nor lateral")
+    seen = prompts.Role(view or (prompts.ROLES[role].view if role else views.FRONTAL), when)
+    if role and prompts.ROLES[role] != seen:
+        raise BadRowError(f"the role of an image is {role}, its view or when another")
+    return next(name for name, meant in prompts.ROLES.items() if meant == seen)

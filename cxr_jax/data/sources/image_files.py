@@ -1,6 +1,8 @@
 """The file of each row of a manifest, below the image root."""
 
+import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
 from cxr_jax.errors import UserError
@@ -72,6 +74,36 @@ class ImageFinder:
                 self._check_one_name(candidate, parts)
                 return Path(candidate)
         raise BadNameError(f"image file not found: {name!r} below {self._root_name!r}")
+
+    def find_named(self, names: Sequence[str]) -> tuple[str, Path]:
+        """Find the file of an image that has a name in several keys of its row.
+
+        Returns:
+            The name relative to the root by which rows are known, the last one, and the file.
+
+        Raises:
+            BadNameError: as `find` does, and for names of different files.
+        """
+        # The last stands beside the dialogue: rows are known by that.
+        *others, image_name = (self._below_root(name) for name in names)
+        image_path = self.find(image_name)
+        for other in dict.fromkeys(others):
+            parts = split_name(other)
+            own_path = self.root.joinpath(*parts)
+            # Where folders are flattened, the same name in other folders is the same film.
+            is_same = own_path == image_path or (
+                parts[-1] == image_path.name and not own_path.is_file()
+            )
+            if not is_same:
+                raise BadNameError("the keys of the row name different files")
+        return image_name, image_path
+
+    def _below_root(self, name: str) -> str:
+        """The name relative to the root, where it is an absolute path below it."""
+        with contextlib.suppress(ValueError):
+            if name.startswith("/"):
+                return str(Path(name).relative_to(self.root.absolute()))
+        return name
 
     def _check_one_name(self, file: str, parts: tuple[str, ...]) -> None:
         other = self._names.setdefault(file, parts)

@@ -29,7 +29,7 @@ from cxr_jax.data.prompts import Conversation
 from cxr_jax.data.sources import patients, views
 from cxr_jax.data.sources.base import Batch, Indices
 from cxr_jax.data.sources.dialogue import parse_dialogue
-from cxr_jax.data.sources.image_files import BadNameError, ImageFinder, split_name
+from cxr_jax.data.sources.image_files import BadNameError, ImageFinder
 from cxr_jax.data.sources.policy import COMPLETE, LabelPolicy, may_be_named
 from cxr_jax.data.sources.rows import Row, Seen, conversations_of
 from cxr_jax.data.sources.unreadable import UnreadableFiles
@@ -70,7 +70,11 @@ def load_rows(manifest: str | Path, image_root: str | Path, repeats: str = "keep
 
 def _see_whole(rows: list[Row]) -> list[Row]:
     """Settle what no row tells by itself: which rows are one patient's, and which labels nobody was asked about."""
-    films = [patients.Film(row.id, row.patient, row.image_path) for row in rows]
+    # Rows that share a film are one patient's, whoever that is.
+    files = patients.join_files([row.image_paths for row in rows])
+    films = [
+        patients.Film(row.id, row.patient, file) for row, file in zip(rows, files, strict=True)
+    ]
     known, uncertain = (
         np.array([row.known for row in rows]),
         np.array([row.hedged for row in rows]),
@@ -95,13 +99,19 @@ def _solution_mask(rows: Sequence[Row]) -> np.ndarray:
 def _parse_row(record: dict[str, Any], finder: ImageFinder) -> Row:
     # In this order: a row is refused for the first of its problems.
     dialogue = parse_dialogue(record)
-    image_name, image_path = _find_image(dialogue.images, finder)
+    if not dialogue.films:
+        raise BadRowError("no image")
+    found = [finder.find_named(film.names) for film in dialogue.films]
+    image_name, paths = found[0][0], tuple(path for _, path in found)
+    # Nobody means to ask about one film as two.
+    if len(set(paths)) < len(paths):
+        raise BadRowError("two of the images are one file")
     truth = _parse_truth(record)
     identifier = _parse_id(record, image_name)
     names = (identifier, image_name)
     return Row(
         id=as_utf8(identifier),
-        image_path=image_path,
+        image_paths=paths,
         prompt=dialogue.prompt,
         target=dialogue.target,
         group=identifier,  # until all rows are seen
@@ -109,35 +119,9 @@ def _parse_row(record: dict[str, Any], finder: ImageFinder) -> Row:
         view=views.find_view(record, names),
         system=dialogue.system,
         former_group=patients.former_group(record, identifier),
+        roles=tuple(film.role for film in dialogue.films if film.role is not None),
         **truth._asdict(),
     )
-
-
-def _find_image(names: Sequence[str], finder: ImageFinder) -> tuple[str, Path]:
-    """The name and the file of a row's film, which several of its keys may name."""
-    if not names:
-        raise BadRowError("no image")
-    # Of several names the last, which stands beside the dialogue: rows are known by that.
-    *others, image_name = (_below_root(name, finder.root) for name in names)
-    image_path = finder.find(image_name)
-    for other in dict.fromkeys(others):
-        parts = split_name(other)
-        own_path = finder.root.joinpath(*parts)
-        # Where folders are flattened, the same name in other folders is the same film.
-        is_same = own_path == image_path or (
-            parts[-1] == image_path.name and not own_path.is_file()
-        )
-        if not is_same:
-            raise BadRowError("several images in one row: its keys name different files")
-    return image_name, image_path
-
-
-def _below_root(name: str, root: Path) -> str:
-    """The name relative to the root, where it is an absolute path below it."""
-    with contextlib.suppress(ValueError):
-        if name.startswith("/"):
-            return str(Path(name).relative_to(root.absolute()))
-    return name
 
 
 def _parse_id(record: dict[str, Any], image_name: str) -> str:
@@ -279,48 +263,56 @@ class FilesSource:
         return tuple(dict.fromkeys(row.prompt for row in self.rows))
 
     def image(self, index: int) -> np.ndarray:
-        """Read the image of a row, or take it from the cache: float32 [size, size] in 0..1.
+        """Read the first image of a row, see `images`."""
+        return self._image(self.rows[index].image_path)
+
+    def images(self, index: int) -> tuple[np.ndarray, ...]:
+        """Read the images of a row, or take them from the cache: float32 [size, size] in 0..1 each.
 
         Raises:
             UserError: for a file that cannot be read.
         """
-        path = self.rows[index].image_path
+        return tuple(map(self._image, self.rows[index].image_paths))
 
+    def _image(self, path: Path) -> np.ndarray:
         def decode() -> np.ndarray:
             film = images.read_image(path, self.renderer)
             if self.watch:
                 self.watch.look(path, film)
             return resize.fit(film.pixels, self.size)
 
-        return self.cache.get(self._cache_key(index), decode)
+        return self.cache.get(self._cache_key(path), decode)
 
-    def _cache_key(self, index: int) -> Hashable:
-        return self.rows[index].image_path, self.size, self.renderer
+    def _cache_key(self, path: Path) -> Hashable:
+        return path, self.size, self.renderer
 
-    def _read(self, index: int) -> tuple[int, np.ndarray]:
-        """Read the image of a row, or of the next one whose file can be read; tells which one it was.
+    def _read(self, index: int) -> tuple[int, tuple[np.ndarray, ...]]:
+        """Read the images of a row, or of the next one whose files can be read; tells which one it was.
 
         A function of the files alone: neither of what was read before nor of the rows beside it.
         """
         for distance in range(len(self.rows)):
             stand_in = (index + distance) % len(self.rows)
-            path = self.rows[stand_in].image_path
-            if path in self.unreadable:
-                continue
-            try:
-                image = self.image(stand_in)
-            except UserError as error:
-                self.unreadable.add(path, error)
-                continue
-            self._stand_ins[index] = stand_in
-            return stand_in, image
+            found = []
+            for path in self.rows[stand_in].image_paths:
+                if path in self.unreadable:
+                    break
+                try:
+                    found.append(self._image(path))
+                except UserError as error:
+                    self.unreadable.add(path, error)
+                    break
+            else:
+                self._stand_ins[index] = stand_in
+                return stand_in, tuple(found)
         raise UserError(
             f"{self.name}: not one of {len(self.rows)} rows has a film that can be read"
         )
 
-    def _read_all(self, indices: list[int]) -> list[tuple[int, np.ndarray]]:
+    def _read_all(self, indices: list[int]) -> list[tuple[int, tuple[np.ndarray, ...]]]:
         # Threads pay only where something has to be decoded.
-        any_absent = any(self._cache_key(index) not in self.cache for index in indices)
+        paths = (path for index in indices for path in self.rows[index].image_paths)
+        any_absent = any(self._cache_key(path) not in self.cache for path in paths)
         return loading.map_in_threads(self._read, indices, self.threads if any_absent else 1)
 
     def _stand_ins_of(self, indices: Indices) -> list[int]:
@@ -359,7 +351,7 @@ class FilesSource:
         rows = [self.rows[index] for index in indices]
         known, hedged = self.masks(indices)
         return {
-            "image": np.stack([image for _, image in read]),
+            "image": _stack([row_images for _, row_images in read], self.name),
             "solution": self.solutions(indices),
             "known": known,
             "hedged": hedged,
@@ -398,6 +390,15 @@ class FilesSource:
         return conversations_of(rows, self.name)
 
 
+def _stack(images_of_rows: Sequence[tuple[np.ndarray, ...]], name: str) -> np.ndarray:
+    """One image a row: [B, S, S]; n of each: [B, n, S, S]."""
+    counts = {len(row_images) for row_images in images_of_rows}
+    if len(counts) > 1:
+        raise UserError(f"{name}: rows of {min(counts)} and of {max(counts)} images in one batch")
+    stacked = np.stack([np.stack(row_images) for row_images in images_of_rows])
+    return stacked[:, 0] if counts == {1} else stacked
+
+
 # ---- Patients held out -----------------------------------------------------------------------------
 
 
@@ -424,7 +425,8 @@ def read_patients(manifest: str | Path) -> list[PatientOfRow]:
         with contextlib.suppress(BadRowError, patients.LostDigitsError):
             if isinstance(record, BadRowError):
                 continue
-            image_names = parse_dialogue(record).images
+            films = parse_dialogue(record).films
+            image_names = films[0].names if films else ()
             identifier = _parse_id(record, image_names[-1] if image_names else "")
             patient = patients.find_patient(record, [identifier, *image_names])
             found.append(PatientOfRow(patient, patients.former_group(record, identifier)))

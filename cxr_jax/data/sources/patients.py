@@ -135,6 +135,25 @@ class Film(NamedTuple):
     file: Hashable
 
 
+def join_files(files_of_rows: Iterable[Sequence[Hashable]]) -> list[Hashable]:
+    """Give each row one file that stands for it: the same for rows that share one, also by way of other rows."""
+    parents: dict[Hashable, Hashable] = {}
+
+    def top_of(file: Hashable) -> Hashable:
+        while (parent := parents.setdefault(file, file)) != file:
+            # Every other step is cut short, so that chains stay short.
+            parents[file] = parents[parent]
+            file = parents[parent]
+        return file
+
+    firsts = []
+    for files in files_of_rows:
+        for other in files[1:]:
+            parents[top_of(other)] = top_of(files[0])
+        firsts.append(files[0])
+    return [top_of(first) for first in firsts]
+
+
 def group_films(films: Sequence[Film]) -> list[str]:
     """Name the group of each film: its patient, under one of the spellings; without one, all rows of its file.
 

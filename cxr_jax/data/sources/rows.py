@@ -18,11 +18,11 @@ from cxr_jax.labels.taxonomy import CHEXPERT_14
 
 @dataclass(frozen=True)
 class Row:
-    """One image with its prompt and its truth."""
+    """One question about a film, or several, with its truth."""
 
     id: str
-    image_path: Path
-    prompt: str
+    image_paths: tuple[Path, ...]  # in the order in which the prompt asks about them
+    prompt: str  # with marks of their places, see `prompts.mark_films`
     solution: str  # positive labels in CheXpert order, ", " between them
     target: str | None  # the assistant's text, if the manifest has one
     known: tuple[bool, ...]  # of the 14: does the manifest say positive or negative?
@@ -36,6 +36,12 @@ class Row:
     system: str | None = None  # the text of a system turn, if the manifest has one
     former_group: str = ""  # what `group` was for runs of before (`patients.former_group`)
     times: int = 1  # rows of the manifest that say this, where each is read once (below)
+    roles: tuple[str, ...] = ()  # of the films (`prompts.ROLES`), if the manifest has them
+
+    @property
+    def image_path(self) -> Path:
+        """The film that the row is about: the first."""
+        return self.image_paths[0]
 
     @property
     def conversation(self) -> Conversation:
@@ -108,7 +114,7 @@ class Seen:
 
 
 def _question(row: Row) -> tuple:
-    return row.image_path, row.prompt, row.system
+    return row.image_paths, row.prompt, row.system
 
 
 def _content(row: Row) -> tuple:

@@ -254,7 +254,8 @@ def _warnings(name: str, rows: Sequence[manifest.Row], known_share: float) -> tu
         )
     groups_of_films: dict[Path, set[str]] = {}
     for row in rows:
-        groups_of_films.setdefault(row.image_path, set()).add(row.group)
+        for path in row.image_paths:
+            groups_of_films.setdefault(path, set()).add(row.group)
     if shared := sum(len(groups) > 1 for groups in groups_of_films.values()):
         warnings.append(
             f"warning: {name}: {shared:,} of {len(groups_of_films):,} films are listed under several patients, so one "

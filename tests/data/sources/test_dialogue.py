@@ -8,7 +8,7 @@ import pytest
 
 from cxr_jax.data.json_rows import BadRowError
 from cxr_jax.data.prompts import NO_PROMPT
-from cxr_jax.data.sources.dialogue import parse_dialogue
+from cxr_jax.data.sources.dialogue import NamedFilm, parse_dialogue
 
 ASK, SAY, FILM = (
     "Find abnormalities.",
@@ -76,8 +76,9 @@ def schemas(ask=ASK, film=FILM):
 @pytest.mark.parametrize("name", schemas())
 def test_every_schema_says_the_same(name):
     dialogue = parse_dialogue(schemas()[name])
-    assert dialogue == (ASK, SAY, None, dialogue.images)
-    assert set(dialogue.images) == {FILM}
+    assert dialogue == (ASK, SAY, None, dialogue.films)
+    [film] = dialogue.films
+    assert set(film.names) == {FILM} and film.role is None
 
 
 WITH_TEXT_ONLY = [
@@ -98,9 +99,8 @@ def test_the_mark_of_a_film_is_no_text_in_any_schema(name, form):
 
 
 REFUSED_MARKS = {
-    "places for one": "<image><image>{}",
-    "places for one ": "<image>{}<image>",
-    "middle of the text": "In <image> there is what? {}",
+    "2 places for an image (<image>), and 1": "<image><image>{}",
+    "2 places for an image (<image>), and 1 ": "<image>{}<image>",
     "no prompt": "<image>\n",
     "'<img>'": "<img>{}",
     "'</image>'": "<image></image>{}",
@@ -181,8 +181,9 @@ BAD_TURNS = {
     "a part of a message is not an object": [U | {"content": [3]}],
     "neither text nor image": [U | {"content": [{"type": "video", "video": "v"}]}],
     "has no text": [U | {"content": [{"type": "text", "text": None}]}],
-    "several images": [U | {"content": [{"image": "a.png"}, {"image": "b.png"}, "x"]}],
-    "middle of the text": [U | {"content": ["x", {"type": "image"}, "y"]}],
+    "name 2 and 1 images": [U | {"content": [{"image": "a.png"}, {"image": "b.png"}, "x"]}],
+    "names several images": [U | {"content": [{"image": "a.png", "path": "b.png"}, "x"]}],
+    "has a name, and another": [U | {"content": [{"image": "a.png"}, {"type": "image"}, "x"]}],
     "half a character": [U | {"content": "\ud83d"}],
 }
 
@@ -202,8 +203,25 @@ def test_turns_that_are_more_or_less_than_one_question_are_refused(reason):
 
 
 BAD_ROWS = {
-    "several images": {"messages": [U], "images": ["a.png", "b.png"]},
-    "several images ": {"messages": [U], "image": ["a.png", "a.png"]},
+    "name 1 and 2 images": {"messages": [U], "images": ["a.png", "b.png"], "image": "c.png"},
+    "name 2 and 3 images": {"messages": [U], "image": ["a", "b"], "images": ["a", "b", "c"]},
+    "1 places for an image (<image>), and 2 images": {
+        "messages": [U | {"content": "<image>x"}],
+        "images": ["a.png", "b.png"],
+    },
+    "an image has a role": {"messages": [U], "images": [{"path": "a", "role": "prior"}, "b"]},
+    "none of frontal, lateral": {"messages": [U], "images": [{"path": "a", "role": "left"}]},
+    "frontal is there 2 times": {
+        "messages": [U],
+        "images": [{"path": "a", "role": "frontal"}, {"path": "b", "view": "PA"}],
+    },
+    "its view or when another": {
+        "messages": [U],
+        "images": [{"path": "a", "role": "prior", "when": "current"}],
+    },
+    "neither frontal nor lateral": {"messages": [U], "images": [{"path": "a", "view": "LAO"}]},
+    'neither "current" nor': {"messages": [U], "images": [{"path": "a", "when": "2001"}]},
+    "is not a text": {"messages": [U], "images": [{"path": "a", "when": 3}]},
     "say different things": {"messages": [U], "conversations": llava("y", say=None), "image": FILM},
     "say different things ": {"prompt": "x", "query": "y", "image": FILM},
     "earlier turns": {"query": "x", "history": [["a", "b"]], "image": FILM},
@@ -220,3 +238,81 @@ def test_rows_that_say_two_things_or_none_are_refused(reason):
     with pytest.raises(BadRowError) as caught:
         parse_dialogue(BAD_ROWS[reason])
     assert reason.strip() in str(caught.value)
+
+
+# ---- Several films ---------------------------------------------------------------------------------------------
+
+TWO = ("a/b.png", "c.png")
+
+
+def two_films(ask):
+    """Name -> a row that asks `ask` about TWO."""
+    rows = {}
+    for name, row in schemas(ask).items():
+        if name in WITH_TEXT_ONLY:
+            films = [{"path": film, "bytes": None} for film in TWO] if "objects" in name else TWO
+            rows[name] = {key: value for key, value in row.items() if key != "image"}
+            rows[name]["images"] = list(films)
+    return rows
+
+
+@pytest.mark.parametrize(
+    "ask, prompt",
+    [
+        (ASK, "<image><image>" + ASK),
+        (f"<image>\n<image>\n{ASK}", "<image><image>" + ASK),
+        (f"<image> <image>{ASK} ", "<image><image>" + ASK),
+        ("New: <image>\nOld: <image> What?\n", "New: <image>\nOld: <image> What?"),
+        ("What? <image><image>", "What? <image><image>"),
+        ("<image> or <image>", "<image> or <image>"),
+    ],
+)
+def test_several_films_stand_where_a_row_marks_them_or_before_its_text(ask, prompt):
+    for name, row in two_films(ask).items():
+        dialogue = parse_dialogue(row)
+        assert dialogue[:3] == (prompt, SAY, None), name
+        assert dialogue.films == tuple(NamedFilm((film,), None) for film in TWO)
+        assert parse_dialogue(row | {"image": TWO[1]}).films == dialogue.films
+
+
+def test_films_in_the_parts_of_a_turn_are_where_they_stand():
+    content = [
+        {"type": "text", "text": "New: "},
+        {"type": "image", "image": "a.png"},
+        {"type": "text", "text": "."},
+        "Old: ",
+        {"type": "image_url", "image_url": {"url": "b.png"}},
+        "Which?",
+    ]
+    row = {"messages": messages(content)}
+    dialogue = parse_dialogue(row)
+    assert dialogue.prompt == "New: <image>.\nOld: <image>Which?"
+    assert [film.names for film in dialogue.films] == [("a.png",), ("b.png",)]
+    both = parse_dialogue(row | {"images": ["x/a.png", "x/b.png"]})
+    assert [film.names for film in both.films] == [("a.png", "x/a.png"), ("b.png", "x/b.png")]
+
+
+def test_roles_say_which_film_is_which_in_one_order():
+    given = [
+        {"path": "p.png", "role": "prior"},
+        {"path": "f.png", "view": "AP"},
+        {"path": "l.png", "view": "LL", "when": "current"},
+        {"path": "q.png", "view": "lateral", "when": "Prior"},
+    ]
+    named = "Current frontal: <image> Current lateral: <image> Prior frontal: <image> Prior lateral: <image>"
+    for films in itertools.permutations(given):
+        dialogue = parse_dialogue({"messages": messages(ASK), "images": list(films)})
+        assert dialogue.prompt == f"{named}\n{ASK}"
+        assert [film.names[0] for film in dialogue.films] == ["f.png", "l.png", "p.png", "q.png"]
+        assert [film.role for film in dialogue.films] == [
+            "frontal",
+            "lateral",
+            "prior",
+            "prior_lateral",
+        ]
+    alone = parse_dialogue({"messages": messages(ASK), "image": {"path": "f", "role": "frontal"}})
+    assert alone.prompt == f"Current frontal: <image>\n{ASK}"
+    # A row that has places for them keeps its words.
+    ask = "Old <image> and new <image>?"
+    marked = parse_dialogue({"messages": messages(ask), "images": given[:2]})
+    assert marked.prompt == ask and [film.role for film in marked.films] == ["prior", "frontal"]

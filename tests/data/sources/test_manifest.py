@@ -14,6 +14,7 @@ from cxr_jax.config.sections import DataConfig
 from cxr_jax.data import image_cache, images, radiograph, resize
 from cxr_jax.data.sources import label_table, manifest, patients, splits
 from cxr_jax.data.sources.rows import describe_repeats
+from cxr_jax.data.sources.unreadable import UnreadableFiles
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
 
@@ -90,9 +91,11 @@ BAD = {
     "a turn is not an object": grpo(conversations=["x", None, {"from": "human", "value": 3}]),
     "neither a text nor a list": grpo(conversations=[{"from": "human", "value": 3}]),
     "assistant's turn is empty": sft(text=" "),
-    "several images": sft(
-        messages=[{"role": "user", "content": [{"image": "a.png"}, {"image": "b.png"}]}]
+    "name 2 and 1 images": sft(
+        messages=[{"role": "user", "content": [{"image": "a.png"}, {"image": "b.png"}, "x"]}]
     ),
+    "two of the images are one file": grpo(image=None, images=["a.png", "a.png"], id="x"),
+    "image file not found ": grpo(image=None, images=["a.png", "missing.png"], id="x"),
     "no image": grpo(image=None, id="x"),
     "image file not found": grpo("missing.png"),
     "not a path relative": grpo("/etc/passwd"),
@@ -444,7 +447,7 @@ def test_one_film_that_two_keys_name(tmp_path, root):
         [row] = manifest.load_rows(write(tmp_path, sft(inner) | {"image": "deep/b.png"}), root)
         assert row.image_path == root / "b.png"
     for outer, inner in (("a.png", "b.png"), ("a.png", "sub/c.png")):
-        with pytest.raises(UserError, match="several images"):
+        with pytest.raises(UserError, match="different files"):
             manifest.load_rows(write(tmp_path, sft(inner) | {"image": outer}), root)
 
 
@@ -525,3 +528,75 @@ def test_rows_that_vanish_move_no_patient_across_the_split(tmp_path, root):
         )
         assert {row.group for row in held.rows} <= held_before
         assert not {row.group for row in train.rows} & held_before
+
+
+# ---- Several films a row ---------------------------------------------------------------------------------------
+
+
+def test_rows_of_several_films_give_all_of_them_in_order(tmp_path, root):
+    rows = manifest.load_rows(
+        write(
+            tmp_path,
+            grpo(image=None, images=["b.png", "sub/c.png"], id="x"),
+            grpo(
+                image=None,
+                images=[{"path": "a.png", "view": "lat"}, {"path": "b.png", "view": "PA"}],
+                id="y",
+            ),
+            grpo("a.png"),
+        ),
+        root,
+    )
+    both, study, single = rows
+    assert both.image_paths == (root / "b.png", root / "sub" / "c.png") and both.roles == ()
+    assert both.prompt == "<image><image>" + PROMPT
+    assert study.image_paths == (root / "b.png", root / "a.png")
+    assert study.roles == ("frontal", "lateral")
+    assert study.prompt == f"Current frontal: <image> Current lateral: <image>\n{PROMPT}"
+    # No patient is known: rows that share a film, by way of others too, are one group.
+    assert both.group == study.group == single.group
+    source = manifest.FilesSource(rows[:2], 56)
+    batch = source.batch([1, 0])
+    assert batch["image"].shape == (2, 2, 56, 56)
+    for row, index in enumerate((1, 0)):
+        for number, path in enumerate(rows[index].image_paths):
+            want = resize.fit(images.read_image(path).pixels, 56)
+            np.testing.assert_array_equal(batch["image"][row, number], want)
+    with pytest.raises(UserError, match="rows of 1 and of 2 images"):
+        manifest.FilesSource(rows, 56).batch([0, 2])
+
+
+def test_a_row_is_left_out_for_any_of_its_films(tmp_path, root, capsys):
+    (root / "sub" / "c.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
+    rows = manifest.load_rows(
+        write(
+            tmp_path,
+            grpo(image=None, images=["a.png", "sub/c.png"], id="x"),
+            grpo(image=None, images=["a.png", "b.png"], id="y"),
+        ),
+        root,
+    )
+    with pytest.raises(UserError, match="c.png"):
+        manifest.FilesSource(rows, 56).batch([0])
+    patient = manifest.FilesSource(rows, 56, unreadable=UnreadableFiles(1))
+    assert patient.batch([0, 1])["ids"] == ["y", "y"] and patient.readable([0, 1]) == [1]
+    assert capsys.readouterr().err.count("c.png") == 1
+
+
+def test_files_are_joined_by_rows_that_share_them():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        rows = [
+            [int(file) for file in rng.choice(30, rng.integers(1, 4), replace=False)]
+            for _ in range(rng.integers(1, 25))
+        ]
+        groups = [set(row) for row in rows]  # grown until nothing joins
+        for _ in rows:
+            groups = [
+                set().union(*(other for other in groups if other & group)) for group in groups
+            ]
+        tops = patients.join_files(rows)
+        assert all(top in group for top, group in zip(tops, groups, strict=True))
+        for one, top in zip(groups, tops, strict=True):
+            for other, other_top in zip(groups, tops, strict=True):
+                assert (top == other_top) == bool(one & other)
