@@ -5,8 +5,9 @@ string; the patterns of the reference reward stand below, for strings on the hos
 """
 
 import functools
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -103,20 +104,18 @@ class TokenBytes(NamedTuple):
     def from_tokenizer(
         cls, tokenizer: "PreTrainedTokenizerBase | tokenizers.Tokenizer"
     ) -> "TokenBytes":
-        """Make the table of a byte-level BPE tokenizer, as decode(ids, skip_special_tokens=True) reads it.
+        """Make the table of a BPE tokenizer, byte-level or of sentence pieces, as decode(ids, skip_special_tokens=True)
+        reads it.
 
         Args:
             tokenizer: a fast Hugging Face tokenizer, or one of `tokenizers`. Its special tokens stand for nothing,
                 other added tokens for their text.
 
         Raises:
-            UserError: for a tokenizer whose decoder is not byte-level, or that cannot write the four tags.
+            UserError: for a tokenizer whose decoder is neither, or that cannot write the four tags.
         """
         backend: Any = getattr(tokenizer, "backend_tokenizer", tokenizer)
-        if type(getattr(backend, "decoder", None)).__name__ != "ByteLevel":
-            raise UserError(
-                "the tokenizer's decoder is not byte-level: rewards cannot be read from its ids"
-            )
+        bytes_of_token = _reading_of(getattr(backend, "decoder", None))
         added = backend.get_added_tokens_decoder()
         special = {token_id for token_id, token in added.items() if token.special}
         vocab = backend.get_vocab(with_added_tokens=True)
@@ -124,7 +123,7 @@ class TokenBytes(NamedTuple):
         pieces = [b""] * (max(vocab.values(), default=-1) + 1)
         for token, token_id in vocab.items():
             if token_id not in special:
-                pieces[token_id] = _token_bytes(token)
+                pieces[token_id] = bytes_of_token(token)
         # A tag that is a special token, or out of the alphabet, would never be read.
         for tag in TAGS:
             token_ids = backend.encode(tag.decode(), add_special_tokens=False).ids
@@ -153,7 +152,39 @@ def _byte_of_char() -> dict[str, int]:
     return alphabet | {chr(256 + index): byte for index, byte in enumerate(moved)}
 
 
-def _token_bytes(token: str) -> bytes:
+def _reading_of(decoder: Any) -> Callable[[str], bytes]:
+    """The function from a token to its bytes that a decoder of `tokenizers` applies. Raises UserError if none is."""
+    parts = {} if decoder is None else json.loads(decoder.__getstate__())
+    if parts.get("type") == "ByteLevel":
+        return _bytes_of_byte_level
+    if parts == _SENTENCE_PIECES:
+        return _bytes_of_piece
+    raise UserError(
+        "the tokenizer's decoder is neither byte-level nor one of sentence pieces with bytes: rewards cannot be read "
+        "from its ids"
+    )
+
+
+# Of SentencePiece models as Gemma's: a mark stands for a space, and what is no piece is spelled in bytes.
+_SPACE_MARK = "\u2581"
+_SENTENCE_PIECES = {
+    "type": "Sequence",
+    "decoders": [
+        {"type": "Replace", "pattern": {"String": _SPACE_MARK}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ],
+}
+_BYTE_PIECE = re.compile("<0x([0-9A-Fa-f]{2})>")
+
+
+def _bytes_of_piece(token: str) -> bytes:
+    if byte := _BYTE_PIECE.fullmatch(token):
+        return bytes.fromhex(byte[1])
+    return token.replace(_SPACE_MARK, " ").encode()
+
+
+def _bytes_of_byte_level(token: str) -> bytes:
     """A token with any character outside the alphabet stands for its own UTF-8 bytes, as in the decoder."""
     table = _byte_of_char()
     if all(char in table for char in token):

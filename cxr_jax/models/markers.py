@@ -26,6 +26,7 @@ class Markers:
         end_of_text: behind it; ends an answer, too.
         padding: fills rows.
         never: beginnings of tokens that an answer never holds.
+        spells_bytes: whether what is no piece is spelled in tokens of one byte, "<0x0A>".
     """
 
     image: str
@@ -41,6 +42,7 @@ class Markers:
     end_of_text: str
     padding: str
     never: tuple[str, ...]
+    spells_bytes: bool = False
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -94,6 +96,7 @@ GEMMA = Markers(
         *("<image_soft_token>", "<start_of_image>", "<end_of_image>", "<start_of_turn>"),
         *("<bos>", "<pad>", "<mask>", "<unk>", "<unused", "[multimodal]"),
     ),
+    spells_bytes=True,
 )
 """Gemma 3's."""
 

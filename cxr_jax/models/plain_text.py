@@ -36,7 +36,10 @@ class _AddedTokens:
         # Of tokens that begin alike the longest is found, as in the tokenizer itself.
         in_order = sorted(added.items(), key=lambda item: -len(item[1].content))
         self.ids = [token_id for token_id, _ in in_order]
-        self.names = [token.content for _, token in in_order]
+        # Runs of spaces and of line ends are words like others to the tokenizers that have them.
+        self.spelled = {
+            token.content: token_id for token_id, token in in_order if token.content.strip()[1:]
+        }
         self.found = re.compile("|".join(f"({_pattern(token)})" for _, token in in_order) or "(?!)")
         self._backend = backend
 
@@ -69,10 +72,7 @@ def _added_tokens(tokenizer: Tokenizer) -> _AddedTokens:
 @functools.lru_cache(maxsize=16)
 def _spelling(tokenizer: Tokenizer, allowed: tuple[str, ...]) -> re.Pattern[str]:
     """The first character of each place where a token is spelled, overlapping ones included; group 1 is the token."""
-    # Runs of spaces are words like others to the tokenizers that have them.
-    names = [
-        name for name in _added_tokens(tokenizer).names if name.strip()[1:] and name not in allowed
-    ]
+    names = [name for name in _added_tokens(tokenizer).spelled if name not in allowed]
     spelled = "|".join(map(re.escape, names)) or "(?!)"
     return re.compile(f"(?=({spelled})).", re.DOTALL)
 
@@ -139,7 +139,7 @@ def encode_marked(tokenizer: Tokenizer, text: str, mark: str) -> list[int]:
     def add_plain(piece: str) -> None:
         plain_ids = added.plain.encode(piece.replace(mark, ""), add_special_tokens=False).ids
         # A vocabulary may hold a special token as a word, too.
-        if not set(plain_ids).isdisjoint(added.ids):
+        if not set(plain_ids).isdisjoint(added.spelled.values()):
             raise UserError("the tokenizer cannot write its special tokens as plain text")
         token_ids.extend(plain_ids)
 

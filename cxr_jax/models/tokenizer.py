@@ -235,6 +235,14 @@ def special_ids(tokenizer: Tokenizer, vocab_size: int = 0) -> dict[str, Any]:
     # Whichever the tokenizer has; models were trained with either.
     stop = tuple(vocab[token] for token in markers.stops if token in vocab)
     never = {vocab[token] for token in vocab if token.startswith(markers.never)}
+    if markers.spells_bytes:
+        # No text is written so, as the character is a token, too; and beside bytes that are none, decoding would lose
+        # it, while rewards read a tag.
+        never |= {
+            vocab[f"<0x{byte:02X}>"]
+            for byte in range(128)
+            if f"<0x{byte:02X}>" in vocab and chr(byte) in vocab
+        }
     unused = set(range(vocab_size)) - set(vocab.values())
     return {"stop": stop, "pad": vocab[markers.padding], "suppress": tuple(sorted(never | unused))}
 
