@@ -126,7 +126,7 @@ def _check_images(data: DataConfig) -> None:
     if data.source != "files":
         raise UserError(f"--check_images: config.data.source={data.source!r} has no files")
     if processes.is_main():
-        rows = manifest.load_rows(data.manifest, data.image_root, data.repeats)
+        rows = manifest.load_rows(data.manifest, data.image_root, data.repeats, data.images)
         paths = [path for row in rows for path in row.image_paths]
         found = unreadable.check_files(
             paths, limit=data.max_bad, threads=data.threads, gate=data.image_gate

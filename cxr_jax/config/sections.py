@@ -84,6 +84,7 @@ class DataConfig(_Section):
     reader_miss: float
     manifest: str
     image_root: str
+    images: str
     size: int
     max_pixels: int
     repeats: str

@@ -33,23 +33,28 @@ from cxr_jax.data.sources.image_files import BadNameError, ImageFinder
 from cxr_jax.data.sources.policy import COMPLETE, LabelPolicy, may_be_named
 from cxr_jax.data.sources.rows import Row, Seen, conversations_of
 from cxr_jax.data.sources.unreadable import UnreadableFiles
+from cxr_jax.data.studies import gather, order
 from cxr_jax.errors import UserError, as_utf8
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, find_label
 
 # ---- Manifest -> rows ------------------------------------------------------------------------------
 
 
-def load_rows(manifest: str | Path, image_root: str | Path, repeats: str = "keep") -> list[Row]:
+def load_rows(
+    manifest: str | Path, image_root: str | Path, repeats: str = "keep", images: str = ""
+) -> list[Row]:
     """Read every row of a manifest.
 
     Args:
         image_root: the folder below which images are looked for: by their path, then by their bare name.
         repeats: "keep", or "once" to leave out rows that say what one before them says (`sources.rows`).
+        images: `config.data.images`: what is asked about (`studies.gather`).
 
     Raises:
         UserError: naming `manifest:line` and the reason: not JSON, a missing field, an image that is missing or outside
             `image_root`, a label that is none of the 14, a repeated id, one film and question with two truths.
     """
+    roles = gather.parse_images(images)
     finder = ImageFinder(image_root)
     rows: list[Row] = []
     seen = Seen(repeats)
@@ -65,7 +70,7 @@ def load_rows(manifest: str | Path, image_root: str | Path, repeats: str = "keep
             raise UserError(f"{manifest}{line}: {reason}") from None
     if not rows:
         raise UserError(f"{manifest}: holds no rows")
-    return _see_whole(seen.counted(rows))
+    return gather.gather(_see_whole(seen.counted(rows)), roles)
 
 
 def _see_whole(rows: list[Row]) -> list[Row]:
@@ -117,6 +122,8 @@ def _parse_row(record: dict[str, Any], finder: ImageFinder) -> Row:
         group=identifier,  # until all rows are seen
         patient=patients.find_patient(record, names),
         view=views.find_view(record, names),
+        study=order.find_study(record, names),
+        taken=order.find_taken(record, names),
         system=dialogue.system,
         former_group=patients.former_group(record, identifier),
         roles=tuple(film.role for film in dialogue.films if film.role is not None),
@@ -439,10 +446,10 @@ def open_split(
     size: int = 224,
     seed: int = 0,
     *,
-    renderer: str = "voi",
     cache_mib: float = CACHE_MIB,
     threads: int = 0,
     repeats: str = "keep",
+    images: str = "",
     max_bad: int = 0,
     sides: patients.Sides = patients.NOT_DRAWN,
 ) -> tuple[FilesSource, FilesSource]:
@@ -453,7 +460,7 @@ def open_split(
     adding rows moves few of them.
 
     Args:
-        repeats: see `load_rows`.
+        repeats, images: see `load_rows`.
         max_bad: files that may be unreadable.
         sides: of a run whose rows, or the rules of splits, have changed since: no patient then changes sides.
 
@@ -462,7 +469,7 @@ def open_split(
     """
     # One of each, so that the limits hold for both together.
     cache, unreadable = ImageCache(cache_mib), UnreadableFiles(max_bad)
-    rows = load_rows(manifest, image_root, repeats)
+    rows = load_rows(manifest, image_root, repeats, images)
     if sides.patients_by == patients.FORMER:
         rows = [replace(row, group=row.former_group) for row in rows]
 
@@ -478,13 +485,7 @@ def open_split(
     def open_part(name: str, is_held_out: bool) -> FilesSource:
         part = [row for row in rows if (row.group in held_groups) == is_held_out]
         return FilesSource(
-            part,
-            size,
-            renderer=renderer,
-            name=f"files ({name})",
-            cache=cache,
-            threads=threads,
-            unreadable=unreadable,
+            part, size, name=f"files ({name})", cache=cache, threads=threads, unreadable=unreadable
         )
 
     return open_part("train", False), open_part("held out", True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from cxr_jax.data.json_rows import BadRowError
 from cxr_jax.data.prompts import Conversation, Message
 from cxr_jax.data.sources.policy import COMPLETE, LabelPolicy
+from cxr_jax.data.studies.order import Taken
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 
@@ -36,6 +37,8 @@ class Row:
     system: str | None = None  # the text of a system turn, if the manifest has one
     former_group: str = ""  # what `group` was for runs of before (`patients.former_group`)
     times: int = 1  # rows of the manifest that say this, where each is read once (below)
+    study: str | None = None  # as the manifest spells it, of its patient
+    taken: Taken = Taken()  # when the study was made, as far as the manifest tells
     roles: tuple[str, ...] = ()  # of the films (`prompts.ROLES`), if the manifest has them
 
     @property

@@ -24,6 +24,7 @@ from cxr_jax.data.sources.patients import (
 )
 from cxr_jax.data.sources.rows import describe_repeats
 from cxr_jax.data.sources.views import LATERAL, OTHER
+from cxr_jax.data.studies import gather
 from cxr_jax.errors import RunFailedError, UserError
 from cxr_jax.runtime import processes
 
@@ -153,6 +154,7 @@ def _file_splits(data_config: DataConfig, sides: Sides) -> Splits:
         cache_mib=data_config.cache_mib,
         threads=data_config.threads,
         repeats=data_config.repeats,
+        images=data_config.images,
         max_bad=data_config.max_bad,
         sides=sides,
     )
@@ -189,7 +191,12 @@ def _file_splits(data_config: DataConfig, sides: Sides) -> Splits:
         about=tuple(
             filter(
                 None,
-                (_describe_groups(rows, parts), f"labels: {label_policy}", describe_repeats(rows)),
+                (
+                    _describe_groups(rows, parts),
+                    f"labels: {label_policy}",
+                    gather.describe(rows),
+                    describe_repeats(rows),
+                ),
             )
         ),
         warnings=_warnings(data_config.manifest, rows, known_share),

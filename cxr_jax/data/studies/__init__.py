@@ -1,0 +1,1 @@
+"""Which films belong together: those of one study, and those of the study before it."""

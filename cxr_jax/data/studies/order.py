@@ -1,0 +1,118 @@
+"""Whose study a film is of, and when it was taken, as far as a table or a path says."""
+
+import contextlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from cxr_jax.data.sources.patients import LostDigitsError, clean_id
+from cxr_jax.data.sources.table import column_key
+
+# As `column_key` spells them, in the order in which they are asked.
+STUDY_COLUMNS = (
+    "studyid",
+    "study",
+    "studyinstanceuid",
+    "studyuid",
+    "accession",
+    "accessionnumber",
+    "anonaccession",
+    "reportid",
+)
+DATE_COLUMNS = ("studydate", "studydatetime", "examdate", "acquisitiondate", "contentdate", "date")
+TIME_COLUMNS = ("studytime", "examtime", "acquisitiontime", "contenttime", "time")
+# NIH's "Follow-up #", CheXpert Plus' patient_report_date_order.
+NUMBER_COLUMNS = (
+    "followup",
+    "followupnumber",
+    "patientreportdateorder",
+    "studynumber",
+    "studyorder",
+    "visit",
+    "visitnumber",
+)
+_STUDY_IN_PATH = (
+    re.compile(r"(?:^|/)(?P<id>study[ _-]?[0-9][0-9a-z.]*)(?=/)", re.IGNORECASE),  # CheXpert, BRAX
+    re.compile(r"(?:^|/)(?P<id>s\d{8})(?=[/_.])"),  # MIMIC-CXR
+)
+# CheXpert numbers the studies of a patient in their order; no other number in a path says when.
+_NUMBER_IN_PATH = re.compile(r"(?:^|/)patient[ _-]?\d+/study[ _-]?(\d{1,5})(?=/)", re.IGNORECASE)
+_DATE = re.compile(r"(\d{4})[-/.]?(\d{2})[-/.]?(\d{2})(?:[T ](\d{2}:?\d{2}.*))?(?:\.0)?")
+_NUMBER = re.compile(r"\d{1,6}(?:\.0+)?")
+_CLOCK_DIGITS = 6  # hours, minutes, seconds
+
+
+class Taken(NamedTuple):
+    """When a study was made, among those of its patient.
+
+    Attributes:
+        date: year, month, day as one text of digits, or "".
+        time: hours, minutes, seconds as one text of digits, or "".
+        number: of the study, or None.
+    """
+
+    date: str = ""
+    time: str = ""
+    number: int | None = None
+
+    def is_before(self, other: "Taken") -> bool:
+        """Tell whether this is known to be earlier: by dates if both have one, and of one day by times, else by
+        numbers."""
+        if self.date and other.date:
+            if self.date != other.date:
+                return self.date < other.date
+            if self.time and other.time:
+                return self.time < other.time
+        if self.number is None or other.number is None:
+            return False
+        return self.number < other.number
+
+
+def find_study(fields: Mapping[str, object], paths: Iterable[str]) -> str | None:
+    """Find the study of a row: the first usual column that is not blank, then the first path that names one.
+
+    Args:
+        fields: column or key -> its value, however they are spelt.
+        paths: the row's id, its image.
+
+    Returns:
+        An id, which may be one of its patient's alone (study1).
+    """
+    found = _by_column(fields, STUDY_COLUMNS)
+    if found:
+        return found
+    matches = (
+        pattern.search(path.replace("\\", "/")) for path in paths for pattern in _STUDY_IN_PATH
+    )
+    return next((match["id"] for match in matches if match), None)
+
+
+def find_taken(fields: Mapping[str, object], paths: Iterable[str]) -> Taken:
+    """Find when the study of a row was made; a date that is not year, month, day says nothing.
+
+    Args:
+        fields, paths: as for `find_study`.
+    """
+    date, clock = "", ""
+    said = _DATE.fullmatch(_by_column(fields, DATE_COLUMNS) or "")
+    if said:
+        date, clock = "".join(said.groups()[:3]), said[4] or ""
+    clock = clock or _by_column(fields, TIME_COLUMNS) or ""
+    # Fractions of a second are left out; a time that lost its leading zeros is too short to tell.
+    digits = re.sub(r"[^\d]", "", clock.partition(".")[0])
+    time = digits.ljust(_CLOCK_DIGITS, "0") if len(digits) in (4, _CLOCK_DIGITS) else ""
+    number = _by_column(fields, NUMBER_COLUMNS) or ""
+    if _NUMBER.fullmatch(number):
+        return Taken(date, time, int(number.partition(".")[0]))
+    in_paths = (_NUMBER_IN_PATH.search(path.replace("\\", "/")) for path in paths)
+    return Taken(date, time, next((int(match[1]) for match in in_paths if match), None))
+
+
+def _by_column(fields: Mapping[str, object], columns: tuple[str, ...]) -> str | None:
+    texts: dict[str, str] = {}
+    for name, value in fields.items():
+        # An id that a program has rounded may be that of another study: it says nothing.
+        with contextlib.suppress(LostDigitsError):
+            if (key := column_key(name)) in columns and (text := clean_id(value)):
+                texts[key] = text
+    return next((texts[key] for key in columns if key in texts), None)
