@@ -112,8 +112,8 @@ class Ours:
         special = {**ids, "stop": (-1,), "suppress": tuple(self.suppress)}
         if not args.side:  # the shipped step all the same, of no image
             grid, D = (1, 2, 2), self.model_config.text.hidden_size
-            network.vision = lambda params, model_config, pixels, grid, **kw: jnp.zeros(
-                (len(pixels), 1, D), kw["dtype"]
+            network.vision = lambda params, model_config, pixels, grid, **kw: network.Seen(
+                jnp.zeros((len(pixels), 1, D), kw["dtype"])
             )
         else:
             grid = self.grid

@@ -108,10 +108,10 @@ def main() -> None:
     settings = {"remat": options.remat, "dtype": options.dtype}
 
     def encode_packed(params: dict, pixels: jax.Array, packed: packing.Packing) -> jax.Array:
-        return tower_packed.forward(params, model_config, pixels, packed, **settings)
+        return tower_packed.forward(params, model_config, pixels, packed, **settings).tokens
 
     def encode_squares(params: dict, pixels: jax.Array) -> jax.Array:
-        return tower.forward(params, model_config, pixels, SQUARE, **settings)
+        return tower.forward(params, model_config, pixels, SQUARE, **settings).tokens
 
     for name, change in (("forward", lambda encode: encode), ("gradient", with_gradient)):
         ours = functools.partial(jax.jit(change(encode_packed)), params, pixels, packed)

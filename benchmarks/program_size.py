@@ -59,7 +59,7 @@ def tower_steps(settings: RunConfig, shapes: programs.Shapes) -> list[Callable]:
             shapes.grid,
             remat=settings.remat,
             dtype=shapes.trainable.dtype,
-        )
+        ).tokens
 
     def total(params: Tree, pixels: jax.Array) -> jax.Array:
         return encode(params, pixels).astype("float32").sum()

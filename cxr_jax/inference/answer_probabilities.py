@@ -296,7 +296,7 @@ class _Tree:
         rules = RuleState(
             of_chosen(children.places), of_chosen(children.named), branches.rules.left - 1
         )
-        embedded = network.embed(
+        embedded = network.embed_text(
             self.params,
             self.model_config,
             of_chosen(children.options)[:, None],
@@ -381,7 +381,7 @@ def _read(
         tokens: Array, first: jax.Array, count: jax.Array, keys: list, used_slots: Array
     ) -> tuple:
         positions = first[:, None] + jnp.arange(tokens.shape[1])
-        embedded = network.embed(params, model_config, tokens, dtype=dtype)
+        embedded = network.embed_text(params, model_config, tokens, dtype=dtype)
         return decoder.extend(
             params["text"],
             model_config.text,

@@ -23,6 +23,7 @@ from cxr_jax.inference.requests import (
     check_constraint,
     check_room,
 )
+from cxr_jax.models.network import Seen
 
 
 class Chat:
@@ -42,7 +43,7 @@ class Chat:
         self.messages = [] if system is None else [{"role": "system", "content": system}]
         self.computed: list[int] = []
         # Computed with the first question, and kept: another turn may have to read the image again.
-        self._features: np.ndarray | None = None
+        self._features: Seen | None = None
         # The tokens whose keys are on the device, and these.
         self._ids: list[int] = []
         self._keys: list | None = None

@@ -25,6 +25,7 @@ from cxr_jax.inference.requests import (
     Request,
     text_of,
 )
+from cxr_jax.models import network
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime.trees import Tree
 
@@ -102,17 +103,20 @@ class Prefix:
     opened: str
 
 
-def prefill(model: ReadyModel, request: Request, features: np.ndarray | None) -> Prefix:
-    """Compute a whole prompt; features [I, D] of its image or None."""
+def prefill(model: ReadyModel, request: Request, features: network.Seen | None) -> Prefix:
+    """Compute a whole prompt; features of its image, tokens [I, D], or None."""
     model_config, length = model.config, len(request.ids)
     slot_count = bucket(length)
     # Told before it is compiled, so that a log shows what takes the time.
     model.note("prefill", slot_count)
     positions = request.positions(model_config)
     # As many slots as tokens, with an image or without: one program a bucket.
-    padded_features = np.zeros((1, slot_count, model_config.text.hidden_size), model.dtype)
+    padded_features = _no_image(model, slot_count)
     if features is not None:
-        padded_features[0, : len(features)] = features
+        for slots, tokens in zip(
+            jax.tree.leaves(padded_features), jax.tree.leaves(features), strict=True
+        ):
+            slots[0, : len(tokens)] = tokens
     token_ids = np.array([request.ids], np.int32)
     batch = sampling.PromptBatch(
         padded(token_ids, slot_count, 1, model_config.pad_token_id),
@@ -123,6 +127,16 @@ def prefill(model: ReadyModel, request: Request, features: np.ndarray | None) ->
     device = sampling.prefill(model.params, model_config, batch, dtype=model.dtype)
     # One past the largest position, as `next_positions` has it for batches.
     return Prefix(device, length, int(positions.max()) + 1, request.mark(), request.opened)
+
+
+def _no_image(model: ReadyModel, slot_count: int) -> network.Seen:
+    """Zeros in the place of image tokens and taps [1, slots, D]."""
+    # As many as with an image: a prompt without one then runs the same program.
+    shape = 1, slot_count, model.config.text.hidden_size
+    taps = len(model.config.vision.tapped)
+    return network.Seen(
+        np.zeros(shape, model.dtype), tuple(np.zeros(shape, model.dtype) for _ in range(taps))
+    )
 
 
 def prefix_of(model: ReadyModel, request: Request) -> Prefix:
@@ -419,7 +433,7 @@ class _Prompts:
         # By content: one image under many prompts is encoded once.
         self.image_keys = [request.image_key() for request in requests]
         self.to_come = Counter(self.image_keys)
-        self.features: dict[Any, np.ndarray] = {}
+        self.features: dict[Any, network.Seen] = {}
         self.computed: dict[int, Prefix] = {}
 
     def of_turn(self, turn_samples: list[tuple[int, int]]) -> list[tuple[Prefix, int]]:

@@ -32,6 +32,7 @@ from cxr_jax.inference.requests import (
 )
 from cxr_jax.models import network, registry
 from cxr_jax.models.layers import UNROLL_UP_TO
+from cxr_jax.models.network import Seen
 from cxr_jax.models.network.config import Config
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime.trees import Array, Tree
@@ -44,8 +45,8 @@ _LOG = logging.getLogger(__name__)
 @functools.partial(jax.jit, static_argnames=("model_config", "grid", "dtype"))
 def encode_images(
     params: Tree, model_config: Config, pixels: Array, grid: tuple[int, int, int], dtype: DTypeLike
-) -> jax.Array:
-    """Run the vision tower, compiled, on images of one grid: [N, P, patch_dim] -> [N, I, D]."""
+) -> Seen:
+    """Run the vision tower, compiled, on images of one grid: [N, P, patch_dim] -> tokens [N, I, D]."""
     return network.vision(params, model_config, pixels, grid, dtype=dtype)
 
 
@@ -56,7 +57,7 @@ def _logits(
     input_ids: Array,
     mask: Array,
     positions: Array,
-    features: Array | None,
+    features: Seen | None,
     dtype: DTypeLike,
 ) -> jax.Array:
     hidden = network.hidden_states(
@@ -178,8 +179,8 @@ class Model:
 
     # ---- Arrays in, arrays out -----------------------------------------------------------------------------
 
-    def image_features(self, pixel_values: ArrayLike | None, image_grid_thw: Any) -> list:
-        """Compute the image tokens [t*h*w/4, D] of each image; images of one grid run together.
+    def image_features(self, pixel_values: ArrayLike | None, image_grid_thw: Any) -> list[Seen]:
+        """Compute the image tokens [t*h*w/4, D], and their taps, of each image; images of one grid run together.
 
         Args:
             pixel_values: [sum of t*h*w, patch_dim], all images' patches.
@@ -188,37 +189,33 @@ class Model:
         Raises:
             UserError: if the two disagree.
         """
-        grids, images = image_inputs.split_images(
-            pixel_values, image_grid_thw, self.config.vision.patch_dim
-        )
+        patch_dim = self.config.vision.patch_dim
+        grids, images = image_inputs.split_images(pixel_values, image_grid_thw, patch_dim)
         features: list = [None] * len(grids)  # in the order of the images
         for image_grid in dict.fromkeys(grids):
-            same_grid = [
-                image_index for image_index, other in enumerate(grids) if other == image_grid
-            ]
+            same_grid = [index for index, other in enumerate(grids) if other == image_grid]
             self.note("vision", (image_grid, len(same_grid)))
             # Images of one grid are one batch; every grid is a program of its own.
             stacked = np.stack([images[image_index] for image_index in same_grid])
             encoded = encode_images(self.params, self.config, stacked, image_grid, self.dtype)
             # To the host first: slices of a device array would each compile.
-            for image_index, image_tokens in zip(same_grid, np.asarray(encoded), strict=True):
-                features[image_index] = image_tokens
+            host = jax.tree.map(np.asarray, encoded)
+            for number, image_index in enumerate(same_grid):
+                features[image_index] = jax.tree.map(lambda array, i=number: array[i], host)
         return features
 
-    def _place(self, input_ids: np.ndarray, features: list) -> np.ndarray | None:
+    def _place(self, input_ids: np.ndarray, features: list[Seen]) -> Seen | None:
         """[B, I, D]: each row's image tokens in reading order, or None if there are none."""
         if not features:
             return None
         counts = (input_ids == self.config.image_token_id).sum(1)  # [B]
-        joined = np.concatenate(features)  # [tokens of all images, D]
-        if counts.sum() != len(joined):
-            raise UserError(
-                f"input_ids has {counts.sum()} image tokens, the images give {len(joined)}"
-            )
-        # Each row takes its own run of the joined tokens; beyond, any token will do.
-        first = np.cumsum(counts) - counts  # [B]
-        index = np.minimum(first[:, None] + np.arange(max(1, counts.max())), len(joined) - 1)
-        return joined[index]
+        joined = jax.tree.map(lambda *images: np.concatenate(images), *features)
+        given = len(joined.tokens)  # [tokens of all images, D]
+        if counts.sum() != given:
+            raise UserError(f"input_ids has {counts.sum()} image tokens, the images give {given}")
+        first = np.cumsum(counts) - counts  # [B]: each row's own run; beyond, any token will do
+        index = np.minimum(first[:, None] + np.arange(max(1, counts.max())), given - 1)
+        return jax.tree.map(lambda tokens: tokens[index], joined)
 
     def logits(
         self,

@@ -179,7 +179,9 @@ class ReadyModel(Protocol):
     def note(self, kind: str, shape: Hashable) -> None:
         """Count a program."""
 
-    def image_features(self, pixel_values: ArrayLike | None, image_grid_thw: Any) -> list:
+    def image_features(
+        self, pixel_values: ArrayLike | None, image_grid_thw: Any
+    ) -> list[network.Seen]:
         """Compute image tokens."""
 
     def prepare(self, image: Any) -> tuple[np.ndarray | None, tuple[int, int, int] | None]:

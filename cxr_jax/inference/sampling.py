@@ -31,7 +31,7 @@ from cxr_jax.inference.compaction import Rows
 from cxr_jax.inference.token_choice import Distribution, StepSettings, pick
 from cxr_jax.models import network
 from cxr_jax.models.attention import NEG
-from cxr_jax.models.network import decoder
+from cxr_jax.models.network import decoder, decoder_layers
 from cxr_jax.models.network.config import Config
 from cxr_jax.runtime.trees import Array, Tree
 
@@ -44,7 +44,7 @@ class PromptBatch(NamedTuple):
     input_ids: Array  # int [B, T]
     lengths: Array  # int [B]
     positions: Array  # int [3, B, T], see `network.positions`
-    image_features: Array | None = None  # [B, I, D]
+    image_features: network.Seen | None = None  # tokens [B, I, D]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ class _Loop:
     """The decode loop of one traced program: a model, and how it draws."""
 
     params: Tree
-    layers: list[Tree]  # of `decoder.decode_layers`
+    layers: list[Tree]  # of `decoder_layers.decode_layers`
     model_config: Config
     distribution: Distribution
     constraint: Any
@@ -160,7 +160,7 @@ class _Loop:
     def _advanced(self, rows: Rows, state: State, token: jax.Array, place: tuple | None) -> State:
         """The state after the token just written has gone through the model."""
         step = state.step
-        embedded = network.embed(
+        embedded = network.embed_text(
             self.params, self.model_config, token[:, None], dtype=self.settings.dtype
         )
         positions = jnp.broadcast_to((rows.start + step)[None, :, None], (3, len(rows.start), 1))
@@ -233,7 +233,7 @@ def _generate(
     # ---- Its completions together ----
     loop = _Loop(
         params=params,
-        layers=decoder.decode_layers(params["text"], model_config.text),
+        layers=decoder_layers.decode_layers(params["text"], model_config.text),
         model_config=model_config,
         distribution=Distribution(temperature, settings.top_k, settings.top_p),
         constraint=constraint,
@@ -314,7 +314,7 @@ def _ids(given: Iterable[int] | None, default: Iterable[int]) -> tuple[int, ...]
 def sample_completions(
     params: Tree,
     model_config: Config,
-    features: jax.Array,
+    features: network.Seen,
     prompts: Mapping[str, Any],
     special: Mapping[str, Any],
     *,
@@ -326,7 +326,7 @@ def sample_completions(
     """`generate` for prompts as from `Prompts.encode`, one image each.
 
     Args:
-        features: [B, I, D]; the computation takes their type, here and in `completion_log_probs`.
+        features: tokens [B, I, D]; the computation takes their type, here and in `completion_log_probs`.
         special: of `tokenizer.special_ids`.
     """
     # Positions reach over the completion, too; the prefill takes those of the prompt alone.
@@ -341,7 +341,7 @@ def sample_completions(
         stop_ids=special["stop"],
         suppress_ids=special["suppress"],
     )
-    return generate(params, model_config, batch, settings, keys=keys, dtype=features.dtype)
+    return generate(params, model_config, batch, settings, keys=keys, dtype=features.tokens.dtype)
 
 
 # ---- The same in pieces ------------------------------------------------------------------------------------
@@ -386,7 +386,7 @@ def extend(
         used: int [1]; used + tokens.lengths <= room.
         tokens: those that follow, [1, E], without images.
     """
-    embedded = network.embed(params, model_config, tokens.input_ids, dtype=dtype)
+    embedded = network.embed_text(params, model_config, tokens.input_ids, dtype=dtype)
     last, new = decoder.extend(
         params["text"], model_config.text, embedded, tokens.positions, tokens.lengths, keys, used
     )
@@ -414,7 +414,7 @@ def append(keys: list, used: Array, own_keys: list, *, room: int) -> list:
 
 
 def decode_layers(params: Tree, model_config: Config) -> list[Tree]:
-    """Make `decoder.decode_layers` once for many calls of `decode`."""
+    """Make `decoder_layers.decode_layers` once for many calls of `decode`."""
     layers = params["text"]["layers"]
     # Layers that lie apart already (CPU) are used as they are.
     return layers if isinstance(layers, list) else _decode_layers(params["text"], model_config)
@@ -422,7 +422,7 @@ def decode_layers(params: Tree, model_config: Config) -> list[Tree]:
 
 @functools.partial(jax.jit, static_argnames="model_config")
 def _decode_layers(text: Tree, model_config: Config) -> list[Tree]:
-    return decoder.decode_layers(text, model_config.text)
+    return decoder_layers.decode_layers(text, model_config.text)
 
 
 @functools.partial(jax.jit, static_argnames=("model_config", "room", "dtype"))

@@ -114,7 +114,7 @@ class MLP(nnx.Module):
 
 
 class FusedMLP(nnx.Module):
-    """MLP without biases whose gate and up kernels lie side by side (see `decoder.fuse`)."""
+    """MLP without biases whose gate and up kernels lie side by side (see `decoder_layers.fuse`)."""
 
     def __init__(self, width: int, inner_width: int, *, rngs: nnx.Rngs) -> None:
         """Draw fresh kernels, only for their shapes."""
@@ -123,7 +123,7 @@ class FusedMLP(nnx.Module):
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Compute [..., size] -> [..., size]."""
-        # One product in place of two; halves in the order in which `decoder.fuse` put them.
+        # One product in place of two; halves in the order in which `decoder_layers.fuse` put them.
         gate, up = jnp.split(self.gate_up(inputs), 2, axis=-1)
         return self.down(jax.nn.silu(gate) * up)
 

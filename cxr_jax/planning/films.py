@@ -120,16 +120,18 @@ class FilmReading:
         import jax
 
         from cxr_jax.inference import sampling
+        from cxr_jax.models import network
 
         def prefill(params: Tree, prompts: Any) -> Any:
             return sampling.prefill(params, self.model_config, prompts, dtype=self.dtype)
 
         slots = self.slot_count
+        tokens = abstract_array((1, slots, self.model_config.text.hidden_size), self.dtype)
         arrays: list[Any] = [
             abstract_array((1, slots), "int32"),
             abstract_array((1,), "int32"),
             abstract_array((3, 1, slots), "int32"),
-            abstract_array((1, slots, self.model_config.text.hidden_size), self.dtype),
+            network.Seen(tokens, (tokens,) * len(self.model_config.vision.tapped)),
         ]
         prompts = sampling.PromptBatch(*arrays)
         arguments = {"parameters": params, "batch": prompts}

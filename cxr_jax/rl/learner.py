@@ -171,7 +171,7 @@ class _Learner:
 
     # ---- What a part costs and says ----
 
-    def image_features(self, model: Tree, part: Tree) -> jax.Array:
+    def image_features(self, model: Tree, part: Tree) -> network.Seen:
         return network.vision(
             model,
             self.model_config,
@@ -181,7 +181,7 @@ class _Learner:
             dtype=self.trainable.dtype,
         )
 
-    def score_part(self, model: Tree, features: jax.Array, part: Tree) -> dict[str, jax.Array]:
+    def score_part(self, model: Tree, features: network.Seen, part: Tree) -> dict[str, jax.Array]:
         """{"log_probs", "entropy"} [P, G, C] of a part's completions."""
         log_probs, entropy = completion_log_probs(
             model,
@@ -240,7 +240,7 @@ class _Learner:
         """
         tower, rest = split_tower(train)
 
-        def encode(tower: Tree) -> jax.Array:
+        def encode(tower: Tree) -> network.Seen:
             model = self.trainable.merge(join_trees(tower, rest), frozen)["model"]
             return self.image_features(model, part)
 
@@ -249,7 +249,7 @@ class _Learner:
         if reference is not None:
             inputs["reference_features"] = self.image_features(reference, part)
 
-        def loss(rest: Tree, features: jax.Array, part: Tree) -> tuple[jax.Array, Tree]:
+        def loss(rest: Tree, features: network.Seen, part: Tree) -> tuple[jax.Array, Tree]:
             train = join_trees(tower, rest)
             part = {**part, "features": features}
             return self.part_loss(train, frozen, reference, part, totals)

@@ -110,7 +110,7 @@ class _Steps:
     locate_weight: float
     remat: str
 
-    def image_features(self, params: Tree, part: Tree) -> jax.Array:
+    def image_features(self, params: Tree, part: Tree) -> network.Seen:
         return network.vision(
             params["model"],
             self.model_config,
@@ -120,9 +120,9 @@ class _Steps:
             dtype=self.trainable.dtype,
         )
 
-    def located(self, params: Tree, features: jax.Array, part: Tree) -> jax.Array:
+    def located(self, params: Tree, features: network.Seen, part: Tree) -> jax.Array:
         """A part's share of the located loss."""
-        loss = locate_loss(params["locate"], features, part["regions"], part["severity"])
+        loss = locate_loss(params["locate"], features.tokens, part["regions"], part["severity"])
         return loss / self.micro_batches
 
     def locate_only(

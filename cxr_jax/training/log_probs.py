@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from cxr_jax.models import network
+from cxr_jax.models.network import Seen
 from cxr_jax.models.network.config import Config
 from cxr_jax.runtime import sharding
 from cxr_jax.runtime.batch_rows import row_shards
@@ -25,7 +26,7 @@ def output_head(params: Tree, model_config: Config) -> jax.Array:
 def completion_log_probs(
     params: Tree,
     model_config: Config,
-    features: jax.Array,
+    features: Seen,
     prompts: Tree,
     completions: jax.Array,
     mask: jax.Array,
@@ -40,7 +41,7 @@ def completion_log_probs(
     The image is encoded once a prompt, by the caller; its gradient sums over the G completions.
 
     Args:
-        features: [P, I, D], image tokens, one image a prompt.
+        features: tokens [P, I, D], one image a prompt; their type is that of the computation.
         prompts: as from `Prompts.encode`.
         completions: int [P, G, C].
         mask: bool [P, G, C], False after the end.
@@ -67,7 +68,7 @@ def completion_log_probs(
 def completion_loss(
     params: Tree,
     model_config: Config,
-    features: jax.Array,
+    features: Seen,
     batch: Tree,
     total: jax.Array,
     *,
@@ -98,7 +99,7 @@ def completion_loss(
 def _hidden_by_row(
     params: Tree,
     model_config: Config,
-    features: jax.Array,
+    features: Seen,
     prompts: Tree,
     completions: jax.Array,
     mask: jax.Array,
@@ -114,10 +115,12 @@ def _hidden_by_row(
     ids = jnp.put_along_axis(ids, slots, completions.reshape(P * G, C), axis=1, inplace=False)
     room = jnp.arange(width + C)[None]
     is_token = room < (lengths + mask.reshape(P * G, C).sum(axis=1))[:, None]
-    row_features = jnp.repeat(features, G, axis=0)
-    hidden = network.embed(params, model_config, ids, row_features, dtype=features.dtype)
+    # Rows of a group have the same image; the type of its tokens is that of the computation.
+    row_features = jax.tree.map(lambda tokens: jnp.repeat(tokens, G, axis=0), features)
+    dtype = features.tokens.dtype
+    embedded = network.embed(params, model_config, ids, row_features, dtype=dtype)
     positions = jnp.repeat(prompts["positions"], G, axis=1)
-    hidden = network.decode_full(params, model_config, hidden, positions, is_token, remat=remat)
+    hidden = network.decode_full(params, model_config, embedded, positions, is_token, remat=remat)
     # What predicts a token stands one slot before it.
     return jnp.take_along_axis(hidden, (slots - 1)[:, :, None], axis=1)
 
@@ -125,7 +128,7 @@ def _hidden_by_row(
 def _hidden_by_group(
     params: Tree,
     model_config: Config,
-    features: jax.Array,
+    features: Seen,
     prompts: Tree,
     completions: jax.Array,
     mask: jax.Array,
@@ -138,15 +141,16 @@ def _hidden_by_group(
     slots = lengths[:, None] + jnp.arange(C - 1)
     slot_positions = jnp.take_along_axis(prompts["positions"], slots[None], axis=2)
     completion_positions = jnp.repeat(slot_positions, G, axis=1)
+    dtype = features.tokens.dtype
     prompt_hidden, completion_hidden = network.decode_group(
         params,
         model_config,
-        network.embed(params, model_config, prompts["ids"], features, dtype=features.dtype),
+        network.embed(params, model_config, prompts["ids"], features, dtype=dtype),
         prompts["positions"][:, :, :width],
         lengths,
         # The last token of a completion predicts none.
-        network.embed(
-            params, model_config, completions.reshape(P * G, C)[:, :-1], dtype=features.dtype
+        network.embed_text(
+            params, model_config, completions.reshape(P * G, C)[:, :-1], dtype=dtype
         ),
         completion_positions,
         remat=remat,

@@ -23,6 +23,7 @@ from cxr_jax.inference import (
 )
 from cxr_jax.inference import model as inference_model
 from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.models import network
 
 # Arguments
 
@@ -230,8 +231,8 @@ def test_buckets_bound_the_vision_programs(model, monkeypatch):
     for grids in image_inputs.GRIDS:
         made = inference_model.Model(CFG, {}, grids=grids)
         made.pixel_limits = (3136, 400 * 400)
-        blind = lambda params, model_config, pixels, grid, dtype: jnp.zeros(
-            (1, np.prod(grid) // 4, 32)
+        blind = lambda params, model_config, pixels, grid, dtype: network.Seen(
+            jnp.zeros((1, np.prod(grid) // 4, 32))
         )
         monkeypatch.setattr(
             inference_model, "encode_images", jax.jit(blind, static_argnums=(1, 3, 4))

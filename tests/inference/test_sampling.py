@@ -66,13 +66,20 @@ def batch(rows: int):
     return {
         "input_ids": ids,
         "lengths": lengths,
-        "image_features": features,
+        "image_features": network.Seen(features),
         "positions": network.positions(CFG, ids, GRID, mask),
     }
 
 
 def pick(b, rows):
-    return {k: v[:, rows] if k == "positions" else v[rows] for k, v in b.items()}
+    return {
+        k: v[:, rows] if k == "positions" else jax.tree.map(lambda x: x[rows], v)
+        for k, v in b.items()
+    }
+
+
+def repeated(tree, n):
+    return jax.tree.map(lambda x: np.repeat(x, n, 0), tree)
 
 
 def run(params, b, **kw):
@@ -101,9 +108,7 @@ def rescored(params, b, out, n: int):
     mask = np.arange(T + N) < (lengths + out["lengths"])[:, None]
     # Padding after the end reads as text; grids are as in the prompt.
     positions = network.positions(CFG, ids, GRID, mask)
-    logits = np.asarray(
-        all_logits(params, ids, positions, mask, np.repeat(b["image_features"], n, 0))
-    )
+    logits = np.asarray(all_logits(params, ids, positions, mask, repeated(b["image_features"], n)))
     return np.take_along_axis(logits, where[..., None] - 1, 1)
 
 
@@ -298,12 +303,13 @@ def test_group_forward_equals_separate_rows(params):
         return network.decode_group(p, CFG, h, b["positions"], b["lengths"], x, own_positions)[1]
 
     def flat(p, x):
-        h = jnp.repeat(network.embed(p, CFG, b["input_ids"], b["image_features"]), n, 0)
+        h = network.embed(p, CFG, b["input_ids"], b["image_features"]).hidden
+        h = jnp.repeat(h, n, 0)
         h = jnp.pad(h, ((0, 0), (0, C), (0, 0)))
         h = jax.vmap(lambda a, i, v: a.at[i].set(v))(h, where, x)
         mask = np.arange(T + C) < (lengths + C)[:, None]
         return jnp.take_along_axis(
-            network.decode_full(p, CFG, h, positions, mask), where[..., None], 1
+            network.decode_full(p, CFG, network.Embedded(h), positions, mask), where[..., None], 1
         )
 
     values, grads = [], []

@@ -181,7 +181,7 @@ def test_the_tower_of_a_large_film_trains_as_that_of_a_small_one(blocks, monkeyp
 
     def trained(remat):
         def loss(params):
-            features = tower.forward(params, config, films, (1, 4, 8), remat=remat)
+            features = tower.forward(params, config, films, (1, 4, 8), remat=remat).tokens
             return (features * normal(*features.shape, seed=4)).sum(), features
 
         (_, features), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
@@ -224,7 +224,8 @@ def test_a_full_size_film_makes_no_array_of_scores(model_config, train):
     params = shapes_of(model_config)
 
     def features(params, pixels):
-        return network.vision(params, model_config, pixels, FILM, remat="full" if train else "none")
+        remat = "full" if train else "none"
+        return network.vision(params, model_config, pixels, FILM, remat=remat).tokens
 
     def gradient(params, pixels):
         return jax.grad(lambda params: features(params, pixels).sum())(params)
@@ -246,13 +247,16 @@ def test_a_prompt_with_a_full_size_film_makes_no_array_of_scores(train):
     params = shapes_of(PHANTOM)
 
     def prefill(params, hidden, positions):
-        return decoder.prefill(params["text"], text, hidden, positions, np.array([T - 9]))[0].sum()
+        embedded = network.Embedded(hidden)
+        return decoder.prefill(params["text"], text, embedded, positions, np.array([T - 9]))[
+            0
+        ].sum()
 
     def group(params, hidden, positions):
         prompts, own = decoder.forward_group(
             params["text"],
             text,
-            hidden,
+            network.Embedded(hidden),
             positions,
             jnp.array([T]),
             jnp.zeros((2, 512, text.hidden_size)),

@@ -22,7 +22,7 @@ from cxr_jax.inference import model as inference_model
 from cxr_jax.inference import sampling
 from cxr_jax.models import layers, lora, network
 from cxr_jax.models.lora import Lora
-from cxr_jax.models.network import decoder
+from cxr_jax.models.network import decoder_layers
 from cxr_jax.models.network.config import Config, TextConfig, VisionConfig
 from cxr_jax.models.qwen2_5_vl import hf_table
 from cxr_jax.runtime import trees
@@ -321,7 +321,7 @@ def test_decoding_with_adapters(params, adapters):
     run = lambda p: sampling.generate(
         p,
         CFG,
-        sampling.PromptBatch(IDS, LENGTHS, positions, features),
+        sampling.PromptBatch(IDS, LENGTHS, positions, network.Seen(features)),
         sampling.SamplingSettings(max_new_tokens=8, temperature=0),
     )
     joined = lora.join(params, part, some)
@@ -335,10 +335,13 @@ def test_decoding_does_not_round_adapters_into_narrow_kernels(params, adapters):
     """A step of 1e-6 would vanish in a bfloat16 kernel: the sampler would not be the learner."""
     tiny = jax.tree.map(lambda x: 1e-3 * x, adapters)
     narrow = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params)
-    layers_ = decoder.decode_layers(lora.join(narrow, tiny, ALL)["text"], CFG.text)
+    layers_ = decoder_layers.decode_layers(lora.join(narrow, tiny, ALL)["text"], CFG.text)
     assert "lora_b" in layers_[0]["attn"]["q"] and "lora_b" in layers_[-1]["mlp"]["down"]
-    assert "qkv" in decoder.decode_layers(narrow["text"], CFG.text)[0]["attn"]
-    assert "qkv" in decoder.decode_layers(lora.join(params, tiny, ALL)["text"], CFG.text)[0]["attn"]
+    assert "qkv" in decoder_layers.decode_layers(narrow["text"], CFG.text)[0]["attn"]
+    assert (
+        "qkv"
+        in decoder_layers.decode_layers(lora.join(params, tiny, ALL)["text"], CFG.text)[0]["attn"]
+    )
 
 
 # --- PEFT's format -------------------------------------------------------------------------------------

@@ -164,7 +164,7 @@ def program(encode, is_trained):
 @functools.lru_cache
 def exact_program(pattern, grid, is_trained):
     def encode(params, pixels):
-        return tower.forward(params, config_of(pattern), pixels[None], grid)[0]
+        return tower.forward(params, config_of(pattern), pixels[None], grid).tokens[0]
 
     return program(encode, is_trained)
 
@@ -172,7 +172,7 @@ def exact_program(pattern, grid, is_trained):
 @functools.lru_cache
 def packed_program(pattern, is_trained=True, remat="none"):
     def encode(params, pixels, packed):
-        return tower_packed.forward(params, config_of(pattern), pixels, packed, remat=remat)
+        return tower_packed.forward(params, config_of(pattern), pixels, packed, remat=remat).tokens
 
     return program(encode, is_trained)
 

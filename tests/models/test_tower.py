@@ -54,7 +54,7 @@ def block_by_block(params, model_config, pixels):
         seen = ((1, frame),) if index in model_config.fullatt_block_indexes else segments
         hidden = run_block(own, hidden, np.cos(angles), np.sin(angles), seen)
     tokens = layers.apply(layers.graph(tower.Merger, model_config), params["merger"], hidden)
-    return tokens[:, inverse]
+    return tower.Seen(tokens[:, inverse])
 
 
 def test_what_repeats_and_what_is_left_over_are_all_blocks():
@@ -102,7 +102,7 @@ def test_gradients_of_a_scanned_tower_are_those_block_by_block(monkeypatch, pixe
     params = tower.init_params(model_config, jax.random.key(0))
 
     def loss(params, encode):
-        return jnp.sum(jnp.sin(encode(params)))
+        return jnp.sum(jnp.sin(encode(params).tokens))
 
     want = jax.grad(loss)(params, lambda params: block_by_block(params, model_config, pixels))
     monkeypatch.setattr(layers, "UNROLL_UP_TO", 0)
@@ -116,7 +116,7 @@ def products(model_config, differentiated):
     """How many matrix products the tower's program writes out."""
 
     def encode(params, pixels):
-        return tower.forward(params, model_config, pixels, GRID).sum()
+        return tower.forward(params, model_config, pixels, GRID).tokens.sum()
 
     params = jax.eval_shape(lambda: tower.init_params(model_config, jax.random.key(0)))
     pixels = jax.ShapeDtypeStruct((1, GRID[1] * GRID[2], model_config.patch_dim), "float32")

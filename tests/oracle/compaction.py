@@ -77,7 +77,7 @@ def main() -> None:
                 k: v[:, p : p + 1] if k == "positions" else v[p : p + 1]
                 for k, v in batch["prompts"].items()
             }
-            alone = sample(features[p : p + 1], one, keys[r : r + 1], 1)
+            alone = sample(network.Seen(features.tokens[p : p + 1]), one, keys[r : r + 1], 1)
             n = int(together["lengths"][r])
             tokens += n
             same = together["tokens"][r] == alone["tokens"][0]
@@ -90,7 +90,7 @@ def main() -> None:
                     trace(
                         params,
                         model_config,
-                        features[p : p + 1],
+                        network.Seen(features.tokens[p : p + 1]),
                         one,
                         keys[r],
                         together,

@@ -127,7 +127,11 @@ def compare(case: cases.Case, m: model.Model, ref: dict, loop: bool) -> Result:
     moved = (positions != ref["positions"]).sum() + (grown != ref["grown_positions"]).sum()
 
     features = m.image_features(*images) if len(case.grids) else []
-    seen = ratio(np.concatenate(features), ref["features"]) if features else 0.0
+    seen = (
+        ratio(np.concatenate([image.tokens for image in features]), ref["features"])
+        if features
+        else 0.0
+    )
     logits, keep = m.logits(ids, *images, attention_mask=mask), mask.astype(bool)
     spread = ref["logits"][keep].std()
 

@@ -159,7 +159,8 @@ def shared(case: Case, data):
     def part_loss(params, part, totals):
         flat = part["pixels"].reshape(-1, *part["pixels"].shape[2:])
         features = network.vision(params, case.model_config, flat, GRID, remat=case.remat)
-        features = features.reshape(len(part["tokens"]), -1, features.shape[-1])
+        width = case.model_config.text.hidden_size
+        features = network.Seen(features.tokens.reshape(len(part["tokens"]), -1, width))
         logp, _ = log_probs.completion_log_probs(
             params,
             case.model_config,
@@ -351,7 +352,8 @@ def check_sharded(seed: int, devices: int) -> list[tuple[float, float]]:
         def loss(params):
             flat = data["pixels"].reshape(-1, *data["pixels"].shape[2:])
             features = network.vision(params, c.model_config, flat, GRID, remat=c.remat)
-            features = features.reshape(len(data["tokens"]), -1, features.shape[-1])
+            width = c.model_config.text.hidden_size
+            features = network.Seen(features.tokens.reshape(len(data["tokens"]), -1, width))
             logp, _ = log_probs.completion_log_probs(
                 params,
                 c.model_config,

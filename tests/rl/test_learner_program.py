@@ -105,7 +105,7 @@ def products_of_tower(depth):
     model_config = config_of(depth)
 
     def encode(tower, pixels):
-        return network.vision({"vision": tower}, model_config, pixels, GRID).sum()
+        return network.vision({"vision": tower}, model_config, pixels, GRID).tokens.sum()
 
     tower = jax.eval_shape(lambda: network.init_params(model_config, jax.random.key(0)))["vision"]
     pixels = abstract_array((P // 2, GRID[1] * GRID[2], model_config.vision.patch_dim))

@@ -32,7 +32,8 @@ def world():
     model_config = dataclasses.replace(sizes.PHANTOM, text=text, **tokenizers.config_ids(tokenizer))
     params = network.init_params(model_config, jax.random.key(0))
     params["text"]["embed"]["embedding"] *= 5.0
-    features = jax.random.normal(jax.random.key(1), (len(TEXTS), 4, model_config.text.hidden_size))
+    shape = len(TEXTS), 4, model_config.text.hidden_size
+    features = network.Seen(jax.random.normal(jax.random.key(1), shape))
     prompts = inference_prompts.Prompts(tokenizer, model_config, GRID, C, texts=TEXTS)
     special = tokenizers.special_ids(tokenizer, model_config.text.vocab_size)
     return types.SimpleNamespace(
@@ -122,7 +123,7 @@ def test_a_prompt_reads_the_same_alone(world, n):
         got, _ = learner(
             world.params,
             world.config,
-            world.features[i : i + 1],
+            network.Seen(world.features.tokens[i : i + 1]),
             alone.encode([text]),
             out["tokens"][i : i + 1],
             mask[i : i + 1],
@@ -158,14 +159,19 @@ def test_sharing_a_prompt_changes_neither_values_nor_gradients(world):
     rows = {k: np.repeat(v, 2, axis=1 if k == "positions" else 0) for k, v in encoded.items()}
     flat = lambda x: x.reshape(-1, 1, C)
     plain, plain_grad = grad(
-        world.params, jnp.repeat(world.features, 2, 0), rows, flat(out["tokens"]), flat(mask)
+        world.params,
+        network.Seen(jnp.repeat(world.features.tokens, 2, 0)),
+        rows,
+        flat(out["tokens"]),
+        flat(mask),
     )
     assert shared == pytest.approx(float(plain), rel=1e-5)
     scale = lambda x: 1e-4 * float(jnp.abs(x).max()) + 1e-7
     for a, b in zip(jax.tree.leaves(shared_grad[0]), jax.tree.leaves(plain_grad[0]), strict=True):
         np.testing.assert_allclose(a, b, atol=scale(b))
-    summed = plain_grad[1].reshape(len(TEXTS), 2, *world.features.shape[1:]).sum(1)
-    np.testing.assert_allclose(shared_grad[1], summed, atol=scale(summed))
+    own = plain_grad[1].tokens
+    summed = own.reshape(len(TEXTS), 2, *own.shape[1:]).sum(1)
+    np.testing.assert_allclose(shared_grad[1].tokens, summed, atol=scale(summed))
 
 
 def sft_batch(world):

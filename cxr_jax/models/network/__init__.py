@@ -6,17 +6,22 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from cxr_jax.models.network import decoder, tower
+from cxr_jax.models.network import decoder, decoder_layers, tower
 from cxr_jax.models.network.config import Config
+from cxr_jax.models.network.decoder import Embedded
 from cxr_jax.models.network.rope import next_positions, positions
 from cxr_jax.models.network.sharding_rules import SHARDING_RULES
+from cxr_jax.models.network.tower import Seen
 from cxr_jax.runtime import sharding
 from cxr_jax.runtime.trees import Array, Tree
 
 __all__ = [
+    "Embedded",
+    "Seen",
     "init_params",
     "vision",
     "embed",
+    "embed_text",
     "positions",
     "next_positions",
     "decode_full",
@@ -40,7 +45,9 @@ def init_params(model_config: Config, key: jax.Array) -> Tree:
     vision_key, text_key = jax.random.split(key)
     return {
         "vision": tower.init_params(model_config.vision, vision_key),
-        "text": decoder.init_params(model_config.text, text_key, model_config.tie_word_embeddings),
+        "text": decoder_layers.init_params(
+            model_config.text, text_key, model_config.tie_word_embeddings
+        ),
     }
 
 
@@ -60,8 +67,8 @@ def vision(
     *,
     remat: str = "none",
     dtype: DTypeLike = jnp.float32,
-) -> jax.Array:
-    """Encode images: pixels [N, P, 1176] in the processor's patch order -> image tokens [N, P/4, D].
+) -> Seen:
+    """Encode images: pixels [N, P, 1176] in the processor's patch order -> image tokens [N, P/4, D], taps alike.
 
     Args:
         grid: static (t, h, w) of all of them, P = t * h * w.
@@ -75,30 +82,44 @@ def vision(
 # ---- Tokens in and out -------------------------------------------------------------------------------------
 
 
+def embed_text(
+    params: Tree, model_config: Config, input_ids: Array, *, dtype: DTypeLike = jnp.float32
+) -> jax.Array:
+    """Embed tokens without images [B, T] as [B, T, D]."""
+    # Ids out of range are clipped, and do not become NaN as by default.
+    embedding = params["text"]["embed"]["embedding"]
+    return jnp.take(embedding, input_ids, axis=0, mode="clip").astype(dtype)
+
+
 def embed(
     params: Tree,
     model_config: Config,
     input_ids: Array,
-    image_features: Array | None = None,
+    image_features: Seen | None = None,
     *,
     dtype: DTypeLike = jnp.float32,
-) -> jax.Array:
-    """Embed tokens [B, T] as [B, T, D]; the i-th image placeholder of a row takes image_features[row, i].
+) -> Embedded:
+    """Embed tokens [B, T]; the i-th image placeholder of a row takes image token [row, i], and its taps.
 
     Args:
         image_features: [B, I, D] or None. A row may have fewer placeholders than I; the rest is not used.
     """
-    # Ids out of range are clipped, and do not become NaN as by default.
-    embedding = params["text"]["embed"]["embedding"]
-    hidden = jnp.take(embedding, input_ids, axis=0, mode="clip").astype(dtype)
+    hidden = embed_text(params, model_config, input_ids, dtype=dtype)
     if image_features is None:
-        return hidden
+        return Embedded(hidden)
     is_image = input_ids == model_config.image_token_id
     # A gather by each token's own number among its row's placeholders, so that no shape depends on the ids.
-    slot = jnp.clip(jnp.cumsum(is_image, 1) - 1, 0, image_features.shape[1] - 1)
-    placed = jnp.take_along_axis(image_features.astype(dtype), slot[..., None], axis=1, mode="clip")
-    # Text keeps its embedding, and every placeholder takes the token of its image.
-    return jnp.where(is_image[..., None], placed, hidden)
+    slot = jnp.clip(jnp.cumsum(is_image, 1) - 1, 0, image_features.tokens.shape[1] - 1)
+
+    def placed(features: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(features.astype(dtype), slot[..., None], axis=1, mode="clip")
+
+    is_image = is_image[..., None]
+    return Embedded(
+        # Text keeps its embedding, and every placeholder takes the token of its image.
+        jnp.where(is_image, placed(image_features.tokens), hidden),
+        tuple(jnp.where(is_image, placed(tap), 0) for tap in image_features.taps),
+    )
 
 
 def unembed(params: Tree, model_config: Config, hidden: jax.Array) -> jax.Array:
@@ -119,7 +140,7 @@ def unembed(params: Tree, model_config: Config, hidden: jax.Array) -> jax.Array:
 def decode_full(
     params: Tree,
     model_config: Config,
-    hidden: jax.Array,
+    embedded: Embedded,
     positions: Array,
     mask: Array,
     *,
@@ -134,13 +155,15 @@ def decode_full(
     Returns:
         [B, T, D] after the final norm.
     """
-    return decoder.forward(params["text"], model_config.text, hidden, positions, mask, remat=remat)
+    return decoder.forward(
+        params["text"], model_config.text, embedded, positions, mask, remat=remat
+    )
 
 
 def decode_group(
     params: Tree,
     model_config: Config,
-    prompt_hidden: jax.Array,
+    prompts: Embedded,
     positions: Array,
     lengths: jax.Array,
     own_hidden: jax.Array,
@@ -151,7 +174,7 @@ def decode_group(
     """Run `decode_full` for B prompts and n completions of each, every prompt computed once.
 
     Args:
-        prompt_hidden: [B, S, D].
+        prompts: [B, S, D].
         positions: int [3, B, S].
         lengths: int [B].
         own_hidden: [B*n, C, D], right-padded, in prompt order.
@@ -163,7 +186,7 @@ def decode_group(
     return decoder.forward_group(
         params["text"],
         model_config.text,
-        prompt_hidden,
+        prompts,
         positions,
         lengths,
         own_hidden,
@@ -179,7 +202,7 @@ def hidden_states(
     mask: Array,
     positions: Array,
     pixels: jax.Array | None = None,
-    features: Array | None = None,
+    features: Seen | None = None,
     *,
     grid: tuple[int, int, int] = (1, 16, 16),
     remat: str = "none",
@@ -194,7 +217,9 @@ def hidden_states(
     if pixels is not None:
         # All images of the batch in one pass of the tower.
         flat = pixels.reshape(-1, *pixels.shape[-2:])
-        features = vision(params, model_config, flat, grid, remat=remat, dtype=dtype)
-        features = features.reshape(input_ids.shape[0], -1, model_config.text.hidden_size)
-    hidden = embed(params, model_config, input_ids, features, dtype=dtype)
-    return decode_full(params, model_config, hidden, positions, mask, remat=remat)
+        by_image = vision(params, model_config, flat, grid, remat=remat, dtype=dtype)
+        # Images of a row side by side.
+        row_shape = input_ids.shape[0], -1, model_config.text.hidden_size
+        features = jax.tree.map(lambda tokens: tokens.reshape(row_shape), by_image)
+    embedded = embed(params, model_config, input_ids, features, dtype=dtype)
+    return decode_full(params, model_config, embedded, positions, mask, remat=remat)

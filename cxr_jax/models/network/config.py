@@ -60,6 +60,11 @@ class VisionConfig:
         """Numbers in one flattened patch: channels * frames * height * width (1176 by default)."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
+    @property
+    def tapped(self) -> tuple[int, ...]:
+        """The tapped blocks that there are, in their order: what they give is added in this order."""
+        return tuple(sorted({block for block in self.tap_blocks if block < self.depth}))
+
     def is_full(self, block: int) -> bool:
         """Tell whether a block attends to the whole image."""
         return self.fullatt_block_indexes is None or block in self.fullatt_block_indexes

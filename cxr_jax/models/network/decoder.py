@@ -1,196 +1,29 @@
-"""The Qwen2.5 decoder: grouped-query attention with qkv bias, SwiGLU, M-RoPE; full pass and KV cache.
+"""The decoder's passes: over whole sequences, over prompts that completions share, and with kept keys.
 
 Right padding everywhere: row b's tokens are the first lengths[b]. A prompt's keys are computed and stored
 once, however many completions share it.
-
-A layer is one module (`Block`); the passes below differ in the keys that its queries see. They say so in a function
-attend(queries [B, T, H, d], keys, values [B, T, K, d]) -> ([B, T, H, d], what the pass keeps of the layer).
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.typing import DTypeLike
 
 from cxr_jax.models.attention import KeysAndValues, causal_attention, key_bias, two_part_attention
-from cxr_jax.models.layers import (
-    MLP,
-    FusedMLP,
-    Linear,
-    RMSNorm,
-    apply,
-    graph,
-    init_stacked,
-    merge_adapters,
-    run_layers,
-    split_adapters,
-    unstack,
-)
+from cxr_jax.models.layers import apply, graph, is_shallow, run_layers
 from cxr_jax.models.network import rope
 from cxr_jax.models.network.config import TextConfig
+from cxr_jax.models.network.decoder_layers import Block, Final, final_norm
 from cxr_jax.runtime.trees import Array, Tree
 
-Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
+class Embedded(NamedTuple):
+    """Tokens that enter the decoder, and what images add to them on the way."""
 
-# ---- Modules -----------------------------------------------------------------------------------------------
-
-
-class Attention(nnx.Module):
-    """The projections around `attend`, which picks the keys."""
-
-    def __init__(self, model_config: TextConfig, *, rngs: nnx.Rngs, fused: bool = False) -> None:
-        """Draw fresh kernels; the one that writes into the residual stream is small in deep models."""
-        # Several query heads share a key head (grouped-query attention).
-        heads, key_heads = model_config.num_attention_heads, model_config.num_key_value_heads
-        width, head_dim = model_config.hidden_size, model_config.head_dim
-        self.widths = [heads * head_dim, key_heads * head_dim, key_heads * head_dim]
-        if fused:
-            self.qkv = Linear(width, sum(self.widths), bias=True, rngs=rngs)
-        else:
-            self.q, self.k, self.v = (
-                Linear(width, size, bias=True, rngs=rngs) for size in self.widths
-            )
-        self.o = Linear(
-            self.widths[0],
-            width,
-            bias=False,
-            rngs=rngs,
-            # Each layer adds two terms to the stream: so its variance does not grow with depth.
-            scale=(2 * model_config.num_hidden_layers) ** -0.5,
-        )
-        self.head_dim = head_dim
-        self.fused = fused
-
-    def __call__(
-        self, hidden: jax.Array, cosines: jax.Array, sines: jax.Array, attend: Attend
-    ) -> tuple[jax.Array, Any]:
-        """Compute (what attention adds to hidden [B, T, D], what `attend` keeps)."""
-        B, T, _ = hidden.shape
-        # One product for all three, cut where one kind of head ends.
-        if self.fused:
-            boundaries = self.widths[0], sum(self.widths[:2])
-            projected = jnp.split(self.qkv(hidden), boundaries, -1)
-        else:
-            projected = [project(hidden) for project in (self.q, self.k, self.v)]
-        queries, keys, values = (
-            projection.reshape(B, T, -1, self.head_dim) for projection in projected
-        )
-        # Keys are kept rotated, so that no later pass turns them again.
-        output, kept_by_pass = attend(
-            rope.rotate(queries, cosines, sines), rope.rotate(keys, cosines, sines), values
-        )
-        return self.o(output.reshape(B, T, -1)), kept_by_pass
-
-
-class Block(nnx.Module):
-    """One layer. `fused`: for parameters from `fuse`, with q, k, v and gate, up in one kernel each."""
-
-    def __init__(self, model_config: TextConfig, fused: bool = False, *, rngs: nnx.Rngs) -> None:
-        """Draw fresh parameters."""
-        width, inner_width = model_config.hidden_size, model_config.intermediate_size
-        self.norm1 = RMSNorm(width, model_config.rms_norm_eps)
-        self.attn = Attention(model_config, rngs=rngs, fused=fused)
-        self.norm2 = RMSNorm(width, model_config.rms_norm_eps)
-        if fused:
-            self.mlp: FusedMLP | MLP = FusedMLP(width, inner_width, rngs=rngs)
-        else:
-            out_scale = (2 * model_config.num_hidden_layers) ** -0.5
-            self.mlp = MLP(width, inner_width, bias=False, rngs=rngs, out_scale=out_scale)
-
-    def __call__(
-        self, hidden: jax.Array, cosines: jax.Array, sines: jax.Array, attend: Attend
-    ) -> tuple[jax.Array, Any]:
-        """Compute (hidden [B, T, D] after the layer, what `attend` keeps)."""
-        added, kept_by_pass = self.attn(self.norm1(hidden), cosines, sines, attend)
-        hidden = hidden + added
-        return hidden + self.mlp(self.norm2(hidden)), kept_by_pass
-
-
-class Final(nnx.Module):
-    """The last normalisation."""
-
-    def __init__(self, model_config: TextConfig, *, rngs: nnx.Rngs) -> None:
-        """Begin with a scale of 1."""
-        del rngs
-        self.norm = RMSNorm(model_config.hidden_size, model_config.rms_norm_eps)
-
-    def __call__(self, hidden: jax.Array) -> jax.Array:
-        """Normalise [..., D]."""
-        return self.norm(hidden)
-
-
-def final_norm(params: Tree, model_config: TextConfig, hidden: jax.Array) -> jax.Array:
-    """Apply the last normalisation to [..., D]."""
-    return apply(graph(Final, model_config), params["final"], hidden)
-
-
-# ---- Parameters --------------------------------------------------------------------------------------------
-
-
-def init_params(model_config: TextConfig, key: jax.Array, tied: bool) -> Tree:
-    """Draw fresh parameters: {"embed": {"embedding" [V, D]}, "layers" (stacked), "final", "head" if untied}."""
-    # Always three keys: a tied model draws the same layers as an untied one.
-    embed_key, layers_key, head_key = jax.random.split(key, 3)
-    vocab_size, width = model_config.vocab_size, model_config.hidden_size
-
-    def normal(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
-        # 0.02: the standard deviation that transformers initialises with, too.
-        return 0.02 * jax.random.normal(key, shape, jnp.float32)
-
-    params = {
-        "embed": {"embedding": normal(embed_key, (vocab_size, width))},
-        "layers": init_stacked(
-            Block, model_config, key=layers_key, count=model_config.num_hidden_layers
-        ),
-        "final": {"norm": {"scale": jnp.ones((width,), jnp.float32)}},
-    }
-    if not tied:
-        params["head"] = {"kernel": normal(head_key, (width, vocab_size))}
-    return params
-
-
-def fuse(layers: Tree) -> Tree:
-    """Concatenate q, k, v and gate, up of layer parameters: fewer, larger products in the decode loop.
-
-    Adapters are added to their kernels: a step then costs what it costs without them.
-    """
-    # Adapters first, then one kernel of all that reads the same input.
-    attn, mlp = (
-        {name: merge_adapters(linear) for name, linear in layers[module].items()}
-        for module in ("attn", "mlp")
-    )
-
-    def side_by_side(*linears: Tree) -> Tree:
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, -1), *linears)
-
-    return {
-        **layers,
-        "attn": {"qkv": side_by_side(attn["q"], attn["k"], attn["v"]), "o": attn["o"]},
-        "mlp": {"gate_up": side_by_side(mlp["gate"], mlp["up"]), "down": mlp["down"]},
-    }
-
-
-def decode_layers(params: Tree, model_config: TextConfig) -> list[Tree]:
-    """Unstack and fuse the layers for `decode_step`: made once, outside the loop, layer by layer, so that there is no
-    second whole copy. A list is taken as it is.
-
-    Adapters on kernels narrower than float32 stay beside them: their sum would be rounded to the kernel's type, and
-    what adapters add in their first steps is less than that. The learner, which keeps them apart, would then not be
-    the sampler.
-    """
-    layers = params["layers"]
-    if isinstance(layers, list):
-        return layers
-    # Apart, because a loop over stacked layers would slice them at every token.
-    apart = unstack(layers, model_config.num_hidden_layers)
-    is_narrow = layers["attn"]["q"]["kernel"].dtype != jnp.float32
-    if is_narrow and split_adapters(layers)[1]:
-        return apart
-    return [fuse(layer) for layer in apart]
+    hidden: Any  # [B, T, D]
+    adds: tuple = ()  # [B, T, D] each, 0 but at image tokens: entry j is added after layer j
 
 
 # ---- Which keys are seen -----------------------------------------------------------------------------------
@@ -217,19 +50,87 @@ def _last_of(hidden: jax.Array, lengths: Array) -> jax.Array:
     return jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1, mode="clip")[:, 0]
 
 
+# ---- Layers one after the other ----------------------------------------------------------------------------
+
+
+class _Inputs(NamedTuple):
+    """What the layers take beside the hidden states; all of it stacked on axis 0, or each a list of layers."""
+
+    params: Any
+    kept: Any = None  # keys of earlier passes
+    add: Any = None  # [B, T, D], added after the layer
+
+
+def _plus(hidden: jax.Array, add: jax.Array | None) -> jax.Array:
+    return hidden if add is None else hidden + add
+
+
+def _run(
+    layer: Callable,
+    model_config: TextConfig,
+    inputs: _Inputs,
+    adds: tuple,
+    hidden: Any,
+    remat: str = "none",
+) -> tuple[Any, Any]:
+    """`run_layers` of layer(inputs of one layer, hidden), where images add to what the first layers give.
+
+    Those that nothing is added to are a stack of their own, so that no zeros are made for them.
+    """
+    count = model_config.num_hidden_layers
+    # More taps than layers: the rest is not used.
+    adds = adds[:count]
+    if not adds:
+        return run_layers(layer, _by_layer(inputs), hidden, count, remat)
+    # One trace each in deep stacks, and all layers unrolled in shallow ones, as without taps.
+    unroll_up_to = None if is_shallow(count) else 1
+    tapped, others = (
+        _Inputs(*(_layers_of(leaf, part) for leaf in inputs))
+        for part in (slice(len(adds)), slice(len(adds), count))
+    )
+    # The additions go through the layers beside their parameters, in the same form.
+    is_list = isinstance(inputs.params, list)
+    tapped = tapped._replace(add=list(adds) if is_list else jnp.stack(adds))
+    hidden, kept = run_layers(layer, _by_layer(tapped), hidden, len(adds), remat, unroll_up_to)
+    if len(adds) == count:
+        return hidden, kept
+    hidden, other_kept = run_layers(
+        layer, _by_layer(others), hidden, count - len(adds), remat, unroll_up_to
+    )
+    return hidden, jax.tree.map(lambda *parts: jnp.concatenate(parts), kept, other_kept)
+
+
+def _by_layer(inputs: _Inputs) -> Any:
+    """The inputs as `run_layers` takes them: a list of layers where the parameters are one."""
+    if not isinstance(inputs.params, list):
+        return inputs
+    # A layer is given what there is; the rest has its default.
+    present = [name for name, value in inputs._asdict().items() if value is not None]
+    columns = (getattr(inputs, name) for name in present)
+    return [
+        _Inputs(**dict(zip(present, values, strict=True))) for values in zip(*columns, strict=True)
+    ]
+
+
+def _layers_of(stacked: Any, part: slice) -> Any:
+    if isinstance(stacked, list):
+        return stacked[part]
+    return jax.tree.map(lambda leaf: leaf[part], stacked)
+
+
 # ---- Whole passes ------------------------------------------------------------------------------------------
 
 
 def forward(
     params: Tree,
     model_config: TextConfig,
-    hidden: jax.Array,
+    embedded: Embedded,
     positions: Array,
     mask: Array,
     *,
     remat: str = "none",
 ) -> jax.Array:
-    """Run all layers on hidden [B, T, D].
+    """Run all layers on embedded tokens [B, T, D].
 
     Args:
         positions: int [3, B, T].
@@ -246,17 +147,19 @@ def forward(
     def attend(queries: jax.Array, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, None]:
         return attend_before(queries, keys, values), None
 
-    def layer(layer_params: Tree, hidden: jax.Array) -> tuple[jax.Array, None]:
-        return apply(block, layer_params, hidden, cosines, sines, attend)
+    def layer(inputs: _Inputs, hidden: jax.Array) -> tuple[jax.Array, None]:
+        hidden, kept = apply(block, inputs.params, hidden, cosines, sines, attend)
+        return _plus(hidden, inputs.add), kept
 
-    hidden, _ = run_layers(layer, params["layers"], hidden, model_config.num_hidden_layers, remat)
+    inputs = _Inputs(params["layers"])
+    hidden, _ = _run(layer, model_config, inputs, embedded.adds, embedded.hidden, remat)
     return final_norm(params, model_config, hidden)
 
 
 def forward_group(
     params: Tree,
     model_config: TextConfig,
-    prompt_hidden: jax.Array,
+    prompts: Embedded,
     positions: Array,
     lengths: jax.Array,
     own_hidden: jax.Array,
@@ -267,7 +170,7 @@ def forward_group(
     """Run `forward` for prompts that several completions share: each prompt is computed once.
 
     Args:
-        prompt_hidden: [B, S, D].
+        prompts: [B, S, D]; what images add concerns them alone.
         positions: int [3, B, S].
         lengths: int [B], of the prompts.
         own_hidden: [B*n, C, D], completions in prompt order, right-padded (causality hides the padding).
@@ -277,7 +180,7 @@ def forward_group(
         The hidden states after the final norm of both, [B, S, D] and [B*n, C, D]; the gradient of a prompt sums over
         its n.
     """
-    prompt_mask = jnp.arange(prompt_hidden.shape[1]) < lengths[:, None]
+    prompt_mask = jnp.arange(prompts.hidden.shape[1]) < lengths[:, None]
     angles = rope.text_cos_sin(model_config, positions)
     own_angles = rope.text_cos_sin(model_config, own_positions)
     attend_before = causal_attention(prompt_mask)
@@ -290,9 +193,9 @@ def forward_group(
     ) -> tuple[jax.Array, KeysAndValues]:
         return attend_before(queries, keys, values), _heads_first(keys, values)
 
-    def layer(layer_params: Tree, hidden: tuple) -> tuple[tuple, None]:
-        prompts, completions = hidden
-        prompts, shared = apply(block, layer_params, prompts, *angles, attend_prompt)
+    def layer(inputs: _Inputs, hidden: tuple) -> tuple[tuple, None]:
+        prompt_hidden, completions = hidden
+        prompt_hidden, shared = apply(block, inputs.params, prompt_hidden, *angles, attend_prompt)
 
         # Defined in the layer: it closes over the prompt's keys of this very layer.
         def attend_own(
@@ -301,23 +204,22 @@ def forward_group(
             own_keys = _heads_first(keys, values)
             return two_part_attention(queries, shared, own_keys, prompt_bias, own_bias), None
 
-        completions, _ = apply(block, layer_params, completions, *own_angles, attend_own)
-        return (prompts, completions), None
+        completions, _ = apply(block, inputs.params, completions, *own_angles, attend_own)
+        return (_plus(prompt_hidden, inputs.add), completions), None
 
     # Both go through the layers together, since no layer needs the prompt's keys of another.
-    (prompts, completions), _ = run_layers(
-        layer, params["layers"], (prompt_hidden, own_hidden), model_config.num_hidden_layers, remat
-    )
-    return final_norm(params, model_config, prompts), final_norm(params, model_config, completions)
+    inputs, both = _Inputs(params["layers"]), (prompts.hidden, own_hidden)
+    both, _ = _run(layer, model_config, inputs, prompts.adds, both, remat)
+    return final_norm(params, model_config, both[0]), final_norm(params, model_config, both[1])
 
 
 # ---- Passes that keep keys ---------------------------------------------------------------------------------
 
 
 def prefill(
-    params: Tree, model_config: TextConfig, hidden: jax.Array, positions: Array, lengths: Array
+    params: Tree, model_config: TextConfig, embedded: Embedded, positions: Array, lengths: Array
 ) -> tuple[jax.Array, Tree]:
-    """Run prompts hidden [B, S, D] once.
+    """Run embedded prompts [B, S, D] once.
 
     Args:
         positions: int [3, B, S].
@@ -326,7 +228,7 @@ def prefill(
     Returns:
         (hidden [B, D] of each prompt's last token after the final norm, cache {"k", "v"}: [L, B, S, K, d] each).
     """
-    mask = jnp.arange(hidden.shape[1]) < lengths[:, None]
+    mask = jnp.arange(embedded.hidden.shape[1]) < lengths[:, None]
     cosines, sines = rope.text_cos_sin(model_config, positions)
     attend_before = causal_attention(mask)
     block = graph(Block, model_config)
@@ -334,10 +236,12 @@ def prefill(
     def attend(queries: jax.Array, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, Tree]:
         return attend_before(queries, keys, values), {"k": keys, "v": values}
 
-    def layer(layer_params: Tree, hidden: jax.Array) -> tuple[jax.Array, Tree]:
-        return apply(block, layer_params, hidden, cosines, sines, attend)
+    def layer(inputs: _Inputs, hidden: jax.Array) -> tuple[jax.Array, Tree]:
+        hidden, kept = apply(block, inputs.params, hidden, cosines, sines, attend)
+        return _plus(hidden, inputs.add), kept
 
-    hidden, cache = run_layers(layer, params["layers"], hidden, model_config.num_hidden_layers)
+    inputs = _Inputs(params["layers"])
+    hidden, cache = _run(layer, model_config, inputs, embedded.adds, embedded.hidden)
     # Only the last token's state is wanted: the next token is drawn from it.
     return final_norm(params, model_config, _last_of(hidden, lengths)), cache
 
@@ -371,29 +275,23 @@ def extend(
     angles = rope.text_cos_sin(model_config, positions)
     block = graph(Block, model_config)
 
-    def layer(inputs: Tree, hidden: jax.Array) -> tuple[jax.Array, KeysAndValues]:
+    def layer(inputs: _Inputs, hidden: jax.Array) -> tuple[jax.Array, KeysAndValues]:
         def attend(
             queries: jax.Array, keys: jax.Array, values: jax.Array
         ) -> tuple[jax.Array, KeysAndValues]:
             # Keys of the new tokens are kept apart; whoever asked joins them to the others.
             new = _heads_first(keys, values)
-            return two_part_attention(queries, inputs["kept"], new, kept_bias, own_bias), new
+            return two_part_attention(queries, inputs.kept, new, kept_bias, own_bias), new
 
-        return apply(block, inputs["params"], hidden, *angles, attend)
+        return apply(block, inputs.params, hidden, *angles, attend)
 
     # Parameters and kept keys go through the layers together, stacked or as a list, as the parameters are.
-    if isinstance(params["layers"], list):
-        inputs: Any = [
-            {"params": layer_params, "kept": layer_keys}
-            for layer_params, layer_keys in zip(params["layers"], keys, strict=True)
-        ]
-    else:
-        stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *keys)
-        inputs = {"params": params["layers"], "kept": stacked}
+    kept: Any = keys
+    if not isinstance(params["layers"], list):
+        kept = jax.tree.map(lambda *layers: jnp.stack(layers), *keys)
     # New keys come back stacked over the layers.
-    hidden, (new_keys, new_values) = run_layers(
-        layer, inputs, hidden, model_config.num_hidden_layers
-    )
+    inputs = _Inputs(params["layers"], kept)
+    hidden, (new_keys, new_values) = _run(layer, model_config, inputs, (), hidden)
     last = final_norm(params, model_config, _last_of(hidden, lengths))
     return last, [(new_keys[index], new_values[index]) for index in range(len(keys))]
 

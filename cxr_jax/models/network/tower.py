@@ -8,7 +8,7 @@ Images of several sizes in one call are `tower_packed`'s.
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,14 @@ from cxr_jax.models.network.config import VisionConfig
 from cxr_jax.runtime.trees import Array, Tree
 
 EPS = 1e-6  # fixed in the reference, not in config.json
+
+
+class Seen(NamedTuple):
+    """What the tower gives of images: tokens, and of each tapped block the same number of them (DeepStack)."""
+
+    tokens: Any  # [N, I, D], which take the places of a prompt's image placeholders
+    taps: tuple = ()  # each [N, I, D]; tap j is added to them after layer j of the decoder
+
 
 Segments = tuple[tuple[int, int], ...]
 """((windows, patches a window), ...) along the patch axis: attention stays within each window."""
@@ -338,7 +346,7 @@ def forward(
     *,
     remat: str = "none",
     dtype: DTypeLike = jnp.float32,
-) -> jax.Array:
+) -> Seen:
     """Run the tower. Frames never attend to each other (nor do they in the reference), so t frames are t images.
 
     Args:
@@ -346,7 +354,7 @@ def forward(
         grid: (t, h, w), static, P = t*h*w.
 
     Returns:
-        Image tokens [N, P/4, out] in row-major order.
+        Image tokens, and taps alike, [N, P/4, out] in row-major order.
 
     Raises:
         UserError: for a grid that does not fit.
@@ -386,4 +394,4 @@ def forward(
 
     # ---- Tokens, back in reading order ----
     tokens = apply(graph(Merger, model_config), params["merger"], hidden)
-    return _permute(tokens, inverse, order).reshape(N, P // merge_unit, -1)
+    return Seen(_permute(tokens, inverse, order).reshape(N, P // merge_unit, -1))

@@ -12,7 +12,7 @@ from cxr_jax.models.layers import apply, graph
 from cxr_jax.models.network import rope
 from cxr_jax.models.network.config import VisionConfig
 from cxr_jax.models.network.packing import Packing, window_patches
-from cxr_jax.models.network.tower import Block, Merger, PatchEmbed, Segments, run_blocks
+from cxr_jax.models.network.tower import Block, Merger, PatchEmbed, Seen, Segments, run_blocks
 from cxr_jax.runtime.trees import Array, Tree
 
 
@@ -48,7 +48,9 @@ def _cos_sin(model_config: VisionConfig, places: Array) -> tuple[jax.Array, jax.
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def _seen(model_config: VisionConfig, packing: Packing) -> dict[bool, tuple[Segments, jax.Array]]:
+def _visible(
+    model_config: VisionConfig, packing: Packing
+) -> dict[bool, tuple[Segments, jax.Array]]:
     """What patches of full blocks (True) and of the others see: static segments, and parts int32 [R, P] of them."""
     # Padding is a part of its own, so that no query is without keys.
     images, windows = (
@@ -68,7 +70,7 @@ def forward(
     *,
     remat: str = "none",
     dtype: DTypeLike = jnp.float32,
-) -> jax.Array:
+) -> Seen:
     """Run the tower on rows of packed images; none attends to another, nor to padding.
 
     Args:
@@ -76,7 +78,7 @@ def forward(
         packing: arrays of `packing.pack`.
 
     Returns:
-        Image tokens [R, P/4, out] in reading order, 0 at padding.
+        Image tokens, and taps alike, [R, P/4, out] in reading order, 0 at padding.
 
     Raises:
         UserError: for a packing of another size.
@@ -107,12 +109,12 @@ def forward(
         return apply(block, layer_params, hidden, cosines, sines, segments, parts), None
 
     layers = {
-        is_full: functools.partial(layer, *seen)
-        for is_full, seen in _seen(model_config, packing).items()
+        is_full: functools.partial(layer, *visible)
+        for is_full, visible in _visible(model_config, packing).items()
     }
     kinds = tuple(model_config.is_full(block) for block in range(model_config.depth))
     hidden = run_blocks(layers, kinds, params["blocks"], hidden, remat)
 
     # ---- Tokens, back in reading order ----
     tokens = apply(graph(Merger, model_config), params["merger"], hidden)
-    return _permute(jnp.where(is_image, tokens, 0), packing.inverse, packing.order)
+    return Seen(_permute(jnp.where(is_image, tokens, 0), packing.inverse, packing.order))

@@ -1,0 +1,187 @@
+"""One layer of the decoder, its parameters, and what the decode loop makes of them.
+
+A layer is one module (`Block`); passes (`decoder`) differ in the keys that its queries see. They say so in a function
+attend(queries [B, T, H, d], keys, values [B, T, K, d]) -> ([B, T, H, d], what the pass keeps of the layer).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cxr_jax.models.layers import (
+    MLP,
+    FusedMLP,
+    Linear,
+    RMSNorm,
+    apply,
+    graph,
+    init_stacked,
+    merge_adapters,
+    split_adapters,
+    unstack,
+)
+from cxr_jax.models.network import rope
+from cxr_jax.models.network.config import TextConfig
+from cxr_jax.runtime.trees import Tree
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+
+
+# ---- Modules -----------------------------------------------------------------------------------------------
+
+
+class Attention(nnx.Module):
+    """The projections around `attend`, which picks the keys."""
+
+    def __init__(self, model_config: TextConfig, *, rngs: nnx.Rngs, fused: bool = False) -> None:
+        """Draw fresh kernels; the one that writes into the residual stream is small in deep models."""
+        # Several query heads share a key head (grouped-query attention).
+        heads, key_heads = model_config.num_attention_heads, model_config.num_key_value_heads
+        width, head_dim = model_config.hidden_size, model_config.head_dim
+        self.widths = [heads * head_dim, key_heads * head_dim, key_heads * head_dim]
+        if fused:
+            self.qkv = Linear(width, sum(self.widths), bias=True, rngs=rngs)
+        else:
+            self.q, self.k, self.v = (
+                Linear(width, size, bias=True, rngs=rngs) for size in self.widths
+            )
+        self.o = Linear(
+            self.widths[0],
+            width,
+            bias=False,
+            rngs=rngs,
+            # Each layer adds two terms to the stream: so its variance does not grow with depth.
+            scale=(2 * model_config.num_hidden_layers) ** -0.5,
+        )
+        self.head_dim = head_dim
+        self.fused = fused
+
+    def __call__(
+        self, hidden: jax.Array, cosines: jax.Array, sines: jax.Array, attend: Attend
+    ) -> tuple[jax.Array, Any]:
+        """Compute (what attention adds to hidden [B, T, D], what `attend` keeps)."""
+        B, T, _ = hidden.shape
+        # One product for all three, cut where one kind of head ends.
+        if self.fused:
+            boundaries = self.widths[0], sum(self.widths[:2])
+            projected = jnp.split(self.qkv(hidden), boundaries, -1)
+        else:
+            projected = [project(hidden) for project in (self.q, self.k, self.v)]
+        queries, keys, values = (
+            projection.reshape(B, T, -1, self.head_dim) for projection in projected
+        )
+        # Keys are kept rotated, so that no later pass turns them again.
+        output, kept_by_pass = attend(
+            rope.rotate(queries, cosines, sines), rope.rotate(keys, cosines, sines), values
+        )
+        return self.o(output.reshape(B, T, -1)), kept_by_pass
+
+
+class Block(nnx.Module):
+    """One layer. `fused`: for parameters from `fuse`, with q, k, v and gate, up in one kernel each."""
+
+    def __init__(self, model_config: TextConfig, fused: bool = False, *, rngs: nnx.Rngs) -> None:
+        """Draw fresh parameters."""
+        width, inner_width = model_config.hidden_size, model_config.intermediate_size
+        self.norm1 = RMSNorm(width, model_config.rms_norm_eps)
+        self.attn = Attention(model_config, rngs=rngs, fused=fused)
+        self.norm2 = RMSNorm(width, model_config.rms_norm_eps)
+        if fused:
+            self.mlp: FusedMLP | MLP = FusedMLP(width, inner_width, rngs=rngs)
+        else:
+            out_scale = (2 * model_config.num_hidden_layers) ** -0.5
+            self.mlp = MLP(width, inner_width, bias=False, rngs=rngs, out_scale=out_scale)
+
+    def __call__(
+        self, hidden: jax.Array, cosines: jax.Array, sines: jax.Array, attend: Attend
+    ) -> tuple[jax.Array, Any]:
+        """Compute (hidden [B, T, D] after the layer, what `attend` keeps)."""
+        added, kept_by_pass = self.attn(self.norm1(hidden), cosines, sines, attend)
+        hidden = hidden + added
+        return hidden + self.mlp(self.norm2(hidden)), kept_by_pass
+
+
+class Final(nnx.Module):
+    """The last normalisation."""
+
+    def __init__(self, model_config: TextConfig, *, rngs: nnx.Rngs) -> None:
+        """Begin with a scale of 1."""
+        del rngs
+        self.norm = RMSNorm(model_config.hidden_size, model_config.rms_norm_eps)
+
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """Normalise [..., D]."""
+        return self.norm(hidden)
+
+
+def final_norm(params: Tree, model_config: TextConfig, hidden: jax.Array) -> jax.Array:
+    """Apply the last normalisation to [..., D]."""
+    return apply(graph(Final, model_config), params["final"], hidden)
+
+
+# ---- Parameters --------------------------------------------------------------------------------------------
+
+
+def init_params(model_config: TextConfig, key: jax.Array, tied: bool) -> Tree:
+    """Draw fresh parameters: {"embed": {"embedding" [V, D]}, "layers" (stacked), "final", "head" if untied}."""
+    # Always three keys: a tied model draws the same layers as an untied one.
+    embed_key, layers_key, head_key = jax.random.split(key, 3)
+    vocab_size, width = model_config.vocab_size, model_config.hidden_size
+
+    def normal(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+        # 0.02: the standard deviation that transformers initialises with, too.
+        return 0.02 * jax.random.normal(key, shape, jnp.float32)
+
+    params = {
+        "embed": {"embedding": normal(embed_key, (vocab_size, width))},
+        "layers": init_stacked(
+            Block, model_config, key=layers_key, count=model_config.num_hidden_layers
+        ),
+        "final": {"norm": {"scale": jnp.ones((width,), jnp.float32)}},
+    }
+    if not tied:
+        params["head"] = {"kernel": normal(head_key, (width, vocab_size))}
+    return params
+
+
+def fuse(layers: Tree) -> Tree:
+    """Concatenate q, k, v and gate, up of layer parameters: fewer, larger products in the decode loop.
+
+    Adapters are added to their kernels: a step then costs what it costs without them.
+    """
+    # Adapters first, then one kernel of all that reads the same input.
+    attn, mlp = (
+        {name: merge_adapters(linear) for name, linear in layers[module].items()}
+        for module in ("attn", "mlp")
+    )
+
+    def side_by_side(*linears: Tree) -> Tree:
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, -1), *linears)
+
+    return {
+        **layers,
+        "attn": {"qkv": side_by_side(attn["q"], attn["k"], attn["v"]), "o": attn["o"]},
+        "mlp": {"gate_up": side_by_side(mlp["gate"], mlp["up"]), "down": mlp["down"]},
+    }
+
+
+def decode_layers(params: Tree, model_config: TextConfig) -> list[Tree]:
+    """Unstack and fuse the layers for `decode_step`: made once, outside the loop, layer by layer, so that there is no
+    second whole copy. A list is taken as it is.
+
+    Adapters on kernels narrower than float32 stay beside them: their sum would be rounded to the kernel's type, and
+    what adapters add in their first steps is less than that. The learner, which keeps them apart, would then not be
+    the sampler.
+    """
+    layers = params["layers"]
+    if isinstance(layers, list):
+        return layers
+    # Apart, because a loop over stacked layers would slice them at every token.
+    apart = unstack(layers, model_config.num_hidden_layers)
+    is_narrow = layers["attn"]["q"]["kernel"].dtype != jnp.float32
+    if is_narrow and split_adapters(layers)[1]:
+        return apart
+    return [fuse(layer) for layer in apart]
