@@ -82,6 +82,7 @@ class DataConfig(_Section):
     seed: int
     sites: int
     reader_miss: float
+    follow_ups: float
     manifest: str
     image_root: str
     images: str

@@ -128,7 +128,7 @@ def write(scene_row: dict[str, Any], hospital: str, rng: np.random.Generator) ->
         writer.slots("Bones", "fracture"),
     ]
     answer = _answer(body)
-    return Report([*body, writer.summary(answer, _affirmed(body))], answer)
+    return Report([*body, writer.summary(answer, affirmed_sides(body))], answer)
 
 
 def target(report: Report) -> str:
@@ -256,7 +256,7 @@ class _Writer:
         if not present:
             return self.plain("Devices", "no_devices", _make_fact("Support Devices", 0))
         words = [wording.DEVICE_WORDS[name] for name in present]
-        text = self.pick("devices").format(list=_join(words, "and"))
+        text = self.pick("devices").format(list=join_words(words, "and"))
         facts = [_make_fact(f"device:{name}", 1) for name in present]
         return Sentence(f"Devices: {text}.", (_make_fact("Support Devices", 1), *facts))
 
@@ -320,7 +320,7 @@ class _Writer:
         urgent = [finding_name for finding_name in wording.URGENCY if finding_name in affirmed]
         explained = (len(urgent) <= _FEW) + (len(urgent) <= _MANY)
         for finding_name in urgent[:explained]:
-            causes = _join(_causes(finding_name, affirmed)[:2], "or")
+            causes = join_words(list_causes(finding_name, affirmed)[:2], "or")
             clauses.append(
                 self.pick("causes").format(name=wording.SHORT_NAMES[finding_name], causes=causes)
             )
@@ -328,7 +328,7 @@ class _Writer:
         # What is unsure asks for another look.
         hedged = [finding_name for finding_name in wording.URGENCY if self.state(finding_name) < 0]
         if hedged:
-            short_names = _join(
+            short_names = join_words(
                 [wording.SHORT_NAMES[finding_name] for finding_name in hedged], "or"
             )
             clauses.append(self.pick("recheck").format(names=short_names))
@@ -339,7 +339,8 @@ class _Writer:
 # ---- What follows from the sentences ---------------------------------------------------------------
 
 
-def _join(words: Iterable[str], conjunction: str) -> str:
+def join_words(words: Iterable[str], conjunction: str) -> str:
+    """List words, with a conjunction before the last."""
     *others, last = words
     return f"{', '.join(others)} {conjunction} {last}" if others else last
 
@@ -354,8 +355,8 @@ def _answer(body: list[Sentence]) -> str:
     return ", ".join(positive)
 
 
-def _affirmed(body: list[Sentence]) -> dict[str, int]:
-    """Name -> side of everything that the sentences affirm; devices and quality count for both sides."""
+def affirmed_sides(body: list[Sentence]) -> dict[str, int]:
+    """Give name -> side of everything that the sentences affirm; devices and quality count for both sides."""
     side_of: dict[str, int] = {}
     for fact in (fact for sentence in body for fact in sentence.facts if fact.state > 0):
         name = _NAME_OF.get(fact.finding, fact.finding.removeprefix("device:"))
@@ -365,8 +366,12 @@ def _affirmed(body: list[Sentence]) -> dict[str, int]:
     return side_of
 
 
-def _causes(finding_name: str, affirmed: dict[str, int]) -> list[str]:
-    """Causes of a finding, likeliest first, in the light of what else was found on its side."""
+def list_causes(finding_name: str, affirmed: dict[str, int]) -> list[str]:
+    """List the causes of a finding, likeliest first, in the light of what else was found on its side.
+
+    Args:
+        affirmed: `affirmed_sides` of the report.
+    """
     causes = list(wording.CAUSES[finding_name])
     side = affirmed.get(finding_name, BOTH)
     # The last sign that applies moves its cause to the front.

@@ -78,7 +78,9 @@ def check_common(config: ConfigDict) -> Source:
 
 def _phantom_prompts(settings: RunConfig) -> tuple[Source, dict[str, str]]:
     data = settings.data
-    train = PhantomSource(data.hospital, "train", data.seed, data.reader_miss, data.sites)
+    train = PhantomSource(
+        data.hospital, "train", data.seed, data.reader_miss, data.sites, follow_ups=data.follow_ups
+    )
     return train, dict.fromkeys(train.prompts(), "the prompt")
 
 

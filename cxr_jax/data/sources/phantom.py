@@ -10,11 +10,12 @@ from cxr_jax.data.loading import map_in_threads
 from cxr_jax.data.prompts import FIND_PROMPT, Conversation, Message
 from cxr_jax.data.sources.base import ENDLESS, Batch, Indices
 from cxr_jax.errors import UserError
-from cxr_jax.phantom import human_readers, report_writer
+from cxr_jax.phantom import follow_ups, human_readers, report_writer
+from cxr_jax.phantom.report_writer import Report
 from cxr_jax.runtime import processes
 
-# What random numbers of `targets` are for: part of their seed, so that the two streams share nothing.
-_WORDING, _MISSES = 7, human_readers.MISSES
+# What random numbers of texts are for: part of their seed, so that the streams share nothing.
+_WORDING, _MISSES, _FOLLOW_UPS = 7, human_readers.MISSES, 9
 
 
 class PhantomSource:
@@ -26,6 +27,8 @@ class PhantomSource:
         sites: 0, or how many random sites around the hospital the examples come from in turn, example i from site i mod
             sites (phantom/sites.py); a site is drawn from (seed, site) alone, and reports are written as in the
             hospital.
+        follow_ups: the share of examples in whose conversations more is asked than what a reading answers
+            (`phantom.follow_ups`).
 
     Raises:
         UserError: for a negative number of sites.
@@ -36,14 +39,21 @@ class PhantomSource:
     lexicon: str | None = phantom.LEXICON
 
     def __init__(
-        self, hospital: str, split: str, seed: int = 0, reader_miss: float = 0.0, sites: int = 0
+        self,
+        hospital: str,
+        split: str,
+        seed: int = 0,
+        reader_miss: float = 0.0,
+        sites: int = 0,
+        *,
+        follow_ups: float = 0.0,
     ) -> None:
         if sites < 0:
             raise UserError(
                 f"config.data.sites={sites} must be a number of sites, 0 for the hospital itself"
             )
         self.hospital, self.split, self.seed, self.reader_miss = hospital, split, seed, reader_miss
-        self.sites = sites
+        self.sites, self.follow_ups = sites, follow_ups
         self.name = f"phantom {hospital}" + (f", {sites} sites around it" if sites else "")
 
     def __len__(self) -> int:
@@ -51,8 +61,8 @@ class PhantomSource:
         return ENDLESS
 
     def prompts(self) -> tuple[str, ...]:
-        """List every prompt text that batches can hold: one."""
-        return (self.prompt,)
+        """List every prompt text that batches can hold: one, with follow-ups two."""
+        return (self.prompt, follow_ups.EXAMINE) if self.follow_ups else (self.prompt,)
 
     def readable(self, indices: Indices) -> list[int]:
         """List `indices`: every phantom can be drawn."""
@@ -110,13 +120,31 @@ class PhantomSource:
         return np.asarray(indices) % self.sites if self.sites else None
 
     def conversations(self, batch: Batch, indices: Indices) -> list[Conversation]:
-        """Give the question and the text of `targets`, for each scene."""
-        question = Message("user", self.prompt)
-        return [(question, Message("assistant", target)) for target in self.targets(batch, indices)]
+        """Give the question and the text of `targets`, for each scene; of the share `follow_ups` more turns follow."""
+        written = self._write(batch, indices)
+        return [
+            self._talk(report, int(index)) for report, index in zip(written, indices, strict=True)
+        ]
+
+    def _talk(self, report: Report, index: int) -> Conversation:
+        target = report_writer.target(report)
+        turns = [(self.prompt, target)]
+        # Of numbers of its own: readings are the same with follow-ups and without.
+        rng = np.random.default_rng([self.seed, _FOLLOW_UPS, index])
+        if rng.random() < self.follow_ups:
+            turns = follow_ups.talk(self.prompt, target, report, self.hospital, rng)
+        return tuple(
+            Message(role, text)
+            for turn in turns
+            for role, text in zip(("user", "assistant"), turn, strict=True)
+        )
 
     def targets(self, batch: Batch, indices: Indices) -> list[str]:
         """Write the text of each scene's reader; misses and wording are drawn from (seed, example index) alone."""
-        texts = []
+        return [report_writer.target(report) for report in self._write(batch, indices)]
+
+    def _write(self, batch: Batch, indices: Indices) -> list[Report]:
+        reports = []
         for row, index in enumerate(indices):
             missing, wording = (
                 np.random.default_rng([self.seed, purpose, int(index)])
@@ -125,8 +153,8 @@ class PhantomSource:
             scene = phantom.scene_row(batch["scene"], row)
             # First what the reader sees, then in which words it is said.
             scene = human_readers.as_read(scene, self.reader_miss, missing)
-            texts.append(report_writer.target(report_writer.write(scene, self.hospital, wording)))
-        return texts
+            reports.append(report_writer.write(scene, self.hospital, wording))
+        return reports
 
 
 @functools.partial(jax.jit, static_argnames="hospital")

@@ -86,7 +86,12 @@ def _phantom_splits(data_config: DataConfig) -> Splits:
 
     # Readers that miss things, and other sites, belong to training alone.
     train = phantom.PhantomSource(
-        data_config.hospital, "train", data_config.seed, data_config.reader_miss, data_config.sites
+        data_config.hospital,
+        "train",
+        data_config.seed,
+        data_config.reader_miss,
+        data_config.sites,
+        follow_ups=data_config.follow_ups,
     )
     return Splits(
         train=train,
