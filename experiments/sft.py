@@ -31,6 +31,16 @@ The same recipe with perfect readers (--config.data.reader_miss=0; 4,500 steps, 
 0.980], macro-F1 0.974 [0.970, 0.978]; B 0.912 [0.904, 0.920], 0.906 [0.898, 0.913]. See experiments/rl.py for what that
 leaves to RL.
 
+With follow-ups (experiments/sft.py:follow_ups; half of the phantoms are asked for differentials, a structured report or
+an examination after the reading, and every answer trains): **not yet run**. The commands, and what the run has to show
+before its model is embedded: A and B within the intervals above, the chat of README answering all three questions.
+
+    bash launch/local.sh --config=experiments/sft.py:follow_ups --workdir=runs/sft_follow_ups
+    python -m scripts.embed_model runs/sft_follow_ups
+
+Rows are 571 tokens long in it and 299 here, so about twice the time is to be expected. A cheaper run, from the embedded
+model, is --config.model=phantom --config.locate_steps=0 --config.steps=1500 --config.optim.lr=3e-4.
+
 What did not work, or came late: Fracture, the smallest finding, had recall 0 until step 3,000 of the earlier run,
 although the tower's own head told it apart at 2,250 (image AUC 0.91): the decoder finds a one-token finding last. B is
 not monotone in training. Not tried: other seeds, sizes, learning rates, no warm-up, a located loss balanced by finding.

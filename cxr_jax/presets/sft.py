@@ -1,20 +1,21 @@
-"""Configs of SFT: phantom (default), continued, nv_reason_3b. experiments/sft.py has what they reached."""
+"""Configs of SFT: phantom (default), follow_ups, continued, nv_reason_3b. experiments/sft.py has what they reached."""
 
 from ml_collections import ConfigDict
 
 from cxr_jax.config import schema
 from cxr_jax.errors import UserError
 
-# From nothing, from the embedded model, and as published.
-PRESETS = ("phantom", "continued", "nv_reason_3b")
+# From nothing, without and with conversations; from the embedded model; and as published.
+PRESETS = ("phantom", "follow_ups", "continued", "nv_reason_3b")
 
 
 def get_config(preset: str = "phantom") -> ConfigDict:
     """Build the config of an SFT run.
 
     Args:
-        preset: phantom (from random weights); continued (more SFT of the embedded model); nv_reason_3b (the published
-            recipe; needs a model folder and sft.jsonl rows).
+        preset: phantom (from random weights); follow_ups (the same, and half of the phantoms are asked for more than a
+            reading); continued (more SFT of the embedded model); nv_reason_3b (the published recipe; needs a model
+            folder and sft.jsonl rows).
 
     Raises:
         UserError: for any other name.
@@ -25,6 +26,10 @@ def get_config(preset: str = "phantom") -> ConfigDict:
         )
     # The published recipe is the one that reads files.
     config = schema.defaults("sft", "files" if preset == "nv_reason_3b" else "phantom")
+    if preset == "follow_ups":
+        # Room for three turns, see phantom/follow_ups.py; readings are those of the phantom preset.
+        config.update(max_completion=480)
+        config.data.follow_ups = 0.5
     if preset == "continued":
         # What more SFT gives in the minutes of one RL run: the fair companion of experiments/rl.py.
         config.update(model="phantom", steps=480, locate_steps=0, locate_weight=0.0)

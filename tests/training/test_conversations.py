@@ -1,20 +1,27 @@
 """Conversations as rows: the template's own ids, a loss on answers alone, what a chat conditions on."""
 
+import dataclasses
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from chat_templates import OPENED, tokenizer_with
 from generating import CFG, TOKENIZER
 
+import cxr_jax
+from cxr_jax.config.sections import RunConfig
 from cxr_jax.data.prompts import FIND_PROMPT, Message, as_prompt
+from cxr_jax.data.sources import phantom
 from cxr_jax.errors import UserError
 from cxr_jax.inference import prompts as inference_prompts
+from cxr_jax.inference.model import Model
 from cxr_jax.models import network
 from cxr_jax.models import tokenizer as tokenizers
-from cxr_jax.training import conversations, log_probs, targets
+from cxr_jax.presets import sft as presets_sft
+from cxr_jax.training import checks, conversations, log_probs, targets
 from cxr_jax.weights import pretrained
 
 GRID, IMAGE_TOKENS, C = (1, 4, 4), 4, 96
@@ -228,6 +235,33 @@ def test_what_is_too_long_is_refused():
         examples(train_turns="last", width=30).encode([TALK])
 
 
+def test_conversations_of_phantoms_fit_what_a_run_makes_room_for():
+    """The preset's checks pass, and batches of either kind hold what they must."""
+    config = presets_sft.get_config("follow_ups")
+    config.data.follow_ups = 1.0
+    config.update(batch_size=64, locate_steps=0, locate_weight=0.0)
+    settings = RunConfig.from_config(config)
+    source = phantom.PhantomSource("A", "train", 0, 0.75, follow_ups=1.0)
+    checks.check_targets_fit(settings, source)
+    indices = np.arange(5000, 5064)
+    talks = source.conversations({"scene": checks._scenes(source, indices)}, indices)
+    room, grid = settings.max_completion, (1, 16, 16)
+    width = checks.history_width(source, TOKENIZER, CFG)
+    texts = source.prompts()
+    own = inference_prompts.Prompts(TOKENIZER, CFG, grid, room, texts=texts)
+    wide = inference_prompts.Prompts(TOKENIZER, CFG, grid, room, width=width)
+    completions = targets.Completions(TOKENIZER, room)
+    each = conversations.Examples(own, completions, "each").encode(talks)
+    last = conversations.Examples(wide, completions, "last").encode(talks)
+    for index, talk in enumerate(talks):
+        ids, mask = row_of(each, index)
+        assert row_of(last, index)[0] == ids
+        said = TOKENIZER.decode([i for i, m in zip(ids, mask, strict=True) if m])
+        assert said == "".join(turn.content + "<|im_end|>" for turn in talk[1::2])
+    with pytest.raises(UserError, match="max_completion=200 is too small"):
+        checks.check_targets_fit(dataclasses.replace(settings, max_completion=200), source)
+
+
 # ---- Gradients ---------------------------------------------------------------------------------------------
 
 
@@ -285,3 +319,64 @@ def test_what_stands_behind_the_end_of_a_row_does_not_matter(world):
     other[0, place] += 1
     changed = world.gradient({**made, "completions": other})[0]
     assert changed != world.gradient(made)[0]
+
+
+# ---- Trained so, a chat answers ----------------------------------------------------------------------------
+
+
+def test_a_chat_of_what_was_trained_answers_each_question_by_what_was_said_before():
+    """A tiny model learns two conversations by heart, in which one question has two answers."""
+    find, ask = FIND_PROMPT, "Provide differentials."
+    talks = [
+        [
+            (find, "<think>Wet.</think><answer>Edema</answer>"),
+            (ask, "Heart failure."),
+            ("Sure?", "Yes."),
+        ],
+        [
+            ("Examine the chest X-ray.", "No finding."),
+            (ask, "There are none."),
+            ("Sure?", "Quite."),
+        ],
+    ]
+    rows = [
+        tuple(
+            Message(role, text)
+            for turn in talk
+            for role, text in zip(("user", "assistant"), turn, strict=True)
+        )
+        for talk in talks
+    ]
+    params = network.init_params(CFG, jax.random.key(2))
+    model = Model(CFG, params, folder=str(cxr_jax.asset("phantom")))
+    image = np.random.default_rng(0).random((224, 224), np.float32)
+    patches, grid = model.prepare(image)
+    [features] = model.image_features(patches, [grid])
+    features = jnp.stack([jnp.asarray(features)] * len(rows))
+
+    prompts = inference_prompts.Prompts(
+        TOKENIZER, CFG, grid, C, texts=[row[0].content for row in rows]
+    )
+    batch = conversations.Examples(prompts, targets.Completions(TOKENIZER, C), "each").encode(rows)
+    optimizer = optax.adam(1e-2)
+
+    @jax.jit
+    def train(text, state):
+        def loss(text):
+            merged = {**params, "text": text}
+            total = batch["mask"].sum()
+            return log_probs.completion_loss(merged, CFG, features, batch, total)[0]
+
+        value, gradient = jax.value_and_grad(loss)(text)
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(text, updates), state, value
+
+    text, state = params["text"], optimizer.init(params["text"])
+    for _ in range(150):
+        text, state, value = train(text, state)
+    assert value < 0.05
+    learned = Model(CFG, {**params, "text": text}, folder=str(cxr_jax.asset("phantom")))
+    for talk in talks:
+        chat = learned.chat(image)
+        said = [chat.ask(question, max_new_tokens=32).text for question, _ in talk]
+        assert said == [answer for _, answer in talk]
