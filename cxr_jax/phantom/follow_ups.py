@@ -70,6 +70,7 @@ def talk(
         (question, answer) of each turn. The second question is left out where it would make a long conversation
         longer than CHARACTERS.
     """
+    # Every number is drawn whatever comes of it, in this order.
     if rng.random() < _EXAMINED:
         question = EXAMINE
     count = int(rng.integers(1, 3))
@@ -90,8 +91,10 @@ def answer(question: str, report: Report, hospital: str, rng: np.random.Generato
         hospital: whose wording is used.
         rng: drawn from once; it only chooses between wordings, never between facts.
     """
+    # A table and no chain of ifs: whoever adds a question adds a line.
     write = {EXAMINE: examination, DIFFERENTIALS: differentials, STRUCTURED: structured_report}
     hedge = str(rng.choice(wording.PHRASES[hospital]["hedge"]))
+    # Sections are lines; elsewhere sentences follow each other.
     separator = "\n" if question == STRUCTURED else " "
     return separator.join(sentence.text for sentence in write[question](report, hedge))
 
@@ -108,6 +111,7 @@ def examination(report: Report, hedge: str) -> list[Sentence]:
     quality = report.sentences[0]
     technique = Sentence(quality.text.removeprefix("Quality: "), quality.facts)
     impression = _impression(report, hedge)
+    # "No other finding" would speak of one.
     if impression[0] == _NOTHING:
         return [technique, *impression]
     return [technique, *impression, Sentence("No other finding.", ())]
@@ -122,9 +126,11 @@ def differentials(report: Report, hedge: str) -> list[Sentence]:
     affirmed = affirmed_sides(report.sentences[:-1])
     sentences = []
     for finding in _findings(report):
+        # What may not be there has no causes yet.
         if finding.fact.state < 0:
             sentences.append(_sentence(finding, hedge))
             continue
+        # The likeliest apart: a list alone would weigh all causes alike.
         first, *others = list_causes(finding.name, affirmed)
         text = f"{_capital(_phrase(finding))} likely from {first}; consider {join_words(others, 'or')}."
         sentences.append(Sentence(text, (finding.fact,)))
@@ -137,6 +143,7 @@ def structured_report(report: Report, hedge: str) -> list[Sentence]:
     Args:
         hedge: see `examination`.
     """
+    # Without the summary: its place has the impression.
     quality, *organs, _ = report.sentences
     return [
         Sentence(quality.text.replace("Quality", "Technique"), quality.facts),
@@ -154,6 +161,7 @@ def _impression(report: Report, hedge: str) -> list[Sentence]:
     """What the answer's list stands for: findings, or that there is none; then what is unsure, and devices."""
     found = _findings(report)
     sentences = [_sentence(finding, hedge) for finding in found]
+    # As in the answer: beside devices and what is unsure stands that nothing was found.
     if not found or found[0].fact.state < 0:
         sentences.insert(0, _NOTHING)
     devices = report.sentences[1].facts
@@ -181,6 +189,7 @@ def _findings(report: Report) -> list[_Found]:
             facts[name] = Fact(
                 fact.finding, fact.state, side, zone, known.severity or fact.severity
             )
+    # Sorting keeps the order of urgency within each state.
     found = [_Found(name, facts[name]) for name in wording.URGENCY if name in facts]
     return sorted(found, key=lambda finding: -finding.fact.state)
 

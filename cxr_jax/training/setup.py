@@ -125,6 +125,7 @@ class Setup:
 
 def _open_examples(settings: RunConfig, train: Source, prompts: Prompts) -> Examples:
     """The encoder of conversations. Where their last answers train, its prompts hold what was said before."""
+    # Where each answer trains, a prompt is a row's first question, which is asked and scored, too.
     completions = Completions(prompts.tokenizer, settings.max_completion)
     if settings.train_turns == "last" and imitates(settings):
         width = history_width(train, prompts.tokenizer, prompts.config)

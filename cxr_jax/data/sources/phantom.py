@@ -127,6 +127,7 @@ class PhantomSource:
         ]
 
     def _talk(self, report: Report, index: int) -> Conversation:
+        # Most examples are a question and its reading.
         target = report_writer.target(report)
         turns = [(self.prompt, target)]
         # Of numbers of its own: readings are the same with follow-ups and without.
