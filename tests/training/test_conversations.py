@@ -269,7 +269,8 @@ def test_conversations_of_phantoms_fit_what_a_run_makes_room_for():
 def world():
     params = network.init_params(CFG, jax.random.key(0))
     params["text"]["embed"]["embedding"] *= 5.0
-    features = jax.random.normal(jax.random.key(1), (1, IMAGE_TOKENS, CFG.text.hidden_size))
+    shape = 1, IMAGE_TOKENS, CFG.text.hidden_size
+    features = network.Seen(jax.random.normal(jax.random.key(1), shape))
 
     @jax.jit
     def gradient(params, batch):
@@ -352,7 +353,7 @@ def test_a_chat_of_what_was_trained_answers_each_question_by_what_was_said_befor
     image = np.random.default_rng(0).random((224, 224), np.float32)
     patches, grid = model.prepare(image)
     [features] = model.image_features(patches, [grid])
-    features = jnp.stack([jnp.asarray(features)] * len(rows))
+    features = jax.tree.map(lambda tokens: jnp.stack([jnp.asarray(tokens)] * len(rows)), features)
 
     prompts = inference_prompts.Prompts(
         TOKENIZER, CFG, grid, C, texts=[row[0].content for row in rows]
