@@ -21,6 +21,14 @@ Conversation = tuple[Message, ...]
 Prompt = str | Conversation  # a question by itself, or a conversation that ends with one
 
 
+def as_text(prompt: Prompt) -> str:
+    """Write a prompt for people: of a conversation every turn with who speaks, but for the question at its end."""
+    if isinstance(prompt, str):
+        return prompt
+    *before, question = prompt
+    return "\n".join([*(f"{turn.role}: {turn.content}" for turn in before), question.content])
+
+
 def as_prompt(messages: Conversation) -> Prompt:
     """Give a conversation as a prompt: of a question by itself the text, so that both are one prompt."""
     if len(messages) == 1 and messages[0].role == "user":

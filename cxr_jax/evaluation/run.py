@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from cxr_jax import report
 from cxr_jax.config.sections import EvaluationConfig, RunConfig
+from cxr_jax.data.prompts import as_text
 from cxr_jax.data.sources.base import Batch
 from cxr_jax.data.sources.splits import Splits, held_out, open_splits
 from cxr_jax.evaluation.reader import Reader, Readings
@@ -289,7 +290,7 @@ def cases_to_show(
         )
         case = report.Case(
             image=np.asarray(held_out_batch["image"][image_index]),
-            prompt=held_out_batch["texts"][image_index],
+            prompt=as_text(held_out_batch["texts"][image_index]),
             completion=completion_text,
             answer=readings.answer[image_index],
             truth=held_out_batch["solution"][image_index],

@@ -223,7 +223,7 @@ def count_image_tokens(model_config: Config, grids: Sequence[Grid]) -> list[int]
 def render_prompt(
     tokenizer: Tokenizer,
     model_config: Config,
-    prompt: str | Sequence[dict[str, Any]],
+    prompt: str | Sequence[dict[str, Any] | Message],
     grids: Sequence[Grid] = (),
 ) -> RenderedPrompt:
     """Render a user's prompt, a text or a conversation, as serving does.

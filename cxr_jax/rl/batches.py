@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from cxr_jax.config.sections import RunConfig
+from cxr_jax.data.prompts import as_text
 from cxr_jax.data.sources.base import Batch, Source, indices_of
 from cxr_jax.inference.prompts import Prompts
 from cxr_jax.runtime.layout import ONE_DEVICE, Layout
@@ -37,10 +38,11 @@ def make_batch_fn(
 
     def make(step: int) -> Batch:
         everywhere, here, batch = draw(step, prompts_sampled)
+        shown = source.about(everywhere)
         step_batch: Batch = {
             "image": np.asarray(batch["image"]),
             "prompts": prompts.encode(source.about(here)["prompts"]),
-            "shown": source.about(everywhere),
+            "shown": {**shown, "prompts": [as_text(prompt) for prompt in shown["prompts"]]},
         }
         for name in ("solution", "known", "hedged", "sides"):
             step_batch[name] = np.asarray(batch[name])

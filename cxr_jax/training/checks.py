@@ -76,7 +76,7 @@ def check_common(config: ConfigDict) -> Source:
     return train
 
 
-def _phantom_prompts(settings: RunConfig) -> tuple[Source, dict[str, str]]:
+def _phantom_prompts(settings: RunConfig) -> tuple[Source, dict[Prompt, str]]:
     data = settings.data
     train = PhantomSource(
         data.hospital, "train", data.seed, data.reader_miss, data.sites, follow_ups=data.follow_ups
@@ -84,7 +84,7 @@ def _phantom_prompts(settings: RunConfig) -> tuple[Source, dict[str, str]]:
     return train, dict.fromkeys(train.prompts(), "the prompt")
 
 
-def _film_prompts(settings: RunConfig) -> tuple[Source, dict[str, str]]:
+def _film_prompts(settings: RunConfig) -> tuple[Source, dict[Prompt, str]]:
     """The training source of a manifest, and each prompt with the first row that asks it."""
     data = settings.data
     if data.sites:
@@ -103,8 +103,7 @@ def _film_prompts(settings: RunConfig) -> tuple[Source, dict[str, str]]:
     sources = [opened.train, *opened.select.values(), *opened.test.values()]
     rows = [row for source in sources if isinstance(source, FilesSource) for row in source.rows]
     _check_film_counts(rows)
-    _check_system_turns(settings.model, rows)
-    return opened.train, {row.prompt: f"the prompt of row {row.id}" for row in reversed(rows)}
+    return opened.train, {row.asked: f"the prompt of row {row.id}" for row in reversed(rows)}
 
 
 def _check_film_counts(rows: Sequence[Row]) -> None:
@@ -116,38 +115,16 @@ def _check_film_counts(rows: Sequence[Row]) -> None:
             )
 
 
-def _check_system_turns(model: str, rows: Sequence[Row]) -> None:
-    """Refuse a system turn, unless it is the one that the chat template writes where there is none."""
-    first_rows = {row.system: row for row in reversed(rows) if row.system is not None}
-    if not first_rows:
-        return
-    tokenizer = pretrained.load_tokenizer(model)
-    model_config = read_model_config(model, tokenizer)
-    for system, row in first_rows.items():
-        # Where its films stand is no matter here.
-        text = row.prompt.replace(data_prompts.IMAGE_MARK, "")
-        question = {"role": "user", "content": text}
-        turns = [{"role": "system", "content": system}, question]
-        with_turn, without = (
-            render_prompt(tokenizer, model_config, messages) for messages in (turns, [question])
-        )
-        if with_turn != without:
-            raise UserError(
-                f"row {row.id}: has a system turn that is not the chat template's own; write what it says into the "
-                "question, or leave it out"
-            )
-
-
 # ---- The model ---------------------------------------------------------------------------------------
 
 
-def check_model(model: str, size: int, prompts: Mapping[str, str], max_completion: int) -> None:
+def check_model(model: str, size: int, prompts: Mapping[Prompt, str], max_completion: int) -> None:
     """Refuse a model that cannot read the images and prompts, or cannot write answers; its weights are not read.
 
     Args:
         model: `config.model`.
         size: pixels a side of the images.
-        prompts: text -> what a message calls it.
+        prompts: each with what a message calls it.
         max_completion: tokens that follow a prompt at most.
 
     Raises:
@@ -164,7 +141,9 @@ def check_model(model: str, size: int, prompts: Mapping[str, str], max_completio
             f"config.model={model!r}: images of {size} pixels do not divide into its patches of {unit}"
         )
 
-    _warn_of_spelled_tokens(tokenizer, {name: text for text, name in prompts.items()})
+    _warn_of_spelled_tokens(
+        tokenizer, {name: _said_by_people(prompt) for prompt, name in prompts.items()}
+    )
     positions = model_config.text.max_position_embeddings
     grid = (1, size // vision.patch_size, size // vision.patch_size)
     for text, name in prompts.items():
@@ -178,6 +157,13 @@ def check_model(model: str, size: int, prompts: Mapping[str, str], max_completio
                 f"{name} has {length} tokens: with config.max_completion={max_completion} that is "
                 f"more than the {positions} positions of the model"
             )
+
+
+def _said_by_people(prompt: Prompt) -> str:
+    """A prompt without what the model has said in it."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(turn.content for turn in prompt if turn.role != "assistant")
 
 
 def _warn_of_spelled_tokens(

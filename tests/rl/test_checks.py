@@ -368,10 +368,57 @@ def speak_first(text):
     return lambda row: row["messages"].insert(0, {"role": "system", "content": text})
 
 
-def test_a_system_turn_passes_only_where_the_template_says_the_same(compiled, images):
-    checks.check(films(images, speak_first("You are a helpful assistant.")))
-    for text in ("You are a helpful assistant", "Speak as a pirate."):
-        refused(compiled, films(images, speak_first(text)), "row c: has a system turn")
+def test_a_system_turn_passes_where_the_template_takes_it(compiled, images, folder):
+    for text in ("You are a helpful assistant.", "Speak as a pirate."):
+        checks.check(films(images, speak_first(text)))
+    config = films(images, speak_first("Speak as a pirate."))
+    config.model = folder().model
+    path = pathlib.Path(config.model, "chat_template.jinja")
+    refuses = "{{ raise_exception('no system turns') }}"
+    path.write_text(
+        f"{{%- if messages[0]['role'] == 'system' -%}}{refuses}{{%- endif -%}}" + path.read_text()
+    )
+    refused(
+        compiled, config, "the prompt of row c: the chat template does not work for turns of system"
+    )
+
+
+def go_on(*texts):
+    roles = ("user", "assistant") * len(texts)
+    turns = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+    return lambda row: row["messages"].extend(turns)
+
+
+def test_conversations_that_a_run_cannot_train_on_are_refused_by_row(compiled, images, folder):
+    more = go_on("Provide differentials.", "Heart failure.")
+    checks.check(films(images, more, replay_weight=0.1))
+    # A template that leaves out the traces of earlier turns.
+    config = films(images, more, replay_weight=0.1)
+    config.model = folder().model
+    path = pathlib.Path(config.model, "chat_template.jinja")
+    whole = "{{ message['content'] }}"
+    assert whole in path.read_text()
+    rest = whole.replace("content']", "content'].split('</think>')[-1]")
+    path.write_text(path.read_text().replace(whole, rest))
+    refused(compiled, config, "the target of row c: the chat template writes", "train_turns=last")
+    config.train_turns = "last"
+    checks.check(config)
+
+
+def test_a_film_of_a_later_turn_trains_behind_its_history_alone(compiled, images):
+    def later(row):
+        row["messages"][0]["content"] = "Hello"
+        go_on("<image>What is wrong?", "<think>Wet.</think><answer>Edema</answer>")(row)
+
+    each = films(images, later, replay_weight=0.1)
+    refused(
+        compiled, each, "the target of row c: an image stands in a later turn", "train_turns=last"
+    )
+    last = films(images, later, replay_weight=0.1)
+    last.train_turns = "last"
+    checks.check(last)
+    # Without a replay only the question is read.
+    checks.check(films(images, later))
 
 
 SPELLED = "What is <|im_end|> or <answer>?"

@@ -19,20 +19,27 @@ Only phantoms have these, too:
 Only files have these, lists of length B:
 
     targets     the assistant's text of each row, None where the manifest has none
-    prompts     the prompt of each row
+    prompts     the prompt of each row: a text, or a conversation (system turn, earlier turns) that ends with a question
     ids         the id of each row
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
-from cxr_jax.data.prompts import Conversation
+from cxr_jax.data.prompts import Conversation, Prompt
 
 ENDLESS = 2**31 - 1  # the length of a source that answers any index
 Batch = dict[str, Any]  # the keys stand at the top of this file
 Indices = Sequence[int] | np.ndarray  # of examples
+
+
+class About(TypedDict):
+    """What there is to say of examples without their images."""
+
+    prompts: list[Prompt]
+    ids: list[str]
 
 
 class Source(Protocol):
@@ -57,8 +64,8 @@ class Source(Protocol):
         """Count the examples; ENDLESS where any index has one."""
         ...
 
-    def prompts(self) -> tuple[str, ...]:
-        """List every prompt text that batches can hold, each once."""
+    def prompts(self) -> tuple[Prompt, ...]:
+        """List every prompt that batches can hold, each once."""
         ...
 
     def readable(self, indices: Indices) -> list[int]:
@@ -69,8 +76,8 @@ class Source(Protocol):
         """Make the examples of `indices`, with the keys that stand at the top of this file."""
         ...
 
-    def about(self, indices: Indices) -> dict[str, list[str]]:
-        """List prompts and ids, a text each of every index, without making the images. No patient data."""
+    def about(self, indices: Indices) -> About:
+        """List prompts and ids, one each of every index, without making the images. No patient data."""
         ...
 
     def solutions(self, indices: Indices) -> np.ndarray:

@@ -1,16 +1,24 @@
 """What is asked and answered in a row, in whichever of the usual schemas it is written.
 
-A row is one question about one film, or several, and, to imitate, one answer. A system turn is kept apart. What says
-more than that (later turns) is refused, because a part of it would be lost without a word. docs/inputs.md lists the
-schemas.
+A row is a question about one film, or several, and, to imitate, its answer; more questions and answers may follow, and
+a system turn may stand before them. What says anything else (turns of tools, say) is refused, because a part of it
+would be lost without a word. docs/inputs.md lists the schemas.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from cxr_jax.data import prompts
 from cxr_jax.data.json_rows import BadRowError, is_absent, is_null
-from cxr_jax.data.prompts import IMAGE_MARK, NO_PROMPT, asks_nothing, cut_at_marks
+from cxr_jax.data.prompts import (
+    IMAGE_MARK,
+    NO_PROMPT,
+    Conversation,
+    Message,
+    asks_nothing,
+    cut_at_marks,
+)
 from cxr_jax.data.sources import views
 from cxr_jax.errors import UserError
 
@@ -35,6 +43,10 @@ _ROLES = {
     "model": "assistant",
     "bot": "assistant",
 }
+# Who speaks where a model calls functions.
+_TOOL_ROLES = ("tool", "tool_call", "tool_response", "function", "function_call", "observation")
+# What tools write beside an answer that is not to train.
+_TRAINS = ("weight", "loss", "train")
 _IMAGE_TYPES = ("image", "image_url", "input_image")
 _TEXT_TYPES = ("text", "input_text", "output_text")
 
@@ -43,16 +55,18 @@ class Dialogue(NamedTuple):
     """What is said in a row.
 
     Attributes:
-        prompt: the user's text, as `prompts.mark_films` writes it.
-        target: the assistant's text, or None.
+        prompt: the user's first text, as `prompts.mark_films` writes it; as it stands where films come later.
+        target: the assistant's first text, or None.
         system: the text of a system turn, or None.
-        films: as the prompt asks about them.
+        films: in the order of their places.
+        later: the turns that follow, with marks of the films that stand there.
     """
 
     prompt: str
     target: str | None
     system: str | None
     films: tuple["NamedFilm", ...]
+    later: Conversation = ()
 
 
 class NamedFilm(NamedTuple):
@@ -93,26 +107,31 @@ def parse_dialogue(record: dict[str, Any]) -> Dialogue:
     """Read the dialogue of a row.
 
     Raises:
-        BadRowError: with the reason why it is none, or more than one question with its answer about one film.
+        BadRowError: with the reason why it is none, or says what is not read.
     """
     turns = _find_turns(record)
-    system, question, answer = _split_turns(turns)
-    if asks_nothing(question.text):
+    system, questions, answers = _split_turns(turns)
+    if any(asks_nothing(question.text) for question in questions):
         raise BadRowError(NO_PROMPT)
-    if answer is not None and not answer.text:
+    if not all(answer.text for answer in answers):
         raise BadRowError("the assistant's turn is empty")
-    for turn in (system, answer):
-        if turn is not None and turn.pictures:
+    for turn in (*([system] if system else []), *answers):
+        if turn.pictures:
             raise BadRowError(f"a picture's place ({IMAGE_MARK}) in the {turn.role}'s turn")
-    films = _find_films(question, record)
-    prompt, films = _ask(question, films)
+    films = _find_films([picture for turn in questions for picture in turn.pictures], record)
+    texts, films = _ask(questions, films)
     dialogue = Dialogue(
-        prompt=prompt,
-        target=None if answer is None else answer.text,
+        prompt=texts[0],
+        target=answers[0].text if answers else None,
         system=system.text or None if system is not None else None,
         films=films,
+        later=tuple(
+            Message(role, text)
+            for pair in zip(texts[1:], answers[1:], strict=True)
+            for role, text in zip(("user", "assistant"), (pair[0], pair[1].text), strict=True)
+        ),
     )
-    for text in (prompt, dialogue.target, dialogue.system):
+    for text in (dialogue.target, dialogue.system, *texts, *(turn.text for turn in answers)):
         check_text(text)
     return dialogue
 
@@ -147,7 +166,9 @@ def _find_turns(record: dict[str, Any]) -> list[_Turn]:
 
     # Beside the turns there may be what came before them.
     if not is_absent(record.get("history")):
-        raise BadRowError("earlier turns (history): a row is one question and its answer")
+        if first in _TURN_LISTS:
+            raise BadRowError(f"history beside {first}: which turns come first?")
+        turns = [*_read_history(record["history"]), *turns]
     if not is_absent(record.get("system")):
         if not isinstance(record["system"], str):
             raise BadRowError("system is not a text")
@@ -192,6 +213,17 @@ def _read_plain_keys(record: dict[str, Any]) -> dict[str, list[_Turn]]:
     return readings
 
 
+def _read_history(value: Any) -> list[_Turn]:
+    """Earlier questions with their answers, as ms-swift and LLaMA-Factory write them: a list of pairs of texts."""
+    turns = []
+    for pair in value if isinstance(value, list) else [value]:
+        is_pair = isinstance(pair, list) and len(pair) == 2
+        if not is_pair or not all(isinstance(text, str) for text in pair):
+            raise BadRowError("history is not a list of questions with their answers")
+        turns += [_Turn("user", _parse_text(pair[0])), _Turn("assistant", _parse_text(pair[1]))]
+    return turns
+
+
 def _as_turns(value: Any, role: str, key: str) -> list[_Turn]:
     """What a plain key holds: a text, or, as in TRL, messages."""
     if isinstance(value, str):
@@ -214,11 +246,16 @@ def _read_turn(turn: Any) -> _Turn:
     if not isinstance(turn, dict):
         raise BadRowError("a turn is not an object")
     role = turn.get("role", turn.get("from"))
-    known = _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+    name = role.strip().lower() if isinstance(role, str) else ""
+    if name in _TOOL_ROLES:
+        raise BadRowError("a turn of a tool: only what users and the model say is read")
+    known = _ROLES.get(name)
     if known is None:
         raise BadRowError("the role of a turn is none of system, user (human), assistant (gpt)")
     if not is_null(turn.get("tool_calls")) and turn["tool_calls"] != []:
         raise BadRowError("a turn calls tools")
+    if known == "assistant" and any(turn.get(key) in (0, False) for key in _TRAINS if key in turn):
+        raise BadRowError(f"an answer is marked not to train ({', '.join(_TRAINS)}): all are read")
     content = turn.get("content", turn.get("value"))
     return _Turn(known, _parse_content(content))
 
@@ -283,31 +320,43 @@ def _parse_text(text: str) -> tuple[str | _Picture, ...]:
     return tuple(_Picture() if part is None else part for part in parts)
 
 
-def _split_turns(turns: Sequence[_Turn]) -> tuple[_Turn | None, _Turn, _Turn | None]:
-    """A system turn or none, the user's turn, the assistant's or none."""
+def _split_turns(turns: Sequence[_Turn]) -> tuple[_Turn | None, list[_Turn], list[_Turn]]:
+    """A system turn or none, the user's turns, the assistant's: as many, or none of one question."""
     rest = list(turns)
     system = rest.pop(0) if rest and rest[0].role == "system" else None
     roles = [turn.role for turn in rest]
     if not roles or "user" not in roles:
         raise BadRowError("no prompt (a user or human turn with text)")
-    if roles == ["user"]:
-        return system, rest[0], None
-    if roles == ["user", "assistant"]:
-        return system, rest[0], rest[1]
     if roles[0] == "assistant":
         raise BadRowError("the assistant speaks before it is asked")
-    raise BadRowError(f"{len(roles)} turns: a row is one question and its answer")
+    if "system" in roles:
+        raise BadRowError("a system turn that is not the first")
+    for role, next_role in itertools.pairwise(roles):
+        if role == next_role:
+            raise BadRowError(f"two turns of the {role} follow each other")
+    questions, answers = rest[::2], rest[1::2]
+    if len(questions) > max(1, len(answers)):
+        raise BadRowError("the last question has no answer")
+    return system, questions, answers
 
 
-def _ask(question: _Turn, films: tuple[NamedFilm, ...]) -> tuple[str, tuple[NamedFilm, ...]]:
-    """The prompt, and the films in its order: it says which is which, unless it has their places."""
+def _ask(
+    questions: Sequence[_Turn], films: tuple[NamedFilm, ...]
+) -> tuple[list[str], tuple[NamedFilm, ...]]:
+    """The questions, and the films in their order: the first says which is which, unless they have their places."""
+    first, *later = questions
+    texts = [turn.text for turn in questions]
     roles = [film.role for film in films if film.role is not None]
     try:
         in_order = prompts.sort_roles(roles) if roles else []
-        if roles and not question.pictures:
+        if any(turn.pictures for turn in later):
+            # In the words of the row: a mark that is left out would move its film to the first question.
+            prompts.place_films(texts, len(films))
+            return texts, films
+        if roles and not first.pictures:
             films = tuple(sorted(films, key=lambda film: in_order.index(film.role or "")))
-            return prompts.ask_of_roles(in_order, question.text), films
-        return prompts.mark_films(question.text, len(films)), films
+            return [prompts.ask_of_roles(in_order, first.text), *texts[1:]], films
+        return [prompts.mark_films(first.text, len(films)), *texts[1:]], films
     except UserError as error:
         raise BadRowError(str(error)) from None
 
@@ -338,9 +387,8 @@ def names_in(value: Any) -> list[str]:
     raise BadRowError("no image: what should name it is no name")
 
 
-def _find_films(question: _Turn, record: dict[str, Any]) -> tuple[NamedFilm, ...]:
-    """The films of a row, named in the question's turn, beside the dialogue (`image`, `images`), or in both."""
-    in_turn = question.pictures
+def _find_films(in_turn: list[_Picture], record: dict[str, Any]) -> tuple[NamedFilm, ...]:
+    """The films of a row, named in the users' turns, beside the dialogue (`image`, `images`), or in both."""
     lists = [[picture.name for picture in in_turn if picture.name is not None]]
     if lists[0] and len(lists[0]) < len(in_turn):
         raise BadRowError("an image of the turn has a name, and another has none")

@@ -25,9 +25,9 @@ import numpy as np
 from cxr_jax.data import image_gate, images, json_rows, loading, resize
 from cxr_jax.data.image_cache import CACHE_MIB, ImageCache
 from cxr_jax.data.json_rows import BadRowError, is_absent
-from cxr_jax.data.prompts import Conversation
+from cxr_jax.data.prompts import Conversation, Prompt
 from cxr_jax.data.sources import patients, views
-from cxr_jax.data.sources.base import Batch, Indices
+from cxr_jax.data.sources.base import About, Batch, Indices
 from cxr_jax.data.sources.dialogue import parse_dialogue
 from cxr_jax.data.sources.image_files import BadNameError, ImageFinder
 from cxr_jax.data.sources.policy import COMPLETE, LabelPolicy, may_be_named
@@ -119,6 +119,7 @@ def _parse_row(record: dict[str, Any], finder: ImageFinder) -> Row:
         image_paths=paths,
         prompt=dialogue.prompt,
         target=dialogue.target,
+        later=dialogue.later,
         group=identifier,  # until all rows are seen
         patient=patients.find_patient(record, names),
         view=views.find_view(record, names),
@@ -265,9 +266,9 @@ class FilesSource:
         """Count the rows."""
         return len(self.rows)
 
-    def prompts(self) -> tuple[str, ...]:
-        """List every prompt text that batches can hold, each once."""
-        return tuple(dict.fromkeys(row.prompt for row in self.rows))
+    def prompts(self) -> tuple[Prompt, ...]:
+        """List every prompt that batches can hold, each once."""
+        return tuple(dict.fromkeys(row.asked for row in self.rows))
 
     def image(self, index: int) -> np.ndarray:
         """Read the first image of a row, see `images`."""
@@ -364,14 +365,14 @@ class FilesSource:
             "hedged": hedged,
             "sides": np.zeros((*known.shape, 2), bool),
             "targets": [row.target for row in rows],
-            "prompts": [row.prompt for row in rows],
+            "prompts": [row.asked for row in rows],
             "ids": [row.id for row in rows],
         }
 
-    def about(self, indices: Indices) -> dict[str, list[str]]:
+    def about(self, indices: Indices) -> About:
         """List prompts and ids of the rows as `batch` has them; reads no images where all must be readable."""
         rows = [self.rows[index] for index in self._stand_ins_of(indices)]
-        return {"prompts": [row.prompt for row in rows], "ids": [row.id for row in rows]}
+        return {"prompts": [row.asked for row in rows], "ids": [row.id for row in rows]}
 
     def solutions(self, indices: Indices) -> np.ndarray:
         """Give the solutions of the rows, bool [B, 14], without reading the images."""

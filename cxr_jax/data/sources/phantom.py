@@ -8,7 +8,7 @@ import numpy as np
 from cxr_jax import phantom
 from cxr_jax.data.loading import map_in_threads
 from cxr_jax.data.prompts import FIND_PROMPT, Conversation, Message
-from cxr_jax.data.sources.base import ENDLESS, Batch, Indices
+from cxr_jax.data.sources.base import ENDLESS, About, Batch, Indices
 from cxr_jax.errors import UserError
 from cxr_jax.phantom import follow_ups, human_readers, report_writer
 from cxr_jax.phantom.report_writer import Report
@@ -68,7 +68,7 @@ class PhantomSource:
         """List `indices`: every phantom can be drawn."""
         return [int(index) for index in indices]
 
-    def about(self, indices: Indices) -> dict[str, list[str]]:
+    def about(self, indices: Indices) -> About:
         """List prompts and ids, a text each of every index: what there is to say of examples without drawing them."""
         return {
             "prompts": [self.prompt] * len(indices),

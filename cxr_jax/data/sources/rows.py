@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cxr_jax.data.json_rows import BadRowError
-from cxr_jax.data.prompts import Conversation, Message
+from cxr_jax.data.prompts import IMAGE_MARK, Conversation, Message, Prompt, as_prompt
 from cxr_jax.data.sources.policy import COMPLETE, LabelPolicy
 from cxr_jax.data.studies.order import Taken
 from cxr_jax.errors import UserError
@@ -40,6 +40,7 @@ class Row:
     study: str | None = None  # as the manifest spells it, of its patient
     taken: Taken = Taken()  # when the study was made, as far as the manifest tells
     roles: tuple[str, ...] = ()  # of the films (`prompts.ROLES`), if the manifest has them
+    later: Conversation = ()  # the turns that follow on prompt and target, with marks of the films that stand there
 
     @property
     def image_path(self) -> Path:
@@ -50,7 +51,16 @@ class Row:
     def conversation(self) -> Conversation:
         """What is said in the row, in its order."""
         texts = (("system", self.system), ("user", self.prompt), ("assistant", self.target))
-        return tuple(Message(role, text) for role, text in texts if text is not None)
+        first = (Message(role, text) for role, text in texts if text is not None)
+        return (*first, *self.later)
+
+    @property
+    def asked(self) -> Prompt:
+        """What is asked and scored: the first question before which all films stand, with what is said before it."""
+        said = self.conversation
+        questions = [place for place, turn in enumerate(said) if turn.role == "user"]
+        marked = [place for place in questions if IMAGE_MARK in said[place].content]
+        return as_prompt(said[: max(marked, default=questions[0]) + 1])
 
 
 def conversations_of(rows: Sequence[Row], name: str) -> list[Conversation]:
@@ -117,12 +127,12 @@ class Seen:
 
 
 def _question(row: Row) -> tuple:
-    return row.image_paths, row.prompt, row.system
+    return row.image_paths, row.asked
 
 
 def _content(row: Row) -> tuple:
     """All that a row says but its id and patient."""
-    return (*_question(row), row.target, row.solution, row.known, row.hedged)
+    return (*_question(row), row.target, row.later, row.solution, row.known, row.hedged)
 
 
 def _contradict(one: Row, other: Row) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 
 from cxr_jax.config.sections import DataConfig
 from cxr_jax.data import image_gate
+from cxr_jax.data.prompts import Prompt
 from cxr_jax.data.sources import manifest, phantom, policy
 from cxr_jax.data.sources.base import Batch, Source
 from cxr_jax.data.sources.patients import (
@@ -57,8 +58,8 @@ class Splits:
     warnings: tuple[str, ...] = ()
     sides: Sides = NOT_DRAWN
 
-    def prompts(self) -> tuple[str, ...]:
-        """List every prompt text, each once: held-out rows may ask what training rows do not."""
+    def prompts(self) -> tuple[Prompt, ...]:
+        """List every prompt, each once: held-out rows may ask what training rows do not."""
         sources = [self.train, *self.select.values(), *self.test.values()]
         return tuple(dict.fromkeys(prompt for source in sources for prompt in source.prompts()))
 

@@ -83,7 +83,8 @@ def _keep(row: Row, roles: Sequence[str]) -> Row:
 
 
 def _ask(row: Row, question: str, paths: Mapping[str, Path]) -> Row:
-    if prompts.IMAGE_MARK in question:
+    texts = (question, *(turn.content for turn in row.later if turn.role == "user"))
+    if any(prompts.IMAGE_MARK in text for text in texts):
         raise UserError("its text marks the place of its film, and more are to stand beside it")
     return replace(
         row,

@@ -76,7 +76,7 @@ def schemas(ask=ASK, film=FILM):
 @pytest.mark.parametrize("name", schemas())
 def test_every_schema_says_the_same(name):
     dialogue = parse_dialogue(schemas()[name])
-    assert dialogue == (ASK, SAY, None, dialogue.films)
+    assert dialogue == (ASK, SAY, None, dialogue.films, ())
     [film] = dialogue.films
     assert set(film.names) == {FILM} and film.role is None
 
@@ -163,10 +163,18 @@ def test_a_system_turn_is_kept_apart(make):
 
 U, A, S = ({"role": role, "content": "x"} for role in ("user", "assistant", "system"))
 BAD_TURNS = {
-    "3 turns": [U, A, U],
-    "4 turns": [U, A, U, A],
-    "2 turns": [U, U],
-    "2 turns ": [U, S],
+    "the last question has no answer": [U, A, U],
+    "two turns of the user": [U, U],
+    "two turns of the user ": [U, U, A],
+    "two turns of the assistant": [U, A, A],
+    "a system turn that is not": [U, S],
+    "a system turn that is not the first": [S, U, A, S, U, A],
+    "the assistant's turn is empty": [U, A, U, A | {"content": ""}],
+    "nothing is asked": [U, A, U | {"content": " "}, A],
+    "marked not to train": [U, A | {"weight": 0}, U, A],
+    "marked not to train ": [U, A | {"loss": False}],
+    "a turn of a tool": [U, A, {"role": "tool", "content": "3"}, A],
+    "a turn of a tool ": [U, {"role": "function_call", "content": "{}"}],
     "speaks before it is asked": [A, U],
     "no prompt": [A],
     "no prompt ": [S],
@@ -174,7 +182,7 @@ BAD_TURNS = {
     "assistant's turn is empty": [U, A | {"content": None}],
     "in the assistant's turn": [U, A | {"content": "<image>x"}],
     "in the system's turn": [S | {"content": "<image>x"}, U],
-    "none of system, user": [U, A | {"role": "tool"}],
+    "none of system, user": [U, A | {"role": "critic"}],
     "none of system, user ": [{"content": "x"}],
     "calls tools": [U, A | {"tool_calls": [{"id": 1}]}],
     "not an object": [U, ["x"]],
@@ -197,7 +205,7 @@ def test_turns_that_are_more_or_less_than_one_question_are_refused(reason):
         {"from": turn.get("role"), "value": turn.get("content")} if isinstance(turn, dict) else turn
         for turn in BAD_TURNS[reason]
     ]
-    if "tool" not in reason:
+    if "calls tools" not in reason and "train" not in reason:
         with pytest.raises(BadRowError):
             parse_dialogue({"image": FILM, "conversations": renamed})
 
@@ -224,7 +232,14 @@ BAD_ROWS = {
     "is not a text": {"messages": [U], "images": [{"path": "a", "when": 3}]},
     "say different things": {"messages": [U], "conversations": llava("y", say=None), "image": FILM},
     "say different things ": {"prompt": "x", "query": "y", "image": FILM},
-    "earlier turns": {"query": "x", "history": [["a", "b"]], "image": FILM},
+    "history beside messages": {"messages": [U], "history": [["a", "b"]], "image": FILM},
+    "not a list of questions with": {"query": "x", "history": [["a"]], "image": FILM},
+    "not a list of questions with their": {"query": "x", "history": "a", "image": FILM},
+    "the last question has no answer": {"query": "x", "history": [["a", "b"]], "image": FILM},
+    "2 places for an image (<image>), and 1": {
+        "messages": [U | {"content": "<image>x"}, A, U | {"content": "y <image>"}, A],
+        "image": FILM,
+    },
     "only films": {"messages": [U], "image": FILM, "videos": ["v.mp4"]},
     "in the row itself": {"messages": [U], "image": {"bytes": "iVBOR", "path": None}},
     "no name": {"messages": [U], "image": 7},
@@ -238,6 +253,61 @@ def test_rows_that_say_two_things_or_none_are_refused(reason):
     with pytest.raises(BadRowError) as caught:
         parse_dialogue(BAD_ROWS[reason])
     assert reason.strip() in str(caught.value)
+
+
+# ---- Several turns ---------------------------------------------------------------------------------------------
+
+TALK = [
+    ("Find <image>?", "Edema."),
+    ("Provide differentials.", "Heart failure."),
+    ("Sure?", "Yes."),
+]
+
+
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_every_schema_keeps_all_turns(system):
+    turns = [
+        (role, text)
+        for pair in [(TALK[0][0].replace(" <image>", ""), TALK[0][1]), *TALK[1:]]
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+    first = [("system", system)] if system else []
+    openai = [{"role": role, "content": text} for role, text in [*first, *turns]]
+    names = {"user": "human", "assistant": "gpt", "system": "system"}
+    sharegpt = [{"from": names[role], "value": text} for role, text in [*first, *turns]]
+    swift = {
+        "history": [
+            [ask, say] for (_, ask), (_, say) in zip(turns[:4:2], turns[1:4:2], strict=True)
+        ],
+        "query": turns[4][1],
+        "response": turns[5][1],
+        **({"system": system} if system else {}),
+    }
+    marked = json.loads(json.dumps(openai).replace("Find?", "<image>\\nFind?"))
+    for row in (
+        {"messages": openai},
+        {"messages": marked},
+        {"conversations": sharegpt},
+        {"messages": openai, "conversations": sharegpt},
+        swift,
+        {"instruction": swift["query"], "output": swift["response"], **swift},
+    ):
+        if "instruction" in row:
+            row = {key: value for key, value in row.items() if key not in ("query", "response")}
+        dialogue = parse_dialogue({**row, "images": [FILM]})
+        assert dialogue[:3] == ("Find?", "Edema.", system)
+        assert list(dialogue.later) == turns[2:]
+
+
+def test_a_film_of_a_later_turn_stays_there():
+    later = {"role": "user", "content": [{"type": "image", "image": FILM}, "What now?"]}
+    dialogue = parse_dialogue({"messages": [U, A, later, A]})
+    assert dialogue.prompt == "x" and dialogue.later[0].content == "<image>What now?"
+    assert [film.names for film in dialogue.films] == [(FILM,)]
+    two = [U | {"content": "Old: <image>"}, A, U | {"content": "New: <image> Larger?"}, A]
+    dialogue = parse_dialogue({"messages": two, "images": list(TWO)})
+    assert (dialogue.prompt, dialogue.later[0].content) == ("Old: <image>", "New: <image> Larger?")
+    assert [film.names for film in dialogue.films] == [(name,) for name in TWO]
 
 
 # ---- Several films ---------------------------------------------------------------------------------------------
