@@ -81,6 +81,7 @@ class DataConfig(_Section):
     ood_hospital: str
     seed: int
     sites: int
+    views: tuple[str, ...]
     reader_miss: float
     follow_ups: float
     manifest: str

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from cxr_jax.errors import UserError
 
 FIND_PROMPT = "Find abnormalities and support devices."
+NEW_PROMPT = "Which findings are new since the prior film?"
 
 
 class Message(NamedTuple):

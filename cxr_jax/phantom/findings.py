@@ -443,7 +443,11 @@ def region_maps(scene: Tree) -> jax.Array:
 
     Half covered counts as 1, and so does the fullest cell.
     """
-    masks = region_masks(scene)
+    return cover(region_masks(scene))
+
+
+def cover(masks: jax.Array) -> jax.Array:
+    """Give the coverage of each cell by masks [F, n, n], float32 [F, 8, 8], see `region_maps`."""
     side = masks.shape[-1] // CELLS
     # The mean of each cell's pixels.
     coverage = masks.reshape(masks.shape[0], CELLS, side, CELLS, side).mean((2, 4))

@@ -50,7 +50,7 @@ _BY_PIXEL = (
     Finding.PLEURAL_OTHER,
 )
 # Streams of a scene's noise seed.
-_FLUFF, _CLOUD, _DETECTOR = 1, 2, 3
+FLUFF, _CLOUD, _DETECTOR = 1, 2, 3
 BLUR_CELLS = 16  # a side of the grid on which scatter is blurred
 
 
@@ -60,10 +60,20 @@ def render(scene: Tree) -> jax.Array:
 
 
 def _render_one(scene: Tree) -> jax.Array:
+    return develop(scene, *_attenuation(scene))
+
+
+def develop(scene: Tree, attenuation: jax.Array, metal: jax.Array) -> jax.Array:
+    """Make the film of what stands in the beam, of any view: a map in 0..1.
+
+    Args:
+        scene: its "acq", "noise_key" and, at a site, "sharpness".
+        attenuation: along each ray.
+        metal: how much of it is metal, in 0..1.
+    """
     acquisition = scene["acq"]
 
     # ---- What reaches the detector ----
-    attenuation, metal = _attenuation(scene)
     primary = jnp.exp(-attenuation)
     down, up = (jnp.asarray(matrix) for matrix in _blur_matrices())
     scatter = up @ (down @ primary @ down.T) @ up.T
@@ -88,7 +98,7 @@ def _render_one(scene: Tree) -> jax.Array:
         displayed += scene["sharpness"] * (displayed - _soften(displayed))
 
     # ---- Noise, tone and veil ----
-    noise = pixel_noise(_seed(scene, _DETECTOR))
+    noise = pixel_noise(noise_seed(scene, _DETECTOR))
     amount = acquisition[Acquisition.NOISE] * 1.25 * noise * (0.6 + 0.6 * displayed)
     displayed = jnp.clip(displayed + amount, 0.0, 1.0)
     # Tone curve x -> x (1 + gamma) / (1 + gamma x), a cheap stand-in for a power with fixed ends.
@@ -119,8 +129,8 @@ def _attenuation(scene: Tree) -> tuple[jax.Array, jax.Array]:
     """Attenuation along each ray (about 0 in free air, 0.6 in lung, 3 in the abdomen), and metal in 0..1."""
     anatomy = scene["anatomy"]
     grid = chest(scene)
-    fluff = smooth_noise(_seed(scene, _FLUFF), 30)
-    cloud = smooth_noise(_seed(scene, _CLOUD), 11)
+    fluff = smooth_noise(noise_seed(scene, FLUFF), 30)
+    cloud = smooth_noise(noise_seed(scene, _CLOUD), 11)
     tree = _vessel_trees(scene)
     cardiac, pedicle = heart(scene, grid), mediastinum(scene, grid)
     disease = _draw_disease(scene, grid, fluff, tree)
@@ -328,8 +338,8 @@ def _bones(scene: Tree, grid: Grid, anatomy: jax.Array, clear: jax.Array) -> jax
 # ---- Textures and filters --------------------------------------------------------------------------
 
 
-def _seed(scene: Tree, stream: int) -> jax.Array:
-    """uint32 seed of one noise field; the renderer needs no PRNG calls, which keeps it quick to compile."""
+def noise_seed(scene: Tree, stream: int) -> jax.Array:
+    """Give the uint32 seed of one noise field; the renderer needs no PRNG calls, which keeps it quick to compile."""
     key = scene["noise_key"]
     return (
         key[0] * jnp.uint32(0x9E3779B1)

@@ -48,7 +48,8 @@ class Fact:
     low_inspiration>", "airway", "hila" or "abdomen"; of the last three, state 1 means abnormal.
 
     state: 1 affirmed, 0 denied, -1 hedged. side: 0 the patient's right, 1 left, 2 both or midline.
-    zone: 0 upper, 1 mid, 2 lower. severity: "small", "moderate" or "large". None: not said.
+    zone: 0 upper, 1 mid, 2 lower. severity: "small", "moderate" or "large". change: since the prior film, "new",
+    "larger", "smaller", "unchanged" or "resolved". None: not said.
     """
 
     finding: str
@@ -56,6 +57,7 @@ class Fact:
     side: int | None = None
     zone: int | None = None
     severity: str | None = None
+    change: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,14 @@ class Report:
         return [fact for sentence in self.sentences for fact in sentence.facts]
 
 
-class _Clause(NamedTuple):
+class Clause(NamedTuple):
     """A part of a sentence, and the fact that it states."""
 
     text: str
     fact: Fact
 
 
-_make_fact = lru_cache(maxsize=4096)(Fact)  # few distinct facts, made very often
+make_fact = lru_cache(maxsize=4096)(Fact)  # few distinct facts, made very often
 
 
 # ---- What others call ------------------------------------------------------------------------------
@@ -112,7 +114,7 @@ def write(scene_row: dict[str, Any], hospital: str, rng: np.random.Generator) ->
     if hospital not in wording.PHRASES:
         known = ", ".join(wording.PHRASES)
         raise UserError(f"hospital: {hospital!r} is unknown, use one of {known}")
-    writer = _Writer(scene_row, wording.PHRASES[hospital], rng)
+    writer = Writer(scene_row, wording.PHRASES[hospital], rng)
     # In this order: every sentence takes the next of the random numbers.
     body = [
         writer.quality(),
@@ -124,7 +126,7 @@ def write(scene_row: dict[str, Any], hospital: str, rng: np.random.Generator) ->
         writer.slots("Mediastinum", "enlarged_cardiomediastinum"),
         writer.hila(),
         writer.heart(),
-        writer.plain("Abdomen", "abdomen", _make_fact("abdomen", 0)),
+        writer.plain("Abdomen", "abdomen", make_fact("abdomen", 0)),
         writer.slots("Bones", "fracture"),
     ]
     answer = _answer(body)
@@ -151,7 +153,7 @@ def label_states(facts: Iterable[Fact]) -> dict[str, int]:
 # ---- Sentence by sentence --------------------------------------------------------------------------
 
 
-class _Writer:
+class Writer:
     """One scene being put into words: its columns as Python lists and the wording drawn for each slot."""
 
     def __init__(
@@ -189,7 +191,7 @@ class _Writer:
         """Whether a finding that is present is on a side."""
         return self.side[FINDING_INDEX[finding_name]] in (side, BOTH)
 
-    def item(self, finding_name: str, side: int | None = None) -> _Clause:
+    def item(self, finding_name: str, side: int | None = None) -> Clause:
         """Clause of a finding that is not absent; `side` is given in a one-sided sentence."""
         index = FINDING_INDEX[finding_name]
         state, zone = self.state(finding_name), self.zone[index]
@@ -216,7 +218,7 @@ class _Writer:
         # A fact holds a zone only where the words say one.
         has_zone = "zone" in noun or "place" in noun
         label = wording.LABEL_OF[finding_name]
-        return _Clause(text, _make_fact(label, state, side, zone if has_zone else None, size))
+        return Clause(text, make_fact(label, state, side, zone if has_zone else None, size))
 
     def plain(self, organ: str, slot: str, *facts: Fact) -> Sentence:
         """A sentence of one phrase that has no blanks."""
@@ -228,11 +230,17 @@ class _Writer:
         for finding_name in finding_names:
             if self.state(finding_name):
                 clauses.append(self.item(finding_name))
+            elif gone := self.gone(finding_name):
+                clauses.append(gone)
             else:
-                denied = _make_fact(wording.LABEL_OF[finding_name], 0)
-                clauses.append(_Clause(self.pick(f"no_{finding_name}"), denied))
+                denied = make_fact(wording.LABEL_OF[finding_name], 0)
+                clauses.append(Clause(self.pick(f"no_{finding_name}"), denied))
         text = "; ".join(clause.text for clause in clauses)
         return Sentence(f"{organ}: {text}.", tuple(clause.fact for clause in clauses))
+
+    def gone(self, finding_name: str, side: int | None = None) -> Clause | None:
+        """Clause of a finding that is absent, but was there before; one film knows of none."""
+        return None
 
     # ---- Sentences, in the order of the tour ----
 
@@ -245,7 +253,7 @@ class _Writer:
             inspiration=self.phrases["inspiration"][is_low],
         )
         facts = tuple(
-            _make_fact(name, int(state))
+            make_fact(name, int(state))
             for name, state in zip(QUALITIES, self.qualities, strict=True)
         )
         return Sentence(f"Quality: {text}.", facts)
@@ -254,18 +262,18 @@ class _Writer:
         """Every device, or that there is none."""
         present = [name for name, here in zip(DEVICES, self.has_device, strict=True) if here]
         if not present:
-            return self.plain("Devices", "no_devices", _make_fact("Support Devices", 0))
+            return self.plain("Devices", "no_devices", make_fact("Support Devices", 0))
         words = [wording.DEVICE_WORDS[name] for name in present]
         text = self.pick("devices").format(list=join_words(words, "and"))
-        facts = [_make_fact(f"device:{name}", 1) for name in present]
-        return Sentence(f"Devices: {text}.", (_make_fact("Support Devices", 1), *facts))
+        facts = [make_fact(f"device:{name}", 1) for name in present]
+        return Sentence(f"Devices: {text}.", (make_fact("Support Devices", 1), *facts))
 
     def airways(self) -> Sentence:
         """The trachea."""
         # A turned patient's trachea is not in the middle of the picture: say why it still counts as midline.
         is_rotated = self.qualities[1]
         slot = "airways_rotated" if is_rotated else "airways"
-        return self.plain("Airways", slot, _make_fact("airway", 0))
+        return self.plain("Airways", slot, make_fact("airway", 0))
 
     def lung(self, side: int) -> Sentence:
         """The five parenchymal findings of one lung in label order; "clear" covers those not named."""
@@ -275,29 +283,32 @@ class _Writer:
                 clause = self.item(finding_name, side)
                 texts.append(clause.text)
                 facts.append(clause.fact)
+            elif gone := self.gone(finding_name, side):
+                texts.append(gone.text)
+                facts.append(gone.fact)
             else:
-                facts.append(_make_fact(wording.LABEL_OF[finding_name], 0, side))
+                facts.append(make_fact(wording.LABEL_OF[finding_name], 0, side))
 
         # Lung Opacity is what the strongest of them is: affirmed before hedged before denied.
         states = [fact.state for fact in facts]
         opacity = 1 if 1 in states else min(states)
-        facts.append(_make_fact("Lung Opacity", opacity, side))
+        facts.append(make_fact("Lung Opacity", opacity, side))
 
         # Fluid below a clear lung is named in the same breath, or "clear" would deny it.
         clear = "rest" if texts else "clear"
         has_effusion = self.state("pleural_effusion") > 0 and self.is_in("pleural_effusion", side)
         if has_effusion and not texts:
             clear = "clear_above"
-            facts.append(_make_fact("Pleural Effusion", 1, side))
+            facts.append(make_fact("Pleural Effusion", 1, side))
         texts.append(self.pick(clear))
         return Sentence(f"{ORDER[3 + side]}: {'; '.join(texts)}.", tuple(facts))
 
     def hila(self) -> Sentence:
         """Normal, or blurred by edema."""
         if self.state("edema") > 0:
-            facts = _make_fact("hila", 1), _make_fact("Edema", 1, BOTH)
+            facts = make_fact("hila", 1), make_fact("Edema", 1, BOTH)
             return self.plain("Hila", "hila_edema", *facts)
-        return self.plain("Hila", "hila", _make_fact("hila", 0))
+        return self.plain("Hila", "hila", make_fact("hila", 0))
 
     def heart(self) -> Sentence:
         """Cardiomegaly; where it is hedged on an AP film, why."""
@@ -307,14 +318,14 @@ class _Writer:
             return sentence
         # Why a borderline heart stays uncertain.
         text = f"{sentence.text[:-1]}; {self.pick('ap_heart')}."
-        return Sentence(text, (*sentence.facts, _make_fact("quality:ap", 1)))
+        return Sentence(text, (*sentence.facts, make_fact("quality:ap", 1)))
 
     def summary(self, answer: str, affirmed: dict[str, int]) -> Sentence:
         """The answer's names, the causes of the most urgent findings, what has to be looked at again."""
         names = answer.split(", ")
-        clauses, facts = [answer], [_make_fact(name, 1) for name in names]
+        clauses, facts = [answer], [make_fact(name, 1) for name in names]
         if "No Finding" not in names:
-            facts.append(_make_fact("No Finding", 0))
+            facts.append(make_fact("No Finding", 0))
 
         # The fewer findings, the more of them are explained.
         urgent = [finding_name for finding_name in wording.URGENCY if finding_name in affirmed]
@@ -332,7 +343,7 @@ class _Writer:
                 [wording.SHORT_NAMES[finding_name] for finding_name in hedged], "or"
             )
             clauses.append(self.pick("recheck").format(names=short_names))
-            facts.extend(_make_fact(wording.LABEL_OF[finding_name], -1) for finding_name in hedged)
+            facts.extend(make_fact(wording.LABEL_OF[finding_name], -1) for finding_name in hedged)
         return Sentence(f"Summary: {'; '.join(clauses)}.", tuple(facts))
 
 

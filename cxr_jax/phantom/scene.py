@@ -149,11 +149,7 @@ def _sample_one(key: jax.Array, hospital: str, site: Tree | None = None) -> Tree
     )
 
     # ---- How often things are, here ----
-    rates: dict[str, Any] = {
-        "present": PRESENT[hospital],
-        "device": DEVICE_RATE[hospital],
-        "rotated": ROTATED[hospital],
-    }
+    rates: dict[str, Any] = {"present": PRESENT[hospital], "device": DEVICE_RATE[hospital]}
     if site is not None:
         rates = {
             name: around.with_odds(jnp.array(rate), site[name]) for name, rate in rates.items()
@@ -167,17 +163,7 @@ def _sample_one(key: jax.Array, hospital: str, site: Tree | None = None) -> Tree
     side, zone = _place(place, severity)
 
     # ---- How it was filmed ----
-    acquisition = _acquisition(acquisition, _TECHNIQUES[hospital], rates["rotated"])
-    if site is not None:
-        acquisition = around.film(acquisition, site)
-    is_rotated = jnp.abs(acquisition[Acquisition.ROTATION]) > ROTATED_FROM
-    quality = jnp.stack(
-        [
-            acquisition[Acquisition.AP] > 0.5,
-            is_rotated,
-            acquisition[Acquisition.LOW_INSPIRATION] > 0.5,
-        ]
-    )
+    acquisition, quality = take_film(acquisition, hospital, site)
     scene = {
         "severity": severity,
         "side": side,
@@ -187,7 +173,7 @@ def _sample_one(key: jax.Array, hospital: str, site: Tree | None = None) -> Tree
         # The sum of two uniforms: most people are near the mean.
         "anatomy": jnp.clip((anatomy[:16] + anatomy[16:] - 1.0) * 1.25, -1.0, 1.0),
         "acq": acquisition,
-        "quality": quality.astype(jnp.int32),
+        "quality": quality,
         "noise_key": (tail[1:3] * 2.0**24).astype(jnp.uint32),
     }
     return scene if site is None else scene | {"sharpness": site["sharpness"]}
@@ -275,6 +261,34 @@ def _place(uniform: jax.Array, severity: jax.Array) -> tuple[jax.Array, jax.Arra
 
 
 # ---- Acquisition -----------------------------------------------------------------------------------
+
+
+def take_film(
+    uniform: jax.Array, hospital: str, site: Tree | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Draw how one film is taken in a hospital, or at a site around it (`sites.draw`).
+
+    Args:
+        uniform: [20], in 0..1.
+
+    Returns:
+        float32 [16] (`Acquisition`), and the film's quality as scenes have it, int32 [3].
+    """
+    rotated: float | jax.Array = ROTATED[hospital]
+    if site is not None:
+        rotated = around.with_odds(jnp.array(rotated), site["rotated"])
+    acquisition = _acquisition(uniform, _TECHNIQUES[hospital], rotated)
+    if site is not None:
+        acquisition = around.film(acquisition, site)
+    is_rotated = jnp.abs(acquisition[Acquisition.ROTATION]) > ROTATED_FROM
+    quality = jnp.stack(
+        [
+            acquisition[Acquisition.AP] > 0.5,
+            is_rotated,
+            acquisition[Acquisition.LOW_INSPIRATION] > 0.5,
+        ]
+    )
+    return acquisition, quality.astype(jnp.int32)
 
 
 def _acquisition(
@@ -375,6 +389,11 @@ def regions(scene: Tree) -> jax.Array:
     """
     from cxr_jax.phantom.findings import region_maps
 
+    return jax.vmap(region_maps)(scene) * region_weights(scene)
+
+
+def region_weights(scene: Tree) -> jax.Array:
+    """Give what a finding's region counts, float32 [B,12,1,1]: 0 absent, 0.5 subtle, 1 positive."""
     severity = scene["severity"]
     weight = jnp.where(severity >= POSITIVE_AT, 1.0, jnp.where(severity > 0, 0.5, 0.0))
-    return jax.vmap(region_maps)(scene) * weight[:, :, None, None]
+    return weight[:, :, None, None]

@@ -143,7 +143,9 @@ def make_batch_fn(
         step_batch: Batch = {"image": np.asarray(batch["image"])}
         if locates:
             step_batch["regions"] = np.asarray(batch["regions"])
-            step_batch["severity"] = np.asarray(batch["scene"]["severity"])
+            # Of several films the largest that any shows.
+            located = batch.get("located", batch["scene"]["severity"])
+            step_batch["severity"] = np.asarray(located)
         if step >= settings.locate_steps:
             step_batch |= examples.encode(source.conversations(batch, indices))
         return step_batch

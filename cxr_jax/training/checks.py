@@ -18,9 +18,9 @@ from cxr_jax.config.sections import DataConfig, LoraConfig, RunConfig
 from cxr_jax.data import prompts as data_prompts
 from cxr_jax.data.prompts import Conversation, Prompt
 from cxr_jax.data.sources import splits
-from cxr_jax.data.sources.base import Indices, Source
+from cxr_jax.data.sources.base import Source
 from cxr_jax.data.sources.manifest import FilesSource
-from cxr_jax.data.sources.phantom import PhantomSource
+from cxr_jax.data.sources.phantom import PhantomSource, open_phantoms
 from cxr_jax.data.sources.rows import Row, conversations_of
 from cxr_jax.errors import UserError
 from cxr_jax.inference.prompts import (
@@ -37,7 +37,6 @@ from cxr_jax.models.markers import markers_of
 from cxr_jax.models.network.config import Config
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime import processes
-from cxr_jax.runtime.trees import Tree
 from cxr_jax.training import conversations, earlier_runs
 from cxr_jax.training.trainable import Trainable
 from cxr_jax.weights import hf_folder, locate, pretrained
@@ -78,9 +77,9 @@ def check_common(config: ConfigDict) -> Source:
 
 def _phantom_prompts(settings: RunConfig) -> tuple[Source, dict[Prompt, str]]:
     data = settings.data
-    train = PhantomSource(
-        data.hospital, "train", data.seed, data.reader_miss, data.sites, follow_ups=data.follow_ups
-    )
+    train = open_phantoms(data, data.hospital, "train")
+    if len(train.views) > 1:
+        raise UserError(f"config.data.views={','.join(train.views)!r}: runs read one film yet")
     return train, dict.fromkeys(train.prompts(), "the prompt")
 
 
@@ -317,8 +316,7 @@ def _conversations_of(train: Source) -> tuple[list[Conversation], list[str]]:
         return conversations_of(train.rows, train.name), [row.id for row in train.rows]
     assert isinstance(train, PhantomSource)
     indices = np.arange(PHANTOMS_TO_TRY)
-    scenes = jax.tree.map(np.asarray, _scenes(train, indices))
-    return train.conversations({"scene": scenes}, indices), train.about(indices)["ids"]
+    return train.conversations(train.facts(indices), indices), train.about(indices)["ids"]
 
 
 def _warn_of_spelled_turns(
@@ -334,15 +332,6 @@ def _warn_of_spelled_turns(
     _warn_of_spelled_tokens(tokenizer, questions)
 
 
-def _scenes(source: PhantomSource, indices: Indices) -> Tree:
-    """The scenes of phantoms without their images: a fraction of the time of `batch`."""
-    keys = phantom.example_keys(source.seed, source.split, source.hospital, indices)
-    numbers = source.sites_of(indices)
-    sites = None if numbers is None else phantom.site_keys(source.seed, numbers)
-    sample = functools.partial(phantom.sample_scenes, hospital=source.hospital)
-    return jax.jit(sample)(keys, sites=sites)
-
-
 def fingerprint(model: str, data: DataConfig) -> dict[str, Any]:
     """Hash what a run is made from beyond its config: the manifest or the code that draws phantoms, and the weights.
 
@@ -354,7 +343,7 @@ def fingerprint(model: str, data: DataConfig) -> dict[str, Any]:
             digest = hashlib.sha256(file.read()).hexdigest()
         return {"source": "files", "manifest_sha256": digest, **weights}
     code = hashlib.sha256()
-    for path in sorted(pathlib.Path(phantom.__file__).parent.glob("*.py")):
+    for path in sorted(pathlib.Path(phantom.__file__).parent.rglob("*.py")):
         code.update(path.read_bytes())
     return {"source": data.source, "code_sha256": code.hexdigest(), **weights}
 

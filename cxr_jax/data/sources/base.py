@@ -16,6 +16,12 @@ Only phantoms have these, too:
     regions     float32 [B, 12, 8, 8]  where each finding is drawn (`phantom.regions`)
     scene       dict of arrays [B, ..]  what was drawn (`phantom.sample_scenes`)
 
+Phantom studies of n films (`config.data.views`) have images [B, n, S, S] and regions [B, 12, n * 8, 8] in the order of
+the views, and these:
+
+    located     float32 [B, 12]      the largest severity of each finding in any of the films
+    hidden, change, prior            what was drawn (`phantom.studies`)
+
 Only files have these, lists of length B:
 
     targets     the assistant's text of each row, None where the manifest has none

@@ -1,17 +1,22 @@
-"""Synthetic chest radiographs as a source: endless, drawn when they are needed."""
+"""Synthetic chest radiographs as a source: endless, drawn when they are needed; one film an example, or a study of
+several with a question that needs them."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from cxr_jax import phantom
+from cxr_jax.config.sections import DataConfig
 from cxr_jax.data.loading import map_in_threads
-from cxr_jax.data.prompts import FIND_PROMPT, Conversation, Message
+from cxr_jax.data.prompts import FIND_PROMPT, NEW_PROMPT, Conversation, Message, ask_of_roles
 from cxr_jax.data.sources.base import ENDLESS, About, Batch, Indices
+from cxr_jax.data.sources.views import FRONTAL
 from cxr_jax.errors import UserError
-from cxr_jax.phantom import follow_ups, human_readers, report_writer
+from cxr_jax.phantom import follow_ups, human_readers, report_writer, studies
 from cxr_jax.phantom.report_writer import Report
+from cxr_jax.phantom.studies import reports as study_reports
 from cxr_jax.runtime import processes
 
 # What random numbers of texts are for: part of their seed, so that the streams share nothing.
@@ -37,6 +42,7 @@ class PhantomSource:
     size = phantom.SIZE
     prompt = FIND_PROMPT
     lexicon: str | None = phantom.LEXICON
+    views: tuple[str, ...] = (FRONTAL,)  # roles of an example's films (`PhantomStudies`)
 
     def __init__(
         self,
@@ -98,6 +104,11 @@ class PhantomSource:
                 self.seed, self.split, self.hospital, indices, self.sites_of(indices)
             )
 
+    def facts(self, indices: Indices) -> Batch:
+        """Give what `targets` needs of `batch`, without drawing the images: a fraction of the time."""
+        keys, sites = self._keys(indices)
+        return {"scene": jax.tree.map(np.asarray, _scenes(keys, self.hospital, sites))}
+
     def solutions(self, indices: Indices) -> np.ndarray:
         """Give the solutions of `batch`, bool [B, 14], without drawing the images."""
         return self._states(indices) == 1
@@ -109,11 +120,15 @@ class PhantomSource:
 
     def _states(self, indices: Indices) -> np.ndarray:
         """The `labels` of `batch`."""
+        keys, sites = self._keys(indices)
+        return np.asarray(_labels(keys, self.hospital, sites))
+
+    def _keys(self, indices: Indices) -> tuple[jax.Array, jax.Array | None]:
+        """Typed keys [B] of examples, and of their sites, if there are any."""
         indices = np.asarray(indices)
         keys = phantom.example_keys(self.seed, self.split, self.hospital, indices)
         sites = self.sites_of(indices)
-        site_keys = None if sites is None else phantom.site_keys(self.seed, sites)
-        return np.asarray(_labels(keys, self.hospital, site_keys))
+        return keys, None if sites is None else phantom.site_keys(self.seed, sites)
 
     def sites_of(self, indices: Indices) -> np.ndarray | None:
         """Give the site of each example, int [B]; None without sites."""
@@ -151,13 +166,108 @@ class PhantomSource:
                 np.random.default_rng([self.seed, purpose, int(index)])
                 for purpose in (_MISSES, _WORDING)
             )
-            scene = phantom.scene_row(batch["scene"], row)
-            # First what the reader sees, then in which words it is said.
-            scene = human_readers.as_read(scene, self.reader_miss, missing)
-            reports.append(report_writer.write(scene, self.hospital, wording))
+            reports.append(self._report(batch, row, missing, wording))
         return reports
+
+    def _report(
+        self, batch: Batch, row: int, missing: np.random.Generator, wording: np.random.Generator
+    ) -> report_writer.Report:
+        """What the reader of a row writes: first what is seen, then in which words it is said."""
+        scene = human_readers.as_read(
+            phantom.scene_row(batch["scene"], row), self.reader_miss, missing
+        )
+        return report_writer.write(scene, self.hospital, wording)
 
 
 @functools.partial(jax.jit, static_argnames="hospital")
 def _labels(keys: jax.Array, hospital: str, sites: jax.Array | None) -> jax.Array:
     return phantom.labels(phantom.sample_scenes(keys, hospital, sites))
+
+
+_scenes = functools.partial(jax.jit, static_argnames="hospital")(phantom.sample_scenes)
+
+
+# ---- Studies of several films -----------------------------------------------------------------------
+
+
+class PhantomStudies(PhantomSource):
+    """A stream of phantom studies: the frontal films of a `PhantomSource`, each with the films of other roles.
+
+    Of batches "image" is float32 [B, n, S, S] in the order of `views`, "regions" float32 [B, 12, n * 8, 8] and
+    "located" float32 [B, 12] (`studies.make_batch`). With a lateral, findings that the frontal hides belong to the
+    solution; with a prior the question is what is new, and nothing else does.
+
+    Args:
+        views: roles, one of `studies.STUDIES`.
+        others: those of `PhantomSource`.
+
+    Raises:
+        UserError: for other roles, or a negative number of sites.
+    """
+
+    def __init__(
+        self,
+        hospital: str,
+        split: str,
+        seed: int = 0,
+        reader_miss: float = 0.0,
+        sites: int = 0,
+        views: Sequence[str] = (studies.FRONTAL, studies.LATERAL),
+    ) -> None:
+        super().__init__(hospital, split, seed, reader_miss, sites)
+        self.views = studies.check_views(views)
+        self.name = f"{self.name}, {' + '.join(self.views)}"
+        question = FIND_PROMPT
+        if studies.PRIOR in self.views:
+            question, self.lexicon = NEW_PROMPT, studies.CHANGES_LEXICON
+        if len(self.views) > 1:
+            self.prompt = ask_of_roles(self.views, question)
+
+    def facts(self, indices: Indices) -> Batch:
+        """Give what `targets` needs of `batch`, without drawing the films."""
+        keys, sites = self._keys(indices)
+        study = studies.sample(keys, self.hospital, self.views, sites)
+        return {
+            name: jax.tree.map(np.asarray, study[name]) for name in studies.FACTS if name in study
+        }
+
+    def _draw(self, index: int) -> Batch:
+        indices = np.asarray([index])
+        with jax.default_device(processes.cpu_device()):
+            return studies.make_batch(
+                self.seed, self.split, self.hospital, indices, self.views, self.sites_of(indices)
+            )
+
+    def _states(self, indices: Indices) -> np.ndarray:
+        return np.asarray(phantom.labels(studies.asked(self.facts(indices))))
+
+    def _report(
+        self, batch: Batch, row: int, missing: np.random.Generator, wording: np.random.Generator
+    ) -> report_writer.Report:
+        study = {
+            name: jax.tree.map(lambda leaf: leaf[row], batch[name])
+            for name in studies.FACTS
+            if name in batch
+        }
+        study = study_reports.as_studied(study, self.reader_miss, missing)
+        return study_reports.write(study, self.hospital, self.views, wording)
+
+
+def open_phantoms(data: DataConfig, hospital: str, split: str) -> PhantomSource:
+    """Open the phantoms of a split as a run's `config.data` asks for them; readers that miss things, other sites and
+    the seed belong to training alone.
+
+    Raises:
+        UserError: for roles that make no study, follow-ups of one, or a number that is out of range.
+    """
+    is_train = split == "train"
+    settings = (data.seed, data.reader_miss, data.sites) if is_train else (0, 0.0, 0)
+    if studies.check_views(data.views) == (studies.FRONTAL,):
+        share = data.follow_ups if is_train else 0.0
+        return PhantomSource(hospital, split, *settings, follow_ups=share)
+    if data.follow_ups:
+        raise UserError(
+            f"config.data.follow_ups={data.follow_ups} must be 0 with several films an example: follow-ups are written "
+            "of one film alone"
+        )
+    return PhantomStudies(hospital, split, *settings, views=data.views)

@@ -81,19 +81,11 @@ def open_splits(data: DataConfig, sides: Sides = NOT_DRAWN) -> Splits:
 def _phantom_splits(data_config: DataConfig) -> Splits:
     def hold_out(split: str) -> dict[str, Source]:
         return {
-            hospital: phantom.PhantomSource(hospital, split, 0)
+            hospital: phantom.open_phantoms(data_config, hospital, split)
             for hospital in (data_config.hospital, data_config.ood_hospital)
         }
 
-    # Readers that miss things, and other sites, belong to training alone.
-    train = phantom.PhantomSource(
-        data_config.hospital,
-        "train",
-        data_config.seed,
-        data_config.reader_miss,
-        data_config.sites,
-        follow_ups=data_config.follow_ups,
-    )
+    train = phantom.open_phantoms(data_config, data_config.hospital, "train")
     return Splits(
         train=train,
         select=hold_out("select"),
