@@ -1,11 +1,13 @@
 """The two jitted updates of SFT: the located-finding warm-up, and the joint step."""
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from cxr_jax import phantom
@@ -48,17 +50,32 @@ def locate_loss(
     Args:
         head: of `init_locate_head`.
         features: [B, I, D].
-        regions: [B, F, R, C] with R * C = I.
+        regions: [B, F, R, R], the share of each cell that a finding covers; of as many tokens a side, or resampled.
         severity: [B, F]; at least 0.35 is a finding, above 0 half of one.
     """
     B, image_tokens, _ = features.shape
     logits = features @ head["kernel"] + head["bias"]
-    targets = regions.reshape(B, regions.shape[1], image_tokens).transpose(0, 2, 1)
+    covered = _resampled(regions, math.isqrt(image_tokens))
+    targets = covered.reshape(B, regions.shape[1], image_tokens).transpose(0, 2, 1)
     token_loss = binary_cross_entropy(logits, targets, 1.0 + 4.0 * targets)
     pooled = jax.nn.logsumexp(logits * 2.0, axis=1) / 2.0
     present = jnp.where(severity >= 0.35, 1.0, jnp.where(severity > 0, 0.5, 0.0))
     image_loss = binary_cross_entropy(pooled * head["pool_scale"] + head["pool_bias"], present)
     return token_loss + 0.5 * image_loss
+
+
+def _resampled(regions: jax.Array, side: int) -> jax.Array:
+    """Coverage of cells [B, F, R, R] as that of side x side cells of the same image."""
+    count = regions.shape[-1]
+    if count == side:
+        return regions
+    # How much of each new cell lies in each old one, along an axis.
+    edges_old, edges_new = np.arange(count + 1) / count, np.arange(side + 1) / side
+    shared = np.minimum(edges_new[1:, None], edges_old[1:]) - np.maximum(
+        edges_new[:-1, None], edges_old[:-1]
+    )
+    weights = np.maximum(shared, 0).astype(np.float32) * side
+    return jnp.einsum("yr,xc,bfrc->bfyx", weights, weights, regions)
 
 
 def make_steps(

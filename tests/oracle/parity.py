@@ -1,6 +1,6 @@
 """Compare our model with transformers on random configs (cases.py). Needs .venv-oracle (requirements.txt).
 
-    .venv/bin/python tests/oracle/parity.py --seeds 0:3000
+    .venv/bin/python tests/oracle/parity.py --seeds 0:3000 [--family qwen3_vl]
 
 Prints every seed that is past a bar, then the worst of each measure; exits 1 if there is such a seed.
 
@@ -40,8 +40,7 @@ import jax
 import numpy as np
 
 from cxr_jax.inference import model, sampling
-from cxr_jax.models import attention, layers, network
-from cxr_jax.models.qwen2_5_vl.config import read_config
+from cxr_jax.models import attention, layers, network, registry
 from cxr_jax.weights import hf_folder
 from cxr_jax.weights.safetensors_file import TensorToWrite, write_safetensors
 
@@ -52,8 +51,8 @@ CHUNK = 20  # seeds between two clearings of JAX's caches
 
 @dataclasses.dataclass
 class Result:
-    """features, logits: max abs difference over the reference's standard deviation. positions: entries that
-    differ. tokens: rows whose greedy tokens differ. gap: how much the reference prefers its token to ours where
+    """features (of taps, too), logits: max abs difference over the reference's standard deviation. positions: entries
+    that differ. tokens: rows whose greedy tokens differ. gap: how much the reference prefers its token to ours where
     they part, over the standard deviation of its logits, at most (within BAR: a tie but for rounding). config:
     transformers' own spelling of the config reads the same. generate: the reference's `generate` agrees with its
     forward passes (where tried)."""
@@ -88,6 +87,17 @@ def load(case: cases.Case, folder: pathlib.Path) -> model.Model:
 
 def ratio(got, want) -> float:
     return float(np.abs(got - want).max() / want.std())
+
+
+def read_features(features: list, ref: dict) -> tuple[list, list]:
+    """Tokens and taps of all images: ours, and the reference's."""
+    if not features:
+        return [], []
+    taps = sum(name.startswith("tap") for name in ref)
+    names = ["features", *(f"tap{number}" for number in range(taps))]
+    ours = [np.concatenate(part) for part in zip(*map(jax.tree.leaves, features), strict=True)]
+    assert len(ours) == len(names), f"{len(ours) - 1} taps instead of {len(names) - 1}"
+    return ours, [ref[name] for name in names]
 
 
 def decoded(case: cases.Case, m: model.Model, positions, features) -> np.ndarray:
@@ -127,11 +137,7 @@ def compare(case: cases.Case, m: model.Model, ref: dict, loop: bool) -> Result:
     moved = (positions != ref["positions"]).sum() + (grown != ref["grown_positions"]).sum()
 
     features = m.image_features(*images) if len(case.grids) else []
-    seen = (
-        ratio(np.concatenate([image.tokens for image in features]), ref["features"])
-        if features
-        else 0.0
-    )
+    seen = max(map(ratio, *read_features(features, ref)), default=0.0)
     logits, keep = m.logits(ids, *images, attention_mask=mask), mask.astype(bool)
     spread = ref["logits"][keep].std()
 
@@ -155,7 +161,7 @@ def compare(case: cases.Case, m: model.Model, ref: dict, loop: bool) -> Result:
             ends = min(tokens[b, j], got[b, j]) < 0
             pair = ref["scores"][b, j, [tokens[b, j], got[b, j]]]
             gap = max(gap, np.inf if ends else float(abs(pair[0] - pair[1]) / spread))
-    same_config = read_config(json.loads(str(ref["config"]))) == m.config
+    same_config = registry.read_config(json.loads(str(ref["config"]))) == m.config
     return Result(
         case.seed,
         seen,
@@ -168,7 +174,7 @@ def compare(case: cases.Case, m: model.Model, ref: dict, loop: bool) -> Result:
     )
 
 
-def references(seeds: range, folder: pathlib.Path):
+def references(seeds: range, folder: pathlib.Path, family: str):
     """(seed, arrays) in order, from a process of its own that works ahead."""
     command = [
         ORACLE,
@@ -178,6 +184,8 @@ def references(seeds: range, folder: pathlib.Path):
         f"{seeds.start}:{seeds.stop}",
         "--ahead",
         4 * CHUNK,
+        "--family",
+        family,
     ]
     process = subprocess.Popen([str(c) for c in command])
     try:
@@ -197,17 +205,17 @@ def references(seeds: range, folder: pathlib.Path):
         process.wait()
 
 
-def run(seeds: range, loop_every: int, jobs: int):
+def run(seeds: range, loop_every: int, jobs: int, family: str):
     """The Result of every seed, in order."""
     with tempfile.TemporaryDirectory() as temp, ThreadPoolExecutor(jobs) as pool:
         folder = pathlib.Path(temp)
 
         def one(item):
             seed, ref = item
-            case = cases.draw(seed)
+            case = cases.draw(seed, family)
             return compare(case, load(case, folder / str(seed)), ref, seed % loop_every == 0)
 
-        source = references(seeds, folder / "reference")
+        source = references(seeds, folder / "reference", family)
         for i in itertools.count():
             part = list(itertools.islice(source, CHUNK))
             if not part:
@@ -236,6 +244,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("--seeds", default="0:200", help="FIRST:LAST, the last excluded")
+    p.add_argument("--family", choices=["qwen2_5_vl", "qwen3_vl"], default="qwen2_5_vl")
     p.add_argument(
         "--loop_every",
         type=int,
@@ -263,7 +272,8 @@ def main() -> int:
         return 2
     results, start = [], time.time()
     with open(args.jsonl or os.devnull, "w") as out:
-        for r in run(range(*map(int, args.seeds.split(":"))), args.loop_every, args.jobs):
+        seeds = range(*map(int, args.seeds.split(":")))
+        for r in run(seeds, args.loop_every, args.jobs, args.family):
             results.append(r)
             print(json.dumps(dataclasses.asdict(r)), file=out, flush=True)
             if not r.good:
