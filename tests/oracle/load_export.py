@@ -17,16 +17,16 @@ import torch
 import transformers
 from transformers import (
     AutoImageProcessor,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
-    Qwen2_5_VLForConditionalGeneration,
 )
 
 
 def main(folder: str, given: str, result: str) -> None:
     warnings.simplefilter("always")
     transformers.utils.logging.disable_progress_bar()
-    model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    model, info = AutoModelForImageTextToText.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     said = {key: sorted(map(str, value)) for key, value in info.items()}

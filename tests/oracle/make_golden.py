@@ -1,4 +1,4 @@
-"""Write tests/golden/*.npz and *.json: what transformers computes for tiny random Qwen2.5-VL models.
+"""Write tests/golden/*.npz and *.json: what transformers computes for tiny random models.
 
     .venv-oracle/bin/python tests/oracle/make_golden.py
 
@@ -16,7 +16,7 @@ import sys
 
 import numpy as np
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+import transformers
 
 OUT = pathlib.Path(__file__).parent.parent / "golden"
 IMAGE, VIDEO, START, END, PAD, EOS = 5, 6, 3, 4, 0, 2
@@ -46,6 +46,16 @@ TEXT = dict(
     mrope_section=[2, 3, 3],
     rope_theta=1e4,
 )
+
+# Of Qwen3-VL: what differs from the above, and what is left out.
+VISION_QWEN3 = dict(
+    hidden_act="gelu_pytorch_tanh",
+    num_position_embeddings=25,
+    deepstack_visual_indexes=[2, 0],
+    window_size=None,
+    fullatt_block_indexes=None,
+)
+TEXT_QWEN3 = dict(head_dim=32, mrope_section=[6, 5, 5], rms_norm_eps=1e-3)
 
 # Rows are lists of text lengths (int) and image grids (tuple), in reading order.
 CASES = {
@@ -104,10 +114,72 @@ CASES = {
         text=dict(num_attention_heads=2, num_key_value_heads=1, mrope_section=[8, 4, 4]),
         rows=[[1, (1, 4, 4), 4, (1, 4, 4), 2]],
     ),
+    # Qwen3-VL: taps out of order, heads wider than the model, rows with and without images, an odd table.
+    "qwen3_taps": dict(
+        family="Qwen3VL",
+        vision={},
+        text={},
+        tied=True,
+        layout="nested",
+        rows=[[3, (1, 4, 6), 1, (1, 14, 8), 6], [4, (1, 4, 6), 3], [9]],
+    ),
+    # Deep enough for the scanned paths; as many taps as layers, of the first and the last block; a table of one row.
+    "qwen3_deep": dict(
+        family="Qwen3VL",
+        vision=dict(
+            depth=10,
+            hidden_size=16,
+            num_position_embeddings=1,
+            intermediate_size=24,
+            deepstack_visual_indexes=[0, 1, 2, 4, 5, 6, 7, 8, 9],
+        ),
+        text=dict(
+            num_hidden_layers=9,
+            num_attention_heads=6,
+            hidden_size=48,
+            intermediate_size=48,
+            head_dim=6,
+            mrope_section=[1, 1, 1],
+        ),
+        tied=False,
+        layout="flat",
+        rows=[[3, (2, 6, 4), 7], [2, (2, 6, 4), 9]],
+    ),
 }
 
 
-def make_config(case) -> tuple[Qwen2_5_VLConfig, dict]:
+def make_qwen3_config(case) -> tuple[transformers.PreTrainedConfig, dict]:
+    """layout: the spelling of transformers 4.57 ("flat", though nothing is), or of 5."""
+    vision = {**VISION, **VISION_QWEN3, **case["vision"]}
+    text = {**TEXT, **TEXT_QWEN3, **case["text"]}
+    vision = {key: value for key, value in vision.items() if value is not None}
+    vision["out_hidden_size"] = text["hidden_size"]
+    rope = {"rope_type": "default", "mrope_interleaved": True}
+    rope["mrope_section"], theta = text.pop("mrope_section"), text.pop("rope_theta")
+    text |= dict(pad_token_id=PAD, bos_token_id=PAD, eos_token_id=EOS)
+    if case["layout"] == "flat":
+        text |= dict(rope_theta=theta, rope_scaling=rope)
+    else:
+        text |= dict(rope_parameters={**rope, "rope_theta": theta})
+    stored = dict(
+        model_type="qwen3_vl",
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+        tie_word_embeddings=case["tied"],
+        text_config=text,
+        vision_config=vision,
+    )
+    model_config = transformers.Qwen3VLConfig.from_dict(copy.deepcopy(stored))
+    if case["layout"] == "flat":
+        return model_config, stored
+    return model_config, json.loads(model_config.to_json_string(use_diff=False))
+
+
+def make_config(case) -> tuple[transformers.PreTrainedConfig, dict]:
+    if family_of(case) == "Qwen3VL":
+        return make_qwen3_config(case)
     v = {**VISION, **case["vision"]}
     t = {**TEXT, **case["text"]}
     v["out_hidden_size"] = t["hidden_size"]
@@ -130,24 +202,30 @@ def make_config(case) -> tuple[Qwen2_5_VLConfig, dict]:
             rope_theta=theta,
             rope_scaling={"type": "mrope", "mrope_section": mrope},
         )
-        return Qwen2_5_VLConfig(
+        return transformers.Qwen2_5_VLConfig(
             **copy.deepcopy({k: x for k, x in stored.items() if k != "model_type"})
         ), stored
     rope = {"rope_type": "default", "rope_theta": theta, "mrope_section": mrope}
-    model_config = Qwen2_5_VLConfig(
+    model_config = transformers.Qwen2_5_VLConfig(
         text_config={**t, **special, "rope_parameters": rope}, vision_config=v, **ids
     )
     return model_config, json.loads(model_config.to_json_string(use_diff=False))
+
+
+def family_of(case: dict) -> str:
+    """As the names of transformers' classes begin."""
+    return case.get("family", "Qwen2_5_VL")
 
 
 def quantised(name: str, x: torch.Tensor, rng) -> tuple[np.ndarray, int]:
     """int8 values and exponent e: the weight is values * 2 ** -e."""
     z = rng.standard_normal(tuple(x.shape))
     if x.ndim == 1:
-        norm = "norm" in name or "ln_q" in name
+        norm = ("norm" in name or "ln_q" in name) and name.endswith("weight")
         return np.clip(np.rint((64 if norm else 0) + 16 * z), -127, 127).astype(np.int8), 6
     fan_in = x[0].numel()
     e = 5 + round(np.log2(fan_in) / 2 - 0.5) if "embed_tokens" not in name else 7
+    e = 6 if "pos_embed" in name else e
     return np.clip(np.rint(32 * z), -127, 127).astype(np.int8), int(e)
 
 
@@ -216,11 +294,8 @@ def build(name: str, case: dict, seed: int) -> None:
     rng = np.random.default_rng(seed)
     model_config, stored = make_config(case)
     torch.manual_seed(0)
-    model = (
-        Qwen2_5_VLForConditionalGeneration._from_config(model_config, attn_implementation="eager")
-        .float()
-        .eval()
-    )
+    model_class = getattr(transformers, f"{family_of(case)}ForConditionalGeneration")
+    model = model_class._from_config(model_config, attn_implementation="eager").float().eval()
     arrays, exponents = {}, {}
     for key, value in model.state_dict().items():
         if key == "lm_head.weight" and case["tied"]:
@@ -260,9 +335,10 @@ def build(name: str, case: dict, seed: int) -> None:
     )
     if flat:
         with torch.no_grad():
-            arrays["features"] = model.model.visual(
-                torch.tensor(joined), torch.tensor(flat)
-            ).pooler_output.numpy()
+            seen = model.model.visual(torch.tensor(joined), torch.tensor(flat))
+            arrays["features"] = seen.pooler_output.numpy()
+            for number, tap in enumerate(getattr(seen, "deepstack_features", ())):
+                arrays[f"tap{number}"] = tap.numpy()
             arrays["positions"] = (
                 model.model.get_rope_index(
                     torch.tensor(ids),
