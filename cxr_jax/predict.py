@@ -11,6 +11,10 @@ risk. For a tokenizer that cannot express valid answers it is the share of the s
 shapes, see `cxr_jax.inference.model.Model`. `--max_pixels=N` resizes larger films to at most N pixels, where that is
 less than the model's own limit: less memory, less time. `python -m cxr_jax.predict` is the same command.
 
+`--study` reads all files together, as one study: which is the current frontal film, which the lateral, which a prior
+one follows from headers and names, or is said by `--roles=frontal,lateral,prior` in the order of the files, and stands
+in the prompt. Without it every file is read by itself.
+
 A file that cannot be read, or that is visibly no frontal chest radiograph (lateral, other body part, blank,
 colour; by its pixels noise, text, a photograph, a limb, a CT slice), gets one line on stderr and no report;
 `--read_anyway` reads the latter kind, and `--image_gate=warn` or `off` what the pixels alone speak against. Research
@@ -26,14 +30,16 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
-from cxr_jax.data import image_gate, radiograph
-from cxr_jax.data.prompts import FIND_PROMPT, check_prompt
+from cxr_jax.data import image_gate, images, radiograph
+from cxr_jax.data.prompts import FIND_PROMPT, IMAGE_MARK, ROLES, check_prompt, split_roles
 from cxr_jax.errors import UserError, exit_code, printable
 from cxr_jax.inference.reading import (
+    Film,
     ReadingOptions,
     as_text,
-    read_usable,
+    check_usable,
     reading_record,
+    study_of,
     why_no_probabilities,
 )
 from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
@@ -82,11 +88,35 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=image_gate.POLICIES,
         help="what becomes of a picture whose pixels are no chest film's (docs/inputs.md, section 5)",
     )
+    parser.add_argument(
+        "--study", action="store_true", help="all files are films of one study, and read together"
+    )
+    parser.add_argument(
+        "--roles",
+        metavar="ROLE,..",
+        help=f"what the films of --study are, in the order of the files: {', '.join(ROLES)}",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument(
         "--read_anyway", action="store_true", help="also read what is no frontal chest radiograph"
     )
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    _check_study(arguments)
+    return arguments
+
+
+def _check_study(arguments: argparse.Namespace) -> None:
+    """Read --roles, and refuse what does not fit the files. Raises UserError."""
+    if arguments.roles is None:
+        return
+    if not arguments.study:
+        raise UserError("--roles: says what the films of one study are: give --study, too")
+    try:
+        arguments.roles = split_roles(arguments.roles)
+    except UserError as error:
+        raise UserError(f"--roles: {error}") from None
+    if len(arguments.roles) != len(arguments.images):
+        raise UserError(f"--roles: {len(arguments.roles)} roles, {len(arguments.images)} files")
 
 
 def _whole_number_from(least: int) -> Callable[[str], int]:
@@ -102,20 +132,19 @@ def _whole_number_from(least: int) -> Callable[[str], int]:
 
 def read_all(arguments: argparse.Namespace) -> int:
     """Read and print every image in the order given; return 2 if one could not be read, else 0."""
+    together = [arguments.images] if arguments.study else [[path] for path in arguments.images]
     options = ReadingOptions(
         model=arguments.model,
-        prompt=check_prompt(arguments.prompt),
+        prompt=check_prompt(arguments.prompt, len(together[0])),
         samples=arguments.samples,
         max_new_tokens=arguments.max_new_tokens,
         seed=arguments.seed,
         constrained=arguments.constrained,
     )
     model, why_shares, any_failed = None, None, False
-    for image_path in arguments.images:
+    for paths in together:
         try:
-            image = read_usable(
-                image_path, arguments.renderer, arguments.read_anyway, arguments.image_gate
-            )
+            films = _read_films(paths, arguments)
         except UserError as error:
             # The other images are still answered.
             if arguments.debug:
@@ -128,7 +157,7 @@ def read_all(arguments: argparse.Namespace) -> int:
             why_shares = why_no_probabilities(model)
             if not arguments.json:
                 print(NOT_FOR_DIAGNOSIS)
-        record = reading_record(model, image_path, image, options, why_shares)
+        record = reading_record(model, films, options, why_shares)
         # At once, so that a reader need not wait for the last image.
         if arguments.json:
             print(json.dumps(record), flush=True)
@@ -139,6 +168,22 @@ def read_all(arguments: argparse.Namespace) -> int:
         counts = [f"{program} {count}" for program, count in model.programs().items()]
         print(f"compiled programs: {', '.join(counts)}", file=sys.stderr)
     return 2 if any_failed else 0
+
+
+def _read_films(paths: list[str], arguments: argparse.Namespace) -> list[Film]:
+    """Read the files that are looked at together; a study is not read without one of its films. Raises UserError."""
+    if len(set(paths)) < len(paths):
+        raise UserError("--study: a file is named twice")
+    # Before any is judged: what a film is to the others says what it is held to be.
+    loaded = [images.read_image(path, arguments.renderer) for path in paths]
+    films = [Film(paths[0], loaded[0])]
+    if arguments.study:
+        # Words of the question's own name the films as the files come.
+        in_order = IMAGE_MARK in arguments.prompt
+        films = study_of(paths, loaded, arguments.roles, in_order)
+    for film in films:
+        check_usable(film.path, film.image, arguments.read_anyway, arguments.image_gate)
+    return films
 
 
 def _load(name_or_dir: str, grids: str, max_pixels: int | None) -> "Model":

@@ -124,6 +124,7 @@ def mark_films(text: str, film_count: int) -> str:
         UserError: as `place_films` does.
     """
     [parts] = place_films([text], film_count)
+    # Prompts of before had no marks, and are to stay the same texts.
     is_usual = film_count == 1 and parts[0] is None
     return "".join(IMAGE_MARK if part is None else part for part in parts[is_usual:])
 
@@ -166,6 +167,7 @@ def ask_of_roles(roles: Sequence[str], text: str) -> str:
         roles: of `ROLES`, as `sort_roles` has them.
         text: as people write it, without marks of films.
     """
+    # The wording follows from the table, so that no role can be called otherwise elsewhere.
     named = (f"{ROLES[role].when} {ROLES[role].view}: {IMAGE_MARK}" for role in roles)
     return " ".join(name.capitalize() for name in named) + "\n" + text.strip()
 

@@ -14,6 +14,10 @@ from cxr_jax.errors import UserError
 RENDERERS = ("voi", "mimic_jpg", "percentile")
 PERCENTILES = (0.5, 99.5)  # what the renderer `percentile` shows, from black to white
 
+# What a film that is not frontal is told by, in `meta`: a warning, and why it is not read as one.
+NOT_FRONTAL_WARNING = "not frontal: the header says that this is a lateral or other view"
+NOT_FRONTAL = "not a frontal view"
+
 # ---- Limits ----------------------------------------------------------------------------------------
 MIN_SIDE = 32  # px; the Qwen processor itself would take 1 x 1 and enlarge it
 MAX_ASPECT = 20  # no radiograph is a strip; the processor's own limit is 200

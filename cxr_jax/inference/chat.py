@@ -7,17 +7,20 @@ tokens, and equals reading the whole conversation afresh, whatever a template do
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
 
+from cxr_jax.data.prompts import IMAGE_MARK, place_films
 from cxr_jax.errors import UserError
 from cxr_jax.inference import generation, sampling
 from cxr_jax.inference.prompts import render_question
 from cxr_jax.inference.requests import (
     Completion,
     GenerationSettings,
+    Picture,
     ReadyModel,
     Request,
     check_constraint,
@@ -27,23 +30,25 @@ from cxr_jax.models.network import Seen
 
 
 class Chat:
-    """A conversation about one image (or none): `ask` as often as wanted. Made by `Model.chat`.
+    """A conversation about images (or none): `ask` as often as wanted. Made by `Model.chat`.
 
     A turn that raises leaves the conversation as it was.
 
     Attributes:
-        messages: what was said, without the image.
-        computed: tokens that each answer's prompt had to compute; the first counts the image.
+        messages: what was said, without the images.
+        computed: tokens that each answer's prompt had to compute; the first counts the images.
     """
 
     def __init__(self, model: ReadyModel, image: Any = None, system: str | None = None) -> None:
-        """Prepare the image (as for `Model.generate`); system replaces the template's own prompt."""
+        """Prepare the image, or several (as for `Model.generate`); system replaces the template's own prompt."""
         self.model = model
-        self.patches, self.grid = model.prepare(image)
+        # Those of each of the user's turns; the first turn is to come.
+        self._first = model.pictures(image)
+        self._pictures: list[tuple[Picture, ...]] = []
         self.messages = [] if system is None else [{"role": "system", "content": system}]
         self.computed: list[int] = []
-        # Computed with the first question, and kept: another turn may have to read the image again.
-        self._features: Seen | None = None
+        # Of each image, by content, and kept: another turn may have to read them again.
+        self._features: dict[Hashable, Seen] = {}
         # The tokens whose keys are on the device, and these.
         self._ids: list[int] = []
         self._keys: list | None = None
@@ -55,6 +60,7 @@ class Chat:
         temperature: float = 0.0,
         seed: int = 0,
         *,
+        images: Any = None,
         top_p: float | None = None,
         top_k: int | None = None,
         stream: Callable[[int, int, str], None] | None = None,
@@ -65,6 +71,8 @@ class Chat:
         Arguments (constraint="answers" among them) and errors as for `Model.generate`.
 
         Args:
+            images: further ones that this turn shows, one or a list: where the text marks their places, else before it.
+                The conversation is computed anew then, but for images that it had.
             stream: called with (0, 0, new text).
         """
         # Refused here: the template would fail in words of its own.
@@ -75,12 +83,10 @@ class Chat:
         settings = GenerationSettings(max_new_tokens, temperature, 1, seed, top_p, top_k)
         check_constraint(constraint)
         messages = [*self.messages, {"role": "user", "content": text}]
-        rendered = render_question(
-            model.tokenizer, model.config, messages, [] if self.grid is None else [self.grid]
-        )
-        ids = rendered.ids
-        rules = model.constraint(constraint, settings.max_new_tokens, rendered.opened)
-        request = Request(ids, self.patches, self.grid, rendered.opened)
+        turns = [*self._pictures, self._shown_now(images)]
+        request = self._request(messages, turns)
+        ids = request.ids
+        rules = model.constraint(constraint, settings.max_new_tokens, request.opened)
         check_room(model.config, len(ids), settings.max_new_tokens, "the conversation")
 
         # ---- The answer ----
@@ -102,22 +108,59 @@ class Chat:
             room=generation.bucket(len(self._ids)),
         )
         self.messages = [*messages, {"role": "assistant", "content": answer.text}]
+        self._pictures = turns
         # Counted, to show that a turn costs only its own tokens.
         self.computed.append(len(ids) - kept)
         return answer
+
+    def _shown_now(self, images: Any) -> tuple[Picture, ...]:
+        # Those that the conversation began with belong to its first turn.
+        first = () if self._pictures else self._first
+        return (*first, *self.model.pictures(images))
+
+    def _request(self, messages: list[dict[str, Any]], turns: list[tuple[Picture, ...]]) -> Request:
+        """The conversation rendered; turns: the images of each of the user's."""
+        shown = tuple(itertools.chain(*turns))
+        rendered = render_question(
+            self.model.tokenizer,
+            self.model.config,
+            _with_marks(messages, [len(pictures) for pictures in turns]),
+            [picture.grid for picture in shown],
+        )
+        return Request(rendered.ids, shown, rendered.opened)
 
     def _prefix(self, request: Request) -> tuple[generation.Prefix, int]:
         """(the prefix of the conversation so far, how many of its tokens had their keys already)."""
         ids, model_config = request.ids, self.model.config
         # The last token is always computed: the answer is drawn from it.
         kept = _common(ids[:-1], self._ids)
-        # What is left may be extended, unless the image itself has to be read again.
+        # What is left may be extended, unless an image itself has to be read.
         if model_config.image_token_id not in ids[kept:] and kept:
             assert self._keys is not None, "set with the ids"
             return generation.extend(self.model, self._keys, kept, request), kept
-        if self.patches is not None and self._features is None:
-            [self._features] = self.model.image_features(self.patches, [self.grid])
-        return generation.prefill(self.model, request, self._features), 0
+        # All of them: their places may have moved, but what the tower saw stays.
+        features = []
+        for picture in request.pictures:
+            if (key := picture.key()) not in self._features:
+                [self._features[key]] = self.model.image_features(picture.patches, [picture.grid])
+            features.append(self._features[key])
+        return generation.prefill(self.model, request, generation.join_features(features)), 0
+
+
+def _with_marks(messages: list[dict[str, Any]], counts: list[int]) -> list[dict[str, Any]]:
+    """The messages with the places of the images of each of the user's turns, where it does not mark them itself."""
+    remaining = iter(counts)
+    marked = []
+    for message in messages:
+        text = message["content"]
+        if message["role"] == "user":
+            count = next(remaining)
+            # Counted by the turn: in all, another turn's marks might make up for this one's.
+            if text.count(IMAGE_MARK) not in (0, count):
+                place_films([text], count)
+            text = text if IMAGE_MARK in text else IMAGE_MARK * count + text
+        marked.append({**message, "content": text})
+    return marked
 
 
 def _common(first: list[int], second: list[int]) -> int:

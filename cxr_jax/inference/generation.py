@@ -8,8 +8,9 @@ are decoded together, always in the same number of rows (`rows_at_once`). So few
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +105,7 @@ class Prefix:
 
 
 def prefill(model: ReadyModel, request: Request, features: network.Seen | None) -> Prefix:
-    """Compute a whole prompt; features of its image, tokens [I, D], or None."""
+    """Compute a whole prompt; features of its images, joined, tokens [I, D], or None."""
     model_config, length = model.config, len(request.ids)
     slot_count = bucket(length)
     # Told before it is compiled, so that a log shows what takes the time.
@@ -140,11 +141,15 @@ def _no_image(model: ReadyModel, slot_count: int) -> network.Seen:
 
 
 def prefix_of(model: ReadyModel, request: Request) -> Prefix:
-    """Compute one prompt and its image."""
-    # Text alone needs no tower.
-    if request.patches is None:
-        return prefill(model, request, None)
-    return prefill(model, request, model.image_features(request.patches, [request.grid])[0])
+    """Compute one prompt and its images."""
+    return prefill(model, request, _Features(model, [request]).of_request(request))
+
+
+def join_features(features: Sequence[network.Seen]) -> network.Seen | None:
+    """Join what the tower gave for each image of a prompt, in the order of their places; None without images."""
+    if len(features) < 2:
+        return features[0] if features else None
+    return jax.tree.map(lambda *of_images: np.concatenate(of_images), *features)
 
 
 def extend(model: ReadyModel, keys: list, used: int, request: Request) -> Prefix:
@@ -430,10 +435,7 @@ class _Prompts:
     def __init__(self, model: ReadyModel, requests: list[Request]) -> None:
         self.model = model
         self.requests = requests
-        # By content: one image under many prompts is encoded once.
-        self.image_keys = [request.image_key() for request in requests]
-        self.to_come = Counter(self.image_keys)
-        self.features: dict[Any, network.Seen] = {}
+        self.features = _Features(model, requests)
         self.computed: dict[int, Prefix] = {}
 
     def of_turn(self, turn_samples: list[tuple[int, int]]) -> list[tuple[Prefix, int]]:
@@ -449,13 +451,32 @@ class _Prompts:
         ]
 
     def _compute(self, request_index: int) -> Prefix:
-        request, image_key = self.requests[request_index], self.image_keys[request_index]
-        if image_key is not None and image_key not in self.features:
-            [self.features[image_key]] = self.model.image_features(request.patches, [request.grid])
-        # One prompt fewer that will ask for this image.
-        self.to_come[image_key] -= 1
-        # The features of an image are let go with its last prompt.
-        features = self.features.get(image_key)
-        if not self.to_come[image_key]:
-            self.features.pop(image_key, None)
-        return prefill(self.model, request, features)
+        request = self.requests[request_index]
+        return prefill(self.model, request, self.features.of_request(request))
+
+
+class _Features:
+    """What the tower makes of the images of a call: of each once, however many prompts show it."""
+
+    def __init__(self, model: ReadyModel, requests: list[Request]) -> None:
+        self.model = model
+        # By content; hashed once for each time that an image is shown.
+        self.keys = {
+            id(request): [picture.key() for picture in request.pictures] for request in requests
+        }
+        self.to_come = Counter(itertools.chain(*self.keys.values()))
+        self.known: dict[Any, network.Seen] = {}
+
+    def of_request(self, request: Request) -> network.Seen | None:
+        """The features of a request's images, joined; None without any. To be asked for once."""
+        features = []
+        for picture, key in zip(request.pictures, self.keys[id(request)], strict=True):
+            # One by one, so that no program depends on what stands beside an image.
+            if key not in self.known:
+                [self.known[key]] = self.model.image_features(picture.patches, [picture.grid])
+            features.append(self.known[key])
+            # The features of an image are let go with its last prompt.
+            self.to_come[key] -= 1
+            if not self.to_come[key]:
+                del self.known[key]
+        return join_features(features)

@@ -4,6 +4,7 @@ import logging
 import math
 import numbers
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ import numpy as np
 from cxr_jax.data import image_gate
 from cxr_jax.data.resize import fit
 from cxr_jax.errors import UserError
+from cxr_jax.inference.requests import Picture
 from cxr_jax.models.image_processor import ImageProcessor, check_aspect
 
 _LOG = logging.getLogger(__name__)
@@ -62,6 +64,45 @@ def pixels_of(image: Any, gate_policy: str = "off") -> np.ndarray:
             f"an image array must be [H, W] with values in 0..1, got shape {list(pixels.shape)}"
         )
     return pixels
+
+
+def prepare_all(images: Any, prepare: Callable[[Any], tuple[Any, Any]]) -> tuple[Picture, ...]:
+    """Prepare an image, each of a list of several, or nothing for None.
+
+    Raises:
+        UserError: as `prepare` does; of several it names which.
+    """
+    if not is_several(images):
+        patches, grid = prepare(images)
+        return () if patches is None else (Picture(patches, grid),)
+    # Named by its number: of several arrays nothing else tells which.
+    pictures = []
+    for number, image in enumerate(images, 1):
+        try:
+            pictures.append(Picture(*prepare(image)))
+        except UserError as error:
+            raise UserError(f"image {number} of {len(images)}: {error}") from None
+    return tuple(pictures)
+
+
+def is_several(images: Any) -> bool:
+    """Tell whether this is a list of images, and not one, which nested lists of numbers are, too.
+
+    Raises:
+        UserError: for a list that holds no image beside one.
+    """
+    if not isinstance(images, (list, tuple)):
+        return False
+    are_images = [
+        isinstance(item, (str, os.PathLike)) or hasattr(item, "convert") or np.ndim(item) == 2
+        for item in images
+        if not isinstance(item, (list, tuple))
+    ]
+    if not any(are_images):
+        return False
+    if not all(are_images) or len(are_images) < len(images):
+        raise UserError("a list of images must hold images alone: a path, a PIL image or an array")
+    return True
 
 
 def _is_gray_picture(pixels: np.ndarray) -> bool:

@@ -22,6 +22,7 @@ from cxr_jax.inference.constrained import Constraint
 from cxr_jax.inference.requests import (
     Completion,
     GenerationSettings,
+    Picture,
     Reading,
     Request,
     check_completions,
@@ -35,6 +36,7 @@ from cxr_jax.models.layers import UNROLL_UP_TO
 from cxr_jax.models.network import Seen
 from cxr_jax.models.network.config import Config
 from cxr_jax.models.tokenizer import Tokenizer
+from cxr_jax.runtime import trees
 from cxr_jax.runtime.trees import Array, Tree
 from cxr_jax.weights import hf_folder, native_folder, peft_folder
 from cxr_jax.weights.locate import find_folder
@@ -271,6 +273,10 @@ class Model:
             pixels = image_inputs.fit_to_model(pixels, (low, high))
         return self._processor.prepare(pixels, min_pixels=low, max_pixels=high)
 
+    def pictures(self, images: Any) -> tuple[Picture, ...]:
+        """Turn an image, a list of several, or None into what the model takes, each by `prepare`."""
+        return image_inputs.prepare_all(images, self.prepare)
+
     def generate(
         self,
         images: Sequence[Any],
@@ -291,9 +297,10 @@ class Model:
         Log-probs are at the temperature, under constraint (see `sampling`), before top_p and top_k.
 
         Args:
-            images: list of path | PIL image | [H, W] floats in 0..1 | None.
+            images: list of path | PIL image | [H, W] floats in 0..1 | None | a list of several of these but None.
             prompts: one text for all, or a list of texts or conversations ([{"role", "content"}, ...], ending with
-                the user; the image goes to the first user turn).
+                the user). Images stand where the user's texts mark their places with <image>, all of them in order;
+                without marks before the first of these texts.
             temperature: 0 is greedy (top_p and top_k then change nothing).
             constraint: None, "answers" (the completion ends with a valid answer list, see `answers`), or what
                 `sampling` takes.
@@ -318,11 +325,10 @@ class Model:
     def _request(
         self, image: Any, prompt: Any, new_tokens: int, name: str = "the prompt"
     ) -> Request:
-        patches, grid = self.prepare(image)
-        rendered = inference_prompts.render_question(
-            self.tokenizer, self.config, prompt, [] if grid is None else [grid]
-        )
-        request = Request(rendered.ids, patches, grid, rendered.opened)
+        pictures = self.pictures(image)
+        grids = [picture.grid for picture in pictures]
+        rendered = inference_prompts.render_question(self.tokenizer, self.config, prompt, grids)
+        request = Request(rendered.ids, pictures, rendered.opened)
         check_room(self.config, len(request.ids), new_tokens, name)
         return request
 
@@ -343,6 +349,7 @@ class Model:
         for temperature 0 and 1.
 
         Args:
+            image: one, or a list of several that are read together, as for `generate`.
             constraint: as for `generate`, for what is shown only.
             probabilities: the mean over the samples' traces (without samples: after the trace shown) of the
                 probability that the answer names each of the 14 labels, see `finding_probabilities`; False leaves
@@ -402,8 +409,8 @@ class Model:
         }
 
     def chat(self, image: Any = None, system: str | None = None) -> Chat:
-        """Begin a conversation about an image (as for `generate`, or None); system replaces the template's own
-        prompt."""
+        """Begin a conversation about an image (or several, or None, as for `generate`); system replaces the template's
+        own prompt."""
         return Chat(self, image, system)
 
 
@@ -432,11 +439,11 @@ def load(
     model_config, params = _read_params(folder, dtype, adapter)
     layer_count = model_config.text.num_hidden_layers
     layers = params["text"].pop("layers")  # apart from the rest: they are most of a model
-    params = _to_device(params)
-    if jax.default_backend() == "cpu" and layer_count > UNROLL_UP_TO:  # see `_layers_apart`
-        params["text"]["layers"] = _layers_apart(layers, layer_count)
+    params = trees.to_device(params)
+    if jax.default_backend() == "cpu" and layer_count > UNROLL_UP_TO:  # see `layers_apart`
+        params["text"]["layers"] = trees.layers_apart(layers, layer_count)
     else:
-        params["text"]["layers"] = _to_device(layers)
+        params["text"]["layers"] = trees.to_device(layers)
     model = Model(
         model_config, params, folder=folder, dtype=dtype, grids=grids, max_pixels=max_pixels
     )
@@ -471,30 +478,3 @@ def _read_params(
     if lora:
         peft_folder.merge(params, *lora)
     return model_config, params
-
-
-def _to_device(tree: Tree) -> Tree:
-    """A tree of host arrays, which is emptied on the way: at no time are there two copies of more than one leaf."""
-    return {
-        leaf_name: _to_device(host_leaf) if isinstance(host_leaf, dict) else jnp.asarray(host_leaf)
-        for leaf_name in list(tree)
-        for host_leaf in [tree.pop(leaf_name)]
-    }
-
-
-def _layers_apart(stacked: Tree, count: int) -> list[Tree]:
-    """`_to_device` of stacked layers, as a list of trees.
-
-    Decoding needs layers apart, and a CPU reads stacked ones at a fraction of its memory's speed. An accelerator keeps
-    both; here a second copy of a 3B model would not fit 24 GB, and one serves prompts and decoding alike.
-    """
-    layers: list[Tree] = [{} for _ in range(count)]
-    for leaf_name in list(stacked):
-        stacked_leaf = stacked.pop(leaf_name)
-        if isinstance(stacked_leaf, dict):
-            parts: list[Any] = _layers_apart(stacked_leaf, count)
-        else:
-            parts = [jnp.array(stacked_leaf[index]) for index in range(count)]  # copies
-        for layer, part in zip(layers, parts, strict=True):
-            layer[leaf_name] = part
-    return layers

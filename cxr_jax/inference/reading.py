@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cxr_jax.data import image_gate, images
+from cxr_jax.data import image_gate, prompts
 from cxr_jax.data.radiograph import Image
+from cxr_jax.data.studies import roles as study_roles
 from cxr_jax.errors import UserError, as_utf8, printable
 from cxr_jax.inference.requests import ReadyModel
 from cxr_jax.labels.answers import ANSWER_PATTERN, FORMAT_PATTERN
@@ -109,24 +110,37 @@ def shares(texts: Sequence[str]) -> dict[str, float]:
     }
 
 
-# ---- One image -> its report -----------------------------------------------------------------------
+# ---- Images -> their report ------------------------------------------------------------------------
 
 
-def read_usable(
-    path: str | Path, renderer: str, read_anyway: bool = False, gate_policy: str = "refuse"
-) -> Image:
-    """Read one file.
+@dataclasses.dataclass(frozen=True)
+class Film:
+    """A film that was read from a file.
+
+    Attributes:
+        path: of the file.
+        image: as `images.read_image` and `fit_to_role` give it.
+        role: of `prompts.ROLES`, what it is to the question; None for a film by itself.
+    """
+
+    path: str | Path
+    image: Image
+    role: str | None = None
+
+
+def check_usable(
+    path: str | Path, image: Image, read_anyway: bool = False, gate_policy: str = "refuse"
+) -> None:
+    """Refuse an image that is visibly no chest radiograph fit to be read; what is let pass gets a warning in its meta.
 
     Args:
-        path: a PNG, JPEG or DICOM file.
-        renderer: of DICOM pixels, one of `radiograph.RENDERERS`.
+        path: only the name used in messages.
         read_anyway: whether to read what is visibly no frontal chest radiograph, too.
         gate_policy: what becomes of a picture that `image_gate` takes for no chest film, one of its POLICIES.
 
     Raises:
-        UserError: if the file cannot be read, or is visibly no frontal chest radiograph.
+        UserError: with the reasons.
     """
-    image = images.read_image(path, renderer)
     # Refused with its reasons: a report on something else would be confident and wrong.
     if image.meta["unusable"] and not read_anyway:
         reasons = "; ".join(image.meta["unusable"])
@@ -135,7 +149,6 @@ def read_usable(
     if read_anyway and gate_policy == "refuse":
         gate_policy = "warn"
     image_gate.check(path, image, gate_policy)
-    return image
 
 
 def why_no_probabilities(model: ReadyModel) -> str | None:
@@ -147,26 +160,55 @@ def why_no_probabilities(model: ReadyModel) -> str | None:
     return None
 
 
+def study_of(
+    paths: Sequence[str], loaded: Sequence[Image], roles: Sequence[str] | None, in_order: bool
+) -> list[Film]:
+    """Make films that are read together of files.
+
+    Args:
+        roles: of `prompts.ROLES`, for each file; None: by headers and names. One file alone needs none.
+        in_order: whether the films stay in the order of the files, and are not brought into that of `prompts.ROLES`.
+
+    Raises:
+        UserError: if roles do not follow from headers and names.
+    """
+    if roles is None and len(paths) == 1:
+        return [Film(paths[0], loaded[0])]
+    found = study_roles.find_roles(paths, loaded) if roles is None else roles
+    films = [
+        Film(path, study_roles.fit_to_role(image, role), role)
+        for path, image, role in zip(paths, loaded, found, strict=True)
+    ]
+    order = list(prompts.ROLES)
+    return films if in_order else sorted(films, key=lambda film: order.index(film.role or ""))
+
+
+def ask_of(films: Sequence[Film], question: str) -> str:
+    """Write the question about films: of those with roles it says which is which, unless it marks their places."""
+    roles = [film.role for film in films if film.role is not None]
+    if not roles or prompts.IMAGE_MARK in question:
+        return question
+    return prompts.ask_of_roles(roles, question)
+
+
 def reading_record(
-    model: ReadyModel,
-    path: str | Path,
-    image: Image,
-    options: ReadingOptions,
-    why_shares: str | None = None,
+    model: ReadyModel, films: Sequence[Film], options: ReadingOptions, why_shares: str | None = None
 ) -> dict[str, Any]:
-    """Read one image and return its record: exactly the keys of `--json`.
+    """Read a film, or several together, and return the record: exactly the keys of `--json`.
 
     Args:
         model: that reads.
-        path: of the image, for the record.
-        image: as `read_usable` returns it.
-        options: how it is read.
+        films: in the order of their places; of one without a role the record has no key "images".
+        options: how they are read.
         why_shares: as `why_no_probabilities` says; with a reason, the probabilities are shares of sampled answers.
     """
-    # All in one call: the image is encoded and the prompt computed once.
+    # One film by itself is no list: it is read as ever.
+    pixels = [film.image.pixels for film in films]
+    prompt = ask_of(films, options.prompt)
+    # All in one call: images are encoded and the prompt computed once.
     result = model.read(
-        image.pixels,
-        options.prompt,
+        pixels if len(pixels) > 1 else pixels[0],
+        prompt,
         options.samples,
         options.max_new_tokens,
         options.seed,
@@ -183,23 +225,34 @@ def reading_record(
     # A tokenizer that cannot spell the answers leaves the shares of what was sampled.
     if not probabilities:
         probabilities = shares([sample.text for sample in result.samples or [reading]])
-    return {
-        "image": as_utf8(path),
+    # Nearly always one: a study may hold a DICOM beside a picture.
+    renderers = dict.fromkeys(film.image.meta["renderer"] for film in films)
+    record: dict[str, Any] = {
+        "image": as_utf8(films[0].path),
         "model": as_utf8(options.model),
         "weights_sha256": hf_folder.weights_sha256(model.folder),
-        "renderer": image.meta["renderer"],
-        "prompt": options.prompt,
+        "renderer": ", ".join(renderers),
+        "prompt": prompt,
         "seed": options.seed,
         "reasoning": reasoning_of(reading.text),
         "answer": answer.labels if answer else [],
         "probabilities": probabilities,
         "valid_format": FORMAT_PATTERN.match(reading.text) is not None,
         "warnings": [
-            *image.meta["warnings"],
+            *_warnings_of(films),
             *answer_warnings(reading.text, reading.finish_reason),
             *notes,
         ],
     }
+    if films[0].role is not None:
+        record["images"] = [{"image": as_utf8(film.path), "role": film.role} for film in films]
+    return record
+
+
+def _warnings_of(films: Sequence[Film]) -> list[str]:
+    if len(films) == 1:
+        return list(films[0].image.meta["warnings"])
+    return [f"{film.role}: {warning}" for film in films for warning in film.image.meta["warnings"]]
 
 
 def as_text(record: dict[str, Any], samples: int, why_shares: str | None = None) -> str:
@@ -221,8 +274,12 @@ def as_text(record: dict[str, Any], samples: int, why_shares: str | None = None)
     reasoning = _CONTROL_CHARACTERS.sub("", record["reasoning"])
     # Most likely first; Python's sort keeps the order of labels among equals.
     by_probability = sorted(record["probabilities"].items(), key=lambda item: -item[1])
+    images_shown = record.get("images", [{"image": record["image"]}])
     lines = [
-        printable(record["image"]),
+        *(
+            printable(shown["image"]) + (f" ({shown['role']})" if "role" in shown else "")
+            for shown in images_shown
+        ),
         f"  model {record['model']}, renderer {record['renderer']}, seed {record['seed']}",
         f"  Reasoning: {reasoning or '(none)'}",
         f"  Answer: {', '.join(record['answer']) or '(none)'}",

@@ -120,35 +120,41 @@ def _finite_number(name: str, value: Any) -> float:
 
 
 @dataclass(frozen=True)
-class Request:
-    """One rendered prompt: token ids, patches [P, patch_dim] and grid (t, h, w) of its image (or None), and what the
-    template opened the model's turn with."""
+class Picture:
+    """An image as the model takes it: patches [P, patch_dim] and their grid (t, h, w)."""
 
-    ids: list[int]
-    patches: np.ndarray | None
-    grid: tuple[int, int, int] | None
-    opened: str = ""
+    patches: np.ndarray
+    grid: tuple[int, int, int]
 
-    def image_key(self) -> Hashable:
-        """Name the image by its content; None without one."""
-        if self.patches is None:
-            return None
+    def key(self) -> Hashable:
+        """Name the image by its content."""
         # By the patches, which are what the model sees: one picture may come from two files.
         return self.grid, hashlib.sha256(self.patches.tobytes()).digest()
 
+
+@dataclass(frozen=True)
+class Request:
+    """One rendered prompt: token ids, its images in the order of their places, and what the template opened the
+    model's turn with."""
+
+    ids: list[int]
+    pictures: tuple[Picture, ...] = ()
+    opened: str = ""
+
     def mark(self) -> int:
         """Make a number of the content: equal prompts draw equal noise, wherever they stand."""
-        # Over float32, whatever type the caller's array has.
-        image = b""
-        if self.patches is not None:
-            image = np.ascontiguousarray(self.patches, np.float32).tobytes()
+        checksum = 0
+        for picture in self.pictures:
+            # Over float32, whatever type the caller's array has.
+            patches = np.ascontiguousarray(picture.patches, np.float32)
+            checksum = zlib.crc32(patches.tobytes(), checksum)
         # Four bytes, as much as a fold into a random key takes.
-        return zlib.crc32(np.asarray(self.ids, np.int32).tobytes(), zlib.crc32(image))
+        return zlib.crc32(np.asarray(self.ids, np.int32).tobytes(), checksum)
 
     def positions(self, model_config: Config) -> np.ndarray:
         """Compute M-RoPE positions int32 [3, 1, T]."""
         # None and not empty: text alone has no images to match.
-        grids = None if self.grid is None else [self.grid]
+        grids = [picture.grid for picture in self.pictures] or None
         return network.positions(model_config, np.array([self.ids]), grids)
 
 
@@ -184,8 +190,8 @@ class ReadyModel(Protocol):
     ) -> list[network.Seen]:
         """Compute image tokens."""
 
-    def prepare(self, image: Any) -> tuple[np.ndarray | None, tuple[int, int, int] | None]:
-        """Turn an image into patches and their grid."""
+    def pictures(self, images: Any) -> tuple[Picture, ...]:
+        """Turn an image, several or None into what the model takes."""
 
     def read(
         self,

@@ -122,24 +122,30 @@ def test_the_card_has_the_statistics_that_are_computed():
 # ---- predict ---------------------------------------------------------------------------------------
 
 
+def read_usable(path, **options):
+    image = images.read_image(path)
+    reading.check_usable(path, image, **options)
+    return image
+
+
 def test_noise_in_a_dx_header_meets_the_policy(tmp_path):
     path = tmp_path / "dx.dcm"
     path.write_bytes(build(NOISE, WindowCenter=2048, WindowWidth=4096))
     with pytest.raises(UserError) as refusal:
-        reading.read_usable(path, "voi")
+        read_usable(path)
     message = str(refusal.value)
     assert message.startswith(f"{path}: not read: no chest film by its pixels: most like noise")
     assert "--image_gate=warn" in message and "\n" not in message
 
-    warned = reading.read_usable(path, "voi", gate_policy="warn")
+    warned = read_usable(path, gate_policy="warn")
     assert "no chest film by its pixels" in warned.meta["warnings"][-1]
     assert (
         warned.meta["image_gate"]["points"] < 0 and "noise" in warned.meta["image_gate"]["reason"]
     )
     json.dumps(warned.meta["image_gate"], allow_nan=False)
     # A reader who reads anyway is told all the same.
-    assert reading.read_usable(path, "voi", read_anyway=True).meta["image_gate"]
-    silent = reading.read_usable(path, "voi", gate_policy="off")
+    assert read_usable(path, read_anyway=True).meta["image_gate"]
+    silent = read_usable(path, gate_policy="off")
     assert "image_gate" not in silent.meta and not silent.meta["warnings"]
     np.testing.assert_array_equal(silent.pixels, warned.pixels)
 
@@ -147,9 +153,10 @@ def test_noise_in_a_dx_header_meets_the_policy(tmp_path):
 def test_predict_refuses_pictures_and_goes_on_with_films(tmp_path, monkeypatch, capsys, phantoms):
     read = []
 
-    def record(model, path, image, options, why_shares):
-        read.append(path)
-        return {"image": path, "warnings": image.meta["warnings"]}
+    def record(model, films, options, why_shares):
+        [film] = films
+        read.append(film.path)
+        return {"image": film.path, "warnings": film.image.meta["warnings"]}
 
     monkeypatch.setattr(predict, "_load", lambda *arguments: object())
     monkeypatch.setattr(predict, "why_no_probabilities", lambda model: None)
@@ -273,5 +280,7 @@ def test_a_warned_record_has_the_keys_of_every_record():
         image = SimpleNamespace(pixels=None, meta=meta)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(reading.hf_folder, "weights_sha256", lambda folder: "0")
-            records.append(reading.reading_record(model, "film.png", image, options))
+            records.append(
+                reading.reading_record(model, [reading.Film("film.png", image)], options)
+            )
     assert records[0] == records[1] and "a page of text" in records[1]["warnings"]

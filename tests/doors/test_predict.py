@@ -9,6 +9,7 @@ import types
 
 import numpy as np
 import pytest
+from dicom_files import build
 from films import draw_film
 from PIL import Image as PilImage
 from places import ROOT
@@ -306,3 +307,117 @@ def test_a_bad_max_pixels_is_one_line(film, model, capsys, value):
     assert predict.main([str(film), "--json", f"--max_pixels={value}"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and "--max_pixels" in err and "784" in err
+
+
+# ---- Several films of one study ------------------------------------------------------------------------------
+
+
+def dicom(path, view, number):
+    pixels = draw_film(90 + number, 60).astype(np.uint16) * 16
+    path.write_bytes(build(pixels, ViewPosition=view, WindowCenter=2048, WindowWidth=4096))
+    return str(path)
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Files of a frontal, a lateral and a prior film, known by header and name, each of another height."""
+    files = [dicom(tmp_path / "a.dcm", "PA", 0), dicom(tmp_path / "b.dcm", "LL", 1)]
+    prior = tmp_path / "prior.png"
+    PilImage.fromarray(draw_film(92, 60)).save(prior)
+    return [*files, str(prior)]
+
+
+NAMED = "Current frontal: <image> Current lateral: <image> Prior frontal: <image>\n"
+
+
+def test_a_study_is_read_at_once_and_the_record_names_its_films(study, model, capsys):
+    for order in ((0, 1, 2), (2, 0, 1), (1, 2, 0)):
+        model.calls.clear()
+        assert predict.main([*(study[i] for i in order), "--study", "--json", "--prompt=Q?"]) == 0
+        out, err = capsys.readouterr()
+        record = json.loads(out)
+        assert err == "" and list(record) == [*KEYS, "images"]
+        assert record["image"] == study[0] and record["prompt"] == NAMED + "Q?"
+        assert record["images"] == [
+            {"image": path, "role": role}
+            for path, role in zip(study, ("frontal", "lateral", "prior"), strict=True)
+        ]
+        [call] = model.calls
+        assert [len(pixels) for pixels in call["image"]] == [90, 91, 92]
+        assert call["prompt"] == NAMED + "Q?" and record["warnings"] == []
+    assert predict.main([*study, "--study"]) == 0
+    shown = capsys.readouterr().out
+    assert all(
+        f"{path} ({role})" in shown
+        for path, role in zip(study, ("frontal", "lateral", "prior"), strict=True)
+    )
+
+
+def test_roles_may_be_said_and_places_marked(study, model, capsys):
+    roles = "--roles=prior,lateral,frontal"
+    assert predict.main([*study, "--study", roles, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert [shown["image"] for shown in record["images"]] == study[::-1]
+    asked = "--prompt=Old <image>, side <image>, new <image>?"
+    assert predict.main([*study, "--study", roles, "--json", asked]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert [shown["image"] for shown in record["images"]] == study
+    assert record["prompt"] == asked.partition("=")[2]
+    assert predict.main([study[0], "--study", "--json", "--prompt=Q?"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert list(alone) == KEYS and alone["prompt"] == "Q?"
+
+
+def test_a_lateral_film_is_read_where_its_role_says_so_and_nowhere_else(
+    study, model, tmp_path, capsys
+):
+    assert predict.main([*study, "--json"]) == 2  # one by one
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["image"] for line in out.splitlines()] == [study[0], study[2]]
+    assert err.count("\n") == 1 and "b.dcm" in err and "not a frontal view" in err
+    bad = {
+        "b.dcm: not read: not a frontal view": [*study[:2], "--roles=lateral,frontal"],
+        "a.dcm: not read: not a lateral view, and its role is lateral": [
+            study[0],
+            study[2],
+            "--roles=lateral,prior",
+        ],
+        "not a lateral view": [
+            study[0],
+            dicom(tmp_path / "c.dcm", "LAO", 3),
+            "--roles=frontal,lateral",
+        ],
+        "2 films are frontal by headers and names; give --roles=": [
+            study[0],
+            dicom(tmp_path / "d.dcm", "AP", 4),
+        ],
+        "the view of a film is not known by": [study[0], dicom(tmp_path / "e.dcm", "RAO", 4)],
+        "no such file": [study[0], str(tmp_path / "no.png")],
+        "a file is named twice": [study[0], study[0]],
+    }
+    model.calls.clear()
+    for reason, argv in bad.items():
+        assert predict.main([*argv, "--study", "--json"]) == 2
+        out, err = capsys.readouterr()
+        assert reason in err and err.count("\n") == 1 and not out
+    assert not model.calls  # a study is not read without one of its films
+    assert predict.main([*study[:2], "--study", "--roles=lateral,frontal", "--read_anyway"]) == 0
+
+
+@pytest.mark.parametrize(
+    "argv, reason",
+    [
+        (["--roles=frontal"], "--roles: says what the films of one study are"),
+        (["--study", "--roles=frontal,lateral"], "--roles: 2 roles, 3 files"),
+        (["--study", "--roles=frontal,side,prior"], "--roles: 'side' is none of frontal, lateral"),
+        (["--study", "--roles=prior,prior,frontal"], "--roles: prior is there 2 times"),
+        (["--study", "--prompt=<image>?"], "--prompt: a prompt has 1 places for an image"),
+        (["--prompt=<image> and <image>"], "--prompt: a prompt has 2 places for an image"),
+    ],
+)
+def test_flags_of_a_study_that_do_not_fit_are_refused_before_a_file_is_read(
+    study, model, argv, reason, capsys
+):
+    assert predict.main([*study, *argv]) == 2
+    out, err = capsys.readouterr()
+    assert reason in err and err.count("\n") == 1 and not out and not model.calls

@@ -284,7 +284,7 @@ def test_probabilities_after_drawn_keys_and_after_a_full_pass_agree(model):
     """Traces of an untrained model that must keep to the format."""
     patches, grid = model.prepare(image(0))
     prefix = generation.prefix_of(
-        model, requests.Request(model.render(FIND, [grid]), patches, grid)
+        model, requests.Request(model.render(FIND, [grid]), (requests.Picture(patches, grid),))
     )
     layers, settings = (
         sampling.decode_layers(model.params, model.config),
@@ -375,7 +375,7 @@ def test_characters_split_over_tokens_come_out_whole(model):
 def tie(model, picture, seed: int, ids: list[int]) -> float:
     """The gap between the two largest perturbed logits where the token after `ids` is drawn at temperature 1."""
     patches, grid = model.prepare(picture)
-    request = requests.Request(model.render(FIND, [grid]), patches, grid)
+    request = requests.Request(model.render(FIND, [grid]), (requests.Picture(patches, grid),))
     logits = model.logits([request.ids + ids], patches, [grid])[0, -1].copy()
     logits[list(model.special["suppress"])] = -np.inf
     [key] = generation.sample_keys(

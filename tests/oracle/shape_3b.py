@@ -95,7 +95,8 @@ def ours(folder: pathlib.Path, new: int):
     times: dict = {}
     m = timed("load", lambda: cxr_jax.load(folder), times)
     ids, pixels = inputs()
-    request = requests.Request(ids[0].tolist(), pixels, tuple(GRID[0].tolist()))
+    picture = requests.Picture(pixels, tuple(GRID[0].tolist()))
+    request = requests.Request(ids[0].tolist(), (picture,))
     for run in ("first ", ""):  # with and without compilation
         [seen] = timed(run + "vision", lambda: m.image_features(pixels, GRID), times)
 

@@ -209,8 +209,8 @@ def describe(dataset: Dataset, metadata: Metadata) -> None:
     position = read_text(dataset, "ViewPosition")
     metadata["view"] = view = _read_view(dataset, position)
     if view not in FRONTAL + ("unknown",):
-        warnings.append("not frontal: the header says that this is a lateral or other view")
-        metadata["unusable"].append("not a frontal view")
+        warnings.append(radiograph.NOT_FRONTAL_WARNING)
+        metadata["unusable"].append(radiograph.NOT_FRONTAL)
     elif view == "unknown" and position and not words.view_of_position(position):
         warnings.append("the view is a word that is not understood: check that this is frontal")
 

@@ -353,6 +353,7 @@ def _ask(
             # In the words of the row: a mark that is left out would move its film to the first question.
             prompts.place_films(texts, len(films))
             return texts, films
+        # A text that has places speaks of the films itself.
         if roles and not first.pictures:
             films = tuple(sorted(films, key=lambda film: in_order.index(film.role or "")))
             return [prompts.ask_of_roles(in_order, first.text), *texts[1:]], films

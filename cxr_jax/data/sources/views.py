@@ -66,7 +66,12 @@ def view_of_text(text: str) -> str | None:
     Returns:
         None where it says none. A lateral decubitus is `OTHER`, and so is what names a frontal and a lateral view.
     """
-    return _VIEW_OF_HEADER.get(words.view_of_position(text))
+    return view_of_header(words.view_of_position(text))
+
+
+def view_of_header(view: str) -> str | None:
+    """Give the view of a film whose header was understood as `view` (`Image.meta`); None where nobody knows it."""
+    return _VIEW_OF_HEADER.get(view)
 
 
 def view_in_path(path: str) -> str | None:

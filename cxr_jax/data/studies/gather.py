@@ -49,6 +49,7 @@ def gather(rows: Sequence[Row], roles: Sequence[str]) -> list[Row]:
     """
     if not roles:
         return list(rows)
+    # From all rows, since a lateral that is not asked about is looked at.
     studies = _Studies(rows)
     gathered = []
     for row in rows:
@@ -61,6 +62,7 @@ def gather(rows: Sequence[Row], roles: Sequence[str]) -> list[Row]:
                 gathered.append(_ask(row, row.prompt, studies.films_of(row, roles)))
         except UserError as error:
             raise UserError(f"row {row.id}: {error} ({KEY}={','.join(roles)})") from None
+    # A run without questions would look like one that has nothing left to do.
     if not gathered:
         raise UserError(f"{KEY}={','.join(roles)}: no row has a frontal film")
     return gathered
@@ -113,6 +115,7 @@ class _Studies:
         found["prior_lateral"] = prior and _lateral_of(prior, others)
         # Whatever rows say of it, one file is one film.
         paths: dict[str, Path] = {}
+        # In the order of the prompt's wording.
         for role in roles:
             film = found[role]
             if film is not None and film.image_path not in paths.values():
@@ -140,6 +143,7 @@ def _last_before(row: Row, others: Iterable[Row]) -> Row | None:
 
 def _lateral_of(row: Row, others: Iterable[Row]) -> Row | None:
     """The lateral film of a row's study, of several the one of the least id."""
+    # By the id that both rows have: of one day there may be several studies.
     laterals = [
         other
         for other in others

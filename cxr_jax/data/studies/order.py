@@ -58,11 +58,13 @@ class Taken(NamedTuple):
     def is_before(self, other: "Taken") -> bool:
         """Tell whether this is known to be earlier: by dates if both have one, and of one day by times, else by
         numbers."""
+        # Dates before numbers: a date means the same whoever writes it.
         if self.date and other.date:
             if self.date != other.date:
                 return self.date < other.date
             if self.time and other.time:
                 return self.time < other.time
+        # Of one day without times, or without dates, a number may still tell.
         if self.number is None or other.number is None:
             return False
         return self.number < other.number
@@ -93,6 +95,7 @@ def find_taken(fields: Mapping[str, object], paths: Iterable[str]) -> Taken:
     Args:
         fields, paths: as for `find_study`.
     """
+    # Other forms of dates are read in two ways by two countries.
     date, clock = "", ""
     said = _DATE.fullmatch(_by_column(fields, DATE_COLUMNS) or "")
     if said:
