@@ -50,12 +50,15 @@ def locate_loss(
     Args:
         head: of `init_locate_head`.
         features: [B, I, D].
-        regions: [B, F, R, R], the share of each cell that a finding covers; of as many tokens a side, or resampled.
+        regions: [B, F, n * R, R], the share of each cell that a finding covers, of n images one below another; of as
+            many tokens a side, or resampled.
         severity: [B, F]; at least 0.35 is a finding, above 0 half of one.
     """
     B, image_tokens, _ = features.shape
     logits = features @ head["kernel"] + head["bias"]
-    covered = _resampled(regions, math.isqrt(image_tokens))
+    cells = regions.shape[-1]
+    by_image = regions.reshape(B, regions.shape[1], -1, cells, cells)
+    covered = _resampled(by_image, math.isqrt(image_tokens // by_image.shape[2]))
     targets = covered.reshape(B, regions.shape[1], image_tokens).transpose(0, 2, 1)
     token_loss = binary_cross_entropy(logits, targets, 1.0 + 4.0 * targets)
     pooled = jax.nn.logsumexp(logits * 2.0, axis=1) / 2.0
@@ -65,7 +68,7 @@ def locate_loss(
 
 
 def _resampled(regions: jax.Array, side: int) -> jax.Array:
-    """Coverage of cells [B, F, R, R] as that of side x side cells of the same image."""
+    """Coverage of cells [.., R, R] as that of side x side cells of the same image."""
     count = regions.shape[-1]
     if count == side:
         return regions
@@ -75,7 +78,7 @@ def _resampled(regions: jax.Array, side: int) -> jax.Array:
         edges_new[:-1, None], edges_old[:-1]
     )
     weights = np.maximum(shared, 0).astype(np.float32) * side
-    return jnp.einsum("yr,xc,bfrc->bfyx", weights, weights, regions)
+    return jnp.einsum("yr,xc,...rc->...yx", weights, weights, regions)
 
 
 def make_steps(

@@ -25,3 +25,24 @@ def test_the_loss_of_the_grid_of_the_regions_is_that_of_before():
     for tokens in (64, 49):
         features = rng.standard_normal((2, tokens, 5), np.float32)
         assert np.isfinite(step.locate_loss(head, features, regions, severity))
+
+
+def test_regions_of_several_images_belong_to_the_tokens_of_each():
+    rng = np.random.default_rng(1)
+    head = {
+        "kernel": np.eye(3, 2, dtype=np.float32) * 4,
+        "bias": np.zeros(2, np.float32),
+        "pool_scale": np.ones(()),
+        "pool_bias": np.zeros(2, np.float32),
+    }
+    severity = np.zeros((1, 2), np.float32)
+    maps = (rng.random((2, 2, 8, 8)) < 0.2).astype(np.float32)  # image, finding
+    regions = np.concatenate(list(maps), axis=1)[None]
+    # A token's first two numbers say what lies under it: right where images keep their order.
+    for side in (8, 16):
+        wide = maps.repeat(side // 8, 2).repeat(side // 8, 3)
+        said = (2 * wide - 1).reshape(2, 2, side * side).transpose(0, 2, 1)
+        said = np.concatenate([said, np.zeros_like(said[..., :1])], -1)
+        right, wrong = said.reshape(1, -1, 3), said[::-1].reshape(1, -1, 3)
+        losses = [step.locate_loss(head, each, regions, severity) for each in (right, wrong)]
+        assert losses[0] + 0.3 < losses[1]
