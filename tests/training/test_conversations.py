@@ -249,7 +249,7 @@ def test_conversations_of_phantoms_fit_what_a_run_makes_room_for():
     source = phantom.PhantomSource("A", "train", 0, 0.75, follow_ups=1.0)
     checks.check_targets_fit(settings, source)
     indices = np.arange(5000, 5064)
-    talks = source.conversations({"scene": checks._scenes(source, indices)}, indices)
+    talks = source.conversations(source.facts(indices), indices)
     room, grid = settings.max_completion, (1, 16, 16)
     width = checks.history_width(source, TOKENIZER, CFG)
     texts = source.prompts()
