@@ -73,6 +73,7 @@ class Ours:
         from cxr_jax.metrics import progress
         from cxr_jax.models import network
         from cxr_jax.models import tokenizer as tokenizers
+        from cxr_jax.models.image_batches import SquareImages
         from cxr_jax.rl.learner import make_learn
         from cxr_jax.rl.rollout import make_rollout, rollout_metrics
         from cxr_jax.training.optimizer import init_state, make_optimizer
@@ -117,6 +118,7 @@ class Ours:
             )
         else:
             grid = self.grid
+        images = SquareImages(model_config=self.model_config, grid=grid)
         params = {"model": common.random_params(self.model_config, jnp.dtype(args.dtype))}
         self.count = network.count(params["model"])
         settings = self.settings
@@ -131,7 +133,7 @@ class Ours:
         self.rollout = make_rollout(
             settings.rollout,
             self.model_config,
-            grid,
+            images,
             special,
             self.table,
             self.trainable,
@@ -143,7 +145,7 @@ class Ours:
             settings.learner,
             settings.loss,
             self.model_config,
-            grid,
+            images,
             special,
             self.optimizer,
             self.trainable,

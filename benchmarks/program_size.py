@@ -56,7 +56,7 @@ def tower_steps(settings: RunConfig, shapes: programs.Shapes) -> list[Callable]:
             params,
             shapes.model_config,
             pixels,
-            shapes.grid,
+            shapes.images.grid,
             remat=settings.remat,
             dtype=shapes.trainable.dtype,
         ).tokens
@@ -73,7 +73,7 @@ def main(_: list[str]) -> None:
     schema.check_values(config)
     settings = RunConfig.from_config(config)
     shapes = programs.Shapes(settings)
-    frames, rows, columns = shapes.grid
+    frames, rows, columns = shapes.images.grid
     patch_dim = shapes.model_config.vision.patch_dim
     pixels = programs.abstract_array((IMAGES, frames * rows * columns, patch_dim))
     tower = {"vision": shapes.params["vision"]}

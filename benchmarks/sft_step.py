@@ -76,6 +76,7 @@ class Ours:
         from cxr_jax.config.sections import OptimizerConfig
         from cxr_jax.inference.model import Model
         from cxr_jax.models import network
+        from cxr_jax.models.image_batches import SquareImages
         from cxr_jax.sft import step as sft_step
         from cxr_jax.training.optimizer import init_state, make_optimizer
         from cxr_jax.training.trainable import Trainable
@@ -121,7 +122,7 @@ class Ours:
         self.update = sft_step.make_steps(
             self.config,
             optimizer,
-            x["grid"],
+            SquareImages(model_config=self.config, grid=x["grid"]),
             trainable,
             micro_batches=args.micro_batches,
             locate_weight=0.0,

@@ -31,7 +31,7 @@ from absl import flags
 from cxr_jax.config import command_line
 from cxr_jax.config.sections import RunConfig
 from cxr_jax.errors import UserError
-from cxr_jax.planning.films import Film, FilmReading, film_of_grid, parse_size
+from cxr_jax.planning.films import Film, FilmReading, film_of_run, parse_size
 from cxr_jax.planning.programs import GIB, Needs, Shapes, needs_of, programs
 
 # transformers would announce that torch is absent
@@ -102,7 +102,7 @@ def run() -> int:
             f"on {devices} device(s){mesh_shape}"
         )
     shapes = Shapes(settings)
-    film = film_of_grid(None, shapes.grid, shapes.model_config)
+    film = film_of_run(shapes.images)
     return print_plan(film, (needs_of(*pair, layout.mesh) for pair in program_pairs))
 
 

@@ -5,7 +5,6 @@ means and may be is said once, in keys.toml; a test holds fields and keys togeth
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -88,7 +87,9 @@ class DataConfig(_Section):
     image_root: str
     images: str
     size: int
+    min_pixels: int
     max_pixels: int
+    image_tokens: int
     repeats: str
     max_bad: int
     image_gate: str
@@ -96,12 +97,16 @@ class DataConfig(_Section):
     threads: int
 
     @property
-    def side(self) -> int:
-        """Pixels a side of the squares that films are fitted into: `size`, or the multiple of 28 that max_pixels
-        leaves."""
-        if not 0 < self.max_pixels < self.size**2:
-            return self.size
-        return math.isqrt(self.max_pixels) // 28 * 28
+    def is_native(self) -> bool:
+        """Whether films keep their own aspect ratio, and are not fitted into squares of `size`."""
+        return self.source == "files" and self.max_pixels > 0
+
+    @property
+    def pixel_limits(self) -> tuple[int, int]:
+        """(min_pixels, max_pixels) of the images that a run reads: the same twice for squares of one size."""
+        if self.is_native:
+            return self.min_pixels, self.max_pixels
+        return self.size**2, self.size**2
 
 
 @dataclass(frozen=True, kw_only=True)

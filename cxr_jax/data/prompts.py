@@ -136,6 +136,11 @@ def count_films(prompt: Prompt) -> int:
     return sum(turn.content.count(IMAGE_MARK) for turn in prompt if turn.role == "user") or 1
 
 
+def most_films(prompts: Iterable[Prompt]) -> int:
+    """Count the films of the prompt that asks about most of them."""
+    return max(map(count_films, prompts), default=1)
+
+
 # ---- What a film is to the question ----------------------------------------------------------------
 
 

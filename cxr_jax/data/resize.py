@@ -1,8 +1,29 @@
-"""A film of any size on a square or a shape, in float."""
+"""A film of any size on a square or a shape, in float; or as a model's own processor resizes it."""
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image as PilImage
+
+from cxr_jax.models.image_processor import ImageProcessor
+
+
+@dataclass(frozen=True)
+class NativeSize:
+    """Films in their own aspect ratio, their area within limits: `config.data.min_pixels` and `max_pixels`."""
+
+    processor: ImageProcessor
+    min_pixels: int
+    max_pixels: int
+
+    def levels(self, pixels: np.ndarray) -> np.ndarray:
+        """Resize gray float [H, W] in 0..1 as the processor does for 8 bit: uint8 [h, w].
+
+        Raises:
+            UserError: for an aspect ratio above 200.
+        """
+        return self.processor.levels(pixels, self.min_pixels, self.max_pixels)
 
 
 def fit(pixels: ArrayLike, size: int | tuple[int, int]) -> np.ndarray:

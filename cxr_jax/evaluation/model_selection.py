@@ -12,6 +12,7 @@ from cxr_jax.data.sources.splits import Splits, held_out
 from cxr_jax.evaluation.reader import Reader, Readings
 from cxr_jax.metrics import alarms, scores
 from cxr_jax.metrics.scores import Answers, Bootstrap, Reference
+from cxr_jax.models.image_batches import images_of
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.layout import Layout
 from cxr_jax.runtime.trees import Tree
@@ -90,7 +91,12 @@ class ModelSelection:
         formatless = []
         for split_name, held_out_batch in self.data.items():
             # Greedy, in the order of the images, so that a second look at the same weights is the same.
-            readings = self.reader.read(params, held_out_batch["image"], held_out_batch["texts"])
+            readings = self.reader.read(
+                params,
+                images_of(held_out_batch),
+                held_out_batch["texts"],
+                held_out_batch.get("ids", ()),
+            )
             log_metrics |= self._score(split_name, readings, held_out_batch)
             if readings.has_answers_without_format(held_out_batch["solution"]):
                 formatless.append(split_name)

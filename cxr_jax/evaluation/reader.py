@@ -1,7 +1,7 @@
 """Greedy reading of many images in fixed shapes."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ from cxr_jax.inference.prompts import Prompts
 from cxr_jax.labels import answers, phrase_reading
 from cxr_jax.labels.phrase_bank import load_phrase_bank
 from cxr_jax.metrics import alarms
-from cxr_jax.models import network, registry
 from cxr_jax.models import tokenizer as tokenizers
+from cxr_jax.models.image_batches import pick
 from cxr_jax.models.network.config import Config
 from cxr_jax.models.tokenizer import Tokenizer, completion_text
 from cxr_jax.rewards.terms import BYTES_PER_TOKEN, TRACE_TERMS
@@ -82,19 +82,12 @@ class Reader:
         # Ids without text, and those of media, can never be drawn.
         special = tokenizers.special_ids(self.tokenizer, model_config.text.vocab_size)
         token_bytes, byte_limit = self._bytes_of_tokens()
-        processor = registry.processor_of(model_config)
 
         def read(params: Tree, batch: Tree) -> tuple:
             # Whole once, before the loop that uses them at every token (see `gather_weights`).
             params = sharding.gather_weights(params, dtype)
             # Every image once; its features stand in the prompt, so the loop never sees pixels.
-            features = network.vision(
-                params,
-                model_config,
-                processor.patchify(batch["image"]),
-                self.prompts.grid,
-                dtype=dtype,
-            )
+            features = self.prompts.images.features(params, batch, dtype=dtype)
             # One completion a prompt, of the likeliest tokens: evaluation has no noise of its own.
             sampled = sampling.sample_completions(
                 params,
@@ -141,18 +134,30 @@ class Reader:
         token_count = self.prompts.max_completion + self.prompts.opened_width
         return token_bytes, token_count * BYTES_PER_TOKEN
 
-    def read(self, params: Tree, images: np.ndarray, texts: Sequence[str]) -> Readings:
-        """Answer the prompts `texts` [N] about `images` [N, S, S], greedily."""
-        image_count, batch_outputs = len(images), []
+    def read(
+        self, params: Tree, images: Any, texts: Sequence[str], row_names: Sequence[str] = ()
+    ) -> Readings:
+        """Answer the prompts `texts` [N] about the images of each, greedily.
+
+        Args:
+            images: of N prompts, as a source gives them (`image_batches.images_of`).
+            row_names: what a message calls each.
+        """
+        image_count, batch_outputs = len(texts), []
         for batch_start in range(0, image_count, self.batch_size):
             self.poll()
             # The last batch is filled with repeats of its last row: one shape, one program.
             batch_rows = np.minimum(
                 batch_start + self.layout.rows_of(self.batch_size), image_count - 1
             )
+            batch_images = pick(images, batch_rows)
+            names = [row_names[row] for row in batch_rows] if row_names else ()
             batch = {
-                "image": np.asarray(images)[batch_rows],
-                "prompts": self.prompts.encode([texts[image_index] for image_index in batch_rows]),
+                **self.prompts.images.inputs(batch_images, names),
+                "prompts": self.prompts.encode(
+                    [texts[image_index] for image_index in batch_rows],
+                    self.prompts.images.grids(batch_images),
+                ),
             }
             # Of several processes each has made its share; `layout.batch` joins them.
             outputs = self._read_batch(params, self.layout.batch(batch))
@@ -167,7 +172,7 @@ class Reader:
         tokens, lengths, answer, valid = (
             np.concatenate(pieces) for pieces in zip(*batch_outputs, strict=True)
         )
-        opened = self.prompts.opened_ids(texts)
+        opened = self.prompts.opened_ids(texts, self.prompts.images.grids(images))
         return Readings(tokens, lengths, answer.astype(bool), valid.astype(bool), opened)
 
     def score_traces(self, readings: Readings, truth: Tree) -> dict[str, np.ndarray]:

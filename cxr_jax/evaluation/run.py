@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from cxr_jax import report
 from cxr_jax.config.sections import EvaluationConfig, RunConfig
-from cxr_jax.data.prompts import as_text
+from cxr_jax.data.prompts import as_text, most_films
 from cxr_jax.data.sources.base import Batch
 from cxr_jax.data.sources.splits import Splits, held_out, open_splits
 from cxr_jax.evaluation.reader import Reader, Readings
@@ -20,6 +20,7 @@ from cxr_jax.inference.prompts import Prompts
 from cxr_jax.metrics import alarms, scores
 from cxr_jax.metrics.scores import Answers, Bootstrap, Reference
 from cxr_jax.models import registry
+from cxr_jax.models.image_batches import blank, images_of, open_images
 from cxr_jax.report.text_table import text_table
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.layout import Layout
@@ -53,14 +54,17 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     # What the config names is loaded, opened and checked before the first image is read.
     settings = RunConfig.from_config(config)
     starting_model = pretrained.load_starting_model(settings.model, settings.seed)
-    splits = open_splits(settings.data)
-    # All test sets have images of one size: the first one tells it.
+    processor = registry.processor_of(starting_model.config)
+    splits = open_splits(settings.data, processor=processor)
+    # Where images are squares, those of all test sets are of one size: the first one tells it.
     image_size = next(iter(splits.test.values())).size
+    count = most_films(splits.prompts())
+    images = open_images(settings.data, starting_model.config, image_size, count)
     # Prompts of all sets, so that the longest decides the width of the one program.
-    prompts = Prompts(
+    prompts = Prompts.for_images(
         starting_model.tokenizer,
         starting_model.config,
-        registry.processor_of(starting_model.config).grid(image_size, image_size),
+        images,
         settings.max_completion,
         texts=splits.prompts(),
     )
@@ -126,7 +130,7 @@ def evaluate_models(
     model_names = list(models)
     for set_name, source in splits.test.items():
         held_out_batch = held_out(source, settings.eval.n_final, reader.poll)
-        image_count = len(held_out_batch["image"])
+        image_count = len(held_out_batch["texts"])
 
         # Every process reads its share of the images; what follows is for the first alone.
         answers, trace_terms = {}, {}
@@ -194,11 +198,11 @@ def answer_all(reader: Reader, params: Tree, held_out_batch: Batch) -> SetAnswer
     Swapped: each case is answered from the image of the next one, which is the real reading moved by one. Blank: one
     reading of a mid-grey image stands for all, as the prompts of a set are one.
     """
-    real_readings = reader.read(params, held_out_batch["image"], held_out_batch["texts"])
+    images, texts = images_of(held_out_batch), held_out_batch["texts"]
+    real_readings = reader.read(params, images, texts, held_out_batch.get("ids", ()))
     # One grey image and one prompt: the answer without looking.
-    grey_image = np.full_like(held_out_batch["image"][:1], BLANK_LEVEL)
-    blank_readings = reader.read(params, grey_image, held_out_batch["texts"][:1])
-    image_count = len(held_out_batch["image"])
+    blank_readings = reader.read(params, blank(images, BLANK_LEVEL), texts[:1])
+    image_count = len(texts)
     blank_everywhere = Answers(
         np.repeat(blank_readings.answer, image_count, axis=0),
         np.repeat(blank_readings.valid, image_count, axis=0),
@@ -289,7 +293,7 @@ def cases_to_show(
             else f"{set_name}-{image_index}"
         )
         case = report.Case(
-            image=np.asarray(held_out_batch["image"][image_index]),
+            image=reader.prompts.images.shown(images_of(held_out_batch), image_index),
             prompt=as_text(held_out_batch["texts"][image_index]),
             completion=completion_text,
             answer=readings.answer[image_index],

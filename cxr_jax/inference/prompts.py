@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from cxr_jax.data import prompts as data_prompts
-from cxr_jax.data.prompts import Message, Prompt
+from cxr_jax.data.prompts import Conversation, Message, Prompt
 from cxr_jax.errors import UserError
 from cxr_jax.models import chat_template, network, plain_text
+from cxr_jax.models.image_batches import Images, SquareImages
 from cxr_jax.models.markers import markers_of
 from cxr_jax.models.network.config import Config
 from cxr_jax.models.tokenizer import FORMAT_TAGS, Tokenizer
@@ -262,10 +263,26 @@ def render_question(
     return render_prompt(tokenizer, model_config, prompt, grids)
 
 
+def least_grids(prompt: Prompt | Conversation, images: Images) -> list[Grid]:
+    """Give the grids of the films of a run's prompt, of one token each."""
+    merge_size = images.model_config.vision.spatial_merge_size
+    return [(1, merge_size, merge_size)] * data_prompts.count_films(prompt)
+
+
+def most_tokens(length: int, prompt: Prompt | Conversation, images: Images) -> int:
+    """Count the tokens that a run's prompt has at most, from its length with `least_grids`.
+
+    An image token is a token of the prompt, whatever image it is of.
+    """
+    film_count = data_prompts.count_films(prompt)
+    return length - film_count + images.tokens_at_most(film_count)
+
+
 class Prompts:
     """Encodes prompts with their images to right-padded ids of one static width.
 
     Attributes:
+        images: how the images of a batch travel.
         width: tokens of every row: the given one, or those of the longest of `texts`.
         opened_width: tokens of the longest text that the template opens the model's turn with; 0 without one.
         pad: the id of padding, end of text.
@@ -279,12 +296,14 @@ class Prompts:
         max_completion: int,
         width: int | None = None,
         texts: Sequence[Prompt] = (data_prompts.FIND_PROMPT,),
+        images: Images | None = None,
     ) -> None:
         """Fix the shapes.
 
         Args:
             grid: (t, h, w) in patches of every image, where `encode` is not told otherwise.
             max_completion: tokens C that may follow a prompt directly; positions are computed for them, too.
+            images: how the images of a batch of prompts travel; None: one each, of the grid.
         """
         self.tokenizer = tokenizer
         self.config = model_config
@@ -292,12 +311,34 @@ class Prompts:
         self.max_completion = max_completion
         [self.image_tokens] = count_image_tokens(model_config, [grid])
         self.pad = tokenizer.get_vocab()[markers_of(tokenizer).padding]
+        self.images = images or SquareImages(model_config=model_config, grid=grid)
         # Few prompts are used again and again; conversations come once each.
         self._remembered = functools.lru_cache(maxsize=1024)(self._render)
-        known = [self.known(text) for text in texts]
         # Wide enough for each of the texts: so all of them share one program.
-        self.width = width or max(len(prompt.ids) for prompt in known)
+        self.width = width or max(self._width(text) for text in texts)
+        known = [self.known(text, least_grids(text, self.images)) for text in texts]
         self.opened_width = max(len(prompt.opened_ids) for prompt in known)
+
+    @classmethod
+    def for_images(
+        cls,
+        tokenizer: Tokenizer,
+        model_config: Config,
+        images: Images,
+        max_completion: int,
+        width: int | None = None,
+        texts: Sequence[Prompt] = (data_prompts.FIND_PROMPT,),
+    ) -> "Prompts":
+        """Fix the shapes for the prompts of a run, from how its images travel."""
+        merge_size = model_config.vision.spatial_merge_size
+        # Without a size of their own, images are told with each batch.
+        grid = images.grid if isinstance(images, SquareImages) else (1, merge_size, merge_size)
+        return cls(tokenizer, model_config, grid, max_completion, width, texts, images)
+
+    def _width(self, text: Prompt) -> int:
+        """The tokens of a prompt at most."""
+        ids = self.known(text, least_grids(text, self.images)).ids
+        return most_tokens(len(ids), text, self.images)
 
     def known(self, text: Prompt, grids: Sequence[Grid] | None = None) -> "KnownPrompt":
         """Render a prompt, and remember it.

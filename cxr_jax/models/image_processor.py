@@ -293,6 +293,12 @@ class ImageProcessor:
         cells = cells.transpose(0, 1, 4, 2, 5, 3, 6)  # [N, rows, columns, merge, merge, p, p]
         return cells.reshape(*rest, height * width // patch**2, patch**2)
 
+    def join(self, patches: np.ndarray, columns: int) -> np.ndarray:
+        """Undo `cut`: patches [P, patch_size**2] of a picture that is so many patches wide -> [h, w]."""
+        merge, patch = self.merge_size, self.patch_size
+        cells = patches.reshape(-1, columns // merge, merge, merge, patch, patch)
+        return cells.transpose(0, 2, 4, 1, 3, 5).reshape(-1, columns * patch)
+
     def normalise(self, levels: Array, xp: Any = None) -> Any:
         """Turn levels uint8 [.., P, patch_size**2] of `cut` into patches float32 [.., P, patch_dim]. Works inside jit.
 

@@ -13,6 +13,7 @@ from cxr_jax.runtime.trees import Tree
 
 if TYPE_CHECKING:
     from cxr_jax.config.sections import RunConfig
+    from cxr_jax.models.image_batches import Images
     from cxr_jax.models.network.config import Config
 
 
@@ -21,21 +22,23 @@ class Film(NamedTuple):
 
     Attributes:
         film: its (height, width) in pixels; None for films of any size, which training fits into one.
-        resized: the (height, width) that is cut into patches.
+        resized: the (height, width) that is cut into patches; None: its own, resized by area.
         patches: of the vision tower.
         image_tokens: of the prompt.
     """
 
     film: tuple[int, int] | None
-    resized: tuple[int, int]
+    resized: tuple[int, int] | None
     patches: int
     image_tokens: int
 
     def __str__(self) -> str:
         """Say it in one line."""
         whole = "films" if self.film is None else "film of {:,} x {:,} pixels".format(*self.film)
-        height, width = self.resized
-        return f"{whole}, read at {height:,} x {width:,}: {self.patches:,} patches, {self.image_tokens:,} image tokens"
+        read = "in their own aspect ratio, packed"
+        if self.resized is not None:
+            read = "read at {:,} x {:,}".format(*self.resized)
+        return f"{whole}, {read}: {self.patches:,} patches, {self.image_tokens:,} image tokens"
 
 
 def film_of_grid(
@@ -46,6 +49,15 @@ def film_of_grid(
     _, rows, columns = grid
     resized = rows * vision.patch_size, columns * vision.patch_size
     return Film(size, resized, rows * columns, rows * columns // vision.merge_unit)
+
+
+def film_of_run(images: "Images") -> Film:
+    """Describe the films of a run: squares of one size, or a packed row of those of a prompt."""
+    from cxr_jax.models.image_batches import SquareImages
+
+    if isinstance(images, SquareImages):
+        return film_of_grid(None, images.grid, images.model_config)
+    return Film(None, None, images.patches, images.image_tokens)
 
 
 def parse_size(text: str) -> tuple[int, int]:

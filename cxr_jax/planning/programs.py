@@ -75,7 +75,7 @@ class Shapes:
         settings: of the run.
         model_config: of the model.
         special: token ids that a sampler must know.
-        grid: patches of one image (time, rows, columns).
+        images: how images travel.
         prompt_width: tokens of the longest prompt.
         opened_width: tokens of what the chat template opens the model's turn with.
         params: of the model, abstract.
@@ -87,7 +87,7 @@ class Shapes:
         import jax
 
         from cxr_jax.inference import prompts
-        from cxr_jax.models import network, registry
+        from cxr_jax.models import image_batches, network
         from cxr_jax.models.tokenizer import special_ids
         from cxr_jax.training import optimizer
         from cxr_jax.training.trainable import Trainable
@@ -102,12 +102,11 @@ class Shapes:
             **special_ids(self.tokenizer),
             "suppress": self.model_config.media_token_ids,
         }
-        # All images of a plan are squares of one size, as in training.
-        side = settings.data.side
-        self.grid = registry.processor_of(self.model_config).grid(side, side)
+        size = settings.data.size
+        self.images = image_batches.open_images(settings.data, self.model_config, size)
         # As the run renders them: the prompt decides how wide every array of tokens is.
-        rendered = prompts.Prompts(
-            self.tokenizer, self.model_config, self.grid, settings.max_completion
+        rendered = prompts.Prompts.for_images(
+            self.tokenizer, self.model_config, self.images, settings.max_completion
         )
         self.prompt_width, self.opened_width = rendered.width, rendered.opened_width
         self.optimizer = optimizer.make_optimizer(settings.optim, settings.steps)
@@ -131,7 +130,6 @@ class Shapes:
     def batch(self, row_count: int) -> Tree:
         """Return images and prompts of so many rows, abstract."""
         # Prompt and completion lie in one row, so positions are made for both.
-        image_size = self.settings.data.side
         sequence_length = self.prompt_width + self.settings.max_completion
         prompts = {
             "ids": abstract_array((row_count, self.prompt_width), "int32"),
@@ -140,7 +138,7 @@ class Shapes:
         }
         if self.opened_width:
             prompts["opened"] = abstract_array((row_count, self.opened_width), "int32")
-        return {"image": abstract_array((row_count, image_size, image_size)), "prompts": prompts}
+        return {**self.images.shapes(row_count), "prompts": prompts}
 
     def texts(self, row_count: int) -> Tree:
         """Return completions of so many rows, their lengths and the mask of what trains, abstract."""
@@ -204,7 +202,7 @@ def _sft_step(settings: "RunConfig", shapes: Shapes) -> Program:
     batch = {**shapes.batch(row_count), **shapes.texts(row_count)}
     if settings.locate_weight:
         # Region maps have a cell for each image token, a merged square of patches.
-        grid_side = shapes.grid[1] // shapes.model_config.vision.spatial_merge_size
+        grid_side = math.isqrt(shapes.images.tokens_at_most(1))
         batch["regions"] = abstract_array(
             (row_count, sft_step.LOCATED_FINDINGS, grid_side, grid_side)
         )
@@ -213,7 +211,7 @@ def _sft_step(settings: "RunConfig", shapes: Shapes) -> Program:
     step = sft_step.make_steps(
         shapes.model_config,
         shapes.optimizer,
-        shapes.grid,
+        shapes.images,
         shapes.trainable,
         micro_batches=settings.micro_batches,
         locate_weight=settings.locate_weight,
@@ -246,7 +244,7 @@ def _rollout(
     step = rollout.make_rollout(
         settings.rollout,
         shapes.model_config,
-        shapes.grid,
+        shapes.images,
         shapes.special,
         answers.TokenBytes.from_tokenizer(shapes.tokenizer),
         shapes.trainable,
@@ -281,7 +279,7 @@ def _update(settings: "RunConfig", shapes: Shapes, state: Tree, rollout: Program
         settings.learner,
         settings.loss,
         shapes.model_config,
-        shapes.grid,
+        shapes.images,
         shapes.special,
         shapes.optimizer,
         shapes.trainable,

@@ -1,6 +1,7 @@
 """The batches of an RL step: prompts to sample from with their truth, and SFT examples that are replayed."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -8,6 +9,7 @@ from cxr_jax.config.sections import RunConfig
 from cxr_jax.data.prompts import as_text
 from cxr_jax.data.sources.base import Batch, Source, indices_of
 from cxr_jax.inference.prompts import Prompts
+from cxr_jax.models import image_batches
 from cxr_jax.runtime.layout import ONE_DEVICE, Layout
 from cxr_jax.training.conversations import Examples
 
@@ -21,9 +23,9 @@ def make_batch_fn(
 ) -> Callable[[int], Batch]:
     """Build step -> numpy batch, a function of the step alone; of its rows this process makes those of its devices.
 
-    Keys, P prompts (prompts_per_step * oversample): "image" float32 [P, S, S], "prompts" as from `Prompts.encode`,
-    "solution", "known", "hedged" bool [P, 14], "sides" bool [P, 14, 2]. With config.rl.replay_weight "replay", too:
-    examples as SFT has them. "shown": texts of all rows for people, no part of a program's input.
+    Keys, P prompts (prompts_per_step * oversample): those of the images (`image_batches`), "prompts" as from
+    `Prompts.encode`, "solution", "known", "hedged" bool [P, 14], "sides" bool [P, 14, 2]. With config.rl.replay_weight
+    "replay", too: examples as SFT has them. "shown": texts of all rows for people, no part of a program's input.
 
     Args:
         examples: encodes the conversations of replayed examples.
@@ -36,20 +38,26 @@ def make_batch_fn(
         here = everywhere[layout.rows_of(len(everywhere))]
         return everywhere, here, source.batch(here)
 
+    def images_of(batch: Batch, here: np.ndarray) -> tuple[Batch, Any]:
+        """The keys of the images of rows, and their grids."""
+        films = image_batches.images_of(batch)
+        return prompts.images.inputs(films, source.about(here)["ids"]), prompts.images.grids(films)
+
     def make(step: int) -> Batch:
         everywhere, here, batch = draw(step, prompts_sampled)
-        shown = source.about(everywhere)
+        shown, (inputs, grids) = source.about(everywhere), images_of(batch, here)
         step_batch: Batch = {
-            "image": np.asarray(batch["image"]),
-            "prompts": prompts.encode(source.about(here)["prompts"]),
+            **inputs,
+            "prompts": prompts.encode(source.about(here)["prompts"], grids),
             "shown": {**shown, "prompts": [as_text(prompt) for prompt in shown["prompts"]]},
         }
         for name in ("solution", "known", "hedged", "sides"):
             step_batch[name] = np.asarray(batch[name])
         if examples is not None and settings.learner.replay_weight:
             _, here, batch = draw(step, settings.learner.replay_batch)
-            replay: Batch = {"image": np.asarray(batch["image"])}
-            step_batch["replay"] = replay | examples.encode(source.conversations(batch, here))
+            replay, grids = images_of(batch, here)
+            replay |= examples.encode(source.conversations(batch, here), grids)
+            step_batch["replay"] = replay
         return step_batch
 
     return make

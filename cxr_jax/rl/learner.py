@@ -20,7 +20,8 @@ import optax
 
 from cxr_jax.config.sections import LearnerConfig, PolicyLossConfig
 from cxr_jax.inference import compaction
-from cxr_jax.models import network, registry
+from cxr_jax.models import network
+from cxr_jax.models.image_batches import Images
 from cxr_jax.models.network.config import Config
 from cxr_jax.rl.losses import Divisors, divisors, policy_loss
 from cxr_jax.runtime import sharding
@@ -42,7 +43,7 @@ def make_learn(
     learner: LearnerConfig,
     loss: PolicyLossConfig,
     model_config: Config,
-    grid: tuple[int, int, int],
+    images: Images,
     special: Mapping[str, Any],
     optimizer: optax.GradientTransformation,
     trainable: Trainable,
@@ -53,7 +54,7 @@ def make_learn(
     """Build the jitted function (state, frozen, batch, samples, reference=None) -> (state, metrics), state donated.
 
     Args:
-        grid: (t, h, w), patches of every image.
+        images: how image tokens come from a batch.
         special: of `tokenizer.special_ids`.
         max_completion: tokens that a completion may have, C.
 
@@ -71,7 +72,7 @@ def make_learn(
         learner=learner,
         loss=loss,
         model_config=model_config,
-        grid=grid,
+        images=images,
         suppress=suppress,
         optimizer=optimizer,
         trainable=trainable,
@@ -86,16 +87,13 @@ def make_learn(
 
 
 def take_groups(batch: Tree, index: jax.Array) -> Tree:
-    """Take some groups of a batch {"image", "prompts", "samples"}, rows on axis 0 but for the prompts' positions."""
+    """Take some groups of a batch {images, "prompts", "samples"}, rows on axis 0 but for the prompts' positions."""
     prompts = {
         name: jnp.take(values, index, axis=1 if name == "positions" else 0)
         for name, values in batch["prompts"].items()
     }
-    return {
-        "image": batch["image"][index],
-        "prompts": prompts,
-        "samples": jax.tree.map(lambda leaf: leaf[index], batch["samples"]),
-    }
+    rows = {name: batch[name] for name in ("image", "images", "samples") if name in batch}
+    return {"prompts": prompts, **jax.tree.map(lambda leaf: leaf[index], rows)}
 
 
 def order_by_length(lengths: jax.Array, micro_batches: int) -> jax.Array:
@@ -154,14 +152,14 @@ def in_needed_slots(
 class _Learner:
     """What the pieces of the program share; each method is one of them, traced inside jit.
 
-    A part or batch is {"image", "prompts", "samples"}, one image and prompt a group of completions; a part that is
+    A part or batch is {images, "prompts", "samples"}, a prompt and its images a group of completions; a part that is
     scored has the "features" of its images, too, and with a reference its "reference_features".
     """
 
     learner: LearnerConfig
     loss: PolicyLossConfig
     model_config: Config
-    grid: tuple[int, int, int]
+    images: Images
     suppress: np.ndarray
     optimizer: optax.GradientTransformation
     trainable: Trainable
@@ -172,14 +170,7 @@ class _Learner:
     # ---- What a part costs and says ----
 
     def image_features(self, model: Tree, part: Tree) -> network.Seen:
-        return network.vision(
-            model,
-            self.model_config,
-            registry.processor_of(self.model_config).patchify(part["image"]),
-            self.grid,
-            remat=self.remat,
-            dtype=self.trainable.dtype,
-        )
+        return self.images.features(model, part, remat=self.remat, dtype=self.trainable.dtype)
 
     def score_part(self, model: Tree, features: network.Seen, part: Tree) -> dict[str, jax.Array]:
         """{"log_probs", "entropy"} [P, G, C] of a part's completions."""

@@ -132,7 +132,7 @@ def _programs(setup: Setup, optimizer: Any, layout: Layout) -> tuple:
     rollout = make_rollout(
         settings.rollout,
         setup.model_config,
-        setup.grid,
+        setup.prompts.images,
         special,
         answers.TokenBytes.from_tokenizer(tokenizer),
         setup.trainable,
@@ -144,7 +144,7 @@ def _programs(setup: Setup, optimizer: Any, layout: Layout) -> tuple:
         settings.learner,
         settings.loss,
         setup.model_config,
-        setup.grid,
+        setup.prompts.images,
         special,
         optimizer,
         setup.trainable,

@@ -22,7 +22,7 @@ from cxr_jax.inference import sampling
 from cxr_jax.labels import phrase_reading
 from cxr_jax.labels.answers import TokenBytes
 from cxr_jax.labels.phrase_bank import PhraseBank
-from cxr_jax.models import network, registry
+from cxr_jax.models.image_batches import Images
 from cxr_jax.models.network.config import Config
 from cxr_jax.rl import losses
 from cxr_jax.runtime import sharding
@@ -48,7 +48,7 @@ def sampling_keys(seed: int, step: int | jax.Array, prompts: int, group: int) ->
 def make_rollout(
     rollout: RolloutConfig,
     model_config: Config,
-    grid: tuple[int, int, int],
+    images: Images,
     special: Mapping[str, Any],
     table: TokenBytes,
     trainable: Trainable,
@@ -60,7 +60,7 @@ def make_rollout(
     """Build the jitted function (train, frozen, batch, step) -> samples.
 
     Args:
-        grid: (t, h, w), patches of every image.
+        images: how image tokens come from a batch.
         special: of `tokenizer.special_ids`.
         table: the bytes of every token.
         bank: the words of the trace.
@@ -75,7 +75,7 @@ def make_rollout(
     programs = _Rollout(
         rollout=rollout,
         model_config=model_config,
-        grid=grid,
+        images=images,
         special=special,
         table=table,
         trainable=trainable,
@@ -92,7 +92,7 @@ class _Rollout:
 
     rollout: RolloutConfig
     model_config: Config
-    grid: tuple[int, int, int]
+    images: Images
     special: Mapping[str, Any]
     table: TokenBytes
     trainable: Trainable
@@ -102,10 +102,7 @@ class _Rollout:
 
     def complete(self, params: Tree, part: Tree) -> Tree:
         """Completions of some prompts, [p, G, ..]: the image encoded and the prompt read once a group."""
-        pixels = registry.processor_of(self.model_config).patchify(part["image"])
-        features = network.vision(
-            params, self.model_config, pixels, self.grid, dtype=self.trainable.dtype
-        )
+        features = self.images.features(params, part, dtype=self.trainable.dtype)
         G = self.rollout.group_size
         completions = sampling.sample_completions(
             params,
@@ -154,13 +151,14 @@ class _Rollout:
 
     def sample(self, train: Tree, frozen: Tree, batch: Tree, step: int | jax.Array) -> Tree:
         """The whole step: completions, their rewards, advantages, and the groups to learn from."""
-        P, G, C = batch["image"].shape[0], self.rollout.group_size, self.max_completion
+        P, G, C = len(batch["solution"]), self.rollout.group_size, self.max_completion
 
         # ---- Completions, a micro-batch of prompts at a time ----
         trainable = self.trainable
         params = sharding.gather_weights(trainable.merge(train, frozen)["model"], trainable.dtype)
         keys = sampling_keys(self.seed, step, P, G).reshape(P, G)
-        inputs = {"image": batch["image"], "prompts": batch["prompts"], "keys": keys}
+        images = {name: batch[name] for name in self.images.names}
+        inputs = {**images, "prompts": batch["prompts"], "keys": keys}
         parts = micro_batches.cut(inputs, self.rollout.micro_batches)
         completions = micro_batches.map_in_turns(lambda part: self.complete(params, part), parts)
         completions = jax.tree.map(lambda leaf: leaf.reshape(P * G, *leaf.shape[2:]), completions)

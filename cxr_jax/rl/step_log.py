@@ -102,10 +102,11 @@ class GroupRecords:
         """Choose groups of the newest step and write them into the run's folder."""
         assert self._latest is not None
         samples, batch, shown = self._latest
-        source = self._setup.splits.train
+        source, images = self._setup.splits.train, self._setup.prompts.images
+        batch = processes.gather_to_host(batch)
         groups = groups_of(
             processes.gather_to_host(samples),
-            processes.gather_to_host(batch),
+            {**batch, "image": [images.picture(batch, row) for row in range(len(batch["known"]))]},
             self._setup.tokenizer,
             step=step,
             lexicon=source.lexicon,

@@ -18,6 +18,7 @@ from cxr_jax.data.sources.base import Batch, Source, indices_of
 from cxr_jax.errors import UserError
 from cxr_jax.evaluation.model_selection import ModelSelection
 from cxr_jax.evaluation.run import evaluate_models
+from cxr_jax.models import image_batches
 from cxr_jax.runtime.checkpoints import Checkpoints
 from cxr_jax.runtime.layout import ONE_DEVICE, Layout
 from cxr_jax.runtime.run_folder import RunFolder
@@ -117,7 +118,7 @@ def _programs(
     steps = make_steps(
         setup.model_config,
         optimizer,
-        setup.grid,
+        setup.prompts.images,
         setup.trainable,
         micro_batches=settings.micro_batches,
         locate_weight=settings.locate_weight,
@@ -131,23 +132,26 @@ def make_batch_fn(
 ) -> Callable[[int], Batch]:
     """Build step -> numpy batch of one SFT step, a function of the step alone; of its rows those of this process.
 
-    Keys: "image" float32 [B, S, S]; with a located loss "regions" [B, F, R, C] and "severity" [B, F]; from the joint
-    phase on those of `Examples.encode`. The function raises UserError for a conversation that does not fit.
+    Keys: those of the images (`image_batches`); with a located loss "regions" [B, F, R, C] and "severity" [B, F]; from
+    the joint phase on those of `Examples.encode`. The function raises UserError for a conversation that does not fit.
     """
     locates = bool(settings.locate_steps or settings.locate_weight)
+    images = examples.prompts.images
 
     def make(step: int) -> Batch:
         indices = indices_of(step, settings.batch_size, len(source), settings.data.seed)
         indices = indices[layout.rows_of(len(indices))]
         batch = source.batch(indices)
-        step_batch: Batch = {"image": np.asarray(batch["image"])}
+        about, films = source.about(indices), image_batches.images_of(batch)
+        step_batch: Batch = images.inputs(films, about["ids"])
         if locates:
             step_batch["regions"] = np.asarray(batch["regions"])
             # Of several films the largest that any shows.
             located = batch.get("located", batch["scene"]["severity"])
             step_batch["severity"] = np.asarray(located)
         if step >= settings.locate_steps:
-            step_batch |= examples.encode(source.conversations(batch, indices))
+            grids = images.grids(films)
+            step_batch |= examples.encode(source.conversations(batch, indices), grids)
         return step_batch
 
     return make

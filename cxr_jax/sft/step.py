@@ -11,7 +11,8 @@ import numpy as np
 import optax
 
 from cxr_jax import phantom
-from cxr_jax.models import network, registry
+from cxr_jax.models import network
+from cxr_jax.models.image_batches import Images
 from cxr_jax.models.network.config import Config
 from cxr_jax.runtime import sharding
 from cxr_jax.runtime.trees import Tree
@@ -84,7 +85,7 @@ def _resampled(regions: jax.Array, side: int) -> jax.Array:
 def make_steps(
     model_config: Config,
     optimizer: optax.GradientTransformation,
-    grid: tuple[int, int, int],
+    images: Images,
     trainable: Trainable,
     *,
     micro_batches: int,
@@ -97,7 +98,7 @@ def make_steps(
     weighs the same, whichever part it is in.
 
     Args:
-        grid: (t, h, w), patches of every image.
+        images: how image tokens come from a batch.
         locate_weight: of the located loss in the joint step.
 
     Returns:
@@ -106,7 +107,7 @@ def make_steps(
     steps = _Steps(
         model_config=model_config,
         optimizer=optimizer,
-        grid=grid,
+        images=images,
         trainable=trainable,
         micro_batches=micro_batches,
         locate_weight=locate_weight,
@@ -124,20 +125,15 @@ class _Steps:
 
     model_config: Config
     optimizer: optax.GradientTransformation
-    grid: tuple[int, int, int]
+    images: Images
     trainable: Trainable
     micro_batches: int
     locate_weight: float
     remat: str
 
     def image_features(self, params: Tree, part: Tree) -> network.Seen:
-        return network.vision(
-            params["model"],
-            self.model_config,
-            registry.processor_of(self.model_config).patchify(part["image"]),
-            self.grid,
-            remat=self.remat,
-            dtype=self.trainable.dtype,
+        return self.images.features(
+            params["model"], part, remat=self.remat, dtype=self.trainable.dtype
         )
 
     def located(self, params: Tree, features: network.Seen, part: Tree) -> jax.Array:

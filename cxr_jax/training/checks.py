@@ -26,13 +26,15 @@ from cxr_jax.errors import UserError
 from cxr_jax.inference.prompts import (
     ROLES,
     RenderedPrompt,
-    count_image_tokens,
+    least_grids,
     messages_of,
+    most_tokens,
     render_conversation,
     render_prompt,
 )
 from cxr_jax.labels import answers
 from cxr_jax.models import network, plain_text, registry
+from cxr_jax.models.image_batches import Images, open_images
 from cxr_jax.models.markers import markers_of
 from cxr_jax.models.network.config import Config
 from cxr_jax.models.tokenizer import Tokenizer
@@ -66,12 +68,13 @@ def check_common(config: ConfigDict) -> Source:
                 f"config.data.source={source!r} needs config.data.{name}: use another preset"
             )
     settings = RunConfig.from_config(config)
+    data = settings.data
     Trainable.create(settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype)
     pretrained.check_model(settings.model)
     pretrained.check_weights(settings.model)
     open_prompts = {"phantom": _phantom_prompts, "files": _film_prompts}[source]
     train, prompts = open_prompts(settings)
-    check_model(settings.model, train.size, prompts, settings.max_completion)
+    check_model(settings.model, train.size, prompts, settings.max_completion, data)
     return train
 
 
@@ -101,30 +104,40 @@ def _film_prompts(settings: RunConfig) -> tuple[Source, dict[Prompt, str]]:
             print(line, flush=True)
     sources = [opened.train, *opened.select.values(), *opened.test.values()]
     rows = [row for source in sources if isinstance(source, FilesSource) for row in source.rows]
-    _check_film_counts(rows)
+    if not data.is_native:
+        _check_film_counts(rows)
     return opened.train, {row.asked: f"the prompt of row {row.id}" for row in reversed(rows)}
 
 
 def _check_film_counts(rows: Sequence[Row]) -> None:
-    """Refuse rows of several films, which no program of a run takes yet."""
+    """Refuse rows of other numbers of films than the first, where films are squares: a batch of them is one array."""
     for row in rows:
-        if len(row.image_paths) > 1:
+        if len(row.image_paths) != len(rows[0].image_paths):
             raise UserError(
-                f"row {row.id}: asks about {len(row.image_paths)} images; training and evaluation read one a row"
+                f"row {row.id}: asks about {len(row.image_paths)} images, row {rows[0].id} about "
+                f"{len(rows[0].image_paths)}: in one run that takes films in their own aspect ratio "
+                "(config.data.max_pixels)"
             )
 
 
 # ---- The model ---------------------------------------------------------------------------------------
 
 
-def check_model(model: str, size: int, prompts: Mapping[Prompt, str], max_completion: int) -> None:
+def check_model(
+    model: str,
+    size: int,
+    prompts: Mapping[Prompt, str],
+    max_completion: int,
+    data: DataConfig | None = None,
+) -> None:
     """Refuse a model that cannot read the images and prompts, or cannot write answers; its weights are not read.
 
     Args:
         model: `config.model`.
-        size: pixels a side of the images.
+        size: pixels a side of the images, where they are squares.
         prompts: each with what a message calls it.
         max_completion: tokens that follow a prompt at most.
+        data: `config.data`; None: images are squares.
 
     Raises:
         UserError: naming the model and what does not fit, or the prompt that is too long.
@@ -133,24 +146,19 @@ def check_model(model: str, size: int, prompts: Mapping[Prompt, str], max_comple
     model_config = read_model_config(model, tokenizer)
     if problem := _problem_of_tokenizer(tokenizer, model_config):
         raise UserError(f"config.model={model!r}: {problem}")
-    vision = model_config.vision
-    unit = vision.patch_size * vision.spatial_merge_size
-    if size % unit:
-        raise UserError(
-            f"config.model={model!r}: images of {size} pixels do not divide into its patches of {unit}"
-        )
+    data = data or DataConfig.with_defaults()
+    images = _check_images(model, model_config, size, data, data_prompts.most_films(prompts))
 
     _warn_of_spelled_tokens(
         tokenizer, {name: _said_by_people(prompt) for prompt, name in prompts.items()}
     )
     positions = model_config.text.max_position_embeddings
-    grid = (1, size // vision.patch_size, size // vision.patch_size)
     for text, name in prompts.items():
-        grids = [grid] * data_prompts.count_films(text)
         try:
-            length = len(render_prompt(tokenizer, model_config, text, grids).ids)
+            rendered = render_prompt(tokenizer, model_config, text, least_grids(text, images))
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
+        length = most_tokens(len(rendered.ids), text, images)
         if length + max_completion > positions:
             raise UserError(
                 f"{name} has {length} tokens: with config.max_completion={max_completion} that is "
@@ -163,6 +171,24 @@ def _said_by_people(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
     return "\n".join(turn.content for turn in prompt if turn.role != "assistant")
+
+
+def _check_images(
+    model: str, model_config: Config, size: int, data: DataConfig, count: int
+) -> Images:
+    """How the images of a run travel, once they are known to be the model's."""
+    unit = registry.processor_of(model_config).factor
+    if not data.is_native:
+        if size % unit:
+            raise UserError(
+                f"config.model={model!r}: images of {size} pixels do not divide into its patches of {unit}"
+            )
+    elif not unit**2 <= data.min_pixels < data.max_pixels:
+        raise UserError(
+            f"config.data.min_pixels={data.min_pixels} and config.data.max_pixels={data.max_pixels}: the least pixels "
+            f"of a film must be below the most, and {unit}**2 at least"
+        )
+    return open_images(data, model_config, size, count)
 
 
 def _warn_of_spelled_tokens(
@@ -240,7 +266,9 @@ def check_targets_fit(settings: RunConfig, train: Source) -> None:
     model_config = read_model_config(settings.model, tokenizer)
     room = model_config.text.max_position_embeddings - settings.max_completion
     longest = 0
-    for row in _measure(tokenizer, model_config, settings.train_turns, train):
+    count = data_prompts.most_films(train.prompts())
+    images = open_images(settings.data, model_config, train.size, count)
+    for row in _measure(tokenizer, images, settings.train_turns, train):
         # Of all rows the longest is told: so one change of the key is enough.
         longest = max(longest, row.completion)
         if row.prompt > room:
@@ -256,9 +284,9 @@ def check_targets_fit(settings: RunConfig, train: Source) -> None:
         )
 
 
-def history_width(train: Source, tokenizer: Tokenizer, model_config: Config) -> int:
+def history_width(train: Source, tokenizer: Tokenizer, images: Images) -> int:
     """Give the tokens of the longest prompt of those whose last answer trains: what was said before is a part of it."""
-    rows = _measure(tokenizer, model_config, "last", train)
+    rows = _measure(tokenizer, images, "last", train)
     longest = max(row.prompt for row in rows)
     # Of phantoms there are always more than those that are tried.
     return longest + (longest // 8 if isinstance(train, PhantomSource) else 0)
@@ -271,33 +299,32 @@ class _Measured(NamedTuple):
 
 
 def _measure(
-    tokenizer: Tokenizer, model_config: Config, train_turns: str, train: Source
+    tokenizer: Tokenizer, images: Images, train_turns: str, train: Source
 ) -> Iterator[_Measured]:
     """The lengths of conversations as SFT lays them out."""
     said, names = _conversations_of(train)
     _warn_of_spelled_turns(tokenizer, said, names)
-    grid = registry.processor_of(model_config).grid(train.size, train.size)
-    [image_tokens] = count_image_tokens(model_config, [grid])
 
     @functools.lru_cache(maxsize=1024)
     def render(prompt: Prompt, image_count: int) -> RenderedPrompt:
-        return render_conversation(tokenizer, messages_of(prompt), [image_tokens] * image_count)
+        return render_conversation(tokenizer, messages_of(prompt), [1] * image_count)
 
     # Some at a time: encoding many is faster, and keeping all takes memory.
     for start in range(0, len(said), 256):
-        plans = []
+        plans, lengths = [], []
         for messages, name in zip(said[start : start + 256], names[start:], strict=False):
             with _naming(name):
                 film_count = data_prompts.count_films(messages)
                 plans.append((name, conversations.plan(messages, train_turns, film_count, render)))
+                lengths.append(most_tokens(len(plans[-1][1].contexts[0]), messages, images))
         answers = [answer for _, plan in plans for answer in plan.answers]
         encoded = iter(plain_text.encode_texts(tokenizer, answers, plain_text.MODEL_TOKENS))
         stop = tokenizer.get_vocab()[markers_of(tokenizer).end_of_turn]
-        for name, plan in plans:
+        for (name, plan), length in zip(plans, lengths, strict=True):
             answer_ids = [[*next(encoded), stop] for _ in plan.answers]
             with _naming(name):
                 following, _ = conversations.join(plan.contexts, answer_ids)
-            yield _Measured(name, len(plan.contexts[0]), len(following))
+            yield _Measured(name, length, len(following))
 
 
 @contextlib.contextmanager

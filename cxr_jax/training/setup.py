@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from cxr_jax.config.sections import DataConfig, RunConfig
+from cxr_jax.data.prompts import most_films
 from cxr_jax.data.sources.base import Source, indices_of
 from cxr_jax.data.sources.patients import Sides
 from cxr_jax.data.sources.splits import (
@@ -14,6 +15,7 @@ from cxr_jax.data.sources.splits import (
 )
 from cxr_jax.inference.prompts import Prompts
 from cxr_jax.models import registry
+from cxr_jax.models.image_batches import open_images
 from cxr_jax.models.network.config import Config
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime import processes
@@ -32,8 +34,7 @@ class Setup:
     """What the functions of a training run work with, beside its arrays.
 
     Attributes:
-        grid: (t, h, w), patches of every image.
-        prompts: encodes what is asked and scored.
+        prompts: encodes what is asked and scored, and knows how images travel.
         examples: encodes the conversations that SFT and replay imitate.
         started_from: what the export says about the starting model.
         start_params: of the starting model, on the host; None once `forget_start` has made room.
@@ -43,7 +44,6 @@ class Setup:
     model_config: Config
     tokenizer: Tokenizer
     splits: Splits
-    grid: tuple[int, int, int]
     prompts: Prompts
     examples: Examples
     trainable: Trainable
@@ -59,18 +59,18 @@ class Setup:
         """
         start = pretrained.load_starting_model(settings.model, settings.seed)
         sides = _sides_of(settings.data, run_folder)
-        splits = open_splits(settings.data, sides)
-        side = splits.train.size
-        grid = registry.processor_of(start.config).grid(side, side)
-        prompts = Prompts(
-            start.tokenizer, start.config, grid, settings.max_completion, texts=splits.prompts()
+        splits = open_splits(settings.data, sides, registry.processor_of(start.config))
+        images = open_images(
+            settings.data, start.config, splits.train.size, most_films(splits.prompts())
+        )
+        prompts = Prompts.for_images(
+            start.tokenizer, start.config, images, settings.max_completion, texts=splits.prompts()
         )
         setup = cls(
             settings=settings,
             model_config=start.config,
             tokenizer=start.tokenizer,
             splits=splits,
-            grid=grid,
             prompts=prompts,
             examples=_open_examples(settings, splits.train, prompts),
             trainable=Trainable.create(
@@ -116,7 +116,7 @@ class Setup:
                 task=settings.task,
                 started_from=self.started_from,
                 data_source=settings.data.source,
-                image_size=settings.data.side,
+                pixel_limits=settings.data.pixel_limits,
                 dtype=settings.dtype,
             ),
             self.trainable.export_adapters(train),
@@ -128,9 +128,9 @@ def _open_examples(settings: RunConfig, train: Source, prompts: Prompts) -> Exam
     # Where each answer trains, a prompt is a row's first question, which is asked and scored, too.
     completions = Completions(prompts.tokenizer, settings.max_completion)
     if settings.train_turns == "last" and imitates(settings):
-        width = history_width(train, prompts.tokenizer, prompts.config)
-        prompts = Prompts(
-            prompts.tokenizer, prompts.config, prompts.grid, settings.max_completion, width
+        width = history_width(train, prompts.tokenizer, prompts.images)
+        prompts = Prompts.for_images(
+            prompts.tokenizer, prompts.config, prompts.images, settings.max_completion, width
         )
     return Examples(prompts, completions, settings.train_turns)
 

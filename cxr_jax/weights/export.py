@@ -18,14 +18,14 @@ class ExportFacts:
 
     Attributes:
         started_from: the model of `config.model`.
-        image_size: pixels; the side of the squares that the run has read.
+        pixel_limits: (min_pixels, max_pixels) of the images that the run has read; the same twice: squares of that.
         dtype: name of the type in which weights are stored, that of the computation.
     """
 
     task: str
     started_from: model_card.Origin
     data_source: str
-    image_size: int
+    pixel_limits: tuple[int, int]
     dtype: str
 
 
@@ -64,9 +64,8 @@ def export(
         folder,
         model_config,
         params,
-        # Squares of one size in training, so both limits of the area are that size.
         tokenizer=tokenizer,
-        pixel_limits=(facts.image_size**2, facts.image_size**2),
+        pixel_limits=facts.pixel_limits,
         dtype=pretrained.DTYPES[facts.dtype],
     )
     model_card.write(Path(folder), facts.started_from, facts.task, facts.data_source)

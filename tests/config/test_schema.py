@@ -110,15 +110,15 @@ def test_help_has_every_key():
     assert all(f"  {key.name}  [" in text and key.line in text for key in schema.keys().values())
 
 
-@pytest.mark.parametrize(
-    "size,most,side",
-    [(476, 0, 476), (476, 476**2, 476), (476, 10**7, 476), (476, 476**2 - 1, 448), (476, 784, 28)],
-)
-def test_max_pixels_lowers_the_side_of_the_squares_and_never_raises_it(size, most, side):
+def test_max_pixels_keeps_the_aspect_ratio_of_films_and_says_what_an_export_reads():
     config = schema.defaults("sft", "files")
-    config.data.update(size=size, max_pixels=most)
+    config.data.update(size=476)
+    assert sections.RunConfig.from_config(config).data.pixel_limits == (476**2, 476**2)
+    config.data.update(max_pixels=476**2, min_pixels=128**2)
     schema.check_values(config)
-    assert sections.RunConfig.from_config(config).data.side == side
+    data = sections.RunConfig.from_config(config).data
+    assert data.is_native and data.pixel_limits == (128**2, 476**2)
+    assert not sections.RunConfig.from_config(schema.defaults("sft")).data.is_native
 
 
 @pytest.mark.parametrize("most", [783, 1, -1, 1000.5, True, "many", 2**31, None])

@@ -30,6 +30,7 @@ import optax
 
 from cxr_jax.config.sections import PolicyLossConfig, RunConfig
 from cxr_jax.models import network
+from cxr_jax.models.image_batches import SquareImages
 from cxr_jax.models.network.config import Config, TextConfig, VisionConfig
 from cxr_jax.models.qwen2_5_vl.processor import PROCESSOR
 from cxr_jax.rl import learner, losses
@@ -288,7 +289,7 @@ def check_learner(seed: int, c: Case, mesh=None) -> tuple[float, float]:
         settings.learner,
         settings.loss,
         c.model_config,
-        GRID,
+        SquareImages(model_config=c.model_config, grid=GRID),
         {"suppress": ()},
         tx,
         trainable,

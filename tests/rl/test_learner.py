@@ -15,6 +15,7 @@ from cxr_jax.inference import compaction
 from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.models import network
 from cxr_jax.models import tokenizer as tokenizers
+from cxr_jax.models.image_batches import SquareImages
 from cxr_jax.models.qwen2_5_vl import config as sizes
 from cxr_jax.models.qwen2_5_vl.processor import PROCESSOR
 from cxr_jax.rl import learner, losses
@@ -100,7 +101,7 @@ def make(w, **knobs):
         settings.learner,
         settings.loss,
         w.config,
-        GRID,
+        SquareImages(model_config=w.config, grid=GRID),
         w.special,
         tx,
         trainable,

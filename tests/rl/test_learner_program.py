@@ -10,6 +10,7 @@ from cxr_jax.config import schema
 from cxr_jax.config.sections import RunConfig
 from cxr_jax.inference import compaction
 from cxr_jax.models import network
+from cxr_jax.models.image_batches import SquareImages
 from cxr_jax.planning.programs import abstract_array
 from cxr_jax.rl import learner
 from cxr_jax.training import optimizer
@@ -68,7 +69,7 @@ def products(depth, **settings):
         run.learner,
         run.loss,
         model_config,
-        GRID,
+        SquareImages(model_config=model_config, grid=GRID),
         {"suppress": ()},
         updates,
         trainable,

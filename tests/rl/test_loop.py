@@ -106,7 +106,7 @@ def step():
         roll = rollout.make_rollout(
             settings.rollout,
             m.config,
-            grid,
+            prompts.images,
             special,
             table,
             what,
@@ -118,7 +118,7 @@ def step():
             settings.learner,
             settings.loss,
             m.config,
-            grid,
+            prompts.images,
             special,
             tx,
             what,

@@ -11,6 +11,7 @@ from cxr_jax.data.sources import phantom
 from cxr_jax.errors import UserError
 from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.models import lora, network
+from cxr_jax.models.image_batches import SquareImages
 from cxr_jax.models.qwen2_5_vl.processor import PROCESSOR
 from cxr_jax.runtime import layout as runtime_layout
 from cxr_jax.runtime import trees
@@ -66,7 +67,7 @@ def run(world, tx=None, steps=1, **changes):
     step = sft_step.make_steps(
         m.config,
         tx,
-        grid,
+        SquareImages(model_config=m.config, grid=grid),
         what,
         micro_batches=settings.micro_batches,
         locate_weight=settings.locate_weight,

@@ -2,7 +2,9 @@
 
 A batch is a dict, B examples in the order of the indices that were asked for. Every source fills:
 
-    image       float32 [B, S, S]    gray in 0..1, bright = dense; S is the source's `size`
+    image       float32 [B, S, S]    gray in 0..1, bright = dense; S is the source's `size`. Or instead:
+    images      B tuples of uint8 [h, w]  levels of each example's films in reading order, in their own aspect ratio,
+                                     resized as the model's processor does (`resize.NativeSize`)
     solution    bool [B, 14]         which labels are positive (CheXpert order, like everything of 14 here)
     known       bool [B, 14]         whether the truth of a label is known
     hedged      bool [B, 14]         the label may be there or not: text may hedge it, and one that is not known,

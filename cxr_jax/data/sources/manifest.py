@@ -223,6 +223,7 @@ class FilesSource:
 
     Args:
         size: pixels a side after `resize.fit`.
+        native: instead, films in their own aspect ratio.
         renderer: see `images.read_image`.
         cache: of decoded images; None for one of its own.
         unreadable: the run's count of files that cannot be read; None: not one may be.
@@ -247,12 +248,14 @@ class FilesSource:
         cache: ImageCache | None = None,
         threads: int = 0,
         unreadable: UnreadableFiles | None = None,
+        native: resize.NativeSize | None = None,
     ) -> None:
         if threads < 0:
             raise UserError(
                 f"config.data.threads={threads} must be a number of threads, 0 for one a core"
             )
         self.rows, self.size, self.renderer, self.name = list(rows), size, renderer, name
+        self.native = native
         if not self.rows:
             raise UserError(f"{name}: no rows")
         self.prompt = self.rows[0].prompt
@@ -275,7 +278,8 @@ class FilesSource:
         return self._image(self.rows[index].image_path)
 
     def images(self, index: int) -> tuple[np.ndarray, ...]:
-        """Read the images of a row, or take them from the cache: float32 [size, size] in 0..1 each.
+        """Read the images of a row, or take them from the cache: float32 [size, size] in 0..1 each, or levels uint8
+        [h, w].
 
         Raises:
             UserError: for a file that cannot be read.
@@ -287,12 +291,17 @@ class FilesSource:
             film = images.read_image(path, self.renderer)
             if self.watch:
                 self.watch.look(path, film)
-            return resize.fit(film.pixels, self.size)
+            if self.native is None:
+                return resize.fit(film.pixels, self.size)
+            try:
+                return self.native.levels(film.pixels)
+            except UserError as error:
+                raise UserError(f"{path.name}: {error}") from None
 
         return self.cache.get(self._cache_key(path), decode)
 
     def _cache_key(self, path: Path) -> Hashable:
-        return path, self.size, self.renderer
+        return path, self.native or self.size, self.renderer
 
     def _read(self, index: int) -> tuple[int, tuple[np.ndarray, ...]]:
         """Read the images of a row, or of the next one whose files can be read; tells which one it was.
@@ -358,8 +367,12 @@ class FilesSource:
         indices = [stand_in for stand_in, _ in read]
         rows = [self.rows[index] for index in indices]
         known, hedged = self.masks(indices)
+        if self.native is None:
+            images: Batch = {"image": _stack([row_images for _, row_images in read], self.name)}
+        else:
+            images = {"images": [row_images for _, row_images in read]}
         return {
-            "image": _stack([row_images for _, row_images in read], self.name),
+            **images,
             "solution": self.solutions(indices),
             "known": known,
             "hedged": hedged,
@@ -453,6 +466,7 @@ def open_split(
     images: str = "",
     max_bad: int = 0,
     sides: patients.Sides = patients.NOT_DRAWN,
+    native: resize.NativeSize | None = None,
 ) -> tuple[FilesSource, FilesSource]:
     """Open a manifest as (train, held-out) sources, split by patient; they share one `ImageCache`.
 
@@ -486,7 +500,13 @@ def open_split(
     def open_part(name: str, is_held_out: bool) -> FilesSource:
         part = [row for row in rows if (row.group in held_groups) == is_held_out]
         return FilesSource(
-            part, size, name=f"files ({name})", cache=cache, threads=threads, unreadable=unreadable
+            part,
+            size,
+            name=f"files ({name})",
+            cache=cache,
+            threads=threads,
+            unreadable=unreadable,
+            native=native,
         )
 
     return open_part("train", False), open_part("held out", True)

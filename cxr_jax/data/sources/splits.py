@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cxr_jax.config.sections import DataConfig
-from cxr_jax.data import image_gate
+from cxr_jax.data import image_gate, resize
 from cxr_jax.data.prompts import Prompt
 from cxr_jax.data.sources import manifest, phantom, policy
 from cxr_jax.data.sources.base import Batch, Source
@@ -27,6 +27,7 @@ from cxr_jax.data.sources.rows import describe_repeats
 from cxr_jax.data.sources.views import LATERAL, OTHER
 from cxr_jax.data.studies import gather
 from cxr_jax.errors import RunFailedError, UserError
+from cxr_jax.models.image_processor import ImageProcessor
 from cxr_jax.runtime import processes
 
 HELD_OUT_PART = 64  # examples that `held_out` asks a source for at a time
@@ -64,18 +65,22 @@ class Splits:
         return tuple(dict.fromkeys(prompt for source in sources for prompt in source.prompts()))
 
 
-def open_splits(data: DataConfig, sides: Sides = NOT_DRAWN) -> Splits:
+def open_splits(
+    data: DataConfig, sides: Sides = NOT_DRAWN, processor: ImageProcessor | None = None
+) -> Splits:
     """Open the sources that a run's `config.data` names.
 
     Args:
         sides: `Splits.sides` of the run when it began.
+        processor: of the run's model, which resizes films where they keep their aspect ratio (`data.max_pixels`);
+            None: nobody will read an image.
 
     Raises:
         UserError: for a bad manifest, or a number that is out of range.
     """
     if data.source == "phantom":
         return _phantom_splits(data)
-    return _file_splits(data, sides)
+    return _file_splits(data, sides, processor)
 
 
 def _phantom_splits(data_config: DataConfig) -> Splits:
@@ -143,11 +148,16 @@ def _who(source: Source) -> set[Hashable]:
     return {same_patient_key(row.patient) if row.patient else row.image_path for row in source.rows}
 
 
-def _file_splits(data_config: DataConfig, sides: Sides) -> Splits:
+def _file_splits(
+    data_config: DataConfig, sides: Sides, processor: ImageProcessor | None = None
+) -> Splits:
+    native = None
+    if data_config.is_native and processor is not None:
+        native = resize.NativeSize(processor, data_config.min_pixels, data_config.max_pixels)
     train, held_source = manifest.open_split(
         data_config.manifest,
         data_config.image_root,
-        size=data_config.side,
+        size=data_config.size,
         seed=data_config.seed,
         cache_mib=data_config.cache_mib,
         threads=data_config.threads,
@@ -155,6 +165,7 @@ def _file_splits(data_config: DataConfig, sides: Sides) -> Splits:
         images=data_config.images,
         max_bad=data_config.max_bad,
         sides=sides,
+        native=native,
     )
     for_selection = _choose_selection(data_config, held_source, sides)
 
@@ -164,11 +175,12 @@ def _file_splits(data_config: DataConfig, sides: Sides) -> Splits:
         rows = rows or held_source.rows
         return manifest.FilesSource(
             rows,
-            data_config.side,
+            data_config.size,
             name=f"files ({name})",
             cache=held_source.cache,
             threads=held_source.threads,
             unreadable=held_source.unreadable,
+            native=native,
         )
 
     selection, test = open_part("selection", True), open_part("test", False)
@@ -307,7 +319,11 @@ def held_out(source: Source, count: int, poll: Callable[[], object] | None = Non
     batch: Batch = {
         key: np.concatenate([np.asarray(part[key]) for part in parts])
         for key in ("image", "solution", "known", "hedged", "sides")
+        if key in parts[0]
     }
+    # Films of several sizes make no array.
+    if "images" in parts[0]:
+        batch["images"] = [films for part in parts for films in part["images"]]
     batch["texts"] = source.about(taken)["prompts"]
     # Phantoms have no ids of their own.
     if "ids" in parts[0]:

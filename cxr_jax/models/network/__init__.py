@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from cxr_jax.models.network import decoder, decoder_layers, tower
+from cxr_jax.models.network import decoder, decoder_layers, tower, tower_packed
 from cxr_jax.models.network.config import Config
 from cxr_jax.models.network.decoder import Embedded
+from cxr_jax.models.network.packing import Packing
 from cxr_jax.models.network.rope import next_positions, positions
 from cxr_jax.models.network.sharding_rules import SHARDING_RULES
 from cxr_jax.models.network.tower import Seen
@@ -20,6 +21,7 @@ __all__ = [
     "Seen",
     "init_params",
     "vision",
+    "vision_packed",
     "embed",
     "embed_text",
     "positions",
@@ -76,6 +78,26 @@ def vision(
     """
     return tower.forward(
         params["vision"], model_config.vision, pixels, grid, remat=remat, dtype=dtype
+    )
+
+
+def vision_packed(
+    params: Tree,
+    model_config: Config,
+    pixels: Array,
+    packing: Packing,
+    *,
+    remat: str = "none",
+    dtype: DTypeLike = jnp.float32,
+) -> Seen:
+    """Encode images of any sizes, packed into rows: pixels [R, P, patch_dim] -> image tokens [R, P/4, D].
+
+    Args:
+        packing: where each patch goes, arrays of `packing.pack`: data, so that one program serves all sizes.
+        remat: see `layers.checkpointed`.
+    """
+    return tower_packed.forward(
+        params["vision"], model_config.vision, pixels, packing, remat=remat, dtype=dtype
     )
 
 

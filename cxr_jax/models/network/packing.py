@@ -54,11 +54,18 @@ class ImageTokens(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def row_patches(model_config: VisionConfig, max_patches: int) -> int:
+def row_patches(
+    model_config: VisionConfig, max_patches: int, copies: int = 1, max_aspect: float = MAX_ASPECT
+) -> int:
     """Find the least slots of a row into which every image of up to `max_patches` goes, whatever its sides.
 
-    More than max_patches, since windows may leave a part of their bin empty: 1,520 for the 1,156 of 476 x 476, for
-    the sake of strips three units wide, whose windows are 12 of 16. Where no such image comes, fewer do.
+    More than max_patches, since windows may leave a part of their bin empty: 1,252 for the 1,156 of 476 x 476 where
+    films are at most 2.5 times as high as wide or as wide as high; 1,520 for the sake of strips three units wide, whose
+    windows are 12 of 16.
+
+    Args:
+        copies: how many such images a row must hold, each of up to max_patches.
+        max_aspect: of the images that must fit; others may.
     """
     max_units = max_patches // model_config.merge_unit
     merge_size = model_config.spatial_merge_size
@@ -66,16 +73,17 @@ def row_patches(model_config: VisionConfig, max_patches: int) -> int:
         (height, width)
         for height in range(1, max_units + 1)
         for width in range(height, max_units // height + 1)
-        if width <= MAX_ASPECT * height
+        # Sides of a film are rounded to units, both down at worst.
+        if width <= max_aspect * (height + 1)
     ]
     images = [
-        _window_sizes(window_plan(model_config, height * merge_size, width * merge_size))
+        _window_sizes(_plan(model_config, height * merge_size, width * merge_size)) * copies
         for height, width in sides
     ]
-    units = max_units
+    units = max_units * copies
     # A row that is larger by one might fit other images worse: all are tried again.
     while any(
-        _window_starts(sizes, units, _window_units(model_config)) is None for sizes in images
+        _window_starts(sizes, units, _bin_units(model_config, units)) is None for sizes in images
     ):
         units += 1
     return units * model_config.merge_unit
@@ -83,13 +91,21 @@ def row_patches(model_config: VisionConfig, max_patches: int) -> int:
 
 def window_patches(model_config: VisionConfig) -> int:
     """Count the patches of a whole window, and so the slots of a bin."""
-    return _window_units(model_config) * model_config.merge_unit
-
-
-def _window_units(model_config: VisionConfig) -> int:
     # As the windows are cut: in whole tokens.
     side = model_config.window_size // model_config.spatial_merge_size // model_config.patch_size
-    return side**2
+    return side**2 * model_config.merge_unit
+
+
+def has_windows(model_config: VisionConfig) -> bool:
+    """Tell whether any block attends within windows."""
+    return not all(map(model_config.is_full, range(model_config.depth)))
+
+
+def _bin_units(model_config: VisionConfig, units: int) -> int:
+    """The units of a bin; of a tower without windows the row is one."""
+    if not has_windows(model_config):
+        return units
+    return window_patches(model_config) // model_config.merge_unit
 
 
 # ---- Packing -----------------------------------------------------------------------------------------------
@@ -117,7 +133,7 @@ def pack(
     for row, numbers in enumerate(_images_by_row(model_config, plans, sizes)):
         window_sizes = [size for number in numbers for size in _window_sizes(plans[number])]
         # Images were given rows so that their windows fit.
-        starts = cast(np.ndarray, _window_starts(window_sizes, U, _window_units(model_config)))
+        starts = cast(np.ndarray, _window_starts(window_sizes, U, _bin_units(model_config, U)))
         # Slots of all units of the row, window by window.
         lengths = np.asarray(window_sizes, np.int64)
         used = int(lengths.sum())
@@ -165,14 +181,23 @@ def _image_plan(model_config: VisionConfig, number: int, grid: tuple[int, int, i
         raise UserError(
             f"image {number}: {height} x {width} patches: one side is more than {MAX_ASPECT} times the other"
         )
-    return window_plan(model_config, height, width)
+    return _plan(model_config, height, width)
+
+
+def _plan(model_config: VisionConfig, height: int, width: int) -> WindowPlan:
+    """The windows of an image; of a tower without any, the whole image in reading order."""
+    if has_windows(model_config):
+        return window_plan(model_config, height, width)
+    order = np.arange(height * width // model_config.merge_unit)
+    return WindowPlan(order, order, ((1, height * width),))
 
 
 def _images_by_row(
     model_config: VisionConfig, plans: list[WindowPlan], sizes: PackSizes
 ) -> list[list[int]]:
     """The numbers of the images of each row: from the largest down, each into the first row that has room."""
-    units, window_units = sizes.patches // model_config.merge_unit, _window_units(model_config)
+    units = sizes.patches // model_config.merge_unit
+    window_units = _bin_units(model_config, units)
     rows: list[list[int]] = [[] for _ in range(sizes.rows)]
     window_sizes: list[list[int]] = [[] for _ in range(sizes.rows)]
     for number in sorted(range(len(plans)), key=lambda number: -len(plans[number].order)):

@@ -11,7 +11,7 @@ from cxr_jax.errors import UserError
 from cxr_jax.models.layers import apply, graph
 from cxr_jax.models.network import rope
 from cxr_jax.models.network.config import VisionConfig
-from cxr_jax.models.network.packing import Packing, window_patches
+from cxr_jax.models.network.packing import Packing, has_windows, window_patches
 from cxr_jax.models.network.tower import Block, Merger, PatchEmbed, Seen, Segments, run_blocks
 from cxr_jax.runtime.trees import Array, Tree
 
@@ -57,9 +57,13 @@ def _visible(
         jnp.repeat(jnp.asarray(part), model_config.merge_unit, axis=1)
         for part in (packing.images, packing.windows)
     )
-    P, bin_size = images.shape[1], window_patches(model_config)
-    bins = ((P // bin_size, bin_size), (1, P % bin_size))
-    return {True: (((1, P),), images), False: (tuple(pair for pair in bins if all(pair)), windows)}
+    P = images.shape[1]
+    visible: dict[bool, tuple[Segments, jax.Array]] = {True: (((1, P),), images)}
+    if has_windows(model_config):
+        bin_size = window_patches(model_config)
+        bins = ((P // bin_size, bin_size), (1, P % bin_size))
+        visible[False] = tuple(pair for pair in bins if all(pair)), windows
+    return visible
 
 
 def forward(

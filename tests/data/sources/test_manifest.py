@@ -17,6 +17,7 @@ from cxr_jax.data.sources.rows import describe_repeats
 from cxr_jax.data.sources.unreadable import UnreadableFiles
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
+from cxr_jax.models.qwen2_5_vl.processor import PROCESSOR
 
 DATA = SHARED
 PROMPT = "Find abnormalities and support devices."
@@ -393,15 +394,32 @@ def test_real_label_table(tmp_path):
     assert held.batch(range(2))["image"].std() > 0.1
 
 
-def test_max_pixels_makes_smaller_squares_in_every_split(tmp_path, root):
-    """Train, selection and test: all films as the config's limit says."""
+def test_films_keep_their_aspect_ratio_in_every_split(tmp_path, root):
+    """Train, selection and test: levels as the processor of Hugging Face makes them, kept apart from squares."""
+    from transformers import Qwen2VLImageProcessorPil
+
     path = write(tmp_path, *(grpo(id=f"test/patient{i:05d}/study1/view0.jpg") for i in range(12)))
+    films = PilImage.fromarray(np.random.default_rng(0).integers(0, 256, (190, 140), np.uint8))
+    [image] = {row.image_path for row in manifest.load_rows(path, root)}
+    films.save(image, format="PNG")
+    limits = dict(min_pixels=784, max_pixels=10_000)
     data = DataConfig.with_defaults(
-        source="files", manifest=str(path), image_root=str(root), size=224, max_pixels=10_000
+        source="files", manifest=str(path), image_root=str(root), size=224, **limits
     )
-    found = splits.open_splits(data)
+    found = splits.open_splits(data, processor=PROCESSOR)
+    size = {"shortest_edge": 784, "longest_edge": 10_000}
+    want = Qwen2VLImageProcessorPil()([films], size=size)
     for source in (found.train, *found.select.values(), *found.test.values()):
-        assert source.size == 84 and source.batch([0])["image"].shape == (1, 84, 84)
+        batch = source.batch([0, 0])
+        assert "image" not in batch
+        [levels], [same] = batch["images"]
+        assert levels.dtype == np.uint8 and levels.shape == (112, 84) and same is levels
+        patches = PROCESSOR.normalise(PROCESSOR.cut(levels), np)
+        np.testing.assert_array_equal(patches, want["pixel_values"])
+        held = splits.held_out(source, 3)
+        assert [len(films) for films in held["images"]] == [1] * len(held["texts"])
+    squares = manifest.FilesSource(found.train.rows, 56, cache=found.train.cache)
+    assert squares.batch([0])["image"].shape == (1, 56, 56)
 
 
 # --- rows of other tools, repeated rows
