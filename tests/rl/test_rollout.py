@@ -15,6 +15,7 @@ from cxr_jax.inference import prompts
 from cxr_jax.labels import CHEXPERT_14, answers
 from cxr_jax.labels.phrase_bank import load_phrase_bank
 from cxr_jax.metrics import alarms
+from cxr_jax.models import network
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM
 from cxr_jax.report import group_records
@@ -68,7 +69,7 @@ def test_a_rollout_judges_the_whole_turn():
     program = rollout._Rollout(
         rollout=ConfigDict(dict(settings.rollout.__dict__, group_size=G)),
         model_config=PHANTOM,
-        grid=GRID,
+        images=encoder.images,
         special=tokenizers.special_ids(tokenizer),
         table=answers.TokenBytes.from_tokenizer(tokenizer),
         trainable=None,
@@ -114,7 +115,7 @@ def test_an_evaluation_judges_the_whole_turn(opened, monkeypatch):
     tokens, lengths = written(tokenizer)
     drawn = {"tokens": jnp.asarray(tokens), "lengths": jnp.asarray(lengths)}
     monkeypatch.setattr(readers.sampling, "sample_completions", lambda *args, **kw: drawn)
-    monkeypatch.setattr(readers.network, "vision", lambda *args, **kw: None)
+    monkeypatch.setattr(network, "vision", lambda *args, **kw: None)
     reader = readers.Reader(PHANTOM, tokenizer, encoder, 4, layout=layout.ONE_DEVICE)
     readings = reader.read({}, np.zeros((4, 28, 28)), ["Find."] * 4)
     want = expected(opened)
