@@ -23,6 +23,7 @@ class NativeSize:
         Raises:
             UserError: for an aspect ratio above 200.
         """
+        # From float: a film's 12 bits are rounded once, before the resize, as a PNG of it would be.
         return self.processor.levels(pixels, self.min_pixels, self.max_pixels)
 
 

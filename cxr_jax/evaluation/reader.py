@@ -150,6 +150,7 @@ class Reader:
             batch_rows = np.minimum(
                 batch_start + self.layout.rows_of(self.batch_size), image_count - 1
             )
+            # Films of any size are a list, so rows are picked one by one.
             batch_images = pick(images, batch_rows)
             names = [row_names[row] for row in batch_rows] if row_names else ()
             batch = {

@@ -269,6 +269,7 @@ class Model:
         low, high = image_inputs.limited(self.pixel_limits, self.max_pixels)
         if self.grids == "bucket" and low != high:  # a model of one size has one shape anyway
             return image_inputs.prepare_in_buckets(self._processor, pixels, high, low)
+        # A processor of one square stretches to it; squares by limits are padded, as in training.
         if self._processor.side is None:
             pixels = image_inputs.fit_to_model(pixels, (low, high))
         return self._processor.prepare(pixels, min_pixels=low, max_pixels=high)

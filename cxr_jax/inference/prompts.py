@@ -274,6 +274,7 @@ def most_tokens(length: int, prompt: Prompt | Conversation, images: Images) -> i
 
     An image token is a token of the prompt, whatever image it is of.
     """
+    # The least films have one token each: they give way to as many as there can be.
     film_count = data_prompts.count_films(prompt)
     return length - film_count + images.tokens_at_most(film_count)
 

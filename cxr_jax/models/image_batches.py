@@ -76,6 +76,7 @@ class SquareImages:
     ) -> Any:
         """Encode the images of a part of a batch: image tokens [B, I, D], in reading order. Inside jit."""
         images = part["image"]
+        # All images of the part in one pass of the tower, whatever their number a prompt.
         pixels = self.processor.patchify(images.reshape(-1, *images.shape[-2:]))
         features = network.vision(
             params, self.model_config, pixels, self.grid, remat=remat, dtype=dtype
@@ -154,10 +155,12 @@ class PackedImages:
         """
         names = row_names or [f"{number}" for number in range(len(images))]
         unit = self.processor.patch_size**2
+        # Bytes: a sixth of what the program makes of them, and a quarter of that again for float32.
         levels = np.zeros((len(images), self.patches, unit), np.uint8)
         packed = []
         for row, films, name, grids in zip(levels, images, names, self.grids(images), strict=True):
             packed.append(self._pack(grids, name))
+            # In reading order, image after image; what is left of the row is padding, which nobody attends to.
             patches = [self.processor.cut(film) for film in films]
             if patches:
                 joined = np.concatenate(patches)
@@ -176,6 +179,7 @@ class PackedImages:
                 f"row {row_name}: {films} {tokens:,} image tokens, more than config.data.image_tokens="
                 f"{self.image_tokens} leaves room for"
             )
+        # Room for the tokens need not be room for the windows.
         packed = _packed_row(self.model_config.vision, tuple(grids), self.patches)
         if packed is None:
             raise UserError(
@@ -202,6 +206,7 @@ class PackedImages:
 
     def shapes(self, rows: int) -> Tree:
         """Describe `inputs` of so many rows, as jax.ShapeDtypeStructs."""
+        # Of rows without images, which have the same shapes.
         inputs = self.inputs([()] * rows)
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), inputs)
 
@@ -213,6 +218,7 @@ class PackedImages:
             np.asarray(images["packing"][name][row]) for name in ("images", "places")
         )
         merge = self.processor.merge_size
+        # What the processor has cut is put together again: nobody else keeps the picture.
         pictures, first = [], 0
         for number in range(1, int(numbers.max(initial=0)) + 1):
             height, width = (places[numbers == number].max(0) + 1) * merge
@@ -239,6 +245,7 @@ def open_images(data: DataConfig, model_config: Config, side: int, count: int = 
     if not data.is_native:
         grid = registry.processor_of(model_config).grid(side, side)
         return SquareImages(model_config=model_config, grid=grid, count=count)
+    # The tokens of a film at most: the resize keeps to max_pixels.
     of_one = data.max_pixels // registry.processor_of(model_config).factor ** 2
     return PackedImages(
         model_config=model_config,
@@ -274,6 +281,7 @@ def images_of(batch: Tree) -> Any:
 
 def blank(images: Any, level: float) -> Any:
     """Make the images of the first prompt of `images_of` all of one level in 0..1."""
+    # A list is films of any size, an array is squares.
     if isinstance(images, list):
         return [tuple(np.full_like(film, round(255 * level)) for film in images[0])]
     return np.full_like(images[:1], level)

@@ -178,6 +178,7 @@ class ImageProcessor:
         size = settings.get("size", default)
         if not isinstance(size, dict):
             raise UserError(f"{path}: size is not a JSON object")
+        # Of one size there is nothing to choose, and settings must say the same.
         if self.side is not None:
             wanted = {"height": self.side, "width": self.side}
             if "size" in settings and size != wanted:
@@ -207,6 +208,7 @@ class ImageProcessor:
             limits = {"size": {"height": self.side, "width": self.side}}
         elif self.writes_size:
             limits = {"size": {"shortest_edge": min_pixels, "longest_edge": max_pixels}}
+        # Lists, as JSON gives them back.
         fixed = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in self._fixed().items()
@@ -247,6 +249,7 @@ class ImageProcessor:
         Raises:
             UserError: see `resized`.
         """
+        # Levels first: the processor resizes what a PNG of 8 bits holds.
         image = quantise(pixels)
         height, width = self.resized(*cast(tuple[int, int], image.shape), min_pixels, max_pixels)
         if (height, width) != image.shape:
@@ -269,6 +272,7 @@ class ImageProcessor:
         Raises:
             UserError: see `resized`.
         """
+        # Where a caller has no settings, the class's own hold, as in the reference.
         low, high = self.default_limits
         image = self.levels(
             pixels,
@@ -296,6 +300,7 @@ class ImageProcessor:
     def join(self, patches: np.ndarray, columns: int) -> np.ndarray:
         """Undo `cut`: patches [P, patch_size**2] of a picture that is so many patches wide -> [h, w]."""
         merge, patch = self.merge_size, self.patch_size
+        # The axes of `cut`, with merged blocks as columns of a row of them.
         cells = patches.reshape(-1, columns // merge, merge, merge, patch, patch)
         return cells.transpose(0, 2, 4, 1, 3, 5).reshape(-1, columns * patch)
 
@@ -310,6 +315,7 @@ class ImageProcessor:
         """
         if xp is None:
             import jax.numpy as xp
+        # One table a channel: their results are laid side by side anyway.
         colours = [
             xp.take(xp.asarray(column), levels, mode="clip") for column in _levels_normalised(self)
         ]
@@ -336,6 +342,7 @@ class ImageProcessor:
             )
         # Half to even, like numpy's rint.
         levels = xp.round(xp.clip(xp.asarray(pixels, xp.float32), 0, 1) * 255)
+        # Cut while it is one channel: a sixth of the numbers to move.
         gray = self.cut(levels / 255)[..., None, :]
         mean, std = (
             xp.asarray(np.asarray(values, np.float32))[:, None] for values in (self.mean, self.std)

@@ -34,6 +34,7 @@ def family_of(model_config: Any) -> Family:
 def processor_of(model_config: Any) -> ImageProcessor:
     """Find how pictures become patches of a model: its family's processor, with the sizes of patches of its config."""
     vision = model_config.vision
+    # Small models of tests have small patches.
     return dataclasses.replace(
         family_of(model_config).processor,
         patch_size=vision.patch_size,

@@ -55,6 +55,7 @@ def film_of_run(images: "Images") -> Film:
     """Describe the films of a run: squares of one size, or a packed row of those of a prompt."""
     from cxr_jax.models.image_batches import SquareImages
 
+    # Packed rows have the slots that windows leave empty, too: they are computed.
     if isinstance(images, SquareImages):
         return film_of_grid(None, images.grid, images.model_config)
     return Film(None, None, images.patches, images.image_tokens)

@@ -92,6 +92,7 @@ def take_groups(batch: Tree, index: jax.Array) -> Tree:
         name: jnp.take(values, index, axis=1 if name == "positions" else 0)
         for name, values in batch["prompts"].items()
     }
+    # Images are squares or packed rows: either way a group's are one row.
     rows = {name: batch[name] for name in ("image", "images", "samples") if name in batch}
     return {"prompts": prompts, **jax.tree.map(lambda leaf: leaf[index], rows)}
 

@@ -102,6 +102,7 @@ class GroupRecords:
         """Choose groups of the newest step and write them into the run's folder."""
         assert self._latest is not None
         samples, batch, shown = self._latest
+        # A page shows pictures: those of packed rows are put together again.
         source, images = self._setup.splits.train, self._setup.prompts.images
         batch = processes.gather_to_host(batch)
         groups = groups_of(

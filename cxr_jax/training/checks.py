@@ -178,6 +178,7 @@ def _check_images(
 ) -> Images:
     """How the images of a run travel, once they are known to be the model's."""
     unit = registry.processor_of(model_config).factor
+    # Squares must divide into merged patches; the processor sees to it that films do.
     if not data.is_native:
         if size % unit:
             raise UserError(

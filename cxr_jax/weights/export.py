@@ -65,6 +65,7 @@ def export(
         model_config,
         params,
         tokenizer=tokenizer,
+        # So that whoever serves the folder makes the pixels that were trained on.
         pixel_limits=facts.pixel_limits,
         dtype=pretrained.DTYPES[facts.dtype],
     )

@@ -223,7 +223,6 @@ class FilesSource:
 
     Args:
         size: pixels a side after `resize.fit`.
-        native: instead, films in their own aspect ratio.
         renderer: see `images.read_image`.
         cache: of decoded images; None for one of its own.
         unreadable: the run's count of files that cannot be read; None: not one may be.
@@ -248,14 +247,14 @@ class FilesSource:
         cache: ImageCache | None = None,
         threads: int = 0,
         unreadable: UnreadableFiles | None = None,
-        native: resize.NativeSize | None = None,
     ) -> None:
         if threads < 0:
             raise UserError(
                 f"config.data.threads={threads} must be a number of threads, 0 for one a core"
             )
         self.rows, self.size, self.renderer, self.name = list(rows), size, renderer, name
-        self.native = native
+        # Films in their own aspect ratio instead of squares, if that is set.
+        self.native: resize.NativeSize | None = None
         if not self.rows:
             raise UserError(f"{name}: no rows")
         self.prompt = self.rows[0].prompt
@@ -291,6 +290,7 @@ class FilesSource:
             film = images.read_image(path, self.renderer)
             if self.watch:
                 self.watch.look(path, film)
+            # Squares are fitted in float and rounded by the program; levels are what a processor makes of 8 bits.
             if self.native is None:
                 return resize.fit(film.pixels, self.size)
             try:
@@ -301,6 +301,7 @@ class FilesSource:
         return self.cache.get(self._cache_key(path), decode)
 
     def _cache_key(self, path: Path) -> Hashable:
+        # One cache may serve sources of both kinds.
         return path, self.native or self.size, self.renderer
 
     def _read(self, index: int) -> tuple[int, tuple[np.ndarray, ...]]:
@@ -367,6 +368,7 @@ class FilesSource:
         indices = [stand_in for stand_in, _ in read]
         rows = [self.rows[index] for index in indices]
         known, hedged = self.masks(indices)
+        # Films of several sizes make no array.
         if self.native is None:
             images: Batch = {"image": _stack([row_images for _, row_images in read], self.name)}
         else:
@@ -466,7 +468,6 @@ def open_split(
     images: str = "",
     max_bad: int = 0,
     sides: patients.Sides = patients.NOT_DRAWN,
-    native: resize.NativeSize | None = None,
 ) -> tuple[FilesSource, FilesSource]:
     """Open a manifest as (train, held-out) sources, split by patient; they share one `ImageCache`.
 
@@ -500,13 +501,7 @@ def open_split(
     def open_part(name: str, is_held_out: bool) -> FilesSource:
         part = [row for row in rows if (row.group in held_groups) == is_held_out]
         return FilesSource(
-            part,
-            size,
-            name=f"files ({name})",
-            cache=cache,
-            threads=threads,
-            unreadable=unreadable,
-            native=native,
+            part, size, name=f"files ({name})", cache=cache, threads=threads, unreadable=unreadable
         )
 
     return open_part("train", False), open_part("held out", True)

@@ -4,7 +4,7 @@ Phantoms: disjoint streams ("train", "select", "test") of the training hospital 
 Files: some patients are held out (`manifest.open_split`), a third of them for selection and the others for the test.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,9 +151,6 @@ def _who(source: Source) -> set[Hashable]:
 def _file_splits(
     data_config: DataConfig, sides: Sides, processor: ImageProcessor | None = None
 ) -> Splits:
-    native = None
-    if data_config.is_native and processor is not None:
-        native = resize.NativeSize(processor, data_config.min_pixels, data_config.max_pixels)
     train, held_source = manifest.open_split(
         data_config.manifest,
         data_config.image_root,
@@ -165,7 +162,6 @@ def _file_splits(
         images=data_config.images,
         max_bad=data_config.max_bad,
         sides=sides,
-        native=native,
     )
     for_selection = _choose_selection(data_config, held_source, sides)
 
@@ -180,7 +176,6 @@ def _file_splits(
             cache=held_source.cache,
             threads=held_source.threads,
             unreadable=held_source.unreadable,
-            native=native,
         )
 
     selection, test = open_part("selection", True), open_part("test", False)
@@ -188,10 +183,7 @@ def _file_splits(
     known_share = manifest.known_share(rows)
     label_policy = policy.describe((row.policy for row in rows), known_share)
     parts = {"train": train, "selection": selection, "test": test}
-    # One for all three: a run says once how many films are none.
-    watch = image_gate.Watch(data_config.image_gate)
-    for source in parts.values():
-        source.watch = watch
+    _set_reading(parts.values(), data_config, processor)
     return Splits(
         train=train,
         select={"files": selection},
@@ -212,6 +204,22 @@ def _file_splits(
         warnings=_warnings(data_config.manifest, rows, known_share),
         sides=_sides_of(held_source, for_selection, data_config.seed, sides),
     )
+
+
+def _set_reading(
+    sources: Iterable[manifest.FilesSource],
+    data_config: DataConfig,
+    processor: ImageProcessor | None,
+) -> None:
+    """Say how all three sources read their films."""
+    # One for all: a run says once how many films are none.
+    watch = image_gate.Watch(data_config.image_gate)
+    native = None
+    # In their own aspect ratio films are read as the model's processor does, which no manifest knows.
+    if data_config.is_native and processor is not None:
+        native = resize.NativeSize(processor, data_config.min_pixels, data_config.max_pixels)
+    for source in sources:
+        source.watch, source.native = watch, native
 
 
 def _choose_selection(

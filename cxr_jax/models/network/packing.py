@@ -103,6 +103,7 @@ def has_windows(model_config: VisionConfig) -> bool:
 
 def _bin_units(model_config: VisionConfig, units: int) -> int:
     """The units of a bin; of a tower without windows the row is one."""
+    # Nothing keeps patches together there: any slot will do for any of them.
     if not has_windows(model_config):
         return units
     return window_patches(model_config) // model_config.merge_unit
@@ -188,6 +189,7 @@ def _plan(model_config: VisionConfig, height: int, width: int) -> WindowPlan:
     """The windows of an image; of a tower without any, the whole image in reading order."""
     if has_windows(model_config):
         return window_plan(model_config, height, width)
+    # One window, as large as the image, whose order is that of reading.
     order = np.arange(height * width // model_config.merge_unit)
     return WindowPlan(order, order, ((1, height * width),))
 
