@@ -266,10 +266,12 @@ def check_targets_fit(settings: RunConfig, train: Source) -> None:
     tokenizer = pretrained.load_tokenizer(settings.model)
     model_config = read_model_config(settings.model, tokenizer)
     room = model_config.text.max_position_embeddings - settings.max_completion
+    said, names = _conversations_of(train)
+    _warn_of_spelled_turns(tokenizer, said, names)
     longest = 0
     count = data_prompts.most_films(train.prompts())
     images = open_images(settings.data, model_config, train.size, count)
-    for row in _measure(tokenizer, images, settings.train_turns, train):
+    for row in _measure(tokenizer, images, settings.train_turns, said, names):
         # Of all rows the longest is told: so one change of the key is enough.
         longest = max(longest, row.completion)
         if row.prompt > room:
@@ -287,7 +289,7 @@ def check_targets_fit(settings: RunConfig, train: Source) -> None:
 
 def history_width(train: Source, tokenizer: Tokenizer, images: Images) -> int:
     """Give the tokens of the longest prompt of those whose last answer trains: what was said before is a part of it."""
-    rows = _measure(tokenizer, images, "last", train)
+    rows = _measure(tokenizer, images, "last", *_conversations_of(train))
     longest = max(row.prompt for row in rows)
     # Of phantoms there are always more than those that are tried.
     return longest + (longest // 8 if isinstance(train, PhantomSource) else 0)
@@ -300,11 +302,13 @@ class _Measured(NamedTuple):
 
 
 def _measure(
-    tokenizer: Tokenizer, images: Images, train_turns: str, train: Source
+    tokenizer: Tokenizer,
+    images: Images,
+    train_turns: str,
+    said: Sequence[Conversation],
+    names: Sequence[str],
 ) -> Iterator[_Measured]:
     """The lengths of conversations as SFT lays them out."""
-    said, names = _conversations_of(train)
-    _warn_of_spelled_turns(tokenizer, said, names)
 
     @functools.lru_cache(maxsize=1024)
     def render(prompt: Prompt, image_count: int) -> RenderedPrompt:
@@ -312,8 +316,9 @@ def _measure(
 
     # Some at a time: encoding many is faster, and keeping all takes memory.
     for start in range(0, len(said), 256):
+        some = slice(start, start + 256)
         plans, lengths = [], []
-        for messages, name in zip(said[start : start + 256], names[start:], strict=False):
+        for messages, name in zip(said[some], names[some], strict=True):
             with _naming(name):
                 film_count = data_prompts.count_films(messages)
                 plans.append((name, conversations.plan(messages, train_turns, film_count, render)))
