@@ -14,8 +14,9 @@ Cells: 1, 0, -1 or U (uncertain), blank or nan.
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
@@ -24,6 +25,7 @@ from cxr_jax.data.sources import patients, policy, views
 from cxr_jax.data.sources.image_files import BadNameError, split_name
 from cxr_jax.data.sources.policy import LabelPolicy
 from cxr_jax.data.sources.table import DELIMITERS, Record, Table, is_blank
+from cxr_jax.data.studies import order
 from cxr_jax.errors import UserError, exit_code
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.runtime import whole_files
@@ -62,6 +64,7 @@ class LabelRow(NamedTuple):
     patient: str | None
     states: dict[str, int | None]  # label -> 1, 0, -1 or None
     view: str | None = None  # of sources.views
+    study: Mapping[str, str] = MappingProxyType({})  # keys of a row that say which study, and when
 
 
 class _Header(NamedTuple):
@@ -131,7 +134,26 @@ def _read_row(path: str | Path, record: Record, header: _Header) -> LabelRow:
         patient = patients.find_patient(record.cells, [image])
     except (BadNameError, patients.LostDigitsError) as reason:
         raise UserError(f"{path}:{record.line}: {reason}") from None
-    return LabelRow(record.line, image, patient, states, views.find_view(record.cells, [image]))
+    return LabelRow(
+        record.line,
+        image,
+        patient,
+        states,
+        views.find_view(record.cells, [image]),
+        _read_study(record.cells),
+    )
+
+
+def _read_study(cells: Mapping[str, str]) -> dict[str, str]:
+    """What columns say of a film's study and its order, under keys that rows are read by; paths still stand there."""
+    taken = order.find_taken(cells, [])
+    found = {
+        "study_id": order.find_study(cells, []),
+        "StudyDate": taken.date,
+        "StudyTime": taken.time,
+        "study_number": None if taken.number is None else str(taken.number),
+    }
+    return {key: text for key, text in found.items() if text}
 
 
 def _read_state(cell: str) -> int | None:
@@ -181,7 +203,7 @@ def convert(
     left_out = dict.fromkeys((_NO_POSITIVE, _CONTRADICTION, _LATERAL, _NOT_FRONTAL, _REPEATED), 0)
     seen: set[str] = set()
     patients_of_films: set[tuple[str, str | None]] = set()
-    for line, image, patient, table_states, view in table:
+    for line, image, patient, table_states, view, study in table:
         states = label_policy.apply(table_states)
         positive = [label for label in CHEXPERT_14 if states[label] == 1]
         if (image, patient) in patients_of_films:
@@ -210,6 +232,7 @@ def convert(
             row["patient_id"] = patient
         if view:
             row["view"] = view
+        row.update(study)
         seen.add(image)
         rows.append(row)
     return rows, left_out

@@ -8,10 +8,11 @@ import pytest
 from PIL import Image as PilImage
 
 from cxr_jax.data import prompts
-from cxr_jax.data.sources import manifest
+from cxr_jax.data.sources import label_table, manifest
 from cxr_jax.data.studies.gather import parse_images
 from cxr_jax.data.studies.order import Taken, find_study, find_taken
 from cxr_jax.errors import UserError
+from cxr_jax.labels.taxonomy import CHEXPERT_14
 
 ALL = "frontal,lateral,prior,prior_lateral"
 
@@ -199,3 +200,24 @@ def test_which_study_a_film_is_of():
     assert find_study({}, ["CheXpert/train/patient00012/study3/view1_frontal.jpg"]) == "study3"
     assert find_study({}, ["files/p10/p10000032/s50414267/a.jpg"]) == "s50414267"
     assert find_study({"study_id": None, "accession": "2.5e+20"}, ["a/b.png"]) is None
+
+
+def test_a_label_table_gives_rows_that_tell_studies_and_their_order(tmp_path):
+    names = ",".join(CHEXPERT_14)
+    table = tmp_path / "labels.csv"
+    rows = [
+        ("000.png,7,s1,2001-02-03,PA", "1"),
+        ("001.png,7,s1,2001-02-03,LATERAL", "1"),
+        ("002.png,7,s2,2002-02-03,AP", "1"),
+    ]
+    lines = [f"Path,PatientID,StudyID,Study Date,ViewPosition,{names}"]
+    lines += [f"{cells},{label}" + "," * 13 for cells, label in rows]
+    table.write_text("\n".join(lines))
+    write(tmp_path, [("x", "x", None, None, {})] * 3)
+    out = tmp_path / "rows.jsonl"
+    assert label_table.main([str(table), str(out), "--views=any"]) == 0
+    found = manifest.load_rows(out, tmp_path / "films", images=ALL)
+    assert [films(row) for row in found] == [
+        {"frontal": 0, "lateral": 1},
+        {"frontal": 2, "prior": 0, "prior_lateral": 1},
+    ]
