@@ -96,6 +96,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="ROLE,..",
         help=f"what the films of --study are, in the order of the files: {', '.join(ROLES)}",
     )
+    parser.add_argument(
+        "--number_images", action="store_true", help='write "Picture n: " before each image'
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument(
         "--read_anyway", action="store_true", help="also read what is no frontal chest radiograph"
@@ -154,6 +157,7 @@ def read_all(arguments: argparse.Namespace) -> int:
             continue
         if model is None:  # only now: a call without one usable image answers at once
             model = _load(arguments.model, arguments.grids, arguments.max_pixels)
+            model.number_images = arguments.number_images
             why_shares = why_no_probabilities(model)
             if not arguments.json:
                 print(NOT_FOR_DIAGNOSIS)

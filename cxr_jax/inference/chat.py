@@ -126,6 +126,7 @@ class Chat:
             self.model.config,
             _with_marks(messages, [len(pictures) for pictures in turns]),
             [picture.grid for picture in shown],
+            numbered=self.model.number_images,
         )
         return Request(rendered.ids, shown, rendered.opened)
 

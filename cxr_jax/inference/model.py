@@ -81,7 +81,11 @@ class Model:
             so not the published model's exact answers. A model of one image size has one shape either way.
         max_pixels: most pixels of an image, where that is less than the model's own limit; None: the model's own.
         image_gate: what becomes of image files that are no chest films by their pixels: "refuse", "warn" or "off".
+        number_images: whether "Picture n: " stands before each image, as the published template's add_vision_id has it.
     """
+
+    # Off: prompts are as training writes them.
+    number_images = False
 
     def __init__(
         self,
@@ -259,7 +263,10 @@ class Model:
         self, prompt: str | Sequence[dict[str, Any]], grids: Sequence[tuple[int, int, int]] = ()
     ) -> list[int]:
         """Render one user turn (or a conversation) with its images, see `inference.prompts.render_conversation`."""
-        return inference_prompts.render_prompt(self.tokenizer, self.config, prompt, grids).ids
+        return self._rendered(inference_prompts.render_prompt, prompt, grids).ids
+
+    def _rendered(self, render: Callable[..., Any], prompt: Any, grids: Sequence[Any]) -> Any:
+        return render(self.tokenizer, self.config, prompt, grids, numbered=self.number_images)
 
     def prepare(self, image: Any) -> tuple[np.ndarray | None, tuple[int, int, int] | None]:
         """Turn an image (path, PIL image, or [H, W] floats in 0..1) into (patches, grid); (None, None) for None."""
@@ -328,7 +335,7 @@ class Model:
     ) -> Request:
         pictures = self.pictures(image)
         grids = [picture.grid for picture in pictures]
-        rendered = inference_prompts.render_question(self.tokenizer, self.config, prompt, grids)
+        rendered = self._rendered(inference_prompts.render_question, prompt, grids)
         request = Request(rendered.ids, pictures, rendered.opened)
         check_room(self.config, len(request.ids), new_tokens, name)
         return request

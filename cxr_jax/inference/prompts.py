@@ -226,18 +226,22 @@ def render_prompt(
     model_config: Config,
     prompt: str | Sequence[dict[str, Any] | Message],
     grids: Sequence[Grid] = (),
+    *,
+    numbered: bool = False,
 ) -> RenderedPrompt:
     """Render a user's prompt, a text or a conversation, as serving does.
 
     Args:
         prompt: see `messages_of`.
         grids: (t, h, w) of each image in patches.
+        numbered: as for `render_conversation`.
 
     Raises:
         UserError: for a malformed conversation, or a prompt that holds image or video placeholders of its own.
     """
     image_tokens = count_image_tokens(model_config, grids)
-    rendered = render_conversation(tokenizer, messages_of(prompt), image_tokens)
+    messages = messages_of(prompt)
+    rendered = render_conversation(tokenizer, messages, image_tokens, numbered=numbered)
     # A template that writes a placeholder of its own would shift the images' tokens.
     ids = rendered.ids
     is_right = ids.count(model_config.image_token_id) == sum(image_tokens)
@@ -251,6 +255,8 @@ def render_question(
     model_config: Config,
     prompt: str | Sequence[dict[str, Any]],
     grids: Sequence[Grid] = (),
+    *,
+    numbered: bool = False,
 ) -> RenderedPrompt:
     """Render a prompt that is answered: as `render_prompt`, and every turn of the user asks something.
 
@@ -260,7 +266,7 @@ def render_question(
     for message in messages_of(prompt):
         if message["role"] == "user" and data_prompts.asks_nothing(message["content"]):
             raise UserError(data_prompts.NO_PROMPT)
-    return render_prompt(tokenizer, model_config, prompt, grids)
+    return render_prompt(tokenizer, model_config, prompt, grids, numbered=numbered)
 
 
 def least_grids(prompt: Prompt | Conversation, images: Images) -> list[Grid]:

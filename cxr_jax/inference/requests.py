@@ -166,6 +166,7 @@ class ReadyModel(Protocol):
     dtype: np.dtype
     folder: Path | None
     rows: int
+    number_images: bool
 
     @property
     def tokenizer(self) -> Tokenizer:

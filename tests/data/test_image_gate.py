@@ -158,7 +158,7 @@ def test_predict_refuses_pictures_and_goes_on_with_films(tmp_path, monkeypatch, 
         read.append(film.path)
         return {"image": film.path, "warnings": film.image.meta["warnings"]}
 
-    monkeypatch.setattr(predict, "_load", lambda *arguments: object())
+    monkeypatch.setattr(predict, "_load", lambda *arguments: SimpleNamespace())
     monkeypatch.setattr(predict, "why_no_probabilities", lambda model: None)
     monkeypatch.setattr(predict, "reading_record", record)
     page = str(as_file(tmp_path / "page.png", gate_pictures.make("text_page", 1)))

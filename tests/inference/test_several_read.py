@@ -153,3 +153,20 @@ def test_what_is_asked_is_in_the_prompt(model):
     text = TOKENIZER.decode(ids)
     shown = "Current frontal: <|vision_start|>{}<|vision_end|> Current lateral: <|vision_start|>{}<|vision_end|>\n"
     assert shown.format("<|image_pad|>" * 64, "<|image_pad|>" * 8) + FIND in text
+
+
+def test_images_are_numbered_on_request_over_the_whole_conversation(model, monkeypatch):
+    monkeypatch.setattr(model, "number_images", True)
+    text = TOKENIZER.decode(model.render("<image> or <image>?", [(1, 2, 2)] * 2))
+    pad = "<|vision_start|><|image_pad|><|vision_end|>"
+    assert f"Picture 1: {pad} or Picture 2: {pad}?" in text
+    chat = model.chat([image(0), image(1)])
+    chat.ask(FIND, max_new_tokens=3)
+    answer = chat.ask("And?", images=image(2), max_new_tokens=3)
+    said = [{**message} for message in chat.messages[:-1]]
+    said[0]["content"], said[2]["content"] = "<image><image>" + FIND, "<image>And?"
+    [[want]] = model.generate([[image(0), image(1), image(2)]], [said], 3)
+    close(answer, want)
+    monkeypatch.setattr(model, "number_images", False)
+    [[other]] = model.generate([[image(0), image(1), image(2)]], [said], 3)
+    assert other.logprobs != pytest.approx(want.logprobs, abs=1e-4)
