@@ -15,6 +15,7 @@ from cxr_jax.config.sections import EvaluationConfig, RunConfig
 from cxr_jax.data.prompts import as_text, most_films
 from cxr_jax.data.sources.base import Batch
 from cxr_jax.data.sources.splits import Splits, held_out, open_splits
+from cxr_jax.evaluation.film_use import BLANK_LEVEL, answer_with_films_swapped
 from cxr_jax.evaluation.reader import Reader, Readings
 from cxr_jax.inference.prompts import Prompts
 from cxr_jax.metrics import alarms, scores
@@ -29,9 +30,6 @@ from cxr_jax.runtime.signals import Stop, StoppedError
 from cxr_jax.runtime.trees import Tree
 from cxr_jax.training import checks
 from cxr_jax.weights import pretrained
-
-BLANK_LEVEL = 0.5  # mid-grey: an image without a finding, without a chest
-
 
 # ---- The task --------------------------------------------------------------------------------------
 
@@ -99,7 +97,8 @@ class SetAnswers:
 
     Attributes:
         real: the readings of the images.
-        other_images: "blank", "swapped" -> what is answered when the image is mid-grey, or the next one's.
+        other_images: "blank", "swapped" -> what is answered when the image is mid-grey, or the next one's; of phantom
+            studies "swapped lateral", "swapped prior", too: that film alone is the next one's.
     """
 
     real: Readings
@@ -196,7 +195,8 @@ def answer_all(reader: Reader, params: Tree, held_out_batch: Batch) -> SetAnswer
     """Read the real, blank and swapped images of a set.
 
     Swapped: each case is answered from the image of the next one, which is the real reading moved by one. Blank: one
-    reading of a mid-grey image stands for all, as the prompts of a set are one.
+    reading of a mid-grey image stands for all, as the prompts of a set are one. Of phantom studies every film but the
+    first is swapped alone, too (`film_use`).
     """
     images, texts = images_of(held_out_batch), held_out_batch["texts"]
     real_readings = reader.read(params, images, texts, held_out_batch.get("ids", ()))
@@ -211,7 +211,10 @@ def answer_all(reader: Reader, params: Tree, held_out_batch: Batch) -> SetAnswer
     swapped_answers = Answers(
         np.roll(real_readings.answer, 1, axis=0), np.roll(real_readings.valid, 1)
     )
-    return SetAnswers(real_readings, {"blank": blank_everywhere, "swapped": swapped_answers})
+    film_by_film = answer_with_films_swapped(reader, params, held_out_batch)
+    return SetAnswers(
+        real_readings, {"blank": blank_everywhere, "swapped": swapped_answers, **film_by_film}
+    )
 
 
 def _summary(

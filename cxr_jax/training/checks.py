@@ -81,8 +81,6 @@ def check_common(config: ConfigDict) -> Source:
 def _phantom_prompts(settings: RunConfig) -> tuple[Source, dict[Prompt, str]]:
     data = settings.data
     train = open_phantoms(data, data.hospital, "train")
-    if len(train.views) > 1:
-        raise UserError(f"config.data.views={','.join(train.views)!r}: runs read one film yet")
     return train, dict.fromkeys(train.prompts(), "the prompt")
 
 

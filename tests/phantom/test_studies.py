@@ -288,3 +288,4 @@ def test_roles_that_make_no_study_are_refused():
         with pytest.raises(UserError, match=r"config\.data\.views"):
             PhantomStudies("A", "train", views=views)
     assert PhantomSource("A", "train").views == ("frontal",)
+    assert PhantomStudies("A", "train", views=["frontal, prior"]).views == ("frontal", "prior")

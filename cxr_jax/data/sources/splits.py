@@ -303,7 +303,8 @@ def held_out(source: Source, count: int, poll: Callable[[], object] | None = Non
         poll: called before every HELD_OUT_PART examples; what it raises ends this.
 
     Returns:
-        The keys that every source fills (`base`), "texts" (the prompts) and, of files, "ids".
+        The keys that every source fills (`base`), "texts" (the prompts), of files "ids", and of phantom studies
+        "views", the roles of their films.
 
     Raises:
         UserError: for one file too many that cannot be read, or none that can.
@@ -333,6 +334,9 @@ def held_out(source: Source, count: int, poll: Callable[[], object] | None = Non
     if "images" in parts[0]:
         batch["images"] = [films for part in parts for films in part["images"]]
     batch["texts"] = source.about(taken)["prompts"]
+    # Which film is which, for the audit of each.
+    if isinstance(source, phantom.PhantomSource) and len(source.views) > 1:
+        batch["views"] = source.views
     # Phantoms have no ids of their own.
     if "ids" in parts[0]:
         batch["ids"] = [name for part in parts for name in part["ids"]]

@@ -33,12 +33,13 @@ _HIDDEN, _LATERAL, _PRIOR = 1, 2, 3
 
 
 def check_views(views: Iterable[str]) -> tuple[str, ...]:
-    """Return the roles of a study's films.
+    """Return the roles of a study's films; "frontal,lateral" is two, as a flag has them.
 
     Raises:
         UserError: for roles that make none of STUDIES.
     """
-    views = tuple(views)
+    # A flag without brackets is one text.
+    views = tuple(role.strip() for view in views for role in view.split(","))
     if views not in STUDIES:
         known = "; ".join(", ".join(study) for study in STUDIES)
         raise UserError(f"config.data.views={','.join(views)!r} must be one of: {known}")

@@ -97,6 +97,7 @@ def _look_back(
     )
 
     # ---- Devices come and go together: those that were removed are one or two ----
+    # At least the one whose number is least.
     removed = (device == device.min()) | (device < 0.2)
     had_device = jnp.where(before[Finding.SUPPORT_DEVICES] > 0, scene["device"], False)
     had_device |= (change[Finding.SUPPORT_DEVICES] == Change.RESOLVED) & removed

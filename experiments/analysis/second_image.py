@@ -1,0 +1,136 @@
+"""Is the second film of a study used? `python -m experiments.analysis.second_image MODEL [--views=frontal,lateral]`.
+
+Reads phantom studies of the test stream with all films, and with one film that of another patient, grey, or left out of
+the prompt; prints Jaccard and macro-F1 of each and how much less than with all films it is, paired, with 95 % bootstrap
+intervals. With a lateral, a second table counts the findings that the frontal film hides, and how many are named.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cxr_jax.config.arguments import ArgumentParser, wants_debug
+from cxr_jax.config.sections import DataConfig
+from cxr_jax.data.prompts import FIND_PROMPT, NEW_PROMPT, split_roles
+from cxr_jax.data.sources.phantom import PhantomStudies
+from cxr_jax.data.sources.splits import held_out
+from cxr_jax.errors import UserError, exit_code
+from cxr_jax.evaluation.film_use import answer_with_films_changed
+from cxr_jax.evaluation.reader import Reader
+from cxr_jax.inference.prompts import Prompts
+from cxr_jax.metrics.bootstrap import Bootstrap, estimate_mean
+from cxr_jax.metrics.scores import Answers, Reference, image_use_audit
+from cxr_jax.models.image_batches import open_images
+from cxr_jax.phantom import studies
+from cxr_jax.weights import pretrained
+
+BATCH = 16  # studies read at a time
+MAX_COMPLETION = 256
+
+
+def audit(model: str, source: PhantomStudies, count: int) -> dict[str, Any]:
+    """Read studies with every film changed in turn.
+
+    Args:
+        model: a name or a folder.
+        count: studies.
+
+    Returns:
+        "scores", see `scores.image_use_audit`; with a lateral "hidden": for each way of showing the films the share of
+        hidden findings that are named, {value, lo, hi}.
+
+    Raises:
+        UserError: for a model that cannot be used.
+    """
+    start = pretrained.load_starting_model(model, 0)
+    images = open_images(
+        DataConfig.with_defaults(), start.config, source.size, count=len(source.views)
+    )
+    # As wide as the prompts of all films: those of fewer fit into it.
+    prompts = Prompts.for_images(
+        start.tokenizer, start.config, images, MAX_COMPLETION, texts=source.prompts()
+    )
+    reader = Reader(start.config, start.tokenizer, prompts, BATCH, lexicon=source.lexicon)
+    # The same films for every way of showing them: only what is changed differs.
+    batch = held_out(source, count)
+    params = pretrained.to_device(start.params, "float32")
+    question = NEW_PROMPT if studies.PRIOR in source.views else FIND_PROMPT
+    answers = answer_with_films_changed(reader, params, batch, source.views, question)
+    bootstrap = Bootstrap()
+    result: dict[str, Any] = {
+        "scores": image_use_audit(answers, Reference.from_batch(batch), bootstrap=bootstrap)
+    }
+    if studies.LATERAL in source.views:
+        facts = source.facts(np.arange(count))
+        hidden = hidden_labels(facts["scene"], facts["hidden"])
+        result["hidden"] = {
+            name: _share_named(answer, hidden, bootstrap) for name, answer in answers.items()
+        }
+    return result
+
+
+def hidden_labels(scene: dict[str, np.ndarray], hidden: np.ndarray) -> np.ndarray:
+    """Give the labels that frontal films hide, bool [N, 14]; without their parent, which may be seen for another."""
+    severity = np.where(hidden, scene["severity"], 0.0)
+    labels = np.asarray(studies.phantom.labels({**scene, "severity": severity})) == 1
+    labels[:, [0, 3]] = False  # No Finding, Lung Opacity
+    return labels
+
+
+def _share_named(
+    answers: Answers, hidden: np.ndarray, bootstrap: Bootstrap
+) -> dict[str, float | None]:
+    """The share of the hidden labels that are named, over studies that hide one."""
+    rows = hidden.any(1)
+    named = np.asarray(answers.labels)[rows] & hidden[rows] & np.asarray(answers.valid)[rows, None]
+    return estimate_mean(named.sum(1) / hidden[rows].sum(1), None, bootstrap)
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """Write the tables, one string a line."""
+    table = [
+        "| films | Jaccard | less than real | macro-F1 | less than real | same answer |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, row in result["scores"].items():
+        cells = [name]
+        for metric in ("jaccard", "macro_f1"):
+            cells += [f"{row[metric]:.3f}", _interval(row.get(f"drop_{metric}"))]
+        cells.append(f"{row['same_answer']:.3f}" if "same_answer" in row else "")
+        table.append("| " + " | ".join(cells) + " |")
+    if "hidden" in result:
+        table += ["", "| films | hidden findings named |", "|---|--:|"]
+        table += [f"| {name} | {_interval(share)} |" for name, share in result["hidden"].items()]
+    return table
+
+
+def _interval(estimate: dict[str, float | None] | None) -> str:
+    if estimate is None or estimate["value"] is None:
+        return ""
+    return f"{estimate['value']:.3f} [{estimate['lo']:.3f}, {estimate['hi']:.3f}]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the tables; returns the exit code."""
+    parser = ArgumentParser("experiments.analysis.second_image", description=__doc__)
+    parser.add_argument("model", metavar="MODEL", help="a name, a model folder or a run's folder")
+    parser.add_argument("--views", default="frontal,lateral", help="roles of the films")
+    parser.add_argument("--hospital", default="A", choices=("A", "B"))
+    parser.add_argument("-n", type=int, default=256, help="studies")
+
+    def run() -> None:
+        args = parser.parse_args(argv)
+        if not 2 <= args.n <= 100_000:
+            raise UserError("-n must be from 2 to 100000")
+        source = PhantomStudies(args.hospital, "test", views=split_roles(args.views))
+        if len(source.views) < 2:
+            raise UserError(f"--views={args.views}: one film alone has no second")
+        print("\n".join(lines(audit(args.model, source, args.n))))
+
+    return exit_code(run, debug=wants_debug(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
