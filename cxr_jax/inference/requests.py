@@ -286,14 +286,15 @@ def check_ids(ids: np.ndarray, mask: np.ndarray, model_config: Config) -> None:
         raise UserError(
             f"input_ids must be whole numbers, at least one, not {ids.dtype} {list(ids.shape)}"
         )
-    # An id beyond the table would read another token's embedding, clipped, without a word.
-    if ids.min() < 0 or ids.max() >= model_config.text.vocab_size:
+    # An id beyond the table would read another token's embedding, clipped, without a word. That of images is not read,
+    # and some models have it there.
+    words = ids[ids != model_config.image_token_id]
+    if words.size and (words.min() < 0 or words.max() >= model_config.text.vocab_size):
         raise UserError(f"input_ids must lie in 0..{model_config.text.vocab_size - 1}")
     # Its embedding would be read as a word: nothing here makes features of frames.
-    if (ids[mask] == model_config.video_token_id).any():
-        raise UserError(
-            f"input_ids hold video_token_id {model_config.video_token_id}: videos are not read"
-        )
+    video_id = model_config.video_token_id
+    if video_id is not None and (ids[mask] == video_id).any():
+        raise UserError(f"input_ids hold video_token_id {video_id}: videos are not read")
     # A mask that rises again has a hole, which positions and caches do not know.
     if (np.diff(mask.astype(np.int8), axis=1) > 0).any():
         raise UserError("attention_mask must be right padding: ones, then zeros")

@@ -130,11 +130,12 @@ class Config:
 
     @property
     def media_token_ids(self) -> tuple[int, ...]:
-        """Ids that stand for pixels: they may never be sampled."""
+        """Ids that stand for pixels: they may never be sampled, those that have a row of the head."""
         ids = {
             self.image_token_id,
             self.video_token_id,
             self.vision_start_token_id,
             self.vision_end_token_id,
         }
-        return tuple(sorted(token_id for token_id in ids if token_id is not None))
+        rows = self.text.vocab_size
+        return tuple(sorted(token for token in ids if token is not None and token < rows))
