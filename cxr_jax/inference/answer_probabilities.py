@@ -305,12 +305,13 @@ class _Tree:
         # A child continues its parent's cache; two of one parent get copies.
         own_keys = jax.tree.map(lambda cached: cached[parent_rows], branches.own_keys)
         positions = jnp.repeat(self.trunk.start + step, width)
+        axes = self.model_config.text.position_axes
         hidden, own_keys = decoder.decode_step(
             self.layers,
             self.params["text"]["final"],
             self.model_config.text,
             embedded,
-            jnp.broadcast_to(positions[None, :, None], (3, row_count * width, 1)),
+            jnp.broadcast_to(positions[None, :, None], (axes, row_count * width, 1)),
             self.trunk.keys,
             self.trunk.lengths,
             own_keys,
@@ -386,7 +387,7 @@ def _read(
             params["text"],
             model_config.text,
             embedded,
-            jnp.broadcast_to(positions, (3, *tokens.shape)),
+            jnp.broadcast_to(positions, (model_config.text.position_axes, *tokens.shape)),
             count,
             keys,
             used_slots,

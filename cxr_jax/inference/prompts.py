@@ -401,7 +401,7 @@ class Prompts:
             grids: of the images of each text; None: of as many as it marks, one without marks, of the given grid.
 
         Returns:
-            ids int32 [B, T], lengths int32 [B], positions int32 [3, B, T + C]: M-RoPE positions of the prompt and
+            ids int32 [B, T], lengths int32 [B], positions int32 [axes, B, T + C]: positions of the prompt and
             of any C completion tokens that follow it directly, computed once and used by prefill, decode and
             training alike. With a template that opens the model's turn "opened", too, see `opened_ids`.
 
@@ -412,7 +412,8 @@ class Prompts:
         # Padded on the right with text that nobody attends to.
         ids = np.full((count, width), self.pad, np.int32)
         # Any position does for padding, as nobody attends to it.
-        positions = np.ones((3, count, width + self.max_completion), np.int32)
+        axes = self.config.text.position_axes
+        positions = np.ones((axes, count, width + self.max_completion), np.int32)
         lengths = np.zeros(count, np.int32)
         for index, prompt in enumerate(self._prompts(texts, grids)):
             # A text that was not among `texts`, or a width that was given, may not fit.
@@ -431,7 +432,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class KnownPrompt(RenderedPrompt):
-    """A rendered prompt, with positions int32 [3, T + C] and the tokens of what the template opens."""
+    """A rendered prompt, with positions int32 [axes, T + C] and the tokens of what the template opens."""
 
     positions: np.ndarray
     opened_ids: list[int]

@@ -152,7 +152,7 @@ class Request:
         return zlib.crc32(np.asarray(self.ids, np.int32).tobytes(), checksum)
 
     def positions(self, model_config: Config) -> np.ndarray:
-        """Compute M-RoPE positions int32 [3, 1, T]."""
+        """Compute positions int32 [axes, 1, T]."""
         # None and not empty: text alone has no images to match.
         grids = [picture.grid for picture in self.pictures] or None
         return network.positions(model_config, np.array([self.ids]), grids)

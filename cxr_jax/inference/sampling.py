@@ -43,7 +43,7 @@ class PromptBatch(NamedTuple):
 
     input_ids: Array  # int [B, T]
     lengths: Array  # int [B]
-    positions: Array  # int [3, B, T], see `network.positions`
+    positions: Array  # int [axes, B, T], see `network.positions`
     image_features: network.Seen | None = None  # tokens [B, I, D]
 
 
@@ -163,7 +163,8 @@ class _Loop:
         embedded = network.embed_text(
             self.params, self.model_config, token[:, None], dtype=self.settings.dtype
         )
-        positions = jnp.broadcast_to((rows.start + step)[None, :, None], (3, len(rows.start), 1))
+        axes = self.model_config.text.position_axes
+        positions = jnp.broadcast_to((rows.start + step)[None, :, None], (axes, len(rows.start), 1))
         hidden, own_keys = decoder.decode_step(
             self.layers,
             self.params["text"]["final"],

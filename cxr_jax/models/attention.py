@@ -139,7 +139,7 @@ def _parts(block: int, queries: jax.Array, biases: tuple) -> tuple:
     query_blocks = _blocks(queries, block)
     rows = [
         _blocks(bias, block)
-        if bias is not None and bias.shape[-2:-1] == queries.shape[-2:-1]
+        if bias is not None and jnp.shape(bias)[-2:-1] == queries.shape[-2:-1]
         else None
         for bias in biases
     ]
@@ -213,6 +213,24 @@ def _attend_before(queries: jax.Array, seen: KeysAndValues, biases: tuple, first
     return _softmax_attention(queries, *seen, jnp.where(is_before, biases[0], NEG))
 
 
+def _attend_nearby(queries: jax.Array, seen: KeysAndValues, biases: tuple, first: Any) -> jax.Array:
+    """Attention to keys before the query, within a window, and behind it in the query's own image.
+
+    biases: that of the keys as for `_attend_before`, images of the queries [B, 1, 1, T, 1] and of the keys
+    [B, 1, 1, 1, S] or None, and the window or None.
+    """
+    key_bias, query_images, key_images, window = biases
+    places = first + jnp.arange(queries.shape[-2])[:, None]
+    keys = jnp.arange(seen[0].shape[2])
+    # Behind itself a token sees its own image alone, and no window is in the way there.
+    is_seen = keys <= places
+    if query_images is not None:
+        is_seen = is_seen | ((query_images == key_images) & (key_images > 0))
+    if window is not None:
+        is_seen = is_seen & (keys > places - window)
+    return _softmax_attention(queries, *seen, jnp.where(is_seen, key_bias, NEG))
+
+
 def _attend_own_part(
     queries: jax.Array, seen: KeysAndValues, biases: tuple, first: Any
 ) -> jax.Array:
@@ -238,20 +256,36 @@ def attention(
     return _attention(_attend_all, queries, keys, values, bias)
 
 
-def causal_attention(mask: Array) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+def causal_attention(
+    mask: Array,
+    *,
+    images: Array | None = None,
+    window: Array | int | None = None,
+    scale: float | None = None,
+) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
     """Make `attention` of (queries, keys, values) for sequences in which a token sees itself and those before it.
 
     Args:
         mask: bool [B, T], False at padding, which is on the right.
+        images: int [B, T], of each token its image, 0 for none: tokens of one image see each other both ways.
+        window: a token sees itself and the window - 1 tokens before it, and no others of those before it.
+        scale: of the scores; None: d ** -0.5.
     """
+    # Compared in the layer, because its window may be traced, and with it the mask.
+    biases: tuple
+    if images is not None or window is not None:
+        parts: tuple = (None, None)
+        if images is not None:
+            parts = images[:, None, None, :, None], images[:, None, None, None, :]
+        attend, biases = _attend_nearby, (key_bias(mask)[:, None, None, None], *parts, window)
     # Made once for all layers, but for long sequences, whose bias would be as large as a head's scores.
-    if mask.shape[1] <= ALL_AT_ONCE_UP_TO:
-        attend, bias = _attend_all, causal_bias(mask)
+    elif mask.shape[1] <= ALL_AT_ONCE_UP_TO:
+        attend, biases = _attend_all, (causal_bias(mask),)
     else:
-        attend, bias = _attend_before, key_bias(mask)[:, None, None, None]
+        attend, biases = _attend_before, (key_bias(mask)[:, None, None, None],)
 
     def attend_causally(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-        return _attention(attend, queries, keys, values, bias)
+        return _attention(attend, queries, keys, values, *biases, scale=scale)
 
     return attend_causally
 
@@ -265,18 +299,24 @@ def part_attention(
     return _attention(_attend_own_part, queries, keys, values, query_parts, key_parts)
 
 
+# As a factor of the queries, which are fewer than the scores.
+def _scale(scale: float | None, head_dim: int) -> float:
+    return head_dim**-0.5 if scale is None else scale
+
+
 def _attention(
     attend: _Attend,
     queries: jax.Array,
     keys: jax.Array,
     values: jax.Array,
-    *biases: jax.Array | None,
+    *biases: Any,
+    scale: float | None = None,
 ) -> jax.Array:
     B, T, H, d = queries.shape
     S, K = keys.shape[1:3]
     G = H // K  # query heads that share a key head
     # Query heads of a key head side by side: [B, K, G, T, d].
-    grouped = (queries * d**-0.5).reshape(B, T, K, G, d).transpose(0, 2, 3, 1, 4)
+    grouped = (queries * _scale(scale, d)).reshape(B, T, K, G, d).transpose(0, 2, 3, 1, 4)
     seen = keys.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3)
     output = _attend_in_blocks(attend, query_block(B * H, T, S), grouped, seen, biases)
     return output.transpose(0, 3, 1, 2, 4).reshape(B, T, H, d)
@@ -411,6 +451,7 @@ def two_part_attention(
     first_bias: jax.Array,
     second_bias: jax.Array,
     place: tuple[jax.Array, int] | None = None,
+    scale: float | None = None,
 ) -> jax.Array:
     """Compute attention of each row over keys shared by its group and keys of its own, in a single softmax.
 
@@ -422,6 +463,7 @@ def two_part_attention(
         second_bias: float32, without gradient, broadcastable to [R, K, 1, G, T, N].
         place: (index, rows) where only some of the `rows` = B * n rows in group order are left, those at `index`
             (see `take_rows`); not differentiable then.
+        scale: of the scores; None: d ** -0.5.
 
     Returns:
         [R, T, H, d].
@@ -429,7 +471,7 @@ def two_part_attention(
     R, T, H, d = queries.shape
     K = first[0].shape[1]
     # [R, K, G, T, d], as in `attention`.
-    grouped = (queries * d**-0.5).reshape(R, T, K, H // K, d).transpose(0, 2, 3, 1, 4)
+    grouped = (queries * _scale(scale, d)).reshape(R, T, K, H // K, d).transpose(0, 2, 3, 1, 4)
     if place is None:
         block = query_block(R * H, T, max(first[0].shape[2], second[0].shape[2]))
         biases = first_bias, second_bias

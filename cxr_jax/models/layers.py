@@ -80,44 +80,109 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square normalisation, statistics in float32."""
+    """Root-mean-square normalisation, statistics in float32.
 
-    def __init__(self, width: int, eps: float) -> None:
-        """Begin with a scale of 1."""
-        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+    is_one_plus: times 1 + scale, all of it in float32, as Gemma has it.
+    """
+
+    def __init__(self, width: int, eps: float, *, is_one_plus: bool = False) -> None:
+        """Begin with a factor of 1."""
+        self.scale = nnx.Param(jnp.full((width,), 0.0 if is_one_plus else 1.0, jnp.float32))
         self.eps = eps
+        self.is_one_plus = is_one_plus
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Normalise over the last axis."""
         inputs32 = inputs.astype(jnp.float32)
         # In float32: a mean of bfloat16 squares loses digits.
         mean_square = jnp.mean(jnp.square(inputs32), -1, keepdims=True)
-        normalised = (inputs32 * jax.lax.rsqrt(mean_square + self.eps)).astype(inputs.dtype)
+        normalised = inputs32 * jax.lax.rsqrt(mean_square + self.eps)
+        scale = self.scale[...].astype(inputs.dtype)
+        if self.is_one_plus:
+            return (normalised * (1.0 + scale.astype(jnp.float32))).astype(inputs.dtype)
         # Rounded before the scale, as the reference does.
-        return normalised * self.scale[...].astype(inputs.dtype)
+        return normalised.astype(inputs.dtype) * scale
+
+
+class LayerNorm(nnx.Module):
+    """Normalisation by mean and standard deviation, all of it in float32, and rounded once."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        """Begin with a scale of 1 and a bias of 0."""
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Normalise over the last axis."""
+        scale, bias = (
+            # In the type of the computation first: there, a sampler's weights are those of the learner.
+            param[...].astype(inputs.dtype).astype(jnp.float32)
+            for param in (self.scale, self.bias)
+        )
+        # The deviation from the mean itself: the difference of two large means would lose digits.
+        inputs32 = inputs.astype(jnp.float32)
+        centered = inputs32 - jnp.mean(inputs32, -1, keepdims=True)
+        variance = jnp.mean(jnp.square(centered), -1, keepdims=True)
+        normalised = centered * jax.lax.rsqrt(variance + self.eps)
+        return (normalised * scale + bias).astype(inputs.dtype)
+
+
+def activate(activation: str, inputs: jax.Array) -> jax.Array:
+    """Apply "silu", "gelu_tanh" (the tanh form of GELU) or "gelu" (the exact one)."""
+    if activation == "silu":
+        return jax.nn.silu(inputs)
+    # Said each time: the default of JAX is the tanh form, that of torch the exact one.
+    return jax.nn.gelu(inputs, approximate={"gelu_tanh": True, "gelu": False}[activation])
 
 
 class MLP(nnx.Module):
-    """SwiGLU: down(silu(gate x) * up x)."""
+    """Gated: down(activation(gate x) * up x); SwiGLU by default."""
 
     def __init__(
-        self, width: int, inner_width: int, *, bias: bool, rngs: nnx.Rngs, out_scale: float = 1.0
+        self,
+        width: int,
+        inner_width: int,
+        *,
+        bias: bool,
+        rngs: nnx.Rngs,
+        out_scale: float = 1.0,
+        activation: str = "silu",
     ) -> None:
         """Draw fresh kernels; out_scale: of the last one, which is small in deep models."""
+        self.activation = activation
         self.gate = Linear(width, inner_width, bias=bias, rngs=rngs)
         self.up = Linear(width, inner_width, bias=bias, rngs=rngs)
         self.down = Linear(inner_width, width, bias=bias, rngs=rngs, scale=out_scale)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Compute [..., size] -> [..., size]."""
-        return self.down(jax.nn.silu(self.gate(inputs)) * self.up(inputs))
+        return self.down(activate(self.activation, self.gate(inputs)) * self.up(inputs))
+
+
+class PlainMLP(nnx.Module):
+    """Two layers with biases: fc2(gelu_tanh(fc1 x))."""
+
+    def __init__(
+        self, width: int, inner_width: int, *, rngs: nnx.Rngs, out_scale: float = 1.0
+    ) -> None:
+        """Draw fresh kernels; out_scale: of the last one, which is small in deep models."""
+        self.fc1 = Linear(width, inner_width, bias=True, rngs=rngs)
+        self.fc2 = Linear(inner_width, width, bias=True, rngs=rngs, scale=out_scale)
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Compute [..., size] -> [..., size]."""
+        return self.fc2(activate("gelu_tanh", self.fc1(inputs)))
 
 
 class FusedMLP(nnx.Module):
     """MLP without biases whose gate and up kernels lie side by side (see `decoder_layers.fuse`)."""
 
-    def __init__(self, width: int, inner_width: int, *, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, width: int, inner_width: int, *, rngs: nnx.Rngs, activation: str = "silu"
+    ) -> None:
         """Draw fresh kernels, only for their shapes."""
+        self.activation = activation
         self.gate_up = Linear(width, 2 * inner_width, bias=False, rngs=rngs)
         self.down = Linear(inner_width, width, bias=False, rngs=rngs)
 
@@ -125,7 +190,7 @@ class FusedMLP(nnx.Module):
         """Compute [..., size] -> [..., size]."""
         # One product in place of two; halves in the order in which `decoder_layers.fuse` put them.
         gate, up = jnp.split(self.gate_up(inputs), 2, axis=-1)
-        return self.down(jax.nn.silu(gate) * up)
+        return self.down(activate(self.activation, gate) * up)
 
 
 # ---- Modules as functions of a nested dict -----------------------------------------------------------------

@@ -17,7 +17,7 @@ from cxr_jax.models.layers import merge_adapters
 from cxr_jax.runtime.trees import Tree, flatten
 
 # By what people train: the language model alone, the tower, or the layers between them. Of a group, each model has the
-# modules of its family: gate, up and down, or fc1 and fc2.
+# modules of its family: gate, up and down, or fc1 and fc2; qkv, or q, k and v.
 TARGETS = {
     "decoder": tuple(
         f"text/layers/{module}"
@@ -27,7 +27,7 @@ TARGETS = {
         f"vision/blocks/{module}"
         for module in (
             *("attn/qkv", "attn/proj", "mlp/gate", "mlp/up", "mlp/down"),
-            *("mlp/fc1", "mlp/fc2"),
+            *("mlp/fc1", "mlp/fc2", "attn/q", "attn/k", "attn/v"),
         )
     ),
     "merger": ("vision/merger/fc1", "vision/merger/fc2", "vision/taps/fc1", "vision/taps/fc2"),
@@ -35,7 +35,10 @@ TARGETS = {
 """Group -> the Linear modules that can carry an adapter."""
 
 # Of families that came later, in the order in which they came.
-_LATER = ("vision/blocks/mlp/fc1", "vision/blocks/mlp/fc2", "vision/taps/fc1", "vision/taps/fc2")
+_LATER = (
+    *("vision/blocks/mlp/fc1", "vision/blocks/mlp/fc2", "vision/taps/fc1", "vision/taps/fc2"),
+    *("vision/blocks/attn/q", "vision/blocks/attn/k", "vision/blocks/attn/v"),
+)
 # In a fixed order: `init` draws by a module's place in it, so new targets belong at the end.
 PATHS = (*(path for group in TARGETS.values() for path in group if path not in _LATER), *_LATER)
 

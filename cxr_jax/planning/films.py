@@ -143,7 +143,7 @@ class FilmReading:
         arrays: list[Any] = [
             abstract_array((1, slots), "int32"),
             abstract_array((1,), "int32"),
-            abstract_array((3, 1, slots), "int32"),
+            abstract_array((self.model_config.text.position_axes, 1, slots), "int32"),
             network.Seen(tokens, (tokens,) * len(self.model_config.vision.tapped)),
         ]
         prompts = sampling.PromptBatch(*arrays)

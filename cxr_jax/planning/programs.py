@@ -131,10 +131,11 @@ class Shapes:
         """Return images and prompts of so many rows, abstract."""
         # Prompt and completion lie in one row, so positions are made for both.
         sequence_length = self.prompt_width + self.settings.max_completion
+        axes = self.model_config.text.position_axes
         prompts = {
             "ids": abstract_array((row_count, self.prompt_width), "int32"),
             "lengths": abstract_array((row_count,), "int32"),
-            "positions": abstract_array((3, row_count, sequence_length), "int32"),
+            "positions": abstract_array((axes, row_count, sequence_length), "int32"),
         }
         if self.opened_width:
             prompts["opened"] = abstract_array((row_count, self.opened_width), "int32")

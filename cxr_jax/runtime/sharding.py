@@ -125,14 +125,14 @@ def shardings(tree: Tree, mesh: Mesh) -> Tree:
 def batch_shardings(batch: Tree, mesh: Mesh) -> Tree:
     """Find the NamedSharding of every leaf of a batch: rows over data and fsdp.
 
-    Rows are axis 0; of the prompts' positions [3, rows, tokens] axis 1.
+    Rows are axis 0; of the prompts' positions [axes, rows, tokens] axis 1.
     """
 
     def sharding(leaf_path: tuple, leaf: Any) -> NamedSharding:
         # A scalar, such as the number of the step, is the same everywhere.
         if not leaf.ndim:
             return NamedSharding(mesh, PartitionSpec())
-        # Positions have their three axes of M-RoPE in front.
+        # Positions have their axes in front.
         row_axis = 1 if path_string(leaf_path).endswith("prompts/positions") else 0
         return NamedSharding(mesh, PartitionSpec(*[None] * row_axis, BATCH_AXES))
 

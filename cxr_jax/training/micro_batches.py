@@ -44,7 +44,7 @@ def accumulate(
 def cut(batch: Tree, parts: int) -> Tree:
     """Cut the rows of a batch into equal parts, stacked on a new axis 0.
 
-    Rows lie on axis 0, but for the prompts' positions [3, B, T]. Part i has rows i, i + parts, ...: of rows that are
+    Rows lie on axis 0, but for the prompts' positions [axes, B, T]. Part i has rows i, i + parts, ...: of rows that are
     spread over devices, each device has some in each part.
     """
 

@@ -18,7 +18,7 @@ from places import ROOT
 from cxr_jax.inference import model as inference_model
 from cxr_jax.models import attention as attentions
 from cxr_jax.models import network
-from cxr_jax.models.network import decoder, tower
+from cxr_jax.models.network import decoder, tower, tower_layers
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM, QWEN2_5_VL_3B
 from cxr_jax.weights import hf_folder
 
@@ -176,7 +176,7 @@ def test_the_tower_of_a_large_film_trains_as_that_of_a_small_one(blocks, monkeyp
     config = dataclasses.replace(
         PHANTOM.vision, depth=3, hidden_size=32, intermediate_size=48, fullatt_block_indexes=(2,)
     )
-    params = jax.jit(lambda key: tower.init_params(config, key))(jax.random.key(0))
+    params = jax.jit(lambda key: tower_layers.init_params(config, key))(jax.random.key(0))
     films = normal(2, 4 * 8, 1176)
 
     def trained(remat):

@@ -13,7 +13,7 @@ import tiny_model
 from cxr_jax.errors import UserError
 from cxr_jax.models import attention as attentions
 from cxr_jax.models import layers, lora
-from cxr_jax.models.network import packing, tower, tower_packed
+from cxr_jax.models.network import packing, tower, tower_layers, tower_packed
 from cxr_jax.models.network.packing import PackSizes
 from cxr_jax.models.qwen2_5_vl.config import QWEN2_5_VL_3B
 from cxr_jax.models.qwen2_5_vl.processor import PROCESSOR
@@ -221,7 +221,7 @@ def compare(pattern, params, rng, is_trained, pool=GRIDS):
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_features_and_gradients_of_any_mix_are_the_exact_ones_by_one_program(pattern):
-    params = tower.init_params(config_of(pattern), jax.random.key(0))
+    params = tower_layers.init_params(config_of(pattern), jax.random.key(0))
     rng = np.random.default_rng(1)
     is_trained = pattern == "one full"  # gradients of both kinds of blocks
     for _ in range(8):
@@ -230,7 +230,7 @@ def test_features_and_gradients_of_any_mix_are_the_exact_ones_by_one_program(pat
 
 
 def test_what_is_computed_again_is_the_same():
-    params = tower.init_params(config_of("one full"), jax.random.key(0))
+    params = tower_layers.init_params(config_of("one full"), jax.random.key(0))
     inputs = mix(np.random.default_rng(2), config_of("one full"))
     _, inputs = packed_inputs(config_of("one full"), *inputs)
     assert_near(
@@ -242,7 +242,7 @@ def test_what_is_computed_again_is_the_same():
 
 def test_padding_changes_nothing_not_even_nan():
     model_config = config_of("one full")
-    params = tower.init_params(model_config, jax.random.key(0))
+    params = tower_layers.init_params(model_config, jax.random.key(0))
     grids, images, weights = mix(np.random.default_rng(3), model_config)
     tokens, (pixels, weights, packed) = packed_inputs(model_config, grids, images, weights)
     run = packed_program("one full")
@@ -263,7 +263,7 @@ def test_padding_changes_nothing_not_even_nan():
 def test_adapters_count_as_in_the_exact_program():
     settings = lora.Lora(rank=2, alpha=4.0, targets=("vision", "merger"))
     model_config = config_of("windows")
-    params = {"vision": tower.init_params(model_config, jax.random.key(0))}
+    params = {"vision": tower_layers.init_params(model_config, jax.random.key(0))}
     adapters = lora.init(params, settings, jax.random.key(1))
     # `lora_b` begins as zeros.
     adapters = jax.tree.map(lambda leaf: leaf + 0.1, adapters)
@@ -297,7 +297,7 @@ def test_the_program_does_not_grow_with_the_depth():
         model_config = dataclasses.replace(
             config_of("windows"), depth=depth, fullatt_block_indexes=tuple(range(3, depth, 4))
         )
-        params = jax.eval_shape(lambda: tower.init_params(model_config, jax.random.key(0)))
+        params = jax.eval_shape(lambda: tower_layers.init_params(model_config, jax.random.key(0)))
         packed, _ = packing.pack(model_config, [], SIZES)
         pixels = jax.ShapeDtypeStruct((*SIZES, model_config.patch_dim), "float32")
         encode = jax.jit(functools.partial(tower_packed.forward, model_config=model_config))

@@ -11,7 +11,7 @@ import pytest
 import tiny_model
 
 from cxr_jax.models import layers
-from cxr_jax.models.network import rope, tower
+from cxr_jax.models.network import rope, tower, tower_layers
 
 GRID = (1, 4, 6)  # windows of 4 x 4 patches, of which the second is cut
 PATTERNS = {
@@ -28,10 +28,10 @@ def config_of(depth, full):
     )
 
 
-@functools.partial(jax.jit, static_argnums=4)
+@functools.partial(jax.jit, static_argnums=3)
 def run_block(params, *inputs):
     """A block of any tower here: they are all of one shape."""
-    return layers.apply(layers.graph(tower.Block, config_of(1, ())), params, *inputs)
+    return layers.apply(layers.graph(tower_layers.Block, config_of(1, ())), params, *inputs)
 
 
 def block_by_block(params, model_config, pixels):
@@ -44,7 +44,7 @@ def block_by_block(params, model_config, pixels):
         return array.reshape(len(array), units, -1)[:, places]
 
     hidden = layers.apply(
-        layers.graph(tower.PatchEmbed, model_config), params["patch_embed"], pixels
+        layers.graph(tower_layers.PatchEmbed, model_config), params["patch_embed"], pixels
     )
     hidden = in_order(hidden, order).reshape(*hidden.shape)
     angles = rope.vision_angles(model_config, *GRID[1:]).reshape(units, -1)
@@ -52,28 +52,42 @@ def block_by_block(params, model_config, pixels):
     for index in range(model_config.depth):
         own = jax.tree.map(lambda leaf, index=index: leaf[index], params["blocks"])
         seen = ((1, frame),) if index in model_config.fullatt_block_indexes else segments
-        hidden = run_block(own, hidden, np.cos(angles), np.sin(angles), seen)
-    tokens = layers.apply(layers.graph(tower.Merger, model_config), params["merger"], hidden)
-    return tower.Seen(tokens[:, inverse])
+        hidden = run_block(own, hidden, (np.cos(angles), np.sin(angles)), seen)
+    tokens = layers.apply(layers.graph(tower_layers.Merger, model_config), params["merger"], hidden)
+    return tower_layers.Seen(tokens[:, inverse])
 
 
 def test_what_repeats_and_what_is_left_over_are_all_blocks():
-    for kinds in itertools.chain.from_iterable(
-        itertools.product((False, True), repeat=depth) for depth in range(1, 11)
-    ):
+    plain, full = (tower._Kind(is_full, False) for is_full in (False, True))
+    tapped = tower._Kind(True, True)
+    drawn = (
+        *itertools.chain.from_iterable(
+            itertools.product((plain, full), repeat=depth) for depth in range(1, 11)
+        ),
+        *itertools.chain.from_iterable(
+            itertools.product((plain, full, tapped), repeat=depth) for depth in range(1, 8)
+        ),
+    )
+    for kinds in drawn:
         found = []
         stretches = tower._stretches(kinds)
         for stretch in stretches:
             assert stretch.first == len(found)
-            period = [run.is_full for run in stretch.runs for _ in range(run.first, run.last)]
+            period = [
+                tower._Kind(run.is_full, run.is_tapped and number == run.last - 1)
+                for run in stretch.runs
+                for number in range(run.first, run.last)
+            ]
             found += period * stretch.repeats
             assert stretch.last == len(found)
         assert tuple(found) == kinds
         written = sum(len(stretch.runs) for stretch in stretches)
         assert written <= len(tower._runs(kinds))
     # Those of the published models.
-    (stretch,) = tower._stretches(((False,) * 7 + (True,)) * 4)
+    (stretch,) = tower._stretches(((plain,) * 7 + (full,)) * 4)
     assert (stretch.repeats, len(stretch.runs)) == (4, 2)
+    stretches = tower._stretches(((full,) * 5 + (tapped,)) * 3 + (full,) * 6)
+    assert [(stretch.repeats, len(stretch.runs)) for stretch in stretches] == [(3, 1), (1, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +104,7 @@ def assert_near(got, want):
 @pytest.mark.parametrize("name", PATTERNS)
 def test_any_pattern_scanned_is_block_by_block(monkeypatch, pixels, name):
     model_config = config_of(*PATTERNS[name])
-    params = tower.init_params(model_config, jax.random.key(0))
+    params = tower_layers.init_params(model_config, jax.random.key(0))
     monkeypatch.setattr(layers, "UNROLL_UP_TO", 0)
     got = tower.forward(params, model_config, pixels, GRID)
     assert_near(got, block_by_block(params, model_config, pixels))
@@ -99,7 +113,7 @@ def test_any_pattern_scanned_is_block_by_block(monkeypatch, pixels, name):
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_gradients_of_a_scanned_tower_are_those_block_by_block(monkeypatch, pixels, remat):
     model_config = config_of(*PATTERNS["a rest"])
-    params = tower.init_params(model_config, jax.random.key(0))
+    params = tower_layers.init_params(model_config, jax.random.key(0))
 
     def loss(params, encode):
         return jnp.sum(jnp.sin(encode(params).tokens))
@@ -118,7 +132,7 @@ def products(model_config, differentiated):
     def encode(params, pixels):
         return tower.forward(params, model_config, pixels, GRID).tokens.sum()
 
-    params = jax.eval_shape(lambda: tower.init_params(model_config, jax.random.key(0)))
+    params = jax.eval_shape(lambda: tower_layers.init_params(model_config, jax.random.key(0)))
     pixels = jax.ShapeDtypeStruct((1, GRID[1] * GRID[2], model_config.patch_dim), "float32")
     step = jax.jit(jax.grad(encode) if differentiated else encode)
     return step.lower(params, pixels).as_text().count("dot_general")

@@ -1,18 +1,19 @@
 """A vision-language model as pure functions of a plain nested dict of parameters: {"vision": ..., "text": ...}."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from cxr_jax.models.network import decoder, decoder_layers, tower, tower_packed
+from cxr_jax.models.network import decoder, decoder_layers, tower, tower_layers, tower_packed
 from cxr_jax.models.network.config import Config
 from cxr_jax.models.network.decoder import Embedded
 from cxr_jax.models.network.packing import Packing
 from cxr_jax.models.network.rope import next_positions, positions
 from cxr_jax.models.network.sharding_rules import SHARDING_RULES
-from cxr_jax.models.network.tower import Seen
+from cxr_jax.models.network.tower_layers import Seen
 from cxr_jax.runtime import sharding
 from cxr_jax.runtime.trees import Array, Tree
 
@@ -46,7 +47,7 @@ def init_params(model_config: Config, key: jax.Array) -> Tree:
     # Apart, so that the tower is drawn alike whatever the decoder's size.
     vision_key, text_key = jax.random.split(key)
     return {
-        "vision": tower.init_params(model_config.vision, vision_key),
+        "vision": tower_layers.init_params(model_config.vision, vision_key),
         "text": decoder_layers.init_params(
             model_config.text, text_key, model_config.tie_word_embeddings
         ),
@@ -110,7 +111,11 @@ def embed_text(
     """Embed tokens without images [B, T] as [B, T, D]."""
     # Ids out of range are clipped, and do not become NaN as by default.
     embedding = params["text"]["embed"]["embedding"]
-    return jnp.take(embedding, input_ids, axis=0, mode="clip").astype(dtype)
+    hidden = jnp.take(embedding, input_ids, axis=0, mode="clip").astype(dtype)
+    if model_config.text.scales_embedding:
+        # The factor is rounded to the type of the computation, as the reference rounds it to that of its weights.
+        hidden = hidden * jnp.asarray(math.sqrt(model_config.text.hidden_size), dtype)
+    return hidden
 
 
 def embed(
@@ -136,11 +141,18 @@ def embed(
     def placed(features: jax.Array) -> jax.Array:
         return jnp.take_along_axis(features.astype(dtype), slot[..., None], axis=1, mode="clip")
 
+    # Numbered here, where ids are known: the decoder has none.
+    images = None
+    if model_config.text.image_sees_itself:
+        # An image is a run of placeholders; two are parted by text.
+        follows_image = jnp.pad(is_image, ((0, 0), (1, 0)))[:, :-1]
+        images = jnp.where(is_image, jnp.cumsum(is_image & ~follows_image, 1), 0)
     is_image = is_image[..., None]
     return Embedded(
         # Text keeps its embedding, and every placeholder takes the token of its image.
         jnp.where(is_image, placed(image_features.tokens), hidden),
         tuple(jnp.where(is_image, placed(tap), 0) for tap in image_features.taps),
+        images,
     )
 
 
@@ -171,7 +183,7 @@ def decode_full(
     """Run the decoder on embedded tokens [B, T, D].
 
     Args:
-        positions: int [3, B, T].
+        positions: int [axes, B, T].
         mask: bool [B, T].
 
     Returns:
@@ -197,10 +209,10 @@ def decode_group(
 
     Args:
         prompts: [B, S, D].
-        positions: int [3, B, S].
+        positions: int [axes, B, S].
         lengths: int [B].
         own_hidden: [B*n, C, D], right-padded, in prompt order.
-        own_positions: int [3, B*n, C].
+        own_positions: int [axes, B*n, C].
 
     Returns:
         Hidden states [B, S, D] and [B*n, C, D] after the final norm.

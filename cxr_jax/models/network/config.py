@@ -65,6 +65,11 @@ class VisionConfig:
         """The tapped blocks that there are, in their order: what they give is added in this order."""
         return tuple(sorted({block for block in self.tap_blocks if block < self.depth}))
 
+    @property
+    def has_windows(self) -> bool:
+        """Whether any block attends within windows."""
+        return not all(map(self.is_full, range(self.depth)))
+
     def is_full(self, block: int) -> bool:
         """Tell whether a block attends to the whole image."""
         return self.fullatt_block_indexes is None or block in self.fullatt_block_indexes
@@ -110,6 +115,16 @@ class TextConfig:
     def head_dim(self) -> int:
         """Features of one head."""
         return self.head_size or self.hidden_size // self.num_attention_heads
+
+    @property
+    def position_axes(self) -> int:
+        """Numbers of a position: time, height and width, or the place in the text alone."""
+        return 3 if self.mrope_section else 1
+
+    @property
+    def layer_kinds(self) -> tuple[int, ...]:
+        """1 for each layer that sees a window, 0 for one that sees all."""
+        return tuple(int(layer in self.sliding_layers) for layer in range(self.num_hidden_layers))
 
 
 @dataclass(frozen=True)

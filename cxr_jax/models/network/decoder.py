@@ -20,24 +20,102 @@ from cxr_jax.runtime.trees import Array, Tree
 
 
 class Embedded(NamedTuple):
-    """Tokens that enter the decoder, and what images add to them on the way."""
+    """Tokens that enter the decoder, and what images are to it beside."""
 
     hidden: Any  # [B, T, D]
     adds: tuple = ()  # [B, T, D] each, 0 but at image tokens: entry j is added after layer j
+    images: Any = None  # int [B, T]: each token's image, from 1, 0 for text; None where images are read like text
+
+
+# ---- Kinds of layers ---------------------------------------------------------------------------------------
+
+_FAR = 2**30  # tokens: the window of a layer that has none
+
+_OfKind = Callable[[Any], Any]
+"""kind of a layer -> a value. 0: it sees all, 1: it sees a window, maybe traced; None where all are of one kind."""
+
+
+def _windows(model_config: TextConfig) -> list[int | None]:
+    """The windows of the kinds of layers that there are: one, or first that of full layers, then that of the others."""
+    kinds = set(model_config.layer_kinds)
+    windows = {0: None, 1: model_config.sliding_window}
+    return [windows[kind] for kind in sorted(kinds)]
+
+
+def _by_window(model_config: TextConfig, make: Callable[[Any], Any]) -> _OfKind:
+    """What make(window) gives for a layer; where all layers are of one kind, it is made once, now."""
+    windows = _windows(model_config)
+    # One trace for both kinds, so what differs is looked up.
+    if len(windows) > 1:
+        sizes = jnp.asarray([_FAR, model_config.sliding_window], jnp.int32)
+        return lambda kind: make(sizes[kind])
+    made = make(windows[0])
+    return lambda kind: made
+
+
+def _angles(model_config: TextConfig, positions: Array) -> _OfKind:
+    """Cosines and sines of positions int [axes, B, T], as `rope.text_cos_sin` gives them for a kind."""
+    angles = [
+        rope.text_cos_sin(model_config, positions, is_sliding=window is not None)
+        for window in _windows(model_config)
+    ]
+    # Stacked, so that a traced kind can choose.
+    if len(angles) > 1:
+        stacked = jax.tree.map(lambda *kinds: jnp.stack(kinds), *angles)
+        return lambda kind: jax.tree.map(lambda leaf: leaf[kind], stacked)
+    return lambda kind: angles[0]
 
 
 # ---- Which keys are seen -----------------------------------------------------------------------------------
 
 
-def _filled_bias(slots: int, filled: Array) -> jax.Array:
-    """[B, 1, 1, 1, 1, S]: the first filled[b] of a group's slots are seen by all its queries."""
-    seen = jnp.arange(slots) < filled[:, None]
-    return key_bias(seen)[:, None, None, None, None]
+def _attention_before(
+    model_config: TextConfig, mask: jax.Array, images: jax.Array | None = None
+) -> _OfKind:
+    """Attention of whole sequences, see `causal_attention`."""
+    return _by_window(
+        model_config,
+        lambda window: causal_attention(
+            mask, images=images, window=window, scale=model_config.query_scale
+        ),
+    )
 
 
-def _own_bias(length: int) -> jax.Array:
-    """[T, T]: causal among a row's own tokens, whose padding is on the right and so never seen."""
-    return key_bias(jnp.tril(jnp.ones((length, length), bool)))
+def _biases_after(
+    model_config: TextConfig,
+    slots: int,
+    filled: Array,
+    own_slots: int,
+    step: jax.Array | None = None,
+) -> _OfKind:
+    """Biases of `two_part_attention` for tokens that follow kept keys, and each other causally.
+
+    Args:
+        slots: of a group's kept keys, the first filled[b] of which are seen.
+        own_slots: N, of the keys of the tokens that follow, in their order; padding on the right is never seen.
+        step: the place among them of the one query that there is; None: all of them ask, T = N.
+
+    Returns:
+        (float32 [B, 1, 1, 1, 1 or T, S], [T, N]).
+    """
+    places = jnp.arange(own_slots) if step is None else jnp.reshape(step, 1)
+
+    def biases(window: Any) -> tuple[jax.Array, jax.Array]:
+        is_filled = jnp.arange(slots) < filled[:, None]  # [B, S]
+        own = jnp.arange(own_slots)
+        # Keys in slots that are not filled yet lie ahead of every query.
+        is_before = own <= places[:, None]  # [T, N]
+        if window is None:
+            return key_bias(is_filled)[:, None, None, None, None], key_bias(is_before)
+        # Places are counted by tokens, whatever the positions that turn them.
+        # The query's place in the whole sequence is filled[b] + its own.
+        out_of_sight = filled[:, None] + places - window  # [B, T]: the last such
+        is_near = jnp.arange(slots) > out_of_sight[..., None]  # [B, T, S]
+        is_own_near = own > places[:, None] - window
+        kept_bias = key_bias(is_filled[:, None] & is_near)[:, None, None, None]
+        return kept_bias, key_bias(is_before & is_own_near)
+
+    return _by_window(model_config, biases)
 
 
 def _heads_first(keys: jax.Array, values: jax.Array) -> KeysAndValues:
@@ -54,9 +132,10 @@ def _last_of(hidden: jax.Array, lengths: Array) -> jax.Array:
 
 
 class _Inputs(NamedTuple):
-    """What the layers take beside the hidden states; all of it stacked on axis 0, or each a list of layers."""
+    """What one layer takes beside the hidden states."""
 
     params: Any
+    kind: Any = None  # see `_OfKind`
     kept: Any = None  # keys of earlier passes
     add: Any = None  # [B, T, D], added after the layer
 
@@ -68,54 +147,58 @@ def _plus(hidden: jax.Array, add: jax.Array | None) -> jax.Array:
 def _run(
     layer: Callable,
     model_config: TextConfig,
-    inputs: _Inputs,
-    adds: tuple,
+    params: Any,
     hidden: Any,
+    *,
+    kept: list | None = None,
+    adds: tuple = (),
     remat: str = "none",
 ) -> tuple[Any, Any]:
-    """`run_layers` of layer(inputs of one layer, hidden), where images add to what the first layers give.
+    """`run_layers` of layer(_Inputs, hidden), where images add to what the first layers give.
 
     Those that nothing is added to are a stack of their own, so that no zeros are made for them.
+
+    Args:
+        params: of the layers, stacked, or a list.
+        kept: a layer's keys each.
+        adds: of the first layers; those of more layers than there are are not used.
     """
     count = model_config.num_hidden_layers
-    # More taps than layers: the rest is not used.
-    adds = adds[:count]
-    if not adds:
-        return run_layers(layer, _by_layer(inputs), hidden, count, remat)
-    # One trace each in deep stacks, and all layers unrolled in shallow ones, as without taps.
-    unroll_up_to = None if is_shallow(count) else 1
-    tapped, others = (
-        _Inputs(*(_layers_of(leaf, part) for leaf in inputs))
-        for part in (slice(len(adds)), slice(len(adds), count))
+    # The first layers are a stack of their own; of most models it is empty.
+    tapped = min(len(adds), count)
+    # In deep stacks one trace each; all layers unrolled in shallow ones, as without taps.
+    unroll_up_to = 1 if tapped and not is_shallow(count) else None
+    all_kept = []
+    for first, last in ((0, tapped), (tapped, count)):
+        if first == last:
+            continue
+        inputs = _inputs(model_config, params, kept, adds if first < tapped else (), first, last)
+        hidden, of_layers = run_layers(layer, inputs, hidden, last - first, remat, unroll_up_to)
+        all_kept.append(of_layers)
+    if len(all_kept) == 1:
+        return hidden, all_kept[0]
+    return hidden, jax.tree.map(lambda *parts: jnp.concatenate(parts), *all_kept)
+
+
+def _inputs(
+    model_config: TextConfig, params: Any, kept: list | None, adds: tuple, first: int, last: int
+) -> Any:
+    """The inputs of the layers first to last - 1, as `run_layers` takes them: stacked, or a list as the parameters."""
+    kinds = model_config.layer_kinds if len(set(model_config.layer_kinds)) > 1 else None
+    columns = [column and column[first:last] for column in (kinds, kept, adds or None)]
+    # A list goes layer by layer, and what is not there is None in each.
+    if isinstance(params, list):
+        absent = [None] * (last - first)
+        of_layers = zip(params[first:last], *(column or absent for column in columns), strict=True)
+        return [_Inputs(*values) for values in of_layers]
+    columns[0] = kinds and [jnp.int32(kind) for kind in columns[0]]
+    # The whole stack as it is: a slice of all of it would be one more operation.
+    if last - first < model_config.num_hidden_layers:
+        params = jax.tree.map(lambda leaf: leaf[first:last], params)
+    stacked = (
+        column and jax.tree.map(lambda *layers: jnp.stack(layers), *column) for column in columns
     )
-    # The additions go through the layers beside their parameters, in the same form.
-    is_list = isinstance(inputs.params, list)
-    tapped = tapped._replace(add=list(adds) if is_list else jnp.stack(adds))
-    hidden, kept = run_layers(layer, _by_layer(tapped), hidden, len(adds), remat, unroll_up_to)
-    if len(adds) == count:
-        return hidden, kept
-    hidden, other_kept = run_layers(
-        layer, _by_layer(others), hidden, count - len(adds), remat, unroll_up_to
-    )
-    return hidden, jax.tree.map(lambda *parts: jnp.concatenate(parts), kept, other_kept)
-
-
-def _by_layer(inputs: _Inputs) -> Any:
-    """The inputs as `run_layers` takes them: a list of layers where the parameters are one."""
-    if not isinstance(inputs.params, list):
-        return inputs
-    # A layer is given what there is; the rest has its default.
-    present = [name for name, value in inputs._asdict().items() if value is not None]
-    columns = (getattr(inputs, name) for name in present)
-    return [
-        _Inputs(**dict(zip(present, values, strict=True))) for values in zip(*columns, strict=True)
-    ]
-
-
-def _layers_of(stacked: Any, part: slice) -> Any:
-    if isinstance(stacked, list):
-        return stacked[part]
-    return jax.tree.map(lambda leaf: leaf[part], stacked)
+    return _Inputs(params, *stacked)
 
 
 # ---- Whole passes ------------------------------------------------------------------------------------------
@@ -133,26 +216,28 @@ def forward(
     """Run all layers on embedded tokens [B, T, D].
 
     Args:
-        positions: int [3, B, T].
+        positions: int [axes, B, T].
         mask: bool [B, T].
 
     Returns:
         [B, T, D] after the final norm.
     """
-    # Angles and bias are the same in all layers, so they are made once.
-    cosines, sines = rope.text_cos_sin(model_config, positions)
-    attend_before = causal_attention(mask)
+    angles = _angles(model_config, positions)
+    attention_of = _attention_before(model_config, mask, embedded.images)
     block = graph(Block, model_config)
 
-    def attend(queries: jax.Array, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, None]:
-        return attend_before(queries, keys, values), None
-
     def layer(inputs: _Inputs, hidden: jax.Array) -> tuple[jax.Array, None]:
-        hidden, kept = apply(block, inputs.params, hidden, cosines, sines, attend)
+        attend_before = attention_of(inputs.kind)
+
+        def attend(*projected: jax.Array) -> tuple[jax.Array, None]:
+            return attend_before(*projected), None
+
+        hidden, kept = apply(block, inputs.params, hidden, *angles(inputs.kind), attend)
         return _plus(hidden, inputs.add), kept
 
-    inputs = _Inputs(params["layers"])
-    hidden, _ = _run(layer, model_config, inputs, embedded.adds, embedded.hidden, remat)
+    hidden, _ = _run(
+        layer, model_config, params["layers"], embedded.hidden, adds=embedded.adds, remat=remat
+    )
     return final_norm(params, model_config, hidden)
 
 
@@ -171,46 +256,64 @@ def forward_group(
 
     Args:
         prompts: [B, S, D]; what images add concerns them alone.
-        positions: int [3, B, S].
+        positions: int [axes, B, S].
         lengths: int [B], of the prompts.
         own_hidden: [B*n, C, D], completions in prompt order, right-padded (causality hides the padding).
-        own_positions: int [3, B*n, C].
+        own_positions: int [axes, B*n, C].
 
     Returns:
         The hidden states after the final norm of both, [B, S, D] and [B*n, C, D]; the gradient of a prompt sums over
         its n.
     """
-    prompt_mask = jnp.arange(prompts.hidden.shape[1]) < lengths[:, None]
-    angles = rope.text_cos_sin(model_config, positions)
-    own_angles = rope.text_cos_sin(model_config, own_positions)
-    attend_before = causal_attention(prompt_mask)
-    prompt_bias = key_bias(prompt_mask)[:, None, None, None, None]  # [B, 1, 1, 1, 1, S]
-    own_bias = _own_bias(own_hidden.shape[1])  # [C, C]
+    slots, own_slots = prompts.hidden.shape[1], own_hidden.shape[1]
+    prompt_mask = jnp.arange(slots) < lengths[:, None]
+    angles, own_angles = (_angles(model_config, each) for each in (positions, own_positions))
+    attention_of = _attention_before(model_config, prompt_mask, prompts.images)
+    biases = _biases_after(model_config, slots, lengths, own_slots)
     block = graph(Block, model_config)
-
-    def attend_prompt(
-        queries: jax.Array, keys: jax.Array, values: jax.Array
-    ) -> tuple[jax.Array, KeysAndValues]:
-        return attend_before(queries, keys, values), _heads_first(keys, values)
 
     def layer(inputs: _Inputs, hidden: tuple) -> tuple[tuple, None]:
         prompt_hidden, completions = hidden
-        prompt_hidden, shared = apply(block, inputs.params, prompt_hidden, *angles, attend_prompt)
+        attend_before = attention_of(inputs.kind)
+
+        def attend_prompt(
+            queries: jax.Array, keys: jax.Array, values: jax.Array
+        ) -> tuple[jax.Array, KeysAndValues]:
+            return attend_before(queries, keys, values), _heads_first(keys, values)
+
+        prompt_hidden, shared = apply(
+            block, inputs.params, prompt_hidden, *angles(inputs.kind), attend_prompt
+        )
 
         # Defined in the layer: it closes over the prompt's keys of this very layer.
         def attend_own(
             queries: jax.Array, keys: jax.Array, values: jax.Array
         ) -> tuple[jax.Array, None]:
             own_keys = _heads_first(keys, values)
-            return two_part_attention(queries, shared, own_keys, prompt_bias, own_bias), None
+            return _two_parts(model_config, queries, shared, own_keys, biases(inputs.kind)), None
 
-        completions, _ = apply(block, inputs.params, completions, *own_angles, attend_own)
+        completions, _ = apply(
+            block, inputs.params, completions, *own_angles(inputs.kind), attend_own
+        )
         return (_plus(prompt_hidden, inputs.add), completions), None
 
     # Both go through the layers together, since no layer needs the prompt's keys of another.
-    inputs, both = _Inputs(params["layers"]), (prompts.hidden, own_hidden)
-    both, _ = _run(layer, model_config, inputs, prompts.adds, both, remat)
+    both = prompts.hidden, own_hidden
+    both, _ = _run(layer, model_config, params["layers"], both, adds=prompts.adds, remat=remat)
     return final_norm(params, model_config, both[0]), final_norm(params, model_config, both[1])
+
+
+def _two_parts(
+    model_config: TextConfig,
+    queries: jax.Array,
+    kept: KeysAndValues,
+    own: KeysAndValues,
+    biases: tuple[jax.Array, jax.Array],
+    place: tuple[jax.Array, int] | None = None,
+) -> jax.Array:
+    return two_part_attention(
+        queries, kept, own, *biases, place=place, scale=model_config.query_scale
+    )
 
 
 # ---- Passes that keep keys ---------------------------------------------------------------------------------
@@ -222,26 +325,29 @@ def prefill(
     """Run embedded prompts [B, S, D] once.
 
     Args:
-        positions: int [3, B, S].
+        positions: int [axes, B, S].
         lengths: int [B].
 
     Returns:
         (hidden [B, D] of each prompt's last token after the final norm, cache {"k", "v"}: [L, B, S, K, d] each).
     """
     mask = jnp.arange(embedded.hidden.shape[1]) < lengths[:, None]
-    cosines, sines = rope.text_cos_sin(model_config, positions)
-    attend_before = causal_attention(mask)
+    angles = _angles(model_config, positions)
+    attention_of = _attention_before(model_config, mask, embedded.images)
     block = graph(Block, model_config)
 
-    def attend(queries: jax.Array, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, Tree]:
-        return attend_before(queries, keys, values), {"k": keys, "v": values}
-
     def layer(inputs: _Inputs, hidden: jax.Array) -> tuple[jax.Array, Tree]:
-        hidden, kept = apply(block, inputs.params, hidden, cosines, sines, attend)
+        attend_before = attention_of(inputs.kind)
+
+        def attend(
+            queries: jax.Array, keys: jax.Array, values: jax.Array
+        ) -> tuple[jax.Array, Tree]:
+            return attend_before(queries, keys, values), {"k": keys, "v": values}
+
+        hidden, kept = apply(block, inputs.params, hidden, *angles(inputs.kind), attend)
         return _plus(hidden, inputs.add), kept
 
-    inputs = _Inputs(params["layers"])
-    hidden, cache = _run(layer, model_config, inputs, embedded.adds, embedded.hidden)
+    hidden, cache = _run(layer, model_config, params["layers"], embedded.hidden, adds=embedded.adds)
     # Only the last token's state is wanted: the next token is drawn from it.
     return final_norm(params, model_config, _last_of(hidden, lengths)), cache
 
@@ -263,16 +369,16 @@ def extend(
     """Run `prefill` of hidden [B, E, D] on top of keys that are kept.
 
     Args:
-        positions: int [3, B, E].
+        positions: int [axes, B, E].
         lengths: int [B] of the new tokens.
         keys: `prompt_keys` of S slots, the first used [B] filled.
 
     Returns:
         (hidden [B, D] of each last token after the final norm, the new tokens' [(k, v)] a layer, [B, K, E, d]).
     """
-    kept_bias = _filled_bias(keys[0][0].shape[2], used)  # [B, 1, 1, 1, 1, S]
-    own_bias = _own_bias(hidden.shape[1])
-    angles = rope.text_cos_sin(model_config, positions)
+    slots, new_slots = keys[0][0].shape[2], hidden.shape[1]
+    biases = _biases_after(model_config, slots, used, new_slots)
+    angles = _angles(model_config, positions)
     block = graph(Block, model_config)
 
     def layer(inputs: _Inputs, hidden: jax.Array) -> tuple[jax.Array, KeysAndValues]:
@@ -281,17 +387,12 @@ def extend(
         ) -> tuple[jax.Array, KeysAndValues]:
             # Keys of the new tokens are kept apart; whoever asked joins them to the others.
             new = _heads_first(keys, values)
-            return two_part_attention(queries, inputs.kept, new, kept_bias, own_bias), new
+            return _two_parts(model_config, queries, inputs.kept, new, biases(inputs.kind)), new
 
-        return apply(block, inputs.params, hidden, *angles, attend)
+        return apply(block, inputs.params, hidden, *angles(inputs.kind), attend)
 
-    # Parameters and kept keys go through the layers together, stacked or as a list, as the parameters are.
-    kept: Any = keys
-    if not isinstance(params["layers"], list):
-        kept = jax.tree.map(lambda *layers: jnp.stack(layers), *keys)
     # New keys come back stacked over the layers.
-    inputs = _Inputs(params["layers"], kept)
-    hidden, (new_keys, new_values) = _run(layer, model_config, inputs, (), hidden)
+    hidden, (new_keys, new_values) = _run(layer, model_config, params["layers"], hidden, kept=keys)
     last = final_norm(params, model_config, _last_of(hidden, lengths))
     return last, [(new_keys[index], new_values[index]) for index in range(len(keys))]
 
@@ -325,7 +426,7 @@ def decode_step(
         layers: from `decode_layers`.
         final: params["final"].
         hidden: [R, 1, D], rows in prompt order (R = B * n).
-        positions: int [3, R, 1].
+        positions: int [axes, R, 1].
         prompt: from `prompt_keys`.
         own: from `empty_own`, slots < step filled.
         place: where these rows are not all of the prompts' rows, see `two_part_attention`.
@@ -333,20 +434,23 @@ def decode_step(
     Returns:
         (hidden [R, D] after the final norm, own with slot `step` filled).
     """
-    cosines, sines = rope.text_cos_sin(model_config, positions)
-    prompt_bias = _filled_bias(prompt[0][0].shape[2], prompt_lengths)  # [B, 1, 1, 1, 1, S]
-    own_bias = key_bias(jnp.arange(own[0][0].shape[2]) <= step)  # [N], the filled slots
+    angles = _angles(model_config, positions)
+    slots, own_slots = prompt[0][0].shape[2], own[0][0].shape[2]
+    biases = _biases_after(model_config, slots, prompt_lengths, own_slots, step)
     is_fused = "qkv" in layers[0]["attn"]
     block = graph(Block, model_config, is_fused)
     own_after = []
     # A Python loop: the caches of the layers are arrays of their own, written in place.
-    for layer_params, shared, (old_keys, old_values) in zip(layers, prompt, own, strict=True):
+    for layer_params, kind, shared, (old_keys, old_values) in zip(
+        layers, model_config.layer_kinds, prompt, own, strict=True
+    ):
 
         def attend(
             queries: jax.Array,
             keys: jax.Array,
             values: jax.Array,
             # Bound now, by defaults: a closure would see the last layer's keys in every turn.
+            kind: int = kind,
             shared: KeysAndValues = shared,
             old_keys: jax.Array = old_keys,
             old_values: jax.Array = old_values,
@@ -357,10 +461,10 @@ def decode_step(
                 jax.lax.dynamic_update_slice_in_dim(old_keys, new_keys, step, 2),
                 jax.lax.dynamic_update_slice_in_dim(old_values, new_values, step, 2),
             )
-            output = two_part_attention(queries, shared, own_keys, prompt_bias, own_bias, place)
+            output = _two_parts(model_config, queries, shared, own_keys, biases(kind), place)
             return output, own_keys
 
-        hidden, own_keys = apply(block, layer_params, hidden, cosines, sines, attend)
+        hidden, own_keys = apply(block, layer_params, hidden, *angles(kind), attend)
         own_after.append(own_keys)
     # The one position of each row, without its axis.
     return apply(graph(Final, model_config), final, hidden[:, 0]), own_after

@@ -18,6 +18,7 @@ from cxr_jax.models.layers import (
     RMSNorm,
     apply,
     graph,
+    init,
     init_stacked,
     merge_adapters,
     split_adapters,
@@ -33,6 +34,11 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 # ---- Modules -----------------------------------------------------------------------------------------------
 
 
+def _norm(model_config: TextConfig, width: int) -> RMSNorm:
+    is_one_plus = {"scale": False, "one_plus": True}[model_config.norm]
+    return RMSNorm(width, model_config.rms_norm_eps, is_one_plus=is_one_plus)
+
+
 class Attention(nnx.Module):
     """The projections around `attend`, which picks the keys."""
 
@@ -43,19 +49,23 @@ class Attention(nnx.Module):
         width, head_dim = model_config.hidden_size, model_config.head_dim
         self.widths = [heads * head_dim, key_heads * head_dim, key_heads * head_dim]
         if fused:
-            self.qkv = Linear(width, sum(self.widths), bias=True, rngs=rngs)
+            self.qkv = Linear(width, sum(self.widths), bias=model_config.qkv_bias, rngs=rngs)
         else:
             self.q, self.k, self.v = (
-                Linear(width, size, bias=True, rngs=rngs) for size in self.widths
+                Linear(width, size, bias=model_config.qkv_bias, rngs=rngs) for size in self.widths
             )
         self.o = Linear(
             self.widths[0],
             width,
-            bias=False,
+            bias=model_config.output_bias,
             rngs=rngs,
             # Each layer adds two terms to the stream: so its variance does not grow with depth.
             scale=(2 * model_config.num_hidden_layers) ** -0.5,
         )
+        # One weight of each, shared by all heads.
+        self.has_head_norms = model_config.qk_norm
+        if self.has_head_norms:
+            self.q_norm, self.k_norm = (_norm(model_config, head_dim) for _ in range(2))
         self.head_dim = head_dim
         self.fused = fused
 
@@ -73,6 +83,9 @@ class Attention(nnx.Module):
         queries, keys, values = (
             projection.reshape(B, T, -1, self.head_dim) for projection in projected
         )
+        # Before the rotation, which keeps lengths.
+        if self.has_head_norms:
+            queries, keys = self.q_norm(queries), self.k_norm(keys)
         # Keys are kept rotated, so that no later pass turns them again.
         output, kept_by_pass = attend(
             rope.rotate(queries, cosines, sines), rope.rotate(keys, cosines, sines), values
@@ -86,20 +99,37 @@ class Block(nnx.Module):
     def __init__(self, model_config: TextConfig, fused: bool = False, *, rngs: nnx.Rngs) -> None:
         """Draw fresh parameters."""
         width, inner_width = model_config.hidden_size, model_config.intermediate_size
-        self.norm1 = RMSNorm(width, model_config.rms_norm_eps)
+        self.norm1 = _norm(model_config, width)
         self.attn = Attention(model_config, rngs=rngs, fused=fused)
-        self.norm2 = RMSNorm(width, model_config.rms_norm_eps)
+        self.norm2 = _norm(model_config, width)
+        self.has_post_norms = model_config.post_norms
+        if self.has_post_norms:
+            self.post_norm1, self.post_norm2 = (_norm(model_config, width) for _ in range(2))
+        activation = model_config.activation
         if fused:
-            self.mlp: FusedMLP | MLP = FusedMLP(width, inner_width, rngs=rngs)
+            self.mlp: FusedMLP | MLP = FusedMLP(
+                width, inner_width, rngs=rngs, activation=activation
+            )
         else:
             out_scale = (2 * model_config.num_hidden_layers) ** -0.5
-            self.mlp = MLP(width, inner_width, bias=False, rngs=rngs, out_scale=out_scale)
+            self.mlp = MLP(
+                width,
+                inner_width,
+                bias=False,
+                rngs=rngs,
+                out_scale=out_scale,
+                activation=activation,
+            )
 
     def __call__(
         self, hidden: jax.Array, cosines: jax.Array, sines: jax.Array, attend: Attend
     ) -> tuple[jax.Array, Any]:
         """Compute (hidden [B, T, D] after the layer, what `attend` keeps)."""
         added, kept_by_pass = self.attn(self.norm1(hidden), cosines, sines, attend)
+        # Normed before they are added, so that no layer can write more than its scale allows.
+        if self.has_post_norms:
+            hidden = hidden + self.post_norm1(added)
+            return hidden + self.post_norm2(self.mlp(self.norm2(hidden))), kept_by_pass
         hidden = hidden + added
         return hidden + self.mlp(self.norm2(hidden)), kept_by_pass
 
@@ -110,7 +140,7 @@ class Final(nnx.Module):
     def __init__(self, model_config: TextConfig, *, rngs: nnx.Rngs) -> None:
         """Begin with a scale of 1."""
         del rngs
-        self.norm = RMSNorm(model_config.hidden_size, model_config.rms_norm_eps)
+        self.norm = _norm(model_config, model_config.hidden_size)
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """Normalise [..., D]."""
@@ -140,7 +170,7 @@ def init_params(model_config: TextConfig, key: jax.Array, tied: bool) -> Tree:
         "layers": init_stacked(
             Block, model_config, key=layers_key, count=model_config.num_hidden_layers
         ),
-        "final": {"norm": {"scale": jnp.ones((width,), jnp.float32)}},
+        "final": init(Final, model_config, key=layers_key),  # draws nothing
     }
     if not tied:
         params["head"] = {"kernel": normal(head_key, (width, vocab_size))}
@@ -158,12 +188,13 @@ def fuse(layers: Tree) -> Tree:
         for module in ("attn", "mlp")
     )
 
+    # With biases or without: whatever leaves they have lie side by side.
     def side_by_side(*linears: Tree) -> Tree:
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, -1), *linears)
 
     return {
         **layers,
-        "attn": {"qkv": side_by_side(attn["q"], attn["k"], attn["v"]), "o": attn["o"]},
+        "attn": {"qkv": side_by_side(*(attn.pop(name) for name in ("q", "k", "v"))), **attn},
         "mlp": {"gate_up": side_by_side(mlp["gate"], mlp["up"]), "down": mlp["down"]},
     }
 

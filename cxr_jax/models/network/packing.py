@@ -17,6 +17,7 @@ import numpy as np
 
 from cxr_jax.errors import UserError
 from cxr_jax.models.image_processor import MAX_ASPECT
+from cxr_jax.models.network import position_table
 from cxr_jax.models.network.config import VisionConfig
 from cxr_jax.models.network.tower import WindowPlan, window_plan
 from cxr_jax.runtime.trees import Array
@@ -40,6 +41,7 @@ class Packing(NamedTuple):
     images: Array  # int32 [R, U]: of each slot, 1 + the number of its image; 0 for padding
     windows: Array  # int32 [R, U]: of each slot, its window, from 1 in each row; 0 for padding
     places: Array  # int32 [R, U, 2]: of each slot, its row and column in its image, in units
+    sides: Array  # int32 [R, U, 2]: of each slot, the rows and columns of its image, in units
 
 
 class ImageTokens(NamedTuple):
@@ -77,7 +79,7 @@ def row_patches(
         if width <= max_aspect * (height + 1)
     ]
     images = [
-        _window_sizes(_plan(model_config, height * merge_size, width * merge_size)) * copies
+        _window_sizes(window_plan(model_config, height * merge_size, width * merge_size)) * copies
         for height, width in sides
     ]
     units = max_units * copies
@@ -96,15 +98,10 @@ def window_patches(model_config: VisionConfig) -> int:
     return side**2 * model_config.merge_unit
 
 
-def has_windows(model_config: VisionConfig) -> bool:
-    """Tell whether any block attends within windows."""
-    return not all(map(model_config.is_full, range(model_config.depth)))
-
-
 def _bin_units(model_config: VisionConfig, units: int) -> int:
     """The units of a bin; of a tower without windows the row is one."""
     # Nothing keeps patches together there: any slot will do for any of them.
-    if not has_windows(model_config):
+    if not model_config.has_windows:
         return units
     return window_patches(model_config) // model_config.merge_unit
 
@@ -129,6 +126,7 @@ def pack(
     order = np.tile(np.arange(U, dtype=np.int32), (R, 1))
     images, windows = np.zeros((2, R, U), np.int32)
     places = np.zeros((R, U, 2), np.int32)
+    all_sides = np.ones((R, U, 2), np.int32)
     tokens = ImageTokens(*np.zeros((3, len(plans)), np.int32))
 
     for row, numbers in enumerate(_images_by_row(model_config, plans, sizes)):
@@ -143,19 +141,22 @@ def pack(
 
         first = 0
         for number in numbers:
-            plan, columns = plans[number], grids[number][2] // model_config.spatial_merge_size
+            plan = plans[number]
+            sides = [side // model_config.spatial_merge_size for side in grids[number][1:]]
             count = len(plan.order)
             of_image = slots[first : first + count]
             order[row, of_image] = first + plan.order
             images[row, of_image] = number + 1
-            places[row, of_image] = np.stack(np.divmod(plan.order, columns), -1)
+            places[row, of_image] = np.stack(np.divmod(plan.order, sides[1]), -1)
+            # By slot, like places: what a table is read at depends on both.
+            all_sides[row, of_image] = sides
             for values, value in zip(tokens, (row, first, count), strict=True):
                 values[number] = value
             first += count
         # The units of padding go to the slots that are left.
         order[row, images[row] == 0] = np.arange(used, U)
     inverse = np.argsort(order, 1).astype(np.int32)
-    return Packing(order, inverse, images, windows, places), tokens
+    return Packing(order, inverse, images, windows, places, all_sides), tokens
 
 
 def pack_pixels(
@@ -182,16 +183,8 @@ def _image_plan(model_config: VisionConfig, number: int, grid: tuple[int, int, i
         raise UserError(
             f"image {number}: {height} x {width} patches: one side is more than {MAX_ASPECT} times the other"
         )
-    return _plan(model_config, height, width)
-
-
-def _plan(model_config: VisionConfig, height: int, width: int) -> WindowPlan:
-    """The windows of an image; of a tower without any, the whole image in reading order."""
-    if has_windows(model_config):
-        return window_plan(model_config, height, width)
-    # One window, as large as the image, whose order is that of reading.
-    order = np.arange(height * width // model_config.merge_unit)
-    return WindowPlan(order, order, ((1, height * width),))
+    position_table.check_size(model_config, height, width)
+    return window_plan(model_config, height, width)
 
 
 def _images_by_row(

@@ -1,4 +1,4 @@
-"""Rotary positions: 2-D for vision patches, three-axis (M-RoPE) for the decoder. Angles are float32 always.
+"""Rotary positions: 2-D for vision patches, three axes (M-RoPE) or one for the decoder. Angles are float32 always.
 
 Positions of prompts are host-side numpy: they depend on token ids and grids only, never on weights.
 """
@@ -46,17 +46,41 @@ def vision_angles(model_config: VisionConfig, rows: int, columns: int) -> np.nda
     return np.concatenate(halves, -1)
 
 
-def text_cos_sin(model_config: TextConfig, positions: Array) -> tuple[jax.Array, jax.Array]:
-    """Compute cos, sin float32 [B, T, 1, head_dim / 2] from positions int [3, B, T].
+@functools.lru_cache(maxsize=64)
+def followed_axes(model_config: TextConfig) -> np.ndarray:
+    """Find which axis of the positions each frequency follows (time, height, width): int [head_dim / 2].
 
-    Each band of frequencies follows its own axis (time, height, width).
+    In bands, one after the other; or interleaved: every third follows height, as far as its section reaches, the one
+    behind it width, and all others time.
     """
-    # By band of frequencies: which of the three axes it follows.
-    followed_axis = np.repeat(np.arange(3), model_config.mrope_section)
-    frequency = frequencies(model_config.rope_theta, model_config.head_dim)
-    followed = jnp.moveaxis(jnp.asarray(positions), 0, -1)[
-        ..., followed_axis
-    ]  # [B, T, head_dim / 2]
+    count = model_config.head_dim // 2
+    sections = model_config.mrope_section
+    if not sections:
+        return np.zeros(count, np.int64)
+    if not model_config.mrope_interleaved:
+        return np.repeat(np.arange(3), sections)
+    # By slices and not by counting: a section that reaches beyond the last frequency is cut.
+    axes = np.zeros(count, np.int64)
+    for axis in (1, 2):
+        axes[axis : 3 * sections[axis] : 3] = axis
+    return axes
+
+
+def text_cos_sin(
+    model_config: TextConfig, positions: Array, *, is_sliding: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Compute cos, sin float32 [B, T, 1, head_dim / 2] from positions int [axes, B, T].
+
+    Args:
+        is_sliding: those of layers that see a window.
+    """
+    theta = model_config.sliding_rope_theta if is_sliding else model_config.rope_theta
+    frequency = frequencies(theta, model_config.head_dim)
+    # Linear scaling stretches the layers that see far, and no others.
+    if not is_sliding:
+        frequency = frequency / np.float32(model_config.rope_factor)
+    axes = followed_axes(model_config)
+    followed = jnp.moveaxis(jnp.asarray(positions), 0, -1)[..., axes]  # [B, T, head_dim / 2]
     angles = followed.astype(jnp.float32) * frequency
     return jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
 
@@ -78,7 +102,9 @@ def positions(
     grids: Sequence | np.ndarray | None = None,
     mask: Array | None = None,
 ) -> np.ndarray:
-    """Compute M-RoPE positions int32 [3, B, T] (time, height, width) as transformers' `get_rope_index` gives them.
+    """Compute positions int32 [axes, B, T]: time, height and width as transformers' `get_rope_index` gives them.
+
+    With one axis, the place in the text, where every image token counts.
 
     Args:
         input_ids: int [B, T].
@@ -95,12 +121,14 @@ def positions(
     is_same_grid = grid_table.ndim == 1
     # Images are taken in reading order over the whole batch.
     source = itertools.repeat(grid_table) if is_same_grid else iter(grid_table)
-    places = np.zeros((3, *ids.shape), np.int32)
+    axes = model_config.text.position_axes
+    places = np.zeros((axes, *ids.shape), np.int32)
     for row_number in range(len(ids)):
         row_ids = ids[row_number][is_real[row_number]]
-        places[:, row_number, is_real[row_number]] = _row_positions(
-            model_config, row_ids, source, row_number
-        )
+        by_grid = _row_positions(model_config, row_ids, source, row_number)
+        # Grids are checked even where the place in the text is all that counts.
+        in_text = np.arange(len(row_ids))
+        places[:, row_number, is_real[row_number]] = by_grid if axes == 3 else in_text
     if not is_same_grid and next(source, None) is not None:
         raise UserError("more image grids than image placeholders in input_ids")
     return places

@@ -9,10 +9,11 @@ from jax.typing import DTypeLike
 
 from cxr_jax.errors import UserError
 from cxr_jax.models.layers import apply, graph
-from cxr_jax.models.network import rope
+from cxr_jax.models.network import position_table, rope
 from cxr_jax.models.network.config import VisionConfig
-from cxr_jax.models.network.packing import Packing, has_windows, window_patches
-from cxr_jax.models.network.tower import Block, Merger, PatchEmbed, Seen, Segments, run_blocks
+from cxr_jax.models.network.packing import Packing, window_patches
+from cxr_jax.models.network.tower import run_blocks
+from cxr_jax.models.network.tower_layers import Angles, Block, PatchEmbed, Seen, Segments, merged
 from cxr_jax.runtime.trees import Array, Tree
 
 
@@ -34,18 +35,35 @@ def _permute_bwd(saved: tuple, gradient: jax.Array) -> tuple:
 _permute.defvjp(_permute_fwd, _permute_bwd)
 
 
-def _cos_sin(model_config: VisionConfig, places: Array) -> tuple[jax.Array, jax.Array]:
-    """cos, sin float32 [R, P, 1, head_dim / 2] for the rows and columns of units, int [R, U, 2]."""
-    R, U, _ = places.shape
+def _patch_places(model_config: VisionConfig, places: Array) -> jax.Array:
+    """Rows and columns of units, int [R, U, 2] -> those of their patches [R, U, patches of a unit, 2]."""
     merge_size = model_config.spatial_merge_size
     # Row and column of each patch in its unit, in the processor's order.
     in_unit = np.stack(np.divmod(np.arange(model_config.merge_unit), merge_size), -1)
-    patches = places[:, :, None] * merge_size + in_unit  # [R, U, patches of a unit, 2]
+    return places[:, :, None] * merge_size + in_unit
+
+
+def _angles(model_config: VisionConfig, places: Array) -> Angles:
+    """Float32 [R, P, 1, head_dim / 2] for the rows and columns of patches, int [R, U, patches of a unit, 2]."""
+    if not model_config.rotary:
+        return None
+    R, U, _, _ = places.shape
     # Half of the head follows the row, the other half the column (`rope.vision_angles`).
     frequency = rope.frequencies(model_config.rope_theta, model_config.head_dim // 2)
-    angles = patches[..., None].astype(jnp.float32) * frequency
+    angles = places[..., None].astype(jnp.float32) * frequency
     angles = angles.reshape(R, U * model_config.merge_unit, 1, -1)
     return jnp.cos(angles), jnp.sin(angles)
+
+
+def _table(
+    params: Tree, model_config: VisionConfig, places: jax.Array, sides: Array, dtype: DTypeLike
+) -> jax.Array:
+    """Learned positions [R, P, D]; sides int [R, U, 2] in units."""
+    R, _, _, _ = places.shape
+    of_patches = jnp.broadcast_to(sides[:, :, None] * model_config.spatial_merge_size, places.shape)
+    return position_table.of_places(
+        params, model_config, places.reshape(R, -1, 2), of_patches.reshape(R, -1, 2), dtype
+    )
 
 
 def _visible(
@@ -59,7 +77,7 @@ def _visible(
     )
     P = images.shape[1]
     visible: dict[bool, tuple[Segments, jax.Array]] = {True: (((1, P),), images)}
-    if has_windows(model_config):
+    if model_config.has_windows:
         bin_size = window_patches(model_config)
         bins = ((P // bin_size, bin_size), (1, P % bin_size))
         visible[False] = tuple(pair for pair in bins if all(pair)), windows
@@ -100,9 +118,12 @@ def forward(
     # ---- Patches go into slots, those of padding as zeros: a NaN there would reach the kernel's gradient ----
     units = _permute(pixels.astype(dtype).reshape(R, U, -1), packing.order, packing.inverse)
     units = jnp.where(is_image, units, 0)
-    embed = graph(PatchEmbed, model_config)
-    hidden = apply(embed, params["patch_embed"], units.reshape(R, P, -1))
-    cosines, sines = _cos_sin(model_config, packing.places)
+    patches = units.reshape(R, P, -1)
+    hidden = apply(graph(PatchEmbed, model_config), params["patch_embed"], patches)
+    places = _patch_places(model_config, packing.places)
+    angles = _angles(model_config, places)
+    if model_config.position_table:  # padding has positions, too, that nobody sees
+        hidden = hidden + _table(params, model_config, places, packing.sides, dtype)
 
     # ---- Blocks ----
     block = graph(Block, model_config)
@@ -110,15 +131,16 @@ def forward(
     def layer(
         segments: Segments, parts: jax.Array, layer_params: Tree, hidden: jax.Array
     ) -> tuple[jax.Array, None]:
-        return apply(block, layer_params, hidden, cosines, sines, segments, parts), None
+        return apply(block, layer_params, hidden, angles, segments, parts), None
 
     layers = {
         is_full: functools.partial(layer, *visible)
         for is_full, visible in _visible(model_config, packing).items()
     }
-    kinds = tuple(model_config.is_full(block) for block in range(model_config.depth))
-    hidden = run_blocks(layers, kinds, params["blocks"], hidden, remat)
+    hidden, tapped = run_blocks(layers, model_config, params["blocks"], hidden, remat)
 
     # ---- Tokens, back in reading order ----
-    tokens = apply(graph(Merger, model_config), params["merger"], hidden)
-    return Seen(_permute(jnp.where(is_image, tokens, 0), packing.inverse, packing.order))
+    def in_reading_order(tokens: jax.Array) -> jax.Array:
+        return _permute(jnp.where(is_image, tokens, 0), packing.inverse, packing.order)
+
+    return jax.tree.map(in_reading_order, merged(params, model_config, hidden, tapped))
