@@ -47,13 +47,17 @@ _SPLIT = (
 
 # "\n" inside expressions: "{%-" strips literal white space before it, line ends of the frame included.
 CHAT_TEMPLATE = (
+    "{%- set images = namespace(count=0) -%}"
     "{%- if messages[0]['role'] != 'system' -%}{{ '<|im_start|>system\\n"
     + SYSTEM_PROMPT
     + "<|im_end|>\\n' }}{%- endif -%}"
     "{%- for message in messages -%}{{ '<|im_start|>' + message['role'] + '\\n' }}"
     "{%- if message['content'] is string -%}{{ message['content'] }}"
     "{%- else -%}{%- for part in message['content'] -%}"
-    "{%- if part['type'] == 'image' or 'image' in part -%}<|vision_start|><|image_pad|><|vision_end|>"
+    "{%- if part['type'] == 'image' or 'image' in part or 'image_url' in part -%}"
+    "{%- set images.count = images.count + 1 -%}"
+    "{%- if add_vision_id -%}{{ 'Picture ' ~ images.count ~ ': ' }}{%- endif -%}"
+    "<|vision_start|><|image_pad|><|vision_end|>"
     "{%- else -%}{{ part['text'] }}{%- endif -%}"
     "{%- endfor -%}{%- endif -%}{{ '<|im_end|>\\n' }}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"

@@ -112,6 +112,35 @@ def test_images_stand_where_they_are_marked_as_the_processor_writes_them(numbere
     assert {0, 1, 2, 3, 4} <= counts
 
 
+def test_the_phantoms_own_template_writes_what_the_published_one_does():
+    rng = np.random.default_rng(3)
+    for _ in range(40):
+        turns, count = random_talk(rng)
+        parts = [
+            (
+                role,
+                said
+                if isinstance(said, str)
+                else [
+                    {"type": "text", "text": part}
+                    if part is not None
+                    else rng.choice([{"type": "image"}, {"type": "image_url", "image_url": "x"}])
+                    for part in said
+                ],
+            )
+            for role, said in turns
+        ]
+        messages = [{"role": role, "content": said} for role, said in parts]
+        for options in ({}, {"add_vision_id": True}):
+            own, published = (
+                with_template(template).apply_chat_template(
+                    messages, add_generation_prompt=True, tokenize=False, **options
+                )
+                for template in (tokenizers.CHAT_TEMPLATE, TEMPLATE)
+            )
+            assert own == published and own.count(PAD) == count
+
+
 @pytest.mark.parametrize("form", ["{0}", "<image>" * 3 + "{0}", "<image> <image>\n<image>\n{0} "])
 def test_without_marks_all_stand_before_the_first_question(form):
     turns = [("user", form.format(FIND_PROMPT)), ("assistant", "No."), ("user", "Sure?")]
