@@ -1,11 +1,13 @@
 """A film of any size on a square or a shape, in float; or as a model's own processor resizes it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image as PilImage
 
+from cxr_jax.errors import UserError
 from cxr_jax.models.image_processor import ImageProcessor
 
 
@@ -59,3 +61,19 @@ def fit(pixels: ArrayLike, size: int | tuple[int, int]) -> np.ndarray:
         )
         pixels = np.clip(np.asarray(image, np.float32), 0, 1)  # bicubic overshoots at edges
     return np.ascontiguousarray(pixels)
+
+
+def stack(images_of_rows: Sequence[Sequence[np.ndarray]], name: str) -> np.ndarray:
+    """Stack squares of rows: of one image each [B, S, S], of n each [B, n, S, S].
+
+    Args:
+        name: what a message calls the rows.
+
+    Raises:
+        UserError: for rows of several numbers of images.
+    """
+    counts = {len(row_images) for row_images in images_of_rows}
+    if len(counts) > 1:
+        raise UserError(f"{name}: rows of {min(counts)} and of {max(counts)} images in one batch")
+    stacked = np.stack([np.stack(row_images) for row_images in images_of_rows])
+    return stacked[:, 0] if counts == {1} else stacked

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
+from cxr_jax.data.sources import patients
 from cxr_jax.errors import UserError
 
 
@@ -74,6 +75,30 @@ class ImageFinder:
                 self._check_one_name(candidate, parts)
                 return Path(candidate)
         raise BadNameError(f"image file not found: {name!r} below {self._root_name!r}")
+
+    def find_all(self, names_of_images: Sequence[Sequence[str]]) -> tuple[str, tuple[Path, ...]]:
+        """Find the files of the images of a row.
+
+        Args:
+            names_of_images: of each image its name in every key that has one.
+
+        Returns:
+            The name by which the row is known, that of its first image, and the files.
+
+        Raises:
+            BadNameError: as `find_named` does, without an image, for one file twice, and for several patients.
+        """
+        if not names_of_images:
+            raise BadNameError("no image")
+        found = [self.find_named(names) for names in names_of_images]
+        files = tuple(file for _, file in found)
+        # A film of somebody else beside a patient's would be a slip that no score shows.
+        if patients.are_several(name for name, _ in found):
+            raise BadNameError("the images are of several patients by their paths")
+        # Nobody means to ask about one film as two.
+        if len(set(files)) < len(files):
+            raise BadNameError("two of the images are one file")
+        return found[0][0], files
 
     def find_named(self, names: Sequence[str]) -> tuple[str, Path]:
         """Find the file of an image that has a name in several keys of its row.

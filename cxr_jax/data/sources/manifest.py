@@ -104,13 +104,7 @@ def _solution_mask(rows: Sequence[Row]) -> np.ndarray:
 def _parse_row(record: dict[str, Any], finder: ImageFinder) -> Row:
     # In this order: a row is refused for the first of its problems.
     dialogue = parse_dialogue(record)
-    if not dialogue.films:
-        raise BadRowError("no image")
-    found = [finder.find_named(film.names) for film in dialogue.films]
-    image_name, paths = found[0][0], tuple(path for _, path in found)
-    # Nobody means to ask about one film as two.
-    if len(set(paths)) < len(paths):
-        raise BadRowError("two of the images are one file")
+    image_name, paths = finder.find_all([film.names for film in dialogue.films])
     truth = _parse_truth(record)
     identifier = _parse_id(record, image_name)
     names = (identifier, image_name)
@@ -370,7 +364,9 @@ class FilesSource:
         known, hedged = self.masks(indices)
         # Films of several sizes make no array.
         if self.native is None:
-            images: Batch = {"image": _stack([row_images for _, row_images in read], self.name)}
+            images: Batch = {
+                "image": resize.stack([row_images for _, row_images in read], self.name)
+            }
         else:
             images = {"images": [row_images for _, row_images in read]}
         return {
@@ -411,15 +407,6 @@ class FilesSource:
         """
         rows = [self.rows[index] for index in self._stand_ins_of(indices)]
         return conversations_of(rows, self.name)
-
-
-def _stack(images_of_rows: Sequence[tuple[np.ndarray, ...]], name: str) -> np.ndarray:
-    """One image a row: [B, S, S]; n of each: [B, n, S, S]."""
-    counts = {len(row_images) for row_images in images_of_rows}
-    if len(counts) > 1:
-        raise UserError(f"{name}: rows of {min(counts)} and of {max(counts)} images in one batch")
-    stacked = np.stack([np.stack(row_images) for row_images in images_of_rows])
-    return stacked[:, 0] if counts == {1} else stacked
 
 
 # ---- Patients held out -----------------------------------------------------------------------------

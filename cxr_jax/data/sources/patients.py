@@ -127,6 +127,11 @@ def same_patient_key(patient: str) -> str:
     return numbered[1] if numbered else text
 
 
+def are_several(paths: Iterable[str]) -> bool:
+    """Tell whether paths name several patients; one that names none is anybody's."""
+    return len({same_patient_key(found) for path in paths if (found := patient_in_path(path))}) > 1
+
+
 class Film(NamedTuple):
     """What says which rows belong together."""
 

@@ -584,6 +584,19 @@ def test_rows_of_several_films_give_all_of_them_in_order(tmp_path, root):
         manifest.FilesSource(rows, 56).batch([0, 2])
 
 
+def test_films_of_several_patients_are_no_study(tmp_path, root):
+    names = [f"patient0000{n}/study1/view1.png" for n in (1, 1, 2)]
+    names[1] = names[1].replace("view1", "view2_lateral")
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        PilImage.fromarray(np.zeros((40, 40), np.uint8)).save(root / name)
+    rows = [grpo(image=None, images=films, id="x") for films in (names[:2], [names[0], "a.png"])]
+    for row in rows:
+        assert manifest.load_rows(write(tmp_path, row), root)[0].patient == "patient00001"
+    with pytest.raises(UserError, match=":1: the images are of several patients by their paths"):
+        manifest.load_rows(write(tmp_path, grpo(image=None, images=names[1:], id="x")), root)
+
+
 def test_a_row_is_left_out_for_any_of_its_films(tmp_path, root, capsys):
     (root / "sub" / "c.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
     rows = manifest.load_rows(
