@@ -70,8 +70,8 @@ def _published_recipe(preset: ConfigDict, algorithm: str | None) -> None:
     preset.update(
         model="", seed=123, remat="full", dtype="bfloat16", max_completion=1800, steps=128
     )
-    # Squares of 476 pixels, 34 patches a side, as the published recipe makes them.
-    preset.data.update(size=476, seed=123)
+    # Films in their own aspect ratio, as the published code's processor resizes them.
+    preset.data.update(size=476, min_pixels=128**2, max_pixels=476**2, seed=123)
     # FSDP: each device holds a part of the weights and of the optimizer (docs/scale.md).
     preset.mesh.update(data=1, fsdp=-1)
     preset.rl.update(prompts_per_step=64, oversample=1, group_size=16, min_length=400)

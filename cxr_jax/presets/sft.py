@@ -42,7 +42,8 @@ def get_config(preset: str = "phantom") -> ConfigDict:
         config.update(locate_steps=0, locate_weight=0.0, max_completion=1800)
         # FSDP: each device holds a part of the weights and of the optimizer (docs/scale.md).
         config.mesh.update(data=1, fsdp=-1)
-        config.data.update(size=476, seed=123)
+        # Films in their own aspect ratio, as the published code's processor resizes them.
+        config.data.update(size=476, min_pixels=128**2, max_pixels=476**2, seed=123)
         config.optim.update(lr=2e-5, warmup_steps=90, final_fraction=0.0, b2=0.999)
         config.optim.update(weight_decay=0.0, clip_norm=0.3)
     return config
