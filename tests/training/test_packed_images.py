@@ -6,6 +6,9 @@ The oracle of features and gradients encodes each film alone, by a program of it
 import dataclasses
 import functools
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,7 @@ import optax
 import pytest
 import tiny_model
 from PIL import Image as PilImage
+from places import ROOT
 
 from cxr_jax.config.sections import RunConfig
 from cxr_jax.data import resize
@@ -300,3 +304,15 @@ def test_what_a_source_gives_is_picked_and_blanked_as_it_is():
     assert all((film == 128).all() for film in grey)
     squares = np.random.default_rng(0).random((3, 8, 8), np.float32)
     assert (image_batches.blank(squares, 0.5) == np.full((1, 8, 8), 0.5)).all()
+
+
+@pytest.mark.slow
+def test_packed_films_over_devices():
+    """In a process of its own, with eight fake devices: the same tokens and gradients, and no pixels that cross."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "helpers" / "sharded_films.py"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests/helpers'}"},
+    )
+    assert done.returncode == 0, done.stderr
