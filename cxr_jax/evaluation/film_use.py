@@ -12,6 +12,7 @@ from cxr_jax.data.prompts import ask_of_roles
 from cxr_jax.data.sources.base import Batch
 from cxr_jax.evaluation.reader import Reader
 from cxr_jax.metrics.scores import Answers
+from cxr_jax.models.image_batches import images_of
 from cxr_jax.runtime.trees import Tree
 
 BLANK_LEVEL = 0.5  # mid-grey: an image without a finding, without a chest
@@ -25,7 +26,7 @@ def answer_with_films_swapped(
     Returns:
         "swapped ROLE" -> what is answered; nothing where the set's "views" do not tell several films.
     """
-    images, texts = held_out_batch["image"], held_out_batch["texts"]
+    images, texts = images_of(held_out_batch), held_out_batch["texts"]
     return {
         f"swapped {role}": _read(reader, params, swap_film(images, place), texts)
         for place, role in enumerate(held_out_batch.get("views", ()))
