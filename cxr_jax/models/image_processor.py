@@ -118,10 +118,17 @@ class ImageProcessor:
 
     def _fixed(self) -> dict[str, Any]:
         """Settings of the processors whose arithmetic is the one below."""
+        # One that makes squares leaves patches to the model, and may show crops beside the whole.
+        if self.side is not None:
+            kind: dict[str, Any] = {"do_pan_and_scan": False}
+        else:
+            kind = {
+                "patch_size": self.patch_size,
+                "merge_size": self.merge_size,
+                "temporal_patch_size": self.temporal_patch_size,
+            }
         return {
-            "patch_size": self.patch_size,
-            "merge_size": self.merge_size,
-            "temporal_patch_size": self.temporal_patch_size,
+            **kind,
             "image_mean": self.mean,
             "image_std": self.std,
             "rescale_factor": 1 / 255,
@@ -220,6 +227,14 @@ class ImageProcessor:
             **limits,
             **fixed,
         }
+
+    def processor_settings(self) -> dict[str, Any] | None:
+        """Write down what processor_config.json has; None where preprocessor_config.json says all."""
+        if self.side is None:
+            return None
+        # How often the processor repeats the token of an image: 256 by default.
+        tokens = self.image_tokens(self.grid(self.side, self.side))
+        return {"processor_class": self.processor_class, "image_seq_length": tokens}
 
     # ---- Sizes ----
 

@@ -1,15 +1,17 @@
 """The model families by the `model_type` of their `config.json`: a new one is a folder, and a line here."""
 
 import dataclasses
+import math
 from typing import Any
 
 from cxr_jax.errors import UserError
 from cxr_jax.models.family import Family
+from cxr_jax.models.gemma3.family import FAMILY as GEMMA3
 from cxr_jax.models.image_processor import ImageProcessor
 from cxr_jax.models.qwen2_5_vl.family import FAMILY as QWEN2_5_VL
 
 # Imported by name and not found in folders, so that a broken family fails here, and says so.
-FAMILIES: tuple[Family, ...] = (QWEN2_5_VL,)
+FAMILIES: tuple[Family, ...] = (QWEN2_5_VL, GEMMA3)
 
 
 def family_of_type(model_type: object) -> Family:
@@ -33,14 +35,19 @@ def family_of(model_config: Any) -> Family:
 
 def processor_of(model_config: Any) -> ImageProcessor:
     """Find how pictures become patches of a model: its family's processor, with the sizes of patches of its config."""
-    vision = model_config.vision
+    vision, processor = model_config.vision, family_of(model_config).processor
     # Small models of tests have small patches.
-    return dataclasses.replace(
-        family_of(model_config).processor,
-        patch_size=vision.patch_size,
-        merge_size=vision.spatial_merge_size,
-        temporal_patch_size=vision.temporal_patch_size,
-    )
+    sizes = {
+        "patch_size": vision.patch_size,
+        "merge_size": vision.spatial_merge_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+    }
+    if processor.side is not None:
+        # As many patches as the model has positions for.
+        side = math.isqrt(vision.position_table) * vision.patch_size
+        limits = (side**2, side**2)
+        sizes |= {"side": side, "default_limits": limits, "published_limits": limits}
+    return dataclasses.replace(processor, **sizes)
 
 
 def read_config(settings: dict) -> Any:

@@ -175,7 +175,11 @@ def _check_images(
     model: str, model_config: Config, size: int, data: DataConfig, count: int
 ) -> Images:
     """How the images of a run travel, once they are known to be the model's."""
-    unit = registry.processor_of(model_config).factor
+    processor = registry.processor_of(model_config)
+    if processor.side is not None:
+        _check_stretched(model, processor.side, size, data)
+        return open_images(data, model_config, size, count)
+    unit = processor.factor
     # Squares must divide into merged patches; the processor sees to it that films do.
     if not data.is_native:
         if size % unit:
@@ -188,6 +192,20 @@ def _check_images(
             f"of a film must be below the most, and {unit}**2 at least"
         )
     return open_images(data, model_config, size, count)
+
+
+def _check_stretched(model: str, side: int, size: int, data: DataConfig) -> None:
+    """Refuse images that a model, whose processor stretches films to squares of `side`, would read otherwise."""
+    if data.source == "files" and data.max_pixels != side**2:
+        raise UserError(
+            f"config.model={model!r} reads films that are stretched to {side} x {side} pixels: set "
+            f"config.data.max_pixels to {side**2}"
+        )
+    if data.source != "files" and size != side:
+        raise UserError(
+            f"config.model={model!r} reads squares of {side} pixels, and the images of config.data.source="
+            f"{data.source!r} have {size}"
+        )
 
 
 def _warn_of_spelled_tokens(

@@ -100,10 +100,11 @@ def to_hf(source: Path, destination: Path, max_shard_gb: float = 5.0) -> None:
     for file_name, settings in (
         ("generation_config.json", hf_folder.generation_config(arrays.config)),
         ("preprocessor_config.json", processor.settings(*limits)),
+        ("processor_config.json", processor.processor_settings()),
     ):
         # Files of the source win: what was published with the weights is not replaced by our
         # version of it.
-        if not (destination / file_name).exists():
+        if settings is not None and not (destination / file_name).exists():
             whole_files.write_json(destination / file_name, settings)
     write_folder(destination, tensors, max_shard_gb)
 

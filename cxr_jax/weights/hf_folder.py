@@ -395,6 +395,8 @@ def save(
         write_json(temporary / "config.json", settings)
         write_json(temporary / "generation_config.json", generation_config(model_config))
         write_json(temporary / "preprocessor_config.json", processor.settings(*limits))
+        if (more := processor.processor_settings()) is not None:
+            write_json(temporary / "processor_config.json", more)
         if tokenizer is not None:
             _add_tokenizer(tokenizer, temporary)
         write_folder(temporary, _tensors_to_write(model_config, params, dtype), max_shard_gb)

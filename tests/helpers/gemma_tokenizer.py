@@ -9,23 +9,27 @@ import getpass
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from cxr_jax.labels import CHEXPERT_14
+from cxr_jax.phantom import report_writer
 
 SPACE = "\u2581"
+TAG = re.compile("</?[a-z]+>")
 HEAD = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 TURN = ["<start_of_turn>", "<end_of_turn>"]
 MEDIA = ["<start_of_image>", "<end_of_image>", "<image_soft_token>"]
 # Not special: text like other, that is looked for first.
 PLAIN_ADDED = ["\n", "\n\n", "\n\n\n", "<unused0>", "<table>"]
-WORDS = 600
+WORDS = 1200
 SENTENCES = (
     "Find abnormalities and support devices. The heart is enlarged. There is a small left pleural effusion. "
     "<think>The lungs are clear, and no pneumothorax is seen.</think><answer>No Finding</answer> "
@@ -60,6 +64,24 @@ TEMPLATE = """
 """
 
 
+def _reports() -> list[str]:
+    """What readers of phantoms write, so that their words are few tokens."""
+    rng, texts = np.random.default_rng(0), []
+    for number in range(200):
+        scene = {
+            "severity": (rng.random(12) < 0.4) * rng.random(12),
+            "side": rng.integers(0, 3, 12),
+            "zone": rng.integers(0, 3, 12),
+            "device": rng.random(5) < 0.3,
+            "quality": rng.integers(0, 2, 3),
+        }
+        report = report_writer.write(scene, "AB"[number % 2], rng)
+        # Without tags: they are several tokens, none of which reaches into a word.
+        texts.append(TAG.sub(" ", report_writer.target(report)))
+    return texts
+
+
+@functools.cache
 def _trained() -> tuple[list[str], list]:
     """(words, merges) of a small BPE over words with their spaces."""
     learner = tokenizers.Tokenizer(models.BPE())
@@ -68,7 +90,7 @@ def _trained() -> tuple[list[str], list]:
         [pre_tokenizers.Split(SPACE, "merged_with_next"), pre_tokenizers.Punctuation("contiguous")]
     )
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=WORDS, show_progress=False)
-    learner.train_from_iterator([SENTENCES, ", ".join(CHEXPERT_14)] * 3, trainer)
+    learner.train_from_iterator([SENTENCES, ", ".join(CHEXPERT_14), *_reports()], trainer)
     model = json.loads(learner.to_str())["model"]
     return sorted(model["vocab"], key=model["vocab"].get), model["merges"]
 
@@ -108,7 +130,7 @@ def build() -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def write(folder: Path, image_tokens: int = 16, side: int = 112) -> Path:
+def write(folder: Path, image_tokens: int = 64, side: int = 224) -> Path:
     """A folder of tokenizer and processor, as published ones are."""
     folder.mkdir(parents=True, exist_ok=True)
     build().save(str(folder / "tokenizer.json"))
@@ -158,8 +180,8 @@ def write(folder: Path, image_tokens: int = 16, side: int = 112) -> Path:
 
 @functools.cache
 def folder() -> Path:
-    """A folder of films of 112 pixels in 16 tokens; never change it."""
-    made_from = Path(__file__).read_bytes() + repr(CHEXPERT_14).encode()
+    """A folder of films of 224 pixels in 64 tokens; never change it."""
+    made_from = Path(__file__).read_bytes() + build().to_str().encode()
     name = f"cxr_jax_test_gemma_{getpass.getuser()}_{hashlib.sha256(made_from).hexdigest()[:16]}"
     path = Path(tempfile.gettempdir(), name)
     if not path.is_dir():

@@ -3,11 +3,13 @@
 import copy
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
 
 from cxr_jax.errors import UserError
+from cxr_jax.models import tensor_table
 from cxr_jax.models.gemma3.config import GEMMA_PHANTOM, MEDGEMMA_4B, read_config, write_config
 
 # As MedGemma 4B's file, which leaves heads, head size and vocabulary to the classes.
@@ -213,6 +215,13 @@ def test_other_arithmetic_is_refused_in_a_line(message):
         read_config(copy.deepcopy(REFUSED[message]))
     text = str(refusal.value)
     assert message in text and text.startswith("config.json: ") and "\n" not in text
+
+
+def test_the_published_size_has_the_published_count_of_parameters():
+    shapes = tensor_table.parameter_shapes(MEDGEMMA_4B)
+    counts = {path: math.prod(shape) for path, shape in shapes.items()}
+    assert sum(counts.values()) == 4_300_079_472
+    assert sum(count for path, count in counts.items() if path[0] == "vision") == 419_816_304
 
 
 def test_random_sizes_go_to_json_and_back():

@@ -18,7 +18,7 @@ from cxr_jax.models.gemma3.config import GEMMA_PHANTOM
 from cxr_jax.models.markers import GEMMA, markers_of
 from cxr_jax.training import targets
 
-TOKENS = 16  # of an image
+TOKENS = 64  # of an image
 
 
 @functools.cache

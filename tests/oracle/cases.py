@@ -45,6 +45,14 @@ class Case:
         B, T = self.input_ids.shape
         return np.full(B, T) if self.attention_mask is None else self.attention_mask.sum(1)
 
+    def stored_key(self, key: str) -> str:
+        """A published key -> that of the case's layout."""
+        return nested_key(key) if self.nested_keys else key
+
+    def module_key(self, key: str) -> str:
+        """A published key -> the tensor's name in the model that transformers 5 builds."""
+        return nested_key(key)
+
 
 def _family(name: str) -> ModuleType | None:
     """The module of a family; None for Qwen2.5-VL, which is drawn here."""
@@ -239,6 +247,8 @@ def draw(seed: int, family: str = "qwen2_5_vl") -> Case:
     """The case of a seed."""
     rng, big = np.random.default_rng([seed, 1]), is_big(seed)
     module = _family(family)
+    if hasattr(module, "draw"):  # a family whose prompts differ, too
+        return module.draw(seed)
     config = module.draw_config(rng, big) if module else draw_config(rng, big)
     v, t = config["vision_config"], config.get("text_config") or config
     merge = v["spatial_merge_size"]
@@ -326,6 +336,8 @@ def shapes(case: Case) -> dict[str, tuple[int, ...]]:
 def weights(case: Case) -> dict[str, np.ndarray]:
     """HF key (published layout) -> float32 weight. Scaled so that every part of the model shows in the logits."""
     rng, out, module = np.random.default_rng([case.seed, 2]), {}, _family(case.family)
+    if hasattr(module, "weights"):
+        return module.weights(case)
     for key, shape in shapes(case).items():
         z = rng.standard_normal(shape)
         if len(shape) == 1:

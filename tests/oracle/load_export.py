@@ -2,9 +2,9 @@
 
     .venv-oracle/bin/python tests/oracle/load_export.py FOLDER IN.npz OUT.npz
 
-IN.npz: input_ids, attention_mask, pixels, grids (no images: an empty grids). OUT.npz: logits (float32). Prints one
-JSON object: what loading left over, and the settings that were read. tests/weights/test_convert.py asserts that stderr,
-where transformers warns, stays empty.
+IN.npz: input_ids, attention_mask, pixels (patches, or Gemma's images), grids (no images: an empty grids). OUT.npz:
+logits (float32). Prints one JSON object: what loading left over, and the settings that were read.
+tests/weights/test_convert.py asserts that stderr, where transformers warns, stays empty.
 """
 
 import json
@@ -46,6 +46,9 @@ def main(folder: str, given: str, result: str) -> None:
             "image_grid_thw": x["grids"],
             "mm_token_type_ids": (x["input_ids"] == model.config.image_token_id).int(),
         }
+    if model.config.model_type == "gemma3":
+        images = {"pixel_values": images["pixel_values"]} if images else {}
+        images["token_type_ids"] = (x["input_ids"] == model.config.image_token_id).long()
     with torch.no_grad():
         out = model.eval()(
             input_ids=x["input_ids"], attention_mask=x["attention_mask"], use_cache=False, **images

@@ -1,8 +1,8 @@
 """What PEFT makes of our adapters, and adapters of its own: `peft_check.py SEED OURS OUT` (tests/models/test_lora.py).
 
-    .venv-oracle/bin/python tests/oracle/peft_check.py SEED OURS OUT
+    .venv-oracle/bin/python tests/oracle/peft_check.py SEED OURS OUT [FAMILY]
 
-The model is that of cases.draw(SEED). Loads the PEFT folder OURS into it and writes OUT/ours.npz: logits. Fills a
+The model is cases.draw(SEED, FAMILY)'s. Loads the PEFT folder OURS into it and writes OUT/ours.npz: logits. Fills a
 fresh LoRA on q_proj and v_proj with random numbers, which PEFT saves in OUT/theirs, and writes OUT/theirs.npz: the
 weights that it merges them into, under their published keys. Prints one JSON object: what PEFT warned of as it
 loaded OURS, the tensors of OURS that it did not take as they are, and those that it lacked.
@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 def logits(model: peft.PeftModel, case: cases.Case) -> np.ndarray:
     mask = np.ones_like(case.input_ids) if case.attention_mask is None else case.attention_mask
-    return reference.Runner(model.get_base_model(), case).logits(case.input_ids, mask)
+    return reference.runner(model.get_base_model(), case).logits(case.input_ids, mask)
 
 
 def taken(model: peft.PeftModel, folder: pathlib.Path) -> dict[str, list[str]]:
@@ -49,13 +49,13 @@ def own_adapters(case: cases.Case, out: pathlib.Path) -> dict[str, np.ndarray]:
             torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(out, save_embedding_layers=False)
     merged = model.merge_and_unload().state_dict()
-    return {key: merged[cases.nested_key(key)].numpy() for key in cases.shapes(case)}
+    return {key: merged[case.module_key(key)].numpy() for key in cases.shapes(case)}
 
 
 @torch.no_grad()
-def main(seed: str, ours: str, out: str) -> None:
+def main(seed: str, ours: str, out: str, family: str = "qwen2_5_vl") -> None:
     torch.manual_seed(int(seed))
-    case, ours, out = cases.draw(int(seed)), pathlib.Path(ours), pathlib.Path(out)
+    case, ours, out = cases.draw(int(seed), family), pathlib.Path(ours), pathlib.Path(out)
     out.mkdir()
     base = reference.build(case)
     with warnings.catch_warnings(record=True) as seen:

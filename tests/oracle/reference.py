@@ -7,6 +7,7 @@ A file appears whole or not at all, in the order of the seeds, so a reader may f
 
 import argparse
 import copy
+import importlib
 import os
 import pathlib
 import time
@@ -23,10 +24,13 @@ GENERATE_EVERY = 10  # for one case in so many, `generate` with its cache must g
 
 
 # What transformers calls the classes of a family.
-ARCHITECTURES = {"qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
+ARCHITECTURES = {"qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL", "gemma3": "Gemma3"}
 
 
 def build(case: cases.Case) -> PreTrainedModel:
+    """transformers' model of a case."""
+    if case.family == "gemma3":
+        return importlib.import_module("reference_gemma3").build(case)
     name = ARCHITECTURES[case.family]
     config = getattr(transformers, f"{name}Config").from_dict(copy.deepcopy(case.config))
     # float32 from the start: buffers made in another type would stay rounded.
@@ -37,11 +41,23 @@ def build(case: cases.Case) -> PreTrainedModel:
         )
         .eval()
     )
-    given = {cases.nested_key(k): torch.from_numpy(w) for k, w in cases.weights(case).items()}
+    return filled(model, case)
+
+
+def filled(model: PreTrainedModel, case: cases.Case) -> PreTrainedModel:
+    """The model with the case's weights."""
+    given = {case.module_key(k): torch.from_numpy(w) for k, w in cases.weights(case).items()}
     missing, unexpected = model.load_state_dict(given, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
     assert not missing or model.lm_head.weight is model.model.language_model.embed_tokens.weight
     return model
+
+
+def runner(model: PreTrainedModel, case: cases.Case):
+    """What runs the model on the case: `positions`, `logits` and `features`."""
+    if case.family == "gemma3":  # other arguments, other positions
+        return importlib.import_module("reference_gemma3").Runner(model, case)
+    return Runner(model, case)
 
 
 class Runner:
@@ -163,6 +179,8 @@ def generate(model, case: cases.Case, tokens, positions) -> bool:
 def compute(seed: int, family: str) -> dict[str, np.ndarray]:
     """Arrays for one seed: the prompts' positions; greedy tokens and the scores they were taken from; and for the
     prompts with these tokens appended: input_ids, attention_mask, grown_positions, logits. Image features, taps."""
+    if family == "gemma3":
+        return importlib.import_module("reference_gemma3").compute(seed)
     case = cases.draw(seed, family)
     model = build(case)
     run = Runner(model, case)

@@ -359,12 +359,12 @@ MEDGEMMA_4B = read_config(
     }
 )
 
-# Small enough for two CPU cores: films of 112 pixels in 16 tokens, windows shorter than a prompt, and layers of both
+# Small enough for two CPU cores: phantoms of 224 pixels in 64 tokens, windows shorter than a prompt, and layers of both
 # kinds. With the ids of the embedded tokenizer.
 GEMMA_PHANTOM = read_config(
     {
         "model_type": MODEL_TYPE,
-        "mm_tokens_per_image": 16,
+        "mm_tokens_per_image": 64,
         "image_token_index": 921,
         "boi_token_index": 918,
         "eoi_token_index": 919,
@@ -381,13 +381,13 @@ GEMMA_PHANTOM = read_config(
             "num_key_value_heads": 2,
             "max_position_embeddings": 4096,
             "query_pre_attn_scalar": 48,
-            "sliding_window": 64,
+            "sliding_window": 48,
             "sliding_window_pattern": 2,
             "rope_theta": 1e4,
         },
         "vision_config": {
             "hidden_size": 128,
-            "image_size": 112,
+            "image_size": 224,
             "intermediate_size": 384,
             "num_attention_heads": 4,
             "num_hidden_layers": 4,
