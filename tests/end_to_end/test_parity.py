@@ -2,7 +2,7 @@
 
 transformers runs on torch in an environment of its own, .venv-oracle. Thousands of configs, by hand:
 
-    .venv/bin/python tests/oracle/parity.py --seeds 0:3000
+    .venv/bin/python tests/oracle/parity.py --seeds 0:3000 [--family gemma3]
 """
 
 import json
@@ -10,11 +10,15 @@ import subprocess
 import sys
 
 import cases
+import cases_gemma3
 import cases_qwen3_vl
 import pytest
 from places import ORACLE, ORACLE_PYTHON
 
+from cxr_jax.models import registry
+
 CONFIGS = 200
+COUNTS = {"gemma3": 100}  # of families with fewer
 BAR = 1e-4  # of the standard deviation
 
 
@@ -123,6 +127,69 @@ def test_what_is_drawn_of_qwen3_vl(drawn_qwen3_vl, name, fact):
     assert 0.015 <= share(drawn_qwen3_vl, fact) < 1, name
 
 
+@pytest.fixture(scope="module")
+def drawn_gemma3():
+    return [cases.draw(seed, "gemma3") for seed in range(COUNTS["gemma3"])]
+
+
+@pytest.mark.parametrize(
+    "name, fact",
+    {
+        "a window smaller than the prompt": lambda c: (
+            sliding(c) and c.text["sliding_window"] < c.lengths.max()
+        ),
+        "an image longer than the window": lambda c: (
+            sliding(c) and c.text["sliding_window"] < c.config["mm_tokens_per_image"]
+        ),
+        "a window of one": lambda c: sliding(c) and c.text["sliding_window"] == 1,
+        "layers of both kinds": lambda c: 0 < len(sliding(c)) < c.text["num_hidden_layers"],
+        "no layer with a window": lambda c: not sliding(c),
+        "every layer with a window": lambda c: len(sliding(c)) == c.text["num_hidden_layers"],
+        "layers by the class's pattern": lambda c: (
+            not {"layer_types", "sliding_window_pattern"} & c.text.keys()
+        ),
+        "two images parted by their frame": lambda c: adjacent(c),
+        "several images in a row": lambda c: len(c.grids) > len(c.input_ids),
+        "text only": lambda c: not len(c.grids),
+        "padding": lambda c: c.attention_mask is not None and not c.attention_mask.all(),
+        "heads are not the width": lambda c: heads(c) != c.text["hidden_size"],
+        "scale is not the head size": lambda c: (
+            c.text["query_pre_attn_scalar"] != c.text["head_dim"]
+        ),
+        "placeholder beyond the table": lambda c: c.image_id >= c.text["vocab_size"],
+        "quiet residual stream": lambda c: c.seed % 5 == 0,
+        "tied by the class": lambda c: "tie_word_embeddings" not in c.config,
+        "untied": lambda c: "lm_head.weight" in cases.shapes(c),
+        "linear rotation": lambda c: "linear" in json.dumps(c.config),
+        "ropes by the kind": lambda c: "rope_parameters" in c.text,
+        "ropes of the class": lambda c: not any("rope" in key for key in c.text),
+        "one patch a token": lambda c: c.merge == 1,
+        "16 patches a token": lambda c: c.merge == 4,
+        "deep decoder": lambda c: c.text["num_hidden_layers"] > 8,
+        "deep tower": lambda c: vision(c)["num_hidden_layers"] > 8,
+        **{layout: lambda c, of=layout: c.layout == of for layout in cases_gemma3.LAYOUTS},
+    }.items(),
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_what_is_drawn_of_gemma3(drawn_gemma3, name, fact):
+    assert 0.015 <= share(drawn_gemma3, fact) < 1, name
+
+
+def sliding(c):
+    """Layers that see a window, by the three spellings."""
+    layers, text = range(c.text["num_hidden_layers"]), c.text
+    if "layer_types" in text:
+        return [layer for layer in layers if text["layer_types"][layer] == "sliding_attention"]
+    every = text.get("sliding_window_pattern", 6)
+    return [layer for layer in layers if (layer + 1) % every]
+
+
+def adjacent(c):
+    """Whether the end of an image stands before the start of another."""
+    end, start = c.config["eoi_token_index"], c.config["boi_token_index"]
+    return ((c.input_ids[:, :-1] == end) & (c.input_ids[:, 1:] == start)).any()
+
+
 def vision(c):
     return c.config["vision_config"]
 
@@ -164,23 +231,25 @@ def test_seeds_differ_and_repeat():
     assert len(set(texts)) == CONFIGS and texts[0] == texts[-1]
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """One dict a seed (`parity.Result`)."""
+@pytest.fixture(scope="module", params=[family.model_type for family in registry.FAMILIES])
+def results(tmp_path_factory, request):
+    """One dict a seed (`parity.Result`), of each family."""
     if not ORACLE_PYTHON.exists():
         pytest.skip(
             "no .venv-oracle (torch and transformers): `bash launch/test.sh` makes it, given a package index"
         )
     out = tmp_path_factory.mktemp("parity") / "results.jsonl"
-    found, running = [], []
-    for first in (0, CONFIGS // 2):  # two at a time: most of it is compilation, on one core each
+    found, running, count = [], [], COUNTS.get(request.param, CONFIGS)
+    for first in (0, count // 2):  # two at a time: most of it is compilation, on one core each
         path = out.with_suffix(f".{first}")
-        seeds = f"{first}:{first + CONFIGS // 2}"
+        seeds = f"{first}:{first + count // 2}"
         command = [
             sys.executable,
             ORACLE / "parity.py",
             "--seeds",
             seeds,
+            "--family",
+            request.param,
             "--loop_every",
             "4",
             "--jsonl",
@@ -193,7 +262,7 @@ def results(tmp_path_factory):
         print(text)
         assert process.returncode in (0, 1), text[-4000:]
         found += [json.loads(line) for line in path.read_text().splitlines()]
-    assert [r["seed"] for r in found] == list(range(CONFIGS))
+    assert [r["seed"] for r in found] == list(range(count))
     return found
 
 
@@ -209,7 +278,7 @@ def test_positions_are_identical(results):
 @pytest.mark.slow
 def test_image_features(results):
     assert not failing(results, lambda r: not r["features"] <= BAR)
-    assert sum(r["features"] > 0 for r in results) > CONFIGS / 2
+    assert sum(r["features"] > 0 for r in results) > len(results) / 2
 
 
 @pytest.mark.slow

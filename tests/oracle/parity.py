@@ -76,9 +76,8 @@ def load(case: cases.Case, folder: pathlib.Path) -> model.Model:
     """Our model from a Hugging Face folder that holds the case."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(case.config))
-    rename = cases.nested_key if case.nested_keys else str
     tensors = [
-        TensorToWrite(rename(k), w.shape, w.dtype, lambda w=w: w)
+        TensorToWrite(case.stored_key(k), w.shape, w.dtype, lambda w=w: w)
         for k, w in cases.weights(case).items()
     ]
     write_safetensors(folder / "model.safetensors", tensors)
@@ -244,7 +243,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("--seeds", default="0:200", help="FIRST:LAST, the last excluded")
-    p.add_argument("--family", choices=["qwen2_5_vl", "qwen3_vl"], default="qwen2_5_vl")
+    p.add_argument("--family", choices=["qwen2_5_vl", "qwen3_vl", "gemma3"], default="qwen2_5_vl")
     p.add_argument(
         "--loop_every",
         type=int,
