@@ -38,6 +38,7 @@ WINDOWS_OFF = {"fullatt_block_indexes": None}
 VISION_CHOICES = {
     "LayerNorm": {"norm": "layer"},
     "another epsilon": {"norm_eps": 1e-2},
+    "LayerNorm with another epsilon": {"norm": "layer", "norm_eps": 1e-2, "tap_blocks": (0,)},
     "two layers": {"mlp": "gelu"},
     "bias of patches": {"patch_bias": True},
     "no rotation": {"rotary": False},

@@ -70,7 +70,7 @@ def _angles(model_config: TextConfig, positions: Array) -> _OfKind:
 
 
 def _attention_before(
-    model_config: TextConfig, mask: jax.Array, images: jax.Array | None = None
+    model_config: TextConfig, mask: Array, images: Array | None = None
 ) -> _OfKind:
     """Attention of whole sequences, see `causal_attention`."""
     return _by_window(
@@ -185,7 +185,7 @@ def _inputs(
 ) -> Any:
     """The inputs of the layers first to last - 1, as `run_layers` takes them: stacked, or a list as the parameters."""
     kinds = model_config.layer_kinds if len(set(model_config.layer_kinds)) > 1 else None
-    columns = [column and column[first:last] for column in (kinds, kept, adds or None)]
+    columns: list[Any] = [column and column[first:last] for column in (kinds, kept, adds or None)]
     # A list goes layer by layer, and what is not there is None in each.
     if isinstance(params, list):
         absent = [None] * (last - first)

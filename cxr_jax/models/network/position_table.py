@@ -9,7 +9,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
 from cxr_jax.errors import UserError
@@ -83,11 +82,11 @@ def _weights(places: Array, counts: Array, side: int) -> jax.Array:
     """What entries of one axis of the table weigh at places of `counts` on it: float32 [.., side]."""
     # In float32 from here on: places of bfloat16 would fall on other entries.
     steps = jnp.maximum(counts - 1, 1).astype(jnp.float32)
-    position = (places * (side - 1)).astype(jnp.float32) / steps
+    position = jnp.asarray(places * (side - 1), jnp.float32) / steps
     below = jnp.floor(position)
     # The last entry has none above it, and needs none: its share is 0.
     above = jnp.minimum(below + 1, side - 1)
     share = (position - below)[..., None]
-    entries = np.arange(side, dtype=np.float32)
+    entries = jnp.arange(side, dtype=jnp.float32)
     is_below, is_above = (below[..., None] == entries), (above[..., None] == entries)
     return (1 - share) * is_below + share * is_above
