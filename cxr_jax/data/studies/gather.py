@@ -131,6 +131,8 @@ def _last_before(row: Row, others: Iterable[Row]) -> Row | None:
         if other.view in (views.FRONTAL, None)
         and other.taken.is_before(row.taken)
         and other.image_path != row.image_path
+        # The second film of a study is no later study.
+        and (row.study is None or other.study != row.study)
     ]
     # Two whose order nobody knows count as of one study.
     last = [

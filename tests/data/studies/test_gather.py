@@ -83,18 +83,24 @@ def test_random_patients_by_a_plain_search(tmp_path, seed):
         patient, study = draw.choice(["p1", "2", "03", None]), draw.choice("abcde")
         date = draw.choice([f"200{draw.randrange(4)}0101", f"200{draw.randrange(4)}-01-01", None])
         more = {"Follow-up #": draw.randrange(5)} if draw.random() < 0.3 else {}
+        if draw.random() < 0.3:
+            more["StudyTime"] = draw.choice(["081500", "1530.25", "23:59"])
         rows.append((patient, study, date, draw.choice(["PA", "AP", "LL", "LAO", None]), more))
     got = {int(row.id[:3]): row for row in read(tmp_path, rows)}
     asked = {n for n, row in enumerate(rows) if row[3] in ("PA", "AP", None)}
     assert set(got) == asked
 
     def when(row):
-        return (row[2] or "").replace("-", ""), row[4].get("Follow-up #")
+        clock = {"081500": 8.25, "1530.25": 0.2583, "23:59": 23.98}.get(row[4].get("StudyTime"))
+        return (row[2] or "").replace("-", ""), clock, row[4].get("Follow-up #")
 
     def is_before(one, other):
-        if one[0] and other[0] and one[0] != other[0]:
-            return one[0] < other[0]
-        return None not in (one[1], other[1]) and one[1] < other[1]
+        if one[0] and other[0]:
+            if one[0] != other[0]:
+                return one[0] < other[0]
+            if None not in (one[1], other[1]):
+                return one[1] < other[1]
+        return None not in (one[2], other[2]) and one[2] < other[2]
 
     for number, row in got.items():
         own, found = rows[number], films(row)
@@ -103,6 +109,8 @@ def test_random_patients_by_a_plain_search(tmp_path, seed):
         laterals = [n for n in same if rows[n][3] == "LL" and rows[n][1] == own[1]]
         assert found.get("lateral") == min(laterals, default=None)
         earlier = [n for n in same if n in asked and is_before(when(rows[n]), when(own))]
+        # Of its own study no film is a prior.
+        earlier = [n for n in earlier if rows[n][1] != own[1]]
         assert ("prior" in found) == bool(earlier)
         if earlier:
             prior = rows[found["prior"]]
@@ -183,8 +191,9 @@ def test_when_a_study_was_made():
         return find_taken(fields, [path])
 
     assert taken(StudyDate=20010203.0, StudyTime="083015.25") == Taken("20010203", "083015")
-    assert taken(study_date="2001-02-03T08:30") == Taken("20010203", "083000")
+    assert taken(study_date="2001-02-03T08:30") == Taken("20010203", "0830")
     assert taken(StudyTime="83015", Date="3.2.2001") == Taken()
+    assert taken(StudyDate="20013112", StudyTime="083015") == Taken(time="083015")  # no day
     assert taken("train/patient00012/study3/view1_frontal.jpg") == Taken(number=3)
     assert taken(**{"Follow-up #": 0}) == Taken(number=0)
     assert taken("p10/p10000032/s50414267/a.jpg") == Taken()  # numbers that say no order
@@ -192,6 +201,57 @@ def test_when_a_study_was_made():
     assert early.is_before(late) and not late.is_before(early)
     assert not Taken("20010203").is_before(late) and not late.is_before(Taken("20010203"))
     assert not Taken("20010203").is_before(Taken(number=3)) and not Taken().is_before(Taken())
+
+
+CLOCKS = {
+    # As MIMIC's tables have them: of 00:19:59 a float keeps four digits.
+    "001959": [1959.531, "1959.531", "001959.531", "001959", "00:19:59", "0:19:59.5"],
+    "002959": ["2959.5", 2959.5],
+    "000003": [3.25],
+    "213014": [213014.53100000002, "213014", "21:30:14", 213014.0],
+    "0830": ["0830", "08:30", "8:30"],
+    # What may be another time, and what is none.
+    "": ["1430", 1430, 1430.0, "830", 83015, "24:00", "250000", "086000", "083060", "9959.5"]
+    + ["02:30 PM", "08:30:15+01:00", "8h30", "0830151", "-830.5", "noon", None, True],
+}
+
+
+@pytest.mark.parametrize("time", CLOCKS)
+def test_times_that_were_read_as_numbers_and_times_that_are_none(time):
+    for clock in CLOCKS[time]:
+        found = find_taken({"StudyDate": "20010203", "StudyTime": clock}, [])
+        assert found == Taken("20010203", time), clock
+    assert find_taken({"StudyDateTime": "20010203 1430"}, []) == Taken("20010203", "1430")
+
+
+def test_no_prior_is_later_than_its_film_by_a_time_that_lost_its_zeros(tmp_path):
+    rows = [
+        ("p", study, "20010101", "PA", {"StudyTime": clock})
+        for study, clock in (("a", "140000"), ("b", "1959.531"), ("c", "1430"), ("d", "140030"))
+    ]
+    got = {row.id: films(row) for row in read(tmp_path, rows)}
+    assert got["000.png"] == {"frontal": 0, "prior": 1}  # 14:00 after 00:19
+    assert got["001.png"] == {"frontal": 1}
+    assert got["002.png"] == {"frontal": 2}  # half past two, or fourteen minutes past midnight
+    assert got["003.png"] == {"frontal": 3, "prior": 0}
+
+
+def test_times_are_compared_as_far_as_both_tell():
+    minute, second, later = (Taken("20010203", clock) for clock in ("0830", "083015", "083100"))
+    assert not minute.is_before(second) and not second.is_before(minute)
+    assert minute.is_before(later) and second.is_before(later) and not later.is_before(minute)
+
+
+def test_a_second_frontal_film_of_one_study_is_no_prior_of_the_first(tmp_path):
+    rows = [
+        ("p", "a", "20010101", "PA", {"StudyTime": clock}) for clock in ("081500", "081900")
+    ] + [("p", "b", "20000101", "PA", {}), ("p", None, "20010101", "PA", {"StudyTime": "082000"})]
+    got = [films(row) for row in sorted(read(tmp_path, rows), key=lambda row: row.id)]
+    assert got[0] == {"frontal": 0, "prior": 2} and got[1] == {"frontal": 1, "prior": 2}
+    assert got[2] == {"frontal": 2} and got[3] == {
+        "frontal": 3,
+        "prior": 1,
+    }  # of a study nobody names
 
 
 def test_which_study_a_film_is_of():
