@@ -51,6 +51,9 @@ _IN_PLACE_OF_A_FILM = re.compile(
     rf"\A\s*{_FOREIGN_MARK}|{_FOREIGN_MARK}(?=\s*\Z)|^[^\S\n]*{_FOREIGN_MARK}(?=[^\S\n]*$)",
     re.IGNORECASE | re.MULTILINE,
 )
+_MARK_THAT_SAYS_MORE = re.compile(
+    r"\A((?:</?|<\||\[/?)[a-z]++(?:_[a-z]++)*+)(?!.\Z).*(.)\Z", re.IGNORECASE | re.DOTALL
+)
 
 
 def asks_nothing(text: str) -> bool:
@@ -74,9 +77,9 @@ def cut_at_marks(text: str) -> list[str | None]:
     for part in parts:
         mark = _IN_PLACE_OF_A_FILM.search(part or "")
         if mark:
-            raise UserError(
-                f"the text holds {mark.group().strip()[:40]!a}: a film's place is marked {IMAGE_MARK}"
-            )
+            # Without what it says of its film, which may name a patient: <img src=x.png> is <img ..>.
+            name = _MARK_THAT_SAYS_MORE.sub(r"\1 ..\2", mark.group().strip())
+            raise UserError(f"the text holds {name!a}: a film's place is marked {IMAGE_MARK}")
     return [part for part in parts if part != ""]
 
 
@@ -85,7 +88,8 @@ def place_films(texts: Sequence[str], film_count: int) -> list[list[str | None]]
 
     Films stand where the texts mark them; without marks all of them before the first text. A text is kept as it is,
     white space too, but where marks say no more than that: films that are marked at the beginning of the first text,
-    and one film at its end (as LLaVA's rows are read), stand before it as without marks.
+    and its only film at its end (as LLaVA's rows are read), stand before it as without marks. Where they stand follows
+    from the text that marks them alone: a later turn moves nothing that was read before it.
 
     Args:
         texts: of the user's turns, at least one.
@@ -103,13 +107,11 @@ def place_films(texts: Sequence[str], film_count: int) -> list[list[str | None]]
     placed = [list(parts) or [""] for parts in parts_of_texts]
     # White space says nothing about places.
     first = [part for part in parts_of_texts[0] if part is None or part.strip()]
-    films: list[str | None] = [None] * film_count
+    films: list[str | None] = [None] * first.count(None)
     if not mark_count:
-        placed[0] = [*films, texts[0]]
+        placed[0] = [*[None] * film_count, texts[0]]
     # Marks that say what none would say, too.
-    elif first[:film_count] == films and None not in first[film_count:]:
-        placed[0] = [*films, "".join(filter(None, first)).strip()]
-    elif film_count == 1 and first[-1:] == films:
+    elif films and films in (first[: len(films)], first[-1:]):
         placed[0] = [*films, "".join(filter(None, first)).strip()]
     return placed
 

@@ -9,7 +9,7 @@ from chat_templates import tokenizer_with
 from qwen_tokenizer import TEMPLATE
 from tokenizer_folders import TEMPLATES
 
-from cxr_jax.data.prompts import FIND_PROMPT
+from cxr_jax.data.prompts import FIND_PROMPT, place_films
 from cxr_jax.errors import UserError
 from cxr_jax.inference import prompts
 from cxr_jax.models import network
@@ -157,6 +157,29 @@ def test_images_behind_a_question_stay_there():
     [want, grids] = by_processor([("user", ["Q ", None, None])], films(np.random.default_rng(2), 2))
     tokens = prompts.count_image_tokens(PHANTOM, grids)
     assert prompts.prompt_ids(with_template(TEMPLATE), "Q <image><image>", tokens) == want
+
+
+FIRST_TEXTS = [
+    "{0} <image>",
+    "<image> {0}",
+    "<image>\n<image>{0} ",
+    "{0}<image><image>",
+    "a <image> {0}",
+]
+
+
+@pytest.mark.parametrize("form", [*FIRST_TEXTS, "<image>", " <image> <image> "])
+@pytest.mark.parametrize("later", ["<image>And?", "And <image>", "So <image> or <image>?", "And?"])
+def test_a_later_turn_moves_no_film_of_the_first(form, later):
+    first, count = form.format(FIND_PROMPT), form.count("<image>")
+    [before] = place_films([first], count)
+    assert place_films([first, later], count + later.count("<image>"))[0] == before
+    # So all that was read is read again, token for token.
+    talk = [{"role": "user", "content": first}]
+    said = prompts.render_conversation(with_template(TEMPLATE), talk, [3] * count).ids
+    talk += [{"role": "assistant", "content": "No."}, {"role": "user", "content": later}]
+    more = [3] * (count + later.count("<image>"))
+    assert prompts.conversation_ids(with_template(TEMPLATE), talk, more)[: len(said)] == said
 
 
 @pytest.mark.parametrize("count", range(4))

@@ -16,6 +16,8 @@ from cxr_jax.data.studies.order import Taken
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 
+_ANSWER_TAG = "<answer"  # of an answer list, closed or not
+
 
 @dataclass(frozen=True)
 class Row:
@@ -56,11 +58,24 @@ class Row:
 
     @property
     def asked(self) -> Prompt:
-        """What is asked and scored: the first question before which all films stand, with what is said before it."""
+        """What is asked and scored: the first question before which all films stand, with what is said before it.
+
+        The row's own answers about films, and those that hold an answer list, are left out with their questions: they
+        would tell the truth that the answer is held against. Their films stand before the question that follows.
+        """
         said = self.conversation
         questions = [place for place, turn in enumerate(said) if turn.role == "user"]
         marked = [place for place in questions if IMAGE_MARK in said[place].content]
-        return as_prompt(said[: max(marked, default=questions[0]) + 1])
+        last = max(marked, default=questions[0])
+        kept, films_shown, films_left = [turn for turn in said[:1] if turn.role == "system"], 0, 0
+        for place in questions[: questions.index(last)]:
+            question, answer = said[place : place + 2]
+            films_shown += question.content.count(IMAGE_MARK)
+            if films_shown or _ANSWER_TAG in answer.content.lower():
+                films_left += question.content.count(IMAGE_MARK)
+            else:
+                kept += [question, answer]
+        return as_prompt((*kept, Message("user", IMAGE_MARK * films_left + said[last].content)))
 
 
 def conversations_of(rows: Sequence[Row], name: str) -> list[Conversation]:
@@ -132,7 +147,7 @@ def _question(row: Row) -> tuple:
 
 def _content(row: Row) -> tuple:
     """All that a row says but its id and patient."""
-    return (*_question(row), row.target, row.later, row.solution, row.known, row.hedged)
+    return (row.image_paths, row.conversation, row.solution, row.known, row.hedged)
 
 
 def _contradict(one: Row, other: Row) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cxr_jax.data.prompts import Message, as_text
+from cxr_jax.data.prompts import Message, as_text, count_films
 from cxr_jax.data.sources import manifest
 from cxr_jax.data.sources.rows import describe_repeats
 from cxr_jax.data.studies.gather import gather
@@ -70,6 +70,42 @@ def test_what_is_asked_of_a_film_in_a_later_turn_is_that_turn_with_its_history(l
     # Beside it no other film can be put.
     with pytest.raises(UserError, match="marks the place of its film"):
         gather([row], ("frontal", "lateral"))
+
+
+NEXT = Message("user", "<image>And of this one?")
+
+
+@pytest.mark.parametrize("system", [(), (SYSTEM,)])
+@pytest.mark.parametrize(
+    "before, kept, films",
+    [
+        # A film in the second turn, after an answer of the row's own about what it did not see.
+        (TALK[:2], (), 1),
+        ((Message("user", FIND), Message("assistant", "<Answer>Edema")), (), 1),
+        # Small talk before any film says nothing of it.
+        ((Message("user", "Hello"), Message("assistant", "Yes?")), True, 1),
+        ((Message("user", "Hello"), Message("assistant", "Yes?"), *TALK[:2]), 2, 1),
+        # What was said of the first film, in a list or in words, and whatever came after it.
+        ((Message("user", f"<image>{FIND}"), TALK[1]), (), 2),
+        ((Message("user", f"{FIND} <image>"), Message("assistant", "There is edema.")), (), 2),
+        ((Message("user", f"<image>{FIND}"), TALK[1], *TALK[2:]), (), 2),
+    ],
+)
+def test_what_is_scored_does_not_tell_its_truth(load, before, kept, films, system):
+    talk = (*system, *before, NEXT, Message("assistant", "<answer>Edema</answer>"))
+    [row] = load(talk, images=["a.png", "b.png"][:films])
+    assert row.conversation == talk  # to be trained on whole
+    kept = before if kept is True else before[: kept or 0]
+    last = Message("user", "<image>" * (films - 1) + NEXT.content)
+    assert row.asked == ((*system, *kept, last) if system or kept else last.content)
+    assert "edema" not in as_text(row.asked).lower() and count_films(row.asked) == films
+
+
+def test_rows_that_differ_in_what_is_left_out_of_the_prompt_are_no_repeats(load):
+    ends = (NEXT, TALK[1])
+    talks = [(Message("user", f"<image>{ask}"), TALK[1], *ends) for ask in ("One?", "Two?")]
+    rows = load(*talks, talks[0], repeats="once", images=["a.png", "b.png"])
+    assert [row.times for row in rows] == [2, 1]
 
 
 def test_rows_that_differ_in_a_later_turn_or_the_system_turn_are_no_repeats(load):
