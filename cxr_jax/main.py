@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from cxr_jax.config import command_line, schema
-from cxr_jax.config.sections import DataConfig, RunConfig
+from cxr_jax.config.sections import DataConfig, RunConfig, in_todays_words
 from cxr_jax.errors import RunFailedError, UserError
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
@@ -72,7 +72,7 @@ def run() -> int:
         print(config)
     layout = _checked_layout(config)
     if _CHECK_IMAGES.value:
-        processes.together(lambda: _check_images(DataConfig.from_config(config)))
+        processes.together(lambda: _check_images(config.model, DataConfig.from_config(config)))
     if _DRY_RUN.value:
         print("dry run: the config is valid; nothing was written")
         return 0
@@ -119,18 +119,21 @@ def _checked_layout(resolved: "ConfigDict") -> "Layout":
     return layout
 
 
-def _check_images(data: DataConfig) -> None:
+def _check_images(model: str, data: DataConfig) -> None:
     """Decode every film of the manifest, in the first process, and print how many can be read."""
     from cxr_jax.data.sources import manifest, unreadable
+    from cxr_jax.training import checks
 
     if data.source != "files":
         raise UserError(f"--check_images: config.data.source={data.source!r} has no files")
     if processes.is_main():
         rows = manifest.load_rows(data.manifest, data.image_root, data.repeats, data.images)
         paths = [path for row in rows for path in row.image_paths]
+        sizes: dict = {}
         found = unreadable.check_files(
-            paths, limit=data.max_bad, threads=data.threads, gate=data.image_gate
+            paths, limit=data.max_bad, threads=data.threads, gate=data.image_gate, sizes=sizes
         )
+        checks.check_room_for_films(model, data, rows, sizes)
         print(found, flush=True)
 
 
@@ -195,6 +198,7 @@ def _open_folder(resolved: "ConfigDict") -> "RunFolder":
             processes.is_main(),
             defaults,
             _MAY_CHANGE.value,
+            in_todays_words,
         )
     )
 

@@ -5,6 +5,7 @@ means and may be is said once, in keys.toml; a test holds fields and keys togeth
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -240,3 +241,16 @@ class RunConfig(_Section):
             else:
                 values[field.name] = next(iter(schema.keys()[field.name].default.values()))
         return cls(**values)
+
+
+def in_todays_words(stored: dict[str, Any]) -> dict[str, Any]:
+    """Write the resolved config of a run of any version as this version would: the same run in keys of today's meaning.
+
+    Before films could keep their aspect ratio, `data.max_pixels` made their squares smaller.
+    """
+    data = stored.get("data")
+    if not isinstance(data, dict) or not data.get("max_pixels") or "min_pixels" in data:
+        return stored
+    side = math.isqrt(int(data["max_pixels"])) // 28 * 28
+    squares = {**data, "max_pixels": 0, "size": min(int(data["size"]), side)}
+    return {**stored, "data": squares}

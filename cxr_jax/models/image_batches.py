@@ -134,7 +134,12 @@ class PackedImages:
         vision = self.model_config.vision
         # As if a prompt's images had the tokens in equal parts.
         of_one = -(-self.image_tokens // self.count) * vision.merge_unit
-        return packing.row_patches(vision, of_one, self.count, USUAL_ASPECT)
+        patches = packing.row_patches(vision, of_one, self.count, USUAL_ASPECT)
+        # Less room than for all at their largest: they come in unequal parts, each with windows that may cut its own.
+        largest = self.max_pixels // self.processor.factor**2
+        if vision.has_windows and 1 < self.count and self.image_tokens < self.count * largest:
+            patches += self.count * packing.window_patches(vision)
+        return patches
 
     def grids(self, images: Films) -> list[list[Grid]]:
         """Give the grids of each prompt's images, as `Prompts.encode` takes them."""

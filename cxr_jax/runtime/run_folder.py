@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "data.cache_mib ",
     "data.threads ",
     "data.max_bad ",
+    "data.image_tokens ",
 )
 """Keys of a config that do not change what a run computes, but for rounding: it may be resumed with others."""
 
@@ -44,6 +45,8 @@ class RunFolder:
         resolved: the run's config, as flags and preset have made it.
         data: the fingerprint of the run's data, kept beside the config.
         defaults: of the run's keys: what a config of an earlier version, which lacks some, meant.
+        in_todays_words: a config of any version -> the same run as a config of this version, where keys have come to
+            mean something else.
         may_change: names of CONTINUABLE: the run goes on with others, which its config.json has from `commit_changes`
             on, and a finished run of fewer steps is one that is not finished.
         writes: False on every process but the first, which only look on: they lock nothing and leave nothing.
@@ -61,6 +64,7 @@ class RunFolder:
         writes: bool = True,
         defaults: dict | None = None,
         may_change: Sequence[str] = (),
+        in_todays_words: Callable[[dict], dict] = dict,
     ) -> None:
         self.path, self._lock, self._writes = os.path.abspath(path), None, writes
         # config.json as it will be, of a run that goes on with others, until `commit_changes`.
@@ -87,13 +91,18 @@ class RunFolder:
                 with contextlib.suppress(OSError):
                     os.remove(partial)
             wanted = {"config": resolved, "data": data or {}}
-            self._check_config(path, wanted, defaults or {}, may_change)
+            self._check_config(path, wanted, defaults or {}, may_change, in_todays_words)
         except BaseException:
             self.close()
             raise
 
     def _check_config(
-        self, path: str, wanted: dict, defaults: dict, may_change: Sequence[str]
+        self,
+        path: str,
+        wanted: dict,
+        defaults: dict,
+        may_change: Sequence[str],
+        in_todays_words: Callable[[dict], dict],
     ) -> None:
         """Write config.json of a new run, or refuse a config or data other than those of the run that is there."""
         file_name = self.file("config.json")
@@ -112,7 +121,7 @@ class RunFolder:
             # Compared as JSON gives it back: tuples have become lists.
             before, now = (
                 json.loads(json.dumps(_completed(config, defaults)))
-                for config in (stored["config"], wanted["config"])
+                for config in (in_todays_words(stored["config"]), wanted["config"])
             )
             differences = _differences(before, now)
         except (OSError, ValueError, KeyError, TypeError) as error:

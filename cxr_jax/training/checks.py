@@ -34,7 +34,7 @@ from cxr_jax.inference.prompts import (
 )
 from cxr_jax.labels import answers
 from cxr_jax.models import network, plain_text, registry
-from cxr_jax.models.image_batches import Images, open_images
+from cxr_jax.models.image_batches import Images, PackedImages, open_images
 from cxr_jax.models.markers import markers_of
 from cxr_jax.models.network.config import Config
 from cxr_jax.models.tokenizer import Tokenizer
@@ -206,6 +206,39 @@ def _check_stretched(model: str, side: int, size: int, data: DataConfig) -> None
             f"config.model={model!r} reads squares of {side} pixels, and the images of config.data.source="
             f"{data.source!r} have {size}"
         )
+
+
+def check_room_for_films(
+    model: str, data: DataConfig, rows: Sequence[Row], sizes: Mapping[pathlib.Path, tuple[int, int]]
+) -> None:
+    """Refuse rows whose films have more image tokens than a prompt has room for (`config.data.image_tokens`).
+
+    Args:
+        sizes: (height, width) of each film that can be read; rows of others are left out.
+
+    Raises:
+        UserError: naming the first such row, and how many there are.
+    """
+    readable = [row for row in rows if all(path in sizes for path in row.image_paths)]
+    if not data.is_native or not readable:
+        return
+    model_config = read_model_config(model, pretrained.load_tokenizer(model))
+    most_films = max(len(row.image_paths) for row in readable)
+    images = open_images(data, model_config, data.size, most_films)
+    assert isinstance(images, PackedImages), "films in their own aspect ratio are packed"
+    processor = registry.processor_of(model_config)
+    problems = []
+    for row in readable:
+        try:
+            resized = [
+                processor.resized(*sizes[path], *data.pixel_limits) for path in row.image_paths
+            ]
+            images.check_room([processor.grid(*sides) for sides in resized], row.id)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        others = f" ({len(problems):,} of {len(rows):,} rows)" if len(problems) > 1 else ""
+        raise UserError(f"{problems[0]}{others}")
 
 
 def _warn_of_spelled_tokens(

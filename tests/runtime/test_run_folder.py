@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from cxr_jax.config import sections
 from cxr_jax.errors import UserError
 from cxr_jax.runtime.run_folder import RunFolder
 from cxr_jax.runtime.whole_files import write_json
@@ -33,6 +34,25 @@ def test_a_run_of_before_a_new_key_goes_on(tmp_path):
     changed = now | {"data": {"source": "phantom", "max_pixels": 9000}}
     with pytest.raises(UserError, match="data.max_pixels was 0, now 9000"):
         RunFolder(str(tmp_path), changed, defaults=defaults)
+
+
+def test_a_run_whose_limit_made_smaller_squares_does_not_go_on_with_other_films(tmp_path):
+    def config(**data):
+        return CONFIG | {"data": {"source": "files", "size": 476, **data}}
+
+    RunFolder(str(tmp_path), config(max_pixels=100_000)).close()
+    defaults = {"data": {"min_pixels": 16384}}
+
+    def opened(**data):
+        now = config(min_pixels=16384, **data)
+        words = sections.in_todays_words
+        RunFolder(str(tmp_path), now, defaults=defaults, in_todays_words=words).close()
+
+    with pytest.raises(UserError, match="data.max_pixels was 0, now 100000"):
+        opened(max_pixels=100_000)
+    # Squares of 308 pixels are what it has read.
+    opened(size=308, max_pixels=0)
+    opened(size=308, max_pixels=0, image_tokens=7)
 
 
 def test_a_second_run_is_refused_while_the_first_lives(tmp_path):

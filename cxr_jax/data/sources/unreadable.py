@@ -57,6 +57,7 @@ def check_files(
     limit: int = 0,
     threads: int = 0,
     gate: str = "off",
+    sizes: dict[Path, tuple[int, int]] | None = None,
     poll: Callable[[], object] | None = None,
 ) -> str:
     """Decode every file, each once, and print those that cannot be read.
@@ -65,6 +66,7 @@ def check_files(
         limit: files that may be unreadable.
         threads: as of `loading.map_in_threads`.
         gate: policy of `image_gate`; under "refuse" what is no chest film cannot be read.
+        sizes: takes the (height, width) of every film that can be read.
         poll: called before every CHECK_PART files; what it raises ends this.
 
     Returns:
@@ -82,6 +84,8 @@ def check_files(
                 image_gate.check(path, film, gate, "config.data.image_gate")
         except UserError as error:
             return str(error)
+        if sizes is not None:
+            sizes[path] = film.pixels.shape
         return None
 
     problems: list[str] = []

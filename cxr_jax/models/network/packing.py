@@ -9,8 +9,9 @@ that no window fits into are computed in vain.
 Everything is counted in units here: the patches that become one token. The program is `tower_packed.forward`.
 """
 
+import collections
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -79,15 +80,21 @@ def row_patches(
         if width <= max_aspect * (height + 1)
     ]
     images = [
-        _window_sizes(window_plan(model_config, height * merge_size, width * merge_size)) * copies
+        {
+            size: count * copies
+            for size, count in collections.Counter(
+                _window_sizes(window_plan(model_config, height * merge_size, width * merge_size))
+            ).items()
+        }
         for height, width in sides
     ]
-    units = max_units * copies
+    units, fitted = max_units * copies, -1
     # A row that is larger by one might fit other images worse: all are tried again.
-    while any(
-        _window_starts(sizes, units, _bin_units(model_config, units)) is None for sizes in images
-    ):
-        units += 1
+    while fitted != units:
+        fitted = units
+        for counts in images:
+            while not _have_room(counts, units, _bin_units(model_config, units)):
+                units += 1
     return units * model_config.merge_unit
 
 
@@ -219,6 +226,35 @@ def _window_sizes(plan: WindowPlan) -> list[int]:
     patches = sum(windows * size for windows, size in plan.segments)
     merge_unit = patches // unit_count
     return [size // merge_unit for windows, size in plan.segments for _ in range(windows)]
+
+
+def _have_room(counts: Mapping[int, int], units: int, bin_units: int) -> bool:
+    """Tell whether `_window_starts` finds room for so many windows of each size, without placing each.
+
+    Windows of a size fill one bin after the other, the fullest first: a bin that has taken one and has room for more is
+    the fullest that has.
+    """
+    free = collections.Counter({bin_units: units // bin_units})
+    if units % bin_units:
+        free[units % bin_units] += 1
+    for size in sorted(counts, reverse=True):
+        left = counts[size]
+        for room in sorted(room for room, bins in free.items() if bins and room >= size):
+            in_a_bin = room // size
+            filled = min(free[room], left // in_a_bin)
+            free[room] -= filled
+            free[room - in_a_bin * size] += filled
+            left -= filled * in_a_bin
+            # The rest goes into one more bin of this room, if there is one.
+            if left and free[room]:
+                free[room] -= 1
+                free[room - left * size] += 1
+                left = 0
+            if not left:
+                break
+        if left:
+            return False
+    return True
 
 
 def _window_starts(sizes: list[int], units: int, window_units: int) -> np.ndarray | None:

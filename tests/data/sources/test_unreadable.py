@@ -1,5 +1,6 @@
 """Films that cannot be read during a run: left out up to a limit, the same ones whatever was read before."""
 
+import dataclasses
 import itertools
 import json
 
@@ -13,6 +14,7 @@ from cxr_jax.data.sources import manifest, splits, unreadable
 from cxr_jax.data.sources.base import indices_of
 from cxr_jax.data.sources.unreadable import UnreadableFiles
 from cxr_jax.errors import UserError
+from cxr_jax.training import checks
 
 FILMS = 9
 TORN = {2, 3, 7}
@@ -118,6 +120,23 @@ def test_check_reads_every_file_and_lists_what_it_cannot_read(folder, capsys):
     assert [line.startswith("unreadable: ") for line in listed] == [True] * 3
     with pytest.raises(UserError, match=r"2\.png: .*max_bad=0"):
         unreadable.check_files(paths[:3])
+
+
+def test_check_finds_rows_whose_films_have_no_room_in_a_prompt(folder):
+    """A strip has as many tokens as any film, and windows that fill their places badly."""
+    rows = [row for row in open_source(folder).rows if int(row.id[0]) not in TORN][:3]
+    sizes = {row.image_path: (2000, 2000) for row in rows}
+    data = DataConfig.with_defaults(source="files", max_pixels=476**2)
+    checks.check_room_for_films("phantom", data, rows, sizes)
+    few = dataclasses.replace(data, image_tokens=200)
+    with pytest.raises(UserError, match=f"^row {rows[0].id}: its film is 289 image tokens.*3 of 3"):
+        checks.check_room_for_films("phantom", few, rows, sizes)
+    sizes[rows[1].image_path] = (20_000, 110)
+    with pytest.raises(UserError, match=f"^row {rows[1].id}: .*raise config.data.image_tokens"):
+        checks.check_room_for_films("phantom", data, rows, sizes)
+    # Squares of one size always fit, and what cannot be read is reported elsewhere.
+    checks.check_room_for_films("phantom", DataConfig.with_defaults(source="files"), rows, sizes)
+    checks.check_room_for_films("phantom", few, rows, {})
 
 
 def test_what_the_image_gate_refuses_cannot_be_read(folder):
