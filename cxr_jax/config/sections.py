@@ -251,6 +251,7 @@ def in_todays_words(stored: dict[str, Any]) -> dict[str, Any]:
     data = stored.get("data")
     if not isinstance(data, dict) or not data.get("max_pixels") or "min_pixels" in data:
         return stored
+    # The side that such runs took, of whole tokens.
     side = math.isqrt(int(data["max_pixels"])) // 28 * 28
     squares = {**data, "max_pixels": 0, "size": min(int(data["size"]), side)}
     return {**stored, "data": squares}

@@ -219,6 +219,7 @@ def check_room_for_films(
     Raises:
         UserError: naming the first such row, and how many there are.
     """
+    # What cannot be read has no size, and is reported where files are.
     readable = [row for row in rows if all(path in sizes for path in row.image_paths)]
     if not data.is_native or not readable:
         return
@@ -227,6 +228,7 @@ def check_room_for_films(
     images = open_images(data, model_config, data.size, most_films)
     assert isinstance(images, PackedImages), "films in their own aspect ratio are packed"
     processor = registry.processor_of(model_config)
+    # As the batches will be made: the resize, then the room.
     problems = []
     for row in readable:
         try:

@@ -234,6 +234,7 @@ def _have_room(counts: Mapping[int, int], units: int, bin_units: int) -> bool:
     Windows of a size fill one bin after the other, the fullest first: a bin that has taken one and has room for more is
     the fullest that has.
     """
+    # Bins by the room that is left in them; the last may be smaller.
     free = collections.Counter({bin_units: units // bin_units})
     if units % bin_units:
         free[units % bin_units] += 1
