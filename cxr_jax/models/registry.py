@@ -9,9 +9,10 @@ from cxr_jax.models.family import Family
 from cxr_jax.models.gemma3.family import FAMILY as GEMMA3
 from cxr_jax.models.image_processor import ImageProcessor
 from cxr_jax.models.qwen2_5_vl.family import FAMILY as QWEN2_5_VL
+from cxr_jax.models.qwen3_vl.family import FAMILY as QWEN3_VL
 
 # Imported by name and not found in folders, so that a broken family fails here, and says so.
-FAMILIES: tuple[Family, ...] = (QWEN2_5_VL, GEMMA3)
+FAMILIES: tuple[Family, ...] = (QWEN2_5_VL, QWEN3_VL, GEMMA3)
 
 
 def family_of_type(model_type: object) -> Family:

@@ -1,4 +1,4 @@
-"""Configs of GRPO: phantom (default), files, nv_reason_3b, and an algorithm. Results: experiments/rl.py."""
+"""Configs of GRPO: phantom (default), files, the published recipes, and an algorithm. Results: experiments/rl.py."""
 
 from ml_collections import ConfigDict
 
@@ -8,15 +8,17 @@ from cxr_jax.errors import UserError
 from cxr_jax.rl.algorithms import ALGORITHMS
 
 # Data and scale; the algorithm is named beside them (`ALGORITHMS`).
-PRESETS = ("phantom", "files", "nv_reason_3b")
+_PUBLISHED = ("nv_reason_3b", "nv_reason_qwen3_4b")
+PRESETS = ("phantom", "files", *_PUBLISHED)
 
 
 def get_config(presets: str = "phantom") -> ConfigDict:
     """Build the config of an RL run.
 
     Args:
-        presets: phantom; files (real radiographs, the embedded model); nv_reason_3b (the published recipe). And,
-            after a comma or alone, an algorithm of cxr_jax/rl/algorithms.py: "dapo", "nv_reason_3b,gspo".
+        presets: phantom; files (real radiographs, the embedded model); nv_reason_3b (the published recipe);
+            nv_reason_qwen3_4b (the same for Qwen3-VL 4B). And, after a comma or alone, an algorithm of
+            cxr_jax/rl/algorithms.py: "dapo", "nv_reason_3b,gspo".
 
     Raises:
         UserError: for a name that is neither, or a second one of a kind.
@@ -35,8 +37,11 @@ def get_config(presets: str = "phantom") -> ConfigDict:
         config.steps = 5
         config.rl.update(prompts_per_step=4, oversample=1)
         config.eval.update(every=5, n=64, n_final=1000)
-    if preset == "nv_reason_3b":
+    if preset in _PUBLISHED:
         _published_recipe(config, algorithm)
+    if preset == "nv_reason_qwen3_4b":
+        # Tokens of 32 pixels: 448 a side is 14 x 14 of them, where 476 of 28 pixels is 17 x 17.
+        config.data.size = 448
     return config
 
 

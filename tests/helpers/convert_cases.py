@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 from golden_cases import entries
 
+from cxr_jax.models import registry
 from cxr_jax.models.qwen2_5_vl import hf_table
 from cxr_jax.weights.safetensors_file import (
     INDEX,
@@ -17,7 +18,7 @@ from cxr_jax.weights.safetensors_file import (
     write_safetensors,
 )
 
-HEAD, EMBED = "lm_head.weight", "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
 LAYER = "model.layers.1.self_attn.q_proj.weight"
 BF16, F16, F32 = ml_dtypes.bfloat16, np.float16, np.float32
 
@@ -42,11 +43,13 @@ def make(
 ):
     """A Hugging Face folder with unknown config keys and some side files."""
     c = golden_cases.case(case)
-    arrays = {hf_table.canonical_key(k): w.astype(dtype(k)) for k, w in c["weights"].items()}
+    canonical_key = registry.family_of_type(c["config"]["model_type"]).canonical_key
+    arrays = {canonical_key(k): w.astype(dtype(k)) for k, w in c["weights"].items()}
+    embed = next(key for key in arrays if "embed_tokens" in key)
     if stored_head:
-        arrays[HEAD] = arrays[EMBED]
+        arrays[HEAD] = arrays[embed]
     if head_alone:
-        arrays[HEAD] = arrays.pop(EMBED)
+        arrays[HEAD] = arrays.pop(embed)
     folder.mkdir(parents=True)
     write_folder(folder, entries(arrays, rename), shard_gb)
     text = json.dumps(

@@ -20,7 +20,7 @@ from cxr_jax import convert
 from cxr_jax.errors import UserError
 from cxr_jax.inference import model as inference_model
 from cxr_jax.inference import sampling
-from cxr_jax.models import layers, lora, network
+from cxr_jax.models import layers, lora, network, registry
 from cxr_jax.models.lora import Lora
 from cxr_jax.models.network import decoder_layers
 from cxr_jax.models.network.config import Config, TextConfig, VisionConfig
@@ -554,13 +554,14 @@ def test_damaged_files(exported, tmp_path):
         peft_folder.load(folder, CFG)
 
 
-def test_peft_and_we_read_each_other(tmp_path):
+# Several images and padding, several layers in both parts, an untied head; of Qwen3-VL, two taps.
+@pytest.mark.parametrize("family, seed", [("qwen2_5_vl", 342), ("qwen3_vl", 83)])
+def test_peft_and_we_read_each_other(tmp_path, family, seed):
     if not ORACLE_PYTHON.exists():
         pytest.skip(
             "no .venv-oracle (torch, transformers and peft): `bash launch/test.sh` makes it"
         )
-    seed = 342  # three images and padding, three layers in both parts, an untied head
-    case, model = cases.draw(seed), tmp_path / "model"
+    case, model = cases.draw(seed, family), tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text(json.dumps(case.config))
     write_safetensors(model / "model.safetensors", golden_cases.entries(cases.weights(case)))
@@ -574,6 +575,7 @@ def test_peft_and_we_read_each_other(tmp_path):
         str(seed),
         tmp_path / "ours",
         tmp_path / "out",
+        family,
     ]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -595,7 +597,7 @@ def test_peft_and_we_read_each_other(tmp_path):
     assert their_lora == Lora(3, 5, ("text/layers/attn/q", "text/layers/attn/v"))
     merged = flat(lora.merge(params, found, their_lora))
     want = np.load(tmp_path / "out" / "theirs.npz")
-    for rule in hf_table.rules(model_config):
+    for rule in registry.family_of(model_config).tensor_rules(model_config):
         x = merged["/".join(rule.path)]
         np.testing.assert_allclose(
             rule.to_hf(x if rule.layer is None else x[rule.layer]),

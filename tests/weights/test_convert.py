@@ -30,6 +30,10 @@ LAYOUTS = {
         case="even", dtype=lambda key: F16, stored_head=True
     ),
     "types that differ within a stack": dict(dtype=MIXED, shard_gb=1e-4),
+    "Qwen3-VL, types that differ": dict(case="qwen3_taps", dtype=MIXED, shard_gb=1e-4),
+    "Qwen3-VL, tied, head stored once more": dict(
+        case="qwen3_taps", dtype=lambda key: BF16, stored_head=True
+    ),
 }
 
 
@@ -144,7 +148,9 @@ def test_transformers_reads_the_settings(tmp_path):
 @pytest.mark.skipif(
     not ORACLE_PYTHON.exists(), reason="needs .venv-oracle, see tests/oracle/requirements.txt"
 )
-@pytest.mark.parametrize("source", ["phantom", "images", "ragged", "even, its head alone"])
+@pytest.mark.parametrize(
+    "source", ["phantom", "images", "ragged", "even, its head alone", "qwen3_taps", "qwen3_deep"]
+)
 def test_transformers_computes_the_same(tmp_path, source):
     """An export loads in transformers without a warning, and gives our logits; so does a folder with its head alone."""
     name = source.partition(",")[0]
