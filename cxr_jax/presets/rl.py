@@ -40,8 +40,8 @@ def get_config(presets: str = "phantom") -> ConfigDict:
     if preset in _PUBLISHED:
         _published_recipe(config, algorithm)
     if preset == "nv_reason_qwen3_4b":
-        # Tokens of 32 pixels: 448 a side is 14 x 14 of them, where 476 of 28 pixels is 17 x 17.
-        config.data.size = 448
+        # Tokens of 32 pixels: 480 a side is 15 x 15 of them, where 476 of 28 pixels is 17 x 17.
+        config.data.size = 480
     return config
 
 

@@ -184,7 +184,7 @@ def _check_images(
     if not data.is_native:
         if size % unit:
             raise UserError(
-                f"config.model={model!r}: images of {size} pixels do not divide into its patches of {unit}"
+                f"config.data.size={size}: must be a multiple of {unit}, a token's side of config.model={model!r}"
             )
     elif not unit**2 <= data.min_pixels < data.max_pixels:
         raise UserError(

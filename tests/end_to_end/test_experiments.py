@@ -80,7 +80,8 @@ def _arguments(path, preset, folder):
     config = _module(path).get_config(preset)
     arguments = [f"--config={path}:{preset}", "--dry_run", f"--workdir={folder}/run"]
     if not config.model or not _is_there(config.model):
-        arguments.append("--config.model=random:phantom")
+        family = "qwen3-vl-" if "qwen3" in preset else ""
+        arguments.append(f"--config.model=random:{family}phantom")
     if config.data.source == "files":
         arguments += [
             f"--config.data.manifest={folder}/rows.jsonl",
