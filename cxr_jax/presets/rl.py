@@ -40,7 +40,7 @@ def get_config(presets: str = "phantom") -> ConfigDict:
     if preset in _PUBLISHED:
         _published_recipe(config, algorithm)
     if preset == "nv_reason_qwen3_4b":
-        # Tokens of 32 pixels: 480 a side is 15 x 15 of them, where 476 of 28 pixels is 17 x 17.
+        # Of squares, which max_pixels=0 asks for: whole tokens of 32 pixels.
         config.data.size = 480
     return config
 

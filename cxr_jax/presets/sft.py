@@ -54,6 +54,6 @@ def get_config(preset: str = "phantom") -> ConfigDict:
         config.optim.update(lr=2e-5, warmup_steps=90, final_fraction=0.0, b2=0.999)
         config.optim.update(weight_decay=0.0, clip_norm=0.3)
     if preset == "nv_reason_qwen3_4b":
-        # Tokens of 32 pixels: 480 a side is 15 x 15 of them, where 476 of 28 pixels is 17 x 17.
+        # Of squares, which max_pixels=0 asks for: whole tokens of 32 pixels.
         config.data.size = 480
     return config
