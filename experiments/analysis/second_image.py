@@ -6,9 +6,9 @@ intervals. With a lateral, a second table counts the findings that the frontal f
 
 Reached (2026-11-29, phantom results; frontal and lateral; hospital A, 256 studies, seed 0), by a run of 25 minutes:
 
-    python -m cxr_jax.main --config=experiments/sft.py:continued --workdir=runs/lateral --config.data.views=frontal,lateral
-        --config.data.reader_miss=0 --config.max_completion=224 --config.steps=330 --config.locate_steps=80
-        --config.locate_weight=0.3 --config.optim.lr=8e-4
+    python -m cxr_jax.main --config=experiments/sft.py:continued --workdir=runs/lateral
+        --config.data.views=frontal,lateral --config.data.reader_miss=0 --config.max_completion=224
+        --config.steps=330 --config.locate_steps=80 --config.locate_weight=0.3 --config.optim.lr=8e-4
     python -m experiments.analysis.second_image runs/lateral -n 256
 
     films              Jaccard  less than with both     macro-F1  hidden findings named
@@ -21,8 +21,8 @@ Reached (2026-11-29, phantom results; frontal and lateral; hospital A, 256 studi
 The model that it began from, the embedded one, has never seen a second film (96 studies): Jaccard 0.443 with both, and
 less by -0.004 [-0.042, 0.029] with the lateral swapped, by -0.035 [-0.117, 0.049] without it: no use of it is no drop.
 
-What these figures are not: the run was stopped at step 186 of 330 (106 of them after the warm-up, about 3,000 studies in
-all), on two cores that other jobs shared, before its learning rate came down; its weights were written from that
+What these figures are not: the run was stopped at step 186 of 330 (106 of them after the warm-up, about 3,000 studies
+in all), on two cores that other jobs shared, before its learning rate came down; its weights were written from that
 checkpoint. One seed. Prompts of one film are none that it was trained on, so that the row "left out" holds that, too; a
 grey film is like none: the model calls fluid in most of them, and so names hidden fluid by chance. The swap is the
 cleanest of the three. Studies with a prior have not been trained on.
