@@ -122,7 +122,8 @@ def _checked_layout(resolved: "ConfigDict") -> "Layout":
 def _check_images(model: str, data: DataConfig) -> None:
     """Decode every film of the manifest, in the first process, and print how many can be read."""
     from cxr_jax.data.sources import manifest, unreadable
-    from cxr_jax.training import checks
+    from cxr_jax.training import checks, image_checks
+    from cxr_jax.weights import pretrained
 
     if data.source != "files":
         raise UserError(f"--check_images: config.data.source={data.source!r} has no files")
@@ -133,7 +134,8 @@ def _check_images(model: str, data: DataConfig) -> None:
         found = unreadable.check_files(
             paths, limit=data.max_bad, threads=data.threads, gate=data.image_gate, sizes=sizes
         )
-        checks.check_room_for_films(model, data, rows, sizes)
+        model_config = checks.read_model_config(model, pretrained.load_tokenizer(model))
+        image_checks.check_room_for_films(model_config, data, rows, sizes)
         print(found, flush=True)
 
 

@@ -33,13 +33,13 @@ from cxr_jax.inference.prompts import (
     render_prompt,
 )
 from cxr_jax.labels import answers
-from cxr_jax.models import network, plain_text, registry
-from cxr_jax.models.image_batches import Images, PackedImages, open_images
+from cxr_jax.models import network, plain_text
+from cxr_jax.models.image_batches import Images, open_images
 from cxr_jax.models.markers import markers_of
 from cxr_jax.models.network.config import Config
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime import processes
-from cxr_jax.training import conversations, earlier_runs
+from cxr_jax.training import conversations, earlier_runs, image_checks
 from cxr_jax.training.trainable import Trainable
 from cxr_jax.weights import hf_folder, locate, pretrained
 
@@ -75,6 +75,8 @@ def check_common(config: ConfigDict) -> Source:
     open_prompts = {"phantom": _phantom_prompts, "files": _film_prompts}[source]
     train, prompts = open_prompts(settings)
     check_model(settings.model, train.size, prompts, settings.max_completion, data)
+    if source == "files" and not settings.model.startswith("random:"):
+        image_checks.warn_of_other_sizes(settings)
     return train
 
 
@@ -145,7 +147,9 @@ def check_model(
     if problem := _problem_of_tokenizer(tokenizer, model_config):
         raise UserError(f"config.model={model!r}: {problem}")
     data = data or DataConfig.with_defaults()
-    images = _check_images(model, model_config, size, data, data_prompts.most_films(prompts))
+    images = image_checks.check_images(
+        model, model_config, size, data, data_prompts.most_films(prompts)
+    )
 
     _warn_of_spelled_tokens(
         tokenizer, {name: _said_by_people(prompt) for prompt, name in prompts.items()}
@@ -169,78 +173,6 @@ def _said_by_people(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
     return "\n".join(turn.content for turn in prompt if turn.role != "assistant")
-
-
-def _check_images(
-    model: str, model_config: Config, size: int, data: DataConfig, count: int
-) -> Images:
-    """How the images of a run travel, once they are known to be the model's."""
-    processor = registry.processor_of(model_config)
-    if processor.side is not None:
-        _check_stretched(model, processor.side, size, data)
-        return open_images(data, model_config, size, count)
-    unit = processor.factor
-    # Squares must divide into merged patches; the processor sees to it that films do.
-    if not data.is_native:
-        if size % unit:
-            raise UserError(
-                f"config.data.size={size}: must be a multiple of {unit}, a token's side of config.model={model!r}"
-            )
-    elif not unit**2 <= data.min_pixels < data.max_pixels:
-        raise UserError(
-            f"config.data.min_pixels={data.min_pixels} and config.data.max_pixels={data.max_pixels}: the least pixels "
-            f"of a film must be below the most, and {unit}**2 at least"
-        )
-    return open_images(data, model_config, size, count)
-
-
-def _check_stretched(model: str, side: int, size: int, data: DataConfig) -> None:
-    """Refuse images that a model, whose processor stretches films to squares of `side`, would read otherwise."""
-    if data.source == "files" and data.max_pixels != side**2:
-        raise UserError(
-            f"config.model={model!r} reads films that are stretched to {side} x {side} pixels: set "
-            f"config.data.max_pixels to {side**2}"
-        )
-    if data.source != "files" and size != side:
-        raise UserError(
-            f"config.model={model!r} reads squares of {side} pixels, and the images of config.data.source="
-            f"{data.source!r} have {size}"
-        )
-
-
-def check_room_for_films(
-    model: str, data: DataConfig, rows: Sequence[Row], sizes: Mapping[pathlib.Path, tuple[int, int]]
-) -> None:
-    """Refuse rows whose films have more image tokens than a prompt has room for (`config.data.image_tokens`).
-
-    Args:
-        sizes: (height, width) of each film that can be read; rows of others are left out.
-
-    Raises:
-        UserError: naming the first such row, and how many there are.
-    """
-    # What cannot be read has no size, and is reported where files are.
-    readable = [row for row in rows if all(path in sizes for path in row.image_paths)]
-    if not data.is_native or not readable:
-        return
-    model_config = read_model_config(model, pretrained.load_tokenizer(model))
-    most_films = max(len(row.image_paths) for row in readable)
-    images = open_images(data, model_config, data.size, most_films)
-    assert isinstance(images, PackedImages), "films in their own aspect ratio are packed"
-    processor = registry.processor_of(model_config)
-    # As the batches will be made: the resize, then the room.
-    problems = []
-    for row in readable:
-        try:
-            resized = [
-                processor.resized(*sizes[path], *data.pixel_limits) for path in row.image_paths
-            ]
-            images.check_room([processor.grid(*sides) for sides in resized], row.id)
-        except UserError as error:
-            problems.append(str(error))
-    if problems:
-        others = f" ({len(problems):,} of {len(rows):,} rows)" if len(problems) > 1 else ""
-        raise UserError(f"{problems[0]}{others}")
 
 
 def _warn_of_spelled_tokens(

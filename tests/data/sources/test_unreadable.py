@@ -14,7 +14,8 @@ from cxr_jax.data.sources import manifest, splits, unreadable
 from cxr_jax.data.sources.base import indices_of
 from cxr_jax.data.sources.unreadable import UnreadableFiles
 from cxr_jax.errors import UserError
-from cxr_jax.training import checks
+from cxr_jax.models.qwen2_5_vl.config import PHANTOM
+from cxr_jax.training import image_checks
 
 FILMS = 9
 TORN = {2, 3, 7}
@@ -127,16 +128,18 @@ def test_check_finds_rows_whose_films_have_no_room_in_a_prompt(folder):
     rows = [row for row in open_source(folder).rows if int(row.id[0]) not in TORN][:3]
     sizes = {row.image_path: (2000, 2000) for row in rows}
     data = DataConfig.with_defaults(source="files", max_pixels=476**2)
-    checks.check_room_for_films("phantom", data, rows, sizes)
+    image_checks.check_room_for_films(PHANTOM, data, rows, sizes)
     few = dataclasses.replace(data, image_tokens=200)
     with pytest.raises(UserError, match=f"^row {rows[0].id}: its film is 289 image tokens.*3 of 3"):
-        checks.check_room_for_films("phantom", few, rows, sizes)
+        image_checks.check_room_for_films(PHANTOM, few, rows, sizes)
     sizes[rows[1].image_path] = (20_000, 110)
     with pytest.raises(UserError, match=f"^row {rows[1].id}: .*raise config.data.image_tokens"):
-        checks.check_room_for_films("phantom", data, rows, sizes)
+        image_checks.check_room_for_films(PHANTOM, data, rows, sizes)
     # Squares of one size always fit, and what cannot be read is reported elsewhere.
-    checks.check_room_for_films("phantom", DataConfig.with_defaults(source="files"), rows, sizes)
-    checks.check_room_for_films("phantom", few, rows, {})
+    image_checks.check_room_for_films(
+        PHANTOM, DataConfig.with_defaults(source="files"), rows, sizes
+    )
+    image_checks.check_room_for_films(PHANTOM, few, rows, {})
 
 
 def test_what_the_image_gate_refuses_cannot_be_read(folder):
