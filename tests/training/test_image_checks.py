@@ -27,6 +27,7 @@ NATIVE = (128**2, 476**2)
 )
 def test_other_sizes_than_the_folder_s_are_told(tmp_path, capsys, own, wanted, task, is_told):
     (tmp_path / "config.json").write_text(json.dumps(write_config(PHANTOM)))
+    (tmp_path / "model.safetensors").touch()  # weights are not read
     limits = dict(zip(("min_pixels", "max_pixels"), own, strict=True))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(limits))
     native = wanted == NATIVE
