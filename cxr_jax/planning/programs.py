@@ -5,13 +5,14 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cxr_jax.data.prompts import FIND_PROMPT, ask_of_roles, count_films
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.runtime.trees import Tree
 
 if TYPE_CHECKING:
     import jax
 
-    from cxr_jax.config.sections import RunConfig
+    from cxr_jax.config.sections import DataConfig, RunConfig
     from cxr_jax.models.network.config import Config
     from cxr_jax.models.tokenizer import Tokenizer
 
@@ -68,6 +69,14 @@ class Needs(NamedTuple):
         return sum(self.bytes.values())
 
 
+def _question(data: "DataConfig") -> str:
+    """The question of a run about as many films as its settings name; what rows hold beyond it no setting tells."""
+    from cxr_jax.data.studies import gather
+
+    roles = data.views if data.source == "phantom" else gather.parse_images(data.images)
+    return FIND_PROMPT if len(roles) < 2 else ask_of_roles(roles, FIND_PROMPT)
+
+
 class Shapes:
     """The model, tokenizer and abstract arguments of the steps that a run's settings ask for.
 
@@ -102,11 +111,17 @@ class Shapes:
             **special_ids(self.tokenizer),
             "suppress": self.model_config.media_token_ids,
         }
-        size = settings.data.size
-        self.images = image_batches.open_images(settings.data, self.model_config, size)
+        question = _question(settings.data)
+        self.images = image_batches.open_images(
+            settings.data, self.model_config, settings.data.size, count_films(question)
+        )
         # As the run renders them: the prompt decides how wide every array of tokens is.
         rendered = prompts.Prompts.for_images(
-            self.tokenizer, self.model_config, self.images, settings.max_completion
+            self.tokenizer,
+            self.model_config,
+            self.images,
+            settings.max_completion,
+            texts=[question],
         )
         self.prompt_width, self.opened_width = rendered.width, rendered.opened_width
         self.optimizer = optimizer.make_optimizer(settings.optim, settings.steps)

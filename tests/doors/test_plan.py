@@ -182,6 +182,29 @@ def test_all_arguments_of_all_programs_are_placed(experiment):
             )  # in every program
 
 
+def test_every_film_of_a_prompt_is_planned():
+    """Abstract shapes: nothing is compiled."""
+
+    def shapes(**data):
+        config = sft_config.get_config()
+        config.data.update(data)
+        planned = programs.Shapes(RunConfig.from_config(config))
+        return planned, planned.batch(2)
+
+    one, batch_of_one = shapes()
+    two, batch = shapes(views=("frontal", "lateral"))
+    assert batch["image"].shape == (2, 2, *batch_of_one["image"].shape[1:])
+    assert (
+        two.prompt_width > one.prompt_width + 60
+    )  # the tokens of a film of 224 pixels, and more words
+    native = {"source": "files", "max_pixels": 224**2}
+    single, three = shapes(**native), shapes(**native, images="frontal,lateral,prior")
+    tokens = [planned.images.image_tokens for planned, _ in (single, three)]
+    assert tokens == [64, 192]
+    levels = [batch["images"]["levels"].shape[1] for _, batch in (single, three)]
+    assert levels[1] > 2.9 * levels[0] and three[0].prompt_width > single[0].prompt_width + 120
+
+
 NO_LLVM = "--xla_backend_optimization_level=0"
 PLAN = (
     "--config=experiments/sft.py",
