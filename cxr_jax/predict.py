@@ -118,6 +118,8 @@ def _check_study(arguments: argparse.Namespace) -> None:
         arguments.roles = split_roles(arguments.roles)
     except UserError as error:
         raise UserError(f"--roles: {error}") from None
+    if "frontal" not in arguments.roles:
+        raise UserError("--roles: frontal must be among them: it is the film that is asked about")
     if len(arguments.roles) != len(arguments.images):
         raise UserError(f"--roles: {len(arguments.roles)} roles, {len(arguments.images)} files")
 
@@ -176,7 +178,7 @@ def read_all(arguments: argparse.Namespace) -> int:
 
 def _read_films(paths: list[str], arguments: argparse.Namespace) -> list[Film]:
     """Read the files that are looked at together; a study is not read without one of its films. Raises UserError."""
-    if len(set(paths)) < len(paths):
+    if len(set(map(_identify_file, paths))) < len(paths):
         raise UserError("--study: a file is named twice")
     # Before any is judged: what a film is to the others says what it is held to be.
     loaded = [images.read_image(path, arguments.renderer) for path in paths]
@@ -188,6 +190,15 @@ def _read_films(paths: list[str], arguments: argparse.Namespace) -> list[Film]:
     for film in films:
         check_usable(film.path, film.image, arguments.read_anyway, arguments.image_gate)
     return films
+
+
+def _identify_file(path: str) -> tuple[int, int] | str:
+    """What all names of a file have in common; of none its name, which is refused when it is read."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return path
+    return status.st_dev, status.st_ino
 
 
 def _load(name_or_dir: str, grids: str, max_pixels: int | None) -> "Model":

@@ -1,5 +1,6 @@
 """What a reader is asked, and how a text marks the place of the film that it asks about."""
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -38,6 +39,7 @@ def as_prompt(messages: Conversation) -> Prompt:
 
 
 IMAGE_MARK = "<image>"
+PICTURE_NUMBER = "Picture {}: "  # as the published template's add_vision_id writes it
 NO_PROMPT = "no prompt: nothing is asked (the text is empty or blank)"
 # What other tools write in its place: <img src=x.png>, <image 1>, <|image_1|>, [IMG]; and marks of what is not read.
 _FOREIGN_MARK = (
@@ -129,6 +131,20 @@ def mark_films(text: str, film_count: int) -> str:
     # Prompts of before had no marks, and are to stay the same texts.
     is_usual = film_count == 1 and parts[0] is None
     return "".join(IMAGE_MARK if part is None else part for part in parts[is_usual:])
+
+
+def number_films(text: str, film_count: int) -> str:
+    """Write a question with "Picture n: " before each of its films: read as the text is where images are numbered.
+
+    Raises:
+        UserError: as `place_films` does.
+    """
+    [parts] = place_films([text], film_count)
+    numbers = itertools.count(1)
+    return "".join(
+        PICTURE_NUMBER.format(next(numbers)) + IMAGE_MARK if part is None else part
+        for part in parts
+    )
 
 
 def count_films(prompt: Prompt) -> int:

@@ -141,7 +141,10 @@ def _placed(
         if numbered:
             # As text, and not by the template's own option: others than the published one have none.
             pairs = (
-                (f"Picture {next(numbers)}: ", None) if part is None else (part,) for part in parts
+                (data_prompts.PICTURE_NUMBER.format(next(numbers)), None)
+                if part is None
+                else (part,)
+                for part in parts
             )
             parts = list(itertools.chain(*pairs))
         placed.append({"role": message["role"], "content": parts})

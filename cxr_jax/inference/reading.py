@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from cxr_jax.data import image_gate, prompts
 from cxr_jax.data.radiograph import Image
+from cxr_jax.data.studies import origins
 from cxr_jax.data.studies import roles as study_roles
 from cxr_jax.errors import UserError, as_utf8, printable
 from cxr_jax.inference.requests import ReadyModel
@@ -170,11 +171,13 @@ def study_of(
         in_order: whether the films stay in the order of the files, and are not brought into that of `prompts.ROLES`.
 
     Raises:
-        UserError: if roles do not follow from headers and names.
+        UserError: if roles do not follow from headers and names, or headers speak against them.
     """
     if roles is None and len(paths) == 1:
         return [Film(paths[0], loaded[0])]
     found = study_roles.find_roles(paths, loaded) if roles is None else roles
+    with_headers = [at for at, image in enumerate(loaded) if image.meta["kind"] == "DICOM"]
+    origins.check_together([paths[at] for at in with_headers], [found[at] for at in with_headers])
     films = [
         Film(path, study_roles.fit_to_role(image, role), role)
         for path, image, role in zip(paths, loaded, found, strict=True)
@@ -232,7 +235,8 @@ def reading_record(
         "model": as_utf8(options.model),
         "weights_sha256": hf_folder.weights_sha256(model.folder),
         "renderer": ", ".join(renderers),
-        "prompt": prompt,
+        # With the numbers that the model adds: this text by itself is read as it was.
+        "prompt": prompts.number_films(prompt, len(films)) if model.number_images else prompt,
         "seed": options.seed,
         "reasoning": reasoning_of(reading.text),
         "answer": answer.labels if answer else [],

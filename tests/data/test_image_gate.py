@@ -268,7 +268,9 @@ def test_pixels_that_are_no_finite_numbers_are_no_film(number):
 def test_a_warned_record_has_the_keys_of_every_record():
     reading_of_model = SimpleNamespace(text="", finish_reason="stop")
     result = SimpleNamespace(shown=reading_of_model, probabilities={"Edema": 0.5}, samples=[])
-    model = SimpleNamespace(read=lambda *arguments, **options: result, folder="phantom")
+    model = SimpleNamespace(
+        read=lambda *arguments, **options: result, folder="phantom", number_images=False
+    )
     options = SimpleNamespace(
         **dict.fromkeys(("prompt", "samples", "max_new_tokens", "seed", "constrained"), 0),
         model="phantom",

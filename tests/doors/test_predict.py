@@ -380,7 +380,7 @@ def test_a_lateral_film_is_read_where_its_role_says_so_and_nowhere_else(
         "a.dcm: not read: not a lateral view, and its role is lateral": [
             study[0],
             study[2],
-            "--roles=lateral,prior",
+            "--roles=lateral,frontal",
         ],
         "not a lateral view": [
             study[0],
@@ -400,6 +400,9 @@ def test_a_lateral_film_is_read_where_its_role_says_so_and_nowhere_else(
         assert predict.main([*argv, "--study", "--json"]) == 2
         out, err = capsys.readouterr()
         assert reason in err and err.count("\n") == 1 and not out
+    for bad_pair in (["--roles=lateral"], ["--roles=lateral", "--read_anyway"]):
+        assert predict.main([study[1], "--study", *bad_pair]) == 2
+        assert "frontal must be among them" in capsys.readouterr().err
     assert not model.calls  # a study is not read without one of its films
     assert predict.main([*study[:2], "--study", "--roles=lateral,frontal", "--read_anyway"]) == 0
 
@@ -410,6 +413,7 @@ def test_a_lateral_film_is_read_where_its_role_says_so_and_nowhere_else(
         (["--roles=frontal"], "--roles: says what the films of one study are"),
         (["--study", "--roles=frontal,lateral"], "--roles: 2 roles, 3 files"),
         (["--study", "--roles=frontal,side,prior"], "--roles: 'side' is none of frontal, lateral"),
+        (["--study", "--roles=lateral,prior,prior_lateral"], "--roles: frontal must be among them"),
         (["--study", "--roles=prior,prior,frontal"], "--roles: prior is there 2 times"),
         (["--study", "--prompt=<image>?"], "--prompt: a prompt has 1 places for an image"),
         (["--prompt=<image> and <image>"], "--prompt: a prompt has 2 places for an image"),
@@ -421,3 +425,111 @@ def test_flags_of_a_study_that_do_not_fit_are_refused_before_a_file_is_read(
     assert predict.main([*study, *argv]) == 2
     out, err = capsys.readouterr()
     assert reason in err and err.count("\n") == 1 and not out and not model.calls
+
+
+def png(path):
+    PilImage.fromarray(draw_film(95, 60)).save(path)
+    return str(path)
+
+
+def test_names_make_a_prior_by_plain_words_only(model, tmp_path, capsys):
+    def read(*files):
+        code = predict.main([*files, "--study", "--json"])
+        out, err = capsys.readouterr()
+        assert code == (2 if err else 0) and err.count("\n") <= 1
+        return err or [shown["role"] for shown in json.loads(out)["images"]]
+
+    names = ("a.png", "old_town_0012.png", "before_op.png", "lat_before.png", "previous-1.png")
+    current, town, before, lateral, previous = (png(tmp_path / name) for name in names)
+    assert read(before, lateral) == read(town, lateral) == ["frontal", "lateral"]
+    assert "the view of a film is not known" in read(current, town)
+    assert read(previous, current) == ["frontal", "prior"]
+    side = png(tmp_path / "prior_lat.png")
+    assert "no film is the current frontal by headers and names; give --roles=" in read(
+        previous, side
+    )
+
+
+def test_one_file_under_two_names_is_one(model, tmp_path, monkeypatch, capsys):
+    film = tmp_path / "a.png"
+    png(film)
+    (tmp_path / "b.png").symlink_to(film)
+    os.link(film, tmp_path / "c.png")
+    monkeypatch.chdir(tmp_path)
+    for other in ("./a.png", str(film), "b.png", "c.png", f"../{tmp_path.name}/a.png"):
+        assert predict.main(["a.png", other, "--study", "--roles=frontal,lateral"]) == 2
+        assert capsys.readouterr().err == "error: --study: a file is named twice\n"
+    assert not model.calls
+
+
+ONE = {"PatientID": "0077", "StudyDate": "20010203", "StudyTime": "083000"}
+OTHERS = {  # reason -> headers of the second film, its role
+    "of another patient": [
+        (ONE | {"PatientID": "78"}, "lateral"),
+        (ONE | {"PatientID": "78"}, "prior"),
+        (ONE | {"PatientBirthDate": "19500102"}, "lateral"),
+        ({"PatientSex": "F"}, "lateral"),
+    ],
+    "of another day than the frontal": [(ONE | {"StudyDate": "20010204"}, "lateral")],
+    "not of an earlier study than the frontal": [
+        (ONE | {"StudyDate": "20010204"}, "prior"),
+        (ONE | {"StudyDate": "2001.02.04"}, "prior_lateral"),
+        (ONE | {"StudyTime": "0831"}, "prior"),
+        (ONE | {"StudyTime": "", "StudyInstanceUID": "1.2.3"}, "prior"),
+        ({"AcquisitionDate": "20020101"}, "prior"),
+    ],
+    "": [
+        (ONE | {"PatientID": " 77 "}, "lateral"),
+        (ONE | {"PatientID": "", "PatientBirthDate": "unknown"}, "lateral"),
+        (ONE | {"StudyDate": "20000102"}, "prior"),
+        (ONE | {"StudyTime": "0829"}, "prior"),
+        (ONE | {"StudyTime": "0830"}, "prior"),
+        ({"StudyInstanceUID": "1.2.3"}, "lateral"),
+        ({"StudyDate": "noon"}, "prior"),
+    ],
+}
+
+
+@pytest.mark.parametrize("reason", OTHERS)
+def test_films_whose_headers_speak_against_one_report_are_refused(reason, model, tmp_path, capsys):
+    def write(name, **elements):
+        pixels = draw_film(90, 60).astype(np.uint16) * 16
+        elements = {"PatientID": "", "WindowCenter": 2048, "WindowWidth": 4096, **elements}
+        (tmp_path / name).write_bytes(build(pixels, **elements))
+        return str(tmp_path / name)
+
+    same = {"PatientBirthDate": "19500101", "PatientSex": "M", "StudyInstanceUID": "1.2.3"}
+    first = write("a.dcm", **ONE, **same)
+    for elements, role in OTHERS[reason]:
+        view = "LL" if "lateral" in role else "PA"
+        second = write("b.dcm", ViewPosition=view, **elements)
+        for order in (1, -1):
+            files, roles = [first, second][::order], ["frontal", role][::order]
+            argv = [*files, "--study", "--json", f"--roles={','.join(roles)}", "--read_anyway"]
+            assert predict.main(argv) == (2 if reason else 0), (elements, role)
+            out, err = capsys.readouterr()
+            assert bool(out) != bool(reason) and err.count("\n") == bool(reason) and reason in err
+            shown = (out + err).replace(str(tmp_path), "")
+            assert not any(value and value in shown for value in (ONE | same | elements).values())
+    # A picture has no header that could speak.
+    assert predict.main([png(tmp_path / "p.png"), first, "--study", "--roles=prior,frontal"]) == 0
+
+
+def test_the_prompt_of_a_record_has_the_numbers_that_the_model_read(study, model, capsys):
+    for files, asked, shown in (
+        (study[:1], "Q?", "Picture 1: <image>Q?"),
+        (study[:2], "Q?", NAMED_TWO.replace("<", "Picture {}: <").format(1, 2) + "Q?"),
+        (study[:2], "New <image> <image>", "New Picture 1: <image> Picture 2: <image>"),
+    ):
+        argv = [*files, "--json", f"--prompt={asked}", *["--study"][: len(files) - 1]]
+        prompts = []
+        for flags in (["--number_images"], []):
+            assert predict.main([*argv, *flags]) == 0
+            prompts.append(json.loads(capsys.readouterr().out)["prompt"])
+        assert (
+            prompts == [shown, model.calls[-1]["prompt"]]
+            and model.calls[-2]["prompt"] == prompts[1]
+        )
+
+
+NAMED_TWO = "Current frontal: <image> Current lateral: <image>\n"

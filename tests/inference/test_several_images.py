@@ -9,7 +9,7 @@ from chat_templates import tokenizer_with
 from qwen_tokenizer import TEMPLATE
 from tokenizer_folders import TEMPLATES
 
-from cxr_jax.data.prompts import FIND_PROMPT, place_films
+from cxr_jax.data.prompts import FIND_PROMPT, number_films, place_films
 from cxr_jax.errors import UserError
 from cxr_jax.inference import prompts
 from cxr_jax.models import network
@@ -157,6 +157,20 @@ def test_images_behind_a_question_stay_there():
     [want, grids] = by_processor([("user", ["Q ", None, None])], films(np.random.default_rng(2), 2))
     tokens = prompts.count_image_tokens(PHANTOM, grids)
     assert prompts.prompt_ids(with_template(TEMPLATE), "Q <image><image>", tokens) == want
+
+
+@pytest.mark.parametrize(
+    "form", ["{0}", "<image> {0}", "{0} <image>", "a <image>\n{0}", "x<image>, <image>"]
+)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_numbered_text_by_itself_is_read_as_images_that_are_numbered(form, count):
+    text = form.format(FIND_PROMPT)
+    if text.count("<image>") not in (0, count):
+        return
+    talk = prompts.messages_of(text)
+    want = prompts.render_conversation(with_template(TEMPLATE), talk, [3] * count, numbered=True)
+    itself = prompts.messages_of(number_films(text, count))
+    assert prompts.render_conversation(with_template(TEMPLATE), itself, [3] * count) == want
 
 
 FIRST_TEXTS = [

@@ -9,17 +9,18 @@ from cxr_jax.data.radiograph import Image
 from cxr_jax.data.sources import views
 from cxr_jax.errors import UserError
 
-_PRIOR_WORDS = frozenset(("prior", "previous", "old", "older", "before"))
+# Of a name no other words: "old" and "before" are said of patients, places and operations.
+_PRIOR_WORDS = frozenset(("prior", "previous"))
 
 
 def find_roles(paths: Sequence[str | Path], images: Sequence[Image]) -> list[str]:
     """Find the role of each film of one study, of `prompts.ROLES`.
 
-    By the header's view, else by words of the name (lateral, frontal; prior, previous, old). One film whose view nobody
+    By the header's view, else by words of the name (lateral, frontal; prior, previous). One film whose view nobody
     says is the frontal one of its time.
 
     Raises:
-        UserError: if they do not follow.
+        UserError: if they do not follow, or none is the current frontal.
     """
     seen = [_view_of(path, image) for path, image in zip(paths, images, strict=True)]
     times = ["prior" if _is_prior(path) else "current" for path in paths]
@@ -34,12 +35,17 @@ def find_roles(paths: Sequence[str | Path], images: Sequence[Image]) -> list[str
         roles.append(next((name for name, role in prompts.ROLES.items() if role == meant), ""))
     # One role twice may be a prior that nobody called so.
     doubled = [role for role in roles if roles.count(role) > 1]
-    if "" in roles or doubled:
-        problem = (
-            f"{roles.count(doubled[0])} films are {doubled[0]}" if doubled and doubled[0] else ""
-        )
+    problem = ""
+    if "" in roles:
+        problem = "the view of a film is not known"
+    if doubled and doubled[0]:
+        problem = f"{roles.count(doubled[0])} films are {doubled[0]}"
+    # It is the one that is asked about.
+    elif "frontal" not in roles:
+        problem = problem or "no film is the current frontal"
+    if problem:
         raise UserError(
-            f"--study: {problem or 'the view of a film is not known'} by headers and names; give "
+            f"--study: {problem} by headers and names; give "
             "--roles=frontal,lateral,.. in the order of the files"
         )
     return roles
