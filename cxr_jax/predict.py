@@ -194,6 +194,7 @@ def _read_films(paths: list[str], arguments: argparse.Namespace) -> list[Film]:
 
 def _identify_file(path: str) -> tuple[int, int] | str:
     """What all names of a file have in common; of none its name, which is refused when it is read."""
+    # Links and other ways to write a path lead to one place on the disk.
     try:
         status = os.stat(path)
     except (OSError, ValueError):

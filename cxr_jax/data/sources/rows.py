@@ -71,6 +71,7 @@ class Row:
         for place in questions[: questions.index(last)]:
             question, answer = said[place : place + 2]
             films_shown += question.content.count(IMAGE_MARK)
+            # In words as well as in a list; what was said before any film tells nothing of it.
             if films_shown or _ANSWER_TAG in answer.content.lower():
                 films_left += question.content.count(IMAGE_MARK)
             else:

@@ -147,6 +147,7 @@ def _read_clock(text: str, *, is_text: bool = False) -> str:
             return ""
     else:
         return ""
+    # No time of a day is another number, or one whose zeros are lost elsewhere.
     hours, minutes, seconds = int(digits[:2]), int(digits[2:4]), int(digits[4:] or 0)
     return digits if hours < 24 and minutes < 60 and seconds < 60 else ""
 

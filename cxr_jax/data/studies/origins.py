@@ -50,6 +50,7 @@ def check_together(paths: Sequence[str | Path], roles: Sequence[str]) -> None:
         UserError: for films of different patients, a lateral of another study, a prior that is not earlier.
     """
     origins = [_read(path) for path in paths]
+    # Each element by itself: films may lack the same ones, and two of three may differ.
     for name in _OF_PATIENT:
         known = [place for place, origin in enumerate(origins) if name in origin.patient]
         for place in known:
@@ -79,8 +80,10 @@ def _is_other_study(one: _Origin, other: _Origin) -> bool:
 
 
 def _is_no_prior(film: _Origin, current: _Origin) -> bool:
+    # What is known to be later is none whatever else is said.
     if current.taken.is_before(film.taken):
         return True
+    # Of one study by its id, unless times say otherwise: some archives give all films of a patient one.
     is_same = bool(film.study) and film.study == current.study
     return is_same and not film.taken.is_before(current.taken)
 
@@ -105,6 +108,7 @@ def _read(path: str | Path) -> _Origin:
 
 def _patient_of(dataset: Dataset) -> dict[str, str]:
     found = {}
+    # Spelt with zeros or spaces it is the same patient, as in rows.
     try:
         if identifier := clean_id(header.read_text(dataset, "PatientID")):
             found["PatientID"] = same_patient_key(identifier)
@@ -120,6 +124,7 @@ def _patient_of(dataset: Dataset) -> dict[str, str]:
 
 
 def _taken_of(dataset: Dataset) -> Taken:
+    # A date with its own time: of different ones a night's film would be put into the wrong order.
     for date_name, time_name in _DATES_WITH_TIMES:
         date, clock = header.read_text(dataset, date_name), header.read_text(dataset, time_name)
         # As one text: no program has taken a header's time for a number.
