@@ -319,6 +319,7 @@ class Model:
                 max_new_tokens, a max_new_tokens that is too small for any valid answer, or a model without a
                 tokenizer; nothing is computed then.
         """
+        # All of it is checked before anything is computed: a bad last prompt costs nothing.
         settings = GenerationSettings(max_new_tokens, temperature, n, seed, top_p, top_k)
         check_constraint(constraint)
         image_list, prompt_list = pair_up(images, prompts)
@@ -326,6 +327,7 @@ class Model:
         for index, (image, prompt) in enumerate(zip(image_list, prompt_list, strict=True)):
             name = "the prompt" if len(prompt_list) == 1 else f"prompt {index}"
             requests.append(self._request(image, prompt, settings.max_new_tokens, name))
+        # A rule a beginning: what a template opens is part of the answer's format.
         new_tokens, beginnings = settings.max_new_tokens, {request.opened for request in requests}
         rules = {opened: self.constraint(constraint, new_tokens, opened) for opened in beginnings}
         return generation.complete(self, requests, settings, stream, rules)
@@ -401,6 +403,7 @@ class Model:
         request = self._request(image, prompt, longest)
         answers = self.answers.after_if_valid(request.opened)
         prefix = generation.prefix_of(self, request)
+        # Completions in turns of as many rows as the model's programs have.
         layers = sampling.decode_layers(self.params, self.config)  # once for all turns
         turns = []
         for first in range(0, len(completions), self.rows):

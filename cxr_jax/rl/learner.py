@@ -236,6 +236,7 @@ class _Learner:
             model = self.trainable.merge(join_trees(tower, rest), frozen)["model"]
             return self.image_features(model, part)
 
+        # Forward now; `pull_back` is called once the gradient of the features is known.
         features, pull_back = jax.vjp(encode, tower)
         inputs = {**part, "features": features}
         if reference is not None:
@@ -309,6 +310,7 @@ class _Learner:
     ) -> tuple[Tree, jax.Array]:
         """Add the gradients of SFT on a batch of targets to those of the policy; also give its loss."""
         total = jnp.maximum(jnp.sum(replay["mask"].astype(jnp.float32)), 1.0)
+        # On top of the policy's gradients, part by part: no second tree of them is kept.
         gradient = jax.grad(self.replay_loss, has_aux=True)
         gradients, losses = accumulate(
             lambda train, part: gradient(train, frozen, part, total),
@@ -326,6 +328,7 @@ class _Learner:
         """One optimizer step on a sorted minibatch."""
         train = state["params"]
         gradients, logged = self.gradients(train, frozen, reference, batch)
+        # Each part's share of the whole minibatch's loss.
         metrics = {"loss": logged.pop("loss").sum()}
         if replay is not None and self.learner.replay_weight:
             gradients, metrics["replay_loss"] = self.add_replay_gradients(

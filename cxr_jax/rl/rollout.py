@@ -103,6 +103,7 @@ class _Rollout:
     def complete(self, params: Tree, part: Tree) -> Tree:
         """Completions of some prompts, [p, G, ..]: the image encoded and the prompt read once a group."""
         features = self.images.features(params, part, dtype=self.trainable.dtype)
+        # The group shares what is computed up to here, and the prompt's keys.
         G = self.rollout.group_size
         completions = sampling.sample_completions(
             params,
@@ -165,6 +166,7 @@ class _Rollout:
 
         # ---- Rewards ----
         parsed, terms = self.score(batch, completions)
+        # Weights are a run's; terms without one are logged alone.
         reward = rewards.combine(terms, dict(self.rollout.reward_weights)).reshape(P, G)
 
         # ---- Tokens of the completions; a truncated one may be kept out of the loss ----
@@ -229,6 +231,7 @@ def groups_to_learn(advantages: jax.Array, count: int) -> jax.Array:
 @jax.jit
 def rollout_metrics(samples: Tree) -> dict[str, jax.Array]:
     """Summarise one rollout by TRL's metric names."""
+    # As TRL: of each group, with Bessel's correction.
     std = jnp.std(samples["reward"], axis=1, ddof=1)
     lengths, answers = samples["lengths"].astype(jnp.float32), samples["answer"]
     metrics = {

@@ -62,7 +62,9 @@ def locate_loss(
     covered = _resampled(by_image, math.isqrt(image_tokens // by_image.shape[2]))
     targets = covered.reshape(B, regions.shape[1], image_tokens).transpose(0, 2, 1)
     token_loss = binary_cross_entropy(logits, targets, 1.0 + 4.0 * targets)
+    # A smooth maximum: one token that shows a finding is enough.
     pooled = jax.nn.logsumexp(logits * 2.0, axis=1) / 2.0
+    # What readers may leave out counts half.
     present = jnp.where(severity >= 0.35, 1.0, jnp.where(severity > 0, 0.5, 0.0))
     image_loss = binary_cross_entropy(pooled * head["pool_scale"] + head["pool_bias"], present)
     return token_loss + 0.5 * image_loss
@@ -166,6 +168,7 @@ class _Steps:
     ) -> tuple[Tree, Tree]:
         """One optimizer step on a batch, in its parts."""
         total = None
+        # The warm-up has no texts: its loss is a mean over images.
         if "mask" in batch:
             total = jnp.maximum(jnp.sum(batch["mask"].astype(jnp.float32)), 1.0)
 
@@ -176,6 +179,7 @@ class _Steps:
             jax.grad(part_loss, has_aux=True), state["params"], cut(batch, self.micro_batches)
         )
         state, norm = guarded_update(self.optimizer, state, sharding.lay_out(gradients))
+        # Parts have divided by the whole batch's totals already.
         metrics = {name: values.sum() for name, values in metrics.items()}
         facts = {"grad_norm": norm, "skipped": state["skipped"]}
         return sharding.lay_out(state), {**metrics, **facts}

@@ -61,6 +61,7 @@ def _to_chunks(values: jax.Array, shards: int, chunks: int) -> jax.Array:
 
     Chunk i has tokens i, i + chunks, ... of every shard.
     """
+    # The tokens of a shard stay with it: a chunk has a part of every shard's.
     values = by_shard(values, shards)
     padding = ((0, 0), (0, -values.shape[1] % chunks)) + ((0, 0),) * (values.ndim - 2)
     values = jnp.pad(values, padding)
@@ -80,6 +81,7 @@ def _logits(
 ) -> jax.Array:
     """float32 [m, V]."""
     logits = jnp.dot(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    # As the sampler has it: first the temperature, then what cannot be drawn.
     logits = logits / temperature
     if suppress is None:
         return logits
@@ -100,6 +102,7 @@ def _token_log_probs(
     def read_chunk(chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         chunk_hidden, chunk_targets = chunk
         logits = _logits(chunk_hidden, head, suppress, temperature)
+        # The largest is taken out, or exp would overflow.
         top = jnp.max(logits, axis=-1, keepdims=True)
         weights = jnp.exp(logits - top)
         total = jnp.sum(weights, axis=-1)

@@ -13,7 +13,6 @@ from cxr_jax.data.sources.splits import (
     former_sides,
     open_splits,
 )
-from cxr_jax.errors import UserError
 from cxr_jax.inference.prompts import Prompts
 from cxr_jax.models import registry
 from cxr_jax.models.image_batches import open_images
@@ -59,9 +58,10 @@ class Setup:
             UserError: for a model or data that cannot be used.
         """
         start = pretrained.load_starting_model(settings.model, settings.seed)
-        _refuse_former_squares(settings.data, run_folder)
+        # What the run has decided before holds: who is held out does not change.
         sides = _sides_of(settings.data, run_folder)
         splits = open_splits(settings.data, sides, registry.processor_of(start.config))
+        # Of all sets the prompt with most films decides the shapes.
         images = open_images(
             settings.data, start.config, splits.train.size, most_films(splits.prompts())
         )
@@ -135,19 +135,6 @@ def _open_examples(settings: RunConfig, train: Source, prompts: Prompts) -> Exam
             prompts.tokenizer, prompts.config, prompts.images, settings.max_completion, width
         )
     return Examples(prompts, completions, settings.train_turns)
-
-
-def _refuse_former_squares(data: DataConfig, run_folder: RunFolder) -> None:
-    """Refuse to go on from squares with films in their own aspect ratio. Raises UserError.
-
-    Earlier versions lowered the side of squares by max_pixels, and had no min_pixels.
-    """
-    before = run_folder.about.get("config", {}).get("data", {})
-    if data.is_native and "min_pixels" not in before and run_folder.steps_saved():
-        raise UserError(
-            f"{run_folder.path}: this run of an earlier version has read squares within config.data.max_pixels="
-            f"{data.max_pixels}; films now keep their aspect ratio with that key: train anew in another --workdir"
-        )
 
 
 def _sides_of(data: DataConfig, run_folder: RunFolder) -> Sides:

@@ -48,6 +48,7 @@ class Trainable:
             UserError: for LoRA settings that mean nothing, or patterns beside adapters.
         """
         adapters = None
+        # Rank 0 is the default: no adapters.
         if lora.rank:
             adapters = lora_adapters.Lora(lora.rank, lora.alpha, lora.targets)
             if frozen:
@@ -72,6 +73,7 @@ class Trainable:
                 that leave nothing to train.
         """
         self._check_patterns(params)
+        # Each half in its own type: what is frozen is only read.
         frozen = _pick(params, self._is_frozen, self.dtype)
         if not trains:
             return None, frozen
@@ -81,6 +83,7 @@ class Trainable:
         return train, frozen
 
     def _is_frozen(self, path: str) -> bool:
+        # Under adapters the whole model stays; what is trained beside it still trains.
         if self.adapters and path.startswith("model/"):
             return True
         return any(re.search(pattern, path) for pattern in self.frozen_patterns)
@@ -91,6 +94,7 @@ class Trainable:
         for pattern in self.frozen_patterns:
             if not any(re.search(pattern, path) for path in paths):
                 raise UserError(f"config.optim.frozen: {pattern!r} matches no parameter")
+        # Heads beside the model are no model: they would train alone.
         of_model = [path for path in paths if path.startswith("model/")]
         if not self.adapters and all(map(self._is_frozen, of_model)):
             raise UserError(
@@ -100,6 +104,7 @@ class Trainable:
     def merge(self, train: Tree, frozen: Tree) -> Tree:
         """Put both halves into one tree that a forward pass takes, {"model": ..., ...}; no array is copied."""
         params = join_trees(_without_adapters(train), frozen)
+        # Beside their kernels, which no gradient is formed of.
         if self.adapters:
             params["model"] = lora_adapters.join(params["model"], train["lora"], self.adapters)
         return params
@@ -142,6 +147,7 @@ def split_tower(train: Tree) -> tuple[Tree, Tree]:
 
     Of either kind, the model's parameters and adapters, and without a leaf where the tower is frozen.
     """
+    # Groups are "model" and "lora": adapters of the tower are part of it.
     tower = {group: {"vision": tree["vision"]} for group, tree in train.items() if "vision" in tree}
     rest = {
         group: {name: value for name, value in tree.items() if name != "vision"}
@@ -153,6 +159,7 @@ def split_tower(train: Tree) -> tuple[Tree, Tree]:
 def join_trees(first: Tree, second: Tree) -> Tree:
     """Put two nested dicts without a common leaf into one."""
     joined = {**first, **second}
+    # Only dicts can be in both; a leaf is in one of them.
     for name in first.keys() & second.keys():
         joined[name] = join_trees(first[name], second[name])
     return joined
