@@ -14,6 +14,7 @@ Cells: 1, 0, -1 or U (uncertain), blank or nan.
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -150,7 +151,8 @@ def _read_study(cells: Mapping[str, str]) -> dict[str, str]:
     found = {
         "study_id": order.find_study(cells, []),
         "StudyDate": taken.date,
-        "StudyTime": taken.time,
+        # With colons, since bare digits may be another time (1430).
+        "StudyTime": ":".join(textwrap.wrap(taken.time, 2)),
         "study_number": None if taken.number is None else str(taken.number),
     }
     return {key: text for key, text in found.items() if text}

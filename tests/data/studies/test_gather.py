@@ -281,3 +281,18 @@ def test_a_label_table_gives_rows_that_tell_studies_and_their_order(tmp_path):
         {"frontal": 0, "lateral": 1},
         {"frontal": 2, "prior": 0, "prior_lateral": 1},
     ]
+
+
+def test_times_of_a_table_are_those_of_its_rows(tmp_path):
+    clocks = ["1959.531", "08:30", "14:30", "083015", "0830", "1430", "noon", "24:00", ""]
+    names = ",".join(CHEXPERT_14)
+    lines = [f"Path,PatientID,StudyID,Study Date,Study Time,ViewPosition,{names}"]
+    lines += [
+        f"{n:03}.png,7,s{n},2001-02-03,{clock},PA,1" + "," * 13 for n, clock in enumerate(clocks)
+    ]
+    table, out = tmp_path / "labels.csv", tmp_path / "rows.jsonl"
+    table.write_text("\n".join(lines))
+    write(tmp_path, [("x", "x", None, None, {})] * len(clocks))
+    assert label_table.main([str(table), str(out)]) == 0
+    times = [row.taken.time for row in manifest.load_rows(out, tmp_path / "films")]
+    assert times == ["001959", "0830", "1430", "083015", "0830", "", "", "", ""]
