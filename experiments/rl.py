@@ -43,13 +43,13 @@ partly shared; jax 0.10.2): install from a package cache, 40 steps of 4.5 s (1.7
 evaluation on 512 images a hospital. Its table is, digit for digit, that of 4513e11, of which the three seeds are; those
 ran on one core each, when a step took 5 to 7 s.
 
-**Qwen3-VL of that size**: the way from the short SFT of experiments/sft.py (qwen3_vl_phantom) on. 4 steps of 8 prompts x
-8, 256 completions in all (2026-11-29, 31 s): far too few to show a gain, and there is none. 100 images a hospital:
-Jaccard A 0.657 -> 0.658 (+0.000 [-0.021, +0.024]), B 0.572 -> 0.576 (+0.005 [-0.027, +0.037]). Not run: more.
+**Qwen3-VL of that size**: the way from the short SFT of experiments/sft.py (qwen3_vl_phantom) on. 4 steps of 8 prompts
+x 8, 256 completions in all (2026-11-29): far too few to show a gain, and there is none. 100 images a hospital: Jaccard
+A 0.657 -> 0.658 (+0.000 [-0.021, +0.024]), B 0.572 -> 0.576 (+0.005 [-0.027, +0.037]). Not run: more.
 
-    bash launch/local.sh --config=experiments/rl.py --workdir=runs/rl_q3 --config.model=runs/sft_q3/hf --config.steps=4 \\
-        --config.rl.prompts_per_step=8 --config.rl.oversample=1 --config.eval.n=32 --config.eval.n_final=100 \\
-        --config.eval.every=4
+    bash launch/local.sh --config=experiments/rl.py --workdir=runs/rl_q3 --config.model=runs/sft_q3/hf \\
+        --config.steps=4 --config.rl.prompts_per_step=8 --config.rl.oversample=1 --config.eval.n=32 \\
+        --config.eval.n_final=100 --config.eval.every=4
 
 What did not work (both under the published sum): perfect readers (sft.py, reader_miss=0; 2026-11-24, one seed, 80
 steps of 16 prompts x 8, lr 1e-4, no oversampling, 512 images): B Jaccard +0.022 [+0.009, +0.035], but A -0.006
