@@ -45,8 +45,8 @@ def here(tmp_path_factory):
     _manifest(folder, "torn.jsonl", *map(_row, torn))
     rows = [good, _row("b.png"), _row("c.png")]
     _manifest(folder, "good.jsonl", *rows)
-    talk = [{"from": "system", "value": "Speak as a pirate."}, *good["conversations"]]
-    _manifest(folder, "system.jsonl", good | {"conversations": talk}, *rows[1:])
+    talk = [*good["conversations"], {"from": "tool", "value": "Edema: 0.9"}]
+    _manifest(folder, "tool.jsonl", good | {"conversations": talk}, *rows[1:])
     talk = [*good["conversations"], {"from": "gpt", "value": "None."}, *good["conversations"]]
     _manifest(folder, "later.jsonl", *rows[1:], good | {"conversations": talk})
     (folder / "broken.py").write_text("def get_config(:\n")
@@ -162,8 +162,8 @@ CASES = {
         "3 of 3 films cannot be read, the first: @/torn.png",
     ),
     "no files to check": ([RL, RANDOM, "--check_images"], "--check_images"),
-    "system turn": (files("system.jsonl"), "row a.png: has a system turn"),
-    "later turns": (files("later.jsonl"), "@/later.jsonl:3: 3 turns"),
+    "a tool's turn": (files("tool.jsonl"), "@/tool.jsonl:1: a turn of a tool"),
+    "later turns": (files("later.jsonl"), "@/later.jsonl:3: the last question has no answer"),
     "no such change": ([RL, RANDOM, "--may_change=steps,beauty"], "--may_change=beauty"),
     "repeats by what": (files("good.jsonl", "--config.data.repeats=drop"), "config.data.repeats"),
     "files by the phantom preset": (

@@ -139,7 +139,7 @@ def exports(tmp_path_factory):
             task="sft",
             started_from=pretrained.origin(model),
             data_source="files",
-            image_size=56,
+            pixel_limits=(56**2, 56**2),
             dtype="float32",
         )
         tokenizer = tokenizers.load(str(source))
