@@ -138,7 +138,7 @@ class PackedImages:
         # Less room than for all at their largest: they come in unequal parts, each with windows that may cut its own.
         largest = self.max_pixels // self.processor.factor**2
         if vision.has_windows and 1 < self.count and self.image_tokens < self.count * largest:
-            patches += self.count * packing.window_patches(vision)
+            patches += self.count * packing.bin_patches(vision)
         return patches
 
     def grids(self, images: Films) -> list[list[Grid]]:

@@ -11,7 +11,7 @@ from cxr_jax.errors import UserError
 from cxr_jax.models.layers import apply, graph
 from cxr_jax.models.network import position_table, rope
 from cxr_jax.models.network.config import VisionConfig
-from cxr_jax.models.network.packing import Packing, window_patches
+from cxr_jax.models.network.packing import Packing, bin_patches
 from cxr_jax.models.network.tower import run_blocks
 from cxr_jax.models.network.tower_layers import Angles, Block, PatchEmbed, Seen, Segments, merged
 from cxr_jax.runtime.trees import Array, Tree
@@ -78,7 +78,7 @@ def _visible(
     P = images.shape[1]
     visible: dict[bool, tuple[Segments, jax.Array]] = {True: (((1, P),), images)}
     if model_config.has_windows:
-        bin_size = window_patches(model_config)
+        bin_size = bin_patches(model_config)
         bins = ((P // bin_size, bin_size), (1, P % bin_size))
         visible[False] = tuple(pair for pair in bins if all(pair)), windows
     return visible
