@@ -11,8 +11,8 @@ Reached (2026-11-29, 2 idle cores, jax 0.10.2, float32; rows of 1,156 patches fo
 
     --shape tiny --prompts 5 --rounds 7 --completion 128 --group 8     SFT 1.192   RL 1.122   programs 1, 1, 1
 
-SFT misses the goal there: the tiny shape's tower, in which a row is 1.15 of the films' patches, is most of its step, and
-films are cut and packed on the host within it. Larger shapes, whose decoder weighs more, were not timed.
+SFT misses the goal there: the tiny shape's tower, in which a row is 1.13 of a square's patches, is most of its step.
+Larger shapes, whose decoder weighs more, were not timed.
 """
 
 import argparse
