@@ -5,17 +5,53 @@ it. Here one film at a time is that of another patient, is grey, or is left out 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from cxr_jax.data.prompts import ask_of_roles
+from cxr_jax.data.prompts import Prompt, as_text, ask_of_roles, count_films
 from cxr_jax.data.sources.base import Batch
-from cxr_jax.evaluation.reader import Reader
+from cxr_jax.evaluation.reader import Reader, Readings
 from cxr_jax.metrics.scores import Answers
-from cxr_jax.models.image_batches import images_of
+from cxr_jax.models.image_batches import blank, images_of, pick
 from cxr_jax.runtime.trees import Tree
 
 BLANK_LEVEL = 0.5  # mid-grey: an image without a finding, without a chest
+
+
+def answer_from_other_images(
+    reader: Reader, params: Tree, images: Any, texts: Sequence[Prompt], real: Readings
+) -> dict[str, Answers]:
+    """Answer the prompts of a set with mid-grey images ("blank") and with those of another prompt ("swapped").
+
+    Questions stay where they are: only what is seen changes. Where all ask the same of films of one kind, one grey
+    reading stands for all, and the swapped readings are the real ones moved by one.
+
+    Args:
+        images: as of `image_batches.images_of`.
+        real: the readings of the images themselves.
+    """
+    count = len(texts)
+    if len({as_text(text) for text in texts}) == 1:
+        grey = reader.read(params, blank(images[:1], BLANK_LEVEL), texts[:1])
+        blank_answers = Answers(
+            np.repeat(grey.answer, count, axis=0), np.repeat(grey.valid, count, axis=0)
+        )
+        # Reading the moved images once more would give the same readings, moved.
+        moved = Answers(np.roll(real.answer, 1, axis=0), np.roll(real.valid, 1))
+        return {"blank": blank_answers, "swapped": moved}
+    blank_answers = _read(reader, params, blank(images, BLANK_LEVEL), texts)
+    others = pick(images, _others_of_as_many([count_films(text) for text in texts]))
+    return {"blank": blank_answers, "swapped": _read(reader, params, others, texts)}
+
+
+def _others_of_as_many(film_counts: Sequence[int]) -> np.ndarray:
+    """For each prompt the one before it that asks about as many films, round about: int [N]. A lone one has itself."""
+    counts, order = np.asarray(film_counts), np.arange(len(film_counts))
+    for count in set(film_counts):
+        alike = np.flatnonzero(counts == count)
+        order[alike] = np.roll(alike, 1)
+    return order
 
 
 def answer_with_films_swapped(
@@ -42,7 +78,7 @@ def swap_film(images: np.ndarray, place: int) -> np.ndarray:
     return swapped
 
 
-def _read(reader: Reader, params: Tree, shown: np.ndarray, asked: Sequence[str]) -> Answers:
+def _read(reader: Reader, params: Tree, shown: Any, asked: Sequence[Prompt]) -> Answers:
     readings = reader.read(params, shown, asked)
     return Answers(readings.answer, readings.valid)
 

@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from cxr_jax import rewards
+from cxr_jax.data.prompts import Prompt
 from cxr_jax.inference import sampling
 from cxr_jax.inference.prompts import Prompts
 from cxr_jax.labels import answers, phrase_reading
@@ -135,7 +136,7 @@ class Reader:
         return token_bytes, token_count * BYTES_PER_TOKEN
 
     def read(
-        self, params: Tree, images: Any, texts: Sequence[str], row_names: Sequence[str] = ()
+        self, params: Tree, images: Any, texts: Sequence[Prompt], row_names: Sequence[str] = ()
     ) -> Readings:
         """Answer the prompts `texts` [N] about the images of each, greedily.
 

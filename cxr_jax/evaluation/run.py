@@ -15,13 +15,13 @@ from cxr_jax.config.sections import EvaluationConfig, RunConfig
 from cxr_jax.data.prompts import as_text, most_films
 from cxr_jax.data.sources.base import Batch
 from cxr_jax.data.sources.splits import Splits, held_out, open_splits
-from cxr_jax.evaluation.film_use import BLANK_LEVEL, answer_with_films_swapped
+from cxr_jax.evaluation.film_use import answer_from_other_images, answer_with_films_swapped
 from cxr_jax.evaluation.reader import Reader, Readings
 from cxr_jax.inference.prompts import Prompts
 from cxr_jax.metrics import alarms, scores
 from cxr_jax.metrics.scores import Answers, Bootstrap, Reference
 from cxr_jax.models import registry
-from cxr_jax.models.image_batches import blank, images_of, open_images
+from cxr_jax.models.image_batches import images_of, open_images
 from cxr_jax.report.text_table import text_table
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.layout import Layout
@@ -192,29 +192,15 @@ def _write_report(
 
 
 def answer_all(reader: Reader, params: Tree, held_out_batch: Batch) -> SetAnswers:
-    """Read the real, blank and swapped images of a set.
+    """Read the real, blank and swapped images of a set (`film_use`).
 
-    Swapped: each case is answered from the image of the next one, which is the real reading moved by one. Blank: one
-    reading of a mid-grey image stands for all, as the prompts of a set are one. Of phantom studies every film but the
-    first is swapped alone, too (`film_use`).
+    Of phantom studies every film but the first is swapped alone, too.
     """
     images, texts = images_of(held_out_batch), held_out_batch["texts"]
     real_readings = reader.read(params, images, texts, held_out_batch.get("ids", ()))
-    # One grey image and one prompt: the answer without looking.
-    blank_readings = reader.read(params, blank(images, BLANK_LEVEL), texts[:1])
-    image_count = len(texts)
-    blank_everywhere = Answers(
-        np.repeat(blank_readings.answer, image_count, axis=0),
-        np.repeat(blank_readings.valid, image_count, axis=0),
-    )
-    # Reading the moved images once more would give the same readings, moved.
-    swapped_answers = Answers(
-        np.roll(real_readings.answer, 1, axis=0), np.roll(real_readings.valid, 1)
-    )
+    other_images = answer_from_other_images(reader, params, images, texts, real_readings)
     film_by_film = answer_with_films_swapped(reader, params, held_out_batch)
-    return SetAnswers(
-        real_readings, {"blank": blank_everywhere, "swapped": swapped_answers, **film_by_film}
-    )
+    return SetAnswers(real_readings, {**other_images, **film_by_film})
 
 
 def _summary(

@@ -285,11 +285,11 @@ def images_of(batch: Tree) -> Any:
 
 
 def blank(images: Any, level: float) -> Any:
-    """Make the images of the first prompt of `images_of` all of one level in 0..1."""
+    """Make images of `images_of` all of one level in 0..1, each of its size."""
     # A list is films of any size, an array is squares.
     if isinstance(images, list):
-        return [tuple(np.full_like(film, round(255 * level)) for film in images[0])]
-    return np.full_like(images[:1], level)
+        return [tuple(np.full_like(film, round(255 * level)) for film in films) for films in images]
+    return np.full_like(images, level)
 
 
 def pick(images: Any, rows: Sequence[int] | np.ndarray) -> Any:

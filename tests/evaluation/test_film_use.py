@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from cxr_jax.data.prompts import ask_of_roles
-from cxr_jax.evaluation.film_use import answer_with_films_changed, answer_with_films_swapped
+from cxr_jax.evaluation.film_use import (
+    answer_from_other_images,
+    answer_with_films_changed,
+    answer_with_films_swapped,
+)
 from cxr_jax.metrics.bootstrap import Bootstrap
 from cxr_jax.metrics.scores import Reference, image_use_audit
 from experiments.analysis import second_image
@@ -43,6 +47,64 @@ def batch():
         "solution": shows.any(1),
         "known": np.ones((COUNT, 14), bool),
     }
+
+
+class EchoReader:
+    """Answers by the number in its question and those that its films show."""
+
+    def __init__(self):
+        self.rows_read = 0
+
+    def read(self, params, images, texts):
+        self.rows_read += len(texts)
+        answer = np.zeros((len(texts), 14), bool)
+        for row, (films, text) in enumerate(zip(images, texts, strict=True)):
+            assert len(films) == text.count("<image>") or "<image>" not in text
+            answer[row, int(text[-1])] = True
+            for film in films:
+                answer[row, int(np.ravel(film)[0])] = True
+        return types.SimpleNamespace(answer=answer, valid=np.ones(len(texts), bool))
+
+
+def test_questions_stay_where_other_films_are_seen():
+    """Films of several sizes and numbers: a film shows 5 + its row, grey shows 128 // 14."""
+    counts = [1, 2, 1, 2, 1, 3]
+    texts = ["<image> " * count + f"Question {row % 2}" for row, count in enumerate(counts)]
+    images = [
+        tuple(np.full((28, 28 + 28 * place), 5 + row, np.uint8) for place in range(count))
+        for row, count in enumerate(counts)
+    ]
+    reader = EchoReader()
+    real = reader.read({}, images, texts)
+    grey = [tuple(np.full_like(film, 9) for film in films) for films in images]
+    reader.read, plain = (
+        (lambda params, shown, asked: plain(params, clipped(shown), asked)),
+        reader.read,
+    )
+
+    def clipped(shown):
+        is_grey = all(film.flat[0] == 128 for films in shown for film in films)
+        return grey if is_grey else shown
+
+    answers = answer_from_other_images(reader, {}, images, texts, real)
+    for row, other in enumerate([4, 3, 0, 1, 2, 5]):
+        assert set(np.flatnonzero(answers["swapped"].labels[row])) == {row % 2, 5 + other}
+        assert set(np.flatnonzero(answers["blank"].labels[row])) == {row % 2, 9}
+
+
+def test_one_question_of_squares_costs_one_grey_reading():
+    images = np.arange(4, dtype=np.float32)[:, None, None] + np.zeros((4, 2, 2), np.float32)
+    reader = EchoReader()
+    texts = ["Question 7"] * 4
+    real = reader.read({}, images, texts)
+    answers = answer_from_other_images(reader, {}, images, texts, real)
+    assert reader.rows_read == 5
+    assert [set(np.flatnonzero(row)) for row in answers["swapped"].labels] == [
+        {7, 3},
+        {7, 0},
+        {7, 1},
+        {7, 2},
+    ]
 
 
 def audit(reader, batch):
