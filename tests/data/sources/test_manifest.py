@@ -1,61 +1,20 @@
-"""Manifests of files: the two published formats, strictness, batches, splits; the label-table converter."""
+"""Manifests of files: the two published formats, strictness, batches, splits."""
 
 import json
 import os
-import threading
-import time
 
 import numpy as np
 import pytest
+from manifest_rows import PROMPT, grpo, sft, write
 from PIL import Image as PilImage
-from places import SHARED
 
 from cxr_jax.config.sections import DataConfig
 from cxr_jax.data import image_cache, images, radiograph, resize
-from cxr_jax.data.sources import label_table, manifest, patients, splits
+from cxr_jax.data.sources import manifest, patients, splits
 from cxr_jax.data.sources.rows import describe_repeats
-from cxr_jax.data.sources.unreadable import UnreadableFiles
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX
 from cxr_jax.models.qwen2_5_vl.processor import PROCESSOR
-
-DATA = SHARED
-PROMPT = "Find abnormalities and support devices."
-
-
-@pytest.fixture
-def root(tmp_path):
-    folder = tmp_path / "images"
-    (folder / "sub").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for name, size in [("a.png", (80, 60)), ("b.png", (64, 64)), ("sub/c.png", (50, 90))]:
-        PilImage.fromarray(rng.integers(0, 255, size, np.uint8)).save(folder / name)
-    return folder
-
-
-def grpo(image="a.png", solution="Edema", **extra):
-    talk = [{"from": "human", "value": PROMPT}]
-    return {"id": image, "image": image, "conversations": talk, "solution": solution} | extra
-
-
-TARGET = "<think>Clear.</think><answer>No Finding</answer>"
-
-
-def sft(image="b.png", solution="No Finding", text=TARGET, **extra):
-    user = [{"type": "image", "image": image}, {"type": "text", "text": PROMPT}]
-    turns = [("user", user), ("assistant", [{"type": "text", "text": text}])]
-    row = {"id": image, "image": image, "subject_id": 7, "study_id": 9, "solution": solution}
-    return (
-        row | {"messages": [{"role": role, "content": content} for role, content in turns]} | extra
-    )
-
-
-def write(tmp_path, *rows):
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(
-        b"".join(r if isinstance(r, bytes) else json.dumps(r).encode() + b"\n" for r in rows)
-    )
-    return path
 
 
 def test_both_formats(tmp_path, root):
@@ -201,105 +160,6 @@ def test_a_row_is_the_same_whichever_rows_are_beside_it(tmp_path, root):
     }
 
 
-ONE = 56 * 56 * 4 / 2**20  # MiB of an image
-
-
-@pytest.fixture
-def reads(monkeypatch):
-    """Names of the files read, in order."""
-    names, real = [], images.read_image
-    monkeypatch.setattr(
-        manifest.images, "read_image", lambda p, r: (names.append(p.name), real(p, r))[1]
-    )
-    return names
-
-
-def test_cache_is_bounded_and_used(tmp_path, root, reads):
-    rows = manifest.load_rows(write(tmp_path, grpo(), sft(), grpo("sub/c.png")), root)
-    roomy = manifest.FilesSource(rows, 56, cache=image_cache.ImageCache(3 * ONE))
-    first = roomy.batch([0, 1, 2])["image"]
-    np.testing.assert_array_equal(roomy.batch([0, 1, 2, 1])["image"], first[[0, 1, 2, 1]])
-    assert len(reads) == 3
-    assert roomy.cache.stats() == {"hits": 4, "misses": 3, "images": 3, "mib": 3 * ONE}
-    for images_held in (0, 0.9, 1, 1.9, 2, 3):
-        source = manifest.FilesSource(rows, 56, cache=image_cache.ImageCache(images_held * ONE))
-        for _ in range(3):
-            np.testing.assert_array_equal(source.batch([0, 1, 2])["image"], first)
-            assert source.cache.stats()["images"] == int(
-                images_held
-            )  # all the room is used, and no more
-        assert (
-            sum(x.nbytes for x in source.cache._images.values())
-            == source.cache.stats()["mib"] * 2**20
-        )
-
-
-def test_cache_drops_what_was_not_asked_for_the_longest(tmp_path, root, reads):
-    rows = manifest.load_rows(write(tmp_path, grpo(), sft(), grpo("sub/c.png")), root)
-    source = manifest.FilesSource(rows, 56, cache=image_cache.ImageCache(2 * ONE), threads=1)
-    for i in (0, 1, 0, 2, 0, 1):  # 2 takes the place of 1, and 1 that of 2
-        source.image(i)
-    assert reads == ["a.png", "b.png", "c.png", "b.png"]
-    with pytest.raises(ValueError, match="read-only"):
-        source.image(0)[0, 0] = 1
-    with pytest.raises(UserError, match="cache_mib=-1"):
-        image_cache.ImageCache(-1)
-    with pytest.raises(UserError, match="threads=-1"):
-        manifest.FilesSource(rows, threads=-1)
-
-
-def test_two_threads_do_not_decode_one_image_at_a_time():
-    cache, begun, go, calls = image_cache.ImageCache(0), threading.Event(), threading.Event(), []
-
-    def decode():
-        calls.append(1)
-        begun.set()
-        go.wait(5)
-        if len(calls) == 2:
-            raise UserError("a.png: is torn")
-        return np.ones(3, np.float32)
-
-    def ask():
-        try:
-            got.append(cache.get("a", decode))
-        except UserError as e:
-            got.append(str(e))
-
-    for count, want in (
-        (1, np.ones(3)),
-        (2, "a.png: is torn"),
-    ):  # not even where nothing can be kept
-        begun.clear(), go.clear()
-        got, threads = [], [threading.Thread(target=ask) for _ in range(4)]
-        for t in threads:
-            t.start()
-        begun.wait(5)
-        while cache.stats()["hits"] < 3 * count:  # until all the others wait for the one
-            time.sleep(0.01)
-        go.set()
-        for t in threads:
-            t.join(5)
-        assert len(calls) == count and len(got) == 4
-        for value in got:
-            np.testing.assert_array_equal(value, want)
-
-
-def test_rows_of_a_batch_are_decoded_by_several_threads(tmp_path, root, monkeypatch):
-    rows, together = (
-        manifest.load_rows(write(tmp_path, grpo(), sft(), grpo("sub/c.png")), root),
-        threading.Barrier(3),
-    )
-    real = images.read_image
-    monkeypatch.setattr(
-        manifest.images, "read_image", lambda p, r: (together.wait(5), real(p, r))[1]
-    )
-    assert manifest.FilesSource(rows, 56, threads=3).batch([0, 1, 2])["ids"] == [
-        "a.png",
-        "b.png",
-        "sub/c.png",
-    ]
-
-
 def test_an_unreadable_image_is_named(tmp_path, root):
     (root / "a.png").write_bytes(radiograph.PNG_MAGIC)
     source = manifest.FilesSource(manifest.load_rows(write(tmp_path, grpo()), root))
@@ -322,76 +182,6 @@ def test_split_holds_out_whole_patients(tmp_path, root):
     assert [len(s) for s in manifest.open_split(many, root, size=56)] == [360, 40]
     with pytest.raises(UserError, match="two patients"):
         manifest.open_split(write(tmp_path, *rows[:2]), root)
-
-
-# --- label tables
-
-
-def table(tmp_path, *rows, header=("file", *CHEXPERT_14)):
-    path = tmp_path / "labels.csv"
-    path.write_text("\n".join(",".join(row) for row in (header, *rows)) + "\n", encoding="utf-8")
-    return path
-
-
-def cells(**states):
-    return [states.get(name.replace(" ", "_"), "") for name in CHEXPERT_14]
-
-
-def test_converter_keeps_what_is_known(tmp_path, root, capsys):
-    path = table(
-        tmp_path,
-        [
-            "a.png",
-            *cells(Edema="1.0", Fracture="0", Pneumonia="-1", Pleural_Other="U", Lung_Lesion="nan"),
-        ],
-        ["b.png", *cells(No_Finding="1", Support_Devices="1")],
-        ["c.png", *cells(Fracture="0")],
-        ["d.png", *cells(No_Finding="1", Edema="1")],
-    )
-    out = tmp_path / "out.jsonl"
-    assert label_table.main([str(path), str(out)]) == 0
-    said = capsys.readouterr().out
-    assert (
-        "2 rows" in said
-        and "1 left out: no label" in said
-        and "1 left out: No Finding together" in said
-    )
-    one, two = manifest.load_rows(out, root)
-    assert one.solution == "Edema" and sum(one.known) == 2
-    assert two.solution == "No Finding, Support Devices"
-
-
-def test_converter_reads_columns_by_name(tmp_path):
-    header = ("Path", *reversed(CHEXPERT_14))
-    path = table(tmp_path, ["a.png", *reversed(cells(Edema="1"))], header=header)
-    [row] = label_table.convert(label_table.read_table(path))[0]
-    assert row["image"] == "a.png" and row["solution"] == "Edema"
-
-
-@pytest.mark.parametrize(
-    "header, row, reason",
-    [
-        (("file", *CHEXPERT_14[1:]), ["a.png", *cells()[1:]], "no column 'No Finding'"),
-        (("pic", *CHEXPERT_14), ["a.png", *cells()], "no image column"),
-        (("file", *CHEXPERT_14), ["a.png", *cells(Edema="2")], "labels.csv:2: Edema is not one of"),
-        (("file", *CHEXPERT_14), [" ", *cells(Edema="1")], "labels.csv:2: no image name"),
-        (("file", *CHEXPERT_14), ["a.png", *cells()], "no row has a label"),
-    ],
-)
-def test_converter_refuses(tmp_path, capsys, header, row, reason):
-    out = tmp_path / "out.jsonl"
-    assert label_table.main([str(table(tmp_path, row, header=header)), str(out)]) == 2
-    said = capsys.readouterr().err
-    assert reason in said and said.count("\n") == 1 and not out.exists()
-
-
-@pytest.mark.skipif(not DATA.is_dir(), reason="the shared data folder is absent")
-def test_real_label_table(tmp_path):
-    out = tmp_path / "out.jsonl"
-    assert label_table.main([str(DATA / "images" / "manifest.csv"), str(out)]) == 0
-    train, held = manifest.open_split(out, DATA, size=56, seed=1)
-    assert len(train) > len(held) >= 20
-    assert held.batch(range(2))["image"].std() > 0.1
 
 
 def test_films_keep_their_aspect_ratio_in_every_split(tmp_path, root):
@@ -546,88 +336,3 @@ def test_rows_that_vanish_move_no_patient_across_the_split(tmp_path, root):
         )
         assert {row.group for row in held.rows} <= held_before
         assert not {row.group for row in train.rows} & held_before
-
-
-# ---- Several films a row ---------------------------------------------------------------------------------------
-
-
-def test_rows_of_several_films_give_all_of_them_in_order(tmp_path, root):
-    rows = manifest.load_rows(
-        write(
-            tmp_path,
-            grpo(image=None, images=["b.png", "sub/c.png"], id="x"),
-            grpo(
-                image=None,
-                images=[{"path": "a.png", "view": "lat"}, {"path": "b.png", "view": "PA"}],
-                id="y",
-            ),
-            grpo("a.png"),
-        ),
-        root,
-    )
-    both, study, single = rows
-    assert both.image_paths == (root / "b.png", root / "sub" / "c.png") and both.roles == ()
-    assert both.prompt == "<image><image>" + PROMPT
-    assert study.image_paths == (root / "b.png", root / "a.png")
-    assert study.roles == ("frontal", "lateral")
-    assert study.prompt == f"Current frontal: <image> Current lateral: <image>\n{PROMPT}"
-    # No patient is known: rows that share a film, by way of others too, are one group.
-    assert both.group == study.group == single.group
-    source = manifest.FilesSource(rows[:2], 56)
-    batch = source.batch([1, 0])
-    assert batch["image"].shape == (2, 2, 56, 56)
-    for row, index in enumerate((1, 0)):
-        for number, path in enumerate(rows[index].image_paths):
-            want = resize.fit(images.read_image(path).pixels, 56)
-            np.testing.assert_array_equal(batch["image"][row, number], want)
-    with pytest.raises(UserError, match="rows of 1 and of 2 images"):
-        manifest.FilesSource(rows, 56).batch([0, 2])
-
-
-def test_films_of_several_patients_are_no_study(tmp_path, root):
-    names = [f"patient0000{n}/study1/view1.png" for n in (1, 1, 2)]
-    names[1] = names[1].replace("view1", "view2_lateral")
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        PilImage.fromarray(np.zeros((40, 40), np.uint8)).save(root / name)
-    rows = [grpo(image=None, images=films, id="x") for films in (names[:2], [names[0], "a.png"])]
-    for row in rows:
-        assert manifest.load_rows(write(tmp_path, row), root)[0].patient == "patient00001"
-    with pytest.raises(UserError, match=":1: the images are of several patients by their paths"):
-        manifest.load_rows(write(tmp_path, grpo(image=None, images=names[1:], id="x")), root)
-
-
-def test_a_row_is_left_out_for_any_of_its_films(tmp_path, root, capsys):
-    (root / "sub" / "c.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
-    rows = manifest.load_rows(
-        write(
-            tmp_path,
-            grpo(image=None, images=["a.png", "sub/c.png"], id="x"),
-            grpo(image=None, images=["a.png", "b.png"], id="y"),
-        ),
-        root,
-    )
-    with pytest.raises(UserError, match="c.png"):
-        manifest.FilesSource(rows, 56).batch([0])
-    patient = manifest.FilesSource(rows, 56, unreadable=UnreadableFiles(1))
-    assert patient.batch([0, 1])["ids"] == ["y", "y"] and patient.readable([0, 1]) == [1]
-    assert capsys.readouterr().err.count("c.png") == 1
-
-
-def test_files_are_joined_by_rows_that_share_them():
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        rows = [
-            [int(file) for file in rng.choice(30, rng.integers(1, 4), replace=False)]
-            for _ in range(rng.integers(1, 25))
-        ]
-        groups = [set(row) for row in rows]  # grown until nothing joins
-        for _ in rows:
-            groups = [
-                set().union(*(other for other in groups if other & group)) for group in groups
-            ]
-        tops = patients.join_files(rows)
-        assert all(top in group for top, group in zip(tops, groups, strict=True))
-        for one, top in zip(groups, tops, strict=True):
-            for other, other_top in zip(groups, tops, strict=True):
-                assert (top == other_top) == bool(one & other)
