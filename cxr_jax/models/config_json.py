@@ -56,6 +56,18 @@ def special_ids(settings: dict[str, Any], text_settings: dict[str, Any]) -> dict
     }
 
 
+EMBEDDED_IDS: dict[str, Any] = {
+    "image_token_id": 921,
+    "video_token_id": 922,
+    "vision_start_token_id": 918,
+    "vision_end_token_id": 919,
+    "pad_token_id": 915,
+    "bos_token_id": 915,
+    "eos_token_id": (917, 915),
+}
+"""The ids of the embedded tokenizer, for models of the phantom's size (tests/models/test_tokenizer.py)."""
+
+
 # ---- Rotary positions --------------------------------------------------------------------------------------
 
 

@@ -3,19 +3,17 @@
 import dataclasses
 import json
 
+import family_runs
 import gemma_tokenizer
 import jax
 import numpy as np
 import pytest
-from forked import calls
 
 import cxr_jax
 from cxr_jax.models import network
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.gemma3.config import GEMMA_PHANTOM
-from cxr_jax.weights import hf_folder, peft_folder
-
-EVALUATION = ["--config.eval.n=4", "--config.eval.n_final=4", "--config.eval.batch_size=4"]
+from cxr_jax.weights import hf_folder
 
 
 def tiny():
@@ -43,27 +41,13 @@ def runs(tmp_path_factory):
     root, config = tmp_path_factory.mktemp("gemma3"), tiny()
     params = jax.tree.map(np.asarray, network.init_params(config, jax.random.key(0)))
     hf_folder.save(root / "base", config, params, tokenizer=gemma_tokenizer.folder())
-    sft = [
-        *("--config=sft", f"--workdir={root}/sft", f"--config.model={root}/base"),
-        *("--config.steps=2", "--config.locate_steps=1", "--config.batch_size=2", *EVALUATION),
-    ]
-    rl = [
-        *("--config=rl", f"--workdir={root}/rl", f"--config.model={root}/sft"),
-        *("--config.steps=1", "--config.rl.prompts_per_step=2", "--config.rl.oversample=1"),
-        *("--config.rl.group_size=2", "--config.max_completion=24", "--config.lora.rank=2"),
-        *("--config.lora.targets=('decoder','vision')", *EVALUATION),
-    ]
-    for code, out, err in calls([sft, rl], timeout=600):
-        assert code == 0, out + err
+    family_runs.train(root, ["--config=sft"], ["--config.lora.targets=('decoder','vision')"])
     return root
 
 
 @pytest.mark.slow
 def test_sft_and_rl_end_with_their_tables(runs):
-    for task in ("sft", "rl"):
-        lines = (runs / task / "metrics.jsonl").read_text().splitlines()
-        assert any(json.loads(line)["kind"] != "train" for line in lines)
-        assert (runs / task / "report.html").exists()
+    family_runs.check_tables(runs)
 
 
 @pytest.mark.slow
@@ -95,14 +79,9 @@ def test_transformers_makes_the_same_prompt_of_an_export(runs):
 
 @pytest.mark.slow
 def test_adapters_add_up_to_the_export(runs):
-    config = tiny()
-    adapters, lora = peft_folder.load(runs / "rl" / "adapter", config)
+    adapters, lora = family_runs.adapters_add_up(runs, tiny())
     assert lora.targets == ("decoder", "vision")
     assert adapters["vision"]["blocks"]["attn"]["q"]["a"].shape == (2, 32, 2)
-    _, params = hf_folder.load(runs / "sft" / "hf", np.float32)
-    _, merged = hf_folder.load(runs / "rl" / "hf", np.float32)
-    peft_folder.merge(params, adapters, lora)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, merged)
 
 
 @pytest.mark.slow

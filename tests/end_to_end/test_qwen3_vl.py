@@ -3,15 +3,15 @@
 import dataclasses
 import json
 
+import family_runs
 import jax
 import numpy as np
 import pytest
-from forked import calls
 
 import cxr_jax
 from cxr_jax.models import network
 from cxr_jax.models.qwen3_vl.config import PHANTOM
-from cxr_jax.weights import hf_folder, peft_folder
+from cxr_jax.weights import hf_folder
 
 TINY = dataclasses.replace(
     PHANTOM,
@@ -35,7 +35,6 @@ TINY = dataclasses.replace(
         mrope_section=(6, 5, 5),
     ),
 )
-EVALUATION = ["--config.eval.n=4", "--config.eval.n_final=4", "--config.eval.batch_size=4"]
 
 
 @pytest.fixture(scope="module")
@@ -44,27 +43,17 @@ def runs(tmp_path_factory):
     params = jax.tree.map(np.asarray, network.init_params(TINY, jax.random.key(0)))
     folder = cxr_jax.asset("phantom")
     hf_folder.save(root / "base", TINY, params, tokenizer=folder, pixel_limits=(224**2, 224**2))
-    sft = [
-        *("--config=sft:qwen3_vl_phantom", f"--workdir={root}/sft", f"--config.model={root}/base"),
-        *("--config.steps=2", "--config.locate_steps=1", "--config.batch_size=2", *EVALUATION),
-    ]
-    rl = [
-        *("--config=rl", f"--workdir={root}/rl", f"--config.model={root}/sft"),
-        *("--config.steps=1", "--config.rl.prompts_per_step=2", "--config.rl.oversample=1"),
-        *("--config.rl.group_size=2", "--config.max_completion=24", "--config.lora.rank=2"),
-        *("--config.lora.targets=('decoder','vision','merger')", *EVALUATION),
-    ]
-    for code, out, err in calls([sft, rl], timeout=600):
-        assert code == 0, out + err
+    family_runs.train(
+        root,
+        ["--config=sft:qwen3_vl_phantom"],
+        ["--config.lora.targets=('decoder','vision','merger')"],
+    )
     return root
 
 
 @pytest.mark.slow
 def test_sft_and_rl_end_with_their_tables(runs):
-    for task in ("sft", "rl"):
-        lines = (runs / task / "metrics.jsonl").read_text().splitlines()
-        assert any(json.loads(line)["kind"] != "train" for line in lines)
-        assert (runs / task / "report.html").exists()
+    family_runs.check_tables(runs)
 
 
 @pytest.mark.slow
@@ -82,13 +71,9 @@ def test_exports_are_qwen3_vl_folders(runs):
 
 @pytest.mark.slow
 def test_adapters_of_all_groups_add_up_to_the_export(runs):
-    adapters, lora = peft_folder.load(runs / "rl" / "adapter", TINY)
+    adapters, lora = family_runs.adapters_add_up(runs, TINY)
     assert lora.targets == ("decoder", "vision", "merger")
     assert adapters["vision"]["taps"]["fc1"]["a"].shape == (2, 128, 2)
-    _, params = hf_folder.load(runs / "sft" / "hf", np.float32)
-    _, merged = hf_folder.load(runs / "rl" / "hf", np.float32)
-    peft_folder.merge(params, adapters, lora)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, merged)
 
 
 @pytest.mark.slow

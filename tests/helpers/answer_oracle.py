@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 
+from cxr_jax.models.config_json import EMBEDDED_IDS
 from cxr_jax.models.network.config import Config, TextConfig, VisionConfig
 
 NAMES = ("No Finding", "Edema", "Eddy", "Support Devices")
@@ -121,12 +122,6 @@ PHANTOM_CFG = Config(
         mrope_section=(1, 1, 2),
         rope_theta=1e4,
     ),
-    image_token_id=921,
-    video_token_id=922,
-    vision_start_token_id=918,
-    vision_end_token_id=919,
-    pad_token_id=915,
-    bos_token_id=915,
-    eos_token_id=(917, 915),
+    **EMBEDDED_IDS,
     tie_word_embeddings=True,
 )

@@ -4,6 +4,7 @@ from typing import Any
 
 from cxr_jax.errors import UserError, shown
 from cxr_jax.models.config_json import (
+    EMBEDDED_IDS,
     needed,
     one_int,
     or_default,
@@ -227,13 +228,7 @@ PHANTOM = Config(
         rope_theta=1e4,
         max_position_embeddings=4096,
     ),
-    image_token_id=921,
-    video_token_id=922,
-    vision_start_token_id=918,
-    vision_end_token_id=919,
-    pad_token_id=915,
-    bos_token_id=915,
-    eos_token_id=(917, 915),
+    **EMBEDDED_IDS,
     tie_word_embeddings=True,
 )
 """The embedded model, with the ids of its tokenizer (`tokenizer.config_ids`; tests/models/test_tokenizer.py)."""

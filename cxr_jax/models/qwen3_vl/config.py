@@ -4,6 +4,7 @@ from typing import Any
 
 from cxr_jax.errors import UserError, shown
 from cxr_jax.models.config_json import (
+    EMBEDDED_IDS,
     needed,
     one_int,
     or_default,
@@ -288,13 +289,7 @@ PHANTOM = Config(
         qkv_bias=False,
         **_DECODER,
     ),
-    image_token_id=921,
-    video_token_id=922,
-    vision_start_token_id=918,
-    vision_end_token_id=919,
-    pad_token_id=915,
-    bos_token_id=915,
-    eos_token_id=(917, 915),
+    **EMBEDDED_IDS,
     tie_word_embeddings=True,
     model_type=MODEL_TYPE,
 )
