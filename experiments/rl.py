@@ -44,7 +44,8 @@ evaluation on 512 images a hospital. Its table is, digit for digit, that of 4513
 ran on one core each, when a step took 5 to 7 s.
 
 **Qwen3-VL of that size**: the way from the short SFT of experiments/sft.py (qwen3_vl_phantom) on. 4 steps of 8 prompts
-x 8, 256 completions in all (2026-11-29): far too few to show a gain, and there is none. 100 images a hospital: Jaccard
+x 8, 256 completions in all (2026-11-29, on a tree of shortly before commit f0bc192): far too few to show a gain, and
+there is none. 100 images a hospital: Jaccard
 A 0.657 -> 0.658 (+0.000 [-0.021, +0.024]), B 0.572 -> 0.576 (+0.005 [-0.027, +0.037]). Not run: more.
 
     bash launch/local.sh --config=experiments/rl.py --workdir=runs/rl_q3 --config.model=runs/sft_q3/hf \\

@@ -43,8 +43,8 @@ model, is --config.model=phantom --config.locate_steps=0 --config.steps=1500 --c
 
 **Qwen3-VL of that size** (qwen3_vl_phantom; 224 pixels are 7 x 7 tokens), as a proof of the way and not of the model:
 900 steps of 16 = 14,400 phantoms of hospital A, a sixth of the run above, 500 steps of them located warm-up
-(2026-11-29, seed 0, 55 minutes on two cores that a dozen other jobs shared; 200 images of each test stream, 95 %
-bootstrap intervals):
+(2026-11-29, seed 0, 55 minutes on two cores that a dozen other jobs shared, on a tree of shortly before commit f0bc192,
+not since; 200 images of each test stream, 95 % bootstrap intervals):
 
                                   A                       B (out of distribution)
     Jaccard                       0.638 [0.589, 0.684]    0.514 [0.467, 0.564]
