@@ -299,11 +299,12 @@ def test_what_a_source_gives_is_picked_and_blanked_as_it_is():
         films[1][0].shape,
         films[0][0].shape,
     ]
-    [grey] = image_batches.blank(films, 0.5)
-    assert [film.shape for film in grey] == [film.shape for film in films[0]]
-    assert all((film == 128).all() for film in grey)
+    grey = image_batches.blank(films, 0.5)
+    shapes = [[[film.shape for film in row] for row in rows] for rows in (grey, films)]
+    assert shapes[0] == shapes[1]
+    assert all((film == 128).all() for row in grey for film in row)
     squares = np.random.default_rng(0).random((3, 8, 8), np.float32)
-    assert (image_batches.blank(squares, 0.5) == np.full((1, 8, 8), 0.5)).all()
+    assert (image_batches.blank(squares, 0.5) == np.full((3, 8, 8), 0.5)).all()
 
 
 @pytest.mark.slow
