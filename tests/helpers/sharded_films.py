@@ -5,9 +5,9 @@ Each device makes the patches of its own rows: neither levels nor patches cross.
 
 import os
 
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
+import fast_compile
+
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {fast_compile.FLAGS}"
 
 import dataclasses
 import re
@@ -48,7 +48,8 @@ def main():
     placed = layout.state(params), layout.batch(inputs)
     got = layout.on_mesh(step)(*placed)
     for value, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(value, other, rtol=1e-4, atol=1e-6)
+        # Sums over devices are added in another order: what an entry may differ by goes by the array's largest.
+        np.testing.assert_allclose(value, other, rtol=0, atol=1e-5 * np.abs(other).max())
     with jax.set_mesh(layout.mesh):
         text = step.lower(*placed).compile().as_text()
     shapes = re.findall(r"= \(?(\w+)\[([\d,]*)\][^=]* all-gather\(", text)

@@ -2,7 +2,9 @@
 
 import os
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+import fast_compile
+
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=4 {fast_compile.FLAGS}"
 
 import jax
 import numpy as np

@@ -2,11 +2,9 @@
 
 import os
 
-# LLVM optimises nothing: each program runs once or twice, and to compile takes longer. What XLA makes of it, and where
-# devices meet, stays.
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
-)
+import fast_compile
+
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=4 {fast_compile.FLAGS}"
 
 import dataclasses
 import re

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import fast_compile
 import jax
 import jax.numpy as jnp
 import lora_model
@@ -20,8 +21,6 @@ from cxr_jax.models.network import decoder_layers
 GRID = (1, 4, 8)
 IDS = np.array([[3, *[5] * 8, 4, 9, 10, 11, 12], [3, *[5] * 8, 4, 20, 21, 0, 0]])
 LENGTHS = np.array([14, 12])
-# Programs run once: unoptimised code is reached sooner.
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +131,7 @@ def by_chain_rule(params, adapters, pixels):
     """Loss and gradients of the adapters, from the gradient of the merged kernels: W + s a b."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layers, "UNROLL_UP_TO", 0)  # compiles faster
-        f = jax.jit(jax.value_and_grad(loss), compiler_options=FAST)
+        f = jax.jit(jax.value_and_grad(loss), compiler_options=fast_compile.OPTIONS)
         value, full = f(lora.merge(params, adapters, ALL), pixels)
     full, want = flat(full), {}
     for path in OWN:
@@ -149,7 +148,7 @@ def test_loss_and_gradients_equal_those_of_merged_kernels(
 ):
     monkeypatch.setattr(layers, "UNROLL_UP_TO", unroll)
     f = jax.value_and_grad(lambda a, p: loss(lora.join(p, a, ALL), pixels, remat))
-    value, got = jax.jit(f, compiler_options=FAST)(adapters, params)
+    value, got = jax.jit(f, compiler_options=fast_compile.OPTIONS)(adapters, params)
     got, (want_value, want) = flat(got), by_chain_rule
     assert abs(value - want_value) <= 1e-5
     assert got.keys() == want.keys() and len(got) == 28
@@ -158,7 +157,7 @@ def test_loss_and_gradients_equal_those_of_merged_kernels(
 
 
 def test_hidden_states(params, adapters, pixels):
-    f = jax.jit(hidden, compiler_options=FAST)
+    f = jax.jit(hidden, compiler_options=fast_compile.OPTIONS)
     base, joined, merged = (
         f(p, pixels)
         for p in (params, lora.join(params, adapters, ALL), lora.merge(params, adapters, ALL))

@@ -22,18 +22,19 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-# Programs are compiled to run once: unoptimised code is reached sooner. `--optimise` compiles as in production.
-FAST_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+ROOT = pathlib.Path(__file__).parent.parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
+
+import fast_compile
+
+# Programs are compiled to run once. `--optimise` compiles as in production.
 if __name__ == "__main__":
     if "--optimise" not in sys.argv:
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FAST_COMPILE}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {fast_compile.FLAGS}"
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.pop(
         "JAX_COMPILATION_CACHE_DIR", None
     )  # thousands of programs, none of which is needed again
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT))
 
 import cases
 import jax

@@ -6,6 +6,7 @@ tests/golden_trl/trl_*.npz hold what TRL computed; tests/oracle/trl_golden.py ma
 import functools
 import json
 
+import fast_compile
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,13 +127,7 @@ def golden(request):
     return request.param, *load(request.param)
 
 
-@functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    },
-)
+@functools.partial(jax.jit, compiler_options=fast_compile.OPTIONS)
 def all_steps(data, of_cases):
     """`step` for every case of the current TRL, of which 0.22.2 has the first: one program for both."""
     return [
