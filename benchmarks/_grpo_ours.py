@@ -60,6 +60,14 @@ def step_flops(one: dict, prompts: int, group: int, shared: bool) -> dict:
     }
 
 
+def save_inputs(folder: str, prompts: dict, images, patches, setting: dict) -> None:
+    """Write what a peer is asked: prompts [B, T] with their lengths, an image each (levels) or none, our patches."""
+    arrays = {f"image{row}": image for row, image in enumerate(images)}
+    arrays |= {f"patches{row}": of_image for row, of_image in enumerate(patches)}
+    np.savez(f"{folder}/inputs.npz", ids=prompts["ids"], lengths=prompts["lengths"], **arrays)
+    pathlib.Path(folder, "setting.json").write_text(json.dumps(setting), encoding="utf-8")
+
+
 class Ours:
     """Our worker: `cxr_jax.rl.loop`'s rollout and learner on random images (or none) and solutions."""
 
@@ -206,13 +214,8 @@ class Ours:
         from cxr_jax.weights import hf_folder, pretrained
 
         hf_folder.save(folder, self.model_config, self.params, tokenizer=pretrained.PHANTOM)
-        images = bool(self.args.side)
-        np.savez(
-            f"{folder}/inputs.npz",
-            ids=self.batch["prompts"]["ids"],
-            image=self.levels[: None if images else 0],
-            pixels=PROCESSOR.patchify(self.batch["image"], np) if images else np.zeros(0),
-        )
+        images = self.levels if self.args.side else []
+        patches = PROCESSOR.patchify(self.batch["image"], np) if self.args.side else []
         setting = {
             "text": self.text,
             "group": self.args.group,
@@ -220,7 +223,7 @@ class Ours:
             "lr": 1e-6,
             "suppress": self.suppress,
         }
-        pathlib.Path(folder, "setting.json").write_text(json.dumps(setting), encoding="utf-8")
+        save_inputs(folder, self.batch["prompts"], images, patches, setting)
         return {}
 
     def step(self) -> dict:

@@ -1,4 +1,4 @@
-"""The peer of grpo_step.py: TRL's GRPOTrainer on torch, in an environment of its own (no jax).
+"""The peer of grpo_step.py and mixed_films.py: TRL's GRPOTrainer on torch, in an environment of its own (no jax).
 
     python benchmarks/_grpo_peer.py FOLDER   # a model folder that holds inputs.npz and setting.json too
 
@@ -62,7 +62,14 @@ class Peer(transformers.TrainerCallback):
         with open(f"{folder}/setting.json", encoding="utf-8") as f:
             s = json.load(f)
         with np.load(f"{folder}/inputs.npz") as f:
-            self.ids, images, self.pixels = (f[k] for k in ("ids", "image", "pixels"))
+            ids, lengths = f["ids"], f["lengths"]
+            # One image a prompt, of any size, or none.
+            has_images = "image0" in f
+            images, self.patches = (
+                [f[f"{name}{row}"] for row in range(len(ids))] if has_images else []
+                for name in ("image", "patches")
+            )
+        self.ids = [row[:length] for row, length in zip(ids, lengths, strict=True)]
         tokenizer = AutoTokenizer.from_pretrained(folder)
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
         processor = Processor(
@@ -163,13 +170,16 @@ class Peer(transformers.TrainerCallback):
 
     def check(self) -> dict:
         """What the last step generated from, against our inputs, and how many tokens it drew."""
-        ids = self.seen["input_ids"].numpy()
-        pixels = self.seen.get("pixel_values")
-        same = np.array_equal(ids, np.repeat(self.ids, len(ids) // len(self.ids), 0))
-        apart = 0.0
+        ids, seen = self.seen["input_ids"].numpy(), self.seen["attention_mask"].numpy() > 0
+        group = len(ids) // len(self.ids)
+        same = all(
+            np.array_equal(row[of_row], self.ids[number // group])
+            for number, (row, of_row) in enumerate(zip(ids, seen, strict=True))
+        )
+        pixels, apart = self.seen.get("pixel_values"), 0.0
         if pixels is not None:
-            pixels = pixels.reshape(len(self.pixels), -1, *self.pixels.shape[1:]).numpy()
-            apart = np.abs(pixels - self.pixels[:, None]).max()
+            ours = np.concatenate([patches for patches in self.patches for _ in range(group)])
+            apart = np.abs(pixels.numpy() - ours).max()
         return {
             "rows": len(ids),
             "prompt": ids.shape[1],

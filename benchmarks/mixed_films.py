@@ -16,15 +16,19 @@ Larger shapes, whose decoder weighs more, were not timed.
 """
 
 import argparse
+import pathlib
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
 import _common as common
+import grpo_step
 import jax
 import numpy as np
 import packed_vision
+from _grpo_ours import save_inputs
 
 from cxr_jax.config.sections import RunConfig
 from cxr_jax.inference.prompts import Prompts
@@ -38,7 +42,7 @@ from cxr_jax.rl.rollout import make_rollout
 from cxr_jax.sft.step import make_steps
 from cxr_jax.training.optimizer import init_state, make_optimizer
 from cxr_jax.training.trainable import Trainable
-from cxr_jax.weights import pretrained
+from cxr_jax.weights import hf_folder, pretrained
 
 TEXT = "Find abnormalities and support devices."
 
@@ -55,6 +59,8 @@ class Steps:
         config = presets_rl.get_config()
         config.update(max_completion=options.completion, dtype=options.dtype)
         config.rl.update(prompts_per_step=options.prompts, oversample=1, group_size=options.group)
+        # As peers sample and learn: nothing ends, and all of it trains.
+        config.rl.update(temperature=1.0, mask_truncated=False)
         settings = RunConfig.from_config(config)
         trainable = Trainable(dtype=options.dtype, param_dtype=options.dtype)
         optimizer = make_optimizer(settings.optim, 1000)
@@ -70,8 +76,9 @@ class Steps:
             remat="none",
         )[1]
         special = tokenizer.special_ids(words, self.model_config.text.vocab_size)
-        # No end: both sides write and learn from as many tokens.
-        special = {**special, "stop": (-1,)}
+        # No end: all sides write and learn from as many tokens.
+        self.suppress = {*special["suppress"], *special["stop"], *self.model_config.media_token_ids}
+        special = {**special, "stop": (-1,), "suppress": tuple(sorted(self.suppress))}
         self.rollout = make_rollout(
             settings.rollout,
             self.model_config,
@@ -113,6 +120,24 @@ class Steps:
             "sides": np.zeros((count, 14, 2), bool),
         }
 
+    def save(self, folder: str, films: Any, group: int) -> None:
+        """Write the model and what is asked of films, for a peer."""
+        hf_folder.save(
+            folder, self.model_config, self.state["params"]["model"], tokenizer=pretrained.PHANTOM
+        )
+        levels = [level for (level,) in films]
+        patchify = registry.processor_of(self.model_config).patchify
+        patches = [patchify(level[None] / np.float32(255), np)[0] for level in levels]
+        prompts = self.prompts.encode([TEXT] * len(films), self.images.grids(films))
+        setting = {
+            "text": TEXT,
+            "group": group,
+            "completion": self.completion,
+            "lr": 1e-6,
+            "suppress": sorted(self.suppress),
+        }
+        save_inputs(folder, prompts, levels, patches, setting)
+
     def sft_step(self, batch: dict[str, Any]) -> None:
         """Take one step of SFT."""
         names = (*self.images.names, "prompts", "completions", "lengths", "mask")
@@ -148,6 +173,7 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=4)
     parser.add_argument("--completion", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peer", choices=("TRL 0.22.2", "TRL 1.16.0"), help="compare RL with it")
     options = parser.parse_args()
 
     model_config, rng = common.config(options.shape), np.random.default_rng(0)
@@ -164,12 +190,13 @@ def main() -> None:
         flush=True,
     )
 
-    def draw() -> list[dict[str, Any]]:
+    def draw_films() -> list[tuple[np.ndarray]]:
         order = rng.permutation(len(grids))
-        films = [
-            (rng.integers(0, 256, [processor.patch_size * s for s in grids[i][1:]], np.uint8),)
-            for i in order
-        ]
+        sides = [[processor.patch_size * side for side in grids[number][1:]] for number in order]
+        return [(rng.integers(0, 256, sides_of_film, np.uint8),) for sides_of_film in sides]
+
+    def draw() -> list[dict[str, Any]]:
+        films = draw_films()
         pixels = rng.random((len(grids), *[side * processor.patch_size] * 2), np.float32)
         return [mixed.batch(films), squares.batch(pixels)]
 
@@ -189,6 +216,36 @@ def main() -> None:
         )
     print(
         f"programs of SFT, rollout, learner: mixed {mixed.programs()}, squares {squares.programs()}"
+    )
+    if options.peer:
+        compare(options.peer, mixed, draw_films, options)
+
+
+def compare(peer: str, mixed: Steps, draw_films: Callable, options: argparse.Namespace) -> None:
+    """Print the times of an RL step beside a peer's, in turns; the peer has the same films in every step."""
+    environment, script = grpo_step.PEERS[peer]
+    with tempfile.TemporaryDirectory() as temp:
+        folder = pathlib.Path(temp) / "model"
+        mixed.save(str(folder), draw_films(), options.group)
+        python = common.ROOT / environment / "bin/python"
+        worker = common.Worker(python, pathlib.Path(__file__).with_name(script), folder)
+        try:
+            print(common.header(common.facts(), worker("facts")))
+            worker("step")  # not counted
+            times = []
+            for _ in range(options.rounds):
+                ours = seconds(mixed.rl_step, mixed.batch(draw_films()))
+                times.append((ours, worker("step")["seconds"]))
+            seen = worker("check")
+        finally:
+            worker.close()
+    ratio = statistics.median(theirs / ours for ours, theirs in times)
+    ours, theirs = (statistics.median(column) for column in zip(*times, strict=True))
+    print(f"rl_step  ours {ours:8.3f} s   {peer} {theirs:8.3f} s   ours is {ratio:.2f}x")
+    print(
+        f"{peer}: {seen['rows']} rows of at most {seen['prompt']} tokens, "
+        f"{'the' if seen['same ids'] else 'NOT THE'} same, patches {seen['pixels apart']:.0e} apart, "
+        f"{seen['tokens']} tokens drawn"
     )
 
 
