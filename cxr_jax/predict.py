@@ -78,7 +78,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--max_pixels",
-        type=_whole_number_from(28 * 28),
+        type=_whole_number_from(28 * 28),  # one token of the smallest kind of any family
         metavar="N",
         help="most pixels of an image (height x width); default: the model's own limit",
     )

@@ -18,8 +18,8 @@ from cxr_jax.models.image_processor import ImageProcessor, check_aspect
 
 _LOG = logging.getLogger(__name__)
 
-FACTOR = 28
-"""Pixels a side of a merged patch, where no processor says another: those of Qwen2.5-VL."""
+LEAST_SIDE = 28
+"""Pixels a side of the smallest merged patch of any family: no picture of any model has less."""
 
 GRIDS = ("exact", "bucket")
 """How an image gets its shape, see `Model`."""
@@ -145,7 +145,7 @@ def fit_to_model(pixels: np.ndarray, pixel_limits: tuple[int, int]) -> np.ndarra
     return np.asarray(pixels, np.float32)
 
 
-def bucket_shapes(max_pixels: int, factor: int = FACTOR) -> list[tuple[int, int]]:
+def bucket_shapes(max_pixels: int, factor: int) -> list[tuple[int, int]]:
     """List at most 9 image shapes (h, w), multiples of factor with h * w <= max_pixels: h / w from 1/2 to 2 in
     steps of about 2 ** 0.25, each as large as max_pixels allows."""
 
@@ -164,7 +164,7 @@ def bucket_shapes(max_pixels: int, factor: int = FACTOR) -> list[tuple[int, int]
 
 
 def bucket_shape(
-    height: int, width: int, min_pixels: int, max_pixels: int, factor: int = FACTOR
+    height: int, width: int, min_pixels: int, max_pixels: int, factor: int
 ) -> tuple[int, int]:
     """Find the shape (h, w) that a picture is fitted into: of nearest aspect ratio among `bucket_shapes` of max_pixels,
     or of half, a quarter .. of it, so that the picture is not enlarged unless it is below min_pixels."""
@@ -214,33 +214,46 @@ def prepare_in_buckets(
 # ---- Their limit -------------------------------------------------------------------------------------------
 
 
-def check_settings(grids: str, max_pixels: Any, gate_policy: str) -> None:
-    """Refuse settings of a reader that mean nothing: grids, max_pixels and image_gate of `Model`. Raises UserError."""
+def check_settings(grids: str, max_pixels: Any, gate_policy: str, factor: int = LEAST_SIDE) -> None:
+    """Refuse settings of a reader that mean nothing: grids, max_pixels and image_gate of `Model`.
+
+    Args:
+        factor: the model's pixels a side of a merged patch, where it is known already.
+
+    Raises:
+        UserError: naming the setting.
+    """
     if grids not in GRIDS:
         raise UserError(f"grids={grids!r}: use one of {', '.join(GRIDS)}")
-    check_max_pixels(max_pixels)
+    check_max_pixels(max_pixels, factor)
     image_gate.check_policy(gate_policy, "image_gate")
 
 
-def check_max_pixels(max_pixels: Any, name: str = "max_pixels") -> None:
-    """Refuse a limit that is no whole number of at least one merged patch (28 x 28). Raises UserError."""
+def check_max_pixels(max_pixels: Any, factor: int = LEAST_SIDE) -> None:
+    """Refuse a limit that is no whole number of at least one merged patch, factor x factor. Raises UserError."""
     if max_pixels is None:
         return
     # A bool is a number to Python, and a slip here.
     is_whole = isinstance(max_pixels, numbers.Integral) and not isinstance(max_pixels, bool)
-    if not is_whole or max_pixels < FACTOR**2:
-        raise UserError(f"{name}={max_pixels!r}: use a whole number from {FACTOR**2} (28 x 28)")
+    if not is_whole or max_pixels < factor**2:
+        least = f"{factor**2} ({factor} x {factor})"
+        raise UserError(f"max_pixels={max_pixels!r}: use a whole number from {least}")
 
 
-def remark_on_limit(pixel_limits: tuple[int, int], max_pixels: int) -> str | None:
+def remark_on_limit(
+    processor: ImageProcessor, pixel_limits: tuple[int, int], max_pixels: int
+) -> str | None:
     """Say what a reader's max_pixels does that they may not expect, in one line; None if it just lowers the limit."""
     low, high = pixel_limits
+    if processor.side is not None:
+        square = f"{processor.side} x {processor.side}"
+        return f"max_pixels={max_pixels} changes nothing: the model reads every picture at {square}"
     if max_pixels > high:
         return f"max_pixels={max_pixels} is above the model's own limit, {high}, which stays"
     if max_pixels >= low:
         return None
     if low == high:
-        sides = [math.isqrt(limit) // FACTOR * FACTOR for limit in (high, max_pixels)]
+        sides = [_side(processor, limit) for limit in (high, max_pixels)]
         return (
             f"max_pixels={max_pixels}: the model reads pictures of {sides[0]} x {sides[0]} and now gets "
             f"{sides[1]} x {sides[1]}, a size that it was not trained on"
@@ -248,17 +261,25 @@ def remark_on_limit(pixel_limits: tuple[int, int], max_pixels: int) -> str | Non
     return f"max_pixels={max_pixels} is below the model's min_pixels, {low}, which gives way"
 
 
-def limited(pixel_limits: tuple[int, int], max_pixels: int | None) -> tuple[int, int]:
+def limited(
+    processor: ImageProcessor, pixel_limits: tuple[int, int], max_pixels: int | None
+) -> tuple[int, int]:
     """Lower the pixel limits of a model to a reader's own max_pixels; above the model's own it changes nothing.
 
     Below min_pixels, min_pixels gives way. A model of one size (min_pixels == max_pixels) gets the largest square of
-    merged patches that is within max_pixels: smaller pictures than it was trained on.
+    merged patches that is within max_pixels: smaller pictures than it was trained on. One that stretches every picture
+    to its one size keeps it.
     """
     low, high = pixel_limits
-    if max_pixels is None or max_pixels >= high:
+    if max_pixels is None or max_pixels >= high or processor.side is not None:
         return pixel_limits
     if low == high:
-        side = math.isqrt(max_pixels) // FACTOR * FACTOR
+        side = _side(processor, max_pixels)
         return side**2, side**2
     # Such a minimum could not be kept: one merged patch is the least that there is.
-    return (low if low <= max_pixels else FACTOR**2), max_pixels
+    return (low if low <= max_pixels else processor.factor**2), max_pixels
+
+
+def _side(processor: ImageProcessor, max_pixels: int) -> int:
+    """Of the largest square of merged patches within max_pixels."""
+    return math.isqrt(max_pixels) // processor.factor * processor.factor

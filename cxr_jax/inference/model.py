@@ -99,14 +99,14 @@ class Model:
         image_gate: str = "refuse",
     ) -> None:
         """Put the parameters on the device, in `dtype`; `load` reads them from a folder."""
-        image_inputs.check_settings(grids, max_pixels, image_gate)
+        self._processor = registry.processor_of(model_config)
+        image_inputs.check_settings(grids, max_pixels, image_gate, self._processor.factor)
         self.config = model_config
         self.dtype = jnp.dtype(dtype)
         self.folder = None if folder is None else Path(folder)
         self.grids, self.max_pixels, self.image_gate = grids, max_pixels, image_gate
         self.params = jax.tree.map(lambda leaf: jnp.asarray(leaf, self.dtype), params)
         self.rows = generation.rows_at_once()
-        self._processor = registry.processor_of(model_config)
         self._programs: dict[str, set] = {}  # kind -> what makes each of its programs, see `note`
 
     # ---- What a folder brings ------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ class Model:
         if image is None:
             return None, None
         pixels = image_inputs.pixels_of(image, self.image_gate)
-        low, high = image_inputs.limited(self.pixel_limits, self.max_pixels)
+        low, high = image_inputs.limited(self._processor, self.pixel_limits, self.max_pixels)
         if self.grids == "bucket" and low != high:  # a model of one size has one shape anyway
             return image_inputs.prepare_in_buckets(self._processor, pixels, high, low)
         # A processor of one square stretches to it; squares by limits are padded, as in training.
@@ -459,8 +459,10 @@ def load(
         model_config, params, folder=folder, dtype=dtype, grids=grids, max_pixels=max_pixels
     )
     model.image_gate = image_gate
-    if max_pixels and (remark := image_inputs.remark_on_limit(model.pixel_limits, max_pixels)):
-        _LOG.warning(remark)
+    if max_pixels:
+        processor, limits = registry.processor_of(model_config), model.pixel_limits
+        if remark := image_inputs.remark_on_limit(processor, limits, max_pixels):
+            _LOG.warning(remark)
     return model
 
 

@@ -302,7 +302,7 @@ class Prompts:
         self,
         tokenizer: Tokenizer,
         model_config: Config,
-        grid: Grid,
+        grid: Grid | None,
         max_completion: int,
         width: int | None = None,
         texts: Sequence[Prompt] = (data_prompts.FIND_PROMPT,),
@@ -311,17 +311,19 @@ class Prompts:
         """Fix the shapes.
 
         Args:
-            grid: (t, h, w) in patches of every image, where `encode` is not told otherwise.
+            grid: (t, h, w) in patches of every image, where `encode` is not told otherwise; None: it always is.
             max_completion: tokens C that may follow a prompt directly; positions are computed for them, too.
-            images: how the images of a batch of prompts travel; None: one each, of the grid.
+            images: how the images of a batch of prompts travel; None: one each, of the grid, which must be given.
         """
         self.tokenizer = tokenizer
         self.config = model_config
         self.grid = grid
         self.max_completion = max_completion
-        [self.image_tokens] = count_image_tokens(model_config, [grid])
         self.pad = tokenizer.get_vocab()[markers_of(tokenizer).padding]
-        self.images = images or SquareImages(model_config=model_config, grid=grid)
+        if images is None:
+            assert grid is not None
+            images = SquareImages(model_config=model_config, grid=grid)
+        self.images = images
         # Few prompts are used again and again; conversations come once each.
         self._remembered = functools.lru_cache(maxsize=1024)(self._render)
         # Wide enough for each of the texts: so all of them share one program.
@@ -340,9 +342,8 @@ class Prompts:
         texts: Sequence[Prompt] = (data_prompts.FIND_PROMPT,),
     ) -> "Prompts":
         """Fix the shapes for the prompts of a run, from how its images travel."""
-        merge_size = model_config.vision.spatial_merge_size
-        # Without a size of their own, images are told with each batch.
-        grid = images.grid if isinstance(images, SquareImages) else (1, merge_size, merge_size)
+        # Others have sizes of their own, which are told with each batch.
+        grid = images.grid if isinstance(images, SquareImages) else None
         return cls(tokenizer, model_config, grid, max_completion, width, texts, images)
 
     def _width(self, text: Prompt) -> int:
@@ -356,9 +357,15 @@ class Prompts:
         Args:
             grids: see `encode`.
         """
-        if grids is None:
-            grids = [self.grid] * data_prompts.count_films(text)
-        return self._remembered(text, tuple(grids))
+        return self._remembered(text, tuple(self.same_grids(text) if grids is None else grids))
+
+    def same_grids(self, text: Prompt | Conversation) -> list[Grid]:
+        """Give the grids of a text's images where all have the one that was given."""
+        film_count = data_prompts.count_films(text)
+        # Of a made-up size the prompt would have other tokens than its films.
+        if self.grid is None and film_count:
+            raise ValueError("images of sizes of their own: give the grids of each text")
+        return [self.grid] * film_count if self.grid is not None else []
 
     def _render(self, text: Prompt, grids: tuple[Grid, ...]) -> "KnownPrompt":
         image_tokens = count_image_tokens(self.config, grids)

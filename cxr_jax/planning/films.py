@@ -218,7 +218,8 @@ def _grid(
         settings, path = hf_folder.image_settings(locate.find_folder(model))
     processor = registry.processor_of(model_config)
     limits = processor.pixel_limits(settings, path)
-    low, high = image_inputs.limited(limits, max_pixels)
+    image_inputs.check_max_pixels(max_pixels, processor.factor)
+    low, high = image_inputs.limited(processor, limits, max_pixels)
     # A model of one size pads every film to a square of it.
     if low == high:
         size = math.isqrt(high), math.isqrt(high)

@@ -406,6 +406,9 @@ def _forest_limit(groups: Sequence[ForestGroup]) -> float:
     return min(1.0, highest * 1.08) or 1.0
 
 
+_NOTE_WIDTH = 125  # of the words beside a constant's line
+
+
 def forest(title: str, groups: Sequence[ForestGroup], *, width: int = WIDTH) -> Markup:
     """Draw an interval plot: below each heading a row an estimate, and the constant as a dashed line."""
     left_margin, right_margin, row_height, head_height = 92, 50, 24, 26
@@ -437,7 +440,12 @@ def forest(title: str, groups: Sequence[ForestGroup], *, width: int = WIDTH) -> 
                 draw_line(constant_x, constant_x, row_top - 8, dash_end, dash_attributes)
             )
             constant_note = f"best constant {group.constant:.2f}"
-            elements.append(draw_text(constant_x + 5, row_top - 5, constant_note, 'class="small"'))
+            # To the right of the line where there is room, else to its left.
+            note_x, anchor = constant_x + 5, "start"
+            if note_x + _NOTE_WIDTH > width:
+                note_x, anchor = constant_x - 5, "end"
+            note_attributes = f'class="small" text-anchor="{anchor}"'
+            elements.append(draw_text(note_x, row_top - 5, constant_note, note_attributes))
         for estimate_name, estimate in group.estimates.items():
             elements += _forest_row(
                 estimate_name, estimate, group.color, place, row_top + row_height / 2, width

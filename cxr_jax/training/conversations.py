@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from cxr_jax.data.prompts import Conversation, Message, Prompt, as_prompt, count_films, cut_at_marks
+from cxr_jax.data.prompts import Conversation, Message, Prompt, as_prompt, cut_at_marks
 from cxr_jax.errors import UserError
 from cxr_jax.inference.prompts import (
     Grid,
@@ -145,7 +145,7 @@ class Examples:
         """
         each = grids
         if each is None:
-            each = [[self.prompts.grid] * count_films(messages) for messages in conversations]
+            each = [self.prompts.same_grids(messages) for messages in conversations]
         plans = [
             plan(messages, self.train_turns, len(own), functools.partial(self._render, own))
             for messages, own in zip(conversations, each, strict=True)

@@ -17,7 +17,7 @@ from cxr_jax.data import images, radiograph, resize
 from cxr_jax.errors import UserError
 from cxr_jax.inference import image_inputs
 from cxr_jax.inference import model as inference_model
-from cxr_jax.models import image_processor
+from cxr_jax.models import image_processor, registry
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM
 from cxr_jax.models.qwen2_5_vl.processor import PROCESSOR
 
@@ -142,14 +142,14 @@ def test_fit_to_model_only_for_fixed_sizes():
 
 def test_buckets_pad_and_neither_stretch_nor_crop():
     rng, limit = np.random.default_rng(0), 476 * 476
-    shapes = image_inputs.bucket_shapes(limit)
+    shapes = image_inputs.bucket_shapes(limit, 28)
     assert len(shapes) == 9 and (476, 476) in shapes
     assert all(
         h % 28 == w % 28 == 0 and 0.9 * limit < h * w <= limit and 1 / 2.1 < h / w < 2.1
         for h, w in shapes
     )
     for limit_ in (784, 3136, 12845056):
-        assert 1 <= len(image_inputs.bucket_shapes(limit_)) <= 9
+        assert 1 <= len(image_inputs.bucket_shapes(limit_, 28)) <= 9
     for _ in range(6):
         side = rng.integers(650, 900)
         h, w = side, int(side * rng.uniform(0.55, 1.8))
@@ -179,7 +179,7 @@ def test_buckets_never_enlarge_a_film():
         low, high = limits[rng.integers(3)]
         h = int(rng.integers(130, 3200))
         w = int(h * rng.uniform(0.5, 2.0))
-        height, width = image_inputs.bucket_shape(h, w, low, high)
+        height, width = image_inputs.bucket_shape(h, w, low, high, 28)
         shapes.add((height, width))
         assert height % 28 == width % 28 == 0 and height * width <= high
         # `resize.fit` scales by the smaller one; what is below min_pixels is enlarged by the processor, too.
@@ -192,7 +192,7 @@ def test_buckets_never_enlarge_a_film():
     )
     assert grid[1] * grid[2] * 196 <= 390 * 320
     # As the processor, what is below min_pixels is enlarged, here to less than twice its area.
-    assert image_inputs.bucket_shape(40, 40, 128**2, 476**2) == (168, 168)
+    assert image_inputs.bucket_shape(40, 40, 128**2, 476**2, 28) == (168, 168)
 
 
 # --- a reader's own limit
@@ -207,7 +207,7 @@ def test_max_pixels_lowers_the_limit_as_in_the_processor():
         h, w = (int(side) for side in rng.integers(200, 900, 2))
         most = int(rng.integers(128**2, 476**2))
         gray = picture(h, w)
-        low, high = image_inputs.limited((128**2, 12845056), most)
+        low, high = image_inputs.limited(PROCESSOR, (128**2, 12845056), most)
         patches, grid = PROCESSOR.prepare(gray / np.float32(255), low, high)
         size = {"shortest_edge": 128**2, "longest_edge": most}
         want = Qwen2VLImageProcessorPil()([PilImage.fromarray(gray)], size=size)
@@ -228,14 +228,27 @@ def test_max_pixels_lowers_the_limit_as_in_the_processor():
     ],
 )
 def test_max_pixels_is_never_exceeded(limits, most, want, remark):
-    assert image_inputs.limited(limits, most) == want
+    assert image_inputs.limited(PROCESSOR, limits, most) == want
     if most is not None:
-        said = image_inputs.remark_on_limit(limits, most)
+        said = image_inputs.remark_on_limit(PROCESSOR, limits, most)
         assert said is None if remark is None else (remark in said and "\n" not in said)
         for h, w in ((30, 50), (3056, 2544), (390, 320)):
             fitted = image_inputs.fit_to_model(np.zeros((h, w)), want)
             _, grid = PROCESSOR.prepare(fitted, *want)
             assert grid[1] * grid[2] * 196 <= max(most, 784)
+
+
+def test_max_pixels_keeps_to_the_tokens_of_the_family():
+    """Tokens of Qwen3-VL are 32 pixels wide; Gemma 3 stretches every picture to one size."""
+    of_qwen3 = registry.family_of_type("qwen3_vl").processor
+    assert image_inputs.limited(of_qwen3, (224**2, 224**2), 200**2) == (192**2, 192**2)
+    assert "now gets 192 x 192" in image_inputs.remark_on_limit(of_qwen3, (224**2, 224**2), 200**2)
+    assert image_inputs.limited(of_qwen3, (128**2, 476**2), 10**4) == (32**2, 10**4)
+    with pytest.raises(UserError, match="from 1024"):
+        image_inputs.check_max_pixels(900, of_qwen3.factor)
+    of_gemma = registry.family_of_type("gemma3").processor
+    assert image_inputs.limited(of_gemma, (896**2, 896**2), 10**4) == (896**2, 896**2)
+    assert "changes nothing" in image_inputs.remark_on_limit(of_gemma, (896**2, 896**2), 10**4)
 
 
 @pytest.mark.parametrize("most", [783, 0, -5, 1e6, True, "many", float("nan")])

@@ -12,7 +12,9 @@ from cxr_jax.data.prompts import FIND_PROMPT
 from cxr_jax.errors import UserError
 from cxr_jax.inference import prompts
 from cxr_jax.models import tokenizer as tokenizers
+from cxr_jax.models.image_batches import PackedImages
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM
+from cxr_jax.weights import pretrained
 
 GRID = (1, 4, 4)
 
@@ -278,3 +280,14 @@ def test_what_others_write_for_a_film_is_text_amid_a_question(text, image_tokens
     assert text in tokenizer.decode(ids)
     if image_tokens:
         assert ids == prompts.prompt_ids(tokenizer, f"<image>\n{text}", [image_tokens])
+
+
+def test_films_of_sizes_of_their_own_are_never_guessed():
+    """Of a made-up size, a prompt would have other tokens than its films."""
+    images = PackedImages(model_config=PHANTOM, count=1, image_tokens=12, max_pixels=12 * 28**2)
+    words = tokenizers.load(pretrained.PHANTOM)
+    encoder = prompts.Prompts.for_images(words, PHANTOM, images, 8, texts=["What is new?"])
+    with pytest.raises(ValueError, match="grids"):
+        encoder.encode(["What is new?"])
+    encoded = encoder.encode(["What is new?"], [[(1, 6, 8)]])
+    assert (encoded["ids"] == PHANTOM.image_token_id).sum() == 12

@@ -473,3 +473,16 @@ def test_the_script_runs_in_a_browser(workdir, tmp_path):
     )
     title = re.search(r"<title>(.*?)</title>", run.stdout.decode(), re.DOTALL)[1]
     assert title == "4 of 7 cases shown|0.7|step 40Hospital B: 0.2"
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.3, 0.7, 0.99])
+def test_the_words_of_a_constant_stay_inside_the_picture(constant):
+    estimates = {"RL": {"value": 0.9, "lo": 0.8, "hi": 1.0}}
+    group = svg.ForestGroup(heading="B", color="#000", estimates=estimates, constant=constant)
+    [(at, anchor)] = re.findall(
+        r'<text x="([\d.]+)"[^>]* text-anchor="(\w+)">best constant',
+        svg.forest("", [group], width=400),
+    )
+    words = 6.2 * len("best constant 0.99")  # at most, at 11 px
+    left = float(at) - words * (anchor == "end")
+    assert left >= 0 and left + words <= 400
