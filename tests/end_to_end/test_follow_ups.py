@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import fast_compile
 import pytest
 from places import ROOT
 
@@ -32,6 +33,7 @@ def test_a_few_steps_with_follow_ups_export_a_model(tmp_path):
         capture_output=True,
         text=True,
         timeout=600,
+        env=fast_compile.environment(),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

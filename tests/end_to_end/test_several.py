@@ -6,6 +6,7 @@ At full length: tests/oracle/mesh_runs.py and tests/oracle/faults.py.
 import signal
 import time
 
+import fast_compile
 import pytest
 import several
 from oracle import mesh_runs
@@ -34,8 +35,9 @@ RL = [
 
 def start(folder, processes, devices):
     every = {
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"
-    }  # the small programs of a run take seconds, too
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # small programs take seconds, too
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {fast_compile.FLAGS}",
+    }
     return several.start([*RL, f"--workdir={folder}"], processes, devices, **every)
 
 

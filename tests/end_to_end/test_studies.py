@@ -2,6 +2,7 @@
 
 import json
 
+import fast_compile
 import pytest
 from forked import calls
 
@@ -30,7 +31,7 @@ VIEWS = "frontal,lateral"
 def test_a_run_trains_on_studies_and_audits_each_film(tmp_path, capsys):
     folder = str(tmp_path / "run")
     flags = [*SFT, *SMALL, f"--config.data.views={VIEWS}", f"--workdir={folder}"]
-    [(code, _, errors)] = calls([flags], timeout=900)
+    [(code, _, errors)] = calls([flags], timeout=900, env=fast_compile.environment())
     assert code == 0, errors
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     for by_set in evaluation["models"].values():

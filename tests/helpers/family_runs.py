@@ -2,6 +2,7 @@
 
 import json
 
+import fast_compile
 from forked import calls
 
 EVALUATION = ("--config.eval.n=4", "--config.eval.n_final=4", "--config.eval.batch_size=4")
@@ -24,7 +25,7 @@ def train(root, sft, rl) -> None:
         *("--config.rl.group_size=2", "--config.max_completion=24", "--config.lora.rank=2"),
         *(*rl, *EVALUATION),
     ]
-    for code, out, err in calls([of_sft, of_rl], timeout=600):
+    for code, out, err in calls([of_sft, of_rl], timeout=600, env=fast_compile.environment()):
         assert code == 0, out + err
 
 

@@ -4,6 +4,8 @@ What XLA itself does with a program stays (where devices meet, what is fused); e
 Without the fusion emitters a piece goes to LLVM by the way it went before them, in half the time.
 """
 
+import os
+
 OPTIONS = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
@@ -12,3 +14,8 @@ OPTIONS = {
 }
 # The same for the environment variable XLA_FLAGS, which must stand before JAX is imported.
 FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in OPTIONS.items())
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The variables of this process and the flags, for programs that a test starts."""
+    return {**os.environ, "XLA_FLAGS": FLAGS, **more}

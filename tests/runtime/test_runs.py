@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -10,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import fast_compile
 import jax
 import numpy as np
 import pytest
@@ -74,16 +74,15 @@ def start(task, folder, **options):
         *SMALL,
         f"--workdir={folder}",
     ]
-    every = {
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"
-    }  # the small programs of a run take seconds, too
+    # The small programs of a run take seconds, too.
+    env = fast_compile.environment(JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
     return subprocess.Popen(
         command,
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=os.environ | every,
+        env=env,
         **options,
     )
 
@@ -211,7 +210,8 @@ def test_rl_logs_what_trl_logs(whole):
 def test_the_second_call_says_that_the_run_is_complete(whole):
     before = {task: (folder / "metrics.jsonl").read_bytes() for task, (folder, _) in whole.items()}
     again = calls(
-        [[*ARGUMENTS[task], *SMALL, f"--workdir={folder}"] for task, (folder, _) in whole.items()]
+        [[*ARGUMENTS[task], *SMALL, f"--workdir={folder}"] for task, (folder, _) in whole.items()],
+        env=fast_compile.environment(),
     )
     for (task, (folder, _)), (code, out, err) in zip(whole.items(), again, strict=True):
         assert code == 0 and "Traceback" not in err
@@ -277,7 +277,9 @@ def test_a_finished_run_goes_on_with_more_steps_where_the_flag_says_so(whole, tm
     folder = shutil.copytree(whole["rl"][0], tmp_path / "more")
     before = rows(folder)
     more = [*ARGUMENTS["rl"], *SMALL, "--config.steps=4", f"--workdir={folder}"]
-    refused, done, again = calls([more, [*more, "--may-change=steps"], more])
+    refused, done, again = calls(
+        [more, [*more, "--may-change=steps"], more], env=fast_compile.environment()
+    )
     assert refused[0] == 2 and "steps was 3, now 4" in refused[2] and "--may_change" in refused[2]
     assert done[0] == 0 and "goes on from step 3 with changes: steps was 3, now 4" in done[1], done
     assert again[0] == 0 and "this run is complete" in again[1]
