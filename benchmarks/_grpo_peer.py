@@ -72,6 +72,8 @@ class Peer(transformers.TrainerCallback):
         self.ids = [row[:length] for row, length in zip(ids, lengths, strict=True)]
         tokenizer = AutoTokenizer.from_pretrained(folder)
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
+        # As TRL sets it in a tokenizer that it loads: types of tokens are padded by it.
+        tokenizer.padding_side = "left"
         processor = Processor(
             ImageProcessor(min_pixels=3136, max_pixels=12845056), tokenizer, tokenizer.chat_template
         )
