@@ -5,9 +5,9 @@ import itertools
 import re
 
 import numpy as np
+import tiny_model
 
 from cxr_jax.models.config_json import EMBEDDED_IDS
-from cxr_jax.models.network.config import Config, TextConfig, VisionConfig
 
 NAMES = ("No Finding", "Edema", "Eddy", "Support Devices")
 TAGS = (b"<think>", b"</think>", b"<answer>", b"</answer>")
@@ -101,27 +101,4 @@ class Oracle:
 # A tiny model, with the phantom's tokenizer
 
 V = 1024
-PHANTOM_CFG = Config(
-    vision=VisionConfig(
-        depth=1,
-        hidden_size=16,
-        num_heads=2,
-        intermediate_size=16,
-        out_hidden_size=32,
-        fullatt_block_indexes=(),
-        patch_size=2,
-        window_size=8,
-    ),
-    text=TextConfig(
-        vocab_size=V,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        mrope_section=(1, 1, 2),
-        rope_theta=1e4,
-    ),
-    **EMBEDDED_IDS,
-    tie_word_embeddings=True,
-)
+PHANTOM_CFG = tiny_model.config(text={"vocab_size": V, "num_hidden_layers": 1}, **EMBEDDED_IDS)

@@ -4,42 +4,13 @@ import functools
 
 import jax
 import numpy as np
+import tiny_model
 
 from cxr_jax.models import lora, network
 from cxr_jax.models.lora import Lora
-from cxr_jax.models.network.config import Config, TextConfig, VisionConfig
 from cxr_jax.runtime import trees
 
-CFG = Config(
-    vision=VisionConfig(
-        depth=2,
-        hidden_size=16,
-        num_heads=2,
-        intermediate_size=20,
-        out_hidden_size=32,
-        fullatt_block_indexes=(1,),
-        patch_size=2,
-        window_size=8,
-    ),
-    text=TextConfig(
-        vocab_size=60,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        mrope_section=(1, 1, 2),
-        rope_theta=1e4,
-    ),
-    image_token_id=5,
-    video_token_id=6,
-    vision_start_token_id=3,
-    vision_end_token_id=4,
-    pad_token_id=0,
-    bos_token_id=0,
-    eos_token_id=(2,),
-    tie_word_embeddings=True,
-)
+CFG = tiny_model.config(vision={"depth": 2, "intermediate_size": 20, "fullatt_block_indexes": (1,)})
 ALL = Lora(3, 6.0, ("decoder", "vision", "merger"))
 OWN = lora.PATHS[:14]  # Qwen2.5-VL's
 

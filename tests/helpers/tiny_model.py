@@ -1,35 +1,62 @@
-"""A model config that compiles in seconds: one layer of 16, 24 tokens."""
+"""Model configs that compile in seconds, `config`, and the one of a single layer of 16 with 24 tokens, `CFG`."""
+
+from typing import Any
 
 from cxr_jax.models.network.config import Config, TextConfig, VisionConfig
 
+VISION = {
+    "depth": 1,
+    "hidden_size": 16,
+    "num_heads": 2,
+    "intermediate_size": 16,
+    "fullatt_block_indexes": (),
+    "patch_size": 2,
+    "window_size": 8,
+}
+TEXT = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "mrope_section": (1, 1, 2),
+    "rope_theta": 1e4,
+}
+IDS = {
+    "image_token_id": 5,
+    "video_token_id": 6,
+    "vision_start_token_id": 3,
+    "vision_end_token_id": 4,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": (2,),
+}
+
+
+def config(vision: Any = None, text: Any = None, **ids: Any) -> Config:
+    """Qwen2.5-VL of VISION, TEXT and IDS, where vision, text and ids do not say otherwise."""
+    decoder = TextConfig(**{**TEXT, **(text or {})})
+    tower = {**VISION, "out_hidden_size": decoder.hidden_size, **(vision or {})}
+    return Config(
+        vision=VisionConfig(**tower), text=decoder, **{**IDS, **ids}, tie_word_embeddings=True
+    )
+
+
 V, T, N, STOP = 24, 6, 24, tuple(range(1, 7))
-CFG = Config(
-    vision=VisionConfig(
-        depth=1,
-        hidden_size=16,
-        num_heads=2,
-        intermediate_size=16,
-        out_hidden_size=16,
-        fullatt_block_indexes=(),
-        patch_size=2,
-        window_size=8,
-    ),
-    text=TextConfig(
-        vocab_size=V,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        mrope_section=(2, 1, 1),
-        rope_theta=1e4,
-    ),
+CFG = config(
+    text={
+        "vocab_size": V,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "mrope_section": (2, 1, 1),
+    },
     image_token_id=20,
     video_token_id=21,
     vision_start_token_id=22,
     vision_end_token_id=23,
-    pad_token_id=0,
-    bos_token_id=0,
     eos_token_id=(1,),
-    tie_word_embeddings=True,
 )

@@ -6,42 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_model
 
 from cxr_jax.inference import sampling, token_choice
 from cxr_jax.models import network
-from cxr_jax.models.network.config import Config, TextConfig, VisionConfig
 
-V = 60
-CFG = Config(
-    vision=VisionConfig(
-        depth=1,
-        hidden_size=16,
-        num_heads=2,
-        intermediate_size=16,
-        out_hidden_size=32,
-        fullatt_block_indexes=(),
-        patch_size=2,
-        window_size=8,
-    ),
-    text=TextConfig(
-        vocab_size=V,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        mrope_section=(1, 1, 2),
-        rope_theta=1e4,
-    ),
-    image_token_id=5,
-    video_token_id=6,
-    vision_start_token_id=3,
-    vision_end_token_id=4,
-    pad_token_id=0,
-    bos_token_id=0,
-    eos_token_id=(2,),
-    tie_word_embeddings=True,
-)
+CFG = tiny_model.config()
+V = CFG.text.vocab_size
 GRID, N_IMAGE, T, N = (1, 4, 4), 4, 16, 12
 
 
