@@ -1,4 +1,4 @@
-"""Ships a finished SFT run's model inside the package: `python -m scripts.embed_model RUN_DIR`.
+"""Ships the model of a finished SFT run, or of a folder, inside the package: `python -m scripts.embed_model RUN`.
 
 Weights are stored in float16 (half the size; its 11 bits keep more of a trained weight than bfloat16's 8) and read
 back as float32 on a CPU. The folder is the Hugging Face layout that `cxr_jax.load("phantom")` and vLLM read.
@@ -16,14 +16,17 @@ from cxr_jax.weights.pretrained import PHANTOM
 
 
 def embed(run_dir: str, folder: str = PHANTOM) -> None:
-    """Replace the embedded model by `run_dir`/hf.
+    """Replace the embedded model by that of a run or of a model folder.
 
     Raises:
-        UserError: if the run has no export, or a weight overflows float16.
+        UserError: if there is none, or a weight overflows float16.
     """
-    source = Path(run_dir) / "hf"
+    source = Path(run_dir)
+    # A run keeps its model in hf/.
+    if (source / "hf").is_dir():
+        source /= "hf"
     if not (source / "config.json").is_file():
-        raise UserError(f"{run_dir}: no finished run (it has no hf/)")
+        raise UserError(f"{run_dir}: neither a finished run nor a model folder")
     model_config, params = hf_folder.load(source, np.float32)
     largest = max(float(np.abs(np.asarray(leaf)).max()) for _, leaf in trees.flatten(params))
     if largest > np.finfo(np.float16).max:
@@ -47,7 +50,7 @@ def main() -> int:
 
     def run() -> None:
         if len(sys.argv) != 2:
-            raise UserError("name the run folder")
+            raise UserError("name the folder of a run or of a model")
         embed(sys.argv[1])
 
     return exit_code(run)
