@@ -32,7 +32,7 @@ def run(tmp_path):
 
 def test_the_mean_lies_half_way_and_is_embedded_as_any_folder(run, tmp_path):
     folder, last = run
-    assert average_steps.average(str(folder), str(tmp_path / "mean")) == 3
+    average_steps.average(str(folder), str(tmp_path / "mean"))
     _, params = hf_folder.load(tmp_path / "mean", np.float32)
     for mean, leaf in zip(jax.tree.leaves(params), jax.tree.leaves(last), strict=True):
         np.testing.assert_allclose(mean, leaf + 0.5, rtol=1e-6)
