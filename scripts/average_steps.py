@@ -42,11 +42,13 @@ def average(run_dir: str, out: str, steps: tuple[str, ...] = ("best", "last")) -
     model_config, params = hf_folder.load(source, np.float32)
     weights = [_weights_of(step, run_dir, params) for step in steps]
     averaged: Tree = {}
-    for path, _ in trees.flatten(params):
+    for path, last in trees.flatten(params):
         node = averaged
         for name in path[:-1]:
             node = node.setdefault(name, {})
-        node[path[-1]] = np.mean([by_path[path] for by_path in weights], axis=0)
+        # Parts that were frozen are not kept with the best step: they are those of every step.
+        of_steps = [by_path.get(path, last) for by_path in weights]
+        node[path[-1]] = np.mean(of_steps, axis=0)
     limits, _ = hf_folder.image_settings(source)
     hf_folder.save(
         out,

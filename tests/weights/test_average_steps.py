@@ -44,6 +44,19 @@ def test_the_mean_lies_half_way_and_is_embedded_as_any_folder(run, tmp_path):
         np.testing.assert_array_equal(half, np.float32(np.float16(leaf)))
 
 
+def test_parts_that_were_frozen_stay(tmp_path, run):
+    folder, last = run
+    best = jax.tree.map(lambda leaf: leaf + np.float32(1), last)
+    checkpoints = Checkpoints(str(folder))
+    checkpoints.save_best(4, {"model": {"text": best["text"]}}, {"score": 0.6})
+    checkpoints.close()
+    average_steps.average(str(folder), str(tmp_path / "mean"))
+    _, params = hf_folder.load(tmp_path / "mean", np.float32)
+    jax.tree.map(np.testing.assert_array_equal, params["vision"], last["vision"])
+    mean, leaf = (tree["text"]["final"]["norm"]["scale"] for tree in (params, last))
+    np.testing.assert_allclose(mean, leaf + 0.5, rtol=1e-6)
+
+
 def test_what_is_no_run_is_refused(run, tmp_path):
     folder, _ = run
     with pytest.raises(UserError, match="no finished run"):
