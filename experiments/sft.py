@@ -71,7 +71,7 @@ and 9 minutes on two cores, the former shared. One seed.
 
 What did not help: the tower frozen in stage 2, with follow-ups for three phantoms in four (900 steps at 3e-4 from 1.;
 selection streams, 1,000 images): A 0.933, B 0.853, and 0.69, 0.79, 0.88 of the findings in follow-ups of A; means with
-the model of 1. lose the follow-ups (0.17 to 0.41 of them agree with their reading). RL from the shipped mean ends lower
+the model of 1. lose the follow-ups (0.15 to 0.56 of them agree with their reading). RL from the shipped mean ends lower
 than RL from 1. did (experiments/rl.py); why is not known. The tokenizer is that of 1., which has not seen follow-ups
 (3.8 characters a token in them, 5.0 in readings). Not tried: all 5,000 steps with follow-ups from the start, a larger
 share than half, a tokenizer that has seen them.
