@@ -5,7 +5,7 @@ intervals):
 
                                   A                       B (out of distribution)
     Jaccard                       0.936 [0.930, 0.943]    0.869 [0.860, 0.879]
-    macro-F1                      0.935 [0.928, 0.941]    0.857 [0.848, 0.867]
+    macro-F1                      0.935 [0.929, 0.941]    0.858 [0.849, 0.868]
     macro-F1, swapped images      0.179                   0.207
     macro-F1, blank images        0.021                   0.029
     best constant, Jaccard        0.255 (top-3 prior)     0.293 (top-6 prior)
