@@ -89,6 +89,9 @@ def step():
     grid = PROCESSOR.grid(source.size, source.size)
     prompts = inference_prompts.Prompts(m.tokenizer, m.config, grid, config.max_completion)
     special = tokenizers.special_ids(m.tokenizer, m.config.text.vocab_size)
+    # Some words end a completion as well: of 16 tokens few would come to the model's own end.
+    words = set(range(300, m.config.text.vocab_size, 8)) - {*special["suppress"]}
+    special = {**special, "stop": (*special["stop"], *sorted(words))}
     tx = optax.sgd(1.0)  # the config's schedule starts at a learning rate of 0
     batch = batches.make_batch_fn(RunConfig.from_config(config), source, prompts)(0)
     shown = batch.pop("shown")
