@@ -6,8 +6,13 @@ Films have the five sizes of CheXpert and MIMIC that are commonest, each prepare
 476 x 476 pixels by area). Squares are of 476 x 476, by the program of one size (`vision.forward`); times are a patch of
 an image, so that what packing leaves empty counts against it. Both run in turns; the ratio is the median of ratios.
 
-No times are on record yet; the goal is a ratio of at most 1.15. Slots (2026-11-29): 10 films, 10,024 patches,
-go into 2 rows of 5,280, 1.053 slots a patch.
+The goal is a ratio of at most 1.15; it is missed. 2026-11-30, 2 cores of an AMD EPYC, jax 0.10.2, --shape tiny, 16
+films of 16,116 patches; microseconds a patch, packed and squares:
+
+    --rows 16 (a film a row, as training has them; 1.160 slots a patch) forward 41.1, 28.5: 1.44  gradient 106, 78: 1.36
+    --rows 4 (1.076 slots a patch)                                      forward 71.2, 27.9: 2.55  gradient 204, 81: 2.50
+
+Every row attends to all of its slots in the layers without windows, so longer rows cost more than the slots they save.
 """
 
 import argparse
@@ -22,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxr_jax.errors import UserError
-from cxr_jax.models.network import packing, tower, tower_packed
+from cxr_jax.models.network import packing, tower, tower_layers, tower_packed
 from cxr_jax.models.network.config import VisionConfig
 from cxr_jax.models.qwen2_5_vl.processor import PROCESSOR
 
@@ -83,7 +88,7 @@ def main() -> None:
     options = parser.parse_args()
 
     model_config = common.config(options.shape).vision
-    params = jax.jit(tower.init_params, static_argnums=0)(model_config, jax.random.key(0))
+    params = jax.jit(tower_layers.init_params, static_argnums=0)(model_config, jax.random.key(0))
     params = jax.tree.map(lambda leaf: leaf.astype(options.dtype), params)
     grids = film_grids(options.films)
     sizes = least_row(model_config, grids, options.rows)
