@@ -40,7 +40,8 @@ _HEADINGS = _Row(
 )
 
 
-def _with_interval(estimate: Mapping) -> str:
+def with_interval(estimate: Mapping) -> str:
+    """Write an estimate and its interval, a missing one as a dash."""
     # Very few images may define no score.
     if estimate["value"] is None:
         return "-"
@@ -54,8 +55,8 @@ def _model_row(model: str, test_set: str, summary: Mapping) -> _Row:
         model=model,
         test_set=test_set,
         images=str(summary["n"]),
-        jaccard=_with_interval(summary["jaccard"]),
-        macro_f1=_with_interval(summary["macro_f1"]["all"]),
+        jaccard=with_interval(summary["jaccard"]),
+        macro_f1=with_interval(summary["macro_f1"]["all"]),
         micro_f1=f"{micro_f1:.3f}",
         swapped_macro_f1=f"{swapped:.3f}",
         parse_failures=f"{summary['parse_failure_rate']:.3f}",
@@ -70,8 +71,8 @@ def _constant_row(best: Mapping, test_set: str, summary: Mapping) -> _Row:
         model=f"constant: {best['policy']}",
         test_set=test_set,
         images=str(summary["n"]),
-        jaccard=_with_interval(best["jaccard"]),
-        macro_f1=_with_interval(best["macro_f1"]),
+        jaccard=with_interval(best["jaccard"]),
+        macro_f1=with_interval(best["macro_f1"]),
     )
 
 

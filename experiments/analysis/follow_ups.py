@@ -31,6 +31,7 @@ from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.labels.text_batches import map_texts
 from cxr_jax.metrics.bootstrap import Bootstrap, estimate_mean
 from cxr_jax.phantom import follow_ups
+from cxr_jax.report.text_table import with_interval
 
 MAX_TOKENS = 400  # of one answer
 _PARENTS = [CHEXPERT_14.index(name) for name in ("No Finding", "Lung Opacity")]
@@ -114,12 +115,7 @@ def lines(table: dict[str, dict[str, Any]]) -> list[str]:
     names = list(next(iter(table.values())))
     rows = ["| question | " + " | ".join(names) + " |", "|---|" + "--:|" * len(names)]
     for question, measures in table.items():
-        cells = [
-            "{value:.3f} [{lo:.3f}, {hi:.3f}]".format(**measures[name])
-            if measures[name]["value"] is not None
-            else ""
-            for name in names
-        ]
+        cells = [with_interval(measures[name]) for name in names]
         rows.append(f"| {question} | " + " | ".join(cells) + " |")
     return rows
 

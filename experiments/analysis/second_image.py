@@ -47,6 +47,7 @@ from cxr_jax.metrics.bootstrap import Bootstrap, estimate_mean
 from cxr_jax.metrics.scores import Answers, Reference, image_use_audit
 from cxr_jax.models.image_batches import open_images
 from cxr_jax.phantom import studies
+from cxr_jax.report.text_table import with_interval
 from cxr_jax.weights import pretrained
 
 BATCH = 16  # studies read at a time
@@ -120,19 +121,16 @@ def lines(result: dict[str, Any]) -> list[str]:
     for name, row in result["scores"].items():
         cells = [name]
         for metric in ("jaccard", "macro_f1"):
-            cells += [f"{row[metric]:.3f}", _interval(row.get(f"drop_{metric}"))]
+            drop = row.get(f"drop_{metric}")
+            cells += [f"{row[metric]:.3f}", with_interval(drop) if drop else ""]
         cells.append(f"{row['same_answer']:.3f}" if "same_answer" in row else "")
         table.append("| " + " | ".join(cells) + " |")
     if "hidden" in result:
         table += ["", "| films | hidden findings named |", "|---|--:|"]
-        table += [f"| {name} | {_interval(share)} |" for name, share in result["hidden"].items()]
+        table += [
+            f"| {name} | {with_interval(share)} |" for name, share in result["hidden"].items()
+        ]
     return table
-
-
-def _interval(estimate: dict[str, float | None] | None) -> str:
-    if estimate is None or estimate["value"] is None:
-        return ""
-    return f"{estimate['value']:.3f} [{estimate['lo']:.3f}, {estimate['hi']:.3f}]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
