@@ -407,7 +407,7 @@ class Ours:
             "decoder + head, forward": (loss, params, features),
             "decoder + head": (both(loss), params, features),
             "vision with gradient": (
-                jax.grad(lambda params: see(params).astype(jnp.float32).sum()),
+                jax.grad(lambda params: see(params).tokens.astype(jnp.float32).sum()),
                 params,
             ),
             "update": (
