@@ -48,11 +48,18 @@ def _angles(model_config: VisionConfig, places: Array) -> Angles:
     if not model_config.rotary:
         return None
     R, U, _, _ = places.shape
-    # Half of the head follows the row, the other half the column (`rope.vision_angles`).
+    # Half of the head follows the row, the other half the column (`rope.vision_angles`). Looked up, and not computed:
+    # a compiler joins cosines to every product that takes them, and so computes them anew in each head of each layer.
     frequency = rope.frequencies(model_config.rope_theta, model_config.head_dim // 2)
-    angles = places[..., None].astype(jnp.float32) * frequency
-    angles = angles.reshape(R, U * model_config.merge_unit, 1, -1)
-    return jnp.cos(angles), jnp.sin(angles)
+    # No image of a row has a side longer than one of all its units.
+    longest = U * model_config.spatial_merge_size
+    angles = np.arange(longest, dtype=np.float32)[:, None] * frequency
+
+    def of_places(table: np.ndarray) -> jax.Array:
+        looked_up = jnp.take(jnp.asarray(table), places, axis=0, mode="clip")
+        return looked_up.reshape(R, U * model_config.merge_unit, 1, -1)
+
+    return of_places(np.cos(angles)), of_places(np.sin(angles))
 
 
 def _table(
