@@ -200,6 +200,9 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--completion", type=int, default=128)
     parser.add_argument("--micro_batches", type=int, default=1)
+    parser.add_argument(
+        "--flat", type=float, default=0.0, help="share of our groups without an advantage"
+    )
     parser.add_argument("--remat", choices=("none", "dots", "full"), default="none")
     parser.add_argument("--lora_rank", type=int, default=0)
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))

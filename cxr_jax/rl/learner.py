@@ -7,6 +7,9 @@ as its longest completion needs. A group's image and prompt are computed once, f
 rollout the old log-probs are the new ones under stop-gradient, so the ratio is 1 by construction; with several
 (`num_iterations`, `minibatches`) they come from a pass over the same micro-batches before the first update. What the
 sampler recorded is compared with what the learner computes at every step.
+
+Groups whose completions all earned the same have no advantage, and without a reference a gradient of exactly 0: they
+are gathered in micro-batches of their own, which are not computed. They count in what the loss is divided by.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +26,7 @@ from cxr_jax.inference import compaction
 from cxr_jax.models import network
 from cxr_jax.models.image_batches import Images
 from cxr_jax.models.network.config import Config
-from cxr_jax.rl.losses import Divisors, divisors, policy_loss
+from cxr_jax.rl.losses import Divisors, divisors, policy_loss, varies
 from cxr_jax.runtime import sharding
 from cxr_jax.runtime.trees import Tree
 from cxr_jax.training.log_probs import completion_log_probs, completion_loss
@@ -97,15 +100,38 @@ def take_groups(batch: Tree, index: jax.Array) -> Tree:
     return {"prompts": prompts, **jax.tree.map(lambda leaf: leaf[index], rows)}
 
 
-def order_by_length(lengths: jax.Array, micro_batches: int) -> jax.Array:
-    """Order groups of lengths [P, G] such that about equal ones come into the same micro-batch.
+def order_groups(lengths: jax.Array, is_needed: jax.Array, micro_batches: int) -> jax.Array:
+    """Order groups of lengths [P, G] such that those that are not needed, and then about equal ones, come together.
+
+    Args:
+        is_needed: bool [P].
 
     Returns:
         int [P].
     """
-    order = jnp.argsort(lengths.max(axis=1), stable=True)
+    order = jnp.lexsort((lengths.max(axis=1), is_needed))
     # Part i of `cut` is rows i, i + micro_batches, ...
     return order.reshape(micro_batches, -1).T.reshape(-1)
+
+
+def is_computed(is_needed: jax.Array, micro_batches: int) -> jax.Array:
+    """Mark the groups, in the order of `order_groups`, whose micro-batch has one that is needed, bool [P].
+
+    The last one is always computed: what is logged is never of nothing.
+    """
+    by_row = jnp.asarray(is_needed).reshape(-1, micro_batches)
+    is_part_computed = by_row.any(0).at[-1].set(True)
+    return jnp.broadcast_to(is_part_computed, by_row.shape).reshape(-1)
+
+
+def where_computed(compute: Callable[[Tree], Any], part: Tree) -> Any:
+    """compute(part), or zeros of the same shapes where the part is not to be computed (`is_computed`)."""
+
+    def skip(part: Tree) -> Any:
+        shapes = jax.eval_shape(compute, part)
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    return jax.lax.cond(part["samples"]["is_computed"].any(), compute, skip, part)
 
 
 def in_needed_slots(
@@ -270,12 +296,23 @@ class _Learner:
 
     # ---- A minibatch in its micro-batches ----
 
+    @property
+    def needs_flat_groups(self) -> bool:
+        """Whether groups without an advantage have a gradient, or a say in how others are divided."""
+        return bool(self.loss.beta) or self.loss.aggregation == "token_local"
+
     def sort_groups(self, batch: Tree) -> Tree:
-        """The groups of a minibatch, of about equal length in each micro-batch."""
-        if self.learner.micro_batches == 1:
-            return batch
-        lengths = batch["samples"]["lengths"]
-        return take_groups(batch, order_by_length(lengths, self.learner.micro_batches))
+        """The groups of a minibatch, of about equal length in each micro-batch, and which of them are computed."""
+        samples, parts = batch["samples"], self.learner.micro_batches
+        is_needed = varies(samples["advantages"]) & samples["train_mask"].any((1, 2))
+        is_needed = is_needed | self.needs_flat_groups
+        samples = {**samples, "is_computed": jnp.ones_like(is_needed)}
+        if parts == 1:
+            return {**batch, "samples": samples}
+        order = order_groups(samples["lengths"], is_needed, parts)
+        batch = take_groups({**batch, "samples": samples}, order)
+        batch["samples"]["is_computed"] = is_computed(is_needed[order], parts)
+        return batch
 
     def score_batch(self, model: Tree, batch: Tree) -> dict[str, jax.Array]:
         """`score_part` of a sorted minibatch, in its micro-batches."""
@@ -286,7 +323,17 @@ class _Learner:
         def score_with_image(part: Tree) -> dict[str, jax.Array]:
             return score({**part, "features": self.image_features(model, part)})[1]
 
-        return map_in_turns(score_with_image, cut(batch, self.learner.micro_batches))
+        return map_in_turns(
+            lambda part: self.skipping(score_with_image, part),
+            cut(batch, self.learner.micro_batches),
+        )
+
+    def skipping(self, compute: Callable[[Tree], Any], part: Tree) -> Any:
+        """compute(part), unless no group of it is needed."""
+        # Where every part is computed, the program has no choice in it.
+        if self.needs_flat_groups or self.learner.micro_batches == 1:
+            return compute(part)
+        return where_computed(compute, part)
 
     def gradients(
         self, train: Tree, frozen: Tree, reference: Tree | None, batch: Tree
@@ -301,7 +348,9 @@ class _Learner:
         )
 
         def differentiate(train: Tree, part: Tree) -> tuple[Tree, Tree]:
-            return self.part_gradients(train, frozen, reference, part, totals)
+            return self.skipping(
+                lambda part: self.part_gradients(train, frozen, reference, part, totals), part
+            )
 
         return accumulate(differentiate, train, cut(batch, self.learner.micro_batches))
 
@@ -404,12 +453,12 @@ def update_metrics(samples: Tree, scores: Tree) -> dict[str, jax.Array]:
 
 
 def gap_metrics(samples: Tree, scores: Tree) -> dict[str, jax.Array]:
-    """Say how far sampler and learner are apart before the update, over all completion tokens; and the entropy.
+    """Say how far sampler and learner are apart before the update, over all tokens computed; and the entropy.
 
     Args:
         scores: "log_probs" and "entropy" [P, G, C].
     """
-    mask = samples["mask"]
+    mask = samples["mask"] & samples["is_computed"][:, None, None]
     gap = jnp.where(mask, scores["log_probs"] - samples["sampler_log_probs"], 0.0)
     ratio = jnp.exp(gap)
     return {

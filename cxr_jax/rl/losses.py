@@ -108,6 +108,11 @@ def _centred(rewards: jax.Array) -> jax.Array:
     return jnp.where(is_flat, 0.0, rewards - rewards.mean(axis=1, keepdims=True))
 
 
+def varies(advantages: jax.Array) -> jax.Array:
+    """Mark the groups of advantages [P, G] that teach something, bool [P]; a flat group's are exactly 0."""
+    return jnp.any(advantages != 0, axis=1)
+
+
 # ---- What a loss is divided by ---------------------------------------------------------------------------
 
 

@@ -214,18 +214,13 @@ def advantages(
     return {"advantages": over(batch=kept), "kept": kept}
 
 
-def varies(advantages: jax.Array) -> jax.Array:
-    """Mark the groups of advantages [P, G] that teach something, bool [P]; a flat group's are exactly 0."""
-    return jnp.any(advantages != 0, axis=1)
-
-
 def groups_to_learn(advantages: jax.Array, count: int) -> jax.Array:
     """Choose the first groups of advantages [P, G] that vary, in order, filled up with groups that do not.
 
     Returns:
         int [count].
     """
-    return jnp.argsort(~varies(advantages), stable=True)[:count]
+    return jnp.argsort(~losses.varies(advantages), stable=True)[:count]
 
 
 @jax.jit
@@ -238,7 +233,7 @@ def rollout_metrics(samples: Tree) -> dict[str, jax.Array]:
         "reward": samples["reward"].mean(),
         "reward_std": std.mean(),
         "frac_reward_zero_std": (std < ZERO_STD).mean(),
-        "groups/learned": varies(samples["advantages"])[samples["kept"]].sum(),
+        "groups/learned": losses.varies(samples["advantages"])[samples["kept"]].sum(),
         "completions/mean_length": lengths.mean(),
         "completions/min_length": lengths.min(),
         "completions/max_length": lengths.max(),

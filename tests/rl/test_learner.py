@@ -307,9 +307,55 @@ def test_an_update_that_is_not_finite_is_left_out_and_counted(world, base):
 
 def test_groups_of_about_equal_length_share_a_micro_batch():
     lengths = np.array([[9, 1], [3, 3], [8, 8], [1, 2]])
-    order = learner.order_by_length(lengths, 2)
+    order = learner.order_groups(lengths, np.ones(4, bool), 2)
     parts = micro_batches.cut({"lengths": lengths[np.asarray(order)]}, 2)["lengths"]
     assert sorted(np.asarray(parts).max((1, 2)).tolist()) == [3, 9]
+
+
+def test_groups_that_are_not_needed_share_a_micro_batch():
+    lengths, needed = (
+        np.array([[9, 1], [3, 3], [8, 8], [1, 2]]),
+        np.array([True, False, False, True]),
+    )
+    order = np.asarray(learner.order_groups(lengths, needed, 2))
+    parts = micro_batches.cut({"needed": needed[order]}, 2)["needed"]
+    assert np.asarray(parts).tolist() == [[False, False], [True, True]]
+    computed = learner.is_computed(needed[order], 2)
+    np.testing.assert_array_equal(computed, needed[order])
+    # Something is computed where nothing is needed.
+    assert np.asarray(learner.is_computed(np.zeros(4, bool), 2)).tolist() == [False, True] * 2
+
+
+def test_flat_groups_are_not_computed(world, base):
+    # One has no advantage, one nothing that trains: both images are unreadable, should anybody look.
+    ro, image = dict(world.ro), world.batch["image"]
+    ro["advantages"] = ro["advantages"].at[1].set(0.0)
+    ro["train_mask"] = ro["train_mask"].at[2].set(False)
+    damaged = {**world.batch, "image": image.at[jnp.array([1, 2])].set(jnp.nan)}
+    got, metrics = step(make(world, micro_batches=2), damaged, ro)
+    expected, whole = step(base, world.batch, ro)
+    assert metrics["skipped_steps"] == 0
+    assert metrics["loss"] == pytest.approx(whole["loss"], abs=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, expected)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "is_skipped"),
+    [
+        ({"micro_batches": 2}, True),
+        ({"micro_batches": 2, "num_iterations": 2}, True),
+        ({"micro_batches": 1}, False),
+        # A group without an advantage is pulled to the reference; and it divides its own micro-batch.
+        ({"micro_batches": 2, "beta": 0.1}, False),
+        ({"micro_batches": 2, "aggregation": "token_local"}, False),
+    ],
+    ids=str,
+)
+def test_groups_that_count_are_always_computed(world, knobs, is_skipped):
+    learn, new_state, _ = make(world, **knobs)
+    reference = world.params if knobs.get("beta") else None
+    program = jax.make_jaxpr(learn)(new_state(), {}, world.batch, world.ro, reference)
+    assert (" cond[" in str(program)) == is_skipped
 
 
 def test_a_short_part_is_computed_in_fewer_slots():
