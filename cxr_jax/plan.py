@@ -32,7 +32,7 @@ from cxr_jax.config import command_line
 from cxr_jax.config.sections import RunConfig
 from cxr_jax.errors import UserError
 from cxr_jax.planning.films import Film, FilmReading, film_of_run, parse_size
-from cxr_jax.planning.programs import GIB, Needs, Shapes, needs_of, programs
+from cxr_jax.planning.programs import GIB, Needs, Shapes, needs_of, programs, with_turns
 
 # transformers would announce that torch is absent
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -62,7 +62,8 @@ ADVICE = {
     "optimizer": "train adapters (--config.lora.rank=16), or take more devices",
     "fixed": "take more devices, or --config.dtype=bfloat16",
     "batch": "a smaller batch",
-    "temporary": "more micro-batches (config.micro_batches; RL: config.rl.micro_batches), --config.remat=full, or "
+    "temporary": "more micro-batches (config.micro_batches; RL: config.rl.micro_batches, and turns of the rollout by "
+    "config.rl.sample_micro_batches), --config.remat=full, or "
     "smaller config.batch_size, config.rl.group_size or config.max_completion",
 }
 
@@ -91,6 +92,8 @@ def run() -> int:
     settings = RunConfig.from_config(config)
     layout = layouts.Layout.from_config(config.mesh)
     checks.check_rows_divide(settings, layout.shards)
+    memory = None if _HBM_GIB.value is None else int(_HBM_GIB.value * GIB)
+    settings = with_turns(settings, layout.shards, memory)
 
     # The same programs twice: as the run computes, and in float32, which XLA for CPUs compiles as an accelerator would.
     settings_in_float32 = dataclasses.replace(settings, dtype="float32")
@@ -101,6 +104,8 @@ def run() -> int:
             f"{settings.model or 'the 3B shape'}, {settings.task}, computed in {settings.dtype}, "
             f"on {devices} device(s){mesh_shape}"
         )
+        if settings.task == "rl":
+            print(f"a rollout in {settings.rollout.sample_micro_batches} turn(s)")
     shapes = Shapes(settings)
     film = film_of_run(shapes.images)
     return print_plan(film, (needs_of(*pair, layout.mesh) for pair in program_pairs))

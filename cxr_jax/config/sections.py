@@ -148,7 +148,7 @@ class RolloutConfig(_Section):
     prompts_per_step: int
     oversample: int
     group_size: int
-    micro_batches: int
+    sample_micro_batches: int
     temperature: float
     min_length: int
     overlong_from: float

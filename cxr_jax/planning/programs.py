@@ -1,6 +1,7 @@
 """The programs of a run, compiled from shapes alone, and what they need on each device."""
 
 import contextlib
+import dataclasses
 import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -189,6 +190,25 @@ def read_model(model: str) -> "tuple[Config, Tokenizer]":
     model_folder = locate.find_folder(model_name)
     # Config and tokenizer only: weights may not even be on this machine.
     return hf_folder.read_config(model_folder), tokenizers.load(str(model_folder))
+
+
+def with_turns(settings: "RunConfig", shards: int, device_memory: int | None) -> "RunConfig":
+    """Choose the turns of a rollout as the run itself would (`rollout.with_turns`), by the type that it computes in."""
+    from cxr_jax.rl import rollout
+
+    if settings.task != "rl":
+        return settings
+    shapes = Shapes(settings)
+    sampled = rollout.with_turns(
+        settings.rollout,
+        shapes.model_config,
+        prompt_width=shapes.prompt_width,
+        max_completion=settings.max_completion,
+        dtype=settings.dtype,
+        shards=shards,
+        device_memory=device_memory,
+    )
+    return dataclasses.replace(settings, rollout=sampled)
 
 
 # ---- The programs of each task ---------------------------------------------------------------------

@@ -79,6 +79,8 @@ def _published_recipe(preset: ConfigDict, algorithm: str | None) -> None:
     preset.data.update(size=476, min_pixels=128**2, max_pixels=476**2, seed=123)
     # FSDP: each device holds a part of the weights and of the optimizer (docs/scale.md).
     preset.mesh.update(data=1, fsdp=-1)
+    # sample_micro_batches stays 0: one turn on 8 devices or more, whose 128 completions keep 8 GiB of keys at most;
+    # in the 8 turns of a learner that needs micro_batches=8, weights are read 6 to 8 times as often (docs/scale.md).
     preset.rl.update(prompts_per_step=64, oversample=1, group_size=16, min_length=400)
     if algorithm is None:  # what the published code ran: TRL 0.22, a loss averaged by sequence
         preset.rl.update(ALGORITHMS["trl_0_22"])

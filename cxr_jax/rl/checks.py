@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from cxr_jax import rewards
 from cxr_jax.config import schema
-from cxr_jax.config.sections import PolicyLossConfig, RunConfig
+from cxr_jax.config.sections import PolicyLossConfig, RolloutConfig, RunConfig
 from cxr_jax.errors import UserError
 from cxr_jax.training import checks
 
@@ -22,6 +22,7 @@ def check(config: ConfigDict) -> None:
     schema.check_values(config)
     settings = RunConfig.from_config(config)
     check_contradictions(settings.rollout.group_size, settings.loss)
+    check_turns(settings.rollout)
     check_reward_weights(config.rl.reward_weights)
     train = checks.check_common(config)
     checks.check_trains(
@@ -30,6 +31,20 @@ def check(config: ConfigDict) -> None:
     if checks.imitates(settings):
         schema.Values(config).require_divides("rl.replay_batch", "rl.micro_batches")
         checks.check_targets_fit(settings, train)
+
+
+def check_turns(rollout: RolloutConfig) -> None:
+    """Refuse turns into which the prompts of a step do not divide.
+
+    Raises:
+        UserError: naming the key to change.
+    """
+    prompts, turns = rollout.prompts_per_step * rollout.oversample, rollout.sample_micro_batches
+    if turns and prompts % turns:
+        raise UserError(
+            f"config.rl.sample_micro_batches={turns}: the {prompts} prompts of a step (prompts_per_step x oversample) "
+            "do not divide into so many turns"
+        )
 
 
 def check_contradictions(group_size: int, loss: PolicyLossConfig) -> None:

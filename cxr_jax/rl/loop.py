@@ -1,9 +1,10 @@
 """On-policy GRPO: rollout -> reward -> advantage -> select -> update, guarded by an out-of-distribution set.
 
-One model program samples (`rollout`) and learns (`learner`). `config.rl.micro_batches` bounds the memory: the prompts
-of a step are sampled, and the groups learned from, in that many turns, which changes nothing but rounding. A step is
-whole or it never was: it ends after its last update, a checkpoint holds what is between two steps, and a step that a
-kill has cut is done again from its own keys, to the same completions. So there are no pending rollouts to save.
+One model program samples (`rollout`) and learns (`learner`). `config.rl.sample_micro_batches` and
+`config.rl.micro_batches` bound the memory: the prompts of a step are sampled, and the groups learned from, in that many
+turns, which changes nothing but rounding. A step is whole or it never was: it ends after its last update, a checkpoint
+holds what is between two steps, and a step that a kill has cut is done again from its own keys, to the same
+completions. So there are no pending rollouts to save.
 """
 
 from typing import Any
@@ -23,8 +24,9 @@ from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.rl.batches import make_batch_fn
 from cxr_jax.rl.checks import check
 from cxr_jax.rl.learner import make_learn
-from cxr_jax.rl.rollout import make_rollout, rollout_metrics
+from cxr_jax.rl.rollout import make_rollout, rollout_metrics, with_turns
 from cxr_jax.rl.step_log import GroupRecords, StepLog
+from cxr_jax.runtime import layout as layouts
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.checkpoints import Checkpoints
 from cxr_jax.runtime.layout import Layout
@@ -129,8 +131,17 @@ def _programs(setup: Setup, optimizer: Any, layout: Layout) -> tuple:
     """The compiled halves of a step: (train, frozen, batch, step) -> samples, and what learns from them."""
     settings, tokenizer = setup.settings, setup.tokenizer
     special = tokenizers.special_ids(tokenizer, setup.model_config.text.vocab_size)
-    rollout = make_rollout(
+    sampled = with_turns(
         settings.rollout,
+        setup.model_config,
+        prompt_width=setup.prompts.width,
+        max_completion=settings.max_completion,
+        dtype=setup.trainable.dtype,
+        shards=layout.shards,
+        device_memory=layouts.device_memory(),
+    )
+    rollout = make_rollout(
+        sampled,
         setup.model_config,
         setup.prompts.images,
         special,

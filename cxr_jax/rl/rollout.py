@@ -8,6 +8,7 @@ that many times `prompts_per_step` prompts, and the learner, which is dearer a p
 DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) in one pass of static shapes instead of a loop.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from cxr_jax import rewards
 from cxr_jax.config.sections import RolloutConfig
@@ -33,6 +35,10 @@ from cxr_jax.training.trainable import Trainable
 
 ZERO_STD = 1e-6  # a group's rewards that spread less are the same
 
+# Kept keys of a turn are at most this part of a device's memory, or so many bytes where it is not known. While they
+# grow from stage to stage they are there nearly twice; weights, in two forms, and the optimizer need the rest.
+KEYS_SHARE, UNKNOWN_ROOM = 4, 10 * 2**30
+
 
 def sampling_keys(seed: int, step: int | jax.Array, prompts: int, group: int) -> jax.Array:
     """Fold keys [P * G] from (seed, step, prompt, sample): a completion depends on nothing else that is sampled."""
@@ -43,6 +49,43 @@ def sampling_keys(seed: int, step: int | jax.Array, prompts: int, group: int) ->
 
     prompt, sample = jnp.meshgrid(jnp.arange(prompts), jnp.arange(group), indexing="ij")
     return jax.vmap(fold)(prompt.reshape(-1), sample.reshape(-1))
+
+
+def with_turns(
+    rollout: RolloutConfig,
+    model_config: Config,
+    *,
+    prompt_width: int,
+    max_completion: int,
+    dtype: DTypeLike,
+    shards: int,
+    device_memory: int | None,
+) -> RolloutConfig:
+    """Choose `sample_micro_batches` where it is 0: the fewest turns whose kept keys fit on a device.
+
+    At every token a turn reads all weights, for one row as for a hundred, so turns cost nearly their number.
+
+    Args:
+        prompt_width: tokens of the longest prompt.
+        dtype: of the computation, and so of the keys.
+        shards: devices that divide the rows.
+        device_memory: bytes; None: not known.
+    """
+    if rollout.sample_micro_batches:
+        return rollout
+    text = model_config.text
+    head_bytes = text.head_dim * jnp.dtype(dtype).itemsize
+    slot_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * head_bytes
+    # Of a prompt and of its completions, all at their longest.
+    group_bytes = (prompt_width + rollout.group_size * max_completion) * slot_bytes
+    room = UNKNOWN_ROOM if device_memory is None else device_memory // KEYS_SHARE
+    prompts = rollout.prompts_per_step * rollout.oversample // shards
+    fitting = [
+        turns
+        for turns in range(1, prompts)
+        if prompts % turns == 0 and prompts // turns * group_bytes <= room
+    ]
+    return dataclasses.replace(rollout, sample_micro_batches=(fitting or [prompts])[0])
 
 
 def make_rollout(
@@ -154,13 +197,13 @@ class _Rollout:
         """The whole step: completions, their rewards, advantages, and the groups to learn from."""
         P, G, C = len(batch["solution"]), self.rollout.group_size, self.max_completion
 
-        # ---- Completions, a micro-batch of prompts at a time ----
+        # ---- Completions, the prompts of a turn at a time ----
         trainable = self.trainable
         params = sharding.gather_weights(trainable.merge(train, frozen)["model"], trainable.dtype)
         keys = sampling_keys(self.seed, step, P, G).reshape(P, G)
         images = {name: batch[name] for name in self.images.names}
         inputs = {**images, "prompts": batch["prompts"], "keys": keys}
-        parts = micro_batches.cut(inputs, self.rollout.micro_batches)
+        parts = micro_batches.cut(inputs, self.rollout.sample_micro_batches or 1)
         completions = micro_batches.map_in_turns(lambda part: self.complete(params, part), parts)
         completions = jax.tree.map(lambda leaf: leaf.reshape(P * G, *leaf.shape[2:]), completions)
 

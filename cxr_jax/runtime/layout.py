@@ -49,6 +49,16 @@ def make_mesh(
     return Mesh(placed, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
 
 
+def device_memory() -> int | None:
+    """Tell how many bytes an accelerator has for arrays, the same on every process; None where it does not say."""
+    # Of a CPU it would be the memory of the host, if anything.
+    device = jax.local_devices()[0]
+    stats = (device.memory_stats() or {}) if device.platform != "cpu" else {}
+    # In MiB, which are the same where hosts differ by a page, and which fit what is sent.
+    mebibytes = processes.from_main(stats.get("bytes_limit", 0) >> 20)
+    return mebibytes << 20 or None
+
+
 class Layout:
     """Where the arrays of a run lie: on its one device, or on the mesh of `config.mesh` over all devices.
 

@@ -386,7 +386,8 @@ def row_counts(settings: RunConfig) -> list[tuple[int, int]]:
         return [(settings.batch_size, settings.micro_batches)]
     rollout, learner = settings.rollout, settings.learner
     counts = [
-        (rollout.prompts_per_step * rollout.oversample, rollout.micro_batches),
+        # 0 turns are chosen so that they divide.
+        (rollout.prompts_per_step * rollout.oversample, rollout.sample_micro_batches or 1),
         (learner.prompts_per_step, learner.minibatches * learner.micro_batches),
     ]
     if learner.replay_weight:

@@ -192,8 +192,23 @@ def test_batches_that_do_not_divide(compiled, changes):
     )
 
 
+@pytest.mark.parametrize(("oversample", "turns"), [(1, 3), (1, 32), (3, 5)])
+def test_turns_of_a_rollout_that_do_not_divide(compiled, oversample, turns):
+    changes = {"prompts_per_step": 16, "oversample": oversample, "sample_micro_batches": turns}
+    refused(
+        compiled,
+        preset(**{f"rl.{key}": value for key, value in changes.items()}),
+        f"config.rl.sample_micro_batches={turns}",
+        f"the {16 * oversample} prompts of a step",
+    )
+
+
 def test_batches_that_divide():
     checks.check(preset(**{"rl.prompts_per_step": 16, "rl.minibatches": 4, "rl.micro_batches": 2}))
+    # Turns of the sampler divide what is drawn, whatever the learner divides.
+    checks.check(
+        preset(**{"rl.prompts_per_step": 5, "rl.oversample": 3, "rl.sample_micro_batches": 15})
+    )
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])

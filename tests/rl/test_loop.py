@@ -104,7 +104,7 @@ def step():
     train, fixed = what.split({"model": m.params}, None)
 
     def programs(parts):
-        config.rl.micro_batches = parts
+        config.rl.micro_batches = config.rl.sample_micro_batches = parts
         settings = RunConfig.from_config(config)
         roll = rollout.make_rollout(
             settings.rollout,

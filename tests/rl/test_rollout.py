@@ -1,5 +1,7 @@
 """What a rollout and an evaluation read of a completion behind what its prompt opened; without a model."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,7 @@ from cxr_jax.labels.phrase_bank import load_phrase_bank
 from cxr_jax.metrics import alarms
 from cxr_jax.models import network
 from cxr_jax.models import tokenizer as tokenizers
-from cxr_jax.models.qwen2_5_vl.config import PHANTOM
+from cxr_jax.models.qwen2_5_vl.config import PHANTOM, QWEN2_5_VL_3B
 from cxr_jax.report import group_records
 from cxr_jax.rl import rollout
 from cxr_jax.runtime import layout
@@ -59,6 +61,36 @@ def expected(opened):
         name: np.array([score[name] for score in scores], np.float32)
         for name in ("accuracy", "format", "tag_count", "accuracy_hard")
     }
+
+
+@pytest.mark.parametrize(
+    ("changes", "shards", "dtype", "memory", "want"),
+    [
+        # 64 prompts x 16 completions of 1,800 tokens by the 3B: 36,864 bytes a token, 1.0 GiB a group.
+        ({}, 8, "bfloat16", None, 1),  # 8 groups, 7.99 GiB
+        ({}, 8, "float32", None, 2),
+        ({}, 8, "bfloat16", 16 * 2**30, 2),
+        ({}, 8, "bfloat16", 80 * 2**30, 1),
+        ({}, 1, "bfloat16", None, 8),
+        ({}, 1, "bfloat16", 141 * 2**30, 2),
+        ({"sample_micro_batches": 4}, 1, "bfloat16", 141 * 2**30, 4),
+        ({"prompts_per_step": 7}, 1, "bfloat16", 4 * 6 * 2**30, 7),
+        ({"prompts_per_step": 3, "oversample": 2}, 1, "bfloat16", 4 * 3 * 2**30, 2),
+        ({"group_size": 512}, 8, "bfloat16", 80 * 2**30, 8),  # one prompt is the least
+    ],
+)
+def test_a_rollout_takes_as_few_turns_as_fit(changes, shards, dtype, memory, want):
+    settings = RunConfig.from_config(experiment.get_config("nv_reason_3b"))
+    chosen = rollout.with_turns(
+        dataclasses.replace(settings.rollout, **changes),
+        QWEN2_5_VL_3B,
+        prompt_width=300,
+        max_completion=settings.max_completion,
+        dtype=dtype,
+        shards=shards,
+        device_memory=memory,
+    )
+    assert chosen.sample_micro_batches == want
 
 
 def test_a_rollout_judges_the_whole_turn():
