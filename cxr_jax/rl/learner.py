@@ -38,7 +38,10 @@ from cxr_jax.training.trainable import Trainable, join_trees, split_tower
 CLIPPED = ("low", "high", "region", "delta")
 """Parts of `policy_loss`'s metrics, clip_<part>."""
 
-_TOKEN_ARRAYS = ("tokens", "mask", "train_mask", "sampler_log_probs", "old_log_probs")
+_TOKEN_ARRAYS = (
+    *("tokens", "mask", "train_mask"),
+    *("sampler_log_probs", "old_log_probs", "reference_log_probs"),
+)
 """Of the samples, those of shape [P, G, C]."""
 
 
@@ -96,7 +99,8 @@ def take_groups(batch: Tree, index: jax.Array) -> Tree:
         for name, values in batch["prompts"].items()
     }
     # Images are squares or packed rows: either way a group's are one row.
-    rows = {name: batch[name] for name in ("image", "images", "samples") if name in batch}
+    names = ("image", "images", "features", "samples")
+    rows = {name: batch[name] for name in names if name in batch}
     return {"prompts": prompts, **jax.tree.map(lambda leaf: leaf[index], rows)}
 
 
@@ -197,6 +201,9 @@ class _Learner:
     # ---- What a part costs and says ----
 
     def image_features(self, model: Tree, part: Tree) -> network.Seen:
+        """Image tokens of a part; those that it has, if the tower does not learn: it is the reference's, too, then."""
+        if "features" in part:
+            return part["features"]
         return self.images.features(model, part, remat=self.remat, dtype=self.trainable.dtype)
 
     def score_part(self, model: Tree, features: network.Seen, part: Tree) -> dict[str, jax.Array]:
@@ -227,7 +234,9 @@ class _Learner:
         else:
             old_log_probs = jax.lax.stop_gradient(log_probs)
         reference_log_probs = None
-        if reference is not None:
+        if "reference_log_probs" in samples:
+            reference_log_probs = _rows(samples["reference_log_probs"])
+        elif reference is not None:
             reference_scores = self.score_part(reference, part["reference_features"], part)
             reference_log_probs = jax.lax.stop_gradient(_rows(reference_scores["log_probs"]))
         loss, metrics = policy_loss(
@@ -314,14 +323,15 @@ class _Learner:
         batch["samples"]["is_computed"] = is_computed(is_needed[order], parts)
         return batch
 
-    def score_batch(self, model: Tree, batch: Tree) -> dict[str, jax.Array]:
-        """`score_part` of a sorted minibatch, in its micro-batches."""
+    def score_batch(self, model: Tree, batch: Tree) -> dict[str, Any]:
+        """`score_part` of a sorted minibatch, in its micro-batches, and the "features" of its images."""
         score = in_needed_slots(
             lambda part: (None, self.score_part(model, part["features"], part)), self.slot_counts
         )
 
-        def score_with_image(part: Tree) -> dict[str, jax.Array]:
-            return score({**part, "features": self.image_features(model, part)})[1]
+        def score_with_image(part: Tree) -> dict[str, Any]:
+            features = self.image_features(model, part)
+            return {**score({**part, "features": features})[1], "features": features}
 
         return map_in_turns(
             lambda part: self.skipping(score_with_image, part),
@@ -399,16 +409,26 @@ class _Learner:
         """`num_iterations` passes over the minibatches, against the log-probs before the first update."""
         model = self.trainable.merge(state["params"], frozen)["model"]
         minibatches = jax.lax.map(self.sort_groups, cut(batch, self.learner.minibatches))
+
+        # ---- Once a rollout: log-probs of the policy and of the reference, and what a frozen tower sees ----
         scores = jax.lax.map(lambda minibatch: self.score_batch(model, minibatch), minibatches)
+        features = scores.pop("features")
+        if not jax.tree.leaves(split_tower(state["params"])[0]):
+            minibatches["features"] = features
         samples, all_scores = jax.tree.map(
             lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (minibatches["samples"], scores)
         )
         gaps = gap_metrics(samples, all_scores)
         minibatches["samples"]["old_log_probs"] = scores["log_probs"]
+        if reference is not None:
+            minibatches["samples"]["reference_log_probs"] = jax.lax.map(
+                lambda minibatch: self.score_batch(reference, minibatch)["log_probs"], minibatches
+            )
 
+        # ---- Updates ----
         def update(state: Tree, index: jax.Array) -> tuple[Tree, dict[str, jax.Array]]:
             minibatch = jax.tree.map(lambda leaf: leaf[index], minibatches)
-            return self.update(state, frozen, reference, minibatch, replay)
+            return self.update(state, frozen, None, minibatch, replay)
 
         order = jnp.tile(jnp.arange(self.learner.minibatches), self.learner.num_iterations)
         state, metrics = jax.lax.scan(update, state, order)

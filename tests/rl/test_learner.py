@@ -136,7 +136,7 @@ def logprobs(w, params, at=slice(None)):
     )[0]
 
 
-def loss(w, logp, old, knobs, at=slice(None), sampler=None, **options):
+def loss(w, logp, old, knobs, at=slice(None), sampler=None, reference=None, **options):
     rows = lambda x: x.reshape(-1, C)
     mask, trained = rows(w.ro["mask"][at]), rows(w.ro["train_mask"][at])
     totals = losses.divisors(
@@ -157,6 +157,7 @@ def loss(w, logp, old, knobs, at=slice(None), sampler=None, **options):
         max_tokens=C,
         divisors=totals,
         sampler_log_probs=sampler,
+        reference_log_probs=None if reference is None else rows(reference),
     )[0]
 
 
@@ -245,13 +246,23 @@ def test_several_updates_keep_the_log_probs_of_the_rollout(world):
         micro_batches=2,
         aggregation="sequence",
         epsilon=0.05,
+        beta=0.5,
     )
-    got, metrics = step(made, world.batch, world.ro)
+    other = jax.tree.map(lambda leaf: leaf * 1.01, world.params)
+    got, metrics = step(made, world.batch, world.ro, other)
     knobs, params = made[2].rl, world.params
-    old = world.logprobs(params)
+    old, reference = world.logprobs(params), world.logprobs(other)
 
     def update(params, at):
-        f = lambda p: loss(world, logprobs(world, p, at), old[at], knobs, at)
+        f = lambda p: loss(
+            world,
+            logprobs(world, p, at),
+            old[at],
+            knobs,
+            at,
+            reference=reference[at],
+            beta=knobs["beta"],
+        )
         return jax.tree.map(jnp.subtract, params, jax.grad(f)(params))
 
     update = jax.jit(update)
@@ -337,6 +348,31 @@ def test_flat_groups_are_not_computed(world, base):
     assert metrics["skipped_steps"] == 0
     assert metrics["loss"] == pytest.approx(whole["loss"], abs=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, expected)
+
+
+def test_what_does_not_change_within_a_rollout_is_computed_once(world, monkeypatch):
+    seen, scored = [], []
+    see, score = SquareImages.features, learner.completion_log_probs
+    monkeypatch.setattr(
+        SquareImages, "features", lambda *args, **kw: seen.append(1) or see(*args, **kw)
+    )
+    monkeypatch.setattr(
+        learner, "completion_log_probs", lambda *args, **kw: scored.append(1) or score(*args, **kw)
+    )
+    learn, new_state, _ = make(world, num_iterations=3, beta=0.1)
+    arguments = {}, world.batch, world.ro, world.params
+    jax.eval_shape(learn, new_state(), *arguments)
+    # The policy before the updates, the reference, and the policy in an update.
+    assert (len(seen), len(scored)) == (3, 3)
+
+    # A frozen tower sees the same for all of them.
+    frozen, train = ({"model": dict(world.params)} for _ in range(2))
+    frozen["model"] = {"vision": train["model"].pop("vision")}
+    state = optimizer.init_state(optax.sgd(1.0), train)
+    seen.clear()
+    learn = make(world, num_iterations=3, beta=0.1, minibatches=2)[0]
+    jax.eval_shape(learn, state, frozen, *arguments[1:])
+    assert len(seen) == 1
 
 
 @pytest.mark.parametrize(
