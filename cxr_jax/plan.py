@@ -97,7 +97,13 @@ def run() -> int:
 
     # The same programs twice: as the run computes, and in float32, which XLA for CPUs compiles as an accelerator would.
     settings_in_float32 = dataclasses.replace(settings, dtype="float32")
-    program_pairs = list(zip(programs(settings), programs(settings_in_float32), strict=True))
+    program_pairs = list(
+        zip(
+            programs(settings, layout.shards),
+            programs(settings_in_float32, layout.shards),
+            strict=True,
+        )
+    )
     if not _JSON.value:
         mesh_shape = f": {layout}" if layout.mesh else ""
         print(

@@ -195,6 +195,7 @@ def read_model(model: str) -> "tuple[Config, Tokenizer]":
 def with_turns(settings: "RunConfig", shards: int, device_memory: int | None) -> "RunConfig":
     """Choose the turns of a rollout as the run itself would (`rollout.with_turns`), by the type that it computes in."""
     from cxr_jax.rl import rollout
+    from cxr_jax.training.checks import group_shares
 
     if settings.task != "rl":
         return settings
@@ -206,6 +207,7 @@ def with_turns(settings: "RunConfig", shards: int, device_memory: int | None) ->
         max_completion=settings.max_completion,
         dtype=settings.dtype,
         shards=shards,
+        shares=group_shares(settings, shards),
         device_memory=device_memory,
     )
     return dataclasses.replace(settings, rollout=sampled)
@@ -214,12 +216,14 @@ def with_turns(settings: "RunConfig", shards: int, device_memory: int | None) ->
 # ---- The programs of each task ---------------------------------------------------------------------
 
 
-def programs(settings: "RunConfig") -> list[Program]:
-    """Return the programs of one step, in the order in which they run."""
+def programs(settings: "RunConfig", shards: int = 1) -> list[Program]:
+    """Return the programs of one step on so many devices (data x fsdp), in the order in which they run."""
+    from cxr_jax.training.checks import group_shares
+
     shapes = Shapes(settings)
     if settings.task == "sft":
         return [_sft_step(settings, shapes)]
-    return _rl_programs(settings, shapes)
+    return _rl_programs(settings, shapes, group_shares(settings, shards))
 
 
 def _sft_step(settings: "RunConfig", shapes: Shapes) -> Program:
@@ -258,10 +262,10 @@ def _sft_step(settings: "RunConfig", shapes: Shapes) -> Program:
     return Program("SFT step", step, arguments, [1], token_count, {})
 
 
-def _rl_programs(settings: "RunConfig", shapes: Shapes) -> list[Program]:
+def _rl_programs(settings: "RunConfig", shapes: Shapes, shares: int) -> list[Program]:
     drawn_prompts = settings.rollout.prompts_per_step * settings.rollout.oversample
     state, frozen = shapes.state({})
-    batch = _rl_batch(settings, shapes, drawn_prompts)
+    batch = _rl_batch(settings, shapes, drawn_prompts * shares)
     rollout = _rollout(settings, shapes, state, frozen, batch)
     return [rollout, _update(settings, shapes, state, rollout)]
 

@@ -11,6 +11,7 @@ from cxr_jax.data.sources.base import Batch, Source, indices_of
 from cxr_jax.inference.prompts import Prompts
 from cxr_jax.models import image_batches
 from cxr_jax.runtime.layout import ONE_DEVICE, Layout
+from cxr_jax.training.checks import group_shares
 from cxr_jax.training.conversations import Examples
 
 
@@ -23,6 +24,8 @@ def make_batch_fn(
 ) -> Callable[[int], Batch]:
     """Build step -> numpy batch, a function of the step alone; of its rows this process makes those of its devices.
 
+    On more devices than prompts, each prompt is in several rows, one after the other (`checks.group_shares`).
+
     Keys, P prompts (prompts_per_step * oversample): those of the images (`image_batches`), "prompts" as from
     `Prompts.encode`, "solution", "known", "hedged" bool [P, 14], "sides" bool [P, 14, 2]. With config.rl.replay_weight
     "replay", too: examples as SFT has them. "shown": texts of all rows for people, no part of a program's input.
@@ -31,11 +34,12 @@ def make_batch_fn(
         examples: encodes the conversations of replayed examples.
     """
     prompts_sampled = settings.rollout.prompts_per_step * settings.rollout.oversample
+    shares = group_shares(settings, layout.shards)
 
-    def draw(step: int, count: int) -> tuple[np.ndarray, np.ndarray, Batch]:
-        """Indices of all rows and of this process's, and its rows as the source makes them."""
+    def draw(step: int, count: int, shares: int = 1) -> tuple[np.ndarray, np.ndarray, Batch]:
+        """Indices of all examples and of this process's rows, and its rows as the source makes them."""
         everywhere = indices_of(step, count, len(source), settings.data.seed)
-        here = everywhere[layout.rows_of(len(everywhere))]
+        here = everywhere[layout.rows_of(count * shares) // shares]
         return everywhere, here, source.batch(here)
 
     def images_of(batch: Batch, here: np.ndarray) -> tuple[Batch, Any]:
@@ -44,7 +48,7 @@ def make_batch_fn(
         return prompts.images.inputs(films, source.about(here)["ids"]), prompts.images.grids(films)
 
     def make(step: int) -> Batch:
-        everywhere, here, batch = draw(step, prompts_sampled)
+        everywhere, here, batch = draw(step, prompts_sampled, shares)
         shown, (inputs, grids) = source.about(everywhere), images_of(batch, here)
         step_batch: Batch = {
             **inputs,

@@ -437,9 +437,13 @@ class _Learner:
     def learn(
         self, state: Tree, frozen: Tree, batch: Tree, samples: Tree, reference: Tree | None = None
     ) -> tuple[Tree, dict[str, jax.Array]]:
-        """The whole step: the groups that are kept, then one or several updates."""
+        """The whole step: the groups that are kept, by rows, then one or several updates."""
         replay, kept = batch.get("replay"), samples["kept"]
         samples = {name: values for name, values in samples.items() if name != "kept"}
+        # A prompt has a row, or several, each with a share of its group (`rollout`).
+        rows, groups = batch["prompts"]["ids"].shape[0], len(samples["reward"])
+        samples = jax.tree.map(lambda leaf: leaf.reshape(rows, -1, *leaf.shape[2:]), samples)
+        kept = (kept[:, None] * (rows // groups) + jnp.arange(rows // groups)).reshape(-1)
         batch = take_groups({**batch, "samples": samples}, kept)
         if self.learner.updates == 1:
             batch = self.sort_groups(batch)

@@ -34,6 +34,7 @@ from cxr_jax.runtime.run_folder import RunFolder
 from cxr_jax.runtime.signals import Stop
 from cxr_jax.runtime.trees import Tree
 from cxr_jax.training import optimizer as optimizers
+from cxr_jax.training.checks import group_shares
 from cxr_jax.training.run_loop import RunLoop
 from cxr_jax.training.setup import Setup
 from cxr_jax.training.train_state import StartState, train_state
@@ -138,6 +139,7 @@ def _programs(setup: Setup, optimizer: Any, layout: Layout) -> tuple:
         max_completion=settings.max_completion,
         dtype=setup.trainable.dtype,
         shards=layout.shards,
+        shares=group_shares(settings, layout.shards),
         device_memory=layouts.device_memory(),
     )
     rollout = make_rollout(

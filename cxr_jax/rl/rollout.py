@@ -6,6 +6,9 @@ the batch as they finish (`inference.compaction`). Rewards are parsed from token
 Groups whose completions all earned the same reward have no advantage and teach nothing. `config.rl.oversample` draws
 that many times `prompts_per_step` prompts, and the learner, which is dearer a prompt, takes the groups that vary first:
 DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) in one pass of static shapes instead of a loop.
+
+On more devices than prompts, a batch has every prompt several times, row by row, and each row is given its share of the
+group: the prompt is computed once a device, and completions are the same (`training.checks.group_shares`).
 """
 
 import dataclasses
@@ -59,6 +62,7 @@ def with_turns(
     max_completion: int,
     dtype: DTypeLike,
     shards: int,
+    shares: int,
     device_memory: int | None,
 ) -> RolloutConfig:
     """Choose `sample_micro_batches` where it is 0: the fewest turns whose kept keys fit on a device.
@@ -69,6 +73,7 @@ def with_turns(
         prompt_width: tokens of the longest prompt.
         dtype: of the computation, and so of the keys.
         shards: devices that divide the rows.
+        shares: rows of each prompt, which divide its group.
         device_memory: bytes; None: not known.
     """
     if rollout.sample_micro_batches:
@@ -77,9 +82,9 @@ def with_turns(
     head_bytes = text.head_dim * jnp.dtype(dtype).itemsize
     slot_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * head_bytes
     # Of a prompt and of its completions, all at their longest.
-    group_bytes = (prompt_width + rollout.group_size * max_completion) * slot_bytes
+    group_bytes = (prompt_width + rollout.group_size // shares * max_completion) * slot_bytes
     room = UNKNOWN_ROOM if device_memory is None else device_memory // KEYS_SHARE
-    prompts = rollout.prompts_per_step * rollout.oversample // shards
+    prompts = rollout.prompts_per_step * rollout.oversample * shares // shards
     fitting = [
         turns
         for turns in range(1, prompts)
@@ -144,10 +149,10 @@ class _Rollout:
     max_completion: int
 
     def complete(self, params: Tree, part: Tree) -> Tree:
-        """Completions of some prompts, [p, G, ..]: the image encoded and the prompt read once a group."""
+        """Completions of some rows, [p, G, ..]: the image encoded and the prompt read once a row."""
         features = self.images.features(params, part, dtype=self.trainable.dtype)
-        # The group shares what is computed up to here, and the prompt's keys.
-        G = self.rollout.group_size
+        # The group, or a row's share of it, has what is computed up to here in common, and the prompt's keys.
+        G = part["keys"].shape[1]
         completions = sampling.sample_completions(
             params,
             self.model_config,
@@ -163,7 +168,8 @@ class _Rollout:
 
     def score(self, batch: Tree, completions: Tree) -> tuple[Tree, dict[str, jax.Array]]:
         """What rows [P * G, ..] of completions say, and every reward term [P * G]."""
-        G, C = self.rollout.group_size, self.max_completion
+        G = len(completions["lengths"]) // len(batch["solution"])
+        C = self.max_completion
         solution, known, hedged = (
             jnp.repeat(batch[name], G, axis=0) for name in ("solution", "known", "hedged")
         )
@@ -195,12 +201,14 @@ class _Rollout:
 
     def sample(self, train: Tree, frozen: Tree, batch: Tree, step: int | jax.Array) -> Tree:
         """The whole step: completions, their rewards, advantages, and the groups to learn from."""
-        P, G, C = len(batch["solution"]), self.rollout.group_size, self.max_completion
+        P = self.rollout.prompts_per_step * self.rollout.oversample
+        G, C = self.rollout.group_size, self.max_completion
 
         # ---- Completions, the prompts of a turn at a time ----
         trainable = self.trainable
         params = sharding.gather_weights(trainable.merge(train, frozen)["model"], trainable.dtype)
-        keys = sampling_keys(self.seed, step, P, G).reshape(P, G)
+        # A row a prompt, or several, each with a share of the group.
+        keys = sampling_keys(self.seed, step, P, G).reshape(len(batch["solution"]), -1)
         images = {name: batch[name] for name in self.images.names}
         inputs = {**images, "prompts": batch["prompts"], "keys": keys}
         parts = micro_batches.cut(inputs, self.rollout.sample_micro_batches or 1)

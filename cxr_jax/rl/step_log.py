@@ -4,12 +4,14 @@ import sys
 import time
 from typing import Any
 
+import numpy as np
+
 from cxr_jax import report
 from cxr_jax.config.sections import RunConfig
 from cxr_jax.data.sources.base import Batch
 from cxr_jax.metrics.alarms import Alarms
 from cxr_jax.metrics.progress import Compilations, Progress
-from cxr_jax.report.group_records import groups_of
+from cxr_jax.report.group_records import TRUTH_ARRAYS, groups_of
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.run_folder import RunFolder
 from cxr_jax.runtime.signals import Skips
@@ -102,12 +104,12 @@ class GroupRecords:
         """Choose groups of the newest step and write them into the run's folder."""
         assert self._latest is not None
         samples, batch, shown = self._latest
-        # A page shows pictures: those of packed rows are put together again.
-        source, images = self._setup.splits.train, self._setup.prompts.images
-        batch = processes.gather_to_host(batch)
+        source = self._setup.splits.train
+        samples = processes.gather_to_host(samples)
+        shown_rows = self._rows_of_prompts(processes.gather_to_host(batch), len(samples["reward"]))
         groups = groups_of(
-            processes.gather_to_host(samples),
-            {**batch, "image": [images.picture(batch, row) for row in range(len(batch["known"]))]},
+            samples,
+            shown_rows,
             self._setup.tokenizer,
             step=step,
             lexicon=source.lexicon,
@@ -117,3 +119,14 @@ class GroupRecords:
         )
         if processes.is_main():
             report.save_groups(self._run_folder.path, groups)
+
+    def _rows_of_prompts(self, batch: Batch, prompts: int) -> dict[str, Any]:
+        """What a page shows of a batch, a row a prompt; over many devices the batch has several."""
+        rows = np.arange(prompts) * (len(batch["known"]) // prompts)
+        shown: dict[str, Any] = {name: batch[name][rows] for name in TRUTH_ARRAYS}
+        # Pictures: those of packed rows are put together again.
+        images = self._setup.prompts.images
+        shown["image"] = [images.picture(batch, row) for row in rows]
+        if "opened" in batch["prompts"]:
+            shown["prompts"] = {"opened": batch["prompts"]["opened"][rows]}
+        return shown

@@ -370,12 +370,30 @@ def check_rows_divide(settings: RunConfig, shards: int) -> None:
     Raises:
         UserError: with the rows of a step and of a turn.
     """
+    shares = group_shares(settings, shards)
     for rows, turns in row_counts(settings):
-        if rows // turns % shards:
+        at_once = rows // turns * shares
+        if at_once % shards:
             raise UserError(
                 f"{rows} rows a step in {turns} micro-batches are {rows // turns} at a time, which do "
                 f"not divide over {shards} devices (data x fsdp)"
             )
+
+
+def group_shares(settings: RunConfig, shards: int) -> int:
+    """Choose among how many devices the completions of a prompt are divided in RL: as few as must be.
+
+    Where a turn has fewer prompts than there are devices (data x fsdp), each of a few devices has the prompt and a
+    share of its completions. 1 where prompts divide over the devices, and where no share would make them.
+    """
+    if settings.task != "rl":
+        return 1
+    prompts_at_once = [rows // turns for rows, turns in _rl_row_counts(settings)]
+    group = settings.rollout.group_size
+    for shares in range(1, group + 1):
+        if group % shares == 0 and not any(rows * shares % shards for rows in prompts_at_once):
+            return shares
+    return 1
 
 
 def row_counts(settings: RunConfig) -> list[tuple[int, int]]:
@@ -384,15 +402,20 @@ def row_counts(settings: RunConfig) -> list[tuple[int, int]]:
         return []
     if settings.task == "sft":
         return [(settings.batch_size, settings.micro_batches)]
+    counts = _rl_row_counts(settings)
+    if settings.learner.replay_weight:
+        counts.append((settings.learner.replay_batch, settings.learner.micro_batches))
+    return counts
+
+
+def _rl_row_counts(settings: RunConfig) -> list[tuple[int, int]]:
+    """Those of prompts with a group of completions: sampled, and learned from."""
     rollout, learner = settings.rollout, settings.learner
-    counts = [
+    return [
         # 0 turns are chosen so that they divide.
         (rollout.prompts_per_step * rollout.oversample, rollout.sample_micro_batches or 1),
         (learner.prompts_per_step, learner.minibatches * learner.micro_batches),
     ]
-    if learner.replay_weight:
-        counts.append((learner.replay_batch, learner.micro_batches))
-    return counts
 
 
 def check_trains(

@@ -350,6 +350,23 @@ def test_flat_groups_are_not_computed(world, base):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got, expected)
 
 
+def test_a_group_over_several_rows_is_one_group(world, base):
+    batch = {name: world.batch[name] for name in ("image", "prompts")}
+    rows = {
+        "image": jnp.repeat(batch["image"], G, axis=0),
+        "prompts": {
+            name: jnp.repeat(values, G, axis=1 if name == "positions" else 0)
+            for name, values in batch["prompts"].items()
+        },
+    }
+    # Not all are kept, and not in their order.
+    ro = {**world.ro, "kept": jnp.array([2, 0])}
+    got, metrics = step(base, rows, ro)
+    want, expected = step(base, batch, ro)
+    assert_same(got, want, world.params)
+    assert metrics == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
 def test_what_does_not_change_within_a_rollout_is_computed_once(world, monkeypatch):
     seen, scored = [], []
     see, score = SquareImages.features, learner.completion_log_probs

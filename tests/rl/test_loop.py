@@ -103,7 +103,7 @@ def step():
     )
     train, fixed = what.split({"model": m.params}, None)
 
-    def programs(parts):
+    def programs(parts, rows=batch):
         config.rl.micro_batches = config.rl.sample_micro_batches = parts
         settings = RunConfig.from_config(config)
         roll = rollout.make_rollout(
@@ -129,7 +129,7 @@ def step():
             remat=settings.remat,
         )
         again = lambda batch, step: roll(train, fixed, batch, step)
-        return again(batch, 0), lambda state, batch, ro: learn(state, fixed, batch, ro), again
+        return again(rows, 0), lambda state, batch, ro: learn(state, fixed, batch, ro), again
 
     new_state = lambda: optimizer.init_state(tx, jax.tree.map(jax.numpy.array, train))
     ro, learn, again = programs(1)
@@ -194,9 +194,15 @@ def test_a_step_learns_from_the_kept_groups_alone(step):
     )
 
 
-def test_a_step_in_turns_is_the_same_step(step):
+def test_a_step_in_turns_with_groups_over_several_rows_is_the_same_step(step):
     _, batch, ro, learn, new_state, programs, _ = step
-    in_turns, learn_in_turns, _ = programs(2)
+    # As over twelve devices: each prompt three times, for one completion each.
+    rows = {name: np.repeat(values, 3, 0) for name, values in batch.items() if name != "prompts"}
+    rows["prompts"] = {
+        name: np.repeat(values, 3, 1 if name == "positions" else 0)
+        for name, values in batch["prompts"].items()
+    }
+    in_turns, learn_in_turns, _ = programs(2, rows)
     assert ro["mask"].sum(-1).std() > 0  # rows of unequal weight
     np.testing.assert_array_equal(in_turns["tokens"], ro["tokens"])
     np.testing.assert_allclose(in_turns["sampler_log_probs"], ro["sampler_log_probs"], atol=1e-4)
@@ -204,7 +210,7 @@ def test_a_step_in_turns_is_the_same_step(step):
     ro = {**ro, "advantages": advantages}
     (want, metrics), (got, metrics_in_turns) = (
         learn(new_state(), batch, ro),
-        learn_in_turns(new_state(), batch, ro),
+        learn_in_turns(new_state(), rows, ro),
     )
     for name, value in metrics.items():
         np.testing.assert_allclose(

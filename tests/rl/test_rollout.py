@@ -1,6 +1,7 @@
 """What a rollout and an evaluation read of a completion behind what its prompt opened; without a model."""
 
 import dataclasses
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 
 from cxr_jax import rewards
 from cxr_jax.config.sections import RunConfig
+from cxr_jax.errors import UserError
 from cxr_jax.evaluation import reader as readers
 from cxr_jax.inference import prompts
 from cxr_jax.labels import CHEXPERT_14, answers
@@ -23,7 +25,7 @@ from cxr_jax.models.qwen2_5_vl.config import PHANTOM, QWEN2_5_VL_3B
 from cxr_jax.report import group_records
 from cxr_jax.rl import rollout
 from cxr_jax.runtime import layout
-from cxr_jax.training import micro_batches
+from cxr_jax.training import checks, micro_batches
 from experiments import rl as experiment
 
 GRID, C, G = (1, 4, 4), 40, 2
@@ -88,9 +90,32 @@ def test_a_rollout_takes_as_few_turns_as_fit(changes, shards, dtype, memory, wan
         max_completion=settings.max_completion,
         dtype=dtype,
         shards=shards,
+        shares=1,
         device_memory=memory,
     )
     assert chosen.sample_micro_batches == want
+
+
+@pytest.mark.parametrize(
+    ("preset", "shards", "want"),
+    [
+        # 64 prompts x 16; in minibatches 16 prompts x 16.
+        ("nv_reason_3b", 64, 1),
+        ("nv_reason_3b", 128, 2),
+        ("nv_reason_3b", 1024, 16),
+        ("nv_reason_3b,dapo", 16, 1),
+        ("nv_reason_3b,dapo", 128, 8),
+        ("nv_reason_3b,dapo", 256, 16),
+        ("nv_reason_3b,dapo", 512, None),  # more than the completions of 16 prompts
+        ("nv_reason_3b", 24, None),
+        ("nv_reason_3b", 48, None),
+    ],
+)
+def test_few_prompts_on_many_devices_share_out_their_completions(preset, shards, want):
+    settings = RunConfig.from_config(experiment.get_config(preset))
+    assert checks.group_shares(settings, shards) == (want or 1)
+    with pytest.raises(UserError, match="do not divide") if want is None else nullcontext():
+        checks.check_rows_divide(settings, shards)
 
 
 def test_a_rollout_judges_the_whole_turn():
