@@ -126,7 +126,7 @@ class GroupRecords:
         shown: dict[str, Any] = {name: batch[name][rows] for name in TRUTH_ARRAYS}
         # Pictures: those of packed rows are put together again.
         images = self._setup.prompts.images
-        shown["image"] = [images.picture(batch, row) for row in rows]
+        shown["image"] = [images.picture(batch, int(row)) for row in rows]
         if "opened" in batch["prompts"]:
             shown["prompts"] = {"opened": batch["prompts"]["opened"][rows]}
         return shown
