@@ -85,7 +85,7 @@ def run() -> int:
         # The first process has the say: disks of others may lag behind.
         if processes.from_main(bool(folder.status)):
             _print_complete(folder)
-            if folder.has_changes:
+            if folder.has_changes and _MAY_CHANGE.value:
                 print("it stays as it is: of --may_change only more steps continue a complete run")
         else:
             _run_task(config, folder, stop, layout)

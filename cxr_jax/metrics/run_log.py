@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -84,7 +84,8 @@ def read(workdir: str | os.PathLike) -> list[dict]:
     """Read all lines of WORKDIR/metrics.jsonl, in the order written; [] if there is no such file.
 
     Returns:
-        A dict a line: "step" (int), "kind" ("train" or "eval"), "time" (Unix seconds) and the metrics.
+        A dict a line: "step" (int), "kind" ("train", "eval", or "change": of the config), "time" (Unix seconds) and
+        the metrics.
 
     Raises:
         UserError: if a line is not one of ours.
@@ -124,7 +125,7 @@ class MetricsWriter:
         # One process writes: the others would add the same lines.
         if not enabled:
             return
-        workdir = Path(workdir)
+        workdir = self._workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         log_path = workdir / FILE
         # Before the file is opened to append: it is replaced as a whole.
@@ -141,7 +142,7 @@ class MetricsWriter:
         Args:
             step: of the run.
             metrics: name -> number, string, list or device scalar (fetched here).
-            kind: "train" or "eval".
+            kind: "train", "eval" or "change".
 
         Raises:
             ValueError: if a metric has the name of one of the line's own fields.
@@ -158,6 +159,18 @@ class MetricsWriter:
             unwritten = unwritten[os.write(self._file, unwritten) :]
         # The board comes last: what it shows stands in the file.
         self._to_board(int(step), metrics_row, kind)
+
+    def write_changes(self, changes: Iterable[tuple[int, str]]) -> None:
+        """Write a line of kind "change" for each (step, change) of a run's config that has none yet."""
+        if self._file is None:
+            return
+        logged = [row["change"] for row in read(self._workdir) if row["kind"] == "change"]
+        for step, change in changes:
+            # A change that was made twice, there and back again, has two lines.
+            if change in logged:
+                logged.remove(change)
+            else:
+                self.write(step, {"change": change}, kind="change")
 
     def _to_board(self, step: int, metrics_row: Mapping[str, Any], line_kind: str) -> None:
         if self._board is None:

@@ -15,6 +15,7 @@ from cxr_jax.report.group_records import Group
 from cxr_jax.report.markup import render
 from cxr_jax.report.records import Case
 from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
+from cxr_jax.runtime.run_folder import history_of
 
 
 class Section(NamedTuple):
@@ -46,8 +47,9 @@ def _about(evaluation: Mapping) -> Markup:
 
 def _config(evaluation: Mapping) -> Markup:
     # As text in full: it is there to be compared and copied.
-    config = json.dumps(evaluation.get("config") or {}, indent=2, ensure_ascii=False)
-    return render("config.html", config=config)
+    about = evaluation.get("config") or {}
+    config = json.dumps(about, indent=2, ensure_ascii=False)
+    return render("config.html", config=config, changes=history_of(about))
 
 
 def page(

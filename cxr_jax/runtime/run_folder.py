@@ -10,7 +10,8 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,8 +28,19 @@ MAY_CHANGE = (
     "data.threads ",
     "data.max_bad ",
     "data.image_tokens ",
+    "micro_batches ",
+    "rl.micro_batches ",
+    "rl.sample_micro_batches ",
+    "remat ",
+    "log_every ",
+    "save_every ",
+    "eval.every ",
+    "eval.n ",
+    "eval.batch_size ",
+    "rl.patience ",
 )
-"""Keys of a config that do not change what a run computes, but for rounding: it may be resumed with others."""
+"""Keys of a config that do not change what a step computes, but for rounding: memory, time limits, and when a run logs,
+saves and looks. It may be resumed with others."""
 
 CONTINUABLE = {"steps": "steps ", "manifest": "data.manifest ", "image_root": "data.image_root "}
 """What a run may be continued with another of, by its name in `--may_change` -> its key."""
@@ -69,6 +81,7 @@ class RunFolder:
         self.path, self._lock, self._writes = os.path.abspath(path), None, writes
         # config.json as it will be, of a run that goes on with others, until `commit_changes`.
         self._pending: dict[str, Any] | None = None
+        self._said = ""
         if not writes:
             return
         # Now, and not at the first save.
@@ -138,10 +151,13 @@ class RunFolder:
                 )
         changes = [line for line in differences if allowed and line.startswith(allowed)]
         changes += _data_changes(path, stored, wanted, may_change)
-        if changes:
-            self._continue_with(path, stored, wanted, changes)
+        adjusted = [line for line in differences if line.startswith(MAY_CHANGE)]
+        if changes or adjusted:
+            self._continue_with(path, stored, wanted, changes, adjusted)
 
-    def _continue_with(self, path: str, stored: dict, wanted: dict, changes: list[str]) -> None:
+    def _continue_with(
+        self, path: str, stored: dict, wanted: dict, changes: list[str], adjusted: list[str]
+    ) -> None:
         """Be the changed run from here on, but for the files of the folder: see `commit_changes`."""
         steps, done = wanted["config"].get("steps"), self.steps_saved()
         if steps is not None and steps < done:
@@ -154,16 +170,18 @@ class RunFolder:
                 f"--workdir={path}: who is held out in this run of an earlier version is not kept yet: continue it "
                 "once with the rows that it began with (a finished one with more steps), then with others"
             )
-        history = [*stored.get("changes", []), {"step": done, "changes": changes}]
-        config = wanted["config"]
-        pending = {**stored, "config": config, "data": facts, "changes": history}
+        pending = {**stored, "config": wanted["config"], "data": facts}
+        # Apart: only the first make it another run than the one that began.
+        for name, lines in (("changes", changes), ("adjusted", adjusted)):
+            if lines:
+                pending[name] = [*stored.get(name, []), {"step": done, "changes": lines}]
+        self._said = f"goes on from step {done} with changes: {'; '.join(changes + adjusted)}"
         self._pending = json.loads(json.dumps(pending))  # as the file will give it back
 
     def commit_changes(self) -> None:
         """Make the folder one of the changed run, and say so: when what the run goes on with is known to work."""
         if self._pending is None:
             return
-        *_, last = self._pending["changes"]
         done = self.file("done.json")
         aside = partial_path(Path(done))
         # In this order: a kill in between leaves a run that the same command continues.
@@ -177,8 +195,7 @@ class RunFolder:
             raise
         aside.unlink(missing_ok=True)
         self._pending = None
-        changes = "; ".join(last["changes"])
-        print(f"goes on from step {last['step']} with changes: {changes}", flush=True)
+        print(self._said, flush=True)
 
     @property
     def has_changes(self) -> bool:
@@ -283,6 +300,13 @@ def _lock(opened_file: IO, path: str) -> None:
         raise UserError(f"--workdir={path}: another run is using it") from error
     except OSError as error:
         raise UserError(f"--workdir={path}: cannot be locked ({error.strerror})") from error
+
+
+def history_of(about: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """List what a run has gone on with, (step, change), as its config.json (`RunFolder.about`) keeps it."""
+    entries = [*about.get("changes", []), *about.get("adjusted", [])]
+    lines = [(int(entry["step"]), line) for entry in entries for line in entry["changes"]]
+    return sorted(lines, key=itemgetter(0))
 
 
 # ---- What a result depends on besides the config ----

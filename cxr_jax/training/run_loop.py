@@ -22,7 +22,7 @@ from cxr_jax.data.loading import StepLoader
 from cxr_jax.metrics.run_log import MetricsWriter
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.checkpoints import Checkpoints
-from cxr_jax.runtime.run_folder import RunFolder
+from cxr_jax.runtime.run_folder import RunFolder, history_of
 from cxr_jax.runtime.signals import Stop, StoppedError
 from cxr_jax.runtime.trees import Tree
 from cxr_jax.training.train_state import StartState
@@ -78,6 +78,8 @@ class RunLoop:
         self.metrics = MetricsWriter(
             run_folder.path, resume_step=start or -1, redo="eval", enabled=processes.is_main()
         )
+        if processes.is_main():
+            self.metrics.write_changes(history_of(run_folder.about))
         self.loader: StepLoader | None = None
         self._periodic: list[_Periodic] = []
         self._kept: dict[str, Callable[[], Any]] = {}

@@ -80,6 +80,26 @@ def test_resume_removes_later_and_torn_lines(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+def test_each_change_of_a_config_has_one_line(tmp_path):
+    there, back = "remat was 'none', now 'full'", "remat was 'full', now 'none'"
+    history = [(2, there), (2, back), (4, there)]
+
+    def logged(resume_step, changes):
+        with MetricsWriter(tmp_path, resume_step=resume_step, tensorboard=False) as writer:
+            writer.write_changes(changes)
+            writer.write(5, {"loss": 1.0})
+        rows = run_log.read(tmp_path)
+        return [(row["step"], row["change"]) for row in rows if row["kind"] == "change"]
+
+    assert logged(-1, history[:1]) == history[:1]
+    assert logged(3, history) == history  # those that came since
+    assert logged(4, history) == history  # resumed once more
+    assert logged(3, history) == history  # from an earlier checkpoint than the change was made at
+    with MetricsWriter(tmp_path, enabled=False) as writer:
+        writer.write_changes(history)
+    assert len(run_log.read(tmp_path)) == 4
+
+
 def test_a_foreign_line_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnot json\n')
     with pytest.raises(UserError, match="line 2"):

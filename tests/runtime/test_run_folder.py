@@ -9,7 +9,7 @@ import pytest
 
 from cxr_jax.config import sections
 from cxr_jax.errors import UserError
-from cxr_jax.runtime.run_folder import RunFolder
+from cxr_jax.runtime.run_folder import RunFolder, history_of
 from cxr_jax.runtime.whole_files import write_json
 
 CONFIG = {
@@ -140,6 +140,57 @@ def test_what_does_not_change_the_result_may_change(tmp_path):
     RunFolder(str(tmp_path), config | {"mesh": {"data": 1, "fsdp": 8}, "step_timeout": 2.0}).close()
     with pytest.raises(UserError, match="another config"):
         RunFolder(str(tmp_path), config | {"meshes": 1})
+
+
+ADJUSTABLE = CONFIG | {
+    "micro_batches": 1,
+    "remat": "none",
+    "log_every": 20,
+    "save_every": 5,
+    "rl": {"micro_batches": 1, "sample_micro_batches": 0, "patience": 0, "minibatches": 1},
+    "eval": {"every": 10, "n": 64, "batch_size": 8, "n_final": 100, "select_by": "jaccard"},
+}
+
+
+def adjusted(key, value):
+    section, _, name = key.rpartition(".")
+    if not section:
+        return ADJUSTABLE | {key: value}
+    return ADJUSTABLE | {section: ADJUSTABLE[section] | {name: value}}
+
+
+@pytest.mark.parametrize(
+    "key",
+    "micro_batches remat log_every save_every rl.micro_batches rl.sample_micro_batches rl.patience "
+    "eval.every eval.n eval.batch_size".split(),
+)
+def test_a_run_is_adjusted_without_a_flag_and_says_so(tmp_path, key, capsys):
+    RunFolder(str(tmp_path), ADJUSTABLE).close()
+    (tmp_path / "checkpoints" / "last" / "2").mkdir(parents=True)
+    before = (tmp_path / "config.json").read_bytes()
+    for value in ("7", "8"):
+        folder = RunFolder(str(tmp_path), adjusted(key, value))
+        assert (tmp_path / "config.json").read_bytes() == before and capsys.readouterr().out == ""
+        folder.commit_changes()
+        folder.close()
+        before = (tmp_path / "config.json").read_bytes()
+        assert capsys.readouterr().out.startswith(f"goes on from step 2 with changes: {key} was ")
+    about = json.loads(before)
+    # What a reader takes for a change of what the run is stays empty.
+    assert "changes" not in about and [entry["step"] for entry in about["adjusted"]] == [2, 2]
+    steps_and_lines = history_of(about)
+    assert steps_and_lines[1] == (2, f"{key} was '7', now '8'") and len(steps_and_lines) == 2
+
+
+@pytest.mark.parametrize(
+    "key", ["rl.minibatches", "eval.n_final", "eval.select_by", "seed", "rl.micro_batches_more"]
+)
+def test_what_would_be_another_run_is_refused_beside_an_adjustment(tmp_path, key):
+    RunFolder(str(tmp_path), ADJUSTABLE).close()
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(UserError, match=f"another config .{key} was") as refused:
+        RunFolder(str(tmp_path), adjusted(key, 3) | {"remat": "full"})
+    assert "\n" not in str(refused.value) and (tmp_path / "config.json").read_bytes() == before
 
 
 def test_the_others_only_look_on(tmp_path):

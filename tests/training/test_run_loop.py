@@ -59,7 +59,7 @@ def make_loop(tmp_path):
 
         stop.check = check
         begun = StartState(state={"params": start}, train=None, frozen={}, meta={}, step=start)
-        folder = types.SimpleNamespace(path=str(tmp_path))
+        folder = types.SimpleNamespace(path=str(tmp_path), about={})
         loop = RunLoop(folder, Checkpoints(log), stop, begun, steps, save_every)
         return loop, Loader(start, log)
 
