@@ -234,7 +234,7 @@ def _generate(
     # ---- Its completions together ----
     loop = _Loop(
         params=params,
-        layers=decoder_layers.decode_layers(params["text"], model_config.text),
+        layers=decoder_layers.decode_layers(params["text"], model_config.text, step.dtype),
         model_config=model_config,
         distribution=Distribution(temperature, settings.top_k, settings.top_p),
         constraint=constraint,

@@ -47,7 +47,8 @@ matmul.defvjp(_matmul_fwd, _matmul_bwd)
 class Linear(nnx.Module):
     """A product [..., din] -> [..., dout]; kernel [din, dout].
 
-    With `lora_a` [din, r] and `lora_b` [r, dout] beside the kernel (see `lora.join`): x kernel + x lora_a lora_b.
+    With `lora_a` [din, r] and `lora_b` [r, dout] beside the kernel (see `lora.join`): x kernel + x lora_a lora_b. With
+    `lora_b` alone the kernel is [din, dout + r], lora_a's columns the last of it: one product for both.
     """
 
     lora_a = lora_b = None  # `apply` sets them, on the module of one call
@@ -68,8 +69,11 @@ class Linear(nnx.Module):
         # What stands beside the kernel decides: the same module serves with adapters and without.
         dtype = inputs.dtype
         kernel = self.kernel[...].astype(dtype)
-        if self.lora_a is None:
+        if self.lora_b is None:
             outputs = matmul(inputs, kernel)
+        elif self.lora_a is None:
+            outputs, lowered = jnp.split(inputs @ kernel, [self.lora_b.shape[-1]], -1)
+            outputs = outputs + lowered @ self.lora_b.astype(dtype)
         else:
             # A plain product: `matmul` would write out the gradient of a kernel that is frozen. It comes first:
             # the gradient of the inputs is summed in the order of their uses.
@@ -210,7 +214,7 @@ def apply(graphdef: nnx.GraphDef, params: Tree, *arguments: Any, method: str = "
     module = nnx.merge(graphdef, nnx.State(params))
     for module_path, adapter in adapters:
         linear = functools.reduce(getattr, module_path, module)
-        linear.lora_a, linear.lora_b = (adapter[half] for half in LORA)
+        linear.lora_a, linear.lora_b = (adapter.get(half) for half in LORA)
     return getattr(module, method)(*arguments)
 
 
@@ -247,7 +251,8 @@ def split_adapters(
             without_adapters[name] = value
     # What is missing now are the two leaves of an adapted module.
     if len(without_adapters) < len(params):
-        adapters.append((module_path, {name: params[name] for name in LORA}))
+        halves = {name: params[name] for name in LORA if name in params}
+        adapters.append((module_path, halves))
     return without_adapters, adapters
 
 

@@ -16,7 +16,7 @@ from cxr_jax.errors import UserError
 from cxr_jax.inference import sampling
 from cxr_jax.models import layers, lora, network
 from cxr_jax.models.lora import Lora
-from cxr_jax.models.network import decoder_layers
+from cxr_jax.models.network import decoder, decoder_layers
 
 GRID = (1, 4, 8)
 IDS = np.array([[3, *[5] * 8, 4, 9, 10, 11, 12], [3, *[5] * 8, 4, 20, 21, 0, 0]])
@@ -268,3 +268,57 @@ def test_decoding_does_not_round_adapters_into_narrow_kernels(params, adapters):
         "qkv"
         in decoder_layers.decode_layers(lora.join(params, tiny, ALL)["text"], CFG.text)[0]["attn"]
     )
+    # Where the computation rounds adapters to the kernels' type anyway, they go along with them.
+    fused = decoder_layers.decode_layers(
+        lora.join(narrow, tiny, ALL)["text"], CFG.text, jnp.bfloat16
+    )
+    assert "qkv" in fused[0]["attn"] and "lora_b" in fused[-1]["mlp"]["down"]
+    assert (
+        "lora_b"
+        in decoder_layers.decode_layers(
+            lora.join(narrow, tiny, ALL)["text"], CFG.text, jnp.float32
+        )[0]["attn"]["q"]
+    )
+
+
+@pytest.mark.parametrize("modules", ["attn/q mlp/up", "attn/v attn/o mlp/down", ""])
+def test_fused_adapters_decode_as_those_beside_each_kernel(params, adapters, modules):
+    chosen = tuple(f"text/layers/{module}" for module in modules.split())
+    some = Lora(3, 6.0, chosen or ("decoder",))
+    every, part = adapters["text"]["layers"], {}
+    for path in chosen or some.paths_in(lora.modules_of(params)):
+        *_, block, module = path.split("/")
+        part.setdefault(block, {})[module] = every[block][module]
+    joined = lora.join(params["text"], {"layers": part}, some)
+    apart = layers.unstack(joined["layers"], CFG.text.num_hidden_layers)
+    fused = [decoder_layers.fuse_with_adapters(layer) for layer in apart]
+    rng = np.random.default_rng(1)
+    text, rows = CFG.text, 3
+    shape = (rows, text.num_key_value_heads, 4, text.head_dim)
+    prompt_keys = [
+        tuple(jnp.asarray(rng.standard_normal(shape), jnp.float32) for _ in "kv")
+        for _ in range(text.num_hidden_layers)
+    ]
+    embedded = jnp.asarray(rng.standard_normal((rows, 1, text.hidden_size)), jnp.float32)
+
+    def decode(layers_):
+        return decoder.decode_step(
+            layers_,
+            params["text"]["final"],
+            text,
+            embedded,
+            np.full((text.position_axes, rows, 1), 4),
+            prompt_keys,
+            np.array([4, 3, 2]),
+            decoder.empty_own(text, rows, 2, jnp.float32),
+            jnp.int32(0),
+        )[0]
+
+    want = decode(apart)
+    np.testing.assert_allclose(decode(fused), want, atol=1e-6, rtol=1e-6)
+    # Adapters that matter, and 8 products for 21 where every module has one.
+    assert np.abs(decode(layers.unstack(params["text"]["layers"], 2)) - want).max() > 1e-2
+    count = lambda layers_: str(jax.make_jaxpr(decode)(layers_)).count("dot_general")
+    attention = count(layers.unstack(params["text"]["layers"], 2)) - 2 * 7
+    if not modules:
+        assert (count(apart) - attention, count(fused) - attention) == (2 * 21, 2 * 8)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from cxr_jax.models.layers import (
     MLP,
@@ -199,20 +200,60 @@ def fuse(layers: Tree) -> Tree:
     }
 
 
-def decode_layers(params: Tree, model_config: TextConfig) -> list[Tree]:
+def fuse_with_adapters(layer: Tree) -> Tree:
+    """`fuse` one layer, its adapters apart from the kernels: see `Linear` for the form that they take.
+
+    Each fused module has the columns of all its `lora_a` in its kernel, and one `lora_b` with theirs as blocks on its
+    diagonal: a layer takes 8 products, where 7 modules with an adapter each would take 21.
+    """
+    attn, mlp = dict(layer["attn"]), dict(layer["mlp"])
+    qkv = _join_linears(*(attn.pop(name) for name in ("q", "k", "v")))
+    attn = {**attn, "qkv": qkv, "o": _join_linears(attn["o"])}
+    gate_up = _join_linears(mlp["gate"], mlp["up"])
+    return {**layer, "attn": attn, "mlp": {"gate_up": gate_up, "down": _join_linears(mlp["down"])}}
+
+
+def _join_linears(*linears: Tree) -> Tree:
+    """One Linear of several that read the same input, with adapters or without."""
+    plain, adapters = zip(*(split_adapters(linear) for linear in linears), strict=True)
+    joined = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, -1), *plain)
+    # Of each linear: none, or one at the linear itself.
+    halves = [adapter[0][1] if adapter else None for adapter in adapters]
+    kernel = joined["kernel"]
+    lowering = [half["lora_a"].astype(kernel.dtype) for half in halves if half]
+    if not lowering:
+        return joined
+    raising = []
+    for linear, half in zip(plain, halves, strict=True):
+        # A linear without an adapter has a block of no rows: columns of zeros.
+        empty = jnp.zeros((0, linear["kernel"].shape[-1]), lowering[0].dtype)
+        raising.append(half["lora_b"].astype(empty.dtype) if half else empty)
+    return {
+        **joined,
+        "kernel": jnp.concatenate([kernel, *lowering], -1),
+        "lora_b": jax.scipy.linalg.block_diag(*raising),
+    }
+
+
+def decode_layers(
+    params: Tree, model_config: TextConfig, dtype: DTypeLike | None = None
+) -> list[Tree]:
     """Unstack and fuse the layers for `decode_step`: made once, outside the loop, layer by layer, so that there is no
     second whole copy. A list is taken as it is.
 
     Adapters on kernels narrower than float32 stay beside them: their sum would be rounded to the kernel's type, and
     what adapters add in their first steps is less than that. The learner, which keeps them apart, would then not be
-    the sampler.
+    the sampler. Where the kernels have the type of the computation, `dtype`, adapters are rounded to it anyway, and are
+    fused as they are.
     """
     layers = params["layers"]
     if isinstance(layers, list):
         return layers
     # Apart, because a loop over stacked layers would slice them at every token.
     apart = unstack(layers, model_config.num_hidden_layers)
-    is_narrow = layers["attn"]["q"]["kernel"].dtype != jnp.float32
-    if is_narrow and split_adapters(layers)[1]:
-        return apart
+    kernel_type = layers["attn"]["q"]["kernel"].dtype
+    if kernel_type != jnp.float32 and split_adapters(layers)[1]:
+        if kernel_type != dtype:
+            return apart
+        return [fuse_with_adapters(layer) for layer in apart]
     return [fuse(layer) for layer in apart]
