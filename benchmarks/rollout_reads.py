@@ -12,8 +12,8 @@ in the turns that `rl.sample_micro_batches=0` chooses, means of 20 draws:
 
                     weight reads         read a device, GB    own keys at most, GiB
     mean length 8 turns  1 turn  ratio   8 turns  1 turn  ratio    8 turns  1 turn
-            450  11,385   1,750    6.5    74,539  13,843    5.4        1.0     7.9
-            620  13,906   1,800    7.7    91,925  15,209    6.0        1.0     7.9
+            450  11,385   1,750    6.5    74,539  14,083    5.3        1.0     7.9
+            620  13,906   1,800    7.7    91,925  15,498    5.9        1.0     7.9
             900  14,400   1,800    8.0    96,125  18,181    5.3        1.0     7.9
 """
 
@@ -35,28 +35,29 @@ GIB = 2**30
 
 
 def read_in_a_turn(
-    lengths: np.ndarray, group: int, max_tokens: int, width: int, slot_bytes: int
+    lengths: np.ndarray, group: int, max_tokens: int, width: int, layer_bytes: int, layers: int
 ) -> tuple[int, float]:
     """Follow one turn.
 
     Args:
         lengths: int [devices, R], of the completions.
         width: slots of a prompt.
-        slot_bytes: of the keys of a token in all layers.
+        layer_bytes: of the keys of a token in a layer.
 
     Returns:
         (steps, bytes of keys that a device reads).
     """
     steps, keys, start = 0, 0.0, 0
-    for until in compaction.stage_ends(max_tokens):
+    for stage, until in enumerate(compaction.stage_ends(max_tokens)):
         # The device with the most rows left decides for all.
         alive = (lengths > start).sum(axis=1).max()
         if not alive:
             break
-        rows = min(count for count in compaction.sizes(lengths.shape[1]) if count >= alive)
+        counts = compaction.stage_rows(lengths.shape[1], 1, stage, layers)
+        rows = min(count for count in counts if count >= alive)
         steps_here = min(until, lengths.max()) - start
         prompts = lengths.shape[1] // group
-        keys += steps_here * (rows * until + min(prompts, rows) * width) * slot_bytes
+        keys += steps_here * (rows * until + min(prompts, rows) * width) * layer_bytes * layers
         steps, start = steps + steps_here, until
     return steps, keys
 
@@ -93,7 +94,8 @@ def main(_: list[str]) -> None:
                         rollout.group_size,
                         settings.max_completion,
                         shapes.prompt_width,
-                        slot_bytes,
+                        slot_bytes // text.num_hidden_layers,
+                        text.num_hidden_layers,
                     )
                     for part in np.split(lengths, turns, axis=1)
                 ]

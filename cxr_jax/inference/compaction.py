@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from cxr_jax.models.layers import is_shallow
 from cxr_jax.runtime.batch_rows import by_shard, put_rows, row_shards, take_rows
 
 # Ends of all stages but the last, as shares of the most tokens.
@@ -59,6 +60,21 @@ def sizes(rows: int, shards: int = 1) -> list[int]:
     return counts
 
 
+def stage_rows(rows: int, shards: int, stage: int, layers: int) -> list[int]:
+    """List the row counts that a stage of a model of so many layers is compiled for: those of `sizes`, or some of them.
+
+    A deep model's loop is large, and there is one for each count. So its stage 1 (the second) has all rows or half of
+    them, stage 2 a quarter, too, and stage 3 an eighth instead: 9 loops for 13. What that costs is counted in
+    `benchmarks/rollout_reads.py`.
+    """
+    if stage == 0:
+        return [rows]  # nobody has finished yet
+    counts = sizes(rows, shards)
+    if is_shallow(layers):
+        return counts
+    return [count for halvings, count in enumerate(counts) if halvings in (0, 1, stage)]
+
+
 def run(draw_until: DrawUntil, rows: Rows, state: Any) -> Any:
     """Run a decode loop to the end of `state.tokens` [R, N], in stages.
 
@@ -74,10 +90,10 @@ def run(draw_until: DrawUntil, rows: Rows, state: Any) -> Any:
     # Rows that do not divide evenly are not divided at all.
     shards = row_shards() if len(rows.prompt_lengths) % row_shards() == 0 else 1
     stages = _Stages(draw_until, rows, last_end, shards)
-    row_options = sizes(row_count, shards)
     for stage_number, until in enumerate(stage_ends(last_end)):
-        # At first nobody has finished, and without a smaller size there is nothing to choose.
-        if stage_number == 0 or len(row_options) == 1:
+        row_options = stage_rows(row_count, shards, stage_number, len(state.own_keys))
+        # Without a smaller size there is nothing to choose.
+        if len(row_options) == 1:
             state = stages.with_all_rows(until, state)
             continue
         # All devices take the same branch, so the one with the most rows left decides.

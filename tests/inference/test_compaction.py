@@ -32,6 +32,16 @@ def test_sizes():
     assert compaction.sizes(12, shards=4) == [12]
 
 
+def test_a_deep_model_has_a_loop_for_fewer_sizes():
+    rows = functools.partial(compaction.stage_rows, 128, 1)
+    assert [rows(stage, 8) for stage in range(4)] == [[128], *[[128, 64, 32, 16]] * 3]
+    deep = [rows(stage, 36) for stage in range(4)]
+    assert deep == [[128], [128, 64], [128, 64, 32], [128, 64, 16]]
+    # Sizes that are not there are left out, and devices still get equal shares.
+    assert [compaction.stage_rows(48, 8, stage, 36) for stage in (1, 2, 3)] == [[48, 24]] * 3
+    assert compaction.stage_rows(6, 1, 3, 36) == [6]
+
+
 @pytest.fixture
 def small(monkeypatch):
     """Stages of 4 to 16 tokens and batches down to 2 rows, so that a short loop goes through all of them."""
