@@ -49,14 +49,21 @@ partly shared; jax 0.10.2): install from a package cache, 40 steps of 4.5 s (1.7
 evaluation on 512 images a hospital. The model of before; its table was, digit for digit,
 that of 4513e11.
 
-**Qwen3-VL of that size**: the way from the short SFT of experiments/sft.py (qwen3_vl_phantom) on. 4 steps of 8 prompts
-x 8, 256 completions in all (2026-11-29, on a tree of shortly before commit f0bc192): far too few to show a gain, and
-there is none. 100 images a hospital: Jaccard
-A 0.657 -> 0.658 (+0.000 [-0.021, +0.024]), B 0.572 -> 0.576 (+0.005 [-0.027, +0.037]). Not run: more.
+**Qwen3-VL of that size**: the way from the short SFT of experiments/sft.py (qwen3_vl_phantom) on, 40 steps (2026-11-30,
+seed 0, a clean clone of eeb188f, 18 minutes on one core that other jobs shared; step 10 was the best on B's selection
+stream). A model that reads this badly gains nothing that could be told from noise, and drifts: from step 20 on it left
+out Pleural Effusion and Pneumothorax on B, and the alarms said so. 400 images a hospital:
+
+                     A                       B (out of distribution)
+    Jaccard, SFT     0.644 [0.607, 0.683]    0.535 [0.503, 0.570]
+    Jaccard, RL      0.654 [0.620, 0.688]    0.559 [0.529, 0.591]
+    RL - SFT         +0.010 [-0.014, +0.033] +0.023 [-0.004, +0.051]
 
     bash launch/local.sh --config=experiments/rl.py --workdir=runs/rl_q3 --config.model=runs/sft_q3/hf \\
-        --config.steps=4 --config.rl.prompts_per_step=8 --config.rl.oversample=1 --config.eval.n=32 \\
-        --config.eval.n_final=100 --config.eval.every=4
+        --config.eval.n=128 --config.eval.n_final=400
+
+4 steps of 8 prompts (--config.steps=4 --config.rl.prompts_per_step=8 --config.rl.oversample=1, evaluated last)
+were worse: A -0.071 [-0.117, -0.026], B -0.022 [-0.062, +0.014] on 100 images.
 
 What did not work (both under the published sum): perfect readers (sft.py, reader_miss=0; 2026-11-24, one seed, 80
 steps of 16 prompts x 8, lr 1e-4, no oversampling, 512 images): B Jaccard +0.022 [+0.009, +0.035], but A -0.006
