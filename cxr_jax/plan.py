@@ -11,6 +11,16 @@ program computed in float32 and compiled for CPUs, with plain attention: estimat
 in bfloat16, XLA for CPUs keeps float32 copies of all weights, which no accelerator needs.) What the runtime, its
 libraries, evaluations and the export take is not counted: leave a share of the memory free.
 
+`--topology=v5p:2x2x2` in place of `--devices` compiles the steps for that slice of TPUs by libtpu, the compiler that
+a TPU runs, on this machine (Linux, `pip install 'jax[tpu]'`; no TPU is needed): v5e:2x2 to v5e:16x16, v6e the same,
+v5p:2x2x1, v5p:4x4x4 and so on, and v5e:1x1, v6e:1x1 for one chip. Bytes are then those of the program that will run,
+computed as the run computes, padding and code included; a program that does not fit is refused. The verdict counts
+the code of all programs, which stays loaded, and leaves 1/16 of the memory free (--hbm_gib: another memory, all of
+it). It takes minutes a program and gigabytes of memory here. Time on a TPU is not said: only a TPU knows.
+
+GPUs: JAX takes 75 % of a GPU's memory at its start, or XLA_CLIENT_MEM_FRACTION of it, and arrays get no more. --gpu
+holds the plan against that share of --hbm_gib.
+
 `--film=2544x3056` (height x width) plans the reading of one film of that size on one device in place of the run's
 steps: into how many patches it is cut, and what the vision tower, the prompt and the decoding need. Its size is
 bounded as by `cxr-jax predict`: by the model's own limits (those of the published folders, where there is no folder)
@@ -21,10 +31,12 @@ Exit codes: 0 printed, and it fits if asked; 1 it does not fit; 2 bad usage.
 
 import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -33,6 +45,11 @@ from cxr_jax.config.sections import RunConfig
 from cxr_jax.errors import UserError
 from cxr_jax.planning.films import Film, FilmReading, film_of_run, parse_size
 from cxr_jax.planning.programs import GIB, Needs, Shapes, needs_of, programs, with_turns
+from cxr_jax.planning.slice_needs import needs_on_slice
+from cxr_jax.planning.slices import Slice, open_slice
+
+if TYPE_CHECKING:
+    from cxr_jax.runtime.layout import Layout
 
 # transformers would announce that torch is absent
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -42,10 +59,17 @@ _DEVICES = flags.DEFINE_integer("devices", 1, "Devices to plan for.", lower_boun
 _HBM_GIB = flags.DEFINE_float(
     "hbm_gib", None, "Memory of a device in GiB: makes it a verdict.", lower_bound=0.0
 )
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "Compile for a slice of TPUs by libtpu, as in v5e:4x4, v5p:2x2x2, v6e:2x4."
+)
+_GPU = flags.DEFINE_bool(
+    "gpu", False, "The memory is a GPU's: of --hbm_gib arrays get XLA_CLIENT_MEM_FRACTION, or 0.75."
+)
 _JSON = flags.DEFINE_bool(
     "json",
     False,
-    "Print one JSON object a program: name, bytes, flops, tokens, moved, peak; film, resized, patches, image_tokens.",
+    "Print one JSON object a program: name, bytes, flops, tokens, moved, calls, waste, refused, peak; film, resized, "
+    "patches, image_tokens.",
 )
 _FILM = flags.DEFINE_string(
     "film", None, "Plan the reading of one film of HEIGHTxWIDTH pixels, as in 2544x3056."
@@ -53,6 +77,9 @@ _FILM = flags.DEFINE_string(
 _MAX_PIXELS = flags.DEFINE_integer(
     "max_pixels", None, "With --film: most pixels that are read of it.", lower_bound=28 * 28
 )
+
+# What JAX takes of a GPU's memory at its start (docs.jax.dev, "GPU memory allocation").
+GPU_SHARE = 0.75
 
 WITHOUT_HIDDEN_MEMORY = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
@@ -62,6 +89,9 @@ ADVICE = {
     "optimizer": "train adapters (--config.lora.rank=16), or take more devices",
     "fixed": "take more devices, or --config.dtype=bfloat16",
     "batch": "a smaller batch",
+    "padding": "another size of what is padded, or more devices",
+    "output": "a smaller batch",
+    "code": "fewer sizes: config.max_completion, config.rl.group_size",
     "temporary": "more micro-batches (config.micro_batches; RL: config.rl.micro_batches, and turns of the rollout by "
     "config.rl.sample_micro_batches), --config.remat=full, or "
     "smaller config.batch_size, config.rl.group_size or config.max_completion",
@@ -71,6 +101,7 @@ ADVICE = {
 def run() -> int:
     """Print the plan that the flags ask for and return the exit code."""
     config, devices = command_line.CONFIG.value, _DEVICES.value
+    check_flags()
 
     # JAX takes the number of devices only before it has looked for them.
     import jax
@@ -78,21 +109,46 @@ def run() -> int:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
     from cxr_jax.config import schema
-    from cxr_jax.runtime import layout as layouts
-    from cxr_jax.training import checks
 
     if _FILM.value is not None:
         schema.check_values(config)
         return plan_reading(RunConfig.from_config(config), _FILM.value)
-    if _MAX_PIXELS.value is not None:
-        raise UserError("--max_pixels is for --film; of a run it is --config.data.max_pixels")
     if config.get("task") not in ("sft", "rl"):
         raise UserError(f"config.task={config.get('task')!r}: only sft and rl have steps to plan")
     schema.check_values(config)
-    settings = RunConfig.from_config(config)
-    layout = layouts.Layout.from_config(config.mesh)
+    if _TOPOLOGY.value is not None:
+        return plan_slice(RunConfig.from_config(config), open_slice(_TOPOLOGY.value))
+    return plan_devices(RunConfig.from_config(config), devices)
+
+
+def check_flags() -> None:
+    """Raise UserError for flags that do not go together."""
+    if _MAX_PIXELS.value is not None and _FILM.value is None:
+        raise UserError("--max_pixels is for --film; of a run it is --config.data.max_pixels")
+    if _GPU.value and _HBM_GIB.value is None:
+        raise UserError("--gpu is about the verdict: say the memory of the GPU, --hbm_gib=80")
+    if _TOPOLOGY.value is None:
+        return
+    for name, is_given in (
+        ("devices", flags.FLAGS["devices"].present),
+        ("film", _FILM.value is not None),
+        ("gpu", _GPU.value),
+    ):
+        if is_given:
+            raise UserError(
+                f"--topology says for which devices the plan is: --{name} does not go with it"
+            )
+
+
+def plan_devices(settings: RunConfig, devices: int) -> int:
+    """Print what a run needs on devices of any kind, by XLA for CPUs, and return the exit code."""
+    from cxr_jax.runtime import layout as layouts
+    from cxr_jax.training import checks
+
+    layout = layouts.Layout.from_config(dataclasses.asdict(settings.mesh))
     checks.check_rows_divide(settings, layout.shards)
-    memory = None if _HBM_GIB.value is None else int(_HBM_GIB.value * GIB)
+    memory_gib = memory_of_device()
+    memory = None if memory_gib is None else int(memory_gib * GIB)
     settings = with_turns(settings, layout.shards, memory)
 
     # The same programs twice: as the run computes, and in float32, which XLA for CPUs compiles as an accelerator would.
@@ -104,17 +160,41 @@ def run() -> int:
             strict=True,
         )
     )
+    print_head(settings, f"{devices} device(s)", layout)
+    film = film_of_run(Shapes(settings).images)
+    all_needs = (needs_of(*pair, layout.mesh) for pair in program_pairs)
+    return print_plan(film, all_needs, memory_gib)
+
+
+def plan_slice(settings: RunConfig, tpu_slice: Slice) -> int:
+    """Print what a run needs on a slice of TPUs, by libtpu, and return the exit code."""
+    from cxr_jax.runtime import layout as layouts
+    from cxr_jax.training import checks
+
+    layout = layouts.Layout.from_config(dataclasses.asdict(settings.mesh), tpu_slice.devices)
+    checks.check_rows_divide(settings, layout.shards)
+    memory_gib = tpu_slice.program_gib if _HBM_GIB.value is None else _HBM_GIB.value
+    settings = with_turns(settings, layout.shards, int(memory_gib * GIB))
+    print_head(settings, f"{tpu_slice.name}, {len(tpu_slice.devices)} chip(s)", layout)
+    device = tpu_slice.devices[0]
+    film = film_of_run(Shapes(settings).images)
+    all_needs = (
+        needs_on_slice(program, device, layout.mesh)
+        for program in programs(settings, layout.shards)
+    )
+    return print_plan(film, all_needs, memory_gib)
+
+
+def print_head(settings: RunConfig, devices: str, layout: "Layout") -> None:
+    """Print what is planned, and for what."""
     if not _JSON.value:
         mesh_shape = f": {layout}" if layout.mesh else ""
         print(
             f"{settings.model or 'the 3B shape'}, {settings.task}, computed in {settings.dtype}, "
-            f"on {devices} device(s){mesh_shape}"
+            f"on {devices}{mesh_shape}"
         )
         if settings.task == "rl":
             print(f"a rollout in {settings.rollout.sample_micro_batches} turn(s)")
-    shapes = Shapes(settings)
-    film = film_of_run(shapes.images)
-    return print_plan(film, (needs_of(*pair, layout.mesh) for pair in program_pairs))
 
 
 def plan_reading(settings: RunConfig, size: str) -> int:
@@ -129,13 +209,42 @@ def plan_reading(settings: RunConfig, size: str) -> int:
     pairs = zip(reading.programs(), in_float32.programs(), strict=True)
     # Without XLA's CPU kernels for whole attentions: their scores lie in memory that it does not count.
     needs = (needs_of(*pair, compiler_options=WITHOUT_HIDDEN_MEMORY) for pair in pairs)
-    return print_plan(reading.film, needs)
+    return print_plan(reading.film, needs, memory_of_device())
 
 
-def print_plan(film: Film, all_needs: Iterable[Needs]) -> int:
-    """Print what programs need as each is compiled, and the verdict, if one is asked for; return the exit code."""
+def memory_of_device() -> float | None:
+    """Return what --hbm_gib leaves to the arrays of a run, in GiB; None if it is not given."""
+    if not _GPU.value or _HBM_GIB.value is None:
+        return _HBM_GIB.value
+    return _HBM_GIB.value * gpu_share()
+
+
+def gpu_share() -> float:
+    """Return the share of a GPU's memory that JAX will take in this environment.
+
+    Raises:
+        UserError: for an environment variable that is no share.
+    """
+    # jaxlib reads both; the second is the older name.
+    names = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+    for name in names:
+        if text := os.environ.get(name):
+            try:
+                share = float(text)
+            except ValueError:
+                share = 0.0
+            if not 0 < share <= 1:
+                raise UserError(
+                    f"{name}={text}: must be a share of the memory, above 0 and up to 1"
+                )
+            return share
+    return GPU_SHARE
+
+
+def print_plan(film: Film, all_needs: Iterable[Needs], memory_gib: float | None) -> int:
+    """Print what programs need as each is compiled, and the verdict, if there is a memory; return the exit code."""
     if not _JSON.value:
-        print(film)
+        print(film, flush=True)
     printed = []
     for needs in all_needs:
         printed.append(needs)
@@ -144,40 +253,71 @@ def print_plan(film: Film, all_needs: Iterable[Needs]) -> int:
             print(json.dumps(row), flush=True)
         else:
             print_needs(needs)
-    if _HBM_GIB.value is None:
+    refused = [needs for needs in printed if needs.refused]
+    if refused:
+        stream = sys.stderr if _JSON.value else sys.stdout  # stdout holds JSON objects alone
+        print(f"\ndoes not fit: {refused[0].name}: {refused[0].refused}", file=stream)
+        return 1
+    if memory_gib is None:
         return 0
-    return print_verdict(printed, _HBM_GIB.value)
+    return print_verdict(printed, memory_gib)
 
 
 def print_needs(needs: Needs) -> None:
     """Print what one program needs."""
     print(f"\n{needs.name}: {needs.tokens:,} tokens, {needs.flops / 1e12:,.1f} TFLOP a step")
+    # Temporary memory is an estimate from above where another compiler than the device's gave it.
+    is_exact = "code" in needs.bytes
     for memory_kind, byte_count in needs.bytes.items():
-        # Temporary memory is that of another compiler: an estimate from above.
-        bound = "<=" if memory_kind == "temporary" else "  "
+        bound = "<=" if memory_kind == "temporary" and not is_exact else "  "
         print(f"  {bound} {byte_count / GIB:9.2f} GiB  {memory_kind}")
-    print(f"  <= {needs.total_bytes / GIB:9.2f} GiB  in all, a device")
+    if needs.refused:
+        print(f"  refused by the compiler: {needs.refused}", flush=True)
+        return
+    print(f"  {'  ' if is_exact else '<='} {needs.total_bytes / GIB:9.2f} GiB  in all, a device")
+    if needs.waste:
+        print(f"  padding: {needs.waste}")
     if needs.moved:
-        moved = [f"{kind} {byte_count / GIB:.2f} GiB" for kind, byte_count in needs.moved.items()]
-        print(f"  moved a step: {', '.join(moved)}")
+        moved = [
+            f"{kind} {byte_count / GIB:.2f} GiB in {needs.calls[kind]:,}"
+            for kind, byte_count in needs.moved.items()
+        ]
+        print(f"  moved a step: {', '.join(moved)}", flush=True)
 
 
-def print_verdict(needs: Sequence[Needs], hbm_gib: float) -> int:
+def print_verdict(needs: Sequence[Needs], memory_gib: float) -> int:
     """Print whether the program that needs most fits into the memory of a device; return 0 if it does, else 1."""
     largest = max(needs, key=lambda program: program.total_bytes)
-    total_gib = largest.total_bytes / GIB
+    # The code of the others stays loaded beside it, where it is known.
+    other_code = sum(program.bytes.get("code", 0) for program in needs if program is not largest)
+    total_gib = (largest.total_bytes + other_code) / GIB
     stream = sys.stderr if _JSON.value else sys.stdout  # stdout holds JSON objects alone
-    if total_gib <= hbm_gib:
-        print(f"\nfits: {total_gib:.1f} of {hbm_gib:g} GiB ({largest.name})", file=stream)
+    memory = f"{memory_gib:g} GiB{_about_memory(total_gib, memory_gib)}"
+    if total_gib <= memory_gib:
+        print(f"\nfits: {total_gib:.1f} of {memory} ({largest.name})", file=stream)
         return 0
     # The advice is about what takes most of the memory.
     kind, byte_count = max(largest.bytes.items(), key=itemgetter(1))
     print(
-        f"\ndoes not fit: {largest.name} needs {total_gib:.1f} GiB, a device has {hbm_gib:g}. Most of it: {kind}, "
+        f"\ndoes not fit: {largest.name} needs {total_gib:.1f} GiB, a device has {memory}. Most of it: {kind}, "
         f"{byte_count / GIB:.1f} GiB. To change: {ADVICE[kind]}",
         file=stream,
     )
     return 1
+
+
+def _about_memory(total_gib: float, memory_gib: float) -> str:
+    """What must be said of the memory of a verdict, in brackets behind it; "" if nothing."""
+    hbm_gib = _HBM_GIB.value
+    if _TOPOLOGY.value is not None and hbm_gib is None:
+        return " (1/16 of the memory is left free)"
+    if _GPU.value:
+        return f" (JAX's share of {hbm_gib:g} on a GPU)"
+    if hbm_gib is not None and GPU_SHARE * memory_gib < total_gib <= memory_gib:
+        share = min(1.0, math.ceil(100 * total_gib / memory_gib) / 100)
+        pool = f"{GPU_SHARE * memory_gib:g} of them"
+        return f" (on a GPU, arrays get {pool} unless XLA_CLIENT_MEM_FRACTION={share:g} is set)"
+    return ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

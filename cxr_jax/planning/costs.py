@@ -7,37 +7,20 @@ a `while` (a stage of the decode loop) by a number that the caller knows. Of bra
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-# Bytes of one element by HLO's name of its type.
-_BYTES = {
-    "pred": 1,
-    "s8": 1,
-    "u8": 1,
-    "bf16": 2,
-    "f16": 2,
-    "s16": 2,
-    "u16": 2,
-    "f32": 4,
-    "s32": 4,
-    "u32": 4,
-    "f64": 8,
-    "s64": 8,
-    "u64": 8,
-}
+from cxr_jax.planning import hlo as hlo_text
+
 # What devices say to each other; all else that a program does stays on its device.
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
-# Of a line of HLO: the type of its result and its operation, ..
-_OPERATION = re.compile(r"= (.*?) ([a-z-]+?)(?:-start)?\(")
-# .. the computations that it calls, and how often, where it is a loop whose turns the compiler knows.
+# The computations that a line of HLO calls.
 _CALLEE = re.compile(
-    r"(?:body|calls|to_apply|(?:true|false)_computation|branch_computations)="
+    r"(?:body|condition|calls|to_apply|(?:true|false)_computation|branch_computations)="
     r"\{?%?([\w.-]+(?:, %[\w.-]+)*)"
 )
-_KNOWN_TURNS = re.compile(r'known_trip_count[^0-9]*"?n"?[^0-9]*(\d+)')
 
 
 # ---- Floating-point operations ---------------------------------------------------------------------
@@ -51,8 +34,13 @@ def flops(function: Callable[..., Any], *arguments: Any, while_trips: Sequence[i
         *arguments: may be abstract.
         while_trips: the turns of each `while`, in the order in which they run; the last goes for all that follow.
     """
+    return flops_of(jax.make_jaxpr(function)(*arguments).jaxpr, while_trips)
+
+
+def flops_of(jaxpr: Any, while_trips: Sequence[int] = (1,)) -> int:
+    """Count those of a program that is traced already, as `flops` does."""
     # Copied, because it is used up as loops are met, in the order of the program.
-    return _flops(jax.make_jaxpr(function)(*arguments).jaxpr, list(while_trips))
+    return _flops(jaxpr, list(while_trips))
 
 
 def _flops(jaxpr: Any, trip_counts: list[int]) -> int:
@@ -111,76 +99,106 @@ def _inner_jaxprs(parameters: Mapping[str, Any]) -> Iterator[Any]:
 # ---- Collectives -----------------------------------------------------------------------------------
 
 
-def collectives(hlo: str, devices: int, while_trips: float = 1) -> dict[str, int]:
-    """Count bytes that a device sends for each kind of collective, in one run of a compiled program.
+class Traffic(NamedTuple):
+    """What a device says to others in one run of a program, by kind of collective.
+
+    Attributes:
+        moved: bytes that it sends.
+        calls: how often it begins.
+    """
+
+    moved: dict[str, int]
+    calls: dict[str, int]
+
+    def used(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Return both without the kinds of which there are none."""
+        moved, calls = ({kind: count for kind, count in counts.items() if count} for counts in self)
+        return moved, calls
+
+
+def collectives(text: str, devices: int, while_trips: float = 1) -> Traffic:
+    """Count the bytes that a device sends and its collectives, in one run of a compiled program.
 
     Counted as rings move them, among all devices: an all-gather and an all-to-all their result, a reduce-scatter its
     operand, an all-reduce (both of these) twice its result. Of branches, the one that moves most counts.
 
     Args:
-        hlo: `compiled.as_text()`.
+        text: `compiled.as_text()`.
         devices: how many the program runs on.
         while_trips: for loops whose number of turns the compiler does not know, their mean.
     """
-    # Factors of a result's bytes, by the rule above; the other kinds send it once.
-    result_weights = {"all-reduce": 2, "reduce-scatter": devices}
-    lines_by_computation, entry = _computations(hlo)
-    counted: dict[str, dict[str, int]] = {}
+    program = hlo_text.parse(text)
+    counted: dict[str, Traffic] = {}
 
     # Called from several places, a computation is counted once and remembered.
-    def moved_by(computation: str) -> dict[str, int]:
+    def traffic_of(computation: str) -> Traffic:
         if computation in counted:
             return counted[computation]
-        counted[computation] = total_bytes = dict.fromkeys(COLLECTIVES, 0)
-        for hlo_line in lines_by_computation.get(computation, ()):
+        total = Traffic(dict.fromkeys(COLLECTIVES, 0), dict.fromkeys(COLLECTIVES, 0))
+        counted[computation] = total
+        if _is_in_flight(program, computation):
+            return total
+        for operation in program.operations(computation):
             # What the line itself moves.
-            operation = _OPERATION.search(hlo_line)
-            if operation and operation[2] in total_bytes:
-                result_type = operation[1]
-                if "-start(" in hlo_line:  # its type is (operand, result)
-                    result_type = result_type.rsplit(", ", 1)[-1]
-                weight = result_weights.get(operation[2], 1)
-                total_bytes[operation[2]] += weight * _size(result_type)
+            if own := _collective(operation, computation, devices):
+                collective, byte_count = own
+                total.moved[collective] += byte_count
+                total.calls[collective] += 1
 
             # What the computations that it calls move, as often as it calls them.
             call_count: float = 1
-            if re.search(r"\bwhile\(", hlo_line):
-                known_turns = _KNOWN_TURNS.search(hlo_line)
-                call_count = int(known_turns[1]) if known_turns else while_trips
-            callees = re.split(r", %", ", %".join(_CALLEE.findall(hlo_line)))
-            callee_bytes = [moved_by(callee) for callee in callees]
-            if re.search(r"\bconditional\(", hlo_line):
+            if operation.kind == "while":
+                known_turns = hlo_text.loop_turns(program, operation.line)
+                call_count = while_trips if known_turns is None else known_turns
+            callees = re.split(r", %", ", %".join(_CALLEE.findall(operation.line)))
+            called = [traffic_of(callee) for callee in callees]
+            if operation.kind == "conditional":
                 # Which branch will run is not known; the dearest is an upper bound.
-                callee_bytes = [max(callee_bytes, key=lambda moved: sum(moved.values()))]
-            for bytes_moved in callee_bytes:
-                for collective, byte_count in bytes_moved.items():
-                    total_bytes[collective] += round(call_count * byte_count)
-        return total_bytes
+                called = [max(called, key=lambda traffic: sum(traffic.moved.values()))]
+            for traffic in called:
+                for sums, counts in zip(total, traffic, strict=True):
+                    for collective, count in counts.items():
+                        sums[collective] += round(call_count * count)
+        return total
 
-    return moved_by(entry)
-
-
-def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
-    """Return ({name of a computation: its lines}, name of the entry)."""
-    lines_by_computation: dict[str, list[str]] = {}
-    entry = computation = ""
-    for hlo_line in hlo.splitlines():
-        # A header opens a computation; its lines are indented by two blanks or more.
-        if header := re.match(r"(ENTRY )?%?([\w.-]+) .*\{\s*$", hlo_line):
-            computation = header[2]
-            lines_by_computation[computation] = []
-            if header[1]:
-                entry = computation
-        elif computation and hlo_line.startswith("  "):
-            lines_by_computation[computation].append(hlo_line)
-    return lines_by_computation, entry
+    return traffic_of(program.entry)
 
 
-def _size(array_types: str) -> int:
-    """Count bytes of all arrays in an HLO type such as `(f32[2,3]{1,0}, bf16[4])`."""
-    return sum(
-        # An unknown type counts 4 bytes, and a scalar has no lengths: one element.
-        _BYTES.get(element_type, 4)
-        * math.prod(int(length) for length in lengths.split(",") if length)
-        for element_type, lengths in re.findall(r"(\w+)\[([\d,]*)\]", array_types)
-    )
+def _collective(
+    operation: hlo_text.Operation, computation: str, devices: int
+) -> tuple[str, int] | None:
+    """(kind, bytes that a device sends) of a line that begins a collective, else None."""
+    kind = operation.kind.removesuffix("-start")
+    if kind not in COLLECTIVES:
+        return None
+    result_type = operation.type
+    if operation.kind.endswith("-start"):
+        result_type = _result_of_start(result_type)
+    byte_count = hlo_text.bytes_of(result_type)
+    # On TPUs an all-reduce of which each device keeps its part is one kernel: its operand goes round once.
+    if computation.startswith("all-reduce-scatter"):
+        return "reduce-scatter", byte_count
+    # Factors of a result's bytes, by the rule above; the other kinds send it once.
+    return kind, {"all-reduce": 2, "reduce-scatter": devices}.get(kind, 1) * byte_count
+
+
+def _result_of_start(start_type: str) -> str:
+    """Of a type (operands, results, numbers of the runtime): the results."""
+    # Layouts hold commas and brackets of their own; what is left is nested tuples of arrays.
+    arrays = re.sub(r"\{[^{}]*\}|/\*.*?\*/", "", start_type).replace(" ", "")
+    arrays = re.sub(r",[su]32\[\](?=[,)])", "", arrays)
+    if groups := re.findall(r"\(([^()]+)\)", arrays[1:-1]):
+        return groups[-1]
+    # One operand and one result.
+    return re.split(r",(?=[a-z])", arrays.strip("()"))[-1]
+
+
+def _is_in_flight(program: hlo_text.Program, computation: str) -> bool:
+    """Say whether a computation only carries on a collective that another one has begun.
+
+    The compiler of TPUs cuts an all-gather in pieces and fuses them with the work that goes on meanwhile. Each of
+    these fusions names the whole collective again; only the first, whose name stays, begins it.
+    """
+    if computation.startswith("async_collective_fusion"):
+        return True
+    return any("AsyncCollectiveDone" in line for line in program.computations.get(computation, ()))

@@ -46,6 +46,11 @@ class Program(NamedTuple):
     tokens: int
     waiting: Tree
 
+    @property
+    def mean_turns(self) -> float:
+        """The turns of one loop: HLO does not say which stage a loop is, and the sum comes out right."""
+        return sum(self.turns) / len(self.turns)
+
 
 class Needs(NamedTuple):
     """What one call of a program needs; its fields are the keys of `plan --json`.
@@ -56,6 +61,9 @@ class Needs(NamedTuple):
         flops: multiplications and additions, over all devices.
         tokens: over all devices.
         moved: bytes that a device receives, by kind of collective.
+        calls: how often each kind of collective begins.
+        waste: what padding takes, in words; "" where it is not known.
+        refused: why the compiler of the device refused the program; "" if it did not.
     """
 
     name: str
@@ -63,6 +71,9 @@ class Needs(NamedTuple):
     flops: int
     tokens: int
     moved: dict[str, int]
+    calls: dict[str, int]
+    waste: str = ""
+    refused: str = ""
 
     @property
     def total_bytes(self) -> int:
@@ -469,15 +480,7 @@ def needs_of(
     bytes_by_kind["temporary"] = (
         memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     )
-    bytes_moved = {}
+    traffic = costs.Traffic({}, {})
     if mesh is not None:
-        # Only one number of turns can be said for all loops: their mean.
-        mean_turns = sum(program.turns) / len(program.turns)
-        bytes_moved = costs.collectives(compiled.as_text(), mesh.size, mean_turns)
-    return Needs(
-        name=program.name,
-        bytes=bytes_by_kind,
-        flops=flops,
-        tokens=program.tokens,
-        moved={kind: byte_count for kind, byte_count in bytes_moved.items() if byte_count},
-    )
+        traffic = costs.collectives(compiled.as_text(), mesh.size, program.mean_turns)
+    return Needs(program.name, bytes_by_kind, flops, program.tokens, *traffic.used())

@@ -76,9 +76,15 @@ class Layout:
         self.shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
 
     @classmethod
-    def from_config(cls, sizes: Mapping[str, Any]) -> "Layout":
-        """Make the layout of `config.mesh`. Raises UserError for a mesh that is not as many devices as there are."""
-        mesh = make_mesh(**sizes)
+    def from_config(
+        cls, sizes: Mapping[str, Any], devices: Sequence[jax.Device] | None = None
+    ) -> "Layout":
+        """Make the layout of `config.mesh` on devices, or on all there are.
+
+        Raises:
+            UserError: for a mesh that is not as many.
+        """
+        mesh = make_mesh(**sizes, devices=devices)
         # A mesh of one device divides nothing, and would only make other programs of the same
         # steps.
         return cls(mesh if mesh.size > 1 else None)

@@ -10,6 +10,8 @@ import forked
 import jax
 import jax.numpy as jnp
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from jax.sharding import PartitionSpec as P
 from places import ROOT
 
@@ -75,7 +77,7 @@ ENTRY %main (q: f32[4,8]) -> f32[4,8] {
 def test_collectives_in_loops_and_branches():
     gather, reduce = 16 * 8 * 4, 2 * 4 * 8 * 2
     turns = 7 + 3  # the compiler knows 7 of the first loop; the caller says 3 of the second
-    assert costs.collectives(HLO, 4, while_trips=3) == {
+    assert costs.collectives(HLO, 4, while_trips=3).moved == {
         "all-gather": turns * gather + gather,
         "all-reduce": turns * reduce,
         "reduce-scatter": 4 * 8 * 4,
@@ -337,7 +339,71 @@ BAD = [
         "16 rows a step in 1 micro-batches are 16 at a time, which do not divide over 32 devices (data x fsdp)",
     ),
     ([], "--config is missing, for example --config=experiments/rl.py"),
+    (
+        ["--config=sft", "--topology=v5e:3x5"],
+        "--topology=v5e:3x5: slices of a v5e are 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16",
+    ),
+    (
+        ["--config=sft", "--topology=v5e:2x2", "--devices=4"],
+        "--topology says for which devices the plan is: --devices does not go with it",
+    ),
+    (
+        ["--config=sft", "--gpu"],
+        "--gpu is about the verdict: say the memory of the GPU, --hbm_gib=80",
+    ),
 ]
+
+
+# ---- The verdict -----------------------------------------------------------------------------------
+
+
+def said_of(capsys, gib, hbm_gib, more=(), **flags_given):
+    """(exit code, the line) of the verdict on a program that needs so many GiB."""
+    sizes = {"parameters": round(gib * 2**30) - 2**20, "code": 2**20}
+    needs = [programs.Needs("step", sizes, 0, 0, {}, {}), *more]
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(hbm_gib=hbm_gib, **flags_given):
+        memory = plan.memory_of_device()
+        return plan.print_verdict(needs, memory), capsys.readouterr().out.strip()
+
+
+def test_a_verdict_says_what_a_gpu_keeps_from_arrays(capsys, monkeypatch):
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.delenv(name, raising=False)
+    # 20.9 GiB are below 24, and above the 18 that JAX would give them there.
+    on_any = said_of(capsys, 20.9, 24.0)
+    assert on_any[0] == 0 and "fits: 20.9 of 24 GiB" in on_any[1]
+    assert "on a GPU, arrays get 18 of them unless XLA_CLIENT_MEM_FRACTION=0.88 is set" in on_any[1]
+    assert said_of(capsys, 17.9, 24.0) == (0, "fits: 17.9 of 24 GiB (step)")
+    code, line = said_of(capsys, 20.9, 24.0, gpu=True)
+    assert code == 1 and "a device has 18 GiB (JAX's share of 24 on a GPU)" in line
+    monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", "0.88")
+    assert said_of(capsys, 20.9, 24.0, gpu=True)[0] == 0
+    for bad in ("x", "0", "1.5", "nan", "-1"):
+        monkeypatch.setenv("XLA_CLIENT_MEM_FRACTION", bad)
+        with pytest.raises(UserError, match="must be a share"):
+            plan.gpu_share()
+
+
+def test_the_code_of_all_programs_stays_loaded(capsys):
+    other = programs.Needs("other", {"temporary": 2**20, "code": 2**30}, 0, 0, {}, {})
+    assert said_of(capsys, 3.5, 4.0)[0] == 0
+    code, line = said_of(capsys, 3.5, 4.0, [other])
+    assert code == 1 and "step needs 4.5 GiB" in line
+
+
+def test_a_program_that_the_compiler_refuses_does_not_fit(capsys):
+    film = films.Film(None, (28, 28), 4, 1)
+    refused = programs.Needs(
+        "RL update", {"parameters": 2**30}, 0, 0, {}, {}, refused="Used 18G of 15.75G hbm."
+    )
+    fits = programs.Needs("RL rollout", {"temporary": 2**20, "code": 2**20}, 0, 0, {}, {})
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    assert plan.print_plan(film, iter([fits, refused]), 15.0) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "does not fit: RL update: Used 18G of 15.75G hbm."
 
 
 @pytest.mark.parametrize("args, line", BAD)

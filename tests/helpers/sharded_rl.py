@@ -79,7 +79,7 @@ def check_traffic():
     for name, step, arguments, *_ in programs.programs(RunConfig.from_config(config)):
         with jax.set_mesh(mesh):
             text = step.lower(*programs.place(arguments, mesh).values()).compile().as_text()
-        few, many = (sum(costs.collectives(text, mesh.size, n).values()) for n in (1, 1000))
+        few, many = (sum(costs.collectives(text, mesh.size, n).moved.values()) for n in (1, 1000))
         assert many - few < 1000 * 100, (name, few, many)  # a turn moves flags and counts
         moved[name] = few
         if (
