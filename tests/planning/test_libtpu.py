@@ -28,32 +28,17 @@ def plan(*arguments):
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
 
-@pytest.mark.parametrize(
-    "task, most_mib_of_code",
-    # Measured with libtpu 0.0.42.1: CODE_FIGURES.
-    [("sft", {"SFT step": 60}), ("rl", {"RL rollout": 400, "RL update": 400})],
-)
-def test_steps_of_the_phantom_are_compiled_for_a_slice(task, most_mib_of_code):
-    code, rows, err = plan(
-        f"--config={task}", "--config.model=random:phantom", "--topology=v5e:2x2"
-    )
+def test_a_step_of_the_phantom_is_compiled_for_a_slice():
+    """Figures of libtpu 0.0.42.1: 40.9 MiB of code, 86 all-gathers; 45 s of a core."""
+    code, rows, err = plan("--config=sft", "--topology=v5e:2x2")
     # The compiler's own chatter is no part of the answer; the verdict is the only line.
     assert code == 0 and err.strip().startswith("fits: ") and err.strip().count("\n") == 0
-    assert [row["name"] for row in rows] == list(most_mib_of_code)
-    for row in rows:
-        sizes = row["bytes"]
-        assert sizes["code"] < most_mib_of_code[row["name"]] * 2**20
-        assert sizes["temporary"] > 0 and sizes["padding"] > 0 and row["refused"] == ""
-        assert row["peak"] == sum(sizes.values())
-        # Parameters are gathered by every device on its way; nothing moves uncounted.
-        assert row["calls"]["all-gather"] > 0 and row["calls"].keys() == row["moved"].keys()
-        assert row["flops"] > 0 and "of what it writes" in row["waste"]
-
-
-def test_what_does_not_fit_is_refused():
-    """A chip of 16 GiB does not hold the 3B with its optimizer: the compiler says so, before it has compiled."""
-    code, rows, err = plan(
-        "--config=sft:nv_reason_3b", "--config.micro_batches=64", "--topology=v5e:1x1"
-    )
-    assert code == 1 and rows[0]["refused"] and "does not fit: SFT step: " in err
-    assert rows[0]["bytes"]["parameters"] > 13 * 2**30
+    (row,) = rows
+    sizes = row["bytes"]
+    assert row["name"] == "SFT step" and row["refused"] == ""
+    assert sizes["code"] < 60 * 2**20 and row["calls"]["all-gather"] < 150
+    assert sizes["temporary"] > 0 and sizes["padding"] > 0
+    assert row["peak"] == sum(sizes.values())
+    # What is divided is gathered, and its gradient given back in parts.
+    assert row["moved"]["all-gather"] > 0 and row["moved"]["reduce-scatter"] > 0
+    assert row["flops"] > 0 and "of what it writes" in row["waste"]
