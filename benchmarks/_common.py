@@ -62,13 +62,13 @@ def torch_gflops(size: int = 2048) -> float:
 class Worker:
     """A child process that `serve`s."""
 
-    def __init__(self, *command):
+    def __init__(self, *command, root=ROOT):
         self.process = subprocess.Popen(
             [str(part) for part in command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(root)},
         )
 
     def __call__(self, do: str, **request) -> dict:

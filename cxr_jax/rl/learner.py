@@ -32,8 +32,15 @@ from cxr_jax.runtime.trees import Tree
 from cxr_jax.training.log_probs import completion_log_probs, completion_loss
 from cxr_jax.training.losses import masked_mean
 from cxr_jax.training.micro_batches import accumulate, cut, join, map_in_turns
+from cxr_jax.training.needed_slots import (
+    RowSlots,
+    gradients_in_slots,
+    pick_slots,
+    pick_text_slots,
+    sort_texts,
+)
 from cxr_jax.training.optimizer import guarded_update
-from cxr_jax.training.trainable import Trainable, join_trees, split_tower
+from cxr_jax.training.trainable import Trainable, split_tower
 
 CLIPPED = ("low", "high", "region", "delta")
 """Parts of `policy_loss`'s metrics, clip_<part>."""
@@ -151,29 +158,21 @@ def in_needed_slots(
         The same function, its arrays [P, G, C] padded with zeros.
     """
 
-    def compute_in(slots: int) -> Callable[[Tree], tuple[Any, Tree]]:
+    def compute_in(part: Tree, slots: int) -> tuple[Any, Tree]:
         padding = ((0, 0), (0, 0), (0, slot_counts[-1] - slots))
+        samples = {
+            name: values[:, :, :slots] if name in _TOKEN_ARRAYS else values
+            for name, values in part["samples"].items()
+        }
+        result, scores = compute({**part, "samples": samples})
+        return result, jax.tree.map(
+            lambda leaf: jnp.pad(leaf, padding) if leaf.ndim == 3 else leaf, scores
+        )
 
-        def run(part: Tree) -> tuple[Any, Tree]:
-            samples = {
-                name: values[:, :, :slots] if name in _TOKEN_ARRAYS else values
-                for name, values in part["samples"].items()
-            }
-            result, scores = compute({**part, "samples": samples})
-            return result, jax.tree.map(
-                lambda leaf: jnp.pad(leaf, padding) if leaf.ndim == 3 else leaf, scores
-            )
+    def fits(part: Tree, slots: int) -> jax.Array:
+        return part["samples"]["lengths"].max() <= slots
 
-        return run
-
-    def pick(part: Tree) -> tuple[Any, Tree]:
-        if len(slot_counts) == 1:
-            return compute(part)
-        longest = part["samples"]["lengths"].max()
-        too_short = sum((longest > slots).astype(jnp.int32) for slots in slot_counts[:-1])
-        return jax.lax.switch(too_short, [compute_in(slots) for slots in slot_counts], part)
-
-    return pick
+    return pick_slots(compute_in, fits, slot_counts)
 
 
 # ---- The updates -----------------------------------------------------------------------------------------
@@ -205,6 +204,9 @@ class _Learner:
         if "features" in part:
             return part["features"]
         return self.images.features(model, part, remat=self.remat, dtype=self.trainable.dtype)
+
+    def features_of(self, train: Tree, frozen: Tree, part: Tree) -> network.Seen:
+        return self.image_features(self.trainable.merge(train, frozen)["model"], part)
 
     def score_part(self, model: Tree, features: network.Seen, part: Tree) -> dict[str, jax.Array]:
         """{"log_probs", "entropy"} [P, G, C] of a part's completions."""
@@ -260,47 +262,28 @@ class _Learner:
     def part_gradients(
         self, train: Tree, frozen: Tree, reference: Tree | None, part: Tree, totals: Divisors
     ) -> tuple[Tree, Tree]:
-        """Gradients of `part_loss` in as few slots as the part needs, and what it logs.
-
-        The images do not depend on the number of slots: forward before the choice of a program, backward behind it. A
-        tower inside would be in the program once for each number, and is most of it.
-        """
-        tower, rest = split_tower(train)
-
-        def encode(tower: Tree) -> network.Seen:
-            model = self.trainable.merge(join_trees(tower, rest), frozen)["model"]
-            return self.image_features(model, part)
-
-        # Forward now; `pull_back` is called once the gradient of the features is known.
-        features, pull_back = jax.vjp(encode, tower)
-        inputs = {**part, "features": features}
+        """Gradients of `part_loss` in as few slots as the part needs, and what it logs."""
         if reference is not None:
-            inputs["reference_features"] = self.image_features(reference, part)
+            part = {**part, "reference_features": self.image_features(reference, part)}
 
-        def loss(rest: Tree, features: network.Seen, part: Tree) -> tuple[jax.Array, Tree]:
-            train = join_trees(tower, rest)
-            part = {**part, "features": features}
+        def loss(train: Tree, part: Tree) -> tuple[jax.Array, Tree]:
             return self.part_loss(train, frozen, reference, part, totals)
 
-        # Where the tower is frozen, nothing asks for the gradient of its features.
-        is_tower_trained = bool(jax.tree.leaves(tower))
-        gradient = jax.grad(loss, (0, 1) if is_tower_trained else (0,), has_aux=True)
-        compute = in_needed_slots(
-            lambda part: gradient(rest, part["features"], part), self.slot_counts
+        differentiate = gradients_in_slots(
+            loss,
+            lambda train, part: self.features_of(train, frozen, part),
+            lambda compute: in_needed_slots(compute, self.slot_counts),
         )
-        (d_rest, *d_features), logged = compute(inputs)
-        if not is_tower_trained:
-            return d_rest, logged
-        (d_tower,) = pull_back(*d_features)
-        return join_trees(d_tower, d_rest), logged
+        return differentiate(train, part)
 
     def replay_loss(
-        self, train: Tree, frozen: Tree, part: Tree, total: jax.Array
+        self, train: Tree, frozen: Tree, part: Tree, room: RowSlots, total: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """A part's share of the weighted cross-entropy of SFT's targets, twice: once to be logged."""
         model = self.trainable.merge(train, frozen)["model"]
-        features = self.image_features(model, part)
-        loss, _ = completion_loss(model, self.model_config, features, part, total, remat=self.remat)
+        loss, _ = completion_loss(
+            model, self.model_config, part["features"], part, total, remat=self.remat, room=room
+        )
         return self.learner.replay_weight * loss, self.learner.replay_weight * loss
 
     # ---- A minibatch in its micro-batches ----
@@ -369,13 +352,15 @@ class _Learner:
     ) -> tuple[Tree, jax.Array]:
         """Add the gradients of SFT on a batch of targets to those of the policy; also give its loss."""
         total = jnp.maximum(jnp.sum(replay["mask"].astype(jnp.float32)), 1.0)
+        replay = sort_texts(replay, self.learner.micro_batches)
+        differentiate = gradients_in_slots(
+            lambda train, part, room: self.replay_loss(train, frozen, part, room, total),
+            lambda train, part: self.features_of(train, frozen, part),
+            pick_text_slots,
+        )
         # On top of the policy's gradients, part by part: no second tree of them is kept.
-        gradient = jax.grad(self.replay_loss, has_aux=True)
         gradients, losses = accumulate(
-            lambda train, part: gradient(train, frozen, part, total),
-            train,
-            cut(replay, self.learner.micro_batches),
-            gradients,
+            differentiate, train, cut(replay, self.learner.micro_batches), gradients
         )
         return gradients, losses.sum()
 

@@ -1,6 +1,5 @@
 """The two jitted updates of SFT: the located-finding warm-up, and the joint step."""
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,13 +18,14 @@ from cxr_jax.runtime.trees import Tree
 from cxr_jax.training.log_probs import completion_loss
 from cxr_jax.training.losses import binary_cross_entropy
 from cxr_jax.training.micro_batches import accumulate, cut
+from cxr_jax.training.needed_slots import RowSlots, gradients_in_slots, pick_text_slots, sort_texts
 from cxr_jax.training.optimizer import guarded_update
 from cxr_jax.training.trainable import Trainable
 
 LOCATED_FINDINGS = len(phantom.FINDINGS)  # each is drawn in a place of its own
 
-_Loss = Callable[[Tree, Tree, jax.Array | None], tuple[jax.Array, dict[str, jax.Array]]]
-"""(params, part, completion tokens of the batch) -> (loss, metrics): those of all parts sum to those of the batch."""
+_Gradients = Callable[[Tree, Tree], tuple[Tree, dict[str, jax.Array]]]
+"""(train, part) -> (gradients, metrics): those of all parts sum to those of the batch."""
 
 
 def init_locate_head(key: jax.Array, width: int, findings: int) -> Tree:
@@ -97,7 +97,8 @@ def make_steps(
     """Build the two jitted updates, each (state, frozen, batch) -> (state, metrics), state donated.
 
     A batch is worked through in `micro_batches` parts whose gradients are summed; every completion token of the batch
-    weighs the same, whichever part it is in.
+    weighs the same, whichever part it is in. A part is computed in the slots that its longest row needs
+    (`needed_slots`).
 
     Args:
         images: how image tokens come from a batch.
@@ -115,10 +116,7 @@ def make_steps(
         locate_weight=locate_weight,
         remat=remat,
     )
-    return (
-        jax.jit(functools.partial(steps.update, steps.locate_only), donate_argnums=0),
-        jax.jit(functools.partial(steps.update, steps.joint), donate_argnums=0),
-    )
+    return (jax.jit(steps.locate_only, donate_argnums=0), jax.jit(steps.joint, donate_argnums=0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,19 +141,19 @@ class _Steps:
         loss = locate_loss(params["locate"], features.tokens, part["regions"], part["severity"])
         return loss / self.micro_batches
 
-    def locate_only(
-        self, params: Tree, part: Tree, total: jax.Array | None
+    def joint_loss(
+        self, params: Tree, part: Tree, room: RowSlots, total: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        loss = self.located(params, self.image_features(params, part), part)
-        return loss, {"locate_loss": loss}
+        """A part's share of the loss of texts and places, and its metrics.
 
-    def joint(
-        self, params: Tree, part: Tree, total: jax.Array | None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        features = self.image_features(params, part)
-        assert total is not None
+        Args:
+            part: with the "features" of its images.
+            room: holds its texts.
+            total: completion tokens of the batch that train.
+        """
+        features = part["features"]
         loss, probability = completion_loss(
-            params["model"], self.model_config, features, part, total, remat=self.remat
+            params["model"], self.model_config, features, part, total, remat=self.remat, room=room
         )
         metrics = {"loss": loss, "mean_token_probability": probability}
         if not self.locate_weight:
@@ -163,20 +161,35 @@ class _Steps:
         located = self.located(params, features, part)
         return loss + self.locate_weight * located, {**metrics, "locate_loss": located}
 
-    def update(
-        self, compute_loss: _Loss, state: Tree, frozen: Tree, batch: Tree
-    ) -> tuple[Tree, Tree]:
-        """One optimizer step on a batch, in its parts."""
-        total = None
-        # The warm-up has no texts: its loss is a mean over images.
-        if "mask" in batch:
-            total = jnp.maximum(jnp.sum(batch["mask"].astype(jnp.float32)), 1.0)
+    # ---- The two updates ----
+
+    def locate_only(self, state: Tree, frozen: Tree, batch: Tree) -> tuple[Tree, Tree]:
+        """The located warm-up: one optimizer step on images alone."""
 
         def part_loss(train: Tree, part: Tree) -> tuple[jax.Array, dict[str, jax.Array]]:
-            return compute_loss(self.trainable.merge(train, frozen), part, total)
+            params = self.trainable.merge(train, frozen)
+            loss = self.located(params, self.image_features(params, part), part)
+            return loss, {"locate_loss": loss}
 
+        return self.update(jax.grad(part_loss, has_aux=True), state, batch)
+
+    def joint(self, state: Tree, frozen: Tree, batch: Tree) -> tuple[Tree, Tree]:
+        """One optimizer step on texts, and on places if they weigh anything."""
+        total = jnp.maximum(jnp.sum(batch["mask"].astype(jnp.float32)), 1.0)
+        batch = sort_texts(batch, self.micro_batches)
+
+        def loss(train: Tree, part: Tree, room: RowSlots) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return self.joint_loss(self.trainable.merge(train, frozen), part, room, total)
+
+        def encode(train: Tree, part: Tree) -> network.Seen:
+            return self.image_features(self.trainable.merge(train, frozen), part)
+
+        return self.update(gradients_in_slots(loss, encode, pick_text_slots), state, batch)
+
+    def update(self, compute_gradients: _Gradients, state: Tree, batch: Tree) -> tuple[Tree, Tree]:
+        """One optimizer step on a batch, in its parts."""
         gradients, metrics = accumulate(
-            jax.grad(part_loss, has_aux=True), state["params"], cut(batch, self.micro_batches)
+            compute_gradients, state["params"], cut(batch, self.micro_batches)
         )
         state, norm = guarded_update(self.optimizer, state, sharding.lay_out(gradients))
         # Parts have divided by the whole batch's totals already.

@@ -11,6 +11,7 @@ from cxr_jax.runtime import sharding
 from cxr_jax.runtime.batch_rows import row_shards
 from cxr_jax.runtime.trees import Tree
 from cxr_jax.training.losses import token_log_probs
+from cxr_jax.training.needed_slots import RowSlots
 
 
 def output_head(params: Tree, model_config: Config) -> jax.Array:
@@ -42,7 +43,8 @@ def completion_log_probs(
 
     Args:
         features: tokens [P, I, D], one image a prompt; their type is that of the computation.
-        prompts: as from `Prompts.encode`.
+        prompts: as from `Prompts.encode`. With one completion a prompt, "positions" may be cut to as many slots as hold
+            every prompt with its completion.
         completions: int [P, G, C].
         mask: bool [P, G, C], False after the end.
         suppress: as in `token_log_probs`, and `chunk` too.
@@ -73,6 +75,7 @@ def completion_loss(
     total: jax.Array,
     *,
     remat: str = "none",
+    room: RowSlots | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Sum cross-entropy and probability of the right token over completion tokens, and divide both.
 
@@ -80,19 +83,24 @@ def completion_loss(
         batch: "prompts", "completions" int [B, C], "lengths" int [B], the tokens of each, and "mask" bool [B, C], those
             that train: what it leaves out before the end is read, and no target.
         total: the divisor: with the number of such tokens in the whole batch, the sums over its parts are their means.
+        room: holds the tokens of every row; None: all slots that there are.
     """
+    prompts, completions, trained = (batch[name] for name in ("prompts", "completions", "mask"))
+    if room is not None:
+        completions, trained = completions[:, : room.completion], trained[:, : room.completion]
+        prompts = {**prompts, "positions": prompts["positions"][:, :, : room.row]}
     # A question between two answers is read like any token of the row, whether it trains or not.
-    is_token = jnp.arange(batch["completions"].shape[1]) < batch["lengths"][:, None]
+    is_token = jnp.arange(completions.shape[1]) < batch["lengths"][:, None]
     log_probs, _ = completion_log_probs(
         params,
         model_config,
         features,
-        batch["prompts"],
-        batch["completions"][:, None],
+        prompts,
+        completions[:, None],
         is_token[:, None],
         remat=remat,
     )
-    mask = batch["mask"][:, None].astype(log_probs.dtype)
+    mask = trained[:, None].astype(log_probs.dtype)
     return -jnp.sum(log_probs * mask) / total, jnp.sum(jnp.exp(log_probs) * mask) / total
 
 
@@ -107,22 +115,23 @@ def _hidden_by_row(
 ) -> jax.Array:
     """[P * G, C, D] that predict the completion tokens: prompt and completion in one pass a row."""
     P, G, C = completions.shape
-    width = prompts["ids"].shape[1]
-    # A row holds the prompt, then its completion at once, then padding.
+    row_slots = min(prompts["positions"].shape[2], prompts["ids"].shape[1] + C)
+    # A row holds the prompt, then its completion at once, then padding, which may lie beyond the slots.
     lengths = jnp.repeat(prompts["lengths"], G, axis=0)
     slots = lengths[:, None] + jnp.arange(C)
     ids = jnp.pad(jnp.repeat(prompts["ids"], G, axis=0), ((0, 0), (0, C)))
     ids = jnp.put_along_axis(ids, slots, completions.reshape(P * G, C), axis=1, inplace=False)
-    room = jnp.arange(width + C)[None]
-    is_token = room < (lengths + mask.reshape(P * G, C).sum(axis=1))[:, None]
+    ids = ids[:, :row_slots]
+    is_token = jnp.arange(row_slots)[None] < (lengths + mask.reshape(P * G, C).sum(axis=1))[:, None]
     # Rows of a group have the same image; the type of its tokens is that of the computation.
     row_features = jax.tree.map(lambda tokens: jnp.repeat(tokens, G, axis=0), features)
     dtype = features.tokens.dtype
     embedded = network.embed(params, model_config, ids, row_features, dtype=dtype)
-    positions = jnp.repeat(prompts["positions"], G, axis=1)
+    positions = jnp.repeat(prompts["positions"][:, :, :row_slots], G, axis=1)
     hidden = network.decode_full(params, model_config, embedded, positions, is_token, remat=remat)
     # What predicts a token stands one slot before it.
-    return jnp.take_along_axis(hidden, (slots - 1)[:, :, None], axis=1)
+    before = jnp.minimum(slots, row_slots) - 1
+    return jnp.take_along_axis(hidden, before[:, :, None], axis=1)
 
 
 def _hidden_by_group(
