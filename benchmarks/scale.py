@@ -182,6 +182,7 @@ def feeding_flags(folder: Path, steps: int) -> list[str]:
         "dtype": "float32",
         "remat": "none",
         "steps": steps,
+        "epochs": 0,
         "log_every": 1,
         "save_every": 100000,
         "eval.every": 100000,

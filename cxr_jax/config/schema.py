@@ -152,6 +152,8 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         elif key.type in _RULES:
             values.require(key.name, *_RULES[key.type](key.range))
     # What depends on several keys comes last, when each of them is known to be good.
+    if "epochs" not in config:
+        values.require("steps", *_RULES["whole"](">= 1"))
     values.require_divides("batch_size", "micro_batches")
     values.require_divides("rl.prompts_per_step", "rl.micro_batches", "rl.minibatches")
 

@@ -116,13 +116,19 @@ class OptimizerConfig(_Section):
 
     PREFIX = "optim"
     lr: float
+    lr_tower: float
+    lr_merger: float
+    lr_decoder: float
     warmup_steps: int
+    warmup_ratio: float
     final_fraction: float
     b1: float
     b2: float
     eps: float
     weight_decay: float
     clip_norm: float
+    mu_dtype: str
+    ema: float
     frozen: tuple[str, ...]
 
 
@@ -204,6 +210,7 @@ class RunConfig(_Section):
     model: str
     seed: int
     steps: int
+    epochs: float
     batch_size: int
     micro_batches: int
     locate_steps: int

@@ -86,7 +86,7 @@ class ModelSelection:
         """Score what trains after `step`, log it, and save it if it is the best so far out of distribution."""
         # All sets go into one row of the metrics, each under its own name.
         log_metrics: dict[str, Any] = {}
-        trained = self.loop.params
+        trained = self.loop.params_to_use
         params = self.model_of(trained)
         formatless = []
         for split_name, held_out_batch in self.data.items():

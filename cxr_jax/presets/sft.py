@@ -45,13 +45,17 @@ def get_config(preset: str = "phantom") -> ConfigDict:
         config.model = "random:qwen3-vl-phantom"
     if preset in _PUBLISHED:
         # configs/sft_config.yaml of the published code: lr 2e-5 cosine, warm-up 3 %, batch 64, clip 0.3, 2 epochs.
-        config.update(model="", seed=123, batch_size=64, steps=3000, remat="full", dtype="bfloat16")
+        config.update(
+            model="", seed=123, batch_size=64, steps=0, epochs=2.0, remat="full", dtype="bfloat16"
+        )
         config.update(locate_steps=0, locate_weight=0.0, max_completion=1800)
         # FSDP: each device holds a part of the weights and of the optimizer (docs/scale.md).
         config.mesh.update(data=1, fsdp=-1)
         # Films in their own aspect ratio, as the published code's processor resizes them.
         config.data.update(size=476, min_pixels=128**2, max_pixels=476**2, seed=123)
-        config.optim.update(lr=2e-5, warmup_steps=90, final_fraction=0.0, b2=0.999)
+        config.optim.update(
+            lr=2e-5, warmup_steps=0, warmup_ratio=0.03, final_fraction=0.0, b2=0.999
+        )
         config.optim.update(weight_decay=0.0, clip_norm=0.3)
     if preset == "nv_reason_qwen3_4b":
         # Of squares, which max_pixels=0 asks for: whole tokens of 32 pixels.

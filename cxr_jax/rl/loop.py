@@ -56,6 +56,10 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     checkpoints = Checkpoints(run_folder.path, about=run_folder.about, grace=settings.grace_seconds)
     begun = _begin(setup, optimizer, layout, checkpoints)
     frozen, meta = begun.frozen, begun.meta
+    from_zero = optimizers.began_from_zero(meta)
+    optimizer = optimizers.make_optimizer(
+        settings.optim, settings.steps, settings.learner.updates, from_zero=from_zero
+    )
     reference = _reference(setup, begun, layout)
     loop = RunLoop(run_folder, checkpoints, stop, begun, settings.steps, settings.save_every)
     # Host copies, and what the first step takes over: they would keep their memory for the whole run.

@@ -39,7 +39,11 @@ class StepLog:
             meta: of the checkpoint; {} of a new run.
         """
         self._loop, self._baselines = loop, baselines
-        self._learning_rate = optimizers.learning_rate(settings.optim, settings.steps)
+        from_zero = optimizers.began_from_zero(meta)
+        self._learning_rate = optimizers.learning_rate(
+            settings.optim, settings.steps, from_zero=from_zero
+        )
+        loop.keep("from_zero", lambda: from_zero)
         self.seconds: float = meta.get("seconds", 0.0)
         self.tokens: int = meta.get("num_tokens", 0)
         # Alarms compare with the first step of the run, not of the process.

@@ -38,6 +38,7 @@ MAY_CHANGE = (
     "eval.n ",
     "eval.batch_size ",
     "rl.patience ",
+    "epochs ",  # how the number of steps was said, which is compared itself
 )
 """Keys of a config that do not change what a step computes, but for rounding: memory, time limits, and when a run logs,
 saves and looks. It may be resumed with others."""

@@ -5,6 +5,7 @@ through a linear head that is thrown away afterwards; it teaches the tower to lo
 with the prior. The joint phase keeps that loss at a small weight. What is not the model's to say is never trained on.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +15,12 @@ from ml_collections import ConfigDict
 
 from cxr_jax.config.sections import RunConfig
 from cxr_jax.data import loading
-from cxr_jax.data.sources.base import Batch, Source, indices_of
+from cxr_jax.data.sources.base import ENDLESS, Batch, Source, indices_of
 from cxr_jax.errors import UserError
 from cxr_jax.evaluation.model_selection import ModelSelection
 from cxr_jax.evaluation.run import evaluate_models
 from cxr_jax.models import image_batches
+from cxr_jax.runtime import processes
 from cxr_jax.runtime.checkpoints import Checkpoints
 from cxr_jax.runtime.layout import ONE_DEVICE, Layout
 from cxr_jax.runtime.run_folder import RunFolder
@@ -35,12 +37,13 @@ from cxr_jax.training.train_state import train_state
 
 
 def check(config: ConfigDict) -> None:
-    """Refuse settings that cannot work, before anything is written.
+    """Refuse settings that cannot work, before anything is written; writes `config.steps` where epochs are given.
 
     Raises:
         UserError: naming the key that is wrong.
     """
     train = checks.check_common(config)
+    config.steps = steps_of(RunConfig.from_config(config), train)
     settings = RunConfig.from_config(config)
     if settings.data.source == "files" and (settings.locate_steps or settings.locate_weight):
         raise UserError(
@@ -48,6 +51,32 @@ def check(config: ConfigDict) -> None:
         )
     if checks.imitates(settings):
         checks.check_targets_fit(settings, train)
+
+
+def steps_of(settings: RunConfig, train: Source) -> int:
+    """Compute the steps of a run, from its epochs where those say how long it is.
+
+    Raises:
+        UserError: unless one of both is given, and for epochs of phantoms.
+    """
+    epochs, rows = settings.epochs, len(train)
+    if epochs and rows == ENDLESS:
+        raise UserError(
+            "config.epochs must be 0 for phantoms, of which there is no end: give config.steps"
+        )
+    if bool(epochs) == bool(settings.steps):
+        raise UserError(
+            f"config.epochs={epochs:g} and config.steps={settings.steps}: one of both says how long a run is, and the "
+            "other must be 0"
+        )
+    if not epochs:
+        return settings.steps
+    # The last batch may begin another pass: none is smaller.
+    steps = math.ceil(epochs * rows / settings.batch_size)
+    if processes.is_main():
+        said = f"{steps:,} steps of {settings.batch_size} for {rows:,} rows"
+        print(f"config.epochs={epochs:g}: {said}", flush=True)
+    return steps
 
 
 def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -> dict[str, Any]:
@@ -72,6 +101,8 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
         seed=settings.seed,
     )
     frozen, meta = begun.frozen, begun.meta
+    from_zero = optimizers.began_from_zero(meta)
+    optimizer = optimizers.make_optimizer(settings.optim, settings.steps, from_zero=from_zero)
     loop = RunLoop(run_folder, checkpoints, stop, begun, settings.steps, settings.save_every)
     # Host copies, and what the first step takes over: they would keep their memory for the whole run.
     setup.forget_start()
@@ -81,7 +112,7 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     locate_step, joint_step = _programs(setup, optimizer, layout)
     selection = ModelSelection.open(setup, loop, frozen, layout)
     selection.resume(meta.get("best"), meta.get("first_look"))
-    log = WindowLog(settings, loop, meta)
+    log = WindowLog(settings, loop, meta, len(setup.splits.train))
     loop.keep("best", lambda: selection.best)
     loop.keep("first_look", lambda: selection.first_recall)
     # The decoder says nothing before the joint phase: there is nothing to look at.

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from cxr_jax.config.sections import RunConfig
+from cxr_jax.data.sources.base import ENDLESS
 from cxr_jax.metrics.progress import Progress
 from cxr_jax.runtime.signals import Skips
 from cxr_jax.runtime.trees import Tree
@@ -18,14 +19,20 @@ from cxr_jax.training.run_loop import Hook, RunLoop
 class WindowLog:
     """Collects the metrics of steps on the device and writes their means when a line is due."""
 
-    def __init__(self, settings: RunConfig, loop: RunLoop, meta: dict[str, Any]) -> None:
+    def __init__(self, settings: RunConfig, loop: RunLoop, meta: dict[str, Any], rows: int) -> None:
         """Go on from what the checkpoint kept.
 
         Args:
             meta: of the checkpoint; {} of a new run.
+            rows: that there are to train on, ENDLESS of phantoms.
         """
+        self._rows = rows
         self._settings, self._loop = settings, loop
-        self._learning_rate = optimizers.learning_rate(settings.optim, settings.steps)
+        from_zero = optimizers.began_from_zero(meta)
+        self._learning_rate = optimizers.learning_rate(
+            settings.optim, settings.steps, from_zero=from_zero
+        )
+        loop.keep("from_zero", lambda: from_zero)
         self._progress = Progress(
             settings.steps,
             start=loop.start,
@@ -89,6 +96,8 @@ class WindowLog:
         looked = self._evaluating - self._evaluating_then
         row["perf/data_wait_share"] = self._waited / (now - self._line_began - looked)
         row["learning_rate"] = float(self._learning_rate(done - 1))
+        if self._rows != ENDLESS:
+            row["epoch"] = done * settings.batch_size / self._rows
         self._waited, self._line_began, self._evaluating_then = 0.0, now, self._evaluating
         self._loop.metrics.write(done, row, kind="train")
         self._progress.update(done, row, items=settings.batch_size * settings.log_every)

@@ -52,6 +52,7 @@ def sort_texts(batch: Tree, parts: int) -> Tree:
         return batch
     lengths = text_lengths(batch)
     shards = row_shards() if len(lengths) % (row_shards() * parts) == 0 else 1
+    # On each device alone, or pixels would cross.
     take = functools.partial(take_rows, row_index=order_by_length(lengths, parts, shards))
     prompts = {
         name: jnp.moveaxis(take(jnp.moveaxis(leaf, 1, 0)), 0, 1)
@@ -123,6 +124,7 @@ def pick_text_slots(compute: Callable[[Tree, RowSlots], Any]) -> Callable[[Tree]
     """`pick_slots` for a part {"prompts", "completions", "lengths", ..} of texts."""
 
     def fits(part: Tree, room: RowSlots) -> jax.Array:
+        # Both: a long answer to a short question may fit the row and not what is read of it.
         row_fits = text_lengths(part).max() <= room.row
         return row_fits & (part["lengths"].max() <= room.completion)
 

@@ -1,7 +1,10 @@
-"""AdamW with warm-up and cosine, decay on matrices only, float32 masters, and the guarded update."""
+"""AdamW with warm-up and cosine, rates of parts, a mean of the parameters, float32 masters, and the guarded update."""
 
+import functools
+import math
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +17,39 @@ from cxr_jax.runtime.trees import Tree, float32, path_string
 _NEVER_DECAYS = re.compile(r"(norm|bias|ln_q)")
 
 
-def learning_rate(settings: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Build the schedule over `steps`: linear warm-up, then cosine to `final_fraction` of the peak."""
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=settings.lr,
-        warmup_steps=max(1, settings.warmup_steps),
-        # A run shorter than its warm-up ends on the way up.
-        decay_steps=max(steps, settings.warmup_steps + 1),
-        end_value=settings.lr * settings.final_fraction,
-    )
+def learning_rate(
+    settings: OptimizerConfig, steps: int, *, from_zero: bool = False
+) -> optax.Schedule:
+    """Build the schedule over `steps`: linear warm-up, then cosine to `final_fraction` of the peak.
+
+    Step i, counted from 0, of a warm-up of w has (i + 1) / w of the peak, step w the peak: no step learns nothing.
+
+    Args:
+        from_zero: i / w instead, and w at least 1: the first step learns nothing. Runs of earlier versions go on so.
+    """
+    peak = settings.lr
+    # As Hugging Face has it: the ratio counts where no number of steps is given, and is rounded up.
+    warmup = settings.warmup_steps or math.ceil(settings.warmup_ratio * steps)
+    first = peak / max(1, warmup)
+    if from_zero:
+        warmup, first = max(1, warmup), 0.0
+    # A run shorter than its warm-up ends on the way up.
+    # From the step behind the warm-up, which has the peak, to one behind the last.
+    falls = max(steps - warmup, 1)
+    decay = optax.cosine_decay_schedule(peak, falls, alpha=settings.final_fraction)
+    if not warmup:
+        return decay
+    rise = optax.linear_schedule(first, peak, warmup if from_zero else warmup - 1)
+    return optax.join_schedules([rise, decay], [warmup])
+
+
+def began_from_zero(meta: Mapping[str, Any]) -> bool:
+    """Tell whether a run that resumes began with `from_zero`, from what its checkpoint says beside its arrays.
+
+    Args:
+        meta: {} of a new run.
+    """
+    return bool(meta) and meta.get("from_zero", True)
 
 
 def decay_mask(params: Tree) -> Tree:
@@ -34,16 +60,17 @@ def decay_mask(params: Tree) -> Tree:
 
 
 def make_optimizer(
-    settings: OptimizerConfig, steps: int, updates: int = 1
+    settings: OptimizerConfig, steps: int, updates: int = 1, *, from_zero: bool = False
 ) -> optax.GradientTransformation:
     """Build the optimizer of all that trains (see `trainable`).
 
     Args:
         steps: of the whole run.
         updates: optimizer steps of one step of the run; they share its learning rate.
+        from_zero: as for `learning_rate`.
     """
-    rate_of_step = learning_rate(settings, steps)
-    return optax.chain(
+    rate_of_step = learning_rate(settings, steps, from_zero=from_zero)
+    transformations = [
         optax.clip_by_global_norm(settings.clip_norm),
         optax.adamw(
             lambda count: rate_of_step(count // updates),
@@ -52,8 +79,97 @@ def make_optimizer(
             eps=settings.eps,
             weight_decay=settings.weight_decay,
             mask=decay_mask,
+            # The mean of squares stays: in bfloat16 it would stop where b2 is near 1.
+            mu_dtype=None if settings.mu_dtype == "float32" else settings.mu_dtype,
         ),
-    )
+    ]
+    # What is not asked for has no part in the state either.
+    rates = {
+        "tower": settings.lr_tower,
+        "merger": settings.lr_merger,
+        "decoder": settings.lr_decoder,
+    }
+    factors = {part: rate / settings.lr for part, rate in rates.items() if rate}
+    if factors:
+        transformations.append(optax.stateless(functools.partial(_scale_parts, factors)))
+    if settings.ema:
+        transformations.append(_mean_of_params(settings.ema))
+    return optax.chain(*transformations)
+
+
+# ---- Rates of parts ----------------------------------------------------------------------------------------
+
+
+def part_of(path: str) -> str:
+    """Name the part of a model that a parameter, or an adapter of one, belongs to: tower, merger, decoder, or "other".
+
+    What brings a tower's taps to the decoder is a merger, too; heads beside the model are "other".
+    """
+    # "model" or "lora" comes first, or the name of a head.
+    names = path.split("/")
+    if "vision" in names:
+        return "merger" if {"merger", "taps"} & set(names) else "tower"
+    return "decoder" if "text" in names else "other"
+
+
+def _scale_parts(factors: Mapping[str, float], updates: Tree, params: Tree | None = None) -> Tree:
+    def scale(path: Any, update: jax.Array) -> jax.Array:
+        return update * factors.get(part_of(path_string(path)), 1.0)
+
+    return jax.tree_util.tree_map_with_path(scale, updates)
+
+
+# ---- The mean of the parameters over the run ---------------------------------------------------------------
+
+
+class MeanState(NamedTuple):
+    """An exponential moving average of what trains, in float32, and the updates that are in it."""
+
+    mean: Tree
+    count: jax.Array
+
+
+def _mean_of_params(decay: float) -> optax.GradientTransformation:
+    """Keep mean <- d mean + (1 - d) params behind each update, d = min(decay, (1 + n) / (10 + n)) after n updates.
+
+    The rise is that of TensorFlow's `ExponentialMovingAverage`: without it a short run's mean would stay at its start.
+    """
+
+    def init(params: Tree) -> MeanState:
+        # A copy: a step takes over both.
+        return MeanState(jax.tree.map(jnp.array, params), jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: Tree, state: MeanState, params: Tree | None = None
+    ) -> tuple[Tree, MeanState]:
+        assert params is not None
+        kept = jnp.minimum(decay, (1.0 + state.count) / (10.0 + state.count))
+        mean = jax.tree.map(
+            lambda mean, param, update: kept * mean + (1 - kept) * (param + update),
+            state.mean,
+            params,
+            updates,
+        )
+        return updates, MeanState(mean, state.count + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def params_to_use(state: Tree) -> Tree:
+    """Give what is evaluated and exported of a train state: the mean over the run where one is kept, in its types."""
+    nodes = jax.tree.leaves(state.get("opt_state"), is_leaf=_is_mean)
+    # Wherever in the chain it stands; without one nothing is copied.
+    means = [node.mean for node in nodes if _is_mean(node)]
+    if not means:
+        return state["params"]
+    return jax.tree.map(lambda mean, param: mean.astype(param.dtype), means[0], state["params"])
+
+
+def _is_mean(node: Any) -> bool:
+    return isinstance(node, MeanState)
+
+
+# ---- Updates ------------------------------------------------------------------------------------------------
 
 
 def guarded_update(

@@ -25,6 +25,7 @@ from cxr_jax.runtime.checkpoints import Checkpoints
 from cxr_jax.runtime.run_folder import RunFolder, history_of
 from cxr_jax.runtime.signals import Stop, StoppedError
 from cxr_jax.runtime.trees import Tree
+from cxr_jax.training.optimizer import params_to_use
 from cxr_jax.training.train_state import StartState
 
 Hook = Callable[[int], object]
@@ -132,6 +133,12 @@ class RunLoop:
         return self.state["params"]
 
     @property
+    def params_to_use(self) -> Tree:
+        """What is evaluated and exported: what trains, or its mean over the run (`config.optim.ema`)."""
+        assert self.state is not None
+        return params_to_use(self.state)
+
+    @property
     def data_wait(self) -> float:
         """Seconds that the step at hand waited for its batch."""
         assert self.loader is not None
@@ -171,11 +178,11 @@ class RunLoop:
     # ---- The end ---------------------------------------------------------------------------------------
 
     def take_params(self) -> Tree:
-        """Give what trains after the last step, once it is saved, and let go of the state.
+        """Give `params_to_use` after the last step, once it is saved, and let go of the state.
 
         The optimizer's moments make room for the models that are compared.
         """
-        params = self.params
+        params = self.params_to_use
         self.checkpoints.wait()
         if self.checkpoints.saved == self.done:
             self.state = None

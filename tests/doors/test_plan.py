@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from places import ROOT
 
 from cxr_jax import plan
-from cxr_jax.config.sections import RunConfig
+from cxr_jax.config.sections import OptimizerConfig, RunConfig
 from cxr_jax.errors import UserError
 from cxr_jax.models import attention, lora, network
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM, QWEN2_5_VL_3B, QWEN2_5_VL_7B
@@ -90,7 +90,7 @@ def abstract_state(model_config, adapters=None):
     """The train state and what is fixed, of a whole model or of adapters."""
     what = trainable.Trainable(adapters=adapters)
     params = {"model": jax.eval_shape(lambda: network.init_params(model_config, jax.random.key(0)))}
-    tx = optimizer.make_optimizer(_Optim, 10)
+    tx = optimizer.make_optimizer(OptimizerConfig.with_defaults(), 10)
     return jax.eval_shape(
         lambda p: [
             f(x)
@@ -101,19 +101,6 @@ def abstract_state(model_config, adapters=None):
             )
         ],
         params,
-    )
-
-
-class _Optim:
-    lr, warmup_steps, final_fraction, b1, b2, eps, weight_decay, clip_norm = (
-        1e-3,
-        1,
-        0.1,
-        0.9,
-        0.99,
-        1e-8,
-        0.1,
-        1.0,
     )
 
 

@@ -43,7 +43,7 @@ def world(monkeypatch):
     monkeypatch.setattr(model_selection, "held_out", lambda source, n, poll: data)
     log = types.SimpleNamespace(rows=[], best=[])
     loop = types.SimpleNamespace(
-        params=None,
+        params_to_use=None,
         metrics=types.SimpleNamespace(write=lambda step, row, kind: log.rows.append(row)),
         checkpoints=types.SimpleNamespace(
             save_best=lambda step, params, meta: log.best.append(step)
@@ -56,7 +56,7 @@ def world(monkeypatch):
         return model_selection.ModelSelection(settings, Reader(), splits, loop, lambda train: train)
 
     def look(selection, step, answers):
-        loop.params = answers
+        loop.params_to_use = answers
         selection.evaluate_at(step)
 
     return make, look, log, truth

@@ -22,6 +22,7 @@ LABELS = ("Edema", "No Finding", "Fracture")
 TASKS = {
     "sft": [
         "--config=sft:nv_reason_3b",
+        "--config.epochs=0",
         "--config.batch_size=4",
         "--config.mesh.data=-1",
         "--config.mesh.fsdp=1",
