@@ -24,6 +24,7 @@ LORA = {"full": [], "lora": ["--config.lora.rank=16"]}
 MESHES = {1: (1, 1, 1), 8: (1, 8, 1), 64: (1, 64, 1), 256: (1, 64, 4)}  # data, fsdp, tensor
 # So that a device works on one of the 64 rows (or prompts) of a step at a time.
 MICRO_BATCHES = {1: 64, 8: 8, 64: 1, 256: 1}
+PARTS = {"sft": ("micro_batches",), "rl": ("rl.micro_batches", "rl.sample_micro_batches")}
 GIB = 2**30
 HEADER = """| model | task | trains | devices | data x fsdp x tensor | weights | optimizer | batch | temporary, at most | in all, at most | tokens | PFLOP | moved, GiB (most of it) |
 |---|---|---|---|---|---|---|---|---|---|---|---|---|
@@ -43,14 +44,13 @@ class Case(NamedTuple):
 
 def plan_arguments(case: Case) -> list[str]:
     """Return the arguments of `python -m cxr_jax.plan`."""
-    section = "rl.micro_batches" if case.task == "rl" else "micro_batches"
     mesh = zip(("data", "fsdp", "tensor"), MESHES[case.devices], strict=True)
     return [
         f"--config=experiments/{case.task}.py:nv_reason_3b",
         f"--config.model={MODELS[case.model]}",
         f"--devices={case.devices}",
         *(f"--config.mesh.{axis}={size}" for axis, size in mesh),
-        f"--config.{section}={MICRO_BATCHES[case.devices]}",
+        *(f"--config.{key}={MICRO_BATCHES[case.devices]}" for key in PARTS[case.task]),
         *LORA[case.trains],
     ]
 

@@ -156,6 +156,10 @@ class RolloutConfig(_Section):
     group_size: int
     sample_micro_batches: int
     temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
     min_length: int
     overlong_from: float
     reward_weights: Mapping[str, float]

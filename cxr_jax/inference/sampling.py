@@ -26,9 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from cxr_jax.inference import compaction
+from cxr_jax.inference import compaction, token_choice
 from cxr_jax.inference.compaction import Rows
-from cxr_jax.inference.token_choice import Distribution, StepSettings, pick
+from cxr_jax.inference.token_choice import Distribution, SamplingSettings, StepSettings, pick
 from cxr_jax.models import network
 from cxr_jax.models.attention import NEG
 from cxr_jax.models.network import decoder, decoder_layers
@@ -45,28 +45,6 @@ class PromptBatch(NamedTuple):
     lengths: Array  # int [B]
     positions: Array  # int [axes, B, T], see `network.positions`
     image_features: network.Seen | None = None  # tokens [B, I, D]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingSettings:
-    """How completions are drawn by `generate`.
-
-    Attributes:
-        n: completions of each prompt.
-        temperature: 0 is greedy. May be a traced array; greedy is then left out.
-        stop_ids: tokens that end a completion; None: the config's.
-        suppress_ids: tokens that are never drawn; None: the config's media tokens.
-        top_k: draw from the k likeliest tokens only.
-        top_p: draw from the smallest set of tokens of probability >= p only.
-    """
-
-    max_new_tokens: int
-    n: int = 1
-    temperature: float | jax.Array = 1.0
-    stop_ids: Iterable[int] | None = None
-    suppress_ids: Iterable[int] | None = None
-    top_k: int | None = None
-    top_p: float | None = None
 
 
 class ComputedPrompt(NamedTuple):
@@ -87,6 +65,7 @@ class State(NamedTuple):
     lengths: Any  # int32 [R]
     done: Any  # bool [R]
     bound: Any  # the constraint's state
+    seen: Any = None  # bool [R, V]: tokens that a penalty makes less likely; None without one
 
 
 def row_keys(seed: int, rows: int) -> jax.Array:
@@ -107,6 +86,7 @@ class _Loop:
     distribution: Distribution
     constraint: Any
     settings: StepSettings
+    repetition_penalty: float | None = None
 
     def draw_until(
         self, rows: Rows, state: State, until: Array | int, place: tuple | None = None
@@ -130,7 +110,10 @@ class _Loop:
 
     def _draw(self, rows: Rows, state: State, banned: np.ndarray) -> tuple[jax.Array, jax.Array]:
         """The next token of each row, padding for those that are done, and its log-probability."""
-        logits = network.unembed(self.params, self.model_config, state.hidden) + banned
+        logits = network.unembed(self.params, self.model_config, state.hidden)
+        if self.repetition_penalty is not None:
+            logits = token_choice.penalize_repeats(logits, state.seen, self.repetition_penalty)
+        logits = logits + banned
         if self.constraint is not None:
             logits = jnp.where(self.constraint.allowed(state.bound), logits, NEG)
         token, logprob = pick(
@@ -138,6 +121,7 @@ class _Loop:
             rows.random_keys,
             state.step,
             greedy=self.settings.greedy,
+            logs_kept=self.settings.logs_kept,
             **self.distribution._asdict(),
         )
         return jnp.where(state.done, self.model_config.pad_token_id, token), logprob
@@ -155,6 +139,7 @@ class _Loop:
             ),
             lengths=state.lengths + ~state.done,
             done=state.done | (token[:, None] == stop_ids).any(-1),
+            seen=token_choice.mark_seen(state.seen, token),
         )
 
     def _advanced(self, rows: Rows, state: State, token: jax.Array, place: tuple | None) -> State:
@@ -236,9 +221,10 @@ def _generate(
         params=params,
         layers=decoder_layers.decode_layers(params["text"], model_config.text, step.dtype),
         model_config=model_config,
-        distribution=Distribution(temperature, settings.top_k, settings.top_p),
+        distribution=Distribution(temperature, settings.top_k, settings.top_p, settings.min_p),
         constraint=constraint,
         settings=step,
+        repetition_penalty=settings.repetition_penalty,
     )
     state = _fresh(
         model_config,
@@ -248,6 +234,11 @@ def _generate(
         constraint=constraint,
         dtype=step.dtype,
     )
+    if settings.repetition_penalty is not None:
+        seen = token_choice.tokens_in(
+            prompts.input_ids, prompts.lengths, model_config.text.vocab_size
+        )
+        state = state._replace(seen=jnp.repeat(seen, settings.n, 0))
     state = compaction.run(loop.draw_until, rows, state)
     return {
         "tokens": state.tokens,
@@ -276,7 +267,8 @@ def generate(
 
     Returns:
         tokens int32 [B*n, N] (after the stop token: padding), logprobs float32 [B*n, N] of the sampled tokens under
-        the temperature-scaled, suppressed, constrained distribution (before top_k and top_p), lengths int32 [B*n]
+        the temperature-scaled, suppressed, constrained distribution (before top_k, top_p and min_p, or after them:
+        `logs_kept`), lengths int32 [B*n]
         with the stop token, finished bool [B*n] (False: cut at max_new_tokens).
 
     Raises:
@@ -294,6 +286,7 @@ def generate(
         stop_ids=_ids(settings.stop_ids, model_config.eos_token_id),
         suppress_ids=_ids(settings.suppress_ids, model_config.media_token_ids),
         dtype=dtype,
+        logs_kept=settings.logs_kept,
     )
     prompts = prompts._replace(
         input_ids=jnp.asarray(prompts.input_ids),
@@ -302,7 +295,9 @@ def generate(
     )
     scale = jnp.float32(1.0 if greedy else temperature)
     # The rest of the settings is part of the program, too, but for what has been taken out of it.
-    rest = dataclasses.replace(settings, temperature=1.0, stop_ids=None, suppress_ids=None)
+    rest = dataclasses.replace(
+        settings, temperature=1.0, stop_ids=None, suppress_ids=None, logs_kept=False
+    )
     return _generate(
         params, model_config, prompts, keys, scale, constraint, settings=rest, step=step
     )
@@ -323,12 +318,14 @@ def sample_completions(
     max_new_tokens: int,
     temperature: float | jax.Array,
     keys: jax.Array | None = None,
+    **choice: Any,
 ) -> dict:
     """`generate` for prompts as from `Prompts.encode`, one image each.
 
     Args:
         features: tokens [B, I, D]; the computation takes their type, here and in `completion_log_probs`.
         special: of `tokenizer.special_ids`.
+        choice: more fields of `SamplingSettings`, such as top_p.
     """
     # Positions reach over the completion, too; the prefill takes those of the prompt alone.
     width = prompts["ids"].shape[1]
@@ -341,6 +338,7 @@ def sample_completions(
         temperature=temperature,
         stop_ids=special["stop"],
         suppress_ids=special["suppress"],
+        **choice,
     )
     return generate(params, model_config, batch, settings, keys=keys, dtype=features.tokens.dtype)
 

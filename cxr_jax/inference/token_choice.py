@@ -1,5 +1,6 @@
 """One token a row from logits: the whole choice, so that the decode loop is about rows and caches only."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from cxr_jax.models.attention import NEG
+from cxr_jax.runtime.trees import Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +20,35 @@ class StepSettings:
     stop_ids: tuple[int, ...]
     suppress_ids: tuple[int, ...]
     dtype: DTypeLike  # of the computation
+    logs_kept: bool = False  # log-probs are of what is left to draw from, not of all tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """How completions are drawn by `generate`.
+
+    Attributes:
+        n: completions of each prompt.
+        temperature: 0 is greedy. May be a traced array; greedy is then left out.
+        stop_ids: tokens that end a completion; None: the config's.
+        suppress_ids: tokens that are never drawn; None: the config's media tokens.
+        top_k: draw from the k likeliest tokens only.
+        top_p: draw from the smallest set of tokens of probability >= p only.
+        min_p: draw from tokens at least so many times as likely as the likeliest only.
+        repetition_penalty: of tokens that are in the prompt or were drawn, see `token_choice.penalize_repeats`.
+        logs_kept: log-probs are of the distribution that tokens are drawn from, after all of these.
+    """
+
+    max_new_tokens: int
+    n: int = 1
+    temperature: float | jax.Array = 1.0
+    stop_ids: Iterable[int] | None = None
+    suppress_ids: Iterable[int] | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    logs_kept: bool = False
 
 
 class Distribution(NamedTuple):
@@ -27,13 +58,14 @@ class Distribution(NamedTuple):
     temperature: Any  # float32
     top_k: Any = None  # int, int32 array, or None for all tokens
     top_p: Any = None  # float, float32 array, or None for all tokens
+    min_p: Any = None  # float, float32 array, or None for all tokens
 
 
 def keep_top_k(logits: jax.Array, count: int | jax.Array) -> jax.Array:
     """Rule out all but the `count` largest logits of each row. A traced int32 makes one program for any count."""
     # A number known now needs no sort of the whole vocabulary; one that is data does.
     if isinstance(count, int):
-        smallest = jax.lax.top_k(logits, count)[0][..., -1:]
+        smallest = jax.lax.top_k(logits, min(count, logits.shape[-1]))[0][..., -1:]
     else:
         ordered = jnp.sort(logits, -1, descending=True)
         smallest = jax.lax.dynamic_index_in_dim(ordered, count - 1, -1)
@@ -52,6 +84,40 @@ def keep_top_p(logits: jax.Array, mass: float | jax.Array) -> jax.Array:
     return jnp.where(logits < smallest, NEG, logits)
 
 
+def keep_min_p(logits: jax.Array, share: float | jax.Array) -> jax.Array:
+    """Rule out tokens less likely than `share` of the likeliest one of their row (arXiv 2407.01082)."""
+    smallest = jnp.max(logits, -1, keepdims=True) + jnp.log(share)
+    return jnp.where(logits < smallest, NEG, logits)
+
+
+def penalize_repeats(
+    logits: jax.Array, is_seen: jax.Array, penalty: float | jax.Array
+) -> jax.Array:
+    """Make tokens that were seen less likely, as transformers does: logits above 0 are divided, others multiplied.
+
+    Args:
+        logits: [R, V], before the temperature.
+        is_seen: bool [R, V]: in the prompt, or drawn before (CTRL, arXiv 1909.05858, section 4.1).
+        penalty: above 1; below it, repeats are made likelier.
+    """
+    penalized = jnp.where(logits > 0, logits / penalty, logits * penalty)
+    return jnp.where(is_seen, penalized, logits)
+
+
+def tokens_in(ids: Array, lengths: Array, vocab_size: int) -> jax.Array:
+    """Mark which tokens are in each row of ids [B, T], the first `lengths` of them: bool [B, V]."""
+    is_text = jnp.arange(ids.shape[1]) < lengths[:, None]
+    none = jnp.zeros((len(ids), vocab_size), bool)
+    return none.at[jnp.arange(len(ids))[:, None], ids].max(is_text)
+
+
+def mark_seen(is_seen: jax.Array | None, token: jax.Array) -> jax.Array | None:
+    """Mark one more token int32 [R] of each row in bool [R, V]; None stays None."""
+    if is_seen is None:
+        return None
+    return is_seen.at[jnp.arange(len(token)), token].set(True)
+
+
 def pick(
     logits: jax.Array,
     keys: jax.Array,
@@ -61,12 +127,17 @@ def pick(
     greedy: bool,
     top_k: int | jax.Array | None,
     top_p: float | jax.Array | None,
+    min_p: float | jax.Array | None = None,
+    logs_kept: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Draw one token a row from float32 logits [R, V].
 
+    Args:
+        logs_kept: give log-probabilities of what top_k, top_p and min_p leave.
+
     Returns:
-        token int32 [R], and its log-probability float32 [R] under the distribution before top_k and top_p, at the
-        given temperature.
+        token int32 [R], and its log-probability float32 [R] at the given temperature, under the distribution before
+        top_k, top_p and min_p; or after them (`logs_kept`).
     """
     if greedy:
         token = jnp.argmax(logits, -1)
@@ -79,12 +150,15 @@ def pick(
             kept = keep_top_k(kept, top_k)
         if top_p is not None:
             kept = keep_top_p(kept, top_p)
+        if min_p is not None:
+            kept = keep_min_p(kept, min_p)
         # The largest of logits with Gumbel noise is a draw from their softmax.
         noise = jax.vmap(
             # The noise of a row follows from its own key and the step alone.
             lambda key: jax.random.gumbel(jax.random.fold_in(key, step), logits.shape[1:])
         )(keys)
         token = jnp.argmax(kept + noise, -1)
-    # Of `scaled`: what top_k and top_p cut off still counts in the log-probability.
+        # Else what was cut off still counts in the log-probability.
+        scaled = kept if logs_kept else scaled
     chosen = jnp.take_along_axis(scaled, token[:, None], -1, mode="clip")[:, 0]
     return token.astype(jnp.int32), chosen - jax.nn.logsumexp(scaled, -1)

@@ -134,6 +134,23 @@ def make_rollout(
     return jax.jit(programs.sample)
 
 
+def token_choice_of(rollout: RolloutConfig) -> dict[str, Any]:
+    """Give the fields of `sampling.SamplingSettings` by which tokens are chosen; {} where all may be drawn.
+
+    Then log-probs are of what a token was drawn from, so that a `sampler_correction` weighs it by what was cut off.
+    """
+    choice = {
+        "top_k": rollout.top_k or None,
+        "top_p": rollout.top_p if rollout.top_p < 1 else None,
+        "min_p": rollout.min_p or None,
+        "repetition_penalty": rollout.repetition_penalty
+        if rollout.repetition_penalty != 1
+        else None,
+    }
+    choice = {name: value for name, value in choice.items() if value is not None}
+    return {**choice, "logs_kept": True} if choice else {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Rollout:
     """What the pieces of the program share; each method is one of them, traced inside jit."""
@@ -163,6 +180,7 @@ class _Rollout:
             max_new_tokens=self.max_completion,
             temperature=self.rollout.temperature,
             keys=part["keys"].reshape(-1),
+            **token_choice_of(self.rollout),
         )
         return jax.tree.map(lambda leaf: leaf.reshape(-1, G, *leaf.shape[1:]), completions)
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import tiny_model
 
+from cxr_jax.config.sections import PolicyLossConfig
 from cxr_jax.inference import sampling, token_choice
 from cxr_jax.models import network
+from cxr_jax.rl import losses
 
 CFG = tiny_model.config()
 V = CFG.text.vocab_size
@@ -415,3 +417,74 @@ def test_extending_a_prefix_equals_computing_the_whole(params):
         for x, y in zip(jax.tree.leaves(got.keys), jax.tree.leaves(whole.keys), strict=True):
             assert x.shape[2] == 14
             np.testing.assert_allclose(x[:, :, :length], y[:, :, :length], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [{"top_k": 3}, {"top_p": 0.6}, {"min_p": 0.2}, {"top_k": 5, "top_p": 0.7, "min_p": 0.1}],
+)
+def test_log_probs_of_what_is_left_weigh_a_token_by_what_was_cut_off(choice):
+    """By numpy: the kept set, its log-probs, and the weight of `tis`, which makes means those of all tokens."""
+    temperature, draws = 0.7, 200
+    logits = 2 * np.random.default_rng(0).standard_normal(V).astype(np.float32)
+    whole = np.exp(log_softmax(logits[None] / temperature))[0]
+    order = np.argsort(-whole)
+    kept = order[: choice.get("top_k", V)]
+    if "top_p" in choice:
+        inside = whole[kept] / whole[kept].sum()
+        kept = kept[np.cumsum(inside) - inside < choice["top_p"]]
+    kept = kept[whole[kept] >= choice.get("min_p", 0) * whole.max()]
+    left = whole[kept].sum()
+
+    def draw(logs_kept):
+        return token_choice.pick(
+            jnp.asarray(np.tile(logits, (draws, 1))),
+            sampling.row_keys(1, draws),
+            0,
+            temperature=temperature,
+            greedy=False,
+            logs_kept=logs_kept,
+            **{"top_k": None, "top_p": None} | choice,
+        )
+
+    (tokens, of_kept), (same_tokens, of_all) = draw(True), draw(False)
+    np.testing.assert_array_equal(tokens, same_tokens)
+    assert set(np.unique(tokens)) <= set(kept.tolist()) and len(np.unique(tokens)) > 1
+    np.testing.assert_allclose(np.exp(of_all), whole[tokens], rtol=1e-4)
+    np.testing.assert_allclose(np.exp(of_kept), whole[tokens] / left, rtol=1e-4)
+    # Each token of the loss then counts as much as it does among all tokens.
+    weight = losses.policy_loss(
+        of_all[:, None],
+        of_all[:, None],
+        -jnp.ones(draws),
+        jnp.ones((draws, 1), bool),
+        PolicyLossConfig.with_defaults(sampler_correction="tis"),
+        sampler_log_probs=of_kept[:, None],
+    )[0]
+    assert float(weight) == pytest.approx(left, rel=1e-4) and left < 1
+
+
+def test_a_penalty_makes_seen_tokens_less_likely_as_transformers_does():
+    ids, lengths = np.array([[3, 5, 5, 7], [9, 4, 0, 0]]), np.array([4, 2])
+    seen = token_choice.tokens_in(jnp.asarray(ids), jnp.asarray(lengths), V)
+    assert [set(np.flatnonzero(row)) for row in np.asarray(seen)] == [{3, 5, 7}, {9, 4}]
+    logits = np.random.default_rng(0).standard_normal((2, V)).astype(np.float32)
+    want = logits.copy()
+    for row, of_row in enumerate(np.asarray(seen)):
+        for token in np.flatnonzero(of_row):
+            want[row, token] *= 1 / 1.3 if want[row, token] > 0 else 1.3
+    got = token_choice.penalize_repeats(jnp.asarray(logits), seen, 1.3)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_repeats_are_ruled_out_by_a_large_penalty(params):
+    """Greedy: nothing of the prompt, and nothing twice, by tokens of positive logits that only fall."""
+    b = batch(2)
+    free, out = (
+        run(params, b, n=2, max_new_tokens=N, temperature=0, stop_ids=(), **penalty)
+        for penalty in ({}, {"repetition_penalty": 1e6})
+    )
+    for row, tokens in enumerate(out["tokens"]):
+        prompt = b["input_ids"][row // 2, : b["lengths"][row // 2]]
+        assert len(set(tokens.tolist())) == N and not set(tokens.tolist()) & set(prompt.tolist())
+    assert any(len(set(tokens.tolist())) < N for tokens in free["tokens"])

@@ -66,7 +66,9 @@ BAD = {
         ["rl.patience", "data.sites", "optim.warmup_steps", "lora.rank"], [-1, 0.5, NAN, "1", None]
     ),
     **dict.fromkeys(["optim.lr", "optim.eps"], [*NOT_NUMBERS, 0.0, -1e-4, 1e39, 1e-60]),
-    **dict.fromkeys(["rl.temperature", "rl.epsilon_high"], [*NOT_NUMBERS, 0.0, -1.0]),
+    **dict.fromkeys(
+        ["rl.temperature", "rl.epsilon_high", "rl.repetition_penalty"], [*NOT_NUMBERS, 0.0, -1.0]
+    ),
     **dict.fromkeys(["rl.beta", "rl.replay_weight", "optim.weight_decay"], [*NOT_NUMBERS, -0.1]),
     **dict.fromkeys(["optim.b1", "optim.b2"], [*NOT_NUMBERS, -0.1, 1.0, 1 - 1e-12]),
     "optim.final_fraction": [*NOT_NUMBERS, -0.1, 1.1],
@@ -74,6 +76,9 @@ BAD = {
     "rl.epsilon": [*NOT_NUMBERS, 0.0, -0.2, 1.5],
     "rl.delta": [*NOT_NUMBERS, -1.0, 0.5, 1.2],
     "rl.sampler_cap": [*NOT_NUMBERS, 0.0, 0.5, -2.0],
+    "rl.top_p": [*NOT_NUMBERS, 0.0, -0.1, 1.1],
+    "rl.min_p": [*NOT_NUMBERS, -0.1, 1.0],
+    **dict.fromkeys(["rl.top_k", "rl.sample_micro_batches"], [-1, 0.5, NAN, "1", None]),
     "rl.overlong_from": [*NOT_NUMBERS, 0.0, 1.0],
     "rl.mask_truncated": [None, 1, "yes"],
     **dict.fromkeys(
@@ -103,6 +108,10 @@ GOOD = {
     "rl.group_size": [2],
     "rl.patience": [0, 3],
     "rl.beta": [0.04, 1],
+    "rl.top_k": [0, 50],
+    "rl.top_p": [1, 0.9],
+    "rl.min_p": [0, 0.05],
+    "rl.repetition_penalty": [1, 1.05, 0.9],
     "rl.kl": ["k1", "k2"],
     "rl.epsilon": [1.0, 3e-4],
     "rl.epsilon_high": [5.0],

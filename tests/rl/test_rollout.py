@@ -16,6 +16,7 @@ from cxr_jax.config.sections import RunConfig
 from cxr_jax.errors import UserError
 from cxr_jax.evaluation import reader as readers
 from cxr_jax.inference import prompts
+from cxr_jax.inference.sampling import SamplingSettings
 from cxr_jax.labels import CHEXPERT_14, answers
 from cxr_jax.labels.phrase_bank import load_phrase_bank
 from cxr_jax.metrics import alarms
@@ -116,6 +117,23 @@ def test_few_prompts_on_many_devices_share_out_their_completions(preset, shards,
     assert checks.group_shares(settings, shards) == (want or 1)
     with pytest.raises(UserError, match="do not divide") if want is None else nullcontext():
         checks.check_rows_divide(settings, shards)
+
+
+@pytest.mark.parametrize(
+    ("changes", "want"),
+    [
+        ({}, {}),  # the program of runs that narrow nothing is as it was
+        ({"top_k": 5}, {"top_k": 5, "logs_kept": True}),
+        (
+            {"top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.1},
+            {"top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.1, "logs_kept": True},
+        ),
+    ],
+)
+def test_what_a_rollout_draws_from(changes, want):
+    settings = RunConfig.from_config(experiment.get_config())
+    assert rollout.token_choice_of(dataclasses.replace(settings.rollout, **changes)) == want
+    SamplingSettings(max_new_tokens=1, **want)
 
 
 def test_a_rollout_judges_the_whole_turn():
