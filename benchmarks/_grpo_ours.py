@@ -109,6 +109,7 @@ class Ours:
                 group_size=args.group,
                 temperature=1.0,
                 micro_batches=args.micro_batches,
+                sample_micro_batches=args.micro_batches,
                 mask_truncated=False,
             )
         )
