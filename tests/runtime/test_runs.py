@@ -290,3 +290,47 @@ def test_a_finished_run_goes_on_with_more_steps_where_the_flag_says_so(whole, tm
     assert _json(folder, "config.json")["changes"] == [
         {"step": 3, "changes": ["steps was 3, now 4"]}
     ]
+
+
+ADJUSTED = {
+    "sft": ["--config.micro_batches=1", "--config.remat=full", "--config.save_every=2"],
+    "rl": [
+        "--config.rl.micro_batches=2",
+        "--config.rl.sample_micro_batches=4",
+        "--config.eval.batch_size=2",
+        "--config.rl.patience=9",
+    ],
+}
+
+
+def test_killed_and_resumed_with_other_knobs_it_is_the_same_run_but_for_rounding(whole, tmp_path):
+    folders, commands = {}, []
+    for task, (folder, _) in whole.items():
+        folders[task] = shutil.copytree(folder, tmp_path / task)
+        # As a kill in the last step leaves it.
+        (folders[task] / "done.json").unlink()
+        newest = max((folders[task] / "checkpoints" / "last").glob("[0-9]"))
+        shutil.rmtree(newest)
+        commands.append([*ARGUMENTS[task], *SMALL, *ADJUSTED[task], f"--workdir={folders[task]}"])
+    for task, (code, out, err) in zip(
+        whole, calls(commands, env=fast_compile.environment()), strict=True
+    ):
+        assert code == 0, out + err
+        folder, steps = folders[task], {"sft": 4, "rl": 3}[task]
+        names = [flag.removeprefix("--config.").split("=")[0] for flag in ADJUSTED[task]]
+        assert f"goes on from step {steps - 1} with changes: " in out
+        changes = [row for row in rows(folder) if row["kind"] == "change"]
+        assert [row["step"] for row in changes] == [steps - 1] * len(names)
+        assert sorted(row["change"].split(" was ")[0] for row in changes) == sorted(names)
+        page = (folder / "report.html").read_text()
+        assert all(f"From step {steps - 1} on: {name} was " in page for name in names)
+
+        # ---- The rest is the run that nothing interrupted ----
+        unchanged = [row for row in rows(folder) if row["kind"] != "change"]
+        for ours, theirs in zip(unchanged, rows(whole[task][0]), strict=True):
+            assert ours.keys() == theirs.keys()
+            for name, value in theirs.items():
+                if ours[name] != value:
+                    assert ours[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+        before, after = arrays(whole[task][0]), arrays(folder)
+        assert max(np.abs(after[k] - before[k]).max() for k in before if before[k].size) < 1e-4
