@@ -18,7 +18,7 @@ from cxr_jax.training.trainable import join_trees, split_tower
 
 # Branches end at these shares of a row, prompt included, rounded up to GRAIN slots; rows below LEAST_SLOTS are quick
 # anyway and have one program, which compiles sooner.
-SHARES = (1 / 4, 3 / 8, 1 / 2, 3 / 4)
+SHARES = (1 / 4, 3 / 8, 7 / 16, 9 / 16, 3 / 4)
 GRAIN, LEAST_SLOTS = 64, 768
 
 

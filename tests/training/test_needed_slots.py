@@ -44,10 +44,10 @@ def test_rooms_ascend_to_the_whole_row(width, completion):
     assert (len(rooms) == 1) == (width + completion < needed_slots.LEAST_SLOTS)
 
 
-def test_a_third_of_the_published_completion_is_computed_in_half_of_the_slots():
+def test_a_third_of_the_published_completion_is_computed_in_less_than_half_of_the_slots():
     rooms = needed_slots.text_slots(330, 1800)
     room = next(room for room in rooms if room.row >= 330 + 620 and room.completion >= 620)
-    assert room.row <= 0.52 * (330 + 1800)
+    assert room.row <= 0.46 * (330 + 1800)
 
 
 @pytest.mark.parametrize("shards", [1, 2, 4])
@@ -69,7 +69,7 @@ def test_rows_of_about_equal_length_meet_and_stay_on_their_device(shards):
 def test_the_smallest_room_that_holds_every_row_is_picked(monkeypatch):
     use(monkeypatch, True)
     rooms = needed_slots.text_slots(WIDTH, C)
-    assert len(rooms) == 5
+    assert len(rooms) == 6
     pick = jax.jit(needed_slots.pick_text_slots(lambda part, room: jnp.asarray(room)))
     rng = np.random.default_rng(0)
     picked = set()
