@@ -64,6 +64,7 @@ def steps_of(settings: RunConfig, train: Source) -> int:
         raise UserError(
             "config.epochs must be 0 for phantoms, of which there is no end: give config.steps"
         )
+    # Neither wins unsaid: which of both a default had would be found after the run.
     if bool(epochs) == bool(settings.steps):
         raise UserError(
             f"config.epochs={epochs:g} and config.steps={settings.steps}: one of both says how long a run is, and the "

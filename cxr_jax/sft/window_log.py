@@ -96,6 +96,7 @@ class WindowLog:
         looked = self._evaluating - self._evaluating_then
         row["perf/data_wait_share"] = self._waited / (now - self._line_began - looked)
         row["learning_rate"] = float(self._learning_rate(done - 1))
+        # Phantoms never come again, so there is nothing to count.
         if self._rows != ENDLESS:
             row["epoch"] = done * settings.batch_size / self._rows
         self._waited, self._line_began, self._evaluating_then = 0.0, now, self._evaluating

@@ -168,6 +168,7 @@ def gradients_in_slots(
             def part_loss(rest: Tree, features: Any) -> tuple[jax.Array, Any]:
                 return loss(join_trees(tower, rest), {**part, "features": features}, *room)
 
+            # Inside of the branch: differentiating the choice would keep the residuals of every branch.
             gradient = jax.grad(part_loss, (0, 1) if is_tower_trained else (0,), has_aux=True)
             return gradient(rest, part["features"])
 

@@ -143,6 +143,7 @@ def _mean_of_params(decay: float) -> optax.GradientTransformation:
         updates: Tree, state: MeanState, params: Tree | None = None
     ) -> tuple[Tree, MeanState]:
         assert params is not None
+        # Updates that were left out are none: the guard puts this state back, too.
         kept = jnp.minimum(decay, (1.0 + state.count) / (10.0 + state.count))
         mean = jax.tree.map(
             lambda mean, param, update: kept * mean + (1 - kept) * (param + update),
