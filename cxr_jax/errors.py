@@ -19,6 +19,10 @@ class RunFailedError(Exception):
     """The run failed for a reason that one line says: exit code 1, and no traceback."""
 
 
+class FailedBetweenStepsError(RunFailedError):
+    """The same, between two whole steps and on all processes at the same point: what is whole is saved first."""
+
+
 def exit_code(
     action: Callable[[], int | None],
     *,

@@ -4,16 +4,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
 from cxr_jax.config import schema
+from cxr_jax.config.preset_files import PRESET_FOLDER, preset_names
 from cxr_jax.errors import UserError, exit_code, print_any_text
-
-# Files with a `get_config` that ship with the package: `--config=rl` is presets/rl.py, wherever one stands.
-PRESET_FOLDER = Path(__file__).parents[1] / "presets"
 
 # Defined here once for all commands that take a config, so that one process can import several of them. Each adopts
 # them as its own: flags.adopt_module_key_flags(command_line).
@@ -51,11 +48,6 @@ def main(argv: Sequence[str] | None, module: str, run: Callable[[], int]) -> int
     # Looked for before parsing, which may be what fails.
     debug = any(argument in ("--debug", "--debug=true") for argument in arguments)
     return exit_code(parse_and_run, debug=debug)
-
-
-def preset_names() -> list[str]:
-    """Return what `--config` takes in place of a file."""
-    return sorted(preset_path.stem for preset_path in PRESET_FOLDER.glob("[!_]*.py"))
 
 
 def _flags_help(module: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import ml_collections
 
-from cxr_jax.config import schema
+from cxr_jax.config import reward_names, schema
 
 
 class _Section:
@@ -91,6 +91,7 @@ class DataConfig(_Section):
     min_pixels: int
     max_pixels: int
     image_tokens: int
+    columns: tuple[str, ...]
     repeats: str
     max_bad: int
     image_gate: str
@@ -148,7 +149,10 @@ class EvaluationConfig(_Section):
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig(_Section):
-    """How completions are sampled, scored and compared: keys of `config.rl`."""
+    """How completions are sampled, scored and compared: keys of `config.rl`.
+
+    `reward_weights` holds the weights of the rewards in `rewards`, too.
+    """
 
     PREFIX = "rl"
     prompts_per_step: int
@@ -163,9 +167,24 @@ class RolloutConfig(_Section):
     min_length: int
     overlong_from: float
     reward_weights: Mapping[str, float]
+    rewards: tuple[str, ...]
+    own_rewards_alone: bool
     advantage: str
     scale_rewards: str
     mask_truncated: bool
+
+    @classmethod
+    def with_defaults(cls, **values: Any) -> Self:
+        """Build the section as any other, and weigh the rewards of the user beside the terms.
+
+        Raises:
+            UserError: for names that are none of a reward.
+        """
+        section = super().with_defaults(**values)
+        weights = reward_names.weights_with(
+            section.rewards, dict(section.reward_weights), alone=section.own_rewards_alone
+        )
+        return dataclasses.replace(section, reward_weights=weights)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cxr_jax.data.prompts import FIND_PROMPT, ask_of_roles, count_films
-from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.runtime.trees import Tree
 
 if TYPE_CHECKING:
@@ -289,6 +288,7 @@ def _rollout(
     from cxr_jax.inference import compaction
     from cxr_jax.labels import answers
     from cxr_jax.labels.phrase_bank import load_phrase_bank
+    from cxr_jax.rewards import own
     from cxr_jax.rl import rollout
 
     lexicon = phantom.LEXICON if settings.data.source == "phantom" else None
@@ -302,6 +302,7 @@ def _rollout(
         load_phrase_bank(None, lexicon),
         seed=settings.seed,
         max_completion=settings.max_completion,
+        own=own.load(settings.rollout.rewards),
     )
     arguments = {
         "parameters": state["params"],
@@ -324,7 +325,7 @@ def _update(settings: "RunConfig", shapes: Shapes, state: Tree, rollout: Program
     """Return what learns from the groups of a rollout that are kept."""
     import jax
 
-    from cxr_jax.rl import learner
+    from cxr_jax.rl import learner, own_rewards
 
     step = learner.make_learn(
         settings.learner,
@@ -342,7 +343,9 @@ def _update(settings: "RunConfig", shapes: Shapes, state: Tree, rollout: Program
         "state": state,
         "fixed": frozen,
         "batch": rollout.arguments["batch"],
-        "rollout": jax.eval_shape(rollout.step, *rollout.arguments.values()),
+        "rollout": own_rewards.complete_shapes(
+            settings, jax.eval_shape(rollout.step, *rollout.arguments.values())
+        ),
     }
     # A KL term holds the run to where it started, which takes memory of its own unless adapters train.
     if settings.loss.beta:
@@ -359,16 +362,11 @@ def _rl_tokens(settings: "RunConfig", shapes: Shapes, prompt_count: int) -> int:
 
 def _rl_batch(settings: "RunConfig", shapes: Shapes, row_count: int) -> Tree:
     """Return prompts with their truth, and the SFT rows that are replayed beside them."""
-    label_count = len(CHEXPERT_14)
-    truth_arrays = {
-        truth_name: abstract_array((row_count, label_count), "bool")
-        for truth_name in ("solution", "known", "hedged")
-    }
-    batch = {
-        **shapes.batch(row_count),
-        **truth_arrays,
-        "sides": abstract_array((row_count, label_count, 2), "bool"),
-    }
+    from cxr_jax.rl import own_rewards, reward_columns
+
+    columns = reward_columns.RewardColumns(settings.data.columns, settings.data.manifest)
+    truth = own_rewards.abstract_batch(row_count, columns)
+    batch = {**shapes.batch(row_count), **truth}
     if settings.learner.replay_weight:
         replayed = settings.learner.replay_batch
         batch["replay"] = {**shapes.batch(replayed), **shapes.texts(replayed)}

@@ -10,6 +10,7 @@ from cxr_jax.data.prompts import as_text
 from cxr_jax.data.sources.base import Batch, Source, indices_of
 from cxr_jax.inference.prompts import Prompts
 from cxr_jax.models import image_batches
+from cxr_jax.rl.reward_columns import RewardColumns
 from cxr_jax.runtime.layout import ONE_DEVICE, Layout
 from cxr_jax.training.checks import group_shares
 from cxr_jax.training.conversations import Examples
@@ -21,6 +22,7 @@ def make_batch_fn(
     prompts: Prompts,
     examples: Examples | None = None,
     layout: Layout = ONE_DEVICE,
+    columns: RewardColumns | None = None,
 ) -> Callable[[int], Batch]:
     """Build step -> numpy batch, a function of the step alone; of its rows this process makes those of its devices.
 
@@ -28,10 +30,12 @@ def make_batch_fn(
 
     Keys, P prompts (prompts_per_step * oversample): those of the images (`image_batches`), "prompts" as from
     `Prompts.encode`, "solution", "known", "hedged" bool [P, 14], "sides" bool [P, 14, 2]. With config.rl.replay_weight
-    "replay", too: examples as SFT has them. "shown": texts of all rows for people, no part of a program's input.
+    "replay", too: examples as SFT has them. "shown": texts of all rows for people, no part of a program's input; nor is
+    "rows", what rewards of texts are told of all rows. "columns": those of numbers, if there are any.
 
     Args:
         examples: encodes the conversations of replayed examples.
+        columns: of the manifest, for rewards of the user's.
     """
     prompts_sampled = settings.rollout.prompts_per_step * settings.rollout.oversample
     shares = group_shares(settings, layout.shards)
@@ -57,6 +61,16 @@ def make_batch_fn(
         }
         for name in ("solution", "known", "hedged", "sides"):
             step_batch[name] = np.asarray(batch[name])
+        if columns is not None:
+            about = step_batch["shown"]
+            step_batch["rows"] = [
+                {"id": row_id, "prompt": prompt, **values}
+                for row_id, prompt, values in zip(
+                    about["ids"], about["prompts"], columns.rows(about["ids"]), strict=True
+                )
+            ]
+            if columns.shapes:
+                step_batch["columns"] = columns.arrays(source.about(here)["ids"])
         if examples is not None and settings.learner.replay_weight:
             _, here, batch = draw(step, settings.learner.replay_batch)
             replay, grids = images_of(batch, here)

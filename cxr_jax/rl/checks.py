@@ -1,13 +1,14 @@
 """What an RL config must not be: knobs that contradict each other, unknown rewards, a replay without targets."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
 from cxr_jax import rewards
-from cxr_jax.config import schema
+from cxr_jax.config import reward_names, schema
 from cxr_jax.config.sections import PolicyLossConfig, RolloutConfig, RunConfig
 from cxr_jax.errors import UserError
+from cxr_jax.rl import own_rewards
 from cxr_jax.training import checks
 
 
@@ -23,8 +24,9 @@ def check(config: ConfigDict) -> None:
     settings = RunConfig.from_config(config)
     check_contradictions(settings.rollout.group_size, settings.loss)
     check_turns(settings.rollout)
-    check_reward_weights(config.rl.reward_weights)
+    check_reward_weights(settings.rollout.reward_weights, settings.rollout.rewards)
     train = checks.check_common(config)
+    own_rewards.check(settings, train)
     checks.check_trains(
         settings.model, settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype
     )
@@ -70,14 +72,19 @@ def check_contradictions(group_size: int, loss: PolicyLossConfig) -> None:
         )
 
 
-def check_reward_weights(weights: Mapping[str, float]) -> None:
+def check_reward_weights(weights: Mapping[str, float], own: Sequence[str] = ()) -> None:
     """Refuse weights of terms that do not exist, that are no finite numbers, or that are all 0.
+
+    Args:
+        weights: of terms and of rewards of the user's.
+        own: `config.rl.rewards`.
 
     Raises:
         UserError: naming the term, or listing those there are.
     """
-    known = f"known terms: {', '.join(rewards.TERMS)}"
-    if unknown := sorted(set(weights) - set(rewards.TERMS)):
+    names = [*rewards.TERMS, *(reward.function for reward in reward_names.parse(own))]
+    known = f"known terms: {', '.join(names)}"
+    if unknown := sorted(set(weights) - set(names)):
         raise UserError(f"config.rl.reward_weights names {unknown[0]!r}; {known}")
     for term, weight in weights.items():
         if not schema.is_number(weight):

@@ -7,6 +7,7 @@ holds what is between two steps, and a step that a kill has cut is done again fr
 completions. So there are no pending rollouts to save.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,14 +17,17 @@ from ml_collections import ConfigDict
 from cxr_jax import report
 from cxr_jax.config.sections import RunConfig
 from cxr_jax.data import loading
+from cxr_jax.data.sources.base import Batch
 from cxr_jax.evaluation.model_selection import ModelSelection, constant_baselines
 from cxr_jax.evaluation.run import evaluate_models
 from cxr_jax.labels import answers
 from cxr_jax.labels.phrase_bank import load_phrase_bank
 from cxr_jax.models import tokenizer as tokenizers
+from cxr_jax.rewards.own import OwnReward
 from cxr_jax.rl.batches import make_batch_fn
 from cxr_jax.rl.checks import check
 from cxr_jax.rl.learner import make_learn
+from cxr_jax.rl.own_rewards import OwnRewards
 from cxr_jax.rl.rollout import make_rollout, rollout_metrics, with_turns
 from cxr_jax.rl.step_log import GroupRecords, StepLog
 from cxr_jax.runtime import layout as layouts
@@ -67,7 +71,8 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     del begun
 
     # ---- The two compiled functions, and what happens every K steps -------------------------------------
-    rollout, learn = _programs(setup, optimizer, layout)
+    own = OwnRewards.open(settings, setup.tokenizer, stop, run_folder)
+    rollout, learn = _programs(setup, optimizer, layout, own.functions)
     selection = ModelSelection.open(setup, loop, frozen, layout)
     selection.resume(meta.get("best"), meta.get("first_look"))
     log = StepLog(settings, loop, constant_baselines(setup.splits.train), meta)
@@ -82,12 +87,14 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     loop.end_early_if(lambda step: selection.should_stop_early(step, settings.learner.patience))
 
     # ---- The loop -----------------------------------------------------------------------------------------
-    make_batch = make_batch_fn(settings, setup.splits.train, setup.prompts, setup.examples, layout)
+    make_batch = _batches(setup, layout, own)
     with loop:
         loader = loading.step_loader(make_batch, loop.start, settings.steps, poll=stop.poll)
         for step, batch in loop.steps(loader):
-            shown, batch = batch.pop("shown"), layout.batch(batch)
+            shown, rows = batch.pop("shown"), batch.pop("rows", [])
+            batch = layout.batch(batch)
             samples = rollout(loop.params, frozen, batch, step)
+            samples = own.complete(samples, batch, rows)
             jax.block_until_ready(samples["reward"])
             # A stop here costs nothing: the same step samples the same completions again.
             stop.check()
@@ -132,7 +139,14 @@ def _reference(setup: Setup, begun: StartState, layout: Layout) -> Tree | None:
     return setup.trainable.merge(start, begun.frozen)["model"]
 
 
-def _programs(setup: Setup, optimizer: Any, layout: Layout) -> tuple:
+def _batches(setup: Setup, layout: Layout, own: OwnRewards) -> Callable[[int], Batch]:
+    """The batches of the run's prompts, with what the user's rewards read of them, if there are any."""
+    columns = own.columns if own.functions else None
+    source, settings = setup.splits.train, setup.settings
+    return make_batch_fn(settings, source, setup.prompts, setup.examples, layout, columns)
+
+
+def _programs(setup: Setup, optimizer: Any, layout: Layout, own: Sequence[OwnReward] = ()) -> tuple:
     """The compiled halves of a step: (train, frozen, batch, step) -> samples, and what learns from them."""
     settings, tokenizer = setup.settings, setup.tokenizer
     special = tokenizers.special_ids(tokenizer, setup.model_config.text.vocab_size)
@@ -156,6 +170,7 @@ def _programs(setup: Setup, optimizer: Any, layout: Layout) -> tuple:
         load_phrase_bank(None, setup.splits.train.lexicon),
         seed=settings.seed,
         max_completion=settings.max_completion,
+        own=own,
     )
     learn = make_learn(
         settings.learner,

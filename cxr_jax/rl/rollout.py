@@ -13,7 +13,7 @@ group: the prompt is computed once a device, and completions are the same (`trai
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +29,16 @@ from cxr_jax.labels.answers import TokenBytes
 from cxr_jax.labels.phrase_bank import PhraseBank
 from cxr_jax.models.image_batches import Images
 from cxr_jax.models.network.config import Config
+from cxr_jax.rewards.own import OwnReward
 from cxr_jax.rl import losses
 from cxr_jax.runtime import sharding
 from cxr_jax.runtime.trees import Tree
 from cxr_jax.training import micro_batches
 from cxr_jax.training.losses import masked_mean
 from cxr_jax.training.trainable import Trainable
+
+OWN_REWARDS_SEE = ("solution", "known", "hedged", "sides", "columns")
+"""Of a batch, what rewards of the user's are given."""
 
 ZERO_STD = 1e-6  # a group's rewards that spread less are the same
 
@@ -104,6 +108,7 @@ def make_rollout(
     *,
     seed: int,
     max_completion: int,
+    own: Sequence[OwnReward] = (),
 ) -> Callable[..., Tree]:
     """Build the jitted function (train, frozen, batch, step) -> samples.
 
@@ -114,6 +119,7 @@ def make_rollout(
         bank: the words of the trace.
         seed: of the run; folded into every key.
         max_completion: tokens that a completion may have, C.
+        own: rewards of the user's. With one of texts among them, samples lack what `make_weigh` adds.
 
     Returns:
         The function. Its samples, all [P, G, ..] with P = prompts_per_step * oversample: "tokens", "mask",
@@ -130,6 +136,7 @@ def make_rollout(
         bank=bank,
         seed=seed,
         max_completion=max_completion,
+        own=tuple(own),
     )
     return jax.jit(programs.sample)
 
@@ -150,6 +157,10 @@ def token_choice_of(rollout: RolloutConfig) -> dict[str, Any]:
     choice = {name: value for name, value in choice.items() if value is not None}
     return {**choice, "logs_kept": True} if choice else {}
 
+def make_weigh(rollout: RolloutConfig) -> Callable[[Mapping[str, jax.Array]], Tree]:
+    """Build the jitted function {term: [P, G]} -> what samples of a rollout lack while rewards of texts are missing."""
+    return jax.jit(functools.partial(weigh, rollout))
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Rollout:
@@ -164,6 +175,7 @@ class _Rollout:
     bank: PhraseBank
     seed: int
     max_completion: int
+    own: tuple[OwnReward, ...] = ()
 
     def complete(self, params: Tree, part: Tree) -> Tree:
         """Completions of some rows, [p, G, ..]: the image encoded and the prompt read once a row."""
@@ -217,6 +229,14 @@ class _Rollout:
         )
         return parsed, terms
 
+    def own_terms(self, batch: Tree, completions: Tree) -> dict[str, jax.Array]:
+        """The user's rewards of token ids, [P, G] each."""
+        on_tokens = [reward for reward in self.own if not reward.on_texts]
+        lengths = completions["lengths"].reshape(-1, self.rollout.group_size)
+        tokens = completions["tokens"].reshape(*lengths.shape, -1)
+        shown = {name: batch[name] for name in OWN_REWARDS_SEE if name in batch}
+        return {reward.name: reward.of_tokens(tokens, lengths, shown) for reward in on_tokens}
+
     def sample(self, train: Tree, frozen: Tree, batch: Tree, step: int | jax.Array) -> Tree:
         """The whole step: completions, their rewards, advantages, and the groups to learn from."""
         P = self.rollout.prompts_per_step * self.rollout.oversample
@@ -235,26 +255,35 @@ class _Rollout:
 
         # ---- Rewards ----
         parsed, terms = self.score(batch, completions)
-        # Weights are a run's; terms without one are logged alone.
-        reward = rewards.combine(terms, dict(self.rollout.reward_weights)).reshape(P, G)
+        terms = {name: term.reshape(P, G) for name, term in terms.items()}
+        terms |= self.own_terms(batch, completions)
 
         # ---- Tokens of the completions; a truncated one may be kept out of the loss ----
         mask = jnp.arange(C)[None] < completions["lengths"][:, None]
         train_mask = mask
         if self.rollout.mask_truncated:
             train_mask = mask & completions["finished"][:, None]
-        return {
+        samples = {
             "tokens": completions["tokens"].reshape(P, G, C),
             "mask": mask.reshape(P, G, C),
             "train_mask": train_mask.reshape(P, G, C),
             "sampler_log_probs": completions["logprobs"].reshape(P, G, C),
             "lengths": completions["lengths"].reshape(P, G),
             "finished": completions["finished"].reshape(P, G),
-            "terms": {name: term.reshape(P, G) for name, term in terms.items()},
+            "terms": terms,
             "answer": parsed["answer"].reshape(P, G, -1),
-            "reward": reward,
-            **advantages(self.rollout, terms, reward),
         }
+        # Rewards of texts come from the host, between this program and the next.
+        if any(reward.on_texts for reward in self.own):
+            return samples
+        return {**samples, **weigh(self.rollout, terms)}
+
+
+def weigh(rollout: RolloutConfig, terms: Mapping[str, jax.Array]) -> Tree:
+    """Sum the terms [P, G] of completions: "reward", "advantages" and "kept" of a rollout's samples."""
+    # Weights are a run's; terms without one are logged alone.
+    reward = rewards.combine(terms, dict(rollout.reward_weights))
+    return {"reward": reward, **advantages(rollout, terms, reward)}
 
 
 def advantages(
@@ -265,7 +294,7 @@ def advantages(
     What is taken over the batch is taken over the groups that are kept.
 
     Args:
-        terms: reward terms [P * G]; GDPO takes each weighted one.
+        terms: reward terms, P * G numbers each; GDPO takes each weighted one.
         reward: [P, G], their sum; GRPO takes that.
 
     Returns:
@@ -295,12 +324,13 @@ def groups_to_learn(advantages: jax.Array, count: int) -> jax.Array:
 @jax.jit
 def rollout_metrics(samples: Tree) -> dict[str, jax.Array]:
     """Summarise one rollout by TRL's metric names."""
-    # As TRL: of each group, with Bessel's correction.
+    # Of each group; as in TRL, with Bessel's correction.
     std = jnp.std(samples["reward"], axis=1, ddof=1)
     lengths, answers = samples["lengths"].astype(jnp.float32), samples["answer"]
     metrics = {
         "reward": samples["reward"].mean(),
-        "reward_std": std.mean(),
+        "reward_std": samples["reward"].std(ddof=1),
+        "groups/reward_std": std.mean(),
         "frac_reward_zero_std": (std < ZERO_STD).mean(),
         "groups/learned": losses.varies(samples["advantages"])[samples["kept"]].sum(),
         "completions/mean_length": lengths.mean(),
@@ -308,9 +338,19 @@ def rollout_metrics(samples: Tree) -> dict[str, jax.Array]:
         "completions/max_length": lengths.max(),
         "completions/clipped_ratio": 1.0 - samples["finished"].mean(),
         "completions/mean_terminated_length": masked_mean(lengths, samples["finished"]),
+        **_terminated_lengths(lengths, samples["finished"]),
         "answers/labels_per_answer": answers.sum(-1).mean(),
         "answers/modal_share": rewards.modal_share(answers.reshape(-1, answers.shape[-1])),
     }
     for name, term in samples["terms"].items():
         metrics |= {f"rewards/{name}/mean": term.mean(), f"rewards/{name}/std": term.std(ddof=1)}
     return metrics
+
+
+def _terminated_lengths(lengths: jax.Array, finished: jax.Array) -> dict[str, jax.Array]:
+    """The shortest and the longest of the completions that came to their end; 0 where none did, as in TRL."""
+    shortest = jnp.where(finished, lengths, jnp.inf).min()
+    return {
+        "completions/min_terminated_length": jnp.where(finished.any(), shortest, 0.0),
+        "completions/max_terminated_length": jnp.where(finished, lengths, 0.0).max(),
+    }

@@ -41,7 +41,7 @@ class _Timeouts(NamedTuple):
 
 
 def start() -> None:
-    """Join the other processes, if the environment speaks of any, before JAX looks for devices.
+    """Join the other processes, if the environment speaks of any, before JAX looks for devices; once is enough.
 
     From then on only process 0 prints to stdout.
 
@@ -54,6 +54,8 @@ def start() -> None:
     if not set_variables and os.environ.get("CXR_DISTRIBUTED", "0") in ("", "0"):
         return
     global _joined
+    if _joined:
+        return
     timeouts = _Timeouts(
         _whole_number("CXR_START_TIMEOUT", 300), _whole_number("CXR_HEARTBEAT_TIMEOUT", 100)
     )
@@ -201,6 +203,16 @@ def from_main(number: int) -> int:
     from jax.experimental import multihost_utils
 
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def array_from_main(values: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+    """Return process 0's float32 values in this shape; the others need not have them."""
+    if count() == 1:
+        return np.asarray(values, np.float32).reshape(shape)
+    from jax.experimental import multihost_utils
+
+    here = np.zeros(shape, np.float32) if values is None else values.reshape(shape)
+    return np.asarray(multihost_utils.broadcast_one_to_all(here))
 
 
 def have_same(text: str) -> bool:

@@ -55,7 +55,7 @@ class Stop:
                 {number: signal.signal(number, _ignore) for number in _ASKED_TO_STOP},
             )
             threading.Thread(target=self._listen, daemon=True).start()
-        self._beat()
+        self.beat()
 
     # ---- The thread that listens ----
 
@@ -101,8 +101,8 @@ class Stop:
 
     # ---- What the loops call ----
 
-    def _beat(self) -> None:
-        """Starts the time limit of a turn anew."""
+    def beat(self) -> None:
+        """Start the time limit of a turn anew."""
         if self._limit:
             stderr: Any = sys.__stderr__  # None where there is no console
             faulthandler.dump_traceback_later(self._limit, exit=True, file=stderr)
@@ -112,7 +112,7 @@ class Stop:
 
         A point that all of them pass, in the same order.
         """
-        self._beat()
+        self.beat()
         # Several processes stop at the same step, whichever of them got the signal.
         if processes.agree(self.requested is not None):
             self._heard.set()

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from cxr_jax.data.loading import StepLoader
+from cxr_jax.errors import FailedBetweenStepsError
 from cxr_jax.metrics.run_log import MetricsWriter
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.checkpoints import Checkpoints
@@ -196,10 +197,11 @@ class RunLoop:
     ) -> bool:
         """Save what a stop has left unsaved and close everything; a stop, but no other error, ends here."""
         is_stop = isinstance(error, StoppedError)
+        is_whole = is_stop or isinstance(error, FailedBetweenStepsError)
         try:
-            if is_stop and self.done > self.checkpoints.saved:
+            if is_whole and self.done > self.checkpoints.saved:
                 self.save()
-            if error is not None and not is_stop:
+            if error is not None and not is_whole:
                 # A process that fails alone must not wait, on closing, for a save that its peers will not end.
                 self.checkpoints.drop()
         finally:

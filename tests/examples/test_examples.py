@@ -1,5 +1,6 @@
 """Every script of examples/ runs as its first lines say, and prints what it promises."""
 
+import json
 import os
 import subprocess
 import sys
@@ -60,3 +61,26 @@ def test_train_on_rows(tmp_path):
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 16
     assert (tmp_path / "run" / "report.html").is_file() and (tmp_path / "run" / "hf").is_dir()
     assert "metrics.jsonl" in printed.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_own_rewards(tmp_path):
+    """A user's compiled reward, a user's Python reward and a run from Python, in one."""
+    printed = run_example("own_rewards.py", f"--folder={tmp_path}")
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    trained = [row for row in rows if row["kind"] == "train"]
+    assert [row["step"] for row in trained] == [1, 2]
+    for row in trained:
+        mean_length = row["completions/mean_length"]
+        assert row["rewards/short/mean"] == pytest.approx(1 - mean_length / 16, abs=1e-6)
+        assert 0 <= row["rewards/names_what_is_there/mean"] <= 1
+    records = map(json.loads, (tmp_path / "samples.jsonl").read_text().splitlines())
+    group = next(record for record in records if record["kind"] == "group")
+    assert group["weights"]["short"] == 0.5 and group["weights"]["names_what_is_there"] == 1.0
+    for completion in group["completions"]:
+        named = [label.lower() in completion["text"].lower() for label in group["truth"]]
+        assert completion["terms"]["names_what_is_there"] == pytest.approx(sum(named) / len(named))
+    assert "names_what_is_there" in (tmp_path / "report.html").read_text()
+    assert "step 2, report report.html" in printed
+    again = run_example("own_rewards.py", f"--folder={tmp_path}")
+    assert "this run is complete" in again
