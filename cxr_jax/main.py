@@ -32,11 +32,20 @@ _MAY_CHANGE = flags.DEFINE_list(
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Resolve the config, check it, print it and stop; writes nothing."
 )
+_ALLOW_UPLOAD = flags.DEFINE_bool(
+    "allow_upload",
+    False,
+    "Let wandb and mlflow have a complete run's report and samples, which hold images and texts.",
+)
 
 
 def run() -> int:
     """Run what the flags say and return the exit code."""
     config = command_line.CONFIG.value
+    if _ALLOW_UPLOAD.value:
+        if "allow_upload" not in config:
+            raise UserError(f"--allow_upload: config.task={config.get('task')!r} uploads nothing")
+        config.allow_upload = True
     runs.check_task(config, _MAY_CHANGE.value)
     if not (_DRY_RUN.value or _WORKDIR.value):
         raise UserError("--workdir is missing: the folder to write the run to")

@@ -245,6 +245,8 @@ class RunConfig(_Section):
     param_dtype: str
     log_every: int
     save_every: int
+    trackers: tuple[str, ...]
+    allow_upload: bool
     grace_seconds: float
     step_timeout: float
     max_skipped: int

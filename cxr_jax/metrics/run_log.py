@@ -1,4 +1,4 @@
-"""A run's numbers: metrics.jsonl (the truth), and TensorBoard beside it."""
+"""A run's numbers: metrics.jsonl (the truth), and trackers beside it."""
 
 import json
 import logging
@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from cxr_jax.errors import UserError
+from cxr_jax.metrics import trackers as run_trackers
 from cxr_jax.runtime import whole_files
 
 FILE = "metrics.jsonl"
@@ -99,7 +101,7 @@ def read(workdir: str | os.PathLike) -> list[dict]:
 
 
 class MetricsWriter:
-    """Appends lines to WORKDIR/metrics.jsonl; scalars go to WORKDIR/tensorboard too, where possible."""
+    """Appends lines to WORKDIR/metrics.jsonl; scalars go to trackers too, where possible."""
 
     def __init__(
         self,
@@ -107,7 +109,8 @@ class MetricsWriter:
         *,
         resume_step: int | None = None,
         redo: str | None = None,
-        tensorboard: bool = True,
+        trackers: Sequence[str] = ("tensorboard",),
+        numbers: Mapping[str, float] | None = None,
         enabled: bool = True,
     ) -> None:
         """Open the file, and take out what a resumed run will write again.
@@ -117,11 +120,12 @@ class MetricsWriter:
             resume_step: the step of the restored checkpoint. Lines with a later step are removed, and TensorBoard
                 hides its own. None: keep what is there; -1: start over.
             redo: a kind whose lines at `resume_step` itself are removed as well: the run repeats them first.
-            tensorboard: False leaves it out.
+            trackers: names of `metrics.trackers`.
+            numbers: of the run's config, for trackers.
             enabled: False on every process but the first: writes nothing.
         """
         self._file: int | None = None
-        self._board: Any = None
+        self._trackers: dict[str, run_trackers.Tracker] = {}
         # One process writes: the others would add the same lines.
         if not enabled:
             return
@@ -133,8 +137,7 @@ class MetricsWriter:
             _truncate(log_path, resume_step, redo)
         # O_APPEND and one write a line: a reader never sees half a line in the middle of the file.
         self._file = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        if tensorboard:
-            self._board = _tensorboard(workdir / "tensorboard", resume_step)
+        self._trackers = run_trackers.open_trackers(trackers, workdir, resume_step, numbers)
 
     def write(self, step: int, metrics: Mapping[str, Any], kind: str = "train") -> None:
         """Write one line.
@@ -157,8 +160,8 @@ class MetricsWriter:
         unwritten = (json.dumps(metrics_row, allow_nan=False) + "\n").encode()
         while unwritten:  # one call unless the disk is full, which raises
             unwritten = unwritten[os.write(self._file, unwritten) :]
-        # The board comes last: what it shows stands in the file.
-        self._to_board(int(step), metrics_row, kind)
+        # Trackers come last: what they show stands in the file.
+        self._track(int(step), metrics_row, kind)
 
     def write_changes(self, changes: Iterable[tuple[int, str]]) -> None:
         """Write a line of kind "change" for each (step, change) of a run's config that has none yet."""
@@ -185,14 +188,31 @@ class MetricsWriter:
         ) as error:  # a broken board never stops a run: metrics.jsonl holds everything
             logger.warning("TensorBoard switched off: %s", error)
             self._board = None
+    def _track(self, step: int, metrics_row: Mapping[str, Any], line_kind: str) -> None:
+        # Trackers have a step and a clock of their own, and hold numbers alone.
+        numbers = {
+            f"{line_kind}/{metric_name}": value
+            for metric_name, value in metrics_row.items()
+            if metric_name not in ("step", "time") and isinstance(value, (int, float))
+        }
+        for name, tracker in list(self._trackers.items()):
+            try:
+                tracker.log(step, numbers)
+            except Exception as error:  # never stops a run: metrics.jsonl holds everything
+                logger.warning("%s switched off: %s", name, error)
+                del self._trackers[name]
 
-    def close(self) -> None:
-        """Close the files; harmless if they are closed."""
+    def close(self, files: Sequence[Path] = ()) -> None:
+        """Close the files; harmless if they are closed. files: of a complete run, for the trackers."""
         if self._file is not None:
             os.close(self._file)
-        if self._board is not None:
-            self._board.close()
-        self._file, self._board = None, None
+        self._file = None
+        for name, tracker in self._trackers.items():
+            try:
+                tracker.close(files)
+            except Exception as error:
+                logger.warning("%s did not close: %s", name, error)
+        self._trackers = {}
 
     def __enter__(self) -> Self:
         """Return the writer itself."""
@@ -223,15 +243,3 @@ def _truncate(log_path: Path, resume_step: int | None, repeated_kind: str | None
     # The size tells whether a line was dropped: the lines that stay are unchanged.
     if len(kept_lines) != log_path.stat().st_size:
         whole_files.write_bytes(log_path, kept_lines)
-
-
-def _tensorboard(board_folder: Path, resume_step: int | None) -> Any:
-    """A writer of TensorBoard's files, None where there can be none."""
-    try:
-        from tensorboardX import SummaryWriter
-
-        purge_step = None if resume_step is None else resume_step + 1
-        return SummaryWriter(str(board_folder), purge_step=purge_step)
-    except Exception as error:
-        logger.warning("no TensorBoard: %s", error)
-        return None

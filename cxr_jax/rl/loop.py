@@ -22,6 +22,7 @@ from cxr_jax.evaluation.model_selection import ModelSelection, constant_baseline
 from cxr_jax.evaluation.run import evaluate_models
 from cxr_jax.labels import answers
 from cxr_jax.labels.phrase_bank import load_phrase_bank
+from cxr_jax.metrics.trackers import Tracking
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.rewards.own import OwnReward
 from cxr_jax.rl.batches import make_batch_fn
@@ -65,7 +66,10 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
         settings.optim, settings.steps, settings.learner.updates, from_zero=from_zero
     )
     reference = _reference(setup, begun, layout)
-    loop = RunLoop(run_folder, checkpoints, stop, begun, settings.steps, settings.save_every)
+    tracking = Tracking.of_run(settings.trackers, config.to_dict(), upload=settings.allow_upload)
+    loop = RunLoop(
+        run_folder, checkpoints, stop, begun, settings.steps, settings.save_every, tracking
+    )
     # Host copies, and what the first step takes over: they would keep their memory for the whole run.
     setup.forget_start()
     del begun

@@ -24,6 +24,8 @@ MAY_CHANGE = (
     "grace_seconds ",
     "step_timeout ",
     "max_skipped ",
+    "trackers ",
+    "allow_upload ",
     "data.cache_mib ",
     "data.threads ",
     "data.max_bad ",

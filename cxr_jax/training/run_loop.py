@@ -15,12 +15,14 @@ happens after it, in the order in which a run that is killed at any point resume
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from cxr_jax.data.loading import StepLoader
 from cxr_jax.errors import FailedBetweenStepsError
 from cxr_jax.metrics.run_log import MetricsWriter
+from cxr_jax.metrics.trackers import Tracking
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.checkpoints import Checkpoints
 from cxr_jax.runtime.run_folder import RunFolder, history_of
@@ -64,12 +66,14 @@ class RunLoop:
         begun: StartState,
         steps: int,
         save_every: int,
+        tracking: Tracking | None = None,
     ) -> None:
         """Open the log of the run.
 
         Args:
             begun: where the run starts or goes on.
             steps: steps of the whole run.
+            tracking: what shows the numbers beside metrics.jsonl; None: TensorBoard.
         """
         self.checkpoints, self.stop = checkpoints, stop
         self.state: Tree | None = begun.state
@@ -77,8 +81,14 @@ class RunLoop:
         self.step_began = 0.0
         self.steps_in_all, self.save_every = steps, save_every
         # Lines after the checkpoint are cut off: their steps are done again. Those of a look are written anew, too.
+        self._folder, self._tracking = Path(run_folder.path), tracking or Tracking()
         self.metrics = MetricsWriter(
-            run_folder.path, resume_step=start or -1, redo="eval", enabled=processes.is_main()
+            run_folder.path,
+            resume_step=start or -1,
+            redo="eval",
+            trackers=self._tracking.names,
+            numbers=self._tracking.numbers,
+            enabled=processes.is_main(),
         )
         if processes.is_main():
             self.metrics.write_changes(history_of(run_folder.about))
@@ -207,6 +217,8 @@ class RunLoop:
         finally:
             if self.loader is not None:
                 self.loader.close()
-            self.metrics.close()
+            # A run that is stopped, or fails, goes on: what it hands over is that of the end.
+            files = [] if error else [self._folder / name for name in self._tracking.files]
+            self.metrics.close([file for file in files if file.exists()])
             self.checkpoints.close()
         return is_stop

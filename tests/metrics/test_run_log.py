@@ -28,7 +28,7 @@ def test_lines_are_strict_json(tmp_path):
         "hist": np.array([1.0, np.nan]),
         "note": "text",
     }
-    with MetricsWriter(tmp_path, tensorboard=False) as w:
+    with MetricsWriter(tmp_path, trackers=()) as w:
         w.write(1, values)
         w.write(np.int32(2), {"A/jaccard": 0.25}, kind="eval")
     text = (tmp_path / "metrics.jsonl").read_text()
@@ -53,7 +53,7 @@ def test_lines_are_strict_json(tmp_path):
 
 
 def test_each_line_is_on_disk_at_once(tmp_path):
-    w = MetricsWriter(tmp_path, tensorboard=False)
+    w = MetricsWriter(tmp_path, trackers=())
     for step in range(3):
         w.write(step, {"loss": 1.0})
         assert steps(tmp_path) == list(range(step + 1))  # the writer is still open
@@ -62,20 +62,20 @@ def test_each_line_is_on_disk_at_once(tmp_path):
 
 
 def test_resume_removes_later_and_torn_lines(tmp_path):
-    with MetricsWriter(tmp_path, tensorboard=False) as w:
+    with MetricsWriter(tmp_path, trackers=()) as w:
         for step in range(1, 6):
             w.write(step, {"loss": step})
         w.write(4, {"A/jaccard": 0.1}, kind="eval")
     with (tmp_path / "metrics.jsonl").open("a") as f:
         f.write('{"step": 2, "lo')  # killed here
     assert steps(tmp_path) == [1, 2, 3, 4, 5, 4]
-    with MetricsWriter(tmp_path, resume_step=3, tensorboard=False) as w:
+    with MetricsWriter(tmp_path, resume_step=3, trackers=()) as w:
         assert steps(tmp_path) == [1, 2, 3]
         w.write(4, {"loss": 40})
     assert [row["loss"] for row in run_log.read(tmp_path)] == [1, 2, 3, 40]
-    MetricsWriter(tmp_path, tensorboard=False).close()
+    MetricsWriter(tmp_path, trackers=()).close()
     assert steps(tmp_path) == [1, 2, 3, 4]
-    MetricsWriter(tmp_path, resume_step=-1, tensorboard=False).close()
+    MetricsWriter(tmp_path, resume_step=-1, trackers=()).close()
     assert steps(tmp_path) == []
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
@@ -108,7 +108,7 @@ def test_a_foreign_line_is_named(tmp_path):
 
 
 def test_reserved_names_and_other_processes(tmp_path):
-    with MetricsWriter(tmp_path, tensorboard=False) as w, pytest.raises(ValueError, match="step"):
+    with MetricsWriter(tmp_path, trackers=()) as w, pytest.raises(ValueError, match="step"):
         w.write(1, {"step": 2})
     with MetricsWriter(tmp_path / "other", enabled=False) as w:
         w.write(1, {"loss": 1})
@@ -126,11 +126,11 @@ def test_tensorboard_is_written_and_may_fail(tmp_path, monkeypatch):
     assert steps(tmp_path / "b") == [1]
 
     class Broken:
-        def add_scalar(self, *_):
+        def log(self, *_):
             raise OSError("disk full")
 
-    with MetricsWriter(tmp_path / "c", tensorboard=False) as w:
-        w._board = Broken()
+    with MetricsWriter(tmp_path / "c", trackers=()) as w:
+        w._trackers = {"tensorboard": Broken()}
         w.write(1, {"loss": 1.0})
         w.write(2, {"loss": 1.0})
     assert steps(tmp_path / "c") == [1, 2]
