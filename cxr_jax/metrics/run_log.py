@@ -207,6 +207,7 @@ class MetricsWriter:
         if self._file is not None:
             os.close(self._file)
         self._file = None
+        # One after the other: what one of them raises is no reason to lose the next.
         for name, tracker in self._trackers.items():
             try:
                 tracker.close(files)

@@ -37,11 +37,11 @@ class Tracking:
     files: Sequence[str] = ()
 
     @classmethod
-    def of_run(
-        cls, names: Sequence[str], resolved: Mapping[str, Any], *, upload: bool
-    ) -> "Tracking":
-        """Choose what leaves the machine: the numbers of the config, and files only where it is allowed."""
-        return cls(names, numbers_of(resolved), _FILES if upload else ())
+    def of_run(cls, resolved: Mapping[str, Any]) -> "Tracking":
+        """Read the resolved config of a run: its numbers may leave the machine, and files only where it says so."""
+        # A config of an earlier version has neither key.
+        names = resolved.get("trackers", ("tensorboard",))
+        return cls(names, numbers_of(resolved), _FILES if resolved.get("allow_upload") else ())
 
 
 class Tracker(Protocol):
@@ -136,6 +136,7 @@ class _Wandb:
     def __init__(self, workdir: Path, resume_step: int | None, numbers: Numbers) -> None:
         import wandb
 
+        # Beside the other files of the run, whatever folder the user stands in.
         folder = workdir / "wandb"
         folder.mkdir(exist_ok=True)
         # What it would send by itself: the terminal's output, code, the command line, the machine.
@@ -173,6 +174,8 @@ class _Wandb:
 
 class _Mlflow:
     def __init__(self, workdir: Path, resume_step: int | None, numbers: Numbers) -> None:
+        # It asks for a database by default, which a run's folder has no use for.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         from mlflow import MlflowClient
 
         # Files in the run's folder, unless the user's variable names a server.

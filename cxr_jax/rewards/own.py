@@ -286,7 +286,7 @@ def call_within(
         except BaseException as error:  # an exit, too, which would end the thread alone
             results.append(error)
 
-    # Not one of a pool: Python waits for those as it ends.
+    # A daemon, and not one of a pool: Python waits for those as it ends.
     thread = threading.Thread(target=call, name=f"reward {reward.name}", daemon=True)
     thread.start()
     thread.join(seconds or None)

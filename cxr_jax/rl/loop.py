@@ -66,10 +66,8 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
         settings.optim, settings.steps, settings.learner.updates, from_zero=from_zero
     )
     reference = _reference(setup, begun, layout)
-    tracking = Tracking.of_run(settings.trackers, config.to_dict(), upload=settings.allow_upload)
-    loop = RunLoop(
-        run_folder, checkpoints, stop, begun, settings.steps, settings.save_every, tracking
-    )
+    every, tracking = settings.save_every, Tracking.of_run(config.to_dict())
+    loop = RunLoop(run_folder, checkpoints, stop, begun, settings.steps, every, tracking)
     # Host copies, and what the first step takes over: they would keep their memory for the whole run.
     setup.forget_start()
     del begun
@@ -97,8 +95,7 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
         for step, batch in loop.steps(loader):
             shown, rows = batch.pop("shown"), batch.pop("rows", [])
             batch = layout.batch(batch)
-            samples = rollout(loop.params, frozen, batch, step)
-            samples = own.complete(samples, batch, rows)
+            samples = own.complete(rollout(loop.params, frozen, batch, step), batch, rows)
             jax.block_until_ready(samples["reward"])
             # A stop here costs nothing: the same step samples the same completions again.
             stop.check()

@@ -65,6 +65,7 @@ class RewardColumns:
 
 def _shape_of(value: Any) -> tuple[int, ...] | None:
     """The shape of a number, or of a list of numbers; None for anything else."""
+    # JSON has numbers and switches; both are numbers to a program.
     if isinstance(value, bool | int | float):
         return ()
     if (

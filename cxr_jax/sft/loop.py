@@ -110,6 +110,8 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     loop = RunLoop(
         run_folder, checkpoints, stop, begun, settings.steps, settings.save_every, tracking
     )
+    every, tracking = settings.save_every, Tracking.of_run(config.to_dict())
+    loop = RunLoop(run_folder, checkpoints, stop, begun, settings.steps, every, tracking)
     # Host copies, and what the first step takes over: they would keep their memory for the whole run.
     setup.forget_start()
     del begun

@@ -77,9 +77,11 @@ def test_a_users_variable_says_online(tmp_path, wandb, monkeypatch):
 
 def test_files_are_handed_over_only_where_it_is_allowed(tmp_path, wandb):
     resolved = {"steps": 3, "model": "/home/me", "rl": {"lr": 0.5, "on": True, "names": ["a"]}}
-    kept = trackers.Tracking.of_run(("wandb",), resolved, upload=False)
+    kept = trackers.Tracking.of_run(resolved)
     assert kept.files == () and kept.numbers == {"steps": 3, "rl.lr": 0.5, "rl.on": True}
-    assert trackers.Tracking.of_run((), {}, upload=True).files == ("report.html", "samples.jsonl")
+    assert kept.names == ("tensorboard",)
+    allowed = trackers.Tracking.of_run({"allow_upload": True, "trackers": ["wandb"]})
+    assert allowed.files == ("report.html", "samples.jsonl") and allowed.names == ["wandb"]
     writer = MetricsWriter(tmp_path, trackers=("wandb",))
     writer.close([tmp_path / "report.html"])
     assert wandb[0].files == [str(tmp_path / "report.html")]
