@@ -165,6 +165,7 @@ def _flat(keys: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _set(resolved: ConfigDict, name: str, value: Any) -> None:
     section_name, _, last = name.rpartition(".")
     section: Any = resolved
+    # Down to the section that holds the key, as far as there is one.
     for part in filter(None, section_name.split(".")):
         section = section.get(part) if isinstance(section, ConfigDict) else None
     # Weights may be of rewards that only the user knows: those are checked with the rewards.
@@ -187,6 +188,7 @@ def add_rewards(resolved: ConfigDict, rewards: Sequence[Reward]) -> None:
     Raises:
         UserError: for a run that has no rewards, and for what is no function with a name.
     """
+    # Most runs: nothing of RL is imported for them.
     if not rewards:
         return
     if resolved.get("task") != "rl":

@@ -247,6 +247,7 @@ class RunConfig(_Section):
     save_every: int
     trackers: tuple[str, ...]
     allow_upload: bool
+    profile: str
     grace_seconds: float
     step_timeout: float
     max_skipped: int

@@ -30,18 +30,21 @@ class Tracking:
         names: `config.trackers`.
         numbers: of the run's config.
         files: names in the run's folder that a complete run hands over.
+        profile: `config.profile`.
     """
 
     names: Sequence[str] = ("tensorboard",)
     numbers: Numbers = field(default_factory=dict)
     files: Sequence[str] = ()
+    profile: str = ""
 
     @classmethod
     def of_run(cls, resolved: Mapping[str, Any]) -> "Tracking":
         """Read the resolved config of a run: its numbers may leave the machine, and files only where it says so."""
         # A config of an earlier version has neither key.
         names = resolved.get("trackers", ("tensorboard",))
-        return cls(names, numbers_of(resolved), _FILES if resolved.get("allow_upload") else ())
+        files = _FILES if resolved.get("allow_upload") else ()
+        return cls(names, numbers_of(resolved), files, resolved.get("profile", ""))
 
 
 class Tracker(Protocol):
@@ -89,6 +92,7 @@ def open_trackers(
         numbers: of the run's config, shown beside its metrics.
     """
     trackers: dict[str, Tracker] = {}
+    # One that fails takes none of the others along.
     for name in names:
         try:
             trackers[name] = _OPEN[name](workdir, resume_step, numbers or {})

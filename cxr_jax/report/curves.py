@@ -47,6 +47,10 @@ MAIN = {  # title -> (metrics in one chart, floor at zero)
         True,
     ),
     "Loss": (("loss",), False),
+    "Share of the time": (
+        tuple(f"goodput/{kind}" for kind in ("step", "compile", "data", "look", "save", "start")),
+        True,
+    ),
 }
 SHORT = {  # metric -> its name in a legend, where the last part of the metric's says too little
     "sampling/sampling_logp_difference/mean": "mean",

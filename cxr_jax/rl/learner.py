@@ -456,6 +456,12 @@ def update_metrics(samples: Tree, scores: Tree) -> dict[str, jax.Array]:
         f"clip_ratio/{part}_mean": _mean(scores[f"clip_{part}"], samples["train_mask"])
         for part in CLIPPED
     }
+    # TRL's are over its processes, which hold some groups each; here they are over the groups.
+    low, high = (
+        _group_means(scores[f"clip_{part}"], samples["train_mask"]) for part in ("low", "high")
+    )
+    metrics |= {"clip_ratio/low_min": jnp.nan_to_num(jnp.nanmin(low))}
+    metrics |= {"clip_ratio/high_max": jnp.nan_to_num(jnp.nanmax(high))}
     if "kl" in scores:
         metrics["kl"] = _mean(scores["kl"], samples["train_mask"])
     return metrics
@@ -479,6 +485,11 @@ def gap_metrics(samples: Tree, scores: Tree) -> dict[str, jax.Array]:
         "sampling/importance_sampling_ratio/mean": _mean(ratio, mask),
         "sampling/importance_sampling_ratio/max": jnp.max(jnp.where(mask, ratio, 0.0)),
     }
+
+
+def _group_means(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """The mean over the tokens of each group, [P]; NaN for one of which no token trains."""
+    return jnp.sum(values * mask, axis=(1, 2)) / jnp.sum(mask, axis=(1, 2))
 
 
 def _mean(values: jax.Array, mask: jax.Array) -> jax.Array:

@@ -77,7 +77,8 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     rollout, learn = _programs(setup, optimizer, layout, own.functions)
     selection = ModelSelection.open(setup, loop, frozen, layout)
     selection.resume(meta.get("best"), meta.get("first_look"))
-    log = StepLog(settings, loop, constant_baselines(setup.splits.train), meta)
+    train = setup.splits.train
+    log = StepLog(settings, loop, constant_baselines(train), meta, len(train))
     groups = GroupRecords(setup, run_folder)
     if processes.is_main():  # groups that were saved after the checkpoint come again
         report.save_groups(run_folder.path, resume_step=loop.start or -1)

@@ -201,6 +201,7 @@ class OwnRewards:
                 f"reward {line}; the run is saved as it was before this step"
             ) from failure
         self.seconds = time.monotonic() - began
+        # The program has summed all there is.
         if not self._on_texts:
             return samples
         # From here on all processes hold the same numbers.

@@ -8,7 +8,7 @@ import numpy as np
 
 from cxr_jax import report
 from cxr_jax.config.sections import RunConfig
-from cxr_jax.data.sources.base import Batch
+from cxr_jax.data.sources.base import ENDLESS, Batch, epoch_of
 from cxr_jax.metrics.alarms import Alarms
 from cxr_jax.metrics.progress import Compilations, Progress
 from cxr_jax.report.group_records import TRUTH_ARRAYS, groups_of
@@ -30,13 +30,19 @@ class StepLog:
     """
 
     def __init__(
-        self, settings: RunConfig, loop: RunLoop, baselines: dict[str, float], meta: dict[str, Any]
+        self,
+        settings: RunConfig,
+        loop: RunLoop,
+        baselines: dict[str, float],
+        meta: dict[str, Any],
+        rows: int = ENDLESS,
     ) -> None:
         """Go on from what the checkpoint kept.
 
         Args:
             baselines: scores of constant policies, logged beside the reward.
             meta: of the checkpoint; {} of a new run.
+            rows: of the training source.
         """
         self._loop, self._baselines = loop, baselines
         from_zero = optimizers.began_from_zero(meta)
@@ -56,6 +62,10 @@ class StepLog:
             unit="completions",
             stream=sys.stdout,
         )
+        self._rows, self._prompts = (
+            rows,
+            settings.rollout.prompts_per_step * settings.rollout.oversample,
+        )
         updates = settings.learner.updates
         self._skips = Skips(settings.max_skipped, loop.start, loop.skipped, updates)
         self._sampled = 0.0
@@ -74,18 +84,25 @@ class StepLog:
             RunFailedError: after too many steps in a row whose gradients were not finite.
         """
         done, began = self._loop.done, self._loop.step_began
-        self.tokens += int(samples["lengths"].sum())
         row = {name: float(value) for name, value in metrics.items()}
         passed = time.monotonic() - began
+        sampled, rollout_seconds = int(samples["lengths"].sum()), self._sampled - began
+        self.tokens += sampled
         row |= {
             "num_tokens": self.tokens,
             "learning_rate": float(self._learning_rate(done - 1)),
             "step_time": passed,
-            "perf/rollout_seconds": self._sampled - began,
+            "perf/rollout_seconds": rollout_seconds,
+            # Its metrics have been fetched: the update is over.
+            "perf/learner_seconds": passed - rollout_seconds,
+            "perf/tokens_per_second": sampled / passed,
+            "perf/rollout_tokens_per_second": sampled / rollout_seconds,
             "perf/data_wait_share": self._loop.data_wait / passed,
             "perf/compilations": self._compilations.count(),
         }
         row |= {f"constant/{name}": value for name, value in self._baselines.items()}
+        row |= self._loop.times.shares()
+        row |= epoch_of(done * self._prompts, self._rows)
         row |= self._alarms(row)
         self._loop.metrics.write(done, row, kind="train")
         self._progress.update(done, row, items=samples["reward"].size)

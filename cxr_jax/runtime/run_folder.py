@@ -26,6 +26,7 @@ MAY_CHANGE = (
     "max_skipped ",
     "trackers ",
     "allow_upload ",
+    "profile ",
     "data.cache_mib ",
     "data.threads ",
     "data.max_bad ",

@@ -33,7 +33,7 @@ from cxr_jax.inference.prompts import (
     render_prompt,
 )
 from cxr_jax.labels import answers
-from cxr_jax.metrics import trackers
+from cxr_jax.metrics import profile, trackers
 from cxr_jax.models import network, plain_text
 from cxr_jax.models.image_batches import Images, open_images
 from cxr_jax.models.markers import markers_of
@@ -71,6 +71,7 @@ def check_common(config: ConfigDict) -> Source:
     settings = RunConfig.from_config(config)
     data = settings.data
     trackers.check(settings.trackers)
+    profile.parse(settings.profile)
     Trainable.create(settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype)
     pretrained.check_model(settings.model)
     pretrained.check_weights(settings.model)

@@ -21,7 +21,9 @@ from typing import Any, Self
 
 from cxr_jax.data.loading import StepLoader
 from cxr_jax.errors import FailedBetweenStepsError
+from cxr_jax.metrics.profile import Profile
 from cxr_jax.metrics.run_log import MetricsWriter
+from cxr_jax.metrics.time_split import TimeSplit
 from cxr_jax.metrics.trackers import Tracking
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.checkpoints import Checkpoints
@@ -55,6 +57,7 @@ class RunLoop:
         done: steps that are whole, those before the resume included.
         loader: gives the batches.
         metrics: writes metrics.jsonl.
+        times: what the seconds of this process go to.
         step_began: `time.monotonic()` when the step at hand asked for its batch.
     """
 
@@ -82,6 +85,7 @@ class RunLoop:
         self.steps_in_all, self.save_every = steps, save_every
         # Lines after the checkpoint are cut off: their steps are done again. Those of a look are written anew, too.
         self._folder, self._tracking = Path(run_folder.path), tracking or Tracking()
+        self.profile = Profile(self._tracking.profile, self._folder)
         self.metrics = MetricsWriter(
             run_folder.path,
             resume_step=start or -1,
@@ -92,6 +96,8 @@ class RunLoop:
         )
         if processes.is_main():
             self.metrics.write_changes(history_of(run_folder.about))
+        self.times = TimeSplit()
+        self.times.listen()
         self.loader: StepLoader | None = None
         self._periodic: list[_Periodic] = []
         self._kept: dict[str, Callable[[], Any]] = {}
@@ -134,7 +140,10 @@ class RunLoop:
                 return
             self.stop.check()
             self.step_began = time.monotonic()
-            yield step, next(loader)
+            with self.times.spend("data"):
+                batch = next(loader)
+            with self.times.spend("step"), self.profile.of_step(step + 1):
+                yield step, batch
             self._after_step()
 
     @property
@@ -178,13 +187,15 @@ class RunLoop:
         for periodic in self._periodic:
             is_due = periodic.is_due(self.done, self.steps_in_all)
             if is_due and periodic.before_save == before_save:
-                periodic.hook(self.done)
+                with self.times.spend("look"):
+                    periodic.hook(self.done)
 
     def save(self) -> None:
         """Save the state after the last whole step, with what `keep` named."""
         assert self.state is not None
         kept = {name: value() for name, value in self._kept.items()}
-        self.checkpoints.save(self.done, self.state, kept)
+        with self.times.spend("save"):
+            self.checkpoints.save(self.done, self.state, kept)
 
     # ---- The end ---------------------------------------------------------------------------------------
 

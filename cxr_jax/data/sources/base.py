@@ -101,6 +101,11 @@ class Source(Protocol):
         ...
 
 
+def epoch_of(rows_taken: int, length: int) -> dict[str, float]:
+    """Say how often a source has been walked, as a metric; {} of one without an end."""
+    return {} if length >= ENDLESS else {"epoch": rows_taken / length}
+
+
 def indices_of(step: int, batch_size: int, length: int, seed: int = 0) -> np.ndarray:
     """Choose the examples of a step; a finite source is walked in a fresh seeded order each epoch.
 

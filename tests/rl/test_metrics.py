@@ -1,0 +1,58 @@
+"""Metrics of a step by TRL's names, against NumPy."""
+
+import numpy as np
+import pytest
+
+from cxr_jax.data.sources.base import ENDLESS, epoch_of
+from cxr_jax.rl import learner, rollout
+
+
+def samples(finished):
+    random = np.random.default_rng(0)
+    return {
+        "reward": random.normal(size=(4, 3)).astype(np.float32),
+        "lengths": np.arange(12).reshape(4, 3) + 5,
+        "finished": np.array(finished).reshape(4, 3),
+        "answer": np.zeros((4, 3, 14), bool),
+        "advantages": np.ones((4, 3), np.float32),
+        "kept": np.arange(4),
+        "terms": {},
+    }
+
+
+def test_reward_std_is_of_all_rewards_and_that_of_groups_has_its_own_name():
+    step = samples([True] * 12)
+    metrics = rollout.rollout_metrics(step)
+    assert metrics["reward_std"] == pytest.approx(step["reward"].std(ddof=1), rel=1e-5)
+    within = step["reward"].std(axis=1, ddof=1).mean()
+    assert metrics["groups/reward_std"] == pytest.approx(within, rel=1e-5) and within != 1
+
+
+@pytest.mark.parametrize("done", [[7], [2, 5, 9], []])
+def test_lengths_of_completions_that_came_to_their_end(done):
+    metrics = rollout.rollout_metrics(samples([place in done for place in range(12)]))
+    lengths = [place + 5 for place in done] or [0]
+    assert metrics["completions/min_terminated_length"] == min(lengths)
+    assert metrics["completions/max_terminated_length"] == max(lengths)
+    assert metrics["completions/min_length"] == 5 and metrics["completions/max_length"] == 16
+
+
+def test_clip_ratios_of_the_extreme_groups():
+    random = np.random.default_rng(1)
+    mask = random.random((5, 2, 6)) < 0.7
+    mask[3] = False  # a group of which nothing trains says nothing
+    scores = {f"clip_{part}": random.random((5, 2, 6)) < 0.4 for part in learner.CLIPPED}
+    metrics = learner.update_metrics({"train_mask": mask}, scores)
+    groups = [0, 1, 2, 4]
+    low, high = (
+        [scores[f"clip_{part}"][group][mask[group]].mean() for group in groups]
+        for part in ("low", "high")
+    )
+    assert metrics["clip_ratio/low_min"] == pytest.approx(min(low))
+    assert metrics["clip_ratio/high_max"] == pytest.approx(max(high))
+    nothing = learner.update_metrics({"train_mask": mask & False}, scores)
+    assert nothing["clip_ratio/low_min"] == nothing["clip_ratio/high_max"] == 0
+
+
+def test_epochs_are_of_sources_that_end():
+    assert epoch_of(30, 20) == {"epoch": 1.5} and epoch_of(30, ENDLESS) == {}
