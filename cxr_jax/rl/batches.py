@@ -62,15 +62,7 @@ def make_batch_fn(
         for name in ("solution", "known", "hedged", "sides"):
             step_batch[name] = np.asarray(batch[name])
         if columns is not None:
-            about = step_batch["shown"]
-            step_batch["rows"] = [
-                {"id": row_id, "prompt": prompt, **values}
-                for row_id, prompt, values in zip(
-                    about["ids"], about["prompts"], columns.rows(about["ids"]), strict=True
-                )
-            ]
-            if columns.shapes:
-                step_batch["columns"] = columns.arrays(source.about(here)["ids"])
+            step_batch |= columns.of_batch(step_batch["shown"], source.about(here)["ids"])
         if examples is not None and settings.learner.replay_weight:
             _, here, batch = draw(step, settings.learner.replay_batch)
             replay, grids = images_of(batch, here)

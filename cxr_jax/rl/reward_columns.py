@@ -1,6 +1,6 @@
 """Columns of a manifest that rewards of the user's read: labels of their own, a report, anything JSON holds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,26 @@ class RewardColumns:
         if not self.names:
             return [{} for _ in ids]
         return [dict(zip(self.names, self._values[row_id], strict=True)) for row_id in ids]
+
+    def of_batch(self, shown: Mapping[str, Any], ids_here: Sequence[str]) -> dict[str, Any]:
+        """Give what a step's batch holds for rewards of the user's.
+
+        Args:
+            shown: "ids" and "prompts", as texts, of all its rows.
+            ids_here: of the rows that this process makes.
+
+        Returns:
+            "rows", a dict for each of all rows; "columns", arrays of those here, if there are any of numbers.
+        """
+        columns = self.rows(shown["ids"])
+        about = zip(shown["ids"], shown["prompts"], columns, strict=True)
+        keys: dict[str, Any] = {
+            "rows": [{"id": row_id, "prompt": prompt, **row} for row_id, prompt, row in about]
+        }
+        # Rows of several processes are joined on the devices; dicts are small, and each has them all.
+        if self.shapes:
+            keys["columns"] = self.arrays(ids_here)
+        return keys
 
     def arrays(self, ids: Sequence[str]) -> dict[str, np.ndarray]:
         """Give the columns of numbers for some ids: name -> float32 [B, ..]."""

@@ -114,6 +114,19 @@ def test_columns_are_looked_up_by_the_id_of_a_row(films):
     assert columns.rows(["b"]) == [{"grade": "B1", "density": 1, "scores": [1, 0.5]}]
 
 
+def test_a_batch_holds_all_rows_and_the_arrays_of_those_here(films):
+    columns = RewardColumns(("grade", "density"), films())
+    keys = columns.of_batch({"ids": ["b", "a"], "prompts": ["What?", "Why?"]}, ["a"])
+    assert keys["rows"] == [
+        {"id": "b", "prompt": "What?", "grade": "B1", "density": 1},
+        {"id": "a", "prompt": "Why?", "grade": "B0", "density": 0},
+    ]
+    assert keys["columns"]["density"].tolist() == [0.0] and "grade" not in keys["columns"]
+    assert RewardColumns().of_batch({"ids": ["x"], "prompts": ["?"]}, ["x"]) == {
+        "rows": [{"id": "x", "prompt": "?"}]
+    }
+
+
 def test_columns_of_numbers_in_some_rows_are_no_arrays(films):
     for odd in (None, "high", [1, 2], [], {"a": 1}):
         manifest = films(lambda rows, odd=odd: rows[1].update(density=odd))
