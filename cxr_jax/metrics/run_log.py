@@ -5,8 +5,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -175,19 +174,6 @@ class MetricsWriter:
             else:
                 self.write(step, {"change": change}, kind="change")
 
-    def _to_board(self, step: int, metrics_row: Mapping[str, Any], line_kind: str) -> None:
-        if self._board is None:
-            return
-        try:
-            for metric_name, value in metrics_row.items():
-                # TensorBoard has a step and a clock of its own, and holds numbers alone.
-                if metric_name not in ("step", "time") and isinstance(value, (int, float)):
-                    self._board.add_scalar(f"{line_kind}/{metric_name}", value, step)
-        except (
-            Exception
-        ) as error:  # a broken board never stops a run: metrics.jsonl holds everything
-            logger.warning("TensorBoard switched off: %s", error)
-            self._board = None
     def _track(self, step: int, metrics_row: Mapping[str, Any], line_kind: str) -> None:
         # Trackers have a step and a clock of their own, and hold numbers alone.
         numbers = {
@@ -195,6 +181,9 @@ class MetricsWriter:
             for metric_name, value in metrics_row.items()
             if metric_name not in ("step", "time") and isinstance(value, (int, float))
         }
+        # A change of the config is a text.
+        if not numbers:
+            return
         for name, tracker in list(self._trackers.items()):
             try:
                 tracker.log(step, numbers)

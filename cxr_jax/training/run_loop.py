@@ -83,9 +83,9 @@ class RunLoop:
         self.start = self.done = start = begun.step
         self.step_began = 0.0
         self.steps_in_all, self.save_every = steps, save_every
-        # Lines after the checkpoint are cut off: their steps are done again. Those of a look are written anew, too.
         self._folder, self._tracking = Path(run_folder.path), tracking or Tracking()
         self.profile = Profile(self._tracking.profile, self._folder)
+        # Lines after the checkpoint are cut off: their steps are done again. Those of a look are written anew, too.
         self.metrics = MetricsWriter(
             run_folder.path,
             resume_step=start or -1,
