@@ -102,6 +102,7 @@ class StepLog:
         }
         row |= {f"constant/{name}": value for name, value in self._baselines.items()}
         row |= self._loop.times.shares()
+        # What was drawn counts, learned from or not.
         row |= epoch_of(done * self._prompts, self._rows)
         row |= self._alarms(row)
         self._loop.metrics.write(done, row, kind="train")

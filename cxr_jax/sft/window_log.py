@@ -108,6 +108,7 @@ class WindowLog:
         if self._rows != ENDLESS:
             row["epoch"] = done * settings.batch_size / self._rows
         row |= self._loop.times.shares()
+        # Phantoms have no end, and so no epochs.
         row |= epoch_of(done * settings.batch_size, self._rows)
         self._waited, self._line_began, self._evaluating_then = 0.0, now, self._evaluating
         self._loop.metrics.write(done, row, kind="train")

@@ -85,7 +85,7 @@ def test_each_change_of_a_config_has_one_line(tmp_path):
     history = [(2, there), (2, back), (4, there)]
 
     def logged(resume_step, changes):
-        with MetricsWriter(tmp_path, resume_step=resume_step, tensorboard=False) as writer:
+        with MetricsWriter(tmp_path, resume_step=resume_step, trackers=()) as writer:
             writer.write_changes(changes)
             writer.write(5, {"loss": 1.0})
         rows = run_log.read(tmp_path)
