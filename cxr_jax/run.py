@@ -80,6 +80,7 @@ def train(
     may_change: Sequence[str] = (),
 ) -> RunResult:
     """Run what a config says, as the command line does; see `cxr_jax.train`."""
+    # As flags do it: the config first, then what it holds.
     resolved = resolve(wanted, overrides or {})
     add_rewards(resolved, rewards)
     check_task(resolved, may_change)
@@ -126,6 +127,7 @@ def _defaults(task: str, source: str) -> ConfigDict:
         raise UserError(f"config.data.source={source!r} is not one of {', '.join(sources)}")
     if task != "sft" or source == "phantom":
         return _preset(f"{task}:{source}")
+    # SFT has no preset of films, but for the published one.
     resolved = schema.defaults(task, source)
     # Only phantoms know regions.
     resolved.update(locate_steps=0, locate_weight=0.0)
@@ -153,6 +155,7 @@ def _preset(name: str) -> ConfigDict:
 
 def _flat(keys: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Keys of a config by dotted name."""
+    # A list is a value, and no section.
     flat: dict[str, Any] = {}
     for name, value in keys.items():
         if isinstance(value, Mapping | ConfigDict):

@@ -58,6 +58,7 @@ def _parse(name: str) -> RewardName:
             f"config.rl.rewards: {shown(name)} is not MODULE:FUNCTION, as in my.module:reward, or "
             "MODULE:FUNCTION*WEIGHT"
         )
+    # Said in the name, or nowhere yet.
     weight = None
     if match["weight"] is not None:
         try:

@@ -17,6 +17,7 @@ def parse(steps: str) -> tuple[int, int] | None:
     # The default of a run.
     if not steps:
         return None
+    # Both ends are traced.
     match = re.fullmatch(r"(\d+):(\d+)", steps)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise UserError(

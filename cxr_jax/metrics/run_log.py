@@ -184,6 +184,7 @@ class MetricsWriter:
         # A change of the config is a text.
         if not numbers:
             return
+        # A copy: one that breaks is taken out.
         for name, tracker in list(self._trackers.items()):
             try:
                 tracker.log(step, numbers)

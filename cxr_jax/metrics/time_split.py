@@ -49,6 +49,7 @@ class TimeSplit:
     @contextmanager
     def spend(self, kind: str) -> Iterator[None]:
         """Count what happens inside as `kind`, and then go on with what it was before."""
+        # Nested: a look inside a step is a look.
         before = self.enter(kind)
         try:
             yield
@@ -58,6 +59,7 @@ class TimeSplit:
     def shares(self) -> dict[str, float]:
         """Give the share of each kind until now, as "goodput/KIND"; together they are 1."""
         self.enter(self._kind)
+        # What has no seconds yet has no share.
         # Threads that compile at once may count more seconds than have passed.
         spent = {kind: max(seconds, 0.0) for kind, seconds in self.seconds.items()}
         total = sum(spent.values()) or 1.0

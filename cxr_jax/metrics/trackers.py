@@ -103,6 +103,7 @@ def open_trackers(
 
 def numbers_of(resolved: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """Give the numbers and switches of a config by dotted name: what may leave the machine. Texts may hold a path."""
+    # Nested sections by dotted names, as flags spell them.
     found: dict[str, float] = {}
     for name, value in resolved.items():
         if isinstance(value, Mapping):
@@ -126,6 +127,7 @@ class _TensorBoard:
 
         # It hides what a resumed run writes again.
         purge_step = None if resume_step is None else resume_step + 1
+        # Its files lie where they always did.
         self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=purge_step)
 
     def log(self, step: int, numbers: Numbers) -> None:
@@ -167,10 +169,12 @@ class _Wandb:
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
+    # One row a line, so that its numbers stay together.
     def log(self, step: int, numbers: Numbers) -> None:
         self._run.log({"step": step, **numbers})
 
     def close(self, files: Sequence[Path] = ()) -> None:
+        # Copies in its own folder, which a sync takes along.
         for file in files:
             self._run.save(str(file), base_path=str(file.parent), policy="now")
         self._run.finish()
@@ -186,6 +190,7 @@ class _Mlflow:
         folder = (workdir / "mlruns").resolve()
         uri = os.environ.get("MLFLOW_TRACKING_URI") or folder.as_uri()
         self._client = MlflowClient(tracking_uri=uri)
+        # One experiment for all runs, as its users expect.
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "cxr_jax")
         experiment = self._client.get_experiment_by_name(name)
         experiment_id = (

@@ -146,6 +146,7 @@ def _raised(error: Exception) -> str:
 
 
 def _kind_of(given: Any) -> str:
+    # The usual slip: a function that forgets to return.
     if given is None:
         return "None"
     try:
@@ -194,6 +195,7 @@ def _import(module: str, place: str) -> ModuleType:
         if os.getcwd() not in sys.path and "" not in sys.path:
             sys.path.append(os.getcwd())
         return importlib.import_module(module)
+    # The message of an import says what is missing; of any other error only its kind.
     # A module may run anything as it is imported.
     except (Exception, SystemExit) as error:
         reason = (
@@ -212,6 +214,7 @@ def _import_file(path: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # Once: a second reward of the same file is of the same module.
     # Before it runs, as Python does it: dataclasses and pickles look their module up.
     sys.modules[name] = module
     try:
@@ -225,6 +228,7 @@ def _import_file(path: str) -> ModuleType:
 def _takes_texts(function: Callable, place: str) -> bool:
     """Whether a reward is one of texts; UserError for one of neither kind."""
     try:
+        # Of an object with `__call__`, that of the call.
         names = tuple(inspect.signature(function).parameters)
     except (TypeError, ValueError):
         names = ()

@@ -18,11 +18,10 @@ from cxr_jax import report
 from cxr_jax.config.sections import RunConfig
 from cxr_jax.data import loading
 from cxr_jax.data.sources.base import Batch
-from cxr_jax.evaluation.model_selection import ModelSelection, constant_baselines
+from cxr_jax.evaluation.model_selection import ModelSelection
 from cxr_jax.evaluation.run import evaluate_models
 from cxr_jax.labels import answers
 from cxr_jax.labels.phrase_bank import load_phrase_bank
-from cxr_jax.metrics.trackers import Tracking
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.rewards.own import OwnReward
 from cxr_jax.rl.batches import make_batch_fn
@@ -66,8 +65,7 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
         settings.optim, settings.steps, settings.learner.updates, from_zero=from_zero
     )
     reference = _reference(setup, begun, layout)
-    every, tracking = settings.save_every, Tracking.of_run(config.to_dict())
-    loop = RunLoop(run_folder, checkpoints, stop, begun, settings.steps, every, tracking)
+    loop = RunLoop(run_folder, checkpoints, stop, begun, settings.steps, settings.save_every)
     # Host copies, and what the first step takes over: they would keep their memory for the whole run.
     setup.forget_start()
     del begun
@@ -77,8 +75,7 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     rollout, learn = _programs(setup, optimizer, layout, own.functions)
     selection = ModelSelection.open(setup, loop, frozen, layout)
     selection.resume(meta.get("best"), meta.get("first_look"))
-    train = setup.splits.train
-    log = StepLog(settings, loop, constant_baselines(train), meta, len(train))
+    log = StepLog(settings, loop, setup.splits.train, meta)
     groups = GroupRecords(setup, run_folder)
     if processes.is_main():  # groups that were saved after the checkpoint come again
         report.save_groups(run_folder.path, resume_step=loop.start or -1)

@@ -41,10 +41,12 @@ def check(settings: RunConfig, train: Source) -> None:
     Raises:
         UserError: for a reward that cannot be used, and for columns that are not there or that nobody reads.
     """
+    # All of them are imported before one is tried: an import is cheap, a call may not be.
     rollout, data = settings.rollout, settings.data
     rewards = own_functions.load(rollout.rewards)
     if data.columns and not rewards:
         raise UserError("config.data.columns: nobody reads them without config.rl.rewards")
+    # Read now, so that a row without a column is told before the run.
     columns = RewardColumns(data.columns, data.manifest)
     for reward in rewards:
         try:
@@ -178,8 +180,10 @@ class OwnRewards:
         Raises:
             FailedBetweenStepsError: for a reward that fails, hangs or is not finite, on all processes.
         """
+        # Most runs: nothing is fetched, nobody waits.
         if not self.functions:
             return samples
+        # The rollout is over: the limit is for what comes now.
         self._stop.beat()
         began = time.monotonic()
         failure: RewardError | None = None
@@ -215,6 +219,7 @@ class OwnRewards:
         return {**samples, "terms": terms, **self._weigh(terms)}
 
     def _check_finite(self, samples: Tree) -> None:
+        # Fetched one by one: a few numbers each.
         for reward in self.functions:
             if not reward.on_texts:
                 values = processes.gather_to_host(samples["terms"][reward.name])
@@ -231,6 +236,7 @@ class OwnRewards:
         # One process calls the functions: others would pay for the same answers.
         if not processes.is_main():
             return [], []
+        # Texts as people see them, with what the template has opened.
         P, G = arrays["lengths"].shape
         texts = [
             completion_text(
@@ -242,6 +248,7 @@ class OwnRewards:
             for p in range(P)
             for g in range(G)
         ]
+        # The labels come from the batch: a row may stand in for one that cannot be read.
         truths = [
             {**row, "solution": _names(arrays["solution"][p]), "known": _names(arrays["known"][p])}
             for p, row in enumerate(rows)

@@ -50,6 +50,7 @@ class RewardColumns:
 
     def rows(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         """Give what the rows of some ids hold, as JSON has it."""
+        # Phantoms have no manifest.
         if not self.names:
             return [{} for _ in ids]
         return [dict(zip(self.names, self._values[row_id], strict=True)) for row_id in ids]

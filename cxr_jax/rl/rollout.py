@@ -157,6 +157,7 @@ def token_choice_of(rollout: RolloutConfig) -> dict[str, Any]:
     choice = {name: value for name, value in choice.items() if value is not None}
     return {**choice, "logs_kept": True} if choice else {}
 
+
 def make_weigh(rollout: RolloutConfig) -> Callable[[Mapping[str, jax.Array]], Tree]:
     """Build the jitted function {term: [P, G]} -> what samples of a rollout lack while rewards of texts are missing."""
     return jax.jit(functools.partial(weigh, rollout))

@@ -8,7 +8,8 @@ import numpy as np
 
 from cxr_jax import report
 from cxr_jax.config.sections import RunConfig
-from cxr_jax.data.sources.base import ENDLESS, Batch, epoch_of
+from cxr_jax.data.sources.base import Batch, Source, epoch_of
+from cxr_jax.evaluation.model_selection import constant_baselines
 from cxr_jax.metrics.alarms import Alarms
 from cxr_jax.metrics.progress import Compilations, Progress
 from cxr_jax.report.group_records import TRUTH_ARRAYS, groups_of
@@ -30,21 +31,15 @@ class StepLog:
     """
 
     def __init__(
-        self,
-        settings: RunConfig,
-        loop: RunLoop,
-        baselines: dict[str, float],
-        meta: dict[str, Any],
-        rows: int = ENDLESS,
+        self, settings: RunConfig, loop: RunLoop, train: Source, meta: dict[str, Any]
     ) -> None:
         """Go on from what the checkpoint kept.
 
         Args:
-            baselines: scores of constant policies, logged beside the reward.
+            train: the source that prompts come from; what constant answers earn there is logged beside the reward.
             meta: of the checkpoint; {} of a new run.
-            rows: of the training source.
         """
-        self._loop, self._baselines = loop, baselines
+        self._loop, self._baselines = loop, constant_baselines(train)
         from_zero = optimizers.began_from_zero(meta)
         self._learning_rate = optimizers.learning_rate(
             settings.optim, settings.steps, from_zero=from_zero
@@ -63,7 +58,7 @@ class StepLog:
             stream=sys.stdout,
         )
         self._rows, self._prompts = (
-            rows,
+            len(train),
             settings.rollout.prompts_per_step * settings.rollout.oversample,
         )
         updates = settings.learner.updates

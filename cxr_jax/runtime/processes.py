@@ -211,6 +211,7 @@ def array_from_main(values: np.ndarray | None, shape: tuple[int, ...]) -> np.nda
         return np.asarray(values, np.float32).reshape(shape)
     from jax.experimental import multihost_utils
 
+    # The others bring an array of the same shape, of which nothing is read.
     here = np.zeros(shape, np.float32) if values is None else values.reshape(shape)
     return np.asarray(multihost_utils.broadcast_one_to_all(here))
 

@@ -19,7 +19,6 @@ from cxr_jax.data.sources.base import ENDLESS, Batch, Source, indices_of
 from cxr_jax.errors import UserError
 from cxr_jax.evaluation.model_selection import ModelSelection
 from cxr_jax.evaluation.run import evaluate_models
-from cxr_jax.metrics.trackers import Tracking
 from cxr_jax.models import image_batches
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.checkpoints import Checkpoints
@@ -106,12 +105,6 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     from_zero = optimizers.began_from_zero(meta)
     optimizer = optimizers.make_optimizer(settings.optim, settings.steps, from_zero=from_zero)
     loop = RunLoop(run_folder, checkpoints, stop, begun, settings.steps, settings.save_every)
-    tracking = Tracking.of_run(settings.trackers, config.to_dict(), upload=settings.allow_upload)
-    loop = RunLoop(
-        run_folder, checkpoints, stop, begun, settings.steps, settings.save_every, tracking
-    )
-    every, tracking = settings.save_every, Tracking.of_run(config.to_dict())
-    loop = RunLoop(run_folder, checkpoints, stop, begun, settings.steps, every, tracking)
     # Host copies, and what the first step takes over: they would keep their memory for the whole run.
     setup.forget_start()
     del begun

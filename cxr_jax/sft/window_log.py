@@ -9,7 +9,6 @@ import numpy as np
 
 from cxr_jax.config.sections import RunConfig
 from cxr_jax.data.sources.base import ENDLESS
-from cxr_jax.data.sources.base import ENDLESS, epoch_of
 from cxr_jax.metrics.progress import Progress
 from cxr_jax.runtime.signals import Skips
 from cxr_jax.runtime.trees import Tree
@@ -21,9 +20,6 @@ class WindowLog:
     """Collects the metrics of steps on the device and writes their means when a line is due."""
 
     def __init__(self, settings: RunConfig, loop: RunLoop, meta: dict[str, Any], rows: int) -> None:
-    def __init__(
-        self, settings: RunConfig, loop: RunLoop, meta: dict[str, Any], rows: int = ENDLESS
-    ) -> None:
         """Go on from what the checkpoint kept.
 
         Args:
@@ -37,10 +33,6 @@ class WindowLog:
             settings.optim, settings.steps, from_zero=from_zero
         )
         loop.keep("from_zero", lambda: from_zero)
-            rows: of the training source.
-        """
-        self._settings, self._loop, self._rows = settings, loop, rows
-        self._learning_rate = optimizers.learning_rate(settings.optim, settings.steps)
         self._progress = Progress(
             settings.steps,
             start=loop.start,
@@ -105,11 +97,9 @@ class WindowLog:
         row["perf/data_wait_share"] = self._waited / (now - self._line_began - looked)
         row["learning_rate"] = float(self._learning_rate(done - 1))
         # Phantoms never come again, so there is nothing to count.
+        row |= self._loop.times.shares()
         if self._rows != ENDLESS:
             row["epoch"] = done * settings.batch_size / self._rows
-        row |= self._loop.times.shares()
-        # Phantoms have no end, and so no epochs.
-        row |= epoch_of(done * settings.batch_size, self._rows)
         self._waited, self._line_began, self._evaluating_then = 0.0, now, self._evaluating
         self._loop.metrics.write(done, row, kind="train")
         self._progress.update(done, row, items=settings.batch_size * settings.log_every)

@@ -69,21 +69,22 @@ class RunLoop:
         begun: StartState,
         steps: int,
         save_every: int,
-        tracking: Tracking | None = None,
     ) -> None:
         """Open the log of the run.
 
         Args:
             begun: where the run starts or goes on.
             steps: steps of the whole run.
-            tracking: what shows the numbers beside metrics.jsonl; None: TensorBoard.
         """
         self.checkpoints, self.stop = checkpoints, stop
         self.state: Tree | None = begun.state
         self.start = self.done = start = begun.step
         self.step_began = 0.0
         self.steps_in_all, self.save_every = steps, save_every
-        self._folder, self._tracking = Path(run_folder.path), tracking or Tracking()
+        self._folder, self._tracking = (
+            Path(run_folder.path),
+            Tracking.of_run(run_folder.about.get("config", {})),
+        )
         self.profile = Profile(self._tracking.profile, self._folder)
         # Lines after the checkpoint are cut off: their steps are done again. Those of a look are written anew, too.
         self.metrics = MetricsWriter(
@@ -96,6 +97,7 @@ class RunLoop:
         )
         if processes.is_main():
             self.metrics.write_changes(history_of(run_folder.about))
+        # From here on every second is counted as something.
         self.times = TimeSplit()
         self.times.listen()
         self.loader: StepLoader | None = None
