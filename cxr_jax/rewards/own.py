@@ -247,6 +247,7 @@ def hand_over(function: Callable) -> str:
     Raises:
         UserError: for what has no name of its own.
     """
+    # A lambda has a name that is none.
     name = getattr(function, "__name__", "")
     if not name.isidentifier():
         raise UserError(

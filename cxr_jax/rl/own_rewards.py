@@ -74,6 +74,7 @@ def _try_on_tokens(reward: OwnReward, settings: RunConfig, columns: RewardColumn
 
 def abstract_batch(count: int, columns: RewardColumns) -> Tree:
     """Describe what rewards of tokens see of a batch of `count` prompts."""
+    # The arrays of the truth, as every source fills them.
     labels = len(CHEXPERT_14)
     batch: Tree = {
         name: jax.ShapeDtypeStruct((count, labels), bool)
@@ -151,6 +152,7 @@ class OwnRewards:
 
     def remember(self, run_folder: RunFolder) -> None:
         """Keep which code the rewards have in the run's folder, and say where a resumed run has other code."""
+        # Kept once, when the run begins.
         now = own_functions.fingerprints(self.functions)
         if not now:
             return
