@@ -87,7 +87,7 @@ def train(
     # The processes of a run must find each other before JAX looks for devices.
     processes.start()
     use_compilation_cache()
-    return carry_out(resolved, workdir, check(resolved), may_change)
+    return carry_out(resolved, str(workdir), check(resolved), may_change)
 
 
 def resolve(

@@ -32,11 +32,11 @@ class TimeSplit:
 
         jax.monitoring.register_event_duration_secs_listener(self._hear)
 
-    def _hear(self, event: str, seconds: float, **named_details: Any) -> None:
+    def _hear(self, event: str, duration_secs: float, **named_details: Any) -> None:
         # Told when it is over, in the thread that waited for it.
         if event == _COMPILED:
-            self.seconds["compile"] += seconds
-            self.seconds[self._kind] -= seconds
+            self.seconds["compile"] += duration_secs
+            self.seconds[self._kind] -= duration_secs
 
     def enter(self, kind: str) -> str:
         """Count from now on as `kind`; returns what was counted until now."""
