@@ -147,6 +147,7 @@ def plan_devices(settings: RunConfig, devices: int) -> int:
 
     layout = layouts.Layout.from_config(dataclasses.asdict(settings.mesh))
     checks.check_rows_divide(settings, layout.shards)
+    checks.check_attention(settings)
     memory_gib = memory_of_device()
     memory = None if memory_gib is None else int(memory_gib * GIB)
     settings = with_turns(settings, layout.shards, memory)

@@ -228,6 +228,7 @@ def check(resolved: ConfigDict) -> "Layout":
     layout = processes.together(lambda: layouts.Layout.from_config(resolved.mesh))
     settings = RunConfig.from_config(resolved)
     processes.together(lambda: checks.check_rows_divide(settings, layout.shards))
+    processes.together(lambda: checks.check_attention(settings))
     return layout
 
 

@@ -241,6 +241,7 @@ class RunConfig(_Section):
     max_completion: int
     train_turns: str
     remat: str
+    attention: str
     dtype: str
     param_dtype: str
     log_every: int

@@ -52,22 +52,23 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     # What the config names is loaded, opened and checked before the first image is read.
     settings = RunConfig.from_config(config)
     starting_model = pretrained.load_starting_model(settings.model, settings.seed)
-    processor = registry.processor_of(starting_model.config)
+    model_config = starting_model.config.with_attention(settings.attention)
+    processor = registry.processor_of(model_config)
     splits = open_splits(settings.data, processor=processor)
     # Where images are squares, those of all test sets are of one size: the first one tells it.
     image_size = next(iter(splits.test.values())).size
     count = most_films(splits.prompts())
-    images = open_images(settings.data, starting_model.config, image_size, count)
+    images = open_images(settings.data, model_config, image_size, count)
     # Prompts of all sets, so that the longest decides the width of the one program.
     prompts = Prompts.for_images(
         starting_model.tokenizer,
-        starting_model.config,
+        model_config,
         images,
         settings.max_completion,
         texts=splits.prompts(),
     )
     reader = Reader(
-        starting_model.config,
+        model_config,
         starting_model.tokenizer,
         prompts,
         settings.eval.batch_size,

@@ -79,7 +79,7 @@ def run(draw_until: DrawUntil, rows: Rows, state: Any) -> Any:
     """Run a decode loop to the end of `state.tokens` [R, N], in stages.
 
     Args:
-        draw_until: the loop; its place as in `attention.two_part_attention`.
+        draw_until: the loop; its place as in `attention.following_attention`.
         rows: all rows.
         state: a `sampling.State` whose own keys have room for the first stage.
 

@@ -95,7 +95,8 @@ class FilmReading:
         from cxr_jax.weights.pretrained import DTYPES
 
         self.settings, self.dtype = settings, DTYPES[settings.dtype]
-        self.model_config, tokenizer = read_model(settings.model)
+        model_config, tokenizer = read_model(settings.model)
+        self.model_config = model_config.with_attention(settings.attention)
         self.grid = _grid(size, settings.model, self.model_config, max_pixels)
         self.film = film_of_grid(size, self.grid, self.model_config)
         rendered = prompts.render_prompt(tokenizer, self.model_config, FIND_PROMPT, [self.grid])

@@ -116,7 +116,8 @@ class Shapes:
         self.trainable = Trainable.create(
             settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype
         )
-        self.model_config, self.tokenizer = read_model(settings.model)
+        model_config, self.tokenizer = read_model(settings.model)
+        self.model_config = model_config.with_attention(settings.attention)
         # Which ids a sampler must not draw does not change what it costs.
         self.special = {
             **special_ids(self.tokenizer),

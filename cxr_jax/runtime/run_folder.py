@@ -21,6 +21,7 @@ from cxr_jax.runtime.whole_files import check_utf8, partial_path, write_json
 
 MAY_CHANGE = (
     "mesh.",
+    "attention ",
     "grace_seconds ",
     "step_timeout ",
     "max_skipped ",

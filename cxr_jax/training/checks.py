@@ -233,6 +233,34 @@ def read_model_config(model: str, tokenizer: Tokenizer) -> Config:
     return hf_folder.read_config(locate.find_folder(model))
 
 
+_KERNELS = {"splash": "tpu"}
+"""Kinds of attention that are kernels, and the platform that has them."""
+
+
+def check_attention(settings: RunConfig) -> None:
+    """Refuse a kernel of attention that the devices, or the model, cannot have.
+
+    Raises:
+        UserError: naming the key and the reason.
+    """
+    kind = settings.attention
+    # Plain XLA runs anywhere.
+    if kind not in _KERNELS:
+        return
+    if jax.default_backend() != _KERNELS[kind]:
+        raise UserError(
+            f"config.attention={kind!r} is a kernel of {_KERNELS[kind].upper()}s, and the devices are "
+            f"{jax.default_backend().upper()}s: use 'auto'"
+        )
+    if settings.model:
+        text = read_model_config(settings.model, pretrained.load_tokenizer(settings.model)).text
+        if text.image_sees_itself or text.sliding_layers:
+            raise UserError(
+                f"config.attention={kind!r} has no windows and no images that see themselves both ways, as "
+                f"{settings.model} needs: use 'auto'"
+            )
+
+
 # ---- Targets, rows, fingerprint ------------------------------------------------------------------------
 
 

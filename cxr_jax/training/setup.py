@@ -58,19 +58,20 @@ class Setup:
             UserError: for a model or data that cannot be used.
         """
         start = pretrained.load_starting_model(settings.model, settings.seed)
+        model_config = start.config.with_attention(settings.attention)
         # What the run has decided before holds: who is held out does not change.
         sides = _sides_of(settings.data, run_folder)
         splits = open_splits(settings.data, sides, registry.processor_of(start.config))
         # Of all sets the prompt with most films decides the shapes.
         images = open_images(
-            settings.data, start.config, splits.train.size, most_films(splits.prompts())
+            settings.data, model_config, splits.train.size, most_films(splits.prompts())
         )
         prompts = Prompts.for_images(
-            start.tokenizer, start.config, images, settings.max_completion, texts=splits.prompts()
+            start.tokenizer, model_config, images, settings.max_completion, texts=splits.prompts()
         )
         setup = cls(
             settings=settings,
-            model_config=start.config,
+            model_config=model_config,
             tokenizer=start.tokenizer,
             splits=splits,
             prompts=prompts,

@@ -279,7 +279,7 @@ def test_the_plan_counts_the_memory_of_scores_that_cpu_kernels_hide(monkeypatch)
         return needs.bytes["temporary"]
 
     assert temporary() < all_scores
-    monkeypatch.setattr(attention, "ALL_AT_ONCE_UP_TO", 10**6)
+    monkeypatch.setattr(attention, "SCORES_AT_ONCE", 10**12)
     program = made.programs()[0]
     assert temporary() > all_scores
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import fast_compile
 import golden_cases
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,11 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from places import ROOT
 
+from cxr_jax.errors import UserError
 from cxr_jax.inference import model as inference_model
 from cxr_jax.models import attention as attentions
 from cxr_jax.models import network
+from cxr_jax.models.attention import Mask, blocked, splash
 from cxr_jax.models.network import decoder, tower, tower_layers
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM, QWEN2_5_VL_3B
 from cxr_jax.weights import hf_folder
@@ -28,12 +31,13 @@ FILM_PATCHES = 182 * 218
 
 @pytest.fixture
 def blocks(monkeypatch):
-    """A switch: from now on queries go in blocks of 8, whatever their number."""
+    """A switch: from now on queries and keys go in blocks of 8 to 16, whatever their number."""
 
     def switch():
-        monkeypatch.setattr(attentions, "ALL_AT_ONCE_UP_TO", 1)
         monkeypatch.setattr(attentions, "SCORES_AT_ONCE", 1)
-        monkeypatch.setattr(attentions, "LEAST_BLOCK", 8)
+        monkeypatch.setattr(blocked, "LEAST_BLOCK", 8)
+        monkeypatch.setattr(blocked, "LARGEST_BLOCK", 16)
+        monkeypatch.setattr(blocked, "CAUSAL_BLOCKS", 4)
 
     return switch
 
@@ -51,7 +55,8 @@ def value_and_gradients(function, *arrays):
         return (value.astype(jnp.float32) * weights).sum(), value
 
     (_, value), gradients = jax.jit(
-        lambda *arrays: jax.value_and_grad(loss, tuple(range(len(arrays))), has_aux=True)(*arrays)
+        lambda *arrays: jax.value_and_grad(loss, tuple(range(len(arrays))), has_aux=True)(*arrays),
+        compiler_options=fast_compile.OPTIONS,
     )(*arrays)
     return value, *gradients
 
@@ -63,87 +68,189 @@ def assert_equal(got, want, tolerance):
         assert np.abs(one - other).max() <= tolerance * np.abs(other).max()
 
 
-def segments(T, S):
-    """The bias of packed images: a query sees the keys of its own image only."""
-    query_image, key_image = (np.arange(count) * 3 // count for count in (T, S))
-    return attentions.key_bias(query_image[:, None] == key_image)
+def part_numbers(B, T):
+    """Packed images: three parts of a row, of other lengths in each."""
+    return jnp.asarray(np.arange(T) * 3 // (T + np.arange(B)[:, None]), jnp.int32)
 
 
-BIASES = {
-    "none": lambda B, T, S: None,
-    "padding": lambda B, T, S: attentions.key_bias(
-        np.arange(S) < np.arange(S - B + 1, S + 1)[:, None]
-    )[:, None, None, None],
-    "packed": lambda B, T, S: segments(T, S),
+MASKS = {
+    "all": lambda B, T, S: Mask(),
+    "padding": lambda B, T, S: Mask(keys=np.arange(S) < np.arange(S - B + 1, S + 1)[:, None]),
+    "packed": lambda B, T, S: Mask(parts=(part_numbers(B, T), part_numbers(B, S))),
+}
+# float32: sums in another order. bfloat16: probabilities are rounded relative to another largest score.
+TOLERANCE = {"float32": 2e-6, "bfloat16": 2e-2}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(
+    "B,T,S,H,K,dtype",
+    [(2, 29, 29, 4, 2, "float32"), (3, 17, 40, 6, 3, "float32"), (2, 33, 33, 4, 1, "bfloat16")],
+)
+def test_blocked_attention_is_plain_attention(blocks, mask, B, T, S, H, K, dtype):
+    queries = normal(B, T, H, 4, seed=1, dtype=dtype)
+    keys, values = (normal(B, S, K, 4, seed=seed, dtype=dtype) for seed in (2, 3))
+    blocks()
+
+    def attend(kind):
+        attend = functools.partial(attentions.attention, mask=MASKS[mask](B, T, S), kind=kind)
+        return value_and_gradients(attend, queries, keys, values)
+
+    assert_equal(attend("blocked"), attend("xla"), TOLERANCE[dtype])
+    assert_equal(attend("auto"), attend("blocked"), 0)
+
+
+def seen_by_definition(lengths, T, images=None, window=None):
+    """bool [B, T, T], token by token, as the references of Qwen and Gemma have it."""
+    seen = np.zeros((len(lengths), T, T), bool)
+    for row, query, key in np.ndindex(seen.shape):
+        is_own_image = (
+            images is not None and images[row, key] and images[row, query] == images[row, key]
+        )
+        is_near = window is None or key > query - window
+        is_before = key <= query
+        seen[row, query, key] = key < lengths[row] and (is_before or is_own_image) and is_near
+    return seen
+
+
+@pytest.mark.parametrize("kinds", [(), ("window",), ("images",), ("images", "window")])
+@pytest.mark.parametrize("T,dtype", [(37, "float32"), (30, "bfloat16")])
+def test_causal_blocks_see_what_the_definition_says(blocks, kinds, T, dtype):
+    """Padding, windows and images that see themselves both ways: values and gradients, by an oracle without masks."""
+    lengths = np.array([T, T // 2])
+    arrays = [normal(2, T, heads, 4, seed=heads, dtype=dtype) for heads in (4, 2, 2)]
+    images = np.where(np.arange(T) % 13 < 9, np.arange(T) // 13 + 1, 0)[None].repeat(2, 0)
+    options = {name: {"images": images, "window": 5}[name] for name in kinds}
+    is_token = np.arange(T) < lengths[:, None]
+    seen = seen_by_definition(lengths, T, **options)[:, None]
+
+    def by_definition(queries, keys, values):
+        queries, keys, values = (
+            jnp.repeat(array, 4 // array.shape[2], 2).astype(jnp.float32)
+            for array in (queries, keys, values)
+        )
+        scores = jnp.einsum("bthd,bshd->bhts", queries, keys) / 2
+        probabilities = jax.nn.softmax(jnp.where(seen, scores, -1e30), -1)
+        output = jnp.einsum("bhts,bshd->bthd", probabilities, values)
+        return jnp.where(is_token[..., None, None], output, 0).astype(dtype)
+
+    def attend(kind):
+        def attend_tokens(*arrays):
+            attend = attentions.causal_attention(is_token, heads=4, kind=kind, **options)
+            return jnp.where(is_token[..., None, None], attend(*arrays), 0)
+
+        return value_and_gradients(attend_tokens, *arrays)
+
+    blocks()
+    want = value_and_gradients(by_definition, *arrays)
+    assert_equal(attend("xla"), want, TOLERANCE[dtype])
+    assert_equal(attend("blocked"), want, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("window,dtype", [(None, "float32"), (9, "float32"), (None, "bfloat16")])
+def test_blocks_of_a_group_are_its_attention_over_two_parts(blocks, window, dtype):
+    """Completions of 19 tokens over prompts of 23, one of them of 11 tokens: `forward_group` and `extend`."""
+    queries = normal(6, 19, 4, 4, seed=1, dtype=dtype)
+    kept = [normal(2, 2, 23, 4, seed=seed, dtype=dtype) for seed in (2, 3)]
+    own = [normal(6, 2, 19, 4, seed=seed, dtype=dtype) for seed in (4, 5)]
+    blocks()
+
+    def attend(kind):
+        def attend_both(queries, *keys):
+            attend = attentions.following_attention(
+                jnp.array([23, 11]), slots=23, own_slots=19, rows=24, window=window, kind=kind
+            )
+            return attend(queries, keys[:2], keys[2:])
+
+        return value_and_gradients(attend_both, queries, *kept, *own)
+
+    assert_equal(attend("blocked"), attend("xla"), TOLERANCE[dtype])
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """TPU kernels by their definition, which any device can compute; whatever the number of keys."""
+    monkeypatch.setattr(splash, "INTERPRET", True)
+    monkeypatch.setattr(blocked, "LEAST_BLOCK", 64)
+
+
+SPLASH = {
+    "causal": lambda kind: attentions.causal_attention(np.ones((2, 150), bool), heads=4, kind=kind),
+    "packed": lambda kind: functools.partial(
+        attentions.part_attention, part_numbers(2, 150), kind=kind
+    ),
 }
 
 
-@pytest.mark.parametrize("bias", BIASES)
-@pytest.mark.parametrize(
-    "B,T,S,H,K,dtype",
-    [
-        (1, 8, 8, 2, 2, "float32"),
-        (2, 29, 29, 4, 2, "float32"),
-        (3, 17, 40, 6, 3, "float32"),
-        (2, 33, 33, 4, 1, "bfloat16"),
-    ],
-)
-def test_blocks_of_queries_are_plain_attention(blocks, bias, B, T, S, H, K, dtype):
-    queries = normal(B, T, H, 4, seed=1, dtype=dtype)
-    keys, values = (normal(B, S, K, 4, seed=seed, dtype=dtype) for seed in (2, 3))
-    made = BIASES[bias](B, T, S)
+@pytest.mark.parametrize("case", SPLASH)
+def test_the_kernel_of_tpus_is_plain_attention(interpreted, case):
+    arrays = [normal(2, 150, heads, 16, seed=heads) for heads in (4, 2, 2)]
+    want, got = (value_and_gradients(SPLASH[case](kind), *arrays) for kind in ("xla", "splash"))
+    assert_equal(got, want, 5e-6)
 
-    def attend(queries, keys, values):
-        return attentions.attention(queries, keys, values, made)
 
-    want = value_and_gradients(attend, queries, keys, values)
+def test_the_kernel_of_tpus_joins_a_shared_prompt(interpreted):
+    """Two prompts, the second shorter, two completions of each: one softmax over kept and own keys."""
+    queries = normal(4, 130, 4, 16, seed=1)
+    kept = [normal(2, 2, 70, 16, seed=seed) for seed in (2, 3)]
+    own = [normal(4, 2, 130, 16, seed=seed) for seed in (4, 5)]
+
+    def attend(kind):
+        options = {"slots": 70, "own_slots": 130, "rows": 16, "kind": kind}
+        attend = attentions.following_attention(jnp.array([70, 41]), **options)
+        return value_and_gradients(
+            lambda queries, *keys: attend(queries, keys[:2], keys[2:]), queries, *kept, *own
+        )
+
+    assert_equal(attend("splash"), attend("xla"), 5e-6)
+
+
+def test_the_kernel_of_tpus_refuses_windows():
+    mask = np.ones((1, 200), bool)
+    with pytest.raises(UserError, match="config.attention='splash' has no kernel for windows"):
+        attentions.causal_attention(mask, heads=2, window=9, kind="splash")(
+            *[normal(1, 200, 2, 16)] * 3
+        )
+
+
+def test_queries_without_keys_have_finite_values_and_no_gradient(blocks):
+    """A row of padding alone: nothing that is not finite, and nothing into the weights."""
+    arrays = [normal(2, 20, 2, 4, seed=seed) for seed in range(3)]
+    mask = Mask(keys=np.array([[True] * 20, [False] * 20]))
     blocks()
-    got = value_and_gradients(attend, queries, keys, values)
-    assert_equal(got, want, 1e-5 if dtype == "float32" else 2e-2)
+    attend = functools.partial(attentions.attention, mask=mask, kind="blocked")
+    value, *gradients = value_and_gradients(attend, *arrays)
+    assert all(np.isfinite(array).all() for array in (value, *gradients))
+    assert not any(gradient[1].any() for gradient in gradients)
 
 
-@pytest.mark.parametrize("T", [7, 8, 30])
-def test_causal_blocks_are_the_causal_mask(blocks, T):
-    lengths = np.array([T, T // 2])
-    arrays = [normal(2, T, heads, 4, seed=heads) for heads in (4, 2, 2)]
-
-    def attend(queries, keys, values):
-        output = attentions.causal_attention(np.arange(T) < lengths[:, None])(queries, keys, values)
-        return jnp.where((np.arange(T) < lengths[:, None])[..., None, None], output, 0)
-
-    want = value_and_gradients(attend, *arrays)
-    blocks()
-    assert_equal(value_and_gradients(attend, *arrays), want, 1e-5)
+def test_usual_sizes_go_at_once_and_large_ones_by_blocks():
+    """A film of 476 px, a row of the published recipe; a step of the decode loop is one query."""
+    for rows, queries, keys in ((16, 1156, 1156), (16 * 256, 1, 12288), (4096, 64, 64)):
+        assert attentions.chosen_kind("auto", rows, queries, keys) == "xla"
+    for rows, queries, keys in ((16 * 16, 1824, 2144), (16, 4096, 4096), (16, 39676, 39676)):
+        assert attentions.chosen_kind("auto", rows, queries, keys) == "blocked"
+        assert attentions.chosen_kind("xla", rows, queries, keys) == "xla"
 
 
-def test_blocks_of_a_group_are_its_attention_over_two_parts(blocks):
-    """Completions of 19 tokens over prompts of 23: `forward_group` and `extend` of a long prompt."""
-    queries = normal(6, 19, 4, 4, seed=1)
-    parts = [normal(2, 2, 23, 4, seed=seed) for seed in (2, 3)]
-    own = [normal(6, 2, 19, 4, seed=seed) for seed in (4, 5)]
-    first_bias = attentions.key_bias(np.arange(23) < np.array([[23], [11]]))
-    own_bias = attentions.key_bias(np.tri(19, dtype=bool))
-
-    def attend(queries, *keys):
-        bias = first_bias[:, None, None, None, None]
-        return attentions.two_part_attention(queries, keys[:2], keys[2:], bias, own_bias)
-
-    want = value_and_gradients(attend, queries, *parts, *own)
-    blocks()
-    assert_equal(value_and_gradients(attend, queries, *parts, *own), want, 1e-5)
+def test_blocks_fill_up_little_and_hold_few_scores():
+    for rows, tokens in ((256, 1824), (16, 4096), (16, 39676), (28 * 8, 12288), (16, 1157)):
+        for mask in (Mask(), Mask(is_causal=True)):
+            query_block, (key_block,) = blocked._choose_blocks(rows, tokens, [tokens], (mask,))
+            for block in (query_block, key_block):
+                assert block % blocked.LEAST_BLOCK == 0
+                assert -(-tokens // block) * block <= 1.05 * (tokens + blocked.LEAST_BLOCK)
+            least = rows * blocked.LEAST_BLOCK**2
+            assert rows * query_block * key_block <= max(least, blocked.SCORES_IN_BLOCK)
 
 
-def test_usual_sizes_go_at_once():
-    """Published recipes: 476 px (1,156 patches), sequences of 2,116 tokens; a decode step is one query."""
-    for rows, queries, keys in ((16 * 64, 1156, 1156), (16 * 64, 2116, 2116), (16, 4096, 4096)):
-        assert attentions.query_block(rows, queries, keys) == queries
-    assert attentions.query_block(16 * 16, 1, 12288) == 1
-    # Beyond, whole multiples of the least block, in the memory that is said.
-    for rows, keys in ((16, 4097), (16, 12288), (28, 20000), (1, 10**5)):
-        block = attentions.query_block(rows, keys, keys)
-        assert 0 < block < keys and block % attentions.LEAST_BLOCK == 0
-        assert -(-keys // block) * block < 1.06 * keys  # what filling up costs
-        assert block == attentions.LEAST_BLOCK or rows * block * keys <= attentions.SCORES_AT_ONCE
+def test_the_mesh_divides_the_scores_that_go_at_once():
+    """16 rows on 8 devices are 2 on each."""
+    rows, tokens = 16 * 16, 1024
+    assert attentions.chosen_kind("auto", rows, tokens, tokens) == "blocked"
+    mesh = jax.sharding.AbstractMesh((8, 1, 1), ("data", "fsdp", "tensor"))
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert attentions.chosen_kind("auto", rows, tokens, tokens) == "xla"
 
 
 def test_blocks_have_the_logits_of_transformers(blocks, tmp_path, monkeypatch):
@@ -152,9 +259,11 @@ def test_blocks_have_the_logits_of_transformers(blocks, tmp_path, monkeypatch):
     folder = golden_cases.write_folder(tmp_path, "ragged")
     model = inference_model.Model(*hf_folder.load(folder))
     blocks()
-    chosen, choose = [], attentions.query_block
+    chosen, attend = [], attentions.blocked_attention
     monkeypatch.setattr(
-        attentions, "query_block", lambda *sizes: chosen.append(choose(*sizes)) or chosen[-1]
+        attentions,
+        "blocked_attention",
+        lambda *arrays, **options: chosen.append(len(arrays[1])) or attend(*arrays, **options),
     )
     programs = inference_model.encode_images, inference_model._logits
     try:
@@ -166,7 +275,7 @@ def test_blocks_have_the_logits_of_transformers(blocks, tmp_path, monkeypatch):
     finally:
         for program in programs:
             program.clear_cache()
-    assert 8 in chosen
+    assert 1 in chosen
     keep = case["attention_mask"].astype(bool)
     assert np.abs(got - case["logits"])[keep].max() <= 1e-4 * case["logits"][keep].std()
 
@@ -184,12 +293,15 @@ def test_the_tower_of_a_large_film_trains_as_that_of_a_small_one(blocks, monkeyp
             features = tower.forward(params, config, films, (1, 4, 8), remat=remat).tokens
             return (features * normal(*features.shape, seed=4)).sum(), features
 
-        (_, features), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        program = jax.jit(
+            jax.value_and_grad(loss, has_aux=True), compiler_options=fast_compile.OPTIONS
+        )
+        (_, features), gradients = program(params)
         return features, gradients
 
     want = trained("none")
     blocks()
-    monkeypatch.setattr(tower, "ALL_AT_ONCE_UP_TO", 1)
+    monkeypatch.setattr(tower, "SMALL_UP_TO", 1)
     assert_equal(trained("full"), want, 2e-5)
 
 
@@ -276,12 +388,13 @@ SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from cxr_jax.models import attention
-attention.ALL_AT_ONCE_UP_TO, attention.SCORES_AT_ONCE, attention.LEAST_BLOCK = 1, 1, 8
+from cxr_jax.models.attention import blocked
+attention.SCORES_AT_ONCE, blocked.LEAST_BLOCK, blocked.LARGEST_BLOCK = 1, 8, 16
 mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 arrays = [jnp.asarray(np.random.default_rng(i).normal(size=(4, 30, 2, 4)), jnp.float32) for i in range(3)]
 mask = np.arange(30) < np.array([30, 20, 30, 9])[:, None]
 def loss(*arrays):
-    return (attention.causal_attention(mask)(*arrays) ** 2).sum() + attention.attention(*arrays).sum() ** 2
+    return (attention.causal_attention(mask, heads=2)(*arrays) ** 2).sum() + attention.attention(*arrays).sum() ** 2
 step = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
 want = step(*arrays)
 placed = [jax.device_put(x, NamedSharding(mesh, P("data", None, "tensor"))) for x in arrays]
@@ -301,6 +414,6 @@ def test_blocks_on_a_mesh_stay_on_their_devices():
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags},
+        env=os.environ | {"XLA_FLAGS": f"{flags} {fast_compile.FLAGS}"},
     )
     assert done.stdout == "same\n", done.stderr

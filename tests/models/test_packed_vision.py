@@ -4,6 +4,7 @@ in values and gradients, whatever the mix, by one program."""
 import dataclasses
 import functools
 
+import fast_compile
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ import tiny_model
 from cxr_jax.errors import UserError
 from cxr_jax.models import attention as attentions
 from cxr_jax.models import layers, lora
+from cxr_jax.models.attention import blocked
 from cxr_jax.models.network import packing, tower, tower_layers, tower_packed
 from cxr_jax.models.network.packing import PackSizes
 from cxr_jax.models.qwen2_5_vl.config import QWEN2_5_VL_3B
@@ -280,21 +282,23 @@ def test_queries_in_blocks_see_their_own_part_only(monkeypatch):
     rng = np.random.default_rng(5)
     queries, keys, values = (draw(rng, (2, 27, 4, 8)) for _ in range(3))
     parts = rng.integers(0, 3, (2, 27)).astype(np.int32)
-    bias = np.where(parts[:, :, None] == parts[:, None], 0, -np.inf)[:, None, None]
+    is_own = jnp.asarray(parts[:, :, None] == parts[:, None])[:, None]
 
     def run(attend):
-        return jax.value_and_grad(lambda *arrays: jnp.sum(jnp.sin(attend(*arrays))), (0, 1, 2))(
-            queries, keys, values
-        )
+        loss = jax.value_and_grad(lambda *arrays: jnp.sum(jnp.sin(attend(*arrays))), (0, 1, 2))
+        return jax.jit(loss, compiler_options=fast_compile.OPTIONS)(queries, keys, values)
 
-    def in_parts(*arrays):
-        return attentions.part_attention(parts, *arrays)
+    def by_definition(queries, keys, values):
+        scores = jnp.einsum("bthd,bshd->bhts", queries, keys) * 8**-0.5
+        probabilities = jax.nn.softmax(jnp.where(is_own, scores, -jnp.inf), -1)
+        return jnp.einsum("bhts,bshd->bthd", probabilities, values)
 
-    expected = run(lambda *arrays: attentions.attention(*arrays, bias))
-    assert_near(run(in_parts), expected, 1e-6)
-    for name, value in (("ALL_AT_ONCE_UP_TO", 1), ("SCORES_AT_ONCE", 1), ("LEAST_BLOCK", 8)):
-        monkeypatch.setattr(attentions, name, value)
-    assert_near(run(in_parts), expected, 1e-6)
+    expected = run(by_definition)
+    monkeypatch.setattr(blocked, "LEAST_BLOCK", 8)
+    monkeypatch.setattr(blocked, "LARGEST_BLOCK", 8)
+    for kind in ("xla", "blocked"):
+        in_parts = functools.partial(attentions.part_attention, jnp.asarray(parts), kind=kind)
+        assert_near(run(in_parts), expected, 2e-6)
 
 
 def test_the_program_does_not_grow_with_the_depth():

@@ -259,7 +259,7 @@ def main() -> int:
     p.add_argument(
         "--blocks",
         action="store_true",
-        help="attend in blocks of 8 queries, as large films are read",
+        help="attend in blocks of 8 to 16 queries and keys, as large films are read",
     )
     p.add_argument("--jobs", type=int, default=os.cpu_count(), help="cases compiled at a time")
     p.add_argument("--jsonl", type=pathlib.Path, help="write one line a seed here")
@@ -268,7 +268,8 @@ def main() -> int:
     )
     args = p.parse_args()
     if args.blocks:
-        attention.ALL_AT_ONCE_UP_TO, attention.SCORES_AT_ONCE, attention.LEAST_BLOCK = 1, 1, 8
+        attention.SCORES_AT_ONCE = 1
+        attention.blocked.LEAST_BLOCK, attention.blocked.LARGEST_BLOCK = 8, 16
     if not ORACLE.exists():
         print(
             "error: .venv-oracle is missing: `bash launch/test.sh` without arguments makes it",

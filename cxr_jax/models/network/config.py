@@ -5,7 +5,8 @@ No name of a model stands here: a family reads its `config.json` into these fiel
 be a static argument of `jax.jit`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class VisionConfig:
     tap_blocks: tuple[
         int, ...
     ] = ()  # blocks whose outputs are merged, too, and added in the decoder (DeepStack)
+
+    # ---- How it is computed ----
+    attention: str = "auto"  # a name of `attention.KINDS`: the same numbers, but for rounding
 
     @property
     def head_dim(self) -> int:
@@ -111,6 +115,9 @@ class TextConfig:
         False  # tokens of one image attend to each other both ways, in prompts
     )
 
+    # ---- How it is computed ----
+    attention: str = "auto"  # a name of `attention.KINDS`: the same numbers, but for rounding
+
     @property
     def head_dim(self) -> int:
         """Features of one head."""
@@ -142,6 +149,14 @@ class Config:
     eos_token_id: tuple[int, ...] = field(default=(151645, 151643))
     tie_word_embeddings: bool = False
     model_type: str = "qwen2_5_vl"  # the family, see `registry`
+
+    def with_attention(self, kind: str) -> Self:
+        """Say how attention is computed, by a name of `attention.KINDS`: a part of what programs are compiled for."""
+        return replace(
+            self,
+            vision=replace(self.vision, attention=kind),
+            text=replace(self.text, attention=kind),
+        )
 
     @property
     def media_token_ids(self) -> tuple[int, ...]:

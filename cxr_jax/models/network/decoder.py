@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from cxr_jax.models.attention import KeysAndValues, causal_attention, key_bias, two_part_attention
+from cxr_jax.models.attention import KeysAndValues, causal_attention, following_attention
 from cxr_jax.models.layers import apply, graph, is_shallow, run_layers
 from cxr_jax.models.network import rope
 from cxr_jax.models.network.config import TextConfig
@@ -76,46 +76,38 @@ def _attention_before(
     return _by_window(
         model_config,
         lambda window: causal_attention(
-            mask, images=images, window=window, scale=model_config.query_scale
+            mask,
+            heads=model_config.num_attention_heads,
+            images=images,
+            window=window,
+            scale=model_config.query_scale,
+            kind=model_config.attention,
         ),
     )
 
 
-def _biases_after(
+def _attention_after(
     model_config: TextConfig,
     slots: int,
     filled: Array,
+    rows: int,
     own_slots: int,
     step: jax.Array | None = None,
 ) -> _OfKind:
-    """Biases of `two_part_attention` for tokens that follow kept keys, and each other causally.
-
-    Args:
-        slots: of a group's kept keys, the first filled[b] of which are seen.
-        own_slots: N, of the keys of the tokens that follow, in their order; padding on the right is never seen.
-        step: the place among them of the one query that there is; None: all of them ask, T = N.
-
-    Returns:
-        (float32 [B, 1, 1, 1, 1 or T, S], [T, N]).
-    """
-    places = jnp.arange(own_slots) if step is None else jnp.reshape(step, 1)
-
-    def biases(window: Any) -> tuple[jax.Array, jax.Array]:
-        is_filled = jnp.arange(slots) < filled[:, None]  # [B, S]
-        own = jnp.arange(own_slots)
-        # Keys in slots that are not filled yet lie ahead of every query.
-        is_before = own <= places[:, None]  # [T, N]
-        if window is None:
-            return key_bias(is_filled)[:, None, None, None, None], key_bias(is_before)
-        # Places are counted by tokens, whatever the positions that turn them.
-        # The query's place in the whole sequence is filled[b] + its own.
-        out_of_sight = filled[:, None] + places - window  # [B, T]: the last such
-        is_near = jnp.arange(slots) > out_of_sight[..., None]  # [B, T, S]
-        is_own_near = own > places[:, None] - window
-        kept_bias = key_bias(is_filled[:, None] & is_near)[:, None, None, None]
-        return kept_bias, key_bias(is_before & is_own_near)
-
-    return _by_window(model_config, biases)
+    """Attention of `rows` sequences that follow kept keys, see `following_attention`."""
+    return _by_window(
+        model_config,
+        lambda window: following_attention(
+            filled,
+            slots=slots,
+            own_slots=own_slots,
+            rows=rows * model_config.num_attention_heads,
+            step=step,
+            window=window,
+            scale=model_config.query_scale,
+            kind=model_config.attention,
+        ),
+    )
 
 
 def _heads_first(keys: jax.Array, values: jax.Array) -> KeysAndValues:
@@ -269,7 +261,7 @@ def forward_group(
     prompt_mask = jnp.arange(slots) < lengths[:, None]
     angles, own_angles = (_angles(model_config, each) for each in (positions, own_positions))
     attention_of = _attention_before(model_config, prompt_mask, prompts.images)
-    biases = _biases_after(model_config, slots, lengths, own_slots)
+    following_of = _attention_after(model_config, slots, lengths, len(own_hidden), own_slots)
     block = graph(Block, model_config)
 
     def layer(inputs: _Inputs, hidden: tuple) -> tuple[tuple, None]:
@@ -290,7 +282,7 @@ def forward_group(
             queries: jax.Array, keys: jax.Array, values: jax.Array
         ) -> tuple[jax.Array, None]:
             own_keys = _heads_first(keys, values)
-            return _two_parts(model_config, queries, shared, own_keys, biases(inputs.kind)), None
+            return following_of(inputs.kind)(queries, shared, own_keys), None
 
         completions, _ = apply(
             block, inputs.params, completions, *own_angles(inputs.kind), attend_own
@@ -301,19 +293,6 @@ def forward_group(
     both = prompts.hidden, own_hidden
     both, _ = _run(layer, model_config, params["layers"], both, adds=prompts.adds, remat=remat)
     return final_norm(params, model_config, both[0]), final_norm(params, model_config, both[1])
-
-
-def _two_parts(
-    model_config: TextConfig,
-    queries: jax.Array,
-    kept: KeysAndValues,
-    own: KeysAndValues,
-    biases: tuple[jax.Array, jax.Array],
-    place: tuple[jax.Array, int] | None = None,
-) -> jax.Array:
-    return two_part_attention(
-        queries, kept, own, *biases, place=place, scale=model_config.query_scale
-    )
 
 
 # ---- Passes that keep keys ---------------------------------------------------------------------------------
@@ -377,7 +356,7 @@ def extend(
         (hidden [B, D] of each last token after the final norm, the new tokens' [(k, v)] a layer, [B, K, E, d]).
     """
     slots, new_slots = keys[0][0].shape[2], hidden.shape[1]
-    biases = _biases_after(model_config, slots, used, new_slots)
+    following_of = _attention_after(model_config, slots, used, len(hidden), new_slots)
     angles = _angles(model_config, positions)
     block = graph(Block, model_config)
 
@@ -387,7 +366,7 @@ def extend(
         ) -> tuple[jax.Array, KeysAndValues]:
             # Keys of the new tokens are kept apart; whoever asked joins them to the others.
             new = _heads_first(keys, values)
-            return _two_parts(model_config, queries, inputs.kept, new, biases(inputs.kind)), new
+            return following_of(inputs.kind)(queries, inputs.kept, new), new
 
         return apply(block, inputs.params, hidden, *angles(inputs.kind), attend)
 
@@ -429,14 +408,15 @@ def decode_step(
         positions: int [axes, R, 1].
         prompt: from `prompt_keys`.
         own: from `empty_own`, slots < step filled.
-        place: where these rows are not all of the prompts' rows, see `two_part_attention`.
+        place: where these rows are not all of the prompts' rows, see `following_attention`.
 
     Returns:
         (hidden [R, D] after the final norm, own with slot `step` filled).
     """
     angles = _angles(model_config, positions)
     slots, own_slots = prompt[0][0].shape[2], own[0][0].shape[2]
-    biases = _biases_after(model_config, slots, prompt_lengths, own_slots, step)
+    rows = len(hidden)
+    following_of = _attention_after(model_config, slots, prompt_lengths, rows, own_slots, step)
     is_fused = "qkv" in layers[0]["attn"]
     block = graph(Block, model_config, is_fused)
     own_after = []
@@ -461,8 +441,7 @@ def decode_step(
                 jax.lax.dynamic_update_slice_in_dim(old_keys, new_keys, step, 2),
                 jax.lax.dynamic_update_slice_in_dim(old_values, new_values, step, 2),
             )
-            output = _two_parts(model_config, queries, shared, own_keys, biases(kind), place)
-            return output, own_keys
+            return following_of(kind)(queries, shared, own_keys, place), own_keys
 
         hidden, own_keys = apply(block, layer_params, hidden, *angles(kind), attend)
         own_after.append(own_keys)

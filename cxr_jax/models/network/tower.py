@@ -16,7 +16,6 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from cxr_jax.errors import UserError
-from cxr_jax.models.attention import ALL_AT_ONCE_UP_TO
 from cxr_jax.models.layers import apply, graph, is_shallow, run_layers
 from cxr_jax.models.network import position_table, rope
 from cxr_jax.models.network.config import VisionConfig
@@ -82,6 +81,9 @@ def _permute_bwd(
 
 _permute.defvjp(_permute_fwd, _permute_bwd)
 
+
+SMALL_UP_TO = 4096
+"""Patches up to which a shallow tower is unrolled in training as well: 476 px have 1,156."""
 
 # ---- Blocks that repeat ------------------------------------------------------------------------------------
 
@@ -172,7 +174,7 @@ def run_blocks(
         _Kind(model_config.is_full(block), block in model_config.tap_blocks)
         for block in range(model_config.depth)
     )
-    is_large = remat != "none" and hidden.shape[1] > ALL_AT_ONCE_UP_TO
+    is_large = remat != "none" and hidden.shape[1] > SMALL_UP_TO
     if is_large or not is_shallow(len(kinds)):
         stretches, unroll_up_to = _stretches(kinds), 1
     else:

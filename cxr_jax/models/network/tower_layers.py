@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cxr_jax.models.attention import attention, part_attention
+from cxr_jax.models.attention import Mask, attention
 from cxr_jax.models.layers import (
     MLP,
     LayerNorm,
@@ -77,6 +77,7 @@ class Attention(nnx.Module):
             self.qkv = Linear(width, 3 * width, bias=True, rngs=rngs)
         self.proj = Linear(width, width, bias=True, rngs=rngs, scale=out_scale)
         self.heads = model_config.num_heads
+        self.kind = model_config.attention
 
     def __call__(
         self, hidden: jax.Array, angles: Angles, segments: Segments, parts: jax.Array | None = None
@@ -102,15 +103,16 @@ class Attention(nnx.Module):
         outputs, segment_start = [], 0
         for windows, size in segments:
             segment = slice(segment_start, segment_start + windows * size)
-            windowed = [
+            windowed = tuple(
                 projected[:, segment].reshape(N * windows, size, self.heads, -1)
                 for projected in (queries, keys, values)
-            ]
-            if parts is None:
-                output = attention(*windowed)
-            else:
+            )
+            # Compared block by block where there are many: a whole mask would be as large as the scores of a head.
+            mask = None
+            if parts is not None:
                 windowed_parts = parts[:, segment].reshape(N * windows, size)
-                output = part_attention(windowed_parts, *windowed)
+                mask = Mask(parts=(windowed_parts, windowed_parts))
+            output = attention(windowed[0], windowed[1], windowed[2], mask, kind=self.kind)
             outputs.append(output.reshape(N, windows * size, D))
             segment_start += windows * size
         return self.proj(jnp.concatenate(outputs, 1) if len(outputs) > 1 else outputs[0])
