@@ -123,10 +123,10 @@ def _scale_parts(factors: Mapping[str, float], updates: Tree, params: Tree | Non
 
 
 class MeanState(NamedTuple):
-    """An exponential moving average of what trains, in float32, and the updates that are in it."""
+    """An exponential moving average of what trains, in float32, and the number of updates that are in it."""
 
     mean: Tree
-    count: jax.Array
+    step: jax.Array
 
 
 def _mean_of_params(decay: float) -> optax.GradientTransformation:
@@ -144,14 +144,14 @@ def _mean_of_params(decay: float) -> optax.GradientTransformation:
     ) -> tuple[Tree, MeanState]:
         assert params is not None
         # Updates that were left out are none: the guard puts this state back, too.
-        kept = jnp.minimum(decay, (1.0 + state.count) / (10.0 + state.count))
+        kept = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
         mean = jax.tree.map(
             lambda mean, param, update: kept * mean + (1 - kept) * (param + update),
             state.mean,
             params,
             updates,
         )
-        return updates, MeanState(mean, state.count + 1)
+        return updates, MeanState(mean, state.step + 1)
 
     return optax.GradientTransformation(init, update)
 
