@@ -426,7 +426,7 @@ class _Learner:
         replay, kept = batch.get("replay"), samples["kept"]
         samples = {name: values for name, values in samples.items() if name != "kept"}
         # A prompt has a row, or several, each with a share of its group (`rollout`).
-        rows, groups = batch["prompts"]["ids"].shape[0], len(samples["reward"])
+        rows, groups = batch["prompts"]["ids"].shape[0], len(samples["tokens"])
         samples = jax.tree.map(lambda leaf: leaf.reshape(rows, -1, *leaf.shape[2:]), samples)
         kept = (kept[:, None] * (rows // groups) + jnp.arange(rows // groups)).reshape(-1)
         batch = take_groups({**batch, "samples": samples}, kept)

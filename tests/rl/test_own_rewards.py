@@ -177,13 +177,21 @@ def a_step():
     return samples, batch, [{"id": f"row {p}"} for p in range(P)], texts
 
 
-def opened(*functions, **settings):
-    config = config_with(*functions, **settings)
-    config.rl.reward_weights = {}
-    return own_rewards.OwnRewards(RunConfig.from_config(config), Words(), Stop())
+@pytest.fixture
+def opened():
+    """Opens rewards of texts; what listens to signals is closed again."""
+    stop = Stop()
+
+    def open_rewards(*functions, **settings):
+        config = config_with(*functions, **settings)
+        config.rl.reward_weights = {}
+        return own_rewards.OwnRewards(RunConfig.from_config(config), Words(), stop)
+
+    yield open_rewards
+    stop.close()
 
 
-def test_rewards_of_texts_join_the_others():
+def test_rewards_of_texts_join_the_others(opened):
     samples, batch, rows, texts = a_step()
     CALLS.clear()
     whole = opened(by_sides, by_text).complete(samples, batch, rows)
@@ -204,7 +212,7 @@ def test_rewards_of_texts_join_the_others():
     }
 
 
-def test_without_rewards_of_ones_own_nothing_is_touched():
+def test_without_rewards_of_ones_own_nothing_is_touched(opened):
     samples = {"reward": object()}
     assert opened().complete(samples, {}, []) is samples
 
@@ -213,14 +221,14 @@ def test_without_rewards_of_ones_own_nothing_is_touched():
     "functions, said",
     [((is_nan,), "is_nan gave no finite number"), ((by_sides, is_nan), "is_nan gave")],
 )
-def test_a_failure_is_one_of_the_whole_run(functions, said):
+def test_a_failure_is_one_of_the_whole_run(functions, said, opened):
     samples, batch, rows, _ = a_step()
     with pytest.raises(FailedBetweenStepsError, match=said) as failure:
         opened(*functions).complete(samples, batch, rows)
     assert "the run is saved" in str(failure.value) and "\n" not in str(failure.value)
 
 
-def test_a_compiled_reward_that_is_no_number_ends_the_run():
+def test_a_compiled_reward_that_is_no_number_ends_the_run(opened):
     samples, batch, rows, _ = a_step()
     samples["terms"]["by_sides"] = jnp.full((P, G), jnp.nan)
     with pytest.raises(FailedBetweenStepsError, match="by_sides gave no finite number .* 6 of 6"):
