@@ -175,7 +175,9 @@ def arrays(folder) -> dict:
 
 def content(folder) -> dict:
     """All that a finished run has left and that does not depend on the clock, by name."""
-    clock = lambda k: "second" in k or k in ("time", "step_time") or k.startswith("perf/")
+    clock = lambda k: (
+        "second" in k or k in ("time", "step_time") or k.startswith(("perf/", "goodput/"))
+    )
     timeless = lambda d: {k: v for k, v in d.items() if not clock(k)}
     out = arrays(folder)
     for i, row in enumerate(run_log.read(folder)):

@@ -101,14 +101,20 @@ def said(samples) -> list:
     ]
 
 
+def without_times(row: dict) -> dict:
+    """A line of metrics but for what depends on the clock: what took time differs, and what took none is not there."""
+    timed, kinds = ("time", "step_time", "samples_per_second"), ("perf/", "goodput/")
+    return {k: v for k, v in row.items() if k not in timed and not k.startswith(kinds)}
+
+
 def furthest(a, b, names=None) -> tuple[float, str]:
     """The largest relative difference of two runs' metrics, and where it is."""
     worst = (0.0, "nowhere")
-    timed = ("time", "step_time", "samples_per_second")
     for x, y in zip(a, b, strict=True):
+        x, y = (without_times(row) for row in (x, y))
         assert x.keys() == y.keys(), x.keys() ^ y.keys()
-        for k in x.keys() - set(timed):
-            if k.startswith("perf/") or not isinstance(x[k], float) or (names and k not in names):
+        for k in x:
+            if not isinstance(x[k], float) or (names and k not in names):
                 continue
             difference = abs(x[k] - y[k]) / max(abs(x[k]), abs(y[k]), 1e-3)
             worst = max(worst, (difference, f"{k} of step {x['step']}"))

@@ -54,14 +54,7 @@ ARGUMENTS = {
         *LOOK(4),
     ],
 }
-TIMES = {
-    "time",
-    "samples_per_second",
-    "step_time",
-    "perf/rollout_seconds",
-    "perf/data_wait_share",
-    "perf/compilations",
-}
+TIMES, TIMED = {"time", "samples_per_second", "step_time"}, ("perf/", "goodput/")
 TASKS = pytest.mark.parametrize("task", ["sft", "rl"])
 
 
@@ -109,7 +102,10 @@ def whole(tmp_path_factory):
 
 
 def rows(folder):
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in run_log.read(folder)]
+    return [
+        {k: v for k, v in row.items() if k not in TIMES and not k.startswith(TIMED)}
+        for row in run_log.read(folder)
+    ]
 
 
 def arrays(folder):
