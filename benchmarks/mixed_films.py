@@ -6,17 +6,17 @@ Films have the five sizes of CheXpert and MIMIC that are commonest (`packed_visi
 area, a film a prompt; squares have the number of patches that films have on average. Every round has other films in
 another order: one program must serve them all. Ratios are the median of those of a round.
 
-Reached (2026-11-30, 2 cores of an AMD EPYC whose speed varied twofold in that hour, jax 0.10.2, float32; rows of 1,156
-patches for films of 1,002 on average, squares of 1,024; the goal is at most 1.15):
+Reached (2026-11-30, 2 cores of an AMD EPYC, jax 0.10.2, float32, commit 6eb957b; rows of 1,156 patches for films of
+1,002 on average, squares of 1,024; the goal is at most 1.15):
 
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1 .. --shape tiny --prompts 5 --rounds 7 --completion 128 --group 8
 
-    SFT 1.173 and 1.186 (two runs), RL 1.173 and 1.000, programs 1, 1, 1; with 5 rounds and no second step: 1.181, 1.118
+    SFT 1.119 (0.490 s, 0.437 s), RL 1.027 (1.749 s, 1.704 s), programs 1, 1, 1
 
-SFT misses the goal there: the tiny shape's tower, in which a row is 1.13 of a square's patches, is most of its step.
-Larger shapes, whose decoder weighs more, were not timed. Against TRL 1.16.0 (--peer, 5 rounds; 40 rows of at most 316
-tokens the same ids and patches): 8.1 times as fast (1.54 s, 12.6 s; without the tunable and a step before the one that
-counts 5.0: 1.93 s, 9.6 s); the goal is 5.
+Before angles were looked up, SFT took 1.173 to 1.186 and RL 1.000 to 1.173. Larger shapes, whose decoder weighs more,
+were not timed. Against TRL 1.16.0 (--peer, 5 rounds; by the code of 66b4329; 40 rows of at most 316 tokens the same ids
+and patches): 8.1 times as fast (1.54 s, 12.6 s; without the tunable and a step before the one that counts 5.0: 1.93 s,
+9.6 s); the goal is 5.
 """
 
 import argparse
