@@ -19,7 +19,7 @@ from cxr_jax.models.tokenizer import Tokenizer, completion_text
 from cxr_jax.rewards import own as own_functions
 from cxr_jax.rewards.own import OwnReward, RewardError
 from cxr_jax.rl.reward_columns import RewardColumns
-from cxr_jax.rl.rollout import make_weigh
+from cxr_jax.rl.rollout import make_weigh, one_row_each
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.run_folder import RunFolder
 from cxr_jax.runtime.signals import Stop
@@ -232,9 +232,10 @@ class OwnRewards:
     ) -> tuple[list[str], list[dict[str, Any]]]:
         """What the functions are called with, completion by completion."""
         read = {name: samples[name] for name in ("tokens", "lengths")}
-        read |= {name: batch[name] for name in ("solution", "known")}
-        read["opened"] = batch["prompts"].get("opened")
-        arrays = processes.gather_to_host(read)
+        truth = {name: batch[name] for name in ("solution", "known")}
+        truth["opened"] = batch["prompts"].get("opened")
+        arrays, truth = processes.gather_to_host((read, truth))
+        arrays |= one_row_each(truth, len(arrays["lengths"]))
         # One process calls the functions: others would pay for the same answers.
         if not processes.is_main():
             return [], []

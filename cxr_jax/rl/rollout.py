@@ -158,6 +158,11 @@ def token_choice_of(rollout: RolloutConfig) -> dict[str, Any]:
     return {**choice, "logs_kept": True} if choice else {}
 
 
+def one_row_each(tree: Tree, prompts: int) -> Tree:
+    """Take one row of each prompt of arrays that have as many rows of every prompt, rows on axis 0."""
+    return jax.tree.map(lambda leaf: leaf[:: len(leaf) // prompts], tree)
+
+
 def make_weigh(rollout: RolloutConfig) -> Callable[[Mapping[str, jax.Array]], Tree]:
     """Build the jitted function {term: [P, G]} -> what samples of a rollout lack while rewards of texts are missing."""
     return jax.jit(functools.partial(weigh, rollout))
@@ -236,6 +241,7 @@ class _Rollout:
         lengths = completions["lengths"].reshape(-1, self.rollout.group_size)
         tokens = completions["tokens"].reshape(*lengths.shape, -1)
         shown = {name: batch[name] for name in OWN_REWARDS_SEE if name in batch}
+        shown = one_row_each(shown, len(lengths))
         return {reward.name: reward.of_tokens(tokens, lengths, shown) for reward in on_tokens}
 
     def sample(self, train: Tree, frozen: Tree, batch: Tree, step: int | jax.Array) -> Tree:

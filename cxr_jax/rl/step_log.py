@@ -4,8 +4,6 @@ import sys
 import time
 from typing import Any
 
-import numpy as np
-
 from cxr_jax import report
 from cxr_jax.config.sections import RunConfig
 from cxr_jax.data.sources.base import Batch, Source, epoch_of
@@ -13,6 +11,7 @@ from cxr_jax.evaluation.model_selection import constant_baselines
 from cxr_jax.metrics.alarms import Alarms
 from cxr_jax.metrics.progress import Compilations, Progress
 from cxr_jax.report.group_records import TRUTH_ARRAYS, groups_of
+from cxr_jax.rl.rollout import one_row_each
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.run_folder import RunFolder
 from cxr_jax.runtime.signals import Skips
@@ -139,11 +138,11 @@ class GroupRecords:
 
     def _rows_of_prompts(self, batch: Batch, prompts: int) -> dict[str, Any]:
         """What a page shows of a batch, a row a prompt; over many devices the batch has several."""
-        rows = np.arange(prompts) * (len(batch["known"]) // prompts)
-        shown: dict[str, Any] = {name: batch[name][rows] for name in TRUTH_ARRAYS}
+        images, row_count = self._setup.prompts.images, len(batch["known"])
+        shown: dict[str, Any] = one_row_each({name: batch[name] for name in TRUTH_ARRAYS}, prompts)
         # Pictures: those of packed rows are put together again.
-        images = self._setup.prompts.images
-        shown["image"] = [images.picture(batch, int(row)) for row in rows]
+        rows = range(0, row_count, row_count // prompts)
+        shown["image"] = [images.picture(batch, row) for row in rows]
         if "opened" in batch["prompts"]:
-            shown["prompts"] = {"opened": batch["prompts"]["opened"][rows]}
+            shown["prompts"] = one_row_each({"opened": batch["prompts"]["opened"]}, prompts)
         return shown

@@ -191,8 +191,11 @@ def opened():
     stop.close()
 
 
-def test_rewards_of_texts_join_the_others(opened):
+@pytest.mark.parametrize("shares", [1, 2])
+def test_rewards_of_texts_join_the_others(opened, shares):
     samples, batch, rows, texts = a_step()
+    # Over many devices a batch has each prompt in several rows.
+    batch = {name: np.repeat(v, shares, 0) if name != "prompts" else v for name, v in batch.items()}
     CALLS.clear()
     whole = opened(by_sides, by_text).complete(samples, batch, rows)
     ((given, told),) = CALLS
@@ -250,3 +253,18 @@ def test_a_reward_inside_the_program_sees_the_groups(films):
     terms = program.own_terms(batch, completions)
     assert terms.keys() == {"by_length"}
     np.testing.assert_allclose(terms["by_length"], [[0, 0.25], [1.5, 1.75], [3, 3.25]])
+
+
+def test_rewards_of_tokens_see_a_row_a_prompt():
+    samples, *_ = a_step()
+    sides = np.arange(P)[:, None, None] > np.zeros((P, 14, 2))
+    program = rollout._Rollout(
+        rollout=RunConfig.from_config(config_with(by_sides, group_size=G)).rollout,
+        **dict.fromkeys(("model_config", "images", "special", "table", "trainable", "bank")),
+        seed=0,
+        max_completion=C,
+        own=(own.OwnReward("mine", by_sides, False, "my:mine"),),
+    )
+    for shares in (1, 2):
+        terms = program.own_terms({"sides": np.repeat(sides, shares, 0)}, samples)
+        np.testing.assert_array_equal(terms["mine"], [[0, 0], [1, 1], [1, 1]])
