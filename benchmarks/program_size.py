@@ -38,7 +38,6 @@ from absl import app, flags
 
 from cxr_jax.config import command_line, schema
 from cxr_jax.config.sections import RunConfig
-from cxr_jax.models import network
 from cxr_jax.planning import programs
 from cxr_jax.runtime.trees import Tree
 
@@ -59,18 +58,12 @@ def print_size(name: str, step: Any, *arguments: Any) -> None:
 def tower_steps(settings: RunConfig, shapes: programs.Shapes) -> list[Callable]:
     """The tower alone: forward, and with its gradient."""
 
-    def encode(params: Tree, pixels: jax.Array) -> jax.Array:
-        return network.vision(
-            params,
-            shapes.model_config,
-            pixels,
-            shapes.images.grid,
-            remat=settings.remat,
-            dtype=shapes.trainable.dtype,
-        ).tokens
+    def encode(params: Tree, batch: Tree) -> jax.Array:
+        settings_of_tower = {"remat": settings.remat, "dtype": shapes.trainable.dtype}
+        return shapes.images.features(params, batch, **settings_of_tower).tokens
 
-    def total(params: Tree, pixels: jax.Array) -> jax.Array:
-        return encode(params, pixels).astype("float32").sum()
+    def total(params: Tree, batch: Tree) -> jax.Array:
+        return encode(params, batch).astype("float32").sum()
 
     return [jax.jit(encode), jax.jit(jax.grad(total))]
 
@@ -81,12 +74,11 @@ def main(_: list[str]) -> None:
     schema.check_values(config)
     settings = RunConfig.from_config(config)
     shapes = programs.Shapes(settings)
-    frames, rows, columns = shapes.images.grid
-    patch_dim = shapes.model_config.vision.patch_dim
-    pixels = programs.abstract_array((IMAGES, frames * rows * columns, patch_dim))
+    batch = shapes.batch(IMAGES)
+    images = {name: batch[name] for name in shapes.images.names}
     tower = {"vision": shapes.params["vision"]}
     for name, step in zip(("tower", "tower, gradient"), tower_steps(settings, shapes), strict=True):
-        print_size(name, step, tower, pixels)
+        print_size(name, step, tower, images)
     for program in programs.programs(settings):
         print_size(program.name, program.step, *program.arguments.values())
 
