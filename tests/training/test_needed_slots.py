@@ -1,6 +1,8 @@
 """needed_slots.py: texts in as many slots as they need move a model as texts that are padded, by one program."""
 
 import dataclasses
+import subprocess
+import sys
 
 import fast_compile
 import jax
@@ -8,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import text_batches
 import tiny_model
+from places import ROOT
 
 from cxr_jax.models import network
 from cxr_jax.models.image_batches import PackedImages, SquareImages
@@ -24,9 +28,10 @@ PACKED = PackedImages(model_config=CFG, count=2, image_tokens=12, max_pixels=6 *
 SQUARES = SquareImages(model_config=CFG, grid=(1, 4, 4))
 
 
-def use(monkeypatch, is_short):
-    """Rooms for small arrays, or the one program in which every row is padded."""
+def use(monkeypatch, is_short, shares=(3 / 8, 9 / 16)):
+    """Three rooms for small arrays, or the one program in which every row is padded."""
     monkeypatch.setattr(needed_slots, "LEAST_SLOTS", 1 if is_short else 10**9)
+    monkeypatch.setattr(needed_slots, "SHARES", shares)
     monkeypatch.setattr(needed_slots, "GRAIN", 4)
 
 
@@ -67,7 +72,7 @@ def test_rows_of_about_equal_length_meet_and_stay_on_their_device(shards):
 
 
 def test_the_smallest_room_that_holds_every_row_is_picked(monkeypatch):
-    use(monkeypatch, True)
+    use(monkeypatch, True, needed_slots.SHARES)
     rooms = needed_slots.text_slots(WIDTH, C)
     assert len(rooms) == 6
     pick = jax.jit(needed_slots.pick_text_slots(lambda part, room: jnp.asarray(room)))
@@ -90,44 +95,6 @@ def test_the_smallest_room_that_holds_every_row_is_picked(monkeypatch):
 
 
 # ---- The same step as of padded rows ---------------------------------------------------------------------------
-
-
-def draw_batch(images, seed, longest):
-    """Prompts of different lengths with images, and conversations: what stands between answers does not train."""
-    rng = np.random.default_rng(seed)
-    if images is PACKED:
-        sizes = [[(rng.integers(1, 4), 2) for _ in range(1 + row % 2)] for row in range(ROWS)]
-        films = [
-            tuple(rng.integers(0, 256, (4 * h, 4 * w), np.uint8) for h, w in row) for row in sizes
-        ]
-        grids = images.grids(films)
-    else:
-        films = rng.random((ROWS, 8, 8), np.float32)
-        grids = [[images.grid]] * ROWS
-    ids = rng.integers(2, 19, (ROWS, WIDTH)).astype(np.int32)
-    prompt_lengths = np.zeros(ROWS, np.int32)
-    positions = np.ones((3, ROWS, WIDTH + C), np.int32)
-    for row, row_grids in enumerate(grids):
-        tokens = [2] * (1 + row % 3)
-        for grid in row_grids:
-            tokens += [22, *[20] * (grid[1] * grid[2] // 4), 23]
-        ids[row, : len(tokens)] = tokens
-        prompt_lengths[row] = len(tokens)
-        line = np.asarray([*tokens, *[2] * C])[None]
-        positions[:, row, : line.shape[1]] = network.positions(CFG, line, row_grids)[:, 0]
-    lengths = rng.integers(1, longest + 1, ROWS).astype(np.int32)
-    trained = rng.random((ROWS, C)) < 0.7
-    batch = {
-        "prompts": {"ids": ids, "lengths": prompt_lengths, "positions": positions},
-        "completions": rng.integers(2, 20, (ROWS, C)).astype(np.int32),
-        "lengths": lengths,
-        "mask": trained & (np.arange(C) < lengths[:, None]),
-        **images.inputs(films),
-    }
-    if images is SQUARES:
-        batch["regions"] = rng.random((ROWS, sft_step.LOCATED_FINDINGS, 2, 2), np.float32)
-        batch["severity"] = rng.random((ROWS, sft_step.LOCATED_FINDINGS), np.float32)
-    return batch
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +129,10 @@ def test_a_step_moves_as_one_of_padded_rows(monkeypatch, params, images, frozen,
     fresh = lambda: trainable.split(params, jax.random.key(0))
     start, rest = fresh()
     moves, losses, programs = {}, {}, {}
-    batches = [draw_batch(images, seed, longest) for seed, longest in enumerate((7, 16, C))]
+    batches = [
+        text_batches.draw(images, seed, ROWS, WIDTH, C, longest=longest)
+        for seed, longest in enumerate((7, 16, C))
+    ]
     for is_short in (True, False):
         use(monkeypatch, is_short)
         step = make_step(images, trainable, micro_batches)
@@ -187,7 +157,7 @@ def test_a_step_moves_as_one_of_padded_rows(monkeypatch, params, images, frozen,
 
 def test_the_tower_stands_once_whatever_the_rooms(monkeypatch, params):
     def products(depth, is_short):
-        use(monkeypatch, is_short)
+        use(monkeypatch, is_short, (3 / 8,))
         vision = dataclasses.replace(CFG.vision, depth=depth, fullatt_block_indexes=())
         model_config = dataclasses.replace(CFG, vision=vision)
         images = dataclasses.replace(SQUARES, model_config=model_config)
@@ -204,7 +174,24 @@ def test_the_tower_stands_once_whatever_the_rooms(monkeypatch, params):
         state = jax.eval_shape(
             lambda model: optimizer.init_state(optax.sgd(1.0), {"model": model}), model
         )
-        return step.lower(state, {}, draw_batch(SQUARES, 0, C)).as_text().count("dot_general")
+        return (
+            step.lower(state, {}, text_batches.draw(SQUARES, 0, ROWS, WIDTH, C))
+            .as_text()
+            .count("dot_general")
+        )
 
     of_tower = products(4, False) - products(1, False)
     assert products(4, True) - products(1, True) == of_tower
+
+
+@pytest.mark.slow
+def test_rooms_over_devices_in_bfloat16_and_with_adapters():
+    """In a process of its own, with eight fake devices."""
+    search_path = f"{ROOT}:{ROOT / 'tests/helpers'}"
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "helpers" / "sharded_texts.py"],
+        capture_output=True,
+        text=True,
+        env=fast_compile.environment(PYTHONPATH=search_path, JAX_PLATFORMS="cpu"),
+    )
+    assert done.returncode == 0, done.stderr
