@@ -164,6 +164,7 @@ class RolloutConfig(_Section):
     top_p: float
     min_p: float
     repetition_penalty: float
+    stop: tuple[str, ...]
     min_length: int
     overlong_from: float
     reward_weights: Mapping[str, float]

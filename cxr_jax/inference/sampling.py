@@ -13,11 +13,13 @@ hashable) with pure methods
     allowed(state) -> bool [rows, V], False for a token that may not come next (at least one True a row)
     advance(state, token int32 [rows]) -> state; rows that have stopped are given padding
 Log-probs are those of the distribution that it leaves.
+
+Endings, texts that end a row, are None or such a pytree without `allowed`, and with is_complete(state) -> bool [rows].
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -66,6 +68,7 @@ class State(NamedTuple):
     done: Any  # bool [R]
     bound: Any  # the constraint's state
     seen: Any = None  # bool [R, V]: tokens that a penalty makes less likely; None without one
+    ending: Any = None  # the state of the endings; None without any
 
 
 def row_keys(seed: int, rows: int) -> jax.Array:
@@ -87,6 +90,7 @@ class _Loop:
     constraint: Any
     settings: StepSettings
     repetition_penalty: float | None = None
+    endings: Any = None
 
     def draw_until(
         self, rows: Rows, state: State, until: Array | int, place: tuple | None = None
@@ -109,7 +113,7 @@ class _Loop:
         return jax.lax.while_loop(goes_on, step, state)
 
     def _draw(self, rows: Rows, state: State, banned: np.ndarray) -> tuple[jax.Array, jax.Array]:
-        """The next token of each row, padding for those that are done, and its log-probability."""
+        """The next token of each row and its log-probability; padding and 0 for those that are done."""
         logits = network.unembed(self.params, self.model_config, state.hidden)
         if self.repetition_penalty is not None:
             logits = token_choice.penalize_repeats(logits, state.seen, self.repetition_penalty)
@@ -124,22 +128,26 @@ class _Loop:
             logs_kept=self.settings.logs_kept,
             **self.distribution._asdict(),
         )
-        return jnp.where(state.done, self.model_config.pad_token_id, token), logprob
+        token = jnp.where(state.done, self.model_config.pad_token_id, token)
+        return token, jnp.where(state.done, 0.0, logprob)
 
     def _written(
         self, state: State, token: jax.Array, logprob: jax.Array, stop_ids: jax.Array
     ) -> State:
-        """The state with the token written down; a row that draws a stop id is done."""
-        # Into column `step` of both, for finished rows padding and 0.
+        """The state with the token written down; a row that draws a stop id, or completes an ending, is done."""
+        done, ending = state.done | (token[:, None] == stop_ids).any(-1), state.ending
+        if self.endings is not None:
+            ending = self.endings.advance(ending, token)
+            done = done | self.endings.is_complete(ending)
+        # Into column `step` of both.
         write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
         return state._replace(
             tokens=write(state.tokens, token[:, None], state.step),
-            logprobs=write(
-                state.logprobs, jnp.where(state.done, 0.0, logprob)[:, None], state.step
-            ),
+            logprobs=write(state.logprobs, logprob[:, None], state.step),
             lengths=state.lengths + ~state.done,
-            done=state.done | (token[:, None] == stop_ids).any(-1),
+            done=done,
             seen=token_choice.mark_seen(state.seen, token),
+            ending=ending,
         )
 
     def _advanced(self, rows: Rows, state: State, token: jax.Array, place: tuple | None) -> State:
@@ -203,6 +211,7 @@ def _generate(
     keys: jax.Array,
     temperature: jax.Array,
     constraint: Any,
+    endings: Any,
     *,
     settings: SamplingSettings,
     step: StepSettings,
@@ -225,6 +234,7 @@ def _generate(
         constraint=constraint,
         settings=step,
         repetition_penalty=settings.repetition_penalty,
+        endings=endings,
     )
     state = _fresh(
         model_config,
@@ -239,6 +249,8 @@ def _generate(
             prompts.input_ids, prompts.lengths, model_config.text.vocab_size
         )
         state = state._replace(seen=jnp.repeat(seen, settings.n, 0))
+    if endings is not None:
+        state = state._replace(ending=endings.init(len(state.done)))
     state = compaction.run(loop.draw_until, rows, state)
     return {
         "tokens": state.tokens,
@@ -256,20 +268,19 @@ def generate(
     *,
     keys: jax.Array | None = None,
     constraint: Any = None,
+    endings: Any = None,
     dtype: DTypeLike = jnp.float32,
 ) -> dict:
     """Draw n completions of each prompt.
 
     Args:
         keys: typed keys [B * n], row b * n + j for sample j of prompt b; not needed when greedy.
-        constraint: see the module's text.
-        dtype: of the computation.
+        constraint: see the module's text, as for `endings`.
 
     Returns:
-        tokens int32 [B*n, N] (after the stop token: padding), logprobs float32 [B*n, N] of the sampled tokens under
-        the temperature-scaled, suppressed, constrained distribution (before top_k, top_p and min_p, or after them:
-        `logs_kept`), lengths int32 [B*n]
-        with the stop token, finished bool [B*n] (False: cut at max_new_tokens).
+        tokens int32 [B*n, N] (after the last one: padding), logprobs float32 [B*n, N] of the sampled tokens under the
+        temperature-scaled, suppressed, constrained distribution (before top_k, top_p and min_p, or after them:
+        `logs_kept`), lengths int32 [B*n] with the last token, finished bool [B*n] (False: cut at max_new_tokens).
 
     Raises:
         ValueError: at a temperature without keys.
@@ -281,13 +292,7 @@ def generate(
         if not greedy:
             raise ValueError("sampling at a temperature needs keys")
         keys = row_keys(0, prompts.input_ids.shape[0] * settings.n)
-    step = StepSettings(
-        greedy=greedy,
-        stop_ids=_ids(settings.stop_ids, model_config.eos_token_id),
-        suppress_ids=_ids(settings.suppress_ids, model_config.media_token_ids),
-        dtype=dtype,
-        logs_kept=settings.logs_kept,
-    )
+    step = settings.of_a_step(model_config, greedy=greedy, dtype=dtype)
     prompts = prompts._replace(
         input_ids=jnp.asarray(prompts.input_ids),
         lengths=jnp.asarray(prompts.lengths, jnp.int32),
@@ -299,12 +304,8 @@ def generate(
         settings, temperature=1.0, stop_ids=None, suppress_ids=None, logs_kept=False
     )
     return _generate(
-        params, model_config, prompts, keys, scale, constraint, settings=rest, step=step
+        params, model_config, prompts, keys, scale, constraint, endings, settings=rest, step=step
     )
-
-
-def _ids(given: Iterable[int] | None, default: Iterable[int]) -> tuple[int, ...]:
-    return tuple(int(token) for token in (default if given is None else given))
 
 
 def sample_completions(
@@ -318,6 +319,7 @@ def sample_completions(
     max_new_tokens: int,
     temperature: float | jax.Array,
     keys: jax.Array | None = None,
+    endings: Any = None,
     **choice: Any,
 ) -> dict:
     """`generate` for prompts as from `Prompts.encode`, one image each.
@@ -340,7 +342,8 @@ def sample_completions(
         suppress_ids=special["suppress"],
         **choice,
     )
-    return generate(params, model_config, batch, settings, keys=keys, dtype=features.tokens.dtype)
+    inputs = {"keys": keys, "endings": endings, "dtype": features.tokens.dtype}
+    return generate(params, model_config, batch, settings, **inputs)
 
 
 # ---- The same in pieces ------------------------------------------------------------------------------------
@@ -442,7 +445,7 @@ def begin(
     Returns:
         (prompt keys, own keys, the state without own keys).
     """
-    # One copy of all prompts' keys: rows of a decode program lie side by side.
+    # Rows of a decode program lie side by side.
     prompt_keys = jax.tree.map(
         lambda *keys: jnp.concatenate(keys), *[prompt.keys for prompt in prompts]
     )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from cxr_jax.models.attention import NEG
+from cxr_jax.models.network.config import Config
 from cxr_jax.runtime.trees import Array
 
 
@@ -49,6 +50,20 @@ class SamplingSettings:
     min_p: float | None = None
     repetition_penalty: float | None = None
     logs_kept: bool = False
+
+    def of_a_step(self, model_config: Config, *, greedy: bool, dtype: DTypeLike) -> StepSettings:
+        """Give what one step of the loop needs of them; ids that are None are the config's."""
+        return StepSettings(
+            greedy=greedy,
+            stop_ids=_ids(self.stop_ids, model_config.eos_token_id),
+            suppress_ids=_ids(self.suppress_ids, model_config.media_token_ids),
+            dtype=dtype,
+            logs_kept=self.logs_kept,
+        )
+
+
+def _ids(given: Iterable[int] | None, default: Iterable[int]) -> tuple[int, ...]:
+    return tuple(int(token) for token in (default if given is None else given))
 
 
 class Distribution(NamedTuple):

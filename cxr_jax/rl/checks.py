@@ -9,6 +9,7 @@ from cxr_jax.config import reward_names, schema
 from cxr_jax.config.sections import PolicyLossConfig, RolloutConfig, RunConfig
 from cxr_jax.errors import UserError
 from cxr_jax.rl import own_rewards
+from cxr_jax.rl.stop_texts import check_stop_texts
 from cxr_jax.training import checks
 
 
@@ -21,6 +22,7 @@ def check(config: ConfigDict) -> None:
         UserError: naming the key that is wrong, its value and why.
     """
     schema.check_values(config)
+    check_stop_texts(config.rl.get("stop", ()))
     settings = RunConfig.from_config(config)
     check_contradictions(settings.rollout.group_size, settings.loss)
     check_turns(settings.rollout)

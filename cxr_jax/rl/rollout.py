@@ -31,6 +31,7 @@ from cxr_jax.models.image_batches import Images
 from cxr_jax.models.network.config import Config
 from cxr_jax.rewards.own import OwnReward
 from cxr_jax.rl import losses
+from cxr_jax.rl.stop_texts import StopTexts
 from cxr_jax.runtime import sharding
 from cxr_jax.runtime.trees import Tree
 from cxr_jax.training import micro_batches
@@ -126,6 +127,9 @@ def make_rollout(
         "train_mask" and "sampler_log_probs" [P, G, C]; "lengths", "finished", "reward", "advantages" and the reward
         terms [P, G]; "answer" bool [P, G, 14]. But "kept": int [prompts_per_step], the groups to learn from.
     """
+    stop_texts = None
+    if rollout.stop:
+        stop_texts = StopTexts.compile(rollout.stop, table, model_config.text.vocab_size)
     programs = _Rollout(
         rollout=rollout,
         model_config=model_config,
@@ -137,6 +141,7 @@ def make_rollout(
         seed=seed,
         max_completion=max_completion,
         own=tuple(own),
+        stop_texts=stop_texts,
     )
     return jax.jit(programs.sample)
 
@@ -182,6 +187,7 @@ class _Rollout:
     seed: int
     max_completion: int
     own: tuple[OwnReward, ...] = ()
+    stop_texts: StopTexts | None = None
 
     def complete(self, params: Tree, part: Tree) -> Tree:
         """Completions of some rows, [p, G, ..]: the image encoded and the prompt read once a row."""
@@ -198,6 +204,7 @@ class _Rollout:
             max_new_tokens=self.max_completion,
             temperature=self.rollout.temperature,
             keys=part["keys"].reshape(-1),
+            endings=self.stop_texts,
             **token_choice_of(self.rollout),
         )
         return jax.tree.map(lambda leaf: leaf.reshape(-1, G, *leaf.shape[1:]), completions)

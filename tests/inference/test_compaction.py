@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import fast_compile
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,9 @@ from places import ROOT
 from tiny_model import CFG, STOP, N, T, V
 
 from cxr_jax.inference import compaction, sampling
+from cxr_jax.labels.answers import TokenBytes
 from cxr_jax.models import network
+from cxr_jax.rl.stop_texts import StopTexts
 
 
 def test_stage_ends():
@@ -57,21 +60,28 @@ def forget():
     sampling._generate.clear_cache()
 
 
-def sample(prompts, n, constraint=None, **options):
+def sample(prompts, n, constraint=None, endings=None, **options):
     rng = np.random.default_rng(1)
     ids = rng.integers(7, 20, (prompts, T)).astype(np.int32)
     lengths = rng.integers(2, T + 1, prompts).astype(np.int32)
     positions = np.broadcast_to(np.arange(T, dtype=np.int32), (3, prompts, T))
     params = network.init_params(CFG, jax.random.key(0))
     params["text"]["embed"]["embedding"] *= 25.0
-    out = sampling.generate(
-        params,
-        CFG,
-        sampling.PromptBatch(ids, lengths, positions),
-        sampling.SamplingSettings(n=n, max_new_tokens=N, **{"stop_ids": STOP, **options}),
-        keys=sampling.row_keys(0, prompts * n),
-        constraint=constraint,
-    )
+    settings = sampling.SamplingSettings(n=n, max_new_tokens=N, **{"stop_ids": STOP, **options})
+
+    def generate(params, batch):
+        return sampling.generate(
+            params,
+            CFG,
+            batch,
+            settings,
+            keys=sampling.row_keys(0, prompts * n),
+            constraint=constraint,
+            endings=endings,
+        )
+
+    arguments = params, sampling.PromptBatch(ids, lengths, positions)
+    out = jax.jit(generate).lower(*arguments).compile(fast_compile.OPTIONS)(*arguments)
     return {k: np.asarray(v) for k, v in out.items()}
 
 
@@ -89,13 +99,16 @@ class Alternating:
 
 
 jax.tree_util.register_static(Alternating)
+# Endings with a state: a letter a token, and two or three tokens an ending.
+LETTERS = TokenBytes.from_pieces([b"%c" % (ord("a") + token % 4) for token in range(V)])
+ENDINGS = StopTexts.compile(("aa", "bbbb", "cd"), LETTERS, V)
 
 
 @pytest.mark.parametrize(
     "prompts, n, options",
     [
         (4, 4, {}),  # more rows than prompts are left at first, fewer later
-        (16, 1, {"temperature": 0.9}),
+        (16, 1, {"temperature": 0.9, "endings": ENDINGS, "stop_ids": (1, 2, 3)}),
         (3, 4, {"constraint": Alternating(), "stop_ids": (1, 3)}),
     ],
 )
@@ -124,6 +137,9 @@ def test_completions_are_those_of_one_loop(prompts, n, options, small, monkeypat
     forget()
     want = sample(prompts, n, **options)
     assert {room for _, room, _ in taken} == {N}  # one loop, traced anew
+    if "endings" in options:  # and some by a text
+        last = np.take_along_axis(want["tokens"], want["lengths"][:, None] - 1, 1)[:, 0]
+        assert (want["finished"] & ~np.isin(last, options["stop_ids"])).any()
     # Many rows end in every stage, and some never.
     assert (
         np.ptp(want["lengths"]) > 12
