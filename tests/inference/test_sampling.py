@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_model
+from compile_counts import compiled
 
 from cxr_jax.config.sections import PolicyLossConfig
 from cxr_jax.inference import sampling, token_choice
@@ -342,14 +343,13 @@ def test_a_constraint_rules_out_and_logprobs_are_of_what_is_left(params):
 def test_no_constraint_is_the_program_without_one(params):
     b = batch(2)
     run(params, b, temperature=0)
-    size = sampling._generate._cache_size()
-    run(params, b, temperature=0, constraint=None)
-    assert sampling._generate._cache_size() == size
-    run(params, b, temperature=0, constraint=NoRepeat(jnp.zeros(V, bool)))
-    run(
-        params, b, temperature=0, constraint=NoRepeat(jnp.ones(V, bool))
-    )  # arrays are no part of the program
-    assert sampling._generate._cache_size() == size + 1
+    with compiled() as names:
+        run(params, b, temperature=0, constraint=None)
+        assert "_generate" not in names
+        run(params, b, temperature=0, constraint=NoRepeat(jnp.zeros(V, bool)))
+        # Arrays are no part of the program.
+        run(params, b, temperature=0, constraint=NoRepeat(jnp.ones(V, bool)))
+    assert names.count("_generate") == 1
 
 
 def test_pieces_equal_the_one_program(params):

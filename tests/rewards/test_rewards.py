@@ -9,6 +9,7 @@ import numpy as np
 import oracle_rewards as oracle
 import pytest
 from chat_templates import OPENED, tokenizer_with
+from compile_counts import compiled
 from completions import good
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -192,28 +193,29 @@ def test_what_the_prompt_opened_counts_as_if_it_had_been_written():
         parsed = answers.parse_tokens(tokens, lengths, table, width, opened)
         return rewards.reward_terms(parsed, solution, lengths)
 
-    for _ in range(4):
-        texts, lengths, solutions = [], [], []
-        opened = np.full((rows, opened_width), -1, np.int32)
-        tokens = np.zeros((rows, token_width), np.int32)
-        while len(texts) < rows:
-            text = fuzz_texts.near_miss(rng)
-            front = str(rng.choice([*OPENED.values(), "</think>\n", "<think>a <answer>"]))
-            if rng.random() < 0.5:
-                front, text = text[: (cut := rng.integers(0, 40))], text[cut:]
-            before, after = ids(front), ids(text)
-            if len(before) > opened_width or len(after) > token_width:
-                continue
-            row = len(texts)
-            opened[row, opened_width - len(before) :] = before
-            tokens[row, : len(after)] = after
-            texts.append(tokenizer.decode(before) + tokenizer.decode(after))
-            lengths.append(len(after))
-            solutions.append(fuzz_texts.solution(rng))
-        mask = rewards.solution_mask(solutions)
-        got = terms_of(opened, tokens, np.array(lengths, np.int32), mask)
-        assert_same(jax.device_get(got), texts, solutions, lengths)
-    assert terms_of._cache_size() == 1  # the opened text is data, and makes no program
+    with compiled() as names:
+        for _ in range(4):
+            texts, lengths, solutions = [], [], []
+            opened = np.full((rows, opened_width), -1, np.int32)
+            tokens = np.zeros((rows, token_width), np.int32)
+            while len(texts) < rows:
+                text = fuzz_texts.near_miss(rng)
+                front = str(rng.choice([*OPENED.values(), "</think>\n", "<think>a <answer>"]))
+                if rng.random() < 0.5:
+                    front, text = text[: (cut := rng.integers(0, 40))], text[cut:]
+                before, after = ids(front), ids(text)
+                if len(before) > opened_width or len(after) > token_width:
+                    continue
+                row = len(texts)
+                opened[row, opened_width - len(before) :] = before
+                tokens[row, : len(after)] = after
+                texts.append(tokenizer.decode(before) + tokenizer.decode(after))
+                lengths.append(len(after))
+                solutions.append(fuzz_texts.solution(rng))
+            mask = rewards.solution_mask(solutions)
+            got = terms_of(opened, tokens, np.array(lengths, np.int32), mask)
+            assert_same(jax.device_get(got), texts, solutions, lengths)
+    assert names.count("terms_of") == 1  # the opened text is data, and makes no program
 
 
 @pytest.mark.parametrize("opened", OPENED.values(), ids=OPENED)
