@@ -25,6 +25,9 @@ set_up_oracle() {
 
 set_up
 cd "$root"
+# Some hundred processes import the libraries: they are compiled once, and the bytecode stays out of the tree.
+export PYTHONPYCACHEPREFIX="$venv/bytecode"
+unset PYTHONDONTWRITEBYTECODE
 
 if [ $# -gt 0 ]; then
     exec "$python" -m pytest "$@"

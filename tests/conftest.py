@@ -4,6 +4,8 @@ import getpass
 import os
 import tempfile
 
+import fast_compile
+
 # The environment, not jax.config, so that programs which tests start inherit it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
@@ -11,6 +13,8 @@ os.environ.setdefault(
     os.path.join(tempfile.gettempdir(), f"cxr_jax_test_cache_{getpass.getuser()}"),
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+# Most programs of tests run once or twice. XLA_FLAGS= (empty) compiles them as a run does.
+os.environ.setdefault("XLA_FLAGS", fast_compile.FLAGS)
 
 from absl import flags
 from hypothesis import settings

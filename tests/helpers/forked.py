@@ -13,6 +13,14 @@ import tempfile
 
 from places import ROOT
 
+# What `cxr_jax.main` and `cxr_jax.plan` leave to the functions that need it: imported once here, and not in every call.
+WHAT_A_RUN_IMPORTS = (
+    "cxr_jax.evaluation.run",
+    "cxr_jax.rl.loop",
+    "cxr_jax.sft.loop",
+    "cxr_jax.training.image_checks",
+)
+
 
 def calls(
     argument_lists, timeout=300, module="cxr_jax.main", env=os.environ
@@ -62,7 +70,8 @@ if __name__ == "__main__":
     from transformers import AutoTokenizer  # noqa: F401
 
     command = importlib.import_module(sys.argv[1])
-    for task in getattr(command, "TASKS", ()):
-        command._task(task)  # imported once here, and not in every call
+    if sys.argv[1] in ("cxr_jax.main", "cxr_jax.plan"):
+        for module in WHAT_A_RUN_IMPORTS:
+            importlib.import_module(module)
 
     print("\n" + json.dumps([_one(command, argv) for argv in json.load(sys.stdin)]))
