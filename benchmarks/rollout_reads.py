@@ -15,6 +15,18 @@ in the turns that `rl.sample_micro_batches=0` chooses, means of 20 draws:
             450  11,385   1,750    6.5    74,539  14,083    5.3        1.0     7.9
             620  13,906   1,800    7.7    91,925  15,498    5.9        1.0     7.9
             900  14,400   1,800    8.0    96,125  18,181    5.3        1.0     7.9
+
+What that takes, 2026-11-30, by the code of 2fcc3e5: the same config's programs compiled by `python -m cxr_jax.plan
+--devices=8 --config.rl.micro_batches=8 --config.rl.sample_micro_batches=8` (and =1), computed in float32 as a plan's
+temporary memory is, GiB a device; 5.3 of parameters and of the optimizer lie beside it:
+
+    rollout in 8 turns        27.7     (all weights twice 23.0, own keys 2.0 at most)
+    rollout in 1 turn         39.2     (weights once 11.5, own keys 15.8 beside the 9.9 that they grow out of)
+    update                    23.8
+
+So one turn takes 11.4 GiB more than eight (41 %), and the rollout, not the update, is what the run needs most for. In
+bfloat16, the type of the run, weights and keys are half as large: 13.9 and 19.6 by halving, which was not compiled.
+The rule bounds keys by a quarter of the device's memory; it does not hold a rollout to what its update takes.
 """
 
 import jax

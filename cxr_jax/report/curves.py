@@ -47,6 +47,7 @@ MAIN = {  # title -> (metrics in one chart, floor at zero)
         True,
     ),
     "Loss": (("loss",), False),
+    "Share of the devices' peak (MFU)": (("perf/mfu", "perf/learner_mfu"), True),
     "Share of the time": (
         tuple(f"goodput/{kind}" for kind in ("step", "compile", "data", "look", "save", "start")),
         True,

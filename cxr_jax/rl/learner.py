@@ -26,7 +26,7 @@ from cxr_jax.inference import compaction
 from cxr_jax.models import network
 from cxr_jax.models.image_batches import Images
 from cxr_jax.models.network.config import Config
-from cxr_jax.rl.losses import Divisors, divisors, policy_loss, varies
+from cxr_jax.rl.losses import Divisors, divisors, has_flat_gradients, policy_loss, varies
 from cxr_jax.runtime import sharding
 from cxr_jax.runtime.trees import Tree
 from cxr_jax.training.log_probs import completion_log_probs, completion_loss
@@ -290,8 +290,8 @@ class _Learner:
 
     @property
     def needs_flat_groups(self) -> bool:
-        """Whether groups without an advantage have a gradient, or a say in how others are divided."""
-        return bool(self.loss.beta) or self.loss.aggregation == "token_local"
+        """Whether groups without an advantage are computed."""
+        return has_flat_gradients(self.loss)
 
     def sort_groups(self, batch: Tree) -> Tree:
         """The groups of a minibatch, of about equal length in each micro-batch, and which of them are computed."""

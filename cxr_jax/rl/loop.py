@@ -75,7 +75,7 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     rollout, learn = _programs(setup, optimizer, layout, own.functions)
     selection = ModelSelection.open(setup, loop, frozen, layout)
     selection.resume(meta.get("best"), meta.get("first_look"))
-    log = StepLog(settings, loop, setup.splits.train, meta)
+    log = StepLog(setup, loop, frozen, meta)
     groups = GroupRecords(setup, run_folder)
     if processes.is_main():  # groups that were saved after the checkpoint come again
         report.save_groups(run_folder.path, resume_step=loop.start or -1)
@@ -101,7 +101,7 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
             state, learned = learn(loop.state, frozen, batch, samples, reference)
             row = jax.device_get({**rollout_metrics(samples), **learned})
             loop.finish_step(state)
-            log.end_step(row, samples)
+            log.end_step(row, samples, batch)
             groups.remember(samples, batch, shown)
         del state, samples, reference  # they make room for the models that are compared
         facts = _finish(setup, loop, frozen, layout, selection, run_folder)

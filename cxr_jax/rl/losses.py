@@ -113,6 +113,11 @@ def varies(advantages: jax.Array) -> jax.Array:
     return jnp.any(advantages != 0, axis=1)
 
 
+def has_flat_gradients(settings: PolicyLossConfig) -> bool:
+    """Tell whether groups without an advantage have a gradient, or a say in how others are divided."""
+    return bool(settings.beta) or settings.aggregation == "token_local"
+
+
 # ---- What a loss is divided by ---------------------------------------------------------------------------
 
 

@@ -27,6 +27,7 @@ from cxr_jax.inference import sampling
 from cxr_jax.labels import phrase_reading
 from cxr_jax.labels.answers import TokenBytes
 from cxr_jax.labels.phrase_bank import PhraseBank
+from cxr_jax.metrics.model_flops import Tokens
 from cxr_jax.models.image_batches import Images
 from cxr_jax.models.network.config import Config
 from cxr_jax.rewards.own import OwnReward
@@ -359,6 +360,34 @@ def rollout_metrics(samples: Tree) -> dict[str, jax.Array]:
     for name, term in samples["terms"].items():
         metrics |= {f"rewards/{name}/mean": term.mean(), f"rewards/{name}/std": term.std(ddof=1)}
     return metrics
+
+
+@functools.partial(jax.jit, static_argnames=("image_token_id", "flat_groups_count"))
+def tokens_of_step(
+    samples: Tree, batch: Tree, *, image_token_id: int, flat_groups_count: bool
+) -> dict[str, Tokens]:
+    """Count the tokens that a step's model has to read: each prompt once, each completion to its end.
+
+    Args:
+        flat_groups_count: whether groups that do not vary have a gradient.
+
+    Returns:
+        "sampled", and "learned": those of the groups that are kept and have a gradient.
+    """
+    prompts = {name: batch["prompts"][name] for name in ("ids", "lengths")}
+    prompts = one_row_each(prompts, len(samples["lengths"]))
+    width = prompts["ids"].shape[1]
+    is_image = (prompts["ids"] == image_token_id) & (
+        jnp.arange(width) < prompts["lengths"][:, None]
+    )
+    written, images = samples["lengths"].sum(1), is_image.sum(1)
+    counts = Tokens(prompts["lengths"] + written, written, images)
+    kept = jnp.zeros(len(written), bool).at[samples["kept"]].set(True)
+    learned = kept & (losses.varies(samples["advantages"]) | flat_groups_count)
+    return {
+        "sampled": Tokens(*(count.sum() for count in counts)),
+        "learned": Tokens(*(jnp.sum(count * learned) for count in counts)),
+    }
 
 
 def _terminated_lengths(lengths: jax.Array, finished: jax.Array) -> dict[str, jax.Array]:

@@ -4,14 +4,17 @@ import sys
 import time
 from typing import Any
 
+import jax
+
 from cxr_jax import report
-from cxr_jax.config.sections import RunConfig
-from cxr_jax.data.sources.base import Batch, Source, epoch_of
+from cxr_jax.data.sources.base import Batch, epoch_of
 from cxr_jax.evaluation.model_selection import constant_baselines
 from cxr_jax.metrics.alarms import Alarms
+from cxr_jax.metrics.model_flops import ModelFlops, peak_of
 from cxr_jax.metrics.progress import Compilations, Progress
 from cxr_jax.report.group_records import TRUTH_ARRAYS, groups_of
-from cxr_jax.rl.rollout import one_row_each
+from cxr_jax.rl.losses import has_flat_gradients
+from cxr_jax.rl.rollout import one_row_each, tokens_of_step
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.run_folder import RunFolder
 from cxr_jax.runtime.signals import Skips
@@ -29,16 +32,16 @@ class StepLog:
         tokens: completion tokens sampled so far.
     """
 
-    def __init__(
-        self, settings: RunConfig, loop: RunLoop, train: Source, meta: dict[str, Any]
-    ) -> None:
-        """Go on from what the checkpoint kept.
+    def __init__(self, setup: Setup, loop: RunLoop, frozen: Tree, meta: dict[str, Any]) -> None:
+        """Go on from what the checkpoint kept; what constant answers earn is logged beside the reward.
 
         Args:
-            train: the source that prompts come from; what constant answers earn there is logged beside the reward.
+            frozen: the parameters that do not train.
             meta: of the checkpoint; {} of a new run.
         """
+        settings, train = setup.settings, setup.splits.train
         self._loop, self._baselines = loop, constant_baselines(train)
+        self._use = DeviceUse(setup, loop.params, frozen)
         from_zero = optimizers.began_from_zero(meta)
         self._learning_rate = optimizers.learning_rate(
             settings.optim, settings.steps, from_zero=from_zero
@@ -71,7 +74,7 @@ class StepLog:
         """Note when the completions are sampled and scored."""
         self._sampled = time.monotonic()
 
-    def end_step(self, metrics: Tree, samples: Tree) -> None:
+    def end_step(self, metrics: Tree, samples: Tree, batch: Tree) -> None:
         """Write the line of the step that has just become whole.
 
         Raises:
@@ -82,6 +85,8 @@ class StepLog:
         passed = time.monotonic() - began
         sampled, rollout_seconds = int(samples["lengths"].sum()), self._sampled - began
         self.tokens += sampled
+        # Before compilations are counted: its own small program is one of the first step's.
+        row |= self._use.metrics(samples, batch, passed, passed - rollout_seconds)
         row |= {
             "num_tokens": self.tokens,
             "learning_rate": float(self._learning_rate(done - 1)),
@@ -103,6 +108,47 @@ class StepLog:
         self._progress.update(done, row, items=samples["reward"].size)
         self._skips.look(done, int(row["skipped_steps"]))
         self.seconds += time.monotonic() - began
+
+
+class DeviceUse:
+    """The share of the devices' peak that steps make use of; nothing where the peak is not known."""
+
+    def __init__(self, setup: Setup, train: Tree, frozen: Tree) -> None:
+        """Count what a token costs.
+
+        Args:
+            train: what trains.
+            frozen: the other parameters.
+        """
+        self._peak = peak_of(jax.devices()[0].device_kind, jax.device_count())
+        self._settings, self._model_config = setup.settings, setup.model_config
+        model = setup.trainable.merge(train, frozen)["model"]
+        self._flops = ModelFlops.of(model, train, setup.model_config.vision.merge_unit)
+
+    def metrics(
+        self, samples: Tree, batch: Tree, seconds: float, learner_seconds: float
+    ) -> dict[str, float]:
+        """Give "perf/mfu" of a whole step and "perf/learner_mfu" of its update."""
+        if self._peak is None:
+            return {}
+        learner, loss = self._settings.learner, self._settings.loss
+        counts = jax.device_get(
+            tokens_of_step(
+                samples,
+                batch,
+                image_token_id=self._model_config.image_token_id,
+                flat_groups_count=has_flat_gradients(loss),
+            )
+        )
+        # Before several updates the policy's log-probs are computed once, and the reference's once a step.
+        passes = int(learner.updates > 1) + int(loss.beta > 0)
+        learned = learner.num_iterations * self._flops.of_update(counts["learned"])
+        learned += passes * self._flops.of_forward(counts["learned"])
+        whole = learned + self._flops.of_forward(counts["sampled"])
+        return {
+            "perf/mfu": whole / (seconds * self._peak),
+            "perf/learner_mfu": learned / (learner_seconds * self._peak),
+        }
 
 
 class GroupRecords:

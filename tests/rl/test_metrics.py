@@ -56,3 +56,28 @@ def test_clip_ratios_of_the_extreme_groups():
 
 def test_epochs_are_of_sources_that_end():
     assert epoch_of(30, 20) == {"epoch": 1.5} and epoch_of(30, ENDLESS) == {}
+
+
+@pytest.mark.parametrize(("shares", "flat_groups_count"), [(1, False), (3, True)])
+def test_tokens_of_a_step(shares, flat_groups_count):
+    random = np.random.default_rng(2)
+    step = samples([True] * 12)
+    step["advantages"][[1, 2]], step["kept"] = 0.0, np.array([3, 1])
+    lengths, ids = random.integers(3, 8, 4), random.integers(5, 7, (4, 8))
+    images = [(ids[row, : lengths[row]] == 5).sum() for row in range(4)]
+    written = step["lengths"].sum(1)
+    # Over many devices the batch has each prompt in several rows, and it is read once all the same.
+    rows = {"ids": np.repeat(ids, shares, 0), "lengths": np.repeat(lengths, shares)}
+    counts = rollout.tokens_of_step(
+        step, {"prompts": rows}, image_token_id=5, flat_groups_count=flat_groups_count
+    )
+    for name, groups in (
+        ("sampled", [0, 1, 2, 3]),
+        ("learned", [1, 3] if flat_groups_count else [3]),
+    ):
+        want = [
+            (lengths[groups] + written[groups]).sum(),
+            written[groups].sum(),
+            np.sum(np.array(images)[groups]),
+        ]
+        assert [int(count) for count in counts[name]] == want
