@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 
-import fast_compile
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,21 +66,15 @@ def sample(prompts, n, constraint=None, endings=None, **options):
     positions = np.broadcast_to(np.arange(T, dtype=np.int32), (3, prompts, T))
     params = network.init_params(CFG, jax.random.key(0))
     params["text"]["embed"]["embedding"] *= 25.0
-    settings = sampling.SamplingSettings(n=n, max_new_tokens=N, **{"stop_ids": STOP, **options})
-
-    def generate(params, batch):
-        return sampling.generate(
-            params,
-            CFG,
-            batch,
-            settings,
-            keys=sampling.row_keys(0, prompts * n),
-            constraint=constraint,
-            endings=endings,
-        )
-
-    arguments = params, sampling.PromptBatch(ids, lengths, positions)
-    out = jax.jit(generate).lower(*arguments).compile(fast_compile.OPTIONS)(*arguments)
+    out = sampling.generate(
+        params,
+        CFG,
+        sampling.PromptBatch(ids, lengths, positions),
+        sampling.SamplingSettings(n=n, max_new_tokens=N, **{"stop_ids": STOP, **options}),
+        keys=sampling.row_keys(0, prompts * n),
+        constraint=constraint,
+        endings=endings,
+    )
     return {k: np.asarray(v) for k, v in out.items()}
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import types
 
-import fast_compile
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,7 +71,7 @@ def world():
     }
     settings = settings_of()
     w.trainable = Trainable.create(settings.lora, (), settings.dtype, settings.param_dtype)
-    w.logits = compiled_once(lambda params, tokens: logits_of(w, params, tokens))
+    w.logits = jax.jit(lambda params, tokens: logits_of(w, params, tokens))
     descent = optax.sgd(RATE)
     learn = learner.make_learn(
         settings.learner,
@@ -86,26 +85,12 @@ def world():
         remat=settings.remat,
     )
 
-    learn = compiled_once(learn)
-
     def step(samples):
         state = optimizer.init_state(descent, {"model": jax.tree.map(jnp.array, w.params)})
         return learn(state, {}, w.batch, samples)
 
     w.learn = step
     return w
-
-
-def compiled_once(function):
-    """The function, compiled at its first call for all that follow: quickly, since it runs a few times."""
-    programs = []
-
-    def call(*arguments):
-        if not programs:
-            programs.append(jax.jit(function).lower(*arguments).compile(fast_compile.OPTIONS))
-        return programs[0](*arguments)
-
-    return call
 
 
 def settings_of(**choice):
@@ -183,7 +168,7 @@ def sampled(w, settings):
         seed=1,
         max_completion=C,
     )
-    samples = compiled_once(program)({"model": w.params}, {}, w.batch, 0)
+    samples = program({"model": w.params}, {}, w.batch, 0)
     return jax.tree.map(np.asarray, samples)
 
 
