@@ -120,7 +120,9 @@ def order_groups(lengths: jax.Array, is_needed: jax.Array, micro_batches: int) -
     Returns:
         int [P].
     """
-    order = jnp.lexsort((lengths.max(axis=1), is_needed))
+    longest = lengths.max(axis=1)
+    # Of those that are not needed the shortest come last: they share a part with groups that are.
+    order = jnp.lexsort((jnp.where(is_needed, longest, -longest), is_needed))
     # Part i of `cut` is rows i, i + micro_batches, ...
     return order.reshape(micro_batches, -1).T.reshape(-1)
 

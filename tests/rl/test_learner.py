@@ -341,12 +341,21 @@ def test_groups_that_are_not_needed_share_a_micro_batch():
     assert np.asarray(learner.is_computed(np.zeros(4, bool), 2)).tolist() == [False, True] * 2
 
 
+def test_the_shortest_flat_groups_fill_up_a_part_that_is_computed():
+    lengths = np.array([[4, 4], [2, 1], [8, 7], [9, 3], [6, 6], [5, 5]])
+    needed = np.array([True, False, True, False, True, False])
+    order = np.asarray(learner.order_groups(lengths, needed, 3))
+    parts = micro_batches.cut({"longest": lengths[order].max(1)}, 3)["longest"]
+    assert np.asarray(parts).tolist() == [[9, 5], [2, 4], [6, 8]]
+
+
 def test_flat_groups_are_not_computed(world, base):
-    # One has no advantage, one nothing that trains: both images are unreadable, should anybody look.
+    # Nothing of the first trains, the two others have no advantage; the longest two of these are not looked at.
     ro, image = dict(world.ro), world.batch["image"]
-    ro["advantages"] = ro["advantages"].at[1].set(0.0)
-    ro["train_mask"] = ro["train_mask"].at[2].set(False)
-    damaged = {**world.batch, "image": image.at[jnp.array([1, 2])].set(jnp.nan)}
+    ro["train_mask"] = ro["train_mask"].at[0].set(False)
+    ro["advantages"] = ro["advantages"].at[jnp.array([1, 2])].set(0.0)
+    assert np.asarray(ro["lengths"]).max(1).tolist() == [6, 4, 2, 1]
+    damaged = {**world.batch, "image": image.at[jnp.array([0, 1])].set(jnp.nan)}
     got, metrics = step(make(world, micro_batches=2), damaged, ro)
     expected, whole = step(base, world.batch, ro)
     assert metrics["skipped_steps"] == 0
