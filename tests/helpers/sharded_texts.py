@@ -9,6 +9,7 @@ import fast_compile
 
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {fast_compile.FLAGS}"
 
+import compile_counts
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,14 +58,17 @@ def move(trainable, layout, is_short):
         CFG, descent, IMAGES, trainable, micro_batches=PARTS, locate_weight=0.0, remat="none"
     )[1]
     moves = []
-    for batch in BATCHES:
-        state = optimizer.init_state(descent, jax.tree.map(jnp.copy, start))
-        after, metrics = layout.on_mesh(step)(
-            layout.state(state), layout.state(frozen), layout.batch(batch)
-        )
-        gradient = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), start, after["params"])
-        moves.append((gradient, {name: float(value) for name, value in metrics.items()}))
-    assert step._cache_size() == 1
+    with compile_counts.compiled() as programs:
+        for batch in BATCHES:
+            state = optimizer.init_state(descent, jax.tree.map(jnp.copy, start))
+            after, metrics = layout.on_mesh(step)(
+                layout.state(state), layout.state(frozen), layout.batch(batch)
+            )
+            gradient = jax.tree.map(
+                lambda a, b: np.asarray(a) - np.asarray(b), start, after["params"]
+            )
+            moves.append((gradient, {name: float(value) for name, value in metrics.items()}))
+    assert programs.count("joint") == 1, programs
     return moves
 
 
