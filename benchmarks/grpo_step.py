@@ -28,8 +28,13 @@ is shared. Ours computes at 27 % (rollout) and 42 % (learning) of the rate of a 
 has 213): what is left is decoding, 2.3 ms a token of 32 rows where the products need 0.6, and the attention of one
 whole-image block in the vision tower. One round in three had a step half as long again on our side.
 
-Half of the groups without an advantage (2026-11-30, commit 6eb957b, 476 px, --no_peer --rounds 3): 1.62 s a step, 1.16
-with --flat 0.5 --micro_batches 2; learning 1.05 s, 0.55.
+Against c11d399 (2026-11-30, its worker and ours in turns, 12 rounds, 476 px, on a machine at a load of 11 to 19, where
+a second of wall means little, so by CPU time; --worker --no_peer): all groups learn: 3.27 s there, 3.26 s here, median
+of the rounds' ratios 1.02. The programs are the same: 317 and 390 products, 25.2 and 174.4 GFLOP, decode loops equal
+operation by operation, 1,324 MiB of temporary memory in the update; rewards have three small loops more. Half of the
+groups flat (--flat 0.5 --micro_batches 2, c11d399 computes them all): 1.93 s, 1.59 (median of ratios; wall 1.58, by the
+least CPU time 1.55). A third of the step is the rollout, which flat groups need, too, so half of the learner saved is
+1.5 by arithmetic, and more than that is noise or the smaller parts' memory.
 """
 
 import argparse
