@@ -44,7 +44,15 @@ from cxr_jax.config import command_line
 from cxr_jax.config.sections import RunConfig
 from cxr_jax.errors import UserError
 from cxr_jax.planning.films import Film, FilmReading, film_of_run, parse_size
-from cxr_jax.planning.programs import GIB, Needs, Shapes, needs_of, programs, with_turns
+from cxr_jax.planning.programs import (
+    GIB,
+    Needs,
+    Shapes,
+    heads_of_model,
+    needs_of,
+    programs,
+    with_turns,
+)
 from cxr_jax.planning.slice_needs import needs_on_slice
 from cxr_jax.planning.slices import Slice, open_slice
 
@@ -145,7 +153,8 @@ def plan_devices(settings: RunConfig, devices: int) -> int:
     from cxr_jax.runtime import layout as layouts
     from cxr_jax.training import checks
 
-    layout = layouts.Layout.from_config(dataclasses.asdict(settings.mesh))
+    heads = heads_of_model(settings)
+    layout = layouts.Layout.from_config(dataclasses.asdict(settings.mesh), heads=heads)
     checks.check_rows_divide(settings, layout.shards)
     checks.check_attention(settings)
     memory_gib = memory_of_device()
@@ -172,7 +181,9 @@ def plan_slice(settings: RunConfig, tpu_slice: Slice) -> int:
     from cxr_jax.runtime import layout as layouts
     from cxr_jax.training import checks
 
-    layout = layouts.Layout.from_config(dataclasses.asdict(settings.mesh), tpu_slice.devices)
+    layout = layouts.Layout.from_config(
+        dataclasses.asdict(settings.mesh), tpu_slice.devices, heads_of_model(settings)
+    )
     checks.check_rows_divide(settings, layout.shards)
     memory_gib = tpu_slice.program_gib if _HBM_GIB.value is None else _HBM_GIB.value
     settings = with_turns(settings, layout.shards, int(memory_gib * GIB))

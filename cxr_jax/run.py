@@ -225,8 +225,9 @@ def check(resolved: ConfigDict) -> "Layout":
 
     # On all processes at once: a bad input that only one of them sees must end the others, too.
     processes.together(lambda: _task(resolved.task).check(resolved))
-    layout = processes.together(lambda: layouts.Layout.from_config(resolved.mesh))
     settings = RunConfig.from_config(resolved)
+    heads = processes.together(lambda: checks.heads_to_divide(settings))
+    layout = processes.together(lambda: layouts.Layout.from_config(resolved.mesh, heads=heads))
     processes.together(lambda: checks.check_rows_divide(settings, layout.shards))
     processes.together(lambda: checks.check_attention(settings))
     return layout

@@ -6,14 +6,15 @@ cast to the dtype of the activations where they are used.
 """
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cxr_jax.runtime.batch_rows import divide_rows
+from cxr_jax.runtime.batch_rows import divide_rows, gather_key_kernel, head_shards
 from cxr_jax.runtime.trees import Tree
 
 # ---- Modules -----------------------------------------------------------------------------------------------
@@ -54,21 +55,34 @@ class Linear(nnx.Module):
     lora_a = lora_b = None  # `apply` sets them, on the module of one call
 
     def __init__(
-        self, din: int, dout: int, *, bias: bool, rngs: nnx.Rngs, scale: float = 1.0
+        self,
+        din: int,
+        dout: int,
+        *,
+        bias: bool,
+        rngs: nnx.Rngs,
+        scale: float = 1.0,
+        is_of_keys: bool = False,
     ) -> None:
-        """Draw a kernel of standard deviation scale / sqrt(din); the bias is zero."""
+        """Draw a kernel of standard deviation scale / sqrt(din); the bias is zero.
+
+        is_of_keys: its columns are those of key heads, which a mesh may divide less than others.
+        """
         initializer = jax.nn.initializers.truncated_normal(scale * din**-0.5)
         # Parameters are float32; products take the type of their inputs.
         self.kernel = nnx.Param(initializer(rngs.params(), (din, dout), jnp.float32))
         if bias:
             self.bias = nnx.Param(jnp.zeros((dout,), jnp.float32))
         self.use_bias = bias
+        self.is_of_keys = is_of_keys
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Multiply, in the type of the inputs."""
         # What stands beside the kernel decides: the same module serves with adapters and without.
         dtype = inputs.dtype
         kernel = self.kernel[...].astype(dtype)
+        if self.is_of_keys:
+            kernel = gather_key_kernel(kernel)
         if self.lora_b is None:
             outputs = matmul(inputs, kernel)
         elif self.lora_a is None:
@@ -193,8 +207,41 @@ class FusedMLP(nnx.Module):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Compute [..., size] -> [..., size]."""
         # One product in place of two; halves in the order in which `decoder_layers.fuse` put them.
-        gate, up = jnp.split(self.gate_up(inputs), 2, axis=-1)
+        gate_up = self.gate_up(inputs)
+        gate, up = cut_columns(gate_up, [gate_up.shape[-1] // 2] * 2)
         return self.down(activate(self.activation, gate) * up)
+
+
+# ---- Kernels side by side ----------------------------------------------------------------------------------
+
+
+def _column_shares(widths: Sequence[int]) -> int:
+    """Count the devices that divide columns, 1 where they do not divide some of these."""
+    shares = head_shards()
+    return 1 if any(width % shares for width in widths) else shares
+
+
+def join_columns(kernels: Sequence[jax.Array]) -> jax.Array:
+    """Put arrays [.., w] side by side; on a mesh that divides columns, the parts of each device are.
+
+    So every device has its columns of all of them, and no product of the joined kernel has to move.
+    """
+    shares = _column_shares([kernel.shape[-1] for kernel in kernels])
+    if shares == 1:
+        return jnp.concatenate(kernels, -1)
+    by_share = [kernel.reshape(*kernel.shape[:-1], shares, -1) for kernel in kernels]
+    return jnp.concatenate(by_share, -1).reshape(*kernels[0].shape[:-1], -1)
+
+
+def cut_columns(outputs: jax.Array, widths: Sequence[int]) -> list[jax.Array]:
+    """Cut the outputs [.., sum of widths] of a kernel of `join_columns` into those of its parts."""
+    shares = _column_shares(widths)
+    ends = list(itertools.accumulate(width // shares for width in widths))[:-1]
+    if shares == 1:
+        return jnp.split(outputs, ends, -1)
+    by_share = outputs.reshape(*outputs.shape[:-1], shares, -1)
+    parts = jnp.split(by_share, ends, -1)
+    return [part.reshape(*outputs.shape[:-1], -1) for part in parts]
 
 
 # ---- Modules as functions of a nested dict -----------------------------------------------------------------

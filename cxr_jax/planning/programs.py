@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cxr_jax.config.sections import DataConfig, RunConfig
     from cxr_jax.models.network.config import Config
     from cxr_jax.models.tokenizer import Tokenizer
+    from cxr_jax.runtime.layout import Heads
 
 GIB = 2**30
 # What the parts of a program's arguments hold; of the state, what is not parameters is the optimizer's.
@@ -201,6 +202,14 @@ def read_model(model: str) -> "tuple[Config, Tokenizer]":
     model_folder = locate.find_folder(model_name)
     # Config and tokenizer only: weights may not even be on this machine.
     return hf_folder.read_config(model_folder), tokenizers.load(str(model_folder))
+
+
+def heads_of_model(settings: "RunConfig") -> "Heads":
+    """Read how many heads `config.model` has, which `config.mesh.tensor` divides."""
+    from cxr_jax.runtime.layout import Heads
+
+    text = read_model(settings.model)[0].text
+    return Heads(text.num_attention_heads, text.num_key_value_heads)
 
 
 def with_turns(settings: "RunConfig", shards: int, device_memory: int | None) -> "RunConfig":

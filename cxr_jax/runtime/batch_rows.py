@@ -1,9 +1,10 @@
-"""The rows of a batch on a mesh that `jax.set_mesh` has set, if any: over how many devices, and what lies on which."""
+"""Rows and heads of a batch on a mesh that `jax.set_mesh` has set, if any: over how many devices, and what is where."""
 
 import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from cxr_jax.runtime.trees import Tree
@@ -11,6 +12,9 @@ from cxr_jax.runtime.trees import Tree
 # The `tensor` axis is not here: its devices hold the same rows and share the work of each.
 BATCH_AXES = ("data", "fsdp")
 """Mesh axes that divide the rows of a batch."""
+
+HEAD_AXES = ("tensor", "key_copies")
+"""Mesh axes that divide heads, hidden units and the vocabulary; the second is there where key heads are fewer."""
 
 
 def row_shards() -> int:
@@ -21,12 +25,56 @@ def row_shards() -> int:
 
 def row_axes(mesh: AbstractMesh) -> tuple[str, ...]:
     """Pick the BATCH_AXES that the compiler divides; inside `shard_map` it divides none of them any more."""
+    return _divided_by_compiler(mesh, BATCH_AXES)
+
+
+def _divided_by_compiler(mesh: AbstractMesh, mesh_axes: tuple[str, ...]) -> tuple[str, ...]:
     axis_types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
     return tuple(
         mesh_axis
-        for mesh_axis in BATCH_AXES
+        for mesh_axis in mesh_axes
         if axis_types.get(mesh_axis) == jax.sharding.AxisType.Auto
     )
+
+
+def head_axes() -> tuple[str, ...]:
+    """Pick the HEAD_AXES of the mesh that `jax.set_mesh` has set, if any, that the compiler divides."""
+    return _divided_by_compiler(jax.sharding.get_abstract_mesh(), HEAD_AXES)
+
+
+def head_shards() -> int:
+    """Count the parts of the mesh over which heads are divided."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[mesh_axis] for mesh_axis in head_axes())
+
+
+def key_copies() -> int:
+    """Count the devices of the mesh that need the same key head; 1 where there are as many heads as devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.shape["key_copies"] if "key_copies" in head_axes() else 1
+
+
+def gather_key_kernel(kernel: jax.Array) -> jax.Array:
+    """Gather the kernel [width, K * d] of keys or values, whole but for what divides key heads, where they are copied.
+
+    Said outright: the compiler would take the copies as a choice of where to fetch from, and move parts first.
+    """
+    if key_copies() == 1:
+        return kernel
+    return jax.lax.with_sharding_constraint(kernel, PartitionSpec(None, "tensor"))
+
+
+def copy_key_heads(array: jax.Array) -> jax.Array:
+    """Repeat keys or values [B, T, K, d] as [B, T, K * key_copies(), d], so that heads divide over all HEAD_AXES.
+
+    Each device has its copy already: the axis that divides the copies divides no key head.
+    """
+    copies = key_copies()
+    if copies == 1:
+        return array
+    anywhere = PartitionSpec.UNCONSTRAINED
+    by_head = PartitionSpec(anywhere, anywhere, head_axes(), anywhere)
+    return jax.lax.with_sharding_constraint(jnp.repeat(array, copies, axis=2), by_head)
 
 
 def by_shard(array: jax.Array, shards: int) -> jax.Array:

@@ -2,8 +2,9 @@
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,20 +13,38 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from cxr_jax.errors import UserError
 from cxr_jax.runtime import processes
-from cxr_jax.runtime.batch_rows import BATCH_AXES
+from cxr_jax.runtime.batch_rows import BATCH_AXES, HEAD_AXES
 from cxr_jax.runtime.sharding import batch_shardings, shardings
 from cxr_jax.runtime.trees import Tree
 
 AXES = ("data", "fsdp", "tensor")
 
 
+class Heads(NamedTuple):
+    """Attention heads of a model: of queries, and of keys and values."""
+
+    queries: int
+    keys: int
+
+
 def make_mesh(
-    data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None
+    data: int,
+    fsdp: int,
+    tensor: int,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    heads: Heads | None = None,
 ) -> Mesh:
     """Make a mesh of data x fsdp x tensor devices; one of the three may be -1: what remains of all devices.
 
+    Of fewer key heads than `tensor`, several devices need the same one: the mesh then has two axes in its place,
+    "tensor", which divides key heads, too, and "key_copies", the devices that share one.
+
+    Args:
+        heads: of the model, if it is known.
+
     Raises:
-        UserError: if they are not there.
+        UserError: if they are not there, or do not divide the heads.
     """
     devices = jax.devices() if devices is None else devices
     shape, device_count = [data, fsdp, tensor], len(devices)
@@ -38,6 +57,7 @@ def make_mesh(
         raise UserError(
             f"config.mesh: {asked} (data x fsdp x tensor; -1: what remains) is not {device_count} device(s)"
         )
+    axes, shape = _with_key_copies(shape, heads)
     try:  # TPUs: an axis may take part of a side of their torus
         placed = mesh_utils.create_device_mesh(
             tuple(shape), devices, allow_split_physical_axes=True
@@ -46,7 +66,21 @@ def make_mesh(
         reason = "does not fit how the devices are wired"
         raise UserError(f"config.mesh: {asked} (data x fsdp x tensor) {reason}: {error}") from error
     # Auto: the compiler divides the work by how its inputs lie, and the program says so where that is not enough.
-    return Mesh(placed, AXES, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+    return Mesh(placed, axes, axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
+
+
+def _with_key_copies(shape: list[int], heads: Heads | None) -> tuple[tuple[str, ...], list[int]]:
+    """Names and sizes of the axes of a mesh of data x fsdp x tensor."""
+    *rows, tensor = shape
+    if heads is None or heads.keys % tensor == 0:
+        return AXES, shape
+    if heads.queries % tensor:
+        raise UserError(
+            f"config.mesh.tensor={tensor} does not divide the {heads.queries} heads of the model"
+        )
+    # Each device has whole query heads, and the key heads that these ask.
+    key_parts = math.gcd(tensor, heads.keys)
+    return (*BATCH_AXES, *HEAD_AXES), [*rows, key_parts, tensor // key_parts]
 
 
 def device_memory() -> int | None:
@@ -77,14 +111,17 @@ class Layout:
 
     @classmethod
     def from_config(
-        cls, sizes: Mapping[str, Any], devices: Sequence[jax.Device] | None = None
+        cls,
+        sizes: Mapping[str, Any],
+        devices: Sequence[jax.Device] | None = None,
+        heads: Heads | None = None,
     ) -> "Layout":
         """Make the layout of `config.mesh` on devices, or on all there are.
 
         Raises:
-            UserError: for a mesh that is not as many.
+            UserError: for a mesh that is not as many, or that does not divide the heads of the model.
         """
-        mesh = make_mesh(**sizes, devices=devices)
+        mesh = make_mesh(**sizes, devices=devices, heads=heads)
         # A mesh of one device divides nothing, and would only make other programs of the same
         # steps.
         return cls(mesh if mesh.size > 1 else None)
@@ -92,7 +129,12 @@ class Layout:
     def __str__(self) -> str:
         if self.mesh is None:
             return "one device"
-        return " x ".join(f"{name} {axis_size}" for name, axis_size in self.mesh.shape.items())
+        sizes = dict(self.mesh.shape)
+        # Said as it was asked for.
+        copies = sizes.pop("key_copies", 1)
+        sizes["tensor"] *= copies
+        described = " x ".join(f"{name} {axis_size}" for name, axis_size in sizes.items())
+        return described if copies == 1 else f"{described} (a key head on {copies} devices)"
 
     def on_host(self) -> contextlib.AbstractContextManager:
         """Enter a context in which whole trees are made beside the accelerators, for `state` to divide.

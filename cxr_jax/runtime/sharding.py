@@ -3,9 +3,11 @@
 The rules name the last axes of an array; those before (stacked layers) are never divided. Optimizer moments, masters
 and what is fixed have the paths of their parameters in their own, so they follow. FSDP: every large matrix is divided
 over `fsdp` along the model's width, and gathered where it is used; `tensor` divides heads, hidden units and the
-vocabulary. Each model family brings the table of its own parameters (`register_rules`).
+vocabulary. Where it is more than there are key heads, the mesh has two axes for it (`layout.make_mesh`): keys and
+values are divided by the first alone. Each model family brings the table of its own parameters (`register_rules`).
 """
 
+import math
 import re
 from typing import Any
 
@@ -15,15 +17,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from cxr_jax.errors import UserError
-from cxr_jax.runtime.batch_rows import BATCH_AXES, row_axes
+from cxr_jax.runtime.batch_rows import BATCH_AXES, HEAD_AXES, row_axes
 from cxr_jax.runtime.trees import Tree, path_string
 
 LOGICAL_TO_MESH: dict[str | None, str] = {
     "width": "fsdp",
     "heads": "tensor",
+    "key_heads": "tensor",
     "hidden": "tensor",
     "vocab": "tensor",
 }
+
+MeshAxes = str | tuple[str, ...] | None
+"""Of one dimension."""
 
 # What a run keeps beside a family's parameters: (pattern of a path, logical axes of the last dimensions).
 _STATE_RULES = (
@@ -69,7 +75,7 @@ def partition_spec(
         raise UserError(f"sharding: no rule covers the parameter {leaf_path}")
     # The axes before the last are those of stacked layers.
     logical = (None,) * (len(shape) - len(logical)) + logical
-    mesh_axes = [LOGICAL_TO_MESH.get(logical_axis) for logical_axis in logical]
+    mesh_axes = [_mesh_axes(logical_axis, axis_sizes) for logical_axis in logical]
     # JAX would refuse it too, without the name of the parameter.
     used = [mesh_axis for mesh_axis in mesh_axes if mesh_axis]
     if len(used) != len(set(used)):
@@ -78,12 +84,26 @@ def partition_spec(
         )
     # JAX divides evenly or not at all; only here the message can name the parameter.
     for dimension, mesh_axis in zip(shape, mesh_axes, strict=True):
-        if mesh_axis and dimension % axis_sizes[mesh_axis]:
+        parts = 1 if mesh_axis is None else _parts(mesh_axis, axis_sizes)
+        if dimension % parts:
+            name = mesh_axis if isinstance(mesh_axis, str) else "tensor"
             raise UserError(
-                f"sharding: {leaf_path} {list(shape)}: {dimension} does not divide by "
-                f"{mesh_axis}={axis_sizes[mesh_axis]}"
+                f"sharding: {leaf_path} {list(shape)}: {dimension} does not divide by {name}={parts}"
             )
     return PartitionSpec(*mesh_axes)
+
+
+def _mesh_axes(logical_axis: str | None, axis_sizes: dict[str, int]) -> MeshAxes:
+    """What divides a logical axis on a mesh; all of `tensor`, where it is two axes, but for key heads."""
+    mesh_axis = LOGICAL_TO_MESH.get(logical_axis)
+    if mesh_axis == "tensor" and logical_axis != "key_heads" and "key_copies" in axis_sizes:
+        return HEAD_AXES
+    return mesh_axis
+
+
+def _parts(mesh_axes: str | tuple[str, ...], axis_sizes: dict[str, int]) -> int:
+    names = (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes
+    return math.prod(axis_sizes[name] for name in names)
 
 
 def gather_weights(params: Tree, dtype: DTypeLike) -> Tree:
@@ -101,10 +121,10 @@ def gather_weights(params: Tree, dtype: DTypeLike) -> Tree:
 
     def gather(leaf_path: tuple, leaf: jax.Array) -> jax.Array:
         leaf_name = path_string(leaf_path)
-        axes: list[str | None] = []
+        axes: list[MeshAxes] = []
         if "/lora_" not in leaf_name:  # adapters are whole everywhere
             partition = partition_spec(leaf_name, leaf.shape, axis_sizes)
-            axes = [mesh_axis if mesh_axis == "tensor" else None for mesh_axis in partition]
+            axes = [None if mesh_axis == "fsdp" else mesh_axis for mesh_axis in partition]
         return jax.lax.with_sharding_constraint(leaf.astype(dtype), PartitionSpec(*axes))
 
     return jax.tree_util.tree_map_with_path(gather, params)

@@ -40,6 +40,7 @@ from cxr_jax.models.markers import markers_of
 from cxr_jax.models.network.config import Config
 from cxr_jax.models.tokenizer import Tokenizer
 from cxr_jax.runtime import processes
+from cxr_jax.runtime.layout import Heads
 from cxr_jax.training import conversations, earlier_runs, image_checks
 from cxr_jax.training.trainable import Trainable
 from cxr_jax.weights import hf_folder, locate, pretrained
@@ -231,6 +232,14 @@ def read_model_config(model: str, tokenizer: Tokenizer) -> Config:
     if model.startswith("random:"):
         return pretrained.random_config(model, tokenizer)
     return hf_folder.read_config(locate.find_folder(model))
+
+
+def heads_to_divide(settings: RunConfig) -> Heads | None:
+    """Read how many heads the model has, where `config.mesh.tensor` divides them."""
+    if settings.mesh.tensor == 1:
+        return None
+    text = read_model_config(settings.model, pretrained.load_tokenizer(settings.model)).text
+    return Heads(text.num_attention_heads, text.num_key_value_heads)
 
 
 _KERNELS = {"splash": "tpu"}

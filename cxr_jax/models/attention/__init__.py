@@ -18,7 +18,7 @@ from cxr_jax.models.attention import blocked, plain
 from cxr_jax.models.attention.blocked import blocked_attention
 from cxr_jax.models.attention.masks import NEG, Mask, key_bias
 from cxr_jax.models.attention.plain import KeysAndValues
-from cxr_jax.runtime.batch_rows import row_shards
+from cxr_jax.runtime.batch_rows import head_shards, row_shards
 from cxr_jax.runtime.trees import Array
 
 __all__ = [
@@ -48,7 +48,7 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 def _shards() -> int:
     """Count the devices over which rows and heads are divided."""
-    return row_shards() * jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
+    return row_shards() * head_shards()
 
 
 def chosen_kind(kind: str, rows: int, queries: int, keys: int) -> str:

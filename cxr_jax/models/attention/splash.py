@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 from cxr_jax.errors import UserError
 from cxr_jax.models.attention import blocked
 from cxr_jax.models.attention.masks import Mask
-from cxr_jax.runtime.batch_rows import row_axes
+from cxr_jax.runtime.batch_rows import head_axes, head_shards, row_axes
 
 LANES = 128
 """Numbers in a row of a register: blocks are multiples of it, and narrower heads are filled up."""
@@ -239,14 +239,13 @@ def splash_attention(
     _check(mask)
     mesh = jax.sharding.get_abstract_mesh()
     rows = row_axes(mesh)
-    key_heads = queries.shape[1]
     # Heads that do not divide are computed on every device of the axis.
-    has_heads = "tensor" in mesh.axis_names and key_heads % mesh.shape["tensor"] == 0
+    has_heads = queries.shape[1] % head_shards() == 0
     # One device, or none that the compiler divides over.
     if not rows:
         return _attend(1, queries, own, mask, kept, kept_mask)
     # Rows lie as a batch does, heads as the projections leave them.
-    by_head = PartitionSpec(rows, "tensor" if has_heads else None)
+    by_head = PartitionSpec(rows, head_axes() if has_heads else None)
     by_row = PartitionSpec(rows)
 
     def of_device(

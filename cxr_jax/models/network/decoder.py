@@ -16,6 +16,7 @@ from cxr_jax.models.layers import apply, graph, is_shallow, run_layers
 from cxr_jax.models.network import rope
 from cxr_jax.models.network.config import TextConfig
 from cxr_jax.models.network.decoder_layers import Block, Final, final_norm
+from cxr_jax.runtime.batch_rows import key_copies
 from cxr_jax.runtime.trees import Array, Tree
 
 
@@ -379,8 +380,12 @@ def extend(
 def empty_own(
     model_config: TextConfig, rows: int, length: int, dtype: DTypeLike
 ) -> list[KeysAndValues]:
-    """Make room for the keys of generated tokens: [(k, v)] a layer, zeros [R, K, length, d]."""
-    shape = (rows, model_config.num_key_value_heads, length, model_config.head_dim)
+    """Make room for the keys of generated tokens: [(k, v)] a layer, zeros [R, K, length, d].
+
+    K as keys come on the mesh that is set: see `copy_key_heads`.
+    """
+    key_heads = model_config.num_key_value_heads * key_copies()
+    shape = (rows, key_heads, length, model_config.head_dim)
     return [
         (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
         for _ in range(model_config.num_hidden_layers)

@@ -18,15 +18,18 @@ from cxr_jax.models.layers import (
     Linear,
     RMSNorm,
     apply,
+    cut_columns,
     graph,
     init,
     init_stacked,
+    join_columns,
     merge_adapters,
     split_adapters,
     unstack,
 )
 from cxr_jax.models.network import rope
 from cxr_jax.models.network.config import TextConfig
+from cxr_jax.runtime.batch_rows import copy_key_heads, head_shards, key_copies
 from cxr_jax.runtime.trees import Tree
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
@@ -53,7 +56,8 @@ class Attention(nnx.Module):
             self.qkv = Linear(width, sum(self.widths), bias=model_config.qkv_bias, rngs=rngs)
         else:
             self.q, self.k, self.v = (
-                Linear(width, size, bias=model_config.qkv_bias, rngs=rngs) for size in self.widths
+                Linear(width, size, bias=model_config.qkv_bias, rngs=rngs, is_of_keys=is_of_keys)
+                for size, is_of_keys in zip(self.widths, (False, True, True), strict=True)
             )
         self.o = Linear(
             self.widths[0],
@@ -77,13 +81,17 @@ class Attention(nnx.Module):
         B, T, _ = hidden.shape
         # One product for all three, cut where one kind of head ends.
         if self.fused:
-            boundaries = self.widths[0], sum(self.widths[:2])
-            projected = jnp.split(self.qkv(hidden), boundaries, -1)
+            copies = key_copies()
+            widths = self.widths[0], copies * self.widths[1], copies * self.widths[2]
+            projected = cut_columns(self.qkv(hidden), widths)
         else:
             projected = [project(hidden) for project in (self.q, self.k, self.v)]
         queries, keys, values = (
             projection.reshape(B, T, -1, self.head_dim) for projection in projected
         )
+        # Of a fused kernel they come copied.
+        if not self.fused:
+            keys, values = copy_key_heads(keys), copy_key_heads(values)
         # Before the rotation, which keeps lengths.
         if self.has_head_norms:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
@@ -178,10 +186,13 @@ def init_params(model_config: TextConfig, key: jax.Array, tied: bool) -> Tree:
     return params
 
 
-def fuse(layers: Tree) -> Tree:
+def fuse(layers: Tree, head_dim: int) -> Tree:
     """Concatenate q, k, v and gate, up of layer parameters: fewer, larger products in the decode loop.
 
     Adapters are added to their kernels: a step then costs what it costs without them.
+
+    Args:
+        head_dim: features of a head, d.
     """
     # Adapters first, then one kernel of all that reads the same input.
     attn, mlp = (
@@ -191,8 +202,16 @@ def fuse(layers: Tree) -> Tree:
 
     # With biases or without: whatever leaves they have lie side by side.
     def side_by_side(*linears: Tree) -> Tree:
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, -1), *linears)
+        return jax.tree.map(lambda *leaves: join_columns(leaves), *linears)
 
+    copies = key_copies()
+
+    def copied(leaf: jax.Array) -> jax.Array:
+        by_head = leaf.reshape(*leaf.shape[:-1], -1, head_dim)
+        return jnp.repeat(by_head, copies, axis=-2).reshape(*leaf.shape[:-1], -1)
+
+    if copies > 1:
+        attn |= {name: jax.tree.map(copied, attn[name]) for name in ("k", "v")}
     return {
         **layers,
         "attn": {"qkv": side_by_side(*(attn.pop(name) for name in ("q", "k", "v"))), **attn},
@@ -253,7 +272,8 @@ def decode_layers(
     apart = unstack(layers, model_config.num_hidden_layers)
     kernel_type = layers["attn"]["q"]["kernel"].dtype
     if kernel_type != jnp.float32 and split_adapters(layers)[1]:
-        if kernel_type != dtype:
+        # Columns of adapters are whole on every device, and do not lie side by side with columns that are divided.
+        if kernel_type != dtype or head_shards() > 1:
             return apart
         return [fuse_with_adapters(layer) for layer in apart]
-    return [fuse(layer) for layer in apart]
+    return [fuse(layer, model_config.head_dim) for layer in apart]

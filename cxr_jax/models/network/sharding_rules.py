@@ -10,7 +10,8 @@ SHARDING_RULES: ShardingRules = (
     (r"text/embed/embedding$", ("vocab", "width")),
     (r"text/head/kernel$", ("width", "vocab")),
     # By columns on the way in, by rows on the way out: `tensor` needs one sum a pair of products.
-    (r"text/layers/attn/[qkv]/kernel$", ("width", "heads")),
+    (r"text/layers/attn/q/kernel$", ("width", "heads")),
+    (r"text/layers/attn/[kv]/kernel$", ("width", "key_heads")),
     (r"text/layers/attn/o/kernel$", ("heads", "width")),
     (r"text/layers/mlp/(gate|up)/kernel$", ("width", "hidden")),
     (r"text/layers/mlp/down/kernel$", ("hidden", "width")),
