@@ -13,7 +13,8 @@ libraries, evaluations and the export take is not counted: leave a share of the 
 
 `--topology=v5p:2x2x2` in place of `--devices` compiles the steps for that slice of TPUs by libtpu, the compiler that
 a TPU runs, on this machine (Linux, `pip install 'jax[tpu]'`; no TPU is needed): v5e:2x2 to v5e:16x16, v6e the same,
-v5p:2x2x1, v5p:4x4x4 and so on, and v5e:1x1, v6e:1x1 for one chip. Bytes are then those of the program that will run,
+v5p:2x2x1, v5p:4x4x4 and so on, and v5e:1x1, v6e:1x1 for one chip; with
+--config.mesh.slices=2 two of it. Bytes are then those of the program that will run,
 computed as the run computes, padding and code included; a program that does not fit is refused. The verdict counts
 the code of all programs, which stays loaded, and leaves 1/16 of the memory free (--hbm_gib: another memory, all of
 it). It takes minutes a program and gigabytes of memory here. Time on a TPU is not said: only a TPU knows.
@@ -117,6 +118,7 @@ def run() -> int:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
     from cxr_jax.config import schema
+    from cxr_jax.runtime import layout as layouts
 
     if _FILM.value is not None:
         schema.check_values(config)
@@ -125,7 +127,9 @@ def run() -> int:
         raise UserError(f"config.task={config.get('task')!r}: only sft and rl have steps to plan")
     schema.check_values(config)
     if _TOPOLOGY.value is not None:
-        return plan_slice(RunConfig.from_config(config), open_slice(_TOPOLOGY.value))
+        settings = RunConfig.from_config(config)
+        with layouts.product_precision(settings.matmul_precision, settings.dtype):
+            return plan_slice(settings, open_slice(_TOPOLOGY.value, settings.mesh.slices))
     return plan_devices(RunConfig.from_config(config), devices)
 
 
@@ -187,7 +191,10 @@ def plan_slice(settings: RunConfig, tpu_slice: Slice) -> int:
     checks.check_rows_divide(settings, layout.shards)
     memory_gib = tpu_slice.program_gib if _HBM_GIB.value is None else _HBM_GIB.value
     settings = with_turns(settings, layout.shards, int(memory_gib * GIB))
-    print_head(settings, f"{tpu_slice.name}, {len(tpu_slice.devices)} chip(s)", layout)
+    name = (
+        f"{settings.mesh.slices} x {tpu_slice.name}" if settings.mesh.slices > 1 else tpu_slice.name
+    )
+    print_head(settings, f"{name}, {len(tpu_slice.devices)} chip(s)", layout)
     device = tpu_slice.devices[0]
     film = film_of_run(Shapes(settings).images)
     all_needs = (

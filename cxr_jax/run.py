@@ -1,5 +1,6 @@
 """One run, from its config to its folder: what the command line (`main`) and `cxr_jax.train` do alike."""
 
+import contextlib
 import copy
 import difflib
 import errno
@@ -276,7 +277,8 @@ def carry_out(
             if folder.has_changes and may_change:
                 print("it stays as it is: of --may_change only more steps continue a complete run")
             return _result(resolved, folder, folder.status)
-        return _run_task(resolved, folder, stop, layout)
+        with _precision(resolved):
+            return _run_task(resolved, folder, stop, layout)
     except UserError:
         # Bad input leaves nothing half-written.
         folder.abandon()
@@ -291,6 +293,17 @@ def carry_out(
     finally:
         stop.close()
         folder.close()
+
+
+def _precision(resolved: ConfigDict) -> contextlib.AbstractContextManager:
+    """Set how float32 numbers are multiplied; CPUs, which have one way, compile the programs of before."""
+    import jax
+
+    from cxr_jax.runtime import layout as layouts
+
+    if jax.default_backend() == "cpu":
+        return contextlib.nullcontext()
+    return layouts.product_precision(resolved.matmul_precision, resolved.dtype)
 
 
 def _result(resolved: ConfigDict, folder: "RunFolder", facts: Mapping[str, Any]) -> RunResult:

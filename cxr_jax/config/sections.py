@@ -59,6 +59,7 @@ class MeshConfig(_Section):
     data: int
     fsdp: int
     tensor: int
+    slices: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +245,7 @@ class RunConfig(_Section):
     remat: str
     attention: str
     dtype: str
+    matmul_precision: str
     param_dtype: str
     log_every: int
     save_every: int

@@ -69,6 +69,7 @@ class ModelSelection:
             setup.trainable.dtype,
             setup.splits.train.lexicon,
             poll=loop.stop.check,
+            unwatched=loop.stop.unwatched,
             layout=layout,
         )
 

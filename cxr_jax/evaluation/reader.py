@@ -21,7 +21,7 @@ from cxr_jax.models.network.config import Config
 from cxr_jax.models.tokenizer import Tokenizer, completion_text
 from cxr_jax.rewards.terms import BYTES_PER_TOKEN, TRACE_TERMS
 from cxr_jax.runtime import processes, sharding
-from cxr_jax.runtime.layout import ONE_DEVICE, Layout
+from cxr_jax.runtime.layout import ONE_DEVICE, Layout, Watch
 from cxr_jax.runtime.trees import Tree
 
 
@@ -62,6 +62,7 @@ class Reader:
         lexicon: str | None = None,
         poll: Callable[[], None] | None = None,
         layout: Layout = ONE_DEVICE,
+        unwatched: Watch | None = None,
     ) -> None:
         """Compile nothing yet: that happens with the first images.
 
@@ -70,13 +71,15 @@ class Reader:
             dtype: of the computation.
             lexicon: a file of words of the traces beyond labels/lexicon.toml.
             poll: called before each batch; what it raises ends the reading.
+            unwatched: see `Layout.on_mesh`.
         """
         self.tokenizer, self.prompts, self.layout = tokenizer, prompts, layout
         self.poll = poll or _go_on
         # JAX divides rows evenly or not at all.
         self.batch_size = -(-batch_size // layout.shards) * layout.shards
         # Compiled for the mesh; the terms of traces are small, and computed on one device.
-        self._read_batch = layout.on_mesh(jax.jit(self._reading_program(model_config, dtype)))
+        program = jax.jit(self._reading_program(model_config, dtype))
+        self._read_batch = layout.on_mesh(program, unwatched)
         self._score_traces = jax.jit(self._trace_program(lexicon))
 
     def _reading_program(self, model_config: Config, dtype: DTypeLike) -> Callable:

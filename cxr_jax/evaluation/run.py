@@ -75,6 +75,7 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
         pretrained.DTYPES[settings.dtype],
         splits.train.lexicon,
         poll=stop.check,
+        unwatched=stop.unwatched,
         layout=layout,
     )
     try:

@@ -54,7 +54,7 @@ class Slice(NamedTuple):
     Attributes:
         name: as asked for, `v5p:2x2x2`.
         kind: of its chips, a key of KINDS.
-        devices: one a chip; programs can be compiled for them, and not run.
+        devices: one a chip, of all slices; programs can be compiled for them, and not run.
     """
 
     name: str
@@ -103,8 +103,8 @@ def _is_3d(sides: tuple[int, ...]) -> bool:
     return len(sides) == 3 and is_of_cubes and sides[0] * sides[1] * sides[2] <= _V5P_POD
 
 
-def open_slice(name: str) -> Slice:
-    """Describe the slice of a name.
+def open_slice(name: str, slices: int = 1) -> Slice:
+    """Describe the slice of a name, or several of it that a slow network connects.
 
     Raises:
         UserError: if there is no such slice, or no libtpu.
@@ -121,7 +121,9 @@ def open_slice(name: str) -> Slice:
     from jax.experimental import topologies
 
     # A host has four chips, except that of a slice of one.
-    options = {"chips_per_host_bounds": (1, 1, 1)} if sides == (1, 1) else {}
+    options: dict = {"chips_per_host_bounds": (1, 1, 1)} if sides == (1, 1) else {}
+    if slices > 1:
+        options["num_slices"] = slices
     try:
         topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except Exception as error:  # libtpu raises several kinds

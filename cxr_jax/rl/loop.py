@@ -72,7 +72,7 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
 
     # ---- The two compiled functions, and what happens every K steps -------------------------------------
     own = OwnRewards.open(settings, setup.tokenizer, stop, run_folder)
-    rollout, learn = _programs(setup, optimizer, layout, own.functions)
+    rollout, learn = _programs(setup, optimizer, layout, stop, own.functions)
     selection = ModelSelection.open(setup, loop, frozen, layout)
     selection.resume(meta.get("best"), meta.get("first_look"))
     log = StepLog(setup, loop, frozen, meta)
@@ -145,7 +145,9 @@ def _batches(setup: Setup, layout: Layout, own: OwnRewards) -> Callable[[int], B
     return make_batch_fn(settings, source, setup.prompts, setup.examples, layout, columns)
 
 
-def _programs(setup: Setup, optimizer: Any, layout: Layout, own: Sequence[OwnReward] = ()) -> tuple:
+def _programs(
+    setup: Setup, optimizer: Any, layout: Layout, stop: Stop, own: Sequence[OwnReward] = ()
+) -> tuple:
     """The compiled halves of a step: (train, frozen, batch, step) -> samples, and what learns from them."""
     settings, tokenizer = setup.settings, setup.tokenizer
     special = tokenizers.special_ids(tokenizer, setup.model_config.text.vocab_size)
@@ -182,7 +184,7 @@ def _programs(setup: Setup, optimizer: Any, layout: Layout, own: Sequence[OwnRew
         max_completion=settings.max_completion,
         remat=settings.remat,
     )
-    return layout.on_mesh(rollout), layout.on_mesh(learn)
+    return layout.on_mesh(rollout, stop.unwatched), layout.on_mesh(learn, stop.unwatched)
 
 
 # ---- After the loop --------------------------------------------------------------------------------------

@@ -20,6 +20,9 @@ from cxr_jax.runtime.trees import Tree
 AXES = ("data", "fsdp", "tensor")
 
 
+Watch = Callable[[], contextlib.AbstractContextManager]
+
+
 class Heads(NamedTuple):
     """Attention heads of a model: of queries, and of keys and values."""
 
@@ -33,6 +36,7 @@ def make_mesh(
     tensor: int,
     devices: Sequence[jax.Device] | None = None,
     *,
+    slices: int = 1,
     heads: Heads | None = None,
 ) -> Mesh:
     """Make a mesh of data x fsdp x tensor devices; one of the three may be -1: what remains of all devices.
@@ -41,10 +45,12 @@ def make_mesh(
     "tensor", which divides key heads, too, and "key_copies", the devices that share one.
 
     Args:
+        slices: groups of devices that only the slow network between hosts connects (DCN; a TPU slice each). They
+            divide `data` as far as it goes, and then `fsdp`; what `tensor` moves stays within a slice.
         heads: of the model, if it is known.
 
     Raises:
-        UserError: if they are not there, or do not divide the heads.
+        UserError: if they are not there, or do not divide the heads or the slices.
     """
     devices = jax.devices() if devices is None else devices
     shape, device_count = [data, fsdp, tensor], len(devices)
@@ -58,15 +64,54 @@ def make_mesh(
             f"config.mesh: {asked} (data x fsdp x tensor; -1: what remains) is not {device_count} device(s)"
         )
     axes, shape = _with_key_copies(shape, heads)
+    between, within = _divide_by_slices(shape, slices)
     try:  # TPUs: an axis may take part of a side of their torus
-        placed = mesh_utils.create_device_mesh(
-            tuple(shape), devices, allow_split_physical_axes=True
-        )
+        parts = [
+            mesh_utils.create_device_mesh(within, part, allow_split_physical_axes=True)
+            for part in _devices_by_slice(devices, slices)
+        ]
     except (NotImplementedError, ValueError) as error:
         reason = "does not fit how the devices are wired"
         raise UserError(f"config.mesh: {asked} (data x fsdp x tensor) {reason}: {error}") from error
+    # Slices are the outer part of each axis: neighbours along it are in one slice, but for the last of a slice.
+    placed = np.block(_nested(parts, between))
     # Auto: the compiler divides the work by how its inputs lie, and the program says so where that is not enough.
     return Mesh(placed, axes, axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
+
+
+def _divide_by_slices(shape: list[int], slices: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Divide the axes of a mesh: (how many slices along each, how many devices of a slice along each)."""
+    data, fsdp, *heads = shape
+    of_data = math.gcd(data, slices)
+    of_fsdp = slices // of_data
+    if fsdp % of_fsdp:
+        raise UserError(
+            f"config.mesh.slices={slices} does not divide data x fsdp = {data} x {fsdp}, and tensor stays in a slice"
+        )
+    return (of_data, of_fsdp, *[1] * len(heads)), (data // of_data, fsdp // of_fsdp, *heads)
+
+
+def _devices_by_slice(devices: Sequence[Any], slices: int) -> list[list[Any]]:
+    """The devices of each slice, by their own number; those that are in none, as CPUs, in their order."""
+    numbers = [getattr(device, "slice_index", None) for device in devices]
+    is_tpu = any(getattr(device, "platform", "") == "tpu" for device in devices)
+    there = len(set(numbers))
+    # Hosts with GPUs may count as slices each, and be asked for as one.
+    if None in numbers or (slices == 1 and not is_tpu):
+        return [list(part) for part in np.array_split(np.array(devices, object), slices)]
+    if there != slices:
+        raise UserError(f"config.mesh.slices={slices}: the devices are {there} slice(s)")
+    by_slice: dict[Any, list] = {number: [] for number in sorted(set(numbers))}
+    for device, number in zip(devices, numbers, strict=True):
+        by_slice[number].append(device)
+    return list(by_slice.values())
+
+
+def _nested(parts: list[np.ndarray], between: tuple[int, ...]) -> list:
+    """Parts in row-major order as lists in lists, as np.block takes them."""
+    for count in reversed(between[1:]):
+        parts = [parts[first : first + count] for first in range(0, len(parts), count)]
+    return parts
 
 
 def _with_key_copies(shape: list[int], heads: Heads | None) -> tuple[tuple[str, ...], list[int]]:
@@ -81,6 +126,24 @@ def _with_key_copies(shape: list[int], heads: Heads | None) -> tuple[tuple[str, 
     # Each device has whole query heads, and the key heads that these ask.
     key_parts = math.gcd(tensor, heads.keys)
     return (*BATCH_AXES, *HEAD_AXES), [*rows, key_parts, tensor // key_parts]
+
+
+def product_precision(chosen: str, dtype: str) -> contextlib.AbstractContextManager:
+    """Make a context in which float32 products are computed as `config.matmul_precision` says.
+
+    That the sampler is the learner to 1e-5, and that logits are those of the published model, holds of float32
+    products. JAX's default is TF32 on GPUs and one pass of bfloat16 on TPUs: 10 and 7 bits of 23 (docs.jax.dev,
+    `jax_default_matmul_precision`). Products of bfloat16 are exact under any name, and CPUs know only float32.
+
+    Args:
+        chosen: a value of `config.matmul_precision`.
+        dtype: of the computation.
+    """
+    precision = {"auto": "highest" if dtype == "float32" else "default"}.get(chosen, chosen)
+    # JAX's default unsaid: programs stay as they are, and so do their names in caches.
+    if precision == "default":
+        return contextlib.nullcontext()
+    return jax.default_matmul_precision(precision)
 
 
 def device_memory() -> int | None:
@@ -194,8 +257,15 @@ class Layout:
 
         return jax.tree.map(put, array_tree, batch_shardings(array_tree, self.mesh))
 
-    def on_mesh(self, program: Callable) -> Callable:
-        """Wrap a jitted program, so that it is called and compiled for the mesh."""
+    def on_mesh(self, program: Callable, unwatched: Watch | None = None) -> Callable:
+        """Wrap a jitted program, so that it is called and compiled for the mesh.
+
+        Args:
+            unwatched: makes a context in which the program is compiled, at its first call and before it runs: so
+                nobody takes a long compilation for a step that hangs.
+        """
+        if unwatched is not None:
+            program = _compiled_apart(program, unwatched)
         if self.mesh is None:
             return program
 
@@ -206,6 +276,22 @@ class Layout:
                 return program(*arguments)
 
         return call
+
+
+def _compiled_apart(program: Callable, unwatched: Watch) -> Callable:
+    """Compile a jitted program within `unwatched` at its first call; JAX then has what the call itself needs."""
+    is_compiled = False
+
+    @functools.wraps(program)
+    def call(*arguments: Any) -> Any:
+        nonlocal is_compiled
+        if not is_compiled:
+            with unwatched():
+                program.lower(*arguments).compile()  # type: ignore[attr-defined]
+            is_compiled = True
+        return program(*arguments)
+
+    return call
 
 
 def _as_jax_array(tree_leaf: Any) -> jax.Array:

@@ -22,6 +22,7 @@ from cxr_jax.runtime.whole_files import check_utf8, partial_path, write_json
 MAY_CHANGE = (
     "mesh.",
     "attention ",
+    "matmul_precision ",
     "grace_seconds ",
     "step_timeout ",
     "max_skipped ",

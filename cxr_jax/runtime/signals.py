@@ -11,7 +11,7 @@ import select
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -32,8 +32,8 @@ class Stop:
         grace: seconds from the first signal on within which a loop should ask. If none has by then, the run ends as it
             is, with exit code 0: what was saved before stays, and the same command continues from there. It does so at
             once while there are no steps to save. A second signal ends the process at once.
-        limit: seconds that may pass between two turns before the process ends with a stack dump and exit code 1; 0:
-            any.
+        limit: seconds that may pass between two turns, without what is `unwatched`, before the process ends with a
+            stack dump and exit code 1; 0: any.
 
     Attributes:
         requested: name of the signal that has come, or None.
@@ -106,6 +106,15 @@ class Stop:
         if self._limit:
             stderr: Any = sys.__stderr__  # None where there is no console
             faulthandler.dump_traceback_later(self._limit, exit=True, file=stderr)
+
+    @contextlib.contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Let what is done here take any time, as compiling does, and then start the limit anew."""
+        faulthandler.cancel_dump_traceback_later()
+        try:
+            yield
+        finally:
+            self.beat()
 
     def check(self) -> None:
         """Raise StoppedError if a signal has come, to any process.

@@ -110,7 +110,7 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     del begun
 
     # ---- The two compiled steps, and what happens every K steps -----------------------------------------
-    locate_step, joint_step = _programs(setup, optimizer, layout)
+    locate_step, joint_step = _programs(setup, optimizer, layout, stop)
     selection = ModelSelection.open(setup, loop, frozen, layout)
     selection.resume(meta.get("best"), meta.get("first_look"))
     log = WindowLog(settings, loop, meta, len(setup.splits.train))
@@ -143,7 +143,7 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
 
 
 def _programs(
-    setup: Setup, optimizer: Any, layout: Layout
+    setup: Setup, optimizer: Any, layout: Layout, stop: Stop
 ) -> list[Callable[..., tuple[Tree, Tree]]]:
     """The located warm-up and the joint step, each (state, frozen, batch) -> (state, metrics), state donated."""
     settings = setup.settings
@@ -156,7 +156,7 @@ def _programs(
         locate_weight=settings.locate_weight,
         remat=settings.remat,
     )
-    return [layout.on_mesh(step) for step in steps]
+    return [layout.on_mesh(step, stop.unwatched) for step in steps]
 
 
 def make_batch_fn(

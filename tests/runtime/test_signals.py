@@ -6,11 +6,14 @@ import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from places import ROOT
 
 from cxr_jax.errors import RunFailedError
-from cxr_jax.runtime import signals
+from cxr_jax.runtime import layout, signals
 
 BEGIN = """
 import os, signal, sys, time
@@ -160,3 +163,30 @@ def test_steps_in_a_row_that_are_not_finite_end_the_run():
     resumed.look(11, 5)
     with pytest.raises(RunFailedError, match="last 2 steps"):
         resumed.look(12, 6)
+
+
+def test_programs_are_compiled_while_nobody_watches(monkeypatch):
+    """A compilation is not counted as a hang; what runs is."""
+    events = []
+    monkeypatch.setattr(
+        signals.faulthandler, "dump_traceback_later", lambda *_, **__: events.append("watched")
+    )
+    monkeypatch.setattr(
+        signals.faulthandler, "cancel_dump_traceback_later", lambda: events.append("unwatched")
+    )
+    stop = signals.Stop(limit=1800.0)
+
+    @jax.jit
+    def program(state, batch):
+        events.append("compiled")
+        jax.debug.callback(lambda: events.append("ran"))
+        return state + batch
+
+    step = layout.ONE_DEVICE.on_mesh(program, stop.unwatched)
+    state = jnp.ones(3)
+    for _ in range(2):
+        state = jax.block_until_ready(step(state, np.ones(3)))
+        jax.effects_barrier()
+    stop.close()
+    assert events == ["watched", "unwatched", "compiled", "watched", "ran", "ran", "unwatched"]
+    np.testing.assert_array_equal(state, 3.0)
