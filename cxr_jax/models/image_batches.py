@@ -77,7 +77,8 @@ class SquareImages:
         """Encode the images of a part of a batch: image tokens [B, I, D], in reading order. Inside jit."""
         images = part["image"]
         # All images of the part in one pass of the tower, whatever their number a prompt.
-        pixels = self.processor.patchify(images.reshape(-1, *images.shape[-2:]))
+        # Each device has the images of its rows, and gathers the tower's weights and no pixels.
+        pixels = divide_rows(self.processor.patchify(images.reshape(-1, *images.shape[-2:])))
         features = network.vision(
             params, self.model_config, pixels, self.grid, remat=remat, dtype=dtype
         )

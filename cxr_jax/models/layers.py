@@ -81,6 +81,7 @@ class Linear(nnx.Module):
         # What stands beside the kernel decides: the same module serves with adapters and without.
         dtype = inputs.dtype
         kernel = self.kernel[...].astype(dtype)
+        # Narrow already, so that half as much is gathered.
         if self.is_of_keys:
             kernel = gather_key_kernel(kernel)
         if self.lora_b is None:
@@ -227,8 +228,10 @@ def join_columns(kernels: Sequence[jax.Array]) -> jax.Array:
     So every device has its columns of all of them, and no product of the joined kernel has to move.
     """
     shares = _column_shares([kernel.shape[-1] for kernel in kernels])
+    # One device: whole kernels, in their order.
     if shares == 1:
         return jnp.concatenate(kernels, -1)
+    # The axis of shares is the one that the mesh divides; all else happens within it.
     by_share = [kernel.reshape(*kernel.shape[:-1], shares, -1) for kernel in kernels]
     return jnp.concatenate(by_share, -1).reshape(*kernels[0].shape[:-1], -1)
 
@@ -237,6 +240,7 @@ def cut_columns(outputs: jax.Array, widths: Sequence[int]) -> list[jax.Array]:
     """Cut the outputs [.., sum of widths] of a kernel of `join_columns` into those of its parts."""
     shares = _column_shares(widths)
     ends = list(itertools.accumulate(width // shares for width in widths))[:-1]
+    # As they were joined.
     if shares == 1:
         return jnp.split(outputs, ends, -1)
     by_share = outputs.reshape(*outputs.shape[:-1], shares, -1)

@@ -13,8 +13,17 @@ import jax
 
 from cxr_jax.planning import hlo as hlo_text
 
+# What slices of TPUs say to each other goes by way of their hosts.
+BETWEEN_SLICES = "between-slices"
 # What devices say to each other; all else that a program does stays on its device.
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    BETWEEN_SLICES,
+)
 
 # The computations that a line of HLO calls.
 _CALLEE = re.compile(
@@ -168,6 +177,10 @@ def _collective(
     operation: hlo_text.Operation, computation: str, devices: int
 ) -> tuple[str, int] | None:
     """(kind, bytes that a device sends) of a line that begins a collective, else None."""
+    # Counted where it is sent: what comes back is another slice's.
+    if operation.kind == "send" and "is_host_transfer=true" in operation.line:
+        sent = operation.type.removeprefix("(").partition("{")[0]  # and what the runtime needs
+        return BETWEEN_SLICES, hlo_text.bytes_of(sent)
     kind = operation.kind.removesuffix("-start")
     if kind not in COLLECTIVES:
         return None

@@ -70,8 +70,10 @@ def copy_key_heads(array: jax.Array) -> jax.Array:
     Each device has its copy already: the axis that divides the copies divides no key head.
     """
     copies = key_copies()
+    # Each device along `tensor` has key heads of its own.
     if copies == 1:
         return array
+    # Rows and tokens stay where they are, whatever the pass.
     anywhere = PartitionSpec.UNCONSTRAINED
     by_head = PartitionSpec(anywhere, anywhere, head_axes(), anywhere)
     return jax.lax.with_sharding_constraint(jnp.repeat(array, copies, axis=2), by_head)

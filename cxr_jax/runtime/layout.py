@@ -82,6 +82,7 @@ def make_mesh(
 def _divide_by_slices(shape: list[int], slices: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Divide the axes of a mesh: (how many slices along each, how many devices of a slice along each)."""
     data, fsdp, *heads = shape
+    # As much as `data` takes: there only gradients cross.
     of_data = math.gcd(data, slices)
     of_fsdp = slices // of_data
     if fsdp % of_fsdp:
@@ -109,6 +110,7 @@ def _devices_by_slice(devices: Sequence[Any], slices: int) -> list[list[Any]]:
 
 def _nested(parts: list[np.ndarray], between: tuple[int, ...]) -> list:
     """Parts in row-major order as lists in lists, as np.block takes them."""
+    # From the innermost axis outwards; what is left is the list of the outermost.
     for count in reversed(between[1:]):
         parts = [parts[first : first + count] for first in range(0, len(parts), count)]
     return parts
@@ -117,6 +119,7 @@ def _nested(parts: list[np.ndarray], between: tuple[int, ...]) -> list:
 def _with_key_copies(shape: list[int], heads: Heads | None) -> tuple[tuple[str, ...], list[int]]:
     """Names and sizes of the axes of a mesh of data x fsdp x tensor."""
     *rows, tensor = shape
+    # As many key heads as devices, or a multiple: whole heads on each.
     if heads is None or heads.keys % tensor == 0:
         return AXES, shape
     if heads.queries % tensor:
@@ -285,6 +288,7 @@ def _compiled_apart(program: Callable, unwatched: Watch) -> Callable:
     @functools.wraps(program)
     def call(*arguments: Any) -> Any:
         nonlocal is_compiled
+        # Shapes never change in a run, so what is compiled once is compiled.
         if not is_compiled:
             with unwatched():
                 program.lower(*arguments).compile()  # type: ignore[attr-defined]

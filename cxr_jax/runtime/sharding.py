@@ -96,6 +96,7 @@ def partition_spec(
 def _mesh_axes(logical_axis: str | None, axis_sizes: dict[str, int]) -> MeshAxes:
     """What divides a logical axis on a mesh; all of `tensor`, where it is two axes, but for key heads."""
     mesh_axis = LOGICAL_TO_MESH.get(logical_axis)
+    # Most meshes have no second axis, and their arrays lie as the table says.
     if mesh_axis == "tensor" and logical_axis != "key_heads" and "key_copies" in axis_sizes:
         return HEAD_AXES
     return mesh_axis

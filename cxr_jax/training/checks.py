@@ -242,7 +242,7 @@ def heads_to_divide(settings: RunConfig) -> Heads | None:
     return Heads(text.num_attention_heads, text.num_key_value_heads)
 
 
-_KERNELS = {"splash": "tpu"}
+_KERNELS = {"splash": "tpu", "cudnn": "gpu"}
 """Kinds of attention that are kernels, and the platform that has them."""
 
 
@@ -261,7 +261,12 @@ def check_attention(settings: RunConfig) -> None:
             f"config.attention={kind!r} is a kernel of {_KERNELS[kind].upper()}s, and the devices are "
             f"{jax.default_backend().upper()}s: use 'auto'"
         )
-    if settings.model:
+    if kind == "cudnn" and settings.dtype != "bfloat16":
+        raise UserError(
+            f"config.attention='cudnn' is a kernel of bfloat16, and config.dtype is {settings.dtype!r}: use 'auto'"
+        )
+    # What cuDNN's kernel has no mask for goes by blocks.
+    if settings.model and kind == "splash":
         text = read_model_config(settings.model, pretrained.load_tokenizer(settings.model)).text
         if text.image_sees_itself or text.sliding_layers:
             raise UserError(

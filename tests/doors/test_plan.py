@@ -83,6 +83,7 @@ def test_collectives_in_loops_and_branches():
         "reduce-scatter": 4 * 8 * 4,
         "all-to-all": 16,
         "collective-permute": 0,
+        "between-slices": 0,
     }
 
 

@@ -85,6 +85,10 @@ def check_traffic():
         few, many = (sum(costs.collectives(text, mesh.size, n).moved.values()) for n in (1, 1000))
         assert many - few < 1000 * 100, (name, few, many)  # a turn moves flags and counts
         moved[name] = few
+        # Pixels stay with their rows, as squares and as patches.
+        patch_values = PHANTOM.vision.patch_dim
+        gathered = re.findall(r"= \(?\w+\[([\d,]*)\][^=]* (?:all-gather|all-to-all)\(", text)
+        assert not any(shape.endswith(f",{patch_values}") for shape in gathered), (name, gathered)
         if (
             name == "RL update"
         ):  # of the loop over chunks of tokens: no gradient of the output matrix

@@ -114,6 +114,20 @@ def test_results_of_what_is_begun_are_found_in_its_type():
         assert costs.collectives(text, 4).used()[0] == {"all-gather": byte_count}
 
 
+def test_what_slices_say_to_each_other_goes_by_way_of_their_hosts():
+    sent = "(f32[16,8,128]{2,1,0:T(8,128)}, u32[], token[])"
+    lines = [
+        f"  %s = {sent} send(%x, %t), channel_id=2, is_host_transfer=true",
+        "  %d = token[] send-done(%s), channel_id=2, is_host_transfer=true",
+        f"  %r = {sent} recv(%t), channel_id=1, is_host_transfer=true",
+    ]
+    text = "\n".join(["ENTRY %main (a: f32[4]) -> f32[4] {", *lines, "}\n"])
+    assert costs.collectives(text, 8).used() == (
+        {"between-slices": 16 * 8 * 128 * 4},
+        {"between-slices": 1},
+    )
+
+
 def filled(lengths, order, tile):
     """Elements of an array in tiles, by walking over the tiles that its elements lie in."""
     physical = [lengths[axis] for axis in reversed(order)]  # the outermost axis first

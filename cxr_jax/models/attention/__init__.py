@@ -3,6 +3,7 @@
 - `xla`: all scores at once (`plain`), the path by which the others are judged;
 - `blocked`: by blocks of queries and keys (`blocked`), with nothing of the size of the scores kept;
 - `splash`: by JAX's kernel for TPUs (`splash`), keys that a group shares by blocks;
+- `cudnn`: by cuDNN's kernel for GPUs (`cudnn`) in the same way, and by blocks what it has no mask for;
 - `auto`: `blocked` where the scores would be more than SCORES_AT_ONCE, else `xla`.
 
 Axes: B sequences, or groups; R rows, n a group (R = B * n); T queries, S keys, N own keys of a row; H query heads that
@@ -14,7 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from cxr_jax.models.attention import blocked, plain
+from cxr_jax.models.attention import blocked, cudnn, plain
 from cxr_jax.models.attention.blocked import blocked_attention
 from cxr_jax.models.attention.masks import NEG, Mask, key_bias
 from cxr_jax.models.attention.plain import KeysAndValues
@@ -33,7 +34,7 @@ __all__ = [
     "part_attention",
 ]
 
-KINDS = ("auto", "xla", "blocked", "splash")
+KINDS = ("auto", "xla", "blocked", "splash", "cudnn")
 """Names of `config.attention`."""
 
 SCORES_AT_ONCE = 2**26
@@ -73,13 +74,15 @@ def _in_parts(
     kind: str, queries: jax.Array, parts: tuple[KeysAndValues, ...], masks: tuple[Mask, ...]
 ) -> jax.Array:
     """Attention in any way but `xla`: queries [R, K, G, T, d]; of the parts, the last is the rows' own."""
-    if kind == "blocked":
+    if kind == "blocked" or kind == "cudnn" and not cudnn.has_kernel(queries, masks[-1]):
         return blocked_attention(queries, parts, masks, shards=_shards())
-    # Imported where it is asked for: kernels take a second to import.
-    from cxr_jax.models.attention import splash
-
     # Of two parts the first is the one that a group shares.
     kept, kept_mask = (parts[0], masks[0]) if len(parts) > 1 else (None, None)
+    if kind == "cudnn":
+        return cudnn.cudnn_attention(queries, parts[-1], masks[-1], kept, kept_mask)
+    # Imported where it is asked for: its kernels take a second to import.
+    from cxr_jax.models.attention import splash
+
     return splash.splash_attention(queries, parts[-1], masks[-1], kept, kept_mask)
 
 

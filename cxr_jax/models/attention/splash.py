@@ -15,12 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as kernel_masks
-from jax.sharding import PartitionSpec
 
 from cxr_jax.errors import UserError
-from cxr_jax.models.attention import blocked
+from cxr_jax.models.attention.joined import Kernel, KeysAndValues, kernel_attention
 from cxr_jax.models.attention.masks import Mask
-from cxr_jax.runtime.batch_rows import head_axes, head_shards, row_axes
 
 LANES = 128
 """Numbers in a row of a register: blocks are multiples of it, and narrower heads are filled up."""
@@ -108,7 +106,7 @@ def _filled_up(array: jax.Array) -> jax.Array:
     return jnp.pad(array, [(0, 0)] * (array.ndim - 2) + fill)
 
 
-def _kernel_arrays(queries: jax.Array, own: blocked.KeysAndValues, mask: Mask) -> tuple:
+def _kernel_arrays(queries: jax.Array, own: KeysAndValues, mask: Mask) -> tuple:
     """(queries [R, H, T, d], keys, values [R, K, S, d], parts (int32 [R, T], [R, S]) or None), filled up."""
     R, K, G, T, d = queries.shape
     S = own[0].shape[2]
@@ -140,88 +138,52 @@ def _check(mask: Mask) -> None:
 # ---- The function ------------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(
-    shards: int,
-    queries: jax.Array,
-    own: blocked.KeysAndValues,
-    mask: Mask,
-    kept: blocked.KeysAndValues | None,
-    kept_mask: Mask | None,
-) -> jax.Array:
-    return _attend_fwd(shards, queries, own, mask, kept, kept_mask)[0]
-
-
-def _attend_fwd(
-    shards: int,
-    queries: jax.Array,
-    own: blocked.KeysAndValues,
-    mask: Mask,
-    kept: blocked.KeysAndValues | None,
-    kept_mask: Mask | None,
-) -> tuple[jax.Array, tuple]:
+def _sums(queries: jax.Array, own: KeysAndValues, mask: Mask) -> tuple[jax.Array, jax.Array]:
+    """See `Kernel.forward`."""
     R, K, G, T, d = queries.shape
     output, log_totals = _forward(mask.is_causal, *_kernel_arrays(queries, own, mask))
     # Without what was filled up.
     output = output[:, :, :T, :d].reshape(queries.shape)
-    log_totals = log_totals[:, :, :T].reshape(R, K, G, T, 1)
-    # Two softmaxes are one, each weighted by its share of the sum of exponentials.
-    if kept is not None and kept_mask is not None:
-        kept_output, kept_totals = blocked.part_sums(queries, (kept,), (kept_mask,), shards)
-        joint = jnp.logaddexp(log_totals, kept_totals)
-        own_weight, kept_weight = jnp.exp(log_totals - joint), jnp.exp(kept_totals - joint)
-        output = own_weight * output + kept_weight * kept_output
-        log_totals = joint
-    output = output.astype(queries.dtype)
-    return output, (queries, own, mask, kept, kept_mask, output, log_totals)
+    return output, log_totals[:, :, :T].reshape(R, K, G, T, 1)
 
 
-def _attend_bwd(shards: int, saved: tuple, gradient: jax.Array) -> tuple:
-    queries, own, mask, kept, kept_mask, output, log_totals = saved
+def _gradients(
+    queries: jax.Array,
+    own: KeysAndValues,
+    mask: Mask,
+    output: jax.Array,
+    log_totals: jax.Array,
+    gradient: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """See `Kernel.backward`."""
     R, K, G, T, d = queries.shape
-    arrays = _kernel_arrays(queries, own, mask)
-    # Of the whole softmax, so that each part's gradient is its share.
-    whole = (
+    S = own[0].shape[2]
+    filled_output, filled_gradient = (
         _filled_up(array.astype(queries.dtype).reshape(R, K * G, T, d))
         for array in (output, gradient)
     )
-    filled_output, filled_gradient = whole
     # Filled up by what makes each probability 0.
     fill = ((0, 0), (0, 0), (0, -T % LANES))
     filled_totals = jnp.pad(log_totals.reshape(R, K * G, T), fill, constant_values=1e30)
+    arrays = _kernel_arrays(queries, own, mask)
     d_queries, d_keys, d_values = _backward(
         mask.is_causal, arrays, filled_output, filled_totals, filled_gradient
     )
-    S = own[0].shape[2]
     d_queries = d_queries[:, :, :T, :d].reshape(queries.shape)
-    d_own = tuple(
-        array[:, :, :S, :d].astype(part.dtype)
-        for array, part in zip((d_keys, d_values), own, strict=True)
-    )
-    d_kept = None
-    # Keys that a group shares, by blocks, from the same sums.
-    if kept is not None:
-        results = (output, log_totals, gradient)
-        of_kept, (d_kept,) = blocked.part_gradients(
-            queries, (kept,), (kept_mask,), *results, shards
-        )
-        d_queries = d_queries.astype(jnp.float32) + of_kept
-    return d_queries.astype(queries.dtype), d_own, None, d_kept, None
+    return d_queries, d_keys[:, :, :S, :d], d_values[:, :, :S, :d]
 
 
-_attend.defvjp(_attend_fwd, _attend_bwd)
+_KERNEL = Kernel(_sums, _gradients)
 
 
 def splash_attention(
     queries: jax.Array,
-    own: blocked.KeysAndValues,
+    own: KeysAndValues,
     mask: Mask,
-    kept: blocked.KeysAndValues | None = None,
+    kept: KeysAndValues | None = None,
     kept_mask: Mask | None = None,
 ) -> jax.Array:
-    """Compute attention over own keys by the kernel, and over kept ones, if any, in the same softmax.
-
-    On a mesh each device runs the kernel on its rows and heads: the compiler cannot divide it.
+    """Compute `joined.kernel_attention` by this kernel.
 
     Args:
         queries: [R, K, G, T, d], already scaled.
@@ -237,24 +199,4 @@ def splash_attention(
         UserError: for a mask that the kernel does not have.
     """
     _check(mask)
-    mesh = jax.sharding.get_abstract_mesh()
-    rows = row_axes(mesh)
-    # Heads that do not divide are computed on every device of the axis.
-    has_heads = queries.shape[1] % head_shards() == 0
-    # One device, or none that the compiler divides over.
-    if not rows:
-        return _attend(1, queries, own, mask, kept, kept_mask)
-    # Rows lie as a batch does, heads as the projections leave them.
-    by_head = PartitionSpec(rows, head_axes() if has_heads else None)
-    by_row = PartitionSpec(rows)
-
-    def of_device(
-        queries: jax.Array, own: Any, mask: Mask, kept: Any, kept_mask: Mask | None
-    ) -> jax.Array:
-        return _attend(1, queries, own, mask, kept, kept_mask)
-
-    masks = (jax.tree.map(lambda _: by_row, each) for each in (mask, kept_mask))
-    mask_specs, kept_mask_specs = masks
-    in_specs = (by_head, by_head, mask_specs, None if kept is None else by_head, kept_mask_specs)
-    on_devices = jax.shard_map(of_device, in_specs=in_specs, out_specs=by_head, check_vma=False)
-    return on_devices(queries, own, mask, kept, kept_mask)
+    return kernel_attention(_KERNEL, queries, own, mask, kept, kept_mask)

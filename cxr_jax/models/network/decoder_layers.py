@@ -204,6 +204,7 @@ def fuse(layers: Tree, head_dim: int) -> Tree:
     def side_by_side(*linears: Tree) -> Tree:
         return jax.tree.map(lambda *leaves: join_columns(leaves), *linears)
 
+    # Each device's share of the columns has the key heads that its queries ask.
     copies = key_copies()
 
     def copied(leaf: jax.Array) -> jax.Array:

@@ -1,0 +1,150 @@
+"""Attention by cuDNN's kernel for GPUs, and its share of a softmax over two parts.
+
+The functions of JAX that are called here are not public: what `jax.nn.dot_product_attention` gives of the log of the
+kernel's sums is rounded to the type of the arrays, and has no gradient. Never run on a GPU: it is lowered for one, and
+what surrounds the kernel is judged with a plain one in its place.
+
+The kernel computes causal attention, or attention over all keys, of bfloat16. All else goes by blocks (`blocked`):
+parts of a sequence, windows, padding in the middle; a bias for them would be an array of all queries and keys.
+
+Axes as in `blocked`.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from cxr_jax.errors import UserError
+from cxr_jax.models.attention.joined import Kernel, KeysAndValues, kernel_attention
+from cxr_jax.models.attention.masks import Mask
+
+LARGEST_HEAD = 128
+"""Features of a head at most; a multiple of 8 (cuDNN; on Hopper 256, which no model here has)."""
+
+
+def has_kernel(queries: jax.Array, mask: Mask) -> bool:
+    """Say whether the kernel computes attention of queries [R, K, G, T, d] under a mask of their own keys.
+
+    Raises:
+        UserError: for arrays of float32, which it has no kernel for at all.
+    """
+    if queries.dtype != jnp.bfloat16:
+        raise UserError(
+            "config.attention='cudnn' is a kernel for config.dtype='bfloat16': use 'blocked' in "
+            f"{queries.dtype}"
+        )
+    # What is left out here would need a bias.
+    is_plain = mask.parts is None and mask.images is None and mask.window is None
+    # Padding is on the right: of a causal sequence its keys are seen by padding alone.
+    is_whole = mask.is_causal or mask.keys is None
+    d = queries.shape[-1]
+    return is_plain and is_whole and mask.start is None and d % 8 == 0 and d <= LARGEST_HEAD
+
+
+# ---- The kernel --------------------------------------------------------------------------------------------
+
+
+def _settings(is_causal: bool) -> dict:
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    mask_type = cudnn.MaskType.CAUSAL if is_causal else cudnn.MaskType.NO_MASK
+    return {
+        "scale": 1.0,
+        "seed": 0,
+        "dropout_rate": 0.0,
+        # Neither a bias nor its gradient.
+        "variadic_args": (False, False),
+        "mask_type": mask_type,
+        "layout": cudnn.AttentionLayout.BNTH.value,
+        "sliding_window_length": None,
+    }
+
+
+def _without(dtype: jnp.dtype) -> tuple[jax.Array, ...]:
+    """What stands for a bias, lengths, offsets and tables of pages where there are none."""
+    return (jnp.zeros(0, dtype),) * 7
+
+
+def forward(
+    queries: jax.Array, keys: jax.Array, values: jax.Array, is_causal: bool
+) -> tuple[jax.Array, jax.Array]:
+    """Call the kernel: rows [R, H, T, d], [R, K, S, d] -> (output [R, H, T, d], log of the sums float32 [R, H, T])."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    # The rule of the gradient, which keeps the log in float32; called by itself, nothing is differentiated.
+    (output, log_totals), _ = cudnn._dot_product_attention_fwd_rule(
+        queries,
+        keys,
+        values,
+        *_without(queries.dtype),
+        **_settings(is_causal),
+        cudnn_version=cudnn.check_cudnn_version(),
+        return_residual=True,
+    )
+    return output, log_totals
+
+
+def backward(
+    arrays: tuple[jax.Array, jax.Array, jax.Array],
+    output: jax.Array,
+    log_totals: jax.Array,
+    gradient: jax.Array,
+    is_causal: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Call the kernel's gradient, of queries, keys and values; output and log of the sums may be of more keys."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    saved = (*arrays, *_without(output.dtype), log_totals, output)
+    gradients = cudnn._dot_product_attention_bwd_rule(
+        **_settings(is_causal),
+        is_training=True,
+        return_residual=False,
+        res=saved,
+        grad_output=gradient,
+    )
+    return gradients[:3]
+
+
+# ---- Its part of a softmax ---------------------------------------------------------------------------------
+
+
+def _sums(queries: jax.Array, own: KeysAndValues, mask: Mask) -> tuple[jax.Array, jax.Array]:
+    """See `Kernel.forward`."""
+    R, K, G, T, d = queries.shape
+    # Query heads of a key head stand side by side, as the kernel counts them.
+    output, log_totals = forward(queries.reshape(R, K * G, T, d), *own, mask.is_causal)
+    return output.reshape(queries.shape), log_totals.reshape(R, K, G, T, 1)
+
+
+def _gradients(
+    queries: jax.Array,
+    own: KeysAndValues,
+    mask: Mask,
+    output: jax.Array,
+    log_totals: jax.Array,
+    gradient: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """See `Kernel.backward`."""
+    R, K, G, T, d = queries.shape
+    folded_queries, folded_output, folded_gradient = (
+        array.astype(queries.dtype).reshape(R, K * G, T, d) for array in (queries, output, gradient)
+    )
+    # One log a query, without the axis that broadcasts.
+    totals = log_totals.reshape(R, K * G, T)
+    d_queries, d_keys, d_values = backward(
+        (folded_queries, *own), folded_output, totals, folded_gradient, mask.is_causal
+    )
+    return d_queries.reshape(queries.shape), d_keys, d_values
+
+
+_KERNEL = Kernel(_sums, _gradients)
+
+
+def cudnn_attention(
+    queries: jax.Array,
+    own: KeysAndValues,
+    mask: Mask,
+    kept: KeysAndValues | None = None,
+    kept_mask: Mask | None = None,
+) -> jax.Array:
+    """Compute `joined.kernel_attention` by this kernel, where `has_kernel`."""
+    return kernel_attention(_KERNEL, queries, own, mask, kept, kept_mask)
