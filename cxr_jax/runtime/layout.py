@@ -85,6 +85,7 @@ def _divide_by_slices(shape: list[int], slices: int) -> tuple[tuple[int, ...], t
     # As much as `data` takes: there only gradients cross.
     of_data = math.gcd(data, slices)
     of_fsdp = slices // of_data
+    # What is left must be taken by the weights' axis.
     if fsdp % of_fsdp:
         raise UserError(
             f"config.mesh.slices={slices} does not divide data x fsdp = {data} x {fsdp}, and tensor stays in a slice"

@@ -93,6 +93,7 @@ def backward(
     """Call the kernel's gradient, of queries, keys and values; output and log of the sums may be of more keys."""
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
+    # In the order in which its own forward rule keeps them.
     saved = (*arrays, *_without(output.dtype), log_totals, output)
     gradients = cudnn._dot_product_attention_bwd_rule(
         **_settings(is_causal),
