@@ -301,6 +301,7 @@ def _precision(resolved: ConfigDict) -> contextlib.AbstractContextManager:
 
     from cxr_jax.runtime import layout as layouts
 
+    # A name of the precision would be another program to a compilation cache.
     if jax.default_backend() == "cpu":
         return contextlib.nullcontext()
     return layouts.product_precision(resolved.matmul_precision, resolved.dtype)

@@ -208,6 +208,7 @@ def heads_of_model(settings: "RunConfig") -> "Heads":
     """Read how many heads `config.model` has, which `config.mesh.tensor` divides."""
     from cxr_jax.runtime.layout import Heads
 
+    # Weights are not read: config.json says it.
     text = read_model(settings.model)[0].text
     return Heads(text.num_attention_heads, text.num_key_value_heads)
 

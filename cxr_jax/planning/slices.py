@@ -122,6 +122,7 @@ def open_slice(name: str, slices: int = 1) -> Slice:
 
     # A host has four chips, except that of a slice of one.
     options: dict = {"chips_per_host_bounds": (1, 1, 1)} if sides == (1, 1) else {}
+    # An option only where it is needed: of one slice libtpu is asked as before.
     if slices > 1:
         options["num_slices"] = slices
     try:

@@ -45,6 +45,7 @@ def head_axes() -> tuple[str, ...]:
 def head_shards() -> int:
     """Count the parts of the mesh over which heads are divided."""
     mesh = jax.sharding.get_abstract_mesh()
+    # Without a mesh there are no axes, and the product is 1.
     return math.prod(mesh.shape[mesh_axis] for mesh_axis in head_axes())
 
 
@@ -59,6 +60,7 @@ def gather_key_kernel(kernel: jax.Array) -> jax.Array:
 
     Said outright: the compiler would take the copies as a choice of where to fetch from, and move parts first.
     """
+    # Elsewhere the compiler does it right by itself.
     if key_copies() == 1:
         return kernel
     return jax.lax.with_sharding_constraint(kernel, PartitionSpec(None, "tensor"))

@@ -97,12 +97,14 @@ def _devices_by_slice(devices: Sequence[Any], slices: int) -> list[list[Any]]:
     """The devices of each slice, by their own number; those that are in none, as CPUs, in their order."""
     numbers = [getattr(device, "slice_index", None) for device in devices]
     is_tpu = any(getattr(device, "platform", "") == "tpu" for device in devices)
+    # A TPU says in which slice it is, and no order of ours can change that.
     there = len(set(numbers))
     # Hosts with GPUs may count as slices each, and be asked for as one.
     if None in numbers or (slices == 1 and not is_tpu):
         return [list(part) for part in np.array_split(np.array(devices, object), slices)]
     if there != slices:
         raise UserError(f"config.mesh.slices={slices}: the devices are {there} slice(s)")
+    # Within a slice the order stays: JAX knows how its devices are wired.
     by_slice: dict[Any, list] = {number: [] for number in sorted(set(numbers))}
     for device, number in zip(devices, numbers, strict=True):
         by_slice[number].append(device)

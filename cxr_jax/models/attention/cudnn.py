@@ -126,6 +126,7 @@ def _gradients(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """See `Kernel.backward`."""
     R, K, G, T, d = queries.shape
+    # All in the type that the kernel knows; only the log stays in float32.
     folded_queries, folded_output, folded_gradient = (
         array.astype(queries.dtype).reshape(R, K * G, T, d) for array in (queries, output, gradient)
     )

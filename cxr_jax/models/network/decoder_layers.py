@@ -208,6 +208,7 @@ def fuse(layers: Tree, head_dim: int) -> Tree:
     copies = key_copies()
 
     def copied(leaf: jax.Array) -> jax.Array:
+        # Kernels and biases alike: their last axis is heads and features.
         by_head = leaf.reshape(*leaf.shape[:-1], -1, head_dim)
         return jnp.repeat(by_head, copies, axis=-2).reshape(*leaf.shape[:-1], -1)
 
