@@ -1,7 +1,10 @@
 """Settings that must stand before JAX is imported, and those shared by all tests."""
 
+import ctypes
+import gc
 import getpass
 import os
+import sys
 import tempfile
 
 import fast_compile
@@ -16,6 +19,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 # Most programs of tests run once or twice. XLA_FLAGS= (empty) compiles them as a run does.
 os.environ.setdefault("XLA_FLAGS", fast_compile.FLAGS)
 
+import jax
+import pytest
 from absl import flags
 from hypothesis import settings
 
@@ -24,3 +29,19 @@ flags.FLAGS.mark_as_parsed()  # code under test may read flags that no command l
 # The same examples on every run, and no limit by the clock: test machines are slow and shared.
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")
+
+MOST_MEMORY = 3 * 2**30  # of a process of tests, where those of the next file may be any
+
+
+@pytest.fixture(autouse=True, scope="module")
+def memory_is_given_back():
+    """Programs of a whole suite, compiled in one process, would hold many gigabytes."""
+    yield
+    if sys.platform != "linux":
+        return
+    with open("/proc/self/statm") as statm:
+        resident = int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    if resident > MOST_MEMORY:
+        jax.clear_caches()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
