@@ -9,7 +9,7 @@ import sys
 import pytest
 from places import ROOT
 
-SCRIPTS = ["launch/_setup.sh", "launch/local.sh", "launch/test.sh", ".ci/run"]
+SCRIPTS = ["launch/_setup.sh", "launch/local.sh", "launch/test.sh", "launch/flags.sh", ".ci/run"]
 
 
 @pytest.fixture
@@ -35,6 +35,24 @@ def run(script, *args, **kwargs):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_syntax(script):
     subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
+
+
+def test_sets_of_the_compilers_flags():
+    for name, prefix in (
+        ("gpu", "--xla_gpu_"),
+        ("tpu_gather", "--xla_"),
+        ("tpu_slices", "--xla_tpu_"),
+    ):
+        flags = run(ROOT / "launch" / "flags.sh", name).stdout.split()
+        assert flags and all(re.fullmatch(rf"{prefix}\w+=true", flag) for flag in flags), flags
+    # XLA ends a program whose flags it does not know; the flags of GPUs are in every build.
+    gpu = run(ROOT / "launch" / "flags.sh", "gpu").stdout.strip()
+    code = "import jax; jax.devices('cpu')"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"XLA_FLAGS": gpu})
+    for arguments in ([], ["tpu"]):
+        done = run(ROOT / "launch" / "flags.sh", *arguments)
+        assert done.returncode == 2 and not done.stdout
+        assert done.stderr.startswith("flags.sh: ") and done.stderr.count("\n") == 1
 
 
 def test_pre_commit_formats_with_the_version_of_the_suite():
