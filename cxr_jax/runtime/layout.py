@@ -95,7 +95,7 @@ def _divide_by_slices(shape: list[int], slices: int) -> tuple[tuple[int, ...], t
 
 def _devices_by_slice(devices: Sequence[Any], slices: int) -> list[list[Any]]:
     """The devices of each slice, by their own number; those that are in none, as CPUs, in their order."""
-    numbers = [getattr(device, "slice_index", None) for device in devices]
+    numbers: list[Any] = [getattr(device, "slice_index", None) for device in devices]
     is_tpu = any(getattr(device, "platform", "") == "tpu" for device in devices)
     # A TPU says in which slice it is, and no order of ours can change that.
     there = len(set(numbers))
@@ -114,9 +114,10 @@ def _devices_by_slice(devices: Sequence[Any], slices: int) -> list[list[Any]]:
 def _nested(parts: list[np.ndarray], between: tuple[int, ...]) -> list:
     """Parts in row-major order as lists in lists, as np.block takes them."""
     # From the innermost axis outwards; what is left is the list of the outermost.
+    nested: list[Any] = list(parts)
     for count in reversed(between[1:]):
-        parts = [parts[first : first + count] for first in range(0, len(parts), count)]
-    return parts
+        nested = [nested[first : first + count] for first in range(0, len(nested), count)]
+    return nested
 
 
 def _with_key_copies(shape: list[int], heads: Heads | None) -> tuple[tuple[str, ...], list[int]]:

@@ -1,14 +1,19 @@
 """attention/cudnn.py: what surrounds cuDNN's kernel, with a plain one in its place, and its call, lowered for a GPU."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
+from cxr_jax.config import schema
+from cxr_jax.config.sections import RunConfig
 from cxr_jax.errors import UserError
 from cxr_jax.models import attention as attentions
 from cxr_jax.models.attention import blocked, cudnn
+from cxr_jax.training import checks
 
 
 def normal(*shape, seed=0):
@@ -129,3 +134,23 @@ def test_the_kernel_and_its_gradient_are_called(monkeypatch):
     for line in calls:
         assert "tensor<2x2x256x64xbf16>" in line and "tensor<2x4x256xf32>" in line
     assert "CAUSAL" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "platform", "dtype", "reason"),
+    [
+        ("cudnn", "cpu", "bfloat16", "is a kernel of GPUs, and the devices are CPUs: use 'auto'"),
+        ("cudnn", "gpu", "float32", "is a kernel of bfloat16, and config.dtype is 'float32'"),
+        ("splash", "gpu", "bfloat16", "is a kernel of TPUs, and the devices are GPUs: use 'auto'"),
+    ],
+)
+def test_a_run_without_its_kernel_is_refused(monkeypatch, kind, platform, dtype, reason):
+    config = schema.defaults("sft", "phantom")
+    config.update(attention=kind, dtype=dtype, model="random:phantom")
+    settings = RunConfig.from_config(config)
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    with pytest.raises(UserError, match=f"^config.attention='{kind}' {reason}"):
+        checks.check_attention(settings)
+    # On its platform, in its type, it is taken.
+    monkeypatch.setattr(jax, "default_backend", lambda: {"cudnn": "gpu", "splash": "tpu"}[kind])
+    checks.check_attention(dataclasses.replace(settings, dtype="bfloat16"))
