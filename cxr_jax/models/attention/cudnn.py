@@ -10,6 +10,8 @@ parts of a sequence, windows, padding in the middle; a bias for them would be an
 Axes as in `blocked`.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -71,7 +73,8 @@ def forward(
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
     # The rule of the gradient, which keeps the log in float32; called by itself, nothing is differentiated.
-    (output, log_totals), _ = cudnn._dot_product_attention_fwd_rule(
+    kernel: Any = cudnn._dot_product_attention_fwd_rule  # as JAX passes them: some by name
+    (output, log_totals), _ = kernel(
         queries,
         keys,
         values,
