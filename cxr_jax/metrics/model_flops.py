@@ -34,15 +34,11 @@ PEAKS: dict[str, float] = {
 
 
 class Tokens(NamedTuple):
-    """How many tokens go through each part of a model."""
+    """How many tokens go through each part of a model: numbers, or arrays of one shape."""
 
-    decoder: float  # of prompts and completions, image tokens included
-    head: float  # those whose successor is asked for
-    image: float
-
-    def __add__(self, other: Any) -> "Tokens":
-        """Sum two counts."""
-        return Tokens(*(one + another for one, another in zip(self, other, strict=True)))
+    decoder: Any  # of prompts and completions, image tokens included
+    head: Any  # those whose successor is asked for
+    image: Any
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,6 @@ from cxr_jax.labels.automaton import Array
 MOST_BYTES = 255
 """Of all stop texts together: states of the automaton are few, and its table stays small."""
 
-_COMPLETE = None  # the state of a completion that holds a stop text
-
 
 def check_stop_texts(texts: Any) -> None:
     """Refuse stop texts that cannot be found.
@@ -91,20 +89,22 @@ class StopTexts(NamedTuple):
 
 
 def _byte_machine(texts: Sequence[bytes]) -> np.ndarray:
-    """uint8 [S, 256]: the state after each byte; state 0 is the first, the last one is `_COMPLETE`, for good."""
+    """uint8 [S, 256]: the state after each byte; state 0 is the first, the last one that of a complete text."""
+    # A state is the longest beginning of a text that was read last; None, for good, once one is complete.
     beginnings = {text[:size] for text in texts for size in range(len(text))}
 
     def step(state: bytes | None, byte: int) -> tuple[bytes | None, int]:
-        if state is _COMPLETE:
-            return _COMPLETE, 0
+        if state is None:
+            return None, 0
         longer = state + bytes([byte])
         if longer.endswith(tuple(texts)):
-            return _COMPLETE, 0
-        # The longest beginning that what was read ends with; at the worst the empty one.
+            return None, 0
+        # At the worst the empty one.
         ends = (longer[start:] for start in range(len(longer) + 1))
         return next(end for end in ends if end in beginnings), 0
 
-    machine = automaton.compile_machine(b"", step, lambda state: int(state is _COMPLETE))
+    start: bytes | None = b""
+    machine = automaton.compile_machine(start, step, lambda state: int(state is None))
     # The complete one goes to the end; it was found somewhere among the others.
     complete, last = int(np.argmax(machine.final)), len(machine.final) - 1
     place = np.arange(last + 1)
