@@ -130,6 +130,7 @@ class OptimizerConfig(_Section):
     weight_decay: float
     clip_norm: float
     mu_dtype: str
+    grad_dtype: str
     ema: float
     frozen: tuple[str, ...]
 

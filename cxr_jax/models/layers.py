@@ -45,6 +45,61 @@ def _matmul_bwd(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array
 matmul.defvjp(_matmul_fwd, _matmul_bwd)
 
 
+# ---- The same numbers, with gradients of weights that are summed in float32 ---------------------------------
+
+# Over rows, and over devices, too: a product's sum over devices has the type in which the product gives it out. It is
+# rounded to the type of the weights behind that.
+
+
+@jax.custom_vjp
+def _wide_matmul(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+    return inputs @ kernel.astype(inputs.dtype)
+
+
+def _wide_matmul_bwd(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    inputs, kernel = saved
+    axes = tuple(range(inputs.ndim - 1))
+    narrow = kernel.astype(inputs.dtype)
+    d_inputs = jnp.tensordot(gradient, narrow, ((gradient.ndim - 1,), (1,)))
+    d_kernel = jnp.tensordot(inputs, gradient, (axes, axes), preferred_element_type=jnp.float32)
+    return d_inputs, d_kernel.astype(kernel.dtype)
+
+
+_wide_matmul.defvjp(
+    lambda inputs, kernel: (_wide_matmul(inputs, kernel), (inputs, kernel)), _wide_matmul_bwd
+)
+
+
+@jax.custom_vjp
+def _wide_add(outputs: jax.Array, bias: jax.Array) -> jax.Array:
+    return outputs + bias.astype(outputs.dtype)
+
+
+def _wide_add_bwd(bias: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    axes = tuple(range(gradient.ndim - 1))
+    return gradient, gradient.astype(jnp.float32).sum(axes).astype(bias.dtype)
+
+
+_wide_add.defvjp(lambda outputs, bias: (_wide_add(outputs, bias), bias), _wide_add_bwd)
+
+
+@jax.custom_vjp
+def _wide_scale(inputs: jax.Array, scale: jax.Array) -> jax.Array:
+    return inputs * scale.astype(inputs.dtype)
+
+
+def _wide_scale_bwd(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    inputs, scale = saved
+    axes = tuple(range(gradient.ndim - 1))
+    d_scale = (inputs.astype(jnp.float32) * gradient.astype(jnp.float32)).sum(axes)
+    return gradient * scale.astype(gradient.dtype), d_scale.astype(scale.dtype)
+
+
+_wide_scale.defvjp(
+    lambda inputs, scale: (_wide_scale(inputs, scale), (inputs, scale)), _wide_scale_bwd
+)
+
+
 class Linear(nnx.Module):
     """A product [..., din] -> [..., dout]; kernel [din, dout].
 
@@ -53,6 +108,7 @@ class Linear(nnx.Module):
     """
 
     lora_a = lora_b = None  # `apply` sets them, on the module of one call
+    wide_gradients = False  # `graph` sets it
 
     def __init__(
         self,
@@ -80,12 +136,15 @@ class Linear(nnx.Module):
         """Multiply, in the type of the inputs."""
         # What stands beside the kernel decides: the same module serves with adapters and without.
         dtype = inputs.dtype
-        kernel = self.kernel[...].astype(dtype)
-        # Narrow already, so that half as much is gathered.
+        kernel = self.kernel[...]
+        # One whose gradient is wide is narrowed in the product.
+        if not self.wide_gradients or self.lora_b is not None:
+            kernel = kernel.astype(dtype)
+        # Narrow already, if it may be, so that half as much is gathered.
         if self.is_of_keys:
             kernel = gather_key_kernel(kernel)
         if self.lora_b is None:
-            outputs = matmul(inputs, kernel)
+            outputs = self._product(inputs, kernel)
         elif self.lora_a is None:
             outputs, lowered = jnp.split(inputs @ kernel, [self.lora_b.shape[-1]], -1)
             outputs = outputs + lowered @ self.lora_b.astype(dtype)
@@ -93,9 +152,18 @@ class Linear(nnx.Module):
             # A plain product: `matmul` would write out the gradient of a kernel that is frozen. It comes first:
             # the gradient of the inputs is summed in the order of their uses.
             outputs = inputs @ kernel
-            lowered = matmul(inputs, self.lora_a.astype(dtype))
-            outputs = outputs + matmul(lowered, self.lora_b.astype(dtype))
-        return outputs + self.bias[...].astype(dtype) if self.use_bias else outputs
+            lowered = self._product(inputs, self.lora_a)
+            outputs = outputs + self._product(lowered, self.lora_b)
+        if not self.use_bias:
+            return outputs
+        if self.wide_gradients:
+            return _wide_add(outputs, self.bias[...])
+        return outputs + self.bias[...].astype(dtype)
+
+    def _product(self, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+        if self.wide_gradients:
+            return _wide_matmul(inputs, kernel)
+        return matmul(inputs, kernel.astype(inputs.dtype))
 
 
 class RMSNorm(nnx.Module):
@@ -103,6 +171,8 @@ class RMSNorm(nnx.Module):
 
     is_one_plus: times 1 + scale, all of it in float32, as Gemma has it.
     """
+
+    wide_gradients = False  # `graph` sets it
 
     def __init__(self, width: int, eps: float, *, is_one_plus: bool = False) -> None:
         """Begin with a factor of 1."""
@@ -120,6 +190,8 @@ class RMSNorm(nnx.Module):
         if self.is_one_plus:
             return (normalised * (1.0 + scale.astype(jnp.float32))).astype(inputs.dtype)
         # Rounded before the scale, as the reference does.
+        if self.wide_gradients:
+            return _wide_scale(normalised.astype(inputs.dtype), self.scale[...])
         return normalised.astype(inputs.dtype) * scale
 
 
@@ -255,7 +327,13 @@ def cut_columns(outputs: jax.Array, widths: Sequence[int]) -> list[jax.Array]:
 def graph(module_class: Callable[..., nnx.Module], *arguments: Any) -> nnx.GraphDef:
     """Describe the static structure of module `cls(*args, rngs=...)`; no array is made."""
     # `eval_shape`: the structure follows from the arguments, so no array has to be drawn.
-    return nnx.split(nnx.eval_shape(lambda: module_class(*arguments, rngs=nnx.Rngs(0))))[0]
+    module = nnx.eval_shape(lambda: module_class(*arguments, rngs=nnx.Rngs(0)))
+    # A field of the config that all parts of the module are made by.
+    if any(getattr(argument, "wide_gradients", False) for argument in arguments):
+        for _, part in nnx.iter_modules(module):
+            if isinstance(part, Linear | RMSNorm):
+                part.wide_gradients = True
+    return nnx.split(module)[0]
 
 
 def apply(graphdef: nnx.GraphDef, params: Tree, *arguments: Any, method: str = "__call__") -> Any:

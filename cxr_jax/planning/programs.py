@@ -111,6 +111,7 @@ class Shapes:
         from cxr_jax.models import image_batches, network
         from cxr_jax.models.tokenizer import special_ids
         from cxr_jax.training import optimizer
+        from cxr_jax.training.setup import as_computed
         from cxr_jax.training.trainable import Trainable
 
         self.settings = settings
@@ -118,7 +119,7 @@ class Shapes:
             settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype
         )
         model_config, self.tokenizer = read_model(settings.model)
-        self.model_config = model_config.with_attention(settings.attention)
+        self.model_config = as_computed(model_config, settings)
         # Which ids a sampler must not draw does not change what it costs.
         self.special = {
             **special_ids(self.tokenizer),

@@ -29,6 +29,12 @@ from cxr_jax.training.trainable import Trainable
 from cxr_jax.weights import export, model_card, pretrained
 
 
+def as_computed(model_config: Config, settings: RunConfig) -> Config:
+    """Say in a model's config how a run computes it: attention, and the type in which gradients are summed."""
+    is_wide = settings.optim.grad_dtype == "float32"
+    return model_config.with_attention(settings.attention).with_wide_gradients(is_wide)
+
+
 @dataclass(kw_only=True)
 class Setup:
     """What the functions of a training run work with, beside its arrays.
@@ -58,7 +64,7 @@ class Setup:
             UserError: for a model or data that cannot be used.
         """
         start = pretrained.load_starting_model(settings.model, settings.seed)
-        model_config = start.config.with_attention(settings.attention)
+        model_config = as_computed(start.config, settings)
         # What the run has decided before holds: who is held out does not change.
         sides = _sides_of(settings.data, run_folder)
         splits = open_splits(settings.data, sides, registry.processor_of(start.config))

@@ -3,7 +3,9 @@
 In float32 to 1e-5; in bfloat16, with adapters, by no more than padded rows differ from float32.
 """
 
+import dataclasses
 import os
+import re
 
 import fast_compile
 
@@ -16,8 +18,10 @@ import numpy as np
 import optax
 import text_batches
 import tiny_model
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
-from cxr_jax.models import network
+from cxr_jax.models import layers, network
 from cxr_jax.models.image_batches import PackedImages
 from cxr_jax.models.lora import Lora
 from cxr_jax.runtime.layout import ONE_DEVICE, Layout
@@ -44,7 +48,7 @@ def model():
     return {"model": jax.tree.map(np.asarray, params)}
 
 
-def move(trainable, layout, is_short):
+def move(trainable, layout, is_short, is_wide=False):
     """[(the gradient, metrics)] of the batches, by one program."""
     # Two rooms for small arrays, or the one program in which every row is padded.
     needed_slots.LEAST_SLOTS = 1 if is_short else 10**9
@@ -54,8 +58,15 @@ def move(trainable, layout, is_short):
         # b is zero in fresh adapters, and with it the gradient of a.
         start["lora"] = jax.tree.map(lambda leaf: leaf + 0.1, start["lora"])
     descent = optax.sgd(1.0)
+    model_config = CFG.with_wide_gradients(is_wide)
     step = sft_step.make_steps(
-        CFG, descent, IMAGES, trainable, micro_batches=PARTS, locate_weight=0.0, remat="none"
+        model_config,
+        descent,
+        dataclasses.replace(IMAGES, model_config=model_config),
+        trainable,
+        micro_batches=PARTS,
+        locate_weight=0.0,
+        remat="none",
     )[1]
     moves = []
     with compile_counts.compiled() as programs:
@@ -94,7 +105,7 @@ def check_adapters_in_bfloat16():
     narrow = Trainable(adapters=ADAPTERS, dtype=jnp.bfloat16)
     exact = move(Trainable(adapters=ADAPTERS), ONE_DEVICE, is_short=False)
     padded_rows = move(narrow, ONE_DEVICE, is_short=False)
-    moves = move(narrow, Layout.from_config(FSDP), is_short=True)
+    moves = move(narrow, Layout.from_config(FSDP), is_short=True, is_wide=True)
     for (got, metrics), (padded, expected), (want, _) in zip(
         moves, padded_rows, exact, strict=True
     ):
@@ -105,7 +116,47 @@ def check_adapters_in_bfloat16():
         np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-3)
 
 
+def check_sums_of_gradients():
+    """Of a layer in bfloat16, rows over the devices: those of its weights in float32 where the config says so."""
+    rng = np.random.default_rng(0)
+    inputs, pulls = (rng.normal(size=(64, 32, 16)).astype(jnp.bfloat16) for _ in range(2))
+    exact = [np.asarray(value, np.float64).reshape(-1, 16) for value in (inputs, pulls)]
+    wanted = {"kernel": exact[0].T @ exact[1], "bias": exact[1].sum(0)}
+    params = {"kernel": np.eye(16, dtype=np.float32), "bias": np.zeros(16, np.float32)}
+    layout = Layout.from_config(FSDP)
+    placed = jax.device_put(
+        (inputs, pulls), NamedSharding(layout.mesh, PartitionSpec(("data", "fsdp")))
+    )
+    errors, widths = {}, {}
+    for is_wide in (False, True):
+        settings = CFG.with_wide_gradients(is_wide).text
+        linear = layers.graph(_OneLinear, settings)
+
+        def loss(params, inputs, pulls, linear=linear):
+            outputs = layers.apply(linear, {"linear": params}, inputs)
+            return (outputs * pulls).astype(jnp.float32).sum()
+
+        program = jax.jit(jax.grad(loss))
+        got = layout.on_mesh(program)(params, *placed)
+        errors[is_wide] = {name: np.abs(got[name] - wanted[name]).max() for name in wanted}
+        with jax.set_mesh(layout.mesh):
+            text = program.lower(params, *placed).as_text()
+        widths[is_wide] = re.findall(r"dot_general.*-> tensor<16x16x(\w+)>", text)
+    assert (widths[False], widths[True]) == (["bf16"], ["f32"]), widths
+    for name in wanted:
+        assert errors[True][name] < 1e-3 < 0.03 < errors[False][name], (name, errors)
+
+
+class _OneLinear(nnx.Module):
+    def __init__(self, _settings, *, rngs):
+        self.linear = layers.Linear(16, 16, bias=True, rngs=rngs)
+
+    def __call__(self, inputs):
+        return self.linear(inputs)
+
+
 if __name__ == "__main__":
     assert jax.device_count() == 8
+    check_sums_of_gradients()
     check_float32()
     check_adapters_in_bfloat16()

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny_model
 
-from cxr_jax.config.sections import OptimizerConfig
+from cxr_jax.config import schema
+from cxr_jax.config.sections import OptimizerConfig, RunConfig
 from cxr_jax.runtime import trees
 from cxr_jax.training import optimizer
+from cxr_jax.training.setup import as_computed
 
 CONFIG = dict(
     lr=0.1,
@@ -22,6 +25,15 @@ CONFIG = dict(
     weight_decay=0.5,
     clip_norm=1.0,
 )
+
+
+@pytest.mark.parametrize(("grad_dtype", "is_wide"), [("compute", False), ("float32", True)])
+def test_the_type_of_sums_is_in_the_model_s_config(grad_dtype, is_wide):
+    defaults = schema.defaults("sft", "phantom")
+    assert defaults.optim.grad_dtype == "compute"
+    defaults.optim.grad_dtype = grad_dtype
+    computed = as_computed(tiny_model.CFG, RunConfig.from_config(defaults))
+    assert (computed.text.wide_gradients, computed.vision.wide_gradients) == (is_wide, is_wide)
 
 
 def config(**changes):

@@ -48,6 +48,7 @@ class VisionConfig:
 
     # ---- How it is computed ----
     attention: str = "auto"  # a name of `attention.KINDS`: the same numbers, but for rounding
+    wide_gradients: bool = False  # those of weights are summed over rows and devices in float32
 
     @property
     def head_dim(self) -> int:
@@ -117,6 +118,7 @@ class TextConfig:
 
     # ---- How it is computed ----
     attention: str = "auto"  # a name of `attention.KINDS`: the same numbers, but for rounding
+    wide_gradients: bool = False  # those of weights are summed over rows and devices in float32
 
     @property
     def head_dim(self) -> int:
@@ -156,6 +158,14 @@ class Config:
             self,
             vision=replace(self.vision, attention=kind),
             text=replace(self.text, attention=kind),
+        )
+
+    def with_wide_gradients(self, is_wide: bool) -> Self:
+        """Say whether gradients of weights are summed over rows and devices in float32, whatever computes them."""
+        return replace(
+            self,
+            vision=replace(self.vision, wide_gradients=is_wide),
+            text=replace(self.text, wide_gradients=is_wide),
         )
 
     @property
