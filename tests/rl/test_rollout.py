@@ -25,6 +25,7 @@ from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.qwen2_5_vl.config import PHANTOM, QWEN2_5_VL_3B
 from cxr_jax.report import group_records
 from cxr_jax.rl import rollout
+from cxr_jax.rl.algorithms import ALGORITHMS
 from cxr_jax.runtime import layout
 from cxr_jax.training import checks, micro_batches
 from experiments import rl as experiment
@@ -116,6 +117,13 @@ def test_few_prompts_on_many_devices_share_out_their_completions(preset, shards,
     settings = RunConfig.from_config(experiment.get_config(preset))
     assert checks.group_shares(settings, shards) == (want or 1)
     with pytest.raises(UserError, match="do not divide") if want is None else nullcontext():
+        checks.check_rows_divide(settings, shards)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_of_the_published_batch_runs_on_256_devices(algorithm):
+    settings = RunConfig.from_config(experiment.get_config(f"nv_reason_3b,{algorithm}"))
+    for shards in (8, 64, 128, 256):
         checks.check_rows_divide(settings, shards)
 
 
