@@ -30,6 +30,8 @@ RL = [
     "--config.eval.bootstrap=10",
     "--config.eval.cases=2",
     "--config.step_timeout=120",
+    # Rewards of the user's, in Python on one process for all, and compiled.
+    "--config.rl.rewards=('tests/helpers/reward_of_text.py:of_text', 'examples/own_rewards.py:short*0.5')",
 ]
 
 
@@ -73,6 +75,8 @@ def test_stopped_on_two_processes_it_ends_on_one_as_if_it_had_been_there(tmp_pat
         map(mesh_runs.json.loads, (folder / "samples.jsonl").open())
     )
     assert samples(whole) == samples(moved) and len(samples(whole)) == 12
+    rows = [row for row in run_log.read(moved) if row["kind"] == "train"]
+    assert all(0 < row["rewards/of_text/mean"] < 1 for row in rows) and len(rows) == 3
     difference, where = mesh_runs.furthest(run_log.read(whole), run_log.read(moved))
     assert difference < 1e-3, where  # relative, of means of a few tokens
 
