@@ -130,10 +130,10 @@ def check_key_heads():
 
         return jax.grad(loss)(params)
 
-    calls, results = {}, {}
+    calls = {}
     for key_heads in (2, 4):
         text = dict(
-            vocab_size=V, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=key_heads
+            vocab_size=V, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=key_heads
         )
         model_config = config(text=text)
         placed = layout.Layout(layout.make_mesh(1, 1, 4, heads=layout.Heads(4, key_heads)))
@@ -145,16 +145,14 @@ def check_key_heads():
             with jax.set_mesh(placed.mesh):
                 compiled = step.lower(placed.state(params)).compile()
                 calls[program, key_heads] = costs.collectives(compiled.as_text(), 4, 8).calls
-                if key_heads == 2:
-                    results[program] = compiled(placed.state(params)), step(params)
-    for one, other in results.values():
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), one, other
-        )
+                # Gradients of such a mesh: `check_learner` below.
+                if key_heads == 2 and program is sample:
+                    pair = compiled(placed.state(params)), step(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *pair)
     assert calls[sample, 2] == calls[sample, 4], calls
     few, enough = calls[descend, 2], calls[descend, 4]
     # Of a layer: the gradients of keys and values are summed over their copies, of prompts and of completions.
-    assert few["all-reduce"] <= enough["all-reduce"] + 2 * 4, calls
+    assert few["all-reduce"] <= enough["all-reduce"] + 4, calls
     assert {**few, "all-reduce": 0} == {**enough, "all-reduce": 0}, calls
     assert not any(counts["all-to-all"] + counts["collective-permute"] for counts in calls.values())
     # 6 heads do not divide over 4 devices.
