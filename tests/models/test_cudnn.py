@@ -54,16 +54,24 @@ def plain_backward(arrays, output, log_totals, gradient, is_causal):
     return d_queries, d_keys, d_values
 
 
+def as_the_kernel_takes_them(arrays):
+    assert all(array.shape[2] % 2 == 0 for array in arrays[:3])
+    return arrays
+
+
 @pytest.fixture
 def plain_kernel(monkeypatch):
     calls = []
 
     def forward(*arguments):
         calls.append(arguments[-1])
-        return plain_forward(*arguments)
+        return plain_forward(*as_the_kernel_takes_them(arguments))
+
+    def backward(arrays, *rest):
+        return plain_backward(as_the_kernel_takes_them(arrays), *rest)
 
     monkeypatch.setattr(cudnn, "forward", forward)
-    monkeypatch.setattr(cudnn, "backward", plain_backward)
+    monkeypatch.setattr(cudnn, "backward", backward)
     monkeypatch.setattr(blocked, "LEAST_BLOCK", 16)
     return calls
 
@@ -79,28 +87,30 @@ def assert_same(attend, arrays):
         assert np.linalg.norm(one - other) < 0.02 * np.linalg.norm(other)
 
 
-def test_causal_sequences_are_the_kernels(plain_kernel):
-    mask = np.arange(40) < np.array([[40], [23]])
+@pytest.mark.parametrize("length", [40, 39])
+def test_causal_sequences_are_the_kernels(plain_kernel, length):
+    mask = np.arange(length) < np.array([[length], [23]])
     attend = lambda kind: (
         lambda *arrays: (  # noqa: E731
             attentions.causal_attention(mask, heads=4, kind=kind)(*arrays) * mask[..., None, None]
         )
     )
-    assert_same(attend, [normal(2, 40, heads, 16, seed=heads) for heads in (4, 2, 2)])
+    assert_same(attend, [normal(2, length, heads, 16, seed=heads) for heads in (4, 2, 2)])
     assert plain_kernel == [True]
 
 
-def test_a_shared_prompt_joins_by_the_log_of_the_sums(plain_kernel):
+@pytest.mark.parametrize("slots", [40, 39])
+def test_a_shared_prompt_joins_by_the_log_of_the_sums(plain_kernel, slots):
     """Two prompts, the second shorter, two completions of each: one softmax over kept and own keys."""
     kept = [normal(2, 2, 30, 16, seed=seed) for seed in (2, 3)]
-    own = [normal(4, 2, 40, 16, seed=seed) for seed in (4, 5)]
+    own = [normal(4, 2, slots, 16, seed=seed) for seed in (4, 5)]
 
     def attend(kind):
-        options = {"slots": 30, "own_slots": 40, "rows": 16, "kind": kind}
+        options = {"slots": 30, "own_slots": slots, "rows": 16, "kind": kind}
         following = attentions.following_attention(jnp.array([30, 11]), **options)
         return lambda queries, *keys: following(queries, keys[:2], keys[2:])
 
-    assert_same(attend, [normal(4, 40, 4, 16, seed=1), *kept, *own])
+    assert_same(attend, [normal(4, slots, 4, 16, seed=1), *kept, *own])
     assert plain_kernel == [True]
 
 
@@ -118,15 +128,16 @@ def test_what_the_kernel_has_no_mask_for_goes_by_blocks(plain_kernel):
         attentions.causal_attention(windows, heads=4, kind="cudnn")(*in_float32)
 
 
-def test_the_kernel_and_its_gradient_are_called(monkeypatch):
+@pytest.mark.parametrize("length", [256, 255])
+def test_the_kernel_and_its_gradient_are_called(monkeypatch, length):
     """Lowered for a GPU that is not there, with as many key heads as there are: none is repeated."""
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91300)
-    mask = np.ones((2, 256), bool)
+    mask = np.ones((2, length), bool)
 
     def loss(*arrays):
         return attentions.causal_attention(mask, heads=4, kind="cudnn")(*arrays).sum()
 
-    arrays = [normal(2, 256, heads, 64) for heads in (4, 2, 2)]
+    arrays = [normal(2, length, heads, 64) for heads in (4, 2, 2)]
     traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*arrays)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     calls = [line for line in text.splitlines() if "__cudnn$fmhaSoftmax" in line]

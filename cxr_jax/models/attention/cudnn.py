@@ -21,6 +21,8 @@ from cxr_jax.models.attention.masks import Mask
 
 LARGEST_HEAD = 128
 """Features of a head at most; a multiple of 8 (cuDNN; on Hopper 256, which no model here has)."""
+NO_WEIGHTS = 1e30
+"""Log of a sum beside which every exponential is 0."""
 
 
 def has_kernel(queries: jax.Array, mask: Mask) -> bool:
@@ -34,11 +36,11 @@ def has_kernel(queries: jax.Array, mask: Mask) -> bool:
             "config.attention='cudnn' is a kernel for config.dtype='bfloat16': use 'blocked' in "
             f"{queries.dtype}"
         )
+    T, d = queries.shape[-2:]
     # What is left out here would need a bias.
     is_plain = mask.parts is None and mask.images is None and mask.window is None
-    # Padding is on the right: of a causal sequence its keys are seen by padding alone.
-    is_whole = mask.is_causal or mask.keys is None
-    d = queries.shape[-1]
+    # Padding is on the right, and so is what makes a length even: of a causal sequence it is seen by padding alone.
+    is_whole = mask.is_causal or (mask.keys is None and T % 2 == 0)
     return is_plain and is_whole and mask.start is None and d % 8 == 0 and d <= LARGEST_HEAD
 
 
@@ -111,12 +113,19 @@ def backward(
 # ---- Its part of a softmax ---------------------------------------------------------------------------------
 
 
+def _evened(array: jax.Array, filler: float = 0.0) -> jax.Array:
+    """Rows [R, H, T, ..] with T even, as the kernel wants it; the learner's have one slot less than a completion."""
+    after = [(0, 0), (0, 0), (0, array.shape[2] % 2), *[(0, 0)] * (array.ndim - 3)]
+    return jnp.pad(array, after, constant_values=filler)
+
+
 def _sums(queries: jax.Array, own: KeysAndValues, mask: Mask) -> tuple[jax.Array, jax.Array]:
     """See `Kernel.forward`."""
     R, K, G, T, d = queries.shape
     # Query heads of a key head stand side by side, as the kernel counts them.
-    output, log_totals = forward(queries.reshape(R, K * G, T, d), *own, mask.is_causal)
-    return output.reshape(queries.shape), log_totals.reshape(R, K, G, T, 1)
+    arrays = [_evened(array) for array in (queries.reshape(R, K * G, T, d), *own)]
+    output, log_totals = forward(*arrays, mask.is_causal)
+    return output[:, :, :T].reshape(queries.shape), log_totals[:, :, :T].reshape(R, K, G, T, 1)
 
 
 def _gradients(
@@ -131,12 +140,16 @@ def _gradients(
     R, K, G, T, d = queries.shape
     # All in the type that the kernel knows; only the log stays in float32.
     folded_queries, folded_output, folded_gradient = (
-        array.astype(queries.dtype).reshape(R, K * G, T, d) for array in (queries, output, gradient)
+        _evened(array.astype(queries.dtype).reshape(R, K * G, T, d))
+        for array in (queries, output, gradient)
     )
-    # One log a query, without the axis that broadcasts.
-    totals = log_totals.reshape(R, K * G, T)
-    d_queries, d_keys, d_values = backward(
-        (folded_queries, *own), folded_output, totals, folded_gradient, mask.is_causal
+    # One log a query, without the axis that broadcasts; a query that is none has no weights.
+    totals = _evened(log_totals.reshape(R, K * G, T), NO_WEIGHTS)
+    arrays = folded_queries, *(_evened(array) for array in own)
+    gradients = backward(arrays, folded_output, totals, folded_gradient, mask.is_causal)
+    S = own[0].shape[2]
+    d_queries, d_keys, d_values = (
+        array[:, :, :length] for array, length in zip(gradients, (T, S, S), strict=True)
     )
     return d_queries.reshape(queries.shape), d_keys, d_values
 
