@@ -9,8 +9,9 @@ from cxr_jax.config import reward_names, schema
 from cxr_jax.config.sections import PolicyLossConfig, RolloutConfig, RunConfig
 from cxr_jax.errors import UserError
 from cxr_jax.rl import own_rewards
-from cxr_jax.rl.stop_texts import check_stop_texts
+from cxr_jax.rl.stop_texts import check_stop_texts, check_stop_texts_are_written
 from cxr_jax.training import checks
+from cxr_jax.weights import pretrained
 
 
 def check(config: ConfigDict) -> None:
@@ -32,6 +33,10 @@ def check(config: ConfigDict) -> None:
     checks.check_trains(
         settings.model, settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype
     )
+    if settings.rollout.stop:
+        check_stop_texts_are_written(
+            settings.rollout.stop, pretrained.load_tokenizer(settings.model)
+        )
     if checks.imitates(settings):
         schema.Values(config).require_divides("rl.replay_batch", "rl.micro_batches")
         checks.check_targets_fit(settings, train)

@@ -16,6 +16,8 @@ from cxr_jax.errors import UserError
 from cxr_jax.labels import automaton
 from cxr_jax.labels.answers import TokenBytes
 from cxr_jax.labels.automaton import Array
+from cxr_jax.models.plain_text import control_tokens
+from cxr_jax.models.tokenizer import Tokenizer
 
 MOST_BYTES = 255
 """Of all stop texts together: states of the automaton are few, and its table stays small."""
@@ -38,6 +40,21 @@ def check_stop_texts(texts: Any) -> None:
             raise UserError(f"{name} holds {text!a}, which has a character that no token writes")
     if (size := sum(len(text.encode()) for text in texts)) > MOST_BYTES:
         raise UserError(f"{name} holds {size} bytes of text, more than {MOST_BYTES}")
+
+
+def check_stop_texts_are_written(texts: Sequence[str], tokenizer: Tokenizer) -> None:
+    """Refuse stop texts with a token that decoding skips: completions show nothing of it.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for text in texts:
+        for token in sorted(control_tokens(tokenizer)):
+            if token in text:
+                raise UserError(
+                    f"config.rl.stop holds {text!r}: {token} is a special token, which shows no text; "
+                    "the model's own end of turn ends completions as it is"
+                )
 
 
 class StopTexts(NamedTuple):

@@ -109,6 +109,7 @@ def test_a_vocabulary_may_be_larger_or_smaller_than_its_table():
         ("</answer>", "config.rl.stop='</answer>' must be a tuple of texts"),
         (("a\ufffd",), "holds 'a\\ufffd', which has a character that no token writes"),
         (("\udc41",), "holds '\\udc41', which has a character that no token writes"),
+        (("a", "b<|im_end|>"), "holds 'b<|im_end|>': <|im_end|> is a special token"),
         (("é" * 100, "a" * 56), "holds 256 bytes of text, more than 255"),
     ],
     ids=str,
