@@ -123,8 +123,8 @@ def _sums(queries: jax.Array, own: KeysAndValues, mask: Mask) -> tuple[jax.Array
     """See `Kernel.forward`."""
     R, K, G, T, d = queries.shape
     # Query heads of a key head stand side by side, as the kernel counts them.
-    arrays = [_evened(array) for array in (queries.reshape(R, K * G, T, d), *own)]
-    output, log_totals = forward(*arrays, mask.is_causal)
+    folded, keys, values = map(_evened, (queries.reshape(R, K * G, T, d), *own))
+    output, log_totals = forward(folded, keys, values, mask.is_causal)
     return output[:, :, :T].reshape(queries.shape), log_totals[:, :, :T].reshape(R, K, G, T, 1)
 
 
@@ -145,7 +145,8 @@ def _gradients(
     )
     # One log a query, without the axis that broadcasts; a query that is none has no weights.
     totals = _evened(log_totals.reshape(R, K * G, T), NO_WEIGHTS)
-    arrays = folded_queries, *(_evened(array) for array in own)
+    keys, values = map(_evened, own)
+    arrays = folded_queries, keys, values
     gradients = backward(arrays, folded_output, totals, folded_gradient, mask.is_causal)
     S = own[0].shape[2]
     d_queries, d_keys, d_values = (
