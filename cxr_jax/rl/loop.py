@@ -88,6 +88,8 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
 
     # ---- The loop -----------------------------------------------------------------------------------------
     make_batch = _batches(setup, layout, own)
+    state: Any = None
+    samples: Any = None
     with loop:
         loader = loading.step_loader(make_batch, loop.start, settings.steps, poll=stop.poll)
         for step, batch in loop.steps(loader):
@@ -103,7 +105,8 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
             loop.finish_step(state)
             log.end_step(row, samples, batch)
             groups.remember(samples, batch, shown)
-        del state, samples, reference  # they make room for the models that are compared
+        # They make room for the models that are compared. A run that was killed behind its last step made none.
+        del state, samples, reference
         facts = _finish(setup, loop, frozen, layout, selection, run_folder)
         return {"step": loop.done, "train_seconds": round(log.seconds), **facts}
     return {"stopped": stop.requested, "step": loop.done}

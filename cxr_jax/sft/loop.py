@@ -121,6 +121,7 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     loop.every(settings.eval.every, look, after=settings.locate_steps)
 
     # ---- The loop -----------------------------------------------------------------------------------------
+    state: Any = None
     with loop:
         source = setup.splits.train
         make_batch = make_batch_fn(settings, source, setup.examples, layout)
@@ -131,7 +132,8 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
             log.add(metrics)
             loop.finish_step(state)
             log.end_step()
-        del state  # its moments make room for the models that are compared
+        # Its moments make room for the models that are compared; a run killed behind its last step made none.
+        del state
         train_seconds, last = round(log.seconds()), loop.take_params()
         setup.export(run_folder, last, frozen)
         before = "base" if settings.model.startswith("random:") else "start"

@@ -215,6 +215,21 @@ def test_the_second_call_says_that_the_run_is_complete(whole):
         assert (folder / "metrics.jsonl").read_bytes() == before[task]
 
 
+def test_killed_behind_its_last_step_it_ends_as_if_nothing_had_been(whole, tmp_path):
+    """All steps are saved, and no final evaluation: none is left to compute."""
+    folders = {
+        task: shutil.copytree(folder, tmp_path / task) for task, (folder, _) in whole.items()
+    }
+    for folder in folders.values():
+        (folder / "done.json").unlink()
+        (folder / "evaluation.json").unlink()
+        shutil.rmtree(folder / "hf")
+    commands = [[*ARGUMENTS[task], *SMALL, f"--workdir={folders[task]}"] for task in folders]
+    for task, (code, out, err) in zip(folders, calls(commands), strict=True):
+        assert code == 0 and "resuming at step" in out, out + err
+        assert_same_run(whole[task][0], folders[task])
+
+
 def tear(folder) -> int:
     """Cuts off the files of the newest checkpoint; returns its step."""
     newest = max((folder / "checkpoints" / "last").glob("[0-9]"), key=lambda p: int(p.name))
