@@ -81,15 +81,12 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
         report.save_groups(run_folder.path, resume_step=loop.start or -1)
     loop.keep("best", lambda: selection.best)
     loop.keep("first_look", lambda: selection.first_recall)
-    # Groups go before the checkpoint: a run that resumes from it has no rollout to show.
-    loop.every(settings.eval.every, groups.save, before_save=True)
+    loop.every(settings.eval.every, groups.save, before_save=True)  # resumed, it has none to show
     loop.every(settings.eval.every, selection.evaluate_at)
     loop.end_early_if(lambda step: selection.should_stop_early(step, settings.learner.patience))
 
     # ---- The loop -----------------------------------------------------------------------------------------
     make_batch = _batches(setup, layout, own)
-    state: Any = None
-    samples: Any = None
     with loop:
         loader = loading.step_loader(make_batch, loop.start, settings.steps, poll=stop.poll)
         for step, batch in loop.steps(loader):
@@ -105,8 +102,8 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
             loop.finish_step(state)
             log.end_step(row, samples, batch)
             groups.remember(samples, batch, shown)
-        # They make room for the models that are compared. A run that was killed behind its last step made none.
-        del state, samples, reference
+            del state, samples  # in the end they make room for the models that are compared
+        del reference
         facts = _finish(setup, loop, frozen, layout, selection, run_folder)
         return {"step": loop.done, "train_seconds": round(log.seconds), **facts}
     return {"stopped": stop.requested, "step": loop.done}

@@ -121,7 +121,6 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     loop.every(settings.eval.every, look, after=settings.locate_steps)
 
     # ---- The loop -----------------------------------------------------------------------------------------
-    state: Any = None
     with loop:
         source = setup.splits.train
         make_batch = make_batch_fn(settings, source, setup.examples, layout)
@@ -132,8 +131,7 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
             log.add(metrics)
             loop.finish_step(state)
             log.end_step()
-        # Its moments make room for the models that are compared; a run killed behind its last step made none.
-        del state
+            del state  # in the end its moments make room for the models that are compared
         train_seconds, last = round(log.seconds()), loop.take_params()
         setup.export(run_folder, last, frozen)
         before = "base" if settings.model.startswith("random:") else "start"
