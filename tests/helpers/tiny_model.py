@@ -1,8 +1,11 @@
-"""Model configs that compile in seconds, `config`, and the one of a single layer of 16 with 24 tokens, `CFG`."""
+"""Model configs that compile in seconds: `config`; `CFG`, a single layer of 16 with 24 tokens; `small_phantom`."""
 
+import dataclasses
 from typing import Any
 
+from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.network.config import Config, TextConfig, VisionConfig
+from cxr_jax.models.qwen2_5_vl.config import PHANTOM
 
 VISION = {
     "depth": 1,
@@ -60,3 +63,27 @@ CFG = config(
     vision_end_token_id=23,
     eos_token_id=(1,),
 )
+
+
+def small_phantom(tokenizer: tokenizers.Tokenizer) -> Config:
+    """The phantom's config with its tokenizer and one layer each."""
+    text = dataclasses.replace(
+        PHANTOM.text,
+        num_hidden_layers=1,
+        hidden_size=32,
+        intermediate_size=32,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        mrope_section=(2, 3, 3),
+    )
+    vision = dataclasses.replace(
+        PHANTOM.vision,
+        depth=1,
+        hidden_size=16,
+        num_heads=2,
+        intermediate_size=16,
+        out_hidden_size=32,
+        fullatt_block_indexes=(0,),
+    )
+    ids = tokenizers.config_ids(tokenizer)
+    return dataclasses.replace(PHANTOM, text=text, vision=vision, **ids)

@@ -1,6 +1,5 @@
 """learner.py: one jitted step against the same updates made by hand, and what must change nothing."""
 
-import dataclasses
 import types
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny_model
 
 from cxr_jax.config.sections import PolicyLossConfig, RunConfig
 from cxr_jax.data import prompts as data_prompts
@@ -16,7 +16,6 @@ from cxr_jax.inference import prompts as inference_prompts
 from cxr_jax.models import network
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.image_batches import SquareImages
-from cxr_jax.models.qwen2_5_vl import config as sizes
 from cxr_jax.models.qwen2_5_vl.processor import PROCESSOR
 from cxr_jax.rl import learner, losses
 from cxr_jax.training import log_probs, micro_batches, needed_slots, optimizer, targets
@@ -31,27 +30,7 @@ SIDE, GRID, P, G, C = 56, (1, 4, 4), 4, 2, 6
 def world():
     """A small untrained model, and a rollout of random completions: ragged, some truncated."""
     tokenizer = tokenizers.load(pretrained.PHANTOM)
-    text = dataclasses.replace(
-        sizes.PHANTOM.text,
-        num_hidden_layers=1,
-        hidden_size=32,
-        intermediate_size=32,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        mrope_section=(2, 3, 3),
-    )
-    vision = dataclasses.replace(
-        sizes.PHANTOM.vision,
-        depth=1,
-        hidden_size=16,
-        num_heads=2,
-        intermediate_size=16,
-        out_hidden_size=32,
-        fullatt_block_indexes=(0,),
-    )
-    model_config = dataclasses.replace(
-        sizes.PHANTOM, text=text, vision=vision, **tokenizers.config_ids(tokenizer)
-    )
+    model_config = tiny_model.small_phantom(tokenizer)
     params = network.init_params(model_config, jax.random.key(0))
     params["text"]["embed"]["embedding"] *= 20.0
     prompts = inference_prompts.Prompts(tokenizer, model_config, GRID, C)

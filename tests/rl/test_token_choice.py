@@ -1,6 +1,5 @@
 """Whole RL steps whose rollouts narrow or bend what they draw from: what the learner knows of it, by plain numpy."""
 
-import dataclasses
 import types
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny_model
 
 from cxr_jax.config.sections import RunConfig
 from cxr_jax.data import prompts as data_prompts
@@ -16,7 +16,6 @@ from cxr_jax.labels import answers
 from cxr_jax.models import network
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.image_batches import SquareImages
-from cxr_jax.models.qwen2_5_vl import config as sizes
 from cxr_jax.models.qwen2_5_vl.processor import PROCESSOR
 from cxr_jax.rewards import TERMS
 from cxr_jax.rl import learner, rollout
@@ -33,30 +32,11 @@ TEMPERATURE, RATE = 1.5, 1e-3
 def world():
     """A small untrained model that likes some tokens, a batch of prompts, and the learner of all tests."""
     tokenizer = tokenizers.load(pretrained.PHANTOM)
-    text = dataclasses.replace(
-        sizes.PHANTOM.text,
-        num_hidden_layers=1,
-        hidden_size=32,
-        intermediate_size=32,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        mrope_section=(2, 3, 3),
-    )
-    vision = dataclasses.replace(
-        sizes.PHANTOM.vision,
-        depth=1,
-        hidden_size=16,
-        num_heads=2,
-        intermediate_size=16,
-        out_hidden_size=32,
-        fullatt_block_indexes=(0,),
-    )
-    ids = tokenizers.config_ids(tokenizer)
     w = types.SimpleNamespace(tokenizer=tokenizer)
-    w.config = dataclasses.replace(sizes.PHANTOM, text=text, vision=vision, **ids)
+    w.config = tiny_model.small_phantom(tokenizer)
     w.params = network.init_params(w.config, jax.random.key(0))
     w.params["text"]["embed"]["embedding"] *= 8.0
-    w.special = tokenizers.special_ids(tokenizer, text.vocab_size)
+    w.special = tokenizers.special_ids(tokenizer, w.config.text.vocab_size)
     w.images = SquareImages(model_config=w.config, grid=GRID)
     prompts = inference_prompts.Prompts(tokenizer, w.config, GRID, C)
     rng = np.random.default_rng(0)

@@ -16,13 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from cxr_jax.errors import UserError
-from cxr_jax.models.attention.joined import Kernel, KeysAndValues, kernel_attention
+from cxr_jax.models.attention.joined import NO_WEIGHTS, Kernel, KeysAndValues, kernel_attention
 from cxr_jax.models.attention.masks import Mask
 
 LARGEST_HEAD = 128
 """Features of a head at most; a multiple of 8 (cuDNN; on Hopper 256, which no model here has)."""
-NO_WEIGHTS = 1e30
-"""Log of a sum beside which every exponential is 0."""
 
 
 def has_kernel(queries: jax.Array, mask: Mask) -> bool:

@@ -19,6 +19,9 @@ from cxr_jax.models.attention.blocked import KeysAndValues
 from cxr_jax.models.attention.masks import Mask
 from cxr_jax.runtime.batch_rows import head_axes, head_shards, row_axes
 
+NO_WEIGHTS = 1e30
+"""Log of the sum of a query that is none: beside it every exponential is 0, and so is all that its gradient gives."""
+
 
 class Kernel(NamedTuple):
     """What a kernel computes of one part.

@@ -17,7 +17,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as kernel_masks
 
 from cxr_jax.errors import UserError
-from cxr_jax.models.attention.joined import Kernel, KeysAndValues, kernel_attention
+from cxr_jax.models.attention.joined import NO_WEIGHTS, Kernel, KeysAndValues, kernel_attention
 from cxr_jax.models.attention.masks import Mask
 
 LANES = 128
@@ -162,9 +162,8 @@ def _gradients(
         _filled_up(array.astype(queries.dtype).reshape(R, K * G, T, d))
         for array in (output, gradient)
     )
-    # Filled up by what makes each probability 0.
     fill = ((0, 0), (0, 0), (0, -T % LANES))
-    filled_totals = jnp.pad(log_totals.reshape(R, K * G, T), fill, constant_values=1e30)
+    filled_totals = jnp.pad(log_totals.reshape(R, K * G, T), fill, constant_values=NO_WEIGHTS)
     arrays = _kernel_arrays(queries, own, mask)
     d_queries, d_keys, d_values = _backward(
         mask.is_causal, arrays, filled_output, filled_totals, filled_gradient
