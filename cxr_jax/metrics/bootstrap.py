@@ -1,5 +1,6 @@
 """Percentile bootstrap of functions of sums over rows or patients."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,11 +20,44 @@ class Bootstrap:
     seed: int = 0
 
 
+DEFAULT = Bootstrap()
+
+
+class Difference(NamedTuple):
+    """A paired difference with its 95 % percentile interval; NaN where the metric is undefined."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_estimate(self) -> dict[str, float | None]:
+        """Return {value, lo, hi}, None where undefined."""
+        # The keys of every estimate in the results.
+        result_keys = ("value", "lo", "hi")
+        return dict(zip(result_keys, map(number_or_none, self), strict=True))
+
+
 class Interval(NamedTuple):
     """A 95 % interval; NaN where there is none."""
 
     low: float
     high: float
+
+
+def unit_of_rows(row_count: int, groups: ArrayLike | None) -> np.ndarray:
+    """Number the patients of rows from 0, in the order of their ids: int [N].
+
+    Raises:
+        ValueError: if there is not one id a row.
+    """
+    # Every row is a unit of its own.
+    if groups is None:
+        return np.arange(row_count)
+    groups = np.asarray(groups)
+    if groups.shape != (row_count,):
+        raise ValueError(f"groups must have one id a row: {groups.shape} for {row_count} rows")
+    # Ids are names or numbers; what is needed is the place of each one's patient.
+    return np.unique(groups, return_inverse=True)[1]
 
 
 def sum_by_group(row_counts: np.ndarray, groups: ArrayLike | None) -> np.ndarray:
@@ -32,28 +66,24 @@ def sum_by_group(row_counts: np.ndarray, groups: ArrayLike | None) -> np.ndarray
     Raises:
         ValueError: if there is not one id a row.
     """
-    # Every row is a unit of its own.
     if groups is None:
         return row_counts
-    groups = np.asarray(groups)
-    if groups.shape != row_counts.shape[:1]:
-        raise ValueError(
-            f"groups must have one id a row: {groups.shape} for {len(row_counts)} rows"
-        )
-    # Ids are names or numbers; what is needed is the place of each one's patient.
-    patients, patient_index = np.unique(groups, return_inverse=True)
+    patient_index = unit_of_rows(len(row_counts), groups)
     patient_sums = np.zeros((patient_index.max() + 1, row_counts.shape[1]))
     # Unlike +=, this adds all rows of a patient.
     np.add.at(patient_sums, patient_index, row_counts)
     return patient_sums
 
 
-def resample(units: np.ndarray, bootstrap: Bootstrap) -> np.ndarray:
-    """Draw the units [N, K] with replacement: the sums of each resample, [samples, K] (multinomial weights)."""
-    unit_count, generator = len(units), np.random.default_rng(bootstrap.seed)
+def draw_weights(unit_count: int, bootstrap: Bootstrap) -> Iterator[np.ndarray]:
+    """Draw units with replacement: how often each came in each resample, float64 [some samples, units] at a time.
+
+    A function of the number of units and of `bootstrap` alone: whatever is computed with them on the same units is
+    computed on the same resamples.
+    """
+    generator = np.random.default_rng(bootstrap.seed)
     # At least one: with very many units a single resample may exceed the limit.
     chunk_samples = max(1, _HELD_WEIGHTS // unit_count)
-    resampled_sums = []
     for chunk_start in range(0, bootstrap.samples, chunk_samples):
         chunk_size = min(chunk_samples, bootstrap.samples - chunk_start)
         drawn_units = generator.integers(unit_count, size=(chunk_size, unit_count))
@@ -61,8 +91,12 @@ def resample(units: np.ndarray, bootstrap: Bootstrap) -> np.ndarray:
         flat_places = drawn_units + np.arange(chunk_size)[:, None] * unit_count
         # How often each unit was drawn is all that a sum needs.
         weights = np.bincount(flat_places.ravel(), minlength=chunk_size * unit_count)
-        resampled_sums.append(weights.reshape(chunk_size, unit_count).astype(float) @ units)
-    return np.concatenate(resampled_sums)
+        yield weights.reshape(chunk_size, unit_count).astype(float)
+
+
+def resample(units: np.ndarray, bootstrap: Bootstrap) -> np.ndarray:
+    """Draw the units [N, K] with replacement: the sums of each resample, [samples, K] (multinomial weights)."""
+    return np.concatenate([weights @ units for weights in draw_weights(len(units), bootstrap)])
 
 
 def percentile_interval(samples: np.ndarray) -> Interval:

@@ -4,14 +4,16 @@ Pure NumPy. The conventions (what is left out, what an invalid answer is worth) 
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jax.typing import ArrayLike
 
 from cxr_jax.labels.taxonomy import BLANK_PRICE, CHEXPERT_14, INDEX
 from cxr_jax.metrics.bootstrap import (
+    DEFAULT,
     Bootstrap,
+    Difference,
     estimate,
     estimate_mean,
     number_or_none,
@@ -33,6 +35,7 @@ from cxr_jax.metrics.label_counts import (
     ratio,
     row_counts,
 )
+from cxr_jax.metrics.probability_scores import auroc, calibration
 
 __all__ = [
     "SUBSETS",
@@ -47,28 +50,14 @@ __all__ = [
     "jaccard_rows",
     "paired_bootstrap",
     "summary",
+    "threshold_scores",
 ]
 
 COMPARED = ("jaccard", "macro_f1")  # the metrics of paired differences
 LONGEST_PRIOR = 8  # labels of the longest constant answer that is taken from the frequencies
-DEFAULT = Bootstrap()
 
 
 # ---- Paired differences ----
-
-
-class Difference(NamedTuple):
-    """A paired difference with its 95 % percentile interval; NaN where the metric is undefined."""
-
-    value: float
-    low: float
-    high: float
-
-    def as_estimate(self) -> dict[str, float | None]:
-        """Return {value, lo, hi}, None where undefined."""
-        # The keys of every estimate in the results.
-        result_keys = ("value", "lo", "hi")
-        return dict(zip(result_keys, map(number_or_none, self), strict=True))
 
 
 def paired_bootstrap(
@@ -247,67 +236,35 @@ def image_use_audit(
     return result
 
 
-# ---- Calibration ----
+# ---- Probabilities as answers ----
 
 
-def auroc(probability: ArrayLike, truth: ArrayLike) -> float | None:
-    """Compute the area under the ROC curve by ranks (Mann-Whitney; ties share their rank).
-
-    Returns:
-        None without both classes.
-    """
-    probability, truth = np.asarray(probability, float), np.asarray(truth, bool)
-    positives, negatives = int(truth.sum()), int((~truth).sum())
-    # Without a pair there is nothing to rank.
-    if not positives or not negatives:
-        return None
-    # The rank of a value is the middle of the places that it and its equals take.
-    thresholds, rank_index, tie_counts = np.unique(
-        probability, return_inverse=True, return_counts=True
-    )
-    shared_ranks = (np.cumsum(tie_counts) - (tie_counts - 1) / 2)[rank_index]
-    # Mann-Whitney U: pairs in which the positive ranks higher, ties as halves.
-    won_pairs = shared_ranks[truth].sum() - positives * (positives + 1) / 2
-    return float(won_pairs / (positives * negatives))
-
-
-def calibration(
-    probabilities: ArrayLike, reference: Reference, *, bins: int = 15
+def threshold_scores(
+    probabilities: ArrayLike,
+    thresholds: ArrayLike,
+    reference: Reference,
+    *,
+    bootstrap: Bootstrap = DEFAULT,
 ) -> dict[str, Any]:
-    """Hold per-finding probabilities against the truth: ECE, Brier and AUROC.
+    """Score the answers that name each label whose probability is at least its threshold.
 
     Args:
         probabilities: float [N, 14].
+        thresholds: one, or float [14]; chosen on other images than these.
         reference: what is so.
-        bins: of equal width, for ECE.
+        bootstrap: how the intervals are made.
 
     Returns:
-        `ece`: |mean probability - share of positives| of each bin, weighted by count, over all known cells. `brier`:
-        mean squared error over the same cells. `auroc`: per label (None where one class is missing); `mean_auroc`:
-        over the labels that have one. `bins`: as given.
+        `thresholds` by label; `per_label` F1 {value, lo, hi}; `macro_f1` and `micro_f1` as in `summary`.
     """
-    checked_rows = check_rows(Answers(reference.truth), reference)
-    truth, known = checked_rows.truth, checked_rows.known
-    # Only cells whose truth is known can be held against it.
-    probabilities = np.asarray(probabilities, float)
-    predicted, observed = probabilities[known], truth[known].astype(float)
-    # A probability of 1 belongs to the last bin.
-    bin_of_cell = np.minimum((predicted * bins).astype(int), bins - 1)
-    bin_gaps = np.abs(np.bincount(bin_of_cell, predicted - observed, bins))
-    area_by_label = {}
-    for label_index, label_name in enumerate(CHEXPERT_14):
-        known_rows = known[:, label_index]
-        area_by_label[label_name] = auroc(
-            probabilities[known_rows, label_index], truth[known_rows, label_index]
-        )
-    # A label with one class alone has no area, and does not enter the mean.
-    defined_areas = [area for area in area_by_label.values() if area is not None]
+    limits = np.broadcast_to(np.asarray(thresholds, float), (LABEL_COUNT,))
+    named = np.asarray(probabilities, float) >= limits
+    found = _scores(Answers(named, np.ones(len(named), bool)), reference, bootstrap)
     return {
-        "ece": number_or_none(bin_gaps.sum() / predicted.size) if predicted.size else None,
-        "brier": number_or_none(np.mean((predicted - observed) ** 2)) if predicted.size else None,
-        "mean_auroc": float(np.mean(defined_areas)) if defined_areas else None,
-        "auroc": area_by_label,
-        "bins": bins,
+        "thresholds": dict(zip(CHEXPERT_14, limits.tolist(), strict=True)),
+        "per_label": {label: row["f1"] for label, row in found["per_label"].items()},
+        "macro_f1": found["macro_f1"],
+        "micro_f1": found["micro_f1"],
     }
 
 
@@ -451,5 +408,5 @@ def summary(
             for trace_term, term_values in trace.items()
         }
     if probabilities is not None:
-        result["calibration"] = calibration(probabilities, reference)
+        result["calibration"] = calibration(probabilities, reference, bootstrap=bootstrap)
     return result
