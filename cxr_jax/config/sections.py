@@ -96,6 +96,8 @@ class DataConfig(_Section):
     repeats: str
     max_bad: int
     image_gate: str
+    guard: str
+    allow_contaminated: bool
     cache_mib: int
     threads: int
 

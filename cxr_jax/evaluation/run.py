@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from cxr_jax.runtime.layout import Layout
 from cxr_jax.runtime.run_folder import RunFolder
 from cxr_jax.runtime.signals import Stop, StoppedError
 from cxr_jax.runtime.trees import Tree
-from cxr_jax.training import checks
+from cxr_jax.training import checks, earlier_runs
 from cxr_jax.weights import pretrained
 
 # ---- The task --------------------------------------------------------------------------------------
@@ -55,6 +55,7 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     model_config = starting_model.config.with_attention(settings.attention)
     processor = registry.processor_of(model_config)
     splits = open_splits(settings.data, processor=processor)
+    splits = replace(splits, contaminated=earlier_runs.contamination(settings, splits))
     # Where images are squares, those of all test sets are of one size: the first one tells it.
     image_size = next(iter(splits.test.values())).size
     count = most_films(splits.prompts())
@@ -162,8 +163,9 @@ def evaluate_models(
         return ""
 
     run_folder.commit_changes()
-    _write_report(run_folder, settings, tables, comparisons, cases, notes, splits.label_policy)
-    return text_table(tables, comparisons, settings.data.source, splits.label_policy)
+    remarks = report.Remarks(label_policy=splits.label_policy, contaminated=splits.contaminated)
+    _write_report(run_folder, settings, tables, comparisons, cases, notes, remarks)
+    return text_table(tables, comparisons, settings.data.source, remarks)
 
 
 def _warn_of_format(name: str, readings: Readings, solution: np.ndarray) -> None:
@@ -178,7 +180,7 @@ def _write_report(
     comparisons: list[dict],
     cases: list[report.Case],
     notes: Sequence[str],
-    label_policy: str,
+    remarks: report.Remarks,
 ) -> None:
     report.write_report(
         run_folder.path,
@@ -189,7 +191,7 @@ def _write_report(
         # The page says of its numbers where the images came from: phantoms are no patients.
         kind=settings.data.source,
         comparisons=comparisons,
-        label_policy=label_policy,
+        remarks=remarks,
     )
 
 

@@ -2,6 +2,7 @@
 
 from cxr_jax.report.records import (
     Case,
+    Remarks,
     label_names,
     load_cases,
     load_groups,
@@ -14,6 +15,7 @@ from cxr_jax.report.write import render, write_report
 
 __all__ = [
     "Case",
+    "Remarks",
     "label_names",
     "load_cases",
     "load_groups",

@@ -91,6 +91,8 @@ def page(
         title=evaluation["title"],
         kind=kind,
         notice=NOT_FOR_DIAGNOSIS,
+        # Over each section: a table is copied without the page around it.
+        contaminated=evaluation.get("contaminated", ""),
         # A section without content would be a heading over nothing.
         sections=[section for section in sections if section.body],
         stylesheet=_asset("report.css"),

@@ -5,6 +5,7 @@ The folder's format (what `write_report` saves, and all that the page is made fr
   `completions/mean_length`, `entropy`, `loss`, ...) of kind "train" and for `eval/<set>/jaccard` and
   `eval/<set>/macro_f1` (the prefix `eval/` may be left out) of kind "eval".
 - `evaluation.json`: {"format": 1, "title", "kind": "phantom" | "files", "notes": [str], "label_policy": str,
+  "contaminated": str,
   "config": {...} or null (null: config.json is shown), "models": {model: {set: scores.summary(...)}},
   "comparisons": [{"a", "b", "set", "metric", "diff", "lo", "hi"}]}; diff is metric(b) - metric(a), as
   `scores.paired_bootstrap` gives it.
@@ -21,7 +22,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,22 @@ FORMAT = 1  # of evaluation.json: a page is never drawn from a format that it do
 KINDS = ("phantom", "files")
 IMAGE_SIDE = 256  # px, the longer side: the page holds all images inside
 CASE_FIELDS = ("prompt", "completion", "answer", "truth", "score", "id", "hospital")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remarks:
+    """What no number of an evaluation may be read without.
+
+    Attributes:
+        label_policy: what blank and uncertain labels counted as; "" where all are known.
+        contaminated: what a model trained on that an evaluation set has, in a sentence; "" where there is nothing.
+    """
+
+    label_policy: str = ""
+    contaminated: str = ""
+
+
+NO_REMARKS = Remarks()
 
 
 @dataclass(kw_only=True)
@@ -141,7 +158,7 @@ def save_evaluation(
     run_config: Mapping[str, Any] | None = None,
     comparisons: Sequence[Mapping[str, Any]] = (),
     notes: Sequence[str] = (),
-    label_policy: str = "",
+    remarks: Remarks = NO_REMARKS,
 ) -> None:
     """Write evaluation.json; the arguments are those of `write_report`.
 
@@ -157,7 +174,7 @@ def save_evaluation(
         "models": tables,
         "comparisons": list(comparisons),
         "notes": list(notes),
-        "label_policy": label_policy,
+        **asdict(remarks),
         "config": run_config,
     }
     evaluation_json = json.dumps(json_value(evaluation, str), indent=1, allow_nan=False)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 
+from cxr_jax.report.records import NO_REMARKS, Remarks
+
 CAVEAT = {
     "phantom": "Phantom results: they say nothing about patients.",
     "files": "Real films read by a model trained on phantoms only: these numbers say nothing about patients.",
@@ -91,7 +93,7 @@ def text_table(
     tables: Mapping[str, Mapping[str, Mapping]],
     comparisons: Sequence[Mapping],
     kind: str,
-    label_policy: str = "",
+    remarks: Remarks = NO_REMARKS,
 ) -> str:
     """Write the results as a plain table for the terminal.
 
@@ -99,7 +101,7 @@ def text_table(
         tables: {model: {test set: metrics.scores.summary}}, with traces and the image-use audit.
         comparisons: as in evaluation.json.
         kind: "phantom" or "files": what the numbers may be taken for.
-        label_policy: what blank and uncertain labels counted as; "" where all are known.
+        remarks: what stands beside every number.
     """
     rows = [_HEADINGS]
     for model, summaries in tables.items():
@@ -117,8 +119,10 @@ def text_table(
         interval = f"[{comparison['lo']:+.3f}, {comparison['hi']:+.3f}]"
         change = f"{comparison['metric']} {comparison['diff']:+.3f} {interval}"
         table_lines.append(f"{model_pair}: {change} (paired)")
-    if label_policy:
-        table_lines.append(f"labels: {label_policy}")
+    if remarks.label_policy:
+        table_lines.append(f"labels: {remarks.label_policy}")
+    if remarks.contaminated:
+        table_lines.append(remarks.contaminated)
     # The last line is the one that stays on the screen.
     table_lines.append(CAVEAT[kind])
     return "\n".join(table_lines)

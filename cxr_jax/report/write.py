@@ -12,7 +12,9 @@ from cxr_jax.report import page as report_page
 from cxr_jax.report.records import (
     FORMAT,
     KINDS,
+    NO_REMARKS,
     Case,
+    Remarks,
     data_uri,
     load_cases,
     load_groups,
@@ -67,7 +69,7 @@ def write_report(
     notes: Sequence[str] = (),
     kind: str = "phantom",
     comparisons: Sequence[Mapping[str, Any]] = (),
-    label_policy: str = "",
+    remarks: Remarks = NO_REMARKS,
 ) -> Path:
     """Save the evaluation and the cases in `workdir` and draw report.html from the folder.
 
@@ -83,7 +85,7 @@ def write_report(
         notes: of this run, a sentence each.
         kind: "phantom", or "files" for real radiographs (the page then says what the embedded model has seen).
         comparisons: paired differences; `report.records` has their format.
-        label_policy: what blank and uncertain labels counted as; "" where all are known.
+        remarks: what stands beside every number.
 
     Returns:
         The path of the page.
@@ -108,7 +110,7 @@ def write_report(
         run_config=run_config,
         comparisons=comparisons,
         notes=notes,
-        label_policy=label_policy,
+        remarks=remarks,
     )
     # All that is drawn is first written, then read back.
     save_cases(workdir, cases)

@@ -32,6 +32,8 @@ MAY_CHANGE = (
     "data.cache_mib ",
     "data.threads ",
     "data.max_bad ",
+    "data.guard ",
+    "data.allow_contaminated ",
     "data.image_tokens ",
     "micro_batches ",
     "rl.micro_batches ",

@@ -103,6 +103,7 @@ def _film_prompts(settings: RunConfig) -> tuple[Source, dict[Prompt, str]]:
     opened = splits.open_splits(data)
     only_scores = settings.task == "evaluate"
     earlier = earlier_runs.check_held_out(settings.model, data, opened, only_scores=only_scores)
+    earlier += earlier_runs.check_contamination(settings, opened)
     if processes.is_main():
         for line in (*opened.about, *opened.warnings, *earlier):
             print(line, flush=True)

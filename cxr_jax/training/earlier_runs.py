@@ -1,4 +1,4 @@
-"""Patients that trained a model in an earlier run: they may not choose or test what comes of it now."""
+"""What trained a model, in a run and in those before it: it may not choose or test what comes of it now."""
 
 import hashlib
 import json
@@ -6,15 +6,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cxr_jax.config.sections import DataConfig
+from cxr_jax.config.sections import DataConfig, RunConfig
 from cxr_jax.data.sources import manifest, patients
 from cxr_jax.data.sources.base import Source
+from cxr_jax.data.sources.guard import Finding
+from cxr_jax.data.sources.guard.of_run import find_in_run
 from cxr_jax.data.sources.manifest import FilesSource
 from cxr_jax.data.sources.patients import FORMER, Sides
 from cxr_jax.data.sources.rows import Row
 from cxr_jax.data.sources.splits import Splits
 from cxr_jax.errors import UserError
+from cxr_jax.runtime import processes
 from cxr_jax.weights import pretrained
+
+CONTAMINATED = "CONTAMINATED"
 
 
 class EarlierRun(NamedTuple):
@@ -178,3 +183,48 @@ def _trained_elsewhere(run: EarlierRun, held_rows: Sequence[Row]) -> set[str]:
 def _sha256(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.sha256(file.read()).hexdigest()
+
+
+# ---- Films of evaluation sets ------------------------------------------------------------------------
+
+
+def check_contamination(settings: RunConfig, opened: Splits) -> list[str]:
+    """Refuse training films that an evaluation set has; an evaluation may read any.
+
+    Returns:
+        A warning, if there is something to say: of this run, or of those that made its model.
+
+    Raises:
+        UserError: with how many they are and the first of them.
+    """
+    data, findings = settings.data, _findings(settings, opened)
+    if findings and not data.allow_contaminated:
+        said = "; ".join(f"{finding.text}: {finding.named}" for finding in findings)
+        raise UserError(
+            f"config.data.manifest={data.manifest!r}: {said}. Leave them out: a model that has trained on a film says "
+            f"nothing about it (--config.data.allow_contaminated=True trains, and writes {CONTAMINATED} beside every "
+            "number)"
+        )
+    line = _contamination(settings, findings)
+    return [f"warning: {line}"] if line else []
+
+
+def contamination(settings: RunConfig, opened: Splits) -> str:
+    """Say what stands beside every number of a run: "CONTAMINATED: .." with counts alone, or "" for nothing."""
+    # Only the first process writes numbers.
+    return _contamination(settings, _findings(settings, opened)) if processes.is_main() else ""
+
+
+def _findings(settings: RunConfig, opened: Splits) -> list[Finding]:
+    return [] if settings.task == "evaluate" else find_in_run(settings.data, opened)
+
+
+def _contamination(settings: RunConfig, findings: Sequence[Finding]) -> str:
+    said = [finding.text for finding in findings]
+    # Not by its name: this goes into a card, where paths of this machine tell nothing, and should not.
+    said += [
+        f"the model that it started from: {before.removeprefix(f'{CONTAMINATED}: ')}"
+        for run in trained_on_films(settings.model)
+        if (before := str(run.facts.get("contaminated", "")))
+    ]
+    return f"{CONTAMINATED}: {'; '.join(said)}" if said else ""

@@ -1,6 +1,6 @@
 """What SFT and RL open before they loop: the starting model, the splits, prompts and targets, what trains."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cxr_jax.config.sections import DataConfig, RunConfig
 from cxr_jax.data.prompts import most_films
@@ -22,6 +22,7 @@ from cxr_jax.runtime import processes
 from cxr_jax.runtime.layout import Layout
 from cxr_jax.runtime.run_folder import RunFolder
 from cxr_jax.runtime.trees import Tree
+from cxr_jax.training import earlier_runs
 from cxr_jax.training.checks import history_width, imitates, row_counts
 from cxr_jax.training.conversations import Examples
 from cxr_jax.training.targets import Completions
@@ -68,6 +69,7 @@ class Setup:
         # What the run has decided before holds: who is held out does not change.
         sides = _sides_of(settings.data, run_folder)
         splits = open_splits(settings.data, sides, registry.processor_of(start.config))
+        splits = replace(splits, contaminated=earlier_runs.contamination(settings, splits))
         # Of all sets the prompt with most films decides the shapes.
         images = open_images(
             settings.data, model_config, splits.train.size, most_films(splits.prompts())
@@ -93,6 +95,8 @@ class Setup:
             processes.together(lambda: _read_first_films(setup, run_folder.steps_saved()))
         # Only now: what could be refused is, and the folder is as it was until here.
         run_folder.remember(**splits.sides.facts())
+        if splits.contaminated:
+            run_folder.remember(contaminated=splits.contaminated)
         run_folder.commit_changes()
         is_other = run_folder.about.get("changes") or splits.sides.patients_by
         if is_other and sides.held_out_up_to and processes.is_main():
@@ -127,6 +131,7 @@ class Setup:
                 data_source=settings.data.source,
                 pixel_limits=settings.data.pixel_limits,
                 dtype=settings.dtype,
+                contaminated=self.splits.contaminated,
             ),
             self.trainable.export_adapters(train),
         )

@@ -20,6 +20,7 @@ class ExportFacts:
         started_from: the model of `config.model`.
         pixel_limits: (min_pixels, max_pixels) of the images that the run has read; the same twice: squares of that.
         dtype: name of the type in which weights are stored, that of the computation.
+        contaminated: what a card must say of the films that it trained on; "" where there is nothing.
     """
 
     task: str
@@ -27,6 +28,7 @@ class ExportFacts:
     data_source: str
     pixel_limits: tuple[int, int]
     dtype: str
+    contaminated: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def export(
         pixel_limits=facts.pixel_limits,
         dtype=pretrained.DTYPES[facts.dtype],
     )
-    model_card.write(Path(folder), facts.started_from, facts.task, facts.data_source)
+    _write_card(Path(folder), facts)
     # The adapters alone, for servers that hold one base model and many adapters (vLLM, PEFT).
     if adapters:
         # By its name: a path of this machine leads nowhere on others, and tells about it.
@@ -80,5 +82,8 @@ def export(
             adapters.lora,
             facts.started_from.name,
         )
-        adapter_folder = Path(run_folder.file("adapter"))
-        model_card.write(adapter_folder, facts.started_from, facts.task, facts.data_source)
+        _write_card(Path(run_folder.file("adapter")), facts)
+
+
+def _write_card(folder: Path, facts: ExportFacts) -> None:
+    model_card.write(folder, facts.started_from, facts.task, facts.data_source, facts.contaminated)

@@ -144,12 +144,15 @@ def name_of(folder: Path) -> str:
     return names[-1] if names else "model"
 
 
-def write(folder: Path, origin: Origin, task: str, data_source: str) -> None:
+def write(
+    folder: Path, origin: Origin, task: str, data_source: str, contaminated: str = ""
+) -> None:
     """Write README.md and the files of the licence into an export.
 
     Args:
         task: of the run, see `config.task`.
         data_source: see `config.data.source`.
+        contaminated: what it trained on that an evaluation set has, as a sentence; "" where there is nothing.
     """
     weights = (
         f" (SHA-256 of its weights: `{origin.weights_sha256}`)" if origin.weights_sha256 else ""
@@ -158,11 +161,12 @@ def write(folder: Path, origin: Origin, task: str, data_source: str) -> None:
     front_matter = yaml.safe_dump(
         dict(origin.licence.settings), sort_keys=False, allow_unicode=True
     )
+    said = f"**{contaminated}.**\n\n" if contaminated else ""
     card = (
         f"---\n{front_matter}---\n# cxr_jax export\n\n"
         f"Qwen2.5-VL structure. Task: {task}; started from `{shown(origin.name)}`{weights}; data: {data_source}.\n\n"
         f"{origin.licence.sentence}\n\n"
-        f"{NOT_FOR_DIAGNOSIS} Phantom results say nothing about patients.\n"
+        f"{said}{NOT_FOR_DIAGNOSIS} Phantom results say nothing about patients.\n"
     )
     # The terms first: a card without them would point at nothing.
     for name, content in origin.licence.files.items():

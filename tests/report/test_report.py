@@ -343,6 +343,23 @@ def test_writing_again_replaces_cases_and_keeps_other_samples(tmp_path):
     assert (tmp_path / "samples.jsonl").read_text().splitlines()[0] == other
 
 
+def test_what_is_contaminated_says_so_over_every_section(tmp_path):
+    said = report.Remarks(
+        label_policy="blank=negative", contaminated="CONTAMINATED: 3 of 9 <films>"
+    )
+    truth = np.eye(14, dtype=bool)
+    summary = metrics_scores.summary(Answers(truth), Reference(truth), bootstrap=Bootstrap(5))
+    path = report.write_report(tmp_path, title="t", tables={"RL": {"A": summary}}, remarks=said)
+    page = path.read_text()
+    sections = page.split("<section ")[1:]
+    assert len(sections) >= 3 and all(
+        "CONTAMINATED: 3 of 9 &lt;films&gt;" in one for one in sections
+    )
+    assert (
+        json.loads((tmp_path / "evaluation.json").read_text())["contaminated"] == said.contaminated
+    )
+
+
 def test_real_radiographs_carry_the_warning(tmp_path):
     path = report.write_report(tmp_path, title="Films", tables={}, kind="files")
     text = " ".join(Page(path.read_text()).text.split())

@@ -1,5 +1,6 @@
 """A run that goes on: nobody changes sides with its rows or our rules, and a refusal leaves its folder as it was."""
 
+import dataclasses
 import hashlib
 import json
 import random
@@ -17,7 +18,7 @@ from cxr_jax.data.sources import splits
 from cxr_jax.data.sources.patients import Sides
 from cxr_jax.errors import UserError
 from cxr_jax.runtime.run_folder import RunFolder
-from cxr_jax.training import checks
+from cxr_jax.training import checks, earlier_runs
 from cxr_jax.training.setup import Setup
 
 SEED = 3
@@ -94,6 +95,39 @@ def contents(folder):
         and hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
     }
+
+
+# ---- Films of evaluation sets --------------------------------------------------------------------------
+
+
+def test_registered_films_train_only_on_request_and_it_is_kept(films):
+    rows = [row(number, id=f"patient{64701 + number:05d}") for number in range(80)]
+    config = config_of(films, write(films, rows))
+    with pytest.raises(
+        UserError, match="of the validation set of CheXpert .chexpert_valid.: patient6"
+    ) as caught:
+        checks.check_common(config)
+    assert "chexpert_test" in str(caught.value) and "\n" not in str(caught.value)
+    config.data.allow_contaminated = True
+    checks.check_common(config)
+    said = go_on(films, config).contaminated
+    assert said.startswith("CONTAMINATED: ") and "patient6" not in said
+    about = json.loads((films / "run" / "config.json").read_text())
+    assert about["data"]["contaminated"] == said
+    # Whoever starts from that model, or scores it, says so, too.
+    clean = config_of(
+        films, write(films, [row(number, patient_id=number) for number in range(80)], "n.jsonl")
+    )
+    clean.model = str(films / "run")
+    before = said.removeprefix("CONTAMINATED: ")
+    for task in ("sft", "evaluate"):
+        settings = RunConfig.from_config(clean)
+        settings = dataclasses.replace(settings, task=task)
+        found = earlier_runs.contamination(settings, splits.open_splits(settings.data))
+        assert found == f"CONTAMINATED: the model that it started from: {before}"
+    # An evaluation reads any film.
+    scored = dataclasses.replace(RunConfig.from_config(config), task="evaluate")
+    assert earlier_runs.check_contamination(scored, splits.open_splits(scored.data)) == []
 
 
 # ---- Runs that do not say who was held out -------------------------------------------------------------

@@ -113,6 +113,16 @@ def test_licence_is_that_of_the_source(tmp_path, name):
     assert again == want
 
 
+def test_a_card_says_what_is_contaminated(tmp_path):
+    origin = model_card.Origin(name="m", weights_sha256=None, licence=model_card.licence_of(None))
+    model_card.write(
+        tmp_path, origin, "sft", "files", "CONTAMINATED: 3 of 9 training films are of X"
+    )
+    assert (
+        "**CONTAMINATED: 3 of 9 training films are of X.**" in (tmp_path / "README.md").read_text()
+    )
+
+
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory):
     """What a run hands on that starts from a folder, from random weights and from the embedded model: root, folders."""

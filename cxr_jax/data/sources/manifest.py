@@ -118,6 +118,7 @@ def _parse_row(record: dict[str, Any], finder: ImageFinder) -> Row:
         patient=patients.find_patient(record, names),
         view=views.find_view(record, names),
         study=order.find_study(record, names),
+        split=patients.clean_id(record.get("split")),
         taken=order.find_taken(record, names),
         system=dialogue.system,
         former_group=patients.former_group(record, identifier),

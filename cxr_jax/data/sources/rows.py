@@ -40,6 +40,7 @@ class Row:
     former_group: str = ""  # what `group` was for runs of before (`patients.former_group`)
     times: int = 1  # rows of the manifest that say this, where each is read once (below)
     study: str | None = None  # as the manifest spells it, of its patient
+    split: str | None = None  # as the manifest has it: a run draws its own, the guard reads it
     taken: Taken = Taken()  # when the study was made, as far as the manifest tells
     roles: tuple[str, ...] = ()  # of the films (`prompts.ROLES`), if the manifest has them
     later: Conversation = ()  # the turns that follow on prompt and target, with marks of the films that stand there

@@ -45,6 +45,7 @@ class Splits:
         label_policy: what blank and uncertain labels count as, to stand beside every number; "" of phantoms, whose
             labels are all known.
         about: what a run says of its rows before it begins, a line each.
+        contaminated: what stands beside every number of a run that trained on what it is tested on; "" of others.
         warnings: what a person should look at, a line each.
         sides: which patients are on which side: with it, a run whose rows change later keeps every patient there.
             Empty of phantoms.
@@ -56,6 +57,7 @@ class Splits:
     out_of_distribution: str
     label_policy: str = ""
     about: tuple[str, ...] = ()
+    contaminated: str = ""
     warnings: tuple[str, ...] = ()
     sides: Sides = NOT_DRAWN
 

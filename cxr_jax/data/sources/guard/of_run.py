@@ -1,0 +1,76 @@
+"""What of a run's training films must not train: the films of its sources, held against evaluation sets."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from cxr_jax.config.sections import DataConfig
+from cxr_jax.data.sources.guard.findings import (
+    Columns,
+    Finding,
+    find_films,
+    find_patients,
+    find_registered,
+)
+from cxr_jax.data.sources.manifest import FilesSource
+from cxr_jax.data.sources.rows import Row
+from cxr_jax.data.sources.splits import Splits
+from cxr_jax.runtime import processes
+
+
+def find_in_run(data: DataConfig, opened: Splits) -> list[Finding]:
+    """Find the training films of a run that an evaluation set has, a registered one or one of the run.
+
+    Args:
+        data: of the run; its `guard` says whether films are compared by their pixels, too.
+        opened: its sources; phantoms are nobody's.
+
+    Raises:
+        UserError: for a published list beside the data that cannot be read.
+    """
+    train = opened.train
+    if not isinstance(train, FilesSource):
+        return []
+    tests = {
+        source.name: source.rows
+        for source in (*opened.select.values(), *opened.test.values())
+        if isinstance(source, FilesSource)
+    }
+    # By what rows say first: it costs a second for hundreds of thousands of them.
+    columns = _columns(train.rows, data)
+    findings = find_registered(columns, _folders(data))
+    findings += find_patients(columns, {name: _columns(rows, data) for name, rows in tests.items()})
+    # Of several processes each would hash all films: the first one's word is enough, and ends the others.
+    if data.guard == "hash" and processes.is_main():
+        findings += find_films(
+            _paths(train.rows),
+            {name: _paths(rows) for name, rows in tests.items()},
+            data.image_root,
+            data.threads,
+        )
+    return findings
+
+
+def _columns(rows: Sequence[Row], data: DataConfig) -> Columns:
+    root = os.path.join(data.image_root, "")
+    return Columns(
+        name=data.source,
+        # By its id and by where it lies: manifests give films ids of their own.
+        ids=[
+            "\n".join([row.id, *(str(path).removeprefix(root) for path in row.image_paths)])
+            for row in rows
+        ],
+        patients=[row.patient for row in rows],
+        studies=[row.study for row in rows],
+        splits=[row.split for row in rows],
+    )
+
+
+def _paths(rows: Sequence[Row]) -> list[Path]:
+    return [path for row in rows for path in row.image_paths]
+
+
+def _folders(data: DataConfig) -> list[Path]:
+    """Where the published lists of a data set lie, if they lie beside its films or its rows."""
+    root = Path(data.image_root)
+    return [Path(data.manifest).parent, root, root.parent]
