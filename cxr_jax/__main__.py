@@ -29,6 +29,9 @@ COMMANDS = {
     "convert": Command("cxr_jax.convert", "command", "Hugging Face folder <-> our checkpoint"),
     "plan": Command("cxr_jax.plan", "main", "what a run needs on N devices that need not exist"),
     "report": Command("cxr_jax.report.__main__", "main", "draw a run's report.html again"),
+    "sources": Command(
+        "cxr_jax.data.sources.__main__", "main", "a data set in its own layout: what it holds"
+    ),
     "manifest": Command(
         "cxr_jax.data.sources.label_table", "main", "a label table -> rows to train and evaluate on"
     ),

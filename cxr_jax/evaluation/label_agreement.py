@@ -4,7 +4,7 @@
 
 REPORTS_DIR holds openi_manifest.csv (--manifest: another name or path) and the XML files it lists. Columns that are
 read: file (path below REPORTS_DIR), report_id, and gold_<name> (1: asserted positive, 0: not) for each source label in
-the table [openi_gold] of data/sources/maps.toml. Where several source labels map to one of the 14, it is positive if
+the map openi_gold (data/sources/maps). Where several source labels map to one of the 14, it is positive if
 any is. Labels to which nothing maps are not scored.
 
 An uncertain mention counts as not positive, or as positive with --uncertain positive; "not mentioned" is never
@@ -26,12 +26,12 @@ import numpy as np
 
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
 from cxr_jax.data import report_files
-from cxr_jax.data.sources.label_maps import LabelMap, load_map
+from cxr_jax.data.sources.maps import LabelMap, load_map
 from cxr_jax.errors import UserError, exit_code
 from cxr_jax.labels.taxonomy import CHEXPERT_14, NOT_MENTIONED, POSITIVE, UNCERTAIN
 from cxr_jax.metrics import scores
 
-# The table of data/sources/maps.toml that says which gold label is which of the 14.
+# The map of data/sources/maps that says which gold label is which of the 14.
 MAP = "openi_gold"
 POLICIES = ("negative", "positive")  # what an uncertain mention counts as
 _GOLD = "gold_"  # what the names of gold columns begin with

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from places import SHARED
 
-from cxr_jax.errors import UserError
 from cxr_jax.evaluation import label_agreement
 
 DATA = SHARED / "reports"
@@ -194,28 +193,6 @@ def test_bad_usage_is_one_line(tmp_path, capsys, monkeypatch, flags):
     code, _, err = run(capsys, tmp_path, *flags)
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1
     assert (tmp_path / "openi_manifest.csv").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    "text, reason",
-    [
-        ('[openi_gold]\nversion = 1\n[openi_gold.map]\nMass = "Lump"', "Mass maps to 'Lump'"),
-        ("[openi_gold]\nversion = 1\n[openi_gold.map]\nMass = 1", "Mass maps to 1"),
-        ("[openi_gold]\nversion = 1", "no table"),
-        ('[openi_gold.map]\nMass = "Lung Lesion"', "with a version"),
-        ("openi_gold", "not a TOML file"),
-    ],
-)
-def test_bad_map(tmp_path, text, reason):
-    path = tmp_path / "maps.toml"
-    path.write_text(text)
-    with pytest.raises(UserError, match=reason):
-        label_agreement.load_map(label_agreement.MAP, path)
-
-
-def test_missing_map(tmp_path):
-    with pytest.raises(UserError, match="No such file"):
-        label_agreement.load_map(label_agreement.MAP, tmp_path / "maps.toml")
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared data folder is absent")

@@ -25,7 +25,7 @@ from cxr_jax.data.prompts import FIND_PROMPT, check_prompt
 from cxr_jax.data.sources import patients, policy, views
 from cxr_jax.data.sources.image_files import BadNameError, split_name
 from cxr_jax.data.sources.policy import LabelPolicy
-from cxr_jax.data.sources.table import DELIMITERS, Record, Table, is_blank
+from cxr_jax.data.sources.table import DELIMITERS, Record, Table, read_state
 from cxr_jax.data.studies import order
 from cxr_jax.errors import UserError, exit_code
 from cxr_jax.labels.taxonomy import CHEXPERT_14
@@ -124,7 +124,7 @@ def _read_row(path: str | Path, record: Record, header: _Header) -> LabelRow:
     states = {}
     for label, column in header.labels.items():
         try:
-            states[label] = _read_state(record.cells[column])
+            states[label] = read_state(record.cells[column])
         except ValueError:
             # What stands there is not shown: of a shifted column it may be a name.
             raise UserError(
@@ -156,21 +156,6 @@ def _read_study(cells: Mapping[str, str]) -> dict[str, str]:
         "study_number": None if taken.number is None else str(taken.number),
     }
     return {key: text for key, text in found.items() if text}
-
-
-def _read_state(cell: str) -> int | None:
-    """The state of a cell. Blank is not the same as 0: nothing is known. Raises ValueError."""
-    text = cell.strip().lower()
-    if is_blank(text):
-        return None
-    if text == "u":
-        return -1
-    number = float(
-        text.replace(",", ".")
-    )  # 1.0 as pandas writes numbers, 1,0 as some spreadsheets do
-    if number not in (1, 0, -1):
-        raise ValueError
-    return int(number)
 
 
 def _check_repeated(path: str | Path, row: LabelRow, before: list[LabelRow]) -> None:

@@ -97,7 +97,7 @@ def _solution_mask(rows: Sequence[Row]) -> np.ndarray:
     """The positive labels of rows, bool [N, 14]."""
     mask = np.zeros((len(rows), len(CHEXPERT_14)), bool)
     for row_mask, row in zip(mask, rows, strict=True):
-        row_mask[[INDEX[name] for name in row.solution.split(", ")]] = True
+        row_mask[[INDEX[name] for name in row.positive]] = True
     return mask
 
 
@@ -105,8 +105,8 @@ def _parse_row(record: dict[str, Any], finder: ImageFinder) -> Row:
     # In this order: a row is refused for the first of its problems.
     dialogue = parse_dialogue(record)
     image_name, paths = finder.find_all([film.names for film in dialogue.films])
-    truth = _parse_truth(record)
-    identifier = _parse_id(record, image_name)
+    truth = parse_truth(record)
+    identifier = parse_id(record, image_name)
     names = (identifier, image_name)
     return Row(
         id=as_utf8(identifier),
@@ -127,8 +127,8 @@ def _parse_row(record: dict[str, Any], finder: ImageFinder) -> Row:
     )
 
 
-def _parse_id(record: dict[str, Any], image_name: str) -> str:
-    # Without an id the image's name is one.
+def parse_id(record: dict[str, Any], image_name: str) -> str:
+    """Read the id of a row; without one the image's name is it. Raises BadRowError."""
     identifier = record.get("id")
     if is_absent(identifier):
         return image_name
@@ -146,7 +146,7 @@ def _canonical_label(name: object, key: str, number: int) -> str:
     return label
 
 
-class _Truth(NamedTuple):
+class Truth(NamedTuple):
     """What a row says of the 14 labels: fields of `Row`."""
 
     solution: str
@@ -155,21 +155,29 @@ class _Truth(NamedTuple):
     policy: LabelPolicy
 
 
-def _parse_truth(record: dict[str, Any]) -> _Truth:
-    """The solution in CheXpert order, and which labels are known. The two ways of saying it must agree."""
+def parse_truth(record: dict[str, Any]) -> Truth:
+    """Read the solution in CheXpert order, and which labels are known. The two ways of saying it must agree.
+
+    A row may have no positive: then `labels` says what is absent.
+
+    Raises:
+        BadRowError: with the reason.
+    """
     solution = record.get("solution")
     # A list is as clear as a text with commas.
     if isinstance(solution, list) and all(isinstance(name, str) for name in solution):
         solution = ",".join(solution)
-    if not isinstance(solution, str) or not solution.strip():
+    has_labels = not is_absent(record.get("labels"))
+    # Nothing is there: only states can say so, since no solution at all may be a slip.
+    if is_absent(solution) and has_labels:
+        solution = None
+    elif not isinstance(solution, str) or not solution.strip():
         raise BadRowError("no solution")
-    positive = {
-        _canonical_label(name, "solution", number)
-        for number, name in enumerate(solution.split(","), 1)
-    }
+    names = [] if solution is None else solution.split(",")
+    positive = {_canonical_label(name, "solution", number) for number, name in enumerate(names, 1)}
     states: dict[str, int | None] = dict.fromkeys(positive, 1)
     policy = COMPLETE
-    if not is_absent(record.get("labels")):
+    if has_labels:
         if not isinstance(record["labels"], dict):
             raise BadRowError("labels is not an object of label: state")
         states = {
@@ -184,10 +192,15 @@ def _parse_truth(record: dict[str, Any]) -> _Truth:
     if not is_absent(record.get("policy")):
         policy = _parse_policy(record["policy"])
     states = policy.apply(states)
+    labelled = {name for name, state in states.items() if state == 1}
+    if solution is None:
+        positive = labelled
     # Solution and labels must name the same positive ones.
-    if positive != {name for name, state in states.items() if state == 1}:
+    elif positive != labelled:
         raise BadRowError("solution and labels contradict each other")
-    return _Truth(
+    if solution is None and not any(state in (1, 0) for state in states.values()):
+        raise BadRowError("no solution, and no label is known")
+    return Truth(
         solution=", ".join(sorted(positive, key=INDEX.__getitem__)),
         known=tuple(states[name] in (0, 1) for name in CHEXPERT_14),
         hedged=tuple(states[name] == -1 for name in CHEXPERT_14),
@@ -438,7 +451,7 @@ def read_patients(manifest: str | Path) -> list[PatientOfRow]:
                 continue
             films = parse_dialogue(record).films
             image_names = films[0].names if films else ()
-            identifier = _parse_id(record, image_names[-1] if image_names else "")
+            identifier = parse_id(record, image_names[-1] if image_names else "")
             patient = patients.find_patient(record, [identifier, *image_names])
             found.append(PatientOfRow(patient, patients.former_group(record, identifier)))
     return found

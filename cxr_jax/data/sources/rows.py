@@ -26,7 +26,7 @@ class Row:
     id: str
     image_paths: tuple[Path, ...]  # in the order in which the prompt asks about them
     prompt: str  # with marks of their places, see `prompts.mark_films`
-    solution: str  # positive labels in CheXpert order, ", " between them
+    solution: str  # positive labels in CheXpert order, ", " between them; "" where there is none
     target: str | None  # the assistant's text, if the manifest has one
     known: tuple[bool, ...]  # of the 14: does the manifest say positive or negative?
     group: str  # patient, as far as the manifest tells; a split never divides it
@@ -44,6 +44,11 @@ class Row:
     taken: Taken = Taken()  # when the study was made, as far as the manifest tells
     roles: tuple[str, ...] = ()  # of the films (`prompts.ROLES`), if the manifest has them
     later: Conversation = ()  # the turns that follow on prompt and target, with marks of the films that stand there
+
+    @property
+    def positive(self) -> tuple[str, ...]:
+        """The labels that are positive."""
+        return tuple(filter(None, self.solution.split(", ")))
 
     @property
     def image_path(self) -> Path:
@@ -154,7 +159,7 @@ def _content(row: Row) -> tuple:
 
 def _contradict(one: Row, other: Row) -> bool:
     """Whether a label is there in one row and is known to be absent in the other."""
-    positive = [set(row.solution.split(", ")) for row in (one, other)]
+    positive = [set(row.positive) for row in (one, other)]
     if positive[0] == positive[1]:
         return False
     known = [dict(zip(CHEXPERT_14, row.known, strict=True)) for row in (one, other)]

@@ -123,6 +123,11 @@ class Table:
         Raises:
             UserError: naming the line of a row that has other cells than the header.
         """
+        for line, cells in self.rows():
+            yield Record(line, dict(zip(self.names, cells, strict=True)))
+
+    def rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Yield the line and the cells of each row. Raises as iterating does."""
         records = self._records()
         next(records)
         width = len(self.names)
@@ -130,11 +135,12 @@ class Table:
             # Spreadsheets write blank cells, and blank rows, beyond the table.
             while len(cells) > width and not cells[-1].strip():
                 cells.pop()
-            if not any(cell.strip() for cell in cells):
+            # The first cell that is not blank ends the search.
+            if not any(map(str.strip, cells)):
                 continue
             if len(cells) != width:
                 raise UserError(f"{self.path}:{line}: {len(cells)} cells, {width} columns")
-            yield Record(line, dict(zip(self.names, cells, strict=True)))
+            yield line, cells
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
         """Yield each record that is not a blank line, with the line on which it begins."""
@@ -167,6 +173,24 @@ def _read_text(path: str | Path) -> str:
 def column_key(name: str) -> str:
     """Give what spellings of a column's name have in common: "Patient ID", patient_id and PatientID are one."""
     return re.sub(r"[\W_]+", "", name).lower()
+
+
+def read_state(cell: str) -> int | None:
+    """Read the state of a label: 1, 0, -1 or U, also as 1.0 or 1,0; None for a blank cell, of which nothing is known.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    text = cell.strip().lower()
+    if is_blank(text):
+        return None
+    if text == "u":
+        return -1
+    # 1.0 as pandas writes numbers, 1,0 as some spreadsheets do.
+    number = float(text.replace(",", "."))
+    if number not in (1, 0, -1):
+        raise ValueError
+    return int(number)
 
 
 def is_blank(cell: str) -> bool:

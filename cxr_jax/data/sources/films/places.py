@@ -1,0 +1,147 @@
+"""Where the films of a set lie on disk: published paths, renamed roots, other suffixes, without a look at each file."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cxr_jax.data.sources.films import Films, as_texts
+
+CHECKS = ("all", "sample", "none")
+CHECK_ALL = 10_000  # films up to which all are looked for
+SAMPLE = 1_000  # else
+SEED = 0  # that draws them
+_PROBES = 20  # films by which a place is chosen
+
+
+class Place(NamedTuple):
+    """How a path of the tables becomes a file: below `base`, without its first `strip` parts, with another `suffix`."""
+
+    base: Path
+    strip: int = 0
+    suffix: str = ""
+
+    def image(self, name: str) -> str:
+        """Give the path of a film below `base`."""
+        # A path with fewer parts keeps its last.
+        name = name.split("/", self.strip)[-1]
+        return name.rpartition(".")[0] + self.suffix if self.suffix else name
+
+    def path(self, name: str) -> Path:
+        """Give the file of a film."""
+        return self.base / self.image(name)
+
+
+class Found(NamedTuple):
+    """What was looked for.
+
+    Attributes:
+        place: where films lie; None where none was found.
+        asked: indices of the films that were looked for.
+        missing: those that are not there.
+        description: one line.
+    """
+
+    place: Place | None
+    asked: np.ndarray
+    missing: np.ndarray
+    description: str
+
+
+def look_for(films: Films, check: str = "") -> Found:
+    """Look for the files of films.
+
+    Args:
+        check: "all", "sample" (SAMPLE of them, drawn by SEED) or "none"; "": all up to CHECK_ALL, else a sample.
+    """
+    # ---- Nothing to look for ----
+    count = len(films)
+    if check == "none" or not films.has_images:
+        why = (
+            "not looked for"
+            if check == "none"
+            else "rows are studies; no folder of their films is there"
+        )
+        return Found(None, np.array([], int), np.array([], int), f"films: {why}")
+    # ---- Where films lie, by a few of them ----
+    generator = np.random.default_rng(SEED)
+    place = find_place(films, generator)
+    # ---- All of them, or as many as a network disk answers in seconds ----
+    is_all = check == "all" or (not check and count <= CHECK_ALL)
+    asked = np.arange(count)
+    if not is_all:
+        asked = np.sort(generator.choice(count, min(SAMPLE, count), replace=False))
+    how = f"all {count:,}" if is_all else f"{len(asked):,} of {count:,}, drawn by seed {SEED},"
+    if place is None:
+        return Found(
+            None, asked, asked, f"films: none was found below {films.root} ({how} are listed)"
+        )
+    missing = np.array(
+        [row for row in asked if not os.path.isfile(place.path(films.images[row]))], int
+    )
+    found = f"films: looked for {how} below {place.base}{_describe(place)}"
+    if not len(missing):
+        return Found(place, asked, missing, f"{found}: all are there")
+    # One name helps more than a count; paths hold no more than the user's own table.
+    first = films.images[missing[0]]
+    return Found(
+        place, asked, missing, f"{found}: {len(missing):,} are not there, the first {first}"
+    )
+
+
+def _describe(place: Place) -> str:
+    # Nothing where the table's own path was right.
+    changes = []
+    if place.strip:
+        changes.append(f"without the first {place.strip} parts of their paths")
+    if place.suffix:
+        changes.append(f"as {place.suffix}")
+    return f" ({', '.join(changes)})" if changes else ""
+
+
+def find_place(films: Films, generator: np.random.Generator) -> Place | None:
+    """Find where films lie by a few of them: the place that most of them are at; None if none is at any."""
+    probes = generator.choice(len(films), min(_PROBES, len(films)), replace=False)
+    names = [films.images[row] for row in probes]
+    # The same films at each place, so that counts compare.
+    best, most = None, 0
+    for place in _places(films, max(name.count("/") for name in names)):
+        # A place that has all is taken at once; some films may be missing everywhere.
+        hits = sum(os.path.isfile(place.path(name)) for name in names)
+        if hits == len(names):
+            return place
+        if hits > most:
+            best, most = place, hits
+    return best
+
+
+def _places(films: Films, depth: int) -> Iterator[Place]:
+    """Where films may lie, the likeliest first."""
+    root = films.root if films.root.is_dir() else films.root.parent
+    # Paths of CheXpert begin with the name of the root itself.
+    bases = [root, root.parent]
+    for pattern in films.image_folders:
+        bases += [path for path in sorted(root.glob(pattern)) if path.is_dir()]
+    # Flattened, too: then only the name is left.
+    strips = dict.fromkeys((*range(min(depth, 2) + 1), depth))
+    for suffix in ("", *films.suffixes):
+        for base in bases:
+            for strip in strips:
+                yield Place(base, strip, suffix)
+
+
+def with_files(films: Films, place: Place | None) -> Films:
+    """Give films with the suffix that their files have; the rest of their paths stays as published."""
+    if place is None or not place.suffix:
+        return films
+    # A row that names a file of another suffix could not be opened.
+    rename: Callable[[str], str] = Place(Path(), 0, place.suffix).image
+    return replace(films, images=as_texts(list(map(rename, films.images))))
+
+
+def paths_of(films: Films, place: Place, rows: Sequence[int]) -> list[Path]:
+    """Give the files of some films."""
+    return [place.path(films.images[row]) for row in rows]

@@ -1,0 +1,107 @@
+"""RSNA Pneumonia Detection Challenge 2018: stage_2_train_labels.csv, a row a box, stage_2_detailed_class_info.csv.
+
+Films are NIH's under other names, as DICOM; the view stands in their headers alone. patientId names a film, so the set
+has no patients. Only Lung Opacity is annotated; a film of class Normal has none of the findings. What the challenge
+calls pneumonia is an opacity: Pneumonia stays blank.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from cxr_jax.data.sources import maps
+from cxr_jax.data.sources.films import Box, Films, as_texts, no_states
+from cxr_jax.data.sources.films.tables import Columns, find_table, find_tables
+from cxr_jax.labels.taxonomy import INDEX, NEGATIVE, PATHOLOGY, POSITIVE
+
+TABLES, CLASSES = ("stage_2_train_labels*.csv",), ("stage_2_detailed_class_info*.csv",)
+_FOLDERS = ("", "rsna*", "RSNA*")
+_NORMAL, _OPACITY = "normal", "lung opacity"
+_SIDE = 1024  # pixels of the published films
+_BOX = ("x", "y", "width", "height")
+
+
+def read(data_root: Path, label_kind: str = "") -> Films:
+    """Read the boxes and, where they are there, the classes."""
+    table = find_table(data_root, TABLES, _FOLDERS)
+    columns = Columns(table, ("patientId", "Target"), _BOX)
+    named = columns.ids("patientId")
+    targets = columns.decode("Target", _read_target, "Target is neither 0 nor 1")
+    sides = [columns.decode(name, _read_side, f"{name} is no number") for name in _BOX]
+    # ---- Films, each with its boxes ----
+    target_of: dict[str, int] = {}
+    boxes: dict[str, list[Box]] = {}
+    for row, (film, target) in enumerate(zip(named, targets, strict=True)):
+        if target_of.setdefault(film, target) != target:
+            raise columns.error(row, "the film has Target 0 and 1")
+        box = [side[row] for side in sides]
+        if target and None not in box:
+            boxes.setdefault(film, []).append(Box("Lung Opacity", *box))
+    films = list(target_of)
+    # ---- What those without an opacity are ----
+    found = find_tables(data_root, CLASSES, _FOLDERS)[:1] if data_root.is_dir() else []
+    class_of = _read_classes(found[0], target_of) if found else {}
+    notes = ["the views stand in the DICOM headers alone (config.data.views=any)"]
+    if not found:
+        notes.append("no table of classes is there: No Finding is unknown where Target is 0")
+    label_map = maps.load_map("rsna")
+    return Films(
+        name="rsna",
+        root=data_root,
+        ids=as_texts(films),
+        images=as_texts([f"stage_2_train_images/{film}.dcm" for film in films]),
+        patients=as_texts(films),
+        studies=as_texts(films),
+        views=as_texts(["UNKNOWN"] * len(films)),
+        splits=as_texts([""] * len(films)),
+        states=np.array([_states_of(target_of[film], class_of.get(film)) for film in films]),
+        boxes=as_texts([tuple(boxes.get(film, ())) for film in films]),
+        tables=(table, *found),
+        basis="radiologists' labels of opacities",
+        label_map=str(label_map),
+        has_patients=False,
+        image_folders=("rsna*", "RSNA*"),
+        suffixes=(".dicom", ".png", ".jpg"),
+        notes=tuple(notes),
+    )
+
+
+def _read_target(cell: str) -> int:
+    # 1.0 as pandas writes it.
+    number = float(cell)
+    if number not in (0, 1):
+        raise ValueError
+    return int(number)
+
+
+def _read_side(cell: str) -> float | None:
+    # Blank in rows without an opacity.
+    return float(cell) / _SIDE if cell else None
+
+
+def _read_classes(path: Path, target_of: dict[str, int]) -> dict[str, str]:
+    columns = Columns(path, ("patientId", "class"))
+    # As many rows as boxes there, too.
+    class_of: dict[str, str] = {}
+    for row, (film, name) in enumerate(
+        zip(columns.ids("patientId"), columns["class"], strict=True)
+    ):
+        name = name.lower()
+        if class_of.setdefault(film, name) != name:
+            raise columns.error(row, "the film has two classes")
+        # Two tables of one reading.
+        if film in target_of and (name == _OPACITY) != bool(target_of[film]):
+            raise columns.error(row, "the class and the film's Target contradict each other")
+    return class_of
+
+
+def _states_of(target: int, class_name: str | None) -> np.ndarray:
+    states = no_states(1)[0]
+    states[INDEX["Lung Opacity"]] = POSITIVE if target else NEGATIVE
+    # Devices were nobody's question.
+    if class_name == _NORMAL:
+        states[np.array(PATHOLOGY)] = NEGATIVE
+        states[INDEX["No Finding"]] = POSITIVE
+    elif target or class_name is not None:
+        states[INDEX["No Finding"]] = NEGATIVE
+    return states

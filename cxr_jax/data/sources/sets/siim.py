@@ -1,0 +1,69 @@
+"""SIIM-ACR Pneumothorax Segmentation 2019: train-rle.csv, a row a mask, -1 for none; only Pneumothorax is annotated.
+
+Films are DICOM in folders of study and series that the table does not name: they are looked for by their own name.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from cxr_jax.data.sources import maps
+from cxr_jax.data.sources.films import Films, as_texts, no_states
+from cxr_jax.data.sources.films.tables import Columns, find_table
+from cxr_jax.labels.taxonomy import INDEX, NEGATIVE, POSITIVE
+
+TABLES = ("train-rle.csv", "stage_2_train.csv", "stage_1_train*.csv", "train-rle*.csv")
+_FOLDERS = ("", "siim*", "SIIM*")
+IMAGES = "dicom-images-train"
+_NONE = "-1"
+
+
+def read(data_root: Path, label_kind: str = "") -> Films:
+    """Read the masks; several of one film are one."""
+    table = find_table(data_root, TABLES, _FOLDERS)
+    columns = Columns(table, ("ImageId", "EncodedPixels"))
+    # A film has as many rows as masks.
+    has_mask: dict[str, bool] = {}
+    for row, (film, mask) in enumerate(
+        zip(columns.ids("ImageId"), columns["EncodedPixels"], strict=True)
+    ):
+        if not mask:
+            raise columns.error(row, "EncodedPixels is blank")
+        if has_mask.setdefault(film, mask != _NONE) != (mask != _NONE):
+            raise columns.error(row, "the film has a mask and -1 for none")
+    films = list(has_mask)
+    # Nothing but pneumothorax was looked for.
+    states = no_states(len(films))
+    states[:, INDEX["Pneumothorax"]] = np.where(list(has_mask.values()), POSITIVE, NEGATIVE)
+    paths = _find_files(data_root if data_root.is_dir() else data_root.parent)
+    return Films(
+        name="siim",
+        root=data_root,
+        ids=as_texts(films),
+        images=as_texts([paths.get(film, f"{IMAGES}/{film}.dcm") for film in films]),
+        patients=as_texts(films),
+        studies=as_texts(films),
+        views=as_texts(["UNKNOWN"] * len(films)),
+        splits=as_texts([""] * len(films)),
+        states=states,
+        tables=(table,),
+        basis="radiologists' masks",
+        label_map=str(maps.load_map("siim")),
+        has_patients=False,
+        image_folders=("siim*", "SIIM*"),
+        suffixes=(".png", ".jpg"),
+        notes=("the views stand in the DICOM headers alone (config.data.views=any)",),
+    )
+
+
+def _find_files(data_root: Path) -> dict[str, str]:
+    """The path of each film below the root by its name, one listing a folder."""
+    # Names are unique in the set: each holds a UID.
+    found: dict[str, str] = {}
+    for base in (
+        data_root,
+        *(path for name in _FOLDERS[1:] for path in sorted(data_root.glob(name))),
+    ):
+        for path in sorted((base / IMAGES).rglob("*.dcm")):
+            found.setdefault(path.stem, path.relative_to(data_root).as_posix())
+    return found
