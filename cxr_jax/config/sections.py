@@ -84,6 +84,7 @@ class DataConfig(_Section):
     sites: int
     views: tuple[str, ...]
     reader_miss: float
+    reader_confused: float
     follow_ups: float
     manifest: str
     image_root: str

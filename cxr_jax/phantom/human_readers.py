@@ -6,6 +6,10 @@ search: once something has been found, the less conspicuous rest often is not (B
 is left out with probability `miss`. The labels of the scene keep it, as a verified label (a CT, a consensus) would.
 The traces that SFT imitates are the readers'; the answers that RL verifies are the truth.
 
+Such readers err to one side, so a text that says more is a better text. `confused` are others, who err to none: of
+each finding they report, now and then, what another patient of the hospital has. They name each finding as often as it
+is there, and no text of theirs can be completed to hold the answer.
+
     python -m cxr_jax.phantom.human_readers        # how such readers score against the labels, in both hospitals
 """
 
@@ -13,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from cxr_jax.phantom.constants import PATHOLOGIES, POSITIVE_AT
+from cxr_jax.phantom.constants import FINDINGS, PATHOLOGIES, POSITIVE_AT, Finding
 
 SMALL_BELOW = 0.6  # severity; findings that are called are drawn with 0.40..1
-MISSES = 8  # the stream of random numbers that decide on misses: part of their seed
+# The streams of random numbers that decide on misses, and on confusions: part of their seeds.
+MISSES, CONFUSIONS = 8, 10
 
 
 def as_read(scene_row: dict[str, Any], miss: float, rng: np.random.Generator) -> dict[str, Any]:
@@ -37,6 +42,27 @@ def as_read(scene_row: dict[str, Any], miss: float, rng: np.random.Generator) ->
     is_missed = is_small & (rng.random(PATHOLOGIES) < miss) & (is_called.sum() >= 2)
     severity[:PATHOLOGIES] = np.where(is_missed, np.float32(0), pathologies)
     return {**scene_row, "severity": severity}
+
+
+def confused(
+    scene_row: dict[str, Any], other_row: dict[str, Any], share: float, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Give the scene that is reported by a reader who takes findings of another scene for this one's.
+
+    Args:
+        other_row: a scene of the same hospital, drawn apart.
+        share: the probability with which a finding is as in `other_row`: its severity, side and zone together, and the
+            devices together.
+        rng: drawn from once, whatever the scenes.
+    """
+    is_other = rng.random(len(FINDINGS)) < share
+    mixed = dict(scene_row)
+    for name in ("severity", "side", "zone", "variant"):
+        own, other = np.asarray(scene_row[name]), np.asarray(other_row[name])
+        mixed[name] = np.where(is_other.reshape(-1, *[1] * (own.ndim - 1)), other, own)
+    if is_other[Finding.SUPPORT_DEVICES]:
+        mixed["device"] = np.asarray(other_row["device"])
+    return mixed
 
 
 def main(count: int = 4000, miss: float = 0.75) -> None:

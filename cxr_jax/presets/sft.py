@@ -1,13 +1,15 @@
-"""Configs of SFT: phantom (default), follow_ups, continued, nv_reason_3b; of Qwen3-VL. Results: experiments/sft.py."""
+"""Configs of SFT: phantom (default), follow_ups, continued, files, nv_reason_3b; of Qwen3-VL. Results:
+experiments/sft.py."""
 
 from ml_collections import ConfigDict
 
 from cxr_jax.config import schema
 from cxr_jax.errors import UserError
 
-# From nothing, without and with conversations; from the embedded model; and as published. Then of Qwen3-VL.
+# From nothing, without and with conversations; from the embedded model, on phantoms and on films; and as published.
+# Then of Qwen3-VL.
 PRESETS = (
-    *("phantom", "follow_ups", "continued", "nv_reason_3b"),
+    *("phantom", "follow_ups", "continued", "files", "nv_reason_3b"),
     *("qwen3_vl_phantom", "nv_reason_qwen3_4b"),
 )
 _PUBLISHED = ("nv_reason_3b", "nv_reason_qwen3_4b")
@@ -18,9 +20,10 @@ def get_config(preset: str = "phantom") -> ConfigDict:
 
     Args:
         preset: phantom (from random weights); follow_ups (the same, and half of the phantoms are asked for more than a
-            reading); continued (more SFT of the embedded model); nv_reason_3b (the published recipe; needs a model
-            folder and sft.jsonl rows); qwen3_vl_phantom (Qwen3-VL of the embedded model's size, from random weights);
-            nv_reason_qwen3_4b (the published recipe for Qwen3-VL 4B).
+            reading); continued (more SFT of the embedded model); files (the same on the rows of a manifest, in squares
+            of 224); nv_reason_3b (the published recipe; needs a model folder and sft.jsonl rows); qwen3_vl_phantom
+            (Qwen3-VL of the embedded model's size, from random weights); nv_reason_qwen3_4b (the published recipe for
+            Qwen3-VL 4B).
 
     Raises:
         UserError: for any other name.
@@ -30,12 +33,12 @@ def get_config(preset: str = "phantom") -> ConfigDict:
             f"experiments/sft.py has no preset {preset!r}; it has: {', '.join(PRESETS)}"
         )
     # The published recipe is the one that reads files.
-    config = schema.defaults("sft", "files" if preset in _PUBLISHED else "phantom")
+    config = schema.defaults("sft", "files" if preset in ("files", *_PUBLISHED) else "phantom")
     if preset == "follow_ups":
         # Room for three turns, see phantom/follow_ups.py; readings are those of the phantom preset.
         config.update(max_completion=480)
         config.data.follow_ups = 0.5
-    if preset == "continued":
+    if preset in ("continued", "files"):
         # What more SFT gives in the minutes of one RL run: the fair companion of experiments/rl.py.
         config.update(model="phantom", steps=480, locate_steps=0, locate_weight=0.0)
         config.data.seed = 1

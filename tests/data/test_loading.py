@@ -191,6 +191,35 @@ def test_readers_miss_small_findings_and_never_invent():
         assert answers[few][:, findings].sum() < answers[many][:, findings].sum()
 
 
+def test_confused_readers_err_to_no_side():
+    options = {share: {"reader_confused": share} for share in (0.0, 0.3, 1.0)}
+    sources = {
+        share: phantom.PhantomSource("A", "train", 5, **some) for share, some in options.items()
+    }
+    indices = np.arange(400)
+    facts = sources[0.0].facts(indices)
+    said = {}
+    for share, source in sources.items():
+        texts = source.targets(facts, indices)
+        said[share] = np.asarray(labels_answers.parse_texts(texts)["answer"])
+        assert texts[7:9] == source.targets(source.facts(indices[7:9]), indices[7:9])
+    truth = sources[0.0].solutions(indices)
+    assert np.array_equal(said[0.0], truth)
+    # Of each finding as many are invented as are left out, but for what 600 draws allow.
+    invented, left_out = ((said[0.3] > truth).sum(0), (said[0.3] < truth).sum(0))
+    findings = [place for place in range(14) if CHEXPERT_14[place] != "No Finding"]
+    assert (
+        abs(invented - left_out)[findings] <= 4 * np.sqrt(invented + left_out + 1)[findings]
+    ).all()
+    wrong = (said[0.3] != truth).mean(0)
+    # Of those that are another patient's, most are as the truth by chance.
+    chance = 2 * truth.mean(0) * (1 - truth.mean(0))
+    assert abs((wrong / chance)[findings].mean() - 0.3) < 0.06
+    # Who is confused about everything says nothing of the film.
+    both = said[1.0] & truth
+    assert abs(both.mean(0) - said[1.0].mean(0) * truth.mean(0))[findings].max() < 0.05
+
+
 def test_what_a_reader_misses():
     severity = np.zeros(12, np.float32)
     read = lambda s, miss=1.0: human_readers.as_read(

@@ -21,6 +21,9 @@ from cxr_jax.runtime import processes
 
 # What random numbers of texts are for: part of their seed, so that the streams share nothing.
 _WORDING, _MISSES, _FOLLOW_UPS = 7, human_readers.MISSES, 9
+_OTHER_PATIENTS = (
+    2**30
+)  # examples from here on are whom confused readers take a finding from: no run gets there
 
 
 class PhantomSource:
@@ -34,6 +37,8 @@ class PhantomSource:
             hospital.
         follow_ups: the share of examples in whose conversations more is asked than what a reading answers
             (`phantom.follow_ups`).
+        reader_confused: the probability with which its readers report of a finding what another patient has
+            (`human_readers.confused`).
 
     Raises:
         UserError: for a negative number of sites.
@@ -53,13 +58,14 @@ class PhantomSource:
         sites: int = 0,
         *,
         follow_ups: float = 0.0,
+        reader_confused: float = 0.0,
     ) -> None:
         if sites < 0:
             raise UserError(
                 f"config.data.sites={sites} must be a number of sites, 0 for the hospital itself"
             )
         self.hospital, self.split, self.seed, self.reader_miss = hospital, split, seed, reader_miss
-        self.sites, self.follow_ups = sites, follow_ups
+        self.sites, self.follow_ups, self.reader_confused = sites, follow_ups, reader_confused
         self.name = f"phantom {hospital}" + (f", {sites} sites around it" if sites else "")
 
     def __len__(self) -> int:
@@ -160,6 +166,8 @@ class PhantomSource:
         return [report_writer.target(report) for report in self._write(batch, indices)]
 
     def _write(self, batch: Batch, indices: Indices) -> list[Report]:
+        if self.reader_confused:
+            batch = self._confuse(batch, indices)
         reports = []
         for row, index in enumerate(indices):
             missing, wording = (
@@ -168,6 +176,21 @@ class PhantomSource:
             )
             reports.append(self._report(batch, row, missing, wording))
         return reports
+
+    def _confuse(self, batch: Batch, indices: Indices) -> Batch:
+        """The scenes of a batch as their readers take them to be, before any of it is missed."""
+        # Of the same stream, so that prevalence and places are the hospital's own.
+        others = self.facts(np.asarray(indices) + _OTHER_PATIENTS)["scene"]
+        rows = [
+            human_readers.confused(
+                phantom.scene_row(batch["scene"], row),
+                phantom.scene_row(others, row),
+                self.reader_confused,
+                np.random.default_rng([self.seed, human_readers.CONFUSIONS, int(index)]),
+            )
+            for row, index in enumerate(indices)
+        ]
+        return {"scene": jax.tree.map(lambda *leaves: np.stack(leaves), *rows)}
 
     def _report(
         self, batch: Batch, row: int, missing: np.random.Generator, wording: np.random.Generator
@@ -263,11 +286,18 @@ def open_phantoms(data: DataConfig, hospital: str, split: str) -> PhantomSource:
     is_train = split == "train"
     settings = (data.seed, data.reader_miss, data.sites) if is_train else (0, 0.0, 0)
     if studies.check_views(data.views) == (studies.FRONTAL,):
-        share = data.follow_ups if is_train else 0.0
-        return PhantomSource(hospital, split, *settings, follow_ups=share)
+        follow_ups, confused = (data.follow_ups, data.reader_confused) if is_train else (0.0, 0.0)
+        return PhantomSource(
+            hospital, split, *settings, follow_ups=follow_ups, reader_confused=confused
+        )
     if data.follow_ups:
         raise UserError(
             f"config.data.follow_ups={data.follow_ups} must be 0 with several films an example: follow-ups are written "
             "of one film alone"
+        )
+    if data.reader_confused:
+        raise UserError(
+            f"config.data.reader_confused={data.reader_confused} must be 0 with several films an example: such readers "
+            "are made for one film alone"
         )
     return PhantomStudies(hospital, split, *settings, views=data.views)
