@@ -1,5 +1,6 @@
-"""Greedy reading of many images in fixed shapes."""
+"""Greedy reading of many images in fixed shapes, with the probability of each finding where it is asked for."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,11 +11,15 @@ from jax.typing import DTypeLike
 
 from cxr_jax import rewards
 from cxr_jax.data.prompts import Prompt
-from cxr_jax.inference import sampling
-from cxr_jax.inference.prompts import Prompts
+from cxr_jax.errors import UserError
+from cxr_jax.inference import answer_probabilities, answer_rules, sampling
+from cxr_jax.inference.answer_probabilities import ExpansionSettings, PromptEnds, Traces
+from cxr_jax.inference.constrained import Constraint
+from cxr_jax.inference.prompts import Grids, Prompts
 from cxr_jax.labels import answers, phrase_reading
 from cxr_jax.labels.phrase_bank import load_phrase_bank
 from cxr_jax.metrics import alarms
+from cxr_jax.models import network
 from cxr_jax.models import tokenizer as tokenizers
 from cxr_jax.models.image_batches import pick
 from cxr_jax.models.network.config import Config
@@ -34,6 +39,8 @@ class Readings(NamedTuple):
         answer: bool [N, 14], labels that the answer names.
         valid: bool [N], whether the format was kept.
         opened: int [N, K], tokens that the prompts have opened the answers with (`Prompts.opened_ids`), or None.
+        log_odds: float32 [N, 14] of naming each label after the trace, or None where nobody asked.
+        exact_mass: float32 [N]: no probability is wrong by more than 1 minus this, or None.
     """
 
     tokens: np.ndarray
@@ -41,6 +48,15 @@ class Readings(NamedTuple):
     answer: np.ndarray
     valid: np.ndarray
     opened: np.ndarray | None = None
+    log_odds: np.ndarray | None = None
+    exact_mass: np.ndarray | None = None
+
+    @property
+    def probabilities(self) -> np.ndarray | None:
+        """The probability that the answer names each label, float64 [N, 14], or None."""
+        if self.log_odds is None:
+            return None
+        return 1 / (1 + np.exp(-self.log_odds.astype(float)))
 
     def has_answers_without_format(self, solution: np.ndarray) -> bool:
         """Tell whether answers name what is there, bool [N, 14], and no text holds the format; see `alarms`."""
@@ -50,7 +66,7 @@ class Readings(NamedTuple):
 
 
 class Reader:
-    """Reads greedily in fixed shapes: one compiled program for any number of images."""
+    """Reads greedily in fixed shapes: one compiled program for any number of images, one more with probabilities."""
 
     def __init__(
         self,
@@ -74,20 +90,38 @@ class Reader:
             unwatched: see `Layout.on_mesh`.
         """
         self.tokenizer, self.prompts, self.layout = tokenizer, prompts, layout
+        self.model_config = model_config
         self.poll = poll or _go_on
         # JAX divides rows evenly or not at all.
         self.batch_size = -(-batch_size // layout.shards) * layout.shards
         # Compiled for the mesh; the terms of traces are small, and computed on one device.
-        program = jax.jit(self._reading_program(model_config, dtype))
-        self._read_batch = layout.on_mesh(program, unwatched)
+        self._read_batch, self._weigh_batch = (
+            layout.on_mesh(jax.jit(self._reading_program(model_config, dtype, weighs)), unwatched)
+            for weighs in (False, True)
+        )
         self._score_traces = jax.jit(self._trace_program(lexicon))
 
-    def _reading_program(self, model_config: Config, dtype: DTypeLike) -> Callable:
+    def _reading_program(self, model_config: Config, dtype: DTypeLike, weighs: bool) -> Callable:
         # Ids without text, and those of media, can never be drawn.
         special = tokenizers.special_ids(self.tokenizer, model_config.text.vocab_size)
         token_bytes, byte_limit = self._bytes_of_tokens()
 
-        def read(params: Tree, batch: Tree) -> tuple:
+        def weigh(params: Tree, rules: Constraint, batch: Tree, sampled: dict) -> tuple:
+            # On the prompt that the answer was drawn from; of the trace all tokens go through the model at once.
+            lengths, width = batch["prompts"]["lengths"], batch["prompts"]["ids"].shape[1]
+            start = network.next_positions(batch["prompts"]["positions"][:, :, :width], lengths)
+            found = answer_probabilities.weigh_answers(
+                params,
+                model_config,
+                PromptEnds(sampled["prompts"], lengths, start),
+                Traces(sampled["tokens"], sampled["lengths"]),
+                rules._replace(start=batch["rules_start"]),
+                ExpansionSettings(dtype=dtype),
+                keys=keys_of(sampled["tokens"], sampled["lengths"]),
+            )
+            return found["log_odds"][:, 0], found["exact_mass"][:, 0]
+
+        def read(params: Tree, batch: Tree, rules: Constraint | None = None) -> tuple:
             # Whole once, before the loop that uses them at every token (see `gather_weights`).
             params = sharding.gather_weights(params, dtype)
             # Every image once; its features stand in the prompt, so the loop never sees pixels.
@@ -102,14 +136,51 @@ class Reader:
                 n=1,
                 max_new_tokens=self.prompts.max_completion,
                 temperature=0.0,
+                prompts_kept=weighs,
             )
             tokens, lengths = sampled["tokens"], sampled["lengths"]
             # Read on the device, by the parser that rewards use: both judge an answer alike.
             opened = batch["prompts"].get("opened")
             parsed = answers.parse_tokens(tokens, lengths, token_bytes, byte_limit, opened)
-            return tokens, lengths, parsed["answer"], parsed["format"]
+            weighed = ()
+            if weighs:
+                assert rules is not None
+                weighed = weigh(params, rules, batch, sampled)
+            return tokens, lengths, parsed["answer"], parsed["format"], *weighed
 
         return read
+
+    @functools.cached_property
+    def rules(self) -> Constraint:
+        """The rules of valid answers, which probabilities are of. Takes seconds, once.
+
+        Raises:
+            UserError: if the tokenizer cannot spell valid answers.
+        """
+        special = tokenizers.special_ids(self.tokenizer, self.model_config.text.vocab_size)
+        rules = answer_rules.compile_answers(
+            answers.TokenBytes.from_tokenizer(self.tokenizer),
+            self.model_config.text.vocab_size,
+            special["stop"],
+            suppress_ids=special["suppress"],
+            # Traces are given, so nothing has to end within these.
+            max_new_tokens=512,
+        )
+        answer_probabilities.check_room(rules, ExpansionSettings())
+        return rules
+
+    def why_no_probabilities(self) -> str | None:
+        """Say why the tokenizer cannot express valid answers; None if it can."""
+        try:
+            self.rules  # noqa: B018  compiled on first use
+        except UserError as error:
+            return str(error)
+        return None
+
+    @functools.cached_property
+    def _start_of(self) -> Callable[[str], Any]:
+        """Where the rules are after what a chat template has opened the answer with."""
+        return functools.cache(lambda opened: self.rules.after_if_valid(opened).start)
 
     def _trace_program(self, lexicon: str | None) -> Callable:
         token_bytes, byte_limit = self._bytes_of_tokens()
@@ -139,13 +210,24 @@ class Reader:
         return token_bytes, token_count * BYTES_PER_TOKEN
 
     def read(
-        self, params: Tree, images: Any, texts: Sequence[Prompt], row_names: Sequence[str] = ()
+        self,
+        params: Tree,
+        images: Any,
+        texts: Sequence[Prompt],
+        row_names: Sequence[str] = (),
+        *,
+        weighs: bool = False,
     ) -> Readings:
         """Answer the prompts `texts` [N] about the images of each, greedily.
 
         Args:
             images: of N prompts, as a source gives them (`image_batches.images_of`).
             row_names: what a message calls each.
+            weighs: whether the probability of naming each label is computed, too, after each trace: by the tree of all
+                valid answers (`answer_probabilities`), which costs less than the reading twice over.
+
+        Raises:
+            UserError: if `weighs`, and the tokenizer cannot spell valid answers.
         """
         image_count, batch_outputs = len(texts), []
         for batch_start in range(0, image_count, self.batch_size):
@@ -157,15 +239,20 @@ class Reader:
             # Films of any size are a list, so rows are picked one by one.
             batch_images = pick(images, batch_rows)
             names = [row_names[row] for row in batch_rows] if row_names else ()
+            batch_texts = [texts[image_index] for image_index in batch_rows]
+            grids = self.prompts.images.grids(batch_images)
             batch = {
                 **self.prompts.images.inputs(batch_images, names),
-                "prompts": self.prompts.encode(
-                    [texts[image_index] for image_index in batch_rows],
-                    self.prompts.images.grids(batch_images),
-                ),
+                "prompts": self.prompts.encode(batch_texts, grids),
             }
+            if weighs:
+                batch["rules_start"] = self._rule_starts(batch_texts, grids)
             # Of several processes each has made its share; `layout.batch` joins them.
-            outputs = self._read_batch(params, self.layout.batch(batch))
+            batch = self.layout.batch(batch)
+            if weighs:
+                outputs = self._weigh_batch(params, batch, self.rules)
+            else:
+                outputs = self._read_batch(params, batch)
             # Without the repeats that filled the last batch.
             batch_outputs.append(
                 [
@@ -174,11 +261,17 @@ class Reader:
                 ]
             )
         # Every process has gathered all rows, so all return the same.
-        tokens, lengths, answer, valid = (
+        tokens, lengths, answer, valid, *weighed = (
             np.concatenate(pieces) for pieces in zip(*batch_outputs, strict=True)
         )
         opened = self.prompts.opened_ids(texts, self.prompts.images.grids(images))
-        return Readings(tokens, lengths, answer.astype(bool), valid.astype(bool), opened)
+        return Readings(tokens, lengths, answer.astype(bool), valid.astype(bool), opened, *weighed)
+
+    def _rule_starts(self, texts: Sequence[Prompt], grids: Grids | None) -> np.ndarray:
+        """Where the rules are at the first token of each answer, int32 [B]."""
+        each = [None] * len(texts) if grids is None else grids
+        known = (self.prompts.known(text, own) for text, own in zip(texts, each, strict=True))
+        return np.array([self._start_of(prompt.opened) for prompt in known], np.int32)
 
     def score_traces(self, readings: Readings, truth: Tree) -> dict[str, np.ndarray]:
         """Hold the traces against the answers and against what is so.
@@ -228,6 +321,15 @@ class Reader:
             )
             for image_index in rows
         ]
+
+
+def keys_of(tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Make typed keys [B] of completions int [B, C], folded from their tokens: numbers are functions of these alone."""
+    # Powers of an odd number modulo 2^32: another token at any place gives another sum.
+    powers = np.cumprod(np.full(tokens.shape[1], 0x01000193, np.uint32), dtype=np.uint32)
+    counted = jnp.where(jnp.arange(tokens.shape[1]) < lengths[:, None], tokens + 1, 0)
+    mixed = (counted.astype(jnp.uint32) * powers).sum(1, dtype=jnp.uint32)
+    return jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(0)))(mixed)
 
 
 def _go_on() -> None:

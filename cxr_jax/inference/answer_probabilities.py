@@ -10,14 +10,16 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from cxr_jax.errors import UserError
-from cxr_jax.inference import sampling
+from cxr_jax.inference import sampling, token_choice
 from cxr_jax.inference.constrained import Constraint
 from cxr_jax.inference.constrained import State as RuleState
 from cxr_jax.models import network
-from cxr_jax.models.attention import NEG
 from cxr_jax.models.network import decoder
 from cxr_jax.models.network.config import Config
 from cxr_jax.runtime.trees import Array, Tree
+
+# Mass below which the tree tells nothing apart: float32 holds 24 bits of 1.
+_LEAST_MASS = 2.0**-24
 
 # ---- What goes in ------------------------------------------------------------------------------------------
 
@@ -46,8 +48,8 @@ class ExpansionSettings:
     Attributes:
         width: branches of a trace that are kept open. The logits of one step take B * n * width * V floats.
         answer_tokens: from the end of the trace to the end of an answer, at most.
-        tolerance: expansion ends when no trace has more of its mass in open branches; what is left is spread like
-            the rest, a bias of at most that.
+        tolerance: the expansion of a trace ends when it has no more of its mass in open branches; what is left is
+            spread like the rest, a bias of at most that.
         temperature: of the model's distribution.
         dtype: of the computation.
     """
@@ -113,21 +115,48 @@ def probabilities_after(
         layers: of `sampling.decode_layers`, if at hand.
 
     Returns:
-        float32 trace [B, n, names] and mean [B, names], both in [0, 1], and exact_mass [B, n].
+        float32 trace [B, n, names] and mean [B, names], both in [0, 1], log_odds [B, n, names] of the trace's, which
+        tell probabilities near 0 and 1 apart, and exact_mass [B, n].
 
     Raises:
         UserError: if no answer fits answer_tokens.
+        ValueError: if the completions are not equally many a prompt.
+    """
+    # On the host, since it looks into the tables; the rest may be part of a program.
+    check_room(constraint, settings)
+    inputs = (params, model_config, prompts, traces, constraint, settings)
+    return weigh_answers(*inputs, keys=keys, layers=layers)
+
+
+def check_room(constraint: Constraint, settings: ExpansionSettings) -> None:
+    """Refuse settings under which no answer can be given. Raises UserError."""
+    # From the end of a trace on, whatever the trace.
+    fitting = constraint.fits_after_trace()
+    if not fitting[min(settings.answer_tokens, len(fitting) - 1)]:
+        raise UserError(f"no answer fits answer_tokens={settings.answer_tokens}")
+
+
+def weigh_answers(
+    params: Tree,
+    model_config: Config,
+    prompts: PromptEnds,
+    traces: Traces,
+    constraint: Constraint,
+    settings: ExpansionSettings = ExpansionSettings(),
+    *,
+    keys: jax.Array | None = None,
+    layers: list[Tree] | None = None,
+) -> dict:
+    """Compute `probabilities_after` without its check (`check_room`); may be called inside jit.
+
+    Raises:
         ValueError: if the completions are not equally many a prompt.
     """
     row_count, prompt_count = len(traces.tokens), len(prompts.lengths)
     if row_count % prompt_count:
         raise ValueError(f"{row_count} completions of {prompt_count} prompts")
     answer_tokens = settings.answer_tokens
-    # From the end of a trace on, whatever the trace.
-    fitting = constraint.fits_after_trace()
-    if not fitting[min(answer_tokens, len(fitting) - 1)]:
-        raise UserError(f"no answer fits answer_tokens={answer_tokens}")
-    probabilities, exact_mass = _expand(
+    probabilities, log_odds, exact_mass = _expand(
         params,
         sampling.decode_layers(params, model_config) if layers is None else layers,
         model_config,
@@ -139,10 +168,12 @@ def probabilities_after(
         _Limits(jnp.float32(settings.temperature), jnp.float32(settings.tolerance)),
         size=_Size(width=settings.width, depth=answer_tokens, dtype=settings.dtype),
     )
-    probabilities = probabilities.reshape(prompt_count, -1, *probabilities.shape[1:])
+    shape = (prompt_count, -1, probabilities.shape[1])
+    probabilities = probabilities.reshape(shape)
     return {
         "trace": probabilities,
         "mean": probabilities.mean(1),
+        "log_odds": log_odds.reshape(shape),
         "exact_mass": exact_mass.reshape(prompt_count, -1),
     }
 
@@ -188,7 +219,7 @@ class _Branches(NamedTuple):
     rules: RuleState  # the constraint's state of each
     weight: Any  # float32 [R, W]: the probability of each, 0 for none
     exact: Any  # bool [R, W]: whether no draw has touched its weight
-    named: Any  # float32 [R, names]: mass of finished answers that name each finding
+    named: Any  # float32 [2, R, names]: mass of finished answers that do not name each finding, and that do
     finished: Any  # float32 [2, R]: mass of all finished answers, and of the exact ones among them
 
 
@@ -212,7 +243,7 @@ class _Tree:
     constraint: Constraint
     trunk: _Trunk
     random_keys: jax.Array  # typed keys [R]
-    temperature: jax.Array
+    limits: _Limits
     size: _Size
 
     def root(self, rules: RuleState) -> _Branches:
@@ -229,7 +260,7 @@ class _Tree:
             # All mass in the first branch; the others wait, empty.
             weight=jnp.zeros((row_count, width), jnp.float32).at[:, 0].set(1.0),
             exact=jnp.ones((row_count, width), bool),
-            named=jnp.zeros((row_count, len(self.constraint.conflicts)), jnp.float32),
+            named=jnp.zeros((2, row_count, len(self.constraint.conflicts)), jnp.float32),
             finished=jnp.zeros((2, row_count), jnp.float32),
         )
 
@@ -246,8 +277,8 @@ class _Tree:
         options = jnp.asarray(self.constraint.options)[branches.rules.at]
         classes = jnp.asarray(self.constraint.classes)[options]
         places, named, allowed = self.constraint.moves(branches.rules, classes)
-        scores = jnp.take_along_axis(logits, options, -1, mode="clip") / self.temperature
-        chance = _softmax(scores, allowed & (options >= 0))
+        scores = jnp.take_along_axis(logits, options, -1, mode="clip") / self.limits.temperature
+        chance = token_choice.softmax_of(scores, allowed & (options >= 0))
         return _Children(
             options=options,
             places=places,
@@ -261,15 +292,17 @@ class _Tree:
         row_count, option_count = len(self.random_keys), children.options.shape[1]
         # An answer to which no name can be added is finished, whatever punctuation follows.
         finished_weight = jnp.where(children.finished, children.weight, 0)
-        names = jnp.arange(branches.named.shape[1])
+        names = jnp.arange(branches.named.shape[2])
         named_bits = (children.named.reshape(row_count, -1)[..., None] >> names & 1).astype(
             jnp.float32
         )
         exact_weight = jnp.where(
             jnp.repeat(branches.exact, option_count, axis=1), finished_weight, 0
         )
+        # Both sums: 1 minus one of them would lose what is small.
+        bits = jnp.stack([1 - named_bits, named_bits])
         return branches._replace(
-            named=branches.named + (finished_weight[..., None] * named_bits).sum(1),
+            named=branches.named + (finished_weight[..., None] * bits).sum(2),
             finished=branches.finished + jnp.stack([finished_weight.sum(1), exact_weight.sum(1)]),
         )
 
@@ -282,9 +315,12 @@ class _Tree:
         uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, step)))(
             self.random_keys
         )
-        # Finished answers leave the tree.
+        # Finished answers leave the tree, and so does a trace that has hardly any mass left: what becomes of it must
+        # not depend on how long the traces beside it go on.
         going_on = jnp.where(children.finished, 0, children.weight)
-        chosen, weight, is_untouched = resample(going_on, width, uniform)
+        open_mass = going_on.sum(-1, keepdims=True)
+        going_on = jnp.where(open_mass > self.limits.tolerance, going_on, 0)
+        chosen, weight, is_untouched = token_choice.resample(going_on, width, uniform)
         parent = chosen // option_count
         exact = is_untouched & jnp.take_along_axis(branches.exact, parent, 1)
 
@@ -334,8 +370,8 @@ def _expand(
     limits: _Limits,
     *,
     size: _Size,
-) -> tuple[jax.Array, jax.Array]:
-    """(probabilities [R, names], exact mass [R]) of R traces."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(probabilities [R, names], their log-odds, exact mass [R]) of R traces."""
     count, rules = constraint.trace(traces.tokens, traces.lengths)
     tree = _Tree(
         params=params,
@@ -344,19 +380,20 @@ def _expand(
         constraint=constraint,
         trunk=_read(params, model_config, prompts, traces, count, size.dtype),
         random_keys=keys,
-        temperature=limits.temperature,
+        limits=limits,
         size=size,
     )
 
     def goes_on(branches: _Branches) -> jax.Array:
-        # Of each trace: what is neither finished nor lost.
-        open_mass = branches.weight.sum(1)
-        return (branches.step < size.depth) & (open_mass > limits.tolerance).any()
+        # What is neither finished nor lost.
+        return (branches.step < size.depth) & (branches.weight > 0).any()
 
     branches = jax.lax.while_loop(goes_on, tree.grow, tree.root(rules))
     total, exact = branches.finished
     # The total is 1, but for the tolerance.
-    return jnp.clip(branches.named / total[:, None], 0, 1), jnp.clip(exact, 0, 1)
+    probabilities = jnp.clip(branches.named[1] / total[:, None], 0, 1)
+    without, with_name = jnp.log(jnp.maximum(branches.named, _LEAST_MASS))
+    return probabilities, with_name - without, jnp.clip(exact, 0, 1)
 
 
 def _read(
@@ -424,52 +461,3 @@ def _behind(old: jax.Array, new: jax.Array, used: jax.Array, room: int) -> jax.A
     return jax.vmap(
         lambda row, row_new, slot: jax.lax.dynamic_update_slice_in_dim(row, row_new, slot, 1)
     )(padded, new, used)
-
-
-def _softmax(scores: jax.Array, allowed: jax.Array) -> jax.Array:
-    """Over the last axis, of the entries that are allowed; all zero if there are none."""
-    scores = jnp.where(allowed, scores, NEG)
-    exponentials = jnp.where(allowed, jnp.exp(scores - scores.max(-1, keepdims=True)), 0)
-    return exponentials / jnp.maximum(exponentials.sum(-1, keepdims=True), 1e-30)
-
-
-def resample(
-    weights: jax.Array, width: int, uniform: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Keep at most `width` of the weights of each row, unbiased.
-
-    A weight of at least c is kept as it is, a smaller one becomes c with probability w / c, else 0; c is such that
-    the sum stays the same.
-
-    Args:
-        weights: float32 [R, K], K >= width.
-        uniform: float32 [R], uniform in [0, 1): one draw a row (systematic).
-
-    Returns:
-        (index [R, W], weight [R, W], whether the weight was kept as it is [R, W]).
-    """
-    # ---- The threshold c: the first at which what is smaller shares the places that are left ----
-    # The `width` largest are all that can be kept.
-    ordered = jnp.sort(weights, -1, descending=True)[:, :width]
-    remainder = weights.sum(-1, keepdims=True) - jnp.cumsum(ordered, -1) + ordered
-    remainder = jnp.maximum(remainder, ordered)
-    thresholds = remainder / (width - jnp.arange(width))
-    first_small = jnp.argmax(ordered <= thresholds, -1)[:, None]
-    threshold = jnp.take_along_axis(thresholds, first_small, -1)
-    # Few enough weights are all kept, exactly, whatever the rounding.
-    are_few = (weights > 0).sum(-1, keepdims=True) <= width
-    threshold = jnp.where(are_few, 0, threshold)
-    is_kept = weights >= threshold
-
-    # ---- One draw decides for all smaller weights: each takes its share of a line, cut at 1 - u, 2 - u, .. ----
-    shares = jnp.where(is_kept, 0, weights / jnp.maximum(threshold, 1e-37))
-    cut_line = jnp.cumsum(shares, -1)
-    # Its length is a whole number, but for rounding: made one, or a survivor may go missing.
-    line_length = cut_line[:, -1:]
-    cut_line = jnp.floor(
-        cut_line * (jnp.round(line_length) / jnp.maximum(line_length, 0.5)) + uniform[:, None]
-    )
-    is_drawn = jnp.diff(cut_line, axis=-1, prepend=0) >= 1
-    drawn = jnp.where(is_drawn, threshold, 0)
-    weight, index = jax.lax.top_k(jnp.where(is_kept, weights, drawn), width)
-    return index, weight, jnp.take_along_axis(is_kept, index, 1)

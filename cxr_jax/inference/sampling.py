@@ -257,6 +257,7 @@ def _generate(
         "logprobs": state.logprobs,
         "lengths": state.lengths,
         "finished": state.done,
+        "prompts": computed if settings.prompts_kept else None,
     }
 
 
@@ -280,7 +281,8 @@ def generate(
     Returns:
         tokens int32 [B*n, N] (after the last one: padding), logprobs float32 [B*n, N] of the sampled tokens under the
         temperature-scaled, suppressed, constrained distribution (before top_k, top_p and min_p, or after them:
-        `logs_kept`), lengths int32 [B*n] with the last token, finished bool [B*n] (False: cut at max_new_tokens).
+        `logs_kept`), lengths int32 [B*n] with the last token, finished bool [B*n] (False: cut at max_new_tokens),
+        prompts, the `ComputedPrompt` or None (`prompts_kept`).
 
     Raises:
         ValueError: at a temperature without keys.
@@ -346,8 +348,7 @@ def sample_completions(
     return generate(params, model_config, batch, settings, **inputs)
 
 
-# ---- The same in pieces ------------------------------------------------------------------------------------
-# No piece changes its inputs, but for `decode`, which takes over `own_keys`.
+# ---- The same in pieces; none changes its inputs, but for `decode`, which takes over `own_keys` -------------
 
 
 @functools.partial(jax.jit, static_argnames=("model_config", "dtype"))

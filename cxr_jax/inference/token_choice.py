@@ -1,4 +1,5 @@
-"""One token a row from logits: the whole choice, so that the decode loop is about rows and caches only."""
+"""One token a row from logits: the whole choice, so that the decode loop is about rows and caches only; and
+which branches of a tree of tokens are kept."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class SamplingSettings:
         min_p: draw from tokens at least so many times as likely as the likeliest only.
         repetition_penalty: of tokens that are in the prompt or were drawn, see `token_choice.penalize_repeats`.
         logs_kept: log-probs are of the distribution that tokens are drawn from, after all of these.
+        prompts_kept: the computed prompts come back, too, for what reads on from them.
     """
 
     max_new_tokens: int
@@ -50,6 +52,7 @@ class SamplingSettings:
     min_p: float | None = None
     repetition_penalty: float | None = None
     logs_kept: bool = False
+    prompts_kept: bool = False
 
     def of_a_step(self, model_config: Config, *, greedy: bool, dtype: DTypeLike) -> StepSettings:
         """Give what one step of the loop needs of them; ids that are None are the config's."""
@@ -177,3 +180,55 @@ def pick(
         scaled = kept if logs_kept else scaled
     chosen = jnp.take_along_axis(scaled, token[:, None], -1, mode="clip")[:, 0]
     return token.astype(jnp.int32), chosen - jax.nn.logsumexp(scaled, -1)
+
+
+# ---- Branches of a tree of tokens --------------------------------------------------------------------------
+
+
+def softmax_of(scores: jax.Array, allowed: jax.Array) -> jax.Array:
+    """Compute the softmax over the last axis of the entries that are allowed; all zero if there are none."""
+    scores = jnp.where(allowed, scores, NEG)
+    exponentials = jnp.where(allowed, jnp.exp(scores - scores.max(-1, keepdims=True)), 0)
+    return exponentials / jnp.maximum(exponentials.sum(-1, keepdims=True), 1e-30)
+
+
+def resample(
+    weights: jax.Array, width: int, uniform: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Keep at most `width` of the weights of each row, unbiased.
+
+    A weight of at least c is kept as it is, a smaller one becomes c with probability w / c, else 0; c is such that
+    the sum stays the same.
+
+    Args:
+        weights: float32 [R, K], K >= width.
+        uniform: float32 [R], uniform in [0, 1): one draw a row (systematic).
+
+    Returns:
+        (index [R, W], weight [R, W], whether the weight was kept as it is [R, W]).
+    """
+    # ---- The threshold c: the first at which what is smaller shares the places that are left ----
+    # The `width` largest are all that can be kept.
+    ordered = jnp.sort(weights, -1, descending=True)[:, :width]
+    remainder = weights.sum(-1, keepdims=True) - jnp.cumsum(ordered, -1) + ordered
+    remainder = jnp.maximum(remainder, ordered)
+    thresholds = remainder / (width - jnp.arange(width))
+    first_small = jnp.argmax(ordered <= thresholds, -1)[:, None]
+    threshold = jnp.take_along_axis(thresholds, first_small, -1)
+    # Few enough weights are all kept, exactly, whatever the rounding.
+    are_few = (weights > 0).sum(-1, keepdims=True) <= width
+    threshold = jnp.where(are_few, 0, threshold)
+    is_kept = weights >= threshold
+
+    # ---- One draw decides for all smaller weights: each takes its share of a line, cut at 1 - u, 2 - u, .. ----
+    shares = jnp.where(is_kept, 0, weights / jnp.maximum(threshold, 1e-37))
+    cut_line = jnp.cumsum(shares, -1)
+    # Its length is a whole number, but for rounding: made one, or a survivor may go missing.
+    line_length = cut_line[:, -1:]
+    cut_line = jnp.floor(
+        cut_line * (jnp.round(line_length) / jnp.maximum(line_length, 0.5)) + uniform[:, None]
+    )
+    is_drawn = jnp.diff(cut_line, axis=-1, prepend=0) >= 1
+    drawn = jnp.where(is_drawn, threshold, 0)
+    weight, index = jax.lax.top_k(jnp.where(is_kept, weights, drawn), width)
+    return index, weight, jnp.take_along_axis(is_kept, index, 1)

@@ -124,7 +124,7 @@ class _Cells(NamedTuple):
         unit_of_row: int [N].
         known: int rows of each of the 14 labels.
         ranks: of the known rows of each label.
-        sums: float [U, 14, 3 + bins], or None where values are no probabilities: of each unit and label squared error,
+        sums: float [U, 14, 3 + bins], or None for ranks alone: of each unit and label squared error,
             cells and positives, then the gap (probability - truth) of each bin.
         bins: float [U, 3, bins], of all labels together: cells, probability, positives.
     """
@@ -136,7 +136,8 @@ class _Cells(NamedTuple):
     bins: np.ndarray | None
 
 
-def _cells_of(probabilities: np.ndarray, reference: Reference, bins: int) -> _Cells:
+def _cells_of(probabilities: np.ndarray, reference: Reference, bins: int | None) -> _Cells:
+    """The cells of a set; bins: None for ranks alone."""
     checked_rows = check_rows(Answers(reference.truth), reference)
     truth, known = checked_rows.truth, checked_rows.known
     if probabilities.shape != truth.shape:
@@ -149,7 +150,7 @@ def _cells_of(probabilities: np.ndarray, reference: Reference, bins: int) -> _Ce
         _sort_label(probabilities[rows, label], truth[rows, label])
         for label, rows in enumerate(known_rows)
     ]
-    if why_no_calibration(probabilities, reference):
+    if bins is None or why_no_calibration(probabilities, reference):
         return _Cells(unit_of_row, known_rows, ranks, None, None)
 
     unit_count = unit_of_row.max() + 1
@@ -239,6 +240,21 @@ def _sampled(cells: _Cells, bootstrap: Bootstrap) -> tuple[dict, dict]:
     }
     drawn = [_scores_of(cells, weights) for weights in draw_weights(unit_count, bootstrap)]
     return point, {name: np.concatenate([part[name] for part in drawn]) for name in point}
+
+
+def label_areas(
+    probabilities: ArrayLike, reference: Reference, bootstrap: Bootstrap = DEFAULT
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the AUROC of each label, [14], and on each resample, [S, 14]; NaN without both classes.
+
+    Args:
+        probabilities: float [N, 14].
+        reference: what is so.
+        bootstrap: how the resamples are drawn.
+    """
+    cells = _cells_of(np.asarray(probabilities, float), reference, None)
+    point, drawn = _sampled(cells, bootstrap)
+    return point["auroc"], drawn["auroc"]
 
 
 # ---- What is reported ----

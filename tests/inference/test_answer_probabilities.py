@@ -9,7 +9,13 @@ import pytest
 from answer_oracle import FORMAT, NAMES, PHANTOM_CFG, STOP, Oracle
 
 from cxr_jax.errors import UserError
-from cxr_jax.inference import answer_probabilities, answer_rules, constrained, sampling
+from cxr_jax.inference import (
+    answer_probabilities,
+    answer_rules,
+    constrained,
+    sampling,
+    token_choice,
+)
 from cxr_jax.labels.answers import TokenBytes
 from cxr_jax.models import network
 from cxr_jax.models.network.config import Config
@@ -287,7 +293,7 @@ def test_resampling_keeps_mass_and_expectation():
     w = rng.exponential(size=(3, 40)).astype(np.float32) ** 4
     w[1, 6:] = 0
     w /= w.sum(1, keepdims=True)
-    draw = jax.jit(answer_probabilities.resample, static_argnums=1)
+    draw = jax.jit(token_choice.resample, static_argnums=1)
     u = np.linspace(0, 1, 1001, dtype=np.float32)[:-1]
     for row in w:
         index, weight, kept = map(np.asarray, draw(np.tile(row, (len(u), 1)), 8, u))

@@ -26,7 +26,7 @@ from cxr_jax.data.sources import patients, policy, views
 from cxr_jax.data.sources.image_files import BadNameError, split_name
 from cxr_jax.data.sources.policy import LabelPolicy
 from cxr_jax.data.sources.table import DELIMITERS, Record, Table, read_state
-from cxr_jax.data.studies import order
+from cxr_jax.data.studies import order, subjects
 from cxr_jax.errors import UserError, exit_code
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.runtime import whole_files
@@ -65,7 +65,8 @@ class LabelRow(NamedTuple):
     patient: str | None
     states: dict[str, int | None]  # label -> 1, 0, -1 or None
     view: str | None = None  # of sources.views
-    study: Mapping[str, str] = MappingProxyType({})  # keys of a row that say which study, and when
+    # Keys of a row that say which study, and when, and who is on the film.
+    study: Mapping[str, Any] = MappingProxyType({})
 
 
 class _Header(NamedTuple):
@@ -141,7 +142,7 @@ def _read_row(path: str | Path, record: Record, header: _Header) -> LabelRow:
         patient,
         states,
         views.find_view(record.cells, [image]),
-        _read_study(record.cells),
+        {**_read_study(record.cells), **subjects.as_fields(subjects.find_subject(record.cells))},
     )
 
 

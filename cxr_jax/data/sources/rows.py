@@ -13,6 +13,7 @@ from cxr_jax.data.json_rows import BadRowError
 from cxr_jax.data.prompts import IMAGE_MARK, Conversation, Message, Prompt, as_prompt
 from cxr_jax.data.sources.policy import COMPLETE, LabelPolicy
 from cxr_jax.data.studies.order import Taken
+from cxr_jax.data.studies.subjects import Subject
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 
@@ -42,6 +43,7 @@ class Row:
     study: str | None = None  # as the manifest spells it, of its patient
     split: str | None = None  # as the manifest has it: a run draws its own, the guard reads it
     taken: Taken = Taken()  # when the study was made, as far as the manifest tells
+    subject: Subject = Subject()  # sex, age .. as far as the manifest tells
     roles: tuple[str, ...] = ()  # of the films (`prompts.ROLES`), if the manifest has them
     later: Conversation = ()  # the turns that follow on prompt and target, with marks of the films that stand there
 

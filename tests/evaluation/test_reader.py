@@ -1,0 +1,53 @@
+"""Probabilities in the batch against those of `Model`, which has one image and one completion at a time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from generating import CFG, FIND, image
+
+import cxr_jax
+from cxr_jax.evaluation.reader import Reader, keys_of
+from cxr_jax.inference import generation
+from cxr_jax.inference import model as inference_model
+from cxr_jax.inference.prompts import Prompts
+from cxr_jax.inference.requests import Completion
+from cxr_jax.models import network
+
+COUNT, LONGEST = 5, 24
+
+
+@pytest.fixture(scope="module")
+def model():
+    params = network.init_params(CFG, jax.random.key(0))
+    params["text"]["embed"]["embedding"] = params["text"]["embed"]["embedding"] * 25
+    return inference_model.Model(CFG, params, folder=cxr_jax.asset("phantom"))
+
+
+def test_probabilities_in_the_batch_are_those_of_one_image_at_a_time(model, monkeypatch):
+    images = np.stack([image(number) for number in range(COUNT)])
+    grid = (1, *(side // CFG.vision.patch_size for side in images.shape[1:]))
+    prompts = Prompts(model.tokenizer, CFG, grid, LONGEST, texts=(FIND,))
+    reader = Reader(CFG, model.tokenizer, prompts, 4)
+    texts = [FIND] * COUNT
+    plain = reader.read(model.params, images, texts)
+    weighed = reader.read(model.params, images, texts, weighs=True)
+    assert plain.log_odds is None is plain.probabilities and reader.why_no_probabilities() is None
+    np.testing.assert_array_equal(plain.tokens, weighed.tokens)
+    assert weighed.log_odds.shape == (COUNT, 14) and weighed.exact_mass.shape == (COUNT,)
+    for row in range(COUNT):
+        ids = weighed.tokens[row][: weighed.lengths[row]].tolist()
+        completion = Completion("", ids, [0.0] * len(ids), "length")
+        # An untrained model's tree is too wide: which branches survive is drawn, here with the same numbers.
+        keys = keys_of(jnp.asarray([ids]), jnp.asarray([len(ids)]))
+        monkeypatch.setattr(generation, "sample_keys", lambda *numbers, keys=keys: keys)
+        one = model.finding_probabilities(images[row], FIND, [completion])
+        np.testing.assert_allclose(
+            weighed.probabilities[row], list(one["mean"].values()), rtol=0, atol=2e-4
+        )
+        assert weighed.exact_mass[row] == pytest.approx(one["exact_mass"][0], abs=2e-4)
+    assert np.ptp(weighed.probabilities, axis=0).max() > 0.01
+
+    # What a film's numbers are does not depend on the films beside it, nor on where it stands.
+    moved = reader.read(model.params, images[::-1], texts, weighs=True)
+    np.testing.assert_allclose(moved.log_odds[::-1], weighed.log_odds, atol=2e-3)
