@@ -1,0 +1,267 @@
+"""The 1,160 labelled films of four collections as a fixed protocol: who trains, who chooses, who tests; linear probes.
+
+    python -m experiments.analysis.real_films prepare FILMS OUT [--seed=0]
+    python -m experiments.analysis.real_films probe FILMS OUT [--model=phantom] [--only=nih]
+
+`prepare` reads FILMS/manifest.csv and writes OUT/train.jsonl and OUT/held.jsonl: of adults three patients in five
+train, and two are held out, among them all of whom NIH or Google have published evaluation labels. The text that SFT
+imitates says the labels that are known, and nothing else.
+
+`probe` fits one ridge regression a label on the mean token of the model's frozen tower; its strength is chosen by the
+held-out patients who choose checkpoints, and the others are scored, by patient. It answers as well how far a film tells
+its collection ("repository"): classes that come from different collections can be told apart by that alone. --only
+keeps the films of one source.
+"""
+
+import csv
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+import cxr_jax
+from cxr_jax.config.arguments import ArgumentParser, wants_debug
+from cxr_jax.data import images, resize
+from cxr_jax.data.prompts import FIND_PROMPT
+from cxr_jax.data.sources.patients import place_of, same_patient_key
+from cxr_jax.errors import UserError, exit_code
+from cxr_jax.inference.model import Model, encode_images
+from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.metrics.label_counts import Reference
+from cxr_jax.metrics.probability_scores import auroc, calibration
+from cxr_jax.runtime import whole_files
+
+HELD_SHARE = 0.4  # of the patients
+STRENGTHS = 10.0 ** np.arange(-2, 6)  # of the ridge, of which selection chooses one a label
+
+
+class Film(NamedTuple):
+    """A film of the pack: its row of manifest.csv, and whether its patient is held out."""
+
+    row: dict[str, str]
+    patient: str
+    is_held: bool
+
+    @property
+    def states(self) -> list[int | None]:
+        """The 14 states: 1, 0, or None where nobody knows."""
+        return [int(self.row[label]) if self.row[label] else None for label in CHEXPERT_14]
+
+
+def read_films(folder: Path, seed: int) -> list[Film]:
+    """Read the films of adults, and say who is held out.
+
+    Raises:
+        UserError: for a folder without a manifest.
+    """
+    manifest = folder / "manifest.csv"
+    if not manifest.is_file():
+        raise UserError(f"{manifest}: there is no such file")
+    with open(manifest, encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["population"] == "adult"]
+    patients = [same_patient_key(row["patient_id"]) for row in rows]
+    # Films with boxes or with radiologists' labels are evaluation films of NIH.
+    is_registered = ["google" in row["label_basis"] or "box" in row["label_basis"] for row in rows]
+    # All of their films, or one patient would be on both sides.
+    registered = {
+        patient for patient, registered in zip(patients, is_registered, strict=True) if registered
+    }
+    # The rest by a hash, so that more films later change no side.
+    order = sorted(set(patients) - registered, key=lambda patient: place_of(patient, seed))
+    wanted = max(0, round(HELD_SHARE * len(set(patients))) - len(registered))
+    held = registered | set(order[:wanted])
+    return [
+        Film(row, patient, patient in held) for row, patient in zip(rows, patients, strict=True)
+    ]
+
+
+# ---- Rows to train on ------------------------------------------------------------------------------
+
+
+def manifest_row(film: Film) -> dict[str, Any]:
+    """Write a film as a row of a manifest, with a text that says the labels that are known to be there."""
+    row, states = film.row, dict(zip(CHEXPERT_14, film.states, strict=True))
+    named = [label for label, state in states.items() if state == 1]
+    # What is not known is not spoken of, nor what is known to be absent.
+    said = ", ".join(named) or "none of the labels asked for"
+    text = f"<think>Summary: {said}.</think><answer>{', '.join(named)}</answer>"
+    return {
+        "id": row["file"],
+        "image": row["file"],
+        "patient_id": row["patient_id"],
+        "study_id": row["study"],
+        "view": row["view"],
+        "sex": row["sex"],
+        "age": row["age"],
+        "source": row["origin"].partition("@")[0].removeprefix("github:"),
+        "solution": ", ".join(named),
+        "labels": states,
+        "messages": [
+            {"role": "user", "content": f"<image>{FIND_PROMPT}"},
+            {"role": "assistant", "content": text},
+        ],
+    }
+
+
+def prepare(folder: Path, out: Path, seed: int) -> list[str]:
+    """Write train.jsonl and held.jsonl; gives lines about them."""
+    films = read_films(folder, seed)
+    lines = []
+    out.mkdir(parents=True, exist_ok=True)
+    # The same rows serve SFT, RL and evaluation.
+    for name, is_held in (("train", False), ("held", True)):
+        chosen = [film for film in films if film.is_held == is_held]
+        text = "".join(json.dumps(manifest_row(film)) + "\n" for film in chosen)
+        whole_files.write_text(out / f"{name}.jsonl", text)
+        sources = Counter(film.row["source"] for film in chosen)
+        counts = ", ".join(f"{source} {count}" for source, count in sources.most_common())
+        patients = len({film.patient for film in chosen})
+        lines.append(f"{name}: {len(chosen)} films of {patients} patients ({counts})")
+    return lines
+
+
+# ---- Probes ----------------------------------------------------------------------------------------
+
+
+def mean_tokens(model: Model, files: Sequence[Path]) -> np.ndarray:
+    """Encode films by the frozen tower, float32 [N, D]: the mean and the largest of their tokens, side by side."""
+    side = 224
+    features = []
+    # One by one, as the model reads them: films of one size are one program.
+    for file in files:
+        pixels = resize.fit(images.read_image(file).pixels, side)
+        patches, grid = model.prepare(pixels)
+        tokens = encode_images(model.params, model.config, patches[None], grid, model.dtype).tokens
+        features.append(jnp.concatenate([tokens[0].mean(0), tokens[0].max(0)]))
+    return np.asarray(jnp.stack(features), np.float32)
+
+
+def fit_ridge(features: np.ndarray, truth: np.ndarray, strength: float) -> np.ndarray:
+    """Fit one label by ridge regression on -1 and 1; features [N, D] have a column of ones, which is not shrunk."""
+    weights = np.full(features.shape[1], strength)
+    weights[-1] = 0.0
+    gram = features.T @ features + np.diag(weights)
+    return np.linalg.solve(gram, features.T @ (2.0 * truth - 1.0))
+
+
+def probe(
+    features: np.ndarray, states: np.ndarray, parts: dict[str, np.ndarray], patients: np.ndarray
+) -> dict[str, Any]:
+    """Score linear probes of N films: fitted on "train", their strength chosen on "select", scored on "test".
+
+    Args:
+        features: float [N, D].
+        states: float [N, L], 1, 0, or NaN; L at most 14.
+        parts: name -> bool [N].
+        patients: [N].
+
+    Returns:
+        `calibration` of the test films, of ranks alone.
+    """
+    # By those who train alone, as everything that is fitted.
+    center, spread = features[parts["train"]].mean(0), features[parts["train"]].std(0) + 1e-6
+    columns = np.concatenate([(features - center) / spread, np.ones((len(features), 1))], axis=1)
+    scores = np.zeros((len(features), len(CHEXPERT_14)))
+    known = np.zeros_like(scores, bool)
+    truth = np.zeros_like(known)
+    for label in range(states.shape[1]):
+        is_known = np.isfinite(states[:, label])
+        of_part = {name: part & is_known for name, part in parts.items()}
+        known[:, label], truth[:, label] = is_known, states[:, label] == 1
+        # A label that nobody has, or everybody, cannot be fitted.
+        if any(len(set(states[of_part[name], label])) < 2 for name in ("train", "select")):
+            known[:, label] = False
+            continue
+        fitted = [
+            columns @ fit_ridge(columns[of_part["train"]], truth[of_part["train"], label], strength)
+            for strength in STRENGTHS
+        ]
+        areas = [
+            area_of(scored[of_part["select"]], truth[of_part["select"], label]) for scored in fitted
+        ]
+        # Chosen by patients who are not scored: a strength is fitted, too.
+        scores[:, label] = fitted[int(np.argmax(areas))]
+    test = parts["test"]
+    # Scores are no probabilities: outside 0..1 they are ranked, and nothing else.
+    return calibration(scores[test] * 10 + 5, Reference(truth[test], known[test], patients[test]))
+
+
+def chooses(patient: str, seed: int) -> bool:
+    """Tell whether a held-out patient is one of the third that chooses checkpoints."""
+    return int(place_of(f"select {patient}", seed), 16) % 3 == 0
+
+
+def area_of(scores: np.ndarray, truth: np.ndarray) -> float:
+    """The area under the ROC curve; 0.5 without both classes."""
+    area = auroc(scores, truth)
+    return 0.5 if area is None else area
+
+
+def _describe(name: str, found: dict[str, Any], labels: Sequence[str]) -> list[str]:
+    mean = found["estimates"]["mean_auroc"]
+    lines = [f"{name}: mean AUROC {_shown(mean)} over {len(found['labels'])} labels"]
+    for slot, label in zip(CHEXPERT_14, labels, strict=False):
+        row = found["per_label"][slot]
+        if row["auroc"]["value"] is not None:
+            lines.append(f"  {label}: {_shown(row['auroc'])}, {row['n_pos']} of {row['n_known']}")
+    return lines
+
+
+def _shown(estimate: dict[str, float | None]) -> str:
+    return "{value:.3f} [{lo:.3f}, {hi:.3f}]".format(**estimate)
+
+
+def run_probes(folder: Path, model_name: str, seed: int, only: str) -> list[str]:
+    """Probe the labels, and the collection, and give the lines of the table."""
+    films = [film for film in read_films(folder, seed) if only in ("", film.row["source"])]
+    if not films:
+        raise UserError(f"--only={only}: no film is of that source")
+    model = cxr_jax.load(model_name)
+    features = mean_tokens(model, [folder / film.row["file"] for film in films])
+    patients = np.array([film.patient for film in films])
+    held = np.array([film.is_held for film in films])
+    selects = np.array([film.is_held and chooses(film.patient, seed) for film in films])
+    parts = {"train": ~held, "select": selects, "test": held & ~selects}
+    states = np.array([film.states for film in films], float)
+    lines = [f"{name}: {part.sum()} films" for name, part in parts.items()]
+    lines += _describe("labels", probe(features, states, parts, patients), CHEXPERT_14)
+    # A collection of a handful has too few patients to be told apart, or to matter.
+    origins = [film.row["origin"] for film in films]
+    names = [name for name, count in Counter(origins).most_common() if count >= len(films) // 50]
+    if len(names) > 1:
+        of_origin = np.array([[origin == name for name in names] for origin in origins], float)
+        found = probe(features, of_origin, parts, patients)
+        lines += _describe("collection", found, [name.partition("@")[0] for name in names])
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = ArgumentParser("experiments.analysis.real_films", description=__doc__)
+    parser.add_argument("what", choices=("prepare", "probe"))
+    parser.add_argument("films", type=Path)
+    parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("--model", default="phantom")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="")
+
+    def run() -> None:
+        args = parser.parse_args(argv)
+        if args.what == "prepare":
+            if args.out is None:
+                raise UserError("prepare needs OUT")
+            lines = prepare(args.films, args.out, args.seed)
+        else:
+            lines = run_probes(args.films, args.model, args.seed, args.only)
+        print("\n".join(lines))
+
+    return exit_code(run, debug=wants_debug(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
