@@ -62,6 +62,7 @@ def read_films(folder: Path, seed: int) -> list[Film]:
     manifest = folder / "manifest.csv"
     if not manifest.is_file():
         raise UserError(f"{manifest}: there is no such file")
+    # Children are for refusals and shift, as the pack says.
     with open(manifest, encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["population"] == "adult"]
     patients = [same_patient_key(row["patient_id"]) for row in rows]
@@ -143,6 +144,7 @@ def mean_tokens(model: Model, files: Sequence[Path]) -> np.ndarray:
 
 def fit_ridge(features: np.ndarray, truth: np.ndarray, strength: float) -> np.ndarray:
     """Fit one label by ridge regression on -1 and 1; features [N, D] have a column of ones, which is not shrunk."""
+    # The constant is free: a rare label is not a weak one.
     weights = np.full(features.shape[1], strength)
     weights[-1] = 0.0
     gram = features.T @ features + np.diag(weights)
@@ -166,6 +168,7 @@ def probe(
     # By those who train alone, as everything that is fitted.
     center, spread = features[parts["train"]].mean(0), features[parts["train"]].std(0) + 1e-6
     columns = np.concatenate([(features - center) / spread, np.ones((len(features), 1))], axis=1)
+    # In the places of the 14, which is what the metrics take; a collection has no place of its own.
     scores = np.zeros((len(features), len(CHEXPERT_14)))
     known = np.zeros_like(scores, bool)
     truth = np.zeros_like(known)
@@ -203,6 +206,7 @@ def area_of(scores: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _describe(name: str, found: dict[str, Any], labels: Sequence[str]) -> list[str]:
+    # Labels with one class among the test films have no area, and no line.
     mean = found["estimates"]["mean_auroc"]
     lines = [f"{name}: mean AUROC {_shown(mean)} over {len(found['labels'])} labels"]
     for slot, label in zip(CHEXPERT_14, labels, strict=False):
@@ -221,6 +225,7 @@ def run_probes(folder: Path, model_name: str, seed: int, only: str) -> list[str]
     films = [film for film in read_films(folder, seed) if only in ("", film.row["source"])]
     if not films:
         raise UserError(f"--only={only}: no film is of that source")
+    # Frozen: only its tower is used, and nothing of it is fitted.
     model = cxr_jax.load(model_name)
     features = mean_tokens(model, [folder / film.row["file"] for film in films])
     patients = np.array([film.patient for film in films])
@@ -228,6 +233,7 @@ def run_probes(folder: Path, model_name: str, seed: int, only: str) -> list[str]
     selects = np.array([film.is_held and chooses(film.patient, seed) for film in films])
     parts = {"train": ~held, "select": selects, "test": held & ~selects}
     states = np.array([film.states for film in films], float)
+    # First who is where: a probe of few films says little.
     lines = [f"{name}: {part.sum()} films" for name, part in parts.items()]
     lines += _describe("labels", probe(features, states, parts, patients), CHEXPERT_14)
     # A collection of a handful has too few patients to be told apart, or to matter.
@@ -252,6 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         args = parser.parse_args(argv)
+        # Two steps of one protocol: both draw the sides from the same seed.
         if args.what == "prepare":
             if args.out is None:
                 raise UserError("prepare needs OUT")
