@@ -181,6 +181,7 @@ class PhantomSource:
         """The scenes of a batch as their readers take them to be, before any of it is missed."""
         # Of the same stream, so that prevalence and places are the hospital's own.
         others = self.facts(np.asarray(indices) + _OTHER_PATIENTS)["scene"]
+        # Drawn from the example's own number: whoever asks for it, it is read alike.
         rows = [
             human_readers.confused(
                 phantom.scene_row(batch["scene"], row),
@@ -295,6 +296,7 @@ def open_phantoms(data: DataConfig, hospital: str, split: str) -> PhantomSource:
             f"config.data.follow_ups={data.follow_ups} must be 0 with several films an example: follow-ups are written "
             "of one film alone"
         )
+    # Of two scenes of studies nobody has said which findings go together.
     if data.reader_confused:
         raise UserError(
             f"config.data.reader_confused={data.reader_confused} must be 0 with several films an example: such readers "
