@@ -26,6 +26,9 @@ COMMANDS = {
     "label": Command(
         "cxr_jax.label", "command", "label free-text reports with the 14 CheXpert labels"
     ),
+    "traces": Command(
+        "cxr_jax.traces", "command", "reports and labels -> verified reasoning traces to imitate"
+    ),
     "convert": Command("cxr_jax.convert", "command", "Hugging Face folder <-> our checkpoint"),
     "plan": Command("cxr_jax.plan", "main", "what a run needs on N devices that need not exist"),
     "report": Command("cxr_jax.report.__main__", "main", "draw a run's report.html again"),

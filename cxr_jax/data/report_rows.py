@@ -9,11 +9,12 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TextIO
 
-from cxr_jax.data.report_sections import SECTIONS, cut
+from cxr_jax.data.report_sections import SECTIONS, cut, join_sections
 from cxr_jax.errors import UserError
 
 MAX_BYTES = 1_000_000  # of one report, as UTF-8
@@ -52,6 +53,7 @@ class Options(NamedTuple):
     sections: tuple[str, ...] = SECTIONS
     one_report: bool = False  # a .txt file that is given is one report, as in a folder
     prefix: str = ""  # of an id that is a row number
+    with_cells: bool = False  # rows of tables keep all their cells
 
 
 class Report(NamedTuple):
@@ -64,6 +66,12 @@ class Report(NamedTuple):
     reason: str = ""  # why a row is bad
     replaced: bool = False  # it held bytes that are not UTF-8; each stands as U+FFFD in the text
     without_headings: bool = False  # no heading says which section is which
+    impression: int | None = (
+        None  # where in the text the impression begins, if a heading or column says so
+    )
+    cells: Mapping[str, Any] = MappingProxyType(
+        {}
+    )  # of a table's row, by column, if they were asked for
 
 
 class BadReportError(Exception):
@@ -90,9 +98,11 @@ def make_report(
     if len(text) > MAX_BYTES or len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         return Report(source, row, report_id, None, f"the report is over {MAX_BYTES:,} bytes")
     text, replaced = clean_text(text)
-    text, is_whole = cut(text, sections)
-    without_headings = is_whole and bool(text.strip())
-    return Report(source, row, report_id, text, "", replaced, without_headings)
+    part = cut(text, sections)
+    without_headings = part.without_headings and bool(part.text.strip())
+    return Report(
+        source, row, report_id, part.text, "", replaced, without_headings, part.impression
+    )
 
 
 # ---- Columns ---------------------------------------------------------------------------------------------------------
@@ -165,9 +175,13 @@ def report_from_columns(
         texts = {}
     # The sections that were asked for; without any, those that there are.
     for names in (wanted, SECTIONS):
-        present = [texts[section] for section in names if texts.get(section, "").strip()]
+        present = [(section, texts[section]) for section in names if texts.get(section, "").strip()]
         if present:
-            return make_report(source, row, report_id, "\n\n".join(present), ())
+            # Cleaned before they are joined, so that the place of the second is that in the clean text.
+            joined = join_sections([(section, clean_text(text)[0]) for section, text in present])
+            report = make_report(source, row, report_id, joined.text, ())
+            replaced = any(clean_text(text)[1] for _, text in present)
+            return report._replace(impression=joined.impression, replaced=replaced)
     last = read_cell(columns.last) if columns.last is not None else ""
     if last.strip():
         return make_report(source, row, report_id, last, ())

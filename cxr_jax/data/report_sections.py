@@ -5,6 +5,7 @@ those of MIMIC-CXR, CheXpert Plus and NIH reports.
 """
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 from xml.parsers import expat
 
@@ -47,6 +48,7 @@ _MAIN_WORDS = (
     ("COMPARISON", "other"),
     ("INDICATION", "other"),
 )
+_BETWEEN = "\n\n"  # two sections
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
 
 
@@ -93,7 +95,32 @@ def split_sections(text: str) -> list[tuple[str, str]]:
     ]
 
 
-def cut(text: str, wanted: tuple[str, ...] = SECTIONS) -> tuple[str, bool]:
+class Cut(NamedTuple):
+    """A report, cut to its sections.
+
+    Attributes:
+        text: what is read.
+        without_headings: it had none of those sections.
+        impression: where in the text the impression begins; None where no heading says so.
+    """
+
+    text: str
+    without_headings: bool = False
+    impression: int | None = None
+
+
+def join_sections(bodies: Sequence[tuple[str, str]]) -> Cut:
+    """Join sections, (kind, text) in the order in which they are read; the first impression is the one."""
+    impression = None
+    length = 0
+    for kind, body in bodies:
+        if kind == "impression" and impression is None:
+            impression = length
+        length += len(body) + len(_BETWEEN)
+    return Cut(_BETWEEN.join(body for _, body in bodies), impression=impression)
+
+
+def cut(text: str, wanted: tuple[str, ...] = SECTIONS) -> Cut:
     """Cut a report to the wanted sections.
 
     Without any wanted one: findings or impression, whichever there is; else what follows the first blank line of the
@@ -102,22 +129,19 @@ def cut(text: str, wanted: tuple[str, ...] = SECTIONS) -> tuple[str, bool]:
     Args:
         text: a report.
         wanted: of SECTIONS, in the order in which they are joined; () is the whole text.
-
-    Returns:
-        The text, and whether it had none of those sections.
     """
     if not wanted:
-        return text, False
+        return Cut(text)
     sections = split_sections(text)
     for names in (wanted, SECTIONS):
-        bodies = [body for name in names for kind, body in sections if kind == name]
+        bodies = [(kind, body) for name in names for kind, body in sections if kind == name]
         if bodies:
-            return "\n\n".join(bodies), False
+            return join_sections(bodies)
     for _, body in reversed(sections):
         paragraphs = _BLANK_LINE.split(body, maxsplit=1)
         if len(paragraphs) == 2 and any(map(str.isalpha, paragraphs[1])):
-            return paragraphs[1].strip(), True
-    return text, True
+            return Cut(paragraphs[1].strip(), without_headings=True)
+    return Cut(text, without_headings=True)
 
 
 class _DoctypeError(Exception):

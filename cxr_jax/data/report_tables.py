@@ -110,7 +110,8 @@ class CsvTable:
             delimiters = delimiters[0]
         for delimiter in delimiters:
             self.delimiter = delimiter
-            self.width, self.columns = self._read_header()
+            self.names, self.columns = self._read_header()
+            self.width = len(self.names)
             if self.columns.texts():
                 break
         self._check_columns()
@@ -120,8 +121,8 @@ class CsvTable:
                 if next(records, None) is None:
                     raise UserError(f"{path}: has a header and no rows")
 
-    def _read_header(self) -> tuple[int, Columns]:
-        """How many columns there are, and which is which, with the present delimiter."""
+    def _read_header(self) -> tuple[list[str], Columns]:
+        """What the columns are called, by their numbers without a header, and which is which."""
         with contextlib.closing(_csv_records(self.path, self.delimiter)) as records:
             header = next(records, None)
             if header is None:
@@ -130,13 +131,13 @@ class CsvTable:
                 raise UserError(f"{self.path}: the first record: {header}")
         width = len(header)
         if self.options.header:
-            return width, find_columns(zip(header, range(width), strict=True), self.options)
+            return header, find_columns(zip(header, range(width), strict=True), self.options)
         # Without a header columns have numbers; the only column needs none.
         options = self.options
         if options.text_column is None and width == 1:
             options = options._replace(text_column="1")
-        numbers = [(str(index + 1), index) for index in range(width)]
-        return width, find_columns(numbers, options)
+        numbers = [str(index + 1) for index in range(width)]
+        return numbers, find_columns(zip(numbers, range(width), strict=True), options)
 
     def _check_columns(self) -> None:
         options, texts = self.options, self.columns.texts()
@@ -174,9 +175,12 @@ class CsvTable:
                 continue
             if self.columns.id is not None:
                 report_id = clean_text(cells[self.columns.id])[0]
-            yield report_from_columns(
+            report = report_from_columns(
                 self.path, row, report_id, self.columns, cells.__getitem__, self.options.sections
             )
+            if self.options.with_cells:
+                report = report._replace(cells=dict(zip(self.names, cells, strict=True)))
+            yield report
 
 
 # ---- JSON ------------------------------------------------------------------------------------------------------------
@@ -274,4 +278,5 @@ class JsonTable:
             return "" if is_null(texts[key]) else texts[key]
 
         sections = self.options.sections
-        return report_from_columns(self.path, row, report_id, columns, read_cell, sections)
+        report = report_from_columns(self.path, row, report_id, columns, read_cell, sections)
+        return report._replace(cells=item) if self.options.with_cells else report

@@ -5,11 +5,13 @@ wants to see which ones. So a text is cut where the parser of reports ends a sen
 3), every sentence is read by itself, and what it claims is held against the same truth. What a byte is, and the
 language, are those of the whole text; but no phrase that the parser takes reaches over a sentence end, and nothing is
 carried over one.
+
+`read_statements` gives the sentences of a report in the same way, each with all that it says.
 """
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -20,10 +22,15 @@ from numpy.typing import ArrayLike
 from cxr_jax.labels import phrase_reading, report_text
 from cxr_jax.labels.answers import extract_trace
 from cxr_jax.labels.byte_codes import code_bytes
+from cxr_jax.labels.lexicon import LABELS
 from cxr_jax.labels.phrase_bank import (
+    AFFIRMED,
+    DENIED,
     FOUND_ITEM_BITS,
     FOUND_ITEM_MASK,
+    HEDGED,
     PhraseBank,
+    device_phrase_bank,
     ends_sentence,
     load_phrase_bank,
 )
@@ -99,17 +106,7 @@ def sentence_verdicts(
 
     # Cut every trace where the parser ends a sentence ..
     whole = _search(traces, bank)
-    pieces: list[bytes] = []
-    owners: list[int] = []
-    spans: list[tuple[int, int]] = []
-    for owner, (trace, ends) in enumerate(zip(traces, whole["ends"], strict=True)):
-        stops = [*_sentence_ends(ends, bank), len(ends)]
-        # A tag opens the sentence behind it; every other sign ends the one before.
-        opens = [stop <= len(trace) and trace[stop - 1] == ord("<") for stop in stops]
-        cuts = [stop - is_tag for stop, is_tag in zip(stops, opens, strict=True)]
-        pieces += [trace[start:stop] for start, stop in itertools.pairwise([0, *cuts])]
-        spans += itertools.pairwise([0, *stops])
-        owners += [owner] * len(stops)
+    pieces, owners, spans = _cut(traces, whole["ends"], bank)
 
     # .. and read each piece by itself, against the truth of its trace.
     rows = np.array(owners)
@@ -153,8 +150,10 @@ def _read_parts(
     return report_text.read_ends(part, Evidence(zero, zero, zero), bank, truth)
 
 
-def _search(texts: Sequence[bytes], bank: PhraseBank) -> dict[str, np.ndarray]:
-    """`_find` of texts, in batches of one shape."""
+def _search(
+    texts: Sequence[bytes], bank: PhraseBank, find: Callable[..., dict[str, jax.Array]] = _find
+) -> dict[str, np.ndarray]:
+    """`_find`, or another program of its kind, of texts, in batches of one shape."""
     # Widths are powers of two from the usual one on.
     width = max(_WIDTH, 1 << (max(map(len, texts)) - 1).bit_length())
     parts = []
@@ -164,7 +163,7 @@ def _search(texts: Sequence[bytes], bank: PhraseBank) -> dict[str, np.ndarray]:
         for row, text in enumerate(batch):
             stream[row, : len(text)] = np.frombuffer(text, np.uint8)
             lengths[row] = len(text)
-        outputs = jax.device_get(_find(stream, lengths, bank))
+        outputs = jax.device_get(find(stream, lengths, bank))
         parts.append({name: values[: len(batch)] for name, values in outputs.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -190,6 +189,28 @@ def _read(
         outputs = jax.device_get(outputs)
         parts.append({name: values[:count] for name, values in outputs.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+class _Parts(NamedTuple):
+    """The sentences of texts: their bytes, which text each is of, and the places of that text that it takes."""
+
+    pieces: list[bytes]
+    owners: list[int]
+    spans: list[tuple[int, int]]
+
+
+def _cut(texts: Sequence[bytes], ends_of_texts: np.ndarray, bank: PhraseBank) -> _Parts:
+    """Cut texts where the parser ends a sentence; ends_of_texts int16 [N, L + 1], of `find_phrases`."""
+    parts = _Parts([], [], [])
+    for owner, (text, ends) in enumerate(zip(texts, ends_of_texts, strict=True)):
+        stops = [*_sentence_ends(ends, bank), len(ends)]
+        # A tag opens the sentence behind it; every other sign ends the one before.
+        opens = [stop <= len(text) and text[stop - 1] == ord("<") for stop in stops]
+        cuts = [stop - is_tag for stop, is_tag in zip(stops, opens, strict=True)]
+        parts.pieces.extend(text[start:stop] for start, stop in itertools.pairwise([0, *cuts]))
+        parts.spans.extend(itertools.pairwise([0, *stops]))
+        parts.owners.extend([owner] * len(stops))
+    return parts
 
 
 def _sentence_ends(ends: np.ndarray, bank: PhraseBank) -> list[int]:
@@ -244,3 +265,127 @@ def _explain(
     if not reasons and is_sick and not (claimed & present).any():
         reasons.append("the film is not normal")  # nothing else can be wrong with it
     return reasons
+
+
+# ---- What each sentence of a report says -----------------------------------------------------------------------------
+
+
+class Claim(NamedTuple):
+    """One thing that a sentence says.
+
+    Attributes:
+        label: one of the 14, or "Other".
+        state: POSITIVE, NEGATIVE or UNCERTAIN.
+        side: "right", "left" or "" where no side is said.
+    """
+
+    label: str
+    state: int
+    side: str = ""
+
+
+class Statement(NamedTuple):
+    """A sentence of a text as it stands there, and what it says there."""
+
+    text: str
+    claims: frozenset[Claim]
+
+
+class Reading(NamedTuple):
+    """A text as `report_text.read_reports` reads it, and its sentences.
+
+    Attributes:
+        states: of the 14 labels, as in `report_text.read_reports`.
+        sides: of the 14: "right", "left", "both" or "".
+        is_foreign: the text is in another language.
+        unread: words that look like findings and are not known.
+        statements: its sentences in their order, those without a letter or digit left out.
+    """
+
+    states: tuple[int, ...]
+    sides: tuple[str, ...]
+    is_foreign: bool
+    unread: int
+    statements: tuple[Statement, ...]
+
+
+_STATES = {AFFIRMED: POSITIVE, DENIED: NEGATIVE, HEDGED: UNCERTAIN}
+
+
+def read_statements(texts: Sequence[str], lexicon: str | None = None) -> list[Reading]:
+    """Read texts as `report_text.read_reports` does, and each of their sentences where it stands. Runs on the host.
+
+    Args:
+        texts: N reports, of any length.
+        lexicon: a file to use instead of labels/lexicon.toml.
+
+    Raises:
+        UserError: for a bad lexicon.
+    """
+    if not texts:
+        return []
+    bank = device_phrase_bank(lexicon)
+    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+    whole = _search(encoded, bank, _find_and_read)
+    pieces, owners, spans = _cut(encoded, whole["ends"], bank)
+    said = _read_claims(whole["ends"], np.array(owners), spans, bank)
+
+    statements: list[list[Statement]] = [[] for _ in texts]
+    for index, (piece, owner) in enumerate(zip(pieces, owners, strict=True)):
+        text = piece.decode("utf-8", "replace").strip()
+        if any(map(str.isalnum, text)):
+            claims = _claims(said["report"][:, index], said["with_side"][:, index])
+            statements[owner].append(Statement(text, claims))
+    return [
+        Reading(
+            tuple(whole["state"][row].tolist()),
+            tuple(map(side_name, whole["right"][row].tolist(), whole["left"][row].tolist())),
+            bool(whole["foreign"][row]),
+            int(whole["unread"][row]),
+            tuple(statements[row]),
+        )
+        for row in range(len(texts))
+    ]
+
+
+@jax.jit
+def _find_and_read(stream: jax.Array, lengths: jax.Array, bank: PhraseBank) -> dict[str, jax.Array]:
+    """Where phrases can end, int16 [B, L + 1], and what `report_text.read_bytes` gives."""
+    inside = jnp.arange(stream.shape[1])[:, None] < lengths
+    ends, evidence = find_phrases(bank, code_bytes(stream.T, inside), jnp.max(lengths))
+    return report_text.read_ends(ends, evidence, bank) | {"ends": ends.T}
+
+
+@jax.jit
+def _claims_of_parts(ends: jax.Array, spans: jax.Array, bank: PhraseBank) -> dict[str, jax.Array]:
+    """Masks by state, int32 [B, 3], and pairs with sides likewise, of the places from spans[:, 0] up to spans[:, 1]."""
+    place = jnp.arange(ends.shape[1])
+    inside = (place >= spans[:, :1]) & (place < spans[:, 1:])
+    claims = phrase_reading.read_phrases(bank, jnp.where(inside, ends, 0).T, None)
+    return {"report": claims.report.T, "with_side": claims.with_side.T}
+
+
+def _read_claims(
+    ends: np.ndarray, rows: np.ndarray, spans: Sequence[tuple[int, int]], bank: PhraseBank
+) -> dict[str, np.ndarray]:
+    """`_claims_of_parts` of texts rows[i] at spans[i], in batches of one shape; int32 [3, N]."""
+    parts = []
+    for start in range(0, len(rows), _ROWS):
+        filled = np.minimum(np.arange(start, start + _ROWS), len(rows) - 1)
+        outputs = _claims_of_parts(ends[rows[filled]], np.array(spans, np.int32)[filled], bank)
+        count = min(_ROWS, len(rows) - start)
+        parts.append({name: values[:count] for name, values in jax.device_get(outputs).items()})
+    return {name: np.concatenate([part[name] for part in parts]).T for name in parts[0]}
+
+
+def _claims(masks: np.ndarray, pairs: np.ndarray) -> frozenset[Claim]:
+    """What the masks of one sentence say, int32 [3] each, by state."""
+    claims = set()
+    for row, state in _STATES.items():
+        right, left = (int(mask) for mask in phrase_reading.split_pair(int(pairs[row])))
+        for index, label in enumerate(LABELS):
+            if not int(masks[row]) >> index & 1:
+                continue
+            sides = [side for side, mask in (("right", right), ("left", left)) if mask >> index & 1]
+            claims.update(Claim(label, state, side) for side in sides or [""])
+    return frozenset(claims)

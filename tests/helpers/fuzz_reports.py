@@ -1,5 +1,6 @@
 """Both readers of reports side by side, on the random texts of report_texts.py, with what is held against them."""
 
+import functools
 import random
 import tomllib
 
@@ -133,3 +134,9 @@ class Pair:
         assert not said, "\n".join(
             f"{t!r}\n  device {got}\n  oracle {want}" for t, got, want in said
         )
+
+
+@functools.cache
+def built_in() -> Pair:
+    """The pair of the built-in lexicon, made once for all tests of a process: its oracle takes ten seconds."""
+    return Pair()

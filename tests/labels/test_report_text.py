@@ -16,6 +16,7 @@ from fuzz_reports import (
     SMALL,
     WIDTH,
     Pair,
+    built_in,
     draw_small,
     draw_truth,
     expected,
@@ -34,7 +35,7 @@ SEED = int(os.environ.get("CXR_JAX_FUZZ_SEED", "1"))
 
 @pytest.fixture(scope="module")
 def full() -> Pair:
-    return Pair()
+    return built_in()
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ def trace_terms(reader, text: bytes, truth: dict) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def pair():
-    return fuzz_reports.Pair()
+    return fuzz_reports.built_in()
 
 
 @jax.jit

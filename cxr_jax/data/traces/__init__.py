@@ -1,0 +1,1 @@
+"""Reasoning traces from reports: written by a grammar or a served model, and kept only where the parser agrees."""
