@@ -150,6 +150,11 @@ class EvaluationConfig(_Section):
     select_by: str
     bootstrap: int
     cases: int
+    unit: str
+    probabilities: bool
+    n_select: int
+    calibration: str
+    include_train: bool
 
 
 @dataclass(frozen=True, kw_only=True)

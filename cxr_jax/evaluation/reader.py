@@ -51,6 +51,16 @@ class Readings(NamedTuple):
     log_odds: np.ndarray | None = None
     exact_mass: np.ndarray | None = None
 
+    @classmethod
+    def joined(cls, parts: "Sequence[Readings]") -> "Readings":
+        """Join the readings of parts of a set."""
+        # What one part does not have, none has.
+        columns = zip(*parts, strict=True)
+        joined: list[Any] = [
+            None if column[0] is None else np.concatenate(column) for column in columns
+        ]
+        return cls(*joined)
+
     @property
     def probabilities(self) -> np.ndarray | None:
         """The probability that the answer names each label, float64 [N, 14], or None."""
@@ -245,6 +255,7 @@ class Reader:
                 **self.prompts.images.inputs(batch_images, names),
                 "prompts": self.prompts.encode(batch_texts, grids),
             }
+            # Each answer's rules begin behind what the template has said for it.
             if weighs:
                 batch["rules_start"] = self._rule_starts(batch_texts, grids)
             # Of several processes each has made its share; `layout.batch` joins them.

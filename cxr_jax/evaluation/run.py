@@ -4,22 +4,25 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from cxr_jax import report
-from cxr_jax.config.sections import EvaluationConfig, RunConfig
+from cxr_jax.config.sections import RunConfig
 from cxr_jax.data.prompts import as_text, most_films
-from cxr_jax.data.sources.base import Batch
-from cxr_jax.data.sources.splits import Splits, held_out, open_splits
-from cxr_jax.evaluation.film_use import answer_from_other_images, answer_with_films_swapped
+from cxr_jax.data.sources.base import Batch, Source
+from cxr_jax.data.sources.splits import Splits, open_splits, with_train_rows
+from cxr_jax.evaluation import scored_sets, set_scores
+from cxr_jax.evaluation.film_use import OtherImages
 from cxr_jax.evaluation.reader import Reader, Readings
+from cxr_jax.evaluation.scored_sets import ScoredSet
+from cxr_jax.evaluation.set_scores import SetAnswers, Unit
 from cxr_jax.inference.prompts import Prompts
 from cxr_jax.metrics import alarms, scores
-from cxr_jax.metrics.scores import Answers, Bootstrap, Reference
+from cxr_jax.metrics.scores import Answers, Reference
 from cxr_jax.models import registry
 from cxr_jax.models.image_batches import images_of, open_images
 from cxr_jax.report.text_table import text_table
@@ -55,6 +58,8 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     model_config = starting_model.config.with_attention(settings.attention)
     processor = registry.processor_of(model_config)
     splits = open_splits(settings.data, processor=processor)
+    if settings.eval.include_train:
+        splits = with_train_rows(splits)
     splits = replace(splits, contaminated=earlier_runs.contamination(settings, splits))
     # Where images are squares, those of all test sets are of one size: the first one tells it.
     image_size = next(iter(splits.test.values())).size
@@ -94,20 +99,6 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
 # ---- Models on test sets -----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class SetAnswers:
-    """What a model answers to the images of a set, and to other images in their place.
-
-    Attributes:
-        real: the readings of the images.
-        other_images: "blank", "swapped" -> what is answered when the image is mid-grey, or the next one's; of phantom
-            studies "swapped lateral", "swapped prior", too: that film alone is the next one's.
-    """
-
-    real: Readings
-    other_images: dict[str, Answers]
-
-
 def evaluate_models(
     models: dict[str, Tree],
     reader: Reader,
@@ -125,47 +116,158 @@ def evaluate_models(
     Returns:
         The results as a table for the terminal; empty on all processes but the first.
     """
-    tables: dict[str, dict] = {model_name: {} for model_name in models}
-    comparisons: list[dict] = []
-    cases: list[report.Case] = []
-    # The last model is the one that a run has made; the one before is what it is held against.
-    model_names = list(models)
+    why_not = reader.why_no_probabilities() if settings.eval.probabilities else None
+    if why_not is not None:
+        notes = [*notes, f"No probabilities, and nothing that needs them: {why_not}"]
+        print(notes[-1], flush=True)
+    # A model whose tokenizer cannot spell an answer is scored by its answers alone.
+    weighs = settings.eval.probabilities and why_not is None
+
+    results = _Results({model_name: {} for model_name in models})
     for set_name, source in splits.test.items():
-        held_out_batch = held_out(source, settings.eval.n_final, reader.poll)
-        image_count = len(held_out_batch["texts"])
-
-        # Every process reads its share of the images; what follows is for the first alone.
-        answers, trace_terms = {}, {}
-        for model_name, params in models.items():
-            print(f"evaluating {model_name} on {image_count} images of {set_name}", flush=True)
-            answers[model_name] = answer_all(reader, params, held_out_batch)
-            trace_terms[model_name] = reader.score_traces(answers[model_name].real, held_out_batch)
-        if not processes.is_main():
-            continue
-
-        for model_name in model_names:
-            tables[model_name][set_name] = _summary(
-                answers[model_name], trace_terms[model_name], held_out_batch, settings.eval
-            )
-            real = answers[model_name].real
-            _warn_of_format(f"{model_name} on {set_name}", real, held_out_batch["solution"])
-        readings = {model_name: answers[model_name].real for model_name in model_names}
-        if len(model_names) > 1:
-            last_two = model_names[-2], model_names[-1]
-            resamples = settings.eval.bootstrap
-            comparisons += compare(set_name, last_two, readings, held_out_batch, resamples)
-        # Cases are those of the last model alone, for a person to look at.
-        last_model = model_names[-1]
-        cases += cases_to_show(
-            set_name, last_model, readings[last_model], held_out_batch, reader, settings.eval.cases
+        scored_set = scored_sets.open_scored_set(
+            set_name, source, settings.eval.n_final, settings.data.seed
         )
+        names = ", ".join(models)
+        print(f"evaluating {names} on {len(scored_set)} images of {set_name}", flush=True)
+        # Every process reads its share of the images; what follows is for the first alone.
+        answers, facts = read_set(reader, models, scored_set, weighs=weighs)
+        # The selection split that goes with the set, if it has one.
+        if weighs and settings.eval.n_select and set_name in splits.select:
+            answers = _recalibrated(answers, reader, models, splits.select[set_name], settings)
+        if processes.is_main():
+            results.add(scored_set, answers, facts, reader, settings, splits.label_policy)
     if not processes.is_main():
         return ""
 
     run_folder.commit_changes()
-    remarks = report.Remarks(label_policy=splits.label_policy, contaminated=splits.contaminated)
-    _write_report(run_folder, settings, tables, comparisons, cases, notes, remarks)
+    remarks = report.Remarks(
+        label_policy=splits.label_policy,
+        contaminated=splits.contaminated,
+        protocol=tuple(results.protocol),
+    )
+    tables, comparisons = results.tables, results.comparisons
+    _write_report(run_folder, settings, tables, comparisons, results.cases, notes, remarks)
     return text_table(tables, comparisons, settings.data.source, remarks)
+
+
+def read_set(
+    reader: Reader, models: dict[str, Tree], scored_set: ScoredSet, *, weighs: bool
+) -> tuple[dict[str, SetAnswers], Batch]:
+    """Read a set part by part with every model: the real images, blank ones and those of others.
+
+    Args:
+        weighs: whether the probability of each finding is computed (`Reader.read`).
+
+    Returns:
+        The answers of each model, and what is so (`scored_sets.facts_of`).
+    """
+    # What is shown in place of the images is made beside them, while they are there.
+    others = {
+        model_name: OtherImages(
+            reader, params, scored_set.texts, scored_set.images, scored_set.views
+        )
+        for model_name, params in models.items()
+    }
+    readings, facts = _read_parts(reader, models, scored_set, weighs=weighs, others=others)
+    answers = {}
+    for model_name, real in readings.items():
+        terms = reader.score_traces(real, facts)
+        answers[model_name] = SetAnswers(real, others[model_name].joined(real), terms)
+    return answers, facts
+
+
+def _read_parts(
+    reader: Reader,
+    models: dict[str, Tree],
+    scored_set: ScoredSet,
+    *,
+    weighs: bool,
+    others: dict[str, OtherImages] | None = None,
+) -> tuple[dict[str, Readings], Batch]:
+    parts: dict[str, list[Readings]] = {model_name: [] for model_name in models}
+    facts: list[Batch] = []
+    for places, batch in scored_set.parts(reader.batch_size, reader.poll):
+        images = images_of(batch)
+        texts, ids = (
+            [column[place] for place in places] for column in (scored_set.texts, scored_set.ids)
+        )
+        # Images are made once for all models, and are gone before the next part is made.
+        for model_name, params in models.items():
+            parts[model_name].append(reader.read(params, images, texts, ids, weighs=weighs))
+            if others is not None:
+                others[model_name].add(places, images)
+        # The truth stays for the scores, the images go.
+        facts.append(scored_sets.without_images(batch))
+    readings = {model_name: Readings.joined(of_model) for model_name, of_model in parts.items()}
+    return readings, scored_sets.facts_of(facts)
+
+
+def _recalibrated(
+    answers: dict[str, SetAnswers],
+    reader: Reader,
+    models: dict[str, Tree],
+    select: Source,
+    settings: RunConfig,
+) -> dict[str, SetAnswers]:
+    """The answers with what the selection split says of their probabilities."""
+    # Other patients than those of the test set, and never more of them than are asked for.
+    selection_set = scored_sets.open_scored_set(
+        "select", select, settings.eval.n_select, settings.data.seed
+    )
+    readings, facts = _read_parts(reader, models, selection_set, weighs=True)
+    # In the unit that is scored: the largest of several films is another distribution than one film's.
+    unit = Unit.of_set(selection_set, facts, settings.eval.unit)
+    return {
+        model_name: replace(
+            of_model,
+            recalibration=set_scores.fit_recalibration(unit, readings[model_name], settings.eval),
+        )
+        for model_name, of_model in answers.items()
+    }
+
+
+@dataclass
+class _Results:
+    """What is collected of all sets: summaries by model and set, paired differences, cases, lines of protocol."""
+
+    tables: dict[str, dict]
+    comparisons: list[dict] = field(default_factory=list)
+    cases: list[report.Case] = field(default_factory=list)
+    protocol: list[str] = field(default_factory=list)
+
+    def add(
+        self,
+        scored_set: ScoredSet,
+        answers: dict[str, SetAnswers],
+        facts: Batch,
+        reader: Reader,
+        settings: RunConfig,
+        label_policy: str,
+    ) -> None:
+        """Score a set."""
+        unit, set_name = Unit.of_set(scored_set, facts, settings.eval.unit), scored_set.name
+        protocol_line = scored_sets.protocol(scored_set, settings.eval.unit, label_policy)
+        self.protocol.append(protocol_line)
+        for model_name, of_model in answers.items():
+            summary = set_scores.summarise(unit, of_model, settings.eval)
+            self.tables[model_name][set_name] = {"protocol": protocol_line, **summary}
+            _warn_of_format(f"{model_name} on {set_name}", of_model.real, facts["solution"])
+        # The last model is the one that a run has made; the one before is what it is held against.
+        model_names, readings = (
+            list(answers),
+            {model_name: of_model.real for model_name, of_model in answers.items()},
+        )
+        if len(model_names) > 1:
+            last_two = model_names[-2], model_names[-1]
+            self.comparisons += set_scores.compare(
+                set_name, last_two, readings, unit, settings.eval.bootstrap
+            )
+        # Cases are those of the last model alone, for a person to look at.
+        last_model = model_names[-1]
+        self.cases += cases_to_show(
+            scored_set, last_model, readings[last_model], facts, reader, settings.eval.cases
+        )
 
 
 def _warn_of_format(name: str, readings: Readings, solution: np.ndarray) -> None:
@@ -195,70 +297,17 @@ def _write_report(
     )
 
 
-def answer_all(reader: Reader, params: Tree, held_out_batch: Batch) -> SetAnswers:
-    """Read the real, blank and swapped images of a set (`film_use`).
-
-    Of phantom studies every film but the first is swapped alone, too.
-    """
-    images, texts = images_of(held_out_batch), held_out_batch["texts"]
-    real_readings = reader.read(params, images, texts, held_out_batch.get("ids", ()))
-    other_images = answer_from_other_images(reader, params, images, texts, real_readings)
-    film_by_film = answer_with_films_swapped(reader, params, held_out_batch)
-    return SetAnswers(real_readings, {**other_images, **film_by_film})
-
-
-def _summary(
-    answers: SetAnswers,
-    trace_terms: dict[str, np.ndarray],
-    held_out_batch: Batch,
-    settings: EvaluationConfig,
-) -> dict[str, Any]:
-    return scores.summary(
-        Answers(answers.real.answer, answers.real.valid),
-        Reference.from_batch(held_out_batch),
-        other_images=answers.other_images,
-        trace=trace_terms,
-        bootstrap=Bootstrap(settings.bootstrap),
-    )
-
-
-def compare(
-    set_name: str,
-    model_pair: tuple[str, str],
-    readings: dict[str, Readings],
-    held_out_batch: Batch,
-    resamples: int,
-) -> list[dict[str, Any]]:
-    """Bootstrap the paired differences, second minus first, of Jaccard and macro-F1, with 95 % intervals."""
-    first, second = model_pair
-    comparison_rows = []
-    # The two scores by which a run is judged, on the same resamples for both models.
-    for metric in ("jaccard", "macro_f1"):
-        difference, lower_bound, upper_bound = scores.paired_bootstrap(
-            metric,
-            Answers(readings[first].answer, readings[first].valid),
-            Answers(readings[second].answer, readings[second].valid),
-            Reference.from_batch(held_out_batch),
-            bootstrap=Bootstrap(resamples),
-        )
-        comparison = {"a": first, "b": second, "set": set_name, "metric": metric}
-        comparison_rows.append(
-            comparison | {"diff": difference, "lo": lower_bound, "hi": upper_bound}
-        )
-    return comparison_rows
-
-
 def cases_to_show(
-    set_name: str,
+    scored_set: ScoredSet,
     model: str,
     readings: Readings,
-    held_out_batch: Batch,
+    facts: Batch,
     reader: Reader,
     case_count: int,
 ) -> list[report.Case]:
     """Choose cases for the report: the worst half, the best quarter and a quarter from between."""
     jaccard = scores.jaccard_rows(
-        Answers(readings.answer, readings.valid), Reference.from_batch(held_out_batch)
+        Answers(readings.answer, readings.valid), Reference.from_batch(facts)
     )
     # A score that is undefined, with no label known, sorts after the best.
     worst_first = np.argsort(np.nan_to_num(jaccard, nan=2.0), kind="stable")
@@ -279,23 +328,19 @@ def cases_to_show(
     for image_index, completion_text in zip(
         shown_rows, reader.texts(readings, shown_rows), strict=True
     ):
-        # Files have names of their own; phantoms are numbered.
-        image_id = (
-            str(held_out_batch["ids"][image_index])
-            if "ids" in held_out_batch
-            else f"{set_name}-{image_index}"
-        )
+        # The images of a set are gone by now: these few are made again.
+        shown = scored_set.images(np.array([image_index]))
         case = report.Case(
-            image=reader.prompts.images.shown(images_of(held_out_batch), image_index),
-            prompt=as_text(held_out_batch["texts"][image_index]),
+            image=reader.prompts.images.shown(shown, 0),
+            prompt=as_text(scored_set.texts[image_index]),
             completion=completion_text,
             answer=readings.answer[image_index],
-            truth=held_out_batch["solution"][image_index],
-            known=held_out_batch["known"][image_index],
-            hospital=set_name,
+            truth=facts["solution"][image_index],
+            known=facts["known"][image_index],
+            hospital=scored_set.name,
             model=model,
             score=None if np.isnan(jaccard[image_index]) else float(jaccard[image_index]),
-            id=image_id,
+            id=scored_set.ids[image_index],
         )
         cases.append(case)
     return cases

@@ -28,6 +28,7 @@ class Studies:
     @classmethod
     def from_names(cls, names: Sequence[Hashable]) -> "Studies":
         """Number the studies of films by what they are called."""
+        # In the order of their first films, so that studies stay in the order of the table.
         numbers: dict[Hashable, int] = {}
         of_film = np.array([numbers.setdefault(name, len(numbers)) for name in names])
         return cls(of_film, np.unique(of_film, return_index=True)[1])
@@ -65,6 +66,7 @@ class Studies:
     def reference(self, reference: Reference) -> Reference:
         """Join what is so; a study is of the patient of its first film."""
         checked = check_rows(Answers(reference.truth), reference)
+        # What is not known of a film says nothing of its study.
         positive = self.any(checked.truth & checked.known)
         known = self.any(checked.known)
         # Blank only if nobody said anything of any film.

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from cxr_jax.report import cases as report_cases
 from cxr_jax.report import curves as report_curves
 from cxr_jax.report import groups as report_groups
-from cxr_jax.report import tables
+from cxr_jax.report import reliability, tables
 from cxr_jax.report.group_records import Group
 from cxr_jax.report.markup import render
 from cxr_jax.report.records import Case
@@ -40,6 +40,7 @@ def _about(evaluation: Mapping) -> Markup:
     }
     # Notes are optional in the format.
     notes = list(evaluation.get("notes", ()))
+    notes += [f"What is scored: {line}." for line in evaluation.get("protocol", ())]
     if label_policy := evaluation.get("label_policy"):
         notes.append(f"What blank and uncertain labels counted as in every number: {label_policy}.")
     return render("about.html", counts=counts, kind=evaluation["kind"], notes=notes)
@@ -77,6 +78,12 @@ def page(
         Section("image-use", "Does it look at the image?", tables.image_use(models)),
         Section("trace", "Does the reasoning say so?", tables.trace(models)),
         Section("labels", "Label by label", tables.labels(models)),
+        Section(
+            "probabilities",
+            "What its probabilities are worth",
+            reliability.probabilities(evaluation),
+        ),
+        Section("subgroups", "For whom it works", reliability.subgroups(models)),
         Section("curves", "Training", report_curves.section(curves, models, kind)),
         Section(
             "groups",

@@ -5,7 +5,7 @@ The folder's format (what `write_report` saves, and all that the page is made fr
   `completions/mean_length`, `entropy`, `loss`, ...) of kind "train" and for `eval/<set>/jaccard` and
   `eval/<set>/macro_f1` (the prefix `eval/` may be left out) of kind "eval".
 - `evaluation.json`: {"format": 1, "title", "kind": "phantom" | "files", "notes": [str], "label_policy": str,
-  "contaminated": str,
+  "contaminated": str, "protocol": [str],
   "config": {...} or null (null: config.json is shown), "models": {model: {set: scores.summary(...)}},
   "comparisons": [{"a", "b", "set", "metric", "diff", "lo", "hi"}]}; diff is metric(b) - metric(a), as
   `scores.paired_bootstrap` gives it.
@@ -47,11 +47,13 @@ class Remarks:
 
     Attributes:
         label_policy: what blank and uncertain labels counted as; "" where all are known.
+        protocol: of each set a line that says what its numbers are numbers of.
         contaminated: what a model trained on that an evaluation set has, in a sentence; "" where there is nothing.
     """
 
     label_policy: str = ""
     contaminated: str = ""
+    protocol: tuple[str, ...] = ()
 
 
 NO_REMARKS = Remarks()

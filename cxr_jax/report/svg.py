@@ -165,7 +165,7 @@ def _dash_attributes(color: str, dash: str) -> str:
     return f'stroke="{color}" stroke-width="1.5" stroke-dasharray="{dash}"'
 
 
-def _picture(
+def draw_picture(
     title: str, dimensions: tuple[int, int], elements: Sequence[str], attributes: str = ""
 ) -> Markup:
     """The whole <svg>; dimensions: width and height."""
@@ -325,7 +325,7 @@ def line_chart(
     )
     # The script reads the points from the element itself.
     readout = f'data-chart="{escape(_readout(series, axes))}"'
-    return _picture(title, (width, height), elements, f'class="chart" {readout} ')
+    return draw_picture(title, (width, height), elements, f'class="chart" {readout} ')
 
 
 def legend(
@@ -392,7 +392,7 @@ def event_strip(
             )
     middle = (left_margin + width - right_margin) / 2
     elements.append(draw_text(middle, height - 4, "step", 'text-anchor="middle"'))
-    return _picture(title, (width, height), elements)
+    return draw_picture(title, (width, height), elements)
 
 
 def _forest_limit(groups: Sequence[ForestGroup]) -> float:
@@ -451,7 +451,7 @@ def forest(title: str, groups: Sequence[ForestGroup], *, width: int = WIDTH) -> 
                 estimate_name, estimate, group.color, place, row_top + row_height / 2, width
             )
             row_top += row_height
-    return _picture(title, (width, height), elements)
+    return draw_picture(title, (width, height), elements)
 
 
 def _forest_row(

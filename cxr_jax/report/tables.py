@@ -10,6 +10,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.metrics.probability_scores import OVERALL
 from cxr_jax.metrics.scores import SUBSETS
 from cxr_jax.report import svg
 from cxr_jax.report.markup import interval, muted, render, set_title
@@ -118,7 +119,13 @@ def _verdicts(models: Mapping) -> list[Verdict]:
 def _comparisons(evaluation: Mapping) -> list[Comparison]:
     """The metrics of one pair of models on one set stand in one sentence."""
     changes_by_pair: dict[tuple[str, str, str], list[Change]] = {}
-    for comparison in evaluation.get("comparisons", ()):
+    # Differences of probabilities stand in a section of their own.
+    of_answers = [
+        comparison
+        for comparison in evaluation.get("comparisons", ())
+        if comparison["metric"] not in OVERALL
+    ]
+    for comparison in of_answers:
         # As the sentence names them: the newer model first.
         model_pair = comparison["b"], comparison["a"], comparison["set"]
         changes_by_pair.setdefault(model_pair, []).append(_change(comparison["metric"], comparison))

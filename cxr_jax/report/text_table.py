@@ -1,5 +1,6 @@
 """The results as a plain table for the terminal."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 
@@ -89,6 +90,46 @@ def _aligned(rows: Sequence[_Row]) -> list[str]:
     ]
 
 
+def _probability_lines(tables: Mapping[str, Mapping[str, Mapping]]) -> list[str]:
+    """What the probabilities are worth, a line a model and set; none where there are none."""
+    lines = []
+    for model, summaries in tables.items():
+        for test_set, summary in summaries.items():
+            # Not every evaluation computes them.
+            calibration = summary.get("calibration")
+            if not calibration:
+                continue
+            estimates = calibration["estimates"]
+            few_labels = ", ".join(
+                f"{label} n+ {calibration['per_label'][label]['n_pos']}"
+                for label in calibration["few"]
+            )
+            of_labels = f"{len(calibration['labels'])} labels" + (
+                f"; few: {few_labels}" if few_labels else ""
+            )
+            # Ranks first: a map of the probabilities leaves them as they are.
+            numbers = [
+                f"AUROC {with_interval(estimates['mean_auroc'])} ({of_labels})",
+                f"AP {with_interval(estimates['mean_average_precision'])}",
+            ]
+            recalibrated_estimates = (
+                summary.get("recalibrated", {}).get("calibration", {}).get("estimates", {})
+            )
+            for name, title in (
+                ("ece", "ECE pooled"),
+                ("ece_mean", "by label"),
+                ("brier", "Brier"),
+            ):
+                if estimates[name]:
+                    numbers.append(f"{title} {with_interval(estimates[name])}")
+                if recalibrated_estimates.get(name):
+                    numbers[-1] += f" -> {with_interval(recalibrated_estimates[name])} calibrated"
+            lines.append(f"{model} on {test_set}: {'; '.join(numbers)}")
+            if calibration["refused"]:
+                lines.append(f"{model} on {test_set}: {calibration['refused']}")
+    return lines
+
+
 def text_table(
     tables: Mapping[str, Mapping[str, Mapping]],
     comparisons: Sequence[Mapping],
@@ -117,8 +158,13 @@ def text_table(
     for comparison in comparisons:
         model_pair = f"{comparison['b']} - {comparison['a']} on {comparison['set']}"
         interval = f"[{comparison['lo']:+.3f}, {comparison['hi']:+.3f}]"
+        # What is undefined for one of the two has no difference.
+        if not math.isfinite(comparison["diff"]):
+            interval = "not defined"
         change = f"{comparison['metric']} {comparison['diff']:+.3f} {interval}"
         table_lines.append(f"{model_pair}: {change} (paired)")
+    table_lines += _probability_lines(tables)
+    table_lines += [f"scored: {line}" for line in remarks.protocol]
     if remarks.label_policy:
         table_lines.append(f"labels: {remarks.label_policy}")
     if remarks.contaminated:

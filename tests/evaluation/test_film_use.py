@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 
 from cxr_jax.data.prompts import ask_of_roles
-from cxr_jax.evaluation.film_use import (
-    answer_from_other_images,
-    answer_with_films_changed,
-    answer_with_films_swapped,
-)
+from cxr_jax.evaluation.film_use import OtherImages, answer_with_films_changed
 from cxr_jax.metrics.bootstrap import Bootstrap
 from cxr_jax.metrics.scores import Reference, image_use_audit
 from experiments.analysis import second_image
@@ -47,6 +43,19 @@ def batch():
         "solution": shows.any(1),
         "known": np.ones((COUNT, 14), bool),
     }
+
+
+def other_answers(reader, images, texts, real, views=(), size=2):
+    """Of a set that comes in parts."""
+
+    def images_at(places):
+        chosen = [images[place] for place in places]
+        return chosen if isinstance(images, list) else np.stack(chosen)
+
+    others = OtherImages(reader, {}, texts, images_at, views)
+    for start in range(0, len(texts), size):
+        others.add(np.arange(len(texts))[start : start + size], images[start : start + size])
+    return others.joined(real)
 
 
 class EchoReader:
@@ -86,7 +95,7 @@ def test_questions_stay_where_other_films_are_seen():
         is_grey = all(film.flat[0] == 128 for films in shown for film in films)
         return grey if is_grey else shown
 
-    answers = answer_from_other_images(reader, {}, images, texts, real)
+    answers = other_answers(reader, images, texts, real, size=len(texts))
     for row, other in enumerate([4, 3, 0, 1, 2, 5]):
         assert set(np.flatnonzero(answers["swapped"].labels[row])) == {row % 2, 5 + other}
         assert set(np.flatnonzero(answers["blank"].labels[row])) == {row % 2, 9}
@@ -97,7 +106,7 @@ def test_one_question_of_squares_costs_one_grey_reading():
     reader = EchoReader()
     texts = ["Question 7"] * 4
     real = reader.read({}, images, texts)
-    answers = answer_from_other_images(reader, {}, images, texts, real)
+    answers = other_answers(reader, images, texts, real)
     assert reader.rows_read == 5
     assert [set(np.flatnonzero(row)) for row in answers["swapped"].labels] == [
         {7, 3},
@@ -135,12 +144,15 @@ def test_a_reader_of_the_frontal_alone_is_told_by_the_lateral(batch):
 
 def test_an_evaluation_swaps_each_film_beside_the_first(batch):
     reader = KnowingReader(*VIEWS)
-    swapped = answer_with_films_swapped(reader, {}, {**batch, "views": VIEWS})
+    real = reader.read({}, batch["image"], batch["texts"])
+    answers = other_answers(reader, batch["image"], batch["texts"], real, VIEWS, size=24)
+    swapped = {name: found for name, found in answers.items() if name.startswith("swapped ")}
     every = answer_with_films_changed(reader, {}, batch, VIEWS, QUESTION)
     assert [*swapped] == ["swapped lateral"]
     assert np.array_equal(swapped["swapped lateral"].labels, every["swapped lateral"].labels)
     # One film an example has no second to swap.
-    assert not answer_with_films_swapped(reader, {}, batch)
+    alone = other_answers(reader, batch["image"], batch["texts"], real, VIEWS[:1])
+    assert [*alone] == ["blank", "swapped"]
 
 
 def test_tables_name_every_film_and_interval(batch):

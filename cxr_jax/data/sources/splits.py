@@ -5,7 +5,7 @@ Files: some patients are held out (`manifest.open_split`), a third of them for s
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +206,23 @@ def _file_splits(
         warnings=_warnings(data_config.manifest, rows, known_share),
         sides=_sides_of(held_source, for_selection, data_config.seed, sides),
     )
+
+
+def with_train_rows(splits: Splits) -> Splits:
+    """Give splits of files whose test set has the rows that would train, too: for models that have not seen them."""
+    (name, test), train = next(iter(splits.test.items())), splits.train
+    assert isinstance(train, manifest.FilesSource) and isinstance(test, manifest.FilesSource)
+    # One cache for all: films of both are decoded once.
+    joined = manifest.FilesSource(
+        [*test.rows, *train.rows],
+        test.size,
+        name="files (test and train)",
+        cache=test.cache,
+        threads=test.threads,
+        unreadable=test.unreadable,
+    )
+    joined.watch, joined.native = test.watch, test.native
+    return replace(splits, test={name: joined})
 
 
 def _set_reading(
