@@ -18,6 +18,7 @@ from cxr_jax.metrics.probability_scores import FEW
 METHODS = ("platt", "temperature", "none")
 NO_THRESHOLD = 0.5  # of a label without a positive to choose by
 _STEPS, _LEAST_MOVE = 50, 1e-10  # of Newton's method, which needs about ten
+_LEAST_SLOPE = 1e-3  # so that no map turns the order of a model's probabilities round
 _PRIOR = 1e-2  # weight that holds slopes to 1 and offsets to 0: separable labels have no finite fit
 
 
@@ -132,7 +133,13 @@ def _logistic(values: np.ndarray, truth: np.ndarray, *, with_offset: bool) -> tu
             break
         weights = weights - step_taken
         least = loss(weights)
-    return float(weights[0]), float(weights[1]) if with_offset else 0.0
+    slope, offset = float(weights[0]), float(weights[1]) if with_offset else 0.0
+    # A map that turns the order round says that the model is worse than chance there: the share of positives is all
+    # that is left to say, and the order stays the model's.
+    if slope < _LEAST_SLOPE:
+        share = targets.mean()
+        return _LEAST_SLOPE, float(np.log(share / (1 - share))) if with_offset else 0.0
+    return slope, offset
 
 
 def best_threshold(probabilities: np.ndarray, truth: np.ndarray) -> float:

@@ -50,6 +50,12 @@ def age_group(age: float | None) -> str:
     return next(name for limit, name in _AGE_LIMITS if age < limit)
 
 
+def _age_place(name: str) -> int:
+    """The place of a part in the order of ages; the same for parts of anything else."""
+    ages = [age for _, age in _AGE_LIMITS]
+    return ages.index(name) if name in ages else 0
+
+
 class _Part(NamedTuple):
     """What is known of one part; samples: on each resample, NaN where undefined."""
 
@@ -81,9 +87,9 @@ def subgroup_scores(
     Returns:
         For each column that has two parts at least: `parts`, name -> {`n`, `n_units` (patients), `n_pos` by label,
         and {value, lo, hi} of `jaccard`, `macro_f1`, `micro_f1`, and `mean_auroc` with probabilities}, the largest
-        first; `gaps`, metric -> {`high`, `low` (names of parts), value, lo, hi, `labels`} of the largest difference
-        between two known parts of at least FEW_PATIENTS patients. Of metrics that are means over labels both parts
-        have the same `labels` there: those that have one in both.
+        first, ages in their order; `gaps`, metric -> {`high`, `low` (names of parts), value, lo, hi, `labels`} of the
+        largest difference between two known parts of at least FEW_PATIENTS patients. Of metrics that are means over
+        labels both parts have the same `labels` there: those that have one in both.
     """
     by_column = {}
     for column, part_of_row in columns.items():
@@ -93,12 +99,12 @@ def subgroup_scores(
         if len(row_count_of) < 2:
             continue
         # What is unknown comes last, however much of it there is.
-        by_size = sorted(
-            row_count_of, key=lambda name: (name == UNKNOWN, -row_count_of[name], name)
+        in_order = sorted(
+            row_count_of, key=lambda name: (name == UNKNOWN, _age_place(name), -row_count_of[name])
         )
         subgroup_list = [
             _score_part(name, names == name, answers, reference, probabilities, bootstrap)
-            for name in by_size
+            for name in in_order
         ]
         by_column[column] = {
             "parts": {part.name: _described(part) for part in subgroup_list},

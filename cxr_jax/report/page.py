@@ -41,7 +41,8 @@ def _about(evaluation: Mapping) -> Markup:
     # Notes are optional in the format.
     notes = list(evaluation.get("notes", ()))
     notes += [f"What is scored: {line}." for line in evaluation.get("protocol", ())]
-    if label_policy := evaluation.get("label_policy"):
+    # The lines of protocol say it, too; evaluations of before have none.
+    if not evaluation.get("protocol") and (label_policy := evaluation.get("label_policy")):
         notes.append(f"What blank and uncertain labels counted as in every number: {label_policy}.")
     return render("about.html", counts=counts, kind=evaluation["kind"], notes=notes)
 

@@ -21,7 +21,7 @@ PART_TITLES = {
     "micro_f1": "micro-F1",
     "mean_auroc": "AUROC",
 }
-_SIDE, _LEFT, _BELOW, _ROOM = 250, 44, 40, 10  # of a reliability plot, in its own units
+_SIDE, _LEFT, _BELOW, _ROOM = 440, 44, 40, 10  # of a reliability plot, in its own units
 
 
 def _summaries(models: Mapping, part_name: str) -> list[tuple[str, str, dict]]:

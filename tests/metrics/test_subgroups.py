@@ -196,6 +196,17 @@ def test_odd_selection_splits_have_a_fit():
     assert (nothing.slopes == 1).all()
 
 
+def test_a_model_worse_than_chance_is_not_turned_round():
+    log_odds, truth = overconfident(3, 400)
+    for method in ("platt", "temperature"):
+        found = recalibration.fit(-log_odds, Reference(truth), method)
+        assert (found.slopes > 0).all()
+        mapped = found.probabilities(-log_odds)
+        assert (np.diff(mapped[np.argsort(-log_odds[:, 7]), 7]) >= 0).all()
+        if method == "platt":
+            assert np.allclose(mapped.mean(0), truth.mean(0), atol=0.02)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_threshold_is_the_best_of_all(tied):
     generator = np.random.default_rng(4)
