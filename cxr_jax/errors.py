@@ -3,9 +3,10 @@ names of files above all, gets to a terminal or into a file of ours.
 """
 
 import contextlib
+import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
@@ -73,6 +74,27 @@ def print_any_text() -> None:
         # A stream that somebody has put in place may be of another kind, or none.
         with contextlib.suppress(AttributeError, ValueError, OSError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def print_lines(lines: Iterable[object]) -> None:
+    """Print lines of any text, all of them, and see that they have gone out.
+
+    Raises:
+        RunFailedError: where stdout has been closed, or is full.
+    """
+    try:
+        for line in lines:
+            print(printable(line))
+        # None where the process has none.
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        # What is still to be flushed at the end of the process would fail again, with a traceback.
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+        raise RunFailedError(f"stdout cannot be written ({error.strerror})") from None
 
 
 def as_utf8(text: object) -> str:

@@ -4,7 +4,9 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import stat
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cxr_jax.errors import UserError
@@ -85,10 +87,65 @@ def check_utf8(path: str | os.PathLike, named: str) -> None:
 # ---- Files ----
 
 
+def check_output(path: str | os.PathLike, inputs: Iterable[str | os.PathLike] = ()) -> None:
+    """Refuse a place for a file that cannot be one, before work is done for it.
+
+    Args:
+        path: as the user gave it.
+        inputs: files that are read: none of them may be replaced.
+
+    Raises:
+        UserError: for an empty name, a folder, a folder that is not there, one of the inputs.
+    """
+    if not os.fspath(path):
+        raise UserError("the name of the file to write is empty")
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        if not Path(path).absolute().parent.is_dir():
+            raise UserError(f"{path}: cannot be written (no such folder)") from None
+        return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path}: cannot be written ({reason})") from None
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{path}: cannot be written (it is a folder)")
+    # By the file itself: links and other spellings of its name count.
+    for source in inputs:
+        with contextlib.suppress(OSError):
+            if os.path.samefile(path, source):
+                raise UserError(f"{path}: is read, and may not be replaced")
+
+
+def _is_stream(path: Path) -> bool:
+    """Tell whether a name stands for what a rename would put away: a device, a pipe, an output of this process."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return False
+    if not stat.S_ISREG(found.st_mode):
+        return not stat.S_ISDIR(found.st_mode)
+    # /dev/stdout is a regular file where the shell has sent it to one.
+    for stream in (sys.__stdout__, sys.__stderr__):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            if os.path.samestat(found, os.fstat(stream.fileno())):  # type: ignore[union-attr]
+                return True
+    return False
+
+
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
-    """Write a file by a temporary one and a rename: never half a file, and on an error the old one stays."""
-    # Beside the file, so on the same file system, where a rename is one step.
+    """Write a file by a temporary one and a rename: never half a file, and on an error the old one stays.
+
+    Devices, pipes and outputs of this process are written to; of a link the file that it leads to is replaced.
+    """
     path = Path(path)
+    if _is_stream(path):
+        # At its end, where it has one: others write to it, too.
+        with open(path, "ab") as stream:
+            stream.write(data)
+        return
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    # Beside the file, so on the same file system, where a rename is one step.
     temporary = partial_path(path)
     try:
         temporary.write_bytes(data)
@@ -119,6 +176,10 @@ def give_name(temporary: Path, path: Path, *, replace: bool) -> None:
     Raises:
         FileExistsError: if the name is taken and may not be replaced; `temporary` stays.
     """
+    if replace and _is_stream(path):
+        write_bytes(path, temporary.read_bytes())
+        temporary.unlink()
+        return
     if not replace:
         try:
             os.link(temporary, path)  # fails where the name is taken, in one step

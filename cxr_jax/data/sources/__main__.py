@@ -10,7 +10,8 @@ Prints rows, patients, studies, views, splits, the four states of each label, wh
 are where the tables say, and films of registered evaluation sets. `--out` writes an object a film, whatever its view:
 id, image, patient_id, study_id, view, split, labels (1, 0, -1, null) and, where there is one, solution and prompt.
 
-Exit codes: 0 done, 2 bad usage or bad input; nothing is written then.
+Exit codes: 0 done; 1 stdout was closed or is full, rows are written then; 2 bad usage or bad input; nothing is written
+then. `--out` may be a device or a pipe; it may not be a file of the data set.
 """
 
 import argparse
@@ -19,9 +20,10 @@ from collections.abc import Sequence
 
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
 from cxr_jax.data.sources import sets
-from cxr_jax.data.sources.films import places, summary
+from cxr_jax.data.sources.films import outputs, places, summary
 from cxr_jax.data.sources.label_table import write_rows
-from cxr_jax.errors import exit_code, printable
+from cxr_jax.errors import exit_code, print_lines
+from cxr_jax.runtime import whole_files
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -42,17 +44,20 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Read the tables, print what they hold and write the rows."""
+    if args.out is not None:
+        whole_files.check_output(args.out)
     # Tables, then the disk: a bad table is refused before anything is looked for.
     films = sets.open_films(args.name, args.root, args.labels)
     found = places.look_for(films, args.check)
     films = places.with_files(films, found.place)
+    # All that may be refused before anything is written: lists of registered films are read here, too.
+    lines = [*summary.describe(films), found.description, *summary.describe_overlaps(films)]
     # Rows first: who reads the summary has them.
     if args.out is not None:
+        outputs.check_out(args.out, films, found.place)
         write_rows(args.out, summary.rows_of(films))
-    for line in (*summary.describe(films), found.description, *summary.describe_overlaps(films)):
-        print(printable(line))
-    if args.out is not None:
-        print(printable(f"{len(films):,} rows written to {args.out}"))
+        lines.append(f"{len(films):,} rows written to {args.out}")
+    print_lines(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

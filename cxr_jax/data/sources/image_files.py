@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
@@ -34,6 +35,21 @@ def split_name(name: str) -> tuple[str, ...]:
     if not windows_path.parts:
         raise BadNameError("the image is the image root itself, not a file in it")
     return windows_path.parts
+
+
+# A path of usual characters that stays where it is: no step is made of dots alone, none is empty.
+PLAIN_NAME = re.compile(r"(?:[A-Za-z0-9_ -][A-Za-z0-9_. -]*/)*[A-Za-z0-9_-][A-Za-z0-9_. -]*")
+
+
+def check_name(name: str) -> None:
+    """Refuse the name of an image that is no plain path below its root: made of ids, these may hold anything.
+
+    Raises:
+        BadNameError: as `split_name` does, and for an empty step or a \\, which another root or system would read anew.
+    """
+    # Nearly all are plain: nothing to split.
+    if not PLAIN_NAME.fullmatch(name) and "/".join(split_name(name)) != name:
+        raise BadNameError("the image path has an empty step, a . or a \\")
 
 
 class ImageFinder:

@@ -274,6 +274,7 @@ def run(args: argparse.Namespace) -> None:
     label_policy = LabelPolicy(args.blank, args.uncertain)
     # A row with a question that cannot be asked would be refused when it trains.
     prompt = check_prompt(args.prompt)
+    whole_files.check_output(args.out, [args.table])
     table = read_table(args.table, args.image_column)
     rows, left_out = convert(table, prompt, label_policy, args.views == VIEWS[0])
     left_out = {reason: count for reason, count in left_out.items() if count}

@@ -47,6 +47,8 @@ class Films:
         boxes: [N] tuples of `Box`.
         prompts, solutions, targets: [N] of sets that ask and answer.
         tables: the files that were read.
+        lines: int [N], where each film is listed, in that of the tables that `line_tables`, int [N], has (None: the
+            first): for messages.
         basis: whose labels they are; `basis_of_split` where those of a split are others'.
         label_map: name and version of the map of the labels.
         edition: of the set, as its folder says, or "".
@@ -77,6 +79,8 @@ class Films:
     solutions: np.ndarray | None = None
     targets: np.ndarray | None = None
     tables: tuple[Path, ...] = ()
+    lines: np.ndarray | None = None
+    line_tables: np.ndarray | None = None
     basis: str = "labels as given"
     basis_of_split: dict[str, str] = field(default_factory=dict)
     label_map: str = "none"
@@ -105,6 +109,12 @@ class Films:
             if isinstance(getattr(self, column.name), np.ndarray)
         }
         return replace(self, **columns)
+
+    def place_of(self, row: int) -> str:
+        """Say where a film is listed, as messages do: table.csv:12."""
+        table = 0 if self.line_tables is None else int(self.line_tables[row])
+        path = self.tables[table] if self.tables else self.root
+        return f"{path}: film {row + 1}" if self.lines is None else f"{path}:{self.lines[row]}"
 
     def describe_basis(self) -> str:
         """Say whose labels these films have."""

@@ -16,6 +16,8 @@ _STATES = {
     "uncertain": UNCERTAIN,
     "blank": NOT_MENTIONED,
 }
+# Of every row that is written, in this order.
+KEYS = ("id", "image", "patient_id", "study_id", "view", "split", "labels")
 _WIDTH = max(map(len, CHEXPERT_14))
 
 

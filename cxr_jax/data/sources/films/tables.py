@@ -16,7 +16,7 @@ import numpy as np
 from cxr_jax.data import json_rows
 from cxr_jax.data.dicom import words
 from cxr_jax.data.sources.films import VIEWS
-from cxr_jax.data.sources.image_files import BadNameError, split_name
+from cxr_jax.data.sources.image_files import PLAIN_NAME, BadNameError, split_name
 from cxr_jax.data.sources.patients import LostDigitsError, clean_id
 from cxr_jax.data.sources.table import DELIMITERS, Table, column_key, is_blank, read_state
 from cxr_jax.errors import UserError
@@ -197,7 +197,7 @@ class Columns:
         paths = []
         for row, cell in enumerate(self[name]):
             # Nearly all are plain: nothing to split.
-            if not _PLAIN_PATH.fullmatch(cell):
+            if not PLAIN_NAME.fullmatch(cell):
                 try:
                     cell = "/".join(split_name(cell))
                 except BadNameError as reason:
@@ -248,10 +248,6 @@ class Columns:
             except ValueError:
                 raise self.error(cells.index(cell), reason) from None
         return [found[cell] for cell in cells]
-
-
-# A path of usual characters that stays where it is: no step is made of dots alone, none is empty.
-_PLAIN_PATH = re.compile(r"(?:[A-Za-z0-9_ -][A-Za-z0-9_. -]*/)*[A-Za-z0-9_-][A-Za-z0-9_. -]*")
 
 
 def _state_code(cell: str) -> int:

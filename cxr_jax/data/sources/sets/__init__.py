@@ -1,13 +1,15 @@
 """The data sets that are read in their own layouts, by name: a file each, imported when it is asked for."""
 
 import importlib
+import os
+import stat
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from cxr_jax.data.sources.films import Films
+from cxr_jax.data.sources.films import Films, checks
 from cxr_jax.data.sources.films.tables import NoTableError
 from cxr_jax.errors import UserError
 
@@ -78,17 +80,38 @@ def open_films(name: str, data_root: str | Path, label_kind: str = "") -> Films:
         raise UserError(
             f"labels={label_kind} is none of {name}'s ({', '.join(kinds) or 'it has one kind'})"
         )
-    # ---- Its tables, or those beside the folder of one split ----
+    # ---- Its tables, held to what every set is ----
     data_root = Path(data_root)
-    read = getattr(module, data_set.function)
+    _check_root(data_root)
     try:
-        films: Films = read(data_root, label_kind)
+        return checks.check(_read(getattr(module, data_set.function), data_root, label_kind))
+    except OSError as error:
+        # A folder that may not be listed, a disk that has gone.
+        raise UserError(f"{error.filename or data_root}: {error.strerror}") from None
+
+
+def _check_root(data_root: Path) -> None:
+    """Refuse what cannot be looked at; what is not there the reader of the set knows to say."""
+    try:
+        mode = os.stat(data_root).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise UserError(f"{data_root}: {error.strerror}") from None
+    # A device or a pipe has no end, or can be read once.
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(f"{data_root}: is neither a folder nor a file")
+
+
+def _read(read: object, data_root: Path, label_kind: str) -> Films:
+    """Read the tables, or those beside the folder of one split."""
+    try:
+        return read(data_root, label_kind)  # type: ignore[operator]
     except NoTableError:
         split = _SPLIT_FOLDERS.get(data_root.name.lower())
         if split is None or not data_root.is_dir():
             raise
         return _read_split(read, data_root, split, label_kind)
-    return films
 
 
 def _read_split(read: object, data_root: Path, split: str, label_kind: str) -> Films:

@@ -4,6 +4,8 @@ labeler. Ages are bins of five years and "85 or more".
 
 from pathlib import Path
 
+import numpy as np
+
 from cxr_jax.data.sources.films import Films, as_texts
 from cxr_jax.data.sources.films.tables import (
     Columns,
@@ -42,6 +44,7 @@ def read(data_root: Path, label_kind: str = "") -> Films:
         ages=read_ages(columns["PatientAge"]),
         dates=as_texts([cell.partition(".")[0] for cell in columns["StudyDate"]]),
         tables=(table,),
+        lines=np.array(columns.lines),
         basis="labels of reports by CheXpert's labeler, in Portuguese",
         label_map="chexpert 1",
         image_folders=("brax*", "BRAX*", "physionet.org/files/brax/[0-9]*"),

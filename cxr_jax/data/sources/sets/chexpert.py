@@ -54,6 +54,7 @@ def read(data_root: Path, label_kind: str = "") -> Films:
         root=data_root,
         **joined,
         tables=tuple(tables),
+        line_tables=np.repeat(np.arange(len(parts)), [len(part) for part in parts]),
         basis="labels of reports by CheXpert's labeler",
         basis_of_split={"valid": "radiologists' labels"},
         label_map="chexpert 1",
@@ -67,7 +68,7 @@ def read(data_root: Path, label_kind: str = "") -> Films:
 # What every table has of its films.
 _COLUMNS = (
     *("ids", "images", "patients", "studies", "views", "splits", "states"),
-    *("sexes", "ages", "numbers"),
+    *("sexes", "ages", "numbers", "lines"),
 )
 
 
@@ -91,6 +92,7 @@ def _read_table(path: Path) -> Films:
         # 0 is missing there: the youngest are adults.
         ages=np.where(ages == 0, np.float32("nan"), ages),
         numbers=np.array(numbers),
+        lines=np.array(columns.lines),
     )
 
 
@@ -188,6 +190,7 @@ def read_test(data_root: Path, label_kind: str = "") -> Films:
         states=columns.states(),
         numbers=np.array(numbers),
         tables=(table,),
+        lines=np.array(columns.lines),
         basis="radiologists' labels",
         label_map="chexpert 1",
         edition=_edition(table, images[0]),

@@ -69,6 +69,7 @@ def read(data_root: Path, label_kind: str = "") -> Films:
         reports=as_texts(columns["report"]),
         numbers=np.array(orders if "patient_report_date_order" in columns else numbers),
         tables=(table, *label_file),
+        lines=np.array(columns.lines),
         basis=f"labels of {label_file[0].name} (CheXbert)" if label_file else "no labels",
         label_map="chexpert 1",
         image_folders=("PNG*", "png*", "DICOM*", "dicom*", "images", "CheXpert*"),

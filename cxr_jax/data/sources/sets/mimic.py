@@ -86,6 +86,7 @@ def read(data_root: Path, label_kind: str = "") -> Films:
         states=states,
         dates=as_texts([cell.partition(".")[0] for cell in columns["StudyDate"]]),
         tables=tuple(tables),
+        lines=np.array(columns.lines),
         basis=_BASIS.get(which, "no labels"),
         label_map="chexpert 1",
         image_folders=("mimic-cxr*", "*/mimic-cxr*/[0-9]*", "mimic-cxr*/[0-9]*", "images"),

@@ -78,6 +78,7 @@ def read(data_root: Path, label_kind: str = "") -> Films:
         numbers=np.array(numbers),
         boxes=boxes,
         tables=tuple(tables),
+        lines=np.array(columns.lines),
         basis="radiologists' labels (Google)" if is_google else "labels mined from reports",
         label_map=str(label_map),
         image_folders=("images", "images_*/images", "images_*", "images-224*"),

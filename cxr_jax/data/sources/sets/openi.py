@@ -19,6 +19,7 @@ from cxr_jax.data.sources.films.tables import (
     find_tables,
     read_view,
 )
+from cxr_jax.data.sources.image_files import BadNameError, split_name
 from cxr_jax.data.sources.table import column_key, is_blank
 from cxr_jax.errors import UserError
 
@@ -103,6 +104,7 @@ def _read_kaggle(data_root: Path, reports: Path, projections: Path) -> Films:
         studies=studies,
         views=columns.decode("projection", read_view, ""),
         states=np.array([states[row] for row in rows if row is not None]),
+        lines=np.array(columns.lines),
         reports=[written[row] for row in rows if row is not None],
     )
 
@@ -123,9 +125,11 @@ def _read_xml(data_root: Path, files: list[Path]) -> Films:
         terms = ";".join(filter(None, (term.text for term in tree.iter("major"))))
         names = [image.get("id", "") for image in tree.iter("parentImage")]
         without += not names
+        if len(set(names)) < len(names):
+            raise UserError(f"{path}: lists an image twice")
         # The report's labels on every film of it.
         for name in names:
-            images.append(f"NLMCXR_png/{name}.png")
+            images.append(_path_of(name, path))
             studies.append(study)
             states.append(reader.states(terms))
             reports.append(
@@ -153,6 +157,17 @@ def _read_xml(data_root: Path, files: list[Path]) -> Films:
     return replace(films, left_out=left_out, notes=(*films.notes, unknown))
 
 
+def _path_of(name: str, path: Path) -> str:
+    """The path of an image by its id in a report."""
+    # An id is a name: with a step in it the image would be another's.
+    try:
+        if "/" in name or "/".join(split_name(name)) != name:
+            raise BadNameError("the id of an image is no name of a file")
+    except BadNameError as reason:
+        raise UserError(f"{path}: {reason}") from None
+    return f"NLMCXR_png/{name}.png"
+
+
 def _films(
     data_root: Path,
     tables: tuple[Path, ...],
@@ -163,6 +178,7 @@ def _films(
     views: list[str],
     states: np.ndarray,
     reports: list[str],
+    lines: np.ndarray | None = None,
 ) -> Films:
     return Films(
         name="openi",
@@ -177,6 +193,7 @@ def _films(
         states=states,
         reports=as_texts(reports),
         tables=tables,
+        lines=lines,
         basis="MeSH terms of reports, by people",
         label_map=str(reader.label_map),
         image_folders=("images/images_normalized", "images*", "NLMCXR*", "*/images_normalized"),

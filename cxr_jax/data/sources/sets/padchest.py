@@ -70,6 +70,7 @@ def read(data_root: Path, label_kind: str = "") -> Films:
         reports=as_texts(columns["Report"]),
         dates=as_texts(dates),
         tables=(table,),
+        lines=np.array(columns.lines),
         basis="labels of reports, by physicians or by a network",
         label_map=str(label_map),
         image_folders=("images", "images-*", "[Pp]ad[Cc]hest*", "BIMCV*", "*/images"),

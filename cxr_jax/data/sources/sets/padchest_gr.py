@@ -68,6 +68,7 @@ def read(data_root: Path, label_kind: str = "") -> Films:
         dates=as_texts([cell.partition(".")[0] for cell in of_film(columns["StudyDate_DICOM"])]),
         boxes=boxes,
         tables=(table, *found),
+        lines=np.array(columns.lines)[rows],
         basis="radiologists' labels",
         label_map=str(label_map),
         image_folders=("PadChest_GR*", "Padchest_GR*", "images", "*/images"),

@@ -31,9 +31,11 @@ def read(data_root: Path, label_kind: str = "") -> Films:
     # ---- Films, each with its boxes ----
     target_of: dict[str, int] = {}
     boxes: dict[str, list[Box]] = {}
+    first_lines: dict[str, int] = {}
     for row, (film, target) in enumerate(zip(named, targets, strict=True)):
         if target_of.setdefault(film, target) != target:
             raise columns.error(row, "the film has Target 0 and 1")
+        first_lines.setdefault(film, columns.lines[row])
         box = [side[row] for side in sides]
         if target and None not in box:
             boxes.setdefault(film, []).append(Box("Lung Opacity", *box))
@@ -57,6 +59,7 @@ def read(data_root: Path, label_kind: str = "") -> Films:
         states=np.array([_states_of(target_of[film], class_of.get(film)) for film in films]),
         boxes=as_texts([tuple(boxes.get(film, ())) for film in films]),
         tables=(table, *found),
+        lines=np.array(list(first_lines.values())),
         basis="radiologists' labels of opacities",
         label_map=str(label_map),
         has_patients=False,

@@ -24,9 +24,11 @@ def read(data_root: Path, label_kind: str = "") -> Films:
     columns = Columns(table, ("ImageId", "EncodedPixels"))
     # A film has as many rows as masks.
     has_mask: dict[str, bool] = {}
+    first_lines: dict[str, int] = {}
     for row, (film, mask) in enumerate(
         zip(columns.ids("ImageId"), columns["EncodedPixels"], strict=True)
     ):
+        first_lines.setdefault(film, columns.lines[row])
         if not mask:
             raise columns.error(row, "EncodedPixels is blank")
         if has_mask.setdefault(film, mask != _NONE) != (mask != _NONE):
@@ -47,6 +49,7 @@ def read(data_root: Path, label_kind: str = "") -> Films:
         splits=as_texts([""] * len(films)),
         states=states,
         tables=(table,),
+        lines=np.array(list(first_lines.values())),
         basis="radiologists' masks",
         label_map=str(maps.load_map("siim")),
         has_patients=False,

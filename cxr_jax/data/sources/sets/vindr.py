@@ -7,6 +7,7 @@ of the findings. The set has no patients.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,6 +35,14 @@ _TRAIN, _TEST, _KAGGLE = "image_labels_train.csv", "image_labels_test.csv", "tra
 _OTHER_NAMES = {"Other diseases": ("Other diseases", "Other disease")}
 
 
+class _Part(NamedTuple):
+    """The films of one table, in its order."""
+
+    films: list[str]
+    lines: list[int]  # on which each is first listed
+    states: np.ndarray  # int8 [N, 14]
+
+
 def read(data_root: Path, label_kind: str = "") -> Films:
     """Read PhysioNet's tables of readers, train before test, else Kaggle's table of boxes."""
     # ---- Which edition ----
@@ -54,11 +63,12 @@ def read(data_root: Path, label_kind: str = "") -> Films:
         parts = [_read_readers(path, label_map) for path in tables]
     splits = ["test" if "test" in path.name.lower() else "train" for path in tables]
     # ---- One film, one row ----
-    films = [film for names, _ in parts for film in names]
+    films = [film for part in parts for film in part.films]
     if len(set(films)) < len(films):
         raise UserError(f"{tables[-1]}: lists a film that {tables[0].name} lists, too")
-    of_film = [split for (names, _), split in zip(parts, splits, strict=True) for _ in names]
-    states = np.concatenate([part_states for _, part_states in parts])
+    counts = [len(part.films) for part in parts]
+    of_film = np.repeat(splits, counts).tolist()
+    states = np.concatenate([part.states for part in parts])
     return Films(
         name="vindr",
         root=data_root,
@@ -73,6 +83,8 @@ def read(data_root: Path, label_kind: str = "") -> Films:
         splits=as_texts(of_film),
         states=states,
         tables=tuple(tables),
+        lines=np.concatenate([part.lines for part in parts]),
+        line_tables=np.repeat(np.arange(len(parts)), counts),
         basis="labels of most of three radiologists",
         basis_of_split={"test": "radiologists' consensus labels"},
         label_map=str(label_map),
@@ -92,7 +104,7 @@ def _has_classes(path: Path) -> bool:
     return True
 
 
-def _read_readers(path: Path, label_map: maps.LabelMap) -> tuple[list[str], np.ndarray]:
+def _read_readers(path: Path, label_map: maps.LabelMap) -> _Part:
     """Films in the order of the table, and their states."""
     sources = list(dict.fromkeys(row.source for row in label_map.rows))
     optional = [name for names in _OTHER_NAMES.values() for name in names]
@@ -101,7 +113,7 @@ def _read_readers(path: Path, label_map: maps.LabelMap) -> tuple[list[str], np.n
     images, readers = columns.ids("image_id"), columns["rad_id"]
     # A reading that stands there twice would count as two readers.
     columns.check_once(list(zip(images, readers, strict=True)), "the reading")
-    films = list(dict.fromkeys(images))
+    films, lines = _first_lines(images, columns)
     place_of = {film: place for place, film in enumerate(films)}
     rows = np.array([place_of[image] for image in images])
     # Readings of a film may lie apart in the table.
@@ -113,7 +125,15 @@ def _read_readers(path: Path, label_map: maps.LabelMap) -> tuple[list[str], np.n
         if name in columns:
             named = columns.decode(name, _read_vote, f"{name} is neither 0 nor 1")
             np.add.at(votes[:, column], rows, named)
-    return films, _states_of(votes, np.bincount(rows), sources, label_map)
+    return _Part(films, lines, _states_of(votes, np.bincount(rows), sources, label_map))
+
+
+def _first_lines(images: list[str], columns: Columns) -> tuple[list[str], list[int]]:
+    """Each film once, and the line that lists it first."""
+    lines: dict[str, int] = {}
+    for image, line in zip(images, columns.lines, strict=True):
+        lines.setdefault(image, line)
+    return list(lines), list(lines.values())
 
 
 def _read_vote(cell: str) -> int:
@@ -124,22 +144,26 @@ def _read_vote(cell: str) -> int:
     return int(number)
 
 
-def _read_kaggle(path: Path, label_map: maps.LabelMap) -> tuple[list[str], np.ndarray]:
+def _read_kaggle(path: Path, label_map: maps.LabelMap) -> _Part:
     columns = Columns(path, ("image_id", "class_name", "rad_id"))
     images, classes, readers = columns.ids("image_id"), columns["class_name"], columns["rad_id"]
-    films = list(dict.fromkeys(images))
+    films, lines = _first_lines(images, columns)
     place_of = {film: place for place, film in enumerate(films)}
     sources = list(dict.fromkeys(row.source for row in label_map.rows))
     column_of = {column_key(source): column for column, source in enumerate(sources)}
     votes = np.zeros((len(films), len(sources)), int)
+    keys = list(map(column_key, classes))
+    # The edition has these classes and no other: a film would be without the finding that another spelling means.
+    for row, key in enumerate(keys):
+        if key not in column_of:
+            raise columns.error(row, f"class_name is no class of the map {label_map}")
     # A reader draws several boxes of one finding.
-    for image, key, _ in dict.fromkeys(zip(images, map(column_key, classes), readers, strict=True)):
-        if key in column_of:
-            votes[place_of[image], column_of[key]] += 1
+    for image, key, _ in dict.fromkeys(zip(images, keys, readers, strict=True)):
+        votes[place_of[image], column_of[key]] += 1
     # A reader who found nothing has a row, too: "No finding".
     pairs = dict.fromkeys(zip(images, readers, strict=True))
     reader_counts = np.bincount([place_of[image] for image, _ in pairs], minlength=len(films))
-    return films, _states_of(votes, reader_counts, sources, label_map)
+    return _Part(films, lines, _states_of(votes, reader_counts, sources, label_map))
 
 
 def _states_of(
