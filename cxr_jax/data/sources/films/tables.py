@@ -272,15 +272,22 @@ def read_sex(text: str) -> str:
     return letter if letter in ("F", "M") else ""
 
 
-_AGE = re.compile(r"(\d{1,3}(?:\.\d+)?)\s*([YMWD]?)\b.*", re.IGNORECASE)
-_YEARS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
+_AGE = re.compile(r"(\d{1,3}(?:\.\d+)?)\s*([a-z]*)\b.*", re.IGNORECASE)
+_YEARS = {"y": 1.0, "m": 1 / 12, "w": 7 / 365.25, "d": 1 / 365.25}
+# Units in words, cut to their beginning; any other word (85 or more) leaves years.
+_UNIT = re.compile(
+    r"(?:(y)(?:rs?|ears?|/?o)?|(m)(?:os?|ths?|onths?)?|(w)(?:ks?|eeks?)?|(d)(?:ays?)?)$"
+)
 
 
 def read_age(text: str) -> float:
-    """Read an age in years: 58, 058Y, 007M, 002D, "85 or more"; NaN for anything else."""
+    """Read an age in years: 58, 058Y, 007M, 002D, "6 months", "85 or more"; NaN for anything else."""
     # Years without a unit; what follows a number (85 or more) leaves it as it is.
     found = _AGE.fullmatch(text.strip())
-    return float(found[1]) * _YEARS[found[2].upper()] if found else float("nan")
+    if found is None:
+        return float("nan")
+    unit = _UNIT.match(found[2].lower())
+    return float(found[1]) * (_YEARS[unit[0][0]] if unit else 1.0)
 
 
 def read_ages(cells: Sequence[str]) -> np.ndarray:

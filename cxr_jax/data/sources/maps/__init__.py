@@ -76,6 +76,10 @@ class MapReader:
                     found.append(INDEX[row.target])
         self.unknown: dict[str, int] = {}
 
+    def knows(self, name: str) -> bool:
+        """Tell whether the map has a source label, however it is spelt."""
+        return column_key(name) in self._asserted
+
     def states(self, named: Iterable[str]) -> np.ndarray:
         """Give the states of a film of which exactly these source labels are named.
 

@@ -6,6 +6,7 @@ BBox_List_2017.csv has boxes of some films, train_val_list.txt and test_list.txt
 """
 
 import csv
+import math
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from cxr_jax.data.sources.films.tables import (
     read_sex,
     read_view,
 )
-from cxr_jax.data.sources.table import CsvReader, is_blank
+from cxr_jax.data.sources.table import CsvReader, Table, column_key, is_blank
 from cxr_jax.errors import UserError, shown
 
 LABELS = ("text", "google")
@@ -38,7 +39,8 @@ _YES_NO = {"yes": 1, "no": 0}
 
 def read(data_root: Path, label_kind: str = "") -> Films:
     """Read the films of the table, or those of Google's."""
-    is_google = label_kind == "google"
+    # A file may be either table: Google's has NIH's columns, too.
+    is_google = label_kind == "google" or (not label_kind and _is_google(data_root))
     table = find_table(data_root, GOOGLE_TABLES if is_google else TABLES, _FOLDERS)
     label_map = maps.load_map("google_nih" if is_google else "nih")
     # ---- The films ----
@@ -58,9 +60,11 @@ def read(data_root: Path, label_kind: str = "") -> Films:
     # ---- Boxes ----
     boxes = None
     for path in find_tables(data_root, _BOXES, _FOLDERS)[:1] if data_root.is_dir() else ():
-        boxes = _read_boxes(path, images)
+        boxes, elsewhere = _read_boxes(path, images)
         tables.append(path)
         notes.append(f"{sum(map(bool, boxes)):,} films have boxes")
+        if elsewhere:
+            notes.append(f"{elsewhere:,} films with boxes are not in the table")
     numbers = [int(cell) if cell.isdecimal() else -1 for cell in columns["Follow-up #"]]
     return Films(
         name="nih",
@@ -87,6 +91,10 @@ def read(data_root: Path, label_kind: str = "") -> Films:
     )
 
 
+def _is_google(path: Path) -> bool:
+    return path.is_file() and bool(Table(path, ("Set Id",)).columns(("Set Id",)))
+
+
 def _text_states(columns: Columns, label_map: maps.LabelMap) -> tuple[np.ndarray, list[str]]:
     reader = label_map.reader()
 
@@ -94,15 +102,15 @@ def _text_states(columns: Columns, label_map: maps.LabelMap) -> tuple[np.ndarray
         # A blank cell says nothing, not even that nothing was found.
         if is_blank(cell):
             return no_states(1)[0]
-        return reader.states(name.strip() for name in cell.split("|") if name.strip())
+        names = [name.strip() for name in cell.split("|") if name.strip()]
+        # The set has 15 labels: a film would be without the finding that another spelling means.
+        if not names or not all(map(reader.knows, names)):
+            raise ValueError
+        return reader.states(names)
 
-    states = np.array(columns.decode("Finding Labels", read_labels, ""))
-    notes = ["what a report does not name counts as absent"]
-    if reader.unknown:
-        notes.append(
-            f"{len(reader.unknown)} labels are none of the map {label_map}: read as none of the 14"
-        )
-    return states, notes
+    reason = f"Finding Labels names what is no label of the map {label_map} (| between labels)"
+    states = np.array(columns.decode("Finding Labels", read_labels, reason))
+    return states, ["what a report does not name counts as absent"]
 
 
 def _google_states(columns: Columns, label_map: maps.LabelMap) -> np.ndarray:
@@ -123,24 +131,34 @@ def _read_yes_no(cell: str) -> int:
 
 def _read_lists(data_root: Path, images: list[str]) -> tuple[list[str], list[Path]]:
     """The official split: "train" and "test"; "" of films that no list has."""
-    # Names without folders, one a line.
+    # A name a line, in copies of the set with a folder or without its suffix.
     lists = find_tables(data_root, _LISTS, _FOLDERS) if data_root.is_dir() else []
     split_of: dict[str, str] = {}
     for path in lists:
         split = "test" if path.name.lower().startswith("test") else "train"
         for name in json_rows.read_content(path).decode("utf-8", "replace").split():
-            if split_of.setdefault(name, split) != split:
+            if split_of.setdefault(_film_of(name), split) != split:
                 raise UserError(f"{path}: lists {shown(name)}, which the other list has, too")
-    return [split_of.get(image.rpartition("/")[2], "") for image in images], lists
+    return [split_of.get(_film_of(image), "") for image in images], lists
 
 
-def _read_boxes(path: Path, images: list[str]) -> np.ndarray:
-    """The boxes of each film. The header has commas within brackets and three at its end: read by place."""
-    text = json_rows.read_content(path).decode("utf-8", "replace")
+def _film_of(name: str) -> str:
+    """What a film is called in every table: no folder, no suffix."""
+    return name.replace("\\", "/").rpartition("/")[2].partition(".")[0]
+
+
+def _read_boxes(path: Path, images: list[str]) -> tuple[np.ndarray, int]:
+    """The boxes of each film, and how many other films have some.
+
+    The header has commas within brackets and three at its end: read by place.
+    """
+    text = json_rows.read_content(path).decode("utf-8-sig", "replace")
     found: dict[str, list[Box]] = {}
     reader = CsvReader(text.splitlines(keepends=True))
     try:
         for line, cells in enumerate(reader, 1):
+            if line == 1 and tuple(map(column_key, cells[:2])) != ("imageindex", "findinglabel"):
+                raise UserError(f"{path}:1: does not begin with Image Index, Finding Label")
             if line == 1 or not any(map(str.strip, cells)):
                 continue
             # Rows have six cells or nine, as the file was saved.
@@ -148,9 +166,10 @@ def _read_boxes(path: Path, images: list[str]) -> np.ndarray:
                 sizes = [float(cell) / _SIDE for cell in cells[2:6]]
             except ValueError:
                 sizes = []
-            if len(sizes) != 4:
+            if len(sizes) != 4 or not all(0 <= size < math.inf for size in sizes):
                 raise UserError(f"{path}:{line}: not a film, a finding and four numbers")
-            found.setdefault(cells[0].strip(), []).append(Box(cells[1].strip(), *sizes))
+            found.setdefault(_film_of(cells[0].strip()), []).append(Box(cells[1].strip(), *sizes))
     except csv.Error:
-        raise UserError(f"{path}: not valid CSV") from None
-    return as_texts([tuple(found.get(image.rpartition("/")[2], ())) for image in images])
+        raise UserError(f"{path}:{reader.line_num}: not valid CSV") from None
+    boxes = as_texts([tuple(found.pop(_film_of(image), ())) for image in images])
+    return boxes, len(found)

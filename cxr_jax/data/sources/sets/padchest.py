@@ -5,6 +5,7 @@ reports physicians read; of the others a network did. Films that the table exclu
 """
 
 import ast
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from cxr_jax.data.sources.films.tables import (
     read_sex,
     read_view,
 )
-from cxr_jax.data.sources.table import is_blank
+from cxr_jax.data.sources.table import column_key, is_blank
 from cxr_jax.labels.taxonomy import NEGATIVE, NOT_MENTIONED
 
 LABELS = ("all", "physician")
@@ -36,6 +37,10 @@ _OPTIONAL = (
 )
 # Of the labels what says something of the report or the film.
 EXCLUDE, UNCHANGED, SUBOPTIMAL = "exclude", "unchanged", "suboptimal study"
+# A list as Python or numpy writes it: between quoted texts a comma or a space. Without either two would become one.
+_TEXT = r"""u?(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+_TEXTS = re.compile(_TEXT)
+_LIST = re.compile(rf"\[\s*(?:{_TEXT}(?:(?:\s*,\s*|\s+){_TEXT})*\s*,?\s*)?\]", re.DOTALL)
 
 
 def read(data_root: Path, label_kind: str = "") -> Films:
@@ -88,7 +93,7 @@ def _leave_out(
 ) -> Films:
     """The films that are rows, with what there is to say of them."""
     # ---- Which films are rows ----
-    is_excluded = np.array([EXCLUDE in (names or ()) for names in named])
+    is_excluded = np.array([is_labelled(names, EXCLUDE) for names in named])
     no_chest = np.array([cell.strip().upper() == "EXCLUDE" for cell in columns["Projection"]])
     by_network = np.array([cell.lower() != "physician" for cell in columns["MethodLabel"]])
     left_out = {"label exclude": is_excluded, "projection EXCLUDE": no_chest & ~is_excluded}
@@ -99,7 +104,7 @@ def _leave_out(
     # ---- What there is to say of them ----
     notes = []
     for label in (UNCHANGED, SUBOPTIMAL):
-        count = sum(label in (names or ()) for names in named)
+        count = sum(is_labelled(names, label) for names in named)
         if count:
             meaning = "absent labels are unknown there" if label == UNCHANGED else "kept"
             notes.append(f"{count:,} rows are labelled {label}: {meaning}")
@@ -108,7 +113,7 @@ def _leave_out(
     if unread := sum(not names for names in named):
         notes.append(f"{unread:,} rows have no labels: blank")
     if reader.unknown:
-        notes.append(f"{len(reader.unknown)} labels are not in the map: read as none of the 14")
+        notes.append(describe_unknown(reader))
     return replace(kept, left_out=counts, notes=(*notes, *count_contradictions(kept.states)))
 
 
@@ -121,14 +126,26 @@ def read_list(cell: str) -> tuple[str, ...] | None:
     # 103 published cells are the text nan.
     if is_blank(cell):
         return None
+    if not _LIST.fullmatch(cell):
+        raise ValueError
     try:
         # Literals alone: a cell is data of strangers and never run.
-        names = ast.literal_eval(cell)
+        names = [ast.literal_eval(text) for text in _TEXTS.findall(cell)]
     except (SyntaxError, MemoryError, RecursionError):
         raise ValueError from None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError
     return tuple(stripped for name in names if (stripped := name.strip()))
+
+
+def is_labelled(names: tuple[str, ...] | None, label: str) -> bool:
+    """Tell whether a label is among those of a film; case, spaces and signs do not count, as in maps."""
+    return column_key(label) in map(column_key, names or ())
+
+
+def describe_unknown(reader: maps.MapReader) -> str:
+    """Say what became of labels that the map does not have."""
+    return (
+        f"{len(reader.unknown)} labels are not in the map: absent labels are unknown in their films"
+    )
 
 
 def states_of(names: tuple[str, ...] | None, reader: maps.MapReader) -> np.ndarray:
@@ -137,8 +154,8 @@ def states_of(names: tuple[str, ...] | None, reader: maps.MapReader) -> np.ndarr
         return no_states(1)[0]
     # "normal" beside a finding is kept as it is given, and counted.
     states = reader.states(names)
-    # The report refers to a film before this one: what it does not name may be there.
-    if UNCHANGED in names:
+    # The report refers to a film before this one, or names what nobody knows here: either may be what seems absent.
+    if is_labelled(names, UNCHANGED) or not all(map(reader.knows, names)):
         states[states == NEGATIVE] = NOT_MENTIONED
     return states
 

@@ -3,6 +3,7 @@
 Every film is frontal, and every study is registered as a benchmark. Boxes are shares of the film's sides.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,13 @@ from cxr_jax.data.sources.films.tables import (
     read_json,
     read_sex,
 )
-from cxr_jax.data.sources.sets.padchest import FOLDERS, states_of
+from cxr_jax.data.sources.sets.padchest import (
+    EXCLUDE,
+    FOLDERS,
+    describe_unknown,
+    is_labelled,
+    states_of,
+)
 from cxr_jax.errors import UserError
 
 TABLES, _REPORTS = ("master_table*.csv",), ("grounded_reports*.json",)
@@ -31,9 +38,7 @@ def read(data_root: Path, label_kind: str = "") -> Films:
     columns = Columns(table, ("StudyID", "ImageID", "PatientID", "label"), _OPTIONAL)
     named = columns.ids("ImageID")
     # A film has a row for each of its findings; the first has its patient, too.
-    first_row: dict[str, int] = {}
-    for row, film in enumerate(named):
-        first_row.setdefault(film, row)
+    first_row = _first_rows(columns, named)
     rows, films = list(first_row.values()), list(first_row)
     label_map = maps.load_map("padchest")
     reader = label_map.reader()
@@ -47,12 +52,12 @@ def read(data_root: Path, label_kind: str = "") -> Films:
     reports, boxes = _read_reports(found[0], films) if found else (None, None)
     notes = []
     if reader.unknown:
-        notes.append(f"{len(reader.unknown)} labels are not in the map: read as none of the 14")
+        notes.append(describe_unknown(reader))
 
     def of_film(cells: list[str]) -> list[str]:
         return [cells[row] for row in rows]
 
-    return Films(
+    read_films = Films(
         name="padchest_gr",
         root=data_root,
         ids=as_texts(films),
@@ -75,6 +80,26 @@ def read(data_root: Path, label_kind: str = "") -> Films:
         suffixes=(".jpg",),
         notes=(*notes, *count_contradictions(states)),
     )
+    # As PadChest's: a film that its readers excluded is no row.
+    is_excluded = np.array([is_labelled(tuple(labels_of[film]), EXCLUDE) for film in films])
+    if not is_excluded.any():
+        return read_films
+    counts = {"label exclude": int(is_excluded.sum())}
+    return replace(read_films.select(~is_excluded), left_out=counts)
+
+
+def _first_rows(columns: Columns, named: list[str]) -> dict[str, int]:
+    """The first row of each film; those after it must say the same of whose it is."""
+    facts = [columns[name] for name in ("PatientID", "StudyID", "split")]
+    first_row: dict[str, int] = {}
+    for row, film in enumerate(named):
+        first = first_row.setdefault(film, row)
+        if any(cells[row] != cells[first] for cells in facts):
+            line = columns.lines[first]
+            raise columns.error(
+                row, f"the film of line {line} with another patient, study or split"
+            )
+    return first_row
 
 
 def _read_reports(path: Path, films: list[str]) -> tuple[np.ndarray, np.ndarray]:

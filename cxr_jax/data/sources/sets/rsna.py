@@ -5,6 +5,7 @@ has no patients. Only Lung Opacity is annotated; a film of class Normal has none
 calls pneumonia is an opacity: Pneumonia stays blank.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ import numpy as np
 from cxr_jax.data.sources import maps
 from cxr_jax.data.sources.films import Box, Films, as_texts, no_states
 from cxr_jax.data.sources.films.tables import Columns, find_table, find_tables
+from cxr_jax.data.sources.table import column_key, is_blank
 from cxr_jax.labels.taxonomy import INDEX, NEGATIVE, PATHOLOGY, POSITIVE
 
 TABLES, CLASSES = ("stage_2_train_labels*.csv",), ("stage_2_detailed_class_info*.csv",)
 _FOLDERS = ("", "rsna*", "RSNA*")
-_NORMAL, _OPACITY = "normal", "lung opacity"
+_NORMAL, _OPACITY = "normal", "lungopacity"
 _SIDE = 1024  # pixels of the published films
 _BOX = ("x", "y", "width", "height")
 
@@ -27,7 +29,7 @@ def read(data_root: Path, label_kind: str = "") -> Films:
     columns = Columns(table, ("patientId", "Target"), _BOX)
     named = columns.ids("patientId")
     targets = columns.decode("Target", _read_target, "Target is neither 0 nor 1")
-    sides = [columns.decode(name, _read_side, f"{name} is no number") for name in _BOX]
+    sides = [columns.decode(name, _read_side, f"{name} is no number of pixels") for name in _BOX]
     # ---- Films, each with its boxes ----
     target_of: dict[str, int] = {}
     boxes: dict[str, list[Box]] = {}
@@ -42,11 +44,11 @@ def read(data_root: Path, label_kind: str = "") -> Films:
     films = list(target_of)
     # ---- What those without an opacity are ----
     found = find_tables(data_root, CLASSES, _FOLDERS)[:1] if data_root.is_dir() else []
-    class_of = _read_classes(found[0], target_of) if found else {}
     notes = ["the views stand in the DICOM headers alone (config.data.views=any)"]
     if not found:
         notes.append("no table of classes is there: No Finding is unknown where Target is 0")
     label_map = maps.load_map("rsna")
+    class_of = _read_classes(found[0], target_of, label_map) if found else {}
     return Films(
         name="rsna",
         root=data_root,
@@ -79,17 +81,28 @@ def _read_target(cell: str) -> int:
 
 def _read_side(cell: str) -> float | None:
     # Blank in rows without an opacity.
-    return float(cell) / _SIDE if cell else None
+    if is_blank(cell):
+        return None
+    side = float(cell)
+    if not 0 <= side < math.inf:
+        raise ValueError
+    return side / _SIDE
 
 
-def _read_classes(path: Path, target_of: dict[str, int]) -> dict[str, str]:
+def _read_classes(
+    path: Path, target_of: dict[str, int], label_map: maps.LabelMap
+) -> dict[str, str]:
     columns = Columns(path, ("patientId", "class"))
+    classes = {column_key(row.source) for row in label_map.rows}
     # As many rows as boxes there, too.
     class_of: dict[str, str] = {}
     for row, (film, name) in enumerate(
         zip(columns.ids("patientId"), columns["class"], strict=True)
     ):
-        name = name.lower()
+        name = column_key(name)
+        # A film of a class that nobody knows is not one without a finding.
+        if name not in classes:
+            raise columns.error(row, f"class is no class of the map {label_map}")
         if class_of.setdefault(film, name) != name:
             raise columns.error(row, "the film has two classes")
         # Two tables of one reading.

@@ -3,6 +3,7 @@
 Films are DICOM in folders of study and series that the table does not name: they are looked for by their own name.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from cxr_jax.labels.taxonomy import INDEX, NEGATIVE, POSITIVE
 TABLES = ("train-rle.csv", "stage_2_train.csv", "stage_1_train*.csv", "train-rle*.csv")
 _FOLDERS = ("", "siim*", "SIIM*")
 IMAGES = "dicom-images-train"
-_NONE = "-1"
+# -1.0 as pandas writes it; a mask is pairs of a start and a length.
+_NONE = re.compile(r"-1(?:\.0*)?")
+_MASK = re.compile(r"\d+ +\d+(?: +\d+ +\d+)*")
 
 
 def read(data_root: Path, label_kind: str = "") -> Films:
@@ -25,13 +28,10 @@ def read(data_root: Path, label_kind: str = "") -> Films:
     # A film has as many rows as masks.
     has_mask: dict[str, bool] = {}
     first_lines: dict[str, int] = {}
-    for row, (film, mask) in enumerate(
-        zip(columns.ids("ImageId"), columns["EncodedPixels"], strict=True)
-    ):
+    masks = columns.decode("EncodedPixels", _read_mask, "EncodedPixels is no mask and no -1")
+    for row, (film, mask) in enumerate(zip(columns.ids("ImageId"), masks, strict=True)):
         first_lines.setdefault(film, columns.lines[row])
-        if not mask:
-            raise columns.error(row, "EncodedPixels is blank")
-        if has_mask.setdefault(film, mask != _NONE) != (mask != _NONE):
+        if has_mask.setdefault(film, mask) != mask:
             raise columns.error(row, "the film has a mask and -1 for none")
     films = list(has_mask)
     # Nothing but pneumothorax was looked for.
@@ -57,6 +57,16 @@ def read(data_root: Path, label_kind: str = "") -> Films:
         suffixes=(".png", ".jpg"),
         notes=("the views stand in the DICOM headers alone (config.data.views=any)",),
     )
+
+
+def _read_mask(cell: str) -> bool:
+    """Whether there is one."""
+    if _NONE.fullmatch(cell):
+        return False
+    # Anything else would count as a pneumothorax.
+    if not _MASK.fullmatch(cell):
+        raise ValueError
+    return True
 
 
 def _find_files(data_root: Path) -> dict[str, str]:
