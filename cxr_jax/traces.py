@@ -8,7 +8,7 @@ A row is in the published form of sft.jsonl: id, image, subject_id, study_id, so
 Its text is <think>trace</think><answer>labels</answer>. The trace is the report's own sentences in the radiologist's
 order (quality, devices, airways, lungs, pleura, mediastinum, hila, heart, abdomen, bones, summary): nothing is added,
 no normal statement either. Comparisons with other films are left out ("stable cardiomegaly" is cardiomegaly), since a
-model that sees one film cannot see them; --comparisons=keep keeps them. The answer is by the labels, where there are
+model that sees one film cannot see them; see --comparisons. The answer is by the labels, where there are
 any, else by the report; what is uncertain is in it with --uncertain=positive only.
 
 Each trace is read back by the report parser and kept only if states and sides of all 14 labels are those of the report,
@@ -40,7 +40,7 @@ from cxr_jax.runtime import interrupts
 if TYPE_CHECKING:
     from cxr_jax.data.traces import rows
 
-COMPARISONS = ("drop", "keep")
+COMPARISONS = ("drop", "needed", "keep")
 
 # ---- Flags -----------------------------------------------------------------------------------------------------------
 
@@ -73,7 +73,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--comparisons",
         choices=COMPARISONS,
         default=COMPARISONS[0],
-        help="comparisons with other films: leave them out (default), or keep them",
+        help="comparisons with other films: drop (default): left out; needed: kept where a finding cannot be told "
+        "without; keep",
     )
     _add_endpoint(parser)
     parser.add_argument("--force", action="store_true", help="replace OUT and the file of rejected")
@@ -171,7 +172,7 @@ def run(args: argparse.Namespace) -> int:
     making = rows.TraceOptions(
         prompt=prompt,
         policy=LabelPolicy(args.blank, args.uncertain),
-        keeps_comparisons=args.comparisons == "keep",
+        comparisons=args.comparisons,
         image_column=args.image_column,
         lexicon=args.lexicon,
         tries=args.tries,

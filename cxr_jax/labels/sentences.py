@@ -380,9 +380,9 @@ def _read_claims(
 
 def _claims(masks: np.ndarray, pairs: np.ndarray) -> frozenset[Claim]:
     """What the masks of one sentence say, int32 [3] each, by state."""
-    claims = set()
+    claims: set[Claim] = set()
     for row, state in _STATES.items():
-        right, left = (int(mask) for mask in phrase_reading.split_pair(int(pairs[row])))
+        right, left = (int(mask) for mask in phrase_reading.split_pair(pairs[row]))
         for index, label in enumerate(LABELS):
             if not int(masks[row]) >> index & 1:
                 continue

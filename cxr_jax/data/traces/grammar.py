@@ -59,7 +59,7 @@ def draft(
     reports: Sequence[Report],
     readings: Sequence[Reading],
     *,
-    keeps_comparisons: bool,
+    comparisons: str = wording.DROP,
     lexicon: str | None = None,
 ) -> list[Draft]:
     """Word the sentences of reports for traces.
@@ -67,12 +67,12 @@ def draft(
     Args:
         reports: good rows.
         readings: of their texts.
-        keeps_comparisons: whether comparisons with other films stay.
+        comparisons: what becomes of comparisons with other films, of `wording.COMPARISONS`.
         lexicon: as for `read_statements`.
     """
     choices = [
         [
-            wording.wordings(statement.text, statement.claims, keeps_comparisons=keeps_comparisons)
+            wording.wordings(statement.text, statement.claims, comparisons)
             if len(statement.text) <= MAX_SENTENCE
             else []
             for statement in reading.statements

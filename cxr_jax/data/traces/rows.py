@@ -14,7 +14,7 @@ from cxr_jax.data.sources.image_files import BadNameError, split_name
 from cxr_jax.data.sources.label_table import IMAGE_COLUMNS
 from cxr_jax.data.sources.policy import LabelPolicy
 from cxr_jax.data.studies import order
-from cxr_jax.data.traces import answers, grammar, verify
+from cxr_jax.data.traces import answers, grammar, verify, wording
 from cxr_jax.data.traces.grammar import Draft
 from cxr_jax.errors import UserError, as_utf8, printable
 from cxr_jax.labels.sentences import Reading, read_statements
@@ -32,7 +32,7 @@ class TraceOptions:
     Attributes:
         prompt: what is asked of every film.
         policy: what blank and uncertain labels count as.
-        keeps_comparisons: whether comparisons with other films stay in the trace.
+        comparisons: what becomes of comparisons with other films, of `wording.COMPARISONS`.
         image_column: of the film's path; None: the first usual name.
         lexicon: other phrases than the built-in ones.
         tries: how many traces of an endpoint are looked at for one report.
@@ -40,7 +40,7 @@ class TraceOptions:
 
     prompt: str = FIND_PROMPT
     policy: LabelPolicy = LabelPolicy()  # noqa: RUF009 - frozen
-    keeps_comparisons: bool = False
+    comparisons: str = wording.DROP
     image_column: str | None = None
     lexicon: str | None = None
     tries: int = 1
@@ -148,7 +148,7 @@ def _make_chunk(
     texts = [report.text or "" for report in reports]
     readings = read_statements(texts, options.lexicon)
     drafts = grammar.draft(
-        reports, readings, keeps_comparisons=options.keeps_comparisons, lexicon=options.lexicon
+        reports, readings, comparisons=options.comparisons, lexicon=options.lexicon
     )
     # Settle what is to be answered: a table goes before the report.
     report_cases = []
@@ -352,7 +352,7 @@ def summarise(out: str, counts: TraceCounts, options: TraceOptions) -> str:
     lines = [
         f"{printable(out)}: {counts.kept:,} of {counts.reports:,} reports gave a row ({share:.1%}); "
         f"{counts.with_image:,} rows name a film, {counts.with_labels:,} reports have labels of a table",
-        f"labels: {options.policy}; comparisons: {'kept' if options.keeps_comparisons else 'left out'}",
+        f"labels: {options.policy}; comparisons={options.comparisons}",
     ]
     lines += [f"rejected, {reason}: {count:,}" for reason, count in counts.reasons.most_common()]
     return "\n".join([*lines, NOT_FOR_DIAGNOSIS])

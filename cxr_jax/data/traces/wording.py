@@ -7,10 +7,16 @@ sentence says.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from cxr_jax.labels.sentences import Claim
 from cxr_jax.labels.taxonomy import CHEXPERT_14, NEGATIVE, POSITIVE, UNCERTAIN
+
+# A de-identified blank, as MIMIC-CXR, Open-i and MIMIC-III write it.
+_GAP = r"(?:_{2,}|\b[Xx]{3,}\b|\[\*\*[^\]]*\*\*\])"
+
+# What becomes of comparisons: they are left out, stay where a finding cannot be told without, or stay.
+COMPARISONS = DROP, NEEDED, KEEP = "drop", "needed", "keep"
 
 # ---- Comparisons -------------------------------------------------------------------------------------------------
 
@@ -35,6 +41,10 @@ _CHANGED = (
 _IN_WHAT = (
     r"(?: in (?:size|extent|appearance|position|severity|number|configuration|location|degree|conspicuity|"
     r"comparison|the interval|interval)(?: and \w+)?)?"
+)
+_HAS_CHANGED = (
+    rf"(?:,?(?:\s+(?:is|are|was|were|has|have|appears?|remains?)(?: been)?)?\s*(?:and |but |which (?:is|are) )?"
+    rf"\b{_ADVERB}{_CHANGED}{_IN_WHAT})"
 )
 # Nothing follows on a predicate that goes but the end of its clause: else what follows would lose its verb.
 _ENDS = r"(?=\s*(?:[,;.]|$|and\b|with\b|without\b))"
@@ -71,16 +81,21 @@ _RULES = tuple(
         ),
         # ".., decreased from the prior radiograph"
         (
-            rf"(?:,?\s*(?:and |but |which (?:is|are) )?\b{_ADVERB}{_CHANGED}{_IN_WHAT})?,?\s*\b(?:(?:as |when |in )?"
+            rf"{_HAS_CHANGED}?,?\s*\b(?:(?:as |when |in )?"
             rf"compar(?:ed|ison)(?: is made)? (?:to|with)|(?:since|from|than(?: on)?|relative to|to|with|as on|on)"
             rf"(?: the| that of the| that on the)? {_PRIOR}){_REST_OF_CLAUSE}",
             "",
         ),
+        # ".. has increased in size since ___ and is now moderate"
+        (rf"{_HAS_CHANGED}?\s*\b(?:since|from) {_GAP}(?:[ ,]*{_GAP})*", ""),
+        (r"\s+and (is|are) now\b", r" \1"),
+        (r"\b(is|are) now\b", r"\1"),
         # "There is no significant change in the .."
         (
             r"(?:there (?:is|are|has been|have been|was) )?\b(?:no|little|without|minimal|slight|mild|moderate|some|"
             r"significant|marked)?(?: \w+){0,2} ?\b(?:interval (?:change|increase|decrease|improvement|worsening|"
-            r"progression|enlargement|development)|change) (?:in|of)(?: the| this)? ",
+            r"progression|enlargement|development)|change) (?:in|of)(?: the| this)? "
+            r"(?:(?:appearance|position|configuration|extent) of (?:the )?)?",
             "",
         ),
         # ".. are stable and unremarkable": what else is said of them stays
@@ -172,8 +187,6 @@ def without_comparison(sentence: str) -> str | None:
 
 # ---- De-identified blanks ------------------------------------------------------------------------------------------
 
-# As MIMIC-CXR, Open-i and MIMIC-III write them.
-_GAP = r"(?:_{2,}|\b[Xx]{3,}\b|\[\*\*[^\]]*\*\*\])"
 BLANK = re.compile(_GAP)
 # A date, a place or a treatment at the end of a clause: nothing that the film shows.
 _BLANK_WITH_ITS_WORDS = re.compile(
@@ -270,7 +283,7 @@ _VIEWS_SHOW = re.compile(
 # Kept as they are where a report in capitals is written small.
 _ACRONYMS = frozenset(
     "AP PA CT ET NG OG PICC SVC IVC ICD AICD COPD CHF CABG IJ CVC CVL RUL RML RLL LUL LLL ETT NGT PEG IABP ARDS "
-    "PTX TB AV MRI PET TIPS VP LVAD ECMO II III IV TAVR RV LV GE".split()
+    "PTX TB AV MRI PET TIPS VP LVAD ECMO II III IV TAVR RV LV GE R L".split()
 )
 
 
@@ -361,10 +374,13 @@ _NOUNS = {
 _CHOICE = re.compile(r"\b(?:or|vs|versus)\b|/", re.IGNORECASE)
 # By these words the parser reads the same states.
 _BY_STATE = {POSITIVE: "", NEGATIVE: "No ", UNCERTAIN: "Possible "}
-# A denial with one of these denies less than the bare noun would.
+# A denial with one of these denies less than the bare noun would, on its side.
 _QUALIFIED = re.compile(
     r"\b(?:large|small|significant|definite|obvious|acute|new|sizable|moderate|suspicious|overt|frank|gross|further|"
-    r"other|additional|displaced|tension|recurrent|worsening|increas\w*|progress\w*)\b",
+    r"other|additional|displaced|tension|recurrent|worsening|increas\w*|progress\w*|focal|multifocal|loculated|"
+    # a lobe is not a lung
+    r"upper|lower|middle|mid|lobes?|lobar|bas(?:e|es|al|ilar)|bibasilar|apic\w*|apex|biapical|zones?|lingula\w*|"
+    r"perihilar|retrocardiac|segment\w*|rul|rml|rll|lul|lll|anterior|posterior|lateral|medial)\b",
     re.IGNORECASE,
 )
 # Other denials ("cannot be identified on the lateral view") are too easily read as more than they say.
@@ -407,27 +423,28 @@ def _on_sides(sides: set[str]) -> str:
     return f" on the {side_name}" if side_name else ""
 
 
-def wordings(sentence: str, claims: Iterable[Claim], *, keeps_comparisons: bool) -> list[list[str]]:
+def wordings(sentence: str, claims: Iterable[Claim], comparisons: str = DROP) -> list[list[str]]:
     """List how a sentence may be said in a trace, best first: each a list of sentences; an empty list says nothing.
 
     Args:
         sentence: of a report.
         claims: what it says.
-        keeps_comparisons: whether comparisons with other films stay.
+        comparisons: of `COMPARISONS`.
     """
-    carried: str | None = carried_over(sentence)
+    whole = carried_over(sentence)
     # Comparisons first: a blank date often goes with them.
-    if carried and not keeps_comparisons:
-        carried = without_comparison(carried)
+    carried = whole if comparisons == KEEP else without_comparison(whole)
     if carried:
         carried = without_blanks(carried)
-    choices: Sequence[list[str]] = []
+    choices: list[list[str]] = []
     if carried:
         choices = [[carried]]
         # One by one is better, if it says the same; the caller falls back on the whole.
-        if (sentences := one_by_one(carried)) != [carried]:
-            choices = [sentences, [carried]]
-    # Words of our own are the last resort, and never over a blank.
-    elif not BLANK.search(sentence) and (sentences := restated(sentence, claims)):
-        choices = [sentences]
-    return list(choices)
+        if (denials := one_by_one(carried)) != [carried]:
+            choices = [denials, [carried]]
+    # Words of our own are the last resort where a comparison was in the way, and never over a blank.
+    if COMPARES.search(sentence) and comparisons != KEEP and not BLANK.search(sentence):
+        own_words = restated(sentence, claims)
+        choices += [own_words] if own_words else []
+        choices += [[whole]] if comparisons == NEEDED and claims else []
+    return choices
