@@ -327,7 +327,8 @@ def read_statements(texts: Sequence[str], lexicon: str | None = None) -> list[Re
     bank = device_phrase_bank(lexicon)
     encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
     whole = _search(encoded, bank, _find_and_read)
-    pieces, owners, spans = _cut(encoded, whole["ends"], bank)
+    # Looked up one by one, so on the host.
+    pieces, owners, spans = _cut(encoded, whole["ends"], load_phrase_bank(lexicon))
     said = _read_claims(whole["ends"], np.array(owners), spans, bank)
 
     statements: list[list[Statement]] = [[] for _ in texts]
