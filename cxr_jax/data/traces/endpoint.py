@@ -163,7 +163,8 @@ def writer(endpoint: Endpoint) -> Callable[[Sequence[Case]], list[Written]]:
             answer_text = _ask(endpoint, messages(report_case))
         except _NoAnswerError as reason:
             with lock:
-                silent = silent + 1 if isinstance(reason, _SilentError) else 0
+                is_silent = isinstance(reason, _SilentError)
+                silent = (silent + 1) * is_silent
             return Written(None, f"endpoint: {reason}")
         with lock:
             silent = 0
@@ -257,8 +258,9 @@ def _post(endpoint: Endpoint, conversation: list[dict[str, str]]) -> bytes:
         response = connection.getresponse()
         if response.status != 200:
             # Redirects among them: a report goes where the user said, and nowhere else.
-            error = _BusyError if response.status in _BUSY else _NoAnswerError
-            raise error(f"status {response.status}")
+            if response.status in _BUSY:
+                raise _BusyError(f"status {response.status}")
+            raise _NoAnswerError(f"status {response.status}")
         answer = response.read(MAX_ANSWER + 1)
         if late.is_set():
             raise _SilentError(f"no answer within {endpoint.timeout:g} s")

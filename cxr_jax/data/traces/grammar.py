@@ -153,7 +153,9 @@ def _why_untold(text: str) -> str:
         return _LONG
     if wording.BLANK.search(text):
         return _BLANK
-    return _COMPARISON if wording.COMPARES.search(text) else _OTHERWISE
+    if wording.COMPARES.search(text):
+        return _COMPARISON
+    return _OTHERWISE
 
 
 def _starts(report: Report, statements: Sequence[Statement]) -> list[int]:

@@ -161,9 +161,10 @@ def _make_chunk(
     reasons = [_reasons_before(report_case) for report_case in report_cases]
     results: list[tuple[str, list[str]]] = [("", case_reasons) for case_reasons in reasons]
     open_cases = [number for number, case_reasons in enumerate(reasons) if not case_reasons]
-    # The grammar would write the same again.
-    tries = options.tries if writer else 1
-    for _ in range(tries):
+    for attempt in range(options.tries):
+        # The grammar would write the same again.
+        if not open_cases or (attempt and writer is None):
+            break
         judged = _write_and_judge([report_cases[number] for number in open_cases], options, writer)
         for number, result in zip(open_cases, judged, strict=True):
             results[number] = result
@@ -201,7 +202,8 @@ def _write_and_judge(
         parted = [write_by_grammar(report_cases[number], grammar.STOP) for number in again]
         second = judge([report_cases[number] for number in again], parted, options)
         for number, result in zip(again, second, strict=True):
-            judged[number] = judged[number] if result[1] else result
+            if not result[1]:
+                judged[number] = result
         return judged
     return judge(report_cases, writer(report_cases), options)
 
@@ -339,8 +341,9 @@ def _kind(reasons: Sequence[str]) -> str:
     first = reasons[0]
     name, colon, _ = first.partition(": ")
     if colon and name in CHEXPERT_14:
-        is_table = "by the labels" in first
-        return "labels and report differ" if is_table else "trace and report differ"
+        if "by the labels" in first:
+            return "labels and report differ"
+        return "trace and report differ"
     if first.startswith("sentence "):
         return "a sentence of the trace stands on none of the report's, or comes again and again"
     return first

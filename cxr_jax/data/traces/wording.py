@@ -433,7 +433,9 @@ def wordings(sentence: str, claims: Iterable[Claim], comparisons: str = DROP) ->
     """
     whole = carried_over(sentence)
     # Comparisons first: a blank date often goes with them.
-    carried = whole if comparisons == KEEP else without_comparison(whole)
+    carried: str | None = whole
+    if comparisons != KEEP:
+        carried = without_comparison(whole)
     if carried:
         carried = without_blanks(carried)
     choices: list[list[str]] = []
@@ -445,6 +447,8 @@ def wordings(sentence: str, claims: Iterable[Claim], comparisons: str = DROP) ->
     # Words of our own are the last resort where a comparison was in the way, and never over a blank.
     if COMPARES.search(sentence) and comparisons != KEEP and not BLANK.search(sentence):
         own_words = restated(sentence, claims)
-        choices += [own_words] if own_words else []
-        choices += [[whole]] if comparisons == NEEDED and claims else []
+        if own_words:
+            choices.append(own_words)
+        if comparisons == NEEDED and claims:
+            choices.append([whole])
     return choices
