@@ -105,7 +105,7 @@ def sentence_verdicts(
         return judged
 
     # Cut every trace where the parser ends a sentence ..
-    whole = _search(traces, bank)
+    whole = _search(traces, bank, _find)
     pieces, owners, spans = _cut(traces, whole["ends"], bank)
 
     # .. and read each piece by itself, against the truth of its trace.
@@ -151,9 +151,9 @@ def _read_parts(
 
 
 def _search(
-    texts: Sequence[bytes], bank: PhraseBank, find: Callable[..., dict[str, jax.Array]] = _find
+    texts: Sequence[bytes], bank: PhraseBank, find: Callable[..., dict[str, jax.Array]]
 ) -> dict[str, np.ndarray]:
-    """`_find`, or another program of its kind, of texts, in batches of one shape."""
+    """A program as `_find` is of texts, in batches of one shape."""
     # Widths are powers of two from the usual one on.
     width = max(_WIDTH, 1 << (max(map(len, texts)) - 1).bit_length())
     parts = []
