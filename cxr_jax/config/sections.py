@@ -154,6 +154,7 @@ class EvaluationConfig(_Section):
     probabilities: bool
     n_select: int
     calibration: str
+    n_audit: int
     include_train: bool
 
 

@@ -3,7 +3,7 @@
 `python -m cxr_jax.main --config=experiments/eval.py` runs `run` alone; SFT and RL end with `evaluate_models`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,12 +11,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cxr_jax import report
-from cxr_jax.config.sections import RunConfig
+from cxr_jax.config.sections import EvaluationConfig, RunConfig
 from cxr_jax.data.prompts import as_text, most_films
 from cxr_jax.data.sources.base import Batch, Source
 from cxr_jax.data.sources.splits import Splits, open_splits, with_train_rows
 from cxr_jax.evaluation import scored_sets, set_scores
 from cxr_jax.evaluation.film_use import OtherImages
+from cxr_jax.evaluation.occlusion import CoverAudit
 from cxr_jax.evaluation.reader import Reader, Readings
 from cxr_jax.evaluation.scored_sets import ScoredSet
 from cxr_jax.evaluation.set_scores import SetAnswers, Unit
@@ -131,7 +132,7 @@ def evaluate_models(
         names = ", ".join(models)
         print(f"evaluating {names} on {len(scored_set)} images of {set_name}", flush=True)
         # Every process reads its share of the images; what follows is for the first alone.
-        answers, facts = read_set(reader, models, scored_set, weighs=weighs)
+        answers, facts = read_set(reader, models, scored_set, settings.eval, weighs=weighs)
         # The selection split that goes with the set, if it has one.
         if weighs and settings.eval.n_select and set_name in splits.select:
             answers = _recalibrated(answers, reader, models, splits.select[set_name], settings)
@@ -152,7 +153,12 @@ def evaluate_models(
 
 
 def read_set(
-    reader: Reader, models: dict[str, Tree], scored_set: ScoredSet, *, weighs: bool
+    reader: Reader,
+    models: dict[str, Tree],
+    scored_set: ScoredSet,
+    settings: EvaluationConfig,
+    *,
+    weighs: bool,
 ) -> tuple[dict[str, SetAnswers], Batch]:
     """Read a set part by part with every model: the real images, blank ones and those of others.
 
@@ -169,11 +175,24 @@ def read_set(
         )
         for model_name, params in models.items()
     }
-    readings, facts = _read_parts(reader, models, scored_set, weighs=weighs, others=others)
+    covers = {
+        model_name: CoverAudit(reader, params, scored_set.texts, settings)
+        for model_name, params in models.items()
+    }
+
+    def look_elsewhere(model_name: str, places: np.ndarray, batch: Batch) -> None:
+        others[model_name].add(places, images_of(batch))
+        covers[model_name].add(places, batch)
+
+    readings, facts = _read_parts(
+        reader, models, scored_set, weighs=weighs, look_elsewhere=look_elsewhere
+    )
     answers = {}
     for model_name, real in readings.items():
         terms = reader.score_traces(real, facts)
-        answers[model_name] = SetAnswers(real, others[model_name].joined(real), terms)
+        answers[model_name] = SetAnswers(
+            real, others[model_name].joined(real), terms, covered=covers[model_name].joined()
+        )
     return answers, facts
 
 
@@ -183,7 +202,7 @@ def _read_parts(
     scored_set: ScoredSet,
     *,
     weighs: bool,
-    others: dict[str, OtherImages] | None = None,
+    look_elsewhere: Callable[[str, np.ndarray, Batch], None] | None = None,
 ) -> tuple[dict[str, Readings], Batch]:
     parts: dict[str, list[Readings]] = {model_name: [] for model_name in models}
     facts: list[Batch] = []
@@ -195,8 +214,8 @@ def _read_parts(
         # Images are made once for all models, and are gone before the next part is made.
         for model_name, params in models.items():
             parts[model_name].append(reader.read(params, images, texts, ids, weighs=weighs))
-            if others is not None:
-                others[model_name].add(places, images)
+            if look_elsewhere is not None:
+                look_elsewhere(model_name, places, batch)
         # The truth stays for the scores, the images go.
         facts.append(scored_sets.without_images(batch))
     readings = {model_name: Readings.joined(of_model) for model_name, of_model in parts.items()}

@@ -31,12 +31,14 @@ class SetAnswers:
         other_images: "blank", "swapped" .. -> what is answered, see `film_use.OtherImages`.
         trace_terms: term -> float [N], of the traces.
         recalibration: of the probabilities, or None.
+        covered: places that were read with covers, int [n], and what is answered by name (`occlusion.CoverAudit`).
     """
 
     real: Readings
     other_images: Mapping[str, Answers]
     trace_terms: Mapping[str, np.ndarray]
     recalibration: Recalibration | None = None
+    covered: tuple[np.ndarray, Mapping[str, Answers]] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,13 @@ class Unit:
     Attributes:
         reference: what is so of each unit, with its patient.
         columns: what divides the set -> the part of each unit.
+        films: what is so of each image.
         studies: None where images are the unit.
     """
 
     reference: Reference
     columns: Mapping[str, Any]
+    films: Reference
     studies: Studies | None = None
 
     @classmethod
@@ -61,10 +65,11 @@ class Unit:
         film_reference = Reference.from_batch(facts)
         reference = replace(film_reference, groups=patients)
         if unit == "image" or scored_set.studies is None:
-            return cls(reference, scored_set.columns)
+            return cls(reference, scored_set.columns, reference)
         # All that follows is of studies: truth, patients, parts.
         studies = Studies.from_names(scored_set.studies)
-        return cls(studies.reference(reference), studies.columns(scored_set.columns), studies)
+        columns = studies.columns(scored_set.columns)
+        return cls(studies.reference(reference), columns, reference, studies)
 
     def answers(self, answers: Answers) -> Answers:
         """Give the answers of each unit."""
@@ -106,7 +111,8 @@ def summarise(unit: Unit, answers: SetAnswers, settings: EvaluationConfig) -> di
     Returns:
         `scores.summary`, and "scored": "image" or "study", "n_images", "subgroups" where a set has some
         (`subgroups.subgroup_scores`), and with a recalibration "recalibrated": what was fitted (`Recalibration.about`),
-        "calibration" of the mapped probabilities, and "at_thresholds" (`scores.threshold_scores`).
+        "calibration" of the mapped probabilities, and "at_thresholds" (`scores.threshold_scores`). "covered", see
+        `cover_scores`.
     """
     bootstrap, log_odds = Bootstrap(settings.bootstrap), unit.log_odds(answers.real)
     named, probabilities = unit.answers(_named(answers.real)), _probabilities(log_odds)
@@ -138,7 +144,36 @@ def summarise(unit: Unit, answers: SetAnswers, settings: EvaluationConfig) -> di
                 mapped, answers.recalibration.thresholds, unit.reference, bootstrap=bootstrap
             ),
         }
+    if answers.covered is not None and len(answers.covered[0]):
+        summary["covered"] = cover_scores(answers, unit.films, bootstrap)
     return summary
+
+
+def cover_scores(answers: SetAnswers, films: Reference, bootstrap: Bootstrap) -> dict[str, Any]:
+    """Score answers to covered images, image by image.
+
+    Args:
+        answers: with `covered`.
+        films: what is so of every image of the set.
+        bootstrap: how the intervals are made.
+
+    Returns:
+        "n", the images that were read, and "images", as of `scores.image_use_audit`: drops are from these very images.
+    """
+    assert answers.covered is not None
+    places, covered = answers.covered
+    real = Answers(answers.real.answer[places], answers.real.valid[places])
+    # The same images of what is so.
+    columns: dict[str, Any] = {
+        name: None if values is None else np.asarray(values)[places]
+        for name, values in vars(films).items()
+    }
+    reference = Reference(**columns)
+    shown = {"real": real, **covered}
+    return {
+        "n": len(places),
+        "images": scores.image_use_audit(shown, reference, bootstrap=bootstrap),
+    }
 
 
 def compare(

@@ -290,7 +290,28 @@ def image_use(models: Mapping) -> Markup:
         }
         uses_image = _uses_image(audit)
         audits.append(Audit(model_name, set_name, audit["real"], changes, same_answer, uses_image))
-    return render("image_use.html", audits=audits, others=other_images)
+    return render("image_use.html", audits=audits, others=other_images, covered=_covered(models))
+
+
+def _covered(models: Mapping) -> list[dict]:
+    """The audits with covered images: model, set, how many, and by name the changes of each metric."""
+    return [
+        {
+            "model": model_name,
+            "set_name": set_name,
+            "n": summary["covered"]["n"],
+            "images": {
+                image_name: {
+                    "changes": {
+                        metric: _image_change(scores, metric) for metric in ("jaccard", "macro_f1")
+                    },
+                    "same_answer": scores.get("same_answer"),
+                }
+                for image_name, scores in summary["covered"]["images"].items()
+            },
+        }
+        for model_name, set_name, summary in _with_part(models, "covered")
+    ]
 
 
 # ---- The trace, and label by label ----
