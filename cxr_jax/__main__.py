@@ -38,6 +38,9 @@ COMMANDS = {
     "manifest": Command(
         "cxr_jax.data.sources.label_table", "main", "a label table -> rows to train and evaluate on"
     ),
+    "shards": Command(
+        "cxr_jax.data.shards.__main__", "main", "films -> ArrayRecord shards, a tfds folder as well"
+    ),
     "agreement": Command(
         "cxr_jax.evaluation.label_agreement", "main", "our labels of reports against gold labels"
     ),

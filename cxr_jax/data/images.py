@@ -19,6 +19,7 @@ from cxr_jax.data.radiograph import (
     Image,
     check_renderer,
     finish,
+    may_be_old_dicom,
     read_bytes,
 )
 from cxr_jax.errors import UserError
@@ -59,14 +60,8 @@ def _render(
         return read_picture(path, file_bytes, "PNG", renderer)
     if file_bytes.startswith(JPEG_MAGIC):
         return read_picture(path, file_bytes, "JPEG", renderer)
-    if _may_be_old_dicom(file_bytes):
+    if may_be_old_dicom(file_bytes):
         from cxr_jax.data import dicom
 
         return dicom.render_file(path, file_bytes, renderer)
     raise UserError(f"{path}: {NO_PICTURE}")
-
-
-def _may_be_old_dicom(file_bytes: bytes) -> bool:
-    """Whether a file may be a DICOM without preamble, by its first tag: a group of 2 to 2E, in either byte order."""
-    group = file_bytes[:2] if file_bytes[:4] != DICOM_MAGIC else b"\x02\x00"
-    return len(group) == 2 and 0 in group and 2 <= sum(group) < 0x30 and sum(group) % 2 == 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from cxr_jax.data.shards import records
 from cxr_jax.errors import UserError
 
 RENDERERS = ("voi", "mimic_jpg", "percentile")
@@ -64,6 +65,9 @@ def check_renderer(renderer: str) -> None:
 def read_bytes(path: str | Path) -> bytes:
     """Read the whole file, if it is a regular file of a sane size. Raises UserError otherwise."""
     file = Path(path)
+    # A film in a shard has a name that no file can have.
+    if records.is_member(file):
+        return records.read_film(file)
     try:
         if not file.exists():
             raise UserError(f"{path}: no such file")
@@ -80,6 +84,19 @@ def read_bytes(path: str | Path) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
         reason = getattr(error, "strerror", None) or "bad file name"
         raise UserError(f"{path}: cannot be read ({reason})") from None
+
+
+def may_be_picture(file_bytes: bytes) -> bool:
+    """Tell whether bytes begin as those of a PNG, a JPEG or a DICOM do, one without preamble included."""
+    if file_bytes.startswith((PNG_MAGIC, JPEG_MAGIC)) or file_bytes[128:132] == DICOM_MAGIC:
+        return True
+    return may_be_old_dicom(file_bytes)
+
+
+def may_be_old_dicom(file_bytes: bytes) -> bool:
+    """Whether a file may be a DICOM without preamble, by its first tag: a group of 2 to 2E, in either byte order."""
+    group = file_bytes[:2] if file_bytes[:4] != DICOM_MAGIC else b"\x02\x00"
+    return len(group) == 2 and 0 in group and 2 <= sum(group) < 0x30 and sum(group) % 2 == 0
 
 
 def check_size(

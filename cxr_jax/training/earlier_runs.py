@@ -212,11 +212,16 @@ def check_contamination(settings: RunConfig, opened: Splits) -> list[str]:
 def contamination(settings: RunConfig, opened: Splits) -> str:
     """Say what stands beside every number of a run: "CONTAMINATED: .." with counts alone, or "" for nothing."""
     # Only the first process writes numbers.
-    return _contamination(settings, _findings(settings, opened)) if processes.is_main() else ""
+    if not processes.is_main():
+        return ""
+    return _contamination(settings, _findings(settings, opened))
 
 
 def _findings(settings: RunConfig, opened: Splits) -> list[Finding]:
-    return [] if settings.task == "evaluate" else find_in_run(settings.data, opened)
+    # Who only reads may read any film.
+    if settings.task == "evaluate":
+        return []
+    return find_in_run(settings.data, opened)
 
 
 def _contamination(settings: RunConfig, findings: Sequence[Finding]) -> str:

@@ -28,6 +28,7 @@ PINS = [
 DISTRIBUTIONS = {
     **{"PIL": "pillow", "absl": "absl-py", "orbax": "orbax-checkpoint", "yaml": "pyyaml"},
     "mlflow": "mlflow-skinny",
+    "google": "protobuf",
 }
 
 

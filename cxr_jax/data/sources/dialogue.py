@@ -23,9 +23,9 @@ from cxr_jax.data.sources import views
 from cxr_jax.errors import UserError
 
 # Keys of turns: ShareGPT and LLaVA write from / value, OpenAI, ms-swift and TRL role / content.
-_TURN_LISTS = ("messages", "conversations", "conversation")
+TURN_LISTS = ("messages", "conversations", "conversation")
 # One question and its answer as plain keys: (question, what follows it in the question, answer).
-_PLAIN_KEYS = (
+PLAIN_KEYS = (
     ("prompt", None, "completion"),  # TRL
     ("query", None, "response"),  # ms-swift
     ("instruction", "input", "output"),  # Alpaca, as LLaMA-Factory reads it
@@ -150,7 +150,7 @@ def check_text(text: str | None) -> None:
 def _find_turns(record: dict[str, Any]) -> list[_Turn]:
     """The turns of a row, by the first schema that it has; two schemas must say the same."""
     readings = {
-        name: _read_turns(record[name]) for name in _TURN_LISTS if not is_absent(record.get(name))
+        name: _read_turns(record[name]) for name in TURN_LISTS if not is_absent(record.get(name))
     }
     if not readings:
         readings = _read_plain_keys(record)
@@ -166,7 +166,7 @@ def _find_turns(record: dict[str, Any]) -> list[_Turn]:
 
     # Beside the turns there may be what came before them.
     if not is_absent(record.get("history")):
-        if first in _TURN_LISTS:
+        if first in TURN_LISTS:
             raise BadRowError(f"history beside {first}: which turns come first?")
         turns = [*_read_history(record["history"]), *turns]
     if not is_absent(record.get("system")):
@@ -200,7 +200,7 @@ def _stripped(turns: Sequence[_Turn]) -> list[_Turn]:
 
 def _read_plain_keys(record: dict[str, Any]) -> dict[str, list[_Turn]]:
     readings = {}
-    for question_key, more_key, answer_key in _PLAIN_KEYS:
+    for question_key, more_key, answer_key in PLAIN_KEYS:
         if is_absent(record.get(question_key)):
             continue
         turns = _as_turns(record[question_key], "user", question_key)

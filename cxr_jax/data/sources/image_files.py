@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
+from cxr_jax.data.shards import records
 from cxr_jax.data.sources import patients
 from cxr_jax.errors import UserError
 
@@ -85,7 +86,7 @@ class ImageFinder:
             os.path.join(self._root_name, *parts),
             os.path.join(self._root_name, parts[-1]),
         ):
-            if os.path.isfile(candidate):
+            if os.path.isfile(candidate) or records.is_member(candidate):
                 if not os.path.realpath(candidate).startswith(self._inside):
                     raise BadNameError("the image is a link that leaves the image root")
                 self._check_one_name(candidate, parts)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cxr_jax.data.shards import records
 from cxr_jax.data.sources.films import Films, as_texts
 
 CHECKS = ("all", "sample", "none")
@@ -79,9 +80,7 @@ def look_for(films: Films, check: str = "") -> Found:
         return Found(
             None, asked, asked, f"films: none was found below {films.root} ({how} are listed)"
         )
-    missing = np.array(
-        [row for row in asked if not os.path.isfile(place.path(films.images[row]))], int
-    )
+    missing = np.array([row for row in asked if not is_film(place.path(films.images[row]))], int)
     found = f"films: looked for {how} below {place.base}{_describe(place)}"
     if not len(missing):
         return Found(place, asked, missing, f"{found}: all are there")
@@ -102,6 +101,11 @@ def _describe(place: Place) -> str:
     return f" ({', '.join(changes)})" if changes else ""
 
 
+def is_film(path: Path) -> bool:
+    """Tell whether there is a film: a file, or a record of a shard."""
+    return os.path.isfile(path) or records.is_member(path)
+
+
 def find_place(films: Films, generator: np.random.Generator) -> Place | None:
     """Find where films lie by a few of them: the place that most of them are at; None if none is at any."""
     probes = generator.choice(len(films), min(_PROBES, len(films)), replace=False)
@@ -110,7 +114,7 @@ def find_place(films: Films, generator: np.random.Generator) -> Place | None:
     best, most = None, 0
     for place in _places(films, max(name.count("/") for name in names)):
         # A place that has all is taken at once; some films may be missing everywhere.
-        hits = sum(os.path.isfile(place.path(name)) for name in names)
+        hits = sum(is_film(place.path(name)) for name in names)
         if hits == len(names):
             return place
         if hits > most:

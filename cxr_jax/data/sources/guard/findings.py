@@ -44,10 +44,11 @@ class Finding(NamedTuple):
 
 def find_registered(train: Films, folders: Iterable[str | Path] = ()) -> list[Finding]:
     """Find training films of registered evaluation sets; see `registered.overlaps`. Raises UserError."""
+    # Named as people know them, with the name in the rules behind.
     about = {registered.name: registered.about for registered in registered_sets()}
     return [
-        _finding("registered", f"are of {about[name]} ({name})", train, rows)
-        for name, rows in registered_rows(train, folders).items()
+        _finding("registered", f"are of {about[set_name]} ({set_name})", train, rows)
+        for set_name, rows in registered_rows(train, folders).items()
     ]
 
 
@@ -55,21 +56,22 @@ def find_patients(train: Films, tests: Mapping[str, Films]) -> list[Finding]:
     """Find training films of patients that a test set has; only within one data set do ids speak of one person."""
     # Spellings of one id are one patient, as in the split.
     findings = []
-    for name, test in tests.items():
+    for set_name, test in tests.items():
+        # Of this set alone, so that a message can name it.
         tested = {same_patient_key(patient) for patient in test.patients if patient}
         rows = [
-            row
-            for row, patient in enumerate(train.patients)
+            film_row
+            for film_row, patient in enumerate(train.patients)
             if patient and train.name == test.name and same_patient_key(patient) in tested
         ]
         if rows:
-            findings.append(_finding("patients", f"are of patients of {name}", train, rows))
+            findings.append(_finding("patients", f"are of patients of {set_name}", train, rows))
     return findings
 
 
 def _finding(kind: str, reason: str, train: Films, rows: Sequence[int]) -> Finding:
     # Of an id its first line: the others are where the film lies.
-    names = [train.ids[row].partition("\n")[0] for row in rows]
+    names = [train.ids[film_row].partition("\n")[0] for film_row in rows]
     return Finding(kind, f"{_count(len(rows), len(train.ids))} {reason}", _first(names))
 
 
@@ -78,6 +80,7 @@ def _count(count: int, total: int) -> str:
 
 
 def _first(names: Sequence[str]) -> str:
+    # Enough to look them up; a list of thousands would hide the reason.
     dots = ", .." if len(names) > NAMED else ""
     return ", ".join(map(shown, names[:NAMED])) + dots
 
@@ -98,11 +101,11 @@ def find_films(
     # All at once, so that the cache is written once.
     hashes = hash_files.hash_files([*train, *sum(map(list, tests.values()), [])], root, threads)
     findings = []
-    for name, test in tests.items():
+    for set_name, test in tests.items():
         if pairs := same_films(train, test, hashes):
             named = [f"{film.name} is {other.name}" for film, other in pairs.items()]
             total = len(set(train))
-            text = f"{_count(len(pairs), total)} are films of {name}, stored anew"
+            text = f"{_count(len(pairs), total)} are films of {set_name}, stored anew"
             findings.append(Finding("films", text, _first(named)))
     return findings
 
@@ -118,14 +121,17 @@ def same_films(
     Returns:
         Each of `films` that is one of `others` -> that one, in the order of `films`.
     """
-    lists = [[path for path in dict.fromkeys(paths) if path in hashes] for paths in (films, others)]
+    lists = [
+        [film_path for film_path in dict.fromkeys(paths) if film_path in hashes]
+        for paths in (films, others)
+    ]
     if not all(lists):
         return {}
     # One matrix each: all pairs are compared by products of them.
-    stacked = [np.stack([hashes[path] for path in paths]) for paths in lists]
+    stacked = [np.stack([hashes[film_path] for film_path in paths]) for paths in lists]
     found: dict[Path, Path] = {}
-    for row, column in film_hash.near_pairs(*stacked):
-        film, other = lists[0][row], lists[1][column]
+    for film_row, column in film_hash.near_pairs(*stacked):
+        film, other = lists[0][film_row], lists[1][column]
         # One proof is enough, and each takes two films to be read again.
         if film not in found and _is_one(film, other):
             found[film] = other
@@ -137,5 +143,5 @@ def _is_one(film: Path, other: Path) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _thumbnail(path: Path) -> np.ndarray:
-    return film_hash.thumbnail(images.read_image(path).pixels, film_hash.CONFIRM_SIDE)
+def _thumbnail(film_path: Path) -> np.ndarray:
+    return film_hash.thumbnail(images.read_image(film_path).pixels, film_hash.CONFIRM_SIDE)

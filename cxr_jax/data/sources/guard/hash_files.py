@@ -39,23 +39,33 @@ def hash_files(
     Returns:
         uint8 [32] of each film that can be read.
     """
+    # One file of hashes for each folder, however it is spelt.
     root = os.path.realpath(folder)
     store = cache_folder() / f"{hashlib.sha256(f'{VERSION}:{root}'.encode()).hexdigest()[:32]}.tsv"
     kept = _load(store)
-    films = {path: _stamp(path, root) for path in dict.fromkeys(paths)}
-    new = [path for path, (name, *stamp) in films.items() if list(kept.get(name, ()))[:2] != stamp]
+    films = {film_path: _stamp(film_path, root) for film_path in dict.fromkeys(paths)}
+    new = [
+        film_path
+        for film_path, (film_name, *stamp) in films.items()
+        if list(kept.get(film_name, ()))[:2] != stamp
+    ]
     if len(new) > SAVE_EVERY:
         print(f"guard: hashing {len(new):,} films, once: they are kept", flush=True)
     # In parts, each kept when it is done.
     for start in range(0, len(new), SAVE_EVERY):
         some = new[start : start + SAVE_EVERY]
-        for path, code in zip(some, loading.map_in_threads(_code_of, some, threads), strict=True):
-            name, size, changed = films[path]
-            kept[name] = (size, changed, code)
+        for film_path, hash_code in zip(
+            some, loading.map_in_threads(_code_of, some, threads), strict=True
+        ):
+            film_name, file_size, changed = films[film_path]
+            kept[film_name] = (file_size, changed, hash_code)
         _save(store, kept)
-    codes = {path: kept[name][2] for path, (name, *_) in films.items()}
+    # Those that cannot be read have no hash, and no say.
+    codes = {film_path: kept[film_name][2] for film_path, (film_name, *_) in films.items()}
     return {
-        path: np.frombuffer(bytes.fromhex(code), np.uint8) for path, code in codes.items() if code
+        film_path: np.frombuffer(bytes.fromhex(hash_code), np.uint8)
+        for film_path, hash_code in codes.items()
+        if hash_code
     }
 
 
@@ -65,21 +75,21 @@ def cache_folder() -> Path:
     return Path(base) / "cxr_jax" / "film_hashes"
 
 
-def _stamp(path: Path, root: str) -> tuple[str, int, int]:
+def _stamp(film_path: Path, root: str) -> tuple[str, int, int]:
     """A film's name below the folder, its size and its time of change."""
     # Size and time stand for the content, as make has it: to read it would cost what hashing does.
     try:
-        about = path.stat()
+        about = film_path.stat()
     except OSError:
         # Whoever reads it will say so.
-        return os.path.relpath(path, root), -1, -1
-    return os.path.relpath(path, root), about.st_size, about.st_mtime_ns
+        return os.path.relpath(film_path, root), -1, -1
+    return os.path.relpath(film_path, root), about.st_size, about.st_mtime_ns
 
 
-def _code_of(path: Path) -> str:
+def _code_of(film_path: Path) -> str:
     """The hash in hex; "" of a film that cannot be read, which is for the run to refuse."""
     try:
-        return film_hash(images.read_image(path).pixels).tobytes().hex()
+        return film_hash(images.read_image(film_path).pixels).tobytes().hex()
     except UserError:
         return ""
 
@@ -97,9 +107,9 @@ def _load(store: Path) -> _Kept:
     with contextlib.suppress(OSError):
         for line in store.read_text(encoding="utf-8", errors="surrogateescape").split("\n"):
             with contextlib.suppress(ValueError):
-                code, size, changed, name = line.split("\t", 3)
-                if len(bytes.fromhex(code)) == BYTES:
-                    kept[name] = (int(size), int(changed), code)
+                hash_code, file_size, changed, film_name = line.split("\t", 3)
+                if len(bytes.fromhex(hash_code)) == BYTES:
+                    kept[film_name] = (int(file_size), int(changed), hash_code)
     return kept
 
 
@@ -109,9 +119,9 @@ _unwritable: set[Path] = set()
 def _save(store: Path, kept: _Kept) -> None:
     # A film that cannot be read is tried again; a name with a line end would be two lines.
     lines = [
-        f"{code}\t{size}\t{changed}\t{name}\n"
-        for name, (size, changed, code) in kept.items()
-        if code and "\n" not in name
+        f"{hash_code}\t{file_size}\t{changed}\t{film_name}\n"
+        for film_name, (file_size, changed, hash_code) in kept.items()
+        if hash_code and "\n" not in film_name
     ]
     # A cache that cannot be kept costs time, and no run.
     try:

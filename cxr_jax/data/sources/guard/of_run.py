@@ -31,6 +31,7 @@ def find_in_run(data: DataConfig, opened: Splits) -> list[Finding]:
     train = opened.train
     if not isinstance(train, FilesSource):
         return []
+    # Whoever chooses the checkpoint must not have trained it, either.
     tests = {
         source.name: source.rows
         for source in (*opened.select.values(), *opened.test.values())
@@ -39,38 +40,43 @@ def find_in_run(data: DataConfig, opened: Splits) -> list[Finding]:
     # By what rows say first: it costs a second for hundreds of thousands of them.
     columns = _columns(train.rows, data)
     findings = find_registered(columns, _folders(data))
-    findings += find_patients(columns, {name: _columns(rows, data) for name, rows in tests.items()})
+    findings += find_patients(
+        columns, {name: _columns(film_rows, data) for name, film_rows in tests.items()}
+    )
     # Of several processes each would hash all films: the first one's word is enough, and ends the others.
     if data.guard == "hash" and processes.is_main():
         findings += find_films(
             _paths(train.rows),
-            {name: _paths(rows) for name, rows in tests.items()},
+            {name: _paths(film_rows) for name, film_rows in tests.items()},
             data.image_root,
             data.threads,
         )
     return findings
 
 
-def _columns(rows: Sequence[Row], data: DataConfig) -> Columns:
+def _columns(film_rows: Sequence[Row], data: DataConfig) -> Columns:
     root = os.path.join(data.image_root, "")
     return Columns(
         name=data.source,
         # By its id and by where it lies: manifests give films ids of their own.
         ids=[
-            "\n".join([row.id, *(str(path).removeprefix(root) for path in row.image_paths)])
-            for row in rows
+            "\n".join(
+                [film_row.id, *(str(path).removeprefix(root) for path in film_row.image_paths)]
+            )
+            for film_row in film_rows
         ],
-        patients=[row.patient for row in rows],
-        studies=[row.study for row in rows],
-        splits=[row.split for row in rows],
+        patients=[film_row.patient for film_row in film_rows],
+        studies=[film_row.study for film_row in film_rows],
+        splits=[film_row.split for film_row in film_rows],
     )
 
 
-def _paths(rows: Sequence[Row]) -> list[Path]:
-    return [path for row in rows for path in row.image_paths]
+def _paths(film_rows: Sequence[Row]) -> list[Path]:
+    return [path for film_row in film_rows for path in film_row.image_paths]
 
 
 def _folders(data: DataConfig) -> list[Path]:
     """Where the published lists of a data set lie, if they lie beside its films or its rows."""
+    # Beside the rows, in the folder of films, and above it, where tables lie beside images/.
     root = Path(data.image_root)
     return [Path(data.manifest).parent, root, root.parent]

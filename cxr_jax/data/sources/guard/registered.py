@@ -72,22 +72,22 @@ class RegisteredSet:
 def registered_sets() -> tuple[RegisteredSet, ...]:
     """Read the rules."""
     text = (resources.files(__package__) / "registered.toml").read_text(encoding="utf-8")
-    return tuple(_read_set(name, entry) for name, entry in tomllib.loads(text).items())
+    return tuple(_read_set(set_name, entry) for set_name, entry in tomllib.loads(text).items())
 
 
-def _read_set(name: str, entry: dict) -> RegisteredSet:
+def _read_set(set_name: str, entry: dict) -> RegisteredSet:
     # Patterns are compiled once a process.
     lists = [
         FilmList(
-            files=tuple(listed["files"]),
-            find=re.compile(listed["find"]),
-            column=listed.get("column", ""),
-            where=listed.get("where", {}),
+            files=tuple(film_list["files"]),
+            find=re.compile(film_list["find"]),
+            column=film_list.get("column", ""),
+            where=film_list.get("where", {}),
         )
-        for listed in entry.get("lists", ())
+        for film_list in entry.get("lists", ())
     ]
     return RegisteredSet(
-        name=name,
+        name=set_name,
         about=entry["about"],
         fact=entry["fact"],
         sources=tuple(entry["sources"]),
@@ -113,19 +113,21 @@ def overlaps(films: Films, folders: Iterable[str | Path] = ()) -> dict[str, int]
     Raises:
         UserError: for such a file that cannot be read.
     """
-    return {name: len(rows) for name, rows in registered_rows(films, folders).items()}
+    return {set_name: len(rows) for set_name, rows in registered_rows(films, folders).items()}
 
 
 def registered_rows(films: Films, folders: Iterable[str | Path] = ()) -> dict[str, list[int]]:
     """Find the films that are of registered evaluation sets: name of the set -> their positions; see `overlaps`."""
-    places = list(dict.fromkeys(map(Path, folders)))
+    # A data set that was read from its root has its lists there.
+    root = getattr(films, "root", None)
+    places = list(dict.fromkeys(map(Path, filter(None, (*folders, root)))))
     is_known = any(films.name in registered.sources for registered in registered_sets())
     found = {}
     for registered in registered_sets():
         # A data set's name says whose films it has; without one their own names do.
         if films.name in registered.sources or not is_known:
             found[registered.name] = _rows_of(registered, films, places)
-    return {name: rows for name, rows in found.items() if rows}
+    return {set_name: rows for set_name, rows in found.items() if rows}
 
 
 def _rows_of(registered: RegisteredSet, films: Films, folders: Sequence[Path]) -> list[int]:
@@ -133,36 +135,38 @@ def _rows_of(registered: RegisteredSet, films: Films, folders: Sequence[Path]) -
     if films.name in registered.all_of:
         return list(range(len(films.ids)))
     is_source = films.name in registered.sources
-    keys = [_key_of(registered, films, row) for row in range(len(films.ids))]
+    keys = [_key_of(registered, films, film_row) for film_row in range(len(films.ids))]
     # A film without a key is of another data set, unless the name of all says otherwise.
-    own = [row for row, key in enumerate(keys) if key is not None or is_source]
+    own = [film_row for film_row, key in enumerate(keys) if key is not None or is_source]
     if not own:
         return []
     # Only now: most data sets have no film of most sets, and lists can be long.
-    listed = _listed(registered, folders)
+    film_list = _listed(registered, folders)
+    # Any of the three is enough: a range, a split, a list.
     rows = {
-        row
-        for row in own
-        if _is_in(registered.patients, keys[row])
-        or (films.splits[row] or "").strip().lower() in registered.splits
-        or keys[row] in listed
+        film_row
+        for film_row in own
+        if _is_in(registered.patients, keys[film_row])
+        or (films.splits[film_row] or "").strip().lower() in registered.splits
+        or keys[film_row] in film_list
     }
     # Labels and reports are of studies: one film of it tells them all.
     if registered.studies:
-        studies = {films.studies[row] for row in rows if films.studies[row]}
-        rows |= {row for row in own if films.studies[row] in studies}
+        studies = {films.studies[film_row] for film_row in rows if films.studies[film_row]}
+        rows |= {film_row for film_row in own if films.studies[film_row] in studies}
     return sorted(rows)
 
 
-def _key_of(registered: RegisteredSet, films: Films, row: int) -> str | None:
+def _key_of(registered: RegisteredSet, films: Films, film_row: int) -> str | None:
     """What a set's rules know a film by, None of a film of another data set."""
-    # Paths of either system.
-    for text in (films.ids[row], films.patients[row]):
+    # Paths of either system; a set may call a film otherwise than its file.
+    images = getattr(films, "images", films.ids)
+    for text in (films.ids[film_row], images[film_row], films.patients[film_row]):
         if text and (found := registered.pattern.search(text.replace("\\", "/"))):
             return found[1].lower()
     if films.name in registered.sources and registered.column:
         # Published tables have the number alone, or with the word.
-        number = re.search(r"(\d+)$", getattr(films, registered.column)[row] or "")
+        number = re.search(r"(\d+)$", getattr(films, registered.column)[film_row] or "")
         return number and number[1]
     return None
 
@@ -174,28 +178,30 @@ def _is_in(ends: tuple[int, ...], key: str | None) -> bool:
 def _listed(registered: RegisteredSet, folders: Sequence[Path]) -> set[str]:
     """The keys of films that files beside the data name."""
     keys: set[str] = set()
-    for listed in registered.lists:
-        for name in listed.files:
+    for film_list in registered.lists:
+        for file_name in film_list.files:
             # Published tables are handed on packed as often as not.
-            paths = (folder / (name + end) for folder in folders for end in ("", ".gz"))
+            paths = (folder / (file_name + end) for folder in folders for end in ("", ".gz"))
             for path in filter(Path.is_file, paths):
-                keys |= {key.lower() for key in _read_list(listed, path)}
+                keys |= {key.lower() for key in _read_list(film_list, path)}
     return keys
 
 
-def _read_list(listed: FilmList, path: Path) -> list[str]:
+def _read_list(film_list: FilmList, path: Path) -> list[str]:
     """The keys that a file names. Raises UserError."""
-    if not listed.column:
-        return listed.find.findall(json_rows.read_content(path).decode("utf-8", "replace"))
+    if not film_list.column:
+        return film_list.find.findall(json_rows.read_content(path).decode("utf-8", "replace"))
     # By the names of columns: published tables come with their columns in several orders.
-    table = Table(path, [listed.column, *listed.where])
-    names = table.columns([listed.column])
+    table = Table(path, [film_list.column, *film_list.where])
+    names = table.columns([film_list.column])
     if not names:
-        raise UserError(f"{path}: has no column {listed.column!r}")
-    wanted = {column_key(name): value for name, value in listed.where.items()}
+        raise UserError(f"{path}: has no column {film_list.column!r}")
+    wanted = {column_key(cell_name): value for cell_name, value in film_list.where.items()}
     found = []
     for record in table:
-        cells = {column_key(name): cell.strip().lower() for name, cell in record.cells.items()}
-        if all(cells.get(name) == value for name, value in wanted.items()):
-            found += listed.find.findall(record.cells[names[0]])
+        cells = {
+            column_key(cell_name): cell.strip().lower() for cell_name, cell in record.cells.items()
+        }
+        if all(cells.get(cell_name) == value for cell_name, value in wanted.items()):
+            found += film_list.find.findall(record.cells[names[0]])
     return found
