@@ -236,14 +236,14 @@ def check(resolved: ConfigDict) -> "Layout":
 
 def check_images(model: str, data: DataConfig) -> None:
     """Decode every film of the manifest, in the first process, and print how many can be read."""
-    from cxr_jax.data.sources import manifest, unreadable
+    from cxr_jax.data.sources import splits, unreadable
     from cxr_jax.training import checks, image_checks
     from cxr_jax.weights import pretrained
 
-    if data.source != "files":
+    if data.kind != "files":
         raise UserError(f"--check_images: config.data.source={data.source!r} has no files")
     if processes.is_main():
-        rows = manifest.load_rows(data.manifest, data.image_root, data.repeats, data.images)
+        rows = splits.load_films(data)
         paths = [path for row in rows for path in row.image_paths]
         sizes: dict = {}
         found = unreadable.check_files(

@@ -88,6 +88,15 @@ class DataConfig(_Section):
     follow_ups: float
     manifest: str
     image_root: str
+    root: str
+    labels: str
+    split: str
+    select_split: str
+    uncertain: str
+    blank: str
+    parents: str
+    no_finding: str
+    scored: str
     images: str
     size: int
     min_pixels: int
@@ -103,9 +112,25 @@ class DataConfig(_Section):
     threads: int
 
     @property
+    def kind(self) -> str:
+        """What the images are: "phantom", or "files", the rows of a manifest or the films of a data set."""
+        # Everything but phantoms is read from disk, by one path of code.
+        return "phantom" if self.source == "phantom" else "files"
+
+    @property
+    def is_data_set(self) -> bool:
+        """Whether the films are those of a data set in its own layout."""
+        return self.source not in ("phantom", "files")
+
+    @property
+    def scores_all(self) -> bool:
+        """Whether an evaluation scores all films, and not those of held-out patients alone."""
+        return self.scored == "all" or (self.scored == "auto" and self.is_data_set)
+
+    @property
     def is_native(self) -> bool:
         """Whether films keep their own aspect ratio, and are not fitted into squares of `size`."""
-        return self.source == "files" and self.max_pixels > 0
+        return self.kind == "files" and self.max_pixels > 0
 
     @property
     def pixel_limits(self) -> tuple[int, int]:

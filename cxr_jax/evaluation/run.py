@@ -58,10 +58,12 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     starting_model = pretrained.load_starting_model(settings.model, settings.seed)
     model_config = starting_model.config.with_attention(settings.attention)
     processor = registry.processor_of(model_config)
-    splits = open_splits(settings.data, processor=processor)
+    splits = open_splits(settings.data, processor=processor, only_scores=True)
     if settings.eval.include_train:
         splits = with_train_rows(splits)
     splits = replace(splits, contaminated=earlier_runs.contamination(settings, splits))
+    if settings.data.is_data_set:
+        run_folder.remember(protocol=splits.label_policy)
     # Where images are squares, those of all test sets are of one size: the first one tells it.
     image_size = next(iter(splits.test.values())).size
     count = most_films(splits.prompts())
@@ -149,7 +151,7 @@ def evaluate_models(
     )
     tables, comparisons = results.tables, results.comparisons
     _write_report(run_folder, settings, tables, comparisons, results.cases, notes, remarks)
-    return text_table(tables, comparisons, settings.data.source, remarks)
+    return text_table(tables, comparisons, settings.data.kind, remarks)
 
 
 def read_set(
@@ -310,7 +312,7 @@ def _write_report(
         cases=cases,
         notes=list(notes),
         # The page says of its numbers where the images came from: phantoms are no patients.
-        kind=settings.data.source,
+        kind=settings.data.kind,
         comparisons=comparisons,
         remarks=remarks,
     )

@@ -45,7 +45,7 @@ def check(config: ConfigDict) -> None:
     train = checks.check_common(config)
     config.steps = steps_of(RunConfig.from_config(config), train)
     settings = RunConfig.from_config(config)
-    if settings.data.source == "files" and (settings.locate_steps or settings.locate_weight):
+    if settings.data.kind == "files" and (settings.locate_steps or settings.locate_weight):
         raise UserError(
             "config.locate_steps and config.locate_weight must be 0 for files: only phantoms know regions"
         )

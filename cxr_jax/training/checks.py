@@ -47,6 +47,7 @@ from cxr_jax.weights import hf_folder, locate, pretrained
 
 # Keys of `config.data` without which a source cannot be opened.
 NEEDED = {"phantom": ("hospital", "ood_hospital"), "files": ("manifest", "image_root", "size")}
+NEEDED_OF_DATA_SETS = ("root", "size")
 PHANTOMS_TO_TRY = 128  # target texts that are measured: their lengths are alike
 
 
@@ -64,7 +65,7 @@ def check_common(config: ConfigDict) -> Source:
     """
     schema.check_values(config)
     source = config.data.source
-    for name in NEEDED[source]:
+    for name in NEEDED.get(source, NEEDED_OF_DATA_SETS):
         if name not in config.data:
             raise UserError(
                 f"config.data.source={source!r} needs config.data.{name}: use another preset"
@@ -78,10 +79,10 @@ def check_common(config: ConfigDict) -> Source:
     Trainable.create(settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype)
     pretrained.check_model(settings.model)
     pretrained.check_weights(settings.model)
-    open_prompts = {"phantom": _phantom_prompts, "files": _film_prompts}[source]
+    open_prompts = {"phantom": _phantom_prompts, "files": _film_prompts}[data.kind]
     train, prompts = open_prompts(settings)
     check_model(settings.model, train.size, prompts, settings.max_completion, data)
-    if source == "files" and not settings.model.startswith("random:"):
+    if data.kind == "files" and not settings.model.startswith("random:"):
         image_checks.warn_of_other_sizes(settings)
     return train
 
@@ -99,11 +100,14 @@ def _film_prompts(settings: RunConfig) -> tuple[Source, dict[Prompt, str]]:
         raise UserError(
             f"config.data.sites={data.sites} must be 0 for files: only phantoms are drawn at other sites"
         )
-    for name in ("manifest", "image_root"):
+    for name in ("root",) if data.is_data_set else ("manifest", "image_root"):
         if not getattr(data, name):
             raise UserError(f"config.data.{name} is empty; give it with --config.data.{name}=PATH")
-    opened = splits.open_splits(data)
-    only_scores = settings.task == "evaluate"
+    _check_choice_of_films(data)
+    is_evaluation = settings.task == "evaluate"
+    opened = splits.open_splits(data, only_scores=is_evaluation)
+    # With another seed others are held out, but all are scored.
+    only_scores = is_evaluation and not data.scores_all
     earlier = earlier_runs.check_held_out(settings.model, data, opened, only_scores=only_scores)
     earlier += earlier_runs.check_contamination(settings, opened)
     if processes.is_main():
@@ -114,6 +118,22 @@ def _film_prompts(settings: RunConfig) -> tuple[Source, dict[Prompt, str]]:
     if not data.is_native:
         _check_film_counts(rows)
     return opened.train, {row.asked: f"the prompt of row {row.id}" for row in reversed(rows)}
+
+
+def _check_choice_of_films(data: DataConfig) -> None:
+    """Refuse what the other kind of films alone is asked, and views that none has."""
+    # Each is told where it belongs, and not passed over.
+    for name in () if data.is_data_set else ("root", "labels", "split", "select_split"):
+        if getattr(data, name):
+            raise UserError(f"config.data.{name} is of data sets: a manifest lists its rows itself")
+    for name in ("manifest", "image_root", "columns") if data.is_data_set else ():
+        if getattr(data, name):
+            raise UserError(f"config.data.{name} is of manifests: a data set has its own tables")
+    views = ("frontal", "any") if data.is_data_set else ("frontal",)
+    if len(data.views) != 1 or data.views[0] not in views:
+        raise UserError(
+            f"config.data.views={','.join(data.views)!r} must be one of: {', '.join(views)}"
+        )
 
 
 def _check_film_counts(rows: Sequence[Row]) -> None:
@@ -402,10 +422,8 @@ def fingerprint(model: str, data: DataConfig) -> dict[str, Any]:
     A run is never resumed on another manifest or from other weights; the code is for the record.
     """
     weights = pretrained.fingerprint(model)
-    if data.source == "files":
-        with open(data.manifest, "rb") as file:
-            digest = hashlib.sha256(file.read()).hexdigest()
-        return {"source": "files", "manifest_sha256": digest, **weights}
+    if data.kind == "files":
+        return {"source": data.source, "manifest_sha256": splits.digest(data), **weights}
     code = hashlib.sha256()
     for path in sorted(pathlib.Path(phantom.__file__).parent.rglob("*.py")):
         code.update(path.read_bytes())

@@ -1,13 +1,12 @@
 """What trained a model, in a run and in those before it: it may not choose or test what comes of it now."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cxr_jax.config.sections import DataConfig, RunConfig
-from cxr_jax.data.sources import manifest, patients
+from cxr_jax.data.sources import patients, splits
 from cxr_jax.data.sources.base import Source
 from cxr_jax.data.sources.guard import Finding
 from cxr_jax.data.sources.guard.of_run import find_in_run
@@ -27,15 +26,17 @@ class EarlierRun(NamedTuple):
 
     Attributes:
         folder: of the run.
-        manifest: as its config names it.
+        manifest: as its config names it; of a data set its root.
         seed: of its split.
         facts: of its data, from its config.json.
+        data: `config.data` of it.
     """
 
     folder: Path
     manifest: str
     seed: int
     facts: dict[str, Any]
+    data: dict[str, Any] = {}  # noqa: RUF012 - never written to
 
 
 def trained_on_films(model: str) -> Iterator[EarlierRun]:
@@ -55,9 +56,10 @@ def trained_on_films(model: str) -> Iterator[EarlierRun]:
         visited.add(folder.resolve())
         config = about["config"]
         data = config.get("data") or {}
-        if config.get("task") in ("sft", "rl") and data.get("source") == "files":
+        if config.get("task") in ("sft", "rl") and data.get("source") != "phantom":
             facts = about.get("data") or {}
-            yield EarlierRun(folder, str(data.get("manifest")), int(data.get("seed", 0)), facts)
+            place = str(data.get("manifest") or data.get("root"))
+            yield EarlierRun(folder, place, int(data.get("seed", 0)), facts, dict(data))
         model = str(config.get("model", ""))
 
 
@@ -88,7 +90,7 @@ def check_held_out(model: str, data: DataConfig, opened: Splits, *, only_scores:
             was given.
     """
     runs = list(trained_on_films(model))
-    digest = _sha256(data.manifest) if runs else ""
+    digest = splits.digest(data) if runs else ""
     seeds = {run.seed for run in runs if run.facts.get("manifest_sha256") == digest}
     held_rows = _rows([*opened.select.values(), *opened.test.values()])
     everyone = [
@@ -160,7 +162,7 @@ def _trained(people: Iterable[_Person], run: EarlierRun) -> set[str]:
 
 def _trained_elsewhere(run: EarlierRun, held_rows: Sequence[Row]) -> set[str]:
     """The groups of rows whose patient is in another manifest, among those that trained. Raises UserError."""
-    rows = manifest.read_patients(run.manifest)
+    rows = splits.read_patients(DataConfig.with_defaults(**run.data))
     # A patient's group has the least of its spellings.
     groups: dict[str, str] = {}
     for patient, _ in rows:
@@ -180,11 +182,6 @@ def _trained_elsewhere(run: EarlierRun, held_rows: Sequence[Row]) -> set[str]:
     }
 
 
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()
-
-
 # ---- Films of evaluation sets ------------------------------------------------------------------------
 
 
@@ -201,12 +198,18 @@ def check_contamination(settings: RunConfig, opened: Splits) -> list[str]:
     if findings and not data.allow_contaminated:
         said = "; ".join(f"{finding.text}: {finding.named}" for finding in findings)
         raise UserError(
-            f"config.data.manifest={data.manifest!r}: {said}. Leave them out: a model that has trained on a film says "
+            f"{_place_of(data)}: {said}. Leave them out: a model that has trained on a film says "
             f"nothing about it (--config.data.allow_contaminated=True trains, and writes {CONTAMINATED} beside every "
             "number)"
         )
     line = _contamination(settings, findings)
     return [f"warning: {line}"] if line else []
+
+
+def _place_of(data: DataConfig) -> str:
+    # The key that the user has given.
+    name = "root" if data.is_data_set else "manifest"
+    return f"config.data.{name}={getattr(data, name)!r}"
 
 
 def contamination(settings: RunConfig, opened: Splits) -> str:

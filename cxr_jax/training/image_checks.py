@@ -39,12 +39,12 @@ def check_images(
 
 def _check_stretched(model: str, side: int, size: int, data: DataConfig) -> None:
     """Refuse images that a model, whose processor stretches films to squares of `side`, would read otherwise."""
-    if data.source == "files" and data.max_pixels != side**2:
+    if data.kind == "files" and data.max_pixels != side**2:
         raise UserError(
             f"config.model={model!r} reads films that are stretched to {side} x {side} pixels: set "
             f"config.data.max_pixels to {side**2}"
         )
-    if data.source != "files" and size != side:
+    if data.kind != "files" and size != side:
         raise UserError(
             f"config.model={model!r} reads squares of {side} pixels, and the images of config.data.source="
             f"{data.source!r} have {size}"

@@ -91,10 +91,12 @@ class Setup:
             started_from=pretrained.origin(settings.model),
             start_params=start.params,
         )
-        if settings.data.source == "files" and processes.from_main(run_folder.has_changes):
+        if settings.data.kind == "files" and processes.from_main(run_folder.has_changes):
             processes.together(lambda: _read_first_films(setup, run_folder.steps_saved()))
         # Only now: what could be refused is, and the folder is as it was until here.
         run_folder.remember(**splits.sides.facts())
+        if settings.data.is_data_set:
+            run_folder.remember(protocol=splits.label_policy)
         if splits.contaminated:
             run_folder.remember(contaminated=splits.contaminated)
         run_folder.commit_changes()

@@ -14,7 +14,6 @@ Reading is strict: the first problem is a UserError that names the manifest, the
 never starts on half of its data.
 """
 
-import contextlib
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -70,10 +69,10 @@ def load_rows(
             raise UserError(f"{manifest}{line}: {reason}") from None
     if not rows:
         raise UserError(f"{manifest}: holds no rows")
-    return gather.gather(_see_whole(seen.counted(rows)), roles)
+    return gather.gather(see_whole(seen.counted(rows)), roles)
 
 
-def _see_whole(rows: list[Row]) -> list[Row]:
+def see_whole(rows: list[Row]) -> list[Row]:
     """Settle what no row tells by itself: which rows are one patient's, and which labels nobody was asked about."""
     # Rows that share a film are one patient's, whoever that is.
     files = patients.join_files([row.image_paths for row in rows])
@@ -210,7 +209,8 @@ def parse_truth(record: dict[str, Any]) -> Truth:
 
 
 def _parse_policy(policy: object) -> LabelPolicy:
-    if not isinstance(policy, dict) or not policy.keys() <= {"blank", "uncertain"}:
+    known = {"blank", "uncertain", "parents", "no_finding"}
+    if not isinstance(policy, dict) or not policy.keys() <= known:
         raise BadRowError("policy is not an object of blank and uncertain")
     given = {name: choice for name, choice in policy.items() if not is_absent(choice)}
     try:
@@ -427,83 +427,65 @@ class FilesSource:
 # ---- Patients held out -----------------------------------------------------------------------------
 
 
-class PatientOfRow(NamedTuple):
-    """Whose film a row of a manifest is, for a manifest whose images need not be there.
-
-    Attributes:
-        patient: as the manifest spells it, None where it does not tell.
-        former_group: see `patients.former_group`.
-    """
-
-    patient: str | None
-    former_group: str
-
-
-def read_patients(manifest: str | Path) -> list[PatientOfRow]:
-    """Read the patients of a manifest; rows that cannot be read are left out.
-
-    Raises:
-        UserError: for a file that is no manifest.
-    """
-    found = []
-    for _, _, record in json_rows.read_rows(manifest):
-        with contextlib.suppress(BadRowError, patients.LostDigitsError):
-            if isinstance(record, BadRowError):
-                continue
-            films = parse_dialogue(record).films
-            image_names = films[0].names if films else ()
-            identifier = parse_id(record, image_names[-1] if image_names else "")
-            patient = patients.find_patient(record, [identifier, *image_names])
-            found.append(PatientOfRow(patient, patients.former_group(record, identifier)))
-    return found
-
-
 def open_split(
     manifest: str | Path,
     image_root: str | Path,
     size: int = 224,
     seed: int = 0,
     *,
-    cache_mib: float = CACHE_MIB,
-    threads: int = 0,
     repeats: str = "keep",
     images: str = "",
+    **options: Any,
+) -> tuple[FilesSource, FilesSource]:
+    """Open a manifest as `split_rows` opens its rows.
+
+    Args:
+        repeats, images: see `load_rows`.
+        **options: of `split_rows`.
+
+    Raises:
+        UserError: for a bad manifest, or one of a single patient.
+    """
+    rows = load_rows(manifest, image_root, repeats, images)
+    return split_rows(rows, str(manifest), size, seed, **options)
+
+
+def split_rows(
+    rows: list[Row],
+    name: str,
+    size: int,
+    seed: int,
+    *,
+    cache_mib: float = CACHE_MIB,
+    threads: int = 0,
     max_bad: int = 0,
     sides: patients.Sides = patients.NOT_DRAWN,
 ) -> tuple[FilesSource, FilesSource]:
-    """Open a manifest as (train, held-out) sources, split by patient; they share one `ImageCache`.
+    """Open rows as (train, held-out) sources, split by patient; they share one `ImageCache`.
 
     A tenth of the patients is held out, or 30 where that is more and no more than a third; of three at least two, so
     that a checkpoint is not chosen by those it is tested on. Which ones depends on `seed` and on their own id alone, so
     adding rows moves few of them.
 
     Args:
-        repeats, images: see `load_rows`.
+        name: what a message calls the rows.
         max_bad: files that may be unreadable.
         sides: of a run whose rows, or the rules of splits, have changed since: no patient then changes sides.
 
     Raises:
-        UserError: for a bad manifest, or one of a single patient.
+        UserError: for rows of a single patient.
     """
     # One of each, so that the limits hold for both together.
     cache, unreadable = ImageCache(cache_mib), UnreadableFiles(max_bad)
-    rows = load_rows(manifest, image_root, repeats, images)
     if sides.patients_by == patients.FORMER:
         rows = [replace(row, group=row.former_group) for row in rows]
+    held_groups = patients.held_out_groups((row.group for row in rows), name, seed, sides)
 
-    groups = {row.group for row in rows}
-    if len(groups) < 2:
-        raise UserError(f"{manifest}: rows of at least two patients are needed, to hold some out")
-    last = sides.last_of(groups, seed)
-    held_groups = {group for group in groups if patients.place_of(group, seed) <= last}
-    if not 0 < len(held_groups) < len(groups):
-        absent = "trains" if held_groups else "is held out"
-        raise UserError(f"{manifest}: holds no patient that {absent} in this run")
-
-    def open_part(name: str, is_held_out: bool) -> FilesSource:
+    def open_part(part_name: str, is_held_out: bool) -> FilesSource:
         part = [row for row in rows if (row.group in held_groups) == is_held_out]
+        source_name = f"files ({part_name})"
         return FilesSource(
-            part, size, name=f"files ({name})", cache=cache, threads=threads, unreadable=unreadable
+            part, size, name=source_name, cache=cache, threads=threads, unreadable=unreadable
         )
 
     return open_part("train", False), open_part("held out", True)

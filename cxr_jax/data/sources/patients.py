@@ -12,6 +12,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple
 
 from cxr_jax.data.sources.table import column_key, is_blank
+from cxr_jax.errors import UserError
 
 # In the order in which they are asked, as `column_key` spells them.
 PATIENT_COLUMNS = (
@@ -184,6 +185,18 @@ def group_films(films: Sequence[Film]) -> list[str]:
     return [names[group] for group in groups]
 
 
+class PatientOfRow(NamedTuple):
+    """Whose film a row is, whether or not its image is there.
+
+    Attributes:
+        patient: as the rows spell it, None where they do not tell.
+        former_group: see `former_group`.
+    """
+
+    patient: str | None
+    former_group: str
+
+
 # ---- Who is held out -------------------------------------------------------------------------------
 
 
@@ -250,3 +263,20 @@ def former_group(fields: Mapping[str, object], row_id: str) -> str:
             return str(patient)
     named = _FORMER_ID.search(row_id)
     return named[0] if named else row_id
+
+
+def held_out_groups(groups: Iterable[str], name: str, seed: int, sides: Sides) -> set[str]:
+    """Choose the groups of rows that are held out, by the run's sides; `name` is what a message calls the rows.
+
+    Raises:
+        UserError: for a single patient, or where nobody trains or nobody is held out.
+    """
+    everyone = set(groups)
+    if len(everyone) < 2:
+        raise UserError(f"{name}: rows of at least two patients are needed, to hold some out")
+    last = sides.last_of(everyone, seed)
+    held = {group for group in everyone if place_of(group, seed) <= last}
+    if not 0 < len(held) < len(everyone):
+        absent = "trains" if held else "is held out"
+        raise UserError(f"{name}: holds no patient that {absent} in this run")
+    return held

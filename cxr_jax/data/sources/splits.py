@@ -4,6 +4,8 @@ Phantoms: disjoint streams ("train", "select", "test") of the training hospital 
 Files: some patients are held out (`manifest.open_split`), a third of them for selection and the others for the test.
 """
 
+import contextlib
+import hashlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,19 +13,28 @@ from pathlib import Path
 import numpy as np
 
 from cxr_jax.config.sections import DataConfig
-from cxr_jax.data import image_gate, resize
+from cxr_jax.data import image_gate, json_rows, resize
+from cxr_jax.data.image_cache import ImageCache
+from cxr_jax.data.json_rows import BadRowError
 from cxr_jax.data.prompts import Prompt
 from cxr_jax.data.sources import manifest, phantom, policy
 from cxr_jax.data.sources.base import Batch, Source
+from cxr_jax.data.sources.dialogue import parse_dialogue
+from cxr_jax.data.sources.films import rows as film_rows
 from cxr_jax.data.sources.patients import (
     FORMER,
     NOT_DRAWN,
+    LostDigitsError,
+    PatientOfRow,
     Sides,
+    find_patient,
+    former_group,
     place_of,
     same_patient_key,
     short_place,
 )
-from cxr_jax.data.sources.rows import describe_repeats
+from cxr_jax.data.sources.rows import Row, describe_repeats
+from cxr_jax.data.sources.unreadable import UnreadableFiles
 from cxr_jax.data.sources.views import LATERAL, OTHER
 from cxr_jax.data.studies import gather
 from cxr_jax.errors import RunFailedError, UserError
@@ -68,7 +79,11 @@ class Splits:
 
 
 def open_splits(
-    data: DataConfig, sides: Sides = NOT_DRAWN, processor: ImageProcessor | None = None
+    data: DataConfig,
+    sides: Sides = NOT_DRAWN,
+    processor: ImageProcessor | None = None,
+    *,
+    only_scores: bool = False,
 ) -> Splits:
     """Open the sources that a run's `config.data` names.
 
@@ -76,13 +91,14 @@ def open_splits(
         sides: `Splits.sides` of the run when it began.
         processor: of the run's model, which resizes films where they keep their aspect ratio (`data.max_pixels`);
             None: nobody will read an image.
+        only_scores: nothing trains; all films may be scored then (`data.scored`).
 
     Raises:
         UserError: for a bad manifest, or a number that is out of range.
     """
     if data.source == "phantom":
         return _phantom_splits(data)
-    return _file_splits(data, sides, processor)
+    return _file_splits(data, sides, processor, only_scores)
 
 
 def _phantom_splits(data_config: DataConfig) -> Splits:
@@ -151,61 +167,150 @@ def _who(source: Source) -> set[Hashable]:
 
 
 def _file_splits(
-    data_config: DataConfig, sides: Sides, processor: ImageProcessor | None = None
+    data_config: DataConfig,
+    sides: Sides,
+    processor: ImageProcessor | None = None,
+    only_scores: bool = False,
 ) -> Splits:
-    train, held_source = manifest.open_split(
-        data_config.manifest,
-        data_config.image_root,
-        size=data_config.size,
-        seed=data_config.seed,
-        cache_mib=data_config.cache_mib,
-        threads=data_config.threads,
-        repeats=data_config.repeats,
-        images=data_config.images,
-        max_bad=data_config.max_bad,
-        sides=sides,
-    )
-    for_selection = _choose_selection(data_config, held_source, sides)
-
-    def open_part(name: str, selected: bool) -> manifest.FilesSource:
-        rows = [row for row in held_source.rows if (row.group in for_selection) == selected]
-        # Of two patients one is held out and serves for both, which is warned of: an empty set could not be scored.
-        rows = rows or held_source.rows
-        return manifest.FilesSource(
-            rows,
-            data_config.size,
-            name=f"files ({name})",
-            cache=held_source.cache,
-            threads=held_source.threads,
-            unreadable=held_source.unreadable,
-        )
-
-    selection, test = open_part("selection", True), open_part("test", False)
-    rows = [*train.rows, *held_source.rows]
+    rows, films = _open_rows(data_config)
+    # ---- Who is where ----
+    if only_scores and data_config.scores_all:
+        parts = _score_all(rows, data_config)
+    else:
+        parts, sides = _hold_out(rows, data_config, sides)
+    _set_reading(parts.values(), data_config, processor)
+    # ---- What there is to say of them ----
     known_share = manifest.known_share(rows)
     label_policy = policy.describe((row.policy for row in rows), known_share)
-    parts = {"train": train, "selection": selection, "test": test}
-    _set_reading(parts.values(), data_config, processor)
+    about: list[str | None] = [_describe_groups(parts), f"labels: {label_policy}"]
+    if films is not None:
+        label_policy = films.describe_protocol()
+        about = [_describe_groups(parts), *films.about, f"protocol: {label_policy}"]
+    about += [gather.describe(rows), describe_repeats(rows)]
+    # A data set goes by its own name in every table.
+    shown_name = data_config.source
     return Splits(
-        train=train,
-        select={"files": selection},
-        test={"files": test},
-        out_of_distribution="files",
+        # Where nothing trains it says how films are read.
+        train=parts.get("train", parts["test"]),
+        select={shown_name: parts["selection"]} if "selection" in parts else {},
+        test={shown_name: parts["test"]},
+        out_of_distribution=shown_name,
         label_policy=label_policy,
-        about=tuple(
-            filter(
-                None,
-                (
-                    _describe_groups(rows, parts),
-                    f"labels: {label_policy}",
-                    gather.describe(rows),
-                    describe_repeats(rows),
-                ),
-            )
-        ),
-        warnings=_warnings(data_config.manifest, rows, known_share),
-        sides=_sides_of(held_source, for_selection, data_config.seed, sides),
+        about=tuple(filter(None, about)),
+        warnings=_warnings(_name_of(data_config), rows, known_share, "train" in parts),
+        sides=sides,
     )
+
+
+def _hold_out(
+    rows: list[Row], data: DataConfig, sides: Sides
+) -> tuple[dict[str, manifest.FilesSource], Sides]:
+    """Train, selection and test, by patients, and who is on which side."""
+    train, held_source = manifest.split_rows(
+        rows,
+        _name_of(data),
+        data.size,
+        data.seed,
+        cache_mib=data.cache_mib,
+        threads=data.threads,
+        max_bad=data.max_bad,
+        sides=sides,
+    )
+    for_selection = _choose_selection(data, held_source, sides)
+    parts = {"train": train}
+    for name, selected in (("selection", True), ("test", False)):
+        part = [row for row in held_source.rows if (row.group in for_selection) == selected]
+        # Of two patients one is held out and serves for both, which is warned of: an empty set could not be scored.
+        parts[name] = _beside(held_source, part or held_source.rows, name)
+    return parts, _sides_of(held_source, for_selection, data.seed, sides)
+
+
+def _score_all(rows: list[Row], data: DataConfig) -> dict[str, manifest.FilesSource]:
+    """The test, of all rows, and the selection where the config names a split for it: nothing trains here.
+
+    Raises:
+        UserError: for a patient of both.
+    """
+    test = manifest.FilesSource(
+        rows,
+        data.size,
+        name="files (test)",
+        cache=ImageCache(data.cache_mib),
+        threads=data.threads,
+        unreadable=UnreadableFiles(data.max_bad),
+    )
+    if not data.select_split:
+        return {"test": test}
+    chosen = load_films(replace(data, split=data.select_split))
+    # What is fitted on a patient says nothing of how it does on others.
+    if shared := {row.group for row in rows} & {row.group for row in chosen}:
+        raise UserError(
+            f"config.data.select_split={data.select_split!r}: {len(shared):,} of its patients are scored, too"
+        )
+    return {"test": test, "selection": _beside(test, chosen, "selection")}
+
+
+def _beside(source: manifest.FilesSource, rows: list[Row], name: str) -> manifest.FilesSource:
+    """Other rows with the cache and the limits of a source."""
+    return manifest.FilesSource(
+        rows,
+        source.size,
+        name=f"files ({name})",
+        cache=source.cache,
+        threads=source.threads,
+        unreadable=source.unreadable,
+    )
+
+
+def _name_of(data: DataConfig) -> str:
+    """What messages call the rows of a run."""
+    # As the user has named it.
+    return f"{data.source} in {data.root}" if data.is_data_set else data.manifest
+
+
+def _open_rows(data: DataConfig) -> tuple[list[Row], film_rows.FilmRows | None]:
+    """The rows of a manifest, or of a data set with what there is to say of it."""
+    if not data.is_data_set:
+        return manifest.load_rows(data.manifest, data.image_root, data.repeats, data.images), None
+    # As of a manifest: groups, what nobody is wrong to name, films that are asked about together.
+    films = film_rows.load_rows(data)
+    rows = manifest.see_whole(films.rows)
+    return gather.gather(rows, gather.parse_images(data.images)), films
+
+
+def load_films(data: DataConfig) -> list[Row]:
+    """Read the rows of a run on films. Raises UserError for what a run refuses."""
+    return _open_rows(data)[0]
+
+
+def digest(data: DataConfig) -> str:
+    """Hash what a run on films reads its rows from: the manifest, or the films of a data set."""
+    if data.is_data_set:
+        return film_rows.digest(data)
+    # Its bytes: a row that is added changes who is where.
+    with open(data.manifest, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def read_patients(data: DataConfig) -> list[PatientOfRow]:
+    """Read whose films a run reads; they need not be there any more. Rows that cannot be read are left out.
+
+    Raises:
+        UserError: for tables that cannot be read, or a file that is no manifest.
+    """
+    if data.is_data_set:
+        return film_rows.read_patients(data)
+    found = []
+    for _, _, record in json_rows.read_rows(data.manifest):
+        with contextlib.suppress(BadRowError, LostDigitsError):
+            if isinstance(record, BadRowError):
+                continue
+            films = parse_dialogue(record).films
+            image_names = films[0].names if films else ()
+            identifier = manifest.parse_id(record, image_names[-1] if image_names else "")
+            patient = find_patient(record, [identifier, *image_names])
+            found.append(PatientOfRow(patient, former_group(record, identifier)))
+    return found
 
 
 def with_train_rows(splits: Splits) -> Splits:
@@ -256,7 +361,7 @@ def _choose_selection(
     chosen = {group for group in held if short_place(group, data_config.seed) in before}
     if not 0 < len(chosen) < len(held):
         does = "tests the model" if chosen else "chooses the checkpoint"
-        raise UserError(f"{data_config.manifest}: holds no patient that {does} in this run")
+        raise UserError(f"{_name_of(data_config)}: holds no patient that {does} in this run")
     return chosen
 
 
@@ -272,10 +377,9 @@ def _sides_of(
     return Sides(last, " ".join(selected), before.patients_by)
 
 
-def _describe_groups(
-    rows: Sequence[manifest.Row], parts: Mapping[str, manifest.FilesSource]
-) -> str:
+def _describe_groups(parts: Mapping[str, manifest.FilesSource]) -> str:
     """The groups of a split in one line: what is drawn as a patient, and how many are where."""
+    rows = [row for source in parts.values() for row in source.rows]
     unit = "patients" if all(row.patient is not None for row in rows) else "groups"
     group_count = len({row.group for row in rows})
     counts = {name: len({row.group for row in source.rows}) for name, source in parts.items()}
@@ -283,10 +387,12 @@ def _describe_groups(
     return f"data: {len(rows):,} rows of {group_count:,} {unit}; {unit} (rows): {shares}"
 
 
-def _warnings(name: str, rows: Sequence[manifest.Row], known_share: float) -> tuple[str, ...]:
+def _warnings(
+    name: str, rows: Sequence[Row], known_share: float, is_divided: bool
+) -> tuple[str, ...]:
     """What no number of a run may be read without, a line each."""
     warnings = []
-    if len({row.group for row in rows}) == 2:
+    if is_divided and len({row.group for row in rows}) == 2:
         warnings.append(
             f"warning: {name}: rows of two patients: the one that is held out both chooses the checkpoint and tests it"
         )

@@ -10,6 +10,7 @@ import numpy as np
 
 from cxr_jax.data.shards import records
 from cxr_jax.data.sources.films import Films, as_texts
+from cxr_jax.data.sources.films.tables import folder_of
 
 CHECKS = ("all", "sample", "none")
 CHECK_ALL = 10_000  # films up to which all are looked for
@@ -29,7 +30,10 @@ class Place(NamedTuple):
         """Give the path of a film below `base`."""
         # A path with fewer parts keeps its last.
         name = name.split("/", self.strip)[-1]
-        return name.rpartition(".")[0] + self.suffix if self.suffix else name
+        # The suffix of the tables, if no other was found.
+        if self.suffix:
+            return name.rpartition(".")[0] + self.suffix
+        return name
 
     def path(self, name: str) -> Path:
         """Give the file of a film."""
@@ -98,7 +102,8 @@ def _describe(place: Place) -> str:
         changes.append(f"without the first {place.strip} parts of their paths")
     if place.suffix:
         changes.append(f"as {place.suffix}")
-    return f" ({', '.join(changes)})" if changes else ""
+    # A place that needs no words has none.
+    return f" ({', '.join(changes)})" * bool(changes)
 
 
 def is_film(path: Path) -> bool:
@@ -124,7 +129,7 @@ def find_place(films: Films, generator: np.random.Generator) -> Place | None:
 
 def _places(films: Films, depth: int) -> Iterator[Place]:
     """Where films may lie, the likeliest first."""
-    root = films.root if films.root.is_dir() else films.root.parent
+    root = folder_of(films.root)
     # Paths of CheXpert begin with the name of the root itself.
     bases = [root, root.parent]
     for pattern in films.image_folders:

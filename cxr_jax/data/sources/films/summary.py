@@ -29,7 +29,9 @@ def describe(films: Films) -> Iterator[str]:
     for path in films.tables:
         yield f"table: {path}"
     # ---- Who and what is in it ----
-    unit = "films" if films.has_images else "rows"
+    unit = "films"
+    if not films.has_images:
+        unit = "rows"
     patients = f"{len(set(films.patients)):,} patients"
     if not films.has_patients:
         patients = "no patients: the set names none, each film counts as one"
@@ -51,7 +53,8 @@ def _counts(texts: np.ndarray) -> str:
     found = collections.Counter(texts)
     named = sorted((name, count) for name, count in found.items() if name)
     # What has none last.
-    named += [("none", found[""])] if found[""] else []
+    if found[""]:
+        named.append(("none", found[""]))
     return ", ".join(f"{name} {count:,}" for name, count in named)
 
 

@@ -65,6 +65,19 @@ def _fits(file: str, pattern: str) -> bool:
     return not file.startswith(".") and fnmatch.fnmatchcase(plain, pattern.lower())
 
 
+def folder_of(data_root: Path) -> Path:
+    """Give the folder of a set: a root that is a table stands for the folder that it is in."""
+    # A folder that is not there has no parent to look in, either.
+    return data_root.parent if data_root.is_file() else data_root
+
+
+def find_beside(
+    data_root: Path, names: Sequence[str], folders: Sequence[str] = ("",)
+) -> list[Path]:
+    """Find the best of the tables that a set may do without: one or none; none beside a table that was given alone."""
+    return find_tables(data_root, names, folders)[:1] * data_root.is_dir()
+
+
 def find_table(root: Path, names: Sequence[str], folders: Sequence[str] = ("",)) -> Path:
     """Find the best table.
 
@@ -160,7 +173,9 @@ class Columns:
     def __getitem__(self, name: str) -> list[str]:
         """Give the cells of a column, without space around; blank ones of an optional column that is not there."""
         cells = self._columns.get(column_key(name))
-        return [""] * len(self) if cells is None else [cell.strip() for cell in cells]
+        if cells is None:
+            return [""] * len(self)
+        return [cell.strip() for cell in cells]
 
     def error(self, row: int, reason: object) -> UserError:
         """Make the error of a row."""
@@ -252,7 +267,10 @@ class Columns:
 
 def _state_code(cell: str) -> int:
     state = read_state(cell)
-    return NOT_MENTIONED if state is None else state
+    # Zero is a state.
+    if state is None:
+        return NOT_MENTIONED
+    return state
 
 
 # ---- Cells -----------------------------------------------------------------------------------------
@@ -270,6 +288,13 @@ def read_sex(text: str) -> str:
     # O, Other and Unknown are none of the two.
     letter = text.strip()[:1].upper()
     return letter if letter in ("F", "M") else ""
+
+
+def read_number(text: str) -> int:
+    """Read a whole number, -1 for anything else."""
+    if text.isdecimal():
+        return int(text)
+    return -1
 
 
 _AGE = re.compile(r"(\d{1,3}(?:\.\d+)?)\s*([a-z]*)\b.*", re.IGNORECASE)

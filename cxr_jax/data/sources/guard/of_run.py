@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cxr_jax.config.sections import DataConfig
+from cxr_jax.data.sources.films import rows as set_rows
 from cxr_jax.data.sources.guard.findings import (
     Columns,
     Finding,
@@ -48,14 +49,14 @@ def find_in_run(data: DataConfig, opened: Splits) -> list[Finding]:
         findings += find_films(
             _paths(train.rows),
             {name: _paths(film_rows) for name, film_rows in tests.items()},
-            data.image_root,
+            data.root or data.image_root,
             data.threads,
         )
     return findings
 
 
 def _columns(film_rows: Sequence[Row], data: DataConfig) -> Columns:
-    root = os.path.join(data.image_root, "")
+    root = os.path.join(data.root or data.image_root, "")
     return Columns(
         name=data.source,
         # By its id and by where it lies: manifests give films ids of their own.
@@ -77,6 +78,8 @@ def _paths(film_rows: Sequence[Row]) -> list[Path]:
 
 def _folders(data: DataConfig) -> list[Path]:
     """Where the published lists of a data set lie, if they lie beside its films or its rows."""
+    if data.is_data_set:
+        return set_rows.table_folders(data)
     # Beside the rows, in the folder of films, and above it, where tables lie beside images/.
     root = Path(data.image_root)
     return [Path(data.manifest).parent, root, root.parent]

@@ -17,6 +17,7 @@ from cxr_jax.data.sources.films.tables import (
     count_contradictions,
     find_table,
     find_tables,
+    folder_of,
     read_ages,
     read_sex,
     read_view,
@@ -167,7 +168,9 @@ def read_test(data_root: Path, label_kind: str = "") -> Films:
     table = find_table(data_root, TEST_TABLES, (*FOLDERS, "labels*", "groundtruth"))
     # Two releases: a row a study without films, or a row a film.
     columns = Columns(table, CHEXPERT_14, ("Study", "Path"))
-    name = "Path" if "Path" in columns and "Study" not in columns else "Study"
+    name = "Study"
+    if "Path" in columns and "Study" not in columns:
+        name = "Path"
     if name not in columns:
         Columns(table, ("Study", *CHEXPERT_14))  # which says what is missing
     images = columns.paths(name)
@@ -204,7 +207,7 @@ def read_test(data_root: Path, label_kind: str = "") -> Films:
 def _with_films(films: Films) -> Films:
     """The films of the studies, where their folders are there."""
     # A table that was given by name stands for its folder.
-    data_root = films.root if films.root.is_dir() else films.root.parent
+    data_root = folder_of(films.root)
     for base in (
         data_root,
         data_root.parent,

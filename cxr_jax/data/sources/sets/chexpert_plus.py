@@ -16,7 +16,9 @@ from cxr_jax.data.sources.films.tables import (
     count_contradictions,
     find_table,
     find_tables,
+    folder_of,
     read_ages,
+    read_number,
     read_sex,
 )
 from cxr_jax.data.sources.sets.chexpert import read_views, split_in_path, studies_in_paths
@@ -34,40 +36,39 @@ def read(data_root: Path, label_kind: str = "") -> Films:
     """Read the table and the labels made of `label_kind`: report (the default), findings or impression."""
     table = find_table(data_root, TABLES, _FOLDERS)
     columns = Columns(table, ("path_to_image",), (*_OPTIONAL, "age", "sex", "split"))
-    named = columns.paths("path_to_image")
-    patients, studies, numbers = studies_in_paths(columns, named)
+    film_names = columns.paths("path_to_image")
+    patients, studies, numbers = studies_in_paths(columns, film_names)
     # Two sources of one fact: a table whose columns have slipped shows here.
     for row, (given, patient) in enumerate(zip(columns["deid_patient_id"], patients, strict=True)):
         if given and given != patient:
             raise columns.error(row, "deid_patient_id and the path name two patients")
     # Published beside the paths' .jpg: films are PNG.
     images = [
-        name.removesuffix(".jpg") + ".png" if name.endswith(".jpg") else name for name in named
+        name.removesuffix(".jpg") + ".png" if name.endswith(".jpg") else name for name in film_names
     ]
     # Labels are joined by the path as the table spells it, whatever the suffix on disk.
-    label_file, states, notes = _read_labels(data_root, table, named, label_kind)
+    label_file, states, notes = _read_labels(data_root, table, film_names, label_kind)
     splits = [
         given or split_in_path(name, table)
-        for given, name in zip(columns["split"], named, strict=True)
+        for given, name in zip(columns["split"], film_names, strict=True)
     ]
     # The order of a patient's reports; study numbers are one, too, where it is missing.
-    orders = [
-        int(cell) if cell.isdecimal() else -1 for cell in columns["patient_report_date_order"]
-    ]
+    if "patient_report_date_order" in columns:
+        numbers = [read_number(cell) for cell in columns["patient_report_date_order"]]
     return Films(
         name="chexpert_plus",
         root=data_root,
-        ids=as_texts(named),
+        ids=as_texts(film_names),
         images=as_texts(images),
         patients=as_texts(patients),
         studies=as_texts(studies),
-        views=as_texts(read_views(columns["frontal_lateral"], columns["ap_pa"], named)),
+        views=as_texts(read_views(columns["frontal_lateral"], columns["ap_pa"], film_names)),
         splits=as_texts(splits),
         states=states,
         sexes=as_texts([read_sex(cell) for cell in columns["sex"]]),
         ages=read_ages(columns["age"]),
         reports=as_texts(columns["report"]),
-        numbers=np.array(orders if "patient_report_date_order" in columns else numbers),
+        numbers=np.array(numbers),
         tables=(table, *label_file),
         lines=np.array(columns.lines),
         basis=f"labels of {label_file[0].name} (CheXbert)" if label_file else "no labels",
@@ -79,21 +80,20 @@ def read(data_root: Path, label_kind: str = "") -> Films:
 
 
 def _read_labels(
-    data_root: Path, table: Path, named: list[str], label_kind: str
+    data_root: Path, table: Path, film_names: list[str], label_kind: str
 ) -> tuple[tuple[Path, ...], np.ndarray, list[str]]:
     """The file of labels, if there is one, the states of the films, what there is to say."""
     # The report says most; its parts are asked where it is not there.
     wanted = (label_kind,) if label_kind else LABELS
     names = [f"{part}_fixed.json*" for part in wanted]
     # Beside the table, too, where the root is that.
-    base = data_root if data_root.is_dir() else table.parent
-    found = find_tables(base, names, _LABEL_FOLDERS)
-    states = no_states(len(named))
+    found = find_tables(folder_of(data_root), names, _LABEL_FOLDERS)
+    states = no_states(len(film_names))
     if not found:
         if label_kind:
             raise UserError(f"{data_root}: holds no {names[0]}")
         return (), states, ["no file of labels (report_fixed.json) is there: all labels are blank"]
-    place_of = {name: place for place, name in enumerate(named)}
+    place_of = {name: place for place, name in enumerate(film_names)}
     seen: dict[str, int] = {}
     elsewhere = 0
     for number, _, record in json_rows.read_rows(found[0]):
@@ -115,7 +115,7 @@ def _read_labels(
             elsewhere += 1
     # Counted: a table and labels of two releases would fit in part.
     notes = []
-    if unlabelled := len(named) - (len(seen) - elsewhere):
+    if unlabelled := len(film_names) - (len(seen) - elsewhere):
         notes.append(f"{unlabelled:,} films have no row of labels: blank")
     if elsewhere:
         notes.append(f"{elsewhere:,} rows of labels are of films that the table does not list")

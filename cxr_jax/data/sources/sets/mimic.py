@@ -106,9 +106,9 @@ def _paths(films: list[str], patients: list[str], studies: list[str], suffix: st
 def _read_splits(path: Path, films: list[str]) -> list[str]:
     columns = Columns(path, ("dicom_id", "split"))
     # The film alone is the key: of a study films may stand on different sides.
-    named = columns.ids("dicom_id")
-    columns.check_once(named, "the film")
-    split_of = dict(zip(named, columns["split"], strict=True))
+    listed_ids = columns.ids("dicom_id")
+    columns.check_once(listed_ids, "the film")
+    split_of = dict(zip(listed_ids, columns["split"], strict=True))
     return [split_of.get(film, "") for film in films]
 
 
@@ -123,28 +123,28 @@ def _read_labels(
     states = no_states(len(studies))
     # Both labelers are published; one of them is enough.
     wanted = [label_kind] if label_kind else ["chexpert", "negbio"]
-    found = find_tables(folder, [_LABEL_TABLES[name] for name in wanted])[:1]
-    if not found:
+    found_tables = find_tables(folder, [_LABEL_TABLES[name] for name in wanted])[:1]
+    if not found_tables:
         if label_kind:
             raise UserError(f"{folder}: holds no {_LABEL_TABLES[label_kind]} (.gz or not)")
         notes.append("no table of labels is there: all labels are blank")
         return states, []
-    columns = Columns(found[0], ("study_id",), (_AIRSPACE,))
+    columns = Columns(found_tables[0], ("study_id",), (_AIRSPACE,))
     # The radiologists' table calls it by its older name.
     names = [
         _AIRSPACE if label == "Lung Opacity" and _AIRSPACE in columns else label
         for label in CHEXPERT_14
     ]
-    columns = Columns(found[0], ("study_id", *names))
-    named = columns.ids("study_id")
-    columns.check_once(named, "the study")
+    columns = Columns(found_tables[0], ("study_id", *names))
+    listed_ids = columns.ids("study_id")
+    columns.check_once(listed_ids, "the study")
     table_states = columns.states(names)
     # A study without a row is not a negative one.
-    row_of = {study: row for row, study in enumerate(named)}
+    row_of = {study: row for row, study in enumerate(listed_ids)}
     rows = np.array([row_of.get(study, -1) for study in studies])
     states[rows >= 0] = table_states[rows[rows >= 0]]
     if missing := int((rows < 0).sum()):
         notes.append(f"{missing:,} films are of studies without a row of labels: blank")
-    if unused := len(named) - len(set(rows[rows >= 0].tolist())):
+    if unused := len(listed_ids) - len(set(rows[rows >= 0].tolist())):
         notes.append(f"{unused:,} rows of labels are of studies that no film is of")
-    return states, found
+    return states, found_tables

@@ -26,21 +26,21 @@ _VIEWS = {views.FRONTAL: "FRONTAL", views.LATERAL: "LATERAL"}
 def read(data_root: Path, label_kind: str = "") -> Films:
     """Read the rows of a manifest; films need not be there."""
     names = [f"{label_kind}.json*"] if label_kind else [f"{name}.json*" for name in LABELS]
-    found = find_tables(data_root, names, _FOLDERS)
-    if not found:
+    found_tables = find_tables(data_root, names, _FOLDERS)
+    if not found_tables:
         raise NoTableError(f"{data_root}: holds no {' and no '.join(names)}")
     # As strict as a run that trains on them.
     rows = []
-    for number, place, record in json_rows.read_rows(found[0]):
+    for number, place, record in json_rows.read_rows(found_tables[0]):
         try:
             if isinstance(record, BadRowError):
                 raise record
             rows.append(_read_row(record))
         except (BadRowError, BadNameError, patients.LostDigitsError) as reason:
             line = f":{number}" if place.startswith("line") else f": {place}"
-            raise UserError(f"{found[0]}{line}: {reason}") from None
+            raise UserError(f"{found_tables[0]}{line}: {reason}") from None
     if not rows:
-        raise UserError(f"{found[0]}: holds no rows")
+        raise UserError(f"{found_tables[0]}: holds no rows")
 
     def column(name: str) -> np.ndarray:
         return as_texts([row[name] for row in rows])
@@ -63,7 +63,7 @@ def read(data_root: Path, label_kind: str = "") -> Films:
         solutions=column("solution"),
         targets=column("target"),
         states=states,
-        tables=(found[0],),
+        tables=(found_tables[0],),
         basis="solutions of the rows, taken as complete",
         label_map="chexpert 1",
         has_patients=all(row["has_patient"] for row in rows),

@@ -17,6 +17,7 @@ from cxr_jax.data.sources.films.tables import (
     NoTableError,
     count_contradictions,
     find_tables,
+    folder_of,
     read_view,
 )
 from cxr_jax.data.sources.image_files import BadNameError, split_name
@@ -32,7 +33,7 @@ _SECTIONS = ("comparison", "indication", "findings", "impression")
 
 def read(data_root: Path, label_kind: str = "") -> Films:
     """Read Kaggle's two tables, else the reports in XML."""
-    folder = data_root if data_root.is_dir() else data_root.parent
+    folder = folder_of(data_root)
     # Kaggle's edition names views; the XML does not.
     reports = find_tables(folder, REPORTS, _FOLDERS)[:1]
     projections = find_tables(folder, PROJECTIONS, _FOLDERS)[:1]

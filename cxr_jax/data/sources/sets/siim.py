@@ -10,7 +10,7 @@ import numpy as np
 
 from cxr_jax.data.sources import maps
 from cxr_jax.data.sources.films import Films, as_texts, no_states
-from cxr_jax.data.sources.films.tables import Columns, find_table
+from cxr_jax.data.sources.films.tables import Columns, find_table, folder_of
 from cxr_jax.labels.taxonomy import INDEX, NEGATIVE, POSITIVE
 
 TABLES = ("train-rle.csv", "stage_2_train.csv", "stage_1_train*.csv", "train-rle*.csv")
@@ -37,7 +37,7 @@ def read(data_root: Path, label_kind: str = "") -> Films:
     # Nothing but pneumothorax was looked for.
     states = no_states(len(films))
     states[:, INDEX["Pneumothorax"]] = np.where(list(has_mask.values()), POSITIVE, NEGATIVE)
-    paths = _find_files(data_root if data_root.is_dir() else data_root.parent)
+    paths = _find_files(folder_of(data_root))
     return Films(
         name="siim",
         root=data_root,
@@ -72,11 +72,11 @@ def _read_mask(cell: str) -> bool:
 def _find_files(data_root: Path) -> dict[str, str]:
     """The path of each film below the root by its name, one listing a folder."""
     # Names are unique in the set: each holds a UID.
-    found: dict[str, str] = {}
+    found_place: dict[str, str] = {}
     for base in (
         data_root,
         *(path for name in _FOLDERS[1:] for path in sorted(data_root.glob(name))),
     ):
         for path in sorted((base / IMAGES).rglob("*.dcm")):
-            found.setdefault(path.stem, path.relative_to(data_root).as_posix())
-    return found
+            found_place.setdefault(path.stem, path.relative_to(data_root).as_posix())
+    return found_place
