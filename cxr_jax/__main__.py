@@ -38,6 +38,9 @@ COMMANDS = {
     "manifest": Command(
         "cxr_jax.data.sources.label_table", "main", "a label table -> rows to train and evaluate on"
     ),
+    "guard": Command(
+        "cxr_jax.data.sources.guard.__main__", "main", "films to train on that are films to test on"
+    ),
     "shards": Command(
         "cxr_jax.data.shards.__main__", "main", "films -> ArrayRecord shards, a tfds folder as well"
     ),

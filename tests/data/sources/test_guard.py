@@ -11,6 +11,7 @@ from places import ROOT
 from cxr_jax.config.sections import DataConfig
 from cxr_jax.data import images
 from cxr_jax.data.sources import guard, splits
+from cxr_jax.data.sources.guard import __main__ as door
 from cxr_jax.data.sources.guard import film_hash, findings, hash_files, of_run
 
 FILMS = ROOT.parent / "shared" / "data" / "films" / "images"
@@ -189,6 +190,35 @@ def test_real_films_stored_anew_are_found_and_no_others(tmp_path):
         path: place for path, (place, *_) in made.items()
     }
     assert findings.same_films(rest, test, hashes) == {}
+
+
+def test_the_command_compares_folders_and_manifests(tmp_path, capsys):
+    films = [as_levels(draw(seed)) for seed in range(12)]
+    for folder, chosen in (("test", films[:6]), ("train", films[6:])):
+        (tmp_path / folder).mkdir()
+        for number, film in enumerate(chosen):
+            film.save(tmp_path / folder / f"{number}.png")
+    (tmp_path / "train" / "notes.txt").write_text("no film")
+    places = [str(tmp_path / "train"), str(tmp_path / "test")]
+    assert door.main(places) == 0
+    assert (
+        "0 of 7 films are among the 6 of" in (said := capsys.readouterr().out) and "1 files" in said
+    )
+    made = store_anew(films[:2], tmp_path / "train" / "anew")
+    assert door.main(places) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert {tuple(line.split(" is ")) for line in lines[:-1]} == {
+        (str(path), str(tmp_path / "test" / f"{place}.png")) for path, (place, *_) in made.items()
+    }
+    # By its name alone, and of a manifest.
+    talk = [{"from": "human", "value": "Find."}]
+    row = {"id": "patient64741_1", "image": "0.png", "conversations": talk, "solution": "Edema"}
+    (tmp_path / "test" / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    assert door.main([places[0], str(tmp_path / "test" / "rows.jsonl")]) == 1
+    films[7].save(tmp_path / "test" / "patient64741.png")
+    assert door.main([places[1], str(tmp_path / "test" / "rows.jsonl")]) == 1
+    assert "(chexpert_test): patient64741.png" in capsys.readouterr().out
+    assert door.main([places[0], str(tmp_path / "none")]) == 2
 
 
 def test_the_hash_is_the_one_that_is_described():
