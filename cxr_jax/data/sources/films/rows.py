@@ -56,10 +56,23 @@ class FilmRows:
 
 # A run opens its films several times: to check them, to train, to say what they were.
 @functools.lru_cache(maxsize=1)
-def _open_films(name: str, data_root: str, label_kind: str) -> tuple[Films, places.Found]:
+def _read_films(name: str, data_root: str, label_kind: str) -> tuple[Films, places.Found, list]:
     films = sets.open_films(name, data_root, label_kind)
     found = places.look_for(films)
-    return places.with_files(films, found.place), found
+    return places.with_files(films, found.place), found, _stamps(films)
+
+
+def _stamps(films: Films) -> list[int]:
+    return [path.stat().st_mtime_ns for path in films.tables if path.exists()]
+
+
+def _open_films(name: str, data_root: str, label_kind: str) -> tuple[Films, places.Found]:
+    films, found, stamps = _read_films(name, data_root, label_kind)
+    # A table that was written over since is another set.
+    if stamps != _stamps(films):
+        _read_films.cache_clear()
+        films, found, _ = _read_films(name, data_root, label_kind)
+    return films, found
 
 
 def open_films(data: DataConfig) -> Films:
