@@ -85,7 +85,12 @@ def sample(w, n, temperature, stop=None):
         ),
         keys=sampling.row_keys(3, len(TEXTS) * n),
     )
-    out = {k: np.asarray(v).reshape(len(TEXTS), n, *v.shape[1:]) for k, v in out.items()}
+    # What nobody asked for is None.
+    out = {
+        k: np.asarray(v).reshape(len(TEXTS), n, *v.shape[1:])
+        for k, v in out.items()
+        if v is not None
+    }
     return encoded, out, np.arange(C) < out["lengths"][:, :, None]
 
 
