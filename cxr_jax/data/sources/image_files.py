@@ -10,6 +10,9 @@ from cxr_jax.data.shards import records
 from cxr_jax.data.sources import patients
 from cxr_jax.errors import UserError
 
+# Of films; case does not count.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
+
 
 class BadNameError(Exception):
     """The reason why the name of an image is refused."""
@@ -51,6 +54,14 @@ def check_name(name: str) -> None:
     # Nearly all are plain: nothing to split.
     if not PLAIN_NAME.fullmatch(name) and "/".join(split_name(name)) != name:
         raise BadNameError("the image path has an empty step, a . or a \\")
+
+
+def film_key(name: str) -> str:
+    """Give what the names of a film's copies have in common: all but the suffix of an image."""
+    stem, dot, suffix = name.rpartition(".")
+    if f"{dot}{suffix.lower()}" in IMAGE_SUFFIXES:
+        return stem
+    return name
 
 
 class ImageFinder:

@@ -1,43 +1,53 @@
 """Where the films of a set lie on disk: published paths, renamed roots, other suffixes, without a look at each file."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
 from cxr_jax.data.shards import records
 from cxr_jax.data.sources.films import Films, as_texts
-from cxr_jax.data.sources.films.tables import folder_of
+from cxr_jax.data.sources.films.tables import folder_of, list_folder
+from cxr_jax.data.sources.image_files import film_key
 
 CHECKS = ("all", "sample", "none")
 CHECK_ALL = 10_000  # films up to which all are looked for
 SAMPLE = 1_000  # else
 SEED = 0  # that draws them
 _PROBES = 20  # films by which a place is chosen
+# Copies of a set have others than its tables say; what a set is known to have is asked for first.
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG", ".dcm", ".dicom")
 
 
 class Place(NamedTuple):
-    """How a path of the tables becomes a file: below `base`, without its first `strip` parts, with another `suffix`."""
+    """How a path of the tables becomes a file: below `base`, without its first `strip` parts, with another `suffix`.
+
+    Of a set that lies in several folders (images_001 .. images_012) `folders` says which has what: the first part of
+    a film's path that is left -> the folder instead of `base`.
+    """
 
     base: Path
     strip: int = 0
     suffix: str = ""
+    folders: Mapping[str, Path] = MappingProxyType({})
 
     def image(self, name: str) -> str:
         """Give the path of a film below `base`."""
         # A path with fewer parts keeps its last.
         name = name.split("/", self.strip)[-1]
-        # The suffix of the tables, if no other was found.
-        if self.suffix:
-            return name.rpartition(".")[0] + self.suffix
-        return name
+        if not self.suffix:
+            return name
+        # Some tables name films without one.
+        return film_key(name) + self.suffix
 
     def path(self, name: str) -> Path:
         """Give the file of a film."""
-        return self.base / self.image(name)
+        image = self.image(name)
+        return self.folders.get(image.partition("/")[0], self.base) / image
 
 
 class Found(NamedTuple):
@@ -100,6 +110,8 @@ def _describe(place: Place) -> str:
     changes = []
     if place.strip:
         changes.append(f"without the first {place.strip} parts of their paths")
+    if place.folders:
+        changes.append("in several folders")
     if place.suffix:
         changes.append(f"as {place.suffix}")
     # A place that needs no words has none.
@@ -120,11 +132,20 @@ def find_place(films: Films, generator: np.random.Generator) -> Place | None:
     for place in _places(films, max(name.count("/") for name in names)):
         # A place that has all is taken at once; some films may be missing everywhere.
         hits = sum(is_film(place.path(name)) for name in names)
-        if hits == len(names):
-            return place
-        if hits > most:
+        if hits > most and _is_one_to_one(films, place.strip):
             best, most = place, hits
+            if hits == len(names):
+                break
     return best
+
+
+def _is_one_to_one(films: Films, strip: int) -> bool:
+    """Tell whether films still have names of their own: view1_frontal.jpg alone would be one file for all patients."""
+    if not strip:
+        return True
+    # A set may list a film in several rows.
+    images = set(films.images)
+    return len({name.split("/", strip)[-1] for name in images}) == len(images)
 
 
 def _places(films: Films, depth: int) -> Iterator[Place]:
@@ -136,10 +157,19 @@ def _places(films: Films, depth: int) -> Iterator[Place]:
         bases += [path for path in sorted(root.glob(pattern)) if path.is_dir()]
     # Flattened, too: then only the name is left.
     strips = dict.fromkeys((*range(min(depth, 2) + 1), depth))
-    for suffix in ("", *films.suffixes):
+    suffixes = dict.fromkeys(("", *films.suffixes, *_SUFFIXES))
+    for suffix in suffixes:
         for base in bases:
             for strip in strips:
                 yield Place(base, strip, suffix)
+    # All folders together: each is listed once, and none of them has all films.
+    folders: dict[str, Path] = {}
+    for base in bases[:1] + bases[2:]:
+        for name in list_folder(base):
+            folders.setdefault(name, base)
+    for suffix in suffixes:
+        for strip in strips:
+            yield Place(root, strip, suffix, folders)
 
 
 def with_files(films: Films, place: Place | None) -> Films:

@@ -6,6 +6,7 @@ Every problem is a `UserError` that names file and line, and no cell is shown: i
 import fnmatch
 import json
 import operator
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from cxr_jax.data.sources.films import VIEWS
 from cxr_jax.data.sources.image_files import PLAIN_NAME, BadNameError, split_name
 from cxr_jax.data.sources.patients import LostDigitsError, clean_id
 from cxr_jax.data.sources.table import DELIMITERS, Table, column_key, is_blank, read_state
-from cxr_jax.errors import UserError
+from cxr_jax.errors import UserError, shown
 from cxr_jax.labels.taxonomy import CHEXPERT_14, NOT_MENTIONED, PATHOLOGY
 
 # ---- Files -----------------------------------------------------------------------------------------
@@ -93,6 +94,14 @@ def find_table(root: Path, names: Sequence[str], folders: Sequence[str] = ("",))
     return found[0]
 
 
+def list_folder(folder: Path) -> list[str]:
+    """List what is in a folder; nothing of one that is not there, or may not be listed."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
 def read_json(path: Path) -> Any:
     """Read a file that holds one JSON value.
 
@@ -106,11 +115,25 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not UTF-8 text") from None
     # NaN is read: pandas writes it where a value is missing.
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
+    except _TwiceError as error:
+        raise UserError(f"{path}: the key {shown(error)} stands twice in one object") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON") from None
     except (ValueError, RecursionError):
         raise UserError(f"{path}: not valid JSON") from None
+
+
+class _TwiceError(ValueError):
+    """The key that an object has twice: two readers would take different values."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwiceError(next(name for name in names if names.count(name) > 1))
+    return found
 
 
 # ---- Columns ---------------------------------------------------------------------------------------
@@ -328,3 +351,14 @@ def count_contradictions(states: np.ndarray) -> Iterator[str]:
     both = (states[:, 0] == 1) & ((states == 1) & np.array(PATHOLOGY)).any(axis=1)
     if count := int(both.sum()):
         yield f"{count:,} films have No Finding together with a finding: kept as given"
+
+
+def count_divided_studies(studies: Sequence[str], states: np.ndarray) -> Iterator[str]:
+    """Say how many studies have films with other labels than their first: labels are of studies, so one is wrong."""
+    first: dict[str, bytes] = {}
+    divided = set()
+    for study, row in zip(studies, states, strict=True):
+        if first.setdefault(study, row.tobytes()) != row.tobytes():
+            divided.add(study)
+    if divided:
+        yield f"{len(divided):,} studies have films with different labels: kept as given"

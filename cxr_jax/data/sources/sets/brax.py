@@ -10,6 +10,7 @@ from cxr_jax.data.sources.films import Films, as_texts
 from cxr_jax.data.sources.films.tables import (
     Columns,
     count_contradictions,
+    count_divided_studies,
     find_table,
     read_ages,
     read_sex,
@@ -29,14 +30,14 @@ def read(data_root: Path, label_kind: str = "") -> Films:
     # A DICOM stands beside each PNG, under the same name in another folder.
     images = columns.paths("PngPath")
     # As CheXpert's: four states, of the study on every film.
-    states = columns.states()
+    states, studies = columns.states(), columns.ids("AccessionNumber")
     return Films(
         name="brax",
         root=data_root,
         ids=as_texts(images),
         images=as_texts(images),
         patients=as_texts(columns.ids("PatientID")),
-        studies=as_texts(columns.ids("AccessionNumber")),
+        studies=as_texts(studies),
         views=as_texts(columns.decode("ViewPosition", read_view, "")),
         splits=as_texts([""] * len(images)),
         states=states,
@@ -50,5 +51,5 @@ def read(data_root: Path, label_kind: str = "") -> Films:
         image_folders=("brax*", "BRAX*", "physionet.org/files/brax/[0-9]*"),
         # No split is published.
         suffixes=(".jpg", ".dcm"),
-        notes=tuple(count_contradictions(states)),
+        notes=(*count_contradictions(states), *count_divided_studies(studies, states)),
     )

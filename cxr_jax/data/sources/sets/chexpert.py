@@ -15,9 +15,11 @@ from cxr_jax.data.sources.films import Films, as_texts
 from cxr_jax.data.sources.films.tables import (
     Columns,
     count_contradictions,
+    count_divided_studies,
     find_table,
     find_tables,
     folder_of,
+    list_folder,
     read_ages,
     read_sex,
     read_view,
@@ -33,9 +35,9 @@ TRAIN_TABLES, VALID_TABLES = (
 TEST_TABLES = ("groundtruth.csv", "test_labels.csv", "test.csv")
 IMAGE_FOLDERS = ("CheXpert-v1.0*", "[Cc]he[Xx]pert*", "images")
 # Old copies and new ones differ in what stands before the patient.
-_OF_STUDY = re.compile(r"(?:^|/)(?P<patient>patient\d+)/(?P<study>study\d+)(?=/|$)")
+OF_STUDY = re.compile(r"(?:^|/)(?P<patient>patient\d+)/(?P<study>study\d+)(?=/|$)")
 _SPLIT = re.compile(r"(?:^|/)(train|valid|val|test)(?=/)")
-_LATERAL_LETTERS = ("LL", "RL")
+_FILM = re.compile(r"view.*\.(?:jpe?g|png|dcm)", re.IGNORECASE)
 
 
 def read(data_root: Path, label_kind: str = "") -> Films:
@@ -62,7 +64,10 @@ def read(data_root: Path, label_kind: str = "") -> Films:
         edition=_edition(tables[0], parts[0].images[0]),
         image_folders=IMAGE_FOLDERS,
         suffixes=(".png", ".dcm"),
-        notes=tuple(count_contradictions(joined["states"])),
+        notes=(
+            *count_contradictions(joined["states"]),
+            *count_divided_studies(joined["studies"], joined["states"]),
+        ),
     )
 
 
@@ -108,7 +113,7 @@ def studies_in_paths(
     patients, studies, numbers = [], [], []
     for row, path in enumerate(paths):
         # A film of nobody could stand on both sides of a split.
-        found = _OF_STUDY.search(path)
+        found = OF_STUDY.search(path)
         if found is None:
             raise columns.error(row, "the path names no patient and study (patient00001/study1)")
         patients.append(found["patient"])
@@ -205,33 +210,47 @@ def read_test(data_root: Path, label_kind: str = "") -> Films:
 
 
 def _with_films(films: Films) -> Films:
-    """The films of the studies, where their folders are there."""
+    """The films of the studies, where their folders are there; a study without one stays a row of its own."""
     # A table that was given by name stands for its folder.
     data_root = folder_of(films.root)
-    for base in (
-        data_root,
-        data_root.parent,
-        *(f for p in IMAGE_FOLDERS for f in sorted(data_root.glob(p))),
-    ):
-        # With the name of the root in front, or without.
-        for strip in (0, 1):
-            folders = [base / image.split("/", strip)[-1] for image in films.images]
-            if not folders[0].is_dir():
-                continue
-            found = [
-                (study, f"{image}/{path.name}")
-                for study, (folder, image) in enumerate(zip(folders, films.images, strict=True))
-                for path in sorted(folder.glob("view*"))
-            ]
-            # Labels of the study on every film of it.
-            rows = films.select(np.array([study for study, _ in found]))
-            images = [image for _, image in found]
-            blank = [""] * len(images)
-            return _replace_films(rows, images, read_views(blank, blank, images))
-    return films
-
-
-def _replace_films(films: Films, images: list[str], views: list[str]) -> Films:
+    bases = [data_root, data_root.parent]
+    bases += [path for name in IMAGE_FOLDERS for path in sorted(data_root.glob(name))]
+    # Where most studies are, with the name of the root in front, or without.
+    listings = (_list_films(films, base, strip) for base in bases for strip in (0, 1))
+    found = max(listings, key=lambda names: sum(map(bool, names)))
+    if not any(found):
+        return films
+    # Labels of the study on every film of it.
+    rows = np.repeat(np.arange(len(films)), [max(1, len(names)) for names in found])
+    images = [
+        f"{study}/{name}" if name else study
+        for study, names in zip(films.images, found, strict=True)
+        for name in names or ("",)
+    ]
+    blank = [""] * len(images)
+    # A study is no film: it has no view.
+    is_study = films.images[rows] == as_texts(images)
+    views = as_texts(read_views(blank, blank, images))
+    views[is_study] = ""
+    notes = []
+    if missing := int(is_study.sum()):
+        notes.append(f"{missing:,} studies have no film here: each is a row")
     return replace(
-        films, ids=as_texts(images), images=as_texts(images), views=as_texts(views), has_images=True
+        films.select(rows),
+        ids=as_texts(images),
+        images=as_texts(images),
+        views=views,
+        has_images=True,
+        notes=(*films.notes, *notes),
     )
+
+
+def _list_films(films: Films, base: Path, strip: int) -> list[list[str]]:
+    """The names of the files of each study below a folder."""
+    listed = []
+    for study in films.images:
+        folder = base / study.split("/", strip)[-1]
+        # What a download has left half done is no film.
+        names = filter(_FILM.fullmatch, list_folder(folder))
+        listed.append(sorted(names))
+    return listed

@@ -21,7 +21,8 @@ from cxr_jax.data.sources.films.tables import (
     read_number,
     read_sex,
 )
-from cxr_jax.data.sources.sets.chexpert import read_views, split_in_path, studies_in_paths
+from cxr_jax.data.sources.image_files import film_key
+from cxr_jax.data.sources.sets.chexpert import OF_STUDY, read_views, split_in_path, studies_in_paths
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14, NOT_MENTIONED
 
@@ -42,12 +43,13 @@ def read(data_root: Path, label_kind: str = "") -> Films:
     for row, (given, patient) in enumerate(zip(columns["deid_patient_id"], patients, strict=True)):
         if given and given != patient:
             raise columns.error(row, "deid_patient_id and the path name two patients")
+    keys = [_key_of(name) for name in film_names]
+    columns.check_once(keys, "the film")
     # Published beside the paths' .jpg: films are PNG.
     images = [
         name.removesuffix(".jpg") + ".png" if name.endswith(".jpg") else name for name in film_names
     ]
-    # Labels are joined by the path as the table spells it, whatever the suffix on disk.
-    label_file, states, notes = _read_labels(data_root, table, film_names, label_kind)
+    label_file, states, notes = _read_labels(data_root, table, keys, label_kind)
     splits = [
         given or split_in_path(name, table)
         for given, name in zip(columns["split"], film_names, strict=True)
@@ -79,8 +81,16 @@ def read(data_root: Path, label_kind: str = "") -> Films:
     )
 
 
+def _key_of(name: str) -> str:
+    """What a path says of a film, whatever stands before the patient and whatever suffix: labels are joined by it."""
+    name = film_key(name.replace("\\", "/"))
+    if found := OF_STUDY.search(name):
+        return name[found.start("patient") :]
+    return name
+
+
 def _read_labels(
-    data_root: Path, table: Path, film_names: list[str], label_kind: str
+    data_root: Path, table: Path, keys: list[str], label_kind: str
 ) -> tuple[tuple[Path, ...], np.ndarray, list[str]]:
     """The file of labels, if there is one, the states of the films, what there is to say."""
     # The report says most; its parts are asked where it is not there.
@@ -88,12 +98,12 @@ def _read_labels(
     names = [f"{part}_fixed.json*" for part in wanted]
     # Beside the table, too, where the root is that.
     found = find_tables(folder_of(data_root), names, _LABEL_FOLDERS)
-    states = no_states(len(film_names))
+    states = no_states(len(keys))
     if not found:
         if label_kind:
             raise UserError(f"{data_root}: holds no {names[0]}")
         return (), states, ["no file of labels (report_fixed.json) is there: all labels are blank"]
-    place_of = {name: place for place, name in enumerate(film_names)}
+    place_of = {name: place for place, name in enumerate(keys)}
     seen: dict[str, int] = {}
     elsewhere = 0
     for number, _, record in json_rows.read_rows(found[0]):
@@ -103,6 +113,7 @@ def _read_labels(
             name = record.get("path_to_image")
             if not isinstance(name, str):
                 raise BadRowError("no path_to_image")
+            name = _key_of(name)
             if seen.setdefault(name, number) != number:
                 raise BadRowError(f"the film is that of line {seen[name]}")
             row_states = [_state(record, label) for label in CHEXPERT_14]
@@ -115,7 +126,7 @@ def _read_labels(
             elsewhere += 1
     # Counted: a table and labels of two releases would fit in part.
     notes = []
-    if unlabelled := len(film_names) - (len(seen) - elsewhere):
+    if unlabelled := len(keys) - (len(seen) - elsewhere):
         notes.append(f"{unlabelled:,} films have no row of labels: blank")
     if elsewhere:
         notes.append(f"{elsewhere:,} rows of labels are of films that the table does not list")

@@ -111,7 +111,7 @@ def _read_study(name: str, study: Any, split: str) -> list[dict[str, Any]]:
     rows = []
     for path, view in zip(paths, views, strict=True):
         # One step up is published; two lead out of the set.
-        image = "/".join(split_name(path.removeprefix("../")))
+        image = "/".join(split_name(path.replace("\\", "/").removeprefix("../")))
         # GRDN.. once for the patient and once for the study.
         patient = patient_in_path(image)
         if patient is None:
