@@ -154,6 +154,10 @@ def test_another_suffix_is_named_in_rows(capsys, tmp_path):
 
 
 def test_large_sets_are_sampled(tmp_path, monkeypatch):
+    assert (places.CHECK_ALL, places.SAMPLE) == (10_000, 1_000)
+    # The same in small: folders of ten thousand patients take seconds to make.
+    monkeypatch.setattr(places, "CHECK_ALL", 200)
+    monkeypatch.setattr(places, "SAMPLE", 50)
     names = table_of(tmp_path, places.CHECK_ALL + 1)
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True)
