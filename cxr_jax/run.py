@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from cxr_jax.config import preset_files, schema
+from cxr_jax.config import preset_files, schema, source_specs
 from cxr_jax.config.sections import DataConfig, RunConfig, in_todays_words
 from cxr_jax.errors import RunFailedError, UserError
 from cxr_jax.runtime import processes
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 TASKS = ("evaluate", "rl", "sft")
+SOURCES = ("data.train", "data.eval")  # keys whose values are sources by name
 Reward = Callable | tuple[Callable, float]
 # What a full or write-protected disk raises: a reason that one line says.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -159,7 +160,8 @@ def _flat(keys: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     # A list is a value, and no section.
     flat: dict[str, Any] = {}
     for name, value in keys.items():
-        if isinstance(value, Mapping | ConfigDict):
+        # Sources by name are one value: their names are the user's.
+        if isinstance(value, Mapping | ConfigDict) and f"{prefix}{name}" not in SOURCES:
             flat |= _flat(dict(value), f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = value
@@ -178,6 +180,8 @@ def _set(resolved: ConfigDict, name: str, value: Any) -> None:
         near = difflib.get_close_matches(name, _flat(resolved), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(f"the config has no key {name!r}{hint}")
+    if name in SOURCES:
+        value = ConfigDict(source_specs.parse(value, last))
     # Locked or not, its keys are known by now.
     try:
         with section.unlocked():

@@ -5,10 +5,11 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
+import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from cxr_jax.config import schema
+from cxr_jax.config import schema, source_specs
 from cxr_jax.config.preset_files import PRESET_FOLDER, preset_names
 from cxr_jax.errors import UserError, exit_code, print_any_text
 
@@ -63,7 +64,9 @@ def _parse(arguments: list[str]) -> None:
     try:
         # The first of what remains is the program's name; all else should have been a flag.
         declared = _with_config_files(_as_declared(arguments))
+        declared, sources = _without_sources(declared)
         stray_arguments = flags.FLAGS(declared)[1:]
+        _set_sources(sources)
     except UserError:
         raise
     except Exception as error:  # absl, ml_collections and the config file itself raise many kinds
@@ -84,6 +87,43 @@ def _as_declared(arguments: list[str]) -> list[str]:
         if flag_name.startswith("--") and name in flags.FLAGS:
             declared[index] = f"--{name}{equals}{value}"
     return declared
+
+
+# ---- Sources by name, a text each ------------------------------------------------------------------
+
+_SOURCES = re.compile(r"--?config\.data\.(train|eval)")
+
+
+def _without_sources(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Take out the flags of keys that hold sources by name: a text is no section, which config_flags wants there."""
+    kept: list[str] = []
+    sources: dict[str, str] = {}
+    waiting = ""  # the key whose text is the next argument
+    for argument in arguments:
+        flag_name, equals, text = argument.partition("=")
+        if waiting:
+            sources[waiting], waiting = argument, ""
+        elif match := _SOURCES.fullmatch(flag_name):
+            sources[match[1]] = text
+            waiting = "" if equals else match[1]
+        else:
+            kept.append(argument)
+    if waiting:
+        raise UserError(f"--config.data.{waiting} needs a value: sources by name")
+    return kept, sources
+
+
+def _set_sources(sources: dict[str, str]) -> None:
+    """Set what `_without_sources` has taken out. Raises UserError for a key that the config has not."""
+    for key, text in sources.items():
+        data = CONFIG.value.get("data", {})
+        if key not in data:
+            raise UserError(f"--config.data.{key}={text}: the config has no key {key!r}")
+        with data.unlocked():
+            data[key] = ml_collections.ConfigDict(source_specs.parse(text, key))
+
+
+# ---- The flag of a config ----------------------------------------------------------------------------
 
 
 def _with_config_files(arguments: list[str]) -> list[str]:

@@ -123,7 +123,7 @@ def defaults(task: str, source: str = "phantom") -> ml_collections.ConfigDict:
             section = section[part]
         value = key.default[task]
         # A copy of its own for each config, since a config is changed in place.
-        if key.type == "section":
+        if key.type in ("section", "sources"):
             value = ml_collections.ConfigDict(value)
         section[key.name.rpartition(".")[2]] = value
     config.data.source = source
@@ -156,6 +156,14 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         values.require("steps", *_RULES["whole"](">= 1"))
     values.require_divides("batch_size", "micro_batches")
     values.require_divides("rl.prompts_per_step", "rl.micro_batches", "rl.minibatches")
+
+
+def rule_of(name: str) -> tuple[Callable[[Any], bool], str] | None:
+    """Find what a value of a key must pass, and what a message says that it must be; None if there is no such rule."""
+    key = keys().get(name)
+    if key is None or key.type not in _RULES:
+        return None
+    return _RULES[key.type](key.range)
 
 
 def is_number(value: Any, rule: str = "", *, whole: bool = False) -> bool:
@@ -380,6 +388,7 @@ _TYPE_NAMES = {
     "patterns": "tuple of texts",
     "names": "tuple of texts",
     "section": "section",
+    "sources": "sources by name",
 }
 
 
@@ -391,6 +400,8 @@ def _range_of(key: Key) -> str:
 
 
 def _default_of(key: Key) -> str:
+    if key.type == "sources":
+        return "none"
     # One value where all tasks agree, else each with its task.
     shown = {task: _shown(value) for task, value in key.default.items()}
     if len(set(shown.values())) == 1:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import ml_collections
 
-from cxr_jax.config import reward_names, schema
+from cxr_jax.config import reward_names, schema, source_specs
 
 
 class _Section:
@@ -78,6 +78,9 @@ class DataConfig(_Section):
 
     PREFIX = "data"
     source: str
+    train: dict[str, dict[str, Any]]
+    eval: dict[str, dict[str, Any]]
+    ood: str
     hospital: str
     ood_hospital: str
     seed: int
@@ -111,16 +114,31 @@ class DataConfig(_Section):
     cache_mib: int
     threads: int
 
+    def __post_init__(self) -> None:
+        """Read the sources by name. Raises UserError."""
+        for key in ("train", "eval"):
+            object.__setattr__(self, key, source_specs.parse(getattr(self, key), key))
+
     @property
     def kind(self) -> str:
-        """What the images are: "phantom", or "files", the rows of a manifest or the films of a data set."""
+        """What the images that train are: "phantom", or "files", the rows of manifests or the films of data sets."""
         # Everything but phantoms is read from disk, by one path of code.
-        return "phantom" if self.source == "phantom" else "files"
+        return "phantom" if self._trains == {"phantom"} else "files"
+
+    @property
+    def shown_kind(self) -> str:
+        """What a page says that its numbers are of: "phantom" only where no film is looked at, either."""
+        looked_at = {spec["source"] for spec in self.eval.values()}
+        return "phantom" if self._trains | looked_at == {"phantom"} else "files"
+
+    @property
+    def _trains(self) -> set[str]:
+        return {spec["source"] for spec in self.train.values()} or {self.source}
 
     @property
     def is_data_set(self) -> bool:
         """Whether the films are those of a data set in its own layout."""
-        return self.source not in ("phantom", "files")
+        return not self.train and self.source not in ("phantom", "files")
 
     @property
     def scores_all(self) -> bool:

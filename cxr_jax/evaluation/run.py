@@ -14,7 +14,8 @@ from cxr_jax import report
 from cxr_jax.config.sections import EvaluationConfig, RunConfig
 from cxr_jax.data.prompts import as_text, most_films
 from cxr_jax.data.sources.base import Batch, Source
-from cxr_jax.data.sources.splits import Splits, open_splits, with_train_rows
+from cxr_jax.data.sources.several.run_sources import open_sources
+from cxr_jax.data.sources.splits import Splits, with_train_rows
 from cxr_jax.evaluation import scored_sets, set_scores
 from cxr_jax.evaluation.film_use import OtherImages
 from cxr_jax.evaluation.occlusion import CoverAudit
@@ -58,11 +59,11 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
     starting_model = pretrained.load_starting_model(settings.model, settings.seed)
     model_config = starting_model.config.with_attention(settings.attention)
     processor = registry.processor_of(model_config)
-    splits = open_splits(settings.data, processor=processor, only_scores=True)
+    splits = open_sources(settings.data, processor=processor, only_scores=True)
     if settings.eval.include_train:
         splits = with_train_rows(splits)
     splits = replace(splits, contaminated=earlier_runs.contamination(settings, splits))
-    if settings.data.is_data_set:
+    if settings.data.is_data_set or settings.data.eval:
         run_folder.remember(protocol=splits.label_policy)
     # Where images are squares, those of all test sets are of one size: the first one tells it.
     image_size = next(iter(splits.test.values())).size
@@ -151,7 +152,7 @@ def evaluate_models(
     )
     tables, comparisons = results.tables, results.comparisons
     _write_report(run_folder, settings, tables, comparisons, results.cases, notes, remarks)
-    return text_table(tables, comparisons, settings.data.kind, remarks)
+    return text_table(tables, comparisons, settings.data.shown_kind, remarks)
 
 
 def read_set(
@@ -312,7 +313,7 @@ def _write_report(
         cases=cases,
         notes=list(notes),
         # The page says of its numbers where the images came from: phantoms are no patients.
-        kind=settings.data.kind,
+        kind=settings.data.shown_kind,
         comparisons=comparisons,
         remarks=remarks,
     )

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from cxr_jax import phantom
@@ -17,11 +16,11 @@ from cxr_jax.config import schema
 from cxr_jax.config.sections import DataConfig, LoraConfig, RunConfig
 from cxr_jax.data import prompts as data_prompts
 from cxr_jax.data.prompts import Conversation, Prompt
-from cxr_jax.data.sources import splits
-from cxr_jax.data.sources.base import Source
-from cxr_jax.data.sources.manifest import FilesSource
-from cxr_jax.data.sources.phantom import PhantomSource, open_phantoms
-from cxr_jax.data.sources.rows import Row, conversations_of
+from cxr_jax.data.sources.base import ENDLESS, Source
+from cxr_jax.data.sources.phantom import open_phantoms
+from cxr_jax.data.sources.rows import Row
+from cxr_jax.data.sources.several import run_sources
+from cxr_jax.data.sources.several.mixture import films_of, tried
 from cxr_jax.errors import UserError
 from cxr_jax.inference.prompts import (
     ROLES,
@@ -79,8 +78,9 @@ def check_common(config: ConfigDict) -> Source:
     Trainable.create(settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype)
     pretrained.check_model(settings.model)
     pretrained.check_weights(settings.model)
-    open_prompts = {"phantom": _phantom_prompts, "files": _film_prompts}[data.kind]
-    train, prompts = open_prompts(settings)
+    # Phantoms alone need nothing from a disk.
+    opens_all = data.kind == "files" or data.train or data.eval
+    train, prompts = (_film_prompts if opens_all else _phantom_prompts)(settings)
     check_model(settings.model, train.size, prompts, settings.max_completion, data)
     if data.kind == "files" and not settings.model.startswith("random:"):
         image_checks.warn_of_other_sizes(settings)
@@ -96,16 +96,19 @@ def _phantom_prompts(settings: RunConfig) -> tuple[Source, dict[Prompt, str]]:
 def _film_prompts(settings: RunConfig) -> tuple[Source, dict[Prompt, str]]:
     """The training source of a manifest, and each prompt with the first row that asks it."""
     data = settings.data
-    if data.sites:
+    if data.kind == "files" and data.sites:
         raise UserError(
             f"config.data.sites={data.sites} must be 0 for files: only phantoms are drawn at other sites"
         )
-    for name in ("root",) if data.is_data_set else ("manifest", "image_root"):
-        if not getattr(data, name):
-            raise UserError(f"config.data.{name} is empty; give it with --config.data.{name}=PATH")
-    _check_choice_of_films(data)
+    if not data.train and data.source != "phantom":
+        for name in ("root",) if data.is_data_set else ("manifest", "image_root"):
+            if not getattr(data, name):
+                raise UserError(
+                    f"config.data.{name} is empty; give it with --config.data.{name}=PATH"
+                )
+        _check_choice_of_films(data)
     is_evaluation = settings.task == "evaluate"
-    opened = splits.open_splits(data, only_scores=is_evaluation)
+    opened = run_sources.open_sources(data, only_scores=is_evaluation)
     # With another seed others are held out, but all are scored.
     only_scores = is_evaluation and not data.scores_all
     earlier = earlier_runs.check_held_out(settings.model, data, opened, only_scores=only_scores)
@@ -114,10 +117,11 @@ def _film_prompts(settings: RunConfig) -> tuple[Source, dict[Prompt, str]]:
         for line in (*opened.about, *opened.warnings, *earlier):
             print(line, flush=True)
     sources = [opened.train, *opened.select.values(), *opened.test.values()]
-    rows = [row for source in sources if isinstance(source, FilesSource) for row in source.rows]
-    if not data.is_native:
+    rows = [row for source in sources for films in films_of(source) for row in films.rows]
+    if not data.is_native and rows:
         _check_film_counts(rows)
-    return opened.train, {row.asked: f"the prompt of row {row.id}" for row in reversed(rows)}
+    named = {row.asked: f"the prompt of row {row.id}" for row in reversed(rows)}
+    return opened.train, {**dict.fromkeys(opened.prompts(), "the prompt"), **named}
 
 
 def _check_choice_of_films(data: DataConfig) -> None:
@@ -343,7 +347,7 @@ def history_width(train: Source, tokenizer: Tokenizer, images: Images) -> int:
     rows = _measure(tokenizer, images, "last", *_conversations_of(train))
     longest = max(row.prompt for row in rows)
     # Of phantoms there are always more than those that are tried.
-    return longest + (longest // 8 if isinstance(train, PhantomSource) else 0)
+    return longest + (longest // 8 if len(train) == ENDLESS else 0)
 
 
 class _Measured(NamedTuple):
@@ -395,12 +399,7 @@ def _naming(row_name: str) -> Iterator[None]:
 
 def _conversations_of(train: Source) -> tuple[list[Conversation], list[str]]:
     """Conversations that a source trains on, and names of their rows."""
-    if isinstance(train, FilesSource):
-        # Of the rows as they are written: that some films cannot be read is no matter here, and takes long to find.
-        return conversations_of(train.rows, train.name), [row.id for row in train.rows]
-    assert isinstance(train, PhantomSource)
-    indices = np.arange(PHANTOMS_TO_TRY)
-    return train.conversations(train.facts(indices), indices), train.about(indices)["ids"]
+    return tried(train, PHANTOMS_TO_TRY)
 
 
 def _warn_of_spelled_turns(
@@ -422,12 +421,13 @@ def fingerprint(model: str, data: DataConfig) -> dict[str, Any]:
     A run is never resumed on another manifest or from other weights; the code is for the record.
     """
     weights = pretrained.fingerprint(model)
+    rows = {"manifest_sha256": found} if (found := run_sources.digest(data)) else {}
     if data.kind == "files":
-        return {"source": data.source, "manifest_sha256": splits.digest(data), **weights}
+        return {"source": data.source, **rows, **weights}
     code = hashlib.sha256()
     for path in sorted(pathlib.Path(phantom.__file__).parent.rglob("*.py")):
         code.update(path.read_bytes())
-    return {"source": data.source, "code_sha256": code.hexdigest(), **weights}
+    return {"source": data.source, **rows, "code_sha256": code.hexdigest(), **weights}
 
 
 def check_rows_divide(settings: RunConfig, shards: int) -> None:

@@ -10,9 +10,10 @@ from cxr_jax.data.sources import patients, splits
 from cxr_jax.data.sources.base import Source
 from cxr_jax.data.sources.guard import Finding
 from cxr_jax.data.sources.guard.of_run import find_in_run
-from cxr_jax.data.sources.manifest import FilesSource
 from cxr_jax.data.sources.patients import FORMER, Sides
 from cxr_jax.data.sources.rows import Row
+from cxr_jax.data.sources.several import run_sources
+from cxr_jax.data.sources.several.mixture import films_of
 from cxr_jax.data.sources.splits import Splits
 from cxr_jax.errors import UserError
 from cxr_jax.runtime import processes
@@ -56,11 +57,19 @@ def trained_on_films(model: str) -> Iterator[EarlierRun]:
         visited.add(folder.resolve())
         config = about["config"]
         data = config.get("data") or {}
-        if config.get("task") in ("sft", "rl") and data.get("source") != "phantom":
+        if config.get("task") in ("sft", "rl") and _reads_films(data):
             facts = about.get("data") or {}
-            place = str(data.get("manifest") or data.get("root"))
+            place = str(
+                data.get("manifest") or data.get("root") or ", ".join(data.get("train", ()))
+            )
             yield EarlierRun(folder, place, int(data.get("seed", 0)), facts, dict(data))
         model = str(config.get("model", ""))
+
+
+def _reads_films(data: dict[str, Any]) -> bool:
+    together = data.get("train") or {}
+    sources = [spec.get("source") for spec in together.values()] or [data.get("source")]
+    return set(sources) != {"phantom"}
 
 
 def _read_about(folder: Path) -> dict[str, Any]:
@@ -90,7 +99,7 @@ def check_held_out(model: str, data: DataConfig, opened: Splits, *, only_scores:
             was given.
     """
     runs = list(trained_on_films(model))
-    digest = splits.digest(data) if runs else ""
+    digest = run_sources.digest(data) if runs else ""
     seeds = {run.seed for run in runs if run.facts.get("manifest_sha256") == digest}
     held_rows = _rows([*opened.select.values(), *opened.test.values()])
     everyone = [
@@ -100,7 +109,8 @@ def check_held_out(model: str, data: DataConfig, opened: Splits, *, only_scores:
     held = {row.group for row in held_rows}
     warnings = []
     for run in runs:
-        if run.facts.get("manifest_sha256") == digest:
+        # Where several sources have trained, all of their patients have.
+        if run.facts.get("manifest_sha256") == digest and not run.data.get("train"):
             trained = _trained(everyone, run) & held
             # Runs of several seeds have together trained on whoever is held out now: that can only be said.
             if trained and only_scores and seeds == {run.seed} != {data.seed}:
@@ -111,7 +121,7 @@ def check_held_out(model: str, data: DataConfig, opened: Splits, *, only_scores:
                 )
         else:
             try:
-                trained = _trained_elsewhere(run, held_rows)
+                trained = _trained_elsewhere(run, [*held_rows, *_named_rows(run, opened)])
             except UserError:
                 warnings.append(
                     f"warning: config.model={model!r}: the rows that trained it are not at {run.manifest!r}: whether "
@@ -127,8 +137,23 @@ def check_held_out(model: str, data: DataConfig, opened: Splits, *, only_scores:
     return warnings
 
 
+def _named_rows(run: EarlierRun, opened: Splits) -> list[Row]:
+    """The rows of named sets of the data sets that a run trained on: elsewhere an id is somebody else's."""
+    together = run.data.get("train") or {}
+    trained = {spec["source"] for spec in together.values()} or {run.data.get("source")}
+    return [
+        row
+        for source in (*opened.select.values(), *opened.test.values())
+        for part in films_of(source)
+        if part.opened_from is not None and part.opened_from.source in trained
+        for row in part.rows
+    ]
+
+
 def _rows(sources: Sequence[Source]) -> list[Row]:
-    return [row for source in sources if isinstance(source, FilesSource) for row in source.rows]
+    """The rows of sources of films that the run splits: named sets are of other people (but see the guard)."""
+    films = [part for source in sources for part in films_of(source)]
+    return [row for source in films if source.opened_from is None for row in source.rows]
 
 
 class _Person(NamedTuple):
@@ -162,7 +187,19 @@ def _trained(people: Iterable[_Person], run: EarlierRun) -> set[str]:
 
 def _trained_elsewhere(run: EarlierRun, held_rows: Sequence[Row]) -> set[str]:
     """The groups of rows whose patient is in another manifest, among those that trained. Raises UserError."""
-    rows = splits.read_patients(DataConfig.with_defaults(**run.data))
+    data = DataConfig.with_defaults(**run.data)
+    if data.train:
+        keys = {
+            patients.same_patient_key(found.patient)
+            for found in run_sources.trained_patients(data)
+            if found.patient
+        }
+        return {
+            row.group
+            for row in held_rows
+            if row.patient and patients.same_patient_key(row.patient) in keys
+        }
+    rows = splits.read_patients(data)
     # A patient's group has the least of its spellings.
     groups: dict[str, str] = {}
     for patient, _ in rows:

@@ -6,13 +6,8 @@ from cxr_jax.config.sections import DataConfig, RunConfig
 from cxr_jax.data.prompts import most_films
 from cxr_jax.data.sources.base import Source, indices_of
 from cxr_jax.data.sources.patients import Sides
-from cxr_jax.data.sources.splits import (
-    HELD_OUT_PART,
-    Splits,
-    describe_kept,
-    former_sides,
-    open_splits,
-)
+from cxr_jax.data.sources.several.run_sources import open_sources
+from cxr_jax.data.sources.splits import HELD_OUT_PART, Splits, describe_kept, former_sides
 from cxr_jax.inference.prompts import Prompts
 from cxr_jax.models import registry
 from cxr_jax.models.image_batches import open_images
@@ -68,7 +63,7 @@ class Setup:
         model_config = as_computed(start.config, settings)
         # What the run has decided before holds: who is held out does not change.
         sides = _sides_of(settings.data, run_folder)
-        splits = open_splits(settings.data, sides, registry.processor_of(start.config))
+        splits = open_sources(settings.data, sides, registry.processor_of(start.config))
         splits = replace(splits, contaminated=earlier_runs.contamination(settings, splits))
         # Of all sets the prompt with most films decides the shapes.
         images = open_images(
@@ -95,7 +90,7 @@ class Setup:
             processes.together(lambda: _read_first_films(setup, run_folder.steps_saved()))
         # Only now: what could be refused is, and the folder is as it was until here.
         run_folder.remember(**splits.sides.facts())
-        if settings.data.is_data_set:
+        if settings.data.is_data_set or settings.data.eval:
             run_folder.remember(protocol=splits.label_policy)
         if splits.contaminated:
             run_folder.remember(contaminated=splits.contaminated)
@@ -130,7 +125,7 @@ class Setup:
             export.ExportFacts(
                 task=settings.task,
                 started_from=self.started_from,
-                data_source=settings.data.source,
+                data_source=" + ".join(settings.data.train) or settings.data.source,
                 pixel_limits=settings.data.pixel_limits,
                 dtype=settings.dtype,
                 contaminated=self.splits.contaminated,
@@ -154,7 +149,9 @@ def _open_examples(settings: RunConfig, train: Source, prompts: Prompts) -> Exam
 def _sides_of(data: DataConfig, run_folder: RunFolder) -> Sides:
     """Who is on which side of the run's split, as its folder says, or else as the run must have drawn it."""
     sides = Sides.of_run(run_folder.data)
-    if data.source == "files" and not sides.held_out_up_to and run_folder.steps_saved():
+    # Of several sources none is split.
+    is_split = data.source == "files" and not data.train
+    if is_split and not sides.held_out_up_to and run_folder.steps_saved():
         return former_sides(data)
     return sides
 

@@ -20,12 +20,15 @@ SECTIONS = [
 ]
 
 
+WHOLE = ("rl.reward_weights", "data.train", "data.eval")
+
+
 def names_of(config, prefix=""):
-    """Dotted names of the leaves of a config; the reward weights count as one."""
+    """Dotted names of the leaves of a config; the reward weights, and sources by name, count as one."""
     names = set()
     for name, value in config.items():
         dotted = prefix + name
-        if hasattr(value, "items") and dotted != "rl.reward_weights":
+        if hasattr(value, "items") and dotted not in WHOLE:
             names |= names_of(value, f"{dotted}.")
         else:
             names.add(dotted)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cxr_jax.config.sections import DataConfig
 from cxr_jax.data import image_gate, images, json_rows, loading, resize
 from cxr_jax.data.image_cache import CACHE_MIB, ImageCache
 from cxr_jax.data.json_rows import BadRowError, is_absent
@@ -270,6 +271,7 @@ class FilesSource:
         self.cache, self.threads = cache or ImageCache(), threads
         self.unreadable = unreadable or UnreadableFiles()
         self.watch: image_gate.Watch | None = None  # judges what is decoded, if anybody does
+        self.opened_from: DataConfig | None = None  # of a named source what it says of its own
         # Rows that were asked for -> those that were read in their place, mostly themselves.
         self._stand_ins: dict[int, int] = {}
 

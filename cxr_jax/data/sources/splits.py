@@ -172,19 +172,18 @@ def _file_splits(
     processor: ImageProcessor | None = None,
     only_scores: bool = False,
 ) -> Splits:
-    rows, films = _open_rows(data_config)
+    rows, films = open_rows(data_config)
     # ---- Who is where ----
     if only_scores and data_config.scores_all:
         parts = _score_all(rows, data_config)
     else:
         parts, sides = _hold_out(rows, data_config, sides)
-    _set_reading(parts.values(), data_config, processor)
+    set_reading(parts.values(), data_config, processor)
     # ---- What there is to say of them ----
-    known_share = manifest.known_share(rows)
-    label_policy = policy.describe((row.policy for row in rows), known_share)
+    label_policy = describe_labels(rows, None)
     about: list[str | None] = [_describe_groups(parts), f"labels: {label_policy}"]
     if films is not None:
-        label_policy = films.describe_protocol()
+        label_policy = describe_labels(rows, films)
         about = [_describe_groups(parts), *films.about, f"protocol: {label_policy}"]
     about += [gather.describe(rows), describe_repeats(rows)]
     # A data set goes by its own name in every table.
@@ -197,7 +196,7 @@ def _file_splits(
         out_of_distribution=shown_name,
         label_policy=label_policy,
         about=tuple(filter(None, about)),
-        warnings=_warnings(_name_of(data_config), rows, known_share, "train" in parts),
+        warnings=warn_of_rows(_name_of(data_config), rows, "train" in parts),
         sides=sides,
     )
 
@@ -252,14 +251,21 @@ def _score_all(rows: list[Row], data: DataConfig) -> dict[str, manifest.FilesSou
 
 def _beside(source: manifest.FilesSource, rows: list[Row], name: str) -> manifest.FilesSource:
     """Other rows with the cache and the limits of a source."""
-    return manifest.FilesSource(
+    return beside(source, rows, f"files ({name})")
+
+
+def beside(source: manifest.FilesSource, rows: list[Row], name: str) -> manifest.FilesSource:
+    """Give other rows, read as those of a source, with its cache and its limits."""
+    other = manifest.FilesSource(
         rows,
         source.size,
-        name=f"files ({name})",
+        name=name,
         cache=source.cache,
         threads=source.threads,
         unreadable=source.unreadable,
     )
+    other.native, other.watch, other.opened_from = source.native, source.watch, source.opened_from
+    return other
 
 
 def _name_of(data: DataConfig) -> str:
@@ -268,8 +274,8 @@ def _name_of(data: DataConfig) -> str:
     return f"{data.source} in {data.root}" if data.is_data_set else data.manifest
 
 
-def _open_rows(data: DataConfig) -> tuple[list[Row], film_rows.FilmRows | None]:
-    """The rows of a manifest, or of a data set with what there is to say of it."""
+def open_rows(data: DataConfig) -> tuple[list[Row], film_rows.FilmRows | None]:
+    """Read the rows of a manifest, or of a data set with what there is to say of it. Raises UserError."""
     if not data.is_data_set:
         return manifest.load_rows(data.manifest, data.image_root, data.repeats, data.images), None
     # As of a manifest: groups, what nobody is wrong to name, films that are asked about together.
@@ -278,9 +284,20 @@ def _open_rows(data: DataConfig) -> tuple[list[Row], film_rows.FilmRows | None]:
     return gather.gather(rows, gather.parse_images(data.images)), films
 
 
+def describe_labels(rows: Sequence[Row], films: film_rows.FilmRows | None) -> str:
+    """Say what stands beside every number of these rows, in one line.
+
+    Args:
+        films: of the data set that they are of, if they are of one.
+    """
+    if films is not None:
+        return films.describe_protocol()
+    return policy.describe((row.policy for row in rows), manifest.known_share(rows))
+
+
 def load_films(data: DataConfig) -> list[Row]:
     """Read the rows of a run on films. Raises UserError for what a run refuses."""
-    return _open_rows(data)[0]
+    return open_rows(data)[0]
 
 
 def digest(data: DataConfig) -> str:
@@ -333,7 +350,7 @@ def with_train_rows(splits: Splits) -> Splits:
     return replace(splits, test={name: joined})
 
 
-def _set_reading(
+def set_reading(
     sources: Iterable[manifest.FilesSource],
     data_config: DataConfig,
     processor: ImageProcessor | None,
@@ -390,10 +407,12 @@ def _describe_groups(parts: Mapping[str, manifest.FilesSource]) -> str:
     return f"data: {len(rows):,} rows of {group_count:,} {unit}; {unit} (rows): {shares}"
 
 
-def _warnings(
-    name: str, rows: Sequence[Row], known_share: float, is_divided: bool
-) -> tuple[str, ...]:
-    """What no number of a run may be read without, a line each."""
+def warn_of_rows(name: str, rows: Sequence[Row], is_divided: bool) -> tuple[str, ...]:
+    """Give what no number of a run may be read without, a line each.
+
+    Args:
+        is_divided: some of the patients train.
+    """
     warnings = []
     if is_divided and len({row.group for row in rows}) == 2:
         warnings.append(
@@ -419,7 +438,7 @@ def _warnings(
             f"warning: {name}: {turned:,} of {len(rows):,} rows are no frontal films by their view or path, and are "
             "asked what frontal ones are"
         )
-    if few := policy.warn_few_known(name, known_share):
+    if few := policy.warn_few_known(name, manifest.known_share(rows)):
         warnings.append(few)
     return tuple(warnings)
 

@@ -13,8 +13,8 @@ from cxr_jax.data.sources.guard.findings import (
     find_patients,
     find_registered,
 )
-from cxr_jax.data.sources.manifest import FilesSource
 from cxr_jax.data.sources.rows import Row
+from cxr_jax.data.sources.several.mixture import films_of
 from cxr_jax.data.sources.splits import Splits
 from cxr_jax.runtime import processes
 
@@ -29,29 +29,27 @@ def find_in_run(data: DataConfig, opened: Splits) -> list[Finding]:
     Raises:
         UserError: for a published list beside the data that cannot be read.
     """
-    train = opened.train
-    if not isinstance(train, FilesSource):
-        return []
     # Whoever chooses the checkpoint must not have trained it, either.
-    tests = {
-        source.name: source.rows
-        for source in (*opened.select.values(), *opened.test.values())
-        if isinstance(source, FilesSource)
-    }
-    # By what rows say first: it costs a second for hundreds of thousands of them.
-    columns = _columns(train.rows, data)
-    findings = find_registered(columns, _folders(data))
-    findings += find_patients(
-        columns, {name: _columns(film_rows, data) for name, film_rows in tests.items()}
-    )
-    # Of several processes each would hash all films: the first one's word is enough, and ends the others.
-    if data.guard == "hash" and processes.is_main():
-        findings += find_films(
-            _paths(train.rows),
-            {name: _paths(film_rows) for name, film_rows in tests.items()},
-            data.root or data.image_root,
-            data.threads,
-        )
+    held = [*opened.select.values(), *opened.test.values()]
+    tests = {source.name: source for part in held for source in films_of(part)}
+    findings = []
+    for train in films_of(opened.train):
+        own_data = train.opened_from or data
+        # By what rows say first: it costs a second for hundreds of thousands of them.
+        columns = _columns(train.rows, own_data)
+        findings += find_registered(columns, _folders(own_data))
+        tested = {
+            name: _columns(test.rows, test.opened_from or data) for name, test in tests.items()
+        }
+        findings += find_patients(columns, tested)
+        # Of several processes each would hash all films: the first one's word is enough, and ends the others.
+        if data.guard == "hash" and processes.is_main():
+            findings += find_films(
+                _paths(train.rows),
+                {name: _paths(test.rows) for name, test in tests.items()},
+                own_data.root or own_data.image_root,
+                data.threads,
+            )
     return findings
 
 

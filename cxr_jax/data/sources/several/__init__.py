@@ -1,0 +1,1 @@
+"""Several sources in one run: mixtures that train, named sets that are looked at."""
