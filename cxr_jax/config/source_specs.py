@@ -41,22 +41,22 @@ def parse(value: Any, key: str) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: naming the source and what is wrong.
     """
-    where = f"config.data.{key}"
-    source_specs = _split(value, where) if isinstance(value, str) else value
+    key_name = f"config.data.{key}"
+    source_specs = _split(value, key_name) if isinstance(value, str) else value
     if not isinstance(source_specs, Mapping):
-        raise UserError(f"{where}={shown(repr(value))} must be sources by name")
+        raise UserError(f"{key_name}={shown(repr(value))} must be sources by name")
     # Names stand in tables and in file names of a report.
     for name in source_specs:
         is_name = isinstance(name, str) and 0 < len(name) <= MAX_NAME and name.strip() == name
         if not is_name or not name.isprintable() or set(name) & set("/\\:;|"):
-            raise UserError(f"{where}: {shown(repr(name))} is no name of a source")
+            raise UserError(f"{key_name}: {shown(repr(name))} is no name of a source")
     return {
-        name: _read(name, source_spec, key, f"{where}.{name}")
+        name: _read(name, source_spec, key, f"{key_name}.{name}")
         for name, source_spec in source_specs.items()
     }
 
 
-def _split(text: str, where: str) -> dict[str, str]:
+def _split(text: str, key_name: str) -> dict[str, str]:
     """The sources of a text, by name."""
     source_specs: dict[str, str] = {}
     for part in filter(None, map(str.strip, text.split(";"))):
@@ -65,67 +65,67 @@ def _split(text: str, where: str) -> dict[str, str]:
         if not colon or any(character.isspace() for character in name.strip()):
             name, source_spec = part.split()[0], part
         if name.strip() in source_specs:
-            raise UserError(f"{where}: {name.strip()!r} stands there twice")
+            raise UserError(f"{key_name}: {name.strip()!r} stands there twice")
         source_specs[name.strip()] = source_spec.strip()
     return source_specs
 
 
-def _read(name: str, source_spec: Any, key: str, where: str) -> dict[str, Any]:
+def _read(name: str, source_spec: Any, key: str, key_name: str) -> dict[str, Any]:
     """One source, checked."""
-    said = _words(source_spec, where) if isinstance(source_spec, str) else source_spec
-    if not isinstance(said, Mapping):
+    said_keys = _words(source_spec, key_name) if isinstance(source_spec, str) else source_spec
+    if not isinstance(said_keys, Mapping):
         raise UserError(
-            f"{where}={shown(repr(source_spec))} must be a source: a text, or a dict of its keys"
+            f"{key_name}={shown(repr(source_spec))} must be a source: a text, or a dict of its keys"
         )
     # A copy: what is read is taken out of it.
-    said = dict(said)
-    source = said.pop("source", name)
+    said_keys = dict(said_keys)
+    source = said_keys.pop("source", name)
     if source not in schema.choices("data.source"):
         raise UserError(
-            f"{where}: source={shown(repr(source))} is not one of {', '.join(schema.choices('data.source'))}"
+            f"{key_name}: source={shown(repr(source))} is not one of {', '.join(schema.choices('data.source'))}"
         )
     # A root that is given without its key is what that source is read from.
-    if (root := said.pop("", None)) is not None:
-        said["manifest" if source == "files" else "root"] = root
-    weight = said.pop(WEIGHT, 1.0)
+    if (root := said_keys.pop("", None)) is not None:
+        said_keys["manifest" if source == "files" else "root"] = root
+    weight = said_keys.pop(WEIGHT, 1.0)
     if key != "train" and weight != 1.0:
-        raise UserError(f"{where}: only sources that train have a weight")
+        raise UserError(f"{key_name}: only sources that train have a weight")
     if not schema.is_number(weight, "> 0"):
-        raise UserError(f"{where}: weight={shown(repr(weight))} must be a positive number")
+        raise UserError(f"{key_name}: weight={shown(repr(weight))} must be a positive number")
     allowed = _OF_PHANTOMS if source == "phantom" else _OF_FILMS
-    for own_key in said:
-        if own_key not in allowed:
+    for source_key in said_keys:
+        if source_key not in allowed:
             raise UserError(
-                f"{where} has no key {own_key!r}; a source {source} may say {', '.join(allowed)}"
+                f"{key_name} has no key {source_key!r}; a source {source} may say {', '.join(allowed)}"
             )
-    _check_values(said, where)
-    return {"source": source, **said, **({WEIGHT: float(weight)} if key == "train" else {})}
+    _check_values(said_keys, key_name)
+    return {"source": source, **said_keys, **({WEIGHT: float(weight)} if key == "train" else {})}
 
 
-def _words(text: str, where: str) -> dict[str, Any]:
+def _words(text: str, key_name: str) -> dict[str, Any]:
     """The keys of a source that is a text; "" is the word without an equals sign behind the source."""
     try:
-        words = shlex.split(text)
+        text_words = shlex.split(text)
     except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
-    said: dict[str, Any] = {}
-    for place, word in enumerate(words):
-        own_key, equals, value = word.partition("=")
+        raise UserError(f"{key_name}: {error}") from None
+    said_keys: dict[str, Any] = {}
+    for place, text_word in enumerate(text_words):
+        source_key, equals, value = text_word.partition("=")
         if not equals:
-            own_key, value = ("source", "")[place] if place < 2 else None, word
-            if own_key is None:
-                raise UserError(f"{where}: {word!r} is no KEY=VALUE")
-        if own_key in said:
-            raise UserError(f"{where} says {own_key or 'its root'!r} twice")
-        said[own_key] = value if not equals else _typed(own_key, value)
-    return said
+            source_key, value = ("source", "")[place] if place < 2 else None, text_word
+            if source_key is None:
+                raise UserError(f"{key_name}: {text_word!r} is no KEY=VALUE")
+        if source_key in said_keys:
+            raise UserError(f"{key_name} says {source_key or 'its root'!r} twice")
+        said_keys[source_key] = value if not equals else _typed(source_key, value)
+    return said_keys
 
 
-def _typed(own_key: str, value: str) -> Any:
+def _typed(source_key: str, value: str) -> Any:
     """A value of a text as its key has it: numbers as numbers, names as a tuple."""
-    if own_key == WEIGHT:
+    if source_key == WEIGHT:
         return _number(value)
-    key = schema.keys().get(f"data.{own_key}")
+    key = schema.keys().get(f"data.{source_key}")
     if key is None or key.type in ("text", "choice"):
         return value
     return tuple(value.split(",")) if key.type == "names" else _number(value)
@@ -138,10 +138,10 @@ def _number(value: str) -> Any:
         return value  # refused by whoever wants a number
 
 
-def _check_values(said: Mapping[str, Any], where: str) -> None:
+def _check_values(said_keys: Mapping[str, Any], key_name: str) -> None:
     """Refuse values that the same key of `config.data` would not have."""
-    for own_key, value in said.items():
-        if rule := schema.rule_of(f"data.{own_key}"):
+    for source_key, value in said_keys.items():
+        if rule := schema.rule_of(f"data.{source_key}"):
             is_good, must = rule
             if not is_good(value):
-                raise UserError(f"{where}: {own_key}={shown(repr(value))} {must}")
+                raise UserError(f"{key_name}: {source_key}={shown(repr(value))} {must}")

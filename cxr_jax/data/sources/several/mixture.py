@@ -93,9 +93,9 @@ class Mixture:
 
     def owner(self, index: int) -> tuple[int, int]:
         """Find the source of an index, by its place among `sources`, and the index of the example there."""
-        cycle, place = divmod(int(index), CYCLE)
-        source = int(self._owners[place])
-        number = int(cycle * self._counts[source] + self._ranks[place])
+        cycle, cycle_place = divmod(int(index), CYCLE)
+        source = int(self._owners[cycle_place])
+        number = int(cycle * self._counts[source] + self._ranks[cycle_place])
         length = len(self.sources[source])
         if length >= ENDLESS:
             return source, number
@@ -119,31 +119,35 @@ class Mixture:
         )
         parts = []
         for number, source in enumerate(self.sources):
-            places = np.flatnonzero(found[:, 0] == number)
-            if places.size:
-                parts.append((source, places, found[places, 1]))
+            batch_places = np.flatnonzero(found[:, 0] == number)
+            if batch_places.size:
+                parts.append((source, batch_places, found[batch_places, 1]))
         return parts
 
-    def _gather(self, indices: Indices, ask: Callable[[Source, np.ndarray], Any]) -> list[Any]:
-        """What `ask` tells of the examples of each source, a value an index."""
+    def _gather(
+        self, indices: Indices, ask_source: Callable[[Source, np.ndarray], Any]
+    ) -> list[Any]:
+        """What `ask_source` tells of the examples of each source, a value an index."""
         # Each source is asked once, for all of its examples.
         values: list[Any] = [None] * len(indices)
-        for source, places, own_indices in self._split(indices):
-            for place, value in zip(places, ask(source, own_indices), strict=True):
-                values[place] = value
+        for source, batch_places, own_indices in self._split(indices):
+            for batch_place, value in zip(
+                batch_places, ask_source(source, own_indices), strict=True
+            ):
+                values[batch_place] = value
         return values
 
     def readable(self, indices: Indices) -> list[int]:
         """List those of `indices` that `batch` can give."""
         asked = [int(index) for index in indices]
 
-        def tell(source: Source, own_indices: np.ndarray) -> list[bool]:
+        def tell_source(source: Source, own_indices: np.ndarray) -> list[bool]:
             good = set(source.readable(own_indices))
             return [int(index) in good for index in own_indices]
 
         return [
             index
-            for index, is_good in zip(asked, self._gather(asked, tell), strict=True)
+            for index, is_good in zip(asked, self._gather(asked, tell_source), strict=True)
             if is_good
         ]
 
@@ -152,14 +156,14 @@ class Mixture:
         source (source, places in the batch, indices there, batch of its own)."""
         parts = [(*part, part[0].batch(part[2])) for part in self._split(indices)]
         batch: Batch = {"parts": parts}
-        rows = sum(len(places) for _, places, _, _ in parts)
+        rows = sum(len(batch_places) for _, batch_places, _, _ in parts)
         for name in ("image", "images", *_ARRAYS):
             if name not in parts[0][3]:
                 continue
             values: list[Any] = [None] * rows
-            for _, places, _, own_batch in parts:
-                for place, value in zip(places, own_batch[name], strict=True):
-                    values[place] = value
+            for _, batch_places, _, own_batch in parts:
+                for batch_place, value in zip(batch_places, own_batch[name], strict=True):
+                    values[batch_place] = value
             batch[name] = (
                 values if name == "images" else np.stack([np.asarray(value) for value in values])
             )
@@ -171,40 +175,42 @@ class Mixture:
         """List prompts and ids, one each of every index; ids begin with the name of their source."""
         names = list(self.shares)
 
-        def tell(source: Source, own_indices: np.ndarray) -> list[tuple[Prompt, str]]:
+        def tell_source(source: Source, own_indices: np.ndarray) -> list[tuple[Prompt, str]]:
             about = source.about(own_indices)
             name = names[self.sources.index(source)]
             ids = [f"{name}: {identifier}" for identifier in about["ids"]]
             return list(zip(about["prompts"], ids, strict=True))
 
-        told = self._gather(indices, tell)
+        told = self._gather(indices, tell_source)
         return {"prompts": [prompt for prompt, _ in told], "ids": [name for _, name in told]}
 
     def solutions(self, indices: Indices) -> np.ndarray:
         """Give the `solution` of `batch`, bool [B, 14], without making the images."""
 
-        def tell(source: Source, own_indices: np.ndarray) -> np.ndarray:
+        def tell_source(source: Source, own_indices: np.ndarray) -> np.ndarray:
             return source.solutions(own_indices)
 
-        return np.stack(self._gather(indices, tell))
+        return np.stack(self._gather(indices, tell_source))
 
     def masks(self, indices: Indices) -> tuple[np.ndarray, np.ndarray]:
         """Give `known` and `hedged` of `batch`, bool [B, 14] each, without making the images."""
 
-        def tell(source: Source, own_indices: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        def tell_source(
+            source: Source, own_indices: np.ndarray
+        ) -> list[tuple[np.ndarray, np.ndarray]]:
             return list(zip(*source.masks(own_indices), strict=True))
 
-        known, hedged = zip(*self._gather(indices, tell), strict=True)
+        known, hedged = zip(*self._gather(indices, tell_source), strict=True)
         return np.stack(known), np.stack(hedged)
 
     def conversations(self, batch: Batch, indices: Indices) -> list[Conversation]:
         """Give the conversations that SFT imitates, one a row of `batch(indices)`."""
         said: list[Any] = [None] * len(indices)
-        for source, places, own_indices, own_batch in batch["parts"]:
-            for place, words in zip(
-                places, source.conversations(own_batch, own_indices), strict=True
+        for source, batch_places, own_indices, own_batch in batch["parts"]:
+            for batch_place, words in zip(
+                batch_places, source.conversations(own_batch, own_indices), strict=True
             ):
-                said[place] = words
+                said[batch_place] = words
         return said
 
 
