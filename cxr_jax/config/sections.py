@@ -195,6 +195,7 @@ class EvaluationConfig(_Section):
     cases: int
     unit: str
     probabilities: bool
+    traces: int
     n_select: int
     calibration: str
     n_audit: int

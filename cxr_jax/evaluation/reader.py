@@ -75,6 +75,20 @@ class Readings(NamedTuple):
         return alarms.format_never_held(accuracy, float(self.valid.mean()))
 
 
+class Samples(NamedTuple):
+    """What a model said of N images in K completions each, drawn at temperature 1.
+
+    Attributes:
+        answer: bool [N, K, 14].
+        valid: bool [N, K].
+        log_odds: float32 [N, K, 14] of naming each label after each trace.
+    """
+
+    answer: np.ndarray
+    valid: np.ndarray
+    log_odds: np.ndarray
+
+
 class Reader:
     """Reads greedily in fixed shapes: one compiled program for any number of images, one more with probabilities."""
 
@@ -100,7 +114,9 @@ class Reader:
             unwatched: see `Layout.on_mesh`.
         """
         self.tokenizer, self.prompts, self.layout = tokenizer, prompts, layout
-        self.model_config = model_config
+        self.model_config, self.dtype, self.unwatched = model_config, dtype, unwatched
+        # Completions an image -> the program that draws them.
+        self._draw_batch: dict[int, Callable] = {}
         self.poll = poll or _go_on
         # JAX divides rows evenly or not at all.
         self.batch_size = -(-batch_size // layout.shards) * layout.shards
@@ -115,21 +131,6 @@ class Reader:
         # Ids without text, and those of media, can never be drawn.
         special = tokenizers.special_ids(self.tokenizer, model_config.text.vocab_size)
         token_bytes, byte_limit = self._bytes_of_tokens()
-
-        def weigh(params: Tree, rules: Constraint, batch: Tree, sampled: dict) -> tuple:
-            # On the prompt that the answer was drawn from; of the trace all tokens go through the model at once.
-            lengths, width = batch["prompts"]["lengths"], batch["prompts"]["ids"].shape[1]
-            start = network.next_positions(batch["prompts"]["positions"][:, :, :width], lengths)
-            found = answer_probabilities.weigh_answers(
-                params,
-                model_config,
-                PromptEnds(sampled["prompts"], lengths, start),
-                Traces(sampled["tokens"], sampled["lengths"]),
-                rules._replace(start=batch["rules_start"]),
-                ExpansionSettings(dtype=dtype),
-                keys=keys_of(sampled["tokens"], sampled["lengths"]),
-            )
-            return found["log_odds"][:, 0], found["exact_mass"][:, 0]
 
         def read(params: Tree, batch: Tree, rules: Constraint | None = None) -> tuple:
             # Whole once, before the loop that uses them at every token (see `gather_weights`).
@@ -152,13 +153,107 @@ class Reader:
             # Read on the device, by the parser that rewards use: both judge an answer alike.
             opened = batch["prompts"].get("opened")
             parsed = answers.parse_tokens(tokens, lengths, token_bytes, byte_limit, opened)
-            weighed = ()
+            weighed: tuple[Any, ...] = ()
             if weighs:
                 assert rules is not None
-                weighed = weigh(params, rules, batch, sampled)
+                found = self._weigh(params, rules, batch, sampled, dtype)
+                weighed = found["log_odds"][:, 0], found["exact_mass"][:, 0]
             return tokens, lengths, parsed["answer"], parsed["format"], *weighed
 
         return read
+
+    def _weigh(
+        self, params: Tree, rules: Constraint, batch: Tree, sampled: dict, dtype: DTypeLike
+    ) -> dict:
+        """The tree of answers behind each completion of a batch. Inside jit."""
+        # On the prompt that the answer was drawn from; of the trace all tokens go through the model at once.
+        lengths, width = batch["prompts"]["lengths"], batch["prompts"]["ids"].shape[1]
+        start = network.next_positions(batch["prompts"]["positions"][:, :, :width], lengths)
+        of_each = len(sampled["tokens"]) // len(lengths)
+        return answer_probabilities.weigh_answers(
+            params,
+            self.model_config,
+            PromptEnds(sampled["prompts"], lengths, start),
+            Traces(sampled["tokens"], sampled["lengths"]),
+            rules._replace(start=jnp.repeat(batch["rules_start"], of_each)),
+            ExpansionSettings(dtype=dtype),
+            keys=keys_of(sampled["tokens"], sampled["lengths"]),
+        )
+
+    def _drawing_program(self, model_config: Config, dtype: DTypeLike, count: int) -> Callable:
+        special = tokenizers.special_ids(self.tokenizer, model_config.text.vocab_size)
+        token_bytes, byte_limit = self._bytes_of_tokens()
+
+        def draw(params: Tree, batch: Tree, rules: Constraint) -> tuple:
+            params = sharding.gather_weights(params, dtype)
+            # An image once for all its completions.
+            features = self.prompts.images.features(params, batch, dtype=dtype)
+            # By seed, image and number: what is drawn depends on no batch.
+            keys = jax.vmap(
+                lambda row: jax.vmap(jax.random.fold_in, (None, 0))(
+                    jax.random.fold_in(jax.random.key(0), row), jnp.arange(count)
+                )
+            )(batch["row"])
+            sampled = sampling.sample_completions(
+                params,
+                model_config,
+                features,
+                batch["prompts"],
+                special,
+                n=count,
+                max_new_tokens=self.prompts.max_completion,
+                temperature=1.0,
+                keys=keys.reshape(-1),
+                prompts_kept=True,
+            )
+            opened = batch["prompts"].get("opened")
+            # What the template has said stands before each of them.
+            if opened is not None:
+                opened = jnp.repeat(opened, count, axis=0)
+            parsed = answers.parse_tokens(
+                sampled["tokens"], sampled["lengths"], token_bytes, byte_limit, opened
+            )
+            log_odds = self._weigh(params, rules, batch, sampled, dtype)["log_odds"]
+            shape = (len(batch["row"]), count)
+            return parsed["answer"].reshape(*shape, -1), parsed["format"].reshape(shape), log_odds
+
+        return draw
+
+    def sample(
+        self, params: Tree, images: Any, texts: Sequence[Prompt], rows: np.ndarray, count: int
+    ) -> Samples:
+        """Answer prompts `count` times each at temperature 1, and weigh the answers behind each trace.
+
+        Args:
+            images: as for `read`.
+            rows: int [N], numbers of the images, from which the noise of each follows.
+
+        Raises:
+            UserError: if the tokenizer cannot spell valid answers.
+        """
+        # A program for each k, compiled when it is first asked for.
+        if count not in self._draw_batch:
+            program = jax.jit(self._drawing_program(self.model_config, self.dtype, count))
+            self._draw_batch[count] = self.layout.on_mesh(program, self.unwatched)
+        # As many completions at once as a reading has images.
+        size = max(1, self.batch_size // count // self.layout.shards) * self.layout.shards
+        outputs = []
+        for start in range(0, len(texts), size):
+            self.poll()
+            # The last batch is filled up, as in `read`.
+            chosen = np.minimum(start + self.layout.rows_of(size), len(texts) - 1)
+            batch_images, batch_texts = pick(images, chosen), [texts[row] for row in chosen]
+            grids = self.prompts.images.grids(batch_images)
+            batch = {
+                **self.prompts.images.inputs(batch_images),
+                "prompts": self.prompts.encode(batch_texts, grids),
+                "rules_start": self._rule_starts(batch_texts, grids),
+                "row": np.asarray(rows)[chosen].astype(np.int32),
+            }
+            drawn = self._draw_batch[count](params, self.layout.batch(batch), self.rules)
+            outputs.append([part[: len(texts) - start] for part in processes.gather_to_host(drawn)])
+        answer, valid, log_odds = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
+        return Samples(answer.astype(bool), valid.astype(bool), log_odds)
 
     @functools.cached_property
     def rules(self) -> Constraint:

@@ -19,7 +19,7 @@ from cxr_jax.data.sources.splits import Splits, with_train_rows
 from cxr_jax.evaluation import scored_sets, set_scores
 from cxr_jax.evaluation.film_use import OtherImages
 from cxr_jax.evaluation.occlusion import CoverAudit
-from cxr_jax.evaluation.reader import Reader, Readings
+from cxr_jax.evaluation.reader import Reader, Readings, Samples
 from cxr_jax.evaluation.scored_sets import ScoredSet
 from cxr_jax.evaluation.set_scores import SetAnswers, Unit
 from cxr_jax.inference.prompts import Prompts
@@ -183,7 +183,16 @@ def read_set(
         for model_name, params in models.items()
     }
 
+    samples: dict[str, list[Samples]] = {model_name: [] for model_name in models}
+
     def look_elsewhere(model_name: str, places: np.ndarray, batch: Batch) -> None:
+        # Where probabilities are: the same rules weigh what follows each trace.
+        if weighs and settings.traces:
+            texts = [scored_set.texts[place] for place in places]
+            drawn = reader.sample(
+                models[model_name], images_of(batch), texts, places, settings.traces
+            )
+            samples[model_name].append(drawn)
         others[model_name].add(places, images_of(batch))
         covers[model_name].add(places, batch)
 
@@ -194,7 +203,13 @@ def read_set(
     for model_name, real in readings.items():
         terms = reader.score_traces(real, facts)
         answers[model_name] = SetAnswers(
-            real, others[model_name].joined(real), terms, covered=covers[model_name].joined()
+            real,
+            others[model_name].joined(real),
+            terms,
+            samples=Samples(*map(np.concatenate, zip(*samples[model_name], strict=True)))
+            if samples[model_name]
+            else None,
+            covered=covers[model_name].joined(),
         )
     return answers, facts
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from cxr_jax.config.sections import EvaluationConfig
 from cxr_jax.data.sources.base import Batch
-from cxr_jax.evaluation.reader import Readings
+from cxr_jax.evaluation.reader import Readings, Samples
 from cxr_jax.evaluation.scored_sets import ScoredSet
 from cxr_jax.metrics import probability_scores, recalibration, scores
+from cxr_jax.metrics.bootstrap import estimate_mean
 from cxr_jax.metrics.recalibration import Recalibration
 from cxr_jax.metrics.scores import Answers, Bootstrap, Reference
 from cxr_jax.metrics.study_units import Studies
@@ -31,6 +32,7 @@ class SetAnswers:
         other_images: "blank", "swapped" .. -> what is answered, see `film_use.OtherImages`.
         trace_terms: term -> float [N], of the traces.
         recalibration: of the probabilities, or None.
+        samples: of `config.eval.traces` completions an image, or None.
         covered: places that were read with covers, int [n], and what is answered by name (`occlusion.CoverAudit`).
     """
 
@@ -38,6 +40,7 @@ class SetAnswers:
     other_images: Mapping[str, Answers]
     trace_terms: Mapping[str, np.ndarray]
     recalibration: Recalibration | None = None
+    samples: Samples | None = None
     covered: tuple[np.ndarray, Mapping[str, Answers]] | None = None
 
 
@@ -112,7 +115,7 @@ def summarise(unit: Unit, answers: SetAnswers, settings: EvaluationConfig) -> di
         `scores.summary`, and "scored": "image" or "study", "n_images", "subgroups" where a set has some
         (`subgroups.subgroup_scores`), and with a recalibration "recalibrated": what was fitted (`Recalibration.about`),
         "calibration" of the mapped probabilities, and "at_thresholds" (`scores.threshold_scores`). "covered", see
-        `cover_scores`.
+        `cover_scores`; "sampled", see `sampled_scores`.
     """
     bootstrap, log_odds = Bootstrap(settings.bootstrap), unit.log_odds(answers.real)
     named, probabilities = unit.answers(_named(answers.real)), _probabilities(log_odds)
@@ -144,9 +147,53 @@ def summarise(unit: Unit, answers: SetAnswers, settings: EvaluationConfig) -> di
                 mapped, answers.recalibration.thresholds, unit.reference, bootstrap=bootstrap
             ),
         }
+    if answers.samples is not None:
+        summary["sampled"] = sampled_scores(answers.samples, unit.films, bootstrap)
     if answers.covered is not None and len(answers.covered[0]):
         summary["covered"] = cover_scores(answers, unit.films, bootstrap)
     return summary
+
+
+def sampled_scores(samples: Samples, films: Reference, bootstrap: Bootstrap) -> dict[str, Any]:
+    """Score several completions of each image, image by image.
+
+    Returns:
+        "traces" (k), and {value, lo, hi} of "mean_at_k" (Jaccard of a completion, mean), "best_at_k" (of the best),
+        "majority_at_k" (of the labels that more than half of the k name), "exact_at_1" (share of completions whose
+        known labels are all right) and "pass_at_k" (share of images with one such); "calibration" of the mean
+        probability over the k traces.
+    """
+    count = samples.valid.shape[1]
+    # Each completion is scored as the only one would be.
+    jaccard = np.stack(
+        [
+            scores.jaccard_rows(Answers(samples.answer[:, place], samples.valid[:, place]), films)
+            for place in range(count)
+        ],
+        axis=1,
+    )
+    named = samples.answer & samples.valid[..., None]
+    # Where none could be parsed there is no answer of a majority either.
+    majority = scores.jaccard_rows(
+        Answers(2 * named.sum(1) > count, samples.valid.any(axis=1)), films
+    )
+    # A row with no known label has no score, and no completion of it is right.
+    scored = np.isfinite(majority)
+    is_exact = (jaccard == 1)[scored]
+    columns = {
+        "mean_at_k": jaccard[scored].mean(1),
+        "best_at_k": jaccard[scored].max(1),
+        "majority_at_k": majority[scored],
+        "exact_at_1": is_exact.mean(1),
+        "pass_at_k": is_exact.any(1),
+    }
+    groups = None if films.groups is None else np.asarray(films.groups)[scored]
+    mean_probability = (1 / (1 + np.exp(-samples.log_odds.astype(float)))).mean(1)
+    return {
+        "traces": count,
+        **{name: estimate_mean(values, groups, bootstrap) for name, values in columns.items()},
+        "calibration": scores.calibration(mean_probability, films, bootstrap=bootstrap),
+    }
 
 
 def cover_scores(answers: SetAnswers, films: Reference, bootstrap: Bootstrap) -> dict[str, Any]:

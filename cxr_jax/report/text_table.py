@@ -125,6 +125,13 @@ def _probability_lines(tables: Mapping[str, Mapping[str, Mapping]]) -> list[str]
                 if recalibrated_estimates.get(name):
                     numbers[-1] += f" -> {with_interval(recalibrated_estimates[name])} calibrated"
             lines.append(f"{model} on {test_set}: {'; '.join(numbers)}")
+            if sampled := summary.get("sampled"):
+                lines.append(
+                    f"{model} on {test_set}, {sampled['traces']} sampled: Jaccard mean "
+                    f"{with_interval(sampled['mean_at_k'])}, best {with_interval(sampled['best_at_k'])}, majority "
+                    f"{with_interval(sampled['majority_at_k'])}; all right {with_interval(sampled['exact_at_1'])}, "
+                    f"pass@k {with_interval(sampled['pass_at_k'])}"
+                )
             if calibration["refused"]:
                 lines.append(f"{model} on {test_set}: {calibration['refused']}")
     return lines

@@ -51,3 +51,13 @@ def test_probabilities_in_the_batch_are_those_of_one_image_at_a_time(model, monk
     # What a film's numbers are does not depend on the films beside it, nor on where it stands.
     moved = reader.read(model.params, images[::-1], texts, weighs=True)
     np.testing.assert_allclose(moved.log_odds[::-1], weighed.log_odds, atol=2e-3)
+
+    # Several completions an image: the noise follows from the image's number, whatever the batch.
+    rows = np.arange(COUNT)
+    drawn = reader.sample(model.params, images, texts, rows, 2)
+    assert drawn.answer.shape == drawn.log_odds.shape == (COUNT, 2, 14)
+    assert drawn.valid.shape == (COUNT, 2)
+    turned = reader.sample(model.params, images[::-1], texts, rows[::-1], 2)
+    np.testing.assert_allclose(turned.log_odds[::-1], drawn.log_odds, atol=2e-3)
+    np.testing.assert_array_equal(turned.answer[::-1], drawn.answer)
+    assert np.abs(drawn.log_odds[:, 0] - drawn.log_odds[:, 1]).max() > 0.01

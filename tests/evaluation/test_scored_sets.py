@@ -11,9 +11,10 @@ from cxr_jax.data.sources import label_table, manifest, phantom
 from cxr_jax.data.sources.base import ENDLESS
 from cxr_jax.errors import UserError
 from cxr_jax.evaluation import scored_sets, set_scores
-from cxr_jax.evaluation.reader import Readings
+from cxr_jax.evaluation.reader import Readings, Samples
 from cxr_jax.evaluation.set_scores import SetAnswers, Unit
 from cxr_jax.labels.taxonomy import CHEXPERT_14
+from cxr_jax.metrics.scores import Bootstrap, Reference
 
 COUNT = 24
 
@@ -132,3 +133,31 @@ def test_numbers_of_a_reader_that_is_known(source, unit_name):
     bare = readings._replace(log_odds=None)
     rows = set_scores.compare("films", ("old", "new"), {"old": bare, "new": readings}, unit, 20)
     assert [row["metric"] for row in rows] == ["jaccard", "macro_f1", "micro_f1"]
+
+
+def test_scores_of_several_completions_equal_loops():
+    generator = np.random.default_rng(0)
+    truth, known = generator.random((2, 9, 14)) < 0.3
+    known[:, :3], known[4] = True, False
+    answer = np.where(generator.random((9, 3, 14)) < 0.9, truth[:, None], True)
+    valid = generator.random((9, 3)) < 0.8
+    samples = Samples(answer, valid, generator.normal(size=(9, 3, 14)).astype(np.float32))
+    found = set_scores.sampled_scores(samples, Reference(truth, known), Bootstrap(5))
+    means, best, majority, exact = [], [], [], []
+    for row in np.flatnonzero(known.any(1)):
+
+        def score(labels, is_valid=True, row=row):
+            said, real = (set(np.flatnonzero(x & known[row])) for x in (labels, truth[row]))
+            return float(is_valid) * (len(said & real) / len(said | real) if said | real else 1)
+
+        each = [score(answer[row, place], valid[row, place]) for place in range(3)]
+        means.append(np.mean(each))
+        best.append(max(each))
+        exact.append([one == 1 for one in each])
+        majority.append(score((answer[row] & valid[row][:, None]).sum(0) >= 2, valid[row].any()))
+    wanted = {"mean_at_k": means, "best_at_k": best, "majority_at_k": majority}
+    wanted |= {"exact_at_1": exact, "pass_at_k": [any(row) for row in exact]}
+    for name, values in wanted.items():
+        assert found[name]["value"] == pytest.approx(np.mean(values)), name
+    assert found["traces"] == 3 and 0 < found["exact_at_1"]["value"] < found["pass_at_k"]["value"]
+    json.dumps(found, allow_nan=False)

@@ -46,7 +46,7 @@ def page(tmp_path_factory):
             {name: Answers(~truth) for name in ("blank", "swapped")},
             terms,
             set_scores.fit_recalibration(unit, of_model, settings),
-            (places, {"noise": Answers(~truth[:5]), "covered 1": Answers(truth[:5])}),
+            covered=(places, {"noise": Answers(~truth[:5]), "covered 1": Answers(truth[:5])}),
         )
         tables[model] = {"A": set_scores.summarise(unit, answers, settings)}
     comparisons = set_scores.compare("A", ("old", "new"), read, unit, 20)
