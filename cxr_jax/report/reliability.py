@@ -52,6 +52,7 @@ def probabilities(evaluation: Mapping) -> Markup:
         calibrated=calibrated,
         titles=TITLES,
         comparisons=compared,
+        sampled=_summaries(evaluation["models"], "sampled"),
         plots=[
             (f"{model}, {set_title(set_name)}", _plots(summary))
             for model, set_name, summary in calibrated

@@ -8,7 +8,7 @@ import pytest
 from cxr_jax import report
 from cxr_jax.config.sections import EvaluationConfig
 from cxr_jax.evaluation import set_scores
-from cxr_jax.evaluation.reader import Readings
+from cxr_jax.evaluation.reader import Readings, Samples
 from cxr_jax.evaluation.set_scores import SetAnswers, Unit
 from cxr_jax.metrics.scores import Answers, Reference
 from cxr_jax.report.text_table import text_table
@@ -46,6 +46,11 @@ def page(tmp_path_factory):
             {name: Answers(~truth) for name in ("blank", "swapped")},
             terms,
             set_scores.fit_recalibration(unit, of_model, settings),
+            samples=Samples(
+                np.repeat(of_model.answer[:, None], 2, axis=1),
+                np.ones((COUNT, 2), bool),
+                np.repeat(of_model.log_odds[:, None], 2, axis=1),
+            ),
             covered=(places, {"noise": Answers(~truth[:5]), "covered 1": Answers(truth[:5])}),
         )
         tables[model] = {"A": set_scores.summarise(unit, answers, settings)}
@@ -70,6 +75,7 @@ def test_the_page_has_every_number_and_names_few_positives(page):
             for name in ("mean_auroc", "ece", "ece_mean", "brier"):
                 estimate = calibration["estimates"][name]
                 assert f"{estimate['value']:.3f}" in plain and f"[{estimate['lo']:.3f}" in plain
+        assert f"{summary['sampled']['pass_at_k']['value']:.3f}" in plain
     assert "Fracture (n+ 3 of 60)" in plain
     assert text.count('aria-label="Reliability') == 4
     assert "What is scored: A: 60 images; unit image." in plain
@@ -83,4 +89,5 @@ def test_the_terminal_says_before_and_after_and_what_is_scored(page):
     assert "scored: A: 60 images; unit image" in lines
     of_new = next(line for line in lines if line.startswith("new on A: AUROC"))
     assert "few: Fracture n+ 3" in of_new and of_new.count("calibrated") == 3
+    assert any(line.startswith("new on A, 2 sampled: Jaccard mean") for line in lines)
     assert any(line.startswith("new - old on A: mean_auroc +") for line in lines)
