@@ -58,7 +58,8 @@ COMPARES = re.compile(
     rf"developed|been)|interval\w*|again|re-?demonstrat\w*|{_PRIOR}|previously|compar\w*|since|resolv\w*|resolution|"
     rf"progress(?:ed|ion)|continue[sd]?|remains?|remained|residual|developed|no longer|still|enlarging|"
     rf"(?:no|without|little|minimal) (?:\w+ ){{0,3}}change|changed|(?:more|less) (?:\w+ )?(?:than|conspicuous|"
-    rf"prominent|pronounced|distinct|apparent)|(?:de|in)creased (?:from|compared)|larger|smaller than|"
+    rf"prominent|pronounced|distinct|apparent)|(?:de|in)creased (?:from|compared)|"
+    rf"(?:larger|smaller)(?! than (?:the |on the |on )?(?:left|right))|retract(?:ed|ion)|advance(?:d|ment)|"
     rf"recurren\w*|recurred|as before|known|removal|removed)\b",
     re.IGNORECASE,
 )
@@ -93,10 +94,11 @@ _RULES = tuple(
         # "There is no significant change in the .."
         (
             r"(?:there (?:is|are|has been|have been|was) )?\b(?:no|little|without|minimal|slight|mild|moderate|some|"
-            r"significant|marked)?(?: \w+){0,2} ?\b(?:interval (?:change|increase|decrease|improvement|worsening|"
-            r"progression|enlargement|development)|change) (?:in|of)(?: the| this)? "
+            r"significant|marked)?(?:(?:^| )(?:significant|definite|overall|appreciable|obvious|major|substantial|"
+            r"slight|mild|further|real|great|marked)){0,2} ?\b(?:interval (?:change|increase|decrease|improvement|"
+            r"worsening|progression|enlargement|development)|change) (?:in|of)(?: the| this)? "
             r"(?:(?:appearance|position|configuration|extent) of (?:the )?)?",
-            "",
+            " ",
         ),
         # ".. are stable and unremarkable": what else is said of them stays
         (r"\b(?:stable|unchanged) and ", ""),
@@ -161,6 +163,13 @@ _DENIES_CHANGE = re.compile(
     r"enlarging|progressive|larger)\b",
     re.IGNORECASE,
 )
+# What a cut leaves that is no English: a word that wants another behind it, two ways of saying one thing.
+_BROKEN = re.compile(
+    r"\b(?:which|that|with|of|to|in|at|from|than|and|or|but|the|an?|by|is|are|has|have|was|were|been|representing)"
+    r"\s*(?:[,.;]|$)|\b(?:mild|moderate|small|large|with|of|in|the|an?) (?:or|and|of|with)\b|"
+    r"\bwith (?:in|de)creased size\b|\b(\w{4,}) or \1\b|\ban (?![aeiou])",
+    re.IGNORECASE,
+)
 # "No change in the effusion" denies a change, and not the effusion.
 _NO_CHANGE_IN = re.compile(
     r"\b(?:no|little|without|minimal) (?:\w+ ){0,3}change (?:in|of)\b", re.IGNORECASE
@@ -182,7 +191,9 @@ def without_comparison(sentence: str) -> str | None:
     for pattern, instead in _RULES:
         sentence = pattern.sub(instead, sentence)
     sentence = tidy(sentence)
-    return None if COMPARES.search(sentence) else sentence
+    if COMPARES.search(sentence) or _BROKEN.search(sentence):
+        return None
+    return sentence
 
 
 # ---- De-identified blanks ------------------------------------------------------------------------------------------

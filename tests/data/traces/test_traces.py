@@ -120,6 +120,20 @@ SAID = (
         "Pleura: Small right effusion and left basilar atelectasis.",
     ),
     ("STABLE LEFT PLEURAL EFFUSION.", "Pleura: Left pleural effusion."),
+    # Of two sides, not of two films.
+    (
+        "There are small pleural effusions, right larger than left.",
+        "Pleura: There are small pleural effusions, right larger than left.",
+    ),
+    (
+        "Findings most consistent with slight interval worsening of the patient's pneumonia.",
+        "Lungs: Findings most consistent with patient's pneumonia.",
+    ),
+    # What would be no English is said in other words.
+    (
+        "Left opacity with interval increased size compared to prior imaging.",
+        "Left lung: Opacity on the left.",
+    ),
     ("Compared to ___, the left effusion has increased.", "Pleura: The left effusion."),
     ("There is no significant interval change in the right effusion.", "Pleura: Right effusion."),
     (
