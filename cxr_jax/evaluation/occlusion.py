@@ -140,6 +140,7 @@ def _noise(shape: tuple[int, ...], pixels: np.ndarray, seed: int) -> np.ndarray:
     low, high = np.percentile(pixels, [1, 99])
     inner = pixels[(pixels >= low) & (pixels <= high)]
     rough = np.random.default_rng([seed, 29]).normal(size=shape)
+    # As films have: neighbours are alike.
     smooth = _smooth(rough, _GRAIN)
     # Smoothing takes some of the deviation away.
     return np.median(pixels) + smooth / smooth.std() * inner.std()

@@ -169,6 +169,7 @@ class Reader:
         # On the prompt that the answer was drawn from; of the trace all tokens go through the model at once.
         lengths, width = batch["prompts"]["lengths"], batch["prompts"]["ids"].shape[1]
         start = network.next_positions(batch["prompts"]["positions"][:, :, :width], lengths)
+        # Completions of a prompt, one of the greedy reading.
         of_each = len(sampled["tokens"]) // len(lengths)
         return answer_probabilities.weigh_answers(
             params,

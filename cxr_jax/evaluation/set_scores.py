@@ -180,6 +180,7 @@ def sampled_scores(samples: Samples, films: Reference, bootstrap: Bootstrap) -> 
     # A row with no known label has no score, and no completion of it is right.
     scored = np.isfinite(majority)
     is_exact = (jaccard == 1)[scored]
+    # A patient's images are drawn together, as everywhere.
     columns = {
         "mean_at_k": jaccard[scored].mean(1),
         "best_at_k": jaccard[scored].max(1),
@@ -188,6 +189,7 @@ def sampled_scores(samples: Samples, films: Reference, bootstrap: Bootstrap) -> 
         "pass_at_k": is_exact.any(1),
     }
     groups = None if films.groups is None else np.asarray(films.groups)[scored]
+    # The mean of probabilities, not of log-odds: k traces are k readers.
     mean_probability = (1 / (1 + np.exp(-samples.log_odds.astype(float)))).mean(1)
     return {
         "traces": count,

@@ -1,5 +1,6 @@
 """Which images are scored, part by part, and the numbers of a set of real rows with a reader that is known."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cxr_jax.config.sections import EvaluationConfig
-from cxr_jax.data.sources import label_table, manifest, phantom
+from cxr_jax.data.sources import label_table, manifest, phantom, splits
 from cxr_jax.data.sources.base import ENDLESS
 from cxr_jax.errors import UserError
 from cxr_jax.evaluation import scored_sets, set_scores
@@ -161,3 +162,21 @@ def test_scores_of_several_completions_equal_loops():
         assert found[name]["value"] == pytest.approx(np.mean(values)), name
     assert found["traces"] == 3 and 0 < found["exact_at_1"]["value"] < found["pass_at_k"]["value"]
     json.dumps(found, allow_nan=False)
+
+
+def test_rows_that_would_train_are_scored_on_request(source):
+    """Beside the test rows; other sets stay, and several sources are refused in one line."""
+    rows = source.rows
+    test, train = (manifest.FilesSource(part, 32) for part in (rows[:4], rows[4:]))
+    other = phantom.PhantomSource("A", "test")
+    run = splits.Splits(
+        train=train,
+        select={"files": test},
+        test={"files": test, "named": other},
+        out_of_distribution="files",
+    )
+    joined = splits.with_train_rows(run).test
+    assert [*joined] == ["files", "named"] and joined["named"] is other
+    assert sorted(row.id for row in joined["files"].rows) == sorted(row.id for row in rows)
+    with pytest.raises(UserError, match="include_train"):
+        splits.with_train_rows(dataclasses.replace(run, train=other))

@@ -331,12 +331,17 @@ def read_patients(data: DataConfig) -> list[PatientOfRow]:
 
 
 def with_train_rows(splits: Splits) -> Splits:
-    """Give splits of files whose test set has the rows that would train, too: for models that have not seen them."""
+    """Give splits of files whose test set has the rows that would train, too: for models that have not seen them.
+
+    Raises:
+        UserError: if what would train is no single table of films.
+    """
     (name, test), train = next(iter(splits.test.items())), splits.train
     # All are scored already.
     if train is test:
         return splits
-    assert isinstance(train, manifest.FilesSource) and isinstance(test, manifest.FilesSource)
+    if not isinstance(train, manifest.FilesSource) or not isinstance(test, manifest.FilesSource):
+        raise UserError("config.eval.include_train scores the films of one source, not of several")
     # One cache for all: films of both are decoded once.
     joined = manifest.FilesSource(
         [*test.rows, *train.rows],
@@ -347,7 +352,7 @@ def with_train_rows(splits: Splits) -> Splits:
         unreadable=test.unreadable,
     )
     joined.watch, joined.native = test.watch, test.native
-    return replace(splits, test={name: joined})
+    return replace(splits, test={**splits.test, name: joined})
 
 
 def set_reading(
