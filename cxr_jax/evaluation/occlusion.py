@@ -46,10 +46,10 @@ class CoverAudit:
         """Read a part of the set: its places and its batch."""
         masks = region_masks(batch)
         # The first of the set: of files they are drawn, of phantoms all are.
-        wanted = places < self.count
+        is_audited = places < self.count
         if masks is not None:
-            wanted &= masks.any(axis=(1, 2))
-        rows = np.flatnonzero(wanted)
+            is_audited &= masks.any(axis=(1, 2))
+        rows = np.flatnonzero(is_audited)
         # Most parts of a large set lie beyond.
         if not len(rows):
             return
@@ -108,11 +108,11 @@ def cover(
         film = squares[row]
         # Pixels a cell, down and across.
         cells = (film.shape[0] // masks.shape[1], film.shape[1] // masks.shape[2])
-        outside = film[~np.kron(findings[row], np.ones(cells, bool))]
-        noise = _noise(film.shape, outside if outside.size else film.ravel(), seed)
-        alpha = dose * _smooth(np.kron(masks[row].astype(float), np.ones(cells)), _FEATHER)
+        outside_pixels = film[~np.kron(findings[row], np.ones(cells, bool))]
+        noise = _noise(film.shape, outside_pixels if outside_pixels.size else film.ravel(), seed)
+        cover_share = dose * _smooth(np.kron(masks[row].astype(float), np.ones(cells)), _FEATHER)
         # In range before it is blended, so that half a dose is half the change.
-        covered[row] = (1 - alpha) * film + alpha * np.clip(noise, 0, 1)
+        covered[row] = (1 - cover_share) * film + cover_share * np.clip(noise, 0, 1)
     return covered
 
 
@@ -130,29 +130,33 @@ def noise_for(films: Any, seeds: Sequence[int]) -> Any:
             for of_row, seed in zip(films, seeds, strict=True)
         ]
     # Squares stay an array, and in the range of 0 to 1.
-    made = [_noise(film.shape, film.ravel(), seed) for film, seed in zip(films, seeds, strict=True)]
-    return np.clip(np.stack(made), 0, 1).astype(np.float32)
+    noise_squares = [
+        _noise(film.shape, film.ravel(), seed) for film, seed in zip(films, seeds, strict=True)
+    ]
+    return np.clip(np.stack(noise_squares), 0, 1).astype(np.float32)
 
 
 def _noise(shape: tuple[int, ...], pixels: np.ndarray, seed: int) -> np.ndarray:
-    """Smooth noise with the median and the deviation of pixels, 1 % at both ends left out."""
+    """Smooth noise with the median and the deviation of pixels, 1 % at both pad_widths left out."""
     # Text and borders, all black or white, are no grey of the film.
-    low, high = np.percentile(pixels, [1, 99])
-    inner = pixels[(pixels >= low) & (pixels <= high)]
-    rough = np.random.default_rng([seed, 29]).normal(size=shape)
+    lower_level, upper_level = np.percentile(pixels, [1, 99])
+    inner_pixels = pixels[(pixels >= lower_level) & (pixels <= upper_level)]
+    white_noise = np.random.default_rng([seed, 29]).normal(size=shape)
     # As films have: neighbours are alike.
-    smooth = _smooth(rough, _GRAIN)
+    smooth = _smooth(white_noise, _GRAIN)
     # Smoothing takes some of the deviation away.
-    return np.median(pixels) + smooth / smooth.std() * inner.std()
+    return np.median(pixels) + smooth / smooth.std() * inner_pixels.std()
 
 
 def _smooth(values: np.ndarray, radius: int) -> np.ndarray:
     """Means over 2 * radius + 1 pixels along the last two axes; edges are repeated."""
     width = 2 * radius + 1
     for axis in (-2, -1):
-        ends = [(0, 0)] * values.ndim
-        ends[axis] = (radius, radius)
-        padded = np.moveaxis(np.pad(values, ends, mode="edge"), axis, -1)
-        sums = np.cumsum(np.concatenate([np.zeros_like(padded[..., :1]), padded], -1), -1)
-        values = np.moveaxis((sums[..., width:] - sums[..., :-width]) / width, -1, axis)
+        pad_widths = [(0, 0)] * values.ndim
+        pad_widths[axis] = (radius, radius)
+        padded = np.moveaxis(np.pad(values, pad_widths, mode="edge"), axis, -1)
+        running_sums = np.cumsum(np.concatenate([np.zeros_like(padded[..., :1]), padded], -1), -1)
+        values = np.moveaxis(
+            (running_sums[..., width:] - running_sums[..., :-width]) / width, -1, axis
+        )
     return values

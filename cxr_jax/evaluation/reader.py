@@ -237,23 +237,30 @@ class Reader:
             program = jax.jit(self._drawing_program(self.model_config, self.dtype, count))
             self._draw_batch[count] = self.layout.on_mesh(program, self.unwatched)
         # As many completions at once as a reading has images.
-        size = max(1, self.batch_size // count // self.layout.shards) * self.layout.shards
-        outputs = []
-        for start in range(0, len(texts), size):
+        turn_size = max(1, self.batch_size // count // self.layout.shards) * self.layout.shards
+        batch_samples = []
+        for turn_start in range(0, len(texts), turn_size):
             self.poll()
             # The last batch is filled up, as in `read`.
-            chosen = np.minimum(start + self.layout.rows_of(size), len(texts) - 1)
-            batch_images, batch_texts = pick(images, chosen), [texts[row] for row in chosen]
+            batch_rows = np.minimum(turn_start + self.layout.rows_of(turn_size), len(texts) - 1)
+            batch_images, batch_texts = pick(images, batch_rows), [texts[row] for row in batch_rows]
             grids = self.prompts.images.grids(batch_images)
             batch = {
                 **self.prompts.images.inputs(batch_images),
                 "prompts": self.prompts.encode(batch_texts, grids),
                 "rules_start": self._rule_starts(batch_texts, grids),
-                "row": np.asarray(rows)[chosen].astype(np.int32),
+                "row": np.asarray(rows)[batch_rows].astype(np.int32),
             }
-            drawn = self._draw_batch[count](params, self.layout.batch(batch), self.rules)
-            outputs.append([part[: len(texts) - start] for part in processes.gather_to_host(drawn)])
-        answer, valid, log_odds = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
+            drawn_samples = self._draw_batch[count](params, self.layout.batch(batch), self.rules)
+            batch_samples.append(
+                [
+                    part[: len(texts) - turn_start]
+                    for part in processes.gather_to_host(drawn_samples)
+                ]
+            )
+        answer, valid, log_odds = (
+            np.concatenate(parts) for parts in zip(*batch_samples, strict=True)
+        )
         return Samples(answer.astype(bool), valid.astype(bool), log_odds)
 
     @functools.cached_property

@@ -174,21 +174,21 @@ def sampled_scores(samples: Samples, films: Reference, bootstrap: Bootstrap) -> 
     )
     named = samples.answer & samples.valid[..., None]
     # Where none could be parsed there is no answer of a majority either.
-    majority = scores.jaccard_rows(
+    majority_jaccard = scores.jaccard_rows(
         Answers(2 * named.sum(1) > count, samples.valid.any(axis=1)), films
     )
     # A row with no known label has no score, and no completion of it is right.
-    scored = np.isfinite(majority)
-    is_exact = (jaccard == 1)[scored]
+    is_scored = np.isfinite(majority_jaccard)
+    is_exact = (jaccard == 1)[is_scored]
     # A patient's images are drawn together, as everywhere.
     columns = {
-        "mean_at_k": jaccard[scored].mean(1),
-        "best_at_k": jaccard[scored].max(1),
-        "majority_at_k": majority[scored],
+        "mean_at_k": jaccard[is_scored].mean(1),
+        "best_at_k": jaccard[is_scored].max(1),
+        "majority_at_k": majority_jaccard[is_scored],
         "exact_at_1": is_exact.mean(1),
         "pass_at_k": is_exact.any(1),
     }
-    groups = None if films.groups is None else np.asarray(films.groups)[scored]
+    groups = None if films.groups is None else np.asarray(films.groups)[is_scored]
     # The mean of probabilities, not of log-odds: k traces are k readers.
     mean_probability = (1 / (1 + np.exp(-samples.log_odds.astype(float)))).mean(1)
     return {
