@@ -36,8 +36,11 @@ def auroc(probability: ArrayLike, truth: ArrayLike) -> float | None:
 
     Returns:
         None without both classes.
+
+    Raises:
+        ValueError: for a NaN.
     """
-    ranks = _sort_label(np.asarray(probability, float), np.asarray(truth, bool))
+    ranks = _sort_label(_checked(probability), np.asarray(truth, bool))
     return number_or_none(_ranked_scores(ranks, np.ones((1, len(ranks.rows))))[0][0])
 
 
@@ -46,9 +49,20 @@ def average_precision(probability: ArrayLike, truth: ArrayLike) -> float | None:
 
     Returns:
         None without both classes.
+
+    Raises:
+        ValueError: for a NaN.
     """
-    ranks = _sort_label(np.asarray(probability, float), np.asarray(truth, bool))
+    ranks = _sort_label(_checked(probability), np.asarray(truth, bool))
     return number_or_none(_ranked_scores(ranks, np.ones((1, len(ranks.rows))))[1][0])
+
+
+def _checked(probability: ArrayLike) -> np.ndarray:
+    values = np.asarray(probability, float)
+    # It would rank above every number.
+    if np.isnan(values).any():
+        raise ValueError("a probability of a known label is not a number")
+    return values
 
 
 # ---- Ranks, under any weights ----

@@ -63,11 +63,17 @@ def fit(log_odds: ArrayLike, reference: Reference, method: str = "platt") -> Rec
         log_odds: float [N, 14] of naming each label.
         reference: what is so.
         method: of METHODS.
+
+    Raises:
+        ValueError: for log-odds of a known label that are no finite number.
     """
     assert method in METHODS
     values = np.asarray(log_odds, float)
     checked = check_rows(Answers(reference.truth), reference)
     truth, known = checked.truth, checked.known
+    # One would make every slope NaN.
+    if not np.isfinite(values[known]).all():
+        raise ValueError("log-odds of a known label are not finite")
     slopes, offsets, pooled = np.ones(LABEL_COUNT), np.zeros(LABEL_COUNT), []
     # All labels together first: it is what labels with few positives fall back on.
     if method != "none":

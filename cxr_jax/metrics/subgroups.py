@@ -43,7 +43,7 @@ _AGE_LIMITS = ((40, "<40"), (60, "40-60"), (75, "60-75"), (float("inf"), ">75"))
 
 def age_group(age: float | None) -> str:
     """Name the part of an age in years: <40, 40-60 (40 to 59), 60-75 (60 to 75), >75; or UNKNOWN."""
-    if age is None or not np.isfinite(age):
+    if age is None or not np.isfinite(age) or age < 0:
         return UNKNOWN
     if age == _AGE_LIMITS[2][0]:
         return _AGE_LIMITS[2][1]

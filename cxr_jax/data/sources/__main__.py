@@ -15,8 +15,10 @@ then. `--out` may be a device or a pipe; it may not be a file of the data set.
 """
 
 import argparse
+import contextlib
+import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
 from cxr_jax.data.sources import sets
@@ -60,9 +62,23 @@ def run(args: argparse.Namespace) -> None:
     print_lines(lines)
 
 
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Put the garbage collector off: a Ctrl-C that lands in what jax calls from it would be lost."""
+    # Of a large table it costs seconds, too, and finds nothing there.
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (None: the arguments of the process) and return the exit code."""
-    return exit_code(lambda: run(parse_args(argv)), debug=wants_debug(argv))
+    with _without_collector():
+        return exit_code(lambda: run(parse_args(argv)), debug=wants_debug(argv))
 
 
 if __name__ == "__main__":

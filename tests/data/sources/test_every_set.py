@@ -225,3 +225,22 @@ def test_a_set_of_which_no_film_is_left(capsys, tmp_path, name, flags, rows):
 def test_roots_that_are_none(capsys, tmp_path, name, root):
     code, rows, out, err = run(capsys, tmp_path, name, tmp_path / root)
     assert code == 2 and rows is None and not out and err.count("\n") == 1
+
+
+def test_the_folder_of_a_split_as_the_working_folder(capsys, tmp_path, monkeypatch):
+    write_chexpert(tmp_path / "set", "b")
+    (tmp_path / "set/train").mkdir()
+    monkeypatch.chdir(tmp_path / "set/train")
+    code, rows, _, _ = run(capsys, tmp_path, "chexpert", ".")
+    assert code == 0 and len(rows) == 2
+
+
+def test_labels_of_another_patients_study(capsys, tmp_path):
+    table = write_mimic(tmp_path / "set", "c-d")
+    labels = table.with_name("mimic-cxr-2.0.0-chexpert.csv")
+    rows = [
+        [patient, f"5000000{number}", *BLANKS] for number, patient in ((1, "10000001"), (2, "9"))
+    ]
+    write_table(labels, ["subject_id", "study_id", *CHEXPERT_14], rows)
+    code, got, _, err = run(capsys, tmp_path, "mimic", tmp_path / "set")
+    assert code == 2 and got is None and f"{labels}:3: the study is another patient's" in err

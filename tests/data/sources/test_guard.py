@@ -85,7 +85,7 @@ def test_published_lists_beside_the_data_are_read(tmp_path):
     assert guard.registered_rows(films, [tmp_path]) == {"padchest_gr": [0, 1]}
 
     (tmp_path / "image_labels_test.csv").write_text("image_id,Edema\n" + "ab" * 16 + ",0\n")
-    vindr = ["test/" + code * 16 + ".dicom" for code in ("ab", "cd")]
+    vindr = ["train/" + code * 16 + ".dicom" for code in ("ab", "cd")]
     assert guard.overlaps(columns(vindr, "vindr"), [tmp_path]) == {"vindr_test": 1}
 
     (tmp_path / "mimic-cxr-2.1.0-test-set-labeled.csv").write_text("Edema,study_id\n1,50414267\n")
@@ -312,3 +312,32 @@ def test_a_run_compares_its_films_on_request(tmp_path):
     )
     by_ids = DataConfig.with_defaults(**data)
     assert of_run.find_in_run(by_ids, opened) == []
+
+
+@pytest.mark.parametrize(
+    "patient",
+    ["pat64741", "pt64741", "Patient: 64741", "patient#64741", "patient.64741", "PAT_64741"],
+)
+def test_spellings_of_a_patient_that_a_split_joins(patient):
+    films = guard.Columns(name="rows", ids=["a"], patients=[patient], studies=[None], splits=[None])
+    assert guard.overlaps(films) == {"chexpert_test": 1}
+
+
+@pytest.mark.parametrize(
+    "name, film, patient, wanted",
+    [
+        ("rows", "patient/64741/study1/a.jpg", "", {"chexpert_test": 1}),
+        ("rows", "chexpertpatient64741_a.jpg", "", {"chexpert_test": 1}),
+        ("chexpert", "a.jpg", "64741.0", {"chexpert_test": 1}),
+        ("rows", "outpatient64741.jpg", "", {}),
+        ("rows", "patient647410.jpg", "", {}),
+        ("rows", f"test/{'a1' * 16}.dicom", "", {"vindr_test": 1}),
+        ("rows", f"train/{'a1' * 16}.dicom", "", {}),
+        # Ids of other sets mean nothing to CheXpert's rules.
+        ("brax", "patient64741/x.png", "", {}),
+        ("rsna", "a", "patient64741", {}),
+    ],
+)
+def test_films_that_names_and_paths_tell(name, film, patient, wanted):
+    films = guard.Columns(name=name, ids=[film], patients=[patient], studies=[""], splits=[""])
+    assert guard.overlaps(films) == wanted

@@ -16,11 +16,11 @@ def check(films: Films) -> Films:
         reasons = [f"{count:,} left out: {reason}" for reason, count in films.left_out.items()]
         table = films.tables[0] if films.tables else films.root
         raise UserError(f"{table}: no film is left ({'; '.join(reasons) or 'none is listed'})")
-    for row, image in enumerate(films.images):
+    for film_row, image_name in enumerate(films.images):
         try:
-            check_name(image)
+            check_name(image_name)
         except BadNameError as reason:
-            raise UserError(f"{films.place_of(row)}: {reason}") from None
+            raise UserError(f"{films.place_of(film_row)}: {reason}") from None
     if films.solutions is None:
         _check_once(films)
     return films
@@ -28,9 +28,9 @@ def check(films: Films) -> Films:
 
 def _check_once(films: Films) -> None:
     """Refuse a film that is listed under two suffixes: one file would stand for both rows."""
-    first: dict[str, int] = {}
-    for row, image in enumerate(films.images):
-        before = first.setdefault(film_key(image), row)
-        if before != row:
-            where = films.place_of(before).rpartition(":")[2]
-            raise UserError(f"{films.place_of(row)}: the film is that of line {where}")
+    first_rows: dict[str, int] = {}
+    for film_row, image_name in enumerate(films.images):
+        first_row = first_rows.setdefault(film_key(image_name), film_row)
+        if first_row != film_row:
+            first_line = films.place_of(first_row).rpartition(":")[2]
+            raise UserError(f"{films.place_of(film_row)}: the film is that of line {first_line}")

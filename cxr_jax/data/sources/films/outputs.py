@@ -28,9 +28,9 @@ def check_out(out: str, films: Films, place: Place | None) -> None:
     # Tables that this run has not read, masks, reports: nobody has a copy at hand.
     folders = {films.root, *films.tables}
     folders |= {path.parent for path in folders if not path.is_dir()}
-    inside = os.path.realpath(out)
+    real_path = os.path.realpath(out)
     for folder in filter(Path.is_dir, folders):
-        if inside.startswith(os.path.join(os.path.realpath(folder), "")):
+        if real_path.startswith(os.path.join(os.path.realpath(folder), "")):
             raise UserError(f"{out}: stands in the data set and is no file of rows: not replaced")
 
 
@@ -38,10 +38,10 @@ def _films_called(out: str, films: Films, place: Place | None) -> Iterator[Path]
     """The films that may be the file, by its name: of some hundred thousand none is asked about for nothing."""
     if place is None:
         return
-    name = os.path.basename(os.path.realpath(out))
-    for image in films.images:
-        if image.endswith(name):
-            yield place.path(image)
+    file_name = os.path.basename(os.path.realpath(out))
+    for image_name in films.images:
+        if image_name.endswith(file_name):
+            yield place.path(image_name)
 
 
 def _holds_rows(out: str) -> bool:

@@ -144,8 +144,8 @@ def _is_one_to_one(films: Films, strip: int) -> bool:
     if not strip:
         return True
     # A set may list a film in several rows.
-    images = set(films.images)
-    return len({name.split("/", strip)[-1] for name in images}) == len(images)
+    film_images = set(films.images)
+    return len({film_image.split("/", strip)[-1] for film_image in film_images}) == len(film_images)
 
 
 def _places(films: Films, depth: int) -> Iterator[Place]:

@@ -50,7 +50,10 @@ def find_tables(root: Path, names: Sequence[str], folders: Sequence[str] = ("",)
             if not folder.is_dir():
                 continue
             # Plain before compressed.
-            files = sorted(path.name for path in folder.iterdir())
+            if not pattern:
+                # A root that may not be listed is refused; another folder is passed by.
+                os.listdir(folder)
+            files = sorted(list_folder(folder))
             for name in names:
                 for file in sorted(
                     (file for file in files if _fits(file, name)), key=lambda f: f.endswith(".gz")
@@ -129,11 +132,11 @@ class _TwiceError(ValueError):
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _TwiceError(next(name for name in names if names.count(name) > 1))
-    return found
+    found_keys = dict(pairs)
+    if len(found_keys) < len(pairs):
+        key_names = [key_name for key_name, _ in pairs]
+        raise _TwiceError(next(key_name for key_name in key_names if key_names.count(key_name) > 1))
+    return found_keys
 
 
 # ---- Columns ---------------------------------------------------------------------------------------
@@ -355,10 +358,10 @@ def count_contradictions(states: np.ndarray) -> Iterator[str]:
 
 def count_divided_studies(studies: Sequence[str], states: np.ndarray) -> Iterator[str]:
     """Say how many studies have films with other labels than their first: labels are of studies, so one is wrong."""
-    first: dict[str, bytes] = {}
+    first_states: dict[str, bytes] = {}
     divided = set()
-    for study, row in zip(studies, states, strict=True):
-        if first.setdefault(study, row.tobytes()) != row.tobytes():
+    for study, state_row in zip(studies, states, strict=True):
+        if first_states.setdefault(study, state_row.tobytes()) != state_row.tobytes():
             divided.add(study)
     if divided:
         yield f"{len(divided):,} studies have films with different labels: kept as given"

@@ -63,9 +63,14 @@ class RegisteredSet:
     column: str
     patients: tuple[int, ...]
     splits: tuple[str, ...]
+    paths: re.Pattern[str] | None
     all_of: tuple[str, ...]
     lists: tuple[FilmList, ...]
     studies: bool
+
+
+# Data sets that no registered set is of: their ids mean nothing to the rules of others.
+_OTHERS = ("brax", "rsna", "siim")
 
 
 @functools.cache
@@ -95,6 +100,8 @@ def _read_set(set_name: str, entry: dict) -> RegisteredSet:
         column=entry.get("column", ""),
         patients=tuple(entry.get("patients", ())),
         splits=tuple(entry.get("splits", ())),
+        # A pattern that nothing fits would do, and be asked of every film.
+        paths=re.compile(entry["paths"], re.IGNORECASE) if "paths" in entry else None,
         all_of=tuple(entry.get("all_of", ())),
         lists=tuple(lists),
         studies=entry.get("studies", False),
@@ -121,7 +128,8 @@ def registered_rows(films: Films, folders: Iterable[str | Path] = ()) -> dict[st
     # A data set that was read from its root has its lists there.
     root = getattr(films, "root", None)
     places = list(dict.fromkeys(map(Path, filter(None, (*folders, root)))))
-    is_known = any(films.name in registered.sources for registered in registered_sets())
+    is_known = films.name in _OTHERS
+    is_known |= any(films.name in registered.sources for registered in registered_sets())
     found = {}
     for registered in registered_sets():
         # A data set's name says whose films it has; without one their own names do.
@@ -142,13 +150,14 @@ def _rows_of(registered: RegisteredSet, films: Films, folders: Sequence[Path]) -
         return []
     # Only now: most data sets have no film of most sets, and lists can be long.
     film_list = _listed(registered, folders)
-    # Any of the three is enough: a range, a split, a list.
+    # Any of the four is enough: a range, a split, a list, a folder.
     rows = {
         film_row
         for film_row in own
         if _is_in(registered.patients, keys[film_row])
         or (films.splits[film_row] or "").strip().lower() in registered.splits
         or keys[film_row] in film_list
+        or _is_below(registered.paths, films, film_row)
     }
     # Labels and reports are of studies: one film of it tells them all.
     if registered.studies:
@@ -165,14 +174,22 @@ def _key_of(registered: RegisteredSet, films: Films, film_row: int) -> str | Non
         if text and (found := registered.pattern.search(text.replace("\\", "/"))):
             return found[1].lower()
     if films.name in registered.sources and registered.column:
-        # Published tables have the number alone, or with the word.
-        number = re.search(r"(\d+)$", getattr(films, registered.column)[film_row] or "")
+        # Published tables have the number alone, or with the word; pandas makes a float of it.
+        number = re.search(r"(\d+)(?:\.0*)?$", getattr(films, registered.column)[film_row] or "")
         return number and number[1]
     return None
 
 
 def _is_in(ends: tuple[int, ...], key: str | None) -> bool:
     return bool(ends) and key is not None and ends[0] <= int(key) <= ends[1]
+
+
+def _is_below(paths: re.Pattern[str] | None, films: Films, film_row: int) -> bool:
+    if paths is None:
+        return False
+    images = getattr(films, "images", films.ids)
+    names = (films.ids[film_row], images[film_row])
+    return any(paths.search((name or "").replace("\\", "/")) for name in names)
 
 
 def _listed(registered: RegisteredSet, folders: Sequence[Path]) -> set[str]:

@@ -108,7 +108,8 @@ def _read(read: object, data_root: Path, label_kind: str) -> Films:
     try:
         return read(data_root, label_kind)  # type: ignore[operator]
     except NoTableError:
-        split = _SPLIT_FOLDERS.get(data_root.name.lower())
+        # "." has no name of its own.
+        split = _SPLIT_FOLDERS.get(Path(os.path.abspath(data_root)).name.lower())
         if split is None or not data_root.is_dir():
             raise
         return _read_split(read, data_root, split, label_kind)
@@ -117,7 +118,8 @@ def _read(read: object, data_root: Path, label_kind: str) -> Films:
 def _read_split(read: object, data_root: Path, split: str, label_kind: str) -> Films:
     """Read the tables beside a folder of films, for the films of its split."""
     # Splits are spelt in several ways, also between a folder and its table.
-    films: Films = read(data_root.parent, label_kind)  # type: ignore[operator]
+    parent = data_root.parent if data_root.name else data_root / ".."
+    films: Films = read(parent, label_kind)  # type: ignore[operator]
     chosen = np.array([_SPLIT_FOLDERS.get(name, name) == split for name in films.splits], bool)
     if not chosen.any():
         raise UserError(f"{data_root}: the tables beside it list no film of this split")

@@ -245,12 +245,12 @@ def _with_films(films: Films) -> Films:
     )
 
 
-def _list_films(films: Films, base: Path, strip: int) -> list[list[str]]:
+def _list_films(films: Films, base_folder: Path, strip: int) -> list[list[str]]:
     """The names of the files of each study below a folder."""
     listed = []
     for study in films.images:
-        folder = base / study.split("/", strip)[-1]
+        folder = base_folder / study.split("/", strip)[-1]
         # What a download has left half done is no film.
-        names = filter(_FILM.fullmatch, list_folder(folder))
-        listed.append(sorted(names))
+        film_names = filter(_FILM.fullmatch, list_folder(folder))
+        listed.append(sorted(film_names))
     return listed

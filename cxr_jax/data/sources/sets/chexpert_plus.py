@@ -43,13 +43,13 @@ def read(data_root: Path, label_kind: str = "") -> Films:
     for row, (given, patient) in enumerate(zip(columns["deid_patient_id"], patients, strict=True)):
         if given and given != patient:
             raise columns.error(row, "deid_patient_id and the path name two patients")
-    keys = [_key_of(name) for name in film_names]
-    columns.check_once(keys, "the film")
+    film_keys = [_key_of(name) for name in film_names]
+    columns.check_once(film_keys, "the film")
     # Published beside the paths' .jpg: films are PNG.
     images = [
         name.removesuffix(".jpg") + ".png" if name.endswith(".jpg") else name for name in film_names
     ]
-    label_file, states, notes = _read_labels(data_root, table, keys, label_kind)
+    label_file, states, notes = _read_labels(data_root, table, film_keys, label_kind)
     splits = [
         given or split_in_path(name, table)
         for given, name in zip(columns["split"], film_names, strict=True)
@@ -90,7 +90,7 @@ def _key_of(name: str) -> str:
 
 
 def _read_labels(
-    data_root: Path, table: Path, keys: list[str], label_kind: str
+    data_root: Path, table: Path, film_keys: list[str], label_kind: str
 ) -> tuple[tuple[Path, ...], np.ndarray, list[str]]:
     """The file of labels, if there is one, the states of the films, what there is to say."""
     # The report says most; its parts are asked where it is not there.
@@ -98,12 +98,12 @@ def _read_labels(
     names = [f"{part}_fixed.json*" for part in wanted]
     # Beside the table, too, where the root is that.
     found = find_tables(folder_of(data_root), names, _LABEL_FOLDERS)
-    states = no_states(len(keys))
+    states = no_states(len(film_keys))
     if not found:
         if label_kind:
             raise UserError(f"{data_root}: holds no {names[0]}")
         return (), states, ["no file of labels (report_fixed.json) is there: all labels are blank"]
-    place_of = {name: place for place, name in enumerate(keys)}
+    place_of = {name: place for place, name in enumerate(film_keys)}
     seen: dict[str, int] = {}
     elsewhere = 0
     for number, _, record in json_rows.read_rows(found[0]):
@@ -126,7 +126,7 @@ def _read_labels(
             elsewhere += 1
     # Counted: a table and labels of two releases would fit in part.
     notes = []
-    if unlabelled := len(keys) - (len(seen) - elsewhere):
+    if unlabelled := len(film_keys) - (len(seen) - elsewhere):
         notes.append(f"{unlabelled:,} films have no row of labels: blank")
     if elsewhere:
         notes.append(f"{elsewhere:,} rows of labels are of films that the table does not list")

@@ -69,7 +69,8 @@ def read(data_root: Path, label_kind: str = "") -> Films:
         splits = _read_splits(path, films)
         tables.append(path)
     # ---- Joined by study ----
-    states, label_table = _read_labels(folder, studies, label_kind, notes)
+    patient_of = dict(zip(studies, patients, strict=True))
+    states, label_table = _read_labels(folder, studies, patient_of, label_kind, notes)
     tables += label_table
     if missing := sum(not split for split in splits):
         notes.append(f"{missing:,} films have no split: no split table lists them")
@@ -117,7 +118,7 @@ def _is_of(label_kind: str, tables: list[Path]) -> bool:
 
 
 def _read_labels(
-    folder: Path, studies: list[str], label_kind: str, notes: list[str]
+    folder: Path, studies: list[str], patient_of: dict[str, str], label_kind: str, notes: list[str]
 ) -> tuple[np.ndarray, list[Path]]:
     """The states of each film by its study, and the table they are from, if one is there."""
     states = no_states(len(studies))
@@ -135,9 +136,18 @@ def _read_labels(
         _AIRSPACE if label == "Lung Opacity" and _AIRSPACE in columns else label
         for label in CHEXPERT_14
     ]
-    columns = Columns(found_tables[0], ("study_id", *names))
+    columns = Columns(found_tables[0], ("study_id", *names), ("subject_id",))
     listed_ids = columns.ids("study_id")
     columns.check_once(listed_ids, "the study")
+    # Two tables of one fact: where they differ, labels would be another patient's.
+    if "subject_id" in columns:
+        for label_row, (study, patient) in enumerate(
+            zip(listed_ids, columns.ids("subject_id"), strict=True)
+        ):
+            if patient_of.get(study, patient) != patient:
+                raise columns.error(
+                    label_row, "the study is another patient's in the table of films"
+                )
     table_states = columns.states(names)
     # A study without a row is not a negative one.
     row_of = {study: row for row, study in enumerate(listed_ids)}

@@ -158,15 +158,15 @@ def _read_xml(data_root: Path, files: list[Path]) -> Films:
     return replace(films, left_out=left_out, notes=(*films.notes, unknown))
 
 
-def _path_of(name: str, path: Path) -> str:
+def _path_of(image_id: str, report_file: Path) -> str:
     """The path of an image by its id in a report."""
     # An id is a name: with a step in it the image would be another's.
     try:
-        if "/" in name or "/".join(split_name(name)) != name:
+        if "/" in image_id or "/".join(split_name(image_id)) != image_id:
             raise BadNameError("the id of an image is no name of a file")
     except BadNameError as reason:
-        raise UserError(f"{path}: {reason}") from None
-    return f"NLMCXR_png/{name}.png"
+        raise UserError(f"{report_file}: {reason}") from None
+    return f"NLMCXR_png/{image_id}.png"
 
 
 def _films(

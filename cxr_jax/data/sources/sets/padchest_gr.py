@@ -90,14 +90,14 @@ def read(data_root: Path, label_kind: str = "") -> Films:
 
 def _first_rows(columns: Columns, named: list[str]) -> dict[str, int]:
     """The first row of each film; those after it must say the same of whose it is."""
-    facts = [columns[name] for name in ("PatientID", "StudyID", "split")]
+    facts_of_film = [columns[name] for name in ("PatientID", "StudyID", "split")]
     first_row: dict[str, int] = {}
-    for row, film in enumerate(named):
-        first = first_row.setdefault(film, row)
-        if any(cells[row] != cells[first] for cells in facts):
-            line = columns.lines[first]
+    for finding_row, film in enumerate(named):
+        first_finding = first_row.setdefault(film, finding_row)
+        if any(cells[finding_row] != cells[first_finding] for cells in facts_of_film):
+            first_line = columns.lines[first_finding]
             raise columns.error(
-                row, f"the film of line {line} with another patient, study or split"
+                finding_row, f"the film of line {first_line} with another patient, study or split"
             )
     return first_row
 

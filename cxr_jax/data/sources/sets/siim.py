@@ -29,10 +29,10 @@ def read(data_root: Path, label_kind: str = "") -> Films:
     has_mask: dict[str, bool] = {}
     first_lines: dict[str, int] = {}
     masks = columns.decode("EncodedPixels", _read_mask, "EncodedPixels is no mask and no -1")
-    for row, (film, mask) in enumerate(zip(columns.ids("ImageId"), masks, strict=True)):
-        first_lines.setdefault(film, columns.lines[row])
+    for mask_row, (film, mask) in enumerate(zip(columns.ids("ImageId"), masks, strict=True)):
+        first_lines.setdefault(film, columns.lines[mask_row])
         if has_mask.setdefault(film, mask) != mask:
-            raise columns.error(row, "the film has a mask and -1 for none")
+            raise columns.error(mask_row, "the film has a mask and -1 for none")
     films = list(has_mask)
     # Nothing but pneumothorax was looked for.
     states = no_states(len(films))

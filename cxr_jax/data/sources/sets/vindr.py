@@ -152,14 +152,14 @@ def _read_kaggle(path: Path, label_map: maps.LabelMap) -> _Part:
     sources = list(dict.fromkeys(row.source for row in label_map.rows))
     column_of = {column_key(source): column for column, source in enumerate(sources)}
     votes = np.zeros((len(films), len(sources)), int)
-    keys = list(map(column_key, classes))
+    class_keys = list(map(column_key, classes))
     # The edition has these classes and no other: a film would be without the finding that another spelling means.
-    for row, key in enumerate(keys):
-        if key not in column_of:
-            raise columns.error(row, f"class_name is no class of the map {label_map}")
+    for box_row, class_key in enumerate(class_keys):
+        if class_key not in column_of:
+            raise columns.error(box_row, f"class_name is no class of the map {label_map}")
     # A reader draws several boxes of one finding.
-    for image, key, _ in dict.fromkeys(zip(images, keys, readers, strict=True)):
-        votes[place_of[image], column_of[key]] += 1
+    for image, class_key, _ in dict.fromkeys(zip(images, class_keys, readers, strict=True)):
+        votes[place_of[image], column_of[class_key]] += 1
     # A reader who found nothing has a row, too: "No finding".
     pairs = dict.fromkeys(zip(images, readers, strict=True))
     reader_counts = np.bincount([place_of[image] for image, _ in pairs], minlength=len(films))
