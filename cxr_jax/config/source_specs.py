@@ -112,9 +112,10 @@ def _words(text: str, key_name: str) -> dict[str, Any]:
     for place, text_word in enumerate(text_words):
         source_key, equals, value = text_word.partition("=")
         if not equals:
-            source_key, value = ("source", "")[place] if place < 2 else None, text_word
-            if source_key is None:
+            # The first two words may stand alone: the source, and what it is read from.
+            if place > 1:
                 raise UserError(f"{key_name}: {text_word!r} is no KEY=VALUE")
+            source_key, value = ("source", "")[place], text_word
         if source_key in said_keys:
             raise UserError(f"{key_name} says {source_key or 'its root'!r} twice")
         said_keys[source_key] = value if not equals else _typed(source_key, value)

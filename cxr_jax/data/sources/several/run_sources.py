@@ -87,14 +87,16 @@ def _open_together(data: DataConfig, processor: ImageProcessor | None) -> Splits
         )
     # Opened whole: nobody of them is held out.
     sources: dict[str, tuple[Source, float]] = {}
-    about, warnings = [], []
+    about: list[str] = []
+    warnings: list[str] = []
     for name, source_spec in data.train.items():
         own_data = config_of(data, source_spec)
         if own_data.source == "phantom":
             source: Source = open_phantoms(own_data, own_data.hospital, "train")
         else:
-            source, _ = _open_films(own_data, name, processor)
-            warnings += splits.warn_of_rows(name, source.rows, False)
+            films, _ = _open_films(own_data, name, processor)
+            warnings += splits.warn_of_rows(name, films.rows, False)
+            source = films
         sources[name] = source, source_spec[WEIGHT]
     total = sum(weight for _, weight in sources.values())
     for name, (source, weight) in sources.items():
