@@ -46,10 +46,14 @@ def open_sources(
         opened = _open_together(data, processor)
     else:
         opened = splits.open_splits(data, sides, processor, only_scores=only_scores)
-    for name, source_spec in data.eval.items():
-        if name in opened.test:
-            raise UserError(f"config.data.eval.{name}: the run has a set of that name already")
-        opened = _with_named(opened, name, config_of(data, source_spec), processor, only_scores)
+    for source_name, source_spec in data.eval.items():
+        if source_name in opened.test:
+            raise UserError(
+                f"config.data.eval.{source_name}: the run has a set of that name already"
+            )
+        opened = _with_named(
+            opened, source_name, config_of(data, source_spec), processor, only_scores
+        )
     _check_images(opened)
     if not only_scores and data.eval:
         # A set of another kind is further off than held-out patients of what trains. By name: a config has no order.
@@ -66,7 +70,9 @@ def open_sources(
 def config_of(data: DataConfig, source_spec: Mapping[str, Any]) -> DataConfig:
     """Give the `config.data` of one named source."""
     # The weight is the mixture's, not the source's.
-    said = {name: value for name, value in source_spec.items() if name != WEIGHT}
+    said = {
+        source_name: value for source_name, value in source_spec.items() if source_name != WEIGHT
+    }
     return replace(data, **{**_OWN, **said})
 
 
@@ -89,19 +95,19 @@ def _open_together(data: DataConfig, processor: ImageProcessor | None) -> Splits
     sources: dict[str, tuple[Source, float]] = {}
     about: list[str] = []
     warnings: list[str] = []
-    for name, source_spec in data.train.items():
+    for source_name, source_spec in data.train.items():
         own_data = config_of(data, source_spec)
         if own_data.source == "phantom":
             source: Source = open_phantoms(own_data, own_data.hospital, "train")
         else:
-            films, _ = _open_films(own_data, name, processor)
-            warnings += splits.warn_of_rows(name, films.rows, False)
+            films, _ = _open_films(own_data, source_name, processor)
+            warnings += splits.warn_of_rows(source_name, films.rows, False)
             source = films
-        sources[name] = source, source_spec[WEIGHT]
+        sources[source_name] = source, source_spec[WEIGHT]
     total = sum(weight for _, weight in sources.values())
-    for name, (source, weight) in sources.items():
+    for source_name, (source, weight) in sources.items():
         rows_there = f"{len(source):,} rows" if isinstance(source, FilesSource) else "phantoms"
-        about.append(f"trains: {name}, {rows_there}, {weight / total:.1%} of the examples")
+        about.append(f"trains: {source_name}, {rows_there}, {weight / total:.1%} of the examples")
     # One alone keeps its end, and with it its epochs.
     only = next(iter(sources.values()))[0]
     return Splits(
@@ -115,17 +121,17 @@ def _open_together(data: DataConfig, processor: ImageProcessor | None) -> Splits
 
 
 def _open_films(
-    own_data: DataConfig, name: str, processor: ImageProcessor | None
+    own_data: DataConfig, source_name: str, processor: ImageProcessor | None
 ) -> tuple[FilesSource, FilmRows | None]:
     """All films of a named source, and what there is to say of a data set. Raises UserError that names the source."""
     try:
         rows, films = splits.open_rows(own_data)
     except UserError as error:
-        raise UserError(f"source {name}: {error}") from None
+        raise UserError(f"source {source_name}: {error}") from None
     source = FilesSource(
         rows,
         own_data.size,
-        name=name,
+        name=source_name,
         cache=ImageCache(own_data.cache_mib),
         threads=own_data.threads,
         unreadable=UnreadableFiles(own_data.max_bad),
@@ -140,7 +146,7 @@ def _open_films(
 
 def _with_named(
     opened: Splits,
-    name: str,
+    source_name: str,
     own_data: DataConfig,
     processor: ImageProcessor | None,
     only_scores: bool,
@@ -149,40 +155,52 @@ def _with_named(
     if own_data.source == "phantom":
         return replace(
             opened,
-            select={**opened.select, name: open_phantoms(own_data, own_data.hospital, "select")},
-            test={**opened.test, name: open_phantoms(own_data, own_data.hospital, "test")},
-            about=(*opened.about, f"looked at: {name}, phantoms of hospital {own_data.hospital}"),
+            select={
+                **opened.select,
+                source_name: open_phantoms(own_data, own_data.hospital, "select"),
+            },
+            test={**opened.test, source_name: open_phantoms(own_data, own_data.hospital, "test")},
+            about=(
+                *opened.about,
+                f"looked at: {source_name}, phantoms of hospital {own_data.hospital}",
+            ),
         )
-    whole, films = _open_films(own_data, name, processor)
+    whole, films = _open_films(own_data, source_name, processor)
     # Where nothing trains, nobody has to choose: all are scored.
     parts = {"test": whole}
     if not only_scores:
-        choosers = _choosers(whole.rows, name, own_data.seed)
+        choosers = _choosers(whole.rows, source_name, own_data.seed)
         for part, chooses in (("selection", True), ("test", False)):
             rows = [row for row in whole.rows if (row.group in choosers) == chooses]
-            parts[part] = splits.beside(whole, rows, f"{name} ({part})")
+            parts[part] = splits.beside(whole, rows, f"{source_name} ({part})")
     label_policy = splits.describe_labels(whole.rows, films)
     counts = ", ".join(
         f"{part} {len(source)} rows of {len({row.group for row in source.rows})} patients"
         for part, source in parts.items()
     )
     # Its line stands beside those of the other sets: policies may differ.
-    select = {name: parts["selection"]} if "selection" in parts else {}
+    select = {source_name: parts["selection"]} if "selection" in parts else {}
     return replace(
         opened,
         select={**opened.select, **select},
-        test={**opened.test, name: parts["test"]},
-        label_policy="; ".join(filter(None, (opened.label_policy, f"{name}: {label_policy}"))),
-        about=(*opened.about, f"looked at: {name}, {counts}", f"labels of {name}: {label_policy}"),
-        warnings=(*opened.warnings, *splits.warn_of_rows(name, whole.rows, False)),
+        test={**opened.test, source_name: parts["test"]},
+        label_policy="; ".join(
+            filter(None, (opened.label_policy, f"{source_name}: {label_policy}"))
+        ),
+        about=(
+            *opened.about,
+            f"looked at: {source_name}, {counts}",
+            f"labels of {source_name}: {label_policy}",
+        ),
+        warnings=(*opened.warnings, *splits.warn_of_rows(source_name, whole.rows, False)),
     )
 
 
-def _choosers(rows: list[Row], name: str, seed: int) -> set[str]:
+def _choosers(rows: list[Row], source_name: str, seed: int) -> set[str]:
     """The patients of a set who choose the checkpoint. Raises UserError for a set of one patient."""
     groups = {row.group for row in rows}
     choosers = {
-        group for group in groups if int(place_of(f"{name} {group}", seed), 16) % CHOOSE == 0
+        group for group in groups if int(place_of(f"{source_name} {group}", seed), 16) % CHOOSE == 0
     }
     # By chance a small set may have all of them on one side.
     if not choosers or choosers == groups:
@@ -190,7 +208,7 @@ def _choosers(rows: list[Row], name: str, seed: int) -> set[str]:
         choosers = set(order[: max(1, len(order) // CHOOSE)])
     if choosers == groups:
         raise UserError(
-            f"config.data.eval.{name}: is of one patient: one has to choose the checkpoint and another to test"
+            f"config.data.eval.{source_name}: is of one patient: one has to choose the checkpoint and another to test"
         )
     return choosers
 
@@ -198,13 +216,17 @@ def _choosers(rows: list[Row], name: str, seed: int) -> set[str]:
 def _check_images(opened: Splits) -> None:
     """Refuse sets whose images are not of the kind that trains: one program reads all."""
     kinds = {
-        name: (source.size, getattr(source, "native", None) is not None)
-        for name, source in {"what trains": opened.train, **opened.select, **opened.test}.items()
+        source_name: (source.size, getattr(source, "native", None) is not None)
+        for source_name, source in {
+            "what trains": opened.train,
+            **opened.select,
+            **opened.test,
+        }.items()
     }
     if len(set(kinds.values())) > 1:
         said = ", ".join(
-            f"{name} {'its own sizes' if native else f'{size} pixels'}"
-            for name, (size, native) in kinds.items()
+            f"{source_name} {'its own sizes' if native else f'{size} pixels'}"
+            for source_name, (size, native) in kinds.items()
         )
         raise UserError(
             f"config.data: the sources of one run must have images of one size, or all their own aspect ratio: {said} "
