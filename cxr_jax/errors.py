@@ -76,15 +76,15 @@ def print_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
-def print_lines(lines: Iterable[object]) -> None:
-    """Print lines of any text, all of them, and see that they have gone out.
+def print_lines(lines: Iterable[object], *, on_stderr: bool = False) -> None:
+    """Print lines of any text, all of them, and see that they have gone out; `on_stderr` where rows go to stdout.
 
     Raises:
         RunFailedError: where stdout has been closed, or is full.
     """
     try:
         for line in lines:
-            print(printable(line))
+            print(printable(line), file=sys.stderr if on_stderr else sys.stdout)
         # None where the process has none.
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -8,6 +8,7 @@ import stat
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from cxr_jax.errors import UserError
 
@@ -117,6 +118,18 @@ def check_output(path: str | os.PathLike, inputs: Iterable[str | os.PathLike] = 
                 raise UserError(f"{path}: is read, and may not be replaced")
 
 
+def is_stdout(path: str | os.PathLike) -> bool:
+    """Tell whether a name stands for the stdout of this process."""
+    return _is_output(path, sys.__stdout__)
+
+
+def _is_output(path: str | os.PathLike, stream: TextIO | None) -> bool:
+    # A process may have none, and a stream that stands for one no number.
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        return os.path.samestat(os.stat(path), os.fstat(stream.fileno()))  # type: ignore[union-attr]
+    return False
+
+
 def _is_stream(path: Path) -> bool:
     """Tell whether a name stands for what a rename would put away: a device, a pipe, an output of this process."""
     try:
@@ -126,11 +139,7 @@ def _is_stream(path: Path) -> bool:
     if not stat.S_ISREG(found.st_mode):
         return not stat.S_ISDIR(found.st_mode)
     # /dev/stdout is a regular file where the shell has sent it to one.
-    for stream in (sys.__stdout__, sys.__stderr__):
-        with contextlib.suppress(AttributeError, OSError, ValueError):
-            if os.path.samestat(found, os.fstat(stream.fileno())):  # type: ignore[union-attr]
-                return True
-    return False
+    return any(_is_output(path, stream) for stream in (sys.__stdout__, sys.__stderr__))
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:

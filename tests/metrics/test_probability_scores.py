@@ -226,3 +226,11 @@ def test_public_predictions_equal_scikit_learn(monkeypatch):
 
     folder = os.environ["CHEXPERT_TEST_PREDICTIONS"]
     assert chexpert_predictions.main(folder) < chexpert_predictions.TOLERANCE
+
+
+@pytest.mark.parametrize("score", [probability_scores.auroc, probability_scores.average_precision])
+def test_what_is_no_number_has_no_rank(score):
+    with pytest.raises(ValueError, match="not a number"):
+        score([0.1, float("nan"), 0.3], [0, 1, 1])
+    # Log-odds may be infinite and still have an order.
+    assert score([0.1, float("inf"), 0.3], [0, 1, 1]) == 1

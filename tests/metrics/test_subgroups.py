@@ -225,3 +225,15 @@ def test_the_threshold_is_the_best_of_all(tied):
 
         assert score(found) == max(map(score, [0, *probabilities]))
     assert probability_scores.FEW == 10
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_log_odds_that_are_no_number_are_not_fitted(value):
+    log_odds = np.zeros((4, len(CHEXPERT_14)))
+    log_odds[2, 3] = value
+    with pytest.raises(ValueError, match="not finite"):
+        recalibration.fit(log_odds, Reference(np.zeros(log_odds.shape, bool)), method="platt")
+
+
+def test_an_age_below_zero_is_unknown():
+    assert subgroups.age_group(-1) == subgroups.UNKNOWN

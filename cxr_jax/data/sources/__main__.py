@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> None:
         outputs.check_out(args.out, films, found.place)
         write_rows(args.out, summary.rows_of(films))
         lines.append(f"{len(films):,} rows written to {args.out}")
-    print_lines(lines)
+    # Rows that go to stdout are read by a program.
+    print_lines(lines, on_stderr=args.out is not None and whole_files.is_stdout(args.out))
 
 
 @contextlib.contextmanager
