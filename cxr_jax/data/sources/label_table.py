@@ -1,13 +1,14 @@
 """A label table (CSV with the 14 CheXpert columns) -> manifest rows in the `grpo.jsonl` format.
 
     cxr-jax manifest LABELS.csv OUT.jsonl [--image_column=file] [--prompt=TEXT] [--blank=unknown|negative]
-                     [--uncertain=unknown|negative|positive] [--views=frontal|any]
+                     [--uncertain=unknown|negative|positive] [--views=frontal|any] [--empty=leave_out|keep]
 
 `python -m cxr_jax.data.sources.label_table` is the same command. docs/inputs.md says what is read and what is refused.
 
 A row is written if at least one label is positive ("No Finding" counts); its `solution` lists the positives, `labels`
 every state that is not blank, `policy` what blank and uncertain cells counted as. Left out and counted: rows without a
 positive, rows that say both "No Finding" and a finding, films that are not frontal, rows that repeat another.
+--empty=keep writes rows, too, of which only absent labels are known: their solution is empty.
 Cells: 1, 0, -1 or U (uncertain), blank or nan.
 """
 
@@ -48,6 +49,7 @@ IMAGE_COLUMNS = (
 # What may stand beside No Finding.
 NOT_PATHOLOGY = ("No Finding", "Support Devices")
 VIEWS = ("frontal", "any")
+EMPTY = ("leave_out", "keep")
 
 # Why rows are left out.
 _NO_POSITIVE = "no label known to be positive"
@@ -175,6 +177,7 @@ def convert(
     prompt: str = FIND_PROMPT,
     label_policy: LabelPolicy = LabelPolicy(),  # noqa: B008 - frozen
     only_frontal: bool = True,
+    keep_empty: bool = False,
 ) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Make manifest rows of `read_table`.
 
@@ -183,6 +186,7 @@ def convert(
         prompt: what is asked of every image.
         label_policy: what blank and uncertain cells count as.
         only_frontal: leave out films whose column or path says another view; else the view is written with the row.
+        keep_empty: make rows, too, of which only absent labels are known.
 
     Returns:
         The manifest rows, and counts of what was left out by reason.
@@ -201,7 +205,8 @@ def convert(
         if only_frontal and view in (views.LATERAL, views.OTHER):
             left_out[_LATERAL if view == views.LATERAL else _NOT_FRONTAL] += 1
             continue
-        if not positive:
+        # Of a film that nobody has said anything of there is nothing to learn, either way.
+        if not positive and not (keep_empty and 0 in states.values()):
             left_out[_NO_POSITIVE] += 1
             continue
         if "No Finding" in positive and any(label not in NOT_PATHOLOGY for label in positive):
@@ -266,6 +271,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default=VIEWS[0],
         help="leave out films that a column or path calls lateral or other, or write their view (default: frontal)",
     )
+    parser.add_argument(
+        "--empty",
+        choices=EMPTY,
+        default=EMPTY[0],
+        help="what becomes of rows without a positive label but with known absent ones (default: leave_out)",
+    )
     return parser.parse_args(argv)
 
 
@@ -276,7 +287,8 @@ def run(args: argparse.Namespace) -> None:
     prompt = check_prompt(args.prompt)
     whole_files.check_output(args.out, [args.table])
     table = read_table(args.table, args.image_column)
-    rows, left_out = convert(table, prompt, label_policy, args.views == VIEWS[0])
+    only_frontal, keep_empty = args.views == VIEWS[0], args.empty == EMPTY[1]
+    rows, left_out = convert(table, prompt, label_policy, only_frontal, keep_empty)
     left_out = {reason: count for reason, count in left_out.items() if count}
     if not rows:
         reasons = "; ".join(f"{count} left out: {reason}" for reason, count in left_out.items())

@@ -204,6 +204,21 @@ def test_a_film_of_two_patients_is_said_and_keeps_two_ids(tmp_path, capsys):
     assert "1 rows list a film that another patient's row lists" in err
 
 
+def test_films_without_a_positive_label_are_kept_if_that_is_asked_for(tmp_path, capsys):
+    states = {"none.png": "0", "nobody.png": "", "maybe.png": "-1", "some.png": "1"}
+    table = write(tmp_path, [[name, "M", state, *[""] * 13] for name, state in states.items()])
+    assert [row["id"] for row in convert(capsys, table)[1]] == ["some.png"]
+    code, rows, out, _ = convert(capsys, table, "--empty=keep")
+    assert code == 0 and [(row["id"], row["solution"]) for row in rows] == [
+        ("none.png", ""),
+        ("some.png", "No Finding"),
+    ]
+    assert "2 left out: no label known to be positive" in out
+    # What an uncertain cell counts as decides, too.
+    _, rows, _, _ = convert(capsys, table, "--empty=keep", "--uncertain=negative")
+    assert [row["id"] for row in rows] == ["none.png", "maybe.png", "some.png"]
+
+
 # ---- Blank and uncertain cells -----------------------------------------------------------------------
 
 
