@@ -20,7 +20,7 @@ PADCHEST = "ImageID,ImageDir,StudyID,PatientID,Projection,Labels"
     [
         *((NIH, f"b.png|{cell}|2", "Finding Labels") for cell in ("Atelectasis;Effusion", "Mas")),
         *((KAGGLE, f"b|{cell}|R1", "class_name") for cell in ("Heart big", "", "No findings")),
-        *((SIIM, f"b|{cell}", "EncodedPixels") for cell in ("nan", "", "0", "-2", "1 2 3", "foo")),
+        *((SIIM, f"b|{cell}", "EncodedPixels") for cell in ("nan", "", "0", "-2", "1 -2", "foo")),
         *((RSNA, f"b|{x}|1|1|1|1", "x is") for x in ("-1", "inf", "left")),
         (RSNA, "b|||||2", "Target"),
     ],

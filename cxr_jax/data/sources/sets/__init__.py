@@ -96,8 +96,10 @@ def _check_root(data_root: Path) -> None:
         mode = os.stat(data_root).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return
-    except OSError as error:
-        raise UserError(f"{data_root}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        # A NUL in a name is a ValueError.
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{data_root}: {reason}") from None
     # A device or a pipe has no end, or can be read once.
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise UserError(f"{data_root}: is neither a folder nor a file")

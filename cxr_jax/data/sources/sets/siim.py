@@ -16,9 +16,10 @@ from cxr_jax.labels.taxonomy import INDEX, NEGATIVE, POSITIVE
 TABLES = ("train-rle.csv", "stage_2_train.csv", "stage_1_train*.csv", "train-rle*.csv")
 _FOLDERS = ("", "siim*", "SIIM*")
 IMAGES = "dicom-images-train"
-# -1.0 as pandas writes it; a mask is pairs of a start and a length.
+# -1.0 as pandas writes it; a mask is pairs of a start and a length, and one that a spreadsheet has
+# cut off in a pair still is one.
 _NONE = re.compile(r"-1(?:\.0*)?")
-_MASK = re.compile(r"\d+ +\d+(?: +\d+ +\d+)*")
+_MASK = re.compile(r"\d+(?: +\d+)+")
 
 
 def read(data_root: Path, label_kind: str = "") -> Films:
