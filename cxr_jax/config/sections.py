@@ -127,9 +127,11 @@ class DataConfig(_Section):
 
     @property
     def shown_kind(self) -> str:
-        """What a page says that its numbers are of: "phantom" only where no film is looked at, either."""
+        """What a page says that its numbers are of: "phantom" where no film is looked at, whatever trains."""
+        # Sources that train together hold nobody out.
         looked_at = {spec["source"] for spec in self.eval.values()}
-        return "phantom" if self._trains | looked_at == {"phantom"} else "files"
+        looked_at |= set() if self.train else {self.source}
+        return "phantom" if looked_at == {"phantom"} else "files"
 
     @property
     def _trains(self) -> set[str]:

@@ -8,7 +8,7 @@ from cxr_jax.report.records import NO_REMARKS, Remarks
 
 CAVEAT = {
     "phantom": "Phantom results: they say nothing about patients.",
-    "files": "Real films read by a model trained on phantoms only: these numbers say nothing about patients.",
+    "files": "Real films: the embedded model has seen phantoms alone, and no number here is a claim about patients.",
 }
 
 

@@ -161,3 +161,16 @@ def test_checks_see_what_trains_together(specs):
     )
     with pytest.raises(UserError, match=r"needs config\.data\.eval"):
         checks.check_common(config)
+
+
+def test_results_are_called_what_is_looked_at(specs):
+    phantoms, films = {"ph": {"source": "phantom"}}, {"far": specs["test"]}
+    for source, train, looked_at, kind in (
+        ("phantom", {}, {}, "phantom"),
+        ("phantom", {}, films, "files"),
+        ("files", {"one": specs["one"]}, phantoms, "phantom"),
+        ("files", {"one": specs["one"]}, {**phantoms, **films}, "files"),
+        ("files", {}, phantoms, "files"),
+    ):
+        data = DataConfig.with_defaults(source=source, train=train, eval=looked_at)
+        assert data.shown_kind == kind
