@@ -67,7 +67,7 @@ class ModelSelection:
             setup.prompts,
             settings.eval.batch_size,
             setup.trainable.dtype,
-            setup.splits.train.lexicon,
+            setup.splits.lexicon,
             poll=loop.stop.check,
             unwatched=loop.stop.unwatched,
             layout=layout,

@@ -83,7 +83,7 @@ def run(config: ConfigDict, run_folder: RunFolder, stop: Stop, layout: Layout) -
         prompts,
         settings.eval.batch_size,
         pretrained.DTYPES[settings.dtype],
-        splits.train.lexicon,
+        splits.lexicon,
         poll=stop.check,
         unwatched=stop.unwatched,
         layout=layout,

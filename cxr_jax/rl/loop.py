@@ -168,7 +168,7 @@ def _programs(
         special,
         answers.TokenBytes.from_tokenizer(tokenizer),
         setup.trainable,
-        load_phrase_bank(None, setup.splits.train.lexicon),
+        load_phrase_bank(None, setup.splits.lexicon),
         seed=settings.seed,
         max_completion=settings.max_completion,
         own=own,

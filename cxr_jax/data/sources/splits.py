@@ -72,6 +72,12 @@ class Splits:
     warnings: tuple[str, ...] = ()
     sides: Sides = NOT_DRAWN
 
+    @property
+    def lexicon(self) -> str | None:
+        """The phrases that reports of any of the sources use beyond labels/lexicon.toml: one program reads them all."""
+        sources = (self.train, *self.select.values(), *self.test.values())
+        return next(filter(None, (source.lexicon for source in sources)), None)
+
     def prompts(self) -> tuple[Prompt, ...]:
         """List every prompt, each once: held-out rows may ask what training rows do not."""
         sources = [self.train, *self.select.values(), *self.test.values()]

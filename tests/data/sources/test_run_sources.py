@@ -90,6 +90,17 @@ def test_a_named_set_stands_beside_the_held_out_patients_of_one_source(specs):
     assert len(scored.test["far"]) == 60
 
 
+def test_traces_are_read_with_the_words_of_whatever_is_looked_at(specs):
+    phantom = {"source": "phantom"}
+    for train, looked_at, words in (
+        ({"one": specs["one"]}, {"b": phantom}, True),
+        ({"one": specs["one"], "ph": phantom}, {"far": specs["test"]}, True),
+        ({"one": specs["one"]}, {"far": specs["test"]}, False),
+    ):
+        opened = run_sources.open_sources(_data(train, **looked_at))
+        assert (opened.lexicon is not None) == words
+
+
 def test_what_cannot_be_is_refused(specs, tmp_path):
     train = {"one": specs["one"]}
     for data, message in (
