@@ -174,7 +174,7 @@ class GroupRecords:
             shown_rows,
             self._setup.tokenizer,
             step=step,
-            lexicon=source.lexicon,
+            lexicon=self._setup.splits.lexicon,
             weights=dict(self._setup.settings.rollout.reward_weights),
             set_name=source.name,
             **shown,
