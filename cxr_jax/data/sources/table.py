@@ -187,6 +187,9 @@ def read_state(cell: str) -> int | None:
     if text == "u":
         return -1
     # 1.0 as pandas writes numbers, 1,0 as some spreadsheets do.
+    # 0_1 is a number to Python.
+    if "_" in text:
+        raise ValueError
     number = float(text.replace(",", "."))
     if number not in (1, 0, -1):
         raise ValueError

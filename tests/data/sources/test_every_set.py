@@ -244,3 +244,19 @@ def test_labels_of_another_patients_study(capsys, tmp_path):
     write_table(labels, ["subject_id", "study_id", *CHEXPERT_14], rows)
     code, got, _, err = run(capsys, tmp_path, "mimic", tmp_path / "set")
     assert code == 2 and got is None and f"{labels}:3: the study is another patient's" in err
+
+
+def test_mimic_ids_with_letters_and_suffixes(capsys, tmp_path):
+    table = write_mimic(tmp_path / "set", "c-d")
+    split = [
+        ["a-b.dcm", "p10000001", "s50000001", "train"],
+        ["c-d", "10000001", "50000002", "test"],
+    ]
+    columns = ["dicom_id", "subject_id", "study_id", "split"]
+    write_table(table.with_name("mimic-cxr-2.0.0-split.csv"), columns, split)
+    labels = [["p10000001", "s50000001", *["1"] * len(CHEXPERT_14)]]
+    columns = ["subject_id", "study_id", *CHEXPERT_14]
+    write_table(table.with_name("mimic-cxr-2.0.0-chexpert.csv"), columns, labels)
+    _, rows, _, _ = run(capsys, tmp_path, "mimic", tmp_path / "set")
+    assert [row["split"] for row in rows] == ["train", "test"]
+    assert [row["labels"]["Edema"] for row in rows] == [1, None]

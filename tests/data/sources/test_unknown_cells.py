@@ -65,6 +65,7 @@ def test_masks_as_programs_write_them(capsys, tmp_path):
         ("['cardiomegaly'\n 'nodule']", {"Cardiomegaly": 1, "Lung Lesion": 1, "Edema": 0}),
         ("[\"cardiomegaly\", u'nodule',]", {"Cardiomegaly": 1, "Lung Lesion": 1, "Edema": 0}),
         ("['cardiomegalia', 'nodule']", {"Cardiomegaly": None, "Lung Lesion": 1, "Edema": None}),
+        ("['cardiomegaly', 'nan']", {"Cardiomegaly": 1, "Edema": 0}),
         ("['Exclude', 'nodule']", None),
         ("['EXCLUDE ']", None),
     ],

@@ -5,6 +5,7 @@ negbio, or test, the radiologists' labels of the 687 test studies. Where only th
 cxr-record-list.csv lists films, without views.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from cxr_jax.data.sources.films.tables import (
     find_tables,
     read_view,
 )
+from cxr_jax.data.sources.image_files import film_key
 from cxr_jax.errors import UserError
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 
@@ -43,6 +45,7 @@ _BASIS = {
     "test": "radiologists' labels",
 }
 _AIRSPACE = "Airspace Opacity"
+_LETTER = re.compile(r"^[ps](?=\d{8}$)")  # of folders
 
 
 def read(data_root: Path, label_kind: str = "") -> Films:
@@ -56,7 +59,7 @@ def read(data_root: Path, label_kind: str = "") -> Films:
         metadata, ("dicom_id", "subject_id", "study_id"), ("ViewPosition", "StudyDate", "path")
     )
     films, patients, studies = (
-        columns.ids(name) for name in ("dicom_id", "subject_id", "study_id")
+        _read_ids(columns, name) for name in ("dicom_id", "subject_id", "study_id")
     )
     # Ids as texts: a program that took them for numbers has written 10000032.0.
     columns.check_once(films, "the film")
@@ -96,6 +99,11 @@ def read(data_root: Path, label_kind: str = "") -> Films:
     )
 
 
+def _read_ids(columns: Columns, name: str) -> list[str]:
+    """Ids as every table of the set has them: s50414267, p10000032 and a film's file name are said in numbers alone."""
+    return [_LETTER.sub("", film_key(cell)) for cell in columns.ids(name)]
+
+
 def _paths(films: list[str], patients: list[str], studies: list[str], suffix: str) -> list[str]:
     # The first two digits of the subject are a folder.
     return [
@@ -107,7 +115,7 @@ def _paths(films: list[str], patients: list[str], studies: list[str], suffix: st
 def _read_splits(path: Path, films: list[str]) -> list[str]:
     columns = Columns(path, ("dicom_id", "split"))
     # The film alone is the key: of a study films may stand on different sides.
-    listed_ids = columns.ids("dicom_id")
+    listed_ids = _read_ids(columns, "dicom_id")
     columns.check_once(listed_ids, "the film")
     split_of = dict(zip(listed_ids, columns["split"], strict=True))
     return [split_of.get(film, "") for film in films]
@@ -137,12 +145,12 @@ def _read_labels(
         for label in CHEXPERT_14
     ]
     columns = Columns(found_tables[0], ("study_id", *names), ("subject_id",))
-    listed_ids = columns.ids("study_id")
+    listed_ids = _read_ids(columns, "study_id")
     columns.check_once(listed_ids, "the study")
     # Two tables of one fact: where they differ, labels would be another patient's.
     if "subject_id" in columns:
         for label_row, (study, patient) in enumerate(
-            zip(listed_ids, columns.ids("subject_id"), strict=True)
+            zip(listed_ids, _read_ids(columns, "subject_id"), strict=True)
         ):
             if patient_of.get(study, patient) != patient:
                 raise columns.error(

@@ -133,7 +133,7 @@ def read_list(cell: str) -> tuple[str, ...] | None:
         names = [ast.literal_eval(text) for text in _TEXTS.findall(cell)]
     except (SyntaxError, MemoryError, RecursionError):
         raise ValueError from None
-    return tuple(stripped for name in names if (stripped := name.strip()))
+    return tuple(name.strip() for name in names if not is_blank(name))
 
 
 def is_labelled(names: tuple[str, ...] | None, label: str) -> bool:
