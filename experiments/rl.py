@@ -29,6 +29,32 @@ with paired 95 % bootstrap intervals over images (2026-11-30, commit c6bba64):
 The reward is rewards.CHECKED: the trace is held against the answer and the truth (docs/rewards.md).
 docs/ablations.md has the published sum beside it: answers as good, and traces that can drift.
 
+**What RL is held against**: SFT from the same model on the same 1,280 phantoms (80 steps of 16, lr 3e-4, the last step;
+2026-11-30, commits 04d9b2a and 08d2159, one core of two that other jobs shared). "Complete": reports that leave
+out nothing, which say the labels that RL's reward holds. "Best of 8": of eight completions of the start for each phantom
+the one that earns most by RL's reward (mean 2.03, of the best 2.26): 10,240 completions, as RL samples. Jaccard:
+
+                           A                               B (out of distribution)
+    SFT, complete, seed 0   0.968  +0.032 [+0.025, +0.038]  0.928  +0.059 [+0.050, +0.068]
+                   seed 1   0.971  +0.034 [+0.028, +0.041]  0.918  +0.048 [+0.039, +0.057]
+                   seed 2   0.971  +0.034 [+0.028, +0.041]  0.926  +0.057 [+0.047, +0.065]
+      trace = truth         0.951, 0.953, 0.953             0.891, 0.886, 0.893
+    SFT, best of 8, seed 0  0.962  +0.025 [+0.019, +0.031]  0.921  +0.052 [+0.044, +0.059]
+                    seed 1  0.970  +0.034 [+0.028, +0.040]  0.901  +0.032 [+0.023, +0.041]
+
+    bash launch/local.sh --config=experiments/sft.py:continued --workdir=runs/complete_$s --config.seed=$s \\
+        --config.data.seed=$((s + 1)) --config.data.reader_miss=0 --config.steps=80 --config.eval.every=1000
+    python -m experiments.analysis.best_of runs/best_$s --seed=$((s + 1))
+    bash launch/local.sh --config=experiments/sft.py:files --workdir=runs/best_sft_$s --config.seed=$s \\
+        --config.data.seed=$((s + 1)) --config.steps=80 --config.eval.every=1000 \\
+        --config.data.train="best: files runs/best_$s/rows.jsonl image_root=runs/best_$s" \\
+        --config.data.eval="A: phantom hospital=A; B: phantom hospital=B"
+
+So complete texts give as much as RL or more, in 80 steps that took 1.7 to 2.8 minutes where RL's 40 took 4.5 to 5.8, and
+no choice among steps; one's own best completions give about as much as RL. What RL adds here is the information in
+labels that the texts lack, and no sight that imitation could not have had. Not yet run: the same with readers who err to
+no side (`config.data.reader_confused`), whose texts cannot be completed; equal time instead of equal images.
+
 RL is up on both hospitals in Jaccard and in macro-F1 in every seed. Continued SFT (one seed, its last step; none of
 its looks was above its start on B) got 546 s of training where RL took 268 to 349 s (a core each): no better on A,
 down on B. Why: the readers whose traces SFT imitates leave out small findings (cxr_jax/phantom/human_readers.py); the

@@ -12,7 +12,12 @@ from places import ROOT
 from cxr_jax.errors import UserError
 from cxr_jax.weights import pretrained
 
-FILES = [p for p in sorted((ROOT / "experiments").rglob("*.py")) if "get_config" in p.read_text()]
+# Analyses are no configs, though they may read one.
+FILES = [
+    p
+    for p in sorted((ROOT / "experiments").rglob("*.py"))
+    if "get_config" in p.read_text() and p.parent.name != "analysis"
+]
 
 TASKS = [
     p for p in FILES if p.parent.name == "experiments"
