@@ -29,10 +29,11 @@ with paired 95 % bootstrap intervals over images (2026-11-30, commit c6bba64):
 The reward is rewards.CHECKED: the trace is held against the answer and the truth (docs/rewards.md).
 docs/ablations.md has the published sum beside it: answers as good, and traces that can drift.
 
-**What RL is held against**: SFT from the same model on the same 1,280 phantoms (80 steps of 16, lr 3e-4, the last step;
-2026-11-30, commits 04d9b2a and 08d2159, one core of two that other jobs shared). "Complete": reports that leave
-out nothing, which say the labels that RL's reward holds. "Best of 8": of eight completions of the start for each phantom
-the one that earns most by RL's reward (mean 2.03, of the best 2.26): 10,240 completions, as RL samples. Jaccard:
+**What RL is held against**: SFT from the same model on the same 1,280 phantoms (80 steps of 16, lr 3e-4, the last
+step; 2026-11-30, commits 04d9b2a and 08d2159, one core of two that other jobs shared). "Complete": reports that leave
+out nothing, which say the labels that RL's reward holds. "Best of 8": of eight completions of the start for each
+phantom the one that earns most by RL's reward (mean 2.03, of the best 2.26): 10,240 completions, as RL samples.
+Jaccard:
 
                            A                               B (out of distribution)
     SFT, complete, seed 0   0.968  +0.032 [+0.025, +0.038]  0.928  +0.059 [+0.050, +0.068]
@@ -50,10 +51,10 @@ the one that earns most by RL's reward (mean 2.03, of the best 2.26): 10,240 com
         --config.data.train="best: files runs/best_$s/rows.jsonl image_root=runs/best_$s" \\
         --config.data.eval="A: phantom hospital=A; B: phantom hospital=B"
 
-So complete texts give as much as RL or more, in 80 steps that took 1.7 to 2.8 minutes where RL's 40 took 4.5 to 5.8, and
-no choice among steps; one's own best completions give about as much as RL. What RL adds here is the information in
-labels that the texts lack, and no sight that imitation could not have had. Not yet run: the same with readers who err to
-no side (`config.data.reader_confused`), whose texts cannot be completed; equal time instead of equal images.
+So complete texts give as much as RL or more, in 80 steps that took 1.7 to 2.8 minutes where RL's 40 took 4.5 to 5.8,
+and no choice among steps; one's own best completions give about as much as RL. What RL adds here is the information
+in labels that the texts lack, and no sight that imitation could not have had. Not yet run: the same with readers who
+err to no side (`config.data.reader_confused`), whose texts cannot be completed; equal time instead of equal images.
 
 RL is up on both hospitals in Jaccard and in macro-F1 in every seed. Continued SFT (one seed, its last step; none of
 its looks was above its start on B) got 546 s of training where RL took 268 to 349 s (a core each): no better on A,
