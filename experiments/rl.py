@@ -42,6 +42,7 @@ Jaccard:
       trace = truth         0.951, 0.953, 0.953             0.891, 0.886, 0.893
     SFT, best of 8, seed 0  0.962  +0.025 [+0.019, +0.031]  0.921  +0.052 [+0.044, +0.059]
                     seed 1  0.970  +0.034 [+0.028, +0.040]  0.901  +0.032 [+0.023, +0.041]
+                    seed 2  0.964  +0.028 [+0.022, +0.034]  0.921  +0.052 [+0.044, +0.059]
 
     bash launch/local.sh --config=experiments/sft.py:continued --workdir=runs/complete_$s --config.seed=$s \\
         --config.data.seed=$((s + 1)) --config.data.reader_miss=0 --config.steps=80 --config.eval.every=1000

@@ -30,7 +30,7 @@ flags.FLAGS.mark_as_parsed()  # code under test may read flags that no command l
 settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 settings.load_profile("repeatable")
 
-MOST_MEMORY = 3 * 2**30  # of a process of tests, where those of the next file may be any
+MOST_MEMORY = 5 * 2**30  # of a process of tests, where those of the next file may be any
 
 
 @pytest.fixture(autouse=True, scope="module")
