@@ -79,7 +79,7 @@ def check_common(config: ConfigDict) -> Source:
     pretrained.check_model(settings.model)
     pretrained.check_weights(settings.model)
     # Phantoms alone need nothing from a disk.
-    opens_all = data.kind == "files" or data.train or data.eval
+    opens_all = data.kind == "files" or data.train or data.eval or data.ood
     train, prompts = (_film_prompts if opens_all else _phantom_prompts)(settings)
     check_model(settings.model, train.size, prompts, settings.max_completion, data)
     if data.kind == "files" and not settings.model.startswith("random:"):

@@ -172,6 +172,9 @@ def test_checks_see_what_trains_together(specs):
     )
     with pytest.raises(UserError, match=r"needs config\.data\.eval"):
         checks.check_common(config)
+    # Of phantoms alone, too, before anything is written.
+    with pytest.raises(UserError, match=r"config\.data\.ood='Z' is none of the sets"):
+        checks.check_common(run.resolve("rl", {"data.ood": "Z"}))
 
 
 def test_results_are_called_what_is_looked_at(specs):
