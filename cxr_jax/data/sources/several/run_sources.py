@@ -169,7 +169,7 @@ def _with_named(
     # Where nothing trains, nobody has to choose: all are scored.
     parts = {"test": whole}
     if not only_scores:
-        choosers = _choosers(whole.rows, source_name, own_data.seed)
+        choosers = _choosers(whole.rows, source_name)
         for part, chooses in (("selection", True), ("test", False)):
             rows = [row for row in whole.rows if (row.group in choosers) == chooses]
             parts[part] = splits.beside(whole, rows, f"{source_name} ({part})")
@@ -196,15 +196,16 @@ def _with_named(
     )
 
 
-def _choosers(rows: list[Row], source_name: str, seed: int) -> set[str]:
+def _choosers(rows: list[Row], source_name: str) -> set[str]:
     """The patients of a set who choose the checkpoint. Raises UserError for a set of one patient."""
     groups = {row.group for row in rows}
+    # By no seed of a run: runs of several seeds are tested on the same patients.
     choosers = {
-        group for group in groups if int(place_of(f"{source_name} {group}", seed), 16) % CHOOSE == 0
+        group for group in groups if int(place_of(f"{source_name} {group}", 0), 16) % CHOOSE == 0
     }
     # By chance a small set may have all of them on one side.
     if not choosers or choosers == groups:
-        order = sorted(groups, key=lambda group: place_of(group, seed))
+        order = sorted(groups, key=lambda group: place_of(group, 0))
         choosers = set(order[: max(1, len(order) // CHOOSE)])
     if choosers == groups:
         raise UserError(
