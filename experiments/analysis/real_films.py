@@ -22,13 +22,15 @@ collections 0.762 [0.696, 0.827]. The embedded model's own answers to all films 
 experiments/eval.py:files with eval.include_train=True, eval.n_final=0).
 
 **SFT on them** (2026-11-30, commit 14c1593; 200 steps of 16 from the embedded model, 224 pixels, 622 films of 492
-patients; 297 test films of 226 patients, the last step; 1 min 50 s of training on two cores; two seeds):
+patients; 297 test films of 226 patients, the last step; 12 labels have an AUROC; 2 minutes of
+training on two cores):
 
-                           seed 1                   seed 2
-    mean AUROC             0.611 [0.558, 0.655]     0.621 [0.560, 0.660]    of 12 labels; start 0.508 [0.476, 0.574]
-    Jaccard                0.387 [0.323, 0.451]     0.372 [0.304, 0.437]    No Finding for all: 0.286 [0.217, 0.354]
-    macro-F1               0.171 [0.135, 0.211]     0.145 [0.116, 0.178]    all labels for all: 0.211 [0.195, 0.244]
-    macro-F1, swapped      0.195                    0.200
+                           seed 0                   seed 1                   seed 2
+    mean AUROC             0.600 [0.552, 0.640]     0.611 [0.558, 0.655]     0.621 [0.560, 0.660]
+    Jaccard                0.367 [0.300, 0.427]     0.387 [0.323, 0.451]     0.372 [0.304, 0.437]
+    macro-F1               0.198 [0.145, 0.252]     0.171 [0.135, 0.211]     0.145 [0.116, 0.178]
+    macro-F1, swapped      0.213                    0.195                    0.200
+    start: AUROC 0.508 [0.476, 0.574]; best constants: Jaccard 0.286 [0.217, 0.354], macro-F1 0.211 [0.195, 0.244]
 
     bash launch/local.sh --config=experiments/sft.py:files --workdir=runs/films_$s --config.seed=$s \\
         --config.data.seed=$((s + 1)) --config.steps=200 --config.eval.every=100 --config.eval.n=130 \\
@@ -37,7 +39,7 @@ patients; 297 test films of 226 patients, the last step; 1 min 50 s of training 
         --config.data.eval="films: files OUT/held.jsonl image_root=FILMS"
 
 So probabilities rank findings better than chance, below the probe on the tower they started from, and the answers are
-those of the set: another patient's film does as well. RL on films, random weights and a third seed are not run.
+those of the set: another patient's film does as well. RL on films and random weights are not run.
 """
 
 import csv
