@@ -97,6 +97,19 @@ def print_lines(lines: Iterable[object], *, on_stderr: bool = False) -> None:
         raise RunFailedError(f"stdout cannot be written ({error.strerror})") from None
 
 
+def failure_without_text(error: BaseException, left: str) -> str:
+    """Return one line for an error that is nobody's input; it could hold report text, so its message is not shown.
+
+    Args:
+        left: what a stop before the end has left.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return f"stopped before the end; {left}"
+    # What the system says names no text of a report.
+    known = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
+    return f"the run failed ({type(error).__name__}){known}"
+
+
 def as_utf8(text: object) -> str:
     """Make a name fit for a file in UTF-8 that others read: bytes that are no text are escaped (\\xff).
 

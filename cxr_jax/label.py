@@ -33,7 +33,7 @@ from pathlib import Path
 from cxr_jax.config.arguments import ArgumentParser, wants_debug
 from cxr_jax.data import report_files, report_labels
 from cxr_jax.data.report_sections import SECTIONS
-from cxr_jax.errors import UserError, exit_code, printable
+from cxr_jax.errors import UserError, exit_code, failure_without_text, printable
 from cxr_jax.runtime import interrupts
 
 # ---- Flags -----------------------------------------------------------------------------------------------------------
@@ -223,11 +223,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _failure(error: BaseException) -> str:
-    """Return one line for an error that is nobody's input; it could hold report text, so its message is not shown."""
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped before the end; OUT was not written"
-    known = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
-    return f"the run failed ({type(error).__name__}){known}"
+    """One line for an error that is nobody's input."""
+    return failure_without_text(error, "OUT was not written")
 
 
 def _stop() -> None:

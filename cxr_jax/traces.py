@@ -34,7 +34,7 @@ from cxr_jax.data import report_files
 from cxr_jax.data.prompts import FIND_PROMPT, check_prompt
 from cxr_jax.data.report_sections import SECTIONS
 from cxr_jax.data.sources.policy import BLANK_CHOICES, UNCERTAIN_CHOICES, LabelPolicy
-from cxr_jax.errors import UserError, exit_code, printable
+from cxr_jax.errors import UserError, exit_code, failure_without_text, printable
 from cxr_jax.runtime import interrupts
 
 if TYPE_CHECKING:
@@ -228,11 +228,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _failure(error: BaseException) -> str:
-    """Return one line for an error that is nobody's input; it could hold report text, so its message is not shown."""
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped before the end; nothing was written"
-    known = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
-    return f"the run failed ({type(error).__name__}){known}"
+    """One line for an error that is nobody's input."""
+    return failure_without_text(error, "nothing was written")
 
 
 def command() -> int:

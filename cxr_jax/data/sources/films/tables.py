@@ -75,13 +75,6 @@ def folder_of(data_root: Path) -> Path:
     return data_root.parent if data_root.is_file() else data_root
 
 
-def find_beside(
-    data_root: Path, names: Sequence[str], folders: Sequence[str] = ("",)
-) -> list[Path]:
-    """Find the best of the tables that a set may do without: one or none; none beside a table that was given alone."""
-    return find_tables(data_root, names, folders)[:1] * data_root.is_dir()
-
-
 def find_table(root: Path, names: Sequence[str], folders: Sequence[str] = ("",)) -> Path:
     """Find the best table.
 

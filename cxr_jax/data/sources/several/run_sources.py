@@ -1,4 +1,4 @@
-"""The sources of a run: that of `config.data.source`, or those that train together; and named sets beside its own_data.
+"""The sources of a run: that of `config.data.source`, or those that train together; and named sets beside its own.
 
 No patient of a named set is split by what trains: a third of them choose the checkpoint and the others test. Who is who
 is a hash of the patient, so more rows later change no side. Whether patients of a named set train is the guard's.
@@ -70,10 +70,8 @@ def open_sources(
 def config_of(data: DataConfig, source_spec: Mapping[str, Any]) -> DataConfig:
     """Give the `config.data` of one named source."""
     # The weight is the mixture's, not the source's.
-    said = {
-        source_name: value for source_name, value in source_spec.items() if source_name != WEIGHT
-    }
-    return replace(data, **{**_OWN, **said})
+    said_keys = {key: value for key, value in source_spec.items() if key != WEIGHT}
+    return replace(data, **{**_OWN, **said_keys})
 
 
 def configs_of(data: DataConfig) -> list[DataConfig]:
