@@ -23,6 +23,14 @@ set_up_oracle() {
     fi
 }
 
+# Clients of the reading room's API, a browser's driver, DICOM peers: for tests alone, in the same environment.
+set_up_room() {
+    local list="$root/tests/requirements-room.txt" stamp="$venv/.room-stamp"
+    if ! cmp -s "$list" "$stamp"; then
+        install "$list" && cp "$list" "$stamp"
+    fi
+}
+
 set_up
 cd "$root"
 # Some hundred processes import the libraries: they are compiled once, and the bytecode stays out of the tree.
@@ -36,6 +44,7 @@ fi
 "$python" -m ruff check .
 "$python" -m scripts.style_figures --check >/dev/null || fail "the limits of docs/style.md: $python -m scripts.style_figures --check" 1
 "$python" -m mypy
+set_up_room || echo "warning: tests/requirements-room.txt is not installed, so tests with real clients are skipped; the lines above say why" >&2
 set_up_oracle || echo "warning: no .venv-oracle, so tests/end_to_end/test_parity.py and tests/models/test_qwen_tokenizer.py are skipped; the lines above say why" >&2
 code=0
 # A process a core, up to four: each takes its half of the tests in their order, so that what a file compiles is compiled
