@@ -1,1 +1,1 @@
-"""The server of the reading room: an engine that reads, an API, the pages."""
+"""The reading room: a server for readers (the page) and for programs (an OpenAI-compatible API), on one engine."""

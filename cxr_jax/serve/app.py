@@ -1,0 +1,103 @@
+"""The web application: all routers of the reading room, one set of guards, one form of errors."""
+
+import importlib
+import importlib.util
+import logging
+from collections.abc import Iterator
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from cxr_jax.errors import UserError, printable
+from cxr_jax.serve.limits import BodyGuard
+from cxr_jax.serve.refusals import RefusedError, error_response
+from cxr_jax.serve.security import SecurityGuard
+from cxr_jax.serve.state import ServerState
+
+_LOG = logging.getLogger(__name__)
+
+# Each has `router(state) -> APIRouter`.
+_ROUTER_MODULES = (
+    "cxr_jax.serve.openai.routes",
+    "cxr_jax.serve.auth",
+    "cxr_jax.serve.room.images",
+    "cxr_jax.serve.room.pixels",
+    "cxr_jax.serve.room.pages",
+    "cxr_jax.serve.room.readings",
+    "cxr_jax.serve.room.reports",
+    "cxr_jax.serve.room.pacs",
+    "cxr_jax.serve.capture_routes",
+    "cxr_jax.serve.study_routes",
+)
+
+
+def create_app(state: ServerState) -> FastAPI:
+    """Make the application of one server.
+
+    Args:
+        state: what its routers share; the engine may still be warming up.
+    """
+    # No pages of FastAPI's own: they fetch scripts from a CDN, which the policy forbids.
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    # For dependencies that see the request alone, such as who is asking.
+    app.state.server = state
+    for router in _routers(state):
+        app.include_router(router)
+    _add_error_handlers(app)
+    # The last one added stands outermost: foreign hosts are refused before a body is looked at.
+    app.add_middleware(BodyGuard, limits=state.settings.limits)
+    app.add_middleware(SecurityGuard, settings=state.settings)
+    return app
+
+
+def _routers(state: ServerState) -> Iterator[APIRouter]:
+    for module_name in _ROUTER_MODULES:
+        # Of a folder that is not there `find_spec` would raise, so the folder is asked for first.
+        is_there = all(
+            importlib.util.find_spec(name) for name in (module_name.rpartition(".")[0], module_name)
+        )
+        if is_there:
+            module = importlib.import_module(module_name)
+            if hasattr(module, "router"):
+                yield module.router(state)
+
+
+# ---- Errors ----------------------------------------------------------------------------------------
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    """Give every error one of the two forms, and nobody a traceback."""
+
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RefusedError)
+        return error_response(error, request.url.path)
+
+    async def bad_input(request: Request, error: Exception) -> Response:
+        return error_response(RefusedError(400, printable(error)), request.url.path)
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        # Where it is and what is wrong with it, but not what it is: pydantic would repeat the client's input.
+        place = ".".join(str(part) for part in first["loc"][1:]) or None
+        return error_response(RefusedError(400, str(first["msg"]), place), request.url.path)
+
+    async def of_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        refusal = RefusedError(
+            error.status_code, str(error.detail), headers=dict(error.headers or {})
+        )
+        return error_response(refusal, request.url.path)
+
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        # The type alone: a message could hold what a client sent.
+        _LOG.error("a request failed: %s", type(error).__name__)
+        return error_response(RefusedError(500, "the server failed on this request"), "/v1")
+
+    app.add_exception_handler(RefusedError, refused)
+    app.add_exception_handler(UserError, bad_input)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, of_http)
+    app.add_exception_handler(Exception, unforeseen)

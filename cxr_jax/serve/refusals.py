@@ -1,0 +1,74 @@
+"""What a request is refused with: one exception for all routers, and the two forms in which a client sees it.
+
+Under /v1 errors have OpenAI's form, {"error": {"message", "type", "param", "code"}}; elsewhere {"error": {"message",
+"param"}}. A message is one line and never holds what the client sent: a body may hold patient data, and errors are
+logged by clients.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+# What OpenAI's clients and its documentation call the kinds of errors.
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "service_unavailable_error",
+}
+
+
+class RefusedError(Exception):
+    """A request that is not served; any router may raise it, `app.create_app` turns it into the answer.
+
+    Attributes:
+        status: of HTTP, 4xx or 503.
+        message: one line for the client, without anything that it sent.
+        param: the field, header or parameter that is to blame, or None.
+        code: a word for programs, such as "model_not_found", or None.
+        headers: beside the answer's own, such as Retry-After.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        *,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Name what is wrong."""
+        super().__init__(message)
+        self.status, self.message, self.param = status, message, param
+        self.code, self.headers = code, dict(headers or {})
+
+
+def error_body(error: RefusedError, *, is_openai: bool) -> dict[str, Any]:
+    """Give the JSON of an error, in OpenAI's form or in that of the room."""
+    # The page reads two fields, and shows the first; it needs no kinds of errors.
+    if not is_openai:
+        return {"error": {"message": error.message, "param": error.param}}
+    return {
+        "error": {
+            "message": error.message,
+            "type": _TYPES.get(error.status, "server_error"),
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+
+
+def error_response(error: RefusedError, path: str) -> JSONResponse:
+    """Make the answer; the path decides the form."""
+    # Clients of OpenAI's API read errors of every path below this one.
+    is_openai = path == "/v1" or path.startswith("/v1/")
+    return JSONResponse(
+        error_body(error, is_openai=is_openai), status_code=error.status, headers=error.headers
+    )
