@@ -74,6 +74,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         assert isinstance(error, RefusedError)
         return error_response(error, request.url.path)
 
+    # What the readers of images and texts refuse is the client's to mend.
     async def bad_input(request: Request, error: Exception) -> Response:
         return error_response(RefusedError(400, printable(error)), request.url.path)
 
@@ -84,6 +85,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         place = ".".join(str(part) for part in first["loc"][1:]) or None
         return error_response(RefusedError(400, str(first["msg"]), place), request.url.path)
 
+    # A path that is not there, a method that a path does not have.
     async def of_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         refusal = RefusedError(
@@ -96,6 +98,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         _LOG.error("a request failed: %s", type(error).__name__)
         return error_response(RefusedError(500, "the server failed on this request"), "/v1")
 
+    # From the most special to the rest; FastAPI looks for the nearest class.
     app.add_exception_handler(RefusedError, refused)
     app.add_exception_handler(UserError, bad_input)
     app.add_exception_handler(RequestValidationError, invalid)

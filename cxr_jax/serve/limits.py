@@ -58,6 +58,7 @@ class Limits:
 
     def body_limit(self, path: str) -> int:
         """Say how many bytes a body for this path may have."""
+        # By the beginning of a path, so that a route added later is held to a limit, too.
         if path.startswith("/v1/"):
             return self.chat_bytes
         if path.startswith("/room/images"):
@@ -81,6 +82,7 @@ class BodyGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, with its body counted."""
+        # Start and end of the server come this way, too, and have no body.
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -100,6 +102,7 @@ class BodyGuard:
         deadline = loop.time() + self.limits.body_seconds
         received_bytes, is_complete = 0, False
 
+        # The routes call this in place of the server's own; they need not know of it.
         async def counted_receive() -> Message:
             nonlocal received_bytes, is_complete
             if is_complete:  # what comes after the body is the client's leaving

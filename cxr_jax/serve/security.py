@@ -97,6 +97,7 @@ class SecurityGuard:
 
 def _host_name(header: bytes) -> str:
     """The name in a Host header, without its port, in lower case."""
+    # A header is bytes; latin-1 reads any of them, and no name that is allowed has more than ASCII.
     text = header.decode("latin-1").strip().lower()
     if text.startswith("["):  # an address of IPv6 has colons of its own
         return text.partition("]")[0] + "]"
@@ -105,6 +106,7 @@ def _host_name(header: bytes) -> str:
 
 def _is_same(origins: list[bytes], host: bytes) -> bool:
     """Whether an Origin is the host that was asked, port included."""
+    # Two of them come from no browser.
     if len(origins) != 1:
         return False
     try:

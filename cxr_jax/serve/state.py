@@ -16,7 +16,7 @@ LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """What the flags of `python -m cxr_jax.serve` say.
+    """What the flags of the server's command say.
 
     Attributes:
         model: name or folder of the model.
