@@ -1,0 +1,1 @@
+"""Change a store's tables from one version of the program to the next (alembic)."""

@@ -1,0 +1,14 @@
+"""Run migrations on the connection that `schema.upgrade` hands over; alembic runs this file."""
+
+from alembic import context
+
+from cxr_jax.store import tables
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=tables.metadata,
+    # SQLite alters a table by copying it.
+    render_as_batch=True,
+)
+with context.begin_transaction():
+    context.run_migrations()
