@@ -16,6 +16,7 @@ from cxr_jax.errors import UserError
 from cxr_jax.store import tables
 from cxr_jax.store.tables import canonical_json
 
+# What the first event follows from: no sha256 that anybody knows an origin of.
 FIRST_PREVIOUS_HASH = "0" * 64
 HEAD_EVERY = 1000
 """Events between two heads that are announced."""
@@ -55,6 +56,7 @@ def parse_head(text: str) -> Head:
     Raises:
         UserError: if it is none.
     """
+    # Whoever copies it from a terminal brings blanks along.
     match = re.fullmatch(r"(\d{1,18}):([0-9a-f]{64})", text.strip())
     if match is None:
         raise UserError(f"--head={text[:80]}: a head is NUMBER:HASH, as the server prints it")
@@ -63,6 +65,7 @@ def parse_head(text: str) -> Head:
 
 def utc_now() -> str:
     """Return the time as the store writes it."""
+    # Always with microseconds and Z, so that texts of times sort as the times do.
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
@@ -82,6 +85,7 @@ def sha256_of(value: Any) -> str:
 
 def last_head(connection: sa.Connection) -> Head:
     """Return the newest event's number and hash; 0 and zeros of an empty chain."""
+    # By the primary key, so it costs the same however long the chain is.
     newest = (
         sa.select(tables.event.c.seq, tables.event.c.hash)
         .order_by(tables.event.c.seq.desc())
@@ -133,6 +137,7 @@ def append_event(
         "app_version": cxr_jax.__version__,
         "prev_hash": head.hash,
     }
+    # Last, over all that stands in the row by now.
     stored_row["hash"] = event_hash(stored_row)
     connection.execute(tables.event.insert(), stored_row)
     return event_of(stored_row)

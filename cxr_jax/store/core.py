@@ -20,6 +20,7 @@ class Transaction:
 
     def __init__(self, connection: sa.Connection) -> None:
         self.connection = connection
+        # Announced once they are committed.
         self.events: list[Event] = []
 
     def append(
@@ -37,6 +38,7 @@ class Transaction:
         event = chain.append_event(
             self.connection, kind, body, actor=actor, role=role, login=login, study=study, task=task
         )
+        # In the same transaction: there is no event without its rows, and no row without its event.
         folds.apply(self.connection, event)
         self.events.append(event)
         return event
@@ -74,6 +76,7 @@ class Core:
 
     def opaque(self, *parts: str) -> str:
         """Return an id that tells nothing: an HMAC with this store's own key, 32 hex digits."""
+        # A NUL between the parts, so that ("ab", "c") and ("a", "bc") are two things.
         message = "\0".join(parts).encode()
         return hmac.new(self._folder.secret, message, hashlib.sha256).hexdigest()[:32]
 
@@ -82,6 +85,7 @@ class Core:
     @contextlib.contextmanager
     def write(self) -> Iterator[Transaction]:
         """Give a transaction that no other writer is in; what it did is on the disk when the block ends."""
+        # What the database says becomes one line, here for every record.
         with database_errors(self.place):
             with self._writing.transaction() as connection:
                 transaction = Transaction(connection)
@@ -135,6 +139,7 @@ class Core:
                 for stored_row in connection.execute(selection)
             ]
             newest = chain.last_head(connection)
+        # The newest may be one of them.
         return announced if newest in announced else [*announced, newest]
 
     def events(
@@ -148,6 +153,6 @@ class Core:
                 selection = selection.where(column == wanted)
         with self.read() as connection:
             return [
-                chain.event_of(stored_row)
+                chain.event_of(dict(stored_row))
                 for stored_row in connection.execute(selection).mappings()
             ]

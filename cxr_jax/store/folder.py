@@ -11,6 +11,7 @@ from cxr_jax.errors import UserError
 NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "afs", "glusterfs", "ceph", "lustre", "fuse.sshfs")
 """Beginnings of the kinds whose locks or whose fsync cannot be trusted between machines."""
 
+# Names in the folder, which backups and other programs know.
 DATABASE = "room.db"
 IMAGES = "images"
 
@@ -22,6 +23,7 @@ def file_system_of(path: Path, mounts: str) -> str:
         path: an absolute path, links followed.
         mounts: the text of Linux's /proc/self/mountinfo.
     """
+    # The mount whose point is the longest beginning of the path is the one that it lies on.
     kind, longest = "", -1
     for line in mounts.splitlines():
         before, _, after = line.partition(" - ")
@@ -71,6 +73,7 @@ class StoreFolder:
         self._lock: IO[str] | None = None
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # After making it, since a folder that is not there lies nowhere; an empty one is all that a refusal leaves.
             check_disk(path)
             (path / IMAGES).mkdir(mode=0o700, exist_ok=True)
             if exclusive:
@@ -86,6 +89,7 @@ class StoreFolder:
     def write_file(self, path: Path, content: bytes) -> None:
         """Write a file of the folder whole or not at all, readable for its owner alone, and on the disk at the end."""
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # A random name, so that two threads that write one film do not write one file.
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         try:
             descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -93,6 +97,7 @@ class StoreFolder:
                 opened_file.write(content)
                 opened_file.flush()
                 os.fsync(opened_file.fileno())
+            # Now it is whole; the name has either this content or the one before.
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
@@ -106,11 +111,13 @@ class StoreFolder:
     def close(self) -> None:
         """Let another server have the folder."""
         if self._lock is not None:
+            # Closing it lets go of the lock.
             self._lock.close()
             self._lock = None
 
 
 def _locked(path: Path) -> IO[str]:
+    # Never deleted: two programs that each lock their own file of this name would both go on.
     lock = open(path / "lock", "a", encoding="utf-8")
     try:
         # The system lets go of it when the process ends, however it ends.
@@ -123,6 +130,7 @@ def _locked(path: Path) -> IO[str]:
 
 def _secret(path: Path) -> bytes:
     """Return the key of this store's HMACs, made at the first opening."""
+    # O_EXCL: of two programs that open a new store at once, one makes it and the other reads it.
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:

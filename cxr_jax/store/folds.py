@@ -27,6 +27,7 @@ def folds(kind: str) -> Callable[[Fold], Fold]:
     """
 
     def register(function: Fold) -> Fold:
+        # A module that is imported under two names would fold twice.
         if FOLDS.setdefault(kind, function) is not function:
             raise ValueError(f"{kind} has two folds")
         return function
@@ -36,6 +37,7 @@ def folds(kind: str) -> Callable[[Fold], Fold]:
 
 def compares(table: sa.Table, *left_out: str) -> None:
     """Let `verify` compare a table with its refold, but for the columns named (a password's hash, say)."""
+    # The key is what rows are matched by, so it comes first.
     keys = [column.name for column in table.primary_key.columns]
     others = [name for name in table.c.keys() if name not in keys and name not in left_out]
     FOLDED_COLUMNS[table.name] = (*keys, *others)
@@ -43,6 +45,7 @@ def compares(table: sa.Table, *left_out: str) -> None:
 
 def apply(connection: sa.Connection, event: Event) -> None:
     """Do to the tables what an event says; most kinds change none."""
+    # A login or a refusal is worth an event and is in no table.
     fold = FOLDS.get(event.kind)
     if fold is not None:
         fold(connection, event)

@@ -10,6 +10,7 @@ from cxr_jax.errors import UserError
 
 
 def _config(connection: sa.Connection | None = None) -> Config:
+    # No alembic.ini: the scripts are found as part of the package, wherever it is installed.
     config = Config()
     config.set_main_option("script_location", "cxr_jax.store:migrations")
     config.attributes["connection"] = connection
@@ -34,6 +35,7 @@ def upgrade(connection: sa.Connection, place: str) -> None:
     Raises:
         UserError: if they are of a later version than this program.
     """
+    # Asked first, so that nothing of a later version's tables is touched.
     scripts = ScriptDirectory.from_config(_config())
     revision = current(connection)
     # A revision that no script here has was made by a program that is newer than this one.
@@ -43,5 +45,6 @@ def upgrade(connection: sa.Connection, place: str) -> None:
             f"--store={place}: its tables are of version {revision}, which this program (tables {newest()}) does not "
             "know; update the program"
         )
+    # Also an empty database, which all migrations run on.
     if revision != newest():
         command.upgrade(_config(connection), "head")

@@ -46,6 +46,7 @@ class Store(Core):
         announce: Callable[[str], None],
     ) -> None:
         super().__init__(engine, folder, place, announce)
+        # Held for as long as the store is open.
         self._serving = serving
         self.users = Users(self)
         self.sessions = Sessions(self)
@@ -63,6 +64,7 @@ class Store(Core):
             heads: heads that were printed or exported at some time, which the chain must still have.
             files: whether films in the folder are compared with their sha256, too.
         """
+        # Files last: they take the longest, and the chain is what they are judged by.
         problems = verifying.verify(self, heads)
         return [*problems, *self.images.damaged_files()] if files else problems
 
@@ -98,6 +100,7 @@ def open_store(
         UserError: for a store that cannot be used: a network disk, another server's, a later version's.
         RunFailedError: if the database fails.
     """
+    # Everything that can be refused is refused before a database is made.
     url, path = _parse_place(str(place), folder)
     store_folder = StoreFolder(path, exclusive=exclusive)
     engine = serving = None
@@ -105,6 +108,7 @@ def open_store(
     try:
         engine = sqlite_engine(path / DATABASE) if url is None else postgres_engine(url)
         with database_errors(shown_place):
+            # SQLite's lock is that of the folder, which is held by now.
             if url is not None and exclusive:
                 serving = ServingLock(engine)
             with Writing(engine).transaction() as connection:
@@ -127,6 +131,7 @@ def open_store(
 
 def _parse_place(place: str, folder: str | Path | None) -> tuple[str | None, Path]:
     """Return the URL of the database, None for SQLite, and the folder."""
+    # A folder of that name is not what anybody means.
     if "://" not in place:
         return None, Path(place).expanduser().absolute()
     try:
@@ -140,5 +145,6 @@ def _parse_place(place: str, folder: str | Path | None) -> tuple[str | None, Pat
     chosen = folder or url.query.get("folder")
     if not isinstance(chosen, str | Path) or not str(chosen):
         raise UserError("--store: a store by URL needs ?folder=DIR, where films lie")
+    # Ours alone; the driver would take it for an option of its own.
     rest = url.difference_update_query(["folder"])
     return rest.render_as_string(hide_password=False), Path(chosen).expanduser().absolute()

@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.types import TypeDecorator
 
+# Two collections, since they lie in two databases: what a server may open, and what it may not.
 metadata = sa.MetaData()
 """The tables of room.db, or of the PostgreSQL database."""
 
@@ -30,6 +31,7 @@ def canonical_json(value: Any) -> str:
 class CanonicalJson(TypeDecorator[Any]):
     """A column of JSON that is kept as its canonical text, byte for byte, in both databases."""
 
+    # Text in both databases: JSONB would order keys its own way, and a hash would no longer fit.
     impl = sa.Text
     cache_ok = True
 
@@ -105,6 +107,7 @@ login_try = sa.Table(
     metadata,
     # Of a handle whether it exists or not, so that a delay tells nobody which do.
     sa.Column("handle_sha256", sa.Text, primary_key=True),
+    # Of the last row of wrong passwords; a right one deletes the row.
     sa.Column("failures", sa.Integer, nullable=False),
     sa.Column("last_failure", sa.Text, nullable=False),
 )
@@ -115,6 +118,7 @@ api_key = sa.Table(
     metadata,
     sa.Column("sha256", sa.Text, primary_key=True),
     sa.Column("name", sa.Text, nullable=False, unique=True),
+    # A list of `chat` and `read`.
     sa.Column("scopes", CanonicalJson, nullable=False),
     sa.Column("created", sa.Text, nullable=False),
     sa.Column("disabled_at", sa.Text),
@@ -131,10 +135,13 @@ image = sa.Table(
     sa.Column("rows", sa.Integer, nullable=False),
     sa.Column("cols", sa.Integer, nullable=False),
     sa.Column("bits", sa.Integer, nullable=False),
+    # Windows of the file, by name, for the page's presets.
     sa.Column("voi", CanonicalJson),
     # What the page needs of a film; never the text of a header, never a name of a file.
     sa.Column("meta", CanonicalJson),
+    # Whether it is a chest film that can be read, and the reasons.
     sa.Column("gate", CanonicalJson),
+    # An HMAC of the study's UID: two films of one study are known as such, and nobody is named.
     sa.Column("study_ref", sa.Text),
     sa.Column("created", sa.Text, nullable=False),
     sa.Column("erased_at", sa.Text),
@@ -154,6 +161,7 @@ reading = sa.Table(
     sa.Column("text", CanonicalJson),
     sa.Column("tokens", sa.Integer),
     sa.Column("finish", sa.Text),
+    # What the answer names, with what probability, and what each sentence says: as the document has it.
     sa.Column("labels", CanonicalJson),
     sa.Column("probs", CanonicalJson),
     sa.Column("sentences", CanonicalJson),
@@ -176,6 +184,7 @@ report = sa.Table(
     sa.Column("user", sa.Text, _key("user.id"), nullable=False),
     # draft, signed, or addendum: a version that adds to a signed one.
     sa.Column("state", sa.Text, nullable=False),
+    # Name of a field of the form -> its text.
     sa.Column("fields", CanonicalJson, nullable=False),
     # The text of an addendum.
     sa.Column("body", CanonicalJson),
@@ -184,7 +193,9 @@ report = sa.Table(
     # What the reader saw when this version was made: film and reading, bound together.
     sa.Column("shown_sha256", sa.Text),
     sa.Column("signed_at", sa.Text),
+    # In words, such as "reviewed and agreed": a signature without one says nothing.
     sa.Column("meaning", CanonicalJson),
+    # 1 to 7, None where it was not asked.
     sa.Column("confidence", sa.Integer),
     sa.Column("created", sa.Text, nullable=False),
 )
@@ -211,6 +222,7 @@ export = sa.Table(
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("sha256", sa.Text, nullable=False),
     sa.Column("user", sa.Text, nullable=False),
+    # Which report in which version, or which study.
     sa.Column("params", CanonicalJson),
     # The head of the chain as the export names it: a later chain without it has lost its tail.
     sa.Column("head_seq", sa.BigInteger, nullable=False),
@@ -224,7 +236,9 @@ idempotency = sa.Table(
     metadata,
     sa.Column("scope", sa.Text, primary_key=True),
     sa.Column("idem_key", sa.Text, primary_key=True),
+    # The same key with another request is a mistake of the client's, and refused.
     sa.Column("request_sha256", sa.Text, nullable=False),
+    # Ids and versions alone: the texts are in the fold.
     sa.Column("answer", CanonicalJson, nullable=False),
     sa.Column("created", sa.Text, nullable=False),
 )
@@ -242,7 +256,9 @@ study = sa.Table(
     sa.Column("seed", sa.BigInteger, nullable=False),
     # draft, sealed, open, closed, unblinded.
     sa.Column("state", sa.Text, nullable=False),
+    # Of sealed.db's canonical JSON, from the sealing on.
     sa.Column("seal_sha256", sa.Text),
+    # Of readers that are programs; every page and export of such a study says so.
     sa.Column("simulated", sa.Boolean, nullable=False),
 )
 
@@ -265,6 +281,7 @@ study_reader = sa.Table(
     sa.Column("study", sa.Text, _key("study.id"), primary_key=True),
     sa.Column("reader_no", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("user", sa.Text, _key("user.id")),
+    # Which order of arms this reader has.
     sa.Column("sequence", CanonicalJson),
 )
 
@@ -295,6 +312,7 @@ task = sa.Table(
     sa.Column("opened_at", sa.Text),
     sa.Column("signed_at", sa.Text),
     sa.Column("shown_sha256", sa.Text),
+    # What the browser said of itself at the opening: size of the window, its clock. No user agent.
     sa.Column("client", CanonicalJson),
 )
 
@@ -307,6 +325,7 @@ answer = sa.Table(
     sa.Column("body", CanonicalJson, nullable=False),
     sa.Column("sha256", sa.Text, nullable=False),
     sa.Column("idem_key", sa.Text, nullable=False),
+    # What the reader had before the eyes when this was answered.
     sa.Column("shown_sha256", sa.Text),
     sa.Column("created", sa.Text, nullable=False),
     sa.UniqueConstraint("task", "idem_key"),
@@ -325,8 +344,10 @@ capture = sa.Table(
     sa.Column("audio_sha256", sa.Text),
     sa.Column("mime", sa.Text),
     sa.Column("seconds", sa.Float),
+    # Words with times and confidences, as the recogniser gave them.
     sa.Column("asr", CanonicalJson),
     sa.Column("asr_model_sha256", sa.Text),
+    # Of the text that was agreed to.
     sa.Column("consent_sha256", sa.Text),
     sa.Column("created", sa.Text, nullable=False),
     sa.Column("erased_at", sa.Text),
@@ -342,6 +363,7 @@ capture_text = sa.Table(
     sa.Column("text", CanonicalJson),
     sa.Column("text_sha256", sa.Text, nullable=False),
     sa.Column("labels", CanonicalJson),
+    # How this version came from the one before: what was inserted, deleted, replaced.
     sa.Column("operations", CanonicalJson),
     sa.Column("user", sa.Text, _key("user.id"), nullable=False),
     sa.Column("created", sa.Text, nullable=False),
@@ -356,6 +378,7 @@ case_truth = sa.Table(
     sa.Column("study", sa.Text, primary_key=True),
     sa.Column("case_no", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("abnormal", sa.Boolean, nullable=False),
+    # The 14 states, and where the findings are.
     sa.Column("truth", CanonicalJson, nullable=False),
 )
 

@@ -24,10 +24,12 @@ FOR EACH STATEMENT EXECUTE FUNCTION cxr_append_only()
 
 def statements(dialect: str) -> list[str]:
     """Return the statements that make the triggers of a database, `sqlite` or `postgresql`."""
+    # Per row: SQLite has no triggers of statements.
     if dialect == "sqlite":
         return [
             _SQLITE.format(table=table, word=word, WORD=word.upper())
             for table in APPEND_ONLY
             for word in ("update", "delete")
         ]
+    # Per statement, so that TRUNCATE, which has no rows, is refused, too.
     return [_POSTGRES_FUNCTION, *(_POSTGRES.format(table=table) for table in APPEND_ONLY)]

@@ -18,14 +18,14 @@ _BATCH = 5000
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that does not agree; `row` says where: the number of an event, or the key of a row."""
+    """One thing that does not agree; `where` is the number of an event, or the key of a row."""
 
     table: str
-    stored_row: str
+    where: str
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.table} {self.row}: {self.reason}"
+        return f"{self.table} {self.where}: {self.reason}"
 
 
 def verify(store: Core, heads: Sequence[Head] = ()) -> list[Problem]:
@@ -36,6 +36,7 @@ def verify(store: Core, heads: Sequence[Head] = ()) -> list[Problem]:
         heads: heads that the chain must have: printed, exported, or kept somewhere else.
     """
     with store.read() as connection:
+        # One connection and one transaction for all of it: a server may be writing.
         known_heads = [*heads, *_exported_heads(connection)]
         problems, events = _walk(connection, known_heads)
         # A refold of a changed chain would repeat what the walk has said, row by row.
@@ -65,7 +66,7 @@ def _rows(connection: sa.Connection) -> Iterator[Mapping[str, Any]]:
         batch = connection.execute(selection).mappings().all()
         if not batch:
             return
-        yield from batch
+        yield from (dict(stored_row) for stored_row in batch)
         last_seq = batch[-1]["seq"]
 
 
@@ -125,6 +126,7 @@ def _compare_folds(connection: sa.Connection, events: Sequence[Event]) -> list[P
                 )
         for name, columns in folds.FOLDED_COLUMNS.items():
             table = tables.metadata.tables[name]
+            # Only columns that follow from events; a password's hash does not.
             problems += _differences(
                 table, _keyed(connection, table, columns), _keyed(refolded, table, columns)
             )
@@ -136,6 +138,7 @@ def _keyed(
     connection: sa.Connection, table: sa.Table, columns: Sequence[str]
 ) -> dict[tuple, dict[str, Any]]:
     """Return a table's rows by their key, those columns alone."""
+    # The columns begin with the key.
     keys = [column.name for column in table.primary_key.columns]
     selection = sa.select(*(table.c[name] for name in columns))
     rows = connection.execute(selection).mappings()
@@ -145,6 +148,7 @@ def _keyed(
 def _differences(table: sa.Table, stored: dict, refolded: dict) -> Iterator[Problem]:
     """Yield one problem a row that is not what the events say; values are not shown, they may be patients' texts."""
     for key in sorted(stored.keys() | refolded.keys(), key=str):
+        # As an operator would look it up.
         where = "/".join(str(part) for part in key)
         if key not in refolded:
             yield Problem(table.name, where, "no event says so")
@@ -158,6 +162,7 @@ def _differences(table: sa.Table, stored: dict, refolded: dict) -> Iterator[Prob
 
 def _compare_documents(connection: sa.Connection, events: Sequence[Event]) -> list[Problem]:
     """Compare readings with the sha256 that the chain has of their documents."""
+    # The last event of a reading is the one of its document; there is one.
     hashes = {
         event.body.get("reading"): event.body.get("document_sha256")
         for event in events

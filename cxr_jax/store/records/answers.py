@@ -64,6 +64,7 @@ class Answers:
         Raises:
             KeyReusedError: if the key stands for another answer.
         """
+        # A task that is signed with its answer is one transaction of the caller's.
         if transaction is None:
             with self._store.write() as own_transaction:
                 return self.put(
@@ -77,6 +78,7 @@ class Answers:
                 )
         rows = _versions(transaction.connection, task)
         for stored_row in rows:
+            # A client that lost the reply sends the answer again; it must not count twice.
             if stored_row["idem_key"] == idem_key:
                 if stored_row["sha256"] != sha256_of(dict(answer)):
                     raise KeyReusedError(f"task {task}: this key stands for another answer")

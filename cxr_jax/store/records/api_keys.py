@@ -66,6 +66,7 @@ class ApiKeys:
         unknown = [scope for scope in scopes if scope not in SCOPES]
         if unknown or not scopes:
             raise UserError(f"--scopes: {shown(','.join(unknown))}: there are {', '.join(SCOPES)}")
+        # The beginning lets scanners of published code know one when they see it.
         key = f"cxr_{secrets.token_urlsafe(32)}"
         # 256 random bits need no slow hash: nobody tries them all.
         body = {"sha256": _hash(key), "name": name, "scopes": sorted(set(scopes))}
@@ -103,6 +104,7 @@ class ApiKeys:
         Raises:
             UserError: if there is no such key.
         """
+        # Twice the same would be an event that changes nothing.
         if not any(
             stored_row["name"] == name and stored_row["disabled_at"] is None
             for stored_row in self._rows()

@@ -38,6 +38,7 @@ class Images:
         with self._store.write() as transaction:
             condition = tables.image.c.sha256 == stored_row["sha256"]
             there = transaction.connection.execute(sa.select(tables.image).where(condition)).first()
+            # The same film again changes nothing, and is no event.
             if there is not None and there.erased_at is None:
                 return False
             if there is None:
@@ -82,6 +83,7 @@ class Images:
             condition = tables.image.c.sha256 == sha256
             erased = tables.image.update().where(condition).values(erased_at=utc_now(), meta=None)
             transaction.connection.execute(erased)
+            # The gate's state is in the chain: whether a film that was read was fit to be read.
             body = {"image": sha256, "files": len(files), "reason": reason}
             transaction.append("image.erased", body, **actor.as_arguments())
         return len(files)
@@ -94,6 +96,7 @@ class Images:
             names = list(connection.execute(selection).scalars())
         problems = []
         for sha256 in names:
+            # A film may have no file: one of a phantom, or of a study's list.
             content = self.original(sha256)
             if content is not None and hashlib.sha256(content).hexdigest() != sha256:
                 problems.append(Problem("image", sha256, "its file has other bytes"))

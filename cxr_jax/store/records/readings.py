@@ -54,6 +54,7 @@ class Readings:
             "image": stored_row["image"],
             "document_sha256": sha256_of(stored_row.get("document")),
         }
+        # Two readers may ask for one reading at once; the second finds it.
         with self._store.write() as transaction:
             condition = tables.reading.c.sha256 == stored_row["sha256"]
             if transaction.connection.execute(sa.select(tables.reading).where(condition)).first():

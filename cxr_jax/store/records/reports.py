@@ -20,6 +20,7 @@ from cxr_jax.store.core import Core, Transaction
 from cxr_jax.store.folds import compares, folds
 from cxr_jax.store.records.actors import Actor
 
+# A sentence that is untrue, on the wrong side, lacking, or surer than the film allows.
 FLAG_KINDS = ("wrong", "side", "missing", "overconfident")
 
 
@@ -54,11 +55,13 @@ class Change:
 
 def shown_sha256(image: str, reading: str | None) -> str:
     """Return the hash that binds a change to what the reader sees: sha256 of `IMAGE:READING`, in hex."""
+    # Both are hashes themselves; the colon keeps one without a reading apart.
     return hashlib.sha256(f"{image}:{reading or ''}".encode()).hexdigest()
 
 
 def word_operations(before: str, after: str) -> list[list[Any]]:
     """Return how one text became another: `[operation, first, last, words]`, places in words of the text before."""
+    # A word with the blanks before it, so that words put together are the text.
     old, new = (re.findall(r"\s*\S+|\s+$", text) for text in (before, after))
     # Two texts of thousands of words each would take seconds to compare well.
     if len(old) * len(new) > 4_000_000:
@@ -124,6 +127,7 @@ def _begun(connection: sa.Connection, event: Event) -> None:
 @folds("report.saved")
 def _saved(connection: sa.Connection, event: Event) -> None:
     newest_row = _last(connection, event.body["report"])
+    # Fields that an event does not name stay as they were.
     before = {} if newest_row is None else newest_row["fields"]
     _add_version(connection, event, fields={**before, **event.body["fields"]})
 
@@ -181,10 +185,12 @@ class Reports:
             remembered = _Once(transaction, f"begin:{actor.id}", idem_key, content)
             if remembered.answer is not None:
                 return self._at(transaction.connection, remembered.answer["report"], 1)
-            body = {**content, "report": secrets.token_hex(8), "fields": dict(fields)}
+            # Random and not counted: an id tells nothing about how many reports there are.
+            report = secrets.token_hex(8)
+            body = {**content, "report": report, "fields": dict(fields)}
             transaction.append("report.begun", body, **actor.as_arguments())
-            remembered.remember({"report": body["report"], "version": 1})
-            return self._at(transaction.connection, body["report"], 1)
+            remembered.remember({"report": report, "version": 1})
+            return self._at(transaction.connection, report, 1)
 
     def save(self, change: Change, fields: Mapping[str, str]) -> dict[str, Any]:
         """Keep changed fields as the next version, and return its row.
@@ -207,6 +213,7 @@ class Reports:
             if not changed:
                 remembered.remember({"version": newest_row["version"]})
                 return newest_row
+            # Kept in the event, so that nobody has to compute them again by another rule.
             operations = {
                 name: word_operations(before.get(name, ""), text) for name, text in changed.items()
             }
@@ -227,6 +234,7 @@ class Reports:
             if remembered.answer is not None:
                 return self._at(transaction.connection, change.report, remembered.answer["version"])
             newest_row = _checked(transaction.connection, change, "draft")
+            # What is signed is named by its hash: the signature stands for this text and no other.
             body["fields_sha256"] = sha256_of(newest_row["fields"])
             return _next_version(transaction, "report.signed", change, newest_row, body, remembered)
 
@@ -297,6 +305,7 @@ class Reports:
     def of_user(self, user: str) -> list[dict[str, Any]]:
         """Return the newest version of each of a user's reports, newest first."""
         table = tables.report
+        # Its newest version; older ones are its history.
         newest = (
             sa.select(table.c.id, sa.func.max(table.c.version).label("version"))
             .where(table.c.user == user)
@@ -331,6 +340,7 @@ class _Once:
         stored_row = transaction.connection.execute(selection).first()
         if stored_row is None:
             return
+        # A client's mistake: two changes under one name. To answer with the first would lose the second.
         if stored_row.request_sha256 != self._sha256:
             raise OtherRequestError("this idempotency key stands for another request")
         self.answer = stored_row.answer
@@ -358,6 +368,7 @@ def _checked(connection: sa.Connection, change: Change, *states: str) -> dict[st
         raise StateError(
             "it is signed: there are addenda only" if "draft" in states else "it is not signed yet"
         )
+    # Two tabs: the second one would overwrite what it never showed.
     if change.version is not None and change.version != newest_row["version"]:
         raise StaleError(newest_row["version"])
     return newest_row
@@ -388,6 +399,7 @@ def _next_version(
 
 def changes_between(versions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return what each version changed of the one before: its operations by field, the first one's none."""
+    # Computed anew, so that the versions alone are enough; the events have the same operations.
     history = []
     for before, after in zip([None, *versions], versions, strict=False):
         old = {} if before is None else before["fields"]

@@ -14,6 +14,7 @@ from cxr_jax.store import tables
 from cxr_jax.store.core import Core
 from cxr_jax.store.records.users import User
 
+# A working day, and a coffee break.
 LONGEST = timedelta(hours=12)
 IDLE = timedelta(minutes=30)
 # How late `last_seen` may be: written at every request, it would cost each a commit.
@@ -46,6 +47,7 @@ class Sessions:
 
     def begin(self, user: User) -> tuple[str, Session]:
         """Log a user in and return the token, which is kept nowhere, and the session."""
+        # 256 random bits: nobody guesses one, so a plain sha256 is enough.
         token = secrets.token_urlsafe(32)
         current_time, reference = self.clock(), _reference(token)
         session = Session(_with_login(user, reference), csrf_of(token))
@@ -72,12 +74,14 @@ class Sessions:
         )
         with self._store.read() as connection:
             stored_row = connection.execute(selection).first()
+        # Disabling a user ends the sessions; asked again, since one could begin in between.
         if (
             stored_row is None
             or stored_row.revoked_at is not None
             or stored_row.disabled_at is not None
         ):
             return None
+        # The cookie has no end of its own: what has ended is decided here.
         last_seen = datetime.fromisoformat(stored_row.last_seen)
         if (
             current_time >= datetime.fromisoformat(stored_row.expires)
@@ -94,6 +98,7 @@ class Sessions:
 
     def end(self, token: str) -> None:
         """Log out; a token that is none is let by."""
+        # Only a session that goes on can end, and its user is named in the event.
         session = self.find(token)
         if session is None:
             return

@@ -20,15 +20,18 @@ from cxr_jax.store.core import Core, Transaction
 from cxr_jax.store.folds import compares, folds
 from cxr_jax.store.records.actors import OPERATOR, SERVER, Actor
 
+# What each may do is decided by the routers: here they are words.
 ROLES = ("reader", "coordinator", "admin", "analyst")
 LOCAL = "local"
 """The user of a server on loopback whose store has no users: no password, and nobody else can log in as it."""
 
+# Ten tries in a row, then 30 s, 60 s, .. up to 15 minutes: a thousand tries take ten days.
 FREE_TRIES = 10
 FIRST_DELAY_SECONDS = 30
 LONGEST_DELAY_SECONDS = 900
 LEAST_PASSWORD = 10
 _HANDLE = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
+# A row is 120 bytes: about a megabyte at most.
 _MOST_TRY_ROWS = 10_000
 
 
@@ -87,6 +90,7 @@ def hash_password(password: str) -> str:
     Raises:
         UserError: if it is too short to be one, or longer than 1,000 characters.
     """
+    # The upper limit: hashing a megabyte is work that anybody could ask for.
     if not LEAST_PASSWORD <= len(password) <= 1000:
         raise UserError(f"a password has {LEAST_PASSWORD} to 1,000 characters")
     with _HASHING:
@@ -128,6 +132,7 @@ class Users:
         Raises:
             UserError: for a handle that is taken or no handle, a role that is none, a password that is too short.
         """
+        # No capitals: Anna and anna would be two people in the chain and one on the screen.
         if not _HANDLE.fullmatch(handle):
             raise UserError(
                 f"{shown(handle)}: a handle is a pseudonym of a-z, 0-9, '.', '_', '-', at most 40 characters"
@@ -136,6 +141,7 @@ class Users:
             raise UserError(f"{shown(role)}: no role; there are {', '.join(ROLES)}")
         # Before the transaction, since it takes a tenth of a second on purpose.
         hashed = None if password is None else hash_password(password)
+        # Looked for inside the transaction, so that two calls cannot both find it free.
         with self._store.write() as transaction:
             taken = sa.select(tables.user.c.id).where(tables.user.c.handle == handle)
             if transaction.connection.execute(taken).first() is not None:
@@ -191,6 +197,7 @@ class Users:
         """
         user = self._existing(handle)
         with self._store.write() as transaction:
+            # Sessions end with it, in the same transaction.
             transaction.append("user.disabled", {"user": user.id}, **actor.as_arguments())
             _end_sessions(transaction, user.id)
 
@@ -215,6 +222,7 @@ class Users:
         Raises:
             TooManyTriesError: after 10 wrong passwords, for a time that doubles with each one more.
         """
+        # Not the handle itself: people type their password there.
         tried = hashlib.sha256(handle.encode(errors="surrogatepass")).hexdigest()
         self._check_delay(tried)
         stored_row = self._row(handle)
@@ -242,6 +250,7 @@ class Users:
             raise TooManyTriesError(int(left) + 1)
 
     def _row(self, handle: str) -> sa.Row | None:
+        # PostgreSQL refuses texts with NUL; no handle has a question mark.
         selection = sa.select(tables.user).where(
             tables.user.c.handle == handle.replace("\0", "?"), tables.user.c.disabled_at.is_(None)
         )
