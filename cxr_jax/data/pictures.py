@@ -40,19 +40,34 @@ def read_picture(
     Raises:
         UserError: for damaged data, or a size that no radiograph has.
     """
+    values, white, metadata = read_levels(path, file_bytes, kind, renderer)
+    return show_levels(values, white, renderer), metadata
+
+
+def read_levels(
+    path: str | Path, file_bytes: bytes, kind: str, renderer: str = "voi"
+) -> tuple[np.ndarray, int, dict[str, Any]]:
+    """Read a picture's own levels: gray float32 [H, W], the level that is white, and its meta.
+
+    Raises:
+        UserError: as `read_picture` does.
+    """
     metadata = new_meta(kind, renderer)
     # What a picture is unless its own data says more.
     metadata["photometric"], metadata["bits"] = "MONOCHROME2", 8
     values, white = _decode(path, file_bytes, kind, metadata)
+    return values, white, metadata
+
+
+def show_levels(values: np.ndarray, white: int, renderer: str = "voi") -> np.ndarray:
+    """Render a picture's levels as float32 [H, W] in 0..1."""
     # A picture has no padding that could be told from black.
     valid_mask = np.ones(values.shape, bool)
     if renderer == "voi":
-        pixels = np.clip(values / np.float32(white), 0, 1)
-    elif renderer == "percentile":
-        pixels = stretch(values, valid_mask, *PERCENTILES)
-    else:
-        pixels = equalise(stretch(values, valid_mask), valid_mask)
-    return pixels, metadata
+        return np.clip(values / np.float32(white), 0, 1)
+    if renderer == "percentile":
+        return stretch(values, valid_mask, *PERCENTILES)
+    return equalise(stretch(values, valid_mask), valid_mask)
 
 
 def _decode(

@@ -76,6 +76,7 @@ class ServerState:
         capabilities: what it was trained for.
         store: `cxr_jax.store.Store`, or None.
         auth: `cxr_jax.serve.auth`'s object, which says who is asking, or None while there is no store.
+        films: `cxr_jax.serve.room.images.Films`, the shelf of uploaded films; made by the first router that asks.
         metrics: what /metrics shows.
         started_at: seconds since 1970, for `created` of /v1/models.
         is_stopping: set by a signal: nothing new is admitted, streams end with an error event.
@@ -90,5 +91,6 @@ class ServerState:
     metrics: "Metrics"
     store: Any = None
     auth: Any = None
+    films: Any = None
     started_at: int = field(default_factory=lambda: int(time.time()))
     is_stopping: bool = False

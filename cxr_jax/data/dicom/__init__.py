@@ -9,8 +9,10 @@ data does not reach a log.
 import io
 import logging
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pydicom
@@ -25,6 +27,25 @@ from cxr_jax.errors import UserError
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 logging.getLogger("pydicom").disabled = True
 warnings.filterwarnings("ignore", module=r"pydicom\b.*")
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A radiograph after its Modality LUT and before any window.
+
+    Attributes:
+        values: floats [H, W].
+        valid_mask: bool [H, W], False on padding.
+        is_for_the_eye: whether the values run from black to white as they are, and need no window.
+    """
+
+    dataset: pydicom.Dataset
+    values: np.ndarray
+    valid_mask: np.ndarray
+    metadata: dict[str, Any]
+    is_for_the_eye: bool
 
 
 def read(path: str | Path, renderer: str = "voi") -> Image:
@@ -56,10 +77,24 @@ def render_file(
     Raises:
         UserError: as `read` does.
     """
+
+    def render() -> tuple[np.ndarray, dict[str, Any]]:
+        opened = open_file(path, file_bytes, renderer)
+        return show(opened, renderer), opened.metadata
+
+    return guarded(path, render)
+
+
+def guarded(path: str | Path, step: Callable[[], _Result]) -> _Result:
+    """Run a step that reads a file's header or pixels; whatever damage makes it raise becomes one line.
+
+    Raises:
+        UserError: in a message that never holds a header value.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _render(path, file_bytes, renderer)
+            return step()
     except UserError:
         raise
     except MemoryError:
@@ -71,9 +106,13 @@ def render_file(
         ) from None
 
 
-def _render(
-    path: str | Path, file_bytes: bytes, renderer: str
-) -> tuple[np.ndarray, dict[str, Any]]:
+def open_file(path: str | Path, file_bytes: bytes, renderer: str = "voi") -> Opened:
+    """Decode a file up to its values; call it within `guarded`.
+
+    Args:
+        path: only the name used in messages.
+        renderer: what `metadata` says will show it.
+    """
     # ---- The header, before any pixel is decoded ----
     file_bytes = preamble.complete(path, file_bytes)
     header.check_deflated(path, file_bytes)
@@ -106,8 +145,25 @@ def _render(
     values = pixels.apply_modality(dataset, stored, metadata)
     # Eight bits as stored are made for the eye. Slope 1 and intercept 0 are written by many, and change nothing.
     is_for_the_eye = metadata["bits"] <= 8 and np.array_equal(values, stored)
-    shown = pixels.render(
-        dataset, values, valid_mask, renderer, metadata, is_for_the_eye=is_for_the_eye
+    return Opened(
+        dataset=dataset,
+        values=values,
+        valid_mask=valid_mask,
+        metadata=metadata,
+        is_for_the_eye=is_for_the_eye,
     )
-    shown[~valid_mask] = 0  # black after the inversion, whatever the photometric interpretation
-    return pixels.make_square(dataset, shown, metadata), metadata
+
+
+def show(opened: Opened, renderer: str = "voi") -> np.ndarray:
+    """Render what was opened: float32 [H', W'] in 0..1, of square pixels; its metadata gets the remarks."""
+    shown = pixels.render(
+        opened.dataset,
+        opened.values,
+        opened.valid_mask,
+        renderer,
+        opened.metadata,
+        is_for_the_eye=opened.is_for_the_eye,
+    )
+    # Black after the inversion, whatever the photometric interpretation.
+    shown[~opened.valid_mask] = 0
+    return pixels.make_square(opened.dataset, shown, opened.metadata)

@@ -239,7 +239,7 @@ def describe(dataset: Dataset, metadata: Metadata) -> None:
         warnings.append("burned-in annotation: may show patient data")
     if read_text(dataset, "FieldOfViewHorizontalFlip") == "YES":
         warnings.append("mirrored by the modality: check the side marker")
-    if view in FRONTAL and _read_orientation(dataset) not in ("", "L,F", "L,H", "NONE"):
+    if view in FRONTAL and read_orientation(dataset) not in ("", "L,F", "L,H", "NONE"):
         # Turning it silently could hide situs inversus or a wrong marker, so the picture stays as stored.
         warnings.append(
             "unusual orientation in the header: left and right, or up and down, may be exchanged"
@@ -262,8 +262,8 @@ def overlay_bits(dataset: Dataset) -> int:
     return mask
 
 
-def _read_orientation(dataset: Dataset) -> str:
-    """Patient Orientation as "L,F", whether it is a list, the text of a list, or parted by a backslash."""
+def read_orientation(dataset: Dataset) -> str:
+    """Read Patient Orientation as "L,F", whether it is a list, the text of a list, or parted by a backslash."""
     text = read_text(dataset, "PatientOrientation").replace("'", "").strip("[]")
     return text.replace(" ", "").replace("\\", ",")
 
@@ -291,7 +291,7 @@ def _read_view(dataset: Dataset, position: str) -> str:
         if len(views) == 1:  # a name that says both says nothing
             return views.pop()
     # Rows that run to the front or the back of the patient.
-    return "LATERAL" if _read_orientation(dataset)[:2] in ("A,", "P,") else "unknown"
+    return "LATERAL" if read_orientation(dataset)[:2] in ("A,", "P,") else "unknown"
 
 
 def _code_meaning(dataset: Dataset, name: str) -> str:

@@ -15,6 +15,14 @@ from cxr_jax.errors import UserError
 Metadata = dict[str, Any]  # of a `radiograph.Image`
 
 
+class Table(NamedTuple):
+    """A lookup table: entries float32 [n], the value that gets the first of them, the bits of its output."""
+
+    entries: np.ndarray
+    first: int
+    bits: int
+
+
 class _LookedUp(NamedTuple):
     """Values after a lookup table, and the bits of its output."""
 
@@ -71,8 +79,8 @@ def find_padding(dataset: Dataset, stored: np.ndarray) -> np.ndarray:
     return (stored >= min(limits)) & (stored <= max(limits))
 
 
-def _look_up(item: Dataset, values: np.ndarray) -> _LookedUp:
-    """Apply one LUT item of either kind. Raises almost anything for one that is damaged."""
+def read_table(item: Dataset, values: np.ndarray) -> Table:
+    """Read one LUT item of either kind, for these values. Raises almost anything for one that is damaged."""
     count, first, bits = (int(number) for number in item.LUTDescriptor)
     count = count or 2**16  # 16 bits cannot hold 65,536: PS3.3 C.11.1.1.1 writes 0
     table = item.LUTData
@@ -84,6 +92,12 @@ def _look_up(item: Dataset, values: np.ndarray) -> _LookedUp:
         raise ValueError("empty LUT")
     if first >= 2**15 and float(values.min()) < 0:  # signed, read as unsigned
         first -= 2**16
+    return Table(table, first, bits)
+
+
+def _look_up(item: Dataset, values: np.ndarray) -> _LookedUp:
+    """Apply one LUT item of either kind. Raises almost anything for one that is damaged."""
+    table, first, bits = read_table(item, values)
     # Values outside the table get its first or last entry.
     entries = np.clip(np.rint(values).astype(np.int64) - first, 0, table.size - 1)
     return _LookedUp(table[entries], bits)
@@ -137,15 +151,15 @@ def render(
     else:
         pixels = radiograph.stretch(values, valid_mask)
     # mimic_jpg equalises what is shown, so after the inversion.
-    if _is_inverted(dataset, metadata):
+    if is_inverted(dataset, metadata):
         pixels = 1 - pixels
     if renderer == "mimic_jpg":
         pixels = radiograph.equalise(pixels, valid_mask)
     return np.array(pixels, np.float32)
 
 
-def _is_inverted(dataset: Dataset, metadata: Metadata) -> bool:
-    """Whether low values are white. MONOCHROME1 and its INVERSE presentation shape are one inversion, not two."""
+def is_inverted(dataset: Dataset, metadata: Metadata) -> bool:
+    """Tell whether low values are white. MONOCHROME1 and its INVERSE presentation shape are one inversion, not two."""
     shape = read_text(dataset, "PresentationLUTShape")
     if metadata["photometric"] == "MONOCHROME1":
         if shape == "IDENTITY":
@@ -190,16 +204,23 @@ def _apply_voi_lut(dataset: Dataset, values: np.ndarray, metadata: Metadata) -> 
     try:
         looked_up = _look_up(dataset.VOILUTSequence[0], values)
         metadata["window"] = {"kind": "VOI LUT", "index": 0, "count": len(dataset.VOILUTSequence)}
-        return np.clip(looked_up.values / _white_of_lut(looked_up, metadata), 0, 1)
+        white = white_of_table(looked_up.values, looked_up.bits, metadata)
+        return np.clip(looked_up.values / white, 0, 1)
     except Exception:
         metadata["warnings"].append("the VOI LUT is not usable and was ignored")
         return None
 
 
-def _white_of_lut(looked_up: _LookedUp, metadata: Metadata) -> np.float32:
-    """The output level that is white: the nominal one, unless the table plainly uses another number of bits."""
-    white = 2**looked_up.bits - 1
-    highest = float(looked_up.values.max())
+def white_of_table(looked_up: np.ndarray, bits: int, metadata: Metadata) -> np.float32:
+    """Find the output level that is white: the nominal one, unless the table plainly uses another number of bits.
+
+    Args:
+        looked_up: what the table made of an image.
+        bits: of its output, as it declares.
+        metadata: gets a warning of the latter.
+    """
+    white = 2**bits - 1
+    highest = float(looked_up.max())
     if highest > white or highest < white / 2:
         white = 2 ** max(1, int(np.ceil(np.log2(highest + 1)))) - 1
         metadata["warnings"].append(
