@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from cxr_jax.data import image_gate, prompts
 from cxr_jax.data.radiograph import Image
@@ -12,8 +12,8 @@ from cxr_jax.data.studies import origins
 from cxr_jax.data.studies import roles as study_roles
 from cxr_jax.errors import UserError, as_utf8, printable
 from cxr_jax.inference.requests import ReadyModel
-from cxr_jax.labels.answers import ANSWER_PATTERN, FORMAT_PATTERN
-from cxr_jax.labels.taxonomy import CHEXPERT_14, find_label
+from cxr_jax.labels.answers import FORMAT_PATTERN, answer_warnings, reasoning_of, split_answer
+from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.weights import hf_folder
 
 # A screen does not show a probability below this.
@@ -43,63 +43,7 @@ class ReadingOptions:
     constrained: bool = False
 
 
-class AnswerItems(NamedTuple):
-    """What stands in an answer list: labels of the 14, in the order written and each once, and other names."""
-
-    labels: list[str]
-    others: list[str]
-
-
-# ---- One completion -> its parts -------------------------------------------------------------------
-
-
-def split_answer(text: str) -> AnswerItems | None:
-    """Split the first <answer> of a completion; None without one.
-
-    The semantics of the accuracy reward: split at commas, strip, compare in lower case.
-    """
-    answer = ANSWER_PATTERN.search(text)
-    if not answer:
-        return None
-    items = [item.strip() for item in answer.group(1).split(",")]
-    labels = [label for label in map(find_label, items) if label is not None]
-    # Empty items, such as after a last comma, are no names.
-    others = [item for item in items if item and find_label(item) is None]
-    # Each once, in the order in which the model wrote them.
-    return AnswerItems(list(dict.fromkeys(labels)), others)
-
-
-def reasoning_of(text: str) -> str:
-    """Return the text of the first <think> element, as far as it goes; without the tag, what precedes <answer>."""
-    before, tag, after = text.partition("<think>")
-    # Without an opening tag the model has begun to think at once, which is reasoning all the same.
-    body = after if tag else before
-    # It ends with its tag, or where the answer begins without one.
-    return re.split(r"</think>|<answer>", body, maxsplit=1)[0].strip()
-
-
-def answer_warnings(text: str, finish_reason: str) -> list[str]:
-    """Say what is wrong with a completion, in plain words.
-
-    Args:
-        text: of the completion.
-        finish_reason: "stop" or "length".
-    """
-    notes = []
-    # First, since it explains what may be missing further on.
-    if finish_reason == "length":
-        notes.append("the answer was cut at the length limit")
-    answer = split_answer(text)
-    if answer is None:
-        return [*notes, "the model gave no answer list"]
-    if answer.others:
-        notes.append(
-            f"{len(answer.others)} names in the answer are none of the 14 labels and were dropped"
-        )
-    # Devices are no disease: they may stand beside No Finding, as in the label set.
-    if "No Finding" in answer.labels and set(answer.labels) - {"No Finding", "Support Devices"}:
-        notes.append("the answer contradicts itself: No Finding beside a finding")
-    return notes
+# ---- Several completions ------------------------------------------------------------------------------
 
 
 def shares(texts: Sequence[str]) -> dict[str, float]:

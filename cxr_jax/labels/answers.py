@@ -18,7 +18,7 @@ from cxr_jax.errors import UserError
 from cxr_jax.labels import answer_machines, automaton
 from cxr_jax.labels.answer_machines import ANSWER, TAGS
 from cxr_jax.labels.automaton import Array
-from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, PATHOLOGY
+from cxr_jax.labels.taxonomy import CHEXPERT_14, INDEX, PATHOLOGY, find_label
 from cxr_jax.labels.text_batches import map_texts
 
 if TYPE_CHECKING:
@@ -266,3 +266,62 @@ ANSWER_PATTERN = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 def extract_trace(text: str) -> str:
     """Return what stands before the first <answer>: the trace that rewards read."""
     return text.split("<answer>", 1)[0]
+
+
+# ---- One completion on the host: its parts, and what is wrong with them ---------------------------------------------
+
+
+class AnswerItems(NamedTuple):
+    """What stands in an answer list: labels of the 14, in the order written and each once, and other names."""
+
+    labels: list[str]
+    others: list[str]
+
+
+def split_answer(text: str) -> AnswerItems | None:
+    """Split the first <answer> of a completion; None without one.
+
+    The semantics of the accuracy reward: split at commas, strip, compare in lower case.
+    """
+    answer = ANSWER_PATTERN.search(text)
+    if not answer:
+        return None
+    items = [item.strip() for item in answer.group(1).split(",")]
+    labels = [label for label in map(find_label, items) if label is not None]
+    # Empty items, such as after a last comma, are no names.
+    others = [item for item in items if item and find_label(item) is None]
+    # Each once, in the order in which the model wrote them.
+    return AnswerItems(list(dict.fromkeys(labels)), others)
+
+
+def reasoning_of(text: str) -> str:
+    """Return the text of the first <think> element, as far as it goes; without the tag, what precedes <answer>."""
+    before, tag, after = text.partition("<think>")
+    # Without an opening tag the model has begun to think at once, which is reasoning all the same.
+    body = after if tag else before
+    # It ends with its tag, or where the answer begins without one.
+    return re.split(r"</think>|<answer>", body, maxsplit=1)[0].strip()
+
+
+def answer_warnings(text: str, finish_reason: str) -> list[str]:
+    """Say what is wrong with a completion, in plain words.
+
+    Args:
+        text: of the completion.
+        finish_reason: "stop" or "length".
+    """
+    notes = []
+    # First, since it explains what may be missing further on.
+    if finish_reason == "length":
+        notes.append("the answer was cut at the length limit")
+    answer = split_answer(text)
+    if answer is None:
+        return [*notes, "the model gave no answer list"]
+    if answer.others:
+        notes.append(
+            f"{len(answer.others)} names in the answer are none of the 14 labels and were dropped"
+        )
+    # Devices are no disease: they may stand beside No Finding, as in the label set.
+    if "No Finding" in answer.labels and set(answer.labels) - {"No Finding", "Support Devices"}:
+        notes.append("the answer contradicts itself: No Finding beside a finding")
+    return notes

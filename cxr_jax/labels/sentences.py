@@ -312,23 +312,26 @@ class Reading(NamedTuple):
 _STATES = {AFFIRMED: POSITIVE, DENIED: NEGATIVE, HEDGED: UNCERTAIN}
 
 
-def read_statements(texts: Sequence[str], lexicon: str | None = None) -> list[Reading]:
+def read_statements(
+    texts: Sequence[str], lexicon: str | None = None, more: str | None = None
+) -> list[Reading]:
     """Read texts as `report_text.read_reports` does, and each of their sentences where it stands. Runs on the host.
 
     Args:
         texts: N reports, of any length.
         lexicon: a file to use instead of labels/lexicon.toml.
+        more: a file of words beyond these, as in `load_phrase_bank(None, more)`.
 
     Raises:
         UserError: for a bad lexicon.
     """
     if not texts:
         return []
-    bank = device_phrase_bank(lexicon)
+    bank = device_phrase_bank(lexicon, more)
     encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
     whole = _search(encoded, bank, _find_and_read)
     # Looked up one by one, so on the host.
-    pieces, owners, spans = _cut(encoded, whole["ends"], load_phrase_bank(lexicon))
+    pieces, owners, spans = _cut(encoded, whole["ends"], load_phrase_bank(lexicon, more))
     said = _read_claims(whole["ends"], np.array(owners), spans, bank)
 
     statements: list[list[Statement]] = [[] for _ in texts]

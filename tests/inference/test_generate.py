@@ -13,8 +13,9 @@ from generating import CFG, FIND, STOP, TOKENIZER, V, Words, image
 import cxr_jax
 from cxr_jax.data.sources import phantom
 from cxr_jax.errors import UserError
-from cxr_jax.inference import generation, image_inputs, reading, requests, sampling, trace_readings
+from cxr_jax.inference import generation, image_inputs, requests, sampling, trace_readings
 from cxr_jax.inference import model as inference_model
+from cxr_jax.labels.answers import split_answer
 from cxr_jax.labels.taxonomy import CHEXPERT_14
 from cxr_jax.models import network
 
@@ -312,7 +313,7 @@ def test_probabilities_after_drawn_keys_and_after_a_full_pass_agree(model):
 def test_answers_are_valid_on_demand(model):
     [got] = model.generate([image(0)], FIND, 64, 1.0, n=3, constraint="answers")
     answers = [
-        reading.split_answer(c.text)
+        split_answer(c.text)
         for c in [*got, model.chat(image(0)).ask(FIND, 64, constraint="answers")]
     ]
     assert all(labels and not others for labels, others in answers)
