@@ -165,6 +165,7 @@ def _findings(
     reading: TraceReading, answer: Sequence[str], probabilities: Mapping[str, float] | None
 ) -> list[dict[str, Any]]:
     rows = []
+    # All 14, mentioned or not: a reader of the document need not know which could have been.
     for index, label in enumerate(CHEXPERT_14):
         state, side = reading.states[index], reading.sides[index]
         probability = None if probabilities is None else probabilities.get(label)
@@ -314,6 +315,7 @@ def sign(
     """
     if document.get("status") != "draft":
         raise UserError("sign: the reading is signed already: only addenda can be made to it")
+    # A copy: who holds the draft keeps what the model said.
     signed = copy.deepcopy(dict(document))
     if report is not None:
         signed["report"] = {key: str(report.get(key, "")) for key in sections.FIELDS}
@@ -386,6 +388,7 @@ def _problems_of_meaning(document: dict[str, Any]) -> list[str]:
 
 def to_bytes(document: Mapping[str, Any]) -> bytes:
     """Write a document as canonical JSON: sorted keys, no blanks, ASCII; the same document is the same bytes."""
+    # NaN is no JSON: it would be refused by whoever reads it.
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return text.encode("ascii")
 
@@ -402,6 +405,7 @@ def finding_of(document: Mapping[str, Any], label: str) -> dict[str, Any]:
 
 def title_of(document: Mapping[str, Any]) -> str:
     """Say in one line what the document concludes: what is present, then what is possible."""
+    # What is certain comes first.
     parts = [
         name
         for state, form in (("present", "{}"), ("uncertain", "possible {}"))

@@ -135,6 +135,7 @@ def _is_up_to(value: Any, most: float) -> bool:
 def _is_unique(value: Any, wanted: bool) -> bool:
     if not wanted or not isinstance(value, list):
         return True
+    # Compared as JSON, where the order of keys is no difference.
     texts = [json.dumps(item, sort_keys=True) for item in value]
     return len(set(texts)) == len(texts)
 

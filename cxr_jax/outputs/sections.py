@@ -102,6 +102,7 @@ def compose(fields: Mapping[str, str]) -> str:
     # In the order of the form, which is that of the tour.
     for key, name in FIELDS.items():
         text = fields.get(key, "").strip()
+        # The impression stands by itself: no heading may change what it says.
         pieces = [text] if key == "impression" else _SENTENCE_END.split(text)
         lines += [_under(name, key, piece) for piece in pieces if piece.strip()]
     # A blank line ends every sentence, whatever it ends with.
@@ -165,6 +166,7 @@ def _sides(side: str | None) -> Sequence[str]:
 
 
 def _by_field(placed: Iterable[tuple[Sequence[str], str]]) -> dict[str, str]:
+    # Sentences of one field stand in the order of the trace.
     texts: dict[str, list[str]] = {key: [] for key in FIELDS}
     for keys, text in placed:
         for key in keys:
