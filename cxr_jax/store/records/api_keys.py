@@ -88,6 +88,11 @@ class ApiKeys:
         return found
 
     def has_any(self) -> bool:
+        """Return whether a key was ever made, disabled or not."""
+        # Whoever disables the last key means to close the door, not to open it for all.
+        return bool(self._rows())
+
+    def has_active(self) -> bool:
         """Return whether there is a key that is not disabled."""
         return any(stored_row["disabled_at"] is None for stored_row in self._rows())
 
