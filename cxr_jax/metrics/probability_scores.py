@@ -2,7 +2,8 @@
 
 docs/evaluation.md defines each number. Every interval is that of patients drawn with replacement. AUROC and average
 precision are functions of ranks: the rows of a label are sorted once, and a resample is one row of weights, so that
-all resamples together are a few sums along sorted rows, and no loop.
+all resamples together are a few sums along sorted rows, and no loop. Calibration error is a sum of absolute values,
+which resampling pushes up and folds: its interval holds the sign that each bin has in the set (`ece_interval`).
 """
 
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from cxr_jax.metrics.bootstrap import (
     DEFAULT,
     Bootstrap,
     Difference,
+    Interval,
     draw_weights,
     estimate,
     number_or_none,
@@ -29,6 +31,7 @@ FEW = 10  # positives, or negatives, below which a label says little and is name
 RANKED = ("auroc", "average_precision")  # need an order alone
 CALIBRATED = ("brier", "ece")  # need probabilities
 OVERALL = ("mean_auroc", "mean_average_precision", "ece", "ece_mean", "brier", "brier_mean")
+_HELD = "held "  # before the name of a calibration error that keeps the signs of the set's bins
 
 
 def auroc(probability: ArrayLike, truth: ArrayLike) -> float | None:
@@ -206,7 +209,10 @@ def why_no_calibration(probabilities: ArrayLike, reference: Reference) -> str | 
 
 
 def _scores_of(cells: _Cells, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Every number under weights [S, U]: RANKED and CALIBRATED as [S, 14], OVERALL as [S], "bins" as [S, 3, bins]."""
+    """Every number under weights [S, U]: RANKED and CALIBRATED as [S, 14], OVERALL as [S], "bins" as [S, 3, bins].
+
+    Calibration errors stand there twice: as they are, and "held ", with the signs that the bins have in the whole set.
+    """
     by_label = np.full((2, len(weights), LABEL_COUNT), np.nan)
     for label, (rows, ranks) in enumerate(zip(cells.known, cells.ranks, strict=True)):
         # A label of which nothing is known has no number.
@@ -225,20 +231,32 @@ def _scores_of(cells: _Cells, weights: np.ndarray) -> dict[str, np.ndarray]:
     sums = (weights @ cells.sums.reshape(len(cells.sums), -1)).reshape(
         len(weights), *cells.sums.shape[1:]
     )
-    count, gaps = sums[..., 1], np.abs(sums[..., 3:])
+    count, gaps = sums[..., 1], sums[..., 3:]
     scores["brier"] = ratio(sums[..., 0], count)
-    scores["ece"] = ratio(gaps.sum(-1), count)
     of_bins = (weights @ cells.bins.reshape(len(cells.bins), -1)).reshape(
         len(weights), *cells.bins.shape[1:]
     )
-    pooled_gap = np.abs(of_bins[:, 1] - of_bins[:, 2]).sum(-1)
+    pooled_gaps, pooled_count = of_bins[:, 1] - of_bins[:, 2], of_bins[:, 0].sum(-1)
+    # The signs of the set itself: what a resample changes in a bin then counts, whichever way it goes.
+    signs, pooled_signs = np.sign(cells.sums[..., 3:].sum(0)), np.sign(_pooled_gaps(cells.bins))
+    for prefix, of_labels, of_all in (
+        ("", np.abs(gaps), np.abs(pooled_gaps)),
+        (_HELD, gaps * signs, pooled_gaps * pooled_signs),
+    ):
+        scores[f"{prefix}ece"] = ratio(of_labels.sum(-1), count)
+        scores[f"{prefix}ece_mean"] = _mean_where(scores[f"{prefix}ece"], has_both)
+        scores[f"{prefix}pooled_ece"] = ratio(of_all.sum(-1), pooled_count)
     return scores | {
-        "pooled_ece": ratio(pooled_gap, of_bins[:, 0].sum(-1)),
         "pooled_brier": ratio(sums[..., 0].sum(-1), count.sum(-1)),
-        "ece_mean": _mean_where(scores["ece"], has_both),
         "brier_mean": _mean_where(scores["brier"], has_both),
         "bins": of_bins,
     }
+
+
+def _pooled_gaps(of_units: np.ndarray) -> np.ndarray:
+    """Mean probability minus share of positives, times cells, of each bin: from [U, 3, bins] to [bins]."""
+    totals = of_units.sum(0)
+    return np.asarray(totals[1] - totals[2])
 
 
 def _mean_where(values: np.ndarray, entering: np.ndarray) -> np.ndarray:
@@ -254,6 +272,36 @@ def _sampled(cells: _Cells, bootstrap: Bootstrap) -> tuple[dict, dict]:
     }
     drawn = [_scores_of(cells, weights) for weights in draw_weights(unit_count, bootstrap)]
     return point, {name: np.concatenate([part[name] for part in drawn]) for name in point}
+
+
+def ece_interval(value: float, resampled: np.ndarray, held: np.ndarray) -> Interval:
+    """Compute the 95 % interval of a calibration error, or NaN where it is undefined.
+
+    Percentiles of the error itself miss it: noise in a bin adds to an absolute value, so all resamples lie above, and
+    where a bin's gap changes sign its spread is folded. Held signs are the derivative of the absolute value at the
+    set's own bins, where it has one (Z. Fang and A. Santos, Review of Economic Studies 86, 2019); the lower end goes
+    down by the bias that resampling shows (B. Efron and R. Tibshirani, 1993, chapter 10), never below 0.
+
+    Args:
+        value: of the set itself.
+        resampled: float [S], on each resample.
+        held: float [S], on each resample with the signs of the set.
+    """
+    low, high = percentile_interval(held)
+    if not np.isfinite(low):
+        return Interval(low, high)
+    bias = np.nanmean(resampled) - value
+    return Interval(max(low - max(bias, 0.0), 0.0), high)
+
+
+def _estimate(name: str, point: Mapping, drawn: Mapping, place: Any = ...) -> dict[str, Any]:
+    """{value, lo, hi} of a number of `_scores_of`, of a label by its place."""
+    value, resampled = point[name][place], drawn[name][(slice(None), place)]
+    held = drawn.get(_HELD + name)
+    if held is None:
+        return estimate(value, resampled)
+    low, high = ece_interval(float(value), resampled, held[(slice(None), place)])
+    return {"value": number_or_none(value), "lo": number_or_none(low), "hi": number_or_none(high)}
 
 
 def label_areas(
@@ -303,7 +351,7 @@ def calibration(
     point, drawn = _sampled(cells, bootstrap)
     # Numbers that values outside 0..1 do not have are None, and not left out: who reads the results finds every key.
     estimates = {
-        name: estimate(point[_key(name)], drawn[_key(name)]) if _key(name) in point else None
+        name: _estimate(_key(name), point, drawn) if _key(name) in point else None
         for name in OVERALL
     }
     per_label = _per_label(cells, point, drawn)
@@ -343,7 +391,7 @@ def _per_label(cells: _Cells, point: Mapping, drawn: Mapping) -> dict[str, dict[
             "n_pos": known - negatives,
             "n_neg": negatives,
             **{
-                metric: estimate(point[metric][place], drawn[metric][:, place])
+                metric: _estimate(metric, point, drawn, place)
                 for metric in (*RANKED, *CALIBRATED)
                 if metric in point
             },
@@ -397,5 +445,22 @@ def paired_differences(
         # Where one of the two has no probabilities, ranks alone can be compared.
         if all(key in point for point, _ in sampled):
             point, drawn = (sampled[1][part][key] - sampled[0][part][key] for part in (0, 1))
-            differences[name] = Difference(float(point), *percentile_interval(drawn))
+            held = (
+                sampled[1][1][_HELD + key] - sampled[0][1][_HELD + key]
+                if _HELD + key in sampled[0][1]
+                else None
+            )
+            differences[name] = Difference(float(point), *_difference_interval(point, drawn, held))
     return differences
+
+
+def _difference_interval(value: float, resampled: np.ndarray, held: np.ndarray | None) -> Interval:
+    """The interval of a difference; of calibration errors as `ece_interval` has it, wider on the side of its bias."""
+    if held is None:
+        return percentile_interval(resampled)
+    low, high = percentile_interval(held)
+    if not np.isfinite(low):
+        return Interval(low, high)
+    # The model whose bins are the noisier gains more from resampling: which one is not known beforehand.
+    bias = float(np.nanmean(resampled)) - value
+    return Interval(low - max(bias, 0.0), high - min(bias, 0.0))
