@@ -128,10 +128,14 @@ class DataConfig(_Section):
     @property
     def shown_kind(self) -> str:
         """What a page says that its numbers are of: "phantom" where no film is looked at, whatever trains."""
+        return "phantom" if self.scored_sources == {"phantom"} else "files"
+
+    @property
+    def scored_sources(self) -> set[str]:
+        """The kinds of sources that are scored at the end of a run."""
         # Sources that train together hold nobody out.
         looked_at = {spec["source"] for spec in self.eval.values()}
-        looked_at |= set() if self.train else {self.source}
-        return "phantom" if looked_at == {"phantom"} else "files"
+        return looked_at | (set() if self.train else {self.source})
 
     @property
     def _trains(self) -> set[str]:

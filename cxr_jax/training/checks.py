@@ -72,7 +72,7 @@ def check_common(config: ConfigDict) -> Source:
     settings = RunConfig.from_config(config)
     data = settings.data
     trackers.check(settings.trackers)
-    if source == "phantom" and not settings.eval.n_final:
+    if "phantom" in data.scored_sources and not settings.eval.n_final:
         raise UserError("config.eval.n_final=0 reads all images, and phantoms have no end")
     profile.parse(settings.profile)
     Trainable.create(settings.lora, settings.optim.frozen, settings.dtype, settings.param_dtype)

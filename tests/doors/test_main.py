@@ -150,6 +150,15 @@ CASES = {
     "bad pattern": ([RL, RANDOM, "--config.optim.frozen=('(',)"], "config.optim.frozen"),
     "no room for the texts": ([SFT, "--config.max_completion=40"], "config.max_completion=40"),
     "empty evaluation": ([EVAL, RANDOM, "--config.eval.n_final=0"], "config.eval.n_final=0"),
+    "empty evaluation of a set by name": (
+        [
+            "--config=evaluate:files",
+            RANDOM,
+            "--config.eval.n_final=0",
+            "--config.data.eval=b: phantom hospital=B",
+        ],
+        "config.eval.n_final=0",
+    ),
     "no manifest": ([RL + ":files", RANDOM], "config.data.manifest"),
     "missing manifest": (files("none.jsonl"), "@/none.jsonl"),
     "unknown label": (files("label.jsonl"), "@/label.jsonl:2: name 1 in solution"),
