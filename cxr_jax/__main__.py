@@ -23,6 +23,11 @@ COMMANDS = {
         "cxr_jax.main", "main", "run SFT, RL or an evaluation: --config=rl --workdir=DIR"
     ),
     "predict": Command("cxr_jax.predict", "main", "read chest radiographs: PNG, JPEG, DICOM"),
+    "serve": Command(
+        "cxr_jax.serve.__main__",
+        "main",
+        "the reading room: page for readers, OpenAI-compatible API",
+    ),
     "label": Command(
         "cxr_jax.label", "command", "label free-text reports with the 14 CheXpert labels"
     ),

@@ -21,6 +21,7 @@ from cxr_jax.config.sections import DataConfig, RunConfig, in_todays_words
 from cxr_jax.errors import RunFailedError, UserError
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
+from cxr_jax.runtime.processes import use_compilation_cache
 from cxr_jax.runtime.run_folder import CONTINUABLE
 
 if TYPE_CHECKING:
@@ -415,15 +416,3 @@ def _task(name: str) -> ModuleType:
     from cxr_jax.sft import loop as sft
 
     return {"sft": sft, "rl": rl, "evaluate": evaluation}[name]
-
-
-def use_compilation_cache() -> None:
-    """Keep compiled programs between runs, where the user's variables do not say otherwise."""
-    import jax
-
-    cache_folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "cxr_jax", "xla"
-    )
-    jax.config.update("jax_compilation_cache_dir", cache_folder)
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

@@ -287,3 +287,19 @@ def cpu_device() -> Any:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS names the accelerator alone
         return None
+
+
+def use_compilation_cache(least_seconds: float = 1.0) -> None:
+    """Keep compiled programs between runs, where the user's variables do not say otherwise.
+
+    Args:
+        least_seconds: programs that compile faster are not kept.
+    """
+    import jax  # takes a second, which commands spend after they have looked at their flags
+
+    cache_folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "cxr_jax", "xla"
+    )
+    jax.config.update("jax_compilation_cache_dir", cache_folder)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)

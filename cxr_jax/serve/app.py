@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from cxr_jax.errors import UserError, printable
 from cxr_jax.serve.limits import BodyGuard
+from cxr_jax.serve.metrics import RequestMeter
 from cxr_jax.serve.refusals import RefusedError, error_response
 from cxr_jax.serve.security import SecurityGuard
 from cxr_jax.serve.state import ServerState
@@ -49,6 +50,7 @@ def create_app(state: ServerState) -> FastAPI:
     # The last one added stands outermost: foreign hosts are refused before a body is looked at.
     app.add_middleware(BodyGuard, limits=state.settings.limits)
     app.add_middleware(SecurityGuard, settings=state.settings)
+    app.add_middleware(RequestMeter, metrics=state.metrics)
     return app
 
 
@@ -96,7 +98,8 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def unforeseen(request: Request, error: Exception) -> Response:
         # The type alone: a message could hold what a client sent.
         _LOG.error("a request failed: %s", type(error).__name__)
-        return error_response(RefusedError(500, "the server failed on this request"), "/v1")
+        failure = RefusedError(500, "the server failed on this request")
+        return error_response(failure, request.url.path)
 
     # From the most special to the rest; FastAPI looks for the nearest class.
     app.add_exception_handler(RefusedError, refused)

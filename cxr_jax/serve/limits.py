@@ -1,6 +1,10 @@
 """Limits of what clients may send, and the guard that holds bodies to them before anybody has read them."""
 
 import asyncio
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -128,7 +132,69 @@ class BodyGuard:
 
 def _declared_length(scope: Scope) -> int | None:
     """The number in Content-Length; None without one. What is no number the HTTP parser has refused."""
+    # As bytes: headers are not decoded before somebody needs them.
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit():
             return int(value)
     return None
+
+
+# ---- Who asks how often ----------------------------------------------------------------------------
+
+
+class CallerLimits:
+    """How many requests one caller may have at a time, and in a minute. Used on the event loop alone."""
+
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin without callers.
+
+        Args:
+            limits: of which two are read.
+            clock: seconds; another one in tests.
+        """
+        self._limits, self._clock = limits, clock
+        self._running: Counter[str] = Counter()
+        # Of each caller what is left of its minute, and when that was: tokens flow back evenly.
+        self._left: dict[str, tuple[float, float]] = {}
+
+    def enter(self, caller: str) -> Callable[[], None]:
+        """Count a request of a caller.
+
+        Returns:
+            What is to be called when it has ended; a second call does nothing.
+
+        Raises:
+            RefusedError: 429 with Retry-After.
+        """
+        # What runs is counted before what is asked, so that a full caller loses no token.
+        if self._running[caller] >= self._limits.concurrent_per_key:
+            raise _too_many("too many requests at a time", 1)
+        self._take_token(caller)
+        self._running[caller] += 1
+        has_left = False
+
+        def leave() -> None:
+            nonlocal has_left
+            if not has_left:
+                has_left = True
+                self._running[caller] -= 1
+                # A name with nothing to count is forgotten.
+                if self._running[caller] <= 0:
+                    del self._running[caller]
+
+        return leave
+
+    def _take_token(self, caller: str) -> None:
+        most, now = self._limits.requests_per_minute, self._clock()
+        left, since = self._left.get(caller, (float(most), now))
+        left = min(float(most), left + (now - since) * most / 60)
+        if left < 1:
+            raise _too_many("too many requests in a minute", math.ceil((1 - left) * 60 / most))
+        # Known keys are few; names that were guessed never come here.
+        self._left[caller] = left - 1, now
+
+
+def _too_many(message: str, seconds: int) -> RefusedError:
+    return RefusedError(
+        429, message, code="rate_limit_exceeded", headers={"Retry-After": str(max(1, seconds))}
+    )

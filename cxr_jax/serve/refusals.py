@@ -8,6 +8,7 @@ logged by clients.
 from collections.abc import Mapping
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 # What OpenAI's clients and its documentation call the kinds of errors.
@@ -24,7 +25,7 @@ _TYPES = {
 }
 
 
-class RefusedError(Exception):
+class RefusedError(HTTPException):
     """A request that is not served; any router may raise it, `app.create_app` turns it into the answer.
 
     Attributes:
@@ -45,9 +46,11 @@ class RefusedError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         """Name what is wrong."""
-        super().__init__(message)
+        # FastAPI lets exceptions of this class alone out of its reading of a body; all others become 400.
+        super().__init__(status, message)
         self.status, self.message, self.param = status, message, param
-        self.code, self.headers = code, dict(headers or {})
+        self.code = code
+        self.headers: dict[str, str] = dict(headers or {})
 
 
 def error_body(error: RefusedError, *, is_openai: bool) -> dict[str, Any]:
@@ -67,6 +70,7 @@ def error_body(error: RefusedError, *, is_openai: bool) -> dict[str, Any]:
 
 def error_response(error: RefusedError, path: str) -> JSONResponse:
     """Make the answer; the path decides the form."""
+    # The path alone decides, so that a refusal before any route has the right form, too.
     # Clients of OpenAI's API read errors of every path below this one.
     is_openai = path == "/v1" or path.startswith("/v1/")
     return JSONResponse(

@@ -4,7 +4,6 @@ A server on loopback is reached by every page in a browser of this machine: thro
 127.0.0.1 (the Host header tells), or by forms and scripts of other sites (the Origin header tells).
 """
 
-from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
@@ -42,18 +41,11 @@ _SAFE_METHODS = ("GET", "HEAD")
 class SecurityGuard:
     """Refuses foreign hosts and origins, and adds the headers to every answer."""
 
-    def __init__(
-        self, app: ASGIApp, settings: ServerSettings, extra_hosts: Sequence[str] = ()
-    ) -> None:
-        """Stand before an application.
-
-        Args:
-            app: what is guarded.
-            settings: whose host is a name that clients may use.
-            extra_hosts: further names, such as that of a reverse proxy.
-        """
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        """Stand before an application; `settings` has the names that clients may use."""
         self.app = app
-        self.hosts = {*LOOPBACK_HOSTS, "[::1]", settings.host.lower(), *map(str.lower, extra_hosts)}
+        names = (*LOOPBACK_HOSTS, "[::1]", settings.host, *settings.public_hosts)
+        self.hosts = {name.lower() for name in names}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check a request, and send the answer with the headers."""

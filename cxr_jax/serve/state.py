@@ -26,6 +26,7 @@ class ServerSettings:
         study: the reader study that is served, or None.
         api_key_file: a file of keys for /v1, or None.
         no_auth: whether nobody is asked who he is; on loopback only.
+        public_hosts: further names that the Host header may have, such as that of a reverse proxy.
         limits: of bodies, rates, queues and texts.
     """
 
@@ -36,6 +37,8 @@ class ServerSettings:
     study: str | None = None
     api_key_file: Path | None = None
     no_auth: bool = False
+    public_hosts: tuple[str, ...] = ()
+    # No flags of their own: whoever needs others starts the server from Python.
     limits: Limits = field(default_factory=Limits)
 
     @property
@@ -89,6 +92,7 @@ class ServerState:
     weights_sha256: str
     capabilities: Capabilities
     metrics: "Metrics"
+    # ---- What a server may be without ----
     store: Any = None
     auth: Any = None
     films: Any = None
