@@ -23,11 +23,6 @@ COMMANDS = {
         "cxr_jax.main", "main", "run SFT, RL or an evaluation: --config=rl --workdir=DIR"
     ),
     "predict": Command("cxr_jax.predict", "main", "read chest radiographs: PNG, JPEG, DICOM"),
-    "serve": Command(
-        "cxr_jax.serve.__main__",
-        "main",
-        "the reading room: page for readers, OpenAI-compatible API",
-    ),
     "label": Command(
         "cxr_jax.label", "command", "label free-text reports with the 14 CheXpert labels"
     ),
@@ -36,6 +31,11 @@ COMMANDS = {
     ),
     "convert": Command("cxr_jax.convert", "command", "Hugging Face folder <-> our checkpoint"),
     "plan": Command("cxr_jax.plan", "main", "what a run needs on N devices that need not exist"),
+    "serve": Command(
+        "cxr_jax.serve.__main__",
+        "main",
+        "the reading room: page for readers, OpenAI-compatible API",
+    ),
     "report": Command("cxr_jax.report.__main__", "main", "draw a run's report.html again"),
     "sources": Command(
         "cxr_jax.data.sources.__main__", "main", "a data set in its own layout: what it holds"
