@@ -13,7 +13,7 @@ from cxr_jax.store.core import Core
 from cxr_jax.store.records.actors import OPERATOR, Actor
 from cxr_jax.store.verifying import Problem
 
-ORIGINAL = "original"
+ORIGINAL = "film"
 """The file of a film as it was uploaded, for exports; never served."""
 
 

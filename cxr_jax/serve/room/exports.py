@@ -1,0 +1,160 @@
+"""Exports of a report: its document as JSON, text, DICOM SR, DICOM secondary capture and FHIR; each is an event."""
+
+import functools
+import hashlib
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from cxr_jax.errors import UserError
+from cxr_jax.outputs import document as documents
+from cxr_jax.outputs import sections
+from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
+from cxr_jax.serve import auth
+from cxr_jax.serve.refusals import RefusedError
+from cxr_jax.serve.room.images import shelf_of
+from cxr_jax.serve.state import ServerState
+from cxr_jax.store import Head
+from cxr_jax.store.records.users import User
+
+_READER = Depends(auth.reader)
+# The longest endings first: `.sr.dcm` is no `.dcm`.
+MEDIA_TYPES = {
+    "sr.dcm": "application/dicom",
+    "sc.dcm": "application/dicom",
+    "fhir.json": "application/fhir+json",
+    "json": "application/json",
+    "txt": "text/plain; charset=utf-8",
+}
+_SECONDS = (
+    60.0  # for a document's text to be read by the engine's thread, between two steps of others
+)
+
+
+def report_document(state: ServerState, report: str) -> dict[str, Any]:
+    """Make the cxr_reading document of a report as it stands: draft, signed, or with addenda.
+
+    Raises:
+        RefusedError: 409 for a report without a reading: there is no model whose document it could be.
+    """
+    versions = state.store.reports.versions(report)
+    first, newest = versions[0], versions[-1]
+    if first["reading"] is None:
+        raise RefusedError(409, "a report without a reading has a text alone: .txt")
+    draft = state.store.readings.get(first["reading"])["document"]
+    signed = next((version for version in versions if version["state"] == "signed"), None)
+    if signed is None:
+        # Edited, and nobody stands for it yet: the findings stay the model's.
+        return {**draft, "report": {**draft["report"], **newest["fields"]}}
+    user = state.store.users.by_id(signed["user"])
+    sign = functools.partial(
+        documents.sign,
+        draft,
+        by=signed["user"] if user is None else user.handle,
+        at=_whole_seconds(signed["signed_at"]),
+        meaning=signed["meaning"],
+        report=signed["fields"],
+    )
+    # The parser reads the signed text with JAX, which one thread owns.
+    document = state.engine.call(sign).result(_SECONDS)
+    for version in versions:
+        if version["state"] == "addendum":
+            document = documents.add_addendum(
+                document,
+                by=document["signed"]["by"],
+                at=_whole_seconds(version["signed_at"]),
+                text=version["body"],
+            )
+    return document
+
+
+def _whole_seconds(at_utc: str) -> str:
+    return at_utc[:19] + "Z"
+
+
+def make_export(state: ServerState, report: str, ending: str, head: Head) -> bytes:
+    """Make the bytes of an export.
+
+    Args:
+        state: of the server.
+        report: its id; checked already.
+        ending: of MEDIA_TYPES.
+        head: of the chain, which texts name.
+
+    Raises:
+        RefusedError: 409 for what cannot be made of this report.
+    """
+    if ending == "txt":
+        return _text(state, report, head)
+    document = report_document(state, report)
+    if ending == "json":
+        return documents.to_bytes(document)
+    # Found by name: their libraries take seconds to import, and most servers never export.
+    try:
+        if ending == "fhir.json":
+            fhir = importlib.import_module("cxr_jax.outputs.fhir")
+            return fhir.to_bytes(fhir.bundle(document))
+        writer = importlib.import_module(_WRITERS[ending])
+        source = shelf_of(state).original(document["image"]["sha256"])
+        return writer.to_bytes(document, source)
+    except UserError as error:
+        raise RefusedError(409, str(error)) from None
+
+
+def _text(state: ServerState, report: str, head: Head) -> bytes:
+    """Write the report for people: fields, signature, addenda, the notice, and the head of the chain."""
+    versions = state.store.reports.versions(report)
+    newest = versions[-1]
+    lines = [sections.as_text(newest["fields"]) or "(nothing is written)", ""]
+    for version in versions:
+        if version["state"] == "signed":
+            user = state.store.users.by_id(version["user"])
+            name = version["user"] if user is None else user.handle
+            lines.append(f"Signed by {name} at {version['signed_at']}: {version['meaning']}")
+        elif version["state"] == "addendum":
+            lines.append(f"Addendum of {version['signed_at']}: {version['body']}")
+    if newest["state"] == "draft":
+        lines.append("DRAFT, not signed.")
+    lines += [f"Film {newest['image']}", f"Version {newest['version']}, store head {head}"]
+    return "\n".join([*lines, NOT_FOR_DIAGNOSIS, ""]).encode(errors="backslashreplace")
+
+
+def add_routes(
+    routes: APIRouter,
+    state: ServerState,
+    own: Callable[[Request, User, str], dict[str, Any]],
+    as_json: Callable[[dict[str, Any]], dict[str, Any]],
+) -> None:
+    """Add the route of a report and of its exports.
+
+    Args:
+        routes: of reports.
+        state: of the server.
+        own: gives a reader's own report, or refuses.
+        as_json: makes of it what the page takes.
+    """
+
+    # One segment that may hold dots: exports have the report's path and an ending.
+    @routes.get("/room/reports/{name}")
+    def report_or_export(request: Request, name: str, user: User = _READER) -> Any:
+        """Show a report, or hand over an export of it."""
+        report, _, ending = name.partition(".")
+        row = own(request, user, report)
+        if not ending:
+            return as_json(row)
+        if ending not in MEDIA_TYPES:
+            raise RefusedError(404, f"exports are {', '.join(MEDIA_TYPES)}")
+        # The head of before: the export itself is the event that comes next.
+        head = state.store.head()
+        content = make_export(state, report, ending, head)
+        params = {"report": report, "version": row["version"]}
+        state.store.exports.add(
+            ending, hashlib.sha256(content).hexdigest(), head=head, actor=user.actor, params=params
+        )
+        headers = {
+            "Content-Disposition": f'attachment; filename="{report}.{ending}"',
+            "X-Store-Head": str(head),
+        }
+        return Response(content, media_type=MEDIA_TYPES[ending], headers=headers)
