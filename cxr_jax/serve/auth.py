@@ -92,6 +92,10 @@ class Auth:
             )
         return session.user
 
+    def reader(self, request: Request) -> User:
+        """Return who is asking, a reader; a dependency of FastAPI. Raises what `user` raises."""
+        return self.user(request, "reader")
+
     def key(self, request: Request, scope: str) -> ApiKey | None:
         """Return the API key that a request carries, None where none is asked for: on loopback without any keys.
 

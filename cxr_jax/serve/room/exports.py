@@ -28,6 +28,8 @@ MEDIA_TYPES = {
     "json": "application/json",
     "txt": "text/plain; charset=utf-8",
 }
+# Of what lies in DICOM files.
+_WRITERS = {"sr.dcm": "cxr_jax.outputs.sr", "sc.dcm": "cxr_jax.outputs.secondary_capture"}
 _SECONDS = (
     60.0  # for a document's text to be read by the engine's thread, between two steps of others
 )
@@ -39,20 +41,22 @@ def report_document(state: ServerState, report: str) -> dict[str, Any]:
     Raises:
         RefusedError: 409 for a report without a reading: there is no model whose document it could be.
     """
+    # The first has the reading, the last what the reader made of it.
     versions = state.store.reports.versions(report)
     first, newest = versions[0], versions[-1]
     if first["reading"] is None:
         raise RefusedError(409, "a report without a reading has a text alone: .txt")
+    # As the model gave it; its hash is in the chain.
     draft = state.store.readings.get(first["reading"])["document"]
     signed = next((version for version in versions if version["state"] == "signed"), None)
     if signed is None:
         # Edited, and nobody stands for it yet: the findings stay the model's.
         return {**draft, "report": {**draft["report"], **newest["fields"]}}
-    user = state.store.users.by_id(signed["user"])
+    current_user = state.store.users.by_id(signed["user"])
     sign = functools.partial(
         documents.sign,
         draft,
-        by=signed["user"] if user is None else user.handle,
+        by=signed["user"] if current_user is None else current_user.handle,
         at=_whole_seconds(signed["signed_at"]),
         meaning=signed["meaning"],
         report=signed["fields"],
@@ -71,6 +75,7 @@ def report_document(state: ServerState, report: str) -> dict[str, Any]:
 
 
 def _whole_seconds(at_utc: str) -> str:
+    # As the schema of documents has times.
     return at_utc[:19] + "Z"
 
 
@@ -106,15 +111,17 @@ def make_export(state: ServerState, report: str, ending: str, head: Head) -> byt
 def _text(state: ServerState, report: str, head: Head) -> bytes:
     """Write the report for people: fields, signature, addenda, the notice, and the head of the chain."""
     versions = state.store.reports.versions(report)
+    # For people: the words of the form, in its order.
     newest = versions[-1]
     lines = [sections.as_text(newest["fields"]) or "(nothing is written)", ""]
     for version in versions:
         if version["state"] == "signed":
-            user = state.store.users.by_id(version["user"])
-            name = version["user"] if user is None else user.handle
+            current_user = state.store.users.by_id(version["user"])
+            name = version["user"] if current_user is None else current_user.handle
             lines.append(f"Signed by {name} at {version['signed_at']}: {version['meaning']}")
         elif version["state"] == "addendum":
             lines.append(f"Addendum of {version['signed_at']}: {version['body']}")
+    # Whoever finds the file must not take it for a report.
     if newest["state"] == "draft":
         lines.append("DRAFT, not signed.")
     lines += [f"Film {newest['image']}", f"Version {newest['version']}, store head {head}"]
@@ -138,21 +145,26 @@ def add_routes(
 
     # One segment that may hold dots: exports have the report's path and an ending.
     @routes.get("/room/reports/{name}")
-    def report_or_export(request: Request, name: str, user: User = _READER) -> Any:
+    def report_or_export(request: Request, name: str, current_user: User = _READER) -> Any:
         """Show a report, or hand over an export of it."""
         report, _, ending = name.partition(".")
-        row = own(request, user, report)
+        newest_row = own(request, current_user, report)
         if not ending:
-            return as_json(row)
+            return as_json(newest_row)
         if ending not in MEDIA_TYPES:
             raise RefusedError(404, f"exports are {', '.join(MEDIA_TYPES)}")
         # The head of before: the export itself is the event that comes next.
         head = state.store.head()
         content = make_export(state, report, ending, head)
-        params = {"report": report, "version": row["version"]}
+        params = {"report": report, "version": newest_row["version"]}
         state.store.exports.add(
-            ending, hashlib.sha256(content).hexdigest(), head=head, actor=user.actor, params=params
+            ending,
+            hashlib.sha256(content).hexdigest(),
+            head=head,
+            actor=current_user.actor,
+            params=params,
         )
+        # A name of ours: nothing of a patient is in it.
         headers = {
             "Content-Disposition": f'attachment; filename="{report}.{ending}"',
             "X-Store-Head": str(head),

@@ -7,7 +7,7 @@ from cxr_jax.serve.state import ServerState
 from cxr_jax.store.records.users import User
 
 
-def kept_film(state: ServerState, digest: str, user: User) -> dict[str, Any]:
+def kept_film(state: ServerState, digest: str, current_user: User) -> dict[str, Any]:
     """Describe a film of the shelf, and see that the store has its row; 404 where there is none."""
     described = find_film(shelf_of(state), digest)
     # The shelf knows films that were uploaded before there was a store around it.
@@ -23,6 +23,6 @@ def kept_film(state: ServerState, digest: str, user: User) -> dict[str, Any]:
                 "meta": {name: described[name] for name in ("view", "renderer", "inverted")},
                 "gate": described["gate"],
             },
-            actor=user.actor,
+            actor=current_user.actor,
         )
     return described

@@ -75,15 +75,17 @@ class Order:
 class Run:
     """One reading under way, or ended a while ago."""
 
-    def __init__(self, state: ServerState, order: Order, user: User) -> None:
+    def __init__(self, state: ServerState, order: Order, current_user: User) -> None:
         self.order, self._state = order, state
         # Who asked for it; it is stopped when the last of them stops it.
-        self.askers = {user.id}
-        self._user = user
+        self.askers = {current_user.id}
+        self._user = current_user
+        # Only appended to, so that who follows reads it without a lock.
         self.events: list[RoomEvent] = []
         self.has_ended = False
         self._wakers: set[Callable[[], None]] = set()
         self._lock = threading.Lock()
+        # Never full: the engine's thread must not wait for a reader.
         self._said: queue.SimpleQueue[asks.Event] = queue.SimpleQueue()
         self._stream = SentenceStream(order.words)
         self._collected = _Collected()
@@ -91,6 +93,7 @@ class Run:
 
     def start(self) -> None:
         """Hand the ask to the engine; the rest happens by itself. Raises what `Engine.submit` raises."""
+        # First, so that a full queue is told before anything is promised.
         self.job = self._state.engine.submit(self.order.ask, self._said.put)
         thread = threading.Thread(target=self._follow, name="reading", daemon=True)
         thread.start()
@@ -141,6 +144,7 @@ class Run:
         elif isinstance(said, asks.Finished) and said.index == 0:
             collected.completion = said.completion
             self._tell_sentences(self._stream.finish)
+            # At once: the document takes another moment.
             items = split_answer(said.completion.text)
             self._tell("answer", {"labels": items.labels if items else []})
         elif isinstance(said, asks.Probabilities):
@@ -162,6 +166,7 @@ class Run:
     def _end_well(self) -> None:
         """Build the document, keep it, and only then say that the reading is done."""
         collected, order = self._collected, self.order
+        # It cannot be, and a document of nothing would be worse than an error.
         if collected.completion is None:
             raise RuntimeError("the engine ended without a completion")
         build = functools.partial(documents.build, *self._facts())
@@ -170,7 +175,7 @@ class Run:
         if collected.probabilities is not None:
             self._tell("probabilities", collected.probabilities)
         done = {"id": order.name}
-        row = {
+        stored_row = {
             "sha256": order.name,
             "image": order.film["sha256"],
             "weights_sha256": self._state.weights_sha256,
@@ -187,7 +192,8 @@ class Run:
             "document": document,
             "events": [*collected.told, ["done", done]],
         }
-        self._state.store.readings.add(row, actor=self._user.actor)
+        # On the disk before anybody is told that it is done.
+        self._state.store.readings.add(stored_row, actor=self._user.actor)
         self._tell("done", done, is_last=True)
 
     def _facts(self) -> tuple[ImageFacts, ModelFacts, CompletionFacts]:
@@ -216,6 +222,7 @@ class Run:
         )
 
     def _end_badly(self, how: str, message: str) -> None:
+        # What had come is not kept: half a reading is none.
         body = {"reading": self.order.name, "image": self.order.film["sha256"]}
         self._state.store.append(f"reading.{how}", body, **self._user.actor.as_arguments())
         self._tell("error", {"message": message}, is_last=True)
@@ -243,14 +250,15 @@ class Runs:
         with self._lock:
             return self._runs.get(name)
 
-    def join_or_start(self, order: Order, user: User) -> None:
+    def join_or_start(self, order: Order, current_user: User) -> None:
         """Begin a reading, or be one more who wants it. Raises what `Engine.submit` raises."""
         with self._lock:
             running = self._runs.get(order.name)
             if running is not None and not running.has_ended:
-                running.askers.add(user.id)
+                running.askers.add(current_user.id)
                 return
-        run = Run(self._state, order, user)
+        # Outside of the lock: the engine may take its time.
+        run = Run(self._state, order, current_user)
         body = {"reading": order.name, "image": order.film["sha256"]}
         run.start()
         with self._lock:
@@ -259,15 +267,15 @@ class Runs:
             ended = [name for name, other in self._runs.items() if other.has_ended]
             for name in ended[: max(0, len(self._runs) - _KEPT)]:
                 del self._runs[name]
-        self._state.store.append("reading.started", body, **user.actor.as_arguments())
+        self._state.store.append("reading.started", body, **current_user.actor.as_arguments())
 
-    def stop(self, name: str, user: User) -> bool:
+    def stop(self, name: str, current_user: User) -> bool:
         """Stop a reading for one who asked for it: at the engine, once nobody else wants it. False: not theirs."""
         with self._lock:
             running = self._runs.get(name)
-            if running is None or user.id not in running.askers:
+            if running is None or current_user.id not in running.askers:
                 return False
-            running.askers.discard(user.id)
+            running.askers.discard(current_user.id)
             is_wanted = bool(running.askers)
         if not is_wanted and not running.has_ended:
             running.job.cancel()

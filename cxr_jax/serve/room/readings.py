@@ -61,8 +61,10 @@ def router(state: ServerState) -> APIRouter:
     routes = APIRouter()
     if state.store is None:
         return routes
+    # They live with the server; what they end in lives in the store.
     runs = Runs(state)
     _add_routes(routes, state, runs)
+    _add_question_route(routes, state)
     _add_stream(routes, state, runs)
     return routes
 
@@ -72,6 +74,7 @@ def router(state: ServerState) -> APIRouter:
 
 def make_order(state: ServerState, wanted: NewReading, film: dict[str, Any]) -> Order:
     """Say what the engine is asked for a reading; the same is wanted by the same name."""
+    # Whatever changes the text goes into the name, and nothing else.
     limits, capabilities = state.settings.limits, state.capabilities
     if len(wanted.prompt) > limits.prompt_characters or not wanted.prompt.strip():
         raise RefusedError(400, "a question of 1 to 32,000 characters, not blank", "prompt")
@@ -90,6 +93,7 @@ def make_order(state: ServerState, wanted: NewReading, film: dict[str, Any]) -> 
         settings=kept_settings,
         seed=wanted.seed,
     )
+    # The film as the model sees it, from the same bytes as the pixels that the reader sees.
     ask = asks.Ask(
         images=(shelf_of(state).picture(film["sha256"]),),
         messages=[{"role": "user", "content": wanted.prompt}],
@@ -101,10 +105,15 @@ def make_order(state: ServerState, wanted: NewReading, film: dict[str, Any]) -> 
         film=film,
         prompt=wanted.prompt,
         seed=wanted.seed,
-        words=find_words(state.model.folder),
+        words=_words(state),
         settings=kept_settings,
         ask=ask,
     )
+
+
+def _words(state: ServerState) -> str:
+    # A model without a folder was made in memory, of films for all that is known.
+    return find_words(state.model.folder) if state.model.folder is not None else "films"
 
 
 def engine_refusal(error: Exception) -> RefusedError:
@@ -120,70 +129,85 @@ _ENGINE_ERRORS = (asks.QueueFullError, asks.NotReadyError, asks.StoppedError)
 
 def _add_routes(routes: APIRouter, state: ServerState, runs: Runs) -> None:
     @routes.post("/room/readings", status_code=202)
-    def begin(request: Request, body: NewReading, user: User = _READER) -> dict[str, Any]:
+    def begin(request: Request, body: NewReading, current_user: User = _READER) -> dict[str, Any]:
         """Begin a reading, join the one that runs, or find the one that is there."""
-        film = kept_film(state, body.image, user)
+        film = kept_film(state, body.image, current_user)
         # A confident report on noise or on a hand is worse than none: it has to be asked for twice.
         if film["gate"]["state"] == "refused" and not body.read_anyway:
             reasons = "; ".join(film["gate"]["reasons"])
             raise state.auth.refused(
-                request, 400, f"not read: {reasons}", reason="gate", user=user, param="image"
+                request,
+                400,
+                f"not read: {reasons}",
+                reason="gate",
+                user=current_user,
+                param="image",
             )
+        # Decoded here, on a thread of the pool, and not by the engine.
         order = make_order(state, body, film)
         if state.store.readings.get(order.name) is None:
             try:
-                runs.join_or_start(order, user)
+                runs.join_or_start(order, current_user)
             except _ENGINE_ERRORS as error:
                 raise engine_refusal(error) from None
         return {"id": order.name}
 
     @routes.get("/room/readings/{name}")
-    def document(name: str, user: User = _READER) -> dict[str, Any]:
+    def document(name: str, current_user: User = _READER) -> dict[str, Any]:
         """Give the finished document."""
-        row = state.store.readings.get(name)
-        if row is not None:
-            return row["document"]
+        # Finished ones first: they are the same for ever.
+        stored_row = state.store.readings.get(name)
+        if stored_row is not None:
+            return stored_row["document"]
         running = runs.find(name)
         if running is not None and not running.has_ended:
             raise RefusedError(409, "the reading is not finished", headers={"Retry-After": "1"})
         raise RefusedError(404, "no such reading, or it was stopped")
 
     @routes.delete("/room/readings/{name}", status_code=204)
-    def stop(request: Request, name: str, user: User = _READER) -> None:
+    def stop(request: Request, name: str, current_user: User = _READER) -> None:
         """Stop a reading; one that is finished stays."""
-        if runs.stop(name, user) or state.store.readings.get(name) is not None:
+        # Nobody stops what others are waiting for.
+        if runs.stop(name, current_user) or state.store.readings.get(name) is not None:
             return
         raise RefusedError(404, "no such reading that you asked for")
 
+
+def _add_question_route(routes: APIRouter, state: ServerState) -> None:
     @routes.post("/room/readings/{name}/ask")
-    def ask(request: Request, name: str, body: Question, user: User = _READER) -> dict[str, Any]:
+    def ask(
+        request: Request, name: str, body: Question, current_user: User = _READER
+    ) -> dict[str, Any]:
         """Ask on after a reading."""
-        row = state.store.readings.get(name)
-        if row is None:
+        stored_row = state.store.readings.get(name)
+        if stored_row is None:
             raise RefusedError(404, "no such reading, or not finished")
         if not state.capabilities.chat:
             why = state.capabilities.why_not.get("chat", "the model answers no questions")
             raise RefusedError(409, why)
-        completion = _answer(state, row, body.text)
+        completion = _answer(state, stored_row, body.text)
         # Their hashes: what was said is no part of the report, and may have to be forgotten.
         event = {
             "reading": name,
             "question_sha256": sha256_of(body.text),
             "answer_sha256": sha256_of(completion.text),
         }
-        state.store.append("reading.asked", event, **user.actor.as_arguments())
+        state.store.append("reading.asked", event, **current_user.actor.as_arguments())
         return {"text": completion.text, "finish_reason": completion.finish_reason}
 
 
-def _answer(state: ServerState, row: dict[str, Any], question: str) -> Completion:
+def _answer(state: ServerState, stored_row: dict[str, Any], question: str) -> Completion:
     """Ask the model on, with the reading as its own turn before."""
     messages = [
-        {"role": "user", "content": row["prompt"]},
-        {"role": "assistant", "content": row["text"]},
+        {"role": "user", "content": stored_row["prompt"]},
+        {"role": "assistant", "content": stored_row["text"]},
         {"role": "user", "content": question},
     ]
-    settings = GenerationSettings(max_new_tokens=state.settings.limits.new_tokens, seed=row["seed"])
-    picture = shelf_of(state).picture(row["image"])
+    settings = GenerationSettings(
+        max_new_tokens=state.settings.limits.new_tokens, seed=stored_row["seed"]
+    )
+    # The same film and prompt again, which the engine has computed already.
+    picture = shelf_of(state).picture(stored_row["image"])
     said: queue.SimpleQueue[asks.Event] = queue.SimpleQueue()
     wanted = asks.Ask(images=(picture,), messages=messages, settings=settings)
     try:
@@ -210,19 +234,20 @@ def _answer(state: ServerState, row: dict[str, Any], question: str) -> Completio
 
 def _add_stream(routes: APIRouter, state: ServerState, runs: Runs) -> None:
     @routes.get("/room/readings/{name}/events")
-    def events(request: Request, name: str, user: User = _READER) -> StreamingResponse:
+    def events(request: Request, name: str, current_user: User = _READER) -> StreamingResponse:
         """Stream the events after Last-Event-ID, to the last."""
+        # Whatever else stands there means "from the beginning".
         last_seen = request.headers.get("Last-Event-ID", "0")
         seen = int(last_seen) if last_seen.isascii() and last_seen.isdecimal() else 0
         running = runs.find(name)
         if running is not None:
             stream = _follow(running, seen)
         else:
-            row = state.store.readings.get(name)
+            stored_row = state.store.readings.get(name)
             # What a killed server had begun is asked for again, by the same name.
-            if row is None:
+            if stored_row is None:
                 raise RefusedError(404, "no such reading")
-            stream = _replay(events_of(row["events"] or []), seen)
+            stream = _replay(events_of(stored_row["events"] or []), seen)
         return StreamingResponse(stream, media_type="text/event-stream")
 
 
@@ -242,6 +267,7 @@ async def _follow(running: Run, seen: int) -> AsyncIterator[bytes]:
     running.wake_by(waker)
     try:
         while True:
+            # Before looking, or what comes in between would be waited for.
             something_new.clear()
             has_ended = running.has_ended
             for event in running.events[seen:]:

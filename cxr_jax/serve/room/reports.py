@@ -39,7 +39,9 @@ from cxr_jax.store.records.reports import (
 )
 from cxr_jax.store.records.users import User
 
+# Names of films and readings: nothing else becomes part of a query.
 _HASH = r"^[0-9a-f]{64}$"
+# A name that a client makes up, such as a UUID.
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,100}")
 _READER = Depends(auth.reader)
 
@@ -51,6 +53,7 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+# What a page believes, and not what it was told of the report: only so can the two differ.
 class Shown(_Body):
     """What the reader's page shows: the film, and the reading beside it."""
 
@@ -67,6 +70,7 @@ class NewReport(_Body):
 
 
 class _Bound(_Body):
+    # One of the two; pages on plain HTTP beyond loopback cannot hash.
     shown: Shown | None = None
     shown_sha256: str | None = Field(default=None, pattern=_HASH)
 
@@ -81,6 +85,7 @@ class Flag(_Bound):
     """What is wrong with a sentence of the reading."""
 
     kind: str = Field(pattern="^(wrong|side|missing|overconfident)$")
+    # None of them where something is missing from all.
     sentence: int | None = Field(default=None, ge=1, le=100_000)
     note: str | None = Field(default=None, max_length=2000)
 
@@ -89,7 +94,9 @@ class Signature(_Bound):
     """What the signature means, in words."""
 
     meaning: str = Field(min_length=1, max_length=200)
+    # None on a server that asks nobody.
     password: str | None = Field(default=None, max_length=1000)
+    # 1 not at all .. 7 completely; None where it was not asked.
     confidence: int | None = Field(default=None, ge=1, le=7)
 
 
@@ -109,58 +116,74 @@ class _Desk:
         self.state, self.reports = state, state.store.reports
 
     def refused(
-        self, request: Request, user: User, status: int, message: str, reason: str, **facts: Any
+        self,
+        request: Request,
+        current_user: User,
+        status: int,
+        message: str,
+        reason: str,
+        **facts: Any,
     ) -> RefusedError:
         """Put a refusal down and return it."""
-        return self.state.auth.refused(request, status, message, reason=reason, user=user, **facts)
+        return self.state.auth.refused(
+            request, status, message, reason=reason, user=current_user, **facts
+        )
 
-    def own(self, request: Request, user: User, report: str) -> dict[str, Any]:
+    def own(self, request: Request, current_user: User, report: str) -> dict[str, Any]:
         """Return a report's newest version, if it is the reader's."""
-        row = self.reports.get(report) if re.fullmatch(r"[0-9a-f]{16}", report) else None
+        newest_row = self.reports.get(report) if re.fullmatch(r"[0-9a-f]{16}", report) else None
         # Another's is answered like none: ids tell nothing about who has which.
-        if row is None or row["user"] != user.id:
-            if row is None:
+        if newest_row is None or newest_row["user"] != current_user.id:
+            if newest_row is None:
                 raise RefusedError(404, "no such report")
-            raise self.refused(request, user, 404, "no such report", "owner", report=report)
-        return row
+            raise self.refused(request, current_user, 404, "no such report", "owner", report=report)
+        return newest_row
 
     def change(
-        self, request: Request, user: User, report: dict[str, Any], body: _Bound, *, versioned: bool
+        self,
+        request: Request,
+        current_user: User,
+        report: dict[str, Any],
+        body: _Bound,
+        *,
+        versioned: bool,
     ) -> Change:
         """Return who changes which version seeing what; 409 if the reader sees something else."""
-        self._check_shown(request, user, report, body)
+        # Before the version: a page that shows another patient has other worries than a stale text.
+        self._check_shown(request, current_user, report, body)
         return Change(
             report=report["id"],
-            actor=user.actor,
+            actor=current_user.actor,
             version=self._version(request) if versioned else None,
             shown_sha256=shown_sha256(report["image"], report["reading"]),
             idem_key=_idempotency_key(request),
         )
 
     def _check_shown(
-        self, request: Request, user: User, report: dict[str, Any], body: _Bound
+        self, request: Request, current_user: User, report: dict[str, Any], body: _Bound
     ) -> None:
         if body.shown is not None:
-            seen = shown_sha256(body.shown.image, body.shown.reading)
+            seen_sha256 = shown_sha256(body.shown.image, body.shown.reading)
         elif body.shown_sha256 is not None:
-            seen = body.shown_sha256
+            seen_sha256 = body.shown_sha256
         else:
             raise RefusedError(400, "say what the page shows: {image, reading}", "shown")
         expected = shown_sha256(report["image"], report["reading"])
-        if seen != expected:
+        if seen_sha256 != expected:
             raise self.refused(
                 request,
-                user,
+                current_user,
                 409,
                 "the page shows another film or reading than the report is of",
                 "shown",
                 param="shown",
                 report=report["id"],
-                seen=seen,
+                seen=seen_sha256,
                 expected=expected,
             )
 
     def _version(self, request: Request) -> int:
+        # As HTTP writes versions, `"3"`, or plain.
         given = request.headers.get("If-Match", "").strip().removeprefix("W/").strip('"')
         if not re.fullmatch(r"\d{1,9}", given):
             raise RefusedError(
@@ -168,25 +191,31 @@ class _Desk:
             )
         return int(given)
 
-    def conflict(self, request: Request, user: User, report: str, error: Exception) -> RefusedError:
+    def conflict(
+        self, request: Request, current_user: User, report: str, error: Exception
+    ) -> RefusedError:
         """Turn what the store refuses into a 409 and an event."""
+        # One word each, by which events are found.
         reasons = {StaleError: "stale", StateError: "state", OtherRequestError: "key"}
         message = str(error)
         if isinstance(error, StaleError):
             message = f"saved elsewhere meanwhile: the report is at version {error.version}"
-        return self.refused(request, user, 409, message, reasons[type(error)], report=report)
+        return self.refused(
+            request, current_user, 409, message, reasons[type(error)], report=report
+        )
 
-    def as_json(self, row: dict[str, Any]) -> dict[str, Any]:
+    def as_json(self, newest_row: dict[str, Any]) -> dict[str, Any]:
         """Return a report as the page takes it."""
-        versions = self.reports.versions(row["id"])
+        # All of it in one answer: a page that opens a report shows its whole state.
+        versions = self.reports.versions(newest_row["id"])
         signed = next((version for version in versions if version["state"] == "signed"), None)
         return {
-            "id": row["id"],
-            "version": row["version"],
-            "state": row["state"],
-            "image": row["image"],
-            "reading": row["reading"],
-            "fields": row["fields"],
+            "id": newest_row["id"],
+            "version": newest_row["version"],
+            "state": newest_row["state"],
+            "image": newest_row["image"],
+            "reading": newest_row["reading"],
+            "fields": newest_row["fields"],
             # What the model gave, which every edit stands against.
             "draft": versions[0]["fields"],
             "signed": None if signed is None else _signature(signed, self._handle(signed["user"])),
@@ -195,27 +224,27 @@ class _Desk:
                 for version in versions
                 if version["state"] == "addendum"
             ],
-            "flags": [_flag(flag) for flag in self.reports.flags(row["id"])],
-            "shown_sha256": shown_sha256(row["image"], row["reading"]),
-            "saved_at": row["created"],
+            "flags": [_flag(flag) for flag in self.reports.flags(newest_row["id"])],
+            "shown_sha256": shown_sha256(newest_row["image"], newest_row["reading"]),
+            "saved_at": newest_row["created"],
         }
 
     def _handle(self, user_id: str) -> str:
-        user = self.state.store.users.by_id(user_id)
-        return "a former user" if user is None else user.handle
+        current_user = self.state.store.users.by_id(user_id)
+        return "a former user" if current_user is None else current_user.handle
 
 
-def _signature(row: dict[str, Any], handle: str) -> dict[str, Any]:
+def _signature(newest_row: dict[str, Any], handle: str) -> dict[str, Any]:
     return {
         "by": handle,
-        "at": row["signed_at"],
-        "meaning": row["meaning"],
-        "confidence": row["confidence"],
+        "at": newest_row["signed_at"],
+        "meaning": newest_row["meaning"],
+        "confidence": newest_row["confidence"],
     }
 
 
-def _flag(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in ("flag_no", "sentence", "kind", "note", "created")}
+def _flag(newest_row: dict[str, Any]) -> dict[str, Any]:
+    return {name: newest_row[name] for name in ("flag_no", "sentence", "kind", "note", "created")}
 
 
 def _idempotency_key(request: Request) -> str | None:
@@ -226,6 +255,7 @@ def _idempotency_key(request: Request) -> str | None:
 
 
 def _check_fields(fields: dict[str, str]) -> None:
+    # A field that the form does not have would be in no export.
     unknown = fields.keys() - FIELDS.keys()
     if unknown or not fields:
         raise RefusedError(400, f"a report has the fields {', '.join(FIELDS)}", "fields")
@@ -241,6 +271,7 @@ def router(state: ServerState) -> APIRouter:
     routes = APIRouter()
     if state.store is None:
         return routes
+    # One for all routes: it holds no state of its own.
     desk = _Desk(state)
     _add_reading_routes(routes, desk)
     _add_changing_routes(routes, desk)
@@ -252,47 +283,55 @@ def _add_reading_routes(routes: APIRouter, desk: _Desk) -> None:
     """Add what begins a report and what shows it."""
 
     @routes.post("/room/reports", status_code=201)
-    def begin(request: Request, body: NewReport, user: User = _READER) -> dict[str, Any]:
+    def begin(request: Request, body: NewReport, current_user: User = _READER) -> dict[str, Any]:
         """Begin a report with the draft of its reading, or empty."""
-        film = kept_film(desk.state, body.image, user)
+        film = kept_film(desk.state, body.image, current_user)
         fields, is_read_anyway = dict.fromkeys(FIELDS, ""), body.read_anyway
         if body.reading is not None:
+            # Only a finished one: a draft of half a trace would lack findings without a word.
             reading = desk.state.store.readings.get(body.reading)
             if reading is None:
                 raise RefusedError(404, "no such reading, or not finished", "reading")
             if reading["image"] != body.image:
                 raise desk.refused(
-                    request, user, 409, "the reading is of another film", "shown", param="reading"
+                    request,
+                    current_user,
+                    409,
+                    "the reading is of another film",
+                    "shown",
+                    param="reading",
                 )
             fields |= reading["document"]["report"]
             # Whoever had it read knows what the gate said.
             is_read_anyway = True
         if film["gate"]["state"] == "refused" and not is_read_anyway:
             reasons = "; ".join(film["gate"]["reasons"])
-            raise desk.refused(request, user, 400, f"not reported: {reasons}", "gate")
+            raise desk.refused(request, current_user, 400, f"not reported: {reasons}", "gate")
         try:
-            row = desk.reports.begin(
+            newest_row = desk.reports.begin(
                 body.image,
                 body.reading,
                 fields,
-                actor=user.actor,
+                actor=current_user.actor,
                 idem_key=_idempotency_key(request),
             )
         except OtherRequestError as error:
-            raise desk.conflict(request, user, "", error) from None
-        return desk.as_json(row)
+            raise desk.conflict(request, current_user, "", error) from None
+        return desk.as_json(newest_row)
 
     @routes.get("/room/reports")
-    def listed(user: User = _READER) -> dict[str, Any]:
+    def listed(current_user: User = _READER) -> dict[str, Any]:
         """List the reader's own reports, newest first."""
+        # Without their texts: a list is looked at over shoulders.
         names = ("id", "version", "state", "image", "reading", "created")
-        rows = desk.reports.of_user(user.id)
-        return {"reports": [{name: row[name] for name in names} for row in rows]}
+        rows = desk.reports.of_user(current_user.id)
+        return {"reports": [{name: newest_row[name] for name in names} for newest_row in rows]}
 
     @routes.get("/room/reports/{report}/history")
-    def history(request: Request, report: str, user: User = _READER) -> dict[str, Any]:
+    def history(request: Request, report: str, current_user: User = _READER) -> dict[str, Any]:
         """Show every version, and what each one changed."""
-        desk.own(request, user, report)
+        desk.own(request, current_user, report)
+        # Computed from the versions, which the chain vouches for.
         versions = changes_between(desk.reports.versions(report))
         flags = [_flag(flag) for flag in desk.reports.flags(report)]
         return {"id": report, "versions": versions, "flags": flags}
@@ -303,52 +342,56 @@ def _add_changing_routes(routes: APIRouter, desk: _Desk) -> None:
 
     @routes.put("/room/reports/{report}")
     def save(
-        request: Request, response: Response, report: str, body: Edit, user: User = _READER
+        request: Request, response: Response, report: str, body: Edit, current_user: User = _READER
     ) -> dict[str, Any]:
         """Keep fields as the next version."""
-        row = desk.own(request, user, report)
+        newest_row = desk.own(request, current_user, report)
         _check_fields(body.fields)
-        change = desk.change(request, user, row, body, versioned=True)
+        change = desk.change(request, current_user, newest_row, body, versioned=True)
         try:
-            row = desk.reports.save(change, body.fields)
+            newest_row = desk.reports.save(change, body.fields)
         except (StaleError, StateError, OtherRequestError) as error:
-            raise desk.conflict(request, user, report, error) from None
-        response.headers["ETag"] = f'"{row["version"]}"'
-        return {name: row[name] for name in ("id", "version", "state", "created")}
+            raise desk.conflict(request, current_user, report, error) from None
+        response.headers["ETag"] = f'"{newest_row["version"]}"'
+        return {name: newest_row[name] for name in ("id", "version", "state", "created")}
 
     @routes.post("/room/reports/{report}/flags", status_code=201)
-    def flag(request: Request, report: str, body: Flag, user: User = _READER) -> dict[str, Any]:
+    def flag(
+        request: Request, report: str, body: Flag, current_user: User = _READER
+    ) -> dict[str, Any]:
         """Flag a sentence of the reading."""
-        row = desk.own(request, user, report)
-        change = desk.change(request, user, row, body, versioned=False)
+        newest_row = desk.own(request, current_user, report)
+        change = desk.change(request, current_user, newest_row, body, versioned=False)
         # Only what is missing has no sentence.
         if body.sentence is None and body.kind != "missing":
             raise RefusedError(400, "say which sentence is flagged", "sentence")
         try:
             return _flag(desk.reports.flag(change, body.kind, body.sentence, body.note))
         except (StateError, OtherRequestError) as error:
-            raise desk.conflict(request, user, report, error) from None
+            raise desk.conflict(request, current_user, report, error) from None
 
     @routes.post("/room/reports/{report}/sign")
     def sign(
-        request: Request, report: str, body: Signature, user: User = _READER
+        request: Request, report: str, body: Signature, current_user: User = _READER
     ) -> dict[str, Any]:
         """Sign the version that the reader has before the eyes."""
-        row = desk.own(request, user, report)
-        change = desk.change(request, user, row, body, versioned=True)
+        newest_row = desk.own(request, current_user, report)
+        change = desk.change(request, current_user, newest_row, body, versioned=True)
         # Only the person who logged in can sign, not whoever finds the screen unlocked.
-        desk.state.auth.check_again(request, user, body.password)
+        desk.state.auth.check_again(request, current_user, body.password)
         try:
             return desk.as_json(desk.reports.sign(change, body.meaning, body.confidence))
         except (StaleError, StateError, OtherRequestError) as error:
-            raise desk.conflict(request, user, report, error) from None
+            raise desk.conflict(request, current_user, report, error) from None
 
     @routes.post("/room/reports/{report}/addendum")
-    def add(request: Request, report: str, body: Addendum, user: User = _READER) -> dict[str, Any]:
+    def add(
+        request: Request, report: str, body: Addendum, current_user: User = _READER
+    ) -> dict[str, Any]:
         """Add to a signed report."""
-        row = desk.own(request, user, report)
-        change = desk.change(request, user, row, body, versioned=True)
+        newest_row = desk.own(request, current_user, report)
+        change = desk.change(request, current_user, newest_row, body, versioned=True)
         try:
             return desk.as_json(desk.reports.add(change, body.text))
         except (StaleError, StateError, OtherRequestError, UserError) as error:
-            raise desk.conflict(request, user, report, error) from None
+            raise desk.conflict(request, current_user, report, error) from None
