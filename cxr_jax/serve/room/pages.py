@@ -10,9 +10,10 @@ import html
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Response
-from fastapi.responses import HTMLResponse
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
 
+from cxr_jax.outputs import sections
 from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
 from cxr_jax.serve.refusals import RefusedError
 from cxr_jax.serve.state import ServerState
@@ -67,6 +68,9 @@ def describe_room(state: ServerState) -> dict[str, Any]:
         "chat": capabilities.chat,
         "why_no_chat": capabilities.why_not.get("chat"),
         "most_bytes": state.settings.limits.upload_bytes,
+        # The form of every report, in its order, and what its "normal" key writes.
+        "fields": sections.FIELDS,
+        "normal": sections.NORMAL,
     }
 
 
@@ -75,7 +79,10 @@ def router(state: ServerState) -> APIRouter:
     routes = APIRouter()
 
     @routes.get("/", include_in_schema=False)
-    def room() -> Response:
+    def room(request: Request) -> Response:
+        # Without a session the page could only say so: whoever comes is led to the login at once.
+        if state.auth is not None and state.auth.session(request) is None:
+            return RedirectResponse("/login", 303)
         return page("room.html")
 
     @routes.get("/login", include_in_schema=False)

@@ -1,0 +1,354 @@
+// The report: one form for every origin, saved as it is typed, with what was changed shown word by word.
+
+import { wordDiff } from "./diff.js";
+import { byId, countHidden, make, plain, replace } from "./dom.js";
+import { OFFLINE, request } from "./server.js";
+import { Unsaved } from "./unsaved.js";
+
+// Which key leads to which field (after G).
+export const FIELD_KEYS = {
+  t: "technique",
+  d: "devices",
+  a: "airways",
+  l: "lungs_right",
+  k: "lungs_left",
+  p: "pleura",
+  m: "mediastinum",
+  h: "heart",
+  b: "abdomen",
+  o: "bones",
+  i: "impression",
+};
+const OF_LABEL = {
+  Cardiomegaly: "heart",
+  "Enlarged Cardiomediastinum": "mediastinum",
+  Pneumothorax: "pleura",
+  "Pleural Effusion": "pleura",
+  "Pleural Other": "pleura",
+  Fracture: "bones",
+  "Support Devices": "devices",
+  "No Finding": "impression",
+};
+const SAVE_AFTER = 600; // ms without a key
+const RETRY_AFTER = 3000; // ms
+const ONE_EDIT = 800; // ms between keys that are undone together
+
+export class Report {
+  constructor({ about, say, changed, failed }) {
+    Object.assign(this, { about, say, changed, failed });
+    this.boxes = new Map();
+    this.unsaved = new Unsaved();
+    this.makeForm();
+    this.reset();
+  }
+
+  reset() {
+    clearTimeout(this.timer);
+    this.id = null;
+    this.version = null;
+    this.state = "none"; // none, draft, signed, addendum
+    this.saved = {};
+    this.draft = {};
+    this.undoable = [];
+    this.redoable = [];
+    this.lastField = null;
+    this.savedAt = null;
+    this.isOffline = false;
+    this.isStale = false;
+    for (const { box } of this.boxes.values()) box.value = "";
+    this.refresh();
+  }
+
+  get isSigned() {
+    return this.state === "signed" || this.state === "addendum";
+  }
+
+  // ---- The form ----
+
+  makeForm() {
+    const letters = Object.fromEntries(Object.entries(FIELD_KEYS).map(([letter, key]) => [key, letter]));
+    const rows = Object.entries(this.about.fields).map(([key, name]) => {
+      const box = make("textarea", {
+        id: `field-${key}`,
+        rows: "1",
+        spellcheck: "false",
+        autocomplete: "off",
+        maxlength: "20000",
+        on: {
+          input: () => this.typed(key),
+          focus: () => (this.lastField = key),
+        },
+      });
+      const diff = make("p", { className: "diff", hidden: true });
+      const remark = make("p", { className: "remark", hidden: true });
+      const normal = make("button", {
+        type: "button",
+        className: "normal",
+        text: "normal",
+        title: `Alt+N: ${this.about.normal[key] ?? ""}`,
+        on: { click: () => this.setNormal(key) },
+      });
+      this.boxes.set(key, { box, diff, remark, normal });
+      const letter = letters[key] ? make("kbd", { text: `G ${letters[key].toUpperCase()}` }) : null;
+      const label = make("label", { for: box.id }, name, letter);
+      return make("div", { className: "field" }, label, make("div", { className: "entry" }, box, diff, remark), normal);
+    });
+    replace(byId("fields"), ...rows);
+  }
+
+  get fields() {
+    return Object.fromEntries([...this.boxes].map(([key, { box }]) => [key, box.value]));
+  }
+
+  // ---- Opening ----
+
+  /** Begin a report of a film, from a reading if there is one. */
+  async begin(image, reading, draft) {
+    const body = reading ? { image, reading } : { image };
+    this.take(await request("POST", "/room/reports", body), draft);
+  }
+
+  async open(id, draft) {
+    this.take(await request("GET", `/room/reports/${id}`), draft);
+  }
+
+  take(report, draft) {
+    this.id = report.id;
+    this.version = report.version;
+    this.state = report.state ?? "draft";
+    this.signed = report.signed ?? null;
+    this.addenda = report.addenda ?? [];
+    this.saved = { ...report.fields };
+    this.draft = { ...(draft ?? report.draft ?? report.fields) };
+    this.undoable = [];
+    this.redoable = [];
+    for (const [key, { box }] of this.boxes) box.value = this.saved[key] ?? "";
+    // What a lost connection or a closed tab has left is put back, as an edit.
+    const kept = this.isSigned ? null : this.unsaved.find(this.id);
+    if (kept) {
+      for (const [key, text] of Object.entries(kept)) this.set(key, text, false);
+      this.say("Edits that had not reached the server were put back.");
+    }
+    this.refresh();
+    if (kept) this.save();
+  }
+
+  // ---- Editing ----
+
+  typed(key) {
+    const { box } = this.boxes.get(key);
+    this.note(key, box.lastText ?? "", box.value);
+    this.afterEdit();
+  }
+
+  set(key, text, isNoted = true) {
+    const { box } = this.boxes.get(key);
+    if (this.isSigned || box.value === text) return;
+    if (isNoted) this.note(key, box.value, text, true);
+    box.value = text;
+    this.afterEdit();
+  }
+
+  setNormal(key) {
+    if (key) this.set(key, this.about.normal[key] ?? "");
+  }
+
+  /** Put a sentence of the model into the report; gives the field, or null. */
+  insert(sentence, isInRoom = true) {
+    if (!this.id || this.isSigned) return null;
+    const key = (isInRoom ? null : this.lastField) ?? fieldOf(sentence);
+    const { box } = this.boxes.get(key);
+    const text = plain(sentence.text, 4000).trim();
+    if (!box.value.includes(text)) this.set(key, box.value.trim() ? `${box.value.trimEnd()} ${text}` : text);
+    return key;
+  }
+
+  /** Take a rejected sentence out of the report, where it stands there word for word. */
+  remove(sentence) {
+    const text = plain(sentence.text, 4000).trim();
+    for (const [key, { box }] of this.boxes) {
+      if (text && box.value.includes(text)) this.set(key, box.value.replace(text, () => "").replace(/ {2,}/g, " ").trim());
+    }
+  }
+
+  note(key, before, after, isWhole = false) {
+    const now = performance.now();
+    const last = this.undoable.at(-1);
+    if (!isWhole && last?.key === key && !last.isWhole && now - last.at < ONE_EDIT) {
+      last.after = after;
+      last.at = now;
+    } else {
+      this.undoable.push({ key, before, after, at: now, isWhole });
+    }
+    this.redoable = [];
+  }
+
+  undo() {
+    this.move(this.undoable, this.redoable, "before");
+  }
+
+  redo() {
+    this.move(this.redoable, this.undoable, "after");
+  }
+
+  move(from, to, which) {
+    if (this.isSigned) return;
+    const step = from.pop();
+    if (!step) return this.say(which === "before" ? "Nothing to undo." : "Nothing to redo.");
+    to.push({ ...step, isWhole: true });
+    this.boxes.get(step.key).box.value = step[which];
+    this.afterEdit();
+  }
+
+  focus(key) {
+    const { box } = this.boxes.get(key);
+    box.focus();
+    box.scrollIntoView({ block: "nearest" });
+  }
+
+  afterEdit() {
+    this.refresh();
+    this.unsaved.keep(this.id, this.unsavedFields());
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.save(), SAVE_AFTER);
+  }
+
+  // ---- Saving ----
+
+  unsavedFields() {
+    const changed = Object.entries(this.fields).filter(([key, text]) => text !== (this.saved[key] ?? ""));
+    return Object.fromEntries(changed);
+  }
+
+  /** Save what is not saved; gives whether all of it is. One request at a time. */
+  async save() {
+    clearTimeout(this.timer);
+    if (!this.id || this.isSigned || this.isStale) return false;
+    if (this.saving) {
+      await this.saving;
+      return this.save();
+    }
+    if (!Object.keys(this.unsavedFields()).length) return true;
+    this.saving = this.put().finally(() => (this.saving = null));
+    const isSaved = await this.saving;
+    if (isSaved && Object.keys(this.unsavedFields()).length) return this.save();
+    return isSaved;
+  }
+
+  async put() {
+    const { id, fields } = this;
+    this.describe("saving ..");
+    try {
+      const answer = await request("PUT", `/room/reports/${id}`, { fields }, { "If-Match": String(this.version) });
+      if (this.id !== id) return false;
+      this.version = answer.version;
+      this.saved = fields;
+      this.savedAt = new Date();
+      this.isOffline = false;
+      this.unsaved.keep(id, this.unsavedFields());
+      this.refresh();
+      return true;
+    } catch (error) {
+      if (this.id !== id) return false;
+      if (error.status === OFFLINE || error.status >= 500) {
+        this.isOffline = true;
+        this.timer = setTimeout(() => this.save(), RETRY_AFTER);
+      } else if (error.status === 409 || error.status === 412) {
+        this.isStale = true;
+        this.failed(error);
+      } else {
+        this.failed(error);
+      }
+      this.describe();
+      return false;
+    }
+  }
+
+  /** After another tab has saved: go on from what is there, with these edits over it or without them. */
+  async settle(isMineKept) {
+    const mine = this.unsavedFields();
+    const { draft } = this;
+    this.isStale = false;
+    this.unsaved.forget(this.id);
+    await this.open(this.id, draft);
+    if (isMineKept) for (const [key, text] of Object.entries(mine)) this.set(key, text);
+  }
+
+  // ---- Signing ----
+
+  async sign(body) {
+    if (!(await this.save())) throw new Error("The report is not saved yet: it can be signed when it is.");
+    this.takeSignature(await request("POST", `/room/reports/${this.id}/sign`, body));
+  }
+
+  async addAddendum(text) {
+    this.takeSignature(await request("POST", `/room/reports/${this.id}/addendum`, { text }));
+  }
+
+  takeSignature(answer) {
+    this.state = answer.state ?? answer.status ?? "signed";
+    this.version = answer.version ?? this.version;
+    this.signed = answer.signed ?? this.signed;
+    this.addenda = answer.addenda ?? this.addenda;
+    this.unsaved.forget(this.id);
+    this.refresh();
+  }
+
+  flag(sentence, kind, note) {
+    const body = note ? { sentence, kind, note } : { sentence, kind };
+    return request("POST", `/room/reports/${this.id}/flags`, body);
+  }
+
+  // ---- What is shown ----
+
+  refresh() {
+    for (const [key, { box, diff, remark, normal }] of this.boxes) {
+      box.lastText = box.value;
+      box.readOnly = this.isSigned || !this.id;
+      normal.disabled = box.readOnly;
+      fitHeight(box);
+      const before = this.draft[key] ?? "";
+      const isChanged = Boolean(this.id) && before !== box.value;
+      diff.hidden = !isChanged;
+      if (isChanged) replace(diff, ...wordDiff(before, box.value).map(diffPart));
+      const hidden = countHidden(box.value);
+      remark.hidden = !hidden;
+      remark.textContent = `holds ${hidden} characters that are not seen`;
+    }
+    this.describe();
+    this.changed();
+  }
+
+  describe(words) {
+    const left = Object.keys(this.unsavedFields()).length;
+    const line = byId("saved");
+    let text = words ?? "";
+    if (!text && this.id) {
+      const time = this.savedAt?.toTimeString().slice(0, 8);
+      if (this.isStale) text = `changed in another tab, ${left} kept here`;
+      else if (this.isOffline) text = `offline, ${left} kept`;
+      else if (left) text = "not saved yet";
+      else text = time ? `saved ${time}` : "saved";
+    }
+    line.textContent = text;
+    line.classList.toggle("bad", this.isOffline || this.isStale);
+  }
+}
+
+function diffPart({ kind, text }) {
+  const tags = { same: "span", removed: "del", added: "ins" };
+  return make(tags[kind], { text: plain(text, 20000) });
+}
+
+/** The field where a sentence of the model belongs, by the first label that it claims. */
+export function fieldOf({ claims, sides }) {
+  const claim = claims?.[0];
+  const side = claim?.side ?? sides?.[0]?.[2];
+  if (!claim) return "impression";
+  return OF_LABEL[claim.label] ?? (side === "left" ? "lungs_left" : "lungs_right");
+}
+
+function fitHeight(box) {
+  box.style.height = "auto";
+  box.style.height = `${Math.min(220, box.scrollHeight + 2)}px`;
+}

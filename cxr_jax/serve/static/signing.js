@@ -1,0 +1,129 @@
+// The signature: what it means, the password where there is one, and Enter twice, so that one slip signs nothing.
+
+import { byId, make, plain, replace } from "./dom.js";
+
+const CONFIDENCES = ["not at all", "slightly", "somewhat", "moderately", "fairly", "very", "completely"];
+const EXPORTS = { json: "JSON", txt: "Text", "sr.dcm": "DICOM SR", "sc.dcm": "Secondary capture", "fhir.json": "FHIR" };
+
+export class Signing {
+  constructor({ report, reading, needsPassword, say, signed }) {
+    Object.assign(this, { report, reading, needsPassword, say, signed });
+    this.dialog = byId("sign-dialog");
+    const choices = CONFIDENCES.map((words, index) =>
+      make(
+        "label",
+        { className: "inline" },
+        make("input", { type: "radio", name: "confidence", value: String(index + 1) }),
+        ` ${index + 1} ${words}`,
+      ),
+    );
+    replace(byId("confidences"), ...choices);
+    byId("sign-form").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.submit();
+    });
+    byId("sign-form").addEventListener("input", () => this.disarm());
+    byId("sign-cancel").addEventListener("click", () => this.dialog.close());
+    byId("addendum").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.addAddendum();
+    });
+  }
+
+  open() {
+    const { report, reading } = this;
+    if (report.state !== "draft") return this.say(report.isSigned ? "Signed already: add an addendum." : "There is no report yet.");
+    if (reading.isStreaming) return this.say("The model is still reading: stop it or wait.");
+    byId("sign-form").reset();
+    byId("password-row").hidden = !this.needsPassword;
+    byId("password").required = this.needsPassword;
+    byId("sign-remark").textContent = "";
+    byId("sign-summary").textContent = this.summary();
+    this.disarm();
+    this.dialog.showModal();
+    byId("sign-form").querySelector("input[name=meaning]").focus();
+  }
+
+  summary() {
+    const { report, reading } = this;
+    const { fields } = report;
+    const empty = Object.values(fields).filter((text) => !text.trim()).length;
+    const changed = Object.entries(fields).filter(([key, text]) => text !== (report.draft[key] ?? "")).length;
+    const flags = [...reading.flags.values()].reduce((sum, kinds) => sum + kinds.size, 0);
+    const open = reading.contradictions.length;
+    return `${changed} fields edited, ${empty} empty, ${flags} flags, ${open} contradictions of the model. After it only addenda can be made.`;
+  }
+
+  disarm() {
+    this.isArmed = false;
+    byId("sign-now").textContent = "Sign: Enter twice";
+    byId("sign-now").classList.remove("armed");
+  }
+
+  async submit() {
+    if (this.isBusy) return;
+    if (!this.isArmed) {
+      this.isArmed = true;
+      byId("sign-now").textContent = "Press Enter again to sign";
+      byId("sign-now").classList.add("armed");
+      return;
+    }
+    const form = new FormData(byId("sign-form"));
+    const body = { meaning: form.get("meaning") };
+    if (this.needsPassword) body.password = byId("password").value;
+    if (form.get("confidence")) body.confidence = Number(form.get("confidence"));
+    this.isBusy = true;
+    try {
+      await this.report.sign(body);
+      this.dialog.close();
+      this.signed();
+    } catch (error) {
+      byId("sign-remark").textContent = plain(error.message, 300);
+      this.disarm();
+    } finally {
+      this.isBusy = false;
+      byId("password").value = "";
+    }
+  }
+
+  async addAddendum() {
+    const box = byId("addendum-text");
+    if (!box.value.trim()) return;
+    try {
+      await this.report.addAddendum(box.value);
+      box.value = "";
+      this.signed();
+    } catch (error) {
+      this.say(error.message);
+    }
+  }
+
+  describe() {
+    const { report } = this;
+    byId("sign").disabled = report.state !== "draft";
+    byId("sign").hidden = report.isSigned;
+    byId("addendum").hidden = !report.isSigned;
+    const { signed } = report;
+    byId("signature-state").textContent = report.isSigned
+      ? `signed by ${plain(signed?.by ?? "you", 64)}${signed?.at ? ` at ${plain(signed.at, 40)}` : ""}, as ${plain(signed?.meaning ?? "", 200)}`
+      : "not signed";
+    byId("signature-state").classList.toggle("good", report.isSigned);
+    const addenda = (report.addenda ?? []).map(({ by, at, text }) =>
+      make("li", {}, make("span", { className: "quiet", text: `${plain(by, 64)} ${plain(at, 40)}: ` }), plain(text, 20000)),
+    );
+    replace(byId("addenda"), ...addenda);
+    this.describeExports();
+  }
+
+  describeExports() {
+    const { report } = this;
+    const row = byId("exports");
+    row.hidden = !report.id;
+    if (!report.id || row.dataset.of === report.id) return;
+    row.dataset.of = report.id;
+    const links = Object.entries(EXPORTS).map(([suffix, name]) =>
+      make("a", { href: `/room/reports/${encodeURIComponent(report.id)}.${suffix}`, download: `report.${suffix}`, text: name }),
+    );
+    replace(row, row.firstElementChild, ...links);
+  }
+}
