@@ -85,7 +85,7 @@ def serve(arguments: argparse.Namespace) -> int:
             model=arguments.model,
             host=arguments.host,
             port=arguments.port,
-            store=arguments.store,
+            store=None if arguments.store == "none" else arguments.store,
             study=arguments.study,
             api_key_file=arguments.api_key_file,
             no_auth=arguments.no_auth,

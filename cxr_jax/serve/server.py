@@ -105,9 +105,16 @@ def open_state(settings: ServerSettings) -> ServerState:
     """
     # Heavy, and needed only by a server that really starts.
     import cxr_jax
+    from cxr_jax.serve.auth import Auth, check_start
     from cxr_jax.serve.engine import Engine
     from cxr_jax.serve.metrics import Metrics
+    from cxr_jax.store import open_store
     from cxr_jax.weights import hf_folder
+
+    # Before the model, which takes longer: a store that another server has is told at once.
+    store = None if settings.store is None else open_store(settings.store)
+    if remark := check_start(settings, store):
+        print(remark, flush=True)
 
     # On this thread; from the start of the engine on only its own computes.
     model = cxr_jax.load(settings.model)
@@ -115,6 +122,8 @@ def open_state(settings: ServerSettings) -> ServerState:
     engine = Engine(model, queue_limit=settings.limits.queue)
     state = ServerState(
         settings=settings,
+        store=store,
+        auth=None if store is None else Auth(settings, store),
         engine=engine,
         model=model,
         model_name=name_of(settings.model),

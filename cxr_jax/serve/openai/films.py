@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import hashlib
 import re
 import warnings
 from collections.abc import Sequence
@@ -164,9 +165,12 @@ def _read(film: PlacedFilm, limits: Limits) -> Image:
         with warnings.catch_warnings():
             # Libraries warn with values of headers.
             warnings.simplefilter("ignore")
-            return images.image_from_bytes(film.param, file_bytes)
+            image = images.image_from_bytes(film.param, file_bytes)
     except UserError as error:
         raise RefusedError(400, str(error), film.param, code="invalid_image") from None
+    # Documents name a film by its bytes.
+    image.meta["sha256"] = hashlib.sha256(file_bytes).hexdigest()
+    return image
 
 
 def _decoded(film: PlacedFilm, limits: Limits) -> bytes:

@@ -13,6 +13,7 @@ from cxr_jax.serve.refusals import RefusedError
 from cxr_jax.serve.state import LOOPBACK_HOSTS, ServerState
 
 SCOPES = ("chat", "read")
+LOCAL = "local"  # programs of this machine, which nobody asks for a key
 _LEAST_KEY = 16  # characters
 _MOST_KEYS = 10_000
 
@@ -74,18 +75,21 @@ class KeyRing:
         Raises:
             RefusedError: 401 without a known key where one is needed, 403 if the key is for other things.
         """
-        settings = self.state.settings
-        # A key that is known counts for what it may do, on loopback, too.
+        settings, auth = self.state.settings, self.state.auth
         token = _bearer(request)
+        # A key that is known counts for what it may do, on loopback, too.
         known = self._find(token) if token else None
         if known is not None:
             if scope not in known.scopes:
                 raise RefusedError(403, f"this key is not for {scope}", code="insufficient_scope")
             return known
-        # Programs of this machine need none, unless somebody has made keys; what they send is then checked.
-        needs_key = bool(self.keys) or not settings.is_loopback
-        if settings.no_auth or not needs_key:
-            return Caller("local", SCOPES)
+        # Those of the store, whose refusals are events of its chain.
+        if auth is not None and not self.keys:
+            key = auth.key(request, scope)
+            return Caller(LOCAL, SCOPES) if key is None else Caller(key.name, tuple(key.scopes))
+        # Programs of this machine need none, unless somebody has made keys.
+        if settings.no_auth or (settings.is_loopback and not self.keys):
+            return Caller(LOCAL, SCOPES)
         raise RefusedError(
             401,
             "no API key, or one that is not known: send it as Authorization: Bearer KEY",
@@ -102,7 +106,7 @@ class KeyRing:
             return True
         # From elsewhere only with a key, even where the rest needs none.
         try:
-            return bool(self._find(_bearer(request)) and self.caller(request, "read"))
+            return self.caller(request, "read").name != LOCAL
         except RefusedError:
             return False
 

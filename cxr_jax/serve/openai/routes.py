@@ -15,10 +15,13 @@ from starlette.requests import ClientDisconnect
 
 from cxr_jax import __version__
 from cxr_jax.errors import UserError
+from cxr_jax.inference.reading import Film
 from cxr_jax.inference.requests import GenerationSettings
+from cxr_jax.outputs import schema
 from cxr_jax.runtime.notices import NOT_FOR_DIAGNOSIS
-from cxr_jax.serve.asks import Ask, Finished, NotReadyError, QueueFullError, StoppedError
+from cxr_jax.serve.asks import Ask, Finished, Listener, NotReadyError, QueueFullError, StoppedError
 from cxr_jax.serve.limits import CallerLimits
+from cxr_jax.serve.openai import documents
 from cxr_jax.serve.openai import films as request_films
 from cxr_jax.serve.openai.answers import AnswerStyle, ChunkWriter, whole_answer
 from cxr_jax.serve.openai.delivery import (
@@ -46,6 +49,7 @@ def router(state: ServerState) -> APIRouter:
     keys = KeyRing(state)
     _add_operators_routes(routes, state, keys)
     _add_models(routes, state, keys)
+    _add_schema(routes)
     chat = _ChatRoute(state, keys)
     routes.add_api_route("/v1/chat/completions", chat.answer, methods=["POST"], response_model=None)
     return routes
@@ -85,7 +89,7 @@ def _add_operators_routes(routes: APIRouter, state: ServerState, keys: KeyRing) 
         }
 
     @routes.get("/metrics")
-    async def metrics(request: Request) -> Response:
+    def metrics(request: Request) -> Response:
         """Counts in Prometheus' text form: for programs of this machine, and with a key to read."""
         if not keys.may_see_metrics(request):
             raise RefusedError(
@@ -99,17 +103,24 @@ def _add_operators_routes(routes: APIRouter, state: ServerState, keys: KeyRing) 
 
 def _add_models(routes: APIRouter, state: ServerState, keys: KeyRing) -> None:
     @routes.get("/v1/models")
-    async def models(request: Request) -> dict[str, Any]:
+    def models(request: Request) -> dict[str, Any]:
         """The list of one model."""
         keys.caller(request, "chat")
         return {"object": "list", "data": [_model_card(state)]}
 
     @routes.get("/v1/models/{name:path}")
-    async def model(request: Request, name: str) -> dict[str, Any]:
+    def model(request: Request, name: str) -> dict[str, Any]:
         """The one model, by its name."""
         keys.caller(request, "chat")
         _check_model(state, name)
         return _model_card(state)
+
+
+def _add_schema(routes: APIRouter) -> None:
+    @routes.get(f"/v1/schemas/{documents.SCHEMA_NAME}")
+    def cxr_reading() -> dict[str, Any]:
+        """The one schema that `response_format` may ask for; public, as the package is."""
+        return schema.load()
 
 
 def _model_card(state: ServerState) -> dict[str, Any]:
@@ -161,7 +172,8 @@ class _ChatRoute:
 
     async def answer(self, request: Request) -> Response:
         """Answer one request. Refusals are raised, and told by the application."""
-        caller = self.keys.caller(request, "chat")
+        # In a thread: keys of the store are read from its database.
+        caller = await run_in_threadpool(self.keys.caller, request, "chat")
         # What costs nothing to refuse is refused before the body is read.
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != (
             "application/json"
@@ -191,6 +203,7 @@ class _ChatRoute:
             parsed = await run_in_threadpool(parse_object, body, self.limits.elements)
         request, ignored = read_request(parsed, self.limits)
         _check_model(self.state, request.model)
+        is_document = documents.wants_document(request)
         abilities = self.state.capabilities
         conversation = request_films.conversation_of(
             request,
@@ -203,7 +216,10 @@ class _ChatRoute:
             films = await run_in_threadpool(
                 request_films.read_films, conversation.films, request, self.limits
             )
-        ask = self._ask(request, request_films.question_about(films, conversation.messages), films)
+        if is_document:
+            documents.check_films(films)
+        messages = request_films.question_about(films, conversation.messages)
+        ask = self._ask(request, messages, films, is_document=is_document)
         # ---- Who is told; from here on the answer has the lease, and gives it back ----
         completion_id = f"chatcmpl-{uuid.uuid4().hex}"
         headers = {"X-Request-Id": completion_id}
@@ -211,10 +227,20 @@ class _ChatRoute:
             headers["X-Ignored-Fields"] = ", ".join(ignored)
         warnings = [warning for film in films for warning in film.image.meta["warnings"]]
         delivery = self._delivery(request, completion_id, headers, warnings, leave)
-        delivery.job = await run_in_threadpool(self._submit, ask, delivery)
+        listener = delivery.listener
+        if is_document:
+            listener = documents.DocumentListener(self.state, films, request, listener)
+        delivery.job = await run_in_threadpool(self._submit, ask, listener)
         return delivery
 
-    def _ask(self, request: ChatRequest, messages: list[dict[str, str]], films: list[Any]) -> Ask:
+    def _ask(
+        self,
+        request: ChatRequest,
+        messages: list[dict[str, str]],
+        films: list[Film],
+        *,
+        is_document: bool,
+    ) -> Ask:
         # As vLLM has it, -1 is all tokens.
         top_k = None if request.top_k in (None, -1) else request.top_k
         try:
@@ -234,6 +260,9 @@ class _ChatRoute:
             messages=messages,
             settings=settings,
             stop=tuple(request.stop or ()),
+            # A document needs an answer list that is one, and what the model thinks of each label.
+            constraint="answers" if is_document and self.state.capabilities.probabilities else None,
+            probabilities=is_document and self.state.capabilities.probabilities,
         )
 
     def _delivery(
@@ -276,10 +305,10 @@ class _ChatRoute:
             self._tokens = TokenTexts(self.state.model.tokenizer)
         return self._tokens
 
-    def _submit(self, ask: Ask, delivery: Delivery) -> Any:
+    def _submit(self, ask: Ask, listener: Listener) -> Any:
         """Hand an ask to the engine; called in a thread, because its prompt is rendered there."""
         try:
-            return self.state.engine.submit(ask, delivery.listener)
+            return self.state.engine.submit(ask, listener)
         except UserError as error:
             raise RefusedError(400, str(error), "messages") from None
         except QueueFullError as error:

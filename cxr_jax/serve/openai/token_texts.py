@@ -37,5 +37,6 @@ class TokenTexts:
             first = self._offsets[token_id]
             token_bytes = self._bytes[first : first + self._lengths[token_id]].tobytes()
             return {"token": token_bytes.decode("utf-8", "replace"), "bytes": list(token_bytes)}
+        # Such tokens stand for nothing in a text; their own name tells what they are.
         text = text_of(self._tokenizer, [token_id])
         return {"token": text, "bytes": None if self._bytes is not None else list(text.encode())}
