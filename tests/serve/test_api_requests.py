@@ -32,7 +32,7 @@ def engine():
 @pytest.fixture(scope="module")
 def client(engine):
     state = scripted_state(engine, limits=LIMITS)
-    with running(state) as url, httpx.Client(base_url=url, timeout=20) as client:
+    with running(state) as url, httpx.Client(base_url=url, timeout=200) as client:
         yield client
 
 
