@@ -215,6 +215,9 @@ class StreamedAnswer(Delivery):
         while True:
             await self._wake.wait()
             self._wake.clear()
+            # The last piece of a stream that was cut must not look like its end.
+            if self._is_cut.done():
+                return
             # All that waits goes as one piece: a slow client gets fewer and larger ones.
             piece, has_ended = b"".join(self._waiting), self._has_ended
             self._waiting, self._waiting_bytes = [], 0
