@@ -37,6 +37,7 @@ COMMANDS = {
         "the reading room: page for readers, OpenAI-compatible API",
     ),
     "report": Command("cxr_jax.report.__main__", "main", "draw a run's report.html again"),
+    "card": Command("cxr_jax.card", "main", "the evaluation section of a model card"),
     "sources": Command(
         "cxr_jax.data.sources.__main__", "main", "a data set in its own layout: what it holds"
     ),

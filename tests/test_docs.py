@@ -25,8 +25,8 @@ FOLDER = re.compile(rf"(?<![\w./*-])(?:{'|'.join(FOLDERS)})(?:/\w+)*/(?![\w<*{{]
 # An atomic group: of `python -m cxr_jax.data.sources.<name>` nothing is taken.
 MODULE = re.compile(rf"python -m (?>((?:{'|'.join(FOLDERS)})(?:\.\w+)*))(?!\.<)")
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
-# Names of no file here: of a reader's own, of a family's folder, of other projects.
-ELSEWHERE = {"X.py", "file.py"}
+# Names of no file here: of a reader's own, of a run's folder, of a family's folder, of other projects.
+ELSEWHERE = {"X.py", "file.py", "card.md"}
 OF_OTHERS = re.compile(r"(huggingface|configs|transformers|/opt)/")
 
 

@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from cxr_jax.metrics import alarms, scores
 from cxr_jax.metrics.scores import Answers, Reference
 from cxr_jax.models import registry
 from cxr_jax.models.image_batches import images_of, open_images
+from cxr_jax.report import card
 from cxr_jax.report.text_table import text_table
 from cxr_jax.runtime import processes
 from cxr_jax.runtime.layout import Layout
@@ -34,7 +36,7 @@ from cxr_jax.runtime.run_folder import RunFolder
 from cxr_jax.runtime.signals import Stop, StoppedError
 from cxr_jax.runtime.trees import Tree
 from cxr_jax.training import checks, earlier_runs
-from cxr_jax.weights import pretrained
+from cxr_jax.weights import model_card, pretrained
 
 # ---- The task --------------------------------------------------------------------------------------
 
@@ -332,6 +334,8 @@ def _write_report(
         comparisons=comparisons,
         remarks=remarks,
     )
+    # From the records that were just written, so that a card never says another number than the page.
+    card.write(Path(run_folder.path), lambda model: model_card.name_of(Path(model)))
 
 
 def cases_to_show(

@@ -335,6 +335,21 @@ def _over_constant(
     return gains
 
 
+def _failure_share(
+    answers: Answers, reference: Reference, unit_count: int, bootstrap: Bootstrap
+) -> dict[str, float | None]:
+    """The share of answers that could not be parsed, with its interval."""
+    failed = ~np.asarray(answers.valid)
+    share = estimate_mean(failed, reference.groups, bootstrap)
+    # All alike: no resample differs, and the exact (Clopper-Pearson) limit of so many patients says what may be.
+    limit = 1 - 0.025 ** (1 / unit_count)
+    if not failed.any():
+        share["hi"] = limit
+    elif failed.all():
+        share["lo"] = 1 - limit
+    return share
+
+
 def _scores(answers: Answers, reference: Reference, bootstrap: Bootstrap) -> dict[str, Any]:
     """The scores of a summary, and what their intervals are made from."""
     units = sum_by_group(row_counts(answers, reference), reference.groups)
@@ -349,6 +364,7 @@ def _scores(answers: Answers, reference: Reference, bootstrap: Bootstrap) -> dic
         "n_boot": bootstrap.samples,
         "seed": bootstrap.seed,
         "parse_failure_rate": float((~np.asarray(answers.valid)).mean()),
+        "parse_failures": _failure_share(answers, reference, len(units), bootstrap),
         "jaccard": estimate(jaccard(total_counts), jaccard(resampled_counts)),
         "macro_f1": _by_subset("macro_f1", total_counts, resampled_counts),
         "micro_f1": _by_subset("micro_f1", total_counts, resampled_counts),
@@ -379,10 +395,10 @@ def summary(
 
     Returns:
         A dict that JSON can hold. Keys: `n`, `n_units` and `unit` (what the bootstrap draws), `n_boot`, `seed`,
-        `parse_failure_rate`; `jaccard` {value, lo, hi}; `macro_f1` and `micro_f1`, each {subset: {value, lo, hi,
-        labels}} for the SUBSETS (`labels`: those that enter the number); `per_label`; `constants` (see
-        `constant_policies`); `over_constant` (paired gain over the best of them); and where they are given `audit`,
-        `trace` ({term: {value, lo, hi}} of the mean) and `calibration`.
+        `parse_failure_rate`, `parse_failures` (that with its interval); `jaccard` {value, lo, hi}; `macro_f1` and
+        `micro_f1`, each {subset: {value, lo, hi, labels}} for the SUBSETS (`labels`: those that enter the number);
+        `per_label`; `constants` (see `constant_policies`); `over_constant` (paired gain over the best of them); and
+        where they are given `audit`, `trace` ({term: {value, lo, hi}} of the mean) and `calibration`.
     """
     # ---- Scores, with intervals over the units ----
     # Checked once, with what was left out filled in; all that follows may rely on it.
