@@ -35,6 +35,13 @@ class Rows(NamedTuple):
     prompt_lengths: Any  # int32 [B]
     start: Any  # int32 [R]: the position of each row's first token
     random_keys: Any  # typed keys [R]
+    drawn: Any = (
+        None  # int32 [R]: tokens that each row has before step 0; None: none, they begin together
+    )
+
+    def steps(self, step: jax.Array) -> jax.Array:
+        """Count the tokens of each row at a step of the loop: int32, or int32 [R] where they did not begin together."""
+        return step if self.drawn is None else self.drawn + step
 
 
 DrawUntil = Callable[[Rows, Any, int, tuple | None], Any]

@@ -104,10 +104,15 @@ class Prefix:
     opened: str
 
 
-def prefill(model: ReadyModel, request: Request, features: network.Seen | None) -> Prefix:
-    """Compute a whole prompt; features of its images, joined, tokens [I, D], or None."""
+def prefill(
+    model: ReadyModel,
+    request: Request,
+    features: network.Seen | None,
+    slot_count: int | None = None,
+) -> Prefix:
+    """Compute a whole prompt in slot_count slots (None: `bucket`); features of its images, joined, [I, D], or None."""
     model_config, length = model.config, len(request.ids)
-    slot_count = bucket(length)
+    slot_count = slot_count or bucket(length)
     # Told before it is compiled, so that a log shows what takes the time.
     model.note("prefill", slot_count)
     positions = request.positions(model_config)

@@ -30,7 +30,13 @@ from jax.typing import DTypeLike
 
 from cxr_jax.inference import compaction, token_choice
 from cxr_jax.inference.compaction import Rows
-from cxr_jax.inference.token_choice import Distribution, SamplingSettings, StepSettings, pick
+from cxr_jax.inference.token_choice import (
+    Distribution,
+    RowChoice,
+    SamplingSettings,
+    StepSettings,
+    choose,
+)
 from cxr_jax.models import network
 from cxr_jax.models.attention import NEG
 from cxr_jax.models.network import decoder, decoder_layers
@@ -80,13 +86,13 @@ def row_keys(seed: int, rows: int) -> jax.Array:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Loop:
+class Loop:
     """The decode loop of one traced program: a model, and how it draws."""
 
     params: Tree
     layers: list[Tree]  # of `decoder_layers.decode_layers`
     model_config: Config
-    distribution: Distribution
+    distribution: Distribution | RowChoice
     constraint: Any
     settings: StepSettings
     repetition_penalty: float | None = None
@@ -120,14 +126,8 @@ class _Loop:
         logits = logits + banned
         if self.constraint is not None:
             logits = jnp.where(self.constraint.allowed(state.bound), logits, NEG)
-        token, logprob = pick(
-            logits,
-            rows.random_keys,
-            state.step,
-            greedy=self.settings.greedy,
-            logs_kept=self.settings.logs_kept,
-            **self.distribution._asdict(),
-        )
+        steps = rows.steps(state.step)
+        token, logprob = choose(logits, rows.random_keys, steps, self.distribution, self.settings)
         token = jnp.where(state.done, self.model_config.pad_token_id, token)
         return token, jnp.where(state.done, 0.0, logprob)
 
@@ -152,12 +152,13 @@ class _Loop:
 
     def _advanced(self, rows: Rows, state: State, token: jax.Array, place: tuple | None) -> State:
         """The state after the token just written has gone through the model."""
-        step = state.step
+        step, row_steps = state.step, rows.steps(state.step)
         embedded = network.embed_text(
             self.params, self.model_config, token[:, None], dtype=self.settings.dtype
         )
         axes = self.model_config.text.position_axes
-        positions = jnp.broadcast_to((rows.start + step)[None, :, None], (axes, len(rows.start), 1))
+        positions = (rows.start + row_steps)[None, :, None]
+        positions = jnp.broadcast_to(positions, (axes, len(rows.start), 1))
         hidden, own_keys = decoder.decode_step(
             self.layers,
             self.params["text"]["final"],
@@ -167,7 +168,7 @@ class _Loop:
             rows.prompt_keys,
             rows.prompt_lengths,
             state.own_keys,
-            step,
+            row_steps,
             place,
         )
         # The constraint follows the text, padding of finished rows included.
@@ -226,7 +227,7 @@ def _generate(
     )
 
     # ---- Its completions together ----
-    loop = _Loop(
+    loop = Loop(
         params=params,
         layers=decoder_layers.decode_layers(params["text"], model_config.text, step.dtype),
         model_config=model_config,
@@ -489,7 +490,7 @@ def decode(
     Returns:
         (own_keys, rest) for the next call.
     """
-    loop = _Loop(
+    loop = Loop(
         params=params,
         layers=layers,
         model_config=model_config,

@@ -79,14 +79,26 @@ class Distribution(NamedTuple):
     min_p: Any = None  # float, float32 array, or None for all tokens
 
 
+class RowChoice(NamedTuple):
+    """How each of R rows draws its tokens, all of it data: one program serves rows of all settings side by side."""
+
+    temperature: Any  # float32 [R]: 0 is greedy
+    top_k: Any  # int32 [R]: the vocabulary's size for all tokens
+    top_p: Any  # float32 [R]: above 1 for all tokens
+
+
 def keep_top_k(logits: jax.Array, count: int | jax.Array) -> jax.Array:
-    """Rule out all but the `count` largest logits of each row. A traced int32 makes one program for any count."""
+    """Rule out all but the `count` largest logits of each row. A traced int32, or int32 [R], makes one program for
+    any count."""
     # A number known now needs no sort of the whole vocabulary; one that is data does.
     if isinstance(count, int):
         smallest = jax.lax.top_k(logits, min(count, logits.shape[-1]))[0][..., -1:]
     else:
         ordered = jnp.sort(logits, -1, descending=True)
-        smallest = jax.lax.dynamic_index_in_dim(ordered, count - 1, -1)
+        if count.ndim:
+            smallest = jnp.take_along_axis(ordered, count[:, None] - 1, -1, mode="clip")
+        else:
+            smallest = jax.lax.dynamic_index_in_dim(ordered, count - 1, -1)
     # Equal logits at the border all stay: which of them is meant nobody can say.
     return jnp.where(logits < smallest, NEG, logits)
 
@@ -178,8 +190,65 @@ def pick(
         token = jnp.argmax(kept + noise, -1)
         # Else what was cut off still counts in the log-probability.
         scaled = kept if logs_kept else scaled
+    return _with_logprob(scaled, token)
+
+
+def _with_logprob(scaled: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array]:
     chosen = jnp.take_along_axis(scaled, token[:, None], -1, mode="clip")[:, 0]
     return token.astype(jnp.int32), chosen - jax.nn.logsumexp(scaled, -1)
+
+
+def choose(
+    logits: jax.Array,
+    keys: jax.Array,
+    steps: jax.Array,
+    distribution: Distribution | RowChoice,
+    settings: StepSettings,
+) -> tuple[jax.Array, jax.Array]:
+    """Draw one token a row with its log-probability: `pick`, or `pick_by_row` for settings of each row's own.
+
+    Args:
+        steps: int32, or int32 [R]: tokens of each row so far.
+    """
+    if isinstance(distribution, RowChoice):
+        return pick_by_row(logits, keys, steps, distribution)
+    is_greedy, logs_kept = settings.greedy, settings.logs_kept
+    return pick(
+        logits, keys, steps, greedy=is_greedy, logs_kept=logs_kept, **distribution._asdict()
+    )
+
+
+def pick_by_row(
+    logits: jax.Array, keys: jax.Array, steps: jax.Array, choice: RowChoice
+) -> tuple[jax.Array, jax.Array]:
+    """`pick` where every row has settings of its own: the same token and log-probability as with these alone.
+
+    Args:
+        steps: int32 [R], of each row.
+    """
+    is_drawn = choice.temperature > 0
+    # Divided by 1, a greedy row's logits stay as they are, to the last bit.
+    scaled = logits / jnp.where(is_drawn, choice.temperature, 1)[:, None]
+
+    def cut(scaled: jax.Array) -> jax.Array:
+        kept = keep_top_k(scaled, choice.top_k)
+        return keep_top_p(kept, choice.top_p[:, None])
+
+    def draw(scaled: jax.Array) -> jax.Array:
+        # Two sorts of the vocabulary, which most batches do not ask for.
+        are_cut = is_drawn & ((choice.top_k < logits.shape[-1]) | (choice.top_p <= 1))
+        kept = jax.lax.cond(are_cut.any(), cut, lambda scaled: scaled, scaled)
+        noise = jax.vmap(
+            lambda key, step: jax.random.gumbel(jax.random.fold_in(key, step), logits.shape[1:])
+        )(keys, steps)
+        return jnp.argmax(kept + jnp.where(is_drawn[:, None], noise, 0), -1)
+
+    def choose_largest(scaled: jax.Array) -> jax.Array:
+        return jnp.argmax(scaled, -1)
+
+    # Without noise where nobody wants it: on a CPU it costs as much as a layer.
+    token = jax.lax.cond(is_drawn.any(), draw, choose_largest, scaled)
+    return _with_logprob(scaled, token)
 
 
 # ---- Branches of a tree of tokens --------------------------------------------------------------------------

@@ -205,7 +205,7 @@ def _following_masks(
     filled: Array, slots: int, step: jax.Array | None, window: Array | int | None
 ) -> tuple[Mask, Mask]:
     """Of kept keys and of own ones."""
-    own_start = None if step is None else jnp.reshape(step, 1)
+    own_start = None if step is None else jnp.reshape(step, -1)
     # The query's place in the whole sequence is filled[b] + its own.
     start = filled if own_start is None else filled + own_start
     # Keys in slots that are not filled yet lie ahead of every query.
@@ -234,7 +234,8 @@ def following_attention(
         slots: S, of a group's kept keys.
         own_slots: N, of the keys of the tokens that follow, in their order; padding on the right is never seen.
         rows: R times H.
-        step: the place among them of the one query that there is; None: all of them ask, T = N.
+        step: the place among them of the one query that there is, int32 or, of each row, int32 [R] (B = R then);
+            None: all of them ask, T = N.
         window: a token sees itself and the window - 1 tokens before it; None: all.
         scale: of the scores; None: d ** -0.5.
         kind: of KINDS.

@@ -392,6 +392,16 @@ def empty_own(
     ]
 
 
+def _put(old: jax.Array, new: jax.Array, step: jax.Array) -> jax.Array:
+    """Write new [R, K, 1, d] into slot `step` of old [R, K, N, d]: one slot for all rows, or int32 [R]."""
+    if step.ndim == 0:
+        return jax.lax.dynamic_update_slice_in_dim(old, new, step, 2)
+    # A scatter, in place as the above; a choice by `where` would write every slot again.
+    return jax.vmap(
+        lambda row, row_new, slot: jax.lax.dynamic_update_slice_in_dim(row, row_new, slot, 1)
+    )(old, new, step)
+
+
 def decode_step(
     layers: list[Tree],
     final: Tree,
@@ -413,6 +423,7 @@ def decode_step(
         positions: int [axes, R, 1].
         prompt: from `prompt_keys`.
         own: from `empty_own`, slots < step filled.
+        step: int32, or int32 [R] where rows have not begun together (a prompt each then, B = R).
         place: where these rows are not all of the prompts' rows, see `following_attention`.
 
     Returns:
@@ -442,10 +453,7 @@ def decode_step(
         ) -> tuple[jax.Array, KeysAndValues]:
             # The token sees itself: its key goes into its slot before it attends.
             new_keys, new_values = _heads_first(keys, values)
-            own_keys = (
-                jax.lax.dynamic_update_slice_in_dim(old_keys, new_keys, step, 2),
-                jax.lax.dynamic_update_slice_in_dim(old_values, new_values, step, 2),
-            )
+            own_keys = _put(old_keys, new_keys, step), _put(old_values, new_values, step)
             return following_of(kind)(queries, shared, own_keys, place), own_keys
 
         hidden, own_keys = apply(block, layer_params, hidden, *angles(kind), attend)

@@ -1,0 +1,120 @@
+"""The text of one growing completion: cut at its limit and at stop texts, and told piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cxr_jax.inference.requests import Completion, text_of
+from cxr_jax.models.tokenizer import Tokenizer
+
+
+class RowText:
+    """What one row has drawn, and what of it has been told.
+
+    With stop texts, what may be the beginning of one is held back, text and tokens, until it is known.
+
+    Attributes:
+        finish_reason: "stop", "length", or None while it grows.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, opened: str, stop: Sequence[str], max_new_tokens: int
+    ) -> None:
+        """Begin with no token; the first piece begins with `opened`."""
+        self.tokenizer = tokenizer
+        self.opened = opened
+        self.stop = tuple(stop)
+        self.max_new_tokens = max_new_tokens
+        self.finish_reason: str | None = None
+        # All that counts so far; a stop token is the last of them, and has no text.
+        self.token_ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.text = opened
+        self._told_text, self._told_tokens = 0, 0
+        # Where the text of each token ends; known only where stop texts ask for it.
+        self._ends: list[int] = []
+
+    def add(
+        self, token_ids: Sequence[int], logprobs: Sequence[float], has_stopped: bool
+    ) -> tuple[str, list[int], list[float]]:
+        """Take what a turn has drawn, and return what is to be told of it: (text, tokens, log-probs).
+
+        Args:
+            has_stopped: whether the last token is a stop token.
+        """
+        # The device counts in turns, and may have drawn beyond the limit.
+        left = self.max_new_tokens - len(self.token_ids)
+        is_stop = has_stopped and len(token_ids) <= left
+        self.token_ids += list(token_ids[:left])
+        self.logprobs += list(logprobs[:left])
+        if is_stop:
+            self.finish_reason = "stop"
+        elif len(self.token_ids) >= self.max_new_tokens:
+            self.finish_reason = "length"
+        self._grow(len(self.token_ids) - is_stop)
+        return self._untold()
+
+    def completion(self) -> Completion:
+        """Give the whole, as `Model.generate` does."""
+        assert self.finish_reason is not None, "it has not ended"
+        return Completion(self.text, self.token_ids, self.logprobs, self.finish_reason, self.opened)
+
+    # ---- Text ----------------------------------------------------------------------------------------------
+
+    def _decoded(self, count: int, is_whole: bool) -> str:
+        text = self.opened + text_of(self.tokenizer, self.token_ids[:count])
+        # A character that is split over tokens is held back until it is whole (as `GrowingText` has it).
+        return text if is_whole else text.rstrip("\ufffd")
+
+    def _grow(self, count: int) -> None:
+        """Read the text of the first `count` tokens, and cut it where a stop text ends."""
+        text = self._decoded(count, self.finish_reason is not None)
+        if self.stop:
+            known = len(self._ends)
+            self._ends += [len(self._decoded(end, False)) for end in range(known + 1, count)]
+            self._ends += [len(text)] * (count > known)
+            text = self._cut(text)
+        self.text = text
+
+    def _cut(self, text: str) -> str:
+        # Not in what the template has opened: the model has not said that.
+        matches = [
+            (place + len(stop), place)
+            for stop in self.stop
+            if (place := text.find(stop, len(self.opened))) >= 0
+        ]
+        if not matches:
+            return text
+        # The one that is complete first, as if letters came one by one: turns of tokens must not show.
+        _, place = min(matches)
+        starts = [len(self.opened), *self._ends][: len(self._ends)]
+        kept = sum(start < place for start in starts)
+        self.token_ids, self.logprobs = self.token_ids[:kept], self.logprobs[:kept]
+        self.finish_reason = "stop"
+        return text[:place]
+
+    # ---- Telling -------------------------------------------------------------------------------------------
+
+    def _untold(self) -> tuple[str, list[int], list[float]]:
+        text_end, token_end = len(self.text), len(self.token_ids)
+        if self.stop and self.finish_reason is None:
+            text_end -= self._held_back()
+            token_end = sum(end <= text_end for end in self._ends)
+        text = self.text[self._told_text : text_end]
+        new = slice(self._told_tokens, token_end)
+        self._told_text = max(self._told_text, text_end)
+        self._told_tokens = max(self._told_tokens, token_end)
+        return text, self.token_ids[new], self.logprobs[new]
+
+    def _held_back(self) -> int:
+        """Count the letters at the end that a stop text may begin with."""
+        written = self.text[len(self.opened) :]
+        return max(
+            (
+                size
+                for stop in self.stop
+                for size in range(1, min(len(stop), len(written) + 1))
+                if written.endswith(stop[:size])
+            ),
+            default=0,
+        )
