@@ -91,6 +91,7 @@ class Engine:
             UserError: for sizes that mean nothing, and for a model without a tokenizer.
         """
         self.model = model
+        # The largest image that the model takes: what its prompt needs, every other has, too.
         [shown] = model.pictures(warm_up.picture())
         self.layout: Layout = layout_of(
             model,
@@ -100,6 +101,7 @@ class Engine:
             new_token_buckets=new_token_buckets,
         )
         if cache_bytes is None:
+            # By the model: a prompt of the 3B takes as many megabytes as one of the phantom takes kilobytes.
             a_token = bytes_a_token(model.config, model.dtype.itemsize)
             cache_bytes = _KEPT_PROMPTS * a_token * self.layout.long.prompt_slots
         self.prompts = Prompts(model, self.layout, cache_bytes)
@@ -126,6 +128,7 @@ class Engine:
     def start(self) -> None:
         """Start the thread, which warms up and is then ready. To be called once."""
         assert self._thread is None, "it has been started"
+        # A daemon: a process that ends must not wait for a warm-up.
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -148,6 +151,7 @@ class Engine:
         prepared = prepare(self.model, self.layout, ask)
         job = Job(ask, prepared, listener, next(self._arrivals), self.wake)
         with self._changed:
+            # Once more: rendering takes a while, and others have come meanwhile.
             self._check_open()
             self._waiting.append(job)
             self._totals["asks_total"] += 1
@@ -168,6 +172,7 @@ class Engine:
         ends = list(self._ends)
         if len(ends) < 2 or ends[-1] <= ends[0]:
             return 1
+        # By the last ones alone: a burst of readers says nothing of the hour before it.
         a_second = (len(ends) - 1) / (ends[-1] - ends[0])
         return min(600, max(1, math.ceil(len(self._waiting) / a_second)))
 
@@ -181,6 +186,7 @@ class Engine:
         with self._changed:
             if self._is_stopping or self.failure:
                 raise StoppedError(self.failure or "the engine has stopped")
+            # In the order in which they came, and before the next turn.
             self._calls.append((function, future))
             self._changed.notify()
         return future
@@ -196,12 +202,14 @@ class Engine:
             self._is_stopping = True
             self._changed.notify()
         thread = self._thread
+        # A listener, too, may stop the engine, and cannot wait for itself.
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout_s)
 
     def counts(self) -> dict[str, int]:
         """Count what there is and what there was, for monitoring."""
         rooms = getattr(self, "_rooms", None)
+        # The thread may be at work meanwhile: a count may be a turn old, and no lock is worth it.
         live = len(rooms.live_rows) if rooms is not None else 0
         programs = {f"programs_{kind}": count for kind, count in self.model.programs().items()}
         totals = dict.fromkeys(_TOTALS, 0) | dict(self._totals)
@@ -220,11 +228,13 @@ class Engine:
     def _run(self) -> None:
         reason = "the engine has stopped"
         try:
+            # Until the warm-up has ended, asks are refused, and calls wait.
             self._prepare()
             while not self._is_stopping:
                 self._go_round()
         except Exception as error:
             # Its message could hold the text of an ask.
+            # Everybody who waits hears of it, and whoever asks for readiness does.
             reason = self.failure = f"the engine failed ({type(error).__name__})"
             if isinstance(error, UserError):
                 self.failure = str(error)
@@ -236,6 +246,7 @@ class Engine:
         """Load what is loaded at first use, and run every program once."""
         began = time.monotonic()
         model = self.model
+        # Each row says by its temperature whether it is greedy.
         settings = StepSettings(
             greedy=False,
             stop_ids=model.special["stop"],
@@ -248,15 +259,18 @@ class Engine:
             # Asks that need them are refused in the same words.
             rules = None
             _LOG.info("no constrained answers: %s", error)
+        # Once for all turns: the loop wants its layers apart.
         layers = sampling.decode_layers(model.params, model.config)
         self._machine = Machine(model, layers, settings, rules)
         self._rooms = Rooms(self._machine, self.layout)
+        # A stop must not wait for all of it: compiling takes most of a minute.
         for name, work in warm_up.steps(self._machine, self.layout, self.prompts):
             if self._is_stopping:
                 return
             began_step = time.monotonic()
             work()
             _LOG.info("warmed up %s in %.1f s", name, time.monotonic() - began_step)
+        # What others will ask this thread for, such as reading sentences.
         for function in self._warm:
             function()
         self._is_ready = True
@@ -265,14 +279,17 @@ class Engine:
     def _go_round(self) -> None:
         """Do once what there is to do, or wait until there is something."""
         with self._changed:
+            # Asleep as long as there is nothing to do: no turn without rows.
             while not (self._is_stopping or self._calls or self._waiting or self._begun):
                 self._changed.wait()
             if self._is_stopping:
                 return
             calls, self._calls = self._calls, deque()
+        # Outside the lock: they may take as long as they like, and ask the engine for more.
         for function, future in calls:
             _run_call(function, future)
         self._drop_cancelled()
+        # Prompts and probabilities share the time between two turns.
         until = time.monotonic() + _STALL_S
         self._begin_rows(until)
         self._weigh_answers(until)
@@ -281,6 +298,7 @@ class Engine:
     def _drop_cancelled(self) -> None:
         with self._changed:
             cancelled = [job for job in [*self._begun, *self._waiting] if job.is_cancelled]
+        # Also those that wait: their place in the queue is free at once.
         for job in cancelled:
             self._totals["cancelled_total"] += 1
             self._tell(job, Failed(CANCELLED))
@@ -291,6 +309,7 @@ class Engine:
     def _begin_rows(self, until: float) -> None:
         """Begin completions while there are places and time, at least one."""
         while (job := self._next_job()) is not None:
+            # At least one, or a slow machine would never begin anything.
             self._begin_row(job)
             if time.monotonic() > until or self._is_stopping:
                 return
@@ -300,6 +319,7 @@ class Engine:
         nobody waits."""
         with self._changed:
             jobs = [*self._begun, *self._waiting]
+        # Who waits for the long room keeps nobody from the usual one.
         wanting = [
             job
             for job in jobs
@@ -312,15 +332,18 @@ class Engine:
     def _begin_row(self, job: Job) -> None:
         if not job.begun:
             with self._changed:
+                # From here on it is the thread's, and no longer in the queue.
                 self._waiting.remove(job)
             self._begun.append(job)
             try:
                 job.prefix, job.cached_tokens = self.prompts.of(job.prepared)
+            # A prompt that fails takes nobody with it: no room has been touched.
             except Exception as error:
                 self._fail(job, error)
                 return
         request, ask = job.prepared.request, job.ask
         text = RowText(self.model.tokenizer, request.opened, ask.stop, ask.settings.max_new_tokens)
+        # Completions of one ask differ by their number alone, and so by their noise.
         entry = job.prepared.entry._replace(number=np.int32(job.begun))
         row = Row(job, job.begun, text, entry)
         job.begun += 1
@@ -340,11 +363,13 @@ class Engine:
             self._recover(error)
             return
         self._totals["failed_turns"] = 0
+        # A listener may have ended its ask, or another one, since the turn began.
         for row, token_ids, logprobs, has_stopped in news:
             job: Job = row.owner
             if job.is_over:
                 continue
             text, new_ids, new_logprobs = row.text.add(token_ids, logprobs, has_stopped)
+            # A turn may show nothing: half a character, or the beginning of a stop text.
             if text or new_ids:
                 self._tell(job, Piece(row.index, text, new_ids, new_logprobs))
             if row.text.finish_reason is not None and not job.is_over:
@@ -355,6 +380,7 @@ class Engine:
         # Its keys are those that the answers are weighed by; copied, since somebody else takes the place.
         if row.index == 0 and job.owes_probabilities:
             job.trace = self._rooms.keys_of(row), completion
+        # The slot is free from now on; the device hears of it with the next turn.
         self._rooms.leave(row)
         job.rows.remove(row)
         job.finished += 1
@@ -376,6 +402,7 @@ class Engine:
             except Exception as error:
                 self._fail(job, error)
                 continue
+            # Only now may the last event follow.
             job.owes_probabilities = False
             self._tell(job, Probabilities(by_label))
             self._end_if_done(job)
@@ -402,6 +429,7 @@ class Engine:
         self._totals["prompt_tokens_total"] += prompt_tokens
         self._totals["cached_tokens_total"] += job.cached_tokens
         self._totals["done_total"] += 1
+        # What was cancelled or has failed says nothing of how long readings take.
         self._ends.append(time.monotonic())
         self._tell(job, Done(prompt_tokens, job.tokens, job.cached_tokens))
         self._end(job)
@@ -419,6 +447,7 @@ class Engine:
     def _end(self, job: Job) -> None:
         """Let go of everything that it has."""
         job.is_over = True
+        # Completions that still grow are cut off: nobody hears them any more.
         for row in job.rows:
             self._rooms.leave(row)
         job.rows, job.prefix, job.trace = [], None, None
@@ -433,6 +462,7 @@ class Engine:
         self._totals["failed_turns"] += 1
         if self._totals["failed_turns"] >= _FAILURES:
             raise error
+        # Those that wait have lost nothing, and go on waiting.
         for job in list(self._begun):
             self._fail(job, error)
         self._rooms = Rooms(self._machine, self.layout)
@@ -443,6 +473,7 @@ class Engine:
             self._is_stopping = True
             jobs, calls = [*self._begun, *self._waiting], self._calls
             self._calls = deque()
+        # In the order in which they came.
         for job in jobs:
             self._tell(job, Failed(reason))
             job.is_over = True

@@ -1,4 +1,4 @@
-"""The engine against Model.generate: whoever sits beside a completion, it is the same. A tiny random model, few slots."""
+"""The engine against Model.generate: a completion is the same, whoever sits beside it. A tiny random model."""
 
 import dataclasses
 import threading
@@ -11,7 +11,6 @@ from compile_counts import compiled
 from generating import CFG, FIND, close, image
 
 import cxr_jax
-from cxr_jax.errors import UserError
 from cxr_jax.inference import model as inference_model
 from cxr_jax.inference.requests import GenerationSettings
 from cxr_jax.models import network

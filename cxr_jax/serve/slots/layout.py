@@ -65,6 +65,7 @@ class Layout:
 
     def bucket_of(self, length: int) -> int:
         """Find the length at which the first `length` tokens of a prompt are computed; at most the largest."""
+        # Few lengths, so the least that fits may be longer than what `Model.generate` takes; no matter.
         fitting = [bucket_size for bucket_size in self.prompt_buckets if bucket_size >= length]
         return min(fitting, default=self.prompt_buckets[-1])
 
@@ -94,6 +95,7 @@ def layout_of(
     Raises:
         UserError: for sizes that mean nothing.
     """
+    # What a model asks for follows from what one of its tokens takes.
     token_bytes = bytes_a_token(model.config, model.dtype.itemsize)
     is_small = token_bytes < 2**13
     usual_answer = _USUAL_ANSWER if is_small else _USUAL_ANSWER_LARGE
@@ -102,6 +104,7 @@ def layout_of(
         "prompt_buckets", prompt_buckets, (one_film, max(1024, 2 * one_film))
     )
     usual_new, longest_new = _pair("new_token_buckets", new_token_buckets, (usual_answer, 512))
+    # A row keeps all its slots, whether they are filled or not.
     row_bytes = token_bytes * (usual_prompt + usual_new)
     if slots is None:
         slots = max(1, min(_ROWS_ON_CPU[-1], _KEYS_AT_MOST // row_bytes))
@@ -109,9 +112,11 @@ def layout_of(
         raise UserError(f"slots={slots}: at least one completion has to fit")
 
     # ---- Few rows for few readers, where an idle row costs time ----
+    # An accelerator reads the same weights for one row as for many: one size does for all loads.
     row_counts = [slots]
     if jax.default_backend() == "cpu":
         row_counts = [*(rows for rows in _ROWS_ON_CPU if rows < slots), slots]
+    # The long room has a share of its own, and few rows: usual requests do not pay for its slots.
     long_bytes = token_bytes * (longest_prompt + longest_new)
     long_rows = max(1, min(_LONG_ROWS, slots, _KEYS_AT_MOST // long_bytes))
 
@@ -127,6 +132,7 @@ def layout_of(
 
 def _pair(name: str, given: Sequence[int] | None, default: tuple[int, int]) -> tuple[int, int]:
     """(usual, longest), both multiples of the tokens of a turn."""
+    # In whatever order they were given.
     sizes = sorted(given or default)
     if len(sizes) not in (1, 2) or sizes[0] < 1:
         raise UserError(f"{name}={list(sizes)}: give a usual size and the largest, both above 0")

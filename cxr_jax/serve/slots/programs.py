@@ -52,6 +52,7 @@ class RowRules(NamedTuple):
 
     def advance(self, bound: Bound, token: jax.Array) -> Bound:
         """Move on by one token of each row, int32 [R]."""
+        # Also rows that follow no rules: what their state is does not matter.
         return bound._replace(rules=self.rules.advance(bound.rules, token))
 
 
@@ -73,7 +74,7 @@ class Room(NamedTuple):
 class Entry(NamedTuple):
     """What a row brings beside its prompt: numbers, which are data."""
 
-    slot: Any  # int32: the row that it takes
+    slot_number: Any  # int32: the row that it takes
     length: Any  # int32: tokens of its prompt
     start: Any  # int32: the position of its first token
     seed: Any  # uint32
@@ -100,9 +101,10 @@ class Drawn(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("model_config", "size", "has_rules", "dtype"))
-def empty_room(model_config: Config, *, size: Size, has_rules: bool, dtype: DTypeLike) -> Room:
+def empty_room(model_config: Config, *, room_size: Size, has_rules: bool, dtype: DTypeLike) -> Room:
     """Make a room whose rows are all free."""
-    rows, text = size.rows, model_config.text
+    # Every array has its first axis for the rows, so that one rule moves them all.
+    rows, text = room_size.rows, model_config.text
     zeros = jnp.zeros(rows, jnp.int32)
     # Every type is said: one that JAX chose by itself would make another program of what it enters.
     choice = RowChoice(
@@ -110,11 +112,13 @@ def empty_room(model_config: Config, *, size: Size, has_rules: bool, dtype: DTyp
         jnp.full(rows, text.vocab_size, jnp.int32),
         jnp.full(rows, 2, jnp.float32),
     )
+    # Of models whose tokenizer knows no answers there is nothing to follow.
     bound = Bound(jnp.zeros(rows, bool), constrained.State(zeros, zeros, zeros))
     return Room(
-        prompt_keys=decoder.empty_own(text, rows, size.prompt_slots, dtype),
-        own_keys=decoder.empty_own(text, rows, size.own_slots, dtype),
+        prompt_keys=decoder.empty_own(text, rows, room_size.prompt_slots, dtype),
+        own_keys=decoder.empty_own(text, rows, room_size.own_slots, dtype),
         hidden=jnp.zeros((rows, text.hidden_size), dtype),
+        # A free row must see a key, or its softmax is over nothing.
         prompt_lengths=zeros + 1,
         start=zeros,
         random_keys=sampling.row_keys(0, rows),
@@ -128,14 +132,15 @@ def empty_room(model_config: Config, *, size: Size, has_rules: bool, dtype: DTyp
 @functools.partial(jax.jit, donate_argnames="room")
 def join(room: Room, prompt: ComputedPrompt, entry: Entry) -> Room:
     """Put a computed prompt [1, ..] of at most S slots into a free row; the room is taken over."""
-    slot, fold = entry.slot, jax.random.fold_in
+    # All of a row is written anew, but for its own keys: slots at and beyond its step are never seen.
+    slot_number, fold = entry.slot_number, jax.random.fold_in
 
     def put(rows: jax.Array, row: jax.Array) -> jax.Array:
-        return rows.at[slot].set(row)
+        return rows.at[slot_number].set(row)
 
     def put_keys(rows: jax.Array, keys: jax.Array) -> jax.Array:
         # Slots beyond are those of an earlier row, and masked by this one's length.
-        return jax.lax.dynamic_update_slice(rows, keys, (slot, 0, 0, 0))
+        return jax.lax.dynamic_update_slice(rows, keys, (slot_number, 0, 0, 0))
 
     bound = room.bound
     if bound is not None:
@@ -144,6 +149,7 @@ def join(room: Room, prompt: ComputedPrompt, entry: Entry) -> Room:
         bound = jax.tree.map(put, bound, Bound(entry.is_bound, state))
     # The same noise as that of `generation.sample_keys`.
     random_key = fold(fold(jax.random.key(entry.seed), entry.mark), entry.number)
+    # As data: neither neighbours nor programs depend on it.
     choice = RowChoice(entry.temperature, entry.top_k, entry.top_p)
     return Room(
         prompt_keys=jax.tree.map(put_keys, room.prompt_keys, prompt.keys),
@@ -167,19 +173,20 @@ def resize(room: Room, order: Array) -> Room:
 
 
 @functools.partial(jax.jit, static_argnames="size")
-def take_row(room: Room, slot: Array, *, size: Size) -> Room:
+def take_row(room: Room, slot_number: Array, *, room_size: Size) -> Room:
     """Copy one row: a room of its own, with as many slots as a larger one has."""
-    row = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, slot, 1), room)
+    # In the slots of the larger room, so that whoever takes it knows one shape only.
+    row = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, slot_number, 1), room)
     return row._replace(
-        prompt_keys=with_slots(row.prompt_keys, slots=size.prompt_slots),
-        own_keys=with_slots(row.own_keys, slots=size.own_slots),
+        prompt_keys=with_slots(row.prompt_keys, slots=room_size.prompt_slots),
+        own_keys=with_slots(row.own_keys, slots=room_size.own_slots),
     )
 
 
 @functools.partial(jax.jit, donate_argnames="room")
-def put_row(room: Room, row: Room, slot: Array) -> Room:
+def put_row(room: Room, row: Room, slot_number: Array) -> Room:
     """Put a row with as many slots into a free row of this room, which is taken over."""
-    return jax.tree.map(lambda leaf, taken: leaf.at[slot].set(taken[0]), room, row)
+    return jax.tree.map(lambda leaf, taken: leaf.at[slot_number].set(taken[0]), room, row)
 
 
 # ---- Tokens ------------------------------------------------------------------------------------------------
@@ -205,6 +212,7 @@ def advance(
     """
     row_count = len(room.done)
     shape = row_count, TOKENS_A_TURN
+    # The loop of everybody else, told how many tokens each row had before its step 0.
     loop = sampling.Loop(
         params=params,
         layers=layers,
@@ -214,6 +222,7 @@ def advance(
         settings=settings,
     )
     rows = Rows(room.prompt_keys, room.prompt_lengths, room.start, room.random_keys, room.drawn)
+    # The tokens of this turn alone: the host keeps those before.
     state = sampling.State(
         step=jnp.int32(0),
         hidden=room.hidden,
@@ -221,10 +230,12 @@ def advance(
         tokens=jnp.full(shape, model_config.pad_token_id, jnp.int32),
         logprobs=jnp.zeros(shape, jnp.float32),
         lengths=jnp.zeros(row_count, jnp.int32),
+        # With what the host has freed since the last turn.
         done=room.done | left,
         bound=room.bound,
     )
     state = loop.draw_until(rows, state, TOKENS_A_TURN)
+    # Prompts, keys of chance and settings stay as they are.
     after = room._replace(
         own_keys=state.own_keys,
         hidden=state.hidden,

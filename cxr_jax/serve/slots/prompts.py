@@ -60,11 +60,13 @@ def prepare(model: ReadyModel, layout: Layout, ask: Ask) -> Prepared:
         UserError: for what `Model.generate` refuses, and for what has no place in the rooms.
     """
     settings = ask.settings
+    # In the order of cost: what is refused should be so before pixels are touched.
     _check_stop(ask.stop)
     if settings.max_new_tokens > layout.long.own_slots:
         raise UserError(
             f"max_new_tokens={settings.max_new_tokens}: this server draws at most {layout.long.own_slots}"
         )
+    # The model's own preparation, so that a picture is what `Model.generate` makes of it.
     pictures = model.pictures(list(ask.images) or None)
     grids = [picture.grid for picture in pictures]
     numbered = model.number_images
@@ -74,8 +76,10 @@ def prepare(model: ReadyModel, layout: Layout, ask: Ask) -> Prepared:
     request = Request(rendered.ids, pictures, rendered.opened)
     check_room(model.config, len(request.ids), settings.max_new_tokens)
     _check_places(model, layout, request)
+    # Now, and not after a whole trace has been drawn.
     if ask.probabilities:
         model.answers  # noqa: B018  raises where the tokenizer cannot express answers
+    # Of the whole prompt, since an image shifts the text behind it.
     positions = request.positions(model.config)
     return Prepared(
         request=request,
@@ -97,6 +101,7 @@ def _check_places(model: ReadyModel, layout: Layout, request: Request) -> None:
     length, longest = len(request.ids), layout.long.prompt_slots
     if length > longest:
         raise UserError(f"the prompt has {length} tokens: this server reads at most {longest}")
+    # Images are read in the first piece alone, where they may see each other both ways.
     image_tokens = np.flatnonzero(np.array(request.ids) == model.config.image_token_id)
     most = layout.prompt_buckets[-1]
     if len(image_tokens) and image_tokens[-1] >= most:
@@ -113,7 +118,7 @@ def _entry(model: ReadyModel, ask: Ask, request: Request, start: int) -> Entry:
     if rules is not None and ask.constraint != "answers":
         raise UserError(f'constraint={ask.constraint!r}: use "answers"')
     return Entry(
-        slot=np.int32(0),
+        slot_number=np.int32(0),
         length=np.int32(len(request.ids)),
         start=np.int32(start),
         seed=np.uint32(settings.seed),
@@ -153,10 +158,12 @@ class Prompts:
         Returns:
             (the prompt on the device, how many of its tokens had been computed before).
         """
+        # The very same bits as before, so the same completion from the same seed.
         if prepared.key in self._known:
             self._known.move_to_end(prepared.key)
             return self._known[prepared.key][1], len(prepared.request.ids)
         request, longest = prepared.request, self.layout.long.prompt_slots
+        # A first question is computed afresh whatever is kept: so its bits depend on nothing but itself.
         keys, kept = self._beginning(prepared) if prepared.is_follow_up else (None, 0)
         cached = kept
         if keys is None:
@@ -183,11 +190,13 @@ class Prompts:
         """The first tokens in one piece, with all images: (computed, how many)."""
         request, layout = prepared.request, self.layout
         bucket_size = layout.bucket_of(len(request.ids))
+        # Padded up to its length, or cut at it: what is left comes in pieces.
         first = dataclasses.replace(request, ids=request.ids[:bucket_size])
         features = [
             self._features_of(key, picture)
             for key, picture in zip(prepared.picture_keys, request.pictures, strict=True)
         ]
+        # In the order of their places.
         joined = generation.join_features(features)
         prefix = generation.prefill(self.model, first, joined, slot_count=bucket_size)
         return prefix.device, len(first.ids)
@@ -206,6 +215,7 @@ class Prompts:
     ) -> tuple[sampling.ComputedPrompt, int]:
         """Compute the next piece on top of `used` tokens: (computed, how many tokens there are then)."""
         chunk, longest = self.layout.chunk, self.layout.long.prompt_slots
+        # The last piece may be short: padding behind it is never seen.
         new = np.array([prepared.request.ids[used : used + chunk]], np.int32)
         count = new.shape[1]
         tokens = sampling.PromptBatch(
@@ -230,6 +240,7 @@ class Prompts:
         """The keys of the kept prompt that shares the most tokens, and how many; its images must be the same."""
         ids, best, most = prepared.request.ids, None, 0
         for (picture_keys, _), (known_ids, prefix) in self._known.items():
+            # By content: the same words about another film are another prompt.
             if picture_keys != prepared.picture_keys:
                 continue
             # The last token is always computed: the answer is drawn from it.
@@ -244,6 +255,7 @@ class Prompts:
     def _keep(self, prepared: Prepared, prefix: Prefix) -> None:
         self._known[prepared.key] = prepared.request.ids, prefix
         self.bytes += _bytes_of(prefix)
+        # The one that was just computed stays, however large it is.
         while self.bytes > self.most_bytes and len(self._known) > 1:
             _, (_, oldest) = self._known.popitem(last=False)
             self.bytes -= _bytes_of(oldest)
@@ -256,6 +268,7 @@ def _bytes_of(prefix: Prefix) -> int:
 def _common(first: list[int], second: list[int]) -> int:
     """Count the leading tokens that two prompts share."""
     most = min(len(first), len(second))
+    # Comparing slices is quicker than tokens one by one, and most follow-ups end here.
     if first[:most] == second[:most]:
         return most
     return next(index for index in range(most) if first[index] != second[index])

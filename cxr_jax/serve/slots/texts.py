@@ -45,8 +45,10 @@ class RowText:
         # The device counts in turns, and may have drawn beyond the limit.
         left = self.max_new_tokens - len(self.token_ids)
         is_stop = has_stopped and len(token_ids) <= left
+        # What is beyond was drawn for nobody.
         self.token_ids += list(token_ids[:left])
         self.logprobs += list(logprobs[:left])
+        # The stop token counts as a token, and shows no text.
         if is_stop:
             self.finish_reason = "stop"
         elif len(self.token_ids) >= self.max_new_tokens:
@@ -70,6 +72,7 @@ class RowText:
         """Read the text of the first `count` tokens, and cut it where a stop text ends."""
         text = self._decoded(count, self.finish_reason is not None)
         if self.stop:
+            # One decoding a token: only who has stop texts pays for it.
             known = len(self._ends)
             self._ends += [len(self._decoded(end, False)) for end in range(known + 1, count)]
             self._ends += [len(text)] * (count > known)
@@ -87,6 +90,7 @@ class RowText:
             return text
         # The one that is complete first, as if letters came one by one: turns of tokens must not show.
         _, place = min(matches)
+        # A token counts if any of its text does.
         starts = [len(self.opened), *self._ends][: len(self._ends)]
         kept = sum(start < place for start in starts)
         self.token_ids, self.logprobs = self.token_ids[:kept], self.logprobs[:kept]
@@ -101,6 +105,7 @@ class RowText:
             text_end -= self._held_back()
             token_end = sum(end <= text_end for end in self._ends)
         text = self.text[self._told_text : text_end]
+        # Text and tokens may be told at different turns; both add up to the whole.
         new = slice(self._told_tokens, token_end)
         self._told_text = max(self._told_text, text_end)
         self._told_tokens = max(self._told_tokens, token_end)

@@ -22,7 +22,9 @@ def probabilities_of(
     """
     rules: Constraint | None = machine.rules
     assert rules is not None, "asks for probabilities are refused without rules"
+    # The row's copy of its prompt, which has as many slots as the program expects.
     with_keys = replace(prefix, device=prefix.device._replace(keys=row.prompt_keys))
+    # Nothing of the trace is computed again: its keys are those that drew it.
     found = trace_readings.after(
         machine.model,
         machine.layers,

@@ -35,12 +35,16 @@ def steps(
     machine: Machine, layout: Layout, prompts: Prompts
 ) -> Iterator[tuple[str, Callable[[], object]]]:
     """Give the parts of the warm-up, in order: (what it compiles, the work)."""
+    # Each part leaves behind what the next ones run on.
     state = _WarmUp(machine, layout, prompts)
     for bucket_size in layout.prompt_buckets:
-        yield f"prompts of {bucket_size} tokens", lambda size=bucket_size: state.prefill(size)
+        yield f"prompts of {bucket_size} tokens", lambda length=bucket_size: state.prefill(length)
     yield "longer prompts", state.extend
-    for size in (*layout.usual, layout.long):
-        yield f"{size.rows} rows of {size.own_slots} tokens", lambda size=size: state.room(size)
+    for room_size in (*layout.usual, layout.long):
+        yield (
+            f"{room_size.rows} rows of {room_size.own_slots} tokens",
+            lambda of=room_size: state.room(of),
+        )
     yield "rooms of other sizes", state.moves
     if machine.rules is not None:
         yield "probabilities", state.probabilities
@@ -51,6 +55,7 @@ class _WarmUp:
         self.machine = machine
         self.layout = layout
         self.prompts = prompts
+        # Any prompt will do: programs know its shape alone.
         ask = Ask(
             images=(picture(),),
             messages=[{"role": "user", "content": "Find abnormalities."}],
@@ -70,12 +75,14 @@ class _WarmUp:
                 for seen in model.image_features(picture.patches, [picture.grid])
             ]
         )
+        # Shorter than the bucket or as long: padding makes up for it.
         first = replace(request, ids=request.ids[:bucket_size])
         prefix = generation.prefill(model, first, features, slot_count=bucket_size)
         self.computed[bucket_size] = jax.block_until_ready(prefix.device)
 
     def extend(self) -> None:
         usual, longest = self.layout.usual[0].prompt_slots, self.layout.long.prompt_slots
+        # A conversation goes on from what its first turn has left, in whatever bucket.
         for computed in [*self.computed.values()]:
             keys = programs.with_slots(computed.keys, slots=longest)
         self.computed[longest], _ = self.prompts.extend(keys, 1, self.prepared)
@@ -84,18 +91,22 @@ class _WarmUp:
         self.computed[usual] = self.computed[longest]._replace(keys=cut)
         programs.with_slots(cut, slots=longest)
 
-    def room(self, size: Size) -> None:
+    def room(self, room_size: Size) -> None:
         machine, usual = self.machine, self.layout.usual[0].prompt_slots
         model = machine.model
+        # As `_Room` makes it, joins and draws; then it stays, for the moves between rooms.
         room = programs.empty_room(
-            model.config, size=size, has_rules=machine.rules is not None, dtype=model.dtype
+            model.config,
+            room_size=room_size,
+            has_rules=machine.rules is not None,
+            dtype=model.dtype,
         )
         for slots, computed in self.computed.items():
             # Long ones have a room of their own; where both are of one size, all are usual.
             is_usual = slots <= usual
-            if slots <= size.prompt_slots and (is_usual or size == self.layout.long):
+            if slots <= room_size.prompt_slots and (is_usual or room_size == self.layout.long):
                 room = programs.join(room, computed, self.prepared.entry)
-        left = np.zeros(size.rows, bool)
+        left = np.zeros(room_size.rows, bool)
         room, drawn = programs.advance(
             model.params,
             machine.layers,
@@ -106,7 +117,7 @@ class _WarmUp:
             settings=machine.settings,
         )
         jax.block_until_ready(drawn)
-        self.rooms[size] = room
+        self.rooms[room_size] = room
 
     def moves(self) -> None:
         sizes = self.layout.usual
@@ -117,12 +128,13 @@ class _WarmUp:
                 programs.resize(self.rooms[before], np.full(after.rows, -1, np.int32))
         # A row that has outgrown its room, and rows whose answers are weighed.
         long = self.layout.long
-        for size in (*sizes, long):
-            self.row = programs.take_row(self.rooms[size], np.int32(0), size=long)
+        for room_size in (*sizes, long):
+            self.row = programs.take_row(self.rooms[room_size], np.int32(0), room_size=long)
         self.rooms[long] = programs.put_row(self.rooms[long], self.row, np.int32(0))
         jax.block_until_ready(self.rooms[long])
 
     def probabilities(self) -> None:
+        # From a row of any room: they are copied in the slots of the long one.
         entry, last = self.prepared.entry, self.computed[self.layout.prompt_buckets[0]].last
         prefix = Prefix(ComputedPrompt(None, last), int(entry.length), int(entry.start), 0, "")
         completion = Completion("", [0], [0.0], "length")
