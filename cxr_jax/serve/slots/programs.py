@@ -100,7 +100,7 @@ class Drawn(NamedTuple):
 # ---- Rows come and go --------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnames=("model_config", "size", "has_rules", "dtype"))
+@functools.partial(jax.jit, static_argnames=("model_config", "room_size", "has_rules", "dtype"))
 def empty_room(model_config: Config, *, room_size: Size, has_rules: bool, dtype: DTypeLike) -> Room:
     """Make a room whose rows are all free."""
     # Every array has its first axis for the rows, so that one rule moves them all.
@@ -161,7 +161,7 @@ def join(room: Room, prompt: ComputedPrompt, entry: Entry) -> Room:
         choice=jax.tree.map(put, room.choice, choice),
         bound=bound,
         drawn=put(room.drawn, jnp.int32(0)),
-        done=put(room.done, False),
+        done=put(room.done, jnp.bool_(False)),
     )
 
 
@@ -172,7 +172,7 @@ def resize(room: Room, order: Array) -> Room:
     return taken._replace(done=taken.done | (order < 0))
 
 
-@functools.partial(jax.jit, static_argnames="size")
+@functools.partial(jax.jit, static_argnames="room_size")
 def take_row(room: Room, slot_number: Array, *, room_size: Size) -> Room:
     """Copy one row: a room of its own, with as many slots as a larger one has."""
     # In the slots of the larger room, so that whoever takes it knows one shape only.

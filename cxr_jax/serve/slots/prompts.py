@@ -27,6 +27,8 @@ from cxr_jax.serve.slots import programs
 from cxr_jax.serve.slots.layout import Layout
 from cxr_jax.serve.slots.programs import Entry
 
+_Key = tuple[tuple[Hashable, ...], tuple[int, ...]]
+
 # ---- On the caller's thread --------------------------------------------------------------------------------
 
 
@@ -48,7 +50,7 @@ class Prepared:
     is_follow_up: bool
 
     @property
-    def key(self) -> Hashable:
+    def key(self) -> _Key:
         """Name the prompt by its content."""
         return self.picture_keys, tuple(self.request.ids)
 
@@ -145,7 +147,7 @@ class Prompts:
         self.layout = layout
         self.most_bytes = most_bytes
         self.bytes = 0
-        self._known: OrderedDict[Hashable, tuple[list[int], Prefix]] = OrderedDict()
+        self._known: OrderedDict[_Key, tuple[list[int], Prefix]] = OrderedDict()
         self._features: OrderedDict[Hashable, Seen] = OrderedDict()
 
     def __len__(self) -> int:

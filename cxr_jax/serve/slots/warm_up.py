@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -38,12 +39,12 @@ def steps(
     # Each part leaves behind what the next ones run on.
     state = _WarmUp(machine, layout, prompts)
     for bucket_size in layout.prompt_buckets:
-        yield f"prompts of {bucket_size} tokens", lambda length=bucket_size: state.prefill(length)
+        yield f"prompts of {bucket_size} tokens", functools.partial(state.prefill, bucket_size)
     yield "longer prompts", state.extend
     for room_size in (*layout.usual, layout.long):
         yield (
             f"{room_size.rows} rows of {room_size.own_slots} tokens",
-            lambda of=room_size: state.room(of),
+            functools.partial(state.room, room_size),
         )
     yield "rooms of other sizes", state.moves
     if machine.rules is not None:
