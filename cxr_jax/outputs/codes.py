@@ -1,0 +1,166 @@
+"""The codes that other systems know findings by: `codes.toml`, read once, and the rules that choose among them.
+
+A code says of a finding no more than the reading does. Where a label is a group (Support Devices, Lung Lesion), one
+kind is asserted only if its sentences name that kind alone. `--codes=local` gives codes of our own scheme throughout,
+for places without a licence for SNOMED CT.
+"""
+
+import functools
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cxr_jax.errors import UserError
+
+PATH = Path(__file__).with_name("codes.toml")
+CHOICES = ("standard", "local")
+# FHIR's names of the schemes that DICOM has short ones for.
+_SYSTEMS = {
+    "SCT": "http://snomed.info/sct",
+    "DCM": "http://dicom.nema.org/resources/ontology/DCM",
+    "UCUM": "http://unitsofmeasure.org",
+    "LN": "http://loinc.org",
+}
+
+
+class Concept(NamedTuple):
+    """A code, the scheme it is of (DICOM's designator), and its meaning."""
+
+    code: str
+    scheme: str
+    meaning: str
+
+
+class Coded(NamedTuple):
+    """A finding in codes.
+
+    Attributes:
+        finding: what it is.
+        local: the same label in our own scheme.
+        site: where it is, or None.
+    """
+
+    finding: Concept
+    local: Concept
+    site: Concept | None
+
+
+@functools.cache
+def load() -> dict[str, Any]:
+    """Read the table. Shared by all callers: do not change it."""
+    return tomllib.loads(PATH.read_text())
+
+
+def scheme() -> dict[str, str]:
+    """Give our own scheme: "designator", "uid" and "name"."""
+    return load()["scheme"]
+
+
+def system_of(concept: Concept) -> str:
+    """Give the scheme of a concept as FHIR names it."""
+    own = scheme()
+    return (
+        f"urn:oid:{own['uid']}" if concept.scheme == own["designator"] else _SYSTEMS[concept.scheme]
+    )
+
+
+class Codes:
+    """The codes of one choice.
+
+    Args:
+        choice: of CHOICES.
+
+    Raises:
+        UserError: for another choice.
+    """
+
+    def __init__(self, choice: str = "standard") -> None:
+        if choice not in CHOICES:
+            raise UserError(f"--codes={choice}: choose one of {', '.join(CHOICES)}")
+        self.choice = choice
+        self._rows = {row["label"]: row for row in load()["labels"]}
+
+    def said(self, name: str) -> Concept:
+        """Give what is said of a finding: "procedure", "presence", "laterality", "probability" or "model_state"."""
+        return self._choose(load()["said"][name], name.upper())
+
+    def state(self, name: str) -> Concept:
+        """Give a state: "present", "absent" or "uncertain"."""
+        return self._choose(load()["states"][name], name.upper())
+
+    def side(self, name: str) -> Concept:
+        """Give a side: "right", "left" or "bilateral"."""
+        return self._choose(load()["sides"][name], name.upper())
+
+    def finding(self, label: str, sentences: Iterable[str] = ()) -> Coded:
+        """Give the codes of a label.
+
+        Args:
+            label: of the 14.
+            sentences: what the reading says of it; they choose among kinds.
+        """
+        row = self._rows[label]
+        own = self.local(label)
+        # Words anywhere in them count: which of them is meant is not for a pattern to say.
+        text = " ".join(sentences)
+        found = self._kind(row, text) or row.get("finding")
+        # Of a site that only some sentences name, nothing is said for the others.
+        site = row.get("site") or next(
+            (said["site"] for said in row.get("sites_said", ()) if _names(said["words"], text)),
+            None,
+        )
+        return Coded(
+            finding=own if found is None else self._choose(found, row["local"], label),
+            local=own,
+            site=None if site is None else self._choose(load()["sites"][site], site.upper()),
+        )
+
+    def local(self, label: str) -> Concept:
+        """Give the code of a label in our own scheme."""
+        return Concept(self._rows[label]["local"], scheme()["designator"], label)
+
+    def _kind(self, row: Mapping[str, Any], text: str) -> Mapping[str, str] | None:
+        named = [kind for kind in row.get("kinds", ()) if _names(kind["words"], text)]
+        # Two kinds, or one that has no code, are what the group's own code is for.
+        return named[0] if len(named) == 1 and "code" in named[0] else None
+
+    def _choose(
+        self, entry: Mapping[str, Any], local_code: str, local_meaning: str | None = None
+    ) -> Concept:
+        if self.choice == "local":
+            own = scheme()["designator"]
+            return Concept(local_code, own, local_meaning or entry["meaning"])
+        return Concept(entry["code"], entry["scheme"], entry["meaning"])
+
+
+def _names(words: str, text: str) -> bool:
+    return re.search(rf"\b(?:{words})\b", text, re.IGNORECASE) is not None
+
+
+def label_of(code: str, designator: str) -> str | None:
+    """Find the label that a code stands for, in either choice; None for another code."""
+    # Few enough to go through; kinds stand for their group.
+    for row in load()["labels"]:
+        own = (row["local"], scheme()["designator"])
+        entries = [row["finding"]] if "finding" in row else []
+        entries += [kind for kind in row.get("kinds", ()) if "code" in kind]
+        if (code, designator) in [own, *((entry["code"], entry["scheme"]) for entry in entries)]:
+            return row["label"]
+    return None
+
+
+def state_of(code: str) -> str | None:
+    """Find the state that a code stands for, in either choice; None for another code."""
+    return _key_of("states", code)
+
+
+def side_of(code: str) -> str | None:
+    """Find the side that a code stands for, in either choice; None for another code."""
+    return _key_of("sides", code)
+
+
+def _key_of(table: str, code: str) -> str | None:
+    entries = load()[table].items()
+    return next((name for name, entry in entries if code in (entry["code"], name.upper())), None)

@@ -1,0 +1,182 @@
+"""What an output takes from the film's own DICOM header: whose and which it is, and nothing else.
+
+Outputs go into the study of the film, so they have to name its patient and study as the film does. Only a short list of
+elements is read, each is checked for its kind, and all else of the header, private elements above all, stays behind.
+Header values go into the files that are written, and into no message.
+"""
+
+import datetime
+import hashlib
+import io
+import logging
+import re
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from cxr_jax.data import radiograph
+from cxr_jax.data.dicom import header, preamble
+from cxr_jax.errors import UserError
+
+MANUFACTURER = "cxr_jax"
+# highdicom logs identifiers of what it copies.
+logging.getLogger("highdicom").disabled = True
+
+_UID = re.compile(r"[0-2](?:\.(?:0|[1-9][0-9]*))+")
+_DATE = re.compile(r"[0-9]{8}")
+_TIME = re.compile(r"[0-9]{2}(?:[0-9]{2}(?:[0-9]{2}(?:\.[0-9]{1,6})?)?)?")
+# What the standard lets be empty: keyword -> the most characters that its kind of value has.
+_TEXTS = {
+    "PatientID": 64,
+    "IssuerOfPatientID": 64,
+    "StudyID": 16,
+    "AccessionNumber": 16,
+    "PatientName": 324,
+    "ReferringPhysicianName": 324,
+}
+_OFFSET = re.compile(r"[+-](?:0[0-9]|1[0-4])[0-5][0-9]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+class Source(NamedTuple):
+    """A film's identity.
+
+    Attributes:
+        dataset: of the elements that outputs name, as `highdicom` wants its evidence.
+        sha256: of the file's bytes.
+    """
+
+    dataset: Dataset
+    sha256: str
+
+
+def read_source(path: str | Path, file_bytes: bytes | None = None) -> Source:
+    """Read the identity of a DICOM film.
+
+    Args:
+        path: of the file; only the name used in messages, if its bytes are given.
+        file_bytes: of the file.
+
+    Raises:
+        UserError: for what is no DICOM, or has no study and instance of its own; it holds no header value.
+    """
+    data = radiograph.read_bytes(path) if file_bytes is None else file_bytes
+    is_dicom = data[128:132] == radiograph.DICOM_MAGIC or radiograph.may_be_old_dicom(data)
+    if not is_dicom:
+        raise UserError(
+            f"{path}: DICOM outputs belong to a patient and a study, which only a DICOM names; "
+            "give the film's DICOM, or ask for FHIR"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            whole = preamble.complete(path, data)
+            header.check_deflated(path, whole)
+            found = pydicom.dcmread(io.BytesIO(whole), stop_before_pixels=True)
+            dataset = _identity(path, found)
+    except UserError:
+        raise
+    except Exception as error:
+        # As for pixels: pydicom's messages hold header values.
+        raise UserError(
+            f"{path}: damaged DICOM file ({type(error).__name__} while reading it)"
+        ) from None
+    return Source(dataset, hashlib.sha256(data).hexdigest())
+
+
+def _identity(path: str | Path, found: Dataset) -> Dataset:
+    dataset = Dataset()
+    # In Unicode whatever the film was in: names are decoded here, and model text needs it.
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+        uid = str(found.get(keyword, ""))
+        if not _UID.fullmatch(uid) or len(uid) > 64:
+            raise UserError(f"{path}: {keyword} is missing or no UID, and DICOM outputs need it")
+        setattr(dataset, keyword, uid)
+    # Too long a value would make the new file invalid, whatever the film did.
+    for keyword, most in _TEXTS.items():
+        text = _CONTROL.sub(" ", str(found.get(keyword, "") or "")).strip()
+        # One value each: a backslash would make two of it.
+        setattr(dataset, keyword, text.replace("\\", "/")[:most])
+    # Values of short lists, and dates: another value is none.
+    sex = str(found.get("PatientSex", "") or "")
+    dataset.PatientSex = sex if sex in ("M", "F", "O") else ""
+    for keyword, pattern in (
+        ("PatientBirthDate", _DATE),
+        ("StudyDate", _DATE),
+        ("StudyTime", _TIME),
+    ):
+        text = str(found.get(keyword, "") or "")
+        setattr(dataset, keyword, text if pattern.fullmatch(text) else "")
+    offset = str(found.get("TimezoneOffsetFromUTC", "") or "")
+    if _OFFSET.fullmatch(offset):
+        dataset.TimezoneOffsetFromUTC = offset
+    if not dataset.IssuerOfPatientID:
+        del dataset.IssuerOfPatientID
+    # Whether the film itself has words in it, which a picture of it would show.
+    burned_in = str(found.get("BurnedInAnnotation", "") or "")
+    dataset.BurnedInAnnotation = burned_in if burned_in in ("YES", "NO") else ""
+    # What an image is named by in a content tree.
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return dataset
+
+
+# ---- What all outputs are named and dated by ----
+
+
+def derive_uid(*parts: object) -> str:
+    """Make a UID under the UUID root 2.25, the same for the same parts."""
+    # 15 bytes, so that the decimal number stays within the 64 characters of a UID.
+    digest = hashlib.sha256("\n".join(map(str, parts)).encode()).digest()
+    return f"2.25.{int.from_bytes(digest[:15], 'big')}"
+
+
+def parse_time(at: str) -> datetime.datetime:
+    """Read a time as documents have it ("2026-11-30T12:00:00Z"), as UTC. Raises UserError for another."""
+    try:
+        time = datetime.datetime.fromisoformat(at.replace("Z", "+00:00"))
+    except (ValueError, AttributeError):
+        time = None
+    if time is None or time.tzinfo is None:
+        raise UserError("at: no time of the form 2026-11-30T12:00:00Z")
+    return time.astimezone(datetime.UTC)
+
+
+def stamp(dataset: Dataset, at: datetime.datetime) -> None:
+    """Date a new instance by `at`, where the library has put the clock's time.
+
+    In the film's own time zone where its header says one, since that holds for all times of an instance; else in UTC.
+    """
+    offset = str(dataset.get("TimezoneOffsetFromUTC", ""))
+    if offset:
+        minutes = int(offset[1:3]) * 60 + int(offset[3:])
+        at = at + datetime.timedelta(minutes=-minutes if offset[0] == "-" else minutes)
+    # Who else had a hand in it is dated, too.
+    for item in dataset.get("ContributingEquipmentSequence", ()):
+        item.ContributionDateTime = at.strftime("%Y%m%d%H%M%S")
+    date, time = at.strftime("%Y%m%d"), at.strftime("%H%M%S")
+    for name in ("InstanceCreation", "Series", "Content"):
+        if name != "Content" or "ContentDate" in dataset:
+            setattr(dataset, f"{name}Date", date)
+            setattr(dataset, f"{name}Time", time)
+
+
+def clean(text: str, most: int | None = None) -> str:
+    """Make text fit for a DICOM value: no control characters but line feeds, no half characters, one value."""
+    kept = "".join(letter for letter in text if letter == "\n" or letter.isprintable())
+    kept = kept.encode("utf-8", "replace").decode().strip()
+    # Short kinds of value are parted by backslashes, and have one line.
+    return kept if most is None else " ".join(kept.replace("\\", "/").split())[:most]
+
+
+def as_bytes(dataset: Dataset) -> bytes:
+    """Write an instance as a file of Explicit VR little endian, with a preamble of zeros."""
+    # In memory: who calls writes it whole, or sends it.
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
+    return buffer.getvalue()

@@ -1,0 +1,333 @@
+"""A reading as a FHIR R4B bundle: a diagnostic report, an observation a finding, and who or what said so.
+
+Nothing in it is final: research software reports preliminarily, also after a reader has signed. Every resource says
+that an artificial intelligence has asserted it (AIAST), and once a reader has signed, that a clinician has, too. The
+patient is an opaque identifier that the caller gives, or nobody. `fhir_check.check` holds a bundle to its code sets.
+"""
+
+import base64
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import escape
+
+from cxr_jax.errors import UserError
+from cxr_jax.outputs import document as documents
+from cxr_jax.outputs import fhir_check, sections
+from cxr_jax.outputs.codes import Codes, Concept, side_of, state_of, system_of
+from cxr_jax.outputs.dicom_source import MANUFACTURER, Source, parse_time
+from cxr_jax.outputs.fhir_codes import (
+    AI_ASSERTED,
+    CLINICIAN_ASSERTED,
+    DOCUMENT_SYSTEM,
+    IMAGING,
+    LONGEST_SUBJECT,
+    PARTICIPANTS,
+    RADIOLOGY,
+    READER_SYSTEM,
+    REPORT_CODES,
+    SUBJECT_SYSTEM,
+)
+from cxr_jax.outputs.sr import check_sources, sentences_of
+
+
+def bundle(
+    reading: Mapping[str, Any],
+    sources: Sequence[Source] = (),
+    *,
+    at: str,
+    codes: str = "standard",
+    subject: str | None = None,
+) -> dict[str, Any]:
+    """Make the bundle.
+
+    Args:
+        reading: a `cxr_reading` document.
+        sources: the DICOM films of the reading, in its order; () for pictures, which belong to no imaging study.
+        at: when the reading was made or signed, "2026-11-30T12:00:00Z".
+        codes: of `codes.CHOICES`.
+        subject: an opaque identifier of the patient; no name, and nothing of a header is used in its place.
+
+    Raises:
+        UserError: for a document that is none, sources of other films, no time, or a subject that is no identifier.
+    """
+    documents.check(reading)
+    if sources:
+        check_sources(reading, sources)
+    if subject is not None and not (0 < len(subject) <= LONGEST_SUBJECT and subject.isprintable()):
+        raise UserError(f"subject: no identifier of 1 to {LONGEST_SUBJECT} printable characters")
+    made = _Bundle(reading, at, Codes(codes), subject).make(sources)
+    fhir_check.check(made)
+    return made
+
+
+def to_bytes(made: Mapping[str, Any]) -> bytes:
+    """Write a bundle as JSON, indented; the same bundle is the same bytes."""
+    return (json.dumps(made, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+class _Bundle:
+    """One bundle being made: its resources name each other by identifiers that follow from the document."""
+
+    def __init__(
+        self, reading: Mapping[str, Any], at: str, codes: Codes, subject: str | None
+    ) -> None:
+        self.reading = reading
+        self.codes = codes
+        # Everything that differs in a bundle makes it another one.
+        self.identity = f"{documents.sha256(reading)}/{at}/{codes.choice}/{subject}"
+        self.time = parse_time(at).strftime("%Y-%m-%dT%H:%M:%SZ")
+        labels = [AI_ASSERTED]
+        if reading["signed"] is not None:
+            labels.append(CLINICIAN_ASSERTED)
+        self.meta = {"security": [dict(label) for label in labels]}
+        # A reference needs something in it; that nothing is known is said in words.
+        self.subject: dict[str, Any] = {"display": "not stated"}
+        if subject is not None:
+            self.subject = {"identifier": {"system": SUBJECT_SYSTEM, "value": subject}}
+        self.entries: list[dict[str, Any]] = []
+
+    def make(self, sources: Sequence[Source]) -> dict[str, Any]:
+        device = self._add("device", self._device())
+        study = self._add("study", self._study(sources)) if sources else None
+        # As in SR: what is not mentioned is no observation.
+        observations = [
+            self._add(f"finding {finding['label']}", self._observation(finding, device, study))
+            for finding in self.reading["findings"]
+            if finding["state"] != "not_mentioned"
+        ]
+        report = self._add("report", self._report(observations, study))
+        self._add("provenance", self._provenance([report, *observations], device))
+        # The report first: who opens the bundle looks for it.
+        first = next(
+            index for index, entry in enumerate(self.entries) if entry["fullUrl"] == report
+        )
+        ordered = [self.entries[first], *self.entries[:first], *self.entries[first + 1 :]]
+        return {
+            "resourceType": "Bundle",
+            "id": self._uuid("bundle"),
+            "meta": self.meta,
+            "identifier": {"system": DOCUMENT_SYSTEM, "value": documents.sha256(self.reading)},
+            "type": "collection",
+            "timestamp": self.time,
+            "entry": ordered,
+        }
+
+    def _uuid(self, kind: str) -> str:
+        return str(uuid.uuid5(uuid.NAMESPACE_OID, f"cxr_jax/{kind}/{self.identity}"))
+
+    def _add(self, kind: str, resource: dict[str, Any]) -> str:
+        """Put a resource into the bundle, and give the name that others refer to it by."""
+        name = self._uuid(kind)
+        head = {"resourceType": resource.pop("resourceType"), "id": name, "meta": self.meta}
+        self.entries.append({"fullUrl": f"urn:uuid:{name}", "resource": head | resource})
+        return f"urn:uuid:{name}"
+
+    # ---- Who read what ----
+
+    def _device(self) -> dict[str, Any]:
+        model = self.reading["model"]
+        return {
+            "resourceType": "Device",
+            "status": "active",
+            "manufacturer": MANUFACTURER,
+            # The weights are the model: its name may be anybody's.
+            "serialNumber": model["weights_sha256"],
+            "deviceName": [{"name": model["name"] or "unnamed", "type": "model-name"}],
+            "version": [{"value": model["app_version"] or "unknown"}],
+            "note": [
+                {"text": f"prompt: {self.reading['prompt'] or '(none)'}"},
+                {"text": f"seed: {self.reading['seed']}"},
+                {"text": f"renderer: {self.reading['image']['renderer']}"},
+            ],
+        }
+
+    def _study(self, sources: Sequence[Source]) -> dict[str, Any]:
+        first = sources[0].dataset
+        series: dict[str, list[dict[str, Any]]] = {}
+        for source in sources:
+            # A prior film is of an earlier study: it was read, and is not of this one.
+            if source.dataset.StudyInstanceUID == first.StudyInstanceUID:
+                series.setdefault(source.dataset.SeriesInstanceUID, []).append(
+                    {
+                        "uid": source.dataset.SOPInstanceUID,
+                        "sopClass": {
+                            "system": "urn:ietf:rfc:3986",
+                            "code": f"urn:oid:{source.dataset.SOPClassUID}",
+                        },
+                    }
+                )
+        modality = {"system": system_of(Concept("", "DCM", "")), "code": "DX"}
+        return {
+            "resourceType": "ImagingStudy",
+            "identifier": [
+                {"system": "urn:dicom:uid", "value": f"urn:oid:{first.StudyInstanceUID}"}
+            ],
+            "status": "available",
+            "subject": self.subject,
+            "series": [
+                {"uid": uid, "modality": modality, "instance": instances}
+                for uid, instances in series.items()
+            ],
+        }
+
+    # ---- Findings ----
+
+    def _observation(
+        self, finding: Mapping[str, Any], device: str, study: str | None
+    ) -> dict[str, Any]:
+        coded = self.codes.finding(finding["label"], sentences_of(self.reading, finding))
+        # Our own code beside the standard one: it says which of the 14 this is, whatever the other covers.
+        both = dict.fromkeys([coded.finding, coded.local])
+        observation: dict[str, Any] = {
+            "resourceType": "Observation",
+            "status": "preliminary",
+            "category": [{"coding": [IMAGING]}],
+            "code": {"coding": [_coding(concept) for concept in both], "text": finding["label"]},
+            "subject": self.subject,
+            "effectiveDateTime": self.time,
+            "valueCodeableConcept": _concept(self.codes.state(finding["state"])),
+            "device": {"reference": device},
+        }
+        if study is not None:
+            observation["derivedFrom"] = [{"reference": study}]
+        if coded.site is not None:
+            side = f"{finding['side']} " if finding["side"] else ""
+            observation["bodySite"] = {
+                "coding": [_coding(coded.site)],
+                "text": f"{side}{coded.site.meaning.lower()}",
+            }
+        components = self._components(finding)
+        if components:
+            observation["component"] = components
+        return observation
+
+    def _components(self, finding: Mapping[str, Any]) -> list[dict[str, Any]]:
+        components: list[dict[str, Any]] = []
+        if finding["side"] is not None:
+            side = _concept(self.codes.side(finding["side"]))
+            components.append(self._component("laterality", valueCodeableConcept=side))
+        if finding["probability"] is not None:
+            quantity = {
+                "value": finding["probability"],
+                "unit": "no units",
+                "system": "http://unitsofmeasure.org",
+                "code": "1",
+            }
+            components.append(self._component("probability", valueQuantity=quantity))
+        # What the model had said, where a reader has changed it.
+        if finding["model_state"] not in (finding["state"], "not_mentioned"):
+            before = _concept(self.codes.state(finding["model_state"]))
+            components.append(self._component("model_state", valueCodeableConcept=before))
+        return components
+
+    def _component(self, name: str, **value: Any) -> dict[str, Any]:
+        return {"code": _concept(self.codes.said(name)), **value}
+
+    # ---- The report ----
+
+    def _report(self, observations: Sequence[str], study: str | None) -> dict[str, Any]:
+        page = as_html(self.reading).encode()
+        impression = self.reading["report"]["impression"].strip()
+        report: dict[str, Any] = {
+            "resourceType": "DiagnosticReport",
+            "status": "preliminary",
+            "category": [{"coding": [RADIOLOGY]}],
+            "code": {"coding": [REPORT_CODES[1 if not self._has_lateral() else 2]]},
+            "subject": self.subject,
+            "effectiveDateTime": self.time,
+            "issued": self.time,
+            "conclusion": f"{self.reading['notice']} {impression or documents.title_of(self.reading)}",
+            "presentedForm": [
+                {
+                    "contentType": "text/html",
+                    "language": "en",
+                    "data": base64.b64encode(page).decode(),
+                    "size": len(page),
+                    # SHA-1, because FHIR says so; it guards against accidents alone.
+                    "hash": base64.b64encode(hashlib.sha1(page).digest()).decode(),
+                    "title": "Reading of a chest radiograph",
+                }
+            ],
+        }
+        # Empty lists are no FHIR.
+        if observations:
+            report["result"] = [{"reference": name} for name in observations]
+        if study is not None:
+            report["imagingStudy"] = [{"reference": study}]
+        present = [
+            self.codes.finding(finding["label"], sentences_of(self.reading, finding)).finding
+            for finding in self.reading["findings"]
+            if finding["state"] == "present"
+        ]
+        if present:
+            report["conclusionCode"] = [_concept(concept) for concept in present]
+        return report
+
+    def _has_lateral(self) -> bool:
+        return any(film["role"] == "lateral" for film in self.reading["other_images"])
+
+    def _provenance(self, targets: Sequence[str], device: str) -> dict[str, Any]:
+        agents = [self._agent("author", "Author", {"reference": device})]
+        signed = self.reading["signed"]
+        if signed is not None:
+            reader = {"identifier": {"system": READER_SYSTEM, "value": signed["by"]}}
+            agents.append(self._agent("verifier", "Verifier", reader))
+        source = {
+            "identifier": {"system": DOCUMENT_SYSTEM, "value": documents.sha256(self.reading)}
+        }
+        return {
+            "resourceType": "Provenance",
+            "target": [{"reference": target} for target in targets],
+            "recorded": self.time,
+            "agent": agents,
+            "entity": [{"role": "source", "what": source}],
+        }
+
+    def _agent(self, code: str, display: str, who: dict[str, Any]) -> dict[str, Any]:
+        coding = {"system": PARTICIPANTS, "code": code, "display": display}
+        return {"type": {"coding": [coding]}, "who": who}
+
+
+def _coding(concept: Concept) -> dict[str, str]:
+    return {"system": system_of(concept), "code": concept.code, "display": concept.meaning}
+
+
+def _concept(concept: Concept) -> dict[str, Any]:
+    return {"coding": [_coding(concept)], "text": concept.meaning}
+
+
+def as_html(reading: Mapping[str, Any]) -> str:
+    """Write the report as a page without scripts, styles or links; all text in it is escaped."""
+    rows = [
+        f"<dt>{name}</dt><dd>{escape(reading['report'][key])}</dd>"
+        for key, name in sections.FIELDS.items()
+        if reading["report"][key].strip()
+    ]
+    rows += [f"<dt>Addendum</dt><dd>{escape(entry['text'])}</dd>" for entry in reading["addenda"]]
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Reading</title></head><body>'
+        f"<p><strong>{escape(reading['notice'])}</strong></p><dl>{''.join(rows)}</dl></body></html>"
+    )
+
+
+# ---- Reading one back ----
+
+
+def read_states(made: Mapping[str, Any]) -> dict[str, tuple[str, str | None]]:
+    """Read what a bundle of ours says: label -> (state, side), of the labels that it mentions."""
+    found = {}
+    for entry in made["entry"]:
+        resource = entry["resource"]
+        if resource["resourceType"] != "Observation":
+            continue
+        side = None
+        for component in resource.get("component", ()):
+            if component["code"]["coding"][0]["code"] in ("272741003", "LATERALITY"):
+                side = side_of(component["valueCodeableConcept"]["coding"][0]["code"])
+        state = state_of(resource["valueCodeableConcept"]["coding"][0]["code"])
+        found[resource["code"]["text"]] = (state or "", side)
+    return found
