@@ -60,6 +60,7 @@ def scheme() -> dict[str, str]:
 
 def system_of(concept: Concept) -> str:
     """Give the scheme of a concept as FHIR names it."""
+    # Ours has an OID for a name, as schemes without a registry have.
     own = scheme()
     return (
         f"urn:oid:{own['uid']}" if concept.scheme == own["designator"] else _SYSTEMS[concept.scheme]
@@ -101,6 +102,7 @@ class Codes:
             label: of the 14.
             sentences: what the reading says of it; they choose among kinds.
         """
+        # A label that is none of the 14 is a mistake of the caller.
         row = self._rows[label]
         own = self.local(label)
         # Words anywhere in them count: which of them is meant is not for a pattern to say.
@@ -129,6 +131,7 @@ class Codes:
     def _choose(
         self, entry: Mapping[str, Any], local_code: str, local_meaning: str | None = None
     ) -> Concept:
+        # Codes change with the choice, meanings do not.
         if self.choice == "local":
             own = scheme()["designator"]
             return Concept(local_code, own, local_meaning or entry["meaning"])
@@ -162,5 +165,6 @@ def side_of(code: str) -> str | None:
 
 
 def _key_of(table: str, code: str) -> str | None:
+    # A local code is the name in capitals.
     entries = load()[table].items()
     return next((name for name, entry in entries if code in (entry["code"], name.upper())), None)

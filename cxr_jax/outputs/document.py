@@ -123,6 +123,7 @@ def build(
         UserError: for facts that the schema has no room for.
     """
     check_words(model.words)
+    # What is read is the reasoning alone: the answer would repeat it.
     reading = read_trace(reasoning_of(completion.text), model.words)
     # Names that are none of the 14 are warned of below, and dropped here.
     items = split_answer(completion.text)
@@ -205,6 +206,7 @@ def find_contradictions(reading: TraceReading, answer: Sequence[str]) -> list[di
     found = []
     # Against the answer, label by label ..
     state_of = dict(zip(CHEXPERT_14, reading.states, strict=True))
+    # In the order of the labels, so that lists of two readings compare.
     for label in CHEXPERT_14:
         kind = _against_answer(label, state_of, answer)
         if kind is not None:
@@ -226,12 +228,14 @@ def _against_answer(label: str, state_of: Mapping[str, str], answer: Sequence[st
         others = [name for name in CHEXPERT_14 if name not in ("No Finding", "Support Devices")]
         is_sick = any(state_of[name] == "present" or name in answer for name in others)
         return "no_finding_beside_a_finding" if is_named and is_sick else None
+    # Without any answer there is nothing to contradict: a warning says that it is missing.
     if state == "present" and not is_named and answer:
         # A parent that is named through its child is no omission (CheXpert's hierarchy).
         is_covered = any(child in answer for child in PARENTS.get(label, ()))
         return None if is_covered else "affirmed_not_named"
     if is_named and state == "absent":
         return "named_but_denied"
+    # A parent that only its children speak of is supported by them.
     if is_named and state == "not_mentioned":
         children = PARENTS.get(label, ())
         is_supported = any(state_of[child] in ("present", "uncertain") for child in children)
@@ -241,6 +245,7 @@ def _against_answer(label: str, state_of: Mapping[str, str], answer: Sequence[st
 
 def _both_ways(reading: TraceReading, label: str) -> list[int]:
     """The sentences that deny a label where others affirm it, with these; [] if there are none."""
+    # Who affirms and who denies, each with the side that is said.
     affirmed, denied = (
         [
             (sentence.n, claim.side)
@@ -338,6 +343,7 @@ def add_addendum(document: Mapping[str, Any], *, by: str, at: str, text: str) ->
     """Add to a signed reading; what was signed stays as it is. Raises UserError for a draft, or a text too long."""
     if document.get("status") not in ("signed", "addendum"):
         raise UserError("addendum: the reading is not signed yet: edit the report instead")
+    # Findings stay those of the signed report: an addendum is text beside them.
     extended = copy.deepcopy(dict(document))
     extended["addenda"].append({"by": by, "at": at, "text": text})
     extended["status"] = "addendum"
@@ -363,6 +369,7 @@ def check(document: object) -> None:
 
 def _problems_of_meaning(document: dict[str, Any]) -> list[str]:
     problems = []
+    # Readers of documents go by place as well as by name.
     labels = tuple(finding["label"] for finding in document["findings"])
     if labels != CHEXPERT_14:
         problems.append("findings: not the 14 labels in their order")

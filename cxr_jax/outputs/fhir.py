@@ -91,6 +91,7 @@ class _Bundle:
         self.entries: list[dict[str, Any]] = []
 
     def make(self, sources: Sequence[Source]) -> dict[str, Any]:
+        # In the order in which they need each other's names.
         device = self._add("device", self._device())
         study = self._add("study", self._study(sources)) if sources else None
         # As in SR: what is not mentioned is no observation.
@@ -122,6 +123,7 @@ class _Bundle:
     def _add(self, kind: str, resource: dict[str, Any]) -> str:
         """Put a resource into the bundle, and give the name that others refer to it by."""
         name = self._uuid(kind)
+        # Its kind and labels come first, as readers of JSON expect.
         head = {"resourceType": resource.pop("resourceType"), "id": name, "meta": self.meta}
         self.entries.append({"fullUrl": f"urn:uuid:{name}", "resource": head | resource})
         return f"urn:uuid:{name}"
@@ -129,6 +131,7 @@ class _Bundle:
     # ---- Who read what ----
 
     def _device(self) -> dict[str, Any]:
+        # A device is a version of software with one set of weights.
         model = self.reading["model"]
         return {
             "resourceType": "Device",
@@ -160,6 +163,7 @@ class _Bundle:
                         },
                     }
                 )
+        # A film of the chest, whatever detector took it.
         modality = {"system": system_of(Concept("", "DCM", "")), "code": "DX"}
         return {
             "resourceType": "ImagingStudy",
@@ -192,6 +196,7 @@ class _Bundle:
             "valueCodeableConcept": _concept(self.codes.state(finding["state"])),
             "device": {"reference": device},
         }
+        # A picture without a DICOM is of no study that could be named.
         if study is not None:
             observation["derivedFrom"] = [{"reference": study}]
         if coded.site is not None:
@@ -230,6 +235,7 @@ class _Bundle:
     # ---- The report ----
 
     def _report(self, observations: Sequence[str], study: str | None) -> dict[str, Any]:
+        # The text as a person reads it, in the bundle itself: nothing has to be fetched.
         page = as_html(self.reading).encode()
         impression = self.reading["report"]["impression"].strip()
         report: dict[str, Any] = {
@@ -258,6 +264,7 @@ class _Bundle:
             report["result"] = [{"reference": name} for name in observations]
         if study is not None:
             report["imagingStudy"] = [{"reference": study}]
+        # Hedges and denials are observations, and no conclusions.
         present = [
             self.codes.finding(finding["label"], sentences_of(self.reading, finding)).finding
             for finding in self.reading["findings"]
@@ -271,6 +278,7 @@ class _Bundle:
         return any(film["role"] == "lateral" for film in self.reading["other_images"])
 
     def _provenance(self, targets: Sequence[str], device: str) -> dict[str, Any]:
+        # The reader verifies, and is not the author: the draft was the device's.
         agents = [self._agent("author", "Author", {"reference": device})]
         signed = self.reading["signed"]
         if signed is not None:
@@ -302,6 +310,7 @@ def _concept(concept: Concept) -> dict[str, Any]:
 
 def as_html(reading: Mapping[str, Any]) -> str:
     """Write the report as a page without scripts, styles or links; all text in it is escaped."""
+    # Escaped by markupsafe, whatever a model or a reader has written.
     rows = [
         f"<dt>{name}</dt><dd>{escape(reading['report'][key])}</dd>"
         for key, name in sections.FIELDS.items()

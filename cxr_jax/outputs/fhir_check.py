@@ -48,8 +48,13 @@ _STATUS = {
     "DiagnosticReport": "preliminary",
 }
 # How many of a kind a bundle has.
-_COUNTS = {"Device": (1, 1), "ImagingStudy": (0, 1), "Observation": (0, 14), "DiagnosticReport": (1, 1),
-           "Provenance": (1, 1)}  # fmt: skip
+_COUNTS = {
+    "Device": (1, 1),
+    "ImagingStudy": (0, 1),
+    "Observation": (0, 14),
+    "DiagnosticReport": (1, 1),
+    "Provenance": (1, 1),
+}
 
 
 def check(bundle: object) -> None:
@@ -88,11 +93,13 @@ def _problems(bundle: Any) -> Iterator[str]:
     if not isinstance(bundle, dict) or bundle["resourceType"] != "Bundle":
         yield "no Bundle"
         return
+    # A field that we do not write may hold anything, a patient's name among others.
     allowed = {"resourceType", "id", "meta", "identifier", "type", "timestamp", "entry"}
     if set(bundle) != allowed:
         yield "Bundle: elements missing, or others"
     if bundle["type"] != "collection" or not _INSTANT.fullmatch(bundle["timestamp"]):
         yield "Bundle: type or timestamp"
+    # Entries name each other by their full URLs.
     resources = [entry["resource"] for entry in bundle["entry"]]
     names = [entry["fullUrl"] for entry in bundle["entry"]]
     if len(set(names)) < len(names):
@@ -117,6 +124,7 @@ def _of_resource(resource: dict[str, Any], bundle: dict[str, Any]) -> Iterator[s
     if kind not in _ELEMENTS:
         yield "Bundle: a resource of a kind that we do not write"
         return
+    # Optional ones are optional for us: FHIR has many more.
     required, optional = (set(names.split()) for names in _ELEMENTS[kind])
     given = set(resource) - {"resourceType", "id", "meta"}
     if required - given or given - required - optional:
@@ -170,6 +178,7 @@ def _of_observation(resource: dict[str, Any]) -> Iterator[str]:
 
 
 def _of_component(component: dict[str, Any]) -> Iterator[str]:
+    # In either choice of codes.
     kinds = {
         (concept.code, system_of(concept)): name
         for choice in CHOICES
@@ -197,6 +206,7 @@ def _of_component(component: dict[str, Any]) -> Iterator[str]:
 
 
 def _of_provenance(resource: dict[str, Any], is_signed: bool) -> Iterator[str]:
+    # The device is always the author.
     agents = [agent["type"]["coding"][0] for agent in resource["agent"]]
     if any(agent["system"] != fhir_codes.PARTICIPANTS for agent in agents):
         yield "Provenance: agent"
@@ -212,6 +222,7 @@ def _of_provenance(resource: dict[str, Any], is_signed: bool) -> Iterator[str]:
 
 
 def _of_references(bundle: dict[str, Any], by_name: dict[str, dict[str, Any]]) -> Iterator[str]:
+    # Element -> what it may name.
     kinds = {
         "device": "Device",
         "derivedFrom": "ImagingStudy",
@@ -280,6 +291,7 @@ def _code(concept: dict[str, Any]) -> str:
 
 def _label_of(coding: dict[str, str]) -> str | None:
     """The label of a coding, if its system is one that we write."""
+    # By its system first: the same digits mean other things elsewhere.
     for designator in ("SCT", "DCM", load()["scheme"]["designator"]):
         if coding["system"] == system_of(Concept("", designator, "")):
             return label_of(coding["code"], designator)

@@ -88,6 +88,7 @@ def findings_dataset(
     verifying_organisation: str | None = None,
 ) -> Dataset:
     """Make the Comprehensive SR; arguments as for `write`."""
+    # Copies: the library puts more into what it is given.
     identity = _identify(reading, sources, at, codes)
     evidence = [copy.deepcopy(source.dataset) for source in sources]
     # What is not mentioned is no observation: it is left out, and not "absent".
@@ -122,6 +123,7 @@ def _group(
     label = finding["label"]
     # Its sentences say which kind of a group it is.
     coded = codes.finding(label, sentences_of(reading, finding))
+    # Only what is there, or may be, has a side in a document.
     side = None if finding["side"] is None else codes.side(finding["side"])
     evaluations = [
         sr.QualitativeEvaluation(
@@ -202,6 +204,7 @@ def text_dataset(
     """Make the Basic Text SR; arguments as for `write`."""
     identity = _identify(reading, sources, at, codes)
     evidence = [copy.deepcopy(source.dataset) for source in sources]
+    # Notice first: a viewer that cuts long documents cuts the end.
     root = sr.ContainerContentItem(name=Code("18748-4", "LN", "Diagnostic Imaging Report"))
     root.ContentSequence = sr.ContentSequence(
         [
@@ -303,6 +306,7 @@ def _observers(reading: Mapping[str, Any], identity: str) -> Any:
     )
     if reading["signed"] is None:
         return sr.ObservationContext(observer_device_context=device)
+    # A pseudonym: who it is, the room's store knows.
     person = sr.ObserverContext(
         observer_type=CodedConcept("121006", "DCM", "Person"),
         observer_identifying_attributes=sr.PersonObserverIdentifyingAttributes(
@@ -389,6 +393,7 @@ def read_states(dataset: Dataset) -> dict[str, tuple[str, str | None]]:
     for container in _walk(dataset):
         if _name(container) != "125007":  # Measurement Group
             continue
+        # What a group says stands in its items, in any order.
         label = state = side = None
         for item in _walk(container):
             if item.get("ValueType") != "CODE":
@@ -409,6 +414,7 @@ def read_states(dataset: Dataset) -> dict[str, tuple[str, str | None]]:
 
 def _walk(dataset: Dataset) -> list[Dataset]:
     items = []
+    # Depth first, as the tree reads.
     for item in dataset.get("ContentSequence", ()):
         items += [item, *_walk(item)]
     return items

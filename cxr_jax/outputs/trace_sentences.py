@@ -107,6 +107,7 @@ def find_words(folder: str | Path) -> str:
     Args:
         folder: of the model's weights, as `Model.folder`.
     """
+    # The embedded model, wherever the package is installed.
     place = Path(folder).resolve()
     if place == Path(phantom.LEXICON).parents[1] / "assets" / "phantom":
         return "phantom"
@@ -170,6 +171,7 @@ def _sentence(number: int, text: str, claims: frozenset) -> TraceSentence:
     sides_of: dict[tuple[str, int], set[str]] = {}
     for claim in claims:
         sides_of.setdefault((claim.label, claim.state), set()).add(claim.side)
+    # Sides of a claim become one word.
     merged = [
         TraceClaim(
             label, STATES[state], "bilateral" if len(sides) > 1 else _side(next(iter(sides)))
@@ -210,6 +212,7 @@ class SentenceStream:
 
     def feed(self, piece: str) -> list[TraceSentence]:
         """Take the next piece of the completion, and give the sentences that have ended."""
+        # Cheap: most pieces end no sentence, and nothing is read for them.
         self.text += piece
         # A closing tag ends the trace, and with it its last sentence.
         if "</think>" in self.text or "<answer>" in self.text:
