@@ -36,9 +36,9 @@ def make_state(tmp_folder, limits=None, **changes):
         weights_sha256="0" * 64,
         capabilities=Capabilities(),
         metrics=None,
-        store=SimpleNamespace(folder=tmp_folder),
+        store=None,
         auth=None,
-        films=None,
+        films=images.Films(tmp_folder / "images"),
         is_stopping=False,
     )
     return SimpleNamespace(**(fields | changes))
@@ -165,6 +165,11 @@ class StubRoom:
         yield event("probabilities", numbers)
         yield event("done", {})
 
+    def _check_shown(self, report, body):
+        shown = body.pop("shown")
+        assert shown["reading"] == report["reading"]
+        assert shown["image"] == self.readings[shown["reading"]]["image"]
+
     def _add_reports(self, routes):
         @routes.post("/room/reports", status_code=201)
         def begin(body: dict):
@@ -172,7 +177,10 @@ class StubRoom:
             if body.get("reading"):
                 fields = dict(self.document(body["reading"])["report"])
             name = f"report-{len(self.reports)}"
-            self.reports[name] = dict(id=name, version=1, state="draft", fields=fields)
+            reading = body.get("reading")
+            self.reports[name] = dict(
+                id=name, version=1, state="draft", reading=reading, fields=fields, draft=fields
+            )
             return self.reports[name]
 
         @routes.get("/room/reports/{name}.{suffix}")
@@ -186,6 +194,7 @@ class StubRoom:
         @routes.put("/room/reports/{name}")
         def save(name: str, request: Request, body: dict):
             kept = self.reports[name]
+            self._check_shown(kept, body)
             if self.is_down:
                 raise RefusedError(503, "down")
             if request.headers["if-match"] != str(kept["version"]):
@@ -195,11 +204,13 @@ class StubRoom:
 
         @routes.post("/room/reports/{name}/flags", status_code=201)
         def flag(name: str, body: dict):
+            self._check_shown(self.reports[name], body)
             self.calls.append(("flag", body))
             return {}
 
         @routes.post("/room/reports/{name}/sign")
         def sign(name: str, body: dict):
+            self._check_shown(self.reports[name], body)
             self.calls.append(("sign", body))
             at = "2026-11-30T12:00:00Z"
             signed = {"by": "local", "at": at, "meaning": body["meaning"]}

@@ -16,7 +16,7 @@ import cxr_jax
 from cxr_jax.data import dicom, display
 from cxr_jax.data.dicom import pixels as dicom_pixels
 from cxr_jax.inference import image_inputs
-from cxr_jax.serve.room import images, pixels
+from cxr_jax.serve.room import films, pixels
 
 NOISE = np.random.default_rng(5).integers(0, 4096, (300, 260)).astype(np.uint16)
 GOOD = sorted((SHARED / "dicom").glob("[dr]e*/*.dcm"))
@@ -99,7 +99,7 @@ def test_the_models_view_is_what_the_model_is_given(client):
     answer = client.get(f"/room/images/{described['sha256']}/model_view.png")
     picture = np.asarray(PilImage.open(io.BytesIO(answer.content)))
     model = cxr_jax.load("phantom")
-    pixels_read = images.Films(client.folder).picture(described["sha256"])
+    pixels_read = films.Films(client.folder).picture(described["sha256"])
     side = int(model.pixel_limits[0] ** 0.5)
     expected = image_inputs.fit_to_model(pixels_read, model.pixel_limits)
     np.testing.assert_array_equal(picture, np.rint(expected * 255))
@@ -153,7 +153,7 @@ def test_the_gate_says_why(client, content, state, word):
 @pytest.mark.skipif(not GOOD, reason="the shared data is not there")
 def test_a_film_passes_the_gate_and_a_lateral_does_not(client):
     scene = display.open_film("x", GOOD[0].read_bytes())
-    assert images.judge(scene)["state"] == "ok"
+    assert films.judge(scene)["state"] == "ok"
     lateral = SHARED / "dicom/bad/devA_lateral_tag.dcm"
     assert upload(client, lateral.read_bytes()).json()["gate"]["reasons"] == ["not a frontal view"]
 

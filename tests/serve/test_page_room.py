@@ -144,7 +144,7 @@ def test_a_film_is_read_flagged_edited_signed_and_exported_by_the_keyboard(room,
     assert report["state"] == "draft"
     page.keyboard.press("Enter")
     page.locator("#signature-state", has_text="signed by local").wait_for()
-    assert ("sign", {"meaning": "author"}) in stub.calls
+    assert ("sign", {"meaning": "author of the report"}) in stub.calls
     assert page.locator("#field-heart").get_attribute("readonly") is not None
     page.locator("#addendum-text").focus()
     page.keyboard.type("Seen again.")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cxr_jax.serve.room.images import find_film, shelf_of
+from cxr_jax.serve.room.films import find_film, shelf_of
 from cxr_jax.serve.state import ServerState
 from cxr_jax.store.records.users import User
 

@@ -14,7 +14,8 @@ from fastapi import APIRouter, Response
 from PIL import Image as PilImage
 
 from cxr_jax.models import registry
-from cxr_jax.serve.room.images import find_film, reader_of, shelf_of
+from cxr_jax.serve.room.films import find_film, shelf_of
+from cxr_jax.serve.room.images import reader_of
 from cxr_jax.serve.state import ServerState
 
 _VIEWS_KEPT = 8

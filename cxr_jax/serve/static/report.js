@@ -34,8 +34,9 @@ const RETRY_AFTER = 3000; // ms
 const ONE_EDIT = 800; // ms between keys that are undone together
 
 export class Report {
-  constructor({ about, say, changed, failed }) {
+  constructor({ about, say, changed, failed, shown }) {
     Object.assign(this, { about, say, changed, failed });
+    this.shown = shown; // what the page shows now: {image, reading}
     this.boxes = new Map();
     this.unsaved = new Unsaved();
     this.makeForm();
@@ -46,6 +47,8 @@ export class Report {
     clearTimeout(this.timer);
     this.id = null;
     this.version = null;
+    this.reading = null;
+    this.flags = [];
     this.state = "none"; // none, draft, signed, addendum
     this.saved = {};
     this.draft = {};
@@ -103,23 +106,27 @@ export class Report {
   // ---- Opening ----
 
   /** Begin a report of a film, from a reading if there is one. */
-  async begin(image, reading, draft) {
+  async begin(image, reading, isReadAnyway = false) {
     const body = reading ? { image, reading } : { image };
-    this.take(await request("POST", "/room/reports", body), draft);
+    if (isReadAnyway) body.read_anyway = true;
+    this.take(await request("POST", "/room/reports", body));
   }
 
-  async open(id, draft) {
-    this.take(await request("GET", `/room/reports/${id}`), draft);
+  async open(id) {
+    this.take(await request("GET", `/room/reports/${encodeURIComponent(id)}`));
   }
 
-  take(report, draft) {
+  take(report) {
     this.id = report.id;
     this.version = report.version;
+    this.reading = report.reading ?? null;
+    this.flags = report.flags ?? [];
     this.state = report.state ?? "draft";
     this.signed = report.signed ?? null;
     this.addenda = report.addenda ?? [];
     this.saved = { ...report.fields };
-    this.draft = { ...(draft ?? report.draft ?? report.fields) };
+    // What the model gave, which every edit stands against.
+    this.draft = { ...(report.draft ?? report.fields) };
     this.undoable = [];
     this.redoable = [];
     for (const [key, { box }] of this.boxes) box.value = this.saved[key] ?? "";
@@ -238,8 +245,12 @@ export class Report {
   async put() {
     const { id, fields } = this;
     this.describe("saving ..");
+    // The same content that is sent again has the same name, so that it becomes one version.
+    const content = JSON.stringify([this.version, fields]);
+    if (this.attempt?.content !== content) this.attempt = { content, key: newKey() };
+    const headers = { ...this.matching(), "Idempotency-Key": this.attempt.key };
     try {
-      const answer = await request("PUT", `/room/reports/${id}`, { fields }, { "If-Match": String(this.version) });
+      const answer = await request("PUT", `/room/reports/${id}`, this.bound({ fields }), headers);
       if (this.id !== id) return false;
       this.version = answer.version;
       this.saved = fields;
@@ -253,7 +264,7 @@ export class Report {
       if (error.status === OFFLINE || error.status >= 500) {
         this.isOffline = true;
         this.timer = setTimeout(() => this.save(), RETRY_AFTER);
-      } else if (error.status === 409 || error.status === 412) {
+      } else if (error.status === 409 && error.param !== "shown") {
         this.isStale = true;
         this.failed(error);
       } else {
@@ -267,10 +278,9 @@ export class Report {
   /** After another tab has saved: go on from what is there, with these edits over it or without them. */
   async settle(isMineKept) {
     const mine = this.unsavedFields();
-    const { draft } = this;
     this.isStale = false;
     this.unsaved.forget(this.id);
-    await this.open(this.id, draft);
+    await this.open(this.id);
     if (isMineKept) for (const [key, text] of Object.entries(mine)) this.set(key, text);
   }
 
@@ -278,11 +288,11 @@ export class Report {
 
   async sign(body) {
     if (!(await this.save())) throw new Error("The report is not saved yet: it can be signed when it is.");
-    this.takeSignature(await request("POST", `/room/reports/${this.id}/sign`, body));
+    this.takeSignature(await request("POST", `/room/reports/${this.id}/sign`, this.bound(body), this.matching()));
   }
 
   async addAddendum(text) {
-    this.takeSignature(await request("POST", `/room/reports/${this.id}/addendum`, { text }));
+    this.takeSignature(await request("POST", `/room/reports/${this.id}/addendum`, this.bound({ text }), this.matching()));
   }
 
   takeSignature(answer) {
@@ -296,7 +306,17 @@ export class Report {
 
   flag(sentence, kind, note) {
     const body = note ? { sentence, kind, note } : { sentence, kind };
-    return request("POST", `/room/reports/${this.id}/flags`, body);
+    return request("POST", `/room/reports/${this.id}/flags`, this.bound(body));
+  }
+
+  // Every change says what the page shows: a report of another film or reading is not changed.
+  bound(body) {
+    const { image, reading } = this.shown();
+    return { ...body, shown: { image, reading: this.reading === null ? null : reading } };
+  }
+
+  matching() {
+    return { "If-Match": String(this.version) };
   }
 
   // ---- What is shown ----
@@ -333,6 +353,10 @@ export class Report {
     line.textContent = text;
     line.classList.toggle("bad", this.isOffline || this.isStale);
   }
+}
+
+function newKey() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 function diffPart({ kind, text }) {

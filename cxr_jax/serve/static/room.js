@@ -22,16 +22,17 @@ class Room {
       say,
       changed: () => this.describe(),
       failed: (error) => this.saveFailed(error),
+      shown: () => ({ image: this.filmSide.film?.sha256 ?? null, reading: this.reading.id }),
     });
     this.signing = new Signing({
       report: this.report,
       reading: this.reading,
-      needsPassword: session.password ?? session.user?.password ?? userName(session) !== "local",
+      needsPassword: userName(session) !== "local",
       say,
       signed: () => this.describe(),
     });
     this.keys = new Keys((action, ...rest) => this.run(action, ...rest));
-    byId("user").textContent = `${plain(userName(session), 64)} (${plain(session.role ?? session.user?.role ?? "", 20)})`;
+    byId("user").textContent = `${plain(userName(session), 64)} (${plain(session.role ?? "", 20)})`;
     byId("logout").hidden = userName(session) === "local";
     byId("model-name").textContent = plain(about.model, 60);
     this.listen();
@@ -112,7 +113,8 @@ class Room {
     if (document.image?.sha256 && document.image.sha256 !== film.sha256) {
       throw new Error("The reading is of another film: it is not shown.");
     }
-    if (!this.report.id) await this.report.begin(film.sha256, this.reading.id, document.report);
+    if (!this.report.id) await this.report.begin(film.sha256, this.reading.id);
+    for (const { sentence, kind } of this.report.flags) if (sentence) this.reading.noteFlag(sentence, kind);
     this.remember();
   }
 
@@ -122,7 +124,7 @@ class Room {
     if (!this.report.id) {
       if (this.reading.isStreaming) return this.say("The model is still reading: stop it or wait.");
       const reading = this.reading.state === "done" ? this.reading.id : null;
-      await this.report.begin(film.sha256, reading, this.reading.document?.report);
+      await this.report.begin(film.sha256, reading, film.gate.state === "refused");
       this.remember();
     }
     this.report.focus(this.report.lastField ?? Object.keys(this.about.fields)[0]);
@@ -146,6 +148,7 @@ class Room {
 
   async flagAs(sentence, kind, note) {
     if (!this.report.id) throw new Error("There is no report yet that the flag would belong to.");
+    if (this.report.reading === null) throw new Error("The report was begun without this reading: its flags go nowhere.");
     await this.report.flag(sentence.n, kind, note);
     this.reading.noteFlag(sentence.n, kind);
   }
@@ -328,6 +331,7 @@ class Room {
     if (!image) return;
     await this.filmSide.load(await request("GET", `/room/images/${encodeURIComponent(image)}/info`));
     if (report) await this.report.open(report);
+    this.reading.film = this.filmSide.film;
     if (reading) this.reading.follow(encodeURIComponent(reading));
     this.remember();
   }
@@ -344,7 +348,7 @@ class Room {
     byId("unfold").hidden = !reading.sentences.length;
     byId("begin-report").hidden = !hasFilm || Boolean(report.id) || reading.isStreaming;
     byId("report-state").textContent = report.id
-      ? `version ${report.version}, ${plain(report.state, 20)}${reading.id ? ", derived from the reasoning" : ""}`
+      ? `version ${report.version}, ${plain(report.state, 20)}${report.reading ? ", derived from the reasoning" : ""}`
       : "none yet";
     const canAsk = reading.state === "done";
     byId("ask").hidden = !canAsk || !this.about.chat;
@@ -355,7 +359,7 @@ class Room {
 }
 
 function userName(session) {
-  return typeof session.user === "string" ? session.user : (session.user?.handle ?? "");
+  return session.user ?? "";
 }
 
 async function enter() {

@@ -3,9 +3,10 @@
 let csrf = null;
 
 export class ServerError extends Error {
-  constructor(status, message) {
+  constructor(status, message, param = null) {
     super(message);
     this.status = status;
+    this.param = param;
   }
 }
 
@@ -56,5 +57,5 @@ async function send(path, options) {
 
 function refusalOf(status, json) {
   const message = json?.error?.message ?? `the server refused (${status})`;
-  return new ServerError(status, message);
+  return new ServerError(status, message, json?.error?.param ?? null);
 }

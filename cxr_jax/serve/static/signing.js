@@ -109,7 +109,7 @@ export class Signing {
       : "not signed";
     byId("signature-state").classList.toggle("good", report.isSigned);
     const addenda = (report.addenda ?? []).map(({ by, at, text }) =>
-      make("li", {}, make("span", { className: "quiet", text: `${plain(by, 64)} ${plain(at, 40)}: ` }), plain(text, 20000)),
+      make("li", {}, make("span", { className: "quiet", text: `${plain(by ?? "", 64)} ${plain(at, 40)}: ` }), plain(text, 20000)),
     );
     replace(byId("addenda"), ...addenda);
     this.describeExports();
@@ -121,7 +121,9 @@ export class Signing {
     row.hidden = !report.id;
     if (!report.id || row.dataset.of === report.id) return;
     row.dataset.of = report.id;
-    const links = Object.entries(EXPORTS).map(([suffix, name]) =>
+    // Without a model's reading there is no document, and a report has its text alone.
+    const offered = Object.entries(EXPORTS).filter(([suffix]) => report.reading !== null || suffix === "txt");
+    const links = offered.map(([suffix, name]) =>
       make("a", { href: `/room/reports/${encodeURIComponent(report.id)}.${suffix}`, download: `report.${suffix}`, text: name }),
     );
     replace(row, row.firstElementChild, ...links);
