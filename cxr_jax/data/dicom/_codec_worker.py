@@ -13,6 +13,7 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 NO_CODEC, DAMAGED, TOO_BIG, KILLED = 10, 11, 12, 13
 # Modules that pydicom decodes with: loaded once here, so that every child finds them loaded.
@@ -90,8 +91,29 @@ def _exit_code_of(child_code: int) -> int:
     return DAMAGED  # the codec crashed
 
 
-def main(max_bytes: str, max_seconds: str) -> int:
-    """Decode files until stdin ends, or one is not decoded. Returns the exit code."""
+def _load_codecs() -> None:
+    import pydicom
+    import pydicom.pixels
+
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    for name in CODECS:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+
+
+def main(
+    max_bytes: str,
+    max_seconds: str,
+    load: Callable[[], None] = _load_codecs,
+    decode: Callable[[int, int, int], int] | None = None,
+) -> int:
+    """Decode files until stdin ends, or one is not decoded. Returns the exit code.
+
+    Args:
+        max_bytes, max_seconds: of one file.
+        load: imports what every child is to find loaded.
+        decode: what a child does, as `_decode` of films does it (None).
+    """
     # They are for the run, which ends this with its time limit.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -101,24 +123,19 @@ def main(max_bytes: str, max_seconds: str) -> int:
     # Thread stacks would count against the limit.
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ[name] = "1"
-    import pydicom
-    import pydicom.pixels
-
-    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-    for name in CODECS:
-        with contextlib.suppress(Exception):
-            importlib.import_module(name)
+    load()
+    work = decode or _decode
 
     while len(length := _read(LENGTH_BYTES)) == LENGTH_BYTES:
         order = int.from_bytes(length, "big"), int(max_bytes), int(max_seconds)
         if not hasattr(os, "fork"):
-            return _decode(*order)
+            return work(*order)
         if (child := os.fork()) == 0:
-            os._exit(_decode(*order))
+            os._exit(work(*order))
         if child_code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
             return _exit_code_of(child_code)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main(sys.argv[1], sys.argv[2]))

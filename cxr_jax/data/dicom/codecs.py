@@ -12,8 +12,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 
@@ -35,21 +36,31 @@ class DecodeError(Exception):
     """One line: why a file was not decoded. Says nothing of what is in it."""
 
 
-class _WorkerEndedError(Exception):
+class Limits(NamedTuple):
+    """What a worker runs, and within what: its script, bytes of memory, seconds, reasons by the script's exit codes."""
+
+    script: str
+    max_bytes: int
+    seconds: float
+    reasons: Mapping[int, str]
+
+
+def _film_limits() -> Limits:
+    return Limits(_codec_worker.__file__, BYTES, SECONDS, REASONS)
+
+
+class WorkerEndedError(Exception):
     """The worker has ended, which says nothing of the file."""
 
 
-class _Worker:
-    """A process that runs `_codec_worker.py`, asked for one file at a time."""
+class Worker:
+    """A process that decodes, asked for one file at a time; of films it runs `_codec_worker.py`."""
 
-    def __init__(self) -> None:
-        command = [
-            sys.executable,
-            "-P",
-            str(Path(_codec_worker.__file__)),
-            str(BYTES),
-            str(SECONDS),
-        ]
+    def __init__(self, limits: Callable[[], Limits] = _film_limits) -> None:
+        # Asked anew for each file: a kept worker obeys what holds by then.
+        self._limits = limits
+        script, max_bytes, seconds, _ = limits()
+        command = [sys.executable, "-P", str(Path(script)), str(max_bytes), str(seconds)]
         # A session of its own: Ctrl-C is for the run, and one signal ends the worker with its child.
         self._process = subprocess.Popen(
             command,
@@ -64,9 +75,10 @@ class _Worker:
         self._is_late = False
 
     def decode(self, file_bytes: bytes) -> np.ndarray:
-        """The child's answer. Raises DecodeError or _WorkerEndedError, or what interrupts it: the worker has ended
+        """The child's answer. Raises DecodeError or WorkerEndedError, or what interrupts it: the worker has ended
         then."""
-        timer = threading.Timer(SECONDS, self._end_late)
+        _, _, seconds, reasons = self._limits()
+        timer = threading.Timer(seconds, self._end_late)
         timer.daemon = True
         try:
             timer.start()
@@ -79,13 +91,13 @@ class _Worker:
             if answer is None or self._is_late:
                 code = self._process.wait()
                 if self._is_late:
-                    raise DecodeError(f"decoding took longer than {SECONDS} s")
-                raise DecodeError(REASONS[code]) if code in REASONS else _WorkerEndedError
+                    raise DecodeError(f"decoding took longer than {seconds} s")
+                raise DecodeError(reasons[code]) if code in reasons else WorkerEndedError
             return np.load(io.BytesIO(answer), allow_pickle=False)
         except BaseException as error:
             self.end()
             if isinstance(error, (ValueError, EOFError)):  # of np.load: no answer of ours
-                raise DecodeError(REASONS[_codec_worker.DAMAGED]) from None
+                raise DecodeError(reasons[_codec_worker.DAMAGED]) from None
             raise
 
     def _ask(self, file_bytes: bytes) -> bytes | None:
@@ -99,7 +111,7 @@ class _Worker:
         length = answers.read(_codec_worker.LENGTH_BYTES)
         size = int.from_bytes(length, "big")
         # The worker refuses more pixels, so this is none of its answers.
-        if size > BYTES // 8 + 2**16:
+        if size > self._limits().max_bytes // 8 + 2**16:
             self._kill()
             return None
         answer = answers.read(size)
@@ -127,7 +139,7 @@ class _Worker:
                 pipe.close()
 
 
-_idle: list[_Worker] = []
+_idle: list[Worker] = []
 FORKS = hasattr(os, "fork")  # elsewhere a worker decodes one file itself
 if FORKS:
     os.register_at_fork(after_in_child=_idle.clear)  # they are the parent's
@@ -145,10 +157,10 @@ def decode(file_bytes: bytes) -> np.ndarray:
         try:
             worker = _idle.pop()
         except IndexError:
-            worker, started = _Worker(), started + 1
+            worker, started = Worker(), started + 1
         try:
             pixels = worker.decode(file_bytes)
-        except _WorkerEndedError:
+        except WorkerEndedError:
             continue
         if FORKS:
             _idle.append(worker)

@@ -89,7 +89,7 @@ def test_a_worker_that_was_ended_says_nothing_of_the_file(workers, number):
 
 
 def test_all_that_were_kept_may_have_been_ended(workers):
-    workers += [codecs._Worker() for _ in range(3)]
+    workers += [codecs.Worker() for _ in range(3)]
     for worker in workers:
         os.kill(pid(worker), signal.SIGKILL)
     assert round(float(codecs.decode(film(90)).mean())) == 90 and len(workers) == 1
