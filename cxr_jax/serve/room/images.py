@@ -7,6 +7,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from cxr_jax.data import radiograph
 from cxr_jax.errors import UserError
+from cxr_jax.serve import auth
 from cxr_jax.serve.refusals import RefusedError
 from cxr_jax.serve.room.films import Films, find_film, shelf_of
 from cxr_jax.serve.room.films_of_store import kept_film
@@ -49,7 +50,7 @@ def reader_of(state: ServerState) -> Any:
     def nobody(request: Request) -> None:
         return None
 
-    return Depends(nobody if state.auth is None else state.auth.reader)
+    return Depends(nobody if state.auth is None else auth.reader)
 
 
 def _keep(state: ServerState, content: bytes, user: Any) -> dict[str, Any]:
