@@ -50,6 +50,9 @@ COMMANDS = {
     "shards": Command(
         "cxr_jax.data.shards.__main__", "main", "films -> ArrayRecord shards, a tfds folder as well"
     ),
+    "capture": Command(
+        "cxr_jax.capture.__main__", "main", "corrected thoughts of readers -> rows to train on"
+    ),
     "agreement": Command(
         "cxr_jax.evaluation.label_agreement", "main", "our labels of reports against gold labels"
     ),

@@ -1,0 +1,1 @@
+"""Thought capture: what readers say or type over a film, written down, corrected, labelled, made into rows."""
