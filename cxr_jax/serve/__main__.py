@@ -34,6 +34,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="folder, or URL of PostgreSQL, that keeps readings and reports",
     )
+    parser.add_argument(
+        "--dictate",
+        default="none",
+        metavar="ENGINE",
+        help="what hears spoken thoughts: none (they are typed) or whisper:FOLDER (extra dictate)",
+    )
     # ---- Who may come, and under which name ----
     parser.add_argument("--study", metavar="NAME", help="reader study of the store that is served")
     parser.add_argument(
@@ -87,6 +93,7 @@ def serve(arguments: argparse.Namespace) -> int:
             port=arguments.port,
             store=None if arguments.store == "none" else arguments.store,
             study=arguments.study,
+            dictate=arguments.dictate,
             api_key_file=arguments.api_key_file,
             no_auth=arguments.no_auth,
             public_hosts=tuple(arguments.public_host),

@@ -24,6 +24,7 @@ class ServerSettings:
         port: 0: any free one.
         store: the folder of the store, or its URL; None: no store, nothing is kept.
         study: the reader study that is served, or None.
+        dictate: what hears thoughts: "none", "whisper:FOLDER" or "scripted:FILE" (`capture/transcribe.py`).
         api_key_file: a file of keys for /v1, or None.
         no_auth: whether nobody is asked who he is; on loopback only.
         public_hosts: further names that the Host header may have, such as that of a reverse proxy.
@@ -35,6 +36,7 @@ class ServerSettings:
     port: int = 8000
     store: str | None = None
     study: str | None = None
+    dictate: str = "none"
     api_key_file: Path | None = None
     no_auth: bool = False
     public_hosts: tuple[str, ...] = ()

@@ -1,0 +1,364 @@
+// Thought capture: consent, then say or type what is seen, look at what is marked, set the labels, save.
+
+import { Microphone } from "./capture_recorder.js";
+import { Chips, Looked, drawContradictions, drawReview, element } from "./capture_review.js";
+
+const CHECK_MS = 250; // after the last key
+const POLL_MS = 400; // while a recording is being heard
+
+const find = (id) => document.getElementById(id);
+const text = find("text");
+
+const page = {
+  csrf: "",
+  image: null, // sha256 of the film
+  capture: null, // id of the thought
+  version: 0,
+  agreed: null, // sha256 of the text that was agreed to
+  about: null,
+  checked: { marks: [], proposals: [] },
+  unseen: 0,
+  heardUntil: 0, // seconds of the recording whose words are in the text
+  confirming: null, // which button waits for its second press
+};
+const looked = new Looked();
+const chips = new Chips(find("chips"), () => check());
+
+// ---- The server ------------------------------------------------------------------------------------
+
+class Refused extends Error {
+  constructor(status, body) {
+    super(body?.error?.message || `the server answers ${status}`);
+    this.status = status;
+    this.body = body;
+    // What the server has refused it will refuse again; a server that is away may be back.
+    this.retry = status >= 500 || status === 429 || status === 408;
+  }
+}
+
+async function ask(method, path, { json, body, headers } = {}) {
+  const options = { method, headers: { ...headers }, credentials: "same-origin" };
+  if (method !== "GET") options.headers["X-CSRF-Token"] = page.csrf;
+  if (json !== undefined) {
+    options.headers["Content-Type"] = "application/json";
+    options.body = JSON.stringify(json);
+  } else if (body !== undefined) options.body = body;
+  const response = await fetch(path, options);
+  const answer = await response.json().catch(() => null);
+  if (!response.ok) throw new Refused(response.status, answer);
+  return answer;
+}
+
+function say(id, message, isBad = false) {
+  const place = find(id);
+  place.textContent = message;
+  place.classList.toggle("some", isBad);
+}
+
+// ---- The film --------------------------------------------------------------------------------------
+
+async function showFilm(sha) {
+  const info = await ask("GET", `/room/images/${sha}/info`);
+  page.image = sha;
+  const picture = find("film-picture");
+  picture.src = `/room/images/${sha}/model_view.png`;
+  picture.hidden = false;
+  find("no-film").hidden = true;
+  const gate = info.gate || { state: "ok", reasons: [] };
+  say("gate", gate.state === "ok" ? "" : `${gate.state}: ${gate.reasons.join("; ")}`);
+  const address = new URL(location.href);
+  address.searchParams.set("image", sha);
+  history.replaceState(null, "", address);
+  await forgetThought();
+}
+
+find("film-file").addEventListener("change", async (event) => {
+  const [file] = event.target.files;
+  if (!file) return;
+  const form = new FormData();
+  form.append("file", file, "film");
+  try {
+    say("gate", "reading the film ..");
+    await showFilm((await ask("POST", "/room/images", { body: form })).sha256);
+  } catch (error) {
+    say("gate", error.message);
+  }
+});
+
+// ---- The thought -----------------------------------------------------------------------------------
+
+async function forgetThought() {
+  microphone.close();
+  microphone = makeMicrophone();
+  Object.assign(page, { capture: null, version: 0, heardUntil: 0, confirming: null });
+  text.value = "";
+  chips.load(null);
+  looked.follow("");
+  say("status", "");
+  say("hearing", "");
+  await check();
+  await listEarlier();
+}
+
+/** The thought that is being given; it begins with the first word, said or typed. */
+async function thought() {
+  if (page.capture) return page.capture;
+  if (!page.beginning) {
+    page.beginning = ask("POST", "/capture", { json: { image: page.image, consent_sha256: page.agreed } })
+      .then(({ id }) => { page.capture = id; return id; })
+      .finally(() => { page.beginning = null; });
+  }
+  return page.beginning;
+}
+
+async function openThought(id) {
+  const document_ = await ask("GET", `/capture/${id}`);
+  await forgetThought();
+  Object.assign(page, { capture: id, version: document_.version, heardUntil: document_.seconds || 0 });
+  text.value = document_.text || "";
+  chips.load(document_.labels);
+  looked.follow(text.value);
+  await check();
+  // A recording that nobody has finished: the server or the page went away while somebody spoke.
+  if (document_.state === "open" && document_.pieces && !document_.hearing) {
+    say("hearing", "an unfinished recording is being heard ..");
+    await hear(document_.pieces, "audio/webm");
+  }
+}
+
+async function listEarlier() {
+  const query = page.image ? `?image=${page.image}` : "";
+  const { captures } = await ask("GET", `/capture/mine${query}`);
+  const list = find("earlier-list");
+  list.replaceChildren();
+  for (const capture of captures.slice(0, 20)) {
+    if (capture.id === page.capture) continue;
+    const open = element("button", "open");
+    open.type = "button";
+    open.addEventListener("click", () => openThought(capture.id).catch((error) => say("status", error.message)));
+    const item = element("li", `${capture.created.slice(0, 16).replace("T", " ")} ${capture.state} `);
+    item.append(open);
+    list.append(item);
+  }
+  find("earlier").hidden = !list.children.length;
+}
+
+// ---- Talking ---------------------------------------------------------------------------------------
+
+function makeMicrophone() {
+  return new Microphone({
+    send: async (number, key, blob) => ask("PUT", `/capture/${await thought()}/audio/${number}`, {
+      body: blob,
+      headers: { "Idempotency-Key": key, "Content-Type": "application/octet-stream" },
+    }),
+    changed: () => {
+      const waiting = microphone.waiting;
+      if (waiting > 1) say("hearing", `${waiting} seconds are kept here until the server has them`);
+    },
+    level: (value) => { find("level").value = value; },
+  });
+}
+let microphone = makeMicrophone();
+
+let isHeld = false;
+
+async function hold() {
+  if (isHeld || !page.about.engine || find("desk").hidden) return;
+  isHeld = true;
+  find("talk").setAttribute("aria-pressed", "true");
+  try {
+    await thought();
+    await microphone.talk();
+    say("hearing", "listening");
+    // Let go while the microphone was still being asked for.
+    if (!isHeld) await letGo();
+  } catch (error) {
+    isHeld = false;
+    find("talk").setAttribute("aria-pressed", "false");
+    say("hearing", `no microphone (${error.message}): please type`);
+  }
+}
+
+async function release() {
+  if (!isHeld) return;
+  isHeld = false;
+  await letGo();
+}
+
+async function letGo() {
+  find("talk").setAttribute("aria-pressed", "false");
+  if (!microphone.isTalking) return;
+  try {
+    say("hearing", "sending ..");
+    const pieces = await microphone.rest();
+    if (pieces) await hear(pieces, microphone.mime);
+  } catch (error) {
+    say("hearing", error.message);
+  }
+}
+
+/** Has the server hear the recording, and puts what is new in it behind the text. */
+async function hear(pieces, mime) {
+  const id = page.capture;
+  await ask("POST", `/capture/${id}/finish`, { json: { pieces, mime } });
+  say("hearing", "writing down ..");
+  let heard = await ask("GET", `/capture/${id}`);
+  while (heard.hearing) {
+    await new Promise((done) => setTimeout(done, POLL_MS));
+    heard = await ask("GET", `/capture/${id}`);
+  }
+  if (page.capture !== id) return;
+  if (heard.failure) { say("hearing", heard.failure); return; }
+  const fresh = heard.words.filter((word) => word.start >= page.heardUntil - 0.2).map((word) => word.text).join(" ");
+  page.heardUntil = heard.seconds || 0;
+  say("hearing", fresh ? "" : "nothing was heard");
+  if (!fresh) return;
+  text.value = text.value.trim() ? `${text.value.trimEnd()} ${fresh}` : fresh;
+  await check();
+}
+
+const talk = find("talk");
+talk.addEventListener("pointerdown", (event) => { talk.setPointerCapture(event.pointerId); hold(); });
+talk.addEventListener("pointerup", release);
+talk.addEventListener("pointercancel", release);
+// With the keyboard alone: space or Enter held on the button, or R anywhere.
+const isTalkKey = (event) => {
+  if (event.target === talk) return event.key === " " || event.key === "Enter" || event.code === "KeyR";
+  const isTyping = event.target.closest?.("textarea, input, select");
+  return event.code === "KeyR" && !event.ctrlKey && !event.metaKey && (!isTyping || event.altKey);
+};
+document.addEventListener("keydown", (event) => {
+  if (!isTalkKey(event)) return;
+  event.preventDefault();
+  if (!event.repeat) hold();
+});
+document.addEventListener("keyup", (event) => {
+  // Alt may be let go first: then the key alone ends it.
+  if (event.code === "KeyR" || event.target === talk) release();
+});
+window.addEventListener("blur", release);
+
+// ---- Looking ---------------------------------------------------------------------------------------
+
+let checks = 0;
+let timer = 0;
+
+async function check() {
+  looked.follow(text.value);
+  page.confirming = null;
+  say("confirm", "");
+  if (!text.value.trim()) {
+    page.checked = { marks: [], proposals: [] };
+    draw();
+    find("save").disabled = true;
+    return;
+  }
+  const number = ++checks;
+  const value = text.value;
+  try {
+    const id = await thought();
+    const checked = await ask("POST", `/capture/${id}/check`, { json: { text: value, labels: chips.labels } });
+    // A later key is on its way already.
+    if (number !== checks || value !== text.value) return;
+    page.checked = checked;
+    chips.draw(checked.read.findings, checked.contradictions);
+    drawContradictions(find("contradictions"), checked.contradictions, checked.problems);
+    draw();
+  } catch (error) {
+    say("status", error.message);
+  }
+}
+
+function draw() {
+  page.unseen = drawReview(find("review"), text.value, page.checked, looked, {
+    onLook: (word) => { looked.toggle(word); page.confirming = null; draw(); },
+    onPropose: (first, last, word) => {
+      text.value = text.value.slice(0, first) + word + text.value.slice(last);
+      check();
+    },
+  });
+  const isReady = text.value.trim() && !page.unseen;
+  say("unseen", page.unseen ? `${page.unseen} marked words to look at` : "", page.unseen > 0);
+  find("save").disabled = !isReady;
+  find("save").classList.toggle("ready", Boolean(isReady));
+}
+
+text.addEventListener("input", () => {
+  looked.follow(text.value);
+  find("save").disabled = true;
+  clearTimeout(timer);
+  timer = setTimeout(check, CHECK_MS);
+});
+
+// ---- Keeping and erasing ---------------------------------------------------------------------------
+
+/** Whether this press is the second one; the first says what the second will do. */
+function isConfirmed(button, question) {
+  if (page.confirming === button) { page.confirming = null; say("confirm", ""); return true; }
+  page.confirming = button;
+  say("confirm", question);
+  return false;
+}
+
+find("save").addEventListener("click", async () => {
+  // A speech model that has lost a "no" leaves no word to mark: so what is affirmed is read once more.
+  const present = chips.present.join(", ") || "nothing";
+  if (!isConfirmed("save", `Present: ${present}. Press Save again if that is what you mean.`)) return;
+  try {
+    const saved = await ask("PUT", `/capture/${page.capture}/text`, {
+      json: { text: text.value, labels: chips.labels, looked: [...looked.numbers] },
+      headers: { "If-Match": String(page.version) },
+    });
+    page.version = saved.version;
+    const differ = saved.contradictions.length ? `; ${saved.contradictions.length} contradictions: no row yet` : "";
+    say("status", `saved as version ${saved.version}, ${new Date().toLocaleTimeString()}${differ}`);
+    microphone.close();
+    await listEarlier();
+  } catch (error) {
+    say("status", error.message);
+    if (error.status === 409) await check();
+  }
+});
+
+find("erase").addEventListener("click", async () => {
+  if (!page.capture) { await forgetThought(); return; }
+  if (!isConfirmed("erase", "Erase the recording and all texts of this thought? Press Erase again.")) return;
+  try {
+    await ask("DELETE", `/capture/${page.capture}`);
+    await forgetThought();
+    say("status", "erased");
+  } catch (error) {
+    say("status", error.message);
+  }
+});
+
+// ---- Beginning -------------------------------------------------------------------------------------
+
+find("consent").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  page.agreed = page.about.consent.sha256;
+  find("consent").hidden = true;
+  find("desk").hidden = false;
+  find("talk").hidden = find("level").hidden = !page.about.engine;
+  if (!page.about.engine) say("talk-help", "This server hears nothing: please type.");
+  text.focus();
+  await check();
+});
+
+async function start() {
+  const session = await ask("GET", "/session");
+  page.csrf = session.csrf || "";
+  say("who", session.user?.handle || session.user || "");
+  page.about = await ask("GET", "/capture/about");
+  find("consent-text").textContent = page.about.consent.text;
+  find("consent").hidden = false;
+  find("agree").focus();
+  const sha = new URL(location.href).searchParams.get("image");
+  if (sha && /^[0-9a-f]{64}$/.test(sha)) await showFilm(sha);
+  else await listEarlier();
+}
+
+start().catch((error) => {
+  if (error.status === 401) location.assign("/login");
+  else say("status", error.message);
+});
