@@ -23,6 +23,9 @@ COMMANDS = {
         "cxr_jax.main", "main", "run SFT, RL or an evaluation: --config=rl --workdir=DIR"
     ),
     "predict": Command("cxr_jax.predict", "main", "read chest radiographs: PNG, JPEG, DICOM"),
+    "store": Command(
+        "cxr_jax.store.__main__", "main", "users, keys, checks and backups of the room"
+    ),
     "label": Command(
         "cxr_jax.label", "command", "label free-text reports with the 14 CheXpert labels"
     ),

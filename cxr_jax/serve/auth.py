@@ -310,8 +310,8 @@ def router(state: ServerState) -> APIRouter:
             httponly=True,
             samesite="strict",
             path="/",
-            # Over plain HTTP on loopback a Secure cookie would not come back.
-            secure=request.url.scheme == "https",
+            # Over plain HTTP on loopback a Secure cookie would not come back; a proxy says what it speaks.
+            secure="https" in (request.url.scheme, request.headers.get("X-Forwarded-Proto")),
         )
         return _as_json(session)
 

@@ -127,12 +127,12 @@ class Core:
 
     def heads(self) -> list[Head]:
         """Return the heads that have been announced, every 1,000 events, and the newest."""
-        table = tables.event
+        from_table = tables.event
         with self.read() as connection:
             selection = (
-                sa.select(table.c.seq, table.c.hash)
-                .where(table.c.seq % chain.HEAD_EVERY == 0)
-                .order_by(table.c.seq)
+                sa.select(from_table.c.seq, from_table.c.hash)
+                .where(from_table.c.seq % chain.HEAD_EVERY == 0)
+                .order_by(from_table.c.seq)
             )
             announced = [
                 Head(stored_row.seq, stored_row.hash)
@@ -146,9 +146,13 @@ class Core:
         self, kind: str | None = None, *, study: str | None = None, task: str | None = None
     ) -> list[Event]:
         """Return the events, oldest first, of a kind, a study or a task."""
-        table = tables.event
-        selection = sa.select(table).order_by(table.c.seq)
-        for column, wanted in ((table.c.kind, kind), (table.c.study, study), (table.c.task, task)):
+        from_table = tables.event
+        selection = sa.select(from_table).order_by(from_table.c.seq)
+        for column, wanted in (
+            (from_table.c.kind, kind),
+            (from_table.c.study, study),
+            (from_table.c.task, task),
+        ):
             if wanted is not None:
                 selection = selection.where(column == wanted)
         with self.read() as connection:

@@ -50,18 +50,21 @@ def verify(store: Core, heads: Sequence[Head] = ()) -> list[Problem]:
 
 def _exported_heads(connection: sa.Connection) -> list[Head]:
     """Return the heads that exports named: they left the house, so the chain must have them."""
-    table = tables.export
-    rows = connection.execute(sa.select(table.c.head_seq, table.c.head_hash))
+    from_table = tables.export
+    rows = connection.execute(sa.select(from_table.c.head_seq, from_table.c.head_hash))
     return [Head(stored_row.head_seq, stored_row.head_hash) for stored_row in rows]
 
 
 def _rows(connection: sa.Connection) -> Iterator[Mapping[str, Any]]:
     """Yield the events in order, a batch at a time."""
-    table, last_seq = tables.event, -(2**62)
+    from_table, last_seq = tables.event, -(2**62)
     # From below any number that a chain has, so that an event put before the first one is found, too.
     while True:
         selection = (
-            sa.select(table).where(table.c.seq > last_seq).order_by(table.c.seq).limit(_BATCH)
+            sa.select(from_table)
+            .where(from_table.c.seq > last_seq)
+            .order_by(from_table.c.seq)
+            .limit(_BATCH)
         )
         batch = connection.execute(selection).mappings().all()
         if not batch:
@@ -125,39 +128,43 @@ def _compare_folds(connection: sa.Connection, events: Sequence[Event]) -> list[P
                     Problem("event", str(event.seq), f"cannot be folded ({type(error).__name__})")
                 )
         for name, columns in folds.FOLDED_COLUMNS.items():
-            table = tables.metadata.tables[name]
+            from_table = tables.metadata.tables[name]
             # Only columns that follow from events; a password's hash does not.
             problems += _differences(
-                table, _keyed(connection, table, columns), _keyed(refolded, table, columns)
+                from_table,
+                _keyed(connection, from_table, columns),
+                _keyed(refolded, from_table, columns),
             )
     scratch.dispose()
     return problems
 
 
 def _keyed(
-    connection: sa.Connection, table: sa.Table, columns: Sequence[str]
+    connection: sa.Connection, from_table: sa.Table, columns: Sequence[str]
 ) -> dict[tuple, dict[str, Any]]:
     """Return a table's rows by their key, those columns alone."""
     # The columns begin with the key.
-    keys = [column.name for column in table.primary_key.columns]
-    selection = sa.select(*(table.c[name] for name in columns))
+    keys = [column.name for column in from_table.primary_key.columns]
+    selection = sa.select(*(from_table.c[name] for name in columns))
     rows = connection.execute(selection).mappings()
     return {tuple(stored_row[name] for name in keys): dict(stored_row) for stored_row in rows}
 
 
-def _differences(table: sa.Table, stored: dict, refolded: dict) -> Iterator[Problem]:
+def _differences(from_table: sa.Table, stored: dict, refolded: dict) -> Iterator[Problem]:
     """Yield one problem a row that is not what the events say; values are not shown, they may be patients' texts."""
     for key in sorted(stored.keys() | refolded.keys(), key=str):
         # As an operator would look it up.
         where = "/".join(str(part) for part in key)
         if key not in refolded:
-            yield Problem(table.name, where, "no event says so")
+            yield Problem(from_table.name, where, "no event says so")
         elif key not in stored:
-            yield Problem(table.name, where, "is gone, though events say so")
+            yield Problem(from_table.name, where, "is gone, though events say so")
         else:
             names = [name for name in stored[key] if stored[key][name] != refolded[key][name]]
             if names:
-                yield Problem(table.name, where, f"differs from its events: {', '.join(names)}")
+                yield Problem(
+                    from_table.name, where, f"differs from its events: {', '.join(names)}"
+                )
 
 
 def _compare_documents(connection: sa.Connection, events: Sequence[Event]) -> list[Problem]:
@@ -169,9 +176,9 @@ def _compare_documents(connection: sa.Connection, events: Sequence[Event]) -> li
         if event.kind == "reading.done"
     }
     # A reading is no fold: its text is the model's and long, so the chain has its hash alone.
-    table = tables.reading
+    from_table = tables.reading
     problems = []
-    for stored_row in connection.execute(sa.select(table.c.sha256, table.c.document)):
+    for stored_row in connection.execute(sa.select(from_table.c.sha256, from_table.c.document)):
         if stored_row.document is None:
             continue
         if stored_row.sha256 not in hashes:

@@ -197,13 +197,13 @@ class Run:
         self._tell("done", done, is_last=True)
 
     def _facts(self) -> tuple[ImageFacts, ModelFacts, CompletionFacts]:
-        film, state, completion = self.order.film, self._state, self._collected.completion
+        described_film, state, completion = self.order.film, self._state, self._collected.completion
         image = ImageFacts(
-            sha256=film["sha256"],
-            view=film["view"],
-            renderer=film["renderer"],
-            gate=film["gate"]["state"],
-            gate_reasons=film["gate"]["reasons"],
+            sha256=described_film["sha256"],
+            view=described_film["view"],
+            renderer=described_film["renderer"],
+            gate=described_film["gate"]["state"],
+            gate_reasons=described_film["gate"]["reasons"],
         )
         model = ModelFacts(
             name=state.model_name, weights_sha256=state.weights_sha256, words=self.order.words
@@ -217,7 +217,7 @@ class Run:
                 prompt=self.order.prompt,
                 seed=self.order.seed,
                 probabilities=self._collected.probabilities,
-                warnings=film["warnings"],
+                warnings=described_film["warnings"],
             ),
         )
 

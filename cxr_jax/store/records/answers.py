@@ -16,14 +16,14 @@ compares(tables.answer)
 
 @folds("task.answer")
 def _answered(connection: sa.Connection, event: Event) -> None:
-    body = event.body
+    event_body = event.body
     stored_row = {
         "task": event.task,
-        "version": body["version"],
-        "body": body["answer"],
-        "sha256": sha256_of(body["answer"]),
-        "idem_key": body["idem_key"],
-        "shown_sha256": body.get("shown_sha256"),
+        "version": event_body["version"],
+        "body": event_body["answer"],
+        "sha256": sha256_of(event_body["answer"]),
+        "idem_key": event_body["idem_key"],
+        "shown_sha256": event_body.get("shown_sha256"),
         "created": event.at_utc,
     }
     connection.execute(tables.answer.insert(), stored_row)
@@ -83,13 +83,15 @@ class Answers:
                 if stored_row["sha256"] != sha256_of(dict(answer)):
                     raise KeyReusedError(f"task {task}: this key stands for another answer")
                 return stored_row
-        body = {
+        event_body = {
             "version": len(rows) + 1,
             "answer": dict(answer),
             "idem_key": idem_key,
             "shown_sha256": shown_sha256,
         }
-        transaction.append("task.answer", body, study=study, task=task, **actor.as_arguments())
+        transaction.append(
+            "task.answer", event_body, study=study, task=task, **actor.as_arguments()
+        )
         return _versions(transaction.connection, task)[-1]
 
     def versions(self, task: str) -> list[dict[str, Any]]:

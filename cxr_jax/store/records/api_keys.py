@@ -69,12 +69,12 @@ class ApiKeys:
         # The beginning lets scanners of published code know one when they see it.
         key = f"cxr_{secrets.token_urlsafe(32)}"
         # 256 random bits need no slow hash: nobody tries them all.
-        body = {"sha256": _hash(key), "name": name, "scopes": sorted(set(scopes))}
+        event_body = {"sha256": _hash(key), "name": name, "scopes": sorted(set(scopes))}
         with self._store.write() as transaction:
-            taken = sa.select(tables.api_key.c.name).where(tables.api_key.c.name == name)
-            if transaction.connection.execute(taken).first() is not None:
+            taken_already = sa.select(tables.api_key.c.name).where(tables.api_key.c.name == name)
+            if transaction.connection.execute(taken_already).first() is not None:
                 raise UserError(f"{name}: there is a key of that name; keys are not used again")
-            transaction.append("key.added", body, **actor.as_arguments())
+            transaction.append("key.added", event_body, **actor.as_arguments())
         return key
 
     def find(self, key: str) -> ApiKey | None:

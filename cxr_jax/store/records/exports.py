@@ -17,9 +17,9 @@ compares(tables.export)
 
 @folds("export")
 def _exported(connection: sa.Connection, event: Event) -> None:
-    body = event.body
+    event_body = event.body
     names = ("id", "kind", "sha256", "params", "head_seq", "head_hash")
-    stored_row = {name: body[name] for name in names}
+    stored_row = {name: event_body[name] for name in names}
     connection.execute(
         tables.export.insert(), {**stored_row, "user": event.actor, "created": event.at_utc}
     )
@@ -52,7 +52,7 @@ class Exports:
             study: the study's id, of a study's export.
         """
         # Before the bytes are sent: an export that nobody received is in the chain all the same.
-        body = {
+        event_body = {
             "id": secrets.token_hex(8),
             "kind": kind,
             "sha256": sha256,
@@ -60,5 +60,5 @@ class Exports:
             "head_seq": head.seq,
             "head_hash": head.hash,
         }
-        self._store.append("export", body, study=study, **actor.as_arguments())
-        return str(body["id"])
+        self._store.append("export", event_body, study=study, **actor.as_arguments())
+        return str(event_body["id"])

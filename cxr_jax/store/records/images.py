@@ -30,7 +30,7 @@ class Images:
             row: `sha256, kind, rows, cols, bits` and, where there are, `voi, meta, gate, study_ref`.
             actor: who uploaded it.
         """
-        body = {
+        event_body = {
             "image": stored_row["sha256"],
             "kind": stored_row["kind"],
             "gate": stored_row.get("gate"),
@@ -49,13 +49,15 @@ class Images:
                 transaction.connection.execute(
                     tables.image.update().where(condition).values(**stored_row, erased_at=None)
                 )
-            transaction.append("image.added", body, **actor.as_arguments())
+            transaction.append("image.added", event_body, **actor.as_arguments())
         return True
 
     def get(self, sha256: str) -> dict[str, Any] | None:
         """Return a film's row, None if it is not there or erased."""
-        table = tables.image
-        selection = sa.select(table).where(table.c.sha256 == sha256, table.c.erased_at.is_(None))
+        from_table = tables.image
+        selection = sa.select(from_table).where(
+            from_table.c.sha256 == sha256, from_table.c.erased_at.is_(None)
+        )
         with self._store.read() as connection:
             stored_row = connection.execute(selection).mappings().first()
         return None if stored_row is None else dict(stored_row)
@@ -84,14 +86,14 @@ class Images:
             erased = tables.image.update().where(condition).values(erased_at=utc_now(), meta=None)
             transaction.connection.execute(erased)
             # The gate's state is in the chain: whether a film that was read was fit to be read.
-            body = {"image": sha256, "files": len(files), "reason": reason}
-            transaction.append("image.erased", body, **actor.as_arguments())
+            event_body = {"image": sha256, "files": len(files), "reason": reason}
+            transaction.append("image.erased", event_body, **actor.as_arguments())
         return len(files)
 
     def damaged_files(self) -> list[Problem]:
         """Return films whose uploaded bytes are not those that their name says."""
-        table = tables.image
-        selection = sa.select(table.c.sha256).where(table.c.erased_at.is_(None))
+        from_table = tables.image
+        selection = sa.select(from_table.c.sha256).where(from_table.c.erased_at.is_(None))
         with self._store.read() as connection:
             names = list(connection.execute(selection).scalars())
         problems = []

@@ -49,7 +49,7 @@ class Readings:
                 sha256 of.
             actor: who asked for it.
         """
-        body = {
+        event_body = {
             "reading": stored_row["sha256"],
             "image": stored_row["image"],
             "document_sha256": sha256_of(stored_row.get("document")),
@@ -61,7 +61,7 @@ class Readings:
                 return False
             fixed = {"app_version": cxr_jax.__version__, "created": utc_now()}
             transaction.connection.execute(tables.reading.insert(), {**fixed, **stored_row})
-            transaction.append("reading.done", body, **actor.as_arguments())
+            transaction.append("reading.done", event_body, **actor.as_arguments())
         return True
 
     def get(self, sha256: str) -> dict[str, Any] | None:

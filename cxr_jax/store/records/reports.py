@@ -81,9 +81,12 @@ compares(tables.report_flag)
 
 
 def _last(connection: sa.Connection, report: str) -> dict[str, Any] | None:
-    table = tables.report
+    from_table = tables.report
     selection = (
-        sa.select(table).where(table.c.id == report).order_by(table.c.version.desc()).limit(1)
+        sa.select(from_table)
+        .where(from_table.c.id == report)
+        .order_by(from_table.c.version.desc())
+        .limit(1)
     )
     stored_row = connection.execute(selection).mappings().first()
     return None if stored_row is None else dict(stored_row)
@@ -109,16 +112,16 @@ def _add_version(connection: sa.Connection, event: Event, **changes: Any) -> Non
 
 @folds("report.begun")
 def _begun(connection: sa.Connection, event: Event) -> None:
-    body = event.body
+    event_body = event.body
     stored_row = {
-        "id": body["report"],
+        "id": event_body["report"],
         "version": 1,
-        "image": body["image"],
-        "reading": body["reading"],
+        "image": event_body["image"],
+        "reading": event_body["reading"],
         "user": event.actor,
         "state": "draft",
-        "fields": body["fields"],
-        "shown_sha256": shown_sha256(body["image"], body["reading"]),
+        "fields": event_body["fields"],
+        "shown_sha256": shown_sha256(event_body["image"], event_body["reading"]),
         "created": event.at_utc,
     }
     connection.execute(tables.report.insert(), stored_row)
@@ -134,14 +137,14 @@ def _saved(connection: sa.Connection, event: Event) -> None:
 
 @folds("report.signed")
 def _signed(connection: sa.Connection, event: Event) -> None:
-    body = event.body
+    event_body = event.body
     _add_version(
         connection,
         event,
         state="signed",
         signed_at=event.at_utc,
-        meaning=body["meaning"],
-        confidence=body["confidence"],
+        meaning=event_body["meaning"],
+        confidence=event_body["confidence"],
     )
 
 
@@ -154,8 +157,10 @@ def _addendum(connection: sa.Connection, event: Event) -> None:
 
 @folds("report.flagged")
 def _flagged(connection: sa.Connection, event: Event) -> None:
-    body = event.body
-    stored_row = {name: body[name] for name in ("report", "flag_no", "sentence", "kind", "note")}
+    event_body = event.body
+    stored_row = {
+        name: event_body[name] for name in ("report", "flag_no", "sentence", "kind", "note")
+    }
     connection.execute(
         tables.report_flag.insert(), {**stored_row, "user": event.actor, "created": event.at_utc}
     )
@@ -187,8 +192,8 @@ class Reports:
                 return self._at(transaction.connection, remembered.answer["report"], 1)
             # Random and not counted: an id tells nothing about how many reports there are.
             report = secrets.token_hex(8)
-            body = {**content, "report": report, "fields": dict(fields)}
-            transaction.append("report.begun", body, **actor.as_arguments())
+            event_body = {**content, "report": report, "fields": dict(fields)}
+            transaction.append("report.begun", event_body, **actor.as_arguments())
             remembered.remember({"report": report, "version": 1})
             return self._at(transaction.connection, report, 1)
 
@@ -217,8 +222,10 @@ class Reports:
             operations = {
                 name: word_operations(before.get(name, ""), text) for name, text in changed.items()
             }
-            body = {"fields": changed, "operations": operations}
-            return _next_version(transaction, "report.saved", change, newest_row, body, remembered)
+            event_body = {"fields": changed, "operations": operations}
+            return _next_version(
+                transaction, "report.saved", change, newest_row, event_body, remembered
+            )
 
     def sign(self, change: Change, meaning: str, confidence: int | None = None) -> dict[str, Any]:
         """Sign a draft, meaning what the signer says, and return the signed version's row.
@@ -228,15 +235,17 @@ class Reports:
             StateError: if it is signed already.
             OtherRequestError: if the idempotency key stands for another request.
         """
-        body = {"meaning": meaning, "confidence": confidence}
+        event_body = {"meaning": meaning, "confidence": confidence}
         with self._store.write() as transaction:
-            remembered = _Once(transaction, f"report:{change.report}", change.idem_key, body)
+            remembered = _Once(transaction, f"report:{change.report}", change.idem_key, event_body)
             if remembered.answer is not None:
                 return self._at(transaction.connection, change.report, remembered.answer["version"])
             newest_row = _checked(transaction.connection, change, "draft")
             # What is signed is named by its hash: the signature stands for this text and no other.
-            body["fields_sha256"] = sha256_of(newest_row["fields"])
-            return _next_version(transaction, "report.signed", change, newest_row, body, remembered)
+            event_body["fields_sha256"] = sha256_of(newest_row["fields"])
+            return _next_version(
+                transaction, "report.signed", change, newest_row, event_body, remembered
+            )
 
     def add(self, change: Change, text: str) -> dict[str, Any]:
         """Add a text to a signed report, and return that version's row.
@@ -269,17 +278,21 @@ class Reports:
         if kind not in FLAG_KINDS:
             raise ValueError(f"a flag is one of {', '.join(FLAG_KINDS)}")
         content = {"kind": kind, "sentence": sentence, "note": note}
-        table = tables.report_flag
+        from_table = tables.report_flag
         with self._store.write() as transaction:
             remembered = _Once(transaction, f"report:{change.report}", change.idem_key, content)
-            mine = sa.select(table).where(table.c.report == change.report).order_by(table.c.flag_no)
+            mine = (
+                sa.select(from_table)
+                .where(from_table.c.report == change.report)
+                .order_by(from_table.c.flag_no)
+            )
             flags = transaction.connection.execute(mine).mappings().all()
             if remembered.answer is not None:
                 return dict(flags[remembered.answer["flag_no"] - 1])
             _checked(transaction.connection, change, "draft", "signed", "addendum")
-            body = {**content, "report": change.report, "flag_no": len(flags) + 1}
-            body["shown_sha256"] = change.shown_sha256
-            transaction.append("report.flagged", body, **change.actor.as_arguments())
+            event_body = {**content, "report": change.report, "flag_no": len(flags) + 1}
+            event_body["shown_sha256"] = change.shown_sha256
+            transaction.append("report.flagged", event_body, **change.actor.as_arguments())
             remembered.remember({"flag_no": len(flags) + 1})
             return dict(transaction.connection.execute(mine).mappings().all()[-1])
 
@@ -290,39 +303,50 @@ class Reports:
 
     def versions(self, report: str) -> list[dict[str, Any]]:
         """Return all versions, oldest first."""
-        table = tables.report
-        selection = sa.select(table).where(table.c.id == report).order_by(table.c.version)
+        from_table = tables.report
+        selection = (
+            sa.select(from_table).where(from_table.c.id == report).order_by(from_table.c.version)
+        )
         with self._store.read() as connection:
             return [dict(stored_row) for stored_row in connection.execute(selection).mappings()]
 
     def flags(self, report: str) -> list[dict[str, Any]]:
         """Return the flags, oldest first."""
-        table = tables.report_flag
-        selection = sa.select(table).where(table.c.report == report).order_by(table.c.flag_no)
+        from_table = tables.report_flag
+        selection = (
+            sa.select(from_table)
+            .where(from_table.c.report == report)
+            .order_by(from_table.c.flag_no)
+        )
         with self._store.read() as connection:
             return [dict(stored_row) for stored_row in connection.execute(selection).mappings()]
 
     def of_user(self, user: str) -> list[dict[str, Any]]:
         """Return the newest version of each of a user's reports, newest first."""
-        table = tables.report
+        from_table = tables.report
         # Its newest version; older ones are its history.
         newest = (
-            sa.select(table.c.id, sa.func.max(table.c.version).label("version"))
-            .where(table.c.user == user)
-            .group_by(table.c.id)
+            sa.select(from_table.c.id, sa.func.max(from_table.c.version).label("version"))
+            .where(from_table.c.user == user)
+            .group_by(from_table.c.id)
             .subquery()
         )
         selection = (
-            sa.select(table)
-            .join(newest, (table.c.id == newest.c.id) & (table.c.version == newest.c.version))
-            .order_by(table.c.created.desc())
+            sa.select(from_table)
+            .join(
+                newest,
+                (from_table.c.id == newest.c.id) & (from_table.c.version == newest.c.version),
+            )
+            .order_by(from_table.c.created.desc())
         )
         with self._store.read() as connection:
             return [dict(stored_row) for stored_row in connection.execute(selection).mappings()]
 
     def _at(self, connection: sa.Connection, report: str, version: int) -> dict[str, Any]:
-        table = tables.report
-        selection = sa.select(table).where(table.c.id == report, table.c.version == version)
+        from_table = tables.report
+        selection = sa.select(from_table).where(
+            from_table.c.id == report, from_table.c.version == version
+        )
         return dict(connection.execute(selection).mappings().one())
 
 
@@ -335,8 +359,10 @@ class _Once:
         self.answer: dict[str, Any] | None = None
         if key is None:
             return
-        table = tables.idempotency
-        selection = sa.select(table).where(table.c.scope == scope, table.c.idem_key == key)
+        from_table = tables.idempotency
+        selection = sa.select(from_table).where(
+            from_table.c.scope == scope, from_table.c.idem_key == key
+        )
         stored_row = transaction.connection.execute(selection).first()
         if stored_row is None:
             return
@@ -379,13 +405,13 @@ def _next_version(
     kind: str,
     change: Change,
     newest_row: Mapping[str, Any],
-    body: Mapping[str, Any],
+    event_body: Mapping[str, Any],
     remembered: _Once,
 ) -> dict[str, Any]:
     """Append the event that makes the next version, and return that version's row."""
     version = newest_row["version"] + 1
     content = {
-        **body,
+        **event_body,
         "report": change.report,
         "version": version,
         "shown_sha256": change.shown_sha256,

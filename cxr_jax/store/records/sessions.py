@@ -66,11 +66,13 @@ class Sessions:
 
     def find(self, token: str) -> Session | None:
         """Return the session of a token, None once it has ended; the request counts as one of it."""
-        table, reference, current_time = tables.login, _reference(token), self.clock()
+        from_table, reference, current_time = tables.login, _reference(token), self.clock()
         selection = (
-            sa.select(table, tables.user.c.handle, tables.user.c.role, tables.user.c.disabled_at)
-            .join(tables.user, tables.user.c.id == table.c.user)
-            .where(table.c.id_sha256 == reference)
+            sa.select(
+                from_table, tables.user.c.handle, tables.user.c.role, tables.user.c.disabled_at
+            )
+            .join(tables.user, tables.user.c.id == from_table.c.user)
+            .where(from_table.c.id_sha256 == reference)
         )
         with self._store.read() as connection:
             stored_row = connection.execute(selection).first()
@@ -90,8 +92,10 @@ class Sessions:
             return None
         if current_time - last_seen >= _LATE:
             with self._store.write() as transaction:
-                condition = table.c.id_sha256 == reference
-                seen = table.update().where(condition).values(last_seen=current_time.isoformat())
+                condition = from_table.c.id_sha256 == reference
+                seen = (
+                    from_table.update().where(condition).values(last_seen=current_time.isoformat())
+                )
                 transaction.connection.execute(seen)
         user = _with_login(User(stored_row.user, stored_row.handle, stored_row.role), reference)
         return Session(user, csrf_of(token))

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import math
 import re
 import secrets
 import threading
@@ -65,8 +66,12 @@ compares(tables.user, "argon2")
 
 @folds("user.added")
 def _added(connection: sa.Connection, event: Event) -> None:
-    body = event.body
-    stored_row = {"id": body["user"], "handle": body["handle"], "role": body["role"]}
+    event_body = event.body
+    stored_row = {
+        "id": event_body["user"],
+        "handle": event_body["handle"],
+        "role": event_body["role"],
+    }
     connection.execute(tables.user.insert(), {**stored_row, "created": event.at_utc})
 
 
@@ -133,20 +138,24 @@ class Users:
             UserError: for a handle that is taken or no handle, a role that is none, a password that is too short.
         """
         # No capitals: Anna and anna would be two people in the chain and one on the screen.
+        self.check_new(handle, role)
+        # Before the transaction, since it takes a tenth of a second on purpose.
+        hashed = None if password is None else hash_password(password)
+        # Looked for inside the transaction, so that two calls cannot both find it free.
+        with self._store.write() as transaction:
+            taken_already = sa.select(tables.user.c.id).where(tables.user.c.handle == handle)
+            if transaction.connection.execute(taken_already).first() is not None:
+                raise UserError(f"{handle}: there is a user of that handle")
+            return _add(transaction, handle, role, hashed, actor)
+
+    def check_new(self, handle: str, role: str) -> None:
+        """Refuse what cannot be added, whoever has the handle. Raises UserError."""
         if not _HANDLE.fullmatch(handle):
             raise UserError(
                 f"{shown(handle)}: a handle is a pseudonym of a-z, 0-9, '.', '_', '-', at most 40 characters"
             )
         if role not in ROLES:
             raise UserError(f"{shown(role)}: no role; there are {', '.join(ROLES)}")
-        # Before the transaction, since it takes a tenth of a second on purpose.
-        hashed = None if password is None else hash_password(password)
-        # Looked for inside the transaction, so that two calls cannot both find it free.
-        with self._store.write() as transaction:
-            taken = sa.select(tables.user.c.id).where(tables.user.c.handle == handle)
-            if transaction.connection.execute(taken).first() is not None:
-                raise UserError(f"{handle}: there is a user of that handle")
-            return _add(transaction, handle, role, hashed, actor)
 
     def local(self) -> User:
         """Return the user of a store without users, made at the first call."""
@@ -236,10 +245,10 @@ class Users:
         )
 
     def _check_delay(self, tried: str) -> None:
-        table = tables.login_try
+        from_table = tables.login_try
         with self._store.read() as connection:
             stored_row = connection.execute(
-                sa.select(table).where(table.c.handle_sha256 == tried)
+                sa.select(from_table).where(from_table.c.handle_sha256 == tried)
             ).first()
         if stored_row is None or stored_row.failures < FREE_TRIES:
             return
@@ -247,7 +256,7 @@ class Users:
         delay = min(FIRST_DELAY_SECONDS * 2**doublings, LONGEST_DELAY_SECONDS)
         until = datetime.fromisoformat(stored_row.last_failure) + timedelta(seconds=delay)
         if (left := (until - self.clock()).total_seconds()) > 0:
-            raise TooManyTriesError(int(left) + 1)
+            raise TooManyTriesError(math.ceil(left))
 
     def _row(self, handle: str) -> sa.Row | None:
         # PostgreSQL refuses texts with NUL; no handle has a question mark.
@@ -273,8 +282,8 @@ def _add(
     user_id: str | None = None,
 ) -> User:
     user_id = user_id or secrets.token_hex(8)
-    body = {"user": user_id, "handle": handle, "role": role}
-    transaction.append("user.added", body, **actor.as_arguments())
+    event_body = {"user": user_id, "handle": handle, "role": role}
+    transaction.append("user.added", event_body, **actor.as_arguments())
     # The hash is no part of an event: a chain may be shown to others.
     if hashed is not None:
         condition = tables.user.c.id == user_id
@@ -283,28 +292,32 @@ def _add(
 
 
 def _end_sessions(transaction: Transaction, user_id: str) -> None:
-    table = tables.login
-    open_ones = sa.and_(table.c.user == user_id, table.c.revoked_at.is_(None))
-    transaction.connection.execute(table.update().where(open_ones).values(revoked_at=utc_now()))
+    from_table = tables.login
+    open_ones = sa.and_(from_table.c.user == user_id, from_table.c.revoked_at.is_(None))
+    transaction.connection.execute(
+        from_table.update().where(open_ones).values(revoked_at=utc_now())
+    )
 
 
 def _count_try(
     connection: sa.Connection, tried: str, current_time: datetime, *, failed: bool
 ) -> None:
     """Count a wrong password of a handle; a right one makes it forget the wrong ones."""
-    table = tables.login_try
-    condition = table.c.handle_sha256 == tried
-    stored_row = connection.execute(sa.select(table).where(condition)).first()
-    connection.execute(table.delete().where(condition))
+    from_table = tables.login_try
+    condition = from_table.c.handle_sha256 == tried
+    stored_row = connection.execute(sa.select(from_table).where(condition)).first()
+    connection.execute(from_table.delete().where(condition))
     if not failed:
         return
     failures = 1 if stored_row is None else stored_row.failures + 1
     connection.execute(
-        table.insert(),
+        from_table.insert(),
         {"handle_sha256": tried, "failures": failures, "last_failure": current_time.isoformat()},
     )
     # Whoever tries a million handles must not fill the disk; what goes first has waited longest.
-    count = connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
+    count = connection.execute(sa.select(sa.func.count()).select_from(from_table)).scalar_one()
     if count > _MOST_TRY_ROWS:
-        oldest = sa.select(table.c.handle_sha256).order_by(table.c.last_failure).limit(1000)
-        connection.execute(table.delete().where(table.c.handle_sha256.in_(oldest)))
+        oldest = (
+            sa.select(from_table.c.handle_sha256).order_by(from_table.c.last_failure).limit(1000)
+        )
+        connection.execute(from_table.delete().where(from_table.c.handle_sha256.in_(oldest)))
