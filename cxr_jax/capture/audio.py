@@ -60,11 +60,11 @@ class Recording(NamedTuple):
 # ---- Pieces on the disk ----------------------------------------------------------------------------
 
 
-def put_piece(folder: Path, number: int, key: str, piece: bytes) -> bool:
+def put_piece(capture_folder: Path, number: int, key: str, piece: bytes) -> bool:
     """Keep one piece; when this returns, a power cut does not lose it.
 
     Args:
-        folder: of the capture; made if it is not there, for this user alone.
+        capture_folder: made if it is not there, for this user alone.
         number: of the piece, from 0.
         key: that the sender gives each piece, the same whenever the piece is sent again.
         piece: its bytes.
@@ -87,27 +87,27 @@ def put_piece(folder: Path, number: int, key: str, piece: bytes) -> bool:
     if len(piece) > MAX_PIECE:
         raise TooMuchError(f"a piece has at most {MAX_PIECE:,} bytes")
     # Listed anew each time: after a restart the folder is all that is known.
-    _make_folder(folder)
-    there = _pieces(folder)
-    if number in there:
-        known_key, path = there[number]
+    _make_folder(capture_folder)
+    known_pieces = _pieces(capture_folder)
+    if number in known_pieces:
+        known_key, path = known_pieces[number]
         # The same number under another key is another recorder's: a second tab, or a page that was loaded anew.
         if known_key != key:
             raise PieceConflictError(f"piece {number} is there under another key")
         if path.read_bytes() != piece:
             raise PieceConflictError(f"piece {number} is there with another content")
         return False
-    if sum(path.stat().st_size for _, path in there.values()) + len(piece) > MAX_BYTES:
+    if sum(path.stat().st_size for _, path in known_pieces.values()) + len(piece) > MAX_BYTES:
         raise TooMuchError(f"a recording has at most {MAX_BYTES:,} bytes")
-    _write_durably(folder / f"{number:05d}.{key}.piece", piece)
+    _write_durably(capture_folder / f"{number:05d}.{key}.piece", piece)
     return True
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(capture_folder: Path) -> None:
     """Make the folder of a capture, and see that its name is on the disk."""
-    if not folder.is_dir():
-        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
-        for parent in (folder.parent, folder.parent.parent):
+    if not capture_folder.is_dir():
+        capture_folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        for parent in (capture_folder.parent, capture_folder.parent.parent):
             _sync_folder(parent)
 
 
@@ -129,40 +129,40 @@ def _write_durably(path: Path, content: bytes) -> None:
     _sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_folder(capture_folder: Path) -> None:
     # Windows knows no descriptors of folders.
     with contextlib.suppress(OSError, PermissionError):
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(capture_folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
 
-def _pieces(folder: Path) -> dict[int, tuple[str, Path]]:
+def _pieces(capture_folder: Path) -> dict[int, tuple[str, Path]]:
     """Number -> key and file of each piece that is there."""
     found = {}
     with contextlib.suppress(FileNotFoundError):
-        for path in folder.iterdir():
+        for path in capture_folder.iterdir():
             if parts := _PIECE.fullmatch(path.name):
                 # Partial files begin with a dot, and are none.
                 found[int(parts[1])] = (parts[2], path)
     return found
 
 
-def missing_pieces(folder: Path, count: int) -> list[int]:
+def missing_pieces(capture_folder: Path, count: int) -> list[int]:
     """List the numbers below `count` that no piece has, so that the sender can send those again."""
-    there = _pieces(folder)
-    return [number for number in range(min(count, MAX_PIECES)) if number not in there]
+    known_pieces = _pieces(capture_folder)
+    return [number for number in range(min(count, MAX_PIECES)) if number not in known_pieces]
 
 
-def count_pieces(folder: Path) -> int:
+def count_pieces(capture_folder: Path) -> int:
     """Count the pieces that are there without a gap from the first on."""
-    there = _pieces(folder)
-    return next(number for number in range(len(there) + 1) if number not in there)
+    known_pieces = _pieces(capture_folder)
+    return next(number for number in range(len(known_pieces) + 1) if number not in known_pieces)
 
 
-def assemble(folder: Path, count: int | None = None) -> Recording:
+def assemble(capture_folder: Path, count: int | None = None) -> Recording:
     """Put the pieces together.
 
     Args:
@@ -173,23 +173,25 @@ def assemble(folder: Path, count: int | None = None) -> Recording:
     """
     # Behind a gap nothing can be used: the pieces are parts of one stream.
     if count is None:
-        count = count_pieces(folder)
-    there = _pieces(folder)
-    if missing := missing_pieces(folder, count):
+        count = count_pieces(capture_folder)
+    known_pieces = _pieces(capture_folder)
+    if missing := missing_pieces(capture_folder, count):
         raise UserError(f"pieces of the recording are missing, {missing[0]} first")
     if not count or count > MAX_PIECES:
         raise UserError("nothing was recorded")
-    return Recording(b"".join(there[number][1].read_bytes() for number in range(count)), count)
+    return Recording(
+        b"".join(known_pieces[number][1].read_bytes() for number in range(count)), count
+    )
 
 
-def erase(folder: Path) -> None:
+def erase(capture_folder: Path) -> None:
     """Remove all pieces of a recording, and what an interrupted write has left."""
     # An error is told by what is left, whatever it was.
-    shutil.rmtree(folder, ignore_errors=True)
-    if folder.exists():
-        raise OSError(f"{folder.name}: a recording could not be erased")
-    if folder.parent.is_dir():
-        _sync_folder(folder.parent)
+    shutil.rmtree(capture_folder, ignore_errors=True)
+    if capture_folder.exists():
+        raise OSError(f"{capture_folder.name}: a recording could not be erased")
+    if capture_folder.parent.is_dir():
+        _sync_folder(capture_folder.parent)
 
 
 # ---- Samples ---------------------------------------------------------------------------------------

@@ -63,15 +63,15 @@ class ScriptedEngine:
     """Gives the words of a file, whatever was said: for tests of all that comes behind it.
 
     Args:
-        words: what is "heard" in a recording that is not silent.
+        heard_words: what is "heard" in a recording that is not silent.
     """
 
     name = SCRIPTED
 
-    def __init__(self, words: Sequence[Word]) -> None:
+    def __init__(self, heard_words: Sequence[Word]) -> None:
         # Its hash stands where a model's does, so that rows of tests have a provenance, too.
-        self.words = list(words)
-        script = json.dumps([list(word) for word in self.words])
+        self.words = list(heard_words)
+        script = json.dumps([list(heard_word) for heard_word in self.words])
         self.model_sha256: str | None = hashlib.sha256(script.encode()).hexdigest()
 
     def transcribe(self, samples: np.ndarray, prompt: str) -> list[Word]:
@@ -135,25 +135,30 @@ class WhisperEngine:
                 condition_on_previous_text=False,
             )
             return [
-                Word(word.word.strip(), float(word.start), float(word.end), float(word.probability))
+                Word(
+                    heard_word.word.strip(),
+                    float(heard_word.start),
+                    float(heard_word.end),
+                    float(heard_word.probability),
+                )
                 for segment in segments
-                for word in segment.words or ()
-                if word.word.strip()
+                for heard_word in segment.words or ()
+                if heard_word.word.strip()
             ]
 
 
-def make_engine(spec: str) -> Engine | None:
+def make_engine(engine_spec: str) -> Engine | None:
     """Make the engine that a flag names.
 
     Args:
-        spec: "none" (None is returned: thoughts are typed), "whisper:FOLDER", or "scripted:FILE", a JSON list of
+        engine_spec: "none" (None is returned: thoughts are typed), "whisper:FOLDER", or "scripted:FILE", a JSON list of
             [text, start, end, probability].
 
     Raises:
         UserError: for any other, or what cannot be read.
     """
     # A kind, and where it lies: none has a name that would be looked up on a hub.
-    engine_kind, _, engine_place = spec.partition(":")
+    engine_kind, _, engine_place = engine_spec.partition(":")
     if engine_kind == NONE and not engine_place:
         return None
     if engine_kind == WHISPER and engine_place:
@@ -179,9 +184,9 @@ def transcribe(engine: Engine, samples: np.ndarray, prompt: str = PROMPT) -> lis
     # Before any engine: the voice detector of one may be missing in another.
     if not samples.size or audio.loudness(samples) < SILENCE_DB:
         return []
-    return [word for word in engine.transcribe(samples, prompt) if word.text]
+    return [heard_word for heard_word in engine.transcribe(samples, prompt) if heard_word.text]
 
 
-def join_words(words: Sequence[Word]) -> str:
+def join_words(heard_words: Sequence[Word]) -> str:
     """Write words as one text."""
-    return " ".join(word.text for word in words)
+    return " ".join(heard_word.text for heard_word in heard_words)
