@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
 import socket
@@ -119,7 +120,9 @@ def open_state(settings: ServerSettings) -> ServerState:
     # On this thread; from the start of the engine on only its own computes.
     model = cxr_jax.load(settings.model)
     metrics = Metrics()
-    engine = Engine(model, queue_limit=settings.limits.queue)
+    engine = Engine(
+        model, queue_limit=settings.limits.queue, warm=(functools.partial(_read_words, model),)
+    )
     state = ServerState(
         settings=settings,
         store=store,
@@ -133,6 +136,13 @@ def open_state(settings: ServerSettings) -> ServerState:
     )
     metrics.watch_engine(engine.counts)
     return state
+
+
+def _read_words(model: Any) -> None:
+    """Compile what reads sentences: the first document or streamed sentence would wait for it."""
+    from cxr_jax.outputs import trace_sentences
+
+    trace_sentences.read_trace("No effusion.", trace_sentences.find_words(model.folder))
 
 
 def close_state(state: ServerState) -> None:

@@ -15,7 +15,16 @@ from cxr_jax.inference.reading import Film
 from cxr_jax.inference.requests import Completion
 from cxr_jax.outputs import document, schema, trace_sentences
 from cxr_jax.outputs.document import CompletionFacts, ImageFacts, ModelFacts
-from cxr_jax.serve.asks import Done, Event, Failed, Finished, Listener, Piece, Probabilities
+from cxr_jax.serve.asks import (
+    Done,
+    Event,
+    Failed,
+    Finished,
+    Listener,
+    Piece,
+    Probabilities,
+    StoppedError,
+)
 from cxr_jax.serve.openai.fields import ChatRequest, TextPart
 from cxr_jax.serve.refusals import RefusedError
 from cxr_jax.serve.state import ServerState
@@ -106,7 +115,11 @@ class DocumentListener:
             self._tell(event)
         elif isinstance(event, Done):
             # Not here, where the engine waits for this function to return.
-            building = self._state.engine.call(self._build)
+            try:
+                building = self._state.engine.call(self._build)
+            except StoppedError:
+                self._tell(Failed("stopped"))
+                return
             building.add_done_callback(functools.partial(self._finish, event))
 
     def _finish(self, done: Done, building: Future[str]) -> None:
