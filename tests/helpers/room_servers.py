@@ -2,12 +2,15 @@
 
 import asyncio
 import contextlib
+import functools
 import threading
 import time
 from types import SimpleNamespace
 
 from scripted_engine import ScriptedEngine
 
+import cxr_jax
+from cxr_jax.models import tokenizer
 from cxr_jax.serve.app import create_app
 from cxr_jax.serve.metrics import Metrics
 from cxr_jax.serve.server import RoomServer, bind, uvicorn_config
@@ -38,16 +41,26 @@ def running(state):
         assert not thread.is_alive(), "the server did not stop"
 
 
+class ScriptedModel:
+    """What routes read of a model: a config, and the embedded model's tokenizer once somebody asks for it."""
+
+    folder = None
+    config = SimpleNamespace(text=SimpleNamespace(max_position_embeddings=4096))
+
+    @functools.cached_property
+    def tokenizer(self):
+        return tokenizer.load(str(cxr_jax.asset("phantom")))
+
+
 def scripted_state(engine=None, capabilities=None, **settings):
     """A state whose engine says what is written down."""
     engine = engine or ScriptedEngine()
     metrics = Metrics()
     metrics.watch_engine(engine.counts)
-    config = SimpleNamespace(text=SimpleNamespace(max_position_embeddings=4096))
     return ServerState(
         settings=ServerSettings(port=0, **settings),
         engine=engine,
-        model=SimpleNamespace(config=config, folder=None),
+        model=ScriptedModel(),
         model_name="phantom",
         weights_sha256="0" * 64,
         capabilities=capabilities or Capabilities(chat=True),

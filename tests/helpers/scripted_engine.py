@@ -1,5 +1,6 @@
 """An engine that says what a test has written down: the interface of `cxr_jax.serve.engine.Engine`, without a model."""
 
+import collections
 import concurrent.futures
 import itertools
 import threading
@@ -39,8 +40,8 @@ class ScriptedEngine:
     def __init__(self, pieces=READING, gate=None, slots=1_000):
         self.pieces, self.gate, self.slots = tuple(pieces), gate, slots
         self.is_ready, self.failure = True, None
-        self.asks, self.jobs = [], set()
-        self.cancelled_total = 0
+        self.asks, self.jobs = collections.deque(maxlen=20), set()
+        self.cancelled_total = self.submitted = 0
         self._numbers = itertools.count()
         self._is_stopped = threading.Event()
 
@@ -59,6 +60,7 @@ class ScriptedEngine:
         if len(self.jobs) >= self.slots:
             raise QueueFullError(len(self.jobs), 7)
         self.asks.append(ask)
+        self.submitted += 1
         job = SimpleNamespace(id=str(next(self._numbers)), is_cancelled=threading.Event())
         job.cancel = job.is_cancelled.set
         token = object()

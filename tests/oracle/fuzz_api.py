@@ -68,7 +68,7 @@ def real_state():
 
 
 async def fuzz(state, seed, count, at_once=16):
-    """(statuses, problems, bytes of memory after a tenth, and at the end)."""
+    """(statuses, problems, bytes of memory half way, and at the end)."""
     app = create_app(state)
     statuses, problems = collections.Counter(), []
     requests = iter(random_requests(seed, count))
@@ -78,7 +78,8 @@ async def fuzz(state, seed, count, at_once=16):
         nonlocal begun, first_rss
         for content, headers in requests:
             begun += 1
-            if begun == max(1, count // 5):
+            # After half of them every library is loaded, and every pool of memory as large as it gets.
+            if begun == max(1, count // 2):
                 first_rss = resident_bytes()
             piece_size = 1 + begun % 3_000 if begun % 7 == 0 else None
             try:

@@ -325,7 +325,7 @@ BAD_URLS = {
 
 
 def test_no_url_is_fetched(client, engine, monkeypatch):
-    count = len(engine.asks)
+    count = engine.submitted
     opened = []
     own = (client.base_url.host, client.base_url.port)
     connect = socket.socket.connect
@@ -339,7 +339,7 @@ def test_no_url_is_fetched(client, engine, monkeypatch):
     for name, url in BAD_URLS.items():
         error = refusal(post(client, body(url)))
         assert error["param"] == "messages[0].content[0].image_url.url", name
-    assert not opened and len(engine.asks) == count
+    assert not opened and engine.submitted == count
 
 
 def test_a_second_film_needs_a_model_that_reads_several(client):
